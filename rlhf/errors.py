@@ -1,0 +1,46 @@
+"""The kinds of failure, told apart by who can mend them. The command line turns each into an exit code.
+
+``UserError``      the input is wrong: exit 2, one screen, no traceback, nothing written.
+``MachineryError`` a process, a device or the network failed: exit 3, one line that names the place.
+``CanaryError``    a number that must hold does not: exit 3, which one, by how much, and the usual causes.
+"""
+
+from __future__ import annotations
+
+
+class RLHFError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+    exit_code = 3
+
+
+class UserError(RLHFError):
+    """The user's recipe, data, model or function is wrong.
+
+    Args:
+        what: what is wrong, with the file, line, key or sample it was found at.
+        why: why it cannot work (may be empty where it is plain).
+        fix: what to do about it.
+    """
+
+    exit_code = 2
+
+    def __init__(self, what: str, why: str = "", fix: str = "") -> None:
+        self.what, self.why, self.fix = what, why, fix
+        super().__init__(what, why, fix)  # all three in args, so that the error survives pickling between processes
+
+    def __str__(self) -> str:
+        lines = [self.what]
+        if self.why:
+            lines.append(f"  why: {self.why}")
+        if self.fix:
+            lines.append(f"  fix: {self.fix}")
+        return "\n".join(lines)
+
+
+class MachineryError(RLHFError):
+    """A process, a device or a connection failed; the message names role, rank, node, step and phase where known."""
+
+
+class CanaryError(RLHFError):
+    """A measured quantity left the limits within which training is sound."""

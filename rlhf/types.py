@@ -1,0 +1,194 @@
+"""The types that flow through the system: frozen, packed end to end, never padded.
+
+Shapes: B samples, N tokens of all samples together (prompt and response), R response tokens of all samples together.
+Arrays are NumPy so that Ray hands them between processes on one node without a copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from enum import IntEnum
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+Int32 = NDArray[np.int32]
+Int64 = NDArray[np.int64]
+Float32 = NDArray[np.float32]
+Bool = NDArray[np.bool_]
+
+
+class FinishReason(IntEnum):
+    """Why a response ended."""
+
+    STOP = 0
+    """The model emitted an end token."""
+    LENGTH = 1
+    """The response reached its longest allowed length: it is truncated."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """A prompt ready to be answered.
+
+    ``id`` is its position in the data file order after bad rows were set aside, stable over runs;
+    ``tokens`` end exactly where the response begins.
+    """
+
+    id: int
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One demonstration for supervised fine-tuning; ``response`` ends with the end token and carries the loss."""
+
+    prompt: Int32
+    response: Int32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """One human comparison. ``chosen`` and ``rejected`` are responses to the same ``prompt``.
+
+    ``prompt_id`` is equal for all pairs of one prompt, which therefore share a batch element and a split.
+    """
+
+    prompt: Int32
+    chosen: Int32
+    rejected: Int32
+    margin: float
+    prompt_id: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollout:
+    """One sampled response.
+
+    Shapes: tokens (R_i,) with the end token inside when ``finish_reason`` is STOP, logprobs (R_i,) in nats, of the
+    sampled tokens at the sampling temperature, by the engine.
+    """
+
+    prompt: Prompt
+    tokens: Int32
+    logprobs: Float32
+    weight_version: int
+    finish_reason: FinishReason
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sequences:
+    """Prompts with their responses, packed end to end.
+
+    Shapes: tokens (N,), each sample's prompt followed by its response; prompt_lengths, response_lengths (B,).
+    """
+
+    tokens: Int32
+    prompt_lengths: Int32
+    response_lengths: Int32
+
+    def __len__(self) -> int:
+        return len(self.prompt_lengths)
+
+    @property
+    def lengths(self) -> Int32:
+        """(B,) tokens of each sample, prompt and response."""
+        return self.prompt_lengths + self.response_lengths
+
+    @cached_property
+    def starts(self) -> Int64:
+        """(B,) where each sample begins in ``tokens``."""
+        return exclusive_sum(self.lengths)
+
+    @cached_property
+    def response_starts(self) -> Int64:
+        """(B,) where each sample begins in an array of response tokens, shape (R,)."""
+        return exclusive_sum(self.response_lengths)
+
+    def response(self, i: int) -> Int32:
+        """(R_i,) the response tokens of sample i."""
+        end = self.starts[i] + self.lengths[i]
+        return self.tokens[end - self.response_lengths[i] : end]
+
+    def prompt(self, i: int) -> Int32:
+        """(P_i,) the prompt tokens of sample i."""
+        return self.tokens[self.starts[i] : self.starts[i] + self.prompt_lengths[i]]
+
+    @classmethod
+    def pack(cls, samples: Iterable[tuple[Sequence[int] | Int32, Sequence[int] | Int32]]) -> Sequences:
+        """Pack (prompt, response) pairs of token ids."""
+        pairs = [(np.asarray(p, dtype=np.int32), np.asarray(r, dtype=np.int32)) for p, r in samples]
+        flat = [part for pair in pairs for part in pair]
+        return cls(
+            tokens=np.concatenate(flat) if flat else np.zeros(0, dtype=np.int32),
+            prompt_lengths=np.array([len(p) for p, _ in pairs], dtype=np.int32),
+            response_lengths=np.array([len(r) for _, r in pairs], dtype=np.int32),
+        )
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Sequences]) -> Sequences:
+        """One batch out of several, in their order."""
+        return cls(**{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(cls)})
+
+
+def exclusive_sum(lengths: NDArray[np.integer]) -> Int64:
+    """(B,) running total before each element: where packed items begin."""
+    return np.concatenate([[0], np.cumsum(lengths[:-1], dtype=np.int64)]) if len(lengths) else np.zeros(0, np.int64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutBlock:
+    """Several rollouts, packed: what travels between actors.
+
+    Shapes: ``sequences`` B samples; logprobs (R,) by the engine; prompt_ids, weight_versions, finish_reasons,
+    seeds (B,).
+    """
+
+    sequences: Sequences
+    logprobs: Float32
+    prompt_ids: Int64
+    weight_versions: Int64
+    finish_reasons: Int32
+    seeds: Int64
+
+    def __len__(self) -> int:
+        return len(self.sequences)
+
+    @classmethod
+    def pack(cls, rollouts: Sequence[Rollout]) -> RolloutBlock:
+        """Pack finished rollouts into a block."""
+        return cls(
+            sequences=Sequences.pack((r.prompt.tokens, r.tokens) for r in rollouts),
+            logprobs=np.concatenate([r.logprobs for r in rollouts]).astype(np.float32),
+            prompt_ids=np.array([r.prompt.id for r in rollouts], dtype=np.int64),
+            weight_versions=np.array([r.weight_version for r in rollouts], dtype=np.int64),
+            finish_reasons=np.array([r.finish_reason for r in rollouts], dtype=np.int32),
+            seeds=np.array([r.seed for r in rollouts], dtype=np.int64),
+        )
+
+    @classmethod
+    def concatenate(cls, blocks: Sequence[RolloutBlock]) -> RolloutBlock:
+        """One block out of several, in their order."""
+        arrays = {f.name: np.concatenate([getattr(b, f.name) for b in blocks]) for f in fields(cls) if f.name != "sequences"}
+        return cls(sequences=Sequences.concatenate([b.sequences for b in blocks]), **arrays)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experience:
+    """A global batch of rollouts with all that an update needs.
+
+    Shapes: ``rollouts`` B samples; scores (B,) the reward of each whole response after the missing-end penalty;
+    old_logprobs, ref_logprobs, values, advantages, returns (R,); response_mask (R,) true where a token is trained on.
+    """
+
+    rollouts: RolloutBlock
+    scores: Float32
+    old_logprobs: Float32
+    ref_logprobs: Float32
+    values: Float32
+    advantages: Float32
+    returns: Float32
+    response_mask: Bool
