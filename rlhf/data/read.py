@@ -1,0 +1,225 @@
+"""Raw rows and where they stand, from JSONL, JSON, Parquet, ``datasets`` folders and the hub.
+
+Two outcomes. A row that cannot be read becomes a ``BadRow`` and reading goes on. A file that cannot be read (missing,
+empty of data, a gzip stream or a JSON list broken in the middle) is a ``UserError``: nobody knows how much of it is
+lost.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import IO, cast
+
+from rlhf.data.records import BadRow, Source
+from rlhf.errors import UserError
+
+KINDS = {".jsonl": "jsonl", ".json": "json", ".parquet": "parquet"}
+"""What each ending of a file's name means; a further ``.gz`` is allowed."""
+
+_GZIP_MAGIC = b"\x1f\x8b"
+_UTF8_MARK = b"\xef\xbb\xbf"
+_GAP = re.compile(r"[\s,]+")
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+@dataclass(frozen=True)
+class RawRow:
+    """One row as its file has it: column name to value."""
+
+    source: Source
+    columns: dict[str, object]
+
+
+Rows = Iterator[RawRow | BadRow]
+
+
+def read_rows(path: str, format: str = "auto", split: str = "train", max_rows: int | None = None) -> Rows:
+    """Rows of a file, of every data file of a folder, of a saved ``datasets`` folder or of a hub dataset.
+
+    Args:
+        path: file, folder or hub name.
+        format: as ``DataConfig.format``; ``hh`` says nothing about the file and is found out like ``auto``.
+        split: the split of a ``datasets`` folder or hub dataset. In a folder of plain files those whose names begin
+            with it are read, or all of them when none does.
+        max_rows: rows read of each file at most.
+
+    Raises:
+        UserError: nothing to read at ``path``, or a file broken beyond its single rows.
+    """
+    place = Path(path).expanduser()
+    if format == "datasets" or _is_saved_dataset(place) or (format in ("auto", "hh") and _may_be_hub_name(place, path)):
+        yield from islice(_read_datasets(path, place, split), max_rows)
+        return
+    for file in _data_files(place, split):
+        yield from islice(_reader(file, format)(file), max_rows)
+
+
+def _is_saved_dataset(place: Path) -> bool:
+    return (place / "dataset_dict.json").exists() or (place / "state.json").exists()
+
+
+def _may_be_hub_name(place: Path, path: str) -> bool:
+    """Not a path that was mistyped: no ending of a data file, and no part of it is a folder here."""
+    if place.exists() or _kind(place) or not _HUB_NAME.fullmatch(path):
+        return False
+    return place.parent == Path() or not place.parent.exists()
+
+
+def _kind(file: Path) -> str | None:
+    return KINDS.get(Path(file.name.removesuffix(".gz")).suffix)
+
+
+def _data_files(place: Path, split: str) -> list[Path]:
+    if place.is_file():
+        return [place]
+    if not place.exists():
+        raise UserError(f"no data at '{place}'", "there is no such file or folder", "check data.path in the recipe")
+    files = sorted(file for file in place.iterdir() if file.is_file() and _kind(file))
+    if not files:
+        raise UserError(
+            f"no data in the folder '{place}'",
+            f"it holds no file that ends in {', '.join(KINDS)} (or .gz of these) and is no saved `datasets` folder",
+            "name a file, or the folder that holds the files",
+        )
+    return [file for file in files if file.name.startswith(split)] or files
+
+
+def _reader(file: Path, format: str) -> Callable[[Path], Rows]:
+    readers = {"jsonl": _read_jsonl, "json": _read_json, "parquet": _read_parquet}
+    kind = format if format in readers else _kind(file)
+    if kind is None:
+        raise UserError(
+            f"cannot tell the format of '{file}' by its name", fix="set data.format to jsonl, json or parquet"
+        )
+    if kind == "json" and format != "json" and _first_character(file) != b"[":
+        kind = "jsonl"  # many files named .json hold one object a line
+    return readers[kind]
+
+
+def _open(file: Path) -> IO[bytes]:
+    with file.open("rb") as stream:
+        packed = stream.read(2) == _GZIP_MAGIC
+    return cast(IO[bytes], gzip.open(file, "rb")) if packed else file.open("rb")
+
+
+def _lines(file: Path) -> Iterator[bytes]:
+    try:
+        with _open(file) as stream:
+            for number, line in enumerate(stream):
+                yield line.removeprefix(_UTF8_MARK) if number == 0 else line
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"'{file}' cannot be read to its end", str(error), "get a whole copy of the file") from error
+
+
+def _first_character(file: Path) -> bytes:
+    return next((line.strip()[:1] for line in _lines(file) if line.strip()), b"")
+
+
+def _read_jsonl(file: Path) -> Rows:
+    """One JSON object a line; blank lines are no rows."""
+    for number, line in enumerate(_lines(file), start=1):
+        if line.strip():
+            yield _read_line(line, Source(str(file), number))
+
+
+def _read_line(line: bytes, source: Source) -> RawRow | BadRow:
+    try:
+        return _row(json.loads(line.decode("utf-8")), source)
+    except UnicodeDecodeError as error:
+        return BadRow(source, f"not UTF-8: {error.reason} at byte {error.start + 1} of the line")
+    except json.JSONDecodeError as error:
+        return BadRow(source, f"not JSON: {error.msg} at column {error.colno}")
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets thousands deep
+        return BadRow(source, f"not JSON: {error}")
+
+
+def _row(value: object, source: Source) -> RawRow | BadRow:
+    if isinstance(value, dict):
+        return RawRow(source, value)
+    return BadRow(source, f"not an object: a row is {{column: value}}, this one is a {type(value).__name__}")
+
+
+def _read_json(file: Path) -> Rows:
+    """A list of objects, decoded one by one so that each row knows the line on which it begins."""
+    text = _text(file)
+    decoder = json.JSONDecoder()
+    position = counted = _skip_gap(text, 0)
+    line = 1 + text.count("\n", 0, position)
+    if text[position : position + 1] != "[":
+        raise _broken_json(file, line, "a JSON data file is a list of rows: [{...}, {...}]")
+    position = _skip_gap(text, position + 1)
+    while text[position : position + 1] != "]":
+        line, counted = line + text.count("\n", counted, position), position
+        try:
+            value, position = decoder.raw_decode(text, position)
+        except (ValueError, RecursionError) as error:
+            raise _broken_json(file, line, f"the row that begins here is not JSON ({error})") from error
+        yield _row(value, Source(str(file), line))
+        position = _skip_gap(text, position)
+    if text[position + 1 :].strip():
+        raise _broken_json(file, line, "there is more text after the list's end")
+
+
+def _skip_gap(text: str, position: int) -> int:
+    """The next position that holds neither white space nor a comma."""
+    gap = _GAP.match(text, position)
+    return gap.end() if gap else position
+
+
+def _text(file: Path) -> str:
+    data = b"".join(_lines(file))
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise _broken_json(file, 1 + data.count(b"\n", 0, error.start), f"not UTF-8 ({error.reason})") from error
+
+
+def _broken_json(file: Path, line: int, why: str) -> UserError:
+    return UserError(
+        f"{file}:{line}: not a JSON list", why, "mend the file, or set data.format=jsonl for one object a line"
+    )
+
+
+def _read_parquet(file: Path) -> Rows:
+    import pyarrow
+    import pyarrow.parquet
+
+    number = 0
+    try:
+        for batch in pyarrow.parquet.ParquetFile(file).iter_batches():
+            for columns in batch.to_pylist():
+                number += 1
+                yield RawRow(Source(str(file), number), columns)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"'{file}' cannot be read as Parquet", str(error), "get a whole copy of the file") from error
+
+
+def _read_datasets(path: str, place: Path, split: str) -> Rows:
+    for number, columns in enumerate(_load_dataset(path, place, split), start=1):
+        yield RawRow(Source(path, number), columns)
+
+
+def _load_dataset(path: str, place: Path, split: str) -> Iterator[dict[str, object]]:
+    import datasets
+
+    try:
+        if not _is_saved_dataset(place):
+            return iter(datasets.load_dataset(path, split=split))
+        saved = datasets.load_from_disk(str(place))
+        if isinstance(saved, datasets.Dataset):
+            return iter(saved)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        why = str(error) if place.exists() else f"there is no such file or folder, and as a name on the hub: {error}"
+        raise UserError(f"no dataset at '{path}'", why, "check data.path and data.split in the recipe") from error
+    if split not in saved:
+        raise UserError(
+            f"'{path}' has no split '{split}'", f"its splits are {', '.join(saved)}", "set data.split to one of them"
+        )
+    return iter(saved[split])

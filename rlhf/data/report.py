@@ -1,0 +1,40 @@
+"""What was read and what was set aside, for a person: one screen, and a file with every bad row."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from rlhf.data.records import BadRow, Loaded
+
+PLACES_SHOWN = 3
+
+
+def describe(loaded: Loaded, name: str) -> str:
+    """Counts of a data set, and its bad rows by reason with the first few places of each."""
+    head = f"{name}: {len(loaded.rows):,} rows"
+    if not loaded.bad:
+        return head
+    return f"{head}, {len(loaded.bad):,} bad rows set aside\n{describe_bad(loaded.bad)}"
+
+
+def describe_bad(bad: Sequence[BadRow]) -> str:
+    """One line a reason, the most frequent first."""
+    groups: dict[str, list[BadRow]] = {}
+    for row in bad:
+        groups.setdefault(row.category, []).append(row)
+    return "\n".join(_line(category, rows) for category, rows in sorted(groups.items(), key=lambda item: -len(item[1])))
+
+
+def _line(category: str, rows: list[BadRow]) -> str:
+    detail = rows[0].reason.removeprefix(category)[:120]
+    places = ", ".join(f"{Path(row.source.file).name}:{row.source.line}" for row in rows[:PLACES_SHOWN])
+    more = ", ..." if len(rows) > PLACES_SHOWN else ""
+    return f"  {len(rows):,} × {category}{detail} ({places}{more})"
+
+
+def write_bad_rows(path: str | Path, bad: Sequence[BadRow]) -> None:
+    """Write every bad row as one JSON line: file, line, reason."""
+    rows = ({"file": row.source.file, "line": row.source.line, "reason": row.reason} for row in bad)
+    Path(path).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
