@@ -20,6 +20,10 @@ Float32 = NDArray[np.float32]
 Bool = NDArray[np.bool_]
 
 
+UNVERIFIED = -1
+"""Weight version of an engine whose weights have not been proven; it does not serve."""
+
+
 class FinishReason(IntEnum):
     """Why a response ended."""
 

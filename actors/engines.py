@@ -1,0 +1,113 @@
+"""All rollout engines as one: placed and started together, sharing the prompts of a step, proven after every publish."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from actors.cluster import worker_environment
+from actors.placement import Placement
+from actors.rollout import RolloutActor
+from actors.waiting import Moment, fetch, wait
+from rlhf.config.schema import Recipe
+from rlhf.device import weight_transfer_backend
+from rlhf.errors import CanaryError, MachineryError
+from rlhf.types import Prompt
+from rlhf.weights.fingerprint import Fingerprint, differences
+
+
+class Engines:
+    """The rollout engines of a run.
+
+    Args:
+        publishes: whether new weights will arrive; without, the engines serve the folder's weights at once.
+    """
+
+    def __init__(
+        self, recipe: Recipe, placement: Placement, folder: Path, max_length: int, end_tokens: Sequence[int], logs: Path, publishes: bool
+    ) -> None:
+        self.config, self.seconds = recipe.rollout, recipe.placement.phase_timeout_seconds
+        self.start_seconds = recipe.placement.start_timeout_seconds
+        self.sleeps = publishes and placement.colocated
+        self.backend = weight_transfer_backend(placement.device, placement.colocated) if publishes else None
+        environment = {"env_vars": worker_environment(recipe.placement.threads_per_rank)}
+        self.names = [f"rollout engine {i}" for i in range(self.config.engines)]
+        self.actors = [
+            ray.remote(RolloutActor)
+            .options(runtime_env=environment, **placement.place(i, self.config.tensor_parallel).options)
+            .remote(name, (logs / f"rollout-{i}.log").resolve(), placement.device, self.config.memory_gib)
+            for i, name in enumerate(self.names)
+        ]
+        arguments = (folder, recipe.model, recipe.rollout, placement.device, max_length, end_tokens, self.backend, self.sleeps, recipe.seed)
+        self._building = [actor.build.remote(*arguments) for actor in self.actors]
+
+    def ready(self, prompts: Sequence[Prompt]) -> None:
+        """Wait until every engine has started, and hand it the prompts."""
+        self.names = wait(self._building, self.names, Moment(phase="start"), self.start_seconds)
+        shared = ray.put(prompts)
+        self._all("use", Moment(phase="start"), shared)
+
+    def generate(self, chosen: Sequence[int], seeds: Sequence[int], moment: Moment) -> Iterator[tuple[ray.ObjectRef, int]]:
+        """Answer prompts on all engines; yields (block, number of samples) in the order in which blocks finish."""
+        count = len(self.actors)
+        streams = {
+            actor.generate.options(num_returns="streaming").remote(chosen[i::count], seeds[i::count], self.config.block_size): i
+            for i, actor in enumerate(self.actors)
+            if len(chosen[i::count])
+        }
+        while streams:
+            done, _ = ray.wait(list(streams), num_returns=1, timeout=self.seconds, fetch_local=False)
+            if not done:
+                late = ", ".join(self.names[i] for i in streams.values())
+                raise MachineryError(f"no answer within {self.seconds:.0f} s during {moment} from {late}")
+            stream = done[0]
+            try:
+                block = next(stream)
+                size = fetch(next(stream), self.names[streams[stream]], moment, self.seconds)
+            except StopIteration:
+                del streams[stream]
+                continue
+            yield block, size
+
+    def sleep(self, moment: Moment) -> None:
+        """Give GPU memory to the trainer, where they share it."""
+        if self.sleeps:
+            self._all("sleep", moment)
+
+    def wake(self, part: str, moment: Moment) -> None:
+        """Take GPU memory back: ``weights`` before a publish, ``kv_cache`` after."""
+        if self.sleeps:
+            self._all("wake", moment, part)
+
+    def prove(self, sent: Fingerprint, version: int, moment: Moment) -> None:
+        """Have every engine show what it holds, and serve only if that is what the trainer has.
+
+        Raises:
+            CanaryError: an engine holds other weights; the message names the layers.
+        """
+        for name, held in zip(self.names, self._all("held_fingerprint", moment), strict=True):
+            wrong = differences(sent, held)
+            if wrong:
+                raise CanaryError(
+                    f"canary weights/fingerprint at {moment}: {name} does not hold version {version} of the weights; different in "
+                    f"{', '.join(wrong[:6])}{f' and {len(wrong) - 6} more' if len(wrong) > 6 else ''}\n"
+                    "  usual causes: a tensor was not sent or was changed on the way; a tied output head was not sent under its own "
+                    "name; the engine loads this architecture's weights in another form than they are saved"
+                )
+        self._all("serve", moment, version)
+
+    def _all(self, method: str, moment: Moment, *arguments: Any) -> list[Any]:
+        refs = [getattr(actor, method).remote(*arguments) for actor in self.actors]
+        return wait(refs, self.names, moment, self.seconds)
+
+    def stop(self) -> None:
+        """End every engine and its processes."""
+        try:
+            self._all("stop", Moment(phase="stop"))
+        except MachineryError:
+            pass  # it is dead already
+        for actor in self.actors:
+            ray.kill(actor, no_restart=True)

@@ -1,0 +1,69 @@
+"""The ranks of one role as one: started together, told the same, waited for with a deadline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from actors.cluster import worker_environment
+from actors.placement import Placement
+from actors.waiting import Moment, fetch, wait
+from actors.worker import Worker
+from rlhf.zero.process_group import Rank
+
+
+class Group:
+    """All ranks of a role. ``start`` returns at once; ``ready`` waits until every rank has built what it holds."""
+
+    def __init__(self, role: str, ranks: int, placement: Placement, logs: Path) -> None:
+        self.role, self.config = role, placement.recipe.placement
+        self.device = placement.device
+        environment = {"env_vars": worker_environment(self.config.threads_per_rank)}
+        self.names = [f"{role} rank {rank}" for rank in range(ranks)]
+        self.workers = [
+            ray.remote(Worker)
+            .options(runtime_env=environment, **placement.place(rank).options)
+            .remote(name, (logs / f"{role}-{rank}.log").resolve())
+            for rank, name in enumerate(self.names)
+        ]
+        self._meeting = self.workers[0].meeting_point.remote()
+        self._building: list[ray.ObjectRef] = []
+
+    def start(self, builder: Callable[..., Any], *arguments: Any) -> None:
+        """Have every rank build ``builder(*arguments, rank)``."""
+        address, port = fetch(self._meeting, self.names[0], Moment(phase="start"), self.config.start_timeout_seconds)
+        self._building = [
+            worker.build.remote(builder, *arguments, self._rank(index, address, port))
+            for index, worker in enumerate(self.workers)
+        ]
+
+    def ready(self) -> None:
+        """Wait until every rank has built what it holds."""
+        self.names = wait(self._building, self.names, Moment(phase="start"), self.config.start_timeout_seconds)
+
+    def _rank(self, index: int, address: str, port: int) -> Rank:
+        return Rank(
+            rank=index,
+            world=len(self.workers),
+            address=address,
+            port=port,
+            device=self.device,
+            threads=self.config.threads_per_rank,
+            timeout_seconds=self.config.phase_timeout_seconds,
+        )
+
+    def call(self, method: str, *arguments: Any) -> list[ray.ObjectRef]:
+        """Call a method on every rank with the same arguments; references to the answers."""
+        return [worker.call.remote(method, *arguments) for worker in self.workers]
+
+    def ask(self, method: str, *arguments: Any, moment: Moment) -> list[Any]:
+        """Call a method on every rank and wait for the answers."""
+        return wait(self.call(method, *arguments), self.names, moment, self.config.phase_timeout_seconds)
+
+    def stop(self) -> None:
+        """End every process of the group."""
+        for worker in self.workers:
+            ray.kill(worker, no_restart=True)

@@ -1,0 +1,1 @@
+"""The mathematics of RLHF, under the papers' names: pure functions of arrays, one subject a file, no machinery."""

@@ -1,0 +1,59 @@
+"""Everything that differs between CPU and GPU, in one place."""
+
+from __future__ import annotations
+
+import os
+from typing import Literal
+
+import torch
+
+Device = Literal["cpu", "cuda"]
+
+
+def pick(asked: str) -> Device:
+    """The device that a run uses: the one asked for, or GPUs when there are any."""
+    if asked == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return "cuda" if asked == "cuda" else "cpu"
+
+
+def collective_backend(device: Device) -> str:
+    """The torch.distributed backend for tensors on the device."""
+    return "nccl" if device == "cuda" else "gloo"
+
+
+def weight_transfer_backend(device: Device, colocated: bool) -> str:
+    """How weights reach the engine: CUDA IPC on a shared GPU, NCCL between GPUs, shared memory between CPU processes."""
+    if device == "cpu":
+        return "shared_memory"
+    return "ipc" if colocated else "nccl"
+
+
+def prepare_process(device: Device, threads: int) -> torch.device:
+    """Set this process up for computing, and say where its tensors live. Ray shows each process only its own GPU."""
+    if device == "cuda":
+        torch.cuda.set_device(0)
+        torch.backends.cuda.matmul.allow_tf32 = False  # float32 means float32: log-probabilities are compared at 1e-4
+        return torch.device("cuda", 0)
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    torch.set_num_threads(threads)
+    return torch.device("cpu")
+
+
+def engine_environment(device: Device, memory_gib: float) -> dict[str, str]:
+    """Environment variables that vLLM reads before it starts."""
+    shared = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "INFO"}
+    if device == "cuda":
+        return {**shared, "VLLM_ALLOW_INSECURE_SERIALIZATION": "1"}  # CUDA IPC handles travel pickled, between our own processes
+    cores = os.cpu_count() or 1
+    # Threads bound to all cores: vLLM's default leaves one idle, and unbound threads take twice the time.
+    return {**shared, "VLLM_CPU_KVCACHE_SPACE": str(max(1, round(memory_gib))), "VLLM_CPU_OMP_THREADS_BIND": f"0-{cores - 1}"}
+
+
+def peak_memory_gib(device: Device) -> float:
+    """Largest memory that this process has held: on the GPU where it uses one, else resident in the host."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**30
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -1,0 +1,1 @@
+"""vLLM: answers to prompts, with the log-probability of every sampled token."""

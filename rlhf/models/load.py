@@ -1,0 +1,99 @@
+"""Models and tokenizers from folders or hubs, and back to folders. Safetensors only; nothing is unpickled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from torch import nn
+
+from rlhf.config.schema import ModelConfig
+from rlhf.data.chat import prepare_tokenizer
+from rlhf.errors import UserError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+REWARD_SHIFT = "rlhf_reward_shift"
+"""Key in a reward model's config.json: added to its raw output, so that demonstrations score 0 on average."""
+
+
+def load_tokenizer(folder: str | Path, config: ModelConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder or hub name, with the recipe's chat template if it gives one."""
+    tokenizer = _load(AutoTokenizer, folder, config)
+    if config.chat_template:
+        template = Path(config.chat_template)
+        if not template.is_file():
+            raise UserError(f"model.chat_template: no file {template}", fix="give the path of a Jinja template")
+        tokenizer.chat_template = template.read_text()
+    prepare_tokenizer(tokenizer)
+    return tokenizer
+
+
+def context_length(folder: str | Path, config: ModelConfig) -> int:
+    """Longest sequence in tokens that the model was made for."""
+    model_config = _load(AutoConfig, folder, config)
+    return int(getattr(model_config, "max_position_embeddings", None) or getattr(model_config, "n_positions", 2**31))
+
+
+def load_causal(folder: str | Path, config: ModelConfig) -> PreTrainedModel:
+    """A causal language model with dropout off, in the recipe's dtype."""
+    return _load_network(AutoModelForCausalLM, folder, config)
+
+
+def load_classifier(folder: str | Path, config: ModelConfig) -> PreTrainedModel:
+    """A sequence classifier with one label, dropout off. From a causal model's folder its head is new and must be initialised."""
+    return _load_network(AutoModelForSequenceClassification, folder, config, num_labels=1)
+
+
+def reward_shift(classifier: PreTrainedModel) -> float:
+    """What is added to the model's raw output; 0 for a model that was made elsewhere."""
+    return float(getattr(classifier.config, REWARD_SHIFT, 0.0))
+
+
+def _load_network(auto: Any, folder: str | Path, config: ModelConfig, **extra: Any) -> PreTrainedModel:
+    settings = _load(AutoConfig, folder, config, **extra)
+    for key in [k for k in settings.to_dict() if "dropout" in k or "pdrop" in k]:
+        if isinstance(getattr(settings, key, None), float):
+            setattr(settings, key, 0.0)
+    if extra and settings.pad_token_id is None:
+        settings.pad_token_id = _load(AutoTokenizer, folder, config).pad_token_id
+    options = {"config": settings, "dtype": DTYPES[config.dtype], "attn_implementation": _attention(), "use_safetensors": True}
+    model = _load(auto, folder, config, **options)
+    switch_dropout_off(model)
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model
+
+
+def switch_dropout_off(model: nn.Module) -> None:
+    """Zero every dropout: with it on, the ratio of the first pass is not 1 (Huang et al. 2024)."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+
+
+def _attention() -> str:
+    """Flash attention's variable-length path where it is installed, else PyTorch's, whose mask is quadratic in the row."""
+    from transformers.utils import is_flash_attn_2_available
+
+    return "flash_attention_2" if torch.cuda.is_available() and is_flash_attn_2_available() else "sdpa"
+
+
+def _load(auto: Any, folder: str | Path, model: ModelConfig, **options: Any) -> Any:
+    try:
+        return auto.from_pretrained(str(folder), trust_remote_code=model.trust_remote_code, **options)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"cannot load {auto.__name__} from {str(folder)!r}",
+            why=reason,
+            fix="give a folder with a Hugging Face model in safetensors, or a hub name that this machine can reach",
+        ) from error

@@ -1,0 +1,54 @@
+"""Networks that answer with one number per place: the reward model and the critic.
+
+Both are a transformers sequence classifier with one label: a backbone and a linear ``score`` head without bias.
+"""
+
+from __future__ import annotations
+
+import math
+
+import deepspeed
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from rlhf.models.packed_row import PackedRow, hidden_states
+
+
+class ScalarNet(nn.Module):
+    """A sequence classifier read at chosen places of a packed row."""
+
+    def __init__(self, classifier: PreTrainedModel) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def external_parameters(self) -> list[nn.Parameter]:
+        """None: every parameter is used inside its own module's forward pass."""
+        return []
+
+    def forward(self, row: PackedRow, places: Tensor) -> Tensor:
+        """Scalars at ``places`` (K,) of the row → (K,), float32.
+
+        The reward of a response is read at its last token (``row.last``); V(s_t) before each response token
+        (``row.predict_at``).
+        """
+        hidden = hidden_states(self.classifier.base_model, row)
+        return self.classifier.score(hidden[places])[:, 0].float()
+
+
+def init_reward_head(classifier: PreTrainedModel, seed: int) -> None:
+    """Draw the head from N(0, 1/(d + 1)), so that first rewards are of order one (Stiennon et al. 2020, appendix)."""
+    width = classifier.config.hidden_size
+    noise = torch.randn(1, width, generator=torch.Generator().manual_seed(seed)) / math.sqrt(width + 1)
+    _set_head(classifier, noise)
+
+
+def init_value_head(classifier: PreTrainedModel) -> None:
+    """Set the critic's head to zero: the first values are 0, neither saturated nor biased (Huang et al. 2024)."""
+    _set_head(classifier, torch.zeros(1, classifier.config.hidden_size))
+
+
+def _set_head(classifier: PreTrainedModel, value: Tensor) -> None:
+    weight = classifier.score.weight
+    with deepspeed.zero.GatheredParameters([weight], modifier_rank=0, enabled=hasattr(weight, "ds_id")), torch.no_grad():
+        weight.copy_(value)

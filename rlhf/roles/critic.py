@@ -1,0 +1,80 @@
+"""One rank of the critic: values of rollouts and the value update."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from rlhf.algorithms.losses import value_loss
+from rlhf.batching import minibatches, plan
+from rlhf.config.schema import Recipe
+from rlhf.device import peak_memory_gib
+from rlhf.models.load import load_classifier
+from rlhf.models.packed_row import pack_row
+from rlhf.models.scalar import ScalarNet, init_value_head
+from rlhf.roles.forward import Share, forward_share, token_index
+from rlhf.types import Experience, RolloutBlock
+from rlhf.zero.engine import ZeroEngine, building
+from rlhf.zero.process_group import Rank, join
+
+
+class CriticRole:
+    """The critic on one rank, started from the reward model's weights with a head of zeros."""
+
+    def __init__(self, recipe: Recipe, folder: str, rank: Rank) -> None:
+        self.recipe, self.rank = recipe, rank
+        self.place = join(rank)
+        role = recipe.placement.critic
+        keep = building(role, recipe.model.dtype, rank)
+        classifier = load_classifier(folder, recipe.model)
+        init_value_head(classifier)
+        updates = recipe.ppo.steps * recipe.algorithm.epochs * recipe.algorithm.minibatches
+        self.engine = ZeroEngine(
+            ScalarNet(classifier), role, recipe.model.dtype, rank, self.place, recipe.ppo.critic_optimizer, updates
+        )
+        del keep
+
+    def values(self, block: RolloutBlock) -> Share:
+        """This rank's share of V(s_t) before each response token."""
+        budget = self.recipe.placement.critic.micro_batch_tokens
+        return forward_share(
+            block.sequences, self.rank.rank, self.rank.world, budget, self.place, lambda row: self.engine.forward(row, row.predict_at)
+        )
+
+    def update(self, experience: Experience, step: int) -> dict[str, float]:
+        """The same epochs and minibatches as the policy's; returns metrics of all ranks together."""
+        algorithm = self.recipe.algorithm
+        chosen = minibatches(len(experience.rollouts), algorithm.minibatches, algorithm.epochs, [self.recipe.seed, step])
+        totals = self.engine.all_reduce(torch.stack([self._minibatch(experience, samples) for samples in chosen]))
+        loss, clipfrac = (totals[:, :2] / totals[:, 2:].clamp(min=1)).mean(dim=0).tolist()
+        return {
+            "loss/value_avg": loss,
+            "val/clipfrac_avg": clipfrac,
+            "lr_critic": self.engine.learning_rate,
+            "memory/critic_gib": peak_memory_gib(self.rank.device),
+        }
+
+    def _minibatch(self, experience: Experience, chosen: Sequence[int]) -> Tensor:
+        """One optimizer step. Returns this rank's sums (3,): loss, clipped, tokens."""
+        sequences = experience.rollouts.sequences
+        budget = self.recipe.placement.critic.micro_batch_tokens
+        micro_batches = plan(chosen, sequences.lengths, self.rank.world, budget)[self.rank.rank]
+        count = int(experience.response_mask[token_index(sequences, chosen)].sum())
+        sums = torch.zeros(3, dtype=torch.float64)
+
+        def loss(samples: list[int]) -> Tensor:
+            row = pack_row(sequences, samples, self.place)
+            index = token_index(sequences, samples)
+            kept, old, target = (
+                torch.from_numpy(array[index]).to(self.place)
+                for array in (experience.response_mask, experience.values, experience.returns)
+            )
+            values = self.engine.engine(row, row.predict_at)
+            terms = value_loss(values[kept], old[kept], target[kept], self.recipe.algorithm.value_clip_range)
+            sums.add_(torch.stack([terms.loss.detach(), terms.clipped, kept.sum()]).double().cpu())
+            return terms.loss
+
+        self.engine.update(micro_batches, loss, count)
+        return sums

@@ -1,0 +1,55 @@
+"""What a running vLLM worker really computes with: loaded into the worker as its extension class."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from rlhf.weights.fingerprint import Fingerprint, fingerprint
+
+_ROWS = 1024  # rows of the identity multiplied at one time
+
+
+def held_tensors(model: nn.Module, first_shard: bool = True) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) of all that the model computes with, fused as the engine has it.
+
+    Shared modules appear under each of their names: a tied output head may have a repacked copy of its own, and it is the
+    copy that answers. Of tensors that every tensor-parallel shard repeats, only the first shard's count.
+    """
+    for path, module in model.named_modules(remove_duplicate=False):
+        repacked = getattr(module, "cpu_linear", None)
+        for name, parameter in module.named_parameters(recurse=False):
+            if not (first_shard or _is_sharded(module, name)):
+                continue
+            if name == "weight" and repacked is not None:
+                yield f"{path}.{name}", _through_product(module, parameter)
+            elif parameter.numel():
+                yield f"{path}.{name}", parameter
+
+
+def _is_sharded(module: nn.Module, name: str) -> bool:
+    if hasattr(module, "num_embeddings_per_partition") or hasattr(module, "output_size_per_partition"):
+        repeated_bias = name == "bias" and hasattr(module, "input_is_parallel")  # a row-parallel layer's bias
+        return not repeated_bias and getattr(module, "tp_size", 1) > 1
+    return False
+
+
+def _through_product(module: nn.Module, parameter: Tensor) -> Tensor:
+    """The matrix W of a layer that only offers x·Wᵀ: exact, since each sum has one term that is not zero."""
+    width = getattr(module, "input_size_per_partition", None) or module.embedding_dim
+    identity = torch.eye(width, dtype=parameter.dtype)
+    return torch.cat([module.cpu_linear(rows, parameter, None) for rows in identity.split(_ROWS)])
+
+
+class HeldWeights:
+    """Methods that vLLM adds to its worker (``worker_extension_cls``)."""
+
+    def held_fingerprint(self) -> Fingerprint:
+        """Fingerprint of this worker's shard of the model it serves."""
+        from vllm.distributed import get_tensor_model_parallel_rank
+
+        model = self.model_runner.model  # type: ignore[attr-defined]  # the worker that this class is mixed into
+        with torch.no_grad():
+            return fingerprint(held_tensors(model, first_shard=get_tensor_model_parallel_rank() == 0))

@@ -1,0 +1,41 @@
+"""The trainer's side of a publish, for every backend."""
+
+from __future__ import annotations
+
+import os
+
+from vllm.distributed.weight_transfer.base import TrainerInitInfo, TrainerWeightTransferEngine, VLLMWeightSyncClient, WeightSource
+from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
+
+from rlhf.weights import shared_memory
+
+
+def make_sender(
+    backend: str, rank: int, engine_workers: int, client: VLLMWeightSyncClient, source: WeightSource, address: str, port: int
+) -> TrainerWeightTransferEngine:
+    """Meet the engines and return what sends to them (on every trainer rank; rank 0 sends).
+
+    Args:
+        backend: ``shared_memory``, ``ipc`` or ``nccl``.
+        engine_workers: vLLM workers over all engines.
+        address, port: where NCCL meets; unused by the others.
+    """
+    shared_memory.register()
+    return WeightTransferTrainerFactory.trainer_init(
+        _init_info(backend, rank, engine_workers, address, port), client=client, source=source
+    )
+
+
+def _init_info(backend: str, rank: int, engine_workers: int, address: str, port: int) -> TrainerInitInfo:
+    if backend == shared_memory.NAME:
+        return shared_memory.SharedMemoryTrainerInit(rank=rank)
+    if backend == "ipc":
+        from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
+
+        os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
+        return IPCTrainerInitInfo(rank=rank, packed=True)
+    from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
+
+    return NCCLTrainerInitInfo(
+        rank=rank, master_address=address, master_port=port, world_size=1 + engine_workers, packed=True
+    )

@@ -1,0 +1,51 @@
+"""The trainer's weights as vLLM's weight-transfer API wants them: a stream of whole tensors under Hugging Face names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
+
+from rlhf.weights.fingerprint import Fingerprint, add, fingerprint, group_of
+from rlhf.zero.engine import ZeroEngine, full_shape
+
+
+class ZeroSource(WeightSource):
+    """All parameters of a model under DeepSpeed, gathered layer by layer under ZeRO-3.
+
+    A tied output head is sent under its own name as well: without it the engine keeps a stale head and says nothing.
+    ``fingerprint`` is of the trainer's own weights, taken on the way and not of what is sent.
+    """
+
+    def __init__(self, engine: ZeroEngine, model: nn.Module, dtype: torch.dtype) -> None:
+        self.engine, self.model, self.dtype = engine, model, dtype
+        self.fingerprint: Fingerprint = {}
+
+    def _parameters(self) -> dict[str, Tensor]:
+        named = self.engine.named_tensors(self.model)
+        return {name: tensor for name, tensor in named.items() if isinstance(tensor, nn.Parameter)}
+
+    def metadata(self) -> list[ParamMeta]:
+        """Name, dtype and whole shape of every tensor, in the order of iteration."""
+        return [ParamMeta(name, self.dtype, full_shape(tensor)) for name, tensor in self._parameters().items()]
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        self.fingerprint = {}
+        parameters = self._parameters()
+        for group in _consecutive_groups(list(parameters)):
+            with self.engine.full([parameters[name] for name in group]):
+                tensors = [(name, parameters[name].detach().to(self.dtype, copy=self.engine.stage == 3)) for name in group]
+            self.fingerprint = add([self.fingerprint, fingerprint(tensors)])
+            yield from tensors
+
+
+def _consecutive_groups(names: list[str]) -> list[list[str]]:
+    groups: list[list[str]] = []
+    for name in names:
+        if groups and group_of(groups[-1][-1]) == group_of(name):
+            groups[-1].append(name)
+        else:
+            groups.append([name])
+    return groups

@@ -1,0 +1,1 @@
+"""DeepSpeed ZeRO: one engine per trained model, the same code at every stage."""

@@ -1,0 +1,121 @@
+"""A network trained, or only run, by DeepSpeed on this rank and its peers.
+
+The one normaliser lives here: ``update`` divides a sum over tokens (or pairs) by their global count, over ranks,
+micro-batches and packing, so that no split of the work changes the gradient. DeepSpeed averages gradients over ranks; the
+factor ``world`` undoes that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import deepspeed
+import torch
+from torch import Tensor, nn
+from transformers import get_scheduler
+from transformers.integrations import HfDeepSpeedConfig
+
+from rlhf.config.schema import OptimizerConfig, RoleConfig
+from rlhf.zero.process_group import Rank
+from rlhf.zero.settings import SCHEDULES, deepspeed_config, optimizer_arguments
+
+
+def building(role: RoleConfig, dtype: str, rank: Rank) -> object | None:
+    """Keep the result alive while a model is loaded: under ZeRO-3 it makes transformers load straight into shards."""
+    return HfDeepSpeedConfig(deepspeed_config(role, dtype, rank.world)) if role.zero_stage == 3 else None
+
+
+class ZeroEngine:
+    """One network under DeepSpeed. Without an optimizer it is frozen.
+
+    Every method but ``device`` and the counters is collective under ZeRO-3: all ranks call it, the same number of times.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        role: RoleConfig,
+        dtype: str,
+        rank: Rank,
+        place: torch.device,
+        optimizer: OptimizerConfig | None = None,
+        total_updates: int = 0,
+    ) -> None:
+        self.rank, self.world, self.device, self.stage = rank.rank, rank.world, place, role.zero_stage
+        self.network = network
+        if role.zero_stage == 3:
+            for parameter in network.external_parameters():
+                deepspeed.zero.register_external_parameter(network, parameter)
+        if optimizer is None:
+            network.requires_grad_(False)
+            self.engine: Any = network.eval()
+            if role.zero_stage == 3:
+                self.engine = deepspeed.initialize(model=network, config=deepspeed_config(role, dtype, rank.world))[0]
+            else:
+                network.to(place)
+            return
+        adam = torch.optim.AdamW(network.parameters(), **optimizer_arguments(optimizer))
+        schedule = get_scheduler(SCHEDULES[optimizer.schedule], adam, optimizer.warmup_steps, total_updates)
+        self.engine = deepspeed.initialize(
+            model=network.to(place) if role.zero_stage < 3 else network,
+            optimizer=adam,
+            lr_scheduler=schedule,
+            config=deepspeed_config(role, dtype, rank.world, optimizer.max_grad_norm),
+        )[0]
+
+    def forward(self, *arguments: Any) -> Any:
+        """The network's output without gradients."""
+        with torch.no_grad():
+            return self.engine(*arguments)
+
+    def update(self, micro_batches: Sequence[Any], loss: Callable[[Any], Tensor], count: int) -> float:
+        """One optimizer step; returns the gradient's norm before clipping.
+
+        Args:
+            micro_batches: as many on every rank.
+            loss: maps one to the *sum* of its losses, having called the network through ``self.engine``.
+            count: what the sum over all ranks and micro-batches is divided by.
+        """
+        for index, micro_batch in enumerate(micro_batches):
+            self.engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
+            self.engine.backward(loss(micro_batch) * (self.world / max(1, count)))
+        self.engine.step()
+        norm = self.engine.get_global_grad_norm()
+        return float(norm) if norm is not None else 0.0
+
+    @property
+    def learning_rate(self) -> float:
+        """The rate of the next update."""
+        return float(self.engine.get_lr()[0])
+
+    def all_reduce(self, sums: Tensor) -> Tensor:
+        """Sum over ranks, in float64 on the device."""
+        total = sums.to(self.device, torch.float64)
+        if self.world > 1:
+            torch.distributed.all_reduce(total)
+        return total.cpu()
+
+    def named_tensors(self, model: nn.Module) -> dict[str, Tensor]:
+        """Every tensor of the model by its Hugging Face name; a tied output head appears under its own name too.
+
+        Under ZeRO-3 the tensors are shards: use them through ``full``.
+        """
+        return dict(model.state_dict(keep_vars=True))
+
+    def full(self, tensors: Sequence[Tensor]) -> Any:
+        """A context in which the tensors are whole on every rank (collective under ZeRO-3)."""
+        return deepspeed.zero.GatheredParameters(list(tensors)) if self.stage == 3 else nullcontext()
+
+    def full_state(self, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+        """All tensors whole, one after another, on the CPU (collective under ZeRO-3)."""
+        for name, tensor in self.named_tensors(model).items():
+            with self.full([tensor]):
+                copied = tensor.detach().cpu().clone()
+            yield name, copied
+
+
+def full_shape(tensor: Tensor) -> tuple[int, ...]:
+    """The whole shape of a tensor that may be a ZeRO-3 shard."""
+    return tuple(getattr(tensor, "ds_shape", tensor.shape))

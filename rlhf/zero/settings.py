@@ -1,0 +1,42 @@
+"""From a role's settings to DeepSpeed's configuration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rlhf.config.schema import OptimizerConfig, RoleConfig
+
+
+def deepspeed_config(role: RoleConfig, dtype: str, world: int, max_grad_norm: float = 0.0) -> dict[str, Any]:
+    """DeepSpeed's configuration for one model.
+
+    Gradient accumulation is 1 here and driven by the engine, which knows each update's number of micro-batches.
+    """
+    zero: dict[str, Any] = {"stage": role.zero_stage, "overlap_comm": False, "round_robin_gradients": False}
+    if role.zero_stage == 3:
+        zero |= {"stage3_gather_16bit_weights_on_model_save": False, "stage3_param_persistence_threshold": 0}
+    if role.offload:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
+        if role.zero_stage == 3:
+            zero["offload_param"] = {"device": "cpu", "pin_memory": True}
+    return {
+        "train_batch_size": world,
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": max_grad_norm,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "bf16": {"enabled": dtype == "bfloat16"},
+        "steps_per_print": 10**9,
+        "wall_clock_breakdown": False,
+    }
+
+
+SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
+"""The recipe's names of learning-rate schedules → transformers' names."""
+
+
+def optimizer_arguments(config: OptimizerConfig) -> dict[str, Any]:
+    """Arguments of torch's AdamW."""
+    return {"lr": config.lr, "betas": tuple(config.betas), "eps": config.eps, "weight_decay": config.weight_decay}
