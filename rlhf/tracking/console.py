@@ -1,0 +1,133 @@
+"""What the user sees while a run goes on: one line a stage, a summary at the end, answers side by side.
+
+Everything a model wrote is shown as plain text: it can neither style the screen nor move the cursor.
+"""
+
+from __future__ import annotations
+
+import time
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TextIO
+
+import rich.console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+Number = float | str
+PLAIN_WIDTH = 120
+"""Columns of a table where there is no terminal to ask."""
+PLAIN_INTERVAL_SECONDS = 5.0
+"""Shortest time between two progress lines where there is no terminal."""
+
+
+class Console:
+    """Prints for people. Frameworks print elsewhere, see ``rlhf.tracking.quiet``."""
+
+    def __init__(self, stream: TextIO, *, progress: bool = True, clock: Callable[[], float] = time.monotonic) -> None:
+        """Args: progress draws bars where ``stream`` is a terminal, else lines are printed; clock gives seconds."""
+        self._stream, self._clock = stream, clock
+        self._rich = rich.console.Console(file=stream, width=None if stream.isatty() else PLAIN_WIDTH, highlight=False)
+        self._bars = progress and self._rich.is_terminal
+
+    @contextmanager
+    def stage(self, title: str, total: int) -> Iterator[Report]:
+        """Progress of one stage: call what this yields with the steps done and the numbers that matter, in order."""
+        if not self._bars:
+            yield _PlainReport(title, total, self._stream, self._clock)
+            return
+        with _progress(self._rich) as progress:
+            yield _BarReport(progress, progress.add_task(escape(title), total=total, numbers=""))
+
+    def print(self, text: str) -> None:
+        """Print ``text`` as it is, control characters removed."""
+        self._rich.print(Text(plain_text(text)))
+
+    def summary(self, title: str, rows: Mapping[str, Number]) -> None:
+        """Print a table of names and values."""
+        table = Table(title=Text(plain_text(title), style="bold"), title_justify="left", show_header=False)
+        for name, value in rows.items():
+            table.add_row(Text(plain_text(name)), Text(plain_text(format_number(value))))
+        self._rich.print(table)
+
+    def side_by_side(self, prompt: str, before: str, after: str) -> None:
+        """Print a prompt and under it the two answers, each in its column."""
+        table = Table(title=Text(plain_text(prompt), style="bold"), title_justify="left", expand=True)
+        table.add_column("before", ratio=1)
+        table.add_column("after", ratio=1)
+        table.add_row(Text(plain_text(before)), Text(plain_text(after)))
+        self._rich.print(table)
+
+
+Report = Callable[[int, Mapping[str, Number]], None]
+"""``report(done, numbers)``: steps done so far, and name to value in the order of display."""
+
+
+class _BarReport:
+    """Moves a bar on a terminal."""
+
+    def __init__(self, progress: Progress, task: TaskID) -> None:
+        self._progress, self._task = progress, task
+
+    def __call__(self, done: int, numbers: Mapping[str, Number]) -> None:
+        self._progress.update(self._task, completed=done, numbers=escape(_format_numbers(numbers)))
+
+
+class _PlainReport:
+    """Prints a line at the first and last report and, between them, one every few seconds."""
+
+    def __init__(self, title: str, total: int, stream: TextIO, clock: Callable[[], float]) -> None:
+        self._title, self._total, self._stream, self._clock = title, total, stream, clock
+        self._start = clock()
+        self._last: float | None = None
+
+    def __call__(self, done: int, numbers: Mapping[str, Number]) -> None:
+        now = self._clock()
+        if self._last is not None and done < self._total and now - self._last < PLAIN_INTERVAL_SECONDS:
+            return
+        self._last = now
+        elapsed = now - self._start
+        left = format_seconds(elapsed / done * (self._total - done)) if done else "?"
+        times = f"{format_seconds(elapsed)} passed, {left} left"
+        line = f"{self._title}  {done}/{self._total}  {_format_numbers(numbers)}  {times}"
+        print(line, file=self._stream, flush=True)
+
+
+def plain_text(text: str) -> str:
+    """``text`` without control characters (line ends and tabs stay) and without marks that reverse its direction."""
+    return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc" and c not in _DIRECTION_MARKS)
+
+
+_DIRECTION_MARKS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def format_number(value: Number) -> str:
+    """Four significant digits for a fraction; whole numbers and text as they are."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def format_seconds(seconds: float) -> str:
+    """``1:02:03``, or ``2:03`` under an hour."""
+    minutes, second = divmod(round(seconds), 60)
+    hour, minute = divmod(minutes, 60)
+    return f"{hour}:{minute:02}:{second:02}" if hour else f"{minute}:{second:02}"
+
+
+def _format_numbers(numbers: Mapping[str, Number]) -> str:
+    return plain_text("  ".join(f"{name} {format_number(value)}" for name, value in numbers.items()))
+
+
+def _progress(console: rich.console.Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[numbers]}"),
+        TimeRemainingColumn(),
+        console=console,
+        redirect_stdout=False,  # descriptors are turned aside already where a run prints, see quiet.py
+        redirect_stderr=False,
+    )

@@ -1,0 +1,41 @@
+"""Lines of JSON that any parser reads: no NaN or infinity, one object a line, whole lines only."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any
+
+
+def json_safe(value: Any) -> Any:
+    """``value`` in JSON's own types: NumPy scalars become numbers, NaN and infinities null, unknown objects text."""
+    if value is None or isinstance(value, (str, bool)):
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): json_safe(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [json_safe(item) for item in value]
+    return str(value)
+
+
+def append_line(path: Path, row: Mapping[str, Any]) -> None:
+    """Add one line to ``path``. It is on its way to the disk on return, so a killed run loses none of its lines."""
+    line = json.dumps(json_safe(row), ensure_ascii=False, allow_nan=False)
+    # backslashreplace turns a lone surrogate, which UTF-8 cannot hold, into the escape that JSON has for it.
+    with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+        file.write(line + "\n")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The rows of ``path``, none where it does not exist. A last line that a killed run left torn is not a row."""
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file if line.endswith("\n")]

@@ -1,0 +1,35 @@
+"""Where the time of a step goes."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+class PhaseTimer:
+    """Collects the seconds spent in named phases: ``with timer("rollout"): ...``."""
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self._step: defaultdict[str, float] = defaultdict(float)
+        self.totals: defaultdict[str, float] = defaultdict(float)
+        """Seconds by phase since the timer was made."""
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        """Add the block's seconds to ``phase``, also when the block raises."""
+        start = self._clock()
+        try:
+            yield
+        finally:
+            seconds = self._clock() - start
+            self._step[phase] += seconds
+            self.totals[phase] += seconds
+
+    def metrics(self) -> dict[str, float]:
+        """``time/<phase>`` in seconds since the last call of this method."""
+        metrics = {f"time/{phase}": seconds for phase, seconds in self._step.items()}
+        self._step.clear()
+        return metrics

@@ -1,0 +1,172 @@
+"""One picture of a whole run: what each stage learned and whether its numbers stayed within their limits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from rlhf.evaluation.win_rate import WinRate
+from rlhf.tracking.jsonl import read_lines
+from rlhf.tracking.run_folder import RunFolder
+
+# Okabe and Ito's palette: told apart with every kind of colour vision, and in grey.
+BLUE, ORANGE, GREEN, RED, GREY, LIGHT = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666", "#bbbbbb"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Marks:
+    """What the curves are to be compared with; what is not known is not drawn."""
+
+    accuracy_ceiling: float | None = None
+    """Held-out accuracy of a perfect judge, given the raters' noise."""
+    accuracy_baseline: float | None = None
+    """Held-out accuracy of a rule that learned nothing."""
+    baseline_name: str = "baseline"
+    """That rule in words."""
+    sft_score: float | None = None
+    """Mean reward of the SFT model's answers."""
+    max_kl: float | None = None
+    """Cap of the mean sequence KL in nats."""
+    logprob_gap_limit: float | None = None
+    """Limit of the mean gap between the trainer's and the engine's log-probabilities in nats."""
+    win_rate: WinRate | None = None
+    """Outcome of the comparison with the SFT model."""
+    judge: str = ""
+    """Who judged that comparison."""
+
+
+def plot_pipeline(root: Path, out: Path, marks: Marks = Marks()) -> None:
+    """Draw the stages of a run into a PNG. A stage that has not run leaves a note in its place.
+
+    Args:
+        root: ``runs/<name>``, which holds ``<stage>/metrics.jsonl`` for the stages sft, reward and ppo.
+        out: the PNG to write.
+        marks: levels and results to draw beside the curves.
+    """
+    sft, reward, ppo = (RunFolder(root, stage).metrics for stage in ("sft", "reward", "ppo"))
+    figure = Figure(figsize=(14, 7.6), dpi=120, layout="constrained")
+    figure.suptitle(root.name, fontsize=15, fontweight="bold", x=0.01, ha="left")
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
+    axes = figure.subplots(2, 3)
+    _loss(axes[0, 0], sft)
+    _accuracy(axes[0, 1], reward, marks)
+    _score(axes[0, 2], ppo, marks.sft_score)
+    _kl(axes[1, 0], ppo, marks.max_kl)
+    _gap(axes[1, 1], ppo, marks.logprob_gap_limit)
+    _win_rate(axes[1, 2], marks.win_rate, marks.judge)
+    for panel in axes.flat:
+        _finish(panel)
+    figure.savefig(out, format="png")
+
+
+def read_series(metrics: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values (both (n,), float64) of the lines of a ``metrics.jsonl`` that hold a number under ``name``."""
+    points = [(row["step"], row[name]) for row in read_lines(metrics) if row.get(name) is not None]
+    steps, values = np.array(points, dtype=np.float64).reshape(-1, 2).T
+    return steps, values
+
+
+def _loss(axes: Axes, metrics: Path) -> None:
+    _title(axes, "SFT: loss", "update", "loss (nats per token)")
+    _curve(axes, metrics, "train/loss", "training batch")
+    steps, values = read_series(metrics, "eval/loss")
+    if len(steps):
+        axes.plot(steps, values, "o-", color=ORANGE, markersize=5, label=f"held out (last {values[-1]:.3f})")
+
+
+def _accuracy(axes: Axes, metrics: Path, marks: Marks) -> None:
+    _title(axes, "Reward model: held-out accuracy", "update", "share of pairs ranked as people did")
+    steps, accuracy = read_series(metrics, "eval/accuracy")
+    if not len(steps):
+        return
+    bounds = [read_series(metrics, f"eval/accuracy_ci_{end}")[1] for end in ("low", "high")]
+    label = f"reward model, 95% interval (last {accuracy[-1]:.1%})"
+    error = np.abs(np.stack(bounds) - accuracy)
+    axes.errorbar(steps, accuracy, yerr=error, fmt="o-", color=BLUE, capsize=4, markersize=5, label=label)
+    _level(axes, marks.accuracy_ceiling, "ceiling by the raters' noise", GREEN)
+    _level(axes, marks.accuracy_baseline, marks.baseline_name, RED)
+    axes.yaxis.set_major_formatter("{x:.0%}")
+    low, high = axes.get_ylim()
+    axes.set_ylim(low - 0.4 * (high - low), high)  # room for the legend under the lowest level
+
+
+def _score(axes: Axes, metrics: Path, sft_score: float | None) -> None:
+    _title(axes, "PPO: mean reward", "step", "score")
+    if _curve(axes, metrics, "objective/scores", "batch mean"):
+        _level(axes, sft_score, "SFT model", GREY)
+
+
+def _kl(axes: Axes, metrics: Path, max_kl: float | None) -> None:
+    _title(axes, "PPO: KL to the SFT model", "step", "KL (nats per response)")
+    if _curve(axes, metrics, "objective/kl", "batch mean"):
+        _level(axes, max_kl, "cap", RED)
+
+
+def _gap(axes: Axes, metrics: Path, limit: float | None) -> None:
+    _title(axes, "PPO: trainer against engine", "step", "mean |Δ log p| (nats per token)")
+    steps, gap = read_series(metrics, "rollout/logprob_gap_mean")
+    if not len(steps):
+        return
+    axes.set_yscale("log")
+    # A gap of exactly 0 has no place on a logarithmic axis: it is drawn at the smallest step of float32 near 1.
+    shown = np.maximum(gap, np.finfo(np.float32).eps)
+    axes.plot(steps, shown, ".-", color=BLUE, markersize=5, label=f"gap (largest {gap.max():.1e})")
+    _level(axes, limit, "limit", RED)
+
+
+def _win_rate(axes: Axes, result: WinRate | None, judge: str) -> None:
+    _title(axes, "PPO against SFT, prompt by prompt", "", "")
+    if result is None:
+        return
+    left = 0.0
+    shares = ((result.wins, "better", GREEN), (result.ties, "tied", LIGHT), (result.losses, "worse", ORANGE))
+    for count, name, color in shares:
+        axes.barh(0, count / result.n, left=left, height=0.5, color=color, label=f"{name}: {count}")
+        left += count / result.n
+    error = [[result.rate - result.low], [result.high - result.rate]]
+    label = f"win rate {result.rate:.1%} [{result.low:.1%}, {result.high:.1%}]"
+    axes.errorbar(result.rate, 0.6, xerr=error, fmt="o", color="black", capsize=5, markersize=6, label=label)
+    axes.vlines(0.5, -0.5, 0.85, color=GREY, linestyle="--", linewidth=1.4)  # ends below the legend
+    axes.set(xlim=(0, 1), ylim=(-0.5, 2.2), yticks=[])
+    axes.set_xlabel(f"share of {result.n} held-out prompts" + (f"\njudged by {judge}" if judge else ""))
+    axes.xaxis.set_major_formatter("{x:.0%}")
+
+
+def _curve(axes: Axes, metrics: Path, name: str, label: str) -> bool:
+    """Draw the values themselves, and under many of them their running mean; whether there was anything to draw."""
+    steps, values = read_series(metrics, name)
+    if not len(steps):
+        return False
+    window = max(1, len(values) // 20)
+    axes.plot(steps, values, color=BLUE, alpha=0.35 if window > 1 else 1.0, linewidth=1.2, label=label)
+    if window > 1:
+        mean = np.convolve(values, np.ones(window) / window, mode="valid")
+        middle = np.convolve(steps, np.ones(window) / window, mode="valid")
+        label = f"mean of {window} (last {mean[-1]:.3g})"
+        axes.plot(middle, mean, color=BLUE, linewidth=2, label=label)
+    return True
+
+
+def _level(axes: Axes, value: float | None, name: str, color: str) -> None:
+    if value is not None:
+        axes.axhline(value, color=color, linestyle="--", linewidth=1.4, label=f"{name} ({value:.3g})")
+
+
+def _title(axes: Axes, title: str, x: str, y: str) -> None:
+    axes.set_title(title, loc="left", fontsize=11.5, fontweight="bold")
+    axes.set(xlabel=x, ylabel=y)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#dddddd", linewidth=0.8)
+    axes.set_axisbelow(True)
+
+
+def _finish(axes: Axes) -> None:
+    if axes.has_data():
+        axes.legend(fontsize=9, edgecolor="none", framealpha=0.85)
+        return
+    axes.text(0.5, 0.5, "no data yet", transform=axes.transAxes, ha="center", va="center", color=GREY)
+    axes.set(xticks=[], yticks=[])

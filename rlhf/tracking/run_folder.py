@@ -1,0 +1,164 @@
+"""The folder of one stage, ``runs/<name>/<stage>/``, and the rules that keep it honest.
+
+A stage is finished when ``done.json`` is there: it is written last and in one piece. An attempt without it is moved
+aside, never deleted and never mixed with the next one. One process at a time writes to a stage's folder.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TextIO
+
+from rlhf.errors import UserError
+from rlhf.tracking.jsonl import json_safe
+
+
+class RunFolder:
+    """Names the files of a stage's folder; ``RunFolder.create`` is how a run gets one to write to."""
+
+    def __init__(self, root: Path, stage: str) -> None:
+        """Args: root is the run's folder, ``runs/<name>``; nothing is read or written here."""
+        self.root, self.stage = root, stage
+        self.path = root / stage
+        self.config = self.path / "config.yaml"
+        self.metrics = self.path / "metrics.jsonl"
+        self.samples = self.path / "samples.jsonl"
+        self.events = self.path / "events.jsonl"
+        self.logs = self.path / "logs"
+        self.model = self.path / "model"
+        self.summary = self.path / "summary.json"
+        self.curves = self.path / "curves.png"
+        self._done = self.path / "done.json"
+        self._digest: str | None = None
+        self._lock: TextIO | None = None
+
+    @classmethod
+    def create(cls, root: Path, stage: str, config_yaml: str, digest: str) -> RunFolder:
+        """Take the stage's folder for this process, empty but for ``config.yaml`` and ``logs/``.
+
+        A folder that is finished with the same ``digest`` is handed back as it is: ask ``is_finished`` before writing.
+
+        Raises:
+            UserError: it is finished with another configuration, another process holds it, or it cannot be written.
+        """
+        run = cls(root, stage)
+        run._digest = digest
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            run._take_lock()
+            if run._finished_digest() is None:
+                run._start(config_yaml)
+            else:
+                run.release()
+                run._require_digest(digest)
+        except OSError as error:
+            run.release()
+            raise UserError(
+                f"cannot write to {run.path}", str(error), "set runs_dir to a folder that you may write to"
+            ) from error
+        return run
+
+    def is_finished(self, digest: str) -> bool:
+        """Whether this stage has been completed with the configuration that ``digest`` stands for."""
+        return self._finished_digest() == digest
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Write ``summary.json``, then ``done.json``, and let go of the folder."""
+        write_atomically(self.summary, json.dumps(json_safe(summary), indent=2, ensure_ascii=False) + "\n")
+        finished = datetime.now(UTC).isoformat(timespec="seconds")
+        write_atomically(self._done, json.dumps({"digest": self._digest, "finished": finished}) + "\n")
+        self.release()
+
+    def release(self) -> None:
+        """Let another process have the folder. The kernel does the same when this process ends, however it ends."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    @contextmanager
+    def writing_model(self) -> Iterator[Path]:
+        """A folder to save the model into; it becomes ``model/`` when the block ends, so ``model/`` is always whole."""
+        partial = self.path / "model.partial"
+        partial.mkdir()
+        yield partial
+        _sync_tree(partial)
+        partial.rename(self.model)
+        _sync(self.path)
+
+    def _start(self, config_yaml: str) -> None:
+        if self.path.exists():
+            self.path.rename(self._free_name())
+        self.logs.mkdir(parents=True)
+        write_atomically(self.config, config_yaml)
+
+    def _free_name(self) -> Path:
+        k = 1
+        while (aside := self.root / f"{self.stage}.interrupted-{k}").exists():
+            k += 1
+        return aside
+
+    def _finished_digest(self) -> str | None:
+        """The digest in ``done.json``; None where the stage is unfinished or the file says nothing readable."""
+        try:
+            return str(json.loads(self._done.read_text(encoding="utf-8"))["digest"])
+        except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+            return None
+
+    def _require_digest(self, digest: str) -> None:
+        if self._finished_digest() != digest:
+            raise UserError(
+                f"{self.path} holds a finished {self.stage} stage of another configuration",
+                f"its configuration is in {self.config}; writing there would mix two runs",
+                f"give this run another name (name=...), or delete {self.path} if you no longer need it",
+            )
+
+    def _take_lock(self) -> None:
+        # Beside the folder, not in it: the folder itself is renamed when an attempt is moved aside.
+        lock = (self.root / f".{self.stage}.lock").open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            holder = lock.read().strip() or "another process"
+            lock.close()
+            raise UserError(
+                f"{self.path} is in use by {holder}",
+                "two runs cannot write to one folder",
+                "wait for it, stop it, or give this run another name (name=...)",
+            ) from None
+        self._lock = lock
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        lock.flush()
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Put ``text`` at ``path`` so that, whenever the machine stops, the file is the old one or the new one, whole."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    """Flush a file, or a folder's list of names, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _sync_tree(folder: Path) -> None:
+    for path in (*folder.rglob("*"), folder):
+        _sync(path)

@@ -1,0 +1,42 @@
+"""Keep keys and passwords out of what leaves the machine."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+HIDDEN = "***"
+_SECRET_NAME = re.compile(r"(^|_)(api_?key|access_?key|token|password|passwd|secret|credentials?)$", re.IGNORECASE)
+_SECRET_IN_URL = re.compile(
+    r"(?<=://)[^/@\s]+(?=@)|(?<=[?&])((?:api_?key|token|password|secret|sig)=)[^&\s]+", re.IGNORECASE
+)
+_SHORTEST_SECRET = 8  # a shorter value of such a variable ("1", "none") would be found everywhere
+
+
+def without_secrets(value: Any) -> Any:
+    """A copy of a nested configuration in which every secret reads ``***``.
+
+    A secret is text under a key that is named like one, credentials within a URL, or, anywhere, the value of an
+    environment variable that is named like one.
+    """
+    known = [text for name, text in os.environ.items() if _SECRET_NAME.search(name) and len(text) >= _SHORTEST_SECRET]
+    return _hide(value, known)
+
+
+def _hide(value: Any, known: list[str]) -> Any:
+    if isinstance(value, Mapping):
+        return {
+            key: HIDDEN if isinstance(item, str) and _SECRET_NAME.search(str(key)) else _hide(item, known)
+            for key, item in value.items()
+        }
+    if isinstance(value, (list, tuple)):
+        return [_hide(item, known) for item in value]
+    return _hide_in_text(value, known) if isinstance(value, str) else value
+
+
+def _hide_in_text(text: str, known: list[str]) -> str:
+    for secret in known:
+        text = text.replace(secret, HIDDEN)
+    return _SECRET_IN_URL.sub(lambda match: (match.group(1) or "") + HIDDEN, text)

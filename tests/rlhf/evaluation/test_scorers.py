@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rlhf.errors import UserError
+from rlhf.evaluation.scorers import Scorer, load_scorer
+
+PROMPTS, RESPONSES = ["p0", "p1", "p2"], ["r0", "", "r2"]
+
+
+def scorer(tmp_path: Path, body: str, name: str = "score") -> Scorer:
+    (tmp_path / "judge.py").write_text(body)
+    return load_scorer(f"{tmp_path}/judge.py:{name}")
+
+
+def failure(tmp_path: Path, body: str) -> UserError:
+    """The error of calling a ``score`` with this body."""
+    judge = scorer(tmp_path, f"def score(prompts, responses):\n    {body}\n")
+    with pytest.raises(UserError) as caught:
+        judge(PROMPTS, RESPONSES)
+    assert f"{tmp_path}/judge.py:score" in caught.value.what
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    "wrap", ["list({})", "tuple({})", "numpy.array({})", "torch.tensor({})", "[numpy.float32(x) for x in {}]"]
+)
+def test_numbers_in_any_usual_list_are_taken(tmp_path: Path, wrap: str) -> None:
+    values = wrap.format("[len(r) for r in responses]")
+    scores = scorer(tmp_path, f"import numpy, torch\ndef score(prompts, responses):\n    return {values}\n")(
+        PROMPTS, RESPONSES
+    )
+    assert scores.dtype == np.float64
+    assert scores.tolist() == [2.0, 0.0, 2.0]
+
+
+def test_a_file_may_import_its_neighbours_now_and_later(tmp_path: Path) -> None:
+    (tmp_path / "neighbour_now.py").write_text("BASE = 1.0")
+    (tmp_path / "neighbour_later.py").write_text("STEP = 0.5")
+    body = (
+        "import neighbour_now\n"
+        "def score(prompts, responses):\n"
+        "    import neighbour_later\n"
+        "    return [neighbour_now.BASE + neighbour_later.STEP] * len(prompts)\n"
+    )
+    path = list(sys.path)
+    assert scorer(tmp_path, body)(PROMPTS, RESPONSES).tolist() == [1.5] * 3
+    assert sys.path == path
+
+
+def test_a_file_does_not_hide_a_module_of_its_name(tmp_path: Path) -> None:
+    import random
+
+    (tmp_path / "random.py").write_text("def score(prompts, responses):\n    return [0.0] * len(prompts)\n")
+    load_scorer(f"{tmp_path}/random.py:score")
+    assert sys.modules["random"] is random
+
+
+def test_a_module_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "judges_of_mine").mkdir()
+    (tmp_path / "judges_of_mine" / "short.py").write_text(
+        "def score(prompts, responses):\n    return [-float(len(r)) for r in responses]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert load_scorer("judges_of_mine.short:score")(PROMPTS, RESPONSES).tolist() == [-2.0, 0.0, -2.0]
+
+
+def test_a_function_that_raises_is_named_with_sample_error_and_line(tmp_path: Path) -> None:
+    error = failure(tmp_path, "return [1 / len(r) for r in responses]")
+    assert "sample 1, prompt 'p1'" in error.what
+    assert error.why == f"ZeroDivisionError: division by zero, at {tmp_path}/judge.py:2"
+
+
+def test_the_line_is_the_users_not_a_librarys(tmp_path: Path) -> None:
+    error = failure(tmp_path, "import json; return [json.loads('{') for r in responses]")
+    assert "sample 0" in error.what
+    assert error.why.startswith("JSONDecodeError: ")
+    assert error.why.endswith(f", at {tmp_path}/judge.py:2")
+
+
+def test_a_fault_of_the_whole_batch_is_told_apart(tmp_path: Path) -> None:
+    error = failure(tmp_path, "return [0.0] if len(responses) == 1 else {}['batch']")
+    assert "batch of 3" in error.what
+    assert "KeyError: 'batch'" in error.why
+
+
+def test_a_long_prompt_is_shortened(tmp_path: Path) -> None:
+    judge = scorer(tmp_path, "def score(prompts, responses):\n    raise RuntimeError\n")
+    with pytest.raises(UserError) as caught:
+        judge(["line\n" + "x" * 5000], ["r"])
+    assert len(caught.value.what) < 300
+    assert "\\nxxx" in caught.value.what
+
+
+@pytest.mark.parametrize(
+    ("body", "what"),
+    [
+        ("return None", "returned NoneType, not a list"),
+        ("return 0.5", "returned float, not a list"),
+        ("return [0.5]", "returned 1 scores for 3 responses"),
+        ("return [0.5, None, 0.5]", "returned None (NoneType) for sample 1, prompt 'p1'"),
+        ("return ['0.5'] * 3", "returned '0.5' (str) for sample 0, prompt 'p0'"),
+        ("return [[0.5]] * 3", "returned [0.5] (list) for sample 0"),
+        ("return [0.5, 0.5, float('nan')]", "returned nan for sample 2, prompt 'p2'"),
+        ("return [0.5, float('-inf'), 0.5]", "returned -inf for sample 1, prompt 'p1'"),
+    ],
+)
+def test_a_wrong_answer_is_refused(tmp_path: Path, body: str, what: str) -> None:
+    assert what in failure(tmp_path, body).what
+
+
+def test_a_function_of_other_arguments_is_explained(tmp_path: Path) -> None:
+    judge = scorer(tmp_path, "def score(response):\n    return 0.0\n")
+    with pytest.raises(UserError) as caught:
+        judge(PROMPTS, RESPONSES)
+    assert "takes 1 positional argument but 2 were given" in caught.value.why
+
+
+@pytest.mark.parametrize(
+    ("spec", "what"),
+    [
+        ("no_colon", "names no function"),
+        (":score", "names no function"),
+        ("missing.py:score", "there is no file"),
+        ("no_such_package.module:score", "cannot be imported"),
+        ("math:no_such_name", "has no function 'no_such_name'"),
+        ("math:pi", "has no function 'pi'"),
+    ],
+)
+def test_a_spec_that_leads_nowhere_is_refused(spec: str, what: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_scorer(spec)
+    assert what in caught.value.what
+    assert caught.value.fix
+
+
+def test_a_misspelt_function_is_guessed(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        scorer(tmp_path, "def score(p, r): ...\ndef other(p, r): ...\n", name="scroe")
+    assert caught.value.fix == "name one of its functions: score"
+
+
+def test_a_file_that_fails_on_import_says_where(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        scorer(tmp_path, "import math\nimport no_such_package\n")
+    assert "cannot be imported" in caught.value.what
+    assert caught.value.why == f"ModuleNotFoundError: No module named 'no_such_package', at {tmp_path}/judge.py:2"
