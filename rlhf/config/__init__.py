@@ -1,1 +1,1 @@
-"""A run's configuration: one typed recipe, read from YAML with ``key=value`` overrides, refused early when it cannot work."""
+"""A run's configuration: one typed recipe, read from YAML with ``key=value`` overrides, refused early if impossible."""

@@ -15,7 +15,7 @@ class ScratchConfig:
     """A small Llama-style model made from nothing, with a tokenizer trained on the run's own text."""
 
     hidden_size: int = 128
-    """Width of the residual stream; divisible by ``heads``."""
+    """Width of the residual stream: ``heads`` times a head width that vLLM has a kernel for: 32, 64, 80, 96, 128, ..."""
     layers: int = 4
     """Number of decoder layers."""
     heads: int = 4
@@ -53,7 +53,8 @@ class DataConfig:
     """Where the human data is and how it is read. A stage's own path wins over ``path``."""
 
     path: str | None = None
-    """File, folder or hub name that serves all stages (a preference file does: chosen answers teach SFT, prompts serve PPO)."""
+    """File, folder or hub name that serves all stages (a preference file does: chosen answers teach SFT, prompts serve
+    PPO)."""
     demonstrations: str | None = None
     """Data of the SFT stage: prompt-completion rows, ``messages``, or preferences whose chosen answers are used."""
     preferences: str | None = None
@@ -65,13 +66,16 @@ class DataConfig:
     split: str = "train"
     """Which split of a ``datasets`` folder or hub dataset is read."""
     columns: dict[str, str] = field(default_factory=dict)
-    """Renames: the name that rlhf knows (prompt, completion, chosen, rejected, messages, margin) to the name in your file."""
+    """Renames: the name that rlhf knows (prompt, completion, chosen, rejected, messages, margin) to the name in your
+    file."""
     held_out_fraction: float = 0.1
-    """Share of the prompts kept out of training for evaluation; the split is by prompt, so no prompt is on both sides."""
+    """Share of the prompts kept out of training for evaluation; the split is by prompt, so no prompt is on both
+    sides."""
     max_prompt_length: int = 256
     """Longest prompt in tokens. Longer prompts are handled as ``long_prompts`` says."""
     max_response_length: int = 256
-    """Longest response in tokens, end token included, in training data. A longer one is set aside and counted, never cut."""
+    """Longest response in tokens, end token included, in training data. A longer one is set aside and counted, never
+    cut."""
     long_prompts: Literal["drop", "truncate_left", "error"] = "drop"
     """What happens to a longer prompt: set aside and counted, cut at its beginning and counted, or refused."""
     bad_rows: Literal["skip", "error"] = "skip"
@@ -129,8 +133,8 @@ class RewardConfig:
     init: str | None = None
     """Model folder to start from; without it the SFT stage's model of the same run, or ``model`` when there is none."""
     scorer: str | None = None
-    """Score with this instead of a trained model: a Python function ``package.module:function`` or ``file.py:function`` that takes lists of prompts
-    and responses and returns a list of floats."""
+    """Score with this instead of a trained model: a Python function ``package.module:function`` or ``file.py:function``
+    that takes lists of prompts and responses and returns a list of floats."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,7 +192,8 @@ class RolloutConfig:
     tensor_parallel: int = 1
     """GPUs per engine."""
     temperature: float = 1.0
-    """Sampling temperature; the trainer's log-probabilities use the same. Sampling is otherwise untouched (no top-p, top-k or penalties)."""
+    """Sampling temperature; the trainer's log-probabilities use the same. Sampling is otherwise untouched (no top-p,
+    top-k or penalties)."""
     max_response_length: int = 256
     """Longest response in tokens, end token included."""
     block_size: int = 32
@@ -212,7 +217,8 @@ class RoleConfig:
     offload: bool = False
     """Keep optimizer states (and for stage 3 the parameters) in host memory."""
     micro_batch_tokens: int = 2048
-    """Token budget of one packed forward pass; sequences are packed into it without padding. At least one full sequence."""
+    """Token budget of one packed forward pass; sequences are packed into it without padding. At least one full
+    sequence."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,8 +226,9 @@ class PlacementConfig:
     """Which role gets which processes and GPUs."""
 
     strategy: Literal["auto", "colocated", "separate"] = "auto"
-    """``colocated``: all roles share every GPU, vLLM sleeps while training, weights move by CUDA IPC. ``separate``: each role owns its GPUs,
-    weights move by NCCL. ``auto``: separate when there are GPUs enough, otherwise colocated. Without GPUs all are CPU processes."""
+    """``colocated``: all roles share every GPU, vLLM sleeps while training, weights move by CUDA IPC. ``separate``:
+    each role owns its GPUs, weights move by NCCL. ``auto``: separate when there are GPUs enough, otherwise colocated.
+    Without GPUs all are CPU processes."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """``auto`` takes GPUs when the machine or cluster has them."""
     policy: RoleConfig = field(default_factory=RoleConfig)
@@ -235,7 +242,8 @@ class PlacementConfig:
     threads_per_rank: int = 1
     """CPU threads of each process when it computes on the CPU; more than the cores have to give slows everything."""
     ray_address: str | None = None
-    """Address of a running Ray cluster, or ``auto`` to find it; without it a Ray of this machine's own is started, listening on 127.0.0.1."""
+    """Address of a running Ray cluster, or ``auto`` to find it; without it a Ray of this machine's own is started,
+    listening on 127.0.0.1."""
     start_timeout_seconds: float = 600.0
     """Deadline for all actors to be placed and loaded."""
     phase_timeout_seconds: float = 1800.0
@@ -244,18 +252,23 @@ class PlacementConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CanaryConfig:
-    """Limits of the numbers that must hold on every run; outside them the run stops and says which one, by how much and why it may be."""
+    """Limits of the numbers that must hold on every run; outside them the run stops and says which one, by how much and
+    why it may be."""
 
     ratio_tolerance: float | None = None
-    """First pass over fresh rollouts: |mean ratio − 1| and approximate KL stay under this. Default 1e-4 in float32, 0.02 in bfloat16."""
+    """First pass over fresh rollouts: |mean ratio − 1| and approximate KL stay under this. Default 1e-4 in float32,
+    0.02 in bfloat16."""
     clipfrac_limit: float = 0.0
     """First pass over fresh rollouts: share of tokens whose ratio is clipped, at most."""
     step0_kl_limit: float | None = None
-    """KL to the reference before the first update, in nats a token, at most in size. Default 1e-4 in float32, 0.02 in bfloat16."""
+    """KL to the reference before the first update, in nats a token, at most in size. Default 1e-4 in float32, 0.02 in
+    bfloat16."""
     logprob_gap_limit: float | None = None
-    """Mean |log-probability by the trainer − by the engine| over response tokens, on every step. Default 1e-4 in float32, 0.05 in bfloat16."""
+    """Mean |log-probability by the trainer − by the engine| over response tokens, on every step. Default 1e-4 in
+    float32, 0.05 in bfloat16."""
     min_kl: float = -1.0
-    """Mean sequence KL to the reference in nats, at least: a negative value means that sampling and log-probabilities disagree."""
+    """Mean sequence KL to the reference in nats, at least: a negative value means that sampling and log-probabilities
+    disagree."""
     max_kl: float | None = None
     """Mean sequence KL to the reference in nats, at most: the recipe's cap. None leaves it open."""
 
@@ -280,11 +293,12 @@ class TrackingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """The comparison at the end of ``rlhf pipeline``: the same held-out prompts answered by the SFT model and by the policy."""
+    """The comparison at the end of ``rlhf pipeline``: the same held-out prompts answered by the SFT model and by the
+    policy."""
 
     scorer: str | None = None
-    """Quality judge: ``package.module:function`` or ``file.py:function``, taking lists of prompts and responses and returning floats. Without it the reward
-    model judges, and that is said."""
+    """Quality judge: ``package.module:function`` or ``file.py:function``, taking lists of prompts and responses and
+    returning floats. Without it the reward model judges, and that is said."""
     prompts: int = 200
     """Held-out prompts answered by each side."""
     show: int = 3

@@ -1,0 +1,109 @@
+"""What each number of a recipe may be by itself. How numbers must fit together is in ``validate``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+from rlhf.config import schema
+from rlhf.config.keys import join
+from rlhf.errors import UserError
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A condition on one number, and the same in words."""
+
+    text: str
+    holds: Callable[[float], bool]
+
+
+POSITIVE = Limit("above 0", lambda x: x > 0)
+NOT_NEGATIVE = Limit("at least 0", lambda x: x >= 0)
+NOT_POSITIVE = Limit("at most 0", lambda x: x <= 0)
+COUNT = Limit("at least 1", lambda x: x >= 1)
+OPEN_UNIT = Limit("between 0 and 1, both excluded", lambda x: 0 < x < 1)
+CLOSED_UNIT = Limit("from 0 to 1", lambda x: 0 <= x <= 1)
+BELOW_ONE = Limit("from 0 to below 1", lambda x: 0 <= x < 1)
+SHARE = Limit("above 0, at most 1", lambda x: 0 < x <= 1)
+SEED = Limit("from 0 to 4294967295", lambda x: 0 <= x < 2**32)
+BYTE_ALPHABET = Limit("at least 258", lambda x: x >= 258)  # 256 bytes, the pad token and the end token
+
+LIMITS: dict[type, dict[str, Limit]] = {
+    schema.Recipe: {"seed": SEED},
+    schema.ScratchConfig: {
+        "hidden_size": COUNT,
+        "layers": COUNT,
+        "heads": COUNT,
+        "intermediate_size": COUNT,
+        "vocab_size": BYTE_ALPHABET,
+        "max_length": COUNT,
+    },
+    schema.DataConfig: {
+        "held_out_fraction": BELOW_ONE,
+        "max_prompt_length": COUNT,
+        "max_response_length": COUNT,
+        "max_rows": COUNT,
+    },
+    schema.OptimizerConfig: {
+        "lr": POSITIVE,
+        "warmup_steps": NOT_NEGATIVE,
+        "betas": BELOW_ONE,
+        "eps": POSITIVE,
+        "weight_decay": NOT_NEGATIVE,
+        "max_grad_norm": NOT_NEGATIVE,
+    },
+    schema.SFTConfig: {"epochs": COUNT, "batch_size": COUNT, "eval_every": COUNT},
+    schema.RewardConfig: {"epochs": COUNT, "batch_size": COUNT, "eval_every": COUNT},
+    schema.AlgorithmConfig: {
+        "kl_coef": NOT_NEGATIVE,
+        "clip_range": OPEN_UNIT,
+        "value_clip_range": OPEN_UNIT,
+        "gamma": CLOSED_UNIT,
+        "lam": CLOSED_UNIT,
+        "missing_eos_penalty": NOT_NEGATIVE,
+        "epochs": COUNT,
+        "minibatches": COUNT,
+        "critic_warmup_steps": NOT_NEGATIVE,
+    },
+    schema.PPOConfig: {"steps": COUNT, "batch_size": COUNT, "samples_per_prompt": COUNT},
+    schema.RolloutConfig: {
+        "engines": COUNT,
+        "tensor_parallel": COUNT,
+        "temperature": POSITIVE,
+        "max_response_length": COUNT,
+        "block_size": COUNT,
+        "memory_gib": POSITIVE,
+        "gpu_memory_fraction": SHARE,
+    },
+    schema.RoleConfig: {"ranks": COUNT, "micro_batch_tokens": COUNT},
+    schema.PlacementConfig: {
+        "threads_per_rank": COUNT,
+        "start_timeout_seconds": POSITIVE,
+        "phase_timeout_seconds": POSITIVE,
+    },
+    schema.CanaryConfig: {
+        "ratio_tolerance": POSITIVE,
+        "clipfrac_limit": CLOSED_UNIT,
+        "step0_kl_limit": POSITIVE,
+        "logprob_gap_limit": POSITIVE,
+        "min_kl": NOT_POSITIVE,
+        "max_kl": POSITIVE,
+    },
+    schema.TrackingConfig: {"samples_per_step": NOT_NEGATIVE},
+    schema.EvaluationConfig: {"prompts": COUNT, "show": NOT_NEGATIVE},
+}
+
+
+def out_of_limits(section: Any, prefix: str = "") -> Iterator[UserError]:
+    """One error for each number of the section, and of the sections inside it, that is impossible by itself."""
+    limits = LIMITS.get(type(section), {})
+    for field in fields(section):
+        value, key = getattr(section, field.name), join(prefix, field.name)
+        if is_dataclass(value):
+            yield from out_of_limits(value, key)
+        elif value is not None and field.name in limits:
+            limit = limits[field.name]
+            if not all(limit.holds(number) for number in (value if isinstance(value, tuple) else (value,))):
+                yield UserError(f"{key} = {value} is out of range", fix=f"choose a value {limit.text}")

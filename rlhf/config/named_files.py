@@ -1,0 +1,109 @@
+"""Names, paths and functions that a recipe refers to: checked before anything starts, without importing any of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rlhf.config.schema import Recipe
+from rlhf.errors import UserError
+
+HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+DATA_FILE = re.compile(r".+\.(jsonl|json|parquet|csv|txt)(\.\w+)?", re.IGNORECASE)
+"""A file's name by its ending; a hub name such as ``Qwen/Qwen2.5-0.5B`` has dots, but none of these endings."""
+STAGE_DATA = {"sft": "demonstrations", "reward": "preferences", "ppo": "prompts"}
+"""Stage → its own key in ``data``."""
+SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+MODULE_SPEC = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+SCORER_FIX = "write package.module:function or file.py:function, for example examples/travel/guideline.py:quality"
+
+
+def check_name(recipe: Recipe) -> Iterator[UserError]:
+    """The run's name becomes a folder: no separators, no hidden or empty name."""
+    if not SAFE_NAME.fullmatch(recipe.name):
+        yield UserError(
+            f"name = {recipe.name!r} cannot be a folder's name",
+            "a run's files go to <runs_dir>/<name>",
+            "use up to 100 letters, digits, dots, dashes and underscores, beginning with a letter or digit",
+        )
+    if not recipe.runs_dir or _exists(recipe.runs_dir, file=True):
+        yield UserError(f"runs_dir = {recipe.runs_dir!r} is not a folder", fix="name a folder; a missing one is made")
+
+
+def check_data(recipe: Recipe, stages: Sequence[str]) -> Iterator[UserError]:
+    """Every stage has data, and what looks like a file is there."""
+    paths: dict[str, str] = {}
+    for stage in stages:
+        own = f"data.{STAGE_DATA[stage]}"
+        if path := getattr(recipe.data, STAGE_DATA[stage]):
+            paths[own] = path
+        elif recipe.data.path:
+            paths["data.path"] = recipe.data.path
+        else:
+            yield UserError(
+                f"the {stage} stage has no data",
+                f"neither {own} nor data.path is set",
+                f"add {own}=<file, folder or hub name>, or data.path=<...> for all stages",
+            )
+    for key, path in paths.items():
+        yield from _missing(key, path)
+
+
+def check_models(recipe: Recipe, stages: Sequence[str]) -> Iterator[UserError]:
+    """One source for the model, and the folders that the stages start from are there."""
+    if (recipe.model.path is None) == (recipe.model.scratch is None):
+        given = "neither is" if recipe.model.path is None else "both are"
+        yield UserError(
+            f"exactly one of model.path and model.scratch is needed: {given} given",
+            fix="model.path=<folder or hub name> to load a model, model.scratch={} to make one; null for the other",
+        )
+    paths = {"model.path": recipe.model.path}
+    if "reward" in stages:
+        paths["reward.init"] = recipe.reward.init
+    if "ppo" in stages:
+        paths |= {"ppo.policy_init": recipe.ppo.policy_init, "ppo.reward_init": recipe.ppo.reward_init}
+    for key, path in paths.items():
+        if path is not None:
+            yield from _missing(key, path)
+    template = recipe.model.chat_template
+    if template is not None and not _exists(template, file=True):
+        yield UserError(f"model.chat_template = {template!r}: there is no such file", fix="name a Jinja file")
+
+
+def check_scorer(key: str, spec: str) -> Iterator[UserError]:
+    """A scorer is ``package.module:function`` or ``file.py:function``, and the file is there."""
+    source, colon, function = spec.rpartition(":")
+    if not colon or not function.isidentifier():
+        yield UserError(f"{key} = {spec!r} does not name a function", fix=SCORER_FIX)
+    elif source.endswith(".py"):
+        if not _exists(source, file=True):
+            yield UserError(f"{key} = {spec!r}: there is no file {source}", fix=_from_here())
+    elif not MODULE_SPEC.fullmatch(source):
+        yield UserError(f"{key} = {spec!r} names neither a module nor a Python file", fix=SCORER_FIX)
+
+
+def _missing(key: str, path: str) -> Iterator[UserError]:
+    if not path:
+        yield UserError(f"{key} is empty", fix=f"{key}=<file, folder or hub name>, or {key}=null to leave it out")
+    elif _looks_local(path) and not _exists(path):
+        yield UserError(f"{key} = {path!r}: there is no such file or folder", fix=_from_here())
+
+
+def _looks_local(path: str) -> bool:
+    """Whether a name can only be meant as a path: no hub name, a data file's ending, or in a folder that is here."""
+    if not HUB_NAME.fullmatch(path) or DATA_FILE.fullmatch(path):
+        return True
+    return "/" in path and _exists(path.partition("/")[0])
+
+
+def _exists(path: str, file: bool = False) -> bool:
+    try:
+        place = Path(path).expanduser()
+        return place.is_file() if file else place.exists()
+    except (OSError, ValueError, RuntimeError):  # too long for the file system, a null character, an unknown ~user
+        return False
+
+
+def _from_here() -> str:
+    return f"check the path; relative paths start at the folder that the command runs in, {Path.cwd()}"

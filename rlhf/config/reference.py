@@ -1,0 +1,131 @@
+"""Writes ``docs/configuration.md`` from the schema: ``python -m rlhf.config.reference``."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+from dataclasses import MISSING, Field, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from rlhf.config.keys import describe, join, section_of, sections, types_of
+from rlhf.config.limits import LIMITS
+from rlhf.config.schema import Recipe
+
+PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
+
+INTRODUCTION = """\
+# Configuration
+
+<!-- Generated from rlhf/config/schema.py by `python -m rlhf.config.reference`; change the fields there. -->
+
+A recipe is one YAML file. Only `name`, the model and the data have no default; `recipes/` holds files to start from.
+On the command line `key.path=value` changes any key for one run, for example
+
+    rlhf ppo recipes/quickstart.yaml ppo.steps=50 placement.policy.ranks=2
+
+A key that does not exist, a value of the wrong type and a combination that cannot work are refused before anything
+starts. The resolved recipe, defaults included, is kept as `config.yaml` in the run's folder.
+"""
+
+
+@dataclass(frozen=True)
+class Block:
+    """One section of the page: a dataclass, and the dotted prefixes under which it stands in a recipe."""
+
+    section: type
+    prefixes: tuple[str, ...]
+    defaults: tuple[Any, ...]
+    """The default instance under each prefix; ``None`` where the recipe has none."""
+    purposes: tuple[str, ...]
+    """What the section is for under each prefix, from the field that holds it; may be empty."""
+
+
+def render() -> str:
+    """The page in Markdown."""
+    page = "\n".join([INTRODUCTION, *(_render_block(block) for block in _blocks())])
+    return page.replace("\n\n\n", "\n\n")
+
+
+def _blocks() -> list[Block]:
+    """Sections in the schema's order; one that stands in several places, such as the optimizer, comes once."""
+    places: dict[type, list[str]] = {}
+    purposes: dict[str, str] = {}
+    for prefix, section in sections():
+        places.setdefault(section, []).append(prefix)
+        purposes |= {join(prefix, name): text for name, text in field_docs(section).items()}
+    return [
+        Block(
+            section=section,
+            prefixes=tuple(prefixes),
+            defaults=tuple(_default_at(prefix) for prefix in prefixes),
+            purposes=tuple(purposes.get(prefix, "") for prefix in prefixes),
+        )
+        for section, prefixes in places.items()
+    ]
+
+
+def _default_at(prefix: str) -> Any:
+    instance: Any = Recipe(name="")
+    for part in prefix.split(".") if prefix else ():
+        instance = getattr(instance, part)
+    return instance
+
+
+def _render_block(block: Block) -> str:
+    described = field_docs(block.section)
+    lines = [f"## {_heading(block)}", "", _one_line(inspect.getdoc(block.section) or ""), ""]
+    lines += [f"- `{prefix}`: {text}" for prefix, text in zip(block.prefixes, block.purposes, strict=True) if text]
+    lines += ["", "| key | what | default | limits | meaning |", "|---|---|---|---|---|"]
+    for field in fields(block.section):
+        kind = types_of(block.section)[field.name]
+        if section_of(kind) is not None:
+            continue
+        limit = LIMITS.get(block.section, {}).get(field.name)
+        cells = [f"`{_key(block, field.name)}`", describe(kind), _default(block, field)]
+        cells += [limit.text if limit else "", described[field.name]]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _heading(block: Block) -> str:
+    return ", ".join(f"`{prefix}`" for prefix in block.prefixes) if block.prefixes != ("",) else "Top level"
+
+
+def _key(block: Block, name: str) -> str:
+    """The dotted key; the common end of it where the section stands in several places."""
+    return join(block.prefixes[0], name) if len(block.prefixes) == 1 else f"….{name}"
+
+
+def _default(block: Block, field: Field[Any]) -> str:
+    if field.default is MISSING and field.default_factory is MISSING:
+        return "required"
+    instances = [block.section() if default is None else default for default in block.defaults]
+    shown = [f"`{json.dumps(getattr(instance, field.name))}`" for instance in instances]
+    if len(set(shown)) == 1:
+        return shown[0]
+    return ", ".join(f"{value} in `{prefix}`" for value, prefix in zip(shown, block.prefixes, strict=True))
+
+
+def field_docs(section: type) -> dict[str, str]:
+    """Field name → the docstring under it, for the fields that have one."""
+    body = ast.parse(inspect.getsource(section)).body[0].body
+    return {
+        field.target.id: _one_line(text.value.value)
+        for field, text in zip(body, body[1:], strict=False)
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)
+    }
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.replace("``", "`").split())
+
+
+def main() -> None:
+    """Write the page."""
+    PAGE.write_text(render(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""A recipe's text before it is typed: the YAML file, the overrides laid over it, and where each key was written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rlhf.config.problems import raise_all
+from rlhf.errors import UserError
+
+OVERRIDE_FIX = "write key.path=value, for example ppo.steps=50"
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader with two repairs: a key given twice is refused, and an impossible value has a place."""
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen: set[tuple[str, str]] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if (key.tag, key.value) in seen:
+                raise yaml.composer.ComposerError(None, None, f"{key.value!r} is set twice", key.start_mark)
+            seen.add((key.tag, key.value))
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        # PyYAML lets the exceptions of int(), date() and its own lookups through for values such as 2024-13-45.
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError, AttributeError, TypeError, OverflowError) as error:
+            raise yaml.constructor.ConstructorError(None, None, f"impossible value: {error}", node.start_mark) from None
+
+
+@dataclass(frozen=True)
+class Source:
+    """Untyped settings of one run.
+
+    ``settings`` is the file's mapping with the overrides laid over it; ``root`` is the parsed file, which knows lines;
+    ``overridden`` are the keys that the command line set.
+    """
+
+    file: str
+    root: yaml.Node
+    settings: dict[Any, Any]
+    overridden: tuple[str, ...]
+
+    def place(self, key: str) -> str:
+        """Where a dotted key was written: ``file:line``, or the command line."""
+        if any(f"{key}.".startswith(f"{given}.") for given in self.overridden):
+            return "command line"
+        if line := _line(self.root, key.split(".")):
+            return f"{self.file}:{line}"
+        made = any(given.startswith(f"{key}.") for given in self.overridden)  # a section that only an override names
+        return "command line" if made else self.file
+
+
+def read_source(path: str | Path, overrides: Sequence[str]) -> Source:
+    """Read a recipe and lay ``key.path=value`` overrides over it, the later over the earlier.
+
+    Raises:
+        UserError: the file cannot be read or is not a YAML mapping, or overrides are malformed (all of them are named).
+    """
+    root, settings = _parse_file(path)
+    problems: list[UserError] = []
+    given: list[str] = []
+    for override in overrides:
+        try:
+            key, value = _parse_override(override)
+            settings = _set(settings, key.split("."), value, override)
+            given.append(key)
+        except UserError as problem:
+            problems.append(problem)
+    raise_all(problems, "command line")
+    return Source(file=str(path), root=root, settings=settings, overridden=tuple(given))
+
+
+def _parse_file(path: str | Path) -> tuple[yaml.Node, dict[Any, Any]]:
+    try:
+        root, settings = _parse(_read_text(path))
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}{_position(error)}: not valid YAML: {_reason(error)}") from None
+    if root is None or settings is None:
+        raise UserError(f"{path} is empty", fix="start from one of the files in recipes/")
+    if not isinstance(settings, dict):
+        raise UserError(
+            f"{path} holds {type(settings).__name__} at the top, not a mapping",
+            fix="write one `key: value` a line, as the files in recipes/ do",
+        )
+    return root, settings
+
+
+def _read_text(path: str | Path) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"there is no recipe at {path}", fix=_recipes_beside(Path(path))) from None
+    except IsADirectoryError:
+        raise UserError(f"{path} is a folder, not a recipe", fix=_recipes_beside(Path(path) / "x")) from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not text: {error.reason} at byte {error.start}", fix="save it as UTF-8") from None
+    except (OSError, ValueError) as error:  # ValueError: a null character in the path
+        raise UserError(f"cannot read {path}: {error}") from None
+
+
+def _recipes_beside(path: Path) -> str:
+    try:
+        found = sorted(neighbour.name for neighbour in path.parent.glob("*.y*ml"))
+    except (OSError, ValueError):
+        found = []
+    return (
+        f"recipes in that folder: {', '.join(found[:8])}"
+        if found
+        else "check the path; shipped recipes are in recipes/"
+    )
+
+
+def _parse(text: str) -> tuple[yaml.Node | None, Any]:
+    loader = None
+    try:
+        loader = _Loader(text)
+        root = loader.get_single_node()
+        return root, None if root is None else loader.construct_document(root)
+    except RecursionError:
+        raise yaml.YAMLError("nested too deeply") from None
+    finally:
+        if loader is not None:
+            loader.dispose()
+
+
+def _position(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    return f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+
+
+def _reason(error: yaml.YAMLError) -> str:
+    return getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
+
+
+def _parse_override(override: str) -> tuple[str, Any]:
+    key, equals, text = override.partition("=")
+    if not equals or not all(part.strip() == part and part for part in key.split(".")):
+        raise UserError(f"command line: cannot read the override {override!r}", fix=OVERRIDE_FIX)
+    try:
+        return key, _parse(text)[1]
+    except yaml.YAMLError as error:
+        raise UserError(
+            f"command line: the value of {override!r} is not valid YAML: {_reason(error)}",
+            fix="put a value with special characters in double quotes inside single ones: '" + key + '="value"\'',
+        ) from None
+
+
+def _set(settings: dict[Any, Any], parts: list[str], value: Any, override: str) -> dict[Any, Any]:
+    """A copy with one key set. A copy, because YAML anchors let two sections share one mapping."""
+    head, *rest = parts
+    if not rest:
+        return {**settings, head: value}
+    inner = settings.get(head)
+    if inner is not None and not isinstance(inner, dict):
+        raise UserError(f"command line: cannot apply {override!r}", f"{head} is a single value, not a section")
+    return {**settings, head: _set(inner or {}, rest, value, override)}
+
+
+def _line(node: yaml.Node, parts: list[str]) -> int | None:
+    """Line of a key in the file, or ``None`` when the file does not have it."""
+    if not isinstance(node, yaml.MappingNode):
+        return None
+    head, *rest = parts
+    for key, value in node.value:
+        if key.value == head:
+            return _line(value, rest) if rest else key.start_mark.line + 1
+    return None

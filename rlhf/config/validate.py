@@ -1,0 +1,219 @@
+"""Refuse, before anything starts, a recipe that cannot work: all problems at once, each with a reason and a way out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from rlhf.config.limits import out_of_limits
+from rlhf.config.machine import Machine, Stage, check_devices
+from rlhf.config.named_files import check_data, check_models, check_name, check_scorer
+from rlhf.config.problems import raise_all
+from rlhf.config.schema import OptimizerConfig, Recipe, RoleConfig
+from rlhf.errors import UserError
+
+ENGINE_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256)
+"""Widths of an attention head for which vLLM has a CPU kernel; another one fails when the engine first runs."""
+
+
+def validate(recipe: Recipe, stage: Stage, machine: Machine) -> None:
+    """Check a recipe for one stage, or for a whole pipeline, against a machine.
+
+    Each value is judged by itself first; how values fit together is judged once each of them is possible.
+
+    Raises:
+        UserError: lists every problem found.
+    """
+    stages = stages_of(recipe, stage)
+    impossible = list(out_of_limits(recipe))
+    problems = [*impossible, *check_name(recipe), *check_models(recipe, stages), *check_data(recipe, stages)]
+    problems += _scorers(recipe, stage)
+    if not impossible:
+        problems += [*_scratch(recipe), *_lengths(recipe, stages, machine), *_roles(recipe, stages)]
+        problems += [*_batches(recipe, stages), *_schedules(recipe, stages), *_evaluation(recipe, stage)]
+        problems += check_devices(recipe, stage, machine)
+    raise_all(problems, f"the recipe {recipe.name!r} cannot run `{stage}`")
+
+
+def stages_of(recipe: Recipe, stage: Stage) -> tuple[str, ...]:
+    """The stages that a command runs: a pipeline runs all three, without the reward stage when a function scores."""
+    if stage != "pipeline":
+        return (stage,)
+    return ("sft", "reward", "ppo") if recipe.reward.scorer is None else ("sft", "ppo")
+
+
+def critic_updates(recipe: Recipe) -> int:
+    """Optimizer updates of the critic in a PPO run."""
+    return recipe.ppo.steps * recipe.algorithm.epochs * recipe.algorithm.minibatches
+
+
+def policy_updates(recipe: Recipe) -> int:
+    """Optimizer updates of the policy in a PPO run: it rests while only the critic learns."""
+    learning_steps = recipe.ppo.steps - recipe.algorithm.critic_warmup_steps
+    return learning_steps * recipe.algorithm.epochs * recipe.algorithm.minibatches
+
+
+def check_schedule(optimizer: OptimizerConfig, total_updates: int, key: str) -> None:
+    """Refuse a warm-up that the run ends in, where the peak rate would never be used.
+
+    Args:
+        optimizer: the schedule.
+        total_updates: optimizer updates of the whole run.
+        key: dotted key of the optimizer, for the message.
+    """
+    if optimizer.warmup_steps >= total_updates:
+        raise UserError(
+            f"{key}.warmup_steps = {optimizer.warmup_steps} is not shorter than the run of {total_updates} updates",
+            "the learning rate would still be rising when the run ends",
+            f"{key}.warmup_steps={total_updates // 10}, or train for longer",
+        )
+
+
+def _scorers(recipe: Recipe, stage: Stage) -> Iterator[UserError]:
+    scorer, judge = recipe.reward.scorer, recipe.evaluation.scorer
+    if scorer is not None and stage == "reward":
+        yield UserError(
+            f"reward.scorer = {scorer!r} leaves the reward stage nothing to train",
+            "the function scores in place of a reward model",
+            "run `rlhf ppo` with it, or reward.scorer=null to train a reward model",
+        )
+    elif scorer is not None and stage in ("ppo", "pipeline"):
+        yield from check_scorer("reward.scorer", scorer)
+    if judge is not None and stage == "pipeline":
+        yield from check_scorer("evaluation.scorer", judge)
+
+
+def _scratch(recipe: Recipe) -> Iterator[UserError]:
+    scratch = recipe.model.scratch
+    if scratch is None:
+        return
+    width, remainder = divmod(scratch.hidden_size, scratch.heads)
+    shape = f"model.scratch.hidden_size = {scratch.hidden_size} over model.scratch.heads = {scratch.heads}"
+    if remainder:
+        yield UserError(f"{shape} is not a whole number", "each head takes an equal share", _scratch_fix(scratch.heads))
+    elif width not in ENGINE_HEAD_SIZES:
+        sizes = ", ".join(map(str, ENGINE_HEAD_SIZES))
+        why = f"vLLM's attention takes heads {sizes} wide"
+        yield UserError(f"{shape} makes heads {width} wide", why, _scratch_fix(scratch.heads))
+    gpus = recipe.rollout.tensor_parallel
+    if scratch.heads % gpus:
+        yield UserError(
+            f"model.scratch.heads = {scratch.heads} is not divisible by rollout.tensor_parallel = {gpus}",
+            "an engine shares the heads out over its GPUs",
+            "rollout.tensor_parallel=1",
+        )
+
+
+def _scratch_fix(heads: int) -> str:
+    return f"for example model.scratch.hidden_size={32 * heads} with {heads} heads, which are then 32 wide"
+
+
+def _longest(recipe: Recipe, stage: str) -> tuple[str, int]:
+    """The longest sequence of a stage in tokens, with the keys that make it."""
+    prompt = recipe.data.max_prompt_length
+    key, response = ("data.max_response_length", recipe.data.max_response_length)
+    if stage == "ppo":
+        key, response = ("rollout.max_response_length", recipe.rollout.max_response_length)
+    return f"data.max_prompt_length + {key} = {prompt} + {response}", prompt + response
+
+
+def _lengths(recipe: Recipe, stages: tuple[str, ...], machine: Machine) -> Iterator[UserError]:
+    scratch = recipe.model.scratch
+    context = scratch.max_length if scratch else machine.context_length
+    if context is None:
+        return
+    or_longer = ", or model.scratch.max_length={}" if scratch else ""
+    for keys, length in dict.fromkeys(_longest(recipe, stage) for stage in stages):
+        if length > context:
+            yield UserError(
+                f"{keys} = {length} tokens exceed the model's context of {context}",
+                "a sequence would not fit into the model",
+                f"lower the two lengths to {context} together{or_longer.format(length)}",
+            )
+
+
+def _roles(recipe: Recipe, stages: tuple[str, ...]) -> Iterator[UserError]:
+    for name, roles_stages in _stages_by_role(recipe, stages).items():
+        role: RoleConfig = getattr(recipe.placement, name)
+        keys, longest = max((_longest(recipe, stage) for stage in roles_stages), key=lambda pair: pair[1])
+        if role.micro_batch_tokens < longest:
+            yield UserError(
+                f"placement.{name}.micro_batch_tokens = {role.micro_batch_tokens} is less than the longest sequence, "
+                f"{keys} = {longest} tokens",
+                "a sequence is never split over two passes",
+                f"placement.{name}.micro_batch_tokens={longest} or more, if the memory allows it",
+            )
+        if role.offload and role.zero_stage == 0:
+            yield UserError(
+                f"placement.{name}.offload needs ZeRO, and placement.{name}.zero_stage is 0",
+                "DeepSpeed moves to host memory only what ZeRO manages",
+                f"placement.{name}.zero_stage=1 or higher, or placement.{name}.offload=false",
+            )
+
+
+def _stages_by_role(recipe: Recipe, stages: tuple[str, ...]) -> dict[str, list[str]]:
+    """Role → the stages in which it computes."""
+    ppo_roles = ["policy", "critic", "reference"] + (["reward"] if recipe.reward.scorer is None else [])
+    members = {"sft": ["policy"], "reward": ["reward"], "ppo": ppo_roles}
+    roles = dict.fromkeys(role for stage in stages for role in members[stage])
+    return {role: [stage for stage in stages if role in members[stage]] for role in roles}
+
+
+def _batches(recipe: Recipe, stages: tuple[str, ...]) -> Iterator[UserError]:
+    place, algorithm = recipe.placement, recipe.algorithm
+    if "sft" in stages:
+        divisors = {"placement.policy.ranks": place.policy.ranks}
+        yield from _uneven("sft.batch_size", recipe.sft.batch_size, divisors)
+    if "reward" in stages:
+        divisors = {"placement.reward.ranks": place.reward.ranks}
+        yield from _uneven("reward.batch_size", recipe.reward.batch_size, divisors)
+    if "ppo" in stages:
+        divisors = {
+            "ppo.samples_per_prompt": recipe.ppo.samples_per_prompt,
+            "algorithm.minibatches": algorithm.minibatches,
+            "algorithm.minibatches * placement.policy.ranks": algorithm.minibatches * place.policy.ranks,
+            "algorithm.minibatches * placement.critic.ranks": algorithm.minibatches * place.critic.ranks,
+        }
+        yield from _uneven("ppo.batch_size", recipe.ppo.batch_size, divisors)
+
+
+def _uneven(key: str, size: int, divisors: dict[str, int]) -> Iterator[UserError]:
+    """A batch that cannot be shared out evenly, with the nearest sizes that satisfy all divisors together."""
+    by_value = {divisor: name for name, divisor in reversed(divisors.items())}  # the simplest name of equal divisors
+    broken = [f"{name} = {divisor}" for divisor, name in reversed(by_value.items()) if size % divisor]
+    if not broken:
+        return
+    step = math.lcm(*divisors.values())
+    below = size // step * step
+    fitting = [f"{key}={fit}" for fit in (below, below + step) if fit]
+    why = "every rank gets the same number of samples in every update"
+    yield UserError(f"{key} = {size} is not divisible by {', '.join(broken)}", why, " or ".join(fitting))
+
+
+def _schedules(recipe: Recipe, stages: tuple[str, ...]) -> Iterator[UserError]:
+    if "ppo" not in stages:
+        return  # updates of the other stages depend on the number of rows: checked when these are read
+    warmup, steps = recipe.algorithm.critic_warmup_steps, recipe.ppo.steps
+    schedules = [("ppo.critic_optimizer", recipe.ppo.critic_optimizer, critic_updates(recipe))]
+    if warmup < steps:
+        schedules.append(("ppo.optimizer", recipe.ppo.optimizer, policy_updates(recipe)))
+    else:
+        yield UserError(
+            f"algorithm.critic_warmup_steps = {warmup} leaves the policy none of the run's ppo.steps = {steps}",
+            "the policy rests while only the critic learns",
+            "a few steps are enough: algorithm.critic_warmup_steps=0 or more ppo.steps",
+        )
+    for key, optimizer, updates in schedules:
+        try:
+            check_schedule(optimizer, updates, key)
+        except UserError as problem:
+            yield problem
+
+
+def _evaluation(recipe: Recipe, stage: Stage) -> Iterator[UserError]:
+    if stage == "pipeline" and recipe.data.held_out_fraction == 0:
+        yield UserError(
+            "data.held_out_fraction = 0 leaves nothing to evaluate on",
+            "the pipeline compares SFT model and policy on prompts that neither was trained on",
+            "data.held_out_fraction=0.1",
+        )

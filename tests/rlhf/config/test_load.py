@@ -1,0 +1,250 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from rlhf.config.keys import all_keys
+from rlhf.config.load import load_recipe, recipe_digest, to_yaml
+from rlhf.config.schema import ModelConfig, OptimizerConfig, Recipe, RoleConfig, ScratchConfig
+from rlhf.errors import UserError
+
+
+@pytest.fixture
+def load(tmp_path: Path):
+    def _load(text: str, *overrides: str) -> Recipe:
+        path = tmp_path / "run.yaml"
+        path.write_text(text, encoding="utf-8")
+        return load_recipe(path, overrides)
+
+    return _load
+
+
+@pytest.fixture
+def refused(load):
+    def _refused(text: str, *overrides: str) -> str:
+        with pytest.raises(UserError) as error:
+            load(text, *overrides)
+        return str(error.value)
+
+    return _refused
+
+
+def test_defaults(load):
+    assert load("name: a\n") == Recipe(name="a")
+
+
+def test_values_of_every_kind(load):
+    recipe = load(
+        "name: a\n"
+        "model: {scratch: {layers: 2}, dtype: bfloat16}\n"
+        "data: {columns: {chosen: better}, max_rows: 7, held_out_fraction: 0}\n"
+        "ppo: {optimizer: {betas: [0, 0.5]}}\n"
+        "placement: {policy: {zero_stage: 3, offload: true}}\n"
+        "tracking: {tags: [x, y]}\n"
+        "algorithm: {missing_eos_penalty: null}\n"
+    )
+    assert recipe.model == ModelConfig(scratch=ScratchConfig(layers=2), dtype="bfloat16")
+    assert recipe.data.columns == {"chosen": "better"} and recipe.data.max_rows == 7
+    assert recipe.data.held_out_fraction == 0.0 and type(recipe.data.held_out_fraction) is float
+    assert recipe.ppo.optimizer.betas == (0.0, 0.5)
+    assert recipe.placement.policy == RoleConfig(zero_stage=3, offload=True)
+    assert recipe.tracking.tags == ("x", "y")
+    assert recipe.algorithm.missing_eos_penalty is None
+
+
+def test_a_parents_own_defaults_survive_a_partly_given_section(load):
+    recipe = load("name: a\nppo: {optimizer: {warmup_steps: 5}, critic_optimizer: {eps: 1e-8}}\n")
+    assert recipe.ppo.optimizer == OptimizerConfig(lr=1e-6, warmup_steps=5)
+    assert recipe.ppo.critic_optimizer == OptimizerConfig(lr=9e-6, eps=1e-8)
+
+
+def test_section_whose_keys_are_commented_out_is_the_default(load):
+    assert load("name: a\nppo:\n  # steps: 3\nmodel:\n  scratch:\n") == Recipe(name="a")
+
+
+def test_overrides_win_over_the_file(load):
+    recipe = load("name: a\nppo: {steps: 1, batch_size: 8}\n", "ppo.steps=5", "model.scratch.heads=2", "name=b")
+    assert (recipe.name, recipe.ppo.steps, recipe.ppo.batch_size, recipe.model.scratch.heads) == ("b", 5, 8, 2)
+
+
+@pytest.mark.parametrize("text", ["1e-5", "0.00001", "1.0e-5", "'1e-5'", "+1E-5"])
+def test_floats_as_people_write_them(load, text):
+    assert load(f"name: a\nsft: {{optimizer: {{lr: {text}}}}}\n").sft.optimizer.lr == 1e-5
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("ppo.steps", "many", "ppo.steps is 'many', expected a whole number"),
+        ("ppo.steps", "true", "ppo.steps is true, expected a whole number"),
+        ("ppo.steps", "1.5", "ppo.steps is 1.5, expected a whole number"),
+        ("ppo.steps", "1e3", "ppo.steps is '1e3', expected a whole number"),
+        ("ppo.steps", "'3'", "ppo.steps is '3', expected a whole number"),
+        ("ppo.steps", "null", "ppo.steps is null, expected a whole number"),
+        ("ppo.steps", "[1]", "ppo.steps is [1], expected a whole number"),
+        ("data.max_rows", "x", "data.max_rows is 'x', expected a whole number or null"),
+        ("algorithm.gamma", "true", "algorithm.gamma is true, expected a number"),
+        ("algorithm.gamma", ".nan", "algorithm.gamma is nan, expected a number"),
+        ("algorithm.gamma", "-.inf", "algorithm.gamma is -inf, expected a number"),
+        ("algorithm.gamma", "nan", "algorithm.gamma is 'nan', expected a number"),
+        ("algorithm.gamma", "1" + "0" * 400, "expected a number"),
+        ("algorithm.gamma", "high", "algorithm.gamma is 'high', expected a number"),
+        ("rollout.enforce_eager", "1", "rollout.enforce_eager is 1, expected true or false"),
+        ("rollout.enforce_eager", "'yes'", "rollout.enforce_eager is 'yes', expected true or false"),
+        ("model.dtype", "float16", "model.dtype is 'float16', expected one of float32, bfloat16"),
+        ("placement.policy.zero_stage", "4", "expected one of 0, 1, 2, 3"),
+        ("placement.policy.zero_stage", "true", "expected one of 0, 1, 2, 3"),
+        ("placement.policy.zero_stage", "1.0", "expected one of 0, 1, 2, 3"),
+        ("placement.policy", "2", "placement.policy is 2, expected a section"),
+        ("model.scratch", "small", "model.scratch is 'small', expected a section"),
+        ("ppo.optimizer.betas", "[0.9]", "ppo.optimizer.betas is [0.9], expected a list of 2 numbers"),
+        ("ppo.optimizer.betas", "[0.9, x]", "expected a list of 2 numbers"),
+        ("ppo.optimizer.betas", "0.9", "expected a list of 2 numbers"),
+        ("tracking.tags", "x", "tracking.tags is 'x', expected a list of texts"),
+        ("tracking.tags", "[1]", "tracking.tags is [1], expected a list of texts"),
+        ("data.columns", "[chosen]", "expected a mapping of text to text"),
+        ("data.columns", "{chosen: 1}", "expected a mapping of text to text"),
+        ("data.columns", "null", "data.columns is null, expected a mapping of text to text"),
+    ],
+)
+def test_wrong_type_says_key_value_expected_and_place(refused, tmp_path, key, value, said):
+    section, _, name = key.partition(".")
+    for part in reversed(name.split(".")):
+        value = f"{{{part}: {value}}}"
+    message = refused(f"name: a\n{section}: {value}\n")
+    assert message.startswith(f"{tmp_path}/run.yaml:2: ") and said in message
+
+
+@pytest.mark.parametrize("value", ["2024", "off", "1.5", "2024-01-01"])
+def test_text_that_yaml_reads_as_something_else_asks_for_quotes(refused, value):
+    assert "put the value in quotes" in refused(f"name: a\ntracking: {{project: {value}}}\n")
+    assert "put the value in quotes" in refused("name: a\n", f"tracking.wandb={value}")
+
+
+def test_nearest_choice_is_offered(refused):
+    assert "did you mean bfloat16?" in refused("name: a\nmodel: {dtype: bfloat}\n")
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("ppo.kl_coef", "algorithm.kl_coef"),
+        ("algorithm.kl_coeff", "algorithm.kl_coef"),
+        ("kl_coef", "algorithm.kl_coef"),
+        ("algoritm", "algorithm"),
+        ("ppo.optimiser", "ppo.optimizer"),
+        ("ppo.critic_optimizr.lr", "ppo.critic_optimizer"),
+        ("rollout.temprature", "rollout.temperature"),
+        ("placement.critic.zero_stages", "placement.critic.zero_stage"),
+        ("reward.zero_stage", "placement.reward.zero_stage"),
+        ("model.scratch.head", "model.scratch.heads"),
+        ("scorer", "reward.scorer"),
+        ("Name", "name"),
+    ],
+)
+def test_unknown_key_names_the_nearest_of_the_whole_tree(refused, key, meant):
+    message = refused("name: a\n", f"{key}=1")
+    assert f"did you mean {meant}?" in message and "command line: there is no key" in message
+
+
+def test_unknown_key_that_resembles_nothing_lists_the_keys_there(refused):
+    assert "keys of ppo: steps, batch_size" in refused("name: a\nppo:\n  zzz: 1\n")
+    assert "keys of ppo.optimizer: lr, schedule" in refused("name: a\n", "ppo.optimizer.learning_rate=1")
+    assert "keys of a recipe: name, seed" in refused("name: a\nzzz: 1\n")
+
+
+def test_dotted_key_in_a_file_says_how_to_nest_it(refused):
+    assert "one line for each part" in refused("name: a\nppo.steps: 3\n")
+
+
+def test_a_key_that_is_not_text(refused):
+    assert "there is no key 1" in refused("name: a\n1: 2\n")
+
+
+def test_missing_name(refused):
+    assert "name is missing" in refused("seed: 1\n")
+
+
+def test_everything_is_reported_at_once(refused):
+    message = refused("seed: x\nppo: {steps: y, stepz: 1}\n", "rollout.engines=z")
+    assert "5 problems" in message
+    for said in ("seed is 'x'", "ppo.steps is 'y'", "no key ppo.stepz", "rollout.engines is 'z'", "name is missing"):
+        assert said in message
+
+
+def test_to_yaml_round_trips(load):
+    recipe = load(
+        "name: ä ☃ 'quoted'\nmodel: {scratch: {}}\nppo: {optimizer: {lr: 1.25e-7, betas: [0.1, 0.2]}}\n"
+        "tracking: {tags: ['off', '1', '']}\ndata: {columns: {chosen: 'a: b'}, path: '2024-01-01'}\n"
+    )
+    assert load(to_yaml(recipe)) == recipe
+    assert list(yaml.safe_load(to_yaml(recipe)))[:3] == ["name", "seed", "runs_dir"]
+
+
+def test_digest_depends_on_the_named_sections_only():
+    recipe = Recipe(name="a")
+    digest = recipe_digest(recipe, ["seed", "sft"])
+    assert digest == recipe_digest(replace(recipe, name="b"), ["sft", "seed"])
+    assert digest != recipe_digest(replace(recipe, seed=1), ["seed", "sft"])
+    assert digest != recipe_digest(recipe, ["seed"])
+    with pytest.raises(KeyError):
+        recipe_digest(recipe, ["steps"])
+
+
+def test_digest_is_the_hash_of_canonical_json():
+    # printf '{"name":"a","seed":0}' | sha256sum
+    assert recipe_digest(Recipe(name="a"), ["seed", "name"]) == "fa6465d73f5b"
+
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+JUNK = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(SCALARS, inner, max_size=3))
+PARTS = st.sampled_from(sorted({part for key in all_keys() for part in key.split(".")}))
+KEYS = PARTS | st.text(max_size=5)
+SHAPED = st.recursive(JUNK, lambda inner: st.dictionaries(KEYS, inner, max_size=4), max_leaves=12)
+relaxed = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def recipe_or_user_error(path: Path, overrides: list[str]) -> None:
+    try:
+        recipe = load_recipe(path, overrides)
+    except UserError:
+        return
+    path.write_text(to_yaml(recipe), encoding="utf-8")
+    assert load_recipe(path) == recipe
+
+
+@relaxed
+@given(content=st.binary(max_size=60) | st.text(max_size=60).map(str.encode))
+def test_junk_text_is_a_user_error(tmp_path, content):
+    (tmp_path / "run.yaml").write_bytes(content)
+    recipe_or_user_error(tmp_path / "run.yaml", ["name=a"])
+
+
+@relaxed
+@given(junk=SHAPED)
+def test_junk_settings_are_a_user_error(tmp_path, junk):
+    (tmp_path / "run.yaml").write_text(yaml.dump(junk), encoding="utf-8")
+    recipe_or_user_error(tmp_path / "run.yaml", ["name=a"])
+
+
+@relaxed
+@given(key=st.sampled_from(all_keys()) | st.text(max_size=10), value=st.text(max_size=15) | SCALARS.map(str))
+def test_junk_overrides_are_a_user_error(tmp_path, key, value):
+    (tmp_path / "run.yaml").write_text("name: a\n", encoding="utf-8")
+    recipe_or_user_error(tmp_path / "run.yaml", [f"{key}={value}"])
+
+
+def test_the_configuration_loads_without_heavy_libraries():
+    code = (
+        "import sys, rlhf.config.load, rlhf.config.validate\n"
+        "print(sorted({'torch', 'numpy', 'transformers', 'vllm', 'ray', 'deepspeed', 'datasets'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import pytest
+
+from rlhf.config.machine import (
+    Machine,
+    check_devices,
+    choose_strategy,
+    gpus_by_role,
+    gpus_needed,
+    uses_gpus,
+)
+from rlhf.config.schema import PlacementConfig, Recipe, RewardConfig, RoleConfig, RolloutConfig
+
+
+def recipe(strategy: str = "auto", device: str = "auto", threads: int = 1, **reward: str) -> Recipe:
+    """Asks for policy 4, critic 2, reference 1, reward 1, and 3 engines of 2 GPUs: 14 apart, 6 shared."""
+    return Recipe(
+        name="a",
+        reward=RewardConfig(**reward),
+        rollout=RolloutConfig(engines=3, tensor_parallel=2),
+        placement=PlacementConfig(
+            strategy=strategy,
+            device=device,
+            policy=RoleConfig(ranks=4),
+            critic=RoleConfig(ranks=2),
+            threads_per_rank=threads,
+        ),
+    )
+
+
+def problems(asked: Recipe, stage: str = "ppo", **machine: int) -> list[str]:
+    return [str(problem) for problem in check_devices(asked, stage, Machine(**{"cpus": 8, **machine}))]
+
+
+def test_gpus_by_role():
+    assert gpus_by_role(recipe(), "ppo") == {"policy": 4, "critic": 2, "reference": 1, "reward": 1, "rollout": 6}
+    assert gpus_by_role(recipe(), "pipeline") == gpus_by_role(recipe(), "ppo")
+    assert gpus_by_role(recipe(), "sft") == {"policy": 4}
+    assert gpus_by_role(recipe(), "reward") == {"reward": 1}
+    assert "reward" not in gpus_by_role(recipe(scorer="m:f"), "ppo")
+
+
+def test_gpus_needed():
+    assert gpus_needed(recipe(), "ppo", "separate") == 14
+    assert gpus_needed(recipe(), "ppo", "colocated") == 6
+    assert gpus_needed(recipe(scorer="m:f"), "ppo", "separate") == 13
+
+
+@pytest.mark.parametrize(("gpus", "strategy"), [(14, "separate"), (13, "colocated"), (6, "colocated"), (0, "separate")])
+def test_auto_separates_where_gpus_suffice(gpus, strategy):
+    assert choose_strategy(recipe(), "ppo", gpus) == strategy
+    assert choose_strategy(recipe("colocated"), "ppo", gpus) == "colocated"
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "used"), [("auto", 0, False), ("auto", 1, True), ("cpu", 8, False), ("cuda", 0, True)]
+)
+def test_uses_gpus(device, gpus, used):
+    assert uses_gpus(recipe(device=device), Machine(gpus=gpus, cpus=1)) is used
+
+
+@pytest.mark.parametrize(("strategy", "enough"), [("auto", 6), ("colocated", 6), ("separate", 14)])
+def test_enough_gpus_pass_and_one_fewer_is_refused(strategy, enough):
+    assert problems(recipe(strategy), gpus=enough) == []
+    (message,) = problems(recipe(strategy), gpus=enough - 1)
+    assert message.startswith(f"the run needs {enough} GPUs and there are {enough - 1}\n")
+
+
+def test_the_table_says_role_asked_and_there():
+    (message,) = problems(recipe("separate"), gpus=8)
+    assert message.splitlines()[1:] == [
+        "    role         asked",
+        "    policy           4",
+        "    critic           2",
+        "    reference        1",
+        "    reward           1",
+        "    rollout          6",
+        "    separate        14  (each role owns its GPUs)",
+        "    there            8",
+        "  fix: placement.strategy=colocated needs 6; or lower the ranks, rollout.engines or rollout.tensor_parallel, "
+        "or add GPUs",
+    ]
+
+
+def test_colocation_is_offered_only_where_it_helps():
+    (message,) = problems(recipe("separate"), gpus=5)
+    assert "colocated" not in message
+    (message,) = problems(recipe("auto"), gpus=5)
+    assert "all roles share every GPU" in message and "placement.strategy=colocated" not in message
+
+
+def test_cuda_without_a_gpu():
+    (message,) = problems(recipe(device="cuda"), gpus=0)
+    assert "there is no GPU" in message and "placement.device=auto" in message
+
+
+def test_engine_fits_into_one_node():
+    assert problems(recipe("colocated"), gpus=8, gpus_per_node=2) == []
+    (message,) = problems(recipe("colocated"), gpus=8, gpus_per_node=1)
+    assert "rollout.tensor_parallel = 2 and the largest node has 1" in message
+    assert problems(recipe("colocated"), "sft", gpus=8, gpus_per_node=1) == []
+
+
+def test_an_engine_without_gpus_is_one_process():
+    (message,) = problems(recipe(), gpus=0)
+    assert "rollout.tensor_parallel = 2 without GPUs" in message
+    (message,) = problems(recipe(device="cpu"), gpus=8)
+    assert "rollout.tensor_parallel = 2 without GPUs" in message
+    assert problems(recipe(), "sft", gpus=0) == []
+
+
+def test_threads_fit_the_cores():
+    assert problems(recipe(threads=8), "sft", gpus=0) == []
+    (message,) = problems(recipe(threads=9), "sft", gpus=0)
+    assert "placement.threads_per_rank = 9 and there are 8 CPU cores" in message

@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+from rlhf.config.keys import section_of, sections, types_of
+from rlhf.config.reference import PAGE, field_docs, render
+
+
+def test_the_committed_page_is_the_generated_one():
+    assert PAGE.read_text(encoding="utf-8") == render(), "run python -m rlhf.config.reference"
+
+
+def test_every_field_is_described():
+    for _, section in sections():
+        leaves = {name for name, kind in types_of(section).items() if section_of(kind) is None}
+        assert leaves <= set(field_docs(section)), section
+
+
+def test_rows_say_type_default_limit_and_meaning():
+    rows = render().splitlines()
+    assert any(row.startswith("| `name` | text | required |  | ") for row in rows)
+    assert any(row.startswith("| `algorithm.gamma` | a number | `1.0` | from 0 to 1 | γ") for row in rows)
+    assert any(row.startswith("| `model.scratch.heads` | a whole number | `4` | at least 1 | ") for row in rows)
+    assert any(row.startswith("| `data.max_rows` | a whole number or null | `null` | at least 1 | ") for row in rows)
+
+
+def test_a_section_in_several_places_shows_the_defaults_of_each():
+    page = render()
+    assert "## `sft.optimizer`, `reward.optimizer`, `ppo.optimizer`, `ppo.critic_optimizer`" in page
+    assert "`1e-06` in `ppo.optimizer`, `9e-06` in `ppo.critic_optimizer`" in page
+    assert "- `placement.policy`: The policy in PPO, and the model being trained in SFT." in page
+
+
+def test_every_row_has_five_cells():
+    rows = [row for row in render().splitlines() if row.startswith("|")]
+    assert all(row.replace("\\|", "").count("|") == 6 for row in rows)

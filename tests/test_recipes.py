@@ -1,0 +1,76 @@
+"""Every recipe in ``recipes/`` can run on the hardware that its header names, and is refused on less."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from rlhf.config.load import load_recipe
+from rlhf.config.machine import Machine
+from rlhf.config.schema import Recipe
+from rlhf.config.validate import validate
+from rlhf.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted((ROOT / "recipes").glob("*.yaml"))
+GPUS = {"qwen_0.5b_1gpu": 1, "llama_8b_8gpu": 8, "llama_70b_cluster": 64}
+"""Recipe → GPUs that it needs; the others run on the CPU."""
+STAGES = ("sft", "reward", "ppo", "pipeline")
+
+
+@pytest.fixture(autouse=True)
+def _in_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)  # recipes name files of the project as a user in its folder does
+
+
+def load(file: Path, tmp_path: Path) -> Recipe:
+    """The recipe with data that exists: rows are made or given by the user."""
+    rows = tmp_path / "rows.jsonl"
+    rows.touch()
+    keys = ("path", "demonstrations", "preferences", "prompts")
+    return load_recipe(file, [f"data.{key}={rows}" for key in keys])
+
+
+def machine(file: Path) -> Machine:
+    gpus = GPUS.get(file.stem, 0)
+    return Machine(gpus=gpus, cpus=2, gpus_per_node=min(gpus, 8) or None, context_length=32768)
+
+
+def test_there_are_recipes_and_the_table_knows_them():
+    assert {"quickstart", "hh_cpu", *GPUS} == {file.stem for file in FILES}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_it_can_run_where_its_header_says(file, stage, tmp_path):
+    validate(load(file, tmp_path), stage, machine(file))
+
+
+@pytest.mark.parametrize("name", GPUS)
+def test_it_is_refused_with_fewer_gpus(name, tmp_path):
+    recipe = load(ROOT / "recipes" / f"{name}.yaml", tmp_path)
+    for fewer in {GPUS[name] - 1, 0}:
+        with pytest.raises(UserError, match=f"needs {GPUS[name]} GPUs and there are {fewer}|there is no GPU"):
+            validate(recipe, "pipeline", Machine(gpus=fewer, cpus=2))
+
+
+@pytest.mark.parametrize("name", ["hh_cpu", *GPUS])
+def test_it_asks_for_the_users_data(name):
+    with pytest.raises(UserError, match="the sft stage has no data"):
+        validate(load_recipe(ROOT / "recipes" / f"{name}.yaml"), "sft", Machine(gpus=64, cpus=2))
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_its_header_says_command_hardware_and_data(file):
+    header = re.match(r"(#.*\n)+", file.read_text(encoding="utf-8")).group()
+    assert f"rlhf pipeline recipes/{file.name}" in header
+    assert "# Hardware: " in header and "Data: " in header
+
+
+def test_the_quickstarts_model_is_as_small_as_it_says(tmp_path):
+    scratch = load(ROOT / "recipes" / "quickstart.yaml", tmp_path).model.scratch
+    width = scratch.hidden_size
+    layer = 4 * width**2 + 3 * width * scratch.intermediate_size + 2 * width
+    assert 1.3e6 < scratch.layers * layer + scratch.vocab_size * width + width < 1.5e6
