@@ -15,7 +15,7 @@ class ScratchConfig:
     """A small Llama-style model made from nothing, with a tokenizer trained on the run's own text."""
 
     hidden_size: int = 128
-    """Width of the residual stream: ``heads`` times a head width that vLLM has a kernel for: 32, 64, 80, 96, 128, ..."""
+    """Width of the residual stream: ``heads`` times a head width that vLLM has a kernel for: 32, 64, 80, 96, ..."""
     layers: int = 4
     """Number of decoder layers."""
     heads: int = 4
