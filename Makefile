@@ -1,0 +1,40 @@
+# Two commands for a newcomer: `make quickstart` and `make test`. Each makes what it needs; the second time it is there.
+#
+# Choices, given on the command line: ENV=cpu or ENV=gpu (otherwise what the machine has), PYTHON=..., VENV=folder.
+# They are assigned with := because some GPU images have a variable named ENV of their own.
+ENV := $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
+PYTHON := $(or $(firstword $(foreach name,python3.11 python3 python3.12,$(shell command -v $(name)))),python3.11)
+VENV := .venv
+BIN := $(VENV)/bin
+
+# Compilers and tools that libraries look for by name (ninja) come from the environment.
+export PATH := $(abspath $(BIN)):$(PATH)
+# Each run starts dozens of Python processes. Without bytecode on disk each of them would compile the libraries again.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: help quickstart test gpu-check lint env clean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+quickstart: env ## the whole chain on a small model: SFT, reward model, PPO, and what was learned
+	$(BIN)/python -m examples.travel.make_data --out data/travel --seed 0
+	$(BIN)/rlhf pipeline recipes/quickstart.yaml
+
+test: env ## all tests, without a network
+	HF_HUB_OFFLINE=1 WANDB_MODE=offline $(BIN)/python -m pytest
+
+gpu-check: env ## PPO on one GPU with every role on it: canaries, throughput, memory
+	$(BIN)/python -m launch.gpu_check
+
+lint: env ## style, imports and types
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+env: ## the pinned environment in $(VENV)
+	@launch/setup_env.sh $(ENV) $(VENV) $(PYTHON)
+
+clean: ## remove the environment and caches; runs and data stay
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +
