@@ -27,6 +27,11 @@ class PromptOrder:
         self._n, self._seed = n, seed
         self._start_epoch(0, 0)
 
+    def _start_epoch(self, epoch: int, position: int) -> None:
+        self._epoch = epoch
+        self._position = position
+        self._permutation: Int64 = np.random.default_rng([self._seed, epoch]).permutation(self._n)
+
     @classmethod
     def restore(cls, n: int, seed: int, state: OrderState) -> PromptOrder:
         """The order as it was when ``state()`` gave ``state``.
@@ -58,11 +63,6 @@ class PromptOrder:
             if end == self._n:
                 self._start_epoch(self._epoch + 1, 0)
         return taken
-
-    def _start_epoch(self, epoch: int, position: int) -> None:
-        self._epoch: int = epoch
-        self._position: int = position
-        self._permutation: Int64 = np.random.default_rng([self._seed, epoch]).permutation(self._n)
 
 
 def epoch_batches(n: int, batch_size: int, epochs: int, seed: int) -> list[list[int]]:

@@ -1,0 +1,302 @@
+from __future__ import annotations
+
+import gzip
+import json
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from rlhf.config.schema import DataConfig
+from rlhf.data.formats import load_demonstrations, load_preferences, load_prompts
+from rlhf.data.records import Message
+from rlhf.errors import UserError
+
+USER = {"role": "user", "content": "What is the sky?"}
+SYSTEM = {"role": "system", "content": "Be brief."}
+BLUE = {"role": "assistant", "content": "Blue."}
+GREEN = {"role": "assistant", "content": "Green."}
+M_USER, M_SYSTEM, M_BLUE = (Message(turn["role"], turn["content"]) for turn in (USER, SYSTEM, BLUE))
+
+Write = Callable[..., str]
+
+
+def demonstrations(path: str, **options: object) -> list[tuple[object, str]]:
+    return [(row.prompt, row.completion) for row in load_demonstrations(DataConfig(path=path, **options)).rows]
+
+
+def preferences(path: str, **options: object) -> list[tuple[object, str, str, float]]:
+    rows = load_preferences(DataConfig(path=path, **options)).rows
+    return [(row.prompt, row.chosen, row.rejected, row.margin) for row in rows]
+
+
+def prompts(path: str, **options: object) -> list[object]:
+    return [row.prompt for row in load_prompts(DataConfig(path=path, **options)).rows]
+
+
+def reasons(loaded: object) -> list[tuple[int, str]]:
+    return [(bad.source.line, bad.category) for bad in loaded.bad]
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"prompt": "The sky is", "completion": " blue."}, ("The sky is", " blue.")),
+        ({"prompt": [SYSTEM, USER], "completion": [BLUE]}, ((M_SYSTEM, M_USER), "Blue.")),
+        ({"prompt": [USER], "completion": "Blue."}, ((M_USER,), "Blue.")),
+        ({"prompt": "a", "completion": "b", "label": True}, ("a", "b")),
+        ({"messages": [USER, BLUE, USER, GREEN]}, ((M_USER, M_BLUE, M_USER), "Green.")),
+        ({"messages": [USER, BLUE, USER]}, ((M_USER,), "Blue.")),
+        ({"text": "Once upon a time."}, ("", "Once upon a time.")),
+        ({"prompt": "a", "chosen": "b", "rejected": "c"}, ("a", "b")),
+        ({"prompt": "What is the sky?", "messages": [USER, BLUE]}, ((M_USER,), "Blue.")),
+    ],
+)
+def test_demonstrations_in_every_format(write_jsonl: Write, row: dict, expected: tuple) -> None:
+    assert demonstrations(write_jsonl(row)) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"prompt": "The sky is", "chosen": " blue.", "rejected": " green."}, ("The sky is", " blue.", " green.", 0.0)),
+        ({"prompt": [USER], "chosen": [BLUE], "rejected": [GREEN], "margin": 2}, ((M_USER,), "Blue.", "Green.", 2.0)),
+        (
+            {"chosen": [SYSTEM, USER, BLUE], "rejected": [SYSTEM, USER, GREEN]},
+            ((M_SYSTEM, M_USER), "Blue.", "Green.", 0.0),
+        ),
+        (
+            {"prompt": "said again", "chosen": [USER, BLUE], "rejected": [USER, GREEN]},
+            ((M_USER,), "Blue.", "Green.", 0.0),
+        ),
+        ({"prompt": "a", "chosen": "b", "rejected": "c", "margin": None}, ("a", "b", "c", 0.0)),
+    ],
+)
+def test_preferences_in_every_format(write_jsonl: Write, row: dict, expected: tuple) -> None:
+    assert preferences(write_jsonl(row)) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "prompt"),
+    [
+        ("The sky is blue.", "The sky is green.", "The sky is"),
+        ("The sky is blue.", "The sky is black.", "The sky is"),  # not "The sky is bl"
+        ("Q: sky?\nA: blue", "Q: sky?\nA: no", "Q: sky?\nA:"),
+        ("It is so", "It is so not", "It is"),  # one begins the other: its last word is still an answer
+    ],
+)
+def test_an_implicit_text_prompt_ends_at_a_word(write_jsonl: Write, chosen: str, rejected: str, prompt: str) -> None:
+    [(found, good, bad, _)] = preferences(write_jsonl({"chosen": chosen, "rejected": rejected}))
+    assert (found, found + good, found + bad) == (prompt, chosen, rejected)
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"prompt": "The sky is"}, "The sky is"),
+        ({"prompt": [SYSTEM, USER]}, (M_SYSTEM, M_USER)),
+        ({"prompt": "a", "chosen": True, "rejected": 3}, "a"),  # answers are ignored
+        ({"chosen": [USER, BLUE], "rejected": [USER, GREEN]}, (M_USER,)),
+        ({"prompt": "said again", "chosen": [USER, BLUE], "rejected": [USER, GREEN]}, (M_USER,)),
+        ({"messages": [USER, BLUE]}, (M_USER,)),
+        ({"messages": [USER, BLUE, USER]}, (M_USER, M_BLUE, M_USER)),
+        ({"chosen": "The sky is blue.", "rejected": "The sky is green."}, "The sky is"),
+    ],
+)
+def test_prompts_in_every_format(write_jsonl: Write, row: dict, expected: object) -> None:
+    assert prompts(write_jsonl(row)) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"prompt": "a", "chosen": True, "rejected": "c"}, "not text: chosen is True"),
+        ({"prompt": "a", "chosen": "b", "rejected": 7}, "not text: rejected is 7"),
+        ({"prompt": "a", "chosen": "b", "rejected": None}, "not text: rejected is None"),
+        ({"prompt": None, "chosen": "b", "rejected": "c"}, "not text: prompt is None"),
+        ({"prompt": "a", "chosen": "b", "rejected": {"x": 1}}, "not text: rejected is {'x': 1}"),
+        ({"prompt": "a", "chosen": "b", "rejected": "b"}, "chosen equals rejected"),
+        ({"prompt": "a", "chosen": " \n", "rejected": "b"}, "empty chosen"),
+        ({"prompt": "", "chosen": "b", "rejected": "c"}, "empty prompt"),
+        ({"chosen": "yes", "rejected": "no"}, "empty prompt"),
+        ({"prompt": "a", "chosen": "b"}, "columns missing"),
+        ({"question": "a"}, "columns missing"),
+        ({"chosen": [USER, BLUE], "rejected": [SYSTEM, USER, GREEN]}, "prompts differ"),
+        ({"prompt": [USER], "chosen": [BLUE], "rejected": []}, "not messages"),
+        ({"prompt": "a", "chosen": [BLUE], "rejected": [GREEN]}, "empty prompt"),
+        ({"chosen": [USER, BLUE], "rejected": [USER]}, "no assistant turn"),
+        ({"chosen": [USER, {"role": "assistant", "content": None}], "rejected": [USER, BLUE]}, "not messages"),
+        ({"prompt": "a", "chosen": "b", "rejected": "c", "margin": True}, "not a number: margin is True"),
+        ({"prompt": "a", "chosen": "b", "rejected": "c", "margin": "2"}, "not a number: margin is '2'"),
+        ({"prompt": "a", "chosen": "b", "rejected": "c", "margin": float("nan")}, "not a number: margin is nan"),
+        ('{"prompt": "a", "chosen": "\\ud800", "rejected": "c"}', "not Unicode"),
+        ("not json", "not JSON"),
+    ],
+)
+def test_malformed_preferences_are_bad_rows(write_jsonl: Write, row: object, reason: str) -> None:
+    good = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    loaded = load_preferences(DataConfig(path=write_jsonl(good, row, good)))
+    assert [kept.source.line for kept in loaded.rows] == [1, 3]
+    assert [bad.source.line for bad in loaded.bad] == [2]
+    assert loaded.bad[0].reason.startswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"prompt": "a", "completion": "b", "label": False}, "label is false"),
+        ({"prompt": "a", "completion": "b", "label": 1}, "not a label"),
+        ({"completion": "b"}, "columns missing: needs prompt beside completion"),
+        ({"messages": [USER]}, "no assistant turn"),
+        ({"messages": "What is the sky?"}, "not messages"),
+        ({"text": 5}, "not text: text is 5"),
+    ],
+)
+def test_malformed_demonstrations_are_bad_rows(write_jsonl: Write, row: object, reason: str) -> None:
+    loaded = load_demonstrations(DataConfig(path=write_jsonl({"text": "good"}, row)))
+    assert len(loaded.rows) == 1 and loaded.bad[0].reason.startswith(reason)
+
+
+def test_two_people_who_agree_are_two_votes(write_jsonl: Write) -> None:
+    row = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    assert len(preferences(write_jsonl(row, row))) == 2
+
+
+def test_columns_are_renamed(write_jsonl: Write) -> None:
+    row = {"question": "a", "prompt": "not this", "good": "b", "bad": "c", "gap": 1.5}
+    columns = {"prompt": "question", "chosen": "good", "rejected": "bad", "margin": "gap"}
+    assert preferences(write_jsonl(row), columns=columns) == [("a", "b", "c", 1.5)]
+
+
+def test_a_column_that_is_read_under_another_name_is_not_read_under_its_own(write_jsonl: Write) -> None:
+    row = {"prompt": "a", "completion": "b", "rejected": "c"}
+    assert preferences(write_jsonl(row), columns={"chosen": "completion"}) == [("a", "b", "c", 0.0)]
+
+
+def test_a_renamed_column_that_is_missing_is_named(write_jsonl: Write) -> None:
+    path = write_jsonl({"prompt": "a", "completion": "b"}, {"question": "a", "completion": "b"})
+    loaded = load_demonstrations(DataConfig(path=path, columns={"prompt": "question"}))
+    assert loaded.bad[0].reason.startswith("no column 'question'") and loaded.bad[0].source.line == 1
+
+
+def test_a_rename_to_a_name_without_meaning_is_refused(write_jsonl: Write) -> None:
+    with pytest.raises(UserError, match="renames 'promt'"):
+        prompts(write_jsonl({"question": "a"}), columns={"promt": "question"})
+
+
+def test_a_stage_reads_its_own_path(write_jsonl: Write) -> None:
+    config = DataConfig(
+        path=write_jsonl({"prompt": "all"}, name="all.jsonl"),
+        prompts=write_jsonl({"prompt": "own"}, name="own.jsonl"),
+        demonstrations=write_jsonl({"text": "shown"}, name="shown.jsonl"),
+        preferences=write_jsonl({"prompt": "p", "chosen": "c", "rejected": "r"}, name="judged.jsonl"),
+    )
+    assert load_prompts(config).rows[0].prompt == "own"
+    assert load_demonstrations(config).rows[0].completion == "shown"
+    assert load_preferences(config).rows[0].chosen == "c"
+
+
+def test_bad_rows_stop_the_run_where_the_recipe_says_so(write_jsonl: Write) -> None:
+    path = write_jsonl({"prompt": "a"}, {"prompt": 3})
+    with pytest.raises(UserError, match=r"rows\.jsonl:2: not text: prompt is 3"):
+        load_prompts(DataConfig(path=path, bad_rows="error"))
+
+
+def test_nothing_to_use_is_refused(write_jsonl: Write) -> None:
+    with pytest.raises(UserError, match="the recipe names no data"):
+        load_prompts(DataConfig())
+    with pytest.raises(UserError, match="no rows in"):
+        load_prompts(DataConfig(path=write_jsonl()))
+    with pytest.raises(UserError, match=r"all 2 rows are bad:\n  2 × columns missing.*rows\.jsonl:1, rows\.jsonl:2"):
+        load_prompts(DataConfig(path=write_jsonl({"q": 1}, {"q": 2})))
+
+
+HH = "\n\nHuman: Hi\n\nAssistant: Hello!\n\nHuman: Sky?\n\nAssistant:"
+
+
+def test_hh_transcripts_serve_all_stages(write_jsonl: Write) -> None:
+    pair = {"chosen": HH + " Blue.", "rejected": HH + " Green."}
+    path = write_jsonl(
+        "not json",
+        {"chosen": HH, "rejected": "too short to tell"},
+        pair,
+        pair,
+        {"chosen": HH + " Blue.", "rejected": HH + "\n"},
+        {"chosen": HH + " Blue.", "rejected": HH + " Blue. "},
+        {"chosen": HH + " Blue.", "rejected": HH + " Green.\n\nHuman: Sure?\n\nAssistant: Yes."},
+    )
+    prompt = (Message("user", "Hi"), Message("assistant", "Hello!"), Message("user", "Sky?"))
+    loaded = load_preferences(DataConfig(path=path))
+    assert preferences(path) == [(prompt, "Blue.", "Green.", 0.0)]
+    assert demonstrations(path) == [(prompt, "Blue.")]
+    assert prompts(path) == [prompt]
+    expected = [
+        "not JSON",
+        "not a transcript",
+        "duplicate",
+        "empty rejected",
+        "chosen equals rejected",
+        "prompts differ",
+    ]
+    assert reasons(loaded) == list(zip([1, 2, 4, 5, 6, 7], expected, strict=True))
+
+
+values = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.text(max_size=5),
+    st.lists(
+        st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant"]), "content": st.text(max_size=3)}),
+        max_size=3,
+    ),
+)
+names = st.sampled_from(["prompt", "completion", "chosen", "rejected", "messages", "text", "label", "margin"])
+any_row = st.one_of(
+    st.dictionaries(names, values, max_size=5).map(json.dumps), st.just("[]"), st.just("{"), st.just('"x"')
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=st.lists(any_row, max_size=8))
+def test_every_row_is_used_or_reported_whatever_it_holds(write_jsonl: Write, rows: list[str]) -> None:
+    both = {"prompt": "a", "completion": "b", "chosen": "b", "rejected": "c"}
+    path = write_jsonl(*rows, both)
+    for load in (load_demonstrations, load_preferences, load_prompts):
+        loaded = load(DataConfig(path=path))
+        lines = [row.source.line for row in loaded.rows] + [row.source.line for row in loaded.bad]
+        assert sorted(lines) == list(range(1, len(rows) + 2))
+
+
+def test_the_real_hh_file(shared_file: Callable[[str], str]) -> None:
+    path = shared_file("hh-rlhf/harmless-base.jsonl.gz")
+    config = DataConfig(path=path)
+    loaded = load_preferences(config)
+    assert len(loaded.rows) + len(loaded.bad) == 1734
+    assert Counter(bad.category for bad in loaded.bad) == {"prompts differ": 5, "empty chosen": 3}
+    assert [row.source for row in load_prompts(config).rows] == [row.source for row in loaded.rows]
+    assert [row.completion for row in load_demonstrations(config).rows] == [row.chosen for row in loaded.rows]
+    # A baseline that needs no parser but partition(): the reply after the last turn's name, in characters.
+    with gzip.open(path, "rt") as stream:
+        texts = [json.loads(line) for line in stream]
+    for row in loaded.rows:
+        text = texts[row.source.line - 1]
+        replies = [text[side].rpartition("\n\nAssistant:")[2].strip() for side in ("chosen", "rejected")]
+        assert [row.chosen, row.rejected] == replies
+    shorter = sum(len(row.chosen) < len(row.rejected) for row in loaded.rows)
+    assert (shorter, len(loaded.rows)) == (974, 1726)  # the shorter reply wins 56.4%
+
+
+def test_real_replies_that_are_no_text(shared_file: Callable[[str], str]) -> None:
+    path = shared_file("pandalm/testset-v1.json")
+    columns = {"prompt": "instruction", "chosen": "response1", "rejected": "response2"}
+    loaded = load_preferences(DataConfig(path=path, columns=columns))
+    with open(path, encoding="utf-8") as stream:
+        rows = json.load(stream)
+    assert len(loaded.rows) + len(loaded.bad) == len(rows) == 999
+    kept = [row for row in rows if all(isinstance(row[name], str) and row[name].strip() for name in columns.values())]
+    kept = [row for row in kept if row["response1"] != row["response2"]]
+    assert [(row.chosen, row.rejected) for row in loaded.rows] == [(row["response1"], row["response2"]) for row in kept]
+    assert sum(bad.category == "not text" for bad in loaded.bad) > 0

@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import datasets
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from rlhf.data.read import RawRow, read_rows
+from rlhf.data.records import BadRow, Source
+from rlhf.errors import UserError
+
+ROWS = [{"prompt": "a", "completion": "b"}, {"prompt": "ä\u2028c", "completion": "d"}]
+JSONL = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS).encode()
+
+
+def columns(path: Path | str, **options: object) -> list[dict[str, object]]:
+    rows = list(read_rows(str(path), **options))
+    assert all(isinstance(row, RawRow) for row in rows), rows
+    return [row.columns for row in rows]
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz", "rows.json"])
+def test_jsonl_is_read_plain_packed_or_named_json(tmp_path: Path, name: str) -> None:
+    data = gzip.compress(JSONL) if name.endswith("gz") else JSONL
+    (tmp_path / name).write_bytes(data)
+    assert columns(tmp_path / name) == ROWS
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_no_errors(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_bytes(b"\xef\xbb\xbf" + JSONL.replace(b"\n", b"\r\n"))
+    assert columns(tmp_path / "rows.jsonl") == ROWS
+
+
+def test_an_explicit_format_wins_over_the_name(tmp_path: Path) -> None:
+    (tmp_path / "rows.txt").write_bytes(JSONL)
+    assert columns(tmp_path / "rows.txt", format="jsonl") == ROWS
+    with pytest.raises(UserError, match="cannot tell the format"):
+        columns(tmp_path / "rows.txt")
+
+
+def test_lines_are_counted_with_the_blank_ones(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"a": 1}\n\n   \n{"a": 2}\n')
+    assert [row.source.line for row in read_rows(str(tmp_path / "rows.jsonl"))] == [1, 4]
+
+
+@pytest.mark.parametrize(
+    ("line", "category", "detail"),
+    [
+        (b'{"a": ', "not JSON", "column"),
+        (b"plain text", "not JSON", "column 1"),
+        (b'{"a": "\xff"}', "not UTF-8", "byte 8"),
+        (b"[1, 2]", "not an object", "list"),
+        (b"null", "not an object", "NoneType"),
+        (b"[" * 100_000, "not JSON", "recursion"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "not JSON", "4300 digits"),
+    ],
+)
+def test_a_broken_line_is_a_bad_row_and_the_rest_is_read(
+    tmp_path: Path, line: bytes, category: str, detail: str
+) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(b'{"a": 1}\n' + line + b'\n{"a": 3}\n')
+    first, bad, last = read_rows(str(file))
+    assert (first.columns, last.columns, last.source) == ({"a": 1}, {"a": 3}, Source(str(file), 3))
+    assert isinstance(bad, BadRow) and bad.source == Source(str(file), 2)
+    assert bad.category == category and detail in bad.reason
+
+
+def test_rows_of_a_json_list_know_the_line_on_which_they_begin(tmp_path: Path) -> None:
+    (tmp_path / "rows.json").write_text('[\n  {"a": 1,\n   "b": 2},\n\n  {"a": 3}, 4\n]\n')
+    first, second, bad = read_rows(str(tmp_path / "rows.json"))
+    assert (first.source.line, first.columns) == (2, {"a": 1, "b": 2})
+    assert (second.source.line, second.columns) == (5, {"a": 3})
+    assert isinstance(bad, BadRow) and bad.source.line == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "line"), [('[{"a": 1},\n{"a": ', 2), ('[{"a": 1}\n', 2), ('{"a": 1}', 1), ("[]\n[]", 1), ("", 1)]
+)
+def test_a_broken_json_list_is_refused_with_its_line(tmp_path: Path, text: str, line: int) -> None:
+    (tmp_path / "rows.json").write_text(text)
+    with pytest.raises(UserError, match=rf"rows\.json:{line}: not a JSON list"):
+        columns(tmp_path / "rows.json", format="json")
+
+
+def test_parquet_rows_are_numbered(tmp_path: Path) -> None:
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), tmp_path / "rows.parquet")
+    assert columns(tmp_path / "rows.parquet") == ROWS
+    assert [row.source.line for row in read_rows(str(tmp_path / "rows.parquet"))] == [1, 2]
+
+
+def test_what_is_not_parquet_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "rows.parquet").write_bytes(JSONL)
+    with pytest.raises(UserError, match="cannot be read as Parquet"):
+        columns(tmp_path / "rows.parquet")
+
+
+def test_a_saved_dataset_is_read_with_or_without_splits(tmp_path: Path) -> None:
+    table = datasets.Dataset.from_list(ROWS)
+    table.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict(train=table, test=table.select([1])).save_to_disk(tmp_path / "splits")
+    assert columns(tmp_path / "one") == ROWS
+    assert columns(tmp_path / "splits") == ROWS
+    assert columns(tmp_path / "splits", split="test") == ROWS[1:]
+    with pytest.raises(UserError, match="its splits are train, test"):
+        columns(tmp_path / "splits", split="validation")
+
+
+def test_a_folder_is_read_by_split_or_whole(tmp_path: Path) -> None:
+    for name, value in [("a", 1), ("b", 2), ("test", 3)]:
+        (tmp_path / f"{name}.jsonl").write_text(f'{{"value": {value}}}\n')
+    (tmp_path / "notes.md").write_text("not data")
+    assert columns(tmp_path, split="test") == [{"value": 3}]
+    assert columns(tmp_path, split="train") == [{"value": 1}, {"value": 2}, {"value": 3}]
+
+
+def test_max_rows_holds_for_each_file(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.jsonl").write_text('{"value": 1}\n' * 5)
+    assert len(columns(tmp_path, max_rows=2)) == 4
+
+
+def test_a_missing_file_and_a_folder_without_data_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file or folder"):
+        columns(tmp_path / "missing.jsonl")
+    with pytest.raises(UserError, match="no such file or folder"):
+        columns(tmp_path / "missing")
+    (tmp_path / "notes.md").write_text("not data")
+    with pytest.raises(UserError, match="no file that ends in .jsonl"):
+        columns(tmp_path)
+
+
+def test_a_path_into_a_folder_here_is_no_hub_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "data").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="no such file or folder"):
+        columns("data/mistyped")
+
+
+def test_a_name_that_the_hub_does_not_give_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="no dataset at 'nobody/no-such-set'(.|\n)*as a name on the hub"):
+        columns("nobody/no-such-set")
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[: len(data) // 2], lambda data: data[:20] + b"\0\0\0" + data[23:]]
+)
+def test_a_broken_gzip_stream_is_refused(tmp_path: Path, damage: object) -> None:
+    (tmp_path / "rows.jsonl.gz").write_bytes(damage(gzip.compress(JSONL * 50)))
+    with pytest.raises(UserError, match="cannot be read to its end"):
+        columns(tmp_path / "rows.jsonl.gz")

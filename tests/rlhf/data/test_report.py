@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from rlhf.data.records import BadRow, Loaded, PromptRow, Source
+from rlhf.data.report import describe, write_bad_rows
+
+
+def bad(line: int, reason: str) -> BadRow:
+    return BadRow(Source("folder/f.jsonl", line), reason)
+
+
+def test_bad_rows_are_counted_by_reason_with_the_first_places() -> None:
+    good = tuple(PromptRow("a", Source("f", i)) for i in range(1500))
+    rows = (bad(3, "empty prompt"), *(bad(i, f"not text: prompt is {i}") for i in (5, 6, 7, 8)))
+    assert describe(Loaded(good, rows), "prompts").split("\n") == [
+        "prompts: 1,500 rows, 5 bad rows set aside",
+        "  4 × not text: prompt is 5 (f.jsonl:5, f.jsonl:6, f.jsonl:7, ...)",
+        "  1 × empty prompt (f.jsonl:3)",
+    ]
+
+
+def test_clean_data_takes_one_line() -> None:
+    assert describe(Loaded((1, 2), ()), "pairs") == "pairs: 2 rows"
+
+
+def test_bad_rows_are_written_with_their_places(tmp_path: Path) -> None:
+    write_bad_rows(tmp_path / "bad.jsonl", [bad(3, "empty prompt"), bad(5, "not text: prompt is 'ä'")])
+    lines = (tmp_path / "bad.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {"file": "folder/f.jsonl", "line": 3, "reason": "empty prompt"},
+        {"file": "folder/f.jsonl", "line": 5, "reason": "not text: prompt is 'ä'"},
+    ]

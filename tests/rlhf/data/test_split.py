@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlhf.data.split import split_by_prompt
+
+prompts = st.lists(st.text(max_size=3), max_size=40)
+fractions = st.floats(0, 0.99)
+
+
+@given(keys=prompts, fraction=fractions, seed=st.integers(-(2**40), 2**40))
+def test_every_row_is_on_one_side_with_all_rows_of_its_prompt(keys: list[str], fraction: float, seed: int) -> None:
+    train, held_out = split_by_prompt(keys, fraction, seed)
+    assert sorted(train + held_out) == list(range(len(keys)))
+    assert train == sorted(train) and held_out == sorted(held_out)
+    assert not {keys[i] for i in train} & {keys[i] for i in held_out}
+    if len(set(keys)) >= 2:
+        assert train and bool(held_out) == (fraction > 0)
+
+
+@pytest.mark.parametrize("fraction", [1e-9, 0.999999])
+def test_neither_side_is_empty_with_two_prompts(fraction: float) -> None:
+    train, held_out = split_by_prompt(["a", "b", "a"], fraction, seed=0)
+    assert train and held_out
+
+
+def test_a_single_prompt_or_no_fraction_leaves_rows_in_training() -> None:
+    assert split_by_prompt(["a", "a"], 0.0, seed=0) == ([0, 1], [])
+    assert split_by_prompt(["a", "b"], 0.0, seed=0) == ([0, 1], [])
+    assert split_by_prompt([], 0.5, seed=0) == ([], [])
+
+
+def test_the_share_is_met_on_average_and_seeds_differ() -> None:
+    keys = [f"prompt {i}" for i in range(10_000)]
+    held_out = [set(split_by_prompt(keys, 0.1, seed)[1]) for seed in (0, 1)]
+    for side in held_out:  # binomial: standard deviation 30
+        assert 880 <= len(side) <= 1120
+    assert len(held_out[0] & held_out[1]) < 200  # 100 expected by chance
+
+
+def test_prompts_stay_on_their_side_in_another_file() -> None:
+    keys = [f"prompt {i}" for i in range(500)]
+    whole = {keys[i] for i in split_by_prompt(keys, 0.2, seed=3)[1]}
+    part = keys[100:400][::-1]
+    assert {part[i] for i in split_by_prompt(part, 0.2, seed=3)[1]} == whole & set(part)
+
+
+def test_another_process_splits_alike() -> None:
+    code = "from rlhf.data.split import split_by_prompt as s; print(s([str(i) for i in range(50)], 0.3, 7)[1])"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.strip() == str(split_by_prompt([str(i) for i in range(50)], 0.3, 7)[1])

@@ -1,0 +1,191 @@
+"""The tokenizers here make one token of each byte, so every length below can be counted by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from rlhf.config.schema import DataConfig
+from rlhf.data.records import Demonstration, Message, Preference, PromptRow, Source
+from rlhf.data.tokenise import describe_tokenised, tokenise_demonstrations, tokenise_preferences, tokenise_prompts
+from rlhf.errors import UserError
+
+END, BEGIN = 0, 2
+LONG = 10_000
+
+
+def config(**options: Any) -> DataConfig:
+    return DataConfig(**{"max_prompt_length": 20, "max_response_length": 20, **options})
+
+
+def shown(*pairs: tuple[object, str]) -> list[Demonstration]:
+    return [
+        Demonstration(prompt, reply, Source("f.jsonl", line)) for line, (prompt, reply) in enumerate(pairs, start=1)
+    ]
+
+
+def judged(*rows: tuple[str, str, str], margin: float = 0.0) -> list[Preference]:
+    return [Preference(*row, margin, Source("f.jsonl", line)) for line, row in enumerate(rows, start=1)]
+
+
+def asked(*prompts: object) -> list[PromptRow]:
+    return [PromptRow(prompt, Source("f.jsonl", line)) for line, prompt in enumerate(prompts, start=1)]
+
+
+def test_a_demonstration_is_prompt_and_response_with_one_end(tokenizer) -> None:
+    [example] = tokenise_demonstrations(shown(("ab", " c")), tokenizer, config(), LONG).items
+    assert tokenizer.decode(example.prompt) == "ab"
+    assert tokenizer.decode(example.response) == " c<end>"
+    assert (len(example.prompt), len(example.response)) == (2, 3)
+    assert example.prompt.dtype == example.response.dtype == "int32"
+
+
+def test_an_end_that_the_text_brings_is_not_doubled(tokenizer) -> None:
+    [example] = tokenise_demonstrations(shown(("ab", "c<end>")), tokenizer, config(), LONG).items
+    assert example.response.tolist().count(END) == 1 and example.response[-1] == END
+
+
+def test_the_begin_token_stands_once_before_the_prompt_and_not_before_the_response(begin_tokenizer) -> None:
+    rows = shown(("ab", "c"), ("<s>ab", "c"))
+    first, second = tokenise_demonstrations(rows, begin_tokenizer, config(), LONG).items
+    assert (
+        first.prompt.tolist()
+        == second.prompt.tolist()
+        == [BEGIN, *begin_tokenizer.encode("ab", add_special_tokens=False)]
+    )
+    assert BEGIN not in first.response
+
+
+def test_a_template_that_writes_the_begin_token_does_not_double_it(begin_tokenizer) -> None:
+    begin_tokenizer.chat_template = "<s>{% for m in messages %}{{ m.content }}{% endfor %}"
+    [prompt] = tokenise_prompts(asked((Message("user", "ab"),)), begin_tokenizer, config(), LONG, 10).items
+    assert begin_tokenizer.decode(prompt.tokens) == "<s>ab"
+
+
+def test_messages_without_a_template_continue_their_transcript(tokenizer) -> None:
+    rows = shown(((Message("user", "a"),), "b"))
+    [example] = tokenise_demonstrations(rows, tokenizer, config(max_prompt_length=40), LONG).items
+    text = tokenizer.decode([*example.prompt, *example.response])
+    assert text == "\n\nHuman: a\n\nAssistant: b<end>"
+
+
+def test_text_without_a_prompt_follows_the_begin_or_the_end_token(tokenizer, begin_tokenizer) -> None:
+    rows = shown(("", "abc"))
+    assert tokenise_demonstrations(rows, tokenizer, config(), LONG).items[0].prompt.tolist() == [END]
+    assert tokenise_demonstrations(rows, begin_tokenizer, config(), LONG).items[0].prompt.tolist() == [BEGIN]
+
+
+def test_a_long_response_is_set_aside_and_never_cut(tokenizer) -> None:
+    rows = shown(("a", "x" * 19), ("a", "x" * 20), ("a", "y" * 50))  # 19 bytes and the end token are 20
+    out = tokenise_demonstrations(rows, tokenizer, config(), LONG)
+    assert [len(example.response) for example in out.items] == [20]
+    assert out.dropped == {"response longer than data.max_response_length=20, end token included": 2}
+    assert out.truncated == 0
+
+
+def test_what_exceeds_the_context_is_set_aside(tokenizer) -> None:
+    rows = shown(("abcd", "efg"), ("abcd", "efgh"))  # 4 + 3 + end = 8
+    out = tokenise_demonstrations(rows, tokenizer, config(), context_length=8)
+    assert [tokenizer.decode(example.response) for example in out.items] == ["efg<end>"]
+    assert out.dropped == {"prompt and response exceed the model's context of 8": 1}
+
+
+def test_an_end_token_inside_a_response_is_set_aside(tokenizer) -> None:
+    out = tokenise_demonstrations(shown(("a", "b<end>c"), ("a", "b")), tokenizer, config(), LONG)
+    assert len(out.items) == 1 and out.dropped == {"the end token stands inside the response": 1}
+
+
+def test_long_prompts_are_dropped_cut_or_refused(tokenizer) -> None:
+    rows = asked("abcdefgh", "ab")
+    dropped = tokenise_prompts(rows, tokenizer, config(max_prompt_length=4), LONG, 10)
+    assert [tokenizer.decode(prompt.tokens) for prompt in dropped.items] == ["ab"]
+    assert dropped.dropped == {"prompt longer than data.max_prompt_length=4": 1} and dropped.truncated == 0
+    cut = tokenise_prompts(rows, tokenizer, config(max_prompt_length=4, long_prompts="truncate_left"), LONG, 10)
+    assert [tokenizer.decode(prompt.tokens) for prompt in cut.items] == ["efgh", "ab"]
+    assert cut.dropped == {} and cut.truncated == 1
+    with pytest.raises(UserError, match=r"f\.jsonl:1: the prompt has 8 tokens"):
+        tokenise_prompts(rows, tokenizer, config(max_prompt_length=4, long_prompts="error"), LONG, 10)
+
+
+def test_a_prompt_that_is_cut_keeps_its_begin_token(tokenizer, begin_tokenizer) -> None:
+    options = config(max_prompt_length=4, long_prompts="truncate_left")
+    [prompt] = tokenise_prompts(asked("abcdefgh"), begin_tokenizer, options, LONG, 10).items
+    assert begin_tokenizer.decode(prompt.tokens) == "<s>fgh"
+    [only_begin] = tokenise_prompts(
+        asked("ab"), begin_tokenizer, config(max_prompt_length=1, long_prompts="truncate_left"), LONG, 10
+    ).items
+    assert only_begin.tokens == (BEGIN,)
+
+
+def test_prompts_keep_their_place_as_id_and_leave_room_for_a_response(tokenizer) -> None:
+    out = tokenise_prompts(asked("abcdef", "ab", "abc"), tokenizer, config(), context_length=8, max_response_length=5)
+    assert [(prompt.id, len(prompt.tokens)) for prompt in out.items] == [(1, 2), (2, 3)]
+    assert out.dropped == {"prompt and a response of 5 tokens exceed the model's context of 8": 1}
+
+
+def test_pairs_of_one_prompt_share_an_id(tokenizer) -> None:
+    rows = judged(("a", "x", "y"), ("b", "x", "y"), ("a", "y", "z"), margin=1.5)
+    pairs = tokenise_preferences(rows, tokenizer, config(), LONG).items
+    assert [pair.prompt_id for pair in pairs] == [0, 1, 0]
+    assert [tokenizer.decode(pair.chosen) for pair in pairs] == ["x<end>", "x<end>", "y<end>"]
+    assert [tokenizer.decode(pair.rejected) for pair in pairs] == ["y<end>", "y<end>", "z<end>"]
+    assert {pair.margin for pair in pairs} == {1.5}
+
+
+def test_a_pair_with_one_long_answer_is_set_aside_whole(tokenizer) -> None:
+    rows = judged(("a", "x" * 50, "y"), ("a", "x", "y" * 50), ("a", "x", "y"))
+    out = tokenise_preferences(rows, tokenizer, config(), LONG)
+    assert len(out.items) == 1 and sum(out.dropped.values()) == 2
+
+
+def test_turns_that_the_template_refuses_are_counted(tokenizer) -> None:
+    tokenizer.chat_template = "{% if messages[0].role != 'user' %}{{ raise_exception('user first') }}{% endif %}ok"
+    rows = asked((Message("assistant", "a"),), (Message("user", "a"),))
+    out = tokenise_prompts(rows, tokenizer, config(), LONG, 10)
+    assert [prompt.id for prompt in out.items] == [1]
+    assert out.dropped == {"the chat template refuses the turns: user first": 1}
+
+
+def test_nothing_left_is_refused_with_the_counts(tokenizer) -> None:
+    rows = shown(("a", "x" * 50), ("a" * 50, "x"), ("a" * 50, "y"))
+    with pytest.raises(UserError, match="none of 3 rows(.|\n)*2 × prompt longer(.|\n)*1 × response longer"):
+        tokenise_demonstrations(rows, tokenizer, config(), LONG)
+
+
+def test_no_rows_give_no_items(tokenizer) -> None:
+    assert tokenise_preferences([], tokenizer, config(), LONG).items == ()
+
+
+def test_the_description_names_what_was_cut_and_set_aside(tokenizer) -> None:
+    rows = asked("abcdefgh", "ab", "abc")
+    out = tokenise_prompts(rows, tokenizer, config(max_prompt_length=2, long_prompts="truncate_left"), LONG, 10)
+    assert describe_tokenised(out, "prompts") == "prompts: 3 tokenised, 2 prompts cut at their beginning"
+    out = tokenise_prompts(rows, tokenizer, config(max_prompt_length=2), LONG, 10)
+    assert describe_tokenised(out, "prompts") == (
+        "prompts: 1 tokenised\n  2 × prompt longer than data.max_prompt_length=2"
+    )
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    pairs=st.lists(
+        st.tuples(st.text(min_size=1, max_size=30), st.text(min_size=1, max_size=30)), min_size=1, max_size=6
+    ),
+    long_prompts=st.sampled_from(["drop", "truncate_left"]),
+    context=st.integers(12, 60),
+)
+def test_every_row_is_an_item_or_counted_and_every_item_fits(
+    begin_tokenizer, pairs: list[tuple[str, str]], long_prompts: str, context: int
+) -> None:
+    rows = shown(*pairs, ("a", "b"))  # the last one always fits
+    out = tokenise_demonstrations(rows, begin_tokenizer, config(long_prompts=long_prompts), context)
+    assert len(out.items) + sum(out.dropped.values()) == len(rows)
+    whole = {text.encode() for _, text in [*pairs, ("a", "b")]}
+    for example in out.items:
+        assert len(example.prompt) <= 20 and len(example.response) <= 20
+        assert len(example.prompt) + len(example.response) <= context
+        assert example.prompt[0] == BEGIN and example.response[-1] == END
+        assert begin_tokenizer.decode(example.response[:-1]).encode() in whole
