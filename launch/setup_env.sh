@@ -15,7 +15,7 @@ case $1 in
 esac
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 venv=$(realpath -m "$2")
-python=$(realpath "$(command -v "$3" || echo "$3")")  # not a link inside the environment that is about to be removed
+python=$(realpath -m "$(command -v "$3" || echo "$3")")  # not a link inside the environment that is about to be removed
 requirements=requirements/$1.txt stamp=$venv/made-from log=$venv/setup.log rest=$venv/rest.txt
 
 made_from() { { echo "$venv"; "$python" --version; cat requirements/{build,dev}.txt "$requirements" setup.py "$0"; } | sha256sum; }

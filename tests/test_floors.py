@@ -1,0 +1,53 @@
+"""The three floors: imports go down only, the bottom floor knows nothing of Ray, every file says what it is about."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ABOVE = {"rlhf": {"actors", "launch", "ray"}, "actors": {"launch"}, "launch": set()}
+MODULES = [path.relative_to(ROOT) for floor in ABOVE for path in sorted((ROOT / floor).rglob("*.py"))]
+
+
+def imported(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Line and top-level package of every absolute import, those inside functions too."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name.partition(".")[0]) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            yield node.lineno, node.module.partition(".")[0]
+
+
+def upward(source: str, floor: str) -> list[tuple[int, str]]:
+    """The imports of a file on ``floor`` that reach above it."""
+    return [(line, package) for line, package in imported(ast.parse(source)) if package in ABOVE[floor]]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=str)
+def test_imports_go_down_only(path: Path) -> None:
+    assert upward((ROOT / path).read_text(encoding="utf-8"), path.parts[0]) == []
+
+
+@pytest.mark.parametrize("path", MODULES, ids=str)
+def test_every_file_says_what_it_is_about(path: Path) -> None:
+    assert ast.get_docstring(ast.parse((ROOT / path).read_text(encoding="utf-8")))
+
+
+def test_every_folder_of_modules_is_a_package() -> None:
+    folders = {path.parent for path in MODULES}
+    assert [str(folder) for folder in folders if not (ROOT / folder / "__init__.py").exists()] == []
+
+
+def test_upward_imports_are_found_wherever_they_hide() -> None:
+    hidden = "import rlhf.types\ndef f():\n    import ray.util\n    from actors.cluster import connect\n"
+    assert upward(hidden, "rlhf") == [(3, "ray"), (4, "actors")]
+    assert upward("import ray\nfrom launch import cli\n", "actors") == [(2, "launch")]
+    assert upward("from .launch import x\nimport launching\n", "actors") == []
+
+
+def test_the_training_loop_fits_on_two_screens() -> None:
+    assert len((ROOT / "actors" / "trainer.py").read_text(encoding="utf-8").splitlines()) < 100
