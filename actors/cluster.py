@@ -25,8 +25,6 @@ def cluster(address: str | None, has_gpus: bool) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
         _start(address, has_gpus)
     except (ConnectionError, RuntimeError, ValueError) as error:
@@ -46,7 +44,6 @@ def _start(address: str | None, has_gpus: bool) -> None:
         _node_ip_address=LOCAL,
         include_dashboard=False,
         object_store_memory=None if has_gpus else OBJECT_STORE_BYTES,
-        _system_config={"automatic_object_spilling_enabled": True},
         **quiet,
     )
 

@@ -37,7 +37,7 @@ class Engines:
         self.names = [f"rollout engine {i}" for i in range(self.config.engines)]
         self.actors = [
             ray.remote(RolloutActor)
-            .options(runtime_env=environment, **placement.place(i, self.config.tensor_parallel).options)
+            .options(runtime_env=environment, **placement.place(i, self.config.tensor_parallel))
             .remote(name, (logs / f"rollout-{i}.log").resolve(), placement.device, self.config.memory_gib)
             for i, name in enumerate(self.names)
         ]

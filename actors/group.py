@@ -25,16 +25,15 @@ class Group:
         self.names = [f"{role} rank {rank}" for rank in range(ranks)]
         self.workers = [
             ray.remote(Worker)
-            .options(runtime_env=environment, **placement.place(rank).options)
+            .options(runtime_env=environment, **placement.place(rank))
             .remote(name, (logs / f"{role}-{rank}.log").resolve())
             for rank, name in enumerate(self.names)
         ]
-        self._meeting = self.workers[0].meeting_point.remote()
         self._building: list[ray.ObjectRef] = []
 
     def start(self, builder: Callable[..., Any], *arguments: Any) -> None:
         """Have every rank build ``builder(*arguments, rank)``."""
-        address, port = fetch(self._meeting, self.names[0], Moment(phase="start"), self.config.start_timeout_seconds)
+        address, port = self.meeting_point()
         self._building = [
             worker.build.remote(builder, *arguments, self._rank(index, address, port))
             for index, worker in enumerate(self.workers)
@@ -43,6 +42,11 @@ class Group:
     def ready(self) -> None:
         """Wait until every rank has built what it holds."""
         self.names = wait(self._building, self.names, Moment(phase="start"), self.config.start_timeout_seconds)
+
+    def meeting_point(self) -> tuple[str, int]:
+        """An address and a free port on the first rank's node."""
+        ref = self.workers[0].meeting_point.remote()
+        return fetch(ref, self.names[0], Moment(phase="start"), self.config.start_timeout_seconds)
 
     def _rank(self, index: int, address: str, port: int) -> Rank:
         return Rank(

@@ -23,26 +23,28 @@ class Moment:
         return self.phase if self.step is None else f"{self.phase} of step {self.step}"
 
 
-def wait(refs: Sequence[ray.ObjectRef], who: Sequence[str], moment: Moment, seconds: float) -> list[Any]:
+def wait(refs: Sequence[ray.ObjectRef], who: Sequence[str], moment: Moment, seconds: float, values: bool = True) -> list[Any]:
     """The values of all references, in their order; fails as soon as one of them fails.
 
     Args:
         who: the actor behind each reference.
         seconds: the longest time without any answer.
+        values: without them the results stay where they are, and a failure shows when they are used.
 
     Raises:
         UserError, CanaryError, MachineryError: raised by the actor on purpose, passed on as they are.
         MachineryError: an actor died, or the deadline passed.
     """
     names = dict(zip(refs, who, strict=True))
-    values: dict[ray.ObjectRef, Any] = {}
+    fetched: dict[ray.ObjectRef, Any] = {}
     pending = list(refs)
     while pending:
         done, pending = ray.wait(pending, num_returns=1, timeout=seconds, fetch_local=False)
         if not done:
             raise MachineryError(_late(sorted({names[ref] for ref in pending}), moment, seconds))
-        values |= {ref: fetch(ref, names[ref], moment, seconds) for ref in done}
-    return [values[ref] for ref in refs]
+        if values:
+            fetched |= {ref: fetch(ref, names[ref], moment, seconds) for ref in done}
+    return [fetched[ref] for ref in refs if values]
 
 
 def _late(who: Sequence[str], moment: Moment, seconds: float) -> str:

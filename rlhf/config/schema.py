@@ -135,6 +135,9 @@ class RewardConfig:
     scorer: str | None = None
     """Score with this instead of a trained model: a Python function ``package.module:function`` or ``file.py:function``
     that takes lists of prompts and responses and returns a list of floats."""
+    ceiling: str | None = None
+    """JSON file whose ``accuracy_ceiling`` is the best accuracy that the labels' noise allows, where that is known; shown
+    beside the model's."""
 
 
 @dataclass(frozen=True, kw_only=True)

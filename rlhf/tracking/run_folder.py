@@ -76,6 +76,10 @@ class RunFolder:
         write_atomically(self._done, json.dumps({"digest": self._digest, "finished": finished}) + "\n")
         self.release()
 
+    def read_summary(self) -> dict[str, Any]:
+        """What a finished stage found."""
+        return dict(json.loads(self.summary.read_text(encoding="utf-8")))
+
     def release(self) -> None:
         """Let another process have the folder. The kernel does the same when this process ends, however it ends."""
         if self._lock is not None:

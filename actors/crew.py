@@ -1,0 +1,94 @@
+"""All actors of a PPO run: started together, ready together, stopped together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from actors.engines import Engines
+from actors.group import Group
+from actors.placement import Placement
+from actors.waiting import Moment
+from actors.weight_client import EngineClient
+from rlhf.config.schema import Recipe
+from rlhf.device import Device
+from rlhf.roles.critic import CriticRole
+from rlhf.roles.policy import PolicyRole
+from rlhf.roles.reference import ReferenceRole
+from rlhf.roles.reward import FunctionReward, RewardRole
+from rlhf.types import Prompt
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crew:
+    """The actors of PPO. ``tokenizer`` is the policy's folder."""
+
+    recipe: Recipe
+    tokenizer: str
+    reward: Group
+    policy: Group
+    reference: Group
+    critic: Group
+    engines: Engines
+
+    @property
+    def scoring(self) -> tuple[tuple[Group, str], ...]:
+        """Who scores a block, and by which method, in the order that ``assemble`` expects."""
+        return (self.reward, "scores"), (self.policy, "logprobs"), (self.reference, "logprobs"), (self.critic, "values")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """What a crew starts from: model folders, the engine's limits, the prompts, and where logs go."""
+
+    policy: Path
+    reward: Path
+    max_length: int
+    end_tokens: Sequence[int]
+    prompts: Sequence[Prompt]
+    logs: Path
+
+
+@contextmanager
+def crew(recipe: Recipe, start: Start, device: Device, gpus: int, policy_role: type[PolicyRole] = PolicyRole) -> Iterator[Crew]:
+    """Have all actors within the block, loaded, connected and given their prompts; they end with it."""
+    placement = Placement(recipe, device, "ppo", gpus)
+    function = recipe.reward.scorer is not None
+    groups: list[Group] = []
+    engines: list[Engines] = []
+    try:
+        # Engines first: they take longest to start.
+        engines.append(Engines(recipe, placement, start.policy, start.max_length, start.end_tokens, start.logs, publishes=True))
+        groups += [_group("policy", recipe, placement, start), _group("critic", recipe, placement, start)]
+        groups += [_group("reference", recipe, placement, start), _group("reward", recipe, placement, start, 1 if function else None)]
+        policy, critic, reference, reward = groups
+        policy.start(policy_role, recipe, str(start.policy))
+        critic.start(CriticRole, recipe, str(start.policy if function else start.reward))
+        reference.start(ReferenceRole, recipe, str(start.policy))
+        reward.start(*(FunctionReward, recipe, str(start.policy)) if function else (RewardRole, recipe, str(start.reward)))
+        for group in groups:
+            group.ready()
+        engines[0].ready(start.prompts)
+        _connect(policy, engines[0], recipe)
+        yield Crew(
+            recipe=recipe, tokenizer=str(start.policy), reward=reward, policy=policy, reference=reference, critic=critic, engines=engines[0]
+        )
+    finally:
+        for group in groups:
+            group.stop()
+        for engine in engines:
+            engine.stop()
+        placement.free()
+
+
+def _group(role: str, recipe: Recipe, placement: Placement, start: Start, ranks: int | None = None) -> Group:
+    return Group(role, ranks or getattr(recipe.placement, role).ranks, placement, start.logs)
+
+
+def _connect(policy: Group, engines: Engines, recipe: Recipe) -> None:
+    client = EngineClient(engines.actors, recipe.rollout.tensor_parallel, recipe.placement.phase_timeout_seconds)
+    address, port = policy.meeting_point()
+    workers = recipe.rollout.engines * recipe.rollout.tensor_parallel
+    policy.ask("connect", client, engines.backend, workers, address, port, moment=Moment(phase="connect"))

@@ -1,0 +1,69 @@
+"""The third stage: PPO against the reward model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from actors.crew import Start, crew
+from actors.session import Session
+from actors.supervised import Summary, named, seconds
+from actors.trainer import PPOTrainer
+from actors.waiting import Moment
+from rlhf.data import stages
+from rlhf.roles.policy import PolicyRole
+from rlhf.tracking.run_folder import RunFolder
+from rlhf.tracking.tracker import Tracker
+
+SHOWN = {
+    "score": "objective/scores",
+    "KL": "objective/kl",
+    "entropy": "policy/entropy_avg",
+    "length": "rollout/length_mean",
+    "gap": "rollout/logprob_gap_mean",
+}
+
+
+def train_ppo(session: Session, run: RunFolder, tracker: Tracker, policy_role: type[PolicyRole] = PolicyRole) -> Summary:
+    """Train the policy and leave it in ``run.model``; returns what is worth knowing at the end."""
+    recipe = session.recipe
+    data = stages.prompts(recipe, session.tokenizer, session.context)
+    session.report_data(data.report, data.bad, run)
+    start = Start(
+        policy=session.policy_start,
+        reward=session.model_of("reward", recipe.ppo.reward_init, session.base if recipe.reward.scorer else None),
+        max_length=session.longest,
+        end_tokens=session.end_tokens(session.policy_start),
+        prompts=data.train,
+        logs=run.logs,
+    )
+    with crew(recipe, start, session.device, session.gpus, policy_role) as actors:
+        trainer = PPOTrainer(actors, len(data.train))
+        history: list[Mapping[str, float]] = []
+        with session.console.stage("PPO", recipe.ppo.steps) as report:
+            for step, result in trainer.run():
+                tracker.log(step, result.metrics)
+                tracker.samples(step, result.samples)
+                history.append(result.metrics)
+                report(step + 1, named(result.metrics, SHOWN))
+        with run.writing_model() as folder:
+            actors.policy.ask("save", folder.resolve(), moment=Moment(phase="save"))
+            session.tokenizer.save_pretrained(folder)
+    return {**learned(history), **seconds(trainer.timer)}
+
+
+def learned(history: list[Mapping[str, float]]) -> Summary:
+    """First step against the last ones, and the worst of the canaries."""
+    first, tail = history[0], history[-max(1, len(history) // 10) :]
+    late = sum(step["objective/scores"] for step in tail) / len(tail)
+    spread = first["objective/scores_std"]
+    return {
+        "score of the first step": first["objective/scores"],
+        "its standard deviation": spread,
+        "score of the last tenth of the steps": late,
+        "gain in standard deviations": (late - first["objective/scores"]) / spread if spread else 0.0,
+        "sequence KL at the end, nats": history[-1]["objective/kl"],
+        "log-probability gap, worst step": max(step["rollout/logprob_gap_mean"] for step in history),
+        "first-pass ratio, farthest from 1": max((step.get("first_pass/ratio", 1.0) for step in history), key=lambda r: abs(r - 1)),
+        "rollout tokens per second": sum(step["perf/rollout_tokens_per_second"] for step in history) / len(history),
+        "score's correlation with length": tail[-1]["objective/score_length_correlation"],
+    }

@@ -1,0 +1,119 @@
+"""The second stage: a reward model from comparisons."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import ray
+
+from actors.group import Group
+from actors.session import Session
+from actors.sft import packed
+from actors.supervised import Loop, Summary, named, ranks, seconds
+from actors.waiting import Moment
+from rlhf.config.validate import check_schedule
+from rlhf.data import stages
+from rlhf.data.order import epoch_batches
+from rlhf.errors import UserError
+from rlhf.evaluation.intervals import wilson_interval
+from rlhf.roles.forward import join_samples
+from rlhf.roles.preference import PairData, PreferenceRole
+from rlhf.tracking.phases import PhaseTimer
+from rlhf.tracking.run_folder import RunFolder
+from rlhf.tracking.tracker import Tracker
+from rlhf.types import Float32, Sequences
+
+SHOWN = {
+    "held-out accuracy": "eval/accuracy",
+    "95% interval, from": "eval/accuracy_ci_low",
+    "95% interval, to": "eval/accuracy_ci_high",
+    "held-out loss": "eval/loss",
+}
+CEILING = "ceiling by the raters' noise"
+SHORTER_WINS = "'the shorter reply wins'"
+NORMALISED_ON = 1000
+"""Demonstrations, at most, over which the reward is shifted to a mean of 0."""
+
+
+def train_reward(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
+    """Train a reward model and leave it in ``run.model``; returns what is worth knowing at the end."""
+    recipe, timer = session.recipe, PhaseTimer()
+    ceiling = accuracy_ceiling(recipe.reward.ceiling)
+    data = stages.preferences(recipe, session.tokenizer, session.context)
+    session.report_data(data.report, data.bad, run)
+    train, held_out = PairData.pack(data.train), PairData.pack(data.held_out)
+    batches = _batches(session, stages.by_prompt(data.train))
+    check_schedule(recipe.reward.optimizer, len(batches), "reward.optimizer")
+    start = session.model_of("sft", recipe.reward.init, session.base)
+    with ranks(session, "reward", "reward", run, PreferenceRole, str(start), len(batches)) as group:
+        group.ask("use", ray.put(train), moment=Moment(phase="start"))
+        loop = Loop(
+            title="Reward model",
+            batches=batches,
+            evaluate=lambda step: _held_out_accuracy(group, held_out, step),
+            eval_every=recipe.reward.eval_every,
+            shown={"loss": "train/loss", "held-out accuracy": "eval/accuracy"},
+        )
+        latest = loop.run(session, group, tracker, timer)
+        with timer("normalise"):
+            mean, spread = _demonstration_scores(group, session)
+        with timer("save"), run.writing_model() as folder:
+            group.ask("save", folder.resolve(), -mean, moment=Moment(phase="save"))
+            session.tokenizer.save_pretrained(folder)
+    baseline = {SHORTER_WINS: shorter_wins(held_out.sequences), "held-out comparisons": float(len(data.held_out))}
+    scores = {"demonstrations' raw score (shifted to 0)": mean, "demonstrations' standard deviation": spread}
+    return {**named(latest, SHOWN), **ceiling, **baseline, **scores, **seconds(timer)}
+
+
+def _batches(session: Session, prompts: list[list[int]]) -> list[list[int]]:
+    """Comparisons of every update: whole prompts, so that a prompt's comparisons are in one gradient."""
+    config = session.recipe.reward
+    order = epoch_batches(len(prompts), config.batch_size, config.epochs, session.recipe.seed)
+    return [[pair for prompt in batch for pair in prompts[prompt]] for batch in order]
+
+
+def _held_out_accuracy(group: Group, held_out: PairData, step: int) -> dict[str, float]:
+    """Accuracy with its 95% interval, and loss; a tie counts as wrong."""
+    if not len(held_out.margins):
+        return {}
+    rewards = _rewards(group, held_out.sequences, step).astype(np.float64)
+    ahead = rewards[0::2] - rewards[1::2]
+    correct = int((ahead > 0).sum())
+    low, high = wilson_interval(correct, len(ahead))
+    return {
+        "eval/accuracy": correct / len(ahead),
+        "eval/accuracy_ci_low": low,
+        "eval/accuracy_ci_high": high,
+        "eval/loss": float(np.logaddexp(0.0, held_out.margins - ahead).mean()),
+    }
+
+
+def _rewards(group: Group, sequences: Sequences, step: int) -> Float32:
+    shares = group.ask("rewards", ray.put(sequences), moment=Moment(phase="evaluate", step=step))
+    return join_samples(shares, len(sequences))
+
+
+def _demonstration_scores(group: Group, session: Session) -> tuple[float, float]:
+    """Mean and standard deviation of the raw reward of demonstrations."""
+    data = stages.demonstrations(session.recipe, session.tokenizer, session.context)
+    scores = _rewards(group, packed(data.train[:NORMALISED_ON]), 0)
+    return float(scores.mean()), float(scores.std())
+
+
+def shorter_wins(pairs: Sequences) -> float:
+    """Share of comparisons whose chosen response has fewer tokens, equal lengths counting one half: accuracy's baseline."""
+    chosen, rejected = pairs.response_lengths[0::2], pairs.response_lengths[1::2]
+    return float(((chosen < rejected) + 0.5 * (chosen == rejected)).mean()) if len(chosen) else 0.0
+
+
+def accuracy_ceiling(file: str | None) -> Summary:
+    """The best accuracy that the labels' noise allows, read from the recipe's file."""
+    if file is None:
+        return {}
+    try:
+        return {CEILING: float(json.loads(Path(file).read_text())["accuracy_ceiling"])}
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        what = f"reward.ceiling: {file} gives no number accuracy_ceiling"
+        raise UserError(what, str(error), "give a JSON file with that number, or leave the key out") from error

@@ -1,0 +1,99 @@
+"""What every stage of a run shares: the recipe, the machine, the console, and where its models are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from rlhf.config.schema import Recipe
+from rlhf.data.records import BadRow
+from rlhf.data.report import write_bad_rows
+from rlhf.data.stages import texts
+from rlhf.device import Device
+from rlhf.errors import UserError
+from rlhf.models.load import context_length, load_tokenizer
+from rlhf.models.scratch import make_scratch
+from rlhf.tracking.console import Console
+from rlhf.tracking.run_folder import RunFolder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """One command's run."""
+
+    recipe: Recipe
+    console: Console
+    device: Device
+    gpus: int
+
+    @property
+    def root(self) -> Path:
+        """The run's folder, which holds one folder a stage."""
+        return Path(self.recipe.runs_dir) / self.recipe.name
+
+    @cached_property
+    def base(self) -> Path:
+        """The model that SFT starts from; made now when the recipe asks for one from nothing."""
+        if self.recipe.model.path is not None:
+            return Path(self.recipe.model.path)
+        assert self.recipe.model.scratch is not None
+        folder = self.root / "base"
+        if not (folder / "config.json").exists():
+            partial = self.root / "base.partial"
+            make_scratch(self.recipe.model.scratch, texts(self.recipe), partial, self.recipe.seed)
+            partial.rename(folder)
+        return folder
+
+    def model_of(self, stage: str, given: str | None, otherwise: Path | None) -> Path:
+        """The folder of a stage's model: the one that the recipe gives, the finished stage's own, or another."""
+        own = self.root / stage / "model"
+        if given is not None:
+            return Path(given)
+        if own.is_dir():
+            return own
+        if otherwise is not None:
+            return otherwise
+        raise UserError(
+            f"there is no model of the {stage} stage in {self.root}",
+            "this stage starts from it",
+            f"run `rlhf {stage}` with the same recipe first, run `rlhf pipeline`, or give ppo.{stage}_init a model folder",
+        )
+
+    @property
+    def policy_start(self) -> Path:
+        """The policy and the reference before PPO."""
+        pretrained = Path(self.recipe.model.path) if self.recipe.model.path else None
+        return self.model_of("sft", self.recipe.ppo.policy_init, pretrained)
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The run's tokenizer."""
+        return load_tokenizer(self.base, self.recipe.model)
+
+    @cached_property
+    def context(self) -> int:
+        """The model's context in tokens."""
+        return context_length(self.base, self.recipe.model)
+
+    @property
+    def longest(self) -> int:
+        """Longest sequence in tokens that an engine meets: prompt and response."""
+        return min(self.context, self.recipe.data.max_prompt_length + self.recipe.rollout.max_response_length)
+
+    def report_data(self, report: str, bad: Sequence[BadRow], run: RunFolder) -> None:
+        """Show what was read, and keep the list of bad rows with the run."""
+        self.console.print(report)
+        if bad:
+            write_bad_rows(run.path / "bad_rows.jsonl", bad)
+
+    def end_tokens(self, folder: Path) -> list[int]:
+        """Token ids that end a response: the tokenizer's, and those that the model's generation settings name."""
+        ends = {int(self.tokenizer.eos_token_id)}
+        if (folder / "generation_config.json").exists():
+            named = GenerationConfig.from_pretrained(folder).eos_token_id
+            ends |= set(named) if isinstance(named, list) else {named} - {None}
+        return sorted(ends)

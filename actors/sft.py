@@ -1,0 +1,59 @@
+"""The first stage: supervised fine-tuning on demonstrations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import ray
+
+from actors.group import Group
+from actors.session import Session
+from actors.supervised import Loop, Summary, named, ranks, seconds
+from actors.waiting import Moment
+from rlhf.config.validate import check_schedule
+from rlhf.data import stages
+from rlhf.data.order import epoch_batches
+from rlhf.roles.forward import join_tokens
+from rlhf.roles.sft import SFTRole
+from rlhf.tracking.phases import PhaseTimer
+from rlhf.tracking.run_folder import RunFolder
+from rlhf.tracking.tracker import Tracker
+from rlhf.types import Example, Sequences
+
+SHOWN = {"loss": "train/loss", "held-out loss": "eval/loss"}
+
+
+def train_sft(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
+    """Fine-tune the base model and leave it in ``run.model``; returns what is worth knowing at the end."""
+    recipe, timer = session.recipe, PhaseTimer()
+    data = stages.demonstrations(recipe, session.tokenizer, session.context)
+    session.report_data(data.report, data.bad, run)
+    train, held_out = packed(data.train), packed(data.held_out)
+    batches = epoch_batches(len(train), recipe.sft.batch_size, recipe.sft.epochs, recipe.seed)
+    check_schedule(recipe.sft.optimizer, len(batches), "sft.optimizer")
+    with ranks(session, "policy", "sft", run, SFTRole, str(session.base), len(batches)) as group:
+        group.ask("use", ray.put(train), ray.put(held_out), moment=Moment(phase="start"))
+        loop = Loop(
+            title="SFT",
+            batches=batches,
+            evaluate=lambda step: _held_out_loss(group, held_out, step),
+            eval_every=recipe.sft.eval_every,
+            shown=SHOWN,
+        )
+        latest = loop.run(session, group, tracker, timer)
+        with timer("save"), run.writing_model() as folder:
+            group.ask("save", folder.resolve(), moment=Moment(phase="save"))
+            session.tokenizer.save_pretrained(folder)
+    return {**named(latest, SHOWN), **seconds(timer)}
+
+
+def packed(examples: Sequence[Example]) -> Sequences:
+    """Demonstrations as packed sequences."""
+    return Sequences.pack((example.prompt, example.response) for example in examples)
+
+
+def _held_out_loss(group: Group, held_out: Sequences, step: int) -> dict[str, float]:
+    if not len(held_out):
+        return {}
+    shares = group.ask("held_out_logprobs", moment=Moment(phase="evaluate", step=step))
+    return {"eval/loss": -float(join_tokens(shares, held_out).mean())}

@@ -1,0 +1,73 @@
+"""What SFT and reward training share: a group of ranks for a while, and a loop of updates with evaluations in between."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from actors.group import Group
+from actors.placement import Placement
+from actors.session import Session
+from actors.waiting import Moment
+from rlhf.config.machine import Stage
+from rlhf.tracking.phases import PhaseTimer
+from rlhf.tracking.run_folder import RunFolder
+from rlhf.tracking.tracker import Tracker
+
+Summary = dict[str, float | str]
+"""What is worth knowing at a stage's end, in the order in which it is shown."""
+
+
+@contextmanager
+def ranks(session: Session, role: str, stage: Stage, run: RunFolder, builder: Callable[..., Any], *arguments: Any) -> Iterator[Group]:
+    """A role's ranks, each holding ``builder(recipe, *arguments, rank)``, within the block."""
+    placement = Placement(session.recipe, session.device, stage, session.gpus)
+    group = Group(role, getattr(session.recipe.placement, role).ranks, placement, run.logs)
+    try:
+        group.start(builder, session.recipe, *arguments)
+        group.ready()
+        yield group
+    finally:
+        group.stop()
+        placement.free()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loop:
+    """Updates on ``batches`` (indices into the ranks' data), with ``evaluate(step)`` every so often and at the end.
+
+    ``shown`` maps the names on the progress line to metric names.
+    """
+
+    title: str
+    batches: Sequence[Sequence[int]]
+    evaluate: Callable[[int], Mapping[str, float]]
+    eval_every: int
+    shown: Mapping[str, str]
+
+    def run(self, session: Session, group: Group, tracker: Tracker, timer: PhaseTimer) -> dict[str, float]:
+        """Train; returns the last value of every metric."""
+        latest: dict[str, float] = {}
+        with session.console.stage(self.title, len(self.batches)) as report:
+            for step, chosen in enumerate(self.batches):
+                with timer("update"):
+                    metrics = group.ask("update", chosen, moment=Moment(phase="update", step=step))[0]
+                if (step + 1) % self.eval_every == 0 or step + 1 == len(self.batches):
+                    with timer("evaluate"):
+                        metrics |= self.evaluate(step)
+                tracker.log(step, metrics | timer.metrics())
+                latest |= metrics
+                report(step + 1, named(latest, self.shown))
+        return latest
+
+
+def named(metrics: Mapping[str, float], names: Mapping[str, str]) -> Summary:
+    """The metrics that are there, under the names that people are shown."""
+    return {shown: metrics[metric] for shown, metric in names.items() if metric in metrics}
+
+
+def seconds(timer: PhaseTimer) -> Summary:
+    """How long each phase took in all."""
+    return {f"seconds, {phase}": total for phase, total in timer.totals.items()}

@@ -1,0 +1,103 @@
+"""The whole PPO loop. The controller holds references, counts and versions; tokens go from actor to actor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import ray
+
+from actors.crew import Crew
+from actors.waiting import Moment, fetch, wait
+from rlhf.algorithms import canaries
+from rlhf.data.order import PromptOrder
+from rlhf.roles.assemble import Batch, BatchReport, assemble
+from rlhf.tracking.phases import PhaseTimer
+
+
+class PPOTrainer:
+    """Steps of PPO over a crew of actors. ``run`` yields every step's metrics and samples."""
+
+    def __init__(self, crew: Crew, prompts: int) -> None:
+        self.crew, self.recipe = crew, crew.recipe
+        self.order = PromptOrder(prompts, self.recipe.seed)
+        self.limits = canaries.Limits.of(self.recipe.canaries, self.recipe.model.dtype)
+        self.timer = PhaseTimer()
+        self.seconds = self.recipe.placement.phase_timeout_seconds
+
+    def run(self) -> Iterator[tuple[int, BatchReport]]:
+        """Publish the first weights, then step. A canary outside its limits ends the run after its step is reported."""
+        self.publish(version=0, step=0)
+        for step in range(self.recipe.ppo.steps):
+            report = self.step(step)
+            yield step, report
+            canaries.check(report.metrics, step, self.limits)
+
+    def step(self, step: int) -> BatchReport:
+        """One step, under the weights of version ``step``."""
+        crew, ppo = self.crew, self.recipe.ppo
+        with self.timer("step"):
+            # 1. Prompts: the next of a seeded order, each as often as it is to be answered, every answer with its own seed
+            prompts = np.repeat(self.order.take(ppo.batch_size // ppo.samples_per_prompt), ppo.samples_per_prompt).tolist()
+            seeds = np.random.default_rng([self.recipe.seed, step]).integers(2**31, size=len(prompts)).tolist()
+
+            # 2. Rollout, and 3. Score: every block is scored by four models while the next is still being generated
+            parts, pending, names = [], [], []
+            with self.timer("rollout"):
+                for block, _ in crew.engines.generate(prompts, seeds, Moment(phase="rollout", step=step)):
+                    shares = [(group, ref) for group, method in crew.scoring for ref in group.call(method, block)]
+                    parts += [block, *(ref for _, ref in shares)]
+                    pending += [ref for _, ref in shares]
+                    names += [f"{group.role} (one of {len(group.workers)} ranks)" for group, _ in shares]
+            with self.timer("score"):
+                crew.engines.sleep(Moment(phase="score", step=step))
+                wait(pending, names, Moment(phase="score", step=step), self.seconds, values=False)
+
+            # 4. Advantages: over the global batch, in one place
+            with self.timer("advantages"):
+                batch = Batch(
+                    recipe=self.recipe, tokenizer=crew.tokenizer, version=step, step=step,
+                    ranks=tuple(len(group.workers) for group, _ in crew.scoring),
+                )  # fmt: skip
+                experience, told = crew.policy.workers[0].run.options(num_returns=2).remote(assemble, batch, *parts)
+                report = fetch(told, crew.policy.names[0], Moment(phase="advantages", step=step), self.seconds)
+
+            # 5. Update: critic and policy at the same time, on every rank the same number of passes
+            with self.timer("update"):
+                metrics = self.update(experience, step)
+
+            # 6. Publish: every engine proves the new version before it serves
+            with self.timer("publish"):
+                self.publish(version=step + 1, step=step)
+        return self.record(step, report, metrics)
+
+    def update(self, experience: ray.ObjectRef, step: int) -> dict[str, float]:
+        """Train on the experience; the policy rests while the critic warms up."""
+        groups = [self.crew.critic]
+        if step >= self.recipe.algorithm.critic_warmup_steps:
+            groups.append(self.crew.policy)
+        calls = [(group, group.call("update", experience, step)) for group in groups]
+        answers = [wait(refs, group.names, Moment(phase="update", step=step), self.seconds)[0] for group, refs in calls]
+        return {name: value for answer in answers for name, value in answer.items()}
+
+    def publish(self, version: int, step: int) -> None:
+        """Send the policy's weights to the engines and have each prove that it holds them."""
+        moment, engines = Moment(phase="publish", step=step), self.crew.engines
+        engines.wake("weights", moment)
+        sent = self.crew.policy.ask("publish", moment=moment)[0]
+        engines.prove(sent, version, moment)
+        engines.wake("kv_cache", moment)
+
+    def record(self, step: int, report: BatchReport, metrics: dict[str, float]) -> BatchReport:
+        """7. Record: what was measured, where the time went, how fast it was."""
+        times = self.timer.metrics()
+        tokens = report.metrics["rollout/tokens"]
+        rates = {
+            "perf/rollout_tokens_per_second": tokens / times["time/rollout"],
+            "perf/train_tokens_per_second": tokens * self.recipe.algorithm.epochs / times["time/update"],
+            "perf/samples_per_second": self.recipe.ppo.batch_size / times["time/step"],
+            "weights/sync_seconds": times["time/publish"],
+            "weights/version": float(step + 1),
+            "episode": float((step + 1) * self.recipe.ppo.batch_size),
+        }
+        return BatchReport(metrics={**report.metrics, **metrics, **times, **rates}, samples=report.samples)

@@ -1,0 +1,103 @@
+"""The ``rlhf`` command."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rlhf.errors import RLHFError, UserError
+
+if TYPE_CHECKING:
+    from actors.session import Session
+
+COMMANDS = {
+    "sft": ("fine-tune a model on demonstrations", "rlhf sft recipes/quickstart.yaml"),
+    "reward": ("train a reward model on comparisons", "rlhf reward recipes/quickstart.yaml reward.epochs=2"),
+    "ppo": ("improve the policy against the reward model", "rlhf ppo recipes/quickstart.yaml ppo.steps=20 seed=1"),
+    "pipeline": ("all stages of a recipe, skipping finished ones", "rlhf pipeline recipes/quickstart.yaml"),
+    "generate": ("answer a JSONL file of prompts", "rlhf generate recipes/quickstart.yaml --model runs/quickstart/ppo/model --prompts p.jsonl"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0 done, 2 the input is wrong, 3 the machinery failed."""
+    options = parser().parse_args(arguments)
+    try:
+        _run(options)
+    except RLHFError as error:
+        print(f"rlhf {options.command}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except Exception:
+        traceback.print_exc()
+        print(f"rlhf {options.command}: an error that should not happen; the traceback is above", file=sys.stderr)
+        return 3
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(prog="rlhf", description="From human feedback to a better policy.")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (purpose, example) in COMMANDS.items():
+        command = commands.add_parser(name, help=purpose, description=purpose, epilog=f"example: {example}")
+        command.add_argument("recipe", help="YAML file, see recipes/ and docs/configuration.md")
+        if name == "generate":
+            command.add_argument("--model", required=True, help="model folder or hub name")
+            command.add_argument("--prompts", required=True, help="rows with a prompt, as JSONL or any format that data.format reads")
+            command.add_argument("--out", help="file to write; without it answers go to standard output")
+        command.add_argument("overrides", nargs="*", metavar="key.path=value", help="settings that replace the recipe's")
+    return top
+
+
+def _run(options: argparse.Namespace) -> None:
+    """Check everything that can be checked, then start."""
+    from launch.preflight import prepare
+
+    recipe, device, gpus = prepare(options.recipe, options.overrides, options.command)
+    from actors.cluster import cluster, cluster_gpus
+    from actors.session import Session
+    from rlhf.tracking.console import Console
+    from rlhf.tracking.quiet import quiet_framework_logs
+
+    logs = Path(recipe.runs_dir) / recipe.name / "logs"
+    with quiet_framework_logs(_writable(logs) / f"driver-{options.command}.log") as stdout:
+        console = Console(stdout, progress=recipe.tracking.progress)
+        session = Session(recipe=recipe, console=console, device=device, gpus=gpus)
+        with cluster(recipe.placement.ray_address, device == "cuda"):
+            if recipe.placement.ray_address:
+                session = Session(recipe=recipe, console=console, device=device, gpus=cluster_gpus())
+            _dispatch(options, session)
+
+
+def _writable(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}", str(error), "set runs_dir to a folder that you may write to") from error
+    return folder
+
+
+def _dispatch(options: argparse.Namespace, session: Session) -> None:
+    from actors.pipeline import run_pipeline, run_stage
+
+    if options.command == "pipeline":
+        run_pipeline(session)
+    elif options.command == "generate":
+        from launch.generate import generate
+
+        generate(session, options.model, options.prompts, options.out)
+    else:
+        run_stage(session, options.command)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    sys.exit(main())
