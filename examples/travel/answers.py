@@ -66,7 +66,7 @@ CAREFUL = Habits(
     exact=0.95, mistake=0.02, detail=0.55, tip=0.55, misplaced=0.05, opening=0.6, closing=0.55, padding=0.1, repeat=0.05
 )
 ORDINARY = Habits(
-    exact=0.85, mistake=0.04, detail=0.35, tip=0.35, misplaced=0.1, opening=0.4, closing=0.35, padding=0.2, repeat=0.1
+    exact=0.85, mistake=0.04, detail=0.4, tip=0.4, misplaced=0.1, opening=0.45, closing=0.4, padding=0.2, repeat=0.1
 )
 HASTY = Habits(
     exact=0.7, mistake=0.08, detail=0.25, tip=0.25, misplaced=0.2, opening=0.3, closing=0.25, padding=0.3, repeat=0.15

@@ -67,7 +67,7 @@ def test_pairs_differ_and_the_better_answer_is_chosen_as_often_as_the_ceiling_sa
     agreement = fmean((a > b) + 0.5 * (a == b) for a, b in zip(chosen, rejected, strict=True))
     ceiling = json.loads((folder / "meta.json").read_text())["accuracy_ceiling"]
     assert 0.8 < ceiling < 0.9
-    # The guideline differs a little from the mean rater: the gold order may fall short of the ceiling by a point or two.
+    # The guideline differs a little from the mean rater: the gold order may fall short of the ceiling by a point.
     assert ceiling - 0.02 - 3 * math.sqrt(0.25 / 3000) < agreement < ceiling + 3 * math.sqrt(0.25 / 3000)
 
 
