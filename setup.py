@@ -25,6 +25,7 @@ setup(
     description="Reinforcement learning from human feedback with Ray, vLLM and DeepSpeed, from a laptop to a cluster",
     license="Apache-2.0",
     python_requires=">=3.11,<3.13",
+    package_dir={"": "."},  # an editable install is then one line of a .pth file: no import hook in every process
     packages=find_packages(include=["rlhf", "rlhf.*", "actors", "actors.*", "launch", "launch.*"]),
     extras_require={name: pins(name) for name in ("cpu", "gpu", "dev")},
     entry_points={

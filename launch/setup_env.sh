@@ -53,6 +53,11 @@ step() { # step WHAT COMMAND...: its output goes to the log, and the end of it t
 
 "$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null ||
     die "'$3' is not Python 3.11 or 3.12." "  fix: install Python 3.11, or name it: make PYTHON=/path/to/python3.11"
+
+# One at a time. The lock is on this folder and goes with the last process that holds it, so that nothing left behind by an
+# interrupted set-up writes into the next one.
+exec 9<.
+flock --nonblock 9 || { echo "waiting for another set-up of this folder ..."; flock 9; }
 wanted=$(made_from)
 [[ -x $venv/bin/rlhf && -f $stamp && $(<"$stamp") == "$wanted" ]] && exit 0
 [[ ! -e $venv || -e $venv/pyvenv.cfg || -e $log ]] ||
