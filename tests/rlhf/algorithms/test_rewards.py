@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from rlhf.algorithms.rewards import kl_per_token, penalise_missing_eos, sum_by_sample, token_rewards
+from rlhf.types import FinishReason
+
+
+def floats(*values: float) -> np.ndarray:
+    return np.array(values, dtype=np.float32)
+
+
+def lengths(*values: int) -> np.ndarray:
+    return np.array(values, dtype=np.int32)
+
+
+def test_kl_and_rewards_agree_with_torchtune() -> None:
+    """pytorch/torchtune, tests/torchtune/rlhf/test_rewards.py (get_rewards_ppo): three samples of three tokens."""
+    logprobs = floats(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.6, 0.7, 0.8)
+    reference = floats(0.2, 0.3, 0.4, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1)
+    kl = kl_per_token(logprobs, reference)
+    np.testing.assert_allclose(kl, [-0.1] * 3 + [-0.2] * 3 + [-0.3] * 3, atol=1e-6)
+    rewards = token_rewards(floats(1, 2, 3), kl, lengths(3, 3, 3), np.ones(9, dtype=bool), kl_coef=0.5)
+    np.testing.assert_allclose(rewards, [0.05, 0.05, 1.05, 0.1, 0.1, 2.1, 0.15, 0.15, 3.15], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("logprobs", "reference", "expected"),
+    [
+        # huggingface/trl v0.11, tests/test_ppo_trainer.py
+        ([0.5, 0.2, 0.1, 0.6, 0.2, 0.1], [0.4, 0.3, 0.0, 0.7, 0.1, 0.3], [0.1, -0.1, 0.1, -0.1, 0.1, -0.2]),
+        # NVIDIA-NeMo/RL, tests/unit/algorithms/test_loss_functions.py
+        ([-1, -1, -1], [0, -15, -30], [-1, 14, 29]),
+    ],
+)
+def test_kl_is_the_estimator_k1(logprobs: list[float], reference: list[float], expected: list[float]) -> None:
+    np.testing.assert_allclose(kl_per_token(floats(*logprobs), floats(*reference)), expected, atol=1e-6)
+
+
+def test_the_score_is_added_once_at_the_last_token_of_each_response() -> None:
+    rewards = token_rewards(floats(7, -2, 5), floats(0, 0, 0, 0, 0, 0), lengths(3, 1, 2), np.ones(6, dtype=bool), 0.1)
+    assert rewards.tolist() == [0, 0, 7, -2, 0, 5]
+
+
+def test_the_score_goes_to_the_last_token_in_the_mask_and_garbage_outside_it_does_not_leak() -> None:
+    mask = np.array([True, True, False, True, False, False, False])
+    kl = floats(1, 2, np.nan, 4, np.inf, np.nan, np.nan)
+    rewards = token_rewards(floats(10, 20, 30), kl, lengths(3, 2, 2), mask, kl_coef=0.5)
+    assert rewards.tolist() == [-0.5, 9.0, 0.0, 18.0, 0.0, 0.0, 0.0]
+
+
+def test_a_response_of_no_tokens_receives_nothing() -> None:
+    assert token_rewards(floats(3, 4), floats(0), lengths(0, 1), np.ones(1, dtype=bool), 0.1).tolist() == [4.0]
+
+
+def test_the_penalty_replaces_the_score_of_a_response_without_an_end() -> None:
+    reasons = np.array([FinishReason.STOP, FinishReason.LENGTH, FinishReason.LENGTH], dtype=np.int32)
+    scores = floats(0.5, 3.0, -4.0)
+    penalised = penalise_missing_eos(scores, reasons, penalty=1.5)
+    assert penalised.tolist() == [0.5, -1.5, -1.5] and penalised.dtype == np.float32
+    assert penalise_missing_eos(scores, reasons, penalty=None).tolist() == [0.5, 3.0, -4.0]
+
+
+def test_sums_are_by_sample_and_inside_the_mask() -> None:
+    mask = np.array([True, False, True, True, False, True])
+    sums = sum_by_sample(floats(1, np.nan, 2, 4, np.inf, 8), lengths(3, 0, 1, 2), mask)
+    assert sums.tolist() == [3, 0, 4, 8]

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlhf.batching import balance, minibatches, pack, plan
+
+LENGTHS = st.lists(st.integers(1, 60), max_size=40)
+RANKS = st.integers(1, 8)
+BUDGETS = st.integers(1, 100)
+
+
+def flat(groups: list[list[int]]) -> list[int]:
+    return sorted(i for group in groups for i in group)
+
+
+@given(lengths=LENGTHS, parts=RANKS)
+def test_balance_gives_each_sample_once_in_parts_that_differ_by_at_most_one(lengths: list[int], parts: int) -> None:
+    shares = balance(lengths, parts)
+    assert len(shares) == parts
+    assert flat(shares) == list(range(len(lengths)))
+    sizes = [len(share) for share in shares]
+    assert max(sizes) - min(sizes) <= 1
+
+
+@given(lengths=LENGTHS, parts=RANKS)
+def test_balanced_parts_are_within_one_longest_sample_when_counts_are_equal(lengths: list[int], parts: int) -> None:
+    lengths = lengths[: len(lengths) // parts * parts]
+    loads = [sum(lengths[i] for i in share) for share in balance(lengths, parts)]
+    assert max(loads) - min(loads) <= max(lengths, default=0)
+
+
+def test_balance_by_hand() -> None:
+    """Longest first to the lightest part with room: 9 | 8, then 7 beside 8, then 1 beside 9: two samples a part."""
+    assert balance([1, 9, 8, 7], 2) == [[0, 1], [2, 3]]
+
+
+@given(lengths=LENGTHS, budget=BUDGETS)
+def test_pack_keeps_to_the_budget_unless_one_sample_exceeds_it(lengths: list[int], budget: int) -> None:
+    groups = pack(range(len(lengths)), lengths, budget)
+    assert flat(groups) == list(range(len(lengths)))
+    assert all(sum(lengths[i] for i in group) <= budget or len(group) == 1 for group in groups)
+    loads = sorted(sum(lengths[i] for i in group) for group in groups)
+    assert len(loads) < 2 or loads[0] + loads[1] > budget  # first fit: no two groups would go into one
+
+
+@given(data=st.data(), lengths=LENGTHS.filter(bool), ranks=RANKS, budget=BUDGETS)
+def test_plan_gives_every_rank_as_many_micro_batches(
+    data: st.DataObject, lengths: list[int], ranks: int, budget: int
+) -> None:
+    chosen = data.draw(st.lists(st.sampled_from(range(len(lengths))), unique=True))
+    planned = plan(chosen, lengths, ranks, budget)
+    assert len(planned) == ranks
+    assert len({len(micro_batches) for micro_batches in planned}) == 1 and len(planned[0]) >= 1
+    assert flat([group for micro_batches in planned for group in micro_batches]) == sorted(chosen)
+    for micro_batches in planned:
+        assert all(sum(lengths[i] for i in group) <= budget or len(group) == 1 for group in micro_batches)
+    shares = [sum(len(group) for group in micro_batches) for micro_batches in planned]
+    assert max(shares) - min(shares) <= 1
+
+
+def test_a_rank_without_work_gets_empty_groups() -> None:
+    assert plan([], [], ranks=2, budget=10) == [[[]], [[]]]
+    assert plan([0, 1, 2], [10, 10, 10], ranks=2, budget=10) == [[[0], [2]], [[1], []]]
+
+
+def test_a_rank_that_needs_fewer_groups_splits_its_fullest() -> None:
+    """Rank 0 has 10 + 1 and needs two groups; rank 1's 9 + 1 would fit one."""
+    planned = plan([0, 1, 2, 3], [10, 9, 1, 1], ranks=2, budget=10)
+    assert planned == [[[0], [3]], [[1], [2]]]
+
+
+@given(samples=st.integers(1, 12), count=st.integers(1, 4), epochs=st.integers(1, 4), seed=st.integers(0, 1000))
+def test_minibatches_cover_every_epoch_once(samples: int, count: int, epochs: int, seed: int) -> None:
+    samples *= count
+    updates = minibatches(samples, count, epochs, [seed, 7])
+    assert len(updates) == epochs * count
+    assert {len(update) for update in updates} == {samples // count}
+    for epoch in range(epochs):
+        assert flat(updates[epoch * count : (epoch + 1) * count]) == list(range(samples))
+
+
+def test_minibatches_differ_between_epochs_steps_and_seeds_and_are_repeatable() -> None:
+    updates = minibatches(32, 2, 3, [0, 5])
+    assert updates == minibatches(32, 2, 3, [0, 5])
+    assert updates[0] != updates[2] != updates[4]
+    assert updates != minibatches(32, 2, 3, [0, 6])
+    assert updates != minibatches(32, 2, 3, [1, 5])
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_an_update_is_the_same_samples_on_any_number_of_ranks(ranks: int) -> None:
+    lengths = [5, 3, 8, 2, 9, 4, 7, 6]
+    for chosen in minibatches(8, 2, 2, [0, 0]):
+        assert flat([g for micro_batches in plan(chosen, lengths, ranks, 12) for g in micro_batches]) == chosen
