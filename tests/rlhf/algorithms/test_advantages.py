@@ -54,7 +54,7 @@ def test_lambda_1_is_the_whole_return_less_the_value() -> None:
     ],
 )
 def test_advantages_agree_with_rlax(lam: float, expected: list[float]) -> None:
-    """google-deepmind/rlax, rlax/_src/multistep_test.py. Its value after the last step is −1: γ·(−1) joins the last reward.
+    """google-deepmind/rlax, rlax/_src/multistep_test.py. The value after its last step is −1: −γ joins the last reward.
 
     The second row has an episode's end after the fourth step: here two samples, of 4 tokens and of 1.
     """

@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from rlhf.config.schema import ModelConfig
+from rlhf.errors import UserError
+from rlhf.models.load import REWARD_SHIFT, context_length, load_causal, load_classifier, load_tokenizer, reward_shift
+from rlhf.models.packed_row import pack_row
+from rlhf.models.policy import PolicyNet
+from rlhf.models.scratch import train_tokenizer
+from tests.rlhf.tiny import ARCHITECTURES, random_sequences, tiny_model
+
+DROPOUT = {
+    "llama": {"attention_dropout": 0.5},
+    "qwen2": {"attention_dropout": 0.5},
+    "gpt_neox": {"attention_dropout": 0.5, "hidden_dropout": 0.5, "classifier_dropout": 0.5},
+    "gpt2": {"attn_pdrop": 0.5, "resid_pdrop": 0.5, "embd_pdrop": 0.5},
+}
+TOKENS = torch.tensor([[3, 14, 15, 9, 26, 5]])
+
+
+def saved(folder: Path, architecture: str = "llama", **changes: Any) -> Path:
+    """A folder with a tiny causal model and a tokenizer."""
+    tiny_model(AutoModelForCausalLM, architecture, **changes).save_pretrained(folder)
+    train_tokenizer([], 258).save_pretrained(folder)
+    return folder
+
+
+def varies_in_training(model: PreTrainedModel) -> bool:
+    model.train()
+    with torch.no_grad():
+        return not torch.equal(model(TOKENS).logits, model(TOKENS).logits)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_dropout_is_off_although_the_folder_asks_for_it(architecture: str, tmp_path: Path) -> None:
+    folder = saved(tmp_path, architecture, **DROPOUT[architecture])
+    assert varies_in_training(AutoModelForCausalLM.from_pretrained(folder))
+    assert not varies_in_training(load_causal(folder, ModelConfig()))
+    assert not varies_in_training(load_classifier(folder, ModelConfig()))
+
+
+@pytest.mark.parametrize(("dtype", "expected"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
+def test_the_dtype_is_the_recipes(dtype: str, expected: torch.dtype, tmp_path: Path) -> None:
+    model = load_causal(saved(tmp_path), ModelConfig(dtype=dtype))
+    assert {parameter.dtype for parameter in model.parameters()} == {expected}
+
+
+def test_checkpointing_is_switched_on_and_gives_the_same_gradients(tmp_path: Path) -> None:
+    folder = saved(tmp_path)
+
+    def gradients(checkpointing: bool) -> list[torch.Tensor]:
+        lm = load_causal(folder, ModelConfig(gradient_checkpointing=checkpointing)).train()
+        assert lm.is_gradient_checkpointing is checkpointing
+        PolicyNet(lm)(pack_row(random_sequences((3, 5), (2, 4)), [0, 1], "cpu"), 1.0)[0].sum().backward()
+        return [parameter.grad for parameter in lm.parameters()]
+
+    for one, other in zip(gradients(False), gradients(True), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_a_classifier_has_the_causal_models_backbone_and_one_label(tmp_path: Path) -> None:
+    folder = saved(tmp_path)
+    causal, classifier = load_causal(folder, ModelConfig()), load_classifier(folder, ModelConfig())
+    assert classifier.score.weight.shape == (1, 64)
+    expected = causal.base_model.state_dict()
+    for name, tensor in classifier.base_model.state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+def test_the_reward_shift_is_saved_with_the_model_and_0_without(tmp_path: Path) -> None:
+    classifier = load_classifier(saved(tmp_path / "causal"), ModelConfig())
+    assert reward_shift(classifier) == 0.0
+    setattr(classifier.config, REWARD_SHIFT, -1.25)
+    classifier.save_pretrained(tmp_path / "reward")
+    train_tokenizer([], 258).save_pretrained(tmp_path / "reward")
+    again = load_classifier(tmp_path / "reward", ModelConfig())
+    assert reward_shift(again) == -1.25
+    assert torch.equal(again.score.weight, classifier.score.weight)
+
+
+def test_a_pickled_model_is_refused(tmp_path: Path) -> None:
+    folder = saved(tmp_path)
+    torch.save(AutoModelForCausalLM.from_pretrained(folder).state_dict(), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="cannot load AutoModelForCausalLM") as caught:
+        load_causal(folder, ModelConfig())
+    assert "safetensors" in caught.value.fix
+
+
+@pytest.mark.parametrize("load", [load_causal, load_classifier, load_tokenizer, context_length])
+def test_a_folder_that_is_not_there_is_the_users_mistake(load: Any, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nowhere") as caught:
+        load(tmp_path / "nowhere", ModelConfig())
+    assert caught.value.why and caught.value.fix
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_the_context_is_found_under_either_name(architecture: str, tmp_path: Path) -> None:
+    assert context_length(saved(tmp_path, architecture), ModelConfig()) == 64
+
+
+def test_the_chat_template_is_the_recipes(tmp_path: Path) -> None:
+    folder, template = saved(tmp_path), tmp_path / "chat.jinja"
+    assert load_tokenizer(folder, ModelConfig()).chat_template is None
+    template.write_text("{% for m in messages %}<{{ m.content }}>{% endfor %}")
+    tokenizer = load_tokenizer(folder, ModelConfig(chat_template=str(template)))
+    assert tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False) == "<hi>"
+    template.unlink()
+    with pytest.raises(UserError, match=r"model.chat_template: no file .*chat.jinja"):
+        load_tokenizer(folder, ModelConfig(chat_template=str(template)))
+
+
+def test_padding_is_never_the_end(tmp_path: Path) -> None:
+    folder = saved(tmp_path)
+    tokenizer = train_tokenizer([], 258)
+    tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.save_pretrained(folder)
+    loaded = load_tokenizer(folder, ModelConfig())
+    assert loaded.pad_token_id not in (None, loaded.eos_token_id)

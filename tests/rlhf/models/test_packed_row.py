@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import AutoModel
+
+from rlhf.models.packed_row import hidden_states, pack_row
+from rlhf.types import Sequences
+from tests.rlhf.tiny import ARCHITECTURES, random_sequences, tiny_model
+
+
+def test_a_row_by_hand() -> None:
+    sequences = Sequences.pack([([1, 2, 3], [4, 5]), ([9], [9, 9]), ([6], [7, 8, 9])])
+    row = pack_row(sequences, [2, 0], "cpu")
+    assert row.tokens.tolist() == [[6, 7, 8, 9, 1, 2, 3, 4, 5]]
+    assert row.positions.tolist() == [[0, 1, 2, 3, 0, 1, 2, 3, 4]]
+    assert row.predict_at.tolist() == [0, 1, 2, 6, 7]  # the place before each response token
+    assert row.targets.tolist() == [7, 8, 9, 4, 5]
+    assert row.last.tolist() == [3, 8]
+
+
+def test_an_empty_row_is_one_token_that_predicts_nothing() -> None:
+    row = pack_row(random_sequences((3, 2)), [], "cpu")
+    assert row.tokens.shape == row.positions.shape == (1, 1)
+    assert row.predict_at.shape == row.targets.shape == row.last.shape == (0,)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_each_sequence_attends_only_to_itself(architecture: str) -> None:
+    backbone = tiny_model(AutoModel, architecture)
+    sequences = random_sequences((3, 4), (1, 1), (5, 2))
+    with torch.no_grad():
+        packed = hidden_states(backbone, pack_row(sequences, [0, 1, 2], "cpu"))
+        alone = [hidden_states(backbone, pack_row(sequences, [i], "cpu")) for i in range(3)]
+    assert packed.shape == (16, 64)
+    torch.testing.assert_close(packed, torch.cat(alone), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_backbone_that_caches_by_default_is_run_without_its_cache(architecture: str) -> None:
+    backbone = tiny_model(AutoModel, architecture)
+    outputs = []
+    backbone.register_forward_hook(lambda module, arguments, output: outputs.append(output))
+    row = pack_row(random_sequences((3, 2), (2, 2)), [0, 1], "cpu")
+    with torch.no_grad():
+        hidden_states(backbone, row)
+        backbone(row.tokens)
+    assert outputs[0].past_key_values is None
+    assert outputs[1].past_key_values is not None  # the default, so that the line above can fail
+
+
+def test_with_restarting_positions_left_out_the_sequences_do_see_each_other() -> None:
+    """The other side of the test above: the comparison is fine enough to see a leak."""
+    backbone = tiny_model(AutoModel, "llama")
+    sequences = random_sequences((3, 4), (5, 2))
+    row = pack_row(sequences, [0, 1], "cpu")
+    leaking = replace(row, positions=torch.arange(row.tokens.shape[1])[None])
+    with torch.no_grad():
+        second = hidden_states(backbone, pack_row(sequences, [1], "cpu"))
+        assert (hidden_states(backbone, leaking)[7:] - second).abs().max() > 1e-2
