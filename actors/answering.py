@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-
 from actors.engines import Engines
 from actors.placement import Placement
 from actors.session import Session

@@ -53,6 +53,12 @@ def cluster_gpus() -> int:
     return int(ray.cluster_resources().get("GPU", 0))
 
 
+def node_address() -> str:
+    """The address of the node that the calling actor is on, as Ray knows it: 127.0.0.1 in a Ray of our own."""
+    here = ray.get_runtime_context().get_node_id()
+    return next(str(node["NodeManagerAddress"]) for node in ray.nodes() if node["NodeID"] == here)
+
+
 def worker_environment(threads: int) -> dict[str, str]:
     """Environment of every actor: threads bounded before any library starts its own, and this driver's import path."""
     kept = ("HF_HUB_OFFLINE", "HF_HOME", "CUDA_HOME", "NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")

@@ -7,13 +7,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import ray
+
 from actors.engines import Engines
 from actors.group import Group
 from actors.placement import Placement
-from actors.waiting import Moment
+from actors.waiting import Moment, fetch
 from actors.weight_client import EngineClient
 from rlhf.config.schema import Recipe
 from rlhf.device import Device
+from rlhf.roles.assemble import Batch, BatchReport, assemble
 from rlhf.roles.critic import CriticRole
 from rlhf.roles.policy import PolicyRole
 from rlhf.roles.reference import ReferenceRole
@@ -37,6 +40,14 @@ class Crew:
     def scoring(self) -> tuple[tuple[Group, str], ...]:
         """Who scores a block, and by which method, in the order that ``assemble`` expects."""
         return (self.reward, "scores"), (self.policy, "logprobs"), (self.reference, "logprobs"), (self.critic, "values")
+
+    def assemble(self, step: int, parts: Sequence[ray.ObjectRef]) -> tuple[ray.ObjectRef, BatchReport]:
+        """Have the policy's first rank put blocks and scores together; a reference to the experience, and its report."""
+        counts = [len(group.workers) for group, _ in self.scoring]
+        batch = Batch(recipe=self.recipe, tokenizer=self.tokenizer, version=step, step=step, ranks=tuple(counts))
+        experience, report = self.policy.workers[0].run.options(num_returns=2).remote(assemble, batch, *parts)
+        seconds = self.recipe.placement.phase_timeout_seconds
+        return experience, fetch(report, self.policy.names[0], Moment(phase="advantages", step=step), seconds)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ import ray
 from actors.cluster import worker_environment
 from actors.placement import Placement
 from actors.rollout import RolloutActor
-from actors.waiting import Moment, fetch, wait
+from actors.waiting import Moment, fetch, late, wait
 from rlhf.config.schema import Recipe
 from rlhf.device import weight_transfer_backend
 from rlhf.errors import CanaryError, MachineryError
@@ -61,16 +61,15 @@ class Engines:
         while streams:
             done, _ = ray.wait(list(streams), num_returns=1, timeout=self.seconds, fetch_local=False)
             if not done:
-                late = ", ".join(self.names[i] for i in streams.values())
-                raise MachineryError(f"no answer within {self.seconds:.0f} s during {moment} from {late}")
+                raise MachineryError(late([self.names[i] for i in streams.values()], moment, self.seconds))
             stream = done[0]
-            try:
-                block = next(stream)
-                size = fetch(next(stream), self.names[streams[stream]], moment, self.seconds)
-            except StopIteration:
+            block = next(stream, None)
+            if block is None:
                 del streams[stream]
                 continue
-            yield block, size
+            name = self.names[streams[stream]]
+            size = next(stream, block)  # a stream that failed ends with the failure in place of a block
+            yield block, fetch(size, name, moment, self.seconds)
 
     def sleep(self, moment: Moment) -> None:
         """Give GPU memory to the trainer, where they share it."""

@@ -7,8 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import ray
-
+from actors.cluster import node_address
 from actors.worker import named_failures
 from rlhf.device import Device, engine_environment
 from rlhf.tracking.quiet import redirect_output
@@ -21,7 +20,7 @@ class RolloutActor:
 
     def __init__(self, name: str, log: Path, device: Device, memory_gib: float) -> None:
         redirect_output(log)
-        self.name = f"{name} (node {ray.util.get_node_ip_address()}, process {os.getpid()})"
+        self.name = f"{name} (node {node_address()}, process {os.getpid()})"
         os.environ.update(engine_environment(device, memory_gib))
         self.prompts: Sequence[Prompt] = ()
 

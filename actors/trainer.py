@@ -8,10 +8,10 @@ import numpy as np
 import ray
 
 from actors.crew import Crew
-from actors.waiting import Moment, fetch, wait
+from actors.waiting import Moment, wait
 from rlhf.algorithms import canaries
 from rlhf.data.order import PromptOrder
-from rlhf.roles.assemble import Batch, BatchReport, assemble
+from rlhf.roles.assemble import BatchReport
 from rlhf.tracking.phases import PhaseTimer
 
 
@@ -55,12 +55,7 @@ class PPOTrainer:
 
             # 4. Advantages: over the global batch, in one place
             with self.timer("advantages"):
-                batch = Batch(
-                    recipe=self.recipe, tokenizer=crew.tokenizer, version=step, step=step,
-                    ranks=tuple(len(group.workers) for group, _ in crew.scoring),
-                )  # fmt: skip
-                experience, told = crew.policy.workers[0].run.options(num_returns=2).remote(assemble, batch, *parts)
-                report = fetch(told, crew.policy.names[0], Moment(phase="advantages", step=step), self.seconds)
+                experience, report = crew.assemble(step, parts)
 
             # 5. Update: critic and policy at the same time, on every rank the same number of passes
             with self.timer("update"):

@@ -41,13 +41,14 @@ def wait(refs: Sequence[ray.ObjectRef], who: Sequence[str], moment: Moment, seco
     while pending:
         done, pending = ray.wait(pending, num_returns=1, timeout=seconds, fetch_local=False)
         if not done:
-            raise MachineryError(_late(sorted({names[ref] for ref in pending}), moment, seconds))
+            raise MachineryError(late(sorted({names[ref] for ref in pending}), moment, seconds))
         if values:
             fetched |= {ref: fetch(ref, names[ref], moment, seconds) for ref in done}
     return [fetched[ref] for ref in refs if values]
 
 
-def _late(who: Sequence[str], moment: Moment, seconds: float) -> str:
+def late(who: Sequence[str], moment: Moment, seconds: float) -> str:
+    """What to say when a deadline passed."""
     return (
         f"no answer within {seconds:.0f} s during {moment} from {', '.join(who)}; see their logs in the run's logs/, and raise "
         "placement.phase_timeout_seconds (start_timeout_seconds at the start) if the work is really that long"
@@ -68,4 +69,4 @@ def fetch(ref: ray.ObjectRef, who: str, moment: Moment, seconds: float) -> Any:
             "host may have run out of memory (dmesg shows whom the kernel killed)."
         ) from error
     except GetTimeoutError as error:
-        raise MachineryError(_late([who], moment, seconds)) from error
+        raise MachineryError(late([who], moment, seconds)) from error

@@ -10,8 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import ray
-
+from actors.cluster import node_address
 from rlhf.errors import MachineryError, RLHFError
 from rlhf.tracking.quiet import redirect_output
 
@@ -21,12 +20,12 @@ class Worker:
 
     def __init__(self, name: str, log: Path) -> None:
         redirect_output(log)
-        self.name = f"{name} (node {ray.util.get_node_ip_address()}, process {os.getpid()})"
+        self.name = f"{name} (node {node_address()}, process {os.getpid()})"
         self.held: Any = None
 
     def meeting_point(self) -> tuple[str, int]:
         """An address and a free port of this node, at which ranks can meet."""
-        address = ray.util.get_node_ip_address()
+        address = node_address()
         with socket.socket() as probe:
             probe.bind((address, 0))
             return address, probe.getsockname()[1]

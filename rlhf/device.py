@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
-from typing import Literal
+import resource
+from typing import Any, Literal
 
 import torch
+
+from rlhf.config.schema import RolloutConfig
 
 Device = Literal["cpu", "cuda"]
 
@@ -50,10 +53,16 @@ def engine_environment(device: Device, memory_gib: float) -> dict[str, str]:
     return {**shared, "VLLM_CPU_KVCACHE_SPACE": str(max(1, round(memory_gib))), "VLLM_CPU_OMP_THREADS_BIND": f"0-{cores - 1}"}
 
 
+def engine_arguments(device: Device, config: RolloutConfig, sleeps: bool) -> dict[str, Any]:
+    """Arguments of vLLM's engine that only one device has, or needs."""
+    if device == "cuda":
+        return {"gpu_memory_utilization": config.gpu_memory_fraction, "enable_sleep_mode": sleeps}
+    # A prompt prefilled in parts rewinds its seeded generator, which CPU generators cannot do: the engine would die.
+    return {"enable_chunked_prefill": False}
+
+
 def peak_memory_gib(device: Device) -> float:
     """Largest memory that this process has held: on the GPU where it uses one, else resident in the host."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated() / 2**30
-    import resource
-
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

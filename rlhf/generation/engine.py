@@ -16,7 +16,7 @@ from vllm.outputs import RequestOutput
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from rlhf.config.schema import ModelConfig, RolloutConfig
-from rlhf.device import Device
+from rlhf.device import Device, engine_arguments
 from rlhf.errors import MachineryError
 from rlhf.types import UNVERIFIED, FinishReason, Prompt, Rollout
 from rlhf.weights.fingerprint import Fingerprint, add
@@ -47,7 +47,6 @@ class RolloutEngine:
     ) -> None:
         self.config, self.end_tokens = config, list(end_tokens)
         self.version = UNVERIFIED if transfer_backend else 0
-        on_gpu = {"gpu_memory_utilization": config.gpu_memory_fraction, "enable_sleep_mode": sleeps} if device == "cuda" else {}
         arguments = AsyncEngineArgs(
             model=str(folder),
             dtype=model.dtype,
@@ -62,7 +61,7 @@ class RolloutEngine:
             worker_extension_cls="rlhf.weights.held.HeldWeights",
             weight_transfer_config=WeightTransferConfig(backend=transfer_backend) if transfer_backend else None,
             disable_log_stats=True,
-            **on_gpu,
+            **engine_arguments(device, config, sleeps),
         )
         self.llm = AsyncLLM.from_engine_args(arguments)
 

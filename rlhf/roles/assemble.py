@@ -38,7 +38,7 @@ class Batch:
     tokenizer: str
     version: int
     step: int
-    ranks: tuple[int, int, int, int]
+    ranks: tuple[int, ...]
     """Shares of each block by the reward, the policy, the reference and the critic."""
 
 

@@ -81,9 +81,12 @@ class ZeroEngine:
         for index, micro_batch in enumerate(micro_batches):
             self.engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
             self.engine.backward(loss(micro_batch) * (self.world / max(1, count)))
+        # Where nothing is sharded DeepSpeed may tell no norm; the gradients are whole there, until the step drops them.
+        whole = [p.grad for p in self.network.parameters() if p.grad is not None] if self.stage == 0 else []
+        own_norm = torch.nn.utils.get_total_norm(whole)
         self.engine.step()
         norm = self.engine.get_global_grad_norm()
-        return float(norm) if norm is not None else 0.0
+        return float(own_norm if norm is None else norm)
 
     @property
     def learning_rate(self) -> float:
