@@ -1,0 +1,128 @@
+"""Modules that hide their matrices as vLLM's layers on a CPU do: only the product x·Wᵀ is left of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from rlhf.weights import held
+from rlhf.weights.fingerprint import add, differences, fingerprint
+from rlhf.weights.held import held_tensors
+
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+class Layer(nn.Module):
+    """A weight, perhaps a bias, and whatever vLLM would note on the module."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None, **notes: Any) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight.clone())
+        if bias is not None:
+            self.bias = nn.Parameter(bias.clone())
+        for name, value in notes.items():
+            setattr(self, name, value)
+
+
+def repack(layer: Layer) -> Layer:
+    """Hide the matrix: the layer's own parameter is emptied, and a closure over a copy multiplies."""
+    weight = layer.weight.detach().clone()
+    layer.cpu_linear = lambda x, _, bias: functional.linear(x, weight, bias)
+    layer.weight = nn.Parameter(torch.empty(0, dtype=weight.dtype))
+    return layer
+
+
+def random(rows: int, columns: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    """Numbers over many orders of magnitude, where sums would round."""
+    generator = torch.Generator().manual_seed(seed)
+    scale = 10.0 ** torch.randint(-8, 8, (rows, columns), generator=generator)
+    return (torch.randn(rows, columns, generator=generator) * scale).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("slice_of_identity", [1024, 7])
+def test_a_repacked_matrix_is_recovered_to_the_last_bit(
+    dtype: torch.dtype, slice_of_identity: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(held, "_ROWS", slice_of_identity)
+    weight, bias = random(30, 20, dtype), random(30, 1, dtype)[:, 0]
+    model = nn.ModuleDict({"proj": repack(Layer(weight, bias, input_size_per_partition=20))})
+    found = dict(held_tensors(model))
+    assert found.keys() == {"proj.weight", "proj.bias"}
+    assert torch.equal(found["proj.weight"].T, weight)
+    assert torch.equal(found["proj.bias"], bias)
+
+
+def test_the_width_of_an_embedding_is_its_dimension() -> None:
+    weight = random(9, 5)
+    [(name, found)] = held_tensors(nn.ModuleDict({"head": repack(Layer(weight, embedding_dim=5))}))
+    assert name == "head.weight" and torch.equal(found.T, weight)
+
+
+class Served(nn.Module):
+    """A model with a tied output head, one repacked layer and a norm."""
+
+    def __init__(self, embedding: Tensor, projection: Tensor, norm: Tensor, head: Tensor) -> None:
+        super().__init__()
+        self.embed = Layer(embedding)
+        self.layers = nn.ModuleList([nn.ModuleDict({"proj": repack(Layer(projection, input_size_per_partition=8))})])
+        self.norm = Layer(norm)
+        self.head = repack(Layer(head, embedding_dim=8))
+
+
+STATE = {
+    "embed.weight": random(11, 8, seed=1),
+    "layers.0.proj.weight": random(6, 8, seed=2),
+    "norm.weight": random(1, 8, seed=3)[0],
+}
+STATE["head.weight"] = STATE["embed.weight"]
+
+
+def test_the_fingerprint_of_a_served_model_is_that_of_its_state() -> None:
+    served = Served(*STATE.values())
+    assert differences(fingerprint(STATE.items()), fingerprint(held_tensors(served))) == []
+
+
+@pytest.mark.parametrize("stale", list(STATE))
+def test_a_stale_tensor_is_named_even_where_only_the_repacked_copy_is_stale(stale: str) -> None:
+    served = Served(*{**STATE, stale: torch.nextafter(STATE[stale], torch.tensor(torch.inf))}.values())
+    expected = "layers.0" if stale.startswith("layers") else stale
+    assert differences(fingerprint(STATE.items()), fingerprint(held_tensors(served))) == [expected]
+
+
+def test_a_module_under_two_names_is_held_under_both() -> None:
+    shared = Layer(STATE["embed.weight"])
+    names = [name for name, _ in held_tensors(nn.ModuleDict({"embed": shared, "head": shared}))]
+    assert names == ["embed.weight", "head.weight"]
+
+
+def test_shards_of_a_tensor_parallel_model_add_up_to_the_whole() -> None:
+    """Vocabulary and outputs are cut by rows, inputs by columns; norms and biases of row-parallel layers repeat."""
+    whole = {
+        "embed.weight": random(12, 8, seed=1),
+        "column.weight": random(6, 8, seed=2),
+        "column.bias": random(6, 1, seed=3)[:, 0],
+        "row.weight": random(8, 6, seed=4),
+        "row.bias": random(8, 1, seed=5)[:, 0],
+        "norm.weight": random(8, 1, seed=6)[:, 0],
+    }
+
+    def shard(rank: int) -> nn.Module:
+        rows = lambda tensor: tensor.chunk(2)[rank]  # noqa: E731
+        column = Layer(rows(whole["column.weight"]), rows(whole["column.bias"]), output_size_per_partition=3, tp_size=2)
+        columns = {"input_size_per_partition": 3, "output_size_per_partition": 8, "input_is_parallel": True}
+        row = Layer(whole["row.weight"].chunk(2, dim=1)[rank], whole["row.bias"], **columns, tp_size=2)
+        embed = Layer(rows(whole["embed.weight"]), num_embeddings_per_partition=6, tp_size=2)
+        return nn.ModuleDict({"embed": embed, "column": column, "row": row, "norm": Layer(whole["norm.weight"])})
+
+    parts = [fingerprint(held_tensors(shard(rank), first_shard=rank == 0)) for rank in range(2)]
+    assert differences(fingerprint(whole.items()), add(parts)) == []
+
+
+def test_a_layer_that_is_whole_on_every_shard_counts_once() -> None:
+    layer = Layer(random(6, 8), output_size_per_partition=6, tp_size=1)
+    assert list(held_tensors(nn.ModuleDict({"gate": layer}), first_shard=False)) == []

@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
+from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory, WeightTransferTrainerFactory
+
+from rlhf.weights import shared_memory
+from rlhf.weights.sender import make_sender
+from rlhf.weights.shared_memory import SharedMemoryUpdate, read_chunk, write_chunk
+
+ODD = [
+    ("a", torch.tensor([1.5, -2.5, 3.5], dtype=torch.bfloat16)),
+    ("b", torch.arange(7, dtype=torch.float32) / 3),
+    ("one.byte", torch.tensor([-1], dtype=torch.int8)),
+    ("scalar", torch.tensor(2.75)),
+    ("empty", torch.zeros(0, 4)),
+    ("c", torch.arange(6, dtype=torch.bfloat16).reshape(2, 3)),
+    ("transposed", torch.arange(10, dtype=torch.float32).reshape(2, 5).T),
+    ("half", torch.tensor([[0.1]], dtype=torch.float16)),
+]
+"""Sizes after which the next tensor of a wider dtype does not begin at a multiple of its width."""
+
+
+def assert_same(found: list[tuple[str, Tensor]], expected: list[tuple[str, Tensor]]) -> None:
+    assert [name for name, _ in found] == [name for name, _ in expected]
+    for (name, one), (_, other) in zip(found, expected, strict=True):
+        assert one.dtype == other.dtype and torch.equal(one, other), name
+
+
+def test_a_chunk_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    update = write_chunk(tmp_path / "chunk", ODD)
+    assert (tmp_path / "chunk").stat().st_size == sum(tensor.nbytes for _, tensor in ODD)
+    assert update.dtypes[:3] == ["bfloat16", "float32", "int8"] and update.shapes[-2] == [5, 2]
+    assert_same(read_chunk(update), ODD)
+
+
+def test_what_was_read_outlives_the_file(tmp_path: Path) -> None:
+    found = read_chunk(write_chunk(tmp_path / "chunk", ODD))
+    write_chunk(tmp_path / "chunk", [("other", torch.full((40,), 9.0))])
+    (tmp_path / "chunk").unlink()
+    assert_same(found, ODD)
+
+
+class ListSource(WeightSource):
+    """A stream of given tensors that remembers whether it was read."""
+
+    def __init__(self, tensors: list[tuple[str, Tensor]]) -> None:
+        self.tensors, self.reads = tensors, 0
+
+    def metadata(self) -> list[ParamMeta]:
+        return [ParamMeta(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in self.tensors]
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        self.reads += 1
+        yield from self.tensors
+
+
+class ReadingClient:
+    """The engine's side of the protocol: reads each chunk while its file is there, and keeps the order of the calls."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.chunks: list[list[tuple[str, Tensor]]] = []
+        self.files: list[Path] = []
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        self.calls.append("init")
+
+    def start_weight_update(self) -> None:
+        self.calls.append("start")
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        self.calls.append("update")
+        self.files.append(Path(update_info["path"]))
+        self.chunks.append(read_chunk(SharedMemoryUpdate(**update_info)))
+
+    def finish_weight_update(self, weight_version: str | None = None) -> None:
+        self.calls.append("finish")
+
+
+def send(source: ListSource, rank: int = 0) -> ReadingClient:
+    client = ReadingClient()
+    make_sender("shared_memory", rank, 1, client, source, "127.0.0.1", 0).send_weights()
+    return client
+
+
+def test_an_update_is_a_start_its_chunks_and_a_finish(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_memory, "CHUNK_BYTES", 40)
+    tensors = [(f"t{i}", torch.full((size,), float(i))) for i, size in enumerate((4, 4, 4, 100, 1, 2))]
+    client = send(ListSource(tensors))
+    assert client.calls == ["init", "start", "update", "update", "update", "finish"]
+    assert [[name for name, _ in chunk] for chunk in client.chunks] == [["t0", "t1", "t2"], ["t3"], ["t4", "t5"]]
+    assert_same([named for chunk in client.chunks for named in chunk], tensors)
+
+
+def test_a_small_model_is_one_chunk_and_leaves_no_file_behind() -> None:
+    client = send(ListSource(ODD))
+    assert client.calls.count("update") == 1
+    assert_same(client.chunks[0], ODD)
+    assert [file.exists() for file in client.files] == [False]
+
+
+def test_other_ranks_read_their_source_and_call_nobody() -> None:
+    """Under ZeRO-3 each tensor is gathered by all ranks: one that did not read would leave the others waiting."""
+    source = ListSource(ODD)
+    assert send(source, rank=1).calls == []
+    assert source.reads == 1
+
+
+def test_the_backend_is_registered_once_however_often_it_is_asked() -> None:
+    shared_memory.register()
+    shared_memory.register()
+    assert shared_memory.NAME in WeightTransferEngineFactory._registry
+    assert shared_memory.NAME in WeightTransferTrainerFactory._registry

@@ -1,0 +1,168 @@
+"""The engine on networks small enough that every gradient is known beforehand, on real DeepSpeed ranks."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from rlhf.config.schema import OptimizerConfig, RoleConfig
+from rlhf.models.packed_row import pack_row
+from rlhf.models.policy import PolicyNet
+from rlhf.zero.engine import ZeroEngine, full_shape
+from rlhf.zero.process_group import Rank, join
+from tests.rlhf.ranks import Crew
+from tests.rlhf.tiny import random_sequences, tiny_model
+
+STAGES = (0, 1, 2, 3)
+PLAIN = OptimizerConfig(lr=0.5, schedule="constant", betas=(0.0, 0.0), eps=1.0, max_grad_norm=0.0)
+"""Without momentum Adam's step is lr · g / (|g| + ε)."""
+
+
+class Scale(nn.Module):
+    """w · Σ x: the gradient of w is the sum of what was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.ones(1))
+
+    def external_parameters(self) -> list[nn.Parameter]:
+        return []
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.w.float() * x).sum()
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a rank knows after training: gradient norms, rates before each update and after the last, the weight."""
+
+    norms: list[float]
+    rates: list[float]
+    weight: float
+
+
+def train_scale(
+    rank: Rank,
+    stage: int,
+    splits: list[list[list[float]]],
+    count: int,
+    updates: int,
+    optimizer: OptimizerConfig,
+    dtype: str,
+) -> Trained:
+    """``updates`` steps on this rank's micro-batches, ``splits[rank]``."""
+    place = join(rank)
+    network = Scale().to(getattr(torch, dtype))
+    engine = ZeroEngine(network, RoleConfig(zero_stage=stage), dtype, rank, place, optimizer, updates)
+    rates, norms = [engine.learning_rate], []
+    for _ in range(updates):
+        norms.append(engine.update(splits[rank.rank], lambda x: engine.engine(torch.tensor(x)), count))
+        rates.append(engine.learning_rate)
+    [(_, weight)] = engine.full_state(network)
+    return Trained(norms, rates, float(weight))
+
+
+SPLITS = [
+    [[[1.0, 2, 3, 4, 5, 6, 7]]],
+    [[[1.0, 2], [3, 4, 5, 6, 7]]],
+    [[[1.0], [2], [3], [4, 5, 6], [7]]],
+    [[[1.0, 2]], [[3, 4, 5, 6, 7]]],
+    [[[7.0, 1], [2]], [[3, 5, 6], [4]]],
+    [[[1.0, 2, 3, 4], [5, 6, 7]], [[], []]],
+]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("splits", SPLITS, ids=str)
+def test_no_split_changes_the_gradient(splits: list[list[list[float]]], stage: int, crews: dict[int, Crew]) -> None:
+    """OpenRLHF, tests/test_loss_aggregation.py: token losses 1..7 have the mean 28/7 = 4; means of means give 3.25."""
+    for trained in crews[len(splits)].run(train_scale, stage, splits, 7, 1, PLAIN, "float32"):
+        assert trained.norms == pytest.approx([4.0])
+        assert trained.weight == pytest.approx(1 - 0.5 * 4 / (4 + 1))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_gradients_are_clipped_to_the_norm_and_the_norm_is_the_one_before(stage: int, crews: dict[int, Crew]) -> None:
+    clipped = OptimizerConfig(**{**asdict(PLAIN), "max_grad_norm": 1.0})
+    for world, splits in ((1, SPLITS[1]), (2, SPLITS[4])):
+        for trained in crews[world].run(train_scale, stage, splits, 7, 1, clipped, "float32"):
+            assert trained.norms == pytest.approx([4.0])
+            assert trained.weight == pytest.approx(1 - 0.5 * 1 / (1 + 1), rel=1e-5)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_updates_too_small_for_bfloat16_add_up(stage: int, two_ranks: Crew) -> None:
+    """Below 1 the numbers of bfloat16 are 1/256 apart: without a master copy each of ten steps of .001 would be lost.
+
+    At stage 0 DeepSpeed takes an empty step first, so that Adam's correction of its first averages is one step ahead.
+    """
+    small = OptimizerConfig(lr=1e-3, schedule="constant", betas=(0.9, 0.95), eps=1e-8, max_grad_norm=0.0)
+    splits = [[[1.0]], [[1.0]]]
+    [once, _] = two_ranks.run(train_scale, stage, splits, 2, 1, small, "bfloat16")
+    [often, _] = two_ranks.run(train_scale, stage, splits, 2, 10, small, "bfloat16")
+    assert once.weight == 1.0
+    assert often.weight == pytest.approx(0.99, abs=1 / 256)
+
+
+def test_the_rate_warms_up_and_falls_to_0_at_the_last_update(one_rank: Crew) -> None:
+    linear = OptimizerConfig(lr=0.4, schedule="linear", warmup_steps=2)
+    [trained] = one_rank.run(train_scale, 1, SPLITS[0], 7, 6, linear, "float32")
+    assert trained.rates == pytest.approx([0, 0.2, 0.4, 0.3, 0.2, 0.1, 0.0])
+
+
+def summed(rank: Rank) -> list[float]:
+    """The ranks' numbers, 2^24 + rank, added up: in float32 the one would be lost."""
+    engine = ZeroEngine(Scale(), RoleConfig(), "float32", rank, join(rank))
+    return engine.all_reduce(torch.tensor([float(rank.rank), 2.0**24 + rank.rank], dtype=torch.float64)).tolist()
+
+
+def test_sums_are_over_ranks_and_in_float64(crews: dict[int, Crew]) -> None:
+    assert crews[1].run(summed) == [[0.0, 2.0**24]]
+    assert crews[2].run(summed) == [[1.0, 2.0**25 + 1]] * 2
+
+
+SEQUENCES = random_sequences((3, 5), (1, 4), (6, 1))
+
+
+def frozen_logprobs(rank: Rank, stage: int) -> dict[str, Any]:
+    """What a frozen policy answers, whether its weights can be trained, and its tensors by name and whole shape."""
+    place = join(rank)
+    lm = tiny_model(AutoModelForCausalLM, "qwen2")
+    shapes = {name: tuple(tensor.shape) for name, tensor in lm.state_dict().items()}
+    engine = ZeroEngine(PolicyNet(lm), RoleConfig(zero_stage=stage), "float32", rank, place)
+    logprobs, _ = engine.forward(pack_row(SEQUENCES, [0, 1, 2], place), 0.7)
+    named = engine.named_tensors(lm)
+    return {
+        "logprobs": logprobs.numpy(),
+        "trainable": any(parameter.requires_grad for parameter in lm.parameters()) or logprobs.requires_grad,
+        "shapes_agree": {name: full_shape(tensor) for name, tensor in named.items()} == shapes,
+        "state": {name: tensor.numpy() for name, tensor in engine.full_state(lm)},
+        "sharded": any(tensor.numel() < np.prod(shapes[name]) for name, tensor in named.items()),
+    }
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_frozen_network_answers_as_without_deepspeed(stage: int, two_ranks: Crew) -> None:
+    lm = tiny_model(AutoModelForCausalLM, "qwen2")
+    with torch.no_grad():
+        expected, _ = PolicyNet(lm)(pack_row(SEQUENCES, [0, 1, 2], "cpu"), 0.7)
+    for answer in two_ranks.run(frozen_logprobs, stage):
+        np.testing.assert_allclose(answer["logprobs"], expected.numpy(), rtol=1e-5, atol=1e-5)
+        assert not answer["trainable"]
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_all_tensors_come_whole_under_their_names(stage: int, two_ranks: Crew) -> None:
+    expected = tiny_model(AutoModelForCausalLM, "qwen2").state_dict()
+    assert "lm_head.weight" in expected  # tied, and still under its own name
+    for answer in two_ranks.run(frozen_logprobs, stage):
+        assert answer["sharded"] is (stage == 3) and answer["shapes_agree"]
+        assert answer["state"].keys() == expected.keys()
+        for name, tensor in expected.items():
+            np.testing.assert_array_equal(answer["state"][name], tensor.numpy(), err_msg=name)
