@@ -26,7 +26,7 @@ class Crew:
         ]
 
     def run(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-        """The results, by rank, of ``function(rank, *arguments)`` on every rank; the function is at the top of a module."""
+        """The results, by rank, of ``function(rank, *arguments)``, a function at the top of a module."""
         calls = [
             process.submit(function, rank, *arguments) for process, rank in zip(self.processes, self.ranks, strict=True)
         ]

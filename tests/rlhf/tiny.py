@@ -42,3 +42,8 @@ def random_sequences(*sizes: tuple[int, int], seed: int = 0) -> Sequences:
     """Random tokens with these (prompt, response) lengths."""
     random = np.random.default_rng(seed)
     return Sequences.pack((random.integers(0, VOCABULARY, p), random.integers(0, VOCABULARY, r)) for p, r in sizes)
+
+
+def whole(sequences: Sequences, i: int) -> torch.Tensor:
+    """(1, N_i) prompt and response of one sample, as a model takes them without packing."""
+    return torch.tensor([[*sequences.prompt(i), *sequences.response(i)]], dtype=torch.long)

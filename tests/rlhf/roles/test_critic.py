@@ -1,0 +1,122 @@
+"""The value update on real DeepSpeed ranks, against the same loss without packing, micro-batches or DeepSpeed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from rlhf.config.schema import (
+    AlgorithmConfig,
+    ModelConfig,
+    OptimizerConfig,
+    PlacementConfig,
+    PPOConfig,
+    Recipe,
+    RoleConfig,
+)
+from rlhf.models.load import load_classifier
+from rlhf.models.scalar import init_value_head
+from rlhf.models.scratch import train_tokenizer
+from rlhf.roles.critic import CriticRole
+from rlhf.types import Experience, FinishReason, RolloutBlock
+from rlhf.zero.process_group import Rank
+from tests.rlhf.ranks import Crew
+from tests.rlhf.tiny import random_sequences, tiny_model, whole
+
+CLIP, LR, EPOCHS = 0.2, 0.5, 3
+SEQUENCES = random_sequences((3, 5), (1, 4), (6, 1), (2, 7), (4, 3))
+TOKENS = int(SEQUENCES.response_lengths.sum())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small Llama, of which the classifier takes the backbone."""
+    path = tmp_path_factory.mktemp("critic")
+    tiny_model(AutoModelForCausalLM, "llama").save_pretrained(path)
+    train_tokenizer([], 258).save_pretrained(path)
+    return path
+
+
+def recipe(ranks: int, stage: int, budget: int) -> Recipe:
+    optimizer = OptimizerConfig(lr=LR, schedule="constant", betas=(0.0, 0.0), eps=1.0, max_grad_norm=0.0)
+    return Recipe(
+        name="test",
+        algorithm=AlgorithmConfig(value_clip_range=CLIP, epochs=EPOCHS),
+        ppo=PPOConfig(steps=1, critic_optimizer=optimizer),
+        placement=PlacementConfig(critic=RoleConfig(ranks=ranks, zero_stage=stage, micro_batch_tokens=budget)),
+    )
+
+
+def experience() -> Experience:
+    """Old values 0, as the fresh critic's; returns far enough away for the clip to bind after the first update."""
+    samples, random, unused = len(SEQUENCES), np.random.default_rng(2), np.zeros(TOKENS, dtype=np.float32)
+    return Experience(
+        rollouts=RolloutBlock(
+            sequences=SEQUENCES,
+            logprobs=unused,
+            prompt_ids=np.arange(samples),
+            weight_versions=np.zeros(samples, dtype=np.int64),
+            finish_reasons=np.full(samples, FinishReason.STOP, dtype=np.int32),
+            seeds=np.arange(samples),
+        ),
+        scores=np.zeros(samples, dtype=np.float32),
+        old_logprobs=unused,
+        ref_logprobs=unused,
+        values=unused,
+        advantages=unused,
+        returns=random.normal(size=TOKENS).astype(np.float32),
+        response_mask=random.random(TOKENS) < 0.9,
+    )
+
+
+def update(rank: Rank, folder: Path, recipe: Recipe) -> dict[str, Any]:
+    """Values before, metrics of the update, and weights after it."""
+    role = CriticRole(recipe, str(folder), rank)
+    before = role.values(experience().rollouts).values
+    metrics = role.update(experience(), step=0)
+    state = role.engine.full_state(role.engine.network)
+    return {"before": before, "metrics": metrics, "weights": {name: tensor.numpy() for name, tensor in state}}
+
+
+@pytest.fixture(scope="module")
+def expected(folder: Path) -> tuple[list[float], dict[str, np.ndarray]]:
+    """The loss of each of three plain updates, and the weights after them."""
+    classifier = load_classifier(folder, ModelConfig())
+    init_value_head(classifier)
+    mask, returns = torch.from_numpy(experience().response_mask), torch.from_numpy(experience().returns)
+    losses = []
+    for _ in range(EPOCHS):
+        values = torch.cat(
+            [
+                classifier.score(classifier.model(whole(SEQUENCES, i)).last_hidden_state)[0, p - 1 : -1, 0]
+                for i, p in enumerate(SEQUENCES.prompt_lengths)
+            ]
+        )
+        error = torch.maximum((values - returns) ** 2, (values.clamp(-CLIP, CLIP) - returns) ** 2)
+        loss = error[mask].mean() / 2
+        classifier.zero_grad()
+        loss.backward()
+        losses.append(loss.item())
+        with torch.no_grad():
+            for p in classifier.parameters():
+                p -= LR * p.grad / (p.grad.abs() + 1)
+    return losses, {name: tensor.numpy() for name, tensor in classifier.state_dict().items()}
+
+
+@pytest.mark.parametrize(("ranks", "stage", "budget"), [(1, 0, 1000), (1, 1, 11), (2, 1, 20), (2, 2, 11), (2, 3, 11)])
+def test_three_updates_are_the_plain_ones(
+    ranks: int, stage: int, budget: int, folder: Path, expected: Any, crews: dict[int, Crew]
+) -> None:
+    losses, weights = expected
+    for updated in crews[ranks].run(update, folder, recipe(ranks, stage, budget)):
+        assert not updated["before"].any()
+        assert updated["metrics"]["loss/value_avg"] == pytest.approx(np.mean(losses), rel=1e-5)
+        assert 0 < updated["metrics"]["val/clipfrac_avg"] < 1
+        for name, weight in weights.items():
+            found = updated["weights"][f"classifier.{name}"]
+            np.testing.assert_allclose(found, weight, rtol=1e-5, atol=1e-5 * np.abs(weight).max(), err_msg=name)

@@ -1,0 +1,105 @@
+"""Supervised updates on real DeepSpeed ranks, against the cross-entropy that transformers computes itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from rlhf.config.schema import (
+    ModelConfig,
+    OptimizerConfig,
+    PlacementConfig,
+    Recipe,
+    RoleConfig,
+    RolloutConfig,
+    SFTConfig,
+)
+from rlhf.models.load import load_causal
+from rlhf.roles.forward import join_tokens
+from rlhf.roles.sft import SFTRole
+from rlhf.zero.process_group import Rank
+from tests.rlhf.ranks import Crew
+from tests.rlhf.tiny import random_sequences, tiny_model, whole
+
+LR = 0.5
+TRAIN, HELD_OUT = random_sequences((3, 5), (1, 4), (6, 1), (2, 7)), random_sequences((2, 3), (5, 2), (1, 1), seed=1)
+CHOSEN = [3, 0, 1]
+TOKENS = 7 + 5 + 4
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small Qwen2, whose head is tied to its embedding."""
+    path = tmp_path_factory.mktemp("sft")
+    tiny_model(AutoModelForCausalLM, "qwen2").save_pretrained(path)
+    return path
+
+
+def recipe(ranks: int, stage: int, budget: int) -> Recipe:
+    """The sampling temperature is not 1: supervised training must not take it."""
+    optimizer = OptimizerConfig(lr=LR, schedule="constant", betas=(0.0, 0.0), eps=1.0, max_grad_norm=0.0)
+    role = RoleConfig(ranks=ranks, zero_stage=stage, micro_batch_tokens=budget)
+    return Recipe(
+        name="test",
+        sft=SFTConfig(optimizer=optimizer),
+        rollout=RolloutConfig(temperature=0.5),
+        placement=PlacementConfig(policy=role),
+    )
+
+
+def train(rank: Rank, folder: Path, recipe: Recipe, out: Path) -> dict[str, Any]:
+    """Metrics of two updates and log-probabilities of held-out completions after them; the model is saved."""
+    role = SFTRole(recipe, str(folder), 2, rank)
+    role.use(TRAIN, HELD_OUT)
+    metrics = [role.update(CHOSEN) for _ in range(2)]
+    share = role.held_out_logprobs()
+    role.save(out)
+    return {"metrics": metrics, "share": share}
+
+
+def cross_entropy(lm: Any, sequences: Any, i: int) -> torch.Tensor:
+    """Sum over the completion's tokens; −100 leaves the prompt out."""
+    tokens = whole(sequences, i)
+    labels = tokens.clone()
+    labels[0, : sequences.prompt_lengths[i]] = -100
+    return lm(tokens, labels=labels).loss * int(sequences.response_lengths[i])
+
+
+@pytest.fixture(scope="module")
+def expected(folder: Path) -> dict[str, Any]:
+    """Losses and gradient norms of two plain updates; the held-out sum and the weights after them."""
+    lm = load_causal(folder, ModelConfig())
+    losses, norms = [], []
+    for _ in range(2):
+        loss = torch.stack([cross_entropy(lm, TRAIN, i) for i in CHOSEN]).sum() / TOKENS
+        lm.zero_grad()
+        loss.backward()
+        losses.append(loss.item())
+        norms.append(torch.cat([p.grad.flatten() for p in lm.parameters()]).norm().item())
+        with torch.no_grad():
+            for p in lm.parameters():
+                p -= LR * p.grad / (p.grad.abs() + 1)
+        held_out = sum(cross_entropy(lm, HELD_OUT, i).item() for i in range(3))
+    return {"train/loss": losses, "train/grad_norm": norms, "held_out": held_out, "weights": lm.state_dict()}
+
+
+@pytest.mark.parametrize(("ranks", "stage", "budget"), [(1, 0, 1000), (1, 1, 9), (2, 1, 12), (2, 2, 9), (2, 3, 9)])
+def test_two_updates_are_the_plain_ones_and_the_model_is_saved_as_it_is(
+    ranks: int, stage: int, budget: int, folder: Path, expected: Any, crews: dict[int, Crew], tmp_path: Path
+) -> None:
+    answers = crews[ranks].run(train, folder, recipe(ranks, stage, budget), tmp_path)
+    for answer in answers:
+        assert [m["train/tokens"] for m in answer["metrics"]] == [TOKENS] * 2
+        for name in ("train/loss", "train/grad_norm"):
+            assert [m[name] for m in answer["metrics"]] == pytest.approx(expected[name], rel=1e-5), name
+    held_out = join_tokens([answer["share"] for answer in answers], HELD_OUT)
+    assert -held_out.sum() == pytest.approx(expected["held_out"], rel=1e-5)
+    saved = load_causal(tmp_path, ModelConfig()).state_dict()
+    for name, weight in expected["weights"].items():
+        scale = float(weight.abs().max())
+        np.testing.assert_allclose(saved[name], weight, rtol=1e-5, atol=1e-5 * scale, err_msg=name)
