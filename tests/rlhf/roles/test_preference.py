@@ -52,7 +52,7 @@ def pairs() -> PairData:
 
 
 def read(classifier: PreTrainedModel) -> torch.Tensor:
-    """Rewards of all answers, each alone, at its last token; transformers itself looks before trailing padding tokens."""
+    """Rewards of all answers, each alone, at its last token; transformers itself looks before trailing pads."""
     hidden = [classifier.model(whole(pairs().sequences, i)).last_hidden_state for i in range(6)]
     return torch.stack([classifier.score(h)[0, -1, 0] for h in hidden])
 
