@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from actors.comparison import Comparison, compare_models
 from actors.ppo import train_ppo
 from actors.reward_model import CEILING, SHORTER_WINS, train_reward
 from actors.session import Session
@@ -14,6 +13,9 @@ from actors.sft import train_sft
 from actors.supervised import Summary
 from rlhf.algorithms.canaries import Limits
 from rlhf.config.load import recipe_digest, to_yaml
+from rlhf.errors import UserError
+from rlhf.evaluation.comparison import ANSWERS, Comparison, compare_answers
+from rlhf.evaluation.scorers import load_scorer
 from rlhf.tracking.jsonl import read_lines
 from rlhf.tracking.plots import Marks, plot_pipeline
 from rlhf.tracking.run_folder import RunFolder
@@ -45,6 +47,10 @@ def run_stage(session: Session, stage: str, train: Train | None = None) -> Summa
             summary["seconds in all"] = time.perf_counter() - start
             tracker.close(summary)
         run.finish(summary)
+    except UserError:
+        if not run.metrics.exists():
+            run.discard()
+        raise
     finally:
         run.release()
     session.console.summary(f"{stage} → {run.path}", summary)
@@ -54,29 +60,29 @@ def run_stage(session: Session, stage: str, train: Train | None = None) -> Summa
 def run_pipeline(session: Session) -> None:
     """All stages of the recipe, the comparison of before and after, a picture, and the summary."""
     start = time.perf_counter()
-    summaries = {stage: run_stage(session, stage) for stage in _stages(session)}
-    before, after = session.policy_start, session.root / "ppo" / "model"
-    folder = session.root / "evaluation"
-    folder.mkdir(exist_ok=True)
-    comparison = compare_models(session, before, after, folder) if session.recipe.evaluation.scorer else None
+    summaries = {stage: run_stage(session, stage) for stage in session.stages}
+    comparison = _compare(session)
     picture = session.root / "curves.png"
     plot_pipeline(session.root, picture, marks(session, summaries, comparison))
     if comparison:
-        for i in range(min(session.recipe.evaluation.show, len(comparison.prompts))):
-            session.console.side_by_side(comparison.prompts[i], comparison.before[i], comparison.after[i])
-        session.console.summary("Before and after PPO", comparison.summary(session.recipe.evaluation.scorer or ""))
+        _show(session, comparison)
     session.console.summary(f"{session.recipe.name}", _headline(session.root, summaries, picture, time.perf_counter() - start))
 
 
-def _stages(session: Session) -> list[str]:
-    """The stages that the recipe asks for: a model that is given is not trained."""
-    recipe = session.recipe
-    skipped = set()
-    if recipe.ppo.policy_init is not None:
-        skipped.add("sft")
-    if recipe.ppo.reward_init is not None or recipe.reward.scorer is not None:
-        skipped.add("reward")
-    return [stage for stage in STAGES if stage not in skipped]
+def _compare(session: Session) -> Comparison | None:
+    """Before against after by the recipe's scorer; None where it names none or no prompt was held out."""
+    scorer = session.recipe.evaluation.scorer
+    stage = session.root / "ppo"
+    if scorer is None or not (stage / ANSWERS).exists():
+        return None
+    return compare_answers(stage, load_scorer(scorer), session.root / "evaluation", session.recipe.seed)
+
+
+def _show(session: Session, comparison: Comparison) -> None:
+    for i in range(min(session.recipe.evaluation.show, len(comparison.prompts))):
+        session.console.side_by_side(comparison.prompts[i], comparison.before[i], comparison.after[i])
+    judge = {"judge": session.recipe.evaluation.scorer or ""}
+    session.console.summary("Before and after PPO", judge | comparison.summary())
 
 
 def marks(session: Session, summaries: Mapping[str, Summary], comparison: Comparison | None) -> Marks:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from actors.answering import answers_of
 from actors.crew import Start, crew
 from actors.session import Session
 from actors.supervised import Summary, named, seconds
 from actors.trainer import PPOTrainer
 from actors.waiting import Moment
-from rlhf.data import stages
+from rlhf.evaluation.comparison import write_answers
 from rlhf.roles.policy import PolicyRole
 from rlhf.tracking.run_folder import RunFolder
 from rlhf.tracking.tracker import Tracker
@@ -26,18 +27,22 @@ SHOWN = {
 def train_ppo(session: Session, run: RunFolder, tracker: Tracker, policy_role: type[PolicyRole] = PolicyRole) -> Summary:
     """Train the policy and leave it in ``run.model``; returns what is worth knowing at the end."""
     recipe = session.recipe
-    data = stages.prompts(recipe, session.tokenizer, session.context)
-    session.report_data(data.report, data.bad, run)
+    data = session.prompts
+    session.report_data(data, run)
+    held_out = data.held_out[: recipe.evaluation.prompts]
     start = Start(
         policy=session.policy_start,
         reward=session.model_of("reward", recipe.ppo.reward_init, session.base if recipe.reward.scorer else None),
         max_length=session.longest,
         end_tokens=session.end_tokens(session.policy_start),
-        prompts=data.train,
+        prompts=[*data.train, *held_out],
         logs=run.logs,
     )
+    asked = range(len(data.train), len(data.train) + len(held_out))
     with crew(recipe, start, session.device, session.gpus, policy_role) as actors:
         trainer = PPOTrainer(actors, len(data.train))
+        trainer.publish(version=0, step=0)
+        before = answers_of(actors.engines, asked, session.tokenizer, _unseen)
         history: list[Mapping[str, float]] = []
         with session.console.stage("PPO", recipe.ppo.steps) as report:
             for step, result in trainer.run():
@@ -45,10 +50,17 @@ def train_ppo(session: Session, run: RunFolder, tracker: Tracker, policy_role: t
                 tracker.samples(step, result.samples)
                 history.append(result.metrics)
                 report(step + 1, named(result.metrics, SHOWN))
+        after = answers_of(actors.engines, asked, session.tokenizer, _unseen)
         with run.writing_model() as folder:
             actors.policy.ask("save", folder.resolve(), moment=Moment(phase="save"))
             session.tokenizer.save_pretrained(folder)
+    texts = session.tokenizer.batch_decode([prompt.tokens for prompt in held_out], skip_special_tokens=True)
+    write_answers(run.path, texts, before, after)
     return {**learned(history), **seconds(trainer.timer)}
+
+
+def _unseen(done: int, numbers: Mapping[str, float | str]) -> None:
+    """Held-out answers take a second or two: no progress is shown."""
 
 
 def learned(history: list[Mapping[str, float]]) -> Summary:

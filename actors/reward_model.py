@@ -14,8 +14,8 @@ from actors.sft import packed
 from actors.supervised import Loop, Summary, named, ranks, seconds
 from actors.waiting import Moment
 from rlhf.config.validate import check_schedule
-from rlhf.data import stages
 from rlhf.data.order import epoch_batches
+from rlhf.data.stages import by_prompt
 from rlhf.errors import UserError
 from rlhf.evaluation.intervals import wilson_interval
 from rlhf.roles.forward import join_samples
@@ -41,10 +41,10 @@ def train_reward(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
     """Train a reward model and leave it in ``run.model``; returns what is worth knowing at the end."""
     recipe, timer = session.recipe, PhaseTimer()
     ceiling = accuracy_ceiling(recipe.reward.ceiling)
-    data = stages.preferences(recipe, session.tokenizer, session.context)
-    session.report_data(data.report, data.bad, run)
+    data = session.preferences
+    session.report_data(data, run)
     train, held_out = PairData.pack(data.train), PairData.pack(data.held_out)
-    batches = _batches(session, stages.by_prompt(data.train))
+    batches = _batches(session, by_prompt(data.train))
     check_schedule(recipe.reward.optimizer, len(batches), "reward.optimizer")
     start = session.model_of("sft", recipe.reward.init, session.base)
     with ranks(session, "reward", "reward", run, PreferenceRole, str(start), len(batches)) as group:
@@ -97,8 +97,7 @@ def _rewards(group: Group, sequences: Sequences, step: int) -> Float32:
 
 def _demonstration_scores(group: Group, session: Session) -> tuple[float, float]:
     """Mean and standard deviation of the raw reward of demonstrations."""
-    data = stages.demonstrations(session.recipe, session.tokenizer, session.context)
-    scores = _rewards(group, packed(data.train[:NORMALISED_ON]), 0)
+    scores = _rewards(group, packed(session.demonstrations.train[:NORMALISED_ON]), 0)
     return float(scores.mean()), float(scores.std())
 
 

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from rlhf.config.schema import Recipe
-from rlhf.data.records import BadRow
+from rlhf.data import stages
 from rlhf.data.report import write_bad_rows
-from rlhf.data.stages import texts
+from rlhf.data.stages import StageData, texts
 from rlhf.device import Device
 from rlhf.errors import UserError
 from rlhf.models.load import context_length, load_tokenizer
 from rlhf.models.scratch import make_scratch
 from rlhf.tracking.console import Console
 from rlhf.tracking.run_folder import RunFolder
+from rlhf.types import Example, Pair, Prompt
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Session:
     """One command's run."""
 
@@ -79,16 +80,47 @@ class Session:
         """The model's context in tokens."""
         return context_length(self.base, self.recipe.model)
 
+    @cached_property
+    def demonstrations(self) -> StageData[Example]:
+        """What SFT learns from."""
+        return stages.demonstrations(self.recipe, self.tokenizer, self.context)
+
+    @cached_property
+    def preferences(self) -> StageData[Pair]:
+        """What the reward model learns from."""
+        return stages.preferences(self.recipe, self.tokenizer, self.context)
+
+    @cached_property
+    def prompts(self) -> StageData[Prompt]:
+        """What the policy is asked."""
+        return stages.prompts(self.recipe, self.tokenizer, self.context)
+
+    def read_data(self, stage: str) -> None:
+        """Read what a stage needs, so that bad data is refused before anything is started."""
+        needed = {"sft": ["demonstrations"], "reward": ["demonstrations", "preferences"], "ppo": ["prompts"]}
+        for name in needed[stage]:
+            getattr(self, name)
+
+    @property
+    def stages(self) -> list[str]:
+        """The stages of the pipeline: a model that is given is not trained."""
+        skipped = set()
+        if self.recipe.ppo.policy_init is not None:
+            skipped.add("sft")
+        if self.recipe.ppo.reward_init is not None or self.recipe.reward.scorer is not None:
+            skipped.add("reward")
+        return [stage for stage in ("sft", "reward", "ppo") if stage not in skipped]
+
     @property
     def longest(self) -> int:
         """Longest sequence in tokens that an engine meets: prompt and response."""
         return min(self.context, self.recipe.data.max_prompt_length + self.recipe.rollout.max_response_length)
 
-    def report_data(self, report: str, bad: Sequence[BadRow], run: RunFolder) -> None:
+    def report_data(self, data: StageData[Any], run: RunFolder) -> None:
         """Show what was read, and keep the list of bad rows with the run."""
-        self.console.print(report)
-        if bad:
-            write_bad_rows(run.path / "bad_rows.jsonl", bad)
+        self.console.print(data.report)
+        if data.bad:
+            write_bad_rows(run.path / "bad_rows.jsonl", data.bad)
 
     def end_tokens(self, folder: Path) -> list[int]:
         """Token ids that end a response: the tokenizer's, and those that the model's generation settings name."""

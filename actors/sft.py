@@ -11,7 +11,6 @@ from actors.session import Session
 from actors.supervised import Loop, Summary, named, ranks, seconds
 from actors.waiting import Moment
 from rlhf.config.validate import check_schedule
-from rlhf.data import stages
 from rlhf.data.order import epoch_batches
 from rlhf.roles.forward import join_tokens
 from rlhf.roles.sft import SFTRole
@@ -26,8 +25,8 @@ SHOWN = {"loss": "train/loss", "held-out loss": "eval/loss"}
 def train_sft(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
     """Fine-tune the base model and leave it in ``run.model``; returns what is worth knowing at the end."""
     recipe, timer = session.recipe, PhaseTimer()
-    data = stages.demonstrations(recipe, session.tokenizer, session.context)
-    session.report_data(data.report, data.bad, run)
+    data = session.demonstrations
+    session.report_data(data, run)
     train, held_out = packed(data.train), packed(data.held_out)
     batches = epoch_batches(len(train), recipe.sft.batch_size, recipe.sft.epochs, recipe.seed)
     check_schedule(recipe.sft.optimizer, len(batches), "sft.optimizer")

@@ -16,7 +16,7 @@ from rlhf.tracking.phases import PhaseTimer
 
 
 class PPOTrainer:
-    """Steps of PPO over a crew of actors. ``run`` yields every step's metrics and samples."""
+    """Steps of PPO over a crew of actors: ``publish`` the first weights, then ``run``."""
 
     def __init__(self, crew: Crew, prompts: int) -> None:
         self.crew, self.recipe = crew, crew.recipe
@@ -26,8 +26,7 @@ class PPOTrainer:
         self.seconds = self.recipe.placement.phase_timeout_seconds
 
     def run(self) -> Iterator[tuple[int, BatchReport]]:
-        """Publish the first weights, then step. A canary outside its limits ends the run after its step is reported."""
-        self.publish(version=0, step=0)
+        """Yields every step's metrics and samples. A canary outside its limits ends the run after its step is reported."""
         for step in range(self.recipe.ppo.steps):
             report = self.step(step)
             yield step, report

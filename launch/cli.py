@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
 import traceback
 from collections.abc import Sequence
@@ -67,22 +68,33 @@ def _run(options: argparse.Namespace) -> None:
     from rlhf.tracking.console import Console
     from rlhf.tracking.quiet import quiet_framework_logs
 
-    logs = Path(recipe.runs_dir) / recipe.name / "logs"
-    with quiet_framework_logs(_writable(logs) / f"driver-{options.command}.log") as stdout:
-        console = Console(stdout, progress=recipe.tracking.progress)
-        session = Session(recipe=recipe, console=console, device=device, gpus=gpus)
+    session = Session(recipe=recipe, console=Console(sys.stdout), device=device, gpus=gpus)
+    with quiet_framework_logs(_logs(session.root) / f"driver-{options.command}.log") as stdout:
+        session.console = Console(stdout, progress=recipe.tracking.progress)
+        _read_data(session, options.command)
         with cluster(recipe.placement.ray_address, device == "cuda"):
             if recipe.placement.ray_address:
-                session = Session(recipe=recipe, console=console, device=device, gpus=cluster_gpus())
+                session.gpus = cluster_gpus()
             _dispatch(options, session)
 
 
-def _writable(folder: Path) -> Path:
+def _read_data(session: Session, command: str) -> None:
+    """Refuse bad data before anything is started; a run that never began leaves nothing."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        for stage in session.stages if command == "pipeline" else {command} & {"sft", "reward", "ppo"}:
+            session.read_data(stage)
+    except UserError:
+        if {entry.name for entry in session.root.iterdir()} <= {"logs", "base"}:
+            shutil.rmtree(session.root)
+        raise
+
+
+def _logs(root: Path) -> Path:
+    try:
+        (root / "logs").mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot write to {folder}", str(error), "set runs_dir to a folder that you may write to") from error
-    return folder
+        raise UserError(f"cannot write to {root}", str(error), "set runs_dir to a folder that you may write to") from error
+    return root / "logs"
 
 
 def _dispatch(options: argparse.Namespace, session: Session) -> None:

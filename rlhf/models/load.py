@@ -43,9 +43,26 @@ def context_length(folder: str | Path, config: ModelConfig) -> int:
     return int(getattr(model_config, "max_position_embeddings", None) or getattr(model_config, "n_positions", 2**31))
 
 
+LOGIT_TRANSFORMS = {"final_logit_softcapping": None, "logit_scale": 1.0, "logits_scaling": 1.0}
+"""Config keys of models that change logits after the output head → the value that changes nothing."""
+
+
 def load_causal(folder: str | Path, config: ModelConfig) -> PreTrainedModel:
-    """A causal language model with dropout off, in the recipe's dtype."""
-    return _load_network(AutoModelForCausalLM, folder, config)
+    """A causal language model with dropout off, in the recipe's dtype.
+
+    Raises:
+        UserError: it cannot be loaded, or it changes its logits after the head, which log-probabilities here do not know of.
+    """
+    model = _load_network(AutoModelForCausalLM, folder, config)
+    for key, neutral in LOGIT_TRANSFORMS.items():
+        value = getattr(model.config, key, neutral)
+        if value not in (None, neutral):
+            raise UserError(
+                f"the model in {folder} has {key} = {value}",
+                "its logits are changed after the output head, and log-probabilities here are taken before that",
+                "choose a model without it: Llama, Qwen, Mistral, GPT-NeoX and GPT-2 are tested",
+            )
+    return model
 
 
 def load_classifier(folder: str | Path, config: ModelConfig) -> PreTrainedModel:

@@ -22,7 +22,7 @@ def _chunk_logprobs(
 ) -> tuple[Tensor, Tensor]:
     logits = functional.linear(hidden, weight, bias).float() / temperature
     logprobs = logits.log_softmax(dim=-1)
-    entropy = -(logprobs.exp() * logprobs).sum(dim=-1)
+    entropy = torch.special.entr(logprobs.exp()).sum(dim=-1)  # 0 · −inf counts 0
     return logprobs.gather(1, targets[:, None])[:, 0], entropy
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -79,6 +80,10 @@ class RunFolder:
     def read_summary(self) -> dict[str, Any]:
         """What a finished stage found."""
         return dict(json.loads(self.summary.read_text(encoding="utf-8")))
+
+    def discard(self) -> None:
+        """Remove what this attempt wrote. Call it only where the attempt learned nothing."""
+        shutil.rmtree(self.path)
 
     def release(self) -> None:
         """Let another process have the folder. The kernel does the same when this process ends, however it ends."""

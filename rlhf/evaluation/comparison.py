@@ -1,0 +1,70 @@
+"""The same prompts answered before and after, judged blind."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from rlhf.evaluation.blind import blind
+from rlhf.evaluation.intervals import mean_interval
+from rlhf.evaluation.scorers import Scorer
+from rlhf.evaluation.win_rate import WinRate, compare
+from rlhf.tracking.jsonl import append_line, read_lines
+
+ANSWERS = "answers.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What came out. Texts and the judge's scores run in parallel, one a prompt."""
+
+    prompts: tuple[str, ...]
+    before: tuple[str, ...]
+    after: tuple[str, ...]
+    before_scores: np.ndarray
+    after_scores: np.ndarray
+    win_rate: WinRate
+
+    def summary(self) -> dict[str, float | str]:
+        """For the table at the end."""
+        low, high = mean_interval(self.after_scores - self.before_scores)
+        return {
+            "prompts": float(len(self.prompts)),
+            "quality before": float(self.before_scores.mean()),
+            "quality after": float(self.after_scores.mean()),
+            "difference, 95% interval": f"{low:+.3f} to {high:+.3f}",
+            "win rate": self.win_rate.rate,
+            "win rate, 95% interval": f"{self.win_rate.low:.3f} to {self.win_rate.high:.3f}",
+        }
+
+
+def write_answers(folder: Path, prompts: Sequence[str], before: Sequence[str], after: Sequence[str]) -> None:
+    """Keep the answers of both models with the run, one line a prompt."""
+    for prompt, old, new in zip(prompts, before, after, strict=True):
+        append_line(folder / ANSWERS, {"prompt": prompt, "before": old, "after": new})
+
+
+def compare_answers(folder: Path, judge: Scorer, out: Path, seed: int) -> Comparison:
+    """Have the judge score sheets on which no side is named; the sheets and their key go to ``out``.
+
+    Args:
+        folder: where ``write_answers`` left the answers.
+    """
+    rows = read_lines(folder / ANSWERS)
+    prompts, before, after = (tuple(row[key] for row in rows) for key in ("prompt", "before", "after"))
+    sheet = blind(prompts, before, after, seed)
+    out.mkdir(parents=True, exist_ok=True)
+    sheet.write(out)
+    sides = (judge(prompts, [pair.a for pair in sheet.pairs]), judge(prompts, [pair.b for pair in sheet.pairs]))
+    scores = sheet.unblind(*sides)
+    return Comparison(
+        prompts=prompts,
+        before=before,
+        after=after,
+        before_scores=scores[0],
+        after_scores=scores[1],
+        win_rate=compare(*scores),
+    )
