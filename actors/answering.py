@@ -18,7 +18,9 @@ from rlhf.types import Prompt, RolloutBlock
 def answer(session: Session, folder: Path, prompts: Sequence[Prompt], logs: Path) -> list[str]:
     """One sampled answer of the folder's model to each prompt, in their order, by an engine started for it."""
     placement = Placement(session.recipe, session.device, "ppo", session.gpus)
-    engines = Engines(session.recipe, placement, folder, session.longest, session.end_tokens(folder), logs, publishes=False)
+    engines = Engines(
+        session.recipe, placement, folder, session.longest, session.end_tokens(folder), logs, publishes=False
+    )
     try:
         engines.ready(prompts)
         with session.console.stage("Answers", len(prompts)) as report:
@@ -28,7 +30,9 @@ def answer(session: Session, folder: Path, prompts: Sequence[Prompt], logs: Path
         placement.free()
 
 
-def answers_of(engines: Engines, chosen: Sequence[int], tokenizer: PreTrainedTokenizerBase, report: Report) -> list[str]:
+def answers_of(
+    engines: Engines, chosen: Sequence[int], tokenizer: PreTrainedTokenizerBase, report: Report
+) -> list[str]:
     """One sampled answer to each of the engines' chosen prompts, in their order, without special tokens.
 
     The seed of an answer is its place, so that two models' answers differ by the models alone.

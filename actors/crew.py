@@ -63,7 +63,9 @@ class Start:
 
 
 @contextmanager
-def crew(recipe: Recipe, start: Start, device: Device, gpus: int, policy_role: type[PolicyRole] = PolicyRole) -> Iterator[Crew]:
+def crew(
+    recipe: Recipe, start: Start, device: Device, gpus: int, policy_role: type[PolicyRole] = PolicyRole
+) -> Iterator[Crew]:
     """Have all actors within the block, loaded, connected and given their prompts; they end with it."""
     placement = Placement(recipe, device, "ppo", gpus)
     function = recipe.reward.scorer is not None
@@ -71,20 +73,33 @@ def crew(recipe: Recipe, start: Start, device: Device, gpus: int, policy_role: t
     engines: list[Engines] = []
     try:
         # Engines first: they take longest to start.
-        engines.append(Engines(recipe, placement, start.policy, start.max_length, start.end_tokens, start.logs, publishes=True))
+        engines.append(
+            Engines(recipe, placement, start.policy, start.max_length, start.end_tokens, start.logs, publishes=True)
+        )
         groups += [_group("policy", recipe, placement, start), _group("critic", recipe, placement, start)]
-        groups += [_group("reference", recipe, placement, start), _group("reward", recipe, placement, start, 1 if function else None)]
+        groups += [
+            _group("reference", recipe, placement, start),
+            _group("reward", recipe, placement, start, 1 if function else None),
+        ]
         policy, critic, reference, reward = groups
         policy.start(policy_role, recipe, str(start.policy))
         critic.start(CriticRole, recipe, str(start.policy if function else start.reward))
         reference.start(ReferenceRole, recipe, str(start.policy))
-        reward.start(*(FunctionReward, recipe, str(start.policy)) if function else (RewardRole, recipe, str(start.reward)))
+        reward.start(
+            *(FunctionReward, recipe, str(start.policy)) if function else (RewardRole, recipe, str(start.reward))
+        )
         for group in groups:
             group.ready()
         engines[0].ready(start.prompts)
         _connect(policy, engines[0], recipe)
         yield Crew(
-            recipe=recipe, tokenizer=str(start.policy), reward=reward, policy=policy, reference=reference, critic=critic, engines=engines[0]
+            recipe=recipe,
+            tokenizer=str(start.policy),
+            reward=reward,
+            policy=policy,
+            reference=reference,
+            critic=critic,
+            engines=engines[0],
         )
     finally:
         for group in groups:

@@ -27,7 +27,14 @@ class Engines:
     """
 
     def __init__(
-        self, recipe: Recipe, placement: Placement, folder: Path, max_length: int, end_tokens: Sequence[int], logs: Path, publishes: bool
+        self,
+        recipe: Recipe,
+        placement: Placement,
+        folder: Path,
+        max_length: int,
+        end_tokens: Sequence[int],
+        logs: Path,
+        publishes: bool,
     ) -> None:
         self.config, self.seconds = recipe.rollout, recipe.placement.phase_timeout_seconds
         self.start_seconds = recipe.placement.start_timeout_seconds
@@ -41,7 +48,17 @@ class Engines:
             .remote(name, (logs / f"rollout-{i}.log").resolve(), placement.device, self.config.memory_gib)
             for i, name in enumerate(self.names)
         ]
-        arguments = (folder, recipe.model, recipe.rollout, placement.device, max_length, end_tokens, self.backend, self.sleeps, recipe.seed)
+        arguments = (
+            folder,
+            recipe.model,
+            recipe.rollout,
+            placement.device,
+            max_length,
+            end_tokens,
+            self.backend,
+            self.sleeps,
+            recipe.seed,
+        )
         self._building = [actor.build.remote(*arguments) for actor in self.actors]
 
     def ready(self, prompts: Sequence[Prompt]) -> None:
@@ -50,11 +67,15 @@ class Engines:
         shared = ray.put(prompts)
         self._all("use", Moment(phase="start"), shared)
 
-    def generate(self, chosen: Sequence[int], seeds: Sequence[int], moment: Moment) -> Iterator[tuple[ray.ObjectRef, int]]:
+    def generate(
+        self, chosen: Sequence[int], seeds: Sequence[int], moment: Moment
+    ) -> Iterator[tuple[ray.ObjectRef, int]]:
         """Answer prompts on all engines; yields (block, number of samples) in the order in which blocks finish."""
         count = len(self.actors)
         streams = {
-            actor.generate.options(num_returns="streaming").remote(chosen[i::count], seeds[i::count], self.config.block_size): i
+            actor.generate.options(num_returns="streaming").remote(
+                chosen[i::count], seeds[i::count], self.config.block_size
+            ): i
             for i, actor in enumerate(self.actors)
             if len(chosen[i::count])
         }

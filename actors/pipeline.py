@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,7 +19,7 @@ from rlhf.evaluation.comparison import ANSWERS, Comparison, compare_answers
 from rlhf.evaluation.scorers import load_scorer
 from rlhf.tracking.jsonl import read_lines
 from rlhf.tracking.plots import Marks, plot_pipeline
-from rlhf.tracking.run_folder import RunFolder
+from rlhf.tracking.run_folder import RunFolder, write_atomically
 from rlhf.tracking.tracker import Tracker
 
 Train = Callable[[Session, RunFolder, Tracker], Summary]
@@ -66,7 +67,9 @@ def run_pipeline(session: Session) -> None:
     plot_pipeline(session.root, picture, marks(session, summaries, comparison))
     if comparison:
         _show(session, comparison)
-    session.console.summary(f"{session.recipe.name}", _headline(session.root, summaries, picture, time.perf_counter() - start))
+    session.console.summary(
+        f"{session.recipe.name}", _headline(session.root, summaries, picture, time.perf_counter() - start)
+    )
 
 
 def _compare(session: Session) -> Comparison | None:
@@ -75,13 +78,16 @@ def _compare(session: Session) -> Comparison | None:
     stage = session.root / "ppo"
     if scorer is None or not (stage / ANSWERS).exists():
         return None
-    return compare_answers(stage, load_scorer(scorer), session.root / "evaluation", session.recipe.seed)
+    out = session.root / "evaluation"
+    comparison = compare_answers(stage, load_scorer(scorer), out, session.recipe.seed)
+    write_atomically(out / "summary.json", json.dumps(comparison.summary(), indent=2) + "\n")
+    return comparison
 
 
 def _show(session: Session, comparison: Comparison) -> None:
     for i in range(min(session.recipe.evaluation.show, len(comparison.prompts))):
         session.console.side_by_side(comparison.prompts[i], comparison.before[i], comparison.after[i])
-    judge = {"judge": session.recipe.evaluation.scorer or ""}
+    judge = {"judge": judge_name(session.recipe.evaluation.scorer)}
     session.console.summary("Before and after PPO", judge | comparison.summary())
 
 
@@ -97,8 +103,13 @@ def marks(session: Session, summaries: Mapping[str, Summary], comparison: Compar
         max_kl=recipe.canaries.max_kl,
         logprob_gap_limit=Limits.of(recipe.canaries, recipe.model.dtype).gap,
         win_rate=comparison.win_rate if comparison else None,
-        judge=recipe.evaluation.scorer or "",
+        judge=judge_name(recipe.evaluation.scorer),
     )
+
+
+def judge_name(scorer: str | None) -> str:
+    """A scorer as people are told of it: without the folders of this machine."""
+    return Path(scorer).name if scorer else ""
 
 
 def _number(value: float | str | None) -> float | None:

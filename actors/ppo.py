@@ -24,7 +24,9 @@ SHOWN = {
 }
 
 
-def train_ppo(session: Session, run: RunFolder, tracker: Tracker, policy_role: type[PolicyRole] = PolicyRole) -> Summary:
+def train_ppo(
+    session: Session, run: RunFolder, tracker: Tracker, policy_role: type[PolicyRole] = PolicyRole
+) -> Summary:
     """Train the policy and leave it in ``run.model``; returns what is worth knowing at the end."""
     recipe = session.recipe
     data = session.prompts
@@ -75,7 +77,9 @@ def learned(history: list[Mapping[str, float]]) -> Summary:
         "gain in standard deviations": (late - first["objective/scores"]) / spread if spread else 0.0,
         "sequence KL at the end, nats": history[-1]["objective/kl"],
         "log-probability gap, worst step": max(step["rollout/logprob_gap_mean"] for step in history),
-        "first-pass ratio, farthest from 1": max((step.get("first_pass/ratio", 1.0) for step in history), key=lambda r: abs(r - 1)),
+        "first-pass ratio, farthest from 1": max(
+            (step.get("first_pass/ratio", 1.0) for step in history), key=lambda r: abs(r - 1)
+        ),
         "rollout tokens per second": sum(step["perf/rollout_tokens_per_second"] for step in history) / len(history),
         "score's correlation with length": tail[-1]["objective/score_length_correlation"],
     }

@@ -36,7 +36,9 @@ class RolloutActor:
         """Take the prompts; ``generate`` names them by their place."""
         self.prompts = prompts
 
-    async def generate(self, chosen: Sequence[int], seeds: Sequence[int], block_size: int) -> AsyncIterator[RolloutBlock | int]:
+    async def generate(
+        self, chosen: Sequence[int], seeds: Sequence[int], block_size: int
+    ) -> AsyncIterator[RolloutBlock | int]:
         """Answer the chosen prompts. Yields, in turn, a block and the number of samples in it, as they finish."""
         finished: list[Rollout] = []
         left = len(chosen)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from rlhf.config.load import recipe_digest
 from rlhf.config.schema import Recipe
 from rlhf.data import stages
 from rlhf.data.report import write_bad_rows
@@ -43,9 +45,14 @@ class Session:
             return Path(self.recipe.model.path)
         assert self.recipe.model.scratch is not None
         folder = self.root / "base"
-        if not (folder / "config.json").exists():
+        made_from = recipe_digest(self.recipe, ("seed", "model", "data"))
+        marker = folder / "made-from"
+        if not marker.exists() or marker.read_text() != made_from:
+            all_text = list(texts(self.recipe))  # bad data is refused before anything is removed
+            shutil.rmtree(folder, ignore_errors=True)
             partial = self.root / "base.partial"
-            make_scratch(self.recipe.model.scratch, texts(self.recipe), partial, self.recipe.seed)
+            make_scratch(self.recipe.model.scratch, all_text, partial, self.recipe.seed)
+            (partial / marker.name).write_text(made_from)
             partial.rename(folder)
         return folder
 
@@ -61,7 +68,8 @@ class Session:
         raise UserError(
             f"there is no model of the {stage} stage in {self.root}",
             "this stage starts from it",
-            f"run `rlhf {stage}` with the same recipe first, run `rlhf pipeline`, or give ppo.{stage}_init a model folder",
+            f"run `rlhf {stage}` with the same recipe first, run `rlhf pipeline`, or give "
+            f"ppo.{'policy' if stage == 'sft' else 'reward'}_init a model folder",
         )
 
     @property

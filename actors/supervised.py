@@ -21,7 +21,9 @@ Summary = dict[str, float | str]
 
 
 @contextmanager
-def ranks(session: Session, role: str, stage: Stage, run: RunFolder, builder: Callable[..., Any], *arguments: Any) -> Iterator[Group]:
+def ranks(
+    session: Session, role: str, stage: Stage, run: RunFolder, builder: Callable[..., Any], *arguments: Any
+) -> Iterator[Group]:
     """A role's ranks, each holding ``builder(recipe, *arguments, rank)``, within the block."""
     placement = Placement(session.recipe, session.device, stage, session.gpus)
     group = Group(role, getattr(session.recipe.placement, role).ranks, placement, run.logs)

@@ -37,7 +37,9 @@ class PPOTrainer:
         crew, ppo = self.crew, self.recipe.ppo
         with self.timer("step"):
             # 1. Prompts: the next of a seeded order, each as often as it is to be answered, every answer with its own seed
-            prompts = np.repeat(self.order.take(ppo.batch_size // ppo.samples_per_prompt), ppo.samples_per_prompt).tolist()
+            prompts = np.repeat(
+                self.order.take(ppo.batch_size // ppo.samples_per_prompt), ppo.samples_per_prompt
+            ).tolist()
             seeds = np.random.default_rng([self.recipe.seed, step]).integers(2**31, size=len(prompts)).tolist()
 
             # 2. Rollout, and 3. Score: every block is scored by four models while the next is still being generated

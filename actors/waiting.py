@@ -23,7 +23,9 @@ class Moment:
         return self.phase if self.step is None else f"{self.phase} of step {self.step}"
 
 
-def wait(refs: Sequence[ray.ObjectRef], who: Sequence[str], moment: Moment, seconds: float, values: bool = True) -> list[Any]:
+def wait(
+    refs: Sequence[ray.ObjectRef], who: Sequence[str], moment: Moment, seconds: float, values: bool = True
+) -> list[Any]:
     """The values of all references, in their order; fails as soon as one of them fails.
 
     Args:

@@ -57,4 +57,6 @@ def named_failures(name: str, doing: str) -> Iterator[None]:
     except Exception as error:
         traceback.print_exc()
         reason = (str(error).strip().splitlines() or [""])[0]
-        raise MachineryError(f"{name} failed in {doing}: {type(error).__name__}: {reason}; traceback in the run's logs/") from None
+        raise MachineryError(
+            f"{name} failed in {doing}: {type(error).__name__}: {reason}; traceback in the run's logs/"
+        ) from None

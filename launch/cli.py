@@ -21,13 +21,16 @@ COMMANDS = {
     "reward": ("train a reward model on comparisons", "rlhf reward recipes/quickstart.yaml reward.epochs=2"),
     "ppo": ("improve the policy against the reward model", "rlhf ppo recipes/quickstart.yaml ppo.steps=20 seed=1"),
     "pipeline": ("all stages of a recipe, skipping finished ones", "rlhf pipeline recipes/quickstart.yaml"),
-    "generate": ("answer a JSONL file of prompts", "rlhf generate recipes/quickstart.yaml --model runs/quickstart/ppo/model --prompts p.jsonl"),
+    "generate": (
+        "answer a JSONL file of prompts",
+        "rlhf generate recipes/quickstart.yaml --model runs/quickstart/ppo/model --prompts p.jsonl",
+    ),
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0 done, 2 the input is wrong, 3 the machinery failed."""
-    options = parser().parse_args(arguments)
+    options = parse(arguments)
     try:
         _run(options)
     except RLHFError as error:
@@ -43,6 +46,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Options of a command line; ``key.path=value`` settings may stand anywhere after the recipe."""
+    options, rest = parser().parse_known_args(arguments)
+    unknown = [word for word in rest if word.startswith("-") or "=" not in word]
+    if unknown:
+        parser().error(f"unrecognized arguments: {' '.join(unknown)}")
+    options.overrides += rest
+    return options
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     top = argparse.ArgumentParser(prog="rlhf", description="From human feedback to a better policy.")
@@ -52,9 +65,13 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("recipe", help="YAML file, see recipes/ and docs/configuration.md")
         if name == "generate":
             command.add_argument("--model", required=True, help="model folder or hub name")
-            command.add_argument("--prompts", required=True, help="rows with a prompt, as JSONL or any format that data.format reads")
+            command.add_argument(
+                "--prompts", required=True, help="rows with a prompt, as JSONL or any format that data.format reads"
+            )
             command.add_argument("--out", help="file to write; without it answers go to standard output")
-        command.add_argument("overrides", nargs="*", metavar="key.path=value", help="settings that replace the recipe's")
+        command.add_argument(
+            "overrides", nargs="*", metavar="key.path=value", help="settings that replace the recipe's"
+        )
     return top
 
 
@@ -93,7 +110,9 @@ def _logs(root: Path) -> Path:
     try:
         (root / "logs").mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot write to {root}", str(error), "set runs_dir to a folder that you may write to") from error
+        raise UserError(
+            f"cannot write to {root}", str(error), "set runs_dir to a folder that you may write to"
+        ) from error
     return root / "logs"
 
 

@@ -10,7 +10,7 @@ from actors.answering import answer
 from actors.session import Session
 from rlhf.data.formats import load_prompts
 from rlhf.data.report import describe
-from rlhf.data.tokenise import tokenise_prompts
+from rlhf.data.tokenise import describe_tokenised, tokenise_prompts
 from rlhf.models.load import context_length, load_tokenizer
 
 
@@ -23,7 +23,9 @@ def generate(session: Session, model: str, prompts: str, out: str | None) -> Non
     loaded = load_prompts(recipe.data)
     session.console.print(describe(loaded, "prompts"))
     longest = recipe.rollout.max_response_length
-    tokens = tokenise_prompts(loaded.rows, tokenizer, recipe.data, context_length(model, recipe.model), longest).items
+    tokenised = tokenise_prompts(loaded.rows, tokenizer, recipe.data, context_length(model, recipe.model), longest)
+    session.console.print(describe_tokenised(tokenised, "prompts"))
+    tokens = tokenised.items
     answers = answer(session, Path(model), tokens, session.root / "logs")
     rows = [
         json.dumps({"prompt": _plain(loaded.rows[prompt.id].prompt), "response": text}, ensure_ascii=False)

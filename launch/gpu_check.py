@@ -7,6 +7,7 @@ bfloat16) and what it costs, not that a model learned anything.
 from __future__ import annotations
 
 import random
+import shutil
 import sys
 from pathlib import Path
 
@@ -48,17 +49,34 @@ SHOWN = (
     "memory/critic_gib",
     "time/step",
 )
-WORDS = ("the", "river", "runs", "under", "an", "old", "stone", "bridge", "and", "people", "cross", "it", "every", "day")
+WORDS = (
+    "the",
+    "river",
+    "runs",
+    "under",
+    "an",
+    "old",
+    "stone",
+    "bridge",
+    "and",
+    "people",
+    "cross",
+    "it",
+    "every",
+    "day",
+)
 
 
 def recipe() -> Recipe:
-    """All roles on one GPU, bfloat16, a model of about 110M parameters."""
+    """All roles on one GPU, bfloat16, a model of about 85M parameters."""
     role = RoleConfig(ranks=1, zero_stage=1, micro_batch_tokens=8192)
     return Recipe(
         name=FOLDER.name,
         runs_dir=str(FOLDER.parent),
         model=ModelConfig(
-            scratch=ScratchConfig(hidden_size=768, layers=12, heads=12, intermediate_size=2048, vocab_size=1024, max_length=512),
+            scratch=ScratchConfig(
+                hidden_size=768, layers=12, heads=12, intermediate_size=2048, vocab_size=1024, max_length=512
+            ),
             dtype="bfloat16",
         ),
         data=DataConfig(path=str(FOLDER / "data.jsonl"), max_prompt_length=64, max_response_length=128),
@@ -67,7 +85,9 @@ def recipe() -> Recipe:
         ppo=PPOConfig(steps=5, batch_size=256),
         algorithm=AlgorithmConfig(epochs=1),
         rollout=RolloutConfig(max_response_length=128, gpu_memory_fraction=0.3),
-        placement=PlacementConfig(strategy="colocated", device="cuda", policy=role, critic=role, reference=role, reward=role),
+        placement=PlacementConfig(
+            strategy="colocated", device="cuda", policy=role, critic=role, reference=role, reward=role
+        ),
         tracking=TrackingConfig(wandb="offline"),
     )
 
@@ -80,8 +100,11 @@ def count_words(prompts: list[str], responses: list[str]) -> list[float]:
 def main() -> int:
     """Run the check; exit code 0 when every canary held, 3 when one did not or something failed, 2 without a GPU."""
     if not torch.cuda.is_available():
-        print("gpu-check: no CUDA device is visible here; on CPUs `make quickstart` runs the same code", file=sys.stderr)
+        print(
+            "gpu-check: no CUDA device is visible here; on CPUs `make quickstart` runs the same code", file=sys.stderr
+        )
         return 2
+    shutil.rmtree(FOLDER, ignore_errors=True)  # finished stages would be skipped, and their old numbers shown
     _write_data(FOLDER / "data.jsonl")
     try:
         with quiet_framework_logs(FOLDER / "logs" / "driver.log") as stdout, cluster(None, has_gpus=True):
@@ -100,7 +123,6 @@ def main() -> int:
 
 def _write_data(file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.unlink(missing_ok=True)
     draw = random.Random(0)
     for _ in range(2000):
         prompt, completion = (" ".join(draw.choices(WORDS, k=draw.randint(4, 24))) for _ in range(2))

@@ -47,10 +47,17 @@ def engine_environment(device: Device, memory_gib: float) -> dict[str, str]:
     """Environment variables that vLLM reads before it starts."""
     shared = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "INFO"}
     if device == "cuda":
-        return {**shared, "VLLM_ALLOW_INSECURE_SERIALIZATION": "1"}  # CUDA IPC handles travel pickled, between our own processes
+        return {
+            **shared,
+            "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",
+        }  # CUDA IPC handles travel pickled, between our own processes
     cores = os.cpu_count() or 1
     # Threads bound to all cores: vLLM's default leaves one idle, and unbound threads take twice the time.
-    return {**shared, "VLLM_CPU_KVCACHE_SPACE": str(max(1, round(memory_gib))), "VLLM_CPU_OMP_THREADS_BIND": f"0-{cores - 1}"}
+    return {
+        **shared,
+        "VLLM_CPU_KVCACHE_SPACE": str(max(1, round(memory_gib))),
+        "VLLM_CPU_OMP_THREADS_BIND": f"0-{cores - 1}",
+    }
 
 
 def engine_arguments(device: Device, config: RolloutConfig, sleeps: bool) -> dict[str, Any]:

@@ -42,9 +42,7 @@ def build_experience(scored: Scored, algorithm: AlgorithmConfig) -> Experience:
     scores = penalise_missing_eos(scored.raw_scores, scored.rollouts.finish_reasons, algorithm.missing_eos_penalty)
     kl = kl_per_token(scored.old_logprobs, scored.ref_logprobs)
     rewards = token_rewards(scores, kl, lengths, mask, algorithm.kl_coef)
-    advantages, returns = generalised_advantages(
-        rewards, scored.values, lengths, mask, algorithm.gamma, algorithm.lam
-    )
+    advantages, returns = generalised_advantages(rewards, scored.values, lengths, mask, algorithm.gamma, algorithm.lam)
     return Experience(
         rollouts=scored.rollouts,
         scores=scores,

@@ -176,7 +176,9 @@ class RolloutBlock:
     @classmethod
     def concatenate(cls, blocks: Sequence[RolloutBlock]) -> RolloutBlock:
         """One block out of several, in their order."""
-        arrays = {f.name: np.concatenate([getattr(b, f.name) for b in blocks]) for f in fields(cls) if f.name != "sequences"}
+        arrays = {
+            f.name: np.concatenate([getattr(b, f.name) for b in blocks]) for f in fields(cls) if f.name != "sequences"
+        }
         return cls(sequences=Sequences.concatenate([b.sequences for b in blocks]), **arrays)
 
 

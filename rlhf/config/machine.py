@@ -101,6 +101,12 @@ def _too_few_gpus(recipe: Recipe, stage: Stage, machine: Machine) -> Iterator[Us
             f"rollout.tensor_parallel={machine.gpus_per_node} or less",
         )
     strategy = choose_strategy(recipe, stage, machine.gpus)
+    if stage in ("ppo", "pipeline") and strategy == "colocated" and tensor_parallel > 1:
+        yield UserError(
+            f"rollout.tensor_parallel = {tensor_parallel} with colocated roles",
+            "every GPU is shared by one rank of each role, and an engine of several GPUs is not yet placed over them",
+            "rollout.tensor_parallel=1 with more rollout.engines, or placement.strategy=separate with GPUs enough",
+        )
     needed = gpus_needed(recipe, stage, strategy)
     if needed > machine.gpus:
         table = _gpu_table(recipe, stage, machine, strategy)

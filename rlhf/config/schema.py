@@ -66,7 +66,7 @@ class DataConfig:
     split: str = "train"
     """Which split of a ``datasets`` folder or hub dataset is read."""
     columns: dict[str, str] = field(default_factory=dict)
-    """Renames: the name that rlhf knows (prompt, completion, chosen, rejected, messages, margin) to the name in your
+    """Renames: the name that rlhf knows (prompt, completion, chosen, rejected, messages, text, label, margin) to the name in your
     file."""
     held_out_fraction: float = 0.1
     """Share of the prompts kept out of training for evaluation; the split is by prompt, so no prompt is on both
@@ -301,7 +301,7 @@ class EvaluationConfig:
 
     scorer: str | None = None
     """Quality judge: ``package.module:function`` or ``file.py:function``, taking lists of prompts and responses and
-    returning floats. Without it the reward model judges, and that is said."""
+    returning floats. Without it the two models' answers are kept, and nothing is compared."""
     prompts: int = 200
     """Held-out prompts answered by each side."""
     show: int = 3

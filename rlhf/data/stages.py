@@ -39,34 +39,51 @@ class StageData(Generic[T]):
 def demonstrations(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, context_length: int) -> StageData[Example]:
     """Demonstrations of the SFT stage."""
     loaded = load_demonstrations(recipe.data)
-    return _stage(recipe, loaded, "demonstrations", lambda rows: tokenise_demonstrations(rows, tokenizer, recipe.data, context_length))
+    return _stage(
+        recipe,
+        loaded,
+        "demonstrations",
+        lambda rows: tokenise_demonstrations(rows, tokenizer, recipe.data, context_length),
+    )
 
 
 def preferences(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, context_length: int) -> StageData[Pair]:
     """Comparisons of the reward stage."""
     loaded = load_preferences(recipe.data)
-    return _stage(recipe, loaded, "preferences", lambda rows: tokenise_preferences(rows, tokenizer, recipe.data, context_length))
+    return _stage(
+        recipe, loaded, "preferences", lambda rows: tokenise_preferences(rows, tokenizer, recipe.data, context_length)
+    )
 
 
 def prompts(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, context_length: int) -> StageData[Prompt]:
     """Prompts of the PPO stage; the held-out ones are for the comparison at the end."""
     loaded = load_prompts(recipe.data)
     longest = recipe.rollout.max_response_length
-    return _stage(recipe, loaded, "prompts", lambda rows: tokenise_prompts(rows, tokenizer, recipe.data, context_length, longest))
+    return _stage(
+        recipe, loaded, "prompts", lambda rows: tokenise_prompts(rows, tokenizer, recipe.data, context_length, longest)
+    )
 
 
 def _stage(recipe: Recipe, loaded: Loaded, name: str, tokenise) -> StageData:  # type: ignore[no-untyped-def]
     keys = [transcript(row.prompt) for row in loaded.rows]
     train, held_out = split_by_prompt(keys, recipe.data.held_out_fraction, recipe.seed)
     sides = [tokenise([loaded.rows[i] for i in side]) if side else Tokenised((), {}, 0) for side in (train, held_out)]
-    lines = [describe(loaded, name), *(describe_tokenised(side, n) for side, n in zip(sides, (f"{name} to train on", f"{name} held out"), strict=True))]
+    lines = [
+        describe(loaded, name),
+        *(
+            describe_tokenised(side, n)
+            for side, n in zip(sides, (f"{name} to train on", f"{name} held out"), strict=True)
+        ),
+    ]
     return StageData(train=sides[0].items, held_out=sides[1].items, bad=loaded.bad, report="\n".join(lines))
 
 
 def texts(recipe: Recipe) -> Iterator[str]:
     """All text that a tokenizer made from nothing should know: the demonstrations of training prompts."""
     loaded = load_demonstrations(recipe.data)
-    train, _ = split_by_prompt([transcript(row.prompt) for row in loaded.rows], recipe.data.held_out_fraction, recipe.seed)
+    train, _ = split_by_prompt(
+        [transcript(row.prompt) for row in loaded.rows], recipe.data.held_out_fraction, recipe.seed
+    )
     for i in train:
         row = loaded.rows[i]
         yield transcript(row.prompt) + row.completion

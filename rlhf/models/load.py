@@ -82,7 +82,12 @@ def _load_network(auto: Any, folder: str | Path, config: ModelConfig, **extra: A
             setattr(settings, key, 0.0)
     if extra and settings.pad_token_id is None:
         settings.pad_token_id = _load(AutoTokenizer, folder, config).pad_token_id
-    options = {"config": settings, "dtype": DTYPES[config.dtype], "attn_implementation": _attention(), "use_safetensors": True}
+    options = {
+        "config": settings,
+        "dtype": DTYPES[config.dtype],
+        "attn_implementation": _attention(),
+        "use_safetensors": True,
+    }
     model = _load(auto, folder, config, **options)
     switch_dropout_off(model)
     if config.gradient_checkpointing:

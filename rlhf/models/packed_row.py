@@ -54,6 +54,7 @@ def pack_row(sequences: Sequences, samples: Sequence[int], device: torch.device 
         targets.append(sequences.response(i))
         last.append(offset + length - 1)
         offset += length
+
     def joined(parts: list[np.ndarray]) -> Tensor:
         return torch.from_numpy(np.concatenate(parts).astype(np.int64)).to(device)
 

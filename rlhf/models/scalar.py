@@ -50,5 +50,8 @@ def init_value_head(classifier: PreTrainedModel) -> None:
 
 def _set_head(classifier: PreTrainedModel, value: Tensor) -> None:
     weight = classifier.score.weight
-    with deepspeed.zero.GatheredParameters([weight], modifier_rank=0, enabled=hasattr(weight, "ds_id")), torch.no_grad():
+    with (
+        deepspeed.zero.GatheredParameters([weight], modifier_rank=0, enabled=hasattr(weight, "ds_id")),
+        torch.no_grad(),
+    ):
         weight.copy_(value)

@@ -81,7 +81,10 @@ def _sorted(scored: Sequence[Scored]) -> Scored:
         rollouts=RolloutBlock(
             sequences=sequences,
             logprobs=rollouts.logprobs[tokens],
-            **{name: getattr(rollouts, name)[order] for name in ("prompt_ids", "weight_versions", "finish_reasons", "seeds")},
+            **{
+                name: getattr(rollouts, name)[order]
+                for name in ("prompt_ids", "weight_versions", "finish_reasons", "seeds")
+            },
         ),
         raw_scores=joined("raw_scores", order),
         **{name: joined(name, tokens) for name in ("old_logprobs", "ref_logprobs", "values")},

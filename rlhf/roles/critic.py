@@ -40,13 +40,20 @@ class CriticRole:
         """This rank's share of V(s_t) before each response token."""
         budget = self.recipe.placement.critic.micro_batch_tokens
         return forward_share(
-            block.sequences, self.rank.rank, self.rank.world, budget, self.place, lambda row: self.engine.forward(row, row.predict_at)
+            block.sequences,
+            self.rank.rank,
+            self.rank.world,
+            budget,
+            self.place,
+            lambda row: self.engine.forward(row, row.predict_at),
         )
 
     def update(self, experience: Experience, step: int) -> dict[str, float]:
         """The same epochs and minibatches as the policy's; returns metrics of all ranks together."""
         algorithm = self.recipe.algorithm
-        chosen = minibatches(len(experience.rollouts), algorithm.minibatches, algorithm.epochs, [self.recipe.seed, step])
+        chosen = minibatches(
+            len(experience.rollouts), algorithm.minibatches, algorithm.epochs, [self.recipe.seed, step]
+        )
         totals = self.engine.all_reduce(torch.stack([self._minibatch(experience, samples) for samples in chosen]))
         loss, clipfrac = (totals[:, :2] / totals[:, 2:].clamp(min=1)).mean(dim=0).tolist()
         return {

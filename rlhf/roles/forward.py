@@ -23,7 +23,12 @@ class Share:
 
 
 def forward_share(
-    sequences: Sequences, rank: int, world: int, budget: int, device: torch.device, compute: Callable[[PackedRow], Tensor]
+    sequences: Sequences,
+    rank: int,
+    world: int,
+    budget: int,
+    device: torch.device,
+    compute: Callable[[PackedRow], Tensor],
 ) -> Share:
     """Run ``compute`` on this rank's share, packed row by packed row; as many rows on every rank."""
     micro_batches = plan(range(len(sequences)), sequences.lengths, world, budget)[rank]

@@ -68,7 +68,12 @@ class PolicyRole:
         """This rank's share of log π_old of the response tokens, at the sampling temperature, in nats."""
         budget, temperature = self.recipe.placement.policy.micro_batch_tokens, self.recipe.rollout.temperature
         return forward_share(
-            block.sequences, self.rank.rank, self.rank.world, budget, self.place, lambda row: self.engine.forward(row, temperature)[0]
+            block.sequences,
+            self.rank.rank,
+            self.rank.world,
+            budget,
+            self.place,
+            lambda row: self.engine.forward(row, temperature)[0],
         )
 
     def update(self, experience: Experience, step: int) -> dict[str, float]:

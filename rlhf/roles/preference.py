@@ -51,7 +51,13 @@ class PreferenceRole:
         self.classifier = load_classifier(folder, recipe.model)
         init_reward_head(self.classifier, recipe.seed)
         self.engine = ZeroEngine(
-            ScalarNet(self.classifier), role, recipe.model.dtype, rank, self.place, recipe.reward.optimizer, total_updates
+            ScalarNet(self.classifier),
+            role,
+            recipe.model.dtype,
+            rank,
+            self.place,
+            recipe.reward.optimizer,
+            total_updates,
         )
         del keep
 
@@ -63,7 +69,9 @@ class PreferenceRole:
         """One optimizer step on the chosen pairs, over all ranks."""
         lengths = self.train.sequences.lengths
         pair_lengths = lengths[0::2] + lengths[1::2]
-        micro_batches = plan(chosen, pair_lengths, self.rank.world, self.recipe.placement.reward.micro_batch_tokens)[self.rank.rank]
+        micro_batches = plan(chosen, pair_lengths, self.rank.world, self.recipe.placement.reward.micro_batch_tokens)[
+            self.rank.rank
+        ]
         sums = torch.zeros(2, dtype=torch.float64)
         rate = self.engine.learning_rate
 
@@ -83,7 +91,12 @@ class PreferenceRole:
         """This rank's share of the raw rewards of whole responses, one a sample."""
         budget = self.recipe.placement.reward.micro_batch_tokens
         return forward_share(
-            sequences, self.rank.rank, self.rank.world, budget, self.place, lambda row: self.engine.forward(row, row.last)
+            sequences,
+            self.rank.rank,
+            self.rank.world,
+            budget,
+            self.place,
+            lambda row: self.engine.forward(row, row.last),
         )
 
     def save(self, folder: Path, shift: float) -> None:

@@ -19,12 +19,19 @@ class ReferenceRole:
         self.place = join(rank)
         role = recipe.placement.reference
         keep = building(role, recipe.model.dtype, rank)
-        self.engine = ZeroEngine(PolicyNet(load_causal(folder, recipe.model)), role, recipe.model.dtype, rank, self.place)
+        self.engine = ZeroEngine(
+            PolicyNet(load_causal(folder, recipe.model)), role, recipe.model.dtype, rank, self.place
+        )
         del keep
 
     def logprobs(self, block: RolloutBlock) -> Share:
         """This rank's share of log π_ref of the response tokens, at the sampling temperature, in nats."""
         budget, temperature = self.recipe.placement.reference.micro_batch_tokens, self.recipe.rollout.temperature
         return forward_share(
-            block.sequences, self.rank.rank, self.rank.world, budget, self.place, lambda row: self.engine.forward(row, temperature)[0]
+            block.sequences,
+            self.rank.rank,
+            self.rank.world,
+            budget,
+            self.place,
+            lambda row: self.engine.forward(row, temperature)[0],
         )

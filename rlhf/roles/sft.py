@@ -60,7 +60,12 @@ class SFTRole:
         """This rank's share of the log-probabilities of held-out completions' tokens, in nats."""
         budget = self.recipe.placement.policy.micro_batch_tokens
         return forward_share(
-            self.held_out, self.rank.rank, self.rank.world, budget, self.place, lambda row: self.engine.forward(row, 1.0)[0]
+            self.held_out,
+            self.rank.rank,
+            self.rank.world,
+            budget,
+            self.place,
+            lambda row: self.engine.forward(row, 1.0)[0],
         )
 
     def save(self, folder: Path) -> None:

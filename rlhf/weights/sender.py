@@ -16,7 +16,13 @@ from rlhf.weights import shared_memory
 
 
 def make_sender(
-    backend: str, rank: int, engine_workers: int, client: VLLMWeightSyncClient, source: WeightSource, address: str, port: int
+    backend: str,
+    rank: int,
+    engine_workers: int,
+    client: VLLMWeightSyncClient,
+    source: WeightSource,
+    address: str,
+    port: int,
 ) -> TrainerWeightTransferEngine:
     """Meet the engines and return what sends to them (on every trainer rank; rank 0 sends).
 

@@ -36,7 +36,9 @@ class ZeroSource(WeightSource):
         parameters = self._parameters()
         for group in _consecutive_groups(list(parameters)):
             with self.engine.full([parameters[name] for name in group]):
-                tensors = [(name, parameters[name].detach().to(self.dtype, copy=self.engine.stage == 3)) for name in group]
+                tensors = [
+                    (name, parameters[name].detach().to(self.dtype, copy=self.engine.stage == 3)) for name in group
+                ]
             self.fingerprint = add([self.fingerprint, fingerprint(tensors)])
             yield from tensors
 

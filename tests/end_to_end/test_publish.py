@@ -1,0 +1,107 @@
+"""Publishing from ZeRO-3 ranks to a real engine: proven when it is right, stopped when it is sabotaged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+from safetensors.torch import load_file
+
+from actors.cluster import cluster
+from actors.crew import Start, crew
+from actors.session import Session
+from actors.trainer import PPOTrainer
+from actors.waiting import Moment
+from rlhf.algorithms import canaries
+from rlhf.config.load import load_recipe
+from rlhf.errors import CanaryError
+from rlhf.roles.assemble import BatchReport
+from rlhf.tracking.console import Console
+from rlhf.weights.fingerprint import differences, fingerprint
+from tests.end_to_end.sabotage import SabotagedPolicy
+from tests.end_to_end.small import RECIPE, make_small_data, overrides
+
+REWARD = f"{__file__}:vowels"
+
+
+def vowels(prompts: list[str], responses: list[str]) -> list[float]:
+    """A reward that any text has: the share of vowels."""
+    return [sum(letter in "aeiou" for letter in response) / max(1, len(response)) for response in responses]
+
+
+@pytest.fixture(scope="module")
+def trainer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PPOTrainer]:
+    """A PPO run on two ZeRO-3 ranks with a tied head, started but not stepped."""
+    folder = tmp_path_factory.mktemp("publish")
+    make_small_data(folder)
+    settings = ["placement.policy.zero_stage=3", "placement.critic.zero_stage=3", "placement.reference.zero_stage=3"]
+    settings += ["placement.critic.ranks=2", f"reward.scorer={REWARD}", "algorithm.critic_warmup_steps=0"]
+    recipe = load_recipe(RECIPE, [*overrides(folder, "zero3"), *settings])
+    session = Session(recipe=recipe, console=Console(), device="cpu", gpus=0)
+    start = Start(
+        policy=session.base,
+        reward=session.base,
+        max_length=session.longest,
+        end_tokens=session.end_tokens(session.base),
+        prompts=session.prompts.train,
+        logs=folder / "logs",
+    )
+    with cluster(None, has_gpus=False), crew(recipe, start, "cpu", 0, SabotagedPolicy) as actors:
+        yield PPOTrainer(actors, len(start.prompts))
+
+
+@pytest.fixture(scope="module")
+def first_step(trainer: PPOTrainer) -> BatchReport:
+    """A whole step, from proven weights to the next proven weights."""
+    trainer.publish(version=0, step=0)
+    return trainer.step(0)
+
+
+def test_a_step_on_zero3_keeps_every_canary(trainer: PPOTrainer, first_step: BatchReport) -> None:
+    canaries.check(first_step.metrics, 0, trainer.limits)
+    assert first_step.metrics["rollout/logprob_gap_mean"] < 1e-4
+    assert first_step.metrics["first_pass/ratio"] == pytest.approx(1, abs=1e-4)
+    assert first_step.metrics["objective/kl_per_token"] < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("fault", "where"), [("dropped", "model.layers.1"), ("altered", "model.layers.0"), ("head", "lm_head.weight")]
+)
+def test_a_sabotaged_publish_stops_the_run(
+    trainer: PPOTrainer, first_step: BatchReport, fault: str, where: str
+) -> None:
+    trainer.publish(version=1, step=1)
+    trainer.crew.policy.ask("sabotage", fault, moment=Moment(phase="test"))
+    trainer.update(_experience(trainer, step=1), step=1)
+    with pytest.raises(CanaryError, match="weights/fingerprint") as caught:
+        trainer.publish(version=2, step=1)
+    assert where in str(caught.value)
+    assert "usual causes" in str(caught.value)
+    with pytest.raises(Exception, match="before its weights were proven"):
+        list(trainer.crew.engines.generate([0], [0], Moment(phase="test")))
+    trainer.crew.policy.ask("sabotage", "", moment=Moment(phase="test"))
+    trainer.publish(version=1, step=1)
+
+
+def _experience(trainer: PPOTrainer, step: int) -> ray.ObjectRef:
+    """Fresh rollouts, scored and put together, as the loop does it."""
+    parts = []
+    for block, _ in trainer.crew.engines.generate([0, 1, 2, 3] * 4, range(16), Moment(phase="test")):
+        parts.append(block)
+        for group, method in trainer.crew.scoring:
+            parts += group.call(method, block)
+    return trainer.crew.assemble(step, parts)[0]
+
+
+def test_saved_zero3_model_is_what_the_engine_holds(
+    trainer: PPOTrainer, first_step: BatchReport, tmp_path: Path
+) -> None:
+    moment = Moment(phase="test")
+    trainer.crew.policy.ask("save", tmp_path, moment=moment)
+    sent = trainer.crew.policy.ask("publish", moment=moment)[0]
+    trainer.crew.engines.prove(sent, 9, moment)
+    saved = load_file(tmp_path / "model.safetensors")
+    saved["lm_head.weight"] = saved["model.embed_tokens.weight"]
+    assert differences(sent, fingerprint(saved.items())) == []
