@@ -35,7 +35,7 @@ def without_none(kind: Any) -> tuple[Any, bool]:
 def section_of(kind: Any) -> type | None:
     """The dataclass when a field holds a section (possibly none), otherwise ``None``."""
     inner, _ = without_none(kind)
-    return inner if is_dataclass(inner) else None
+    return inner if isinstance(inner, type) and is_dataclass(inner) else None
 
 
 def describe(kind: Any) -> str:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -109,7 +109,7 @@ class _Reader:
         what = f"{self.source.place(key)}: {key} is {_show(value)}, expected {describe(kind)}"
         self.problems.append(UserError(what, fix=_hint(kind, value)))
 
-    def unknown(self, key: str, section: str, known: Sequence[str]) -> None:
+    def unknown(self, key: str, section: str, known: Collection[str]) -> None:
         guess = nearest(key)
         if guess == key:
             fix = "in a file, write one line for each part: the section, a colon, and its keys indented below it"

@@ -6,6 +6,7 @@ import ast
 import inspect
 import json
 from dataclasses import MISSING, Field, dataclass, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -110,12 +111,13 @@ def _default(block: Block, field: Field[Any]) -> str:
 
 def field_docs(section: type) -> dict[str, str]:
     """Field name → the docstring under it, for the fields that have one."""
-    body = ast.parse(inspect.getsource(section)).body[0].body
-    return {
-        field.target.id: _one_line(text.value.value)
-        for field, text in zip(body, body[1:], strict=False)
-        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)
-    }
+    body = next(node.body for node in ast.parse(inspect.getsource(section)).body if isinstance(node, ast.ClassDef))
+    docs = {}
+    for pair in pairwise(body):
+        match pair:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                docs[name] = _one_line(text)
+    return docs
 
 
 def _one_line(text: str) -> str:

@@ -18,7 +18,7 @@ OVERRIDE_FIX = "write key.path=value, for example ppo.steps=50"
 class _Loader(yaml.SafeLoader):
     """YAML's safe loader with two repairs: a key given twice is refused, and an impossible value has a place."""
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
         seen: set[tuple[str, str]] = set()
         for key, _ in node.value:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -15,6 +15,7 @@ from rlhf.data.records import BadRow, Loaded
 from rlhf.data.report import describe
 from rlhf.data.split import split_by_prompt
 from rlhf.data.tokenise import (
+    Row,
     Tokenised,
     describe_tokenised,
     tokenise_demonstrations,
@@ -23,6 +24,7 @@ from rlhf.data.tokenise import (
 )
 from rlhf.types import Example, Pair, Prompt
 
+R = TypeVar("R", bound=Row)
 T = TypeVar("T")
 
 
@@ -64,7 +66,9 @@ def prompts(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, context_length: 
     )
 
 
-def _stage(recipe: Recipe, loaded: Loaded, name: str, tokenise) -> StageData:  # type: ignore[no-untyped-def]
+def _stage(
+    recipe: Recipe, loaded: Loaded[R], name: str, tokenise: Callable[[Sequence[R]], Tokenised[T]]
+) -> StageData[T]:
     keys = [transcript(row.prompt) for row in loaded.rows]
     train, held_out = split_by_prompt(keys, recipe.data.held_out_fraction, recipe.seed)
     sides = [tokenise([loaded.rows[i] for i in side]) if side else Tokenised((), {}, 0) for side in (train, held_out)]

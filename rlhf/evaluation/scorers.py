@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
+import math
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -68,7 +69,7 @@ class Scorer:
             where = f"for sample {i}, prompt {_excerpt(prompts[i])}"
             if not isinstance(value, Real):
                 raise self._error(f"returned {value!r:.40} ({type(value).__name__}) {where}", CONTRACT)
-            if not np.isfinite(value):
+            if not math.isfinite(value):
                 raise self._error(f"returned {value} {where}", "training cannot use a score that is not finite")
         return np.array(values, dtype=np.float64)
 
@@ -104,6 +105,7 @@ def _import_file(path: Path, spec: str) -> ModuleType:
     # The prefix keeps a file called, say, random.py from standing in for the standard module of that name.
     name = f"rlhf_scorer_{path.stem}"
     module_spec = importlib.util.spec_from_file_location(name, path)
+    assert module_spec is not None and module_spec.loader is not None  # every .py file has a loader
     module = importlib.util.module_from_spec(module_spec)
     sys.modules[name] = module  # dataclasses and pickle look a module up by its name
     with _importable(path.parent), _import_errors(spec, path.parent):

@@ -40,7 +40,8 @@ def load_tokenizer(folder: str | Path, config: ModelConfig) -> PreTrainedTokeniz
 def context_length(folder: str | Path, config: ModelConfig) -> int:
     """Longest sequence in tokens that the model was made for."""
     model_config = _load(AutoConfig, folder, config)
-    return int(getattr(model_config, "max_position_embeddings", None) or getattr(model_config, "n_positions", 2**31))
+    length = getattr(model_config, "max_position_embeddings", None) or getattr(model_config, "n_positions", None)
+    return int(length or 2**31)
 
 
 LOGIT_TRANSFORMS = {"final_logit_softcapping": None, "logit_scale": 1.0, "logits_scaling": 1.0}
@@ -51,7 +52,8 @@ def load_causal(folder: str | Path, config: ModelConfig) -> PreTrainedModel:
     """A causal language model with dropout off, in the recipe's dtype.
 
     Raises:
-        UserError: it cannot be loaded, or it changes its logits after the head, which log-probabilities here do not know of.
+        UserError: it cannot be loaded, or it changes its logits after the head, which log-probabilities here do not
+            know of.
     """
     model = _load_network(AutoModelForCausalLM, folder, config)
     for key, neutral in LOGIT_TRANSFORMS.items():
@@ -66,7 +68,10 @@ def load_causal(folder: str | Path, config: ModelConfig) -> PreTrainedModel:
 
 
 def load_classifier(folder: str | Path, config: ModelConfig) -> PreTrainedModel:
-    """A sequence classifier with one label, dropout off. From a causal model's folder its head is new and must be initialised."""
+    """A sequence classifier with one label, dropout off.
+
+    From a causal model's folder its head is new and must be initialised.
+    """
     return _load_network(AutoModelForSequenceClassification, folder, config, num_labels=1)
 
 
@@ -103,7 +108,10 @@ def switch_dropout_off(model: nn.Module) -> None:
 
 
 def _attention() -> str:
-    """Flash attention's variable-length path where it is installed, else PyTorch's, whose mask is quadratic in the row."""
+    """Flash attention's variable-length path where it is installed, else PyTorch's.
+
+    PyTorch's has a mask that is quadratic in the row.
+    """
     from transformers.utils import is_flash_attn_2_available
 
     return "flash_attention_2" if torch.cuda.is_available() and is_flash_attn_2_available() else "sdpa"

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -46,7 +47,8 @@ def assemble(batch: Batch, *parts: Any) -> tuple[Experience, BatchReport]:
     """Join blocks and shares, in a fixed order of samples, and compute rewards and advantages over the whole.
 
     Args:
-        parts: for each block: the block, then the shares of every rank of the four roles, as ``batch.ranks`` counts them.
+        parts: for each block: the block, then the shares of every rank of the four roles, as ``batch.ranks`` counts
+            them.
     """
     width = 1 + sum(batch.ranks)
     scored = _sorted([_score(batch, parts[i], parts[i + 1 : i + width]) for i in range(0, len(parts), width)])
@@ -57,7 +59,8 @@ def assemble(batch: Batch, *parts: Any) -> tuple[Experience, BatchReport]:
 
 
 def _score(batch: Batch, block: RolloutBlock, shares: Sequence[Share]) -> Scored:
-    reward, policy, reference, critic = np.split(np.array(shares, dtype=object), np.cumsum(batch.ranks)[:-1])
+    rest = iter(shares)
+    reward, policy, reference, critic = (tuple(islice(rest, count)) for count in batch.ranks)
     return Scored(
         rollouts=block,
         raw_scores=join_samples(reward, len(block)),

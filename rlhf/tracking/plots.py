@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from rlhf.evaluation.win_rate import WinRate
 from rlhf.tracking.jsonl import read_lines
@@ -48,9 +49,8 @@ def plot_pipeline(root: Path, out: Path, marks: Marks = Marks()) -> None:
         marks: levels and results to draw beside the curves.
     """
     sft, reward, ppo = (RunFolder(root, stage).metrics for stage in ("sft", "reward", "ppo"))
-    figure = Figure(figsize=(14, 7.6), dpi=120, layout="constrained")
+    figure = Figure(figsize=(14, 7.6), dpi=120, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12))
     figure.suptitle(root.name, fontsize=15, fontweight="bold", x=0.01, ha="left")
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
     axes = figure.subplots(2, 3)
     _loss(axes[0, 0], sft)
     _accuracy(axes[0, 1], reward, marks)

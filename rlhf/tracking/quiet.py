@@ -24,7 +24,8 @@ def quiet_framework_logs(log: Path) -> Iterator[TextIO]:
     """
     stdout, stderr = os.dup(1), os.dup(2)
     # A character that the terminal cannot show must not end the run: it is shown as a question mark.
-    console = os.fdopen(os.dup(stdout), "w", buffering=1, encoding=sys.__stdout__.encoding, errors="replace")
+    encoding = sys.__stdout__.encoding if sys.__stdout__ else None
+    console = os.fdopen(os.dup(stdout), "w", buffering=1, encoding=encoding, errors="replace")
     try:
         redirect_output(log)
         with console:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from rlhf.config.schema import Recipe, TrackingConfig
 from rlhf.errors import UserError
@@ -35,7 +35,7 @@ def resolve_mode(config: TrackingConfig) -> Mode:
     """
     mode = config.wandb if config.wandb != "auto" else os.environ.get("WANDB_MODE", "auto")
     if mode in ("offline", "disabled"):
-        return mode
+        return cast(Mode, mode)
     if key_is_configured():
         return "online"
     if mode == "auto":
