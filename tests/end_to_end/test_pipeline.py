@@ -14,6 +14,10 @@ from rlhf.tracking.jsonl import read_lines
 from tests.end_to_end.small import RECIPE, ROOT, make_small_data, overrides
 
 
+UNTIED = "model.scratch.tie_embeddings=false"
+"""The other end-to-end test publishes a tied head."""
+
+
 def rlhf(*arguments: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
     """Run the command line in a process of its own."""
     command = [sys.executable, "-m", "launch.cli", *arguments]
@@ -25,7 +29,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A finished small pipeline: its folder, and what it printed."""
     folder = tmp_path_factory.mktemp("pipeline")
     make_small_data(folder)
-    done = rlhf("pipeline", str(RECIPE), *overrides(folder, "small"))
+    done = rlhf("pipeline", str(RECIPE), *overrides(folder, "small"), UNTIED)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return folder, done.stdout
 
@@ -97,10 +101,10 @@ def test_screen_shows_results_and_no_chatter(run: tuple[Path, str]) -> None:
 
 def test_finished_stages_are_skipped_and_another_configuration_is_refused(run: tuple[Path, str]) -> None:
     folder, _ = run
-    again = rlhf("pipeline", str(RECIPE), *overrides(folder, "small"))
+    again = rlhf("pipeline", str(RECIPE), *overrides(folder, "small"), UNTIED)
     assert again.returncode == 0, again.stderr[-2000:]
     assert again.stdout.count("finished before") == 3
-    other = rlhf("sft", str(RECIPE), *overrides(folder, "small"), "sft.batch_size=8")
+    other = rlhf("sft", str(RECIPE), *overrides(folder, "small"), UNTIED, "sft.batch_size=8")
     assert other.returncode == 2
     assert "Traceback" not in other.stderr
 
@@ -116,3 +120,15 @@ def test_generate_answers_a_file_of_prompts(run: tuple[Path, str]) -> None:
     rows = read_lines(out)
     assert [row["prompt"] for row in rows] == [json.loads(line)["prompt"] for line in prompts.read_text().splitlines()]
     assert all(row["response"].strip() for row in rows)
+
+
+def test_a_reward_function_that_raises_is_named_with_its_sample(run: tuple[Path, str]) -> None:
+    folder, _ = run
+    (folder / "judge.py").write_text("def score(prompts, responses):\n    return [1 / 0 for _ in responses]\n")
+    model = folder / "runs" / "small" / "sft" / "model"
+    settings = [f"reward.scorer={folder}/judge.py:score", f"ppo.policy_init={model}"]
+    done = rlhf("ppo", str(RECIPE), *overrides(folder, "raises"), *settings)
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert "judge.py:score" in done.stderr and "ZeroDivisionError" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (folder / "runs" / "raises" / "ppo").exists()
