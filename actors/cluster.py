@@ -1,4 +1,7 @@
-"""The Ray cluster of a run: joined when there is one, otherwise started for this machine alone and ended with the run."""
+"""The Ray cluster of a run.
+
+Joined when there is one, otherwise started for this machine alone and ended with the run.
+"""
 
 from __future__ import annotations
 

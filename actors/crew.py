@@ -42,7 +42,10 @@ class Crew:
         return (self.reward, "scores"), (self.policy, "logprobs"), (self.reference, "logprobs"), (self.critic, "values")
 
     def assemble(self, step: int, parts: Sequence[ray.ObjectRef]) -> tuple[ray.ObjectRef, BatchReport]:
-        """Have the policy's first rank put blocks and scores together; a reference to the experience, and its report."""
+        """Have the policy's first rank put blocks and scores together.
+
+        Returns a reference to the experience, and its report.
+        """
         counts = [len(group.workers) for group, _ in self.scoring]
         batch = Batch(recipe=self.recipe, tokenizer=self.tokenizer, version=step, step=step, ranks=tuple(counts))
         experience, report = self.policy.workers[0].run.options(num_returns=2).remote(assemble, batch, *parts)

@@ -1,8 +1,12 @@
-"""All rollout engines as one: placed and started together, sharing the prompts of a step, proven after every publish."""
+"""All rollout engines as one.
+
+Placed and started together, sharing the prompts of a step, proven after every publish.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -112,10 +116,11 @@ class Engines:
             wrong = differences(sent, held)
             if wrong:
                 raise CanaryError(
-                    f"canary weights/fingerprint at {moment}: {name} does not hold version {version} of the weights; different in "
-                    f"{', '.join(wrong[:6])}{f' and {len(wrong) - 6} more' if len(wrong) > 6 else ''}\n"
-                    "  usual causes: a tensor was not sent or was changed on the way; a tied output head was not sent under its own "
-                    "name; the engine loads this architecture's weights in another form than they are saved"
+                    f"canary weights/fingerprint at {moment}: {name} does not hold version {version} of the weights; "
+                    f"different in {', '.join(wrong[:6])}{f' and {len(wrong) - 6} more' if len(wrong) > 6 else ''}\n"
+                    "  usual causes: a tensor was not sent or was changed on the way; a tied output head was not sent "
+                    "under its own name; the engine loads this architecture's weights in another form than they are "
+                    "saved"
                 )
         self._all("serve", moment, version)
 
@@ -125,9 +130,7 @@ class Engines:
 
     def stop(self) -> None:
         """End every engine and its processes."""
-        try:
+        with suppress(MachineryError):  # it is dead already
             self._all("stop", Moment(phase="stop"))
-        except MachineryError:
-            pass  # it is dead already
         for actor in self.actors:
             ray.kill(actor, no_restart=True)

@@ -1,4 +1,7 @@
-"""A command's stages, one after another: what is finished is not done again, and at the end a table says what was learned."""
+"""A command's stages, one after another.
+
+What is finished is not done again, and at the end a table says what was learned.
+"""
 
 from __future__ import annotations
 

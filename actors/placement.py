@@ -47,8 +47,9 @@ class Placement:
             remove_placement_group(group)
             free = ray.available_resources()
             raise MachineryError(
-                f"{gpus} GPUs with a CPU for each actor were not free within {seconds:.0f} s; free now: {free.get('GPU', 0):.0f} GPUs, "
-                f"{free.get('CPU', 0):.0f} CPUs. Another job may hold them: ask `ray status`."
+                f"{gpus} GPUs with a CPU for each actor were not free within {seconds:.0f} s; free now: "
+                f"{free.get('GPU', 0):.0f} GPUs, {free.get('CPU', 0):.0f} CPUs. Another job may hold them: ask "
+                "`ray status`."
             ) from error
         return group
 

@@ -102,7 +102,10 @@ def _demonstration_scores(group: Group, session: Session) -> tuple[float, float]
 
 
 def shorter_wins(pairs: Sequences) -> float:
-    """Share of comparisons whose chosen response has fewer tokens, equal lengths counting one half: accuracy's baseline."""
+    """Share of comparisons whose chosen response has fewer tokens: accuracy's baseline.
+
+    Equal lengths count one half.
+    """
     chosen, rejected = pairs.response_lengths[0::2], pairs.response_lengths[1::2]
     return float(((chosen < rejected) + 0.5 * (chosen == rejected)).mean()) if len(chosen) else 0.0
 

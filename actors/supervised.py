@@ -1,4 +1,7 @@
-"""What SFT and reward training share: a group of ranks for a while, and a loop of updates with evaluations in between."""
+"""What SFT and reward training share.
+
+A group of ranks for a while, and a loop of updates with evaluations in between.
+"""
 
 from __future__ import annotations
 

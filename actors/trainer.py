@@ -26,7 +26,7 @@ class PPOTrainer:
         self.seconds = self.recipe.placement.phase_timeout_seconds
 
     def run(self) -> Iterator[tuple[int, BatchReport]]:
-        """Yields every step's metrics and samples. A canary outside its limits ends the run after its step is reported."""
+        """Yield each step's metrics and samples. A canary outside its limits ends the run once its step is reported."""
         for step in range(self.recipe.ppo.steps):
             report = self.step(step)
             yield step, report
@@ -36,10 +36,9 @@ class PPOTrainer:
         """One step, under the weights of version ``step``."""
         crew, ppo = self.crew, self.recipe.ppo
         with self.timer("step"):
-            # 1. Prompts: the next of a seeded order, each as often as it is to be answered, every answer with its own seed
-            prompts = np.repeat(
-                self.order.take(ppo.batch_size // ppo.samples_per_prompt), ppo.samples_per_prompt
-            ).tolist()
+            # 1. Prompts: the next of a seeded order, each as often as it is to be answered, and a seed for every answer
+            chosen = self.order.take(ppo.batch_size // ppo.samples_per_prompt)
+            prompts = np.repeat(chosen, ppo.samples_per_prompt).tolist()
             seeds = np.random.default_rng([self.recipe.seed, step]).integers(2**31, size=len(prompts)).tolist()
 
             # 2. Rollout, and 3. Score: every block is scored by four models while the next is still being generated

@@ -52,8 +52,8 @@ def wait(
 def late(who: Sequence[str], moment: Moment, seconds: float) -> str:
     """What to say when a deadline passed."""
     return (
-        f"no answer within {seconds:.0f} s during {moment} from {', '.join(who)}; see their logs in the run's logs/, and raise "
-        "placement.phase_timeout_seconds (start_timeout_seconds at the start) if the work is really that long"
+        f"no answer within {seconds:.0f} s during {moment} from {', '.join(who)}; see their logs in the run's logs/, "
+        "and raise placement.phase_timeout_seconds (start_timeout_seconds at the start) if the work is really that long"
     )
 
 
@@ -67,8 +67,8 @@ def fetch(ref: ray.ObjectRef, who: str, moment: Moment, seconds: float) -> Any:
         raise MachineryError(f"{who} failed during {moment}: {str(error).strip().splitlines()[-1]}") from error
     except RayActorError as error:
         raise MachineryError(
-            f"{who} died during {moment}: {' '.join(str(error).split())[:300]}. Where its log in logs/ says nothing, the "
-            "host may have run out of memory (dmesg shows whom the kernel killed)."
+            f"{who} died during {moment}: {' '.join(str(error).split())[:300]}. Where its log in logs/ says nothing, "
+            "the host may have run out of memory (dmesg shows whom the kernel killed)."
         ) from error
     except GetTimeoutError as error:
         raise MachineryError(late([who], moment, seconds)) from error

@@ -1,6 +1,7 @@
 """How a policy rank talks to the engines during a publish: vLLM's ``VLLMWeightSyncClient`` over Ray actors.
 
-vLLM has a client for Ray too; this one has a deadline on each call and gives every engine its own place in an NCCL group.
+vLLM has a client for Ray too; this one has a deadline on each call and gives every engine its own place in an NCCL
+group.
 """
 
 from __future__ import annotations

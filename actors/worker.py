@@ -49,7 +49,10 @@ class Worker:
 
 @contextmanager
 def named_failures(name: str, doing: str) -> Iterator[None]:
-    """Within the block an unexpected error becomes a ``MachineryError`` with the actor's name; the traceback goes to its log."""
+    """Within the block an unexpected error becomes a ``MachineryError`` with the actor's name.
+
+    The traceback goes to its log.
+    """
     try:
         yield
     except RLHFError:

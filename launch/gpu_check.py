@@ -1,7 +1,7 @@
 """``make gpu-check``: PPO on one GPU with every role on it. Prints the canaries, throughput and memory.
 
-It makes its own small model and data, so that it needs no download: what it shows is that the path works (CUDA IPC, sleep mode,
-bfloat16) and what it costs, not that a model learned anything.
+It makes its own small model and data, so that it needs no download: what it shows is that the path works (CUDA IPC,
+sleep mode, bfloat16) and what it costs, not that a model learned anything.
 """
 
 from __future__ import annotations

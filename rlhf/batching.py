@@ -1,7 +1,7 @@
 """Which sample goes to which rank, and which samples share one packed forward pass.
 
-The rule behind all of it: every rank does the same number of forward and backward passes, by construction. With ZeRO each
-pass is a set of collective calls, and one pass too few on one rank is a hang, not an error.
+The rule behind all of it: every rank does the same number of forward and backward passes, by construction. With ZeRO
+each pass is a set of collective calls, and one pass too few on one rank is a hang, not an error.
 """
 
 from __future__ import annotations

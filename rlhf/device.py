@@ -26,7 +26,10 @@ def collective_backend(device: Device) -> str:
 
 
 def weight_transfer_backend(device: Device, colocated: bool) -> str:
-    """How weights reach the engine: CUDA IPC on a shared GPU, NCCL between GPUs, shared memory between CPU processes."""
+    """How weights reach the engine.
+
+    CUDA IPC on a shared GPU, NCCL between GPUs, shared memory between CPU processes.
+    """
     if device == "cpu":
         return "shared_memory"
     return "ipc" if colocated else "nccl"

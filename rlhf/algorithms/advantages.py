@@ -15,9 +15,9 @@ def generalised_advantages(
 ) -> tuple[Float32, Float32]:
     """Advantages and returns, (R,) each: δ_t = r_t + γ V_{t+1} − V_t, A_t = Σ_l (γλ)^l δ_{t+l}, R_t = A_t + V_t.
 
-    V after the last token is 0, for truncated responses too (the common convention: a truncated response is over). Tokens
-    outside the mask are skipped as if they were not there: they neither carry a value nor count in the decay; their
-    results are 0.
+    V after the last token is 0, for truncated responses too (the common convention: a truncated response is over).
+    Tokens outside the mask are skipped as if they were not there: they neither carry a value nor count in the decay;
+    their results are 0.
     """
     sample = np.repeat(np.arange(len(response_lengths)), response_lengths)[response_mask]
     lengths = np.bincount(sample, minlength=len(response_lengths))

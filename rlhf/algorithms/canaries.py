@@ -12,7 +12,10 @@ DEFAULTS = {
     "float32": {"ratio": 1e-4, "kl": 1e-4, "gap": 1e-4},
     "bfloat16": {"ratio": 2e-2, "kl": 2e-2, "gap": 5e-2},
 }
-"""Limits where the recipe names none; bfloat16 has 8 bits of mantissa, so kernels that sum in another order differ by this much."""
+"""Limits where the recipe names none.
+
+bfloat16 has 8 bits of mantissa, so kernels that sum in another order differ by this much.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,14 +44,17 @@ class Limits:
 
 
 CAUSES = {
-    "rollout/logprob_gap_mean": "the engine holds other weights than the trainer; a sampling transform (top-p, penalties) that the "
-    "trainer does not apply; another temperature, chat template or dtype on one side",
-    "first_pass/ratio": "dropout is on; positions or masks differ between scoring and training; weights changed in between",
-    "first_pass/approxkl": "dropout is on; positions or masks differ between scoring and training; weights changed in between",
+    "rollout/logprob_gap_mean": "the engine holds other weights than the trainer; a sampling transform (top-p, "
+    "penalties) that the trainer does not apply; another temperature, chat template or dtype on one side",
+    "first_pass/ratio": "dropout is on; positions or masks differ between scoring and training; weights changed in "
+    "between",
+    "first_pass/approxkl": "dropout is on; positions or masks differ between scoring and training; weights changed in "
+    "between",
     "first_pass/clipfrac": "the first pass is not over fresh rollouts; dropout is on; scoring and training disagree",
-    "objective/kl_per_token": "policy and reference were not loaded from the same folder; their dtype or chat template differs",
-    "objective/kl": "below: tokens are sampled from another distribution than the one whose log-probabilities are taken; above: the "
-    "policy runs away from the reference (raise algorithm.kl_coef, lower ppo.optimizer.lr)",
+    "objective/kl_per_token": "policy and reference were not loaded from the same folder; their dtype or chat template "
+    "differs",
+    "objective/kl": "below: tokens are sampled from another distribution than the one whose log-probabilities are "
+    "taken; above: the policy runs away from the reference (raise algorithm.kl_coef, lower ppo.optimizer.lr)",
 }
 
 

@@ -1,4 +1,6 @@
-"""Losses as sums over tokens or pairs. The caller divides by the one normaliser, the global count over ranks and micro-batches.
+"""Losses as sums over tokens or pairs.
+
+The caller divides by the one normaliser, the global count over ranks and micro-batches.
 
 Shapes: T trained tokens of a micro-batch, those inside the response mask; K pairs.
 """
@@ -12,12 +14,18 @@ from torch import Tensor
 from torch.nn import functional
 
 LOG_RATIO_LIMIT = 20.0
-"""Log-ratios are clamped to ±20 before the exponential: e^20 is large enough to clip and small enough not to overflow."""
+"""Log-ratios are clamped to ±20 before the exponential.
+
+e^20 is large enough to clip and small enough not to overflow.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyLoss:
-    """Sums over tokens: ``loss`` to minimise; detached: ratio, its square, approximate KL (½ of the squared log-ratio), clipped tokens."""
+    """Sums over tokens: ``loss`` to minimise, and detached statistics.
+
+    These are the ratio, its square, the approximate KL (½ of the squared log-ratio) and the clipped tokens.
+    """
 
     loss: Tensor
     ratio: Tensor
@@ -27,7 +35,10 @@ class PolicyLoss:
 
 
 def policy_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip_range: float) -> PolicyLoss:
-    """Σ max(−Âρ, −Â clip(ρ, 1−ε, 1+ε)) over (T,) tokens, ρ = exp(log π_new − log π_old) (Schulman et al. 2017, eq. 7)."""
+    """Σ max(−Âρ, −Â clip(ρ, 1−ε, 1+ε)) over (T,) tokens, ρ = exp(log π_new − log π_old).
+
+    Schulman et al. 2017, eq. 7.
+    """
     log_ratio = (logprobs - old_logprobs).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
     ratio = log_ratio.exp()
     unclipped = -advantages * ratio

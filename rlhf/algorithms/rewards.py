@@ -18,7 +18,10 @@ def penalise_missing_eos(scores: Float32, finish_reasons: Int32, penalty: float 
 
 
 def kl_per_token(old_logprobs: Float32, ref_logprobs: Float32) -> Float32:
-    """(R,) k_t = log π_old(a_t|s_t) − log π_ref(a_t|s_t), in nats: the estimator k1, the only one with the right optimum as a reward."""
+    """(R,) k_t = log π_old(a_t|s_t) − log π_ref(a_t|s_t), in nats.
+
+    This is the estimator k1, the only one with the right optimum as a reward.
+    """
     return old_logprobs - ref_logprobs
 
 

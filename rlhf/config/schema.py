@@ -66,8 +66,8 @@ class DataConfig:
     split: str = "train"
     """Which split of a ``datasets`` folder or hub dataset is read."""
     columns: dict[str, str] = field(default_factory=dict)
-    """Renames: the name that rlhf knows (prompt, completion, chosen, rejected, messages, text, label, margin) to the name in your
-    file."""
+    """Renames: the name that rlhf knows (prompt, completion, chosen, rejected, messages, text, label, margin) to the
+    name in your file."""
     held_out_fraction: float = 0.1
     """Share of the prompts kept out of training for evaluation; the split is by prompt, so no prompt is on both
     sides."""
@@ -136,8 +136,8 @@ class RewardConfig:
     """Score with this instead of a trained model: a Python function ``package.module:function`` or ``file.py:function``
     that takes lists of prompts and responses and returns a list of floats."""
     ceiling: str | None = None
-    """JSON file whose ``accuracy_ceiling`` is the best accuracy that the labels' noise allows, where that is known; shown
-    beside the model's."""
+    """JSON file whose ``accuracy_ceiling`` is the best accuracy that the labels' noise allows, where that is known;
+    shown beside the model's."""
 
 
 @dataclass(frozen=True, kw_only=True)

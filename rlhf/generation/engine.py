@@ -29,8 +29,8 @@ class RolloutEngine:
         folder: the model to load.
         max_length: longest sequence in tokens, prompt and response.
         end_tokens: token ids that end a response.
-        transfer_backend: how new weights arrive, or None for an engine whose weights never change; such an engine serves
-            version 0 from the start.
+        transfer_backend: how new weights arrive, or None for an engine whose weights never change; such an engine
+            serves version 0 from the start.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
 """One packed row: several sequences end to end, positions restarting at each, no padding and no attention mask.
 
-transformers sees the restarting positions and builds a block-diagonal mask by itself, but only with ``use_cache=False``:
-with a cache the sequences silently see each other. ``hidden_states`` is the one place that runs a backbone, so that the flag
-cannot be forgotten.
+transformers sees the restarting positions and builds a block-diagonal mask by itself, but only with
+``use_cache=False``: with a cache the sequences silently see each other. ``hidden_states`` is the one place that runs a
+backbone, so that the flag cannot be forgotten.
 
 Shapes: N tokens in the row, B sequences, R response tokens, d hidden size.
 """
@@ -37,7 +37,8 @@ class PackedRow:
 def pack_row(sequences: Sequences, samples: Sequence[int], device: torch.device | str) -> PackedRow:
     """Build the row of the chosen samples, in the order given.
 
-    With no samples it is one dummy token that predicts nothing: the forward and backward passes run, and contribute zero.
+    With no samples it is one dummy token that predicts nothing: the forward and backward passes run, and contribute
+    zero.
     """
     if not samples:
         zero = torch.zeros(1, 1, dtype=torch.long, device=device)

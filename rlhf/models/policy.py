@@ -31,8 +31,9 @@ def token_logprobs(
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each target and entropy of each distribution, in nats.
 
-    Shapes: hidden (R, d), weight (V, d), bias (V,), targets (R,) → (R,), (R,), float32. Logits are made chunk by chunk, and
-    made again in the backward pass, so that at most ``CHUNK`` rows of them exist. Softmax at ``temperature``, as the sampler's.
+    Shapes: hidden (R, d), weight (V, d), bias (V,), targets (R,) → (R,), (R,), float32. Logits are made chunk by chunk,
+    and made again in the backward pass, so that at most ``CHUNK`` rows of them exist. Softmax at ``temperature``, as
+    the sampler's.
     """
     parts = []
     for begin in range(0, max(1, len(targets)), CHUNK):

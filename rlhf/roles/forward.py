@@ -16,7 +16,10 @@ from rlhf.types import Float32, Int64, Sequences
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """What one rank computed of a block: ``values`` of ``samples`` (b,), one number a sample or one a response token, packed."""
+    """What one rank computed of a block.
+
+    ``values`` of ``samples`` (b,), one number a sample or one a response token, packed.
+    """
 
     samples: Int64
     values: Float32

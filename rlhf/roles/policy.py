@@ -30,7 +30,10 @@ from rlhf.zero.process_group import Rank, join
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyBatch:
-    """What one packed pass of the update needs. Shapes: ``row`` R response tokens; old_logprobs, advantages, mask (R,)."""
+    """What one packed pass of the update needs.
+
+    Shapes: ``row`` R response tokens; old_logprobs, advantages, mask (R,).
+    """
 
     row: PackedRow
     old_logprobs: Tensor
@@ -93,7 +96,10 @@ class PolicyRole:
         }
 
     def _minibatch(self, experience: Experience, chosen: Sequence[int]) -> tuple[Tensor, float]:
-        """One optimizer step. Returns this rank's sums (7,): loss, ratio, ratio², approxkl, clipped, entropy, tokens."""
+        """One optimizer step.
+
+        Returns this rank's sums (7,): loss, ratio, ratio², approxkl, clipped, entropy, tokens.
+        """
         sequences = experience.rollouts.sequences
         budget = self.recipe.placement.policy.micro_batch_tokens
         micro_batches = plan(chosen, sequences.lengths, self.rank.world, budget)[self.rank.rank]

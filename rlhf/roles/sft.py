@@ -22,7 +22,10 @@ from rlhf.zero.process_group import Rank, join
 
 
 class SFTRole:
-    """A language model learning demonstrations: −log p of the completion, its end token included, a mean over tokens."""
+    """A language model learning demonstrations.
+
+    Its loss is −log p of the completion, its end token included, a mean over tokens.
+    """
 
     def __init__(self, recipe: Recipe, folder: str, total_updates: int, rank: Rank) -> None:
         self.recipe, self.rank = recipe, rank

@@ -1,10 +1,10 @@
-"""A fingerprint of weights that is the same in the trainer and in the engine, although the engine stores them otherwise.
+"""A fingerprint of weights that is the same in the trainer and in the engine.
 
-vLLM fuses matrices (q, k and v into one), pads vocabularies, and on CPUs repacks matrices into a layout that cannot be read
-back. So the fingerprint is a sum of hashes of single elements: it does not depend on order, on fusing or on zero padding,
-and a matrix that is only reachable through its product is recovered exactly by multiplying it with the identity. One sum a
-layer says where weights differ. What it cannot see, elements swapped inside one layer, the comparison of
-log-probabilities does.
+The engine stores weights otherwise: vLLM fuses matrices (q, k and v into one), pads vocabularies, and on CPUs repacks
+matrices into a layout that cannot be read back. So the fingerprint is a sum of hashes of single elements: it does not
+depend on order, on fusing or on zero padding, and a matrix that is only reachable through its product is recovered
+exactly by multiplying it with the identity. One sum a layer says where weights differ. What it cannot see, elements
+swapped inside one layer, the comparison of log-probabilities does.
 """
 
 from __future__ import annotations

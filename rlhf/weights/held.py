@@ -15,8 +15,8 @@ _ROWS = 1024  # rows of the identity multiplied at one time
 def held_tensors(model: nn.Module, first_shard: bool = True) -> Iterator[tuple[str, Tensor]]:
     """(name, tensor) of all that the model computes with, fused as the engine has it.
 
-    Shared modules appear under each of their names: a tied output head may have a repacked copy of its own, and it is the
-    copy that answers. Of tensors that every tensor-parallel shard repeats, only the first shard's count.
+    Shared modules appear under each of their names: a tied output head may have a repacked copy of its own, and it is
+    the copy that answers. Of tensors that every tensor-parallel shard repeats, only the first shard's count.
     """
     for path, module in model.named_modules(remove_duplicate=False):
         repacked = getattr(module, "cpu_linear", None)

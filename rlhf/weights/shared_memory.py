@@ -1,7 +1,7 @@
 """Weight transfer between processes of one host without a GPU: a backend for vLLM's weight-transfer API.
 
-vLLM offers NCCL and CUDA IPC; this is the same protocol over a file in shared memory, a few large chunks a publish. Registered
-through the entry point group ``vllm.general_plugins``, so that the engine's own worker process knows it.
+vLLM offers NCCL and CUDA IPC; this is the same protocol over a file in shared memory, a few large chunks a publish.
+Registered through the entry point group ``vllm.general_plugins``, so that the engine's own worker process knows it.
 """
 
 from __future__ import annotations
@@ -55,7 +55,10 @@ class SharedMemoryUpdate(WeightTransferUpdateInfo):
 
 
 class SharedMemoryReceiver(WeightTransferEngine[SharedMemoryInit, SharedMemoryUpdate]):
-    """In the engine's worker: reads chunks and loads them through vLLM's layerwise reload, which repacks for the CPU."""
+    """In the engine's worker: reads chunks and loads them through vLLM's layerwise reload.
+
+    The reload repacks for the CPU.
+    """
 
     init_info_cls = SharedMemoryInit
     update_info_cls = SharedMemoryUpdate
@@ -88,7 +91,10 @@ class SharedMemoryReceiver(WeightTransferEngine[SharedMemoryInit, SharedMemoryUp
 
 
 class SharedMemorySender(TrainerWeightTransferEngine[SharedMemoryTrainerInit]):
-    """On every trainer rank: all iterate the source, since gathering a ZeRO-3 tensor takes all; rank 0 writes and calls."""
+    """On every trainer rank.
+
+    All iterate the source, since gathering a ZeRO-3 tensor takes all; rank 0 writes and calls.
+    """
 
     init_info_cls = SharedMemoryTrainerInit
 

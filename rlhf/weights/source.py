@@ -1,4 +1,7 @@
-"""The trainer's weights as vLLM's weight-transfer API wants them: a stream of whole tensors under Hugging Face names."""
+"""The trainer's weights as vLLM's weight-transfer API wants them.
+
+That is a stream of whole tensors under Hugging Face names.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """A network trained, or only run, by DeepSpeed on this rank and its peers.
 
 The one normaliser lives here: ``update`` divides a sum over tokens (or pairs) by their global count, over ranks,
-micro-batches and packing, so that no split of the work changes the gradient. DeepSpeed averages gradients over ranks; the
-factor ``world`` undoes that.
+micro-batches and packing, so that no split of the work changes the gradient. DeepSpeed averages gradients over ranks;
+the factor ``world`` undoes that.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ def building(role: RoleConfig, dtype: str, rank: Rank) -> object | None:
 class ZeroEngine:
     """One network under DeepSpeed. Without an optimizer it is frozen.
 
-    Every method but ``device`` and the counters is collective under ZeRO-3: all ranks call it, the same number of times.
+    Every method but ``device`` and the counters is collective under ZeRO-3: all ranks call it, the same number of
+    times.
     """
 
     def __init__(

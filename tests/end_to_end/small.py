@@ -23,7 +23,8 @@ def overrides(folder: Path, name: str) -> list[str]:
         f"runs_dir={folder / 'runs'}",
         *(f"data.{kind}={folder / kind}.jsonl" for kind in ("demonstrations", "preferences", "prompts")),
         f"reward.ceiling={folder / 'meta.json'}",
-        "model.scratch={hidden_size: 64, layers: 2, heads: 2, intermediate_size: 128, vocab_size: 600, max_length: 128}",
+        "model.scratch={hidden_size: 64, layers: 2, heads: 2, intermediate_size: 128, vocab_size: 600, "
+        "max_length: 128}",
         "data.max_response_length=80",
         "sft.epochs=1",
         "reward.batch_size=8",
