@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 from rlhf.tracking.jsonl import read_lines
 from tests.end_to_end.small import RECIPE, ROOT, make_small_data, overrides
 
-
 UNTIED = "model.scratch.tie_embeddings=false"
 """The other end-to-end test publishes a tied head."""
 
