@@ -14,12 +14,13 @@ from rlhf import device as devices
 
 @dataclass(frozen=True, kw_only=True)
 class Rank:
-    """This process's place in its role's group: ``rank`` of ``world``, meeting at ``address:port``."""
+    """This process's place in its role's group: ``rank`` of ``world``."""
 
     rank: int
     world: int
-    address: str
-    port: int
+    meeting: str
+    """Where the ranks meet, a URL that torch.distributed knows: ``file:///path`` of a new file on one host, or
+    ``tcp://host:port`` between hosts. The latter listens on every interface and asks nobody who they are."""
     device: devices.Device
     threads: int
     timeout_seconds: float
@@ -31,15 +32,14 @@ def join(rank: Rank) -> torch.device:
     # Without this DeepSpeed compiles a C++ reduction at start-up on CPUs: half a minute, and a compiler on every node.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     os.environ.update(
-        RANK=str(rank.rank), WORLD_SIZE=str(rank.world), LOCAL_RANK="0", LOCAL_SIZE="1",
-        MASTER_ADDR=rank.address, MASTER_PORT=str(rank.port), DS_BUILD_OPS="0",
+        RANK=str(rank.rank), WORLD_SIZE=str(rank.world), LOCAL_RANK="0", LOCAL_SIZE="1", DS_BUILD_OPS="0"
     )  # fmt: skip
     deepspeed.init_distributed(
         dist_backend=devices.collective_backend(rank.device),
         auto_mpi_discovery=False,
         verbose=False,
         timeout=timedelta(seconds=rank.timeout_seconds),
-        init_method=f"tcp://{rank.address}:{rank.port}",
+        init_method=rank.meeting,
         rank=rank.rank,
         world_size=rank.world,
     )

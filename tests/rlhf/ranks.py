@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
-import socket
+import tempfile
 from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from pathlib import Path
 from typing import Any
 
 from rlhf.zero.process_group import Rank
@@ -17,11 +18,12 @@ class Crew:
     """Ranks that meet once and stay for many calls: a process takes many seconds to import what a rank needs."""
 
     def __init__(self, world: int) -> None:
-        port = _free_port()
+        self.folder = tempfile.TemporaryDirectory()
+        meeting = (Path(self.folder.name) / "meeting").as_uri()
         spawn = multiprocessing.get_context("spawn")
         self.processes = [ProcessPoolExecutor(1, mp_context=spawn) for _ in range(world)]
         self.ranks = [
-            Rank(rank=r, world=world, address="127.0.0.1", port=port, device="cpu", threads=1, timeout_seconds=60.0)
+            Rank(rank=r, world=world, meeting=meeting, device="cpu", threads=1, timeout_seconds=60.0)
             for r in range(world)
         ]
 
@@ -38,9 +40,4 @@ class Crew:
         """End the processes."""
         for process in self.processes:
             process.shutdown(wait=False, cancel_futures=True)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+        self.folder.cleanup()
