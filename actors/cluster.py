@@ -9,8 +9,10 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import ray
+from ray._private import ray_constants
 
 from rlhf.errors import MachineryError
 
@@ -19,54 +21,65 @@ OBJECT_STORE_BYTES = 512 * 2**20
 """Object store of a Ray of our own on a machine without GPUs: several times the largest batch of such a machine."""
 
 
+QUIET = {"log_to_driver": False, "logging_level": "ERROR"}
+
+
 @contextmanager
 def cluster(address: str | None, has_gpus: bool) -> Iterator[None]:
     """Have Ray within the block.
 
     A Ray of our own listens on 127.0.0.1, without a dashboard, with the token that Ray makes for it.
     """
-    if ray.is_initialized():
-        yield
-        return
-    try:
-        _start(address, has_gpus)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise MachineryError(f"Ray did not start or could not be joined at {address or LOCAL}: {error}") from error
+    if address is not None:
+        join(address)
+    elif not ray.is_initialized():
+        _start_own(has_gpus)
     try:
         yield
     finally:
         ray.shutdown()
 
 
-def _start(address: str | None, has_gpus: bool) -> None:
-    quiet = {"log_to_driver": False, "logging_level": "ERROR"}
-    if address is not None:
-        ray.init(address=address, **quiet)
-        return
-    ray.init(
-        _node_ip_address=LOCAL,
-        include_dashboard=False,
-        object_store_memory=None if has_gpus else OBJECT_STORE_BYTES,
-        **quiet,
-    )
+def join(address: str) -> None:
+    """Join a running cluster; joining twice is once."""
+    try:
+        ray.init(address=address, ignore_reinit_error=True, **QUIET)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise MachineryError(f"no Ray cluster could be joined at {address}: {error}") from error
 
 
-def cluster_gpus() -> int:
-    """GPUs of the whole cluster."""
-    return int(ray.cluster_resources().get("GPU", 0))
+def _start_own(has_gpus: bool) -> None:
+    # Ray takes 127.0.0.1 to mean "find this host's own address", unless it believes that it cannot be a cluster here.
+    os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        ray.init(
+            _node_ip_address=LOCAL,
+            include_dashboard=False,
+            object_store_memory=None if has_gpus else OBJECT_STORE_BYTES,
+            **QUIET,
+        )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise MachineryError(f"Ray did not start on {LOCAL}: {error}") from error
+
+
+def nodes() -> list[dict[str, Any]]:
+    """The living nodes of the cluster, as Ray describes them."""
+    return [node for node in nodes() if node["Alive"]]
 
 
 def node_address() -> str:
     """The address of the node that the calling actor is on, as Ray knows it: 127.0.0.1 in a Ray of our own."""
     here = ray.get_runtime_context().get_node_id()
-    return next(str(node["NodeManagerAddress"]) for node in ray.nodes() if node["NodeID"] == here)
+    return next(str(node["NodeManagerAddress"]) for node in nodes() if node["NodeID"] == here)
 
 
-def worker_environment(threads: int) -> dict[str, str]:
+def worker_environment(threads: int, own_ray: bool) -> dict[str, str]:
     """Environment of every actor: threads bounded before any library starts its own, and this driver's import path."""
     kept = ("HF_HUB_OFFLINE", "HF_HOME", "CUDA_HOME", "NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
     return {
         **{key: os.environ[key] for key in kept if key in os.environ},
+        **({"GLOO_SOCKET_IFNAME": "lo"} if own_ray and "GLOO_SOCKET_IFNAME" not in os.environ else {}),
         "OMP_NUM_THREADS": str(threads),
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",

@@ -82,9 +82,13 @@ def crew(
         groups += [_group("policy", recipe, placement, start), _group("critic", recipe, placement, start)]
         groups += [
             _group("reference", recipe, placement, start),
-            _group("reward", recipe, placement, start, 1 if function else None),
+            Group("reward", 1, placement, start.logs, gpus=0)
+            if function
+            else _group("reward", recipe, placement, start),
         ]
         policy, critic, reference, reward = groups
+        if placement.colocated:
+            engines[0].ready(start.prompts)  # vLLM measures the free memory: nothing else may be loading
         policy.start(policy_role, recipe, str(start.policy))
         critic.start(CriticRole, recipe, str(start.policy if function else start.reward))
         reference.start(ReferenceRole, recipe, str(start.policy))
@@ -93,7 +97,8 @@ def crew(
         )
         for group in groups:
             group.ready()
-        engines[0].ready(start.prompts)
+        if not placement.colocated:
+            engines[0].ready(start.prompts)
         _connect(policy, engines[0], recipe)
         yield Crew(
             recipe=recipe,
@@ -112,8 +117,8 @@ def crew(
         placement.free()
 
 
-def _group(role: str, recipe: Recipe, placement: Placement, start: Start, ranks: int | None = None) -> Group:
-    return Group(role, ranks or getattr(recipe.placement, role).ranks, placement, start.logs)
+def _group(role: str, recipe: Recipe, placement: Placement, start: Start) -> Group:
+    return Group(role, getattr(recipe.placement, role).ranks, placement, start.logs)
 
 
 def _connect(policy: Group, engines: Engines, recipe: Recipe) -> None:

@@ -5,7 +5,7 @@ Placed and started together, sharing the prompts of a step, proven after every p
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,9 @@ from rlhf.device import weight_transfer_backend
 from rlhf.errors import CanaryError, MachineryError
 from rlhf.types import Prompt
 from rlhf.weights.fingerprint import Fingerprint, differences
+
+STOP_SECONDS = 30.0
+"""Time that engines have to end their own processes before they are killed."""
 
 
 class Engines:
@@ -41,10 +44,13 @@ class Engines:
         publishes: bool,
     ) -> None:
         self.config, self.seconds = recipe.rollout, recipe.placement.phase_timeout_seconds
+        self.trust_remote_code = recipe.model.trust_remote_code
         self.start_seconds = recipe.placement.start_timeout_seconds
         self.sleeps = publishes and placement.colocated
         self.backend = weight_transfer_backend(placement.device, placement.colocated) if publishes else None
-        environment = {"env_vars": worker_environment(recipe.placement.threads_per_rank)}
+        environment = {
+            "env_vars": worker_environment(recipe.placement.threads_per_rank, recipe.placement.ray_address is None)
+        }
         self.names = [f"rollout engine {i}" for i in range(self.config.engines)]
         self.actors = [
             ray.remote(RolloutActor)
@@ -71,30 +77,44 @@ class Engines:
         shared = ray.put(prompts)
         self._all("use", Moment(phase="start"), shared)
 
-    def generate(
-        self, chosen: Sequence[int], seeds: Sequence[int], moment: Moment
-    ) -> Iterator[tuple[ray.ObjectRef, int]]:
-        """Answer prompts on all engines; yields (block, number of samples) in the order in which blocks finish."""
-        count = len(self.actors)
+    def generate(self, chosen: Sequence[int], seeds: Sequence[int], moment: Moment) -> Iterator[ray.ObjectRef]:
+        """Answer prompts on all engines; yields blocks in the order in which they finish.
+
+        Raises:
+            MachineryError: an engine failed, was late, or did not answer every prompt that it was given.
+        """
+        count, answered = len(self.actors), 0
         streams = {
             actor.generate.options(num_returns="streaming").remote(
                 chosen[i::count], seeds[i::count], self.config.block_size
-            ): i
+            ): self.names[i]
             for i, actor in enumerate(self.actors)
             if len(chosen[i::count])
         }
         while streams:
-            done, _ = ray.wait(list(streams), num_returns=1, timeout=self.seconds, fetch_local=False)
-            if not done:
-                raise MachineryError(late([self.names[i] for i in streams.values()], moment, self.seconds))
-            stream = done[0]
+            stream = self._next_ready(streams, moment)
             block = next(stream, None)
             if block is None:
                 del streams[stream]
                 continue
-            name = self.names[streams[stream]]
+            self._next_ready({stream: streams[stream]}, moment)
             size = next(stream, block)  # a stream that failed ends with the failure in place of a block
-            yield block, fetch(size, name, moment, self.seconds)
+            answered += fetch(size, streams[stream], moment, self.seconds)
+            yield block
+        if answered != len(chosen):
+            raise MachineryError(f"{answered} of {len(chosen)} prompts were answered during {moment}")
+
+    def _next_ready(self, streams: Mapping[Any, str], moment: Moment) -> Any:
+        """A stream that has something to give, or has ended."""
+        done, _ = ray.wait(list(streams), num_returns=1, timeout=self.seconds, fetch_local=False)
+        if not done:
+            raise MachineryError(late(list(streams.values()), moment, self.seconds))
+        return done[0]
+
+    def decode(self, tokenizer: Path, block: ray.ObjectRef, moment: Moment) -> dict[int, str]:
+        """A block's responses as text, by seed."""
+        ref = self.actors[0].decode.remote(str(tokenizer), self.trust_remote_code, block)
+        return dict(fetch(ref, self.names[0], moment, self.seconds))
 
     def sleep(self, moment: Moment) -> None:
         """Give GPU memory to the trainer, where they share it."""
@@ -130,7 +150,7 @@ class Engines:
 
     def stop(self) -> None:
         """End every engine and its processes."""
-        with suppress(MachineryError):  # it is dead already
-            self._all("stop", Moment(phase="stop"))
+        with suppress(MachineryError):  # an engine that is dead or stuck is killed below
+            wait([actor.stop.remote() for actor in self.actors], self.names, Moment(phase="stop"), STOP_SECONDS)
         for actor in self.actors:
             ray.kill(actor, no_restart=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,14 +20,15 @@ from rlhf.zero.process_group import Rank
 class Group:
     """All ranks of a role. ``start`` returns at once; ``ready`` waits until every rank has built what it holds."""
 
-    def __init__(self, role: str, ranks: int, placement: Placement, logs: Path) -> None:
+    def __init__(self, role: str, ranks: int, placement: Placement, logs: Path, gpus: int = 1) -> None:
+        """Args: gpus is the number of GPUs of each rank, where the run has any: 0 for one that computes on the CPU."""
         self.role, self.config = role, placement.recipe.placement
         self.device = placement.device
-        environment = {"env_vars": worker_environment(self.config.threads_per_rank)}
+        environment = {"env_vars": worker_environment(self.config.threads_per_rank, self.config.ray_address is None)}
         self.names = [f"{role} rank {rank}" for rank in range(ranks)]
         self.workers = [
             ray.remote(Worker)
-            .options(runtime_env=environment, **placement.place(rank))
+            .options(runtime_env=environment, **placement.place(rank, gpus))
             .remote(name, (logs / f"{role}-{rank}.log").resolve())
             for rank, name in enumerate(self.names)
         ]
@@ -33,9 +36,9 @@ class Group:
 
     def start(self, builder: Callable[..., Any], *arguments: Any) -> None:
         """Have every rank build ``builder(*arguments, rank)``."""
-        address, port = self.meeting_point()
+        meeting = self._meeting()
         self._building = [
-            worker.build.remote(builder, *arguments, self._rank(index, address, port))
+            worker.build.remote(builder, *arguments, self._rank(index, meeting))
             for index, worker in enumerate(self.workers)
         ]
 
@@ -48,12 +51,18 @@ class Group:
         ref = self.workers[0].meeting_point.remote()
         return fetch(ref, self.names[0], Moment(phase="start"), self.config.start_timeout_seconds)
 
-    def _rank(self, index: int, address: str, port: int) -> Rank:
+    def _meeting(self) -> str:
+        """Where the ranks meet: a file in a Ray of our own, which nobody outside can reach, else a port of a node."""
+        if self.config.ray_address is None:
+            return f"file://{tempfile.gettempdir()}/rlhf-{uuid.uuid4().hex}"
+        address, port = self.meeting_point()
+        return f"tcp://{address}:{port}"
+
+    def _rank(self, index: int, meeting: str) -> Rank:
         return Rank(
             rank=index,
             world=len(self.workers),
-            address=address,
-            port=port,
+            meeting=meeting,
             device=self.device,
             threads=self.config.threads_per_rank,
             timeout_seconds=self.config.phase_timeout_seconds,

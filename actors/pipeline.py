@@ -11,13 +11,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from actors.ppo import train_ppo
-from actors.reward_model import CEILING, SHORTER_WINS, train_reward
+from actors.reward_model import SHORTER_WINS, train_reward
 from actors.session import Session
 from actors.sft import train_sft
 from actors.supervised import Summary
 from rlhf.algorithms.canaries import Limits
-from rlhf.config.load import recipe_digest, to_yaml
+from rlhf.config.load import to_yaml
+from rlhf.config.validate import stages_of
 from rlhf.errors import UserError
+from rlhf.evaluation.accuracy import CEILING
 from rlhf.evaluation.comparison import ANSWERS, Comparison, compare_answers
 from rlhf.evaluation.scorers import load_scorer
 from rlhf.tracking.jsonl import read_lines
@@ -29,17 +31,10 @@ Train = Callable[[Session, RunFolder, Tracker], Summary]
 
 STAGES: Mapping[str, Train] = {"sft": train_sft, "reward": train_reward, "ppo": train_ppo}
 
-DEPENDS_ON: Mapping[str, tuple[str, ...]] = {
-    "sft": ("seed", "model", "data", "sft"),
-    "reward": ("seed", "model", "data", "sft", "reward"),
-    "ppo": ("seed", "model", "data", "sft", "reward", "ppo", "algorithm", "rollout"),
-}
-"""Sections of the recipe that a stage's result depends on: with others changed, a finished stage is still the same."""
-
 
 def run_stage(session: Session, stage: str, train: Train | None = None) -> Summary:
     """Run one stage, or return what it found when it is finished already."""
-    digest = recipe_digest(session.recipe, DEPENDS_ON[stage])
+    digest = session.digest(stage)
     run = RunFolder.create(session.root, stage, to_yaml(session.recipe), digest)
     if run.is_finished(digest):
         session.console.print(f"{stage}: finished before, in {run.path}")
@@ -64,7 +59,7 @@ def run_stage(session: Session, stage: str, train: Train | None = None) -> Summa
 def run_pipeline(session: Session) -> None:
     """All stages of the recipe, the comparison of before and after, a picture, and the summary."""
     start = time.perf_counter()
-    summaries = {stage: run_stage(session, stage) for stage in session.stages}
+    summaries = {stage: run_stage(session, stage) for stage in stages_of(session.recipe, "pipeline")}
     comparison = _compare(session)
     picture = session.root / "curves.png"
     plot_pipeline(session.root, picture, marks(session, summaries, comparison))

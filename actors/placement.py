@@ -58,7 +58,7 @@ class Placement:
 
         Colocated roles share GPU ``rank``; separate ones take the next free bundle of that size.
         """
-        if self.group is None:
+        if self.group is None or gpus == 0:
             return {"num_cpus": 0}
         if self.colocated:
             return {"num_cpus": 0, "num_gpus": SHARE, "scheduling_strategy": self._bundle(rank)}

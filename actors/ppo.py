@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from actors.answering import answers_of
+from actors.answering import answers_of, unseen
 from actors.crew import Start, crew
 from actors.session import Session
 from actors.supervised import Summary, named, seconds
 from actors.trainer import PPOTrainer
 from actors.waiting import Moment
 from rlhf.evaluation.comparison import write_answers
+from rlhf.evaluation.progress import learned
 from rlhf.roles.policy import PolicyRole
 from rlhf.tracking.run_folder import RunFolder
 from rlhf.tracking.tracker import Tracker
@@ -44,7 +45,7 @@ def train_ppo(
     with crew(recipe, start, session.device, session.gpus, policy_role) as actors:
         trainer = PPOTrainer(actors, len(data.train))
         trainer.publish(version=0, step=0)
-        before = answers_of(actors.engines, asked, session.tokenizer, _unseen)
+        before = answers_of(actors.engines, asked, start.policy, unseen)
         history: list[Mapping[str, float]] = []
         with session.console.stage("PPO", recipe.ppo.steps) as report:
             for step, result in trainer.run():
@@ -52,34 +53,10 @@ def train_ppo(
                 tracker.samples(step, result.samples)
                 history.append(result.metrics)
                 report(step + 1, named(result.metrics, SHOWN))
-        after = answers_of(actors.engines, asked, session.tokenizer, _unseen)
+        after = answers_of(actors.engines, asked, start.policy, unseen)
         with run.writing_model() as folder:
             actors.policy.ask("save", folder.resolve(), moment=Moment(phase="save"))
             session.tokenizer.save_pretrained(folder)
     texts = session.tokenizer.batch_decode([prompt.tokens for prompt in held_out], skip_special_tokens=True)
     write_answers(run.path, texts, before, after)
     return {**learned(history), **seconds(trainer.timer)}
-
-
-def _unseen(done: int, numbers: Mapping[str, float | str]) -> None:
-    """Held-out answers take a second or two: no progress is shown."""
-
-
-def learned(history: list[Mapping[str, float]]) -> Summary:
-    """First step against the last ones, and the worst of the canaries."""
-    first, tail = history[0], history[-max(1, len(history) // 10) :]
-    late = sum(step["objective/scores"] for step in tail) / len(tail)
-    spread = first["objective/scores_std"]
-    return {
-        "score of the first step": first["objective/scores"],
-        "its standard deviation": spread,
-        "score of the last tenth of the steps": late,
-        "gain in standard deviations": (late - first["objective/scores"]) / spread if spread else 0.0,
-        "sequence KL at the end, nats": history[-1]["objective/kl"],
-        "log-probability gap, worst step": max(step["rollout/logprob_gap_mean"] for step in history),
-        "first-pass ratio, farthest from 1": max(
-            (step.get("first_pass/ratio", 1.0) for step in history), key=lambda r: abs(r - 1)
-        ),
-        "rollout tokens per second": sum(step["perf/rollout_tokens_per_second"] for step in history) / len(history),
-        "score's correlation with length": tail[-1]["objective/score_length_correlation"],
-    }

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
-import numpy as np
 import ray
 
 from actors.group import Group
@@ -16,8 +12,7 @@ from actors.waiting import Moment
 from rlhf.config.validate import check_schedule
 from rlhf.data.order import epoch_batches
 from rlhf.data.stages import by_prompt
-from rlhf.errors import UserError
-from rlhf.evaluation.intervals import wilson_interval
+from rlhf.evaluation.accuracy import accuracy_ceiling, preference_accuracy, shorter_wins
 from rlhf.roles.forward import join_samples
 from rlhf.roles.preference import PairData, PreferenceRole
 from rlhf.tracking.phases import PhaseTimer
@@ -31,7 +26,6 @@ SHOWN = {
     "95% interval, to": "eval/accuracy_ci_high",
     "held-out loss": "eval/loss",
 }
-CEILING = "ceiling by the raters' noise"
 SHORTER_WINS = "'the shorter reply wins'"
 NORMALISED_ON = 1000
 """Demonstrations, at most, over which the reward is shifted to a mean of 0."""
@@ -75,19 +69,9 @@ def _batches(session: Session, prompts: list[list[int]]) -> list[list[int]]:
 
 
 def _held_out_accuracy(group: Group, held_out: PairData, step: int) -> dict[str, float]:
-    """Accuracy with its 95% interval, and loss; a tie counts as wrong."""
     if not len(held_out.margins):
         return {}
-    rewards = _rewards(group, held_out.sequences, step).astype(np.float64)
-    ahead = rewards[0::2] - rewards[1::2]
-    correct = int((ahead > 0).sum())
-    low, high = wilson_interval(correct, len(ahead))
-    return {
-        "eval/accuracy": correct / len(ahead),
-        "eval/accuracy_ci_low": low,
-        "eval/accuracy_ci_high": high,
-        "eval/loss": float(np.logaddexp(0.0, held_out.margins - ahead).mean()),
-    }
+    return preference_accuracy(_rewards(group, held_out.sequences, step), held_out.margins)
 
 
 def _rewards(group: Group, sequences: Sequences, step: int) -> Float32:
@@ -99,23 +83,3 @@ def _demonstration_scores(group: Group, session: Session) -> tuple[float, float]
     """Mean and standard deviation of the raw reward of demonstrations."""
     scores = _rewards(group, packed(session.demonstrations.train[:NORMALISED_ON]), 0)
     return float(scores.mean()), float(scores.std())
-
-
-def shorter_wins(pairs: Sequences) -> float:
-    """Share of comparisons whose chosen response has fewer tokens: accuracy's baseline.
-
-    Equal lengths count one half.
-    """
-    chosen, rejected = pairs.response_lengths[0::2], pairs.response_lengths[1::2]
-    return float(((chosen < rejected) + 0.5 * (chosen == rejected)).mean()) if len(chosen) else 0.0
-
-
-def accuracy_ceiling(file: str | None) -> Summary:
-    """The best accuracy that the labels' noise allows, read from the recipe's file."""
-    if file is None:
-        return {}
-    try:
-        return {CEILING: float(json.loads(Path(file).read_text())["accuracy_ceiling"])}
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        what = f"reward.ceiling: {file} gives no number accuracy_ceiling"
-        raise UserError(what, str(error), "give a JSON file with that number, or leave the key out") from error

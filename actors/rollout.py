@@ -7,9 +7,13 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from actors.cluster import node_address
 from actors.worker import named_failures
+from rlhf.config.schema import ModelConfig
 from rlhf.device import Device, engine_environment
+from rlhf.models.load import load_tokenizer
 from rlhf.tracking.quiet import redirect_output
 from rlhf.types import UNVERIFIED, Prompt, Rollout, RolloutBlock
 from rlhf.weights.fingerprint import Fingerprint
@@ -23,6 +27,7 @@ class RolloutActor:
         self.name = f"{name} (node {node_address()}, process {os.getpid()})"
         os.environ.update(engine_environment(device, memory_gib))
         self.prompts: Sequence[Prompt] = ()
+        self.tokenizer: PreTrainedTokenizerBase | None = None
 
     async def build(self, *arguments: Any) -> str:
         """Start the engine, see ``RolloutEngine``; returns the actor's name with its node and process."""
@@ -50,6 +55,15 @@ class RolloutActor:
                     yield RolloutBlock.pack(finished)
                     yield len(finished)
                     finished = []
+
+    async def decode(self, tokenizer: str, trust_remote_code: bool, block: RolloutBlock) -> list[tuple[int, str]]:
+        """(seed, response as text) of each sample, without special tokens."""
+        with named_failures(self.name, "decode"):
+            if self.tokenizer is None:
+                self.tokenizer = load_tokenizer(tokenizer, ModelConfig(trust_remote_code=trust_remote_code))
+            responses = [block.sequences.response(i) for i in range(len(block))]
+            texts = self.tokenizer.batch_decode(responses, skip_special_tokens=True)
+            return list(zip(block.seeds.tolist(), texts, strict=True))
 
     async def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
         """Meet the trainer."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +25,13 @@ from rlhf.tracking.console import Console
 from rlhf.tracking.run_folder import RunFolder
 from rlhf.types import Example, Pair, Prompt
 
+DEPENDS_ON: Mapping[str, tuple[str, ...]] = {
+    "sft": ("seed", "model", "data", "sft"),
+    "reward": ("seed", "model", "data", "sft", "reward"),
+    "ppo": ("seed", "model", "data", "sft", "reward", "ppo", "algorithm", "rollout"),
+}
+"""Sections of the recipe that a stage's result depends on: with others changed, a finished stage is still the same."""
+
 
 @dataclass(kw_only=True)
 class Session:
@@ -42,7 +51,7 @@ class Session:
     def base(self) -> Path:
         """The model that SFT starts from; made now when the recipe asks for one from nothing."""
         if self.recipe.model.path is not None:
-            return Path(self.recipe.model.path)
+            return Path(self.recipe.model.path).expanduser()
         assert self.recipe.model.scratch is not None
         folder = self.root / "base"
         made_from = recipe_digest(self.recipe, ("seed", "model", "data"))
@@ -56,13 +65,22 @@ class Session:
             partial.rename(folder)
         return folder
 
+    def digest(self, stage: str) -> str:
+        """What stands for the configuration that a stage's result depends on."""
+        return recipe_digest(self.recipe, DEPENDS_ON[stage])
+
     def model_of(self, stage: str, given: str | None, otherwise: Path | None) -> Path:
-        """The folder of a stage's model: the one that the recipe gives, the finished stage's own, or another."""
-        own = self.root / stage / "model"
+        """The folder of a stage's model: the one that the recipe gives, the finished stage's own, or another.
+
+        Raises:
+            UserError: the stage was finished with another configuration, or there is no model to start from.
+        """
         if given is not None:
-            return Path(given)
-        if own.is_dir():
-            return own
+            return Path(given).expanduser()
+        run = RunFolder(self.root, stage)
+        run.require(self.digest(stage))
+        if run.is_finished(self.digest(stage)):
+            return run.model
         if otherwise is not None:
             return otherwise
         raise UserError(
@@ -75,18 +93,23 @@ class Session:
     @property
     def policy_start(self) -> Path:
         """The policy and the reference before PPO."""
-        pretrained = Path(self.recipe.model.path) if self.recipe.model.path else None
+        pretrained = self.base if self.recipe.model.path else None
         return self.model_of("sft", self.recipe.ppo.policy_init, pretrained)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The run's tokenizer."""
-        return load_tokenizer(self.base, self.recipe.model)
+        """The run's tokenizer: that of the policy, where PPO is given one, and of the base model otherwise."""
+        return load_tokenizer(self._vocabulary, self.recipe.model)
+
+    @property
+    def _vocabulary(self) -> Path:
+        given = self.recipe.ppo.policy_init
+        return Path(given).expanduser() if given is not None else self.base
 
     @cached_property
     def context(self) -> int:
         """The model's context in tokens."""
-        return context_length(self.base, self.recipe.model)
+        return context_length(self._vocabulary, self.recipe.model)
 
     @cached_property
     def demonstrations(self) -> StageData[Example]:
@@ -104,20 +127,11 @@ class Session:
         return stages.prompts(self.recipe, self.tokenizer, self.context)
 
     def read_data(self, stage: str) -> None:
-        """Read what a stage needs, so that bad data is refused before anything is started."""
+        """Read what a stage needs, so that bad data is refused before anything is started or rebuilt."""
+        RunFolder(self.root, stage).require(self.digest(stage))
         needed = {"sft": ["demonstrations"], "reward": ["demonstrations", "preferences"], "ppo": ["prompts"]}
         for name in needed[stage]:
             getattr(self, name)
-
-    @property
-    def stages(self) -> list[str]:
-        """The stages of the pipeline: a model that is given is not trained."""
-        skipped = set()
-        if self.recipe.ppo.policy_init is not None:
-            skipped.add("sft")
-        if self.recipe.ppo.reward_init is not None or self.recipe.reward.scorer is not None:
-            skipped.add("reward")
-        return [stage for stage in ("sft", "reward", "ppo") if stage not in skipped]
 
     @property
     def longest(self) -> int:
@@ -133,7 +147,7 @@ class Session:
     def end_tokens(self, folder: Path) -> list[int]:
         """Token ids that end a response: the tokenizer's, and those that the model's generation settings name."""
         ends = {int(self.tokenizer.eos_token_id)}
-        if (folder / "generation_config.json").exists():
-            named = GenerationConfig.from_pretrained(folder).eos_token_id
+        with suppress(OSError):  # not every model has generation settings
+            named = GenerationConfig.from_pretrained(str(folder)).eos_token_id
             ends |= set(named) if isinstance(named, list) else {named} - {None}
         return sorted(ends)

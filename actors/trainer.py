@@ -14,6 +14,8 @@ from rlhf.data.order import PromptOrder
 from rlhf.roles.assemble import BatchReport
 from rlhf.tracking.phases import PhaseTimer
 
+SAMPLING = 1  # tells this stream of random numbers from those of other uses of the same seed
+
 
 class PPOTrainer:
     """Steps of PPO over a crew of actors: ``publish`` the first weights, then ``run``."""
@@ -39,12 +41,14 @@ class PPOTrainer:
             # 1. Prompts: the next of a seeded order, each as often as it is to be answered, and a seed for every answer
             chosen = self.order.take(ppo.batch_size // ppo.samples_per_prompt)
             prompts = np.repeat(chosen, ppo.samples_per_prompt).tolist()
-            seeds = np.random.default_rng([self.recipe.seed, step]).integers(2**31, size=len(prompts)).tolist()
+            seeds = (
+                np.random.default_rng([self.recipe.seed, SAMPLING, step]).integers(2**31, size=len(prompts)).tolist()
+            )
 
             # 2. Rollout, and 3. Score: every block is scored by four models while the next is still being generated
             parts, pending, names = [], [], []
             with self.timer("rollout"):
-                for block, _ in crew.engines.generate(prompts, seeds, Moment(phase="rollout", step=step)):
+                for block in crew.engines.generate(prompts, seeds, Moment(phase="rollout", step=step)):
                     shares = [(group, ref) for group, method in crew.scoring for ref in group.call(method, block)]
                     parts += [block, *(ref for _, ref in shares)]
                     pending += [ref for _, ref in shares]
@@ -71,8 +75,9 @@ class PPOTrainer:
         groups = [self.crew.critic]
         if step >= self.recipe.algorithm.critic_warmup_steps:
             groups.append(self.crew.policy)
-        calls = [(group, group.call("update", experience, step)) for group in groups]
-        answers = [wait(refs, group.names, Moment(phase="update", step=step), self.seconds)[0] for group, refs in calls]
+        refs = [ref for group in groups for ref in group.call("update", experience, step)]
+        names = [name for group in groups for name in group.names]
+        answers = wait(refs, names, Moment(phase="update", step=step), self.seconds)
         return {name: value for answer in answers for name, value in answer.items()}
 
     def publish(self, version: int, step: int) -> None:

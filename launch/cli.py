@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rlhf.config.machine import Stage
+from rlhf.config.validate import stages_of
 from rlhf.errors import RLHFError, UserError
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ COMMANDS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0 done, 2 the input is wrong, 3 the machinery failed."""
     options = parse(arguments)
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         _run(options)
     except RLHFError as error:
@@ -80,28 +83,27 @@ def _run(options: argparse.Namespace) -> None:
     from launch.preflight import prepare
 
     recipe, device, gpus = prepare(options.recipe, options.overrides, options.command)
-    from actors.cluster import cluster, cluster_gpus
+    from actors.cluster import cluster
     from actors.session import Session
     from rlhf.tracking.console import Console
     from rlhf.tracking.quiet import quiet_framework_logs
 
     session = Session(recipe=recipe, console=Console(sys.stdout), device=device, gpus=gpus)
+    is_new = not session.root.exists()
     with quiet_framework_logs(_logs(session.root) / f"driver-{options.command}.log") as stdout:
         session.console = Console(stdout, progress=recipe.tracking.progress)
-        _read_data(session, options.command)
+        _read_data(session, options.command, is_new)
         with cluster(recipe.placement.ray_address, device == "cuda"):
-            if recipe.placement.ray_address:
-                session.gpus = cluster_gpus()
             _dispatch(options, session)
 
 
-def _read_data(session: Session, command: str) -> None:
+def _read_data(session: Session, command: Stage, is_new: bool) -> None:
     """Refuse bad data before anything is started; a run that never began leaves nothing."""
     try:
-        for stage in session.stages if command == "pipeline" else {command} & {"sft", "reward", "ppo"}:
+        for stage in () if command == "generate" else stages_of(session.recipe, command):
             session.read_data(stage)
     except UserError:
-        if {entry.name for entry in session.root.iterdir()} <= {"logs", "base"}:
+        if is_new:
             shutil.rmtree(session.root)
         raise
 
@@ -130,5 +132,4 @@ def _dispatch(options: argparse.Namespace, session: Session) -> None:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     sys.exit(main())

@@ -21,19 +21,20 @@ def generate(session: Session, model: str, prompts: str, out: str | None) -> Non
     session = replace(session, recipe=recipe)
     tokenizer = load_tokenizer(model, recipe.model)
     loaded = load_prompts(recipe.data)
-    session.console.print(describe(loaded, "prompts"))
     longest = recipe.rollout.max_response_length
     tokenised = tokenise_prompts(loaded.rows, tokenizer, recipe.data, context_length(model, recipe.model), longest)
-    session.console.print(describe_tokenised(tokenised, "prompts"))
+    if out is not None:  # otherwise standard output is for the answers alone
+        session.console.print(describe(loaded, "prompts"))
+        session.console.print(describe_tokenised(tokenised, "prompts"))
     tokens = tokenised.items
-    answers = answer(session, Path(model), tokens, session.root / "logs")
+    answers = answer(session, Path(model), tokens, session.root / "logs", shown=out is not None)
     rows = [
         json.dumps({"prompt": _plain(loaded.rows[prompt.id].prompt), "response": text}, ensure_ascii=False)
         for prompt, text in zip(tokens, answers, strict=True)
     ]
     if out is None:
         for row in rows:
-            session.console.print(row)
+            session.console.line(row)
     else:
         Path(out).write_text("\n".join(rows) + "\n", encoding="utf-8")
         session.console.print(f"{len(rows)} answers → {out}")

@@ -5,43 +5,49 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import cast
 
 from rlhf.config.load import load_recipe
 from rlhf.config.machine import Machine, Stage
 from rlhf.config.schema import Recipe
 from rlhf.config.validate import validate
-from rlhf.device import Device, pick
+from rlhf.device import Device
 from rlhf.errors import UserError
 from rlhf.evaluation.scorers import load_scorer
 from rlhf.tracking.wandb_run import resolve_mode
 
 
-def prepare(recipe_path: str, overrides: Sequence[str], command: str) -> tuple[Recipe, Device, int]:
-    """The checked recipe, the device it runs on, and the number of GPUs of this machine.
+def prepare(recipe_path: str, overrides: Sequence[str], command: Stage) -> tuple[Recipe, Device, int]:
+    """The checked recipe, the device it runs on, and the number of GPUs there are.
 
     Raises:
         UserError: the recipe cannot work, here or anywhere.
     """
-    recipe = load_recipe(recipe_path, overrides)
-    device = pick(recipe.placement.device)
-    gpus = _gpus() if device == "cuda" else 0
-    stage = cast(Stage, "ppo" if command == "generate" else command)
-    recipe = _with_own_scorers(recipe)
+    recipe = _with_own_scorers(load_recipe(recipe_path, overrides))
+    machine = _cluster(recipe.placement.ray_address) if recipe.placement.ray_address else _this_machine()
     if command != "generate":
-        machine = Machine(gpus=gpus, cpus=os.cpu_count() or 1, context_length=_context(recipe))
-        validate(recipe, stage, machine)
+        validate(recipe, command, replace(machine, context_length=_context(recipe)))
         for spec in (recipe.reward.scorer, recipe.evaluation.scorer):
             if spec is not None:
                 load_scorer(spec)  # an import error in it is better found now
     resolve_mode(recipe.tracking)
-    return recipe, device, gpus
+    on_gpus = recipe.placement.device == "cuda" or (recipe.placement.device == "auto" and machine.gpus > 0)
+    return recipe, "cuda" if on_gpus else "cpu", machine.gpus
 
 
-def _gpus() -> int:
+def _this_machine() -> Machine:
     import torch
 
-    return torch.cuda.device_count()
+    return Machine(gpus=torch.cuda.device_count(), cpus=len(os.sched_getaffinity(0)))
+
+
+def _cluster(address: str) -> Machine:
+    """What a running cluster has: the run is placed on its nodes, whatever this machine is."""
+    from actors.cluster import join, nodes
+
+    join(address)
+    resources = [node["Resources"] for node in nodes()]
+    gpus = [int(each.get("GPU", 0)) for each in resources]
+    return Machine(gpus=sum(gpus), gpus_per_node=max(gpus), cpus=min(int(each.get("CPU", 1)) for each in resources))
 
 
 def _context(recipe: Recipe) -> int | None:
@@ -51,7 +57,7 @@ def _context(recipe: Recipe) -> int | None:
     from rlhf.models.load import context_length
 
     try:
-        return context_length(recipe.model.path, recipe.model)
+        return context_length(os.path.expanduser(recipe.model.path), recipe.model)
     except UserError:
         if recipe.placement.ray_address is None:
             raise
@@ -69,4 +75,4 @@ def _absolute(spec: str | None) -> str | None:
     if spec is None or ".py:" not in spec:
         return spec
     file, function = spec.rsplit(":", 1)
-    return f"{os.path.abspath(file)}:{function}"
+    return f"{os.path.abspath(os.path.expanduser(file))}:{function}"

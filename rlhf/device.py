@@ -13,13 +13,6 @@ from rlhf.config.schema import RolloutConfig
 Device = Literal["cpu", "cuda"]
 
 
-def pick(asked: str) -> Device:
-    """The device that a run uses: the one asked for, or GPUs when there are any."""
-    if asked == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return "cuda" if asked == "cuda" else "cpu"
-
-
 def collective_backend(device: Device) -> str:
     """The torch.distributed backend for tensors on the device."""
     return "nccl" if device == "cuda" else "gloo"
@@ -54,12 +47,12 @@ def engine_environment(device: Device, memory_gib: float) -> dict[str, str]:
             **shared,
             "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",
         }  # CUDA IPC handles travel pickled, between our own processes
-    cores = os.cpu_count() or 1
+    cores = ",".join(str(core) for core in sorted(os.sched_getaffinity(0)))
     # Threads bound to all cores: vLLM's default leaves one idle, and unbound threads take twice the time.
     return {
         **shared,
         "VLLM_CPU_KVCACHE_SPACE": str(max(1, round(memory_gib))),
-        "VLLM_CPU_OMP_THREADS_BIND": f"0-{cores - 1}",
+        "VLLM_CPU_OMP_THREADS_BIND": cores,
     }
 
 

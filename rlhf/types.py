@@ -37,7 +37,7 @@ class FinishReason(IntEnum):
 class Prompt:
     """A prompt ready to be answered.
 
-    ``id`` is its position in the data file order after bad rows were set aside, stable over runs;
+    ``id`` is its place among the prompts of its side of the split, the same in every run with the same data and seed;
     ``tokens`` end exactly where the response begins.
     """
 

@@ -9,8 +9,8 @@ from rlhf.config.schema import CanaryConfig
 from rlhf.errors import CanaryError
 
 DEFAULTS = {
-    "float32": {"ratio": 1e-4, "kl": 1e-4, "gap": 1e-4},
-    "bfloat16": {"ratio": 2e-2, "kl": 2e-2, "gap": 5e-2},
+    "float32": {"ratio": 1e-4, "clipfrac": 0.0, "kl": 1e-4, "gap": 1e-4},
+    "bfloat16": {"ratio": 2e-2, "clipfrac": 1e-2, "kl": 2e-2, "gap": 5e-2},
 }
 """Limits where the recipe names none.
 
@@ -35,7 +35,7 @@ class Limits:
         default = DEFAULTS[dtype]
         return cls(
             ratio=default["ratio"] if config.ratio_tolerance is None else config.ratio_tolerance,
-            clipfrac=config.clipfrac_limit,
+            clipfrac=default["clipfrac"] if config.clipfrac_limit is None else config.clipfrac_limit,
             step0_kl=default["kl"] if config.step0_kl_limit is None else config.step0_kl_limit,
             gap=default["gap"] if config.logprob_gap_limit is None else config.logprob_gap_limit,
             min_kl=config.min_kl,

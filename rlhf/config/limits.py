@@ -59,7 +59,7 @@ LIMITS: dict[type, dict[str, Limit]] = {
     schema.AlgorithmConfig: {
         "kl_coef": NOT_NEGATIVE,
         "clip_range": OPEN_UNIT,
-        "value_clip_range": OPEN_UNIT,
+        "value_clip_range": POSITIVE,
         "gamma": CLOSED_UNIT,
         "lam": CLOSED_UNIT,
         "missing_eos_penalty": NOT_NEGATIVE,

@@ -9,7 +9,7 @@ from typing import Literal
 from rlhf.config.schema import Recipe
 from rlhf.errors import UserError
 
-Stage = Literal["sft", "reward", "ppo", "pipeline"]
+Stage = Literal["sft", "reward", "ppo", "pipeline", "generate"]
 Strategy = Literal["colocated", "separate"]
 
 
@@ -39,6 +39,8 @@ def gpus_by_role(recipe: Recipe, stage: Stage) -> dict[str, int]:
         return {"policy": place.policy.ranks}
     if stage == "reward":
         return {"reward": place.reward.ranks}
+    if stage == "generate":
+        return {"rollout": recipe.rollout.engines * recipe.rollout.tensor_parallel}
     roles = {"policy": place.policy.ranks, "critic": place.critic.ranks, "reference": place.reference.ranks}
     if recipe.reward.scorer is None:
         roles["reward"] = place.reward.ranks
@@ -93,7 +95,7 @@ def _cpu_engines(recipe: Recipe, stage: Stage) -> Iterator[UserError]:
 
 
 def _too_few_gpus(recipe: Recipe, stage: Stage, machine: Machine) -> Iterator[UserError]:
-    tensor_parallel = recipe.rollout.tensor_parallel
+    tensor_parallel, place = recipe.rollout.tensor_parallel, recipe.placement
     if stage in ("ppo", "pipeline") and machine.gpus_per_node is not None and tensor_parallel > machine.gpus_per_node:
         yield UserError(
             f"rollout.tensor_parallel = {tensor_parallel} and the largest node has {machine.gpus_per_node} GPUs",
@@ -106,6 +108,12 @@ def _too_few_gpus(recipe: Recipe, stage: Stage, machine: Machine) -> Iterator[Us
             f"rollout.tensor_parallel = {tensor_parallel} with colocated roles",
             "every GPU is shared by one rank of each role, and an engine of several GPUs is not yet placed over them",
             "rollout.tensor_parallel=1 with more rollout.engines, or placement.strategy=separate with GPUs enough",
+        )
+    if stage in ("ppo", "pipeline") and strategy == "colocated" and recipe.rollout.engines > place.policy.ranks:
+        yield UserError(
+            f"rollout.engines = {recipe.rollout.engines} and placement.policy.ranks = {place.policy.ranks}, colocated",
+            "an engine takes its weights from the policy rank on the same GPU",
+            f"rollout.engines={place.policy.ranks}, or as many policy ranks as engines",
         )
     needed = gpus_needed(recipe, stage, strategy)
     if needed > machine.gpus:

@@ -250,7 +250,7 @@ class PlacementConfig:
     start_timeout_seconds: float = 600.0
     """Deadline for all actors to be placed and loaded."""
     phase_timeout_seconds: float = 1800.0
-    """Deadline of one phase of a step."""
+    """Longest time without any answer within one phase of a step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,8 +261,9 @@ class CanaryConfig:
     ratio_tolerance: float | None = None
     """First pass over fresh rollouts: |mean ratio − 1| and approximate KL stay under this. Default 1e-4 in float32,
     0.02 in bfloat16."""
-    clipfrac_limit: float = 0.0
-    """First pass over fresh rollouts: share of tokens whose ratio is clipped, at most."""
+    clipfrac_limit: float | None = None
+    """First pass over fresh rollouts: share of tokens whose ratio is clipped, at most. Default 0 in float32, 0.01 in
+    bfloat16."""
     step0_kl_limit: float | None = None
     """KL to the reference before the first update, in nats a token, at most in size. Default 1e-4 in float32, 0.02 in
     bfloat16."""

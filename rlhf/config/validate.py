@@ -36,10 +36,15 @@ def validate(recipe: Recipe, stage: Stage, machine: Machine) -> None:
 
 
 def stages_of(recipe: Recipe, stage: Stage) -> tuple[str, ...]:
-    """The stages that a command runs: a pipeline runs all three, without the reward stage when a function scores."""
+    """The stages that a command runs: a pipeline runs all three, but for those whose model or function is given."""
     if stage != "pipeline":
         return (stage,)
-    return ("sft", "reward", "ppo") if recipe.reward.scorer is None else ("sft", "ppo")
+    given = {
+        "sft": recipe.ppo.policy_init is not None,
+        "reward": recipe.ppo.reward_init is not None or recipe.reward.scorer is not None,
+        "ppo": False,
+    }
+    return tuple(name for name, is_given in given.items() if not is_given)
 
 
 def critic_updates(recipe: Recipe) -> int:

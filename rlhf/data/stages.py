@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
-from rlhf.config.schema import Recipe
+from rlhf.config.schema import DataConfig, Recipe
 from rlhf.data.chat import transcript
 from rlhf.data.formats import load_demonstrations, load_preferences, load_prompts
 from rlhf.data.records import BadRow, Loaded
@@ -39,8 +39,8 @@ class StageData(Generic[T]):
 
 
 def demonstrations(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, context_length: int) -> StageData[Example]:
-    """Demonstrations of the SFT stage."""
-    loaded = load_demonstrations(recipe.data)
+    """Demonstrations of the SFT stage; where there are none, the chosen answers of the preferences."""
+    loaded = load_demonstrations(_with_demonstrations(recipe.data))
     return _stage(
         recipe,
         loaded,
@@ -82,9 +82,15 @@ def _stage(
     return StageData(train=sides[0].items, held_out=sides[1].items, bad=loaded.bad, report="\n".join(lines))
 
 
+def _with_demonstrations(config: DataConfig) -> DataConfig:
+    if config.demonstrations is None and config.path is None:
+        return replace(config, demonstrations=config.preferences)
+    return config
+
+
 def texts(recipe: Recipe) -> Iterator[str]:
     """All text that a tokenizer made from nothing should know: the demonstrations of training prompts."""
-    loaded = load_demonstrations(recipe.data)
+    loaded = load_demonstrations(_with_demonstrations(recipe.data))
     train, _ = split_by_prompt(
         [transcript(row.prompt) for row in loaded.rows], recipe.data.held_out_fraction, recipe.seed
     )

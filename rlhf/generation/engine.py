@@ -54,6 +54,8 @@ class RolloutEngine:
             max_model_len=max_length,
             seed=seed,
             tensor_parallel_size=config.tensor_parallel,
+            # Inside an actor vLLM would choose Ray and look for bundles of its own; its workers belong in this actor.
+            distributed_executor_backend="mp" if config.tensor_parallel > 1 else None,
             enforce_eager=config.enforce_eager,
             skip_tokenizer_init=True,  # tokens in, tokens out
             logprobs_mode="processed_logprobs",  # after temperature, as the trainer's

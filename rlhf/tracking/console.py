@@ -46,6 +46,10 @@ class Console:
         """Print ``text`` as it is, control characters removed."""
         self._rich.print(Text(plain_text(text)))
 
+    def line(self, text: str) -> None:
+        """Write one line for a program to read: never wrapped, never styled."""
+        self._stream.write(text + "\n")
+
     def summary(self, title: str, rows: Mapping[str, Number]) -> None:
         """Print a table of names and values."""
         table = Table(title=Text(plain_text(title), style="bold"), title_justify="left", show_header=False)

@@ -58,7 +58,7 @@ class RunFolder:
                 run._start(config_yaml)
             else:
                 run.release()
-                run._require_digest(digest)
+                run.require(digest)
         except OSError as error:
             run.release()
             raise UserError(
@@ -120,8 +120,13 @@ class RunFolder:
         except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
             return None
 
-    def _require_digest(self, digest: str) -> None:
-        if self._finished_digest() != digest:
+    def require(self, digest: str) -> None:
+        """Refuse to go on where the stage was finished with another configuration.
+
+        Raises:
+            UserError: it was.
+        """
+        if self._finished_digest() not in (None, digest):
             raise UserError(
                 f"{self.path} holds a finished {self.stage} stage of another configuration",
                 f"its configuration is in {self.config}; writing there would mix two runs",

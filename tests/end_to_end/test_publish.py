@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,9 +38,14 @@ def trainer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PPOTrainer]:
     folder = tmp_path_factory.mktemp("publish")
     make_small_data(folder)
     settings = ["placement.policy.zero_stage=3", "placement.critic.zero_stage=3", "placement.reference.zero_stage=3"]
-    settings += ["placement.critic.ranks=2", f"reward.scorer={REWARD}", "algorithm.critic_warmup_steps=0"]
+    settings += [
+        "ppo.optimizer.schedule=constant",
+        "placement.critic.ranks=2",
+        f"reward.scorer={REWARD}",
+        "algorithm.critic_warmup_steps=0",
+    ]
     recipe = load_recipe(RECIPE, [*overrides(folder, "zero3"), *settings])
-    session = Session(recipe=recipe, console=Console(), device="cpu", gpus=0)
+    session = Session(recipe=recipe, console=Console(sys.stdout), device="cpu", gpus=0)
     start = Start(
         policy=session.base,
         reward=session.base,
@@ -88,7 +94,7 @@ def test_a_sabotaged_publish_stops_the_run(
 def _experience(trainer: PPOTrainer, step: int) -> ray.ObjectRef:
     """Fresh rollouts, scored and put together, as the loop does it."""
     parts = []
-    for block, _ in trainer.crew.engines.generate([0, 1, 2, 3] * 4, range(16), Moment(phase="test")):
+    for block in trainer.crew.engines.generate([0, 1, 2, 3] * 4, range(16), Moment(phase="test")):
         parts.append(block)
         for group, method in trainer.crew.scoring:
             parts += group.call(method, block)

@@ -1,0 +1,25 @@
+"""What a PPO run learned, from the metrics of its steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+
+def learned(history: Sequence[Mapping[str, float]]) -> dict[str, float | str]:
+    """First step against the last ones, and the worst of the canaries."""
+    first, tail = history[0], history[-max(1, len(history) // 10) :]
+    late = sum(step["objective/scores"] for step in tail) / len(tail)
+    spread = first["objective/scores_std"]
+    return {
+        "score of the first step": first["objective/scores"],
+        "its standard deviation": spread,
+        "score of the last tenth of the steps": late,
+        "gain in standard deviations": (late - first["objective/scores"]) / spread if spread else 0.0,
+        "sequence KL at the end, nats": history[-1]["objective/kl"],
+        "log-probability gap, worst step": max(step["rollout/logprob_gap_mean"] for step in history),
+        "first-pass ratio, farthest from 1": max(
+            (step.get("first_pass/ratio", 1.0) for step in history), key=lambda r: abs(r - 1)
+        ),
+        "rollout tokens per second": sum(step["perf/rollout_tokens_per_second"] for step in history) / len(history),
+        "score's correlation with length": tail[-1]["objective/score_length_correlation"],
+    }
