@@ -57,6 +57,7 @@ class ZeroEngine:
             else:
                 network.to(place)
             return
+        network.train()  # gradient checkpointing works in training mode alone; dropout is off in both
         adam = torch.optim.AdamW(network.parameters(), **optimizer_arguments(optimizer))
         schedule = get_scheduler(SCHEDULES[optimizer.schedule], adam, optimizer.warmup_steps, total_updates)
         self.engine = deepspeed.initialize(
