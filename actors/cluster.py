@@ -65,7 +65,7 @@ def _start_own(has_gpus: bool) -> None:
 
 def nodes() -> list[dict[str, Any]]:
     """The living nodes of the cluster, as Ray describes them."""
-    return [node for node in nodes() if node["Alive"]]
+    return [node for node in ray.nodes() if node["Alive"]]
 
 
 def node_address() -> str:

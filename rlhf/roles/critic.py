@@ -8,45 +8,33 @@ import torch
 from torch import Tensor
 
 from rlhf.algorithms.losses import value_loss
-from rlhf.batching import minibatches, plan
+from rlhf.batching import minibatches
 from rlhf.config.schema import Recipe
 from rlhf.device import peak_memory_gib
 from rlhf.models.load import load_classifier
 from rlhf.models.packed_row import pack_row
 from rlhf.models.scalar import ScalarNet, init_value_head
-from rlhf.roles.forward import Share, forward_share, token_index
+from rlhf.roles.forward import Share, token_index
+from rlhf.roles.role import Role
 from rlhf.types import Experience, RolloutBlock
-from rlhf.zero.engine import ZeroEngine, building
-from rlhf.zero.process_group import Rank, join
+from rlhf.zero.process_group import Rank
 
 
-class CriticRole:
+class CriticRole(Role[ScalarNet]):
     """The critic on one rank, started from the reward model's weights with a head of zeros."""
 
     def __init__(self, recipe: Recipe, folder: str, rank: Rank) -> None:
-        self.recipe, self.rank = recipe, rank
-        self.place = join(rank)
-        role = recipe.placement.critic
-        keep = building(role, recipe.model.dtype, rank)
-        classifier = load_classifier(folder, recipe.model)
-        init_value_head(classifier)
+        def build() -> ScalarNet:
+            classifier = load_classifier(folder, recipe.model)
+            init_value_head(classifier)
+            return ScalarNet(classifier)
+
         updates = recipe.ppo.steps * recipe.algorithm.epochs * recipe.algorithm.minibatches
-        self.engine = ZeroEngine(
-            ScalarNet(classifier), role, recipe.model.dtype, rank, self.place, recipe.ppo.critic_optimizer, updates
-        )
-        del keep
+        super().__init__(recipe, recipe.placement.critic, rank, build, recipe.ppo.critic_optimizer, updates)
 
     def values(self, block: RolloutBlock) -> Share:
         """This rank's share of V(s_t) before each response token."""
-        budget = self.recipe.placement.critic.micro_batch_tokens
-        return forward_share(
-            block.sequences,
-            self.rank.rank,
-            self.rank.world,
-            budget,
-            self.place,
-            lambda row: self.engine.forward(row, row.predict_at),
-        )
+        return self.share(block.sequences, lambda row: self.engine.forward(row, row.predict_at))
 
     def update(self, experience: Experience, step: int) -> dict[str, float]:
         """The same epochs and minibatches as the policy's; returns metrics of all ranks together."""
@@ -66,8 +54,7 @@ class CriticRole:
     def _minibatch(self, experience: Experience, chosen: Sequence[int]) -> Tensor:
         """One optimizer step. Returns this rank's sums (3,): loss, clipped, tokens."""
         sequences = experience.rollouts.sequences
-        budget = self.recipe.placement.critic.micro_batch_tokens
-        micro_batches = plan(chosen, sequences.lengths, self.rank.world, budget)[self.rank.rank]
+        micro_batches = self.micro_batches(chosen, sequences.lengths)
         count = int(experience.response_mask[token_index(sequences, chosen)].sum())
         sums = torch.zeros(3, dtype=torch.float64)
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlhf.batching import plan
+from rlhf.batching import MicroBatches
 from rlhf.models.packed_row import PackedRow, pack_row
 from rlhf.types import Float32, Int64, Sequences
 
@@ -26,15 +26,9 @@ class Share:
 
 
 def forward_share(
-    sequences: Sequences,
-    rank: int,
-    world: int,
-    budget: int,
-    device: torch.device,
-    compute: Callable[[PackedRow], Tensor],
+    sequences: Sequences, micro_batches: MicroBatches, device: torch.device, compute: Callable[[PackedRow], Tensor]
 ) -> Share:
-    """Run ``compute`` on this rank's share, packed row by packed row; as many rows on every rank."""
-    micro_batches = plan(range(len(sequences)), sequences.lengths, world, budget)[rank]
+    """Run ``compute`` on one rank's micro-batches, each a packed row."""
     outputs = [compute(pack_row(sequences, samples, device)).float().cpu().numpy() for samples in micro_batches]
     samples = np.array([i for micro_batch in micro_batches for i in micro_batch], dtype=np.int64)
     return Share(samples=samples, values=np.concatenate(outputs).astype(np.float32))

@@ -12,20 +12,20 @@ from torch import Tensor
 from vllm.distributed.weight_transfer.base import VLLMWeightSyncClient
 
 from rlhf.algorithms.losses import policy_loss
-from rlhf.batching import minibatches, plan
+from rlhf.batching import minibatches
 from rlhf.config.schema import Recipe
 from rlhf.device import peak_memory_gib
 from rlhf.models.load import DTYPES, load_causal
 from rlhf.models.packed_row import PackedRow, pack_row
 from rlhf.models.policy import PolicyNet
-from rlhf.roles.forward import Share, forward_share, token_index
+from rlhf.roles.forward import token_index
+from rlhf.roles.role import LanguageRole
 from rlhf.roles.save import save_model
-from rlhf.types import Experience, RolloutBlock
+from rlhf.types import Experience
 from rlhf.weights.fingerprint import Fingerprint
 from rlhf.weights.sender import make_sender
 from rlhf.weights.source import ZeroSource
-from rlhf.zero.engine import ZeroEngine, building
-from rlhf.zero.process_group import Rank, join
+from rlhf.zero.process_group import Rank
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,43 +41,25 @@ class PolicyBatch:
     mask: Tensor
 
 
-class PolicyRole:
-    """The policy on one rank. Every method is called on all ranks of the group, with the same arguments."""
+class PolicyRole(LanguageRole):
+    """The policy on one rank: log π_old, and what is trained and published."""
 
     def __init__(self, recipe: Recipe, folder: str, rank: Rank) -> None:
-        self.recipe, self.rank = recipe, rank
-        self.place = join(rank)
-        role = recipe.placement.policy
-        keep = building(role, recipe.model.dtype, rank)
-        self.lm = load_causal(folder, recipe.model)
         updates = recipe.ppo.steps - recipe.algorithm.critic_warmup_steps
-        self.engine = ZeroEngine(
-            PolicyNet(self.lm),
-            role,
-            recipe.model.dtype,
+        super().__init__(
+            recipe,
+            recipe.placement.policy,
             rank,
-            self.place,
+            lambda: PolicyNet(load_causal(folder, recipe.model)),
             recipe.ppo.optimizer,
             updates * recipe.algorithm.epochs * recipe.algorithm.minibatches,
         )
+        self.lm = self.network.lm
         self.source = self.make_source()
-        del keep
 
     def make_source(self) -> ZeroSource:
         """The stream of weights that a publish sends."""
         return ZeroSource(self.engine, self.lm, DTYPES[self.recipe.model.dtype])
-
-    def logprobs(self, block: RolloutBlock) -> Share:
-        """This rank's share of log π_old of the response tokens, at the sampling temperature, in nats."""
-        budget, temperature = self.recipe.placement.policy.micro_batch_tokens, self.recipe.rollout.temperature
-        return forward_share(
-            block.sequences,
-            self.rank.rank,
-            self.rank.world,
-            budget,
-            self.place,
-            lambda row: self.engine.forward(row, temperature)[0],
-        )
 
     def update(self, experience: Experience, step: int) -> dict[str, float]:
         """PPO's epochs over the batch; returns metrics of all ranks together."""
@@ -101,8 +83,7 @@ class PolicyRole:
         Returns this rank's sums (7,): loss, ratio, ratio², approxkl, clipped, entropy, tokens.
         """
         sequences = experience.rollouts.sequences
-        budget = self.recipe.placement.policy.micro_batch_tokens
-        micro_batches = plan(chosen, sequences.lengths, self.rank.world, budget)[self.rank.rank]
+        micro_batches = self.micro_batches(chosen, sequences.lengths)
         count = int(experience.response_mask[token_index(sequences, chosen)].sum())
         sums = torch.zeros(7, dtype=torch.float64)
 
@@ -113,7 +94,7 @@ class PolicyRole:
                 logprobs[kept], batch.old_logprobs[kept], batch.advantages[kept], self.recipe.algorithm.clip_range
             )
             values = (terms.loss.detach(), terms.ratio, terms.ratio_squared, terms.approxkl, terms.clipped)
-            sums.add_(torch.stack([*values, entropy[kept].detach().sum(), kept.sum()]).double().cpu())
+            sums.add_(torch.stack([*values, entropy[kept].sum(), kept.sum()]).double().cpu())
             return terms.loss
 
         norm = self.engine.update([self._batch(experience, samples) for samples in micro_batches], loss, count)

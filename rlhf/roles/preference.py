@@ -13,16 +13,15 @@ import torch
 from torch import Tensor
 
 from rlhf.algorithms.losses import preference_loss
-from rlhf.batching import plan
 from rlhf.config.schema import Recipe
 from rlhf.models.load import REWARD_SHIFT, load_classifier
 from rlhf.models.packed_row import pack_row
 from rlhf.models.scalar import ScalarNet, init_reward_head
-from rlhf.roles.forward import Share, forward_share
+from rlhf.roles.forward import Share
+from rlhf.roles.role import Role
 from rlhf.roles.save import save_model
 from rlhf.types import Float32, Pair, Sequences
-from rlhf.zero.engine import ZeroEngine, building
-from rlhf.zero.process_group import Rank, join
+from rlhf.zero.process_group import Rank
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,26 +39,16 @@ class PairData:
         return cls(sequences=Sequences.pack(samples), margins=margins)
 
 
-class PreferenceRole:
+class PreferenceRole(Role[ScalarNet]):
     """A reward model learning comparisons: −log σ(r_chosen − r_rejected − margin), a mean over pairs."""
 
     def __init__(self, recipe: Recipe, folder: str, total_updates: int, rank: Rank) -> None:
-        self.recipe, self.rank = recipe, rank
-        self.place = join(rank)
-        role = recipe.placement.reward
-        keep = building(role, recipe.model.dtype, rank)
-        self.classifier = load_classifier(folder, recipe.model)
-        init_reward_head(self.classifier, recipe.seed)
-        self.engine = ZeroEngine(
-            ScalarNet(self.classifier),
-            role,
-            recipe.model.dtype,
-            rank,
-            self.place,
-            recipe.reward.optimizer,
-            total_updates,
-        )
-        del keep
+        def build() -> ScalarNet:
+            classifier = load_classifier(folder, recipe.model)
+            init_reward_head(classifier, recipe.seed)
+            return ScalarNet(classifier)
+
+        super().__init__(recipe, recipe.placement.reward, rank, build, recipe.reward.optimizer, total_updates)
 
     def use(self, train: PairData) -> None:
         """Take the data; later calls name pairs by their index."""
@@ -69,11 +58,8 @@ class PreferenceRole:
         """One optimizer step on the chosen pairs, over all ranks."""
         lengths = self.train.sequences.lengths
         pair_lengths = lengths[0::2] + lengths[1::2]
-        micro_batches = plan(chosen, pair_lengths, self.rank.world, self.recipe.placement.reward.micro_batch_tokens)[
-            self.rank.rank
-        ]
+        micro_batches = self.micro_batches(chosen, pair_lengths)
         sums = torch.zeros(2, dtype=torch.float64)
-        rate = self.engine.learning_rate
 
         def loss(pairs: list[int]) -> Tensor:
             row = pack_row(self.train.sequences, [s for p in pairs for s in (2 * p, 2 * p + 1)], self.place)
@@ -85,20 +71,13 @@ class PreferenceRole:
 
         norm = self.engine.update(micro_batches, loss, len(chosen))
         mean_loss, accuracy = (self.engine.all_reduce(sums) / len(chosen)).tolist()
+        rate = self.engine.learning_rate
         return {"train/loss": mean_loss, "train/accuracy": accuracy, "train/grad_norm": norm, "lr": rate}
 
     def rewards(self, sequences: Sequences) -> Share:
         """This rank's share of the raw rewards of whole responses, one a sample."""
-        budget = self.recipe.placement.reward.micro_batch_tokens
-        return forward_share(
-            sequences,
-            self.rank.rank,
-            self.rank.world,
-            budget,
-            self.place,
-            lambda row: self.engine.forward(row, row.last),
-        )
+        return self.share(sequences, lambda row: self.engine.forward(row, row.last))
 
     def save(self, folder: Path, shift: float) -> None:
         """Write the model in Hugging Face format with the shift that makes demonstrations score 0."""
-        save_model(self.engine, self.classifier, folder, **{REWARD_SHIFT: shift})
+        save_model(self.engine, self.network.classifier, folder, **{REWARD_SHIFT: shift})

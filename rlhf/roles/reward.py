@@ -8,36 +8,24 @@ from rlhf.config.schema import Recipe
 from rlhf.evaluation.scorers import load_scorer
 from rlhf.models.load import load_classifier, load_tokenizer, reward_shift
 from rlhf.models.scalar import ScalarNet
-from rlhf.roles.forward import Share, forward_share
+from rlhf.roles.forward import Share
+from rlhf.roles.role import Role
 from rlhf.types import RolloutBlock
-from rlhf.zero.engine import ZeroEngine, building
-from rlhf.zero.process_group import Rank, join
+from rlhf.zero.process_group import Rank
 
 
-class RewardRole:
+class RewardRole(Role[ScalarNet]):
     """A frozen reward model on one rank. Its score is read at the last token of the response as it was truncated."""
 
     def __init__(self, recipe: Recipe, folder: str, rank: Rank) -> None:
-        self.recipe, self.rank = recipe, rank
-        self.place = join(rank)
-        role = recipe.placement.reward
-        keep = building(role, recipe.model.dtype, rank)
-        classifier = load_classifier(folder, recipe.model)
-        self.shift = reward_shift(classifier)
-        self.engine = ZeroEngine(ScalarNet(classifier), role, recipe.model.dtype, rank, self.place)
-        del keep
+        super().__init__(
+            recipe, recipe.placement.reward, rank, lambda: ScalarNet(load_classifier(folder, recipe.model))
+        )
+        self.shift = reward_shift(self.network.classifier)
 
     def scores(self, block: RolloutBlock) -> Share:
         """This rank's share of the rewards, one a sample; demonstrations score 0 on average."""
-        budget = self.recipe.placement.reward.micro_batch_tokens
-        return forward_share(
-            block.sequences,
-            self.rank.rank,
-            self.rank.world,
-            budget,
-            self.place,
-            lambda row: self.engine.forward(row, row.last) + self.shift,
-        )
+        return self.share(block.sequences, lambda row: self.engine.forward(row, row.last) + self.shift)
 
 
 class FunctionReward:

@@ -9,34 +9,32 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlhf.batching import plan
 from rlhf.config.schema import Recipe
 from rlhf.models.load import load_causal
 from rlhf.models.packed_row import pack_row
 from rlhf.models.policy import PolicyNet
-from rlhf.roles.forward import Share, forward_share
+from rlhf.roles.forward import Share
+from rlhf.roles.role import Role
 from rlhf.roles.save import save_model
 from rlhf.types import Sequences
-from rlhf.zero.engine import ZeroEngine, building
-from rlhf.zero.process_group import Rank, join
+from rlhf.zero.process_group import Rank
 
 
-class SFTRole:
+class SFTRole(Role[PolicyNet]):
     """A language model learning demonstrations.
 
     Its loss is −log p of the completion, its end token included, a mean over tokens.
     """
 
     def __init__(self, recipe: Recipe, folder: str, total_updates: int, rank: Rank) -> None:
-        self.recipe, self.rank = recipe, rank
-        self.place = join(rank)
-        role = recipe.placement.policy
-        keep = building(role, recipe.model.dtype, rank)
-        self.lm = load_causal(folder, recipe.model)
-        self.engine = ZeroEngine(
-            PolicyNet(self.lm), role, recipe.model.dtype, rank, self.place, recipe.sft.optimizer, total_updates
+        super().__init__(
+            recipe,
+            recipe.placement.policy,
+            rank,
+            lambda: PolicyNet(load_causal(folder, recipe.model)),
+            recipe.sft.optimizer,
+            total_updates,
         )
-        del keep
 
     def use(self, train: Sequences, held_out: Sequences) -> None:
         """Take the data; later calls name samples by their index."""
@@ -44,11 +42,9 @@ class SFTRole:
 
     def update(self, chosen: Sequence[int]) -> dict[str, float]:
         """One optimizer step on the chosen demonstrations, over all ranks."""
-        lengths, budget = self.train.lengths, self.recipe.placement.policy.micro_batch_tokens
-        micro_batches = plan(chosen, lengths, self.rank.world, budget)[self.rank.rank]
+        micro_batches = self.micro_batches(chosen, self.train.lengths)
         count = int(self.train.response_lengths[np.asarray(chosen)].sum())
         total = torch.zeros(1, dtype=torch.float64)
-        rate = self.engine.learning_rate
 
         def loss(samples: list[int]) -> Tensor:
             logprobs, _ = self.engine.engine(pack_row(self.train, samples, self.place), 1.0)
@@ -57,20 +53,17 @@ class SFTRole:
 
         norm = self.engine.update(micro_batches, loss, count)
         mean = float(self.engine.all_reduce(total)) / count
-        return {"train/loss": mean, "train/grad_norm": norm, "lr": rate, "train/tokens": float(count)}
+        return {
+            "train/loss": mean,
+            "train/grad_norm": norm,
+            "lr": self.engine.learning_rate,
+            "train/tokens": float(count),
+        }
 
     def held_out_logprobs(self) -> Share:
         """This rank's share of the log-probabilities of held-out completions' tokens, in nats."""
-        budget = self.recipe.placement.policy.micro_batch_tokens
-        return forward_share(
-            self.held_out,
-            self.rank.rank,
-            self.rank.world,
-            budget,
-            self.place,
-            lambda row: self.engine.forward(row, 1.0)[0],
-        )
+        return self.share(self.held_out, lambda row: self.engine.forward(row, 1.0)[0])
 
     def save(self, folder: Path) -> None:
         """Write the model in Hugging Face format (rank 0 writes, all gather)."""
-        save_model(self.engine, self.lm, folder)
+        save_model(self.engine, self.network.lm, folder)

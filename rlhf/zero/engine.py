@@ -28,7 +28,7 @@ def building(role: RoleConfig, dtype: str, rank: Rank) -> object | None:
 
 
 class ZeroEngine:
-    """One network under DeepSpeed. Without an optimizer it is frozen.
+    """One network under DeepSpeed. Without an optimizer it is frozen. ``learning_rate`` is that of the last update.
 
     Every method but ``device`` and the counters is collective under ZeRO-3: all ranks call it, the same number of
     times.
@@ -86,14 +86,10 @@ class ZeroEngine:
         # Where nothing is sharded DeepSpeed may tell no norm; the gradients are whole there, until the step drops them.
         whole = [p.grad for p in self.network.parameters() if p.grad is not None] if self.stage == 0 else []
         own_norm = torch.nn.utils.get_total_norm(whole)
+        self.learning_rate = float(self.engine.get_lr()[0])
         self.engine.step()
         norm = self.engine.get_global_grad_norm()
         return float(own_norm if norm is None else norm)
-
-    @property
-    def learning_rate(self) -> float:
-        """The rate of the next update."""
-        return float(self.engine.get_lr()[0])
 
     def all_reduce(self, sums: Tensor) -> Tensor:
         """Sum over ranks, in float64 on the device."""

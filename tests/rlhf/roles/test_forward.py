@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rlhf.batching import plan
 from rlhf.models.packed_row import PackedRow
 from rlhf.roles.forward import Share, forward_share, join_samples, join_tokens, token_index
 from rlhf.types import Sequences
@@ -15,7 +16,8 @@ CPU = torch.device("cpu")
 
 
 def shares(sequences: Sequences, world: int, budget: int, compute: object) -> list[Share]:
-    return [forward_share(sequences, rank, world, budget, CPU, compute) for rank in range(world)]
+    parts = plan(range(len(sequences)), sequences.lengths, world, budget)
+    return [forward_share(sequences, micro_batches, CPU, compute) for micro_batches in parts]
 
 
 def target_and_place(row: PackedRow) -> torch.Tensor:
@@ -42,16 +44,6 @@ def test_numbers_of_whole_samples_are_joined_in_order(sizes: list[tuple[int, int
     sequences = random_sequences(*sizes)
     joined = join_samples(shares(sequences, world, budget, lambda row: row.positions[0, row.last] + 1), len(sequences))
     assert joined.tolist() == sequences.lengths.tolist()
-
-
-@given(sizes=SIZES, world=st.integers(1, 4), budget=st.integers(1, 40))
-def test_every_rank_makes_as_many_passes(sizes: list[tuple[int, int]], world: int, budget: int) -> None:
-    sequences, passes = random_sequences(*sizes), []
-    for rank in range(world):
-        rows: list[int] = []
-        forward_share(sequences, rank, world, budget, CPU, lambda row, rows=rows: rows.append(1) or row.targets)
-        passes.append(len(rows))
-    assert len(set(passes)) == 1 and passes[0] > 0
 
 
 def test_what_no_rank_computed_is_not_a_number() -> None:

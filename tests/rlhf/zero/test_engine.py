@@ -40,10 +40,11 @@ class Scale(nn.Module):
 
 @dataclass(frozen=True)
 class Trained:
-    """What a rank knows after training: gradient norms, rates before each update and after the last, the weight."""
+    """What a rank knows after training: gradient norms and rates of the updates, the rate of the next one, the weight."""
 
     norms: list[float]
     rates: list[float]
+    next_rate: float
     weight: float
 
 
@@ -60,12 +61,12 @@ def train_scale(
     place = join(rank)
     network = Scale().to(getattr(torch, dtype))
     engine = ZeroEngine(network, RoleConfig(zero_stage=stage), dtype, rank, place, optimizer, updates)
-    rates, norms = [engine.learning_rate], []
+    rates, norms = [], []
     for _ in range(updates):
         norms.append(engine.update(splits[rank.rank], lambda x: engine.engine(torch.tensor(x)), count))
         rates.append(engine.learning_rate)
     [(_, weight)] = engine.full_state(network)
-    return Trained(norms, rates, float(weight))
+    return Trained(norms, rates, engine.engine.get_lr()[0], float(weight))
 
 
 SPLITS = [
@@ -113,7 +114,8 @@ def test_updates_too_small_for_bfloat16_add_up(stage: int, two_ranks: Crew) -> N
 def test_the_rate_warms_up_and_falls_to_0_at_the_last_update(one_rank: Crew) -> None:
     linear = OptimizerConfig(lr=0.4, schedule="linear", warmup_steps=2)
     [trained] = one_rank.run(train_scale, 1, SPLITS[0], 7, 6, linear, "float32")
-    assert trained.rates == pytest.approx([0, 0.2, 0.4, 0.3, 0.2, 0.1, 0.0])
+    assert trained.rates == pytest.approx([0, 0.2, 0.4, 0.3, 0.2, 0.1])
+    assert trained.next_rate == 0
 
 
 def summed(rank: Rank) -> list[float]:
