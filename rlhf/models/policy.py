@@ -22,7 +22,8 @@ def _chunk_logprobs(
 ) -> tuple[Tensor, Tensor]:
     logits = functional.linear(hidden, weight, bias).float() / temperature
     logprobs = logits.log_softmax(dim=-1)
-    entropy = torch.special.entr(logprobs.exp()).sum(dim=-1)  # 0 · −inf counts 0
+    with torch.no_grad():
+        entropy = torch.special.entr(logprobs.exp()).sum(dim=-1)  # 0 · −inf counts 0
     return logprobs.gather(1, targets[:, None])[:, 0], entropy
 
 
@@ -33,7 +34,7 @@ def token_logprobs(
 
     Shapes: hidden (R, d), weight (V, d), bias (V,), targets (R,) → (R,), (R,), float32. Logits are made chunk by chunk,
     and made again in the backward pass, so that at most ``CHUNK`` rows of them exist. Softmax at ``temperature``, as
-    the sampler's.
+    the sampler's. The entropies are for reporting: they carry no gradient.
     """
     parts = []
     for begin in range(0, max(1, len(targets)), CHUNK):

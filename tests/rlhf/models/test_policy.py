@@ -53,6 +53,7 @@ def test_packed_logprobs_entropies_and_gradients_are_those_of_separate_passes(ar
     expected, expected_entropy = plain_logprobs(lm, SEQUENCES, TEMPERATURE)
     torch.testing.assert_close(logprobs, expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(entropy, expected_entropy, rtol=1e-5, atol=1e-5)
+    assert logprobs.requires_grad and not entropy.requires_grad
     assert_same_gradients(gradients(lm, (WEIGHTS * logprobs).sum()), gradients(lm, (WEIGHTS * expected).sum()))
 
 

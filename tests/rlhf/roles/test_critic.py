@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -120,3 +121,11 @@ def test_three_updates_are_the_plain_ones(
         for name, weight in weights.items():
             found = updated["weights"][f"classifier.{name}"]
             np.testing.assert_allclose(found, weight, rtol=1e-5, atol=1e-5 * np.abs(weight).max(), err_msg=name)
+
+
+def test_the_logged_rate_is_that_of_the_steps_last_update(folder: Path, one_rank: Crew) -> None:
+    """Three updates on the way from LR to 0."""
+    plain = recipe(1, 1, 1000)
+    optimizer = replace(plain.ppo.critic_optimizer, schedule="linear")
+    [updated] = one_rank.run(update, folder, replace(plain, ppo=replace(plain.ppo, critic_optimizer=optimizer)))
+    assert updated["metrics"]["lr_critic"] == pytest.approx(LR / EPOCHS)

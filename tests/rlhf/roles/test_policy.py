@@ -169,6 +169,14 @@ def test_the_updates_moved_the_weights_far_enough_to_tell(folder: Path, expected
         assert_same(once, expected)
 
 
+def test_the_logged_rate_is_that_of_the_steps_last_update(folder: Path, one_rank: Crew) -> None:
+    """Three updates on the way from LR to 0."""
+    plain = recipe()
+    falling = replace(plain, ppo=replace(plain.ppo, optimizer=replace(plain.ppo.optimizer, schedule="linear")))
+    [updated] = one_rank.run(update, folder, falling, experience())
+    assert updated.metrics["lr"] == pytest.approx(LR / 3)
+
+
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_the_order_of_samples_does_not_matter(
     ranks: int, folder: Path, expected: Updated, crews: dict[int, Crew]

@@ -40,7 +40,7 @@ class Scale(nn.Module):
 
 @dataclass(frozen=True)
 class Trained:
-    """What a rank knows after training: gradient norms and rates of the updates, the rate of the next one, the weight."""
+    """What a rank knows after training: each update's norm and rate, the next one's rate, the weight."""
 
     norms: list[float]
     rates: list[float]
