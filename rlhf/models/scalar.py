@@ -10,6 +10,7 @@ import math
 import deepspeed
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import PreTrainedModel
 
 from rlhf.models.packed_row import PackedRow, hidden_states
@@ -23,17 +24,17 @@ class ScalarNet(nn.Module):
         self.classifier = classifier
 
     def external_parameters(self) -> list[nn.Parameter]:
-        """None: every parameter is used inside its own module's forward pass."""
-        return []
+        """Parameters used outside their own module's forward pass; ZeRO-3 must be told of them."""
+        return [self.classifier.score.weight]
 
     def forward(self, row: PackedRow, places: Tensor) -> Tensor:
         """Scalars at ``places`` (K,) of the row → (K,), float32.
 
         The reward of a response is read at its last token (``row.last``); V(s_t) before each response token
-        (``row.predict_at``).
+        (``row.predict_at``). The head multiplies in float32: in bfloat16 rewards near 4 would be 1/64 apart.
         """
-        hidden = hidden_states(self.classifier.base_model, row)
-        return self.classifier.score(hidden[places])[:, 0].float()
+        hidden = hidden_states(self.classifier.base_model, row)[places]
+        return functional.linear(hidden.float(), self.classifier.score.weight.float())[:, 0]
 
 
 def init_reward_head(classifier: PreTrainedModel, seed: int) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from rlhf.models.packed_row import PackedRow, pack_row
+from rlhf.models.packed_row import PackedRow, hidden_states, pack_row
 from rlhf.models.scalar import ScalarNet, init_reward_head, init_value_head
 from tests.rlhf.tiny import ARCHITECTURES, VOCABULARY, random_sequences, tiny_model
 
@@ -74,9 +74,16 @@ def test_an_empty_row_touches_every_parameter_and_contributes_zero(architecture:
     assert not any(parameter.grad.any() for parameter in classifier.parameters())
 
 
-def test_scalars_are_float32_for_a_bfloat16_model() -> None:
-    row = pack_row(SEQUENCES, EVERY, "cpu")
-    assert ScalarNet(tiny_classifier().to(torch.bfloat16))(row, row.last).dtype == torch.float32
+def test_rewards_of_a_bfloat16_model_stay_apart_where_bfloat16_would_join_them() -> None:
+    classifier = tiny_classifier().to(torch.bfloat16)
+    sequences = random_sequences(*[(2, 3)] * 60)
+    row = pack_row(sequences, range(60), "cpu")
+    with torch.no_grad():
+        rewards = ScalarNet(classifier)(row, row.last)
+        hidden = hidden_states(classifier.base_model, row)[row.last]
+    expected = (hidden.double() * classifier.score.weight.double()).sum(dim=1)
+    torch.testing.assert_close(rewards, expected.float(), rtol=1e-5, atol=1e-5)
+    assert len(rewards.unique()) == 60 > len(rewards.to(torch.bfloat16).unique())
 
 
 def drawn(classifier: PreTrainedModel, seed: int) -> Tensor:
