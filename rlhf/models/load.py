@@ -62,7 +62,7 @@ def load_causal(folder: str | Path, config: ModelConfig) -> PreTrainedModel:
             raise UserError(
                 f"the model in {folder} has {key} = {value}",
                 "its logits are changed after the output head, and log-probabilities here are taken before that",
-                "choose a model without it: Llama, Qwen, Mistral, GPT-NeoX and GPT-2 are tested",
+                "choose a model without it: Llama, Qwen2, GPT-NeoX and GPT-2 are tested",
             )
     return model
 
@@ -90,7 +90,7 @@ def _load_network(auto: Any, folder: str | Path, config: ModelConfig, **extra: A
     options = {
         "config": settings,
         "dtype": DTYPES[config.dtype],
-        "attn_implementation": _attention(),
+        "attn_implementation": _attention(config.dtype),
         "use_safetensors": True,
     }
     model = _load(auto, folder, config, **options)
@@ -107,14 +107,15 @@ def switch_dropout_off(model: nn.Module) -> None:
             module.p = 0.0
 
 
-def _attention() -> str:
-    """Flash attention's variable-length path where it is installed, else PyTorch's.
+def _attention(dtype: str) -> str:
+    """Flash attention's variable-length path where it is installed and knows the dtype, else PyTorch's.
 
     PyTorch's has a mask that is quadratic in the row.
     """
     from transformers.utils import is_flash_attn_2_available
 
-    return "flash_attention_2" if torch.cuda.is_available() and is_flash_attn_2_available() else "sdpa"
+    usable = dtype == "bfloat16" and torch.cuda.is_available() and is_flash_attn_2_available()
+    return "flash_attention_2" if usable else "sdpa"
 
 
 def _load(auto: Any, folder: str | Path, model: ModelConfig, **options: Any) -> Any:
