@@ -12,7 +12,7 @@ import ray
 from actors.engines import Engines
 from actors.group import Group
 from actors.placement import Placement
-from actors.waiting import Moment, fetch
+from actors.waiting import Moment, fetch, wait
 from actors.weight_client import EngineClient
 from rlhf.config.schema import Recipe
 from rlhf.device import Device
@@ -40,6 +40,16 @@ class Crew:
     def scoring(self) -> tuple[tuple[Group, str], ...]:
         """Who scores a block, and by which method, in the order that ``assemble`` expects."""
         return (self.reward, "scores"), (self.policy, "logprobs"), (self.reference, "logprobs"), (self.critic, "values")
+
+    def score(self, block: ray.ObjectRef) -> list[ray.ObjectRef]:
+        """Have every rank of every scoring role compute its share of a block."""
+        return [ref for group, method in self.scoring for ref in group.call(method, block)]
+
+    def wait_for_scores(self, refs: Sequence[ray.ObjectRef], moment: Moment) -> None:
+        """Wait for the shares of several blocks; they stay where they are."""
+        names = [name for group, _ in self.scoring for name in group.names]
+        everyone = names * (len(refs) // len(names))
+        wait(refs, everyone, moment, self.recipe.placement.phase_timeout_seconds, values=False)
 
     def assemble(self, step: int, parts: Sequence[ray.ObjectRef]) -> tuple[ray.ObjectRef, BatchReport]:
         """Have the policy's first rank put blocks and scores together.

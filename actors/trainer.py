@@ -25,7 +25,6 @@ class PPOTrainer:
         self.order = PromptOrder(prompts, self.recipe.seed)
         self.limits = canaries.Limits.of(self.recipe.canaries, self.recipe.model.dtype)
         self.timer = PhaseTimer()
-        self.seconds = self.recipe.placement.phase_timeout_seconds
 
     def run(self) -> Iterator[tuple[int, BatchReport]]:
         """Yield each step's metrics and samples. A canary outside its limits ends the run once its step is reported."""
@@ -40,22 +39,19 @@ class PPOTrainer:
         with self.timer("step"):
             # 1. Prompts: the next of a seeded order, each as often as it is to be answered, and a seed for every answer
             chosen = self.order.take(ppo.batch_size // ppo.samples_per_prompt)
-            prompts = np.repeat(chosen, ppo.samples_per_prompt).tolist()
-            seeds = (
-                np.random.default_rng([self.recipe.seed, SAMPLING, step]).integers(2**31, size=len(prompts)).tolist()
-            )
+            prompts = [prompt for prompt in chosen for _ in range(ppo.samples_per_prompt)]
+            draw = np.random.default_rng([self.recipe.seed, SAMPLING, step])
+            seeds = draw.integers(2**31, size=len(prompts)).tolist()
 
             # 2. Rollout, and 3. Score: every block is scored by four models while the next is still being generated
-            parts, pending, names = [], [], []
+            parts, pending = [], []
             with self.timer("rollout"):
                 for block in crew.engines.generate(prompts, seeds, Moment(phase="rollout", step=step)):
-                    shares = [(group, ref) for group, method in crew.scoring for ref in group.call(method, block)]
-                    parts += [block, *(ref for _, ref in shares)]
-                    pending += [ref for _, ref in shares]
-                    names += [f"{group.role} (one of {len(group.workers)} ranks)" for group, _ in shares]
+                    pending += (scores := crew.score(block))
+                    parts += [block, *scores]
             with self.timer("score"):
                 crew.engines.sleep(Moment(phase="score", step=step))
-                wait(pending, names, Moment(phase="score", step=step), self.seconds, values=False)
+                crew.wait_for_scores(pending, Moment(phase="score", step=step))
 
             # 4. Advantages: over the global batch, in one place
             with self.timer("advantages"):
@@ -77,7 +73,7 @@ class PPOTrainer:
             groups.append(self.crew.policy)
         refs = [ref for group in groups for ref in group.call("update", experience, step)]
         names = [name for group in groups for name in group.names]
-        answers = wait(refs, names, Moment(phase="update", step=step), self.seconds)
+        answers = wait(refs, names, Moment(phase="update", step=step), self.recipe.placement.phase_timeout_seconds)
         return {name: value for answer in answers for name, value in answer.items()}
 
     def publish(self, version: int, step: int) -> None:

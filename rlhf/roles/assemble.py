@@ -22,6 +22,9 @@ from rlhf.roles.forward import Share, join_samples, join_tokens, token_index
 from rlhf.tracking.tracker import SampleRow
 from rlhf.types import Experience, FinishReason, RolloutBlock, Sequences
 
+SHOWN = 2
+"""Second word of the seed that chooses the samples to show: without it they would follow the shuffle of minibatches."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class BatchReport:
@@ -100,7 +103,7 @@ def _sample_rows(batch: Batch, experience: Experience) -> tuple[SampleRow, ...]:
     kl = kl_per_token(experience.old_logprobs, experience.ref_logprobs)
     sequence_kl = sum_by_sample(kl, sequences.response_lengths, experience.response_mask)
     tokenizer = _tokenizer(batch.tokenizer, batch.recipe.model.trust_remote_code)
-    chosen = np.random.default_rng([batch.recipe.seed, batch.step]).permutation(len(rollouts))
+    chosen = np.random.default_rng([batch.recipe.seed, SHOWN, batch.step]).permutation(len(rollouts))
     return tuple(
         SampleRow(
             prompt=tokenizer.decode(sequences.prompt(i), skip_special_tokens=True),

@@ -1,12 +1,14 @@
 """Weight transfer between processes of one host without a GPU: a backend for vLLM's weight-transfer API.
 
 vLLM offers NCCL and CUDA IPC; this is the same protocol over a file in shared memory, a few large chunks a publish.
+The sender and all engines must be on one host: an engine elsewhere would not find the file.
 Registered through the entry point group ``vllm.general_plugins``, so that the engine's own worker process knows it.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -28,6 +30,7 @@ from vllm.distributed.weight_transfer.base import (
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory, WeightTransferTrainerFactory
 
 NAME = "shared_memory"
+SHARED_MEMORY = "/dev/shm"
 CHUNK_BYTES = 512 * 2**20
 """Size at which a chunk is handed over; a larger tensor has a chunk of its own."""
 
@@ -117,13 +120,19 @@ class SharedMemorySender(TrainerWeightTransferEngine[SharedMemoryTrainerInit]):
             return
         self.client.start_weight_update()
         for chunk in _chunks(self.source):
-            with tempfile.NamedTemporaryFile(dir=_shared_folder(), prefix="rlhf-weights-") as file:
+            size = sum(tensor.nbytes for _, tensor in chunk)
+            with tempfile.NamedTemporaryFile(dir=chunk_folder(size), prefix="rlhf-weights-") as file:
                 self.client.update_weights(asdict(write_chunk(Path(file.name), chunk)))
         self.client.finish_weight_update()
 
 
-def _shared_folder() -> str | None:
-    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+def chunk_folder(size: int) -> str | None:
+    """Shared memory if ``size`` bytes are free in it, else (None) the folder for temporary files.
+
+    Containers often have 64 MiB of shared memory; a write beyond it would kill the process.
+    """
+    usable = os.access(SHARED_MEMORY, os.W_OK) and shutil.disk_usage(SHARED_MEMORY).free >= size
+    return SHARED_MEMORY if usable else None
 
 
 def _chunks(source: WeightSource) -> Iterator[list[tuple[str, Tensor]]]:

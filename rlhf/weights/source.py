@@ -19,7 +19,7 @@ class ZeroSource(WeightSource):
     """All parameters of a model under DeepSpeed, gathered layer by layer under ZeRO-3.
 
     A tied output head is sent under its own name as well: without it the engine keeps a stale head and says nothing.
-    ``fingerprint`` is of the trainer's own weights, taken on the way and not of what is sent.
+    ``fingerprint`` is of the trainer's own weights, taken on the way and not of what is sent; rank 0 alone has it.
     """
 
     def __init__(self, engine: ZeroEngine, model: nn.Module, dtype: torch.dtype) -> None:
@@ -42,7 +42,8 @@ class ZeroSource(WeightSource):
                 tensors = [
                     (name, parameters[name].detach().to(self.dtype, copy=self.engine.stage == 3)) for name in group
                 ]
-            self.fingerprint = add([self.fingerprint, fingerprint(tensors)])
+            if self.engine.rank == 0:
+                self.fingerprint = add([self.fingerprint, fingerprint(tensors)])
             yield from tensors
 
 

@@ -11,6 +11,8 @@ def deepspeed_config(role: RoleConfig, dtype: str, world: int, max_grad_norm: fl
     """DeepSpeed's configuration for one model.
 
     Gradient accumulation is 1 here and driven by the engine, which knows each update's number of micro-batches.
+    Gradients of bfloat16 add up in float32, but for stage 0, where DeepSpeed cannot: there an update depends a little
+    on how many micro-batches it has.
     """
     zero: dict[str, Any] = {"stage": role.zero_stage, "overlap_comm": False, "round_robin_gradients": False}
     if role.zero_stage == 3:
@@ -28,6 +30,7 @@ def deepspeed_config(role: RoleConfig, dtype: str, world: int, max_grad_norm: fl
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": dtype == "bfloat16"},
+        "data_types": {"grad_accum_dtype": "fp32" if role.zero_stage > 0 else None},
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
     }

@@ -95,9 +95,7 @@ def _experience(trainer: PPOTrainer, step: int) -> ray.ObjectRef:
     """Fresh rollouts, scored and put together, as the loop does it."""
     parts = []
     for block in trainer.crew.engines.generate([0, 1, 2, 3] * 4, range(16), Moment(phase="test")):
-        parts.append(block)
-        for group, method in trainer.crew.scoring:
-            parts += group.call(method, block)
+        parts += [block, *trainer.crew.score(block)]
     return trainer.crew.assemble(step, parts)[0]
 
 

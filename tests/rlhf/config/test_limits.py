@@ -45,7 +45,7 @@ def test_defaults_are_within_limits():
         ("ppo.optimizer", "max_grad_norm", [-1.0], [0.0]),
         ("algorithm", "kl_coef", [-0.01], [0.0]),
         ("algorithm", "clip_range", [0.0, 1.0], [0.2]),
-        ("algorithm", "value_clip_range", [0.0, 1.0], [0.2]),
+        ("algorithm", "value_clip_range", [0.0, -1.0], [0.2, 5.0]),
         ("algorithm", "gamma", [-0.1, 1.1], [0.0, 1.0]),
         ("algorithm", "lam", [-0.1, 1.1], [0.0, 1.0]),
         ("algorithm", "missing_eos_penalty", [-1.0], [0.0, None]),

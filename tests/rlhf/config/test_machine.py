@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from rlhf.config.machine import (
@@ -60,10 +62,15 @@ def test_uses_gpus(device, gpus, used):
     assert uses_gpus(recipe(device=device), Machine(gpus=gpus, cpus=1)) is used
 
 
-@pytest.mark.parametrize(("strategy", "enough"), [("auto", 6), ("colocated", 6), ("separate", 14)])
+def narrow(strategy):
+    """The same with engines of one GPU each, as colocated roles need them."""
+    return replace(recipe(strategy), rollout=RolloutConfig(engines=4, tensor_parallel=1))
+
+
+@pytest.mark.parametrize(("strategy", "enough"), [("auto", 4), ("colocated", 4), ("separate", 12)])
 def test_enough_gpus_pass_and_one_fewer_is_refused(strategy, enough):
-    assert problems(recipe(strategy), gpus=enough) == []
-    (message,) = problems(recipe(strategy), gpus=enough - 1)
+    assert problems(narrow(strategy), gpus=enough) == []
+    (message,) = problems(narrow(strategy), gpus=enough - 1)
     assert message.startswith(f"the run needs {enough} GPUs and there are {enough - 1}\n")
 
 
@@ -84,9 +91,9 @@ def test_the_table_says_role_asked_and_there():
 
 
 def test_colocation_is_offered_only_where_it_helps():
-    (message,) = problems(recipe("separate"), gpus=5)
+    (message,) = problems(narrow("separate"), gpus=3)
     assert "colocated" not in message
-    (message,) = problems(recipe("auto"), gpus=5)
+    (message,) = problems(narrow("auto"), gpus=3)
     assert "all roles share every GPU" in message and "placement.strategy=colocated" not in message
 
 
@@ -96,9 +103,17 @@ def test_cuda_without_a_gpu():
 
 
 def test_engine_fits_into_one_node():
-    assert problems(recipe("colocated"), gpus=8, gpus_per_node=2) == []
-    (message,) = problems(recipe("colocated"), gpus=8, gpus_per_node=1)
+    assert problems(recipe("separate"), gpus=14, gpus_per_node=2) == []
+    (message,) = problems(recipe("separate"), gpus=14, gpus_per_node=1)
     assert "rollout.tensor_parallel = 2 and the largest node has 1" in message
+
+
+def test_colocated_engines_are_of_one_gpu_and_no_more_than_policy_ranks():
+    (message,) = problems(recipe("colocated"), gpus=8)
+    assert "rollout.tensor_parallel = 2 with colocated roles" in message
+    many = replace(recipe("colocated"), rollout=RolloutConfig(engines=5, tensor_parallel=1))
+    (message,) = problems(many, gpus=8)
+    assert "rollout.engines = 5 and placement.policy.ranks = 4" in message
     assert problems(recipe("colocated"), "sft", gpus=8, gpus_per_node=1) == []
 
 

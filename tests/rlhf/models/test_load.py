@@ -7,11 +7,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rlhf.config.schema import ModelConfig, OptimizerConfig, RoleConfig
 from rlhf.errors import UserError
-from rlhf.models.load import REWARD_SHIFT, context_length, load_causal, load_classifier, load_tokenizer, reward_shift
+from rlhf.models.load import (
+    REWARD_SHIFT,
+    _attention,
+    context_length,
+    load_causal,
+    load_classifier,
+    load_tokenizer,
+    reward_shift,
+)
 from rlhf.models.packed_row import pack_row
 from rlhf.models.policy import PolicyNet
 from rlhf.models.scratch import train_tokenizer
@@ -54,6 +63,14 @@ def test_dropout_is_off_although_the_folder_asks_for_it(architecture: str, tmp_p
 def test_the_dtype_is_the_recipes(dtype: str, expected: torch.dtype, tmp_path: Path) -> None:
     model = load_causal(saved(tmp_path), ModelConfig(dtype=dtype))
     assert {parameter.dtype for parameter in model.parameters()} == {expected}
+
+
+@pytest.mark.parametrize(("dtype", "expected"), [("float32", "sdpa"), ("bfloat16", "flash_attention_2")])
+def test_flash_attention_is_for_bfloat16_only(dtype: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU where the package is installed."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(transformers.utils, "is_flash_attn_2_available", lambda: True)
+    assert _attention(dtype) == expected
 
 
 @dataclass(frozen=True)

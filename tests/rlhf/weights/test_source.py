@@ -55,10 +55,10 @@ def test_every_parameter_is_sent_whole_with_the_fingerprint_of_its_state(
         name: tensor.to(cast) for name, tensor in tiny_model(AutoModelForCausalLM, architecture).state_dict().items()
     }
     assert "lm_head.weight" in state
-    for streamed in two_ranks.run(stream, architecture, stage, dtype):
+    for rank, streamed in enumerate(two_ranks.run(stream, architecture, stage, dtype)):
         assert streamed.tensors.keys() == state.keys()  # tied (qwen2) or not, the head has its own name
         for name, tensor in state.items():
             np.testing.assert_array_equal(streamed.tensors[name], tensor.float().numpy(), err_msg=name)
         assert streamed.metadata == [(n, f"torch.{dtype}", t.shape) for n, t in streamed.tensors.items()]
         assert set(streamed.dtypes) == {f"torch.{dtype}"}
-        assert streamed.fingerprint == fingerprint(state.items())
+        assert streamed.fingerprint == (fingerprint(state.items()) if rank == 0 else {})

@@ -111,6 +111,22 @@ def test_updates_too_small_for_bfloat16_add_up(stage: int, two_ranks: Crew) -> N
     assert often.weight == pytest.approx(0.99, abs=1 / 256)
 
 
+def norm_of_many(rank: Rank, stage: int, parts: int) -> float:
+    """The gradient's norm after 512 ones on each rank, in this many micro-batches, for a network in bfloat16."""
+    engine = ZeroEngine(
+        Scale().to(torch.bfloat16), RoleConfig(zero_stage=stage), "bfloat16", rank, join(rank), PLAIN, 1
+    )
+    return engine.update([torch.ones(512 // parts)] * parts, engine.engine, 1)
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_gradients_of_bfloat16_add_up_in_float32(stage: int, crews: dict[int, Crew]) -> None:
+    """In bfloat16 a sum of ones stops at 256, whose next number is 258."""
+    for world, crew in crews.items():
+        for parts in (1, 512):
+            assert crew.run(norm_of_many, stage, parts) == [pytest.approx(512 * world, rel=1e-3)] * world
+
+
 def test_the_rate_warms_up_and_falls_to_0_at_the_last_update(one_rank: Crew) -> None:
     linear = OptimizerConfig(lr=0.4, schedule="linear", warmup_steps=2)
     [trained] = one_rank.run(train_scale, 1, SPLITS[0], 7, 6, linear, "float32")
