@@ -1,0 +1,63 @@
+"""What stages share: whose model is whose, and what is refused before anything is rebuilt."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from actors.session import Session
+from rlhf.config.load import load_recipe
+from rlhf.errors import UserError
+from rlhf.tracking.console import Console
+from rlhf.tracking.run_folder import RunFolder
+from tests.end_to_end.small import RECIPE, make_small_data, overrides
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory: pytest.TempPathFactory) -> Session:
+    """A session on small data, with its base model made."""
+    folder = tmp_path_factory.mktemp("session")
+    make_small_data(folder)
+    made = Session(
+        recipe=load_recipe(RECIPE, overrides(folder, "x")), console=Console(sys.stdout), device="cpu", gpus=0
+    )
+    assert (made.base / "model.safetensors").exists()
+    return made
+
+
+def with_recipe(session: Session, **changes: object) -> Session:
+    return replace(session, recipe=replace(session.recipe, **changes))  # type: ignore[arg-type]
+
+
+def test_base_is_made_again_only_when_what_it_is_made_from_changed(session: Session) -> None:
+    weights = session.base / "model.safetensors"
+    made = weights.stat().st_mtime_ns
+    assert with_recipe(session).base == session.base
+    assert weights.stat().st_mtime_ns == made
+    narrower = replace(session.recipe.model.scratch, hidden_size=32, heads=1)  # type: ignore[type-var]
+    changed = with_recipe(session, model=replace(session.recipe.model, scratch=narrower))
+    assert changed.base == session.base and weights.stat().st_mtime_ns > made
+
+
+def test_a_stage_without_its_predecessor_is_refused_with_the_right_key(session: Session) -> None:
+    with pytest.raises(UserError) as caught:
+        _ = session.policy_start
+    assert "ppo.policy_init" in str(caught.value)
+
+
+def test_a_finished_model_is_used_and_one_of_another_configuration_refused(session: Session) -> None:
+    run = RunFolder.create(session.root, "sft", "", session.digest("sft"))
+    with run.writing_model() as folder:
+        (folder / "config.json").write_text("{}")
+    with pytest.raises(UserError):
+        _ = session.policy_start  # the model is there, but the stage is not finished
+    run.finish({})
+    assert session.policy_start == run.model
+    other = with_recipe(session, sft=replace(session.recipe.sft, epochs=7))
+    with pytest.raises(UserError, match="another configuration"):
+        _ = other.policy_start
+    given = with_recipe(session, ppo=replace(session.recipe.ppo, policy_init="elsewhere"))
+    assert given.policy_start == Path("elsewhere")

@@ -1,0 +1,35 @@
+"""What a run's metrics are summed up to, by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from rlhf.evaluation.progress import learned
+
+
+def step(score: float, ratio: float | None, gap: float) -> dict[str, float]:
+    metrics = {
+        "objective/scores": score,
+        "objective/scores_std": 2.0,
+        "objective/kl": 3.0 + score,
+        "rollout/logprob_gap_mean": gap,
+        "perf/rollout_tokens_per_second": 100 * gap,
+        "objective/score_length_correlation": 0.1,
+    }
+    return metrics if ratio is None else metrics | {"first_pass/ratio": ratio}
+
+
+def test_first_against_last_tenth_and_the_worst_canaries() -> None:
+    history = [
+        step(1.0, None, 1.0),
+        *(step(2.0, 1.01, 2.0) for _ in range(17)),
+        step(5.0, 0.97, 9.0),
+        step(7.0, 1.0, 3.0),
+    ]
+    summary = learned(history)
+    assert summary["score of the first step"] == 1.0
+    assert summary["score of the last tenth of the steps"] == 6.0  # two of twenty steps
+    assert summary["gain in standard deviations"] == pytest.approx(2.5)
+    assert summary["sequence KL at the end, nats"] == 10.0
+    assert summary["log-probability gap, worst step"] == 9.0
+    assert summary["first-pass ratio, farthest from 1"] == 0.97
