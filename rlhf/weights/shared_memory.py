@@ -129,7 +129,7 @@ class SharedMemorySender(TrainerWeightTransferEngine[SharedMemoryTrainerInit]):
 def chunk_folder(size: int) -> str | None:
     """Shared memory if ``size`` bytes are free in it, else (None) the folder for temporary files.
 
-    Containers often have 64 MiB of shared memory; a write beyond it would kill the process.
+    Containers often have no more than 64 MiB of shared memory.
     """
     usable = os.access(SHARED_MEMORY, os.W_OK) and shutil.disk_usage(SHARED_MEMORY).free >= size
     return SHARED_MEMORY if usable else None
