@@ -22,8 +22,9 @@ from rlhf.roles.forward import Share, join_samples, join_tokens, token_index
 from rlhf.tracking.tracker import SampleRow
 from rlhf.types import Experience, FinishReason, RolloutBlock, Sequences
 
-SHOWN = 2
-"""Second word of the seed that chooses the samples to show: without it they would follow the shuffle of minibatches."""
+SHOWN = 10**9
+"""Second word of the seed that chooses the samples to show. Minibatches are shuffled by seed, step and epoch: with a
+word that no step reaches, the two can never be the same stream."""
 
 
 @dataclass(frozen=True, kw_only=True)
