@@ -24,9 +24,9 @@ def held_tensors(model: nn.Module, first_shard: bool = True) -> Iterator[tuple[s
             if not (first_shard or _is_sharded(module, name)):
                 continue
             if name == "weight" and repacked is not None:
-                yield f"{path}.{name}", _through_product(module, parameter)
+                yield f"{path}.{name}", _counted_rows(module, _through_product(module, parameter))
             elif parameter.numel():
-                yield f"{path}.{name}", parameter
+                yield f"{path}.{name}", _counted_rows(module, parameter)
 
 
 def _is_sharded(module: nn.Module, name: str) -> bool:
@@ -36,11 +36,19 @@ def _is_sharded(module: nn.Module, name: str) -> bool:
     return False
 
 
+def _counted_rows(module: nn.Module, tensor: Tensor) -> Tensor:
+    """Without the key and value rows that an earlier shard has too: shards beyond the key-value heads repeat them."""
+    replicas = getattr(module, "num_kv_head_replicas", 1)
+    if replicas == 1 or module.tp_rank % replicas == 0:
+        return tensor
+    return tensor[: module.num_heads * module.head_size]  # the queries, which come first
+
+
 def _through_product(module: nn.Module, parameter: Tensor) -> Tensor:
     """The matrix W of a layer that only offers x·Wᵀ: exact, since each sum has one term that is not zero."""
     width = getattr(module, "input_size_per_partition", None) or module.embedding_dim
     identity = torch.eye(width, dtype=parameter.dtype)
-    return torch.cat([module.cpu_linear(rows, parameter, None) for rows in identity.split(_ROWS)])
+    return torch.cat([module.cpu_linear(rows, parameter, None) for rows in identity.split(_ROWS)]).T
 
 
 class HeldWeights:

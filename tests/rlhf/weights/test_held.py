@@ -53,14 +53,14 @@ def test_a_repacked_matrix_is_recovered_to_the_last_bit(
     model = nn.ModuleDict({"proj": repack(Layer(weight, bias, input_size_per_partition=20))})
     found = dict(held_tensors(model))
     assert found.keys() == {"proj.weight", "proj.bias"}
-    assert torch.equal(found["proj.weight"].T, weight)
+    assert torch.equal(found["proj.weight"], weight)
     assert torch.equal(found["proj.bias"], bias)
 
 
 def test_the_width_of_an_embedding_is_its_dimension() -> None:
     weight = random(9, 5)
     [(name, found)] = held_tensors(nn.ModuleDict({"head": repack(Layer(weight, embedding_dim=5))}))
-    assert name == "head.weight" and torch.equal(found.T, weight)
+    assert name == "head.weight" and torch.equal(found, weight)
 
 
 class Served(nn.Module):
@@ -121,6 +121,31 @@ def test_shards_of_a_tensor_parallel_model_add_up_to_the_whole() -> None:
 
     parts = [fingerprint(held_tensors(shard(rank), first_shard=rank == 0)) for rank in range(2)]
     assert differences(fingerprint(whole.items()), add(parts)) == []
+
+
+@pytest.mark.parametrize("repacked", [False, True])
+def test_key_and_value_heads_that_shards_repeat_count_once(repacked: bool) -> None:
+    """Four query heads and two key-value heads, two wide, on four shards: each key-value head is on two of them."""
+    sizes = {"q": 8, "k": 4, "v": 4}
+    whole = {f"{name}.weight": random(rows, 5, seed=rows + ord(name)) for name, rows in sizes.items()}
+    whole |= {f"{name}.bias": random(rows, 1, seed=rows + 1 + ord(name))[:, 0] for name, rows in sizes.items()}
+
+    def shard(rank: int) -> nn.Module:
+        part = lambda kind: torch.cat(  # noqa: E731
+            [
+                whole[f"q.{kind}"].chunk(4)[rank],
+                whole[f"k.{kind}"].chunk(2)[rank // 2],
+                whole[f"v.{kind}"].chunk(2)[rank // 2],
+            ]
+        )
+        heads = {"num_heads": 1, "head_size": 2, "num_kv_head_replicas": 2}
+        sizes = {"input_size_per_partition": 5, "output_size_per_partition": 6}
+        layer = Layer(part("weight"), part("bias"), **heads, **sizes, tp_size=4, tp_rank=rank)
+        return nn.ModuleDict({"0": repack(layer) if repacked else layer})
+
+    parts = [fingerprint(held_tensors(shard(rank), first_shard=rank == 0)) for rank in range(4)]
+    expected = fingerprint((f"0.{name}", tensor) for name, tensor in whole.items())
+    assert differences(expected, add(parts)) == []
 
 
 def test_a_layer_that_is_whole_on_every_shard_counts_once() -> None:
