@@ -55,7 +55,7 @@ class Engines:
         self.actors = [
             ray.remote(RolloutActor)
             .options(runtime_env=environment, **placement.place(i, self.config.tensor_parallel))
-            .remote(name, (logs / f"rollout-{i}.log").resolve(), placement.device, self.config.memory_gib)
+            .remote(name, (logs / f"rollout-{i}.log").resolve(), placement.device, self.config.memory_gib, self.backend)
             for i, name in enumerate(self.names)
         ]
         arguments = (

@@ -1,30 +1,20 @@
-"""A command's stages, one after another.
-
-What is finished is not done again, and at the end a table says what was learned.
-"""
+"""A command's stages, one after another; what is finished is not done again."""
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
+from actors.closing import tell
 from actors.ppo import train_ppo
-from actors.reward_model import SHORTER_WINS, train_reward
+from actors.reward_model import train_reward
 from actors.session import Session
 from actors.sft import train_sft
 from actors.supervised import Summary
-from rlhf.algorithms.canaries import Limits
 from rlhf.config.load import to_yaml
 from rlhf.config.validate import stages_of
 from rlhf.errors import UserError
-from rlhf.evaluation.accuracy import CEILING
-from rlhf.evaluation.comparison import ANSWERS, Comparison, compare_answers
-from rlhf.evaluation.scorers import load_scorer
-from rlhf.tracking.jsonl import read_lines
-from rlhf.tracking.plots import Marks, plot_pipeline
-from rlhf.tracking.run_folder import RunFolder, write_atomically
+from rlhf.tracking.run_folder import RunFolder
 from rlhf.tracking.tracker import Tracker
 
 Train = Callable[[Session, RunFolder, Tracker], Summary]
@@ -57,72 +47,7 @@ def run_stage(session: Session, stage: str, train: Train | None = None) -> Summa
 
 
 def run_pipeline(session: Session) -> None:
-    """All stages of the recipe, the comparison of before and after, a picture, and the summary."""
+    """All stages of the recipe, then what they learned."""
     start = time.perf_counter()
     summaries = {stage: run_stage(session, stage) for stage in stages_of(session.recipe, "pipeline")}
-    comparison = _compare(session)
-    picture = session.root / "curves.png"
-    plot_pipeline(session.root, picture, marks(session, summaries, comparison))
-    if comparison:
-        _show(session, comparison)
-    session.console.summary(
-        f"{session.recipe.name}", _headline(session.root, summaries, picture, time.perf_counter() - start)
-    )
-
-
-def _compare(session: Session) -> Comparison | None:
-    """Before against after by the recipe's scorer; None where it names none or no prompt was held out."""
-    scorer = session.recipe.evaluation.scorer
-    stage = session.root / "ppo"
-    if scorer is None or not (stage / ANSWERS).exists():
-        return None
-    out = session.root / "evaluation"
-    comparison = compare_answers(stage, load_scorer(scorer), out, session.recipe.seed)
-    write_atomically(out / "summary.json", json.dumps(comparison.summary(), indent=2) + "\n")
-    return comparison
-
-
-def _show(session: Session, comparison: Comparison) -> None:
-    for i in range(min(session.recipe.evaluation.show, len(comparison.prompts))):
-        session.console.side_by_side(comparison.prompts[i], comparison.before[i], comparison.after[i])
-    judge = {"judge": judge_name(session.recipe.evaluation.scorer)}
-    session.console.summary("Before and after PPO", judge | comparison.summary())
-
-
-def marks(session: Session, summaries: Mapping[str, Summary], comparison: Comparison | None) -> Marks:
-    """What the picture's curves are drawn beside."""
-    recipe, reward = session.recipe, summaries.get("reward", {})
-    first = next(iter(read_lines(session.root / "ppo" / "metrics.jsonl")), {})
-    return Marks(
-        accuracy_ceiling=_number(reward.get(CEILING)),
-        accuracy_baseline=_number(reward.get(SHORTER_WINS)),
-        baseline_name=SHORTER_WINS,
-        sft_score=first.get("objective/scores"),
-        max_kl=recipe.canaries.max_kl,
-        logprob_gap_limit=Limits.of(recipe.canaries, recipe.model.dtype).gap,
-        win_rate=comparison.win_rate if comparison else None,
-        judge=judge_name(recipe.evaluation.scorer),
-    )
-
-
-def judge_name(scorer: str | None) -> str:
-    """A scorer as people are told of it: without the folders of this machine."""
-    return Path(scorer).name if scorer else ""
-
-
-def _number(value: float | str | None) -> float | None:
-    return value if isinstance(value, float) else None
-
-
-def _headline(root: Path, summaries: Mapping[str, Summary], picture: Path, seconds: float) -> Summary:
-    accuracy = summaries.get("reward", {}).get("held-out accuracy")
-    ppo = summaries["ppo"]
-    return {
-        **({"reward model, held-out accuracy": accuracy} if accuracy is not None else {}),
-        "PPO's gain in standard deviations": ppo["gain in standard deviations"],
-        "sequence KL at the end, nats": ppo["sequence KL at the end, nats"],
-        "seconds in all": seconds,
-        "picture": str(picture),
-        "metrics, samples, logs": str(root),
-        "the policy": str(root / "ppo" / "model"),
-    }
+    tell(session, summaries, time.perf_counter() - start)

@@ -22,10 +22,10 @@ from rlhf.weights.fingerprint import Fingerprint
 class RolloutActor:
     """One engine. vLLM is imported only in here: it is slow to import, and it reads its environment when it is."""
 
-    def __init__(self, name: str, log: Path, device: Device, memory_gib: float) -> None:
+    def __init__(self, name: str, log: Path, device: Device, memory_gib: float, backend: str | None) -> None:
         redirect_output(log)
         self.name = f"{name} (node {node_address()}, process {os.getpid()})"
-        os.environ.update(engine_environment(device, memory_gib))
+        os.environ.update(engine_environment(device, memory_gib, backend))
         self.prompts: Sequence[Prompt] = ()
         self.tokenizer: PreTrainedTokenizerBase | None = None
 

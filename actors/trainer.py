@@ -14,7 +14,7 @@ from rlhf.data.order import PromptOrder
 from rlhf.roles.assemble import BatchReport
 from rlhf.tracking.phases import PhaseTimer
 
-SAMPLING = 1  # tells this stream of random numbers from those of other uses of the same seed
+SAMPLING = 10**9 + 1  # tells this stream of random numbers from those of other uses of the same seed
 
 
 class PPOTrainer:

@@ -41,7 +41,7 @@ SHOWN = (
     "rollout/logprob_gap_max",
     "first_pass/ratio",
     "first_pass/approxkl",
-    "objective/kl_per_token",
+    "objective/logratio_abs_mean",
     "perf/rollout_tokens_per_second",
     "perf/train_tokens_per_second",
     "weights/sync_seconds",

@@ -39,21 +39,17 @@ def prepare_process(device: Device, threads: int) -> torch.device:
     return torch.device("cpu")
 
 
-def engine_environment(device: Device, memory_gib: float) -> dict[str, str]:
-    """Environment variables that vLLM reads before it starts."""
+def engine_environment(device: Device, memory_gib: float, backend: str | None) -> dict[str, str]:
+    """Environment variables that vLLM reads before it starts; ``backend`` is how weights reach it, if they do."""
     shared = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "INFO"}
+    if backend == "ipc":
+        shared["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # CUDA IPC handles travel pickled, between our own processes
     if device == "cuda":
-        return {
-            **shared,
-            "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",
-        }  # CUDA IPC handles travel pickled, between our own processes
+        return shared
     cores = ",".join(str(core) for core in sorted(os.sched_getaffinity(0)))
     # Threads bound to all cores: vLLM's default leaves one idle, and unbound threads take twice the time.
-    return {
-        **shared,
-        "VLLM_CPU_KVCACHE_SPACE": str(max(1, round(memory_gib))),
-        "VLLM_CPU_OMP_THREADS_BIND": cores,
-    }
+    memory = str(max(1, round(memory_gib)))
+    return {**shared, "VLLM_CPU_KVCACHE_SPACE": memory, "VLLM_CPU_OMP_THREADS_BIND": cores}
 
 
 def engine_arguments(device: Device, config: RolloutConfig, sleeps: bool) -> dict[str, Any]:

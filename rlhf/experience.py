@@ -70,7 +70,7 @@ def experience_metrics(experience: Experience, raw_scores: Float32, kl_coef: flo
     spread = float(experience.returns[mask].var())
     return {
         "objective/kl": float(sequence_kl.mean()),
-        "objective/kl_per_token": float(np.abs(kl[mask]).mean()),
+        "objective/logratio_abs_mean": float(np.abs(kl[mask]).mean()),
         "objective/entropy": float(-sum_by_sample(experience.old_logprobs, lengths, mask).mean()),
         "objective/scores": float(experience.scores.mean()),
         "objective/scores_std": float(experience.scores.std()),

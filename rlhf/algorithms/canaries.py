@@ -51,8 +51,8 @@ CAUSES = {
     "first_pass/approxkl": "dropout is on; positions or masks differ between scoring and training; weights changed in "
     "between",
     "first_pass/clipfrac": "the first pass is not over fresh rollouts; dropout is on; scoring and training disagree",
-    "objective/kl_per_token": "policy and reference were not loaded from the same folder; their dtype or chat template "
-    "differs",
+    "objective/logratio_abs_mean": "policy and reference were not loaded from the same folder; their dtype or chat "
+    "template differs",
     "objective/kl": "below: tokens are sampled from another distribution than the one whose log-probabilities are "
     "taken; above: the policy runs away from the reference (raise algorithm.kl_coef, lower ppo.optimizer.lr)",
 }
@@ -80,7 +80,7 @@ def _watched(metrics: Mapping[str, float], step: int, limits: Limits) -> Iterato
         "objective/kl": (limits.min_kl, infinity if limits.max_kl is None else limits.max_kl),
     }
     if step == 0:
-        ranges["objective/kl_per_token"] = (0.0, limits.step0_kl)
+        ranges["objective/logratio_abs_mean"] = (0.0, limits.step0_kl)
     for name, (low, high) in ranges.items():
         if name in metrics:
             yield name, metrics[name], low, high

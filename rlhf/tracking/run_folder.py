@@ -35,7 +35,6 @@ class RunFolder:
         self.logs = self.path / "logs"
         self.model = self.path / "model"
         self.summary = self.path / "summary.json"
-        self.curves = self.path / "curves.png"
         self._done = self.path / "done.json"
         self._digest: str | None = None
         self._lock: TextIO | None = None

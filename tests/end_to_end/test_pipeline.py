@@ -67,7 +67,7 @@ def test_canaries_hold_on_every_step(run: tuple[Path, str]) -> None:
     assert [step["step"] for step in steps] == [0, 1, 2]
     assert all(step["rollout/logprob_gap_mean"] < 1e-4 for step in steps)
     assert all(abs(step["first_pass/ratio"] - 1) < 1e-4 and step["first_pass/clipfrac"] == 0 for step in steps[1:])
-    assert abs(steps[0]["objective/kl_per_token"]) < 1e-4
+    assert abs(steps[0]["objective/logratio_abs_mean"]) < 1e-4
     assert [step["weights/version"] for step in steps] == [1, 2, 3]
     assert all(step["rollout/staleness_mean"] == 0 for step in steps)
     assert "first_pass/ratio" not in steps[0], "the policy rests while the critic warms up"

@@ -65,7 +65,7 @@ def test_metrics_by_hand() -> None:
     metrics = experience_metrics(experience, scored().raw_scores, kl_coef=0.2, version=5)
     expected = {
         "objective/kl": (0.25 + 1.5) / 2,
-        "objective/kl_per_token": (0.5 + 0.25 + 1 + 0 + 0.5) / 5,
+        "objective/logratio_abs_mean": (0.5 + 0.25 + 1 + 0 + 0.5) / 5,
         "objective/entropy": (3 + 3) / 2,
         "objective/scores": 0.5,
         "objective/scores_std": 1.5,

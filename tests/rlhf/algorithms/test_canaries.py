@@ -14,7 +14,7 @@ SOUND = {
     "first_pass/approxkl": 0.0,
     "first_pass/clipfrac": 0.0,
     "objective/kl": 0.3,
-    "objective/kl_per_token": 0.0,
+    "objective/logratio_abs_mean": 0.0,
 }
 LIMITS = Limits(ratio=0.125, clipfrac=0.0, step0_kl=0.25, gap=0.5, min_kl=-1.0, max_kl=8.0)
 BOUNDS = [
@@ -23,7 +23,7 @@ BOUNDS = [
     ("first_pass/approxkl", 0.0, 0.125),
     ("first_pass/clipfrac", 0.0, 0.0),
     ("objective/kl", -1.0, 8.0),
-    ("objective/kl_per_token", 0.0, 0.25),
+    ("objective/logratio_abs_mean", 0.0, 0.25),
 ]
 
 
@@ -53,7 +53,7 @@ def test_all_canaries_that_fail_are_named() -> None:
 
 
 def test_the_reference_must_agree_at_step_0_only() -> None:
-    moved = SOUND | {"objective/kl_per_token": 0.3}
+    moved = SOUND | {"objective/logratio_abs_mean": 0.3}
     check(moved, 1, LIMITS)
     with pytest.raises(CanaryError, match="kl_per_token"):
         check(moved, 0, LIMITS)
