@@ -55,7 +55,7 @@ def test_all_canaries_that_fail_are_named() -> None:
 def test_the_reference_must_agree_at_step_0_only() -> None:
     moved = SOUND | {"objective/logratio_abs_mean": 0.3}
     check(moved, 1, LIMITS)
-    with pytest.raises(CanaryError, match="kl_per_token"):
+    with pytest.raises(CanaryError, match="logratio_abs_mean"):
         check(moved, 0, LIMITS)
 
 
