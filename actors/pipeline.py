@@ -22,7 +22,7 @@ Train = Callable[[Session, RunFolder, Tracker], Summary]
 STAGES: Mapping[str, Train] = {"sft": train_sft, "reward": train_reward, "ppo": train_ppo}
 
 
-def run_stage(session: Session, stage: str, train: Train | None = None) -> Summary:
+def run_stage(session: Session, stage: str) -> Summary:
     """Run one stage, or return what it found when it is finished already."""
     digest = session.digest(stage)
     run = RunFolder.create(session.root, stage, to_yaml(session.recipe), digest)
@@ -32,7 +32,7 @@ def run_stage(session: Session, stage: str, train: Train | None = None) -> Summa
     try:
         start = time.perf_counter()
         with Tracker(run, session.recipe) as tracker:
-            summary = (train or STAGES[stage])(session, run, tracker)
+            summary = STAGES[stage](session, run, tracker)
             summary["seconds in all"] = time.perf_counter() - start
             tracker.close(summary)
         run.finish(summary)

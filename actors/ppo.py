@@ -12,7 +12,6 @@ from actors.trainer import PPOTrainer
 from actors.waiting import Moment
 from rlhf.evaluation.comparison import write_answers
 from rlhf.evaluation.progress import learned
-from rlhf.roles.policy import PolicyRole
 from rlhf.tracking.run_folder import RunFolder
 from rlhf.tracking.tracker import Tracker
 
@@ -25,9 +24,7 @@ SHOWN = {
 }
 
 
-def train_ppo(
-    session: Session, run: RunFolder, tracker: Tracker, policy_role: type[PolicyRole] = PolicyRole
-) -> Summary:
+def train_ppo(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
     """Train the policy and leave it in ``run.model``; returns what is worth knowing at the end."""
     recipe = session.recipe
     data = session.prompts
@@ -42,7 +39,7 @@ def train_ppo(
         logs=run.logs,
     )
     asked = range(len(data.train), len(data.train) + len(held_out))
-    with crew(recipe, start, session.device, session.gpus, policy_role) as actors:
+    with crew(recipe, start, session.device, session.gpus) as actors:
         trainer = PPOTrainer(actors, len(data.train))
         trainer.publish(version=0, step=0)
         before = answers_of(actors.engines, asked, start.policy, unseen)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from rlhf.config.load import load_recipe
-from rlhf.config.machine import Machine, Stage
+from rlhf.config.machine import Machine, Stage, uses_gpus
 from rlhf.config.schema import Recipe
 from rlhf.config.validate import validate
 from rlhf.device import Device
@@ -30,8 +30,7 @@ def prepare(recipe_path: str, overrides: Sequence[str], command: Stage) -> tuple
             if spec is not None:
                 load_scorer(spec)  # an import error in it is better found now
     resolve_mode(recipe.tracking)
-    on_gpus = recipe.placement.device == "cuda" or (recipe.placement.device == "auto" and machine.gpus > 0)
-    return recipe, "cuda" if on_gpus else "cpu", machine.gpus
+    return recipe, "cuda" if uses_gpus(recipe, machine) else "cpu", machine.gpus
 
 
 def _this_machine() -> Machine:

@@ -10,6 +10,7 @@ from torch import Tensor
 from rlhf.algorithms.losses import value_loss
 from rlhf.batching import minibatches
 from rlhf.config.schema import Recipe
+from rlhf.config.validate import critic_updates
 from rlhf.device import peak_memory_gib
 from rlhf.models.load import load_classifier
 from rlhf.models.packed_row import pack_row
@@ -29,8 +30,8 @@ class CriticRole(Role[ScalarNet]):
             init_value_head(classifier)
             return ScalarNet(classifier)
 
-        updates = recipe.ppo.steps * recipe.algorithm.epochs * recipe.algorithm.minibatches
-        super().__init__(recipe, recipe.placement.critic, rank, build, recipe.ppo.critic_optimizer, updates)
+        optimizer = recipe.ppo.critic_optimizer
+        super().__init__(recipe, recipe.placement.critic, rank, build, optimizer, critic_updates(recipe))
 
     def values(self, block: RolloutBlock) -> Share:
         """This rank's share of V(s_t) before each response token."""

@@ -14,6 +14,7 @@ from vllm.distributed.weight_transfer.base import VLLMWeightSyncClient
 from rlhf.algorithms.losses import policy_loss
 from rlhf.batching import minibatches
 from rlhf.config.schema import Recipe
+from rlhf.config.validate import policy_updates
 from rlhf.device import peak_memory_gib
 from rlhf.models.load import DTYPES, load_causal
 from rlhf.models.packed_row import PackedRow, pack_row
@@ -45,14 +46,13 @@ class PolicyRole(LanguageRole):
     """The policy on one rank: log π_old, and what is trained and published."""
 
     def __init__(self, recipe: Recipe, folder: str, rank: Rank) -> None:
-        updates = recipe.ppo.steps - recipe.algorithm.critic_warmup_steps
         super().__init__(
             recipe,
             recipe.placement.policy,
             rank,
             lambda: PolicyNet(load_causal(folder, recipe.model)),
             recipe.ppo.optimizer,
-            updates * recipe.algorithm.epochs * recipe.algorithm.minibatches,
+            policy_updates(recipe),
         )
         self.lm = self.network.lm
         self.source = self.make_source()
