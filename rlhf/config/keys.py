@@ -38,6 +38,11 @@ def section_of(kind: Any) -> type | None:
     return inner if isinstance(inner, type) and is_dataclass(inner) else None
 
 
+def named_section_of(kind: Any) -> type | None:
+    """The dataclass when a field maps names of the user's own to sections, otherwise ``None``."""
+    return section_of(get_args(kind)[1]) if get_origin(kind) is dict else None
+
+
 def describe(kind: Any) -> str:
     """A field's type in words."""
     inner, optional = without_none(kind)
@@ -49,7 +54,7 @@ def _describe(kind: Any) -> str:
     if origin is Literal:
         return "one of " + ", ".join(str(option) for option in arguments)
     if origin is dict:
-        return "a mapping of text to text"
+        return "a mapping of names to sections" if named_section_of(kind) else "a mapping of text to text"
     if origin is tuple and arguments[-1] is Ellipsis:
         return f"a list of {PLURALS[arguments[0]]}"
     if origin is tuple:
@@ -63,6 +68,8 @@ def sections(section: type = Recipe, prefix: str = "") -> Iterator[tuple[str, ty
     for name, kind in types_of(section).items():
         if inner := section_of(kind):
             yield from sections(inner, join(prefix, name))
+        elif named := named_section_of(kind):
+            yield from sections(named, join(prefix, f"{name}.<name>"))
 
 
 def join(prefix: str, name: str) -> str:

@@ -23,6 +23,9 @@ POSITIVE = Limit("above 0", lambda x: x > 0)
 NOT_NEGATIVE = Limit("at least 0", lambda x: x >= 0)
 NOT_POSITIVE = Limit("at most 0", lambda x: x <= 0)
 COUNT = Limit("at least 1", lambda x: x >= 1)
+ANY = Limit("any number", lambda x: True)
+ABOVE_ONE = Limit("above 1", lambda x: x > 1)
+BELOW_HALF = Limit("from 0 to below 0.5", lambda x: 0 <= x < 0.5)
 OPEN_UNIT = Limit("between 0 and 1, both excluded", lambda x: 0 < x < 1)
 CLOSED_UNIT = Limit("from 0 to 1", lambda x: 0 <= x <= 1)
 BELOW_ONE = Limit("from 0 to below 1", lambda x: 0 <= x < 1)
@@ -59,14 +62,38 @@ LIMITS: dict[type, dict[str, Limit]] = {
     schema.AlgorithmConfig: {
         "kl_coef": NOT_NEGATIVE,
         "clip_range": OPEN_UNIT,
+        "clip_range_high": POSITIVE,
+        "dual_clip": ABOVE_ONE,
         "value_clip_range": POSITIVE,
+        "entropy_coef": NOT_NEGATIVE,
         "gamma": CLOSED_UNIT,
         "lam": CLOSED_UNIT,
         "missing_eos_penalty": NOT_NEGATIVE,
+        "length_penalty": NOT_NEGATIVE,
+        "reward_clip": POSITIVE,
+        "target_kl": POSITIVE,
+        "importance_cap": COUNT,
         "epochs": COUNT,
         "minibatches": COUNT,
         "critic_warmup_steps": NOT_NEGATIVE,
     },
+    schema.AdaptiveKLConfig: {"target": POSITIVE, "horizon": COUNT},
+    schema.LoRAConfig: {"rank": COUNT, "alpha": POSITIVE},
+    schema.DPOConfig: {
+        "beta": POSITIVE,
+        "label_smoothing": BELOW_HALF,
+        "epochs": COUNT,
+        "batch_size": COUNT,
+        "eval_every": COUNT,
+    },
+    schema.EndpointConfig: {
+        "batch_size": COUNT,
+        "connections": COUNT,
+        "timeout_seconds": POSITIVE,
+        "retries": NOT_NEGATIVE,
+    },
+    schema.RewardSourceConfig: {"weight": ANY},
+    schema.EarlyStopConfig: {"every": COUNT, "prompts": COUNT, "patience": COUNT},
     schema.PPOConfig: {"steps": COUNT, "batch_size": COUNT, "samples_per_prompt": COUNT},
     schema.RolloutConfig: {
         "engines": COUNT,
@@ -103,6 +130,10 @@ def out_of_limits(section: Any, prefix: str = "") -> Iterator[UserError]:
         value, key = getattr(section, field.name), join(prefix, field.name)
         if is_dataclass(value):
             yield from out_of_limits(value, key)
+        elif isinstance(value, dict):
+            for name, part in value.items():
+                if is_dataclass(part):
+                    yield from out_of_limits(part, join(key, name))
         elif value is not None and field.name in limits:
             limit = limits[field.name]
             if not all(limit.holds(number) for number in (value if isinstance(value, tuple) else (value,))):

@@ -64,11 +64,15 @@ class _Reader:
         self.problems: list[UserError] = []
 
     def section(self, cls: type, settings: Any, default: Any, key: str) -> Any:
-        """An instance of ``cls``. What the settings leave out comes from ``default``, which a parent may have tuned."""
+        """An instance of ``cls``. What the settings leave out comes from ``default``, which a parent may have tuned.
+
+        One that no parent tuned is made anew, since one value may decide the default of another.
+        """
         if settings is None:  # a section whose keys are all commented out
             settings = {}
         if not isinstance(settings, dict):
             return self.wrong(key, settings, cls)
+        untuned = default is None or (key != "" and default == cls())
         default = cls() if default is None else default
         types, values = types_of(cls), {}
         for name, value in settings.items():
@@ -77,7 +81,7 @@ class _Reader:
                 values[name] = self.value(types[name], value, getattr(default, name), inner_key)
             else:
                 self.unknown(inner_key, key, types)
-        return replace(default, **values)
+        return cls(**values) if untuned else replace(default, **values)
 
     def value(self, kind: Any, value: Any, default: Any, key: str) -> Any:
         inner, optional = without_none(kind)
@@ -101,9 +105,11 @@ class _Reader:
         return self.wrong(key, value, kind) if None in converted else converted
 
     def mapping(self, kind: Any, value: Any, key: str) -> Any:
-        if not isinstance(value, dict) or not all(isinstance(text, str) for pair in value.items() for text in pair):
+        if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
             return self.wrong(key, value, kind)
-        return dict(value)
+        if section := section_of(get_args(kind)[1]):
+            return {name: self.section(section, inner, None, join(key, name)) for name, inner in value.items()}
+        return dict(value) if all(isinstance(text, str) for text in value.values()) else self.wrong(key, value, kind)
 
     def wrong(self, key: str, value: Any, kind: Any) -> None:
         what = f"{self.source.place(key)}: {key} is {_show(value)}, expected {describe(kind)}"

@@ -9,7 +9,7 @@ from typing import Literal
 from rlhf.config.schema import Recipe
 from rlhf.errors import UserError
 
-Stage = Literal["sft", "reward", "ppo", "pipeline", "generate"]
+Stage = Literal["sft", "reward", "dpo", "ppo", "pipeline", "generate"]
 Strategy = Literal["colocated", "separate"]
 
 
@@ -35,15 +35,19 @@ def uses_gpus(recipe: Recipe, machine: Machine) -> bool:
 def gpus_by_role(recipe: Recipe, stage: Stage) -> dict[str, int]:
     """GPUs that each role of a stage asks for. A pipeline asks for those of PPO, enough for its other stages too."""
     place = recipe.placement
-    if stage == "sft":
+    if stage in ("sft", "dpo"):
         return {"policy": place.policy.ranks}
     if stage == "reward":
         return {"reward": place.reward.ranks}
     if stage == "generate":
         return {"rollout": recipe.rollout.engines * recipe.rollout.tensor_parallel}
-    roles = {"policy": place.policy.ranks, "critic": place.critic.ranks, "reference": place.reference.ranks}
-    if recipe.reward.scorer is None:
-        roles["reward"] = place.reward.ranks
+    roles = {"policy": place.policy.ranks}
+    if recipe.algorithm.has_critic:
+        roles["critic"] = place.critic.ranks
+    if recipe.has_reference:
+        roles["reference"] = place.reference.ranks
+    if recipe.reward_models:
+        roles["reward"] = place.reward.ranks * len(recipe.reward_models)
     return {**roles, "rollout": recipe.rollout.engines * recipe.rollout.tensor_parallel}
 
 

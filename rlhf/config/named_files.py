@@ -12,7 +12,7 @@ from rlhf.errors import UserError
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 DATA_FILE = re.compile(r".+\.(jsonl|json|parquet|csv|txt)(\.\w+)?", re.IGNORECASE)
 """A file's name by its ending; a hub name such as ``Qwen/Qwen2.5-0.5B`` has dots, but none of these endings."""
-STAGE_DATA = {"sft": "demonstrations", "reward": "preferences", "ppo": "prompts"}
+STAGE_DATA = {"sft": "demonstrations", "reward": "preferences", "dpo": "preferences", "ppo": "prompts"}
 """Stage → its own key in ``data``."""
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 MODULE_SPEC = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
@@ -62,7 +62,9 @@ def check_models(recipe: Recipe, stages: Sequence[str]) -> Iterator[UserError]:
     if "reward" in stages:
         paths["reward.init"] = recipe.reward.init
     if "ppo" in stages:
-        paths |= {"ppo.policy_init": recipe.ppo.policy_init, "ppo.reward_init": recipe.ppo.reward_init}
+        paths |= {"ppo.policy_init": recipe.ppo.policy_init, "ppo.critic_init": recipe.ppo.critic_init}
+    if "dpo" in stages:
+        paths["dpo.init"] = recipe.dpo.init
     for key, path in paths.items():
         if path is not None:
             yield from _missing(key, path)

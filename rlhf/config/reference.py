@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from rlhf.config.keys import describe, join, section_of, sections, types_of
+from rlhf.config.keys import describe, join, named_section_of, section_of, sections, types_of
 from rlhf.config.limits import LIMITS
 from rlhf.config.schema import Recipe
 
@@ -70,7 +70,7 @@ def _blocks() -> list[Block]:
 def _default_at(prefix: str) -> Any:
     instance: Any = Recipe(name="")
     for part in prefix.split(".") if prefix else ():
-        instance = getattr(instance, part)
+        instance = getattr(instance, part, None)  # none inside an optional section, or one that the user names
     return instance
 
 
@@ -81,7 +81,7 @@ def _render_block(block: Block) -> str:
     lines += ["", "| key | what | default | limits | meaning |", "|---|---|---|---|---|"]
     for field in fields(block.section):
         kind = types_of(block.section)[field.name]
-        if section_of(kind) is not None:
+        if section_of(kind) or named_section_of(kind):
             continue
         limit = LIMITS.get(block.section, {}).get(field.name)
         cells = [f"`{_key(block, field.name)}`", describe(kind), _default(block, field)]

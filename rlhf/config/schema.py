@@ -31,6 +31,21 @@ class ScratchConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoRAConfig:
+    """Low-rank adapters (Hu et al. 2021) in place of training all weights: W + (alpha/rank)·B·A, B zero at the start.
+
+    The frozen weights are the reference for free. Engines, and the saved model, get the merged weights.
+    """
+
+    rank: int = 16
+    """Rank of A and B."""
+    alpha: float = 32.0
+    """Scale of the update, over ``rank``."""
+    targets: tuple[str, ...] = ("all-linear",)
+    """Names of the linear layers that get adapters; ``all-linear`` is every one but the output head."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The language model that every role starts from."""
 
@@ -40,6 +55,8 @@ class ModelConfig:
     """Make a small model from nothing instead of loading one."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of forward and backward passes and of the engine; master weights and optimizer states stay float32."""
+    lora: LoRAConfig | None = None
+    """Train adapters instead of all weights, in SFT, DPO and PPO."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     trust_remote_code: bool = False
@@ -132,38 +149,189 @@ class RewardConfig:
     """Updates between evaluations on held-out comparisons; the last update is always evaluated."""
     init: str | None = None
     """Model folder to start from; without it the SFT stage's model of the same run, or ``model`` when there is none."""
-    scorer: str | None = None
-    """Score with this instead of a trained model: a Python function ``package.module:function`` or ``file.py:function``
-    that takes lists of prompts and responses and returns a list of floats."""
     ceiling: str | None = None
     """JSON file whose ``accuracy_ceiling`` is the best accuracy that the labels' noise allows, where that is known;
     shown beside the model's."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class AlgorithmConfig:
-    """PPO as in Schulman et al. 2017 and Ziegler et al. 2019; names as in the papers."""
+class EndpointConfig:
+    """A service that scores: it is sent ``{"prompts": [...], "responses": [...], "rows": [...]}`` as JSON and answers
+    ``{"scores": [...]}``, one finite number a response."""
 
+    url: str = ""
+    """Address that takes a POST request, for example ``http://127.0.0.1:8000/score``."""
+    batch_size: int = 32
+    """Samples per request."""
+    connections: int = 4
+    """Requests under way at one time, over connections that are kept open."""
+    timeout_seconds: float = 30.0
+    """Longest time that one request may take."""
+    retries: int = 3
+    """Further attempts after a request that failed or was late, each after twice the wait of the one before."""
+    on_failure: Literal["fail", "retry", "drop"] = "fail"
+    """When all attempts failed: stop the run, go on trying until ``placement.phase_timeout_seconds``, or leave the
+    request's samples out of the update and count them."""
+
+
+TRAINED = "trained"
+"""In place of a model's folder: the model of the run's reward stage."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardSourceConfig:
+    """One part of the reward: exactly one of ``model``, ``function`` and ``endpoint``."""
+
+    model: str | None = None
+    """Folder or hub name of a sequence classifier with one label, or ``trained``: that of the run's reward stage. With
+    a tokenizer other than the policy's it is given the text."""
+    function: str | None = None
+    """A Python function, ``package.module:function`` or ``file.py:function``, that takes lists of prompts and responses
+    and returns a list of floats; a third parameter named ``rows`` is given each prompt's data row."""
+    endpoint: EndpointConfig | None = None
+    """An HTTP service."""
+    weight: float = 1.0
+    """Factor of this part in the sum."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptiveKLConfig:
+    """β that follows a target (Ziegler et al. 2019): after each step β is multiplied by
+    1 + clip(KL/target − 1, ±0.2) · batch_size/horizon."""
+
+    target: float = 6.0
+    """KL to the reference that is aimed at, in nats a response: summed over tokens, averaged over responses."""
+    horizon: int = 10000
+    """Responses over which β may change by a fifth."""
+
+
+AlgorithmName = Literal["ppo", "grpo", "dr_grpo", "rloo", "reinforce++", "reinforce++_baseline"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlgorithmConfig:
+    """What the policy is trained by; names as in the papers, a page for each in ``docs/algorithms/``.
+
+    ``kl_in``, ``loss_mean`` and ``whiten_advantages`` are the algorithm's own where the recipe leaves them out.
+    """
+
+    name: AlgorithmName = "ppo"
+    """``ppo`` has a critic; the others compare responses to the same prompt, or to the whole batch (``reinforce++``)."""
     kl_coef: float = 0.05
-    """β: weight of the per-token KL to the reference, in the reward."""
+    """β: weight of the KL to the reference."""
+    kl_in: Literal["reward", "loss"] | None = None
+    """Where the KL goes: into each token's reward (the estimator k1), or into the loss (the value of k3 with the
+    gradient of the reverse KL)."""
+    adaptive_kl: AdaptiveKLConfig | None = None
+    """Let β follow a target KL, starting from ``kl_coef``."""
     clip_range: float = 0.2
     """ε: the ratio is clipped to [1 − ε, 1 + ε]."""
-    value_clip_range: float = 0.2
-    """ε_v: the new value is clipped to within this of the old one."""
+    clip_range_high: float | None = None
+    """Upper ε where it differs: the ratio is clipped to [1 − clip_range, 1 + clip_range_high]."""
+    dual_clip: float | None = None
+    """c > 1: where the advantage is negative, the loss is at most −c·Â (Ye et al. 2020); none leaves it unbounded."""
+    value_clip_range: float | None = 0.2
+    """ε_v: the new value is clipped to within this of the old one; none switches it off."""
+    entropy_coef: float = 0.0
+    """Weight of the entropy bonus in the loss."""
     gamma: float = 1.0
     """γ: discount per token."""
     lam: float = 0.95
     """λ of generalised advantage estimation."""
-    whiten_advantages: bool = True
+    whiten_advantages: bool | None = None
     """Shift and scale advantages to mean 0 and variance 1 over the response tokens of the global batch."""
+    loss_mean: Literal["token", "sequence", "constant"] | None = None
+    """What the loss is an average of, always over the global batch: all tokens; responses, each the mean of its tokens;
+    or responses, each the sum of its tokens over ``rollout.max_response_length``."""
+    missing_eos: Literal["replace", "subtract"] = "replace"
+    """A response without an end token: the penalty stands in place of its score, or is taken off it."""
     missing_eos_penalty: float | None = 1.0
-    """A response without an end token scores minus this, in place of its reward; none switches it off."""
+    """Size of that penalty; none switches it off."""
+    length_penalty: float = 0.0
+    """Taken off the score for every token of the response."""
+    reward_scale: Literal["none", "running_std"] = "none"
+    """Divide scores by their standard deviation over all steps so far; β then weighs against scaled scores."""
+    reward_clip: float | None = None
+    """Scores, after scaling, are clipped to within this of 0."""
     epochs: int = 4
     """Passes over each batch of rollouts."""
     minibatches: int = 1
     """Updates per pass; ``ppo.batch_size`` is divisible by it."""
+    target_kl: float | None = None
+    """End a step's updates early once an update finds the policy this far from where the step began: mean of
+    ½ (log ratio)² over tokens, in nats."""
+    importance_sampling: Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] = (
+        "token_truncate"
+    )
+    """Correction for the engine's probabilities differing from the trainer's: weights π_trainer/π_engine of tokens or of
+    whole responses, cut off at ``importance_cap`` (truncate), or 0 beyond it (mask)."""
+    importance_cap: float = 2.0
+    """Largest importance weight."""
     critic_warmup_steps: int = 0
     """First steps in which only the critic learns."""
+
+    def __post_init__(self) -> None:
+        for key, value in ALGORITHM_DEFAULTS[self.name].items():
+            if getattr(self, key) is None:
+                object.__setattr__(self, key, value)
+
+    @property
+    def has_critic(self) -> bool:
+        """Whether advantages come from a critic's values."""
+        return self.name == "ppo"
+
+    @property
+    def clip_high(self) -> float:
+        """Upper ε."""
+        return self.clip_range if self.clip_range_high is None else self.clip_range_high
+
+
+ALGORITHM_DEFAULTS: dict[str, dict[str, str | bool]] = {
+    "ppo": {"kl_in": "reward", "loss_mean": "token", "whiten_advantages": True},
+    "grpo": {"kl_in": "loss", "loss_mean": "sequence", "whiten_advantages": False},
+    "dr_grpo": {"kl_in": "loss", "loss_mean": "constant", "whiten_advantages": False},
+    "rloo": {"kl_in": "reward", "loss_mean": "token", "whiten_advantages": False},
+    "reinforce++": {"kl_in": "reward", "loss_mean": "token", "whiten_advantages": True},
+    "reinforce++_baseline": {"kl_in": "loss", "loss_mean": "token", "whiten_advantages": True},
+}
+"""What each algorithm's paper does, where a recipe says nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPOConfig:
+    """Direct preference optimisation (Rafailov et al. 2023): the policy learns from comparisons without a reward model,
+    −log σ(β [(log π_c − log π_r) − (log ref_c − log ref_r)])."""
+
+    beta: float = 0.1
+    """β: how strongly the policy is held to the reference."""
+    label_smoothing: float = 0.0
+    """Share of the comparisons that are taken to be the wrong way round (conservative DPO)."""
+    epochs: int = 1
+    """Passes over the comparisons."""
+    batch_size: int = 32
+    """Prompts per update, over all ranks; all comparisons of one prompt stay together."""
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-6))
+    """Optimizer and schedule."""
+    eval_every: int = 50
+    """Updates between evaluations on held-out comparisons; the last update is always evaluated."""
+    init: str | None = None
+    """Model folder to start from; without it the SFT stage's model of the same run, or ``model`` when there is none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EarlyStopConfig:
+    """Watch for over-optimisation in PPO: a scorer that the policy is not trained on judges answers to held-out prompts
+    as the run goes on, and the best policy by that scorer is kept."""
+
+    scorer: RewardSourceConfig = field(default_factory=RewardSourceConfig)
+    """Who judges: a second reward model, a function, or a service."""
+    every: int = 10
+    """Steps between judgements; the policy before the first step and after the last one is always judged."""
+    prompts: int = 100
+    """Held-out prompts answered each time, always the same."""
+    patience: int = 1
+    """Judgements in a row at which the held-out score is lower than the best (paired, 95%) while the reward is higher,
+    before the run stops. The best policy becomes the run's model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,8 +350,9 @@ class PPOConfig:
     """The critic's optimizer."""
     policy_init: str | None = None
     """Model folder of the policy and the reference; without it the SFT stage's model of the same run."""
-    reward_init: str | None = None
-    """Model folder of the reward model and the critic; without it the reward stage's model of the same run."""
+    critic_init: str | None = None
+    """Model folder that the critic starts from, with a new head; without it the first reward model among ``rewards``, or
+    the policy's start where there is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -323,10 +492,30 @@ class Recipe:
     data: DataConfig = field(default_factory=DataConfig)
     sft: SFTConfig = field(default_factory=SFTConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
+    rewards: dict[str, RewardSourceConfig] = field(default_factory=lambda: {"model": RewardSourceConfig(model=TRAINED)})
+    """What PPO's score is the weighted sum of, each part under a name of its own."""
+    dpo: DPOConfig = field(default_factory=DPOConfig)
     ppo: PPOConfig = field(default_factory=PPOConfig)
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
+    early_stop: EarlyStopConfig | None = None
+    """Stop on over-optimisation; none leaves the run to its last step."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     placement: PlacementConfig = field(default_factory=PlacementConfig)
     canaries: CanaryConfig = field(default_factory=CanaryConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    @property
+    def reward_models(self) -> dict[str, RewardSourceConfig]:
+        """The parts of the reward that are models."""
+        return {name: source for name, source in self.rewards.items() if source.model is not None}
+
+    @property
+    def trains_reward(self) -> bool:
+        """Whether PPO is scored by the run's own reward stage."""
+        return any(source.model == TRAINED for source in self.rewards.values())
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether PPO has a reference model of its own; a policy of adapters is its own reference."""
+        return self.model.lora is None

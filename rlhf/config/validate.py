@@ -41,7 +41,7 @@ def stages_of(recipe: Recipe, stage: Stage) -> tuple[str, ...]:
         return (stage,)
     given = {
         "sft": recipe.ppo.policy_init is not None,
-        "reward": recipe.ppo.reward_init is not None or recipe.reward.scorer is not None,
+        "reward": not recipe.trains_reward,
         "ppo": False,
     }
     return tuple(name for name, is_given in given.items() if not is_given)
@@ -75,15 +75,7 @@ def check_schedule(optimizer: OptimizerConfig, total_updates: int, key: str) -> 
 
 
 def _scorers(recipe: Recipe, stage: Stage) -> Iterator[UserError]:
-    scorer, judge = recipe.reward.scorer, recipe.evaluation.scorer
-    if scorer is not None and stage == "reward":
-        yield UserError(
-            f"reward.scorer = {scorer!r} leaves the reward stage nothing to train",
-            "the function scores in place of a reward model",
-            "run `rlhf ppo` with it, or reward.scorer=null to train a reward model",
-        )
-    elif scorer is not None and stage in ("ppo", "pipeline"):
-        yield from check_scorer("reward.scorer", scorer)
+    judge = recipe.evaluation.scorer
     if judge is not None and stage == "pipeline":
         yield from check_scorer("evaluation.scorer", judge)
 
@@ -158,10 +150,19 @@ def _roles(recipe: Recipe, stages: tuple[str, ...]) -> Iterator[UserError]:
 
 def _stages_by_role(recipe: Recipe, stages: tuple[str, ...]) -> dict[str, list[str]]:
     """Role → the stages in which it computes."""
-    ppo_roles = ["policy", "critic", "reference"] + (["reward"] if recipe.reward.scorer is None else [])
-    members = {"sft": ["policy"], "reward": ["reward"], "ppo": ppo_roles}
+    members = {"sft": ["policy"], "dpo": ["policy"], "reward": ["reward"], "ppo": _ppo_roles(recipe)}
     roles = dict.fromkeys(role for stage in stages for role in members[stage])
     return {role: [stage for stage in stages if role in members[stage]] for role in roles}
+
+
+def _ppo_roles(recipe: Recipe) -> list[str]:
+    """Roles of PPO that compute with a network."""
+    parts = {
+        "critic": recipe.algorithm.has_critic,
+        "reference": recipe.has_reference,
+        "reward": bool(recipe.reward_models),
+    }
+    return ["policy", *(role for role, is_there in parts.items() if is_there)]
 
 
 def _batches(recipe: Recipe, stages: tuple[str, ...]) -> Iterator[UserError]:
@@ -169,6 +170,9 @@ def _batches(recipe: Recipe, stages: tuple[str, ...]) -> Iterator[UserError]:
     if "sft" in stages:
         divisors = {"placement.policy.ranks": place.policy.ranks}
         yield from _uneven("sft.batch_size", recipe.sft.batch_size, divisors)
+    if "dpo" in stages:
+        divisors = {"placement.policy.ranks": place.policy.ranks}
+        yield from _uneven("dpo.batch_size", recipe.dpo.batch_size, divisors)
     if "reward" in stages:
         divisors = {"placement.reward.ranks": place.reward.ranks}
         yield from _uneven("reward.batch_size", recipe.reward.batch_size, divisors)
@@ -177,8 +181,9 @@ def _batches(recipe: Recipe, stages: tuple[str, ...]) -> Iterator[UserError]:
             "ppo.samples_per_prompt": recipe.ppo.samples_per_prompt,
             "algorithm.minibatches": algorithm.minibatches,
             "algorithm.minibatches * placement.policy.ranks": algorithm.minibatches * place.policy.ranks,
-            "algorithm.minibatches * placement.critic.ranks": algorithm.minibatches * place.critic.ranks,
         }
+        if algorithm.has_critic:
+            divisors["algorithm.minibatches * placement.critic.ranks"] = algorithm.minibatches * place.critic.ranks
         yield from _uneven("ppo.batch_size", recipe.ppo.batch_size, divisors)
 
 
@@ -199,7 +204,9 @@ def _schedules(recipe: Recipe, stages: tuple[str, ...]) -> Iterator[UserError]:
     if "ppo" not in stages:
         return  # updates of the other stages depend on the number of rows: checked when these are read
     warmup, steps = recipe.algorithm.critic_warmup_steps, recipe.ppo.steps
-    schedules = [("ppo.critic_optimizer", recipe.ppo.critic_optimizer, critic_updates(recipe))]
+    schedules = []
+    if recipe.algorithm.has_critic:
+        schedules.append(("ppo.critic_optimizer", recipe.ppo.critic_optimizer, critic_updates(recipe)))
     if warmup < steps:
         schedules.append(("ppo.optimizer", recipe.ppo.optimizer, policy_updates(recipe)))
     else:
