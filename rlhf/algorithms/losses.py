@@ -70,3 +70,41 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip_range: 
 def preference_loss(chosen: Tensor, rejected: Tensor, margins: Tensor) -> Tensor:
     """Σ −log σ(r_chosen − r_rejected − margin) over (K,) pairs (Bradley and Terry 1952; margin as in Llama 2)."""
     return -functional.logsigmoid(chosen - rejected - margins).sum()
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPOLoss:
+    """Sums over pairs: ``loss`` to minimise, and detached statistics.
+
+    These are the implicit rewards β log(π/π_ref) of both answers, and the pairs whose chosen answer has the larger one.
+    """
+
+    loss: Tensor
+    chosen_rewards: Tensor
+    rejected_rewards: Tensor
+    correct: Tensor
+
+
+def dpo_loss(
+    chosen: Tensor,
+    rejected: Tensor,
+    ref_chosen: Tensor,
+    ref_rejected: Tensor,
+    beta: float,
+    label_smoothing: float = 0.0,
+) -> DPOLoss:
+    """Σ −(1−e) log σ(βh) − e log σ(−βh) over (K,) pairs, h = (log π_c − log π_r) − (log ref_c − log ref_r), in nats.
+
+    The arguments are log-probabilities of whole responses, summed over their tokens (Rafailov et al. 2023, eq. 7). With
+    a label smoothing e > 0 that share of the pairs is taken to be the wrong way round (Mitchell 2023, "A note on DPO
+    with noisy preferences"): the loss is then least at σ(βh) = 1 − e, and no longer falls for ever.
+    """
+    chosen_rewards, rejected_rewards = beta * (chosen - ref_chosen), beta * (rejected - ref_rejected)
+    margins = chosen_rewards - rejected_rewards
+    right, wrong = functional.logsigmoid(margins), functional.logsigmoid(-margins)
+    return DPOLoss(
+        loss=-((1 - label_smoothing) * right + label_smoothing * wrong).sum(),
+        chosen_rewards=chosen_rewards.detach().sum(),
+        rejected_rewards=rejected_rewards.detach().sum(),
+        correct=(margins > 0).detach().sum(),
+    )
