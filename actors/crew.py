@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,61 +14,88 @@ from actors.group import Group
 from actors.placement import Placement
 from actors.waiting import Moment, fetch, wait
 from actors.weight_client import EngineClient
+from rlhf.algorithms.controller import AlgorithmState
 from rlhf.config.schema import Recipe
 from rlhf.device import Device
-from rlhf.roles.assemble import Batch, BatchReport, assemble
+from rlhf.roles.assemble import Batch, BatchReport, Contribution, assemble
 from rlhf.roles.critic import CriticRole
 from rlhf.roles.policy import PolicyRole
 from rlhf.roles.reference import ReferenceRole
-from rlhf.roles.reward import FunctionReward, RewardRole
+from rlhf.roles.reward import make_reward
 from rlhf.types import Prompt
 
 
 @dataclass(frozen=True, kw_only=True)
 class Crew:
-    """The actors of PPO. ``tokenizer`` is the policy's folder."""
+    """The actors of PPO. ``tokenizer`` is the policy's folder; ``rewards`` are by the names of the reward's parts.
+
+    Without a group of its own for the reference, the policy is its own, with its adapters off.
+    """
 
     recipe: Recipe
     tokenizer: str
-    reward: Group
+    rewards: Mapping[str, Group]
     policy: Group
-    reference: Group
-    critic: Group
+    reference: Group | None
+    critic: Group | None
     engines: Engines
 
     @property
-    def scoring(self) -> tuple[tuple[Group, str], ...]:
-        """Who scores a block, and by which method, in the order that ``assemble`` expects."""
-        return (self.reward, "scores"), (self.policy, "logprobs"), (self.reference, "logprobs"), (self.critic, "values")
+    def scoring(self) -> tuple[tuple[Group, str, Contribution], ...]:
+        """Who scores a block, by which method, and what comes of it."""
+        reference, method = (self.reference, "logprobs") if self.reference else (self.policy, "reference_logprobs")
+        scorers = [(group, "scores", "score", name) for name, group in self.rewards.items()]
+        scorers += [(self.policy, "logprobs", "old_logprobs", ""), (reference, method, "ref_logprobs", "")]
+        if self.critic is not None:
+            scorers.append((self.critic, "values", "values", ""))
+        return tuple(
+            (group, method, Contribution(kind=kind, ranks=len(group.workers), name=name))
+            for group, method, kind, name in scorers
+        )
 
     def score(self, block: ray.ObjectRef) -> list[ray.ObjectRef]:
         """Have every rank of every scoring role compute its share of a block."""
-        return [ref for group, method in self.scoring for ref in group.call(method, block)]
+        return [ref for group, method, _ in self.scoring for ref in group.call(method, block)]
 
     def wait_for_scores(self, refs: Sequence[ray.ObjectRef], moment: Moment) -> None:
         """Wait for the shares of several blocks; they stay where they are."""
-        names = [name for group, _ in self.scoring for name in group.names]
+        names = [name for group, _, _ in self.scoring for name in group.names]
         everyone = names * (len(refs) // len(names))
         wait(refs, everyone, moment, self.recipe.placement.phase_timeout_seconds, values=False)
 
-    def assemble(self, step: int, parts: Sequence[ray.ObjectRef]) -> tuple[ray.ObjectRef, BatchReport]:
+    def assemble(
+        self, step: int, state: AlgorithmState, parts: Sequence[ray.ObjectRef]
+    ) -> tuple[ray.ObjectRef, BatchReport]:
         """Have the policy's first rank put blocks and scores together.
 
         Returns a reference to the experience, and its report.
         """
-        counts = [len(group.workers) for group, _ in self.scoring]
-        batch = Batch(recipe=self.recipe, tokenizer=self.tokenizer, version=step, step=step, ranks=tuple(counts))
+        contributions = tuple(contribution for _, _, contribution in self.scoring)
+        batch = Batch(recipe=self.recipe, tokenizer=self.tokenizer, step=step, state=state, contributions=contributions)
         experience, report = self.policy.workers[0].run.options(num_returns=2).remote(assemble, batch, *parts)
         seconds = self.recipe.placement.phase_timeout_seconds
         return experience, fetch(report, self.policy.names[0], Moment(phase="advantages", step=step), seconds)
 
+    def update(self, experience: ray.ObjectRef, step: int) -> dict[str, float]:
+        """Train critic and policy at the same time; the policy rests while the critic warms up."""
+        rests = step < self.recipe.algorithm.critic_warmup_steps
+        groups = [group for group in (self.critic, None if rests else self.policy) if group is not None]
+        refs = [ref for group in groups for ref in group.call("update", experience, step)]
+        names = [name for group in groups for name in group.names]
+        answers = wait(refs, names, Moment(phase="update", step=step), self.recipe.placement.phase_timeout_seconds)
+        return {name: value for answer in answers for name, value in answer.items()}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """What a crew starts from: model folders, the engine's limits, the prompts, and where logs go."""
+    """What a crew starts from: model folders, the engine's limits, the prompts, and where logs go.
+
+    ``reward_models`` are the folders of the reward's parts that are models, by name.
+    """
 
     policy: Path
-    reward: Path
+    critic: Path
+    reward_models: Mapping[str, Path]
     max_length: int
     end_tokens: Sequence[int]
     prompts: Sequence[Prompt]
@@ -81,54 +108,56 @@ def crew(
 ) -> Iterator[Crew]:
     """Have all actors within the block, loaded, connected and given their prompts; they end with it."""
     placement = Placement(recipe, device, "ppo", gpus)
-    function = recipe.reward.scorer is not None
     groups: list[Group] = []
     engines: list[Engines] = []
+
+    def group(role: str, name: str, gpus: int = 1) -> Group:
+        ranks = getattr(recipe.placement, role).ranks if gpus else 1
+        groups.append(Group(name, ranks, placement, start.logs, gpus))
+        return groups[-1]
+
     try:
         # Engines first: they take longest to start.
         engines.append(
             Engines(recipe, placement, start.policy, start.max_length, start.end_tokens, start.logs, publishes=True)
         )
-        groups += [_group("policy", recipe, placement, start), _group("critic", recipe, placement, start)]
-        groups += [
-            _group("reference", recipe, placement, start),
-            Group("reward", 1, placement, start.logs, gpus=0)
-            if function
-            else _group("reward", recipe, placement, start),
-        ]
-        policy, critic, reference, reward = groups
+        policy = group("policy", "policy")
+        critic = group("critic", "critic") if recipe.algorithm.has_critic else None
+        reference = group("reference", "reference") if recipe.has_reference else None
+        rewards = {
+            name: group("reward", f"reward {name}", gpus=1 if source.model else 0)
+            for name, source in recipe.rewards.items()
+        }
         if placement.colocated:
             engines[0].ready(start.prompts)  # vLLM measures the free memory: nothing else may be loading
         policy.start(policy_role, recipe, str(start.policy))
-        critic.start(CriticRole, recipe, str(start.policy if function else start.reward))
-        reference.start(ReferenceRole, recipe, str(start.policy))
-        reward.start(
-            *(FunctionReward, recipe, str(start.policy)) if function else (RewardRole, recipe, str(start.reward))
-        )
-        for group in groups:
-            group.ready()
+        if critic is not None:
+            critic.start(CriticRole, recipe, str(start.critic))
+        if reference is not None:
+            reference.start(ReferenceRole, recipe, str(start.policy))
+        for name, source in recipe.rewards.items():
+            folder = start.reward_models[name] if source.model else None
+            rewards[name].start(make_reward, recipe, source, str(start.policy), folder and str(folder), start.prompts)
+        for each in groups:
+            each.ready()
         if not placement.colocated:
             engines[0].ready(start.prompts)
         _connect(policy, engines[0], recipe)
         yield Crew(
             recipe=recipe,
             tokenizer=str(start.policy),
-            reward=reward,
+            rewards=rewards,
             policy=policy,
             reference=reference,
             critic=critic,
             engines=engines[0],
         )
     finally:
-        for group in groups:
-            group.stop()
+        for each in groups:
+            each.stop()
         for engine in engines:
             engine.stop()
         placement.free()
-
-
-def _group(role: str, recipe: Recipe, placement: Placement, start: Start) -> Group:
-    return Group(role, getattr(recipe.placement, role).ranks, placement, start.logs)
 
 
 def _connect(policy: Group, engines: Engines, recipe: Recipe) -> None:

@@ -32,7 +32,8 @@ def train_ppo(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
     held_out = data.held_out[: recipe.evaluation.prompts]
     start = Start(
         policy=session.policy_start,
-        reward=session.model_of("reward", recipe.ppo.reward_init, session.base if recipe.reward.scorer else None),
+        critic=session.critic_start,
+        reward_models=session.reward_models,
         max_length=session.longest,
         end_tokens=session.end_tokens(session.policy_start),
         prompts=[*data.train, *held_out],

@@ -13,7 +13,7 @@ from typing import Any
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from rlhf.config.load import recipe_digest
-from rlhf.config.schema import Recipe
+from rlhf.config.schema import TRAINED, Recipe
 from rlhf.data import stages
 from rlhf.data.report import write_bad_rows
 from rlhf.data.stages import StageData, texts
@@ -28,7 +28,7 @@ from rlhf.types import Example, Pair, Prompt
 DEPENDS_ON: Mapping[str, tuple[str, ...]] = {
     "sft": ("seed", "model", "data", "sft"),
     "reward": ("seed", "model", "data", "sft", "reward"),
-    "ppo": ("seed", "model", "data", "sft", "reward", "ppo", "algorithm", "rollout"),
+    "ppo": ("seed", "model", "data", "sft", "reward", "rewards", "ppo", "algorithm", "rollout"),
 }
 """Sections of the recipe that a stage's result depends on: with others changed, a finished stage is still the same."""
 
@@ -87,7 +87,7 @@ class Session:
             f"there is no model of the {stage} stage in {self.root}",
             "this stage starts from it",
             f"run `rlhf {stage}` with the same recipe first, run `rlhf pipeline`, or give "
-            f"ppo.{'policy' if stage == 'sft' else 'reward'}_init a model folder",
+            f"{'ppo.policy_init' if stage == 'sft' else 'rewards.model.model'} a model folder",
         )
 
     @property
@@ -95,6 +95,19 @@ class Session:
         """The policy and the reference before PPO."""
         pretrained = self.base if self.recipe.model.path else None
         return self.model_of("sft", self.recipe.ppo.policy_init, pretrained)
+
+    @property
+    def reward_models(self) -> dict[str, Path]:
+        """The folders of the reward's parts that are models, by name."""
+        given = {name: source.model for name, source in self.recipe.reward_models.items()}
+        return {name: self.model_of("reward", None if path == TRAINED else path, None) for name, path in given.items()}
+
+    @property
+    def critic_start(self) -> Path:
+        """What the critic starts from: what the recipe names, the first reward model, or the policy's start."""
+        if self.recipe.ppo.critic_init is not None:
+            return Path(self.recipe.ppo.critic_init).expanduser()
+        return next(iter(self.reward_models.values()), self.policy_start)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:

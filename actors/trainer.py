@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-import ray
 
 from actors.crew import Crew
-from actors.waiting import Moment, wait
+from actors.waiting import Moment
 from rlhf.algorithms import canaries
+from rlhf.algorithms.controller import AlgorithmState
 from rlhf.data.order import PromptOrder
 from rlhf.roles.assemble import BatchReport
 from rlhf.tracking.phases import PhaseTimer
@@ -24,6 +24,7 @@ class PPOTrainer:
         self.crew, self.recipe = crew, crew.recipe
         self.order = PromptOrder(prompts, self.recipe.seed)
         self.limits = canaries.Limits.of(self.recipe.canaries, self.recipe.model.dtype)
+        self.state = AlgorithmState.start(self.recipe.algorithm)
         self.timer = PhaseTimer()
 
     def run(self) -> Iterator[tuple[int, BatchReport]]:
@@ -55,26 +56,17 @@ class PPOTrainer:
 
             # 4. Advantages: over the global batch, in one place
             with self.timer("advantages"):
-                experience, report = crew.assemble(step, parts)
+                experience, report = crew.assemble(step, self.state, parts)
+                self.state = report.state
 
             # 5. Update: critic and policy at the same time, on every rank the same number of passes
             with self.timer("update"):
-                metrics = self.update(experience, step)
+                metrics = crew.update(experience, step)
 
             # 6. Publish: every engine proves the new version before it serves
             with self.timer("publish"):
                 self.publish(version=step + 1, step=step)
         return self.record(step, report, metrics)
-
-    def update(self, experience: ray.ObjectRef, step: int) -> dict[str, float]:
-        """Train on the experience; the policy rests while the critic warms up."""
-        groups = [self.crew.critic]
-        if step >= self.recipe.algorithm.critic_warmup_steps:
-            groups.append(self.crew.policy)
-        refs = [ref for group in groups for ref in group.call("update", experience, step)]
-        names = [name for group in groups for name in group.names]
-        answers = wait(refs, names, Moment(phase="update", step=step), self.recipe.placement.phase_timeout_seconds)
-        return {name: value for answer in answers for name, value in answer.items()}
 
     def publish(self, version: int, step: int) -> None:
         """Send the policy's weights to the engines and have each prove that it holds them."""
@@ -96,4 +88,4 @@ class PPOTrainer:
             "weights/version": float(step + 1),
             "episode": float((step + 1) * self.recipe.ppo.batch_size),
         }
-        return BatchReport(metrics={**report.metrics, **metrics, **times, **rates}, samples=report.samples)
+        return report.with_metrics(metrics | times | rates)

@@ -26,7 +26,7 @@ def prepare(recipe_path: str, overrides: Sequence[str], command: Stage) -> tuple
     machine = _cluster(recipe.placement.ray_address) if recipe.placement.ray_address else _this_machine()
     if command != "generate":
         validate(recipe, command, replace(machine, context_length=_context(recipe)))
-        for spec in (recipe.evaluation.scorer,):
+        for spec in (*(source.function for source in recipe.rewards.values()), recipe.evaluation.scorer):
             if spec is not None:
                 load_scorer(spec)  # an import error in it is better found now
     resolve_mode(recipe.tracking)
@@ -66,7 +66,8 @@ def _context(recipe: Recipe) -> int | None:
 def _with_own_scorers(recipe: Recipe) -> Recipe:
     """Scorer files by their whole path, since actors start elsewhere."""
     evaluation = replace(recipe.evaluation, scorer=_absolute(recipe.evaluation.scorer))
-    return replace(recipe, evaluation=evaluation)
+    rewards = {name: replace(part, function=_absolute(part.function)) for name, part in recipe.rewards.items()}
+    return replace(recipe, evaluation=evaluation, rewards=rewards)
 
 
 def _absolute(spec: str | None) -> str | None:

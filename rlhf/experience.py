@@ -5,85 +5,167 @@ Shapes: B samples, R response tokens of all samples, packed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from rlhf.algorithms.advantages import generalised_advantages, whiten
-from rlhf.algorithms.rewards import kl_per_token, penalise_missing_eos, sum_by_sample, token_rewards
+from rlhf.algorithms.advantages import estimate_advantages, generalised_advantages, whiten
+from rlhf.algorithms.controller import AlgorithmState, next_kl_coef
+from rlhf.algorithms.importance import importance_weights
+from rlhf.algorithms.rewards import kl_per_token, sample_of_token, shape_scores, sum_by_sample, token_rewards
 from rlhf.config.schema import AlgorithmConfig
 from rlhf.errors import MachineryError
 from rlhf.evaluation.correlation import length_correlation
-from rlhf.types import Experience, FinishReason, Float32, RolloutBlock
+from rlhf.types import Bool, Experience, FinishReason, Float32, RolloutBlock
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:
-    """Rollouts and what the models say of them: raw_scores (B,); old_logprobs, ref_logprobs, values (R,)."""
+    """Rollouts and what the models say of them.
+
+    Shapes: scores, by the name of the part (B,) each, NaN only for samples in ``dropped``; dropped (B,) true for
+    samples that a reward gave up on; old_logprobs, ref_logprobs (R,); values (R,), or None where there is no critic.
+    """
 
     rollouts: RolloutBlock
-    raw_scores: Float32
+    scores: Mapping[str, Float32]
+    dropped: Bool
     old_logprobs: Float32
     ref_logprobs: Float32
-    values: Float32
+    values: Float32 | None
 
-    def __post_init__(self) -> None:
-        for name in ("raw_scores", "old_logprobs", "ref_logprobs", "values"):
-            bad = int(np.count_nonzero(~np.isfinite(getattr(self, name))))
-            if bad:
-                raise MachineryError(f"{name}: {bad} of {getattr(self, name).size} numbers are NaN or infinite")
+    @property
+    def mask(self) -> Bool:
+        """(R,) the one mask: tokens that the policy chose, of samples that have a score."""
+        lengths = self.rollouts.sequences.response_lengths
+        return self.rollouts.response_mask & ~self.dropped[sample_of_token(lengths)]
+
+    def check(self) -> None:
+        """Refuse a NaN or an infinity inside the mask, by the name of its tensor. Outside it anything may stand.
+
+        Raises:
+            MachineryError: names every tensor at fault.
+        """
+        tokens = {
+            "old_logprobs (by the policy)": self.old_logprobs,
+            "ref_logprobs (by the reference)": self.ref_logprobs,
+            "logprobs (by the engine)": self.rollouts.logprobs,
+        }
+        if self.values is not None:
+            tokens["values (by the critic)"] = self.values
+        inside = {name: array[self.mask] for name, array in tokens.items()}
+        inside |= {f"scores (by the reward {name!r})": array[~self.dropped] for name, array in self.scores.items()}
+        bad = {name: int(np.count_nonzero(~np.isfinite(array))) for name, array in inside.items()}
+        if any(bad.values()):
+            found = [f"{name}: {count} of {inside[name].size}" for name, count in bad.items() if count]
+            raise MachineryError(f"numbers that are NaN or infinite, in {'; '.join(found)}")
 
 
-def build_experience(scored: Scored, algorithm: AlgorithmConfig) -> Experience:
-    """Rewards (score at the last token, −β KL at each), GAE, returns, and advantages whitened over the global batch."""
-    sequences = scored.rollouts.sequences
-    lengths = sequences.response_lengths
-    mask = np.ones(int(lengths.sum()), dtype=bool)
-    scores = penalise_missing_eos(scored.raw_scores, scored.rollouts.finish_reasons, algorithm.missing_eos_penalty)
-    kl = kl_per_token(scored.old_logprobs, scored.ref_logprobs)
-    rewards = token_rewards(scores, kl, lengths, mask, algorithm.kl_coef)
-    advantages, returns = generalised_advantages(rewards, scored.values, lengths, mask, algorithm.gamma, algorithm.lam)
-    return Experience(
-        rollouts=scored.rollouts,
+def total_score(scores: Mapping[str, Float32], weights: Mapping[str, float], dropped: Bool) -> Float32:
+    """(B,) the weighted sum of the reward's parts; 0 for samples that were dropped."""
+    total = sum((weights[name] * part.astype(np.float64) for name, part in scores.items()), np.zeros(len(dropped)))
+    return np.where(dropped, 0.0, total).astype(np.float32)
+
+
+def build_experience(
+    scored: Scored, raw: Float32, algorithm: AlgorithmConfig, state: AlgorithmState
+) -> tuple[Experience, AlgorithmState]:
+    """Shaped scores, rewards per token, advantages and returns; and the state of the next step.
+
+    Args:
+        raw: (B,) the total score of each response.
+    """
+    scored.check()
+    block, mask = scored.rollouts, scored.mask
+    lengths = block.sequences.response_lengths
+    seen = replace(state, scores=state.scores.add(raw[~scored.dropped]))
+    counted = sum_by_sample(np.ones(len(mask), np.float32), lengths, mask)
+    scores = shape_scores(raw, counted, block.finish_reasons, algorithm, seen.scores)
+    old, ref = (np.where(mask, array, np.float32(0)) for array in (scored.old_logprobs, scored.ref_logprobs))
+    kl = kl_per_token(old, ref)
+    rewards = token_rewards(scores, kl, lengths, mask, state.kl_coef if algorithm.kl_in == "reward" else 0.0)
+    values = returns = None
+    if algorithm.has_critic:
+        assert scored.values is not None
+        values = np.where(mask, scored.values, np.float32(0))
+        advantages, returns = generalised_advantages(rewards, values, lengths, mask, algorithm.gamma, algorithm.lam)
+    else:
+        advantages = estimate_advantages(algorithm, scores, rewards, block.prompt_ids, lengths, mask)
+    experience = Experience(
+        rollouts=block,
         scores=scores,
-        old_logprobs=scored.old_logprobs,
-        ref_logprobs=scored.ref_logprobs,
-        values=scored.values,
-        advantages=whiten(advantages, mask) if algorithm.whiten_advantages else advantages,
-        returns=returns,
         response_mask=mask,
+        old_logprobs=old,
+        ref_logprobs=ref,
+        advantages=whiten(advantages, mask) if algorithm.whiten_advantages else advantages,
+        importance_weights=importance_weights(old, block.logprobs, lengths, mask, algorithm),
+        kl_coef=state.kl_coef,
+        values=values,
+        returns=returns,
     )
+    return experience, _advance(seen, algorithm, kl, experience)
 
 
-def experience_metrics(experience: Experience, raw_scores: Float32, kl_coef: float, version: int) -> dict[str, float]:
+def _advance(seen: AlgorithmState, algorithm: AlgorithmConfig, kl: Float32, experience: Experience) -> AlgorithmState:
+    """β follows the KL of the responses that count."""
+    mask, lengths = experience.response_mask, experience.rollouts.sequences.response_lengths
+    there = sum_by_sample(np.ones_like(kl), lengths, mask) > 0
+    if not there.any():
+        return seen
+    mean_kl = float(sum_by_sample(kl, lengths, mask)[there].mean())
+    return replace(seen, kl_coef=next_kl_coef(seen.kl_coef, algorithm.adaptive_kl, mean_kl, len(there)))
+
+
+def experience_metrics(experience: Experience, raw: Float32, version: int) -> dict[str, float]:
     """What a batch says about the policy, under TRL's names where it has one.
 
-    ``objective/kl`` is summed over a response's tokens and averaged over responses, in nats.
+    ``objective/kl`` is summed over a response's tokens and averaged over responses, in nats. Samples without a token in
+    the mask are in none of the numbers but ``rollout/dropped``.
     """
     rollouts, mask = experience.rollouts, experience.response_mask
     lengths = rollouts.sequences.response_lengths
+    counted = sum_by_sample(np.ones(len(mask), np.float32), lengths, mask)
+    there = counted > 0
     kl = kl_per_token(experience.old_logprobs, experience.ref_logprobs)
-    sequence_kl = sum_by_sample(kl, lengths, mask)
-    total = experience.scores - kl_coef * sequence_kl
+    sequence_kl = sum_by_sample(kl, lengths, mask)[there]
+    scores = experience.scores[there]
+    total = scores - experience.kl_coef * sequence_kl
     gap = np.abs(experience.old_logprobs - rollouts.logprobs)[mask]
-    error = (experience.returns - experience.values)[mask]
-    spread = float(experience.returns[mask].var())
+    weights = experience.importance_weights[mask]
     return {
-        "objective/kl": float(sequence_kl.mean()),
-        "objective/logratio_abs_mean": float(np.abs(kl[mask]).mean()),
-        "objective/entropy": float(-sum_by_sample(experience.old_logprobs, lengths, mask).mean()),
-        "objective/scores": float(experience.scores.mean()),
-        "objective/scores_std": float(experience.scores.std()),
-        "objective/raw_scores": float(raw_scores.mean()),
-        "objective/non_score_reward": float(-kl_coef * sequence_kl.mean()),
-        "objective/rlhf_reward": float(total.mean()),
-        "objective/rlhf_reward_std": float(total.std()),
-        "objective/score_length_correlation": length_correlation(experience.scores, lengths),
-        "critic/explained_variance": 1.0 - float(error.var()) / spread if spread > 0 else 0.0,
-        "rollout/logprob_gap_mean": float(gap.mean()),
-        "rollout/logprob_gap_max": float(gap.max()),
+        "objective/kl": _mean(sequence_kl),
+        "objective/kl_coef": experience.kl_coef,
+        "objective/logratio_abs_mean": _mean(np.abs(kl[mask])),
+        "objective/entropy": -_mean(sum_by_sample(experience.old_logprobs, lengths, mask)[there]),
+        "objective/scores": _mean(scores),
+        "objective/scores_std": float(scores.std()) if len(scores) else 0.0,
+        "objective/raw_scores": _mean(raw[there]),
+        "objective/non_score_reward": -experience.kl_coef * _mean(sequence_kl),
+        "objective/rlhf_reward": _mean(total),
+        "objective/rlhf_reward_std": float(total.std()) if len(total) else 0.0,
+        "objective/score_length_correlation": length_correlation(scores, counted[there]),
+        "rollout/logprob_gap_mean": _mean(gap),
+        "rollout/logprob_gap_max": float(gap.max(initial=0.0)),
+        "rollout/importance_weight_mean": _mean(weights),
+        "rollout/importance_weight_max": float(weights.max(initial=0.0)),
         "rollout/length_mean": float(lengths.mean()),
         "rollout/truncated_fraction": float((rollouts.finish_reasons == FinishReason.LENGTH).mean()),
         "rollout/staleness_mean": float((version - rollouts.weight_versions).mean()),
+        "rollout/dropped": float(len(there) - there.sum()),
         "rollout/tokens": float(lengths.sum()),
+        **_critic_metrics(experience),
     }
+
+
+def _critic_metrics(experience: Experience) -> dict[str, float]:
+    if experience.values is None or experience.returns is None:
+        return {}
+    returns = experience.returns[experience.response_mask]
+    error = returns - experience.values[experience.response_mask]
+    spread = float(returns.var()) if len(returns) else 0.0
+    return {"critic/explained_variance": 1.0 - float(error.var()) / spread if spread > 0 else 0.0}
+
+
+def _mean(values: Float32) -> float:
+    return float(values.mean()) if len(values) else 0.0

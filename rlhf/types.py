@@ -71,13 +71,15 @@ class Pair:
 class Rollout:
     """One sampled response.
 
-    Shapes: tokens (R_i,) with the end token inside when ``finish_reason`` is STOP, logprobs (R_i,) in nats, of the
-    sampled tokens at the sampling temperature, by the engine.
+    Shapes: tokens (R_i,) with the end token inside when ``finish_reason`` is STOP; logprobs (R_i,) in nats, of the
+    sampled tokens at the sampling temperature, by the engine; mask (R_i,) true where the policy chose the token, false
+    where an environment put it there.
     """
 
     prompt: Prompt
     tokens: Int32
     logprobs: Float32
+    mask: Bool
     weight_version: int
     finish_reason: FinishReason
     seed: int
@@ -147,12 +149,13 @@ def exclusive_sum(lengths: NDArray[np.integer]) -> Int64:
 class RolloutBlock:
     """Several rollouts, packed: what travels between actors.
 
-    Shapes: ``sequences`` B samples; logprobs (R,) by the engine; prompt_ids, weight_versions, finish_reasons,
-    seeds (B,).
+    Shapes: ``sequences`` B samples; logprobs (R,) by the engine; response_mask (R,) true where the policy chose the
+    token; prompt_ids, weight_versions, finish_reasons, seeds (B,).
     """
 
     sequences: Sequences
     logprobs: Float32
+    response_mask: Bool
     prompt_ids: Int64
     weight_versions: Int64
     finish_reasons: Int32
@@ -167,10 +170,25 @@ class RolloutBlock:
         return cls(
             sequences=Sequences.pack((r.prompt.tokens, r.tokens) for r in rollouts),
             logprobs=np.concatenate([r.logprobs for r in rollouts]).astype(np.float32),
+            response_mask=np.concatenate([r.mask for r in rollouts]),
             prompt_ids=np.array([r.prompt.id for r in rollouts], dtype=np.int64),
             weight_versions=np.array([r.weight_version for r in rollouts], dtype=np.int64),
             finish_reasons=np.array([r.finish_reason for r in rollouts], dtype=np.int32),
             seeds=np.array([r.seed for r in rollouts], dtype=np.int64),
+        )
+
+    def select(self, samples: Sequence[int] | Int64) -> RolloutBlock:
+        """The chosen samples, in that order."""
+        chosen = np.asarray(samples, dtype=np.int64)
+        parts = [(self.sequences.prompt(i), self.sequences.response(i)) for i in chosen]
+        starts, lengths = self.sequences.response_starts, self.sequences.response_lengths
+        tokens = np.concatenate([np.arange(starts[i], starts[i] + lengths[i]) for i in chosen] or [np.zeros(0, int)])
+        per_sample = ("prompt_ids", "weight_versions", "finish_reasons", "seeds")
+        return RolloutBlock(
+            sequences=Sequences.pack(parts),
+            logprobs=self.logprobs[tokens],
+            response_mask=self.response_mask[tokens],
+            **{name: getattr(self, name)[chosen] for name in per_sample},
         )
 
     @classmethod
@@ -186,15 +204,18 @@ class RolloutBlock:
 class Experience:
     """A global batch of rollouts with all that an update needs.
 
-    Shapes: ``rollouts`` B samples; scores (B,) the reward of each whole response after the missing-end penalty;
-    old_logprobs, ref_logprobs, values, advantages, returns (R,); response_mask (R,) true where a token is trained on.
+    Shapes: ``rollouts`` B samples; scores (B,) the reward of each whole response, shaped and with its penalties;
+    response_mask (R,) true where a token is trained on; old_logprobs, ref_logprobs, advantages, importance_weights
+    (R,), 0 outside the mask; values, returns (R,), or None where there is no critic; kl_coef β of this step.
     """
 
     rollouts: RolloutBlock
     scores: Float32
+    response_mask: Bool
     old_logprobs: Float32
     ref_logprobs: Float32
-    values: Float32
     advantages: Float32
-    returns: Float32
-    response_mask: Bool
+    importance_weights: Float32
+    kl_coef: float
+    values: Float32 | None = None
+    returns: Float32 | None = None

@@ -1,4 +1,4 @@
-"""Advantages: generalised advantage estimation (Schulman et al. 2016, arXiv 1506.02438) and whitening.
+"""Advantages: generalised advantage estimation (Schulman et al. 2016), comparison within a group, and whitening.
 
 Shapes: B samples, R response tokens of all samples, packed. All sums are in float64.
 """
@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from rlhf.types import Bool, Float32, Int32
+from rlhf.algorithms.rewards import sample_of_token, sum_by_sample
+from rlhf.config.schema import AlgorithmConfig, AlgorithmName
+from rlhf.types import Bool, Float32, Int32, Int64
 
 
 def generalised_advantages(
@@ -46,3 +48,65 @@ def whiten(values: Float32, response_mask: Bool) -> Float32:
     if len(chosen) > 1:
         whitened[response_mask] = (chosen - chosen.mean()) / np.sqrt(chosen.var(ddof=1) + 1e-8)
     return whitened
+
+
+def returns_to_go(rewards: Float32, response_lengths: Int32, response_mask: Bool) -> Float32:
+    """(R,) Σ_{l ≥ t} r_l within each response: what REINFORCE weighs a token by; 0 outside the mask."""
+    nothing = np.zeros_like(rewards)
+    return generalised_advantages(rewards, nothing, response_lengths, response_mask, 1.0, 1.0)[1]
+
+
+GROUP_EPSILON = 1e-4
+"""Added to a group's standard deviation before dividing by it, as verl and TRL do (1e-6 to 1e-4)."""
+
+
+def group_advantages(name: AlgorithmName, totals: Float32, prompt_ids: Int64, counts: Bool) -> Float32:
+    """(B,) how much better each response is than the others to its prompt.
+
+    - ``grpo``: (R − mean)/(standard deviation + 1e-4) of the group (Shao et al. 2024, section 4.1).
+    - ``dr_grpo``, ``reinforce++_baseline``: R − mean (Liu et al. 2025, section 3; Hu 2025, section 3.3).
+    - ``rloo``: R − mean of the *others*, which is (R − mean) n/(n − 1) (Ahmadian et al. 2024, section 3).
+
+    Args:
+        totals: (B,) R, the reward of each whole response.
+        prompt_ids: (B,) equal for the responses of one group.
+        counts: (B,) false for samples that are left out; they are in no mean and get 0.
+    """
+    result = np.zeros(len(totals), dtype=np.float32)
+    for prompt in np.unique(prompt_ids[counts]):
+        members = np.flatnonzero((prompt_ids == prompt) & counts)
+        group = totals[members].astype(np.float64)
+        above = group - group.mean()
+        if name == "grpo":
+            above = above / (group.std(ddof=1) + GROUP_EPSILON) if len(group) > 1 else above
+        elif name == "rloo":
+            above = above * len(group) / max(len(group) - 1, 1)
+        result[members] = above
+    return result
+
+
+def estimate_advantages(
+    algorithm: AlgorithmConfig,
+    scores: Float32,
+    token_rewards: Float32,
+    prompt_ids: Int64,
+    response_lengths: Int32,
+    response_mask: Bool,
+) -> Float32:
+    """(R,) advantages of the algorithms without a critic; 0 outside the mask.
+
+    ``reinforce++`` weighs a token by the rewards from there on; its baseline is the whitening over the batch that
+    follows. ``reinforce++_baseline`` takes the group's mean score off first. The others give every token of a response
+    the response's own advantage, in which its whole KL is counted when the KL is in the reward.
+    """
+    counts = sum_by_sample(np.ones_like(token_rewards), response_lengths, response_mask) > 0
+    of_token = sample_of_token(response_lengths)
+    if algorithm.name == "reinforce++":
+        return returns_to_go(token_rewards, response_lengths, response_mask)
+    if algorithm.name == "reinforce++_baseline":
+        baseline = scores - group_advantages(algorithm.name, scores, prompt_ids, counts)
+        to_go = returns_to_go(token_rewards, response_lengths, response_mask)
+        return np.where(response_mask, to_go - baseline[of_token], 0.0).astype(np.float32)
+    totals = sum_by_sample(token_rewards, response_lengths, response_mask)
+    advantages = group_advantages(algorithm.name, totals, prompt_ids, counts)
+    return np.where(response_mask, advantages[of_token], 0.0).astype(np.float32)

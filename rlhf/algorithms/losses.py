@@ -1,6 +1,6 @@
-"""Losses as sums over tokens or pairs.
+"""Losses, per token or as sums over pairs.
 
-The caller divides by the one normaliser, the global count over ranks and micro-batches.
+The caller weighs tokens and divides by the one normaliser, over ranks and micro-batches: see ``normaliser``.
 
 Shapes: T trained tokens of a micro-batch, those inside the response mask; K pairs.
 """
@@ -22,49 +22,79 @@ e^20 is large enough to clip and small enough not to overflow.
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyLoss:
-    """Sums over tokens: ``loss`` to minimise, and detached statistics.
+    """Per token, (T,) each: ``loss`` to minimise, and detached statistics.
 
-    These are the ratio, its square, the approximate KL (½ of the squared log-ratio) and the clipped tokens.
+    These are the ratio, the approximate KL (½ of the squared log-ratio), and 1 where the clip binds.
     """
 
     loss: Tensor
     ratio: Tensor
-    ratio_squared: Tensor
     approxkl: Tensor
     clipped: Tensor
 
 
-def policy_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip_range: float) -> PolicyLoss:
-    """Σ max(−Âρ, −Â clip(ρ, 1−ε, 1+ε)) over (T,) tokens, ρ = exp(log π_new − log π_old).
+def policy_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    clip_low: float,
+    clip_high: float,
+    dual_clip: float | None = None,
+) -> PolicyLoss:
+    """max(−Âρ, −Â clip(ρ, 1−ε_low, 1+ε_high)) of (T,) tokens, ρ = exp(log π_new − log π_old).
 
-    Schulman et al. 2017, eq. 7.
+    Schulman et al. 2017, eq. 7. With ``dual_clip`` c the loss of a token with Â < 0 is at most −cÂ (Ye et al. 2020,
+    eq. 3), so that one very unlikely token cannot rule an update.
     """
     log_ratio = (logprobs - old_logprobs).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
     ratio = log_ratio.exp()
     unclipped = -advantages * ratio
-    clipped = -advantages * ratio.clamp(1 - clip_range, 1 + clip_range)
+    clipped = -advantages * ratio.clamp(1 - clip_low, 1 + clip_high)
+    loss = torch.maximum(unclipped, clipped)
+    binds = clipped > unclipped
+    if dual_clip is not None:
+        bound = -advantages * dual_clip
+        too_large = (advantages < 0) & (loss > bound)
+        loss, binds = torch.where(too_large, bound, loss), binds | too_large
     return PolicyLoss(
-        loss=torch.maximum(unclipped, clipped).sum(),
-        ratio=ratio.detach().sum(),
-        ratio_squared=ratio.detach().square().sum(),
-        approxkl=0.5 * log_ratio.detach().square().sum(),
-        clipped=(clipped > unclipped).detach().sum(),
+        loss=loss,
+        ratio=ratio.detach(),
+        approxkl=0.5 * log_ratio.detach().square(),
+        clipped=binds.detach().to(ratio.dtype),
     )
+
+
+def kl_loss(logprobs: Tensor, old_logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
+    """ρ·k3 of (T,) tokens, k3 = e^x − 1 − x with x = log π_ref − log π_new: the KL to the reference as a loss.
+
+    Its value is never negative, and its gradient is right: d(ρ·k3) = ρ·(log π_new − log π_ref)·d log π_new, which in
+    expectation over π_old is the gradient of KL(π_new ‖ π_ref), also after the policy has moved away from π_old.
+    Without the factor ρ the gradient of k3 is that of the forward KL, and k1 has none (Schulman 2020, "Approximating
+    KL divergence"; DeepSeek-V3.2, section 3.1). The expectation is over the next token at the states that were visited:
+    how an early token changes the KL of later states is not in it. With the KL in the reward it is.
+    """
+    ratio = (logprobs - old_logprobs).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
+    x = (ref_logprobs - logprobs).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+    return ratio * (x.exp() - 1 - x)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ValueLoss:
-    """Sums over tokens: ``loss`` to minimise; detached: tokens whose value was clipped."""
+    """Per token, (T,) each: ``loss`` to minimise; detached: 1 where the value was clipped."""
 
     loss: Tensor
     clipped: Tensor
 
 
-def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip_range: float) -> ValueLoss:
-    """½ Σ max((V−R)², (clip(V, V_old ± ε_v) − R)²) over (T,) tokens (Ziegler et al. 2019, code)."""
+def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip_range: float | None) -> ValueLoss:
+    """½ max((V−R)², (clip(V, V_old ± ε_v) − R)²) of (T,) tokens (Ziegler et al. 2019, code); None: ½ (V−R)²."""
+    unclipped = (values - returns).square()
+    if clip_range is None:
+        return ValueLoss(loss=0.5 * unclipped, clipped=torch.zeros_like(unclipped))
     near = old_values + (values - old_values).clamp(-clip_range, clip_range)
-    unclipped, clipped = (values - returns).square(), (near - returns).square()
-    return ValueLoss(loss=0.5 * torch.maximum(unclipped, clipped).sum(), clipped=(clipped > unclipped).detach().sum())
+    clipped = (near - returns).square()
+    binds = (clipped > unclipped).detach().to(values.dtype)
+    return ValueLoss(loss=0.5 * torch.maximum(unclipped, clipped), clipped=binds)
 
 
 def preference_loss(chosen: Tensor, rejected: Tensor, margins: Tensor) -> Tensor:

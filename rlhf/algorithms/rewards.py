@@ -7,14 +7,37 @@ from __future__ import annotations
 
 import numpy as np
 
+from rlhf.algorithms.moments import Moments
+from rlhf.config.schema import AlgorithmConfig
 from rlhf.types import Bool, FinishReason, Float32, Int32
 
 
-def penalise_missing_eos(scores: Float32, finish_reasons: Int32, penalty: float | None) -> Float32:
-    """(B,) scores, with −penalty in place of the score of each response that has no end token."""
+def shape_scores(
+    raw: Float32, lengths: Float32, finish_reasons: Int32, algorithm: AlgorithmConfig, seen: Moments
+) -> Float32:
+    """(B,) scores as the policy is trained on them: scaled, clipped, then the penalties, which are not scaled.
+
+    Args:
+        raw: (B,) what the reward said.
+        lengths: (B,) response tokens that count.
+        seen: moments of all raw scores so far, this batch's included.
+    """
+    scores = raw.astype(np.float64)
+    if algorithm.reward_scale == "running_std":
+        scores = scores / max(seen.std, 1e-8)
+    if algorithm.reward_clip is not None:
+        scores = scores.clip(-algorithm.reward_clip, algorithm.reward_clip)
+    scores = scores - algorithm.length_penalty * lengths
+    return penalise_missing_eos(scores, finish_reasons, algorithm).astype(np.float32)
+
+
+def penalise_missing_eos(scores: np.ndarray, finish_reasons: Int32, algorithm: AlgorithmConfig) -> np.ndarray:
+    """(B,) scores, where a response has no end token with −penalty in place of its score, or taken off it."""
+    penalty = algorithm.missing_eos_penalty
     if penalty is None:
         return scores
-    return np.where(finish_reasons == FinishReason.STOP, scores, np.float32(-penalty))
+    without = scores - penalty if algorithm.missing_eos == "subtract" else np.full_like(scores, -penalty)
+    return np.where(finish_reasons == FinishReason.STOP, scores, without)
 
 
 def kl_per_token(old_logprobs: Float32, ref_logprobs: Float32) -> Float32:
@@ -30,15 +53,20 @@ def token_rewards(
 ) -> Float32:
     """(R,) r_t = −β k_t, plus the score (B,) once, at the last token of each response that is in the mask."""
     rewards = np.where(response_mask, -kl_coef * kl, 0.0).astype(np.float64)
-    for i, end in enumerate(np.cumsum(response_lengths)):
-        inside = np.flatnonzero(response_mask[end - response_lengths[i] : end])
-        if len(inside):
-            rewards[end - response_lengths[i] + inside[-1]] += scores[i]
+    places = np.flatnonzero(response_mask)
+    sample = sample_of_token(response_lengths)[places]
+    is_last = np.append(sample[1:] != sample[:-1], True) if len(sample) else np.zeros(0, dtype=bool)
+    rewards[places[is_last]] += scores[sample[is_last]]
     return rewards.astype(np.float32)
 
 
 def sum_by_sample(values: Float32, response_lengths: Int32, response_mask: Bool) -> Float32:
     """(B,) sum over each sample's masked tokens of a packed (R,) array."""
-    sample = np.repeat(np.arange(len(response_lengths)), response_lengths)
     weights = np.where(response_mask, values, 0.0)
-    return np.bincount(sample, weights=weights, minlength=len(response_lengths)).astype(np.float32)
+    sums = np.bincount(sample_of_token(response_lengths), weights=weights, minlength=len(response_lengths))
+    return sums.astype(np.float32)
+
+
+def sample_of_token(response_lengths: Int32) -> np.ndarray:
+    """(R,) which sample each response token belongs to."""
+    return np.repeat(np.arange(len(response_lengths)), response_lengths)

@@ -205,6 +205,7 @@ class AdaptiveKLConfig:
     """Responses over which β may change by a fifth."""
 
 
+LossMean = Literal["token", "sequence", "constant"]
 AlgorithmName = Literal["ppo", "grpo", "dr_grpo", "rloo", "reinforce++", "reinforce++_baseline"]
 
 
@@ -216,7 +217,7 @@ class AlgorithmConfig:
     """
 
     name: AlgorithmName = "ppo"
-    """``ppo`` has a critic; the others compare responses to the same prompt, or to the whole batch (``reinforce++``)."""
+    """``ppo`` has a critic; the others compare responses to one prompt, or to the whole batch (``reinforce++``)."""
     kl_coef: float = 0.05
     """β: weight of the KL to the reference."""
     kl_in: Literal["reward", "loss"] | None = None
@@ -240,7 +241,7 @@ class AlgorithmConfig:
     """λ of generalised advantage estimation."""
     whiten_advantages: bool | None = None
     """Shift and scale advantages to mean 0 and variance 1 over the response tokens of the global batch."""
-    loss_mean: Literal["token", "sequence", "constant"] | None = None
+    loss_mean: LossMean | None = None
     """What the loss is an average of, always over the global batch: all tokens; responses, each the mean of its tokens;
     or responses, each the sum of its tokens over ``rollout.max_response_length``."""
     missing_eos: Literal["replace", "subtract"] = "replace"
@@ -263,8 +264,8 @@ class AlgorithmConfig:
     importance_sampling: Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] = (
         "token_truncate"
     )
-    """Correction for the engine's probabilities differing from the trainer's: weights π_trainer/π_engine of tokens or of
-    whole responses, cut off at ``importance_cap`` (truncate), or 0 beyond it (mask)."""
+    """Correction where the engine's probabilities differ from the trainer's: weights π_trainer/π_engine of tokens or
+    of whole responses, cut off at ``importance_cap`` (truncate), or 0 beyond it (mask)."""
     importance_cap: float = 2.0
     """Largest importance weight."""
     critic_warmup_steps: int = 0
@@ -279,6 +280,12 @@ class AlgorithmConfig:
     def has_critic(self) -> bool:
         """Whether advantages come from a critic's values."""
         return self.name == "ppo"
+
+    @property
+    def averaging(self) -> LossMean:
+        """``loss_mean``, which is never none once the algorithm has filled it in."""
+        assert self.loss_mean is not None
+        return self.loss_mean
 
     @property
     def clip_high(self) -> float:
@@ -351,8 +358,8 @@ class PPOConfig:
     policy_init: str | None = None
     """Model folder of the policy and the reference; without it the SFT stage's model of the same run."""
     critic_init: str | None = None
-    """Model folder that the critic starts from, with a new head; without it the first reward model among ``rewards``, or
-    the policy's start where there is none."""
+    """Model folder that the critic starts from, with a new head; without it the first reward model among ``rewards``,
+    or the policy's start where there is none."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -127,6 +127,7 @@ def _rollout(prompt: Prompt, output: RequestOutput | None, version: int, seed: i
         prompt=prompt,
         tokens=tokens,
         logprobs=np.array(logprobs, dtype=np.float32),
+        mask=np.ones(len(tokens), dtype=np.bool_),
         weight_version=version,
         finish_reason=FinishReason.STOP if answer.finish_reason == "stop" else FinishReason.LENGTH,
         seed=seed,

@@ -18,28 +18,35 @@ CHUNK = 2048
 
 
 def _chunk_logprobs(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float, entropy_gradient: bool
 ) -> tuple[Tensor, Tensor]:
     logits = functional.linear(hidden, weight, bias).float() / temperature
     logprobs = logits.log_softmax(dim=-1)
-    with torch.no_grad():
-        entropy = torch.special.entr(logprobs.exp()).sum(dim=-1)  # 0 · −inf counts 0
+    with torch.set_grad_enabled(entropy_gradient and hidden.requires_grad):
+        likely = logprobs.exp()
+        # 0 · −inf counts 0, in the gradient too
+        entropy = -(likely * logprobs.masked_fill(likely == 0, 0)).sum(dim=-1)
     return logprobs.gather(1, targets[:, None])[:, 0], entropy
 
 
 def token_logprobs(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    temperature: float,
+    entropy_gradient: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each target and entropy of each distribution, in nats.
 
     Shapes: hidden (R, d), weight (V, d), bias (V,), targets (R,) → (R,), (R,), float32. Logits are made chunk by chunk,
     and made again in the backward pass, so that at most ``CHUNK`` rows of them exist. Softmax at ``temperature``, as
-    the sampler's. The entropies are for reporting: they carry no gradient.
+    the sampler's. Entropies carry a gradient only where it is asked for: it costs a pass over the vocabulary.
     """
     parts = []
     for begin in range(0, max(1, len(targets)), CHUNK):
         chunk = slice(begin, begin + CHUNK)
-        arguments = (hidden[chunk], weight, bias, targets[chunk], temperature)
+        arguments = (hidden[chunk], weight, bias, targets[chunk], temperature, entropy_gradient)
         if hidden.requires_grad:
             parts.append(checkpoint(_chunk_logprobs, *arguments, use_reentrant=False))
         else:
@@ -60,8 +67,9 @@ class PolicyNet(nn.Module):
         """Parameters used outside their own module's forward pass; ZeRO-3 must be told of them."""
         return list(self.head[0].parameters())
 
-    def forward(self, row: PackedRow, temperature: float) -> tuple[Tensor, Tensor]:
+    def forward(self, row: PackedRow, temperature: float, entropy_gradient: bool = False) -> tuple[Tensor, Tensor]:
         """(R,) log-probabilities and (R,) entropies of the row's response tokens, in nats, float32."""
         hidden = hidden_states(self.lm.base_model, row)[row.predict_at]
         head = self.head[0]
-        return token_logprobs(hidden, head.weight, getattr(head, "bias", None), row.targets, temperature)
+        bias = getattr(head, "bias", None)
+        return token_logprobs(hidden, head.weight, bias, row.targets, temperature, entropy_gradient)

@@ -5,8 +5,8 @@ It runs in the process of the policy's first rank, so that the controller never 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import islice
 from typing import Any
@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from rlhf.algorithms.controller import AlgorithmState
 from rlhf.algorithms.rewards import kl_per_token, sum_by_sample
 from rlhf.config.schema import ModelConfig, Recipe
-from rlhf.experience import Scored, build_experience, experience_metrics
+from rlhf.experience import Scored, build_experience, experience_metrics, total_score
 from rlhf.models.load import load_tokenizer
 from rlhf.roles.forward import Share, join_samples, join_tokens, token_index
 from rlhf.tracking.tracker import SampleRow
-from rlhf.types import Experience, FinishReason, RolloutBlock, Sequences
+from rlhf.types import Experience, FinishReason, Float32, RolloutBlock
 
 SHOWN = 10**9
 """Second word of the seed that chooses the samples to show. Minibatches are shuffled by seed, step and epoch: with a
@@ -29,73 +30,104 @@ word that no step reaches, the two can never be the same stream."""
 
 @dataclass(frozen=True, kw_only=True)
 class BatchReport:
-    """What the controller learns of a batch: numbers, and a few samples as text."""
+    """What the controller learns of a batch: numbers, a few samples as text, and the algorithm's next state."""
 
     metrics: dict[str, float]
     samples: tuple[SampleRow, ...]
+    state: AlgorithmState
+
+    def with_metrics(self, more: Mapping[str, float]) -> BatchReport:
+        """The same with more numbers."""
+        return replace(self, metrics={**self.metrics, **more})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contribution:
+    """Who computed a part of every block: ``kind`` is one of ``score``, ``old_logprobs``, ``ref_logprobs``, ``values``.
+
+    ``name`` is that of the reward's part, for a score; ``ranks`` is the number of shares.
+    """
+
+    kind: str
+    ranks: int
+    name: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """What the assembled step is about: its weight version and step, and where the tokenizer is."""
+    """What the assembled step is about, and where the tokenizer is."""
 
     recipe: Recipe
     tokenizer: str
-    version: int
     step: int
-    ranks: tuple[int, ...]
-    """Shares of each block by the reward, the policy, the reference and the critic."""
+    state: AlgorithmState
+    contributions: tuple[Contribution, ...]
+    """The shares of each block, in their order."""
 
 
 def assemble(batch: Batch, *parts: Any) -> tuple[Experience, BatchReport]:
     """Join blocks and shares, in a fixed order of samples, and compute rewards and advantages over the whole.
 
     Args:
-        parts: for each block: the block, then the shares of every rank of the four roles, as ``batch.ranks`` counts
-            them.
+        parts: for each block: the block, then its shares, as ``batch.contributions`` counts them.
     """
-    width = 1 + sum(batch.ranks)
-    scored = _sorted([_score(batch, parts[i], parts[i + 1 : i + width]) for i in range(0, len(parts), width)])
-    algorithm = batch.recipe.algorithm
-    experience = build_experience(scored, algorithm)
-    metrics = experience_metrics(experience, scored.raw_scores, algorithm.kl_coef, batch.version)
-    return experience, BatchReport(metrics=metrics, samples=_sample_rows(batch, experience))
+    width = 1 + sum(contribution.ranks for contribution in batch.contributions)
+    blocks = [_score(batch, parts[i], parts[i + 1 : i + width]) for i in range(0, len(parts), width)]
+    scored = _sorted(blocks)
+    sources = batch.recipe.rewards
+    raw = total_score(scored.scores, {name: source.weight for name, source in sources.items()}, scored.dropped)
+    experience, state = build_experience(scored, raw, batch.recipe.algorithm, batch.state)
+    metrics = experience_metrics(experience, raw, batch.step) | _parts_metrics(scored)
+    return experience, BatchReport(metrics=metrics, samples=_sample_rows(batch, experience), state=state)
 
 
 def _score(batch: Batch, block: RolloutBlock, shares: Sequence[Share]) -> Scored:
     rest = iter(shares)
-    reward, policy, reference, critic = (tuple(islice(rest, count)) for count in batch.ranks)
-    return Scored(
-        rollouts=block,
-        raw_scores=join_samples(reward, len(block)),
-        old_logprobs=join_tokens(policy, block.sequences),
-        ref_logprobs=join_tokens(reference, block.sequences),
-        values=join_tokens(critic, block.sequences),
-    )
+    scores: dict[str, Float32] = {}
+    tokens: dict[str, Float32 | None] = {"values": None}
+    for contribution in batch.contributions:
+        own = tuple(islice(rest, contribution.ranks))
+        if contribution.kind == "score":
+            scores[contribution.name] = join_samples(own, len(block))
+        else:
+            tokens[contribution.kind] = join_tokens(own, block.sequences)
+    dropped = np.zeros(len(block), dtype=bool)
+    for name, source in batch.recipe.rewards.items():
+        if source.endpoint is not None and source.endpoint.on_failure == "drop":
+            dropped |= np.isnan(scores[name])
+    return Scored(rollouts=block, scores=scores, dropped=dropped, **tokens)  # type: ignore[arg-type]
 
 
-def _sorted(scored: Sequence[Scored]) -> Scored:
+def _sorted(blocks: Sequence[Scored]) -> Scored:
     """One whole, sorted by prompt and seed: blocks finish in any order, and the result must not depend on it."""
-    rollouts = RolloutBlock.concatenate([s.rollouts for s in scored])
+    rollouts = RolloutBlock.concatenate([block.rollouts for block in blocks])
     order = np.lexsort((rollouts.seeds, rollouts.prompt_ids))
     tokens = token_index(rollouts.sequences, order)
 
-    def joined(name: str, index: np.ndarray) -> np.ndarray:
-        return np.concatenate([getattr(s, name) for s in scored])[index]
+    def joined(name: str) -> Float32 | None:
+        parts = [getattr(block, name) for block in blocks]
+        return None if parts[0] is None else np.concatenate(parts)[tokens]
 
-    sequences = Sequences.pack((rollouts.sequences.prompt(i), rollouts.sequences.response(i)) for i in order)
+    old, ref = joined("old_logprobs"), joined("ref_logprobs")
+    assert old is not None and ref is not None
     return Scored(
-        rollouts=RolloutBlock(
-            sequences=sequences,
-            logprobs=rollouts.logprobs[tokens],
-            **{
-                name: getattr(rollouts, name)[order]
-                for name in ("prompt_ids", "weight_versions", "finish_reasons", "seeds")
-            },
-        ),
-        raw_scores=joined("raw_scores", order),
-        **{name: joined(name, tokens) for name in ("old_logprobs", "ref_logprobs", "values")},
+        rollouts=rollouts.select(order),
+        scores={name: np.concatenate([block.scores[name] for block in blocks])[order] for name in blocks[0].scores},
+        dropped=np.concatenate([block.dropped for block in blocks])[order],
+        old_logprobs=old,
+        ref_logprobs=ref,
+        values=joined("values"),
     )
+
+
+def _parts_metrics(scored: Scored) -> dict[str, float]:
+    """The mean of each part of the reward, where there are several."""
+    if len(scored.scores) < 2:
+        return {}
+    there = ~scored.dropped
+    return {
+        f"objective/scores/{name}": float(part[there].mean()) for name, part in scored.scores.items() if there.any()
+    }
 
 
 def _sample_rows(batch: Batch, experience: Experience) -> tuple[SampleRow, ...]:

@@ -18,6 +18,7 @@ from rlhf.models.scalar import ScalarNet, init_value_head
 from rlhf.roles.forward import Share, token_index
 from rlhf.roles.role import Role
 from rlhf.types import Experience, RolloutBlock
+from rlhf.zero.engine import finite
 from rlhf.zero.process_group import Rank
 
 
@@ -62,14 +63,14 @@ class CriticRole(Role[ScalarNet]):
         def loss(samples: list[int]) -> Tensor:
             row = pack_row(sequences, samples, self.place)
             index = token_index(sequences, samples)
-            kept, old, target = (
-                torch.from_numpy(array[index]).to(self.place)
-                for array in (experience.response_mask, experience.values, experience.returns)
-            )
-            values = self.engine.engine(row, row.predict_at)
-            terms = value_loss(values[kept], old[kept], target[kept], self.recipe.algorithm.value_clip_range)
-            sums.add_(torch.stack([terms.loss.detach(), terms.clipped, kept.sum()]).double().cpu())
-            return terms.loss
+            assert experience.values is not None and experience.returns is not None
+            arrays = (experience.response_mask, experience.values, experience.returns)
+            kept, old, target = (torch.from_numpy(array[index]).to(self.place) for array in arrays)
+            values = finite("values", self.engine.engine(row, row.predict_at)[kept])
+            terms = value_loss(values, old[kept], target[kept], self.recipe.algorithm.value_clip_range)
+            total = terms.loss.sum()
+            sums.add_(torch.stack([total.detach(), terms.clipped.sum(), kept.sum()]).double().cpu())
+            return total
 
         self.engine.update(micro_batches, loss, count)
         return sums

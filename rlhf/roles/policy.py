@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from vllm.distributed.weight_transfer.base import VLLMWeightSyncClient
 
-from rlhf.algorithms.losses import policy_loss
+from rlhf.algorithms.losses import kl_loss, policy_loss
+from rlhf.algorithms.normaliser import normaliser, token_weights
 from rlhf.batching import minibatches
 from rlhf.config.schema import Recipe
 from rlhf.config.validate import policy_updates
@@ -22,24 +23,32 @@ from rlhf.models.policy import PolicyNet
 from rlhf.roles.forward import token_index
 from rlhf.roles.role import LanguageRole
 from rlhf.roles.save import save_model
-from rlhf.types import Experience
+from rlhf.types import Experience, Float32
 from rlhf.weights.fingerprint import Fingerprint
 from rlhf.weights.sender import make_sender
 from rlhf.weights.source import ZeroSource
+from rlhf.zero.engine import finite
 from rlhf.zero.process_group import Rank
+
+SUMS = ("loss", "kl", "ratio", "ratio²", "approxkl", "clipped", "entropy", "tokens")
+"""What a pass adds up over its tokens; the first two by the weights of the loss."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyBatch:
     """What one packed pass of the update needs.
 
-    Shapes: ``row`` R response tokens; old_logprobs, advantages, mask (R,).
+    Shapes: ``row`` R response tokens, of which those of ``mask`` (R,) are trained on; for these T alone old_logprobs,
+    ref_logprobs, advantages, importance, weights (T,).
     """
 
     row: PackedRow
-    old_logprobs: Tensor
-    advantages: Tensor
     mask: Tensor
+    old_logprobs: Tensor
+    ref_logprobs: Tensor
+    advantages: Tensor
+    importance: Tensor
+    weights: Tensor
 
 
 class PolicyRole(LanguageRole):
@@ -62,16 +71,19 @@ class PolicyRole(LanguageRole):
         return ZeroSource(self.engine, self.lm, DTYPES[self.recipe.model.dtype])
 
     def update(self, experience: Experience, step: int) -> dict[str, float]:
-        """PPO's epochs over the batch; returns metrics of all ranks together."""
+        """The epochs over the batch, fewer if ``target_kl`` ends them; returns metrics of all ranks together."""
         algorithm = self.recipe.algorithm
-        samples = len(experience.rollouts)
-        rows, norms = [], []
-        for chosen in minibatches(samples, algorithm.minibatches, algorithm.epochs, [self.recipe.seed, step]):
-            sums, norm = self._minibatch(experience, chosen)
-            rows.append(sums)
+        plan = minibatches(len(experience.rollouts), algorithm.minibatches, algorithm.epochs, [self.recipe.seed, step])
+        totals, norms = [], []
+        for done, chosen in enumerate(plan, start=1):
+            total, norm = self._minibatch(experience, chosen)
+            totals.append(total)
             norms.append(norm)
-        totals = self.engine.all_reduce(torch.stack(rows))
-        return update_metrics(totals) | {
+            if algorithm.target_kl is not None and _mean_of(total, "approxkl") > algorithm.target_kl:
+                self.engine.skip_updates(len(plan) - done)
+                break
+        return update_metrics(torch.stack(totals)) | {
+            "policy/updates": float(len(totals)),
             "policy/grad_norm": float(np.mean(norms)),
             "lr": self.engine.learning_rate,
             "memory/policy_gib": peak_memory_gib(self.rank.device),
@@ -80,35 +92,68 @@ class PolicyRole(LanguageRole):
     def _minibatch(self, experience: Experience, chosen: Sequence[int]) -> tuple[Tensor, float]:
         """One optimizer step.
 
-        Returns this rank's sums (7,): loss, ratio, ratio², approxkl, clipped, entropy, tokens.
+        Returns the sums of all ranks as ``SUMS`` names them, the loss's two divided by its normaliser, and the norm.
         """
-        sequences = experience.rollouts.sequences
-        micro_batches = self.micro_batches(chosen, sequences.lengths)
-        count = int(experience.response_mask[token_index(sequences, chosen)].sum())
-        sums = torch.zeros(7, dtype=torch.float64)
+        algorithm, sequences = self.recipe.algorithm, experience.rollouts.sequences
+        index = token_index(sequences, chosen)
+        lengths, mask = sequences.response_lengths[np.asarray(chosen)], experience.response_mask[index]
+        count = normaliser(algorithm.averaging, lengths, mask, self.recipe.rollout.max_response_length)
+        sums = torch.zeros(len(SUMS), dtype=torch.float64)
 
         def loss(batch: PolicyBatch) -> Tensor:
-            logprobs, entropy = self.engine.engine(batch.row, self.recipe.rollout.temperature)
-            kept = batch.mask
-            terms = policy_loss(
-                logprobs[kept], batch.old_logprobs[kept], batch.advantages[kept], self.recipe.algorithm.clip_range
-            )
-            values = (terms.loss.detach(), terms.ratio, terms.ratio_squared, terms.approxkl, terms.clipped)
-            sums.add_(torch.stack([*values, entropy[kept].sum(), kept.sum()]).double().cpu())
-            return terms.loss
+            value, statistics = self._loss(batch, experience.kl_coef)
+            sums.add_(statistics)
+            return value
 
-        norm = self.engine.update([self._batch(experience, samples) for samples in micro_batches], loss, count)
-        return sums, norm
+        micro_batches = [self._batch(experience, part) for part in self.micro_batches(chosen, sequences.lengths)]
+        norm = self.engine.update(micro_batches, loss, count)
+        total = self.engine.all_reduce(sums)
+        total[:2] /= max(1, count)
+        return total, norm
+
+    def _loss(self, batch: PolicyBatch, kl_coef: float) -> tuple[Tensor, Tensor]:
+        """The weighted sum of one pass's losses, and what ``SUMS`` names."""
+        algorithm = self.recipe.algorithm
+        logprobs, entropy = self.engine.engine(batch.row, self.recipe.rollout.temperature, algorithm.entropy_coef > 0)
+        logprobs, entropy = finite("logprobs", logprobs[batch.mask]), entropy[batch.mask]
+        terms = policy_loss(
+            logprobs,
+            batch.old_logprobs,
+            batch.advantages,
+            algorithm.clip_range,
+            algorithm.clip_high,
+            algorithm.dual_clip,
+        )
+        corrected = batch.weights * batch.importance
+        with torch.set_grad_enabled(algorithm.kl_in == "loss"):
+            kl = (corrected * kl_loss(logprobs, batch.old_logprobs, batch.ref_logprobs)).sum()
+        value = (corrected * terms.loss).sum()
+        statistics = [value.detach(), kl.detach(), terms.ratio.sum(), terms.ratio.square().sum(), terms.approxkl.sum()]
+        statistics += [terms.clipped.sum(), entropy.detach().sum(), batch.mask.sum()]
+        if algorithm.kl_in == "loss":
+            value = value + kl_coef * kl
+        if algorithm.entropy_coef:
+            value = value - algorithm.entropy_coef * (batch.weights * entropy).sum()
+        return value, torch.stack([each.double().cpu() for each in statistics])
 
     def _batch(self, experience: Experience, samples: Sequence[int]) -> PolicyBatch:
         sequences = experience.rollouts.sequences
         index = token_index(sequences, samples)
-        to = lambda array: torch.from_numpy(array[index]).to(self.place)  # noqa: E731
+        kept = experience.response_mask[index]
+        lengths = sequences.response_lengths[np.asarray(samples, dtype=np.int64)]
+        weights = token_weights(self.recipe.algorithm.averaging, lengths, kept)
+
+        def trained(array: Float32) -> Tensor:
+            return torch.from_numpy(array[index][kept]).to(self.place)
+
         return PolicyBatch(
             row=pack_row(sequences, samples, self.place),
-            old_logprobs=to(experience.old_logprobs),
-            advantages=to(experience.advantages),
-            mask=to(experience.response_mask),
+            mask=torch.from_numpy(kept).to(self.place),
+            old_logprobs=trained(experience.old_logprobs),
+            ref_logprobs=trained(experience.ref_logprobs),
+            advantages=trained(experience.advantages),
+            importance=trained(experience.importance_weights),
+            weights=torch.from_numpy(weights[kept]).to(self.place),
         )
 
     def connect(self, client: VLLMWeightSyncClient, backend: str, engine_workers: int, address: str, port: int) -> None:
@@ -125,15 +170,21 @@ class PolicyRole(LanguageRole):
         save_model(self.engine, self.lm, folder)
 
 
-def update_metrics(totals: Tensor) -> dict[str, float]:
-    """Averages over updates and tokens of sums (updates, 7) over ranks; ``first_pass`` is of the first update alone.
+def _mean_of(total: Tensor, name: str) -> float:
+    return float(total[SUMS.index(name)] / total[SUMS.index("tokens")].clamp(min=1))
 
-    The value of each update is the mean over its tokens; an update's pass happens before its optimizer step.
+
+def update_metrics(totals: Tensor) -> dict[str, float]:
+    """Averages over updates of ``SUMS`` (updates, 8) over ranks; ``first_pass`` is of the first update alone.
+
+    The losses are divided already; the rest is a mean over tokens. An update's pass happens before its optimizer step.
     """
-    tokens = totals[:, 6].clamp(min=1)
-    loss, ratio, square, approxkl, clipfrac, entropy = (totals[:, :6] / tokens[:, None]).T
+    tokens = totals[:, -1].clamp(min=1)
+    loss, kl = totals[:, :2].T
+    ratio, square, approxkl, clipfrac, entropy = (totals[:, 2:-1] / tokens[:, None]).T
     return {
         "loss/policy_avg": float(loss.mean()),
+        "loss/kl_avg": float(kl.mean()),
         "val/ratio": float(ratio.mean()),
         "val/ratio_var": float((square - ratio.square()).clamp(min=0).mean()),
         "policy/approxkl_avg": float(approxkl.mean()),

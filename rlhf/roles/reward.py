@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from rlhf.config.schema import Recipe
+from rlhf.config.schema import Recipe, RewardSourceConfig
 from rlhf.evaluation.scorers import load_scorer
 from rlhf.models.load import load_classifier, load_tokenizer, reward_shift
 from rlhf.models.scalar import ScalarNet
 from rlhf.roles.forward import Share
 from rlhf.roles.role import Role
-from rlhf.types import RolloutBlock
+from rlhf.types import Prompt, RolloutBlock
 from rlhf.zero.process_group import Rank
 
 
@@ -31,10 +33,9 @@ class RewardRole(Role[ScalarNet]):
 class FunctionReward:
     """A Python function as the reward: it is given prompts and responses as text, without special tokens."""
 
-    def __init__(self, recipe: Recipe, folder: str, rank: Rank) -> None:
-        assert recipe.reward.scorer is not None
-        self.scorer = load_scorer(recipe.reward.scorer)
-        self.tokenizer = load_tokenizer(folder, recipe.model)
+    def __init__(self, recipe: Recipe, function: str, policy: str) -> None:
+        self.scorer = load_scorer(function)
+        self.tokenizer = load_tokenizer(policy, recipe.model)
 
     def scores(self, block: RolloutBlock) -> Share:
         """All rewards of the block, one a sample."""
@@ -42,3 +43,24 @@ class FunctionReward:
         prompts = self.tokenizer.batch_decode([sequences.prompt(i) for i in range(count)], skip_special_tokens=True)
         answers = self.tokenizer.batch_decode([sequences.response(i) for i in range(count)], skip_special_tokens=True)
         return Share(samples=np.arange(count), values=self.scorer(prompts, answers).astype(np.float32))
+
+
+def make_reward(
+    recipe: Recipe,
+    source: RewardSourceConfig,
+    policy: str,
+    folder: str | None,
+    prompts: Sequence[Prompt],
+    rank: Rank,
+) -> RewardRole | FunctionReward:
+    """One part of the reward on one rank.
+
+    Args:
+        policy: folder whose tokenizer the responses are in.
+        folder: that of the reward model, for a part that is one.
+        prompts: what the policy is asked, by a block's ``prompt_ids``.
+    """
+    if folder is not None:
+        return RewardRole(recipe, folder, rank)
+    assert source.function is not None
+    return FunctionReward(recipe, source.function, policy)

@@ -7,6 +7,7 @@ the factor ``world`` undoes that.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -18,6 +19,7 @@ from transformers import get_scheduler
 from transformers.integrations import HfDeepSpeedConfig
 
 from rlhf.config.schema import OptimizerConfig, RoleConfig
+from rlhf.errors import MachineryError
 from rlhf.zero.process_group import Rank
 from rlhf.zero.settings import SCHEDULES, deepspeed_config, optimizer_arguments
 
@@ -89,7 +91,12 @@ class ZeroEngine:
         self.learning_rate = float(self.engine.get_lr()[0])
         self.engine.step()
         norm = self.engine.get_global_grad_norm()
-        return float(own_norm if norm is None else norm)
+        return _finite_norm(float(own_norm if norm is None else norm))
+
+    def skip_updates(self, count: int) -> None:
+        """Move the schedule on over updates that are not made, so that the rate still ends where it should."""
+        for _ in range(count):
+            self.engine.lr_scheduler.step()
 
     def all_reduce(self, sums: Tensor) -> Tensor:
         """Sum over ranks, in float64 on the device."""
@@ -115,6 +122,26 @@ class ZeroEngine:
             with self.full([tensor]):
                 copied = tensor.detach().cpu().clone()
             yield name, copied
+
+
+def finite(name: str, tensor: Tensor) -> Tensor:
+    """The tensor, if every number of it is finite.
+
+    Raises:
+        MachineryError: names the tensor.
+    """
+    bad = int((~torch.isfinite(tensor.detach())).sum())
+    if bad:
+        raise MachineryError(
+            f"numbers that are NaN or infinite during the update, in {name}: {bad} of {tensor.numel()}"
+        )
+    return tensor
+
+
+def _finite_norm(norm: float) -> float:
+    if not math.isfinite(norm):
+        raise MachineryError(f"numbers that are NaN or infinite during the update, in the gradient: its norm is {norm}")
+    return norm
 
 
 def full_shape(tensor: Tensor) -> tuple[int, ...]:

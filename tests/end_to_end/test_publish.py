@@ -41,14 +41,15 @@ def trainer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PPOTrainer]:
     settings += [
         "ppo.optimizer.schedule=constant",
         "placement.critic.ranks=2",
-        f"reward.scorer={REWARD}",
+        f"rewards={{vowels: {{function: '{REWARD}'}}}}",
         "algorithm.critic_warmup_steps=0",
     ]
     recipe = load_recipe(RECIPE, [*overrides(folder, "zero3"), *settings])
     session = Session(recipe=recipe, console=Console(sys.stdout), device="cpu", gpus=0)
     start = Start(
         policy=session.base,
-        reward=session.base,
+        critic=session.base,
+        reward_models={},
         max_length=session.longest,
         end_tokens=session.end_tokens(session.base),
         prompts=session.prompts.train,
@@ -80,7 +81,7 @@ def test_a_sabotaged_publish_stops_the_run(
 ) -> None:
     trainer.publish(version=1, step=1)
     trainer.crew.policy.ask("sabotage", fault, moment=Moment(phase="test"))
-    trainer.update(_experience(trainer, step=1), step=1)
+    trainer.crew.update(_experience(trainer, step=1), step=1)
     with pytest.raises(CanaryError, match="weights/fingerprint") as caught:
         trainer.publish(version=2, step=1)
     assert where in str(caught.value)
@@ -96,7 +97,7 @@ def _experience(trainer: PPOTrainer, step: int) -> ray.ObjectRef:
     parts = []
     for block in trainer.crew.engines.generate([0, 1, 2, 3] * 4, range(16), Moment(phase="test")):
         parts += [block, *trainer.crew.score(block)]
-    return trainer.crew.assemble(step, parts)[0]
+    return trainer.crew.assemble(step, trainer.state, parts)[0]
 
 
 def test_saved_zero3_model_is_what_the_engine_holds(

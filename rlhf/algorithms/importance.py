@@ -1,0 +1,41 @@
+"""Truncated importance sampling: weights for tokens drawn by an engine whose probabilities are not the trainer's.
+
+Engine and trainer compute the same distribution with other kernels, and in low precision not quite the same; samples
+may also be from older weights. The weight is π_trainer/π_engine, without gradient (Yao et al. 2025, "Your efficient RL
+framework secretly brings you off-policy training").
+
+Shapes: B samples, R response tokens of all samples, packed.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from rlhf.algorithms.losses import LOG_RATIO_LIMIT
+from rlhf.algorithms.rewards import sample_of_token, sum_by_sample
+from rlhf.config.schema import AlgorithmConfig
+from rlhf.types import Bool, Float32, Int32
+
+
+def importance_weights(
+    old_logprobs: Float32,
+    engine_logprobs: Float32,
+    response_lengths: Int32,
+    response_mask: Bool,
+    algorithm: AlgorithmConfig,
+) -> Float32:
+    """(R,) weights: 1 without correction, 0 outside the mask.
+
+    With ``sequence_*`` all tokens of a response have the product of their ratios. ``*_truncate`` cuts weights off at
+    the cap; ``*_mask`` takes what is beyond the cap out of the update.
+    """
+    kind, cap = algorithm.importance_sampling, algorithm.importance_cap
+    if kind == "none":
+        return response_mask.astype(np.float32)
+    difference = np.where(response_mask, old_logprobs - engine_logprobs, 0.0)
+    if kind.startswith("sequence"):
+        totals = sum_by_sample(difference, response_lengths, response_mask)
+        difference = totals[sample_of_token(response_lengths)]
+    weights = np.exp(np.clip(difference, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT))
+    weights = np.minimum(weights, cap) if kind.endswith("truncate") else np.where(weights > cap, 0.0, weights)
+    return np.where(response_mask, weights, 0.0).astype(np.float32)
