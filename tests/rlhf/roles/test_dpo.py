@@ -1,0 +1,191 @@
+"""The update of DPO on real DeepSpeed ranks, against the same loss on each answer alone, in plain PyTorch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from rlhf.config.schema import (
+    DPOConfig,
+    ModelConfig,
+    OptimizerConfig,
+    PlacementConfig,
+    Recipe,
+    RoleConfig,
+    RolloutConfig,
+)
+from rlhf.errors import CanaryError
+from rlhf.models.load import load_causal
+from rlhf.roles.dpo import DPORole, held_out_metrics, response_logprobs
+from rlhf.roles.forward import Share
+from rlhf.types import Float32, Sequences
+from rlhf.zero.process_group import Rank
+from tests.rlhf.ranks import Crew
+from tests.rlhf.tiny import random_sequences, tiny_model, whole
+
+BETA, SMOOTHING, LR = 0.3, 0.1, 0.5
+TRAIN = random_sequences((3, 5), (3, 2), (2, 6), (2, 1), (4, 4), (4, 3), (1, 2), (1, 7))
+HELD_OUT = random_sequences((2, 3), (2, 5), (5, 1), (5, 4), (1, 4), (1, 2), seed=1)
+CHOSEN = [2, 0, 3]
+"""Pairs of one update: odd on two ranks; pair 1 is left out."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small Qwen2, whose head is tied to its embedding."""
+    path = tmp_path_factory.mktemp("dpo")
+    tiny_model(AutoModelForCausalLM, "qwen2").save_pretrained(path)
+    return path
+
+
+def recipe(ranks: int, stage: int, budget: int) -> Recipe:
+    """The sampling temperature is not 1: comparisons must not take it."""
+    optimizer = OptimizerConfig(lr=LR, schedule="constant", betas=(0.0, 0.0), eps=1.0, max_grad_norm=0.0)
+    role = RoleConfig(ranks=ranks, zero_stage=stage, micro_batch_tokens=budget)
+    return Recipe(
+        name="test",
+        dpo=DPOConfig(beta=BETA, label_smoothing=SMOOTHING, optimizer=optimizer),
+        rollout=RolloutConfig(temperature=0.5),
+        placement=PlacementConfig(policy=role),
+    )
+
+
+def shares(own: Share, rank: Rank) -> list[Share]:
+    """All ranks' shares on every rank, as the controller hands them round."""
+    everyone: list[Any] = [own] * rank.world
+    if rank.world > 1:
+        torch.distributed.all_gather_object(everyone, own)
+    return everyone
+
+
+def logprobs(role: DPORole, sequences: Sequences, rank: Rank) -> Float32:
+    return response_logprobs(shares(role.logprobs(sequences), rank), sequences)
+
+
+def train(rank: Rank, folder: Path, recipe: Recipe, out: Path) -> dict[str, Any]:
+    """Metrics of two updates, and held-out metrics after them; the model is saved."""
+    role = DPORole(recipe, str(folder), 2, rank)
+    reference, held_out = logprobs(role, TRAIN, rank), logprobs(role, HELD_OUT, rank)
+    role.use(TRAIN, reference)
+    metrics = [role.update(CHOSEN) for _ in range(2)]
+    evaluated = held_out_metrics(logprobs(role, HELD_OUT, rank), held_out, recipe.dpo)
+    role.save(out)
+    return {"reference": reference, "metrics": metrics, "held_out": evaluated}
+
+
+def plain_logprobs(lm: PreTrainedModel, sequences: Sequences) -> torch.Tensor:
+    """(2K,) Each answer alone, by transformers' own cross-entropy; −100 leaves the prompt out."""
+    sums = []
+    for i in range(len(sequences)):
+        tokens = whole(sequences, i)
+        labels = tokens.clone()
+        labels[0, : sequences.prompt_lengths[i]] = -100
+        sums.append(-lm(tokens, labels=labels).loss * int(sequences.response_lengths[i]))
+    return torch.stack(sums)
+
+
+def plain_terms(lm: PreTrainedModel, sequences: Sequences, reference: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Loss of each pair and rewards of each answer, written out as in the papers."""
+    log_ratios = plain_logprobs(lm, sequences) - reference
+    h = BETA * (log_ratios[0::2] - log_ratios[1::2])
+    loss = -(1 - SMOOTHING) * torch.log(torch.sigmoid(h)) - SMOOTHING * torch.log(torch.sigmoid(-h))
+    return {"loss": loss, "rewards": BETA * log_ratios, "margins": h}
+
+
+@pytest.fixture(scope="module")
+def expected(folder: Path) -> dict[str, Any]:
+    """What two plain updates report and what they leave."""
+    lm = load_causal(folder, ModelConfig())
+    with torch.no_grad():
+        reference, held_out_reference = plain_logprobs(lm, TRAIN), plain_logprobs(lm, HELD_OUT)
+    rows = []
+    for _ in range(2):
+        logps = plain_logprobs(lm, TRAIN).detach()
+        terms = plain_terms(lm, TRAIN, reference)
+        loss = terms["loss"][CHOSEN].mean()
+        lm.zero_grad()
+        loss.backward()
+        rewards = terms["rewards"].detach()
+        rows.append(
+            {
+                "train/loss": loss.item(),
+                "rewards/chosen": rewards[0::2][CHOSEN].mean().item(),
+                "rewards/rejected": rewards[1::2][CHOSEN].mean().item(),
+                "rewards/margins": terms["margins"].detach()[CHOSEN].mean().item(),
+                "rewards/accuracies": (terms["margins"][CHOSEN] > 0).float().mean().item(),
+                "logps/chosen": logps[0::2][CHOSEN].mean().item(),
+                "logps/rejected": logps[1::2][CHOSEN].mean().item(),
+                "train/grad_norm": torch.cat([p.grad.flatten() for p in lm.parameters()]).norm().item(),
+                "lr": LR,
+            }
+        )
+        with torch.no_grad():
+            for p in lm.parameters():
+                p -= LR * p.grad / (p.grad.abs() + 1)
+    with torch.no_grad():
+        held_out = plain_terms(lm, HELD_OUT, held_out_reference)
+    return {"reference": reference, "rows": rows, "held_out": held_out, "weights": lm.state_dict()}
+
+
+@pytest.mark.parametrize(("ranks", "stage", "budget"), [(1, 0, 1000), (1, 1, 16), (2, 1, 16), (2, 2, 100), (2, 3, 30)])
+def test_two_updates_are_the_plain_ones_and_the_model_is_saved_as_it_is(
+    ranks: int, stage: int, budget: int, folder: Path, expected: Any, crews: dict[int, Crew], tmp_path: Path
+) -> None:
+    for answer in crews[ranks].run(train, folder, recipe(ranks, stage, budget), tmp_path):
+        np.testing.assert_allclose(answer["reference"], expected["reference"], rtol=1e-5)
+        first, second = answer["metrics"]
+        assert first["train/loss"] == pytest.approx(0.693147, abs=1e-5)
+        assert [first[f"rewards/{name}"] for name in ("chosen", "rejected", "margins")] == pytest.approx(
+            [0] * 3, abs=1e-5
+        )
+        assert first["logps/chosen"] == pytest.approx(expected["rows"][0]["logps/chosen"], rel=1e-5)
+        assert first["train/grad_norm"] == pytest.approx(expected["rows"][0]["train/grad_norm"], rel=1e-5)
+        assert second == pytest.approx(expected["rows"][1], rel=2e-5, abs=2e-5)
+        margins = expected["held_out"]["margins"]
+        assert answer["held_out"]["eval/loss"] == pytest.approx(expected["held_out"]["loss"].mean().item(), rel=1e-4)
+        assert answer["held_out"]["eval/rewards_margin"] == pytest.approx(margins.mean().item(), rel=1e-4)
+        assert answer["held_out"]["eval/accuracy"] == pytest.approx((margins > 0).float().mean().item())
+    saved = load_causal(tmp_path, ModelConfig()).state_dict()
+    for name, weight in expected["weights"].items():
+        scale = float(weight.abs().max())
+        np.testing.assert_allclose(saved[name], weight, rtol=1e-5, atol=1e-5 * scale, err_msg=name)
+
+
+def start_elsewhere(rank: Rank, folder: Path, recipe: Recipe) -> None:
+    """A reference that is not the policy: one nat off for each answer."""
+    role = DPORole(recipe, str(folder), 2, rank)
+    role.use(TRAIN, logprobs(role, TRAIN, rank) + 1)
+    role.update(CHOSEN)
+
+
+def test_a_reference_that_is_not_the_policy_is_refused_at_the_first_update(
+    folder: Path, crews: dict[int, Crew]
+) -> None:
+    with pytest.raises(CanaryError, match="objective/logratio_abs_mean = 0.26"):  # 6 nats over 23 tokens
+        crews[1].run(start_elsewhere, folder, recipe(1, 0, 1000))
+
+
+def test_held_out_metrics_by_hand() -> None:
+    """βh = ±½ log 3: −log σ = log(1 + 3^−½) = .455746 and log(1 + 3^½) = 1.005053, mean .730399."""
+    log3 = float(np.log(3))
+    logps = np.array([-4 + log3, -9, -6, -8 + log3], dtype=np.float32)
+    metrics = held_out_metrics(logps, np.array([-4, -9, -6, -8], dtype=np.float32), DPOConfig(beta=0.5))
+    assert metrics["eval/loss"] == pytest.approx(0.730399, abs=1e-5)
+    assert metrics["eval/rewards_margin"] == pytest.approx(0.0, abs=1e-6)
+    assert metrics["eval/accuracy"] == 0.5
+    # Wilson's interval of 1 in 2 at 95%, from scipy.stats.binomtest(1, 2).proportion_ci(method="wilson")
+    assert metrics["eval/accuracy_ci_low"] == pytest.approx(0.094531, abs=1e-5)
+    assert metrics["eval/accuracy_ci_high"] == pytest.approx(0.905469, abs=1e-5)
+
+
+def test_the_held_out_loss_is_smoothed_as_the_training_loss() -> None:
+    """σ(log 3) = 3/4: −.9 log(3/4) − .1 log(1/4) = .397543."""
+    logps, start = np.log(np.array([3, 1], dtype=np.float32)), np.zeros(2, dtype=np.float32)
+    metrics = held_out_metrics(logps, start, DPOConfig(beta=1.0, label_smoothing=0.1))
+    assert metrics["eval/loss"] == pytest.approx(0.397543, abs=1e-5)
+    assert metrics["eval/rewards_margin"] == pytest.approx(1.098612, abs=1e-5)
