@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from rlhf.config.algorithm_rules import check_algorithm
 from rlhf.config.limits import out_of_limits
 from rlhf.config.machine import Machine, Stage, check_devices
 from rlhf.config.named_files import check_data, check_models, check_name, check_scorer
@@ -31,6 +32,7 @@ def validate(recipe: Recipe, stage: Stage, machine: Machine) -> None:
     if not impossible:
         problems += [*_scratch(recipe), *_lengths(recipe, stages, machine), *_roles(recipe, stages)]
         problems += [*_batches(recipe, stages), *_schedules(recipe, stages), *_evaluation(recipe, stage)]
+        problems += check_algorithm(recipe) if "ppo" in stages else []
         problems += check_devices(recipe, stage, machine)
     raise_all(problems, f"the recipe {recipe.name!r} cannot run `{stage}`")
 

@@ -1,0 +1,210 @@
+"""Pairs of options that cannot work together, each beside its nearest neighbour that can."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+from rlhf.config.algorithm_rules import check_algorithm
+from rlhf.config.load import load_recipe
+from rlhf.config.machine import Machine
+from rlhf.config.schema import (
+    AdaptiveKLConfig,
+    AlgorithmConfig,
+    AlgorithmName,
+    CanaryConfig,
+    DataConfig,
+    EarlyStopConfig,
+    EndpointConfig,
+    LoRAConfig,
+    ModelConfig,
+    PPOConfig,
+    Recipe,
+    RewardSourceConfig,
+)
+from rlhf.config.validate import validate
+from rlhf.errors import UserError
+
+NAMES = get_args(AlgorithmName)
+WITHOUT_CRITIC = [name for name in NAMES if name != "ppo"]
+GROUPS = ["grpo", "dr_grpo", "rloo", "reinforce++_baseline"]
+
+
+def recipe(samples: int = 4, critic_init: str | None = None, **algorithm: Any) -> Recipe:
+    """A recipe with these options of the algorithm, and several responses to a prompt."""
+    ppo = PPOConfig(samples_per_prompt=samples, critic_init=critic_init)
+    return Recipe(name="a", ppo=ppo, algorithm=AlgorithmConfig(**algorithm))
+
+
+def refused(recipe: Recipe) -> UserError:
+    """The one problem of a recipe, which says what, why and how to mend it."""
+    [problem] = check_algorithm(recipe)
+    assert problem.what and problem.why and problem.fix
+    return problem
+
+
+def passes(recipe: Recipe) -> bool:
+    return not list(check_algorithm(recipe))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_algorithm_passes_by_its_own_defaults(name: AlgorithmName) -> None:
+    assert passes(recipe(name=name))
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_a_group_of_one_has_nothing_to_compare_with(name: AlgorithmName) -> None:
+    problem = refused(recipe(samples=1, name=name))
+    assert problem.what == f"algorithm.name = {name} with ppo.samples_per_prompt = 1"
+    assert problem.fix.startswith("ppo.samples_per_prompt=8")
+    assert passes(recipe(samples=2, name=name))
+
+
+@pytest.mark.parametrize("name", ["ppo", "reinforce++"])
+def test_one_response_a_prompt_is_enough_where_no_group_is_compared(name: AlgorithmName) -> None:
+    assert passes(recipe(samples=1, name=name))
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "shown"),
+    [
+        ("critic_warmup_steps", 2, "2"),
+        ("lam", 1.0, "1.0"),
+        ("gamma", 0.99, "0.99"),
+        ("value_clip_range", 0.5, "0.5"),
+        ("value_clip_range", None, "null"),
+    ],
+)
+@pytest.mark.parametrize("name", WITHOUT_CRITIC)
+def test_options_of_the_critic_need_a_critic(name: AlgorithmName, option: str, value: Any, shown: str) -> None:
+    problem = refused(recipe(name=name, **{option: value}))
+    assert problem.what == f"algorithm.{option} = {shown}: {name} has no critic"
+    assert problem.fix == f"leave out algorithm.{option}, or algorithm.name=ppo"
+    assert passes(recipe(name="ppo", **{option: value}))
+
+
+def test_a_start_for_the_critic_needs_a_critic_and_all_its_options_are_named_together() -> None:
+    assert "ppo.critic_init = some/folder: rloo has no critic" in refused(recipe(4, "some/folder", name="rloo")).what
+    several = refused(recipe(4, "some/folder", name="grpo", lam=0.9, critic_warmup_steps=1)).what
+    assert several.startswith("algorithm.lam = 0.9, algorithm.critic_warmup_steps = 1, ppo.critic_init = some/folder:")
+    assert passes(recipe(critic_init="some/folder"))
+
+
+def test_dr_grpo_keeps_out_the_biases_that_it_exists_to_leave_out() -> None:
+    whitened = refused(recipe(name="dr_grpo", whiten_advantages=True))
+    by_length = refused(recipe(name="dr_grpo", loss_mean="sequence"))
+    assert whitened.what.startswith("algorithm.whiten_advantages = true") and "algorithm.name=grpo" in whitened.fix
+    assert by_length.what.startswith("algorithm.loss_mean = sequence") and "algorithm.name=grpo" in by_length.fix
+    assert passes(recipe(name="dr_grpo", whiten_advantages=False, loss_mean="token"))
+    assert passes(recipe(name="grpo", whiten_advantages=True, loss_mean="sequence"))
+
+
+def test_a_factor_cannot_move_a_kl_coefficient_of_0() -> None:
+    problem = refused(recipe(kl_coef=0.0, adaptive_kl=AdaptiveKLConfig()))
+    assert problem.what == "algorithm.adaptive_kl with algorithm.kl_coef = 0"
+    assert passes(recipe(kl_coef=0.0)) and passes(recipe(kl_coef=1e-9, adaptive_kl=AdaptiveKLConfig()))
+    assert passes(recipe(kl_coef=0.0, kl_in="loss")) and passes(recipe(kl_coef=0.0, name="grpo"))
+
+
+@pytest.mark.parametrize(("cap", "works"), [(5.9, False), (6.0, False), (6.1, True), (None, True)])
+def test_a_target_of_the_kl_is_below_the_canarys_cap(cap: float | None, works: bool) -> None:
+    steered = replace(recipe(adaptive_kl=AdaptiveKLConfig(target=6.0)), canaries=CanaryConfig(max_kl=cap))
+    if works:
+        assert passes(steered)
+    else:
+        assert refused(steered).what == f"algorithm.adaptive_kl.target = 6.0 is not below canaries.max_kl = {cap}"
+
+
+def test_a_penalty_that_is_taken_off_has_a_size() -> None:
+    problem = refused(recipe(missing_eos="subtract", missing_eos_penalty=None))
+    assert problem.what == "algorithm.missing_eos = subtract with algorithm.missing_eos_penalty = null"
+    assert passes(recipe(missing_eos="subtract")) and passes(recipe(missing_eos_penalty=None))
+
+
+@pytest.mark.parametrize(
+    ("options", "works"),
+    [
+        ({"dual_clip": 1.1}, False),
+        ({"dual_clip": 1.2}, True),  # at the edge the bound cuts only what is outside the clip range
+        ({"dual_clip": 1.25, "clip_range_high": 0.28}, False),
+        ({"dual_clip": 1.25, "clip_range": 0.28, "clip_range_high": 0.2}, True),
+        ({"dual_clip": 3.0, "clip_range_high": 0.28}, True),
+    ],
+)
+def test_the_dual_clip_is_outside_the_clip_range(options: dict[str, float], works: bool) -> None:
+    if works:
+        assert passes(recipe(**options))
+    else:
+        key = "clip_range_high" if "clip_range_high" in options else "clip_range"
+        assert f"is less than 1 + algorithm.{key} = " in refused(recipe(**options)).what
+
+
+def test_a_cap_needs_importance_weights() -> None:
+    problem = refused(recipe(importance_sampling="none", importance_cap=5.0))
+    assert problem.what == "algorithm.importance_cap = 5.0 with algorithm.importance_sampling = none"
+    assert passes(recipe(importance_sampling="none"))
+    assert passes(recipe(importance_sampling="sequence_mask", importance_cap=5.0))
+
+
+def test_a_step_of_one_update_cannot_be_ended_early() -> None:
+    problem = refused(recipe(target_kl=0.02, epochs=1, minibatches=1))
+    assert problem.what == "algorithm.target_kl = 0.02 with a single update per step"
+    assert passes(recipe(target_kl=0.02, epochs=2)) and passes(recipe(target_kl=0.02, epochs=1, minibatches=2))
+    assert passes(recipe(epochs=1, minibatches=1))
+
+
+FUNCTION = RewardSourceConfig(function="judge.py:score")
+
+
+def watched(scorer: RewardSourceConfig, rewards: dict[str, RewardSourceConfig], held_out: float = 0.1) -> Recipe:
+    """A recipe that stops early by a scorer."""
+    stop = EarlyStopConfig(scorer=scorer)
+    return replace(recipe(), early_stop=stop, rewards=rewards, data=DataConfig(held_out_fraction=held_out))
+
+
+def test_early_stopping_needs_held_out_prompts() -> None:
+    trained = {"model": RewardSourceConfig(model="trained")}
+    assert refused(watched(FUNCTION, trained, held_out=0.0)).what == "early_stop with data.held_out_fraction = 0"
+    assert passes(watched(FUNCTION, trained))
+    assert passes(replace(recipe(), data=DataConfig(held_out_fraction=0.0)))
+
+
+def test_the_judge_of_early_stopping_is_not_the_reward_itself() -> None:
+    weighed = {"score": replace(FUNCTION, weight=0.5)}
+    assert "the very reward" in refused(watched(FUNCTION, weighed)).what
+    url = "http://127.0.0.1/score"
+    same = {"service": RewardSourceConfig(endpoint=EndpointConfig(url=url, retries=9))}
+    assert "the very reward" in refused(watched(RewardSourceConfig(endpoint=EndpointConfig(url=url)), same)).what
+    assert passes(watched(FUNCTION, {**weighed, "model": RewardSourceConfig(model="trained")}))
+    assert passes(watched(RewardSourceConfig(function="judge.py:other"), weighed))
+
+
+def test_what_is_merely_unusual_passes() -> None:
+    assert passes(recipe(reward_scale="running_std", reward_clip=5.0, length_penalty=0.01, missing_eos_penalty=None))
+    assert passes(recipe(name="reinforce++", whiten_advantages=False, entropy_coef=0.01, kl_in="loss"))
+    assert passes(recipe(name="rloo", importance_sampling="sequence_truncate", importance_cap=1.0))
+    assert passes(replace(recipe(), model=ModelConfig(lora=LoRAConfig())))
+
+
+def test_all_problems_come_together() -> None:
+    wrong = recipe(
+        1, name="grpo", lam=0.5, kl_coef=0.0, adaptive_kl=AdaptiveKLConfig(), target_kl=1.0, epochs=1, dual_clip=1.1
+    )
+    assert len(list(check_algorithm(wrong))) == 5
+
+
+def test_the_rules_hold_wherever_the_policy_is_optimised_and_nowhere_else(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").touch()
+    (tmp_path / "run.yaml").write_text(
+        f"name: a\nmodel: {{scratch: {{}}}}\ndata: {{path: {tmp_path}/rows.jsonl}}\nalgorithm: {{name: grpo}}\n"
+    )
+    machine = Machine(gpus=0, cpus=4)
+    for stage in ("ppo", "pipeline"):
+        with pytest.raises(UserError, match=r"algorithm\.name = grpo with ppo\.samples_per_prompt = 1"):
+            validate(load_recipe(tmp_path / "run.yaml"), stage, machine)
+        validate(load_recipe(tmp_path / "run.yaml", ["ppo.samples_per_prompt=8"]), stage, machine)
+    for stage in ("sft", "reward", "dpo"):
+        validate(load_recipe(tmp_path / "run.yaml"), stage, machine)
