@@ -63,6 +63,44 @@ def plot_pipeline(root: Path, out: Path, marks: Marks = Marks()) -> None:
     figure.savefig(out, format="png")
 
 
+def plot_overoptimisation(metrics: Path, out: Path) -> None:
+    """Draw reward and held-out score over the steps of a run into a PNG, and mark the best step.
+
+    A policy is drawn at the number of steps behind it: the answers that step s rewards are by the policy with s behind
+    it, and what is judged after step s has s + 1.
+
+    Args:
+        metrics: the PPO stage's ``metrics.jsonl``.
+        out: the PNG to write.
+    """
+    figure = Figure(figsize=(7, 7.6), dpi=120, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12))
+    reward, held_out = figure.subplots(2, 1, sharex=True)
+    _title(reward, "Reward that the policy is trained on", "", "score")
+    _curve(reward, metrics, "objective/scores", "batch mean")
+    _title(held_out, "Held-out score, by a judge that it is not trained on", "steps behind the policy", "score")
+    _judgements(held_out, metrics)
+    best = read_series(metrics, "holdout/best_step")[1]
+    for panel in (reward, held_out):
+        if len(best):
+            panel.axvline(best[-1], color=GREEN, linestyle="--", linewidth=1.4, label=f"best: after step {best[-1]:g}")
+        _finish(panel)
+    figure.savefig(out, format="png")
+
+
+def _judgements(axes: Axes, metrics: Path) -> None:
+    """Each with its 95% interval; that before the first step stands in the first line, under names of its own."""
+    columns = []
+    for end in ("", "_ci_low", "_ci_high"):
+        steps, values = read_series(metrics, f"holdout/score{end}")
+        first = read_series(metrics, f"holdout/start_score{end}")[1]
+        columns.append(np.concatenate([first, values]))
+        places = np.concatenate([np.zeros(len(first)), steps + 1])
+    score, low, high = columns
+    if len(score):
+        error = np.stack([score - low, high - score])
+        axes.errorbar(places, score, yerr=error, fmt="o-", color=ORANGE, capsize=4, markersize=5, label="95% interval")
+
+
 def read_series(metrics: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Steps and values (both (n,), float64) of the lines of a ``metrics.jsonl`` that hold a number under ``name``."""
     points = [(row["step"], row[name]) for row in read_lines(metrics) if row.get(name) is not None]

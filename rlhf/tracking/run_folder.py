@@ -34,6 +34,7 @@ class RunFolder:
         self.events = self.path / "events.jsonl"
         self.logs = self.path / "logs"
         self.model = self.path / "model"
+        self.best = self.path / "best"
         self.summary = self.path / "summary.json"
         self._done = self.path / "done.json"
         self._digest: str | None = None
@@ -93,12 +94,35 @@ class RunFolder:
     @contextmanager
     def writing_model(self) -> Iterator[Path]:
         """A folder to save the model into; it becomes ``model/`` when the block ends, so ``model/`` is always whole."""
-        partial = self.path / "model.partial"
-        partial.mkdir()
-        yield partial
-        _sync_tree(partial)
-        partial.rename(self.model)
+        with _whole(self.model) as partial:
+            yield partial
+
+    @contextmanager
+    def writing_best(self, step: int) -> Iterator[Path]:
+        """A folder to save the best model so far into; it becomes ``best/step_<step>/`` when the block ends.
+
+        Only then is the one before removed: from the first on there is always a whole one.
+        """
+        self.best.mkdir(exist_ok=True)
+        kept = self._best_of(step)
+        with _whole(kept) as partial:
+            yield partial
+        for other in self.best.iterdir():
+            if other != kept:
+                shutil.rmtree(other)
+
+    def keep_best(self, step: int) -> None:
+        """Make the best model, ``best/step_<step>/``, the run's ``model/``."""
+        self._best_of(step).rename(self.model)
         _sync(self.path)
+        self.drop_best()
+
+    def drop_best(self) -> None:
+        """Remove the best model, once the run has its ``model/``."""
+        shutil.rmtree(self.best, ignore_errors=True)
+
+    def _best_of(self, step: int) -> Path:
+        return self.best / f"step_{step}"
 
     def _start(self, config_yaml: str) -> None:
         if self.path.exists():
@@ -161,6 +185,19 @@ def write_atomically(path: Path, text: str) -> None:
         os.fsync(file.fileno())
     partial.replace(path)
     _sync(path.parent)
+
+
+@contextmanager
+def _whole(folder: Path) -> Iterator[Path]:
+    """A folder to write into that takes the name of ``folder`` when the block ends, on the disk and whole."""
+    partial = folder.with_name(folder.name + ".partial")
+    for left in (partial, folder):  # by an attempt that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    partial.mkdir()
+    yield partial
+    _sync_tree(partial)
+    partial.rename(folder)
+    _sync(folder.parent)
 
 
 def _sync(path: Path) -> None:

@@ -132,11 +132,11 @@ def test_lower_is_what_the_paired_one_sided_test_calls_lower() -> None:
 
 def test_prompts_without_a_score_are_left_out_of_the_pairs() -> None:
     nan = math.nan
-    watch, _ = watching().judge(0, [], [1.0, 1.0, 1.0, nan, 100.0])
-    watch, decision = watch.judge(1, [0.0, 1.0], [0.9, 0.8, 0.7, 0.0, nan])
+    watch, _ = watching().judge(0, [], [1.0, 1.0, 1.0, 1.0, nan, 100.0])
+    watch, decision = watch.judge(1, [0.0, 1.0], [0.9, 0.89, 0.91, 0.9, 0.0, nan])
     assert decision.stop
-    assert watch.last is not None and watch.last.mean == pytest.approx(0.6)
-    assert watch.best is not None and watch.best.mean == pytest.approx(103 / 4)
+    assert watch.last is not None and watch.last.mean == pytest.approx(3.6 / 5)
+    assert watch.best is not None and watch.best.mean == pytest.approx(104 / 5)
 
 
 def test_one_prompt_shows_nothing() -> None:

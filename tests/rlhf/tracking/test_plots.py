@@ -7,7 +7,7 @@ import numpy as np
 
 from rlhf.evaluation.win_rate import compare
 from rlhf.tracking.jsonl import append_line
-from rlhf.tracking.plots import Marks, plot_pipeline, read_series
+from rlhf.tracking.plots import Marks, plot_overoptimisation, plot_pipeline, read_series
 
 
 def write(root: Path, stage: str, rows: list[dict[str, float]]) -> None:
@@ -57,3 +57,30 @@ def test_known_levels_are_drawn(tmp_path: Path) -> None:
     plot_pipeline(tmp_path, tmp_path / "with.png", Marks(max_kl=10.0))
     more = panels(tmp_path / "with.png").astype(int) - panels(tmp_path / "without.png")
     assert more[1, 0] > 200
+
+
+def judged(name: str, score: float) -> dict[str, float]:
+    return {f"holdout/{name}": score, f"holdout/{name}_ci_low": score - 0.1, f"holdout/{name}_ci_high": score + 0.1}
+
+
+def test_reward_held_out_score_and_the_best_step_are_drawn(tmp_path: Path) -> None:
+    rows: list[dict[str, float]] = [{"step": s, "objective/scores": 0.1 * s} for s in range(10)]
+    rows[0] |= judged("start_score", 0.2)
+    for step, score in ((4, 0.8), (9, 0.3)):
+        rows[step] |= judged("score", score)
+    write(tmp_path, "ppo", rows)
+    out = tmp_path / "overoptimisation.png"
+    plot_overoptimisation(tmp_path / "ppo" / "metrics.jsonl", out)
+    assert colours(out)[2] < 20
+    rows[4]["holdout/best_step"] = rows[9]["holdout/best_step"] = 5
+    write(tmp_path, "again", rows)
+    plot_overoptimisation(tmp_path / "again" / "metrics.jsonl", out)
+    blue, orange, green = colours(out)
+    assert blue > 500 and orange > 500 and green > 500
+
+
+def colours(png: Path) -> list[int]:
+    """How many pixels of the picture are the blue of the reward, the orange of the judge, the green of the best."""
+    image = matplotlib.image.imread(png)[..., :3]
+    palette = [(0x00, 0x72, 0xB2), (0xE6, 0x9F, 0x00), (0x00, 0x9E, 0x73)]
+    return [int((np.abs(image - np.array(colour) / 255).max(axis=-1) < 0.1).sum()) for colour in palette]

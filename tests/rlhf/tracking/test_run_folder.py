@@ -72,6 +72,35 @@ def test_a_model_that_fails_half_way_is_not_a_model(tmp_path: Path) -> None:
     assert not run.model.exists()
 
 
+def save(run: RunFolder, step: int) -> None:
+    with run.writing_best(step) as folder:
+        (folder / "weights").write_text(f"of step {step}")
+
+
+def test_the_best_model_is_replaced_only_by_a_whole_one(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path, "ppo", "", "abc")
+    save(run, 0)
+    with run.writing_best(10) as folder:
+        (folder / "weights").write_text("of st")
+        assert (run.best / "step_0" / "weights").read_text() == "of step 0"
+        assert not (run.best / "step_10").exists()
+    assert [path.name for path in run.best.iterdir()] == ["step_10"]
+    with pytest.raises(RuntimeError, match="disk"), run.writing_best(20):
+        raise RuntimeError("disk")
+    assert (run.best / "step_10" / "weights").read_text() == "of st"
+    assert not (run.best / "step_20").exists()
+
+
+def test_the_best_model_becomes_the_model(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path, "ppo", "", "abc")
+    save(run, 0)
+    save(run, 10)
+    run.keep_best(10)
+    assert (run.model / "weights").read_text() == "of step 10"
+    assert not run.best.exists()
+    run.drop_best()  # nothing is left to remove
+
+
 HOLD = """
 import sys
 from pathlib import Path
