@@ -121,7 +121,8 @@ def experience_metrics(experience: Experience, raw: Float32, version: int) -> di
     """What a batch says about the policy, under TRL's names where it has one.
 
     ``objective/kl`` is summed over a response's tokens and averaged over responses, in nats. Samples without a token in
-    the mask are in none of the numbers but ``rollout/dropped``.
+    the mask are counted in ``rollout/dropped``, and they are in the numbers of what was generated (length, truncated,
+    staleness, tokens), but in no other.
     """
     rollouts, mask = experience.rollouts, experience.response_mask
     lengths = rollouts.sequences.response_lengths

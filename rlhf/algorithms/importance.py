@@ -32,7 +32,8 @@ def importance_weights(
     kind, cap = algorithm.importance_sampling, algorithm.importance_cap
     if kind == "none":
         return response_mask.astype(np.float32)
-    difference = np.where(response_mask, old_logprobs - engine_logprobs, 0.0)
+    old, engine = (np.where(response_mask, array, np.float32(0)) for array in (old_logprobs, engine_logprobs))
+    difference = old - engine
     if kind.startswith("sequence"):
         totals = sum_by_sample(difference, response_lengths, response_mask)
         difference = totals[sample_of_token(response_lengths)]

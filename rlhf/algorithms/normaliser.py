@@ -32,8 +32,8 @@ def token_weights(how: LossMean, response_lengths: Int32, response_mask: Bool) -
 
 def normaliser(how: LossMean, response_lengths: Int32, response_mask: Bool, max_length: int) -> int:
     """n of a minibatch, given all of its samples; responses without a token in the mask do not count."""
-    counts = sum_by_sample(np.ones(len(response_mask), dtype=np.float32), response_lengths, response_mask)
     if how == "token":
-        return int(counts.sum())
+        return int(np.count_nonzero(response_mask))
+    counts = sum_by_sample(np.ones(len(response_mask), dtype=np.float32), response_lengths, response_mask)
     responses = int(np.count_nonzero(counts))
     return responses if how == "sequence" else responses * max_length

@@ -11,6 +11,10 @@ from rlhf.algorithms.moments import Moments
 from rlhf.config.schema import AlgorithmConfig
 from rlhf.types import Bool, FinishReason, Float32, Int32
 
+LEAST_STD = 1e-8
+"""Scores that vary less than this have no scale yet, a first batch of equal scores for one: they are left as they are.
+"""
+
 
 def shape_scores(
     raw: Float32, lengths: Float32, finish_reasons: Int32, algorithm: AlgorithmConfig, seen: Moments
@@ -23,8 +27,8 @@ def shape_scores(
         seen: moments of all raw scores so far, this batch's included.
     """
     scores = raw.astype(np.float64)
-    if algorithm.reward_scale == "running_std":
-        scores = scores / max(seen.std, 1e-8)
+    if algorithm.reward_scale == "running_std" and seen.std > LEAST_STD:
+        scores = scores / seen.std
     if algorithm.reward_clip is not None:
         scores = scores.clip(-algorithm.reward_clip, algorithm.reward_clip)
     scores = scores - algorithm.length_penalty * lengths

@@ -1,11 +1,20 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf.algorithms.advantages import generalised_advantages, whiten
+from rlhf.algorithms.advantages import (
+    estimate_advantages,
+    generalised_advantages,
+    group_advantages,
+    returns_to_go,
+    whiten,
+)
+from rlhf.config.schema import AlgorithmConfig, AlgorithmName
 
 
 def gae(
@@ -127,3 +136,120 @@ def test_whitening_survives_values_that_do_not_vary() -> None:
     assert whiten(constant, np.ones(4, dtype=bool)).tolist() == [0] * 4
     assert whiten(constant, np.array([0, 1, 0, 0], dtype=bool)).tolist() == [0] * 4
     assert whiten(constant, np.zeros(4, dtype=bool)).tolist() == [0] * 4
+
+
+def test_returns_to_go_by_hand() -> None:
+    """Each token is weighed by the rewards from there on, of its own response, over a gap too."""
+    rewards = np.array([1, 2, np.nan, 4, 8, 16], dtype=np.float32)
+    mask = np.array([1, 1, 0, 1, 1, 1], dtype=bool)
+    assert returns_to_go(rewards, np.array([4, 2], np.int32), mask).tolist() == [7, 6, 0, 4, 24, 16]
+
+
+GROUP = ["grpo", "dr_grpo", "rloo", "reinforce++_baseline"]
+ROOT = (14 / 3) ** 0.5
+"""Standard deviation of 1, 2, 3, 6: squared distances from 3 add up to 14, over 4 − 1."""
+
+
+def grouped(
+    name: AlgorithmName, totals: list[float], prompts: list[int], counts: list[int] | None = None
+) -> np.ndarray:
+    return group_advantages(
+        name,
+        np.array(totals, dtype=np.float32),
+        np.array(prompts, dtype=np.int64),
+        np.array(counts if counts is not None else [1] * len(totals), dtype=bool),
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("grpo", [-2 / (ROOT + 1e-4), -1 / (ROOT + 1e-4), 0, 3 / (ROOT + 1e-4)]),
+        ("dr_grpo", [-2, -1, 0, 3]),
+        ("reinforce++_baseline", [-2, -1, 0, 3]),
+        ("rloo", [1 - 11 / 3, 2 - 10 / 3, 3 - 9 / 3, 6 - 6 / 3]),  # less the mean of the others
+    ],
+)
+def test_a_group_by_hand(name: AlgorithmName, expected: list[float]) -> None:
+    np.testing.assert_allclose(grouped(name, [1, 2, 3, 6], [5] * 4), expected, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", GROUP)
+def test_groups_lie_anywhere_in_the_batch(name: AlgorithmName) -> None:
+    """1, 2, 3, 6 of one prompt and 10, 20 of another, in turn."""
+    spread = grouped(name, [6, 20, 1, 3, 10, 2], [9, 4, 9, 9, 4, 9])
+    np.testing.assert_array_equal(spread[[2, 5, 3, 0]], grouped(name, [1, 2, 3, 6], [9] * 4))
+    np.testing.assert_array_equal(spread[[4, 1]], grouped(name, [10, 20], [4] * 2))
+    assert spread[1] > 0 > spread[4]
+
+
+@pytest.mark.parametrize("name", GROUP)
+def test_a_dropped_sample_is_in_no_mean(name: AlgorithmName) -> None:
+    found = grouped(name, [1, np.nan, 2, 3, 1e9, 6], [0] * 6, [1, 0, 1, 1, 0, 1])
+    np.testing.assert_array_equal(found[[0, 2, 3, 5]], grouped(name, [1, 2, 3, 6], [0] * 4))
+    assert found[[1, 4]].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("name", GROUP)
+@pytest.mark.parametrize("score", [0.0, 0.1, -3.7, 1e6])
+def test_a_group_of_equal_scores_teaches_nothing(name: AlgorithmName, score: float) -> None:
+    np.testing.assert_allclose(grouped(name, [score] * 7, [0] * 7), 0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", GROUP)
+def test_the_only_one_left_of_a_group_teaches_nothing(name: AlgorithmName) -> None:
+    assert grouped(name, [3, 5, 7], [0, 0, 1], [1, 0, 0]).tolist() == [0, 0, 0]
+    assert grouped(name, [3, 5], [0, 0], [0, 0]).tolist() == [0, 0]
+
+
+@given(scores=st.lists(st.floats(-100, 100, width=32), min_size=2, max_size=9), shift=st.integers(-50, 50))
+def test_a_shift_of_all_scores_changes_no_advantage(scores: list[float], shift: int) -> None:
+    for name in ("dr_grpo", "rloo"):
+        plain = grouped(name, scores, [0] * len(scores))
+        np.testing.assert_allclose(grouped(name, [s + shift for s in scores], [0] * len(scores)), plain, atol=1e-3)
+        assert abs(float(plain.sum())) < 1e-3
+
+
+SCORES, REWARDS = [2.0, -1.0], [-0.1, 2.05, -0.2, 0.0, -1.1]
+"""Two responses to one prompt, of 2 and 3 tokens; the KL is in the rewards. Totals 1.95 and −1.3, mean score .5."""
+
+
+def estimated(name: AlgorithmName, mask: list[int] | None = None, **changes: Any) -> np.ndarray:
+    arguments = {"scores": SCORES, "token_rewards": REWARDS, **changes}
+    return estimate_advantages(
+        AlgorithmConfig(name=name),
+        np.array(arguments["scores"], dtype=np.float32),
+        np.array(arguments["token_rewards"], dtype=np.float32),
+        np.array([3, 3]),
+        np.array([2, 3], dtype=np.int32),
+        np.array(mask or [1] * 5, dtype=bool),
+    )
+
+
+STD = (2 * 1.625**2) ** 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("grpo", [1.625 / (STD + 1e-4)] * 2 + [-1.625 / (STD + 1e-4)] * 3),
+        ("dr_grpo", [1.625] * 2 + [-1.625] * 3),
+        ("rloo", [3.25] * 2 + [-3.25] * 3),
+        ("reinforce++", [1.95, 2.05, -1.3, -1.1, -1.1]),
+        ("reinforce++_baseline", [1.45, 1.55, -1.8, -1.6, -1.6]),  # less the group's mean score
+    ],
+)
+def test_advantages_without_a_critic_by_hand(name: AlgorithmName, expected: list[float]) -> None:
+    found = estimated(name)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert found.dtype == np.float32
+
+
+@pytest.mark.parametrize("name", ["grpo", "dr_grpo", "rloo", "reinforce++", "reinforce++_baseline"])
+def test_advantages_without_a_critic_do_not_see_what_is_outside_the_mask(name: AlgorithmName) -> None:
+    garbage = [-0.1, 2.05, np.nan, np.inf, np.nan]
+    gone = estimated(name, [1, 1, 0, 0, 0], token_rewards=garbage, scores=[2.0, np.nan])
+    alone = {"reinforce++": [1.95, 2.05], "reinforce++_baseline": [1.95 - 2, 2.05 - 2]}.get(name, [0, 0])
+    np.testing.assert_allclose(gone, [*alone, 0, 0, 0], atol=1e-6)
+    gap = estimated(name, [1, 1, 1, 0, 1], token_rewards=[-0.1, 2.05, -0.2, np.nan, -1.1])
+    np.testing.assert_array_equal(gap, np.where([True, True, True, False, True], estimated(name), 0))

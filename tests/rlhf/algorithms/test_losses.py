@@ -4,59 +4,157 @@ import math
 
 import pytest
 import torch
-from torch import tensor
+from torch import Tensor, tensor
 
-from rlhf.algorithms.losses import policy_loss, preference_loss, value_loss
+from rlhf.algorithms.losses import PolicyLoss, kl_loss, policy_loss, preference_loss, value_loss
 
 
 def test_policy_loss_agrees_with_nemo() -> None:
     """NVIDIA-NeMo/RL, tests/unit/algorithms/test_loss_functions.py: ratios .5, 1, 1.5; per token −.5, 1, −2.4."""
     new, old = tensor([-1.69315, -1.0, -0.59453]), tensor([-1.0, -1.0, -1.0])
-    terms = policy_loss(new, old, tensor([1.0, -1.0, 2.0]), clip_range=0.2)
-    assert float(terms.loss) / 3 == pytest.approx(-0.6333, abs=1e-4)
-    assert float(terms.loss) == pytest.approx(-0.5 + 1 - 2.4, abs=1e-4)
-    assert float(terms.ratio) == pytest.approx(0.5 + 1 + 1.5, abs=1e-4)
-    assert float(terms.ratio_squared) == pytest.approx(0.25 + 1 + 2.25, abs=1e-4)
-    assert float(terms.approxkl) == pytest.approx(0.5 * (0.69315**2 + 0.40547**2), abs=1e-4)
-    assert int(terms.clipped) == 1  # of the two ratios outside the range only one makes the loss larger
+    terms = policy_loss(new, old, tensor([1.0, -1.0, 2.0]), clip_low=0.2, clip_high=0.2)
+    assert float(terms.loss.mean()) == pytest.approx(-0.6333, abs=1e-4)
+    assert terms.loss.tolist() == pytest.approx([-0.5, 1, -2.4], abs=1e-4)
+    assert terms.ratio.tolist() == pytest.approx([0.5, 1, 1.5], abs=1e-4)
+    assert terms.approxkl.tolist() == pytest.approx([0.5 * 0.69315**2, 0, 0.5 * 0.40547**2], abs=1e-4)
+    assert terms.clipped.tolist() == [0, 0, 1]  # of the two ratios outside the range only one makes the loss larger
+
+
+def at_ratios(ratios: list[float], advantages: list[float], *options: float | None) -> tuple[PolicyLoss, list[float]]:
+    """The loss of tokens with these ratios, and its gradient."""
+    new = torch.log(tensor(ratios)).requires_grad_()
+    terms = policy_loss(new, torch.zeros(len(ratios)), tensor(advantages), *options)
+    terms.loss.sum().backward()
+    return terms, new.grad.tolist()
 
 
 def test_policy_gradient_stops_where_the_clip_binds() -> None:
     """∂/∂log π of −Âρ is −Âρ; where the clipped term is the larger one it is 0."""
-    new = torch.log(tensor([0.5, 0.5, 1.5, 1.5, 1.1])).requires_grad_()
-    advantages = tensor([1.0, -1.0, 1.0, -1.0, 3.0])
-    policy_loss(new, torch.zeros(5), advantages, clip_range=0.2).loss.backward()
-    torch.testing.assert_close(new.grad, tensor([-0.5, 0.0, 0.0, 1.5, -3.3]))
+    _, gradient = at_ratios([0.5, 0.5, 1.5, 1.5, 1.1], [1.0, -1.0, 1.0, -1.0, 3.0], 0.2, 0.2)
+    assert gradient == pytest.approx([-0.5, 0.0, 0.0, 1.5, -3.3])
+
+
+def test_the_clip_range_may_be_wider_above_than_below() -> None:
+    """[.8, 1.5]: ratios 1.4 and 1.6 of a good token, .85 and .5 of a bad one."""
+    terms, gradient = at_ratios([1.4, 1.6, 0.85, 0.5], [1.0, 1.0, -1.0, -1.0], 0.2, 0.5)
+    assert terms.loss.tolist() == pytest.approx([-1.4, -1.5, 0.85, 0.8])
+    assert gradient == pytest.approx([-1.4, 0, 0.85, 0])
+    assert terms.clipped.tolist() == [0, 1, 0, 1]
+
+
+def test_the_dual_clip_bounds_the_loss_of_a_bad_token() -> None:
+    """c = 3: a bad token of ratio 10 costs 3|Â| and has no gradient; at 2.9, or where it is good, nothing changes."""
+    ratios, advantages = [10.0, 2.9, 10.0, 0.5], [-4.0, -4.0, 4.0, -4.0]
+    terms, gradient = at_ratios(ratios, advantages, 0.2, 0.2, 3.0)
+    assert terms.loss.tolist() == pytest.approx([12, 11.6, -4.8, 3.2])
+    assert gradient == pytest.approx([0, 11.6, 0, 0])
+    assert terms.clipped.tolist() == [1, 0, 1, 1]
+    open_ended, gradient = at_ratios(ratios, advantages, 0.2, 0.2)
+    assert open_ended.loss.tolist() == pytest.approx([40, 11.6, -4.8, 3.2])
+    assert gradient == pytest.approx([40, 11.6, 0, 0], rel=1e-5)
+
+
+def test_a_dual_clip_inside_the_clip_range_would_take_gradients_that_the_range_allows() -> None:
+    """Why such a recipe is refused: c = 1.1 with ε = .2, at a ratio of 1.15."""
+    assert at_ratios([1.15], [-1.0], 0.2, 0.2, 1.1)[1] == [0]
+    assert at_ratios([1.15], [-1.0], 0.2, 0.2, 1.2)[1] == pytest.approx([1.15])
 
 
 def test_a_log_ratio_without_bounds_does_not_overflow() -> None:
     new = tensor([500.0, -500.0], requires_grad=True)
-    terms = policy_loss(new, tensor([-500.0, 500.0]), tensor([-1.0, -1.0]), clip_range=0.2)
-    terms.loss.backward()
-    assert terms.loss.item() == pytest.approx(math.exp(20) + 0.8, rel=1e-6)  # clamped at +20; clipped at 1 − ε
-    assert torch.isfinite(new.grad).all() and math.isfinite(float(terms.ratio_squared))
+    terms = policy_loss(new, tensor([-500.0, 500.0]), tensor([-1.0, -1.0]), 0.2, 0.2)
+    terms.loss.sum().backward()
+    assert terms.loss.tolist() == pytest.approx([math.exp(20), 0.8], rel=1e-6)  # clamped at +20; clipped at 1 − ε
+    assert torch.isfinite(new.grad).all() and torch.isfinite(terms.ratio.square()).all()
 
 
 def test_no_tokens_no_loss() -> None:
     nothing = torch.zeros(0, requires_grad=True)
-    terms = policy_loss(nothing, torch.zeros(0), torch.zeros(0), clip_range=0.2)
-    terms.loss.backward()
-    assert [t.item() for t in (terms.loss, terms.ratio, terms.approxkl, terms.clipped)] == [0, 0, 0, 0]
+    terms = policy_loss(nothing, torch.zeros(0), torch.zeros(0), 0.2, 0.2, 3.0)
+    (terms.loss.sum() + kl_loss(nothing, torch.zeros(0), torch.zeros(0)).sum()).backward()
+    assert [t.sum().item() for t in (terms.loss, terms.ratio, terms.approxkl, terms.clipped)] == [0, 0, 0, 0]
+
+
+def gradients_in_expectation(logits: Tensor, old: Tensor, ref: Tensor) -> dict[str, Tensor]:
+    """Gradients by the logits, all actions counted by π_old, of what could be taken for the KL to the reference."""
+    logits = logits.clone().requires_grad_()
+    new = logits.log_softmax(0)
+    x = ref - new
+    losses = {
+        "ours": (old.exp() * kl_loss(new, old, ref)).sum(),
+        "k1": (old.exp() * (new - ref)).sum(),
+        "k3": (old.exp() * (x.exp() - 1 - x)).sum(),
+        "exact": (new.exp() * (new - ref)).sum(),
+    }
+    return {name: torch.autograd.grad(loss, logits, retain_graph=True)[0] for name, loss in losses.items()}
+
+
+@pytest.mark.parametrize(("old", "k1", "k3"), [((0.75, 0.25), 0.0, 0.25), ((0.5, 0.5), -0.25, 5 / 12)])
+def test_the_gradient_of_the_kl_by_hand_where_k1s_and_k3s_are_others(
+    old: tuple[float, float], k1: float, k3: float
+) -> None:
+    """π_new = (¾, ¼), π_ref = (½, ½), ∂ log π_new/∂θ = (¼, −¾) of the first logit θ.
+
+    Exactly, also after a move away from π_old: ¾ · ln(3/2) · ¼ + ¼ · ln(1/2) · −¾ = 3/16 ln 3. k1: Σ π_old (¼, −¾).
+    k3: Σ π_old (1 − π_ref/π_new) (¼, −¾), 1 − π_ref/π_new = (⅓, −1): with π_old = π_new the forward KL's ¾ − ½.
+    """
+    found = gradients_in_expectation(tensor([math.log(3), 0.0]), tensor(old).log(), tensor([0.5, 0.5]).log())
+    assert found["ours"][0].item() == pytest.approx(3 / 16 * math.log(3), rel=1e-5)
+    assert found["k1"][0].item() == pytest.approx(k1, abs=1e-6)
+    assert found["k3"][0].item() == pytest.approx(k3, rel=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_gradient_of_the_kl_is_the_exact_one_wherever_the_policy_has_moved(seed: int) -> None:
+    random = torch.Generator().manual_seed(seed)
+    logits, old, ref = (torch.randn(6, generator=random, dtype=torch.float64) for _ in range(3))
+    for start in (logits, old):
+        found = gradients_in_expectation(logits, start.log_softmax(0), ref.log_softmax(0))
+        torch.testing.assert_close(found["ours"], found["exact"], rtol=1e-9, atol=1e-12)
+        assert (found["k1"] - found["exact"]).abs().max() > 0.01
+        assert (found["k3"] - found["exact"]).abs().max() > 0.01
+
+
+def test_the_value_of_the_kl_is_never_negative_and_right_in_expectation() -> None:
+    """ρ = 1 and π_ref/π_new = e, 1, 1/e: k3 = e − 2, 0, 1/e; with ρ = 2 twice that."""
+    new, ref = tensor([-1.0, -1.0, -1.0]), tensor([0.0, -1.0, -2.0])
+    k3 = [math.e - 2, 0, 1 / math.e]
+    assert kl_loss(new, new, ref).tolist() == pytest.approx(k3, rel=1e-5)
+    assert kl_loss(new, new - math.log(2), ref).tolist() == pytest.approx([2 * k for k in k3], rel=1e-5)
+    p, old, half = tensor([0.75, 0.25]), tensor([0.1, 0.9]), tensor([0.5, 0.5])
+    kl = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
+    assert float((old * kl_loss(p.log(), old.log(), half.log())).sum()) == pytest.approx(kl, rel=1e-5)
+
+
+def test_a_kl_without_bounds_does_not_overflow() -> None:
+    new = tensor([0.0, -500.0], requires_grad=True)
+    loss = kl_loss(new, tensor([-500.0, 0.0]), tensor([-500.0, 0.0]))
+    loss.sum().backward()
+    assert torch.isfinite(loss).all() and torch.isfinite(new.grad).all()
 
 
 def test_value_loss_takes_the_worse_of_value_and_clipped_value() -> None:
     """By hand, ε_v = .2 around 1: V 1.5, R 1 → max(.25, .04); V 2, R 2 → max(0, .64); V 1.1 (in range), R 0 → 1.21."""
     values = tensor([1.5, 2.0, 1.1], requires_grad=True)
     terms = value_loss(values, tensor([1.0, 1.0, 1.0]), tensor([1.0, 2.0, 0.0]), clip_range=0.2)
-    assert terms.loss.item() == pytest.approx(0.5 * (0.25 + 0.64 + 1.21))
-    assert int(terms.clipped) == 1
-    terms.loss.backward()
+    assert terms.loss.tolist() == pytest.approx([0.5 * 0.25, 0.5 * 0.64, 0.5 * 1.21])
+    assert terms.clipped.tolist() == [0, 1, 0]
+    terms.loss.sum().backward()
     torch.testing.assert_close(values.grad, tensor([0.5, 0.0, 1.1]))  # V − R, and 0 where the clip binds
 
 
 def test_value_clip_holds_below_the_old_value_too() -> None:
     terms = value_loss(tensor([-3.0]), tensor([0.0]), tensor([-3.0]), clip_range=0.5)
     assert float(terms.loss) == pytest.approx(0.5 * 2.5**2)
+
+
+def test_without_a_range_the_value_is_not_clipped() -> None:
+    values = tensor([1.5, 2.0, 1.1], requires_grad=True)
+    terms = value_loss(values, tensor([1.0, 1.0, 1.0]), tensor([1.0, 2.0, 0.0]), clip_range=None)
+    assert terms.loss.tolist() == pytest.approx([0.5 * 0.25, 0, 0.5 * 1.21])
+    assert terms.clipped.tolist() == [0, 0, 0]
+    terms.loss.sum().backward()
+    torch.testing.assert_close(values.grad, tensor([0.5, 0.0, 1.1]))
 
 
 def test_preference_loss_by_hand() -> None:

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
-from rlhf.algorithms.rewards import kl_per_token, penalise_missing_eos, sum_by_sample, token_rewards
+from rlhf.algorithms.moments import Moments
+from rlhf.algorithms.rewards import kl_per_token, penalise_missing_eos, shape_scores, sum_by_sample, token_rewards
+from rlhf.config.schema import AlgorithmConfig
 from rlhf.types import FinishReason
 
 
@@ -54,12 +58,58 @@ def test_a_response_of_no_tokens_receives_nothing() -> None:
     assert token_rewards(floats(3, 4), floats(0), lengths(0, 1), np.ones(1, dtype=bool), 0.1).tolist() == [4.0]
 
 
+REASONS = np.array([FinishReason.STOP, FinishReason.LENGTH, FinishReason.LENGTH], dtype=np.int32)
+
+
 def test_the_penalty_replaces_the_score_of_a_response_without_an_end() -> None:
-    reasons = np.array([FinishReason.STOP, FinishReason.LENGTH, FinishReason.LENGTH], dtype=np.int32)
     scores = floats(0.5, 3.0, -4.0)
-    penalised = penalise_missing_eos(scores, reasons, penalty=1.5)
-    assert penalised.tolist() == [0.5, -1.5, -1.5] and penalised.dtype == np.float32
-    assert penalise_missing_eos(scores, reasons, penalty=None).tolist() == [0.5, 3.0, -4.0]
+    assert penalise_missing_eos(scores, REASONS, AlgorithmConfig(missing_eos_penalty=1.5)).tolist() == [0.5, -1.5, -1.5]
+    assert penalise_missing_eos(scores, REASONS, AlgorithmConfig(missing_eos_penalty=None)).tolist() == [0.5, 3, -4]
+
+
+def test_or_the_penalty_is_taken_off_the_score() -> None:
+    algorithm = AlgorithmConfig(missing_eos="subtract", missing_eos_penalty=1.5)
+    assert penalise_missing_eos(floats(0.5, 3.0, -4.0), REASONS, algorithm).tolist() == [0.5, 1.5, -5.5]
+
+
+def shaped(seen: Moments, **options: Any) -> np.ndarray:
+    """2, −6 and 1 shaped: responses of 3, 10 and 4 tokens, the second without an end."""
+    reasons = np.array([FinishReason.STOP, FinishReason.LENGTH, FinishReason.STOP], dtype=np.int32)
+    scores = shape_scores(floats(2, -6, 1), floats(3, 10, 4), reasons, AlgorithmConfig(**options), seen)
+    assert scores.dtype == np.float32
+    return scores
+
+
+STD_2 = Moments(count=2, mean=0.0, squares=4.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"missing_eos_penalty": None}, [2, -6, 1]),
+        ({"missing_eos_penalty": None, "reward_scale": "running_std"}, [1, -3, 0.5]),
+        ({"missing_eos_penalty": None, "reward_clip": 1.5}, [1.5, -1.5, 1]),
+        ({"missing_eos_penalty": None, "length_penalty": 0.1}, [1.7, -7, 0.6]),
+        ({"missing_eos_penalty": None, "reward_scale": "running_std", "reward_clip": 2.0}, [1, -2, 0.5]),
+        ({"missing_eos": "subtract", "missing_eos_penalty": 1.5, "reward_clip": 2.0}, [2, -3.5, 1]),
+    ],
+)
+def test_each_shaping_by_hand(options: dict[str, Any], expected: list[float]) -> None:
+    np.testing.assert_allclose(shaped(STD_2, **options), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("how", "expected"), [("subtract", [0.7, -4.5, 0.1]), ("replace", [0.7, -1.5, 0.1])])
+def test_scores_are_scaled_then_clipped_then_penalised(how: Any, expected: list[float]) -> None:
+    """1, −3, .5 scaled; −2 clipped; .3, 1 and .4 off for the tokens; 1.5 off, or −1.5 in place of it all."""
+    options = {"reward_scale": "running_std", "reward_clip": 2.0, "length_penalty": 0.1, "missing_eos_penalty": 1.5}
+    np.testing.assert_allclose(shaped(STD_2, missing_eos=how, **options), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("seen", [[], [5.0], [0.0] * 8, [1.0] * 8, [0.1] * 7, [-1e6] * 9])
+def test_scores_that_do_not_vary_yet_have_no_scale(seen: list[float]) -> None:
+    """A first batch in which every answer scores 1 must not become one of scores of 1e8."""
+    moments = Moments().add(floats(*seen))
+    assert shaped(moments, reward_scale="running_std", missing_eos_penalty=None).tolist() == [2, -6, 1]
 
 
 def test_sums_are_by_sample_and_inside_the_mask() -> None:
