@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from actors.closing import tell
+from actors.dpo import train_dpo
 from actors.ppo import train_ppo
 from actors.reward_model import train_reward
 from actors.session import Session
@@ -19,7 +20,7 @@ from rlhf.tracking.tracker import Tracker
 
 Train = Callable[[Session, RunFolder, Tracker], Summary]
 
-STAGES: Mapping[str, Train] = {"sft": train_sft, "reward": train_reward, "ppo": train_ppo}
+STAGES: Mapping[str, Train] = {"sft": train_sft, "reward": train_reward, "dpo": train_dpo, "ppo": train_ppo}
 
 
 def run_stage(session: Session, stage: str) -> Summary:

@@ -28,7 +28,8 @@ from rlhf.types import Example, Pair, Prompt
 DEPENDS_ON: Mapping[str, tuple[str, ...]] = {
     "sft": ("seed", "model", "data", "sft"),
     "reward": ("seed", "model", "data", "sft", "reward"),
-    "ppo": ("seed", "model", "data", "sft", "reward", "rewards", "ppo", "algorithm", "rollout"),
+    "dpo": ("seed", "model", "data", "sft", "dpo"),
+    "ppo": ("seed", "model", "data", "sft", "reward", "rewards", "ppo", "algorithm", "early_stop", "rollout"),
 }
 """Sections of the recipe that a stage's result depends on: with others changed, a finished stage is still the same."""
 
@@ -87,7 +88,7 @@ class Session:
             f"there is no model of the {stage} stage in {self.root}",
             "this stage starts from it",
             f"run `rlhf {stage}` with the same recipe first, run `rlhf pipeline`, or give "
-            f"{'ppo.policy_init' if stage == 'sft' else 'rewards.model.model'} a model folder",
+            f"{'ppo.policy_init (in DPO, dpo.init)' if stage == 'sft' else 'rewards.model.model'} a model folder",
         )
 
     @property
@@ -97,10 +98,37 @@ class Session:
         return self.model_of("sft", self.recipe.ppo.policy_init, pretrained)
 
     @property
+    def dpo_start(self) -> Path:
+        """The policy before DPO, which is also its reference.
+
+        Raises:
+            UserError: there is none, or its tokens are not those of the run's tokenizer.
+        """
+        pretrained = self.base if self.recipe.model.path else None
+        start = self.model_of("sft", self.recipe.dpo.init, pretrained)
+        if self.recipe.dpo.init is not None:
+            self._require_vocabulary(start)
+        return start
+
+    def _require_vocabulary(self, start: Path) -> None:
+        if load_tokenizer(start, self.recipe.model).get_vocab() != self.tokenizer.get_vocab():
+            raise UserError(
+                f"dpo.init = {start} has another vocabulary than {self._vocabulary}",
+                "the comparisons would be given to the model as tokens that mean something else to it",
+                f"model.path={start} model.scratch=null, so that its tokenizer is the run's",
+            )
+
+    @property
     def reward_models(self) -> dict[str, Path]:
         """The folders of the reward's parts that are models, by name."""
         given = {name: source.model for name, source in self.recipe.reward_models.items()}
         return {name: self.model_of("reward", None if path == TRAINED else path, None) for name, path in given.items()}
+
+    @property
+    def judge_model(self) -> Path | None:
+        """The folder of the model that watches for over-optimisation, where the recipe's judge is a model."""
+        path = self.recipe.early_stop.scorer.model if self.recipe.early_stop else None
+        return None if path is None else self.model_of("reward", None if path == TRAINED else path, None)
 
     @property
     def critic_start(self) -> Path:
@@ -142,7 +170,12 @@ class Session:
     def read_data(self, stage: str) -> None:
         """Read what a stage needs, so that bad data is refused before anything is started or rebuilt."""
         RunFolder(self.root, stage).require(self.digest(stage))
-        needed = {"sft": ["demonstrations"], "reward": ["demonstrations", "preferences"], "ppo": ["prompts"]}
+        needed = {
+            "sft": ["demonstrations"],
+            "reward": ["demonstrations", "preferences"],
+            "dpo": ["dpo_start", "preferences"],
+            "ppo": ["prompts"],
+        }
         for name in needed[stage]:
             getattr(self, name)
 

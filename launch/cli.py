@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 COMMANDS = {
     "sft": ("fine-tune a model on demonstrations", "rlhf sft recipes/quickstart.yaml"),
     "reward": ("train a reward model on comparisons", "rlhf reward recipes/quickstart.yaml reward.epochs=2"),
+    "dpo": ("learn from comparisons without a reward model", "rlhf dpo recipes/quickstart.yaml dpo.beta=0.2"),
     "ppo": ("improve the policy against the reward model", "rlhf ppo recipes/quickstart.yaml ppo.steps=20"),
     "pipeline": ("all stages of a recipe, skipping finished ones", "rlhf pipeline recipes/quickstart.yaml"),
     "generate": (

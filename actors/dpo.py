@@ -1,0 +1,87 @@
+"""A stage of its own: the policy learns from comparisons directly, without a reward model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import ray
+
+from actors.group import Group
+from actors.reward_model import SHORTER_WINS
+from actors.session import Session
+from actors.supervised import Loop, Summary, named, ranks, seconds
+from actors.waiting import Moment
+from rlhf.config.validate import check_schedule
+from rlhf.data.order import epoch_batches
+from rlhf.data.stages import by_prompt
+from rlhf.evaluation.accuracy import accuracy_ceiling, shorter_wins
+from rlhf.roles.dpo import DPORole, held_out_metrics, response_logprobs
+from rlhf.roles.preference import PairData
+from rlhf.tracking.phases import PhaseTimer
+from rlhf.tracking.run_folder import RunFolder
+from rlhf.tracking.tracker import Tracker
+from rlhf.types import Float32, Pair
+
+SHOWN = {
+    "held-out accuracy": "eval/accuracy",
+    "95% interval, from": "eval/accuracy_ci_low",
+    "95% interval, to": "eval/accuracy_ci_high",
+    "held-out loss": "eval/loss",
+    "held-out reward margin": "eval/rewards_margin",
+}
+BLOCK = 1024
+"""Comparisons that the ranks are asked about at one time: the deadline is for each block, not for all data."""
+
+
+def train_dpo(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
+    """Train the policy on comparisons and leave it in ``run.model``; returns what is worth knowing at the end."""
+    recipe, timer = session.recipe, PhaseTimer()
+    ceiling = accuracy_ceiling(recipe.reward.ceiling)  # of the labels, whoever learns them
+    data = session.preferences
+    session.report_data(data, run)
+    batches = _batches(session, by_prompt(data.train))
+    check_schedule(recipe.dpo.optimizer, len(batches), "dpo.optimizer")
+    with ranks(session, "policy", "dpo", run, DPORole, str(session.dpo_start), len(batches)) as group:
+        with timer("reference"):
+            reference, held_out = (_logprobs(group, side, "reference") for side in (data.train, data.held_out))
+        train = PairData.pack(data.train).sequences
+        group.ask("use", ray.put(train), ray.put(reference), moment=Moment(phase="start"))
+        loop = Loop(
+            title="DPO",
+            batches=batches,
+            evaluate=lambda step: _evaluate(session, group, held_out, step),
+            eval_every=recipe.dpo.eval_every,
+            shown={"loss": "train/loss", "margin": "rewards/margins", "held-out accuracy": "eval/accuracy"},
+        )
+        latest = loop.run(session, group, tracker, timer)
+        with timer("save"), run.writing_model() as folder:
+            group.ask("save", folder.resolve(), moment=Moment(phase="save"))
+            session.tokenizer.save_pretrained(folder)
+    shorter = shorter_wins(PairData.pack(data.held_out).sequences)
+    baseline = {SHORTER_WINS: shorter, "held-out comparisons": float(len(data.held_out))}
+    return {**named(latest, SHOWN), **ceiling, **baseline, **seconds(timer)}
+
+
+def _batches(session: Session, prompts: list[list[int]]) -> list[list[int]]:
+    """Comparisons of every update: whole prompts, so that a prompt's comparisons are in one gradient."""
+    config = session.recipe.dpo
+    order = epoch_batches(len(prompts), config.batch_size, config.epochs, session.recipe.seed)
+    return [[pair for prompt in batch for pair in prompts[prompt]] for batch in order]
+
+
+def _logprobs(group: Group, pairs: Sequence[Pair], phase: str, step: int | None = None) -> Float32:
+    """(2K,) log-probabilities of whole responses by the policy as it is now, chosen and rejected in turn."""
+    blocks = [np.zeros(0, dtype=np.float32)]
+    for begin in range(0, len(pairs), BLOCK):
+        sequences = PairData.pack(pairs[begin : begin + BLOCK]).sequences
+        shares = group.ask("logprobs", ray.put(sequences), moment=Moment(phase=phase, step=step))
+        blocks.append(response_logprobs(shares, sequences))
+    return np.concatenate(blocks)
+
+
+def _evaluate(session: Session, group: Group, reference: Float32, step: int) -> dict[str, float]:
+    if not len(reference):
+        return {}
+    logprobs = _logprobs(group, session.preferences.held_out, "evaluate", step)
+    return held_out_metrics(logprobs, reference, session.recipe.dpo)

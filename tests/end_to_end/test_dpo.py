@@ -1,0 +1,73 @@
+"""DPO after SFT by the commands that users type: real Ray and DeepSpeed on 2 ranks, on the travel example."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from examples.travel.make_data import make_data
+from rlhf.tracking.jsonl import read_lines
+from tests.end_to_end.small import DATA_SEED, RECIPE, ROOT, overrides
+
+SETTINGS = ["data.held_out_fraction=0.25", "dpo.optimizer.lr=2e-3", "dpo.optimizer.warmup_steps=0", "dpo.eval_every=10"]
+"""A rate that the small model learns from few comparisons at, and enough of them held out to tell accuracies apart."""
+
+
+def rlhf(*arguments: str) -> str:
+    """Run the command line in a process of its own; returns what it printed."""
+    command = [sys.executable, "-m", "launch.cli", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The run's folder after SFT and DPO, and what DPO printed."""
+    folder = tmp_path_factory.mktemp("dpo")
+    make_data(folder, seed=DATA_SEED, demonstrations=320, preferences=800, prompts=20)
+    settings = [*overrides(folder, "small"), *SETTINGS]
+    rlhf("sft", str(RECIPE), *settings)
+    return folder / "runs" / "small", rlhf("dpo", str(RECIPE), *settings)
+
+
+def metrics(root: Path) -> list[dict[str, float]]:
+    return read_lines(root / "dpo" / "metrics.jsonl")
+
+
+def test_policy_and_reference_are_one_before_the_first_update(run: tuple[Path, str]) -> None:
+    first = metrics(run[0])[0]
+    assert first["train/loss"] == pytest.approx(0.693147, abs=1e-5)
+    for name in ("rewards/chosen", "rewards/rejected", "rewards/margins"):
+        assert first[name] == pytest.approx(0, abs=1e-5), name
+
+
+def test_it_learns_which_answer_people_prefer(run: tuple[Path, str]) -> None:
+    evaluated = [step for step in metrics(run[0]) if "eval/accuracy" in step]
+    early, late = evaluated[0], evaluated[-1]
+    assert late["step"] == len(metrics(run[0])) - 1
+    assert late["eval/accuracy"] > early["eval/accuracy"] + 0.05
+    assert 0.5 < late["eval/accuracy_ci_low"] < late["eval/accuracy"] < late["eval/accuracy_ci_high"] < 1
+    assert late["eval/loss"] < early["eval/loss"] < 0.693147
+    assert late["eval/rewards_margin"] > early["eval/rewards_margin"] > 0
+
+
+def test_it_leaves_a_model_that_others_load_and_its_record(run: tuple[Path, str]) -> None:
+    root, screen = run
+    before, after = (load_file(root / stage / "model" / "model.safetensors") for stage in ("sft", "dpo"))
+    assert before.keys() == after.keys()
+    assert any(not before[name].equal(after[name]) for name in before)
+    tokens = AutoTokenizer.from_pretrained(root / "dpo" / "model")("Where is it?", return_tensors="pt")["input_ids"]
+    model = AutoModelForCausalLM.from_pretrained(root / "dpo" / "model")
+    assert model(tokens).logits.shape == (*tokens.shape, model.config.vocab_size)
+    summary = json.loads((root / "dpo" / "summary.json").read_text())
+    assert summary["held-out accuracy"] == metrics(root)[-1]["eval/accuracy"]
+    for shown in ("held-out accuracy", "held-out reward margin", "ceiling by the raters' noise", "seconds, reference"):
+        assert shown in summary and shown in screen
+    assert "WARNING" not in screen
