@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "recipes").glob("*.yaml"))
 GPUS = {"qwen_0.5b_1gpu": 1, "llama_8b_8gpu": 8, "llama_70b_cluster": 64}
 """Recipe → GPUs that it needs; the others run on the CPU."""
-STAGES = ("sft", "reward", "ppo", "pipeline")
+STAGES = ("sft", "reward", "dpo", "ppo", "pipeline")
 
 
 @pytest.fixture(autouse=True)

@@ -11,6 +11,7 @@ import pytest
 from actors.session import Session
 from rlhf.config.load import load_recipe
 from rlhf.errors import UserError
+from rlhf.models.scratch import train_tokenizer
 from rlhf.tracking.console import Console
 from rlhf.tracking.run_folder import RunFolder
 from tests.end_to_end.small import RECIPE, make_small_data, overrides
@@ -48,6 +49,22 @@ def test_a_stage_without_its_predecessor_is_refused_with_the_right_key(session: 
     assert "ppo.policy_init" in str(caught.value)
 
 
+def test_dpo_without_a_start_is_refused_with_its_own_key_before_data_is_read(session: Session) -> None:
+    with pytest.raises(UserError, match="dpo.init"):
+        session.read_data("dpo")
+
+
+def test_dpo_starts_from_what_the_recipe_names_if_its_vocabulary_is_the_runs(session: Session, tmp_path: Path) -> None:
+    def starting_at(folder: Path) -> Session:
+        return with_recipe(session, dpo=replace(session.recipe.dpo, init=str(folder)))
+
+    assert starting_at(session.base).dpo_start == session.base
+    train_tokenizer([], 258).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="another vocabulary") as caught:
+        _ = starting_at(tmp_path).dpo_start
+    assert f"model.path={tmp_path}" in caught.value.fix
+
+
 def test_a_finished_model_is_used_and_one_of_another_configuration_refused(session: Session) -> None:
     run = RunFolder.create(session.root, "sft", "", session.digest("sft"))
     with run.writing_model() as folder:
@@ -55,7 +72,7 @@ def test_a_finished_model_is_used_and_one_of_another_configuration_refused(sessi
     with pytest.raises(UserError):
         _ = session.policy_start  # the model is there, but the stage is not finished
     run.finish({})
-    assert session.policy_start == run.model
+    assert session.policy_start == session.dpo_start == run.model
     other = with_recipe(session, sft=replace(session.recipe.sft, epochs=7))
     with pytest.raises(UserError, match="another configuration"):
         _ = other.policy_start

@@ -21,7 +21,7 @@ from rlhf.config.validate import (
 from rlhf.errors import UserError
 
 CPU = Machine(gpus=0, cpus=4)
-STAGES = ("sft", "reward", "ppo", "pipeline")
+STAGES = ("sft", "reward", "dpo", "ppo", "pipeline")
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def test_heads_are_shared_out_over_an_engines_gpus(recipe):
     )
 
 
-@pytest.mark.parametrize("stage", ["sft", "reward", "ppo"])
+@pytest.mark.parametrize("stage", ["sft", "reward", "dpo", "ppo"])
 def test_prompt_and_response_fit_the_context_exactly_or_are_refused(recipe, stage):
     longer = recipe("data.max_prompt_length=65")
     message = refused(longer, stage)
@@ -118,7 +118,12 @@ def test_ppo_lengths_come_from_the_rollout(recipe):
 
 @pytest.mark.parametrize(
     ("stage", "roles"),
-    [("sft", {"policy"}), ("reward", {"reward"}), ("ppo", {"policy", "critic", "reference", "reward"})],
+    [
+        ("sft", {"policy"}),
+        ("dpo", {"policy"}),
+        ("reward", {"reward"}),
+        ("ppo", {"policy", "critic", "reference", "reward"}),
+    ],
 )
 def test_a_micro_batch_holds_the_longest_sequence(recipe, stage, roles):
     small = [f"placement.{role}.micro_batch_tokens=127" for role in ("policy", "critic", "reference", "reward")]
@@ -142,7 +147,7 @@ def test_offload_needs_zero(recipe):
     validate(recipe(off[0], "placement.critic.zero_stage=1"), "ppo", CPU)
 
 
-@pytest.mark.parametrize(("stage", "role"), [("sft", "policy"), ("reward", "reward")])
+@pytest.mark.parametrize(("stage", "role"), [("sft", "policy"), ("dpo", "policy"), ("reward", "reward")])
 def test_supervised_batches_are_shared_out_over_the_ranks(recipe, stage, role):
     ranks = f"placement.{role}.ranks=4"
     validate(recipe(ranks, f"{stage}.batch_size=4"), stage, CPU)
@@ -150,6 +155,32 @@ def test_supervised_batches_are_shared_out_over_the_ranks(recipe, stage, role):
     assert f"{stage}.batch_size = 6 is not divisible by placement.{role}.ranks = 4" in message
     assert message.endswith(f"fix: {stage}.batch_size=4 or {stage}.batch_size=8")
     assert refused(recipe(ranks, f"{stage}.batch_size=3"), stage).endswith(f"fix: {stage}.batch_size=4")
+
+
+def test_dpo_is_a_stage_of_its_own(recipe):
+    assert stages_of(Recipe(name="a"), "dpo") == ("dpo",)
+    wrong = recipe("dpo.init=./gone", "dpo.batch_size=3", "placement.policy.ranks=2")
+    message = refused(wrong, "dpo")
+    assert "dpo.init = './gone'" in message and "dpo.batch_size = 3" in message
+    for stage in ("reward", "ppo", "pipeline"):
+        validate(wrong, stage, CPU)
+
+
+def test_dpo_learns_from_preferences(recipe):
+    assert "the dpo stage has no data" in refused(recipe("data.path=null", "data.prompts=TMP/rows.jsonl"), "dpo")
+    validate(recipe("data.path=null", "data.preferences=TMP/rows.jsonl"), "dpo", CPU)
+
+
+def test_dpo_asks_for_the_policys_gpus_alone(recipe):
+    placed = recipe("placement.policy.ranks=4", "placement.reward.ranks=8", "rollout.engines=8")
+    validate(placed, "dpo", Machine(gpus=4, cpus=1))
+    assert "the run needs 4 GPUs and there are 3" in refused(placed, "dpo", Machine(gpus=3, cpus=1))
+
+
+@pytest.mark.parametrize("setting", ["beta=0", "label_smoothing=0.5", "label_smoothing=-0.1", "epochs=0"])
+def test_dpo_numbers_out_of_range(recipe, setting):
+    key = setting.partition("=")[0]
+    assert f"dpo.{key} = " in refused(recipe(f"dpo.{setting}"), "dpo")
 
 
 def test_ppo_batches_satisfy_all_divisors_with_one_fix(recipe):
