@@ -15,6 +15,7 @@ def rollout(id: int, prompt: tuple[int, ...], answer: list[int], reason: FinishR
         prompt=Prompt(id=id, tokens=prompt),
         tokens=np.array(answer, dtype=np.int32),
         logprobs=-np.array(answer, dtype=np.float32),
+        mask=np.array([token % 3 != 0 for token in answer], dtype=bool),
         weight_version=3,
         finish_reason=reason,
         seed=100 + id,
@@ -53,19 +54,40 @@ def test_a_block_carries_every_field_of_its_rollouts() -> None:
     block = RolloutBlock.pack([rollout(8, (1, 2), [3]), rollout(5, (4,), [6, 7], FinishReason.LENGTH)])
     assert block.sequences.tokens.tolist() == [1, 2, 3, 4, 6, 7]
     assert block.logprobs.tolist() == [-3, -6, -7] and block.logprobs.dtype == np.float32
+    assert block.response_mask.tolist() == [False, False, True] and block.response_mask.dtype == bool
     assert block.prompt_ids.tolist() == [8, 5]
     assert block.seeds.tolist() == [108, 105]
     assert block.weight_versions.tolist() == [3, 3]
     assert block.finish_reasons.tolist() == [FinishReason.STOP, FinishReason.LENGTH]
 
 
+def assert_same(one: RolloutBlock, other: RolloutBlock) -> None:
+    """Every array of the two blocks, of their sequences too."""
+    for field in dataclasses.fields(RolloutBlock):
+        if field.name != "sequences":
+            np.testing.assert_array_equal(getattr(one, field.name), getattr(other, field.name), err_msg=field.name)
+    for field in dataclasses.fields(Sequences):
+        np.testing.assert_array_equal(getattr(one.sequences, field.name), getattr(other.sequences, field.name))
+
+
+ROLLOUTS = [rollout(i, (i,) * i, list(range(i, i + i + 1)), FinishReason(i % 2)) for i in range(4)]
+
+
 def test_blocks_concatenate_in_their_order() -> None:
-    rollouts = [rollout(i, (i,), [i + 1] * (i + 1)) for i in range(4)]
-    joined = RolloutBlock.concatenate([RolloutBlock.pack(rollouts[2:]), RolloutBlock.pack(rollouts[:2])])
-    whole = RolloutBlock.pack(rollouts[2:] + rollouts[:2])
-    assert joined.sequences.tokens.tolist() == whole.sequences.tokens.tolist()
-    for name in ("logprobs", "prompt_ids", "weight_versions", "finish_reasons", "seeds"):
-        np.testing.assert_array_equal(getattr(joined, name), getattr(whole, name))
+    joined = RolloutBlock.concatenate([RolloutBlock.pack(ROLLOUTS[2:]), RolloutBlock.pack(ROLLOUTS[:2])])
+    assert_same(joined, RolloutBlock.pack(ROLLOUTS[2:] + ROLLOUTS[:2]))
+
+
+@pytest.mark.parametrize("chosen", [[0, 1, 2, 3], [3, 1], [2], [1, 1, 0]])
+def test_selected_samples_are_as_if_they_alone_had_been_packed(chosen: list[int]) -> None:
+    selected = RolloutBlock.pack(ROLLOUTS).select(chosen)
+    assert len(selected) == len(chosen)
+    assert_same(selected, RolloutBlock.pack([ROLLOUTS[i] for i in chosen]))
+
+
+def test_nothing_can_be_selected() -> None:
+    nothing = RolloutBlock.pack(ROLLOUTS).select([])
+    assert len(nothing) == len(nothing.logprobs) == len(nothing.response_mask) == len(nothing.sequences.tokens) == 0
 
 
 def test_what_flows_cannot_be_changed_on_the_way() -> None:

@@ -9,16 +9,33 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf.config.schema import AlgorithmConfig, ModelConfig, Recipe, ScratchConfig, TrackingConfig
+from rlhf.algorithms.controller import AlgorithmState
+from rlhf.config.schema import (
+    AdaptiveKLConfig,
+    AlgorithmConfig,
+    EndpointConfig,
+    ModelConfig,
+    Recipe,
+    RewardSourceConfig,
+    ScratchConfig,
+    TrackingConfig,
+)
 from rlhf.errors import MachineryError
 from rlhf.models.load import load_tokenizer
 from rlhf.models.scratch import make_scratch
-from rlhf.roles.assemble import Batch, BatchReport, assemble
+from rlhf.roles.assemble import Batch, BatchReport, Contribution, assemble
 from rlhf.roles.forward import Share
 from rlhf.types import Experience, FinishReason, Prompt, Rollout, RolloutBlock
 
-RANKS = (1, 2, 3, 2)
-"""Ranks of the reward, the policy, the reference and the critic."""
+CONTRIBUTIONS = (
+    Contribution(kind="score", ranks=1, name="quality"),
+    Contribution(kind="score", ranks=2, name="service"),
+    Contribution(kind="old_logprobs", ranks=2),
+    Contribution(kind="ref_logprobs", ranks=3),
+    Contribution(kind="values", ranks=2),
+)
+"""Two rewards, the policy, the reference and the critic."""
+WITHOUT_CRITIC = CONTRIBUTIONS[:-1]
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +53,7 @@ def rollouts() -> list[Rollout]:
             prompt=Prompt(id=id, tokens=tuple(range(40, 43 + id))),
             tokens=np.arange(50 + seed, 52 + seed + id + seed % 3, dtype=np.int32),
             logprobs=np.full(2 + id + seed % 3, -0.5, dtype=np.float32),
+            mask=np.arange(2 + id + seed % 3) != (1 if seed == 9 else -1),
             weight_version=3,
             finish_reason=FinishReason.LENGTH if id == 1 else FinishReason.STOP,
             seed=seed,
@@ -48,14 +66,29 @@ def of_sample(rollout: Rollout) -> float:
     return rollout.prompt.id + rollout.seed / 16
 
 
+def of_service(rollout: Rollout) -> float:
+    """The service's score; it gives up on the answer with seed 4."""
+    return np.nan if rollout.seed == 4 else rollout.seed / 4
+
+
 def of_tokens(role: int) -> Callable[[Rollout], np.ndarray]:
     """A role's numbers: another for every token, sample and role."""
     return lambda r: -(role + of_sample(r) / 8 + np.arange(len(r.tokens)) / 64)
 
 
-def shares(block: list[Rollout], ranks: int, compute: Callable[[Rollout], Any]) -> list[Share]:
+COMPUTES = {
+    "quality": of_sample,
+    "service": of_service,
+    "old_logprobs": of_tokens(1),
+    "ref_logprobs": of_tokens(2),
+    "values": of_tokens(3),
+}
+
+
+def shares(block: list[Rollout], contribution: Contribution) -> list[Share]:
     """The block dealt out to ranks in turn."""
-    dealt = [np.arange(rank, len(block), ranks) for rank in range(ranks)]
+    compute = COMPUTES[contribution.name or contribution.kind]
+    dealt = [np.arange(rank, len(block), contribution.ranks) for rank in range(contribution.ranks)]
     numbers = lambda samples: [np.atleast_1d(compute(block[i])) for i in samples]  # noqa: E731
     return [
         Share(samples=samples, values=np.concatenate([np.zeros(0), *numbers(samples)]).astype(np.float32))
@@ -63,27 +96,45 @@ def shares(block: list[Rollout], ranks: int, compute: Callable[[Rollout], Any]) 
     ]
 
 
-def parts(blocks: list[list[Rollout]]) -> list[Any]:
+def parts(blocks: list[list[Rollout]], contributions: tuple[Contribution, ...] = CONTRIBUTIONS) -> list[Any]:
     """What the actors hand over: each block with the shares of all roles."""
-    computes = [of_sample, of_tokens(1), of_tokens(2), of_tokens(3)]
-    return [
-        part
-        for block in blocks
-        for part in [
-            RolloutBlock.pack(block),
-            *(share for ranks, compute in zip(RANKS, computes, strict=True) for share in shares(block, ranks, compute)),
-        ]
-    ]
+    handed_over: list[Any] = []
+    for block in blocks:
+        handed_over.append(RolloutBlock.pack(block))
+        for contribution in contributions:
+            handed_over += shares(block, contribution)
+    return handed_over
 
 
-def batch(folder: str, step: int = 0, samples: int = 4) -> Batch:
-    algorithm = AlgorithmConfig(missing_eos_penalty=7.0)
-    recipe = Recipe(name="test", algorithm=algorithm, tracking=TrackingConfig(samples_per_step=samples))
-    return Batch(recipe=recipe, tokenizer=folder, version=5, step=step, ranks=RANKS)
+def batch(
+    folder: str,
+    step: int = 5,
+    samples: int = 4,
+    on_failure: Any = "drop",
+    contributions: tuple[Contribution, ...] = CONTRIBUTIONS,
+    **algorithm: Any,
+) -> Batch:
+    recipe = Recipe(
+        name="test",
+        algorithm=AlgorithmConfig(missing_eos_penalty=7.0, **algorithm),
+        rewards={
+            "quality": RewardSourceConfig(model="trained"),
+            "service": RewardSourceConfig(endpoint=EndpointConfig(on_failure=on_failure), weight=2.0),
+        },
+        tracking=TrackingConfig(samples_per_step=samples),
+    )
+    state = AlgorithmState.start(recipe.algorithm)
+    return Batch(recipe=recipe, tokenizer=folder, step=step, state=state, contributions=contributions)
 
 
-def assembled(folder: str, blocks: list[list[Rollout]], **options: int) -> tuple[Experience, BatchReport]:
-    return assemble(batch(folder, **options), *parts(blocks))
+def assembled(folder: str, blocks: list[list[Rollout]], **options: Any) -> tuple[Experience, BatchReport]:
+    described = batch(folder, **options)
+    return assemble(described, *parts(blocks, described.contributions))
+
+
+def expected_score(rollout: Rollout) -> float:
+    """The two parts of the reward, the second twice; 7 off where there is no end."""
+    return -7.0 if rollout.prompt.id == 1 else of_sample(rollout) + 2 * of_service(rollout)
 
 
 def test_every_number_is_beside_its_token(folder: str) -> None:
@@ -94,34 +145,86 @@ def test_every_number_is_beside_its_token(folder: str) -> None:
     assert experience.rollouts.seeds.tolist() == [5, 6, 3, 4, 1, 9]
     assert [sequences.response(i).tolist() for i in range(6)] == [r.tokens.tolist() for r in expected]
     assert [tuple(sequences.prompt(i).tolist()) for i in range(6)] == [r.prompt.tokens for r in expected]
+    mask = np.concatenate([r.mask & (r.seed != 4) for r in expected])
+    np.testing.assert_array_equal(experience.response_mask, mask)
     for role, array in ((1, experience.old_logprobs), (2, experience.ref_logprobs), (3, experience.values)):
-        np.testing.assert_allclose(array, np.concatenate([of_tokens(role)(r) for r in expected]), rtol=1e-6)
-    missing_end = [-7.0 if r.prompt.id == 1 else of_sample(r) for r in expected]
-    assert experience.scores.tolist() == missing_end
+        whole = np.concatenate([of_tokens(role)(r) for r in expected])
+        np.testing.assert_allclose(array, np.where(mask, whole, 0), rtol=1e-6)
+    assert experience.scores.tolist() == [expected_score(r) for r in expected]
 
 
+@pytest.mark.parametrize("options", [{}, {"contributions": WITHOUT_CRITIC, "name": "grpo"}], ids=["ppo", "grpo"])
 @given(order=st.permutations(range(6)), cuts=st.sets(st.integers(1, 5)))
 def test_nothing_depends_on_the_order_in_which_samples_and_blocks_finish(
-    order: list[int], cuts: set[int], folder: str
+    order: list[int], cuts: set[int], folder: str, options: dict[str, Any]
 ) -> None:
     samples = rollouts()
     edges = [0, *sorted(cuts), 6]
     blocks = [[samples[i] for i in order[a:b]] for a, b in zip(edges, edges[1:], strict=False)]
-    experience, report = assembled(folder, blocks)
-    expected, expected_report = assembled(folder, [samples])
+    experience, report = assembled(folder, blocks, **options)
+    expected, expected_report = assembled(folder, [samples], **options)
     assert report == expected_report
     for field in fields(Experience):
         one, other = getattr(experience, field.name), getattr(expected, field.name)
         if field.name != "rollouts":
             np.testing.assert_array_equal(one, other, err_msg=field.name)
+    for field in fields(RolloutBlock):
+        if field.name != "sequences":
+            one, other = getattr(experience.rollouts, field.name), getattr(expected.rollouts, field.name)
+            np.testing.assert_array_equal(one, other, err_msg=field.name)
     np.testing.assert_array_equal(experience.rollouts.sequences.tokens, expected.rollouts.sequences.tokens)
 
 
-def test_a_share_that_is_missing_is_noticed(folder: str) -> None:
+@pytest.mark.parametrize("name", ["quality", "old_logprobs", "ref_logprobs", "values"])
+def test_a_share_that_is_missing_is_noticed(folder: str, name: str) -> None:
+    nothing = Share(samples=np.zeros(0, dtype=np.int64), values=np.zeros(0, dtype=np.float32))
     handed_over = parts([rollouts()])
-    handed_over[-1] = Share(samples=np.zeros(0, dtype=np.int64), values=np.zeros(0, dtype=np.float32))
-    with pytest.raises(MachineryError, match="values: .* are NaN"):
+    names = [c.name or c.kind for c in CONTRIBUTIONS for _ in range(c.ranks)]
+    handed_over[1 + names.index(name)] = nothing
+    with pytest.raises(MachineryError, match=f"NaN or infinite, in .*{name}"):
         assemble(batch(folder), *handed_over)
+
+
+def test_without_a_critic_there_are_no_values(folder: str) -> None:
+    experience, report = assembled(folder, [rollouts()], contributions=WITHOUT_CRITIC, name="rloo")
+    assert experience.values is None and experience.returns is None
+    assert "critic/explained_variance" not in report.metrics
+
+
+def test_groups_are_those_of_the_prompts(folder: str) -> None:
+    """Leave-one-out of the scores: each is its score less that of the other; the fourth is dropped, the third alone."""
+    experience, _ = assembled(folder, [rollouts()], contributions=WITHOUT_CRITIC, name="rloo", kl_coef=0.0)
+    score = [expected_score(r) for r in rollouts()]
+    apart = [score[0] - score[1], score[1] - score[0], 0, 0, score[4] - score[5], score[5] - score[4]]
+    starts = experience.rollouts.sequences.response_starts
+    np.testing.assert_allclose(experience.advantages[starts], apart, atol=1e-5)
+
+
+def test_a_sample_that_a_service_gave_up_on_is_left_out_and_counted(folder: str) -> None:
+    experience, report = assembled(folder, [rollouts()])
+    lengths = experience.rollouts.sequences.response_lengths
+    of_token = np.repeat(np.arange(6), lengths)
+    assert not experience.response_mask[of_token == 3].any()
+    assert report.metrics["rollout/dropped"] == 1
+    assert report.metrics["objective/scores/quality"] == pytest.approx(
+        np.mean([of_sample(r) for r in rollouts() if r.seed != 4])
+    )
+    assert report.metrics["objective/scores/service"] == pytest.approx((5 + 6 + 3 + 1 + 9) / 4 / 5)
+
+
+@pytest.mark.parametrize("on_failure", ["fail", "retry"])
+def test_unless_dropping_was_asked_for_a_score_that_is_none_stops_the_run(folder: str, on_failure: str) -> None:
+    with pytest.raises(MachineryError, match="in scores .by the reward 'service'.: 1 of 6"):
+        assembled(folder, [rollouts()], on_failure=on_failure)
+
+
+def test_the_state_goes_on_to_the_next_step(folder: str) -> None:
+    """Policy and reference are 1 apart at every token: the KL is far above its target, and β rises by a fifth."""
+    adaptive = AdaptiveKLConfig(target=0.5, horizon=6)
+    _, report = assembled(folder, [rollouts()], adaptive_kl=adaptive, kl_coef=0.1)
+    assert report.state.kl_coef == pytest.approx(0.12)
+    raw = [of_sample(r) + 2 * of_service(r) for r in rollouts() if r.seed != 4]
+    assert report.state.scores.count == 5 and report.state.scores.mean == pytest.approx(np.mean(raw), rel=1e-6)
 
 
 def test_a_few_samples_are_shown_as_text_and_others_at_each_step(folder: str) -> None:
@@ -132,10 +235,10 @@ def test_a_few_samples_are_shown_as_text_and_others_at_each_step(folder: str) ->
     assert len({tuple(row.response for row in rows) for rows in shown}) > 1
     for row in (row for rows in shown for row in rows):
         rollout = texts[row.prompt, row.response]
-        truncated = rollout.prompt.id == 1
-        assert row.finish_reason == ("length" if truncated else "stop")
-        assert row.score == (-7.0 if truncated else of_sample(rollout))
-        assert row.kl == pytest.approx(len(rollout.tokens))  # the two roles' numbers are 1 apart at every token
+        assert row.finish_reason == ("length" if rollout.prompt.id == 1 else "stop")
+        assert row.score == expected_score(rollout)
+        trained = 0 if rollout.seed == 4 else rollout.mask.sum()
+        assert row.kl == pytest.approx(trained)  # the two roles' numbers are 1 apart at every token
         assert row.weight_version == 3
 
 
