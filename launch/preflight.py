@@ -9,7 +9,7 @@ from dataclasses import replace
 from rlhf.config.load import load_recipe
 from rlhf.config.machine import Machine, Stage, uses_gpus
 from rlhf.config.schema import Recipe
-from rlhf.config.validate import validate
+from rlhf.config.validate import stages_of, validate
 from rlhf.device import Device
 from rlhf.errors import UserError
 from rlhf.evaluation.scorers import load_scorer
@@ -26,9 +26,7 @@ def prepare(recipe_path: str, overrides: Sequence[str], command: Stage) -> tuple
     machine = _cluster(recipe.placement.ray_address) if recipe.placement.ray_address else _this_machine()
     if command != "generate":
         validate(recipe, command, replace(machine, context_length=_context(recipe)))
-        for spec in (*(source.function for source in recipe.rewards.values()), recipe.evaluation.scorer):
-            if spec is not None:
-                load_scorer(spec)  # an import error in it is better found now
+        _import_functions(recipe, command)
     resolve_mode(recipe.tracking)
     return recipe, "cuda" if uses_gpus(recipe, machine) else "cpu", machine.gpus
 
@@ -63,11 +61,30 @@ def _context(recipe: Recipe) -> int | None:
         return None  # only the cluster's nodes may see it
 
 
+def _import_functions(recipe: Recipe, command: Stage) -> None:
+    """Import the functions that the command will call: an error in one is better found now."""
+    if "ppo" in stages_of(recipe, command):
+        watcher = [recipe.early_stop.scorer] if recipe.early_stop else []
+        for source in (*recipe.rewards.values(), *watcher):
+            if source.function is not None:
+                load_scorer(source.function)
+    judge = recipe.evaluation.scorer
+    if command == "pipeline" and judge is not None and load_scorer(judge).needs_rows:
+        raise UserError(
+            f"evaluation.scorer = {judge!r} needs data rows",
+            "the comparison gives its judge prompts and answers only",
+            "give its parameter a default, rows=None, or name another function",
+        )
+
+
 def _with_own_scorers(recipe: Recipe) -> Recipe:
     """Scorer files by their whole path, since actors start elsewhere."""
     evaluation = replace(recipe.evaluation, scorer=_absolute(recipe.evaluation.scorer))
     rewards = {name: replace(part, function=_absolute(part.function)) for name, part in recipe.rewards.items()}
-    return replace(recipe, evaluation=evaluation, rewards=rewards)
+    watch = recipe.early_stop
+    if watch is not None:
+        watch = replace(watch, scorer=replace(watch.scorer, function=_absolute(watch.scorer.function)))
+    return replace(recipe, evaluation=evaluation, rewards=rewards, early_stop=watch)
 
 
 def _absolute(spec: str | None) -> str | None:

@@ -6,13 +6,15 @@ Arrays are NumPy so that Ray hands them between processes on one node without a 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from enum import IntEnum
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
+
+from rlhf.data.records import Messages
 
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
@@ -37,12 +39,18 @@ class FinishReason(IntEnum):
 class Prompt:
     """A prompt ready to be answered.
 
-    ``id`` is its place among the prompts of its side of the split, the same in every run with the same data and seed;
-    ``tokens`` end exactly where the response begins.
+    ``id`` tells it from the other prompts of its run, and is the same in every run with the same data and seed;
+    ``tokens`` end exactly where the response begins. The rest is for rewards that read text.
     """
 
     id: int
     tokens: tuple[int, ...]
+    text: str = ""
+    """The prompt as the user wrote it, whole; of messages a transcript. Empty where it is not known."""
+    turns: Messages = ()
+    """The prompt's messages, where it was written as such."""
+    row: Mapping[str, object] = field(default_factory=dict, hash=False)
+    """The other columns of the prompt's data row, under their names in the file."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -47,7 +47,7 @@ def check_data(recipe: Recipe, stages: Sequence[str]) -> Iterator[UserError]:
                 f"add {own}=<file, folder or hub name>, or data.path=<...> for all stages",
             )
     for key, path in paths.items():
-        yield from _missing(key, path)
+        yield from check_path(key, path)
 
 
 def check_models(recipe: Recipe, stages: Sequence[str]) -> Iterator[UserError]:
@@ -67,7 +67,7 @@ def check_models(recipe: Recipe, stages: Sequence[str]) -> Iterator[UserError]:
         paths["dpo.init"] = recipe.dpo.init
     for key, path in paths.items():
         if path is not None:
-            yield from _missing(key, path)
+            yield from check_path(key, path)
     template = recipe.model.chat_template
     if template is not None and not _exists(template, file=True):
         yield UserError(f"model.chat_template = {template!r}: there is no such file", fix="name a Jinja file")
@@ -85,7 +85,8 @@ def check_scorer(key: str, spec: str) -> Iterator[UserError]:
         yield UserError(f"{key} = {spec!r} names neither a module nor a Python file", fix=SCORER_FIX)
 
 
-def _missing(key: str, path: str) -> Iterator[UserError]:
+def check_path(key: str, path: str) -> Iterator[UserError]:
+    """A path is given, and is there if it can only be a local one; what may be a hub name passes."""
     if not path:
         yield UserError(f"{key} is empty", fix=f"{key}=<file, folder or hub name>, or {key}=null to leave it out")
     elif _looks_local(path) and not _exists(path):

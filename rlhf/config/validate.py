@@ -10,6 +10,7 @@ from rlhf.config.limits import out_of_limits
 from rlhf.config.machine import Machine, Stage, check_devices
 from rlhf.config.named_files import check_data, check_models, check_name, check_scorer
 from rlhf.config.problems import raise_all
+from rlhf.config.reward_rules import check_rewards
 from rlhf.config.schema import OptimizerConfig, Recipe, RoleConfig
 from rlhf.errors import UserError
 
@@ -77,6 +78,8 @@ def check_schedule(optimizer: OptimizerConfig, total_updates: int, key: str) -> 
 
 
 def _scorers(recipe: Recipe, stage: Stage) -> Iterator[UserError]:
+    if "ppo" in stages_of(recipe, stage):
+        yield from check_rewards(recipe)
     judge = recipe.evaluation.scorer
     if judge is not None and stage == "pipeline":
         yield from check_scorer("evaluation.scorer", judge)

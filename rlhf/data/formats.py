@@ -23,6 +23,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from itertools import islice
 from typing import TypeVar
 
@@ -64,7 +65,11 @@ def load_preferences(config: DataConfig) -> Loaded[Preference]:
 
 def load_prompts(config: DataConfig) -> Loaded[PromptRow]:
     """Prompts of ``config.prompts`` or ``config.path``, repeated ones included. Raises as ``load_demonstrations``."""
-    return _load(config.prompts or config.path, config, _prompt_row)
+
+    def parse(row: Columns, source: Source) -> PromptRow:
+        return replace(_prompt_row(row, source), columns=_beside_the_prompt(row, config.columns))
+
+    return _load(config.prompts or config.path, config, parse)
 
 
 def _load(path: str | None, config: DataConfig, parse: Parse[T]) -> Loaded[T]:
@@ -174,6 +179,11 @@ def _prompt_row(row: Columns, source: Source) -> PromptRow:
     if "prompt" in row:
         return PromptRow(_prompt(_text_or_messages(row["prompt"], "prompt")), source)
     raise _no_column(row, "prompt, messages, or chosen and rejected")
+
+
+def _beside_the_prompt(row: Columns, names: dict[str, str]) -> Columns:
+    """The columns that are not the prompt, with the names that the file has for them."""
+    return {names.get(name, name): value for name, value in row.items() if name != "prompt"}
 
 
 def _answered(row: Columns, column: str) -> tuple[Messages | str, str]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -52,10 +53,11 @@ class Preference:
 
 @dataclass(frozen=True)
 class PromptRow:
-    """A prompt to be answered."""
+    """A prompt to be answered; ``columns`` are the others of its row, under their names in the file."""
 
     prompt: Messages | str
     source: Source
+    columns: Mapping[str, object] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)

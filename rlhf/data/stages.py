@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
-from rlhf.config.schema import DataConfig, Recipe
+from rlhf.config.schema import DataConfig, Recipe, RewardSourceConfig
 from rlhf.data.chat import transcript
 from rlhf.data.formats import load_demonstrations, load_preferences, load_prompts
 from rlhf.data.records import BadRow, Loaded
@@ -58,12 +58,27 @@ def preferences(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, context_leng
 
 
 def prompts(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, context_length: int) -> StageData[Prompt]:
-    """Prompts of the PPO stage; the held-out ones are for the comparison at the end."""
+    """Prompts of the PPO stage; the held-out ones are for judging.
+
+    A prompt's ``id`` is its place among those to train on and, after them, those held out. Data rows are kept where a
+    part of the reward is given them.
+    """
     loaded = load_prompts(recipe.data)
     longest = recipe.rollout.max_response_length
-    return _stage(
+    data = _stage(
         recipe, loaded, "prompts", lambda rows: tokenise_prompts(rows, tokenizer, recipe.data, context_length, longest)
     )
+    keeps_rows = any(source.function or source.endpoint for source in _reward_sources(recipe))
+    prompts = [
+        replace(prompt, id=i, row=prompt.row if keeps_rows else {})
+        for i, prompt in enumerate((*data.train, *data.held_out))
+    ]
+    count = len(data.train)
+    return replace(data, train=tuple(prompts[:count]), held_out=tuple(prompts[count:]))
+
+
+def _reward_sources(recipe: Recipe) -> list[RewardSourceConfig]:
+    return [*recipe.rewards.values(), *([recipe.early_stop.scorer] if recipe.early_stop else [])]
 
 
 def _stage(

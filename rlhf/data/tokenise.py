@@ -15,7 +15,7 @@ import numpy as np
 from jinja2 import TemplateError
 
 from rlhf.config.schema import DataConfig
-from rlhf.data.chat import render_prompt, render_response
+from rlhf.data.chat import render_prompt, render_response, transcript
 from rlhf.data.records import Demonstration, Preference, PromptRow
 from rlhf.errors import UserError
 from rlhf.types import Example, Int32, Pair, Prompt
@@ -123,11 +123,17 @@ def tokenise_prompts(
     no_room = f"prompt and a response of {max_response_length} tokens exceed the model's context of {context_length}"
     return _collect(
         _Fitted(
-            Prompt(id=i, tokens=tuple(prompt.tokens)),
+            Prompt(
+                id=i,
+                tokens=tuple(prompt.tokens),
+                text=transcript(row.prompt),
+                turns=() if isinstance(row.prompt, str) else row.prompt,
+                row=row.columns,
+            ),
             prompt.problem or (no_room if len(prompt.tokens) > room else None),
             prompt.truncated,
         )
-        for i, prompt in enumerate(prompts)
+        for i, (row, prompt) in enumerate(zip(rows, prompts, strict=True))
     )
 
 
@@ -139,12 +145,23 @@ def describe_tokenised(tokenised: Tokenised, name: str) -> str:
 
 def _prompts(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, config: DataConfig) -> list[_Prompt]:
     rendered = [_render(row, tokenizer) for row in rows]
-    bodies = _encode([prompt.text for prompt in rendered], tokenizer)
-    head = _head(tokenizer)
+    encoded = encode_prompts([prompt.text for prompt in rendered], tokenizer)
     return [
-        prompt if prompt.problem else _fit_prompt(row, prompt.text, _begin(body, head, tokenizer), tokenizer, config)
-        for row, prompt, body in zip(rows, rendered, bodies, strict=True)
+        prompt if prompt.problem else _fit_prompt(row, prompt.text, tokens, tokenizer, config)
+        for row, prompt, tokens in zip(rows, rendered, encoded, strict=True)
     ]
+
+
+def encode_prompts(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[Ids]:
+    """Tokens of each rendered prompt, with the begin token of a tokenizer that has one; never empty."""
+    head = _head(tokenizer)
+    return [_begin(body, head, tokenizer) for body in _encode(list(texts), tokenizer)]
+
+
+def encode_responses(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[Ids]:
+    """Tokens of each rendered response and the end token, which is not repeated when the text brings it."""
+    end = tokenizer.eos_token_id
+    return [ids if ids[-1:] == [end] else [*ids, end] for ids in _encode(list(texts), tokenizer)]
 
 
 def _render(row: Row, tokenizer: PreTrainedTokenizerBase) -> _Prompt:
@@ -196,10 +213,8 @@ def _fit_prompt(row: Row, text: str, tokens: Ids, tokenizer: PreTrainedTokenizer
 def _responses(
     rows: Sequence[Demonstration | Preference], completions: list[str], tokenizer: PreTrainedTokenizerBase
 ) -> list[Ids]:
-    """Tokens of each completion and the end token, which is not repeated when the text brings it."""
     texts = [render_response(text, row.prompt, tokenizer) for row, text in zip(rows, completions, strict=True)]
-    end = tokenizer.eos_token_id
-    return [ids if ids[-1:] == [end] else [*ids, end] for ids in _encode(texts, tokenizer)]
+    return encode_responses(texts, tokenizer)
 
 
 def _misfit(

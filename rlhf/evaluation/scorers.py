@@ -1,17 +1,19 @@
 """Python functions as judges: found by name, checked on every call, and named when they are at fault.
 
 A scorer takes two lists of strings, prompts and responses, and returns a list of finite numbers, one for each response.
+One that names a third parameter ``rows`` is also given each prompt's data row. It may be an ``async def``.
 """
 
 from __future__ import annotations
 
+import asyncio
 import difflib
 import importlib
 import importlib.util
-import math
+import inspect
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from numbers import Real
 from pathlib import Path
@@ -22,8 +24,14 @@ import numpy as np
 
 from rlhf.errors import UserError
 
-ScoreFunction = Callable[[list[str], list[str]], Sequence[float]]
-CONTRACT = "a scorer takes a list of prompts and a list of responses and returns a list of floats, one a response"
+ScoreFunction = Callable[..., Any]
+Row = Mapping[str, object]
+CONTRACT = (
+    "a scorer takes a list of prompts and a list of responses (and, if it has a parameter named rows, a list of data "
+    "rows) and returns a list of floats, one a response"
+)
+LARGEST = float(np.finfo(np.float32).max)
+"""Scores travel in single precision: beyond this one is infinite."""
 
 
 class Scorer:
@@ -32,49 +40,109 @@ class Scorer:
     def __init__(self, spec: str, function: ScoreFunction, folder: Path) -> None:
         """Args: spec names the function in messages; folder holds its file."""
         self.spec, self._function, self._folder = spec, function, folder
+        self._rows = _rows_parameter(function)
+        self._loop: asyncio.Runner | None = None
 
-    def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
+    @property
+    def needs_rows(self) -> bool:
+        """Whether it cannot be called without data rows."""
+        return self._rows is not None and self._rows.default is inspect.Parameter.empty
+
+    def __call__(
+        self, prompts: Sequence[str], responses: Sequence[str], rows: Sequence[Row] | None = None
+    ) -> np.ndarray:
         """Scores (n,) float64 of n responses.
 
+        Args:
+            rows: the data row of each prompt, for a function that takes them; None where there are none.
+
         Raises:
-            UserError: the function raised (with the sample at fault), or did not return n finite numbers.
+            UserError: the function raised (with the sample at fault), did not return n finite numbers, or needs rows
+                and there are none.
         """
+        if rows is None and self.needs_rows:
+            why = "it has a parameter named rows, and here prompts come without their data rows"
+            fix = "give the parameter a default, rows=None, or use another function here"
+            raise UserError(f"scorer {self.spec} needs data rows", why, fix)
+        rows = rows if self._rows is not None else None
         try:
-            result = self._run(prompts, responses)
+            result = self._run(prompts, responses, rows)
         except Exception as error:
-            raise self._blame(prompts, responses, error) from error
-        return self._check(result, prompts)
+            raise self._blame(prompts, responses, rows, error) from error
+        return check_scores(result, prompts, rows, CONTRACT, self._error)
 
-    def _run(self, prompts: Sequence[str], responses: Sequence[str]) -> Any:
+    def _run(self, prompts: Sequence[str], responses: Sequence[str], rows: Sequence[Row] | None) -> Any:
+        more = {} if rows is None else {"rows": list(rows)}
         with _importable(self._folder):  # functions may import their siblings as late as here
-            return self._function(list(prompts), list(responses))
+            result = self._function(list(prompts), list(responses), **more)
+            return self._awaited(result) if inspect.isawaitable(result) else result
 
-    def _blame(self, prompts: Sequence[str], responses: Sequence[str], error: Exception) -> UserError:
+    def _awaited(self, result: Awaitable[Any]) -> Any:
+        """What an async function returns. Its loop is always the same one, so that it can keep connections open."""
+
+        async def finish() -> Any:
+            return await result
+
+        self._loop = self._loop or asyncio.Runner()
+        return self._loop.run(finish())
+
+    def _blame(
+        self, prompts: Sequence[str], responses: Sequence[str], rows: Sequence[Row] | None, error: Exception
+    ) -> UserError:
         """Find the sample by asking for each alone; a fault that only the whole batch shows is reported as such."""
         for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
             try:
-                self._run([prompt], [response])
+                self._run([prompt], [response], None if rows is None else rows[i : i + 1])
             except Exception as single:
-                return self._error(f"failed on sample {i}, prompt {_excerpt(prompt)}", _describe(single, self._folder))
+                return self._error(f"failed on {name_sample(i, prompts, rows)}", _describe(single, self._folder))
         whole = f"failed on a batch of {len(prompts)}, though on no sample of it alone"
         return self._error(whole, _describe(error, self._folder))
 
-    def _check(self, result: Any, prompts: Sequence[str]) -> np.ndarray:
-        values = result.tolist() if hasattr(result, "tolist") else result  # NumPy arrays and tensors
-        if not isinstance(values, (list, tuple)):
-            raise self._error(f"returned {type(result).__name__}, not a list", CONTRACT)
-        if len(values) != len(prompts):
-            raise self._error(f"returned {len(values)} scores for {len(prompts)} responses", CONTRACT)
-        for i, value in enumerate(values):
-            where = f"for sample {i}, prompt {_excerpt(prompts[i])}"
-            if not isinstance(value, Real):
-                raise self._error(f"returned {value!r:.40} ({type(value).__name__}) {where}", CONTRACT)
-            if not math.isfinite(value):
-                raise self._error(f"returned {value} {where}", "training cannot use a score that is not finite")
-        return np.array(values, dtype=np.float64)
-
     def _error(self, what: str, why: str) -> UserError:
         return UserError(f"scorer {self.spec} {what}", why, "mend the function; nothing else is at fault")
+
+
+def check_scores(
+    result: Any,
+    prompts: Sequence[str],
+    rows: Sequence[Row] | None,
+    contract: str,
+    error: Callable[[str, str], UserError],
+    first: int = 0,
+) -> np.ndarray:
+    """(n,) float64: what a judge said of n responses, once it is n finite numbers.
+
+    Args:
+        contract: what the judge has to return, in words.
+        error: makes the error from what is wrong ("returned ...") and why.
+        first: number of the first response, in messages.
+    """
+    values = result.tolist() if hasattr(result, "tolist") else result  # NumPy arrays and tensors
+    if not isinstance(values, (list, tuple)):
+        raise error(f"returned {type(result).__name__}, not a list", contract)
+    if len(values) != len(prompts):
+        raise error(f"returned {len(values)} scores for {len(prompts)} responses", contract)
+    for i, value in enumerate(values):
+        where = f"for {name_sample(i, prompts, rows, first)}"
+        if not isinstance(value, Real):
+            raise error(f"returned {value!r:.40} ({type(value).__name__}) {where}", contract)
+        size: Any = abs(value)
+        if not size <= LARGEST:  # so for NaN, too
+            raise error(f"returned {value!s:.40} {where}", "training cannot use a score that is not finite")
+    return np.array([float(value) for value in values], dtype=np.float64)
+
+
+def name_sample(i: int, prompts: Sequence[str], rows: Sequence[Row] | None, first: int = 0) -> str:
+    """A sample as messages name it; ``first`` is the number of the list's first one."""
+    row = f", row {_excerpt(dict(rows[i]))}" if rows is not None else ""
+    return f"sample {first + i}, prompt {_excerpt(prompts[i])}{row}"
+
+
+def _rows_parameter(function: ScoreFunction) -> inspect.Parameter | None:
+    try:
+        return inspect.signature(function).parameters.get("rows")
+    except (ValueError, TypeError):  # functions written in C need not tell
+        return None
 
 
 def load_scorer(spec: str) -> Scorer:
@@ -144,5 +212,8 @@ def _describe(error: Exception, folder: Path) -> str:
     return f"{type(error).__name__}: {error}{where}"
 
 
-def _excerpt(prompt: str, width: int = 60) -> str:
-    return repr(prompt if len(prompt) <= width else prompt[:width] + "…")
+def _excerpt(value: object, width: int = 60) -> str:
+    if isinstance(value, str):
+        return repr(value if len(value) <= width else value[:width] + "…")
+    text = repr(value)
+    return text if len(text) <= width else text[:width] + "…"

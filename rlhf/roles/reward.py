@@ -1,48 +1,41 @@
-"""Rewards of whole responses: a frozen reward model's rank, or a Python function."""
+"""Where the score of a response comes from: a frozen reward model's rank, a Python function, or a service."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-import numpy as np
+from dataclasses import replace
 
 from rlhf.config.schema import Recipe, RewardSourceConfig
 from rlhf.evaluation.scorers import load_scorer
-from rlhf.models.load import load_classifier, load_tokenizer, reward_shift
+from rlhf.models.load import context_length, load_classifier, load_tokenizer, reward_shift
 from rlhf.models.scalar import ScalarNet
+from rlhf.roles.endpoint import Endpoint
 from rlhf.roles.forward import Share
+from rlhf.roles.retokenise import Retokeniser, same_tokens
 from rlhf.roles.role import Role
+from rlhf.roles.text import BlockReader, TextReward
 from rlhf.types import Prompt, RolloutBlock
 from rlhf.zero.process_group import Rank
+
+PATIENCE = 0.9
+"""Part of ``placement.phase_timeout_seconds`` that a service is given for one block: it fails by name before the wait
+for it does."""
 
 
 class RewardRole(Role[ScalarNet]):
     """A frozen reward model on one rank. Its score is read at the last token of the response as it was truncated."""
 
-    def __init__(self, recipe: Recipe, folder: str, rank: Rank) -> None:
+    def __init__(self, recipe: Recipe, folder: str, rank: Rank, retokenise: Retokeniser | None = None) -> None:
+        """Args: retokenise gives a block in the model's own tokens, where these are not the policy's."""
         super().__init__(
             recipe, recipe.placement.reward, rank, lambda: ScalarNet(load_classifier(folder, recipe.model))
         )
-        self.shift = reward_shift(self.network.classifier)
+        self.shift, self.retokenise = reward_shift(self.network.classifier), retokenise
 
     def scores(self, block: RolloutBlock) -> Share:
         """This rank's share of the rewards, one a sample; demonstrations score 0 on average."""
-        return self.share(block.sequences, lambda row: self.engine.forward(row, row.last) + self.shift)
-
-
-class FunctionReward:
-    """A Python function as the reward: it is given prompts and responses as text, without special tokens."""
-
-    def __init__(self, recipe: Recipe, function: str, policy: str) -> None:
-        self.scorer = load_scorer(function)
-        self.tokenizer = load_tokenizer(policy, recipe.model)
-
-    def scores(self, block: RolloutBlock) -> Share:
-        """All rewards of the block, one a sample."""
-        sequences, count = block.sequences, len(block)
-        prompts = self.tokenizer.batch_decode([sequences.prompt(i) for i in range(count)], skip_special_tokens=True)
-        answers = self.tokenizer.batch_decode([sequences.response(i) for i in range(count)], skip_special_tokens=True)
-        return Share(samples=np.arange(count), values=self.scorer(prompts, answers).astype(np.float32))
+        sequences = self.retokenise(block) if self.retokenise else block.sequences
+        return self.share(sequences, lambda row: self.engine.forward(row, row.last) + self.shift)
 
 
 def make_reward(
@@ -52,15 +45,32 @@ def make_reward(
     folder: str | None,
     prompts: Sequence[Prompt],
     rank: Rank,
-) -> RewardRole | FunctionReward:
+) -> RewardRole | TextReward:
     """One part of the reward on one rank.
 
     Args:
         policy: folder whose tokenizer the responses are in.
         folder: that of the reward model, for a part that is one.
-        prompts: what the policy is asked, by a block's ``prompt_ids``.
+        prompts: what the policy is asked, found by a block's ``prompt_ids``.
     """
+    reader = BlockReader(load_tokenizer(policy, recipe.model), prompts)
     if folder is not None:
-        return RewardRole(recipe, folder, rank)
-    assert source.function is not None
-    return FunctionReward(recipe, source.function, policy)
+        return RewardRole(recipe, folder, rank, _own_tokens(recipe, folder, reader))
+    if source.function is not None:
+        return TextReward(load_scorer(source.function), reader)
+    assert source.endpoint is not None
+    return TextReward(Endpoint(source.endpoint, PATIENCE * recipe.placement.phase_timeout_seconds), reader)
+
+
+def _own_tokens(recipe: Recipe, folder: str, reader: BlockReader) -> Retokeniser | None:
+    """How the reward model reads a block; None where the policy's tokens are its own. Says which in the log."""
+    own = load_tokenizer(folder, replace(recipe.model, chat_template=None))
+    if same_tokens(reader.tokenizer, own, list(reader.by_id.values())):
+        print(f"reward model {folder}: reads the policy's tokens, its tokenizer being the same", flush=True)
+        return None
+    context = context_length(folder, recipe.model)
+    print(
+        f"reward model {folder}: reads text, its tokenizer being another than the policy's; at most {context:,} tokens",
+        flush=True,
+    )
+    return Retokeniser(own, context, reader)

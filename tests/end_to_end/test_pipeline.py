@@ -125,7 +125,7 @@ def test_a_reward_function_that_raises_is_named_with_its_sample(run: tuple[Path,
     folder, _ = run
     (folder / "judge.py").write_text("def score(prompts, responses):\n    return [1 / 0 for _ in responses]\n")
     model = folder / "runs" / "small" / "sft" / "model"
-    settings = [f"reward.scorer={folder}/judge.py:score", f"ppo.policy_init={model}"]
+    settings = [f"rewards.judge.function={folder}/judge.py:score", f"ppo.policy_init={model}"]
     done = rlhf("ppo", str(RECIPE), *overrides(folder, "raises"), *settings)
     assert done.returncode == 2, done.stderr[-2000:]
     assert "judge.py:score" in done.stderr and "ZeroDivisionError" in done.stderr

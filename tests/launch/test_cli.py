@@ -85,8 +85,33 @@ def test_model_folder_that_is_not_there(data: Path, tmp_path: Path, capsys: pyte
 
 def test_scorer_that_cannot_be_imported(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "judge.py").write_text("import a_module_that_is_not_there\n")
-    said = refused("ppo", data, tmp_path / "runs", f"reward.scorer={tmp_path}/judge.py:score", capsys=capsys)
+    said = refused("ppo", data, tmp_path / "runs", f"rewards.judge.function={tmp_path}/judge.py:score", capsys=capsys)
     assert "a_module_that_is_not_there" in said
+
+
+def test_a_scorer_that_stops_the_run_cannot_be_imported(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "judge.py").write_text("import a_module_that_is_not_there\n")
+    setting = f"early_stop.scorer.function={tmp_path}/judge.py:score"
+    assert "a_module_that_is_not_there" in refused("ppo", data, tmp_path / "runs", setting, capsys=capsys)
+
+
+def test_a_judge_of_the_comparison_cannot_ask_for_rows(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "judge.py").write_text("def score(prompts, responses, rows):\n    return [0.0] * len(rows)\n")
+    setting = f"evaluation.scorer={tmp_path}/judge.py:score"
+    said = refused("pipeline", data, tmp_path / "runs", setting, capsys=capsys)
+    assert "needs data rows" in said and "rows=None" in said
+
+
+def test_parts_of_a_reward_that_cannot_be(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = ("rewards.a.endpoint.url=ftp://somewhere", "rewards.b.function=gone.py:f", "rewards.c.weight=2")
+    said = refused("ppo", data, tmp_path / "runs", *settings, capsys=capsys)
+    assert "3 problems" in said
+    for expected in ("rewards.a.endpoint.url", "gone.py", "rewards.c has none of model, function, endpoint"):
+        assert expected in said
 
 
 def test_folder_that_cannot_be_written(data: Path, capsys: pytest.CaptureFixture[str]) -> None:

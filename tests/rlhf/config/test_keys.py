@@ -5,7 +5,7 @@ from typing import Literal
 import pytest
 
 from rlhf.config.keys import all_keys, describe, nearest, section_of, sections, types_of
-from rlhf.config.schema import ModelConfig, OptimizerConfig, Recipe, ScratchConfig
+from rlhf.config.schema import ModelConfig, OptimizerConfig, Recipe, RewardSourceConfig, ScratchConfig
 
 
 def test_all_keys_reach_into_optional_and_repeated_sections():
@@ -18,7 +18,10 @@ def test_sections_begin_with_the_recipe_and_name_each_place_of_a_shared_one():
     found = list(sections())
     assert found[0] == ("", Recipe)
     optimizers = [prefix for prefix, section in found if section is OptimizerConfig]
-    assert optimizers == ["sft.optimizer", "reward.optimizer", "ppo.optimizer", "ppo.critic_optimizer"]
+    stages = ["sft.optimizer", "reward.optimizer", "dpo.optimizer", "ppo.optimizer", "ppo.critic_optimizer"]
+    assert optimizers == stages
+    parts = [prefix for prefix, section in found if section is RewardSourceConfig]
+    assert parts == ["rewards.<name>", "early_stop.scorer"]
 
 
 def test_section_of_looks_through_optional():

@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 
 from rlhf.config.keys import all_keys
 from rlhf.config.load import load_recipe, recipe_digest, to_yaml
-from rlhf.config.schema import ModelConfig, OptimizerConfig, Recipe, RoleConfig, ScratchConfig
+from rlhf.config.schema import (
+    EndpointConfig,
+    ModelConfig,
+    OptimizerConfig,
+    Recipe,
+    RewardSourceConfig,
+    RoleConfig,
+    ScratchConfig,
+)
 from rlhf.errors import UserError
 
 
@@ -63,6 +71,23 @@ def test_a_parents_own_defaults_survive_a_partly_given_section(load):
     recipe = load("name: a\nppo: {optimizer: {warmup_steps: 5}, critic_optimizer: {eps: 1e-8}}\n")
     assert recipe.ppo.optimizer == OptimizerConfig(lr=1e-6, warmup_steps=5)
     assert recipe.ppo.critic_optimizer == OptimizerConfig(lr=9e-6, eps=1e-8)
+
+
+def test_parts_of_the_reward_have_names_of_their_own(load):
+    recipe = load(
+        "name: a\nrewards:\n  correct: {function: 'f.py:g'}\n  style: {endpoint: {url: 'http://h:1/s'}, weight: 0.2}\n",
+        "rewards.style.endpoint.on_failure=drop",
+    )
+    endpoint = EndpointConfig(url="http://h:1/s", on_failure="drop")
+    assert recipe.rewards == {
+        "correct": RewardSourceConfig(function="f.py:g"),
+        "style": RewardSourceConfig(endpoint=endpoint, weight=0.2),
+    }
+    assert not recipe.trains_reward and load("name: a\n").trains_reward
+
+
+def test_naming_a_part_replaces_the_trained_model(load):
+    assert list(load("name: a\n", "rewards.correct.function=f.py:g").rewards) == ["correct"]
 
 
 def test_section_whose_keys_are_commented_out_is_the_default(load):
@@ -145,7 +170,8 @@ def test_nearest_choice_is_offered(refused):
         ("placement.critic.zero_stages", "placement.critic.zero_stage"),
         ("reward.zero_stage", "placement.reward.zero_stage"),
         ("model.scratch.head", "model.scratch.heads"),
-        ("scorer", "reward.scorer"),
+        ("scorer", "early_stop.scorer"),
+        ("rewards.judge.fucntion", "rewards.<name>.function"),
         ("Name", "name"),
     ],
 )

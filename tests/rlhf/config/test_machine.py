@@ -12,14 +12,14 @@ from rlhf.config.machine import (
     gpus_needed,
     uses_gpus,
 )
-from rlhf.config.schema import PlacementConfig, Recipe, RewardConfig, RoleConfig, RolloutConfig
+from rlhf.config.schema import TRAINED, PlacementConfig, Recipe, RewardSourceConfig, RoleConfig, RolloutConfig
 
 
-def recipe(strategy: str = "auto", device: str = "auto", threads: int = 1, **reward: str) -> Recipe:
+def recipe(strategy: str = "auto", device: str = "auto", threads: int = 1, **rewards: RewardSourceConfig) -> Recipe:
     """Asks for policy 4, critic 2, reference 1, reward 1, and 3 engines of 2 GPUs: 14 apart, 6 shared."""
     return Recipe(
         name="a",
-        reward=RewardConfig(**reward),
+        rewards=rewards or {"model": RewardSourceConfig(model=TRAINED)},
         rollout=RolloutConfig(engines=3, tensor_parallel=2),
         placement=PlacementConfig(
             strategy=strategy,
@@ -31,6 +31,9 @@ def recipe(strategy: str = "auto", device: str = "auto", threads: int = 1, **rew
     )
 
 
+FUNCTION, MODEL = RewardSourceConfig(function="m:f"), RewardSourceConfig(model="folder")
+
+
 def problems(asked: Recipe, stage: str = "ppo", **machine: int) -> list[str]:
     return [str(problem) for problem in check_devices(asked, stage, Machine(**{"cpus": 8, **machine}))]
 
@@ -40,13 +43,14 @@ def test_gpus_by_role():
     assert gpus_by_role(recipe(), "pipeline") == gpus_by_role(recipe(), "ppo")
     assert gpus_by_role(recipe(), "sft") == {"policy": 4}
     assert gpus_by_role(recipe(), "reward") == {"reward": 1}
-    assert "reward" not in gpus_by_role(recipe(scorer="m:f"), "ppo")
+    assert "reward" not in gpus_by_role(recipe(judge=FUNCTION), "ppo")
+    assert gpus_by_role(recipe(judge=FUNCTION, one=MODEL, two=MODEL), "ppo")["reward"] == 2
 
 
 def test_gpus_needed():
     assert gpus_needed(recipe(), "ppo", "separate") == 14
     assert gpus_needed(recipe(), "ppo", "colocated") == 6
-    assert gpus_needed(recipe(scorer="m:f"), "ppo", "separate") == 13
+    assert gpus_needed(recipe(judge=FUNCTION), "ppo", "separate") == 13
 
 
 @pytest.mark.parametrize(("gpus", "strategy"), [(14, "separate"), (13, "colocated"), (6, "colocated"), (0, "separate")])

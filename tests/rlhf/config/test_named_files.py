@@ -112,12 +112,12 @@ def test_folders_to_start_from_are_there_for_the_stages_that_use_them():
         name="a",
         model=ModelConfig(path="./gone"),
         reward=RewardConfig(init="model/gone"),
-        ppo=PPOConfig(policy_init="model/gone", reward_init=""),
+        ppo=PPOConfig(policy_init="model/gone", critic_init=""),
     )
     assert said(check_models(recipe, ("sft",))).count("no such file or folder") == 1
     assert "reward.init = 'model/gone'" in said(check_models(recipe, ("reward",)))
     message = said(check_models(recipe, ("ppo",)))
-    assert "ppo.policy_init = 'model/gone'" in message and "ppo.reward_init is empty" in message
+    assert "ppo.policy_init = 'model/gone'" in message and "ppo.critic_init is empty" in message
 
 
 def test_chat_template_is_a_file():
@@ -130,7 +130,7 @@ def test_chat_template_is_a_file():
 
 @pytest.mark.parametrize("spec", ["judge.py:score", "./judge.py:score", "package.module:score", "module:_score"])
 def test_scorers_that_may_exist(spec):
-    assert not said(check_scorer("reward.scorer", spec))
+    assert not said(check_scorer("evaluation.scorer", spec))
 
 
 @pytest.mark.parametrize(
@@ -149,5 +149,5 @@ def test_scorers_that_may_exist(spec):
     ],
 )
 def test_scorers_that_cannot_exist(spec, reason):
-    assert f"reward.scorer = {spec!r}" in said(check_scorer("reward.scorer", spec))
-    assert reason in said(check_scorer("reward.scorer", spec))
+    assert f"evaluation.scorer = {spec!r}" in said(check_scorer("evaluation.scorer", spec))
+    assert reason in said(check_scorer("evaluation.scorer", spec))

@@ -24,7 +24,8 @@ def test_rows_say_type_default_limit_and_meaning():
 
 def test_a_section_in_several_places_shows_the_defaults_of_each():
     page = render()
-    assert "## `sft.optimizer`, `reward.optimizer`, `ppo.optimizer`, `ppo.critic_optimizer`" in page
+    assert "## `sft.optimizer`, `reward.optimizer`, `dpo.optimizer`, `ppo.optimizer`, `ppo.critic_optimizer`" in page
+    assert "## `rewards.<name>`, `early_stop.scorer`" in page
     assert "`1e-06` in `ppo.optimizer`, `9e-06` in `ppo.critic_optimizer`" in page
     assert "- `placement.policy`: The policy in PPO, and the model being trained in SFT." in page
 
