@@ -58,24 +58,45 @@ def test_packed_logprobs_entropies_and_gradients_are_those_of_separate_passes(ar
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_an_empty_row_touches_every_parameter_and_contributes_zero(architecture: str) -> None:
+def test_the_entropys_gradient_is_that_of_separate_passes(architecture: str) -> None:
     lm = tiny_model(AutoModelForCausalLM, architecture)
-    logprobs, entropy = PolicyNet(lm)(pack_row(SEQUENCES, [], "cpu"), TEMPERATURE)
+    logprobs, entropy = PolicyNet(lm)(pack_row(SEQUENCES, EVERY, "cpu"), TEMPERATURE, entropy_gradient=True)
+    _, expected = plain_logprobs(lm, SEQUENCES, TEMPERATURE)
+    loss, expected_loss = (WEIGHTS * entropy).sum(), (WEIGHTS * expected).sum()
+    assert_same_gradients(gradients(lm, loss + 0 * logprobs.sum()), gradients(lm, expected_loss))
+
+
+def test_a_frozen_network_gives_no_gradient_although_one_is_asked_for() -> None:
+    lm = tiny_model(AutoModelForCausalLM, "llama").requires_grad_(False)
+    logprobs, entropy = PolicyNet(lm)(pack_row(SEQUENCES, EVERY, "cpu"), TEMPERATURE, entropy_gradient=True)
+    assert not logprobs.requires_grad and not entropy.requires_grad
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("with_entropy", [False, True])
+def test_an_empty_row_touches_every_parameter_and_contributes_zero(architecture: str, with_entropy: bool) -> None:
+    lm = tiny_model(AutoModelForCausalLM, architecture)
+    logprobs, entropy = PolicyNet(lm)(pack_row(SEQUENCES, [], "cpu"), TEMPERATURE, with_entropy)
     assert logprobs.shape == entropy.shape == (0,)
-    assert not any(gradient.any() for gradient in gradients(lm, logprobs.sum()).values())
+    assert not any(gradient.any() for gradient in gradients(lm, logprobs.sum() + entropy.sum()).values())
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 17, 100])
 def test_chunks_change_neither_values_nor_gradients(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     lm = tiny_model(AutoModelForCausalLM, "gpt_neox")
     row = pack_row(SEQUENCES, EVERY, "cpu")
-    expected, expected_entropy = PolicyNet(lm)(row, TEMPERATURE)
-    expected_gradients = gradients(lm, (WEIGHTS * expected).sum())
+
+    def of_row() -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        logprobs, entropy = PolicyNet(lm)(row, TEMPERATURE, entropy_gradient=True)
+        loss = (WEIGHTS * logprobs).sum() + (WEIGHTS.flip(0) * entropy).sum()
+        return logprobs, entropy, gradients(lm, loss)
+
+    expected, expected_entropy, expected_gradients = of_row()
     monkeypatch.setattr(policy, "CHUNK", chunk)
-    logprobs, entropy = PolicyNet(lm)(row, TEMPERATURE)
+    logprobs, entropy, found = of_row()
     torch.testing.assert_close(logprobs, expected)
     torch.testing.assert_close(entropy, expected_entropy)
-    assert_same_gradients(gradients(lm, (WEIGHTS * logprobs).sum()), expected_gradients)
+    assert_same_gradients(found, expected_gradients)
 
 
 @pytest.mark.parametrize("with_gradient", [False, True])
@@ -128,6 +149,33 @@ def test_temperature_divides_the_logits() -> None:
 
 def test_entropy_of_a_uniform_distribution_is_the_logarithm_of_its_size() -> None:
     assert of_logits([3.0] * 8, 0)[1] == pytest.approx(math.log(8), abs=1e-6)
+
+
+def entropy_gradient(logits: list[float], temperature: float = 1.0) -> list[float]:
+    """The gradient of the entropy by the logits, which are the head's bias."""
+    bias = torch.tensor(logits, requires_grad=True)
+    hidden, weight = torch.zeros(1, 1, requires_grad=True), torch.zeros(len(logits), 1)
+    _, entropy = token_logprobs(hidden, weight, bias, torch.tensor([0]), temperature, entropy_gradient=True)
+    entropy.sum().backward()
+    return bias.grad.tolist()
+
+
+def test_the_entropys_gradient_by_hand() -> None:
+    """∂H/∂l_i = −p_i (log p_i + H); p = (¾, ¼): ¾ · ¼ · (log ¼ − log ¾) = −3/16 log 3, and its opposite."""
+    assert entropy_gradient([math.log(3), 0.0]) == pytest.approx([-3 / 16 * math.log(3), 3 / 16 * math.log(3)])
+    halved = [g / 2 for g in entropy_gradient([math.log(9), 0.0], temperature=1.0)]
+    assert entropy_gradient([2 * math.log(9), 0.0], temperature=2.0) == pytest.approx(halved)
+
+
+def test_the_entropys_gradient_is_0_at_its_largest_and_its_smallest() -> None:
+    assert entropy_gradient([1.0] * 5) == pytest.approx([0.0] * 5, abs=1e-7)
+    assert entropy_gradient([0.0, -1e4, -1e4]) == pytest.approx([0.0] * 3, abs=1e-7)
+
+
+def test_an_impossible_token_has_no_part_in_the_entropy_or_its_gradient() -> None:
+    assert of_logits([math.log(3), 0.0, -math.inf], 0)[1] == pytest.approx(0.5623351446, abs=1e-6)  # of (¾, ¼)
+    found = entropy_gradient([math.log(3), 0.0, -math.inf])
+    assert found == pytest.approx([-3 / 16 * math.log(3), 3 / 16 * math.log(3), 0.0])
 
 
 def test_softmax_is_in_float32_for_a_bfloat16_model() -> None:

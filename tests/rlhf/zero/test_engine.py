@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,9 +13,10 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from rlhf.config.schema import OptimizerConfig, RoleConfig
+from rlhf.errors import MachineryError
 from rlhf.models.packed_row import pack_row
 from rlhf.models.policy import PolicyNet
-from rlhf.zero.engine import ZeroEngine, full_shape
+from rlhf.zero.engine import ZeroEngine, finite, full_shape
 from rlhf.zero.process_group import Rank, join
 from tests.rlhf.ranks import Crew
 from tests.rlhf.tiny import random_sequences, tiny_model
@@ -132,6 +134,45 @@ def test_the_rate_warms_up_and_falls_to_0_at_the_last_update(one_rank: Crew) -> 
     [trained] = one_rank.run(train_scale, 1, SPLITS[0], 7, 6, linear, "float32")
     assert trained.rates == pytest.approx([0, 0.2, 0.4, 0.3, 0.2, 0.1])
     assert trained.next_rate == 0
+
+
+def skip_in_the_middle(rank: Rank, stage: int, made: int, skipped: int) -> list[float]:
+    """The rates of the updates on both sides of updates that are not made, and the rate after all of them."""
+    linear = OptimizerConfig(lr=0.4, schedule="linear", warmup_steps=2)
+    place, network, total = join(rank), Scale(), 2 * made + skipped
+    engine = ZeroEngine(network, RoleConfig(zero_stage=stage), "float32", rank, place, linear, total)
+    rates = []
+    for _ in range(2):
+        for _ in range(made):
+            engine.update([torch.ones(1)], engine.engine, rank.world)
+            rates.append(engine.learning_rate)
+        engine.skip_updates(skipped if len(rates) == made else 0)
+    return [*rates, engine.engine.get_lr()[0]]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_skipped_updates_count_in_the_schedule(stage: int, crews: dict[int, Crew]) -> None:
+    """Of six updates the third and fourth are skipped: the rest have the rates that they would have had anyway."""
+    for crew in crews.values():
+        for rates in crew.run(skip_in_the_middle, stage, 2, 2):
+            assert rates == pytest.approx([0, 0.2, 0.2, 0.1, 0])
+
+
+def test_finite_numbers_pass_and_others_are_named() -> None:
+    tensor = torch.tensor([1.0, -2.0, 0.0], requires_grad=True)
+    assert finite("logprobs", tensor) is tensor
+    assert finite("values", torch.zeros(0)).shape == (0,)
+    for bad in (math.nan, math.inf, -math.inf):
+        with pytest.raises(MachineryError, match="during the update, in logprobs: 2 of 3"):
+            finite("logprobs", torch.tensor([bad, 1.0, bad]))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_gradient_that_is_no_number_stops_every_rank(stage: int, bad: float, two_ranks: Crew) -> None:
+    """Only the second rank makes it."""
+    with pytest.raises(MachineryError, match="in the gradient: its norm is"):
+        two_ranks.run(train_scale, stage, [[[1.0]], [[bad]]], 2, 1, PLAIN, "float32")
 
 
 def summed(rank: Rank) -> list[float]:
