@@ -19,6 +19,7 @@ from transformers import (
 from rlhf.config.schema import ModelConfig
 from rlhf.data.chat import prepare_tokenizer
 from rlhf.errors import UserError
+from rlhf.models.lora import add_adapters
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 REWARD_SHIFT = "rlhf_reward_shift"
@@ -64,6 +65,18 @@ def load_causal(folder: str | Path, config: ModelConfig) -> PreTrainedModel:
                 "its logits are changed after the output head, and log-probabilities here are taken before that",
                 "choose a model without it: Llama, Qwen2, GPT-NeoX and GPT-2 are tested",
             )
+    return model
+
+
+def load_policy(folder: str | Path, config: ModelConfig, seed: int) -> PreTrainedModel:
+    """A causal language model to be trained: all of it, or the adapters that the recipe asks for, drawn from ``seed``.
+
+    Raises:
+        UserError: it cannot be loaded, or has no layer of a name that adapters are asked for.
+    """
+    model = load_causal(folder, config)
+    if config.lora is not None:
+        add_adapters(model, config.lora, seed)
     return model
 
 

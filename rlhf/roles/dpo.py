@@ -19,7 +19,7 @@ from rlhf.algorithms.canaries import Limits, check
 from rlhf.algorithms.losses import DPOLoss, dpo_loss
 from rlhf.config.schema import DPOConfig, Recipe
 from rlhf.evaluation.accuracy import preference_accuracy
-from rlhf.models.load import load_causal
+from rlhf.models.load import load_policy
 from rlhf.models.packed_row import pack_row
 from rlhf.models.policy import PolicyNet
 from rlhf.roles.forward import Share, join_tokens
@@ -42,7 +42,7 @@ class DPORole(Role[PolicyNet]):
             recipe,
             recipe.placement.policy,
             rank,
-            lambda: PolicyNet(load_causal(folder, recipe.model)),
+            lambda: PolicyNet(load_policy(folder, recipe.model, recipe.seed)),
             recipe.dpo.optimizer,
             total_updates,
         )

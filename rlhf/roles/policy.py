@@ -17,13 +17,14 @@ from rlhf.batching import minibatches
 from rlhf.config.schema import Recipe
 from rlhf.config.validate import policy_updates
 from rlhf.device import peak_memory_gib
-from rlhf.models.load import DTYPES, load_causal
+from rlhf.models.load import DTYPES, load_policy
+from rlhf.models.lora import adapters_off
 from rlhf.models.packed_row import PackedRow, pack_row
 from rlhf.models.policy import PolicyNet
-from rlhf.roles.forward import token_index
+from rlhf.roles.forward import Share, token_index
 from rlhf.roles.role import LanguageRole
 from rlhf.roles.save import save_model
-from rlhf.types import Experience, Float32
+from rlhf.types import Experience, Float32, RolloutBlock
 from rlhf.weights.fingerprint import Fingerprint
 from rlhf.weights.sender import make_sender
 from rlhf.weights.source import ZeroSource
@@ -59,7 +60,7 @@ class PolicyRole(LanguageRole):
             recipe,
             recipe.placement.policy,
             rank,
-            lambda: PolicyNet(load_causal(folder, recipe.model)),
+            lambda: PolicyNet(load_policy(folder, recipe.model, recipe.seed)),
             recipe.ppo.optimizer,
             policy_updates(recipe),
         )
@@ -69,6 +70,11 @@ class PolicyRole(LanguageRole):
     def make_source(self) -> ZeroSource:
         """The stream of weights that a publish sends."""
         return ZeroSource(self.engine, self.lm, DTYPES[self.recipe.model.dtype])
+
+    def reference_logprobs(self, block: RolloutBlock) -> Share:
+        """The same by the frozen weights, adapters off: a policy of adapters is its own reference."""
+        with adapters_off(self.lm):
+            return self.logprobs(block)
 
     def update(self, experience: Experience, step: int) -> dict[str, float]:
         """The epochs over the batch, fewer if ``target_kl`` ends them; returns metrics of all ranks together."""

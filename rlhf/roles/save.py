@@ -5,13 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
+from rlhf.models.lora import adapter_settings, adapter_tensors
 from rlhf.zero.engine import ZeroEngine
+
+ADAPTER = "adapter"
+"""Folder inside a model's folder."""
 
 
 def save_model(engine: ZeroEngine, model: PreTrainedModel, folder: Path, **config: Any) -> None:
-    """Write weights (safetensors) and config, with ``config`` entries added. All ranks gather; rank 0 writes."""
+    """Write weights (safetensors) and config, with ``config`` entries added. All ranks gather; rank 0 writes.
+
+    Adapters are merged into the weights, and written by themselves as well, in peft's format, to ``adapter``.
+    """
     state = {}
     for name, tensor in engine.full_state(model):
         if engine.rank == 0:
@@ -20,3 +28,15 @@ def save_model(engine: ZeroEngine, model: PreTrainedModel, folder: Path, **confi
         for key, value in config.items():
             setattr(model.config, key, value)
         model.save_pretrained(folder, state_dict=state)
+    _save_adapter(engine, model, folder / ADAPTER)
+
+
+def _save_adapter(engine: ZeroEngine, model: PreTrainedModel, folder: Path) -> None:
+    settings, tensors = adapter_settings(model), adapter_tensors(model)
+    if settings is None:
+        return
+    with engine.full(list(tensors.values())):
+        whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        if engine.rank == 0:
+            settings.save_pretrained(str(folder))
+            save_file(whole, folder / "adapter_model.safetensors", metadata={"format": "pt"})

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rlhf.config.schema import Recipe
-from rlhf.models.load import load_causal
+from rlhf.models.load import load_policy
 from rlhf.models.packed_row import pack_row
 from rlhf.models.policy import PolicyNet
 from rlhf.roles.forward import Share
@@ -31,7 +31,7 @@ class SFTRole(Role[PolicyNet]):
             recipe,
             recipe.placement.policy,
             rank,
-            lambda: PolicyNet(load_causal(folder, recipe.model)),
+            lambda: PolicyNet(load_policy(folder, recipe.model, recipe.seed)),
             recipe.sft.optimizer,
             total_updates,
         )

@@ -11,13 +11,16 @@ import torch
 from torch import Tensor, nn
 from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
 
+from rlhf.models.lora import adapters, merged, parts
 from rlhf.weights.fingerprint import Fingerprint, add, fingerprint, group_of
 from rlhf.zero.engine import ZeroEngine, full_shape
 
 
 class ZeroSource(WeightSource):
-    """All parameters of a model under DeepSpeed, gathered layer by layer under ZeRO-3.
+    """All parameters of a model under DeepSpeed, gathered layer by layer under ZeRO-3, with its adapters merged in.
 
+    A stream is one of the plain model, whether there are adapters or not: the engine holds no adapters, and proves
+    merged weights as it proves any.
     A tied output head is sent under its own name as well: without it the engine keeps a stale head and says nothing.
     ``fingerprint`` is of the trainer's own weights, taken on the way and not of what is sent; rank 0 alone has it.
     """
@@ -36,11 +39,11 @@ class ZeroSource(WeightSource):
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         self.fingerprint = {}
-        parameters = self._parameters()
-        for group in _consecutive_groups(list(parameters)):
-            with self.engine.full([parameters[name] for name in group]):
+        plain, adapted = self._parameters(), adapters(self.model)
+        for group in _consecutive_groups(list(plain)):
+            with self.engine.full(parts(group, plain, adapted)):
                 tensors = [
-                    (name, parameters[name].detach().to(self.dtype, copy=self.engine.stage == 3)) for name in group
+                    (name, merged(name, plain, adapted).to(self.dtype, copy=self.engine.stage == 3)) for name in group
                 ]
             if self.engine.rank == 0:
                 self.fingerprint = add([self.fingerprint, fingerprint(tensors)])

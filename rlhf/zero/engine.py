@@ -20,6 +20,7 @@ from transformers.integrations import HfDeepSpeedConfig
 
 from rlhf.config.schema import OptimizerConfig, RoleConfig
 from rlhf.errors import MachineryError
+from rlhf.models.lora import adapters, merged, parts, plain_tensors
 from rlhf.zero.process_group import Rank
 from rlhf.zero.settings import SCHEDULES, deepspeed_config, optimizer_arguments
 
@@ -31,6 +32,8 @@ def building(role: RoleConfig, dtype: str, rank: Rank) -> object | None:
 
 class ZeroEngine:
     """One network under DeepSpeed. Without an optimizer it is frozen. ``learning_rate`` is that of the last update.
+
+    With an optimizer all parameters that require gradients are trained; the optimizer keeps nothing of the others.
 
     Every method but ``device`` and the counters is collective under ZeRO-3: all ranks call it, the same number of
     times.
@@ -60,7 +63,8 @@ class ZeroEngine:
                 network.to(place)
             return
         network.train()  # gradient checkpointing works in training mode alone; dropout is off in both
-        adam = torch.optim.AdamW(network.parameters(), **optimizer_arguments(optimizer))
+        trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        adam = torch.optim.AdamW(trained, **optimizer_arguments(optimizer))
         schedule = get_scheduler(SCHEDULES[optimizer.schedule], adam, optimizer.warmup_steps, total_updates)
         self.engine = deepspeed.initialize(
             model=network.to(place) if role.zero_stage < 3 else network,
@@ -108,19 +112,20 @@ class ZeroEngine:
     def named_tensors(self, model: nn.Module) -> dict[str, Tensor]:
         """Every tensor of the model by its Hugging Face name; a tied output head appears under its own name too.
 
-        Under ZeRO-3 the tensors are shards: use them through ``full``.
+        Adapters are not among them. Under ZeRO-3 the tensors are shards: use them through ``full``.
         """
-        return dict(model.state_dict(keep_vars=True))
+        return plain_tensors(model)
 
     def full(self, tensors: Sequence[Tensor]) -> Any:
         """A context in which the tensors are whole on every rank (collective under ZeRO-3)."""
         return deepspeed.zero.GatheredParameters(list(tensors)) if self.stage == 3 else nullcontext()
 
     def full_state(self, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-        """All tensors whole, one after another, on the CPU (collective under ZeRO-3)."""
-        for name, tensor in self.named_tensors(model).items():
-            with self.full([tensor]):
-                copied = tensor.detach().cpu().clone()
+        """All tensors whole, adapters merged, one after another, on the CPU (collective under ZeRO-3)."""
+        plain, adapted = self.named_tensors(model), adapters(model)
+        for name, tensor in plain.items():
+            with self.full(parts([name], plain, adapted)):
+                copied = merged(name, plain, adapted).to("cpu", tensor.dtype, copy=True)
             yield name, copied
 
 

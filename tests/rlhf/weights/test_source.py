@@ -5,9 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from peft.tuners.lora import LoraLayer
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from rlhf.config.schema import OptimizerConfig, RoleConfig
+from rlhf.config.schema import LoRAConfig, OptimizerConfig, RoleConfig
+from rlhf.models.lora import adapters, add_adapters
 from rlhf.models.policy import PolicyNet
 from rlhf.weights.fingerprint import Fingerprint, fingerprint
 from rlhf.weights.source import ZeroSource
@@ -27,10 +29,21 @@ class Streamed:
     fingerprint: Fingerprint
 
 
-def stream(rank: Rank, architecture: str, stage: int, dtype: str) -> Streamed:
+def adapted_model(architecture: str, targets: tuple[str, ...]) -> PreTrainedModel:
+    """A model with adapters that have learnt something."""
+    lm = tiny_model(AutoModelForCausalLM, architecture)
+    add_adapters(lm, LoRAConfig(rank=4, targets=targets), seed=0)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for adapter in adapters(lm).values():
+            adapter.b.add_(torch.randn(adapter.b.shape, generator=generator))
+    return lm
+
+
+def stream(rank: Rank, architecture: str, stage: int, dtype: str, targets: tuple[str, ...] = ()) -> Streamed:
     """Read a trained model's source twice; a source is read anew at each publish."""
     place = join(rank)
-    lm = tiny_model(AutoModelForCausalLM, architecture)
+    lm = adapted_model(architecture, targets) if targets else tiny_model(AutoModelForCausalLM, architecture)
     lm.register_buffer("table", torch.ones(3))  # not a parameter: the engine makes its own
     engine = ZeroEngine(PolicyNet(lm), RoleConfig(zero_stage=stage), "float32", rank, place, OptimizerConfig(), 1)
     source = ZeroSource(engine, lm, getattr(torch, dtype))
@@ -62,3 +75,38 @@ def test_every_parameter_is_sent_whole_with_the_fingerprint_of_its_state(
         assert streamed.metadata == [(n, f"torch.{dtype}", t.shape) for n, t in streamed.tensors.items()]
         assert set(streamed.dtypes) == {f"torch.{dtype}"}
         assert streamed.fingerprint == (fingerprint(state.items()) if rank == 0 else {})
+
+
+def peft_merged(architecture: str, targets: tuple[str, ...]) -> dict[str, torch.Tensor]:
+    """The state of a plain model into which peft merged the adapters itself."""
+    lm = adapted_model(architecture, targets)
+    for layer in list(lm.modules()):
+        if isinstance(layer, LoraLayer):
+            layer.merge()
+    return {name.replace("base_layer.", ""): tensor for name, tensor in lm.state_dict().items() if "lora_" not in name}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("stage", [1, 3])
+@pytest.mark.parametrize(
+    ("architecture", "targets"),
+    [("llama", ("all-linear",)), ("qwen2", ("layers.1.self_attn.v_proj", "o_proj")), ("gpt2", ("c_attn",))],
+)
+def test_adapters_are_sent_merged_under_the_plain_names(
+    architecture: str, targets: tuple[str, ...], dtype: str, stage: int, two_ranks: Crew
+) -> None:
+    """In all layers, or some; biases, tied heads and transposed layers as in the plain model. The sum is in float32."""
+    cast = getattr(torch, dtype)
+    plain = tiny_model(AutoModelForCausalLM, architecture).state_dict()
+    expected = peft_merged(architecture, targets)
+    assert list(expected) == list(plain)
+    changed = [name for name in plain if not torch.equal(plain[name], expected[name])]
+    assert len(changed) == {"llama": 14, "qwen2": 3, "gpt2": 2}[architecture]
+    for rank, streamed in enumerate(two_ranks.run(stream, architecture, stage, dtype, targets)):
+        assert streamed.metadata == [(name, f"torch.{dtype}", tensor.shape) for name, tensor in plain.items()]
+        assert list(streamed.tensors) == list(plain)
+        sent = {name: torch.from_numpy(array).to(cast) for name, array in streamed.tensors.items()}
+        for name, tensor in expected.items():
+            torch.testing.assert_close(sent[name], tensor.to(cast), msg=name)
+            assert name in changed or torch.equal(sent[name], plain[name].to(cast)), name
+        assert streamed.fingerprint == (fingerprint(sent.items()) if rank == 0 else {})

@@ -1,0 +1,165 @@
+"""Low-rank adapters (Hu et al. 2021, section 4.1): a frozen W becomes W + (alpha/rank)·B·A, and only A and B learn.
+
+peft puts them into the transformers model in place, so that everything that runs the model goes on as before. Where
+others see the weights, in engines and in saved models, they see the plain model's names with the adapters merged in.
+
+Shapes: W (out, in), A (rank, in), B (out, rank). GPT-2's ``Conv1D`` keeps W as (in, out).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from rlhf.config.schema import LoRAConfig
+from rlhf.errors import UserError
+
+ALL = "all-linear"
+NAME = "default"  # peft's own name for the only adapter
+DRAW = 10**9 + 7  # tells this stream of random numbers from those of other uses of the same seed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """One layer's adapter. Under ZeRO-3 the two tensors are shards: merge within ``ZeroEngine.full``."""
+
+    a: Tensor
+    b: Tensor
+    scale: float
+    is_transposed: bool
+    """Whether the layer keeps W as (in, out)."""
+
+    def merged(self, weight: Tensor) -> Tensor:
+        """W + (alpha/rank)·B·A, in float32."""
+        update = self.scale * (self.b.detach().float() @ self.a.detach().float())
+        return weight.detach().float() + (update.T if self.is_transposed else update)
+
+
+def add_adapters(model: PreTrainedModel, config: LoRAConfig, seed: int) -> None:
+    """Freeze the model and put adapters into its linear layers, in place.
+
+    B is zero and A is drawn from ``seed`` (uniform, as in peft), the same on every rank and at every ZeRO stage.
+
+    Raises:
+        UserError: a target names no linear layer.
+    """
+    layers = _linear_layers(model)
+    settings = LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,  # type: ignore[arg-type]  # peft only divides it by the rank
+        target_modules=_chosen(config.targets, layers),
+        lora_dropout=0.0,
+        fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in layers.values()),
+        base_model_name_or_path=model.name_or_path,
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng(devices=[]):  # drawn on the CPU, wherever the model is
+        torch.random.default_generator.manual_seed(int(np.random.default_rng([seed, DRAW]).integers(2**63)))
+        inject_adapter_in_model(settings, model, NAME)
+
+
+def _linear_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """The layers that can have adapters, by name: all linear ones but the output head, which is used elsewhere."""
+    head = model.get_output_embeddings()
+    kinds = (nn.Linear, Conv1D)
+    return {name: layer for name, layer in model.named_modules() if isinstance(layer, kinds) and layer is not head}
+
+
+def _chosen(targets: Iterable[str], layers: Iterable[str]) -> list[str]:
+    """The layers whose names, or last parts of names, are targets."""
+    found = {target: [name for name in layers if _is_meant(target, name)] for target in targets}
+    for target, names in found.items():
+        if not names:
+            known = ", ".join(sorted({name.rpartition(".")[2] for name in layers}))
+            raise UserError(
+                f"model.lora.targets: the model has no linear layer {target!r}",
+                f"its linear layers are {known}; the output head and embeddings get no adapters",
+                f"name some of those, or {ALL}",
+            )
+    return sorted({name for names in found.values() for name in names})
+
+
+def _is_meant(target: str, name: str) -> bool:
+    return target == ALL or f".{name}".endswith(f".{target}")
+
+
+def adapter_layers(model: nn.Module) -> dict[str, LoraLayer]:
+    """The layers that have adapters, by the plain model's names; none in a plain model."""
+    return {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
+
+
+def adapters(model: nn.Module) -> dict[str, Adapter]:
+    """Adapters by the plain model's name of the weight that each changes."""
+    return {
+        f"{name}.weight": Adapter(
+            a=layer.lora_A[NAME].weight,
+            b=layer.lora_B[NAME].weight,
+            scale=layer.scaling[NAME],
+            is_transposed=isinstance(layer.get_base_layer(), Conv1D),
+        )
+        for name, layer in adapter_layers(model).items()
+    }
+
+
+def plain_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The model's tensors under the plain model's names and in its order, without adapters.
+
+    A tied output head appears under its own name too.
+    """
+    layers = adapter_layers(model)
+    plain = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        layer, _, rest = name.partition(".base_layer.")
+        if layer in layers:
+            plain[f"{layer}.{rest}"] = tensor
+        elif name.partition(".lora_")[0] not in layers:
+            plain[name] = tensor
+    return plain
+
+
+def parts(names: Iterable[str], plain: Mapping[str, Tensor], adapted: Mapping[str, Adapter]) -> list[Tensor]:
+    """All tensors that ``merged`` needs for these names."""
+    own = [adapted[name] for name in names if name in adapted]
+    return [plain[name] for name in names] + [tensor for adapter in own for tensor in (adapter.a, adapter.b)]
+
+
+def merged(name: str, plain: Mapping[str, Tensor], adapted: Mapping[str, Adapter]) -> Tensor:
+    """The plain model's tensor of this name: as it is, or with its adapter, in float32."""
+    return adapted[name].merged(plain[name]) if name in adapted else plain[name].detach()
+
+
+def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """All A and B under the names that peft's files have."""
+    tensors = {}
+    for name, layer in adapter_layers(model).items():
+        tensors[f"base_model.model.{name}.lora_A.weight"] = layer.lora_A[NAME].weight
+        tensors[f"base_model.model.{name}.lora_B.weight"] = layer.lora_B[NAME].weight
+    return tensors
+
+
+def adapter_settings(model: nn.Module) -> LoraConfig | None:
+    """peft's settings of the adapters, if there are any."""
+    settings = getattr(model, "peft_config", None)
+    return settings[NAME] if settings else None
+
+
+@contextmanager
+def adapters_off(model: nn.Module) -> Iterator[None]:
+    """Within it the model computes with its frozen weights alone, exactly as before it had adapters."""
+    layers = adapter_layers(model).values()
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
