@@ -29,7 +29,8 @@ from rlhf.types import Prompt
 class Crew:
     """The actors of PPO. ``tokenizer`` is the policy's folder; ``rewards`` are by the names of the reward's parts.
 
-    Without a group of its own for the reference, the policy is its own, with its adapters off.
+    ``judge`` is who watches for over-optimisation, where the recipe asks for that. Without a group of its own for the
+    reference, the policy is its own, with its adapters off.
     """
 
     recipe: Recipe
@@ -38,6 +39,7 @@ class Crew:
     policy: Group
     reference: Group | None
     critic: Group | None
+    judge: Group | None
     engines: Engines
 
     @property
@@ -90,7 +92,8 @@ class Crew:
 class Start:
     """What a crew starts from: model folders, the engine's limits, the prompts, and where logs go.
 
-    ``reward_models`` are the folders of the reward's parts that are models, by name.
+    ``reward_models`` are the folders of the reward's parts that are models, by name; ``judge_model`` is that of a judge
+    that is one. ``held_out`` are the prompts whose answers are judged.
     """
 
     policy: Path
@@ -100,6 +103,8 @@ class Start:
     end_tokens: Sequence[int]
     prompts: Sequence[Prompt]
     logs: Path
+    judge_model: Path | None = None
+    held_out: Sequence[Prompt] = ()
 
 
 @contextmanager
@@ -128,6 +133,8 @@ def crew(
             name: group("reward", f"reward {name}", gpus=1 if source.model else 0)
             for name, source in recipe.rewards.items()
         }
+        scorer = recipe.early_stop.scorer if recipe.early_stop else None
+        judge = group("reward", "judge", gpus=1 if scorer.model else 0) if scorer else None
         if placement.colocated:
             engines[0].ready(start.prompts)  # vLLM measures the free memory: nothing else may be loading
         policy.start(policy_role, recipe, str(start.policy))
@@ -138,6 +145,9 @@ def crew(
         for name, source in recipe.rewards.items():
             folder = start.reward_models[name] if source.model else None
             rewards[name].start(make_reward, recipe, source, str(start.policy), folder and str(folder), start.prompts)
+        if judge is not None:
+            folder = start.judge_model
+            judge.start(make_reward, recipe, scorer, str(start.policy), folder and str(folder), start.held_out)
         for each in groups:
             each.ready()
         if not placement.colocated:
@@ -150,6 +160,7 @@ def crew(
             policy=policy,
             reference=reference,
             critic=critic,
+            judge=judge,
             engines=engines[0],
         )
     finally:

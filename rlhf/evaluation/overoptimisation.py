@@ -16,6 +16,9 @@ from scipy.special import stdtrit
 
 from rlhf.evaluation.intervals import mean_interval
 
+CHANCE = 0.05
+"""How often chance alone may look like a fall."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Judgement:
@@ -77,13 +80,16 @@ class Watch:
 
     @property
     def keeps_best(self) -> bool:
-        """Whether the best policy is to be the run's model: whether the last one is lower, beyond chance."""
-        return self.best is not None and self.last is not None and self._is_lower(self.last, self.best)
+        """Whether the best policy is to be the run's model: whether the last one is lower, by this comparison alone.
+
+        To be wrong here costs little, the two being alike then; to be wrong in ``judge`` costs the rest of the run.
+        """
+        return self.best is not None and self.last is not None and is_lower(self.last, self.best, CHANCE)
 
     @property
     def level(self) -> float:
-        """Chance of error of one comparison: 5% over all pairs of judgements of the run together (Bonferroni)."""
-        return 0.05 / math.comb(self.judgements, 2)
+        """Chance of error of a comparison that can stop the run: 5% over all pairs of its judgements (Bonferroni)."""
+        return CHANCE / math.comb(self.judgements, 2)
 
     def judge(self, step: int, rewards: Sequence[float], scores: Sequence[float]) -> tuple[Watch, Decision]:
         """Take in a judgement; returns the watch after it, and what follows.
@@ -100,7 +106,7 @@ class Watch:
                 is_best=True, is_lower=False, is_over_optimised=False, stop=False, why="the best so far"
             )
             return replace(self, best=new, last=new, in_a_row=0), decision
-        lower = self._is_lower(new, best)
+        lower = is_lower(new, best, self.level)
         over = lower and _rose(new, best)
         in_a_row = self.in_a_row + 1 if over else 0
         decision = Decision(
@@ -111,9 +117,6 @@ class Watch:
             why=_why(new, best, lower, over),
         )
         return replace(self, best=best, last=new, in_a_row=in_a_row), decision
-
-    def _is_lower(self, judgement: Judgement, best: Judgement) -> bool:
-        return is_lower(judgement, best, self.level)
 
 
 def is_lower(judgement: Judgement, best: Judgement, level: float) -> bool:

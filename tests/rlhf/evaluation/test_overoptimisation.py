@@ -139,6 +139,14 @@ def test_prompts_without_a_score_are_left_out_of_the_pairs() -> None:
     assert watch.best is not None and watch.best.mean == pytest.approx(104 / 5)
 
 
+def test_keeping_the_best_asks_for_less_than_stopping_does() -> None:
+    """A mean of -0.05 with a standard error of 0.022: beyond 5% of one comparison, not of 45."""
+    watch, decisions = follow(watching(), [(0, 0.0), (1, 1.0), (2, 0.95)])
+    assert watch.keeps_best and not decisions[-1].is_lower
+    watch, _ = follow(watching(), [(0, 0.0), (1, 1.0), (2, 0.99)])
+    assert not watch.keeps_best
+
+
 def test_one_prompt_shows_nothing() -> None:
     watch, _ = watching().judge(0, [], [1.0])
     watch, decision = watch.judge(1, [0.0, 1.0], [-100.0])
