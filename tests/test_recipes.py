@@ -39,7 +39,7 @@ def machine(file: Path) -> Machine:
 
 
 def test_there_are_recipes_and_the_table_knows_them():
-    assert {"quickstart", "hh_cpu", *GPUS} == {file.stem for file in FILES}
+    assert {"quickstart", "hh_cpu", "gsm8k_cpu", *GPUS} == {file.stem for file in FILES}
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -56,7 +56,7 @@ def test_it_is_refused_with_fewer_gpus(name, tmp_path):
             validate(recipe, "pipeline", Machine(gpus=fewer, cpus=2))
 
 
-@pytest.mark.parametrize("name", ["hh_cpu", *GPUS])
+@pytest.mark.parametrize("name", ["hh_cpu", "gsm8k_cpu", *GPUS])
 def test_it_asks_for_the_users_data(name):
     with pytest.raises(UserError, match="the sft stage has no data"):
         validate(load_recipe(ROOT / "recipes" / f"{name}.yaml"), "sft", Machine(gpus=64, cpus=2))

@@ -12,6 +12,7 @@ import asyncio
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
@@ -150,10 +151,11 @@ class Endpoint:
             if answer.status_code in PASSING_STATUS or answer.status_code >= 500:
                 raise _Passing(f"HTTP {answer.status_code}", _seconds(answer.headers.get("Retry-After")))
             body = b""
-            async for piece in answer.aiter_bytes():
-                body += piece
-                if len(body) > longest:
-                    raise self._fault(request, f"more than {longest:,} bytes", CONTRACT)
+            async with aclosing(answer.aiter_bytes()) as pieces:
+                async for piece in pieces:
+                    body += piece
+                    if len(body) > longest:
+                        raise self._fault(request, f"more than {longest:,} bytes", CONTRACT)
         return answer.status_code, body
 
     def _read(self, request: _Request, status: int, body: bytes) -> np.ndarray:
@@ -193,7 +195,7 @@ def _wait(state: RetryCallState) -> float:
     """Seconds before the next attempt: twice the last, or as long as the service asks."""
     failure = state.outcome.exception() if state.outcome else None
     asked = failure.wait if isinstance(failure, _Passing) else 0.0
-    doubled = wait_exponential_jitter(initial=FIRST_WAIT, max=LONGEST_WAIT, jitter=FIRST_WAIT)(state)
+    doubled = wait_exponential_jitter(multiplier=FIRST_WAIT, max=LONGEST_WAIT, jitter=FIRST_WAIT)(state)
     return max(doubled, min(asked, LONGEST_WAIT))
 
 

@@ -300,3 +300,21 @@ def test_real_replies_that_are_no_text(shared_file: Callable[[str], str]) -> Non
     kept = [row for row in kept if row["response1"] != row["response2"]]
     assert [(row.chosen, row.rejected) for row in loaded.rows] == [(row["response1"], row["response2"]) for row in kept]
     assert sum(bad.category == "not text" for bad in loaded.bad) > 0
+
+
+def test_prompts_keep_the_other_columns_of_their_rows(write_jsonl: Callable[..., str]) -> None:
+    path = write_jsonl({"prompt": "a", "answer": "18", "level": 2}, {"prompt": "b"})
+    first, second = load_prompts(DataConfig(path=path)).rows
+    assert (first.prompt, first.columns) == ("a", {"answer": "18", "level": 2})
+    assert (second.prompt, second.columns) == ("b", {})
+
+
+def test_columns_beside_a_prompt_keep_the_files_names(write_jsonl: Callable[..., str]) -> None:
+    path = write_jsonl({"question": "a", "answer": "18", "id": 7})
+    [row] = load_prompts(DataConfig(path=path, columns={"prompt": "question", "completion": "answer"})).rows
+    assert (row.prompt, row.columns) == ("a", {"answer": "18", "id": 7})
+
+
+def test_a_preferences_answers_stand_beside_its_prompt(write_jsonl: Callable[..., str]) -> None:
+    path = write_jsonl({"prompt": "a", "chosen": " b", "rejected": " c"})
+    assert load_prompts(DataConfig(path=path)).rows[0].columns == {"chosen": " b", "rejected": " c"}

@@ -189,3 +189,16 @@ def test_every_row_is_an_item_or_counted_and_every_item_fits(
         assert len(example.prompt) + len(example.response) <= context
         assert example.prompt[0] == BEGIN and example.response[-1] == END
         assert begin_tokenizer.decode(example.response[:-1]).encode() in whole
+
+
+def test_a_prompt_keeps_its_text_turns_and_row(tokenizer) -> None:
+    turns = (Message("user", "a"),)
+    rows = [PromptRow("abcdef", Source("f", 1), {"answer": 3}), PromptRow(turns, Source("f", 2))]
+    tokenizer.chat_template = "{% for m in messages %}<{{ m.content }}>{% endfor %}"
+    plain, chat = tokenise_prompts(
+        rows, tokenizer, config(max_prompt_length=4, long_prompts="truncate_left"), LONG, 1
+    ).items
+    assert (plain.text, plain.turns, plain.row) == ("abcdef", (), {"answer": 3})
+    assert tokenizer.decode(plain.tokens) == "cdef", "the text is whole where the tokens are cut"
+    assert (chat.text, chat.turns, chat.row) == ("\n\nHuman: a\n\nAssistant:", turns, {})
+    assert tokenizer.decode(chat.tokens) == "<a>"

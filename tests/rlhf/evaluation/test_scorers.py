@@ -149,3 +149,84 @@ def test_a_file_that_fails_on_import_says_where(tmp_path: Path) -> None:
         scorer(tmp_path, "import math\nimport no_such_package\n")
     assert "cannot be imported" in caught.value.what
     assert caught.value.why == f"ModuleNotFoundError: No module named 'no_such_package', at {tmp_path}/judge.py:2"
+
+
+ROWS = [{"answer": 1}, {"answer": 2}, {"answer": 3}]
+
+
+def test_a_parameter_named_rows_is_given_the_data_rows(tmp_path: Path) -> None:
+    judge = scorer(
+        tmp_path, "def score(prompts, responses, rows):\n    return [float(row['answer']) for row in rows]\n"
+    )
+    assert judge.needs_rows
+    assert judge(PROMPTS, RESPONSES, ROWS).tolist() == [1.0, 2.0, 3.0]
+
+
+@pytest.mark.parametrize("parameters", ["prompts, responses, *, rows", "p, r, rows", "*texts, rows"])
+def test_rows_may_be_asked_for_by_any_signature(tmp_path: Path, parameters: str) -> None:
+    judge = scorer(tmp_path, f"def score({parameters}):\n    return [float(len(rows))] * len(rows)\n")
+    assert judge(PROMPTS, RESPONSES, ROWS).tolist() == [3.0] * 3
+
+
+def test_a_third_parameter_of_another_name_is_not_filled(tmp_path: Path) -> None:
+    judge = scorer(tmp_path, "def score(prompts, responses, factor=2.0):\n    return [factor] * len(prompts)\n")
+    assert not judge.needs_rows
+    assert judge(PROMPTS, RESPONSES, ROWS).tolist() == [2.0] * 3
+
+
+def test_rows_with_a_default_may_be_missing(tmp_path: Path) -> None:
+    body = "def score(prompts, responses, rows=None):\n    return [0.0 if rows is None else 1.0] * len(prompts)\n"
+    judge = scorer(tmp_path, body)
+    assert not judge.needs_rows
+    assert judge(PROMPTS, RESPONSES).tolist() == [0.0] * 3
+    assert judge(PROMPTS, RESPONSES, ROWS).tolist() == [1.0] * 3
+
+
+def test_rows_that_are_needed_and_missing_are_asked_for(tmp_path: Path) -> None:
+    judge = scorer(tmp_path, "def score(prompts, responses, rows):\n    return [0.0] * len(rows)\n")
+    with pytest.raises(UserError, match="needs data rows") as caught:
+        judge(PROMPTS, RESPONSES)
+    assert "rows=None" in caught.value.fix
+
+
+def test_a_row_at_fault_is_shown(tmp_path: Path) -> None:
+    judge = scorer(
+        tmp_path, "def score(prompts, responses, rows):\n    return [1 / (row['answer'] - 2) for row in rows]\n"
+    )
+    with pytest.raises(UserError, match=r"failed on sample 1, prompt 'p1', row \{'answer': 2\}") as caught:
+        judge(PROMPTS, RESPONSES, ROWS)
+    assert "ZeroDivisionError" in caught.value.why
+
+
+def test_a_score_that_is_wrong_is_shown_with_its_row(tmp_path: Path) -> None:
+    judge = scorer(tmp_path, "def score(prompts, responses, rows):\n    return [0.0, float('nan'), 0.0]\n")
+    with pytest.raises(UserError, match=r"returned nan for sample 1, prompt 'p1', row \{'answer': 2\}"):
+        judge(PROMPTS, RESPONSES, ROWS)
+
+
+@pytest.mark.parametrize("huge", ["1e39", "10**400", "-1e39"])
+def test_a_score_beyond_single_precision_is_not_finite(tmp_path: Path, huge: str) -> None:
+    assert "for sample 1, prompt 'p1'" in failure(tmp_path, f"return [0.0, {huge}, 0.0]").what
+
+
+def test_an_async_function_is_awaited_in_one_loop(tmp_path: Path) -> None:
+    body = (
+        "import asyncio\n"
+        "loops = set()\n"
+        "async def one(response):\n"
+        "    await asyncio.sleep(0)\n"
+        "    return float(len(response))\n"
+        "async def score(prompts, responses):\n"
+        "    loops.add(asyncio.get_running_loop())\n"
+        "    assert len(loops) == 1\n"
+        "    return await asyncio.gather(*map(one, responses))\n"
+    )
+    judge = scorer(tmp_path, body)
+    assert judge(PROMPTS, RESPONSES).tolist() == [2.0, 0.0, 2.0]
+    assert judge(PROMPTS, RESPONSES).tolist() == [2.0, 0.0, 2.0]
+
+
+def test_an_async_function_that_raises_is_named_with_its_sample(tmp_path: Path) -> None:
+    judge = scorer(tmp_path, "async def score(prompts, responses):\n    return [1 / len(r) for r in responses]\n")
+    with pytest.raises(UserError, match="failed on sample 1, prompt 'p1'"):
+        judge(PROMPTS, RESPONSES)

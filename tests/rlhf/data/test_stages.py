@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from rlhf.config.schema import (
+    DataConfig,
+    EarlyStopConfig,
+    EndpointConfig,
+    Recipe,
+    RewardSourceConfig,
+    RolloutConfig,
+)
+from rlhf.data import stages
+
+
+@pytest.fixture
+def recipe(write_jsonl) -> Recipe:
+    """Forty prompts, some too long, with a column beside each."""
+    rows = [{"prompt": "x" * 90 if i % 5 == 0 else f"number {i}", "answer": i} for i in range(40)]
+    data = DataConfig(path=write_jsonl(*rows), held_out_fraction=0.3, max_prompt_length=20)
+    return Recipe(
+        name="a",
+        data=data,
+        rollout=RolloutConfig(max_response_length=10),
+        rewards={"correct": RewardSourceConfig(function="m:f")},
+    )
+
+
+def test_a_prompts_id_is_its_place_though_rows_were_set_aside(recipe, tokenizer) -> None:
+    data = stages.prompts(recipe, tokenizer, 100)
+    everyone = [*data.train, *data.held_out]
+    assert len(everyone) == 32 and len(data.train) > 10 and len(data.held_out) > 3
+    assert [prompt.id for prompt in everyone] == list(range(32))
+    assert all(prompt.text == f"number {prompt.row['answer']}" for prompt in everyone)
+
+
+@pytest.mark.parametrize(
+    ("changes", "kept"),
+    [
+        ({"rewards": {"model": RewardSourceConfig(model="trained")}}, False),
+        ({"rewards": {"service": RewardSourceConfig(endpoint=EndpointConfig(url="http://h"))}}, True),
+        (
+            {
+                "rewards": {"model": RewardSourceConfig(model="trained")},
+                "early_stop": EarlyStopConfig(scorer=RewardSourceConfig(function="m:f")),
+            },
+            True,
+        ),
+    ],
+)
+def test_rows_are_kept_where_somebody_reads_them(recipe, tokenizer, changes, kept) -> None:
+    data = stages.prompts(replace(recipe, **changes), tokenizer, 100)
+    assert all(bool(prompt.row) is kept for prompt in (*data.train, *data.held_out))
