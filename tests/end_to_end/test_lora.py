@@ -1,0 +1,110 @@
+"""PPO of adapters through Ray, DeepSpeed and vLLM: the policy is its own reference, and engines hold merged weights."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from peft import PeftModel
+from safetensors.torch import load_file
+from torch import Tensor
+
+from actors.cluster import cluster
+from actors.crew import Start, crew
+from actors.session import Session
+from actors.trainer import PPOTrainer
+from actors.waiting import Moment
+from rlhf.algorithms import canaries
+from rlhf.config.load import load_recipe
+from rlhf.models.load import load_causal
+from rlhf.roles.assemble import BatchReport
+from rlhf.tracking.console import Console
+from rlhf.weights.fingerprint import differences, fingerprint
+from tests.end_to_end.small import RECIPE, make_small_data, overrides
+
+REWARD = f"{__file__}:vowels"
+
+
+def vowels(prompts: list[str], responses: list[str]) -> list[float]:
+    """A reward that any text has: the share of vowels."""
+    return [sum(letter in "aeiou" for letter in response) / max(1, len(response)) for response in responses]
+
+
+@pytest.fixture(scope="module")
+def trainer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PPOTrainer]:
+    """A run on two ZeRO-3 ranks whose model, with a tied head, is random: adapters of all linear layers learn."""
+    folder = tmp_path_factory.mktemp("lora")
+    make_small_data(folder)
+    settings = [
+        "model.lora={rank: 4, alpha: 8}",
+        "placement.policy={ranks: 2, zero_stage: 3}",
+        "ppo.optimizer={lr: 0.01, schedule: constant}",
+        f"rewards={{vowels: {{function: '{REWARD}'}}}}",
+        "algorithm.critic_warmup_steps=0",
+        "rollout.temperature=0.7",
+    ]
+    recipe = load_recipe(RECIPE, [*overrides(folder, "lora"), *settings])
+    session = Session(recipe=recipe, console=Console(sys.stdout), device="cpu", gpus=0)
+    start = Start(
+        policy=session.base,
+        critic=session.base,
+        reward_models={},
+        max_length=session.longest,
+        end_tokens=session.end_tokens(session.base),
+        prompts=session.prompts.train,
+        logs=folder / "logs",
+    )
+    with cluster(None, has_gpus=False), crew(recipe, start, "cpu", 0) as actors:
+        yield PPOTrainer(actors, len(start.prompts))
+
+
+@pytest.fixture(scope="module")
+def reports(trainer: PPOTrainer) -> list[BatchReport]:
+    """Three steps, each from proven weights to the next proven weights."""
+    trainer.publish(version=0, step=0)
+    return [report for _, report in trainer.run()]
+
+
+def test_there_is_no_reference_beside_the_policy(trainer: PPOTrainer) -> None:
+    assert trainer.crew.reference is None
+    [scorer] = [(group, method) for group, method, part in trainer.crew.scoring if part.kind == "ref_logprobs"]
+    assert scorer == (trainer.crew.policy, "reference_logprobs")
+
+
+def test_the_policy_starts_as_its_reference_exactly(reports: list[BatchReport]) -> None:
+    assert reports[0].metrics["objective/logratio_abs_mean"] == 0.0
+    assert reports[0].metrics["objective/kl"] == 0.0
+    assert [report.metrics["objective/logratio_abs_mean"] > 1e-3 for report in reports] == [False, True, True]
+
+
+def test_every_step_keeps_every_canary(trainer: PPOTrainer, reports: list[BatchReport]) -> None:
+    assert len(reports) == 3
+    for step, report in enumerate(reports):
+        canaries.check(report.metrics, step, trainer.limits)
+        assert report.metrics["rollout/logprob_gap_mean"] < 1e-4
+        assert report.metrics["first_pass/ratio"] == pytest.approx(1, abs=1e-4)
+        assert report.metrics["first_pass/clipfrac"] == 0
+
+
+def plain(folder: Path) -> dict[str, Tensor]:
+    """The tensors of a saved model, its tied head under its own name too."""
+    state = load_file(folder / "model.safetensors")
+    return {**state, "lm_head.weight": state["model.embed_tokens.weight"]}
+
+
+def test_saved_model_is_what_the_engine_holds(trainer: PPOTrainer, reports: list[BatchReport], tmp_path: Path) -> None:
+    """Merged, and the adapter by itself beside it."""
+    moment = Moment(phase="test")
+    trainer.crew.policy.ask("save", tmp_path, moment=moment)
+    sent = trainer.crew.policy.ask("publish", moment=moment)[0]
+    trainer.crew.engines.prove(sent, 9, moment)
+    assert differences(sent, fingerprint(plain(tmp_path).items())) == []
+    base = Path(trainer.crew.tokenizer)
+    changed = differences(fingerprint(plain(base).items()), sent)
+    assert changed == ["model.layers.0", "model.layers.1"]
+    adapted = PeftModel.from_pretrained(load_causal(base, trainer.recipe.model), tmp_path / "adapter")
+    merged = adapted.merge_and_unload().state_dict()
+    for name, tensor in plain(tmp_path).items():
+        assert (merged[name] - tensor).abs().max() < 1e-6, name
