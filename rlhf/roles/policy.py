@@ -184,11 +184,13 @@ def update_metrics(totals: Tensor) -> dict[str, float]:
     """Averages over updates of ``SUMS`` (updates, 8) over ranks; ``first_pass`` is of the first update alone.
 
     The losses are divided already; the rest is a mean over tokens. An update's pass happens before its optimizer step.
+    An update without a token, all of whose samples were dropped, tells nothing and is left out.
     """
-    tokens = totals[:, -1].clamp(min=1)
+    first, tokens = totals[0], totals[:, -1]
+    totals = totals[tokens > 0] if tokens.any() else totals
     loss, kl = totals[:, :2].T
-    ratio, square, approxkl, clipfrac, entropy = (totals[:, 2:-1] / tokens[:, None]).T
-    return {
+    ratio, square, approxkl, clipfrac, entropy = (totals[:, 2:-1] / totals[:, -1:].clamp(min=1)).T
+    metrics = {
         "loss/policy_avg": float(loss.mean()),
         "loss/kl_avg": float(kl.mean()),
         "val/ratio": float(ratio.mean()),
@@ -196,7 +198,8 @@ def update_metrics(totals: Tensor) -> dict[str, float]:
         "policy/approxkl_avg": float(approxkl.mean()),
         "policy/clipfrac_avg": float(clipfrac.mean()),
         "policy/entropy_avg": float(entropy.mean()),
-        "first_pass/ratio": float(ratio[0]),
-        "first_pass/approxkl": float(approxkl[0]),
-        "first_pass/clipfrac": float(clipfrac[0]),
     }
+    if first[-1]:
+        metrics |= {f"first_pass/{name}": _mean_of(first, name) for name in ("ratio", "approxkl")}
+        metrics["first_pass/clipfrac"] = _mean_of(first, "clipped")
+    return metrics
