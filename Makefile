@@ -12,7 +12,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 # Each run starts dozens of Python processes. Without bytecode on disk each of them would compile the libraries again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help quickstart test gpu-check lint env clean
+.PHONY: help quickstart test verify gpu-check lint env clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -24,6 +24,9 @@ quickstart: env ## the whole chain on a small model: SFT, reward model, PPO, and
 
 test: env ## all tests, without a network
 	HF_HUB_OFFLINE=1 WANDB_MODE=offline $(BIN)/python -m pytest
+
+verify: env ## every problem with a known optimum, three seeds, into docs/verification.md
+	HF_HUB_OFFLINE=1 WANDB_MODE=disabled $(BIN)/python -m examples.optima.verify --out docs/verification.md
 
 gpu-check: env ## PPO on one GPU with every role on it: canaries, throughput, memory
 	$(BIN)/python -m launch.gpu_check
