@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from rlhf.batching import minibatches
 from rlhf.config.schema import (
     AlgorithmConfig,
     ModelConfig,
@@ -21,6 +23,7 @@ from rlhf.config.schema import (
     RoleConfig,
     RolloutConfig,
 )
+from rlhf.errors import MachineryError
 from rlhf.models.load import load_causal
 from rlhf.roles.forward import join_tokens, token_index
 from rlhf.roles.policy import PolicyRole, update_metrics
@@ -29,9 +32,30 @@ from rlhf.zero.process_group import Rank
 from tests.rlhf.ranks import Crew
 from tests.rlhf.tiny import VOCABULARY, random_sequences, tiny_model
 
-TEMPERATURE, CLIP, LR = 0.7, 0.2, 0.5
+TEMPERATURE, LR, LONGEST = 0.7, 0.1, 8
 SIZES = ((3, 5), (1, 4), (6, 1), (2, 7), (4, 3), (5, 6), (2, 2))
 """Seven samples: uneven on two ranks. The longest sequence has 11 tokens."""
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "sequence": {"loss_mean": "sequence"},
+    "constant": {"loss_mean": "constant"},
+    "kl": {"kl_in": "loss", "kl_coef": 0.5},
+    "entropy": {"entropy_coef": 0.3},
+    "dual clip": {"dual_clip": 1.5},
+    "clip": {"clip_range": 0.5, "clip_range_high": 1.5},
+    "everything": {
+        "loss_mean": "sequence",
+        "kl_in": "loss",
+        "kl_coef": 0.5,
+        "entropy_coef": 0.3,
+        "dual_clip": 1.8,
+        "clip_range": 0.1,
+        "clip_range_high": 0.5,
+        "minibatches": 2,
+    },
+}
+"""Options of the loss, each alone and all at once; importance weights and masks are in every batch."""
 
 
 @pytest.fixture(scope="module")
@@ -42,25 +66,26 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def recipe(ranks: int = 1, stage: int = 1, budget: int = 1000, epochs: int = 3, minibatches: int = 1) -> Recipe:
+def recipe(ranks: int = 1, stage: int = 1, budget: int = 1000, schedule: Any = "constant", **algorithm: Any) -> Recipe:
     """Adam without momentum and with ε = 1: its step is smooth in the gradient, so small differences stay small."""
-    optimizer = OptimizerConfig(lr=LR, schedule="constant", betas=(0.0, 0.0), eps=1.0, max_grad_norm=0.0)
+    optimizer = OptimizerConfig(lr=LR, schedule=schedule, betas=(0.0, 0.0), eps=1.0, max_grad_norm=0.0)
     role = RoleConfig(ranks=ranks, zero_stage=stage, micro_batch_tokens=budget)
     return Recipe(
         name="test",
         model=ModelConfig(),
-        rollout=RolloutConfig(temperature=TEMPERATURE),
-        algorithm=AlgorithmConfig(clip_range=CLIP, epochs=epochs, minibatches=minibatches),
+        rollout=RolloutConfig(temperature=TEMPERATURE, max_response_length=LONGEST),
+        algorithm=AlgorithmConfig(**{"epochs": 3, **algorithm}),
         ppo=PPOConfig(steps=1, batch_size=len(SIZES), optimizer=optimizer),
         placement=PlacementConfig(policy=role),
     )
 
 
-def block(sequences: Sequences) -> RolloutBlock:
+def block(sequences: Sequences, mask: np.ndarray) -> RolloutBlock:
     samples, tokens = len(sequences), int(sequences.response_lengths.sum())
     return RolloutBlock(
         sequences=sequences,
         logprobs=np.zeros(tokens, dtype=np.float32),
+        response_mask=mask,
         prompt_ids=np.arange(samples),
         weight_versions=np.zeros(samples, dtype=np.int64),
         finish_reasons=np.full(samples, FinishReason.STOP, dtype=np.int32),
@@ -68,68 +93,127 @@ def block(sequences: Sequences) -> RolloutBlock:
     )
 
 
-def experience(order: list[int] | None = None, old_logprobs: np.ndarray | None = None) -> Experience:
-    """A batch with ratios around 1, some clipped, and a mask with gaps; ``order`` shuffles its samples."""
+def experience(order: list[int] | None = None, kl_coef: float = 0.5) -> Experience:
+    """A batch with ratios around 1, some clipped; ``order`` shuffles its samples.
+
+    The mask has gaps and leaves a whole sample out; what is outside it is NaN. Some importance weights are 0.
+    """
     whole = random_sequences(*SIZES)
     order = list(range(len(SIZES))) if order is None else order
     index = token_index(whole, order)
     random = np.random.default_rng(5)
     tokens = int(whole.response_lengths.sum())
-    old = -np.log(VOCABULARY) + random.normal(size=tokens) if old_logprobs is None else old_logprobs
+    old = -np.log(VOCABULARY) + random.normal(size=tokens)
     advantages, mask = random.normal(size=tokens), random.random(tokens) < 0.9
-    unused = np.zeros(tokens, dtype=np.float32)
+    reference = old + random.normal(size=tokens)
+    importance = np.clip(random.normal(1, 0.7, size=tokens), 0, 2)
+    mask[token_index(whole, [4])] = False
+
+    def array(values: np.ndarray) -> np.ndarray:
+        return np.where(mask, values, np.nan)[index].astype(np.float32)
+
     return Experience(
-        rollouts=block(Sequences.pack((whole.prompt(i), whole.response(i)) for i in order)),
+        rollouts=block(Sequences.pack((whole.prompt(i), whole.response(i)) for i in order), mask[index]),
         scores=np.zeros(len(order), dtype=np.float32),
-        old_logprobs=old[index].astype(np.float32),
-        ref_logprobs=unused,
-        values=unused,
-        advantages=advantages[index].astype(np.float32),
-        returns=unused,
+        old_logprobs=array(old),
+        ref_logprobs=array(reference),
+        advantages=array(advantages),
+        importance_weights=array(importance),
         response_mask=mask[index],
+        kl_coef=kl_coef,
     )
 
 
 @dataclass(frozen=True)
 class Updated:
-    """Metrics and weights after an update."""
+    """Metrics and weights after an update, and the rate of an update that would follow."""
 
     metrics: dict[str, float]
     weights: dict[str, np.ndarray]
+    next_rate: float = 0.0
 
 
 def update(rank: Rank, folder: Path, recipe: Recipe, batch: Experience) -> Updated:
     """One step of PPO on this rank."""
     role = PolicyRole(recipe, str(folder), rank)
     metrics = role.update(batch, step=0)
-    return Updated(metrics, {name: tensor.numpy() for name, tensor in role.engine.full_state(role.lm)})
+    weights = {name: tensor.numpy() for name, tensor in role.engine.full_state(role.lm)}
+    return Updated(metrics, weights, role.engine.engine.get_lr()[0])
 
 
-def plain_update(folder: Path, batch: Experience, epochs: int) -> Updated:
-    """The same without packing, micro-batches, chunks or DeepSpeed: the loss as the paper has it."""
+def one_by_one(lm: Any, batch: Experience, samples: list[int]) -> list[dict[str, torch.Tensor]]:
+    """For each sample what its masked tokens have: log π_new, entropy, and the numbers of the batch."""
+    sequences, found = batch.rollouts.sequences, []
+    for i in samples:
+        tokens = torch.tensor([*sequences.prompt(i), *sequences.response(i)], dtype=torch.long)
+        begin, place = int(sequences.prompt_lengths[i]), token_index(sequences, [i])
+        logprobs = (lm(tokens[None]).logits[0, begin - 1 : -1] / TEMPERATURE).log_softmax(-1)
+        kept = torch.from_numpy(batch.response_mask[place])
+        names = ("old_logprobs", "ref_logprobs", "advantages", "importance_weights")
+        arrays = {name: torch.from_numpy(getattr(batch, name)[place])[kept] for name in names}
+        new = logprobs[torch.arange(len(tokens) - begin), tokens[begin:]]
+        entropy = -(logprobs.exp() * logprobs).sum(-1)
+        found.append({"new": new[kept], "entropy": entropy[kept], **arrays})
+    return found
+
+
+def average(how: str, per_sample: list[torch.Tensor]) -> torch.Tensor:
+    """The mean over all tokens; of the samples' means; or of their sums over the longest length allowed."""
+    some = [values for values in per_sample if len(values)]
+    if how == "token":
+        return torch.cat(some).mean()
+    return torch.stack([v.mean() if how == "sequence" else v.sum() / LONGEST for v in some]).mean()
+
+
+def plain_losses(algorithm: AlgorithmConfig, rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """The loss as the papers have it, and what an update reports, of one minibatch."""
+    policy, kl, tokens = [], [], []
+    for row in rows:
+        ratio, advantage = (row["new"] - row["old_logprobs"]).exp(), row["advantages"]
+        within = ratio.clamp(1 - algorithm.clip_range, 1 + algorithm.clip_high)
+        gain = torch.minimum(ratio * advantage, within * advantage)
+        binds = within * advantage < ratio * advantage
+        if algorithm.dual_clip is not None:
+            floor = algorithm.dual_clip * advantage
+            binds |= (advantage < 0) & (gain < floor)
+            gain = torch.where(advantage < 0, torch.maximum(gain, floor), gain)
+        to_reference = (row["ref_logprobs"] - row["new"]).exp() - 1 - (row["ref_logprobs"] - row["new"])
+        policy.append(-gain * row["importance_weights"])
+        kl.append(ratio * to_reference * row["importance_weights"])
+        tokens.append(torch.stack([ratio, ratio.log().square() / 2, binds.float(), row["entropy"]]))
+    how = algorithm.averaging
+    losses = {"policy": average(how, policy), "kl": average(how, kl)}
+    ratio, approxkl, clipfrac, entropy = torch.cat(tokens, dim=1).detach().mean(1)
+    loss = losses["policy"] - algorithm.entropy_coef * average(how, [row["entropy"] for row in rows])
+    loss = loss + (0.5 * losses["kl"] if algorithm.kl_in == "loss" else 0)
+    return {
+        "loss": loss,
+        "loss/policy_avg": losses["policy"],
+        "loss/kl_avg": losses["kl"],
+        "val/ratio": ratio,
+        "policy/approxkl_avg": approxkl,
+        "policy/clipfrac_avg": clipfrac,
+        "policy/entropy_avg": entropy,
+    }
+
+
+def plain_update(
+    folder: Path, batch: Experience, algorithm: AlgorithmConfig, rates: Sequence[float] = (LR,) * 9
+) -> tuple[Updated, list[dict[str, float]]]:
+    """The same without packing, micro-batches, chunks or DeepSpeed; also the metrics of each update by itself."""
     lm = load_causal(folder, ModelConfig())
-    sequences, mask = batch.rollouts.sequences, torch.from_numpy(batch.response_mask)
-    old, advantages = torch.from_numpy(batch.old_logprobs), torch.from_numpy(batch.advantages)
-    rows, norms = [], []
-    for _ in range(epochs):
-        logprobs = []
-        for i in range(len(sequences)):
-            tokens = torch.tensor([*sequences.prompt(i), *sequences.response(i)], dtype=torch.long)
-            begin = int(sequences.prompt_lengths[i])
-            logits = lm(tokens[None]).logits[0, begin - 1 : -1] / TEMPERATURE
-            logprobs.append(logits.log_softmax(-1)[torch.arange(len(tokens) - begin), tokens[begin:]])
-        ratio = torch.exp(torch.cat(logprobs) - old)[mask]
-        gain = torch.minimum(ratio * advantages[mask], ratio.clamp(1 - CLIP, 1 + CLIP) * advantages[mask])
+    plan, rows = minibatches(len(batch.rollouts), algorithm.minibatches, algorithm.epochs, [0, 0]), []
+    for samples, rate in zip(plan, rates, strict=False):
+        terms = plain_losses(algorithm, one_by_one(lm, batch, samples))
         lm.zero_grad()
-        (-gain.mean()).backward()
-        norms.append(torch.cat([p.grad.flatten() for p in lm.parameters()]).norm().item())
-        rows.append([-gain.mean().item(), ratio.mean().item(), ratio.detach().log().square().mean().item() / 2])
+        terms.pop("loss").backward()
+        norm = torch.cat([p.grad.flatten() for p in lm.parameters()]).norm()
+        rows.append({name: value.item() for name, value in {**terms, "policy/grad_norm": norm}.items()})
         with torch.no_grad():
             for p in lm.parameters():
-                p -= LR * p.grad / (p.grad.abs() + 1)
-    names = ("loss/policy_avg", "val/ratio", "policy/approxkl_avg")
-    metrics = {**dict(zip(names, np.mean(rows, axis=0).tolist())), "policy/grad_norm": float(np.mean(norms))}
-    return Updated(metrics, {name: tensor.numpy() for name, tensor in lm.state_dict().items()})
+                p -= rate * p.grad / (p.grad.abs() + 1)
+    metrics = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+    return Updated(metrics, {name: tensor.numpy() for name, tensor in lm.state_dict().items()}), rows
 
 
 def assert_same(one: Updated, other: Updated) -> None:
@@ -143,47 +227,138 @@ def assert_same(one: Updated, other: Updated) -> None:
 
 
 @pytest.fixture(scope="module")
-def expected(folder: Path) -> Updated:
-    """Three updates, plainly."""
-    return plain_update(folder, experience(), epochs=3)
+def expected(folder: Path) -> dict[str, Updated]:
+    """Three epochs with each of the options, plainly."""
+    return {
+        name: plain_update(folder, experience(), recipe(**options).algorithm)[0] for name, options in OPTIONS.items()
+    }
+
+
+PLACES = [
+    (1, 0, 1000),
+    (1, 1, 11),
+    (1, 1, 20),
+    (1, 3, 11),
+    (2, 0, 11),
+    (2, 1, 1000),
+    (2, 1, 20),
+    (2, 2, 11),
+    (2, 3, 11),
+]
+SINGLE = [name for name in OPTIONS if name not in ("plain", "everything")]
 
 
 @pytest.mark.parametrize(
-    ("ranks", "stage", "budget"),
-    [(1, 0, 1000), (1, 1, 11), (1, 1, 20), (1, 3, 11), (2, 0, 11), (2, 1, 1000), (2, 1, 20), (2, 2, 11), (2, 3, 11)],
+    ("option", "ranks", "stage", "budget"),
+    [(option, *place) for option in ("plain", "everything") for place in PLACES]
+    + [(option, *place) for option in SINGLE for place in ((1, 1, 20), (2, 3, 11))],
 )
 def test_three_updates_are_the_plain_ones_on_any_ranks_stage_and_budget(
-    ranks: int, stage: int, budget: int, folder: Path, expected: Updated, crews: dict[int, Crew]
+    option: str, ranks: int, stage: int, budget: int, folder: Path, expected: dict[str, Updated], crews: dict[int, Crew]
 ) -> None:
-    for updated in crews[ranks].run(update, folder, recipe(ranks, stage, budget), experience()):
-        assert_same(updated, expected)
+    for updated in crews[ranks].run(update, folder, recipe(ranks, stage, budget, **OPTIONS[option]), experience()):
+        assert_same(updated, expected[option])
+        assert updated.metrics.keys() > expected[option].metrics.keys()  # all of them are compared
     assert 0.05 < updated.metrics["policy/clipfrac_avg"] < 0.95  # the clip takes part in what is compared
 
 
-def test_the_updates_moved_the_weights_far_enough_to_tell(folder: Path, expected: Updated) -> None:
+def test_the_updates_moved_the_weights_far_enough_to_tell(folder: Path, expected: dict[str, Updated]) -> None:
     before = load_causal(folder, ModelConfig()).state_dict()
-    moved = {name: np.abs(weight - before[name].numpy()).max() for name, weight in expected.weights.items()}
+    moved = {name: np.abs(weight - before[name].numpy()).max() for name, weight in expected["plain"].weights.items()}
     assert min(moved.values()) > 1e-4
-    once = plain_update(folder, replace(experience(), advantages=1.001 * experience().advantages), epochs=3)
+    more = replace(experience(), advantages=1.001 * experience().advantages)
     with pytest.raises(AssertionError):
-        assert_same(once, expected)
+        assert_same(plain_update(folder, more, recipe().algorithm)[0], expected["plain"])
+
+
+@pytest.mark.parametrize("option", [name for name in OPTIONS if name != "plain"])
+def test_every_option_makes_a_difference_that_would_be_seen(option: str, expected: dict[str, Updated]) -> None:
+    with pytest.raises(AssertionError):
+        assert_same(Updated({}, expected[option].weights), Updated({}, expected["plain"].weights))
+
+
+def test_importance_weights_make_a_difference_that_would_be_seen(folder: Path, expected: dict[str, Updated]) -> None:
+    unweighted = replace(experience(), importance_weights=np.ones_like(experience().importance_weights))
+    with pytest.raises(AssertionError):
+        assert_same(plain_update(folder, unweighted, recipe().algorithm)[0], expected["plain"])
 
 
 def test_the_logged_rate_is_that_of_the_steps_last_update(folder: Path, one_rank: Crew) -> None:
     """Three updates on the way from LR to 0."""
-    plain = recipe()
-    falling = replace(plain, ppo=replace(plain.ppo, optimizer=replace(plain.ppo.optimizer, schedule="linear")))
-    [updated] = one_rank.run(update, folder, falling, experience())
+    [updated] = one_rank.run(update, folder, recipe(schedule="linear"), experience())
     assert updated.metrics["lr"] == pytest.approx(LR / 3)
+    assert updated.metrics["policy/updates"] == 3
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_the_order_of_samples_does_not_matter(
-    ranks: int, folder: Path, expected: Updated, crews: dict[int, Crew]
+    ranks: int, folder: Path, expected: dict[str, Updated], crews: dict[int, Crew]
 ) -> None:
     shuffled = experience(order=[4, 0, 6, 2, 5, 1, 3])
     for updated in crews[ranks].run(update, folder, recipe(ranks, 1, 20), shuffled):
-        assert_same(updated, expected)
+        assert_same(updated, expected["plain"])
+
+
+@pytest.mark.parametrize(("ranks", "stage"), [(1, 1), (2, 3)])
+def test_a_step_that_goes_too_far_ends_early_and_the_rate_still_ends_at_0(
+    ranks: int, stage: int, folder: Path, crews: dict[int, Crew]
+) -> None:
+    """Of five updates the third is the first to find the policy beyond the target: it is made, and is the last.
+
+    The batch is the policy's own and its steps are small, so that it begins at a distance of 0 and only moves away.
+    """
+    fresh = experience()
+    lm = load_causal(folder, ModelConfig())
+    with torch.no_grad():
+        rows = one_by_one(lm, replace(fresh, response_mask=np.ones_like(fresh.response_mask)), list(range(len(SIZES))))
+    own = torch.cat([row["new"] for row in rows]).numpy()
+    fresh = replace(fresh, old_logprobs=own, advantages=fresh.advantages / 50)
+    options = {"epochs": 5}
+    rates = [LR * (1 - done / 5) for done in range(5)]
+    _, passes = plain_update(folder, fresh, recipe(**options).algorithm, rates)
+    distance = [row["policy/approxkl_avg"] for row in passes]
+    assert distance[0] < 1e-9 < distance[1] < distance[2]
+    target = (distance[1] + distance[2]) / 2
+    ended, _ = plain_update(folder, fresh, recipe(**options).algorithm, rates[:3])
+    stopping = recipe(ranks, stage, 11, "linear", target_kl=target, **options)
+    for updated in crews[ranks].run(update, folder, stopping, fresh):
+        assert updated.metrics["policy/updates"] == 3
+        assert_same(updated, ended)
+        assert updated.metrics["lr"] == pytest.approx(rates[2])
+        assert updated.next_rate == 0
+
+
+def test_a_step_that_stays_near_makes_all_its_updates(
+    folder: Path, one_rank: Crew, expected: dict[str, Updated]
+) -> None:
+    [updated] = one_rank.run(update, folder, recipe(target_kl=1e6), experience())
+    assert updated.metrics["policy/updates"] == 3
+    assert_same(updated, expected["plain"])
+
+
+@pytest.mark.parametrize(("ranks", "stage"), [(1, 0), (2, 3)])
+def test_a_batch_without_a_token_changes_nothing(ranks: int, stage: int, folder: Path, crews: dict[int, Crew]) -> None:
+    nothing = replace(experience(), response_mask=np.zeros_like(experience().response_mask))
+    before = load_causal(folder, ModelConfig()).state_dict()
+    for updated in crews[ranks].run(update, folder, recipe(ranks, stage, 20, **OPTIONS["everything"]), nothing):
+        for name, weight in before.items():
+            np.testing.assert_array_equal(updated.weights[name], weight.numpy(), err_msg=name)
+        assert all(np.isfinite(value) for value in updated.metrics.values())
+        assert updated.metrics["loss/policy_avg"] == updated.metrics["policy/grad_norm"] == 0
+        assert "first_pass/ratio" not in updated.metrics  # a ratio of 0 would be a false alarm
+
+
+def infinite(rank: Rank, folder: Path, recipe: Recipe, batch: Experience) -> None:
+    """An update of a policy whose head has overflown."""
+    role = PolicyRole(recipe, str(folder), rank)
+    with torch.no_grad():
+        role.lm.get_output_embeddings().weight.mul_(torch.inf)
+    role.update(batch, step=0)
+
+
+def test_a_policy_that_overflows_is_named(folder: Path, one_rank: Crew) -> None:
+    with pytest.raises(MachineryError, match="NaN or infinite during the update, in logprobs"):
+        one_rank.run(infinite, folder, recipe(stage=0), experience())
 
 
 def score_then_update(rank: Rank, folder: Path, recipe: Recipe, batch: Experience) -> dict[str, Any]:
@@ -210,19 +385,29 @@ def test_the_first_pass_over_fresh_rollouts_has_ratio_1(
         np.testing.assert_array_equal(answer["logprobs"], answers[0]["logprobs"])
 
 
+SUMMED = torch.tensor([[2.0, 1, 4, 4, 0, 0, 12, 4], [1.0, 0, 3, 5, 0.5, 1, 2, 2]], dtype=torch.float64)
+"""Loss and KL, divided already; sums of ratio, ratio², ½ log², clipped, entropy, tokens: of 4 tokens and of 2."""
+AVERAGED = {
+    "loss/policy_avg": (2 + 1) / 2,
+    "loss/kl_avg": (1 + 0) / 2,
+    "val/ratio": (1 + 1.5) / 2,
+    "val/ratio_var": (0 + (2.5 - 2.25)) / 2,
+    "policy/approxkl_avg": (0 + 0.25) / 2,
+    "policy/clipfrac_avg": (0 + 0.5) / 2,
+    "policy/entropy_avg": (3 + 1) / 2,
+}
+OF_THE_FIRST = {"first_pass/ratio": 1.0, "first_pass/approxkl": 0.0, "first_pass/clipfrac": 0.0}
+
+
 def test_metrics_are_means_over_tokens_of_each_update_and_then_over_updates() -> None:
-    """Sums of loss, ratio, ratio², ½ log², clipped, entropy, tokens: two updates, of 4 tokens and of 2."""
-    totals = torch.tensor([[8.0, 4, 4, 0, 0, 12, 4], [2.0, 3, 5, 0.5, 1, 2, 2]], dtype=torch.float64)
-    assert update_metrics(totals) == pytest.approx(
-        {
-            "loss/policy_avg": (2 + 1) / 2,
-            "val/ratio": (1 + 1.5) / 2,
-            "val/ratio_var": (0 + (2.5 - 2.25)) / 2,
-            "policy/approxkl_avg": (0 + 0.25) / 2,
-            "policy/clipfrac_avg": (0 + 0.5) / 2,
-            "policy/entropy_avg": (3 + 1) / 2,
-            "first_pass/ratio": 1.0,
-            "first_pass/approxkl": 0.0,
-            "first_pass/clipfrac": 0.0,
-        }
-    )
+    assert update_metrics(SUMMED) == pytest.approx(AVERAGED | OF_THE_FIRST)
+    second = {"first_pass/ratio": 1.5, "first_pass/approxkl": 0.25, "first_pass/clipfrac": 0.5}
+    assert update_metrics(SUMMED.flip(0)) == pytest.approx(AVERAGED | second)
+
+
+def test_an_update_without_a_token_is_in_no_metric() -> None:
+    """All of its samples were dropped. As the first one it says nothing of the first pass."""
+    empty = torch.zeros(1, 8, dtype=torch.float64)
+    assert update_metrics(torch.cat([SUMMED, empty])) == pytest.approx(AVERAGED | OF_THE_FIRST)
+    assert update_metrics(torch.cat([empty, SUMMED])) == pytest.approx(AVERAGED)
+    assert update_metrics(empty) == dict.fromkeys(AVERAGED, 0.0)
