@@ -14,8 +14,8 @@ from rlhf.config.schema import Recipe
 from rlhf.device import Device
 from rlhf.errors import MachineryError
 
-SHARE = 0.2
-"""Part of a GPU that Ray counts for each of the five roles that share it; memory is the roles' own business."""
+SHARE = 0.1
+"""Part of a GPU that Ray counts for each role that shares it, ten at most; memory is the roles' own business."""
 
 
 class Placement:

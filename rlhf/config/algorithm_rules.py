@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rlhf.config.schema import AlgorithmConfig, Recipe, RewardSourceConfig
+from rlhf.config.schema import AlgorithmConfig, Recipe
 from rlhf.errors import UserError
 
 COMPARES_A_GROUP = ("grpo", "dr_grpo", "rloo", "reinforce++_baseline")
@@ -139,15 +139,3 @@ def _early_stop(recipe: Recipe) -> Iterator[UserError]:
             "it judges answers to prompts that are kept out of training, and there are none",
             "data.held_out_fraction=0.1, or early_stop=null",
         )
-    judge = _source(recipe.early_stop.scorer)
-    if any(judge) and all(_source(part) == judge for part in recipe.rewards.values()):
-        yield UserError(
-            "early_stop.scorer is the very reward that the policy is trained on",
-            "over-optimisation is a reward that rises while an independent judge's score falls",
-            "another model, function or endpoint as early_stop.scorer",
-        )
-
-
-def _source(part: RewardSourceConfig) -> tuple[str | None, str | None, str | None]:
-    """What a scorer is, apart from its weight and its manners on the network."""
-    return part.model, part.function, part.endpoint.url if part.endpoint else None

@@ -48,6 +48,8 @@ def gpus_by_role(recipe: Recipe, stage: Stage) -> dict[str, int]:
         roles["reference"] = place.reference.ranks
     if recipe.reward_models:
         roles["reward"] = place.reward.ranks * len(recipe.reward_models)
+    if recipe.early_stop is not None and recipe.early_stop.scorer.model is not None:
+        roles["judge"] = place.reward.ranks
     return {**roles, "rollout": recipe.rollout.engines * recipe.rollout.tensor_parallel}
 
 

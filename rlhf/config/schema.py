@@ -75,7 +75,7 @@ class DataConfig:
     demonstrations: str | None = None
     """Data of the SFT stage: prompt-completion rows, ``messages``, or preferences whose chosen answers are used."""
     preferences: str | None = None
-    """Data of the reward stage: rows with chosen and rejected answers."""
+    """Data of the reward and DPO stages: rows with chosen and rejected answers."""
     prompts: str | None = None
     """Data of the PPO stage: rows with a prompt; answers in them are ignored."""
     format: Literal["auto", "jsonl", "json", "parquet", "datasets", "hh"] = "auto"
@@ -322,7 +322,8 @@ class DPOConfig:
     eval_every: int = 50
     """Updates between evaluations on held-out comparisons; the last update is always evaluated."""
     init: str | None = None
-    """Model folder to start from; without it the SFT stage's model of the same run, or ``model`` when there is none."""
+    """Model folder to start from; without it the SFT stage's model of the same run, or ``model.path`` when there is
+    none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -337,8 +338,8 @@ class EarlyStopConfig:
     prompts: int = 100
     """Held-out prompts answered each time, always the same."""
     patience: int = 1
-    """Judgements in a row at which the held-out score is lower than the best (paired, 95%) while the reward is higher,
-    before the run stops. The best policy becomes the run's model."""
+    """Judgements in a row at which the held-out score is lower than the best (paired; 5% over a whole run) while the
+    reward is higher, before the run stops. The best policy becomes the run's model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -411,7 +412,7 @@ class PlacementConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """``auto`` takes GPUs when the machine or cluster has them."""
     policy: RoleConfig = field(default_factory=RoleConfig)
-    """The policy in PPO, and the model being trained in SFT."""
+    """The policy in PPO, and the model being trained in SFT and DPO."""
     critic: RoleConfig = field(default_factory=RoleConfig)
     """The critic in PPO."""
     reference: RoleConfig = field(default_factory=RoleConfig)
@@ -519,8 +520,9 @@ class Recipe:
 
     @property
     def trains_reward(self) -> bool:
-        """Whether PPO is scored by the run's own reward stage."""
-        return any(source.model == TRAINED for source in self.rewards.values())
+        """Whether PPO is scored, or watched, by the model of the run's own reward stage."""
+        judge = () if self.early_stop is None else (self.early_stop.scorer,)
+        return any(source.model == TRAINED for source in (*self.rewards.values(), *judge))
 
     @property
     def has_reference(self) -> bool:

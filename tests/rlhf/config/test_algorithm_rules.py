@@ -18,7 +18,6 @@ from rlhf.config.schema import (
     CanaryConfig,
     DataConfig,
     EarlyStopConfig,
-    EndpointConfig,
     LoRAConfig,
     ModelConfig,
     PPOConfig,
@@ -170,16 +169,6 @@ def test_early_stopping_needs_held_out_prompts() -> None:
     assert refused(watched(FUNCTION, trained, held_out=0.0)).what == "early_stop with data.held_out_fraction = 0"
     assert passes(watched(FUNCTION, trained))
     assert passes(replace(recipe(), data=DataConfig(held_out_fraction=0.0)))
-
-
-def test_the_judge_of_early_stopping_is_not_the_reward_itself() -> None:
-    weighed = {"score": replace(FUNCTION, weight=0.5)}
-    assert "the very reward" in refused(watched(FUNCTION, weighed)).what
-    url = "http://127.0.0.1/score"
-    same = {"service": RewardSourceConfig(endpoint=EndpointConfig(url=url, retries=9))}
-    assert "the very reward" in refused(watched(RewardSourceConfig(endpoint=EndpointConfig(url=url)), same)).what
-    assert passes(watched(FUNCTION, {**weighed, "model": RewardSourceConfig(model="trained")}))
-    assert passes(watched(RewardSourceConfig(function="judge.py:other"), weighed))
 
 
 def test_what_is_merely_unusual_passes() -> None:
