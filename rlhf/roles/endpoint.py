@@ -12,7 +12,6 @@ import asyncio
 import json
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
@@ -151,11 +150,10 @@ class Endpoint:
             if answer.status_code in PASSING_STATUS or answer.status_code >= 500:
                 raise _Passing(f"HTTP {answer.status_code}", _seconds(answer.headers.get("Retry-After")))
             body = b""
-            async with aclosing(answer.aiter_bytes()) as pieces:
-                async for piece in pieces:
-                    body += piece
-                    if len(body) > longest:
-                        raise self._fault(request, f"more than {longest:,} bytes", CONTRACT)
+            async for piece in answer.aiter_bytes():
+                body += piece
+                if len(body) > longest:
+                    raise self._fault(request, f"more than {longest:,} bytes", CONTRACT)
         return answer.status_code, body
 
     def _read(self, request: _Request, status: int, body: bytes) -> np.ndarray:
