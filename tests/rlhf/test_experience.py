@@ -155,9 +155,10 @@ def test_beta_follows_the_kl_summed_over_tokens() -> None:
 
 
 def test_beta_follows_the_responses_that_count() -> None:
-    """The second is dropped: the KL is .25, so that β falls by a fifth of a fifth. With none left β stays."""
-    algorithm = plain(adaptive_kl=AdaptiveKLConfig(target=0.8, horizon=10))
-    assert built(scored(dropped=bools(0, 1)), algorithm)[1].kl_coef == pytest.approx(0.2 * (1 - 0.2 * 0.2))
+    """The second is dropped: the KL is .25, 1/24 over the target, and not half of that. With none left β stays."""
+    algorithm = plain(adaptive_kl=AdaptiveKLConfig(target=0.24, horizon=10))
+    expected = 0.2 * (1 + 1 / 24 * 0.2)
+    assert built(scored(dropped=bools(0, 1)), algorithm)[1].kl_coef == pytest.approx(expected, rel=1e-6)
     assert built(scored(dropped=bools(1, 1)), algorithm)[1].kl_coef == 0.2
 
 
