@@ -131,9 +131,7 @@ def _target_kl(recipe: Recipe) -> Iterator[UserError]:
 
 
 def _early_stop(recipe: Recipe) -> Iterator[UserError]:
-    if recipe.early_stop is None:
-        return
-    if recipe.data.held_out_fraction == 0:
+    if recipe.early_stop is not None and recipe.data.held_out_fraction == 0:
         yield UserError(
             "early_stop with data.held_out_fraction = 0",
             "it judges answers to prompts that are kept out of training, and there are none",
