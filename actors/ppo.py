@@ -56,7 +56,7 @@ def train_ppo(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
         watcher = Watcher(recipe.early_stop, trainer, asked, policy, run, tracker) if recipe.early_stop else None
         history = _steps(session, tracker, watcher.run_steps() if watcher else trainer.run())
         after = watcher.finish() if watcher else _finish(policy, run)
-    texts = session.tokenizer.batch_decode([prompt.tokens for prompt in compared], skip_special_tokens=True)
+    texts = [session.tokenizer.decode(prompt.tokens, skip_special_tokens=True) for prompt in compared]
     write_answers(run.path, texts, before, after)
     return {**learned(history), **(_tell(session, run, watcher) if watcher else {}), **seconds(trainer.timer)}
 
