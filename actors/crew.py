@@ -142,9 +142,10 @@ def crew(
             critic.start(CriticRole, recipe, str(start.critic))
         if reference is not None:
             reference.start(ReferenceRole, recipe, str(start.policy))
+        prompts = ray.put(start.prompts)
         for name, source in recipe.rewards.items():
             folder = start.reward_models[name] if source.model else None
-            rewards[name].start(make_reward, recipe, source, str(start.policy), folder and str(folder), start.prompts)
+            rewards[name].start(make_reward, recipe, source, str(start.policy), folder and str(folder), prompts)
         if judge is not None:
             folder = start.judge_model
             judge.start(make_reward, recipe, scorer, str(start.policy), folder and str(folder), start.held_out)

@@ -107,7 +107,7 @@ class Sequences:
     def __len__(self) -> int:
         return len(self.prompt_lengths)
 
-    @property
+    @cached_property
     def lengths(self) -> Int32:
         """(B,) tokens of each sample, prompt and response."""
         return self.prompt_lengths + self.response_lengths
