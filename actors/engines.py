@@ -16,6 +16,7 @@ from actors.cluster import worker_environment
 from actors.placement import Placement
 from actors.rollout import RolloutActor
 from actors.waiting import Moment, fetch, late, wait
+from rlhf.batching import share_prompts
 from rlhf.config.schema import Recipe
 from rlhf.device import weight_transfer_backend
 from rlhf.errors import CanaryError, MachineryError
@@ -83,13 +84,15 @@ class Engines:
         Raises:
             MachineryError: an engine failed, was late, or did not answer every prompt that it was given.
         """
-        count, answered = len(self.actors), 0
+        answered = 0
         streams = {
             actor.generate.options(num_returns="streaming").remote(
-                chosen[i::count], seeds[i::count], self.config.block_size
-            ): self.names[i]
-            for i, actor in enumerate(self.actors)
-            if len(chosen[i::count])
+                [chosen[i] for i in places], [seeds[i] for i in places], self.config.block_size
+            ): name
+            for actor, name, places in zip(
+                self.actors, self.names, share_prompts(chosen, len(self.actors)), strict=True
+            )
+            if places
         }
         while streams:
             stream = self._next_ready(streams, moment)

@@ -1,4 +1,4 @@
-"""Which sample goes to which rank, and which samples share one packed forward pass.
+"""Which sample goes to which rank or engine, and which samples share one packed forward pass.
 
 The rule behind all of it: every rank does the same number of forward and backward passes, by construction. With ZeRO
 each pass is a set of collective calls, and one pass too few on one rank is a hang, not an error.
@@ -86,3 +86,14 @@ def minibatches(samples: int, count: int, epochs: int, seed: Sequence[int]) -> l
         order = np.random.default_rng([*seed, epoch]).permutation(samples)
         updates += [sorted(order[m * size : (m + 1) * size].tolist()) for m in range(count)]
     return updates
+
+
+def share_prompts(chosen: Sequence[int], engines: int) -> list[list[int]]:
+    """Places in ``chosen`` that each engine answers: samples of one prompt stay together, runs of prompts go in turn.
+
+    An engine keeps what it computed for a prompt and uses it for the prompt's other samples (the prefix cache). With
+    fewer runs than engines, samples go in turn instead: an engine with nothing to do saves nothing.
+    """
+    changes = [i > 0 and chosen[i] != chosen[i - 1] for i in range(len(chosen))]
+    run = np.cumsum(changes) if sum(changes) + 1 >= engines else np.arange(len(chosen))
+    return [np.flatnonzero(run % engines == engine).tolist() for engine in range(engines)]

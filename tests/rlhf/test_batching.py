@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf.batching import balance, minibatches, pack, plan
+from rlhf.batching import balance, minibatches, pack, plan, share_prompts
 
 LENGTHS = st.lists(st.integers(1, 60), max_size=40)
 RANKS = st.integers(1, 8)
@@ -94,3 +94,15 @@ def test_an_update_is_the_same_samples_on_any_number_of_ranks(ranks: int) -> Non
     lengths = [5, 3, 8, 2, 9, 4, 7, 6]
     for chosen in minibatches(8, 2, 2, [0, 0]):
         assert flat([g for micro_batches in plan(chosen, lengths, ranks, 12) for g in micro_batches]) == chosen
+
+
+def test_samples_of_a_prompt_stay_on_one_engine() -> None:
+    assert share_prompts([7, 7, 7, 3, 3, 9, 9, 7], 2) == [[0, 1, 2, 5, 6], [3, 4, 7]]
+    assert share_prompts([4, 2, 0, 1, 3], 2) == [[0, 2, 4], [1, 3]]  # one sample a prompt: in turn
+    assert share_prompts([7, 7, 7, 7, 7], 3) == [[0, 3], [1, 4], [2]]  # one prompt: no engine stands still
+    assert share_prompts([], 2) == [[], []]
+
+
+@given(st.lists(st.integers(0, 5), max_size=40), st.integers(1, 5))
+def test_every_sample_is_answered_once(chosen: list[int], engines: int) -> None:
+    assert sorted(i for places in share_prompts(chosen, engines) for i in places) == list(range(len(chosen)))
