@@ -56,6 +56,8 @@ def make_model(family: Family, tokenizer: PreTrainedTokenizerFast, spoken: int, 
     with torch.no_grad():
         embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
         embedding.normal_()
+        if family == "gpt2":
+            model.transformer.wpe.weight.normal_()  # where a token is counts as much as which one it is
         embedding[:, 0] = 5.0
         head.zero_()
         head[spoken:, 0] = NEVER / 4  # the dimension is about 4 after the last normalisation

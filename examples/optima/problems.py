@@ -257,6 +257,7 @@ def chain(name: str, family: Family) -> Problem:
         settings={
             "data.preferences": "{folder}/comparisons.jsonl",
             "data.max_prompt_length": PROMPT_DIGITS,
+            "data.max_response_length": TOKENS + 1,
             "data.held_out_fraction": 0.2,
             "reward.init": "{folder}/reference",
             "reward.ceiling": "{folder}/ceiling.json",
