@@ -50,7 +50,7 @@ def add_adapters(model: PreTrainedModel, config: LoRAConfig, seed: int) -> None:
     B is zero and A is drawn from ``seed`` (uniform, as in peft), the same on every rank and at every ZeRO stage.
 
     Raises:
-        UserError: a target names no linear layer.
+        UserError: a target names no linear layer, or there are no targets.
     """
     layers = _linear_layers(model)
     settings = LoraConfig(
@@ -77,14 +77,16 @@ def _linear_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
 def _chosen(targets: Iterable[str], layers: Iterable[str]) -> list[str]:
     """The layers whose names, or last parts of names, are targets."""
     found = {target: [name for name in layers if _is_meant(target, name)] for target in targets}
-    for target, names in found.items():
-        if not names:
-            known = ", ".join(sorted({name.rpartition(".")[2] for name in layers}))
-            raise UserError(
-                f"model.lora.targets: the model has no linear layer {target!r}",
-                f"its linear layers are {known}; the output head and embeddings get no adapters",
-                f"name some of those, or {ALL}",
-            )
+    missing = [target for target, names in found.items() if not names]
+    if missing or not found:
+        known = ", ".join(sorted({name.rpartition(".")[2] for name in layers}))
+        raise UserError(
+            f"model.lora.targets: the model has no linear layer {missing[0]!r}"
+            if missing
+            else "model.lora.targets = []",
+            f"its linear layers are {known}; the output head and embeddings get no adapters",
+            f"name some of those, or {ALL}",
+        )
     return sorted({name for names in found.values() for name in names})
 
 

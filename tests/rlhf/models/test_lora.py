@@ -134,3 +134,8 @@ def test_what_is_no_linear_layer_of_the_model_is_refused(target: str, tmp_path: 
     with pytest.raises(UserError, match=f"no linear layer '{target}'") as caught:
         load_policy(saved(tmp_path, "llama"), config, seed=0)
     assert "down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj" in str(caught.value)
+
+
+def test_adapters_without_a_layer_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"model.lora.targets = \[\]"):
+        load_policy(saved(tmp_path, "llama"), ModelConfig(lora=LoRAConfig(targets=())), seed=0)
