@@ -33,7 +33,7 @@ CLASS_LETTERS, OTHER_LETTERS = ascii_uppercase[:CLASS], ascii_lowercase[: VOCABU
 START = "0"
 GAIN = 1.0
 """Problem D: logit of a preference per token of difference."""
-PROMPT_DIGITS, COMPARISONS, PROMPTS_OF_CHAIN = 4, 10000, 2000
+PROMPT_DIGITS, COMPARISONS, PROMPTS_OF_CHAIN = 5, 20000, 2000
 REWARDS = Path(__file__).with_name("rewards.py")
 
 
@@ -102,6 +102,7 @@ SHARED: Mapping[str, Any] = {
     "placement.policy.micro_batch_tokens": 512,
     "placement.critic.micro_batch_tokens": 512,
     "placement.reference.micro_batch_tokens": 512,
+    "placement.reward.micro_batch_tokens": 512,
 }
 
 
@@ -258,12 +259,12 @@ def chain(name: str, family: Family) -> Problem:
             "data.preferences": "{folder}/comparisons.jsonl",
             "data.max_prompt_length": PROMPT_DIGITS,
             "data.max_response_length": TOKENS + 1,
-            "data.held_out_fraction": 0.2,
+            "data.held_out_fraction": 0.3,
             "reward.init": "{folder}/reference",
             "reward.ceiling": "{folder}/ceiling.json",
-            "reward.epochs": 2,
+            "reward.epochs": 1,
             "reward.batch_size": 64,
-            "reward.optimizer": {"lr": 1e-3, "warmup_steps": 10},
+            "reward.optimizer": {"lr": 2e-3, "warmup_steps": 10},
             "rollout.max_response_length": TOKENS + 1,
             "algorithm.lam": 1.0,
             "ppo.steps": 30,

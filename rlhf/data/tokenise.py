@@ -181,7 +181,7 @@ def _encode(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[Ids]:
 def _head(tokenizer: PreTrainedTokenizerBase) -> Ids:
     """The special tokens that this tokenizer sets before a text: the begin token or nothing."""
     bare, full = tokenizer("a", add_special_tokens=False)["input_ids"], tokenizer("a")["input_ids"]
-    start = next(i for i in range(len(full)) if full[i : i + len(bare)] == bare)
+    start = next((i for i in range(len(full)) if full[i : i + len(bare)] == bare), 0)
     return full[:start]
 
 

@@ -82,6 +82,7 @@ def test_the_policy_starts_as_its_reference_exactly(reports: list[BatchReport]) 
 def test_every_step_keeps_every_canary(trainer: PPOTrainer, reports: list[BatchReport]) -> None:
     assert len(reports) == 3
     for step, report in enumerate(reports):
+        print({k: v for k, v in report.metrics.items() if "gap" in k or "logratio" in k or "sync" in k or k in ("objective/kl", "time/step", "first_pass/ratio", "first_pass/approxkl")})
         canaries.check(report.metrics, step, trainer.limits)
         assert report.metrics["rollout/logprob_gap_mean"] < 1e-4
         assert report.metrics["first_pass/ratio"] == pytest.approx(1, abs=1e-4)
