@@ -25,6 +25,9 @@ from rlhf.weights.fingerprint import Fingerprint, add
 class RolloutEngine:
     """An ``AsyncLLM`` that answers only with weights whose version has been proven.
 
+    ``prompt_tokens`` counts those of all answered prompts, ``cached_tokens`` those of them that another sample of the
+    same prompt, or a prompt with the same beginning, had computed already.
+
     Args:
         folder: the model to load.
         max_length: longest sequence in tokens, prompt and response.
@@ -46,6 +49,7 @@ class RolloutEngine:
         seed: int = 0,
     ) -> None:
         self.config, self.end_tokens = config, list(end_tokens)
+        self.prompt_tokens = self.cached_tokens = 0
         self.version = UNVERIFIED if transfer_backend else 0
         arguments = AsyncEngineArgs(
             model=str(folder),
@@ -92,6 +96,8 @@ class RolloutEngine:
         request = TokensPrompt(prompt_token_ids=list(prompt.tokens))
         async for output in self.llm.generate(request, sampling, request_id=uuid.uuid4().hex):
             last = output
+        self.prompt_tokens += len(prompt.tokens)
+        self.cached_tokens += (last and last.num_cached_tokens) or 0
         return _rollout(prompt, last, version, seed)
 
     async def sleep(self) -> None:
