@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -107,10 +107,23 @@ def _load_network(auto: Any, folder: str | Path, config: ModelConfig, **extra: A
         "use_safetensors": True,
     }
     model = _load(auto, folder, config, **options)
+    _rotate_in_float32(model)
     switch_dropout_off(model)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model
+
+
+def _rotate_in_float32(model: PreTrainedModel) -> None:
+    """Compute rotary frequencies anew where they were rounded.
+
+    Under ZeRO-3 buffers are made in the model's dtype; in bfloat16 that moves positions, the farther the more.
+    """
+    for module in model.modules():
+        frequencies = getattr(module, "original_inv_freq", None)
+        if isinstance(frequencies, Tensor) and frequencies.dtype != torch.float32:
+            module.inv_freq, module.original_inv_freq = module.inv_freq.float(), frequencies.float()
+            model._init_weights(module)
 
 
 def switch_dropout_off(model: nn.Module) -> None:

@@ -40,10 +40,15 @@ def signed64(value: int) -> int:
 
 
 def group_of(name: str) -> str:
-    """The layer that a tensor belongs to, up to the first number in its name, or the name itself."""
+    """The layer that a tensor belongs to, up to the first number in its name, or the name itself.
+
+    Without the name of the whole backbone: what is ``gpt_neox`` in the trainer may be ``model`` in the engine.
+    """
     parts = name.split(".")
+    if len(parts) > 2 and not any(part.isdigit() for part in parts[:2]):
+        parts = parts[1:]
     index = next((i for i, part in enumerate(parts) if part.isdigit()), None)
-    return name if index is None else ".".join(parts[: index + 1])
+    return ".".join(parts if index is None else parts[: index + 1])
 
 
 def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> Fingerprint:

@@ -27,6 +27,8 @@ class ZeroSource(WeightSource):
 
     def __init__(self, engine: ZeroEngine, model: nn.Module, dtype: torch.dtype) -> None:
         self.engine, self.model, self.dtype = engine, model, dtype
+        head = model.get_output_embeddings()
+        self.head = next((name for name, module in model.named_modules() if module is head), "lm_head")
         self.fingerprint: Fingerprint = {}
 
     def _parameters(self) -> dict[str, Tensor]:
@@ -46,8 +48,13 @@ class ZeroSource(WeightSource):
                     (name, merged(name, plain, adapted).to(self.dtype, copy=self.engine.stage == 3)) for name in group
                 ]
             if self.engine.rank == 0:
-                self.fingerprint = add([self.fingerprint, fingerprint(tensors)])
+                named = ((self._engine_name(name), tensor) for name, tensor in tensors)
+                self.fingerprint = add([self.fingerprint, fingerprint(named)])
             yield from tensors
+
+    def _engine_name(self, name: str) -> str:
+        """The output head is ``lm_head`` in the engine, whatever the model calls it (GPT-NeoX: ``embed_out``)."""
+        return f"lm_head.{name.rpartition('.')[2]}" if name.rpartition(".")[0] == self.head else name
 
 
 def _consecutive_groups(names: list[str]) -> list[list[str]]:

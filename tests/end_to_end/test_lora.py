@@ -82,7 +82,16 @@ def test_the_policy_starts_as_its_reference_exactly(reports: list[BatchReport]) 
 def test_every_step_keeps_every_canary(trainer: PPOTrainer, reports: list[BatchReport]) -> None:
     assert len(reports) == 3
     for step, report in enumerate(reports):
-        print({k: v for k, v in report.metrics.items() if "gap" in k or "logratio" in k or "sync" in k or k in ("objective/kl", "time/step", "first_pass/ratio", "first_pass/approxkl")})
+        print(
+            {
+                k: v
+                for k, v in report.metrics.items()
+                if "gap" in k
+                or "logratio" in k
+                or "sync" in k
+                or k in ("objective/kl", "time/step", "first_pass/ratio", "first_pass/approxkl")
+            }
+        )
         canaries.check(report.metrics, step, trainer.limits)
         assert report.metrics["rollout/logprob_gap_mean"] < 1e-4
         assert report.metrics["first_pass/ratio"] == pytest.approx(1, abs=1e-4)
@@ -104,7 +113,7 @@ def test_saved_model_is_what_the_engine_holds(trainer: PPOTrainer, reports: list
     assert differences(sent, fingerprint(plain(tmp_path).items())) == []
     base = Path(trainer.crew.tokenizer)
     changed = differences(fingerprint(plain(base).items()), sent)
-    assert changed == ["model.layers.0", "model.layers.1"]
+    assert changed == ["layers.0", "layers.1"]
     adapted = PeftModel.from_pretrained(load_causal(base, trainer.recipe.model), tmp_path / "adapter")
     merged = adapted.merge_and_unload().state_dict()
     for name, tensor in plain(tmp_path).items():

@@ -74,7 +74,7 @@ def test_a_step_on_zero3_keeps_every_canary(trainer: PPOTrainer, first_step: Bat
 
 
 @pytest.mark.parametrize(
-    ("fault", "where"), [("dropped", "model.layers.1"), ("altered", "model.layers.0"), ("head", "lm_head.weight")]
+    ("fault", "where"), [("dropped", "layers.1"), ("altered", "layers.0"), ("head", "lm_head.weight")]
 )
 def test_a_sabotaged_publish_stops_the_run(
     trainer: PPOTrainer, first_step: BatchReport, fault: str, where: str

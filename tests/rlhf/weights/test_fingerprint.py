@@ -49,7 +49,7 @@ def test_fusing_does_not_matter(dtype: torch.dtype) -> None:
     )
     fused = fingerprint([(f"{layer}qkv_proj.weight", torch.cat([query, key, value]))])
     assert apart == fused
-    assert apart.keys() == {"model.layers.7"}
+    assert apart.keys() == {"layers.7"}
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -104,10 +104,11 @@ def test_large_tensors_are_hashed_slice_by_slice(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("name", "group"),
     [
-        ("model.layers.11.mlp.experts.3.w1.weight", "model.layers.11"),
-        ("transformer.h.0.ln_1.bias", "transformer.h.0"),
+        ("model.layers.11.mlp.experts.3.w1.weight", "layers.11"),
+        ("gpt_neox.layers.11.attention.dense.bias", "layers.11"),
+        ("transformer.h.0.ln_1.bias", "h.0"),
         ("lm_head.weight", "lm_head.weight"),
-        ("model.embed_tokens.weight", "model.embed_tokens.weight"),
+        ("model.embed_tokens.weight", "embed_tokens.weight"),
     ],
 )
 def test_tensors_are_grouped_by_layer(name: str, group: str) -> None:
