@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,63 +113,75 @@ def crew(
 ) -> Iterator[Crew]:
     """Have all actors within the block, loaded, connected and given their prompts; they end with it."""
     placement = Placement(recipe, device, "ppo", gpus)
-    groups: list[Group] = []
-    engines: list[Engines] = []
-
-    def group(role: str, name: str, gpus: int = 1) -> Group:
-        ranks = getattr(recipe.placement, role).ranks if gpus else 1
-        groups.append(Group(name, ranks, placement, start.logs, gpus))
-        return groups[-1]
-
-    try:
+    with ExitStack() as stack:
+        stack.callback(placement.free)
         # Engines first: they take longest to start.
-        engines.append(
-            Engines(recipe, placement, start.policy, start.max_length, start.end_tokens, start.logs, publishes=True)
+        engines = Engines(
+            recipe, placement, start.policy, start.max_length, start.end_tokens, start.logs, publishes=True
         )
-        policy = group("policy", "policy")
-        critic = group("critic", "critic") if recipe.algorithm.has_critic else None
-        reference = group("reference", "reference") if recipe.has_reference else None
-        rewards = {
-            name: group("reward", f"reward {name}", gpus=1 if source.model else 0)
-            for name, source in recipe.rewards.items()
-        }
-        scorer = recipe.early_stop.scorer if recipe.early_stop else None
-        judge = group("reward", "judge", gpus=1 if scorer.model else 0) if scorer else None
+        stack.callback(engines.stop)
+        groups = _groups(recipe, placement, start.logs, stack)
         if placement.colocated:
-            engines[0].ready(start.prompts)  # vLLM measures the free memory: nothing else may be loading
-        policy.start(policy_role, recipe, str(start.policy))
-        if critic is not None:
-            critic.start(CriticRole, recipe, str(start.critic))
-        if reference is not None:
-            reference.start(ReferenceRole, recipe, str(start.policy))
-        prompts = ray.put(start.prompts)
-        for name, source in recipe.rewards.items():
-            folder = start.reward_models[name] if source.model else None
-            rewards[name].start(make_reward, recipe, source, str(start.policy), folder and str(folder), prompts)
-        if judge is not None:
-            folder = start.judge_model
-            judge.start(make_reward, recipe, scorer, str(start.policy), folder and str(folder), start.held_out)
-        for each in groups:
-            each.ready()
+            engines.ready(start.prompts)  # vLLM measures the free memory: nothing else may be loading
+        _start(groups, recipe, start, policy_role)
+        for group in groups.values():
+            group.ready()
         if not placement.colocated:
-            engines[0].ready(start.prompts)
-        _connect(policy, engines[0], recipe)
+            engines.ready(start.prompts)
+        _connect(groups["policy"], engines, recipe)
         yield Crew(
             recipe=recipe,
             tokenizer=str(start.policy),
-            rewards=rewards,
-            policy=policy,
-            reference=reference,
-            critic=critic,
-            judge=judge,
-            engines=engines[0],
+            rewards={name: groups[_reward(name)] for name in recipe.rewards},
+            policy=groups["policy"],
+            reference=groups.get("reference"),
+            critic=groups.get("critic"),
+            judge=groups.get("judge"),
+            engines=engines,
         )
-    finally:
-        for each in groups:
-            each.stop()
-        for engine in engines:
-            engine.stop()
-        placement.free()
+
+
+def _reward(name: str) -> str:
+    """The group of a part of the reward."""
+    return f"reward {name}"
+
+
+def _groups(recipe: Recipe, placement: Placement, logs: Path, stack: ExitStack) -> dict[str, Group]:
+    """A group for each role that the recipe has, by name, placed and not yet started; ``stack`` stops them."""
+    groups: dict[str, Group] = {}
+
+    def add(role: str, name: str, gpus: int = 1) -> None:
+        ranks = getattr(recipe.placement, role).ranks if gpus else 1
+        groups[name] = Group(name, ranks, placement, logs, gpus)
+        stack.callback(groups[name].stop)
+
+    add("policy", "policy")
+    if recipe.algorithm.has_critic:
+        add("critic", "critic")
+    if recipe.has_reference:
+        add("reference", "reference")
+    for name, source in recipe.rewards.items():
+        add("reward", _reward(name), gpus=1 if source.model else 0)
+    if recipe.early_stop is not None:
+        add("reward", "judge", gpus=1 if recipe.early_stop.scorer.model else 0)
+    return groups
+
+
+def _start(groups: Mapping[str, Group], recipe: Recipe, start: Start, policy_role: type[PolicyRole]) -> None:
+    """Have every group load what it holds."""
+    policy = str(start.policy)
+    groups["policy"].start(policy_role, recipe, policy)
+    if "critic" in groups:
+        groups["critic"].start(CriticRole, recipe, str(start.critic))
+    if "reference" in groups:
+        groups["reference"].start(ReferenceRole, recipe, policy)
+    prompts = ray.put(start.prompts)
+    for name, source in recipe.rewards.items():
+        folder = str(start.reward_models[name]) if source.model else None
+        groups[_reward(name)].start(make_reward, recipe, source, policy, folder, prompts)
+    if recipe.early_stop is not None:
+        folder = str(start.judge_model) if start.judge_model else None
+        groups["judge"].start(make_reward, recipe, recipe.early_stop.scorer, policy, folder, start.held_out)
 
 
 def _connect(policy: Group, engines: Engines, recipe: Recipe) -> None:

@@ -107,15 +107,18 @@ class Session:
         pretrained = self.base if self.recipe.model.path else None
         start = self.model_of("sft", self.recipe.dpo.init, pretrained)
         if self.recipe.dpo.init is not None:
-            self._require_vocabulary(start)
+            self._require_vocabulary("dpo.init", start)
         return start
 
-    def _require_vocabulary(self, start: Path) -> None:
-        if load_tokenizer(start, self.recipe.model).get_vocab() != self.tokenizer.get_vocab():
+    def _has_vocabulary(self, model: Path) -> bool:
+        return load_tokenizer(model, self.recipe.model).get_vocab() == self.tokenizer.get_vocab()
+
+    def _require_vocabulary(self, key: str, start: Path) -> None:
+        if not self._has_vocabulary(start):
             raise UserError(
-                f"dpo.init = {start} has another vocabulary than {self._vocabulary}",
-                "the comparisons would be given to the model as tokens that mean something else to it",
-                f"model.path={start} model.scratch=null, so that its tokenizer is the run's",
+                f"{key} = {start} has another vocabulary than {self._vocabulary}",
+                "text would be given to the model as tokens that mean something else to it",
+                f"leave out {key}, or name a model with the tokenizer of {self._vocabulary}",
             )
 
     @property
@@ -132,10 +135,18 @@ class Session:
 
     @property
     def critic_start(self) -> Path:
-        """What the critic starts from: what the recipe names, the first reward model, or the policy's start."""
+        """What the critic starts from: what the recipe names, the first reward model, or the policy's start.
+
+        It reads the policy's tokens: a reward model with another vocabulary cannot become one.
+
+        Raises:
+            UserError: the recipe names one with another vocabulary.
+        """
         if self.recipe.ppo.critic_init is not None:
-            return Path(self.recipe.ppo.critic_init).expanduser()
-        return next(iter(self.reward_models.values()), self.policy_start)
+            start = Path(self.recipe.ppo.critic_init).expanduser()
+            self._require_vocabulary("ppo.critic_init", start)
+            return start
+        return next((model for model in self.reward_models.values() if self._has_vocabulary(model)), self.policy_start)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:

@@ -79,10 +79,11 @@ class PPOTrainer:
     def record(self, step: int, report: BatchReport, metrics: dict[str, float]) -> BatchReport:
         """7. Record: what was measured, where the time went, how fast it was."""
         times = self.timer.metrics()
-        tokens = report.metrics["rollout/tokens"]
+        tokens, algorithm = report.metrics["rollout/tokens"], self.recipe.algorithm
+        updates = metrics.get("policy/updates", algorithm.epochs * algorithm.minibatches)
         rates = {
             "perf/rollout_tokens_per_second": tokens / times["time/rollout"],
-            "perf/train_tokens_per_second": tokens * self.recipe.algorithm.epochs / times["time/update"],
+            "perf/train_tokens_per_second": tokens * updates / algorithm.minibatches / times["time/update"],
             "perf/samples_per_second": self.recipe.ppo.batch_size / times["time/step"],
             "weights/sync_seconds": times["time/publish"],
             "weights/version": float(step + 1),

@@ -14,13 +14,16 @@ from actors.trainer import PPOTrainer
 from actors.waiting import Moment, wait
 from rlhf.algorithms import canaries
 from rlhf.config.schema import EarlyStopConfig
-from rlhf.errors import UserError
+from rlhf.errors import MachineryError, UserError
 from rlhf.evaluation.overoptimisation import Decision, Judgement, Watch, difference_interval
 from rlhf.roles.assemble import BatchReport
 from rlhf.roles.forward import Share, join_samples
 from rlhf.tracking.run_folder import RunFolder
 from rlhf.tracking.tracker import Tracker
 from rlhf.types import Prompt, RolloutBlock
+
+LEAST_GIVEN = 0.9
+"""Share of the answers that a judge must have scored: a judgement of a few of them could replace the best policy."""
 
 
 def judged_prompts(config: EarlyStopConfig | None, held_out: Sequence[Prompt]) -> Sequence[Prompt]:
@@ -68,13 +71,15 @@ class Watcher:
         self.decision: Decision | None = None
         self.best_answers: list[str] = []
         self._rewards: list[float] = []
+        endpoint = config.scorer.endpoint
+        self._may_drop = endpoint is not None and endpoint.on_failure == "drop"
 
     def run_steps(self) -> Iterator[tuple[int, BatchReport]]:
         """The trainer's steps, with what was judged among their metrics; no more once the policy is over-optimised."""
         judged = self._judge("start_score")
         for step, report in self.trainer.run():
             self.done = step + 1
-            self._rewards.append(report.metrics["objective/scores"])
+            self._rewards += [value for name, value in report.metrics.items() if name == "objective/scores"]
             if self.done % self.config.every == 0 or self.done == self.steps:
                 judged |= self._judge("score") | self.trainer.timer.metrics()
             yield step, report.with_metrics(judged)
@@ -93,8 +98,11 @@ class Watcher:
         """Judge the policy that the engines hold; returns the score, its interval and the best step, for the record."""
         with self.trainer.timer("judge"):
             scores = self._scores()
-        if not np.isfinite(scores).any():
-            self.tracker.event("judgement_without_scores", step=self.done)
+        given = np.isfinite(scores)
+        if not given.all() and not self._may_drop:
+            raise MachineryError(f"numbers that are NaN or infinite, in scores (by the judge): {int((~given).sum())}")
+        if given.mean() < LEAST_GIVEN:
+            self.tracker.event("judgement_without_scores", step=self.done, given=int(given.sum()), asked=len(given))
             return {}
         self.watch, self.decision = self.watch.judge(self.done, self._rewards, scores.tolist())
         self._rewards = []

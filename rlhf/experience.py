@@ -114,7 +114,7 @@ def _advance(seen: AlgorithmState, algorithm: AlgorithmConfig, kl: Float32, expe
     if not there.any():
         return seen
     mean_kl = float(sum_by_sample(kl, lengths, mask)[there].mean())
-    return replace(seen, kl_coef=next_kl_coef(seen.kl_coef, algorithm.adaptive_kl, mean_kl, len(there)))
+    return replace(seen, kl_coef=next_kl_coef(seen.kl_coef, algorithm.adaptive_kl, mean_kl, int(there.sum())))
 
 
 def experience_metrics(experience: Experience, raw: Float32, version: int) -> dict[str, float]:
@@ -134,27 +134,32 @@ def experience_metrics(experience: Experience, raw: Float32, version: int) -> di
     total = scores - experience.kl_coef * sequence_kl
     gap = np.abs(experience.old_logprobs - rollouts.logprobs)[mask]
     weights = experience.importance_weights[mask]
-    return {
-        "objective/kl": _mean(sequence_kl),
+    always = {
         "objective/kl_coef": experience.kl_coef,
-        "objective/logratio_abs_mean": _mean(np.abs(kl[mask])),
-        "objective/entropy": -_mean(sum_by_sample(experience.old_logprobs, lengths, mask)[there]),
-        "objective/scores": _mean(scores),
-        "objective/scores_std": float(scores.std()) if len(scores) else 0.0,
-        "objective/raw_scores": _mean(raw[there]),
-        "objective/non_score_reward": -experience.kl_coef * _mean(sequence_kl),
-        "objective/rlhf_reward": _mean(total),
-        "objective/rlhf_reward_std": float(total.std()) if len(total) else 0.0,
-        "objective/score_length_correlation": length_correlation(scores, counted[there]),
-        "rollout/logprob_gap_mean": _mean(gap),
-        "rollout/logprob_gap_max": float(gap.max(initial=0.0)),
-        "rollout/importance_weight_mean": _mean(weights),
-        "rollout/importance_weight_max": float(weights.max(initial=0.0)),
         "rollout/length_mean": float(lengths.mean()),
         "rollout/truncated_fraction": float((rollouts.finish_reasons == FinishReason.LENGTH).mean()),
         "rollout/staleness_mean": float((version - rollouts.weight_versions).mean()),
         "rollout/dropped": float(len(there) - there.sum()),
         "rollout/tokens": float(lengths.sum()),
+    }
+    if not there.any():
+        return always
+    return {
+        **always,
+        "objective/kl": float(sequence_kl.mean()),
+        "objective/logratio_abs_mean": float(np.abs(kl[mask]).mean()),
+        "objective/entropy": -float(sum_by_sample(experience.old_logprobs, lengths, mask)[there].mean()),
+        "objective/scores": float(scores.mean()),
+        "objective/scores_std": float(scores.std()),
+        "objective/raw_scores": float(raw[there].mean()),
+        "objective/non_score_reward": -experience.kl_coef * float(sequence_kl.mean()),
+        "objective/rlhf_reward": float(total.mean()),
+        "objective/rlhf_reward_std": float(total.std()),
+        "objective/score_length_correlation": length_correlation(scores, counted[there]),
+        "rollout/logprob_gap_mean": float(gap.mean()),
+        "rollout/logprob_gap_max": float(gap.max()),
+        "rollout/importance_weight_mean": float(weights.mean()),
+        "rollout/importance_weight_max": float(weights.max()),
         **_critic_metrics(experience),
     }
 
@@ -166,7 +171,3 @@ def _critic_metrics(experience: Experience) -> dict[str, float]:
     error = returns - experience.values[experience.response_mask]
     spread = float(returns.var()) if len(returns) else 0.0
     return {"critic/explained_variance": 1.0 - float(error.var()) / spread if spread > 0 else 0.0}
-
-
-def _mean(values: Float32) -> float:
-    return float(values.mean()) if len(values) else 0.0

@@ -21,6 +21,8 @@ def shape_scores(
 ) -> Float32:
     """(B,) scores as the policy is trained on them: scaled, clipped, then the penalties, which are not scaled.
 
+    Every token costs its penalty, also where the response has no end: running to the limit never pays.
+
     Args:
         raw: (B,) what the reward said.
         lengths: (B,) response tokens that count.
@@ -31,8 +33,8 @@ def shape_scores(
         scores = scores / seen.std
     if algorithm.reward_clip is not None:
         scores = scores.clip(-algorithm.reward_clip, algorithm.reward_clip)
-    scores = scores - algorithm.length_penalty * lengths
-    return penalise_missing_eos(scores, finish_reasons, algorithm).astype(np.float32)
+    scores = penalise_missing_eos(scores, finish_reasons, algorithm)
+    return (scores - algorithm.length_penalty * lengths).astype(np.float32)
 
 
 def penalise_missing_eos(scores: np.ndarray, finish_reasons: Int32, algorithm: AlgorithmConfig) -> np.ndarray:

@@ -78,6 +78,13 @@ def _kl(recipe: Recipe) -> Iterator[UserError]:
             "each step multiplies β by a factor, and 0 stays 0",
             "algorithm.kl_coef=0.05 to start from, or algorithm.adaptive_kl=null for no KL at all",
         )
+    if algorithm.adaptive_kl.horizon < recipe.ppo.batch_size:
+        yield UserError(
+            f"algorithm.adaptive_kl.horizon = {algorithm.adaptive_kl.horizon} is less than ppo.batch_size = "
+            f"{recipe.ppo.batch_size}",
+            "one step would change β by more than a fifth, and a short horizon even turn its sign",
+            "algorithm.adaptive_kl.horizon=10000",
+        )
     target = algorithm.adaptive_kl.target
     if cap is not None and target >= cap:
         yield UserError(
@@ -131,7 +138,19 @@ def _target_kl(recipe: Recipe) -> Iterator[UserError]:
 
 
 def _early_stop(recipe: Recipe) -> Iterator[UserError]:
-    if recipe.early_stop is not None and recipe.data.held_out_fraction == 0:
+    watch, steps = recipe.early_stop, recipe.ppo.steps
+    if watch is None:
+        return
+    chances = (steps - 1) // watch.every  # judgements before the last step
+    if chances < watch.patience:
+        yield UserError(
+            f"early_stop.patience = {watch.patience} with {chances} judgements before the last of {steps} steps",
+            "the run could never stop early",
+            f"early_stop.every={max(1, (steps - 1) // (watch.patience + 1))} or less, or early_stop=null",
+        )
+    if watch.scorer.weight == 0:
+        yield UserError("early_stop.scorer.weight = 0", "every score would be 0", "leave it out")
+    if recipe.data.held_out_fraction == 0:
         yield UserError(
             "early_stop with data.held_out_fraction = 0",
             "it judges answers to prompts that are kept out of training, and there are none",

@@ -259,8 +259,8 @@ class AlgorithmConfig:
     minibatches: int = 1
     """Updates per pass; ``ppo.batch_size`` is divisible by it."""
     target_kl: float | None = None
-    """End a step's updates early once an update finds the policy this far from where the step began: mean of
-    ½ (log ratio)² over tokens, in nats."""
+    """End the policy's updates of a step early once one finds it this far from where the step began: mean of
+    ½ (log ratio)² over tokens, in nats. The critic makes all of its updates."""
     importance_sampling: Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] = (
         "token_truncate"
     )
@@ -398,7 +398,7 @@ class RoleConfig:
     """Keep optimizer states (and for stage 3 the parameters) in host memory."""
     micro_batch_tokens: int = 2048
     """Token budget of one packed forward pass; sequences are packed into it without padding. At least one full
-    sequence."""
+    sequence; a pair of answers, in reward training and DPO, stays together and may exceed it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,10 @@ from collections.abc import Mapping, Sequence
 
 
 def learned(history: Sequence[Mapping[str, float]]) -> dict[str, float | str]:
-    """First step against the last ones, and the worst of the canaries."""
+    """First step against the last ones, and the worst of the canaries. Steps of which nothing was left are left out."""
+    history = [step for step in history if "objective/scores" in step]
+    if not history:
+        return {}
     first, tail = history[0], history[-max(1, len(history) // 10) :]
     late = sum(step["objective/scores"] for step in tail) / len(tail)
     spread = first["objective/scores_std"]

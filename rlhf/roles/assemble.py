@@ -136,7 +136,8 @@ def _sample_rows(batch: Batch, experience: Experience) -> tuple[SampleRow, ...]:
     kl = kl_per_token(experience.old_logprobs, experience.ref_logprobs)
     sequence_kl = sum_by_sample(kl, sequences.response_lengths, experience.response_mask)
     tokenizer = _tokenizer(batch.tokenizer, batch.recipe.model.trust_remote_code)
-    chosen = np.random.default_rng([batch.recipe.seed, SHOWN, batch.step]).permutation(len(rollouts))
+    there = sum_by_sample(np.ones_like(kl), sequences.response_lengths, experience.response_mask) > 0
+    chosen = np.random.default_rng([batch.recipe.seed, SHOWN, batch.step]).permutation(np.flatnonzero(there))
     return tuple(
         SampleRow(
             prompt=tokenizer.decode(sequences.prompt(i), skip_special_tokens=True),

@@ -44,6 +44,9 @@ class CriticRole(Role[ScalarNet]):
         chosen = minibatches(
             len(experience.rollouts), algorithm.minibatches, algorithm.epochs, [self.recipe.seed, step]
         )
+        if not experience.response_mask.any():
+            self.engine.skip_updates(len(chosen))
+            return {}
         totals = self.engine.all_reduce(torch.stack([self._minibatch(experience, samples) for samples in chosen]))
         loss, clipfrac = (totals[:, :2] / totals[:, 2:].clamp(min=1)).mean(dim=0).tolist()
         return {

@@ -26,6 +26,7 @@ from rlhf.roles.forward import Share, join_tokens
 from rlhf.roles.role import Role
 from rlhf.roles.save import save_model
 from rlhf.types import Float32, Sequences
+from rlhf.zero.engine import finite
 from rlhf.zero.process_group import Rank
 
 TEMPERATURE = 1.0
@@ -58,6 +59,7 @@ class DPORole(Role[PolicyNet]):
             train: 2K samples.
             reference: (2K,) log-probabilities of the whole responses before the first update.
         """
+        finite("logprobs of the reference", torch.from_numpy(reference))
         self.train, self.reference, self.is_fresh = train, reference, True
 
     def update(self, chosen: Sequence[int]) -> dict[str, float]:
@@ -87,6 +89,7 @@ class DPORole(Role[PolicyNet]):
         """(2, K) log-probabilities of whole responses, by the policy and by the reference; row 0 is the chosen ones."""
         samples = [sample for pair in pairs for sample in (2 * pair, 2 * pair + 1)]
         tokens, _ = self.engine.engine(pack_row(self.train, samples, self.place), TEMPERATURE)
+        finite("logprobs", tokens)
         lengths = torch.from_numpy(self.train.response_lengths[samples].astype(np.int64)).to(self.place)
         owner = torch.arange(len(samples), device=self.place).repeat_interleave(lengths)
         logprobs = tokens.new_zeros(len(samples)).index_add(0, owner, tokens)

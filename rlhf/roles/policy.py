@@ -77,9 +77,15 @@ class PolicyRole(LanguageRole):
             return self.logprobs(block)
 
     def update(self, experience: Experience, step: int) -> dict[str, float]:
-        """The epochs over the batch, fewer if ``target_kl`` ends them; returns metrics of all ranks together."""
+        """The epochs over the batch, fewer if ``target_kl`` ends them; returns metrics of all ranks together.
+
+        A batch of dropped samples alone teaches nothing: not even the optimizer's momentum moves the policy.
+        """
         algorithm = self.recipe.algorithm
         plan = minibatches(len(experience.rollouts), algorithm.minibatches, algorithm.epochs, [self.recipe.seed, step])
+        if not experience.response_mask.any():
+            self.engine.skip_updates(len(plan))
+            return {"policy/updates": 0.0}
         totals, norms = [], []
         for done, chosen in enumerate(plan, start=1):
             total, norm = self._minibatch(experience, chosen)

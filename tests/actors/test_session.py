@@ -10,6 +10,7 @@ import pytest
 
 from actors.session import Session
 from rlhf.config.load import load_recipe
+from rlhf.config.schema import RewardSourceConfig
 from rlhf.errors import UserError
 from rlhf.models.scratch import train_tokenizer
 from rlhf.tracking.console import Console
@@ -62,7 +63,21 @@ def test_dpo_starts_from_what_the_recipe_names_if_its_vocabulary_is_the_runs(ses
     train_tokenizer([], 258).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="another vocabulary") as caught:
         _ = starting_at(tmp_path).dpo_start
-    assert f"model.path={tmp_path}" in caught.value.fix
+    assert "dpo.init" in caught.value.fix
+
+
+def test_a_critic_reads_the_policys_tokens(session: Session, tmp_path: Path) -> None:
+    """A reward model with another vocabulary scores by text, but a critic started from it would read nonsense."""
+    foreign, own = tmp_path / "foreign", tmp_path / "own"
+    train_tokenizer([], 258).save_pretrained(foreign)
+    session.tokenizer.save_pretrained(own)
+    policy = replace(session.recipe.ppo, policy_init=str(session.base))
+    models = {name: RewardSourceConfig(model=str(path)) for name, path in (("one", foreign), ("two", own))}
+    assert with_recipe(session, ppo=policy, rewards=models).critic_start == own
+    assert with_recipe(session, ppo=policy, rewards={"one": models["one"]}).critic_start == session.base
+    named = with_recipe(session, ppo=replace(policy, critic_init=str(foreign)))
+    with pytest.raises(UserError, match=r"ppo.critic_init = .* another vocabulary"):
+        _ = named.critic_start
 
 
 def test_a_finished_model_is_used_and_one_of_another_configuration_refused(session: Session) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,16 @@ import pytest
 from actors.watch import Policy, Watcher, by_seed, judged_prompts
 from rlhf.algorithms import canaries
 from rlhf.algorithms.controller import AlgorithmState
-from rlhf.config.schema import CanaryConfig, EarlyStopConfig, PPOConfig, Recipe, TrackingConfig
-from rlhf.errors import CanaryError, UserError
+from rlhf.config.schema import (
+    CanaryConfig,
+    EarlyStopConfig,
+    EndpointConfig,
+    PPOConfig,
+    Recipe,
+    RewardSourceConfig,
+    TrackingConfig,
+)
+from rlhf.errors import CanaryError, MachineryError, UserError
 from rlhf.roles.assemble import BatchReport
 from rlhf.roles.forward import Share
 from rlhf.tracking.jsonl import read_lines
@@ -45,23 +53,34 @@ class Scripted(Watcher):
     """A watch whose judge says what is written down, a mean for each judgement; NaN stands for no score at all."""
 
     means: Sequence[float] = ()
+    missing: Mapping[int, int] = {}
 
     def _scores(self) -> np.ndarray:
         mean, self.means = self.means[0], self.means[1:]
         noise = np.random.default_rng(len(self.means)).normal(0.0, 0.01, size=20)
-        return mean + SPREAD + noise - noise.mean()
+        scores = mean + SPREAD + noise - noise.mean()
+        scores[: self.missing.get(len(self.means), 0)] = np.nan
+        return scores
 
 
 class Watched:
     """A whole run under the watch, one judgement a step; the policy saves, and answers with, its version."""
 
-    def __init__(self, folder: Path, rewards: Sequence[float], means: Sequence[float], max_kl: float | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        rewards: Sequence[float],
+        means: Sequence[float],
+        max_kl: float | None = None,
+        scorer: RewardSourceConfig = RewardSourceConfig(function="judge.py:score"),  # noqa: B008 (frozen)
+    ) -> None:
         self.run = RunFolder.create(folder, "ppo", "", "abc")
         recipe = Recipe(name="x", tracking=TrackingConfig(wandb="disabled"))
         policy = Policy(save=self._save, answers=lambda: [f"by version {self.watcher.done}"])
         trainer: Any = Trainer(rewards, max_kl)
         tracker = Tracker(self.run, recipe)
-        self.watcher = Scripted(EarlyStopConfig(every=1), trainer, range(20), policy, self.run, tracker)
+        config = EarlyStopConfig(every=1, scorer=scorer)
+        self.watcher = Scripted(config, trainer, range(20), policy, self.run, tracker)
         self.watcher.means = means
 
     def _save(self, folder: Path) -> None:
@@ -118,20 +137,41 @@ def test_a_policy_that_got_worse_is_not_kept_even_if_its_reward_fell_too(tmp_pat
     assert [(event["step"], event["over_optimised"]) for event in events] == [(2, False), (3, False)]
 
 
+SERVICE = RewardSourceConfig(endpoint=EndpointConfig(url="http://127.0.0.1/score", on_failure="drop"))
+
+
 def test_a_judge_that_is_away_is_passed_over(tmp_path: Path) -> None:
     nan = float("nan")
-    watched = Watched(tmp_path, rewards=[0.0, 1.0, 2.0], means=[0.0, nan, 1.0, nan])
+    watched = Watched(tmp_path, rewards=[0.0, 1.0, 2.0], means=[0.0, nan, 1.0, nan], scorer=SERVICE)
     steps = watched.go()
     assert [step.get("holdout/score") for step in steps] == [None, pytest.approx(1.0), None]
     assert [event["step"] for event in read_lines(watched.run.events)] == [1, 3]
     assert watched.watcher.watch.last is not None
     assert watched.watcher.watch.last.reward == 0.5, "of both steps since the judgement before"
     assert watched.watcher.finish() == ["by version 3"], "nothing says that the last is lower"
-    never = Watched(tmp_path / "never", rewards=[0.0], means=[nan, nan])
+    never = Watched(tmp_path / "never", rewards=[0.0], means=[nan, nan], scorer=SERVICE)
     never.go()
     assert never.watcher.finish() == ["by version 1"]
     assert "never gave a score" in never.watcher.outcome()
     assert never.watcher.summary() == {"held-out judge": "gave no score"}
+
+
+def test_a_judge_that_scores_a_few_answers_says_nothing_of_the_policy(tmp_path: Path) -> None:
+    """On the one prompt that it scored the policy looks better; the best must not give way to that."""
+    watched = Watched(tmp_path, rewards=[0.0, 1.0, 2.0], means=[0.0, 1.0, 5.0, 0.5], scorer=SERVICE)
+    watched.watcher.missing = {1: 17}  # answers without a score, by how many judgements are still to come
+    steps = watched.go()
+    assert [step.get("holdout/score") for step in steps] == [pytest.approx(1.0), None, pytest.approx(0.5)]
+    assert steps[2]["holdout/best_step"] == 1
+    event = read_lines(watched.run.events)[0]
+    assert (event["given"], event["asked"]) == (3, 20)
+
+
+def test_a_judge_of_which_nothing_may_be_missing_stops_the_run_by_name(tmp_path: Path) -> None:
+    watched = Watched(tmp_path, rewards=[0.0, 1.0], means=[0.0, 1.0, 2.0])
+    watched.watcher.missing = {1: 1}
+    with pytest.raises(MachineryError, match=r"NaN or infinite, in scores \(by the judge\): 1"):
+        watched.go()
 
 
 def test_the_canaries_of_the_step_that_stops_the_run_are_checked(tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ def test_scores_are_scaled_by_all_steps_so_far_then_clipped_then_penalised() -> 
     np.testing.assert_allclose(experience.scores, [2 / (14 / 3) ** 0.5 - 0.4, 1.5 - 0.4 - 1], rtol=1e-5)
     assert after.scores.count == 4 and after.scores.mean == 2 and after.scores.std == pytest.approx((14 / 3) ** 0.5)
     replaced, _ = built(batch, plain(**{**options, "missing_eos": "replace"}), before)
-    np.testing.assert_allclose(replaced.scores, [2 / (14 / 3) ** 0.5 - 0.4, -1], rtol=1e-5)
+    np.testing.assert_allclose(replaced.scores, [2 / (14 / 3) ** 0.5 - 0.4, -1 - 0.4], rtol=1e-5)
 
 
 def test_a_dropped_sample_is_not_among_the_scores_so_far() -> None:
@@ -155,9 +155,9 @@ def test_beta_follows_the_kl_summed_over_tokens() -> None:
 
 
 def test_beta_follows_the_responses_that_count() -> None:
-    """The second is dropped: the KL is .25, 1/24 over the target, and not half of that. With none left β stays."""
+    """The second is dropped: one response with a KL of .25, 1/24 over the target. With none left β stays."""
     algorithm = plain(adaptive_kl=AdaptiveKLConfig(target=0.24, horizon=10))
-    expected = 0.2 * (1 + 1 / 24 * 0.2)
+    expected = 0.2 * (1 + 1 / 24 * 0.1)
     assert built(scored(dropped=bools(0, 1)), algorithm)[1].kl_coef == pytest.approx(expected, rel=1e-6)
     assert built(scored(dropped=bools(1, 1)), algorithm)[1].kl_coef == 0.2
 
@@ -238,6 +238,7 @@ def test_a_batch_of_which_nothing_is_left_gives_zeros(name: AlgorithmName) -> No
     assert not experience.response_mask.any() and not experience.advantages.any()
     assert state == AlgorithmState.start(AlgorithmConfig(name=name))
     assert metrics["rollout/dropped"] == 2 and all(math.isfinite(value) for value in metrics.values())
+    assert "objective/scores" not in metrics  # a mean of nothing is no score of 0
 
 
 def test_a_gap_in_a_response_is_skipped() -> None:

@@ -98,9 +98,9 @@ def test_each_shaping_by_hand(options: dict[str, Any], expected: list[float]) ->
     np.testing.assert_allclose(shaped(STD_2, **options), expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize(("how", "expected"), [("subtract", [0.7, -4.5, 0.1]), ("replace", [0.7, -1.5, 0.1])])
+@pytest.mark.parametrize(("how", "expected"), [("subtract", [0.7, -4.5, 0.1]), ("replace", [0.7, -2.5, 0.1])])
 def test_scores_are_scaled_then_clipped_then_penalised(how: Any, expected: list[float]) -> None:
-    """1, −3, .5 scaled; −2 clipped; .3, 1 and .4 off for the tokens; 1.5 off, or −1.5 in place of it all."""
+    """1, −3, .5 scaled; −2 clipped; .3, 1 and .4 off for the tokens; 1.5 off, or −1.5 in place of it."""
     options = {"reward_scale": "running_std", "reward_clip": 2.0, "length_penalty": 0.1, "missing_eos_penalty": 1.5}
     np.testing.assert_allclose(shaped(STD_2, missing_eos=how, **options), expected, rtol=1e-6)
 

@@ -188,3 +188,18 @@ def test_the_rules_hold_wherever_the_policy_is_optimised_and_nowhere_else(tmp_pa
         validate(load_recipe(tmp_path / "run.yaml", ["ppo.samples_per_prompt=8"]), stage, machine)
     for stage in ("sft", "reward", "dpo"):
         validate(load_recipe(tmp_path / "run.yaml"), stage, machine)
+
+
+def test_a_horizon_shorter_than_a_step_would_turn_beta_round() -> None:
+    assert "more than a fifth" in refused(recipe(adaptive_kl=AdaptiveKLConfig(horizon=127))).why
+    assert passes(recipe(adaptive_kl=AdaptiveKLConfig(horizon=128)))
+
+
+def test_an_early_stop_that_never_comes_is_refused() -> None:
+    watch = EarlyStopConfig(scorer=RewardSourceConfig(function="judge.py:score"))
+    assert passes(replace(recipe(), early_stop=watch))  # 100 steps, judged every 10
+    assert "never stop early" in refused(replace(recipe(), early_stop=replace(watch, every=100))).why
+    assert "never stop early" in refused(replace(recipe(), early_stop=replace(watch, patience=10))).why
+    assert passes(replace(recipe(), early_stop=replace(watch, patience=9)))
+    nothing = replace(watch, scorer=replace(watch.scorer, weight=0.0))
+    assert "weight = 0" in refused(replace(recipe(), early_stop=nothing)).what

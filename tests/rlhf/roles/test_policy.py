@@ -343,9 +343,7 @@ def test_a_batch_without_a_token_changes_nothing(ranks: int, stage: int, folder:
     for updated in crews[ranks].run(update, folder, recipe(ranks, stage, 20, **OPTIONS["everything"]), nothing):
         for name, weight in before.items():
             np.testing.assert_array_equal(updated.weights[name], weight.numpy(), err_msg=name)
-        assert all(np.isfinite(value) for value in updated.metrics.values())
-        assert updated.metrics["loss/policy_avg"] == updated.metrics["policy/grad_norm"] == 0
-        assert "first_pass/ratio" not in updated.metrics  # a ratio of 0 would be a false alarm
+        assert updated.metrics == {"policy/updates": 0.0}  # a ratio of 0 would be a false alarm
 
 
 def infinite(rank: Rank, folder: Path, recipe: Recipe, batch: Experience) -> None:
