@@ -58,9 +58,9 @@ def make_model(family: Family, tokenizer: PreTrainedTokenizerFast, spoken: int, 
         embedding.normal_()
         if family == "gpt2":
             model.transformer.wpe.weight.normal_()  # where a token is counts as much as which one it is
-        embedding[:, 0] = 5.0
+        embedding[:, 0] = 12.0
         head.zero_()
-        head[spoken:, 0] = NEVER / 4  # the dimension is about 4 after the last normalisation
+        head[spoken:, 0] = NEVER / 6.5  # the dimension is about 6.5 after the last normalisation
     return model
 
 
@@ -108,7 +108,7 @@ def end_at(model: PreTrainedModel, position: int, end: int) -> None:
     """
     positions, embedding = model.transformer.wpe.weight, model.get_input_embeddings().weight
     with torch.no_grad():
-        embedding[:, 2], positions[:, 2], positions[position, 2] = 0.0, -5.0, 5.0
+        embedding[:, 2], positions[:, 2], positions[position, 2] = 0.0, -12.0, 12.0
         model.get_output_embeddings().weight[end] = 0.0
         model.get_output_embeddings().weight[end, 2] = -NEVER / 4
 

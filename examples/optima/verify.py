@@ -18,6 +18,7 @@ from pathlib import Path
 from examples.optima.measure import Check, checks
 from examples.optima.problems import PROBLEMS, Problem, recipe
 
+ENDED = "ended without an error"
 LIBRARIES = ("torch", "vllm", "deepspeed", "ray", "transformers")
 
 
@@ -36,12 +37,19 @@ def solve(problem: Problem, folder: Path, seed: int) -> None:
 
 
 def verify(problem: Problem, seed: int, root: Path) -> list[Check]:
-    """The checks of one problem and seed; run now unless that was done before."""
+    """The checks of one problem and seed; run now unless that was done before.
+
+    A run that failed is one check that does not hold, and is tried again the next time.
+    """
     folder = root / f"{problem.name}-{seed}"
     result = folder / "result.json"
     if not result.exists():
         begin = time.perf_counter()
-        solve(problem, folder, seed)
+        try:
+            solve(problem, folder, seed)
+        except RuntimeError as error:
+            print(error, flush=True)
+            return [Check(name=ENDED, measured=0.0, low=1.0)]
         found = {"seconds": time.perf_counter() - begin, "checks": [asdict(check) for check in checks(problem, folder)]}
         result.write_text(json.dumps(found, indent=1), encoding="utf-8")
     return [Check(**values) for values in json.loads(result.read_text(encoding="utf-8"))["checks"]]
@@ -85,11 +93,20 @@ def _table(problem: Problem, columns: list[list[Check]], seeds: Sequence[int], r
     title = f"## {problem.name}: problem {problem.letter}, {problem.algorithm}, {problem.family}, β = {problem.beta:g}"
     header = " | ".join(f"seed {seed}" for seed in seeds)
     lines = [title, "", f"| | range | {header} |", "|---|---|" + "---|" * len(seeds)]
-    for row in zip(*columns, strict=True):
-        cells = " | ".join(f"{check.measured:.4g}" if check.holds else f"**{check.measured:.4g} ✗**" for check in row)
-        lines.append(f"| {row[0].name} | {_range(row[0])} | {cells} |")
-    seconds = [json.loads((root / f"{problem.name}-{seed}" / "result.json").read_text())["seconds"] for seed in seeds]
-    return [*lines, "", f"Seconds: {', '.join(f'{each:.0f}' for each in seconds)}."]
+    by_name = [{check.name: check for check in column} for column in columns]
+    for name in dict.fromkeys(name for column in by_name for name in column):
+        row = [column.get(name) for column in by_name]
+        allowed = next(_range(check) for check in row if check is not None)
+        lines.append(f"| {name} | {allowed} | {' | '.join(map(_cell, row))} |")
+    files = [root / f"{problem.name}-{seed}" / "result.json" for seed in seeds]
+    seconds = [f"{json.loads(file.read_text())['seconds']:.0f}" if file.exists() else "none" for file in files]
+    return [*lines, "", f"Seconds: {', '.join(seconds)}."]
+
+
+def _cell(check: Check | None) -> str:
+    if check is None:
+        return ""
+    return f"{check.measured:.4g}" if check.holds else f"**{check.measured:.4g} ✗**"
 
 
 def _range(check: Check) -> str:
