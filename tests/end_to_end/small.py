@@ -16,8 +16,12 @@ def make_small_data(folder: Path) -> None:
     make_data(folder, seed=DATA_SEED, demonstrations=320, preferences=200, prompts=120)
 
 
-def overrides(folder: Path, name: str) -> list[str]:
-    """Settings that make the quickstart small. Data is read from, and runs are written to, ``folder``."""
+def overrides(folder: Path, name: str, eager: bool = True) -> list[str]:
+    """Settings that make the quickstart small. Data is read from, and runs are written to, ``folder``.
+
+    Args:
+        eager: without compilation engines start sooner.
+    """
     return [
         f"name={name}",
         f"runs_dir={folder / 'runs'}",
@@ -35,6 +39,7 @@ def overrides(folder: Path, name: str) -> list[str]:
         "algorithm.critic_warmup_steps=1",
         "rollout.max_response_length=40",
         "rollout.block_size=8",
+        f"rollout.enforce_eager={'true' if eager else 'false'}",
         "evaluation.prompts=8",
         "evaluation.show=1",
     ]
