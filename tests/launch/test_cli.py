@@ -93,8 +93,8 @@ def test_a_scorer_that_stops_the_run_cannot_be_imported(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "judge.py").write_text("import a_module_that_is_not_there\n")
-    setting = f"early_stop.scorer.function={tmp_path}/judge.py:score"
-    assert "a_module_that_is_not_there" in refused("ppo", data, tmp_path / "runs", setting, capsys=capsys)
+    settings = [f"early_stop.scorer.function={tmp_path}/judge.py:score", "early_stop.every=1"]
+    assert "a_module_that_is_not_there" in refused("ppo", data, tmp_path / "runs", *settings, capsys=capsys)
 
 
 def test_a_judge_of_the_comparison_cannot_ask_for_rows(

@@ -166,6 +166,6 @@ def test_a_batch_without_a_token_teaches_nothing(ranks: int, stage: int, folder:
     classifier = load_classifier(folder, ModelConfig())
     init_value_head(classifier)
     for updated in crews[ranks].run(update, folder, recipe(ranks, stage, 20), nothing):
-        assert updated["metrics"]["loss/value_avg"] == updated["metrics"]["val/clipfrac_avg"] == 0
+        assert updated["metrics"] == {}  # a loss of 0 would be a false report
         for name, weight in classifier.state_dict().items():
             np.testing.assert_array_equal(updated["weights"][f"classifier.{name}"], weight.numpy(), err_msg=name)
