@@ -44,6 +44,14 @@ def bandit_value(policy: np.ndarray, beta: float) -> Optimum:
     return Optimum(objective=reward - beta * kl, reward=reward, kl=kl)
 
 
+def bandit_spread(policy: np.ndarray, beta: float) -> float:
+    """Standard deviation of score − β k over a policy's answers to one prompt, averaged over prompts; 0 for the best."""
+    reference = np.exp(bandit_logits() - logsumexp(bandit_logits(), axis=1, keepdims=True))
+    total = bandit_rewards() - beta * np.log(np.maximum(policy, 1e-300) / reference)
+    mean = (policy * total).sum(axis=1, keepdims=True)
+    return float(np.sqrt((policy * (total - mean) ** 2).sum(axis=1).mean()))
+
+
 def bandit_policy(beta: float) -> np.ndarray:
     """Problem A: (4, 8) the best policy."""
     logits = bandit_logits() + bandit_rewards() / beta

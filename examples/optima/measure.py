@@ -17,6 +17,7 @@ from examples.optima import closed_form
 from examples.optima.closed_form import ANSWERS, LONGEST, PROMPTS
 from examples.optima.problems import GAIN, Problem
 
+SPREAD = "std(score − β Σ k), times smaller"
 Metrics = Sequence[Mapping[str, float]]
 
 
@@ -76,10 +77,9 @@ def _never_above(problem: Problem, metrics: Metrics, samples: int, window: int =
 
 
 def _spread(metrics: Metrics) -> Check:
-    """How many times smaller std(score − β Σ k) became; at the optimum it is 0, but for differences of prompts."""
+    """How many times smaller std(score − β Σ k) became over the responses to the one prompt; at the optimum it is 0."""
     late = float(np.mean([step["objective/rlhf_reward_std"] for step in _last_tenth(metrics)]))
-    name = "std(score − β Σ k), times smaller"
-    return Check(name=name, measured=metrics[0]["objective/rlhf_reward_std"] / max(late, 1e-12), low=5.0)
+    return Check(name=SPREAD, measured=metrics[0]["objective/rlhf_reward_std"] / max(late, 1e-12), low=5.0)
 
 
 def _last_tenth(metrics: Metrics) -> Metrics:
@@ -98,12 +98,15 @@ def _bandit(problem: Problem, run: Path, metrics: Metrics) -> Iterator[Check]:
     """The saved policy's objective, computed over all answers."""
     with torch.no_grad():
         logits = _load(run)(torch.arange(PROMPTS)[:, None] + ANSWERS).logits[:, 0].double()
-    found = closed_form.bandit_value(logits.softmax(dim=-1)[:, :ANSWERS].numpy(), problem.beta)
+    policy = logits.softmax(dim=-1)[:, :ANSWERS].numpy()
+    found = closed_form.bandit_value(policy, problem.beta)
     yield near("J", found.objective, problem.best.objective, 0.01)
     yield near("E[r]", found.reward, problem.best.reward, 0.04)
     yield near("KL, nats", found.kl, problem.best.kl, 0.2)
     yield _never_above(problem, metrics, samples=256)
-    yield _spread(metrics)
+    reference = torch.from_numpy(closed_form.bandit_logits()).softmax(dim=-1).numpy()
+    before, after = (closed_form.bandit_spread(each, problem.beta) for each in (reference, policy))
+    yield Check(name=SPREAD, measured=before / after, low=5.0)  # of one prompt: β log Z differs from prompt to prompt
 
 
 def _token_class(problem: Problem, run: Path, metrics: Metrics) -> Iterator[Check]:

@@ -64,6 +64,17 @@ def test_the_best_policy_is_no_worse_than_those_around_it() -> None:
         assert closed_form.bandit_value(other / other.sum(axis=1, keepdims=True), 0.2).objective < value
 
 
+def test_the_best_policy_earns_the_same_by_every_answer_to_a_prompt() -> None:
+    """At π* score − β k is β log Z whatever is answered; at the reference it is the reward, with the reward's spread."""
+    assert closed_form.bandit_spread(closed_form.bandit_policy(0.2), 0.2) == pytest.approx(0, abs=1e-9)
+    logits = closed_form.bandit_logits()
+    reference = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    rewards_of = closed_form.bandit_rewards()
+    mean = (reference * rewards_of).sum(axis=1, keepdims=True)
+    variance = (reference * (rewards_of - mean) ** 2).sum(axis=1).mean()
+    assert closed_form.bandit_spread(reference, 0.2) == pytest.approx(variance**0.5)
+
+
 def made(name: str, folder: Path, **changes: Any) -> tuple[Any, Any]:
     """The problem's reference model and tokenizer, as a run loads them."""
     recipe(replace(PROBLEMS[name], **changes), folder, seed=0)
@@ -168,7 +179,7 @@ def test_a_broken_canary_is_found() -> None:
 def test_the_page_marks_what_does_not_hold(tmp_path: Path) -> None:
     folder = tmp_path / "a-ppo-0"
     folder.mkdir()
-    (folder / "result.json").write_text(json.dumps({"seconds": 12.4, "checks": []}))
+    (folder / "result.json").write_text(json.dumps({"seconds": 12.4}))
     columns = [[Check(name="J", measured=0.7, low=0.69, high=0.71), Check(name="q", measured=0.4, low=0.5)]]
     text = page({"a-ppo": columns}, [0], tmp_path)
     assert "**1 of 2 checks hold.**" in text
