@@ -45,7 +45,7 @@ def bandit_value(policy: np.ndarray, beta: float) -> Optimum:
 
 
 def bandit_spread(policy: np.ndarray, beta: float) -> float:
-    """Standard deviation of score − β k over a policy's answers to one prompt, averaged over prompts; 0 for the best."""
+    """Standard deviation of score − β k over a policy's answers to one prompt, all prompts alike; 0 for the best."""
     reference = np.exp(bandit_logits() - logsumexp(bandit_logits(), axis=1, keepdims=True))
     total = bandit_rewards() - beta * np.log(np.maximum(policy, 1e-300) / reference)
     mean = (policy * total).sum(axis=1, keepdims=True)

@@ -65,7 +65,7 @@ def test_the_best_policy_is_no_worse_than_those_around_it() -> None:
 
 
 def test_the_best_policy_earns_the_same_by_every_answer_to_a_prompt() -> None:
-    """At π* score − β k is β log Z whatever is answered; at the reference it is the reward, with the reward's spread."""
+    """At π* score − β k is β log Z whatever is answered; at the reference it is the reward, and spreads as it does."""
     assert closed_form.bandit_spread(closed_form.bandit_policy(0.2), 0.2) == pytest.approx(0, abs=1e-9)
     logits = closed_form.bandit_logits()
     reference = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
