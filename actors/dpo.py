@@ -13,8 +13,7 @@ from actors.session import Session
 from actors.supervised import Loop, Summary, named, ranks, seconds
 from actors.waiting import Moment
 from rlhf.config.validate import check_schedule
-from rlhf.data.order import epoch_batches
-from rlhf.data.stages import by_prompt
+from rlhf.data.stages import comparison_batches
 from rlhf.evaluation.accuracy import accuracy_ceiling, shorter_wins
 from rlhf.roles.dpo import DPORole, held_out_metrics, response_logprobs
 from rlhf.roles.preference import PairData
@@ -40,7 +39,8 @@ def train_dpo(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
     ceiling = accuracy_ceiling(recipe.reward.ceiling)  # of the labels, whoever learns them
     data = session.preferences
     session.report_data(data, run)
-    batches = _batches(session, by_prompt(data.train))
+    config = recipe.dpo
+    batches = comparison_batches(data.train, config.batch_size, config.epochs, recipe.seed)
     check_schedule(recipe.dpo.optimizer, len(batches), "dpo.optimizer")
     with ranks(session, "policy", "dpo", run, DPORole, str(session.dpo_start), len(batches)) as group:
         with timer("reference"):
@@ -61,13 +61,6 @@ def train_dpo(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
     shorter = shorter_wins(PairData.pack(data.held_out).sequences)
     baseline = {SHORTER_WINS: shorter, "held-out comparisons": float(len(data.held_out))}
     return {**named(latest, SHOWN), **ceiling, **baseline, **seconds(timer)}
-
-
-def _batches(session: Session, prompts: list[list[int]]) -> list[list[int]]:
-    """Comparisons of every update: whole prompts, so that a prompt's comparisons are in one gradient."""
-    config = session.recipe.dpo
-    order = epoch_batches(len(prompts), config.batch_size, config.epochs, session.recipe.seed)
-    return [[pair for prompt in batch for pair in prompts[prompt]] for batch in order]
 
 
 def _logprobs(group: Group, pairs: Sequence[Pair], phase: str, step: int | None = None) -> Float32:

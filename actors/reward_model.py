@@ -10,8 +10,7 @@ from actors.sft import packed
 from actors.supervised import Loop, Summary, named, ranks, seconds
 from actors.waiting import Moment
 from rlhf.config.validate import check_schedule
-from rlhf.data.order import epoch_batches
-from rlhf.data.stages import by_prompt
+from rlhf.data.stages import comparison_batches
 from rlhf.evaluation.accuracy import accuracy_ceiling, preference_accuracy, shorter_wins
 from rlhf.roles.forward import join_samples
 from rlhf.roles.preference import PairData, PreferenceRole
@@ -38,7 +37,8 @@ def train_reward(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
     data = session.preferences
     session.report_data(data, run)
     train, held_out = PairData.pack(data.train), PairData.pack(data.held_out)
-    batches = _batches(session, by_prompt(data.train))
+    config = recipe.reward
+    batches = comparison_batches(data.train, config.batch_size, config.epochs, recipe.seed)
     check_schedule(recipe.reward.optimizer, len(batches), "reward.optimizer")
     start = session.model_of("sft", recipe.reward.init, session.base)
     with ranks(session, "reward", "reward", run, PreferenceRole, str(start), len(batches)) as group:
@@ -59,13 +59,6 @@ def train_reward(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
     baseline = {SHORTER_WINS: shorter_wins(held_out.sequences), "held-out comparisons": float(len(data.held_out))}
     scores = {"demonstrations' raw score (shifted to 0)": mean, "demonstrations' standard deviation": spread}
     return {**named(latest, SHOWN), **ceiling, **baseline, **scores, **seconds(timer)}
-
-
-def _batches(session: Session, prompts: list[list[int]]) -> list[list[int]]:
-    """Comparisons of every update: whole prompts, so that a prompt's comparisons are in one gradient."""
-    config = session.recipe.reward
-    order = epoch_batches(len(prompts), config.batch_size, config.epochs, session.recipe.seed)
-    return [[pair for prompt in batch for pair in prompts[prompt]] for batch in order]
 
 
 def _held_out_accuracy(group: Group, held_out: PairData, step: int) -> dict[str, float]:

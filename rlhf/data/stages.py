@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from rlhf.config.schema import DataConfig, Recipe, RewardSourceConfig
 from rlhf.data.chat import transcript
 from rlhf.data.formats import load_demonstrations, load_preferences, load_prompts
+from rlhf.data.order import epoch_batches
 from rlhf.data.records import BadRow, Loaded
 from rlhf.data.report import describe
 from rlhf.data.split import split_by_prompt
@@ -120,3 +121,10 @@ def by_prompt(pairs: Sequence[Pair]) -> list[list[int]]:
     for i, pair in enumerate(pairs):
         groups.setdefault(pair.prompt_id, []).append(i)
     return list(groups.values())
+
+
+def comparison_batches(pairs: Sequence[Pair], prompts: int, epochs: int, seed: int) -> list[list[int]]:
+    """Comparisons of every update: those of ``prompts`` whole prompts, so that a prompt's are in one gradient."""
+    groups = by_prompt(pairs)
+    order = epoch_batches(len(groups), prompts, epochs, seed)
+    return [[pair for group in batch for pair in groups[group]] for batch in order]

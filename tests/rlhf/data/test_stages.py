@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from rlhf.config.schema import (
@@ -13,6 +14,7 @@ from rlhf.config.schema import (
     RolloutConfig,
 )
 from rlhf.data import stages
+from rlhf.types import Pair
 
 
 @pytest.fixture
@@ -53,3 +55,16 @@ def test_a_prompts_id_is_its_place_though_rows_were_set_aside(recipe, tokenizer)
 def test_rows_are_kept_where_somebody_reads_them(recipe, tokenizer, changes, kept) -> None:
     data = stages.prompts(replace(recipe, **changes), tokenizer, 100)
     assert all(bool(prompt.row) is kept for prompt in (*data.train, *data.held_out))
+
+
+def test_comparisons_of_a_prompt_are_in_one_update() -> None:
+    """Prompts 7, 3, 9 and 4 with 2, 1, 3 and 1 comparisons, two prompts an update, two passes."""
+    token = np.zeros(1, dtype=np.int32)
+    ids = [7, 3, 9, 7, 9, 4, 9]
+    pairs = [Pair(prompt=token, chosen=token, rejected=token, margin=0.0, prompt_id=i) for i in ids]
+    batches = stages.comparison_batches(pairs, prompts=2, epochs=2, seed=0)
+    assert len(batches) == 4
+    for batch in batches:
+        assert len({ids[i] for i in batch}) == 2
+        assert all(ids.count(ids[i]) == [ids[j] for j in batch].count(ids[i]) for i in batch)
+    assert sorted(batches[0] + batches[1]) == sorted(batches[2] + batches[3]) == list(range(7))
