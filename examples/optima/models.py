@@ -61,6 +61,9 @@ def make_model(family: Family, tokenizer: PreTrainedTokenizerFast, spoken: int, 
         embedding[:, 0] = 12.0
         head.zero_()
         head[spoken:, 0] = NEVER / 6.5  # the dimension is about 6.5 after the last normalisation
+        if family in ("gpt2", "gpt_neox"):
+            head[spoken:, 0], head[spoken:, 1] = 0.0, NEVER
+            _make_constant(model)
     return model
 
 
@@ -93,12 +96,17 @@ def give_logits(model: PreTrainedModel, prompts: Tensor, logits: Tensor) -> None
 def give_constant_logits(model: PreTrainedModel, logits: Tensor) -> None:
     """Choose the head so that every state has these logits (spoken,).
 
-    For families whose final normalisation has a bias (GPT-2, GPT-NeoX): its second dimension is made the constant 1.
+    For families whose final normalisation has a bias (GPT-2, GPT-NeoX).
     """
-    norm = model.transformer.ln_f if hasattr(model, "transformer") else model.gpt_neox.final_layer_norm
     with torch.no_grad():
-        norm.weight[1], norm.bias[1] = 0.0, 1.0
+        _make_constant(model)
         model.get_output_embeddings().weight[: len(logits), 1] = logits.float()
+
+
+def _make_constant(model: PreTrainedModel) -> None:
+    """Make the second dimension of the last hidden state the constant 1, by the final normalisation's bias."""
+    norm = model.transformer.ln_f if hasattr(model, "transformer") else model.gpt_neox.final_layer_norm
+    norm.weight[1], norm.bias[1] = 0.0, 1.0
 
 
 def end_at(model: PreTrainedModel, position: int, end: int) -> None:
