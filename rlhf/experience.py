@@ -13,7 +13,14 @@ import numpy as np
 from rlhf.algorithms.advantages import estimate_advantages, generalised_advantages, whiten
 from rlhf.algorithms.controller import AlgorithmState, next_kl_coef
 from rlhf.algorithms.importance import importance_weights
-from rlhf.algorithms.rewards import kl_per_token, sample_of_token, shape_scores, sum_by_sample, token_rewards
+from rlhf.algorithms.rewards import (
+    count_by_sample,
+    kl_per_token,
+    sample_of_token,
+    shape_scores,
+    sum_by_sample,
+    token_rewards,
+)
 from rlhf.config.schema import AlgorithmConfig
 from rlhf.errors import MachineryError
 from rlhf.evaluation.correlation import length_correlation
@@ -80,7 +87,7 @@ def build_experience(
     block, mask = scored.rollouts, scored.mask
     lengths = block.sequences.response_lengths
     seen = replace(state, scores=state.scores.add(raw[~scored.dropped]))
-    counted = sum_by_sample(np.ones(len(mask), np.float32), lengths, mask)
+    counted = count_by_sample(lengths, mask)
     scores = shape_scores(raw, counted, block.finish_reasons, algorithm, seen.scores)
     old, ref = (np.where(mask, array, np.float32(0)) for array in (scored.old_logprobs, scored.ref_logprobs))
     kl = kl_per_token(old, ref)
@@ -110,7 +117,7 @@ def build_experience(
 def _advance(seen: AlgorithmState, algorithm: AlgorithmConfig, kl: Float32, experience: Experience) -> AlgorithmState:
     """β follows the KL of the responses that count."""
     mask, lengths = experience.response_mask, experience.rollouts.sequences.response_lengths
-    there = sum_by_sample(np.ones_like(kl), lengths, mask) > 0
+    there = count_by_sample(lengths, mask) > 0
     if not there.any():
         return seen
     mean_kl = float(sum_by_sample(kl, lengths, mask)[there].mean())
@@ -126,7 +133,7 @@ def experience_metrics(experience: Experience, raw: Float32, version: int) -> di
     """
     rollouts, mask = experience.rollouts, experience.response_mask
     lengths = rollouts.sequences.response_lengths
-    counted = sum_by_sample(np.ones(len(mask), np.float32), lengths, mask)
+    counted = count_by_sample(lengths, mask)
     there = counted > 0
     kl = kl_per_token(experience.old_logprobs, experience.ref_logprobs)
     sequence_kl = sum_by_sample(kl, lengths, mask)[there]

@@ -91,7 +91,6 @@ def known(function: str, weight: float = 1.0) -> dict[str, Any]:
 SHARED: Mapping[str, Any] = {
     "data.held_out_fraction": 0.0,
     "rollout.enforce_eager": True,
-    "rollout.memory_gib": 0.25,
     "tracking.progress": False,
     "tracking.samples_per_step": 1,
     "data.max_prompt_length": 1,

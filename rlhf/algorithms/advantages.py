@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from rlhf.algorithms.rewards import sample_of_token, sum_by_sample
+from rlhf.algorithms.rewards import count_by_sample, sample_of_token, sum_by_sample
 from rlhf.config.schema import AlgorithmConfig, AlgorithmName
 from rlhf.types import Bool, Float32, Int32, Int64
 
@@ -99,7 +99,7 @@ def estimate_advantages(
     follows. ``reinforce++_baseline`` takes the group's mean score off first. The others give every token of a response
     the response's own advantage, in which its whole KL is counted when the KL is in the reward.
     """
-    counts = sum_by_sample(np.ones_like(token_rewards), response_lengths, response_mask) > 0
+    counts = count_by_sample(response_lengths, response_mask) > 0
     of_token = sample_of_token(response_lengths)
     if algorithm.name == "reinforce++":
         return returns_to_go(token_rewards, response_lengths, response_mask)

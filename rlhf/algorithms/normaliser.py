@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from rlhf.algorithms.rewards import sample_of_token, sum_by_sample
+from rlhf.algorithms.rewards import count_by_sample, sample_of_token, sum_by_sample
 from rlhf.config.schema import LossMean
 from rlhf.types import Bool, Float32, Int32
 
@@ -34,6 +34,6 @@ def normaliser(how: LossMean, response_lengths: Int32, response_mask: Bool, max_
     """n of a minibatch, given all of its samples; responses without a token in the mask do not count."""
     if how == "token":
         return int(np.count_nonzero(response_mask))
-    counts = sum_by_sample(np.ones(len(response_mask), dtype=np.float32), response_lengths, response_mask)
+    counts = count_by_sample(response_lengths, response_mask)
     responses = int(np.count_nonzero(counts))
     return responses if how == "sequence" else responses * max_length

@@ -73,6 +73,11 @@ def sum_by_sample(values: Float32, response_lengths: Int32, response_mask: Bool)
     return sums.astype(np.float32)
 
 
+def count_by_sample(response_lengths: Int32, response_mask: Bool) -> Float32:
+    """(B,) tokens of each sample that are in the mask; 0 for a sample that is left out."""
+    return sum_by_sample(np.ones(len(response_mask), dtype=np.float32), response_lengths, response_mask)
+
+
 def sample_of_token(response_lengths: Int32) -> np.ndarray:
     """(R,) which sample each response token belongs to."""
     return np.repeat(np.arange(len(response_lengths)), response_lengths)

@@ -15,7 +15,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from rlhf.algorithms.controller import AlgorithmState
-from rlhf.algorithms.rewards import kl_per_token, sum_by_sample
+from rlhf.algorithms.rewards import count_by_sample, kl_per_token, sum_by_sample
 from rlhf.config.schema import ModelConfig, Recipe
 from rlhf.experience import Scored, build_experience, experience_metrics, total_score
 from rlhf.models.load import load_tokenizer
@@ -136,7 +136,7 @@ def _sample_rows(batch: Batch, experience: Experience) -> tuple[SampleRow, ...]:
     kl = kl_per_token(experience.old_logprobs, experience.ref_logprobs)
     sequence_kl = sum_by_sample(kl, sequences.response_lengths, experience.response_mask)
     tokenizer = _tokenizer(batch.tokenizer, batch.recipe.model.trust_remote_code)
-    there = sum_by_sample(np.ones_like(kl), sequences.response_lengths, experience.response_mask) > 0
+    there = count_by_sample(sequences.response_lengths, experience.response_mask) > 0
     chosen = np.random.default_rng([batch.recipe.seed, SHOWN, batch.step]).permutation(np.flatnonzero(there))
     return tuple(
         SampleRow(
