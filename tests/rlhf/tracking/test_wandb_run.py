@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import wandb
 from wandb.proto.wandb_internal_pb2 import Record
 
 from rlhf.config.schema import Recipe, TrackingConfig
@@ -25,6 +26,7 @@ DEAD_SERVER = "http://127.0.0.1:9"
 
 @pytest.fixture(autouse=True)
 def no_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    wandb.teardown()  # a run that another test started in this process would decide the mode of the next one
     for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_DIR", "WANDB_PROJECT"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
@@ -137,9 +139,6 @@ sys.exit("wandb" in sys.modules)
     ],
 )
 def test_mode(monkeypatch: pytest.MonkeyPatch, asked: str, variable: str | None, key: str | None, mode: str) -> None:
-    import wandb
-
-    wandb.teardown()
     if variable:
         monkeypatch.setenv("WANDB_MODE", variable)
     if key:
