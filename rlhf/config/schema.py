@@ -431,6 +431,50 @@ class PlacementConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """What is kept of a PPO run so that the same command goes on where it ended, whatever ended it."""
+
+    every: int = 10
+    """Steps between checkpoints; the last step always has one, and so has a stop on request."""
+    keep_last: int = 2
+    """Newest checkpoints that are kept. An older one goes only after a newer one is whole on the disk."""
+    keep_best: int = 1
+    """Best checkpoints that are kept besides, by ``best_metric``; 0 keeps none."""
+    best_metric: str = "objective/rlhf_reward"
+    """Metric of the step at which a checkpoint was made that says how good it is: higher is better."""
+    snapshot_every: int = 1
+    """Steps between snapshots in the nodes' memory, from which a policy or critic that died is rebuilt; 0 makes none
+    between checkpoints, and what was trained since the last checkpoint is trained again."""
+    failures: int = 3
+    """Checkpoints in a row that may fail to be written (a full disk) before the run stops."""
+    grace_seconds: float = 120.0
+    """Longest time between a request to stop (SIGTERM, SIGINT) and the end of the process."""
+    time_limit_seconds: float | None = None
+    """How long a scheduler lets this command run, where it has a limit; in a SLURM job its end is known without."""
+    before_deadline: float = 300.0
+    """Seconds before that limit at which the run commits a checkpoint and ends with exit code 75."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecoveryConfig:
+    """What a run bears before it gives up."""
+
+    restarts: int = 20
+    """Actors that may be restarted in all; one more death ends the run with exit code 3 and the history."""
+    backoff_seconds: float = 0.5
+    """Wait before a role is restarted that has died before; it doubles with each death of the role in a row."""
+    backoff_limit_seconds: float = 60.0
+    """Longest such wait."""
+    stall_factor: float = 20.0
+    """An answer is late after this many times the longest that its phase has taken so far; never later than
+    ``placement.phase_timeout_seconds``."""
+    stall_floor_seconds: float = 120.0
+    """An answer is never late before this, however fast its phase has been."""
+    bad_samples: int = 100
+    """Samples that may be set aside in all, because the engine failed on their prompt or gave no response."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class CanaryConfig:
     """Limits of the numbers that must hold on every run; outside them the run stops and says which one, by how much and
     why it may be."""
@@ -496,6 +540,9 @@ class Recipe:
     """Seed of everything: data order, initial weights, sampling."""
     runs_dir: str = "runs"
     """Folder that holds the runs' folders."""
+    deterministic: bool = False
+    """The same numbers to the last bit whenever this recipe runs on the same kind of machine; generation waits for the
+    slowest of each block."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     sft: SFTConfig = field(default_factory=SFTConfig)
@@ -509,6 +556,8 @@ class Recipe:
     """Stop on over-optimisation; none leaves the run to its last step."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     placement: PlacementConfig = field(default_factory=PlacementConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    recovery: RecoveryConfig = field(default_factory=RecoveryConfig)
     canaries: CanaryConfig = field(default_factory=CanaryConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
