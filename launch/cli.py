@@ -6,12 +6,13 @@ import argparse
 import os
 import shutil
 import sys
+import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rlhf.config.machine import Stage
 from rlhf.config.validate import stages_of
 from rlhf.errors import RLHFError, UserError
 
@@ -30,15 +31,18 @@ COMMANDS = {
     ),
 }
 
+SCREEN_LINES, SCREEN_WIDTH = 38, 500
+"""Longest message: lines, and characters of each."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0 done, 2 the input is wrong, 3 the machinery failed."""
+    """Run a command; returns the exit code: 0 done, 2 the input is wrong, 3 the machinery failed, 75 stopped."""
     options = parse(arguments)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         _run(options)
     except RLHFError as error:
-        print(f"rlhf {options.command}: {error}", file=sys.stderr)
+        print(on_one_screen(f"rlhf {options.command}: {error}"), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -48,6 +52,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"rlhf {options.command}: an error that should not happen; the traceback is above", file=sys.stderr)
         return 3
     return 0
+
+
+def on_one_screen(message: str) -> str:
+    """A message without control characters, at most ``SCREEN_LINES`` lines of ``SCREEN_WIDTH``, cut in the middle: the
+    way out stands at the end."""
+    from rlhf.tracking.console import plain_text
+
+    lines = plain_text(message.encode("utf-8", "backslashreplace").decode()).splitlines()
+    if len(lines) > SCREEN_LINES:
+        lines = [*lines[: SCREEN_LINES - 6], f"  ... {len(lines) - SCREEN_LINES + 1} lines more", *lines[-5:]]
+    return "\n".join(map(_shortened, lines))
+
+
+def _shortened(line: str) -> str:
+    return line if len(line) <= SCREEN_WIDTH else f"{line[: SCREEN_WIDTH - 103]}...{line[-100:]}"
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -81,32 +100,57 @@ def parser() -> argparse.ArgumentParser:
 
 def _run(options: argparse.Namespace) -> None:
     """Check everything that can be checked, then start."""
+    started = time.time()
     from launch.preflight import prepare
 
     recipe, device, gpus = prepare(options.recipe, options.overrides, options.command)
     from actors.cluster import cluster
     from actors.session import Session
+    from rlhf.recovery.stop import StopRequest
     from rlhf.tracking.console import Console
     from rlhf.tracking.quiet import quiet_framework_logs
 
     session = Session(recipe=recipe, console=Console(sys.stdout), device=device, gpus=gpus)
-    is_new = not session.root.exists()
+    new = [folder for folder in (session.root, session.root.parent) if not folder.exists()]
     with quiet_framework_logs(_logs(session.root) / f"driver-{options.command}.log") as stdout:
         session.console = Console(stdout, progress=recipe.tracking.progress)
-        _read_data(session, options.command, is_new)
-        with cluster(recipe.placement.ray_address, device == "cuda"):
-            _dispatch(options, session)
+        go = _read_data(options, session, new)
+        session.stop = StopRequest(recipe.checkpoint, started, time.time, os.environ)
+        with cluster(recipe.placement.ray_address, device == "cuda"), session.stop.install():  # Ray takes SIGTERM too
+            go()
 
 
-def _read_data(session: Session, command: Stage, is_new: bool) -> None:
-    """Refuse bad data before anything is started; a run that never began leaves nothing."""
+def _read_data(options: argparse.Namespace, session: Session, new: Sequence[Path]) -> Callable[[], object]:
+    """Refuse bad data before anything is started; returns what is left to do.
+
+    A run that never began leaves nothing of the folders that are ``new``.
+    """
     try:
-        for stage in () if command == "generate" else stages_of(session.recipe, command):
-            session.read_data(stage)
-    except UserError:
-        if is_new:
+        return _ready(options, session)
+    except BaseException:
+        if session.root in new:
             shutil.rmtree(session.root)
+        if session.root.parent in new:
+            session.root.parent.rmdir()
         raise
+
+
+def _ready(options: argparse.Namespace, session: Session) -> Callable[[], object]:
+    from actors.pipeline import run_pipeline, run_stage
+    from launch.preflight import check_updates
+
+    if options.command == "generate":
+        from launch.generate import generate, read_questions
+
+        return partial(generate, read_questions(session, options.model, options.prompts, options.out))
+    for stage in stages_of(session.recipe, options.command):
+        session.read_data(stage)
+        check_updates(session, stage)
+    return (
+        partial(run_pipeline, session)
+        if options.command == "pipeline"
+        else partial(run_stage, session, options.command)
+    )
 
 
 def _logs(root: Path) -> Path:
@@ -117,19 +161,6 @@ def _logs(root: Path) -> Path:
             f"cannot write to {root}", str(error), "set runs_dir to a folder that you may write to"
         ) from error
     return root / "logs"
-
-
-def _dispatch(options: argparse.Namespace, session: Session) -> None:
-    from actors.pipeline import run_pipeline, run_stage
-
-    if options.command == "pipeline":
-        run_pipeline(session)
-    elif options.command == "generate":
-        from launch.generate import generate
-
-        generate(session, options.model, options.prompts, options.out)
-    else:
-        run_stage(session, options.command)
 
 
 if __name__ == "__main__":

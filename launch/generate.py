@@ -3,42 +3,80 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+import os
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from actors.answering import answer
 from actors.session import Session
 from rlhf.data.formats import load_prompts
+from rlhf.data.records import Messages, PromptRow
 from rlhf.data.report import describe
 from rlhf.data.tokenise import describe_tokenised, tokenise_prompts
+from rlhf.errors import UserError
 from rlhf.models.load import context_length, load_tokenizer
+from rlhf.types import Prompt
 
 
-def generate(session: Session, model: str, prompts: str, out: str | None) -> None:
-    """Write one line a prompt: the prompt as it was given, and the sampled response."""
-    recipe = replace(session.recipe, data=replace(session.recipe.data, prompts=prompts))
-    recipe = replace(recipe, model=replace(recipe.model, path=model, scratch=None))
+@dataclass(frozen=True, kw_only=True)
+class Questions:
+    """What is to be answered, by whom, and where the answers go."""
+
+    session: Session
+    model: Path
+    rows: tuple[PromptRow, ...]
+    prompts: tuple[Prompt, ...]
+    """Those of the rows that can be asked; a prompt's ``id`` is the place of its row."""
+    out: Path | None
+    """File to write; without it answers go to standard output."""
+
+
+def read_questions(session: Session, model: str, prompts: str, out: str | None) -> Questions:
+    """Everything that can be refused before an engine is started.
+
+    Raises:
+        UserError: the model or the prompts cannot be used, or the answers could not be written.
+    """
+    place = None if out is None else _writable(out)
+    data = replace(session.recipe.data, prompts=prompts)
+    recipe = replace(session.recipe, data=data, model=replace(session.recipe.model, path=model, scratch=None))
     session = replace(session, recipe=recipe)
     tokenizer = load_tokenizer(model, recipe.model)
     loaded = load_prompts(recipe.data)
     longest = recipe.rollout.max_response_length
     tokenised = tokenise_prompts(loaded.rows, tokenizer, recipe.data, context_length(model, recipe.model), longest)
-    if out is not None:  # otherwise standard output is for the answers alone
+    if place is not None:  # otherwise standard output is for the answers alone
         session.console.print(describe(loaded, "prompts"))
         session.console.print(describe_tokenised(tokenised, "prompts"))
-    tokens = tokenised.items
-    answers = answer(session, Path(model), tokens, session.root / "logs", shown=out is not None)
+    return Questions(session=session, model=Path(model), rows=loaded.rows, prompts=tokenised.items, out=place)
+
+
+def generate(questions: Questions) -> None:
+    """Write one line a prompt: the prompt as it was given, and the sampled response."""
+    session, out = questions.session, questions.out
+    answers = answer(session, questions.model, questions.prompts, session.root / "logs", shown=out is not None)
     rows = [
-        json.dumps({"prompt": _plain(loaded.rows[prompt.id].prompt), "response": text}, ensure_ascii=False)
-        for prompt, text in zip(tokens, answers, strict=True)
+        json.dumps({"prompt": _plain(questions.rows[prompt.id].prompt), "response": text}, ensure_ascii=False)
+        for prompt, text in zip(questions.prompts, answers, strict=True)
     ]
     if out is None:
         for row in rows:
             session.console.line(row)
     else:
-        Path(out).write_text("\n".join(rows) + "\n", encoding="utf-8")
+        partial = out.with_name(out.name + ".partial")
+        partial.write_text("\n".join(rows) + "\n", encoding="utf-8")
+        partial.replace(out)  # never half a file
         session.console.print(f"{len(rows)} answers → {out}")
 
 
-def _plain(prompt: object) -> object:
-    return prompt if isinstance(prompt, str) else [asdict(turn) for turn in prompt]  # type: ignore[attr-defined]
+def _writable(out: str) -> Path:
+    """The file for the answers, which are not made in vain."""
+    place = Path(out).expanduser()
+    other = place.exists() and not place.is_file()
+    if other or not place.parent.is_dir() or not os.access(place.parent, os.W_OK):
+        raise UserError(f"--out {out}: no file can be written there", fix="name a file in a folder that is there")
+    return place
+
+
+def _plain(prompt: Messages | str) -> object:
+    return prompt if isinstance(prompt, str) else [asdict(turn) for turn in prompt]

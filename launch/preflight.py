@@ -5,15 +5,21 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from rlhf.config.load import load_recipe
 from rlhf.config.machine import Machine, Stage, uses_gpus
-from rlhf.config.schema import Recipe
-from rlhf.config.validate import stages_of, validate
+from rlhf.config.schema import DPOConfig, Recipe, RewardConfig, SFTConfig
+from rlhf.config.validate import check_schedule, stages_of, validate
+from rlhf.data.order import epoch_batches
+from rlhf.data.stages import comparison_batches
 from rlhf.device import Device
 from rlhf.errors import UserError
 from rlhf.evaluation.scorers import load_scorer
 from rlhf.tracking.wandb_run import resolve_mode
+
+if TYPE_CHECKING:
+    from actors.session import Session
 
 
 def prepare(recipe_path: str, overrides: Sequence[str], command: Stage) -> tuple[Recipe, Device, int]:
@@ -22,10 +28,11 @@ def prepare(recipe_path: str, overrides: Sequence[str], command: Stage) -> tuple
     Raises:
         UserError: the recipe cannot work, here or anywhere.
     """
-    recipe = _with_own_scorers(load_recipe(recipe_path, overrides))
+    recipe = _with_whole_paths(load_recipe(recipe_path, overrides))
     machine = _cluster(recipe.placement.ray_address) if recipe.placement.ray_address else _this_machine()
+    context = None if command == "generate" else _context(recipe)
+    validate(recipe, command, replace(machine, context_length=context))
     if command != "generate":
-        validate(recipe, command, replace(machine, context_length=_context(recipe)))
         _import_functions(recipe, command)
     resolve_mode(recipe.tracking)
     return recipe, "cuda" if uses_gpus(recipe, machine) else "cpu", machine.gpus
@@ -61,6 +68,24 @@ def _context(recipe: Recipe) -> int | None:
         return None  # only the cluster's nodes may see it
 
 
+def check_updates(session: Session, stage: str) -> None:
+    """Refuse a schedule that does not fit the number of rows, now that they are read.
+
+    Raises:
+        UserError: there is no update, there are too many, or all of them are warm-up.
+    """
+    recipe = session.recipe
+    if stage == "sft":
+        config: SFTConfig | RewardConfig | DPOConfig = recipe.sft
+        batches = epoch_batches(len(session.demonstrations.train), config.batch_size, config.epochs, recipe.seed)
+    elif stage in ("reward", "dpo"):
+        config = recipe.reward if stage == "reward" else recipe.dpo
+        batches = comparison_batches(session.preferences.train, config.batch_size, config.epochs, recipe.seed)
+    else:
+        return  # the number of PPO's updates is in the recipe
+    check_schedule(config.optimizer, len(batches), f"{stage}.optimizer")
+
+
 def _import_functions(recipe: Recipe, command: Stage) -> None:
     """Import the functions that the command will call: an error in one is better found now."""
     if "ppo" in stages_of(recipe, command):
@@ -77,14 +102,15 @@ def _import_functions(recipe: Recipe, command: Stage) -> None:
         )
 
 
-def _with_own_scorers(recipe: Recipe) -> Recipe:
-    """Scorer files by their whole path, since actors start elsewhere."""
+def _with_whole_paths(recipe: Recipe) -> Recipe:
+    """Scorer files by their whole path, since actors start elsewhere; ``~`` in ``runs_dir`` as in every other path."""
     evaluation = replace(recipe.evaluation, scorer=_absolute(recipe.evaluation.scorer))
     rewards = {name: replace(part, function=_absolute(part.function)) for name, part in recipe.rewards.items()}
     watch = recipe.early_stop
     if watch is not None:
         watch = replace(watch, scorer=replace(watch.scorer, function=_absolute(watch.scorer.function)))
-    return replace(recipe, evaluation=evaluation, rewards=rewards, early_stop=watch)
+    runs_dir = os.path.expanduser(recipe.runs_dir)
+    return replace(recipe, runs_dir=runs_dir, evaluation=evaluation, rewards=rewards, early_stop=watch)
 
 
 def _absolute(spec: str | None) -> str | None:

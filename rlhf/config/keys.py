@@ -89,6 +89,8 @@ def nearest(key: str) -> str | None:
     The last part of the key counts most, so that a right name in the wrong section is found where it belongs; where
     nothing is called like it, resembling sections alone make no guess.
     """
+    if len(key) > 2 * max(map(len, all_keys())):
+        return None
     best = max(all_keys(), key=lambda candidate: _similarity(key, candidate))
     return best if _ratio(_last(key), _last(best)) >= CLOSE_ENOUGH else None
 

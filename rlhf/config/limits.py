@@ -1,4 +1,7 @@
-"""What each number of a recipe may be by itself. How numbers must fit together is in ``validate``."""
+"""What each number of a recipe may be by itself. How numbers must fit together is in ``validate``.
+
+Beside its own limit every number has that of the type it is held in: see ``LARGEST``.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +22,13 @@ class Limit:
     holds: Callable[[float], bool]
 
 
+LARGEST: dict[type, float] = {int: 2**32 - 1, float: 3.4e38}
+"""Largest size of a number: seeds have 32 bits and counts fewer, and tensors are in single precision."""
+UNSHOWN = 10**300  # Python refuses to write whole numbers of thousands of digits
+
 POSITIVE = Limit("above 0", lambda x: x > 0)
 NOT_NEGATIVE = Limit("at least 0", lambda x: x >= 0)
+SECONDS = Limit("above 0, at most 1e9", lambda x: 0 < x <= 1e9)  # the waits of the operating system end before 1e10
 NOT_POSITIVE = Limit("at most 0", lambda x: x <= 0)
 COUNT = Limit("at least 1", lambda x: x >= 1)
 ANY = Limit("any number", lambda x: True)
@@ -89,7 +97,7 @@ LIMITS: dict[type, dict[str, Limit]] = {
     schema.EndpointConfig: {
         "batch_size": COUNT,
         "connections": COUNT,
-        "timeout_seconds": POSITIVE,
+        "timeout_seconds": SECONDS,
         "retries": NOT_NEGATIVE,
     },
     schema.RewardSourceConfig: {"weight": ANY},
@@ -107,8 +115,8 @@ LIMITS: dict[type, dict[str, Limit]] = {
     schema.RoleConfig: {"ranks": COUNT, "micro_batch_tokens": COUNT},
     schema.PlacementConfig: {
         "threads_per_rank": COUNT,
-        "start_timeout_seconds": POSITIVE,
-        "phase_timeout_seconds": POSITIVE,
+        "start_timeout_seconds": SECONDS,
+        "phase_timeout_seconds": SECONDS,
     },
     schema.CheckpointConfig: {
         "every": COUNT,
@@ -116,8 +124,8 @@ LIMITS: dict[type, dict[str, Limit]] = {
         "keep_best": NOT_NEGATIVE,
         "snapshot_every": NOT_NEGATIVE,
         "failures": COUNT,
-        "grace_seconds": POSITIVE,
-        "time_limit_seconds": POSITIVE,
+        "grace_seconds": SECONDS,
+        "time_limit_seconds": SECONDS,
         "before_deadline": NOT_NEGATIVE,
     },
     schema.RecoveryConfig: {
@@ -125,7 +133,7 @@ LIMITS: dict[type, dict[str, Limit]] = {
         "backoff_seconds": NOT_NEGATIVE,
         "backoff_limit_seconds": NOT_NEGATIVE,
         "stall_factor": ABOVE_ONE,
-        "stall_floor_seconds": POSITIVE,
+        "stall_floor_seconds": SECONDS,
         "bad_samples": NOT_NEGATIVE,
     },
     schema.CanaryConfig: {
@@ -153,6 +161,15 @@ def out_of_limits(section: Any, prefix: str = "") -> Iterator[UserError]:
                 if is_dataclass(part):
                     yield from out_of_limits(part, join(key, name))
         elif value is not None and field.name in limits:
-            limit = limits[field.name]
-            if not all(limit.holds(number) for number in (value if isinstance(value, tuple) else (value,))):
-                yield UserError(f"{key} = {value} is out of range", fix=f"choose a value {limit.text}")
+            yield from _outside(key, value, limits[field.name])
+
+
+def _outside(key: str, value: Any, limit: Limit) -> Iterator[UserError]:
+    numbers = value if isinstance(value, tuple) else (value,)
+    if any(abs(number) > UNSHOWN for number in numbers):
+        yield UserError(f"{key} has more than 300 digits", fix=f"choose a value {limit.text}")
+    elif any(abs(number) > LARGEST[type(number)] for number in numbers):
+        fix = f"choose a value {limit.text}, and not above {LARGEST[type(numbers[0])]:,}"
+        yield UserError(f"{key} = {value} is out of range", fix=fix)
+    elif not all(limit.holds(number) for number in numbers):
+        yield UserError(f"{key} = {value} is out of range", fix=f"choose a value {limit.text}")

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args, get_origin
 import yaml
 
 from rlhf.config.keys import describe, join, nearest, section_of, types_of, without_none
-from rlhf.config.problems import raise_all
+from rlhf.config.problems import MOST_SHOWN, raise_all
 from rlhf.config.schema import Recipe
 from rlhf.config.source import Source, read_source
 from rlhf.errors import UserError
@@ -112,10 +112,20 @@ class _Reader:
         return dict(value) if all(isinstance(text, str) for text in value.values()) else self.wrong(key, value, kind)
 
     def wrong(self, key: str, value: Any, kind: Any) -> None:
+        if self.enough(key):
+            return
         what = f"{self.source.place(key)}: {key} is {_show(value)}, expected {describe(kind)}"
         self.problems.append(UserError(what, fix=_hint(kind, value)))
 
+    def enough(self, key: str) -> bool:
+        """Whether one more mistake is only counted: to find the places of thousands takes minutes."""
+        if is_enough := len(self.problems) >= MOST_SHOWN:
+            self.problems.append(UserError(key))
+        return is_enough
+
     def unknown(self, key: str, section: str, known: Collection[str]) -> None:
+        if self.enough(key):
+            return
         guess = nearest(key)
         if guess == key:
             fix = "in a file, write one line for each part: the section, a colon, and its keys indented below it"

@@ -12,6 +12,9 @@ from rlhf.errors import UserError
 Stage = Literal["sft", "reward", "dpo", "ppo", "pipeline", "generate"]
 Strategy = Literal["colocated", "separate"]
 
+CPU_PROCESSES = 16
+"""Ranks and engines for each core of a machine without GPUs, at most: waiting for each other, all would be late."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
@@ -80,6 +83,7 @@ def check_devices(recipe: Recipe, stage: Stage, machine: Machine) -> Iterator[Us
             f"placement.threads_per_rank={machine.cpus} or less",
         )
     if not uses_gpus(recipe, machine):
+        yield from _cpu_processes(recipe, stage, machine)
         yield from _cpu_engines(recipe, stage)
     elif machine.gpus == 0:
         yield UserError(
@@ -89,6 +93,17 @@ def check_devices(recipe: Recipe, stage: Stage, machine: Machine) -> Iterator[Us
         )
     else:
         yield from _too_few_gpus(recipe, stage, machine)
+
+
+def _cpu_processes(recipe: Recipe, stage: Stage, machine: Machine) -> Iterator[UserError]:
+    roles = gpus_by_role(recipe, stage)
+    if recipe.placement.ray_address is None and sum(roles.values()) > CPU_PROCESSES * machine.cpus:
+        asked = ", ".join(f"{role} {count}" for role, count in roles.items())
+        yield UserError(
+            f"the run needs {sum(roles.values())} processes ({asked}) and there are {machine.cpus} CPU cores",
+            "without GPUs every rank and every engine is a process",
+            "lower placement.<role>.ranks or rollout.engines: one a core is plenty",
+        )
 
 
 def _cpu_engines(recipe: Recipe, stage: Stage) -> Iterator[UserError]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,7 +28,7 @@ def check_name(recipe: Recipe) -> Iterator[UserError]:
             "a run's files go to <runs_dir>/<name>",
             "use up to 100 letters, digits, dots, dashes and underscores, beginning with a letter or digit",
         )
-    if not recipe.runs_dir or _exists(recipe.runs_dir, file=True):
+    if not recipe.runs_dir or not _is_path(recipe.runs_dir) or _exists(recipe.runs_dir, file=True):
         yield UserError(f"runs_dir = {recipe.runs_dir!r} is not a folder", fix="name a folder; a missing one is made")
 
 
@@ -106,6 +107,16 @@ def _exists(path: str, file: bool = False) -> bool:
         return place.is_file() if file else place.exists()
     except (OSError, ValueError, RuntimeError):  # too long for the file system, a null character, an unknown ~user
         return False
+
+
+def _is_path(path: str) -> bool:
+    """Whether there could be a file or folder of that name."""
+    try:
+        Path(path).expanduser().exists()
+        os.fsencode(path)
+    except (OSError, ValueError, RuntimeError):
+        return False
+    return "\0" not in path
 
 
 def _from_here() -> str:

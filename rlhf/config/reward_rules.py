@@ -92,10 +92,13 @@ def _endpoint(recipe: Recipe, key: str, endpoint: EndpointConfig) -> Iterator[Us
 
 
 def _is_http(url: str) -> bool:
+    import httpx
+
     try:
         parts = urlsplit(url)
         port = parts.port  # raises where it is no number up to 65535
-    except ValueError:
+        httpx.URL(url)  # who will ask has rules of its own
+    except (ValueError, httpx.InvalidURL):
         return False
     return parts.scheme in ("http", "https") and bool(parts.hostname) and port != 0 and url.isascii() and " " not in url
 

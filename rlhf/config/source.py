@@ -13,10 +13,19 @@ from rlhf.config.problems import raise_all
 from rlhf.errors import UserError
 
 OVERRIDE_FIX = "write key.path=value, for example ppo.steps=50"
+LONGEST_RECIPE = 2**20
+"""Characters: many times the longest recipe, and soon read where the path is of something else."""
+MOST_PARTS = 16
+"""Parts of an override's key: several times those of the deepest section."""
+MOST_MERGED = 10_000
+"""Keys that ``<<`` may copy: merges of merges can double a file at every line."""
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe loader with two repairs: a key given twice is refused, and an impossible value has a place."""
+    """YAML's safe loader with three repairs: a key given twice is refused, an impossible value has a place, and merges
+    have an end."""
+
+    merged = 0
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -28,6 +37,13 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.composer.ComposerError(None, None, f"{key.value!r} is set twice", key.start_mark)
             seen.add((key.tag, key.value))
         return node
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        before = len(node.value)
+        super().flatten_mapping(node)
+        self.merged += max(len(node.value) - before, 0)
+        if self.merged > MOST_MERGED:
+            raise yaml.constructor.ConstructorError(None, None, "<< merges too many keys", node.start_mark)
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         # PyYAML lets the exceptions of int(), date() and its own lookups through for values such as 2024-13-45.
@@ -84,7 +100,8 @@ def _parse_file(path: str | Path) -> tuple[yaml.Node, dict[Any, Any]]:
     try:
         root, settings = _parse(_read_text(path))
     except yaml.YAMLError as error:
-        raise UserError(f"{path}{_position(error)}: not valid YAML: {_reason(error)}") from None
+        what = f"{path}{_position(error)}: not valid YAML: {_reason(error)}"
+        raise UserError(what, fix="mend it there, or start from one of the files in recipes/") from None
     if root is None or settings is None:
         raise UserError(f"{path} is empty", fix="start from one of the files in recipes/")
     if not isinstance(settings, dict):
@@ -97,7 +114,8 @@ def _parse_file(path: str | Path) -> tuple[yaml.Node, dict[Any, Any]]:
 
 def _read_text(path: str | Path) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8")
+        with Path(path).open(encoding="utf-8") as file:
+            text = file.read(LONGEST_RECIPE + 1)
     except FileNotFoundError:
         raise UserError(f"there is no recipe at {path}", fix=_recipes_beside(Path(path))) from None
     except IsADirectoryError:
@@ -105,7 +123,10 @@ def _read_text(path: str | Path) -> str:
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not text: {error.reason} at byte {error.start}", fix="save it as UTF-8") from None
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
-        raise UserError(f"cannot read {path}: {error}") from None
+        raise UserError(f"cannot read {path}: {error}", fix="name a recipe that you may read") from None
+    if len(text) > LONGEST_RECIPE:
+        raise UserError(f"{path} is longer than {LONGEST_RECIPE:,} characters", "no recipe is", "name a recipe")
+    return text
 
 
 def _recipes_beside(path: Path) -> str:
@@ -144,7 +165,8 @@ def _reason(error: yaml.YAMLError) -> str:
 
 def _parse_override(override: str) -> tuple[str, Any]:
     key, equals, text = override.partition("=")
-    if not equals or not all(part.strip() == part and part for part in key.split(".")):
+    parts = key.split(".")
+    if not equals or len(parts) > MOST_PARTS or not all(part.strip() == part and part for part in parts):
         raise UserError(f"command line: cannot read the override {override!r}", fix=OVERRIDE_FIX)
     try:
         return key, _parse(text)[1]
@@ -162,7 +184,9 @@ def _set(settings: dict[Any, Any], parts: list[str], value: Any, override: str) 
         return {**settings, head: value}
     inner = settings.get(head)
     if inner is not None and not isinstance(inner, dict):
-        raise UserError(f"command line: cannot apply {override!r}", f"{head} is a single value, not a section")
+        raise UserError(
+            f"command line: cannot apply {override!r}", f"{head} is a single value, not a section", OVERRIDE_FIX
+        )
     return {**settings, head: _set(inner or {}, rest, value, override)}
 
 

@@ -11,11 +11,13 @@ from rlhf.config.machine import Machine, Stage, check_devices
 from rlhf.config.named_files import check_data, check_models, check_name, check_scorer
 from rlhf.config.problems import raise_all
 from rlhf.config.reward_rules import check_rewards
-from rlhf.config.schema import OptimizerConfig, Recipe, RoleConfig
+from rlhf.config.schema import OptimizerConfig, Recipe, RoleConfig, ScratchConfig
 from rlhf.errors import UserError
 
 ENGINE_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256)
 """Widths of an attention head for which vLLM has a CPU kernel; another one fails when the engine first runs."""
+LARGEST_SCRATCH = 2e9
+"""Parameters of the largest model that is made from nothing: 8 GB in the memory of the process that makes it."""
 
 
 def validate(recipe: Recipe, stage: Stage, machine: Machine) -> None:
@@ -26,8 +28,11 @@ def validate(recipe: Recipe, stage: Stage, machine: Machine) -> None:
     Raises:
         UserError: lists every problem found.
     """
-    stages = stages_of(recipe, stage)
     impossible = list(out_of_limits(recipe))
+    if stage == "generate":  # its model and prompts are not the recipe's
+        alone = [*impossible, *check_name(recipe)]
+        return raise_all(alone or list(check_devices(recipe, stage, machine)), f"the recipe {recipe.name!r}")
+    stages = stages_of(recipe, stage)
     problems = [*impossible, *check_name(recipe), *check_models(recipe, stages), *check_data(recipe, stages)]
     problems += _scorers(recipe, stage)
     if not impossible:
@@ -89,6 +94,12 @@ def _scratch(recipe: Recipe) -> Iterator[UserError]:
     scratch = recipe.model.scratch
     if scratch is None:
         return
+    if (parameters := _parameters(scratch)) > LARGEST_SCRATCH:
+        yield UserError(
+            f"model.scratch makes a model of {parameters:.1e} parameters",
+            f"models made from nothing are small: up to {LARGEST_SCRATCH:.0e}",
+            "lower hidden_size, layers, intermediate_size or vocab_size, or name a pretrained model in model.path",
+        )
     width, remainder = divmod(scratch.hidden_size, scratch.heads)
     shape = f"model.scratch.hidden_size = {scratch.hidden_size} over model.scratch.heads = {scratch.heads}"
     if remainder:
@@ -104,6 +115,12 @@ def _scratch(recipe: Recipe) -> Iterator[UserError]:
             "an engine shares the heads out over its GPUs",
             "rollout.tensor_parallel=1",
         )
+
+
+def _parameters(scratch: ScratchConfig) -> float:
+    """Weights of the layers and, once, of the embedding."""
+    layer = 4.0 * scratch.hidden_size**2 + 3.0 * scratch.hidden_size * scratch.intermediate_size
+    return scratch.layers * layer + scratch.hidden_size * scratch.vocab_size
 
 
 def _scratch_fix(heads: int) -> str:

@@ -19,7 +19,6 @@ A row with several of these is read as the richest one that the stage needs. Eac
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -37,6 +36,7 @@ from rlhf.errors import UserError
 COLUMNS = ("prompt", "completion", "chosen", "rejected", "messages", "text", "label", "margin")
 """Column names that have a meaning here; ``DataConfig.columns`` renames to these."""
 
+LARGEST_MARGIN = 3.4e38  # it is held in single precision; beyond this it would be infinite
 _ROWS_TO_TELL = 10  # one malformed row at the top does not hide that a file holds transcripts
 _LAST_WORD = re.compile(r"\S+\Z")
 
@@ -238,7 +238,7 @@ def _messages(value: object, column: str) -> Messages:
 def _message(turn: object, column: str) -> Message:
     if not isinstance(turn, dict) or not isinstance(turn.get("role"), str) or not isinstance(turn.get("content"), str):
         raise _RowError(f"not messages: {column} has a turn that is not {{role: text, content: text}}: {turn!r:.60}")
-    return Message(turn["role"], _encodable(turn["content"], column))
+    return Message(_encodable(turn["role"], column), _encodable(turn["content"], column))
 
 
 def _text(value: object, column: str) -> str:
@@ -270,7 +270,7 @@ def _margin(row: Columns) -> float:
     margin = row.get("margin")
     if margin is None:  # the column is optional, and tables fill its gaps with null
         return 0.0
-    if isinstance(margin, bool) or not isinstance(margin, int | float) or not math.isfinite(margin):
+    if isinstance(margin, bool) or not isinstance(margin, int | float) or not abs(margin) <= LARGEST_MARGIN:
         raise _RowError(f"not a number: margin is {margin!r:.40}")
     return float(margin)
 

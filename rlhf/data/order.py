@@ -9,6 +9,9 @@ import numpy as np
 from rlhf.errors import UserError
 from rlhf.types import Int64
 
+MOST_UPDATES = 1_000_000
+"""Updates of a stage: at ten a second more than a day. Their batches are all drawn up before the first."""
+
 
 @dataclass(frozen=True)
 class OrderState:
@@ -72,13 +75,19 @@ def epoch_batches(n: int, batch_size: int, epochs: int, seed: int) -> list[list[
     very end the last n · epochs mod batch_size items of the last permutation are left out.
 
     Raises:
-        UserError: there is not one full batch.
+        UserError: there is not one full batch, or there are more than ``MOST_UPDATES``.
     """
     if n * epochs < batch_size:
         raise UserError(
             f"{n} rows in {epochs} epochs do not fill one batch of {batch_size}",
             "no update would be made",
             "lower batch_size, raise epochs, or give more data",
+        )
+    if n * epochs // batch_size > MOST_UPDATES:
+        raise UserError(
+            f"{n} rows in {epochs} epochs are more than {MOST_UPDATES:,} updates",
+            "no stage takes so many",
+            "lower epochs",
         )
     order = PromptOrder(n, seed)
     return [order.take(batch_size) for _ in range(n * epochs // batch_size)]

@@ -1,8 +1,8 @@
 """Raw rows and where they stand, from JSONL, JSON, Parquet, ``datasets`` folders and the hub.
 
 Two outcomes. A row that cannot be read becomes a ``BadRow`` and reading goes on. A file that cannot be read (missing,
-empty of data, a gzip stream or a JSON list broken in the middle) is a ``UserError``: nobody knows how much of it is
-lost.
+empty of data, a gzip stream, a Parquet file or a JSON list broken in the middle) is a ``UserError``: nobody knows how
+much of it is lost.
 """
 
 from __future__ import annotations
@@ -12,13 +12,19 @@ import json
 import re
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, TYPE_CHECKING, TypeVar, cast
 
 from rlhf.data.records import BadRow, Source
 from rlhf.errors import UserError
+
+if TYPE_CHECKING:
+    from pyarrow import RecordBatch
+
+T = TypeVar("T")
 
 KINDS = {".jsonl": "jsonl", ".json": "json", ".parquet": "parquet"}
 """What each ending of a file's name means; a further ``.gz`` is allowed."""
@@ -53,12 +59,21 @@ def read_rows(path: str, format: str = "auto", split: str = "train", max_rows: i
     Raises:
         UserError: nothing to read at ``path``, or a file broken beyond its single rows.
     """
-    place = Path(path).expanduser()
+    place = _place(path)
     if format == "datasets" or _is_saved_dataset(place) or (format in ("auto", "hh") and _may_be_hub_name(place, path)):
         yield from islice(_read_datasets(path, place, split), max_rows)
         return
     for file in _data_files(place, split):
         yield from islice(_reader(file, format)(file), max_rows)
+
+
+def _place(path: str) -> Path:
+    try:
+        place = Path(path).expanduser()
+        place.exists()  # raises for names that no file can have
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"no data at {path!r}", str(error), "check data.path in the recipe") from error
+    return place
 
 
 def _is_saved_dataset(place: Path) -> bool:
@@ -81,7 +96,10 @@ def _data_files(place: Path, split: str) -> list[Path]:
         return [place]
     if not place.exists():
         raise UserError(f"no data at '{place}'", "there is no such file or folder", "check data.path in the recipe")
-    files = sorted(file for file in place.iterdir() if file.is_file() and _kind(file))
+    try:
+        files = sorted(file for file in place.iterdir() if file.is_file() and _kind(file))
+    except OSError as error:  # a device or a pipe, or a folder that is not ours
+        raise UserError(f"no data at '{place}'", str(error), "name a file, or a folder that you may read") from error
     if not files:
         raise UserError(
             f"no data in the folder '{place}'",
@@ -188,21 +206,54 @@ def _broken_json(file: Path, line: int, why: str) -> UserError:
 
 
 def _read_parquet(file: Path) -> Rows:
-    import pyarrow
-    import pyarrow.parquet
+    from pyarrow.parquet import ParquetFile
 
+    with _decoding(f"'{file}' cannot be read as Parquet"):
+        opened = ParquetFile(file)
+        names = opened.schema_arrow.names
+        batches = opened.iter_batches()
+    if twice := {name for name in names if names.count(name) > 1}:
+        why = "which of them is meant, nobody can tell"
+        raise UserError(f"'{file}' has two columns {min(twice)!r}", why, "rename or remove one of them")
     number = 0
+    while (batch := _next(batches, f"'{file}' cannot be read as Parquet")) is not None:
+        for outcome in _values(batch):
+            number += 1
+            source = Source(str(file), number)
+            yield BadRow(source, outcome) if isinstance(outcome, str) else RawRow(source, outcome)
+
+
+def _values(batch: RecordBatch) -> Iterator[dict[str, object] | str]:
+    """The rows of a batch, or why one has no value: text that is not UTF-8, a time that no calendar has."""
     try:
-        for batch in pyarrow.parquet.ParquetFile(file).iter_batches():
-            for columns in batch.to_pylist():
-                number += 1
-                yield RawRow(Source(str(file), number), columns)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"'{file}' cannot be read as Parquet", str(error), "get a whole copy of the file") from error
+        yield from batch.to_pylist()
+    except Exception:  # one of them: row by row takes longer, and finds it
+        for i in range(len(batch)):
+            try:
+                yield batch.slice(i, 1).to_pylist()[0]
+            except Exception as error:
+                yield f"not readable: {type(error).__name__}: {error}"
+
+
+def _next(items: Iterator[T], what: str) -> T | None:
+    with _decoding(what):
+        return next(items, None)
+
+
+@contextmanager
+def _decoding(what: str) -> Iterator[None]:
+    """Whatever a decoder makes of a broken file is the file's fault: they raise all kinds of errors."""
+    try:
+        yield
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}"
+        raise UserError(what, why, "get a whole copy of the file") from error
 
 
 def _read_datasets(path: str, place: Path, split: str) -> Rows:
-    for number, columns in enumerate(_load_dataset(path, place, split), start=1):
+    rows, number = _load_dataset(path, place, split), 0
+    while (columns := _next(rows, f"the dataset at '{path}' cannot be read to its end")) is not None:
+        number += 1
         yield RawRow(Source(path, number), columns)
 
 
@@ -213,11 +264,15 @@ def _load_dataset(path: str, place: Path, split: str) -> Iterator[dict[str, obje
         if not _is_saved_dataset(place):
             return iter(datasets.load_dataset(path, split=split))
         saved = datasets.load_from_disk(str(place))
-        if isinstance(saved, datasets.Dataset):
-            return iter(saved)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        why = str(error) if place.exists() else f"there is no such file or folder, and as a name on the hub: {error}"
+    except Exception as error:  # a broken folder, or a name on the hub: all kinds of errors
+        why = (
+            f"{type(error).__name__}: {error}"
+            if place.exists()
+            else f"there is no such file or folder, and as a name on the hub: {error}"
+        )
         raise UserError(f"no dataset at '{path}'", why, "check data.path and data.split in the recipe") from error
+    if isinstance(saved, datasets.Dataset):
+        return iter(saved)
     if split not in saved:
         raise UserError(
             f"'{path}' has no split '{split}'", f"its splits are {', '.join(saved)}", "set data.split to one of them"

@@ -23,6 +23,7 @@ from rlhf.data.tokenise import (
     tokenise_preferences,
     tokenise_prompts,
 )
+from rlhf.errors import UserError
 from rlhf.types import Example, Pair, Prompt
 
 R = TypeVar("R", bound=Row)
@@ -87,6 +88,12 @@ def _stage(
 ) -> StageData[T]:
     keys = [transcript(row.prompt) for row in loaded.rows]
     train, held_out = split_by_prompt(keys, recipe.data.held_out_fraction, recipe.seed)
+    if not train:
+        raise UserError(
+            f"all {name} ({len(loaded.rows):,} rows) are held out, and none is left to train on",
+            "they share one prompt, and rows are held out by prompt",
+            "give rows of more prompts, or set data.held_out_fraction=0",
+        )
     sides = [tokenise([loaded.rows[i] for i in side]) if side else Tokenised((), {}, 0) for side in (train, held_out)]
     lines = [
         describe(loaded, name),

@@ -30,6 +30,10 @@ CONTRACT = (
     "a scorer takes a list of prompts and a list of responses (and, if it has a parameter named rows, a list of data "
     "rows) and returns a list of floats, one a response"
 )
+LONGEST_MESSAGE = 1000
+"""Characters of a function's own error message that are shown."""
+_FAULTS = (Exception, SystemExit, asyncio.CancelledError)
+"""What a function may raise. One that calls ``sys.exit`` must not end the run as if it were done."""
 LARGEST = float(np.finfo(np.float32).max)
 """Scores travel in single precision: beyond this one is infinite."""
 
@@ -67,7 +71,7 @@ class Scorer:
         rows = rows if self._rows is not None else None
         try:
             result = self._run(prompts, responses, rows)
-        except Exception as error:
+        except _FAULTS as error:
             raise self._blame(prompts, responses, rows, error) from error
         return check_scores(result, prompts, rows, CONTRACT, self._error)
 
@@ -87,13 +91,13 @@ class Scorer:
         return self._loop.run(finish())
 
     def _blame(
-        self, prompts: Sequence[str], responses: Sequence[str], rows: Sequence[Row] | None, error: Exception
+        self, prompts: Sequence[str], responses: Sequence[str], rows: Sequence[Row] | None, error: BaseException
     ) -> UserError:
         """Find the sample by asking for each alone; a fault that only the whole batch shows is reported as such."""
         for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
             try:
                 self._run([prompt], [response], None if rows is None else rows[i : i + 1])
-            except Exception as single:
+            except _FAULTS as single:
                 return self._error(f"failed on {name_sample(i, prompts, rows)}", _describe(single, self._folder))
         whole = f"failed on a batch of {len(prompts)}, though on no sample of it alone"
         return self._error(whole, _describe(error, self._folder))
@@ -117,19 +121,32 @@ def check_scores(
         error: makes the error from what is wrong ("returned ...") and why.
         first: number of the first response, in messages.
     """
-    values = result.tolist() if hasattr(result, "tolist") else result  # NumPy arrays and tensors
+    try:
+        values = result.tolist() if hasattr(result, "tolist") else result  # NumPy arrays and tensors
+    except Exception as problem:
+        raise error(
+            f"returned {type(result).__name__}, which gives no list", f"{type(problem).__name__}: {problem}"
+        ) from problem
     if not isinstance(values, (list, tuple)):
         raise error(f"returned {type(result).__name__}, not a list", contract)
     if len(values) != len(prompts):
         raise error(f"returned {len(values)} scores for {len(prompts)} responses", contract)
     for i, value in enumerate(values):
         where = f"for {name_sample(i, prompts, rows, first)}"
-        if not isinstance(value, Real):
-            raise error(f"returned {value!r:.40} ({type(value).__name__}) {where}", contract)
+        if not isinstance(value, Real) or isinstance(value, bool):
+            raise error(f"returned {_shown(value)} ({type(value).__name__}) {where}", contract)
         size: Any = abs(value)
         if not size <= LARGEST:  # so for NaN, too
-            raise error(f"returned {value!s:.40} {where}", "training cannot use a score that is not finite")
+            raise error(f"returned {_shown(value)} {where}", "training cannot use a score that is not finite")
     return np.array([float(value) for value in values], dtype=np.float64)
+
+
+def _shown(value: object) -> str:
+    """The beginning of what a judge returned, which need not have a text: a number may be too long to write."""
+    try:
+        return f"{value!r:.40}"
+    except Exception:
+        return "a value that cannot be shown"
 
 
 def name_sample(i: int, prompts: Sequence[str], rows: Sequence[Row] | None, first: int = 0) -> str:
@@ -190,7 +207,7 @@ def _import_module(name: str, spec: str) -> ModuleType:
 def _import_errors(spec: str, folder: Path) -> Iterator[None]:
     try:
         yield
-    except Exception as error:
+    except _FAULTS as error:
         why = _describe(error, folder)
         raise UserError(f"scorer {spec} cannot be imported", why, "check its name and its imports") from error
 
@@ -205,11 +222,15 @@ def _importable(folder: Path) -> Iterator[None]:
         sys.path.remove(str(folder))
 
 
-def _describe(error: Exception, folder: Path) -> str:
+def _describe(error: BaseException, folder: Path) -> str:
     """Type, message, and the deepest line that was running of the code in ``folder``: the user's own, no library's."""
     own = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).is_relative_to(folder)]
     where = f", at {own[-1].filename}:{own[-1].lineno}" if own else ""
-    return f"{type(error).__name__}: {error}{where}"
+    try:
+        text = str(error)
+    except Exception:  # an error that cannot say what it is
+        text = "(no message)"
+    return f"{type(error).__name__}: {text if len(text) <= LONGEST_MESSAGE else text[:LONGEST_MESSAGE] + '…'}{where}"
 
 
 def _excerpt(value: object, width: int = 60) -> str:

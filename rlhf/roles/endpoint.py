@@ -80,7 +80,12 @@ class Endpoint:
             keepalive_expiry=IDLE_SECONDS,
         )
         headers = {"Content-Type": "application/json", "Accept-Encoding": "identity", **_authorization()}
-        self.client = httpx.AsyncClient(limits=limits, headers=headers, timeout=None, follow_redirects=False)
+        try:
+            httpx.URL(config.url)
+            self.client = httpx.AsyncClient(limits=limits, headers=headers, timeout=None, follow_redirects=False)
+        except (ValueError, OSError, httpx.InvalidURL) as error:  # also of what the environment says of proxies
+            why, fix = without_secrets(str(error)), "mend the url in the recipe, or HTTP_PROXY and the like"
+            raise UserError(f"{self.name} cannot be asked", why, fix) from error
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str], rows: Sequence[Row]) -> np.ndarray:
         """(n,) float64 scores of n responses; NaN for those that were given up, where ``on_failure`` is ``drop``.
@@ -141,6 +146,9 @@ class Endpoint:
                 raise _Passing(f"no answer within {self.config.timeout_seconds:g} s") from None
             except httpx.TransportError as error:
                 raise _Passing(f"{type(error).__name__}: {error}") from None
+            except httpx.DecodingError as error:
+                why = f"it was asked not to pack its answers, and packed one wrongly: {error}"
+                raise self._fault(request, "what cannot be unpacked", why) from None
         return self._read(request, status, body)
 
     async def _post(self, request: _Request) -> tuple[int, bytes]:
