@@ -1,0 +1,67 @@
+"""How many restarts a run may have, and how long to wait before each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from rlhf.recovery.incident import Incident
+
+DOUBLINGS = 64
+"""Enough to reach any limit; a float could not hold more than a thousand."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class History:
+    """The incidents of a run, oldest first, and which roles die again and again."""
+
+    incidents: tuple[Incident, ...] = ()
+    in_a_row: Mapping[str, int] = field(default_factory=dict)
+    """By role, the incidents since it last served for a whole step."""
+    recent: frozenset[str] = frozenset()
+    """Roles with an incident since the last step ended: the step that ends next is not a whole one to them."""
+
+    def after(self, incident: Incident) -> History:
+        """With one incident more."""
+        role = incident.role
+        return History(
+            incidents=(*self.incidents, incident),
+            in_a_row={**self.in_a_row, role: self.in_a_row.get(role, 0) + 1},
+            recent=self.recent | {role},
+        )
+
+    def after_step(self) -> History:
+        """A step has ended: who was there from its beginning starts with a clean sheet."""
+        kept = {role: count for role, count in self.in_a_row.items() if role in self.recent}
+        return History(incidents=self.incidents, in_a_row=kept)
+
+    def text(self) -> str:
+        """One line an incident, for the error that ends a run."""
+        return "\n".join(incident.row() for incident in self.incidents)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What a run bears (``recovery.restarts``, ``backoff_seconds`` and ``backoff_limit_seconds``)."""
+
+    restarts: int
+    """Incidents in all after which an actor is restarted; one more is over budget."""
+    backoff_seconds: float
+    """Wait before a role is restarted for the second time in a row; the first time there is none."""
+    backoff_limit_seconds: float
+    """Longest wait."""
+
+    def wait(self, history: History, role: str) -> float | None:
+        """Seconds between the last incident and the restart of ``role``; None where the budget is spent.
+
+        It is 0 for the first incident of a role in a row, then ``backoff_seconds``, and doubles with each further one.
+
+        Args:
+            history: with the incident that asks for this restart.
+        """
+        if len(history.incidents) > self.restarts:
+            return None
+        before = history.in_a_row.get(role, 0) - 1
+        if before < 1:
+            return 0.0
+        return min(self.backoff_limit_seconds, self.backoff_seconds * 2.0 ** min(before - 1, DOUBLINGS))

@@ -1,0 +1,136 @@
+"""From what is known of a process to the likely cause of its failure, and what to do about it.
+
+The order of the rules matters: what the kernel counted and what somebody said outright comes before what is inferred.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+
+from rlhf.recovery.facts import Facts
+
+FRESH_SECONDS = 30.0
+"""A sign of life is not older than this. Native code that holds the interpreter for some seconds is nothing unusual."""
+SHORT_OF_MEMORY = 0.03
+"""Share of available memory under which a host does little but look for memory."""
+
+
+class Cause(StrEnum):
+    """Why a process failed or does not answer, in words for the message."""
+
+    HOST_MEMORY = "the host ran out of memory"
+    GPU_MEMORY = "the GPU ran out of memory"
+    CRASHED = "it crashed in native code"
+    ENGINE = "the inference engine's own process is gone"
+    PEER = "it waited for another rank of its group, which is the late one"
+    KILLED = "it was killed by a signal"
+    NODE = "its node is gone"
+    SILENT = "it ended without a word: killed (SIGKILL leaves no trace), or ended by native code"
+    STOPPED = "the process is stopped (SIGSTOP, or a debugger)"
+    DISK = "it waits for a disk, a network file system or a device"
+    STUCK = "it is there but gives no sign of life: stuck in native code, or in a deadlock"
+    BUSY = "it is busy: its work takes longer than the deadline"
+    UNKNOWN = "not known"
+
+
+ADVICE: dict[Cause, str] = {
+    Cause.HOST_MEMORY: "fewer processes on this host, a smaller rollout.memory_gib, no offload, or a host with more "
+    "memory (dmesg shows whom the kernel killed)",
+    Cause.GPU_MEMORY: "a smaller placement.<role>.micro_batch_tokens or rollout.gpu_memory_fraction, a higher "
+    "zero_stage, or model.gradient_checkpointing",
+    Cause.CRASHED: "its log in the run's logs/ ends with the stack; packages and driver should be of the pinned "
+    "versions",
+    Cause.ENGINE: "its log in the run's logs/ says why; often memory: a smaller rollout.memory_gib or "
+    "rollout.gpu_memory_fraction",
+    Cause.PEER: "nothing here: look at the other rank's line",
+    Cause.KILLED: "find out who sent it: a scheduler, an administrator, a script that cleans up",
+    Cause.NODE: "check that machine; the run needs another one in its place",
+    Cause.SILENT: "see the end of its log in the run's logs/, and dmesg on its node",
+    Cause.STOPPED: "find out who stops processes there: a debugger, or a scheduler that suspends jobs",
+    Cause.DISK: "check the file systems that it reads and writes (df, dmesg, the file server); it cannot even be "
+    "killed before they answer",
+    Cause.STUCK: "kill -USR1 <process> writes the stacks of its threads to its log in the run's logs/",
+    Cause.BUSY: "raise recovery.stall_floor_seconds, and placement.phase_timeout_seconds if it is the shorter",
+    Cause.UNKNOWN: "see its log in the run's logs/",
+}
+"""One line for each cause."""
+
+GUESSES = re.compile(
+    r"(?:Some common causes include:|There are some potential root causes).*?(?:unexpected errors?\.|\Z)", re.DOTALL
+)
+"""What Ray says of every process that ended by itself: a list of all that may have happened, which tells nothing."""
+SILENCE = "connection error code"
+"""What Ray says when it saw no more than the end of a connection."""
+SAID: tuple[tuple[Cause, re.Pattern[str]], ...] = tuple(
+    (cause, re.compile(pattern, re.IGNORECASE | re.DOTALL))
+    for cause, pattern in (
+        (Cause.GPU_MEMORY, r"CUDA out of memory|CUDA error: out of memory|HIP out of memory"),
+        (Cause.HOST_MEMORY, r"running low on memory|Cannot allocate memory|std::bad_alloc|\bMemoryError\b"),
+        (Cause.CRASHED, r"SIGSEGV|SIGBUS|SIGILL|SIGFPE|SIGABRT|Segmentation fault|Bus error|Fatal Python error"),
+        (Cause.NODE, r"its node has died|node was terminated|node (?:is|was) (?:dead|lost)"),
+        (Cause.ENGINE, r"EngineDeadError|EngineCore encountered an issue|Engine core proc\S* .*died"),
+        (Cause.PEER, r"(?:gloo|nccl|c10d|ProcessGroup).*(?:peer|remote|time(?:d )?out|abort)"),
+        (Cause.KILLED, r"SIG(?:KILL|TERM|INT|HUP)|\bsignal (?:1|2|9|15)\b|(?:code|status)[ :=]+(?:-9|-15|137|143)\b"),
+    )
+)
+"""What a text says outright, the more particular first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagnosis:
+    """The likely cause, and what to do about it, in a line each."""
+
+    cause: Cause
+    advice: str
+
+
+def diagnose(facts: Facts) -> Diagnosis:
+    """The likely cause of what happened to the process of which these are the facts."""
+    cause = _cause(facts)
+    return Diagnosis(cause=cause, advice=ADVICE[cause])
+
+
+def _cause(facts: Facts) -> Cause:
+    said = _said(facts.exit_text)
+    lost_child = facts.alive and facts.children_alive is False
+    if (facts.oom_kills_since_start or 0) > 0 and (not facts.alive or lost_child or said is Cause.ENGINE):
+        return Cause.HOST_MEMORY
+    if said is not None:
+        return said
+    if lost_child:
+        return Cause.ENGINE
+    if not facts.alive and (not facts.exit_text or SILENCE in facts.exit_text):
+        return Cause.SILENT
+    if not facts.alive or facts.exit_text:  # an error of its own, which speaks for itself
+        return Cause.UNKNOWN
+    return _why_it_does_not_answer(facts)
+
+
+def _said(text: str) -> Cause | None:
+    """What a text says outright."""
+    text = GUESSES.sub("", text)
+    return next((cause for cause, pattern in SAID if pattern.search(text)), None)
+
+
+def _why_it_does_not_answer(facts: Facts) -> Cause:
+    """Of a process that is there and has said nothing."""
+    if facts.process_state in ("T", "t"):  # t: stopped by a debugger
+        return Cause.STOPPED
+    if facts.process_state == "D":
+        return Cause.DISK
+    age = facts.heartbeat_age_seconds
+    stale = age is not None and age > FRESH_SECONDS
+    if stale and _is_short_of_memory(facts):
+        return Cause.HOST_MEMORY
+    if stale:
+        return Cause.STUCK
+    if facts.peer_late:
+        return Cause.PEER
+    return Cause.UNKNOWN if age is None else Cause.BUSY
+
+
+def _is_short_of_memory(facts: Facts) -> bool:
+    available, total = facts.host_available_bytes, facts.host_total_bytes
+    return available is not None and total is not None and available < SHORT_OF_MEMORY * total

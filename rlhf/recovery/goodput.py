@@ -1,0 +1,104 @@
+"""How much of the time since a run first started became steps that it kept, over all commands that it took."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from rlhf.recovery.incident import Incident
+
+DOWN = "down"
+"""Time lost between commands: nobody was running."""
+REPLAYED = "replayed"
+"""Time lost in steps that were done and had to be done again."""
+
+
+class Goodput:
+    """The account of a run's time. What is neither useful nor lost went into starting, saving and judging.
+
+    Args:
+        clock: seconds since 1970; it has to mean the same to every command of the run.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._began = clock()
+        self._useful_before = 0.0
+        self._steps: dict[int, float] = {}
+        self.lost_by_kind: defaultdict[str, float] = defaultdict(float)
+        """Seconds lost: by the kind of incident, ``replayed`` and ``down``."""
+        self.restarts = 0
+        self.redispatched = 0
+        self.set_aside = 0
+
+    @classmethod
+    def resumed(cls, state: Mapping[str, Any], clock: Callable[[], float], last_seen: float | None = None) -> Goodput:
+        """The account of a run that goes on from a checkpoint with this ``state``.
+
+        Args:
+            last_seen: when the command before was last seen at work; what it did between its checkpoint and then has
+                to be done again. Without, that time counts as down.
+        """
+        goodput = cls(clock)
+        stopped = state["began"] + state["wall"]
+        worked = 0.0 if last_seen is None else max(0.0, min(last_seen, goodput._began) - stopped)
+        down = max(0.0, goodput._began - stopped - worked)
+        goodput._began, goodput._useful_before = state["began"], state["useful"]
+        goodput.lost_by_kind.update(state["lost_by_kind"])
+        goodput.restarts, goodput.redispatched, goodput.set_aside = (
+            state[name] for name in ("restarts", "redispatched", "set_aside")
+        )
+        goodput.lost(REPLAYED, worked)
+        goodput.lost(DOWN, down)
+        return goodput
+
+    @property
+    def useful(self) -> float:
+        """Seconds that became steps that are kept."""
+        return self._useful_before + sum(self._steps.values())
+
+    @property
+    def wall(self) -> float:
+        """Seconds since the run first started."""
+        return self._clock() - self._began
+
+    def step(self, step: int, seconds: float) -> None:
+        """``step`` took ``seconds``, without what was lost in it. If it was done before, that was in vain."""
+        self.lost(REPLAYED, self._steps.get(step, 0.0))
+        self._steps[step] = seconds
+
+    def lost(self, kind: str, seconds: float) -> None:
+        """``seconds`` came to nothing."""
+        if seconds > 0:
+            self.lost_by_kind[kind] += seconds
+
+    def incident(self, incident: Incident) -> None:
+        """An actor was restarted; the incident says what that cost."""
+        self.restarts += 1
+        self.redispatched += incident.samples_redone
+        self.set_aside += incident.prompts_lost
+        self.lost(incident.kind, incident.seconds_lost)
+
+    def metrics(self) -> dict[str, float]:
+        """``perf/goodput`` from 0 to 1, and ``health/``: counts, and seconds lost of every kind, over the whole run."""
+        wall = self.wall
+        return {
+            "perf/goodput": min(1.0, self.useful / wall) if wall > 0 else 0.0,
+            "health/restarts": float(self.restarts),
+            "health/redispatched": float(self.redispatched),
+            "health/set_aside": float(self.set_aside),
+            "health/seconds_lost": sum(self.lost_by_kind.values()),
+        }
+
+    def state(self) -> dict[str, Any]:
+        """For the checkpoint, in JSON's own types."""
+        return {
+            "began": self._began,
+            "wall": self.wall,
+            "useful": self.useful,
+            "lost_by_kind": dict(self.lost_by_kind),
+            "restarts": self.restarts,
+            "redispatched": self.redispatched,
+            "set_aside": self.set_aside,
+        }

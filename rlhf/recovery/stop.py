@@ -1,0 +1,93 @@
+"""Being asked to stop: by a signal, or by a scheduler's time limit that comes near."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import FrameType
+
+from rlhf.config.schema import CheckpointConfig
+from rlhf.errors import Stopped, UserError
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+LAST_RESORT = "end of the grace period"
+END_TIME = "SLURM_JOB_END_TIME"
+"""Where SLURM says when it will end the job, in seconds since 1970."""
+
+
+class StopRequest:
+    """Whether this command was asked to stop, and why. Ask ``reason`` between steps: it interrupts nothing itself."""
+
+    def __init__(
+        self, config: CheckpointConfig, started: float, clock: Callable[[], float], environment: Mapping[str, str]
+    ) -> None:
+        """Args: started is when the command was started; it and clock are in seconds since 1970.
+
+        Raises:
+            UserError: the environment's end of the job is no number.
+        """
+        self._clock, self._before = clock, config.before_deadline
+        self._end = _end_of_time(config.time_limit_seconds, started, environment.get(END_TIME, ""))
+        self.requested: str | None = None
+        """Name of the signal that asked."""
+        self.requested_at: float | None = None
+        """When it came: ``checkpoint.grace_seconds`` begin here."""
+
+    @property
+    def deadline(self) -> float | None:
+        """Seconds left before the scheduler's limit; None where there is none."""
+        return None if self._end is None else self._end - self._clock()
+
+    def reason(self) -> str | None:
+        """Why to stop now; None: go on."""
+        if self.requested is not None:
+            return self.requested
+        if self.deadline is None or self.deadline > self._before:
+            return None
+        if self.deadline <= 0:
+            return f"{-self.deadline:.0f} s after the time limit"
+        return f"{self.deadline:.0f} s before the time limit"
+
+    @contextmanager
+    def install(self) -> Iterator[None]:
+        """Within the block SIGTERM and SIGINT are requests. Only the main thread may call this, and after ``ray.init``,
+        which takes SIGTERM for itself.
+        """
+        before = {number: signal.signal(number, self._asked) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                # None stands for a handler that Python did not set and cannot set again.
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    def _asked(self, number: int, frame: FrameType | None) -> None:
+        """The first signal asks; whoever sends a second means at once."""
+        if self.requested is not None:
+            os._exit(128 + number)
+        self.requested, self.requested_at = signal.Signals(number).name, self._clock()
+
+
+def end_within(seconds: float) -> None:
+    """Have this process end with exit code 75 after so long, whatever it does then. A second call changes nothing."""
+    if any(thread.name == LAST_RESORT for thread in threading.enumerate()):
+        return
+    timer = threading.Timer(seconds, os._exit, [Stopped.exit_code])
+    timer.name, timer.daemon = LAST_RESORT, True
+    timer.start()
+
+
+def _end_of_time(limit: float | None, started: float, slurm: str) -> float | None:
+    """The nearest end that a scheduler has set, in seconds since 1970."""
+    try:
+        ends = [float(slurm)] if slurm else []
+    except ValueError:
+        raise UserError(
+            f"the environment's {END_TIME} is {slurm!r}",
+            "SLURM gives the end of the job there, in seconds since 1970",
+            f"unset {END_TIME}, and set checkpoint.time_limit_seconds if the run has a limit",
+        ) from None
+    return min(ends if limit is None else [*ends, started + limit], default=None)

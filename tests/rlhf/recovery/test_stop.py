@@ -1,0 +1,130 @@
+"""Requests to stop: time limits by an injected clock, signals with real ones in a real process."""
+
+from __future__ import annotations
+
+import pickle
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from rlhf.config.schema import CheckpointConfig
+from rlhf.errors import RLHFError, Stopped, UserError
+from rlhf.recovery.stop import StopRequest
+
+CHILD = """
+import os, signal, sys, time
+from rlhf.config.schema import CheckpointConfig
+from rlhf.recovery.stop import StopRequest
+
+before = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
+stop = StopRequest(CheckpointConfig(), started=0.0, clock=lambda: 42.0, environment={})
+try:
+    with stop.install():
+        print("ready", stop.reason(), flush=True)
+        while stop.reason() is None:
+            time.sleep(0.01)
+        print(stop.reason(), stop.requested_at, flush=True)
+        if sys.argv[1] == "stay":
+            time.sleep(60)
+    assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)] == before
+    print("restored", flush=True)
+    os.kill(os.getpid(), signal.SIGTERM)  # as before the block: it ends the process
+    time.sleep(60)
+finally:
+    print("clean-up", flush=True)
+"""
+
+Child = subprocess.Popen[str]
+
+
+@pytest.fixture
+def child(request: pytest.FixtureRequest) -> Iterator[Child]:
+    """A process that waits for a request to stop and then leaves the block, or stays in it; ready."""
+    process = subprocess.Popen([sys.executable, "-c", CHILD, request.param], stdout=subprocess.PIPE, text=True)
+    assert said(process) == "ready None"
+    yield process
+    process.kill()
+    process.communicate(timeout=30)
+
+
+def said(process: Child) -> str:
+    """The next line of its output."""
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("child", ["leave"], indirect=True)
+def test_the_first_signal_is_a_request_and_handlers_are_restored(child: Child, number: signal.Signals) -> None:
+    child.send_signal(number)
+    assert said(child) == f"{number.name} 42.0"
+    assert said(child) == "restored"
+    assert child.wait(timeout=30) == -signal.SIGTERM
+
+
+@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("child", ["stay"], indirect=True)
+def test_the_second_signal_ends_the_process_at_once(
+    child: Child, first: signal.Signals, second: signal.Signals
+) -> None:
+    child.send_signal(first)
+    assert said(child) == f"{first.name} 42.0"
+    child.send_signal(second)
+    assert child.wait(timeout=30) == 128 + second
+    assert said(child) == ""  # no clean-up
+
+
+def request(
+    now: float, limit: float | None = None, slurm: str | None = None, before: float = 300.0, started: float = 10_000.0
+) -> StopRequest:
+    config = CheckpointConfig(time_limit_seconds=limit, before_deadline=before)
+    environment = {} if slurm is None else {"SLURM_JOB_END_TIME": slurm}
+    return StopRequest(config, started=started, clock=lambda: now, environment=environment)
+
+
+def test_without_a_limit_there_is_no_deadline() -> None:
+    stop = request(now=10_000_000.0)
+    assert stop.deadline is None and stop.reason() is None
+    assert request(now=10_000_000.0, slurm="").deadline is None
+
+
+@pytest.mark.parametrize(
+    ("limit", "slurm", "now", "left", "reason"),
+    [
+        (3600.0, None, 10_000.0, 3600.0, None),
+        (3600.0, None, 13_299.0, 301.0, None),
+        (3600.0, None, 13_300.0, 300.0, "300 s before the time limit"),
+        (3600.0, None, 13_480.0, 120.0, "120 s before the time limit"),
+        (3600.0, None, 13_660.0, -60.0, "60 s after the time limit"),
+        (None, "12000", 11_699.0, 301.0, None),
+        (None, "12000", 11_700.0, 300.0, "300 s before the time limit"),
+        (3600.0, "12000", 11_800.0, 200.0, "200 s before the time limit"),  # SLURM's end is the nearer
+        (1000.0, "12000", 10_800.0, 200.0, "200 s before the time limit"),  # the recipe's is
+    ],
+)
+def test_the_nearest_limit_is_the_reason_to_stop(
+    limit: float | None, slurm: str | None, now: float, left: float, reason: str | None
+) -> None:
+    stop = request(now, limit, slurm)
+    assert stop.deadline == left
+    assert stop.reason() == reason
+
+
+def test_an_end_of_job_that_is_no_number_is_refused() -> None:
+    with pytest.raises(UserError, match="SLURM_JOB_END_TIME is 'soon'"):
+        request(now=0.0, slurm="soon")
+
+
+def test_a_stopped_run_says_where_it_goes_on() -> None:
+    error = Stopped("SIGTERM", "runs/a/ppo/checkpoints/step_40")
+    assert isinstance(error, RLHFError) and error.exit_code == 75
+    assert str(error) == (
+        "stopped on request (SIGTERM); the last checkpoint is runs/a/ppo/checkpoints/step_40, the same command goes on "
+        "from it"
+    )
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
+    assert "no checkpoint was made yet" in str(Stopped("SIGTERM"))
