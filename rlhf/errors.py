@@ -3,6 +3,7 @@
 ``UserError``      the input is wrong: exit 2, one screen, no traceback, nothing written.
 ``MachineryError`` a process, a device or the network failed: exit 3, one line that names the place.
 ``CanaryError``    a number that must hold does not: exit 3, which one, by how much, and the usual causes.
+``Stopped``        nothing failed: the run was asked to stop, and did: exit 75, where it goes on.
 """
 
 from __future__ import annotations
@@ -44,3 +45,25 @@ class MachineryError(RLHFError):
 
 class CanaryError(RLHFError):
     """A measured quantity left the limits within which training is sound."""
+
+
+class Stopped(RLHFError):
+    """The run ended before its last step because it was asked to.
+
+    Args:
+        why: what asked: a signal's name, or how near the time limit is.
+        commit: where the last whole checkpoint is; empty where there is none yet.
+    """
+
+    exit_code = 75
+
+    def __init__(self, why: str, commit: str = "") -> None:
+        super().__init__(why, commit)  # both in args, so that the error survives pickling between processes
+        self.why, self.commit = why, commit
+
+    def __str__(self) -> str:
+        if not self.commit:
+            return f"stopped on request ({self.why}); no checkpoint was made yet, the same command starts anew"
+        return (
+            f"stopped on request ({self.why}); the last checkpoint is {self.commit}, the same command goes on from it"
+        )
