@@ -128,3 +128,8 @@ def test_a_stopped_run_says_where_it_goes_on() -> None:
     )
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
     assert "no checkpoint was made yet" in str(Stopped("SIGTERM"))
+
+
+def test_the_grace_period_ends_a_process_that_does_not_end_itself() -> None:
+    code = "import time; from rlhf.recovery.stop import end_within; end_within(0.1); end_within(50); time.sleep(60)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=50).returncode == 75
