@@ -61,8 +61,8 @@ GUESSES = re.compile(
     r"(?:Some common causes include:|There are some potential root causes).*?(?:unexpected errors?\.|\Z)", re.DOTALL
 )
 """What Ray says of every process that ended by itself: a list of all that may have happened, which tells nothing."""
-SILENCE = "connection error code"
-"""What Ray says when it saw no more than the end of a connection."""
+SILENCE = re.compile(r"connection error code|worker process has died(?!.*exit code)", re.DOTALL)
+"""What Ray says when it saw no more than the end of a connection; the second where the text was cut off."""
 SAID: tuple[tuple[Cause, re.Pattern[str]], ...] = tuple(
     (cause, re.compile(pattern, re.IGNORECASE | re.DOTALL))
     for cause, pattern in (
@@ -101,7 +101,7 @@ def _cause(facts: Facts) -> Cause:
         return said
     if lost_child:
         return Cause.ENGINE
-    if not facts.alive and (not facts.exit_text or SILENCE in facts.exit_text):
+    if not facts.alive and (not facts.exit_text or SILENCE.search(facts.exit_text)):
         return Cause.SILENT
     if not facts.alive or facts.exit_text:  # an error of its own, which speaks for itself
         return Cause.UNKNOWN

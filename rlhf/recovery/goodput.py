@@ -6,8 +6,6 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from rlhf.recovery.incident import Incident
-
 DOWN = "down"
 """Time lost between commands: nobody was running."""
 REPLAYED = "replayed"
@@ -29,8 +27,11 @@ class Goodput:
         self.lost_by_kind: defaultdict[str, float] = defaultdict(float)
         """Seconds lost: by the kind of incident, ``replayed`` and ``down``."""
         self.restarts = 0
+        """Actors that were restarted."""
         self.redispatched = 0
+        """Samples that were given out again after the actor that had them was lost."""
         self.set_aside = 0
+        """Samples that were given up."""
 
     @classmethod
     def resumed(cls, state: Mapping[str, Any], clock: Callable[[], float], last_seen: float | None = None) -> Goodput:
@@ -69,16 +70,9 @@ class Goodput:
         self._steps[step] = seconds
 
     def lost(self, kind: str, seconds: float) -> None:
-        """``seconds`` came to nothing."""
+        """``seconds`` of the run, not of each actor, came to nothing."""
         if seconds > 0:
             self.lost_by_kind[kind] += seconds
-
-    def incident(self, incident: Incident) -> None:
-        """An actor was restarted; the incident says what that cost."""
-        self.restarts += 1
-        self.redispatched += incident.samples_redone
-        self.set_aside += incident.prompts_lost
-        self.lost(incident.kind, incident.seconds_lost)
 
     def metrics(self) -> dict[str, float]:
         """``perf/goodput`` from 0 to 1, and ``health/``: counts, and seconds lost of every kind, over the whole run."""

@@ -63,10 +63,11 @@ class Incident:
         return one_line("; ".join(parts))
 
     def row(self) -> str:
-        """The same as one line of a history: time, member, step, phase, cause, seconds lost."""
+        """The same as one line of a history: time, member, step, phase, cause, seconds lost where they are known."""
         moment = datetime.fromtimestamp(self.when, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
         what = f"{self.member} {self.kind} during {self._moment()}: {self.cause}"
-        return one_line(f"{moment} {what}; {self.seconds_lost:.0f} s lost")
+        lost = f"; {self.seconds_lost:.0f} s lost" if self.seconds_lost else ""
+        return one_line(f"{moment} {what}{lost}")
 
     def details(self) -> dict[str, str | int | float | None]:
         """What ``events.jsonl`` keeps under the event ``kind``: flat, in JSON's own types; null is unknown."""

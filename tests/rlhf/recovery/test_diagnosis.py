@@ -41,6 +41,7 @@ MUTE = replace(IDLE, heartbeat_age_seconds=118.0)
         (replace(DEAD, exit_text=ENDED), Cause.SILENT),  # Ray names memory and SIGSEGV whatever happened
         (replace(DEAD, exit_text=ENDED_BEFORE), Cause.SILENT),  # so did older versions
         (replace(DEAD, exit_text=ENDED[: ENDED.index(" or another")]), Cause.SILENT),  # cut off within the list
+        (replace(DEAD, exit_text=RAY[:-12]), Cause.SILENT),  # cut off before it
         (replace(DEAD, oom_kills_since_start=0, exit_text=ENDED), Cause.SILENT),
         (replace(DEAD, oom_kills_since_start=1, exit_text=ENDED), Cause.HOST_MEMORY),
         (replace(DEAD, oom_kills_since_start=2), Cause.HOST_MEMORY),

@@ -7,7 +7,6 @@ import json
 import pytest
 
 from rlhf.recovery.goodput import Goodput
-from rlhf.recovery.incident import Incident
 
 
 class Clock:
@@ -51,31 +50,20 @@ def test_a_step_that_is_done_again_counts_once(clock: Clock) -> None:
     assert goodput.metrics()["perf/goodput"] == 0.5
 
 
-def test_an_incident_costs_what_it_says(clock: Clock) -> None:
-    incident = Incident(
-        when=0.0,
-        member="rollout engine 1",
-        role="rollout",
-        phase="rollout",
-        kind="stalled",
-        what="no answer for 120 s",
-        cause="not known",
-        seconds_lost=15.0,
-        samples_redone=8,
-        prompts_lost=1,
-    )
+def test_what_was_lost_is_told_by_kind_and_counted(clock: Clock) -> None:
     goodput = Goodput(clock)
-    goodput.incident(incident)
-    goodput.incident(incident)
-    goodput.redispatched += 3
+    goodput.lost("stalled", 15.0)
+    goodput.lost("stalled", 10.0)
+    goodput.lost("died", 5.0)
+    goodput.restarts, goodput.redispatched, goodput.set_aside = 2, 19, 1
     clock.now += 100.0
     goodput.step(0, 40.0)
-    assert goodput.lost_by_kind == {"stalled": 30.0}
+    assert goodput.lost_by_kind == {"stalled": 25.0, "died": 5.0}
     assert goodput.metrics() == {
         "perf/goodput": 0.4,
         "health/restarts": 2.0,
         "health/redispatched": 19.0,
-        "health/set_aside": 2.0,
+        "health/set_aside": 1.0,
         "health/seconds_lost": 30.0,
     }
 

@@ -6,6 +6,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -15,7 +16,7 @@ from rlhf.errors import RLHFError, Stopped, UserError
 from rlhf.recovery.stop import StopRequest
 
 CHILD = """
-import os, signal, sys, time
+import ctypes, os, signal, sys, time
 from rlhf.config.schema import CheckpointConfig
 from rlhf.recovery.stop import StopRequest
 
@@ -27,8 +28,12 @@ try:
         while stop.reason() is None:
             time.sleep(0.01)
         print(stop.reason(), stop.requested_at, flush=True)
-        if sys.argv[1] == "stay":
-            time.sleep(60)
+        while sys.argv[1] == "stay":
+            time.sleep(0.01)
+        if sys.argv[1] == "stuck":
+            mutex = ctypes.create_string_buffer(64)
+            for _ in range(2):  # the second waits for ever, and no signal ends it
+                ctypes.CDLL(None).pthread_mutex_lock(mutex)
     assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)] == before
     print("restored", flush=True)
     os.kill(os.getpid(), signal.SIGTERM)  # as before the block: it ends the process
@@ -76,6 +81,17 @@ def test_the_second_signal_ends_the_process_at_once(
     child.send_signal(second)
     assert child.wait(timeout=30) == 128 + second
     assert said(child) == ""  # no clean-up
+
+
+@pytest.mark.parametrize("child", ["stuck"], indirect=True)
+def test_the_second_signal_ends_also_a_process_that_is_stuck_in_native_code(child: Child) -> None:
+    child.send_signal(signal.SIGTERM)
+    assert said(child) == "SIGTERM 42.0"
+    while child.poll() is None:  # those that come at once after the first are taken for the same request
+        child.send_signal(signal.SIGINT)
+        time.sleep(0.02)
+    assert child.returncode == 128 + signal.SIGINT
+    assert said(child) == ""
 
 
 def request(
