@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+_BLOCK_BYTES = 64 * 2**10
 
 
 def json_safe(value: Any) -> Any:
@@ -26,11 +29,15 @@ def json_safe(value: Any) -> Any:
 
 
 def append_line(path: Path, row: Mapping[str, Any]) -> None:
-    """Add one line to ``path``. It is on its way to the disk on return, so a killed run loses none of its lines."""
-    line = json.dumps(json_safe(row), ensure_ascii=False, allow_nan=False)
-    # backslashreplace turns a lone surrogate, which UTF-8 cannot hold, into the escape that JSON has for it.
-    with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
-        file.write(line + "\n")
+    """Add one line to ``path``. It is on its way to the disk on return, so a killed run loses none of its lines.
+
+    What a killed run left of its last line is no row (see ``read_lines``): it is cut off, or it would spoil this one.
+    """
+    line = json.dumps(json_safe(row), ensure_ascii=False, allow_nan=False) + "\n"
+    with path.open("ab+") as file:
+        _cut_torn_line(file)
+        # backslashreplace turns a lone surrogate, which UTF-8 cannot hold, into the escape that JSON has for it.
+        file.write(line.encode(errors="backslashreplace"))
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -39,3 +46,21 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         return []
     with path.open(encoding="utf-8") as file:
         return [json.loads(line) for line in file if line.endswith("\n")]
+
+
+def _cut_torn_line(file: BinaryIO) -> None:
+    end = file.seek(0, os.SEEK_END)
+    if end == 0 or _read(file, end - 1, end) == b"\n":
+        return
+    while end > 0:
+        start = max(0, end - _BLOCK_BYTES)
+        if (newline := _read(file, start, end).rfind(b"\n")) >= 0:
+            end = start + newline + 1
+            break
+        end = start
+    file.truncate(end)
+
+
+def _read(file: BinaryIO, start: int, end: int) -> bytes:
+    file.seek(start)
+    return file.read(end - start)

@@ -1,7 +1,8 @@
 """The folder of one stage, ``runs/<name>/<stage>/``, and the rules that keep it honest.
 
-A stage is finished when ``done.json`` is there: it is written last and in one piece. An attempt without it is moved
-aside, never deleted and never mixed with the next one. One process at a time writes to a stage's folder.
+A stage is finished when ``done.json`` is there: it is written last and in one piece. An attempt without it goes on from
+its newest checkpoint; where it has none it is moved aside, never deleted and never mixed with the next one. One process
+at a time writes to a stage's folder.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
+from rlhf.checkpoints.durable import sync, sync_tree, write_atomically
+from rlhf.checkpoints.folders import clean, committed
 from rlhf.errors import UserError
 from rlhf.tracking.jsonl import json_safe
 
@@ -35,7 +38,10 @@ class RunFolder:
         self.logs = self.path / "logs"
         self.model = self.path / "model"
         self.best = self.path / "best"
+        self.checkpoints = self.path / "checkpoints"
         self.summary = self.path / "summary.json"
+        self.resumes = False
+        """Whether ``create`` found an unfinished attempt with a checkpoint, from which this one is to go on."""
         self._done = self.path / "done.json"
         self._digest: str | None = None
         self._lock: TextIO | None = None
@@ -45,6 +51,7 @@ class RunFolder:
         """Take the stage's folder for this process, empty but for ``config.yaml`` and ``logs/``.
 
         A folder that is finished with the same ``digest`` is handed back as it is: ask ``is_finished`` before writing.
+        So is one with a checkpoint, and ``resumes`` is set: look at the checkpoint, then ``accept`` and ``rewind``.
 
         Raises:
             UserError: it is finished with another configuration, another process holds it, or it cannot be written.
@@ -70,6 +77,28 @@ class RunFolder:
         """Whether this stage has been completed with the configuration that ``digest`` stands for."""
         return self._finished_digest() == digest
 
+    def accept(self, config_yaml: str) -> None:
+        """Make ``config_yaml`` the configuration of a run that goes on; until then the old one stands."""
+        write_atomically(self.config, config_yaml)
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of ``metrics.jsonl`` and ``samples.jsonl``, for a checkpoint to hold; so many are now on the disk."""
+        return {file.name: _synced_size(file) for file in (self.metrics, self.samples)}
+
+    def rewind(self, sizes: Mapping[str, int]) -> None:
+        """Cut ``metrics.jsonl`` and ``samples.jsonl`` back to what ``sizes`` gave when the checkpoint was made.
+
+        Steps that are done again are then recorded once. ``events.jsonl`` tells what happened, and is never cut.
+
+        Raises:
+            UserError: a file is shorter than that; then none is cut.
+        """
+        cuts = {file: _checked_size(file, sizes[file.name]) for file in (self.metrics, self.samples)}
+        for file, size in cuts.items():
+            if file.exists():
+                os.truncate(file, size)
+                sync(file)
+
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write ``summary.json``, then ``done.json``, and let go of the folder."""
         write_atomically(self.summary, json.dumps(json_safe(summary), indent=2, ensure_ascii=False) + "\n")
@@ -82,8 +111,9 @@ class RunFolder:
         return dict(json.loads(self.summary.read_text(encoding="utf-8")))
 
     def discard(self) -> None:
-        """Remove what this attempt wrote. Call it only where the attempt learned nothing."""
-        shutil.rmtree(self.path)
+        """Remove what this attempt wrote, where it learned nothing. A folder with a checkpoint is left as it is."""
+        if not committed(self.checkpoints):
+            shutil.rmtree(self.path)
 
     def release(self) -> None:
         """Let another process have the folder. The kernel does the same when this process ends, however it ends."""
@@ -101,20 +131,24 @@ class RunFolder:
     def writing_best(self, step: int) -> Iterator[Path]:
         """A folder to save the best model so far into; it becomes ``best/step_<step>/`` when the block ends.
 
-        Only then is the one before removed: from the first on there is always a whole one.
+        Those before it stay until ``prune_best``: a run that goes on from an older checkpoint may come back to one.
         """
         self.best.mkdir(exist_ok=True)
-        kept = self._best_of(step)
-        with _whole(kept) as partial:
+        with _whole(self._best_of(step)) as partial:
             yield partial
-        for other in self.best.iterdir():
-            if other != kept:
-                shutil.rmtree(other)
 
-    def keep_best(self, step: int) -> None:
-        """Make the best model, ``best/step_<step>/``, the run's ``model/``."""
+    def prune_best(self, step: int) -> None:
+        """Remove the best models of before ``step``, once a checkpoint says that this one is the best."""
+        for kept in self.best.glob("step_*"):
+            if kept.name.removeprefix("step_").isdigit() and int(kept.name.removeprefix("step_")) < step:
+                shutil.rmtree(kept)
+
+    @contextmanager
+    def keeping_best(self, step: int) -> Iterator[Path]:
+        """The best model's folder, ``best/step_<step>/``, which becomes the run's ``model/`` when the block ends."""
+        yield self._best_of(step)
         self._best_of(step).rename(self.model)
-        _sync(self.path)
+        sync(self.path)
         self.drop_best()
 
     def drop_best(self) -> None:
@@ -125,6 +159,11 @@ class RunFolder:
         return self.best / f"step_{step}"
 
     def _start(self, config_yaml: str) -> None:
+        clean(self.checkpoints)  # a checkpoint that was killed while it was replaced gets its name back
+        self.resumes = bool(committed(self.checkpoints))
+        if self.resumes:
+            self.logs.mkdir(exist_ok=True)
+            return
         if self.path.exists():
             self.path.rename(self._free_name())
         self.logs.mkdir(parents=True)
@@ -176,17 +215,6 @@ class RunFolder:
         lock.flush()
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Put ``text`` at ``path`` so that, whenever the machine stops, the file is the old one or the new one, whole."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    _sync(path.parent)
-
-
 @contextmanager
 def _whole(folder: Path) -> Iterator[Path]:
     """A folder to write into that takes the name of ``folder`` when the block ends, on the disk and whole."""
@@ -195,20 +223,24 @@ def _whole(folder: Path) -> Iterator[Path]:
         shutil.rmtree(left, ignore_errors=True)
     partial.mkdir()
     yield partial
-    _sync_tree(partial)
+    sync_tree(partial)
     partial.rename(folder)
-    _sync(folder.parent)
+    sync(folder.parent)
 
 
-def _sync(path: Path) -> None:
-    """Flush a file, or a folder's list of names, to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _synced_size(file: Path) -> int:
+    if not file.exists():
+        return 0
+    sync(file)
+    return file.stat().st_size
 
 
-def _sync_tree(folder: Path) -> None:
-    for path in (*folder.rglob("*"), folder):
-        _sync(path)
+def _checked_size(file: Path, size: int) -> int:
+    found = file.stat().st_size if file.exists() else 0
+    if found < size:
+        raise UserError(
+            f"{file} has {found} of {size} bytes",
+            "it was damaged after the checkpoint was made; without its lines the run's record has a gap",
+            f"put the file back as it was, or delete {file.parent / 'checkpoints'} to start anew",
+        )
+    return size

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from rlhf.checkpoints.store import CheckpointStore
 from rlhf.errors import UserError
-from rlhf.tracking.run_folder import RunFolder, write_atomically
+from rlhf.tracking.jsonl import append_line, read_lines
+from rlhf.tracking.run_folder import RunFolder
 
 
 def test_a_stage_from_start_to_finish(tmp_path: Path) -> None:
@@ -104,6 +106,7 @@ def test_the_best_model_becomes_the_model(tmp_path: Path) -> None:
 HOLD = """
 import sys
 from pathlib import Path
+from rlhf.tracking.jsonl import append_line, read_lines
 from rlhf.tracking.run_folder import RunFolder
 run = RunFolder.create(Path(sys.argv[1]), "sft", "", "abc")
 print("held", flush=True)
@@ -128,9 +131,85 @@ def test_a_place_that_cannot_be_written_is_the_users_to_mend(tmp_path: Path) -> 
     assert "runs_dir" in caught.value.fix
 
 
-def test_an_atomic_write_replaces_the_whole_file(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    write_atomically(path, "a long first text")
-    write_atomically(path, "short")
-    assert path.read_text() == "short"
-    assert [item.name for item in tmp_path.iterdir()] == ["file"]
+def interrupted(root: Path) -> RunFolder:
+    """A run that was killed one step after its checkpoint of step 2."""
+    run = RunFolder.create(root, "ppo", "old", "abc")
+    for step in (1, 2):
+        append_line(run.metrics, {"step": step})
+        append_line(run.events, {"kind": "one"})
+    store = CheckpointStore(run.checkpoints, 1, 0)
+    store.begin(2)
+    store.commit(2, [], run.sizes(), "old", None)
+    append_line(run.metrics, {"step": 3})
+    append_line(run.samples, {"step": 3})
+    append_line(run.events, {"kind": "two"})
+    with run.metrics.open("a") as file:
+        file.write('{"st')
+    run.release()
+    return run
+
+
+def test_an_attempt_with_a_checkpoint_goes_on_in_its_folder(tmp_path: Path) -> None:
+    interrupted(tmp_path)
+    run = RunFolder.create(tmp_path, "ppo", "new", "xyz")
+    assert run.resumes
+    assert run.config.read_text() == "old"  # until the caller has compared
+    found = CheckpointStore(run.checkpoints, 1, 0).latest()
+    assert found is not None and found.path == run.path / "checkpoints" / "step_2"
+    run.accept("new")
+    assert run.config.read_text() == "new"
+    run.rewind({name: found.state()[name] for name in ("metrics.jsonl", "samples.jsonl")})
+    assert [row["step"] for row in read_lines(run.metrics)] == [1, 2]
+    assert run.samples.read_text() == ""
+    assert [row["kind"] for row in read_lines(run.events)] == ["one", "one", "two"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".ppo.lock", "ppo"]
+    with pytest.raises(UserError, match="in use by process"):
+        RunFolder.create(tmp_path, "ppo", "", "abc")
+
+
+def test_without_a_committed_checkpoint_an_attempt_is_moved_aside(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path, "ppo", "old", "abc")
+    CheckpointStore(run.checkpoints, 1, 0).begin(5)
+    run.release()
+    again = RunFolder.create(tmp_path, "ppo", "new", "abc")
+    assert not again.resumes and not again.checkpoints.exists()
+    assert (tmp_path / "ppo.interrupted-1" / "config.yaml").read_text() == "old"
+
+
+def test_a_checkpoint_that_was_killed_while_it_was_replaced_is_gone_on_from(tmp_path: Path) -> None:
+    checkpoints = interrupted(tmp_path).checkpoints
+    (checkpoints / "step_2").rename(checkpoints / "step_2.replaced")
+    assert RunFolder.create(tmp_path, "ppo", "new", "abc").resumes
+    assert (checkpoints / "step_2" / "manifest.json").exists()
+
+
+def test_a_finished_run_does_not_go_on(tmp_path: Path) -> None:
+    interrupted(tmp_path)
+    run = RunFolder.create(tmp_path, "ppo", "old", "abc")
+    run.finish({})
+    again = RunFolder.create(tmp_path, "ppo", "old", "abc")
+    assert again.is_finished("abc") and not again.resumes
+
+
+def test_files_that_lost_lines_are_refused_and_none_is_cut(tmp_path: Path) -> None:
+    run = interrupted(tmp_path)
+    whole = run.sizes()
+    assert whole == {"metrics.jsonl": len('{"step": 1}\n' * 3 + '{"st'), "samples.jsonl": len('{"step": 3}\n')}
+    run.samples.write_bytes(b"12345")
+    with pytest.raises(UserError, match="samples.jsonl has 5 of 12 bytes") as caught:
+        run.rewind(whole | {"metrics.jsonl": 1})
+    assert f"delete {run.checkpoints}" in caught.value.fix
+    run.samples.unlink()
+    with pytest.raises(UserError, match="samples.jsonl has 0 of 12 bytes"):
+        run.rewind(whole | {"metrics.jsonl": 1})
+    assert run.metrics.stat().st_size == whole["metrics.jsonl"]
+
+
+def test_an_attempt_that_is_discarded_keeps_its_checkpoints(tmp_path: Path) -> None:
+    run = interrupted(tmp_path)
+    run.metrics.unlink()
+    run.discard()
+    assert (run.checkpoints / "step_2").is_dir()
+    fresh = RunFolder.create(tmp_path, "sft", "", "abc")
+    fresh.discard()
+    assert not fresh.path.exists()

@@ -1,0 +1,191 @@
+"""Checkpoints of a run: written beside the old ones, made visible in one rename, and only then are old ones removed.
+
+A checkpoint is written in three parts: ``begin`` makes its folder, ``write_files`` fills it from whichever nodes hold
+the data, and ``commit`` seals it. All nodes see one file system.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import platform
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from functools import cache
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlhf.checkpoints.checkpoint import Checkpoint, latest_checkpoint, read_checkpoint
+from rlhf.checkpoints.durable import sync, write_atomically
+from rlhf.checkpoints.files import FileEntry, require_inside, write_files
+from rlhf.checkpoints.folders import BEST, LATEST, PARTIAL, REPLACED, clean, committed, remove
+from rlhf.checkpoints.manifest import CONFIG, MANIFEST, OWN, STATE, VERSIONS, Manifest, encode
+from rlhf.checkpoints.retention import by_score, kept
+from rlhf.errors import UserError
+
+
+class CheckpointStore:
+    """The one writer of a folder of checkpoints. To read one without writing, use ``latest_checkpoint``."""
+
+    def __init__(self, folder: Path, keep_last: int, keep_best: int) -> None:
+        """Remove what killed attempts left in ``folder``, which need not exist.
+
+        Args:
+            folder: ``runs/<name>/<stage>/checkpoints``; the caller holds the lock of the stage.
+            keep_last: newest checkpoints that stay.
+            keep_best: best checkpoints that stay, which may be among the newest.
+        """
+        self.folder = folder
+        self._keep_last, self._keep_best = keep_last, keep_best
+        self._in_work: set[Path] = set()
+        clean(folder)
+
+    def begin(self, step: int) -> Path:
+        """A new empty folder for the files of a step.
+
+        Raises:
+            OSError: it cannot be made.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        partial = self._path(step, PARTIAL)
+        self._in_work.discard(partial)
+        clean(self.folder, self._in_work)
+        partial.mkdir()
+        self._in_work.add(partial)
+        return partial
+
+    def commit(
+        self,
+        step: int,
+        entries: Sequence[FileEntry],
+        state: Mapping[str, Any],
+        config_yaml: str,
+        score: float | None,
+    ) -> Checkpoint:
+        """Seal the folder that ``begin`` gave, make it the newest checkpoint, and remove those that no longer count.
+
+        On return it survives a loss of power. Nothing is removed before that.
+
+        Args:
+            step: as given to ``begin``. Where the step has a checkpoint already, the new one takes its place.
+            entries: all that ``write_files`` returned, on all nodes.
+            state: the controller's state, of JSON's types.
+            config_yaml: the resolved recipe.
+            score: how good the policy is, higher is better; None or not finite where that is not known.
+
+        Raises:
+            OSError: it could not be written, or a file of ``entries`` is not seen here. The older ones are untouched.
+        """
+        partial = self._path(step, PARTIAL)
+        _require_seen(entries, partial)
+        manifest = _seal(partial, step, entries, state, config_yaml, score)
+        self._put_in_place(step)
+        self._in_work.discard(partial)
+        try:
+            self._point()
+        finally:  # on a full disk above all
+            self._prune(step)
+        return Checkpoint(path=self._path(step), manifest=manifest)
+
+    def abandon(self, step: int) -> None:
+        """Give up what ``begin`` started. Raises nothing: what cannot be removed now goes at the next ``begin``."""
+        partial = self._path(step, PARTIAL)
+        self._in_work.discard(partial)
+        remove(partial)
+
+    def latest(self) -> Checkpoint | None:
+        """The committed checkpoint of the most steps, whatever the pointer says.
+
+        Raises:
+            UserError: its manifest is damaged.
+        """
+        return latest_checkpoint(self.folder)
+
+    def _path(self, step: int, suffix: str = "") -> Path:
+        return self.folder / f"step_{step}{suffix}"
+
+    def _put_in_place(self, step: int) -> None:
+        path, aside = self._path(step), self._path(step, REPLACED)
+        replaces = path.exists()
+        if replaces:
+            path.rename(aside)
+        try:
+            self._path(step, PARTIAL).rename(path)
+        except OSError:
+            if replaces:
+                aside.rename(path)
+            raise
+        sync(self.folder)
+        remove(aside)
+
+    def _scores(self) -> dict[int, float | None]:
+        """Scores by step. A damaged checkpoint is left out: it counts for nothing, and a person decides about it."""
+        scores: dict[int, float | None] = {}
+        for step, path in committed(self.folder).items():
+            try:
+                scores[step] = read_checkpoint(path).score
+            except UserError:
+                continue
+        return scores
+
+    def _point(self) -> None:
+        """For people and other programs; this one looks at the folders."""
+        write_atomically(self.folder / LATEST, f"step_{max(committed(self.folder))}\n")
+        if self._keep_best and (best := by_score(self._scores())):
+            write_atomically(self.folder / BEST, f"step_{best[0]}\n")
+
+    def _prune(self, new: int) -> None:
+        scores = self._scores()
+        for step in set(scores) - kept(scores, self._keep_last, self._keep_best) - {new}:
+            remove(self._path(step))
+
+
+def _require_seen(entries: Sequence[FileEntry], folder: Path) -> None:
+    require_inside([*OWN, MANIFEST, *(entry.name for entry in entries)])
+    for entry in entries:
+        path = folder / entry.name
+        if not path.is_file() or path.stat().st_size != entry.bytes:
+            why = (
+                f"written with {entry.bytes} bytes, but not seen so by the controller: do all nodes share this folder?"
+            )
+            raise OSError(errno.ENOENT, why, str(path))
+
+
+def _seal(
+    folder: Path,
+    step: int,
+    entries: Sequence[FileEntry],
+    state: Mapping[str, Any],
+    config_yaml: str,
+    score: float | None,
+) -> Manifest:
+    """Write the files that every checkpoint has, the manifest last, and flush all names to the disk."""
+    texts = {STATE: json.dumps(state), CONFIG: config_yaml, VERSIONS: json.dumps(_versions(), indent=1) + "\n"}
+    own = write_files({name: _bytes(text) for name, text in texts.items()}, folder)
+    manifest = Manifest(
+        step=step,
+        score=float(score) if score is not None and math.isfinite(score) else None,
+        written=datetime.now(UTC).isoformat(timespec="seconds"),
+        files=(*entries, *own),
+    )
+    for path in (path for path in folder.rglob("*") if path.is_dir()):
+        sync(path)
+    write_files({MANIFEST: _bytes(encode(manifest))}, folder)
+    sync(folder)
+    return manifest
+
+
+def _bytes(text: str) -> NDArray[np.uint8]:
+    return np.frombuffer(text.encode(), dtype=np.uint8)
+
+
+@cache
+def _versions() -> dict[str, str]:
+    """Versions of Python and of every package that is installed."""
+    packages = {package.name: package.version for package in distributions()}
+    return {"python": platform.python_version(), **dict(sorted(packages.items()))}

@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rlhf.checkpoints.checkpoint import latest_checkpoint
+from rlhf.checkpoints.files import FileEntry, write_files
+from rlhf.checkpoints.store import CheckpointStore
+from tests.rlhf.checkpoints.making import CONFIG, arrays, assert_whole, commit, memory_folder, names
+
+
+def test_a_checkpoint_from_begin_to_state(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path / "deep" / "checkpoints", 2, 1)
+    assert store.latest() is None
+    partial = store.begin(3)
+    assert partial.name == "step_3.partial" and names(partial) == []
+    entries = write_files(arrays(3), partial)
+    assert store.latest() is None
+    state = {"cursor": 2**100, "kl": 0.1, "rng": [1, None, "ä\udc80"], "best": -math.inf}
+    made = store.commit(3, entries, state, CONFIG, np.float32(0.5))
+    assert names(store.folder) == ["best", "latest", "step_3"]
+    assert names(made.path) == ["config.yaml", "critic", "manifest.json", "policy", "state.json", "versions.json"]
+    found = store.latest()
+    assert found == made == latest_checkpoint(store.folder)
+    assert (found.step, found.score, found.path) == (3, 0.5, store.folder / "step_3")
+    found.verify()
+    assert (found.state(), found.config()) == (state, CONFIG)
+    assert json.loads((found.path / "versions.json").read_text())["numpy"] == np.__version__
+    assert [(store.folder / name).read_text() for name in ("latest", "best")] == ["step_3\n", "step_3\n"]
+
+
+def test_a_step_done_again_takes_the_place_of_the_first(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, 2, 0)
+    for step, attempt in ((1, 0), (2, 0), (2, 1), (1, 1)):
+        commit(store, step, attempt=attempt)
+    assert names(tmp_path) == ["latest", "step_1", "step_2"]
+    found = store.latest()
+    assert found.step == 2 and found.state()["attempt"] == 1
+    assert_whole(found)
+
+
+def test_an_attempt_that_is_given_up_leaves_the_rest(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, 1, 0)
+    commit(store, 1)
+    write_files(arrays(2), store.begin(2))
+    store.begin(3)
+    store.abandon(2)
+    store.abandon(2)
+    store.abandon(99)
+    assert names(tmp_path) == ["latest", "step_1", "step_3.partial"]
+    assert_whole(store.latest())
+
+
+def test_leftovers_go_when_the_store_is_opened_and_at_the_next_begin(tmp_path: Path) -> None:
+    (tmp_path / "step_5.partial").mkdir()
+    store = CheckpointStore(tmp_path, 1, 0)
+    assert names(tmp_path) == []
+    (tmp_path / "step_6.partial").mkdir()
+    first, second = store.begin(7), store.begin(8)
+    assert names(tmp_path) == [first.name, second.name]
+    (first / "x").write_text("x")
+    assert names(store.begin(7)) == []
+
+
+def test_a_file_that_another_node_wrote_elsewhere_is_not_committed(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, 1, 0)
+    entries = write_files(arrays(1), store.begin(1))
+    elsewhere = FileEntry(name="critic/rank_1.bin", bytes=5, sha256="0" * 64)
+    with pytest.raises(OSError, match="do all nodes share this folder.*rank_1.bin"):
+        store.commit(1, [*entries, elsewhere], {}, CONFIG, None)
+    (tmp_path / "step_1.partial" / "critic" / "rank_1.bin").write_bytes(b"1234")
+    with pytest.raises(OSError, match="written with 5 bytes"):
+        store.commit(1, [*entries, elsewhere], {}, CONFIG, None)
+    assert store.latest() is None
+    with pytest.raises(ValueError, match="not a name"):
+        store.commit(1, [*entries, entries[0]], {}, CONFIG, None)
+    with pytest.raises(ValueError, match="not a name"):
+        store.commit(1, [FileEntry(name="state.json", bytes=0, sha256="0" * 64)], {}, CONFIG, None)
+
+
+def test_a_rename_that_fails_leaves_the_old_one_in_its_place(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, 1, 0)
+    commit(store, 1)
+    entries = write_files(arrays(1, attempt=1), store.begin(1))
+    (tmp_path / "step_1.replaced").write_text("in the way")
+    with pytest.raises(OSError, match="step_1"):
+        store.commit(1, entries, {}, CONFIG, None)
+    assert_whole(store.latest())
+
+
+def test_a_damaged_old_checkpoint_neither_stops_commits_nor_is_removed(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, 1, 1)
+    commit(store, 1, score=9.0)
+    (tmp_path / "step_1" / "manifest.json").write_text("{")
+    for step in (2, 3):
+        commit(store, step, score=float(-step))
+    assert names(tmp_path) == ["best", "latest", "step_1", "step_2", "step_3"]
+    assert (tmp_path / "best").read_text() == "step_2\n"
+
+
+def test_all_is_on_the_disk_before_it_has_its_name_and_the_name_before_the_old_one_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, events = CheckpointStore(tmp_path, 1, 0), []
+    commit(store, 1)
+    fsync, rename = os.fsync, Path.rename
+
+    def record_sync(handle: int) -> None:
+        events.append(("sync", os.readlink(f"/proc/self/fd/{handle}")))
+        fsync(handle)
+
+    def record_rename(path: Path, target: Path) -> Path:
+        events.append(("rename", str(target)))
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", record_sync)
+    monkeypatch.setattr(Path, "rename", record_rename)
+    made = commit(store, 2)
+    named, removed = (events.index(("rename", f"{tmp_path}/step_{name}")) for name in ("2", "1.removed"))
+    synced = {path for _, path in events[:named]}
+    whole = [f"{tmp_path}/step_2.partial/{path.relative_to(made.path)}" for path in made.path.rglob("*")]
+    assert len(whole) == 10 and set(whole) <= synced and f"{tmp_path}/step_2.partial" in synced
+    assert events[named - 1] == ("sync", f"{tmp_path}/step_2.partial")
+    assert events[named + 1] == ("sync", str(tmp_path)) and removed > named + 1
+
+
+SCORES = st.one_of(st.none(), st.just(math.nan), st.just(math.inf), st.integers(-3, 3).map(float))
+
+
+@settings(max_examples=40)
+@given(scores=st.lists(SCORES, min_size=1, max_size=8), keep_last=st.integers(1, 3), keep_best=st.integers(0, 2))
+def test_the_steps_that_survive_are_those_of_a_simple_model(
+    scores: list[float | None], keep_last: int, keep_best: int
+) -> None:
+    model: list[tuple[float, int]] = []  # what is there; a score that is none is below all others
+    with memory_folder() as folder:
+        store = CheckpointStore(Path(folder), keep_last, keep_best)
+        for step, score in enumerate(scores):
+            store.commit(step, write_files({"x": np.array([step])}, store.begin(step)), {}, CONFIG, score)
+            model.append((score if score is not None and math.isfinite(score) else -math.inf, step))
+            best = [item for item in sorted(model)[::-1][:keep_best] if item[0] > -math.inf]
+            model = [item for item in model if item in model[-keep_last:] or item in best]
+            assert [path for path in names(Path(folder)) if "step" in path] == [f"step_{step}" for _, step in model]
+            assert (Path(folder) / "latest").read_text() == f"step_{step}\n"
+            pointer = Path(folder) / "best"
+            assert (pointer.read_text() if best else "") == (f"step_{best[0][1]}\n" if best else "")
+            assert store.latest().step == step
