@@ -79,26 +79,30 @@ def save(run: RunFolder, step: int) -> None:
         (folder / "weights").write_text(f"of step {step}")
 
 
-def test_the_best_model_is_replaced_only_by_a_whole_one(tmp_path: Path) -> None:
+def test_a_best_model_is_whole_and_those_before_it_go_only_on_request(tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path, "ppo", "", "abc")
     save(run, 0)
     with run.writing_best(10) as folder:
         (folder / "weights").write_text("of st")
-        assert (run.best / "step_0" / "weights").read_text() == "of step 0"
         assert not (run.best / "step_10").exists()
-    assert [path.name for path in run.best.iterdir()] == ["step_10"]
+    assert (run.best / "step_0" / "weights").read_text() == "of step 0"
     with pytest.raises(RuntimeError, match="disk"), run.writing_best(20):
         raise RuntimeError("disk")
-    assert (run.best / "step_10" / "weights").read_text() == "of st"
     assert not (run.best / "step_20").exists()
+    run.prune_best(10)
+    assert [path.name for path in run.best.glob("step_*") if not path.suffix] == ["step_10"]
+    assert (run.best / "step_10" / "weights").read_text() == "of st"
 
 
 def test_the_best_model_becomes_the_model(tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path, "ppo", "", "abc")
     save(run, 0)
     save(run, 10)
-    run.keep_best(10)
+    with run.keeping_best(10) as folder:
+        (folder / "more").write_text("added")
+        assert not run.model.exists()
     assert (run.model / "weights").read_text() == "of step 10"
+    assert (run.model / "more").read_text() == "added"
     assert not run.best.exists()
     run.drop_best()  # nothing is left to remove
 
@@ -106,7 +110,6 @@ def test_the_best_model_becomes_the_model(tmp_path: Path) -> None:
 HOLD = """
 import sys
 from pathlib import Path
-from rlhf.tracking.jsonl import append_line, read_lines
 from rlhf.tracking.run_folder import RunFolder
 run = RunFolder.create(Path(sys.argv[1]), "sft", "", "abc")
 print("held", flush=True)
