@@ -9,6 +9,7 @@ from pathlib import Path
 from actors.engines import Engines
 from actors.placement import Placement
 from actors.session import Session
+from actors.supervisor import Supervisor
 from actors.waiting import Moment
 from rlhf.tracking.console import Report
 from rlhf.types import Prompt
@@ -17,8 +18,16 @@ from rlhf.types import Prompt
 def answer(session: Session, folder: Path, prompts: Sequence[Prompt], logs: Path, shown: bool) -> list[str]:
     """One sampled answer of the folder's model to each prompt, in their order, by an engine started for it."""
     placement = Placement(session.recipe, session.device, "generate", session.gpus)
+    supervisor = Supervisor(session.recipe, _unrecorded, session.check)
     engines = Engines(
-        session.recipe, placement, folder, session.longest, session.end_tokens(folder), logs, publishes=False
+        session.recipe,
+        placement,
+        folder,
+        session.longest,
+        session.end_tokens(folder),
+        logs,
+        supervisor,
+        publishes=False,
     )
     try:
         engines.ready(prompts)
@@ -27,6 +36,10 @@ def answer(session: Session, folder: Path, prompts: Sequence[Prompt], logs: Path
     finally:
         engines.stop()
         placement.free()
+
+
+def _unrecorded(kind: str, **details: object) -> None:
+    """An event of a command that keeps no record: the supervisor has printed it."""
 
 
 def unseen(done: int, numbers: Mapping[str, float | str]) -> None:
@@ -43,7 +56,7 @@ def answers_of(engines: Engines, chosen: Sequence[int], tokenizer: Path, report:
     """
     moment = Moment(phase="answers")
     answers: dict[int, str] = {}
-    for block in engines.generate(chosen, range(len(chosen)), moment):
+    for block, _ in engines.generate(chosen, range(len(chosen)), moment):
         answers |= engines.decode(tokenizer, block, moment)
         report(len(answers), {})
     return [answers[i] for i in range(len(chosen))]

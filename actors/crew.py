@@ -4,28 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import ray
+from ray.actor import ActorHandle
 
-from actors.engines import Engines
+from actors.engines import Engine, Engines
 from actors.group import Group
 from actors.placement import Placement
+from actors.scoring import Scorer
+from actors.supervisor import Supervisor
 from actors.waiting import Moment, fetch, wait
 from actors.weight_client import EngineClient
 from rlhf.algorithms.controller import AlgorithmState
 from rlhf.config.schema import Recipe
 from rlhf.device import Device
+from rlhf.errors import LostError
 from rlhf.roles.assemble import Batch, BatchReport, Contribution, assemble
 from rlhf.roles.critic import CriticRole
 from rlhf.roles.policy import PolicyRole
 from rlhf.roles.reference import ReferenceRole
 from rlhf.roles.reward import make_reward
-from rlhf.types import Prompt
+from rlhf.types import UNVERIFIED, Prompt
+
+CLIENT_SHARE = 0.5
+"""Part of a publish's deadline that the policy gives an engine: the late one is the engine then, not the policy."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class Crew:
     """The actors of PPO. ``tokenizer`` is the policy's folder; ``rewards`` are by the names of the reward's parts.
 
@@ -33,17 +39,26 @@ class Crew:
     reference, the policy is its own, with its adapters off.
     """
 
-    recipe: Recipe
-    tokenizer: str
-    rewards: Mapping[str, Group]
-    policy: Group
-    reference: Group | None
-    critic: Group | None
-    judge: Group | None
-    engines: Engines
+    def __init__(
+        self, recipe: Recipe, tokenizer: str, groups: Mapping[str, Group], engines: Engines, supervisor: Supervisor
+    ) -> None:
+        self.recipe, self.tokenizer, self.groups = recipe, tokenizer, groups
+        self.engines, self.supervisor = engines, supervisor
+        self.policy, self.critic = groups["policy"], groups.get("critic")
+        self.reference, self.judge = groups.get("reference"), groups.get("judge")
+        self.rewards = {name: groups[_reward(name)] for name in recipe.rewards}
+        self.version = UNVERIFIED
+        """Of the weights that were published last."""
+        self._connected: tuple[ActorHandle, ...] = ()
+        engines.heal = self._heal
 
     @property
-    def scoring(self) -> tuple[tuple[Group, str, Contribution], ...]:
+    def trained(self) -> dict[str, Group]:
+        """The groups that hold what is trained, by role: the others can be made again from files."""
+        return {name: group for name, group in (("policy", self.policy), ("critic", self.critic)) if group is not None}
+
+    @property
+    def scorers(self) -> tuple[Scorer, ...]:
         """Who scores a block, by which method, and what comes of it."""
         reference, method = (self.reference, "logprobs") if self.reference else (self.policy, "reference_logprobs")
         scorers = [(group, "scores", "score", name) for name, group in self.rewards.items()]
@@ -51,19 +66,13 @@ class Crew:
         if self.critic is not None:
             scorers.append((self.critic, "values", "values", ""))
         return tuple(
-            (group, method, Contribution(kind=kind, ranks=len(group.workers), name=name))
+            Scorer(
+                group=group,
+                method=method,
+                contribution=Contribution(kind=kind, ranks=len(group.workers), name=name),
+            )
             for group, method, kind, name in scorers
         )
-
-    def score(self, block: ray.ObjectRef) -> list[ray.ObjectRef]:
-        """Have every rank of every scoring role compute its share of a block."""
-        return [ref for group, method, _ in self.scoring for ref in group.call(method, block)]
-
-    def wait_for_scores(self, refs: Sequence[ray.ObjectRef], moment: Moment) -> None:
-        """Wait for the shares of several blocks; they stay where they are."""
-        names = [name for group, _, _ in self.scoring for name in group.names]
-        everyone = names * (len(refs) // len(names))
-        wait(refs, everyone, moment, self.recipe.placement.phase_timeout_seconds, values=False)
 
     def assemble(
         self, step: int, state: AlgorithmState, parts: Sequence[ray.ObjectRef]
@@ -72,11 +81,11 @@ class Crew:
 
         Returns a reference to the experience, and its report.
         """
-        contributions = tuple(contribution for _, _, contribution in self.scoring)
+        contributions = tuple(scorer.contribution for scorer in self.scorers)
         batch = Batch(recipe=self.recipe, tokenizer=self.tokenizer, step=step, state=state, contributions=contributions)
         experience, report = self.policy.workers[0].run.options(num_returns=2).remote(assemble, batch, *parts)
-        seconds = self.recipe.placement.phase_timeout_seconds
-        return experience, fetch(report, self.policy.names[0], Moment(phase="advantages", step=step), seconds)
+        moment = Moment(phase="advantages", step=step)
+        return experience, fetch(report, self.policy.names[0], moment, self.supervisor.patience)
 
     def update(self, experience: ray.ObjectRef, step: int) -> dict[str, float]:
         """Train critic and policy at the same time; the policy rests while the critic warms up."""
@@ -84,8 +93,68 @@ class Crew:
         groups = [group for group in (self.critic, None if rests else self.policy) if group is not None]
         refs = [ref for group in groups for ref in group.call("update", experience, step)]
         names = [name for group in groups for name in group.names]
-        answers = wait(refs, names, Moment(phase="update", step=step), self.recipe.placement.phase_timeout_seconds)
+        answers = wait(refs, names, Moment(phase="update", step=step), self.supervisor.patience)
         return {name: value for answer in answers for name, value in answer.items()}
+
+    def publish(self, version: int, moment: Moment) -> None:
+        """Send the policy's weights to the engines and have each prove that it holds them, before it serves.
+
+        An engine that is lost on the way is replaced, and joins when it has started; one at least serves on return.
+        """
+        self.version = version
+        self.engines.outdate(version)
+        self._publish(moment)
+
+    def _publish(self, moment: Moment) -> None:
+        while not self.engines.serving:
+            receiving = self.engines.admit(moment)
+            self.engines.wake("weights", receiving, moment)
+            self._connect(receiving)
+            seconds = CLIENT_SHARE * self.supervisor.patience.seconds(moment.phase)
+            sent = self.policy.ask("publish", seconds, moment=moment)[0]
+            self.engines.prove(receiving, sent, self.version, moment)
+            self.engines.wake("kv_cache", self.engines.serving, moment)
+
+    def _heal(self, moment: Moment) -> None:
+        """No engine serves: the first that starts is given the weights that the others had."""
+        self._publish(replace(moment, phase="publish"))
+
+    def _connect(self, engines: Sequence[Engine]) -> None:
+        """Have the policy meet the engines that it has not met, or not in this company."""
+        actors = tuple(engine.actor for engine in engines)
+        if actors == self._connected:
+            return
+        moment, width = Moment(phase="connect"), self.recipe.rollout.tensor_parallel
+        client = EngineClient(actors, width, self.supervisor.patience.seconds(moment.phase))
+        address, port = self.policy.meeting_point()
+        self.policy.ask("connect", client, self.engines.backend, len(actors) * width, address, port, moment=moment)
+        self._connected = actors
+
+    def frozen_groups(self, error: LostError) -> list[Group]:
+        """The groups whose ranks were lost, if all of them can be made again from files.
+
+        Raises:
+            LostError: one of them cannot, or it is not known who was lost.
+        """
+        lost = [group for group in self.groups.values() if set(group.names) & set(error.names)]
+        known = {name for group in lost for name in group.names}
+        if not lost or not set(error.names) <= known or any(group in self.trained.values() for group in lost):
+            raise error
+        return lost
+
+    def revive(self, groups: Sequence[Group], error: LostError, moment: Moment, samples: int = 0) -> None:
+        """Replace the ranks of groups that lost one, and count it. ``samples`` are given to them again."""
+        self.supervisor.lost(error, moment, samples)
+        for group in groups:
+            self.rebuild(group)
+
+    def rebuild(self, group: Group) -> None:
+        """Have new ranks build what a group's ranks were built from."""
+        if group is self.policy:
+            self._connected = ()
+        group.rebuild()
+        if group not in self.trained.values():  # these have yet to be given what they had learned
+            self.supervisor.serve(group.names)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,36 +178,32 @@ class Start:
 
 @contextmanager
 def crew(
-    recipe: Recipe, start: Start, device: Device, gpus: int, policy_role: type[PolicyRole] = PolicyRole
+    recipe: Recipe,
+    start: Start,
+    device: Device,
+    gpus: int,
+    supervisor: Supervisor,
+    policy_role: type[PolicyRole] = PolicyRole,
 ) -> Iterator[Crew]:
-    """Have all actors within the block, loaded, connected and given their prompts; they end with it."""
+    """Have all actors within the block, loaded and given their prompts; they end with it."""
     placement = Placement(recipe, device, "ppo", gpus)
     with ExitStack() as stack:
         stack.callback(placement.free)
         # Engines first: they take longest to start.
         engines = Engines(
-            recipe, placement, start.policy, start.max_length, start.end_tokens, start.logs, publishes=True
+            recipe, placement, start.policy, start.max_length, start.end_tokens, start.logs, supervisor, publishes=True
         )
         stack.callback(engines.stop)
-        groups = _groups(recipe, placement, start.logs, stack)
+        groups = _groups(recipe, placement, start.logs, supervisor, stack)
         if placement.colocated:
             engines.ready(start.prompts)  # vLLM measures the free memory: nothing else may be loading
         _start(groups, recipe, start, policy_role)
         for group in groups.values():
             group.ready()
+            supervisor.serve(group.names)
         if not placement.colocated:
             engines.ready(start.prompts)
-        _connect(groups["policy"], engines, recipe)
-        yield Crew(
-            recipe=recipe,
-            tokenizer=str(start.policy),
-            rewards={name: groups[_reward(name)] for name in recipe.rewards},
-            policy=groups["policy"],
-            reference=groups.get("reference"),
-            critic=groups.get("critic"),
-            judge=groups.get("judge"),
-            engines=engines,
-        )
+        yield Crew(recipe, str(start.policy), groups, engines, supervisor)
 
 
 def _reward(name: str) -> str:
@@ -146,13 +211,15 @@ def _reward(name: str) -> str:
     return f"reward {name}"
 
 
-def _groups(recipe: Recipe, placement: Placement, logs: Path, stack: ExitStack) -> dict[str, Group]:
+def _groups(
+    recipe: Recipe, placement: Placement, logs: Path, supervisor: Supervisor, stack: ExitStack
+) -> dict[str, Group]:
     """A group for each role that the recipe has, by name, placed and not yet started; ``stack`` stops them."""
     groups: dict[str, Group] = {}
 
     def add(role: str, name: str, gpus: int = 1) -> None:
         ranks = getattr(recipe.placement, role).ranks if gpus else 1
-        groups[name] = Group(name, ranks, placement, logs, gpus)
+        groups[name] = Group(name, ranks, placement, logs, supervisor, gpus)
         stack.callback(groups[name].stop)
 
     add("policy", "policy")
@@ -182,10 +249,3 @@ def _start(groups: Mapping[str, Group], recipe: Recipe, start: Start, policy_rol
     if recipe.early_stop is not None:
         folder = str(start.judge_model) if start.judge_model else None
         groups["judge"].start(make_reward, recipe, recipe.early_stop.scorer, policy, folder, start.held_out)
-
-
-def _connect(policy: Group, engines: Engines, recipe: Recipe) -> None:
-    client = EngineClient(engines.actors, recipe.rollout.tensor_parallel, recipe.placement.phase_timeout_seconds)
-    address, port = policy.meeting_point()
-    workers = recipe.rollout.engines * recipe.rollout.tensor_parallel
-    policy.ask("connect", client, engines.backend, workers, address, port, moment=Moment(phase="connect"))

@@ -42,7 +42,7 @@ def train_dpo(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
     config = recipe.dpo
     batches = comparison_batches(data.train, config.batch_size, config.epochs, recipe.seed)
     check_schedule(recipe.dpo.optimizer, len(batches), "dpo.optimizer")
-    with ranks(session, "policy", "dpo", run, DPORole, str(session.dpo_start), len(batches)) as group:
+    with ranks(session, "policy", "dpo", run, tracker, DPORole, str(session.dpo_start), len(batches)) as group:
         with timer("reference"):
             reference, held_out = (_logprobs(group, side, "reference") for side in (data.train, data.held_out))
         train = PairData.pack(data.train).sequences

@@ -1,12 +1,14 @@
 """All rollout engines as one.
 
-Placed and started together, sharing the prompts of a step, proven after every publish.
+Placed and started together, sharing the prompts of a step, proven after every publish. One that is lost is replaced,
+and what it had not answered is given out again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +16,43 @@ import ray
 
 from actors.cluster import worker_environment
 from actors.placement import Placement
-from actors.rollout import RolloutActor
-from actors.waiting import Moment, fetch, late, wait
+from actors.rollout import Answered, RolloutActor
+from actors.supervisor import Supervisor
+from actors.waiting import START, Moment, fetch, wait
 from rlhf.batching import share_prompts
 from rlhf.config.schema import Recipe
 from rlhf.device import weight_transfer_backend
-from rlhf.errors import CanaryError, MachineryError
+from rlhf.errors import CanaryError, LostError, MachineryError
 from rlhf.types import Prompt
 from rlhf.weights.fingerprint import Fingerprint, differences
 
-STOP_SECONDS = 30.0
+STOP_SECONDS = 10.0
 """Time that engines have to end their own processes before they are killed."""
+
+
+class Engine:
+    """One engine: its actor, and how another is started in its place."""
+
+    def __init__(self, name: str, make: Callable[[], Any], arguments: Sequence[Any], supervisor: Supervisor) -> None:
+        self.name, self._make, self._arguments, self._supervisor = name, make, arguments, supervisor
+        self.start()
+
+    def start(self) -> None:
+        """Start an actor, without waiting for it."""
+        self.actor = self._make()
+        self.building: ray.ObjectRef | None = self.actor.build.remote(*self._arguments)
+        self.version: int | None = None
+        """Version of the weights that it has proven and serves."""
+        self._supervisor.started(self.name, self.actor)
+
+
+@dataclass
+class Share:
+    """Prompts that one engine was given in a call: their places among all, less those that are answered."""
+
+    engine: Engine
+    places: list[int]
+    left: set[int]
 
 
 class Engines:
@@ -42,23 +70,18 @@ class Engines:
         max_length: int,
         end_tokens: Sequence[int],
         logs: Path,
+        supervisor: Supervisor,
         publishes: bool,
     ) -> None:
-        self.config, self.seconds = recipe.rollout, recipe.placement.phase_timeout_seconds
+        self.config, self.supervisor, self.publishes = recipe.rollout, supervisor, publishes
         self.trust_remote_code = recipe.model.trust_remote_code
-        self.start_seconds = recipe.placement.start_timeout_seconds
         self.sleeps = publishes and placement.colocated
         self.backend = weight_transfer_backend(placement.device, placement.colocated) if publishes else None
+        self.heal: Callable[[Moment], None] = self._await_one
+        """Called when no engine serves: has one serve again. Where weights are published, that takes the trainer."""
         environment = {
             "env_vars": worker_environment(recipe.placement.threads_per_rank, recipe.placement.ray_address is None)
         }
-        self.names = [f"rollout engine {i}" for i in range(self.config.engines)]
-        self.actors = [
-            ray.remote(RolloutActor)
-            .options(runtime_env=environment, **placement.place(i, self.config.tensor_parallel))
-            .remote(name, (logs / f"rollout-{i}.log").resolve(), placement.device, self.config.memory_gib, self.backend)
-            for i, name in enumerate(self.names)
-        ]
         arguments = (
             folder,
             recipe.model,
@@ -69,91 +92,224 @@ class Engines:
             self.backend,
             self.sleeps,
             recipe.seed,
+            recipe.deterministic,
         )
-        self._building = [actor.build.remote(*arguments) for actor in self.actors]
+
+        def engine(index: int) -> Engine:
+            name, log = f"rollout engine {index}", (logs / f"rollout-{index}.log").resolve()
+            actor = ray.remote(RolloutActor).options(
+                runtime_env=environment, **placement.place(index, self.config.tensor_parallel)
+            )
+
+            def make() -> Any:
+                return actor.remote(name, log, placement.device, self.config.memory_gib, self.backend)
+
+            return Engine(name, make, arguments, supervisor)
+
+        self.all = [engine(index) for index in range(self.config.engines)]
 
     def ready(self, prompts: Sequence[Prompt]) -> None:
         """Wait until every engine has started, and hand it the prompts."""
-        self.names = wait(self._building, self.names, Moment(phase="start"), self.start_seconds)
-        shared = ray.put(prompts)
-        self._all("use", Moment(phase="start"), shared)
+        self._prompts = ray.put(prompts)
+        building = [engine.building for engine in self.all]
+        moment = Moment(phase=START)
+        places = wait(building, [engine.name for engine in self.all], moment, self.supervisor.patience)
+        for engine, where in zip(self.all, places, strict=True):
+            self._greet(engine, where, moment)
 
-    def generate(self, chosen: Sequence[int], seeds: Sequence[int], moment: Moment) -> Iterator[ray.ObjectRef]:
-        """Answer prompts on all engines; yields blocks in the order in which they finish.
+    def _greet(self, engine: Engine, where: Any, moment: Moment) -> None:
+        self.supervisor.built(where)
+        engine.building = None
+        self._each([engine], "use", moment, self._prompts)
+        if not self.publishes and engine.building is None:  # it may have been lost, and replaced, just now
+            self._serves(engine, 0)
+
+    def _serves(self, engine: Engine, version: int) -> None:
+        engine.version = version
+        self.supervisor.proven(engine.name, version)
+
+    @property
+    def serving(self) -> list[Engine]:
+        """Those that have proven their weights."""
+        return [engine for engine in self.all if engine.version is not None]
+
+    def admit(self, moment: Moment) -> list[Engine]:
+        """The engines that can be given weights: those that have started. Where none has, the first that does."""
+        while True:
+            self._welcome(moment, wait_for_one=all(engine.building for engine in self.all))
+            started = [engine for engine in self.all if not engine.building]
+            if started:
+                return started
+
+    def _welcome(self, moment: Moment, wait_for_one: bool) -> None:
+        """Take in the engines that have started by now."""
+        building = {engine.building: engine for engine in self.all if engine.building}
+        while building:
+            names = {ref: engine.name for ref, engine in building.items()}
+            if not wait_for_one and not ray.wait(list(names), timeout=0, fetch_local=False)[0]:
+                return
+            start = Moment(phase=START, step=moment.step)
+            try:
+                ref = self.supervisor.patience.next_ready(names, start)
+                where = fetch(ref, names[ref], start, self.supervisor.patience)
+            except LostError as error:
+                self.lose(error, start)
+                return
+            self._greet(building.pop(ref), where, moment)
+            wait_for_one = False
+
+    def _await_one(self, moment: Moment) -> None:
+        while not self.serving:
+            self._welcome(moment, wait_for_one=True)
+
+    def lose(self, error: LostError, moment: Moment, samples: int = 0) -> None:
+        """Start others in place of engines that are lost; they serve once they have proven the current weights.
+
+        Args:
+            samples: how many of them had not been answered.
 
         Raises:
-            MachineryError: an engine failed, was late, or did not answer every prompt that it was given.
+            LostError: somebody else is lost.
+            MachineryError: that was one too many.
         """
-        answered = 0
-        streams = {
-            actor.generate.options(num_returns="streaming").remote(
-                [chosen[i] for i in places], [seeds[i] for i in places], self.config.block_size
-            ): name
-            for actor, name, places in zip(
-                self.actors, self.names, share_prompts(chosen, len(self.actors)), strict=True
-            )
-            if places
-        }
-        while streams:
-            stream = self._next_ready(streams, moment)
-            block = next(stream, None)
-            if block is None:
-                del streams[stream]
-                continue
-            self._next_ready({stream: streams[stream]}, moment)
-            size = next(stream, block)  # a stream that failed ends with the failure in place of a block
-            answered += fetch(size, streams[stream], moment, self.seconds)
-            yield block
-        if answered != len(chosen):
-            raise MachineryError(f"{answered} of {len(chosen)} prompts were answered during {moment}")
+        gone = [engine for engine in self.all if engine.name in error.names]
+        if not gone:
+            raise error
+        self.supervisor.lost(error, moment, samples)
+        for engine in gone:
+            with suppress(Exception):
+                ray.kill(engine.actor, no_restart=True)
+            engine.start()
 
-    def _next_ready(self, streams: Mapping[Any, str], moment: Moment) -> Any:
-        """A stream that has something to give, or has ended."""
-        done, _ = ray.wait(list(streams), num_returns=1, timeout=self.seconds, fetch_local=False)
-        if not done:
-            raise MachineryError(late(list(streams.values()), moment, self.seconds))
-        return done[0]
+    def generate(self, chosen: Sequence[int], seeds: Sequence[int], moment: Moment) -> Iterator[tuple[Any, Answered]]:
+        """Answer prompts on all engines; yields references to blocks in the order in which they finish, each with what
+        is in it.
+
+        Raises:
+            MachineryError: engines were lost more often than the run bears.
+        """
+        streams = self._give(range(len(chosen)), chosen, seeds, moment)
+        while streams:
+            names = {stream: share.engine.name for stream, share in streams.items()}
+            try:
+                stream = self.supervisor.patience.next_ready(names, moment)
+                answer = self._take(stream, names[stream], moment)
+            except LostError as error:
+                lost = {s: share for s, share in streams.items() if share.engine.name in error.names}
+                left = sorted(place for share in lost.values() for place in share.left)
+                self.lose(error, moment, len(left))
+                streams = {s: share for s, share in streams.items() if s not in lost}
+                streams |= self._give(left, chosen, seeds, moment)
+                continue
+            if answer is None:
+                if streams.pop(stream).left:
+                    raise MachineryError(f"{names[stream]} did not answer all prompts during {moment}") from None
+                continue
+            streams[stream].left -= set(answer[1].places)
+            yield answer
+
+    def _give(
+        self, places: Sequence[int], chosen: Sequence[int], seeds: Sequence[int], moment: Moment
+    ) -> dict[Any, Share]:
+        """Share prompts out over the engines that serve."""
+        if not len(places):
+            return {}
+        if not self.serving:
+            self.heal(moment)
+        engines = self.serving
+        streams = {}
+        for engine, part in zip(engines, share_prompts([chosen[i] for i in places], len(engines)), strict=True):
+            own = [places[i] for i in part]
+            if own:
+                stream = engine.actor.generate.options(num_returns="streaming").remote(
+                    own, [chosen[i] for i in own], [seeds[i] for i in own], self.config.block_size
+                )
+                streams[stream] = Share(engine=engine, places=own, left=set(own))
+        return streams
+
+    def _take(self, stream: Any, name: str, moment: Moment) -> tuple[Any, Answered] | None:
+        """The next block of a stream with what is in it; None where the stream has ended."""
+        patience = self.supervisor.patience
+        block = next(stream, None)
+        if block is None:
+            return None
+        patience.next_ready({stream: name}, moment)
+        answered = next(stream, block)  # a stream that failed ends with the failure in place of a block
+        return block, fetch(answered, name, moment, patience)
+
+    def abandon(self, moment: Moment) -> None:
+        """Have the engines drop what they are generating: nobody waits for it any more."""
+        self._each(self.serving, "abandon", moment)
 
     def decode(self, tokenizer: Path, block: ray.ObjectRef, moment: Moment) -> dict[int, str]:
         """A block's responses as text, by seed."""
-        ref = self.actors[0].decode.remote(str(tokenizer), self.trust_remote_code, block)
-        return dict(fetch(ref, self.names[0], moment, self.seconds))
+        while True:
+            if not self.serving:
+                self.heal(moment)
+            for _, texts in self._each(
+                self.serving[:1], "decode", moment, str(tokenizer), self.trust_remote_code, block
+            ):
+                return dict(texts)
 
     def sleep(self, moment: Moment) -> None:
         """Give GPU memory to the trainer, where they share it."""
         if self.sleeps:
-            self._all("sleep", moment)
+            self._each(self.serving, "sleep", moment)
 
-    def wake(self, part: str, moment: Moment) -> None:
-        """Take GPU memory back: ``weights`` before a publish, ``kv_cache`` after."""
+    def wake(self, part: str, engines: Sequence[Engine], moment: Moment) -> None:
+        """Have them take GPU memory back: ``weights`` before a publish, ``kv_cache`` after."""
         if self.sleeps:
-            self._all("wake", moment, part)
+            self._each(engines, "wake", moment, part)
 
-    def prove(self, sent: Fingerprint, version: int, moment: Moment) -> None:
-        """Have every engine show what it holds, and serve only if that is what the trainer has.
+    def prove(self, engines: Sequence[Engine], sent: Fingerprint, version: int, moment: Moment) -> None:
+        """Have each of the engines show what it holds, and serve only if that is what the trainer has.
 
         Raises:
             CanaryError: an engine holds other weights; the message names the layers.
         """
-        for name, held in zip(self.names, self._all("held_fingerprint", moment), strict=True):
+        proven = []
+        for engine, held in self._each(engines, "held_fingerprint", moment):
             wrong = differences(sent, held)
             if wrong:
                 raise CanaryError(
-                    f"canary weights/fingerprint at {moment}: {name} does not hold version {version} of the weights; "
-                    f"different in {', '.join(wrong[:6])}{f' and {len(wrong) - 6} more' if len(wrong) > 6 else ''}\n"
+                    f"canary weights/fingerprint at {moment}: {engine.name} does not hold version {version} of the "
+                    f"weights; different in {', '.join(wrong[:6])}"
+                    f"{f' and {len(wrong) - 6} more' if len(wrong) > 6 else ''}\n"
                     "  usual causes: a tensor was not sent or was changed on the way; a tied output head was not sent "
                     "under its own name; the engine loads this architecture's weights in another form than they are "
                     "saved"
                 )
-        self._all("serve", moment, version)
+            proven.append(engine)
+        for engine, _ in self._each(proven, "serve", moment, version):
+            self._serves(engine, version)
 
-    def _all(self, method: str, moment: Moment, *arguments: Any) -> list[Any]:
-        refs = [getattr(actor, method).remote(*arguments) for actor in self.actors]
-        return wait(refs, self.names, moment, self.seconds)
+    def outdate(self, version: int) -> None:
+        """No engine serves until it has proven the weights that are about to be published."""
+        for engine in self.all:
+            engine.version = None
+            self.supervisor.published(engine.name, version)
+
+    def _each(
+        self, engines: Sequence[Engine], method: str, moment: Moment, *arguments: Any
+    ) -> list[tuple[Engine, Any]]:
+        """Call a method of each; the answers of those that did not get lost."""
+        pending = {getattr(engine.actor, method).remote(*arguments): engine for engine in engines}
+        answers = []
+        while pending:
+            try:
+                ref = self.supervisor.patience.next_ready({r: e.name for r, e in pending.items()}, moment)
+                answers.append((pending[ref], fetch(ref, pending[ref].name, moment, self.supervisor.patience)))
+                del pending[ref]
+            except LostError as error:
+                self.lose(error, moment)
+                pending = {r: engine for r, engine in pending.items() if engine.name not in error.names}
+        return answers
 
     def stop(self) -> None:
         """End every engine and its processes."""
+        running = [engine for engine in self.all if not engine.building]
         with suppress(MachineryError):  # an engine that is dead or stuck is killed below
-            wait([actor.stop.remote() for actor in self.actors], self.names, Moment(phase="stop"), STOP_SECONDS)
-        for actor in self.actors:
-            ray.kill(actor, no_restart=True)
+            refs = {engine.actor.stop.remote(): engine.name for engine in running}
+            ray.wait(list(refs), num_returns=len(refs), timeout=STOP_SECONDS) if refs else None
+        for engine in self.all:
+            ray.kill(engine.actor, no_restart=True)

@@ -1,4 +1,4 @@
-"""The ranks of one role as one: started together, told the same, waited for with a deadline."""
+"""The ranks of one role as one: started together, told the same, waited for with a deadline, replaced together."""
 
 from __future__ import annotations
 
@@ -12,44 +12,61 @@ import ray
 
 from actors.cluster import worker_environment
 from actors.placement import Placement
-from actors.waiting import Moment, fetch, wait
-from actors.worker import Worker
+from actors.supervisor import Supervisor
+from actors.waiting import START, Moment, fetch, wait
+from actors.worker import PULSE, Worker
 from rlhf.zero.process_group import Rank
 
 
 class Group:
     """All ranks of a role. ``start`` returns at once; ``ready`` waits until every rank has built what it holds."""
 
-    def __init__(self, role: str, ranks: int, placement: Placement, logs: Path, gpus: int = 1) -> None:
+    def __init__(
+        self, role: str, ranks: int, placement: Placement, logs: Path, supervisor: Supervisor, gpus: int = 1
+    ) -> None:
         """Args: gpus is the number of GPUs of each rank, where the run has any: 0 for one that computes on the CPU."""
         self.role, self.config = role, placement.recipe.placement
-        self.device = placement.device
-        environment = {"env_vars": worker_environment(self.config.threads_per_rank, self.config.ray_address is None)}
+        self.device, self.logs, self.supervisor = placement.device, logs, supervisor
         self.names = [f"{role} rank {rank}" for rank in range(ranks)]
-        self.workers = [
-            ray.remote(Worker)
-            .options(runtime_env=environment, **placement.place(rank, gpus))
-            .remote(name, (logs / f"{role}-{rank}.log").resolve())
-            for rank, name in enumerate(self.names)
-        ]
+        environment = {"env_vars": worker_environment(self.config.threads_per_rank, self.config.ray_address is None)}
+        self._options = [dict(runtime_env=environment, **placement.place(rank, gpus)) for rank in range(ranks)]
+        self._build: tuple[Any, ...] = ()
         self._building: list[ray.ObjectRef] = []
+        self._spawn()
+
+    def _spawn(self) -> None:
+        make = ray.remote(concurrency_groups={PULSE: 1})(Worker)
+        self.workers = [
+            make.options(**options).remote(name, (self.logs / f"{self.role}-{rank}.log").resolve())
+            for rank, (name, options) in enumerate(zip(self.names, self._options, strict=True))
+        ]
+        for name, worker in zip(self.names, self.workers, strict=True):
+            self.supervisor.started(name, worker)
 
     def start(self, builder: Callable[..., Any], *arguments: Any) -> None:
         """Have every rank build ``builder(*arguments, rank)``."""
+        self._build = (builder, *arguments)
         meeting = self._meeting()
         self._building = [
-            worker.build.remote(builder, *arguments, self._rank(index, meeting))
-            for index, worker in enumerate(self.workers)
+            worker.build.remote(*self._build, self._rank(index, meeting)) for index, worker in enumerate(self.workers)
         ]
 
     def ready(self) -> None:
         """Wait until every rank has built what it holds."""
-        self.names = wait(self._building, self.names, Moment(phase="start"), self.config.start_timeout_seconds)
+        for where in wait(self._building, self.names, Moment(phase=START), self.supervisor.patience):
+            self.supervisor.built(where)
+
+    def rebuild(self) -> None:
+        """End every rank, and have new ones build what these built: ranks that lost a peer are of no more use."""
+        self.stop()
+        self._spawn()
+        self.start(*self._build)
+        self.ready()
 
     def meeting_point(self) -> tuple[str, int]:
         """An address and a free port on the first rank's node."""
         ref = self.workers[0].meeting_point.remote()
-        return fetch(ref, self.names[0], Moment(phase="start"), self.config.start_timeout_seconds)
+        return fetch(ref, self.names[0], Moment(phase=START), self.supervisor.patience)
 
     def _meeting(self) -> str:
         """Where the ranks meet: a file in a Ray of our own, which nobody outside can reach, else a port of a node."""
@@ -72,9 +89,14 @@ class Group:
         """Call a method on every rank with the same arguments; references to the answers."""
         return [worker.call.remote(method, *arguments) for worker in self.workers]
 
+    def compute(self, method: str, *arguments: Any) -> list[tuple[ray.ObjectRef, ray.ObjectRef]]:
+        """The same for results that stay where they are: of each rank a reference to it, and one that tells when it is
+        there."""
+        return [worker.compute.options(num_returns=2).remote(method, *arguments) for worker in self.workers]
+
     def ask(self, method: str, *arguments: Any, moment: Moment) -> list[Any]:
         """Call a method on every rank and wait for the answers."""
-        return wait(self.call(method, *arguments), self.names, moment, self.config.phase_timeout_seconds)
+        return wait(self.call(method, *arguments), self.names, moment, self.supervisor.patience)
 
     def stop(self) -> None:
         """End every process of the group."""

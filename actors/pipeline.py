@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 from actors.closing import tell
 from actors.dpo import train_dpo
@@ -14,7 +15,8 @@ from actors.sft import train_sft
 from actors.supervised import Summary
 from rlhf.config.load import to_yaml
 from rlhf.config.validate import stages_of
-from rlhf.errors import UserError
+from rlhf.errors import RLHFError, Stopped, UserError
+from rlhf.run_state import RunState
 from rlhf.tracking.run_folder import RunFolder
 from rlhf.tracking.tracker import Tracker
 
@@ -32,7 +34,9 @@ def run_stage(session: Session, stage: str) -> Summary:
         return run.read_summary()
     try:
         start = time.perf_counter()
-        with Tracker(run, session.recipe) as tracker:
+        if run.resumes:
+            _take_up(session, stage, run)
+        with Tracker(run, session.recipe) as tracker, _told(tracker):
             summary = STAGES[stage](session, run, tracker)
             summary["seconds in all"] = time.perf_counter() - start
             tracker.close(summary)
@@ -45,6 +49,26 @@ def run_stage(session: Session, stage: str) -> Summary:
         run.release()
     session.console.summary(f"{stage} → {run.path}", summary)
     return summary
+
+
+def _take_up(session: Session, stage: str, run: RunFolder) -> None:
+    """Bring the folder of an unfinished stage back to its last checkpoint."""
+    checkpoint = session.checkpoint(stage)
+    assert checkpoint is not None
+    run.rewind(RunState.from_json(checkpoint.state()).sizes)
+    run.accept(to_yaml(session.recipe))
+    session.console.print(f"{stage}: goes on from {checkpoint.path}, after step {checkpoint.step}")
+
+
+@contextmanager
+def _told(tracker: Tracker) -> Iterator[None]:
+    """Whatever ends the block before its time is an event."""
+    try:
+        yield
+    except RLHFError as error:
+        kind = "stopped" if isinstance(error, Stopped) else "failed"
+        tracker.event(kind, error=type(error).__name__, exit_code=error.exit_code, message=str(error))
+        raise
 
 
 def run_pipeline(session: Session) -> None:

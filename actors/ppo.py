@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from actors.answering import answers_of, unseen
 from actors.crew import Crew, Start, crew
+from actors.keeper import Keeper
 from actors.session import Session
-from actors.supervised import Summary, named, seconds
+from actors.supervised import Summary, named, seconds_of
+from actors.supervisor import Supervisor
+from actors.survival import Survivor
 from actors.trainer import PPOTrainer
 from actors.waiting import Moment
-from actors.watch import Policy, Watcher, judged_prompts
+from actors.watch import Policy, Watcher, judged_prompts, outcome, watch_summary
+from rlhf.checkpoints.durable import write_atomically
+from rlhf.checkpoints.store import CheckpointStore
+from rlhf.config.load import to_yaml
 from rlhf.evaluation.comparison import write_answers
 from rlhf.evaluation.progress import learned
-from rlhf.roles.assemble import BatchReport
+from rlhf.run_state import RunState
+from rlhf.tracking.jsonl import read_lines
 from rlhf.tracking.plots import plot_overoptimisation
 from rlhf.tracking.run_folder import RunFolder
 from rlhf.tracking.tracker import Tracker
 
+STATUS, BEFORE = "status.json", "before.json"
+"""Files in the stage's folder: where the run is now, and the answers of the policy before the first step."""
 SHOWN = {
     "score": "objective/scores",
     "KL": "objective/kl",
@@ -47,18 +57,48 @@ def train_ppo(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
         judge_model=session.judge_model,
         held_out=data.held_out,
     )
-    with crew(recipe, start, session.device, session.gpus) as actors:
+    supervisor = Supervisor(recipe, tracker.event, session.check, run.path / STATUS)
+    with crew(recipe, start, session.device, session.gpus, supervisor) as actors:
         trainer = PPOTrainer(actors, len(data.train))
+        store = CheckpointStore(run.checkpoints, recipe.checkpoint.keep_last, recipe.checkpoint.keep_best)
+        keeper = Keeper(actors, run, store, to_yaml(recipe), tracker, trainer.timer)
+        survivor = Survivor(trainer, keeper, _state(session, keeper, supervisor, tracker))
         policy = _policy(session, actors, range(len(data.train), len(data.train) + len(compared)))
-        trainer.publish(version=0, step=0)
-        before = policy.answers()
+        survivor.begin()
+        before = _before(run, survivor, policy)
         asked = range(len(data.train), len(data.train) + len(judged))
-        watcher = Watcher(recipe.early_stop, trainer, asked, policy, run, tracker) if recipe.early_stop else None
-        history = _steps(session, tracker, watcher.run_steps() if watcher else trainer.run())
-        after = watcher.finish() if watcher else _finish(policy, run)
+        watcher = (
+            Watcher(recipe.early_stop, actors, trainer.timer, asked, policy, run, tracker)
+            if recipe.early_stop
+            else None
+        )
+        _steps(session, tracker, survivor, watcher)
+        after = survivor.surely(lambda: watcher.finish(survivor.state) if watcher else _finish(policy, run))
     texts = [session.tokenizer.decode(prompt.tokens, skip_special_tokens=True) for prompt in compared]
     write_answers(run.path, texts, before, after)
-    return {**learned(history), **(_tell(session, run, watcher) if watcher else {}), **seconds(trainer.timer)}
+    history = [{name: value for name, value in row.items() if value is not None} for row in read_lines(run.metrics)]
+    watched = _tell(session, run, survivor.state) if watcher else {}
+    return {**learned(history), **watched, **supervisor.summary(), **seconds_of(history)}
+
+
+def _state(session: Session, keeper: Keeper, supervisor: Supervisor, tracker: Tracker) -> RunState:
+    """Where the run begins: at its last checkpoint, which policy and critic are given, or at the beginning."""
+    checkpoint = session.checkpoint("ppo")
+    if checkpoint is None:
+        return RunState.start(session.recipe)
+    state = keeper.load(checkpoint, Moment(phase="load"))
+    supervisor.resume(state.goodput, keeper.run.path / STATUS)
+    tracker.event("resumed", step=state.step, path=str(checkpoint.path))
+    return state
+
+
+def _before(run: RunFolder, survivor: Survivor, policy: Policy) -> list[str]:
+    """The answers of the policy before the first step, which only the first command of a run can have."""
+    kept = run.path / BEFORE
+    if not (run.resumes and kept.exists()):
+        write_atomically(kept, json.dumps(survivor.surely(policy.answers), ensure_ascii=False))
+    answers: list[str] = json.loads(kept.read_text(encoding="utf-8"))
+    return answers
 
 
 def _policy(session: Session, actors: Crew, compared: Sequence[int]) -> Policy:
@@ -72,16 +112,13 @@ def _policy(session: Session, actors: Crew, compared: Sequence[int]) -> Policy:
     return Policy(save=save, answers=lambda: answers_of(actors.engines, compared, start, unseen))
 
 
-def _steps(session: Session, tracker: Tracker, steps: Iterator[tuple[int, BatchReport]]) -> list[Mapping[str, float]]:
-    """Go through the steps, recording and showing each; returns their metrics."""
-    history: list[Mapping[str, float]] = []
+def _steps(session: Session, tracker: Tracker, survivor: Survivor, watcher: Watcher | None) -> None:
+    """Go through the steps, recording and showing each."""
     with session.console.stage("PPO", session.recipe.ppo.steps) as report:
-        for step, result in steps:
+        for step, result in survivor.run(watcher):
             tracker.log(step, result.metrics)
             tracker.samples(step, result.samples)
-            history.append(result.metrics)
             report(step + 1, named(result.metrics, SHOWN))
-    return history
 
 
 def _finish(policy: Policy, run: RunFolder) -> list[str]:
@@ -92,8 +129,8 @@ def _finish(policy: Policy, run: RunFolder) -> list[str]:
     return answers
 
 
-def _tell(session: Session, run: RunFolder, watcher: Watcher) -> Summary:
+def _tell(session: Session, run: RunFolder, state: RunState) -> Summary:
     """Say how the watch ended, and draw what it saw."""
-    session.console.print(watcher.outcome())
+    session.console.print(outcome(state, session.recipe.ppo.steps))
     plot_overoptimisation(run.metrics, run.path / "overoptimisation.png")
-    return watcher.summary()
+    return watch_summary(state, session.recipe.ppo.steps)

@@ -41,7 +41,7 @@ def train_reward(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
     batches = comparison_batches(data.train, config.batch_size, config.epochs, recipe.seed)
     check_schedule(recipe.reward.optimizer, len(batches), "reward.optimizer")
     start = session.model_of("sft", recipe.reward.init, session.base)
-    with ranks(session, "reward", "reward", run, PreferenceRole, str(start), len(batches)) as group:
+    with ranks(session, "reward", "reward", run, tracker, PreferenceRole, str(start), len(batches)) as group:
         group.ask("use", ray.put(train), moment=Moment(phase="start"))
         loop = Loop(
             title="Reward model",

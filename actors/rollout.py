@@ -2,21 +2,39 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
-from actors.cluster import node_address
+from actors.process import Doing, Whereabouts, dump_stacks_on_signal, whereabouts
 from actors.worker import named_failures
 from rlhf.config.schema import ModelConfig
 from rlhf.device import Device, engine_environment
 from rlhf.models.load import load_tokenizer
 from rlhf.tracking.quiet import redirect_output
-from rlhf.types import UNVERIFIED, Prompt, Rollout, RolloutBlock
+from rlhf.types import UNVERIFIED, Prompt, RolloutBlock
 from rlhf.weights.fingerprint import Fingerprint
+
+if TYPE_CHECKING:
+    from rlhf.generation.engine import Answer
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answered:
+    """What the controller is told of a block: which of the given prompts it answers, by place, and which it could not.
+
+    ``faults`` are (prompt id, reason) of the samples that were set aside.
+    """
+
+    places: tuple[int, ...]
+    faults: tuple[tuple[int, str], ...]
 
 
 class RolloutActor:
@@ -24,41 +42,58 @@ class RolloutActor:
 
     def __init__(self, name: str, log: Path, device: Device, memory_gib: float, backend: str | None) -> None:
         redirect_output(log)
-        self.name = f"{name} (node {node_address()}, process {os.getpid()})"
+        dump_stacks_on_signal()
+        self.where = whereabouts(name, log)
+        self.doing = Doing()
         os.environ.update(engine_environment(device, memory_gib, backend))
         self.prompts: Sequence[Prompt] = ()
         self.tokenizer: PreTrainedTokenizerBase | None = None
 
-    async def build(self, *arguments: Any) -> str:
-        """Start the engine, see ``RolloutEngine``; returns the actor's name with its node and process."""
-        with named_failures(self.name, "start"):
+    async def build(self, *arguments: Any) -> Whereabouts:
+        """Start the engine, see ``RolloutEngine``; returns where the actor is."""
+        with self.doing("start"), named_failures(self.where, "start"):
             from rlhf.generation.engine import RolloutEngine
 
             self.engine = RolloutEngine(*arguments)
-        return self.name
+            own = [child.pid for child in multiprocessing.active_children() if child.pid]
+            self.where = replace(self.where, children=tuple({*own, *await self.engine.adopt()}))
+        return self.where
+
+    async def pulse(self) -> tuple[str, float]:
+        """What this actor is doing, and for how many seconds."""
+        return self.doing.pulse()
 
     async def use(self, prompts: Sequence[Prompt]) -> None:
         """Take the prompts; ``generate`` names them by their place."""
         self.prompts = prompts
 
     async def generate(
-        self, chosen: Sequence[int], seeds: Sequence[int], block_size: int
-    ) -> AsyncIterator[RolloutBlock | int]:
-        """Answer the chosen prompts. Yields, in turn, a block and the number of samples in it, as they finish."""
-        finished: list[Rollout] = []
-        left = len(chosen)
-        with named_failures(self.name, "generate"):
-            async for rollout in self.engine.generate([self.prompts[i] for i in chosen], seeds):
-                finished.append(rollout)
-                left -= 1
-                if len(finished) == block_size or not left:
-                    yield RolloutBlock.pack(finished)
-                    yield len(finished)
-                    finished = []
+        self, places: Sequence[int], chosen: Sequence[int], seeds: Sequence[int], block_size: int
+    ) -> AsyncIterator[RolloutBlock | Answered]:
+        """Answer the chosen prompts. Yields, in turn, a block and which of the ``places`` it answers.
+
+        A deterministic engine always puts the same prompts into a block; others put in what finished together.
+
+        Args:
+            places: (n,) what the caller calls each of the prompts.
+            chosen: (n,) which of the prompts that ``use`` gave.
+            seeds: (n,) of each answer.
+        """
+        with self.doing("generate"), named_failures(self.where, "generate"):
+            answers = self.engine.generate([self.prompts[i] for i in chosen], seeds)
+            blocks = in_order if self.engine.deterministic else as_finished
+            async for block in blocks(answers, len(chosen), block_size):
+                yield RolloutBlock.pack([answer.rollout for answer in block])
+                faults = tuple((answer.rollout.prompt.id, answer.fault) for answer in block if answer.fault)
+                yield Answered(places=tuple(places[answer.place] for answer in block), faults=faults)
+
+    async def abandon(self) -> None:
+        """Drop what is being generated."""
+        self.engine.abandon()
 
     async def decode(self, tokenizer: str, trust_remote_code: bool, block: RolloutBlock) -> list[tuple[int, str]]:
         """(seed, response as text) of each sample, without special tokens."""
-        with named_failures(self.name, "decode"):
+        with named_failures(self.where, "decode"):
             if self.tokenizer is None:
                 self.tokenizer = load_tokenizer(tokenizer, ModelConfig(trust_remote_code=trust_remote_code))
             responses = [block.sequences.response(i) for i in range(len(block))]
@@ -69,39 +104,67 @@ class RolloutActor:
         """Meet the trainer."""
         from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
 
-        await self.engine.llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info=init_info))
+        request = WeightTransferInitRequest(init_info=init_info)
+        await self._named("connect", self.engine.llm.init_weight_transfer_engine(request))
 
     async def start_weight_update(self) -> None:
         """Begin an update; until it is proven, the engine does not serve."""
         self.engine.version = UNVERIFIED
-        await self.engine.llm.start_weight_update()
+        await self._named("publish", self.engine.llm.start_weight_update())
 
     async def update_weights(self, update_info: dict[str, Any]) -> None:
         """Take one chunk of weights."""
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
-        await self.engine.llm.update_weights(WeightTransferUpdateRequest(update_info=update_info))
+        request = WeightTransferUpdateRequest(update_info=update_info)
+        await self._named("publish", self.engine.llm.update_weights(request))
 
     async def finish_weight_update(self) -> None:
         """End an update."""
-        await self.engine.llm.finish_weight_update()
+        await self._named("publish", self.engine.llm.finish_weight_update())
 
     async def held_fingerprint(self) -> Fingerprint:
         """Fingerprint of the weights that the engine computes with."""
-        return await self.engine.held_fingerprint()
+        return await self._named("prove", self.engine.held_fingerprint())
 
     async def serve(self, version: int) -> None:
         """Serve this version, whose fingerprint was found to agree."""
-        await self.engine.serve(version)
+        await self._named("serve", self.engine.serve(version))
 
     async def sleep(self) -> None:
         """Give GPU memory back while others train."""
-        await self.engine.sleep()
+        await self._named("sleep", self.engine.sleep())
 
     async def wake(self, part: str) -> None:
         """Take GPU memory again: ``weights``, then ``kv_cache``."""
-        await self.engine.wake(part)
+        await self._named("wake", self.engine.wake(part))
 
     async def stop(self) -> None:
         """End the engine's own processes; Ray ends this one."""
         self.engine.stop()
+
+    async def _named(self, doing: str, call: Awaitable[Result]) -> Result:
+        with self.doing(doing), named_failures(self.where, doing):
+            return await call
+
+
+async def as_finished(answers: AsyncIterator[Answer], count: int, size: int) -> AsyncIterator[list[Answer]]:
+    """Blocks of what finished together: nothing waits for the slowest."""
+    finished: list[Answer] = []
+    async for answer in answers:
+        finished.append(answer)
+        count -= 1
+        if len(finished) == size or not count:
+            yield finished
+            finished = []
+
+
+async def in_order(answers: AsyncIterator[Answer], count: int, size: int) -> AsyncIterator[list[Answer]]:
+    """The same blocks whatever finishes first: places 0 to size − 1, then the next ones."""
+    finished: dict[int, Answer] = {}
+    begin = 0
+    async for answer in answers:
+        finished[answer.place] = answer
+        while begin < count and all(place in finished for place in range(begin, min(begin + size, count))):
+            yield [finished.pop(place) for place in range(begin, min(begin + size, count))]
+            begin += size

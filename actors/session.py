@@ -12,15 +12,18 @@ from typing import Any
 
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from rlhf.config.load import recipe_digest
+from rlhf.checkpoints.checkpoint import Checkpoint, latest_checkpoint
+from rlhf.checkpoints.compatible import require_same
+from rlhf.config.load import recipe_digest, to_yaml
 from rlhf.config.schema import TRAINED, Recipe
 from rlhf.data import stages
 from rlhf.data.report import write_bad_rows
 from rlhf.data.stages import StageData, texts
 from rlhf.device import Device
-from rlhf.errors import UserError
+from rlhf.errors import Stopped, UserError
 from rlhf.models.load import context_length, load_tokenizer
 from rlhf.models.scratch import make_scratch
+from rlhf.recovery.stop import StopRequest, end_within
 from rlhf.tracking.console import Console
 from rlhf.tracking.run_folder import RunFolder
 from rlhf.types import Example, Pair, Prompt
@@ -29,7 +32,19 @@ DEPENDS_ON: Mapping[str, tuple[str, ...]] = {
     "sft": ("seed", "model", "data", "sft"),
     "reward": ("seed", "model", "data", "sft", "reward"),
     "dpo": ("seed", "model", "data", "sft", "dpo"),
-    "ppo": ("seed", "model", "data", "sft", "reward", "rewards", "ppo", "algorithm", "early_stop", "rollout"),
+    "ppo": (
+        "seed",
+        "deterministic",
+        "model",
+        "data",
+        "sft",
+        "reward",
+        "rewards",
+        "ppo",
+        "algorithm",
+        "early_stop",
+        "rollout",
+    ),
 }
 """Sections of the recipe that a stage's result depends on: with others changed, a finished stage is still the same."""
 
@@ -42,6 +57,19 @@ class Session:
     console: Console
     device: Device
     gpus: int
+    stop: StopRequest | None = None
+    """Whether the command is to end before it is done; None where nobody can ask for that."""
+
+    def check(self) -> None:
+        """Called wherever the command waits.
+
+        Raises:
+            Stopped: it is to end. Should that take too long, the process ends by itself: no commit is ever half done.
+        """
+        reason = self.stop.reason() if self.stop is not None else None
+        if reason is not None:
+            end_within(self.recipe.checkpoint.grace_seconds)
+            raise Stopped(reason)
 
     @property
     def root(self) -> Path:
@@ -178,9 +206,30 @@ class Session:
         """What the policy is asked."""
         return stages.prompts(self.recipe, self.tokenizer, self.context)
 
+    def checkpoint(self, stage: str) -> Checkpoint | None:
+        """The checkpoint from which an unfinished stage goes on; every byte of it was read and compared.
+
+        Raises:
+            UserError: it is damaged, or of another configuration.
+        """
+        run = RunFolder(self.root, stage)
+        if run.is_finished(self.digest(stage)):
+            return None
+        checkpoint = latest_checkpoint(run.checkpoints)
+        if checkpoint is not None and checkpoint not in self._verified:
+            require_same(checkpoint, to_yaml(self.recipe), DEPENDS_ON[stage])
+            checkpoint.verify()
+            self._verified.append(checkpoint)
+        return checkpoint
+
+    @cached_property
+    def _verified(self) -> list[Checkpoint]:
+        return []
+
     def read_data(self, stage: str) -> None:
         """Read what a stage needs, so that bad data is refused before anything is started or rebuilt."""
         RunFolder(self.root, stage).require(self.digest(stage))
+        self.checkpoint(stage)
         needed = {
             "sft": ["demonstrations"],
             "reward": ["demonstrations", "preferences"],

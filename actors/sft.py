@@ -30,7 +30,7 @@ def train_sft(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
     train, held_out = packed(data.train), packed(data.held_out)
     batches = epoch_batches(len(train), recipe.sft.batch_size, recipe.sft.epochs, recipe.seed)
     check_schedule(recipe.sft.optimizer, len(batches), "sft.optimizer")
-    with ranks(session, "policy", "sft", run, SFTRole, str(session.base), len(batches)) as group:
+    with ranks(session, "policy", "sft", run, tracker, SFTRole, str(session.base), len(batches)) as group:
         group.ask("use", ray.put(train), ray.put(held_out), moment=Moment(phase="start"))
         loop = Loop(
             title="SFT",

@@ -13,8 +13,10 @@ from typing import Any
 from actors.group import Group
 from actors.placement import Placement
 from actors.session import Session
+from actors.supervisor import Supervisor
 from actors.waiting import Moment
 from rlhf.config.machine import Stage
+from rlhf.errors import LostError
 from rlhf.tracking.phases import PhaseTimer
 from rlhf.tracking.run_folder import RunFolder
 from rlhf.tracking.tracker import Tracker
@@ -25,15 +27,24 @@ Summary = dict[str, float | str]
 
 @contextmanager
 def ranks(
-    session: Session, role: str, stage: Stage, run: RunFolder, builder: Callable[..., Any], *arguments: Any
+    session: Session,
+    role: str,
+    stage: Stage,
+    run: RunFolder,
+    tracker: Tracker,
+    builder: Callable[..., Any],
+    *arguments: Any,
 ) -> Iterator[Group]:
-    """A role's ranks, each holding ``builder(recipe, *arguments, rank)``, within the block."""
+    """A role's ranks, each holding ``builder(recipe, *arguments, rank)``, within the block. None is replaced here."""
     placement = Placement(session.recipe, session.device, stage, session.gpus)
-    group = Group(role, getattr(session.recipe.placement, role).ranks, placement, run.logs)
+    supervisor = Supervisor(session.recipe, tracker.event, session.check)
+    group = Group(role, getattr(session.recipe.placement, role).ranks, placement, run.logs, supervisor)
     try:
         group.start(builder, session.recipe, *arguments)
         group.ready()
         yield group
+    except LostError as error:
+        raise supervisor.give_up(error, Moment(phase=stage)) from error
     finally:
         group.stop()
         placement.free()
@@ -76,3 +87,13 @@ def named(metrics: Mapping[str, float], names: Mapping[str, str]) -> Summary:
 def seconds(timer: PhaseTimer) -> Summary:
     """How long each phase took in all."""
     return {f"seconds, {phase}": total for phase, total in timer.totals.items()}
+
+
+def seconds_of(history: Sequence[Mapping[str, float]]) -> Summary:
+    """The same from the record, which may be of several commands."""
+    totals: dict[str, float] = {}
+    for row in history:
+        for name, value in row.items():
+            if name.startswith("time/"):
+                totals[name.removeprefix("time/")] = totals.get(name.removeprefix("time/"), 0.0) + value
+    return {f"seconds, {phase}": total for phase, total in totals.items()}

@@ -3,78 +3,73 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 
 from actors.crew import Crew
+from actors.scoring import Scoring
 from actors.waiting import Moment
-from rlhf.algorithms import canaries
-from rlhf.algorithms.controller import AlgorithmState
 from rlhf.data.order import PromptOrder
 from rlhf.roles.assemble import BatchReport
+from rlhf.run_state import RunState
 from rlhf.tracking.phases import PhaseTimer
 
 SAMPLING = 10**9 + 1  # tells this stream of random numbers from those of other uses of the same seed
 
 
 class PPOTrainer:
-    """Steps of PPO over a crew of actors: ``publish`` the first weights, then ``run``."""
+    """One step of PPO over a crew of actors. Who makes many steps of it, whatever happens, is ``survival``."""
 
     def __init__(self, crew: Crew, prompts: int) -> None:
-        self.crew, self.recipe = crew, crew.recipe
-        self.order = PromptOrder(prompts, self.recipe.seed)
-        self.limits = canaries.Limits.of(self.recipe.canaries, self.recipe.model.dtype)
-        self.state = AlgorithmState.start(self.recipe.algorithm)
+        self.crew, self.recipe, self.prompts = crew, crew.recipe, prompts
         self.timer = PhaseTimer()
 
-    def run(self) -> Iterator[tuple[int, BatchReport]]:
-        """Yield each step's metrics and samples. A canary outside its limits ends the run once its step is reported."""
-        for step in range(self.recipe.ppo.steps):
-            report = self.step(step)
-            yield step, report
-            canaries.check(report.metrics, step, self.limits)
-
-    def step(self, step: int) -> BatchReport:
-        """One step, under the weights of version ``step``."""
-        crew, ppo = self.crew, self.recipe.ppo
+    def step(self, state: RunState) -> tuple[BatchReport, RunState]:
+        """One step, under the weights of version ``state.step``; returns what it found, and the state after it."""
+        crew, ppo, step = self.crew, self.recipe.ppo, state.step
         with self.timer("step"):
             # 1. Prompts: the next of a seeded order, each as often as it is to be answered, and a seed for every answer
-            chosen = self.order.take(ppo.batch_size // ppo.samples_per_prompt)
+            order = PromptOrder.restore(self.prompts, self.recipe.seed, state.order)
+            chosen = order.take(ppo.batch_size // ppo.samples_per_prompt)
             prompts = [prompt for prompt in chosen for _ in range(ppo.samples_per_prompt)]
             draw = np.random.default_rng([self.recipe.seed, SAMPLING, step])
             seeds = draw.integers(2**31, size=len(prompts)).tolist()
 
             # 2. Rollout, and 3. Score: every block is scored by four models while the next is still being generated
-            parts, pending = [], []
-            with self.timer("rollout"):
-                for block in crew.engines.generate(prompts, seeds, Moment(phase="rollout", step=step)):
-                    pending += (scores := crew.score(block))
-                    parts += [block, *scores]
-            with self.timer("score"):
-                crew.engines.sleep(Moment(phase="score", step=step))
-                crew.wait_for_scores(pending, Moment(phase="score", step=step))
+            scoring, faults = Scoring(crew, Moment(phase="score", step=step)), 0
+            with self.phase("rollout", step) as moment:
+                for block, answered in crew.engines.generate(prompts, seeds, moment):
+                    scoring.send(block, len(answered.places))
+                    faults += crew.supervisor.set_aside(answered.faults, state.set_aside + faults, moment)
+            with self.phase("score", step) as moment:
+                crew.engines.sleep(moment)
+                parts = scoring.settle()
 
             # 4. Advantages: over the global batch, in one place
-            with self.timer("advantages"):
-                experience, report = crew.assemble(step, self.state, parts)
-                self.state = report.state
+            with self.phase("advantages", step):
+                experience, report = crew.assemble(step, state.algorithm, parts)
 
             # 5. Update: critic and policy at the same time, on every rank the same number of passes
-            with self.timer("update"):
+            with self.phase("update", step):
                 metrics = crew.update(experience, step)
 
             # 6. Publish: every engine proves the new version before it serves
-            with self.timer("publish"):
-                self.publish(version=step + 1, step=step)
-        return self.record(step, report, metrics)
+            with self.phase("publish", step) as moment:
+                crew.publish(step + 1, moment)
+        after = replace(
+            state, step=step + 1, order=order.state(), algorithm=report.state, set_aside=state.set_aside + faults
+        )
+        return self.record(step, report, metrics), after
 
-    def publish(self, version: int, step: int) -> None:
-        """Send the policy's weights to the engines and have each prove that it holds them."""
-        moment, engines = Moment(phase="publish", step=step), self.crew.engines
-        engines.wake("weights", moment)
-        sent = self.crew.policy.ask("publish", moment=moment)[0]
-        engines.prove(sent, version, moment)
-        engines.wake("kv_cache", moment)
+    @contextmanager
+    def phase(self, name: str, step: int) -> Iterator[Moment]:
+        """Within the block the run is in this phase: it is timed, and everybody can see it."""
+        moment = Moment(phase=name, step=step)
+        self.crew.supervisor.enter(moment)
+        with self.timer(name):
+            yield moment
 
     def record(self, step: int, report: BatchReport, metrics: dict[str, float]) -> BatchReport:
         """7. Record: what was measured, where the time went, how fast it was."""

@@ -1,15 +1,26 @@
-"""Waiting for actors: always with a deadline, and with a failure that says where and when."""
+"""Waiting for actors: never without a deadline, and with a failure that says who, where and when."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayError, RayTaskError
 
-from rlhf.errors import MachineryError, RLHFError
+from rlhf.config.schema import Recipe
+from rlhf.errors import LostError, MachineryError, RLHFError
+from rlhf.recovery.deadlines import Deadlines
+
+SLICE_SECONDS = 0.25
+"""Longest time for which a wait does not look whether the run is to stop."""
+CULPRIT_SECONDS = 3.0
+"""How long a failure that blames a peer waits for Ray to say which peer died."""
+START = "start"
+"""The phase in which actors load what they hold; its deadline is one of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,52 +34,124 @@ class Moment:
         return self.phase if self.step is None else f"{self.phase} of step {self.step}"
 
 
-def wait(
-    refs: Sequence[ray.ObjectRef], who: Sequence[str], moment: Moment, seconds: float, values: bool = True
-) -> list[Any]:
+class Patience:
+    """How long an answer may take, by phase and by what the phase has taken so far; and whether to go on waiting."""
+
+    def __init__(self, recipe: Recipe, check: Callable[[], None] = lambda: None) -> None:
+        """Args: check is called every so often during a wait; what it raises ends the wait."""
+        place, recovery = recipe.placement, recipe.recovery
+        self.check, self.start_seconds = check, place.start_timeout_seconds
+        self.deadlines = Deadlines(
+            floor=recovery.stall_floor_seconds, factor=recovery.stall_factor, ceiling=place.phase_timeout_seconds
+        )
+
+    def seconds(self, phase: str) -> float:
+        """Longest time without an answer in this phase."""
+        return self.start_seconds if phase == START else self.deadlines.of(phase)
+
+    @contextmanager
+    def undisturbed(self) -> Iterator[None]:
+        """Within the block nothing ends a wait but its deadline."""
+        check, self.check = self.check, lambda: None
+        try:
+            yield
+        finally:
+            self.check = check
+
+    def next_ready(self, pending: Mapping[Any, str], moment: Moment) -> Any:
+        """The first of the references, or streams, that has something to give; ``pending`` says whose each is.
+
+        Raises:
+            LostError: none had within the deadline.
+        """
+        begin = time.monotonic()
+        limit = self.seconds(moment.phase)
+        while True:
+            self.check()
+            left = limit - (time.monotonic() - begin)
+            done, _ = ray.wait(
+                list(pending), num_returns=1, timeout=min(SLICE_SECONDS, max(left, 0.0)), fetch_local=False
+            )
+            if done:
+                self.deadlines.took(moment.phase, time.monotonic() - begin)
+                return done[0]
+            if left <= 0:
+                names = tuple(sorted(set(pending.values())))
+                raise LostError(late(names, moment, limit), names, "stalled")
+
+
+def wait(refs: Sequence[ray.ObjectRef], who: Sequence[str], moment: Moment, patience: Patience) -> list[Any]:
     """The values of all references, in their order; fails as soon as one of them fails.
 
     Args:
         who: the actor behind each reference.
-        seconds: the longest time without any answer.
-        values: without them the results stay where they are, and a failure shows when they are used.
 
     Raises:
         UserError, CanaryError, MachineryError: raised by the actor on purpose, passed on as they are.
-        MachineryError: an actor died, or the deadline passed.
+        LostError: an actor died, lost a peer, or was late.
     """
-    names = dict(zip(refs, who, strict=True))
+    pending = dict(zip(refs, who, strict=True))
     fetched: dict[ray.ObjectRef, Any] = {}
-    pending = list(refs)
     while pending:
-        done, pending = ray.wait(pending, num_returns=1, timeout=seconds, fetch_local=False)
-        if not done:
-            raise MachineryError(late(sorted({names[ref] for ref in pending}), moment, seconds))
-        if values:
-            fetched |= {ref: fetch(ref, names[ref], moment, seconds) for ref in done}
-    return [fetched[ref] for ref in refs if values]
+        ref = patience.next_ready(pending, moment)
+        name = pending.pop(ref)
+        try:
+            fetched[ref] = fetch(ref, name, moment, patience)
+        except LostError as error:
+            raise _culprit(error, pending, moment) from error
+    return [fetched[ref] for ref in refs]
 
 
-def late(who: Sequence[str], moment: Moment, seconds: float) -> str:
-    """What to say when a deadline passed."""
-    return (
-        f"no answer within {seconds:.0f} s during {moment} from {', '.join(who)}; see their logs in the run's logs/, "
-        "and raise placement.phase_timeout_seconds (start_timeout_seconds at the start) if the work is really that long"
-    )
-
-
-def fetch(ref: ray.ObjectRef, who: str, moment: Moment, seconds: float) -> Any:
+def fetch(ref: ray.ObjectRef, who: str, moment: Moment, patience: Patience) -> Any:
     """One value, with failures turned into the project's own errors."""
+    seconds = patience.seconds(moment.phase)
     try:
         return ray.get(ref, timeout=seconds)
     except RayTaskError as error:
         if isinstance(error.cause, RLHFError):
             raise error.cause from None
+        if isinstance(error.cause, (RayActorError, ObjectLostError)):
+            raise LostError(f"{who} was given something that is lost, during {moment}: {error.cause}") from error
         raise MachineryError(f"{who} failed during {moment}: {str(error).strip().splitlines()[-1]}") from error
     except RayActorError as error:
-        raise MachineryError(
-            f"{who} died during {moment}: {' '.join(str(error).split())[:300]}. Where its log in logs/ says nothing, "
-            "the host may have run out of memory (dmesg shows whom the kernel killed)."
-        ) from error
+        raise LostError(f"{who} died during {moment}: {_one_line(error)}", (who,), "died") from error
     except GetTimeoutError as error:
-        raise MachineryError(late([who], moment, seconds)) from error
+        raise LostError(late([who], moment, seconds), (who,), "stalled") from error
+    except RayError as error:  # an object went with its node, or Ray itself gave up on it
+        raise LostError(f"what {who} computed is lost, during {moment}: {_one_line(error)}") from error
+
+
+def late(who: Sequence[str], moment: Moment, seconds: float) -> str:
+    """What to say when a deadline passed."""
+    return f"no answer within {seconds:.0f} s during {moment} from {', '.join(who)}"
+
+
+def _one_line(error: BaseException) -> str:
+    """Ray's reason, which stands at the end of its text."""
+    text = " ".join(str(error).split())
+    return (text.rpartition("Worker exit detail: ")[2] or text)[:600]
+
+
+def _culprit(error: LostError, pending: Mapping[ray.ObjectRef, str], moment: Moment) -> LostError:
+    """The error of the rank that died, where a peer of it complained first."""
+    if error.kind != "failed":
+        return error
+    end = time.monotonic() + CULPRIT_SECONDS
+    left = dict(pending)
+    while left and time.monotonic() < end:
+        done, _ = ray.wait(list(left), num_returns=1, timeout=SLICE_SECONDS, fetch_local=False)
+        for ref in done:
+            died = _death(ref, left.pop(ref), moment)
+            if died is not None:
+                return died
+    return error
+
+
+def _death(ref: ray.ObjectRef, name: str, moment: Moment) -> LostError | None:
+    try:
+        ray.get(ref, timeout=0)
+    except RayActorError as error:
+        return LostError(f"{name} died during {moment}: {_one_line(error)}", (name,), "died")
+    except RayError:
+        return None
+    return None

@@ -1,25 +1,32 @@
 """How a policy rank talks to the engines during a publish: vLLM's ``VLLMWeightSyncClient`` over Ray actors.
 
-vLLM has a client for Ray too; this one has a deadline on each call and gives every engine its own place in an NCCL
-group.
+vLLM has a client for Ray too; this one has a deadline on each call, gives every engine its own place in an NCCL group,
+and goes on without an engine that is lost.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
 import ray
 from ray.actor import ActorHandle
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
-from actors.waiting import Moment, wait
+from rlhf.errors import LostError
 
 
 class EngineClient:
-    """Drives all engines as one. ``workers_per_engine`` is vLLM's tensor-parallel size."""
+    """Drives all engines as one. ``workers_per_engine`` is vLLM's tensor-parallel size.
+
+    An engine that dies, or is late, is left out of the rest of the update: the controller sees that it proves nothing.
+    ``seconds`` is how long one call may take.
+    """
 
     def __init__(self, engines: Sequence[ActorHandle], workers_per_engine: int, seconds: float) -> None:
         self.engines, self.workers_per_engine, self.seconds = list(engines), workers_per_engine, seconds
+        self._lost: set[int] = set()
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
         """Have every engine meet the trainer; engine i's workers follow those of the engines before it."""
@@ -27,19 +34,37 @@ class EngineClient:
         for index, info in enumerate(infos):
             if "rank_offset" in info:
                 info["rank_offset"] += index * self.workers_per_engine
-        self._all([e.init_weight_transfer_engine.remote(info) for e, info in zip(self.engines, infos, strict=True)])
+        self._all("init_weight_transfer_engine", infos)
 
     def start_weight_update(self) -> None:
         """Begin an update on every engine."""
-        self._all([engine.start_weight_update.remote() for engine in self.engines])
+        self._all("start_weight_update")
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
         """Give every engine one chunk."""
-        self._all([engine.update_weights.remote(update_info) for engine in self.engines])
+        self._all("update_weights", [update_info] * len(self.engines))
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
         """End the update on every engine. The version is set later, once the weights are proven."""
-        self._all([engine.finish_weight_update.remote() for engine in self.engines])
+        self._all("finish_weight_update")
 
-    def _all(self, refs: list[ray.ObjectRef]) -> None:
-        wait(refs, [f"rollout engine {i}" for i in range(len(refs))], Moment(phase="publish"), self.seconds)
+    def _all(self, method: str, arguments: Sequence[Any] | None = None) -> None:
+        end = time.monotonic() + self.seconds
+        refs = {
+            index: getattr(engine, method).remote(*(() if arguments is None else (arguments[index],)))
+            for index, engine in enumerate(self.engines)
+            if index not in self._lost
+        }
+        for index, ref in refs.items():
+            try:
+                ray.get(ref, timeout=max(0.0, end - time.monotonic()))
+            except (RayActorError, GetTimeoutError) as error:
+                self._leave_out(index, method, error)
+            except RayTaskError as error:
+                if not isinstance(error.cause, LostError):
+                    raise
+                self._leave_out(index, method, error.cause)
+
+    def _leave_out(self, index: int, method: str, error: BaseException) -> None:
+        print(f"publish goes on without engine {index} of {len(self.engines)}, lost in {method}: {error}", flush=True)
+        self._lost.add(index)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import re
 import socket
 import traceback
 from collections.abc import Callable, Iterator
@@ -10,9 +10,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import ray
+
 from actors.cluster import node_address
-from rlhf.errors import MachineryError, RLHFError
+from actors.process import Doing, Whereabouts, dump_stacks_on_signal, whereabouts
+from rlhf.errors import LostError, MachineryError, RLHFError
 from rlhf.tracking.quiet import redirect_output
+
+PULSE = "pulse"
+"""Ray's name of the thread that answers while the actor computes."""
+PEER_GONE = re.compile(r"gloo|NCCL|ProcessGroup|Connection (closed|reset) by peer|Broken pipe|Socket Timeout", re.I)
+"""How torch.distributed says that another rank is gone: not every back end has an error type of its own for that."""
+ENGINE_GONE = "EngineDeadError"
+"""vLLM's error when the engine's own process is gone; by name, since only a rollout actor imports vLLM."""
 
 
 class Worker:
@@ -20,8 +30,15 @@ class Worker:
 
     def __init__(self, name: str, log: Path) -> None:
         redirect_output(log)
-        self.name = f"{name} (node {node_address()}, process {os.getpid()})"
+        dump_stacks_on_signal()
+        self.where = whereabouts(name, log)
+        self.doing = Doing()
         self.held: Any = None
+
+    @ray.method(concurrency_group=PULSE)
+    def pulse(self) -> tuple[str, float]:
+        """What this worker is doing, and for how many seconds; answered at any time."""
+        return self.doing.pulse()
 
     def meeting_point(self) -> tuple[str, int]:
         """An address and a free port of this node, at which ranks can meet."""
@@ -30,36 +47,46 @@ class Worker:
             probe.bind((address, 0))
             return address, probe.getsockname()[1]
 
-    def build(self, builder: Callable[..., Any], *arguments: Any) -> str:
-        """Build what this worker holds; returns the worker's name with its node and process."""
-        with named_failures(self.name, "start"):
+    def build(self, builder: Callable[..., Any], *arguments: Any) -> Whereabouts:
+        """Build what this worker holds; returns where it is."""
+        with self.doing("start"), named_failures(self.where, "start"):
             self.held = builder(*arguments)
-        return self.name
+        return self.where
 
     def call(self, method: str, *arguments: Any) -> Any:
         """Call a method of what this worker holds. Arguments that are references have become their values."""
-        with named_failures(self.name, method):
+        with self.doing(method), named_failures(self.where, method):
             return getattr(self.held, method)(*arguments)
+
+    def compute(self, method: str, *arguments: Any) -> tuple[Any, None]:
+        """The same for a result that stays where it is, and a word that it is there, which shows a failure as well."""
+        return self.call(method, *arguments), None
 
     def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call a function in this worker's process."""
-        with named_failures(self.name, function.__name__):
+        with self.doing(function.__name__), named_failures(self.where, function.__name__):
             return function(*arguments)
 
 
 @contextmanager
-def named_failures(name: str, doing: str) -> Iterator[None]:
-    """Within the block an unexpected error becomes a ``MachineryError`` with the actor's name.
+def named_failures(where: Whereabouts, doing: str) -> Iterator[None]:
+    """Within the block an unexpected error becomes a ``MachineryError`` with the actor's name, or a ``LostError`` where
+    it says that a peer is gone.
 
     The traceback goes to its log.
     """
     try:
         yield
+    except LostError as error:
+        raise LostError(f"{where} lost in {doing}: {error}", (where.name,), error.kind) from None
     except RLHFError:
         raise
     except Exception as error:
         traceback.print_exc()
         reason = (str(error).strip().splitlines() or [""])[0]
-        raise MachineryError(
-            f"{name} failed in {doing}: {type(error).__name__}: {reason}; traceback in the run's logs/"
-        ) from None
+        what = f"{where} failed in {doing}: {type(error).__name__}: {reason}; traceback in the run's logs/"
+        if type(error).__name__ == ENGINE_GONE:
+            raise LostError(what, (where.name,), "died") from None
+        if isinstance(error, RuntimeError) and PEER_GONE.search(str(error)):
+            raise LostError(what, (where.name,), "failed") from None
+        raise MachineryError(what) from None

@@ -15,6 +15,7 @@ from rlhf.data.order import epoch_batches
 from rlhf.data.stages import comparison_batches
 from rlhf.device import Device
 from rlhf.errors import UserError
+from rlhf.evaluation.accuracy import accuracy_ceiling
 from rlhf.evaluation.scorers import load_scorer
 from rlhf.tracking.wandb_run import resolve_mode
 
@@ -34,6 +35,7 @@ def prepare(recipe_path: str, overrides: Sequence[str], command: Stage) -> tuple
     validate(recipe, command, replace(machine, context_length=context))
     if command != "generate":
         _import_functions(recipe, command)
+        accuracy_ceiling(recipe.reward.ceiling if {"reward", "dpo"} & {*stages_of(recipe, command)} else None)
     resolve_mode(recipe.tracking)
     return recipe, "cuda" if uses_gpus(recipe, machine) else "cpu", machine.gpus
 

@@ -43,6 +43,22 @@ class MachineryError(RLHFError):
     """A process, a device or a connection failed; the message names role, rank, node, step and phase where known."""
 
 
+class LostError(MachineryError):
+    """Processes are gone, stuck, or cut off from a peer: what they held can be made again, what they did done again.
+
+    Args:
+        names: of the actors; empty where it is not known whose process it was.
+        kind: ``died``, ``stalled`` or ``failed``.
+    """
+
+    def __init__(self, message: str, names: tuple[str, ...] = (), kind: str = "died") -> None:
+        super().__init__(message, names, kind)
+        self.message, self.names, self.kind = message, names, kind
+
+    def __str__(self) -> str:
+        return self.message
+
+
 class CanaryError(RLHFError):
     """A measured quantity left the limits within which training is sound."""
 

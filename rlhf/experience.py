@@ -147,6 +147,7 @@ def experience_metrics(experience: Experience, raw: Float32, version: int) -> di
         "rollout/truncated_fraction": float((rollouts.finish_reasons == FinishReason.LENGTH).mean()),
         "rollout/staleness_mean": float((version - rollouts.weight_versions).mean()),
         "rollout/dropped": float(len(there) - there.sum()),
+        "rollout/set_aside": float(rollouts.set_aside.sum()),
         "rollout/tokens": float(lengths.sum()),
     }
     if not there.any():

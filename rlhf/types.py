@@ -33,6 +33,8 @@ class FinishReason(IntEnum):
     """The model emitted an end token."""
     LENGTH = 1
     """The response reached its longest allowed length: it is truncated."""
+    SET_ASIDE = 2
+    """There is no response: the engine failed on the prompt, or said nothing. An empty mask keeps it out of all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +173,11 @@ class RolloutBlock:
 
     def __len__(self) -> int:
         return len(self.sequences)
+
+    @property
+    def set_aside(self) -> Bool:
+        """(B,) samples that have no response; a mask that is all false keeps their place in the batch."""
+        return self.finish_reasons == FinishReason.SET_ASIDE
 
     @classmethod
     def pack(cls, rollouts: Sequence[Rollout]) -> RolloutBlock:

@@ -277,7 +277,7 @@ PROBLEMS: Mapping[str, Problem] = {
     problem.name: problem
     for problem in (
         bandit("a-ppo", "llama"),
-        bandit("a-grpo", "llama", "grpo", kl_in="reward"),
+        bandit("a-grpo", "gpt_neox", "grpo", kl_in="reward"),
         bandit("a-dr-grpo", "gpt_neox", "dr_grpo"),
         bandit("a-rloo", "gpt_neox", "rloo"),
         bandit("a-reinforce", "gpt_neox", "reinforce++"),

@@ -37,7 +37,12 @@ def validate(recipe: Recipe, stage: Stage, machine: Machine) -> None:
     problems += _scorers(recipe, stage)
     if not impossible:
         problems += [*_scratch(recipe), *_lengths(recipe, stages, machine), *_roles(recipe, stages)]
-        problems += [*_batches(recipe, stages), *_schedules(recipe, stages), *_evaluation(recipe, stage)]
+        problems += [
+            *_batches(recipe, stages),
+            *_schedules(recipe, stages),
+            *_evaluation(recipe, stage),
+            *_time_limit(recipe),
+        ]
         problems += check_algorithm(recipe) if "ppo" in stages else []
         problems += check_devices(recipe, stage, machine)
     raise_all(problems, f"the recipe {recipe.name!r} cannot run `{stage}`")
@@ -242,6 +247,16 @@ def _schedules(recipe: Recipe, stages: tuple[str, ...]) -> Iterator[UserError]:
             check_schedule(optimizer, updates, key)
         except UserError as problem:
             yield problem
+
+
+def _time_limit(recipe: Recipe) -> Iterator[UserError]:
+    limit, before = recipe.checkpoint.time_limit_seconds, recipe.checkpoint.before_deadline
+    if limit is not None and limit <= before:
+        yield UserError(
+            f"checkpoint.time_limit_seconds = {limit:g} is not above checkpoint.before_deadline = {before:g}",
+            "the run would stop before its first step, every time",
+            "a smaller checkpoint.before_deadline: what a checkpoint takes, and some seconds more",
+        )
 
 
 def _evaluation(recipe: Recipe, stage: Stage) -> Iterator[UserError]:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
-from jinja2 import TemplateError
 
 from rlhf.config.schema import DataConfig
 from rlhf.data.chat import render_prompt, render_response, transcript
@@ -167,7 +166,7 @@ def encode_responses(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -
 def _render(row: Row, tokenizer: PreTrainedTokenizerBase) -> _Prompt:
     try:
         return _Prompt(render_prompt(row.prompt, tokenizer), tokens=[])
-    except TemplateError as error:
+    except Exception as error:  # the template is the user's program: besides its own refusals it may divide by zero
         return _Prompt("", tokens=[], problem=f"the chat template refuses the turns: {error}")
 
 

@@ -48,6 +48,6 @@ def accuracy_ceiling(file: str | None) -> dict[str, float | str]:
         return {}
     try:
         return {CEILING: float(json.loads(Path(file).read_text())["accuracy_ceiling"])}
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         what = f"reward.ceiling: {file} gives no number accuracy_ceiling"
         raise UserError(what, str(error), "give a JSON file with that number, or leave the key out") from error

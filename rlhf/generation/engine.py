@@ -5,21 +5,38 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from vllm import SamplingParams
 from vllm.config.weight_transfer import WeightTransferConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
-from vllm.inputs import TokensPrompt
+from vllm.inputs.engine import tokens_input
 from vllm.outputs import RequestOutput
+from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError
+from vllm.v1.engine.output_processor import RequestOutputCollector
 
 from rlhf.config.schema import ModelConfig, RolloutConfig
 from rlhf.device import Device, engine_arguments
-from rlhf.errors import MachineryError
+from rlhf.errors import LostError, MachineryError
 from rlhf.types import UNVERIFIED, FinishReason, Prompt, Rollout
 from rlhf.weights.fingerprint import Fingerprint, add
+
+Asked: TypeAlias = RequestOutputCollector | str
+"""Where the engine puts a prompt's answer, or why it does not take the prompt."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """The answer to the prompt at ``place`` of a call. ``fault`` says why there is no response, where there is none."""
+
+    place: int
+    rollout: Rollout
+    fault: str = ""
 
 
 class RolloutEngine:
@@ -34,6 +51,7 @@ class RolloutEngine:
         end_tokens: token ids that end a response.
         transfer_backend: how new weights arrive, or None for an engine whose weights never change; such an engine
             serves version 0 from the start.
+        deterministic: batch the same prompts in the same way each time, so that they get the same answers to the bit.
     """
 
     def __init__(
@@ -47,9 +65,11 @@ class RolloutEngine:
         transfer_backend: str | None,
         sleeps: bool = False,
         seed: int = 0,
+        deterministic: bool = False,
     ) -> None:
-        self.config, self.end_tokens = config, list(end_tokens)
+        self.config, self.end_tokens, self.deterministic = config, list(end_tokens), deterministic
         self.prompt_tokens = self.cached_tokens = 0
+        self._under_way: list[asyncio.Task[Answer]] = []
         self.version = UNVERIFIED if transfer_backend else 0
         arguments = AsyncEngineArgs(
             model=str(folder),
@@ -71,11 +91,27 @@ class RolloutEngine:
         )
         self.llm = AsyncLLM.from_engine_args(arguments)
 
-    async def generate(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> AsyncIterator[Rollout]:
-        """Answer all prompts at once; yield each rollout as soon as it ends, in any order."""
+    async def adopt(self) -> list[int]:
+        """Bind the engine's processes to this one, so that they end with it however it ends; returns their ids."""
+        return list(await self.llm.collective_rpc("end_with_parent"))
+
+    async def generate(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> AsyncIterator[Answer]:
+        """Answer all prompts at once; yield each answer as soon as it ends, in any order.
+
+        Raises:
+            LostError: the engine's process is gone.
+        """
         if self.version == UNVERIFIED:
             raise MachineryError("the engine was asked to serve before its weights were proven")
-        tasks = [asyncio.create_task(self._answer(p, s)) for p, s in zip(prompts, seeds, strict=True)]
+        try:
+            asked = await self._ask_all(prompts, seeds)
+        except EngineDeadError as error:
+            raise LostError("the engine's own process is gone") from error
+        version = self.version
+        tasks = self._under_way = [
+            asyncio.create_task(self._answer(place, prompts[place], seeds[place], queue, version))
+            for place, queue in enumerate(asked)
+        ]
         try:
             for task in asyncio.as_completed(tasks):
                 yield await task
@@ -83,7 +119,26 @@ class RolloutEngine:
             for task in tasks:
                 task.cancel()
 
-    async def _answer(self, prompt: Prompt, seed: int) -> Rollout:
+    def abandon(self) -> None:
+        """Drop what is being generated; the call that asked for it fails."""
+        for task in self._under_way:
+            task.cancel()
+
+    async def _ask_all(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> list[Asked]:
+        """Hand over all prompts, in their order.
+
+        What a prompt is batched with moves the last bits of its log-probabilities, so a deterministic engine computes
+        nothing before it has all of them, and nothing from what it kept of calls before.
+        """
+        if self.deterministic:
+            await self.llm.pause_generation(mode="keep", clear_cache=True)
+        try:
+            return [await self._ask(prompt, seed) for prompt, seed in zip(prompts, seeds, strict=True)]
+        finally:
+            if self.deterministic:
+                await self.llm.resume_generation()
+
+    async def _ask(self, prompt: Prompt, seed: int) -> Asked:
         sampling = SamplingParams(
             temperature=self.config.temperature,
             max_tokens=self.config.max_response_length,
@@ -91,14 +146,51 @@ class RolloutEngine:
             logprobs=0,
             seed=seed,
             detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        version, last = self.version, None
-        request = TokensPrompt(prompt_token_ids=list(prompt.tokens))
-        async for output in self.llm.generate(request, sampling, request_id=uuid.uuid4().hex):
-            last = output
+        # Tokens as such, not a prompt still to be rendered: those wait in a pool of threads, and overtake each other.
+        request = tokens_input(list(prompt.tokens))
+        try:
+            return await self.llm.add_request(uuid.uuid4().hex, request, sampling)
+        except EngineDeadError:
+            raise
+        except Exception as error:  # a prompt that the engine does not take costs that prompt, not the run
+            return f"{type(error).__name__}: {error}"
+
+    async def _answer(self, place: int, prompt: Prompt, seed: int, asked: Asked, version: int) -> Answer:
+        if isinstance(asked, str):
+            return self._without(place, prompt, seed, version, asked)
+        try:
+            output = await asked.get()
+        except EngineDeadError as error:
+            raise LostError("the engine's own process is gone") from error
+        except asyncio.CancelledError:
+            await self.llm.abort(asked.request_id, internal=True)
+            raise
+        except Exception as error:
+            return self._without(place, prompt, seed, version, f"{type(error).__name__}: {error}")
         self.prompt_tokens += len(prompt.tokens)
-        self.cached_tokens += (last and last.num_cached_tokens) or 0
-        return _rollout(prompt, last, version, seed)
+        self.cached_tokens += getattr(output, "num_cached_tokens", 0) or 0
+        if not isinstance(output, RequestOutput) or not output.finished or not output.outputs[0].token_ids:
+            return self._without(place, prompt, seed, version, "the engine gave no response")
+        return Answer(place=place, rollout=_rollout(prompt, output, version, seed))
+
+    def _without(self, place: int, prompt: Prompt, seed: int, version: int, fault: str) -> Answer:
+        """What stands in the place of a response that there is not: an end token that nothing is learned from.
+
+        Nor does the prompt appear in it: what the engine fails on, the other models may fail on too.
+        """
+        end = self.end_tokens[0]
+        rollout = Rollout(
+            prompt=replace(prompt, tokens=(end,)),
+            tokens=np.array([end], dtype=np.int32),
+            logprobs=np.zeros(1, dtype=np.float32),
+            mask=np.zeros(1, dtype=np.bool_),
+            weight_version=version,
+            finish_reason=FinishReason.SET_ASIDE,
+            seed=seed,
+        )
+        return Answer(place=place, rollout=rollout, fault=fault)
 
     async def sleep(self) -> None:
         """Give the GPU's memory back while others train; weights are dropped, since a publish follows."""
@@ -123,11 +215,10 @@ class RolloutEngine:
         self.llm.shutdown()
 
 
-def _rollout(prompt: Prompt, output: RequestOutput | None, version: int, seed: int) -> Rollout:
-    if output is None or not output.finished or not output.outputs[0].token_ids:
-        raise MachineryError(f"the engine returned no response for prompt {prompt.id}")
+def _rollout(prompt: Prompt, output: RequestOutput, version: int, seed: int) -> Rollout:
     answer = output.outputs[0]
     tokens = np.array(answer.token_ids, dtype=np.int32)
+    assert answer.logprobs is not None
     logprobs = [step[token].logprob for step, token in zip(answer.logprobs, answer.token_ids, strict=True)]
     return Rollout(
         prompt=prompt,

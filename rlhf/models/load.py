@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -33,7 +34,7 @@ def load_tokenizer(folder: str | Path, config: ModelConfig) -> PreTrainedTokeniz
         template = Path(config.chat_template)
         if not template.is_file():
             raise UserError(f"model.chat_template: no file {template}", fix="give the path of a Jinja template")
-        tokenizer.chat_template = template.read_text()
+        tokenizer.chat_template = _text(template)
     prepare_tokenizer(tokenizer)
     return tokenizer
 
@@ -42,7 +43,17 @@ def context_length(folder: str | Path, config: ModelConfig) -> int:
     """Longest sequence in tokens that the model was made for."""
     model_config = _load(AutoConfig, folder, config)
     length = getattr(model_config, "max_position_embeddings", None) or getattr(model_config, "n_positions", None)
-    return int(length or 2**31)
+    if not isinstance(length, int | None) or (length or 1) < 0:
+        what = f"the model in {str(folder)!r} has a context of {length!r:.40}"
+        raise UserError(what, "it is a number of tokens", "mend max_position_embeddings in its config.json")
+    return length or 2**31
+
+
+def _text(template: Path) -> str:
+    try:
+        return template.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"model.chat_template: {template} cannot be read", str(error), "save it as UTF-8") from error
 
 
 LOGIT_TRANSFORMS = {"final_logit_softcapping": None, "logit_scale": 1.0, "logits_scaling": 1.0}
@@ -144,10 +155,16 @@ def _attention(dtype: str) -> str:
     return "flash_attention_2" if usable else "sdpa"
 
 
+# A folder's own texts: whatever goes wrong with them, they are at fault. Networks may also fail for want of memory.
+_TEXTS = (AutoConfig, AutoTokenizer)
+
+
 def _load(auto: Any, folder: str | Path, model: ModelConfig, **options: Any) -> Any:
     try:
         return auto.from_pretrained(str(folder), trust_remote_code=model.trust_remote_code, **options)
-    except (OSError, ValueError) as error:
+    except Exception as error:
+        if auto not in _TEXTS and not isinstance(error, (OSError, ValueError, SafetensorError)):
+            raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
             f"cannot load {auto.__name__} from {str(folder)!r}",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from rlhf.recovery.incident import Incident
 
@@ -34,6 +34,15 @@ class History:
         """A step has ended: who was there from its beginning starts with a clean sheet."""
         kept = {role: count for role, count in self.in_a_row.items() if role in self.recent}
         return History(incidents=self.incidents, in_a_row=kept)
+
+    def closed(self, member: str, seconds: float) -> History:
+        """With what its last incident cost: a member serves again after so long."""
+        places = [i for i, incident in enumerate(self.incidents) if incident.member == member]
+        if not places:
+            return self
+        incidents = list(self.incidents)
+        incidents[places[-1]] = replace(incidents[places[-1]], seconds_lost=seconds)
+        return replace(self, incidents=tuple(incidents))
 
     def text(self) -> str:
         """One line an incident, for the error that ends a run."""

@@ -32,7 +32,7 @@ class StopRequest:
         Raises:
             UserError: the environment's end of the job is no number.
         """
-        self._clock, self._before = clock, config.before_deadline
+        self._clock, self._before, self._grace = clock, config.before_deadline, config.grace_seconds
         self._end = _end_of_time(config.time_limit_seconds, started, environment.get(END_TIME, ""))
         self.requested: str | None = None
         """Name of the signal that asked."""
@@ -63,7 +63,7 @@ class StopRequest:
         reader, writer = os.pipe()
         os.set_blocking(writer, False)
         wakes = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        threading.Thread(target=_listen, args=(reader,), name="signals", daemon=True).start()
+        threading.Thread(target=_listen, args=(reader, self._grace), name="signals", daemon=True).start()
         try:
             yield
         finally:
@@ -80,8 +80,9 @@ class StopRequest:
         self.requested, self.requested_at = signal.Signals(number).name, self._clock()
 
 
-def _listen(reader: int) -> None:
-    """End the process on the second signal also while the main thread is in native code, where no handler runs.
+def _listen(reader: int, grace_seconds: float) -> None:
+    """End the process on the second signal, and after the grace period, also while the main thread is in native code,
+    where no handler runs.
 
     The kernel's side of a handler writes the number of each signal into the pipe, whatever the main thread does.
     """
@@ -92,7 +93,9 @@ def _listen(reader: int) -> None:
         now = time.monotonic()
         if first is not None and now - first > SAME_SECONDS:
             os._exit(128 + number[0])
-        first = now if first is None else first
+        if first is None:
+            first = now
+            end_within(grace_seconds)
     os.close(reader)
 
 

@@ -91,7 +91,7 @@ def _score(batch: Batch, block: RolloutBlock, shares: Sequence[Share]) -> Scored
             scores[contribution.name] = join_samples(own, len(block))
         else:
             tokens[contribution.kind] = join_tokens(own, block.sequences)
-    dropped = np.zeros(len(block), dtype=bool)
+    dropped = block.set_aside.copy()
     for name, source in batch.recipe.rewards.items():
         if source.endpoint is not None and source.endpoint.on_failure == "drop":
             dropped |= np.isnan(scores[name])

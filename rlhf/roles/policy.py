@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from vllm.distributed.weight_transfer.base import VLLMWeightSyncClient
 
 from rlhf.algorithms.losses import kl_loss, policy_loss
 from rlhf.algorithms.normaliser import normaliser, token_weights
@@ -26,7 +25,7 @@ from rlhf.roles.role import LanguageRole
 from rlhf.roles.save import save_model
 from rlhf.types import Experience, Float32, RolloutBlock
 from rlhf.weights.fingerprint import Fingerprint
-from rlhf.weights.sender import make_sender
+from rlhf.weights.sender import TimedClient, make_sender
 from rlhf.weights.source import ZeroSource
 from rlhf.zero.engine import finite
 from rlhf.zero.process_group import Rank
@@ -168,12 +167,17 @@ class PolicyRole(LanguageRole):
             weights=torch.from_numpy(weights[kept]).to(self.place),
         )
 
-    def connect(self, client: VLLMWeightSyncClient, backend: str, engine_workers: int, address: str, port: int) -> None:
-        """Meet the engines, once."""
+    def connect(self, client: TimedClient, backend: str, engine_workers: int, address: str, port: int) -> None:
+        """Meet the engines: once, and again when others have taken the place of some."""
+        self.client = client
         self.sender = make_sender(backend, self.rank.rank, engine_workers, client, self.source, address, port)
 
-    def publish(self) -> Fingerprint:
-        """Send the weights to every engine; returns the fingerprint of the trainer's own."""
+    def publish(self, seconds: float) -> Fingerprint:
+        """Send the weights to every engine, each of which has ``seconds`` to take a part of them.
+
+        Returns the fingerprint of the trainer's own.
+        """
+        self.client.seconds = seconds
         self.sender.send_weights()
         return self.source.fingerprint
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -14,6 +15,8 @@ from rlhf.models.packed_row import PackedRow
 from rlhf.models.policy import PolicyNet
 from rlhf.roles.forward import Share, forward_share
 from rlhf.types import RolloutBlock, Sequences
+from rlhf.zero import checkpoint
+from rlhf.zero.checkpoint import Files
 from rlhf.zero.engine import ZeroEngine, building
 from rlhf.zero.process_group import Rank, join
 
@@ -47,6 +50,18 @@ class Role(Generic[Network]):
         """What ``compute`` makes of this rank's part of the sequences."""
         micro_batches = self.micro_batches(range(len(sequences)), sequences.lengths)
         return forward_share(sequences, micro_batches, self.place, compute)
+
+    def snapshot(self) -> Files:
+        """This rank's own files of all that training goes on from. Only of a role that trains."""
+        return checkpoint.snapshot(self.engine)
+
+    def restore(self, *shards: Files) -> None:
+        """Go on from the snapshots of all ranks."""
+        checkpoint.restore(self.engine, shards)
+
+    def load(self, folder: str) -> None:
+        """Go on from a folder that holds the files of all ranks that took the snapshot."""
+        checkpoint.load(self.engine, Path(folder))
 
 
 class LanguageRole(Role[PolicyNet]):

@@ -39,6 +39,11 @@ class Tracker:
         self._run = run
         self._wandb: WandbRun | None = WandbRun(run, recipe, self.event)
 
+    @property
+    def wandb_id(self) -> str:
+        """The W&B run's name for itself; empty without W&B."""
+        return self._wandb.id if self._wandb is not None else ""
+
     def __enter__(self) -> Self:
         return self
 

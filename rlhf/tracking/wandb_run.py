@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+from rlhf.checkpoints.durable import write_atomically
 from rlhf.config.schema import Recipe, TrackingConfig
 from rlhf.errors import UserError
 from rlhf.tracking.quiet import quiet_framework_logs
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 
 Mode = Literal["online", "offline", "disabled"]
 
+ID = "wandb_id"
+"""File in a stage's folder."""
 INIT_TIMEOUT_SECONDS = 30.0
 """How long a server that does not answer may hold up the start before the run goes on offline."""
 FINISH_TIMEOUT_SECONDS = 120.0
@@ -63,6 +67,8 @@ class WandbRun:
     def __init__(self, run: RunFolder, recipe: Recipe, report: Callable[..., None]) -> None:
         """Args: report writes an event, ``report(kind, **details)``."""
         self._log_file, self._report = run.logs / "wandb.log", report
+        self.id = ""
+        """W&B's own name of the run, kept in the folder, so that a command that goes on there goes on with the run."""
         self._run: wandb.Run | None = None
         with quiet_framework_logs(self._log_file):
             mode = resolve_mode(recipe.tracking)
@@ -95,10 +101,13 @@ class WandbRun:
     def _start(self, mode: Mode, run: RunFolder, recipe: Recipe) -> None:
         import wandb
 
-        config = recipe.tracking
+        config, known = recipe.tracking, run.path / ID
+        self.id = known.read_text(encoding="utf-8").strip() if known.exists() else uuid.uuid4().hex[:8]
         try:
             self._run = wandb.init(
                 mode=mode,
+                id=self.id,
+                resume="allow",
                 dir=run.path,
                 project=config.project,
                 name=f"{recipe.name}/{run.stage}",
@@ -112,6 +121,8 @@ class WandbRun:
             )
         except Exception as error:  # whatever its reason, it must not cost the run
             self._report("wandb_failed", doing=f"start {mode}", error=f"{type(error).__name__}: {error}")
+        else:
+            write_atomically(known, self.id + "\n")
 
     def _call(self, doing: str, call: Callable[[wandb.Run], None]) -> None:
         if self._run is None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+import signal
 from collections.abc import Iterator
 
 import torch
@@ -9,6 +12,8 @@ from torch import Tensor, nn
 
 from rlhf.weights.fingerprint import Fingerprint, fingerprint
 
+PR_SET_PDEATHSIG = 1
+"""Linux's prctl(2) option: a signal that this process gets when its parent ends."""
 _ROWS = 1024  # rows of the identity multiplied at one time
 
 
@@ -53,6 +58,14 @@ def _through_product(module: nn.Module, parameter: Tensor) -> Tensor:
 
 class HeldWeights:
     """Methods that vLLM adds to its worker (``worker_extension_cls``)."""
+
+    def end_with_parent(self) -> int:
+        """Have the kernel end this process when the one that started it ends, even if that is killed; returns its id.
+
+        vLLM ends its processes when it is told to, which a killed process is not; they would keep their memory.
+        """
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        return os.getpid()
 
     def held_fingerprint(self) -> Fingerprint:
         """Fingerprint of this worker's shard of the model it serves."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Protocol
 
 from vllm.distributed.weight_transfer.base import (
     TrainerInitInfo,
@@ -13,6 +14,12 @@ from vllm.distributed.weight_transfer.base import (
 from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 
 from rlhf.weights import shared_memory
+
+
+class TimedClient(VLLMWeightSyncClient, Protocol):
+    """What tells the engines of an update, in ``seconds`` a call."""
+
+    seconds: float
 
 
 def make_sender(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from functools import cached_property
 from typing import Any
 
 import deepspeed
@@ -21,6 +22,7 @@ from transformers.integrations import HfDeepSpeedConfig
 from rlhf.config.schema import OptimizerConfig, RoleConfig
 from rlhf.errors import MachineryError
 from rlhf.models.lora import adapters, merged, parts, plain_tensors
+from rlhf.weights.fingerprint import Fingerprint, fingerprint
 from rlhf.zero.process_group import Rank
 from rlhf.zero.settings import SCHEDULES, deepspeed_config, optimizer_arguments
 
@@ -31,7 +33,8 @@ def building(role: RoleConfig, dtype: str, rank: Rank) -> object | None:
 
 
 class ZeroEngine:
-    """One network under DeepSpeed. Without an optimizer it is frozen. ``learning_rate`` is that of the last update.
+    """One network under DeepSpeed. Without an optimizer it is frozen. ``learning_rate`` is that of the last update, 0
+    before the first.
 
     With an optimizer all parameters that require gradients are trained; the optimizer keeps nothing of the others.
 
@@ -50,7 +53,7 @@ class ZeroEngine:
         total_updates: int = 0,
     ) -> None:
         self.rank, self.world, self.device, self.stage = rank.rank, rank.world, place, role.zero_stage
-        self.network = network
+        self.network, self.dtype, self.learning_rate = network, dtype, 0.0
         if role.zero_stage == 3:
             for parameter in network.external_parameters():
                 deepspeed.zero.register_external_parameter(network, parameter)
@@ -116,6 +119,17 @@ class ZeroEngine:
         """
         return plain_tensors(model)
 
+    @cached_property
+    def frozen_fingerprint(self) -> Fingerprint:
+        """Of the weights that are not trained, by layer. Taken once, since they stay as they are."""
+        frozen = [(name, p) for name, p in self.network.named_parameters() if not p.requires_grad]
+        sums = fingerprint((name, own_part(p, self.rank)) for name, p in frozen)
+        if self.stage < 3 or not sums:
+            return sums
+        total = torch.tensor(list(sums.values()), dtype=torch.int64, device=self.device)
+        torch.distributed.all_reduce(total)  # of integers, which wrap around as the fingerprint's do
+        return dict(zip(sums, total.tolist()))
+
     def full(self, tensors: Sequence[Tensor]) -> Any:
         """A context in which the tensors are whole on every rank (collective under ZeRO-3)."""
         return deepspeed.zero.GatheredParameters(list(tensors)) if self.stage == 3 else nullcontext()
@@ -152,3 +166,11 @@ def _finite_norm(norm: float) -> float:
 def full_shape(tensor: Tensor) -> tuple[int, ...]:
     """The whole shape of a tensor that may be a ZeRO-3 shard."""
     return tuple(getattr(tensor, "ds_shape", tensor.shape))
+
+
+def own_part(tensor: Tensor, rank: int) -> Tensor:
+    """What this rank holds of a tensor: all of it, or (under ZeRO-3) its shard, flat and without padding."""
+    if not hasattr(tensor, "ds_tensor"):
+        return tensor
+    shard = tensor.ds_tensor
+    return shard.view(-1)[: max(0, tensor.ds_numel - rank * shard.numel())]

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import ray
 
 from actors.cluster import cluster, node_address
-from actors.waiting import Moment, wait
-from actors.worker import Worker
-from rlhf.errors import MachineryError, UserError
+from actors.waiting import Moment, Patience, wait
+from actors.worker import PULSE, Worker
+from rlhf.config.schema import PlacementConfig, Recipe
+from rlhf.errors import LostError, MachineryError, Stopped, UserError
 
 MOMENT = Moment(phase="update", step=7)
 
@@ -36,6 +37,13 @@ class Held:
     def hang(self) -> None:
         time.sleep(60)
 
+    def lose_peer(self) -> None:
+        raise RuntimeError("[/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:4321")
+
+    def die_soon(self) -> None:
+        time.sleep(1)
+        os._exit(1)
+
 
 @pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
@@ -48,19 +56,25 @@ def local_ray() -> Iterator[None]:
 @pytest.fixture
 def worker(local_ray: None, tmp_path: Path) -> Iterator[ray.actor.ActorHandle]:
     """A worker that holds ``Held``."""
-    actor = ray.remote(Worker).options(num_cpus=0).remote("policy rank 3", tmp_path / "log")
+    actor = (
+        ray.remote(concurrency_groups={PULSE: 1})(Worker).options(num_cpus=0).remote("policy rank 3", tmp_path / "log")
+    )
     ray.get(actor.build.remote(Held), timeout=60)
     yield actor
     ray.kill(actor)
 
 
 def ask(worker: ray.actor.ActorHandle, method: str, *arguments: int, seconds: float = 30) -> list:  # type: ignore[type-arg]
-    return wait([worker.call.remote(method, *arguments)], ["policy rank 3"], MOMENT, seconds)
+    return wait([worker.call.remote(method, *arguments)], ["policy rank 3"], MOMENT, patience(seconds))
+
+
+def patience(seconds: float, check: Callable[[], None] = lambda: None) -> Patience:
+    return Patience(Recipe(name="x", placement=PlacementConfig(phase_timeout_seconds=seconds)), check)
 
 
 def test_values_come_in_the_order_of_the_references(worker: ray.actor.ActorHandle) -> None:
     refs = [worker.call.remote("double", x) for x in (1, 2, 3)]
-    assert wait(refs, ["a", "b", "c"], MOMENT, 30) == [2, 4, 6]
+    assert wait(refs, ["a", "b", "c"], MOMENT, patience(30)) == [2, 4, 6]
 
 
 def test_a_users_mistake_is_passed_on_whole(worker: ray.actor.ActorHandle) -> None:
@@ -78,13 +92,57 @@ def test_a_bug_names_role_rank_node_process_and_what_it_did(worker: ray.actor.Ac
 
 
 def test_a_death_names_the_actor_and_the_moment(worker: ray.actor.ActorHandle) -> None:
-    with pytest.raises(MachineryError, match="policy rank 3 died during update of step 7"):
+    with pytest.raises(LostError, match="policy rank 3 died during update of step 7") as caught:
         ask(worker, "die")
+    assert (caught.value.names, caught.value.kind) == (("policy rank 3",), "died")
 
 
 def test_a_deadline_names_who_is_late(worker: ray.actor.ActorHandle) -> None:
-    with pytest.raises(MachineryError, match="no answer within 1 s during update of step 7 from policy rank 3"):
+    with pytest.raises(LostError, match="no answer within 1 s during update of step 7 from policy rank 3") as caught:
         ask(worker, "hang", seconds=1)
+    assert (caught.value.names, caught.value.kind) == (("policy rank 3",), "stalled")
+
+
+def test_a_worker_that_computes_says_what_it_is_doing(worker: ray.actor.ActorHandle) -> None:
+    worker.call.remote("hang")
+    doing, seconds = "", 0.0
+    while doing != "hang":
+        doing, seconds = ray.get(worker.pulse.remote(), timeout=30)
+    assert seconds < 60
+
+
+def test_what_lost_a_peer_is_lost_itself(worker: ray.actor.ActorHandle) -> None:
+    with pytest.raises(LostError, match="Connection closed by peer") as caught:
+        ask(worker, "lose_peer")
+    assert (caught.value.names, caught.value.kind) == (("policy rank 3",), "failed")
+
+
+def test_of_two_ranks_the_one_that_died_is_blamed(worker: ray.actor.ActorHandle, tmp_path: Path) -> None:
+    """Whoever complains first: its peer only says that somebody is gone."""
+    other = ray.remote(concurrency_groups={PULSE: 1})(Worker).options(num_cpus=0).remote("rank 4", tmp_path / "other")
+    ray.get(other.build.remote(Held), timeout=60)
+    refs = [worker.call.remote("lose_peer"), other.call.remote("die_soon")]
+    with pytest.raises(LostError, match="rank 4 died") as caught:
+        wait(refs, ["policy rank 3", "rank 4"], MOMENT, patience(30))
+    assert caught.value.names == ("rank 4",)
+
+
+def test_a_wait_ends_when_the_run_is_to_stop(worker: ray.actor.ActorHandle) -> None:
+    def stop() -> None:
+        raise Stopped("SIGTERM")
+
+    stopping = patience(60, stop)
+    with stopping.undisturbed():
+        assert wait([worker.call.remote("double", 2)], ["policy rank 3"], MOMENT, stopping) == [4]
+    with pytest.raises(Stopped):
+        wait([worker.call.remote("hang")], ["policy rank 3"], MOMENT, stopping)
+
+
+def test_a_phase_that_has_been_fast_may_not_take_for_ever(worker: ray.actor.ActorHandle) -> None:
+    quick = patience(1000)
+    assert quick.seconds("update") == 1000
+    wait([worker.call.remote("double", 2)], ["policy rank 3"], MOMENT, quick)
+    assert quick.seconds("update") == 120, "the floor, since twenty times a moment is less"
 
 
 def test_own_ray_is_on_loopback(local_ray: None) -> None:

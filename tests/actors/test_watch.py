@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from actors.watch import Policy, Watcher, by_seed, judged_prompts
-from rlhf.algorithms import canaries
-from rlhf.algorithms.controller import AlgorithmState
+from actors.supervised import Summary
+from actors.watch import Policy, Watcher, by_seed, judged_prompts, outcome, watch_summary
 from rlhf.config.schema import (
-    CanaryConfig,
     EarlyStopConfig,
     EndpointConfig,
     PPOConfig,
@@ -21,9 +22,10 @@ from rlhf.config.schema import (
     RewardSourceConfig,
     TrackingConfig,
 )
-from rlhf.errors import CanaryError, MachineryError, UserError
+from rlhf.errors import MachineryError, UserError
 from rlhf.roles.assemble import BatchReport
 from rlhf.roles.forward import Share
+from rlhf.run_state import RunState
 from rlhf.tracking.jsonl import read_lines
 from rlhf.tracking.phases import PhaseTimer
 from rlhf.tracking.run_folder import RunFolder
@@ -33,29 +35,13 @@ from rlhf.types import FinishReason, Prompt, Rollout, RolloutBlock
 SPREAD = np.linspace(-1.0, 1.0, 20)
 
 
-class Trainer:
-    """As many steps as there are rewards; the KL of a step is its number, so that a cap on it can be passed."""
-
-    def __init__(self, rewards: Sequence[float], max_kl: float | None) -> None:
-        self.recipe = Recipe(name="x", ppo=PPOConfig(steps=len(rewards)))
-        self.timer, self.rewards = PhaseTimer(), rewards
-        self.limits = canaries.Limits.of(CanaryConfig(max_kl=max_kl), "float32")
-
-    def run(self) -> Iterator[tuple[int, BatchReport]]:
-        for step, reward in enumerate(self.rewards):
-            metrics = {"objective/scores": reward, "objective/kl": float(step)}
-            report = BatchReport(metrics=metrics, samples=(), state=AlgorithmState.start(self.recipe.algorithm))
-            yield step, report
-            canaries.check(report.metrics, step, self.limits)
-
-
 class Scripted(Watcher):
     """A watch whose judge says what is written down, a mean for each judgement; NaN stands for no score at all."""
 
     means: Sequence[float] = ()
     missing: Mapping[int, int] = {}
 
-    def _scores(self) -> np.ndarray:
+    def _scores(self, done: int) -> np.ndarray:
         mean, self.means = self.means[0], self.means[1:]
         noise = np.random.default_rng(len(self.means)).normal(0.0, 0.01, size=20)
         scores = mean + SPREAD + noise - noise.mean()
@@ -71,23 +57,43 @@ class Watched:
         folder: Path,
         rewards: Sequence[float],
         means: Sequence[float],
-        max_kl: float | None = None,
         scorer: RewardSourceConfig = RewardSourceConfig(function="judge.py:score"),  # noqa: B008 (frozen)
     ) -> None:
         self.run = RunFolder.create(folder, "ppo", "", "abc")
-        recipe = Recipe(name="x", tracking=TrackingConfig(wandb="disabled"))
-        policy = Policy(save=self._save, answers=lambda: [f"by version {self.watcher.done}"])
-        trainer: Any = Trainer(rewards, max_kl)
-        tracker = Tracker(self.run, recipe)
+        recipe = Recipe(name="x", tracking=TrackingConfig(wandb="disabled"), ppo=PPOConfig(steps=len(rewards)))
+        policy = Policy(save=self._save, answers=lambda: [f"by version {self.state.step}"])
+        crew: Any = SimpleNamespace(recipe=recipe)
         config = EarlyStopConfig(every=1, scorer=scorer)
-        self.watcher = Scripted(config, trainer, range(20), policy, self.run, tracker)
-        self.watcher.means = means
+        self.watcher = Scripted(config, crew, PhaseTimer(), range(20), policy, self.run, Tracker(self.run, recipe))
+        self.watcher.means, self.rewards, self.steps = means, rewards, len(rewards)
+        self.state = RunState.start(recipe)
 
     def _save(self, folder: Path) -> None:
-        (folder / "version").write_text(str(self.watcher.done))
+        (folder / "version").write_text(str(self.state.step))
 
     def go(self) -> list[dict[str, float]]:
-        return [report.metrics for _, report in self.watcher.run_steps()]
+        """Each step's metrics, as long as the watch lets it go on."""
+        rows = []
+        self.state = replace(self.state, watch=self.watcher.begin())
+        for reward in self.rewards:
+            report = BatchReport(metrics={"objective/scores": reward}, samples=(), state=self.state.algorithm)
+            self.state = replace(self.state, step=self.state.step + 1)
+            seen, watch = self.watcher.after(self.state, report)
+            # What a checkpoint keeps of it is all that there is.
+            self.state = RunState.from_json(json.loads(json.dumps(replace(self.state, watch=watch).to_json())))
+            rows.append({**report.metrics, **seen})
+            if watch.stop:
+                break
+        return rows
+
+    def finish(self) -> list[str]:
+        return self.watcher.finish(self.state)
+
+    def outcome(self) -> str:
+        return outcome(self.state, self.steps)
+
+    def summary(self) -> Summary:
+        return watch_summary(self.state, self.steps)
 
     def model(self) -> str:
         return (self.run.model / "version").read_text()
@@ -101,13 +107,13 @@ def test_a_stopped_run_ends_with_the_best_policy_and_its_answers(tmp_path: Path)
     assert [step["holdout/score"] for step in steps] == pytest.approx([1.0, 2.0, 1.0])
     assert [step["holdout/best_step"] for step in steps] == [1, 2, 2]
     assert all("time/judge" in step for step in steps)
-    assert watched.watcher.finish() == ["by version 2"]
+    assert watched.finish() == ["by version 2"]
     assert watched.model() == "2"
-    assert watched.watcher.outcome() == (
+    assert watched.outcome() == (
         "PPO stopped early, after step 3 of 5: the held-out score fell from 2 (after step 2) to 1 while the reward "
         "rose from 1 to 2. The model is the policy after step 2."
     )
-    summary = watched.watcher.summary()
+    summary = watched.summary()
     assert summary["the model is the policy after step"] == 2
     assert str(summary["stopped"]).startswith("early, after step 3 of 5")
 
@@ -116,22 +122,20 @@ def test_the_last_policy_is_kept_where_none_was_clearly_better(tmp_path: Path) -
     watched = Watched(tmp_path, rewards=[0.0, 1.0], means=[0.0, 1.0, 0.9999])
     assert len(watched.go()) == 2
     assert (watched.run.best / "step_1" / "version").read_text() == "1"
-    assert watched.watcher.finish() == ["by version 2"]
+    assert watched.finish() == ["by version 2"]
     assert watched.model() == "2"
     assert not watched.run.best.exists()
-    assert (
-        watched.watcher.outcome() == "PPO done. The model is the last policy: none before it was judged clearly higher."
-    )
-    assert watched.watcher.summary()["stopped"] == "after the last step"
+    assert watched.outcome() == "PPO done. The model is the last policy: none before it was judged clearly higher."
+    assert watched.summary()["stopped"] == "after the last step"
 
 
 def test_a_policy_that_got_worse_is_not_kept_even_if_its_reward_fell_too(tmp_path: Path) -> None:
     watched = Watched(tmp_path, rewards=[2.0, 1.0, 0.0], means=[0.0, 1.0, 0.5, 0.5])
     assert len(watched.go()) == 3
-    assert watched.watcher.finish() == ["by version 1"]
+    assert watched.finish() == ["by version 1"]
     assert watched.model() == "1"
     assert "The model is the policy after step 1: its held-out score was 1, the last one's is 0.5." in (
-        watched.watcher.outcome()
+        watched.outcome()
     )
     events = read_lines(watched.run.events)
     assert [(event["step"], event["over_optimised"]) for event in events] == [(2, False), (3, False)]
@@ -146,14 +150,15 @@ def test_a_judge_that_is_away_is_passed_over(tmp_path: Path) -> None:
     steps = watched.go()
     assert [step.get("holdout/score") for step in steps] == [None, pytest.approx(1.0), None]
     assert [event["step"] for event in read_lines(watched.run.events)] == [1, 3]
-    assert watched.watcher.watch.last is not None
-    assert watched.watcher.watch.last.reward == 0.5, "of both steps since the judgement before"
-    assert watched.watcher.finish() == ["by version 3"], "nothing says that the last is lower"
+    assert watched.state.watch is not None
+    assert watched.state.watch.watch.last is not None
+    assert watched.state.watch.watch.last.reward == 0.5, "of both steps since the judgement before"
+    assert watched.finish() == ["by version 3"], "nothing says that the last is lower"
     never = Watched(tmp_path / "never", rewards=[0.0], means=[nan, nan], scorer=SERVICE)
     never.go()
-    assert never.watcher.finish() == ["by version 1"]
-    assert "never gave a score" in never.watcher.outcome()
-    assert never.watcher.summary() == {"held-out judge": "gave no score"}
+    assert never.finish() == ["by version 1"]
+    assert "never gave a score" in never.outcome()
+    assert never.summary() == {"held-out judge": "gave no score"}
 
 
 def test_a_judge_that_scores_a_few_answers_says_nothing_of_the_policy(tmp_path: Path) -> None:
@@ -174,14 +179,14 @@ def test_a_judge_of_which_nothing_may_be_missing_stops_the_run_by_name(tmp_path:
         watched.go()
 
 
-def test_the_canaries_of_the_step_that_stops_the_run_are_checked(tmp_path: Path) -> None:
-    """As in a run that goes on, its metrics are handed out first."""
-    watched = Watched(tmp_path, rewards=[0.0, 1.0, 2.0, 3.0], means=[0.0, 1.0, 0.0], max_kl=0.5)
-    steps = watched.watcher.run_steps()
-    assert [next(steps)[0], next(steps)[0]] == [0, 1]
-    assert watched.watcher.stopped
-    with pytest.raises(CanaryError, match="objective/kl = 1 at step 1"):
-        next(steps)
+def test_an_older_best_stays_until_a_checkpoint_knows_of_the_newer_one(tmp_path: Path) -> None:
+    watched = Watched(tmp_path, rewards=[0.0, 1.0], means=[0.0, 1.0, 2.0])
+    watched.go()
+    assert sorted(folder.name for folder in watched.run.best.iterdir()) == ["step_0", "step_1", "step_2"]
+    watched.run.prune_best(1)
+    assert sorted(folder.name for folder in watched.run.best.iterdir()) == ["step_1", "step_2"]
+    assert watched.finish() == ["by version 2"]
+    assert sorted(file.name for file in watched.run.model.iterdir()) == ["version"]
 
 
 def test_scores_find_their_prompts_by_seed() -> None:

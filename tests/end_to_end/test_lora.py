@@ -14,17 +14,20 @@ from torch import Tensor
 from actors.cluster import cluster
 from actors.crew import Start, crew
 from actors.session import Session
+from actors.supervisor import Supervisor
 from actors.trainer import PPOTrainer
 from actors.waiting import Moment
 from rlhf.algorithms import canaries
 from rlhf.config.load import load_recipe
 from rlhf.models.load import load_causal
 from rlhf.roles.assemble import BatchReport
+from rlhf.run_state import RunState
 from rlhf.tracking.console import Console
 from rlhf.weights.fingerprint import differences, fingerprint
 from tests.end_to_end.small import RECIPE, make_small_data, overrides
 
 REWARD = f"{__file__}:vowels"
+MOMENT = Moment(phase="test")
 
 
 def vowels(prompts: list[str], responses: list[str]) -> list[float]:
@@ -56,21 +59,26 @@ def trainer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PPOTrainer]:
         prompts=session.prompts.train,
         logs=folder / "logs",
     )
-    with cluster(None, has_gpus=False), crew(recipe, start, "cpu", 0) as actors:
+    supervisor = Supervisor(recipe, lambda kind, **details: None)
+    with cluster(None, has_gpus=False), crew(recipe, start, "cpu", 0, supervisor) as actors:
         yield PPOTrainer(actors, len(start.prompts))
 
 
 @pytest.fixture(scope="module")
 def reports(trainer: PPOTrainer) -> list[BatchReport]:
     """Three steps, each from proven weights to the next proven weights."""
-    trainer.publish(version=0, step=0)
-    return [report for _, report in trainer.run()]
+    trainer.crew.publish(0, MOMENT)
+    reports, state = [], RunState.start(trainer.recipe)
+    for _ in range(trainer.recipe.ppo.steps):
+        report, state = trainer.step(state)
+        reports.append(report)
+    return reports
 
 
 def test_there_is_no_reference_beside_the_policy(trainer: PPOTrainer) -> None:
     assert trainer.crew.reference is None
-    [scorer] = [(group, method) for group, method, part in trainer.crew.scoring if part.kind == "ref_logprobs"]
-    assert scorer == (trainer.crew.policy, "reference_logprobs")
+    [scorer] = [scorer for scorer in trainer.crew.scorers if scorer.contribution.kind == "ref_logprobs"]
+    assert (scorer.group, scorer.method) == (trainer.crew.policy, "reference_logprobs")
 
 
 def test_the_policy_starts_as_its_reference_exactly(reports: list[BatchReport]) -> None:
@@ -92,7 +100,7 @@ def test_every_step_keeps_every_canary(trainer: PPOTrainer, reports: list[BatchR
                 or k in ("objective/kl", "time/step", "first_pass/ratio", "first_pass/approxkl")
             }
         )
-        canaries.check(report.metrics, step, trainer.limits)
+        canaries.check(report.metrics, step, canaries.Limits.of(trainer.recipe.canaries, "float32"))
         assert report.metrics["rollout/logprob_gap_mean"] < 1e-4
         assert report.metrics["first_pass/ratio"] == pytest.approx(1, abs=1e-4)
         assert report.metrics["first_pass/clipfrac"] == 0
@@ -106,10 +114,9 @@ def plain(folder: Path) -> dict[str, Tensor]:
 
 def test_saved_model_is_what_the_engine_holds(trainer: PPOTrainer, reports: list[BatchReport], tmp_path: Path) -> None:
     """Merged, and the adapter by itself beside it."""
-    moment = Moment(phase="test")
-    trainer.crew.policy.ask("save", tmp_path, moment=moment)
-    sent = trainer.crew.policy.ask("publish", moment=moment)[0]
-    trainer.crew.engines.prove(sent, 9, moment)
+    trainer.crew.policy.ask("save", tmp_path, moment=MOMENT)
+    trainer.crew.publish(9, MOMENT)
+    sent = trainer.crew.policy.ask("publish", 30.0, moment=MOMENT)[0]
     assert differences(sent, fingerprint(plain(tmp_path).items())) == []
     base = Path(trainer.crew.tokenizer)
     changed = differences(fingerprint(plain(base).items()), sent)

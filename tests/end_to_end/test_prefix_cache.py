@@ -40,7 +40,7 @@ def shared_tokens(folder: Path) -> list[int]:
             if begin == 2:
                 await engine.serve(version=1)
             before = engine.cached_tokens
-            assert len([r async for r in engine.generate([prompt] * SAMPLES, range(SAMPLES))]) == SAMPLES
+            assert len([a async for a in engine.generate([prompt] * SAMPLES, range(SAMPLES))]) == SAMPLES
             counts.append(engine.cached_tokens - before)
         assert engine.prompt_tokens == 3 * SAMPLES * PROMPT
         engine.stop()

@@ -12,19 +12,23 @@ from safetensors.torch import load_file
 
 from actors.cluster import cluster
 from actors.crew import Start, crew
+from actors.scoring import Scoring
 from actors.session import Session
+from actors.supervisor import Supervisor
 from actors.trainer import PPOTrainer
 from actors.waiting import Moment
 from rlhf.algorithms import canaries
 from rlhf.config.load import load_recipe
 from rlhf.errors import CanaryError
 from rlhf.roles.assemble import BatchReport
+from rlhf.run_state import RunState
 from rlhf.tracking.console import Console
 from rlhf.weights.fingerprint import differences, fingerprint
 from tests.end_to_end.sabotage import SabotagedPolicy
 from tests.end_to_end.small import RECIPE, make_small_data, overrides
 
 REWARD = f"{__file__}:vowels"
+MOMENT = Moment(phase="test")
 
 
 def vowels(prompts: list[str], responses: list[str]) -> list[float]:
@@ -55,19 +59,20 @@ def trainer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PPOTrainer]:
         prompts=session.prompts.train,
         logs=folder / "logs",
     )
-    with cluster(None, has_gpus=False), crew(recipe, start, "cpu", 0, SabotagedPolicy) as actors:
+    supervisor = Supervisor(recipe, lambda kind, **details: None)
+    with cluster(None, has_gpus=False), crew(recipe, start, "cpu", 0, supervisor, SabotagedPolicy) as actors:
         yield PPOTrainer(actors, len(start.prompts))
 
 
 @pytest.fixture(scope="module")
 def first_step(trainer: PPOTrainer) -> BatchReport:
     """A whole step, from proven weights to the next proven weights."""
-    trainer.publish(version=0, step=0)
-    return trainer.step(0)
+    trainer.crew.publish(0, MOMENT)
+    return trainer.step(RunState.start(trainer.recipe))[0]
 
 
 def test_a_step_on_zero3_keeps_every_canary(trainer: PPOTrainer, first_step: BatchReport) -> None:
-    canaries.check(first_step.metrics, 0, trainer.limits)
+    canaries.check(first_step.metrics, 0, canaries.Limits.of(trainer.recipe.canaries, "float32"))
     assert first_step.metrics["rollout/logprob_gap_mean"] < 1e-4
     assert first_step.metrics["first_pass/ratio"] == pytest.approx(1, abs=1e-4)
     assert first_step.metrics["objective/logratio_abs_mean"] < 1e-4
@@ -79,34 +84,35 @@ def test_a_step_on_zero3_keeps_every_canary(trainer: PPOTrainer, first_step: Bat
 def test_a_sabotaged_publish_stops_the_run(
     trainer: PPOTrainer, first_step: BatchReport, fault: str, where: str
 ) -> None:
-    trainer.publish(version=1, step=1)
-    trainer.crew.policy.ask("sabotage", fault, moment=Moment(phase="test"))
+    trainer.crew.publish(1, MOMENT)
+    trainer.crew.policy.ask("sabotage", fault, moment=MOMENT)
     trainer.crew.update(_experience(trainer, step=1), step=1)
     with pytest.raises(CanaryError, match="weights/fingerprint") as caught:
-        trainer.publish(version=2, step=1)
+        trainer.crew.publish(2, MOMENT)
     assert where in str(caught.value)
     assert "usual causes" in str(caught.value)
+    [engine] = trainer.crew.engines.all
+    assert trainer.crew.engines.serving == []
     with pytest.raises(Exception, match="before its weights were proven"):
-        list(trainer.crew.engines.generate([0], [0], Moment(phase="test")))
-    trainer.crew.policy.ask("sabotage", "", moment=Moment(phase="test"))
-    trainer.publish(version=1, step=1)
+        ray.get(next(engine.actor.generate.options(num_returns="streaming").remote([0], [0], [0], 1)))
+    trainer.crew.policy.ask("sabotage", "", moment=MOMENT)
+    trainer.crew.publish(1, MOMENT)
 
 
 def _experience(trainer: PPOTrainer, step: int) -> ray.ObjectRef:
     """Fresh rollouts, scored and put together, as the loop does it."""
-    parts = []
-    for block in trainer.crew.engines.generate([0, 1, 2, 3] * 4, range(16), Moment(phase="test")):
-        parts += [block, *trainer.crew.score(block)]
-    return trainer.crew.assemble(step, trainer.state, parts)[0]
+    scoring = Scoring(trainer.crew, MOMENT)
+    for block, answered in trainer.crew.engines.generate([0, 1, 2, 3] * 4, range(16), MOMENT):
+        scoring.send(block, len(answered.places))
+    return trainer.crew.assemble(step, RunState.start(trainer.recipe).algorithm, scoring.settle())[0]
 
 
 def test_saved_zero3_model_is_what_the_engine_holds(
     trainer: PPOTrainer, first_step: BatchReport, tmp_path: Path
 ) -> None:
-    moment = Moment(phase="test")
-    trainer.crew.policy.ask("save", tmp_path, moment=moment)
-    sent = trainer.crew.policy.ask("publish", moment=moment)[0]
-    trainer.crew.engines.prove(sent, 9, moment)
+    trainer.crew.policy.ask("save", tmp_path, moment=MOMENT)
+    trainer.crew.publish(9, MOMENT)
+    sent = trainer.crew.policy.ask("publish", 30.0, moment=MOMENT)[0]
     saved = load_file(tmp_path / "model.safetensors")
     saved["lm_head.weight"] = saved["model.embed_tokens.weight"]
     assert differences(sent, fingerprint(saved.items())) == []

@@ -10,8 +10,10 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-Answer = bytes | int | float | tuple[int, dict[str, str]] | dict[str, Any] | None
-"""Bytes as they are, a status, seconds to wait first, a status with headers, JSON, or None for what was asked for."""
+Headers = dict[str, str | None]
+Answer = bytes | int | float | tuple[int, Headers] | tuple[int, Headers, bytes] | dict[str, Any] | None
+"""Bytes as they are, a status, seconds to wait first, a status with headers (None leaves one out) and perhaps a body,
+JSON, or None for what was asked for."""
 Behaviour = Callable[[int, dict[str, Any]], Answer]
 """How to answer the n-th request (from 0), given its JSON."""
 
@@ -71,12 +73,13 @@ class _Handler(BaseHTTPRequestHandler):
         if isinstance(answer, int):
             status, body = answer, b"told to"
         elif isinstance(answer, tuple):
-            (status, headers), body = answer, b""
+            status, headers, body = (*answer, b"")[:3]
         elif isinstance(answer, dict):
             body = json.dumps(answer).encode()
         self.send_response(status)
         for name, value in {"Content-Length": str(len(body)), **headers}.items():
-            self.send_header(name, value)
+            if value is not None:
+                self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
 

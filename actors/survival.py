@@ -1,0 +1,135 @@
+"""The steps of a run, whatever happens to its actors: a step that lost the policy or the critic is done again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Protocol, TypeVar
+
+from actors.keeper import Keeper
+from actors.trainer import PPOTrainer
+from actors.waiting import Moment
+from rlhf.algorithms import canaries
+from rlhf.errors import LostError, MachineryError, Stopped
+from rlhf.roles.assemble import BatchReport
+from rlhf.run_state import RunState, WatchState
+
+Row = tuple[int, BatchReport]
+Result = TypeVar("Result")
+
+
+class Observer(Protocol):
+    """Looks at the policy between steps."""
+
+    def begin(self) -> WatchState:
+        """Look at it before the first step."""
+
+    def after(self, state: RunState, report: BatchReport) -> tuple[Mapping[str, float], WatchState]:
+        """Look at it after a step; returns what is to be recorded with the step, and where the observer stands."""
+
+
+class Survivor:
+    """Makes the steps of a run, from ``state`` on, and keeps it. Who was lost is replaced, and the step repeated."""
+
+    def __init__(self, trainer: PPOTrainer, keeper: Keeper, state: RunState) -> None:
+        self.trainer, self.keeper, self.state = trainer, keeper, state
+        self.crew, self.supervisor = trainer.crew, trainer.crew.supervisor
+        self.steps = trainer.recipe.ppo.steps
+        self.limits = canaries.Limits.of(trainer.recipe.canaries, trainer.recipe.model.dtype)
+
+    def begin(self) -> None:
+        """Have the engines hold the policy as it is, and keep that as what a first step goes back to."""
+        moment = Moment(phase="publish", step=self.state.step)
+        try:
+            self.crew.publish(self.state.step, moment)
+            if self.trainer.recipe.checkpoint.snapshot_every:
+                self.keeper.take(self.state)
+        except LostError as error:
+            self._recover(error, moment)
+
+    def run(self, observer: Observer | None) -> Iterator[Row]:
+        """Yield each step's metrics and samples; a step that is repeated may be yielded again, its record having been
+        taken back. A canary outside its limits ends the run once its step is reported.
+
+        Raises:
+            Stopped: the run was asked to stop, and has kept what it had.
+        """
+        try:
+            yield from self._run(observer)
+        except Stopped as stop:
+            with self.supervisor.patience.undisturbed():
+                self.keeper.begin_checkpoint()
+                self.keeper.finish_checkpoint(wait_for_it=True)
+            raise Stopped(stop.why, str(self.keeper.committed.path) if self.keeper.committed else "") from None
+
+    def surely(self, call: Callable[[], Result]) -> Result:
+        """What a call gives that uses the policy as it is now, between steps; again where an actor was lost in it.
+
+        Raises:
+            MachineryError: what was lost was kept only as it was some steps ago.
+        """
+        while True:
+            try:
+                return call()
+            except LostError as error:
+                step = self.state.step
+                self._recover(error, Moment(phase=self.supervisor.phase, step=step))
+                if self.state.step != step:
+                    raise MachineryError(
+                        f"{error}; the policy of step {step} went with it. {self.keeper.last()} The "
+                        "same command goes on from there."
+                    ) from error
+
+    def _run(self, observer: Observer | None) -> Iterator[Row]:
+        while self.state.step < self.steps and not (self.state.watch and self.state.watch.stop):
+            begin, lost = time.perf_counter(), self.supervisor.seconds_lost
+            try:
+                report = self._step(observer)
+            except LostError as error:
+                self.supervisor.wasted(error, time.perf_counter() - begin - (self.supervisor.seconds_lost - lost))
+                self._recover(error, Moment(phase=self.supervisor.phase, step=self.state.step))
+                continue
+            step = self.state.step - 1
+            self.supervisor.step_done(step, time.perf_counter() - begin - (self.supervisor.seconds_lost - lost))
+            report = report.with_metrics(self.supervisor.goodput.metrics())
+            yield step, report
+            canaries.check(report.metrics, step, self.limits)
+            self._keep(report)
+
+    def _step(self, observer: Observer | None) -> BatchReport:
+        """One step, and a look at the policy after it; only a step that was completed moves the state."""
+        state = self.state
+        if observer is not None and state.watch is None:
+            state = replace(state, watch=observer.begin())
+        report, state = self.trainer.step(state)
+        if observer is not None:
+            seen, watch = observer.after(state, report)
+            report, state = report.with_metrics(seen), replace(state, watch=watch)
+        self.state = state
+        return report
+
+    def _keep(self, report: BatchReport) -> None:
+        try:
+            self.keeper.keep(self.state, report.metrics)
+        except LostError as error:
+            self._recover(error, Moment(phase=self.supervisor.phase, step=self.state.step - 1))
+
+    def _recover(self, error: LostError, moment: Moment) -> None:
+        """Replace who was lost, put the policy and the critic back to what was kept last, and publish that.
+
+        Raises:
+            MachineryError: the run has borne as much as it is to bear.
+        """
+        while True:
+            self.supervisor.lost(error, moment)
+            try:
+                self.crew.engines.abandon(moment)
+                for group in self.crew.groups.values():
+                    if set(group.names) & set(error.names):
+                        self.crew.rebuild(group)
+                self.state = self.keeper.restore()
+                self.crew.publish(self.state.step, Moment(phase="publish", step=self.state.step))
+                return
+            except LostError as again:
+                error = again
