@@ -95,14 +95,17 @@ class Setup:
 
 def build(rank: Rank, setup: Setup) -> ZeroEngine:
     place = join(rank)
-    gc.freeze()  # DeepSpeed collects garbage in making an engine, and would walk all that is imported: a second each time
     network = AdapterNet() if setup.network == "adapters" else Net(setup.width)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             parameter.requires_grad_(parameter.requires_grad and name not in setup.frozen)
             parameter.add_(setup.shift if parameter.requires_grad else 0.0)
     role = RoleConfig(zero_stage=setup.stage, offload=setup.offload)
-    return ZeroEngine(network.to(getattr(torch, setup.dtype)), role, setup.dtype, rank, place, ADAM, TOTAL)
+    gc.freeze()  # DeepSpeed collects garbage as it starts, which takes a second with all that is imported
+    try:
+        return ZeroEngine(network.to(getattr(torch, setup.dtype)), role, setup.dtype, rank, place, ADAM, TOTAL)
+    finally:
+        gc.unfreeze()
 
 
 def train(engine: ZeroEngine, first: int, count: int = K, is_noisy: bool = False) -> list[tuple[float, float]]:
