@@ -85,14 +85,34 @@ def test_a_file_that_another_node_wrote_elsewhere_is_not_committed(tmp_path: Pat
         store.commit(1, [FileEntry(name="state.json", bytes=0, sha256="0" * 64)], {}, CONFIG, None)
 
 
-def test_a_rename_that_fails_leaves_the_old_one_in_its_place(tmp_path: Path) -> None:
-    store = CheckpointStore(tmp_path, 1, 0)
+@pytest.mark.parametrize("fails", ["step_1.replaced", "step_1"])
+def test_a_rename_that_fails_leaves_the_old_one_in_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    store, rename = CheckpointStore(tmp_path, 1, 0), Path.rename
     commit(store, 1)
     entries = write_files(arrays(1, attempt=1), store.begin(1))
-    (tmp_path / "step_1.replaced").write_text("in the way")
-    with pytest.raises(OSError, match="step_1"):
-        store.commit(1, entries, {}, CONFIG, None)
-    assert_whole(store.latest())
+
+    def failing(path: Path, target: Path) -> Path:
+        if target.name == fails and path.suffix != ".replaced":
+            raise OSError("no")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(OSError, match="no"):
+        store.commit(1, entries, {"step": 1, "attempt": 1}, CONFIG, None)
+    assert names(tmp_path) == ["latest", "step_1", "step_1.partial"]
+    found = store.latest()
+    assert_whole(found)
+    assert found.state()["attempt"] == 0
+
+
+def test_what_was_just_committed_stays_even_if_a_later_step_is_there(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, 1, 0)
+    for step in (9, 5, 6):
+        commit(store, step)
+    assert names(tmp_path) == ["latest", "step_6", "step_9"]
+    assert (tmp_path / "latest").read_text() == "step_9\n"
 
 
 def test_a_damaged_old_checkpoint_neither_stops_commits_nor_is_removed(tmp_path: Path) -> None:
