@@ -12,7 +12,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 # Each run starts dozens of Python processes. Without bytecode on disk each of them would compile the libraries again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help quickstart test verify gpu-check lint env clean
+.PHONY: help quickstart test verify chaos gpu-check lint env clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -27,6 +27,9 @@ test: env ## all tests, without a network
 
 verify: env ## every problem with a known optimum, three seeds, into docs/verification.md
 	HF_HUB_OFFLINE=1 WANDB_MODE=disabled $(BIN)/python -m examples.optima.verify --out docs/verification.md
+
+chaos: env ## one PPO run to which fifty things are done at random moments, into docs/survival.md
+	$(BIN)/python -m tests.end_to_end.chaos --out docs/survival.md
 
 gpu-check: env ## PPO on one GPU with every role on it: canaries, throughput, memory
 	$(BIN)/python -m launch.gpu_check

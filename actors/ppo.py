@@ -27,8 +27,8 @@ from rlhf.tracking.plots import plot_overoptimisation
 from rlhf.tracking.run_folder import RunFolder
 from rlhf.tracking.tracker import Tracker
 
-STATUS, BEFORE = "status.json", "before.json"
-"""Files in the stage's folder: where the run is now, and the answers of the policy before the first step."""
+STATUS, BEFORE, AFTER = "status.json", "before.json", "after.json"
+"""Files in the stage's folder: where the run is now, and the answers of the policy before and after all steps."""
 SHOWN = {
     "score": "objective/scores",
     "KL": "objective/kl",
@@ -73,7 +73,7 @@ def train_ppo(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
             else None
         )
         _steps(session, tracker, survivor, watcher)
-        after = survivor.surely(lambda: watcher.finish(survivor.state) if watcher else _finish(policy, run))
+        after = _after(run, survivor, policy, watcher)
     texts = [session.tokenizer.decode(prompt.tokens, skip_special_tokens=True) for prompt in compared]
     write_answers(run.path, texts, before, after)
     history = [{name: value for name, value in row.items() if value is not None} for row in read_lines(run.metrics)]
@@ -121,12 +121,21 @@ def _steps(session: Session, tracker: Tracker, survivor: Survivor, watcher: Watc
             report(step + 1, named(result.metrics, SHOWN))
 
 
-def _finish(policy: Policy, run: RunFolder) -> list[str]:
-    """Leave the last policy as the run's model; returns its answers for the comparison."""
-    answers = policy.answers()
+def _after(run: RunFolder, survivor: Survivor, policy: Policy, watcher: Watcher | None) -> list[str]:
+    """Leave the run its model; returns that policy's answers for the comparison. The answers are kept first: once the
+    model is in its place, there may be no other way to them."""
+    kept = run.path / AFTER
+    if not (run.resumes and kept.exists() and run.model.exists()):
+        answers = survivor.surely(lambda: watcher.answers(survivor.state) if watcher else policy.answers())
+        write_atomically(kept, json.dumps(answers, ensure_ascii=False))
+        survivor.surely(lambda: watcher.leave_model(survivor.state) if watcher else _save(policy, run))
+    after: list[str] = json.loads(kept.read_text(encoding="utf-8"))
+    return after
+
+
+def _save(policy: Policy, run: RunFolder) -> None:
     with run.writing_model() as folder:
         policy.save(folder)
-    return answers
 
 
 def _tell(session: Session, run: RunFolder, state: RunState) -> Summary:

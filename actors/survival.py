@@ -36,6 +36,7 @@ class Survivor:
         self.trainer, self.keeper, self.state = trainer, keeper, state
         self.crew, self.supervisor = trainer.crew, trainer.crew.supervisor
         self.steps = trainer.recipe.ppo.steps
+        trainer.between = lambda: keeper.finish_checkpoint(wait_for_it=False)
         self.limits = canaries.Limits.of(trainer.recipe.canaries, trainer.recipe.model.dtype)
 
     def begin(self) -> None:

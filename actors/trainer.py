@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -25,6 +25,8 @@ class PPOTrainer:
     def __init__(self, crew: Crew, prompts: int) -> None:
         self.crew, self.recipe, self.prompts = crew, crew.recipe, prompts
         self.timer = PhaseTimer()
+        self.between: Callable[[], None] = lambda: None
+        """Called between phases, for what goes on beside them."""
 
     def step(self, state: RunState) -> tuple[BatchReport, RunState]:
         """One step, under the weights of version ``state.step``; returns what it found, and the state after it."""
@@ -66,6 +68,7 @@ class PPOTrainer:
     @contextmanager
     def phase(self, name: str, step: int) -> Iterator[Moment]:
         """Within the block the run is in this phase: it is timed, and everybody can see it."""
+        self.between()
         moment = Moment(phase=name, step=step)
         self.crew.supervisor.enter(moment)
         with self.timer(name):

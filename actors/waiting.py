@@ -129,7 +129,8 @@ def late(who: Sequence[str], moment: Moment, seconds: float) -> str:
 def _one_line(error: BaseException) -> str:
     """Ray's reason, which stands at the end of its text."""
     text = " ".join(str(error).split())
-    return (text.rpartition("Worker exit detail: ")[2] or text)[:600]
+    reason = text.rpartition("Worker exit detail: ")[2] or text
+    return reason.partition(" Some common causes include")[0][:600]
 
 
 def _culprit(error: LostError, pending: Mapping[ray.ObjectRef, str], moment: Moment) -> LostError:

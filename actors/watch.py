@@ -144,23 +144,30 @@ class Watcher:
             self.policy.save(folder)
             write_atomically(folder / ANSWERS, json.dumps(self.policy.answers(), ensure_ascii=False))
 
-    def finish(self, state: RunState) -> list[str]:
-        """Leave the run its model; returns that policy's answers for the comparison.
+    def answers(self, state: RunState) -> list[str]:
+        """Answers, for the comparison, of the policy that becomes the run's model.
 
         The best's are those of when it was judged, by the same seeds.
         """
-        assert state.watch is not None
-        best = state.watch.watch.best
-        if best is not None and best.step == kept_step(state):
-            with self.run.keeping_best(best.step) as folder:
-                answers: list[str] = json.loads((folder / ANSWERS).read_text(encoding="utf-8"))
-                (folder / ANSWERS).unlink()
-            return answers
-        answers = self.policy.answers()
+        if not self._keeps_best(state):
+            return self.policy.answers()
+        kept: list[str] = json.loads((self.run.best_of(kept_step(state)) / ANSWERS).read_text(encoding="utf-8"))
+        return kept
+
+    def leave_model(self, state: RunState) -> None:
+        """Leave the run its model."""
+        if self._keeps_best(state):
+            self.run.keep_best(kept_step(state))
+            (self.run.model / ANSWERS).unlink()
+            return
         with self.run.writing_model() as folder:
             self.policy.save(folder)
         self.run.drop_best()
-        return answers
+
+    def _keeps_best(self, state: RunState) -> bool:
+        assert state.watch is not None
+        best = state.watch.watch.best
+        return best is not None and best.step == kept_step(state)
 
 
 def _judgements(watch: Watch) -> tuple[Judgement, Judgement]:

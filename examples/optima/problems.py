@@ -200,8 +200,8 @@ def bandit(name: str, family: Family, algorithm: str = "ppo", **options: Any) ->
     )
 
 
-def token_class(name: str, family: Family, beta: float, temperature: float) -> Problem:
-    """Problem B."""
+def token_class(name: str, family: Family, beta: float, temperature: float, steps: int) -> Problem:
+    """Problem B. The smaller β is, the farther the optimum, and the more steps it takes."""
     return Problem(
         name=name,
         letter="B",
@@ -215,7 +215,7 @@ def token_class(name: str, family: Family, beta: float, temperature: float) -> P
             "rollout.temperature": temperature,
             "algorithm.lam": 1.0,
             "algorithm.missing_eos_penalty": None,
-            "ppo.steps": 30,
+            "ppo.steps": steps,
             "ppo.optimizer.lr": 1e-3,
             "ppo.critic_optimizer.lr": 1e-3,
         },
@@ -266,7 +266,7 @@ def chain(name: str, family: Family) -> Problem:
             "reward.optimizer": {"lr": 2e-3, "warmup_steps": 10},
             "rollout.max_response_length": TOKENS + 1,
             "algorithm.lam": 1.0,
-            "ppo.steps": 30,
+            "ppo.steps": 60,
             "ppo.optimizer.lr": 1e-3,
             "ppo.critic_optimizer.lr": 1e-3,
         },
@@ -282,8 +282,8 @@ PROBLEMS: Mapping[str, Problem] = {
         bandit("a-rloo", "gpt_neox", "rloo"),
         bandit("a-reinforce", "gpt_neox", "reinforce++"),
         bandit("a-reinforce-baseline", "gpt_neox", "reinforce++_baseline", kl_in="reward"),
-        token_class("b-05", "qwen2", beta=0.05, temperature=0.7),
-        token_class("b-10", "qwen2", beta=0.1, temperature=1.0),
+        token_class("b-05", "qwen2", beta=0.05, temperature=0.7, steps=60),
+        token_class("b-10", "qwen2", beta=0.1, temperature=1.0, steps=30),
         length("c", "gpt2"),
         chain("d", "gpt2"),
     )

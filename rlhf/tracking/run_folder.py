@@ -134,7 +134,7 @@ class RunFolder:
         Those before it stay until ``prune_best``: a run that goes on from an older checkpoint may come back to one.
         """
         self.best.mkdir(exist_ok=True)
-        with _whole(self._best_of(step)) as partial:
+        with _whole(self.best_of(step)) as partial:
             yield partial
 
     def prune_best(self, step: int) -> None:
@@ -143,11 +143,9 @@ class RunFolder:
             if kept.name.removeprefix("step_").isdigit() and int(kept.name.removeprefix("step_")) < step:
                 shutil.rmtree(kept)
 
-    @contextmanager
-    def keeping_best(self, step: int) -> Iterator[Path]:
-        """The best model's folder, ``best/step_<step>/``, which becomes the run's ``model/`` when the block ends."""
-        yield self._best_of(step)
-        self._best_of(step).rename(self.model)
+    def keep_best(self, step: int) -> None:
+        """Make the best model, ``best/step_<step>/``, the run's ``model/``."""
+        self.best_of(step).rename(self.model)
         sync(self.path)
         self.drop_best()
 
@@ -155,7 +153,8 @@ class RunFolder:
         """Remove the best model, once the run has its ``model/``."""
         shutil.rmtree(self.best, ignore_errors=True)
 
-    def _best_of(self, step: int) -> Path:
+    def best_of(self, step: int) -> Path:
+        """Folder of the model that was the best after ``step`` steps."""
         return self.best / f"step_{step}"
 
     def _start(self, config_yaml: str) -> None:

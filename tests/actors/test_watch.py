@@ -87,7 +87,9 @@ class Watched:
         return rows
 
     def finish(self) -> list[str]:
-        return self.watcher.finish(self.state)
+        answers = self.watcher.answers(self.state)
+        self.watcher.leave_model(self.state)
+        return answers
 
     def outcome(self) -> str:
         return outcome(self.state, self.steps)

@@ -10,9 +10,9 @@ from examples.optima.problems import PROBLEMS
 from examples.optima.verify import verify
 
 
-@pytest.mark.parametrize("name", ["a-ppo", "b-05", "c"])
+@pytest.mark.parametrize("name", ["a-ppo", "b-10"])
 def test_the_optimum_is_found(name: str, tmp_path: Path) -> None:
-    """Llama, Qwen2 at temperature .7, and GPT-2. ``make verify`` runs all problems and algorithms, with three seeds."""
+    """Llama and Qwen2. ``make verify`` runs all problems and algorithms, with three seeds."""
     found = verify(PROBLEMS[name], seed=0, root=tmp_path)
     assert len(found) > 4
     assert [check for check in found if not check.holds] == []

@@ -1,0 +1,120 @@
+"""A run in a process of its own, and faults that are done to it from outside: signals to real processes, by phase."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from actors.session import Session
+from rlhf.config.load import load_recipe
+from rlhf.tracking.console import Console
+from tests.end_to_end.small import RECIPE, ROOT, overrides
+
+POLL_SECONDS = 0.003
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """A signal to an actor's process, or to the first process that it started, some time into a phase of a step."""
+
+    step: int
+    phase: str
+    member: str
+    signal: signal.Signals = signal.SIGKILL
+    child: bool = False
+    delay: float = 0.05
+
+
+class Run:
+    """``rlhf ppo`` in a process of its own; its folder tells where it is."""
+
+    def __init__(self, folder: Path, name: str, settings: Sequence[str], **environment: str) -> None:
+        self.path = folder / "runs" / name / "ppo"
+        self.begun = time.time()
+        self.output = folder / f"{name}-{time.time_ns()}.out"
+        command = [sys.executable, "-m", "launch.cli", "ppo", str(RECIPE), *settings]
+        self.process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**os.environ, "HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline", **environment},
+            stdout=self.output.open("w"),
+            stderr=subprocess.STDOUT,
+        )
+
+    def status(self) -> dict[str, Any]:
+        """Phase, step, and the members with their processes; empty before this command has come so far."""
+        with suppress(OSError, ValueError):
+            status: dict[str, Any] = json.loads((self.path / "status.json").read_text())
+            if status["since"] > self.begun:
+                return status
+        return {}
+
+    def wait_for(self, step: int, phase: str, seconds: float = 400) -> dict[str, Any]:
+        """The status when the run is in this phase of this step."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            status = self.status()
+            if status.get("step") == step and status.get("phase") == phase:
+                return status
+            assert self.process.poll() is None, self.said()
+            time.sleep(POLL_SECONDS)
+        raise AssertionError(f"step {step} never came to {phase}:\n{self.said()}")
+
+    def wait_for_checkpoint(self, step: int, seconds: float = 100) -> None:
+        """Wait until the checkpoint of so many steps is committed; step 0 has none."""
+        end = time.monotonic() + seconds
+        while step and not (self.path / "checkpoints" / f"step_{step}").exists():
+            assert time.monotonic() < end and self.process.poll() is None, self.said()
+            time.sleep(POLL_SECONDS)
+
+    def do(self, fault: Fault) -> int:
+        """Do this to the run; returns the process that it was done to."""
+        status = self.wait_for(fault.step, fault.phase)
+        time.sleep(fault.delay)
+        return self.strike(fault, status)
+
+    def strike(self, fault: Fault, status: dict[str, Any]) -> int:
+        """The same at once."""
+        member = status["members"][fault.member]
+        process = int(member["children"][0] if fault.child else member["process"])
+        os.kill(process, fault.signal)
+        return process
+
+    def end(self, seconds: float = 400) -> int:
+        """Its exit code."""
+        try:
+            return self.process.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise AssertionError(f"the run did not end:\n{self.said()}") from None
+
+    def said(self) -> str:
+        """What it printed."""
+        return self.output.read_text(errors="replace")[-4000:]
+
+
+def from_nothing(folder: Path, name: str, reward: str) -> list[str]:
+    """Settings of PPO on a model of random weights, whose answers are long; with a critic, a reference and a function
+    for a reward. Data is read from ``folder``."""
+    recipe = load_recipe(RECIPE, overrides(folder, "start"))
+    start = Session(recipe=recipe, console=Console(sys.stdout), device="cpu", gpus=0).base
+    return [
+        *overrides(folder, name),
+        f"ppo.policy_init={start}",
+        f"ppo.critic_init={start}",
+        f"rewards={{e: {{function: '{reward}'}}}}",
+        "ppo.batch_size=32",
+        "algorithm.critic_warmup_steps=0",
+        "rollout.max_response_length=60",
+        "evaluation.prompts=4",
+        "recovery.backoff_seconds=0.1",
+    ]

@@ -1,0 +1,179 @@
+"""A run that is killed, and stopped, and started again is the same run: weights, optimizer, metrics, prompts, to the
+bit."""
+
+from __future__ import annotations
+
+import json
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rlhf.tracking.jsonl import read_lines
+from tests.end_to_end.faults import Run, from_nothing
+from tests.end_to_end.small import make_small_data
+
+STEPS, EVERY = 6, 2
+REWARD = """
+def score(prompts, responses):
+    return [response.count("e") / max(1, len(response)) for response in responses]
+"""
+CLOCKS = ("time/", "perf/", "health/", "memory/", "weights/sync_seconds")
+"""Beginnings of the metrics that are not about what was learned."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """A run that came to its end: its folder, and the exit code of each of its commands."""
+
+    path: Path
+    codes: tuple[int, ...]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """What it recorded of each step, without clocks."""
+        rows = read_lines(self.path / "metrics.jsonl")
+        return [{name: value for name, value in row.items() if not name.startswith(CLOCKS)} for row in rows]
+
+    def events(self, kind: str) -> list[dict[str, Any]]:
+        return [event for event in read_lines(self.path / "events.jsonl") if event["kind"] == kind]
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Everything in the last checkpoint that DeepSpeed wrote: weights, moments, counters, schedule."""
+        found: dict[str, torch.Tensor] = {}
+        for file in sorted((self.path / "checkpoints" / f"step_{STEPS}").glob("*/*.pt")):
+            state = torch.load(file, weights_only=False)
+            found |= {f"{file.parent.name}/{file.name}{name}": value for name, value in flat(state)}
+        return found
+
+
+def flat(state: Any, name: str = "") -> list[tuple[str, Any]]:
+    """Leaves of nested lists and dictionaries that are tensors or numbers."""
+    if isinstance(state, dict):
+        return [leaf for key, value in state.items() for leaf in flat(value, f"{name}/{key}")]
+    if isinstance(state, (list, tuple)):
+        return [leaf for i, value in enumerate(state) for leaf in flat(value, f"{name}/{i}")]
+    return [(name, state)] if isinstance(state, (torch.Tensor, int, float)) else []
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("resume")
+    make_small_data(folder)
+    (folder / "reward.py").write_text(REWARD)
+    return folder
+
+
+def settings(folder: Path, name: str) -> list[str]:
+    return [
+        *from_nothing(folder, name, f"{folder}/reward.py:score"),
+        "deterministic=true",
+        f"ppo.steps={STEPS}",
+        f"checkpoint.every={EVERY}",
+        "algorithm.adaptive_kl={target: 1.0, horizon: 100}",
+        "algorithm.reward_scale=running_std",
+    ]
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path) -> Ended:
+    """The run as it is when nothing happens to it."""
+    run = Run(folder, "whole", settings(folder, "whole"))
+    assert run.end() == 0, run.said()
+    return Ended(path=run.path, codes=(0,))
+
+
+@pytest.fixture(scope="module")
+def broken(folder: Path) -> Ended:
+    """The same recipe, asked to stop in its third step, killed in its fifth, and then left to its end."""
+    codes = []
+    for commit, step, sign in ((0, 2, signal.SIGTERM), (4, 4, signal.SIGKILL), (6, None, None)):
+        run = Run(folder, "broken", settings(folder, "broken"))
+        if step is not None:
+            run.wait_for(step, "rollout")
+            run.wait_for_checkpoint(commit)
+            run.process.send_signal(sign)
+        codes.append(run.end())
+    return Ended(path=run.path, codes=tuple(codes))
+
+
+def test_a_stop_ends_with_75_and_the_end_with_0(broken: Ended) -> None:
+    assert broken.codes == (75, -signal.SIGKILL, 0)
+    [stopped] = broken.events("stopped")
+    assert "SIGTERM" in stopped["message"]
+    assert "step_2" in stopped["message"]
+
+
+def test_every_command_went_on_from_the_last_commit(broken: Ended) -> None:
+    assert [event["step"] for event in broken.events("resumed")] == [2, 4]
+    assert sorted({event["step"] for event in broken.events("checkpoint")}) == [2, 4, 6]
+
+
+def test_metrics_are_the_same_to_the_bit(whole: Ended, broken: Ended) -> None:
+    assert [row["step"] for row in whole.rows()] == list(range(STEPS))
+    assert json.dumps(broken.rows()) == json.dumps(whole.rows())
+
+
+def test_prompts_answers_and_scores_are_the_same(whole: Ended, broken: Ended) -> None:
+    assert read_lines(broken.path / "samples.jsonl") == read_lines(whole.path / "samples.jsonl")
+    assert len(read_lines(whole.path / "samples.jsonl")) == 4 * STEPS
+
+
+def test_weights_moments_and_schedules_are_the_same_to_the_bit(whole: Ended, broken: Ended) -> None:
+    one, other = whole.tensors(), broken.tensors()
+    assert set(one) == set(other)
+    assert any("exp_avg" in name for name in one)
+    different = [name for name in one if not torch.equal(torch.as_tensor(one[name]), torch.as_tensor(other[name]))]
+    assert different == []
+    model, again = (load_file(run.path / "model" / "model.safetensors") for run in (whole, broken))
+    assert all(torch.equal(model[name], again[name]) for name in model)
+
+
+def test_the_controllers_state_is_the_same(whole: Ended, broken: Ended) -> None:
+    """β, the moments of the scores, the place in the data: all but clocks, sizes of files, and the W&B run."""
+    states = [
+        json.loads((r.path / "checkpoints" / f"step_{STEPS}" / "state.json").read_text()) for r in (whole, broken)
+    ]
+    for state in states:
+        assert state["step"] == STEPS
+        for name in ("goodput", "sizes", "wandb_id"):
+            assert state.pop(name)
+    assert states[0] == states[1]
+    assert states[0]["algorithm"]["kl_coef"] != 0.05
+
+
+def test_it_stays_one_wandb_run(broken: Ended) -> None:
+    names = {folder.name.rpartition("-")[2] for folder in (broken.path / "wandb").glob("offline-run-*")}
+    assert names == {(broken.path / "wandb_id").read_text().strip()}
+    assert len(list((broken.path / "wandb").glob("offline-run-*"))) == 3
+
+
+def test_time_that_was_lost_is_counted(broken: Ended) -> None:
+    last = read_lines(broken.path / "metrics.jsonl")[-1]
+    state = json.loads((broken.path / "checkpoints" / f"step_{STEPS}" / "state.json").read_text())
+    assert state["goodput"]["lost_by_kind"]["down"] > 0
+    assert 0 < last["perf/goodput"] < 1
+
+
+def test_another_configuration_is_refused_with_the_keys_that_differ(folder: Path, broken: Ended) -> None:
+    (broken.path / "done.json").unlink()
+    run = Run(folder, "broken", [*settings(folder, "broken"), "algorithm.kl_coef=0.2", "rollout.temperature=0.9"])
+    assert run.end() == 2
+    for said in ("algorithm.kl_coef: 0.05 then, 0.2 now", "rollout.temperature: 1.0 then, 0.9 now", "another name"):
+        assert said in run.said()
+    assert "Traceback" not in run.said()
+
+
+def test_a_damaged_checkpoint_is_refused_by_file(folder: Path, broken: Ended) -> None:
+    file = next((broken.path / "checkpoints" / f"step_{STEPS}" / "policy").glob("mp_rank*"))
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    run = Run(folder, "broken", settings(folder, "broken"))
+    assert run.end() == 2
+    assert f"{file.name} has other content than was written" in run.said()
+    assert "to go on from step_4" in run.said()
+    assert "Traceback" not in run.said()
