@@ -231,7 +231,7 @@ OVERRIDES: dict[str, tuple[tuple[str, ...], str]] = {
     "a folder's name of half a character": (('runs_dir="\\ud800"',), "runs_dir"),
     "a folder's name that is too long": (("runs_dir=" + "r" * 5000,), "runs_dir"),
     "a run's name that leads elsewhere": (("name=../elsewhere",), "cannot be a folder's name"),
-    "several at once": (("sft", "sft.epochs=[", "seed.x=1"), "3 problems"),
+    "several at once": (("sft", "sft.epochs=[", "name.x=1"), "3 problems"),
     "more parameters than any memory": (("model.scratch.hidden_size=6400000", "model.scratch.layers=4"), "parameters"),
     "more processes than any machine": (("rollout.engines=100000",), "processes"),
 }

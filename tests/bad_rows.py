@@ -215,7 +215,7 @@ def _several() -> list[BadFile]:
     good = lines_of(good_rows("demonstrations", 3))
     header = b'["prompt", "completion"]'
     hh = lines_of(good_rows("hh", 3))
-    long = {"prompt": "x" * 2_000_000, "completion": "b"}
+    long = {"prompt": "x" * 500_000, "completion": "b"}
     return [
         BadFile(
             name="a header on top, and again",
@@ -234,7 +234,7 @@ def _several() -> list[BadFile]:
         ),
         BadFile(name="only headers", file="rows.jsonl", data=header + b"\n" + header, refused="all 2 rows are bad"),
         BadFile(
-            name="a prompt of two million letters",
+            name="a prompt of half a million letters",
             file="rows.jsonl",
             data=b"\n".join([*good, *lines_of([long])]),
             good=4,

@@ -1,0 +1,165 @@
+"""What a supervisor makes of actors that die and stall: real processes, real signals."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from actors.cluster import cluster
+from actors.supervisor import Supervisor
+from actors.waiting import Moment, wait
+from actors.worker import PULSE, Worker
+from rlhf.config.schema import PlacementConfig, Recipe, RecoveryConfig
+from rlhf.errors import LostError, MachineryError
+
+MOMENT = Moment(phase="update", step=7)
+NAME = "policy rank 0"
+
+
+class Held:
+    """What the workers hold in these tests."""
+
+    def hang(self) -> None:
+        time.sleep(60)
+
+    def children(self) -> int:
+        """A process that would stay behind."""
+        import subprocess
+
+        return subprocess.Popen(["sleep", "300"]).pid
+
+
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[None]:
+    """A Ray of our own."""
+    ray.cloudpickle.register_pickle_by_value(__import__(__name__, fromlist=["Held"]))
+    with cluster(None, has_gpus=False):
+        yield
+
+
+class Watched:
+    """A supervisor, the events that it reports, and one actor under it."""
+
+    def __init__(self, folder: Path, **recovery: Any) -> None:
+        self.events: list[dict[str, Any]] = []
+        recipe = Recipe(
+            name="x",
+            placement=PlacementConfig(phase_timeout_seconds=2),
+            recovery=RecoveryConfig(**{"backoff_seconds": 0.0, **recovery}),
+        )
+        self.supervisor = Supervisor(recipe, self._report, status=folder / "status.json")
+        self.folder = folder
+        self.start()
+
+    def _report(self, kind: str, **details: Any) -> None:
+        self.events.append({"kind": kind, **details})
+
+    def start(self) -> None:
+        log = self.folder / "policy-0.log"
+        self.worker = ray.remote(concurrency_groups={PULSE: 1})(Worker).options(num_cpus=0).remote(NAME, log)
+        self.supervisor.started(NAME, self.worker)
+        self.where = ray.get(self.worker.build.remote(Held), timeout=60)
+        self.supervisor.built(self.where)
+        self.supervisor.serve([NAME])
+
+    def lose(self, sign: signal.Signals) -> LostError:
+        """Do this to the actor in the middle of its work; the error that a wait for it gives."""
+        ref = self.worker.call.remote("hang")
+        while ray.get(self.worker.pulse.remote(), timeout=30)[0] != "hang":
+            time.sleep(0.01)
+        os.kill(self.where.process, sign)
+        with pytest.raises(LostError) as caught:
+            wait([ref], [NAME], MOMENT, self.supervisor.patience)
+        return caught.value
+
+
+def test_a_stopped_process_is_found_diagnosed_and_ended(local_ray: None, tmp_path: Path) -> None:
+    watched = Watched(tmp_path)
+    error = watched.lose(signal.SIGSTOP)
+    assert (error.kind, error.names) == ("stalled", (NAME,))
+    watched.supervisor.lost(error, MOMENT, samples=12)
+    [event] = watched.events
+    assert (event["kind"], event["role"], event["rank"], event["step"], event["phase"]) == (
+        "actor_stalled", "policy", 0, 7, "update",
+    )  # fmt: skip
+    assert (event["process"], event["process_state"], event["samples_redone"]) == (watched.where.process, "T", 12)
+    assert event["cause"] == "the process is stopped (SIGSTOP, or a debugger)"
+    assert not alive(watched.where.process)
+    watched.start()
+    assert watched.events[-1]["kind"] == "actor_replaced"
+    assert watched.supervisor.goodput.metrics()["health/redispatched"] == 12
+
+
+def test_a_busy_process_writes_its_stacks_before_it_is_ended(local_ray: None, tmp_path: Path) -> None:
+    watched = Watched(tmp_path)
+    error = watched.lose(signal.SIGCONT)  # which changes nothing: it is only late
+    watched.supervisor.lost(error, MOMENT)
+    assert watched.events[0]["doing"].startswith("hang for ")
+    assert "busy" in watched.events[0]["cause"]
+    assert "in hang" in (tmp_path / "policy-0.log").read_text()
+
+
+def test_a_killed_process_is_named_once_too_often(local_ray: None, tmp_path: Path) -> None:
+    watched = Watched(tmp_path, restarts=1)
+    watched.supervisor.lost(watched.lose(signal.SIGKILL), MOMENT)
+    watched.start()
+    with pytest.raises(MachineryError, match=r"more than recovery\.restarts = 1") as caught:
+        watched.supervisor.lost(watched.lose(signal.SIGKILL), MOMENT)
+    history = [
+        line for line in str(caught.value).splitlines() if "UTC policy rank 0 died during update of step 7" in line
+    ]
+    assert len(history) == 2
+
+
+def test_what_an_actor_started_is_ended_with_it(local_ray: None, tmp_path: Path) -> None:
+    watched = Watched(tmp_path)
+    child = ray.get(watched.worker.call.remote("children"), timeout=30)
+    from dataclasses import replace
+
+    watched.supervisor._seen[NAME].where = replace(watched.where, children=(child,))
+    watched.supervisor.lost(watched.lose(signal.SIGKILL), MOMENT)
+    assert not alive(child)
+
+
+def test_status_tells_where_everybody_is(local_ray: None, tmp_path: Path) -> None:
+    import json
+
+    watched = Watched(tmp_path)
+    watched.supervisor.enter(MOMENT)
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert (status["phase"], status["step"]) == ("update", 7)
+    assert status["members"][NAME]["process"] == watched.where.process
+    assert status["members"][NAME]["state"] == "serving"
+
+
+def test_samples_may_be_set_aside_up_to_a_limit(tmp_path: Path) -> None:
+    events: list[dict[str, Any]] = []
+    recipe = Recipe(name="x", recovery=RecoveryConfig(bad_samples=3))
+    supervisor = Supervisor(recipe, lambda kind, **details: events.append({"kind": kind, **details}))
+    assert supervisor.set_aside(((5, "too long"), (6, "too long")), 0, MOMENT) == 2
+    assert [(event["kind"], event["prompt"], event["reason"]) for event in events] == [
+        ("sample_set_aside", 5, "too long"), ("sample_set_aside", 6, "too long"),
+    ]  # fmt: skip
+    assert supervisor.set_aside((), 2, MOMENT) == 0
+    with pytest.raises(MachineryError, match=r"4 samples were set aside, more than recovery\.bad_samples = 3"):
+        supervisor.set_aside(((7, "no response"), (8, "no response")), 2, MOMENT)
+
+
+def alive(process: int) -> bool:
+    """Whether a process is there and no zombie, after a moment to end."""
+    for _ in range(100):
+        try:
+            state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+        except FileNotFoundError:
+            return False
+        if state == "Z":
+            return False
+        time.sleep(0.05)
+    return True

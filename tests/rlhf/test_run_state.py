@@ -1,0 +1,59 @@
+"""The controller's state goes into JSON and comes back, every bit of it."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+
+from rlhf.algorithms.controller import AlgorithmState
+from rlhf.algorithms.moments import Moments
+from rlhf.config.schema import Recipe
+from rlhf.data.order import OrderState
+from rlhf.errors import UserError
+from rlhf.evaluation.overoptimisation import Judgement, Watch
+from rlhf.run_state import RunState, WatchState
+
+JUDGED = Judgement(step=4, reward=1 / 3, scores=(0.1, math.inf, -0.0))
+STATE = RunState(
+    step=7,
+    order=OrderState(epoch=1, position=3),
+    algorithm=AlgorithmState(kl_coef=0.1 / 3, scores=Moments(count=9, mean=math.pi, squares=1e-300)),
+    watch=WatchState(watch=Watch(judgements=3, patience=1, best=JUDGED, last=JUDGED), rewards=(0.5,), stop="it fell"),
+    sizes={"metrics.jsonl": 123},
+    set_aside=2,
+    goodput={"useful": 1.5, "lost_by_kind": {"died": 0.25}},
+    wandb_id="abc",
+)
+
+
+def through_a_file(state: RunState) -> RunState:
+    return RunState.from_json(json.loads(json.dumps(state.to_json())))
+
+
+def test_a_state_comes_back_as_it_was() -> None:
+    assert through_a_file(STATE) == STATE
+    start = RunState.start(Recipe(name="x"))
+    assert through_a_file(start) == start
+    assert (start.step, start.order, start.algorithm.kl_coef) == (0, OrderState(0, 0), 0.05)
+
+
+def test_a_missing_score_comes_back_as_missing() -> None:
+    assert STATE.watch is not None
+    judged = replace(JUDGED, scores=(math.nan, 1.0))
+    state = replace(STATE, watch=replace(STATE.watch, watch=replace(STATE.watch.watch, best=judged)))
+    again = through_a_file(state).watch
+    assert again is not None
+    assert again.watch.best is not None
+    assert again.watch.best.given == (1.0,)
+
+
+@pytest.mark.parametrize(
+    "damage", [{"step": "seven"}, {"order": None}, {"algorithm": {}}, {"watch": {"watch": 3}}, {"sizes": {"a": "b"}}]
+)
+def test_another_programs_state_is_refused_by_name(damage: dict[str, object]) -> None:
+    with pytest.raises(UserError, match="state is not one of this version") as caught:
+        RunState.from_json({**STATE.to_json(), **damage})
+    assert next(iter(damage)) in str(caught.value)
