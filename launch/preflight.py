@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from rlhf.config.limits import out_of_limits
 from rlhf.config.load import load_recipe
 from rlhf.config.machine import Machine, Stage, uses_gpus
+from rlhf.config.problems import raise_all
 from rlhf.config.schema import DPOConfig, Recipe, RewardConfig, SFTConfig
 from rlhf.config.validate import check_schedule, stages_of, validate
 from rlhf.data.order import epoch_batches
@@ -30,8 +32,14 @@ def prepare(recipe_path: str, overrides: Sequence[str], command: Stage) -> tuple
         UserError: the recipe cannot work, here or anywhere.
     """
     recipe = _with_whole_paths(load_recipe(recipe_path, overrides))
+    if recipe.placement.ray_address:  # to join a cluster takes long, and longer where it is not there
+        raise_all(list(out_of_limits(recipe)), f"the recipe {recipe.name!r} cannot run `{command}`")
     machine = _cluster(recipe.placement.ray_address) if recipe.placement.ray_address else _this_machine()
-    context = None if command == "generate" else _context(recipe)
+    try:
+        context = None if command == "generate" else _context(recipe)
+    except UserError:
+        validate(recipe, command, machine)  # what is wrong besides comes first: a model may be far away
+        raise
     validate(recipe, command, replace(machine, context_length=context))
     if command != "generate":
         _import_functions(recipe, command)

@@ -72,7 +72,8 @@ def _place(path: str) -> Path:
         place = Path(path).expanduser()
         place.exists()  # raises for names that no file can have
     except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"no data at {path!r}", str(error), "check data.path in the recipe") from error
+        why = getattr(error, "strerror", None) or f"{error!s:.200}"  # the other one holds the whole name
+        raise UserError(f"no data at {path!r:.200}", why, "check data.path in the recipe") from error
     return place
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -12,6 +12,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from rlhf.config.schema import ScratchConfig
 
 PAD, EOS = "<pad>", "<eos>"
+LONGEST_PIECE = 10_000
+"""Characters of a text that are learnt from at once: time grows with the square of the longest word, and what has no
+spaces is one word."""
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
@@ -25,8 +28,13 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator(_pieces(texts), trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=EOS)
+
+
+def _pieces(texts: Iterable[str]) -> Iterator[str]:
+    """The texts, long ones in pieces."""
+    return (text[start : start + LONGEST_PIECE] for text in texts for start in range(0, len(text), LONGEST_PIECE))
 
 
 def make_scratch(config: ScratchConfig, texts: Iterable[str], folder: Path, seed: int) -> None:
