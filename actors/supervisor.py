@@ -282,7 +282,7 @@ class Supervisor:
 def _place(where: Whereabouts | None) -> dict[str, Any]:
     if where is None:
         return {}
-    return {"node": where.node, "process": where.process, "children": list(where.children)}
+    return {"node": where.node, "node_id": where.node_id, "process": where.process, "children": list(where.children)}
 
 
 def _nameless(error: LostError, moment: Moment) -> Incident:

@@ -22,7 +22,7 @@ FOLDERS = ("actors", "docs", "examples", "launch", "recipes", "requirements", "r
 SOURCE = "".join(
     file.read_text(encoding="utf-8") for floor in ("rlhf", "actors", "launch") for file in ROOT.glob(f"{floor}/**/*.py")
 )
-GROUPS = "objective|policy|critic|val|loss|rollout|weights|first_pass|time|perf|memory|train|eval|rewards|logps|holdout"
+GROUPS = "health|objective|policy|critic|val|loss|rollout|weights|first_pass|time|perf|memory|train|eval|rewards|logps|holdout"
 METRIC = re.compile(rf"(?:{GROUPS})/\w+")
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=NAMES)
@@ -87,7 +87,8 @@ def test_make_targets_exist(page: Path) -> None:
 @each_page
 def test_metrics_are_measured(page: Path) -> None:
     metrics = {text for text in quoted(page) if METRIC.fullmatch(text)}
-    phases = set(re.findall(r'timer\("(\w+)"\)', SOURCE))
+    phases = set(re.findall(r'(?:timer|phase)\("(\w+)"', SOURCE))
+    phases |= {name for constant in re.findall(r"timer\(([A-Z_]+)\)", SOURCE) for name in _constant(constant)}
     bare = {re.sub(r"_ci_(low|high)$", "", name) for name in metrics}  # an interval is named after its number
     assert {name for name in bare if name not in SOURCE and name.removeprefix("time/") not in phases} == set()
 
@@ -98,6 +99,17 @@ def test_settings_exist(page: Path) -> None:
     named = {match.group() for text in quoted(page) if (match := re.match(r"-?[a-z]+(\.[a-z_0-9]+)+(?==|$)", text))}
     settings = {name.lstrip("-") for name in named}
     assert {name for name in settings if name.partition(".")[0] in sections} - set(all_keys()) - _sections() == set()
+
+
+def _constant(name: str) -> list[str]:
+    """Values that the source gives to a constant, alone or among others in one line."""
+    lines = re.findall(rf"^(.*\b{name}\b.*) = (.*)$", SOURCE, flags=re.MULTILINE)
+    return [
+        value
+        for names, values in lines
+        for key, value in zip(names.split(", "), values.replace('"', "").split(", "))
+        if key == name
+    ]
 
 
 def _sections() -> set[str]:

@@ -90,6 +90,7 @@ class RolloutEngine:
             **engine_arguments(device, config, sleeps),
         )
         self.llm = AsyncLLM.from_engine_args(arguments)
+        self.vocabulary = self.llm.model_config.get_vocab_size()
 
     async def adopt(self) -> list[int]:
         """Bind the engine's processes to this one, so that they end with it however it ends; returns their ids."""
@@ -148,6 +149,8 @@ class RolloutEngine:
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
+        if not all(0 <= token < self.vocabulary for token in prompt.tokens):
+            return f"a token is not among the model's {self.vocabulary:,}"  # the engine would take it, and die of it
         # Tokens as such, not a prompt still to be rendered: those wait in a pool of threads, and overtake each other.
         request = tokens_input(list(prompt.tokens))
         try:

@@ -284,6 +284,7 @@ def test_metrics_by_hand() -> None:
         "rollout/truncated_fraction": 0.5,
         "rollout/staleness_mean": 1.5,
         "rollout/dropped": 0.0,
+        "rollout/set_aside": 0.0,
         "rollout/tokens": 5.0,
     }
     assert {name: metrics[name] for name in expected} == pytest.approx(expected, abs=1e-6)
