@@ -9,6 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -114,8 +115,8 @@ def _run(options: argparse.Namespace) -> None:
     new = [folder for folder in (session.root, session.root.parent) if not folder.exists()]
     with quiet_framework_logs(_logs(session.root) / f"driver-{options.command}.log") as stdout:
         session.console = Console(stdout, progress=recipe.tracking.progress)
-        go = _read_data(options, session, new)
         session.stop = StopRequest(recipe.checkpoint, started, time.time, os.environ)
+        go = _read_data(options, session, new)
         with cluster(recipe.placement.ray_address, device == "cuda"), session.stop.install():  # Ray takes SIGTERM too
             go()
 
@@ -131,13 +132,14 @@ def _read_data(options: argparse.Namespace, session: Session, new: Sequence[Path
         if session.root in new:
             shutil.rmtree(session.root)
         if session.root.parent in new:
-            session.root.parent.rmdir()
+            with suppress(OSError):  # by now another run may be in it
+                session.root.parent.rmdir()
         raise
 
 
 def _ready(options: argparse.Namespace, session: Session) -> Callable[[], object]:
     from actors.pipeline import run_pipeline, run_stage
-    from launch.preflight import check_updates
+    from launch.preflight import check_models_of_ppo, check_updates
 
     if options.command == "generate":
         from launch.generate import generate, read_questions
@@ -146,6 +148,8 @@ def _ready(options: argparse.Namespace, session: Session) -> Callable[[], object
     for stage in stages_of(session.recipe, options.command):
         session.read_data(stage)
         check_updates(session, stage)
+    if options.command == "ppo":
+        check_models_of_ppo(session)
     return (
         partial(run_pipeline, session)
         if options.command == "pipeline"

@@ -96,6 +96,17 @@ def check_updates(session: Session, stage: str) -> None:
     check_schedule(config.optimizer, len(batches), f"{stage}.optimizer")
 
 
+def check_models_of_ppo(session: Session) -> None:
+    """Refuse PPO by itself where the stages before it left no model; in a pipeline they are yet to run.
+
+    Raises:
+        UserError: a model that PPO starts from is not there, or was made with another configuration.
+    """
+    _ = session.policy_start, session.reward_models, session.judge_model
+    if session.recipe.algorithm.has_critic:
+        _ = session.critic_start
+
+
 def _import_functions(recipe: Recipe, command: Stage) -> None:
     """Import the functions that the command will call: an error in one is better found now."""
     if "ppo" in stages_of(recipe, command):

@@ -183,8 +183,8 @@ BROKEN_TEXT: dict[str, tuple[str | bytes, str]] = {
     "thousands of hexadecimal digits": (QUICKSTART + f"seed: 0x{'f' * 6000}\n", "seed has more than 300 digits"),
     "a key that is a list": ("name: a\n? [1, 2]\n: 3\n", "unhashable key"),
     "thousands of unknown keys": (
-        QUICKSTART + "".join(f"key_{i}: 1\n" for i in range(20_000)),
-        "20000 problems",
+        QUICKSTART + "".join(f"key_{i}: 1\n" for i in range(5000)),
+        "5000 problems",
     ),
     "a key of a hundred thousand letters": (QUICKSTART + f'? "{"k" * 100_000}"\n: 1\n', "there is no key"),
     "escape codes": (QUICKSTART + '"\\e[2J\\e[31m\\nred": 1\n', "there is no key"),

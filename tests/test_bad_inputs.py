@@ -156,6 +156,11 @@ def test_a_warm_up_longer_than_the_data_is_refused_before_anything_starts(
     assert "sft.optimizer.warmup_steps = 500" in refusal(workplace, capsys, "sft", "run.yaml", *settings)
 
 
+def test_ppo_before_the_stages_it_starts_from_is_refused(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = given(workplace, "prompts")
+    assert "run `rlhf sft`" in refusal(workplace, capsys, "ppo", "run.yaml", *settings)
+
+
 def test_rows_of_one_prompt_that_are_all_held_out_are_refused(
     workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
