@@ -54,6 +54,7 @@ def _start_own(has_gpus: bool) -> None:
     ray_constants.ENABLE_RAY_CLUSTER = False
     try:
         ray.init(
+            "local",  # a new one also where somebody else's runs on this machine
             _node_ip_address=LOCAL,
             include_dashboard=False,
             object_store_memory=None if has_gpus else OBJECT_STORE_BYTES,

@@ -22,7 +22,8 @@ FOLDERS = ("actors", "docs", "examples", "launch", "recipes", "requirements", "r
 SOURCE = "".join(
     file.read_text(encoding="utf-8") for floor in ("rlhf", "actors", "launch") for file in ROOT.glob(f"{floor}/**/*.py")
 )
-GROUPS = "health|objective|policy|critic|val|loss|rollout|weights|first_pass|time|perf|memory|train|eval|rewards|logps|holdout"
+GROUPS = "objective|policy|critic|val|loss|rollout|weights|first_pass|time|perf|memory|health|train|eval|rewards|logps"
+GROUPS += "|holdout"
 METRIC = re.compile(rf"(?:{GROUPS})/\w+")
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=NAMES)

@@ -16,7 +16,7 @@ from rlhf.tracking.jsonl import read_lines
 from tests.end_to_end.faults import Run, from_nothing
 from tests.end_to_end.small import make_small_data
 
-STEPS, STORE = 4, 256 * 2**20
+STEPS, STORE = 15, 256 * 2**20
 REWARD = """
 def score(prompts, responses):
     return [response.count("e") / max(1, len(response)) for response in responses]
@@ -52,7 +52,7 @@ def survived(two_nodes: tuple[Cluster, Any], tmp_path_factory: pytest.TempPathFa
     folder = tmp_path_factory.mktemp("nodes")
     make_small_data(folder)
     (folder / "reward.py").write_text(REWARD)
-    settings = [f"ppo.steps={STEPS}", f"placement.ray_address={cluster.address}", "checkpoint.every=1"]
+    settings = [f"ppo.steps={STEPS}", f"placement.ray_address={cluster.address}", "checkpoint.every=3"]
     run = Run(folder, "nodes", [*from_nothing(folder, "nodes", f"{folder}/reward.py:score"), *settings])
     members = run.wait_for(2, "update")["members"]
     lost = {name for name, member in members.items() if member["node_id"] == node.node_id}
