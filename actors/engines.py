@@ -23,6 +23,7 @@ from rlhf.batching import share_prompts
 from rlhf.config.schema import Recipe
 from rlhf.device import weight_transfer_backend
 from rlhf.errors import CanaryError, LostError, MachineryError
+from rlhf.recovery.portions import CHANCES, Portions
 from rlhf.types import Prompt
 from rlhf.weights.fingerprint import Fingerprint, differences
 
@@ -46,13 +47,24 @@ class Engine:
         self._supervisor.started(self.name, self.actor)
 
 
-@dataclass
-class Share:
-    """Prompts that one engine was given in a call: their places among all, less those that are answered."""
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """What is to be answered: prompts, by the number that ``ready`` gave them, and a seed for each."""
 
-    engine: Engine
-    places: list[int]
-    left: set[int]
+    chosen: Sequence[int]
+    seeds: Sequence[int]
+    moment: Moment
+
+    def of(self, places: Sequence[int]) -> tuple[list[int], list[int]]:
+        """Prompts and seeds at these places."""
+        return [self.chosen[i] for i in places], [self.seeds[i] for i in places]
+
+
+class Share:
+    """Prompts that one engine was given in a call: their places, and those that it has not answered yet."""
+
+    def __init__(self, engine: Engine, places: list[int]) -> None:
+        self.engine, self.places, self.left = engine, places, set(places)
 
 
 class Engines:
@@ -183,23 +195,28 @@ class Engines:
 
     def generate(self, chosen: Sequence[int], seeds: Sequence[int], moment: Moment) -> Iterator[tuple[Any, Answered]]:
         """Answer prompts on all engines; yields references to blocks in the order in which they finish, each with what
-        is in it.
+        is in it. A prompt that engines die of is set aside.
 
         Raises:
             MachineryError: engines were lost more often than the run bears.
         """
-        streams = self._give(range(len(chosen)), chosen, seeds, moment)
-        while streams:
+        call, portions = Call(chosen=chosen, seeds=seeds, moment=moment), Portions.of(len(chosen))
+        streams: dict[Any, Share] = {}
+        while portions.waiting or streams:
+            if not streams:
+                streams = self._give(portions.next(), call)
             names = {stream: share.engine.name for stream, share in streams.items()}
             try:
                 stream = self.supervisor.patience.next_ready(names, moment)
                 answer = self._take(stream, names[stream], moment)
             except LostError as error:
-                lost = {s: share for s, share in streams.items() if share.engine.name in error.names}
-                left = sorted(place for share in lost.values() for place in share.left)
-                self.lose(error, moment, len(left))
-                streams = {s: share for s, share in streams.items() if s not in lost}
-                streams |= self._give(left, chosen, seeds, moment)
+                lost = [share for share in streams.values() if share.engine.name in error.names]
+                self.lose(error, moment, sum(len(share.left) for share in lost))
+                streams = {stream: share for stream, share in streams.items() if share not in lost}
+                for share in lost:
+                    yield from self._set_aside(portions.lost(share.places, sorted(share.left)), call)
+                if portions.losses <= CHANCES and portions.waiting and self.serving:
+                    streams |= self._give(portions.next(), call)  # others go on with it at once
                 continue
             if answer is None:
                 if streams.pop(stream).left:
@@ -208,24 +225,34 @@ class Engines:
             streams[stream].left -= set(answer[1].places)
             yield answer
 
-    def _give(
-        self, places: Sequence[int], chosen: Sequence[int], seeds: Sequence[int], moment: Moment
-    ) -> dict[Any, Share]:
+    def _give(self, places: Sequence[int], call: Call) -> dict[Any, Share]:
         """Share prompts out over the engines that serve."""
-        if not len(places):
-            return {}
         if not self.serving:
-            self.heal(moment)
+            self.heal(call.moment)
         engines = self.serving
-        streams = {}
-        for engine, part in zip(engines, share_prompts([chosen[i] for i in places], len(engines)), strict=True):
-            own = [places[i] for i in part]
-            if own:
-                stream = engine.actor.generate.options(num_returns="streaming").remote(
-                    own, [chosen[i] for i in own], [seeds[i] for i in own], self.config.block_size
-                )
-                streams[stream] = Share(engine=engine, places=own, left=set(own))
-        return streams
+        parts = share_prompts([call.chosen[i] for i in places], len(engines))
+        shares = [Share(engine=engine, places=[places[i] for i in part]) for engine, part in zip(engines, parts)]
+        return {
+            share.engine.actor.generate.options(num_returns="streaming").remote(
+                share.places, *call.of(share.places), self.config.block_size
+            ): share
+            for share in shares
+            if share.places
+        }
+
+    def _set_aside(self, places: Sequence[int], call: Call) -> Iterator[tuple[Any, Answered]]:
+        """A block that keeps the places of samples that are given up."""
+        while places:
+            if not self.serving:
+                self.heal(call.moment)
+            reason = "the engine died of it"
+            engine = self.serving[0]
+            block, answered = engine.actor.set_aside.options(num_returns=2).remote(places, *call.of(places), reason)
+            try:
+                yield block, fetch(answered, engine.name, call.moment, self.supervisor.patience)
+                return
+            except LostError as error:
+                self.lose(error, call.moment)
 
     def _take(self, stream: Any, name: str, moment: Moment) -> tuple[Any, Answered] | None:
         """The next block of a stream with what is in it; None where the stream has ended."""

@@ -87,6 +87,15 @@ class RolloutActor:
                 faults = tuple((answer.rollout.prompt.id, answer.fault) for answer in block if answer.fault)
                 yield Answered(places=tuple(places[answer.place] for answer in block), faults=faults)
 
+    async def set_aside(
+        self, places: Sequence[int], chosen: Sequence[int], seeds: Sequence[int], fault: str
+    ) -> tuple[RolloutBlock, Answered]:
+        """A block of samples that are given up, and what the controller is told of it."""
+        prompts = [self.prompts[i] for i in chosen]
+        answers = [self.engine.without(0, prompt, seed, fault) for prompt, seed in zip(prompts, seeds, strict=True)]
+        faults = tuple((prompt.id, fault) for prompt in prompts)
+        return RolloutBlock.pack([answer.rollout for answer in answers]), Answered(places=tuple(places), faults=faults)
+
     async def abandon(self) -> None:
         """Drop what is being generated."""
         self.engine.abandon()

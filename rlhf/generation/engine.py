@@ -162,7 +162,7 @@ class RolloutEngine:
 
     async def _answer(self, place: int, prompt: Prompt, seed: int, asked: Asked, version: int) -> Answer:
         if isinstance(asked, str):
-            return self._without(place, prompt, seed, version, asked)
+            return self.without(place, prompt, seed, asked)
         try:
             output = await asked.get()
         except EngineDeadError as error:
@@ -171,14 +171,14 @@ class RolloutEngine:
             await self.llm.abort(asked.request_id, internal=True)
             raise
         except Exception as error:
-            return self._without(place, prompt, seed, version, f"{type(error).__name__}: {error}")
+            return self.without(place, prompt, seed, f"{type(error).__name__}: {error}")
         self.prompt_tokens += len(prompt.tokens)
         self.cached_tokens += getattr(output, "num_cached_tokens", 0) or 0
         if not isinstance(output, RequestOutput) or not output.finished or not output.outputs[0].token_ids:
-            return self._without(place, prompt, seed, version, "the engine gave no response")
+            return self.without(place, prompt, seed, "the engine gave no response")
         return Answer(place=place, rollout=_rollout(prompt, output, version, seed))
 
-    def _without(self, place: int, prompt: Prompt, seed: int, version: int, fault: str) -> Answer:
+    def without(self, place: int, prompt: Prompt, seed: int, fault: str) -> Answer:
         """What stands in the place of a response that there is not: an end token that nothing is learned from.
 
         Nor does the prompt appear in it: what the engine fails on, the other models may fail on too.
@@ -189,7 +189,7 @@ class RolloutEngine:
             tokens=np.array([end], dtype=np.int32),
             logprobs=np.zeros(1, dtype=np.float32),
             mask=np.zeros(1, dtype=np.bool_),
-            weight_version=version,
+            weight_version=self.version,
             finish_reason=FinishReason.SET_ASIDE,
             seed=seed,
         )

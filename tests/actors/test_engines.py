@@ -1,0 +1,157 @@
+"""What becomes of prompts whose engine dies: actors that answer, and die, as they are told; no model is needed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+
+from actors import engines as engines_module
+from actors.cluster import cluster
+from actors.engines import Engines
+from actors.placement import Placement
+from actors.process import Whereabouts, whereabouts
+from actors.rollout import Answered
+from actors.supervisor import Supervisor
+from actors.waiting import Moment
+from rlhf.config.schema import Recipe, RecoveryConfig, RolloutConfig
+from rlhf.errors import MachineryError
+from rlhf.types import FinishReason, Prompt, Rollout, RolloutBlock
+
+POISON, ONCE = 100, 200
+"""Prompts that an engine dies of: always, and only where it has not died of it before."""
+MOMENT = Moment(phase="rollout", step=2)
+
+
+def rollout(prompt: int, seed: int, reason: FinishReason) -> Rollout:
+    return Rollout(
+        prompt=Prompt(id=prompt, tokens=(1,)),
+        tokens=np.array([prompt], np.int32),
+        logprobs=np.zeros(1, np.float32),
+        mask=np.ones(1, bool),
+        weight_version=0,
+        finish_reason=reason,
+        seed=seed,
+    )
+
+
+class Engine:
+    """Answers in blocks; what it has died of is kept in a folder, as no memory of it would last."""
+
+    def __init__(self, name: str, log: Path, *_: Any) -> None:
+        self.where, self.folder = whereabouts(name, log), log.parent
+
+    async def build(self, *_: Any) -> Whereabouts:
+        return self.where
+
+    async def use(self, prompts: Any) -> None:
+        """The prompts are their own numbers here."""
+
+    async def generate(
+        self, places: Sequence[int], chosen: Sequence[int], seeds: Sequence[int], block_size: int
+    ) -> AsyncIterator[Any]:
+        for begin in range(0, len(places), block_size):
+            some = range(begin, min(begin + block_size, len(places)))
+            for i in some:
+                self._die_of(chosen[i])
+            yield RolloutBlock.pack([rollout(chosen[i], seeds[i], FinishReason.STOP) for i in some])
+            yield Answered(places=tuple(places[i] for i in some), faults=())
+
+    def _die_of(self, prompt: int) -> None:
+        mark = self.folder / f"died-of-{prompt}"
+        if prompt == POISON or (prompt >= ONCE and not mark.exists()):
+            mark.touch()
+            os._exit(1)
+
+    async def set_aside(self, places: Sequence[int], chosen: Sequence[int], seeds: Sequence[int], fault: str) -> Any:
+        block = RolloutBlock.pack([rollout(p, s, FinishReason.SET_ASIDE) for p, s in zip(chosen, seeds, strict=True)])
+        return block, Answered(places=tuple(places), faults=tuple((prompt, fault) for prompt in chosen))
+
+    async def stop(self) -> None:
+        """Nothing of its own has to be ended."""
+
+
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[None]:
+    """A Ray of our own."""
+    ray.cloudpickle.register_pickle_by_value(__import__(__name__, fromlist=["Engine"]))
+    with cluster(None, has_gpus=False):
+        yield
+
+
+class Fleet:
+    """Engines under a supervisor, and the events that it reports."""
+
+    def __init__(self, folder: Path, count: int, restarts: int = 20) -> None:
+        self.events: list[dict[str, Any]] = []
+        recipe = Recipe(
+            name="x",
+            rollout=RolloutConfig(engines=count, block_size=2),
+            recovery=RecoveryConfig(restarts=restarts, backoff_seconds=0.0),
+        )
+        supervisor = Supervisor(recipe, lambda kind, **details: self.events.append({"kind": kind, **details}))
+        placement = Placement(recipe, "cpu", "generate", 0)
+        self.engines = Engines(recipe, placement, folder, 8, [1], folder, supervisor, publishes=False)
+        self.engines.ready([])
+
+    def answers(self, chosen: Sequence[int]) -> dict[int, tuple[int, int]]:
+        """By seed: the prompt that was answered, and why the answer ended. A seed that came twice fails."""
+        found: dict[int, tuple[int, int]] = {}
+        for ref, answered in self.engines.generate(chosen, range(len(chosen)), MOMENT):
+            block = ray.get(ref)
+            assert len(block) == len(answered.places)
+            for seed, prompt, reason in zip(block.seeds, block.prompt_ids, block.finish_reasons, strict=True):
+                assert int(seed) not in found
+                found[int(seed)] = (int(prompt), int(reason))
+        return found
+
+
+@pytest.fixture
+def fleet(local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Makes a fleet of so many engines, and ends it."""
+    monkeypatch.setattr(engines_module, "RolloutActor", Engine)
+    fleets = []
+
+    def make(*arguments: int) -> Fleet:
+        fleets.append(Fleet(tmp_path, *arguments))
+        return fleets[-1]
+
+    yield make
+    for each in fleets:
+        each.engines.stop()
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_what_an_engine_had_not_answered_is_answered_by_another_with_the_same_seed(fleet: Any, count: int) -> None:
+    running = fleet(count)
+    chosen = [1, 2, 3, ONCE, 4, 5, 6, 7]
+    assert running.answers(chosen) == {seed: (prompt, FinishReason.STOP) for seed, prompt in enumerate(chosen)}
+    [died] = [event for event in running.events if event["kind"] == "actor_died"]
+    assert (died["phase"], died["step"]) == ("rollout", 2)
+    assert 0 < died["samples_redone"] <= len(chosen)
+
+
+def test_every_engine_may_die_in_one_call(fleet: Any) -> None:
+    running = fleet(2)
+    chosen = [ONCE, ONCE + 1, 1, 2, 3, 4]
+    assert running.answers(chosen) == {seed: (prompt, FinishReason.STOP) for seed, prompt in enumerate(chosen)}
+    assert {event["member"] for event in running.events} == {"rollout engine 0", "rollout engine 1"}
+
+
+def test_a_prompt_that_engines_die_of_is_set_aside_and_the_others_are_answered(fleet: Any) -> None:
+    running = fleet(1)
+    chosen = [1, 2, 3, 4, 5, POISON, 6, 7]
+    answers = running.answers(chosen)
+    assert answers.pop(5) == (POISON, FinishReason.SET_ASIDE)
+    assert answers == {seed: (prompt, FinishReason.STOP) for seed, prompt in enumerate(chosen) if prompt != POISON}
+
+
+def test_a_run_does_not_bear_more_deaths_than_it_is_to(fleet: Any) -> None:
+    running = fleet(1, 1)
+    with pytest.raises(MachineryError, match=r"more than recovery\.restarts = 1"):
+        running.answers([POISON, 1])
