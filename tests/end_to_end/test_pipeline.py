@@ -119,15 +119,3 @@ def test_generate_answers_a_file_of_prompts(run: tuple[Path, str]) -> None:
     rows = read_lines(out)
     assert [row["prompt"] for row in rows] == [json.loads(line)["prompt"] for line in prompts.read_text().splitlines()]
     assert all(row["response"].strip() for row in rows)
-
-
-def test_a_reward_function_that_raises_is_named_with_its_sample(run: tuple[Path, str]) -> None:
-    folder, _ = run
-    (folder / "judge.py").write_text("def score(prompts, responses):\n    return [1 / 0 for _ in responses]\n")
-    model = folder / "runs" / "small" / "sft" / "model"
-    settings = [f"rewards.judge.function={folder}/judge.py:score", f"ppo.policy_init={model}"]
-    done = rlhf("ppo", str(RECIPE), *overrides(folder, "raises"), *settings)
-    assert done.returncode == 2, done.stderr[-2000:]
-    assert "judge.py:score" in done.stderr and "ZeroDivisionError" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert not (folder / "runs" / "raises" / "ppo").exists()
