@@ -87,10 +87,10 @@ class Keeper:
 
     def begin_checkpoint(self) -> None:
         """Have the last snapshot written, by processes of its own on the nodes that hold it."""
+        self.finish_checkpoint(wait_for_it=True)  # one at a time
         snapshot = self.snapshot
         if snapshot is None or (self.committed is not None and self.committed.step == snapshot.state.step):
             return
-        self.finish_checkpoint(wait_for_it=True)  # one at a time
         try:
             folder = self.store.begin(snapshot.state.step)
         except OSError as error:

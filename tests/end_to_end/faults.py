@@ -42,10 +42,12 @@ class Run:
         self.begun = time.time()
         self.output = folder / f"{name}-{time.time_ns()}.out"
         command = [sys.executable, "-m", "launch.cli", "ppo", str(RECIPE), *settings]
+        # A W&B service of this process would outlive the one that is killed, and hold its run.
+        own = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
         self.process = subprocess.Popen(
             command,
             cwd=ROOT,
-            env={**os.environ, "HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline", **environment},
+            env={**own, "HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline", **environment},
             stdout=self.output.open("w"),
             stderr=subprocess.STDOUT,
         )

@@ -109,7 +109,8 @@ def test_a_stop_ends_with_75_and_the_end_with_0(broken: Ended) -> None:
 
 def test_every_command_went_on_from_the_last_commit(broken: Ended) -> None:
     assert [event["step"] for event in broken.events("resumed")] == [2, 4]
-    assert sorted({event["step"] for event in broken.events("checkpoint")}) == [2, 4, 6]
+    told = [event["step"] for event in broken.events("checkpoint")]
+    assert told in ([2, 4, 6], [2, 6]), "killed as soon as the fourth step's was there, it may not have told of it"
 
 
 def test_metrics_are_the_same_to_the_bit(whole: Ended, broken: Ended) -> None:
@@ -146,6 +147,7 @@ def test_the_controllers_state_is_the_same(whole: Ended, broken: Ended) -> None:
 
 
 def test_it_stays_one_wandb_run(broken: Ended) -> None:
+    assert broken.events("wandb_failed") == []
     names = {folder.name.rpartition("-")[2] for folder in (broken.path / "wandb").glob("offline-run-*")}
     assert names == {(broken.path / "wandb_id").read_text().strip()}
     assert len(list((broken.path / "wandb").glob("offline-run-*"))) == 3
