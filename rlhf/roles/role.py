@@ -18,7 +18,7 @@ from rlhf.types import RolloutBlock, Sequences
 from rlhf.zero import checkpoint
 from rlhf.zero.checkpoint import Files
 from rlhf.zero.engine import ZeroEngine, building
-from rlhf.zero.process_group import Rank, join
+from rlhf.zero.process_group import Rank, join, seed_process
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -37,6 +37,7 @@ class Role(Generic[Network]):
     ) -> None:
         self.recipe, self.config, self.rank = recipe, config, rank
         self.place = join(rank)
+        seed_process(recipe.seed, rank.rank)
         keep = building(config, recipe.model.dtype, rank)
         self.network = build()
         self.engine = ZeroEngine(self.network, config, recipe.model.dtype, rank, self.place, optimizer, total_updates)

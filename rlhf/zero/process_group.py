@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 import deepspeed
+import numpy as np
 import torch
+from transformers import set_seed
 
 from rlhf import device as devices
 
@@ -24,6 +26,11 @@ class Rank:
     device: devices.Device
     threads: int
     timeout_seconds: float
+
+
+def seed_process(seed: int, rank: int) -> None:
+    """Seed every source of random numbers of this process, each rank's with a number of its own."""
+    set_seed(int(np.random.SeedSequence([seed, rank]).generate_state(1)[0]))
 
 
 def join(rank: Rank) -> torch.device:
