@@ -153,10 +153,10 @@ class Chaos:
         return [event for event in read_lines(self.run.path / "events.jsonl") if event["kind"] in kinds]
 
 
-def go(folder: Path, steps: int, faults: int, seed: int) -> tuple[list[Done], Chaos, int]:
+def go(folder: Path, steps: int, faults: int, seed: int, kinds: Sequence[str]) -> tuple[list[Done], Chaos, int]:
     """The run, with all faults spread over its steps; what was done, and the last command's exit code."""
     chaos = Chaos(folder, steps, seed)
-    names = chaos.random.choices(list(KINDS), weights=[kind.weight for kind in KINDS.values()], k=faults)
+    names = chaos.random.choices(kinds, weights=[KINDS[name].weight for name in kinds], k=faults)
     done = []
     for i, name in enumerate(names):
         done.append(chaos.strike(name, at=i * (steps - 1) // faults))
@@ -220,6 +220,7 @@ def main() -> int:
     parser.add_argument("--faults", type=int, default=50)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS), help="what may be done")
     parser.add_argument("--runs", type=Path, default=Path("runs/chaos"), help="new folder for data and run")
     parser.add_argument("--out", type=Path, help="Markdown file to write")
     options = parser.parse_args()
@@ -227,7 +228,7 @@ def main() -> int:
         print(f"{options.runs} is there already: give another folder (--runs), or delete it", file=sys.stderr)
         return 2
     options.runs.mkdir(parents=True)
-    done, chaos, code = go(options.runs.resolve(), options.steps, options.faults, options.seed)
+    done, chaos, code = go(options.runs.resolve(), options.steps, options.faults, options.seed, options.kinds)
     wrong = check(chaos, code, options.steps)
     text = page(done, chaos, wrong, options.steps)
     if options.out:
