@@ -23,7 +23,7 @@ quickstart: env ## the whole chain on a small model: SFT, reward model, PPO, and
 	$(BIN)/rlhf pipeline recipes/quickstart.yaml
 
 test: env ## all tests, without a network
-	HF_HUB_OFFLINE=1 WANDB_MODE=offline $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	HF_HUB_OFFLINE=1 WANDB_MODE=offline $(BIN)/python -m pytest -n 2 --no-loadscope-reorder
 
 verify: env ## every problem with a known optimum, three seeds, into docs/verification.md
 	HF_HUB_OFFLINE=1 WANDB_MODE=disabled $(BIN)/python -m examples.optima.verify --out docs/verification.md

@@ -6,20 +6,27 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported, which reads it once
 
-from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from xdist.scheduler import LoadScopeScheduling
 
 torch.set_num_threads(1)  # ranks and engines share few cores
 settings.register_profile("project", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("project")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file's tests share what they set up, so they stay together; so do all end-to-end tests: each of them wants the
-    whole machine, and two at a time would wait for each other's processes."""
-    for item in items:
-        folder = Path(item.path).parent.name
-        item.add_marker(pytest.mark.xdist_group("end_to_end" if folder == "end_to_end" else str(item.path)))
+class TestsByFile(LoadScopeScheduling):
+    """Which tests stay together on one worker: those of a file, which share what they set up, and all end-to-end tests:
+    each of them wants the whole machine."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        folder = "tests/end_to_end/"
+        return folder if nodeid.startswith(folder) else nodeid.partition("::")[0]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> TestsByFile:
+    return TestsByFile(config, log)
