@@ -126,9 +126,8 @@ def fleet(local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
         each.engines.stop()
 
 
-@pytest.mark.parametrize("count", [1, 2])
-def test_what_an_engine_had_not_answered_is_answered_by_another_with_the_same_seed(fleet: Any, count: int) -> None:
-    running = fleet(count)
+def test_what_an_engine_had_not_answered_is_answered_by_another_with_the_same_seed(fleet: Any) -> None:
+    running = fleet(2)
     chosen = [1, 2, 3, ONCE, 4, 5, 6, 7]
     assert running.answers(chosen) == {seed: (prompt, FinishReason.STOP) for seed, prompt in enumerate(chosen)}
     [died] = [event for event in running.events if event["kind"] == "actor_died"]
@@ -136,18 +135,11 @@ def test_what_an_engine_had_not_answered_is_answered_by_another_with_the_same_se
     assert 0 < died["samples_redone"] <= len(chosen)
 
 
-def test_every_engine_may_die_in_one_call(fleet: Any) -> None:
-    running = fleet(2)
-    chosen = [ONCE, ONCE + 1, 1, 2, 3, 4]
-    assert running.answers(chosen) == {seed: (prompt, FinishReason.STOP) for seed, prompt in enumerate(chosen)}
-    assert {event["member"] for event in running.events} == {"rollout engine 0", "rollout engine 1"}
-
-
 def test_a_prompt_that_engines_die_of_is_set_aside_and_the_others_are_answered(fleet: Any) -> None:
     running = fleet(1)
-    chosen = [1, 2, 3, 4, 5, POISON, 6, 7]
+    chosen = [1, 2, POISON, 3]
     answers = running.answers(chosen)
-    assert answers.pop(5) == (POISON, FinishReason.SET_ASIDE)
+    assert answers.pop(2) == (POISON, FinishReason.SET_ASIDE)
     assert answers == {seed: (prompt, FinishReason.STOP) for seed, prompt in enumerate(chosen) if prompt != POISON}
 
 
