@@ -18,13 +18,19 @@ settings.register_profile("project", deadline=None, derandomize=True, suppress_h
 settings.load_profile("project")
 
 
+END_TO_END = "tests/end_to_end/"
+BESIDE = ("test_dpo", "test_engine", "test_lora", "test_optimum", "test_rewards")
+"""End-to-end tests that bear company. The others run one after another: they send signals, or wait for deadlines."""
+
+
 class TestsByFile(LoadScopeScheduling):
-    """Which tests stay together on one worker: those of a file, which share what they set up, and all end-to-end tests:
-    each of them wants the whole machine."""
+    """Which tests stay together on one worker: those of a file, which share what they set up, and most end-to-end tests,
+    so that no more than two of them share the machine."""
 
     def _split_scope(self, nodeid: str) -> str:
-        folder = "tests/end_to_end/"
-        return folder if nodeid.startswith(folder) else nodeid.partition("::")[0]
+        file = nodeid.partition("::")[0]
+        is_alone = file.startswith(END_TO_END) and not file.removeprefix(END_TO_END).startswith(BESIDE)
+        return END_TO_END if is_alone else file
 
 
 @pytest.hookimpl(optionalhook=True)
