@@ -24,7 +24,7 @@ BESIDE = ("test_dpo", "test_engine", "test_lora", "test_optimum", "test_rewards"
 
 
 class TestsByFile(LoadScopeScheduling):
-    """Which tests stay together on one worker: those of a file, which share what they set up, and most end-to-end tests,
+    """Which tests stay together on one worker: those of a file, which share what they set up, and most end-to-end ones,
     so that no more than two of them share the machine."""
 
     def _split_scope(self, nodeid: str) -> str:
