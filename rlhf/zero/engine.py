@@ -55,6 +55,9 @@ class ZeroEngine:
         self.rank, self.world, self.device, self.stage = rank.rank, rank.world, place, role.zero_stage
         self.network, self.dtype, self.learning_rate = network, dtype, 0.0
         if role.zero_stage == 3:
+            deepspeed.zero.Init(module=network, config_dict_or_path=deepspeed_config(role, dtype, rank.world))
+            for parameter in network.parameters():
+                _padding(parameter, rank.rank).zero_()
             for parameter in network.external_parameters():
                 deepspeed.zero.register_external_parameter(network, parameter)
         if optimizer is None:
@@ -172,5 +175,13 @@ def own_part(tensor: Tensor, rank: int) -> Tensor:
     """What this rank holds of a tensor: all of it, or (under ZeRO-3) its shard, flat and without padding."""
     if not hasattr(tensor, "ds_tensor"):
         return tensor
-    shard = tensor.ds_tensor
-    return shard.view(-1)[: max(0, tensor.ds_numel - rank * shard.numel())]
+    return tensor.ds_tensor.view(-1)[: _own_size(tensor, rank)]
+
+
+def _padding(tensor: Tensor, rank: int) -> Tensor:
+    """The rest of this rank's shard. DeepSpeed leaves there what was in the memory before, NaN perhaps."""
+    return tensor.ds_tensor.view(-1)[_own_size(tensor, rank) :]
+
+
+def _own_size(tensor: Tensor, rank: int) -> int:
+    return max(0, tensor.ds_numel - rank * tensor.ds_tensor.numel())

@@ -5,26 +5,34 @@ from __future__ import annotations
 import multiprocessing
 import tempfile
 from collections.abc import Callable
-from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
+from rlhf.errors import RLHFError
 from rlhf.zero.process_group import Rank
 
 DEADLINE_SECONDS = 240.0
 
 
 class Crew:
-    """Ranks that meet once and stay for many calls: a process takes many seconds to import what a rank needs."""
+    """Ranks that meet once and stay for many calls: a process takes many seconds to import what a rank needs.
+
+    After a failure that no test wants, others take their place: one failing test shall not make the next ones fail.
+    """
 
     def __init__(self, world: int) -> None:
+        self.world = world
+        self._start()
+
+    def _start(self) -> None:
         self.folder = tempfile.TemporaryDirectory()
         meeting = (Path(self.folder.name) / "meeting").as_uri()
         spawn = multiprocessing.get_context("spawn")
-        self.processes = [ProcessPoolExecutor(1, mp_context=spawn) for _ in range(world)]
+        self.processes = [ProcessPoolExecutor(1, mp_context=spawn) for _ in range(self.world)]
         self.ranks = [
-            Rank(rank=r, world=world, meeting=meeting, device="cpu", threads=1, timeout_seconds=60.0)
-            for r in range(world)
+            Rank(rank=r, world=self.world, meeting=meeting, device="cpu", threads=1, timeout_seconds=60.0)
+            for r in range(self.world)
         ]
 
     def run(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
@@ -32,12 +40,26 @@ class Crew:
         calls = [
             process.submit(function, rank, *arguments) for process, rank in zip(self.processes, self.ranks, strict=True)
         ]
-        for call in wait(calls, DEADLINE_SECONDS, FIRST_EXCEPTION).done:
-            call.result()  # the error of the rank that failed, not of those that wait for it
-        return [call.result(timeout=0) for call in calls]
+        try:
+            for call in wait(calls, DEADLINE_SECONDS, FIRST_EXCEPTION).done:
+                call.result()  # the error of the rank that failed, not of those that wait for it
+            return [call.result(timeout=0) for call in calls]
+        except BaseException:
+            wait(calls, 5.0)
+            if not all(_stopped_together(call) for call in calls):
+                self.stop()
+                self._start()
+            raise
 
     def stop(self) -> None:
         """End the processes."""
-        for process in self.processes:
-            process.shutdown(wait=False, cancel_futures=True)
+        for executor in self.processes:
+            for process in dict(executor._processes).values():  # public from Python 3.14: kill_workers
+                process.kill()
+            executor.shutdown(wait=False, cancel_futures=True)
         self.folder.cleanup()
+
+
+def _stopped_together(call: Future[Any]) -> bool:
+    """Whether a rank ended its call with one of the project's own errors, which all ranks raise at the same place."""
+    return call.done() and isinstance(call.exception(), (RLHFError, type(None)))

@@ -188,6 +188,21 @@ def test_training_goes_on_bit_for_bit(world: int, stage: int, dtype: str, crews:
     crews[world].run(stop_and_go_on, Setup(stage=stage, dtype=dtype), K)
 
 
+def in_dirty_memory(rank: Rank, setup: Setup) -> None:
+    """As before, where every new tensor is full of NaN until it is written to."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        stop_and_go_on(rank, setup, K)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_what_memory_held_before_does_not_matter(stage: int, two_ranks: Crew) -> None:
+    """DeepSpeed does not fill the padding of ZeRO-3's shards."""
+    two_ranks.run(in_dirty_memory, Setup(stage=stage))
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_so_does_training_that_has_not_begun(stage: int, two_ranks: Crew) -> None:
     two_ranks.run(stop_and_go_on, Setup(stage=stage), 0)
