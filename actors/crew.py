@@ -48,7 +48,7 @@ class Crew:
         self.reference, self.judge = groups.get("reference"), groups.get("judge")
         self.rewards = {name: groups[_reward(name)] for name in recipe.rewards}
         self.version = UNVERIFIED
-        """Of the weights that were published last."""
+        """Of the weights that the policy holds."""
         self._connected: tuple[ActorHandle, ...] = ()
         engines.heal = self._heal
 
@@ -94,6 +94,7 @@ class Crew:
         refs = [ref for group in groups for ref in group.call("update", experience, step)]
         names = [name for group in groups for name in group.names]
         answers = wait(refs, names, Moment(phase="update", step=step), self.supervisor.patience)
+        self.version = step + 1
         return {name: value for answer in answers for name, value in answer.items()}
 
     def publish(self, version: int, moment: Moment) -> None:
@@ -116,7 +117,11 @@ class Crew:
             self.engines.wake("kv_cache", self.engines.serving, moment)
 
     def _heal(self, moment: Moment) -> None:
-        """No engine serves: the first that starts is given the weights that the others had."""
+        """No engine serves: the first that starts is given the policy's weights.
+
+        They are those that the others had; but where training went on meanwhile (``ppo.staleness``), one version newer.
+        """
+        self.engines.outdate(self.version)
         self._publish(replace(moment, phase="publish"))
 
     def _connect(self, engines: Sequence[Engine]) -> None:

@@ -194,24 +194,26 @@ class Engines:
             engine.start()
 
     def generate(self, chosen: Sequence[int], seeds: Sequence[int], moment: Moment) -> Iterator[tuple[Any, Answered]]:
-        """Answer prompts on all engines; yields references to blocks in the order in which they finish, each with what
-        is in it. A prompt that engines die of is set aside.
+        """Answer prompts on all engines, which begin at once; yields references to blocks in the order in which they
+        finish, each with what is in it. A prompt that engines die of is set aside.
 
         Raises:
             MachineryError: engines were lost more often than the run bears.
         """
         call, portions = Call(chosen=chosen, seeds=seeds, moment=moment), Portions.of(len(chosen))
-        streams: dict[Any, Share] = {}
+        return self._answers(call, portions, self._give(portions.next(), call))
+
+    def _answers(self, call: Call, portions: Portions, streams: dict[Any, Share]) -> Iterator[tuple[Any, Answered]]:
         while portions.waiting or streams:
             if not streams:
                 streams = self._give(portions.next(), call)
             names = {stream: share.engine.name for stream, share in streams.items()}
             try:
-                stream = self.supervisor.patience.next_ready(names, moment)
-                answer = self._take(stream, names[stream], moment)
+                stream = self.supervisor.patience.next_ready(names, call.moment)
+                answer = self._take(stream, names[stream], call.moment)
             except LostError as error:
                 lost = [share for share in streams.values() if share.engine.name in error.names]
-                self.lose(error, moment, sum(len(share.left) for share in lost))
+                self.lose(error, call.moment, sum(len(share.left) for share in lost))
                 streams = {stream: share for stream, share in streams.items() if share not in lost}
                 for share in lost:
                     yield from self._set_aside(portions.lost(share.places, sorted(share.left)), call)
@@ -220,7 +222,7 @@ class Engines:
                 continue
             if answer is None:
                 if streams.pop(stream).left:
-                    raise MachineryError(f"{names[stream]} did not answer all prompts during {moment}") from None
+                    raise MachineryError(f"{names[stream]} did not answer all prompts during {call.moment}") from None
                 continue
             streams[stream].left -= set(answer[1].places)
             yield answer

@@ -10,9 +10,10 @@ import numpy as np
 import ray
 from ray.exceptions import RayError
 
+from actors.blocks import FOLDER, Block, read_blocks, there, write_block
 from actors.cluster import worker_environment
 from actors.crew import Crew
-from actors.waiting import Moment, wait
+from actors.waiting import Moment, fetch, wait
 from rlhf.checkpoints.checkpoint import Checkpoint
 from rlhf.checkpoints.files import FileEntry, write_files
 from rlhf.checkpoints.store import CheckpointStore
@@ -24,13 +25,18 @@ from rlhf.tracking.tracker import Tracker
 
 SNAPSHOT, CHECKPOINT, RESTORE = "snapshot", "checkpoint", "restore"
 
+Kept = tuple[RunState, Sequence[Block]]
+"""A state, and the next step's rollouts where they were generated already."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """The state after a step, and what each rank of the trained groups held: references to files, by group."""
+    """The state after a step, and what each rank of the trained groups held: references to files, by group; and the
+    next step's rollouts, where they are there already."""
 
     state: RunState
     shards: Mapping[str, Sequence[ray.ObjectRef]]
+    ahead: Sequence[Block]
     score: float | None
 
 
@@ -56,18 +62,20 @@ class Keeper:
         self._writing: Writing | None = None
         self._failures = 0
         environment = worker_environment(1, crew.recipe.placement.ray_address is None)
-        self._write = ray.remote(num_cpus=0, max_retries=0, runtime_env={"env_vars": environment})(write_shard)
+        task = ray.remote(num_cpus=0, max_retries=0, runtime_env={"env_vars": environment})
+        self._write, self._write_block, self._there = task(write_shard), task(write_block), task(there)
+        self._read = task(read_blocks)
 
-    def keep(self, state: RunState, metrics: Mapping[str, float]) -> None:
+    def keep(self, state: RunState, ahead: Sequence[Block], metrics: Mapping[str, float]) -> None:
         """After a step: take a snapshot and begin a checkpoint, where they are due; finish one that is written."""
         is_due = state.step % self.config.every == 0 or state.step == self.steps
         if is_due or (self.config.snapshot_every and state.step % self.config.snapshot_every == 0):
-            self.take(state, metrics.get(self.config.best_metric))
+            self.take(state, ahead, metrics.get(self.config.best_metric))
         if is_due:
             self.begin_checkpoint()
         self.finish_checkpoint(wait_for_it=state.step == self.steps)
 
-    def take(self, state: RunState, score: float | None = None) -> None:
+    def take(self, state: RunState, ahead: Sequence[Block] = (), score: float | None = None) -> None:
         """Take a snapshot, which takes the place of the one before. ``score`` is how good the policy is."""
         moment = Moment(phase=SNAPSHOT, step=state.step - 1 if state.step else None)
         self.crew.supervisor.enter(moment)
@@ -78,7 +86,7 @@ class Keeper:
             names = [name for group in self.crew.trained.values() for name in group.names]
             wait(there, names, moment, self.crew.supervisor.patience)
         shards = {role: [files for files, _ in refs] for role, refs in taken.items()}
-        self.snapshot = Snapshot(state=state, shards=shards, score=score)
+        self.snapshot = Snapshot(state=state, shards=shards, ahead=ahead, score=score)
 
     def _with_files(self, state: RunState) -> RunState:
         """With how far the run's files have come, and the account of its time."""
@@ -100,6 +108,9 @@ class Keeper:
             self._write.remote(files, folder.resolve(), role): f"writer of {role} rank {rank}"
             for role, shards in snapshot.shards.items()
             for rank, files in enumerate(shards)
+        } | {
+            self._write_block.remote(block.rollouts, folder.resolve(), index): f"writer of block {index}"
+            for index, block in enumerate(snapshot.ahead)
         }
         self._writing = Writing(snapshot=snapshot, tasks=tasks)
 
@@ -159,53 +170,65 @@ class Keeper:
             return "There is no checkpoint yet."
         return f"The last checkpoint is {self.committed.path}, after step {self.committed.step}."
 
-    def restore(self) -> RunState:
+    def restore(self) -> Kept:
         """Put the trained groups back to the last snapshot, or where that is lost to the last checkpoint, and the run's
-        files with them; returns the state.
+        files with them; returns the state, and the next step's rollouts if they are there.
 
         Raises:
             LostError: a rank was lost meanwhile.
         """
         moment = Moment(phase=RESTORE)
         self.crew.supervisor.enter(moment)
-        state = self._from_memory(moment) or self._from_disk(moment) or self._anew()
+        state, ahead = self._from_memory(moment) or self._from_disk(moment) or self._anew()
         self.run.rewind(state.sizes)
         for group in self.crew.trained.values():
             self.crew.supervisor.serve(group.names)
-        return state
+        return state, ahead
 
-    def _from_memory(self, moment: Moment) -> RunState | None:
+    def _from_memory(self, moment: Moment) -> Kept | None:
         if self.snapshot is None:
             return None
         try:
             for role, group in self.crew.trained.items():
                 group.ask("restore", *self.snapshot.shards[role], moment=moment)
+            blocks = [block.rollouts for block in self.snapshot.ahead]
+            fetch(self._there.remote(*blocks), FOLDER, moment, self.crew.supervisor.patience)
         except LostError as error:
-            if error.names:
+            if set(error.names) - {FOLDER}:
                 raise
             self.tracker.event("snapshot_lost", step=self.snapshot.state.step, error=str(error))
             self.snapshot = None  # it went with a node
             return None
-        return self.snapshot.state
+        return self.snapshot.state, self.snapshot.ahead
 
-    def _from_disk(self, moment: Moment) -> RunState | None:
+    def _from_disk(self, moment: Moment) -> Kept | None:
         if self.committed is None:
             return None
         self.committed.verify()
         return self.load(self.committed, moment)
 
-    def load(self, checkpoint: Checkpoint, moment: Moment) -> RunState:
-        """Have the trained groups load a checkpoint that was verified."""
+    def load(self, checkpoint: Checkpoint, moment: Moment) -> Kept:
+        """Have the trained groups load a checkpoint that was verified; returns what ``restore`` does."""
         state = RunState.from_json(checkpoint.state())
         for role, group in self.crew.trained.items():
             group.ask("load", str(checkpoint.path.resolve() / role), moment=moment)
-        return state
+        return state, self._blocks(checkpoint, moment)
 
-    def _anew(self) -> RunState:
+    def _blocks(self, checkpoint: Checkpoint, moment: Moment) -> Sequence[Block]:
+        """The rollouts in a checkpoint, in their order."""
+        names = [entry.name for entry in checkpoint.manifest.files if entry.name.startswith(f"{FOLDER}/")]
+        paths = [(checkpoint.path / name).resolve() for name in sorted(names, key=lambda name: int(Path(name).stem))]
+        if not paths:
+            return ()
+        counts, *blocks = self._read.options(num_returns=1 + len(paths)).remote(paths)
+        told = fetch(counts, FOLDER, moment, self.crew.supervisor.patience)
+        return [Block(rollouts=block, samples=n, set_aside=m) for block, (n, m) in zip(blocks, told, strict=True)]
+
+    def _anew(self) -> Kept:
         """Nothing is kept yet: the groups are built again from what the run started with."""
         for group in self.crew.trained.values():
             self.crew.rebuild(group)
-        return replace(RunState.start(self.crew.recipe), sizes=dict.fromkeys(self.run.sizes(), 0))
+        return replace(RunState.start(self.crew.recipe), sizes=dict.fromkeys(self.run.sizes(), 0)), ()
 
 
 def write_shard(files: Mapping[str, np.ndarray], folder: Path, role: str) -> list[FileEntry]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from actors.answering import answers_of, unseen
 from actors.crew import Crew, Start, crew
-from actors.keeper import Keeper
+from actors.keeper import Keeper, Kept
 from actors.session import Session
 from actors.supervised import Summary, named, seconds_of
 from actors.supervisor import Supervisor
@@ -62,7 +62,7 @@ def train_ppo(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
         trainer = PPOTrainer(actors, len(data.train))
         store = CheckpointStore(run.checkpoints, recipe.checkpoint.keep_last, recipe.checkpoint.keep_best)
         keeper = Keeper(actors, run, store, to_yaml(recipe), tracker, trainer.timer)
-        survivor = Survivor(trainer, keeper, _state(session, keeper, supervisor, tracker))
+        survivor = Survivor(trainer, keeper, _kept(session, keeper, supervisor, tracker))
         policy = _policy(session, actors, range(len(data.train), len(data.train) + len(compared)))
         survivor.begin()
         before = _before(run, survivor, policy)
@@ -81,15 +81,15 @@ def train_ppo(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
     return {**learned(history), **watched, **supervisor.summary(), **seconds_of(history)}
 
 
-def _state(session: Session, keeper: Keeper, supervisor: Supervisor, tracker: Tracker) -> RunState:
+def _kept(session: Session, keeper: Keeper, supervisor: Supervisor, tracker: Tracker) -> Kept:
     """Where the run begins: at its last checkpoint, which policy and critic are given, or at the beginning."""
     checkpoint = session.checkpoint("ppo")
     if checkpoint is None:
-        return RunState.start(session.recipe)
-    state = keeper.load(checkpoint, Moment(phase="load"))
+        return RunState.start(session.recipe), ()
+    state, ahead = keeper.load(checkpoint, Moment(phase="load"))
     supervisor.resume(state.goodput, keeper.run.path / STATUS)
     tracker.event("resumed", step=state.step, path=str(checkpoint.path))
-    return state
+    return state, ahead
 
 
 def _before(run: RunFolder, survivor: Survivor, policy: Policy) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Protocol, TypeVar
 
-from actors.keeper import Keeper
+from actors.keeper import Keeper, Kept
 from actors.trainer import PPOTrainer
 from actors.waiting import Moment
 from rlhf.algorithms import canaries
@@ -30,14 +30,17 @@ class Observer(Protocol):
 
 
 class Survivor:
-    """Makes the steps of a run, from ``state`` on, and keeps it. Who was lost is replaced, and the step repeated."""
+    """Makes the steps of a run, from what was kept on, and keeps it. A step that lost somebody is repeated."""
 
-    def __init__(self, trainer: PPOTrainer, keeper: Keeper, state: RunState) -> None:
-        self.trainer, self.keeper, self.state = trainer, keeper, state
+    def __init__(self, trainer: PPOTrainer, keeper: Keeper, kept: Kept) -> None:
+        self.trainer, self.keeper = trainer, keeper
+        self.state, self.ahead = kept
         self.crew, self.supervisor = trainer.crew, trainer.crew.supervisor
         self.steps = trainer.recipe.ppo.steps
         trainer.between = lambda: keeper.finish_checkpoint(wait_for_it=False)
-        self.limits = canaries.Limits.of(trainer.recipe.canaries, trainer.recipe.model.dtype)
+        self.limits = canaries.Limits.of(
+            trainer.recipe.canaries, trainer.recipe.model.dtype, trainer.recipe.ppo.staleness
+        )
 
     def begin(self) -> None:
         """Have the engines hold the policy as it is, and keep that as what a first step goes back to."""
@@ -45,7 +48,7 @@ class Survivor:
         try:
             self.crew.publish(self.state.step, moment)
             if self.trainer.recipe.checkpoint.snapshot_every:
-                self.keeper.take(self.state)
+                self.keeper.take(self.state, self.ahead)
         except LostError as error:
             self._recover(error, moment)
 
@@ -103,16 +106,16 @@ class Survivor:
         state = self.state
         if observer is not None and state.watch is None:
             state = replace(state, watch=observer.begin())
-        report, state = self.trainer.step(state)
+        report, state, ahead = self.trainer.step(state, self.ahead)
         if observer is not None:
             seen, watch = observer.after(state, report)
             report, state = report.with_metrics(seen), replace(state, watch=watch)
-        self.state = state
+        self.state, self.ahead = state, ahead
         return report
 
     def _keep(self, report: BatchReport) -> None:
         try:
-            self.keeper.keep(self.state, report.metrics)
+            self.keeper.keep(self.state, self.ahead, report.metrics)
         except LostError as error:
             self._recover(error, Moment(phase=self.supervisor.phase, step=self.state.step - 1))
 
@@ -129,7 +132,7 @@ class Survivor:
                 for group in self.crew.groups.values():
                     if set(group.names) & set(error.names):
                         self.crew.rebuild(group)
-                self.state = self.keeper.restore()
+                self.state, self.ahead = self.keeper.restore()
                 self.crew.publish(self.state.step, Moment(phase="publish", step=self.state.step))
                 return
             except LostError as again:

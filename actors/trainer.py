@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
-import numpy as np
-
+from actors.blocks import Asked, Block, answer, ask
 from actors.crew import Crew
 from actors.scoring import Scoring
 from actors.waiting import Moment
-from rlhf.data.order import PromptOrder
 from rlhf.roles.assemble import BatchReport
 from rlhf.run_state import RunState
 from rlhf.tracking.phases import PhaseTimer
-
-SAMPLING = 10**9 + 1  # tells this stream of random numbers from those of other uses of the same seed
 
 
 class PPOTrainer:
@@ -28,23 +24,27 @@ class PPOTrainer:
         self.between: Callable[[], None] = lambda: None
         """Called between phases, for what goes on beside them."""
 
-    def step(self, state: RunState) -> tuple[BatchReport, RunState]:
-        """One step, under the weights of version ``state.step``; returns what it found, and the state after it."""
-        crew, ppo, step = self.crew, self.recipe.ppo, state.step
+    def step(self, state: RunState, ahead: Sequence[Block] = ()) -> tuple[BatchReport, RunState, Sequence[Block]]:
+        """One step, under the weights of version ``state.step``.
+
+        Args:
+            ahead: rollouts of this step that were generated during the one before (``ppo.staleness``).
+
+        Returns:
+            What the step found, the state after it, and the next one's rollouts where they are there already.
+        """
+        crew, step = self.crew, state.step
         with self.timer("step"):
             # 1. Prompts: the next of a seeded order, each as often as it is to be answered, and a seed for every answer
-            order = PromptOrder.restore(self.prompts, self.recipe.seed, state.order)
-            chosen = order.take(ppo.batch_size // ppo.samples_per_prompt)
-            prompts = [prompt for prompt in chosen for _ in range(ppo.samples_per_prompt)]
-            draw = np.random.default_rng([self.recipe.seed, SAMPLING, step])
-            seeds = draw.integers(2**31, size=len(prompts)).tolist()
+            asked = ask(self.recipe, self.prompts, step, state.order)
 
             # 2. Rollout, and 3. Score: every block is scored by four models while the next is still being generated
-            scoring, faults = Scoring(crew, Moment(phase="score", step=step)), 0
+            scoring, set_aside = Scoring(crew, Moment(phase="score", step=step)), state.set_aside
             with self.phase("rollout", step) as moment:
-                for block, answered in crew.engines.generate(prompts, seeds, moment):
-                    scoring.send(block, len(answered.places))
-                    faults += crew.supervisor.set_aside(answered.faults, state.set_aside + faults, moment)
+                for block in ahead or answer(crew, asked, set_aside, moment):
+                    scoring.send(block.rollouts, block.samples)
+                    set_aside += block.set_aside
+                coming = self.begin_next(asked, set_aside)
             with self.phase("score", step) as moment:
                 crew.engines.sleep(moment)
                 parts = scoring.settle()
@@ -57,13 +57,21 @@ class PPOTrainer:
             with self.phase("update", step):
                 metrics = crew.update(experience, step)
 
-            # 6. Publish: every engine proves the new version before it serves
+            # 6. Publish: every engine proves the new version before it serves, and is done with the old one by then
+            with self.phase("rollout", step):
+                ahead = tuple(coming)
             with self.phase("publish", step) as moment:
                 crew.publish(step + 1, moment)
-        after = replace(
-            state, step=step + 1, order=order.state(), algorithm=report.state, set_aside=state.set_aside + faults
-        )
-        return self.record(step, report, metrics), after
+        after = replace(state, step=step + 1, order=asked.after, algorithm=report.state, set_aside=set_aside)
+        return self.record(step, report, metrics), after, ahead
+
+    def begin_next(self, asked: Asked, set_aside: int) -> Iterator[Block]:
+        """Have the engines begin with the next step while this one trains, where the recipe says so."""
+        step = asked.step + 1
+        if not self.recipe.ppo.staleness or step == self.recipe.ppo.steps:
+            return iter(())
+        following = ask(self.recipe, self.prompts, step, asked.after)
+        return answer(self.crew, following, set_aside, Moment(phase="rollout", step=step))
 
     @contextmanager
     def phase(self, name: str, step: int) -> Iterator[Moment]:
@@ -80,11 +88,12 @@ class PPOTrainer:
         tokens, algorithm = report.metrics["rollout/tokens"], self.recipe.algorithm
         updates = metrics.get("policy/updates", algorithm.epochs * algorithm.minibatches)
         rates = {
-            "perf/rollout_tokens_per_second": tokens / times["time/rollout"],
             "perf/train_tokens_per_second": tokens * updates / algorithm.minibatches / times["time/update"],
             "perf/samples_per_second": self.recipe.ppo.batch_size / times["time/step"],
             "weights/sync_seconds": times["time/publish"],
             "weights/version": float(step + 1),
             "episode": float((step + 1) * self.recipe.ppo.batch_size),
         }
+        if not self.recipe.ppo.staleness:  # with it the rollouts' time is beside that of the other phases
+            rates["perf/rollout_tokens_per_second"] = tokens / times["time/rollout"]
         return report.with_metrics(metrics | times | rates)

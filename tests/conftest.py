@@ -19,7 +19,7 @@ settings.load_profile("project")
 
 
 END_TO_END = "tests/end_to_end/"
-BESIDE = ("test_dpo", "test_engine", "test_lora", "test_optimum", "test_rewards")
+BESIDE = ("test_dpo", "test_engine", "test_lora", "test_optimum", "test_rewards", "test_staleness")
 """End-to-end tests that bear company. The others run one after another: they send signals, or wait for deadlines."""
 
 

@@ -28,9 +28,10 @@ class Limits:
     gap: float
     min_kl: float
     max_kl: float | None
+    staleness: int = 0
 
     @classmethod
-    def of(cls, config: CanaryConfig, dtype: str) -> Limits:
+    def of(cls, config: CanaryConfig, dtype: str, staleness: int = 0) -> Limits:
         """The limits in force."""
         default = DEFAULTS[dtype]
         return cls(
@@ -40,6 +41,7 @@ class Limits:
             gap=default["gap"] if config.logprob_gap_limit is None else config.logprob_gap_limit,
             min_kl=config.min_kl,
             max_kl=config.max_kl,
+            staleness=staleness,
         )
 
 
@@ -53,6 +55,7 @@ CAUSES = {
     "first_pass/clipfrac": "the first pass is not over fresh rollouts; dropout is on; scoring and training disagree",
     "objective/logratio_abs_mean": "policy and reference were not loaded from the same folder; their dtype or chat "
     "template differs",
+    "rollout/staleness_mean": "an engine served weights that were not the last ones published",
     "objective/kl": "below: tokens are sampled from another distribution than the one whose log-probabilities are "
     "taken; above: the policy runs away from the reference (raise algorithm.kl_coef, lower ppo.optimizer.lr)",
 }
@@ -77,8 +80,11 @@ def _watched(metrics: Mapping[str, float], step: int, limits: Limits) -> Iterato
         "first_pass/ratio": (1 - limits.ratio, 1 + limits.ratio),
         "first_pass/approxkl": (0.0, limits.ratio),
         "first_pass/clipfrac": (0.0, limits.clipfrac),
+        "rollout/staleness_mean": (0.0, limits.staleness),
         "objective/kl": (limits.min_kl, infinity if limits.max_kl is None else limits.max_kl),
     }
+    if metrics.get("rollout/staleness_mean"):  # other weights sampled than score: the gap is what training moved them
+        del ranges["rollout/logprob_gap_mean"]
     if step == 0:
         ranges["objective/logratio_abs_mean"] = (0.0, limits.step0_kl)
     for name, (low, high) in ranges.items():

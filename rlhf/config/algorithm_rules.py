@@ -125,6 +125,12 @@ def _importance(recipe: Recipe) -> Iterator[UserError]:
             "without importance weights there is nothing to cut off",
             "leave out algorithm.importance_cap, or algorithm.importance_sampling=token_truncate",
         )
+    if algorithm.importance_sampling == "none" and recipe.ppo.staleness:
+        yield UserError(
+            f"ppo.staleness = {recipe.ppo.staleness} with algorithm.importance_sampling = none",
+            "rollouts of older weights are not samples of the policy, and nothing would correct for that",
+            "leave out algorithm.importance_sampling, or ppo.staleness=0",
+        )
 
 
 def _target_kl(recipe: Recipe) -> Iterator[UserError]:

@@ -39,6 +39,7 @@ CLOSED_UNIT = Limit("from 0 to 1", lambda x: 0 <= x <= 1)
 BELOW_ONE = Limit("from 0 to below 1", lambda x: 0 <= x < 1)
 SHARE = Limit("above 0, at most 1", lambda x: 0 < x <= 1)
 SEED = Limit("from 0 to 4294967295", lambda x: 0 <= x < 2**32)
+ZERO_OR_ONE = Limit("0 or 1", lambda x: x in (0, 1))
 BYTE_ALPHABET = Limit("at least 258", lambda x: x >= 258)  # 256 bytes, the pad token and the end token
 
 LIMITS: dict[type, dict[str, Limit]] = {
@@ -102,7 +103,7 @@ LIMITS: dict[type, dict[str, Limit]] = {
     },
     schema.RewardSourceConfig: {"weight": ANY},
     schema.EarlyStopConfig: {"every": COUNT, "prompts": COUNT, "patience": COUNT},
-    schema.PPOConfig: {"steps": COUNT, "batch_size": COUNT, "samples_per_prompt": COUNT},
+    schema.PPOConfig: {"steps": COUNT, "batch_size": COUNT, "samples_per_prompt": COUNT, "staleness": ZERO_OR_ONE},
     schema.RolloutConfig: {
         "engines": COUNT,
         "tensor_parallel": COUNT,

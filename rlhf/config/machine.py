@@ -136,6 +136,12 @@ def _too_few_gpus(recipe: Recipe, stage: Stage, machine: Machine) -> Iterator[Us
             "an engine takes its weights from the policy rank on the same GPU",
             f"rollout.engines={place.policy.ranks}, or as many policy ranks as engines",
         )
+    if stage in ("ppo", "pipeline") and strategy == "colocated" and recipe.ppo.staleness:
+        yield UserError(
+            f"ppo.staleness = {recipe.ppo.staleness} with colocated roles",
+            "the engines sleep while the others train on the same GPUs",
+            "ppo.staleness=0, or placement.strategy=separate with GPUs enough",
+        )
     needed = gpus_needed(recipe, stage, strategy)
     if needed > machine.gpus:
         table = _gpu_table(recipe, stage, machine, strategy)

@@ -352,6 +352,10 @@ class PPOConfig:
     """Rollouts per step, over all ranks and engines."""
     samples_per_prompt: int = 1
     """Responses drawn for each prompt of a step; ``batch_size`` is divisible by it."""
+    staleness: int = 0
+    """Versions of the weights by which rollouts may be older than the policy that learns from them. 0: each step
+    generates, then trains. 1: while a step trains, the engines generate the next one's rollouts, on GPUs of their
+    own; ``algorithm.importance_sampling`` corrects for the older weights."""
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-6))
     """The policy's optimizer."""
     critic_optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=9e-6))

@@ -23,6 +23,12 @@ def learned(history: Sequence[Mapping[str, float]]) -> dict[str, float | str]:
         "first-pass ratio, farthest from 1": max(
             (step.get("first_pass/ratio", 1.0) for step in history), key=lambda r: abs(r - 1)
         ),
-        "rollout tokens per second": sum(step["perf/rollout_tokens_per_second"] for step in history) / len(history),
+        **_rate(history),
         "score's correlation with length": tail[-1]["objective/score_length_correlation"],
     }
+
+
+def _rate(history: Sequence[Mapping[str, float]]) -> dict[str, float | str]:
+    """Nothing where rollouts are generated beside other phases: their time is not measured by itself then."""
+    rates = [step["perf/rollout_tokens_per_second"] for step in history if "perf/rollout_tokens_per_second" in step]
+    return {"rollout tokens per second": sum(rates) / len(rates)} if rates else {}

@@ -70,7 +70,7 @@ def reports(trainer: PPOTrainer) -> list[BatchReport]:
     trainer.crew.publish(0, MOMENT)
     reports, state = [], RunState.start(trainer.recipe)
     for _ in range(trainer.recipe.ppo.steps):
-        report, state = trainer.step(state)
+        report, state, _ = trainer.step(state)
         reports.append(report)
     return reports
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -24,6 +25,7 @@ BOUNDS = [
     ("first_pass/clipfrac", 0.0, 0.0),
     ("objective/kl", -1.0, 8.0),
     ("objective/logratio_abs_mean", 0.0, 0.25),
+    ("rollout/staleness_mean", 0.0, 0.0),
 ]
 
 
@@ -34,6 +36,15 @@ def test_a_canary_holds_at_its_limits_and_not_beyond(name: str, low: float, high
     for value in (math.nextafter(low, -math.inf), math.nextafter(high, math.inf), math.nan, math.inf, -math.inf):
         with pytest.raises(CanaryError, match=name):
             check(SOUND | {name: value}, 0, LIMITS)
+
+
+def test_the_gap_to_older_weights_is_no_canary_and_their_age_is_one() -> None:
+    older = SOUND | {"rollout/logprob_gap_mean": 0.75, "rollout/staleness_mean": 1.0}
+    check(older, 7, replace(LIMITS, staleness=1))
+    with pytest.raises(CanaryError, match=r"staleness_mean = 1 at step 7, outside \[0, 0\]"):
+        check(older, 7, LIMITS)
+    with pytest.raises(CanaryError, match="logprob_gap_mean"):
+        check(older | {"rollout/staleness_mean": 0.0}, 7, replace(LIMITS, staleness=1))
 
 
 def test_the_message_names_the_canary_the_numbers_and_the_causes() -> None:

@@ -1,0 +1,53 @@
+"""What a step asks, and blocks of rollouts through a file and back."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+
+from actors.blocks import ask, read_blocks, write_block
+from rlhf.checkpoints.files import fault_of
+from rlhf.config.schema import PPOConfig, Recipe
+from rlhf.data.order import OrderState
+from rlhf.types import FinishReason, RolloutBlock, Sequences
+
+RECIPE = Recipe(name="x", seed=3, ppo=PPOConfig(batch_size=6, samples_per_prompt=2))
+BLOCK = RolloutBlock(
+    sequences=Sequences.pack([([1, 2], [3, 4, 5]), ([6], [])]),
+    logprobs=np.array([-0.1, -np.inf, -3], np.float32),
+    response_mask=np.array([True, False, True]),
+    prompt_ids=np.array([7, 2**40]),
+    weight_versions=np.array([4, 4]),
+    finish_reasons=np.array([FinishReason.STOP, FinishReason.SET_ASIDE], np.int32),
+    seeds=np.array([2**31 - 1, 0]),
+)
+
+
+def test_steps_share_out_an_epoch_and_each_prompt_is_asked_as_often_as_it_is_to_be() -> None:
+    first = ask(RECIPE, 6, 0, OrderState(0, 0))
+    second = ask(RECIPE, 6, 1, first.after)
+    assert sorted(first.prompts + second.prompts) == sorted(2 * list(range(6)))
+    assert [first.prompts[i] for i in (0, 2, 4)] == [first.prompts[i] for i in (1, 3, 5)]
+    assert len({*first.seeds, *second.seeds}) == 12
+
+
+def test_the_same_step_asks_the_same() -> None:
+    order = ask(RECIPE, 6, 0, OrderState(0, 0)).after
+    assert ask(RECIPE, 6, 1, order) == ask(RECIPE, 6, 1, order)
+
+
+def test_blocks_come_back_as_they_were(tmp_path: Path) -> None:
+    entries = [entry for index in (0, 1) for entry in write_block(BLOCK.select([index]), tmp_path, index)]
+    assert [entry.name for entry in entries] == ["rollouts/0.npz", "rollouts/1.npz"]
+    assert [fault_of(entry, tmp_path) for entry in entries] == [None, None]
+    counts, *blocks = read_blocks([tmp_path / entry.name for entry in entries])
+    assert counts == [(1, 0), (1, 1)]
+    again = RolloutBlock.concatenate(blocks)
+    for field in fields(RolloutBlock)[1:]:
+        one, other = getattr(again, field.name), getattr(BLOCK, field.name)
+        assert one.dtype == other.dtype
+        np.testing.assert_array_equal(one, other)
+    assert again.sequences.tokens.tolist() == [1, 2, 3, 4, 5, 6]
+    assert again.sequences.response(0).tolist() == [3, 4, 5] and again.sequences.response(1).tolist() == []
