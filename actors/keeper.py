@@ -69,6 +69,8 @@ class Keeper:
     def keep(self, state: RunState, ahead: Sequence[Block], metrics: Mapping[str, float]) -> None:
         """After a step: take a snapshot and begin a checkpoint, where they are due; finish one that is written."""
         is_due = state.step % self.config.every == 0 or state.step == self.steps
+        if is_due and self.config.keep_best and self.config.best_metric not in metrics:
+            self.tracker.event("no_best_metric", step=state.step, metric=self.config.best_metric)
         if is_due or (self.config.snapshot_every and state.step % self.config.snapshot_every == 0):
             self.take(state, ahead, metrics.get(self.config.best_metric))
         if is_due:
@@ -125,8 +127,7 @@ class Keeper:
         tasks = list(self._writing.tasks)
         if not wait_for_it and len(ray.wait(tasks, num_returns=len(tasks), timeout=0)[0]) < len(tasks):
             return
-        writing, self._writing = self._writing, None
-        state = writing.snapshot.state
+        writing, state = self._writing, self._writing.snapshot.state
         moment = Moment(phase=CHECKPOINT, step=state.step - 1)
         self.crew.supervisor.enter(moment)
         try:
@@ -136,10 +137,13 @@ class Keeper:
                     state.step, entries, state.to_json(), self.config_yaml, writing.snapshot.score
                 )
         except (OSError, RayError, LostError) as error:
+            self._writing = None
+            for ref in writing.tasks:
+                ray.cancel(ref)
             self.store.abandon(state.step)
             self._failed(state.step, error)
             return
-        self._failures = 0
+        self._writing, self._failures = None, 0  # where the wait was interrupted, it is still being written
         size = sum(entry.bytes for entry in entries)
         self.tracker.event("checkpoint", step=state.step, bytes=size, path=str(self.committed.path))
         if state.watch is not None and state.watch.watch.best is not None:
@@ -150,13 +154,13 @@ class Keeper:
         while pending:
             ref = self.crew.supervisor.patience.next_ready(pending, moment)
             del pending[ref]
-            entries += ray.get(ref)
+            entries += ray.get(ref, timeout=self.crew.supervisor.patience.seconds(moment.phase))
         return entries
 
     def _failed(self, step: int, error: Exception) -> None:
         """A checkpoint could not be written: the run goes on with the ones before, so many times."""
         self._failures += 1
-        reason = str(error).strip().splitlines()[-1]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         self.tracker.event("checkpoint_failed", step=step, in_a_row=self._failures, error=reason)
         if self._failures >= self.config.failures:
             raise MachineryError(
@@ -202,6 +206,7 @@ class Keeper:
         return self.snapshot.state, self.snapshot.ahead
 
     def _from_disk(self, moment: Moment) -> Kept | None:
+        self.finish_checkpoint(wait_for_it=True)  # what is being written is newer, and of steps that would come again
         if self.committed is None:
             return None
         self.committed.verify()

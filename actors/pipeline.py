@@ -13,9 +13,10 @@ from actors.reward_model import train_reward
 from actors.session import Session
 from actors.sft import train_sft
 from actors.supervised import Summary
+from rlhf.checkpoints.checkpoint import latest_checkpoint
 from rlhf.config.load import to_yaml
 from rlhf.config.validate import stages_of
-from rlhf.errors import RLHFError, Stopped, UserError
+from rlhf.errors import MachineryError, RLHFError, Stopped, UserError
 from rlhf.run_state import RunState
 from rlhf.tracking.run_folder import RunFolder
 from rlhf.tracking.tracker import Tracker
@@ -36,7 +37,7 @@ def run_stage(session: Session, stage: str) -> Summary:
         start = time.perf_counter()
         if run.resumes:
             _take_up(session, stage, run)
-        with Tracker(run, session.recipe) as tracker, _told(tracker):
+        with Tracker(run, session.recipe) as tracker, _told(tracker, run):
             summary = STAGES[stage](session, run, tracker)
             summary["seconds in all"] = time.perf_counter() - start
             tracker.close(summary)
@@ -61,14 +62,30 @@ def _take_up(session: Session, stage: str, run: RunFolder) -> None:
 
 
 @contextmanager
-def _told(tracker: Tracker) -> Iterator[None]:
-    """Whatever ends the block before its time is an event."""
+def _told(tracker: Tracker, run: RunFolder) -> Iterator[None]:
+    """Whatever ends the block before its time is an event; so is a disk that takes no more of the run's record."""
     try:
-        yield
+        with _stated(run):
+            yield
     except RLHFError as error:
         kind = "stopped" if isinstance(error, Stopped) else "failed"
         tracker.event(kind, error=type(error).__name__, exit_code=error.exit_code, message=str(error))
         raise
+
+
+@contextmanager
+def _stated(run: RunFolder) -> Iterator[None]:
+    """Errors of the block become the project's own, with what the user has of the run."""
+    try:
+        yield
+    except Stopped as stop:
+        last = latest_checkpoint(run.checkpoints)
+        raise stop if stop.commit or last is None else Stopped(stop.why, str(last.path)) from None
+    except OSError as error:
+        raise MachineryError(
+            f"{error.filename or run.path} cannot be written to or read: {error.strerror or error}. See whether the "
+            "disk is full or gone, and give the same command: it goes on from the last checkpoint."
+        ) from error
 
 
 def run_pipeline(session: Session) -> None:

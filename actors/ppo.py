@@ -19,6 +19,7 @@ from actors.watch import Policy, Watcher, judged_prompts, outcome, watch_summary
 from rlhf.checkpoints.durable import write_atomically
 from rlhf.checkpoints.store import CheckpointStore
 from rlhf.config.load import to_yaml
+from rlhf.config.schema import Recipe
 from rlhf.evaluation.comparison import write_answers
 from rlhf.evaluation.progress import learned
 from rlhf.run_state import RunState
@@ -44,7 +45,7 @@ def train_ppo(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
     recipe = session.recipe
     data = session.prompts
     session.report_data(data, run)
-    compared = data.held_out[: recipe.evaluation.prompts]
+    compared = data.held_out[: _compared(run, recipe)]
     judged = judged_prompts(recipe.early_stop, data.held_out)
     start = Start(
         policy=session.policy_start,
@@ -90,6 +91,16 @@ def _kept(session: Session, keeper: Keeper, supervisor: Supervisor, tracker: Tra
     supervisor.resume(state.goodput, keeper.run.path / STATUS)
     tracker.event("resumed", step=state.step, path=str(checkpoint.path))
     return state, ahead
+
+
+def _compared(run: RunFolder, recipe: Recipe) -> int:
+    """How many prompts are answered before and after: as many as an earlier command of the run has had answered."""
+    kept = run.path / BEFORE
+    return (
+        len(json.loads(kept.read_text(encoding="utf-8")))
+        if run.resumes and kept.exists()
+        else recipe.evaluation.prompts
+    )
 
 
 def _before(run: RunFolder, survivor: Survivor, policy: Policy) -> list[str]:

@@ -67,8 +67,8 @@ class Session:
             Stopped: it is to end. Should that take too long, the process ends by itself: no commit is ever half done.
         """
         reason = self.stop.reason() if self.stop is not None else None
-        if reason is not None:
-            end_within(self.recipe.checkpoint.grace_seconds)
+        if self.stop is not None and reason is not None:
+            end_within(self.stop.grace)
             raise Stopped(reason)
 
     @property

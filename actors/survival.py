@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Protocol, TypeVar
 
@@ -11,7 +12,7 @@ from actors.keeper import Keeper, Kept
 from actors.trainer import PPOTrainer
 from actors.waiting import Moment
 from rlhf.algorithms import canaries
-from rlhf.errors import LostError, MachineryError, Stopped
+from rlhf.errors import LostError, MachineryError, RLHFError, Stopped
 from rlhf.roles.assemble import BatchReport
 from rlhf.run_state import RunState, WatchState
 
@@ -66,6 +67,10 @@ class Survivor:
                 self.keeper.begin_checkpoint()
                 self.keeper.finish_checkpoint(wait_for_it=True)
             raise Stopped(stop.why, str(self.keeper.committed.path) if self.keeper.committed else "") from None
+        except RLHFError:
+            with suppress(RLHFError), self.supervisor.patience.undisturbed():
+                self.keeper.finish_checkpoint(wait_for_it=True)  # of a step before, when all was well
+            raise
 
     def surely(self, call: Callable[[], Result]) -> Result:
         """What a call gives that uses the policy as it is now, between steps; again where an actor was lost in it.
@@ -133,6 +138,8 @@ class Survivor:
                     if set(group.names) & set(error.names):
                         self.crew.rebuild(group)
                 self.state, self.ahead = self.keeper.restore()
+                self.trainer.timer.metrics()  # what was measured was of a step that is done again
+                self.supervisor.goodput.set_aside = self.state.set_aside
                 self.crew.publish(self.state.step, Moment(phase="publish", step=self.state.step))
                 return
             except LostError as again:

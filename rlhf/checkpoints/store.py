@@ -11,6 +11,7 @@ import json
 import math
 import platform
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import distributions
@@ -86,10 +87,9 @@ class CheckpointStore:
         manifest = _seal(partial, step, entries, state, config_yaml, score)
         self._put_in_place(step)
         self._in_work.discard(partial)
-        try:
+        with suppress(OSError):  # on a full disk above all: it is committed, and the next commit points again
             self._point()
-        finally:  # on a full disk above all
-            self._prune(step)
+        self._prune(step)
         return Checkpoint(path=self._path(step), manifest=manifest)
 
     def abandon(self, step: int) -> None:

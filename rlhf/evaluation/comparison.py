@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
+from rlhf.checkpoints.durable import write_atomically
 from rlhf.evaluation.blind import blind
 from rlhf.evaluation.intervals import mean_interval
 from rlhf.evaluation.scorers import Scorer
 from rlhf.evaluation.win_rate import WinRate, compare
-from rlhf.tracking.jsonl import append_line, read_lines
+from rlhf.tracking.jsonl import read_lines, to_line
 
 ANSWERS = "answers.jsonl"
 
@@ -42,9 +43,9 @@ class Comparison:
 
 
 def write_answers(folder: Path, prompts: Sequence[str], before: Sequence[str], after: Sequence[str]) -> None:
-    """Keep the answers of both models with the run, one line a prompt."""
-    for prompt, old, new in zip(prompts, before, after, strict=True):
-        append_line(folder / ANSWERS, {"prompt": prompt, "before": old, "after": new})
+    """Keep the answers of both models with the run, one line a prompt, in place of those that are there."""
+    rows = [{"prompt": p, "before": old, "after": new} for p, old, new in zip(prompts, before, after, strict=True)]
+    write_atomically(folder / ANSWERS, "".join(map(to_line, rows)))
 
 
 def compare_answers(folder: Path, judge: Scorer, out: Path, seed: int) -> Comparison:

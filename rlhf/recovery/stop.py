@@ -17,6 +17,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 LAST_RESORT = "end of the grace period"
 SAME_SECONDS = 0.05
 """Signals that come closer than this are one request: ``timeout`` and some schedulers send theirs twice."""
+SPARE_SECONDS = 5.0
+"""Left before a scheduler's limit when the command ends itself."""
 END_TIME = "SLURM_JOB_END_TIME"
 """Where SLURM says when it will end the job, in seconds since 1970."""
 
@@ -38,6 +40,7 @@ class StopRequest:
         """Name of the signal that asked."""
         self.requested_at: float | None = None
         """When it came: ``checkpoint.grace_seconds`` begin here."""
+        self._first = 0.0
 
     @property
     def deadline(self) -> float | None:
@@ -53,6 +56,14 @@ class StopRequest:
         if self.deadline <= 0:
             return f"{-self.deadline:.0f} s after the time limit"
         return f"{self.deadline:.0f} s before the time limit"
+
+    @property
+    def grace(self) -> float:
+        """Seconds that the command has to end, once there is a reason to: up to the scheduler's limit where that is
+        the reason."""
+        if self.requested is not None or self.deadline is None:
+            return self._grace
+        return max(self._grace, self.deadline - SPARE_SECONDS)
 
     @contextmanager
     def install(self) -> Iterator[None]:
@@ -75,9 +86,11 @@ class StopRequest:
 
     def _asked(self, number: int, frame: FrameType | None) -> None:
         """The first signal asks; whoever sends a second means at once."""
-        if self.requested is not None:
+        now = time.monotonic()
+        if self.requested is None:
+            self.requested, self.requested_at, self._first = signal.Signals(number).name, self._clock(), now
+        elif now - self._first > SAME_SECONDS:
             os._exit(128 + number)
-        self.requested, self.requested_at = signal.Signals(number).name, self._clock()
 
 
 def _listen(reader: int, grace_seconds: float) -> None:

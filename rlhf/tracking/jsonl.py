@@ -28,16 +28,22 @@ def json_safe(value: Any) -> Any:
     return str(value)
 
 
+def to_line(row: Mapping[str, Any]) -> str:
+    """A row as text that UTF-8 can hold, with its line break."""
+    line = json.dumps(json_safe(row), ensure_ascii=False, allow_nan=False) + "\n"
+    # backslashreplace turns a lone surrogate, which UTF-8 cannot hold, into the escape that JSON has for it.
+    return line.encode(errors="backslashreplace").decode()
+
+
 def append_line(path: Path, row: Mapping[str, Any]) -> None:
     """Add one line to ``path``. It is on its way to the disk on return, so a killed run loses none of its lines.
 
     What a killed run left of its last line is no row (see ``read_lines``): it is cut off, or it would spoil this one.
     """
-    line = json.dumps(json_safe(row), ensure_ascii=False, allow_nan=False) + "\n"
+    line = to_line(row)
     with path.open("ab+") as file:
         _cut_torn_line(file)
-        # backslashreplace turns a lone surrogate, which UTF-8 cannot hold, into the escape that JSON has for it.
-        file.write(line.encode(errors="backslashreplace"))
+        file.write(line.encode())
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -70,7 +70,10 @@ class Tracker:
     def event(self, kind: str, **details: Any) -> None:
         """Record something out of the ordinary: a restart, a retry, a number that is not finite."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        append_line(self._run.events, {"time": now, "kind": kind, **details})
+        try:
+            append_line(self._run.events, {"time": now, "kind": kind, **details})
+        except OSError as error:  # of a full disk above all: what the event is about shall not be lost in its place
+            print(f"an event that could not be recorded ({error}): {kind} {details}", flush=True)
 
     def close(self, summary: Mapping[str, Any], exit_code: int = 0) -> None:
         """End the W&B run, with ``summary`` and a table of all samples. A second call does nothing."""

@@ -78,6 +78,7 @@ def test_the_second_signal_ends_the_process_at_once(
 ) -> None:
     child.send_signal(first)
     assert said(child) == f"{first.name} 42.0"
+    time.sleep(0.1)  # at once it would be the same request
     child.send_signal(second)
     assert child.wait(timeout=30) == 128 + second
     assert said(child) == ""  # no clean-up

@@ -1,0 +1,182 @@
+"""What is kept of a run, and what becomes of it when writing fails, is interrupted, or a node goes: groups that hold a
+few bytes in place of models."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+
+from actors.blocks import Block
+from actors.cluster import cluster
+from actors.keeper import Keeper
+from actors.supervisor import Supervisor
+from rlhf.checkpoints.store import CheckpointStore
+from rlhf.config.schema import CheckpointConfig, Recipe
+from rlhf.data.order import OrderState
+from rlhf.errors import LostError, MachineryError, Stopped
+from rlhf.run_state import RunState
+from rlhf.tracking.jsonl import append_line, read_lines
+from rlhf.tracking.phases import PhaseTimer
+from rlhf.tracking.run_folder import RunFolder
+from tests.actors.test_blocks import BLOCK
+
+RECIPE = Recipe(name="x", checkpoint=CheckpointConfig(every=1, failures=3, keep_last=2))
+
+
+class Group:
+    """Holds one number a rank, and gives it as a file."""
+
+    def __init__(self) -> None:
+        self.held, self.names = 1, ["policy rank 0"]
+        self.is_lost = False
+
+    def compute(self, method: str) -> list[tuple[Any, Any]]:
+        return [(ray.put({"weights": np.array([self.held], np.uint8)}), ray.put(None))]
+
+    def ask(self, method: str, what: Any, moment: Any) -> None:
+        if self.is_lost and method == "restore":
+            raise LostError("it went with its node")
+        files = ray.get(what) if method == "restore" else {"weights": np.fromfile(Path(what) / "weights", np.uint8)}
+        self.held = int(files["weights"][0])
+
+
+class Running:
+    """A keeper, with all that it needs of a run."""
+
+    def __init__(self, root: Path) -> None:
+        self.group, self.stop = Group(), False
+        self.run = RunFolder.create(root, "ppo", "name: x\n", "digest")
+        self.supervisor = Supervisor(RECIPE, self.event, self.check)
+        self.supervisor.started("policy rank 0", None)
+        self.supervisor.serve = lambda names: None  # type: ignore[method-assign]
+        crew: Any = SimpleNamespace(recipe=RECIPE, trained={"policy": self.group}, supervisor=self.supervisor)
+        tracker: Any = SimpleNamespace(event=self.event, wandb_id="")
+        self.events: list[tuple[str, dict[str, Any]]] = []
+        store = CheckpointStore(self.run.checkpoints, 2, 0)
+        self.keeper = Keeper(crew, self.run, store, "name: x\n", tracker, PhaseTimer())
+
+    def event(self, kind: str, **details: Any) -> None:
+        self.events.append((kind, details))
+
+    def check(self) -> None:
+        if self.stop:
+            raise Stopped("SIGTERM")
+
+    def state(self, step: int) -> RunState:
+        """After so many steps, each of which is recorded."""
+        while len(read_lines(self.run.metrics)) < step:
+            append_line(self.run.metrics, {"step": len(read_lines(self.run.metrics))})
+        self.group.held = step
+        return replace(RunState.start(RECIPE), step=step, order=OrderState(0, step))
+
+    def told(self, kind: str) -> list[dict[str, Any]]:
+        return [details for each, details in self.events if each == kind]
+
+
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[None]:
+    with cluster(None, has_gpus=False):
+        yield
+
+
+@pytest.fixture
+def running(local_ray: None, tmp_path: Path) -> Iterator[Running]:
+    each = Running(tmp_path)
+    yield each
+    each.run.release()
+
+
+def test_a_checkpoint_that_fails_costs_the_run_nothing_until_there_are_too_many(running: Running) -> None:
+    keeper = running.keeper
+    keeper.take(running.state(1))
+    keeper.begin_checkpoint()
+    shutil.rmtree(running.run.checkpoints)  # as if the disk were gone
+    running.run.checkpoints.touch()
+    keeper.finish_checkpoint(wait_for_it=True)
+    keeper.keep(running.state(2), (), {})
+    assert [event["in_a_row"] for event in running.told("checkpoint_failed")] == [1, 2]
+    with pytest.raises(MachineryError, match="failed 3 times in a row.*There is no checkpoint yet"):
+        keeper.keep(running.state(3), (), {})
+
+
+def test_one_that_is_written_makes_up_for_those_that_failed(running: Running) -> None:
+    keeper = running.keeper
+    for step in (1, 2, 3, 4):
+        keeper.take(running.state(step))
+        keeper.begin_checkpoint()
+        if step != 2:
+            shutil.rmtree(running.run.checkpoints)
+        keeper.finish_checkpoint(wait_for_it=True)
+    assert [event["in_a_row"] for event in running.told("checkpoint_failed")] == [1, 1, 2]
+    assert [event["step"] for event in running.told("checkpoint")] == [2]
+
+
+def test_a_stop_during_the_wait_for_a_checkpoint_does_not_lose_it(running: Running) -> None:
+    keeper = running.keeper
+    keeper.take(running.state(1))
+    keeper.begin_checkpoint()
+    running.stop = True
+    with pytest.raises(Stopped):
+        keeper.finish_checkpoint(wait_for_it=True)
+    with running.supervisor.patience.undisturbed():
+        keeper.begin_checkpoint()
+        keeper.finish_checkpoint(wait_for_it=True)
+    assert [event["step"] for event in running.told("checkpoint")] == [1]
+    assert keeper.committed is not None
+    keeper.committed.verify()
+
+
+def test_the_snapshot_is_what_a_run_goes_back_to_and_its_record_with_it(running: Running) -> None:
+    running.keeper.take(running.state(2))
+    running.state(3)
+    state, ahead = running.keeper.restore()
+    assert (state.step, state.order, running.group.held, list(ahead)) == (2, OrderState(0, 2), 2, [])
+    assert [row["step"] for row in read_lines(running.run.metrics)] == [0, 1]
+
+
+def test_without_the_snapshot_it_is_the_checkpoint_that_was_being_written(running: Running) -> None:
+    keeper = running.keeper
+    keeper.take(running.state(1))
+    keeper.begin_checkpoint()
+    keeper.finish_checkpoint(wait_for_it=True)
+    keeper.take(running.state(2))
+    keeper.begin_checkpoint()
+    running.state(3)
+    running.group.is_lost = True
+    state, _ = keeper.restore()
+    assert (state.step, running.group.held) == (2, 2)
+    assert [event["step"] for event in running.told("snapshot_lost")] == [2]
+    assert [event["step"] for event in running.told("checkpoint")] == [1, 2]
+    assert len(read_lines(running.run.metrics)) == 2
+
+
+def test_rollouts_of_the_next_step_are_kept_with_both(running: Running) -> None:
+    keeper = running.keeper
+    parts = [BLOCK.select([0]), BLOCK.select([1])]
+    given = [Block(rollouts=ray.put(part), samples=1, set_aside=i) for i, part in enumerate(parts)]
+    keeper.take(running.state(1), given)
+    keeper.begin_checkpoint()
+    keeper.finish_checkpoint(wait_for_it=True)
+    _, ahead = keeper.restore()
+    assert list(ahead) == given
+    running.group.is_lost = True
+    _, ahead = keeper.restore()
+    assert [(block.samples, block.set_aside) for block in ahead] == [(1, 0), (1, 1)]
+    for block, part in zip(ahead, parts, strict=True):
+        assert ray.get(block.rollouts).sequences.tokens.tolist() == part.sequences.tokens.tolist()
+    assert json.loads((running.run.checkpoints / "step_1" / "state.json").read_text())["step"] == 1
+
+
+def test_a_metric_that_is_not_there_cannot_say_which_checkpoint_is_best(running: Running) -> None:
+    running.keeper.keep(running.state(1), (), {"objective/kl": 1.0})
+    [told] = running.told("no_best_metric")
+    assert told == {"step": 1, "metric": RECIPE.checkpoint.best_metric}
