@@ -464,7 +464,7 @@ class RecoveryConfig:
     """What a run bears before it gives up."""
 
     restarts: int = 20
-    """Actors that may be restarted in all; one more death ends the run with exit code 3 and the history."""
+    """Actors that may be restarted in one command; one more death ends it with exit code 3 and the history."""
     backoff_seconds: float = 0.5
     """Wait before a role is restarted that has died before; it doubles with each death of the role in a row."""
     backoff_limit_seconds: float = 60.0
