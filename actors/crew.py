@@ -27,9 +27,10 @@ from rlhf.roles.policy import PolicyRole
 from rlhf.roles.reference import ReferenceRole
 from rlhf.roles.reward import make_reward
 from rlhf.types import UNVERIFIED, Prompt
+from rlhf.weights.fingerprint import Fingerprint
 
 CLIENT_SHARE = 0.5
-"""Part of a publish's deadline that the policy gives an engine: the late one is the engine then, not the policy."""
+"""Part of the policy's own deadline that it gives an engine: the late one is the engine then, not the policy."""
 
 
 class Crew:
@@ -108,21 +109,44 @@ class Crew:
 
     def _publish(self, moment: Moment) -> None:
         while not self.engines.serving:
-            receiving = self.engines.admit(moment)
+            with self.supervisor.waiting():
+                receiving = self.engines.admit(moment)
             self.engines.wake("weights", receiving, moment)
+            receiving = [engine for engine in receiving if not engine.building]  # one may be lost in waking
+            if not receiving:
+                continue
             self._connect(receiving)
-            seconds = CLIENT_SHARE * self.supervisor.patience.seconds(moment.phase)
-            sent = self.policy.ask("publish", seconds, moment=moment)[0]
-            self.engines.prove(receiving, sent, self.version, moment)
+            sent, left_out = self._send(moment)
+            self._lose({receiving[place].name: kind for place, kind in left_out.items()}, moment)
+            whole = [engine for place, engine in enumerate(receiving) if place not in left_out]
+            self.engines.prove(whole, sent, self.version, moment)
             self.engines.wake("kv_cache", self.engines.serving, moment)
+
+    def _send(self, moment: Moment) -> tuple[Fingerprint, Mapping[int, str]]:
+        """Have the policy send its weights; returns what ``PolicyRole.publish`` does."""
+        deadlines = self.supervisor.patience.deadlines
+        known = dict(deadlines.longest)
+        seconds = CLIENT_SHARE * self.supervisor.patience.seconds(moment.phase)
+        sent, left_out = self.policy.ask("publish", seconds, moment=moment)[0]
+        if left_out:
+            deadlines.longest = known  # the wait for an engine that is lost is no measure of a publish
+        return sent, left_out
+
+    def _lose(self, left_out: Mapping[str, str], moment: Moment) -> None:
+        """Replace engines that did not get all of the weights, by name and how each was lost."""
+        for kind in sorted(set(left_out.values())):
+            names = tuple(name for name in left_out if left_out[name] == kind)
+            text = f"{', '.join(names)} {kind} during {moment}: not all of the weights were taken"
+            self.engines.lose(LostError(text, names, kind), moment)
 
     def _heal(self, moment: Moment) -> None:
         """No engine serves: the first that starts is given the policy's weights.
 
         They are those that the others had; but where training went on meanwhile (``ppo.staleness``), one version newer.
         """
-        self.engines.outdate(self.version)
-        self._publish(replace(moment, phase="publish"))
+        with self.supervisor.waiting():
+            self.engines.outdate(self.version)
+            self._publish(replace(moment, phase="publish"))
 
     def _connect(self, engines: Sequence[Engine]) -> None:
         """Have the policy meet the engines that it has not met, or not in this company."""
@@ -130,7 +154,7 @@ class Crew:
         if actors == self._connected:
             return
         moment, width = Moment(phase="connect"), self.recipe.rollout.tensor_parallel
-        client = EngineClient(actors, width, self.supervisor.patience.seconds(moment.phase))
+        client = EngineClient(actors, width, CLIENT_SHARE * self.supervisor.patience.seconds(moment.phase))
         address, port = self.policy.meeting_point()
         self.policy.ask("connect", client, self.engines.backend, len(actors) * width, address, port, moment=moment)
         self._connected = actors
@@ -157,7 +181,8 @@ class Crew:
         """Have new ranks build what a group's ranks were built from."""
         if group is self.policy:
             self._connected = ()
-        group.rebuild()
+        with self.supervisor.waiting():
+            group.rebuild()
         if group not in self.trained.values():  # these have yet to be given what they had learned
             self.supervisor.serve(group.names)
 
@@ -190,9 +215,13 @@ def crew(
     supervisor: Supervisor,
     policy_role: type[PolicyRole] = PolicyRole,
 ) -> Iterator[Crew]:
-    """Have all actors within the block, loaded and given their prompts; they end with it."""
+    """Have all actors within the block, loaded and given their prompts; they end with it.
+
+    Raises:
+        MachineryError: an actor was lost in loading, or later where nobody replaces it.
+    """
     placement = Placement(recipe, device, "ppo", gpus)
-    with ExitStack() as stack:
+    with ExitStack() as stack, supervisor.diagnosed():
         stack.callback(placement.free)
         # Engines first: they take longest to start.
         engines = Engines(

@@ -31,6 +31,8 @@ class Group:
         environment = {"env_vars": worker_environment(self.config.threads_per_rank, self.config.ray_address is None)}
         self._options = [dict(runtime_env=environment, **placement.place(rank, gpus)) for rank in range(ranks)]
         self._build: tuple[Any, ...] = ()
+        self._met: Path | None = None
+        """File in which the ranks met."""
         self._building: list[ray.ObjectRef] = []
         self._spawn()
 
@@ -71,7 +73,8 @@ class Group:
     def _meeting(self) -> str:
         """Where the ranks meet: a file in a Ray of our own, which nobody outside can reach, else a port of a node."""
         if self.config.ray_address is None:
-            return f"file://{tempfile.gettempdir()}/rlhf-{uuid.uuid4().hex}"
+            self._met = Path(tempfile.gettempdir()) / f"rlhf-{uuid.uuid4().hex}"
+            return f"file://{self._met}"
         address, port = self.meeting_point()
         return f"tcp://{address}:{port}"
 
@@ -102,3 +105,5 @@ class Group:
         """End every process of the group."""
         for worker in self.workers:
             ray.kill(worker, no_restart=True)
+        if self._met is not None:
+            self._met.unlink(missing_ok=True)

@@ -6,8 +6,8 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,10 @@ from rlhf.config.schema import Recipe
 from rlhf.errors import LostError, MachineryError
 from rlhf.recovery.budget import Budget, History
 from rlhf.recovery.diagnosis import FRESH_SECONDS, diagnose
-from rlhf.recovery.facts import Facts, oom_kills, read_facts
+from rlhf.recovery.facts import Facts, oom_kills, oom_kills_since, read_facts
 from rlhf.recovery.goodput import Goodput
 from rlhf.recovery.incident import Incident
+from rlhf.recovery.leftovers import remove_leftovers
 from rlhf.recovery.member import Member
 
 LOOK_SECONDS = 10.0
@@ -48,7 +49,6 @@ class Seen:
     """When it last gave a sign of life."""
     lost_at: float | None = None
     """When it was lost, while nobody serves in its place."""
-    lost_kind: str = ""
 
 
 class Supervisor:
@@ -75,8 +75,8 @@ class Supervisor:
         self._history = History()
         self._seen: dict[str, Seen] = {}
         self._oom_kills = oom_kills()
-        self._counted = 0.0
-        """Until when the time of recoveries is in the account."""
+        self._lost_kind = "died"
+        """Of the last loss."""
 
     def started(self, name: str, actor: Any) -> None:
         """A process for this actor is on its way: the first, or another."""
@@ -85,8 +85,7 @@ class Supervisor:
             self._seen[name] = Seen(member=Member(name=name, since=now), actor=actor, heard=now)
             return
         if seen.member.has_process:  # a peer of one that was lost: it is ended with it
-            seen.member = seen.member.died(now)
-            seen.lost_at, seen.lost_kind = now, seen.lost_kind or "died"
+            self._bury(name, "failed")
         seen.member, seen.actor, seen.where = seen.member.restarted(now), actor, None
 
     def built(self, where: Whereabouts) -> None:
@@ -107,8 +106,7 @@ class Supervisor:
         seen.heard = now
         if seen.lost_at is not None:
             seconds = now - seen.lost_at
-            self.goodput.lost(seen.lost_kind, now - max(seen.lost_at, self._counted))  # others' time may overlap
-            self._counted, seen.lost_at = now, None
+            seen.lost_at = None
             self._history = self._history.closed(name, seconds)
             self._report("actor_replaced", member=name, seconds=round(seconds, 3), where=str(seen.where))
 
@@ -148,7 +146,11 @@ class Supervisor:
     @property
     def seconds_lost(self) -> float:
         """Seconds that came to nothing, so far."""
-        return sum(self.goodput.lost_by_kind.values())
+        return self.goodput.seconds_lost
+
+    def waiting(self) -> AbstractContextManager[None]:
+        """Within the block the run waits for others in place of those that were lost last: that time is lost."""
+        return self.goodput.waiting(self._lost_kind)
 
     def wasted(self, error: LostError, seconds: float) -> None:
         """What a step had done when it was given up has to be done again."""
@@ -190,16 +192,21 @@ class Supervisor:
         Raises:
             MachineryError: the run has borne as much as it is to bear; the message holds the history.
         """
-        names = [name for name in error.names if name in self._seen]
-        incidents = self._incidents(error, moment) or [_nameless(error, moment)]
-        for incident in incidents:
-            self._history = self._history.after(incident)
-            self.goodput.restarts += 1
-            self._report(f"actor_{incident.kind}", **{**incident.details(), "samples_redone": samples})
-            print(incident.text(), flush=True)
-        self.goodput.redispatched += samples
-        for name in names:
-            self._bury(name, error.kind)
+        self._lost_kind = error.kind
+        with self.waiting():
+            incidents = self._incidents(error, moment) or [_nameless(error, moment)]
+            for incident in incidents:
+                self._history = self._history.after(incident)
+                self.goodput.restarts += 1
+                self._report(f"actor_{incident.kind}", **{**incident.details(), "samples_redone": samples})
+                print(incident.text(), flush=True)
+            self.goodput.redispatched += samples
+            for name in error.names:
+                if name in self._seen:
+                    self._bury(name, error.kind)
+            self._back_off(incidents, error)
+
+    def _back_off(self, incidents: Sequence[Incident], error: LostError) -> None:
         waits = [self._budget.wait(self._history, incident.role) for incident in incidents]
         if any(wait is None for wait in waits):
             raise MachineryError(
@@ -216,16 +223,20 @@ class Supervisor:
         text = "\n".join(incident.text() for incident in incidents)
         return MachineryError(text or str(error))
 
+    @contextmanager
+    def diagnosed(self) -> Iterator[None]:
+        """Within the block a loss that nobody makes up for ends the run with what is known of it."""
+        try:
+            yield
+        except LostError as error:
+            raise self.give_up(error, Moment(phase=self.phase)) from error
+
     def _incidents(self, error: LostError, moment: Moment) -> list[Incident]:
-        """What is known of each actor that was lost."""
+        """What is known of each actor that was lost. Where some hold up others by themselves, these others are left
+        out: one stopped rank makes all ranks of its group late."""
         facts = {name: self._facts(self._seen[name], error) for name in error.names if name in self._seen}
-        guilty = {name for name, fact in facts.items() if is_guilty(fact)}
-        return [
-            self._incident(
-                name, error, moment, replace(fact, peer_late=any(_same_group(name, n) for n in guilty - {name}))
-            )
-            for name, fact in facts.items()
-        ]
+        guilty = [name for name, fact in facts.items() if is_guilty(fact)]
+        return [self._incident(name, error, moment, facts[name]) for name in guilty or facts]
 
     def _incident(self, name: str, error: LostError, moment: Moment, facts: Facts) -> Incident:
         where = self._seen[name].where
@@ -253,8 +264,11 @@ class Supervisor:
         doing = _pulse(seen) if stalled else None
         if doing is not None:
             seen.heard = time.time()
-        found = on_node(seen.where, look, seen.where, self._oom_kills, stalled) if seen.where else None
-        facts, last_words = found or (Facts(alive=False), "")
+        if seen.where is None:  # it was lost before it could say where it is: this node is what can be looked at
+            found = Facts(alive=stalled, oom_kills_since_start=oom_kills_since(self._oom_kills)), ""
+        else:
+            found = on_node(seen.where, look, seen.where, self._oom_kills, stalled) or (Facts(alive=False), "")
+        facts, last_words = found
         return replace(
             facts,
             heartbeat_age_seconds=time.time() - seen.heard,
@@ -267,10 +281,10 @@ class Supervisor:
         seen, now = self._seen[name], time.time()
         if seen.where is not None:
             left = (seen.where.process, *seen.where.children) if kind != "died" else seen.where.children
-            on_node(seen.where, end, left)
+            on_node(seen.where, end, left, seen.where.process)
         if seen.member.has_process:
             seen.member = (seen.member.stalled(now) if kind == "stalled" else seen.member).died(now)
-        seen.lost_at, seen.lost_kind = seen.lost_at or now, kind
+        seen.lost_at = seen.lost_at or now
 
     def _rest(self, seconds: float) -> None:
         end_at = time.monotonic() + seconds
@@ -340,12 +354,9 @@ def is_guilty(facts: Facts) -> bool:
     return not facts.alive or facts.process_state in ("T", "t", "D") or silent
 
 
-def _same_group(one: str, other: str) -> bool:
-    return one.rpartition(" ")[0] == other.rpartition(" ")[0]
-
-
-def end(processes: Sequence[int]) -> None:
-    """End processes of this node at once."""
+def end(processes: Sequence[int], owner: int) -> None:
+    """End processes of this node at once, and remove what ``owner``, which is among them or dead, left in memory."""
     for process in processes:
         with suppress(ProcessLookupError, PermissionError):
             os.kill(process, signal.SIGKILL)
+    remove_leftovers(owner)

@@ -34,6 +34,15 @@ class Moment:
         return self.phase if self.step is None else f"{self.phase} of step {self.step}"
 
 
+@dataclass(kw_only=True)
+class Silence:
+    """An actor that is waited for: ``refs`` are what it owes, ``seconds`` how long it was waited for since it last gave
+    something. Time in which nobody waited does not count."""
+
+    refs: set[Any]
+    seconds: float = 0.0
+
+
 class Patience:
     """How long an answer may take, by phase and by what the phase has taken so far; and whether to go on waiting."""
 
@@ -44,6 +53,9 @@ class Patience:
         self.deadlines = Deadlines(
             floor=recovery.stall_floor_seconds, factor=recovery.stall_factor, ceiling=place.phase_timeout_seconds
         )
+        self._silences: dict[str, Silence] = {}
+        self._taken: dict[tuple[str, str], float] = {}
+        """By actor and phase, how long was waited for what has come and was not looked at yet."""
 
     def seconds(self, phase: str) -> float:
         """Longest time without an answer in this phase."""
@@ -61,23 +73,49 @@ class Patience:
     def next_ready(self, pending: Mapping[Any, str], moment: Moment) -> Any:
         """The first of the references, or streams, that has something to give; ``pending`` says whose each is.
 
+        Who is silent stays silent from call to call, as long as something of the same is pending.
+
         Raises:
-            LostError: none had within the deadline.
+            LostError: somebody gave nothing within the deadline, whatever the others gave.
         """
-        begin = time.monotonic()
-        limit = self.seconds(moment.phase)
+        limit, silences = self.seconds(moment.phase), self._of(pending)
         while True:
             self.check()
-            left = limit - (time.monotonic() - begin)
+            begin, left = time.monotonic(), limit - max(silence.seconds for silence in silences.values())
             done, _ = ray.wait(
                 list(pending), num_returns=1, timeout=min(SLICE_SECONDS, max(left, 0.0)), fetch_local=False
             )
-            if done:
-                self.deadlines.took(moment.phase, time.monotonic() - begin)
-                return done[0]
-            if left <= 0:
-                names = tuple(sorted(set(pending.values())))
+            for silence in silences.values():
+                silence.seconds += time.monotonic() - begin
+            names = tuple(sorted(name for name, silence in silences.items() if _is_late(silence, limit)))
+            if names:
+                for name in names:
+                    del self._silences[name]
                 raise LostError(late(names, moment, limit), names, "stalled")
+            if done:
+                self._heard(pending[done[0]], moment.phase)
+                return done[0]
+
+    def _of(self, pending: Mapping[Any, str]) -> dict[str, Silence]:
+        """How long each actor has been silent: from now on, where nothing of what it owes was waited for before."""
+        owed: dict[str, set[Any]] = {}
+        for ref, name in pending.items():
+            owed.setdefault(name, set()).add(ref)
+        for name, refs in owed.items():
+            before = self._silences.get(name)
+            seconds = before.seconds if before is not None and before.refs & refs else 0.0
+            self._silences[name] = Silence(refs=refs, seconds=seconds)
+        return {name: self._silences[name] for name in owed}
+
+    def _heard(self, name: str, phase: str) -> None:
+        seconds = self._silences.pop(name).seconds
+        self._taken[name, phase] = max(seconds, self._taken.get((name, phase), 0.0))
+
+    def looked_at(self, who: str, phase: str, is_sound: bool) -> None:
+        """What came of an actor was sound: its phase may take as long again. A failure teaches nothing."""
+        seconds = self._taken.pop((who, phase), None)
+        if is_sound and seconds is not None:
+            self.deadlines.took(phase, seconds)
 
 
 def wait(refs: Sequence[ray.ObjectRef], who: Sequence[str], moment: Moment, patience: Patience) -> list[Any]:
@@ -104,9 +142,11 @@ def wait(refs: Sequence[ray.ObjectRef], who: Sequence[str], moment: Moment, pati
 
 def fetch(ref: ray.ObjectRef, who: str, moment: Moment, patience: Patience) -> Any:
     """One value, with failures turned into the project's own errors."""
-    seconds = patience.seconds(moment.phase)
+    is_sound, seconds = False, patience.seconds(moment.phase)
     try:
-        return ray.get(ref, timeout=seconds)
+        value = ray.get(ref, timeout=seconds)
+        is_sound = True
+        return value
     except RayTaskError as error:
         if isinstance(error.cause, RLHFError):
             raise error.cause from None
@@ -119,11 +159,19 @@ def fetch(ref: ray.ObjectRef, who: str, moment: Moment, patience: Patience) -> A
         raise LostError(late([who], moment, seconds), (who,), "stalled") from error
     except RayError as error:  # an object went with its node, or Ray itself gave up on it
         raise LostError(f"what {who} computed is lost, during {moment}: {_one_line(error)}") from error
+    finally:
+        patience.looked_at(who, moment.phase, is_sound)
 
 
 def late(who: Sequence[str], moment: Moment, seconds: float) -> str:
     """What to say when a deadline passed."""
     return f"no answer within {seconds:.0f} s during {moment} from {', '.join(who)}"
+
+
+def _is_late(silence: Silence, limit: float) -> bool:
+    """Whether the deadline passed and there is nothing of the actor that was not taken yet."""
+    refs = list(silence.refs)
+    return silence.seconds >= limit and not ray.wait(refs, num_returns=1, timeout=0, fetch_local=False)[0]
 
 
 def _one_line(error: BaseException) -> str:

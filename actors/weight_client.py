@@ -20,13 +20,14 @@ from rlhf.errors import LostError
 class EngineClient:
     """Drives all engines as one. ``workers_per_engine`` is vLLM's tensor-parallel size.
 
-    An engine that dies, or is late, is left out of the rest of the update: the controller sees that it proves nothing.
-    ``seconds`` is how long one call may take.
+    An engine that dies, or is late, is left out from then on: it holds old weights, or mixed ones. ``seconds`` is how
+    long one call may take.
     """
 
     def __init__(self, engines: Sequence[ActorHandle], workers_per_engine: int, seconds: float) -> None:
         self.engines, self.workers_per_engine, self.seconds = list(engines), workers_per_engine, seconds
-        self._lost: set[int] = set()
+        self.left_out: dict[int, str] = {}
+        """Engines that were lost, by their place, and how: ``died`` or ``stalled``."""
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
         """Have every engine meet the trainer; engine i's workers follow those of the engines before it."""
@@ -53,18 +54,20 @@ class EngineClient:
         refs = {
             index: getattr(engine, method).remote(*(() if arguments is None else (arguments[index],)))
             for index, engine in enumerate(self.engines)
-            if index not in self._lost
+            if index not in self.left_out
         }
         for index, ref in refs.items():
             try:
                 ray.get(ref, timeout=max(0.0, end - time.monotonic()))
-            except (RayActorError, GetTimeoutError) as error:
-                self._leave_out(index, method, error)
+            except RayActorError as error:
+                self._leave_out(index, method, error, "died")
+            except GetTimeoutError as error:
+                self._leave_out(index, method, error, "stalled")
             except RayTaskError as error:
                 if not isinstance(error.cause, LostError):
                     raise
-                self._leave_out(index, method, error.cause)
+                self._leave_out(index, method, error.cause, "died")
 
-    def _leave_out(self, index: int, method: str, error: BaseException) -> None:
-        print(f"publish goes on without engine {index} of {len(self.engines)}, lost in {method}: {error}", flush=True)
-        self._lost.add(index)
+    def _leave_out(self, index: int, method: str, error: BaseException, kind: str) -> None:
+        print(f"publish goes on without engine {index} of {len(self.engines)}, {kind} in {method}: {error}", flush=True)
+        self.left_out[index] = kind

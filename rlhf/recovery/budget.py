@@ -36,8 +36,9 @@ class History:
         return History(incidents=self.incidents, in_a_row=kept)
 
     def closed(self, member: str, seconds: float) -> History:
-        """With what its last incident cost: a member serves again after so long."""
-        places = [i for i, incident in enumerate(self.incidents) if incident.member == member]
+        """With what its last incident cost: a member serves again after so long. One that was only ended with a peer
+        has none that is open."""
+        places = [i for i, each in enumerate(self.incidents) if each.member == member and not each.seconds_lost]
         if not places:
             return self
         incidents = list(self.incidents)
@@ -54,7 +55,7 @@ class Budget:
     """What a run bears (``recovery.restarts``, ``backoff_seconds`` and ``backoff_limit_seconds``)."""
 
     restarts: int
-    """Incidents in all after which an actor is restarted; one more is over budget."""
+    """Incidents of one command after which actors are restarted; one more is over budget."""
     backoff_seconds: float
     """Wait before a role is restarted for the second time in a row; the first time there is none."""
     backoff_limit_seconds: float

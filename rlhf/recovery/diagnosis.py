@@ -24,7 +24,7 @@ class Cause(StrEnum):
     GPU_MEMORY = "the GPU ran out of memory"
     CRASHED = "it crashed in native code"
     ENGINE = "the inference engine's own process is gone"
-    PEER = "it waited for another rank of its group, which is the late one"
+    PEER = "it lost another rank of its group"
     KILLED = "it was killed by a signal"
     NODE = "its node is gone"
     SILENT = "it ended without a word: killed (SIGKILL leaves no trace), or ended by native code"
@@ -126,8 +126,6 @@ def _why_it_does_not_answer(facts: Facts) -> Cause:
         return Cause.HOST_MEMORY
     if stale:
         return Cause.STUCK
-    if facts.peer_late:
-        return Cause.PEER
     return Cause.UNKNOWN if age is None else Cause.BUSY
 
 

@@ -35,8 +35,6 @@ class Facts:
     """Seconds since it last gave a sign of life, which it does at any time, also while it computes."""
     doing: str | None = None
     """What it then said that it was doing."""
-    peer_late: bool = False
-    """Another rank of its group is the late one: dead, stopped, or without a sign of life."""
     children_alive: bool | None = None
     """Whether all processes that it started are there; None where it has none."""
     exit_text: str = ""
@@ -50,7 +48,6 @@ def read_facts(
     oom_kills_before: int | None = None,
     heartbeat_age_seconds: float | None = None,
     doing: str | None = None,
-    peer_late: bool = False,
     exit_text: str = "",
     proc: Path = PROC,
     cgroup: Path = CGROUP,
@@ -62,17 +59,15 @@ def read_facts(
         oom_kills_before: ``oom_kills()`` of this node when the process was started.
     """
     total, available = host_memory(proc, cgroup)
-    kills = oom_kills(proc, cgroup)
     return Facts(
         alive=is_alive(pid, proc),
         process_state=process_state(pid, proc),
         rss_bytes=rss_bytes(pid, proc),
         host_available_bytes=available,
         host_total_bytes=total,
-        oom_kills_since_start=None if kills is None or oom_kills_before is None else kills - oom_kills_before,
+        oom_kills_since_start=oom_kills_since(oom_kills_before, proc, cgroup),
         heartbeat_age_seconds=heartbeat_age_seconds,
         doing=doing,
-        peer_late=peer_late,
         children_alive=all(is_alive(child, proc) for child in children) if children else None,
         exit_text=exit_text,
     )
@@ -108,6 +103,12 @@ def oom_kills(proc: Path = PROC, cgroup: Path = CGROUP) -> int | None:
     """
     inside = _counters(cgroup / "memory.events").get("oom_kill")
     return inside if inside is not None else _counters(proc / "vmstat").get("oom_kill")
+
+
+def oom_kills_since(before: int | None, proc: Path = PROC, cgroup: Path = CGROUP) -> int | None:
+    """How many more than ``before``, an earlier ``oom_kills()`` of this node; None where either is unknown."""
+    kills = oom_kills(proc, cgroup)
+    return None if kills is None or before is None else kills - before
 
 
 def host_memory(proc: Path = PROC, cgroup: Path = CGROUP) -> tuple[int | None, int | None]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 DOWN = "down"
@@ -27,7 +28,7 @@ class Goodput:
         self.lost_by_kind: defaultdict[str, float] = defaultdict(float)
         """Seconds lost: by the kind of incident, ``replayed`` and ``down``."""
         self.restarts = 0
-        """Actors that were restarted."""
+        """Incidents after which actors were restarted."""
         self.redispatched = 0
         """Samples that were given out again after the actor that had them was lost."""
         self.set_aside = 0
@@ -67,12 +68,26 @@ class Goodput:
     def step(self, step: int, seconds: float) -> None:
         """``step`` took ``seconds``, without what was lost in it. If it was done before, that was in vain."""
         self.lost(REPLAYED, self._steps.get(step, 0.0))
-        self._steps[step] = seconds
+        self._steps[step] = max(0.0, seconds)  # clocks are set back
 
     def lost(self, kind: str, seconds: float) -> None:
         """``seconds`` of the run, not of each actor, came to nothing."""
         if seconds > 0:
             self.lost_by_kind[kind] += seconds
+
+    @contextmanager
+    def waiting(self, kind: str) -> Iterator[None]:
+        """What the block takes is lost, but for what is lost in it otherwise: no second is counted twice."""
+        begin, lost = self._clock(), self.seconds_lost
+        try:
+            yield
+        finally:
+            self.lost(kind, self._clock() - begin - (self.seconds_lost - lost))
+
+    @property
+    def seconds_lost(self) -> float:
+        """Seconds that came to nothing, of every kind."""
+        return sum(self.lost_by_kind.values())
 
     def metrics(self) -> dict[str, float]:
         """``perf/goodput`` from 0 to 1, and ``health/``: counts, and seconds lost of every kind, over the whole run."""
@@ -82,7 +97,7 @@ class Goodput:
             "health/restarts": float(self.restarts),
             "health/redispatched": float(self.redispatched),
             "health/set_aside": float(self.set_aside),
-            "health/seconds_lost": sum(self.lost_by_kind.values()),
+            "health/seconds_lost": self.seconds_lost,
         }
 
     def state(self) -> dict[str, Any]:

@@ -172,14 +172,14 @@ class PolicyRole(LanguageRole):
         self.client = client
         self.sender = make_sender(backend, self.rank.rank, engine_workers, client, self.source, address, port)
 
-    def publish(self, seconds: float) -> Fingerprint:
+    def publish(self, seconds: float) -> tuple[Fingerprint, dict[int, str]]:
         """Send the weights to every engine, each of which has ``seconds`` to take a part of them.
 
-        Returns the fingerprint of the trainer's own.
+        Returns the fingerprint of the trainer's own, and which engines did not get them all: place → how it was lost.
         """
         self.client.seconds = seconds
         self.sender.send_weights()
-        return self.source.fingerprint
+        return self.source.fingerprint, self.client.left_out
 
     def save(self, folder: Path) -> None:
         """Write the model in Hugging Face format (rank 0 writes, all gather)."""

@@ -17,9 +17,10 @@ from rlhf.weights import shared_memory
 
 
 class TimedClient(VLLMWeightSyncClient, Protocol):
-    """What tells the engines of an update, in ``seconds`` a call."""
+    """What tells the engines of an update, in ``seconds`` a call. ``left_out`` are those that it lost: place → how."""
 
     seconds: float
+    left_out: dict[int, str]
 
 
 def make_sender(

@@ -29,6 +29,8 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory, WeightTransferTrainerFactory
 
+from rlhf.recovery.leftovers import prefix
+
 NAME = "shared_memory"
 SHARED_MEMORY = "/dev/shm"
 CHUNK_BYTES = 512 * 2**20
@@ -121,7 +123,7 @@ class SharedMemorySender(TrainerWeightTransferEngine[SharedMemoryTrainerInit]):
         self.client.start_weight_update()
         for chunk in _chunks(self.source):
             size = sum(tensor.nbytes for _, tensor in chunk)
-            with tempfile.NamedTemporaryFile(dir=chunk_folder(size), prefix="rlhf-weights-") as file:
+            with tempfile.NamedTemporaryFile(dir=chunk_folder(size), prefix=prefix("weights")) as file:
                 self.client.update_weights(asdict(write_chunk(Path(file.name), chunk)))
         self.client.finish_weight_update()
 

@@ -32,6 +32,7 @@ import torch
 from numpy.typing import NDArray
 
 from rlhf.errors import UserError
+from rlhf.recovery.leftovers import prefix
 from rlhf.weights.fingerprint import differences
 from rlhf.zero.engine import ZeroEngine, full_shape
 from rlhf.zero.reshape import Saved, load_reshaped
@@ -135,7 +136,7 @@ def load(engine: ZeroEngine, folder: Path) -> None:
 def private_folder(size: int) -> Iterator[Path]:
     """A new folder with room for ``size`` bytes: in shared memory if they are free there, else on the disk."""
     usable = os.access(SHARED_MEMORY, os.W_OK) and shutil.disk_usage(SHARED_MEMORY).free >= size
-    with tempfile.TemporaryDirectory(prefix="rlhf-checkpoint-", dir=SHARED_MEMORY if usable else None) as folder:
+    with tempfile.TemporaryDirectory(prefix=prefix("checkpoint"), dir=SHARED_MEMORY if usable else None) as folder:
         yield Path(folder)
 
 

@@ -70,17 +70,13 @@ MUTE = replace(IDLE, heartbeat_age_seconds=118.0)
         # It is there and does not answer.
         (replace(MUTE, process_state="T"), Cause.STOPPED),
         (replace(MUTE, process_state="T", oom_kills_since_start=3), Cause.STOPPED),  # somebody else was killed
-        (replace(MUTE, process_state="T", peer_late=True), Cause.STOPPED),
         (replace(MUTE, process_state="D"), Cause.DISK),
         (replace(WELL, children_alive=False), Cause.ENGINE),
         (replace(MUTE, children_alive=False, oom_kills_since_start=1), Cause.HOST_MEMORY),
         (replace(MUTE, children_alive=True), Cause.STUCK),
         (MUTE, Cause.STUCK),
-        (replace(MUTE, peer_late=True), Cause.STUCK),
         (replace(MUTE, host_available_bytes=2, host_total_bytes=100), Cause.HOST_MEMORY),
         (replace(MUTE, host_available_bytes=4, host_total_bytes=100), Cause.STUCK),
-        (replace(WELL, peer_late=True), Cause.PEER),
-        (replace(IDLE, peer_late=True), Cause.PEER),
         (WELL, Cause.BUSY),
         (replace(WELL, heartbeat_age_seconds=30.0), Cause.BUSY),
         (replace(WELL, heartbeat_age_seconds=30.5), Cause.STUCK),

@@ -1,0 +1,37 @@
+"""Files that a process has for a moment: named after it, so that they can be removed where it is killed meanwhile."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+from rlhf.recovery.facts import is_alive
+
+SHARED_MEMORY = Path("/dev/shm")
+END_SECONDS = 2.0
+"""How long a process that was told to end may still write."""
+
+
+def prefix(what: str) -> str:
+    """How the names of this process's files of one kind begin; a random part without a hyphen follows."""
+    return f"rlhf-{what}-{os.getpid()}-"
+
+
+def remove_leftovers(process: int) -> None:
+    """Remove what a process of this node, which is dead or about to be, has left in memory and the temporary folder."""
+    until = time.monotonic() + END_SECONDS
+    while _left_by(process) and is_alive(process) and time.monotonic() < until:
+        time.sleep(0.05)
+    for path in _left_by(process):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _left_by(process: int) -> list[Path]:
+    folders = {SHARED_MEMORY, Path(tempfile.gettempdir())}
+    return [path for folder in folders for path in folder.glob(f"rlhf-*-{process}-*")]

@@ -1,0 +1,88 @@
+"""How a publish goes on without engines that are lost: actors that take weights, die or hang; no model is needed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import ray
+
+from actors.cluster import cluster
+from actors.weight_client import EngineClient
+from rlhf.errors import LostError, MachineryError
+
+
+class Engine:
+    """Takes weights as a rollout engine does; ``fault`` is what it does at the second chunk in place of that."""
+
+    def __init__(self, fault: str) -> None:
+        self.fault, self.calls = fault, []  # type: ignore[var-annotated]
+
+    async def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        self.calls.append(init_info)
+
+    async def start_weight_update(self) -> None:
+        self.calls.append("start")
+
+    async def update_weights(self, update_info: dict[str, Any]) -> None:
+        self.calls.append(update_info)
+        if update_info["chunk"] == 1:
+            await self._fail()
+
+    async def _fail(self) -> None:
+        if self.fault == "dies":
+            os._exit(1)
+        if self.fault == "hangs":
+            await asyncio.sleep(60)
+        if self.fault == "child dies":
+            raise LostError("the engine's own process is gone", ("rollout engine 0",), "died")
+        if self.fault == "bug":
+            raise MachineryError("a tensor of another shape")
+
+    async def finish_weight_update(self) -> None:
+        self.calls.append("finish")
+
+    async def seen(self) -> list[Any]:
+        return self.calls
+
+
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[None]:
+    """A Ray of our own."""
+    ray.cloudpickle.register_pickle_by_value(__import__(__name__, fromlist=["Engine"]))
+    with cluster(None, has_gpus=False):
+        yield
+
+
+def publish(faults: list[str], seconds: float = 30) -> tuple[EngineClient, list[Any]]:
+    """An update of two chunks to engines with these faults; the client, and the engines that are left."""
+    engines = [ray.remote(Engine).options(num_cpus=0).remote(fault) for fault in faults]
+    ray.get([engine.seen.remote() for engine in engines], timeout=60)
+    client = EngineClient(engines, 2, 30)
+    client.init_weight_transfer_engine({"rank_offset": 1})
+    client.seconds = seconds
+    client.start_weight_update()
+    for chunk in (0, 1):
+        client.update_weights({"chunk": chunk})
+    client.finish_weight_update()
+    return client, engines
+
+
+def test_engines_that_are_lost_are_told_by_place_with_how_and_asked_no_more(local_ray: None) -> None:
+    client, engines = publish(["dies", "hangs", "", "child dies"], seconds=2)
+    assert client.left_out == {0: "died", 1: "stalled", 3: "died"}
+    started = [{"rank_offset": 5}, "start", {"chunk": 0}, {"chunk": 1}]
+    assert ray.get(engines[2].seen.remote(), timeout=30) == [*started, "finish"]
+    assert ray.get(engines[1].seen.remote(), timeout=30)[1:] == started[1:], "it is late, and not asked to finish"
+
+
+def test_where_nobody_is_lost_nobody_is_left_out(local_ray: None) -> None:
+    assert publish(["", ""])[0].left_out == {}
+
+
+def test_a_bug_in_an_engine_is_no_loss(local_ray: None) -> None:
+    with pytest.raises(ray.exceptions.RayTaskError, match="a tensor of another shape"):
+        publish(["", "bug"])
