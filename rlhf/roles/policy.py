@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -25,10 +26,12 @@ from rlhf.roles.role import LanguageRole
 from rlhf.roles.save import save_model
 from rlhf.types import Experience, Float32, RolloutBlock
 from rlhf.weights.fingerprint import Fingerprint
-from rlhf.weights.sender import TimedClient, make_sender
-from rlhf.weights.source import ZeroSource
 from rlhf.zero.engine import finite
 from rlhf.zero.process_group import Rank
+
+if TYPE_CHECKING:
+    from rlhf.weights.sender import TimedClient
+    from rlhf.weights.source import ZeroSource
 
 SUMS = ("loss", "kl", "ratio", "ratio²", "approxkl", "clipped", "entropy", "tokens")
 """What a pass adds up over its tokens; the first two by the weights of the loss."""
@@ -68,6 +71,8 @@ class PolicyRole(LanguageRole):
 
     def make_source(self) -> ZeroSource:
         """The stream of weights that a publish sends."""
+        from rlhf.weights.source import ZeroSource  # vLLM takes seconds to import; the controller, too, reads this file
+
         return ZeroSource(self.engine, self.lm, DTYPES[self.recipe.model.dtype])
 
     def reference_logprobs(self, block: RolloutBlock) -> Share:
@@ -169,6 +174,8 @@ class PolicyRole(LanguageRole):
 
     def connect(self, client: TimedClient, backend: str, engine_workers: int, address: str, port: int) -> None:
         """Meet the engines: once, and again when others have taken the place of some."""
+        from rlhf.weights.sender import make_sender  # as above
+
         self.client = client
         self.sender = make_sender(backend, self.rank.rank, engine_workers, client, self.source, address, port)
 
