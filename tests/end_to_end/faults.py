@@ -60,12 +60,12 @@ class Run:
                 return status
         return {}
 
-    def wait_for(self, step: int, phase: str, seconds: float = 400) -> dict[str, Any]:
-        """The status when the run is in this phase of this step."""
+    def wait_for(self, step: int | None, phase: str, seconds: float = 400) -> dict[str, Any]:
+        """The status when the run is in this phase of this step, or of any."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             status = self.status()
-            if status.get("step") == step and status.get("phase") == phase:
+            if step in (None, status.get("step")) and status.get("phase") == phase:
                 return status
             assert self.process.poll() is None, self.said()
             time.sleep(POLL_SECONDS)
