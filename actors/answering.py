@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -39,7 +40,9 @@ def answer(session: Session, folder: Path, prompts: Sequence[Prompt], logs: Path
 
 
 def _unrecorded(kind: str, **details: object) -> None:
-    """An event of a command that keeps no record: the supervisor has printed it."""
+    """An event of a command that keeps no record: the supervisor has printed it, but for prompts without an answer."""
+    if kind == "sample_set_aside":
+        print(f"no answer to prompt {details['prompt']}: {details['reason']}", file=sys.stderr, flush=True)
 
 
 def unseen(done: int, numbers: Mapping[str, float | str]) -> None:
@@ -49,14 +52,19 @@ def unseen(done: int, numbers: Mapping[str, float | str]) -> None:
 def answers_of(engines: Engines, chosen: Sequence[int], tokenizer: Path, report: Report) -> list[str]:
     """One sampled answer to each of the engines' chosen prompts, in their order, as text without special tokens.
 
-    The seed of an answer is its place, so that two models' answers differ by the models alone.
+    The seed of an answer is its place, so that two models' answers differ by the models alone. The answer to a prompt
+    that was set aside is empty.
 
     Args:
         tokenizer: folder of the model whose tokens these are; the engines' own actors turn them into text.
+
+    Raises:
+        MachineryError: more than ``recovery.bad_samples`` of them have no answer.
     """
-    moment = Moment(phase="answers")
+    moment, set_aside = Moment(phase="answers"), 0
     answers: dict[int, str] = {}
-    for block, _ in engines.generate(chosen, range(len(chosen)), moment):
-        answers |= engines.decode(tokenizer, block, moment)
+    for block, told in engines.generate(chosen, range(len(chosen)), moment):
+        set_aside += engines.supervisor.set_aside(told.faults, set_aside, moment)
+        answers |= engines.decode(tokenizer, block, moment) | dict.fromkeys(told.set_aside, "")
         report(len(answers), {})
     return [answers[i] for i in range(len(chosen))]

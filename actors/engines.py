@@ -88,6 +88,8 @@ class Engines:
         self.config, self.supervisor, self.publishes = recipe.rollout, supervisor, publishes
         self.trust_remote_code = recipe.model.trust_remote_code
         self.sleeps = publishes and placement.colocated
+        self.fatal: set[int] = set()
+        """Prompts, by number, that engines died of: none is given another."""
         self.backend = weight_transfer_backend(placement.device, placement.colocated) if publishes else None
         self.heal: Callable[[Moment], None] = self._await_one
         """Called when no engine serves: has one serve again. Where weights are published, that takes the trainer."""
@@ -195,18 +197,19 @@ class Engines:
 
     def generate(self, chosen: Sequence[int], seeds: Sequence[int], moment: Moment) -> Iterator[tuple[Any, Answered]]:
         """Answer prompts on all engines, which begin at once; yields references to blocks in the order in which they
-        finish, each with what is in it. A prompt that engines die of is set aside.
+        finish, each with what is in it. A prompt that engines die of is set aside, then and whenever it comes again.
 
         Raises:
             MachineryError: engines were lost more often than the run bears.
         """
         call, portions = Call(chosen=chosen, seeds=seeds, moment=moment), Portions.of(len(chosen))
-        return self._answers(call, portions, self._give(portions.next(), call))
+        return self._answers(call, portions, self._next(portions, call) if portions.waiting else {})
 
     def _answers(self, call: Call, portions: Portions, streams: dict[Any, Share]) -> Iterator[tuple[Any, Answered]]:
         while portions.waiting or streams:
             if not streams:
-                streams = self._give(portions.next(), call)
+                streams = self._next(portions, call)
+                continue
             names = {stream: share.engine.name for stream, share in streams.items()}
             try:
                 stream = self.supervisor.patience.next_ready(names, call.moment)
@@ -216,9 +219,9 @@ class Engines:
                 self.lose(error, call.moment, sum(len(share.left) for share in lost))
                 streams = {stream: share for stream, share in streams.items() if share not in lost}
                 for share in lost:
-                    yield from self._set_aside(portions.lost(share.places, sorted(share.left)), call)
+                    self.fatal |= {call.chosen[i] for i in portions.lost(share.places, sorted(share.left))}
                 if portions.losses <= CHANCES and portions.waiting and self.serving:
-                    streams |= self._give(portions.next(), call)  # others go on with it at once
+                    streams |= self._next(portions, call)  # others go on with it at once
                 continue
             if answer is None:
                 if streams.pop(stream).left:
@@ -226,9 +229,18 @@ class Engines:
                 continue
             streams[stream].left -= set(answer[1].places)
             yield answer
+        yield from self._set_aside(portions.set_aside, call)
+
+    def _next(self, portions: Portions, call: Call) -> dict[Any, Share]:
+        """Give out the next portion, without the prompts that are known to be fatal."""
+        places = portions.next()
+        portions.set_aside += [i for i in places if call.chosen[i] in self.fatal]
+        return self._give([i for i in places if call.chosen[i] not in self.fatal], call)
 
     def _give(self, places: Sequence[int], call: Call) -> dict[Any, Share]:
         """Share prompts out over the engines that serve."""
+        if not places:
+            return {}
         if not self.serving:
             self.heal(call.moment)
         engines = self.serving
@@ -268,7 +280,7 @@ class Engines:
 
     def abandon(self, moment: Moment) -> None:
         """Have the engines drop what they are generating: nobody waits for it any more."""
-        self._each(self.serving, "abandon", moment)
+        self._each([engine for engine in self.all if not engine.building], "abandon", moment)
 
     def decode(self, tokenizer: Path, block: ray.ObjectRef, moment: Moment) -> dict[int, str]:
         """A block's responses as text, by seed."""

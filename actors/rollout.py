@@ -30,10 +30,11 @@ Result = TypeVar("Result")
 class Answered:
     """What the controller is told of a block: which of the given prompts it answers, by place, and which it could not.
 
-    ``faults`` are (prompt id, reason) of the samples that were set aside.
+    ``set_aside`` are the places that have no response, ``faults`` their (prompt id, reason).
     """
 
     places: tuple[int, ...]
+    set_aside: tuple[int, ...]
     faults: tuple[tuple[int, str], ...]
 
 
@@ -84,8 +85,12 @@ class RolloutActor:
             blocks = in_order if self.engine.deterministic else as_finished
             async for block in blocks(answers, len(chosen), block_size):
                 yield RolloutBlock.pack([answer.rollout for answer in block])
-                faults = tuple((answer.rollout.prompt.id, answer.fault) for answer in block if answer.fault)
-                yield Answered(places=tuple(places[answer.place] for answer in block), faults=faults)
+                without = [answer for answer in block if answer.fault]
+                yield Answered(
+                    places=tuple(places[answer.place] for answer in block),
+                    set_aside=tuple(places[answer.place] for answer in without),
+                    faults=tuple((answer.rollout.prompt.id, answer.fault) for answer in without),
+                )
 
     async def set_aside(
         self, places: Sequence[int], chosen: Sequence[int], seeds: Sequence[int], fault: str
@@ -94,11 +99,12 @@ class RolloutActor:
         prompts = [self.prompts[i] for i in chosen]
         answers = [self.engine.without(0, prompt, seed, fault) for prompt, seed in zip(prompts, seeds, strict=True)]
         faults = tuple((prompt.id, fault) for prompt in prompts)
-        return RolloutBlock.pack([answer.rollout for answer in answers]), Answered(places=tuple(places), faults=faults)
+        answered = Answered(places=tuple(places), set_aside=tuple(places), faults=faults)
+        return RolloutBlock.pack([answer.rollout for answer in answers]), answered
 
     async def abandon(self) -> None:
         """Drop what is being generated."""
-        self.engine.abandon()
+        await self.engine.abandon()
 
     async def decode(self, tokenizer: str, trust_remote_code: bool, block: RolloutBlock) -> list[tuple[int, str]]:
         """(seed, response as text) of each sample, without special tokens."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -38,8 +39,9 @@ class Task:
 class Scoring:
     """Blocks are sent as they come, and settled together. What a role that died had not finished is sent again."""
 
-    def __init__(self, crew: Crew, moment: Moment) -> None:
-        self.crew, self.moment, self.scorers = crew, moment, crew.scorers
+    def __init__(self, crew: Crew, moment: Moment, scorers: Sequence[Scorer] | None = None) -> None:
+        """Args: scorers are those of a step where none are named."""
+        self.crew, self.moment, self.scorers = crew, moment, crew.scorers if scorers is None else scorers
         self.blocks: list[ray.ObjectRef] = []
         self.sizes: list[int] = []
         self._shares: dict[tuple[int, int, int], ray.ObjectRef] = {}

@@ -11,18 +11,19 @@ from pathlib import Path
 import numpy as np
 
 from actors.crew import Crew
+from actors.scoring import Scorer, Scoring
 from actors.supervised import Summary
-from actors.waiting import Moment, wait
+from actors.waiting import Moment, fetch
 from rlhf.config.schema import EarlyStopConfig
 from rlhf.errors import MachineryError, UserError
 from rlhf.evaluation.overoptimisation import Judgement, Watch, difference_interval
-from rlhf.roles.assemble import BatchReport
-from rlhf.roles.forward import Share, join_samples
+from rlhf.roles.assemble import BatchReport, Contribution
+from rlhf.roles.forward import join_samples
 from rlhf.run_state import RunState, WatchState
 from rlhf.tracking.phases import PhaseTimer
 from rlhf.tracking.run_folder import RunFolder, write_atomically
 from rlhf.tracking.tracker import Tracker
-from rlhf.types import Prompt, RolloutBlock
+from rlhf.types import Bool, Prompt
 
 ANSWERS = "answers.json"
 """Beside the best policy's weights: its answers for the comparison."""
@@ -95,10 +96,11 @@ class Watcher:
         """Judge the policy that the engines hold, after ``done`` steps; the score, its interval and the best step are
         yet to be recorded."""
         with self.timer("judge"):
-            scores = self._scores(done)
+            scores, answered = self._scores(done)
         given = np.isfinite(scores)
-        if not given.all() and not self._may_drop:
-            raise MachineryError(f"numbers that are NaN or infinite, in scores (by the judge): {int((~given).sum())}")
+        missing = int((answered & ~given).sum())
+        if missing and not self._may_drop:
+            raise MachineryError(f"numbers that are NaN or infinite, in scores (by the judge): {missing}")
         if given.mean() < LEAST_GIVEN:
             self.tracker.event("judgement_without_scores", step=done, given=int(given.sum()), asked=len(given))
             return state
@@ -120,23 +122,31 @@ class Watcher:
             unrecorded={**state.unrecorded, **numbers},
         )
 
-    def _scores(self, done: int) -> np.ndarray:
-        """(n,) the judge's scores of one answer to each prompt, NaN where it gave none.
+    def _scores(self, done: int) -> tuple[np.ndarray, Bool]:
+        """(n,) the judge's scores of one answer to each prompt, NaN where there is none; (n,) which have an answer.
 
         The seed of an answer is its prompt's place, so that two judgements differ by the policies alone.
+
+        Raises:
+            MachineryError: of more than ``recovery.bad_samples`` prompts in this judgement there is no answer.
         """
-        crew, moment = self.crew, Moment(phase="judge", step=done)
+        crew, moment, count = self.crew, Moment(phase="judge", step=done), len(self.asked)
         assert crew.judge is not None
         crew.supervisor.enter(moment)
-        first, name = crew.judge.workers[0], crew.judge.names[0]
-        pending = [
-            first.run.remote(by_seed, block, *crew.judge.call("scores", block))
-            for block, _ in crew.engines.generate(self.asked, range(len(self.asked)), moment)
-        ]
-        scores = np.full(len(self.asked), np.nan)
-        for found in wait(pending, [name] * len(pending), moment, crew.supervisor.patience):
-            scores[list(found)] = list(found.values())
-        return scores * self.config.scorer.weight
+        whole = Contribution(kind="score", ranks=len(crew.judge.workers), name="judge")
+        scoring = Scoring(crew, moment, [Scorer(group=crew.judge, method="scores", contribution=whole)])
+        blocks, answered = [], np.ones(count, dtype=np.bool_)
+        for block, told in crew.engines.generate(self.asked, range(count), moment):
+            scoring.send(block, len(told.places))
+            blocks.append(list(told.places))
+            crew.supervisor.set_aside(told.faults, int((~answered).sum()), moment)
+            answered[list(told.set_aside)] = False
+        scores, parts = np.full(count, np.nan), iter(scoring.settle())
+        for places in blocks:
+            next(parts)  # the block itself stays where it is
+            shares = [fetch(next(parts), name, moment, crew.supervisor.patience) for name in crew.judge.names]
+            scores[places] = join_samples(shares, len(places))
+        return np.where(answered, scores * self.config.scorer.weight, np.nan), answered
 
     def _keep(self, done: int) -> None:
         """Save the policy as the best, with its answers: they cannot be had of it later."""
@@ -216,12 +226,6 @@ def watch_summary(state: RunState, steps: int) -> Summary:
         "last against best, paired, 95% interval": _between(difference_interval(last, best), sign="+"),
         "held-out prompts judged": float(len(last.given)),
     }
-
-
-def by_seed(block: RolloutBlock, *shares: Share) -> dict[int, float]:
-    """The scores of a block, in shares of the judge's ranks, by the seed of each answer."""
-    scores = join_samples(shares, len(block))
-    return dict(zip(block.seeds.tolist(), scores.tolist(), strict=True))
 
 
 def _between(interval: tuple[float, float], sign: str = "") -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from vllm import SamplingParams
@@ -26,6 +26,7 @@ from rlhf.errors import LostError, MachineryError
 from rlhf.types import UNVERIFIED, FinishReason, Prompt, Rollout
 from rlhf.weights.fingerprint import Fingerprint, add
 
+Result = TypeVar("Result")
 Asked: TypeAlias = RequestOutputCollector | str
 """Where the engine puts a prompt's answer, or why it does not take the prompt."""
 
@@ -69,7 +70,8 @@ class RolloutEngine:
     ) -> None:
         self.config, self.end_tokens, self.deterministic = config, list(end_tokens), deterministic
         self.prompt_tokens = self.cached_tokens = 0
-        self._under_way: list[asyncio.Task[Answer]] = []
+        self._under_way: set[asyncio.Task[Any]] = set()
+        """Of all calls: one that is given a dead peer's prompts beside its own has two at once."""
         self.version = UNVERIFIED if transfer_backend else 0
         arguments = AsyncEngineArgs(
             model=str(folder),
@@ -104,29 +106,36 @@ class RolloutEngine:
         """
         if self.version == UNVERIFIED:
             raise MachineryError("the engine was asked to serve before its weights were proven")
+        tasks: list[asyncio.Task[Answer]] = []
         try:
-            asked = await self._ask_all(prompts, seeds)
-        except EngineDeadError as error:
-            raise LostError("the engine's own process is gone") from error
-        version = self.version
-        tasks = self._under_way = [
-            asyncio.create_task(self._answer(place, prompts[place], seeds[place], queue, version))
-            for place, queue in enumerate(asked)
-        ]
-        try:
+            await self._begin(self._ask_all(prompts, seeds, tasks))
             for task in asyncio.as_completed(tasks):
                 yield await task
+        except EngineDeadError as error:
+            raise LostError("the engine's own process is gone") from error
         finally:
             for task in tasks:
                 task.cancel()
 
-    def abandon(self) -> None:
-        """Drop what is being generated; the call that asked for it fails."""
-        for task in self._under_way:
-            task.cancel()
+    async def abandon(self) -> None:
+        """Drop all that is being generated: on return the engine has been told so. The calls that asked for it fail."""
+        while tasks := list(self._under_way):
+            await asyncio.sleep(0)  # a task that is cancelled before its first step would tell the engine nothing
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _ask_all(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> list[Asked]:
-        """Hand over all prompts, in their order.
+    def _begin(self, work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
+        """Begin something that ``abandon`` ends."""
+        task = asyncio.create_task(work)
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
+        return task
+
+    async def _ask_all(
+        self, prompts: Sequence[Prompt], seeds: Sequence[int], tasks: list[asyncio.Task[Answer]]
+    ) -> None:
+        """Hand over all prompts, in their order; ``tasks`` grows by what waits for each answer.
 
         What a prompt is batched with moves the last bits of its log-probabilities, so a deterministic engine computes
         nothing before it has all of them, and nothing from what it kept of calls before.
@@ -134,7 +143,9 @@ class RolloutEngine:
         if self.deterministic:
             await self.llm.pause_generation(mode="keep", clear_cache=True)
         try:
-            return [await self._ask(prompt, seed) for prompt, seed in zip(prompts, seeds, strict=True)]
+            for place, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
+                asked = await self._ask(prompt, seed)
+                tasks.append(self._begin(self._answer(place, prompt, seed, asked, self.version)))
         finally:
             if self.deterministic:
                 await self.llm.resume_generation()
@@ -174,8 +185,8 @@ class RolloutEngine:
             return self.without(place, prompt, seed, f"{type(error).__name__}: {error}")
         self.prompt_tokens += len(prompt.tokens)
         self.cached_tokens += getattr(output, "num_cached_tokens", 0) or 0
-        if not isinstance(output, RequestOutput) or not output.finished or not output.outputs[0].token_ids:
-            return self.without(place, prompt, seed, "the engine gave no response")
+        if fault := _fault(output):
+            return self.without(place, prompt, seed, fault)
         return Answer(place=place, rollout=_rollout(prompt, output, version, seed))
 
     def without(self, place: int, prompt: Prompt, seed: int, fault: str) -> Answer:
@@ -209,13 +220,29 @@ class RolloutEngine:
         return add(await self.llm.collective_rpc("held_fingerprint"))
 
     async def serve(self, version: int) -> None:
-        """Serve under this version from now on; nothing computed with older weights is reused."""
-        await self.llm.reset_prefix_cache()
+        """Serve under this version from now on; nothing computed with older weights is reused.
+
+        Raises:
+            MachineryError: the engine is still computing, and keeps what it has: it would be reused.
+        """
+        if not await self.llm.reset_prefix_cache():
+            raise MachineryError(
+                f"the engine cannot serve version {version}: it is still answering with older weights, and so keeps "
+                "its prefix cache"
+            )
         self.version = version
 
     def stop(self) -> None:
         """End the engine and its worker processes."""
         self.llm.shutdown()
+
+
+def _fault(output: object) -> str:
+    """Why an engine's output is no response; empty where it is one."""
+    if not isinstance(output, RequestOutput) or not output.finished or not output.outputs[0].token_ids:
+        return "the engine gave no response"
+    reason = output.outputs[0].finish_reason
+    return "" if reason in ("stop", "length") else f"the engine ended the response: {reason}"
 
 
 def _rollout(prompt: Prompt, output: RequestOutput, version: int, seed: int) -> Rollout:

@@ -14,13 +14,15 @@ class Portions:
     """Places of a piece of work that are yet to be given out, portion by portion.
 
     A prompt that an engine dies of would take one engine after another with it. With n samples it is found, and set
-    aside, after CHANCES + 1 + ⌈log₂ n⌉ deaths, and every other sample is answered.
+    aside, after CHANCES + 1 + ⌈log₂ n⌉ deaths, and every other sample is answered. Who calls remembers it: the same
+    prompt among other samples, or in later work, need not be found again.
     """
 
     waiting: list[list[int]]
     """Portions in the order in which they are to be given out."""
     losses: int = 0
     set_aside: list[int] = field(default_factory=list)
+    """Places that are given up."""
 
     @classmethod
     def of(cls, count: int) -> Portions:

@@ -5,6 +5,7 @@ It runs in the process of the policy's first rank, so that the controller never 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -16,7 +17,8 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf.algorithms.controller import AlgorithmState
 from rlhf.algorithms.rewards import count_by_sample, kl_per_token, sum_by_sample
-from rlhf.config.schema import ModelConfig, Recipe
+from rlhf.config.schema import ModelConfig, PPOConfig, Recipe
+from rlhf.errors import MachineryError
 from rlhf.experience import Scored, build_experience, experience_metrics, total_score
 from rlhf.models.load import load_tokenizer
 from rlhf.roles.forward import Share, join_samples, join_tokens, token_index
@@ -26,6 +28,9 @@ from rlhf.types import Experience, FinishReason, Float32, RolloutBlock
 SHOWN = 10**9
 """Second word of the seed that chooses the samples to show. Minibatches are shuffled by seed, step and epoch: with a
 word that no step reaches, the two can never be the same stream."""
+
+NAMED = 6
+"""Samples that a message names at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,10 +75,14 @@ def assemble(batch: Batch, *parts: Any) -> tuple[Experience, BatchReport]:
 
     Args:
         parts: for each block: the block, then its shares, as ``batch.contributions`` counts them.
+
+    Raises:
+        MachineryError: samples are missing, or there twice; or a number is NaN or infinite.
     """
     width = 1 + sum(contribution.ranks for contribution in batch.contributions)
     blocks = [_score(batch, parts[i], parts[i + 1 : i + width]) for i in range(0, len(parts), width)]
     scored = _sorted(blocks)
+    _check_whole(scored.rollouts, batch.recipe.ppo, batch.step)
     sources = batch.recipe.rewards
     raw = total_score(scored.scores, {name: source.weight for name, source in sources.items()}, scored.dropped)
     experience, state = build_experience(scored, raw, batch.recipe.algorithm, batch.state)
@@ -118,6 +127,25 @@ def _sorted(blocks: Sequence[Scored]) -> Scored:
         ref_logprobs=ref,
         values=joined("values"),
     )
+
+
+def _check_whole(rollouts: RolloutBlock, config: PPOConfig, step: int) -> None:
+    """Every sample of a step is there once, whoever died on the way: the proof is made at each step.
+
+    Set-aside samples keep their places. The seeds of a step are drawn so that no prompt has one twice.
+
+    Raises:
+        MachineryError: it is not so.
+    """
+    samples = Counter(zip(rollouts.prompt_ids.tolist(), rollouts.seeds.tolist()))
+    answers = Counter(rollouts.prompt_ids.tolist())
+    doubled = [f"prompt {prompt} with seed {seed}" for (prompt, seed), count in samples.items() if count > 1]
+    uneven = [f"prompt {prompt} ({count})" for prompt, count in answers.items() if count % config.samples_per_prompt]
+    faults = [f"there twice: {', '.join(doubled[:NAMED])}"] if doubled else []
+    faults += [f"not {config.samples_per_prompt} answers to each of: {', '.join(uneven[:NAMED])}"] if uneven else []
+    if faults or len(rollouts) != config.batch_size:
+        count = f"step {step} has {len(rollouts)} samples of ppo.batch_size = {config.batch_size}"
+        raise MachineryError("; ".join([count, *faults]))
 
 
 def _parts_metrics(scored: Scored) -> dict[str, float]:

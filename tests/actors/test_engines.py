@@ -60,7 +60,7 @@ class Engine:
             for i in some:
                 self._die_of(chosen[i])
             yield RolloutBlock.pack([rollout(chosen[i], seeds[i], FinishReason.STOP) for i in some])
-            yield Answered(places=tuple(places[i] for i in some), faults=())
+            yield Answered(places=tuple(places[i] for i in some), set_aside=(), faults=())
 
     def _die_of(self, prompt: int) -> None:
         mark = self.folder / f"died-of-{prompt}"
@@ -70,7 +70,8 @@ class Engine:
 
     async def set_aside(self, places: Sequence[int], chosen: Sequence[int], seeds: Sequence[int], fault: str) -> Any:
         block = RolloutBlock.pack([rollout(p, s, FinishReason.SET_ASIDE) for p, s in zip(chosen, seeds, strict=True)])
-        return block, Answered(places=tuple(places), faults=tuple((prompt, fault) for prompt in chosen))
+        faults = tuple((prompt, fault) for prompt in chosen)
+        return block, Answered(places=tuple(places), set_aside=tuple(places), faults=faults)
 
     async def stop(self) -> None:
         """Nothing of its own has to be ended."""
@@ -141,6 +142,26 @@ def test_a_prompt_that_engines_die_of_is_set_aside_and_the_others_are_answered(f
     answers = running.answers(chosen)
     assert answers.pop(2) == (POISON, FinishReason.SET_ASIDE)
     assert answers == {seed: (prompt, FinishReason.STOP) for seed, prompt in enumerate(chosen) if prompt != POISON}
+
+
+def test_a_prompt_that_engines_died_of_is_given_to_none_again(fleet: Any) -> None:
+    """Neither its other samples in the same call, nor those of later ones, cost a death."""
+    running = fleet(1)
+    deaths = lambda: sum(event["kind"] == "actor_died" for event in running.events)  # noqa: E731
+    chosen = [POISON, POISON, 1, POISON]
+    expected = {
+        seed: (prompt, FinishReason.SET_ASIDE if prompt == POISON else FinishReason.STOP)
+        for seed, prompt in enumerate(chosen)
+    }
+    assert running.answers(chosen) == expected
+    assert deaths() == 4, "two, and one for each halving of four"
+    assert running.answers(chosen) == expected
+    assert running.answers([POISON]) == {0: (POISON, FinishReason.SET_ASIDE)}
+    assert deaths() == 4
+
+
+def test_nothing_to_answer_is_answered_at_once(fleet: Any) -> None:
+    assert fleet(1).answers([]) == {}
 
 
 def test_a_run_does_not_bear_more_deaths_than_it_is_to(fleet: Any) -> None:

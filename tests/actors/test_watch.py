@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from actors.supervised import Summary
-from actors.watch import Policy, Watcher, by_seed, judged_prompts, outcome, watch_summary
+from actors.watch import Policy, Watcher, judged_prompts, outcome, watch_summary
 from rlhf.config.schema import (
     EarlyStopConfig,
     EndpointConfig,
@@ -24,13 +24,12 @@ from rlhf.config.schema import (
 )
 from rlhf.errors import MachineryError, UserError
 from rlhf.roles.assemble import BatchReport
-from rlhf.roles.forward import Share
 from rlhf.run_state import RunState
 from rlhf.tracking.jsonl import read_lines
 from rlhf.tracking.phases import PhaseTimer
 from rlhf.tracking.run_folder import RunFolder
 from rlhf.tracking.tracker import Tracker
-from rlhf.types import FinishReason, Prompt, Rollout, RolloutBlock
+from rlhf.types import Prompt
 
 SPREAD = np.linspace(-1.0, 1.0, 20)
 
@@ -40,13 +39,15 @@ class Scripted(Watcher):
 
     means: Sequence[float] = ()
     missing: Mapping[int, int] = {}
+    unanswered: int = 0
 
-    def _scores(self, done: int) -> np.ndarray:
+    def _scores(self, done: int) -> tuple[np.ndarray, np.ndarray]:
         mean, self.means = self.means[0], self.means[1:]
         noise = np.random.default_rng(len(self.means)).normal(0.0, 0.01, size=20)
         scores = mean + SPREAD + noise - noise.mean()
         scores[: self.missing.get(len(self.means), 0)] = np.nan
-        return scores
+        answered = np.arange(20) >= self.unanswered
+        return np.where(answered, scores, np.nan), answered
 
 
 class Watched:
@@ -181,6 +182,14 @@ def test_a_judge_of_which_nothing_may_be_missing_stops_the_run_by_name(tmp_path:
         watched.go()
 
 
+def test_a_judge_need_not_score_what_was_not_answered(tmp_path: Path) -> None:
+    watched = Watched(tmp_path, rewards=[0.0], means=[0.0, 1.0])
+    watched.watcher.unanswered = 2
+    [step] = watched.go()
+    assert step["holdout/score"] == pytest.approx(1.0 + SPREAD[2:].mean(), abs=0.01)
+    assert watched.summary()["held-out prompts judged"] == 18
+
+
 def test_an_older_best_stays_until_a_checkpoint_knows_of_the_newer_one(tmp_path: Path) -> None:
     watched = Watched(tmp_path, rewards=[0.0, 1.0], means=[0.0, 1.0, 2.0])
     watched.go()
@@ -189,24 +198,6 @@ def test_an_older_best_stays_until_a_checkpoint_knows_of_the_newer_one(tmp_path:
     assert sorted(folder.name for folder in watched.run.best.iterdir()) == ["step_1", "step_2"]
     assert watched.finish() == ["by version 2"]
     assert sorted(file.name for file in watched.run.model.iterdir()) == ["version"]
-
-
-def test_scores_find_their_prompts_by_seed() -> None:
-    rollouts = [
-        Rollout(
-            prompt=Prompt(id=70 + seed, tokens=(1,)),
-            tokens=np.array([2], np.int32),
-            logprobs=np.zeros(1, np.float32),
-            mask=np.ones(1, bool),
-            weight_version=0,
-            finish_reason=FinishReason.LENGTH,
-            seed=seed,
-        )
-        for seed in (5, 3, 4)
-    ]
-    first = Share(samples=np.array([2]), values=np.array([0.4], np.float32))
-    second = Share(samples=np.array([0, 1]), values=np.array([0.5, 0.3], np.float32))
-    assert by_seed(RolloutBlock.pack(rollouts), first, second) == pytest.approx({3: 0.3, 4: 0.4, 5: 0.5})
 
 
 def test_too_few_held_out_prompts_are_refused() -> None:

@@ -15,6 +15,7 @@ from rlhf.config.schema import (
     AlgorithmConfig,
     EndpointConfig,
     ModelConfig,
+    PPOConfig,
     Recipe,
     RewardSourceConfig,
     ScratchConfig,
@@ -116,6 +117,7 @@ def batch(
 ) -> Batch:
     recipe = Recipe(
         name="test",
+        ppo=PPOConfig(batch_size=6, samples_per_prompt=2),
         algorithm=AlgorithmConfig(missing_eos_penalty=7.0, **algorithm),
         rewards={
             "quality": RewardSourceConfig(model="trained"),
@@ -183,6 +185,28 @@ def test_a_share_that_is_missing_is_noticed(folder: str, name: str) -> None:
     handed_over[1 + names.index(name)] = nothing
     with pytest.raises(MachineryError, match=f"NaN or infinite, in .*{name}"):
         assemble(batch(folder), *handed_over)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        (
+            [0, 1, 2, 4, 5],
+            r"step 5 has 5 samples of ppo.batch_size = 6; not 2 answers to each of: prompt 1 \(1\)$",
+        ),
+        ([0, 1, 4, 5], r"step 5 has 4 samples of ppo.batch_size = 6$"),  # a whole prompt: only the count tells
+        (
+            [0, 1, 2, 3, 4, 5, 2],
+            r"has 7 samples .*; there twice: prompt 1 with seed 3; not 2 answers to each of: prompt 1 \(3\)$",
+        ),
+        ([0, 1, 2, 2, 4, 5], r"has 6 samples .*; there twice: prompt 1 with seed 3$"),
+    ],
+    ids=["one missing", "a prompt missing", "one twice", "one in place of another"],
+)
+def test_a_step_has_every_sample_once(folder: str, chosen: list[int], message: str) -> None:
+    samples = rollouts()
+    with pytest.raises(MachineryError, match=message):
+        assembled(folder, [[samples[i] for i in chosen[:3]], [samples[i] for i in chosen[3:]]])
 
 
 def test_without_a_critic_there_are_no_values(folder: str) -> None:

@@ -1,0 +1,64 @@
+"""Answers as text, where some prompts have none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actors.answering import _unrecorded, answers_of, unseen
+from actors.rollout import Answered
+from actors.supervisor import Supervisor
+from actors.waiting import Moment
+from rlhf.config.schema import Recipe, RecoveryConfig
+from rlhf.errors import MachineryError
+
+TOLD = (
+    Answered(places=(3, 0), set_aside=(), faults=()),
+    Answered(places=(1, 2), set_aside=(2,), faults=((72, "the engine died of it"),)),
+    Answered(places=(4,), set_aside=(4,), faults=((74, "too long"),)),
+)
+
+
+class Engines:
+    """Answers that are written down, under a real supervisor."""
+
+    def __init__(self, bad_samples: int) -> None:
+        self.events: list[tuple[str, Any, Any]] = []
+        recipe = Recipe(name="x", recovery=RecoveryConfig(bad_samples=bad_samples))
+        self.supervisor = Supervisor(recipe, self._report)
+
+    def _report(self, kind: str, **details: Any) -> None:
+        self.events.append((kind, details["prompt"], details["reason"]))
+
+    def generate(self, chosen: Sequence[int], seeds: Sequence[int], moment: Moment) -> Iterator[tuple[int, Answered]]:
+        yield from enumerate(TOLD)
+
+    def decode(self, tokenizer: Path, block: int, moment: Moment) -> dict[int, str]:
+        """A set-aside sample is text as well: whatever its end token is."""
+        return {place: f"answer {place}" for place in TOLD[block].places}
+
+
+def answers(engines: Any) -> list[str]:
+    return answers_of(engines, range(70, 75), Path(), unseen)
+
+
+def test_a_prompt_that_was_set_aside_has_an_empty_answer_and_is_reported() -> None:
+    engines = Engines(bad_samples=2)
+    assert answers(engines) == ["answer 0", "answer 1", "", "answer 3", ""]
+    assert engines.events == [
+        ("sample_set_aside", 72, "the engine died of it"),
+        ("sample_set_aside", 74, "too long"),
+    ]
+
+
+def test_there_is_a_limit_to_that() -> None:
+    with pytest.raises(MachineryError, match=r"2 samples were set aside, more than recovery\.bad_samples = 1"):
+        answers(Engines(bad_samples=1))
+
+
+def test_a_command_without_a_record_says_which_prompt_has_no_answer(capsys: pytest.CaptureFixture[str]) -> None:
+    _unrecorded("sample_set_aside", prompt=72, reason="too long", phase="answers", step=None)
+    assert capsys.readouterr().err == "no answer to prompt 72: too long\n"

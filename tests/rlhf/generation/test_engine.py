@@ -1,0 +1,147 @@
+"""What the engine makes of answers that are none, and of calls that are given up: vLLM's own types, and no model."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from vllm.logprobs import Logprob
+from vllm.outputs import CompletionOutput, RequestOutput
+from vllm.v1.engine.output_processor import RequestOutputCollector
+
+from rlhf.config.schema import RolloutConfig
+from rlhf.errors import MachineryError
+from rlhf.generation.engine import Answer, RolloutEngine
+from rlhf.types import UNVERIFIED, FinishReason, Prompt
+
+PROMPT = Prompt(id=7, tokens=(5, 6))
+END, VOCABULARY = 2, 10
+
+
+class Core:
+    """Stands for vLLM: takes requests, which run until they are answered or aborted."""
+
+    def __init__(self, answer: Any = None, takes: int = 100) -> None:
+        """Args: answer is given to each request at once, where there is one; takes is how many it takes in time."""
+        self.answer, self.takes = answer, takes
+        self.running: dict[str, RequestOutputCollector] = {}
+        self.is_full = False
+
+    async def add_request(self, name: str, request: Any, sampling: Any) -> RequestOutputCollector:
+        if len(self.running) == self.takes:
+            self.is_full = True
+            await asyncio.sleep(60)
+        queue = self.running[name] = RequestOutputCollector(sampling.output_kind, name)
+        if self.answer is not None:
+            queue.put(self.answer)
+            del self.running[name]
+        return queue
+
+    async def abort(self, name: str, internal: bool) -> None:
+        await asyncio.sleep(0)
+        del self.running[name]
+
+    async def reset_prefix_cache(self) -> bool:
+        """As vLLM's block pool does: not while requests hold blocks."""
+        return not self.running
+
+
+def engine(core: Core) -> RolloutEngine:
+    """An engine that serves version 3."""
+    made = object.__new__(RolloutEngine)
+    made.config, made.end_tokens, made.vocabulary = RolloutConfig(), [END], VOCABULARY
+    made.deterministic, made.prompt_tokens, made.cached_tokens, made.version = False, 0, 0, 3
+    made.llm, made._under_way = core, set()
+    return made
+
+
+async def answers(to: RolloutEngine, prompt: Prompt = PROMPT, count: int = 1) -> list[Answer]:
+    return [answer async for answer in to.generate([prompt] * count, range(11, 11 + count))]
+
+
+def output(tokens: list[int], reason: str) -> RequestOutput:
+    logprobs = [{token: Logprob(logprob=-0.5)} for token in tokens]
+    completion = CompletionOutput(
+        index=0, text="", token_ids=tokens, cumulative_logprob=None, logprobs=logprobs, finish_reason=reason
+    )
+    return RequestOutput(
+        request_id="x",
+        prompt=None,
+        prompt_token_ids=list(PROMPT.tokens),
+        prompt_logprobs=None,
+        outputs=[completion],
+        finished=True,
+    )
+
+
+def test_a_response_is_an_answer() -> None:
+    [answer] = asyncio.run(answers(engine(Core(output([4, END], "stop")))))
+    assert (answer.fault, answer.rollout.finish_reason, answer.rollout.seed) == ("", FinishReason.STOP, 11)
+    assert answer.rollout.tokens.tolist() == [4, END] and answer.rollout.mask.all()
+    assert answer.rollout.weight_version == 3
+
+
+@pytest.mark.parametrize(
+    ("given", "prompt", "fault"),
+    [
+        (output([], "stop"), PROMPT, "the engine gave no response"),
+        (output([], "length"), PROMPT, "the engine gave no response"),
+        (output([4], "abort"), PROMPT, "the engine ended the response: abort"),
+        (ValueError("too long"), PROMPT, "ValueError: too long"),
+        (output([4], "stop"), Prompt(id=7, tokens=(5, VOCABULARY)), "a token is not among the model's 10"),
+    ],
+)
+def test_what_is_no_response_is_set_aside_with_its_reason(given: Any, prompt: Prompt, fault: str) -> None:
+    [answer] = asyncio.run(answers(engine(Core(given)), prompt))
+    assert answer.fault == fault
+    rollout = answer.rollout
+    assert (rollout.finish_reason, rollout.prompt.id, rollout.seed) == (FinishReason.SET_ASIDE, 7, 11)
+    assert rollout.prompt.tokens == (END,) and rollout.tokens.tolist() == [END], "nothing of the prompt goes on"
+    assert not rollout.mask.any() and rollout.weight_version == 3
+
+
+def abandoned(core: Core, calls: int, until: Callable[[], bool]) -> RolloutEngine:
+    """An engine that was answering calls of two prompts each, which all failed when it was told to drop them."""
+
+    async def scenario() -> RolloutEngine:
+        made = engine(core)
+        running: list[Awaitable[Any]] = [asyncio.create_task(answers(made, count=2)) for _ in range(calls)]
+        while not until():
+            await asyncio.sleep(0)
+        await made.abandon()
+        assert not core.running, "on return"
+        results = await asyncio.gather(*running, return_exceptions=True)
+        assert [type(result) for result in results] == [asyncio.CancelledError] * calls
+        await made.serve(4)
+        return made
+
+    return asyncio.run(scenario())
+
+
+def test_all_calls_are_abandoned_not_the_last_alone() -> None:
+    """An engine that was given a dead peer's prompts beside its own has two calls at once."""
+    core = Core()
+    assert abandoned(core, calls=2, until=lambda: len(core.running) == 4).version == 4
+
+
+@pytest.mark.parametrize("taken", [0, 1])
+def test_a_call_that_is_still_being_handed_over_is_abandoned_too(taken: int) -> None:
+    core = Core(takes=taken)
+    assert abandoned(core, calls=1, until=lambda: core.is_full).version == 4
+
+
+def test_no_version_is_served_while_something_of_an_older_one_is_computed() -> None:
+    async def scenario() -> RolloutEngine:
+        made = engine(Core())
+        running = asyncio.create_task(answers(made))
+        while not made.llm.running:
+            await asyncio.sleep(0)
+        made.version = UNVERIFIED
+        with pytest.raises(MachineryError, match="cannot serve version 4: it is still answering with older weights"):
+            await made.serve(4)
+        running.cancel()
+        return made
+
+    assert asyncio.run(scenario()).version == UNVERIFIED
