@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,15 +13,18 @@ from typing import Any
 import pytest
 import ray
 
+from actors import supervisor as supervisor_module
 from actors.cluster import cluster
+from actors.process import Whereabouts
 from actors.supervisor import Supervisor
 from actors.waiting import Moment, wait
 from actors.worker import PULSE, Worker
 from rlhf.config.schema import PlacementConfig, Recipe, RecoveryConfig
 from rlhf.errors import LostError, MachineryError
+from rlhf.recovery.goodput import Goodput
 
 MOMENT = Moment(phase="update", step=7)
-NAME = "policy rank 0"
+NAME, PEER = "policy rank 0", "policy rank 1"
 
 
 class Held:
@@ -62,12 +66,17 @@ class Watched:
         self.events.append({"kind": kind, **details})
 
     def start(self) -> None:
-        log = self.folder / "policy-0.log"
-        self.worker = ray.remote(concurrency_groups={PULSE: 1})(Worker).options(num_cpus=0).remote(NAME, log)
-        self.supervisor.started(NAME, self.worker)
-        self.where = ray.get(self.worker.build.remote(Held), timeout=60)
-        self.supervisor.built(self.where)
-        self.supervisor.serve([NAME])
+        self.worker, self.where = self.rank(NAME)
+
+    def rank(self, name: str) -> tuple[Any, Whereabouts]:
+        """Another process for this rank."""
+        log = self.folder / f"policy-{name[-1]}.log"
+        worker = ray.remote(concurrency_groups={PULSE: 1})(Worker).options(num_cpus=0).remote(name, log)
+        self.supervisor.started(name, worker)
+        where = ray.get(worker.build.remote(Held), timeout=60)
+        self.supervisor.built(where)
+        self.supervisor.serve([name])
+        return worker, where
 
     def lose(self, sign: signal.Signals) -> LostError:
         """Do this to the actor in the middle of its work; the error that a wait for it gives."""
@@ -126,6 +135,83 @@ def test_what_an_actor_started_is_ended_with_it(local_ray: None, tmp_path: Path)
     watched.supervisor._seen[NAME].where = replace(watched.where, children=(child,))
     watched.supervisor.lost(watched.lose(signal.SIGKILL), MOMENT)
     assert not alive(child)
+
+
+def test_of_a_group_in_which_one_is_stopped_one_is_at_fault_and_all_are_ended(local_ray: None, tmp_path: Path) -> None:
+    watched = Watched(tmp_path)
+    peer, where = watched.rank(PEER)
+    refs = [worker.call.remote("hang") for worker in (watched.worker, peer)]
+    os.kill(where.process, signal.SIGSTOP)
+    with pytest.raises(LostError) as caught:
+        wait(refs, [NAME, PEER], MOMENT, watched.supervisor.patience)
+    assert caught.value.names == (NAME, PEER), "who waits for a stopped peer is late itself"
+    watched.supervisor.lost(caught.value, MOMENT)
+    assert [(event["kind"], event["member"]) for event in watched.events] == [("actor_stalled", PEER)]
+    assert watched.supervisor.goodput.restarts == 1
+    assert not alive(watched.where.process) and not alive(where.process)
+
+
+def test_what_killed_processes_had_in_memory_is_removed(
+    local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    watched = Watched(tmp_path)
+    peer, where = watched.rank(PEER)
+    weights = tmp_path / f"rlhf-weights-{watched.where.process}-ab"
+    weights.touch()
+    snapshot = tmp_path / f"rlhf-checkpoint-{where.process}-cd"
+    snapshot.mkdir()
+    (snapshot / "optimizer").touch()
+    (others := tmp_path / "rlhf-weights-1-ef").touch()
+    watched.supervisor.lost(watched.lose(signal.SIGKILL), MOMENT)
+    assert not weights.exists() and snapshot.exists()
+    watched.rank(PEER)  # which is started again for its peer's sake
+    assert not snapshot.exists() and others.exists()
+    assert not alive(where.process)
+
+
+class Clock:
+    """A clock that is set by hand."""
+
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_time_is_lost_where_the_run_waits_and_nowhere_else(tmp_path: Path) -> None:
+    supervisor, clock = Supervisor(Recipe(name="x"), lambda kind, **details: None), Clock()
+    supervisor.goodput = Goodput(clock)
+    names = ["rollout engine 0", "rollout engine 1"]
+
+    def start(name: str) -> None:
+        supervisor.started(name, None)
+        supervisor.built(Whereabouts(name=name, node="", node_id="", process=0))
+        supervisor._seen[name].where = None  # no process to be looked at
+
+    for name in names:
+        start(name)
+    supervisor.serve(names)
+    supervisor.lost(LostError("gone", (names[0],)), MOMENT)
+    clock.now += 60  # the other serves
+    start(names[0])
+    supervisor.serve(names)
+    assert supervisor.seconds_lost == 0
+    with supervisor.waiting():
+        clock.now += 7
+    assert dict(supervisor.goodput.lost_by_kind) == {"died": 7.0}
+
+
+def test_who_dies_in_loading_is_diagnosed(monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[dict[str, Any]] = []
+    supervisor = Supervisor(Recipe(name="x"), lambda kind, **details: events.append({"kind": kind, **details}))
+    supervisor.started(NAME, None)
+    monkeypatch.setattr(supervisor_module, "oom_kills_since", lambda before: 1)
+    said = "policy rank 0 died during start: .*the host ran out of memory"
+    with pytest.raises(MachineryError, match=said) as caught, supervisor.diagnosed():
+        raise LostError("policy rank 0 died during start: end of file", (NAME,), "died")
+    assert not isinstance(caught.value, LostError)
+    assert [(event["kind"], event["member"], event["phase"]) for event in events] == [("actor_died", NAME, "start")]
 
 
 def test_status_tells_where_everybody_is(local_ray: None, tmp_path: Path) -> None:

@@ -31,6 +31,10 @@ class Held:
     def bug(self) -> None:
         raise ZeroDivisionError("one by zero")
 
+    def double_slowly(self, x: int) -> int:
+        time.sleep(0.8)
+        return 2 * x
+
     def die(self) -> None:
         os._exit(1)
 
@@ -143,6 +147,33 @@ def test_a_phase_that_has_been_fast_may_not_take_for_ever(worker: ray.actor.Acto
     assert quick.seconds("update") == 1000
     wait([worker.call.remote("double", 2)], ["policy rank 3"], MOMENT, quick)
     assert quick.seconds("update") == 120, "the floor, since twenty times a moment is less"
+
+
+def test_a_failure_teaches_nothing_of_how_long_a_phase_takes(worker: ray.actor.ActorHandle) -> None:
+    quick = patience(1000)
+    with pytest.raises(LostError):
+        wait([worker.call.remote("die")], ["policy rank 3"], MOMENT, quick)
+    assert quick.seconds("update") == 1000, "it died at once: what others take is not known"
+
+
+def test_who_is_silent_is_late_however_much_others_say(worker: ray.actor.ActorHandle, tmp_path: Path) -> None:
+    other = ray.remote(concurrency_groups={PULSE: 1})(Worker).options(num_cpus=0).remote("rank 4", tmp_path / "other")
+    ray.get(other.build.remote(Held), timeout=60)
+    impatient, silent = patience(2), worker.call.remote("hang")
+
+    def others_go_on() -> None:
+        while True:
+            answer = other.call.remote("double_slowly", 2)
+            assert impatient.next_ready({silent: "policy rank 3", answer: "rank 4"}, MOMENT) == answer
+
+    with pytest.raises(LostError, match="no answer within 2 s during update of step 7 from policy rank 3$") as caught:
+        others_go_on()
+    assert caught.value.names == ("policy rank 3",)
+
+
+def test_who_answers_one_after_another_is_not_late(worker: ray.actor.ActorHandle) -> None:
+    refs = [worker.call.remote("double_slowly", x) for x in range(4)]
+    assert wait(refs, ["policy rank 3"] * 4, MOMENT, patience(2)) == [0, 2, 4, 6], "3 s in all, of 2 s for each"
 
 
 def test_own_ray_is_on_loopback(local_ray: None) -> None:

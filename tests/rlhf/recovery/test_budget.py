@@ -71,3 +71,10 @@ def test_the_history_is_one_line_an_incident() -> None:
         "2023-11-14 22:13:24 UTC rollout engine 1 died during rollout of step 4: it was killed by a signal; 12 s lost",
         "2023-11-14 22:13:25 UTC policy engine 1 died during rollout of step 5: it was killed by a signal",
     ]
+
+
+def test_a_replacement_closes_the_incident_that_is_open_and_no_other() -> None:
+    history = History().after(death(lost=0.0)).closed("rollout engine 1", 9.0)
+    assert [incident.seconds_lost for incident in history.incidents] == [9.0]
+    history = history.closed("rollout engine 1", 70.0)  # it was ended with a peer, whose incident that is
+    assert [incident.seconds_lost for incident in history.incidents] == [9.0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 
 import pytest
 
@@ -66,6 +67,25 @@ def test_what_was_lost_is_told_by_kind_and_counted(clock: Clock) -> None:
         "health/set_aside": 1.0,
         "health/seconds_lost": 30.0,
     }
+
+
+def test_a_wait_within_a_wait_is_counted_once(clock: Clock) -> None:
+    goodput = Goodput(clock)
+    with goodput.waiting("died"):
+        clock.now += 10.0
+        with suppress(KeyError), goodput.waiting("stalled"):
+            clock.now += 20.0
+            raise KeyError
+        clock.now += 5.0
+    assert goodput.lost_by_kind == {"died": 15.0, "stalled": 20.0}
+    assert goodput.seconds_lost == 35.0
+
+
+def test_no_step_takes_less_than_nothing(clock: Clock) -> None:
+    goodput = Goodput(clock)
+    goodput.step(0, 10.0)
+    goodput.step(1, -4.0)
+    assert goodput.useful == 10.0
 
 
 def resumed(clock: Clock, last_seen: float | None) -> Goodput:

@@ -1,0 +1,223 @@
+"""The crew around actors that are late or lost: real processes and a real policy rank's publish; no model is needed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from actors import crew as crew_module
+from actors import engines as engines_module
+from actors.cluster import cluster
+from actors.crew import Crew, Start, crew
+from actors.engines import Engines
+from actors.group import Group
+from actors.placement import Placement
+from actors.process import Whereabouts, dump_stacks_on_signal, whereabouts
+from actors.supervisor import Supervisor
+from actors.waiting import Moment
+from rlhf.config.schema import PlacementConfig, Recipe, RecoveryConfig, RewardSourceConfig, RolloutConfig
+from rlhf.errors import LostError, MachineryError
+from rlhf.recovery.goodput import Goodput
+from rlhf.roles.policy import PolicyRole
+from rlhf.zero.process_group import Rank
+
+MOMENT = Moment(phase="publish", step=2)
+LATE, SOUND = "rollout engine 0", "rollout engine 1"
+VALUE = 7
+"""What stands for the weights; an engine starts with 0."""
+
+
+class Engine:
+    """Takes a number for weights; the first process of one engine is late with that."""
+
+    def __init__(self, name: str, log: Path, *_: Any) -> None:
+        dump_stacks_on_signal()
+        self.where, self.mark, self.value = whereabouts(name, log), log.parent / "was-late", 0
+
+    async def build(self, *_: Any) -> Whereabouts:
+        return self.where
+
+    async def pulse(self) -> tuple[str, float]:
+        return "publish", 4.0
+
+    async def use(self, prompts: Any) -> None:
+        """There are none."""
+
+    async def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        """Nothing has to be agreed on."""
+
+    async def start_weight_update(self) -> None:
+        """Nor prepared."""
+
+    async def update_weights(self, update_info: dict[str, Any]) -> None:
+        if self.where.name == LATE and not self.mark.exists():
+            self.mark.touch()
+            await asyncio.sleep(60)
+        self.value = update_info["value"]
+
+    async def finish_weight_update(self) -> None:
+        """Nor ended."""
+
+    async def held_fingerprint(self) -> dict[str, int]:
+        return {"layers.0": self.value}
+
+    async def serve(self, version: int) -> None:
+        """The controller knows."""
+
+    async def stop(self) -> None:
+        """Nothing of its own has to be ended."""
+
+
+class Sending:
+    """A policy rank that sends a number, in the policy's own way."""
+
+    def __init__(self, rank: Rank) -> None:
+        self.sender = self.source = self
+        self.fingerprint = {"layers.0": VALUE}
+
+    def connect(self, client: Any, backend: str, workers: int, address: str, port: int) -> None:
+        self.client = client
+        client.init_weight_transfer_engine({})
+
+    def send_weights(self) -> None:
+        self.client.start_weight_update()
+        self.client.update_weights({"value": VALUE})
+        self.client.finish_weight_update()
+
+    publish = PolicyRole.publish
+
+
+class Meeting:
+    """A rank that leaves its mark at the meeting point, as torch.distributed does."""
+
+    def __init__(self, rank: Rank) -> None:
+        self.meeting = Path(rank.meeting.removeprefix("file://"))
+        self.meeting.touch()
+
+    def where(self) -> Path:
+        return self.meeting
+
+
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[None]:
+    """A Ray of our own."""
+    ray.cloudpickle.register_pickle_by_value(__import__(__name__, fromlist=["Engine"]))
+    with cluster(None, has_gpus=False):
+        yield
+
+
+class Running:
+    """A recipe of two engines, a supervisor, and the events that it reports."""
+
+    def __init__(self) -> None:
+        self.events: list[dict[str, Any]] = []
+        self.recipe = Recipe(
+            name="x",
+            rewards={"one": RewardSourceConfig(function="x.py:score")},
+            rollout=RolloutConfig(engines=2),
+            placement=PlacementConfig(phase_timeout_seconds=8),
+            recovery=RecoveryConfig(backoff_seconds=0.0),
+        )
+        self.supervisor = Supervisor(self.recipe, lambda kind, **details: self.events.append({"kind": kind, **details}))
+        self.placement = Placement(self.recipe, "cpu", "ppo", 0)
+
+    def group(self, role: str, folder: Path, builder: Any) -> Group:
+        group = Group(role, 1, self.placement, folder, self.supervisor)
+        group.start(builder)
+        group.ready()
+        self.supervisor.serve(group.names)
+        return group
+
+
+def test_an_engine_that_is_late_with_the_weights_is_replaced_and_not_asked_for_a_proof(
+    local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines_module, "RolloutActor", Engine)
+    running = Running()
+    engines = Engines(running.recipe, running.placement, tmp_path, 8, [1], tmp_path, running.supervisor, publishes=True)
+    engines.ready([])
+    groups = {"policy": running.group("policy", tmp_path, Sending), "reward one": None}
+    actors = Crew(running.recipe, "", groups, engines, running.supervisor)  # type: ignore[arg-type]
+    try:
+        actors.publish(1, MOMENT)
+        assert [engine.name for engine in engines.serving] == [SOUND]
+        [lost] = [event for event in running.events if event["kind"] != "actor_replaced"]
+        assert (lost["kind"], lost["member"], lost["phase"], lost["step"]) == ("actor_stalled", LATE, "publish", 2)
+        assert running.supervisor.patience.deadlines.longest["publish"] < 4, "half of 8 s was waited in vain"
+        while len(engines.serving) < 2:
+            actors.publish(2, MOMENT)
+    finally:
+        engines.stop()
+        actors.policy.stop()
+
+
+def test_ranks_leave_no_meeting_behind(local_ray: None, tmp_path: Path) -> None:
+    group = Running().group("policy", tmp_path, Meeting)
+    moment = Moment(phase="test")
+    [first] = group.ask("where", moment=moment)
+    assert first.exists()
+    group.rebuild()
+    [second] = group.ask("where", moment=moment)
+    assert not first.exists() and second.exists()
+    group.stop()
+    assert not second.exists()
+
+
+class Slow:
+    """Stands for engines, or for a group, that take a minute of the clock to start again."""
+
+    def __init__(self, now: list[float]) -> None:
+        self.now, self.names, self.serving, self.all = now, ("reward one rank 0",), [], []  # type: ignore[var-annotated]
+
+    def rebuild(self) -> None:
+        self.now[0] += 60
+
+    def outdate(self, version: int) -> None:
+        self.now[0] += 60
+        self.serving.append("an engine that has been given the weights meanwhile")
+
+
+def test_the_time_in_which_the_run_waits_for_others_is_lost() -> None:
+    running, now = Running(), [1000.0]
+    running.supervisor.goodput = Goodput(lambda: now[0])
+    slow: Any = Slow(now)
+    actors = Crew(running.recipe, "", {"policy": slow, "reward one": slow}, slow, running.supervisor)
+    with suppress(KeyError):  # the supervisor knows none of these
+        actors.rebuild(slow)
+    assert running.supervisor.seconds_lost == 60
+    slow.heal(MOMENT)
+    assert running.supervisor.seconds_lost == 120
+
+
+def test_who_is_lost_in_loading_is_told_with_a_cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    running = Running()
+
+    class Dying:
+        def __init__(self, *arguments: Any, **_: Any) -> None:
+            running.supervisor.started(LATE, None)
+
+        def ready(self, prompts: Any) -> None:
+            raise LostError(f"{LATE} died during start: end of file, connection error code 2", (LATE,), "died")
+
+        def stop(self) -> None:
+            """There is nothing to end."""
+
+    monkeypatch.setattr(crew_module, "Engines", Dying)
+    monkeypatch.setattr(crew_module, "_groups", lambda *_: {})
+    monkeypatch.setattr(crew_module, "_start", lambda *_: None)
+    start = Start(
+        policy=tmp_path, critic=tmp_path, reward_models={}, max_length=8, end_tokens=[1], prompts=[], logs=tmp_path
+    )
+    starting = crew(running.recipe, start, "cpu", 0, running.supervisor)
+    with pytest.raises(MachineryError, match="likely cause: .*; what to do: ") as caught, starting:
+        """It does not come so far."""
+    assert not isinstance(caught.value, LostError)
+    assert [(event["kind"], event["member"], event["phase"]) for event in running.events] == [
+        ("actor_died", LATE, "start")
+    ]

@@ -1,0 +1,34 @@
+"""Files of a killed process are found by its number, and those of others are left alone."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from rlhf.recovery import leftovers
+
+
+def test_what_a_process_left_is_removed_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shared, temporary = tmp_path / "shared", tmp_path / "temporary"
+    monkeypatch.setattr(leftovers, "SHARED_MEMORY", shared)
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    for folder in (shared, temporary):
+        (folder / f"rlhf-checkpoint-{dead.pid}-k3_x/files").mkdir(parents=True)
+        (folder / f"rlhf-checkpoint-{dead.pid}-k3_x/files/optimizer").touch()
+        (folder / f"rlhf-weights-{dead.pid}-a").touch()
+    kept = [shared / f"rlhf-weights-{dead.pid}7-a", shared / f"other-{dead.pid}-a", temporary / "rlhf-0123456789abcdef"]
+    for path in kept:
+        path.touch()
+    leftovers.remove_leftovers(dead.pid)
+    assert sorted(path for folder in (shared, temporary) for path in folder.iterdir()) == sorted(kept)
+
+
+def test_names_are_what_is_looked_for(tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory(prefix=leftovers.prefix("checkpoint"), dir=tmp_path) as folder:
+        assert list(tmp_path.glob(f"rlhf-*-{os.getpid()}-*")) == [Path(folder)]
