@@ -150,11 +150,13 @@ class Keeper:
             self.run.prune_best(state.watch.watch.best.step)
 
     def _written(self, writing: Writing, moment: Moment) -> list[FileEntry]:
-        pending, entries = dict(writing.tasks), []
+        pending, entries = dict(writing.tasks), list[FileEntry]()
+        patience = self.crew.supervisor.patience
         while pending:
-            ref = self.crew.supervisor.patience.next_ready(pending, moment)
-            del pending[ref]
-            entries += ray.get(ref, timeout=self.crew.supervisor.patience.seconds(moment.phase))
+            ref = patience.next_ready(pending, moment)
+            name = pending.pop(ref)
+            entries += ray.get(ref, timeout=patience.seconds(moment.phase))
+            patience.looked_at(name, moment.phase, is_sound=True)
         return entries
 
     def _failed(self, step: int, error: Exception) -> None:

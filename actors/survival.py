@@ -133,14 +133,17 @@ class Survivor:
         while True:
             self.supervisor.lost(error, moment)
             try:
-                self.crew.engines.abandon(moment)
-                for group in self.crew.groups.values():
-                    if set(group.names) & set(error.names):
-                        self.crew.rebuild(group)
-                self.state, self.ahead = self.keeper.restore()
-                self.trainer.timer.metrics()  # what was measured was of a step that is done again
-                self.supervisor.goodput.set_aside = self.state.set_aside
-                self.crew.publish(self.state.step, Moment(phase="publish", step=self.state.step))
-                return
+                with self.supervisor.waiting():
+                    return self._go_back(error, moment)
             except LostError as again:
                 error = again
+
+    def _go_back(self, error: LostError, moment: Moment) -> None:
+        self.crew.engines.abandon(moment)
+        for group in self.crew.groups.values():
+            if set(group.names) & set(error.names):
+                self.crew.rebuild(group)
+        self.state, self.ahead = self.keeper.restore()
+        self.trainer.timer.metrics()  # what was measured was of a step that is done again
+        self.supervisor.goodput.set_aside = self.state.set_aside
+        self.crew.publish(self.state.step, Moment(phase="publish", step=self.state.step))

@@ -116,7 +116,7 @@ def test_saved_model_is_what_the_engine_holds(trainer: PPOTrainer, reports: list
     """Merged, and the adapter by itself beside it."""
     trainer.crew.policy.ask("save", tmp_path, moment=MOMENT)
     trainer.crew.publish(9, MOMENT)
-    sent = trainer.crew.policy.ask("publish", 30.0, moment=MOMENT)[0]
+    sent, _ = trainer.crew.policy.ask("publish", 30.0, moment=MOMENT)[0]
     assert differences(sent, fingerprint(plain(tmp_path).items())) == []
     base = Path(trainer.crew.tokenizer)
     changed = differences(fingerprint(plain(base).items()), sent)

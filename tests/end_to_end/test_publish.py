@@ -112,7 +112,7 @@ def test_saved_zero3_model_is_what_the_engine_holds(
 ) -> None:
     trainer.crew.policy.ask("save", tmp_path, moment=MOMENT)
     trainer.crew.publish(9, MOMENT)
-    sent = trainer.crew.policy.ask("publish", 30.0, moment=MOMENT)[0]
+    sent, _ = trainer.crew.policy.ask("publish", 30.0, moment=MOMENT)[0]
     saved = load_file(tmp_path / "model.safetensors")
     saved["lm_head.weight"] = saved["model.embed_tokens.weight"]
     assert differences(sent, fingerprint(saved.items())) == []
