@@ -48,6 +48,8 @@ def ask(recipe: Recipe, prompts: int, step: int, order: OrderState) -> Asked:
     chosen = [prompt for prompt in coming.take(recipe.ppo.batch_size // each) for _ in range(each)]
     draw = np.random.default_rng([recipe.seed, SAMPLING, step])
     seeds = draw.integers(2**31, size=len(chosen)).tolist()
+    while len(set(zip(chosen, seeds))) < len(chosen):  # a prompt's samples with the same seed would be one sample
+        seeds = draw.integers(2**31, size=len(chosen)).tolist()
     return Asked(step=step, prompts=chosen, seeds=seeds, after=coming.state())
 
 

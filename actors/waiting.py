@@ -53,12 +53,15 @@ class Patience:
         self.deadlines = Deadlines(
             floor=recovery.stall_floor_seconds, factor=recovery.stall_factor, ceiling=place.phase_timeout_seconds
         )
+        self.unhurried = service_phases(recipe)
         self._silences: dict[str, Silence] = {}
         self._taken: dict[tuple[str, str], float] = {}
         """By actor and phase, how long was waited for what has come and was not looked at yet."""
 
     def seconds(self, phase: str) -> float:
         """Longest time without an answer in this phase."""
+        if phase in self.unhurried:
+            return self.deadlines.ceiling
         return self.start_seconds if phase == START else self.deadlines.of(phase)
 
     @contextmanager
@@ -116,6 +119,13 @@ class Patience:
         seconds = self._taken.pop((who, phase), None)
         if is_sound and seconds is not None:
             self.deadlines.took(phase, seconds)
+
+
+def service_phases(recipe: Recipe) -> frozenset[str]:
+    """Phases in which a service is asked. What they have taken does not tell how long it will be away next: they may
+    take ``placement.phase_timeout_seconds`` each time, of which ``rlhf.roles.reward`` gives the service a part."""
+    parts = {"score": [*recipe.rewards.values()], "judge": [recipe.early_stop.scorer] if recipe.early_stop else []}
+    return frozenset(phase for phase, sources in parts.items() if any(source.endpoint for source in sources))
 
 
 def wait(refs: Sequence[ray.ObjectRef], who: Sequence[str], moment: Moment, patience: Patience) -> list[Any]:

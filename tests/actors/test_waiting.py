@@ -13,7 +13,7 @@ import ray
 from actors.cluster import cluster, node_address
 from actors.waiting import Moment, Patience, wait
 from actors.worker import PULSE, Worker
-from rlhf.config.schema import PlacementConfig, Recipe
+from rlhf.config.schema import EarlyStopConfig, EndpointConfig, PlacementConfig, Recipe, RewardSourceConfig
 from rlhf.errors import LostError, MachineryError, Stopped, UserError
 
 MOMENT = Moment(phase="update", step=7)
@@ -179,3 +179,14 @@ def test_who_answers_one_after_another_is_not_late(worker: ray.actor.ActorHandle
 def test_own_ray_is_on_loopback(local_ray: None) -> None:
     assert {node["NodeManagerAddress"] for node in ray.nodes()} == {"127.0.0.1"}
     assert node_address() == "127.0.0.1"
+
+
+def test_a_phase_that_asks_a_service_may_always_take_all_its_time() -> None:
+    service = RewardSourceConfig(endpoint=EndpointConfig(url="http://127.0.0.1:9/score"))
+    asks = Recipe(name="x", rewards={"b": service})
+    watched = Recipe(name="x", early_stop=EarlyStopConfig(scorer=service))
+    for recipe, limits in ((asks, (1800.0, 120.0, 120.0)), (watched, (120.0, 1800.0, 120.0))):
+        patience = Patience(recipe)
+        for phase in ("score", "judge", "update"):
+            patience.deadlines.took(phase, 1.0)
+        assert tuple(patience.seconds(phase) for phase in ("score", "judge", "update")) == limits
