@@ -75,6 +75,7 @@ class Supervisor:
         self._history = History()
         self._seen: dict[str, Seen] = {}
         self._oom_kills = oom_kills()
+        self._moment = Moment(phase=START)
         self._lost_kind = "died"
         """Of the last loss."""
 
@@ -109,6 +110,7 @@ class Supervisor:
             seen.lost_at = None
             self._history = self._history.closed(name, seconds)
             self._report("actor_replaced", member=name, seconds=round(seconds, 3), where=str(seen.where))
+            self._tell()
 
     def serve(self, names: Sequence[str]) -> None:
         """Actors whose weights never change, or that have just been given them, serve."""
@@ -118,9 +120,13 @@ class Supervisor:
 
     def enter(self, moment: Moment) -> None:
         """The run has come to this phase; it is written to the status file, for whoever looks."""
-        self.phase = moment.phase
+        self.phase, self._moment = moment.phase, moment
+        self._tell()
+
+    def _tell(self) -> None:
         if self._status is None:
             return
+        moment = self._moment
         members = {name: {"state": str(seen.member.state), **_place(seen.where)} for name, seen in self._seen.items()}
         status = {"phase": moment.phase, "step": moment.step, "since": time.time(), "members": members}
         partial = self._status.with_suffix(".partial")
@@ -204,6 +210,7 @@ class Supervisor:
             for name in error.names:
                 if name in self._seen:
                     self._bury(name, error.kind)
+            self._tell()
             self._back_off(incidents, error)
 
     def _back_off(self, incidents: Sequence[Incident], error: LostError) -> None:

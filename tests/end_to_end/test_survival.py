@@ -67,9 +67,8 @@ def test_the_run_ends_well_with_every_step_once_and_every_sample_there(survived:
     assert survived.code == 0, survived.said
     rows = read_lines(survived.path / "metrics.jsonl")
     assert [row["step"] for row in rows] == list(range(STEPS))
-    assert [row["episode"] for row in rows] == [32 * (step + 1) for step in range(STEPS)]
-    assert [row["weights/version"] for row in rows] == [step + 1 for step in range(STEPS)]
-    assert all(row["rollout/dropped"] == 0 for row in rows)
+    assert all(row["rollout/dropped"] == 0 and row["rollout/set_aside"] == 0 for row in rows)
+    assert all(row["rollout/staleness_mean"] == 0 for row in rows)
     assert (survived.path / "model" / "model.safetensors").exists()
 
 
