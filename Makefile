@@ -30,6 +30,7 @@ verify: env ## every problem with a known optimum, three seeds, into docs/verifi
 
 chaos: env ## one PPO run to which fifty things are done at random moments, into docs/survival.md
 	$(BIN)/python -m tests.end_to_end.chaos --out docs/survival.md
+	$(BIN)/python -m tests.end_to_end.chaos --out docs/survival.md --append --runs runs/kills --kinds "controller killed" --faults 20 --steps 20
 
 gpu-check: env ## PPO on one GPU with every role on it: canaries, throughput, memory
 	$(BIN)/python -m launch.gpu_check

@@ -59,7 +59,7 @@ class Placement:
         Colocated roles share GPU ``rank``; separate ones take the next free bundle of that size.
         """
         if self.group is None or gpus == 0:
-            return {"num_cpus": 0}
+            return {"num_cpus": 0, "scheduling_strategy": "SPREAD"}  # over all nodes: Ray would choose at random
         if self.colocated:
             return {"num_cpus": 0, "num_gpus": SHARE, "scheduling_strategy": self._bundle(rank)}
         index = self._free.index(gpus)

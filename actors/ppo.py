@@ -73,8 +73,9 @@ def train_ppo(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
             if recipe.early_stop
             else None
         )
+        was_over = survivor.is_over
         _steps(session, tracker, survivor, watcher)
-        after = _after(run, survivor, policy, watcher)
+        after = _after(run, survivor, policy, watcher, was_over)
     texts = [session.tokenizer.decode(prompt.tokens, skip_special_tokens=True) for prompt in compared]
     write_answers(run.path, texts, before, after)
     history = [{name: value for name, value in row.items() if value is not None} for row in read_lines(run.metrics)]
@@ -132,11 +133,11 @@ def _steps(session: Session, tracker: Tracker, survivor: Survivor, watcher: Watc
             report(step + 1, named(result.metrics, SHOWN))
 
 
-def _after(run: RunFolder, survivor: Survivor, policy: Policy, watcher: Watcher | None) -> list[str]:
+def _after(run: RunFolder, survivor: Survivor, policy: Policy, watcher: Watcher | None, was_over: bool) -> list[str]:
     """Leave the run its model; returns that policy's answers for the comparison. The answers are kept first: once the
-    model is in its place, there may be no other way to them."""
+    model is in its place, there may be no other way to them. A command that made steps has a model of its own."""
     kept = run.path / AFTER
-    if not (run.resumes and kept.exists() and run.model.exists()):
+    if not (was_over and kept.exists() and run.model.exists()):
         answers = survivor.surely(lambda: watcher.answers(survivor.state) if watcher else policy.answers())
         write_atomically(kept, json.dumps(answers, ensure_ascii=False))
         survivor.surely(lambda: watcher.leave_model(survivor.state) if watcher else _save(policy, run))

@@ -90,8 +90,13 @@ class Survivor:
                         "same command goes on from there."
                     ) from error
 
+    @property
+    def is_over(self) -> bool:
+        """Whether there is no step left to make."""
+        return self.state.step >= self.steps or bool(self.state.watch and self.state.watch.stop)
+
     def _run(self, observer: Observer | None) -> Iterator[Row]:
-        while self.state.step < self.steps and not (self.state.watch and self.state.watch.stop):
+        while not self.is_over:
             begin, lost = time.perf_counter(), self.supervisor.seconds_lost
             try:
                 report = self._step(observer)

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 
 from actors import crew as crew_module
 from actors import engines as engines_module
-from actors.cluster import cluster
 from actors.crew import Crew, Start, crew
 from actors.engines import Engines
 from actors.group import Group
@@ -102,14 +99,6 @@ class Meeting:
 
     def where(self) -> Path:
         return self.meeting
-
-
-@pytest.fixture(scope="module")
-def local_ray() -> Iterator[None]:
-    """A Ray of our own."""
-    ray.cloudpickle.register_pickle_by_value(__import__(__name__, fromlist=["Engine"]))
-    with cluster(None, has_gpus=False):
-        yield
 
 
 class Running:

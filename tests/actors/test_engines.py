@@ -12,7 +12,6 @@ import pytest
 import ray
 
 from actors import engines as engines_module
-from actors.cluster import cluster
 from actors.engines import Engines
 from actors.placement import Placement
 from actors.process import Whereabouts, whereabouts
@@ -75,14 +74,6 @@ class Engine:
 
     async def stop(self) -> None:
         """Nothing of its own has to be ended."""
-
-
-@pytest.fixture(scope="module")
-def local_ray() -> Iterator[None]:
-    """A Ray of our own."""
-    ray.cloudpickle.register_pickle_by_value(__import__(__name__, fromlist=["Engine"]))
-    with cluster(None, has_gpus=False):
-        yield
 
 
 class Fleet:

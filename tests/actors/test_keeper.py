@@ -16,7 +16,6 @@ import pytest
 import ray
 
 from actors.blocks import Block
-from actors.cluster import cluster
 from actors.keeper import Keeper
 from actors.supervisor import Supervisor
 from rlhf.checkpoints.store import CheckpointStore
@@ -80,12 +79,6 @@ class Running:
 
     def told(self, kind: str) -> list[dict[str, Any]]:
         return [details for each, details in self.events if each == kind]
-
-
-@pytest.fixture(scope="module")
-def local_ray() -> Iterator[None]:
-    with cluster(None, has_gpus=False):
-        yield
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import ray
 
-from actors.cluster import cluster
 from actors.crew import Crew
 from actors.group import Group
 from actors.placement import Placement
@@ -76,14 +75,6 @@ class Role:
             mark.touch()
             time.sleep(0.5)  # whoever waits has taken in what was finished before
             os._exit(1)
-
-
-@pytest.fixture(scope="module")
-def local_ray() -> Iterator[None]:
-    """A Ray of our own."""
-    ray.cloudpickle.register_pickle_by_value(__import__(__name__, fromlist=["Role"]))
-    with cluster(None, has_gpus=False):
-        yield
 
 
 class Small:

@@ -6,7 +6,6 @@ import os
 import signal
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import pytest
 import ray
 
 from actors import supervisor as supervisor_module
-from actors.cluster import cluster
 from actors.process import Whereabouts
 from actors.supervisor import Supervisor
 from actors.waiting import Moment, wait
@@ -38,14 +36,6 @@ class Held:
         import subprocess
 
         return subprocess.Popen(["sleep", "300"]).pid
-
-
-@pytest.fixture(scope="module")
-def local_ray() -> Iterator[None]:
-    """A Ray of our own."""
-    ray.cloudpickle.register_pickle_by_value(__import__(__name__, fromlist=["Held"]))
-    with cluster(None, has_gpus=False):
-        yield
 
 
 class Watched:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from actors.cluster import cluster, node_address
+from actors.cluster import node_address
 from actors.waiting import Moment, Patience, wait
 from actors.worker import PULSE, Worker
 from rlhf.config.schema import EarlyStopConfig, EndpointConfig, PlacementConfig, Recipe, RewardSourceConfig
@@ -47,14 +47,6 @@ class Held:
     def die_soon(self) -> None:
         time.sleep(1)
         os._exit(1)
-
-
-@pytest.fixture(scope="module")
-def local_ray() -> Iterator[None]:
-    """A Ray of our own."""
-    ray.cloudpickle.register_pickle_by_value(__import__(__name__, fromlist=["Held"]))
-    with cluster(None, has_gpus=False):
-        yield
 
 
 @pytest.fixture

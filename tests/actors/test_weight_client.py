@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import ray
 
-from actors.cluster import cluster
 from actors.weight_client import EngineClient
 from rlhf.errors import LostError, MachineryError
 
@@ -47,14 +45,6 @@ class Engine:
 
     async def seen(self) -> list[Any]:
         return self.calls
-
-
-@pytest.fixture(scope="module")
-def local_ray() -> Iterator[None]:
-    """A Ray of our own."""
-    ray.cloudpickle.register_pickle_by_value(__import__(__name__, fromlist=["Engine"]))
-    with cluster(None, has_gpus=False):
-        yield
 
 
 def publish(faults: list[str], seconds: float = 30) -> tuple[EngineClient, list[Any]]:

@@ -26,6 +26,13 @@ def score(prompts, responses):
     return [response.count("e") / max(1, len(response)) for response in responses]
 """
 BATCH = 32
+HEAD = """# Survival
+
+<!-- Written by `make chaos` (tests/end_to_end/chaos.py). -->
+
+Runs to which things were done from outside: signals to real processes. What each failure means for a run, and what is kept,
+is in [failures.md](failures.md).
+"""
 DRIVER = "controller"
 CALM = ("rollout", "score", "advantages", "update", "publish", "snapshot", "checkpoint")
 """Phases of a step: a fault that comes while the run is still recovering from the last one belongs to that."""
@@ -187,13 +194,11 @@ def page(done: Sequence[Done], chaos: Chaos, wrong: Sequence[str], steps: int) -
     last = read_lines(chaos.run.path / "metrics.jsonl")[-1]
     libraries = ", ".join(f"{name} {version(name)}" for name in ("ray", "deepspeed"))
     lines = [
-        "# Survival",
-        "",
-        "<!-- Written by `make chaos` (tests/end_to_end/chaos.py). -->",
+        f"## {len(done)} faults in {steps} steps",
         "",
         f"One PPO run of {steps} steps ({BATCH} samples each; policy on two ranks, critic, reference, reward, one vLLM "
-        f"engine) to which {len(done)} things were done at random moments. What each failure means for a run, and what "
-        f"is kept, is in [failures.md](failures.md). {libraries}; two cores, no GPU.",
+        f"engine) to which {len(done)} things were done at random moments, each when the run had got over the one before. "
+        f"{libraries}; two cores, no GPU.",
         "",
         f"**{'; '.join(wrong) if wrong else 'The run ended with exit code 0, every step recorded once.'}** "
         f"Commands: {chaos.commands}. Actors restarted: {last['health/restarts']:.0f}. Samples given out again: "
@@ -228,6 +233,7 @@ def main() -> int:
     parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS), help="what may be done")
     parser.add_argument("--runs", type=Path, default=Path("runs/chaos"), help="new folder for data and run")
     parser.add_argument("--out", type=Path, help="Markdown file to write")
+    parser.add_argument("--append", action="store_true", help="add to that file")
     options = parser.parse_args()
     if options.runs.exists():
         print(f"{options.runs} is there already: give another folder (--runs), or delete it", file=sys.stderr)
@@ -237,7 +243,8 @@ def main() -> int:
     wrong = check(chaos, code, options.steps)
     text = page(done, chaos, wrong, options.steps)
     if options.out:
-        options.out.write_text(text, encoding="utf-8")
+        before = options.out.read_text(encoding="utf-8") if options.append else HEAD
+        options.out.write_text(f"{before}\n{text}", encoding="utf-8")
     print(text)
     return 1 if wrong else 0
 

@@ -62,9 +62,9 @@ def survived(two_nodes: tuple[Cluster, Any], tmp_path_factory: pytest.TempPathFa
 
 
 def test_roles_were_on_both_nodes(survived: Survived) -> None:
-    """Ray places actors that ask for no CPU at random; six of them are all on one node once in thirty-two runs."""
-    if not survived.lost:
-        pytest.skip("every actor happened to be on the node that stayed")
+    """Actors are spread: one rank of the policy at least, or the critic, went with its node."""
+    assert 2 <= len(survived.lost) <= 4
+    assert survived.lost & {"policy rank 0", "policy rank 1", "critic rank 0"}
 
 
 def test_the_run_ends_well_on_the_node_that_is_left(survived: Survived) -> None:

@@ -4,6 +4,7 @@ bit."""
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from dataclasses import dataclass
 from pathlib import Path
@@ -179,3 +180,37 @@ def test_a_damaged_checkpoint_is_refused_by_file(folder: Path, broken: Ended) ->
     assert f"{file.name} has other content than was written" in run.said()
     assert "to go on from step_4" in run.said()
     assert "Traceback" not in run.said()
+
+
+def test_a_time_limit_that_is_near_stops_the_run_with_what_it_has(folder: Path, broken: Ended) -> None:
+    """The limit comes while the actors load: nothing is added, and what is there is named."""
+    shutil.rmtree(broken.path / "checkpoints" / f"step_{STEPS}")
+    limit = ["checkpoint.time_limit_seconds=303", "checkpoint.before_deadline=300"]
+    run = Run(folder, "broken", [*settings(folder, "broken"), *limit])
+    assert run.end() == 75
+    assert "s before the time limit); the last checkpoint is" in run.said() and "step_4" in run.said()
+    assert "before the time limit" in broken.events("stopped")[-1]["message"]
+
+
+def test_a_step_outside_a_canarys_limits_is_recorded_and_in_no_checkpoint(folder: Path, broken: Ended) -> None:
+    run = Run(folder, "broken", [*settings(folder, "broken"), "canaries.max_kl=1e-9"])
+    assert run.end() == 3
+    assert "canary objective/kl" in run.said() and "Traceback" not in run.said()
+    assert broken.events("failed")[-1]["error"] == "CanaryError"
+    assert broken.rows()[-1]["step"] == 4
+    assert sorted(path.name for path in (broken.path / "checkpoints").glob("step_*")) == ["step_2", "step_4"]
+
+
+def test_it_goes_on_with_other_ranks_and_another_stage(folder: Path, whole: Ended, broken: Ended) -> None:
+    """The same prompts, weights and moments; gradients are added up in another order."""
+    other = ["placement.policy.ranks=1", "placement.policy.zero_stage=2", "placement.critic.zero_stage=3"]
+    run = Run(folder, "broken", [*settings(folder, "broken"), *other])
+    assert run.end() == 0, run.said()
+    assert [event["step"] for event in broken.events("resumed")][-1] == 4
+    prompts = [[row["prompt"] for row in read_lines(r.path / "samples.jsonl")] for r in (whole, broken)]
+    assert prompts[0] == prompts[1]
+    for row, expected in zip(broken.rows()[4:], whole.rows()[4:], strict=True):
+        for name in ("objective/scores", "objective/kl_coef", "lr", "rollout/length_mean"):
+            assert row[name] == pytest.approx(expected[name], rel=0.05), name
+    model, again = (load_file(each.path / "model" / "model.safetensors") for each in (whole, broken))
+    assert all(torch.allclose(model[name], again[name], atol=1e-3) for name in model)
