@@ -24,7 +24,7 @@ class Reserved(Placement):
 def test_on_cpus_nothing_is_reserved() -> None:
     placement = Placement(CPU_RECIPE, "cpu", "ppo", 0)
     assert placement.group is None
-    assert placement.place(0) == placement.place(1) == {"num_cpus": 0}
+    assert placement.place(0) == placement.place(1) == {"num_cpus": 0, "scheduling_strategy": "SPREAD"}
 
 
 def test_separate_roles_take_gpus_in_turn() -> None:
