@@ -111,6 +111,33 @@ def test_an_unreachable_server_costs_an_event_and_the_run_goes_on_offline(
         assert not file.is_file() or KEY.encode() not in file.read_bytes()
 
 
+DYING_RUN = """
+import os, signal, sys
+from pathlib import Path
+import psutil
+from rlhf.config.schema import Recipe, TrackingConfig
+from rlhf.tracking.run_folder import RunFolder
+from rlhf.tracking.tracker import Tracker
+run = RunFolder.create(Path(sys.argv[1]), "ppo", "", "abc")
+with Tracker(run, Recipe(name="demo", tracking=TrackingConfig(wandb="offline"))) as tracker:
+    tracker.log(1, {"loss": 1.0})
+    [service] = [child for child in psutil.Process().children() if "wandb" in child.name()]
+    service.kill()
+    service.wait()
+    for step in (2, 3):
+        tracker.log(step, {"loss": 1.0})
+    tracker.close({"win_rate": 0.7})
+"""
+
+
+def test_a_service_that_dies_costs_an_event_and_nothing_of_the_record(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", DYING_RUN, str(tmp_path)], check=True, timeout=120)
+    run = RunFolder(tmp_path, "ppo")
+    [event] = read_lines(run.events)
+    assert event["kind"] == "wandb_failed"
+    assert [row["step"] for row in read_lines(run.metrics)] == [1, 2, 3]
+
+
 def test_disabled_does_not_even_import_wandb(tmp_path: Path) -> None:
     script = f"""
 import sys
