@@ -30,8 +30,8 @@ HEAD = """# Survival
 
 <!-- Written by `make chaos` (tests/end_to_end/chaos.py). -->
 
-Runs to which things were done from outside: signals to real processes. What each failure means for a run, and what is kept,
-is in [failures.md](failures.md).
+Runs to which things were done from outside: signals to real processes. What each failure means for a run, and what is
+kept, is in [failures.md](failures.md).
 """
 DRIVER = "controller"
 CALM = ("rollout", "score", "advantages", "update", "publish", "snapshot", "checkpoint")
@@ -197,8 +197,8 @@ def page(done: Sequence[Done], chaos: Chaos, wrong: Sequence[str], steps: int) -
         f"## {len(done)} faults in {steps} steps",
         "",
         f"One PPO run of {steps} steps ({BATCH} samples each; policy on two ranks, critic, reference, reward, one vLLM "
-        f"engine) to which {len(done)} things were done at random moments, each when the run had got over the one before. "
-        f"{libraries}; two cores, no GPU.",
+        f"engine) to which {len(done)} things were done at random moments, each when the run had got over the one "
+        f"before. {libraries}; two cores, no GPU.",
         "",
         f"**{'; '.join(wrong) if wrong else 'The run ended with exit code 0, every step recorded once.'}** "
         f"Commands: {chaos.commands}. Actors restarted: {last['health/restarts']:.0f}. Samples given out again: "
