@@ -138,8 +138,8 @@ class Keeper:
                 )
         except (OSError, RayError, LostError) as error:
             self._writing = None
-            for ref in writing.tasks:
-                ray.cancel(ref)
+            # Those that still write shall not meet the next attempt. Ray's own way to end them may end this process.
+            ray.wait(tasks, num_returns=len(tasks), timeout=self.crew.supervisor.patience.seconds(CHECKPOINT))
             self.store.abandon(state.step)
             self._failed(state.step, error)
             return
