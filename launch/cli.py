@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from launch.plan import EXAMPLE, PURPOSE, add_options, plan
 from rlhf.config.validate import stages_of
 from rlhf.errors import RLHFError, UserError
 
@@ -31,6 +32,8 @@ COMMANDS = {
         "rlhf generate recipes/quickstart.yaml --model runs/quickstart/ppo/model --prompts p.jsonl",
     ),
 }
+PLAN = {"plan": (PURPOSE, EXAMPLE)}
+"""Commands that start nothing."""
 
 SCREEN_LINES, SCREEN_WIDTH = 38, 500
 """Longest message: lines, and characters of each."""
@@ -41,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
-        _run(options)
+        plan(options) if options.command == "plan" else _run(options)
     except RLHFError as error:
         print(on_one_screen(f"rlhf {options.command}: {error}"), file=sys.stderr)
         return error.exit_code
@@ -84,7 +87,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     top = argparse.ArgumentParser(prog="rlhf", description="From human feedback to a better policy.")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, (purpose, example) in COMMANDS.items():
+    for name, (purpose, example) in {**COMMANDS, **PLAN}.items():
         command = commands.add_parser(name, help=purpose, description=purpose, epilog=f"example: {example}")
         command.add_argument("recipe", help="YAML file, see recipes/ and docs/configuration.md")
         if name == "generate":
@@ -93,6 +96,8 @@ def parser() -> argparse.ArgumentParser:
                 "--prompts", required=True, help="rows with a prompt, as JSONL or any format that data.format reads"
             )
             command.add_argument("--out", help="file to write; without it answers go to standard output")
+        if name == "plan":
+            add_options(command)
         command.add_argument(
             "overrides", nargs="*", metavar="key.path=value", help="settings that replace the recipe's"
         )

@@ -1,0 +1,42 @@
+"""``rlhf plan``: what a recipe needs on a cluster that need not be there. It starts nothing and writes nothing."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+PURPOSE = "say what a recipe needs on a cluster, without one"
+EXAMPLE = "rlhf plan recipes/llama_70b_cluster.yaml --cluster nodes=8,gpus=8,gpu=h100-80"
+
+
+def add_options(command: argparse.ArgumentParser) -> None:
+    """The options that ``plan`` has beside the recipe and its settings."""
+    command.add_argument(
+        "--cluster",
+        required=True,
+        metavar="TEXT",
+        help="nodes=2,gpus=8,gpu=h100-80; network=50 sets GB/s between nodes",
+    )
+    command.add_argument(
+        "--stage",
+        default="pipeline",
+        choices=("sft", "reward", "dpo", "ppo", "pipeline"),
+        help="the command that is planned",
+    )
+    command.add_argument("--json", action="store_true", help="print the plan as JSON, in bytes and seconds")
+
+
+def plan(options: argparse.Namespace) -> None:
+    """Print the plan. A recipe that does not fit is an answer, not an error.
+
+    Raises:
+        UserError: the recipe, the cluster's text or a model's config is wrong.
+    """
+    from rlhf.config.load import load_recipe
+    from rlhf.planning.cluster import parse_cluster
+    from rlhf.planning.report import as_values, make_plan
+    from rlhf.planning.show import show
+
+    cluster = parse_cluster(options.cluster)
+    made = make_plan(load_recipe(options.recipe, options.overrides), options.stage, cluster)
+    print(json.dumps(as_values(made), indent=2) if options.json else show(made))

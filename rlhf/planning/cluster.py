@@ -1,0 +1,143 @@
+"""What a plan is made for: nodes of equal GPUs, from one line of text, and what is known of each type of GPU."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from dataclasses import dataclass
+
+from rlhf.errors import UserError
+
+MIB = 2**20
+GB = 10**9
+TERA = 10**12
+EXAMPLE = "nodes=2,gpus=8,gpu=h100-80"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GPUType:
+    """What one GPU offers, as its maker's data sheet says. Nothing here was measured by this project."""
+
+    memory: int
+    """Bytes that the driver shows (nvidia-smi), error correction on."""
+    bfloat16: float
+    """FLOP/s of dense matrix products in bfloat16."""
+    float32: float
+    """FLOP/s in float32, outside the tensor cores: TF32 is off here."""
+    bandwidth: float
+    """Bytes a second from its own memory."""
+    link: float
+    """Bytes a second, one way, to another GPU of the node: NVLink, or PCIe where there is none."""
+    network: float
+    """Bytes a second, one way, to another node, as its maker's reference system has it; ``network=`` sets another."""
+    host: float
+    """Bytes a second, one way, to the host's memory, over PCIe."""
+    source: str
+    """The data sheet."""
+
+
+def _gpu(
+    mib: int, bfloat16: float, float32: float, gb: float, link: float, network: float, host: float, source: str
+) -> GPUType:
+    """A row of the table in the units of data sheets: MiB, TFLOP/s, GB/s."""
+    return GPUType(
+        memory=mib * MIB,
+        bfloat16=bfloat16 * TERA,
+        float32=float32 * TERA,
+        bandwidth=gb * GB,
+        link=link * GB,
+        network=network * GB,
+        host=host * GB,
+        source=source,
+    )
+
+
+GPUS: dict[str, GPUType] = {
+    "a10-24": _gpu(23028, 125, 31.2, 600, 32, 3, 32, "NVIDIA A10 datasheet"),
+    "l4-24": _gpu(23034, 121, 30.3, 300, 32, 3, 32, "NVIDIA L4 datasheet"),
+    "rtx4090-24": _gpu(24564, 165, 82.6, 1008, 32, 3, 32, "NVIDIA Ada GPU architecture whitepaper, appendix A"),
+    "l40s-48": _gpu(46068, 362, 91.6, 864, 32, 12.5, 32, "NVIDIA L40S datasheet"),
+    "a100-40": _gpu(40960, 312, 19.5, 1555, 300, 25, 32, "NVIDIA A100 datasheet; network: DGX A100"),
+    "a100-80": _gpu(81920, 312, 19.5, 2039, 300, 25, 32, "NVIDIA A100 datasheet; network: DGX A100"),
+    "h100-80": _gpu(81559, 989, 67, 3350, 450, 50, 64, "NVIDIA H100 datasheet (SXM); network: DGX H100"),
+    "h200-141": _gpu(143771, 989, 67, 4800, 450, 50, 64, "NVIDIA H200 datasheet (SXM); network: DGX H200"),
+    "b200-180": _gpu(183359, 2250, 75, 8000, 900, 50, 64, "NVIDIA HGX B200 datasheet; network: DGX B200"),
+}
+"""Type and memory in GB → what it offers. FLOP/s without sparsity."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """Equal nodes of equal GPUs."""
+
+    nodes: int
+    gpus: int
+    """GPUs of each node."""
+    gpu: str
+    """Name of their type in ``GPUS``."""
+    network: float
+    """Bytes a second, one way, from a GPU to another node."""
+
+    @property
+    def type(self) -> GPUType:
+        """What each GPU offers."""
+        return GPUS[self.gpu]
+
+    @property
+    def total(self) -> int:
+        """GPUs in all."""
+        return self.nodes * self.gpus
+
+    def link(self, nodes: int) -> float:
+        """Bytes a second between GPUs that lie on so many nodes."""
+        return self.type.link if nodes <= 1 else min(self.network, self.type.link)
+
+
+def parse_cluster(text: str) -> Cluster:
+    """A cluster from ``nodes=2,gpus=8,gpu=h100-80``, and optionally ``network=50``: GB/s from a GPU to another node.
+
+    Raises:
+        UserError: the text says something else, or names a GPU that is not known.
+    """
+    given: dict[str, str] = {}
+    for part in text.split(","):
+        key, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals or key not in ("nodes", "gpus", "gpu", "network") or key in given:
+            fault = "is given twice" if key in given else "is none of nodes=, gpus=, gpu= and network="
+            raise UserError(f"--cluster {text!r}: {part.strip()!r} {fault}", fix=f"for example --cluster {EXAMPLE}")
+        given[key] = value
+    if missing := [key for key in ("gpus", "gpu") if key not in given]:
+        raise UserError(f"--cluster {text!r}: {missing[0]}= is missing", fix=f"for example --cluster {EXAMPLE}")
+    name = _gpu_name(given["gpu"])
+    network = _network(given["network"], text) * GB if "network" in given else GPUS[name].network
+    nodes, gpus = _count("nodes", given.get("nodes", "1"), text), _count("gpus", given["gpus"], text)
+    return Cluster(nodes=nodes, gpus=gpus, gpu=name, network=network)
+
+
+def _count(key: str, value: str, text: str) -> int:
+    if not (value.isascii() and value.isdigit() and int(value[:7]) >= 1 and len(value) < 7):
+        raise UserError(
+            f"--cluster {text!r}: {key} = {value!r} is not a whole number of at least 1",
+            fix=f"for example --cluster {EXAMPLE}",
+        )
+    return int(value)
+
+
+def _network(value: str, text: str) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not (math.isfinite(number) and number > 0):
+        fix = f"GB/s from one GPU to another node, for example --cluster {EXAMPLE},network=50"
+        raise UserError(f"--cluster {text!r}: network = {value!r} is not a number above 0", fix=fix)
+    return number
+
+
+def _gpu_name(name: str) -> str:
+    low = name.lower()
+    if low in GPUS:
+        return low
+    near = difflib.get_close_matches(low, GPUS, n=1, cutoff=0.3)
+    guess = f"did you mean {near[0]}? " if near else ""
+    raise UserError(f"there is no GPU type {name!r}", fix=f"{guess}known: {', '.join(GPUS)}")

@@ -1,0 +1,258 @@
+"""The plan of a recipe on a cluster: places, memory, time and batches of each stage, and what does not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from rlhf.config.machine import Machine as Asked
+from rlhf.config.machine import Stage, check_devices, choose_strategy, gpus_needed
+from rlhf.config.schema import Recipe
+from rlhf.config.validate import stages_of, validate
+from rlhf.errors import UserError
+from rlhf.planning import memory as bytes_of
+from rlhf.planning import timing
+from rlhf.planning.cluster import Cluster
+from rlhf.planning.members import ENGINE, Member, Seat, Shapes, members, seats
+from rlhf.planning.memory import ASLEEP, GIB, NOTHING, EngineMemory, Memory
+from rlhf.planning.work import Batch, batch_of, longest, row_tokens
+
+STAGES: tuple[Stage, ...] = ("sft", "reward", "dpo", "ppo", "pipeline")
+PHASES = {"ppo": ("rollout", "score", "update", "publish")}
+"""Stage → phases of a step; the other stages have ``update`` alone."""
+EVERY_ROLE = "all roles"
+MANY = 10**6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Use:
+    """What a role, or all roles together, take of the fullest of its GPUs."""
+
+    role: str
+    parameters: int
+    ranks: int
+    phases: dict[str, Memory]
+    capacity: int
+    """Bytes of the GPU."""
+    host: int = 0
+    """Bytes of host memory that offloading takes for each rank."""
+
+    @property
+    def worst(self) -> str:
+        """The phase that takes most."""
+        return max(self.phases, key=lambda phase: self.phases[phase].total)
+
+    @property
+    def margin(self) -> int:
+        """Bytes left in that phase; negative where it does not fit."""
+        return self.capacity - self.phases[self.worst].total
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placed:
+    """A stage's places and memory. ``missing`` GPUs are those asked for and not there."""
+
+    stage: Stage
+    strategy: str
+    members: tuple[Member, ...]
+    seats: tuple[Seat, ...]
+    uses: tuple[Use, ...]
+    """Of each role by itself."""
+    shared: Use | None
+    """Of all roles together, where they share their GPUs."""
+    engine: EngineMemory | None
+    problems: tuple[str, ...]
+    missing: int
+
+    @property
+    def excess(self) -> int:
+        """By how many bytes the stage does not fit."""
+        judged = self.uses if self.shared is None else (self.shared,)
+        return sum(max(0, -use.margin) for use in judged)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagePlan:
+    """A stage: where, how much, how long. ``seconds`` are by phase, then by part; empty where it does not fit."""
+
+    placed: Placed
+    batch: Batch
+    seconds: dict[str, dict[str, float]]
+
+    @property
+    def step_seconds(self) -> float:
+        """Of a whole step, its phases one after another, as with ``ppo.staleness`` 0."""
+        return sum(phase_seconds(phase, parts) for phase, parts in self.seconds.items())
+
+
+def check(recipe: Recipe, stage: Stage) -> None:
+    """Refuse what no cluster can run. Data need not be there: a plan reads none.
+
+    Raises:
+        UserError: lists every problem found.
+    """
+    if recipe.placement.device == "cpu":
+        raise UserError(
+            "placement.device = cpu", "a plan is about GPUs", "placement.device=auto, for the plan at least"
+        )
+    data = recipe.data if recipe.data.path else replace(recipe.data, path="any/data")
+    validate(replace(recipe, data=data), stage, Asked(gpus=MANY, cpus=MANY))
+
+
+def place(recipe: Recipe, stage: Stage, cluster: Cluster, shapes: Shapes) -> Placed:
+    """Places and memory of one stage."""
+    found = members(recipe, stage, shapes)
+    strategy = choose_strategy(recipe, stage, cluster.total)
+    shared = strategy == "colocated"
+    engine = _engine(recipe, cluster, shapes) if stage == "ppo" else None
+    uses = tuple(_use(recipe, stage, member, cluster, shared) for member in found)
+    if engine is not None:
+        uses += (_engine_use(recipe, engine, shapes, cluster, shared),)
+    together = _together(uses) if shared and stage == "ppo" else None
+    machine = Asked(gpus=cluster.total, cpus=MANY, gpus_per_node=cluster.gpus)
+    problems = [error.what for error in check_devices(recipe, stage, machine)]
+    problems += [_too_full(use) for use in (uses if together is None else (together,)) if use.margin < 0]
+    problems += _engine_problems(recipe, engine, shapes) if engine is not None else []
+    return Placed(
+        stage=stage,
+        strategy=strategy,
+        members=found,
+        seats=seats(recipe, stage, found, cluster),
+        uses=uses,
+        shared=together,
+        engine=engine,
+        problems=tuple(problems),
+        missing=max(0, gpus_needed(recipe, stage, strategy) - cluster.total),
+    )
+
+
+def plan_stage(recipe: Recipe, stage: Stage, cluster: Cluster, shapes: Shapes) -> StagePlan:
+    """Everything about one stage."""
+    placed = place(recipe, stage, cluster, shapes)
+    batch = batch_of(recipe, stage, placed.members)
+    seconds = {} if placed.problems or not placed.seats else _seconds(recipe, placed, batch, cluster, shapes)
+    return StagePlan(placed=placed, batch=batch, seconds=seconds)
+
+
+def planned_stages(recipe: Recipe, stage: Stage) -> tuple[Stage, ...]:
+    """The stages that a command runs."""
+    return stages_of(recipe, stage)  # type: ignore[return-value]
+
+
+def _use(recipe: Recipe, stage: Stage, member: Member, cluster: Cluster, shared: bool) -> Use:
+    """One role by itself; where GPUs are shared, with what its allocator keeps from phase to phase."""
+    dtype = recipe.model.dtype
+    held = bytes_of.held(member, dtype)
+    added = {phase: _added(recipe, stage, member, phase) for phase in PHASES.get(stage, ("update",))}
+    most = max(memory.total for memory in added.values())
+    phases = {
+        phase: held + memory + (Memory(kept=most - memory.total) if shared else NOTHING)
+        for phase, memory in added.items()
+    }
+    return Use(
+        role=member.role,
+        parameters=member.parameters,
+        ranks=member.config.ranks,
+        phases=phases,
+        capacity=cluster.type.memory,
+        host=bytes_of.on_host(member, dtype),
+    )
+
+
+def _added(recipe: Recipe, stage: Stage, member: Member, phase: str) -> Memory:
+    """What a phase adds to what a role holds. Blocks are scored while others are still being generated."""
+    if phase in ("rollout", "score"):
+        return bytes_of.scoring(member, recipe.model)
+    if phase == "publish":
+        return bytes_of.sending(member, recipe.model.dtype) if member.role == "policy" else NOTHING
+    return bytes_of.training(member, recipe.model, row_tokens(recipe, stage, member)) if member.trained else NOTHING
+
+
+def _engine(recipe: Recipe, cluster: Cluster, shapes: Shapes) -> EngineMemory:
+    length = sum(longest(recipe, "ppo"))
+    return bytes_of.engine(shapes.policy, recipe.rollout, recipe.model.dtype, cluster.type.memory, length)
+
+
+def _engine_use(recipe: Recipe, engine: EngineMemory, shapes: Shapes, cluster: Cluster, shared: bool) -> Use:
+    """An engine that shares its GPU sleeps in score and update, and is awake in part in a publish."""
+    awake = engine.memory
+    phases = dict.fromkeys(PHASES["ppo"], awake)
+    if shared:
+        asleep = Memory(process=ASLEEP)
+        phases |= {"score": asleep, "update": asleep, "publish": bytes_of.receiving(awake)}
+    else:
+        phases["publish"] = awake + Memory(buffers=bytes_of.SEND_BUFFERS * bytes_of.SEND_BUFFER)
+    return Use(
+        role=ENGINE,
+        parameters=shapes.policy.parameters,
+        ranks=recipe.rollout.engines,
+        phases=phases,
+        capacity=cluster.type.memory,
+    )
+
+
+def _together(uses: Sequence[Use]) -> Use:
+    """All roles on the GPU of their first ranks, which is the fullest."""
+    phases = {phase: sum((use.phases[phase] for use in uses), NOTHING) for phase in uses[0].phases}
+    return Use(
+        role=EVERY_ROLE,
+        parameters=sum(use.parameters for use in uses),
+        ranks=max(use.ranks for use in uses),
+        phases=phases,
+        capacity=uses[0].capacity,
+        host=sum(use.host for use in uses),
+    )
+
+
+def _too_full(use: Use) -> str:
+    total = use.phases[use.worst].total
+    return (
+        f"{use.role}: {total / GIB:.1f} GiB on a GPU in {use.worst}, and it has {use.capacity / GIB:.1f} "
+        f"({-use.margin / GIB:.1f} too much)"
+    )
+
+
+def _engine_problems(recipe: Recipe, engine: EngineMemory, shapes: Shapes) -> list[str]:
+    problems, length = [], sum(longest(recipe, "ppo"))
+    if not engine.at_once:
+        problems.append(
+            f"rollout: the KV cache of an engine holds {engine.kv_tokens:,} tokens, less than a sequence of {length:,}"
+        )
+    if shapes.policy.heads % recipe.rollout.tensor_parallel:
+        problems.append(
+            f"rollout: {shapes.policy.heads} heads do not divide over {recipe.rollout.tensor_parallel} GPUs"
+        )
+    longest_stage = shapes.policy.context
+    if length > longest_stage:
+        problems.append(f"a sequence of {length:,} tokens is longer than the model's context of {longest_stage:,}")
+    return problems
+
+
+def _seconds(
+    recipe: Recipe, placed: Placed, batch: Batch, cluster: Cluster, shapes: Shapes
+) -> dict[str, dict[str, float]]:
+    machine = timing.Machine(cluster=cluster, seats=placed.seats, dtype=recipe.model.dtype)
+    updates = {m.role: timing.update_seconds(m, batch, recipe, machine) for m in placed.members if m.trained}
+    if placed.stage != "ppo":
+        return {"update": updates}
+    assert placed.engine is not None
+    shared, policy = placed.shared is not None, placed.members[0]
+    scores = {m.role: timing.score_seconds(m, batch, machine) for m in placed.members}
+    if not recipe.has_reference:
+        scores["policy, adapters off"] = scores["policy"]
+    return {
+        "rollout": timing.rollout_seconds(shapes.policy, placed.engine, batch, recipe, machine),
+        "score": _on_own_gpus(scores, shared),
+        "update": _on_own_gpus(updates, shared),
+        "publish": timing.publish_seconds(policy, recipe, shared, machine),
+    }
+
+
+def _on_own_gpus(seconds: dict[str, float], shared: bool) -> dict[str, float]:
+    """Roles that share their GPUs wait for each other: what they take together is kept under one name."""
+    return {EVERY_ROLE: sum(seconds.values())} if shared else seconds
+
+
+def phase_seconds(phase: str, parts: dict[str, float]) -> float:
+    """Seconds of a phase: its parts follow each other in rollout and publish, and run beside each other elsewhere."""
+    return sum(parts.values()) if phase in ("rollout", "publish") else max(parts.values(), default=0.0)

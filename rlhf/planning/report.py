@@ -1,0 +1,124 @@
+"""The whole plan of a command, and the same as plain values for JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rlhf.config.machine import Stage
+from rlhf.config.schema import Recipe
+from rlhf.planning.cluster import Cluster
+from rlhf.planning.fit import Changes, smallest_change, smallest_cluster
+from rlhf.planning.members import Member, Seat, Shapes
+from rlhf.planning.memory import ASLEEP, GRAPHS, PARTS, PROCESS, Memory
+from rlhf.planning.plan import StagePlan, Use, check, plan_stage, planned_stages
+from rlhf.planning.public import find_shape
+from rlhf.planning.shapes import ModelShape
+from rlhf.planning.timing import SHARES
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a recipe needs on a cluster."""
+
+    recipe: Recipe
+    command: Stage
+    cluster: Cluster
+    stages: tuple[StagePlan, ...]
+    change: Changes | None = None
+    """The smallest change with which it fits, where it does not and one was found."""
+    larger: Cluster | None = None
+    """The smallest cluster of such nodes on which it fits as it is, where it does not and there is one."""
+
+    @property
+    def fits(self) -> bool:
+        """Whether every stage can run."""
+        return not any(stage.placed.problems for stage in self.stages)
+
+
+def make_plan(recipe: Recipe, command: Stage, cluster: Cluster, find: Callable[[str], ModelShape] = find_shape) -> Plan:
+    """Plan every stage of a command.
+
+    Raises:
+        UserError: no cluster could run the recipe, or a model's shape is not known.
+    """
+    check(recipe, command)
+    shapes = Shapes(recipe, find)
+    stages = tuple(plan_stage(recipe, stage, cluster, shapes) for stage in planned_stages(recipe, command))
+    plan = Plan(recipe=recipe, command=command, cluster=cluster, stages=stages)
+    if plan.fits:
+        return plan
+    return Plan(
+        recipe=recipe,
+        command=command,
+        cluster=cluster,
+        stages=stages,
+        change=smallest_change(recipe, command, cluster, shapes),
+        larger=smallest_cluster(recipe, command, cluster, shapes),
+    )
+
+
+def as_values(plan: Plan) -> dict[str, Any]:
+    """The plan as JSON has it: bytes and seconds, without rounding."""
+    return {
+        "recipe": plan.recipe.name,
+        "command": plan.command,
+        "fits": plan.fits,
+        "cluster": {**asdict(plan.cluster), "type": asdict(plan.cluster.type)},
+        "assumed": assumptions(),
+        "stages": {stage.placed.stage: _stage(stage) for stage in plan.stages},
+        "change": plan.change,
+        "nodes_that_suffice": None if plan.larger is None else plan.larger.nodes,
+    }
+
+
+def assumptions() -> dict[str, float]:
+    """What the plan takes for granted and nobody measured here: allowances in bytes, shares of data sheets' rates."""
+    allowances = {"process_bytes": PROCESS, "asleep_bytes": ASLEEP, "graphs_bytes": GRAPHS}
+    return {**{f"share_{name}": share for name, share in SHARES.items()}, **allowances}
+
+
+def _stage(stage: StagePlan) -> dict[str, Any]:
+    placed, engine = stage.placed, stage.placed.engine
+    return {
+        "strategy": placed.strategy,
+        "models": {member.role: _model(member) for member in placed.members},
+        "places": [_seat(seat) for seat in placed.seats],
+        "memory": {use.role: _use(use) for use in placed.uses},
+        "shared_memory": None if placed.shared is None else _use(placed.shared),
+        "kv_cache": None if engine is None else {"tokens": engine.kv_tokens, "sequences_at_once": engine.at_once},
+        "batch": {**asdict(stage.batch), "length": stage.batch.length},
+        "seconds": stage.seconds,
+        "step_seconds": stage.step_seconds if stage.seconds else None,
+        "problems": list(placed.problems),
+    }
+
+
+def _model(member: Member) -> dict[str, Any]:
+    return {
+        "shape": member.shape.name,
+        "parameters": member.parameters,
+        "trained": member.trained,
+        "ranks": member.config.ranks,
+        "zero_stage": member.config.zero_stage,
+        "offload": member.config.offload,
+    }
+
+
+def _seat(seat: Seat) -> dict[str, Any]:
+    return {"role": seat.role, "rank": seat.rank, "node": seat.node, "gpus": list(seat.gpus)}
+
+
+def _use(use: Use) -> dict[str, Any]:
+    return {
+        "phases": {phase: _memory(memory) for phase, memory in use.phases.items()},
+        "fullest": use.worst,
+        "capacity": use.capacity,
+        "margin": use.margin,
+        "host_bytes_per_rank": use.host,
+    }
+
+
+def _memory(memory: Memory) -> dict[str, int]:
+    return {**{part: getattr(memory, part) for part in PARTS}, "total": memory.total}

@@ -1,0 +1,202 @@
+"""Whole plans: places, batches, seconds, what does not fit and what mends it, by hand."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from rlhf.config.schema import Recipe
+from rlhf.errors import UserError
+from rlhf.planning.cluster import parse_cluster
+from rlhf.planning.fit import changed
+from rlhf.planning.members import Member, Seat, Shapes, members, seats
+from rlhf.planning.report import Plan, as_values, make_plan
+from rlhf.planning.show import show
+from rlhf.planning.timing import (
+    SHARES,
+    Machine,
+    forward_flops,
+    gather_seconds,
+    publish_seconds,
+    reduce_seconds,
+    rollout_seconds,
+)
+from rlhf.planning.work import batch_of
+from tests.rlhf.planning.small import TINY, find, recipe
+
+SMALL = {"model": "Qwen/Qwen2.5-0.5B", "placement__strategy": "separate"}
+
+
+def planned(made: Recipe, cluster: str = "gpus=8,gpu=h100-80", command: str = "ppo") -> Plan:
+    return make_plan(made, command, parse_cluster(cluster), find)  # type: ignore[arg-type]
+
+
+def placed(made: Recipe, cluster: str) -> dict[str, list[tuple[int, tuple[int, ...]]]]:
+    """Role → node and GPUs of each rank."""
+    found: tuple[Seat, ...] = seats(made, "ppo", members(made, "ppo", Shapes(made, find)), parse_cluster(cluster))
+    roles = dict.fromkeys(seat.role for seat in found)
+    return {role: [(seat.node, seat.gpus) for seat in found if seat.role == role] for role in roles}
+
+
+def test_separate_roles_by_hand() -> None:
+    """The engine of two GPUs takes the first two, whatever comes after it; then policy, critic, reference, reward."""
+    made = recipe(**SMALL, placement__policy__ranks=3, rollout__tensor_parallel=2)
+    assert placed(made, "gpus=8,gpu=h100-80") == {
+        "rollout": [(0, (0, 1))],
+        "policy": [(0, (2,)), (0, (3,)), (0, (4,))],
+        "critic": [(0, (5,))],
+        "reference": [(0, (6,))],
+        "reward model": [(0, (7,))],
+    }
+
+
+def test_engines_stay_in_one_node_and_single_gpus_fill_what_is_left() -> None:
+    made = recipe(**SMALL, rollout__engines=2, rollout__tensor_parallel=2)
+    found = placed(made, "nodes=3,gpus=3,gpu=h100-80")
+    assert found["rollout"] == [(0, (0, 1)), (1, (0, 1))]
+    assert found["policy"] == [(0, (2,))] and found["critic"] == [(1, (2,))]
+    assert found["reference"] == [(2, (0,))]
+    assert placed(made, "nodes=2,gpus=2,gpu=h100-80") == {}
+
+
+def test_colocated_ranks_share_the_gpu_of_their_number() -> None:
+    made = recipe(**{**SMALL, "placement__strategy": "colocated"}, placement__policy__ranks=2, rollout__engines=2)
+    found = placed(made, "gpus=8,gpu=h100-80")
+    assert found["policy"] == found["rollout"] == [(0, (0,)), (0, (1,))]
+    assert found["critic"] == [(0, (0,))]
+
+
+def roles_of(made: Recipe) -> tuple[Member, ...]:
+    return members(made, "ppo", Shapes(made, find))
+
+
+def test_roles_and_what_they_train() -> None:
+    found = {member.role: member for member in roles_of(recipe())}
+    assert {role: member.head for role, member in found.items()} == {
+        "policy": "language",
+        "critic": "scalar",
+        "reference": "language",
+        "reward model": "scalar",
+    }
+    assert [member.trained > 0 for member in found.values()] == [True, True, False, False]
+    assert [m.role for m in roles_of(recipe(algorithm__name="grpo"))] == ["policy", "reference", "reward model"]
+
+
+def test_a_batch_by_hand() -> None:
+    """64 samples of 512 tokens: blocks of 16; an update of 32 over two ranks is 16 each, four to a row of 2,048."""
+    made = recipe(
+        ppo__batch_size=64,
+        ppo__samples_per_prompt=4,
+        algorithm__minibatches=2,
+        algorithm__epochs=3,
+        rollout__block_size=16,
+        placement__policy__ranks=2,
+    )
+    batch = batch_of(made, "ppo", roles_of(made))
+    assert (batch.samples, batch.prompts, batch.length, batch.blocks) == (64, 16, 512, 4)
+    assert (batch.updates, batch.samples_per_update, batch.total_updates) == (6, 32, 600)
+    assert batch.update_passes == {"policy": 4, "critic": 8}
+    assert batch.score_passes == {"policy": 8, "critic": 16, "reference": 16, "reward model": 16}
+
+
+def machine(made: Recipe, cluster: str = "nodes=2,gpus=8,gpu=h100-80,network=25") -> Machine:
+    parsed = parse_cluster(cluster)
+    return Machine(cluster=parsed, seats=seats(made, "ppo", roles_of(made), parsed), dtype=made.model.dtype)
+
+
+def test_flops_by_hand() -> None:
+    """10 tokens of one sequence, 3 of them answers: 2·2·576 and 2·2·8·10 a token, 2·800 an answer."""
+    policy = roles_of(recipe("tiny"))[0]
+    assert policy.shape is TINY
+    assert forward_flops(policy, 10, 10, 3) == 10 * (2304 + 320) + 3 * 1600
+
+
+def test_links_by_hand() -> None:
+    """ZeRO-3 over 12 ranks on two nodes: 11/12 of 16.06 GB at 0.7 of 25 GB/s; a publish 16.06 GB, and a gather."""
+    made = recipe(placement__strategy="separate", placement__policy__ranks=12, placement__policy__zero_stage=3)
+    policy, weights = roles_of(made)[0], 2 * 8_030_261_248
+    gather = weights * 11 / 12 / (SHARES["link"] * 25e9)
+    assert gather_seconds(policy, machine(made)) == pytest.approx(gather)
+    assert reduce_seconds(policy, 3, machine(made)) == pytest.approx(3 * gather)
+    sent = publish_seconds(policy, made, False, machine(made))["send"]
+    assert sent == pytest.approx(weights / (SHARES["link"] * 25e9) + gather)
+
+
+def test_decoding_by_hand() -> None:
+    """Memory is the limit of 16 sequences: weights and 16 · (256 + 128) tokens of KV cache a token, 256 times."""
+    made = recipe(ppo__batch_size=16, placement__strategy="separate")
+    plan = planned(made, "nodes=1,gpus=8,gpu=h100-80").stages[0]
+    engine = plan.placed.engine
+    assert engine is not None and engine.at_once >= 16
+    read = 2 * 8_030_261_248 + 16 * 384 * 131_072
+    seconds = rollout_seconds(find("meta-llama/Llama-3.1-8B"), engine, plan.batch, made, machine(made))
+    assert seconds["decode"] == pytest.approx(256 * read / (SHARES["memory"] * 3350e9))
+
+
+def test_a_plan_that_fits_says_so_and_is_json() -> None:
+    plan = planned(recipe(**SMALL))
+    assert plan.fits and plan.change is None and plan.larger is None
+    assert show(plan).endswith("It fits.")
+    values = json.loads(json.dumps(as_values(plan)))
+    stage = values["stages"]["ppo"]
+    policy = stage["memory"]["policy"]
+    assert policy["phases"]["update"]["weights"] == 2 * 494_032_768
+    assert policy["margin"] == policy["capacity"] - max(phase["total"] for phase in policy["phases"].values())
+    parts = {key: value for key, value in policy["phases"]["update"].items() if key != "total"}
+    assert sum(parts.values()) == policy["phases"]["update"]["total"]
+    assert stage["step_seconds"] > 0 and values["nodes_that_suffice"] is None
+
+
+def test_too_few_gpus_are_told_with_the_table_and_more_nodes_are_offered() -> None:
+    plan = planned(recipe(**SMALL, placement__policy__ranks=8), "gpus=8,gpu=h100-80")
+    assert not plan.fits and plan.larger is not None and plan.larger.nodes == 2
+    assert "the run needs 12 GPUs and there are 8" in show(plan)
+    assert plan.change == {"placement.policy.ranks": 4}
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_what_does_not_fit_fits_with_the_change_that_is_offered(stage: int) -> None:
+    """8B in training at 16 to 20 bytes a parameter is twice a GPU: no row is short enough."""
+    made = recipe(
+        placement__strategy="separate",
+        placement__policy__ranks=4,
+        placement__policy__zero_stage=stage,
+        placement__critic__ranks=8,
+        placement__critic__zero_stage=3,
+        ppo__batch_size=128,
+        rollout__gpu_memory_fraction=0.8,
+    )
+    plan = planned(made, "nodes=2,gpus=8,gpu=h100-80")
+    assert not plan.fits and plan.change is not None
+    assert "policy: " in plan.stages[0].placed.problems[0]
+    assert planned(changed(made, plan.change), "nodes=2,gpus=8,gpu=h100-80").fits
+    for key in plan.change:
+        fewer = {name: value for name, value in plan.change.items() if name != key}
+        assert not planned(changed(made, fewer), "nodes=2,gpus=8,gpu=h100-80").fits, f"{key} is not needed"
+
+
+def test_an_engine_without_room_for_a_sequence_does_not_fit() -> None:
+    made = recipe(**{**SMALL, "model": "meta-llama/Llama-3.1-8B"}, rollout__gpu_memory_fraction=0.15)
+    plan = planned(made)
+    assert any("KV cache of an engine holds 0 tokens" in problem for problem in plan.stages[0].placed.problems)
+
+
+def test_roles_that_share_a_gpu_are_counted_together() -> None:
+    made = recipe(**{**SMALL, "placement__strategy": "colocated"}, rollout__gpu_memory_fraction=0.3)
+    stage = planned(made, "gpus=1,gpu=h100-80").stages[0].placed
+    assert stage.shared is not None
+    for phase, memory in stage.shared.phases.items():
+        assert memory.total == sum(use.phases[phase].total for use in stage.uses)
+    engine = next(use for use in stage.uses if use.role == "rollout")
+    assert engine.phases["update"].total < engine.phases["publish"].total < engine.phases["rollout"].total
+
+
+def test_a_plan_needs_gpus() -> None:
+    with pytest.raises(UserError, match=r"placement\.device = cpu"):
+        planned(recipe(**SMALL, placement__device="cpu"))
+
+
+def test_an_impossible_recipe_is_refused() -> None:
+    with pytest.raises(UserError, match=r"ppo\.batch_size"):
+        planned(recipe(**SMALL, ppo__batch_size=15, placement__policy__ranks=2))
