@@ -84,18 +84,18 @@ def _ppo(recipe: Recipe, found: tuple[Member, ...]) -> Batch:
 
 
 def _supervised(recipe: Recipe, stage: str, found: tuple[Member, ...]) -> Batch:
-    config = {"sft": recipe.sft, "reward": recipe.reward, "dpo": recipe.dpo}[stage]
+    size = {"sft": recipe.sft.batch_size, "reward": recipe.reward.batch_size, "dpo": recipe.dpo.batch_size}[stage]
     prompt, response = longest(recipe, stage)
     answers = 1 if stage == "sft" else 2
-    rows = {m.role: passes(config.batch_size, answers * (prompt + response), m) for m in found}
+    rows = {m.role: passes(size, answers * (prompt + response), m) for m in found}
     return Batch(
-        samples=answers * config.batch_size,
-        prompts=config.batch_size,
+        samples=answers * size,
+        prompts=size,
         prompt_tokens=prompt,
         response_tokens=response,
         blocks=0,
         updates=1,
-        samples_per_update=answers * config.batch_size,
+        samples_per_update=answers * size,
         total_updates=None,
         score_passes={},
         update_passes=rows,
