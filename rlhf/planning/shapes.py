@@ -170,8 +170,8 @@ def _rotary(read: _Fields, kind: str) -> ModelShape:
 def _biased(read: _Fields, kind: str) -> tuple[str, ...]:
     """Which linear layers have a bias, as transformers builds them."""
     if kind == "gpt_neox":
-        attention = ("query_key_value", "dense") if read.flag("attention_bias", True) else ()
-        return (*attention, "dense_h_to_4h", "dense_4h_to_h")
+        fused = ("query_key_value", "dense") if read.flag("attention_bias", True) else ()
+        return (*fused, "dense_h_to_4h", "dense_4h_to_h")
     if kind == "qwen2":
         return ("q_proj", "k_proj", "v_proj")
     attention = ("q_proj", "k_proj", "v_proj", "o_proj") if read.flag("attention_bias", False) else ()
