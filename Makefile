@@ -29,6 +29,7 @@ verify: env ## every problem with a known optimum, three seeds, into docs/verifi
 	HF_HUB_OFFLINE=1 WANDB_MODE=disabled $(BIN)/python -m examples.optima.verify --out docs/verification.md
 
 chaos: env ## one PPO run to which fifty things are done at random moments, into docs/survival.md
+	HF_HUB_OFFLINE=1 WANDB_MODE=offline $(BIN)/python -m pytest -m slow
 	$(BIN)/python -m tests.end_to_end.chaos --out docs/survival.md
 	$(BIN)/python -m tests.end_to_end.chaos --out docs/survival.md --append --runs runs/kills --kinds "controller killed" --faults 20 --steps 20
 

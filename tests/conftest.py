@@ -19,7 +19,16 @@ settings.load_profile("project")
 
 
 END_TO_END = "tests/end_to_end/"
-BESIDE = ("test_dpo", "test_engine", "test_lora", "test_optimum", "test_rewards", "test_staleness")
+BESIDE = (
+    "test_dpo",
+    "test_early_stop",
+    "test_engine",
+    "test_lora",
+    "test_optimum",
+    "test_publish",
+    "test_rewards",
+    "test_staleness",
+)
 """End-to-end tests that bear company. The others run one after another: they send signals, or wait for deadlines."""
 
 

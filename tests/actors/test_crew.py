@@ -141,6 +141,11 @@ def test_an_engine_that_is_late_with_the_weights_is_replaced_and_not_asked_for_a
         assert running.supervisor.patience.deadlines.longest["publish"] < 4, "half of 8 s was waited in vain"
         while len(engines.serving) < 2:
             actors.publish(2, MOMENT)
+        actors.version = 3  # the policy has learned while they answered (ppo.staleness), and all of them are lost
+        for engine in engines.all:
+            engine.version = None
+        engines.heal(MOMENT)
+        assert {engine.version for engine in engines.serving} == {3}
     finally:
         engines.stop()
         actors.policy.stop()

@@ -16,7 +16,7 @@ from rlhf.tracking.jsonl import read_lines
 from tests.end_to_end.faults import Run, from_nothing
 from tests.end_to_end.small import make_small_data
 
-STEPS, STORE = 15, 256 * 2**20
+STEPS, STORE = 8, 256 * 2**20
 REWARD = """
 def score(prompts, responses):
     return [response.count("e") / max(1, len(response)) for response in responses]

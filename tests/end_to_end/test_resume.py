@@ -193,9 +193,9 @@ def test_a_time_limit_that_is_near_stops_the_run_with_what_it_has(folder: Path, 
 
 
 def test_a_step_outside_a_canarys_limits_is_recorded_and_in_no_checkpoint(folder: Path, broken: Ended) -> None:
-    run = Run(folder, "broken", [*settings(folder, "broken"), "canaries.max_kl=1e-9"])
+    run = Run(folder, "broken", [*settings(folder, "broken"), "canaries.logprob_gap_limit=1e-12"])
     assert run.end() == 3
-    assert "canary objective/kl" in run.said() and "Traceback" not in run.said()
+    assert "canary rollout/logprob_gap_mean" in run.said() and "Traceback" not in run.said()
     assert broken.events("failed")[-1]["error"] == "CanaryError"
     assert broken.rows()[-1]["step"] == 4
     assert sorted(path.name for path in (broken.path / "checkpoints").glob("step_*")) == ["step_2", "step_4"]

@@ -87,6 +87,7 @@ def test_the_resumed_run_is_the_run_to_the_bit(whole: Ended, broken: Ended) -> N
     assert model.keys() == again.keys() and all(torch.equal(model[name], again[name]) for name in model)
 
 
+@pytest.mark.slow
 def test_what_a_lost_engine_had_not_answered_is_answered_by_newer_weights(lost: Ended) -> None:
     [died] = lost.events("actor_died")
     assert died["member"] == "rollout engine 0" and died["samples_redone"] > 0

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -285,6 +285,7 @@ def train(problem: Problem, algorithm: AlgorithmConfig, budget: Budget) -> Train
     state, history = AlgorithmState.start(algorithm), []
     for step in range(budget.steps):
         block, raw = sample(problem, policy.probabilities(), budget, random)
+        block = replace(block, weight_versions=np.full(len(block), step))
         scored = score(block, raw, policy, reference, critic)
         experience, state = build_experience(scored, raw, algorithm, state)
         metrics = experience_metrics(experience, raw, step) | policy.update(experience, step)

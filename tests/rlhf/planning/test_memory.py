@@ -108,7 +108,7 @@ def storages() -> dict[int, int]:
     return {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in tensors}
 
 
-@pytest.mark.parametrize(("stage", "dtype"), [*((stage, "bfloat16") for stage in range(4)), (1, "float32")])
+@pytest.mark.parametrize(("stage", "dtype"), [(1, "bfloat16"), (3, "bfloat16"), (1, "float32")])
 def test_what_training_holds_is_what_the_formula_says(stage: int, dtype: str, two_ranks: Crew) -> None:
     """Within 2%: shards are padded, and there are inputs and rotary tables."""
     shape = shape_of(tiny_config("llama", **SIZES).to_dict(), "tiny")
