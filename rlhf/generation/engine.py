@@ -114,15 +114,13 @@ class RolloutEngine:
         except EngineDeadError as error:
             raise LostError("the engine's own process is gone") from error
         finally:
-            for task in tasks:
-                task.cancel()
+            _cancel(tasks)
 
     async def abandon(self) -> None:
         """Drop all that is being generated: on return the engine has been told so. The calls that asked for it fail."""
         while tasks := list(self._under_way):
             await asyncio.sleep(0)  # a task that is cancelled before its first step would tell the engine nothing
-            for task in tasks:
-                task.cancel()
+            _cancel(tasks)
             await asyncio.gather(*tasks, return_exceptions=True)
 
     def _begin(self, work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
@@ -235,6 +233,13 @@ class RolloutEngine:
     def stop(self) -> None:
         """End the engine and its worker processes."""
         self.llm.shutdown()
+
+
+def _cancel(tasks: Sequence[asyncio.Task[Any]]) -> None:
+    """Once each: a second time would interrupt a task that is telling the engine to drop its request."""
+    for task in tasks:
+        if not task.cancelling():
+            task.cancel()
 
 
 def _fault(output: object) -> str:
