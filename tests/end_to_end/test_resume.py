@@ -198,7 +198,7 @@ def test_a_step_outside_a_canarys_limits_is_recorded_and_in_no_checkpoint(folder
     assert "canary rollout/logprob_gap_mean" in run.said() and "Traceback" not in run.said()
     assert broken.events("failed")[-1]["error"] == "CanaryError"
     assert broken.rows()[-1]["step"] == 4
-    assert sorted(path.name for path in (broken.path / "checkpoints").glob("step_*")) == ["step_2", "step_4"]
+    assert [path.name for path in (broken.path / "checkpoints").glob("step_*")] == ["step_4"]
 
 
 def test_it_goes_on_with_other_ranks_and_another_stage(folder: Path, whole: Ended, broken: Ended) -> None:
