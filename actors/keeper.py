@@ -198,7 +198,8 @@ class Keeper:
             for role, group in self.crew.trained.items():
                 group.ask("restore", *self.snapshot.shards[role], moment=moment)
             blocks = [block.rollouts for block in self.snapshot.ahead]
-            fetch(self._there.remote(*blocks), FOLDER, moment, self.crew.supervisor.patience)
+            if blocks:
+                fetch(self._there.remote(*blocks), FOLDER, moment, self.crew.supervisor.patience)
         except LostError as error:
             if set(error.names) - {FOLDER}:
                 raise
