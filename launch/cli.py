@@ -12,9 +12,12 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
-from launch.plan import EXAMPLE, PURPOSE, add_options, plan
+import launch.plan
+import launch.report
+from launch.options import add_recipe
 from rlhf.config.validate import stages_of
 from rlhf.errors import RLHFError, UserError
 
@@ -32,8 +35,10 @@ COMMANDS = {
         "rlhf generate recipes/quickstart.yaml --model runs/quickstart/ppo/model --prompts p.jsonl",
     ),
 }
-PLAN = {"plan": (PURPOSE, EXAMPLE)}
-"""Commands that start nothing."""
+"""Commands that run a recipe's stages here."""
+
+TOOLS: dict[str, ModuleType] = {"plan": launch.plan, "report": launch.report}
+"""Commands around a run. Each is a module with ``PURPOSE``, ``EXAMPLE``, ``add_options`` and ``run``."""
 
 SCREEN_LINES, SCREEN_WIDTH = 38, 500
 """Longest message: lines, and characters of each."""
@@ -44,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
-        plan(options) if options.command == "plan" else _run(options)
+        TOOLS[options.command].run(options) if options.command in TOOLS else _run(options)
     except RLHFError as error:
         print(on_one_screen(f"rlhf {options.command}: {error}"), file=sys.stderr)
         return error.exit_code
@@ -76,10 +81,12 @@ def _shortened(line: str) -> str:
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Options of a command line; ``key.path=value`` settings may stand anywhere after the recipe."""
     options, rest = parser().parse_known_args(arguments)
-    unknown = [word for word in rest if word.startswith("-") or "=" not in word]
+    takes_settings = "overrides" in options
+    unknown = [word for word in rest if word.startswith("-") or "=" not in word or not takes_settings]
     if unknown:
         parser().error(f"unrecognized arguments: {' '.join(unknown)}")
-    options.overrides += rest
+    if takes_settings:
+        options.overrides += rest
     return options
 
 
@@ -87,20 +94,21 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     top = argparse.ArgumentParser(prog="rlhf", description="From human feedback to a better policy.")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, (purpose, example) in {**COMMANDS, **PLAN}.items():
-        command = commands.add_parser(name, help=purpose, description=purpose, epilog=f"example: {example}")
-        command.add_argument("recipe", help="YAML file, see recipes/ and docs/configuration.md")
+
+    def added(name: str, purpose: str, example: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=purpose, description=purpose, epilog=f"example: {example}")
+
+    for name, texts in COMMANDS.items():
+        command = added(name, *texts)
+        add_recipe(command)
         if name == "generate":
             command.add_argument("--model", required=True, help="model folder or hub name")
             command.add_argument(
                 "--prompts", required=True, help="rows with a prompt, as JSONL or any format that data.format reads"
             )
             command.add_argument("--out", help="file to write; without it answers go to standard output")
-        if name == "plan":
-            add_options(command)
-        command.add_argument(
-            "overrides", nargs="*", metavar="key.path=value", help="settings that replace the recipe's"
-        )
+    for name, tool in TOOLS.items():
+        tool.add_options(added(name, tool.PURPOSE, tool.EXAMPLE))
     return top
 
 

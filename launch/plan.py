@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 
+from launch.options import add_recipe
+
 PURPOSE = "say what a recipe needs on a cluster, without one"
 EXAMPLE = "rlhf plan recipes/llama_70b_cluster.yaml --cluster nodes=8,gpus=8,gpu=h100-80"
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
-    """The options that ``plan`` has beside the recipe and its settings."""
+    """A recipe and a cluster."""
+    add_recipe(command)
     command.add_argument(
         "--cluster",
         required=True,
@@ -26,7 +29,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--json", action="store_true", help="print the plan as JSON, in bytes and seconds")
 
 
-def plan(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> None:
     """Print the plan. A recipe that does not fit is an answer, not an error.
 
     Raises:

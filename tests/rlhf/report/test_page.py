@@ -89,7 +89,7 @@ def test_every_kind_of_stage_has_its_curves(tmp_path: Path) -> None:
 
 def test_the_command_writes_or_refuses(tmp_path: Path) -> None:
     hostile_run(tmp_path / "r")
-    command = [sys.executable, "-m", "launch.report"]
+    command = [sys.executable, "-m", "launch.cli", "report"]
     done = subprocess.run([*command, tmp_path / "r"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'r' / 'report.html'}\n")
     refused = subprocess.run([*command, tmp_path], capture_output=True, text=True)
