@@ -6,20 +6,24 @@ Joined when there is one, otherwise started for this machine alone and ended wit
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray._private import ray_constants
+from ray._private.state import available_resources_per_node
 
+from rlhf.config.pools import NodeGPUs
 from rlhf.errors import MachineryError
 
 LOCAL = "127.0.0.1"
 OBJECT_STORE_BYTES = 512 * 2**20
 """Object store of a Ray of our own on a machine without GPUs: several times the largest batch of such a machine."""
 
+GPU_TYPE = "accelerator_type:"
+"""Beginning of the resource by which Ray tells the type of a node's GPUs."""
 
 QUIET = {"log_to_driver": False, "logging_level": "ERROR"}
 
@@ -67,6 +71,23 @@ def _start_own(has_gpus: bool) -> None:
 def nodes() -> list[dict[str, Any]]:
     """The living nodes of the cluster, as Ray describes them."""
     return [node for node in ray.nodes() if node["Alive"]]
+
+
+def node_gpus(there: Sequence[Mapping[str, Any]]) -> tuple[NodeGPUs, ...]:
+    """GPUs of each node, and their type, which Ray shows as a resource of its own."""
+    return tuple(_node_gpus(node["Resources"]) for node in there)
+
+
+def _node_gpus(resources: Mapping[str, float]) -> NodeGPUs:
+    kinds = [name.removeprefix(GPU_TYPE) for name in resources if name.startswith(GPU_TYPE)]
+    return NodeGPUs(gpus=int(resources.get("GPU", 0)), type=kinds[0] if kinds else None)
+
+
+def free_gpus() -> dict[str, NodeGPUs]:
+    """Whole GPUs that nobody has reserved, by the id of their node."""
+    free = available_resources_per_node()
+    there = {node["NodeID"]: node["Resources"] for node in nodes() if node["NodeID"] in free}
+    return {name: _node_gpus({**have, "GPU": free[name].get("GPU", 0)}) for name, have in there.items()}
 
 
 def node_address() -> str:

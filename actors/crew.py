@@ -229,13 +229,13 @@ def crew(
         )
         stack.callback(engines.stop)
         groups = _groups(recipe, placement, start.logs, supervisor, stack)
-        if placement.colocated:
+        if placement.engines_share:
             engines.ready(start.prompts)  # vLLM measures the free memory: nothing else may be loading
         _start(groups, recipe, start, policy_role)
         for group in groups.values():
             group.ready()
             supervisor.serve(group.names)
-        if not placement.colocated:
+        if not placement.engines_share:
             engines.ready(start.prompts)
         yield Crew(recipe, str(start.policy), groups, engines, supervisor)
 
@@ -251,9 +251,9 @@ def _groups(
     """A group for each role that the recipe has, by name, placed and not yet started; ``stack`` stops them."""
     groups: dict[str, Group] = {}
 
-    def add(role: str, name: str, gpus: int = 1) -> None:
-        ranks = getattr(recipe.placement, role).ranks if gpus else 1
-        groups[name] = Group(name, ranks, placement, logs, supervisor, gpus)
+    def add(role: str, name: str, has_network: bool = True) -> None:
+        ranks = getattr(recipe.placement, role).ranks if has_network else 1
+        groups[name] = Group(name, ranks, placement, logs, supervisor)
         stack.callback(groups[name].stop)
 
     add("policy", "policy")
@@ -262,9 +262,9 @@ def _groups(
     if recipe.has_reference:
         add("reference", "reference")
     for name, source in recipe.rewards.items():
-        add("reward", _reward(name), gpus=1 if source.model else 0)
+        add("reward", _reward(name), has_network=source.model is not None)
     if recipe.early_stop is not None:
-        add("reward", "judge", gpus=1 if recipe.early_stop.scorer.model else 0)
+        add("reward", "judge", has_network=recipe.early_stop.scorer.model is not None)
     return groups
 
 

@@ -20,6 +20,7 @@ from actors.rollout import Answered, RolloutActor
 from actors.supervisor import Supervisor
 from actors.waiting import START, Moment, fetch, wait
 from rlhf.batching import share_prompts
+from rlhf.config.pools import ENGINES
 from rlhf.config.schema import Recipe
 from rlhf.device import weight_transfer_backend
 from rlhf.errors import CanaryError, LostError, MachineryError
@@ -87,10 +88,10 @@ class Engines:
     ) -> None:
         self.config, self.supervisor, self.publishes = recipe.rollout, supervisor, publishes
         self.trust_remote_code = recipe.model.trust_remote_code
-        self.sleeps = publishes and placement.colocated
+        self.sleeps = publishes and placement.engines_share
         self.fatal: set[int] = set()
         """Prompts, by number, that engines died of: none is given another."""
-        self.backend = weight_transfer_backend(placement.device, placement.colocated) if publishes else None
+        self.backend = weight_transfer_backend(placement.device, placement.engines_share) if publishes else None
         self.heal: Callable[[Moment], None] = self._await_one
         """Called when no engine serves: has one serve again. Where weights are published, that takes the trainer."""
         environment = {
@@ -111,11 +112,9 @@ class Engines:
 
         def engine(index: int) -> Engine:
             name, log = f"rollout engine {index}", (logs / f"rollout-{index}.log").resolve()
-            actor = ray.remote(RolloutActor).options(
-                runtime_env=environment, **placement.place(index, self.config.tensor_parallel)
-            )
 
             def make() -> Any:
+                actor = ray.remote(RolloutActor).options(runtime_env=environment, **placement.place(ENGINES, index))
                 return actor.remote(name, log, placement.device, self.config.memory_gib, self.backend)
 
             return Engine(name, make, arguments, supervisor)

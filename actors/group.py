@@ -21,15 +21,12 @@ from rlhf.zero.process_group import Rank
 class Group:
     """All ranks of a role. ``start`` returns at once; ``ready`` waits until every rank has built what it holds."""
 
-    def __init__(
-        self, role: str, ranks: int, placement: Placement, logs: Path, supervisor: Supervisor, gpus: int = 1
-    ) -> None:
-        """Args: gpus is the number of GPUs of each rank, where the run has any: 0 for one that computes on the CPU."""
+    def __init__(self, role: str, ranks: int, placement: Placement, logs: Path, supervisor: Supervisor) -> None:
         self.role, self.config = role, placement.recipe.placement
         self.device, self.logs, self.supervisor = placement.device, logs, supervisor
         self.names = [f"{role} rank {rank}" for rank in range(ranks)]
         environment = {"env_vars": worker_environment(self.config.threads_per_rank, self.config.ray_address is None)}
-        self._options = [dict(runtime_env=environment, **placement.place(rank, gpus)) for rank in range(ranks)]
+        self._options = lambda rank: dict(runtime_env=environment, **placement.place(role, rank))
         self._build: tuple[Any, ...] = ()
         self._met: Path | None = None
         """File in which the ranks met."""
@@ -39,8 +36,8 @@ class Group:
     def _spawn(self) -> None:
         make = ray.remote(concurrency_groups={PULSE: 1})(Worker)
         self.workers = [
-            make.options(**options).remote(name, (self.logs / f"{self.role}-{rank}.log").resolve())
-            for rank, (name, options) in enumerate(zip(self.names, self._options, strict=True))
+            make.options(**self._options(rank)).remote(name, (self.logs / f"{self.role}-{rank}.log").resolve())
+            for rank, name in enumerate(self.names)
         ]
         for name, worker in zip(self.names, self.workers, strict=True):
             self.supervisor.started(name, worker)

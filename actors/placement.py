@@ -1,75 +1,132 @@
-"""Where the actors of a run go: GPUs by placement group, checked against what there is before anything waits."""
+"""Where the actors of a run go: GPUs by placement group, node by node, and a place on any node without GPUs."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray._raylet import RAY_NODE_ID_KEY
 from ray.exceptions import GetTimeoutError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from rlhf.config.machine import Stage, choose_strategy, gpus_by_role, gpus_needed
+from actors.cluster import GPU_TYPE, free_gpus, nodes
+from rlhf.config.machine import choose_strategy
+from rlhf.config.pools import ENGINES, Pool, Stage, pack, pools
 from rlhf.config.schema import Recipe
 from rlhf.device import Device
 from rlhf.errors import MachineryError
 
 SHARE = 0.1
 """Part of a GPU that Ray counts for each role that shares it, ten at most; memory is the roles' own business."""
+TYPE_SHARE = 0.001
+"""What a seat takes of the resource that names its node's type of GPU."""
+POLL_SECONDS = 0.5
+"""Between two looks at what is free."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seat:
+    """A reserved place: a bundle of a placement group that is on one node."""
+
+    group: PlacementGroup
+    bundle: int
+    node: str
+
+    @property
+    def strategy(self) -> PlacementGroupSchedulingStrategy:
+        """The same, as Ray is told it."""
+        return PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=self.bundle)
 
 
 class Placement:
-    """Gives each actor its place. On CPUs all actors share the machine and no place is reserved."""
+    """Gives each actor its place. On CPUs all actors share the machine and no place is reserved.
+
+    Seats are reserved where ``pack`` puts them: left to Ray, small groups may take the room that a large one needs.
+
+    Raises:
+        MachineryError: the GPUs were not free before ``placement.start_timeout_seconds``.
+    """
 
     def __init__(self, recipe: Recipe, device: Device, stage: Stage, gpus: int) -> None:
         self.recipe, self.device = recipe, device
-        self.colocated = device == "cuda" and choose_strategy(recipe, stage, gpus) == "colocated"
-        self.group: PlacementGroup | None = None
-        self._free = self._bundles(stage)
-        if device == "cuda":
-            self.group = self._reserve(self._free)
-
-    def _bundles(self, stage: Stage) -> list[int]:
-        """GPUs of each bundle: one for each rank, and one as wide as an engine for each engine."""
-        if self.colocated:
-            return [1] * gpus_needed(self.recipe, stage, "colocated")
-        asked = gpus_by_role(self.recipe, stage)
-        width = self.recipe.rollout.tensor_parallel
-        engines = asked.pop("rollout", 0) // width
-        return [1] * sum(asked.values()) + [width] * engines
-
-    def _reserve(self, sizes: list[int]) -> PlacementGroup:
-        seconds, gpus = self.recipe.placement.start_timeout_seconds, sum(sizes)
-        group = placement_group([{"GPU": size, "CPU": 1} for size in sizes], strategy="PACK")
+        self.pools = pools(recipe, stage, choose_strategy(recipe, stage, gpus)) if device == "cuda" else ()
+        self._seats: dict[tuple[str, int], Seat] = {}
+        if not self.pools:
+            return
         try:
-            ray.get(group.ready(), timeout=seconds)
-        except GetTimeoutError as error:
-            remove_placement_group(group)
-            free = ray.available_resources()
-            raise MachineryError(
-                f"{gpus} GPUs with a CPU for each actor were not free within {seconds:.0f} s; free now: "
-                f"{free.get('GPU', 0):.0f} GPUs, {free.get('CPU', 0):.0f} CPUs. Another job may hold them: ask "
-                "`ray status`."
-            ) from error
-        return group
+            self._reserve([(pool, range(pool.seats)) for pool in self.pools])
+        except BaseException:
+            self.free()
+            raise
 
-    def place(self, rank: int, gpus: int = 1) -> dict[str, Any]:
-        """Ray's options for rank ``rank`` of a role, computing on ``gpus`` GPUs.
+    @property
+    def engines_share(self) -> bool:
+        """Whether engines use GPUs of others, and have to sleep while those compute."""
+        return any(pool.shared and ENGINES in pool.roles for pool in self.pools)
 
-        Colocated roles share GPU ``rank``; separate ones take the next free bundle of that size.
+    def place(self, role: str, rank: int) -> dict[str, Any]:
+        """Ray's options for rank ``rank`` of a role; of one without GPUs, any node's.
+
+        Places on a node that is lost are given up, and others reserved.
         """
-        if self.group is None or gpus == 0:
+        pool = next((pool for pool in self.pools if role in pool.roles), None)
+        if pool is None:
             return {"num_cpus": 0, "scheduling_strategy": "SPREAD"}  # over all nodes: Ray would choose at random
-        if self.colocated:
-            return {"num_cpus": 0, "num_gpus": SHARE, "scheduling_strategy": self._bundle(rank)}
-        index = self._free.index(gpus)
-        self._free[index] = 0
-        return {"num_cpus": 0, "num_gpus": gpus, "scheduling_strategy": self._bundle(index)}
+        self._renew(pool)
+        gpus = SHARE if pool.shared else pool.width
+        return {"num_cpus": 0, "num_gpus": gpus, "scheduling_strategy": self._seats[pool.name, rank].strategy}
 
-    def _bundle(self, index: int) -> PlacementGroupSchedulingStrategy:
-        return PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=index)
+    def _renew(self, pool: Pool) -> None:
+        alive = {node["NodeID"] for node in nodes()}
+        lost = [seat for seat in range(pool.seats) if self._seats[pool.name, seat].node not in alive]
+        self._remove([self._seats[pool.name, seat].group for seat in lost])
+        if lost:
+            self._reserve([(pool, lost)])
+
+    def _reserve(self, wanted: Sequence[tuple[Pool, Sequence[int]]]) -> None:
+        """Reserve seats of pools, by number, as soon as there is room for all of them."""
+        end = time.monotonic() + self.recipe.placement.start_timeout_seconds
+        asked = [pool.of(len(seats)) for pool, seats in wanted]
+        while (chunks := pack(asked, list((free := free_gpus()).values()))) is None:
+            if time.monotonic() > end:
+                raise self._not_free(asked)
+            time.sleep(POLL_SECONDS)
+        for chunk in chunks:
+            pool, seats = wanted[chunk.pool]
+            self._take(pool, seats[chunk.first : chunk.first + chunk.seats], list(free)[chunk.node], end)
+
+    def _take(self, pool: Pool, seats: Sequence[int], node: str, end: float) -> None:
+        """Reserve these seats of a pool on one node."""
+        bundle: dict[str, float] = {"GPU": pool.width, "CPU": 1}
+        if pool.gpu_type is not None:
+            bundle[GPU_TYPE + pool.gpu_type] = TYPE_SHARE
+        here = [{RAY_NODE_ID_KEY: node}] * len(seats)
+        group = placement_group([bundle] * len(seats), strategy="STRICT_PACK", bundle_label_selector=here)
+        for place, seat in enumerate(seats):
+            self._seats[pool.name, seat] = Seat(group=group, bundle=place, node=node)
+        try:
+            ray.get(group.ready(), timeout=max(1.0, end - time.monotonic()))
+        except GetTimeoutError as error:
+            raise self._not_free([pool.of(len(seats))]) from error
+
+    def _not_free(self, asked: Sequence[Pool]) -> MachineryError:
+        wanted = ", ".join(f"{' + '.join(pool.roles)} {pool.seats} x {pool.width}" for pool in asked)
+        free = ", ".join(str(node.gpus) for node in free_gpus().values())
+        return MachineryError(
+            f"GPUs, with a CPU for each actor, were not free within {self.recipe.placement.start_timeout_seconds:.0f} "
+            f"s: asked for {wanted}; free now on each node: {free}. Another job may hold them, or a node has not come "
+            "back: ask `ray status`."
+        )
+
+    def _remove(self, groups: Sequence[PlacementGroup]) -> None:
+        for group in {group.id: group for group in groups}.values():
+            remove_placement_group(group)
 
     def free(self) -> None:
         """Give the places back."""
-        if self.group is not None:
-            remove_placement_group(self.group)
+        self._remove([seat.group for seat in self._seats.values()])
+        self._seats.clear()

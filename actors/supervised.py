@@ -15,7 +15,7 @@ from actors.placement import Placement
 from actors.session import Session
 from actors.supervisor import Supervisor
 from actors.waiting import Moment
-from rlhf.config.machine import Stage
+from rlhf.config.pools import Stage
 from rlhf.errors import LostError
 from rlhf.tracking.phases import PhaseTimer
 from rlhf.tracking.run_folder import RunFolder

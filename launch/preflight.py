@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from rlhf.config.limits import out_of_limits
 from rlhf.config.load import load_recipe
-from rlhf.config.machine import Machine, Stage, uses_gpus
+from rlhf.config.machine import Machine, uses_gpus
+from rlhf.config.pools import Stage
 from rlhf.config.problems import raise_all
 from rlhf.config.schema import DPOConfig, Recipe, RewardConfig, SFTConfig
 from rlhf.config.validate import check_schedule, stages_of, validate
@@ -56,12 +57,13 @@ def _this_machine() -> Machine:
 
 def _cluster(address: str) -> Machine:
     """What a running cluster has: the run is placed on its nodes, whatever this machine is."""
-    from actors.cluster import join, nodes
+    from actors.cluster import join, node_gpus, nodes
 
     join(address)
-    resources = [node["Resources"] for node in nodes()]
-    gpus = [int(each.get("GPU", 0)) for each in resources]
-    return Machine(gpus=sum(gpus), gpus_per_node=max(gpus), cpus=min(int(each.get("CPU", 1)) for each in resources))
+    there = nodes()
+    gpus = node_gpus(there)
+    cpus = min(int(node["Resources"].get("CPU", 1)) for node in there)
+    return Machine(gpus=sum(node.gpus for node in gpus), nodes=gpus, cpus=cpus)
 
 
 def _context(recipe: Recipe) -> int | None:

@@ -18,14 +18,14 @@ def collective_backend(device: Device) -> str:
     return "nccl" if device == "cuda" else "gloo"
 
 
-def weight_transfer_backend(device: Device, colocated: bool) -> str:
+def weight_transfer_backend(device: Device, same_gpu: bool) -> str:
     """How weights reach the engine.
 
     CUDA IPC on a shared GPU, NCCL between GPUs, shared memory between CPU processes.
     """
     if device == "cpu":
         return "shared_memory"
-    return "ipc" if colocated else "nccl"
+    return "ipc" if same_gpu else "nccl"
 
 
 def prepare_process(device: Device, threads: int) -> torch.device:

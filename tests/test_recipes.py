@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from rlhf.config.load import load_recipe
 from rlhf.config.machine import Machine
+from rlhf.config.pools import NodeGPUs
 from rlhf.config.schema import Recipe
 from rlhf.config.validate import validate
 from rlhf.errors import UserError
@@ -35,7 +37,8 @@ def load(file: Path, tmp_path: Path) -> Recipe:
 
 def machine(file: Path) -> Machine:
     gpus = GPUS.get(file.stem, 0)
-    return Machine(gpus=gpus, cpus=2, gpus_per_node=min(gpus, 8) or None, context_length=32768)
+    nodes = (NodeGPUs(gpus=min(gpus, 8)),) * math.ceil(gpus / 8)
+    return Machine(gpus=gpus, cpus=2, nodes=nodes, context_length=32768)
 
 
 def test_there_are_recipes_and_the_table_knows_them():

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
+from rlhf.config.pools import ENGINES, NodeGPUs, Pool, Stage, Strategy, asked, pack, pools
 from rlhf.config.schema import Recipe
 from rlhf.errors import UserError
-
-Stage = Literal["sft", "reward", "dpo", "ppo", "pipeline", "generate"]
-Strategy = Literal["colocated", "separate"]
 
 CPU_PROCESSES = 16
 """Ranks and engines for each core of a machine without GPUs, at most: waiting for each other, all would be late."""
@@ -24,8 +21,8 @@ class Machine:
     """GPUs in all."""
     cpus: int
     """CPU cores of the smallest node."""
-    gpus_per_node: int | None = None
-    """GPUs of the largest node; ``None`` where all are in one."""
+    nodes: tuple[NodeGPUs, ...] = ()
+    """GPUs of each node of a cluster; empty where all are in one."""
     context_length: int | None = None
     """Longest sequence in tokens that the model of ``model.path`` takes; ``None`` where it is not known yet."""
 
@@ -36,24 +33,12 @@ def uses_gpus(recipe: Recipe, machine: Machine) -> bool:
 
 
 def gpus_by_role(recipe: Recipe, stage: Stage) -> dict[str, int]:
-    """GPUs that each role of a stage asks for. A pipeline asks for those of PPO, enough for its other stages too."""
-    place = recipe.placement
-    if stage in ("sft", "dpo"):
-        return {"policy": place.policy.ranks}
-    if stage == "reward":
-        return {"reward": place.reward.ranks}
-    if stage == "generate":
-        return {"rollout": recipe.rollout.engines * recipe.rollout.tensor_parallel}
-    roles = {"policy": place.policy.ranks}
-    if recipe.algorithm.has_critic:
-        roles["critic"] = place.critic.ranks
-    if recipe.has_reference:
-        roles["reference"] = place.reference.ranks
-    if recipe.reward_models:
-        roles["reward"] = place.reward.ranks * len(recipe.reward_models)
-    if recipe.early_stop is not None and recipe.early_stop.scorer.model is not None:
-        roles["judge"] = place.reward.ranks
-    return {**roles, "rollout": recipe.rollout.engines * recipe.rollout.tensor_parallel}
+    """GPUs that each role of a stage asks for where it shares none; parts of a reward are one role."""
+    found: dict[str, int] = {}
+    for role in asked(recipe, stage):
+        name = role.key if role.role.startswith("reward ") else role.role
+        found[name] = found.get(name, 0) + role.gpus
+    return found
 
 
 def choose_strategy(recipe: Recipe, stage: Stage, gpus: int) -> Strategy:
@@ -61,16 +46,22 @@ def choose_strategy(recipe: Recipe, stage: Stage, gpus: int) -> Strategy:
 
     Without GPUs every role is a CPU process of its own, which is separate.
     """
-    asked = recipe.placement.strategy
-    if asked != "auto":
-        return asked
-    return "separate" if gpus == 0 or sum(gpus_by_role(recipe, stage).values()) <= gpus else "colocated"
+    strategy = recipe.placement.strategy
+    if strategy != "auto":
+        return strategy
+    apart = gpus == 0 or gpus_needed(recipe, stage, "separate") <= gpus or shares(recipe)
+    return "separate" if apart else "colocated"
+
+
+def shares(recipe: Recipe) -> bool:
+    """Whether the recipe itself says who shares with whom: then that is done, whatever else would fit."""
+    place = recipe.placement
+    return any(each.share_with for each in (place.policy, place.critic, place.reference, place.reward, place.rollout))
 
 
 def gpus_needed(recipe: Recipe, stage: Stage, strategy: Strategy) -> int:
-    """GPUs of the whole run: the largest role's when roles share them, otherwise the sum."""
-    roles = gpus_by_role(recipe, stage).values()
-    return max(roles) if strategy == "colocated" else sum(roles)
+    """GPUs of the whole run: of a pool that several roles share, those of its largest."""
+    return sum(pool.gpus for pool in pools(recipe, stage, strategy))
 
 
 def check_devices(recipe: Recipe, stage: Stage, machine: Machine) -> Iterator[UserError]:
@@ -116,46 +107,89 @@ def _cpu_engines(recipe: Recipe, stage: Stage) -> Iterator[UserError]:
 
 
 def _too_few_gpus(recipe: Recipe, stage: Stage, machine: Machine) -> Iterator[UserError]:
-    tensor_parallel, place = recipe.rollout.tensor_parallel, recipe.placement
-    if stage in ("ppo", "pipeline") and machine.gpus_per_node is not None and tensor_parallel > machine.gpus_per_node:
-        yield UserError(
-            f"rollout.tensor_parallel = {tensor_parallel} and the largest node has {machine.gpus_per_node} GPUs",
-            "the GPUs of one engine are in one node",
-            f"rollout.tensor_parallel={machine.gpus_per_node} or less",
-        )
     strategy = choose_strategy(recipe, stage, machine.gpus)
-    if stage in ("ppo", "pipeline") and strategy == "colocated" and tensor_parallel > 1:
-        yield UserError(
-            f"rollout.tensor_parallel = {tensor_parallel} with colocated roles",
-            "every GPU is shared by one rank of each role, and an engine of several GPUs is not yet placed over them",
-            "rollout.tensor_parallel=1 with more rollout.engines, or placement.strategy=separate with GPUs enough",
-        )
-    if stage in ("ppo", "pipeline") and strategy == "colocated" and recipe.rollout.engines > place.policy.ranks:
-        yield UserError(
-            f"rollout.engines = {recipe.rollout.engines} and placement.policy.ranks = {place.policy.ranks}, colocated",
-            "an engine takes its weights from the policy rank on the same GPU",
-            f"rollout.engines={place.policy.ranks}, or as many policy ranks as engines",
-        )
-    if stage in ("ppo", "pipeline") and strategy == "colocated" and recipe.ppo.staleness:
-        yield UserError(
-            f"ppo.staleness = {recipe.ppo.staleness} with colocated roles",
-            "the engines sleep while the others train on the same GPUs",
-            "ppo.staleness=0, or placement.strategy=separate with GPUs enough",
-        )
+    yield from _wide_engines(recipe, stage, machine)
+    wanted = pools(recipe, stage, strategy)
+    for pool in wanted:
+        if pool.shared and ENGINES in pool.roles:
+            yield from _shared_engines(recipe, "colocated roles" if strategy == "colocated" else "shared GPUs")
+        yield from _wrong_type(pool, machine)
     needed = gpus_needed(recipe, stage, strategy)
     if needed > machine.gpus:
         table = _gpu_table(recipe, stage, machine, strategy)
         what = f"the run needs {needed} GPUs and there are {machine.gpus}\n{table}"
         yield UserError(what, fix=_fewer_gpus(recipe, stage, machine))
+    elif machine.nodes and pack(wanted, machine.nodes) is None:
+        table = _node_table(wanted, machine)
+        what = f"the run's {needed} GPUs are there, but not where they are needed\n{table}"
+        why = "the GPUs of an engine are in one node, and each is of the type that was asked for"
+        yield UserError(what, why, "lower rollout.tensor_parallel or the ranks, or set another gpu_type")
+
+
+def _wide_engines(recipe: Recipe, stage: Stage, machine: Machine) -> Iterator[UserError]:
+    width, largest = recipe.rollout.tensor_parallel, max((node.gpus for node in machine.nodes), default=machine.gpus)
+    if stage in ("ppo", "pipeline", "generate") and machine.nodes and width > largest:
+        yield UserError(
+            f"rollout.tensor_parallel = {width} and the largest node has {largest} GPUs",
+            "the GPUs of one engine are in one node",
+            f"rollout.tensor_parallel={largest} or less",
+        )
+
+
+def _shared_engines(recipe: Recipe, sharing: str) -> Iterator[UserError]:
+    """What engines that sleep while others train on their GPUs cannot do."""
+    rollout, ranks = recipe.rollout, recipe.placement.policy.ranks
+    if rollout.tensor_parallel > 1:
+        yield UserError(
+            f"rollout.tensor_parallel = {rollout.tensor_parallel} with {sharing}",
+            "every GPU is shared by one rank of each role, and an engine of several GPUs is not yet placed over them",
+            "rollout.tensor_parallel=1 with more rollout.engines, or engines with GPUs of their own",
+        )
+    if rollout.engines > ranks:
+        yield UserError(
+            f"rollout.engines = {rollout.engines} and placement.policy.ranks = {ranks}, with {sharing}",
+            "an engine takes its weights from the policy rank on the same GPU",
+            f"rollout.engines={ranks}, or as many policy ranks as engines",
+        )
+    if recipe.ppo.staleness:
+        yield UserError(
+            f"ppo.staleness = {recipe.ppo.staleness} with {sharing}",
+            "the engines sleep while the others train on the same GPUs",
+            "ppo.staleness=0, or engines with GPUs of their own",
+        )
+
+
+def _wrong_type(pool: Pool, machine: Machine) -> Iterator[UserError]:
+    if pool.gpu_type is None:
+        return
+    there = sorted({node.type for node in machine.nodes if node.type})
+    if pool.gpu_type not in there:
+        yield UserError(
+            f"placement.{pool.members[0].key}.gpu_type = {pool.gpu_type!r} and there is no such GPU",
+            f"the cluster has {', '.join(there)}" if there else "no type is known outside a cluster",
+            "a type that `ray status` names after accelerator_type:, or null",
+        )
 
 
 def _gpu_table(recipe: Recipe, stage: Stage, machine: Machine, strategy: Strategy) -> str:
-    sharing = "all roles share every GPU" if strategy == "colocated" else "each role owns its GPUs"
-    rows = [("role", "asked"), *gpus_by_role(recipe, stage).items()]
+    rows: list[tuple[str, object]] = [("role", "asked"), *gpus_by_role(recipe, stage).items()]
     rows += [(strategy, gpus_needed(recipe, stage, strategy)), ("there", machine.gpus)]
     lines = [f"    {name:<12}{gpus:>6}" for name, gpus in rows]
-    lines[-2] += f"  ({sharing})"
+    lines[-2] += f"  ({_sharing(pools(recipe, stage, strategy), strategy)})"
     return "\n".join(lines)
+
+
+def _sharing(wanted: tuple[Pool, ...], strategy: Strategy) -> str:
+    if strategy == "colocated":
+        return "all roles share every GPU"
+    sharing = [f"{', '.join(pool.roles[1:])} with {pool.name}" for pool in wanted if pool.shared]
+    return f"shared: {'; '.join(sharing)}" if sharing else "each role owns its GPUs"
+
+
+def _node_table(wanted: tuple[Pool, ...], machine: Machine) -> str:
+    lines = [f"    {', '.join(pool.roles)}: {pool.seats} x {pool.width} {pool.gpu_type or ''}" for pool in wanted]
+    lines += [f"    node {i}: {node.gpus} {node.type or ''}" for i, node in enumerate(machine.nodes)]
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def _fewer_gpus(recipe: Recipe, stage: Stage, machine: Machine) -> str:

@@ -403,6 +403,21 @@ class RoleConfig:
     micro_batch_tokens: int = 2048
     """Token budget of one packed forward pass; sequences are packed into it without padding. At least one full
     sequence; a pair of answers, in reward training and DPO, stays together and may exceed it."""
+    share_with: Literal["policy", "critic", "reference", "reward"] | None = None
+    """With ``separate``: the role whose GPUs this one uses too, rank by rank, instead of GPUs of its own. Only in PPO:
+    the other stages have one role each."""
+    gpu_type: str | None = None
+    """Type of its GPUs as ``ray status`` names it after ``accelerator_type:``, ``H100`` for example. For clusters."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSeatConfig:
+    """Where the engines sit; how many there are and how wide is in ``rollout``."""
+
+    share_with: Literal["policy"] | None = None
+    """With ``separate``: whether engine i uses the GPU of policy rank i, and sleeps while that trains."""
+    gpu_type: str | None = None
+    """Type of their GPUs, as for the other roles."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -423,6 +438,8 @@ class PlacementConfig:
     """The frozen reference in PPO."""
     reward: RoleConfig = field(default_factory=RoleConfig)
     """The frozen reward model in PPO, and the model being trained in the reward stage."""
+    rollout: EngineSeatConfig = field(default_factory=EngineSeatConfig)
+    """The vLLM engines."""
     threads_per_rank: int = 1
     """CPU threads of each process when it computes on the CPU; more than the cores have to give slows everything."""
     ray_address: str | None = None
@@ -432,6 +449,16 @@ class PlacementConfig:
     """Deadline for all actors to be placed and loaded."""
     phase_timeout_seconds: float = 1800.0
     """Longest time without any answer within one phase of a step."""
+
+    def host_of(self, role: str) -> str | None:
+        """The role whose GPUs a role uses; ``None`` where it has its own."""
+        host: str | None = getattr(self, role).share_with
+        return host
+
+    def gpu_type_of(self, role: str) -> str | None:
+        """The type of GPUs that a role asks for."""
+        kind: str | None = getattr(self, role).gpu_type
+        return kind
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 from rlhf.config.algorithm_rules import check_algorithm
 from rlhf.config.limits import out_of_limits
-from rlhf.config.machine import Machine, Stage, check_devices
+from rlhf.config.machine import Machine, check_devices
 from rlhf.config.named_files import check_data, check_models, check_name, check_scorer
+from rlhf.config.pools import Stage, check_sharing
 from rlhf.config.problems import raise_all
 from rlhf.config.reward_rules import check_rewards
 from rlhf.config.schema import OptimizerConfig, Recipe, RoleConfig, ScratchConfig
@@ -44,7 +45,8 @@ def validate(recipe: Recipe, stage: Stage, machine: Machine) -> None:
             *_time_limit(recipe),
         ]
         problems += check_algorithm(recipe) if "ppo" in stages else []
-        problems += check_devices(recipe, stage, machine)
+        wrong = list(check_sharing(recipe)) if "ppo" in stages else []
+        problems += wrong or check_devices(recipe, stage, machine)
     raise_all(problems, f"the recipe {recipe.name!r} cannot run `{stage}`")
 
 

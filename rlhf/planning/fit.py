@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any
 
-from rlhf.config.machine import Stage
+from rlhf.config.pools import Stage
 from rlhf.config.schema import Recipe
 from rlhf.errors import UserError
 from rlhf.planning.cluster import Cluster

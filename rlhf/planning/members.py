@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
-from rlhf.config.machine import Stage, choose_strategy, gpus_needed
+from rlhf.config.machine import choose_strategy
+from rlhf.config.pools import ENGINES, NodeGPUs, Stage, pack, pools
 from rlhf.config.schema import TRAINED, Recipe, RewardSourceConfig, RoleConfig
 from rlhf.planning.cluster import Cluster
 from rlhf.planning.public import find_shape
 from rlhf.planning.shapes import ModelShape, scratch_shape
 
 Head = Literal["language", "scalar"]
-ENGINE = "rollout"
+ENGINE = ENGINES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,38 +137,21 @@ def _scalar(recipe: Recipe, role: str, key: str, shape: ModelShape, trains: bool
     return Member(role=role, key=key, config=config, shape=shape, head="scalar", trained=trained, frozen=frozen)
 
 
-def seats(recipe: Recipe, stage: Stage, found: tuple[Member, ...], cluster: Cluster) -> tuple[Seat, ...]:
-    """Where every rank and engine comes to lie; none where the cluster is too small.
-
-    Bundles go to nodes as Ray's ``PACK`` places them: the widest first, as many in one node as fit. Engines are placed
-    first, then the roles in their order, each rank in the next free bundle of its size.
-    """
-    width, engines = recipe.rollout.tensor_parallel, recipe.rollout.engines if stage == "ppo" else 0
-    asked = [(ENGINE, rank, width) for rank in range(engines)]
-    asked += [(member.role, rank, 1) for member in found for rank in range(member.config.ranks)]
-    if choose_strategy(recipe, stage, cluster.total) == "colocated":
-        bundles = _packed([1] * gpus_needed(recipe, stage, "colocated"), cluster)
-        shared = [rank for _, rank, _ in asked]
-    else:
-        sizes = sorted((size for _, _, size in asked), reverse=True)
-        bundles = _packed(sizes, cluster)
-        wide_first = sorted(range(len(asked)), key=lambda i: -asked[i][2])
-        shared = [wide_first.index(i) for i in range(len(asked))]
-    if bundles is None or (asked and max(shared) >= len(bundles)):
-        return ()
+def seats(recipe: Recipe, stage: Stage, cluster: Cluster) -> tuple[Seat, ...]:
+    """Where every rank and engine comes to lie; none where the cluster is too small. By pool, then by role and rank."""
+    wanted = pools(recipe, stage, choose_strategy(recipe, stage, cluster.total))
+    chunks = pack(wanted, [NodeGPUs(gpus=cluster.gpus)] * cluster.nodes)
+    taken = [0] * cluster.nodes
+    places: dict[tuple[int, int], tuple[int, tuple[int, ...]]] = {}
+    for chunk in chunks or ():
+        width = wanted[chunk.pool].width
+        for place in range(chunk.first, chunk.first + chunk.seats):
+            first = taken[chunk.node]
+            taken[chunk.node] += width
+            places[chunk.pool, place] = chunk.node, tuple(range(first, first + width))
     return tuple(
-        Seat(role=role, rank=rank, node=bundles[place][0], gpus=bundles[place][1])
-        for (role, rank, _), place in zip(asked, shared, strict=True)
+        Seat(role=member.role, rank=rank, node=places[number, rank][0], gpus=places[number, rank][1])
+        for number, pool in enumerate(wanted if chunks else ())
+        for member in pool.members
+        for rank in range(member.ranks)
     )
-
-
-def _packed(sizes: list[int], cluster: Cluster) -> list[tuple[int, tuple[int, ...]]] | None:
-    """Node and GPUs of each bundle, the widest first; ``None`` where they do not all fit."""
-    places: dict[int, tuple[int, tuple[int, ...]]] = {}
-    for node in range(cluster.nodes):
-        free = list(range(cluster.gpus))
-        for index, size in enumerate(sizes):
-            if index not in places and size <= len(free):
-                places[index] = (node, tuple(free[:size]))
-                free = free[size:]
-    return [places[index] for index in range(len(sizes))] if len(places) == len(sizes) else None

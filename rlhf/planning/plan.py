@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from rlhf.config.machine import Machine as Asked
-from rlhf.config.machine import Stage, check_devices, choose_strategy, gpus_needed
+from rlhf.config.machine import check_devices, choose_strategy, gpus_needed
+from rlhf.config.pools import NodeGPUs, Stage, pools
 from rlhf.config.schema import Recipe
 from rlhf.config.validate import stages_of, validate
 from rlhf.errors import UserError
@@ -36,6 +37,8 @@ class Use:
     """Bytes of the GPU."""
     host: int = 0
     """Bytes of host memory that offloading takes for each rank."""
+    roles: tuple[str, ...] = ()
+    """Of whom this is the sum, where it is one."""
 
     @property
     def worst(self) -> str:
@@ -58,8 +61,8 @@ class Placed:
     seats: tuple[Seat, ...]
     uses: tuple[Use, ...]
     """Of each role by itself."""
-    shared: Use | None
-    """Of all roles together, where they share their GPUs."""
+    shared: tuple[Use, ...]
+    """Of the roles together that share GPUs, for each set of such roles."""
     engine: EngineMemory | None
     problems: tuple[str, ...]
     missing: int
@@ -67,8 +70,13 @@ class Placed:
     @property
     def excess(self) -> int:
         """By how many bytes the stage does not fit."""
-        judged = self.uses if self.shared is None else (self.shared,)
-        return sum(max(0, -use.margin) for use in judged)
+        return sum(max(0, -use.margin) for use in self.judged)
+
+    @property
+    def judged(self) -> tuple[Use, ...]:
+        """What has to fit: roles that share GPUs together, the others by themselves."""
+        together = {role for use in self.shared for role in use.roles}
+        return (*(use for use in self.uses if use.role not in together), *self.shared)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,27 +111,32 @@ def place(recipe: Recipe, stage: Stage, cluster: Cluster, shapes: Shapes) -> Pla
     """Places and memory of one stage."""
     found = members(recipe, stage, shapes)
     strategy = choose_strategy(recipe, stage, cluster.total)
-    shared = strategy == "colocated"
+    sharing = [pool.roles for pool in pools(recipe, stage, strategy) if pool.shared]
+    guests = {role for roles in sharing for role in roles}
     engine = _engine(recipe, cluster, shapes) if stage == "ppo" else None
-    uses = tuple(_use(recipe, stage, member, cluster, shared) for member in found)
+    uses = tuple(_use(recipe, stage, member, cluster, member.role in guests) for member in found)
     if engine is not None:
-        uses += (_engine_use(recipe, engine, shapes, cluster, shared),)
-    together = _together(uses) if shared and stage == "ppo" else None
-    machine = Asked(gpus=cluster.total, cpus=MANY, gpus_per_node=cluster.gpus)
+        uses += (_engine_use(recipe, engine, shapes, cluster, ENGINE in guests),)
+    together = tuple(
+        _together([use for use in uses if use.role in roles], EVERY_ROLE if strategy == "colocated" else None)
+        for roles in sharing
+    )
+    machine = Asked(gpus=cluster.total, cpus=MANY, nodes=(NodeGPUs(gpus=cluster.gpus),) * cluster.nodes)
     problems = [error.what for error in check_devices(recipe, stage, machine)]
-    problems += [_too_full(use) for use in (uses if together is None else (together,)) if use.margin < 0]
     problems += _engine_problems(recipe, engine, shapes) if engine is not None else []
-    return Placed(
+    placed = Placed(
         stage=stage,
         strategy=strategy,
         members=found,
-        seats=seats(recipe, stage, found, cluster),
+        seats=seats(recipe, stage, cluster),
         uses=uses,
         shared=together,
         engine=engine,
         problems=tuple(problems),
         missing=max(0, gpus_needed(recipe, stage, strategy) - cluster.total),
     )
+    too_full = tuple(_too_full(use) for use in placed.judged if use.margin < 0)
+    return replace(placed, problems=(*too_full, *placed.problems))
 
 
 def plan_stage(recipe: Recipe, stage: Stage, cluster: Cluster, shapes: Shapes) -> StagePlan:
@@ -191,11 +204,12 @@ def _engine_use(recipe: Recipe, engine: EngineMemory, shapes: Shapes, cluster: C
     )
 
 
-def _together(uses: Sequence[Use]) -> Use:
-    """All roles on the GPU of their first ranks, which is the fullest."""
+def _together(uses: Sequence[Use], name: str | None) -> Use:
+    """Roles that share GPUs on that of their first ranks, which is the fullest."""
     phases = {phase: sum((use.phases[phase] for use in uses), NOTHING) for phase in uses[0].phases}
     return Use(
-        role=EVERY_ROLE,
+        role=name or " + ".join(use.role for use in uses),
+        roles=tuple(use.role for use in uses),
         parameters=sum(use.parameters for use in uses),
         ranks=max(use.ranks for use in uses),
         phases=phases,
@@ -236,21 +250,25 @@ def _seconds(
     if placed.stage != "ppo":
         return {"update": updates}
     assert placed.engine is not None
-    shared, policy = placed.shared is not None, placed.members[0]
+    policy = placed.members[0]
     scores = {m.role: timing.score_seconds(m, batch, machine) for m in placed.members}
     if not recipe.has_reference:
         scores["policy, adapters off"] = scores["policy"]
     return {
         "rollout": timing.rollout_seconds(shapes.policy, placed.engine, batch, recipe, machine),
-        "score": _on_own_gpus(scores, shared),
-        "update": _on_own_gpus(updates, shared),
-        "publish": timing.publish_seconds(policy, recipe, shared, machine),
+        "score": _on_own_gpus(scores, placed),
+        "update": _on_own_gpus(updates, placed),
+        "publish": timing.publish_seconds(policy, recipe, any(ENGINE in use.roles for use in placed.shared), machine),
     }
 
 
-def _on_own_gpus(seconds: dict[str, float], shared: bool) -> dict[str, float]:
+def _on_own_gpus(seconds: dict[str, float], placed: Placed) -> dict[str, float]:
     """Roles that share their GPUs wait for each other: what they take together is kept under one name."""
-    return {EVERY_ROLE: sum(seconds.values())} if shared else seconds
+    for use in placed.shared:
+        own = {role: value for role, value in seconds.items() if role.partition(",")[0] in use.roles}
+        rest = {role: value for role, value in seconds.items() if role not in own}
+        seconds = {**rest, **({use.role: sum(own.values())} if own else {})}
+    return seconds
 
 
 def phase_seconds(phase: str, parts: dict[str, float]) -> float:

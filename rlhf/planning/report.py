@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rlhf.config.machine import Stage
+from rlhf.config.pools import Stage
 from rlhf.config.schema import Recipe
 from rlhf.planning.cluster import Cluster
 from rlhf.planning.fit import Changes, smallest_change, smallest_cluster
@@ -86,7 +86,7 @@ def _stage(stage: StagePlan) -> dict[str, Any]:
         "models": {member.role: _model(member) for member in placed.members},
         "places": [_seat(seat) for seat in placed.seats],
         "memory": {use.role: _use(use) for use in placed.uses},
-        "shared_memory": None if placed.shared is None else _use(placed.shared),
+        "shared_memory": [_use(use) for use in placed.shared],
         "kv_cache": None if engine is None else {"tokens": engine.kv_tokens, "sequences_at_once": engine.at_once},
         "batch": {**asdict(stage.batch), "length": stage.batch.length},
         "seconds": stage.seconds,

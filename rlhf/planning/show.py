@@ -48,8 +48,7 @@ def _heading(name: str, cluster: Cluster) -> str:
 
 def _stage(stage: StagePlan) -> Iterator[str]:
     placed = stage.placed
-    sharing = "roles share their GPUs" if placed.strategy == "colocated" else "each role owns its GPUs"
-    yield f"{placed.stage}: {placed.strategy}, {sharing}"
+    yield f"{placed.stage}: {placed.strategy}, {_sharing(placed)}"
     yield from _places(placed)
     yield "  memory of the fullest GPU of each role, in GiB, in the phase that takes most"
     yield from table(list(_memory_rows(placed)))
@@ -96,7 +95,13 @@ def _ranges(numbers: Sequence[int]) -> str:
 
 
 def _all_uses(placed: Placed) -> list[Use]:
-    return [*placed.uses, *([placed.shared] if placed.shared else [])]
+    return [*placed.uses, *placed.shared]
+
+
+def _sharing(placed: Placed) -> str:
+    if placed.strategy == "colocated":
+        return "roles share their GPUs"
+    return "; ".join(f"{use.role} share GPUs" for use in placed.shared) or "each role owns its GPUs"
 
 
 def _memory_rows(placed: Placed) -> Iterator[Row]:

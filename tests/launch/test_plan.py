@@ -28,7 +28,7 @@ def test_the_70b_recipe_fits_on_the_hardware_that_its_header_names(capsys: pytes
 def test_the_same_as_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", RECIPE, "rollout.engines=1", *CLUSTER, "--stage", "ppo"]) == 0
     said = capsys.readouterr().out
-    assert "rollout        1 engine of 8 GPUs: node 0 GPU 0-7" in said
+    assert "rollout        1 engine of 8 GPUs: node 5 GPU 0-7" in said
     assert said.endswith("It fits.\n")
 
 

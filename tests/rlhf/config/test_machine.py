@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,7 @@ from rlhf.config.machine import (
     gpus_needed,
     uses_gpus,
 )
+from rlhf.config.pools import NodeGPUs
 from rlhf.config.schema import TRAINED, PlacementConfig, Recipe, RewardSourceConfig, RoleConfig, RolloutConfig
 
 
@@ -31,10 +33,14 @@ def recipe(strategy: str = "auto", device: str = "auto", threads: int = 1, **rew
     )
 
 
+def nodes(*gpus: int) -> tuple[NodeGPUs, ...]:
+    return tuple(NodeGPUs(gpus=each) for each in gpus)
+
+
 FUNCTION, MODEL = RewardSourceConfig(function="m:f"), RewardSourceConfig(model="folder")
 
 
-def problems(asked: Recipe, stage: str = "ppo", **machine: int) -> list[str]:
+def problems(asked: Recipe, stage: str = "ppo", **machine: Any) -> list[str]:
     return [str(problem) for problem in check_devices(asked, stage, Machine(**{"cpus": 8, **machine}))]
 
 
@@ -107,8 +113,8 @@ def test_cuda_without_a_gpu():
 
 
 def test_engine_fits_into_one_node():
-    assert problems(recipe("separate"), gpus=14, gpus_per_node=2) == []
-    (message,) = problems(recipe("separate"), gpus=14, gpus_per_node=1)
+    assert problems(recipe("separate"), gpus=14, nodes=nodes(*[2] * 7)) == []
+    (message, *_) = problems(recipe("separate"), gpus=14, nodes=nodes(*[1] * 14))
     assert "rollout.tensor_parallel = 2 and the largest node has 1" in message
 
 
@@ -118,7 +124,7 @@ def test_colocated_engines_are_of_one_gpu_and_no_more_than_policy_ranks():
     many = replace(recipe("colocated"), rollout=RolloutConfig(engines=5, tensor_parallel=1))
     (message,) = problems(many, gpus=8)
     assert "rollout.engines = 5 and placement.policy.ranks = 4" in message
-    assert problems(recipe("colocated"), "sft", gpus=8, gpus_per_node=1) == []
+    assert problems(recipe("colocated"), "sft", gpus=8, nodes=nodes(*[1] * 8)) == []
 
 
 def test_an_engine_without_gpus_is_one_process():

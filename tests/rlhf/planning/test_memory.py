@@ -80,7 +80,7 @@ def test_offloading_moves_states_to_the_host() -> None:
 def held_in_tensors(rank: Rank, stage: int, dtype: str) -> tuple[int, int, int]:
     """Bytes that this rank holds in the middle of its second update, the bucket's among them, and the parameters."""
     place = join(rank)
-    before = set(storages())
+    before = storages()  # kept: an address that is freed may be given to what is to be counted
     lm = tiny_model(AutoModelForCausalLM, "llama", **SIZES).to(getattr(torch, dtype))
     parameters = sum(parameter.numel() for parameter in lm.parameters())
     engine = ZeroEngine(PolicyNet(lm), RoleConfig(zero_stage=stage), dtype, rank, place, OptimizerConfig(), 2)
@@ -88,7 +88,7 @@ def held_in_tensors(rank: Rank, stage: int, dtype: str) -> tuple[int, int, int]:
 
     def loss(samples: list[int]) -> torch.Tensor:
         if len(seen) == 3:  # one row of the second update is done: gradients are there, and moments are
-            seen.append({key: size for key, size in storages().items() if key not in before})
+            seen.append({key: each.nbytes() for key, each in storages().items() if key not in before})
         seen.append({})
         return engine.engine(pack_row(sequences, samples, place), 1.0)[0].sum()
 
@@ -98,14 +98,14 @@ def held_in_tensors(rank: Rank, stage: int, dtype: str) -> tuple[int, int, int]:
     return sum(sizes), sum(size for size in sizes if size >= memory.BUCKET), parameters
 
 
-def storages() -> dict[int, int]:
-    """Bytes of every tensor's memory that Python knows of, by address; gradients that hang on parameters too."""
+def storages() -> dict[int, torch.UntypedStorage]:
+    """Every tensor's memory that Python knows of, by address; gradients that hang on parameters too."""
     gc.collect()
     tensors = [each for each in gc.get_objects() if type(each) in (torch.Tensor, torch.nn.Parameter)]
     parameters = [each for each in tensors if each.is_leaf]
     tensors += [each.grad for each in parameters if each.grad is not None]
     tensors += [each.grad_accum for each in parameters if getattr(each, "grad_accum", None) is not None]
-    return {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in tensors}
+    return {each.untyped_storage().data_ptr(): each.untyped_storage() for each in tensors}
 
 
 @pytest.mark.parametrize(("stage", "dtype"), [(1, "bfloat16"), (3, "bfloat16"), (1, "float32")])

@@ -34,20 +34,20 @@ def planned(made: Recipe, cluster: str = "gpus=8,gpu=h100-80", command: str = "p
 
 def placed(made: Recipe, cluster: str) -> dict[str, list[tuple[int, tuple[int, ...]]]]:
     """Role → node and GPUs of each rank."""
-    found: tuple[Seat, ...] = seats(made, "ppo", members(made, "ppo", Shapes(made, find)), parse_cluster(cluster))
+    found: tuple[Seat, ...] = seats(made, "ppo", parse_cluster(cluster))
     roles = dict.fromkeys(seat.role for seat in found)
     return {role: [(seat.node, seat.gpus) for seat in found if seat.role == role] for role in roles}
 
 
 def test_separate_roles_by_hand() -> None:
-    """The engine of two GPUs takes the first two, whatever comes after it; then policy, critic, reference, reward."""
+    """The largest first: three ranks of the policy, the engine of two GPUs, then critic, reference, reward."""
     made = recipe(**SMALL, placement__policy__ranks=3, rollout__tensor_parallel=2)
     assert placed(made, "gpus=8,gpu=h100-80") == {
-        "rollout": [(0, (0, 1))],
-        "policy": [(0, (2,)), (0, (3,)), (0, (4,))],
+        "policy": [(0, (0,)), (0, (1,)), (0, (2,))],
         "critic": [(0, (5,))],
         "reference": [(0, (6,))],
         "reward model": [(0, (7,))],
+        "rollout": [(0, (3, 4))],
     }
 
 
@@ -102,7 +102,7 @@ def test_a_batch_by_hand() -> None:
 
 def machine(made: Recipe, cluster: str = "nodes=2,gpus=8,gpu=h100-80,network=25") -> Machine:
     parsed = parse_cluster(cluster)
-    return Machine(cluster=parsed, seats=seats(made, "ppo", roles_of(made), parsed), dtype=made.model.dtype)
+    return Machine(cluster=parsed, seats=seats(made, "ppo", parsed), dtype=made.model.dtype)
 
 
 def test_flops_by_hand() -> None:
@@ -185,11 +185,23 @@ def test_an_engine_without_room_for_a_sequence_does_not_fit() -> None:
 def test_roles_that_share_a_gpu_are_counted_together() -> None:
     made = recipe(**{**SMALL, "placement__strategy": "colocated"}, rollout__gpu_memory_fraction=0.3)
     stage = planned(made, "gpus=1,gpu=h100-80").stages[0].placed
-    assert stage.shared is not None
-    for phase, memory in stage.shared.phases.items():
+    [together] = stage.shared
+    assert set(together.roles) == {use.role for use in stage.uses}
+    for phase, memory in together.phases.items():
         assert memory.total == sum(use.phases[phase].total for use in stage.uses)
     engine = next(use for use in stage.uses if use.role == "rollout")
     assert engine.phases["update"].total < engine.phases["publish"].total < engine.phases["rollout"].total
+
+
+def test_only_the_roles_that_share_are_counted_together() -> None:
+    made = recipe(**SMALL, placement__reference__share_with="policy", placement__rollout__share_with="policy")
+    stage = planned(made, "gpus=3,gpu=h100-80").stages[0].placed
+    [together] = stage.shared
+    assert together.roles == ("policy", "reference", "rollout")
+    assert [use.role for use in stage.judged] == ["critic", "reward model", "policy + reference + rollout"]
+    found = placed(made, "gpus=3,gpu=h100-80")
+    assert found["policy"] == found["reference"] == found["rollout"] == [(0, (0,))]
+    assert {found["critic"][0], found["reward model"][0]} == {(0, (1,)), (0, (2,))}
 
 
 def test_a_plan_needs_gpus() -> None:

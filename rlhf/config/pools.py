@@ -1,0 +1,205 @@
+"""Which roles of a stage share which GPUs, and on which nodes those GPUs come to lie."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from rlhf.config.schema import Recipe
+from rlhf.errors import UserError
+
+Stage = Literal["sft", "reward", "dpo", "ppo", "pipeline", "generate"]
+Strategy = Literal["colocated", "separate"]
+
+ENGINES = "rollout"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What a role asks for: ``ranks`` places of ``width`` GPUs each.
+
+    ``role`` is the name of its group, ``key`` that of its section of ``placement``.
+    """
+
+    role: str
+    key: str
+    ranks: int
+    width: int = 1
+
+    @property
+    def gpus(self) -> int:
+        """GPUs that it asks for where it shares none."""
+        return self.ranks * self.width
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pool:
+    """GPUs that belong together: rank r of each of its roles sits on seat r, which is ``width`` GPUs of one node."""
+
+    members: tuple[Asked, ...]
+    gpu_type: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The role whose GPUs they are."""
+        return self.members[0].role
+
+    @property
+    def width(self) -> int:
+        """GPUs of a seat: one where roles share it."""
+        return 1 if self.shared else self.members[0].width
+
+    @property
+    def seats(self) -> int:
+        """As many as its largest role takes."""
+        return max(member.gpus for member in self.members) // self.width
+
+    @property
+    def gpus(self) -> int:
+        """GPUs in all."""
+        return self.seats * self.width
+
+    def of(self, seats: int) -> Pool:
+        """The same with so many seats."""
+        first = replace(self.members[0], ranks=seats, width=self.width)
+        return replace(
+            self, members=(first, *(replace(each, ranks=min(each.ranks, seats)) for each in self.members[1:]))
+        )
+
+    @property
+    def shared(self) -> bool:
+        """Whether a GPU of it has several roles."""
+        return len(self.members) > 1
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Its roles' names."""
+        return tuple(member.role for member in self.members)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeGPUs:
+    """GPUs of one node, and their type as Ray names it; ``None`` where it is not known."""
+
+    gpus: int
+    type: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chunk:
+    """Seats of a pool that lie on one node: ``first`` and those after it."""
+
+    pool: int
+    node: int
+    first: int
+    seats: int
+
+
+def asked(recipe: Recipe, stage: Stage) -> tuple[Asked, ...]:
+    """What each role of a stage asks for. A pipeline asks for what PPO does, enough for its other stages too."""
+    place = recipe.placement
+    engines = Asked(role=ENGINES, key=ENGINES, ranks=recipe.rollout.engines, width=recipe.rollout.tensor_parallel)
+    if stage in ("sft", "dpo"):
+        return (Asked(role="policy", key="policy", ranks=place.policy.ranks),)
+    if stage == "reward":
+        return (Asked(role="reward", key="reward", ranks=place.reward.ranks),)
+    if stage == "generate":
+        return (engines,)
+    roles = [Asked(role="policy", key="policy", ranks=place.policy.ranks)]
+    if recipe.algorithm.has_critic:
+        roles.append(Asked(role="critic", key="critic", ranks=place.critic.ranks))
+    if recipe.has_reference:
+        roles.append(Asked(role="reference", key="reference", ranks=place.reference.ranks))
+    judges = [f"reward {name}" for name in recipe.reward_models]
+    if recipe.early_stop is not None and recipe.early_stop.scorer.model is not None:
+        judges.append("judge")
+    roles += [Asked(role=name, key="reward", ranks=place.reward.ranks) for name in judges]
+    return (*roles, engines)
+
+
+def pools(recipe: Recipe, stage: Stage, strategy: Strategy) -> tuple[Pool, ...]:
+    """The GPUs of a stage: one pool when all roles are colocated, otherwise one for each role that has its own."""
+    roles = asked(recipe, stage)
+    if strategy == "colocated":
+        return (Pool(members=roles, gpu_type=recipe.placement.gpu_type_of(roles[0].key)),)
+    keys = {role.key for role in roles}
+    hosts = {role.key: recipe.placement.host_of(role.key) for role in roles}
+    own = [role for role in roles if hosts[role.key] not in keys]
+    found = {role.role: Pool(members=(role,), gpu_type=recipe.placement.gpu_type_of(role.key)) for role in own}
+    for role in roles:
+        if role not in own:
+            host = next(each.role for each in own if each.key == hosts[role.key])
+            found[host] = replace(found[host], members=(*found[host].members, role))
+    return tuple(found.values())
+
+
+def check_sharing(recipe: Recipe) -> Iterator[UserError]:
+    """One error for each role of PPO that is to use GPUs which it cannot."""
+    place, keys = recipe.placement, {role.key for role in asked(recipe, "ppo")}
+    for key in sorted(keys):
+        host, kind = place.host_of(key), place.gpu_type_of(key)
+        what, users = f"placement.{key}.share_with = {host}", "policy" if place.strategy == "colocated" else host
+        if host is not None and place.strategy == "colocated":
+            yield UserError(
+                f"{what} with placement.strategy = colocated", "there all roles share all GPUs", "leave one of them out"
+            )
+        elif host == key or host is not None and host not in keys:
+            why = "a role cannot be its own guest" if host == key else f"this run has no {host}"
+            yield UserError(what, why, f"placement.{key}.share_with=null or another role")
+        elif host is not None and place.host_of(host) is not None:
+            further = place.host_of(host)
+            yield UserError(
+                what,
+                f"{host} itself uses the GPUs of {further}",
+                f"placement.{key}.share_with={further}" if further != key else f"placement.{host}.share_with=null",
+            )
+        elif users is not None and kind not in (None, place.gpu_type_of(users)):
+            yield UserError(
+                f"placement.{key}.gpu_type = {kind!r}, and {key} uses the GPUs of {users}",
+                f"those are of the type {place.gpu_type_of(users)!r}" if place.gpu_type_of(users) else "of no set type",
+                f"placement.{key}.gpu_type=null, or the same for both",
+            )
+
+
+def pack(wanted: Sequence[Pool], nodes: Sequence[NodeGPUs]) -> tuple[Chunk, ...] | None:
+    """A node for every seat, so that a pool lies in one node where it can; ``None`` where the GPUs do not suffice.
+
+    The largest first, each on the node on which it leaves the least; one that fits in none takes the emptiest node
+    whole and goes on with the next. Where that leaves no place for wide engines, these choose first.
+    """
+    by_size = sorted(range(len(wanted)), key=lambda i: -wanted[i].gpus)
+    by_width = sorted(by_size, key=lambda i: -wanted[i].width)
+    tries = (_packed(wanted, order, nodes) for order in (by_size, by_width))
+    return next((chunks for chunks in tries if chunks is not None), None)
+
+
+def _packed(wanted: Sequence[Pool], order: Sequence[int], nodes: Sequence[NodeGPUs]) -> tuple[Chunk, ...] | None:
+    free, chunks = [node.gpus for node in nodes], []
+    for index in order:
+        pool, first = wanted[index], 0
+        while first < pool.seats:
+            room = [n for n in _of_type(pool, nodes) if free[n] >= pool.width]
+            if not room:
+                return None
+            node = _best(room, free, _together(pool, first))
+            seats = min(_together(pool, first) // pool.width, free[node] // pool.width)
+            chunks.append(Chunk(pool=index, node=node, first=first, seats=seats))
+            free[node] -= seats * pool.width
+            first += seats
+    return tuple(chunks)
+
+
+def _together(pool: Pool, first: int) -> int:
+    """GPUs that had better be in one node. Engines do not speak with each other: each is placed by itself."""
+    return pool.width if pool.roles == (ENGINES,) else (pool.seats - first) * pool.width
+
+
+def _of_type(pool: Pool, nodes: Sequence[NodeGPUs]) -> Iterator[int]:
+    return (n for n, node in enumerate(nodes) if pool.gpu_type in (None, node.type))
+
+
+def _best(room: Sequence[int], free: Sequence[int], size: int) -> int:
+    """The node on which ``size`` GPUs leave the least, or the emptiest where they fit on none."""
+    whole = [n for n in room if free[n] >= size]
+    return min(whole, key=lambda n: free[n]) if whole else max(room, key=lambda n: free[n])

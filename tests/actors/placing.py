@@ -1,0 +1,92 @@
+"""Place the roles of a recipe on a cluster of three raylets with GPUs that exist by name only, and tell where each is.
+
+A process of its own: it joins a cluster, and its tests share a Ray that is none.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from functools import partial
+from typing import Any
+
+from ray.cluster_utils import Cluster
+from ray.util.placement_group import placement_group_table
+
+from actors.cluster import cluster
+from actors.placement import Placement
+from launch.preflight import prepare
+from rlhf.config.load import load_recipe
+from rlhf.config.pools import asked
+from rlhf.errors import RLHFError
+
+STORE = 80 * 2**20
+KINDS = {8: "H100", 4: "A100"}
+
+
+def place(names: dict[str, str], recipe_path: str, settings: list[str]) -> Any:
+    """Role → the node of each of its ranks' places; or what was said instead."""
+    recipe, placement = load_recipe(recipe_path, settings), None
+    try:
+        placement = Placement(recipe, "cuda", "ppo", 20)
+        return places(placement, names)
+    except RLHFError as error:
+        return str(error)
+    finally:
+        if placement is not None:
+            placement.free()
+
+
+def places(placement: Placement, names: dict[str, str]) -> dict[str, list[str]]:
+    """Role → the node of each of its ranks' places."""
+    return {
+        role.role: [node_of(placement.place(role.role, rank), names) for rank in range(role.ranks)]
+        for role in asked(placement.recipe, "ppo")
+    }
+
+
+def lose(own: Cluster, names: dict[str, str], recipe_path: str, settings: list[str]) -> Any:
+    """The places before a node with 8 GPUs is lost, and after."""
+    placement = Placement(load_recipe(recipe_path, settings), "cuda", "ppo", 20)
+    before = places(placement, names)
+    [node] = [node for node in own.worker_nodes if names[node.node_id] == before["critic"][0]]
+    own.remove_node(node)
+    after = places(placement, names)
+    placement.free()
+    return [before, after]
+
+
+def node_of(options: dict[str, Any], names: dict[str, str]) -> str:
+    """Where Ray has reserved the bundle that these options name."""
+    where = options["scheduling_strategy"]
+    table = placement_group_table(where.placement_group)
+    return names[table["bundles_to_node_id"][where.placement_group_bundle_index]]
+
+
+def refusal(recipe_path: str, settings: list[str]) -> str:
+    """What is said before anything is placed."""
+    try:
+        prepare(recipe_path, settings, "ppo")
+    except RLHFError as error:
+        return str(error)
+    return ""
+
+
+def main() -> None:
+    """Of each line of settings on standard input, a line of JSON in the file that is named: Ray itself prints."""
+    own = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": STORE})
+    names = {}
+    for name, gpus in (("small", 4), ("left", 8), ("right", 8)):
+        kind = {f"accelerator_type:{KINDS[gpus]}": 1}
+        node = own.add_node(num_cpus=8, num_gpus=gpus, resources=kind, object_store_memory=STORE)
+        names[node.node_id] = name
+    commands = {"refuse": refusal, "place": partial(place, names), "lose": partial(lose, own, names)}
+    with cluster(own.address, has_gpus=True), open(sys.argv[1], "w") as out:
+        for line in sys.stdin:
+            recipe, command, *settings = json.loads(line)
+            print(json.dumps(commands[command](recipe, settings)), file=out, flush=True)
+    own.shutdown()
+
+
+if __name__ == "__main__":
+    main()
