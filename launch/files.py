@@ -46,7 +46,7 @@ Ray's Prometheus servers listen on every interface and know no token. The nodes'
 dashboard and the autoscaler have none, but Ray goes on without them where their port cannot be.
 """
 
-PORTS = {"head": 6379, "dashboard": 8265}
+PORTS = {"head": 6379, "dashboard": 8265, "client": 6385}
 """Where a head listens, besides ``NODE_PORTS``."""
 
 NODE_PORTS = {

@@ -15,5 +15,5 @@ address=127.0.0.1
 if [[ $# -gt 0 && $1 != -* ]]; then address=$1; shift; fi
 # Ray takes 127.0.0.1 to mean "find this host's own address", unless it believes that it cannot be a cluster here.
 if [[ $address == 127.* ]]; then export RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0; fi
-exec ray start --head --node-ip-address="$address" --port={{ ports.head }} "${ports[@]}" --ray-client-server-port=0 \
-    --dashboard-host=127.0.0.1 --dashboard-port={{ ports.dashboard }} "$@"
+exec ray start --head --node-ip-address="$address" --port={{ ports.head }} "${ports[@]}" \
+    --dashboard-host=127.0.0.1 --dashboard-port={{ ports.dashboard }} --ray-client-server-port={{ ports.client }} "$@"
