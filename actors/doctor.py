@@ -21,7 +21,7 @@ from rlhf.doctor.all_reduce import Outcome, Plan, run_apart
 from rlhf.doctor.asking import answer
 from rlhf.doctor.clock import Reading, Skew, skew
 from rlhf.doctor.examine import Asked, Counted, Joined, NodeFacts, gather, longest
-from rlhf.doctor.findings import Fault, described
+from rlhf.doctor.findings import Fault, described, shortened
 from rlhf.doctor.nccl import SECONDS as ALL_REDUCE_SECONDS
 from rlhf.doctor.network import CONNECT_SECONDS, Listener, Target, free_port, unreached
 
@@ -201,7 +201,7 @@ def _got(ref: Any) -> Any:
 
 def _last_line(error: RayError) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1]}"[:300] if lines else type(error).__name__
+    return shortened(f"{type(error).__name__}: {lines[-1]}") if lines else type(error).__name__
 
 
 def _skew(probe: Any) -> Skew | Fault:

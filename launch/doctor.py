@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import socket
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ PURPOSE = "check versions, GPUs, memory, disk, ports, clocks and credentials, he
 EXAMPLE = "rlhf doctor recipes/llama_70b_cluster.yaml --cluster"
 JOIN_SECONDS = 60.0
 """How long a running cluster may take to let this process in."""
+CONNECT_SECONDS = 10.0
 SECONDS = 20.0
 """How long a question to this machine alone may take."""
 HERE, ALL = "this machine", "all nodes"
@@ -174,8 +176,18 @@ def _examined(address: str, asked: Asked) -> Examined | Fault:
 
 
 def _join(address: str) -> None:
+    """Join the cluster. Where nobody listens Ray would go on trying for a minute, hence the connection before it.
+
+    Raises:
+        OSError: nobody listens there.
+        MachineryError: Ray does, and refuses.
+    """
     from actors.cluster import join
 
+    named = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
+    host, colon, port = named.rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host.rpartition("/")[2].strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
     join(address)
 
 

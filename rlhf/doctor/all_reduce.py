@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from rlhf.doctor.findings import Fault
+from rlhf.doctor.findings import Fault, shortened
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -82,7 +82,7 @@ def _taken_part(plan: Plan) -> Outcome:
 def _last_words(said: str) -> str:
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     errors = [line for line in lines if "Error" in line]
-    return (errors or lines or [""])[-1][:300]
+    return shortened((errors or lines or [""])[-1])
 
 
 def main() -> None:

@@ -70,7 +70,12 @@ def judged(check: Callable[..., Finding], *facts: object) -> Finding:
 def described(error: BaseException) -> str:
     """An error in one line."""
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}"[:300] if lines else type(error).__name__
+    return shortened(f"{type(error).__name__}: {lines[0]}") if lines else type(error).__name__
+
+
+def shortened(text: str, width: int = 240) -> str:
+    """A text's begin, where it is long."""
+    return text if len(text) <= width else f"{text[: width - 3]}..."
 
 
 def gib(size: float) -> str:

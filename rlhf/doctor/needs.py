@@ -171,7 +171,7 @@ def check_plan(recipe: Recipe, stage: Stage, hardware: Hardware) -> Finding:
         return failed(problems[0].splitlines()[0] + more, _fix(hardware.cluster))
     if not hardware.gpus:
         nodes = "1 node" if hardware.nodes == 1 else f"{hardware.nodes} nodes"
-        return ok(f"{nodes} without GPUs, {hardware.cpus} cores on the smallest: they suffice for CPU processes")
+        return ok(f"{nodes} without GPUs suffice for CPU processes; cores of the smallest: {hardware.cpus}")
     known = hardware.cluster.gpu if hardware.cluster else "no type that the plan knows, so memory was not counted"
     return ok(f"{hardware.nodes} × {hardware.gpus} GPUs suffice ({known})")
 
