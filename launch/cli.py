@@ -15,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+import launch.doctor
 import launch.plan
 import launch.report
 from launch.options import add_recipe
@@ -37,7 +38,7 @@ COMMANDS = {
 }
 """Commands that run a recipe's stages here."""
 
-TOOLS: dict[str, ModuleType] = {"plan": launch.plan, "report": launch.report}
+TOOLS: dict[str, ModuleType] = {"plan": launch.plan, "doctor": launch.doctor, "report": launch.report}
 """Commands around a run. Each is a module with ``PURPOSE``, ``EXAMPLE``, ``add_options`` and ``run``."""
 
 SCREEN_LINES, SCREEN_WIDTH = 38, 500
@@ -82,6 +83,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Options of a command line; ``key.path=value`` settings may stand anywhere after the recipe."""
     options, rest = parser().parse_known_args(arguments)
     takes_settings = "overrides" in options
+    if takes_settings and options.recipe is None and rest and "=" not in rest[0] and not rest[0].startswith("-"):
+        options.recipe = rest.pop(0)  # argparse finds one that may be left out only before the options
     unknown = [word for word in rest if word.startswith("-") or "=" not in word or not takes_settings]
     if unknown:
         parser().error(f"unrecognized arguments: {' '.join(unknown)}")

@@ -3,6 +3,8 @@
 #
 # The stamp says what the environment was made from and is written last. An environment without it, or with another one,
 # was interrupted, is out of date or was moved: it is made again from nothing. Where it agrees, there is nothing to do.
+#
+# With WHEELHOUSE=folder, which launch/wheelhouse.sh made on another machine, no network is needed.
 set -euo pipefail
 
 die() { printf '%s\n' "$@" >&2; exit 2; }
@@ -13,6 +15,13 @@ case $1 in
     gpu) torch_index=https://download.pytorch.org/whl/cu130 ;;
     *) die "There is no environment named '$1'." "  fix: make ENV=cpu or make ENV=gpu" ;;
 esac
+sources=()
+if [[ -n ${WHEELHOUSE:-} ]]; then
+    wheelhouse=$(realpath -m "$WHEELHOUSE")
+    [[ -f $wheelhouse/SHA256SUMS ]] ||
+        die "$wheelhouse is no wheelhouse." "  fix: launch/wheelhouse.sh $1, on a machine with a network"
+    sources=(--no-index --find-links "$wheelhouse")
+fi
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 venv=$(realpath -m "$2")
 python=$(realpath -m "$(command -v "$3" || echo "$3")")  # not a link inside the environment that is about to be removed
@@ -23,14 +32,19 @@ made_from() { { echo "$venv"; "$python" --version; cat requirements/{build,dev}.
 pinned() { grep -E "^$1==" "$requirements"; }
 
 # uv installs in seconds what takes pip minutes, but does not read pip's configuration: where uv fails, pip may not.
-install() { "$venv/bin/uv" pip install --python "$venv/bin/python" --no-deps "$@" || "$venv/bin/pip" install --no-deps "$@"; }
+install() {
+    "$venv/bin/uv" pip install --python "$venv/bin/python" --no-deps "${sources[@]}" "$@" ||
+        "$venv/bin/pip" install --no-deps "${sources[@]}" "$@"
+}
 
-create() { "$python" -m venv "$venv" && "$venv/bin/pip" install --no-deps -r requirements/build.txt; }
+check() (cd "$wheelhouse" && sha256sum --check --quiet SHA256SUMS)
+
+create() { "$python" -m venv "$venv" && "$venv/bin/pip" install --no-deps "${sources[@]}" -r requirements/build.txt; }
 
 # The machine's own sources first: asking an index that cannot be reached costs half a minute.
 install_torch() {
-    "$venv/bin/pip" install --no-deps --no-compile "$(pinned torch)" ||
-        "$venv/bin/pip" install --no-deps --no-compile --index-url "$torch_index" "$(pinned torch)"
+    "$venv/bin/pip" install --no-deps --no-compile "${sources[@]}" "$(pinned torch)" ||
+        "$venv/bin/pip" install --no-deps --no-compile "${sources[@]}" --index-url "$torch_index" "$(pinned torch)"
 }
 
 # DeepSpeed is built from source, and its build imports PyTorch. Its kernels are compiled on first use, where one is used.
@@ -68,6 +82,7 @@ rm -rf "$venv"
 mkdir -p "$venv"
 : >"$log"
 grep -hE '^[^#]+==' "$requirements" requirements/dev.txt | grep -vE '^(torch|deepspeed)==' >"$rest"
+[[ ${#sources[@]} -eq 0 ]] || step "checking the wheelhouse" check
 step "creating it" create
 step "installing PyTorch" install_torch & torch=$!
 step "installing vLLM, Ray, transformers and the rest, $(wc -l <"$rest") packages" install -r "$rest"

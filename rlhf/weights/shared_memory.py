@@ -1,7 +1,7 @@
-"""Weight transfer between processes of one host without a GPU: a backend for vLLM's weight-transfer API.
+"""Weight transfer between processes without a GPU: a backend for vLLM's weight-transfer API.
 
 vLLM offers NCCL and CUDA IPC; this is the same protocol over a file in shared memory, a few large chunks a publish.
-The sender and all engines must be on one host: an engine elsewhere would not find the file.
+An engine on another host does not find the file: whoever calls it brings the content, as a ``local_copy`` there.
 Registered through the entry point group ``vllm.general_plugins``, so that the engine's own worker process knows it.
 """
 
@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -135,6 +136,19 @@ def chunk_folder(size: int) -> str | None:
     """
     usable = os.access(SHARED_MEMORY, os.W_OK) and shutil.disk_usage(SHARED_MEMORY).free >= size
     return SHARED_MEMORY if usable else None
+
+
+@contextmanager
+def local_copy(update: Mapping[str, Any], content: np.ndarray) -> Iterator[dict[str, Any]]:
+    """A chunk of another host, within the block as a file of this one.
+
+    Args:
+        update: the chunk's ``SharedMemoryUpdate`` as a dictionary.
+        content: (bytes,) what is in its file, uint8.
+    """
+    with tempfile.NamedTemporaryFile(dir=chunk_folder(content.nbytes), prefix=prefix("weights")) as file:
+        content.tofile(file.name)
+        yield {**update, "path": file.name}
 
 
 def _chunks(source: WeightSource) -> Iterator[list[tuple[str, Tensor]]]:

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -13,7 +15,7 @@ from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
 from rlhf.weights import shared_memory
 from rlhf.weights.sender import make_sender
-from rlhf.weights.shared_memory import SharedMemoryUpdate, chunk_folder, read_chunk, write_chunk
+from rlhf.weights.shared_memory import SharedMemoryUpdate, chunk_folder, local_copy, read_chunk, write_chunk
 
 ODD = [
     ("a", torch.tensor([1.5, -2.5, 3.5], dtype=torch.bfloat16)),
@@ -46,6 +48,15 @@ def test_what_was_read_outlives_the_file(tmp_path: Path) -> None:
     write_chunk(tmp_path / "chunk", [("other", torch.full((40,), 9.0))])
     (tmp_path / "chunk").unlink()
     assert_same(found, ODD)
+
+
+def test_a_chunk_of_another_host_is_a_file_here_for_a_moment(tmp_path: Path) -> None:
+    update = asdict(write_chunk(tmp_path / "chunk", ODD))
+    content = np.fromfile(tmp_path / "chunk", dtype=np.uint8)
+    (tmp_path / "chunk").unlink()
+    with local_copy(update, content) as here:
+        assert_same(read_chunk(SharedMemoryUpdate(**here)), ODD)
+    assert not Path(here["path"]).exists()
 
 
 class ListSource(WeightSource):

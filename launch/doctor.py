@@ -1,0 +1,241 @@
+"""``rlhf doctor``: is this machine, or every node of a running cluster, fit for a run. It changes nothing."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from actors.doctor import Answer, Examined
+    from rlhf.config.schema import Recipe
+    from rlhf.doctor.examine import Asked, Bench
+    from rlhf.doctor.findings import Fault, Row
+    from rlhf.doctor.needs import Hardware
+
+PURPOSE = "check versions, GPUs, memory, disk, ports, clocks and credentials, here or on every node of a cluster"
+EXAMPLE = "rlhf doctor recipes/llama_70b_cluster.yaml --cluster"
+JOIN_SECONDS = 60.0
+"""How long a running cluster may take to let this process in."""
+CONNECT_SECONDS = 10.0
+SECONDS = 20.0
+"""How long a question to this machine alone may take."""
+HERE, ALL = "this machine", "all nodes"
+
+
+def add_options(command: argparse.ArgumentParser) -> None:
+    """A recipe if there is one, and which nodes."""
+    command.add_argument("recipe", nargs="?", help="YAML file: what it takes of memory and disk is checked too")
+    command.add_argument("overrides", nargs="*", metavar="key.path=value", help="settings that replace the recipe's")
+    command.add_argument("--cluster", action="store_true", help="check every node of the running Ray cluster")
+    command.add_argument("--address", help="of that cluster (default: placement.ray_address, or auto)")
+    command.add_argument(
+        "--stage",
+        default="pipeline",
+        choices=("sft", "reward", "dpo", "ppo", "pipeline"),
+        help="the command that the recipe is checked for",
+    )
+    command.add_argument("--json", action="store_true", help="print the rows as JSON")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Print the table.
+
+    Raises:
+        UserError: a check failed, or the recipe is wrong.
+    """
+    from rlhf.config.load import load_recipe
+    from rlhf.doctor.show import as_values, counts, show
+    from rlhf.errors import UserError
+    from rlhf.tracking.quiet import quiet_framework_logs
+
+    recipe = load_recipe(options.recipe, options.overrides) if options.recipe else None
+    address = options.address or (recipe and recipe.placement.ray_address) or ("auto" if options.cluster else None)
+    with tempfile.TemporaryDirectory() as folder, quiet_framework_logs(Path(folder) / "log") as stdout:
+        rows = _cluster_rows(address, recipe, options.stage) if address else _own_rows(recipe, options.stage)
+        print(json.dumps(as_values(rows), indent=2), file=stdout) if options.json else show(rows, stdout)
+    if count := counts(rows)["failed"]:
+        names = ", ".join(dict.fromkeys(row.check for row in rows if row.finding.status == "failed"))
+        fix = "each failed row names its own; docs/doctor.md says more"
+        raise UserError(f"{count} check{'s' if count > 1 else ''} failed: {names}", fix=fix)
+
+
+def _own_rows(recipe: Recipe | None, stage: Any) -> list[Row]:
+    """Every check of this machine alone."""
+    from rlhf.doctor.examine import gather, node_rows
+
+    pins, asked = _asked(recipe)
+    facts = gather(asked)
+    hardware = _hardware([facts], [len(os.sched_getaffinity(0))])
+    bench = _bench(recipe, stage, pins, facts.versions, hardware)
+    return [*node_rows(HERE, facts, bench), *_driver_rows(recipe), *_plan_rows(recipe, stage, hardware)]
+
+
+def _cluster_rows(address: str, recipe: Recipe | None, stage: Any) -> list[Row]:
+    """Every check on every node, and what concerns all of them together."""
+    from rlhf.doctor import versions
+    from rlhf.doctor.asking import answer
+    from rlhf.doctor.findings import Fault
+
+    pins, asked = _asked(recipe)
+    examined = _examined(address, asked)
+    if isinstance(examined, Fault):
+        return [_not_joined(address, examined), *_own_rows(recipe, stage)]
+    told = [each for each in examined.answers if not isinstance(each.facts, Fault)]
+    hardware = _hardware([each.facts for each in told], [each.node.cpus for each in told])
+    here = answer(partial(versions.gather, asked.packages), SECONDS)
+    bench = _bench(recipe, stage, pins, here, hardware)
+    rows = [*_together_rows(examined), *_driver_rows(recipe), *_plan_rows(recipe, stage, hardware)]
+    return [*rows, *(row for each in examined.answers for row in _answer_rows(each, bench))]
+
+
+def _asked(recipe: Recipe | None) -> tuple[Any, Asked]:
+    """The pins, and what every node is asked."""
+    from rlhf.config.schema import Recipe
+    from rlhf.doctor.asking import answer
+    from rlhf.doctor.examine import Asked
+    from rlhf.doctor.findings import Fault
+    from rlhf.doctor.versions import names_of, read_pins
+
+    pins = answer(read_pins, SECONDS)
+    runs = Path((recipe or Recipe(name="any")).runs_dir).expanduser().absolute()
+    ray = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
+    return pins, Asked(packages=() if isinstance(pins, Fault) else names_of(pins), runs=runs, ray=ray)
+
+
+def _hardware(facts: Sequence[Any], cpus: Sequence[int]) -> Hardware:
+    """What there is to place a run on: nodes with GPUs where there are any, otherwise all."""
+    from rlhf.doctor.needs import Hardware
+
+    gpus = [each.gpus.gpus for each in facts if each.has_gpus]
+    cores = min((count for count in cpus if count), default=1)
+    if not gpus:
+        return Hardware(nodes=max(1, len(facts)), cpus=cores)
+    smallest = min((gpu for each in gpus for gpu in each), key=lambda gpu: gpu.memory)
+    return Hardware(nodes=len(gpus), cpus=cores, gpus=min(len(each) for each in gpus), gpu=smallest)
+
+
+def _bench(recipe: Recipe | None, stage: Any, pins: Any, here: Any, hardware: Hardware) -> Bench:
+    from rlhf.doctor.asking import answer
+    from rlhf.doctor.examine import Bench
+    from rlhf.doctor.needs import OWN_STORE, needs_of
+
+    needs = None if recipe is None else answer(partial(needs_of, recipe, stage, hardware), SECONDS)
+    return Bench(pins=pins, here=here, needs=needs, own_store=0 if hardware.gpus else OWN_STORE)
+
+
+def _driver_rows(recipe: Recipe | None) -> list[Row]:
+    """What concerns only the machine that a run is started on."""
+    from rlhf.config.schema import TrackingConfig
+    from rlhf.doctor.asking import answer
+    from rlhf.doctor.credentials import check_login, gather_login
+    from rlhf.doctor.findings import Row, judged
+
+    login = answer(partial(gather_login, recipe.tracking if recipe else TrackingConfig()), 2 * SECONDS)
+    return [Row(check="W&B", node=HERE, finding=judged(check_login, login))]
+
+
+def _plan_rows(recipe: Recipe | None, stage: Any, hardware: Hardware) -> list[Row]:
+    from rlhf.doctor.asking import answer
+    from rlhf.doctor.findings import Row, judged
+    from rlhf.doctor.needs import check_plan
+
+    if recipe is None:
+        return []
+    finding = answer(partial(check_plan, recipe, stage, hardware), SECONDS)
+    return [Row(check="plan", node=ALL, finding=judged(lambda made: made, finding))]
+
+
+def _examined(address: str, asked: Asked) -> Examined | Fault:
+    """What the nodes of the cluster say; a ``Fault`` where it cannot be joined, or asked."""
+    from rlhf.doctor.asking import answer
+    from rlhf.doctor.findings import Fault
+
+    joined = answer(partial(_join, address), JOIN_SECONDS)
+    if isinstance(joined, Fault):
+        return joined
+    import ray
+
+    from actors.doctor import cluster_nodes, examine
+    from rlhf.doctor.findings import described
+
+    try:
+        with _marker(asked.runs) as marker:
+            return examine(cluster_nodes(), asked, marker)
+    except Exception as error:  # the cluster went away, or this process was cut off from it
+        return Fault(reason=described(error))
+    finally:
+        ray.shutdown()
+
+
+def _join(address: str) -> None:
+    """Join the cluster. Where nobody listens Ray would go on trying for a minute, hence the connection before it.
+
+    Raises:
+        OSError: nobody listens there.
+        MachineryError: Ray does, and refuses.
+    """
+    from actors.cluster import join
+
+    named = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
+    host, colon, port = named.rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host.rpartition("/")[2].strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+    join(address)
+
+
+@contextmanager
+def _marker(runs: Path) -> Iterator[Path | Fault]:
+    """A file in the runs' folder, or in the nearest folder above it that is there, for as long as the block takes."""
+    from rlhf.doctor.asking import answer
+    from rlhf.doctor.findings import Fault
+
+    def make() -> Any:
+        place = next(each for each in (runs, *runs.parents) if each.is_dir())
+        return tempfile.NamedTemporaryFile(prefix=".rlhf-doctor-", dir=place)
+
+    made = answer(make, SECONDS)
+    if isinstance(made, Fault):
+        yield made
+        return
+    with made:
+        yield Path(made.name)
+
+
+def _not_joined(address: str, fault: Fault) -> Row:
+    from rlhf.doctor.findings import Row, failed
+
+    fix = "`ray status` there; the address and port, RAY_AUTH_MODE and the token, and the versions must be its own"
+    found = f"{address} could not be asked: {fault.reason}; below is this machine alone"
+    return Row(check="cluster", node=HERE, finding=failed(found, fix))
+
+
+def _together_rows(examined: Examined) -> list[Row]:
+    """What concerns all nodes together."""
+    from rlhf.doctor.findings import Row, judged, ok
+    from rlhf.doctor.nccl import check_across
+
+    nodes = [each.node for each in examined.answers]
+    gpus, cpus = sum(node.counted.gpus for node in nodes), sum(node.cpus for node in nodes)
+    found = f"{len(nodes)} node{'s' if len(nodes) > 1 else ''}, {gpus} GPUs and {cpus} cores by Ray's count"
+    across = judged(check_across, examined.across)
+    return [Row(check="cluster", node=ALL, finding=ok(found)), Row(check="NCCL of all", node=ALL, finding=across)]
+
+
+def _answer_rows(answer: Answer, bench: Bench) -> list[Row]:
+    """The rows of one node; a single failed one where it said nothing."""
+    from rlhf.doctor.examine import node_rows
+    from rlhf.doctor.findings import Fault, Row, failed
+
+    if isinstance(answer.facts, Fault):
+        fix = "this project's folder, at the same path, and its environment are on every node; see the raylet's log"
+        finding = failed(f"could not be examined: {answer.facts.reason}", fix)
+        return [Row(check="node", node=answer.node.name, finding=finding)]
+    return node_rows(answer.node.name, answer.facts, bench, answer.joined)

@@ -1,0 +1,181 @@
+"""Renders the files that start a cluster: one place for what they have in common.
+
+``python -m launch.files`` writes them all where they are kept. ``python -m launch.files FILE name=value ...`` prints
+one of them with other sizes: ``python -m launch.files launch/kubernetes/rayjob.yaml queue=team-a max_workers=2``.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from rlhf.errors import Stopped, UserError
+
+ROOT = Path(__file__).parents[1]
+TEMPLATES = Path(__file__).parent / "templates"
+
+FILES = (
+    ".dockerignore",
+    "cluster.yaml",
+    "launch/Containerfile",
+    "launch/head.sh",
+    "launch/kubernetes/access.yaml",
+    "launch/kubernetes/raycluster.yaml",
+    "launch/kubernetes/rayjob.yaml",
+    "launch/slurm.sh",
+    "launch/wheelhouse.sh",
+    "launch/worker.sh",
+)
+"""What is rendered, from the template of the same name in ``launch/templates``."""
+
+ENVIRONMENT = {
+    "RAY_AUTH_MODE": "token",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_enable_metrics_collection": "0",
+    "DASHBOARD_METRIC_PORT": "65536",
+    "AUTOSCALER_METRIC_PORT": "65536",
+}
+"""On every node and for every client: nobody without the token, and nothing is reported to Ray's makers.
+
+Ray's Prometheus servers listen on every interface and know no token. The nodes' own has a switch; those of the
+dashboard and the autoscaler have none, but Ray goes on without them where their port cannot be.
+"""
+
+PORTS = {"head": 6379, "dashboard": 8265, "client": 6385}
+"""Where a head listens, besides ``NODE_PORTS``."""
+
+NODE_PORTS = {
+    "node-manager-port": 6380,
+    "object-manager-port": 6381,
+    "runtime-env-agent-port": 6382,
+    "dashboard-agent-grpc-port": 6383,
+    "dashboard-agent-listen-port": 6384,
+    "min-worker-port": 10002,
+    "max-worker-port": 19999,
+}
+"""Where every node listens, as options of `ray start`; docs/security.md says for whom. Actors choose further ports."""
+
+PACKAGES = ("build-essential", "make", "python3-dev", "python3-venv")
+"""Debian's and Ubuntu's packages that ``launch/setup_env.sh`` needs, and that compile kernels on first use."""
+
+STAYS_HERE = (".git", ".venv", ".slurm", "runs", "data", "wandb", "wheelhouse")
+"""Folders of the project that are never copied to a node, into an image, or into a wheelhouse."""
+
+NOT_COPIED = ("__pycache__", ".*_cache", "*.egg-info")
+"""Nor these, wherever they are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What differs from cluster to cluster."""
+
+    name: str = "rlhf"
+    provider: str = "aws"
+    """Of ``cluster.yaml``. ``fake_multinode`` is Ray's own for tests: every node is a process of this machine."""
+    kind: str = "gpu"
+    """The environment on the nodes: ``cpu`` or ``gpu``, as for ``make env ENV=``."""
+    min_workers: int = 1
+    max_workers: int = 4
+    cpus: int = 192
+    """Of a worker."""
+    gpus: int = 8
+    """Of a worker."""
+    memory_gib: int = 1800
+    """Of a worker, on Kubernetes."""
+    image: str = "rlhf:gpu"
+    """What ``launch/Containerfile`` was built as, where the nodes of a Kubernetes cluster find it."""
+    queue: str = ""
+    """Kueue's local queue; empty: none."""
+    recipe: str = "recipes/llama_8b_8gpu.yaml"
+    """What a RayJob runs."""
+
+
+def render(file: str, settings: Settings | None = None) -> str:
+    """The text of one of ``FILES``."""
+    loader = jinja2.FileSystemLoader(TEMPLATES)
+    # In a shell script `{#` is the length of a variable, not a comment.
+    environment = jinja2.Environment(
+        loader=loader,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        comment_start_string="<#",
+        comment_end_string="#>",
+    )
+    return environment.get_template(file.removeprefix("launch/")).render(_values(file, settings or Settings()))
+
+
+def _values(file: str, settings: Settings) -> dict[str, Any]:
+    """What the templates may say."""
+    template = f"launch/templates/{file.removeprefix('launch/')}"
+    return {
+        **asdict(settings),
+        "notice": f"Made by `python -m launch.files` from {template}: change that.",
+        "environment": ENVIRONMENT,
+        "ports": PORTS,
+        "node_ports": NODE_PORTS,
+        "packages": " ".join(PACKAGES),
+        "stays_here": STAYS_HERE,
+        "not_copied": NOT_COPIED,
+        "ray": ray_version(),
+        "go_on": Stopped.exit_code,
+    }
+
+
+def ray_version() -> str:
+    """The version of Ray that is pinned."""
+    lines = (ROOT / "requirements" / "gpu.txt").read_text(encoding="utf-8").splitlines()
+    return next(line.partition("==")[2] for line in lines if line.startswith("ray=="))
+
+
+def parse(words: Sequence[str]) -> Settings:
+    """Settings from ``name=value`` words.
+
+    Raises:
+        UserError: there is no such setting, or its value is no number where it must be one.
+    """
+    kinds: dict[str, type] = {name: type(value) for name, value in asdict(Settings()).items()}
+    given: dict[str, Any] = {}
+    for word in words:
+        name, _, value = word.partition("=")
+        try:
+            given[name] = kinds[name](value)
+        except (KeyError, ValueError):
+            raise UserError(
+                f"{word!r} is no setting of a cluster", f"there are {', '.join(kinds)}", "name=value"
+            ) from None
+    return replace(Settings(), **given)
+
+
+def write_all(folder: Path = ROOT) -> None:
+    """Render every file into the project."""
+    for file in FILES:
+        path = folder / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(render(file), encoding="utf-8")
+        path.chmod(0o755 if path.suffix == ".sh" else 0o644)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Write all files, or print one; returns the exit code."""
+    if not arguments:
+        write_all()
+        return 0
+    try:
+        if arguments[0] not in FILES:
+            raise UserError(f"{arguments[0]} is not made here", f"there are {', '.join(FILES)}", "name one of them")
+        print(render(arguments[0], parse(arguments[1:])), end="")
+    except UserError as error:
+        print(f"launch.files: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

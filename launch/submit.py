@@ -1,0 +1,195 @@
+"""``rlhf submit RECIPE``: a run as a job on a Ray cluster; followed, detached from, stopped. See docs/security.md."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shlex
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from launch.upload import RECIPE, is_elsewhere, named_functions, named_paths, stage
+from rlhf.config.load import load_recipe
+from rlhf.config.machine import Machine
+from rlhf.config.schema import Recipe
+from rlhf.errors import UserError
+
+if TYPE_CHECKING:
+    from launch.jobs import Jobs
+
+PURPOSE = "run a recipe as a job on a Ray cluster"
+EXAMPLE = "rlhf submit recipes/quickstart.yaml ppo.steps=20 --command pipeline"
+
+ADDRESS = "http://127.0.0.1:8265"
+PASSED = ("HF_HUB_OFFLINE", "WANDB_MODE", "WANDB_ENTITY")
+"""Variables that a job is given where they are set here. Whoever may list the cluster's jobs can read them."""
+SECRET = re.compile(r"KEY|TOKEN|SECRET|PASS|CREDENTIAL|AUTH", re.IGNORECASE)
+"""Names of variables that are never part of a job."""
+DETACHED = 130
+"""Exit code when Ctrl-C left the job to itself."""
+
+
+def add_options(command: argparse.ArgumentParser) -> None:
+    """A recipe to submit, or what to do with a submitted job."""
+    command.add_argument("recipe", nargs="?", help="YAML file, see recipes/ and docs/configuration.md")
+    command.add_argument("overrides", nargs="*", metavar="key.path=value", help="settings that replace the recipe's")
+    command.add_argument(
+        "--command",
+        default="pipeline",
+        dest="runs",
+        choices=("pipeline", "sft", "reward", "dpo", "ppo"),
+        help="what to run (default: pipeline)",
+    )
+    command.add_argument("--no-wait", action="store_true", help="leave the job to itself once it is submitted")
+    command.add_argument("--env", action="append", default=[], metavar="NAME", help="pass this variable on to the job")
+    command.add_argument("--follow", metavar="JOB", help="show the log of a job, and end as it ends")
+    command.add_argument("--stop", metavar="JOB", help="have a job commit a checkpoint and end")
+    command.add_argument("--list", action="store_true", help="list the jobs")
+    command.add_argument(
+        "--address",
+        default=os.environ.get("RAY_API_SERVER_ADDRESS", ADDRESS),
+        help=f"the cluster's dashboard (default: RAY_API_SERVER_ADDRESS, else {ADDRESS})",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Do one of the four; returns the exit code of the job that was followed.
+
+    Raises:
+        UserError: the recipe, the files that it names, or the token is wrong.
+        MachineryError: the cluster does not answer, or the job was killed.
+    """
+    if sum(map(bool, (options.recipe, options.follow, options.stop, options.list))) != 1:
+        raise UserError("give one of RECIPE, --follow JOB, --stop JOB and --list", fix=f"for example {EXAMPLE}")
+    if options.recipe:
+        return _submit(options)
+    from launch.jobs import Jobs
+
+    jobs = Jobs(options.address)
+    if options.follow:
+        return _follow(jobs, options.follow)
+    return _stop(jobs, options.stop) if options.stop else _list(jobs)
+
+
+def _submit(options: argparse.Namespace) -> int:
+    recipe = checked(options.recipe, options.overrides, options.runs)
+    environment = passed_on(options.env, os.environ)
+    with tempfile.TemporaryDirectory() as folder:
+        files = stage(recipe, Path.cwd(), Path(folder))
+        from launch.jobs import Jobs
+
+        jobs, job = Jobs(options.address), f"{recipe.name}-{uuid.uuid4().hex[:6]}"
+        run_folder = f"{recipe.runs_dir}/{recipe.name}"
+        jobs.submit(
+            job=job,
+            entrypoint=f"exec python -m launch.job {options.runs} {RECIPE}",
+            files=Path(folder),
+            environment=environment,
+            metadata={"command": options.runs, "recipe": Path(options.recipe).name, "run": run_folder},
+            grace_seconds=recipe.checkpoint.grace_seconds,
+        )
+    print(
+        f"{job}: rlhf {options.runs} with {', '.join(map(str, files)) or 'no files'}; the run's folder on the cluster"
+    )
+    print(f"is {run_folder}\n{_how(options.address, job)}", flush=True)
+    return 0 if options.no_wait else _follow(jobs, job)
+
+
+def checked(path: str, overrides: Sequence[str], command: str) -> Recipe:
+    """The recipe as a job runs it, refused here where it cannot work on any cluster.
+
+    Files that only the nodes see, and what the nodes are, are left to the job to check, which it does first.
+
+    Raises:
+        UserError: lists every problem found.
+    """
+    from rlhf.config.validate import validate
+
+    recipe = load_recipe(path, overrides)
+    anything = Machine(gpus=10**6, cpus=10**6)
+    validate(load_recipe(path, [*overrides, *_unseen(recipe)]), command, anything)
+    runs_dir = recipe.runs_dir if is_elsewhere(recipe.runs_dir) else f"~/{recipe.runs_dir}"
+    return load_recipe(path, [*overrides, "placement.ray_address=auto", f"runs_dir={runs_dir}"])
+
+
+def _unseen(recipe: Recipe) -> list[str]:
+    """Settings that stand in for files which are not on this machine, and need not be."""
+    unseen = [
+        key for key, path in named_paths(recipe).items() if is_elsewhere(path) and not Path(path).expanduser().exists()
+    ]
+    functions = [
+        key
+        for key, source in named_functions(recipe).items()
+        if is_elsewhere(source) and not Path(source).expanduser().exists()
+    ]
+    no_name = ("model.chat_template", "reward.ceiling")  # these can only be files
+    return [f"{key}={'null' if key in no_name else 'elsewhere'}" for key in unseen] + [
+        f"{key}=elsewhere:function" for key in functions
+    ]
+
+
+def passed_on(names: Sequence[str], environment: os._Environ[str] | dict[str, str]) -> dict[str, str]:
+    """Variables that go with a job.
+
+    Raises:
+        UserError: one is not set here, or may be a secret.
+    """
+    for name in names:
+        if SECRET.search(name):
+            raise UserError(
+                f"--env {name} may be a secret",
+                "whoever may list the cluster's jobs can read a job's variables, and Ray writes them into its logs",
+                f"export {name} on the nodes before `launch/head.sh` and `launch/worker.sh`, or log in there",
+            )
+        if name not in environment:
+            raise UserError(f"--env {name}: it is not set here", fix=f"export {name}=...")
+    return {name: environment[name] for name in (*PASSED, *names) if name in environment}
+
+
+def _follow(jobs: Jobs, job: str) -> int:
+    try:
+        return jobs.follow(job, _show)
+    except KeyboardInterrupt:
+        print(f"\ndetached: {job} goes on.\n{_how(jobs.address, job)}", flush=True)
+        return DETACHED
+
+
+def _show(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _how(address: str, job: str) -> str:
+    at = "" if address == ADDRESS else f" --address {shlex.quote(address)}"
+    return f"  follow: rlhf submit --follow {job}{at}\n  stop:   rlhf submit --stop {job}{at}"
+
+
+def _stop(jobs: Jobs, job: str) -> int:
+    from launch.jobs import STOP_SPARE_SECONDS, STOP_WAIT
+
+    info = jobs.info(job)
+    if info.status.is_terminal():
+        print(f"{job} had ended already: {info.status.value.lower()}")
+        return 0
+    wait = float((info.runtime_env or {}).get("env_vars", {}).get(STOP_WAIT, 0)) + STOP_SPARE_SECONDS
+    started = time.monotonic()
+    code = jobs.stop(job, wait)
+    print(f"{job} ended with exit code {code} after {time.monotonic() - started:.1f} s: {jobs.last_line(job)}")
+    return 0
+
+
+def _list(jobs: Jobs) -> int:
+    rows = [("job", "state", "started", "run's folder")]
+    for job in jobs.all():
+        started = time.strftime("%Y-%m-%d %H:%M", time.localtime((job.start_time or 0) / 1000))
+        rows.append((str(job.submission_id), job.status.value.lower(), started, (job.metadata or {}).get("run", "")))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+    return 0

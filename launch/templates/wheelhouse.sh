@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# {{ notice }}
+#
+# Packs the project with all its packages, for machines without a network.   launch/wheelhouse.sh cpu|gpu [FOLDER]
+#
+# It needs the environment of that kind (`make env`), of the same Python and system as the machines have: DeepSpeed comes
+# as source, and is built here. What is made is one folder, `wheelhouse` unless another is named. Carry it over, and:
+#
+#   mkdir rlhf && tar -xzf wheelhouse/rlhf.tar.gz -C rlhf && cd rlhf
+#   make env WHEELHOUSE=../wheelhouse
+set -euo pipefail
+
+case ${1:-} in cpu | gpu) ;; *) echo "usage: launch/wheelhouse.sh cpu|gpu [FOLDER]" >&2; exit 2 ;; esac
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+kind=$1 folder=$(realpath -m "${2:-wheelhouse}")
+bin=${VENV:-.venv}/bin
+"$bin/python" -c 'import torch' 2>/dev/null || {
+    printf '%s\n' "launch/wheelhouse.sh: there is no environment to build with" "  fix: make env ENV=$kind" >&2
+    exit 2
+}
+case $kind in
+    cpu) torch_index=https://download.pytorch.org/whl/cpu ;;
+    gpu) torch_index=https://download.pytorch.org/whl/cu130 ;;
+esac
+requirements=requirements/$kind.txt
+torch=$(grep -E '^torch==' "$requirements")
+
+wheels() { DS_BUILD_OPS=0 "$bin/pip" wheel --no-deps --no-build-isolation --wheel-dir "$folder" "$@"; }
+
+mkdir -p "$folder"
+# The machine's own sources first: asking an index that cannot be reached costs half a minute.
+wheels "$torch" || wheels --index-url "$torch_index" "$torch"
+grep -hE '^[^#]+==' "$requirements" requirements/{build,dev}.txt | grep -v '^torch==' | wheels --requirement /dev/stdin
+tar --create --gzip --file "$folder/rlhf.tar.gz" --exclude-vcs \
+    --anchored {% for name in stays_here if name != ".git" %}--exclude=./{{ name }} {% endfor %}\
+    --no-anchored {% for name in not_copied %}--exclude='{{ name }}' {% endfor %}.
+(cd "$folder" && sha256sum -- *.whl rlhf.tar.gz >SHA256SUMS)
+du --human-readable --summarize "$folder"

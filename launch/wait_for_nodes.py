@@ -1,0 +1,57 @@
+"""``python -m launch.wait_for_nodes ADDRESS NODES [SECONDS]``: returns when a cluster has so many nodes.
+
+A run is placed on the nodes that there are when it starts, and those of a cluster do not start at the same moment.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+
+from rlhf.errors import MachineryError, RLHFError
+
+SECONDS = 300.0
+POLL_SECONDS = 0.5
+
+
+def wait_for_nodes(address: str, wanted: int, seconds: float = SECONDS) -> None:
+    """Return when the cluster at ``address`` has ``wanted`` living nodes.
+
+    Raises:
+        MachineryError: it has not, after so many seconds.
+    """
+    from actors.cluster import join, nodes
+
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            join(address)
+            break
+        except MachineryError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(POLL_SECONDS)
+    while len(nodes()) < wanted:
+        if time.monotonic() > end:
+            there = ", ".join(sorted(node["NodeManagerAddress"] for node in nodes()))
+            raise MachineryError(
+                f"{len(nodes())} of {wanted} nodes joined {address} within {seconds:.0f} s: {there}; "
+                "the logs of the others say why"
+            )
+        time.sleep(POLL_SECONDS)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Wait as the command line says; returns the exit code."""
+    address, wanted, *rest = arguments
+    try:
+        wait_for_nodes(address, int(wanted), *map(float, rest))
+    except RLHFError as error:
+        print(f"launch.wait_for_nodes: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,108 @@
+"""The launchers' files are what ``launch/files.py`` renders, and agree with what the rest of the project says."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from launch.files import ENVIRONMENT, FILES, PORTS, ROOT, TEMPLATES, Settings, main, parse, ray_version, render
+from rlhf.errors import UserError
+
+SCRIPTS = [ROOT / file for file in FILES if file.endswith(".sh")] + [ROOT / "launch/setup_env.sh"]
+TOOLS = Path(sys.executable).parent
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_file_is_what_is_rendered(file: str) -> None:
+    path = ROOT / file
+    assert path.read_text(encoding="utf-8") == render(file), "python -m launch.files"
+    assert os.access(path, os.X_OK) == file.endswith(".sh")
+
+
+def test_every_template_is_rendered() -> None:
+    templates = {path for path in TEMPLATES.rglob("*") if path.is_file() and path.suffix != ".jinja"}
+    assert {TEMPLATES / file.removeprefix("launch/") for file in FILES} == templates
+
+
+def test_a_variant_is_printed_with_its_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["launch/kubernetes/rayjob.yaml", "name=other", "max_workers=7"]) == 0
+    job = yaml.safe_load(capsys.readouterr().out)
+    assert job["metadata"]["name"] == "other"
+    assert job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["replicas"] == 7
+
+
+@pytest.mark.parametrize("word", ["workers=3", "gpus=many", "gpus"])
+def test_an_unknown_setting_is_refused(word: str) -> None:
+    with pytest.raises(UserError, match="is no setting of a cluster"):
+        parse([word])
+
+
+def test_an_unknown_file_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["README.md"]) == 2
+    assert "cluster.yaml" in capsys.readouterr().err
+
+
+def test_versions_are_the_pinned_ones() -> None:
+    for kind in ("cpu", "gpu"):
+        assert f"ray=={ray_version()}" in (ROOT / f"requirements/{kind}.txt").read_text(encoding="utf-8").splitlines()
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_shellcheck_has_nothing_to_say(script: Path) -> None:
+    checked = subprocess.run([TOOLS / "shellcheck", script], capture_output=True, text=True, check=False)
+    assert (checked.returncode, checked.stdout) == (0, "")
+
+
+def test_hadolint_has_nothing_to_say() -> None:
+    file = ROOT / "launch/Containerfile"
+    checked = subprocess.run([TOOLS / "hadolint", "--format=json", file], capture_output=True, text=True, check=False)
+    assert json.loads(checked.stdout) == []
+
+
+def test_the_image_is_made_from_what_the_environment_is_made_from() -> None:
+    """What ``setup_env.sh`` reads is copied before it runs, so that the image holds the environment of ``make env``."""
+    text = (ROOT / "launch/Containerfile").read_text(encoding="utf-8")
+    before = text.partition("RUN launch/setup_env.sh")[0]
+    copied = {source for line in re.findall(r"^COPY (.+) \S+$", before, re.MULTILINE) for source in line.split()}
+    script = (ROOT / "launch/setup_env.sh").read_text(encoding="utf-8")
+    read = re.search(r"made_from\(\) \{.*cat (.*)\| sha256sum", script).group(1)
+    assert copied == {"setup.py", "requirements", "launch/setup_env.sh"}
+    assert set(re.findall(r"setup\.py|requirements|\$0", read)) == {"setup.py", "requirements", "$0"}
+
+
+@pytest.mark.parametrize("name", ["head", "worker"])
+def test_without_a_token_nothing_starts(name: str, tmp_path: Path) -> None:
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "VENV": str(TOOLS.parent)}
+    script = ROOT / f"launch/{name}.sh"
+    done = subprocess.run([script, "127.0.0.1"], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "there is no token" in done.stderr
+    assert "fix:" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["head", "worker", "slurm"])
+def test_every_node_has_the_same_environment(name: str) -> None:
+    script = render(f"launch/{name}.sh")
+    assert all(f"export {variable}={value}\n" in script for variable, value in ENVIRONMENT.items())
+    assert ENVIRONMENT["RAY_AUTH_MODE"] == "token"
+
+
+def test_the_head_listens_where_workers_look_for_it() -> None:
+    assert f"--port={PORTS['head']} " in render("launch/head.sh")
+    assert f'--address="$head:{PORTS["head"]}"' in render("launch/worker.sh")
+    assert "--dashboard-host=127.0.0.1" in render("launch/head.sh")
+
+
+def test_the_packages_folder_of_data_code_is_copied_to_nodes() -> None:
+    """``data`` and ``runs`` are left behind where they stand at the top only: there is a package of that name."""
+    cluster = yaml.safe_load(render("cluster.yaml", Settings()))
+    assert "/data" in cluster["rsync_exclude"]
+    assert "data" not in cluster["rsync_exclude"]
+    assert (ROOT / "rlhf/data").is_dir()
