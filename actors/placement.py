@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray._raylet import RAY_NODE_ID_KEY
 from ray.exceptions import GetTimeoutError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -24,6 +23,8 @@ SHARE = 0.1
 """Part of a GPU that Ray counts for each role that shares it, ten at most; memory is the roles' own business."""
 TYPE_SHARE = 0.001
 """What a seat takes of the resource that names its node's type of GPU."""
+NODE_LABEL = "ray.io/node-id"
+"""The label that Ray gives each node."""
 POLL_SECONDS = 0.5
 """Between two looks at what is free."""
 
@@ -104,7 +105,7 @@ class Placement:
         bundle: dict[str, float] = {"GPU": pool.width, "CPU": 1}
         if pool.gpu_type is not None:
             bundle[GPU_TYPE + pool.gpu_type] = TYPE_SHARE
-        here = [{RAY_NODE_ID_KEY: node}] * len(seats)
+        here = [{NODE_LABEL: node}] * len(seats)
         group = placement_group([bundle] * len(seats), strategy="STRICT_PACK", bundle_label_selector=here)
         for place, seat in enumerate(seats):
             self._seats[pool.name, seat] = Seat(group=group, bundle=place, node=node)

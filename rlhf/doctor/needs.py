@@ -9,7 +9,8 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from rlhf.config.machine import Machine, Stage, check_devices
+from rlhf.config.machine import Machine, check_devices
+from rlhf.config.pools import NodeGPUs, Stage
 from rlhf.config.schema import Recipe
 from rlhf.doctor.disk import Room
 from rlhf.doctor.findings import GIB, Finding, failed, ok
@@ -117,7 +118,7 @@ def _seats(recipe: Recipe, stage: Stage, found: tuple[Member, ...], hardware: Ha
     """Places by the plan; one after another over the nodes where there are no GPUs, or too few."""
     if hardware.gpus:
         cluster = Cluster(nodes=hardware.nodes, gpus=hardware.gpus, gpu=next(iter(GPUS)), network=1.0)
-        if placed := seats(recipe, stage, found, cluster):
+        if placed := seats(recipe, stage, cluster):
             return placed
     asked = [(member.role, rank) for member in found for rank in range(member.config.ranks)]
     asked += [(ENGINE, rank) for rank in range(recipe.rollout.engines)] if stage == "ppo" else []
@@ -179,7 +180,7 @@ def check_plan(recipe: Recipe, stage: Stage, hardware: Hardware) -> Finding:
 def _problems(recipe: Recipe, stage: Stage, hardware: Hardware) -> Iterator[str]:
     shapes, cluster = Shapes(recipe), hardware.cluster
     total = hardware.nodes * hardware.gpus
-    machine = Machine(gpus=total, cpus=hardware.cpus, gpus_per_node=hardware.gpus)
+    machine = Machine(gpus=total, cpus=hardware.cpus, nodes=(NodeGPUs(gpus=hardware.gpus),) * hardware.nodes)
     for each in planned_stages(recipe, stage):
         yield from (error.what for error in check_devices(recipe, each, machine))
         if cluster is not None and recipe.placement.device != "cpu":

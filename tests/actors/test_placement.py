@@ -45,6 +45,8 @@ ROLES = {
         "placement.strategy=separate",
         "placement.policy.ranks=4",
         "placement.critic.ranks=1",
+        "placement.reference.ranks=1",
+        "placement.reward.ranks=1",
         "rollout.engines=1",
         "rollout.tensor_parallel=8",
         "placement.rollout.gpu_type=A100",
@@ -71,7 +73,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def test_on_cpus_nothing_is_reserved() -> None:
     placement = Placement(Recipe(name="x", placement=PlacementConfig(device="cpu")), "cpu", "ppo", 0)
-    assert placement.groups == [] and not placement.engines_share
+    assert placement.pools == () and not placement.engines_share
     anywhere = {"num_cpus": 0, "scheduling_strategy": "SPREAD"}
     assert placement.place("policy", 0) == placement.place("reward x", 0) == anywhere
 
