@@ -19,6 +19,7 @@ import launch.doctor
 import launch.plan
 import launch.report
 import launch.submit
+import launch.watch
 from launch.options import add_recipe
 from rlhf.config.validate import stages_of
 from rlhf.errors import RLHFError, UserError
@@ -43,6 +44,7 @@ TOOLS: dict[str, ModuleType] = {
     "plan": launch.plan,
     "doctor": launch.doctor,
     "submit": launch.submit,
+    "watch": launch.watch,
     "report": launch.report,
 }
 """Commands around a run. Each is a module with ``PURPOSE``, ``EXAMPLE``, ``add_options`` and ``run``, whose answer is the
