@@ -6,7 +6,7 @@ Texts of a model, of the recipe and of errors are put on it by ``said.clean`` an
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import groupby
 
@@ -31,13 +31,15 @@ LOOP = ("rollout", "score", "advantages", "update", "publish")
 """The phases of a step of PPO, in their order."""
 FINE_STATES = ("serving", "current")
 HEAD_LINES = 6
+LONG_SECONDS = 99.5
+"""From here on times are told as minutes and hours."""
 MOST_MEMBERS = 12
 """With more, their panel grows no further, and shows them by role."""
 FRAME = 2
 """Lines, or columns, that a panel's frame takes."""
 WIDE = 56
 """Columns from which the numbers' panel says how far each has ranged."""
-_NAME_COLUMNS, _VALUE_COLUMNS, _SPAN_COLUMNS = 17, 10, 24
+_VALUE_COLUMNS, _SPAN_COLUMNS = 10, 24
 
 
 def picture(standing: Standing, width: int, height: int, footer: str = "") -> RenderableType:
@@ -67,7 +69,7 @@ def _panel(body: RenderableType, title: str, style: str = "cyan") -> Panel:
 
 def _head(standing: Standing, width: int, footer: str) -> RenderableType:
     inner = width - 2 * FRAME
-    rows = [_stages(standing), _progress(standing, inner), _phases(standing), _state(standing)]
+    rows = [_stages(standing), _progress(standing, inner), _phases(standing, inner), _state(standing)]
     for row in rows:
         row.truncate(inner, overflow="ellipsis")
     panel = _panel(Group(*rows), f"{clean(standing.title)} · {_shortened(standing.place, max(10, inner - 40))}")
@@ -108,7 +110,7 @@ def _progress(standing: Standing, width: int) -> Text:
     left = standing.seconds_left
     time_left = "" if left is None or standing.ending is not None else f"  about {format_seconds(left)} left"
     if (each := step_seconds(standing.metrics.items)) is not None:
-        time_left += f"  {each:.2g} s a step" if each < 100 else f"  {format_seconds(each)} a step"
+        time_left += f" {_seconds(each)} a step"
     share = min(1.0, standing.done / max(1, standing.steps))
     label, percent = f"step {standing.done} of {standing.steps} ", f" {100 * share:.0f}%"
     length = max(8, min(60, width - len(label) - len(percent) - len(time_left)))
@@ -118,28 +120,31 @@ def _progress(standing: Standing, width: int) -> Text:
     return row.append(percent).append(time_left, style="cyan")
 
 
-def _phases(standing: Standing) -> Text:
+def _phases(standing: Standing, width: int) -> Text:
     """The phases with their seconds in the last step; the one that the run is in now stands out, with its own."""
     last = phases(standing)
-    if not last and not standing.phase:
-        return Text()
-    names = list(LOOP) if standing.stage == "ppo" else []
+    names = list(LOOP) if standing.stage == "ppo" and (last or standing.phase) else []
     names += [name for name in last if name not in names]
     names += [standing.phase] if standing.phase and standing.phase not in names else []
+    row = _phase_row(names, last, standing)
+    return row if row.cell_len <= width else _phase_row(names, {}, standing)
+
+
+def _phase_row(names: Sequence[str], last: Mapping[str, float], standing: Standing) -> Text:
     row = Text()
     for name in names:
-        if row:
-            row.append(" › ", style="dim")
+        row.append(" › " if row else "", style="dim")
         if name == standing.phase and standing.ending is None:
             row.append(f" {name} {format_seconds(standing.phase_seconds or 0.0)} ", style="bold reverse")
         else:
-            row.append(name)
-            row.append(f" {last[name]:.2g}s" if last.get(name, 100) < 100 else _long(last.get(name)), style="dim")
+            row.append(name).append(_seconds(last.get(name)), style="dim")
     return row
 
 
-def _long(seconds: float | None) -> str:
-    return "" if seconds is None else f" {format_seconds(seconds)}"
+def _seconds(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    return f" {seconds:.2g}s" if seconds < LONG_SECONDS else f" {format_seconds(seconds)}"
 
 
 def _state(standing: Standing) -> Text:
@@ -164,8 +169,9 @@ def _numbers(standing: Standing, width: int, lines: int) -> RenderableType:
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True, style="dim")
     spans = width >= WIDE
-    bars = max(4, width - _NAME_COLUMNS - _VALUE_COLUMNS - 2 * FRAME - (_SPAN_COLUMNS if spans else 2))
     found = history(standing)
+    names = max(map(len, found), default=0)
+    bars = max(4, width - names - _VALUE_COLUMNS - 2 * FRAME - (_SPAN_COLUMNS if spans else 2))
     for name, values in list(found.items())[:lines]:
         known = [value for value in values if value is not None]
         span = f"{min(known):.3g} to {max(known):.3g}" if spans else ""
@@ -189,7 +195,7 @@ def _members(members: Sequence[Member], lines: int) -> RenderableType:
 
 
 def _where(member: Member) -> str:
-    parts = [member.node, "" if member.heard is None else f"{format_seconds(member.heard)} ago"]
+    parts = [member.node, "" if member.heard is None else f"heard {format_seconds(member.heard)} ago"]
     return "  ".join(filter(None, parts)) or ("" if member.process is None else f"process {member.process}")
 
 
@@ -215,20 +221,23 @@ def _coloured(state: str) -> Text:
 
 
 def _texts(standing: Standing, width: int, lines: int) -> list[Layout]:
-    """Samples, events and the log of a job, as far as there are any; as many lines each as there are lines for."""
-    panels: list[tuple[str, Callable[[int, int], RenderableType]]] = []
+    """Samples, events and the log of a job, as far as there are any. Each has a share of the lines; what it does not
+    need of it is the first one's."""
+    panels: list[tuple[str, int, Callable[[int, int], RenderableType]]] = []
+    events, log = standing.events.items, standing.log.items
     if standing.samples:
         step = clean(standing.samples[-1].get("step"))
-        panels.append((f"samples of step {step}", partial(_samples, standing.samples)))
-    if standing.events.items or not standing.log.total:
-        panels.append(("events", partial(_events, standing.events.items)))
-    if standing.log.total:
-        panels.append(("the job's log", partial(_log, standing.log.items)))
-    share, extra = divmod(lines, len(panels))
-    sizes = [share + extra, *[share] * (len(panels) - 1)]
+        panels.append((f"samples of step {step}", lines, partial(_samples, standing.samples)))
+    if log:
+        panels.append(("the job's log", len(log), partial(_log, log)))
+    if events or not log:
+        panels.append(("events", max(1, len(events)), partial(_events, events)))
+    share = lines // len(panels)
+    others = [min(share, FRAME + needed) for _, needed, _ in panels[1:]]
+    sizes = [lines - sum(others), *others]
     return [
         Layout(_panel(draw(width, max(1, size - FRAME)), title), size=size)
-        for (title, draw), size in zip(panels, sizes, strict=True)
+        for (title, _, draw), size in zip(panels, sizes, strict=True)
     ]
 
 

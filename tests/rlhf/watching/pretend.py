@@ -25,7 +25,12 @@ class Pretend:
     def status(self, phase: str, step: int | None, dead: str = "", since: float | None = None) -> None:
         """Come to a phase."""
         members = {
-            name: {"state": "dead" if name == dead else "serving", "node": "10.0.0.1", "process": 100 + i}
+            name: {
+                "state": "dead" if name == dead else "serving",
+                "heard": time.time() - 3,
+                "node": "10.0.0.1",
+                "process": 100 + i,
+            }
             for i, name in enumerate(MEMBERS)
         }
         since = time.time() if since is None else since

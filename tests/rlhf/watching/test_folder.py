@@ -39,6 +39,7 @@ def test_a_run_in_progress(root: Path) -> None:
     assert (standing.done, standing.steps, standing.seconds_left) == (2, 4, 4.0)  # 2 s a step
     assert [member.name for member in standing.members] == list(MEMBERS)
     assert standing.members[0].node == "10.0.0.1"
+    assert standing.members[0].heard == pytest.approx(3, abs=1)
     assert history(standing) == {"score": [0.0, 0.25], "KL": [0.0, 0.5], "length": [20.0, 20.0]}
     assert rates(standing) == {"samples/s": 16.0}
     assert phases(standing) == {"rollout": 1.5, "update": 0.5}
