@@ -236,7 +236,7 @@ def _answer_rows(answer: Answer, bench: Bench) -> list[Row]:
     from rlhf.doctor.findings import Fault, Row, failed
 
     if isinstance(answer.facts, Fault):
-        fix = "this project's folder, at the same path, and its environment are on every node; see the raylet's log"
+        fix = "see that it answers others at all, and has this project's folder at the same path, and its environment"
         finding = failed(f"could not be examined: {answer.facts.reason}", fix)
         return [Row(check="node", node=answer.node.name, finding=finding)]
     return node_rows(answer.node.name, answer.facts, bench, answer.joined)
