@@ -22,6 +22,7 @@ from rlhf.doctor.asking import answer
 from rlhf.doctor.clock import Reading, Skew, skew
 from rlhf.doctor.examine import Asked, Counted, Joined, NodeFacts, gather, longest
 from rlhf.doctor.findings import Fault, described, shortened
+from rlhf.doctor.nccl import NCCL
 from rlhf.doctor.nccl import SECONDS as ALL_REDUCE_SECONDS
 from rlhf.doctor.network import CONNECT_SECONDS, Listener, Target, free_port, unreached
 
@@ -104,7 +105,7 @@ class Examined:
 
     answers: tuple[Answer, ...]
     across: tuple[Outcome | Fault, ...]
-    """Outcomes of the all-reduce over the nodes with GPUs; empty where there are fewer than two."""
+    """Outcomes of the all-reduce over the nodes whose GPUs sum right; empty where there are fewer than two."""
 
 
 def cluster_nodes() -> list[Node]:
@@ -144,7 +145,7 @@ def examine(all_nodes: Sequence[Node], asked: Asked, marker: Path | Fault) -> Ex
         )
         missed = _missed(probes, by_name)
         seen = _seen(probes, marker)
-        across = _across([(probes[name], by_name[name]) for name in probes if _has_gpus(facts[name])])
+        across = _across([(probes[name], by_name[name]) for name in probes if _sums(facts[name])])
     answers = [
         Answer(
             node=by_name[name],
@@ -242,8 +243,9 @@ def _seen(probes: Mapping[str, Any], marker: Path | Fault) -> dict[str, Any]:
     return collect({name: probe.sees.remote(marker) for name, probe in probes.items()}, CALL_SECONDS)
 
 
-def _has_gpus(facts: NodeFacts | Fault) -> bool:
-    return isinstance(facts, NodeFacts) and facts.has_gpus
+def _sums(facts: NodeFacts | Fault) -> bool:
+    """Whether the node's GPUs sum right by themselves."""
+    return isinstance(facts, NodeFacts) and isinstance(facts.nccl, NCCL) and isinstance(facts.nccl.outcome, Outcome)
 
 
 def _across(ready: Sequence[tuple[Any, Node]]) -> list[Outcome | Fault]:

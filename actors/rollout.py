@@ -5,10 +5,12 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections.abc import AsyncIterator, Awaitable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from actors.process import Doing, Whereabouts, dump_stacks_on_signal, whereabouts
@@ -127,12 +129,22 @@ class RolloutActor:
         self.engine.version = UNVERIFIED
         await self._named("publish", self.engine.llm.start_weight_update())
 
-    async def update_weights(self, update_info: dict[str, Any]) -> None:
-        """Take one chunk of weights."""
+    async def update_weights(self, update_info: dict[str, Any], content: np.ndarray | None = None) -> bool:
+        """Take one chunk of weights; returns whether it could.
+
+        Args:
+            content: (bytes,) what is in the chunk's file, where that is on another host.
+        """
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
-        request = WeightTransferUpdateRequest(update_info=update_info)
-        await self._named("publish", self.engine.llm.update_weights(request))
+        from rlhf.weights.shared_memory import local_copy
+
+        if content is None and not os.path.exists(update_info.get("path", "/")):
+            return False
+        with nullcontext(update_info) if content is None else local_copy(update_info, content) as chunk:
+            request = WeightTransferUpdateRequest(update_info=chunk)
+            await self._named("publish", self.engine.llm.update_weights(request))
+        return True
 
     async def finish_weight_update(self) -> None:
         """End an update."""

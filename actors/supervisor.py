@@ -127,7 +127,10 @@ class Supervisor:
         if self._status is None:
             return
         moment = self._moment
-        members = {name: {"state": str(seen.member.state), **_place(seen.where)} for name, seen in self._seen.items()}
+        members = {
+            name: {"state": str(seen.member.state), "heard": seen.heard, **_place(seen.where)}
+            for name, seen in self._seen.items()
+        }
         status = {"phase": moment.phase, "step": moment.step, "since": time.time(), "members": members}
         partial = self._status.with_suffix(".partial")
         with suppress(OSError):  # it is there to be looked at: no run ends for want of it

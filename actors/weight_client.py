@@ -7,9 +7,10 @@ and goes on without an engine that is lost.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
@@ -28,6 +29,8 @@ class EngineClient:
         self.engines, self.workers_per_engine, self.seconds = list(engines), workers_per_engine, seconds
         self.left_out: dict[int, str] = {}
         """Engines that were lost, by their place, and how: ``died`` or ``stalled``."""
+        self.far: set[int] = set()
+        """Engines on other hosts, which do not see the files of this one."""
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
         """Have every engine meet the trainer; engine i's workers follow those of the engines before it."""
@@ -35,30 +38,39 @@ class EngineClient:
         for index, info in enumerate(infos):
             if "rank_offset" in info:
                 info["rank_offset"] += index * self.workers_per_engine
-        self._all("init_weight_transfer_engine", infos)
+        self._all("init_weight_transfer_engine", {place: (infos[place],) for place in self._places()})
 
     def start_weight_update(self) -> None:
         """Begin an update on every engine."""
         self._all("start_weight_update")
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
-        """Give every engine one chunk."""
-        self._all("update_weights", [update_info] * len(self.engines))
+        """Give every engine one chunk: what it says to those that can take it from there, and to those on other hosts
+        what is in its file too, through Ray's object store.
+        """
+        found = self._all("update_weights", dict.fromkeys(self._places() - self.far, (update_info,)))
+        self.far |= {place for place, is_found in found.items() if is_found is False}
+        if far := self._places() & self.far:
+            content = ray.put(np.fromfile(update_info["path"], dtype=np.uint8))
+            self._all("update_weights", dict.fromkeys(far, (update_info, content)))
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
         """End the update on every engine. The version is set later, once the weights are proven."""
         self._all("finish_weight_update")
 
-    def _all(self, method: str, arguments: Sequence[Any] | None = None) -> None:
+    def _places(self) -> set[int]:
+        """Those that are not left out."""
+        return set(range(len(self.engines))) - set(self.left_out)
+
+    def _all(self, method: str, arguments: Mapping[int, Sequence[Any]] | None = None) -> dict[int, Any]:
+        """Call the engines at these places, all without arguments where none are given; returns their answers."""
         end = time.monotonic() + self.seconds
-        refs = {
-            index: getattr(engine, method).remote(*(() if arguments is None else (arguments[index],)))
-            for index, engine in enumerate(self.engines)
-            if index not in self.left_out
-        }
+        given = dict.fromkeys(self._places(), ()) if arguments is None else arguments
+        refs = {place: getattr(self.engines[place], method).remote(*words) for place, words in given.items()}
+        answers = {}
         for index, ref in refs.items():
             try:
-                ray.get(ref, timeout=max(0.0, end - time.monotonic()))
+                answers[index] = ray.get(ref, timeout=max(0.0, end - time.monotonic()))
             except RayActorError as error:
                 self._leave_out(index, method, error, "died")
             except GetTimeoutError as error:
@@ -67,6 +79,7 @@ class EngineClient:
                 if not isinstance(error.cause, LostError):
                     raise
                 self._leave_out(index, method, error.cause, "died")
+        return answers
 
     def _leave_out(self, index: int, method: str, error: BaseException, kind: str) -> None:
         print(f"publish goes on without engine {index} of {len(self.engines)}, {kind} in {method}: {error}", flush=True)

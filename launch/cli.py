@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 import launch.doctor
 import launch.plan
 import launch.report
+import launch.submit
+import launch.watch
 from launch.options import add_recipe
 from rlhf.config.validate import stages_of
 from rlhf.errors import RLHFError, UserError
@@ -38,8 +40,15 @@ COMMANDS = {
 }
 """Commands that run a recipe's stages here."""
 
-TOOLS: dict[str, ModuleType] = {"plan": launch.plan, "doctor": launch.doctor, "report": launch.report}
-"""Commands around a run. Each is a module with ``PURPOSE``, ``EXAMPLE``, ``add_options`` and ``run``."""
+TOOLS: dict[str, ModuleType] = {
+    "plan": launch.plan,
+    "doctor": launch.doctor,
+    "submit": launch.submit,
+    "watch": launch.watch,
+    "report": launch.report,
+}
+"""Commands around a run. Each is a module with ``PURPOSE``, ``EXAMPLE``, ``add_options`` and ``run``, whose answer is the
+exit code where it has one."""
 
 SCREEN_LINES, SCREEN_WIDTH = 38, 500
 """Longest message: lines, and characters of each."""
@@ -50,7 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
-        TOOLS[options.command].run(options) if options.command in TOOLS else _run(options)
+        if options.command in TOOLS:
+            return int(TOOLS[options.command].run(options) or 0)
+        _run(options)
     except RLHFError as error:
         print(on_one_screen(f"rlhf {options.command}: {error}"), file=sys.stderr)
         return error.exit_code

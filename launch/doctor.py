@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import socket
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -58,9 +59,9 @@ def run(options: argparse.Namespace) -> None:
 
     recipe = load_recipe(options.recipe, options.overrides) if options.recipe else None
     address = options.address or (recipe and recipe.placement.ray_address) or ("auto" if options.cluster else None)
-    with tempfile.TemporaryDirectory() as folder, quiet_framework_logs(Path(folder) / "log") as stdout:
+    with tempfile.TemporaryDirectory() as folder, quiet_framework_logs(Path(folder) / "log"):
         rows = _cluster_rows(address, recipe, options.stage) if address else _own_rows(recipe, options.stage)
-        print(json.dumps(as_values(rows), indent=2), file=stdout) if options.json else show(rows, stdout)
+    print(json.dumps(as_values(rows), indent=2)) if options.json else show(rows, sys.stdout)
     if count := counts(rows)["failed"]:
         names = ", ".join(dict.fromkeys(row.check for row in rows if row.finding.status == "failed"))
         fix = "each failed row names its own; docs/doctor.md says more"
@@ -235,7 +236,7 @@ def _answer_rows(answer: Answer, bench: Bench) -> list[Row]:
     from rlhf.doctor.findings import Fault, Row, failed
 
     if isinstance(answer.facts, Fault):
-        fix = "this project's folder, at the same path, and its environment are on every node; see the raylet's log"
+        fix = "see that it answers others at all, and has this project's folder at the same path, and its environment"
         finding = failed(f"could not be examined: {answer.facts.reason}", fix)
         return [Row(check="node", node=answer.node.name, finding=finding)]
     return node_rows(answer.node.name, answer.facts, bench, answer.joined)

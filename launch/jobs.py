@@ -43,7 +43,7 @@ class Jobs:
     """
 
     def __init__(self, address: str) -> None:
-        logging.getLogger("ray").setLevel(logging.ERROR)
+        logging.getLogger("ray.dashboard.modules.dashboard_sdk").setLevel(logging.ERROR)
         for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):  # Ray would take these for the address that is meant
             os.environ.pop(name, None)
         self.address = address

@@ -14,7 +14,7 @@ case ${1:-} in cpu | gpu) ;; *) echo "usage: launch/wheelhouse.sh cpu|gpu [FOLDE
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 kind=$1 folder=$(realpath -m "${2:-wheelhouse}")
 bin=${VENV:-.venv}/bin
-"$bin/python" -c 'import torch' 2>/dev/null || {
+"$bin/python" -c 'import sys, importlib.util; sys.exit(importlib.util.find_spec("torch") is None)' || {
     printf '%s\n' "launch/wheelhouse.sh: there is no environment to build with" "  fix: make env ENV=$kind" >&2
     exit 2
 }

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rlhf.doctor import gpus
 from rlhf.doctor.all_reduce import Outcome, Plan, run_apart
-from rlhf.doctor.findings import Fault, Finding, failed, not_applicable, ok
+from rlhf.doctor.findings import Fault, Finding, failed, not_applicable, ok, warning
 
 PACKAGES = ("nvidia-nccl-cu13", "nvidia-nccl-cu12")
 SECONDS = 120.0
@@ -27,14 +27,17 @@ class NCCL:
     """Version that is installed; empty where none is."""
     gpus: int = 0
     outcome: Outcome | Fault | None = None
-    """Of the all-reduce over the node's GPUs; ``None`` without GPUs."""
+    """Of the all-reduce over the node's GPUs; ``None`` where none was made."""
+    are_busy: bool = False
+    """Other processes hold memory of a GPU: an all-reduce could cost them theirs, and is not made."""
 
 
 def gather() -> NCCL:
     """NCCL's version and, where there are GPUs, a short all-reduce over all of this node's."""
-    count, package = len(gpus.gather().gpus), _package()
-    if not count or not package:
-        return NCCL(package=package, gpus=count)
+    found, package = gpus.gather().gpus, _package()
+    count, are_busy = len(found), any(gpu.used > gpus.USED for gpu in found)
+    if not count or not package or are_busy:
+        return NCCL(package=package, gpus=count, are_busy=are_busy)
     meeting = Path(tempfile.gettempdir()) / f"rlhf-{uuid.uuid4().hex}"
     try:
         outcome = run_apart(Plan(local=count, meeting=f"file://{meeting}"), SECONDS)
@@ -58,6 +61,9 @@ def check_nccl(facts: NCCL) -> Finding:
         return not_applicable("no NVIDIA GPU: ranks talk through gloo")
     if not facts.package:
         return failed(f"{facts.gpus} GPUs, and no NCCL is installed", "make ENV=gpu, on this node")
+    if facts.are_busy:
+        fix = "run `rlhf doctor` again when they are free"
+        return warning(f"NCCL {facts.package}, {facts.gpus} GPUs, some in use: no all-reduce was made", fix)
     if not isinstance(facts.outcome, Outcome):
         reason = facts.outcome.reason if facts.outcome else "the all-reduce was not made"
         return failed(f"NCCL {facts.package}, {facts.gpus} GPUs: {reason}", _fix("on this node"))
@@ -68,10 +74,10 @@ def check_across(outcomes: Sequence[Outcome | Fault]) -> Finding:
     """NCCL sums right over nodes, one GPU of each.
 
     Args:
-        outcomes: of the nodes with GPUs, the first one's first; empty where there are fewer than two.
+        outcomes: of the nodes whose own GPUs sum right, the first one's first; empty where there are fewer than two.
     """
     if not outcomes:
-        return not_applicable("fewer than two nodes have GPUs")
+        return not_applicable("fewer than two nodes have GPUs that sum right by themselves")
     faults = [outcome.reason for outcome in outcomes if isinstance(outcome, Fault)]
     if faults or not isinstance(outcomes[0], Outcome):
         fix = _fix("on every node, with NCCL_SOCKET_IFNAME naming the interface that joins them")

@@ -6,15 +6,15 @@ Where a rank comes to lie is the plan's guess: the fullest node is what every no
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from rlhf.config.machine import Machine, check_devices
 from rlhf.config.pools import NodeGPUs, Stage
 from rlhf.config.schema import Recipe
 from rlhf.doctor.disk import Room
-from rlhf.doctor.findings import GIB, Finding, failed, ok
+from rlhf.doctor.findings import GIB, Finding, failed, ok, warning
 from rlhf.doctor.gpus import GPU
+from rlhf.errors import UserError
 from rlhf.planning import memory as bytes_of
 from rlhf.planning.cluster import GPUS, Cluster
 from rlhf.planning.members import ENGINE, Member, Seat, Shapes, members, seats
@@ -79,12 +79,15 @@ def known_type(gpu: GPU) -> str | None:
     return None
 
 
-def needs_of(recipe: Recipe, stage: Stage, hardware: Hardware) -> Needs:
-    """What a command takes.
+def needs_of(recipe: Recipe, stage: Stage, hardware: Hardware) -> Needs | None:
+    """What a command takes; ``None`` where a model's shape is not known here, which ``check_plan`` says."""
+    try:
+        return _needs(recipe, stage, hardware)
+    except UserError:
+        return None
 
-    Raises:
-        UserError: a model's shape is not known here.
-    """
+
+def _needs(recipe: Recipe, stage: Stage, hardware: Hardware) -> Needs:
     shapes, stages = Shapes(recipe), planned_stages(recipe, stage)
     found = {each: members(recipe, each, shapes) for each in stages}
     nodes = [_by_node(recipe, each, found[each], shapes, hardware) for each in stages]
@@ -165,26 +168,44 @@ def _room(recipe: Recipe, found: dict[Stage, tuple[Member, ...]], policy: int) -
 
 
 def check_plan(recipe: Recipe, stage: Stage, hardware: Hardware) -> Finding:
-    """What there is suffices for the recipe: GPUs in number, and their memory where the plan knows their type."""
-    problems = list(dict.fromkeys(_problems(recipe, stage, hardware)))
+    """What there is suffices for the recipe: GPUs in number, and their memory where the plan knows their type.
+
+    A model whose shape the plan does not know may well run: then its memory is not counted.
+    """
+    try:
+        problems = _asked_for(recipe, stage, hardware) or _memory(recipe, stage, hardware)
+    except UserError as error:
+        return warning(f"{_told(hardware)}; the models' memory was not counted: {error.what}", error.fix)
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         return failed(problems[0].splitlines()[0] + more, _fix(hardware.cluster))
+    return ok(_told(hardware))
+
+
+def _told(hardware: Hardware) -> str:
     if not hardware.gpus:
         nodes = "1 node" if hardware.nodes == 1 else f"{hardware.nodes} nodes"
-        return ok(f"{nodes} without GPUs suffice for CPU processes; cores of the smallest: {hardware.cpus}")
-    known = hardware.cluster.gpu if hardware.cluster else "no type that the plan knows, so memory was not counted"
-    return ok(f"{hardware.nodes} × {hardware.gpus} GPUs suffice ({known})")
+        return f"{nodes} without GPUs suffice for CPU processes; cores of the smallest: {hardware.cpus}"
+    known = hardware.cluster.gpu if hardware.cluster else "of no type that the plan knows, so memory was not counted"
+    return f"{hardware.nodes} × {hardware.gpus} GPUs suffice ({known})"
 
 
-def _problems(recipe: Recipe, stage: Stage, hardware: Hardware) -> Iterator[str]:
-    shapes, cluster = Shapes(recipe), hardware.cluster
+def _asked_for(recipe: Recipe, stage: Stage, hardware: Hardware) -> list[str]:
+    """What is asked for in number, and is not there."""
     total = hardware.nodes * hardware.gpus
     machine = Machine(gpus=total, cpus=hardware.cpus, nodes=(NodeGPUs(gpus=hardware.gpus),) * hardware.nodes)
-    for each in planned_stages(recipe, stage):
-        yield from (error.what for error in check_devices(recipe, each, machine))
-        if cluster is not None and recipe.placement.device != "cpu":
-            yield from place(recipe, each, cluster, shapes).problems
+    stages = planned_stages(recipe, stage)
+    errors = [error.what for each in stages for error in check_devices(recipe, each, machine)]
+    return list(dict.fromkeys(errors))
+
+
+def _memory(recipe: Recipe, stage: Stage, hardware: Hardware) -> list[str]:
+    """Roles that do not fit their GPUs."""
+    cluster, shapes = hardware.cluster, Shapes(recipe)
+    if cluster is None or recipe.placement.device == "cpu":
+        return []
+    problems = [place(recipe, each, cluster, shapes).problems for each in planned_stages(recipe, stage)]
+    return list(dict.fromkeys(problem for each in problems for problem in each))
 
 
 def _fix(cluster: Cluster | None) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import socket
 from dataclasses import dataclass
 from datetime import timedelta
 
 import deepspeed
 import numpy as np
 import torch
+from torch.distributed import Store, TCPStore
 from transformers import set_seed
 
 from rlhf import device as devices
@@ -22,7 +24,7 @@ class Rank:
     world: int
     meeting: str
     """Where the ranks meet, a URL that torch.distributed knows: ``file:///path`` of a new file on one host, or
-    ``tcp://host:port`` between hosts. The latter listens on every interface and asks nobody who they are."""
+    ``tcp://address:port`` between hosts. The latter asks nobody who they are."""
     device: devices.Device
     threads: int
     timeout_seconds: float
@@ -33,6 +35,23 @@ def seed_process(seed: int, rank: int) -> None:
     set_seed(int(np.random.SeedSequence([seed, rank]).generate_state(1)[0]))
 
 
+def meet(rank: Rank) -> Store:
+    """The store at ``tcp://address:port`` in which ranks find each other; rank 0 keeps it.
+
+    It listens on that address alone: made from the URL by torch itself, it would listen on every interface.
+    """
+    address, _, port = rank.meeting.removeprefix("tcp://").rpartition(":")
+    keeps = rank.rank == 0
+    return TCPStore(
+        address,
+        int(port),
+        rank.world,
+        is_master=keeps,
+        timeout=timedelta(seconds=rank.timeout_seconds),
+        master_listen_fd=socket.create_server((address, int(port))).detach() if keeps else None,
+    )
+
+
 def join(rank: Rank) -> torch.device:
     """Join the group (collective) and return where this rank's tensors live."""
     place = devices.prepare_process(rank.device, rank.threads)
@@ -41,11 +60,16 @@ def join(rank: Rank) -> torch.device:
     os.environ.update(
         RANK=str(rank.rank), WORLD_SIZE=str(rank.world), LOCAL_RANK="0", LOCAL_SIZE="1", DS_BUILD_OPS="0"
     )  # fmt: skip
-    deepspeed.init_distributed(
-        dist_backend=devices.collective_backend(rank.device),
+    backend, timeout = devices.collective_backend(rank.device), timedelta(seconds=rank.timeout_seconds)
+    if rank.meeting.startswith("tcp://"):
+        torch.distributed.init_process_group(
+            backend, store=meet(rank), rank=rank.rank, world_size=rank.world, timeout=timeout
+        )
+    deepspeed.init_distributed(  # takes the group that is there
+        dist_backend=backend,
         auto_mpi_discovery=False,
         verbose=False,
-        timeout=timedelta(seconds=rank.timeout_seconds),
+        timeout=timeout,
         init_method=rank.meeting,
         rank=rank.rank,
         world_size=rank.world,

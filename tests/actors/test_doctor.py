@@ -37,7 +37,7 @@ def test_errors_and_silence_beside_an_answer(local_ray: None) -> None:
 
 def test_a_node_that_is_gone_is_told_beside_one_that_answers(local_ray: None, tmp_path: Path) -> None:
     [here] = cluster_nodes()
-    gone = Node(name="gone", id="ab" * 28, address="192.0.2.1", counted=Counted(gpus=0, memory=0, store=0), cpus=1)
+    gone = Node(name="gone", id="ab" * 28, address="203.0.113.1", counted=Counted(gpus=0, memory=0, store=0), cpus=1)
     asked = Asked(packages=("ray",), runs=tmp_path, ray=tmp_path)
     marker = tmp_path / "marker"
     marker.touch()

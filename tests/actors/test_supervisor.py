@@ -213,6 +213,7 @@ def test_status_tells_where_everybody_is(local_ray: None, tmp_path: Path) -> Non
     assert (status["phase"], status["step"]) == ("update", 7)
     assert status["members"][NAME]["process"] == watched.where.process
     assert status["members"][NAME]["state"] == "serving"
+    assert 0 < status["members"][NAME]["heard"] <= status["since"]
 
 
 def test_samples_may_be_set_aside_up_to_a_limit(tmp_path: Path) -> None:

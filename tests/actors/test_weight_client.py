@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import ray
 
@@ -67,6 +69,30 @@ def test_engines_that_are_lost_are_told_by_place_with_how_and_asked_no_more(loca
     started = [{"rank_offset": 5}, "start", {"chunk": 0}, {"chunk": 1}]
     assert ray.get(engines[2].seen.remote(), timeout=30) == [*started, "finish"]
     assert ray.get(engines[1].seen.remote(), timeout=30)[1:] == started[1:], "it is late, and not asked to finish"
+
+
+class Host:
+    """Takes chunks; ``sees_files`` as an engine on the sender's own host does."""
+
+    def __init__(self, sees_files: bool) -> None:
+        self.sees_files, self.taken = sees_files, []  # type: ignore[var-annotated]
+
+    async def update_weights(self, update_info: dict[str, Any], content: np.ndarray | None = None) -> bool:
+        self.taken.append(None if content is None else content.tolist())
+        return self.sees_files or content is not None
+
+    async def seen(self) -> list[Any]:
+        return self.taken
+
+
+def test_engines_on_other_hosts_are_sent_what_is_in_the_file(local_ray: None, tmp_path: Path) -> None:
+    engines = [ray.remote(Host).options(num_cpus=0).remote(sees_files) for sees_files in (True, False)]
+    client = EngineClient(engines, 1, 30)
+    for chunk in (bytes([1, 2]), bytes([3])):
+        (tmp_path / "chunk").write_bytes(chunk)
+        client.update_weights({"path": str(tmp_path / "chunk")})
+    assert ray.get(engines[0].seen.remote(), timeout=30) == [None, None]
+    assert ray.get(engines[1].seen.remote(), timeout=30) == [None, [1, 2], [3]], "asked once whether it sees files"
 
 
 def test_where_nobody_is_lost_nobody_is_left_out(local_ray: None) -> None:

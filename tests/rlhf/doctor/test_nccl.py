@@ -36,6 +36,11 @@ def test_a_sum_that_did_not_come(facts: NCCL, said: str) -> None:
     assert found.status == "failed" and said in found.found and found.fix
 
 
+def test_nobody_is_disturbed_on_a_gpu_in_use() -> None:
+    found = check_nccl(NCCL(package="2.29.7", gpus=8, are_busy=True))
+    assert found.status == "warning" and "no all-reduce was made" in found.found
+
+
 def test_over_nodes() -> None:
     other = Outcome(ranks=2, seconds=0.0, bandwidth=0.0, version="")
     assert check_across([]).status == "not applicable"

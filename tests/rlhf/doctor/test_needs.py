@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from rlhf.config.load import load_recipe
+from rlhf.config.machine import Stage
 from rlhf.config.schema import Recipe
 from rlhf.doctor import needs
 from rlhf.doctor.disk import Room
 from rlhf.doctor.findings import GIB
 from rlhf.doctor.gpus import GPU
-from rlhf.doctor.needs import Hardware, check_plan, known_type, needs_of
+from rlhf.doctor.needs import Hardware, Needs, check_plan, known_type, needs_of
 
 ROOT = Path(__file__).parents[3]
 LLAMA_70B, LLAMA_8B_SCALAR = 70_553_706_496, 7_504_928_768
@@ -26,9 +27,15 @@ def recipe(name: str, *settings: str) -> Recipe:
     return load_recipe(ROOT / "recipes" / name, settings)
 
 
+def needed(of: Recipe, stage: Stage, hardware: Hardware) -> Needs:
+    found = needs_of(of, stage, hardware)
+    assert found is not None
+    return found
+
+
 def test_the_disk_of_the_70b_recipe() -> None:
     """16 bytes for each weight that is trained; two of the newest, the best, and one being written; three models."""
-    room = needs_of(recipe("llama_70b_cluster.yaml"), "pipeline", EIGHT_NODES).room
+    room = needed(recipe("llama_70b_cluster.yaml"), "pipeline", EIGHT_NODES).room
     checkpoint = 16 * (LLAMA_70B + LLAMA_8B_SCALAR)
     models = 2 * (LLAMA_70B + LLAMA_8B_SCALAR + LLAMA_70B)
     assert room == Room(checkpoint=checkpoint, checkpoints=4 * checkpoint, models=models)
@@ -39,7 +46,7 @@ def test_the_memory_of_its_fullest_node() -> None:
 
     A node of an engine over eight GPUs has nine processes.
     """
-    found = needs_of(recipe("llama_70b_cluster.yaml"), "ppo", EIGHT_NODES)
+    found = needed(recipe("llama_70b_cluster.yaml"), "ppo", EIGHT_NODES)
     assert found.snapshots == 2 * 8 * (16 * LLAMA_70B // 32)
     assert found.host == found.snapshots + 9 * GIB
     assert found.weights == 0
@@ -48,7 +55,7 @@ def test_the_memory_of_its_fullest_node() -> None:
 def test_offloading_takes_host_memory() -> None:
     """Under ZeRO-3: the rank's part of weights, and 16 bytes for each weight that it trains."""
     plain, off = (
-        needs_of(recipe("llama_70b_cluster.yaml", f"placement.policy.offload={value}"), "sft", EIGHT_NODES).host
+        needed(recipe("llama_70b_cluster.yaml", f"placement.policy.offload={value}"), "sft", EIGHT_NODES).host
         for value in ("false", "true")
     )
     assert plain == 8 * GIB
@@ -57,13 +64,13 @@ def test_offloading_takes_host_memory() -> None:
 
 def test_without_gpus_everything_is_in_host_memory() -> None:
     """Six processes of ranks, two of the engine, and its KV cache of 1 GiB; the models are small beside them."""
-    found = needs_of(recipe("quickstart.yaml"), "pipeline", Hardware(nodes=1, cpus=2))
+    found = needed(recipe("quickstart.yaml"), "pipeline", Hardware(nodes=1, cpus=2))
     assert 9 * GIB < found.host < 10 * GIB
     assert found.weights == 512 * 2**20
 
 
 def test_more_nodes_share_what_there_is_to_hold() -> None:
-    one, two = (needs_of(recipe("quickstart.yaml"), "ppo", Hardware(nodes=nodes, cpus=2)).host for nodes in (1, 2))
+    one, two = (needed(recipe("quickstart.yaml"), "ppo", Hardware(nodes=nodes, cpus=2)).host for nodes in (1, 2))
     assert one / 2 < two < one
 
 
@@ -100,6 +107,14 @@ def test_gpus_of_an_unknown_type_are_only_counted() -> None:
 def test_a_recipe_for_gpus_where_there_are_none() -> None:
     found = check_plan(recipe("llama_70b_cluster.yaml"), "ppo", Hardware(nodes=8, cpus=96))
     assert (found.status, found.found) == ("failed", "placement.device = cuda and there is no GPU")
+
+
+def test_a_model_of_unknown_shape_is_no_fault(tmp_path: Path) -> None:
+    unknown = recipe("llama_70b_cluster.yaml", f"model.path={tmp_path}")
+    assert needs_of(unknown, "pipeline", EIGHT_NODES) is None
+    found = check_plan(unknown, "pipeline", EIGHT_NODES)
+    assert found.status == "warning" and "was not counted: the shape of" in found.found
+    assert check_plan(unknown, "pipeline", Hardware(nodes=1, cpus=96, gpus=8, gpu=H100)).status == "failed"
 
 
 @pytest.mark.parametrize(

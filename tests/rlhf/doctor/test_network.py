@@ -21,7 +21,7 @@ def test_ports_of_this_machine(tmp_path: Path) -> None:
 
 
 def test_an_address_that_is_not_this_machines() -> None:
-    found = gather("192.0.2.1")  # kept for documentation: nobody has it
+    found = gather("203.0.113.1")  # kept for documentation: nobody has it
     assert found.problem and check_ports(found, in_cluster=True).status == "failed"
 
 

@@ -1,0 +1,56 @@
+"""Which process a stage's folder belongs to, and whether it lives. The lock is read, never taken."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+from rlhf.recovery.facts import PROC, is_alive
+
+_CLOCK_SPARE_SECONDS = 2.0
+"""What the clock that files are dated by may be behind the one that processes are started by."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Holder:
+    """The process that took a folder last."""
+
+    name: str
+    """``process 4711 on head``."""
+    since: float
+    """When it took the folder, seconds since 1970."""
+    alive: bool | None
+    """None where that cannot be seen from here: it is on another machine."""
+
+
+def holder_of(root: Path, stage: str, proc: Path = PROC) -> Holder | None:
+    """Who took ``root/stage`` last; None where nobody did, or it does not say."""
+    lock = root / f".{stage}.lock"
+    try:
+        text, since = lock.read_text(encoding="utf-8").strip(), lock.stat().st_mtime
+    except (OSError, UnicodeDecodeError):
+        return None
+    found = re.fullmatch(r"process (\d+) on (\S+)", text)
+    if found is None:
+        return None
+    process, host = int(found[1]), found[2]
+    alive = _is_that(process, since, proc) if host == socket.gethostname() else None
+    return Holder(name=text, since=since, alive=alive)
+
+
+def _is_that(process: int, since: float, proc: Path) -> bool:
+    """Whether the process that was there at ``since`` lives: not one that was given its number later."""
+    started = _started(process, proc)
+    return is_alive(process, proc) and (started is None or started <= since + _CLOCK_SPARE_SECONDS)
+
+
+def _started(process: int, proc: Path) -> float | None:
+    try:
+        words = (proc / str(process) / "stat").read_text().rpartition(")")[2].split()
+        booted = re.search(r"^btime (\d+)$", (proc / "stat").read_text(), flags=re.MULTILINE)
+        return None if booted is None else int(booted[1]) + int(words[19]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return None

@@ -1,0 +1,124 @@
+"""What ``rlhf submit`` refuses before anything leaves this machine, what it uploads, and what it tells of itself."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from launch import upload
+from launch.cli import main, parse
+from launch.jobs import ENDED, exit_code
+from launch.submit import checked, passed_on
+from rlhf.config.load import load_recipe
+from rlhf.errors import UserError
+from tests.end_to_end.small import RECIPE
+
+FILES = ("votes.jsonl", "code/reward.py", "code/words.py", "code/notes.txt", "model/config.json", "model/.git/index")
+SETTINGS = (
+    "data.path=votes.jsonl",
+    "data.demonstrations=null",
+    "data.preferences=null",
+    "data.prompts=/shared/prompts.jsonl",
+    "reward.ceiling=null",
+    "rewards.mine.function=code/reward.py:score",
+    "evaluation.scorer=null",
+    "model.scratch=null",
+    "model.path=./model",
+)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user's folder, which is the current one."""
+    for name in FILES:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_what_the_recipe_names_in_this_folder_is_uploaded_and_nothing_else(here: Path, tmp_path: Path) -> None:
+    recipe = checked(str(RECIPE), SETTINGS, "pipeline")
+    names = {"votes.jsonl", "code/reward.py", "code/words.py", "model/config.json"}
+    assert {str(path) for path in upload.stage(recipe, here, tmp_path / "staged")} == names
+    there = {str(path.relative_to(tmp_path / "staged")) for path in (tmp_path / "staged").rglob("*") if path.is_file()}
+    assert there == {*names, upload.RECIPE}
+
+
+def test_the_job_is_given_the_whole_recipe(here: Path, tmp_path: Path) -> None:
+    recipe = checked(str(RECIPE), [*SETTINGS, "ppo.steps=7"], "pipeline")
+    upload.stage(recipe, here, tmp_path / "staged")
+    sent = load_recipe(tmp_path / "staged" / upload.RECIPE)
+    assert sent == recipe and sent.ppo.steps == 7
+    assert sent.placement.ray_address == "auto"
+    assert sent.runs_dir == "~/runs", "the job's own folder goes with the job"
+
+
+def test_a_folder_of_runs_on_shared_storage_stays_what_it_is(here: Path) -> None:
+    assert checked(str(RECIPE), [*SETTINGS, "runs_dir=/shared/runs"], "ppo").runs_dir == "/shared/runs"
+
+
+def test_a_file_above_this_folder_is_refused(here: Path, tmp_path: Path) -> None:
+    (here.parent / "outside.jsonl").write_text("")
+    with pytest.raises(UserError, match="data.path = '../outside.jsonl' is not below the current folder"):
+        upload.stage(checked(str(RECIPE), [*SETTINGS, "data.path=../outside.jsonl"], "sft"), here, tmp_path / "staged")
+
+
+def test_more_than_the_limit_is_refused_and_the_largest_file_named(here: Path, tmp_path: Path) -> None:
+    os.truncate(here / "votes.jsonl", upload.LIMIT_BYTES + 1)
+    with pytest.raises(UserError, match=r"votes.jsonl 64 MiB(.|\n)*storage that the cluster's nodes see"):
+        upload.stage(checked(str(RECIPE), SETTINGS, "sft"), here, tmp_path / "staged")
+    assert not (tmp_path / "staged").exists()
+
+
+def test_our_own_packages_are_never_uploaded(here: Path, tmp_path: Path) -> None:
+    (here / "rlhf").mkdir()
+    (here / "rlhf" / "types.py").write_text("")
+    recipe = checked(str(RECIPE), [*SETTINGS, "rewards.mine.function=rlhf.types:score"], "ppo")
+    assert Path("rlhf/types.py") not in upload.stage(recipe, here, tmp_path / "staged")
+
+
+def test_a_wrong_recipe_is_refused_before_a_cluster_is_asked(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    nowhere = "http://127.0.0.1:9"
+    assert main(["submit", str(RECIPE), *SETTINGS, "ppo.batch_size=15", "--address", nowhere]) == 2
+    assert "ppo.batch_size" in capsys.readouterr().err
+    assert main(["submit", str(RECIPE), *SETTINGS, "data.path=none.jsonl", "--address", nowhere]) == 2
+    assert "none.jsonl" in capsys.readouterr().err
+
+
+def test_where_no_cluster_answers_the_message_says_how_to_have_one(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["submit", "--list", "--address", "http://127.0.0.1:9"]) == 3
+    assert "launch/head.sh" in capsys.readouterr().err
+
+
+def test_one_thing_at_a_time(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["submit"]) == 2
+    assert main(["submit", "--list", "--stop", "a-job"]) == 2
+
+
+def test_settings_stand_anywhere() -> None:
+    options = parse(["submit", "--command", "ppo", "r.yaml", "a=b", "--no-wait", "c=d"])
+    assert (options.recipe, options.overrides, options.runs, options.no_wait) == ("r.yaml", ["a=b", "c=d"], "ppo", True)
+
+
+def test_secrets_are_no_part_of_a_job() -> None:
+    environment = {"WANDB_API_KEY": "secret", "HF_TOKEN": "secret", "HF_HUB_OFFLINE": "1", "NCCL_DEBUG": "INFO"}
+    assert passed_on(["NCCL_DEBUG"], environment) == {"HF_HUB_OFFLINE": "1", "NCCL_DEBUG": "INFO"}
+    for name in ("WANDB_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "DB_PASSWORD"):
+        with pytest.raises(UserError, match="may be a secret"):
+            passed_on([name], {name: "secret"})
+
+
+def test_a_variable_that_is_not_set_is_refused() -> None:
+    with pytest.raises(UserError, match="NCCL_DEBUG: it is not set here"):
+        passed_on(["NCCL_DEBUG"], {})
+
+
+def test_how_a_job_ended_is_its_last_word() -> None:
+    assert exit_code(f"step 1\n{ENDED}75\n") == 75
+    assert exit_code(f"{ENDED}2\nagain\n{ENDED}0\n") == 0
+    assert exit_code("step 1\nstep 2") is None
