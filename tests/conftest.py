@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported, which reads it once
+os.environ.setdefault("RAY_worker_niceness", "0")  # else the tests beside a run, which are nicer to nobody, starve it
 
 from typing import Any
 
@@ -18,13 +19,14 @@ settings.register_profile("project", deadline=None, derandomize=True, suppress_h
 settings.load_profile("project")
 
 
-END_TO_END = "tests/end_to_end/"
+END_TO_END, END_TO_END_SECONDS = "tests/end_to_end/", 2400
 BESIDE = (
     "test_dpo",
     "test_early_stop",
     "test_engine",
     "test_lora",
     "test_optimum",
+    "test_pipeline",
     "test_publish",
     "test_rewards",
     "test_staleness",
@@ -40,6 +42,13 @@ class TestsByFile(LoadScopeScheduling):
         file = nodeid.partition("::")[0]
         is_alone = file.startswith(END_TO_END) and not file.removeprefix(END_TO_END).startswith(BESIDE)
         return END_TO_END if is_alone else file
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A fixture there may run several commands of a minute or two, and the machine may be slow."""
+    for item in items:
+        if item.nodeid.startswith(END_TO_END):
+            item.add_marker(pytest.mark.timeout(END_TO_END_SECONDS))
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -60,7 +60,7 @@ class Run:
                 return status
         return {}
 
-    def wait_for(self, step: int | None, phase: str, seconds: float = 400) -> dict[str, Any]:
+    def wait_for(self, step: int | None, phase: str, seconds: float = 900) -> dict[str, Any]:
         """The status when the run is in this phase of this step, or of any."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
@@ -71,7 +71,7 @@ class Run:
             time.sleep(POLL_SECONDS)
         raise AssertionError(f"step {step} never came to {phase}:\n{self.said()}")
 
-    def wait_for_checkpoint(self, step: int, seconds: float = 100) -> None:
+    def wait_for_checkpoint(self, step: int, seconds: float = 300) -> None:
         """Wait until the checkpoint of so many steps is committed; step 0 has none."""
         end = time.monotonic() + seconds
         while step and not (self.path / "checkpoints" / f"step_{step}").exists():
@@ -91,7 +91,7 @@ class Run:
         os.kill(process, fault.signal)
         return process
 
-    def end(self, seconds: float = 400) -> int:
+    def end(self, seconds: float = 900) -> int:
         """Its exit code."""
         try:
             return self.process.wait(timeout=seconds)

@@ -22,7 +22,7 @@ SETTINGS = ["data.held_out_fraction=0.25", "dpo.optimizer.lr=2e-3", "dpo.optimiz
 def rlhf(*arguments: str) -> str:
     """Run the command line in a process of its own; returns what it printed."""
     command = [sys.executable, "-m", "launch.cli", *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
 

@@ -17,7 +17,7 @@ UNTIED = "model.scratch.tie_embeddings=false"
 """The other end-to-end test publishes a tied head."""
 
 
-def rlhf(*arguments: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
+def rlhf(*arguments: str, timeout: float = 900) -> subprocess.CompletedProcess[str]:
     """Run the command line in a process of its own."""
     command = [sys.executable, "-m", "launch.cli", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False)

@@ -84,7 +84,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, float
         command = [sys.executable, "-m", "launch.cli", "ppo", str(RECIPE), *overrides(folder, "parts"), *settings]
         environment = {**os.environ, "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
         done = subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=False
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900, check=False
         )
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return folder / "runs" / "parts" / "ppo", bonus
