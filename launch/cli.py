@@ -47,8 +47,8 @@ TOOLS: dict[str, ModuleType] = {
     "watch": launch.watch,
     "report": launch.report,
 }
-"""Commands around a run. Each is a module with ``PURPOSE``, ``EXAMPLE``, ``add_options`` and ``run``, whose answer is the
-exit code where it has one."""
+"""Commands around a run. Each is a module with ``PURPOSE``, ``EXAMPLE``, ``add_options`` and ``run``, whose answer is
+the exit code where it has one."""
 
 SCREEN_LINES, SCREEN_WIDTH = 38, 500
 """Longest message: lines, and characters of each."""

@@ -20,6 +20,9 @@ from rlhf.device import Device
 from rlhf.errors import UserError
 from rlhf.evaluation.accuracy import accuracy_ceiling
 from rlhf.evaluation.scorers import load_scorer
+from rlhf.planning.cluster import GPUS, Cluster, gpu_named
+from rlhf.planning.members import Shapes
+from rlhf.planning.strategy import choose, decided
 from rlhf.tracking.wandb_run import resolve_mode
 
 if TYPE_CHECKING:
@@ -46,7 +49,33 @@ def prepare(recipe_path: str, overrides: Sequence[str], command: Stage) -> tuple
         _import_functions(recipe, command)
         accuracy_ceiling(recipe.reward.ceiling if {"reward", "dpo"} & {*stages_of(recipe, command)} else None)
     resolve_mode(recipe.tracking)
-    return recipe, "cuda" if uses_gpus(recipe, machine) else "cpu", machine.gpus
+    if not uses_gpus(recipe, machine):
+        return recipe, "cpu", machine.gpus
+    return _with_strategy(recipe, command, machine), "cuda", machine.gpus
+
+
+def _with_strategy(recipe: Recipe, command: Stage, machine: Machine) -> Recipe:
+    """The recipe with ``placement.strategy`` decided by memory, and said, where model and GPUs are known."""
+    kinds = {gpu_named(node.type or "") for node in machine.nodes if node.gpus} if machine.nodes else {_own_gpu()}
+    name = kinds.pop() if len(kinds) == 1 else None
+    if name is None:
+        return recipe
+    nodes = [node.gpus for node in machine.nodes if node.gpus] or [machine.gpus]
+    cluster = Cluster(nodes=len(nodes), gpus=min(nodes), gpu=name, network=GPUS[name].network)
+    try:
+        choice = choose(recipe, command, cluster, Shapes(recipe))
+    except UserError:
+        return recipe  # a model whose shape is not known yet: their number decides
+    if choice is not None:
+        print(f"placement: {choice.why}", flush=True)
+    return decided(recipe, choice)
+
+
+def _own_gpu() -> str | None:
+    import torch
+
+    seen = torch.cuda.get_device_properties(0)
+    return gpu_named(seen.name, seen.total_memory)
 
 
 def _this_machine() -> Machine:

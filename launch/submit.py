@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from launch.upload import RECIPE, is_elsewhere, named_functions, named_paths, stage
 from rlhf.config.load import load_recipe
 from rlhf.config.machine import Machine
+from rlhf.config.pools import Stage
 from rlhf.config.schema import Recipe
 from rlhf.errors import UserError
 
@@ -101,7 +102,7 @@ def _submit(options: argparse.Namespace) -> int:
     return 0 if options.no_wait else _follow(jobs, job)
 
 
-def checked(path: str, overrides: Sequence[str], command: str) -> Recipe:
+def checked(path: str, overrides: Sequence[str], command: Stage) -> Recipe:
     """The recipe as a job runs it, refused here where it cannot work on any cluster.
 
     Files that only the nodes see, and what the nodes are, are left to the job to check, which it does first.

@@ -426,8 +426,8 @@ class PlacementConfig:
 
     strategy: Literal["auto", "colocated", "separate"] = "auto"
     """``colocated``: all roles share every GPU, vLLM sleeps while training, weights move by CUDA IPC. ``separate``:
-    each role owns its GPUs, weights move by NCCL. ``auto``: separate when there are GPUs enough, otherwise colocated.
-    Without GPUs all are CPU processes."""
+    each role owns its GPUs, weights move by NCCL. ``auto``: separate when there are GPUs enough and everything fits by
+    the figures of `rlhf plan`, otherwise colocated; the run says why. Without GPUs all are CPU processes."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """``auto`` takes GPUs when the machine or cluster has them."""
     policy: RoleConfig = field(default_factory=RoleConfig)

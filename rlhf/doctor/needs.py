@@ -16,7 +16,7 @@ from rlhf.doctor.findings import GIB, Finding, failed, ok, warning
 from rlhf.doctor.gpus import GPU
 from rlhf.errors import UserError
 from rlhf.planning import memory as bytes_of
-from rlhf.planning.cluster import GPUS, Cluster
+from rlhf.planning.cluster import GPUS, Cluster, gpu_named
 from rlhf.planning.members import ENGINE, Member, Seat, Shapes, members, seats
 from rlhf.planning.memory import PROCESS, size_of
 from rlhf.planning.plan import place, planned_stages
@@ -33,8 +33,6 @@ CHUNK = 512 * 2**20
 """A chunk of weights in shared memory: ``CHUNK_BYTES`` of ``rlhf/weights/shared_memory.py``, which needs torch."""
 ENGINE_PROCESSES = 2
 """An engine's own process, and its actor."""
-NEAR = 0.05
-"""By how much a GPU's memory may differ from its data sheet's, as a share."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +49,7 @@ class Hardware:
     @property
     def cluster(self) -> Cluster | None:
         """As a plan knows it; ``None`` without GPUs, or with some that the plan does not know."""
-        name = None if self.gpu is None else known_type(self.gpu)
+        name = None if self.gpu is None else gpu_named(self.gpu.name, self.gpu.memory)
         if name is None:
             return None
         return Cluster(nodes=self.nodes, gpus=self.gpus, gpu=name, network=GPUS[name].network)
@@ -68,15 +66,6 @@ class Needs:
     weights: int
     """Of ``/dev/shm``, for weights on their way to engines without GPUs."""
     room: Room
-
-
-def known_type(gpu: GPU) -> str | None:
-    """The plan's name of a GPU, by its own name and memory."""
-    said = gpu.name.lower().replace(" ", "")
-    for name, kind in GPUS.items():
-        if name.partition("-")[0] in said and abs(gpu.memory - kind.memory) <= NEAR * kind.memory:
-            return name
-    return None
 
 
 def needs_of(recipe: Recipe, stage: Stage, hardware: Hardware) -> Needs | None:

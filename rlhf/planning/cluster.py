@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from dataclasses import dataclass
 
 from rlhf.errors import UserError
@@ -64,6 +65,21 @@ GPUS: dict[str, GPUType] = {
     "b200-180": _gpu(183359, 2250, 75, 8000, 900, 50, 64, "NVIDIA HGX B200 datasheet; network: DGX B200"),
 }
 """Type and memory in GB → what it offers. FLOP/s without sparsity."""
+
+
+NEAR = 0.05
+"""Part by which a GPU's memory may differ from its type's."""
+
+
+def gpu_named(name: str, memory: int | None = None) -> str | None:
+    """The type that a driver or Ray calls so, of so many bytes; where these are not told, the smallest of that name."""
+    said = name.lower().replace("rtx ", "rtx")
+    words = re.split(r"[^a-z0-9]+", said)
+    alike = {known: kind for known, kind in GPUS.items() if known.partition("-")[0] in words}
+    if memory is not None:
+        return next((known for known, kind in alike.items() if abs(memory - kind.memory) <= NEAR * kind.memory), None)
+    exact = [known for known in alike if known in said]
+    return min(exact or alike, key=lambda known: GPUS[known].memory, default=None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from rlhf.config.pools import Stage
@@ -15,6 +15,7 @@ from rlhf.planning.memory import ASLEEP, GRAPHS, PARTS, PROCESS, Memory
 from rlhf.planning.plan import StagePlan, Use, check, plan_stage, planned_stages
 from rlhf.planning.public import find_shape
 from rlhf.planning.shapes import ModelShape
+from rlhf.planning.strategy import choose, decided
 from rlhf.planning.timing import SHARES
 
 
@@ -26,6 +27,8 @@ class Plan:
     command: Stage
     cluster: Cluster
     stages: tuple[StagePlan, ...]
+    why: str = ""
+    """What spoke for the strategy, where the recipe left it open."""
     change: Changes | None = None
     """The smallest change with which it fits, where it does not and one was found."""
     larger: Cluster | None = None
@@ -45,15 +48,14 @@ def make_plan(recipe: Recipe, command: Stage, cluster: Cluster, find: Callable[[
     """
     check(recipe, command)
     shapes = Shapes(recipe, find)
+    choice = choose(recipe, command, cluster, shapes)
+    recipe = decided(recipe, choice)
     stages = tuple(plan_stage(recipe, stage, cluster, shapes) for stage in planned_stages(recipe, command))
-    plan = Plan(recipe=recipe, command=command, cluster=cluster, stages=stages)
+    plan = Plan(recipe=recipe, command=command, cluster=cluster, stages=stages, why=choice.why if choice else "")
     if plan.fits:
         return plan
-    return Plan(
-        recipe=recipe,
-        command=command,
-        cluster=cluster,
-        stages=stages,
+    return replace(
+        plan,
         change=smallest_change(recipe, command, cluster, shapes),
         larger=smallest_cluster(recipe, command, cluster, shapes),
     )
@@ -65,6 +67,7 @@ def as_values(plan: Plan) -> dict[str, Any]:
         "recipe": plan.recipe.name,
         "command": plan.command,
         "fits": plan.fits,
+        "strategy_chosen": plan.why or None,
         "cluster": {**asdict(plan.cluster), "type": asdict(plan.cluster.type)},
         "assumed": assumptions(),
         "stages": {stage.placed.stage: _stage(stage) for stage in plan.stages},

@@ -18,6 +18,7 @@ Row = Sequence[str]
 def show(plan: Plan) -> str:
     """Every stage, then what does not fit and what would mend it."""
     lines = [_heading(plan.recipe.name, plan.cluster)]
+    lines += [f"placement.strategy=auto is {plan.why}"] if plan.why else []
     for stage in plan.stages:
         lines += ["", *_stage(stage)]
     lines += ["", *_verdict(plan)]

@@ -14,7 +14,8 @@ from rlhf.doctor import needs
 from rlhf.doctor.disk import Room
 from rlhf.doctor.findings import GIB
 from rlhf.doctor.gpus import GPU
-from rlhf.doctor.needs import Hardware, Needs, check_plan, known_type, needs_of
+from rlhf.doctor.needs import Hardware, Needs, check_plan, needs_of
+from rlhf.planning.cluster import gpu_named
 
 ROOT = Path(__file__).parents[3]
 LLAMA_70B, LLAMA_8B_SCALAR = 70_553_706_496, 7_504_928_768
@@ -87,7 +88,7 @@ def test_more_nodes_share_what_there_is_to_hold() -> None:
     ],
 )
 def test_gpus_that_the_plan_knows(name: str, mib: int, known: str | None) -> None:
-    assert known_type(GPU(name=name, memory=mib * 2**20, used=0, mode="Default")) == known
+    assert gpu_named(name, mib * 2**20) == known
 
 
 def test_a_plan_that_fits_and_one_that_does_not() -> None:
