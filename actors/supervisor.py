@@ -17,6 +17,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.process import DUMP_SIGNAL, Whereabouts
+from actors.timeline import Actors, Timeline
 from actors.waiting import START, Moment, Patience
 from rlhf.config.schema import Recipe
 from rlhf.errors import LostError, MachineryError
@@ -60,9 +61,11 @@ class Supervisor:
         report: Callable[..., None],
         check: Callable[[], None] = lambda: None,
         status: Path | None = None,
+        timeline: Timeline | None = None,
     ) -> None:
         config = recipe.recovery
-        self.patience = Patience(recipe, check)
+        self.timeline = timeline or Timeline()
+        self.patience = Patience(recipe, check, self.timeline.spans)
         self.goodput = Goodput(time.time)
         self.phase = START
         """Where the run is."""
@@ -122,6 +125,22 @@ class Supervisor:
         """The run has come to this phase; it is written to the status file, for whoever looks."""
         self.phase, self._moment = moment.phase, moment
         self._tell()
+        self.timeline.collect()
+
+    def begin(self, step: int) -> None:
+        """A step begins; everybody is asked what they did so far."""
+        self.timeline.step(step, self._at_work())
+
+    @contextmanager
+    def on_timeline(self) -> Iterator[None]:
+        """When the block ends, everybody is asked what they did last."""
+        try:
+            yield
+        finally:
+            self.timeline.finish(self._at_work())
+
+    def _at_work(self) -> Actors:
+        return {name: (seen.actor, seen.where) for name, seen in self._seen.items() if seen.where is not None}
 
     def _tell(self) -> None:
         if self._status is None:

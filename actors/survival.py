@@ -116,6 +116,7 @@ class Survivor:
         state = self.state
         if observer is not None and state.watch is None:
             state = replace(state, watch=observer.begin())
+        self.supervisor.begin(state.step)
         report, state, ahead = self.trainer.step(state, self.ahead)
         if observer is not None:
             seen, watch = observer.after(state, report)

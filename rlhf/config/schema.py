@@ -543,6 +543,9 @@ class TrackingConfig:
     """W&B tags."""
     samples_per_step: int = 4
     """Rows of ``samples.jsonl`` per PPO step."""
+    opentelemetry: str | None = None
+    """An OpenTelemetry collector's address, such as ``http://127.0.0.1:4318``: the timeline is sent there too, by OTLP
+    over HTTP. Headers, with a token say, come from ``OTEL_EXPORTER_OTLP_HEADERS``."""
     progress: bool = True
     """Show progress bars on a terminal; without a terminal one line per report is printed."""
 

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from rlhf.config.schema import Recipe
+from rlhf.errors import UserError
 from rlhf.tracking.jsonl import append_line, json_safe, read_lines
 from rlhf.tracking.run_folder import RunFolder
+from rlhf.tracking.secrets import without_secrets
+from rlhf.tracking.spans import Span, Spans
+from rlhf.tracking.trace import CONTROLLER, TraceFile
 from rlhf.tracking.wandb_run import WandbRun
+
+if TYPE_CHECKING:
+    from rlhf.tracking.telemetry import Telemetry
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +42,12 @@ class Tracker:
     """Records a stage. As a context manager it ends the W&B run as failed when the block raises before ``close``."""
 
     def __init__(self, run: RunFolder, recipe: Recipe) -> None:
-        """Raises UserError where W&B is to be online and has no key."""
+        """Raises UserError where W&B is to be online and has no key, or OpenTelemetry is asked for and not there."""
         self._run = run
+        self.timeline = Spans()
+        """What the calling process, which is the controller, does and when."""
+        self._trace: TraceFile | None = TraceFile(run.trace)
+        self._telemetry = _telemetry(run, recipe, self.event)
         self._wandb: WandbRun | None = WandbRun(run, recipe, self.event)
 
     @property
@@ -69,17 +80,54 @@ class Tracker:
 
     def event(self, kind: str, **details: Any) -> None:
         """Record something out of the ordinary: a restart, a retry, a number that is not finite."""
-        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        now = datetime.now(UTC)
         try:
-            append_line(self._run.events, {"time": now, "kind": kind, **details})
+            append_line(self._run.events, {"time": now.isoformat(timespec="milliseconds"), "kind": kind, **details})
         except OSError as error:  # of a full disk above all: what the event is about shall not be lost in its place
             print(f"an event that could not be recorded ({error}): {kind} {details}", flush=True)
+        member, shown = str(details.get("member") or CONTROLLER), without_secrets(details)
+        self._to_trace(lambda trace: trace.instant(kind, now.timestamp(), member, shown))
+
+    def spans(self, group: str, row: str, spans: Sequence[Span]) -> None:
+        """Record what was done, by ``time.time``, in a row of the timeline; rows of one group stand together."""
+        self._to_trace(lambda trace: trace.add(group, row, spans))
+        if self._telemetry is not None:
+            self._telemetry.add(group, row, spans)
+
+    def _to_trace(self, write: Callable[[TraceFile], None]) -> None:
+        """A timeline that cannot be written ends, and the run goes on without it."""
+        if self._trace is None:
+            return
+        try:
+            write(self._trace)
+        except OSError as error:
+            self._trace = None
+            self.event("trace_failed", error=str(error))
 
     def close(self, summary: Mapping[str, Any], exit_code: int = 0) -> None:
-        """End the W&B run, with ``summary`` and a table of all samples. A second call does nothing."""
-        if self._wandb is None:
-            return
-        samples = read_lines(self._run.samples)
-        columns = list(samples[0]) if samples else []
-        self._wandb.finish(json_safe(summary), columns, [list(row.values()) for row in samples], exit_code)
-        self._wandb = None
+        """End the W&B run, with ``summary`` and a table of samples, and the timeline. A second call does nothing."""
+        if self._wandb is not None:
+            samples = read_lines(self._run.samples)
+            columns = list(samples[0]) if samples else []
+            self._wandb.finish(json_safe(summary), columns, [list(row.values()) for row in samples], exit_code)
+            self._wandb = None
+        if self._telemetry is not None:
+            self._telemetry.close()
+            self._telemetry = None
+        self._to_trace(TraceFile.close)  # after all that may be an event
+
+
+def _telemetry(run: RunFolder, recipe: Recipe, report: Callable[..., None]) -> Telemetry | None:
+    """Where the recipe has the timeline sent."""
+    if recipe.tracking.opentelemetry is None:
+        return None
+    try:
+        from rlhf.tracking.telemetry import Telemetry
+    except ImportError as error:
+        raise UserError(
+            "tracking.opentelemetry is set, and OpenTelemetry is not installed",
+            str(error),
+            "pip install opentelemetry-sdk opentelemetry-exporter-otlp-proto-http, or leave tracking.opentelemetry out",
+        ) from error
+    about = {"rlhf.run": recipe.name, "rlhf.stage": run.stage}
+    return Telemetry(recipe.tracking.opentelemetry, about, report)
