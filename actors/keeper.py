@@ -145,7 +145,7 @@ class Keeper:
             return
         self._writing, self._failures = None, 0  # where the wait was interrupted, it is still being written
         size = sum(entry.bytes for entry in entries)
-        self.tracker.event("checkpoint", step=state.step, bytes=size, path=str(self.committed.path))
+        self.tracker.checkpoint(state.step, size, self.committed.path)
         if state.watch is not None and state.watch.watch.best is not None:
             self.run.prune_best(state.watch.watch.best.step)
 

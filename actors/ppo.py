@@ -134,6 +134,7 @@ def _steps(session: Session, tracker: Tracker, survivor: Survivor, watcher: Watc
         for step, result in survivor.run(watcher):
             tracker.log(step, result.metrics)
             tracker.samples(step, result.samples)
+            tracker.histograms(step, result.histograms)
             report(step + 1, named(result.metrics, SHOWN))
 
 

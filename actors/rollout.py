@@ -18,6 +18,7 @@ from actors.worker import named_failures
 from rlhf.config.schema import ModelConfig
 from rlhf.device import Device, engine_environment
 from rlhf.models.load import load_tokenizer
+from rlhf.tracking.memory import Memory, memory_here
 from rlhf.tracking.quiet import redirect_output
 from rlhf.tracking.spans import Taken
 from rlhf.types import UNVERIFIED, Prompt, RolloutBlock
@@ -70,6 +71,10 @@ class RolloutActor:
     async def spans(self) -> Taken:
         """What this actor did since it was asked last."""
         return self.doing.spans.take()
+
+    async def memory(self) -> Memory:
+        """What this actor's processes hold."""
+        return memory_here(self.where.children)
 
     async def use(self, prompts: Sequence[Prompt]) -> None:
         """Take the prompts; ``generate`` names them by their place."""

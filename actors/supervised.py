@@ -75,7 +75,7 @@ class Loop:
                 group.supervisor.begin(step)
                 with timer.spans("step", step):
                     metrics = self._step(step, chosen, group, timer)
-                tracker.log(step, metrics | timer.metrics())
+                tracker.log(step, metrics | timer.metrics() | group.supervisor.memory())
                 latest |= metrics
                 report(step + 1, named(latest, self.shown))
         return latest

@@ -16,6 +16,7 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from actors.memory import MemoryWatch
 from actors.process import DUMP_SIGNAL, Whereabouts
 from actors.timeline import Actors, Timeline
 from actors.waiting import START, Moment, Patience
@@ -78,6 +79,7 @@ class Supervisor:
         self._history = History()
         self._seen: dict[str, Seen] = {}
         self._oom_kills = oom_kills()
+        self._memory = MemoryWatch()
         self._moment = Moment(phase=START)
         self._lost_kind = "died"
         """Of the last loss."""
@@ -160,6 +162,10 @@ class Supervisor:
         """Go on with the account of a run's time. The command before was last seen when it wrote its last status."""
         last_seen = last_status.stat().st_mtime if last_status.exists() else None
         self.goodput = Goodput.resumed(account, time.time, last_seen)
+
+    def memory(self) -> dict[str, float]:
+        """What the actors hold, by role, as far as they have said."""
+        return self._memory.metrics({name: seen.actor for name, seen in self._seen.items() if seen.where is not None})
 
     def summary(self) -> dict[str, float | str]:
         """For the table at the end of the run: what it bore."""

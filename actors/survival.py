@@ -106,7 +106,9 @@ class Survivor:
                 continue
             step = self.state.step - 1
             self.supervisor.step_done(step, time.perf_counter() - begin - (self.supervisor.seconds_lost - lost))
-            report = report.with_metrics(self.supervisor.goodput.metrics())
+            report = report.with_metrics(
+                {**self.supervisor.memory(), **report.metrics, **self.supervisor.goodput.metrics()}
+            )
             yield step, report
             canaries.check(report.metrics, step, self.limits)
             self._keep(report)

@@ -15,6 +15,7 @@ import ray
 from actors.cluster import node_address
 from actors.process import Doing, Whereabouts, dump_stacks_on_signal, whereabouts
 from rlhf.errors import LostError, MachineryError, RLHFError
+from rlhf.tracking.memory import Memory, memory_here
 from rlhf.tracking.quiet import redirect_output
 from rlhf.tracking.spans import Taken
 
@@ -45,6 +46,11 @@ class Worker:
     def spans(self) -> Taken:
         """What this worker did since it was asked last; answered at any time."""
         return self.doing.spans.take()
+
+    @ray.method(concurrency_group=PULSE)
+    def memory(self) -> Memory:
+        """What this worker's process holds; answered at any time."""
+        return memory_here()
 
     def meeting_point(self) -> tuple[str, int]:
         """An address and a free port of this node, at which ranks can meet."""
