@@ -35,7 +35,7 @@ BLOCK = 1024
 
 def train_dpo(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
     """Train the policy on comparisons and leave it in ``run.model``; returns what is worth knowing at the end."""
-    recipe, timer = session.recipe, PhaseTimer()
+    recipe, timer = session.recipe, PhaseTimer(spans=tracker.timeline)
     ceiling = accuracy_ceiling(recipe.reward.ceiling)  # of the labels, whoever learns them
     data = session.preferences
     session.report_data(data, run)

@@ -81,7 +81,7 @@ class Keeper:
         """Take a snapshot, which takes the place of the one before. ``score`` is how good the policy is."""
         moment = Moment(phase=SNAPSHOT, step=state.step - 1 if state.step else None)
         self.crew.supervisor.enter(moment)
-        with self.timer(SNAPSHOT):
+        with self.timer(SNAPSHOT, moment.step):
             state = self._with_files(state)
             taken = {role: group.compute("snapshot") for role, group in self.crew.trained.items()}
             there = [ref for role in taken for _, ref in taken[role]]
@@ -131,7 +131,7 @@ class Keeper:
         moment = Moment(phase=CHECKPOINT, step=state.step - 1)
         self.crew.supervisor.enter(moment)
         try:
-            with self.timer(CHECKPOINT):
+            with self.timer(CHECKPOINT, moment.step):
                 entries = self._written(writing, moment)
                 self.committed = self.store.commit(
                     state.step, entries, state.to_json(), self.config_yaml, writing.snapshot.score
@@ -145,7 +145,7 @@ class Keeper:
             return
         self._writing, self._failures = None, 0  # where the wait was interrupted, it is still being written
         size = sum(entry.bytes for entry in entries)
-        self.tracker.event("checkpoint", step=state.step, bytes=size, path=str(self.committed.path))
+        self.tracker.checkpoint(state.step, size, self.committed.path)
         if state.watch is not None and state.watch.watch.best is not None:
             self.run.prune_best(state.watch.watch.best.step)
 

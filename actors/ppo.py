@@ -13,6 +13,7 @@ from actors.session import Session
 from actors.supervised import Summary, named, seconds_of
 from actors.supervisor import Supervisor
 from actors.survival import Survivor
+from actors.timeline import Timeline
 from actors.trainer import PPOTrainer
 from actors.waiting import Moment
 from actors.watch import Policy, Watcher, judged_prompts, outcome, watch_summary
@@ -58,8 +59,11 @@ def train_ppo(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
         judge_model=session.judge_model,
         held_out=data.held_out,
     )
-    supervisor = Supervisor(recipe, tracker.event, session.check, run.path / STATUS)
-    with crew(recipe, start, session.device, session.gpus, supervisor) as actors:
+    timeline = Timeline(tracker.timeline, tracker.spans)
+    supervisor = Supervisor(recipe, tracker.event, session.check, run.path / STATUS, timeline)
+    begun = timeline.spans.clock()
+    with crew(recipe, start, session.device, session.gpus, supervisor) as actors, supervisor.on_timeline():
+        timeline.spans.add("start", begun)
         trainer = PPOTrainer(actors, len(data.train))
         store = CheckpointStore(run.checkpoints, recipe.checkpoint.keep_last, recipe.checkpoint.keep_best)
         keeper = Keeper(actors, run, store, to_yaml(recipe), tracker, trainer.timer)
@@ -130,6 +134,7 @@ def _steps(session: Session, tracker: Tracker, survivor: Survivor, watcher: Watc
         for step, result in survivor.run(watcher):
             tracker.log(step, result.metrics)
             tracker.samples(step, result.samples)
+            tracker.histograms(step, result.histograms)
             report(step + 1, named(result.metrics, SHOWN))
 
 

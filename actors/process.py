@@ -14,6 +14,7 @@ from pathlib import Path
 import ray
 
 from actors.cluster import node_address
+from rlhf.tracking.spans import Spans
 
 DUMP_SIGNAL = signal.SIGUSR1
 """Makes an actor's process write the stacks of all its threads to its log."""
@@ -49,17 +50,19 @@ def dump_stacks_on_signal() -> None:
 
 
 class Doing:
-    """What an actor is doing, and since when, for whoever asks from another thread."""
+    """What an actor is doing, and since when, for whoever asks from another thread; and what it has done."""
 
     def __init__(self) -> None:
         self._doing, self._since = "", time.monotonic()
+        self.spans = Spans()
 
     @contextmanager
     def __call__(self, what: str) -> Iterator[None]:
         """Within the block the actor is doing ``what``."""
         self._doing, self._since = what, time.monotonic()
         try:
-            yield
+            with self.spans(what):
+                yield
         finally:
             self._doing, self._since = "", time.monotonic()
 

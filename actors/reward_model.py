@@ -32,7 +32,7 @@ NORMALISED_ON = 1000
 
 def train_reward(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
     """Train a reward model and leave it in ``run.model``; returns what is worth knowing at the end."""
-    recipe, timer = session.recipe, PhaseTimer()
+    recipe, timer = session.recipe, PhaseTimer(spans=tracker.timeline)
     ceiling = accuracy_ceiling(recipe.reward.ceiling)
     data = session.preferences
     session.report_data(data, run)

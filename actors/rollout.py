@@ -18,7 +18,9 @@ from actors.worker import named_failures
 from rlhf.config.schema import ModelConfig
 from rlhf.device import Device, engine_environment
 from rlhf.models.load import load_tokenizer
+from rlhf.tracking.memory import Memory, memory_here
 from rlhf.tracking.quiet import redirect_output
+from rlhf.tracking.spans import Taken
 from rlhf.types import UNVERIFIED, Prompt, RolloutBlock
 from rlhf.weights.fingerprint import Fingerprint
 
@@ -66,6 +68,14 @@ class RolloutActor:
         """What this actor is doing, and for how many seconds."""
         return self.doing.pulse()
 
+    async def spans(self) -> Taken:
+        """What this actor did since it was asked last."""
+        return self.doing.spans.take()
+
+    async def memory(self) -> Memory:
+        """What this actor's processes hold."""
+        return memory_here(self.where.children)
+
     async def use(self, prompts: Sequence[Prompt]) -> None:
         """Take the prompts; ``generate`` names them by their place."""
         self.prompts = prompts
@@ -85,7 +95,10 @@ class RolloutActor:
         with self.doing("generate"), named_failures(self.where, "generate"):
             answers = self.engine.generate([self.prompts[i] for i in chosen], seeds)
             blocks = in_order if self.engine.deterministic else as_finished
+            begin = self.doing.spans.clock()
             async for block in blocks(answers, len(chosen), block_size):
+                self.doing.spans.add("block", begin, samples=len(block))
+                begin = self.doing.spans.clock()
                 yield RolloutBlock.pack([answer.rollout for answer in block])
                 without = [answer for answer in block if answer.fault]
                 yield Answered(

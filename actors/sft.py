@@ -24,7 +24,7 @@ SHOWN = {"loss": "train/loss", "held-out loss": "eval/loss"}
 
 def train_sft(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
     """Fine-tune the base model and leave it in ``run.model``; returns what is worth knowing at the end."""
-    recipe, timer = session.recipe, PhaseTimer()
+    recipe, timer = session.recipe, PhaseTimer(spans=tracker.timeline)
     data = session.demonstrations
     session.report_data(data, run)
     train, held_out = packed(data.train), packed(data.held_out)

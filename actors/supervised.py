@@ -14,6 +14,7 @@ from actors.group import Group
 from actors.placement import Placement
 from actors.session import Session
 from actors.supervisor import Supervisor
+from actors.timeline import Timeline
 from actors.waiting import Moment
 from rlhf.config.pools import Stage
 from rlhf.errors import LostError
@@ -37,12 +38,15 @@ def ranks(
 ) -> Iterator[Group]:
     """A role's ranks, each holding ``builder(recipe, *arguments, rank)``, within the block. None is replaced here."""
     placement = Placement(session.recipe, session.device, stage, session.gpus)
-    supervisor = Supervisor(session.recipe, tracker.event, session.check)
+    timeline = Timeline(tracker.timeline, tracker.spans)
+    supervisor = Supervisor(session.recipe, tracker.event, session.check, timeline=timeline)
     group = Group(role, getattr(session.recipe.placement, role).ranks, placement, run.logs, supervisor)
     try:
         group.start(builder, session.recipe, *arguments)
-        group.ready()
-        yield group
+        with supervisor.on_timeline():
+            with timeline.spans("start"):
+                group.ready()
+            yield group
     except LostError as error:
         raise supervisor.give_up(error, Moment(phase=stage)) from error
     finally:
@@ -68,15 +72,21 @@ class Loop:
         latest: dict[str, float] = {}
         with session.console.stage(self.title, len(self.batches)) as report:
             for step, chosen in enumerate(self.batches):
-                with timer("update"):
-                    metrics = group.ask("update", chosen, moment=Moment(phase="update", step=step))[0]
-                if (step + 1) % self.eval_every == 0 or step + 1 == len(self.batches):
-                    with timer("evaluate"):
-                        metrics |= self.evaluate(step)
-                tracker.log(step, metrics | timer.metrics())
+                group.supervisor.begin(step)
+                with timer.spans("step", step):
+                    metrics = self._step(step, chosen, group, timer)
+                tracker.log(step, metrics | timer.metrics() | group.supervisor.memory())
                 latest |= metrics
                 report(step + 1, named(latest, self.shown))
         return latest
+
+    def _step(self, step: int, chosen: Sequence[int], group: Group, timer: PhaseTimer) -> dict[str, float]:
+        with timer("update", step):
+            metrics: dict[str, float] = group.ask("update", chosen, moment=Moment(phase="update", step=step))[0]
+        if (step + 1) % self.eval_every == 0 or step + 1 == len(self.batches):
+            with timer("evaluate", step):
+                metrics |= self.evaluate(step)
+        return metrics
 
 
 def named(metrics: Mapping[str, float], names: Mapping[str, str]) -> Summary:

@@ -16,7 +16,9 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from actors.memory import MemoryWatch
 from actors.process import DUMP_SIGNAL, Whereabouts
+from actors.timeline import Actors, Timeline
 from actors.waiting import START, Moment, Patience
 from rlhf.config.schema import Recipe
 from rlhf.errors import LostError, MachineryError
@@ -60,9 +62,11 @@ class Supervisor:
         report: Callable[..., None],
         check: Callable[[], None] = lambda: None,
         status: Path | None = None,
+        timeline: Timeline | None = None,
     ) -> None:
         config = recipe.recovery
-        self.patience = Patience(recipe, check)
+        self.timeline = timeline or Timeline()
+        self.patience = Patience(recipe, check, self.timeline.spans)
         self.goodput = Goodput(time.time)
         self.phase = START
         """Where the run is."""
@@ -75,6 +79,7 @@ class Supervisor:
         self._history = History()
         self._seen: dict[str, Seen] = {}
         self._oom_kills = oom_kills()
+        self._memory = MemoryWatch()
         self._moment = Moment(phase=START)
         self._lost_kind = "died"
         """Of the last loss."""
@@ -122,6 +127,22 @@ class Supervisor:
         """The run has come to this phase; it is written to the status file, for whoever looks."""
         self.phase, self._moment = moment.phase, moment
         self._tell()
+        self.timeline.collect()
+
+    def begin(self, step: int) -> None:
+        """A step begins; everybody is asked what they did so far."""
+        self.timeline.step(step, self._at_work())
+
+    @contextmanager
+    def on_timeline(self) -> Iterator[None]:
+        """When the block ends, everybody is asked what they did last."""
+        try:
+            yield
+        finally:
+            self.timeline.finish(self._at_work())
+
+    def _at_work(self) -> Actors:
+        return {name: (seen.actor, seen.where) for name, seen in self._seen.items() if seen.where is not None}
 
     def _tell(self) -> None:
         if self._status is None:
@@ -141,6 +162,10 @@ class Supervisor:
         """Go on with the account of a run's time. The command before was last seen when it wrote its last status."""
         last_seen = last_status.stat().st_mtime if last_status.exists() else None
         self.goodput = Goodput.resumed(account, time.time, last_seen)
+
+    def memory(self) -> dict[str, float]:
+        """What the actors hold, by role, as far as they have said."""
+        return self._memory.metrics({name: seen.actor for name, seen in self._seen.items() if seen.where is not None})
 
     def summary(self) -> dict[str, float | str]:
         """For the table at the end of the run: what it bore."""

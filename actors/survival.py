@@ -106,7 +106,9 @@ class Survivor:
                 continue
             step = self.state.step - 1
             self.supervisor.step_done(step, time.perf_counter() - begin - (self.supervisor.seconds_lost - lost))
-            report = report.with_metrics(self.supervisor.goodput.metrics())
+            report = report.with_metrics(
+                {**self.supervisor.memory(), **report.metrics, **self.supervisor.goodput.metrics()}
+            )
             yield step, report
             canaries.check(report.metrics, step, self.limits)
             self._keep(report)
@@ -116,6 +118,7 @@ class Survivor:
         state = self.state
         if observer is not None and state.watch is None:
             state = replace(state, watch=observer.begin())
+        self.supervisor.begin(state.step)
         report, state, ahead = self.trainer.step(state, self.ahead)
         if observer is not None:
             seen, watch = observer.after(state, report)

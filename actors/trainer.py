@@ -20,7 +20,7 @@ class PPOTrainer:
 
     def __init__(self, crew: Crew, prompts: int) -> None:
         self.crew, self.recipe, self.prompts = crew, crew.recipe, prompts
-        self.timer = PhaseTimer()
+        self.timer = PhaseTimer(spans=crew.supervisor.timeline.spans)
         self.between: Callable[[], None] = lambda: None
         """Called between phases, for what goes on beside them."""
 
@@ -34,7 +34,7 @@ class PPOTrainer:
             What the step found, the state after it, and the next one's rollouts where they are there already.
         """
         crew, step = self.crew, state.step
-        with self.timer("step"):
+        with self.timer("step", step):
             # 1. Prompts: the next of a seeded order, each as often as it is to be answered, and a seed for every answer
             asked = ask(self.recipe, self.prompts, step, state.order)
 
@@ -79,7 +79,7 @@ class PPOTrainer:
         self.between()
         moment = Moment(phase=name, step=step)
         self.crew.supervisor.enter(moment)
-        with self.timer(name):
+        with self.timer(name, step):
             yield moment
 
     def record(self, step: int, report: BatchReport, metrics: dict[str, float]) -> BatchReport:

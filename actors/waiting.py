@@ -14,11 +14,14 @@ from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayE
 from rlhf.config.schema import Recipe
 from rlhf.errors import LostError, MachineryError, RLHFError
 from rlhf.recovery.deadlines import Deadlines
+from rlhf.tracking.spans import Spans
 
 SLICE_SECONDS = 0.25
 """Longest time for which a wait does not look whether the run is to stop."""
 CULPRIT_SECONDS = 3.0
 """How long a failure that blames a peer waits for Ray to say which peer died."""
+WAIT_SECONDS = 0.005
+"""Waits that are shorter are left out of the timeline."""
 START = "start"
 """The phase in which actors load what they hold; its deadline is one of its own."""
 
@@ -46,10 +49,10 @@ class Silence:
 class Patience:
     """How long an answer may take, by phase and by what the phase has taken so far; and whether to go on waiting."""
 
-    def __init__(self, recipe: Recipe, check: Callable[[], None] = lambda: None) -> None:
-        """Args: check is called every so often during a wait; what it raises ends the wait."""
+    def __init__(self, recipe: Recipe, check: Callable[[], None] = lambda: None, spans: Spans | None = None) -> None:
+        """Args: check is called every so often during a wait; what it raises ends the wait. spans is told of each."""
         place, recovery = recipe.placement, recipe.recovery
-        self.check, self.start_seconds = check, place.start_timeout_seconds
+        self.check, self.start_seconds, self.spans = check, place.start_timeout_seconds, spans or Spans()
         self.deadlines = Deadlines(
             floor=recovery.stall_floor_seconds, factor=recovery.stall_factor, ceiling=place.phase_timeout_seconds
         )
@@ -81,7 +84,7 @@ class Patience:
         Raises:
             LostError: somebody gave nothing within the deadline, whatever the others gave.
         """
-        limit, silences = self.seconds(moment.phase), self._of(pending)
+        limit, silences, since = self.seconds(moment.phase), self._of(pending), self.spans.clock()
         while True:
             self.check()
             begin, left = time.monotonic(), limit - max(silence.seconds for silence in silences.values())
@@ -97,6 +100,8 @@ class Patience:
                 raise LostError(late(names, moment, limit), names, "stalled")
             if done:
                 self._heard(pending[done[0]], moment.phase)
+                if self.spans.clock() - since >= WAIT_SECONDS:
+                    self.spans.add(f"wait for {pending[done[0]]}", since, moment.step)
                 return done[0]
 
     def _of(self, pending: Mapping[Any, str]) -> dict[str, Silence]:

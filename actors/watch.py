@@ -95,7 +95,7 @@ class Watcher:
     def _judge(self, state: WatchState, done: int, name: str) -> WatchState:
         """Judge the policy that the engines hold, after ``done`` steps; the score, its interval and the best step are
         yet to be recorded."""
-        with self.timer("judge"):
+        with self.timer("judge", done):
             scores, answered = self._scores(done)
         given = np.isfinite(scores)
         missing = int((answered & ~given).sum())
@@ -150,7 +150,7 @@ class Watcher:
 
     def _keep(self, done: int) -> None:
         """Save the policy as the best, with its answers: they cannot be had of it later."""
-        with self.timer("judge"), self.run.writing_best(done) as folder:
+        with self.timer("judge", done), self.run.writing_best(done) as folder:
             self.policy.save(folder)
             write_atomically(folder / ANSWERS, json.dumps(self.policy.answers(), ensure_ascii=False))
 

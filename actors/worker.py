@@ -15,7 +15,9 @@ import ray
 from actors.cluster import node_address
 from actors.process import Doing, Whereabouts, dump_stacks_on_signal, whereabouts
 from rlhf.errors import LostError, MachineryError, RLHFError
+from rlhf.tracking.memory import Memory, memory_here
 from rlhf.tracking.quiet import redirect_output
+from rlhf.tracking.spans import Taken
 
 PULSE = "pulse"
 """Ray's name of the thread that answers while the actor computes."""
@@ -39,6 +41,16 @@ class Worker:
     def pulse(self) -> tuple[str, float]:
         """What this worker is doing, and for how many seconds; answered at any time."""
         return self.doing.pulse()
+
+    @ray.method(concurrency_group=PULSE)
+    def spans(self) -> Taken:
+        """What this worker did since it was asked last; answered at any time."""
+        return self.doing.spans.take()
+
+    @ray.method(concurrency_group=PULSE)
+    def memory(self) -> Memory:
+        """What this worker's process holds; answered at any time."""
+        return memory_here()
 
     def meeting_point(self) -> tuple[str, int]:
         """An address and a free port of this node, at which ranks can meet."""

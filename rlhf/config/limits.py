@@ -145,7 +145,19 @@ LIMITS: dict[type, dict[str, Limit]] = {
         "min_kl": NOT_POSITIVE,
         "max_kl": POSITIVE,
     },
-    schema.TrackingConfig: {"samples_per_step": NOT_NEGATIVE},
+    schema.AlertConfig: {
+        "max_kl": POSITIVE,
+        "length_share": BELOW_ONE,
+        "entropy_share": BELOW_ONE,
+        "restarts": NOT_NEGATIVE,
+        "repeat_steps": COUNT,
+    },
+    schema.TrackingConfig: {
+        "samples_per_step": NOT_NEGATIVE,
+        "table_every": COUNT,
+        "table_rows": COUNT,
+        "histogram_every": COUNT,
+    },
     schema.EvaluationConfig: {"prompts": COUNT, "show": NOT_NEGATIVE},
 }
 

@@ -530,6 +530,24 @@ class CanaryConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AlertConfig:
+    """Warnings while PPO goes on: events of the kind ``alert``, and W&B's alerts, which reach people by mail or chat.
+    None of them stops a run; ``canaries`` do."""
+
+    max_kl: float | None = None
+    """Mean sequence KL to the reference in nats above which there is one. Without it, four fifths of
+    ``canaries.max_kl``, where that is set."""
+    length_share: float = 0.5
+    """Share of the mean length of the first five steps' responses below which there is one; 0 switches it off."""
+    entropy_share: float = 0.2
+    """The same for the policy's entropy."""
+    restarts: int = 1
+    """Restarts of actors, since the last such warning, for which there is one; 0 switches it off."""
+    repeat_steps: int = 50
+    """Steps for which a warning of the same kind is not given again."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrackingConfig:
     """What is written down and shown while a run goes on."""
 
@@ -537,14 +555,33 @@ class TrackingConfig:
     """``auto`` is online when an API key is configured and offline otherwise (``wandb sync`` uploads later)."""
     project: str = "rlhf"
     """W&B project."""
+    run_name: str | None = None
+    """W&B name of the run, the recipe's own by default; the stage is put after it."""
     group: str | None = None
     """W&B group; the stages of one pipeline share the recipe's name by default."""
     tags: tuple[str, ...] = ()
     """W&B tags."""
+    artifacts: Literal["none", "model", "checkpoints"] = "none"
+    """What is handed to W&B as artifacts: nothing, the finished model, or that and every checkpoint. Each checkpoint is
+    copied first, while the run waits."""
+    tensorboard: bool = False
+    """Write TensorBoard's event files too, into ``tensorboard/`` in the stage's folder."""
     samples_per_step: int = 4
-    """Rows of ``samples.jsonl`` per PPO step."""
+    """Rows of ``samples.jsonl`` per PPO step: of three or more, the best and the worst response of the batch, and the
+    rest at random."""
+    table_every: int = 10
+    """Steps between tables of samples in W&B and TensorBoard."""
+    table_rows: int = 30
+    """Rows of such a table at most: the best, the worst and random ones of these steps, a third each."""
+    histogram_every: int = 10
+    """Steps between histograms."""
+    opentelemetry: str | None = None
+    """An OpenTelemetry collector's address, such as ``http://127.0.0.1:4318``: the timeline is sent there too, by OTLP
+    over HTTP. Headers, with a token say, come from ``OTEL_EXPORTER_OTLP_HEADERS``."""
     progress: bool = True
     """Show progress bars on a terminal; without a terminal one line per report is printed."""
+    alerts: AlertConfig = field(default_factory=AlertConfig)
+    """When people are to be warned."""
 
 
 @dataclass(frozen=True, kw_only=True)

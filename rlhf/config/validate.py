@@ -13,6 +13,7 @@ from rlhf.config.pools import Stage, check_sharing
 from rlhf.config.problems import raise_all
 from rlhf.config.reward_rules import check_rewards
 from rlhf.config.schema import OptimizerConfig, Recipe, RoleConfig, ScratchConfig
+from rlhf.config.tracking_rules import check_tracking
 from rlhf.errors import UserError
 
 ENGINE_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256)
@@ -35,7 +36,7 @@ def validate(recipe: Recipe, stage: Stage, machine: Machine) -> None:
         return raise_all(alone or list(check_devices(recipe, stage, machine)), f"the recipe {recipe.name!r}")
     stages = stages_of(recipe, stage)
     problems = [*impossible, *check_name(recipe), *check_models(recipe, stages), *check_data(recipe, stages)]
-    problems += _scorers(recipe, stage)
+    problems += [*_scorers(recipe, stage), *check_tracking(recipe)]
     if not impossible:
         problems += [*_scratch(recipe), *_lengths(recipe, stages, machine), *_roles(recipe, stages)]
         problems += [

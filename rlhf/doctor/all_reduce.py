@@ -86,10 +86,13 @@ def _last_words(said: str) -> str:
 
 
 def main() -> None:
-    """Start the ranks of this node, and wait for them."""
+    """Start the ranks of this node, and wait for them; a single one needs no process of its own."""
+    plan = Plan(**json.loads(sys.argv[1]))
+    if plan.local == 1:
+        _rank(0, plan)
+        return
     from torch.multiprocessing.spawn import start_processes
 
-    plan = Plan(**json.loads(sys.argv[1]))
     start_processes(_rank, args=(plan,), nprocs=plan.local)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import islice
 from typing import Any
@@ -22,7 +22,8 @@ from rlhf.errors import MachineryError
 from rlhf.experience import Scored, build_experience, experience_metrics, total_score
 from rlhf.models.load import load_tokenizer
 from rlhf.roles.forward import Share, join_samples, join_tokens, token_index
-from rlhf.tracking.tracker import SampleRow
+from rlhf.tracking.histogram import Histograms, experience_histograms
+from rlhf.tracking.samples import SampleRow, pick
 from rlhf.types import Experience, FinishReason, Float32, RolloutBlock
 
 SHOWN = 10**9
@@ -35,11 +36,13 @@ NAMED = 6
 
 @dataclass(frozen=True, kw_only=True)
 class BatchReport:
-    """What the controller learns of a batch: numbers, a few samples as text, and the algorithm's next state."""
+    """What the controller learns of a batch: numbers, a few samples as text, the algorithm's next state, and every so
+    often histograms."""
 
     metrics: dict[str, float]
     samples: tuple[SampleRow, ...]
     state: AlgorithmState
+    histograms: Histograms = field(default_factory=dict)
 
     def with_metrics(self, more: Mapping[str, float]) -> BatchReport:
         """The same with more numbers."""
@@ -87,7 +90,13 @@ def assemble(batch: Batch, *parts: Any) -> tuple[Experience, BatchReport]:
     raw = total_score(scored.scores, {name: source.weight for name, source in sources.items()}, scored.dropped)
     experience, state = build_experience(scored, raw, batch.recipe.algorithm, batch.state)
     metrics = experience_metrics(experience, raw, batch.step) | _parts_metrics(scored)
-    return experience, BatchReport(metrics=metrics, samples=_sample_rows(batch, experience), state=state)
+    is_due = batch.step % batch.recipe.tracking.histogram_every == 0
+    return experience, BatchReport(
+        metrics=metrics,
+        samples=_sample_rows(batch, experience),
+        state=state,
+        histograms=experience_histograms(experience) if is_due else {},
+    )
 
 
 def _score(batch: Batch, block: RolloutBlock, shares: Sequence[Share]) -> Scored:
@@ -163,19 +172,22 @@ def _sample_rows(batch: Batch, experience: Experience) -> tuple[SampleRow, ...]:
     sequences = rollouts.sequences
     kl = kl_per_token(experience.old_logprobs, experience.ref_logprobs)
     sequence_kl = sum_by_sample(kl, sequences.response_lengths, experience.response_mask)
+    advantages = sum_by_sample(experience.advantages, sequences.response_lengths, experience.response_mask)
+    counted = count_by_sample(sequences.response_lengths, experience.response_mask)
     tokenizer = _tokenizer(batch.tokenizer, batch.recipe.model.trust_remote_code)
-    there = count_by_sample(sequences.response_lengths, experience.response_mask) > 0
-    chosen = np.random.default_rng([batch.recipe.seed, SHOWN, batch.step]).permutation(np.flatnonzero(there))
+    drawn = np.random.default_rng([batch.recipe.seed, SHOWN, batch.step]).permutation(np.flatnonzero(counted > 0))
     return tuple(
         SampleRow(
             prompt=tokenizer.decode(sequences.prompt(i), skip_special_tokens=True),
             response=tokenizer.decode(sequences.response(i), skip_special_tokens=True),
             score=float(experience.scores[i]),
             kl=float(sequence_kl[i]),
+            advantage=float(advantages[i] / counted[i]),
             finish_reason=FinishReason(rollouts.finish_reasons[i]).name.lower(),
             weight_version=int(rollouts.weight_versions[i]),
+            pick=why,
         )
-        for i in chosen[: batch.recipe.tracking.samples_per_step]
+        for i, why in pick(experience.scores.tolist(), drawn.tolist(), batch.recipe.tracking.samples_per_step)
     )
 
 

@@ -7,22 +7,26 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from rlhf.tracking.spans import Spans
+
 
 class PhaseTimer:
-    """Collects the seconds spent in named phases: ``with timer("rollout"): ...``."""
+    """Collects the seconds spent in named phases: ``with timer("rollout", step): ...``."""
 
-    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
-        self._clock = clock
+    def __init__(self, clock: Callable[[], float] = time.perf_counter, spans: Spans | None = None) -> None:
+        """Args: spans is where the phases are recorded for the timeline; nowhere without."""
+        self._clock, self.spans = clock, spans or Spans()
         self._step: defaultdict[str, float] = defaultdict(float)
         self.totals: defaultdict[str, float] = defaultdict(float)
         """Seconds by phase since the timer was made."""
 
     @contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
+    def __call__(self, phase: str, step: int | None = None) -> Iterator[None]:
         """Add the block's seconds to ``phase``, also when the block raises."""
         start = self._clock()
         try:
-            yield
+            with self.spans(phase, step):
+                yield
         finally:
             seconds = self._clock() - start
             self._step[phase] += seconds

@@ -35,6 +35,7 @@ class RunFolder:
         self.metrics = self.path / "metrics.jsonl"
         self.samples = self.path / "samples.jsonl"
         self.events = self.path / "events.jsonl"
+        self.trace = self.path / "trace.json"
         self.logs = self.path / "logs"
         self.model = self.path / "model"
         self.best = self.path / "best"

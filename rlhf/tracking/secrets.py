@@ -10,7 +10,9 @@ from typing import Any
 HIDDEN = "***"
 _SECRET_NAME = re.compile(r"(^|_)(api_?key|access_?key|token|password|passwd|secret|credentials?)$", re.IGNORECASE)
 _SECRET_IN_URL = re.compile(
-    r"(?<=://)[^/@\s]+(?=@)|(?<=[?&])((?:api_?key|token|password|secret|sig)=)[^&\s]+", re.IGNORECASE
+    r"(?<=://)[^/?#\s]+(?=@)|(?<=[?&;#])([^=&;#\s]*(?:key|token|passw(?:or)?d|pwd|secret|sig|signature|credentials?|auth|code)=)"
+    r"[^&;#\s]+",
+    re.IGNORECASE,
 )
 _SHORTEST_SECRET = 8  # a shorter value of such a variable ("1", "none") would be found everywhere
 

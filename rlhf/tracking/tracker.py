@@ -1,48 +1,47 @@
-"""One place to which a stage reports: files in its folder, which are the record, and W&B, which shows them."""
+"""One place to which a stage reports: its folder, which is the record, and W&B and others, which show it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from rlhf.config.schema import Recipe
-from rlhf.tracking.jsonl import append_line, json_safe, read_lines
+from rlhf.errors import UserError
+from rlhf.tracking.histogram import Histograms
+from rlhf.tracking.jsonl import append_line, json_safe
+from rlhf.tracking.outcome import DONE, reason
 from rlhf.tracking.run_folder import RunFolder
-from rlhf.tracking.wandb_run import WandbRun
+from rlhf.tracking.samples import SampleRow
+from rlhf.tracking.secrets import without_secrets
+from rlhf.tracking.sinks import Sinks
+from rlhf.tracking.spans import Span, Spans
+from rlhf.tracking.trace import CONTROLLER, TraceFile
 
-
-@dataclass(frozen=True, kw_only=True)
-class SampleRow:
-    """One response, to be read by people."""
-
-    prompt: str
-    response: str
-    score: float
-    """Reward of the whole response, after the missing-end penalty."""
-    kl: float
-    """Sequence KL to the reference in nats, estimated on this response."""
-    finish_reason: str
-    """``stop`` or ``length``."""
-    weight_version: int
-    """Version of the policy weights that wrote it."""
+if TYPE_CHECKING:
+    from rlhf.tracking.telemetry import Telemetry
 
 
 class Tracker:
     """Records a stage. As a context manager it ends the W&B run as failed when the block raises before ``close``."""
 
     def __init__(self, run: RunFolder, recipe: Recipe) -> None:
-        """Raises UserError where W&B is to be online and has no key."""
+        """Raises UserError where W&B is to be online and has no key, or OpenTelemetry is asked for and not there."""
         self._run = run
-        self._wandb: WandbRun | None = WandbRun(run, recipe, self.event)
+        self.timeline = Spans()
+        """What the calling process, which is the controller, does and when."""
+        self._trace: TraceFile | None = TraceFile(run.trace)
+        self._telemetry = _telemetry(run, recipe, self.event)
+        self._sinks: Sinks | None = Sinks(run, recipe, self.event)
 
     @property
     def wandb_id(self) -> str:
         """The W&B run's name for itself; empty without W&B."""
-        return self._wandb.id if self._wandb is not None else ""
+        return self._sinks.wandb_id if self._sinks is not None else ""
 
     def __enter__(self) -> Self:
         return self
@@ -50,7 +49,7 @@ class Tracker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
-        self.close({}, exit_code=0 if error is None else 1)
+        self.close({}, *reason(error))
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record the numbers of one step. One that is not finite is written as null and reported as an event."""
@@ -59,27 +58,76 @@ class Tracker:
             self.event("metric_not_finite", step=step, metrics=odd)
         row = json_safe(metrics)
         append_line(self._run.metrics, {"step": step, **row})
-        if self._wandb is not None:
-            self._wandb.log(step, {name: value for name, value in row.items() if value is not None})
+        if self._sinks is not None:
+            self._sinks.log(step, row)
 
     def samples(self, step: int, rows: Sequence[SampleRow]) -> None:
         """Record responses of one step."""
-        for row in rows:
-            append_line(self._run.samples, {"step": step, **asdict(row)})
+        shown = [{"step": step, **asdict(row)} for row in rows]
+        for row in shown:
+            append_line(self._run.samples, row)
+        if self._sinks is not None:
+            self._sinks.samples(step, shown)
+
+    def histograms(self, step: int, histograms: Histograms) -> None:
+        """Show the shape of what a step was made of, where it was measured."""
+        if self._sinks is not None:
+            self._sinks.histograms(step, histograms)
+
+    def checkpoint(self, step: int, size: int, folder: Path) -> None:
+        """Record that a checkpoint of so many bytes is whole on the disk."""
+        self.event("checkpoint", step=step, bytes=size, path=str(folder))
+        if self._sinks is not None:
+            self._sinks.checkpoint(step, folder)
 
     def event(self, kind: str, **details: Any) -> None:
         """Record something out of the ordinary: a restart, a retry, a number that is not finite."""
-        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        now = datetime.now(UTC)
         try:
-            append_line(self._run.events, {"time": now, "kind": kind, **details})
+            append_line(self._run.events, {"time": now.isoformat(timespec="milliseconds"), "kind": kind, **details})
         except OSError as error:  # of a full disk above all: what the event is about shall not be lost in its place
             print(f"an event that could not be recorded ({error}): {kind} {details}", flush=True)
+        member, shown = str(details.get("member") or CONTROLLER), without_secrets(details)
+        self._to_trace(lambda trace: trace.instant(kind, now.timestamp(), member, shown))
 
-    def close(self, summary: Mapping[str, Any], exit_code: int = 0) -> None:
-        """End the W&B run, with ``summary`` and a table of all samples. A second call does nothing."""
-        if self._wandb is None:
+    def spans(self, group: str, row: str, spans: Sequence[Span]) -> None:
+        """Record what was done, by ``time.time``, in a row of the timeline; rows of one group stand together."""
+        self._to_trace(lambda trace: trace.add(group, row, spans))
+        if self._telemetry is not None:
+            self._telemetry.add(group, row, spans)
+
+    def _to_trace(self, write: Callable[[TraceFile], None]) -> None:
+        """A timeline that cannot be written ends, and the run goes on without it."""
+        if self._trace is None:
             return
-        samples = read_lines(self._run.samples)
-        columns = list(samples[0]) if samples else []
-        self._wandb.finish(json_safe(summary), columns, [list(row.values()) for row in samples], exit_code)
-        self._wandb = None
+        try:
+            write(self._trace)
+        except OSError as error:
+            self._trace = None
+            self.event("trace_failed", error=str(error))
+
+    def close(self, summary: Mapping[str, Any], exit_code: int = 0, exit_reason: str = DONE) -> None:
+        """End the W&B run, with ``summary`` and a table of samples, and the timeline. A second call does nothing."""
+        if self._sinks is not None:
+            self._sinks.finish(summary, exit_code, exit_reason)
+            self._sinks = None
+        if self._telemetry is not None:
+            self._telemetry.close()
+            self._telemetry = None
+        self._to_trace(TraceFile.close)  # after all that may be an event
+
+
+def _telemetry(run: RunFolder, recipe: Recipe, report: Callable[..., None]) -> Telemetry | None:
+    """Where the recipe has the timeline sent."""
+    if recipe.tracking.opentelemetry is None:
+        return None
+    try:
+        from rlhf.tracking.telemetry import Telemetry
+    except ImportError as error:
+        raise UserError(
+            "tracking.opentelemetry is set, and OpenTelemetry is not installed",
+            str(error),
+            "pip install opentelemetry-sdk opentelemetry-exporter-otlp-proto-http, or leave tracking.opentelemetry out",
+        ) from error
+    about = {"rlhf.run": recipe.name, "rlhf.stage": run.stage}
+    return Telemetry(recipe.tracking.opentelemetry, about, report)

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import os
+import re
+import sys
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Literal, cast
+from pathlib import Path
+from typing import Any, Literal, cast
 
 from rlhf.checkpoints.durable import write_atomically
 from rlhf.config.schema import Recipe, TrackingConfig
-from rlhf.errors import UserError
+from rlhf.errors import Stopped, UserError
+from rlhf.tracking.alerts import Alert
+from rlhf.tracking.histogram import Histograms
 from rlhf.tracking.quiet import quiet_framework_logs
 from rlhf.tracking.run_folder import RunFolder
 from rlhf.tracking.secrets import without_secrets
-
-if TYPE_CHECKING:
-    import wandb
+from rlhf.tracking.sink import Sink
 
 Mode = Literal["online", "offline", "disabled"]
 
 ID = "wandb_id"
 """File in a stage's folder."""
+SWEEP = "WANDB_SWEEP_ID"
+"""Variable that W&B's agent sets for the commands of a sweep."""
 INIT_TIMEOUT_SECONDS = 30.0
 """How long a server that does not answer may hold up the start before the run goes on offline."""
 FINISH_TIMEOUT_SECONDS = 120.0
@@ -61,74 +67,105 @@ def key_is_configured() -> bool:
         return False
 
 
-class WandbRun:
+class WandbRun(Sink):
     """One stage as a W&B run. A failure of it is reported as an event, and the stage goes on without W&B."""
+
+    name = "wandb"
 
     def __init__(self, run: RunFolder, recipe: Recipe, report: Callable[..., None]) -> None:
         """Args: report writes an event, ``report(kind, **details)``."""
-        self._log_file, self._report = run.logs / "wandb.log", report
+        super().__init__(report)
+        self._log_file, self._recipe, self._stage = run.logs / "wandb.log", recipe, run.stage
         self.id = ""
         """W&B's own name of the run, kept in the folder, so that a command that goes on there goes on with the run."""
-        self._run: wandb.Run | None = None
+        self._run: Any = None
         with quiet_framework_logs(self._log_file):
             mode = resolve_mode(recipe.tracking)
             if mode == "online":
                 self._start("online", run, recipe)
             if self._run is None and mode != "disabled":
                 self._start("offline", run, recipe)
+        self.works = self._run is not None
 
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Send the numbers of one step."""
-        self._call("log", lambda run: run.log(dict(metrics), step=step))
-
-    def finish(
-        self, summary: Mapping[str, Any], columns: Sequence[str], rows: Sequence[Sequence[Any]], exit_code: int
-    ) -> None:
-        """Send the stage's summary and its samples as one table, and end the run."""
-
-        def send(run: wandb.Run) -> None:
-            import wandb
-
-            run.summary.update(dict(summary))
-            if rows:
-                run.log({"samples": wandb.Table(columns=list(columns), data=[list(row) for row in rows])})
-            run.finish(exit_code=exit_code)
-
+    def finish(self, summary: Mapping[str, Any], exit_code: int) -> None:
+        """As every sink; what W&B prints when it ends goes to its log."""
         with quiet_framework_logs(self._log_file):
-            self._call("finish", send)
-        self._run = None
+            super().finish(summary, exit_code)
 
     def _start(self, mode: Mode, run: RunFolder, recipe: Recipe) -> None:
         import wandb
 
         config, known = recipe.tracking, run.path / ID
-        self.id = known.read_text(encoding="utf-8").strip() if known.exists() else uuid.uuid4().hex[:8]
+        own = known.read_text(encoding="utf-8").strip() if known.exists() else uuid.uuid4().hex[:8]
+        in_sweep = SWEEP in os.environ  # the sweep's server has named the run and its project
         try:
-            self._run = wandb.init(
-                mode=mode,
-                id=self.id,
-                resume="allow",
-                dir=run.path,
-                project=config.project,
-                name=f"{recipe.name}/{run.stage}",
-                group=config.group or recipe.name,
-                job_type=run.stage,
-                tags=config.tags,
-                config=without_secrets(asdict(recipe)),
-                settings=wandb.Settings(
-                    console="off", init_timeout=INIT_TIMEOUT_SECONDS, finish_timeout=FINISH_TIMEOUT_SECONDS
-                ),
-            )
+            with arguments_without_secrets():
+                self._run = wandb.init(
+                    mode=mode,
+                    id=None if in_sweep else own,
+                    resume="allow",
+                    dir=run.path,
+                    project=None if in_sweep else config.project,
+                    name=f"{config.run_name or recipe.name}/{run.stage}",
+                    group=config.group or recipe.name,
+                    job_type=run.stage,
+                    tags=config.tags,
+                    config=without_secrets(asdict(recipe)),
+                    settings=wandb.Settings(
+                        console="off",
+                        disable_code=True,  # what is not committed yet may hold anything
+                        init_timeout=INIT_TIMEOUT_SECONDS,
+                        finish_timeout=FINISH_TIMEOUT_SECONDS,
+                    ),
+                )
         except Exception as error:  # whatever its reason, it must not cost the run
             self._report("wandb_failed", doing=f"start {mode}", error=f"{type(error).__name__}: {error}")
         else:
+            self.id = str(self._run.id)
             write_atomically(known, self.id + "\n")
 
-    def _call(self, doing: str, call: Callable[[wandb.Run], None]) -> None:
-        if self._run is None:
-            return
-        try:
-            call(self._run)
-        except Exception as error:  # as above; the run's own files hold all that W&B would show
-            self._report("wandb_failed", doing=doing, error=f"{type(error).__name__}: {error}")
-            self._run = None
+    def _log(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._run.log(dict(metrics), step=step)
+
+    def _histograms(self, step: int, histograms: Histograms) -> None:
+        import wandb
+
+        shown = {name: wandb.Histogram(np_histogram=(list(h.counts), h.edges)) for name, h in histograms.items()}
+        self._run.log(shown, step=step)
+
+    def _table(self, name: str, step: int, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        import wandb
+
+        table = wandb.Table(columns=list(columns), data=[list(row) for row in rows], allow_mixed_types=True)
+        self._run.log({name: table}, step=step)
+
+    def _alert(self, alert: Alert) -> None:
+        self._run.alert(title=alert.title, text=alert.text, level=alert.level, wait_duration=0)
+
+    def _artifact(self, kind: str, folder: Path, details: Mapping[str, Any]) -> None:
+        """A checkpoint is copied, since a newer one may have removed it before W&B has read it."""
+        import wandb
+
+        name = re.sub(r"[^\w.-]", "-", f"{self._recipe.name}-{self._stage}-{kind}")
+        artifact = wandb.Artifact(name, type=kind, metadata=dict(details))
+        aliases = ["latest", *([f"step_{details['step']}"] if "step" in details else [])]
+        with quiet_framework_logs(self._log_file):
+            artifact.add_dir(str(folder), policy="mutable" if kind == "checkpoint" else "immutable")
+            self._run.log_artifact(artifact, aliases=aliases)
+
+    def _finish(self, summary: Mapping[str, Any], exit_code: int) -> None:
+        self._run.summary.update(dict(summary))
+        if exit_code == Stopped.exit_code:
+            self._run.mark_preempting()
+        self._run.finish(exit_code=exit_code)
+
+
+@contextmanager
+def arguments_without_secrets() -> Iterator[None]:
+    """Within the block the command line, which W&B puts down, holds no secret."""
+    arguments = sys.argv[:]
+    sys.argv[:] = without_secrets(arguments)
+    try:
+        yield
+    finally:
+        sys.argv[:] = arguments

@@ -58,13 +58,16 @@ class Running:
         self.supervisor.started("policy rank 0", None)
         self.supervisor.serve = lambda names: None  # type: ignore[method-assign]
         crew: Any = SimpleNamespace(recipe=RECIPE, trained={"policy": self.group}, supervisor=self.supervisor)
-        tracker: Any = SimpleNamespace(event=self.event, wandb_id="")
+        tracker: Any = SimpleNamespace(event=self.event, checkpoint=self.committed, wandb_id="")
         self.events: list[tuple[str, dict[str, Any]]] = []
         store = CheckpointStore(self.run.checkpoints, 2, 0)
         self.keeper = Keeper(crew, self.run, store, "name: x\n", tracker, PhaseTimer())
 
     def event(self, kind: str, **details: Any) -> None:
         self.events.append((kind, details))
+
+    def committed(self, step: int, size: int, folder: Path) -> None:
+        self.event("checkpoint", step=step, bytes=size, path=str(folder))
 
     def check(self) -> None:
         if self.stop:

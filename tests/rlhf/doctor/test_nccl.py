@@ -51,14 +51,14 @@ def test_over_nodes() -> None:
 
 def test_the_program_sums_over_two_processes(tmp_path: Path) -> None:
     plan = Plan(local=2, meeting=f"file://{tmp_path / 'met'}", backend="gloo", size=2**16)
-    outcome = run_apart(plan, 120)
+    outcome = run_apart(plan, 400)
     assert isinstance(outcome, Outcome), outcome
     assert outcome.ranks == 2 and outcome.bandwidth > 0
 
 
 def test_a_program_that_fails_says_why_and_one_that_hangs_is_ended(tmp_path: Path) -> None:
     """The second waits for a rank that never comes."""
-    wrong = run_apart(Plan(local=1, meeting="nowhere://", backend="gloo"), 120)
+    wrong = run_apart(Plan(local=1, meeting="nowhere://", backend="gloo"), 400)
     assert isinstance(wrong, Fault) and "nowhere" in wrong.reason
     alone = run_apart(Plan(local=1, meeting=f"file://{tmp_path / 'met'}", world=2, backend="gloo"), 1)
     assert alone == Fault(reason="no answer within 1 s")

@@ -26,6 +26,7 @@ from rlhf.models.load import load_tokenizer
 from rlhf.models.scratch import make_scratch
 from rlhf.roles.assemble import Batch, BatchReport, Contribution, assemble
 from rlhf.roles.forward import Share
+from rlhf.tracking.histogram import experience_histograms
 from rlhf.types import Experience, FinishReason, Prompt, Rollout, RolloutBlock
 
 CONTRIBUTIONS = (
@@ -267,6 +268,23 @@ def test_a_few_samples_are_shown_as_text_and_others_at_each_step(folder: str) ->
         trained = 0 if rollout.seed == 4 else rollout.mask.sum()
         assert row.kl == pytest.approx(trained)  # the two roles' numbers are 1 apart at every token
         assert row.weight_version == 3
+
+
+def test_the_best_and_the_worst_of_the_batch_are_shown_with_their_advantages(folder: str) -> None:
+    experience, report = assembled(folder, [rollouts()], samples=4)
+    scores = [expected_score(r) for r in rollouts() if r.seed != 4]
+    assert [row.pick for row in report.samples] == ["best", "worst", "random", "random"]
+    assert (report.samples[0].score, report.samples[1].score) == (max(scores), min(scores))
+    lengths, mask = experience.rollouts.sequences.response_lengths, experience.response_mask
+    of_token = np.repeat(np.arange(6), lengths)
+    means = [experience.advantages[mask & (of_token == i)].mean() for i in range(6) if mask[of_token == i].any()]
+    assert all(min(abs(row.advantage - mean) for mean in means) < 1e-5 for row in report.samples)
+
+
+@pytest.mark.parametrize(("step", "is_due"), [(20, True), (21, False)])
+def test_histograms_are_made_every_so_often(folder: str, step: int, is_due: bool) -> None:
+    experience, report = assembled(folder, [rollouts()], step=step)
+    assert report.histograms == (experience_histograms(experience) if is_due else {})
 
 
 def test_the_report_measures_staleness_from_the_version_in_force(folder: str) -> None:

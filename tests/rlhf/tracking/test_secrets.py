@@ -24,6 +24,27 @@ def test_secrets_are_hidden_wherever_they_stand() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("http://anna:p@ss@host:8000/score", "http://***@host:8000/score"),
+        ("http://token@host", "http://***@host"),
+        ("https://host/f?code=abc", "https://host/f?code=***"),
+        ("https://host/?subscription-key=abc&v=2", "https://host/?subscription-key=***&v=2"),
+        ("https://host/?access_token=abc#x", "https://host/?access_token=***#x"),
+        (
+            "https://host/a?X-Amz-Credential=abc&X-Amz-Signature=def",
+            "https://host/a?X-Amz-Credential=***&X-Amz-Signature=***",
+        ),
+        ("rewards.a.endpoint.url=http://a:b@h/", "rewards.a.endpoint.url=http://***@h/"),
+        ("http://host/score?model=a@b", "http://host/score?model=a@b"),
+        ("hf://org/model@main", "hf://org/model@main"),
+    ],
+)
+def test_credentials_of_a_service_wherever_its_address_holds_them(url: str, shown: str) -> None:
+    assert without_secrets({"url": url}) == {"url": shown}
+
+
 def test_ordinary_options_are_left_alone() -> None:
     config = {
         "micro_batch_tokens": 2048,

@@ -5,13 +5,23 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.config.schema import Recipe, TrackingConfig
+from rlhf.config.schema import AlertConfig, Recipe, TrackingConfig
 from rlhf.tracking.jsonl import read_lines
 from rlhf.tracking.run_folder import RunFolder
-from rlhf.tracking.tracker import SampleRow, Tracker
+from rlhf.tracking.samples import SampleRow
+from rlhf.tracking.tracker import Tracker
 
 RECIPE = Recipe(name="demo", tracking=TrackingConfig(wandb="disabled"))
-ROW = SampleRow(prompt="p", response="[red]r\n", score=0.5, kl=1.25, finish_reason="stop", weight_version=3)
+ROW = SampleRow(
+    prompt="p",
+    response="[red]r\n",
+    score=0.5,
+    kl=1.25,
+    advantage=-0.5,
+    finish_reason="stop",
+    weight_version=3,
+    pick="random",
+)
 
 
 @pytest.fixture
@@ -31,8 +41,10 @@ def test_metrics_and_samples_are_on_disk_at_once(run: RunFolder) -> None:
             "response": "[red]r\n",
             "score": 0.5,
             "kl": 1.25,
+            "advantage": -0.5,
             "finish_reason": "stop",
             "weight_version": 3,
+            "pick": "random",
         }
     ]
 
@@ -48,3 +60,25 @@ def test_a_number_that_is_not_finite_is_null_and_an_event(run: RunFolder) -> Non
 def test_an_error_is_not_swallowed_by_the_tracker(run: RunFolder) -> None:
     with pytest.raises(KeyError), Tracker(run, RECIPE):
         raise KeyError
+
+
+def test_an_alert_is_an_event_once_also_of_a_run_that_goes_on(run: RunFolder) -> None:
+    recipe = Recipe(name="demo", tracking=TrackingConfig(wandb="disabled", alerts=AlertConfig(max_kl=2.0)))
+    for steps in ((0, 1), (2, 3)):
+        tracker = Tracker(run, recipe)
+        for step in steps:
+            tracker.log(step, {"objective/kl": 3.0 * step})
+    [event] = [event for event in read_lines(run.events) if event["kind"] == "alert"]
+    assert (event["alert"], event["step"]) == ("kl", 1)
+    assert event["message"].startswith("step 1: objective/kl is 3 nats")
+
+
+def test_a_checkpoint_is_an_event(run: RunFolder) -> None:
+    Tracker(run, RECIPE).checkpoint(5, 1024, run.checkpoints / "step_5")
+    (event,) = read_lines(run.events)
+    assert {name: event[name] for name in ("kind", "step", "bytes", "path")} == {
+        "kind": "checkpoint",
+        "step": 5,
+        "bytes": 1024,
+        "path": str(run.checkpoints / "step_5"),
+    }

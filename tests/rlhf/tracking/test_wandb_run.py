@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import wandb
@@ -20,6 +23,7 @@ from rlhf.tracking.run_folder import RunFolder
 from rlhf.tracking.tracker import Tracker
 from rlhf.tracking.wandb_run import resolve_mode
 
+Offline = tuple[RunFolder, list[Record]]
 KEY = "0123456789abcdef0123456789abcdef01234567"
 DEAD_SERVER = "http://127.0.0.1:9"
 
@@ -52,47 +56,183 @@ def read_run(folder: Path) -> list[Record]:
     return records
 
 
-def history_row(record: Record) -> dict[str, object]:
-    return {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}
+def values_of(items: Iterable[Any]) -> dict[str, Any]:
+    """Names and values; those of an object come one by one, with the way to each."""
+    values: dict[str, Any] = {}
+    for item in items:
+        *way, last = item.nested_key or [item.key]
+        inner = values
+        for name in way:
+            inner = inner.setdefault(name, {})
+        inner[last] = json.loads(item.value_json)
+    return values
 
 
+def history_rows(records: list[Record]) -> list[dict[str, Any]]:
+    return [values_of(record.history.item) for record in records if record.HasField("history")]
+
+
+def summary_of(records: list[Record]) -> dict[str, Any]:
+    return values_of(item for record in records for item in record.summary.update)
+
+
+URL = "https://anna:pw@judge.example/score?api_key=t0ken"
 OFFLINE_RUN = """
 import sys
+from collections.abc import Iterable
 from pathlib import Path
-from rlhf.config.schema import Recipe, TrackingConfig
+import numpy as np
+from rlhf.config.schema import AlertConfig, EndpointConfig, Recipe, RewardSourceConfig, TrackingConfig
+from rlhf.tracking.histogram import Histogram
 from rlhf.tracking.run_folder import RunFolder
-from rlhf.tracking.tracker import SampleRow, Tracker
+from rlhf.tracking.samples import SampleRow
+from rlhf.tracking.tracker import Tracker
+
+def sample(score, pick="random"):
+    return SampleRow(
+        prompt="p", response="r", score=score, kl=0.1, advantage=0.5, finish_reason="stop", weight_version=1, pick=pick
+    )
+
 run = RunFolder.create(Path(sys.argv[1]), "ppo", "", "abc")
-tracking = TrackingConfig(wandb="offline", project="trips", tags=("cpu",))
-with Tracker(run, Recipe(name="demo", seed=3, tracking=tracking)) as tracker:
-    tracker.log(1, {"objective/kl": 0.5, "loss": float("nan")})
-    tracker.log(2, {"objective/kl": 0.75})
-    tracker.samples(2, [SampleRow(prompt="p", response="r", score=1.0, kl=0.1, finish_reason="stop", weight_version=1)])
+tracking = TrackingConfig(
+    wandb="offline",
+    project="trips",
+    run_name="evening",
+    group="trials",
+    tags=("cpu",),
+    table_every=2,
+    table_rows=3,
+    artifacts="checkpoints",
+    alerts=AlertConfig(max_kl=0.6),
+)
+endpoint = EndpointConfig(url=sys.argv[2].partition("=")[2])
+rewards = {"judge": RewardSourceConfig(endpoint=endpoint)}
+with Tracker(run, Recipe(name="demo", seed=3, tracking=tracking, rewards=rewards)) as tracker:
+    for step, kl in enumerate((0.5, 0.75)):
+        tracker.log(step, {"objective/kl": kl, "objective/scores": 1.0 - step, "loss": float("nan")})
+        tracker.samples(step, [sample(step + 0.5, "best"), sample(-1.0, "worst"), sample(0.0), sample(0.25)])
+        tracker.histograms(step, {"histogram/scores": Histogram.of(np.array([0.0, 64.0, 64.0]))})
+    for name in ("checkpoints/step_2", "model"):
+        (run.path / name).mkdir(parents=True)
+        (run.path / name / "weights").write_text(name)
+    tracker.checkpoint(2, 7, run.checkpoints / "step_2")
     tracker.close({"win_rate": 0.7})
 """
 
 
-def test_an_offline_run_holds_config_metrics_summary_and_samples_in_silence(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", OFFLINE_RUN, str(tmp_path)]
-    result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+@pytest.fixture(scope="module")
+def offline_run(tmp_path_factory: pytest.TempPathFactory) -> Offline:
+    """A whole run of a command whose line holds credentials, and what W&B wrote of it."""
+    folder = tmp_path_factory.mktemp("offline")
+    command = [sys.executable, "-c", OFFLINE_RUN, str(folder), f"rewards.judge.endpoint.url={URL}"]
+    hidden = ("WANDB_API_KEY", "WANDB_MODE", "WANDB_DIR", "WANDB_PROJECT")
+    environment = {name: value for name, value in os.environ.items() if name not in hidden}
+    environment |= {"NETRC": str(folder / "netrc"), "WANDB_BASE_URL": DEAD_SERVER}
+    environment |= {f"WANDB_{name}_DIR": str(folder / name) for name in ("DATA", "CACHE", "CONFIG", "ARTIFACT")}
+    result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120, env=environment)
     assert (result.stdout, result.stderr) == ("", "")
-    run = RunFolder(tmp_path, "ppo")
-    assert "wandb sync" in (run.logs / "wandb.log").read_text()
-    assert [row["metrics"] for row in read_lines(run.events)] == [{"loss": "nan"}]
+    run = RunFolder(folder, "ppo")
+    return run, read_run(run.path)
 
-    records = read_run(run.path)
+
+def test_an_offline_run_is_silent_and_has_its_name_group_tags_and_nested_configuration(offline_run: Offline) -> None:
+    run, records = offline_run
+    assert "wandb sync" in (run.logs / "wandb.log").read_text()
+    assert {event["kind"] for event in read_lines(run.events)} == {"metric_not_finite", "alert", "checkpoint"}
     started = next(record.run for record in records if record.HasField("run"))
-    assert (started.project, started.display_name, started.run_group) == ("trips", "demo/ppo", "demo")
+    assert (started.project, started.display_name, started.run_group) == ("trips", "evening/ppo", "trials")
     assert (started.job_type, list(started.tags)) == ("ppo", ["cpu"])
     config = {item.key: json.loads(item.value_json) for item in started.config.update}
     assert config["seed"] == 3
     assert config["ppo"]["optimizer"]["betas"] == [0.9, 0.95]
-    history = [history_row(record) for record in records if record.HasField("history")]
+    assert config["tracking"]["alerts"]["max_kl"] == 0.6
+    assert config["rewards"]["judge"]["endpoint"]["url"] == "https://***@judge.example/score?api_key=***"
+
+
+def test_no_secret_of_the_command_line_is_in_any_file_that_is_uploaded(offline_run: Offline) -> None:
+    run, _ = offline_run
+    (folder,) = run.path.glob("wandb/offline-run-*")
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    assert [file for file in files if b"t0ken" in file.read_bytes() or b"anna:pw" in file.read_bytes()] == []
+    assert any(b"judge.example" in file.read_bytes() for file in files)
+
+
+def test_metrics_and_summary(offline_run: Offline) -> None:
+    history, summary = history_rows(offline_run[1]), summary_of(offline_run[1])
     assert [row["objective/kl"] for row in history if "objective/kl" in row] == [0.5, 0.75]
     assert not any("loss" in row for row in history)
-    assert any(item.value_json == "0.7" for record in records for item in record.summary.update)
-    (table,) = run.path.glob("wandb/offline-run-*/files/media/table/*.json")
-    assert json.loads(table.read_text())["data"] == [[2, "p", "r", 1.0, 0.1, "stop", 1]]
+    expected = {"win_rate": 0.7, "best_score": 1.0, "best_score_step": 0, "final_kl": 0.75, "steps": 2}
+    expected |= {"exit_code": 0, "exit_reason": "done"}
+    assert {name: summary[name] for name in expected} == expected
+
+
+def test_samples_are_tables_of_the_best_the_worst_and_random_ones(offline_run: Offline) -> None:
+    run, records = offline_run
+    logged = {name: row[name] for row in history_rows(records) for name in row if name.startswith("samples")}
+    tables = {}
+    for name, value in logged.items():
+        (file,) = run.path.glob(f"wandb/offline-run-*/files/{value['path']}")
+        tables[name] = json.loads(file.read_text())
+    columns = ["which", "step", "prompt", "response", "score", "kl", "advantage", "finish_reason", "weight_version"]
+    assert tables["samples"]["columns"] == columns
+    assert [row[:2] + row[4:6] for row in tables["samples"]["data"]][:2] == [
+        ["best", 1, 1.5, 0.1],
+        ["worst", 1, -1.0, 0.1],
+    ]
+    assert [row[0] for row in tables["samples"]["data"]] == ["best", "worst", "random"]
+    assert len(tables["samples_of_all_steps"]["data"]) == 8
+
+
+def test_histograms_have_the_counts_of_the_actor(offline_run: Offline) -> None:
+    shown = [row["histogram/scores"] for row in history_rows(offline_run[1]) if "histogram/scores" in row]
+    assert len(shown) == 2
+    assert (shown[0]["_type"], shown[0]["values"]) == ("histogram", [1] + [0] * 62 + [2])
+    assert shown[0]["bins"] == [float(i) for i in range(65)]
+
+
+def test_alerts_and_artifacts_are_there(offline_run: Offline) -> None:
+    _, records = offline_run
+    (alert,) = [record.alert for record in records if record.HasField("alert")]
+    assert (alert.title, alert.level) == ("KL is high", "WARN")
+    assert alert.text == "step 1: objective/kl is 0.75 nats a response, above 0.6"
+    artifacts = [record.artifact for record in records if record.HasField("artifact")]
+    own = [a for a in artifacts if a.type != "run_table"]  # a table is one too
+    assert [(a.type, a.name, sorted(a.aliases)) for a in own] == [
+        ("checkpoint", "demo-ppo-checkpoint", ["latest", "step_2"]),
+        ("model", "demo-ppo-model", ["latest"]),
+    ]
+    assert [entry.path for a in own for entry in a.manifest.contents] == ["weights", "weights"]
+
+
+ENDING_RUN = """
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from rlhf.config.schema import Recipe, TrackingConfig
+from rlhf.errors import Stopped
+from rlhf.tracking.run_folder import RunFolder
+from rlhf.tracking.tracker import Tracker
+run = RunFolder.create(Path(sys.argv[1]), "ppo", "", "abc")
+with Tracker(run, Recipe(name="demo", tracking=TrackingConfig(wandb="offline"))) as tracker:
+    tracker.log(0, {"objective/kl": 0.5})
+    raise Stopped("SIGTERM")
+"""
+
+
+def test_a_run_of_a_sweep_that_is_stopped_has_the_sweeps_name_and_says_why_it_ended(tmp_path: Path) -> None:
+    environment = {**os.environ, "WANDB_SWEEP_ID": "sw33p", "WANDB_RUN_ID": "r1", "WANDB_MODE": "offline"}
+    command = [sys.executable, "-c", ENDING_RUN, str(tmp_path)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
+    assert "Stopped: " in ended.stderr
+    run = RunFolder(tmp_path, "ppo")
+    records = read_run(run.path)
+    started = next(record.run for record in records if record.HasField("run"))
+    assert (started.run_id, started.sweep_id) == ("r1", "sw33p")
+    assert (run.path / wandb_run.ID).read_text() == "r1\n"
+    assert summary_of(records)["exit_reason"].startswith("Stopped: stopped on request (SIGTERM)")
+    assert [record.alert.title for record in records if record.HasField("alert")] == ["The run was stopped"]
+    assert any(record.HasField("preempting") for record in records)
+    assert [record.exit.exit_code for record in records if record.HasField("exit")] == [75]
 
 
 def test_an_unreachable_server_costs_an_event_and_the_run_goes_on_offline(
@@ -141,6 +281,7 @@ def test_a_service_that_dies_costs_an_event_and_nothing_of_the_record(tmp_path: 
 def test_disabled_does_not_even_import_wandb(tmp_path: Path) -> None:
     script = f"""
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from rlhf.config.schema import Recipe, TrackingConfig
 from rlhf.tracking.run_folder import RunFolder

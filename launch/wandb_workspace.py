@@ -1,0 +1,101 @@
+"""Saves the project's workspace in W&B: ``python -m launch.wandb_workspace --entity ME --project rlhf``.
+
+``wandb-workspaces`` is not among the requirements, since no run needs it: ``pip install wandb-workspaces`` once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from rlhf.errors import RLHFError, UserError
+from rlhf.tracking.workspace import Section, definition, sections
+
+COLUMNS, ROWS = 3, 3
+"""Panels of a section that are seen at one time."""
+
+
+def build(entity: str, project: str, workspaces: Any, reports: Any) -> Any:
+    """The workspace as an object of W&B's library, not saved yet.
+
+    Args:
+        workspaces: the module ``wandb_workspaces.workspaces``.
+        reports: the module ``wandb_workspaces.reports.v2``.
+    """
+    layout = workspaces.SectionLayoutSettings(columns=COLUMNS, rows=ROWS)
+    return workspaces.Workspace(
+        entity=entity,
+        project=project,
+        name=definition()["name"],
+        sections=[
+            workspaces.Section(
+                name=section.question,
+                panels=list(_panels(section, reports)),
+                is_open=True,
+                layout_settings=layout,
+            )
+            for section in sections()
+        ],
+    )
+
+
+def _panels(section: Section, reports: Any) -> Iterator[Any]:
+    for panel in section.curves:
+        yield reports.LinePlot(title=panel.title, title_y=panel.unit, y=list(panel.lines), log_y=panel.logarithmic)
+    for name in section.histograms:
+        yield reports.LinePlot(title=name, y=[name])
+    for name in section.tables:
+        yield reports.WeavePanelSummaryTable(table_name=name)
+
+
+def save(entity: str, project: str) -> str:
+    """Save it under its name; returns its address.
+
+    Raises:
+        UserError: W&B's library is not installed, or the server refused.
+    """
+    try:
+        workspaces, reports = (import_module(f"wandb_workspaces.{name}") for name in ("workspaces", "reports.v2"))
+    except ImportError as error:
+        raise UserError(
+            "W&B's library of workspaces is not installed",
+            str(error),
+            "pip install wandb-workspaces; or --json FILE writes what it would be made from",
+        ) from error
+    try:
+        return str(build(entity, project, workspaces, reports).save().url)
+    except Exception as error:  # of many kinds: no key, no network, no such project
+        raise UserError(
+            f"the workspace could not be saved in {entity}/{project}",
+            f"{type(error).__name__}: {error}",
+            "run `wandb login`, and log one run to the project first",
+        ) from error
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Save it, or write its definition; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m launch.wandb_workspace", description=__doc__.partition("\n")[0])
+    parser.add_argument("--entity", help="W&B user or team")
+    parser.add_argument("--project", default="rlhf", help="W&B project (default: rlhf)")
+    parser.add_argument("--json", type=Path, help="write the definition to this file, and save nothing")
+    options = parser.parse_args(arguments)
+    if options.json is not None:
+        options.json.write_text(json.dumps(definition(), indent=1) + "\n", encoding="utf-8")
+        return 0
+    if options.entity is None:
+        parser.error("--entity is needed: your user or team in W&B")
+    try:
+        print(save(options.entity, options.project))
+    except RLHFError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

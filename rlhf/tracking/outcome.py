@@ -1,0 +1,51 @@
+"""How a stage ended, in a few values under names that do not change: what runs are sorted and compared by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from rlhf.tracking.secrets import without_secrets
+
+BEST: Mapping[str, tuple[str, bool]] = {
+    "score": ("objective/scores", True),
+    "holdout_score": ("holdout/score", True),
+    "eval_accuracy": ("eval/accuracy", True),
+    "eval_loss": ("eval/loss", False),
+}
+"""Metrics of which the best value and its step are told, and whether higher is better."""
+LAST: Mapping[str, str] = {
+    "final_score": "objective/scores",
+    "final_kl": "objective/kl",
+    "final_entropy": "policy/entropy_avg",
+    "final_length": "rollout/length_mean",
+    "goodput": "perf/goodput",
+    "restarts": "health/restarts",
+}
+"""Metrics of which the last value is told."""
+DONE = "done"
+
+
+def outcome(history: Sequence[Mapping[str, Any]], exit_code: int, exit_reason: str) -> dict[str, Any]:
+    """The values, of a stage's ``metrics.jsonl``; those of metrics that it does not have are left out."""
+    steps = {"steps": int(history[-1]["step"]) + 1} if history else {}
+    found = {key: value for name, (metric, up) in BEST.items() for key, value in _best(history, name, metric, up)}
+    for name, metric in LAST.items():
+        values = [row[metric] for row in history if row.get(metric) is not None]
+        found |= {name: values[-1]} if values else {}
+    return {**steps, **found, "exit_code": exit_code, "exit_reason": without_secrets(exit_reason)}
+
+
+def _best(history: Sequence[Mapping[str, Any]], name: str, metric: str, up: bool) -> Iterator[tuple[str, Any]]:
+    values = [(row[metric], row["step"]) for row in history if row.get(metric) is not None]
+    if values:
+        value, step = (max if up else min)(values, key=lambda pair: pair[0])
+        yield from ((f"best_{name}", value), (f"best_{name}_step", step))
+
+
+def reason(error: BaseException | None) -> tuple[int, str]:
+    """Exit code and reason of a stage that an error has ended, or nothing has."""
+    if error is None:
+        return 0, DONE
+    said = (str(error).strip().splitlines() or [""])[0]
+    return int(getattr(error, "exit_code", 1)), f"{type(error).__name__}: {said}".removesuffix(": ")

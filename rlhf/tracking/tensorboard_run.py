@@ -1,0 +1,75 @@
+"""TensorBoard's event files beside W&B, for whoever looks at runs there: ``tensorboard --logdir runs``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from rlhf.config.schema import Recipe
+from rlhf.tracking.histogram import Histograms
+from rlhf.tracking.jsonl import json_safe
+from rlhf.tracking.run_folder import RunFolder
+from rlhf.tracking.secrets import without_secrets
+from rlhf.tracking.sink import Sink
+
+FOLDER = "tensorboard"
+"""In the stage's folder."""
+FLUSH_SECONDS = 10
+
+
+class TensorBoardRun(Sink):
+    """One stage as a TensorBoard run: the same names, histograms, and samples as text."""
+
+    name = "tensorboard"
+
+    def __init__(self, run: RunFolder, recipe: Recipe, report: Callable[..., None], next_step: int) -> None:
+        """Args: next_step is the first that will be logged: what an earlier command has logged of it, or of those
+        after it, is no longer shown."""
+        super().__init__(report)
+        self._folder, self._recipe, self._next_step, self._last = run.path / FOLDER, recipe, next_step, next_step
+        self._attempt("start", self._start)
+
+    def _start(self) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        purge = self._next_step if self._folder.exists() else None
+        self._writer: Any = SummaryWriter(str(self._folder), purge_step=purge, flush_secs=FLUSH_SECONDS)
+        self._text("config", without_secrets(asdict(self._recipe)), self._next_step)
+
+    def _log(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._last = step
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, step)
+
+    def _histograms(self, step: int, histograms: Histograms) -> None:
+        for name, h in histograms.items():
+            self._writer.add_histogram_raw(
+                name,
+                min=h.low,
+                max=h.high,
+                num=sum(h.counts),
+                sum=h.total,
+                sum_squares=h.squares,
+                bucket_limits=h.edges[1:],
+                bucket_counts=list(h.counts),
+                global_step=step,
+            )
+
+    def _table(self, name: str, step: int, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        named = [dict(zip(columns, row, strict=True)) for row in rows]
+        self._writer.add_text(name, "\n\n".join(_code(row) for row in named), step)
+
+    def _finish(self, summary: Mapping[str, Any], exit_code: int) -> None:
+        self._text("summary", {**summary, "exit_code": exit_code}, self._last)
+        self._writer.close()
+
+    def _text(self, name: str, values: Mapping[str, Any], step: int) -> None:
+        self._writer.add_text(name, _code(values), step)
+
+
+def _code(values: Mapping[str, Any]) -> str:
+    """Values as a block of code in Markdown: nothing that a model wrote is taken for a mark."""
+    text = json.dumps(json_safe(values), indent=1, ensure_ascii=False).encode(errors="backslashreplace").decode()
+    return "\n".join("    " + line for line in text.splitlines())

@@ -1,0 +1,100 @@
+"""How W&B shows runs of this project: the report's panels, by the questions that people ask, with what only W&B has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rlhf.report.panels import BROKE, LEARNING, PANELS, QUESTIONS, STABLE, TIME, Panel
+
+MORE = (
+    Panel(
+        question=TIME,
+        title="Phases",
+        unit="seconds in each step",
+        lines={f"time/{phase}": phase for phase in ("rollout", "score", "advantages", "update", "publish", "snapshot")},
+    ),
+    Panel(
+        question=TIME,
+        title="Samples",
+        unit="per second",
+        lines={"perf/samples_per_second": "samples"},
+    ),
+    Panel(
+        question=TIME,
+        title="Host memory",
+        unit="GiB, all ranks of a role",
+        lines={
+            "memory/rollout_host_gib": "rollout",
+            "memory/policy_host_gib": "policy",
+            "memory/critic_host_gib": "critic",
+            "memory/reference_host_gib": "reference",
+            "memory/reward_model_host_gib": "reward model",
+        },
+    ),
+    Panel(
+        question=BROKE,
+        title="Samples without a score",
+        unit="in each step",
+        lines={"rollout/dropped": "dropped", "rollout/set_aside": "set aside"},
+    ),
+)
+"""Line plots that the report does not have, or makes of whatever there is."""
+HISTOGRAMS: Mapping[str, tuple[str, ...]] = {
+    LEARNING: ("histogram/scores", "histogram/advantages"),
+    STABLE: ("histogram/log_ratio_to_reference", "histogram/log_ratio_to_engine", "histogram/response_length"),
+}
+TABLES: Mapping[str, tuple[str, ...]] = {LEARNING: ("samples",)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """One question, and what answers it: curves, histograms and tables, by the names under which they are logged."""
+
+    question: str
+    curves: tuple[Panel, ...]
+    histograms: tuple[str, ...]
+    tables: tuple[str, ...]
+
+    @property
+    def names(self) -> list[str]:
+        """All names that it shows."""
+        return [*(name for panel in self.curves for name in panel.lines), *self.histograms, *self.tables]
+
+
+def sections() -> list[Section]:
+    """The workspace, in the order in which it is read."""
+    return [
+        Section(
+            question=question,
+            curves=tuple(panel for panel in (*PANELS, *MORE) if panel.question == question),
+            histograms=HISTOGRAMS.get(question, ()),
+            tables=TABLES.get(question, ()),
+        )
+        for question in QUESTIONS
+    ]
+
+
+def definition() -> dict[str, Any]:
+    """The same as JSON, for whoever lays it out by other means."""
+    return {"name": "rlhf", "sections": [_section(section) for section in sections()]}
+
+
+def _section(section: Section) -> dict[str, Any]:
+    return {"name": section.question, "panels": list(_panels(section))}
+
+
+def _panels(section: Section) -> Iterator[dict[str, Any]]:
+    for panel in section.curves:
+        yield {
+            "type": "line",
+            "title": panel.title,
+            "unit": panel.unit,
+            "metrics": list(panel.lines),
+            "logarithmic": panel.logarithmic,
+        }
+    for name in section.histograms:
+        yield {"type": "histogram", "title": name, "metrics": [name]}
+    for name in section.tables:
+        yield {"type": "table", "title": name, "table": name}

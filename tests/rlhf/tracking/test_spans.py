@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import pytest
+
+from rlhf.tracking.spans import Spans
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_block_is_recorded_also_where_it_raises() -> None:
+    clock = Clock()
+    spans = Spans(clock)
+
+    def fail() -> None:
+        with spans("update", 3):
+            clock.now += 2.0
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    begin = clock.now
+    clock.now += 0.5
+    spans.add("block", begin, samples=8)
+    taken = spans.take()
+    assert [(span.name, span.begin, span.end, span.step) for span in taken.spans] == [
+        ("update", 100.0, 102.0, 3),
+        ("block", 102.0, 102.5, None),
+    ]
+    assert taken.spans[1].details == {"samples": 8}
+    assert (taken.now, taken.dropped) == (102.5, 0)
+    assert spans.take().spans == ()
+
+
+def test_memory_is_bounded_and_what_is_lost_is_counted() -> None:
+    spans = Spans(Clock(), most=3)
+    for k in range(5):
+        spans.add(f"call {k}", 0.0)
+    taken = spans.take()
+    assert [span.name for span in taken.spans] == ["call 2", "call 3", "call 4"]
+    assert taken.dropped == 2
+    assert spans.take().dropped == 0
+
+
+def test_processes_of_one_machine_have_their_clock_in_common() -> None:
+    assert Spans().take().boot == Spans().take().boot
