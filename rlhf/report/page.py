@@ -12,8 +12,10 @@ from rlhf.errors import UserError
 from rlhf.report import tables
 from rlhf.report.charts import Chart, draw, readings
 from rlhf.report.markup import Markup, element, folded, joined, script_json, shown, source_hash, text
-from rlhf.report.panels import OTHER, QUESTIONS, TIME, charts_of
+from rlhf.report.panels import OTHER, QUESTIONS, TIME, charts_of, utilisation_chart
 from rlhf.report.read import RunRecord, StageRecord, number, read_run
+from rlhf.report.strip import strip
+from rlhf.report.timeline import Timeline
 
 TITLES = {"sft": "Supervised fine-tuning", "reward": "Reward model", "dpo": "DPO", "ppo": "PPO"}
 NAME = "report.html"
@@ -122,9 +124,19 @@ def _stage(stage: StageRecord, charts: list[Chart]) -> Markup:
         if found[question]:
             parts += [element("h3", question), _drawn(found[question], charts)]
             parts += [tables.time_by_phase(stage)] if question == TIME else []
+            parts += [_utilisation(stage.timeline, charts)] if question == TIME and stage.timeline else []
     if found[OTHER]:
         parts.append(folded(f"{OTHER} ({len(found[OTHER])})", _drawn(found[OTHER], charts)))
     return joined(parts) if parts else element("p", "no metrics yet", class_="note")
+
+
+def _utilisation(timeline: Timeline, charts: list[Chart]) -> Markup:
+    """Who was busy, and what the last steps looked like."""
+    if not timeline.actors:
+        return Markup()
+    title = element("h3", "Who was busy?")
+    drawn = _drawn([utilisation_chart(timeline)], charts) if len(timeline.steps) > 1 else Markup()
+    return joined([title, drawn, tables.utilisation(timeline), strip(timeline)])
 
 
 def _drawn(new: list[Chart], charts: list[Chart]) -> Markup:

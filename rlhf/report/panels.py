@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from rlhf.algorithms.canaries import DEFAULTS
 from rlhf.evaluation.accuracy import CEILING
 from rlhf.report.charts import Chart, Line
 from rlhf.report.read import StageRecord, number
+from rlhf.report.timeline import Timeline
 
 LEARNING, STABLE, TIME, BROKE = "Is it learning?", "Is it stable?", "Where does the time go?", "What broke?"
 OTHER = "All other metrics"
@@ -98,6 +100,24 @@ def _line(metric: str, name: str, stage: StageRecord) -> Line:
 def _phases(metrics: list[str], stage: StageRecord) -> Chart:
     lines = [_line(metric, metric.removeprefix("time/"), stage) for metric in metrics]
     return Chart(title="Phases", unit="seconds in each step", lines=lines)
+
+
+def utilisation_chart(timeline: Timeline) -> Chart:
+    """By step, the share of it in which the actors of each role were busy, on the mean."""
+    shares: defaultdict[str, defaultdict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for actor in timeline.actors:
+        for step, share in timeline.busy(actor).items():
+            shares[role_of(actor)][step].append(share)
+    lines = [
+        Line(name=role, points=tuple((float(step), sum(some) / len(some)) for step, some in steps.items()))
+        for role, steps in shares.items()
+    ]
+    return Chart(title="Busy", unit="share of the step, mean of the role's actors", lines=lines)
+
+
+def role_of(actor: str) -> str:
+    """``policy`` of ``policy rank 3``."""
+    return actor.rpartition(" ")[0].removesuffix(" rank") or actor
 
 
 def _alone(metric: str, stage: StageRecord) -> Chart:

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from rlhf.errors import UserError
+from rlhf.report.timeline import Timeline, read_timeline
 from rlhf.tracking.secrets import without_secrets
 
 STAGES = ("sft", "reward", "dpo", "ppo")
@@ -44,6 +45,8 @@ class StageRecord:
     summary: Row
     config: Row
     """The resolved recipe, without secrets."""
+    timeline: Timeline | None = None
+    """Who did what when; None where there is none with a step in it."""
 
     def last(self, metric: str) -> float | None:
         """The last finite value of a metric; None where it has none."""
@@ -120,12 +123,13 @@ def _read_stage(folder: Path, notes: list[str]) -> StageRecord:
         events=[without_secrets(row) for row in _rows(folder / "events.jsonl", notes)],
         summary=_object(folder / "summary.json", notes),
         config=_config(folder / "config.yaml", notes),
+        timeline=read_timeline(folder / "trace.json"),
     )
 
 
 def _state(folder: Path) -> str:
     if finished := _object(folder / "done.json", []).get("finished"):
-        return f"finished {finished}"
+        return f"finished {str(finished).replace('T', ' ').replace('+00:00', ' UTC')}"
     status = _object(folder / "status.json", [])
     if "phase" in status:
         return f"unfinished; last seen in {status['phase']} of step {status.get('step')}"

@@ -10,8 +10,9 @@ from typing import Any
 
 from rlhf.report.markup import Cell, Markup, element, folded, joined, table, text
 from rlhf.report.read import Row, RunRecord, StageRecord, flat, number
+from rlhf.report.timeline import Timeline
 
-MOST_EVENTS, MOST_ANSWERS, SAMPLED_STEPS = 1000, 60, 10
+MOST_EVENTS, MOST_ANSWERS, SAMPLED_STEPS, MOST_ACTORS = 1000, 60, 10, 200
 """Rows that a page shows; the files hold all."""
 WHOLE = "step"
 """The phase that holds the others."""
@@ -48,6 +49,34 @@ def _phase(phase: str, values: Sequence[float], share: float) -> list[Cell]:
     bar = Markup(f'<svg class="bar" viewBox="0 0 100 6"><rect class="dot-0" width="{width}" height="6"/></svg>')
     total = sum(values)
     return [phase, round(total, 3), len(values), total / len(values), max(values), round(100 * share, 2), bar]
+
+
+def utilisation(timeline: Timeline) -> Markup:
+    """By actor: the share of the steps in which it was busy, and its longest bubble, where it had nothing to do."""
+    rows = [_busy(actor, timeline) for actor in list(timeline.actors)[:MOST_ACTORS]]
+    columns = (
+        "actor",
+        "busy, % of the steps",
+        "least",
+        "most",
+        "idle s a step",
+        "longest bubble, s",
+        "in step",
+        "during",
+    )
+    some = _some(len(rows), len(timeline.actors), "actors", "trace.json")
+    older = "" if not timeline.older else f", of the newest of {timeline.older + 1} files"
+    note = element("p", f"from trace.json{older}: {len(timeline.steps)} steps; overlaps count once", class_="note")
+    return joined([some, table(columns, rows, label="busy share by actor"), note])
+
+
+def _busy(actor: str, timeline: Timeline) -> list[Cell]:
+    shares, bubbles = timeline.busy(actor), timeline.bubbles(actor)
+    lengths = {step: end - begin for step, (begin, end) in timeline.steps.items()}
+    whole = sum(shares[step] * lengths[step] for step in shares) / sum(lengths.values())
+    percents = [round(100 * share, 1) for share in (whole, min(shares.values()), max(shares.values()))]
+    seconds, step, phase = max(bubbles, default=(0.0, None, None))
+    return [actor, *percents, sum(length for length, *_ in bubbles) / len(lengths), round(seconds, 3), step, phase]
 
 
 def counts(stage: StageRecord) -> Markup:

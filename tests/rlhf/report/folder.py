@@ -6,6 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from rlhf.tracking.spans import Span
+from rlhf.tracking.trace import TraceFile
+
 HOSTILE = "</script><script>window.pwned = 1</script><img src=x onerror='window.pwned = 2'>\"'&<!--"
 
 
@@ -37,4 +40,26 @@ def hostile_run(root: Path) -> Path:
     config = {"name": HOSTILE, "canaries": {"max_kl": 5.0}, "tracking": {"api_key": "open sesame"}, HOSTILE: 1}
     (ppo / "config.yaml").write_text(json.dumps(config), encoding="utf-8")
     (ppo / "status.json").write_text(json.dumps({"phase": HOSTILE, "step": 5}), encoding="utf-8")
+    timeline_of(ppo, steps=5)
     return root
+
+
+def timeline_of(stage: Path, steps: int) -> None:
+    """A timeline of steps of 10 s: an engine busy for the first 4, a policy for the last 5, a second between."""
+    trace = TraceFile(stage / "trace.json")
+    for step in range(steps):
+        begin = 1e9 + 10.0 * step
+        own = [
+            ("step", 0.0, 10.0),
+            ("rollout", 0.0, 4.0),
+            ("wait for rollout engine 0", 0.0, 4.0),
+            ("update", 5.0, 10.0),
+        ]
+        trace.add("controller", "controller", [_span(name, begin + a, begin + b, step) for name, a, b in own])
+        trace.add("node a", "rollout engine 0", [_span("generate", begin, begin + 4.0, step)])
+        trace.add("node a", "policy rank 0", [_span("update", begin + 5.0, begin + 10.0, step)])
+        trace.add("node a", HOSTILE, [_span(HOSTILE, begin + 6.0, begin + 7.0, step)])
+
+
+def _span(name: str, begin: float, end: float, step: int) -> Span:
+    return Span(name=name, begin=begin, end=end, step=step)
