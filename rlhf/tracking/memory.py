@@ -30,8 +30,10 @@ def memory_here(children: Sequence[int] = (), proc: Path = PROC) -> Memory:
 
     processes = [os.getpid(), *children]
     host = sum(rss_bytes(process, proc) or 0 for process in processes) / GIB
-    if torch.cuda.is_available():
-        return Memory(host=host, peak=None if children else torch.cuda.max_memory_allocated() / GIB)
+    if torch.cuda.is_initialized():
+        return Memory(host=host, peak=torch.cuda.max_memory_allocated() / GIB)
+    if torch.cuda.is_available():  # its children compute there, or nobody
+        return Memory(host=host, peak=None)
     return Memory(host=host, peak=sum(_peak_bytes(process, proc) for process in processes) / GIB)
 
 

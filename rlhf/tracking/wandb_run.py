@@ -104,6 +104,7 @@ class WandbRun(Sink):
                     mode=mode,
                     id=None if in_sweep else own,
                     resume="allow",
+                    allow_val_change=True,  # what a result does not depend on may differ when a run goes on
                     dir=run.path,
                     project=None if in_sweep else config.project,
                     name=f"{config.run_name or recipe.name}/{run.stage}",
