@@ -567,8 +567,8 @@ class TrackingConfig:
     tensorboard: bool = False
     """Write TensorBoard's event files too, into ``tensorboard/`` in the stage's folder."""
     samples_per_step: int = 4
-    """Rows of ``samples.jsonl`` per PPO step: of three or more, the best and the worst response of the batch, and the
-    rest at random."""
+    """Rows of ``samples.jsonl`` per PPO step, drawn at random; of three or more, two are chosen so that the best and
+    the worst response of the batch are there."""
     table_every: int = 10
     """Steps between tables of samples in W&B and TensorBoard."""
     table_rows: int = 30

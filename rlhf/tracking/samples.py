@@ -29,7 +29,7 @@ class SampleRow:
     weight_version: int
     """Version of the policy weights that wrote it."""
     pick: Pick
-    """Why it is shown: the best or the worst of its batch, or drawn at random."""
+    """Why it is shown: drawn at random, or the best or the worst of its batch besides those."""
 
 
 COLUMNS = ("which", "step", "prompt", "response", "score", "kl", "advantage", "finish_reason", "weight_version")
@@ -41,15 +41,15 @@ def pick(scores: Sequence[float], drawn: Sequence[int], count: int) -> list[tupl
 
     Args:
         scores: (B,) of all samples.
-        drawn: those that may be shown, in random order. Three or more begin with the best and the worst of them; of
-            equals it is the first drawn.
+        drawn: those that may be shown, in random order. The first of them are the random ones, whatever their scores.
+            Of three or more, two are the best and the worst of those left: so the best and the worst of all are shown.
     """
-    if count < 3 or len(drawn) < 2:
+    chosen, rest = drawn[: count - 2], drawn[count - 2 :]
+    if count < 3 or len(rest) < 2:
         return [(i, "random") for i in drawn[:count]]
-    best = max(drawn, key=lambda i: scores[i])
-    worst = min((i for i in drawn if i != best), key=lambda i: scores[i])
-    rest = [i for i in drawn if i not in (best, worst)]
-    return [(best, "best"), (worst, "worst"), *((i, "random") for i in rest[: count - 2])]
+    best = max(rest, key=lambda i: scores[i])
+    worst = min((i for i in rest if i != best), key=lambda i: scores[i])
+    return [(best, "best"), (worst, "worst"), *((i, "random") for i in chosen)]
 
 
 def table(rows: Sequence[Row], count: int, seed: Sequence[int]) -> list[tuple[Any, ...]]:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,11 +13,22 @@ def row(step: int, score: float, why: str = "random") -> dict[str, object]:
     return {"step": step, "score": score, "pick": why, "prompt": "p"}
 
 
-def test_three_or_more_begin_with_the_best_and_the_worst_of_those_that_may_be_shown() -> None:
+def test_three_or_more_begin_with_the_best_and_the_worst_besides_the_random_ones() -> None:
     scores = [9.0, 1.0, 5.0, 3.0, -7.0, 5.0]
-    drawn = [5, 3, 2, 1]  # 0 and 4 were set aside
-    assert pick(scores, drawn, 4) == [(5, "best"), (1, "worst"), (3, "random"), (2, "random")]
+    drawn = [3, 5, 2, 1]  # 0 and 4 were set aside
     assert pick(scores, drawn, 3) == [(5, "best"), (1, "worst"), (3, "random")]
+    assert pick(scores, drawn, 4) == [(2, "best"), (1, "worst"), (3, "random"), (5, "random")]
+
+
+@given(st.lists(st.integers(-2, 2), min_size=3, max_size=20), st.integers(3, 8), st.randoms())
+def test_the_best_and_the_worst_of_all_are_shown_and_the_random_ones_do_not_depend_on_scores(
+    scores: list[int], count: int, draw: random.Random
+) -> None:
+    drawn = draw.sample(range(len(scores)), len(scores))
+    shown = pick([float(score) for score in scores], drawn, count)
+    values = [scores[i] for i, _ in shown]
+    assert (max(values), min(values), len(shown)) == (max(scores), min(scores), min(count, len(scores)))
+    assert [i for i, why in shown if why == "random"][: count - 2] == drawn[: count - 2]
 
 
 @pytest.mark.parametrize(
@@ -24,7 +37,7 @@ def test_three_or_more_begin_with_the_best_and_the_worst_of_those_that_may_be_sh
         ([2, 0, 1], 0, []),
         ([2, 0, 1], 2, [(2, "random"), (0, "random")]),
         ([1], 4, [(1, "random")]),
-        ([2, 1], 4, [(2, "best"), (1, "worst")]),
+        ([2, 1], 4, [(2, "random"), (1, "random")]),
         ([], 4, []),
     ],
 )
