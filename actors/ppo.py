@@ -11,7 +11,7 @@ from actors.crew import Crew, Start, crew
 from actors.keeper import Keeper, Kept
 from actors.session import Session
 from actors.supervised import Summary, named, seconds_of
-from actors.supervisor import Supervisor
+from actors.supervisor import STATUS, Supervisor
 from actors.survival import Survivor
 from actors.timeline import Timeline
 from actors.trainer import PPOTrainer
@@ -29,7 +29,7 @@ from rlhf.tracking.plots import plot_overoptimisation
 from rlhf.tracking.run_folder import RunFolder
 from rlhf.tracking.tracker import Tracker
 
-STATUS, BEFORE, AFTER = "status.json", "before.json", "after.json"
+BEFORE, AFTER = "before.json", "after.json"
 """Files in the stage's folder: where the run is now, and the answers of the policy before and after all steps."""
 SHOWN = {
     "score": "objective/scores",

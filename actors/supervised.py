@@ -13,7 +13,7 @@ from typing import Any
 from actors.group import Group
 from actors.placement import Placement
 from actors.session import Session
-from actors.supervisor import Supervisor
+from actors.supervisor import STATUS, Supervisor
 from actors.timeline import Timeline
 from actors.waiting import Moment
 from rlhf.config.pools import Stage
@@ -39,7 +39,7 @@ def ranks(
     """A role's ranks, each holding ``builder(recipe, *arguments, rank)``, within the block. None is replaced here."""
     placement = Placement(session.recipe, session.device, stage, session.gpus)
     timeline = Timeline(tracker.timeline, tracker.spans)
-    supervisor = Supervisor(session.recipe, tracker.event, session.check, timeline=timeline)
+    supervisor = Supervisor(session.recipe, tracker.event, session.check, run.path / STATUS, timeline)
     group = Group(role, getattr(session.recipe.placement, role).ranks, placement, run.logs, supervisor)
     try:
         group.start(builder, session.recipe, *arguments)
@@ -81,9 +81,12 @@ class Loop:
         return latest
 
     def _step(self, step: int, chosen: Sequence[int], group: Group, timer: PhaseTimer) -> dict[str, float]:
+        moment = Moment(phase="update", step=step)
+        group.supervisor.enter(moment)
         with timer("update", step):
-            metrics: dict[str, float] = group.ask("update", chosen, moment=Moment(phase="update", step=step))[0]
+            metrics: dict[str, float] = group.ask("update", chosen, moment=moment)[0]
         if (step + 1) % self.eval_every == 0 or step + 1 == len(self.batches):
+            group.supervisor.enter(Moment(phase="evaluate", step=step))
             with timer("evaluate", step):
                 metrics |= self.evaluate(step)
         return metrics

@@ -39,6 +39,9 @@ LAST_LINES = 40
 DUMP_SECONDS = 0.5
 """How long it has to write its stacks before it is ended."""
 
+STATUS = "status.json"
+"""Where a stage tells, in its folder, what it is doing and who is at work."""
+
 
 @dataclass
 class Seen:
