@@ -15,7 +15,8 @@ import yaml
 from launch.files import ENVIRONMENT, FILES, PORTS, ROOT, TEMPLATES, Settings, main, parse, ray_version, render
 from rlhf.errors import UserError
 
-SCRIPTS = [ROOT / file for file in FILES if file.endswith(".sh")] + [ROOT / "launch/setup_env.sh"]
+OTHER_SCRIPTS = ("launch/setup_env.sh", "tests/launch/install_slurm.sh", ".ci/run")
+SCRIPTS = [ROOT / file for file in (*(file for file in FILES if file.endswith(".sh")), *OTHER_SCRIPTS)]
 TOOLS = Path(sys.executable).parent
 
 
