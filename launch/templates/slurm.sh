@@ -63,25 +63,33 @@ address_of() { # the IPv4 address at which SLURM reaches a node; its own name ma
 
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 head=$(address_of "${nodes[0]}")
+echo "{{ name }} $command on ${#nodes[@]} nodes, ${nodes[*]}; the head is $head; SLURM's end of the job: ${SLURM_JOB_END_TIME:-none}"
 
+scratch=/tmp/{{ name }}-$SLURM_JOB_ID # Ray's sockets and logs, on every node; a longer path would not do for sockets
 # In sessions of their own: what signals this script does not signal them.
-setsid launch/head.sh "$head" --temp-dir="/tmp/{{ name }}-$SLURM_JOB_ID" --block >"$mine/head.log" 2>&1 &
+setsid launch/head.sh "$head" --temp-dir="$scratch" --block >"$mine/head.log" 2>&1 &
+ray=$!
 for node in "${nodes[@]:1}"; do
     setsid srun --overlap --nodes=1 --ntasks=1 --nodelist="$node" --cpu-bind=none --mem=0 \
         launch/worker.sh "$head" "$(address_of "$node")" --block >"$mine/$node.log" 2>&1 &
 done
 
 code=0
-"$bin/python" -m launch.wait_for_nodes "$head:{{ ports.head }}" "${#nodes[@]}" || code=$?
-if [[ $code -eq 0 && -z $asked ]]; then
+"$bin/python" -m launch.wait_for_nodes "$head:{{ ports.head }}" "${#nodes[@]}" &
+wait -n "$!" "$ray" || code=3 # a head that ended has failed
+if [[ -n $asked ]]; then
+    code={{ go_on }}
+elif [[ $code -ne 0 ]]; then
+    tail -n 20 "$mine"/*.log >&2
+else
     "$bin/rlhf" "$command" "$@" placement.ray_address="$head:{{ ports.head }}" &
     run=$!
     while kill -0 "$run" 2>/dev/null; do wait "$run" || true; done # a signal ends `wait`, but not the run
     wait "$run" || code=$?
-elif [[ -n $asked ]]; then
-    code={{ go_on }}
 fi
 rm -f "$mine/token"
+kill "$ray" 2>/dev/null || true
+timeout 20 srun --overlap --ntasks="${#nodes[@]}" --ntasks-per-node=1 --cpu-bind=none rm -rf "$scratch" || true
 echo "{{ name }} ended with exit code $code"
 
 if [[ $code -eq {{ go_on }} && $asked != INT ]]; then

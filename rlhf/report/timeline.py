@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +13,8 @@ from typing import TypeGuard
 from rlhf.tracking.trace import CONTROLLER, Event, read_trace
 
 STEP = "step"
+DEEPEST = 8
+"""How many phases before a moment are looked at for one that is around it: they are hardly nested."""
 MOST_TIME = 1e17
 """In microseconds since 1970, some thousand years from now."""
 _SECOND_ROW = re.compile(r" \(\d+\)$")  # what overlapped another span of the same actor
@@ -51,14 +53,18 @@ class Timeline:
     def bubbles(self, actor: str) -> list[tuple[float, int, str]]:
         """The stretches in which an actor had nothing to do: (seconds, step, the phase at its middle)."""
         work = united((bar.begin, bar.end) for bar in self.actors[actor])
+        begins = [bar.begin for bar in self.phases]
         found = []
         for step, window in self.steps.items():
             for begin, end in _gaps(work, window):
-                found.append((end - begin, step, self._phase_at((begin + end) / 2)))
+                middle = (begin + end) / 2
+                found.append((end - begin, step, self._phase_at(middle, bisect_right(begins, middle))))
         return found
 
-    def _phase_at(self, moment: float) -> str:
-        return next((bar.name for bar in self.phases if bar.begin <= moment <= bar.end), "between phases")
+    def _phase_at(self, moment: float, after: int) -> str:
+        """The innermost phase around a moment; phases from ``after`` on begin later."""
+        near = reversed(self.phases[max(0, after - DEEPEST) : after])
+        return next((bar.name for bar in near if moment <= bar.end), "between phases")
 
 
 def read_timeline(path: Path) -> Timeline | None:

@@ -7,15 +7,18 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import yaml
 
 from launch.files import ENVIRONMENT, FILES, PORTS, ROOT, TEMPLATES, Settings, main, parse, ray_version, render
+from rlhf.config.load import load_recipe
 from rlhf.errors import UserError
 
-SCRIPTS = [ROOT / file for file in FILES if file.endswith(".sh")] + [ROOT / "launch/setup_env.sh"]
+OTHER_SCRIPTS = ("launch/setup_env.sh", "tests/launch/install_slurm.sh", ".ci/run")
+SCRIPTS = [ROOT / file for file in (*(file for file in FILES if file.endswith(".sh")), *OTHER_SCRIPTS)]
 TOOLS = Path(sys.executable).parent
 
 
@@ -106,3 +109,28 @@ def test_the_packages_folder_of_data_code_is_copied_to_nodes() -> None:
     assert "/data" in cluster["rsync_exclude"]
     assert "data" not in cluster["rsync_exclude"]
     assert (ROOT / "rlhf/data").is_dir()
+
+
+PAGE = (ROOT / "docs/clusters.md").read_text(encoding="utf-8")
+PRINTED = re.findall(r"python -m launch\.files (\S+\.yaml[^|>`\n]*)", PAGE)
+SUBMITTED = re.findall(r"^sbatch (?:--\S+ )*launch/slurm\.sh (.*)$", PAGE, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("words", PRINTED)
+def test_what_the_page_prints_is_printed(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words.split()) == 0
+    assert all(word.partition("=")[2] in capsys.readouterr().out for word in words.split()[1:2])
+
+
+@pytest.mark.parametrize("words", SUBMITTED)
+def test_what_the_page_submits_loads(words: str) -> None:
+    stages = ("sft", "reward", "dpo", "ppo", "pipeline")
+    recipe, *settings = [word for word in words.split() if word not in stages]
+    load_recipe(ROOT / recipe, settings)
+
+
+def test_the_page_names_every_setting_and_every_file() -> None:
+    assert len(PRINTED) == 4 and len(SUBMITTED) == 2
+    assert [name for name in asdict(Settings()) if f"`{name}`" not in PAGE and name != "provider"] == []
+    shown = [Path(file).name for file in FILES if file.endswith((".sh", ".yaml", "Containerfile"))]
+    assert [name for name in shown if name not in PAGE and name not in ("head.sh", "worker.sh")] == []

@@ -1,0 +1,125 @@
+"""A SLURM of two hosts: real daemons from the distribution's packages, with everything they write in one folder."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.launch.hosts import ROOT, Host, hosts
+from tests.launch.hosts import why_not as why_no_hosts
+
+NODES = ("n1", "n2")
+DAEMONS = ("slurmctld", "slurmd", "munged", "sbatch")
+CONFIGURATION = """
+ClusterName=test
+SlurmctldHost=n1({head})
+SlurmUser=root
+AuthType=auth/munge
+# A job that was put back waits until its credential has expired.
+AuthInfo=socket=/mnt/munge.socket,cred_expire=5
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool-%n
+SlurmctldPidFile=/mnt/slurmctld.pid
+SlurmdPidFile=/mnt/slurmd.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd-%n.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+SchedulerType=sched/builtin
+SchedulerParameters=sched_interval=1,bf_interval=1
+# What preempts a job sends it the signal that it asked for.
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+SlurmctldParameters=preempt_send_user_signal
+KillWait=5
+MailProg=/bin/true
+{nodes}
+PartitionName=low Nodes=ALL Default=YES PriorityTier=1 GraceTime=120
+PartitionName=high Nodes=ALL PriorityTier=10 PreemptMode=OFF
+"""
+MUNGE = [f"--{kind}=/mnt/munge.{kind}" for kind in ("socket", "pid-file", "log-file", "seed-file")]
+OVER = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED"}
+
+
+def why_not() -> str:
+    """Why SLURM cannot be tried here; empty where it can."""
+    missing = [name for name in DAEMONS if shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin") is None]
+    return f"there is no {', '.join(missing)}: tests/launch/install_slurm.sh" if missing else why_no_hosts()
+
+
+class Slurm:
+    """The two hosts, and what a user does on the first."""
+
+    def __init__(self, folder: Path, head: Host) -> None:
+        self.folder, self.head = folder, head
+        self.project = folder / "project"
+        """The project's folder, where jobs are submitted."""
+        self.project.mkdir()
+        for name in ("launch", "rlhf", "actors", "examples", "recipes"):
+            (self.project / name).symlink_to(ROOT / name)
+
+    def say(self, *command: str, **environment: str) -> str:
+        """What a SLURM command answers."""
+        environment["SLURM_CONF"] = str(self.folder / "slurm.conf")
+        code, said = self.head.run(command, cwd=self.project, **environment)
+        assert code == 0, said
+        return said
+
+    def submit(self, *arguments: str, **environment: str) -> int:
+        """Hand in a job; returns its number."""
+        return int(self.say("sbatch", "--parsable", f"--output={self.folder}/%j.out", *arguments, **environment))
+
+    def job(self, number: int) -> dict[str, str]:
+        """What SLURM knows of a job."""
+        return dict(re.findall(r"(\w+)=(\S*)", self.say("scontrol", "show", "job", str(number), "--oneliner")))
+
+    def wait(self, number: int, seconds: float = 400) -> dict[str, str]:
+        """The job when it is over."""
+        end = time.monotonic() + seconds
+        while (job := self.job(number))["JobState"] not in OVER:
+            assert time.monotonic() < end, self.said(number)
+            time.sleep(0.5)
+        return job
+
+    def wait_for(self, number: int, path: Path, seconds: float = 400) -> None:
+        """Until the job has made a file."""
+        end = time.monotonic() + seconds
+        while not path.exists():
+            assert time.monotonic() < end, self.said(number)
+            time.sleep(0.1)
+
+    def said(self, number: int) -> str:
+        """What the job printed, and its nodes."""
+        logs = [self.folder / f"{number}.out", *sorted((self.project / ".slurm" / str(number)).glob("*.log"))]
+        return "\n".join(f"--- {log.name}\n{log.read_text()[-3000:]}" for log in logs if log.exists())
+
+
+@contextmanager
+def slurm(folder: Path) -> Iterator[Slurm]:
+    """Have a SLURM of two hosts within the block."""
+    key = folder / "munge.key"
+    key.write_bytes(os.urandom(128))
+    key.chmod(0o600)
+    (folder / "state").mkdir()
+    with hosts(folder, NODES) as made:
+        nodes = "\n".join(f"NodeName={name} NodeAddr={made[name].address} CPUs=2" for name in NODES)
+        text = CONFIGURATION.format(folder=folder, head=made["n1"].address, nodes=nodes)
+        (folder / "slurm.conf").write_text(text)
+        for name in NODES:
+            _run(made[name], "munged", "--force", f"--key-file={key}", *MUNGE)
+        _run(made["n1"], "slurmctld", "-f", f"{folder}/slurm.conf")
+        for name in NODES:
+            _run(made[name], "slurmd", "-f", f"{folder}/slurm.conf")
+        yield Slurm(folder, made["n1"])
+
+
+def _run(host: Host, *command: str) -> None:
+    code, said = host.run(command)
+    assert code == 0, said

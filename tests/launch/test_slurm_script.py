@@ -1,0 +1,99 @@
+"""How ``launch/slurm.sh`` ends a job, and when it has it done again: under a real SLURM, with stand-ins for Ray and the
+run that do as they are told. What the real ones do there is in ``test_slurm.py``.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterator
+
+import pytest
+
+from tests.launch.slurm import Slurm, slurm, why_not
+
+pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
+PROGRAMS = {
+    "ray": """#!/bin/sh
+if [ "$1 $2" = "start --head" ] && [ -e no-head ]; then echo "no head today"; exit 1; fi
+exec sleep 1000
+""",
+    "python": "#!/bin/sh\n[ -e no-head ] && sleep 1000\nexit 0\n",  # waits for nodes
+    "rlhf": """#!/bin/bash
+# Ends with 75 when it is asked to, and else with the exit code that the recipe says; the second time at once with 0.
+echo "$@"
+[[ -e $2.begun ]] && exit 0
+trap 'sleep 0.5; exit 75' TERM
+touch "$2.begun"
+[[ $2 == wait* ]] || exit "$2"
+while :; do sleep 0.1; done
+""",
+}
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
+    folder = tmp_path_factory.mktemp("slurm")
+    programs = folder / "venv" / "bin"
+    programs.mkdir(parents=True)
+    for name, text in PROGRAMS.items():
+        (programs / name).write_text(text)
+        (programs / name).chmod(stat.S_IRWXU)
+    with slurm(folder) as made:
+        yield made
+
+
+def submit(cluster: Slurm, *words: str) -> int:
+    return cluster.submit("--nodes=2", "launch/slurm.sh", *words, VENV=str(cluster.folder / "venv"))
+
+
+def ended(cluster: Slurm, number: int) -> tuple[str, str, str]:
+    """State, exit code and restarts of a job that is over."""
+    job = cluster.wait(number, 60)
+    return job["JobState"], job["ExitCode"], job["Restarts"]
+
+
+def test_the_first_word_may_be_a_command_and_settings_follow(cluster: Slurm) -> None:
+    number = submit(cluster, "ppo", "0", "ppo.steps=3")
+    assert ended(cluster, number) == ("COMPLETED", "0:0", "0"), cluster.said(number)
+    assert "ppo 0 ppo.steps=3 placement.ray_address=10.77.0.1:6379" in cluster.said(number)
+    assert "rlhf pipeline on" not in cluster.said(number)
+
+
+@pytest.mark.parametrize("code", ["2", "3"])
+def test_a_failure_ends_the_job_with_its_exit_code(cluster: Slurm, code: str) -> None:
+    number = submit(cluster, code)
+    assert ended(cluster, number) == ("FAILED", f"{code}:0", "0"), cluster.said(number)
+    assert f"pipeline {code} placement" in cluster.said(number)
+    assert not list(cluster.project.glob(".slurm/*/token"))
+
+
+def test_asked_by_slurm_it_stops_and_the_job_is_done_again(cluster: Slurm) -> None:
+    number = submit(cluster, "wait")
+    cluster.wait_for(number, cluster.project / "wait.begun", 60)
+    cluster.say("scancel", "--batch", "--signal=TERM", str(number))
+    assert ended(cluster, number) == ("COMPLETED", "0:0", "1"), cluster.said(number)
+    assert "ended with exit code 75\nit goes back into the queue" in cluster.said(number)
+
+
+def test_asked_by_its_user_it_stops_and_stays_stopped(cluster: Slurm) -> None:
+    number = submit(cluster, "wait-no-more")
+    cluster.wait_for(number, cluster.project / "wait-no-more.begun", 60)
+    cluster.say("scancel", "--batch", "--signal=INT", str(number))
+    assert ended(cluster, number) == ("FAILED", "75:0", "0"), cluster.said(number)
+    assert "queue" not in cluster.said(number)
+
+
+def test_a_head_that_fails_ends_the_job_at_once_and_its_log_is_shown(cluster: Slurm) -> None:
+    flag = cluster.project / "no-head"
+    flag.touch()
+    number = submit(cluster, "4")
+    state = ended(cluster, number)
+    flag.unlink()
+    assert state == ("FAILED", "3:0", "0"), cluster.said(number)
+    assert "no head today" in (cluster.folder / f"{number}.out").read_text()
+
+
+def test_without_a_recipe_it_says_how_it_is_called(cluster: Slurm) -> None:
+    number = submit(cluster)
+    assert ended(cluster, number) == ("FAILED", "2:0", "0"), cluster.said(number)
+    assert "fix: sbatch --nodes=2 launch/slurm.sh RECIPE" in cluster.said(number)
