@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from launch.upload import RECIPE, is_elsewhere, named_functions, named_paths, stage
 from rlhf.config.load import load_recipe
-from rlhf.config.machine import Machine, Stage
+from rlhf.config.machine import Machine
 from rlhf.config.pools import Stage
 from rlhf.config.schema import Recipe
 from rlhf.errors import UserError
