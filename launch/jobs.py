@@ -20,6 +20,9 @@ from rlhf.errors import MachineryError, Stopped, UserError
 
 ENDED = "the command ended with exit code "
 """Begins a job's last line. Of a job that was stopped Ray keeps no exit code."""
+STOPPED = str(Stopped("")).partition(" (")[0]
+"""Is in the line in which a command says that it stopped. Libraries may write more after it: Ray's signal reaches the
+processes that they started too."""
 AWAY_SECONDS = 60.0
 """How long the cluster may not answer before a job is followed no further."""
 POLL_SECONDS = 0.2
@@ -43,7 +46,8 @@ class Jobs:
     """
 
     def __init__(self, address: str) -> None:
-        logging.getLogger("ray.dashboard.modules.dashboard_sdk").setLevel(logging.ERROR)
+        for name in ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging"):
+            logging.getLogger(name).setLevel(logging.ERROR)
         for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):  # Ray would take these for the address that is meant
             os.environ.pop(name, None)
         self.address = address
@@ -149,11 +153,12 @@ class Jobs:
             time.sleep(POLL_SECONDS)
         return self.outcome(job)
 
-    def last_line(self, job: str) -> str:
-        """What a job said last, before how it ended."""
+    def last_word(self, job: str) -> str:
+        """What a job said of having stopped; its last line where it said nothing of it."""
         with self._asking(job):
             lines = [line for line in self._client.get_job_logs(job).splitlines() if line.strip()]
-        return next((line for line in reversed(lines) if not line.startswith(ENDED)), "")
+        said = [line for line in lines if STOPPED in line] or lines
+        return said[-1] if said else ""
 
     def outcome(self, job: str) -> int:
         """The exit code of a job that has ended: 0, 2, 3 or 75.

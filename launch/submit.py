@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -135,7 +135,7 @@ def _unseen(recipe: Recipe) -> list[str]:
     ]
 
 
-def passed_on(names: Sequence[str], environment: os._Environ[str] | dict[str, str]) -> dict[str, str]:
+def passed_on(names: Sequence[str], environment: Mapping[str, str]) -> dict[str, str]:
     """Variables that go with a job.
 
     Raises:
@@ -181,7 +181,7 @@ def _stop(jobs: Jobs, job: str) -> int:
     wait = float((info.runtime_env or {}).get("env_vars", {}).get(STOP_WAIT, 0)) + STOP_SPARE_SECONDS
     started = time.monotonic()
     code = jobs.stop(job, wait)
-    print(f"{job} ended with exit code {code} after {time.monotonic() - started:.1f} s: {jobs.last_line(job)}")
+    print(f"{job} ended with exit code {code} after {time.monotonic() - started:.1f} s: {jobs.last_word(job)}")
     return 0
 
 
