@@ -29,7 +29,7 @@ GOOD = NodeFacts(
     runs=DISK,
     ray=DISK,
     files=OpenFiles(soft=65536, hard=65536),
-    token=Token(mode="token", source="/home/a/.ray/auth_token", permissions=0o600),
+    token=Token(mode="token", source="~/.ray/auth_token", permissions=0o600),
     ports=Ports(taken=(), problem="", first=32768, last=60999),
 )
 JOINED = Joined(
