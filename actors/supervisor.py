@@ -69,7 +69,7 @@ class Supervisor:
     ) -> None:
         config = recipe.recovery
         self.timeline = timeline or Timeline()
-        self.patience = Patience(recipe, check, self.timeline.spans)
+        self.patience = Patience(recipe, lambda: self._look(check), self.timeline.spans)
         self.goodput = Goodput(time.time)
         self.phase = START
         """Where the run is."""
@@ -143,6 +143,11 @@ class Supervisor:
             yield
         finally:
             self.timeline.finish(self._at_work())
+
+    def _look(self, check: Callable[[], None]) -> None:
+        """What is done every so often in a wait."""
+        self.timeline.glance()
+        check()
 
     def _at_work(self) -> Actors:
         return {name: (seen.actor, seen.where) for name, seen in self._seen.items() if seen.where is not None}

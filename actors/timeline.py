@@ -17,6 +17,8 @@ from rlhf.tracking.trace import CONTROLLER
 
 EVERY_SECONDS = 1.0
 """Actors are not asked more often than that, however short the steps are."""
+GLANCE_SECONDS = 0.5
+"""What they answered is taken that often, or when a phase begins."""
 LAST_SECONDS = 2.0
 """How long the end of a stage waits for what actors did last."""
 REMEMBERED = 256
@@ -60,7 +62,7 @@ class Timeline:
         self._calendar = time.time() - self.spans.clock()
         self._boot = boot()
         self._questions: dict[ray.ObjectRef, Question] = {}
-        self._asked_at = float("-inf")
+        self._asked_at = self._took_at = float("-inf")
         self._ahead: dict[tuple[str, int], float] = {}
         """By node and process, how far its clock is ahead of the controller's, as far as is known."""
         self._steps: deque[tuple[float, int]] = deque(maxlen=REMEMBERED)
@@ -72,8 +74,14 @@ class Timeline:
         if self.spans.clock() - self._asked_at >= EVERY_SECONDS:
             self._ask(actors)
 
+    def glance(self) -> None:
+        """Take what is there, if that was not done just now: for whoever is waiting anyway."""
+        if self.spans.clock() - self._took_at >= GLANCE_SECONDS:
+            self.collect()
+
     def collect(self, seconds: float = 0.0) -> None:
         """Take what is there, waiting so long at most."""
+        self._took_at = self.spans.clock()
         self._put(CONTROLLER, CONTROLLER, self.spans.take().spans, 0.0)
         pending = list(self._questions)
         if not pending:

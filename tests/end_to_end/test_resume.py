@@ -154,6 +154,22 @@ def test_it_stays_one_wandb_run(broken: Ended) -> None:
     assert len(list((broken.path / "wandb").glob("offline-run-*"))) == 3
 
 
+def test_the_timeline_holds_all_commands(broken: Ended) -> None:
+    events = json.loads((broken.path / "trace.json").read_text())
+    rows = {event["tid"]: event["args"]["name"] for event in events if event["name"] == "thread_name"}
+    assert len(set(rows.values())) == len(rows)
+    spans = [
+        (rows[event["tid"]], event["name"], event.get("args", {}).get("step")) for event in events if "dur" in event
+    ]
+    assert sum(row == "controller" and name == "start" for row, name, _ in spans) == 3
+    steps = set(range(STEPS))
+    assert {step for *span, step in spans if span == ["controller", "step"]} == steps
+    for row, name in (("rollout engine 0", "generate"), ("critic rank 0", "update")):  # the kill may have cost step 3's
+        assert {step for *span, step in spans if span == [row, name]} >= steps - {3}
+    ends = [event["name"] for event in events if event["name"] in ("stopped", "resumed")]
+    assert ends == ["stopped", "resumed", "resumed"]
+
+
 def test_time_that_was_lost_is_counted(broken: Ended) -> None:
     last = read_lines(broken.path / "metrics.jsonl")[-1]
     state = json.loads((broken.path / "checkpoints" / f"step_{STEPS}" / "state.json").read_text())
