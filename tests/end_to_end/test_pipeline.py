@@ -43,7 +43,7 @@ def test_every_stage_leaves_a_model_and_its_record(run: tuple[Path, str]) -> Non
     for stage in ("sft", "reward", "ppo"):
         stage_folder = folder / "runs" / "small" / stage
         assert load_file(stage_folder / "model" / "model.safetensors")
-        for name in ("config.yaml", "metrics.jsonl", "summary.json", "done.json"):
+        for name in ("config.yaml", "metrics.jsonl", "summary.json", "done.json", "status.json"):
             assert (stage_folder / name).stat().st_size > 0
         assert list((stage_folder / "wandb").rglob("*.wandb")), "W&B recorded nothing"
     assert (folder / "runs" / "small" / "curves.png").stat().st_size > 10_000
