@@ -14,7 +14,7 @@ from tests.end_to_end.faults import from_nothing
 from tests.end_to_end.small import make_small_data, overrides
 from tests.launch.slurm import Slurm, slurm, why_not
 
-pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
+pytestmark = [pytest.mark.skipif(bool(why_not()), reason=why_not()), pytest.mark.slow]  # test_slurm_script.py is not
 RECIPE = "recipes/quickstart.yaml"
 STEPS = 4
 REWARD = """
