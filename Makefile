@@ -6,6 +6,7 @@ ENV := $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 PYTHON := $(or $(firstword $(foreach name,python3.11 python3 python3.12,$(shell command -v $(name)))),python3.11)
 VENV := .venv
 BIN := $(VENV)/bin
+PYTEST = HF_HUB_OFFLINE=1 WANDB_MODE=offline $(BIN)/python -m pytest
 
 # Compilers and tools that libraries look for by name (ninja) come from the environment.
 export PATH := $(abspath $(BIN)):$(PATH)
@@ -22,14 +23,17 @@ quickstart: env ## the whole chain on a small model: SFT, reward model, PPO, and
 	$(BIN)/python -m examples.travel.make_data --out data/travel --seed 0
 	$(BIN)/rlhf pipeline recipes/quickstart.yaml
 
+# In a container root may install SLURM and Chromium for the tests that drive them; without these those tests are skipped.
 test: env ## all tests, without a network
-	HF_HUB_OFFLINE=1 WANDB_MODE=offline $(BIN)/python -m pytest -n 2 --no-loadscope-reorder
+	@test -d /run/systemd/system || tests/system_packages.sh || true
+	$(PYTEST) -n 2 --no-loadscope-reorder -m "not slow and not alone"; together=$$?; \
+	$(PYTEST) -m alone && exit $$together
 
 verify: env ## every problem with a known optimum, three seeds, into docs/verification.md
 	HF_HUB_OFFLINE=1 WANDB_MODE=disabled $(BIN)/python -m examples.optima.verify --out docs/verification.md
 
 chaos: env ## one PPO run to which fifty things are done at random moments, into docs/survival.md
-	HF_HUB_OFFLINE=1 WANDB_MODE=offline $(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 	$(BIN)/python -m tests.end_to_end.chaos --out docs/survival.md
 	$(BIN)/python -m tests.end_to_end.chaos --out docs/survival.md --append --runs runs/kills --kinds "controller killed" --faults 20 --steps 20
 

@@ -6,17 +6,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
 
-from actors.crew import Crew
 from actors.waiting import Moment
 from rlhf.checkpoints.files import FileEntry, write_files
 from rlhf.config.schema import Recipe
 from rlhf.data.order import OrderState, PromptOrder
 from rlhf.types import RolloutBlock, Sequences
+
+if TYPE_CHECKING:  # the processes that read and write files import this, and need no more than that
+    from actors.crew import Crew
 
 SAMPLING = 10**9 + 1  # tells this stream of random numbers from those of other uses of the same seed
 FOLDER = "rollouts"

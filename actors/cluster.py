@@ -6,8 +6,10 @@ Joined when there is one, otherwise started for this machine alone and ended wit
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import secrets
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,7 @@ QUIET = {"log_to_driver": False, "logging_level": "ERROR"}
 def cluster(address: str | None, has_gpus: bool) -> Iterator[None]:
     """Have Ray within the block.
 
-    A Ray of our own listens on 127.0.0.1, without a dashboard, with the token that Ray makes for it.
+    A Ray of our own listens on 127.0.0.1, without a dashboard, with a token.
     """
     if address is not None:
         join(address)
@@ -57,6 +59,7 @@ def _start_own(has_gpus: bool) -> None:
     os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
     ray_constants.ENABLE_RAY_CLUSTER = False
     try:
+        make_token()
         ray.init(
             "local",  # a new one also where somebody else's runs on this machine
             _node_ip_address=LOCAL,
@@ -64,8 +67,22 @@ def _start_own(has_gpus: bool) -> None:
             object_store_memory=None if has_gpus else OBJECT_STORE_BYTES,
             **QUIET,
         )
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise MachineryError(f"Ray did not start on {LOCAL}: {error}") from error
+
+
+def make_token() -> None:
+    """Make the token that Ray would make where it finds none, for this user's eyes alone: Ray lets the umask decide."""
+    elsewhere = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
+    file = Path.home() / ".ray" / "auth_token"
+    if elsewhere or os.environ.get("RAY_AUTH_MODE", "token").lower() != "token" or file.exists():
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=file.parent, prefix=".auth_token-") as made:  # mode 0600 from the start
+        made.write(secrets.token_hex(32))
+        made.flush()
+        with suppress(FileExistsError):  # another run was faster; whoever reads it finds a whole token, or none
+            os.link(made.name, file)
 
 
 def nodes() -> list[dict[str, Any]]:
@@ -73,12 +90,8 @@ def nodes() -> list[dict[str, Any]]:
     return [node for node in ray.nodes() if node["Alive"]]
 
 
-def node_gpus(there: Sequence[Mapping[str, Any]]) -> tuple[NodeGPUs, ...]:
-    """GPUs of each node, and their type, which Ray shows as a resource of its own."""
-    return tuple(_node_gpus(node["Resources"]) for node in there)
-
-
-def _node_gpus(resources: Mapping[str, float]) -> NodeGPUs:
+def node_gpus(resources: Mapping[str, float]) -> NodeGPUs:
+    """GPUs of a node, and their type, which Ray shows as a resource of its own."""
     kinds = [name.removeprefix(GPU_TYPE) for name in resources if name.startswith(GPU_TYPE)]
     return NodeGPUs(gpus=int(resources.get("GPU", 0)), type=kinds[0] if kinds else None)
 
@@ -87,7 +100,7 @@ def free_gpus() -> dict[str, NodeGPUs]:
     """Whole GPUs that nobody has reserved, by the id of their node."""
     free = available_resources_per_node()
     there = {node["NodeID"]: node["Resources"] for node in nodes() if node["NodeID"] in free}
-    return {name: _node_gpus({**have, "GPU": free[name].get("GPU", 0)}) for name, have in there.items()}
+    return {name: node_gpus({**have, "GPU": free[name].get("GPU", 0)}) for name, have in there.items()}
 
 
 def node_address() -> str:

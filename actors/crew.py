@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray.actor import ActorHandle
@@ -15,20 +16,20 @@ from actors.group import Group
 from actors.placement import Placement
 from actors.scoring import Scorer
 from actors.supervisor import Supervisor
-from actors.waiting import Moment, fetch, wait
+from actors.waiting import START, Moment, fetch, wait
 from actors.weight_client import EngineClient
+from actors.worker import Builder
 from rlhf.algorithms.controller import AlgorithmState
+from rlhf.config.pools import turns
 from rlhf.config.schema import Recipe
 from rlhf.device import Device
 from rlhf.errors import LostError
 from rlhf.roles.assemble import Batch, BatchReport, Contribution, assemble
-from rlhf.roles.critic import CriticRole
-from rlhf.roles.policy import PolicyRole
-from rlhf.roles.reference import ReferenceRole
-from rlhf.roles.reward import make_reward
 from rlhf.types import UNVERIFIED, Prompt
 from rlhf.weights.fingerprint import Fingerprint
 
+POLICY, CRITIC = "rlhf.roles.policy:PolicyRole", "rlhf.roles.critic:CriticRole"
+REFERENCE, REWARD = "rlhf.roles.reference:ReferenceRole", "rlhf.roles.reward:make_reward"
 CLIENT_SHARE = 0.5
 """Part of the policy's own deadline that it gives an engine: the late one is the engine then, not the policy."""
 
@@ -89,14 +90,42 @@ class Crew:
         return experience, fetch(report, self.policy.names[0], moment, self.supervisor.patience)
 
     def update(self, experience: ray.ObjectRef, step: int) -> dict[str, float]:
-        """Train critic and policy at the same time; the policy rests while the critic warms up."""
-        rests = step < self.recipe.algorithm.critic_warmup_steps
-        groups = [group for group in (self.critic, None if rests else self.policy) if group is not None]
-        refs = [ref for group in groups for ref in group.call("update", experience, step)]
-        names = [name for group in groups for name in group.names]
-        answers = wait(refs, names, Moment(phase="update", step=step), self.supervisor.patience)
+        """Train critic and policy, at the same time where both have room; the policy waits while the critic warms up.
+
+        Returns their metrics.
+        """
+        waits, moment = step < self.recipe.algorithm.critic_warmup_steps, Moment(phase="update", step=step)
+        groups = [group for group in (self.critic, None if waits else self.policy) if group is not None]
+        answers = []
+        for turn in turns({group: group.resting or "none" for group in groups}):
+            refs = [ref for group in turn for ref in group.call("update", experience, step)]
+            names = [name for group in turn for name in group.names]
+            answers += wait(refs, names, moment, self.supervisor.patience)
+            self.rest(turn, moment, publishes=True)
         self.version = step + 1
         return {name: value for answer in answers for name, value in answer.items()}
+
+    def rest(self, groups: Sequence[Group], moment: Moment, publishes: bool = False) -> None:
+        """Have groups leave their GPUs to others, where they share them; a frozen one that is lost in it is replaced.
+
+        Args:
+            publishes: whether the policy's weights are needed at once.
+        """
+        for group in groups:
+            try:
+                group.rest(moment, keeps_weights=publishes and group is self.policy)
+            except LostError as error:
+                self.revive(self.frozen_groups(error), error, moment)
+
+    def save(self, folder: Path, moment: Moment) -> None:
+        """Write the policy's model. Where its weights make room for engines, these sleep meanwhile."""
+        makes_room = self.policy.resting == "all" and self.engines.sleeps
+        if makes_room:
+            self.engines.sleep(moment)
+        self.policy.ask("save", folder, moment=moment)
+        self.policy.rest(moment)
+        if makes_room:
+            self.publish(self.version, replace(moment, phase="publish"))
 
     def publish(self, version: int, moment: Moment) -> None:
         """Send the policy's weights to the engines and have each prove that it holds them, before it serves.
@@ -111,12 +140,14 @@ class Crew:
         while not self.engines.serving:
             with self.supervisor.waiting():
                 receiving = self.engines.admit(moment)
+            self.rest(tuple(self.trained.values()), moment, publishes=True)
             self.engines.wake("weights", receiving, moment)
             receiving = [engine for engine in receiving if not engine.building]  # one may be lost in waking
             if not receiving:
                 continue
             self._connect(receiving)
             sent, left_out = self._send(moment)
+            self.rest([self.policy], moment)
             self._lose({receiving[place].name: kind for place, kind in left_out.items()}, moment)
             whole = [engine for place, engine in enumerate(receiving) if place not in left_out]
             self.engines.prove(whole, sent, self.version, moment)
@@ -183,6 +214,7 @@ class Crew:
             self._connected = ()
         with self.supervisor.waiting():
             group.rebuild()
+            group.rest(Moment(phase=START))
         if group not in self.trained.values():  # these have yet to be given what they had learned
             self.supervisor.serve(group.names)
 
@@ -213,7 +245,7 @@ def crew(
     device: Device,
     gpus: int,
     supervisor: Supervisor,
-    policy_role: type[PolicyRole] = PolicyRole,
+    policy_role: Builder = POLICY,
 ) -> Iterator[Crew]:
     """Have all actors within the block, loaded and given their prompts; they end with it.
 
@@ -231,10 +263,7 @@ def crew(
         groups = _groups(recipe, placement, start.logs, supervisor, stack)
         if placement.engines_share:
             engines.ready(start.prompts)  # vLLM measures the free memory: nothing else may be loading
-        _start(groups, recipe, start, policy_role)
-        for group in groups.values():
-            group.ready()
-            supervisor.serve(group.names)
+        _start(groups, recipe, start, policy_role, supervisor)
         if not placement.engines_share:
             engines.ready(start.prompts)
         yield Crew(recipe, str(start.policy), groups, engines, supervisor)
@@ -268,18 +297,32 @@ def _groups(
     return groups
 
 
-def _start(groups: Mapping[str, Group], recipe: Recipe, start: Start, policy_role: type[PolicyRole]) -> None:
-    """Have every group load what it holds."""
-    policy = str(start.policy)
-    groups["policy"].start(policy_role, recipe, policy)
-    if "critic" in groups:
-        groups["critic"].start(CriticRole, recipe, str(start.critic))
-    if "reference" in groups:
-        groups["reference"].start(ReferenceRole, recipe, policy)
-    prompts = ray.put(start.prompts)
+def _builders(recipe: Recipe, start: Start, policy_role: Builder) -> dict[str, tuple[Any, ...]]:
+    """What the ranks of each group hold, by the group's name: who builds it, and from what."""
+    policy, prompts = str(start.policy), ray.put(start.prompts)
+    builders: dict[str, tuple[Any, ...]] = {
+        "policy": (policy_role, recipe, policy),
+        "critic": (CRITIC, recipe, str(start.critic)),
+        "reference": (REFERENCE, recipe, policy),
+    }
     for name, source in recipe.rewards.items():
         folder = str(start.reward_models[name]) if source.model else None
-        groups[_reward(name)].start(make_reward, recipe, source, policy, folder, prompts)
+        builders[_reward(name)] = (REWARD, recipe, source, policy, folder, prompts)
     if recipe.early_stop is not None:
         folder = str(start.judge_model) if start.judge_model else None
-        groups["judge"].start(make_reward, recipe, recipe.early_stop.scorer, policy, folder, start.held_out)
+        builders["judge"] = (REWARD, recipe, recipe.early_stop.scorer, policy, folder, start.held_out)
+    return builders
+
+
+def _start(
+    groups: Mapping[str, Group], recipe: Recipe, start: Start, policy_role: Builder, supervisor: Supervisor
+) -> None:
+    """Have every group load what it holds, and wait until it has. Those that make room for each other take turns."""
+    builders = _builders(recipe, start, policy_role)
+    for turn in turns({name: group.resting or "none" for name, group in groups.items()}):
+        for name in turn:
+            groups[name].start(*builders[name])
+        for name in turn:
+            groups[name].ready()
+            supervisor.serve(groups[name].names)
+            groups[name].rest(Moment(phase=START))

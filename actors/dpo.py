@@ -16,7 +16,7 @@ from rlhf.config.validate import check_schedule
 from rlhf.data.stages import comparison_batches
 from rlhf.evaluation.accuracy import accuracy_ceiling, shorter_wins
 from rlhf.roles.dpo import DPORole, held_out_metrics, response_logprobs
-from rlhf.roles.preference import PairData
+from rlhf.roles.pairs import PairData
 from rlhf.tracking.phases import PhaseTimer
 from rlhf.tracking.run_folder import RunFolder
 from rlhf.tracking.tracker import Tracker

@@ -134,6 +134,8 @@ class Engines:
         self.supervisor.built(where)
         engine.building = None
         self._each([engine], "use", moment, self._prompts)
+        if self.sleeps and engine.building is None:
+            self._each([engine], "sleep", moment)
         if not self.publishes and engine.building is None:  # it may have been lost, and replaced, just now
             self._serves(engine, 0)
 
@@ -292,9 +294,9 @@ class Engines:
                 return dict(texts)
 
     def sleep(self, moment: Moment) -> None:
-        """Give GPU memory to the trainer, where they share it."""
+        """Give GPU memory to the trainer, where they share it. One that sleeps already sleeps on."""
         if self.sleeps:
-            self._each(self.serving, "sleep", moment)
+            self._each([engine for engine in self.all if not engine.building], "sleep", moment)
 
     def wake(self, part: str, engines: Sequence[Engine], moment: Moment) -> None:
         """Have them take GPU memory back: ``weights`` before a publish, ``kv_cache`` after."""
@@ -351,5 +353,10 @@ class Engines:
         with suppress(MachineryError):  # an engine that is dead or stuck is killed below
             refs = {engine.actor.stop.remote(): engine.name for engine in running}
             ray.wait(list(refs), num_returns=len(refs), timeout=STOP_SECONDS) if refs else None
+        self.kill()
+
+    def kill(self) -> None:
+        """End every engine at once, whatever it is at; Ray ends its processes."""
         for engine in self.all:
             ray.kill(engine.actor, no_restart=True)
+        self.all = []

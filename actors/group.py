@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import uuid
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,13 @@ from actors.cluster import worker_environment
 from actors.placement import Placement
 from actors.supervisor import Supervisor
 from actors.waiting import START, Moment, fetch, wait
-from actors.worker import PULSE, Worker
-from rlhf.zero.process_group import Rank
+from actors.worker import PULSE, Builder, Worker
+from rlhf.config.pools import Part, Resting
+from rlhf.zero.rank import Rank
+
+REST = "rest"
+"""The phase in which a role makes room: it has a deadline of its own."""
+PARTS: dict[Resting, tuple[Part, ...]] = {"none": (), "states": ("states",), "all": ("states", "weights")}
 
 
 class Group:
@@ -25,8 +30,11 @@ class Group:
         self.role, self.config = role, placement.recipe.placement
         self.device, self.logs, self.supervisor = placement.device, logs, supervisor
         self.names = [f"{role} rank {rank}" for rank in range(ranks)]
-        environment = {"env_vars": worker_environment(self.config.threads_per_rank, self.config.ray_address is None)}
-        self._options = lambda rank: dict(runtime_env=environment, **placement.place(role, rank))
+        self._placement = placement
+        environment = worker_environment(self.config.threads_per_rank, self.config.ray_address is None)
+        self._environment = {"env_vars": environment}
+        self.resting = placement.resting(role)
+        """What of it lies in the host's memory between its phases; ``None``: it is never asked to rest."""
         self._build: tuple[Any, ...] = ()
         self._met: Path | None = None
         """File in which the ranks met."""
@@ -42,7 +50,10 @@ class Group:
         for name, worker in zip(self.names, self.workers, strict=True):
             self.supervisor.started(name, worker)
 
-    def start(self, builder: Callable[..., Any], *arguments: Any) -> None:
+    def _options(self, rank: int) -> dict[str, Any]:
+        return {"runtime_env": self._environment, **self._placement.place(self.role, rank)}
+
+    def start(self, builder: Builder, *arguments: Any) -> None:
         """Have every rank build ``builder(*arguments, rank)``."""
         self._build = (builder, *arguments)
         meeting = self._meeting()
@@ -97,6 +108,12 @@ class Group:
     def ask(self, method: str, *arguments: Any, moment: Moment) -> list[Any]:
         """Call a method on every rank and wait for the answers."""
         return wait(self.call(method, *arguments), self.names, moment, self.supervisor.patience)
+
+    def rest(self, moment: Moment, keeps_weights: bool = False) -> None:
+        """Have every rank leave the GPU to others, as far as it is to. What is used later comes back by itself."""
+        if self.resting is not None:
+            parts = [part for part in PARTS[self.resting] if part != "weights" or not keeps_weights]
+            self.ask("rest", parts, moment=replace(moment, phase=REST))
 
     def stop(self) -> None:
         """End every process of the group."""

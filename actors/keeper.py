@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import ray
@@ -12,7 +13,6 @@ from ray.exceptions import RayError
 
 from actors.blocks import FOLDER, Block, read_blocks, there, write_block
 from actors.cluster import worker_environment
-from actors.crew import Crew
 from actors.waiting import Moment, fetch, wait
 from rlhf.checkpoints.checkpoint import Checkpoint
 from rlhf.checkpoints.files import FileEntry, write_files
@@ -22,6 +22,9 @@ from rlhf.run_state import RunState
 from rlhf.tracking.phases import PhaseTimer
 from rlhf.tracking.run_folder import RunFolder
 from rlhf.tracking.tracker import Tracker
+
+if TYPE_CHECKING:  # the processes that read and write files import this, and need no more than that
+    from actors.crew import Crew
 
 SNAPSHOT, CHECKPOINT, RESTORE = "snapshot", "checkpoint", "restore"
 
@@ -197,6 +200,7 @@ class Keeper:
         try:
             for role, group in self.crew.trained.items():
                 group.ask("restore", *self.snapshot.shards[role], moment=moment)
+                group.rest(moment)
             blocks = [block.rollouts for block in self.snapshot.ahead]
             if blocks:
                 fetch(self._there.remote(*blocks), FOLDER, moment, self.crew.supervisor.patience)
@@ -220,6 +224,7 @@ class Keeper:
         state = RunState.from_json(checkpoint.state())
         for role, group in self.crew.trained.items():
             group.ask("load", str(checkpoint.path.resolve() / role), moment=moment)
+            group.rest(moment)
         return state, self._blocks(checkpoint, moment)
 
     def _blocks(self, checkpoint: Checkpoint, moment: Moment) -> Sequence[Block]:

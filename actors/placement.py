@@ -14,7 +14,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.cluster import GPU_TYPE, free_gpus, nodes
 from rlhf.config.machine import choose_strategy
-from rlhf.config.pools import ENGINES, Pool, Stage, pack, pools
+from rlhf.config.pools import ENGINES, Pool, Resting, Stage, pack, pools, resting
 from rlhf.config.schema import Recipe
 from rlhf.device import Device
 from rlhf.errors import MachineryError
@@ -55,6 +55,7 @@ class Placement:
     def __init__(self, recipe: Recipe, device: Device, stage: Stage, gpus: int) -> None:
         self.recipe, self.device = recipe, device
         self.pools = pools(recipe, stage, choose_strategy(recipe, stage, gpus)) if device == "cuda" else ()
+        self._resting = resting(recipe, stage, self.pools)
         self._seats: dict[tuple[str, int], Seat] = {}
         if not self.pools:
             return
@@ -68,6 +69,12 @@ class Placement:
     def engines_share(self) -> bool:
         """Whether engines use GPUs of others, and have to sleep while those compute."""
         return any(pool.shared and ENGINES in pool.roles for pool in self.pools)
+
+    def resting(self, role: str) -> Resting | None:
+        """What of a role lies in the host's memory between its phases; ``None`` where nobody has a use for the room."""
+        kind = self._resting.get(role, "none")
+        shares = any(pool.shared and role in pool.roles for pool in self.pools)
+        return kind if kind != "none" or shares else None
 
     def place(self, role: str, rank: int) -> dict[str, Any]:
         """Ray's options for rank ``rank`` of a role; of one without GPUs, any node's.

@@ -61,6 +61,7 @@ def train_ppo(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
     )
     timeline = Timeline(tracker.timeline, tracker.spans)
     supervisor = Supervisor(recipe, tracker.event, session.check, run.path / STATUS, timeline)
+    supervisor.steps = recipe.ppo.steps
     begun = timeline.spans.clock()
     with crew(recipe, start, session.device, session.gpus, supervisor) as actors, supervisor.on_timeline():
         timeline.spans.add("start", begun)
@@ -121,7 +122,7 @@ def _policy(session: Session, actors: Crew, compared: Sequence[int]) -> Policy:
     """What can be had of the policy, which the engines hold too."""
 
     def save(folder: Path) -> None:
-        actors.policy.ask("save", folder.resolve(), moment=Moment(phase="save"))
+        actors.save(folder.resolve(), Moment(phase="save"))
         session.tokenizer.save_pretrained(folder)
 
     start = session.policy_start

@@ -14,6 +14,7 @@ from pathlib import Path
 import ray
 
 from actors.cluster import node_address
+from rlhf.recovery.facts import oom_kills
 from rlhf.tracking.spans import Spans
 
 DUMP_SIGNAL = signal.SIGUSR1
@@ -33,6 +34,8 @@ class Whereabouts:
     log: str = ""
     """File that its output goes to."""
     children: tuple[int, ...] = ()
+    oom_kills: int | None = None
+    """``rlhf.recovery.facts.oom_kills()`` of its node when it was started."""
 
     def __str__(self) -> str:
         return f"{self.name} (node {self.node}, process {self.process})"
@@ -41,7 +44,9 @@ class Whereabouts:
 def whereabouts(name: str, log: Path) -> Whereabouts:
     """Where the calling actor is."""
     node_id = ray.get_runtime_context().get_node_id()
-    return Whereabouts(name=name, node=node_address(), node_id=node_id, process=os.getpid(), log=str(log))
+    return Whereabouts(
+        name=name, node=node_address(), node_id=node_id, process=os.getpid(), log=str(log), oom_kills=oom_kills()
+    )
 
 
 def dump_stacks_on_signal() -> None:

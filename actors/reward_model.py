@@ -13,7 +13,7 @@ from rlhf.config.validate import check_schedule
 from rlhf.data.stages import comparison_batches
 from rlhf.evaluation.accuracy import accuracy_ceiling, preference_accuracy, shorter_wins
 from rlhf.roles.forward import join_samples
-from rlhf.roles.preference import PairData, PreferenceRole
+from rlhf.roles.pairs import PairData
 from rlhf.tracking.phases import PhaseTimer
 from rlhf.tracking.run_folder import RunFolder
 from rlhf.tracking.tracker import Tracker
@@ -25,6 +25,7 @@ SHOWN = {
     "95% interval, to": "eval/accuracy_ci_high",
     "held-out loss": "eval/loss",
 }
+ROLE = "rlhf.roles.preference:PreferenceRole"
 SHORTER_WINS = "'the shorter reply wins'"
 NORMALISED_ON = 1000
 """Demonstrations, at most, over which the reward is shifted to a mean of 0."""
@@ -41,7 +42,7 @@ def train_reward(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
     batches = comparison_batches(data.train, config.batch_size, config.epochs, recipe.seed)
     check_schedule(recipe.reward.optimizer, len(batches), "reward.optimizer")
     start = session.model_of("sft", recipe.reward.init, session.base)
-    with ranks(session, "reward", "reward", run, tracker, PreferenceRole, str(start), len(batches)) as group:
+    with ranks(session, "reward", "reward", run, tracker, ROLE, str(start), len(batches)) as group:
         group.ask("use", ray.put(train), moment=Moment(phase="start"))
         loop = Loop(
             title="Reward model",

@@ -17,7 +17,7 @@ from actors.process import Doing, Whereabouts, dump_stacks_on_signal, whereabout
 from actors.worker import named_failures
 from rlhf.config.schema import ModelConfig
 from rlhf.device import Device, engine_environment
-from rlhf.models.load import load_tokenizer
+from rlhf.models.folder import load_tokenizer
 from rlhf.tracking.memory import Memory, memory_here
 from rlhf.tracking.quiet import redirect_output
 from rlhf.tracking.spans import Taken

@@ -10,6 +10,7 @@ import ray
 
 from actors.group import Group
 from actors.waiting import Moment, fetch
+from rlhf.config.pools import turns
 from rlhf.errors import LostError
 from rlhf.roles.assemble import Contribution
 
@@ -48,11 +49,13 @@ class Scoring:
         self._pending: dict[ray.ObjectRef, Task] = {}
 
     def send(self, block: ray.ObjectRef, samples: int) -> None:
-        """Have every rank of every scoring role compute its share of a block of so many samples."""
+        """Have every rank of every scoring role compute its share of a block of so many samples; roles that make room
+        for the engines get it later."""
         self.blocks.append(block)
         self.sizes.append(samples)
-        for scorer in range(len(self.scorers)):
-            self._send(len(self.blocks) - 1, scorer)
+        for scorer, by in enumerate(self.scorers):
+            if by.group.resting != "all":
+                self._send(len(self.blocks) - 1, scorer)
 
     def _send(self, block: int, scorer: int) -> None:
         by = self.scorers[scorer]
@@ -62,9 +65,22 @@ class Scoring:
     def settle(self) -> list[ray.ObjectRef]:
         """Wait for all shares. Returns, for each block, the block and its shares in the order of the scorers.
 
+        Roles that make room for others score now, one after another.
+
         Raises:
             LostError: a role is lost that has a state of its own: it is not replaced here.
         """
+        for turn in turns({by.group: by.group.resting or "none" for by in self.scorers}):
+            for scorer, by in enumerate(self.scorers):
+                if by.group in turn and by.group.resting == "all":
+                    for block in range(len(self.blocks)):
+                        self._send(block, scorer)
+            self._finish()
+            self.crew.rest(turn, self.moment)
+        return [ref for block in range(len(self.blocks)) for ref in (self.blocks[block], *self._of(block))]
+
+    def _finish(self) -> None:
+        """Wait for the shares of all that was sent."""
         patience = self.crew.supervisor.patience
         while self._pending:
             try:
@@ -75,7 +91,6 @@ class Scoring:
                 continue
             task = self._pending.pop(there)
             self._shares[task.block, task.scorer, task.rank] = task.share
-        return [ref for block in range(len(self.blocks)) for ref in (self.blocks[block], *self._of(block))]
 
     def _name(self, task: Task) -> str:
         return self.scorers[task.scorer].group.names[task.rank]

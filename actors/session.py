@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from rlhf.checkpoints.checkpoint import Checkpoint, latest_checkpoint
 from rlhf.checkpoints.compatible import require_same
@@ -21,8 +21,7 @@ from rlhf.data.report import write_bad_rows
 from rlhf.data.stages import StageData, texts
 from rlhf.device import Device
 from rlhf.errors import Stopped, UserError
-from rlhf.models.load import context_length, load_tokenizer
-from rlhf.models.scratch import make_scratch
+from rlhf.models.folder import context_length, load_tokenizer
 from rlhf.recovery.stop import StopRequest, end_within
 from rlhf.tracking.console import Console
 from rlhf.tracking.run_folder import RunFolder
@@ -86,6 +85,8 @@ class Session:
         made_from = recipe_digest(self.recipe, ("seed", "model", "data"))
         marker = folder / "made-from"
         if not marker.exists() or marker.read_text() != made_from:
+            from rlhf.models.scratch import make_scratch  # seconds, and most runs have a model
+
             all_text = list(texts(self.recipe))  # bad data is refused before anything is removed
             shutil.rmtree(folder, ignore_errors=True)
             partial = self.root / "base.partial"
@@ -252,6 +253,8 @@ class Session:
 
     def end_tokens(self, folder: Path) -> list[int]:
         """Token ids that end a response: the tokenizer's, and those that the model's generation settings name."""
+        from transformers import GenerationConfig
+
         ends = {int(self.tokenizer.eos_token_id)}
         with suppress(OSError):  # not every model has generation settings
             named = GenerationConfig.from_pretrained(str(folder)).eos_token_id

@@ -13,7 +13,6 @@ from actors.waiting import Moment
 from rlhf.config.validate import check_schedule
 from rlhf.data.order import epoch_batches
 from rlhf.roles.forward import join_tokens
-from rlhf.roles.sft import SFTRole
 from rlhf.tracking.phases import PhaseTimer
 from rlhf.tracking.run_folder import RunFolder
 from rlhf.tracking.tracker import Tracker
@@ -30,7 +29,9 @@ def train_sft(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
     train, held_out = packed(data.train), packed(data.held_out)
     batches = epoch_batches(len(train), recipe.sft.batch_size, recipe.sft.epochs, recipe.seed)
     check_schedule(recipe.sft.optimizer, len(batches), "sft.optimizer")
-    with ranks(session, "policy", "sft", run, tracker, SFTRole, str(session.base), len(batches)) as group:
+    with ranks(
+        session, "policy", "sft", run, tracker, "rlhf.roles.sft:SFTRole", str(session.base), len(batches)
+    ) as group:
         group.ask("use", ray.put(train), ray.put(held_out), moment=Moment(phase="start"))
         loop = Loop(
             title="SFT",

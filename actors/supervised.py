@@ -16,6 +16,7 @@ from actors.session import Session
 from actors.supervisor import STATUS, Supervisor
 from actors.timeline import Timeline
 from actors.waiting import Moment
+from actors.worker import Builder
 from rlhf.config.pools import Stage
 from rlhf.errors import LostError
 from rlhf.tracking.phases import PhaseTimer
@@ -33,7 +34,7 @@ def ranks(
     stage: Stage,
     run: RunFolder,
     tracker: Tracker,
-    builder: Callable[..., Any],
+    builder: Builder,
     *arguments: Any,
 ) -> Iterator[Group]:
     """A role's ranks, each holding ``builder(recipe, *arguments, rank)``, within the block. None is replaced here."""
@@ -70,6 +71,7 @@ class Loop:
     def run(self, session: Session, group: Group, tracker: Tracker, timer: PhaseTimer) -> dict[str, float]:
         """Train; returns the last value of every metric."""
         latest: dict[str, float] = {}
+        group.supervisor.steps = len(self.batches)
         with session.console.stage(self.title, len(self.batches)) as report:
             for step, chosen in enumerate(self.batches):
                 group.supervisor.begin(step)

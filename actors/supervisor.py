@@ -54,6 +54,8 @@ class Seen:
     """When it last gave a sign of life."""
     lost_at: float | None = None
     """When it was lost, while nobody serves in its place."""
+    oom_kills_here: int | None = None
+    """``oom_kills()`` of this node when its process was started, for as long as it has not said where it is."""
 
 
 class Supervisor:
@@ -73,6 +75,8 @@ class Supervisor:
         self.goodput = Goodput(time.time)
         self.phase = START
         """Where the run is."""
+        self.steps: int | None = None
+        """How many the stage is to have, once that is known: for whoever looks."""
         self._report, self._status, self._bad_samples = report, status, config.bad_samples
         self._budget = Budget(
             restarts=config.restarts,
@@ -81,7 +85,6 @@ class Supervisor:
         )
         self._history = History()
         self._seen: dict[str, Seen] = {}
-        self._oom_kills = oom_kills()
         self._memory = MemoryWatch()
         self._moment = Moment(phase=START)
         self._lost_kind = "died"
@@ -89,13 +92,15 @@ class Supervisor:
 
     def started(self, name: str, actor: Any) -> None:
         """A process for this actor is on its way: the first, or another."""
-        now, seen = time.time(), self._seen.get(name)
+        now, kills, seen = time.time(), oom_kills(), self._seen.get(name)
         if seen is None:
-            self._seen[name] = Seen(member=Member(name=name, since=now), actor=actor, heard=now)
+            member = Member(name=name, since=now)
+            self._seen[name] = Seen(member=member, actor=actor, heard=now, oom_kills_here=kills)
             return
         if seen.member.has_process:  # a peer of one that was lost: it is ended with it
             self._bury(name, "failed")
         seen.member, seen.actor, seen.where = seen.member.restarted(now), actor, None
+        seen.oom_kills_here = kills
 
     def built(self, where: Whereabouts) -> None:
         """An actor holds what it is to hold; it has yet to prove which weights these are."""
@@ -160,7 +165,8 @@ class Supervisor:
             name: {"state": str(seen.member.state), "heard": seen.heard, **_place(seen.where)}
             for name, seen in self._seen.items()
         }
-        status = {"phase": moment.phase, "step": moment.step, "since": time.time(), "members": members}
+        at = {"phase": moment.phase, "step": moment.step, "steps": self.steps}
+        status = {**at, "since": time.time(), "members": members}
         partial = self._status.with_suffix(".partial")
         with suppress(OSError):  # it is there to be looked at: no run ends for want of it
             partial.write_text(json.dumps(status), encoding="utf-8")
@@ -308,9 +314,9 @@ class Supervisor:
         if doing is not None:
             seen.heard = time.time()
         if seen.where is None:  # it was lost before it could say where it is: this node is what can be looked at
-            found = Facts(alive=stalled, oom_kills_since_start=oom_kills_since(self._oom_kills)), ""
+            found = Facts(alive=stalled, oom_kills_since_start=oom_kills_since(seen.oom_kills_here)), ""
         else:
-            found = on_node(seen.where, look, seen.where, self._oom_kills, stalled) or (Facts(alive=False), "")
+            found = on_node(seen.where, look, seen.where, stalled) or (Facts(alive=False), "")
         facts, last_words = found
         return replace(
             facts,
@@ -379,13 +385,13 @@ def on_node(where: Whereabouts, function: Callable[..., Any], *arguments: Any) -
         return None
 
 
-def look(where: Whereabouts, oom_kills_before: int | None, dump: bool) -> tuple[Facts, str]:
+def look(where: Whereabouts, dump: bool) -> tuple[Facts, str]:
     """What can be seen of a process on this node, and the end of its log, where ``dump`` has it write its stacks."""
     if dump:
         with suppress(ProcessLookupError, PermissionError):
             os.kill(where.process, DUMP_SIGNAL)
             time.sleep(DUMP_SECONDS)
-    facts = read_facts(where.process, children=where.children, oom_kills_before=oom_kills_before)
+    facts = read_facts(where.process, children=where.children, oom_kills_before=where.oom_kills)
     with suppress(OSError):
         return facts, "\n".join(Path(where.log).read_text(errors="replace").splitlines()[-LAST_LINES:])
     return facts, ""

@@ -63,6 +63,7 @@ class Survivor:
         try:
             yield from self._run(observer)
         except Stopped as stop:
+            self.crew.engines.kill()  # nobody waits for their answers, and the checkpoint wants the processors
             with self.supervisor.patience.undisturbed():
                 self.keeper.begin_checkpoint()
                 self.keeper.finish_checkpoint(wait_for_it=True)
@@ -148,6 +149,7 @@ class Survivor:
 
     def _go_back(self, error: LostError, moment: Moment) -> None:
         self.crew.engines.abandon(moment)
+        self.crew.engines.sleep(moment)  # where they share GPUs, what is put back needs the room
         for group in self.crew.groups.values():
             if set(group.names) & set(error.names):
                 self.crew.rebuild(group)

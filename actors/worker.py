@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import ray
@@ -23,6 +24,8 @@ PULSE = "pulse"
 """Ray's name of the thread that answers while the actor computes."""
 PEER_GONE = re.compile(r"gloo|NCCL|ProcessGroup|Connection (closed|reset) by peer|Broken pipe|Socket Timeout", re.I)
 """How torch.distributed says that another rank is gone: not every back end has an error type of its own for that."""
+Builder = str | Callable[..., Any]
+"""Makes what a worker holds; or its name, ``module:name``, where the one who starts the worker need not import it."""
 ENGINE_GONE = "EngineDeadError"
 """vLLM's error when the engine's own process is gone; by name, since only a rollout actor imports vLLM."""
 
@@ -59,10 +62,11 @@ class Worker:
             probe.bind((address, 0))
             return address, probe.getsockname()[1]
 
-    def build(self, builder: Callable[..., Any], *arguments: Any) -> Whereabouts:
+    def build(self, builder: Builder, *arguments: Any) -> Whereabouts:
         """Build what this worker holds; returns where it is."""
         with self.doing("start"), named_failures(self.where, "start"):
-            self.held = builder(*arguments)
+            make = resolve_name(builder) if isinstance(builder, str) else builder
+            self.held = make(*arguments)
         return self.where
 
     def call(self, method: str, *arguments: Any) -> Any:

@@ -14,6 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from launch.options import add_recipe, add_stage
+
 if TYPE_CHECKING:
     from actors.doctor import Answer, Examined
     from rlhf.config.schema import Recipe
@@ -33,16 +35,10 @@ HERE, ALL = "this machine", "all nodes"
 
 def add_options(command: argparse.ArgumentParser) -> None:
     """A recipe if there is one, and which nodes."""
-    command.add_argument("recipe", nargs="?", help="YAML file: what it takes of memory and disk is checked too")
-    command.add_argument("overrides", nargs="*", metavar="key.path=value", help="settings that replace the recipe's")
+    add_recipe(command, "YAML file: what it takes of memory and disk is checked too", is_needed=False)
     command.add_argument("--cluster", action="store_true", help="check every node of the running Ray cluster")
     command.add_argument("--address", help="of that cluster (default: placement.ray_address, or auto)")
-    command.add_argument(
-        "--stage",
-        default="pipeline",
-        choices=("sft", "reward", "dpo", "ppo", "pipeline"),
-        help="the command that the recipe is checked for",
-    )
+    add_stage(command, "the command that the recipe is checked for")
     command.add_argument("--json", action="store_true", help="print the rows as JSON")
 
 

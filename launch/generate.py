@@ -14,7 +14,7 @@ from rlhf.data.records import Messages, PromptRow
 from rlhf.data.report import describe
 from rlhf.data.tokenise import describe_tokenised, tokenise_prompts
 from rlhf.errors import UserError
-from rlhf.models.load import context_length, load_tokenizer
+from rlhf.models.folder import context_length, load_tokenizer
 from rlhf.types import Prompt
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from launch.options import add_recipe
+from launch.options import add_recipe, add_stage
 
 PURPOSE = "say what a recipe needs on a cluster, without one"
 EXAMPLE = "rlhf plan recipes/llama_70b_cluster.yaml --cluster nodes=8,gpus=8,gpu=h100-80"
@@ -20,12 +20,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
         metavar="TEXT",
         help="nodes=2,gpus=8,gpu=h100-80; network=50 sets GB/s between nodes",
     )
-    command.add_argument(
-        "--stage",
-        default="pipeline",
-        choices=("sft", "reward", "dpo", "ppo", "pipeline"),
-        help="the command that is planned",
-    )
+    add_stage(command, "the command that is planned")
     command.add_argument("--json", action="store_true", help="print the plan as JSON, in bytes and seconds")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ from rlhf.errors import UserError
 from rlhf.evaluation.accuracy import accuracy_ceiling
 from rlhf.evaluation.scorers import load_scorer
 from rlhf.planning.cluster import GPUS, Cluster, gpu_named
-from rlhf.planning.members import Shapes
+from rlhf.planning.members import Shapes, check_heads
 from rlhf.planning.strategy import choose, decided
 from rlhf.tracking.wandb_run import resolve_mode
 
@@ -45,6 +45,9 @@ def prepare(recipe_path: str, overrides: Sequence[str], command: Stage) -> tuple
         validate(recipe, command, machine)  # what is wrong besides comes first: a model may be far away
         raise
     validate(recipe, command, replace(machine, context_length=context))
+    if command != "generate":
+        heads = list(check_heads(recipe, stages_of(recipe, command), Shapes(recipe)))
+        raise_all(list({problem.what: problem for problem in heads}.values()), f"the recipe {recipe.name!r}")
     if command != "generate":
         _import_functions(recipe, command)
         accuracy_ceiling(recipe.reward.ceiling if {"reward", "dpo"} & {*stages_of(recipe, command)} else None)
@@ -90,16 +93,22 @@ def _cluster(address: str) -> Machine:
 
     join(address)
     there = nodes()
-    gpus = node_gpus(there)
-    cpus = min(int(node["Resources"].get("CPU", 1)) for node in there)
-    return Machine(gpus=sum(node.gpus for node in gpus), nodes=gpus, cpus=cpus)
+    gpus = tuple(node_gpus(node["Resources"]) for node in there)
+    return Machine(gpus=sum(node.gpus for node in gpus), nodes=gpus, cpus=cores([node["Resources"] for node in there]))
+
+
+def cores(there: Sequence[Mapping[str, float]]) -> int:
+    """Cores of the smallest node that computes, by the resources of each: one with GPUs where there are some, else one
+    with cores. A head may offer none."""
+    computes = [node for node in there if node.get("GPU", 0) > 0] or there
+    return min((int(node["CPU"]) for node in computes if node.get("CPU", 0) > 0), default=1)
 
 
 def _context(recipe: Recipe) -> int | None:
     """The context of a pretrained model, where its folder or hub can be read now."""
     if recipe.model.path is None:
         return None
-    from rlhf.models.load import context_length
+    from rlhf.models.folder import context_length
 
     try:
         return context_length(os.path.expanduser(recipe.model.path), recipe.model)

@@ -86,8 +86,10 @@ elif [[ $code -ne 0 ]]; then
 else
     "$bin/rlhf" "$command" "$@" placement.ray_address="$head:6379" &
     run=$!
+    if [[ -n $asked ]]; then kill -TERM "$run" 2>/dev/null || true; fi # it was asked for a moment ago
     while kill -0 "$run" 2>/dev/null; do wait "$run" || true; done # a signal ends `wait`, but not the run
     wait "$run" || code=$?
+    if [[ -n $asked && $code -eq 143 ]]; then code=75; fi # it was asked before it could answer: nothing is lost
 fi
 rm -f "$mine/token"
 kill "$ray" 2>/dev/null || true

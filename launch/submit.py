@@ -14,12 +14,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from launch.options import RUNS, add_recipe
 from launch.upload import RECIPE, is_elsewhere, named_functions, named_paths, stage
 from rlhf.config.load import load_recipe
 from rlhf.config.machine import Machine
 from rlhf.config.pools import Stage
 from rlhf.config.schema import Recipe
 from rlhf.errors import UserError
+from rlhf.watching.said import clean
 
 if TYPE_CHECKING:
     from launch.jobs import Jobs
@@ -38,13 +40,12 @@ DETACHED = 130
 
 def add_options(command: argparse.ArgumentParser) -> None:
     """A recipe to submit, or what to do with a submitted job."""
-    command.add_argument("recipe", nargs="?", help="YAML file, see recipes/ and docs/configuration.md")
-    command.add_argument("overrides", nargs="*", metavar="key.path=value", help="settings that replace the recipe's")
+    add_recipe(command, is_needed=False)
     command.add_argument(
         "--command",
         default="pipeline",
         dest="runs",
-        choices=("pipeline", "sft", "reward", "dpo", "ppo"),
+        choices=RUNS,
         help="what to run (default: pipeline)",
     )
     command.add_argument("--no-wait", action="store_true", help="leave the job to itself once it is submitted")
@@ -189,7 +190,8 @@ def _list(jobs: Jobs) -> int:
     rows = [("job", "state", "started", "run's folder")]
     for job in jobs.all():
         started = time.strftime("%Y-%m-%d %H:%M", time.localtime((job.start_time or 0) / 1000))
-        rows.append((str(job.submission_id), job.status.value.lower(), started, (job.metadata or {}).get("run", "")))
+        folder = (job.metadata or {}).get("run", "")
+        rows.append((clean(job.submission_id), job.status.value.lower(), started, clean(folder)))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())

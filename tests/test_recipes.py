@@ -14,6 +14,8 @@ from rlhf.config.pools import NodeGPUs
 from rlhf.config.schema import Recipe
 from rlhf.config.validate import validate
 from rlhf.errors import UserError
+from rlhf.planning.cluster import parse_cluster
+from rlhf.planning.report import make_plan
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -70,6 +72,16 @@ def test_its_header_says_command_hardware_and_data(file):
     header = re.match(r"(#.*\n)+", file.read_text(encoding="utf-8")).group()
     assert f"rlhf pipeline recipes/{file.name}" in header
     assert "# Hardware: " in header and "Data: " in header
+
+
+@pytest.mark.parametrize("name", GPUS)
+def test_it_fits_on_the_clusters_that_its_header_names(name):
+    file = ROOT / "recipes" / f"{name}.yaml"
+    named = re.findall(rf"^#   rlhf plan recipes/{file.name}(.*) --cluster (\S+)$", file.read_text(), re.MULTILINE)
+    assert parse_cluster(named[0][1]).total == GPUS[name]
+    for settings, cluster in named:
+        plan = make_plan(load_recipe(file, settings.split()), "pipeline", parse_cluster(cluster))
+        assert plan.fits, [problem for stage in plan.stages for problem in stage.placed.problems]
 
 
 def test_the_quickstarts_model_is_as_small_as_it_says(tmp_path):

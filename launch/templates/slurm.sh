@@ -84,8 +84,10 @@ elif [[ $code -ne 0 ]]; then
 else
     "$bin/rlhf" "$command" "$@" placement.ray_address="$head:{{ ports.head }}" &
     run=$!
+    if [[ -n $asked ]]; then kill -TERM "$run" 2>/dev/null || true; fi # it was asked for a moment ago
     while kill -0 "$run" 2>/dev/null; do wait "$run" || true; done # a signal ends `wait`, but not the run
     wait "$run" || code=$?
+    if [[ -n $asked && $code -eq 143 ]]; then code={{ go_on }}; fi # it was asked before it could answer: nothing is lost
 fi
 rm -f "$mine/token"
 kill "$ray" 2>/dev/null || true

@@ -113,7 +113,12 @@ LIMITS: dict[type, dict[str, Limit]] = {
         "memory_gib": POSITIVE,
         "gpu_memory_fraction": SHARE,
     },
-    schema.RoleConfig: {"ranks": COUNT, "micro_batch_tokens": COUNT},
+    schema.RoleConfig: {
+        "ranks": COUNT,
+        "sequence_parallel": COUNT,
+        "tensor_parallel": COUNT,
+        "micro_batch_tokens": COUNT,
+    },
     schema.PlacementConfig: {
         "threads_per_rank": COUNT,
         "start_timeout_seconds": SECONDS,

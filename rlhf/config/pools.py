@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 from rlhf.config.schema import Recipe
 from rlhf.errors import UserError
 
 Stage = Literal["sft", "reward", "dpo", "ppo", "pipeline", "generate"]
 Strategy = Literal["colocated", "separate"]
+Resting = Literal["none", "states", "all"]
+"""What of a role lies in the host's memory between its phases."""
+Part = Literal["weights", "states"]
+"""What a forward pass needs, and what only an update does: Adam's moments, master weights, gradients, buffers."""
 
-ENGINES = "rollout"
+ENGINES, JUDGE = "rollout", "judge"
+Role = TypeVar("Role")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +118,7 @@ def asked(recipe: Recipe, stage: Stage) -> tuple[Asked, ...]:
         roles.append(Asked(role="reference", key="reference", ranks=place.reference.ranks))
     judges = [f"reward {name}" for name in recipe.reward_models]
     if recipe.early_stop is not None and recipe.early_stop.scorer.model is not None:
-        judges.append("judge")
+        judges.append(JUDGE)
     roles += [Asked(role=name, key="reward", ranks=place.reward.ranks) for name in judges]
     return (*roles, engines)
 
@@ -132,6 +137,29 @@ def pools(recipe: Recipe, stage: Stage, strategy: Strategy) -> tuple[Pool, ...]:
             host = next(each.role for each in own if each.key == hosts[role.key])
             found[host] = replace(found[host], members=(*found[host].members, role))
     return tuple(found.values())
+
+
+def resting(recipe: Recipe, stage: Stage, wanted: Sequence[Pool]) -> dict[str, Resting]:
+    """What of each role that is a model lies in the host's memory between its phases. ``wanted`` are the GPUs."""
+    shared = {role for pool in wanted if pool.shared for role in pool.roles}
+    models = [role for role in asked(recipe, stage) if role.role != ENGINES]
+    return {role.role: _resting(recipe, role, role.role in shared) for role in models if stage == "ppo"}
+
+
+def _resting(recipe: Recipe, role: Asked, shared: bool) -> Resting:
+    """The judge of ``early_stop`` scores beside engines that are awake, and keeps its weights where it is."""
+    chosen: Literal["auto", "none", "states", "all"] = getattr(recipe.placement, role.key).offload_between_phases
+    if chosen == "auto":
+        return "states" if shared else "none"
+    return "states" if chosen == "all" and role.role == JUDGE else chosen
+
+
+def turns(roles: Mapping[Role, Resting]) -> tuple[tuple[Role, ...], ...]:
+    """In which order roles on the same GPUs work: together, and after them, one by one, those that make room for each
+    other."""
+    together = tuple(role for role, kind in roles.items() if kind != "all")
+    alone = tuple((role,) for role, kind in roles.items() if kind == "all")
+    return ((together,) if together else ()) + alone
 
 
 def check_sharing(recipe: Recipe) -> Iterator[UserError]:

@@ -395,13 +395,25 @@ class RoleConfig:
     """Where one model lives and how it is sharded."""
 
     ranks: int = 1
-    """Data-parallel processes; on GPUs, one GPU each."""
+    """Processes; on GPUs, one GPU each. Samples are dealt out to them, or to groups of them where
+    ``sequence_parallel`` or ``tensor_parallel`` is above 1."""
+    sequence_parallel: int = 1
+    """Neighbouring ranks that share each packed row, for rows that are too long for one: each computes its part of the
+    places, and in attention its part of the heads (DeepSpeed Ulysses). Divides ``ranks`` and the model's heads."""
+    tensor_parallel: int = 1
+    """Neighbouring ranks that share each decoder layer's matrices and compute every row together (DeepSpeed AutoTP).
+    Divides ``ranks``, the model's heads and the width of its feed-forward blocks; with ZeRO 1 or 2."""
     zero_stage: Literal[0, 1, 2, 3] = 1
     """What DeepSpeed shards over the ranks: nothing, optimizer states, also gradients, also parameters."""
     offload: bool = False
-    """Keep optimizer states (and for stage 3 the parameters) in host memory."""
+    """Keep optimizer states (and for stage 3 the parameters) in host memory all the time; the optimizer steps there."""
+    offload_between_phases: Literal["auto", "none", "states", "all"] = "auto"
+    """What of a role of PPO lies in host memory while it has nothing to do with it: ``none``; ``states``, which only an
+    update needs (moments, master weights, gradients); or ``all``, its weights too. Roles with ``all`` work one after
+    another, and score when all responses are there. ``auto`` is ``states`` where the role shares its GPUs, else
+    ``none``."""
     micro_batch_tokens: int = 2048
-    """Token budget of one packed forward pass; sequences are packed into it without padding. At least one full
+    """Token budget of one packed row, shared or not; sequences are packed into it without padding. At least one full
     sequence; a pair of answers, in reward training and DPO, stays together and may exceed it."""
     share_with: Literal["policy", "critic", "reference", "reward"] | None = None
     """With ``separate``: the role whose GPUs this one uses too, rank by rank, instead of GPUs of its own. Only in PPO:

@@ -13,6 +13,7 @@ from rlhf.config.pools import Stage, check_sharing
 from rlhf.config.problems import raise_all
 from rlhf.config.reward_rules import check_rewards
 from rlhf.config.schema import OptimizerConfig, Recipe, RoleConfig, ScratchConfig
+from rlhf.config.shared_rows import check_shared_rows, groups
 from rlhf.config.tracking_rules import check_tracking
 from rlhf.errors import UserError
 
@@ -39,6 +40,7 @@ def validate(recipe: Recipe, stage: Stage, machine: Machine) -> None:
     problems += [*_scorers(recipe, stage), *check_tracking(recipe)]
     if not impossible:
         problems += [*_scratch(recipe), *_lengths(recipe, stages, machine), *_roles(recipe, stages)]
+        problems += check_shared_rows(recipe, _stages_by_role(recipe, stages))
         problems += [
             *_batches(recipe, stages),
             *_schedules(recipe, stages),
@@ -198,23 +200,31 @@ def _ppo_roles(recipe: Recipe) -> list[str]:
 def _batches(recipe: Recipe, stages: tuple[str, ...]) -> Iterator[UserError]:
     place, algorithm = recipe.placement, recipe.algorithm
     if "sft" in stages:
-        divisors = {"placement.policy.ranks": place.policy.ranks}
+        divisors = _parts("policy", place.policy)
         yield from _uneven("sft.batch_size", recipe.sft.batch_size, divisors)
     if "dpo" in stages:
-        divisors = {"placement.policy.ranks": place.policy.ranks}
+        divisors = _parts("policy", place.policy)
         yield from _uneven("dpo.batch_size", recipe.dpo.batch_size, divisors)
     if "reward" in stages:
-        divisors = {"placement.reward.ranks": place.reward.ranks}
+        divisors = _parts("reward", place.reward)
         yield from _uneven("reward.batch_size", recipe.reward.batch_size, divisors)
     if "ppo" in stages:
         divisors = {
             "ppo.samples_per_prompt": recipe.ppo.samples_per_prompt,
             "algorithm.minibatches": algorithm.minibatches,
-            "algorithm.minibatches * placement.policy.ranks": algorithm.minibatches * place.policy.ranks,
+            **_parts("policy", place.policy, algorithm.minibatches),
         }
         if algorithm.has_critic:
-            divisors["algorithm.minibatches * placement.critic.ranks"] = algorithm.minibatches * place.critic.ranks
+            divisors |= _parts("critic", place.critic, algorithm.minibatches)
         yield from _uneven("ppo.batch_size", recipe.ppo.batch_size, divisors)
+
+
+def _parts(name: str, role: RoleConfig, minibatches: int | None = None) -> dict[str, int]:
+    """What a batch is divided by before a role has it, by the name that the recipe gives it."""
+    sharing = [key for key in ("sequence_parallel", "tensor_parallel") if getattr(role, key) > 1]
+    key = " / ".join(f"placement.{name}.{part}" for part in ("ranks", *sharing))
+    count = max(1, groups(role))
+    return {key: count} if minibatches is None else {f"algorithm.minibatches * {key}": minibatches * count}
 
 
 def _uneven(key: str, size: int, divisors: dict[str, int]) -> Iterator[UserError]:

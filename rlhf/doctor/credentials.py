@@ -13,7 +13,9 @@ from rlhf.doctor.findings import Finding, failed, not_applicable, ok, warning
 from rlhf.errors import UserError
 from rlhf.tracking.wandb_run import key_is_configured, resolve_mode
 
-NEW_TOKEN = "`ray get-auth-token --generate > /dev/null`, then copy ~/.ray/auth_token to every node, mode 0600"
+NEW_TOKEN = (
+    "`umask 077; ray get-auth-token --generate > /dev/null`, then copy ~/.ray/auth_token to every node, mode 0600"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,4 +116,4 @@ def _without(mode: str, in_cluster: bool) -> Finding:
     if in_cluster:
         found = "no token: who reaches a port of Ray runs code as you"
         return warning(found, f"RAY_AUTH_MODE=token on every node before Ray starts; {NEW_TOKEN}")
-    return ok("none yet; Ray makes one for a cluster of this machine alone")
+    return ok("none yet; a run on this machine alone makes one, mode 0600")

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from rlhf.config.machine import Machine, check_devices
-from rlhf.config.pools import NodeGPUs, Stage
+from rlhf.config.machine import Machine, check_devices, choose_strategy
+from rlhf.config.pools import NodeGPUs, Resting, Stage, pools, resting
 from rlhf.config.schema import Recipe
 from rlhf.doctor.disk import Room
 from rlhf.doctor.findings import GIB, Finding, failed, ok, warning
@@ -94,6 +94,7 @@ def _by_node(
 ) -> tuple[int, int]:
     """Host memory of the fullest node, and bytes of snapshots on the fullest."""
     roles = {member.role: member for member in found}
+    rests = resting(recipe, stage, pools(recipe, stage, choose_strategy(recipe, stage, hardware.nodes * hardware.gpus)))
     host: Counter[int] = Counter()
     snapshots: Counter[int] = Counter()
     for seat in _seats(recipe, stage, found, hardware):
@@ -101,7 +102,7 @@ def _by_node(
         if member is None:
             host[seat.node] += _engine(recipe, shapes, hardware)
         else:
-            host[seat.node] += _rank(recipe, stage, member, hardware)
+            host[seat.node] += _rank(recipe, stage, member, hardware, rests.get(member.role, "none"))
             snapshots[seat.node] += _snapshot(member) // member.config.ranks if stage == "ppo" else 0
     return max(host.values()), SNAPSHOTS * max(snapshots.values())
 
@@ -119,9 +120,10 @@ def _seats(recipe: Recipe, stage: Stage, found: tuple[Member, ...], hardware: Ha
     )
 
 
-def _rank(recipe: Recipe, stage: Stage, member: Member, hardware: Hardware) -> int:
+def _rank(recipe: Recipe, stage: Stage, member: Member, hardware: Hardware, rests: Resting) -> int:
     if hardware.gpus:
-        return PROCESS + bytes_of.on_host(member, recipe.model.dtype)
+        dtype = recipe.model.dtype
+        return PROCESS + bytes_of.on_host(member, dtype, rests) + bytes_of.copied(member, dtype, rests)
     held, tokens = bytes_of.held(member, recipe.model.dtype), row_tokens(recipe, stage, member)
     trains = bool(member.trained)
     added = bytes_of.passing(member, recipe.model, tokens) if trains else bytes_of.scoring(member, recipe.model)

@@ -1,4 +1,4 @@
-"""Models and tokenizers from folders or hubs, and back to folders. Safetensors only; nothing is unpickled."""
+"""Models from folders or hubs. Safetensors only; nothing is unpickled."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -14,46 +13,16 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
 
 from rlhf.config.schema import ModelConfig
-from rlhf.data.chat import prepare_tokenizer
 from rlhf.errors import UserError
+from rlhf.models.folder import from_folder
 from rlhf.models.lora import add_adapters
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 REWARD_SHIFT = "rlhf_reward_shift"
 """Key in a reward model's config.json: added to its raw output, so that demonstrations score 0 on average."""
-
-
-def load_tokenizer(folder: str | Path, config: ModelConfig) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder or hub name, with the recipe's chat template if it gives one."""
-    tokenizer = _load(AutoTokenizer, folder, config)
-    if config.chat_template:
-        template = Path(config.chat_template)
-        if not template.is_file():
-            raise UserError(f"model.chat_template: no file {template}", fix="give the path of a Jinja template")
-        tokenizer.chat_template = _text(template)
-    prepare_tokenizer(tokenizer)
-    return tokenizer
-
-
-def context_length(folder: str | Path, config: ModelConfig) -> int:
-    """Longest sequence in tokens that the model was made for."""
-    model_config = _load(AutoConfig, folder, config)
-    length = getattr(model_config, "max_position_embeddings", None) or getattr(model_config, "n_positions", None)
-    if not isinstance(length, int | None) or (length or 1) < 0:
-        what = f"the model in {str(folder)!r} has a context of {length!r:.40}"
-        raise UserError(what, "it is a number of tokens", "mend max_position_embeddings in its config.json")
-    return length or 2**31
-
-
-def _text(template: Path) -> str:
-    try:
-        return template.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"model.chat_template: {template} cannot be read", str(error), "save it as UTF-8") from error
 
 
 LOGIT_TRANSFORMS = {"final_logit_softcapping": None, "logit_scale": 1.0, "logits_scaling": 1.0}
@@ -105,19 +74,19 @@ def reward_shift(classifier: PreTrainedModel) -> float:
 
 
 def _load_network(auto: Any, folder: str | Path, config: ModelConfig, **extra: Any) -> PreTrainedModel:
-    settings = _load(AutoConfig, folder, config, **extra)
+    settings = from_folder(AutoConfig, folder, config, **extra)
     for key in [k for k in settings.to_dict() if "dropout" in k or "pdrop" in k]:
         if isinstance(getattr(settings, key, None), float):
             setattr(settings, key, 0.0)
     if extra and settings.pad_token_id is None:
-        settings.pad_token_id = _load(AutoTokenizer, folder, config).pad_token_id
+        settings.pad_token_id = from_folder(AutoTokenizer, folder, config).pad_token_id
     options = {
         "config": settings,
         "dtype": DTYPES[config.dtype],
         "attn_implementation": _attention(config.dtype),
         "use_safetensors": True,
     }
-    model = _load(auto, folder, config, **options)
+    model = from_folder(auto, folder, config, **options)
     _rotate_in_float32(model)
     switch_dropout_off(model)
     if config.gradient_checkpointing:
@@ -153,21 +122,3 @@ def _attention(dtype: str) -> str:
 
     usable = dtype == "bfloat16" and torch.cuda.is_available() and is_flash_attn_2_available()
     return "flash_attention_2" if usable else "sdpa"
-
-
-# A folder's own texts: whatever goes wrong with them, they are at fault. Networks may also fail for want of memory.
-_TEXTS = (AutoConfig, AutoTokenizer)
-
-
-def _load(auto: Any, folder: str | Path, model: ModelConfig, **options: Any) -> Any:
-    try:
-        return auto.from_pretrained(str(folder), trust_remote_code=model.trust_remote_code, **options)
-    except Exception as error:
-        if auto not in _TEXTS and not isinstance(error, (OSError, ValueError, SafetensorError)):
-            raise
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(
-            f"cannot load {auto.__name__} from {str(folder)!r}",
-            why=reason,
-            fix="give a folder with a Hugging Face model in safetensors, or a hub name that this machine can reach",
-        ) from error

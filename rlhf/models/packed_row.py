@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ class PackedRow:
     """Several sequences as one row of a forward pass.
 
     Shapes: tokens, positions (1, N); predict_at (R,) the place whose hidden state predicts each response token;
-    targets (R,) the response tokens; last (B,) the place of each sequence's last token.
+    targets (R,) the response tokens; last (B,) the place of each sequence's last token; lengths (B,) of the sequences.
     """
 
     tokens: Tensor
@@ -32,6 +33,7 @@ class PackedRow:
     predict_at: Tensor
     targets: Tensor
     last: Tensor
+    lengths: tuple[int, ...]
 
 
 def pack_row(sequences: Sequences, samples: Sequence[int], device: torch.device | str) -> PackedRow:
@@ -43,7 +45,7 @@ def pack_row(sequences: Sequences, samples: Sequence[int], device: torch.device 
     if not samples:
         zero = torch.zeros(1, 1, dtype=torch.long, device=device)
         empty = torch.zeros(0, dtype=torch.long, device=device)
-        return PackedRow(tokens=zero, positions=zero, predict_at=empty, targets=empty, last=empty)
+        return PackedRow(tokens=zero, positions=zero, predict_at=empty, targets=empty, last=empty, lengths=(1,))
     tokens, positions, predict_at, targets, last = [], [], [], [], []
     offset = 0
     for i in samples:
@@ -65,10 +67,14 @@ def pack_row(sequences: Sequences, samples: Sequence[int], device: torch.device 
         predict_at=joined(predict_at),
         targets=joined(targets),
         last=torch.tensor(last, device=device),
+        lengths=tuple(len(part) for part in tokens),
     )
 
 
-def hidden_states(backbone: nn.Module, row: PackedRow) -> Tensor:
-    """(N, d) last hidden states, after the final norm; each sequence attends only to itself."""
-    output = backbone(input_ids=row.tokens, position_ids=row.positions, use_cache=False)
+def hidden_states(backbone: nn.Module, row: PackedRow, **attending: Any) -> Tensor:
+    """(N, d) last hidden states, after the final norm; each sequence attends only to itself.
+
+    ``attending`` is what an attention function of this project has to know besides.
+    """
+    output = backbone(input_ids=row.tokens, position_ids=row.positions, use_cache=False, **attending)
     return output.last_hidden_state[0]

@@ -11,7 +11,8 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from rlhf.models.packed_row import PackedRow, hidden_states
+from rlhf.models.packed_row import PackedRow
+from rlhf.models.shared_row import RowNet
 
 CHUNK = 2048
 """Response tokens whose logits exist at one time: 1.2 GB in float32 for a vocabulary of 150,000."""
@@ -55,7 +56,7 @@ def token_logprobs(
     return torch.cat(logprobs), torch.cat(entropy)
 
 
-class PolicyNet(nn.Module):
+class PolicyNet(RowNet):
     """A causal language model that answers with log-probabilities and entropies of the response tokens."""
 
     def __init__(self, lm: PreTrainedModel) -> None:
@@ -63,13 +64,25 @@ class PolicyNet(nn.Module):
         self.lm = lm
         self.head = (lm.get_output_embeddings(),)  # in a tuple: a view of a part of ``lm``, not a second child
 
+    @property
+    def model(self) -> PreTrainedModel:
+        """The language model."""
+        return self.lm
+
     def external_parameters(self) -> list[nn.Parameter]:
         """Parameters used outside their own module's forward pass; ZeRO-3 must be told of them."""
         return list(self.head[0].parameters())
 
     def forward(self, row: PackedRow, temperature: float, entropy_gradient: bool = False) -> tuple[Tensor, Tensor]:
         """(R,) log-probabilities and (R,) entropies of the row's response tokens, in nats, float32."""
-        hidden = hidden_states(self.lm.base_model, row)[row.predict_at]
+        reading = self.read(row, row.predict_at)
         head = self.head[0]
-        bias = getattr(head, "bias", None)
-        return token_logprobs(hidden, head.weight, bias, row.targets, temperature, entropy_gradient)
+        logprobs, entropy = token_logprobs(
+            reading.hidden,
+            head.weight,
+            getattr(head, "bias", None),
+            row.targets[reading.own],
+            temperature,
+            entropy_gradient,
+        )
+        return reading.whole(logprobs), reading.whole(entropy)

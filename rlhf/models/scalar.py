@@ -13,15 +13,21 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from rlhf.models.packed_row import PackedRow, hidden_states
+from rlhf.models.packed_row import PackedRow
+from rlhf.models.shared_row import RowNet
 
 
-class ScalarNet(nn.Module):
+class ScalarNet(RowNet):
     """A sequence classifier read at chosen places of a packed row."""
 
     def __init__(self, classifier: PreTrainedModel) -> None:
         super().__init__()
         self.classifier = classifier
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The sequence classifier."""
+        return self.classifier
 
     def external_parameters(self) -> list[nn.Parameter]:
         """Parameters used outside their own module's forward pass; ZeRO-3 must be told of them."""
@@ -33,8 +39,9 @@ class ScalarNet(nn.Module):
         The reward of a response is read at its last token (``row.last``); V(s_t) before each response token
         (``row.predict_at``). The head multiplies in float32: in bfloat16 rewards near 4 would be 1/64 apart.
         """
-        hidden = hidden_states(self.classifier.base_model, row)[places]
-        return functional.linear(hidden.float(), self.classifier.score.weight.float())[:, 0]
+        reading = self.read(row, places)
+        own = functional.linear(reading.hidden.float(), self.classifier.score.weight.float())[:, 0]
+        return reading.whole(own)
 
 
 def init_reward_head(classifier: PreTrainedModel, seed: int) -> None:

@@ -7,17 +7,17 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any
 
+from rlhf.config.machine import shares
 from rlhf.config.pools import Stage
 from rlhf.config.schema import Recipe
 from rlhf.errors import UserError
 from rlhf.planning.cluster import Cluster
-from rlhf.planning.members import Shapes
+from rlhf.planning.members import ROLES, Shapes
 from rlhf.planning.plan import check, place, planned_stages
 from rlhf.planning.work import longest
 
 Changes = dict[str, Any]
 """Dotted keys of a recipe, and their new values."""
-ROLES = ("policy", "critic", "reference", "reward")
 BEAM, DEPTH = 6, 8
 """Attempts that are followed further, and changes made one after another, at most."""
 MOST_NODES = 256
@@ -112,15 +112,34 @@ def candidates(recipe: Recipe, cluster: Cluster) -> Iterator[Changes]:
         yield from ({f"placement.{role}.zero_stage": stage} for stage in range(config.zero_stage + 1, 4))
     yield from _engines(recipe, cluster)
     yield from _ranks(recipe, cluster)
+    yield from _shared_rows(recipe)
     for role in ROLES:
         config = getattr(recipe.placement, role)
         if not config.offload and config.zero_stage and (config.zero_stage == 3 or role in ("policy", "critic")):
             yield {f"placement.{role}.offload": True}
+    for role in ROLES:
+        if recipe.placement.strategy == "colocated" or shares(recipe):
+            yield from _between_phases(recipe, role)
     if recipe.placement.strategy != "colocated":
         width = {"rollout.tensor_parallel": 1, "rollout.engines": recipe.placement.policy.ranks}
         yield {"placement.strategy": "colocated", **(width if recipe.rollout.tensor_parallel > 1 else {})}
     if recipe.placement.strategy == "colocated":
         yield {"placement.strategy": "separate"}
+
+
+def _shared_rows(recipe: Recipe) -> Iterator[Changes]:
+    for role in ROLES:
+        config = getattr(recipe.placement, role)
+        if config.tensor_parallel == 1 and config.ranks % (2 * config.sequence_parallel) == 0:
+            yield {f"placement.{role}.sequence_parallel": 2 * config.sequence_parallel}
+
+
+def _between_phases(recipe: Recipe, role: str) -> Iterator[Changes]:
+    """More of a role that leaves the GPU while another works there."""
+    order = ("none", "auto", "all")  # where GPUs are shared, ``auto`` is ``states``
+    now = getattr(recipe.placement, role).offload_between_phases
+    for kind in order[order.index("auto" if now == "states" else now) + 1 :]:
+        yield {f"placement.{role}.offload_between_phases": kind}
 
 
 def _rows(recipe: Recipe) -> Iterator[Changes]:

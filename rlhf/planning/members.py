@@ -5,20 +5,24 @@ This says what ``actors/crew.py`` builds and ``actors/placement.py`` reserves, w
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal
 
 from rlhf.config.machine import choose_strategy
 from rlhf.config.pools import ENGINES, NodeGPUs, Stage, pack, pools
 from rlhf.config.schema import TRAINED, Recipe, RewardSourceConfig, RoleConfig
+from rlhf.config.shared_rows import SPLIT_TYPES, indivisible, row_ranks, unsplittable
+from rlhf.errors import UserError
 from rlhf.planning.cluster import Cluster
 from rlhf.planning.public import find_shape
 from rlhf.planning.shapes import ModelShape, scratch_shape
 
 Head = Literal["language", "scalar"]
 ENGINE = ENGINES
+ROLES = ("policy", "critic", "reference", "reward")
+"""Sections of ``placement`` that have ranks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +45,27 @@ class Member:
     def parameters(self) -> int:
         """All of them."""
         return self.trained + self.frozen
+
+    @property
+    def own_shape(self) -> ModelShape:
+        """Of a model whose matrices ranks share, the sizes of one rank's part."""
+        ranks, shape = self.config.tensor_parallel, self.shape
+        return replace(
+            shape,
+            heads=shape.heads // ranks,
+            kv_heads=shape.kv_heads // ranks,
+            intermediate=shape.intermediate // ranks,
+        )
+
+    def own(self, parameters: int) -> int:
+        """Of so many parameters, all that are trained or all that there are, those in one rank's part; none is a
+        shard."""
+        return parameters - self.shape.layers * (self.shape.layer - self.own_shape.layer) if parameters else 0
+
+    @property
+    def shards(self) -> int:
+        """Ranks over which ZeRO shards: those that have the same part of each matrix."""
+        return self.config.ranks // self.config.tensor_parallel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +160,34 @@ def _scalar(recipe: Recipe, role: str, key: str, shape: ModelShape, trains: bool
     trained, frozen = (whole, 0) if trains else (0, whole)
     config = getattr(recipe.placement, key)
     return Member(role=role, key=key, config=config, shape=shape, head="scalar", trained=trained, frozen=frozen)
+
+
+def indivisible_heads(member: Member) -> Iterator[UserError]:
+    """The error of a role whose ranks are to share rows or matrices, and cannot share its model's, if it is so."""
+    shape, role = member.shape, member.config
+    yield from indivisible(member.key, shape.name, shape.heads, shape.kv_heads, role.sequence_parallel)
+    if role.tensor_parallel > 1 and shape.kind != "gated":
+        yield UserError(
+            f"placement.{member.key}.tensor_parallel = {role.tensor_parallel} and {shape.name}",
+            f"which matrices to split is known here of {', '.join(SPLIT_TYPES)}",
+            f"placement.{member.key}.tensor_parallel=1",
+        )
+        return
+    widths = shape.heads, shape.kv_heads, shape.intermediate
+    yield from unsplittable(member.key, shape.name, *widths, role.tensor_parallel)
+
+
+def check_heads(recipe: Recipe, stages: Iterable[str], shapes: Shapes) -> Iterator[UserError]:
+    """The same for all roles of some stages; none where shapes are not known yet, which each rank then looks at."""
+    if all(row_ranks(getattr(recipe.placement, role)) == 1 for role in ROLES):
+        return
+    for stage in stages:
+        try:
+            found = members(recipe, stage, shapes)
+        except UserError:
+            continue
+        for member in found:
+            yield from indivisible_heads(member)
 
 
 def seats(recipe: Recipe, stage: Stage, cluster: Cluster) -> tuple[Seat, ...]:

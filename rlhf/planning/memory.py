@@ -5,14 +5,16 @@ what a pass makes was measured by autograd's own record of what it saves. Allowa
 behind, are the constants that say so.
 
 Letters: P trained parameters, N ranks, b bytes of a number in ``model.dtype``, n tokens of a row, V vocabulary,
-h hidden size, f width of the feed-forward block, A all attention heads together.
+h hidden size, f width of the feed-forward block, A all attention heads together, S ranks that share a row. Of ranks
+that share matrices (``tensor_parallel``) each is counted with its part: ``Member.own_shape``, ``Member.own``.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from rlhf.config.schema import ModelConfig, RoleConfig, RolloutConfig
+from rlhf.config.pools import Resting
+from rlhf.config.schema import ModelConfig, RolloutConfig
 from rlhf.planning.members import Member
 from rlhf.planning.shapes import ModelShape
 
@@ -56,8 +58,6 @@ class Memory:
     kv_cache: int = 0
     buffers: int = 0
     """Gradient buckets, ZeRO-3's gathers, chunks of a publish, the optimizer's own, an engine's workspace."""
-    kept: int = 0
-    """What PyTorch's allocator keeps of earlier phases and gives to no other process."""
     process: int = 0
     """CUDA and its libraries."""
 
@@ -65,6 +65,11 @@ class Memory:
     def total(self) -> int:
         """All parts together."""
         return sum(getattr(self, field.name) for field in fields(self))
+
+    def without(self, other: Memory) -> Memory:
+        """What is left when these parts are gone, as far as they were there."""
+        names = (field.name for field in fields(self))
+        return Memory(**{name: max(0, getattr(self, name) - getattr(other, name)) for name in names})
 
     def __add__(self, other: Memory) -> Memory:
         return Memory(**{field.name: getattr(self, field.name) + getattr(other, field.name) for field in fields(self)})
@@ -85,45 +90,88 @@ def held(member: Member, dtype: str) -> Memory:
     Gradients count as held: they live from the first backward pass of an update to its step.
     """
     role, b = member.config, size_of(dtype)
-    shards = role.ranks if role.zero_stage == 3 else 1
-    weights = 0 if role.offload and role.zero_stage == 3 else b * member.parameters // shards
+    shards = member.shards if role.zero_stage == 3 else 1
+    weights = 0 if role.offload and role.zero_stage == 3 else b * member.own(member.parameters) // shards
     if not member.trained:
         return Memory(weights=weights, process=PROCESS)
-    trained, states = member.trained, 4 * member.trained // (role.ranks if role.zero_stage else 1)
+    trained = member.own(member.trained)
+    states = 4 * trained // (member.shards if role.zero_stage else 1)
     masters = 0 if role.zero_stage == 0 and dtype == "float32" else states
     off = role.offload and role.zero_stage > 0
     return Memory(
         weights=weights,
-        gradients=_gradients(trained, role, dtype),
+        gradients=_gradients(member, dtype),
         master=0 if off else masters,
         optimizer=0 if off else 2 * states,
         process=PROCESS,
     )
 
 
-def on_host(member: Member, dtype: str) -> int:
+def states(member: Member, dtype: str) -> Memory:
+    """What only an update needs: it leaves the GPU between phases where ``offload_between_phases`` says so."""
+    if not member.trained:
+        return NOTHING
+    whole = held(member, dtype)
+    bucket = _bucket(member, size_of(dtype), always=True)
+    return Memory(gradients=whole.gradients, master=whole.master, optimizer=whole.optimizer, buffers=bucket)
+
+
+def waiting(member: Member, dtype: str, resting: Resting) -> Memory:
+    """What a rank holds of the GPU while another role works."""
+    bucket = Memory(buffers=_bucket(member, size_of(dtype), always=True))
+    kept = {
+        "none": held(member, dtype) + bucket,
+        "states": held(member, dtype).without(states(member, dtype)),
+        "all": Memory(process=PROCESS),
+    }
+    return kept[resting]
+
+
+def leaving(member: Member, dtype: str, resting: Resting) -> tuple[int, int]:
+    """Bytes of weights and of states that leave the GPU between phases; buckets leave without their content."""
+    if resting == "none":
+        return 0, 0
+    whole = held(member, dtype)
+    states = whole.master + whole.optimizer + _lasting_gradients(member, whole, dtype)
+    return whole.weights if resting == "all" else 0, states
+
+
+def _lasting_gradients(member: Member, whole: Memory, dtype: str) -> int:
+    """Gradients whose memory outlasts an update: shards under ZeRO-3, and those that ZeRO-1 adds up for bfloat16."""
+    if member.config.zero_stage == 1 and dtype != "float32" and not member.config.offload:
+        return 4 * member.own(member.trained)
+    return whole.gradients if member.config.zero_stage == 3 else 0
+
+
+def on_host(member: Member, dtype: str, resting: Resting = "none") -> int:
     """Bytes that offloading puts into a node's memory for this rank."""
-    role = member.config
+    role, between = member.config, sum(leaving(member, dtype, resting))
     if not role.offload or not role.zero_stage:
-        return 0
+        return between
     weights = size_of(dtype) * member.parameters // role.ranks if role.zero_stage == 3 else 0
-    return weights + 16 * member.trained // role.ranks
+    return between + weights + 16 * member.trained // role.ranks
 
 
-def _gradients(trained: int, role: RoleConfig, dtype: str) -> int:
+def copied(member: Member, dtype: str, resting: Resting) -> int:
+    """Bytes of the copy in host memory that a snapshot is taken from, of a role that rests there."""
+    return sum(leaving(member, dtype, resting)) if member.trained else 0
+
+
+def _gradients(member: Member, dtype: str) -> int:
     """Stage 1 shards no gradients; of bfloat16 it has them twice, as autograd makes them and added up in float32."""
-    b = size_of(dtype)
+    b, role, trained = size_of(dtype), member.config, member.own(member.trained)
     if role.zero_stage == 0 or (role.zero_stage == 1 and role.offload):
         return b * trained
     if role.zero_stage == 1:
         return (4 if dtype == "float32" else 6) * trained
-    return 0 if role.offload else 4 * trained // role.ranks
+    return 0 if role.offload else 4 * trained // member.shards
 
 
-def saved(shape: ModelShape, tokens: int, b: int) -> int:
+def saved(shape: ModelShape, tokens: int, b: int, ranks: int = 1) -> int:
     """Bytes that autograd saves of one decoder layer for its backward pass, over a row of n tokens.
 
-    PyTorch's attention saves a mask of n² numbers in every layer; with flash-attn there is none.
+    PyTorch's attention saves a mask of n² numbers in every layer; with flash-attn there is none. Of a shared row each
+    rank has n/S tokens, without a mask, and attention's output twice: by heads, and by tokens again.
     """
     h, f, a = shape.hidden, shape.intermediate, shape.heads * shape.head_dim
     if shape.kind == "gated":  # two norms in float32, q and the attention's output, k and v, four widths of the MLP
@@ -133,23 +181,31 @@ def saved(shape: ModelShape, tokens: int, b: int) -> int:
         a_token = 10 * b * h + 2 * b * f + 4 * b
     else:  # GPT-2's GELU is written out in steps, each of which saves its own
         a_token = 8 * b * h + 5 * b * f + 4 * b
-    return tokens * (a_token + 4 * shape.heads + b * tokens)
+    return own_tokens(tokens, ranks) * (a_token + 4 * shape.heads + (b * tokens if ranks == 1 else b * a))
 
 
-def _outside(shape: ModelShape, tokens: int, b: int) -> int:
+def own_tokens(tokens: int, ranks: int) -> int:
+    """Tokens of a row that one of the ranks which share it computes."""
+    return -(-tokens // ranks)
+
+
+def _outside(shape: ModelShape, tokens: int, b: int, ranks: int = 1) -> int:
     """Saved outside the layers: the last norm, rotary tables, hidden states of response tokens, the mask itself."""
-    return tokens * ((4 + 3 * b) * shape.hidden + 2 * b * shape.head_dim + 24 + tokens)
+    mask = tokens if ranks == 1 else 0
+    return own_tokens(tokens, ranks) * ((4 + 3 * b) * shape.hidden + 2 * b * shape.head_dim + 24 + mask)
 
 
-def forward_only(shape: ModelShape, tokens: int, b: int) -> int:
+def forward_only(shape: ModelShape, tokens: int, b: int, ranks: int = 1) -> int:
     """Activations of a pass without gradients, at most: those of one layer."""
-    widest = max(3 * shape.intermediate, 4 * shape.heads * shape.head_dim)
-    return tokens * (b * (widest + 5 * shape.hidden) + (1 + b) * tokens)
+    widest = max(3 * shape.intermediate, (4 if ranks == 1 else 8) * shape.heads * shape.head_dim)
+    mask = (1 + b) * tokens if ranks == 1 else 0
+    return own_tokens(tokens, ranks) * (b * (widest + 5 * shape.hidden) + mask)
 
 
 def logits(member: Member, tokens: int) -> int:
     """The chunk of logits, in float32; 0 for a model that has none."""
-    return 4 * LOGITS_COPIES * min(LOGITS_CHUNK, tokens) * member.shape.vocab if member.head == "language" else 0
+    rows = min(LOGITS_CHUNK, own_tokens(tokens, member.config.sequence_parallel))
+    return 4 * LOGITS_COPIES * rows * member.shape.vocab if member.head == "language" else 0
 
 
 def gathered(member: Member, b: int) -> int:
@@ -165,8 +221,9 @@ def gathered(member: Member, b: int) -> int:
 def scoring(member: Member, model: ModelConfig) -> Memory:
     """What a pass without gradients adds."""
     b, tokens = size_of(model.dtype), member.config.micro_batch_tokens
-    chunk, layer = logits(member, tokens), forward_only(member.shape, tokens, b)
-    ends = 2 * b * member.shape.hidden * tokens
+    ranks = member.config.sequence_parallel
+    chunk, layer = logits(member, tokens), forward_only(member.own_shape, tokens, b, ranks)
+    ends = 2 * b * member.shape.hidden * own_tokens(tokens, ranks)
     at_the_end = chunk + ends > layer
     return Memory(
         activations=ends if at_the_end else layer,
@@ -187,11 +244,11 @@ def training(member: Member, model: ModelConfig, tokens: int) -> Memory:
 
 def passing(member: Member, model: ModelConfig, tokens: int) -> Memory:
     """What a forward and backward pass adds: at the logits, or in a layer, whichever is more."""
-    b, shape = size_of(model.dtype), member.shape
-    one = saved(shape, tokens, b)
-    kept = b * shape.hidden * tokens if model.gradient_checkpointing else one
-    stored = _outside(shape, tokens, b) + shape.layers * kept
-    layer = 4 * b * shape.intermediate * tokens + (one if model.gradient_checkpointing else 0)
+    b, shape, ranks = size_of(model.dtype), member.own_shape, member.config.sequence_parallel
+    one, own = saved(shape, tokens, b, ranks), own_tokens(tokens, ranks)
+    kept = b * shape.hidden * own if model.gradient_checkpointing else one
+    stored = _outside(shape, tokens, b, ranks) + shape.layers * kept
+    layer = 4 * b * shape.intermediate * own + (one if model.gradient_checkpointing else 0)
     buffers = _bucket(member, b) + gathered(member, b)
     at_the_logits = Memory(activations=stored, logits=logits(member, tokens), buffers=buffers)
     return max(at_the_logits, Memory(activations=stored + layer, buffers=buffers), key=lambda moment: moment.total)
@@ -208,12 +265,12 @@ def _bucket(member: Member, b: int, always: bool = False) -> int:
 
 def _stepping(member: Member, dtype: str) -> int:
     """What the step makes for itself: Adam's temporary, flat copies of gradients, what is reduced together."""
-    role, trained = member.config, member.trained
+    role, trained = member.config, member.own(member.trained)
     if role.offload and role.zero_stage:
         return 0
     if role.zero_stage == 3:
         return 4 * min(STEPPED, trained // role.ranks)
-    share = 4 * trained // (role.ranks if role.zero_stage else 1)
+    share = 4 * trained // (member.shards if role.zero_stage else 1)
     reduced = min(BUCKET, trained) * (4 if role.zero_stage else size_of(dtype))
     if role.zero_stage == 0:
         copies = share if dtype == "bfloat16" else 0
@@ -226,7 +283,8 @@ def sending(member: Member, dtype: str) -> Memory:
     """What a publish adds on the policy's first rank: chunks, gathered layers, and the fingerprint's arrays."""
     b, shape = size_of(dtype), member.shape
     largest = b * max(shape.embedding, shape.layer)
-    layers = 2 * largest if member.config.zero_stage == 3 else 0
+    gathers = member.config.zero_stage == 3 or member.config.tensor_parallel > 1
+    layers = 2 * largest if gathers else 0
     chunks = SEND_BUFFERS * max(SEND_BUFFER, b * shape.embedding)
     return Memory(buffers=_bucket(member, b, always=True) + chunks + layers + b * shape.embedding + HASHING)
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from rlhf.config.machine import Machine as Asked
 from rlhf.config.machine import check_devices, choose_strategy, gpus_needed
-from rlhf.config.pools import NodeGPUs, Stage, pools
+from rlhf.config.pools import NodeGPUs, Resting, Stage, pools, resting, turns
 from rlhf.config.schema import Recipe
 from rlhf.config.validate import stages_of, validate
 from rlhf.errors import UserError
 from rlhf.planning import memory as bytes_of
 from rlhf.planning import timing
 from rlhf.planning.cluster import Cluster
-from rlhf.planning.members import ENGINE, Member, Seat, Shapes, members, seats
+from rlhf.planning.members import ENGINE, Member, Seat, Shapes, indivisible_heads, members, seats
 from rlhf.planning.memory import ASLEEP, GIB, NOTHING, EngineMemory, Memory
 from rlhf.planning.work import Batch, batch_of, longest, row_tokens
 
@@ -33,6 +33,8 @@ class Use:
     parameters: int
     ranks: int
     phases: dict[str, Memory]
+    waiting: dict[str, Memory]
+    """What it takes in each phase while another works whose turn it is."""
     capacity: int
     """Bytes of the GPU."""
     host: int = 0
@@ -64,6 +66,8 @@ class Placed:
     shared: tuple[Use, ...]
     """Of the roles together that share GPUs, for each set of such roles."""
     engine: EngineMemory | None
+    resting: dict[str, Resting]
+    """Role → what of it lies in host memory between its phases."""
     problems: tuple[str, ...]
     missing: int
 
@@ -111,18 +115,21 @@ def place(recipe: Recipe, stage: Stage, cluster: Cluster, shapes: Shapes) -> Pla
     """Places and memory of one stage."""
     found = members(recipe, stage, shapes)
     strategy = choose_strategy(recipe, stage, cluster.total)
-    sharing = [pool.roles for pool in pools(recipe, stage, strategy) if pool.shared]
+    wanted = pools(recipe, stage, strategy)
+    sharing = [pool.roles for pool in wanted if pool.shared]
     guests = {role for roles in sharing for role in roles}
+    rests = resting(recipe, stage, wanted)
     engine = _engine(recipe, cluster, shapes) if stage == "ppo" else None
-    uses = tuple(_use(recipe, stage, member, cluster, member.role in guests) for member in found)
+    uses = tuple(_use(recipe, stage, member, cluster, rests.get(member.role, "none")) for member in found)
     if engine is not None:
         uses += (_engine_use(recipe, engine, shapes, cluster, ENGINE in guests),)
     together = tuple(
-        _together([use for use in uses if use.role in roles], EVERY_ROLE if strategy == "colocated" else None)
+        _together([use for use in uses if use.role in roles], rests, EVERY_ROLE if strategy == "colocated" else None)
         for roles in sharing
     )
     machine = Asked(gpus=cluster.total, cpus=MANY, nodes=(NodeGPUs(gpus=cluster.gpus),) * cluster.nodes)
     problems = [error.what for error in check_devices(recipe, stage, machine)]
+    problems += [error.what for member in found for error in indivisible_heads(member)]
     problems += _engine_problems(recipe, engine, shapes) if engine is not None else []
     placed = Placed(
         stage=stage,
@@ -132,6 +139,7 @@ def place(recipe: Recipe, stage: Stage, cluster: Cluster, shapes: Shapes) -> Pla
         uses=uses,
         shared=together,
         engine=engine,
+        resting=rests,
         problems=tuple(problems),
         missing=max(0, gpus_needed(recipe, stage, strategy) - cluster.total),
     )
@@ -152,33 +160,38 @@ def planned_stages(recipe: Recipe, stage: Stage) -> tuple[Stage, ...]:
     return stages_of(recipe, stage)  # type: ignore[return-value]
 
 
-def _use(recipe: Recipe, stage: Stage, member: Member, cluster: Cluster, shared: bool) -> Use:
-    """One role by itself; where GPUs are shared, with what its allocator keeps from phase to phase."""
-    dtype = recipe.model.dtype
-    held = bytes_of.held(member, dtype)
-    added = {phase: _added(recipe, stage, member, phase) for phase in PHASES.get(stage, ("update",))}
-    most = max(memory.total for memory in added.values())
-    phases = {
-        phase: held + memory + (Memory(kept=most - memory.total) if shared else NOTHING)
-        for phase, memory in added.items()
-    }
+def _use(recipe: Recipe, stage: Stage, member: Member, cluster: Cluster, rests: Resting) -> Use:
+    """One role by itself."""
+    dtype, names = recipe.model.dtype, PHASES.get(stage, ("update",))
+    waiting = bytes_of.waiting(member, dtype, rests)
+    phases = {phase: _working(recipe, stage, member, phase, rests) or waiting for phase in names}
     return Use(
         role=member.role,
         parameters=member.parameters,
         ranks=member.config.ranks,
         phases=phases,
+        waiting=dict.fromkeys(names, waiting),
         capacity=cluster.type.memory,
-        host=bytes_of.on_host(member, dtype),
+        host=bytes_of.on_host(member, dtype, rests),
     )
 
 
-def _added(recipe: Recipe, stage: Stage, member: Member, phase: str) -> Memory:
-    """What a phase adds to what a role holds. Blocks are scored while others are still being generated."""
-    if phase in ("rollout", "score"):
-        return bytes_of.scoring(member, recipe.model)
+def _working(recipe: Recipe, stage: Stage, member: Member, phase: str, rests: Resting) -> Memory | None:
+    """What a role takes in a phase in which it works; ``None`` in others.
+
+    Blocks are scored while others are still being generated, but by roles whose weights make room for that.
+    """
+    dtype = recipe.model.dtype
+    held = bytes_of.held(member, dtype)
+    if phase == "update":
+        rows = row_tokens(recipe, stage, member)
+        return held + bytes_of.training(member, recipe.model, rows) if member.trained else None
+    away = NOTHING if rests == "none" else bytes_of.states(member, dtype)
     if phase == "publish":
-        return bytes_of.sending(member, recipe.model.dtype) if member.role == "policy" else NOTHING
-    return bytes_of.training(member, recipe.model, row_tokens(recipe, stage, member)) if member.trained else NOTHING
+        return (held + bytes_of.sending(member, dtype)).without(away) if member.role == "policy" else None
+    if phase == "rollout" and rests == "all":
+        return None
+    return (held + bytes_of.scoring(member, recipe.model)).without(away)
 
 
 def _engine(recipe: Recipe, cluster: Cluster, shapes: Shapes) -> EngineMemory:
@@ -200,22 +213,36 @@ def _engine_use(recipe: Recipe, engine: EngineMemory, shapes: Shapes, cluster: C
         parameters=shapes.policy.parameters,
         ranks=recipe.rollout.engines,
         phases=phases,
+        waiting=phases,
         capacity=cluster.type.memory,
     )
 
 
-def _together(uses: Sequence[Use], name: str | None) -> Use:
-    """Roles that share GPUs on that of their first ranks, which is the fullest."""
-    phases = {phase: sum((use.phases[phase] for use in uses), NOTHING) for phase in uses[0].phases}
+def _together(uses: Sequence[Use], rests: Mapping[str, Resting], name: str | None) -> Use:
+    """Roles that share GPUs on that of their first ranks, which is the fullest: each phase in its worst turn."""
+    phases = {
+        phase: max((_in_turn(uses, phase, turn) for turn in _turns(uses, rests)), key=lambda memory: memory.total)
+        for phase in uses[0].phases
+    }
     return Use(
         role=name or " + ".join(use.role for use in uses),
         roles=tuple(use.role for use in uses),
         parameters=sum(use.parameters for use in uses),
         ranks=max(use.ranks for use in uses),
         phases=phases,
+        waiting=phases,
         capacity=uses[0].capacity,
         host=sum(use.host for use in uses),
     )
+
+
+def _turns(uses: Sequence[Use], rests: Mapping[str, Resting]) -> tuple[tuple[str, ...], ...]:
+    return turns({use.role: rests.get(use.role, "none") for use in uses})
+
+
+def _in_turn(uses: Sequence[Use], phase: str, turn: Sequence[str]) -> Memory:
+    """What all take while these work."""
+    return sum((use.phases[phase] if use.role in turn else use.waiting[phase] for use in uses), NOTHING)
 
 
 def _too_full(use: Use) -> str:
@@ -246,12 +273,20 @@ def _seconds(
     recipe: Recipe, placed: Placed, batch: Batch, cluster: Cluster, shapes: Shapes
 ) -> dict[str, dict[str, float]]:
     machine = timing.Machine(cluster=cluster, seats=placed.seats, dtype=recipe.model.dtype)
-    updates = {m.role: timing.update_seconds(m, batch, recipe, machine) for m in placed.members if m.trained}
+    updates = {
+        m.role: timing.update_seconds(m, batch, recipe, machine) + timing.resting_seconds(m, _rests(placed, m), machine)
+        for m in placed.members
+        if m.trained
+    }
     if placed.stage != "ppo":
         return {"update": updates}
     assert placed.engine is not None
     policy = placed.members[0]
-    scores = {m.role: timing.score_seconds(m, batch, machine) for m in placed.members}
+    scores = {
+        m.role: timing.score_seconds(m, batch, machine)
+        + timing.resting_seconds(m, _rests(placed, m), machine, weights_alone=True)
+        for m in placed.members
+    }
     if not recipe.has_reference:
         scores["policy, adapters off"] = scores["policy"]
     return {
@@ -260,6 +295,10 @@ def _seconds(
         "update": _on_own_gpus(updates, placed),
         "publish": timing.publish_seconds(policy, recipe, any(ENGINE in use.roles for use in placed.shared), machine),
     }
+
+
+def _rests(placed: Placed, member: Member) -> Resting:
+    return placed.resting.get(member.role, "none")
 
 
 def _on_own_gpus(seconds: dict[str, float], placed: Placed) -> dict[str, float]:

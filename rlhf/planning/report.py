@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from rlhf.config.pools import Stage
+from rlhf.config.pools import Resting, Stage
 from rlhf.config.schema import Recipe
 from rlhf.planning.cluster import Cluster
 from rlhf.planning.fit import Changes, smallest_change, smallest_cluster
@@ -86,7 +86,7 @@ def _stage(stage: StagePlan) -> dict[str, Any]:
     placed, engine = stage.placed, stage.placed.engine
     return {
         "strategy": placed.strategy,
-        "models": {member.role: _model(member) for member in placed.members},
+        "models": {member.role: _model(member, placed.resting) for member in placed.members},
         "places": [_seat(seat) for seat in placed.seats],
         "memory": {use.role: _use(use) for use in placed.uses},
         "shared_memory": [_use(use) for use in placed.shared],
@@ -98,14 +98,17 @@ def _stage(stage: StagePlan) -> dict[str, Any]:
     }
 
 
-def _model(member: Member) -> dict[str, Any]:
+def _model(member: Member, resting: Mapping[str, Resting]) -> dict[str, Any]:
     return {
         "shape": member.shape.name,
         "parameters": member.parameters,
         "trained": member.trained,
         "ranks": member.config.ranks,
+        "sequence_parallel": member.config.sequence_parallel,
+        "tensor_parallel": member.config.tensor_parallel,
         "zero_stage": member.config.zero_stage,
         "offload": member.config.offload,
+        "offload_between_phases": resting.get(member.role, "none"),
     }
 
 

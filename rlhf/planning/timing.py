@@ -10,10 +10,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rlhf.config.pools import Resting
 from rlhf.config.schema import Recipe
+from rlhf.config.shared_rows import row_ranks
 from rlhf.planning.cluster import Cluster
 from rlhf.planning.members import ENGINE, Member, Seat
-from rlhf.planning.memory import EngineMemory, size_of
+from rlhf.planning.memory import EngineMemory, leaving, size_of
 from rlhf.planning.shapes import ModelShape
 from rlhf.planning.work import Batch
 
@@ -22,6 +24,8 @@ SHARES = {"training": 0.4, "prefill": 0.5, "memory": 0.7, "link": 0.7}
 bytes a second of memory, and of links. They are round numbers of the field's reports, not measured here."""
 ALL_REDUCE_SECONDS = 20e-6
 """Assumed start-up time of one of an engine's collective calls; there are two in every layer."""
+ADDED_BACKWARD = 5
+"""All-reduces in a layer's backward pass where ranks share matrices: one for each that is split by output."""
 HASH_BYTES = 100
 """Bytes that a fingerprint moves for each number: int64 arrays, written and read about six times."""
 HOST_BYTES, HOST_RATE = 40, 20e9
@@ -51,16 +55,24 @@ class Machine:
         nodes = {seat.node for seat in self.seats if seat.role in roles}
         return SHARES["link"] * self.cluster.link(len(nodes))
 
+    def link_in_rows(self, member: Member) -> float:
+        """Bytes a second between the ranks of a role that have the same rows, at their worst."""
+        nodes: dict[int, set[int]] = {}
+        for seat in self.seats:
+            if seat.role == member.role:
+                nodes.setdefault(seat.rank // row_ranks(member.config), set()).add(seat.node)
+        return SHARES["link"] * self.cluster.link(max(map(len, nodes.values()), default=1))
+
 
 def forward_flops(member: Member, tokens: float, length: int, answers: float) -> float:
     """FLOPs of a forward pass.
 
     Two for each number of a matrix and token, four for each pair of tokens and number of a head over the half that a
-    token sees, and the output head for ``answers`` tokens.
+    token sees, and the output head for ``answers`` tokens; each of the ranks that share matrices has all of the head.
     """
     shape = member.shape
     attention = 2 * shape.layers * shape.heads * shape.head_dim * length
-    head = 2 * shape.embedding * answers if member.head == "language" else 0
+    head = 2 * shape.embedding * answers * member.config.tensor_parallel if member.head == "language" else 0
     return tokens * (2 * shape.layers * shape.matrices + attention) + head
 
 
@@ -69,7 +81,38 @@ def score_seconds(member: Member, batch: Batch, machine: Machine) -> float:
     samples = batch.samples / member.config.ranks
     flops = forward_flops(member, samples * batch.length, batch.length, samples * batch.response_tokens)
     computing = flops / (SHARES["training"] * machine.flops)
-    return max(computing, batch.score_passes[member.role] * gather_seconds(member, machine))
+    gathering = batch.score_passes[member.role] * gather_seconds(member, machine)
+    tokens = samples * batch.length
+    return (
+        max(computing, gathering) + exchange_seconds(member, tokens, machine) + adding_seconds(member, tokens, machine)
+    )
+
+
+def adding_seconds(member: Member, tokens: float, machine: Machine) -> float:
+    """Seconds in which ranks that share matrices add up hidden states, twice in every layer of a forward pass.
+
+    Of so many tokens for each rank all have all. The backward pass does it ``ADDED_BACKWARD / 2`` times as often.
+    """
+    ranks, shape = member.config.tensor_parallel, member.shape
+    if ranks == 1:
+        return 0.0
+    numbers = 2 * shape.layers * tokens * ranks * shape.hidden
+    moved = 2 * numbers * size_of(machine.dtype) * (ranks - 1) / ranks  # an all-reduce sends everything about twice
+    return moved / machine.link_in_rows(member)
+
+
+def exchange_seconds(member: Member, tokens: float, machine: Machine) -> float:
+    """Seconds in which ranks that share rows exchange places for heads, and back, in a forward pass of so many tokens
+    each: queries, keys, values and what attention answers, once through every layer. The backward pass does the same.
+
+    Keys and values of fewer heads than ranks are copied for each.
+    """
+    ranks, shape = member.config.sequence_parallel, member.shape
+    if ranks == 1:
+        return 0.0
+    numbers = 2 * (shape.heads + max(shape.kv_heads, ranks)) * shape.head_dim
+    moved = shape.layers * tokens * numbers * size_of(machine.dtype) * (ranks - 1) / ranks
+    return moved / machine.link_in_rows(member)
 
 
 def gather_seconds(member: Member, machine: Machine) -> float:
@@ -98,26 +141,41 @@ def update_seconds(member: Member, batch: Batch, recipe: Recipe, machine: Machin
     moving = rows * 2 * gather_seconds(member, machine) + reduce_seconds(member, rows, machine)
     overlapped = member.config.zero_stage == 3
     one = max(computing, moving) if overlapped else computing + moving
+    exchanges = 3 if recipe.model.gradient_checkpointing else 2
+    tokens = samples * batch.length
+    one += exchanges * exchange_seconds(member, tokens, machine)
+    one += (exchanges - 1 + ADDED_BACKWARD / 2) * adding_seconds(member, tokens, machine)
     return batch.updates * (one + step_seconds(member, machine))
 
 
 def reduce_seconds(member: Member, rows: int, machine: Machine) -> float:
     """Seconds in which gradients are added over ranks in one update: once, or under ZeRO 2 and 3 after every row."""
     role, b = member.config, size_of(machine.dtype)
-    share = (role.ranks - 1) / role.ranks
+    share, trained = (member.shards - 1) / member.shards, member.own(member.trained)
     once = 4 if role.zero_stage == 1 else b
-    moved = {0: 2 * once, 1: 2 * once, 2: rows * 2 * b, 3: rows * b}[role.zero_stage] * member.trained * share
-    gathered = b * member.trained * share if role.zero_stage in (1, 2) else 0
+    moved = {0: 2 * once, 1: 2 * once, 2: rows * 2 * b, 3: rows * b}[role.zero_stage] * trained * share
+    gathered = b * trained * share if role.zero_stage in (1, 2) else 0
     return (moved + gathered) / machine.link((member.role,))
 
 
 def step_seconds(member: Member, machine: Machine) -> float:
     """Seconds of Adam's step: it reads and writes weights, gradients and moments, here or in the host's memory."""
     role = member.config
-    own = member.trained / (role.ranks if role.zero_stage else 1)
+    own = member.own(member.trained) / (member.shards if role.zero_stage else 1)
     if role.offload and role.zero_stage:
         return own * HOST_BYTES / HOST_RATE + 8 * own / (SHARES["link"] * machine.cluster.type.host)
     return own * 40 / machine.memory
+
+
+def resting_seconds(member: Member, resting: Resting, machine: Machine, weights_alone: bool = False) -> float:
+    """Seconds in which what rests in host memory comes for a phase and leaves after it; frozen weights leave nothing.
+
+    Args:
+        weights_alone: whether the phase has no use for the states of an update.
+    """
+    weights, states = leaving(member, machine.dtype, resting)
+    size = (2 if member.trained else 1) * weights + (0 if weights_alone else 2 * states)
+    return size / (SHARES["link"] * machine.cluster.type.host)
 
 
 def rollout_seconds(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from rlhf.batching import plan
 from rlhf.config.schema import Recipe
+from rlhf.config.shared_rows import groups
 from rlhf.config.validate import policy_updates
 from rlhf.planning.members import Member
 
@@ -60,8 +61,8 @@ def row_tokens(recipe: Recipe, stage: str, member: Member) -> int:
 
 
 def passes(samples: int, length: int, member: Member) -> int:
-    """Rows on each rank for so many samples of equal length."""
-    return len(plan(range(samples), [length] * samples, member.config.ranks, member.config.micro_batch_tokens)[0])
+    """Rows on each rank, of its own or shared, for so many samples of equal length."""
+    return len(plan(range(samples), [length] * samples, groups(member.config), member.config.micro_batch_tokens)[0])
 
 
 def _ppo(recipe: Recipe, found: tuple[Member, ...]) -> Batch:

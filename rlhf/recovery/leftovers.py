@@ -20,6 +20,15 @@ def prefix(what: str) -> str:
     return f"rlhf-{what}-{os.getpid()}-"
 
 
+def roomy_folder(size: int) -> Path | None:
+    """Shared memory if ``size`` bytes are free in it, else (None) the folder for temporary files.
+
+    Containers often have no more than 64 MiB of shared memory.
+    """
+    usable = os.access(SHARED_MEMORY, os.W_OK) and shutil.disk_usage(SHARED_MEMORY).free >= size
+    return SHARED_MEMORY if usable else None
+
+
 def remove_leftovers(process: int) -> None:
     """Remove what a process of this node, which is dead or about to be, has left in memory and the temporary folder."""
     until = time.monotonic() + END_SECONDS

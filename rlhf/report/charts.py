@@ -17,8 +17,8 @@ LEFT, RIGHT, TOP, BOTTOM = 58.0, 470.0, 10.0, 204.0
 MOST_POINTS = 600
 """Of one line: more than the drawing has pixels add nothing."""
 COLOURS = 8
-SMALLEST = 1.1920929e-07
-"""Step of float32 near 1: where what is 0 is drawn on a logarithmic axis."""
+SMALLEST = 1e-9
+"""Where what is 0 is drawn on a logarithmic axis: a mean of differences in float32 is above it, or is 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +108,7 @@ def _widened(low: float, high: float, margin: float) -> tuple[float, float]:
 
 def _logarithmic_ends(values: Sequence[float]) -> tuple[float, float]:
     low, high = (max(value, SMALLEST) for value in (min(values), max(values)))
-    return low / 2, high * 2
+    return max(low / 2, SMALLEST), high * 2
 
 
 def thinned(points: Points) -> Points:

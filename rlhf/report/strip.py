@@ -13,6 +13,8 @@ STEPS, MOST_ROWS = 3, 40
 """Steps that are drawn, the last ones, and actors."""
 WIDTH, LEFT, TOP, ROW, BAR = 960.0, 150.0, 22.0, 20.0, 14.0
 """Lengths in units of the drawing: all of it, where the bars begin, and the height of a row and of a bar."""
+LETTER = 6.6
+"""Width of a letter, at most on average."""
 SMALLEST = 0.4
 """Length under which a bar is not drawn by itself: it would not be seen."""
 OTHERS = "others"
@@ -76,7 +78,8 @@ def _steps(steps: Sequence[tuple[int, Interval]], window: Interval, height: floa
     parts = []
     for step, (begin, end) in steps:
         x = _place(begin, window)
-        name = text(f"step {step}, {shown(round(end - begin, 3))} s")
+        names = f"step {step}, {shown(round(end - begin, 3))} s", f"step {step}", f"{step}", ""
+        name = next(name for name in names if LETTER * len(name) <= max(0.0, _place(end, window) - x - 3))
         parts.append(f'<path class="grid" d="M{x} {TOP - 6}V{height:g}"/><text x="{x + 3}" y="{TOP - 8}">{name}</text>')
     return joined(parts)
 

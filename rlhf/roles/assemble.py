@@ -20,7 +20,7 @@ from rlhf.algorithms.rewards import count_by_sample, kl_per_token, sum_by_sample
 from rlhf.config.schema import ModelConfig, PPOConfig, Recipe
 from rlhf.errors import MachineryError
 from rlhf.experience import Scored, build_experience, experience_metrics, total_score
-from rlhf.models.load import load_tokenizer
+from rlhf.models.folder import load_tokenizer
 from rlhf.roles.forward import Share, join_samples, join_tokens, token_index
 from rlhf.tracking.histogram import Histograms, experience_histograms
 from rlhf.tracking.samples import SampleRow, pick

@@ -19,7 +19,7 @@ from rlhf.roles.forward import Share, token_index
 from rlhf.roles.role import Role
 from rlhf.types import Experience, RolloutBlock
 from rlhf.zero.engine import finite
-from rlhf.zero.process_group import Rank
+from rlhf.zero.rank import Rank
 
 
 class CriticRole(Role[ScalarNet]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
@@ -23,6 +24,11 @@ class Share:
 
     samples: Int64
     values: Float32
+
+    @classmethod
+    def nothing(cls) -> Self:
+        """The share of a rank that leaves the telling to another."""
+        return cls(samples=np.zeros(0, dtype=np.int64), values=np.zeros(0, dtype=np.float32))
 
 
 def forward_share(

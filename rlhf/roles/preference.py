@@ -6,7 +6,6 @@ Comparisons are packed as two sequences each: pair i is samples 2i (chosen) and 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -18,25 +17,11 @@ from rlhf.models.load import REWARD_SHIFT, load_classifier
 from rlhf.models.packed_row import pack_row
 from rlhf.models.scalar import ScalarNet, init_reward_head
 from rlhf.roles.forward import Share
+from rlhf.roles.pairs import PairData
 from rlhf.roles.role import Role
 from rlhf.roles.save import save_model
-from rlhf.types import Float32, Pair, Sequences
-from rlhf.zero.process_group import Rank
-
-
-@dataclass(frozen=True, kw_only=True)
-class PairData:
-    """Comparisons, packed. Shapes: ``sequences`` 2K samples, chosen and rejected in turn; margins (K,)."""
-
-    sequences: Sequences
-    margins: Float32
-
-    @classmethod
-    def pack(cls, pairs: Sequence[Pair]) -> PairData:
-        """Pack comparisons in their order."""
-        samples = [(pair.prompt, answer) for pair in pairs for answer in (pair.chosen, pair.rejected)]
-        margins = torch.tensor([pair.margin for pair in pairs], dtype=torch.float32).numpy()
-        return cls(sequences=Sequences.pack(samples), margins=margins)
+from rlhf.types import Sequences
+from rlhf.zero.rank import Rank
 
 
 class PreferenceRole(Role[ScalarNet]):

@@ -4,38 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from rlhf.config.schema import Recipe, RewardSourceConfig
 from rlhf.evaluation.scorers import load_scorer
-from rlhf.models.load import context_length, load_classifier, load_tokenizer, reward_shift
-from rlhf.models.scalar import ScalarNet
+from rlhf.models.folder import context_length, load_tokenizer
 from rlhf.roles.endpoint import Endpoint
-from rlhf.roles.forward import Share
 from rlhf.roles.retokenise import Retokeniser, same_tokens
-from rlhf.roles.role import Role
 from rlhf.roles.text import BlockReader, TextReward
-from rlhf.types import Prompt, RolloutBlock
-from rlhf.zero.process_group import Rank
+from rlhf.types import Prompt
+from rlhf.zero.rank import Rank
+
+if TYPE_CHECKING:
+    from rlhf.roles.reward_model import RewardRole
 
 PATIENCE = 0.9
 """Part of ``placement.phase_timeout_seconds`` that a service is given for one block: it fails by name before the wait
 for it does."""
-
-
-class RewardRole(Role[ScalarNet]):
-    """A frozen reward model on one rank. Its score is read at the last token of the response as it was truncated."""
-
-    def __init__(self, recipe: Recipe, folder: str, rank: Rank, retokenise: Retokeniser | None = None) -> None:
-        """Args: retokenise gives a block in the model's own tokens, where these are not the policy's."""
-        super().__init__(
-            recipe, recipe.placement.reward, rank, lambda: ScalarNet(load_classifier(folder, recipe.model))
-        )
-        self.shift, self.retokenise = reward_shift(self.network.classifier), retokenise
-
-    def scores(self, block: RolloutBlock) -> Share:
-        """This rank's share of the rewards, one a sample; demonstrations score 0 on average."""
-        sequences = self.retokenise(block) if self.retokenise else block.sequences
-        return self.share(sequences, lambda row: self.engine.forward(row, row.last) + self.shift)
 
 
 def make_reward(
@@ -55,6 +40,8 @@ def make_reward(
     """
     reader = BlockReader(load_tokenizer(policy, recipe.model), prompts)
     if folder is not None:
+        from rlhf.roles.reward_model import RewardRole  # a function or a service needs neither DeepSpeed nor models
+
         return RewardRole(recipe, folder, rank, _own_tokens(recipe, folder, reader))
     if source.function is not None:
         return TextReward(load_scorer(source.function), reader)

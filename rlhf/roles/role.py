@@ -7,20 +7,25 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 
 from rlhf.batching import MicroBatches, plan
+from rlhf.config.pools import Part
 from rlhf.config.schema import OptimizerConfig, Recipe, RoleConfig
+from rlhf.config.shared_rows import groups, row_ranks
 from rlhf.models.packed_row import PackedRow
 from rlhf.models.policy import PolicyNet
+from rlhf.models.shared_row import RowNet
 from rlhf.roles.forward import Share, forward_share
 from rlhf.types import RolloutBlock, Sequences
 from rlhf.zero import checkpoint
 from rlhf.zero.checkpoint import Files
 from rlhf.zero.engine import ZeroEngine, building
-from rlhf.zero.process_group import Rank, join, seed_process
+from rlhf.zero.process_group import join, seed_process
+from rlhf.zero.rank import Rank
+from rlhf.zero.tensor_parallel import check_model as check_split
 
-Network = TypeVar("Network", bound=nn.Module)
+Network = TypeVar("Network", bound=RowNet)
 
 
 class Role(Generic[Network]):
@@ -40,17 +45,30 @@ class Role(Generic[Network]):
         seed_process(recipe.seed, rank.rank)
         keep = building(config, recipe.model.dtype, rank)
         self.network = build()
+        if config.tensor_parallel > 1:
+            check_split(self.network.model, config.tensor_parallel)
+        if config.sequence_parallel > 1:
+            self.network.share_rows(rank.rank, rank.world, config.sequence_parallel, rank.timeout_seconds)
         self.engine = ZeroEngine(self.network, config, recipe.model.dtype, rank, self.place, optimizer, total_updates)
         del keep
 
     def micro_batches(self, samples: Sequence[int], lengths: Sequence[int] | np.ndarray) -> MicroBatches:
-        """This rank's micro-batches of the chosen samples, as many as on every other rank; ``lengths`` of all."""
-        return plan(samples, lengths, self.rank.world, self.config.micro_batch_tokens)[self.rank.rank]
+        """This rank's micro-batches of the chosen samples, as many as on every other rank; ``lengths`` of all.
+
+        Ranks that share rows have the same.
+        """
+        group = self.rank.rank // row_ranks(self.config)
+        return plan(samples, lengths, groups(self.config), self.config.micro_batch_tokens)[group]
 
     def share(self, sequences: Sequences, compute: Callable[[PackedRow], Tensor]) -> Share:
-        """What ``compute`` makes of this rank's part of the sequences."""
+        """What ``compute`` makes of this rank's part of the sequences; of ranks that share rows the first one tells."""
         micro_batches = self.micro_batches(range(len(sequences)), sequences.lengths)
-        return forward_share(sequences, micro_batches, self.place, compute)
+        share = forward_share(sequences, micro_batches, self.place, compute)
+        return Share.nothing() if self.rank.rank % row_ranks(self.config) else share
+
+    def rest(self, parts: Sequence[Part]) -> None:
+        """Leave room on the GPU for others: see ``ZeroEngine.rest``."""
+        self.engine.rest(parts)
 
     def snapshot(self) -> Files:
         """This rank's own files of all that training goes on from. Only of a role that trains."""

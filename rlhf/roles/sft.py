@@ -17,7 +17,7 @@ from rlhf.roles.forward import Share
 from rlhf.roles.role import Role
 from rlhf.roles.save import save_model
 from rlhf.types import Sequences
-from rlhf.zero.process_group import Rank
+from rlhf.zero.rank import Rank
 
 
 class SFTRole(Role[PolicyNet]):

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from rlhf.evaluation.win_rate import WinRate
+from rlhf.report.charts import SMALLEST
 from rlhf.tracking.jsonl import read_lines
 from rlhf.tracking.run_folder import RunFolder
 
@@ -150,8 +151,7 @@ def _gap(axes: Axes, metrics: Path, limit: float | None) -> None:
     if not len(steps):
         return
     axes.set_yscale("log")
-    # A gap of exactly 0 has no place on a logarithmic axis: it is drawn at the smallest step of float32 near 1.
-    shown = np.maximum(gap, np.finfo(np.float32).eps)
+    shown = np.maximum(gap, SMALLEST)
     axes.plot(steps, shown, ".-", color=BLUE, markersize=5, label=f"gap (largest {gap.max():.1e})")
     _level(axes, limit, "limit", RED)
 

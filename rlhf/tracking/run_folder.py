@@ -217,12 +217,23 @@ class RunFolder:
 
 @contextmanager
 def _whole(folder: Path) -> Iterator[Path]:
-    """A folder to write into that takes the name of ``folder`` when the block ends, on the disk and whole."""
+    """A folder to write a model into that takes the name of ``folder`` when the block ends, on the disk and whole.
+
+    Raises:
+        UserError: no weights are there in the end. A rank on another node wrote them to a folder that this node does
+            not see.
+    """
     partial = folder.with_name(folder.name + ".partial")
     for left in (partial, folder):  # by an attempt that was killed
         shutil.rmtree(left, ignore_errors=True)
     partial.mkdir()
     yield partial
+    if not any(partial.glob("*.safetensors")):
+        raise UserError(
+            f"no weights have come to {partial}",
+            "the rank that wrote them is on a node that does not share this folder: they are there, at the same path",
+            "let runs_dir be a folder that all nodes see",
+        )
     sync_tree(partial)
     partial.rename(folder)
     sync(folder.parent)

@@ -8,7 +8,10 @@ from collections.abc import Mapping
 from typing import Any
 
 HIDDEN = "***"
-_SECRET_NAME = re.compile(r"(^|_)(api_?key|access_?key|token|password|passwd|secret|credentials?)$", re.IGNORECASE)
+_SECRET_NAME = re.compile(
+    r"(^|_)(api_?key|access_?key|private_?key|(openai|wandb|hf|aws)_?key|authorization|token|password|passwd|secret|credentials?)$",
+    re.IGNORECASE,
+)
 _SECRET_IN_URL = re.compile(
     r"(?<=://)[^/?#\s]+(?=@)|(?<=[?&;#])([^=&;#\s]*(?:key|token|passw(?:or)?d|pwd|secret|sig|signature|credentials?|auth|code)=)"
     r"[^&;#\s]+",

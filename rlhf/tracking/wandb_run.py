@@ -7,7 +7,7 @@ import re
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -89,8 +89,11 @@ class WandbRun(Sink):
 
     def finish(self, summary: Mapping[str, Any], exit_code: int) -> None:
         """As every sink; what W&B prints when it ends goes to its log."""
+        worked = self.works
         with quiet_framework_logs(self._log_file):
             super().finish(summary, exit_code)
+            if self._run is not None and not worked:
+                _forget_process()
 
     def _start(self, mode: Mode, run: RunFolder, recipe: Recipe) -> None:
         import wandb
@@ -159,6 +162,15 @@ class WandbRun(Sink):
         if exit_code == Stopped.exit_code:
             self._run.mark_preempting()
         self._run.finish(exit_code=exit_code)
+
+
+def _forget_process() -> None:
+    """Let go of W&B's process where it is gone before the run: Ray stops a job's children with it. Otherwise W&B would
+    fail again when this process ends, over the run's last words."""
+    import wandb
+
+    with suppress(Exception):
+        wandb.teardown()
 
 
 @contextmanager

@@ -51,8 +51,10 @@ class Stage:
         """When it was finished, in words; empty before."""
         return clean(read_object(self.folder / "done.json").get("finished", ""))
 
-    def steps(self) -> int | None:
-        """How many steps the recipe gives it; only PPO's can be known without the data."""
+    def steps(self, status: Row) -> int | None:
+        """How many steps it is to have, as it says itself. Before it does, the recipe tells those of PPO."""
+        if isinstance(told := status.get("steps"), int):
+            return told
         path = self.folder / "config.yaml"
         if (written := _written(path)) != self._steps[0]:
             self._steps = written, _steps_of(path) if self.folder.name == "ppo" else None
@@ -138,7 +140,7 @@ class FolderWatch:
         now, name = self._clock(), stage.folder.name
         holder = holder_of(self.place.root, name)  # first of all: what it leaves is read after it is seen to be gone
         status = stage.status()
-        metrics, events, steps = stage.metrics(), stage.events(), stage.steps()
+        metrics, events, steps = stage.metrics(), stage.events(), stage.steps(status)
         phase, step, seconds = stage.phase(status, now)
         done = _done(metrics)
         if name in finished:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Protocol
 
@@ -12,6 +13,7 @@ from vllm.distributed.weight_transfer.base import (
     WeightSource,
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
+from vllm.distributed.weight_transfer.packed_tensor import DEFAULT_PACKED_BUFFER_SIZE_BYTES
 
 from rlhf.weights import shared_memory
 
@@ -41,20 +43,28 @@ def make_sender(
     """
     shared_memory.register()
     return WeightTransferTrainerFactory.trainer_init(
-        _init_info(backend, rank, engine_workers, address, port), client=client, source=source
+        _init_info(backend, rank, engine_workers, address, port, source), client=client, source=source
     )
 
 
-def _init_info(backend: str, rank: int, engine_workers: int, address: str, port: int) -> TrainerInitInfo:
+def _init_info(
+    backend: str, rank: int, engine_workers: int, address: str, port: int, source: WeightSource
+) -> TrainerInitInfo:
     if backend == shared_memory.NAME:
         return shared_memory.SharedMemoryTrainerInit(rank=rank)
     if backend == "ipc":
         from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
 
         os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
-        return IPCTrainerInitInfo(rank=rank, packed=True)
+        return IPCTrainerInitInfo(rank=rank, packed=True, packed_buffer_size_bytes=_largest(source))
     from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
     return NCCLTrainerInitInfo(
         rank=rank, master_address=address, master_port=port, world_size=1 + engine_workers, packed=True
     )
+
+
+def _largest(source: WeightSource) -> int:
+    """Bytes of a buffer for CUDA IPC, in which each tensor has to fit: embeddings are larger than vLLM's own choice."""
+    sizes = (math.prod(meta.shape) * meta.dtype.itemsize for meta in source.metadata())
+    return max(DEFAULT_PACKED_BUFFER_SIZE_BYTES, *sizes)

@@ -7,8 +7,6 @@ Registered through the entry point group ``vllm.general_plugins``, so that the e
 
 from __future__ import annotations
 
-import os
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -30,10 +28,9 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory, WeightTransferTrainerFactory
 
-from rlhf.recovery.leftovers import prefix
+from rlhf.recovery.leftovers import prefix, roomy_folder
 
 NAME = "shared_memory"
-SHARED_MEMORY = "/dev/shm"
 CHUNK_BYTES = 512 * 2**20
 """Size at which a chunk is handed over; a larger tensor has a chunk of its own."""
 
@@ -124,18 +121,9 @@ class SharedMemorySender(TrainerWeightTransferEngine[SharedMemoryTrainerInit]):
         self.client.start_weight_update()
         for chunk in _chunks(self.source):
             size = sum(tensor.nbytes for _, tensor in chunk)
-            with tempfile.NamedTemporaryFile(dir=chunk_folder(size), prefix=prefix("weights")) as file:
+            with tempfile.NamedTemporaryFile(dir=roomy_folder(size), prefix=prefix("weights")) as file:
                 self.client.update_weights(asdict(write_chunk(Path(file.name), chunk)))
         self.client.finish_weight_update()
-
-
-def chunk_folder(size: int) -> str | None:
-    """Shared memory if ``size`` bytes are free in it, else (None) the folder for temporary files.
-
-    Containers often have no more than 64 MiB of shared memory.
-    """
-    usable = os.access(SHARED_MEMORY, os.W_OK) and shutil.disk_usage(SHARED_MEMORY).free >= size
-    return SHARED_MEMORY if usable else None
 
 
 @contextmanager
@@ -146,7 +134,7 @@ def local_copy(update: Mapping[str, Any], content: np.ndarray) -> Iterator[dict[
         update: the chunk's ``SharedMemoryUpdate`` as a dictionary.
         content: (bytes,) what is in its file, uint8.
     """
-    with tempfile.NamedTemporaryFile(dir=chunk_folder(content.nbytes), prefix=prefix("weights")) as file:
+    with tempfile.NamedTemporaryFile(dir=roomy_folder(content.nbytes), prefix=prefix("weights")) as file:
         content.tofile(file.name)
         yield {**update, "path": file.name}
 

@@ -45,7 +45,7 @@ class ZeroSource(WeightSource):
         for group in _consecutive_groups(list(plain)):
             with self.engine.full(parts(group, plain, adapted)):
                 tensors = [
-                    (name, merged(name, plain, adapted).to(self.dtype, copy=self.engine.stage == 3)) for name in group
+                    (name, merged(name, plain, adapted).to(self.dtype, copy=self.engine.gathers)) for name in group
                 ]
             if self.engine.rank == 0:
                 named = ((self._engine_name(name), tensor) for name, tensor in tensors)

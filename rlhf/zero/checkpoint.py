@@ -15,10 +15,8 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import random
 import re
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -32,7 +30,7 @@ import torch
 from numpy.typing import NDArray
 
 from rlhf.errors import UserError
-from rlhf.recovery.leftovers import prefix
+from rlhf.recovery.leftovers import prefix, roomy_folder
 from rlhf.weights.fingerprint import differences
 from rlhf.zero.engine import ZeroEngine, full_shape
 from rlhf.zero.reshape import Saved, load_reshaped
@@ -42,7 +40,6 @@ Files = Mapping[str, NDArray[np.uint8]]
 
 TOPOLOGY = "topology.json"
 FORMAT = 1
-SHARED_MEMORY = Path("/dev/shm")
 BYTES_PER_WEIGHT = 16
 """Of all ranks' files together, at most: weight, master copy and Adam's two averages, in float32."""
 SPARE_BYTES = 64 * 2**20
@@ -61,6 +58,8 @@ class Topology:
     """Name of each parameter of the network → whole shape."""
     frozen: Mapping[str, int]
     """Fingerprint of the parameters that are not trained."""
+    split: int = 1
+    """Ranks that share each matrix (``tensor_parallel``)."""
 
     @classmethod
     def of(cls, engine: ZeroEngine) -> Self:
@@ -72,6 +71,7 @@ class Topology:
             dtype=engine.dtype,
             parameters={name: list(full_shape(p)) for name, p in engine.network.named_parameters()},
             frozen=engine.frozen_fingerprint,
+            split=engine.split,
         )
 
     @classmethod
@@ -92,14 +92,16 @@ class Topology:
 
     def fits(self, engine: Topology) -> bool:
         """Whether DeepSpeed loads the files as they are. At stage 0 every rank has everything."""
-        return self.stage == engine.stage and (self.world == engine.world or self.stage == 0)
+        same = self.stage == engine.stage and self.split == engine.split
+        return same and (self.world == engine.world or self.stage == 0)
 
 
 def snapshot(engine: ZeroEngine) -> Files:
     """This rank's own files: weights, optimizer, schedule, counters, random states (collective)."""
     trained = sum(int(np.prod(full_shape(p))) for p in engine.network.parameters() if p.requires_grad)
     with private_folder(BYTES_PER_WEIGHT * trained + SPARE_BYTES) as folder:
-        _save(engine, folder)
+        with engine.parking.on_host():
+            _save(engine, folder)
         return {path.name: np.fromfile(path, dtype=np.uint8) for path in sorted((folder / "files").iterdir())}
 
 
@@ -109,9 +111,10 @@ def restore(engine: ZeroEngine, shards: Sequence[Files]) -> None:
     Raises:
         UserError: they are of another model. Nothing is changed then.
     """
+    engine.parking.come_back("weights", "states")
     files = {name: content for shard in shards for name, content in shard.items()}
     if Topology.read(files[TOPOLOGY].tobytes().decode()).fits(Topology.of(engine)):
-        files = {name: content for name, content in files.items() if _is_read_by(engine.rank, name)}
+        files = {name: content for name, content in files.items() if _is_read_by(engine, name)}
     with private_folder(engine.world * sum(content.nbytes for content in files.values())) as folder:
         for name, content in files.items():
             content.tofile(folder / name)
@@ -135,8 +138,7 @@ def load(engine: ZeroEngine, folder: Path) -> None:
 @contextmanager
 def private_folder(size: int) -> Iterator[Path]:
     """A new folder with room for ``size`` bytes: in shared memory if they are free there, else on the disk."""
-    usable = os.access(SHARED_MEMORY, os.W_OK) and shutil.disk_usage(SHARED_MEMORY).free >= size
-    with tempfile.TemporaryDirectory(prefix=prefix("checkpoint"), dir=SHARED_MEMORY if usable else None) as folder:
+    with tempfile.TemporaryDirectory(prefix=prefix("checkpoint"), dir=roomy_folder(size)) as folder:
         yield Path(folder)
 
 
@@ -150,13 +152,14 @@ def _save(engine: ZeroEngine, folder: Path) -> None:
         (files / TOPOLOGY).write_text(json.dumps(asdict(topology)))
 
 
-def _is_read_by(rank: int, name: str) -> bool:
-    """Whether a rank reads this file when it loads all as they are: of the shards, only its own."""
-    shard = re.search(r"zero_pp_rank_(\d+)_", name)
-    return shard is None or int(shard[1]) == rank
+def _is_read_by(engine: ZeroEngine, name: str) -> bool:
+    """Whether a rank reads this file when it loads all as they are: of the shards and parts, only its own."""
+    shard = re.search(r"zero_pp_rank_(\d+)_mp_rank_(\d+)_", name)
+    return shard is None or (int(shard[1]), int(shard[2])) == divmod(engine.rank, engine.split)
 
 
 def _load(engine: ZeroEngine, folder: Path) -> None:
+    engine.parking.come_back("weights", "states")
     saved, own = Topology.read((folder / TOPOLOGY).read_text()), Topology.of(engine)
     _refuse_others(saved, own)
     with _quiet():
@@ -176,6 +179,13 @@ def _refuse_others(saved: Topology, own: Topology) -> None:
             f"a checkpoint of a model in {saved.dtype}, for one in {own.dtype}",
             "training would not go on as it was",
             f"set model.dtype to {saved.dtype}, or start a new run",
+        )
+    if max(saved.split, own.split) > 1 and not saved.fits(own):
+        raise UserError(
+            f"a checkpoint of {saved.world} ranks with tensor_parallel = {saved.split} at ZeRO stage {saved.stage}, "
+            f"for {own.world} ranks with {own.split} at stage {own.stage}",
+            "where ranks share matrices, training goes on with the same ranks and stage alone",
+            "go on with those, or start a new run from a saved model",
         )
     both = saved.parameters.keys() | own.parameters.keys()
     differing = sorted(name for name in both if saved.parameters.get(name) != own.parameters.get(name))

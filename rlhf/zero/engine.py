@@ -2,7 +2,9 @@
 
 The one normaliser lives here: ``update`` divides a sum over tokens (or pairs) by their global count, over ranks,
 micro-batches and packing, so that no split of the work changes the gradient. DeepSpeed averages gradients over ranks;
-the factor ``world`` undoes that.
+the factor ``world`` undoes that. Ranks that share rows (``rlhf/models/shared_row.py``) each have the gradient of their
+own places, which add up as those of other ranks do; but each of them has the whole loss, which ``all_reduce`` counts
+once. Of ranks that share matrices (``rlhf/zero/tensor_parallel.py``) DeepSpeed averages over those with the same part.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -19,11 +22,16 @@ from torch import Tensor, nn
 from transformers import get_scheduler
 from transformers.integrations import HfDeepSpeedConfig
 
+from rlhf.config.pools import Part
 from rlhf.config.schema import OptimizerConfig, RoleConfig
+from rlhf.config.shared_rows import row_ranks
+from rlhf.device import release_cache
 from rlhf.errors import MachineryError
 from rlhf.models.lora import adapters, merged, parts, plain_tensors
 from rlhf.weights.fingerprint import Fingerprint, fingerprint
-from rlhf.zero.process_group import Rank
+from rlhf.zero import tensor_parallel
+from rlhf.zero.parking import Parking
+from rlhf.zero.rank import Rank
 from rlhf.zero.settings import SCHEDULES, deepspeed_config, optimizer_arguments
 
 
@@ -38,8 +46,10 @@ class ZeroEngine:
 
     With an optimizer all parameters that require gradients are trained; the optimizer keeps nothing of the others.
 
-    Every method but ``device`` and the counters is collective under ZeRO-3: all ranks call it, the same number of
-    times.
+    Every method but ``device``, ``rest`` and the counters is collective under ZeRO-3, and over ranks that share
+    matrices: all ranks call it, the same number of times.
+
+    What rests in the host's memory comes back by itself when it is used: nobody need know where it is.
     """
 
     def __init__(
@@ -54,6 +64,7 @@ class ZeroEngine:
     ) -> None:
         self.rank, self.world, self.device, self.stage = rank.rank, rank.world, place, role.zero_stage
         self.network, self.dtype, self.learning_rate = network, dtype, 0.0
+        self.row_ranks, self.split = row_ranks(role), role.tensor_parallel
         if role.zero_stage == 3:
             deepspeed.zero.Init(module=network, config_dict_or_path=deepspeed_config(role, dtype, rank.world))
             for parameter in network.parameters():
@@ -64,23 +75,38 @@ class ZeroEngine:
             network.requires_grad_(False)
             self.engine: Any = network.eval()
             if role.zero_stage == 3:
-                self.engine = deepspeed.initialize(model=network, config=deepspeed_config(role, dtype, rank.world))[0]
+                self.engine = self._initialize(role)
+            elif self.split > 1:
+                self.engine = self._initialize(replace(role, zero_stage=0))  # nothing to shard without an optimizer
             else:
                 network.to(place)
+            self.parking = Parking(network, place)
             return
         network.train()  # gradient checkpointing works in training mode alone; dropout is off in both
         trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
         adam = torch.optim.AdamW(trained, **optimizer_arguments(optimizer))
         schedule = get_scheduler(SCHEDULES[optimizer.schedule], adam, optimizer.warmup_steps, total_updates)
-        self.engine = deepspeed.initialize(
-            model=network.to(place) if role.zero_stage < 3 else network,
-            optimizer=adam,
-            lr_scheduler=schedule,
-            config=deepspeed_config(role, dtype, rank.world, optimizer.max_grad_norm),
-        )[0]
+        if role.zero_stage < 3 and self.split == 1:
+            network.to(place)
+        self.engine = self._initialize(role, optimizer.max_grad_norm, optimizer=adam, lr_scheduler=schedule)
+        self.parking = Parking(network, place, self.engine.optimizer, adam)
+
+    def _initialize(self, role: RoleConfig, max_grad_norm: float = 0.0, **training: Any) -> Any:
+        config = deepspeed_config(role, self.dtype, self.world, max_grad_norm)
+        engine = deepspeed.initialize(model=self.network, config=config, **training)[0]
+        if self.split > 1:
+            engine.first_dataloader_check.remove()  # it compares rows by ==, which tensors in them have no answer to
+        return engine
+
+    def rest(self, parts: Sequence[Part]) -> None:
+        """Move these to the host's memory until they are used, and free what the last phase left in PyTorch's cache."""
+        for part in parts:
+            self.parking.leave(part)
+        release_cache(self.device)
 
     def forward(self, *arguments: Any) -> Any:
         """The network's output without gradients."""
+        self.parking.come_back("weights")
         with torch.no_grad():
             return self.engine(*arguments)
 
@@ -92,9 +118,10 @@ class ZeroEngine:
             loss: maps one to the *sum* of its losses, having called the network through ``self.engine``.
             count: what the sum over all ranks and micro-batches is divided by.
         """
+        self.parking.come_back("weights", "states")
         for index, micro_batch in enumerate(micro_batches):
             self.engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
-            self.engine.backward(loss(micro_batch) * (self.world / max(1, count)))
+            self.engine.backward(loss(micro_batch) * (self.world // self.split / max(1, count)))
         # Where nothing is sharded DeepSpeed may tell no norm; the gradients are whole there, until the step drops them.
         whole = [p.grad for p in self.network.parameters() if p.grad is not None] if self.stage == 0 else []
         own_norm = torch.nn.utils.get_total_norm(whole)
@@ -109,8 +136,10 @@ class ZeroEngine:
             self.engine.lr_scheduler.step()
 
     def all_reduce(self, sums: Tensor) -> Tensor:
-        """Sum over ranks, in float64 on the device."""
+        """Sum over ranks, in float64 on the device. Of ranks that share rows one alone counts: all have the same."""
         total = sums.to(self.device, torch.float64)
+        if self.rank % self.row_ranks:
+            total = torch.zeros_like(total)
         if self.world > 1:
             torch.distributed.all_reduce(total)
         return total.cpu()
@@ -118,7 +147,7 @@ class ZeroEngine:
     def named_tensors(self, model: nn.Module) -> dict[str, Tensor]:
         """Every tensor of the model by its Hugging Face name; a tied output head appears under its own name too.
 
-        Adapters are not among them. Under ZeRO-3 the tensors are shards: use them through ``full``.
+        Adapters are not among them. Where the engine ``gathers`` they are shards: use them through ``full``.
         """
         return plain_tensors(model)
 
@@ -133,12 +162,20 @@ class ZeroEngine:
         torch.distributed.all_reduce(total)  # of integers, which wrap around as the fingerprint's do
         return dict(zip(sums, total.tolist()))
 
+    @property
+    def gathers(self) -> bool:
+        """Whether tensors are whole within ``full`` alone."""
+        return self.stage == 3 or self.split > 1
+
     def full(self, tensors: Sequence[Tensor]) -> Any:
-        """A context in which the tensors are whole on every rank (collective under ZeRO-3)."""
+        """A context in which the tensors are whole on every rank (collective where the engine ``gathers``)."""
+        self.parking.come_back("weights")
+        if self.split > 1:
+            return tensor_parallel.whole(tensors)
         return deepspeed.zero.GatheredParameters(list(tensors)) if self.stage == 3 else nullcontext()
 
     def full_state(self, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-        """All tensors whole, adapters merged, one after another, on the CPU (collective under ZeRO-3)."""
+        """All tensors whole, adapters merged, one by one, on the CPU (collective where the engine ``gathers``)."""
         plain, adapted = self.named_tensors(model), adapters(model)
         for name, tensor in plain.items():
             with self.full(parts([name], plain, adapted)):
@@ -167,8 +204,8 @@ def _finite_norm(norm: float) -> float:
 
 
 def full_shape(tensor: Tensor) -> tuple[int, ...]:
-    """The whole shape of a tensor that may be a ZeRO-3 shard."""
-    return tuple(getattr(tensor, "ds_shape", tensor.shape))
+    """The whole shape of a tensor that may be a ZeRO-3 shard, or a part of a matrix that ranks share."""
+    return tuple(getattr(tensor, "ds_shape", ())) or tensor_parallel.whole_shape(tensor)
 
 
 def own_part(tensor: Tensor, rank: int) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-from dataclasses import dataclass
 from datetime import timedelta
 
 import deepspeed
@@ -14,20 +13,7 @@ from torch.distributed import Store, TCPStore
 from transformers import set_seed
 
 from rlhf import device as devices
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rank:
-    """This process's place in its role's group: ``rank`` of ``world``."""
-
-    rank: int
-    world: int
-    meeting: str
-    """Where the ranks meet, a URL that torch.distributed knows: ``file:///path`` of a new file on one host, or
-    ``tcp://address:port`` between hosts. The latter asks nobody who they are."""
-    device: devices.Device
-    threads: int
-    timeout_seconds: float
+from rlhf.zero.rank import Rank
 
 
 def seed_process(seed: int, rank: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rlhf.config.schema import OptimizerConfig, RoleConfig
+from rlhf.zero import tensor_parallel
 
 
 def deepspeed_config(role: RoleConfig, dtype: str, world: int, max_grad_norm: float = 0.0) -> dict[str, Any]:
@@ -21,6 +22,7 @@ def deepspeed_config(role: RoleConfig, dtype: str, world: int, max_grad_norm: fl
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
         if role.zero_stage == 3:
             zero["offload_param"] = {"device": "cpu", "pin_memory": True}
+    split = {"tensor_parallel": tensor_parallel.settings(role.tensor_parallel)} if role.tensor_parallel > 1 else {}
     return {
         "train_batch_size": world,
         "train_micro_batch_size_per_gpu": 1,
@@ -33,6 +35,7 @@ def deepspeed_config(role: RoleConfig, dtype: str, world: int, max_grad_norm: fl
         "data_types": {"grad_accum_dtype": "fp32" if role.zero_stage > 0 else None},
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
+        **split,
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from rlhf.config.schema import PlacementConfig, Recipe, RecoveryConfig, RewardSo
 from rlhf.errors import LostError, MachineryError
 from rlhf.recovery.goodput import Goodput
 from rlhf.roles.policy import PolicyRole
-from rlhf.zero.process_group import Rank
+from rlhf.zero.rank import Rank
 
 MOMENT = Moment(phase="publish", step=2)
 LATE, SOUND = "rollout engine 0", "rollout engine 1"
@@ -36,6 +37,7 @@ class Engine:
     def __init__(self, name: str, log: Path, *_: Any) -> None:
         dump_stacks_on_signal()
         self.where, self.mark, self.value = whereabouts(name, log), log.parent / "was-late", 0
+        self.awake = {"weights", "kv_cache"}
 
     async def build(self, *_: Any) -> Whereabouts:
         return self.where
@@ -57,6 +59,7 @@ class Engine:
             self.mark.touch()
             await asyncio.sleep(60)
         self.value = update_info["value"]
+        self.during = sorted(self.awake)
 
     async def finish_weight_update(self) -> None:
         """Nor ended."""
@@ -66,6 +69,16 @@ class Engine:
 
     async def serve(self, version: int) -> None:
         """The controller knows."""
+
+    async def sleep(self) -> None:
+        self.awake = set()
+
+    async def wake(self, part: str) -> None:
+        self.awake.add(part)
+
+    async def parts(self) -> tuple[list[str], list[str]]:
+        """What of it is awake, and what was when it was given weights last."""
+        return sorted(self.awake), getattr(self, "during", [])
 
     async def stop(self) -> None:
         """Nothing of its own has to be ended."""
@@ -151,6 +164,34 @@ def test_an_engine_that_is_late_with_the_weights_is_replaced_and_not_asked_for_a
         actors.policy.stop()
 
 
+def test_engines_that_share_gpus_sleep_until_the_first_publish_and_hold_weights_alone_in_it(
+    local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines_module, "RolloutActor", Engine)
+    (tmp_path / "was-late").touch()
+    running = Running()
+    engines = Engines(running.recipe, running.placement, tmp_path, 8, [1], tmp_path, running.supervisor, publishes=True)
+    engines.sleeps = True
+    groups = {"policy": running.group("policy", tmp_path, Sending)}
+    actors = Crew(replace(running.recipe, rewards={}), "", groups, engines, running.supervisor)
+
+    def parts() -> list[tuple[list[str], list[str]]]:
+        return [found for _, found in engines._each(engines.all, "parts", MOMENT)]
+
+    try:
+        engines.ready([])
+        assert parts() == [([], [])] * 2, "nothing has been given to them yet, and others load"
+        actors.publish(1, MOMENT)
+        assert parts() == [(["kv_cache", "weights"], ["weights"])] * 2
+        engines.sleep(MOMENT)
+        engines.outdate(1)
+        engines.sleep(MOMENT)  # as a run that goes back does, whatever they are doing
+        assert parts() == [([], ["weights"])] * 2
+    finally:
+        engines.stop()
+        actors.policy.stop()
+
+
 def test_ranks_leave_no_meeting_behind(local_ray: None, tmp_path: Path) -> None:
     group = Running().group("policy", tmp_path, Meeting)
     moment = Moment(phase="test")
@@ -171,6 +212,9 @@ class Slow:
 
     def rebuild(self) -> None:
         self.now[0] += 60
+
+    def rest(self, moment: Moment) -> None:
+        """It shares no GPU."""
 
     def outdate(self, version: int) -> None:
         self.now[0] += 60

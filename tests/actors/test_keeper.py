@@ -37,6 +37,7 @@ class Group:
     def __init__(self) -> None:
         self.held, self.names = 1, ["policy rank 0"]
         self.is_lost = False
+        self.asked: list[str] = []
 
     def compute(self, method: str) -> list[tuple[Any, Any]]:
         return [(ray.put({"weights": np.array([self.held], np.uint8)}), ray.put(None))]
@@ -46,6 +47,10 @@ class Group:
             raise LostError("it went with its node")
         files = ray.get(what) if method == "restore" else {"weights": np.fromfile(Path(what) / "weights", np.uint8)}
         self.held = int(files["weights"][0])
+        self.asked.append(method)
+
+    def rest(self, moment: Any) -> None:
+        self.asked.append("rest")
 
 
 class Running:
@@ -136,6 +141,7 @@ def test_the_snapshot_is_what_a_run_goes_back_to_and_its_record_with_it(running:
     running.state(3)
     state, ahead = running.keeper.restore()
     assert (state.step, state.order, running.group.held, list(ahead)) == (2, OrderState(0, 2), 2, [])
+    assert running.group.asked == ["restore", "rest"], "it makes room for the engines again"
     assert [row["step"] for row in read_lines(running.run.metrics)] == [0, 1]
 
 

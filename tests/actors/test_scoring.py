@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,18 +21,18 @@ from actors.scoring import Scorer, Scoring
 from actors.supervisor import Supervisor
 from actors.waiting import Moment
 from actors.watch import Watcher
-from rlhf.config.schema import EarlyStopConfig, Recipe, RecoveryConfig, RewardSourceConfig
+from rlhf.config.schema import EarlyStopConfig, PlacementConfig, Recipe, RecoveryConfig, RewardSourceConfig, RoleConfig
 from rlhf.errors import LostError, MachineryError
 from rlhf.roles.assemble import Contribution
 from rlhf.roles.forward import Share, join_samples
 from rlhf.tracking.phases import PhaseTimer
 from rlhf.types import FinishReason, Prompt, Rollout, RolloutBlock
-from rlhf.zero.process_group import Rank
+from rlhf.zero.rank import Rank
 
 MOMENT = Moment(phase="score", step=2)
 BLOCKS = ([10, 11, 12], [20, 21], [30, 31, 32, 33])
 """Prompts of each block; a block is known by its first."""
-RANKS = {"policy": 1, "reference": 1, "reward": 2, "judge": 2}
+RANKS = {"policy": 1, "critic": 1, "reference": 1, "reward": 2, "judge": 2}
 
 
 def packed(prompts: Sequence[int]) -> ray.ObjectRef:
@@ -63,11 +63,26 @@ class Role:
 
     def scores(self, block: RolloutBlock) -> Share:
         first = int(block.prompt_ids[0])
-        with (self.folder / "asked").open("a") as file:
-            file.write(f"{self.role} rank {self.rank.rank}: {first}\n")
+        self._note(str(first))
         self._die_of(first)
         mine = np.arange(self.rank.rank, len(block), self.rank.world)
         return Share(samples=mine, values=block.prompt_ids[mine].astype(np.float32))
+
+    def update(self, experience: str, step: int) -> dict[str, float]:
+        self._note(f"{experience} of step {step}")
+        return {self.role: float(step)}
+
+    def rest(self, parts: Sequence[str]) -> None:
+        self._note(f"rest {sorted(parts)}")
+        self._die_of(len(parts) if self.role == "reference" else -1)
+
+    def publish(self, seconds: float) -> tuple[dict[str, int], dict[int, str]]:
+        self._note("publish")
+        return {}, {}
+
+    def _note(self, what: str) -> None:
+        with (self.folder / "asked").open("a") as file:
+            file.write(f"{self.role} rank {self.rank.rank}: {what}\n")
 
     def _die_of(self, block: int) -> None:
         mark = self.folder / "died"
@@ -80,9 +95,18 @@ class Role:
 class Small:
     """A policy and other roles, which all score, one rank of which dies of a block; and what is reported of it."""
 
-    def __init__(self, folder: Path, roles: Sequence[str], dies: tuple[str, int, int], bad_samples: int = 100) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        roles: Sequence[str],
+        dies: tuple[str, int, int],
+        bad_samples: int = 100,
+        rests: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
         self.events: list[dict[str, Any]] = []
-        recipe = Recipe(name="x", rewards={}, recovery=RecoveryConfig(backoff_seconds=0.0, bad_samples=bad_samples))
+        recovery = RecoveryConfig(backoff_seconds=0.0, bad_samples=bad_samples)
+        place = PlacementConfig(**{role: RoleConfig(offload_between_phases=kind) for role, kind in rests.items()})
+        recipe = Recipe(name="x", rewards={}, recovery=recovery, placement=place)
         supervisor = Supervisor(recipe, lambda kind, **details: self.events.append({"kind": kind, **details}))
         placement = Placement(recipe, "cpu", "ppo", 0)
         self.folder = folder
@@ -92,8 +116,24 @@ class Small:
         for group in self.groups.values():
             group.ready()
             supervisor.serve(group.names)
-        engines: Any = SimpleNamespace(generate=self._generate)
+        engines: Any = SimpleNamespace(
+            generate=self._generate, outdate=lambda version: None, serving=[], admit=lambda moment: [engine], backend=""
+        )
+        engine = SimpleNamespace(name="rollout engine 0", building=None, actor=None)
+        engines.wake = lambda part, who, moment: self.note(f"wake {part}")
+        engines.prove = lambda whole, sent, version, moment: engines.serving.append(engine)
         self.crew = Crew(recipe, "", self.groups, engines, supervisor)
+
+    def note(self, what: str) -> None:
+        with (self.folder / "asked").open("a") as file:
+            file.write(f"{what}\n")
+
+    def asked(self) -> list[str]:
+        """What was asked of the roles, and of the engine, since this was called last."""
+        path = self.folder / "asked"
+        lines = path.read_text().replace(" rank 0", "").splitlines() if path.exists() else []
+        path.unlink(missing_ok=True)
+        return lines
 
     def _generate(self, chosen: Sequence[int], seeds: Sequence[int], moment: Moment) -> Iterator[tuple[Any, Answered]]:
         """The blocks, backwards; the first prompt of each has no answer."""
@@ -163,6 +203,50 @@ def test_a_role_that_has_learned_something_is_not_replaced_here(crew: Any) -> No
         small.scores("policy", "reference")
     assert caught.value.names == ("policy rank 0",)
     assert small.times("policy rank 0", 20) == 1 and small.events == []
+
+
+REST, LEAVE = "rest ['states']", "rest ['states', 'weights']"
+
+
+def test_roles_that_make_room_score_after_the_others_and_one_by_one(crew: Any) -> None:
+    small = crew(["reference", "critic"], ("nobody", 0, 0), rests={"reference": "all", "critic": "all"})
+    kinds = {role: group.resting for role, group in small.groups.items()}
+    assert kinds == {"policy": None, "reference": "all", "critic": "all"}
+    found = small.scores("reference", "policy", "critic")
+    assert [scores.tolist() for scores in found] == [[*block] for block in BLOCKS for _ in range(3)]
+    blocks = [block[0] for block in BLOCKS]
+    of_policy, of_reference, of_critic = (
+        [f"{role}: {block}" for block in blocks] for role in ("policy", "reference", "critic")
+    )
+    assert small.asked() == [*of_policy, *of_reference, f"reference: {LEAVE}", *of_critic, f"critic: {LEAVE}"]
+
+
+def test_a_frozen_role_that_dies_while_it_makes_room_is_replaced(crew: Any) -> None:
+    small = crew(["reference"], ("reference", 0, 2), rests={"reference": "all"})
+    found = small.scores("reference")
+    assert [scores.tolist() for scores in found] == [[*block] for block in BLOCKS]
+    assert small.kinds() == [("actor_died", "reference rank 0"), ("actor_replaced", "reference rank 0")]
+    assert small.asked()[-2:] == [f"reference: {LEAVE}"] * 2, "who takes its place makes room as well"
+
+
+def test_critic_and_policy_update_in_turn_and_the_policy_leaves_after_the_publish(crew: Any) -> None:
+    small = crew(["critic"], ("nobody", 0, 0), rests={"policy": "all", "critic": "all"})
+    small.crew._connected = (None,)
+    assert small.crew.update("update", 7) == {"critic": 7.0, "policy": 7.0}
+    told = ["critic: update of step 7", f"critic: {LEAVE}", "policy: update of step 7", f"policy: {REST}"]
+    assert small.asked() == told
+    small.crew.publish(8, MOMENT)
+    assert small.asked() == [
+        f"policy: {REST}", f"critic: {LEAVE}", "wake weights", "policy: publish", f"policy: {LEAVE}", "wake kv_cache",
+    ]  # fmt: skip
+
+
+def test_roles_with_states_alone_to_move_update_together(crew: Any) -> None:
+    small = crew(["critic"], ("nobody", 0, 0), rests={"policy": "states", "critic": "states"})
+    small.crew.update("update", 7)
+    told = small.asked()
+    assert sorted(told[:2]) == ["critic: update of step 7", "policy: update of step 7"]
+    assert told[2:] == [f"critic: {REST}", f"policy: {REST}"]
 
 
 def judge(small: Small) -> Watcher:

@@ -84,6 +84,7 @@ def test_a_finished_model_is_used_and_one_of_another_configuration_refused(sessi
     run = RunFolder.create(session.root, "sft", "", session.digest("sft"))
     with run.writing_model() as folder:
         (folder / "config.json").write_text("{}")
+        (folder / "model.safetensors").touch()
     with pytest.raises(UserError):
         _ = session.policy_start  # the model is there, but the stage is not finished
     run.finish({})

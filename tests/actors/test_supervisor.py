@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -19,6 +20,8 @@ from actors.waiting import Moment, wait
 from actors.worker import PULSE, Worker
 from rlhf.config.schema import PlacementConfig, Recipe, RecoveryConfig
 from rlhf.errors import LostError, MachineryError
+from rlhf.recovery import facts
+from rlhf.recovery.diagnosis import Cause
 from rlhf.recovery.goodput import Goodput
 
 MOMENT = Moment(phase="update", step=7)
@@ -204,13 +207,32 @@ def test_who_dies_in_loading_is_diagnosed(monkeypatch: pytest.MonkeyPatch) -> No
     assert [(event["kind"], event["member"], event["phase"]) for event in events] == [("actor_died", NAME, "start")]
 
 
+def test_what_the_kernel_killed_is_counted_on_the_node_where_the_actor_lived(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That node's kernel has killed 7 processes by now. What it had killed before the actor came there is not news,
+    whatever the controller's node has counted."""
+    monkeypatch.setattr(supervisor_module, "oom_kills", lambda: 0)
+    monkeypatch.setattr(facts, "oom_kills", lambda *files: 7)
+    monkeypatch.setattr(supervisor_module, "on_node", lambda where, function, *arguments: function(*arguments))
+    (dead := subprocess.Popen(["true"])).wait()
+    causes = []
+    for before in (7, 6):
+        supervisor = Supervisor(Recipe(name="x"), lambda kind, **details: causes.append(details["cause"]))
+        supervisor.started(NAME, None)
+        there = Whereabouts(name=NAME, node="other", node_id="other", process=dead.pid, oom_kills=before)
+        supervisor.built(there)
+        supervisor.give_up(LostError("policy rank 0 died: connection error code 2", (NAME,), "died"), MOMENT)
+    assert causes == [Cause.SILENT, Cause.HOST_MEMORY]
+
+
 def test_status_tells_where_everybody_is(local_ray: None, tmp_path: Path) -> None:
     import json
 
     watched = Watched(tmp_path)
+    assert watched.where.oom_kills == facts.oom_kills()
+    watched.supervisor.steps = 120
     watched.supervisor.enter(MOMENT)
     status = json.loads((tmp_path / "status.json").read_text())
-    assert (status["phase"], status["step"]) == ("update", 7)
+    assert (status["phase"], status["step"], status["steps"]) == ("update", 7, 120)
     assert status["members"][NAME]["process"] == watched.where.process
     assert status["members"][NAME]["state"] == "serving"
     assert 0 < status["members"][NAME]["heard"] <= status["since"]

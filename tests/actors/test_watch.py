@@ -71,6 +71,7 @@ class Watched:
 
     def _save(self, folder: Path) -> None:
         (folder / "version").write_text(str(self.state.step))
+        (folder / "model.safetensors").touch()
 
     def go(self) -> list[dict[str, float]]:
         """Each step's metrics, as long as the watch lets it go on."""
@@ -197,7 +198,7 @@ def test_an_older_best_stays_until_a_checkpoint_knows_of_the_newer_one(tmp_path:
     watched.run.prune_best(1)
     assert sorted(folder.name for folder in watched.run.best.iterdir()) == ["step_1", "step_2"]
     assert watched.finish() == ["by version 2"]
-    assert sorted(file.name for file in watched.run.model.iterdir()) == ["version"]
+    assert sorted(file.name for file in watched.run.model.iterdir()) == ["model.safetensors", "version"]
 
 
 def test_too_few_held_out_prompts_are_refused() -> None:

@@ -19,12 +19,8 @@ from typing import Any
 
 from rlhf.tracking.jsonl import read_lines
 from tests.end_to_end.faults import Fault, Run, from_nothing
-from tests.end_to_end.small import make_small_data
+from tests.end_to_end.small import make_data_and_reward
 
-REWARD = """
-def score(prompts, responses):
-    return [response.count("e") / max(1, len(response)) for response in responses]
-"""
 BATCH = 32
 HEAD = """# Survival
 
@@ -79,11 +75,10 @@ class Chaos:
     """A run and what is done to it."""
 
     def __init__(self, folder: Path, steps: int, seed: int) -> None:
-        make_small_data(folder)
-        (folder / "reward.py").write_text(REWARD)
+        make_data_and_reward(folder)
         self.folder, self.steps, self.random = folder, steps, random.Random(seed)
         self.settings = [
-            *from_nothing(folder, "chaos", f"{folder}/reward.py:score"),
+            *from_nothing(folder, "chaos"),
             f"ppo.steps={steps}",
             f"ppo.batch_size={BATCH}",
             "checkpoint.every=2",

@@ -104,16 +104,16 @@ class Run:
         return self.output.read_text(errors="replace")[-4000:]
 
 
-def from_nothing(folder: Path, name: str, reward: str) -> list[str]:
+def from_nothing(folder: Path, name: str) -> list[str]:
     """Settings of PPO on a model of random weights, whose answers are long; with a critic, a reference and a function
-    for a reward. Data is read from ``folder``."""
+    for a reward. ``make_data_and_reward`` has filled ``folder``."""
     recipe = load_recipe(RECIPE, overrides(folder, "start"))
     start = Session(recipe=recipe, console=Console(sys.stdout), device="cpu", gpus=0).base
     return [
         *overrides(folder, name),
         f"ppo.policy_init={start}",
         f"ppo.critic_init={start}",
-        f"rewards={{e: {{function: '{reward}'}}}}",
+        f"rewards={{e: {{function: '{folder}/reward.py:score'}}}}",
         "ppo.batch_size=32",
         "algorithm.critic_warmup_steps=0",
         "rollout.max_response_length=60",

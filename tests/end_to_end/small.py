@@ -9,11 +9,24 @@ from examples.travel.make_data import make_data
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "quickstart.yaml"
 DATA_SEED = 3
+REWARD = """
+import time
+
+def score(prompts, responses):
+    time.sleep({seconds})
+    return [response.count("e") / max(1, len(response)) for response in responses]
+"""
 
 
 def make_small_data(folder: Path) -> None:
     """A few hundred rows of each kind."""
     make_data(folder, seed=DATA_SEED, demonstrations=320, preferences=200, prompts=120)
+
+
+def make_data_and_reward(folder: Path, seconds: float = 0.0) -> None:
+    """The same and ``reward.py:score``, a reward that any text has: the share of an e. A call takes so many seconds."""
+    make_small_data(folder)
+    (folder / "reward.py").write_text(REWARD.format(seconds=seconds))
 
 
 def overrides(folder: Path, name: str, eager: bool = True) -> list[str]:

@@ -1,4 +1,7 @@
-"""Two nodes, each with a raylet of its own, one of which is killed in the middle of a run."""
+"""Two nodes on one machine, each with a raylet of its own, one of which is killed in the middle of a run.
+
+For machines on which no hosts of their own can be made, of which ``test_hosts.py`` takes one away.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +17,12 @@ from ray.cluster_utils import Cluster
 
 from rlhf.tracking.jsonl import read_lines
 from tests.end_to_end.faults import Run, from_nothing
-from tests.end_to_end.small import make_small_data
+from tests.end_to_end.small import make_data_and_reward
+from tests.launch.hosts import why_not
+
+pytestmark = pytest.mark.skipif(not why_not(), reason="test_hosts.py runs here, and takes a whole host away")
 
 STEPS, STORE = 8, 256 * 2**20
-REWARD = """
-def score(prompts, responses):
-    return [response.count("e") / max(1, len(response)) for response in responses]
-"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,10 +52,9 @@ def survived(two_nodes: tuple[Cluster, Any], tmp_path_factory: pytest.TempPathFa
     """The second node's raylet is killed while the policy learns; what was on it goes with it."""
     cluster, node = two_nodes
     folder = tmp_path_factory.mktemp("nodes")
-    make_small_data(folder)
-    (folder / "reward.py").write_text(REWARD)
+    make_data_and_reward(folder)
     settings = [f"ppo.steps={STEPS}", f"placement.ray_address={cluster.address}", "checkpoint.every=3"]
-    run = Run(folder, "nodes", [*from_nothing(folder, "nodes", f"{folder}/reward.py:score"), *settings])
+    run = Run(folder, "nodes", [*from_nothing(folder, "nodes"), *settings])
     members = run.wait_for(2, "update")["members"]
     lost = {name for name, member in members.items() if member["node_id"] == node.node_id}
     [raylet] = node.all_processes["raylet"]

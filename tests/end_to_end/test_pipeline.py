@@ -45,6 +45,8 @@ def test_every_stage_leaves_a_model_and_its_record(run: tuple[Path, str]) -> Non
         assert load_file(stage_folder / "model" / "model.safetensors")
         for name in ("config.yaml", "metrics.jsonl", "summary.json", "done.json", "status.json"):
             assert (stage_folder / name).stat().st_size > 0
+        status = json.loads((stage_folder / "status.json").read_text())
+        assert status["steps"] == len(metrics(folder, stage))
         assert list((stage_folder / "wandb").rglob("*.wandb")), "W&B recorded nothing"
     assert (folder / "runs" / "small" / "curves.png").stat().st_size > 10_000
     assert len(read_lines(folder / "runs" / "small" / "evaluation" / "comparisons.jsonl")) == 8

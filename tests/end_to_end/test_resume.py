@@ -16,13 +16,9 @@ from safetensors.torch import load_file
 
 from rlhf.tracking.jsonl import read_lines
 from tests.end_to_end.faults import Run, from_nothing
-from tests.end_to_end.small import make_small_data
+from tests.end_to_end.small import make_data_and_reward
 
 STEPS, EVERY = 6, 2
-REWARD = """
-def score(prompts, responses):
-    return [response.count("e") / max(1, len(response)) for response in responses]
-"""
 CLOCKS = ("time/", "perf/", "health/", "memory/", "weights/sync_seconds")
 """Beginnings of the metrics that are not about what was learned."""
 
@@ -63,14 +59,13 @@ def flat(state: Any, name: str = "") -> list[tuple[str, Any]]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("resume")
-    make_small_data(folder)
-    (folder / "reward.py").write_text(REWARD)
+    make_data_and_reward(folder)
     return folder
 
 
 def settings(folder: Path, name: str) -> list[str]:
     return [
-        *from_nothing(folder, name, f"{folder}/reward.py:score"),
+        *from_nothing(folder, name),
         "deterministic=true",
         f"ppo.steps={STEPS}",
         f"checkpoint.every={EVERY}",

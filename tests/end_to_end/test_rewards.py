@@ -18,7 +18,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from rlhf.config.schema import ModelConfig, ScratchConfig
-from rlhf.models.load import REWARD_SHIFT, load_classifier, load_tokenizer
+from rlhf.models.folder import load_tokenizer
+from rlhf.models.load import REWARD_SHIFT, load_classifier
 from rlhf.models.scalar import init_reward_head
 from rlhf.models.scratch import make_scratch
 from rlhf.tracking.jsonl import read_lines

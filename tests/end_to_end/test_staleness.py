@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from actors.blocks import read_block
 from rlhf.tracking.jsonl import read_lines
 from tests.end_to_end.faults import Fault, Run
-from tests.end_to_end.small import make_small_data
-from tests.end_to_end.test_resume import REWARD, Ended, settings
+from tests.end_to_end.small import make_data_and_reward
+from tests.end_to_end.test_resume import Ended, settings
 
 STEPS = 5
 
@@ -23,8 +23,7 @@ STEPS = 5
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("staleness")
-    make_small_data(folder)
-    (folder / "reward.py").write_text(REWARD)
+    make_data_and_reward(folder)
     return folder
 
 

@@ -12,16 +12,9 @@ import pytest
 
 from rlhf.tracking.jsonl import read_lines
 from tests.end_to_end.faults import Fault, Run, from_nothing
-from tests.end_to_end.small import make_small_data
+from tests.end_to_end.small import make_data_and_reward
 
 STEPS = 7
-REWARD = """
-import time
-
-def score(prompts, responses):
-    time.sleep(0.3)  # long enough to be killed in
-    return [response.count("e") / max(1, len(response)) for response in responses]
-"""
 ENGINE, REWARD_RANK = "rollout engine 0", "reward e rank 0"
 FAULTS = (
     Fault(step=1, phase="rollout", member=ENGINE, delay=0.3),
@@ -55,10 +48,9 @@ class Survived:
 def survived(tmp_path_factory: pytest.TempPathFactory) -> Survived:
     """One run to which all of it is done, a fault a step."""
     folder = tmp_path_factory.mktemp("survival")
-    make_small_data(folder)
-    (folder / "reward.py").write_text(REWARD)
+    make_data_and_reward(folder, seconds=0.3)  # long enough to be killed in
     settings = [f"ppo.steps={STEPS}", "recovery.stall_floor_seconds=15", "recovery.stall_factor=3"]
-    run = Run(folder, "hit", [*from_nothing(folder, "hit", f"{folder}/reward.py:score"), *settings])
+    run = Run(folder, "hit", [*from_nothing(folder, "hit"), *settings])
     hit = tuple(run.do(fault) for fault in FAULTS)
     return Survived(path=run.path, code=run.end(), hit=hit, said=run.said())
 

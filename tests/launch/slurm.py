@@ -51,7 +51,7 @@ OVER = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED"}
 def why_not() -> str:
     """Why SLURM cannot be tried here; empty where it can."""
     missing = [name for name in DAEMONS if shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin") is None]
-    return f"there is no {', '.join(missing)}: tests/launch/install_slurm.sh" if missing else why_no_hosts()
+    return f"there is no {', '.join(missing)}: tests/system_packages.sh" if missing else why_no_hosts()
 
 
 class Slurm:

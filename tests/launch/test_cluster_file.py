@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 import yaml
 from jsonschema import ValidationError
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from launch.files import render
+from launch.files import ROOT, Settings, render
+from tests.launch.hosts import Host, hosts, why_not
 
 
 def test_ray_accepts_it_and_it_scales() -> None:
@@ -29,3 +33,57 @@ def test_nothing_starts_without_the_token() -> None:
     assert [start.split()[0] for start in starts] == ["~/rlhf/launch/head.sh", "~/rlhf/launch/worker.sh"]
     assert "~/.ray/auth_token" in cluster["file_mounts"]
     assert "dashboard-host" not in " ".join(starts), "head.sh keeps it on 127.0.0.1"
+
+
+@pytest.fixture
+def head(tmp_path: Path) -> Iterator[Host]:
+    """A host that was set up as the file says, up to the start commands, for Ray's provider for tests."""
+    with hosts(tmp_path, ["head"]) as made:
+        home = made["head"].home
+        (home / "rlhf").symlink_to(ROOT)
+        variant = yaml.safe_load(render("cluster.yaml", Settings(provider="fake_multinode", cpus=2)))
+        # `ray up` adds its defaults, which Ray does not ship for this provider.
+        whole = {**prepare_config(yaml.safe_load(render("cluster.yaml"))), **variant}
+        validate_config(whole)
+        (home / "ray_bootstrap_config.yaml").write_text(yaml.safe_dump(whole))
+        code, said = made["head"].run(["ray", "get-auth-token", "--generate"])
+        assert code == 0, said
+        yield made["head"]
+
+
+SCALE = """
+import sys, time
+import ray
+from launch.wait_for_nodes import wait_for_nodes
+
+address, wanted = sys.argv[1], int(sys.argv[2])
+wait_for_nodes(address, 2, 200)
+ray.util.placement_group([{"GPU": 8}] * wanted)
+wait_for_nodes(address, 1 + wanted, 200)
+time.sleep(3)
+print("gpus", sorted(int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"]))
+"""
+
+
+@pytest.mark.skipif(bool(why_not()), reason=why_not())
+def test_its_commands_start_a_head_and_its_workers_and_more_when_asked_for(head: Host) -> None:
+    """The command is the file's own; the workers are processes of the same host, of the file's type and number."""
+    cluster = yaml.safe_load(render("cluster.yaml"))
+    start = cluster["head_start_ray_commands"][-1]
+    code, said = head.run(["bash", "-c", start], RAY_FAKE_CLUSTER="1", AUTOSCALER_UPDATE_INTERVAL_S="1")
+    assert code == 0, said
+    address = f"{head.address}:6379"
+    code, said = head.run(["python", "-c", SCALE, address, "3"], seconds=450, RAY_AUTH_MODE="token")
+    assert code == 0, said + _monitor(head)
+    assert "gpus [0, 8, 8, 8]" in said
+    code, said = head.run(
+        ["python", "-c", f"import ray; ray.init('{address}')"], RAY_AUTH_TOKEN="a-stranger's", RAY_AUTH_MODE="token"
+    )
+    assert code != 0
+    assert "token" in said.lower()
+
+
+def _monitor(head: Host) -> str:
+    """The end of what Ray's autoscaler wrote."""
+    logs = (head.folder / "tmp/ray").glob("session_2*/logs/monitor*")
+    return "\n".join(f"--- {log.name}\n{log.read_text()[-4000:]}" for log in logs)

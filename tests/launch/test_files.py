@@ -17,7 +17,7 @@ from launch.files import ENVIRONMENT, FILES, PORTS, ROOT, TEMPLATES, Settings, m
 from rlhf.config.load import load_recipe
 from rlhf.errors import UserError
 
-OTHER_SCRIPTS = ("launch/setup_env.sh", "tests/launch/install_slurm.sh", ".ci/run")
+OTHER_SCRIPTS = ("launch/setup_env.sh", "tests/system_packages.sh", ".ci/run")
 SCRIPTS = [ROOT / file for file in (*(file for file in FILES if file.endswith(".sh")), *OTHER_SCRIPTS)]
 TOOLS = Path(sys.executable).parent
 

@@ -11,23 +11,18 @@ import pytest
 
 from rlhf.tracking.jsonl import read_lines
 from tests.end_to_end.faults import from_nothing
-from tests.end_to_end.small import make_small_data, overrides
+from tests.end_to_end.small import make_data_and_reward, overrides
 from tests.launch.slurm import Slurm, slurm, why_not
 
-pytestmark = [pytest.mark.skipif(bool(why_not()), reason=why_not()), pytest.mark.slow]  # test_slurm_script.py is not
+pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
 RECIPE = "recipes/quickstart.yaml"
 STEPS = 4
-REWARD = """
-def score(prompts, responses):
-    return [response.count("e") / max(1, len(response)) for response in responses]
-"""
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
     with slurm(tmp_path_factory.mktemp("slurm")) as made:
-        make_small_data(made.folder)
-        (made.folder / "reward.py").write_text(REWARD)
+        make_data_and_reward(made.folder)
         yield made
 
 
@@ -53,7 +48,7 @@ def test_a_run_over_two_nodes_ends_well(cluster: Slurm) -> None:
 
 
 def test_a_run_that_is_preempted_goes_on_from_its_checkpoint(cluster: Slurm) -> None:
-    settings = from_nothing(cluster.folder, "preempted", f"{cluster.folder}/reward.py:score")
+    settings = from_nothing(cluster.folder, "preempted")
     run = cluster.folder / "runs/preempted/ppo"
     more = [f"ppo.steps={STEPS}", "checkpoint.every=1"]
     number = cluster.submit("--nodes=2", "launch/slurm.sh", "ppo", RECIPE, *settings, *more)

@@ -20,11 +20,12 @@ exec sleep 1000
     "python": "#!/bin/sh\n[ -e no-head ] && sleep 1000\nexit 0\n",  # waits for nodes
     "rlhf": """#!/bin/bash
 # Ends with 75 when it is asked to, and else with the exit code that the recipe says; the second time at once with 0.
+# "early" cannot answer yet: a signal ends it.
 echo "$@"
 [[ -e $2.begun ]] && exit 0
-trap 'sleep 0.5; exit 75' TERM
+[[ $2 == early ]] || trap 'sleep 0.5; exit 75' TERM
 touch "$2.begun"
-[[ $2 == wait* ]] || exit "$2"
+[[ $2 == wait* || $2 == early ]] || exit "$2"
 while :; do sleep 0.1; done
 """,
 }
@@ -67,9 +68,10 @@ def test_a_failure_ends_the_job_with_its_exit_code(cluster: Slurm, code: str) ->
     assert not list(cluster.project.glob(".slurm/*/token"))
 
 
-def test_asked_by_slurm_it_stops_and_the_job_is_done_again(cluster: Slurm) -> None:
-    number = submit(cluster, "wait")
-    cluster.wait_for(number, cluster.project / "wait.begun", 60)
+@pytest.mark.parametrize("recipe", ["wait", "early"])
+def test_asked_by_slurm_it_stops_and_the_job_is_done_again(cluster: Slurm, recipe: str) -> None:
+    number = submit(cluster, recipe)
+    cluster.wait_for(number, cluster.project / f"{recipe}.begun", 60)
     cluster.say("scancel", "--batch", "--signal=TERM", str(number))
     assert ended(cluster, number) == ("COMPLETED", "0:0", "1"), cluster.said(number)
     assert "ended with exit code 75\nit goes back into the queue" in cluster.said(number)

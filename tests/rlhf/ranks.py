@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.errors import RLHFError
-from rlhf.zero.process_group import Rank
+from rlhf.zero.rank import Rank
 
 DEADLINE_SECONDS = 240.0
 

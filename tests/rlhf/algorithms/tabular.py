@@ -40,7 +40,7 @@ from rlhf.roles.critic import CriticRole
 from rlhf.roles.forward import join_tokens
 from rlhf.roles.policy import PolicyRole
 from rlhf.types import FinishReason, RolloutBlock, Sequences
-from rlhf.zero.process_group import Rank
+from rlhf.zero.rank import Rank
 from rlhf.zero.settings import SCHEDULES, optimizer_arguments
 
 Array = np.ndarray

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf.config.pools import ENGINES, Asked, NodeGPUs, Pool, check_sharing, pack, pools
+from rlhf.config.pools import ENGINES, Asked, NodeGPUs, Pool, check_sharing, pack, pools, resting, turns
 from rlhf.config.schema import (
     TRAINED,
     AlgorithmConfig,
+    EarlyStopConfig,
     EngineSeatConfig,
     PlacementConfig,
     Recipe,
@@ -48,6 +49,26 @@ def where(wanted: list[Pool], there: list[NodeGPUs]) -> dict[str, list[int]]:
     for chunk in sorted(chunks, key=lambda each: (each.pool, each.first)):
         found.setdefault(wanted[chunk.pool].name, []).extend([chunk.node] * chunk.seats)
     return found
+
+
+def test_who_rests_is_who_shares_where_the_recipe_leaves_it_open() -> None:
+    """A judge never leaves; what is said for a role is done wherever it sits; other stages have one role each."""
+    said = {"reference": RoleConfig(share_with="policy"), "reward": RoleConfig(offload_between_phases="all")}
+    judged = EarlyStopConfig(scorer=RewardSourceConfig(model=TRAINED))
+    made = replace(recipe(**said), early_stop=judged)
+    apart = pools(made, "ppo", "separate")
+    expected = {"policy": "states", "critic": "none", "reference": "states", "reward model": "all", "judge": "states"}
+    assert resting(made, "ppo", apart) == expected
+    together = resting(made, "ppo", pools(made, "ppo", "colocated"))
+    assert together == {**expected, "critic": "states"}
+    assert resting(made, "sft", pools(made, "sft", "colocated")) == {}
+    assert resting(made, "ppo", ()) == {**dict.fromkeys(expected, "none"), "reward model": "all", "judge": "states"}
+
+
+def test_who_makes_room_takes_turns_after_the_others() -> None:
+    assert turns({"a": "all", "b": "states", "c": "none", "d": "all"}) == (("b", "c"), ("a",), ("d",))
+    assert turns({"a": "all"}) == (("a",),)
+    assert turns({}) == ()
 
 
 def test_every_role_has_a_pool_of_its_own_or_none_has() -> None:

@@ -18,8 +18,8 @@ from rlhf.doctor.needs import Hardware, Needs, check_plan, needs_of
 from rlhf.planning.cluster import gpu_named
 
 ROOT = Path(__file__).parents[3]
-LLAMA_70B, LLAMA_8B_SCALAR = 70_553_706_496, 7_504_928_768
-"""Parameters: of the policy; of the 8B model with one output in place of its vocabulary's."""
+LLAMA_70B, LLAMA_8B, LLAMA_8B_SCALAR = 70_553_706_496, 8_030_261_248, 7_504_928_768
+"""Parameters: of two policies; of the 8B model with one output in place of its vocabulary's."""
 H100 = GPU(name="NVIDIA H100 80GB HBM3", memory=81559 * 2**20, used=0, mode="Default")
 EIGHT_NODES = Hardware(nodes=8, cpus=96, gpus=8, gpu=H100)
 
@@ -61,6 +61,18 @@ def test_offloading_takes_host_memory() -> None:
     )
     assert plain == 8 * GIB
     assert off - plain == 8 * ((2 * LLAMA_70B) // 32 + 16 * LLAMA_70B // 32)
+
+
+def test_what_rests_is_counted_twice_and_in_snapshots() -> None:
+    """Of the policy and the critic of the 8B recipe 16 bytes for each number, float32 gradients among them.
+
+    Beside them there are two snapshots, and 32 processes of ranks and 16 of engines.
+    """
+    found = needed(recipe("llama_8b_8gpu.yaml"), "ppo", Hardware(nodes=1, gpus=8, cpus=64, gpu=H100))
+    trained = LLAMA_8B + LLAMA_8B_SCALAR
+    assert found.snapshots == pytest.approx(2 * 16 * trained, rel=1e-6)
+    assert found.host == pytest.approx(2 * 16 * trained + found.snapshots + 48 * GIB, rel=1e-6)
+    assert found.host < 1024 * GIB  # as the recipe's header says
 
 
 def test_without_gpus_everything_is_in_host_memory() -> None:

@@ -12,20 +12,20 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rlhf.config.schema import ModelConfig, OptimizerConfig, RoleConfig
 from rlhf.errors import UserError
+from rlhf.models.folder import context_length, load_tokenizer
 from rlhf.models.load import (
     REWARD_SHIFT,
     _attention,
-    context_length,
     load_causal,
     load_classifier,
-    load_tokenizer,
     reward_shift,
 )
 from rlhf.models.packed_row import pack_row
 from rlhf.models.policy import PolicyNet
 from rlhf.models.scratch import train_tokenizer
 from rlhf.zero.engine import ZeroEngine
-from rlhf.zero.process_group import Rank, join
+from rlhf.zero.process_group import join
+from rlhf.zero.rank import Rank
 from tests.rlhf.ranks import Crew
 from tests.rlhf.tiny import ARCHITECTURES, random_sequences, tiny_model
 

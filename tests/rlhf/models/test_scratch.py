@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhf.config.schema import ModelConfig, ScratchConfig
-from rlhf.models.load import context_length, load_causal, load_tokenizer
+from rlhf.models.folder import context_length, load_tokenizer
+from rlhf.models.load import load_causal
 from rlhf.models.scratch import EOS, PAD, make_scratch, train_tokenizer
 
 TEXTS = ["The hotel by the river is cheap.", "The museum opens at ten.", "Is the hotel near the museum?"] * 4

@@ -20,10 +20,11 @@ from rlhf.models.packed_row import PackedRow, pack_row
 from rlhf.models.policy import CHUNK, PolicyNet
 from rlhf.planning import memory
 from rlhf.planning.members import Head, Member
-from rlhf.planning.memory import GIB, Memory, engine, held, on_host, passing, saved, scoring, sending
+from rlhf.planning.memory import GIB, Memory, engine, held, on_host, passing, saved, scoring, sending, waiting
 from rlhf.planning.shapes import ModelShape, shape_of
 from rlhf.zero.engine import ZeroEngine
-from rlhf.zero.process_group import Rank, join
+from rlhf.zero.process_group import join
+from rlhf.zero.rank import Rank
 from tests.rlhf.planning.small import TINY, find
 from tests.rlhf.ranks import Crew
 from tests.rlhf.tiny import ARCHITECTURES, random_sequences, tiny_config, tiny_model
@@ -96,6 +97,33 @@ def held_in_tensors(rank: Rank, stage: int, dtype: str) -> tuple[int, int, int]:
         engine.update([[0], [1]], loss, 9)
     sizes = seen[3].values()
     return sum(sizes), sum(size for size in sizes if size >= memory.BUCKET), parameters
+
+
+def left_at_rest(rank: Rank, stage: int, dtype: str) -> list[int]:
+    """Bytes that a rank holds after an update: with its states at rest, then its weights too; and those on the host."""
+    place = join(rank)
+    before = storages()
+    lm = tiny_model(AutoModelForCausalLM, "llama", **SIZES).to(getattr(torch, dtype))
+    engine = ZeroEngine(PolicyNet(lm), RoleConfig(zero_stage=stage), dtype, rank, place, OptimizerConfig(), 2)
+    sequences, found = random_sequences((3, 5), (1, 4)), []
+    engine.update([[0], [1]], lambda chosen: engine.engine(pack_row(sequences, chosen, place), 1.0)[0].sum(), 9)
+    for parts in (("states",), ("states", "weights")):
+        engine.rest(parts)  # type: ignore[arg-type]
+        room = {chunk.data_ptr() for lot in engine.parking._lots.values() for chunk in lot._chunks}
+        found.append(sum(each.nbytes() for key, each in storages().items() if key not in {*before, *room}))
+    return [*found, sum(size for lot in engine.parking._lots.values() for _, size in lot._held)]
+
+
+@pytest.mark.parametrize(("stage", "dtype"), [(0, "float32"), (1, "bfloat16"), (2, "float32"), (3, "bfloat16")])
+def test_what_rests_leaves_the_device_and_lies_on_the_host(stage: int, dtype: str, two_ranks: Crew) -> None:
+    """Whoever holds the memory: all tensors that Python knows of are counted, not those that were asked to leave."""
+    role = member(shape_of(tiny_config("llama", **SIZES).to_dict(), "tiny"), zero_stage=stage, ranks=2)
+    weights = waiting(role, dtype, "states").total - memory.PROCESS
+    assert waiting(role, dtype, "all") == Memory(process=memory.PROCESS)
+    for states_away, all_away, host in two_ranks.run(left_at_rest, stage, dtype):
+        assert states_away == pytest.approx(weights, rel=0.02)
+        assert all_away < 0.02 * weights
+        assert host == pytest.approx(on_host(role, dtype, "all"), rel=0.02)
 
 
 def storages() -> dict[int, torch.UntypedStorage]:
@@ -211,6 +239,18 @@ def test_logits_by_hand() -> None:
     shape = find("meta-llama/Llama-3.1-8B")
     assert memory.logits(member(shape), 8192) == 20 * 2048 * 128_256
     assert memory.logits(member(shape, head="scalar"), 8192) == 0
+
+
+def test_a_shared_row_by_hand() -> None:
+    """Llama 8B, 32,768 tokens over 4 ranks, 8,192 each: no mask, and 2·4,096 bytes a token for what comes back."""
+    shape = find("meta-llama/Llama-3.1-8B")
+    alone = 2 * 8 * 4096 + 2 * 2 * (4096 + 4096) + 8 * 14336 + 8 + 4 * 32
+    assert saved(shape, 32_768, 2) == 32_768 * (alone + 2 * 32_768)
+    assert saved(shape, 32_768, 2, ranks=4) == 8192 * (alone + 2 * 4096)
+    four = member(shape, ranks=4, sequence_parallel=4, micro_batch_tokens=32_768)
+    assert memory.logits(four, 4096) == 20 * 1024 * 128_256
+    whole, part = passing(member(shape), ModelConfig(), 32_768), passing(four, ModelConfig(), 32_768)
+    assert part.activations < whole.activations / 4
 
 
 def test_gathers_by_hand() -> None:

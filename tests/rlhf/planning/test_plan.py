@@ -6,23 +6,28 @@ import json
 
 import pytest
 
-from rlhf.config.schema import Recipe
+from rlhf.config.schema import EarlyStopConfig, Recipe, RewardSourceConfig
 from rlhf.errors import UserError
 from rlhf.planning.cluster import parse_cluster
-from rlhf.planning.fit import changed
+from rlhf.planning.fit import ROLES, candidates, changed
 from rlhf.planning.members import Member, Seat, Shapes, members, seats
+from rlhf.planning.memory import PROCESS, held
+from rlhf.planning.plan import Placed
 from rlhf.planning.report import Plan, as_values, make_plan
 from rlhf.planning.show import show
 from rlhf.planning.timing import (
     SHARES,
     Machine,
+    adding_seconds,
+    exchange_seconds,
     forward_flops,
     gather_seconds,
     publish_seconds,
     reduce_seconds,
+    resting_seconds,
     rollout_seconds,
 )
-from rlhf.planning.work import batch_of
+from rlhf.planning.work import batch_of, passes
 from tests.rlhf.planning.small import TINY, find, recipe
 
 SMALL = {"model": "Qwen/Qwen2.5-0.5B", "placement__strategy": "separate"}
@@ -123,6 +128,56 @@ def test_links_by_hand() -> None:
     assert sent == pytest.approx(weights / (SHARES["link"] * 25e9) + gather)
 
 
+def test_exchanges_by_hand() -> None:
+    """Llama 8B, 4 ranks a row: 3/4 of 2·(32 + 8) heads 128 wide, 2 bytes, 32 layers, at .7 of a node's 450 GB/s."""
+    row = {"placement__policy__ranks": 8, "placement__policy__sequence_parallel": 4}
+    made = recipe(placement__strategy="separate", **row)
+    policy = roles_of(made)[0]
+    moved = 1000 * 32 * 80 * 128 * 2 * 3 / 4
+    assert exchange_seconds(policy, 1000, machine(made)) == pytest.approx(moved / (SHARES["link"] * 450e9))
+    assert exchange_seconds(roles_of(recipe())[0], 1000, machine(made)) == 0
+    over_nodes = machine(made, "nodes=4,gpus=3,gpu=h100-80,network=25")
+    assert exchange_seconds(policy, 1000, over_nodes) == pytest.approx(moved / (SHARES["link"] * 25e9))
+    assert passes(8, 1000, policy) == 2  # four samples for each of two groups, two in a row of 2,048 tokens
+
+
+def test_shared_matrices_by_hand() -> None:
+    """Llama 8B, 4 ranks a matrix, 8 in all: a layer's 218,103,808 numbers by 4, its two norms of 4,096 whole."""
+    split = {"placement__policy__ranks": 8, "placement__policy__tensor_parallel": 4}
+    made = recipe(placement__strategy="separate", **split)
+    policy = roles_of(made)[0]
+    outside = 8_030_261_248 - 32 * 218_103_808  # norms, embedding, output head
+    own = outside + 32 * 218_103_808 // 4
+    assert policy.own(policy.trained) == own and policy.shards == 2
+    memory = held(policy, "bfloat16")
+    assert (memory.weights, memory.gradients, memory.master) == (2 * own, 6 * own, 2 * own)
+    added = 2 * 2 * 32 * 4000 * 4096 * 2 * 3 / 4  # twice a layer, sent about twice: the states of four ranks' tokens
+    assert adding_seconds(policy, 1000, machine(made)) == pytest.approx(added / (SHARES["link"] * 450e9))
+    assert adding_seconds(roles_of(recipe())[0], 1000, machine(made)) == 0
+    assert passes(8, 1000, policy) == 2  # dealt to two groups, as rows are that ranks share
+
+
+def test_rows_that_are_too_long_are_shared() -> None:
+    """131,072 tokens take more than a GPU on each of eight ranks, whatever else is done."""
+    made = recipe(
+        placement__strategy="separate",
+        rollout__max_response_length=100_000,
+        ppo__batch_size=128,
+        placement__policy__ranks=8,
+        placement__critic__ranks=8,
+        **{f"placement__{role}__micro_batch_tokens": 131_072 for role in ("policy", "critic", "reference", "reward")},
+        **{f"placement__{role}__zero_stage": 3 for role in ("policy", "critic", "reference", "reward")},
+    )
+    plan = planned(made, "nodes=8,gpus=8,gpu=h100-80")
+    assert not plan.fits and plan.change is not None
+    assert plan.change["placement.policy.sequence_parallel"] > 1
+
+
+def test_heads_that_ranks_cannot_share_are_a_problem() -> None:
+    made = recipe(**SMALL, placement__policy__ranks=4, placement__policy__sequence_parallel=4)
+    assert any("has 14 heads, 2 of keys and values" in problem for problem in planned(made).stages[0].placed.problems)
+
+
 def test_decoding_by_hand() -> None:
     """Memory is the limit of 16 sequences: weights and 16 · (256 + 128) tokens of KV cache a token, 256 times."""
     made = recipe(ppo__batch_size=16, placement__strategy="separate")
@@ -191,6 +246,69 @@ def test_roles_that_share_a_gpu_are_counted_together() -> None:
         assert memory.total == sum(use.phases[phase].total for use in stage.uses)
     engine = next(use for use in stage.uses if use.role == "rollout")
     assert engine.phases["update"].total < engine.phases["publish"].total < engine.phases["rollout"].total
+
+
+def sharing(offload: str, **settings: object) -> Placed:
+    """All roles of 0.5B on one GPU, with this ``offload_between_phases``."""
+    each = {f"placement__{role}__offload_between_phases": offload for role in ROLES}
+    made = recipe(**{**SMALL, "placement__strategy": "colocated", **each, **settings})
+    return planned(made, "gpus=1,gpu=h100-80").stages[0].placed
+
+
+def test_states_are_on_a_shared_gpu_in_the_update_alone() -> None:
+    """494 million parameters, of which a scalar head leaves out the output head that the embedding is already."""
+    stage, kept = sharing("auto"), sharing("none")
+    assert stage.resting == dict.fromkeys(("policy", "critic", "reference", "reward model"), "states")
+    [together], [before] = stage.shared, kept.shared
+    assert together.phases["update"] == before.phases["update"]
+    states = 16 + 2  # bytes a parameter: sum of gradients, master, moments; and gradients as autograd makes them
+    trained = sum(use.parameters for use in stage.uses if use.role in ("policy", "critic"))
+    for phase in ("rollout", "score", "publish"):
+        assert before.phases[phase].total - together.phases[phase].total == states * trained
+    assert together.host - before.host == 16 * trained
+
+
+def test_roles_that_make_room_are_counted_one_at_a_time() -> None:
+    stage = sharing("all")
+    uses, [together] = {use.role: use.phases for use in stage.uses}, stage.shared
+    engine = uses["rollout"]
+    assert together.phases["rollout"].total == engine["rollout"].total + 4 * PROCESS
+    for phase, roles in {"score": list(uses), "update": ["policy", "critic"], "publish": ["policy"]}.items():
+        worst = max(uses[role][phase].total for role in roles if role != "rollout")
+        assert together.phases[phase].total == worst + 3 * PROCESS + engine[phase].total
+    assert together.phases["publish"].weights == uses["policy"]["publish"].weights + engine["publish"].weights
+    weights = 2 * sum(use.parameters for use in stage.uses if use.role != "rollout")
+    assert together.host == sharing("states").shared[0].host + weights
+
+
+def test_a_judge_keeps_its_weights_beside_the_engines() -> None:
+    judged = EarlyStopConfig(scorer=RewardSourceConfig(model="Qwen/Qwen2.5-0.5B"))
+    stage = sharing("all", early_stop=judged)
+    assert stage.resting["judge"] == "states" and stage.resting["reward model"] == "all"
+    judge = next(use for use in stage.uses if use.role == "judge")
+    assert judge.waiting["rollout"].weights == 2 * judge.parameters
+
+
+def test_making_room_is_offered_where_it_suffices() -> None:
+    """An engine of nine tenths of the GPU leaves room for no role's weights beside it."""
+    engine = {"rollout__gpu_memory_fraction": 0.9, "model": "Qwen/Qwen2.5-1.5B"}
+    made = recipe(**{**SMALL, "placement__strategy": "colocated", **engine})
+    offered = [change for change in candidates(made, parse_cluster("gpus=1,gpu=h100-80")) if "offload" in str(change)]
+    between = [f"placement.{role}.offload_between_phases" for role in ROLES]
+    assert [change for change in offered if next(iter(change)) in between] == [{key: "all"} for key in between]
+    assert not planned(made, "gpus=1,gpu=h100-80").fits
+    assert planned(changed(made, dict.fromkeys(between, "all")), "gpus=1,gpu=h100-80").fits
+
+
+def test_the_time_of_making_room_by_hand() -> None:
+    """Weights come and go, those of a frozen role only come; states come and go for an update."""
+    stage, there = sharing("all"), machine(recipe(**SMALL))
+    policy, reference = (next(m for m in stage.members if m.role == role) for role in ("policy", "reference"))
+    link, parameters = SHARES["link"] * there.cluster.type.host, 494_032_768
+    assert resting_seconds(policy, "all", there) == pytest.approx((2 * 2 + 2 * 16) * parameters / link)
+    assert resting_seconds(policy, "all", there, weights_alone=True) == pytest.approx(2 * 2 * parameters / link)
+    assert resting_seconds(policy, "states", there, weights_alone=True) == 0
+    assert resting_seconds(reference, "all", there, weights_alone=True) == pytest.approx(2 * parameters / link)
 
 
 def test_only_the_roles_that_share_are_counted_together() -> None:

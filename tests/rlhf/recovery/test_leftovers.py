@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import tempfile
 from pathlib import Path
@@ -27,6 +28,15 @@ def test_what_a_process_left_is_removed_and_nothing_else(tmp_path: Path, monkeyp
         path.touch()
     leftovers.remove_leftovers(dead.pid)
     assert sorted(path for folder in (shared, temporary) for path in folder.iterdir()) == sorted(kept)
+
+
+def test_shared_memory_is_taken_where_there_is_room_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leftovers, "SHARED_MEMORY", tmp_path)
+    free = shutil.disk_usage(tmp_path).free
+    assert leftovers.roomy_folder(free // 2) == tmp_path
+    assert leftovers.roomy_folder(free * 2) is None
+    monkeypatch.setattr(leftovers, "SHARED_MEMORY", tmp_path / "nowhere")
+    assert leftovers.roomy_folder(1) is None
 
 
 def test_names_are_what_is_looked_for(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from tests.rlhf.report.folder import hostile_run
 
 EXECUTABLE = find_browser()
 pytestmark = pytest.mark.skipif(
-    EXECUTABLE is None, reason="no Chromium on this machine (Debian's package: chromium-headless-shell)"
+    EXECUTABLE is None,
+    reason="no Chromium on this machine: tests/system_packages.sh",
 )
 PHONE, DESKTOP = 375, 1280
 

@@ -1,6 +1,19 @@
 from __future__ import annotations
 
-from rlhf.report.charts import BOTTOM, LEFT, MOST_POINTS, RIGHT, TOP, Axis, Chart, Line, draw, readings, thinned
+from rlhf.report.charts import (
+    BOTTOM,
+    LEFT,
+    MOST_POINTS,
+    RIGHT,
+    TOP,
+    Axis,
+    Chart,
+    Line,
+    axes_of,
+    draw,
+    readings,
+    thinned,
+)
 
 
 def chart(*points: tuple[float, float | None], logarithmic: bool = False) -> Chart:
@@ -38,3 +51,10 @@ def test_thinning_keeps_spikes_and_ends_in_order() -> None:
     assert len(few) <= MOST_POINTS + 2
     assert (777, 9.0) in few and (5000, -9.0) in few
     assert list(few) == sorted(few)
+
+
+def test_what_is_small_is_not_drawn_as_if_it_were_0() -> None:
+    """A gap of 1e-07 and one of 1.1e-07 are two heights, and the tick of 1e-07 is at the first."""
+    _, values = axes_of(chart((0, 1e-7), (1, 1.1e-7), logarithmic=True))
+    assert values.place(1e-7) > values.place(1.1e-7) and values.low == 0.5e-7
+    assert axes_of(chart((0, 0.0), (1, 1e-7), logarithmic=True))[1].low == 1e-9

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,12 @@ def test_many_short_calls_are_few_bars() -> None:
     bars = [Bar(name="scores", begin=k / 1000, end=(k + 0.9) / 1000) for k in range(100_000)]
     timeline = Timeline(steps={0: (0.0, 100.0)}, phases=[], actors={"reward rank 0": bars})
     assert strip(timeline).count('<rect class="dot-') <= 2
+
+
+def test_a_step_is_named_as_far_as_there_is_room() -> None:
+    """810 units over 100 s, and 6.6 a letter at most: 3 s have room for a number, 1 s for none."""
+    drawn = strip(Timeline(steps={8: (0.0, 1.0), 9: (1.0, 4.0), 10: (4.0, 100.0)}, phases=[], actors={}))
+    assert re.findall(r">([^<]*)</text>", drawn)[:3] == ["", "9", "step 10, 96 s"]
 
 
 def test_curves_are_by_role(timeline: Timeline) -> None:

@@ -22,7 +22,7 @@ from rlhf.config.schema import (
     TrackingConfig,
 )
 from rlhf.errors import MachineryError
-from rlhf.models.load import load_tokenizer
+from rlhf.models.folder import load_tokenizer
 from rlhf.models.scratch import make_scratch
 from rlhf.roles.assemble import Batch, BatchReport, Contribution, assemble
 from rlhf.roles.forward import Share

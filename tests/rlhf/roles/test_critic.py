@@ -26,7 +26,7 @@ from rlhf.models.scratch import train_tokenizer
 from rlhf.roles.critic import CriticRole
 from rlhf.roles.forward import token_index
 from rlhf.types import Experience, FinishReason, RolloutBlock
-from rlhf.zero.process_group import Rank
+from rlhf.zero.rank import Rank
 from tests.rlhf.ranks import Crew
 from tests.rlhf.tiny import random_sequences, tiny_model, whole
 
@@ -44,13 +44,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def recipe(ranks: int, stage: int, budget: int, clip: float | None = CLIP) -> Recipe:
+def recipe(ranks: int, stage: int, budget: int, clip: float | None = CLIP, shared: int = 1) -> Recipe:
     optimizer = OptimizerConfig(lr=LR, schedule="constant", betas=(0.0, 0.0), eps=1.0, max_grad_norm=0.0)
+    role = RoleConfig(ranks=ranks, sequence_parallel=shared, zero_stage=stage, micro_batch_tokens=budget)
     return Recipe(
         name="test",
         algorithm=AlgorithmConfig(value_clip_range=clip, epochs=EPOCHS),
         ppo=PPOConfig(steps=1, critic_optimizer=optimizer),
-        placement=PlacementConfig(critic=RoleConfig(ranks=ranks, zero_stage=stage, micro_batch_tokens=budget)),
+        placement=PlacementConfig(critic=role),
     )
 
 
@@ -131,13 +132,27 @@ PLACES = [(1, 0, 1000), (1, 1, 11), (2, 1, 20), (2, 2, 11), (2, 3, 11)]
 
 
 @pytest.mark.parametrize(
-    ("ranks", "stage", "budget", "clip"), [*((*place, CLIP) for place in PLACES), (1, 1, 20, None), (2, 3, 11, None)]
+    ("ranks", "stage", "budget", "clip", "shared"),
+    [
+        *((*place, CLIP, 1) for place in PLACES),
+        (1, 1, 20, None, 1),
+        (2, 3, 11, None, 1),
+        (2, 1, 20, CLIP, 2),
+        (2, 3, 1000, CLIP, 2),
+    ],
 )
 def test_three_updates_are_the_plain_ones(
-    ranks: int, stage: int, budget: int, clip: float | None, folder: Path, expected: Any, crews: dict[int, Crew]
+    ranks: int,
+    stage: int,
+    budget: int,
+    clip: float | None,
+    shared: int,
+    folder: Path,
+    expected: Any,
+    crews: dict[int, Crew],
 ) -> None:
     losses, weights = expected[clip]
-    for updated in crews[ranks].run(update, folder, recipe(ranks, stage, budget, clip), experience()):
+    for updated in crews[ranks].run(update, folder, recipe(ranks, stage, budget, clip, shared), experience()):
         assert not updated["before"].any()
         assert updated["metrics"]["loss/value_avg"] == pytest.approx(np.mean(losses), rel=1e-5)
         clipped = updated["metrics"]["val/clipfrac_avg"]

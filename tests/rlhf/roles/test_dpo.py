@@ -24,7 +24,7 @@ from rlhf.models.load import load_causal
 from rlhf.roles.dpo import DPORole, held_out_metrics, response_logprobs
 from rlhf.roles.forward import Share
 from rlhf.types import Float32, Sequences
-from rlhf.zero.process_group import Rank
+from rlhf.zero.rank import Rank
 from tests.rlhf.ranks import Crew
 from tests.rlhf.tiny import random_sequences, tiny_model, whole
 
@@ -43,10 +43,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def recipe(ranks: int, stage: int, budget: int) -> Recipe:
+def recipe(ranks: int, stage: int, budget: int, shared: int = 1) -> Recipe:
     """The sampling temperature is not 1: comparisons must not take it."""
     optimizer = OptimizerConfig(lr=LR, schedule="constant", betas=(0.0, 0.0), eps=1.0, max_grad_norm=0.0)
-    role = RoleConfig(ranks=ranks, zero_stage=stage, micro_batch_tokens=budget)
+    role = RoleConfig(ranks=ranks, sequence_parallel=shared, zero_stage=stage, micro_batch_tokens=budget)
     return Recipe(
         name="test",
         dpo=DPOConfig(beta=BETA, label_smoothing=SMOOTHING, optimizer=optimizer),
@@ -132,11 +132,21 @@ def expected(folder: Path) -> dict[str, Any]:
     return {"reference": reference, "rows": rows, "held_out": held_out, "weights": lm.state_dict()}
 
 
-@pytest.mark.parametrize(("ranks", "stage", "budget"), [(1, 0, 1000), (1, 1, 16), (2, 1, 16), (2, 2, 100), (2, 3, 30)])
+@pytest.mark.parametrize(
+    ("ranks", "stage", "budget", "shared"),
+    [(1, 0, 1000, 1), (1, 1, 16, 1), (2, 1, 16, 1), (2, 2, 100, 1), (2, 3, 30, 1), (2, 1, 16, 2), (2, 3, 100, 2)],
+)
 def test_two_updates_are_the_plain_ones_and_the_model_is_saved_as_it_is(
-    ranks: int, stage: int, budget: int, folder: Path, expected: Any, crews: dict[int, Crew], tmp_path: Path
+    ranks: int,
+    stage: int,
+    budget: int,
+    shared: int,
+    folder: Path,
+    expected: Any,
+    crews: dict[int, Crew],
+    tmp_path: Path,
 ) -> None:
-    for answer in crews[ranks].run(train, folder, recipe(ranks, stage, budget), tmp_path):
+    for answer in crews[ranks].run(train, folder, recipe(ranks, stage, budget, shared), tmp_path):
         np.testing.assert_allclose(answer["reference"], expected["reference"], rtol=1e-5)
         first, second = answer["metrics"]
         assert first["train/loss"] == pytest.approx(0.693147, abs=1e-5)

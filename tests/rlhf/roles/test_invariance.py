@@ -37,7 +37,7 @@ from rlhf.roles.critic import CriticRole
 from rlhf.roles.forward import token_index
 from rlhf.roles.policy import PolicyRole
 from rlhf.types import Experience, FinishReason, RolloutBlock, Sequences
-from rlhf.zero.process_group import Rank
+from rlhf.zero.rank import Rank
 from tests.rlhf.ranks import Crew
 from tests.rlhf.tiny import ARCHITECTURES, VOCABULARY, random_sequences, tiny_model
 
@@ -58,11 +58,18 @@ class Split:
     stage: int = 1
     budget: int = 1000
     """Tokens of a packed pass."""
+    shared: int = 1
+    """Ranks that share a row."""
     order: tuple[int, ...] = tuple(range(SAMPLES))
 
 
 def recipe(split: Split, epochs: int = 1, optimizer: OptimizerConfig = SMOOTH) -> Recipe:
-    role = RoleConfig(ranks=split.ranks, zero_stage=split.stage, micro_batch_tokens=split.budget)
+    role = RoleConfig(
+        ranks=split.ranks,
+        sequence_parallel=split.shared,
+        zero_stage=split.stage,
+        micro_batch_tokens=split.budget,
+    )
     return Recipe(
         name="test",
         rollout=RolloutConfig(temperature=TEMPERATURE, max_response_length=8),
@@ -155,12 +162,16 @@ SPLITS = (
     Split(ranks=2, stage=0, budget=11, order=(6, 5, 4, 3, 2, 1, 0)),
     Split(ranks=2, stage=2, budget=20),
     Split(ranks=2, stage=3, budget=20),
+    Split(ranks=2, shared=2, stage=0, budget=20, order=(4, 0, 6, 2, 5, 1, 3)),
+    Split(ranks=2, shared=2, stage=1),
+    Split(ranks=2, shared=2, stage=2, budget=11),
+    Split(ranks=2, shared=2, stage=3, budget=20),
 )
 
 
 @pytest.mark.parametrize("kind", ["policy", "critic"])
 def test_no_split_changes_a_gradient(kind: str, folders: dict[str, Path], crews: dict[int, Crew]) -> None:
-    """Over micro-batches, ranks, stages and the order of samples; of the second update, which the first one led to."""
+    """Over micro-batches, ranks, parts of rows, stages, any order; of the second update, which the first one led to."""
     [expected] = gradients(crews, kind, folders["llama"], Split(stage=0))
     for split in SPLITS:
         for found in gradients(crews, kind, folders["llama"], split):

@@ -28,7 +28,7 @@ from rlhf.models.load import load_causal
 from rlhf.roles.forward import join_tokens, token_index
 from rlhf.roles.policy import PolicyRole, update_metrics
 from rlhf.types import Experience, FinishReason, RolloutBlock, Sequences
-from rlhf.zero.process_group import Rank
+from rlhf.zero.rank import Rank
 from tests.rlhf.ranks import Crew
 from tests.rlhf.tiny import VOCABULARY, random_sequences, tiny_model
 
@@ -66,10 +66,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def recipe(ranks: int = 1, stage: int = 1, budget: int = 1000, schedule: Any = "constant", **algorithm: Any) -> Recipe:
+def recipe(
+    ranks: int = 1, stage: int = 1, budget: int = 1000, schedule: Any = "constant", shared: int = 1, **algorithm: Any
+) -> Recipe:
     """Adam without momentum and with ε = 1: its step is smooth in the gradient, so small differences stay small."""
     optimizer = OptimizerConfig(lr=LR, schedule=schedule, betas=(0.0, 0.0), eps=1.0, max_grad_norm=0.0)
-    role = RoleConfig(ranks=ranks, zero_stage=stage, micro_batch_tokens=budget)
+    role = RoleConfig(ranks=ranks, sequence_parallel=shared, zero_stage=stage, micro_batch_tokens=budget)
     return Recipe(
         name="test",
         model=ModelConfig(),
@@ -260,6 +262,17 @@ def test_three_updates_are_the_plain_ones_on_any_ranks_stage_and_budget(
         assert_same(updated, expected[option])
         assert updated.metrics.keys() > expected[option].metrics.keys()  # all of them are compared
     assert 0.05 < updated.metrics["policy/clipfrac_avg"] < 0.95  # the clip takes part in what is compared
+
+
+@pytest.mark.parametrize(
+    ("option", "stage", "budget"), [("plain", 1, 1000), ("everything", 0, 20), ("everything", 2, 11), ("plain", 3, 20)]
+)
+def test_three_updates_are_the_plain_ones_where_ranks_share_rows(
+    option: str, stage: int, budget: int, folder: Path, expected: dict[str, Updated], two_ranks: Crew
+) -> None:
+    made = recipe(2, stage, budget, shared=2, **OPTIONS[option])
+    for updated in two_ranks.run(update, folder, made, experience()):
+        assert_same(updated, expected[option])
 
 
 def test_the_updates_moved_the_weights_far_enough_to_tell(folder: Path, expected: dict[str, Updated]) -> None:

@@ -15,9 +15,10 @@ from rlhf.models.load import load_classifier, reward_shift
 from rlhf.models.scalar import init_reward_head
 from rlhf.models.scratch import train_tokenizer
 from rlhf.roles.forward import join_samples
-from rlhf.roles.preference import PairData, PreferenceRole
+from rlhf.roles.pairs import PairData
+from rlhf.roles.preference import PreferenceRole
 from rlhf.types import Pair
-from rlhf.zero.process_group import Rank
+from rlhf.zero.rank import Rank
 from tests.rlhf.ranks import Crew
 from tests.rlhf.tiny import random_sequences, tiny_model, whole
 
@@ -57,9 +58,9 @@ def read(classifier: PreTrainedModel) -> torch.Tensor:
     return torch.stack([classifier.score(h)[0, -1, 0] for h in hidden])
 
 
-def recipe(ranks: int, stage: int, budget: int) -> Recipe:
+def recipe(ranks: int, stage: int, budget: int, shared: int) -> Recipe:
     optimizer = OptimizerConfig(lr=LR, schedule="constant", betas=(0.0, 0.0), eps=1.0, max_grad_norm=0.0)
-    role = RoleConfig(ranks=ranks, zero_stage=stage, micro_batch_tokens=budget)
+    role = RoleConfig(ranks=ranks, sequence_parallel=shared, zero_stage=stage, micro_batch_tokens=budget)
     return Recipe(name="t", seed=SEED, reward=RewardConfig(optimizer=optimizer), placement=PlacementConfig(reward=role))
 
 
@@ -100,11 +101,21 @@ def expected(folder: Path) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize(("ranks", "stage", "budget"), [(1, 0, 1000), (1, 1, 15), (2, 1, 15), (2, 2, 100), (2, 3, 15)])
+@pytest.mark.parametrize(
+    ("ranks", "stage", "budget", "shared"),
+    [(1, 0, 1000, 1), (1, 1, 15, 1), (2, 1, 15, 1), (2, 2, 100, 1), (2, 3, 15, 1), (2, 1, 15, 2), (2, 3, 100, 2)],
+)
 def test_two_updates_are_the_plain_ones_and_the_model_is_saved_as_it_is(
-    ranks: int, stage: int, budget: int, folder: Path, expected: Any, crews: dict[int, Crew], tmp_path: Path
+    ranks: int,
+    stage: int,
+    budget: int,
+    shared: int,
+    folder: Path,
+    expected: Any,
+    crews: dict[int, Crew],
+    tmp_path: Path,
 ) -> None:
-    answers = crews[ranks].run(train, folder, recipe(ranks, stage, budget), tmp_path)
+    answers = crews[ranks].run(train, folder, recipe(ranks, stage, budget, shared), tmp_path)
     for answer in answers:
         for name in ("train/loss", "train/accuracy", "train/grad_norm"):
             assert [m[name] for m in answer["metrics"]] == pytest.approx(expected[name], rel=1e-5), name

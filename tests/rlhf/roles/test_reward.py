@@ -20,7 +20,7 @@ from rlhf.models.scratch import train_tokenizer
 from rlhf.roles.forward import Share, join_samples
 from rlhf.roles.reward import make_reward
 from rlhf.types import FinishReason, Prompt, Rollout, RolloutBlock
-from rlhf.zero.process_group import Rank
+from rlhf.zero.rank import Rank
 from tests.rlhf.ranks import Crew
 from tests.rlhf.service import serve
 from tests.rlhf.tiny import tiny_model

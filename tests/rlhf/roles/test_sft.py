@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from rlhf.config.schema import (
 from rlhf.models.load import load_causal
 from rlhf.roles.forward import join_tokens
 from rlhf.roles.sft import SFTRole
-from rlhf.zero.process_group import Rank
+from rlhf.zero.rank import Rank
 from tests.rlhf.ranks import Crew
 from tests.rlhf.tiny import random_sequences, tiny_model, whole
 
@@ -40,10 +41,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def recipe(ranks: int, stage: int, budget: int) -> Recipe:
+def recipe(ranks: int, stage: int, budget: int, shared: int) -> Recipe:
     """The sampling temperature is not 1: supervised training must not take it."""
     optimizer = OptimizerConfig(lr=LR, schedule="constant", betas=(0.0, 0.0), eps=1.0, max_grad_norm=0.0)
-    role = RoleConfig(ranks=ranks, zero_stage=stage, micro_batch_tokens=budget)
+    role = RoleConfig(ranks=ranks, sequence_parallel=shared, zero_stage=stage, micro_batch_tokens=budget)
     return Recipe(
         name="test",
         sft=SFTConfig(optimizer=optimizer),
@@ -88,18 +89,50 @@ def expected(folder: Path) -> dict[str, Any]:
     return {"train/loss": losses, "train/grad_norm": norms, "held_out": held_out, "weights": lm.state_dict()}
 
 
-@pytest.mark.parametrize(("ranks", "stage", "budget"), [(1, 0, 1000), (1, 1, 9), (2, 1, 12), (2, 2, 9), (2, 3, 9)])
+@pytest.mark.parametrize(
+    ("ranks", "stage", "budget", "shared"),
+    [(1, 0, 1000, 1), (1, 1, 9, 1), (2, 1, 12, 1), (2, 2, 9, 1), (2, 3, 9, 1), (2, 1, 12, 2), (2, 3, 9, 2)],
+)
 def test_two_updates_are_the_plain_ones_and_the_model_is_saved_as_it_is(
-    ranks: int, stage: int, budget: int, folder: Path, expected: Any, crews: dict[int, Crew], tmp_path: Path
+    ranks: int,
+    stage: int,
+    budget: int,
+    shared: int,
+    folder: Path,
+    expected: Any,
+    crews: dict[int, Crew],
+    tmp_path: Path,
 ) -> None:
-    answers = crews[ranks].run(train, folder, recipe(ranks, stage, budget), tmp_path)
+    assert_plain(crews[ranks].run(train, folder, recipe(ranks, stage, budget, shared), tmp_path), expected, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def four_ranks() -> Iterator[Crew]:
+    """A group of four."""
+    crew = Crew(4)
+    yield crew
+    crew.stop()
+
+
+def test_groups_of_ranks_that_share_rows_divide_the_work_among_them(
+    folder: Path, expected: Any, four_ranks: Crew, tmp_path: Path
+) -> None:
+    """Three samples over two groups of two ranks."""
+    answers = four_ranks.run(train, folder, recipe(4, 2, 9, 2), tmp_path)
+    assert_plain(answers, expected, tmp_path)
+    told = [sorted(answer["share"].samples) for answer in answers]
+    assert told[1] == told[3] == [] and sorted(told[0] + told[2]) == [0, 1, 2]
+
+
+def assert_plain(answers: list[Any], expected: Any, saved_to: Path) -> None:
+    """All ranks report what plain updates have, and the saved model is the one that they make."""
     for answer in answers:
         assert [m["train/tokens"] for m in answer["metrics"]] == [TOKENS] * 2
         for name in ("train/loss", "train/grad_norm"):
             assert [m[name] for m in answer["metrics"]] == pytest.approx(expected[name], rel=1e-5), name
     held_out = join_tokens([answer["share"] for answer in answers], HELD_OUT)
     assert -held_out.sum() == pytest.approx(expected["held_out"], rel=1e-5)
-    saved = load_causal(tmp_path, ModelConfig()).state_dict()
+    saved = load_causal(saved_to, ModelConfig()).state_dict()
     for name, weight in expected["weights"].items():
         scale = float(weight.abs().max())
         np.testing.assert_allclose(saved[name], weight, rtol=1e-5, atol=1e-5 * scale, err_msg=name)

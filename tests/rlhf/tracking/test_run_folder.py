@@ -61,10 +61,18 @@ def test_an_unreadable_mark_counts_as_unfinished(tmp_path: Path) -> None:
 def test_a_model_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path, "sft", "", "abc")
     with run.writing_model() as folder:
-        (folder / "weights").write_text("w")
+        (folder / "model.safetensors").write_text("w")
         assert not run.model.exists()
-    assert (run.model / "weights").read_text() == "w"
+    assert (run.model / "model.safetensors").read_text() == "w"
     assert not (run.path / "model.partial").exists()
+
+
+def test_a_folder_without_weights_is_not_a_model(tmp_path: Path) -> None:
+    """They were written on another node, whose folder of that name is another."""
+    run = RunFolder.create(tmp_path, "sft", "", "abc")
+    with pytest.raises(UserError, match="runs_dir be a folder that all nodes see"), run.writing_model() as folder:
+        (folder / "tokenizer.json").write_text("{}")
+    assert not run.model.exists()
 
 
 def test_a_model_that_fails_half_way_is_not_a_model(tmp_path: Path) -> None:
@@ -76,22 +84,22 @@ def test_a_model_that_fails_half_way_is_not_a_model(tmp_path: Path) -> None:
 
 def save(run: RunFolder, step: int) -> None:
     with run.writing_best(step) as folder:
-        (folder / "weights").write_text(f"of step {step}")
+        (folder / "model.safetensors").write_text(f"of step {step}")
 
 
 def test_a_best_model_is_whole_and_those_before_it_go_only_on_request(tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path, "ppo", "", "abc")
     save(run, 0)
     with run.writing_best(10) as folder:
-        (folder / "weights").write_text("of st")
+        (folder / "model.safetensors").write_text("of st")
         assert not (run.best / "step_10").exists()
-    assert (run.best / "step_0" / "weights").read_text() == "of step 0"
+    assert (run.best / "step_0" / "model.safetensors").read_text() == "of step 0"
     with pytest.raises(RuntimeError, match="disk"), run.writing_best(20):
         raise RuntimeError("disk")
     assert not (run.best / "step_20").exists()
     run.prune_best(10)
     assert [path.name for path in run.best.glob("step_*") if not path.suffix] == ["step_10"]
-    assert (run.best / "step_10" / "weights").read_text() == "of st"
+    assert (run.best / "step_10" / "model.safetensors").read_text() == "of st"
 
 
 def test_the_best_model_becomes_the_model(tmp_path: Path) -> None:
@@ -99,7 +107,7 @@ def test_the_best_model_becomes_the_model(tmp_path: Path) -> None:
     save(run, 0)
     save(run, 10)
     run.keep_best(10)
-    assert (run.model / "weights").read_text() == "of step 10"
+    assert (run.model / "model.safetensors").read_text() == "of step 10"
     assert not run.best.exists()
     run.drop_best()  # nothing is left to remove
 

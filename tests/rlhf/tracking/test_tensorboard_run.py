@@ -13,25 +13,16 @@ from rlhf.config.schema import EndpointConfig, Recipe, RewardSourceConfig, Track
 from rlhf.tracking.histogram import Histogram
 from rlhf.tracking.jsonl import read_lines
 from rlhf.tracking.run_folder import RunFolder
-from rlhf.tracking.samples import SampleRow
 from rlhf.tracking.tensorboard_run import FOLDER
 from rlhf.tracking.tracker import Tracker
+from tests.rlhf.tracking.rows import sample
 
 RECIPE = Recipe(
     name="demo",
     tracking=TrackingConfig(wandb="disabled", tensorboard=True, table_every=2),
     rewards={"judge": RewardSourceConfig(endpoint=EndpointConfig(url="http://anna:pw@host/score"))},
 )
-ROW = SampleRow(
-    prompt="<b>p</b>",
-    response="# r\n\n![x](y)",
-    score=0.5,
-    kl=1.25,
-    advantage=-0.5,
-    finish_reason="stop",
-    weight_version=3,
-    pick="random",
-)
+ROW = sample("<b>p</b>", "# r\n\n![x](y)")
 
 
 def read(folder: Path) -> EventAccumulator:

@@ -8,20 +8,11 @@ import pytest
 from rlhf.config.schema import AlertConfig, Recipe, TrackingConfig
 from rlhf.tracking.jsonl import read_lines
 from rlhf.tracking.run_folder import RunFolder
-from rlhf.tracking.samples import SampleRow
 from rlhf.tracking.tracker import Tracker
+from tests.rlhf.tracking.rows import sample
 
 RECIPE = Recipe(name="demo", tracking=TrackingConfig(wandb="disabled"))
-ROW = SampleRow(
-    prompt="p",
-    response="[red]r\n",
-    score=0.5,
-    kl=1.25,
-    advantage=-0.5,
-    finish_reason="stop",
-    weight_version=3,
-    pick="random",
-)
+ROW = sample("p", "[red]r\n")
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ class Pretend:
     """One stage in progress, held by this process. ``root`` is the run's folder."""
 
     def __init__(self, root: Path, stage: str = "ppo", steps: int = 4) -> None:
+        self.steps = steps
         self.run = RunFolder.create(root, stage, f"ppo:\n  steps: {steps}\n", "digest")
 
     def status(self, phase: str, step: int | None, dead: str = "", since: float | None = None) -> None:
@@ -34,7 +35,7 @@ class Pretend:
             for i, name in enumerate(MEMBERS)
         }
         since = time.time() if since is None else since
-        status = {"phase": phase, "step": step, "since": since, "members": members}
+        status = {"phase": phase, "step": step, "steps": self.steps, "since": since, "members": members}
         (self.run.path / "status.json").write_text(json.dumps(status), encoding="utf-8")
 
     def step(self, step: int, response: str = "an answer", **metrics: float | None) -> None:

@@ -47,6 +47,23 @@ def test_a_run_in_progress(root: Path) -> None:
     assert standing.warning == ""
 
 
+def test_a_stage_whose_steps_depend_on_the_data_says_how_many_they_are(root: Path) -> None:
+    run = Pretend(root, "sft", steps=120)
+    run.step(38)
+    run.step(39)
+    assert (look(root).done, look(root).steps, look(root).seconds_left) == (40, None, None)
+    run.status("update", 40)
+    assert (look(root).done, look(root).steps, look(root).seconds_left) == (40, 120, 160.0)  # 2 s a step
+
+
+def test_the_recipe_tells_ppos_steps_before_it_has_begun_and_the_run_itself_later(root: Path) -> None:
+    run = Pretend(root, steps=4)
+    assert look(root).steps == 4
+    run.steps = 5
+    run.status("rollout", 0)
+    assert look(root).steps == 5
+
+
 def test_the_seconds_of_a_phase_go_on_when_a_member_changes(root: Path) -> None:
     run, now = Pretend(root), time.time()
     watch = FolderWatch(Place.of(root), lambda: now + 10)
@@ -86,7 +103,9 @@ def test_what_is_half_written_is_left_out(root: Path) -> None:
     assert (standing.done, standing.phase, standing.steps, standing.members) == (1, "", None, ())
 
 
-@pytest.mark.parametrize("text", ['{"members": [1]}', '{"members": {"a": 3}}', "[]", '{"phase": 3, "since": "x"}'])
+@pytest.mark.parametrize(
+    "text", ['{"members": [1]}', '{"members": {"a": 3}}', "[]", '{"phase": 3, "since": "x", "steps": "y"}']
+)
 def test_a_strange_status_is_no_error(root: Path, text: str) -> None:
     run = Pretend(root)
     (run.run.path / "status.json").write_text(text)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +14,7 @@ from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
 from rlhf.weights import shared_memory
 from rlhf.weights.sender import make_sender
-from rlhf.weights.shared_memory import SharedMemoryUpdate, chunk_folder, local_copy, read_chunk, write_chunk
+from rlhf.weights.shared_memory import SharedMemoryUpdate, local_copy, read_chunk, write_chunk
 
 ODD = [
     ("a", torch.tensor([1.5, -2.5, 3.5], dtype=torch.bfloat16)),
@@ -116,17 +115,6 @@ def test_a_small_model_is_one_chunk_and_leaves_no_file_behind() -> None:
     assert client.calls.count("update") == 1
     assert_same(client.chunks[0], ODD)
     assert [file.exists() for file in client.files] == [False]
-
-
-def test_a_chunk_that_does_not_fit_into_shared_memory_goes_to_the_temporary_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(shared_memory, "SHARED_MEMORY", str(tmp_path))
-    free = shutil.disk_usage(tmp_path).free
-    assert chunk_folder(free // 2) == str(tmp_path)
-    assert chunk_folder(free * 2) is None
-    monkeypatch.setattr(shared_memory, "SHARED_MEMORY", str(tmp_path / "nowhere"))
-    assert chunk_folder(1) is None
 
 
 def test_other_ranks_read_their_source_and_call_nobody() -> None:

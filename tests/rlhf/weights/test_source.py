@@ -14,7 +14,8 @@ from rlhf.models.policy import PolicyNet
 from rlhf.weights.fingerprint import Fingerprint, fingerprint
 from rlhf.weights.source import ZeroSource
 from rlhf.zero.engine import ZeroEngine
-from rlhf.zero.process_group import Rank, join
+from rlhf.zero.process_group import join
+from rlhf.zero.rank import Rank
 from tests.rlhf.ranks import Crew
 from tests.rlhf.tiny import tiny_model
 

@@ -27,11 +27,13 @@ from rlhf.errors import UserError
 from rlhf.models.lora import add_adapters
 from rlhf.models.packed_row import pack_row
 from rlhf.models.policy import PolicyNet
+from rlhf.recovery import leftovers
 from rlhf.roles.role import Role
 from rlhf.zero import checkpoint
 from rlhf.zero.checkpoint import Files
 from rlhf.zero.engine import ZeroEngine
-from rlhf.zero.process_group import Rank, join
+from rlhf.zero.process_group import join
+from rlhf.zero.rank import Rank
 from tests.rlhf.ranks import Crew
 from tests.rlhf.tiny import random_sequences, tiny_model
 
@@ -410,13 +412,13 @@ def test_a_folder_without_a_checkpoint_and_another_format_are_refused(tmp_path: 
 @contextmanager
 def own_folders(folder: Path) -> Iterator[None]:
     """Within it temporary folders are made in this one, and shared memory is another in it."""
-    kept = checkpoint.SHARED_MEMORY, tempfile.tempdir
-    checkpoint.SHARED_MEMORY, tempfile.tempdir = folder / "shared", str(folder)
-    checkpoint.SHARED_MEMORY.mkdir(parents=True)
+    kept = leftovers.SHARED_MEMORY, tempfile.tempdir
+    leftovers.SHARED_MEMORY, tempfile.tempdir = folder / "shared", str(folder)
+    leftovers.SHARED_MEMORY.mkdir(parents=True)
     try:
         yield
     finally:
-        checkpoint.SHARED_MEMORY, tempfile.tempdir = kept
+        leftovers.SHARED_MEMORY, tempfile.tempdir = kept
 
 
 @contextmanager

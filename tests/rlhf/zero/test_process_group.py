@@ -8,7 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from rlhf.zero.process_group import Rank, meet
+from rlhf.zero.process_group import meet
+from rlhf.zero.rank import Rank
 
 
 def test_the_meeting_place_listens_on_its_own_address_alone() -> None:

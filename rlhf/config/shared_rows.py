@@ -1,0 +1,121 @@
+"""What it asks of a recipe that several ranks of a role have the same rows.
+
+With ``placement.<role>.sequence_parallel`` each has a part of every row, with ``tensor_parallel`` a part of every
+matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from rlhf.config.schema import Recipe, RoleConfig
+from rlhf.errors import UserError
+
+MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "gpt_neox", "gpt2")
+"""``model_type`` of the models in which tokens are known to meet in attention alone, through transformers' interface
+for attention functions: all else can be computed for a part of a row by itself."""
+SPLIT_TYPES = ("llama", "mistral", "qwen2", "qwen3")
+"""``model_type`` of the models whose layers' matrices are known by the names that ``rlhf/zero/tensor_parallel.py``
+splits."""
+
+
+def row_ranks(role: RoleConfig) -> int:
+    """Neighbouring ranks that have the same rows."""
+    return role.sequence_parallel * role.tensor_parallel
+
+
+def groups(role: RoleConfig) -> int:
+    """Parts into which a role's samples are dealt: its ranks, or groups of ranks that have the same rows."""
+    return role.ranks // row_ranks(role)
+
+
+def check_shared_rows(recipe: Recipe, roles: Iterable[str]) -> Iterator[UserError]:
+    """One error for each of the roles whose ranks, or whose model made from nothing, cannot be divided so."""
+    for name in roles:
+        role: RoleConfig = getattr(recipe.placement, name)
+        for key in ("sequence_parallel", "tensor_parallel"):
+            yield from _uneven_ranks(name, key, role)
+        yield from _tensor_parallel(recipe, name, role)
+        if recipe.model.scratch is not None:
+            made = recipe.model.scratch
+            yield from indivisible(name, "model.scratch", made.heads, made.heads, role.sequence_parallel)
+            yield from unsplittable(
+                name, "model.scratch", made.heads, made.heads, made.intermediate_size, role.tensor_parallel
+            )
+
+
+def _uneven_ranks(name: str, key: str, role: RoleConfig) -> Iterator[UserError]:
+    size = getattr(role, key)
+    if role.ranks % size:
+        yield UserError(
+            f"placement.{name}.ranks = {role.ranks} is not divisible by placement.{name}.{key} = {size}",
+            "that many neighbouring ranks share a row, and every rank has its part in one"
+            if key == "sequence_parallel"
+            else "that many neighbouring ranks share each matrix, and every rank has its part in one",
+            f"placement.{name}.ranks={-(-role.ranks // size) * size}, or placement.{name}.{key}=1",
+        )
+
+
+def _tensor_parallel(recipe: Recipe, name: str, role: RoleConfig) -> Iterator[UserError]:
+    """What does not go together with matrices that are split."""
+    key = f"placement.{name}.tensor_parallel"
+    if role.tensor_parallel == 1:
+        return
+    what = f"{key} = {role.tensor_parallel}"
+    if role.zero_stage not in (1, 2):
+        yield UserError(
+            f"{what} and placement.{name}.zero_stage = {role.zero_stage}",
+            "stage 3 shards whole matrices itself, and at stage 0 nobody takes the norm of all parts of a gradient",
+            f"placement.{name}.zero_stage=1 (or 2), or {key}=1",
+        )
+    if role.sequence_parallel > 1:
+        yield UserError(
+            f"{what} and placement.{name}.sequence_parallel = {role.sequence_parallel}",
+            "a rank has a part of every matrix or of every row, not both",
+            f"{key}=1, or placement.{name}.sequence_parallel=1",
+        )
+    if role.offload:
+        yield UserError(
+            f"{what} and placement.{name}.offload = true",
+            "an optimizer in host memory was not tried over matrices that are split",
+            f"placement.{name}.offload=false, or {key}=1 with placement.{name}.zero_stage=3",
+        )
+    if recipe.model.lora is not None and name == "policy":
+        yield UserError(
+            f"{what} and model.lora",
+            "adapters lie around the layers whose matrices would be split",
+            f"{key}=1 or model.lora=null",
+        )
+
+
+def indivisible(role: str, model: str, heads: int, kv_heads: int, ranks: int) -> Iterator[UserError]:
+    """The error of a role whose model's heads cannot be dealt to so many ranks that share rows, if they cannot.
+
+    Queries are dealt out evenly; of keys and values each rank may have a copy where there are fewer of them than ranks.
+    """
+    fitting = [n for n in range(1, heads + 1) if heads % n == 0 and (kv_heads % n == 0 or n % kv_heads == 0)]
+    if ranks not in fitting:
+        has, why = _heads(heads, kv_heads), "in attention every rank has an equal share of the heads"
+        yield _cannot(f"placement.{role}.sequence_parallel", ranks, fitting, f"{model} has {has}", why)
+
+
+def unsplittable(
+    role: str, model: str, heads: int, kv_heads: int, intermediate: int, ranks: int
+) -> Iterator[UserError]:
+    """The error of a role whose model's matrices cannot be split over so many ranks, if they cannot."""
+    fitting = [n for n in range(1, heads + 1) if heads % n == kv_heads % n == intermediate % n == 0]
+    if ranks not in fitting:
+        has = f"{model} has {_heads(heads, kv_heads)}, and feed-forward blocks {intermediate} wide"
+        why = "every rank has an equal share of the heads and of each matrix"
+        yield _cannot(f"placement.{role}.tensor_parallel", ranks, fitting, has, why)
+
+
+def _heads(heads: int, kv_heads: int) -> str:
+    return f"{heads} heads" + (f", {kv_heads} of keys and values" if kv_heads != heads else "")
+
+
+def _cannot(key: str, ranks: int, fitting: list[int], has: str, why: str) -> UserError:
+    possible = ", ".join(map(str, fitting))
+    return UserError(
+        f"{key} = {ranks} and {has}", why, f"{key}={max(n for n in fitting if n <= ranks)}; possible are {possible}"
+    )

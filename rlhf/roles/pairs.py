@@ -1,0 +1,25 @@
+"""Comparisons as two sequences each: pair i is samples 2i (chosen) and 2i + 1 (rejected)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rlhf.types import Float32, Pair, Sequences
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairData:
+    """Comparisons, packed. Shapes: ``sequences`` 2K samples, chosen and rejected in turn; margins (K,)."""
+
+    sequences: Sequences
+    margins: Float32
+
+    @classmethod
+    def pack(cls, pairs: Sequence[Pair]) -> PairData:
+        """Pack comparisons in their order."""
+        samples = [(pair.prompt, answer) for pair in pairs for answer in (pair.chosen, pair.rejected)]
+        margins = np.array([pair.margin for pair in pairs], dtype=np.float32)
+        return cls(sequences=Sequences.pack(samples), margins=margins)

@@ -1,0 +1,75 @@
+"""A Ray of our own: the token that it asks for is one that nobody else could ever read."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from actors.cluster import make_token
+
+ROOT = Path(__file__).parents[2]
+START = """
+import os, pathlib, ray
+from actors.cluster import cluster, make_token
+make_token()
+file = pathlib.Path.home() / ".ray" / "auth_token"
+made = file.read_text()
+with cluster(None, has_gpus=False):
+    answer = ray.get(ray.remote(lambda: "heard").remote())
+print(answer, os.environ["RAY_AUTH_MODE"], oct(file.stat().st_mode), file.read_text() == made)
+"""
+
+
+@pytest.fixture
+def token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where the token of a user without any would be, whose umask lets everybody read what they write."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    before = os.umask(0)
+    yield tmp_path / ".ray" / "auth_token"
+    os.umask(before)
+
+
+def test_it_is_closed_whole_and_alone(token: Path) -> None:
+    make_token()
+    assert stat.S_IMODE(token.stat().st_mode) == 0o600
+    assert re.fullmatch("[0-9a-f]{64}", token.read_text())
+    assert list(token.parent.iterdir()) == [token]
+
+
+def test_one_that_is_there_is_left_alone(token: Path) -> None:
+    token.parent.mkdir()
+    token.write_text("mine")
+    make_token()
+    assert token.read_text() == "mine" and stat.S_IMODE(token.stat().st_mode) == 0o666
+
+
+@pytest.mark.parametrize("name", ["RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"])
+def test_none_is_made_where_another_is_named(name: str, token: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "other")
+    make_token()
+    assert not token.exists()
+
+
+def test_none_is_made_where_ray_asks_for_none(token: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    make_token()
+    assert not token.exists()
+
+
+def test_ray_takes_it_and_does_not_open_it(token: Path) -> None:
+    """Ray itself: whether it looks where we wrote, before it writes one of its own."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
+    done = subprocess.run(
+        [sys.executable, "-c", START], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split() == ["heard", "token", "0o100600", "True"]

@@ -1,0 +1,155 @@
+"""What rests in the host's memory and comes back: the very training that there would have been, on real ranks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from rlhf.config.pools import Part
+from rlhf.config.schema import RoleConfig
+from rlhf.zero import checkpoint, parking
+from rlhf.zero.engine import ZeroEngine
+from rlhf.zero.parking import Parking, found_in
+from rlhf.zero.process_group import join
+from rlhf.zero.rank import Rank
+from tests.rlhf.ranks import Crew
+from tests.rlhf.zero.test_checkpoint import (
+    DTYPES,
+    STAGES,
+    Net,
+    Setup,
+    assert_same,
+    build,
+    contents,
+    of_all_ranks,
+    train,
+    weights,
+)
+
+ALL: tuple[Part, ...] = ("states", "weights")
+WIDE = Setup(width=64)
+"""Whose tensors are not too small to be moved."""
+
+
+def filled(engine: ZeroEngine) -> dict[Part, int]:
+    """Bytes of a network on its device, by part."""
+    own = engine.parking
+    weights, states = own._storages(own._weights()), own._storages(own._states())
+    return {"weights": sum(size for _, size in weights.values()), "states": sum(size for _, size in states.values())}
+
+
+def rest_between(rank: Rank, setup: Setup) -> None:
+    """Two engines make the same updates; one rests before each, and when it is asked for its state."""
+    busy, restful = build(rank, setup), build(rank, setup)
+    tokens = torch.arange(6)
+    for update in range(3):
+        assert train(busy, update, 1) == train(restful, update, 1)
+        restful.rest(ALL[:1])
+        assert filled(restful)["states"] == 0 < filled(restful)["weights"]
+        assert torch.equal(busy.forward(tokens), restful.forward(tokens)) and filled(restful)["states"] == 0
+        restful.rest(ALL)
+        restful.rest(ALL)  # it stays where it is
+        assert filled(restful) == {"weights": 0, "states": 0}
+        assert_same(contents(checkpoint.snapshot(restful)), contents(checkpoint.snapshot(busy)))
+        assert filled(restful) == {"weights": 0, "states": 0}, "a snapshot is taken from the host"
+        assert torch.equal(busy.forward(tokens), restful.forward(tokens)) and filled(restful)["states"] == 0
+        assert busy.frozen_fingerprint == restful.frozen_fingerprint
+    restful.rest(ALL)
+    assert train(busy, 3) == train(restful, 3)
+    restful.rest(ALL)
+    for name, weight in weights(restful).items():
+        np.testing.assert_array_equal(weight, weights(busy)[name], err_msg=name)
+    assert filled(restful)["states"] == 0, "a model is saved without the optimizer"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("stage", STAGES)
+def test_training_with_rests_is_training_without_bit_for_bit(stage: int, dtype: str, two_ranks: Crew) -> None:
+    two_ranks.run(rest_between, replace(WIDE, stage=stage, dtype=dtype))
+
+
+@pytest.mark.parametrize(("stage", "dtype"), [(0, "float32"), (1, "bfloat16"), (3, "bfloat16")])
+def test_so_it_is_with_adapters(stage: int, dtype: str, two_ranks: Crew) -> None:
+    two_ranks.run(rest_between, Setup(stage=stage, dtype=dtype, network="adapters"))
+
+
+def restore_while_resting(rank: Rank, setup: Setup) -> None:
+    """A resting engine is put back to a snapshot that was taken while it rested, and goes on as another did."""
+    engine = build(rank, setup)
+    train(engine, 0)
+    engine.rest(ALL)
+    shards = of_all_ranks(engine)
+    told = train(engine, 2)
+    ended = contents(checkpoint.snapshot(engine))
+    fresh = build(rank, replace(setup, shift=1.0))
+    for again in (engine, fresh):
+        again.rest(ALL)
+        checkpoint.restore(again, shards)
+        again.rest(ALL)  # what was put back may be other tensors than before
+        assert train(again, 2) == told
+        assert_same(contents(checkpoint.snapshot(again)), ended)
+
+
+@pytest.mark.parametrize(("stage", "dtype"), [(0, "bfloat16"), (1, "float32"), (2, "bfloat16"), (3, "float32")])
+def test_a_resting_network_is_snapshotted_and_restored(stage: int, dtype: str, two_ranks: Crew) -> None:
+    two_ranks.run(restore_while_resting, replace(WIDE, stage=stage, dtype=dtype))
+
+
+def rest_frozen(rank: Rank, stage: int) -> tuple[bool, list[int], list[bool]]:
+    """Whether a frozen network answers the same after rests, its bytes while it rests, and whether it is copied."""
+    network = Net(64)
+    engine = ZeroEngine(network, RoleConfig(zero_stage=stage), "float32", rank, join(rank))
+    tokens, answers, sizes, copied = torch.arange(6), [], [], []
+    for _ in range(3):
+        answers.append(engine.forward(tokens))
+        for chunk in engine.parking._lots["weights"]._chunks:
+            chunk.zero_()  # to see whether the weights are copied again
+        engine.rest(ALL)
+        sizes.append(filled(engine)["weights"])
+        copied.append(any(bool(chunk.any()) for chunk in engine.parking._lots["weights"]._chunks))
+        if not copied[-1]:
+            return all(torch.equal(each, answers[0]) for each in answers), sizes, copied
+    return False, sizes, copied
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_frozen_weights_are_copied_to_the_host_once(stage: int, two_ranks: Crew) -> None:
+    for is_same, sizes, copied in two_ranks.run(rest_frozen, stage):
+        assert is_same
+        assert sizes == [0, 0] and copied == [True, False]
+
+
+def test_views_of_one_storage_come_back_as_views(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A storage over several chunks, seen by three tensors; a small one stays, as flags do."""
+    monkeypatch.setattr(parking, "CHUNK", 1024)
+    network = torch.nn.Linear(40, 30, bias=False)
+    flat, flag = torch.arange(3000.0), torch.ones(2)
+    holder = torch.optim.SGD([torch.nn.Parameter(flat[100:200])], lr=1.0)
+    holder.views, holder.flag = [flat, flat[5:2005].view(50, 40).t()], flag  # type: ignore[attr-defined]
+    own = Parking(network, torch.device("cpu"), holder)
+    own.leave("states")
+    assert flat.untyped_storage().nbytes() == 0 and network.weight.untyped_storage().nbytes() > 0
+    assert torch.equal(flag, torch.ones(2))
+    with own.on_host():
+        assert torch.equal(holder.views[0], torch.arange(3000.0))  # type: ignore[attr-defined]
+        assert torch.equal(holder.views[1][3], torch.arange(8.0, 2005, 40))  # type: ignore[attr-defined]
+        assert holder.param_groups[0]["params"][0].tolist() == list(range(100, 200))
+    assert holder.views[0] is flat and flat.untyped_storage().nbytes() == 0  # type: ignore[attr-defined]
+    own.come_back("states")
+    assert torch.equal(flat, torch.arange(3000.0))
+    flat[5] = -1.0
+    assert holder.views[1][0, 0] == -1.0, "it is one storage still"  # type: ignore[attr-defined]
+
+
+def test_tensors_are_found_behind_objects_of_the_libraries_alone() -> None:
+    """Lists, dictionaries' keys, gradients and attributes; not what a foreign object holds; loops end."""
+    parameter = torch.nn.Parameter(torch.ones(1))
+    parameter.grad, parameter.shard = torch.ones(2)[:1], torch.ones(3)  # type: ignore[attr-defined]
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    optimizer.state[parameter]["average"] = torch.ones(4)
+    optimizer.itself, optimizer.foreign = [optimizer], parking.Lot(torch.device("cpu"), changes=True)  # type: ignore[attr-defined]
+    optimizer.foreign._chunks.append(torch.ones(5))  # type: ignore[attr-defined]
+    assert sorted(each.untyped_storage().nbytes() // 4 for each in found_in(optimizer)) == [1, 2, 3, 4]
