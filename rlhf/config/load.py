@@ -74,13 +74,15 @@ class _Reader:
             return self.wrong(key, settings, cls)
         untuned = default is None or (key != "" and default == cls())
         default = cls() if default is None else default
-        types, values = types_of(cls), {}
+        types, values, wrong = types_of(cls), {}, len(self.problems)
         for name, value in settings.items():
             inner_key = join(key, str(name))
             if name in types:
                 values[name] = self.value(types[name], value, getattr(default, name), inner_key)
             else:
                 self.unknown(inner_key, key, types)
+        if len(self.problems) > wrong:
+            return default  # a section may count on its values, and the recipe is refused anyway
         return cls(**values) if untuned else replace(default, **values)
 
     def value(self, kind: Any, value: Any, default: Any, key: str) -> Any:

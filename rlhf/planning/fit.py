@@ -112,19 +112,34 @@ def candidates(recipe: Recipe, cluster: Cluster) -> Iterator[Changes]:
         yield from ({f"placement.{role}.zero_stage": stage} for stage in range(config.zero_stage + 1, 4))
     yield from _engines(recipe, cluster)
     yield from _ranks(recipe, cluster)
+    if _has_guests(recipe):
+        yield from _half(recipe)
     yield from _shared_rows(recipe)
     for role in ROLES:
         config = getattr(recipe.placement, role)
         if not config.offload and config.zero_stage and (config.zero_stage == 3 or role in ("policy", "critic")):
             yield {f"placement.{role}.offload": True}
     for role in ROLES:
-        if recipe.placement.strategy == "colocated" or shares(recipe):
+        if _has_guests(recipe):
             yield from _between_phases(recipe, role)
     if recipe.placement.strategy != "colocated":
         width = {"rollout.tensor_parallel": 1, "rollout.engines": recipe.placement.policy.ranks}
         yield {"placement.strategy": "colocated", **(width if recipe.rollout.tensor_parallel > 1 else {})}
     if recipe.placement.strategy == "colocated":
         yield {"placement.strategy": "separate"}
+
+
+def _has_guests(recipe: Recipe) -> bool:
+    """Whether roles may share GPUs."""
+    return recipe.placement.strategy == "colocated" or shares(recipe)
+
+
+def _half(recipe: Recipe) -> Iterator[Changes]:
+    """Half of all GPUs: of roles that share them none can have fewer alone."""
+    halves = {f"placement.{role}.ranks": getattr(recipe.placement, role).ranks for role in ROLES}
+    halves["rollout.engines"] = recipe.rollout.engines
+    if change := {key: number // 2 for key, number in halves.items() if number % 2 == 0}:
+        yield change
 
 
 def _shared_rows(recipe: Recipe) -> Iterator[Changes]:

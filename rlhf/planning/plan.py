@@ -23,6 +23,8 @@ PHASES = {"ppo": ("rollout", "score", "update", "publish")}
 """Stage → phases of a step; the other stages have ``update`` alone."""
 EVERY_ROLE = "all roles"
 MANY = 10**6
+DATA = ("path", "demonstrations", "preferences", "prompts")
+"""Keys of ``data`` that name files or folders."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +109,8 @@ def check(recipe: Recipe, stage: Stage) -> None:
         raise UserError(
             "placement.device = cpu", "a plan is about GPUs", "placement.device=auto, for the plan at least"
         )
-    data = recipe.data if recipe.data.path else replace(recipe.data, path="any/data")
+    given = [name for name in DATA if getattr(recipe.data, name)] or DATA[:1]
+    data = replace(recipe.data, **dict.fromkeys(given, "any/data"))
     validate(replace(recipe, data=data), stage, Asked(gpus=MANY, cpus=MANY))
 
 
