@@ -9,7 +9,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -190,20 +190,13 @@ def _join(address: str) -> None:
 
 @contextmanager
 def _marker(runs: Path) -> Iterator[Path | Fault]:
-    """A file in the runs' folder, or in the nearest folder above it that is there, for as long as the block takes."""
+    """A file that every node is to see; a ``Fault`` where a dead file server keeps it from being made."""
+    from actors.shared_folder import marker
     from rlhf.doctor.asking import answer
-    from rlhf.doctor.findings import Fault
 
-    def make() -> Any:
-        place = next(each for each in (runs, *runs.parents) if each.is_dir())
-        return tempfile.NamedTemporaryFile(prefix=".rlhf-doctor-", dir=place)
-
-    made = answer(make, SECONDS)
-    if isinstance(made, Fault):
+    with ExitStack() as stack:
+        made = answer(partial(stack.enter_context, marker(runs)), SECONDS)
         yield made
-        return
-    with made:
-        yield Path(made.name)
 
 
 def _not_joined(address: str, fault: Fault) -> Row:

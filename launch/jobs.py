@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import requests
@@ -25,6 +26,10 @@ STOPPED = str(Stopped("")).partition(" (")[0]
 processes that they started too."""
 AWAY_SECONDS = 60.0
 """How long the cluster may not answer before a job is followed no further."""
+REQUEST_SECONDS = 30.0
+"""How long the cluster may say nothing after a request."""
+QUIET_SECONDS = 30.0
+"""How long a job's log may say nothing before it is asked whether the job still runs."""
 POLL_SECONDS = 0.2
 STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"
 """Ray's name for the seconds between SIGTERM and SIGKILL, read where the job runs; 3 without it."""
@@ -35,6 +40,13 @@ TOKEN_FIX = (
     "set RAY_AUTH_MODE=token, and have the cluster's token in ~/.ray/auth_token, in the file that RAY_AUTH_TOKEN_PATH "
     "names, or in RAY_AUTH_TOKEN"
 )
+
+
+class _Client(JobSubmissionClient):
+    """Ray's own, which would wait for ever for a cluster that takes a request and says nothing."""
+
+    def _do_request(self, method: str, endpoint: str, **given: Any) -> requests.Response:
+        return super()._do_request(method, endpoint, **{"timeout": REQUEST_SECONDS, **given})
 
 
 class Jobs:
@@ -52,7 +64,7 @@ class Jobs:
             os.environ.pop(name, None)
         self.address = address
         with self._asking():
-            self._client = JobSubmissionClient(address)
+            self._client = _Client(address)
 
     @contextmanager
     def _asking(self, job: str = "") -> Iterator[None]:
@@ -61,7 +73,12 @@ class Jobs:
         except AuthenticationError as error:
             why = "it wants a token" if "required" in str(error) else "the token is not the cluster's"
             raise UserError(f"the cluster at {self.address} refused: {why}", fix=TOKEN_FIX) from None
-        except (ConnectionError, requests.exceptions.ConnectionError) as error:
+        except requests.exceptions.ReadTimeout as error:
+            raise MachineryError(
+                f"the cluster at {self.address} took a request and said nothing for {REQUEST_SECONDS:.0f} s: is it "
+                "Ray's dashboard, and is the head alive? (`ray status` there)"
+            ) from error
+        except (ConnectionError, requests.exceptions.ConnectionError, requests.exceptions.Timeout) as error:
             raise MachineryError(
                 f"no Ray cluster answers at {self.address}: start one (launch/head.sh), or forward port 8265 of a "
                 "head to this machine (ssh -L 8265:127.0.0.1:8265 HEAD), or name another with --address"
@@ -114,32 +131,31 @@ class Jobs:
         A connection that breaks is made anew, and what was shown is not shown again.
         """
         shown, heard = 0, time.monotonic()
-        while not self._has_ended(job, heard):
-            before = shown
+        while True:
+            try:
+                if self.info(job).status.is_terminal():
+                    break
+                heard = time.monotonic()
+            except MachineryError:
+                if time.monotonic() - heard > AWAY_SECONDS:
+                    raise
             shown = asyncio.run(self._tail(job, shown, show))
-            heard = time.monotonic() if shown > before else heard
             time.sleep(POLL_SECONDS)
         with self._asking(job):
             show(self._client.get_job_logs(job)[shown:])
         return self.outcome(job)
 
-    def _has_ended(self, job: str, heard: float) -> bool:
-        try:
-            return self.info(job).status.is_terminal()
-        except MachineryError:
-            if time.monotonic() - heard > AWAY_SECONDS:
-                raise
-            return False
-
     async def _tail(self, job: str, shown: int, show: Callable[[str], None]) -> int:
-        """Show what follows the first ``shown`` characters, until the connection ends; returns how many there are."""
-        place = 0
+        """Show what follows the first ``shown`` characters, until the connection ends or is silent; returns how many
+        there are."""
+        place, texts = 0, aiter(self._client.tail_job_logs(job))
         try:
-            async for text in self._client.tail_job_logs(job):
+            while True:
+                text = await asyncio.wait_for(anext(texts), QUIET_SECONDS)
                 show(text[max(0, shown - place) :])
                 place += len(text)
-        except (RuntimeError, OSError, aiohttp.ClientError):
-            pass  # asked again as long as the job lives
+        except (StopAsyncIteration, RuntimeError, OSError, aiohttp.ClientError):
+            pass  # asked again as long as the job lives; to have waited too long is an OSError
         return max(shown, place)
 
     def stop(self, job: str, seconds: float) -> int:

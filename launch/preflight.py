@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlhf.config.limits import out_of_limits
@@ -52,7 +53,10 @@ def prepare(recipe_path: str, overrides: Sequence[str], command: Stage) -> tuple
         _import_functions(recipe, command)
         accuracy_ceiling(recipe.reward.ceiling if {"reward", "dpo"} & {*stages_of(recipe, command)} else None)
     resolve_mode(recipe.tracking)
-    if not uses_gpus(recipe, machine):
+    on_gpus = uses_gpus(recipe, machine)
+    if recipe.placement.ray_address and command != "generate":
+        _check_all_nodes_see(Path(recipe.runs_dir).absolute(), on_gpus)
+    if not on_gpus:
         return recipe, "cpu", machine.gpus
     return _with_strategy(recipe, command, machine), "cuda", machine.gpus
 
@@ -95,6 +99,23 @@ def _cluster(address: str) -> Machine:
     there = nodes()
     gpus = tuple(node_gpus(node["Resources"]) for node in there)
     return Machine(gpus=sum(node.gpus for node in gpus), nodes=gpus, cpus=cores([node["Resources"] for node in there]))
+
+
+def _check_all_nodes_see(runs: Path, on_gpus: bool) -> None:
+    from actors.shared_folder import blind_nodes
+
+    try:
+        blind = blind_nodes(runs, on_gpus)
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {runs}", str(error), "set runs_dir to a folder that you may write to"
+        ) from error
+    if blind:
+        raise UserError(
+            f"runs_dir = {runs} is not the same folder on every node, and ranks write models and checkpoints there",
+            f"what is written here is not seen on {', '.join(blind[:6])}{' and others' if len(blind) > 6 else ''}",
+            "set runs_dir to a folder of a file system that all nodes share, mounted at the same path",
+        )
 
 
 def cores(there: Sequence[Mapping[str, float]]) -> int:

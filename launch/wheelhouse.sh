@@ -11,8 +11,9 @@
 set -euo pipefail
 
 case ${1:-} in cpu | gpu) ;; *) echo "usage: launch/wheelhouse.sh cpu|gpu [FOLDER]" >&2; exit 2 ;; esac
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-kind=$1 folder=$(realpath -m "${2:-wheelhouse}")
+project=$(realpath "$(dirname "${BASH_SOURCE[0]}")/..")
+kind=$1 folder=$(realpath -m "${2:-$project/wheelhouse}")
+cd "$project"
 bin=${VENV:-.venv}/bin
 "$bin/python" -c 'import sys, importlib.util; sys.exit(importlib.util.find_spec("torch") is None)' || {
     printf '%s\n' "launch/wheelhouse.sh: there is no environment to build with" "  fix: make env ENV=$kind" >&2
@@ -32,7 +33,7 @@ mkdir -p "$folder"
 wheels "$torch" || wheels --index-url "$torch_index" "$torch"
 grep -hE '^[^#]+==' "$requirements" requirements/{build,dev}.txt | grep -v '^torch==' | wheels --requirement /dev/stdin
 tar --create --gzip --file "$folder/rlhf.tar.gz" --exclude-vcs \
-    --anchored --exclude=./.venv --exclude=./.slurm --exclude=./runs --exclude=./data --exclude=./wandb --exclude=./wheelhouse \
+    --anchored --exclude="./$(realpath --relative-to=. "$folder")" --exclude=./.venv --exclude=./.slurm --exclude=./runs --exclude=./data --exclude=./wandb --exclude=./wheelhouse \
     --no-anchored --exclude='__pycache__' --exclude='.*_cache' --exclude='*.egg-info' .
 (cd "$folder" && sha256sum -- *.whl rlhf.tar.gz >SHA256SUMS)
 du --human-readable --summarize "$folder"

@@ -100,13 +100,17 @@ def _rank(index: int, plan: Plan) -> None:
     import torch
     import torch.distributed as group
 
+    from rlhf.zero.meeting import IS_TCP, meet
+
     rank, on_gpus = plan.first + index, plan.backend == "nccl"
     device = torch.device("cuda", index) if on_gpus else torch.device("cpu")
     if on_gpus:
         torch.cuda.set_device(device)
+    across_hosts = plan.meeting.startswith(IS_TCP)
     group.init_process_group(
         plan.backend,
-        init_method=plan.meeting,
+        init_method=None if across_hosts else plan.meeting,
+        store=meet(plan.meeting, rank, plan.ranks, plan.seconds) if across_hosts else None,
         rank=rank,
         world_size=plan.ranks,
         timeout=timedelta(seconds=plan.seconds),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from rlhf.config.machine import Machine as Asked
 from rlhf.config.machine import check_devices, choose_strategy, gpus_needed
@@ -109,8 +110,8 @@ def check(recipe: Recipe, stage: Stage) -> None:
         raise UserError(
             "placement.device = cpu", "a plan is about GPUs", "placement.device=auto, for the plan at least"
         )
-    given = [name for name in DATA if getattr(recipe.data, name)] or DATA[:1]
-    data = replace(recipe.data, **dict.fromkeys(given, "any/data"))
+    named: dict[str, Any] = {name: "any/data" for name in DATA if name == "path" or getattr(recipe.data, name)}
+    data = replace(recipe.data, **named)
     validate(replace(recipe, data=data), stage, Asked(gpus=MANY, cpus=MANY))
 
 

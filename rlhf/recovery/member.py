@@ -10,6 +10,7 @@ who is CURRENT may serve. A move that is not in the table is a mistake of the pr
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -46,6 +47,11 @@ MOVES: Mapping[State, frozenset[State]] = {
     State.GONE: frozenset(),
 }
 """From each state, the states that may follow it by what the member does; a publish is done to it."""
+
+
+def role_of(name: str) -> str:
+    """``policy`` of ``policy rank 3``, ``rollout`` of ``rollout engine 0``; a name that has no number is its own."""
+    return re.sub(r"( (rank|engine))? \d+$", "", name)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 from rlhf.algorithms.canaries import DEFAULTS
 from rlhf.evaluation.accuracy import CEILING
+from rlhf.recovery.member import role_of
 from rlhf.report.charts import Chart, Line
 from rlhf.report.read import StageRecord, number
 from rlhf.report.timeline import Timeline
@@ -113,11 +114,6 @@ def utilisation_chart(timeline: Timeline) -> Chart:
         for role, steps in shares.items()
     ]
     return Chart(title="Busy", unit="share of the step, mean of the role's actors", lines=lines)
-
-
-def role_of(actor: str) -> str:
-    """``policy`` of ``policy rank 3``."""
-    return actor.rpartition(" ")[0].removesuffix(" rank") or actor
 
 
 def _alone(metric: str, stage: StageRecord) -> Chart:

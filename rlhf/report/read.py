@@ -5,7 +5,6 @@ What cannot be read is left out and said in ``notes``: a report is asked for abo
 
 from __future__ import annotations
 
-import json
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ import yaml
 
 from rlhf.errors import UserError
 from rlhf.report.timeline import Timeline, read_timeline
+from rlhf.tracking.jsonl import parsed
 from rlhf.tracking.secrets import without_secrets
 
 STAGES = ("sft", "reward", "dpo", "ppo")
@@ -159,7 +159,7 @@ def _rows(path: Path, notes: list[str]) -> list[Row]:
     if not path.is_file():
         return []
     lines = path.read_bytes().split(b"\n")
-    rows = [_parsed(line) for line in lines[:-1] if line.strip()]
+    rows = [parsed(line) for line in lines[:-1] if line.strip()]
     if bad := sum(row is None for row in rows):
         notes.append(f"{path.parent.name}/{path.name}: {bad} unreadable lines left out")
     if lines[-1].strip():
@@ -171,18 +171,10 @@ def _object(path: Path, notes: list[str]) -> Row:
     """The object in a JSON file, without secrets; empty where the file is not there."""
     if not path.is_file():
         return {}
-    row = _parsed(path.read_bytes())
+    row = parsed(path.read_bytes())
     if row is None:
         notes.append(f"{path.parent.name}/{path.name}: unreadable")
     return dict(without_secrets(row or {}))
-
-
-def _parsed(text: bytes) -> Row | None:
-    try:
-        row = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    return row if isinstance(row, dict) else None
 
 
 def _config(path: Path, notes: list[str]) -> Row:

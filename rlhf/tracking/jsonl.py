@@ -54,6 +54,15 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in file if line.endswith("\n")]
 
 
+def parsed(text: bytes) -> dict[str, Any] | None:
+    """The object that a text is in JSON; None where it is none, or not yet: another process may be writing it."""
+    try:
+        row = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) else None
+
+
 def _cut_torn_line(file: BinaryIO) -> None:
     end = file.seek(0, os.SEEK_END)
     if end == 0 or _read(file, end - 1, end) == b"\n":

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlhf.recovery.facts import PROC, rss_bytes
+from rlhf.recovery.member import role_of
 
 GIB = 2**30
 
@@ -56,16 +57,10 @@ def by_role(found: Mapping[str, Memory]) -> dict[str, float]:
     host: defaultdict[str, float] = defaultdict(float)
     peak: dict[str, float] = {}
     for name, memory in found.items():
-        role = role_of(name)
+        role = re.sub(r"\W+", "_", role_of(name))
         host[role] += memory.host
         if memory.peak is not None:
             peak[role] = max(peak.get(role, 0.0), memory.peak)
     return {f"memory/{role}_host_gib": value for role, value in host.items()} | {
         f"memory/{role}_gib": value for role, value in peak.items()
     }
-
-
-def role_of(name: str) -> str:
-    """``reward_model`` of ``reward model rank 1``: an actor's role as a part of a metric's name."""
-    role = re.sub(r"( (rank|engine))? \d+$", "", name)
-    return re.sub(r"\W+", "_", role)

@@ -8,8 +8,16 @@ from collections.abc import Mapping
 from typing import Any
 
 HIDDEN = "***"
-_SECRET_NAME = re.compile(
-    r"(^|_)(api_?key|access_?key|private_?key|(openai|wandb|hf|aws)_?key|authorization|token|password|passwd|secret|credentials?)$",
+_NAME = (
+    r"(?:api_?key|access_?key|private_?key|(?:openai|wandb|hf|aws)_?key|authorization|token|password|passwd|secret"
+    r"|credentials?)"
+)
+_SECRET_NAME = re.compile(rf"(^|_){_NAME}$", re.IGNORECASE)
+_SECRET_SETTING = re.compile(
+    rf"((?:^|(?<=[^\w.-]))(?:[\w.-]*[_.-])?{_NAME}=[\"']?)(?!\*\*\*)[^\s\"'&;]{{3,}}", re.IGNORECASE
+)
+_SECRET_HEADER = re.compile(
+    r"(\bauthorization[\"']?\s*:\s*[\"']?(?:(?:bearer|basic|token)\s+)?|\bbearer\s+(?=\S*[\d._-])(?=\S{8}))[^\s\"'`,;)}]+",
     re.IGNORECASE,
 )
 _SECRET_IN_URL = re.compile(
@@ -23,8 +31,9 @@ _SHORTEST_SECRET = 8  # a shorter value of such a variable ("1", "none") would b
 def without_secrets(value: Any) -> Any:
     """A copy of a nested configuration in which every secret reads ``***``.
 
-    A secret is text under a key that is named like one, credentials within a URL, or, anywhere, the value of an
-    environment variable that is named like one.
+    A secret is text under a key that is named like one, also where both stand in a text (``--token=…``,
+    ``Authorization: Bearer …``), credentials within a URL, or, anywhere, the value of an environment variable that is
+    named like one.
     """
     known = [text for name, text in os.environ.items() if _SECRET_NAME.search(name) and len(text) >= _SHORTEST_SECRET]
     return _hide(value, known)
@@ -44,4 +53,6 @@ def _hide(value: Any, known: list[str]) -> Any:
 def _hide_in_text(text: str, known: list[str]) -> str:
     for secret in known:
         text = text.replace(secret, HIDDEN)
-    return _SECRET_IN_URL.sub(lambda match: (match.group(1) or "") + HIDDEN, text)
+    for pattern in (_SECRET_IN_URL, _SECRET_SETTING, _SECRET_HEADER):
+        text = pattern.sub(lambda match: (match.group(1) or "") + HIDDEN, text)
+    return text

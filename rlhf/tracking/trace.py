@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhf.tracking.jsonl import json_safe
+from rlhf.tracking.jsonl import json_safe, parsed
 from rlhf.tracking.spans import Span
 
 MOST_BYTES = 64 * 2**20
@@ -124,7 +124,7 @@ class TraceFile:
         with self.path.open("rb") as file:
             for line in file:
                 if line.strip() not in (b"[", b"]"):
-                    if (event := parsed(line)) is None:
+                    if (event := _event(line)) is None:
                         break
                     if event.get("ph") == "M":
                         events.append(event)
@@ -157,18 +157,14 @@ def read_trace(path: Path) -> Iterator[Event]:
         return
     with path.open("rb") as file:
         for line in file:
-            event = parsed(line)
+            event = _event(line)
             if event is not None:
                 yield event
 
 
-def parsed(line: bytes) -> Event | None:
+def _event(line: bytes) -> Event | None:
     """The event in a line of the array; None where it holds none."""
-    try:
-        event = json.loads(line.strip().rstrip(b","))
-    except (ValueError, RecursionError):
-        return None
-    return event if isinstance(event, dict) else None
+    return parsed(line.strip().rstrip(b","))
 
 
 def _names(pid: int, tid: int, name: str) -> list[Event]:

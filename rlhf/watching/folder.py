@@ -144,7 +144,7 @@ class FolderWatch:
         phase, step, seconds = stage.phase(status, now)
         done = _done(metrics)
         if name in finished:
-            phase, seconds = "", None
+            phase, seconds, status = "", None, {}  # its actors have ended with it
         return Standing(
             title=self.place.root.name,
             place=str(self.place.path),

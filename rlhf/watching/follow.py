@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Generic, TypeVar
+
+from rlhf.tracking.jsonl import parsed
 
 Row = Mapping[str, Any]
 Item = TypeVar("Item")
@@ -77,15 +78,6 @@ class Rows:
             return True
         file.seek(self._offset - len(self._mark))
         return file.read(len(self._mark)) == self._mark
-
-
-def parsed(text: bytes) -> Row | None:
-    """The object that a text is in JSON; None where it is none, or not yet."""
-    try:
-        row = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    return row if isinstance(row, dict) else None
 
 
 def read_object(path: Path) -> Row:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from rlhf.recovery.member import role_of
 from rlhf.report.read import number
 from rlhf.watching.follow import Recent, Row
 
@@ -49,7 +50,7 @@ class Member:
     @property
     def role(self) -> str:
         """``policy``, ``rollout``."""
-        return self.name.rpartition(" ")[0].removesuffix(" rank").removesuffix(" engine") or self.name
+        return role_of(self.name)
 
 
 @dataclass(frozen=True, kw_only=True)

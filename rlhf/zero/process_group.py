@@ -3,39 +3,21 @@
 from __future__ import annotations
 
 import os
-import socket
 from datetime import timedelta
 
 import deepspeed
 import numpy as np
 import torch
-from torch.distributed import Store, TCPStore
 from transformers import set_seed
 
 from rlhf import device as devices
+from rlhf.zero.meeting import IS_TCP, meet
 from rlhf.zero.rank import Rank
 
 
 def seed_process(seed: int, rank: int) -> None:
     """Seed every source of random numbers of this process, each rank's with a number of its own."""
     set_seed(int(np.random.SeedSequence([seed, rank]).generate_state(1)[0]))
-
-
-def meet(rank: Rank) -> Store:
-    """The store at ``tcp://address:port`` in which ranks find each other; rank 0 keeps it.
-
-    It listens on that address alone: made from the URL by torch itself, it would listen on every interface.
-    """
-    address, _, port = rank.meeting.removeprefix("tcp://").rpartition(":")
-    keeps = rank.rank == 0
-    return TCPStore(
-        address,
-        int(port),
-        rank.world,
-        is_master=keeps,
-        timeout=timedelta(seconds=rank.timeout_seconds),
-        master_listen_fd=socket.create_server((address, int(port))).detach() if keeps else None,
-    )
 
 
 def join(rank: Rank) -> torch.device:
@@ -47,9 +29,10 @@ def join(rank: Rank) -> torch.device:
         RANK=str(rank.rank), WORLD_SIZE=str(rank.world), LOCAL_RANK="0", LOCAL_SIZE="1", DS_BUILD_OPS="0"
     )  # fmt: skip
     backend, timeout = devices.collective_backend(rank.device), timedelta(seconds=rank.timeout_seconds)
-    if rank.meeting.startswith("tcp://"):
+    if rank.meeting.startswith(IS_TCP):
+        store = meet(rank.meeting, rank.rank, rank.world, rank.timeout_seconds)
         torch.distributed.init_process_group(
-            backend, store=meet(rank), rank=rank.rank, world_size=rank.world, timeout=timeout
+            backend, store=store, rank=rank.rank, world_size=rank.world, timeout=timeout
         )
     deepspeed.init_distributed(  # takes the group that is there
         dist_backend=backend,

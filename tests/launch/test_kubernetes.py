@@ -135,12 +135,21 @@ def test_every_node_sees_the_same_runs() -> None:
         assert spec["volumes"][0]["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
 
 
+@pytest.mark.parametrize("file", [CLUSTER, JOB])
+def test_kueue_is_given_a_cluster_of_one_size(file: str) -> None:
+    """It refuses one that may grow by itself."""
+    resource = load(file, "team-a")
+    cluster = cluster_of(resource)
+    assert resource["metadata"]["labels"] == {"kueue.x-k8s.io/queue-name": "team-a"}
+    assert "enableInTreeAutoscaling" not in cluster
+    for group in cluster["workerGroupSpecs"]:
+        assert group["replicas"] == group["minReplicas"] == group["maxReplicas"]
+
+
 def test_kueue_admits_a_whole_job_or_none_of_it() -> None:
     job = load(JOB, "team-a")
-    assert job["metadata"]["labels"] == {"kueue.x-k8s.io/queue-name": "team-a"}
     assert job["spec"]["suspend"] is True
     assert job["spec"]["shutdownAfterJobFinishes"] is True, "Kueue takes no job that keeps its cluster"
-    assert "enableInTreeAutoscaling" not in job["spec"]["rayClusterSpec"]
     assert "labels" not in load(JOB)["metadata"]
     assert "suspend" not in load(JOB)["spec"]
 

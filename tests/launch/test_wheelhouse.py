@@ -107,15 +107,15 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def wheelhouse(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What ``wheelhouse.sh`` makes of it, with a folder in the place of a package index."""
-    index, made = tmp_path_factory.mktemp("index"), tmp_path_factory.mktemp("made") / "wheelhouse"
+    """What ``wheelhouse.sh`` makes of it, with a folder in the place of a package index, and within the project."""
+    index, made = tmp_path_factory.mktemp("index"), project / "packed" / "wheels"
     for name in installed():
         pack(name, index)
     stand_in("torch", MODULES, index)
     stand_in("deepspeed", ["deepspeed"], index, begin="import torch")
     environment = {**os.environ, "VENV": sys.prefix, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(index)}
-    command = [project / "launch/wheelhouse.sh", "cpu", made]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    command = ["project/launch/wheelhouse.sh", "cpu", "project/packed/wheels"]
+    done = subprocess.run(command, cwd=project.parent, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return made
 
@@ -141,7 +141,9 @@ def test_it_holds_every_pin_as_a_wheel_and_the_project_without_its_runs(wheelhou
     wheels = {file.name.partition("-")[0] for file in wheelhouse.glob("*.whl")}
     assert wheels == {"torch", "deepspeed", *installed()}
     assert not list(wheelhouse.glob("*0.1.tar.gz")), "DeepSpeed is built here, not there"
-    assert {path.name for path in unpacked.iterdir()} == {"rlhf", "actors", "launch", "setup.py", "requirements"}
+    names = {"rlhf", "actors", "launch", "setup.py", "requirements", "packed"}
+    assert {path.name for path in unpacked.iterdir()} == names
+    assert list((unpacked / "packed").iterdir()) == []
     assert (unpacked / "rlhf/data/formats.py").exists(), "a package of the name of a folder that stays here"
     assert "data" in STAYS_HERE
 

@@ -9,6 +9,7 @@ import pytest
 from rlhf.doctor.all_reduce import Outcome, Plan, run_apart
 from rlhf.doctor.findings import Fault
 from rlhf.doctor.nccl import NCCL, check_across, check_nccl
+from rlhf.doctor.network import free_port
 
 GOOD = Outcome(ranks=8, seconds=0.001, bandwidth=400e9, version="2.29.7")
 LATE = Fault(reason="no answer within 120 s")
@@ -49,9 +50,10 @@ def test_over_nodes() -> None:
     assert check_across([LATE, other]).status == "failed"
 
 
-def test_the_program_sums_over_two_processes(tmp_path: Path) -> None:
-    plan = Plan(local=2, meeting=f"file://{tmp_path / 'met'}", backend="gloo", size=2**16)
-    outcome = run_apart(plan, 400)
+@pytest.mark.parametrize("across_hosts", [False, True])
+def test_the_program_sums_over_two_processes(across_hosts: bool, tmp_path: Path) -> None:
+    meeting = f"tcp://127.0.0.1:{free_port('127.0.0.1')}" if across_hosts else f"file://{tmp_path / 'met'}"
+    outcome = run_apart(Plan(local=2, meeting=meeting, backend="gloo", size=2**16), 400)
     assert isinstance(outcome, Outcome), outcome
     assert outcome.ranks == 2 and outcome.bandwidth > 0
 

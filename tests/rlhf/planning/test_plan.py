@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
+from rlhf.config.load import load_recipe
 from rlhf.config.schema import EarlyStopConfig, Recipe, RewardSourceConfig
 from rlhf.errors import UserError
 from rlhf.planning.cluster import parse_cluster
 from rlhf.planning.fit import ROLES, candidates, changed
 from rlhf.planning.members import Member, Seat, Shapes, members, seats
 from rlhf.planning.memory import PROCESS, held
-from rlhf.planning.plan import Placed
+from rlhf.planning.plan import DATA, Placed
 from rlhf.planning.report import Plan, as_values, make_plan
 from rlhf.planning.show import show
 from rlhf.planning.timing import (
@@ -30,6 +32,7 @@ from rlhf.planning.timing import (
 from rlhf.planning.work import batch_of, passes
 from tests.rlhf.planning.small import TINY, find, recipe
 
+ROOT = Path(__file__).parents[3]
 SMALL = {"model": "Qwen/Qwen2.5-0.5B", "placement__strategy": "separate"}
 
 
@@ -320,6 +323,25 @@ def test_only_the_roles_that_share_are_counted_together() -> None:
     found = placed(made, "gpus=3,gpu=h100-80")
     assert found["policy"] == found["reference"] == found["rollout"] == [(0, (0,))]
     assert {found["critic"][0], found["reward model"][0]} == {(0, (1,)), (0, (2,))}
+
+
+@pytest.mark.parametrize(
+    ("cluster", "offload"), [("gpus=4,gpu=h200-141", {}), ("gpus=4,gpu=h100-80", {"placement.policy.offload": True})]
+)
+def test_all_who_share_gpus_are_offered_fewer_together(cluster: str, offload: dict[str, bool]) -> None:
+    """One of them with fewer ranks alone would not sit where the others do."""
+    made = load_recipe(ROOT / "recipes" / "llama_8b_8gpu.yaml")
+    change = planned(made, cluster, "pipeline").change
+    ranks = {f"placement.{role}.ranks": 4 for role in ROLES}
+    assert change == {**ranks, "rollout.engines": 4, **offload}
+    assert planned(changed(made, change), cluster, "pipeline").fits
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_data_need_not_be_here(name: str) -> None:
+    made = recipe(**SMALL)
+    given = {**dict.fromkeys(DATA), name: "/nowhere/data.jsonl"}
+    assert planned(changed(made, {f"data.{key}": value for key, value in given.items()})).fits
 
 
 def test_a_plan_needs_gpus() -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from rlhf.recovery.member import Member, State
+from rlhf.recovery.member import Member, State, role_of
 from rlhf.types import UNVERIFIED
 
 MOVES: dict[str, Callable[[Member], Member]] = {
@@ -145,3 +145,16 @@ class AnyOrder(RuleBasedStateMachine):
 
 
 TestAnyOrder = AnyOrder.TestCase
+
+
+@pytest.mark.parametrize(
+    ("name", "role"),
+    [
+        ("policy rank 3", "policy"),
+        ("rollout engine 12", "rollout"),
+        ("reward model rank 1", "reward model"),
+        ("x", "x"),
+    ],
+)
+def test_the_role_is_in_the_name(name: str, role: str) -> None:
+    assert role_of(name) == role

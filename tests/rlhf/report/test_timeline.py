@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.report.panels import role_of, utilisation_chart
+from rlhf.report.panels import utilisation_chart
 from rlhf.report.strip import strip
 from rlhf.report.timeline import Bar, Timeline, read_timeline, united
 from rlhf.tracking.spans import Span
@@ -95,11 +95,5 @@ def test_a_step_is_named_as_far_as_there_is_room() -> None:
 
 
 def test_curves_are_by_role(timeline: Timeline) -> None:
-    assert [role_of(name) for name in ("policy rank 3", "rollout engine 0", "reward model rank 1", "x")] == [
-        "policy",
-        "rollout engine",
-        "reward model",
-        "x",
-    ]
     points = {line.name: line.points for line in utilisation_chart(timeline).lines}
     assert points["policy"] == ((0.0, 0.5), (1.0, 0.5), (2.0, 0.5))

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from rlhf.tracking.memory import Memory, by_role, memory_here, role_of
+from rlhf.tracking.memory import Memory, by_role, memory_here
 
 
 @pytest.mark.parametrize(
@@ -18,8 +18,8 @@ from rlhf.tracking.memory import Memory, by_role, memory_here, role_of
         ("judge rank 0", "judge"),
     ],
 )
-def test_role(name: str, role: str) -> None:
-    assert role_of(name) == role
+def test_a_role_is_part_of_a_metrics_name(name: str, role: str) -> None:
+    assert by_role({name: Memory(host=2.0, peak=None)}) == {f"memory/{role}_host_gib": 2.0}
 
 
 def test_host_memory_is_that_of_all_ranks_and_the_peak_that_of_the_fullest() -> None:

@@ -45,6 +45,38 @@ def test_credentials_of_a_service_wherever_its_address_holds_them(url: str, show
     assert without_secrets({"url": url}) == {"url": shown}
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("Authorization: Bearer abc.def-1", "Authorization: Bearer ***"),
+        ('{"Authorization": "Bearer abc", "x": 1}', '{"Authorization": "Bearer ***", "x": 1}'),
+        ("the service said 401 to `authorization: abcdef`", "the service said 401 to `authorization: ***`"),
+        ("--token=abcdef", "--token=***"),
+        ("tracking.api_key=zzzz", "tracking.api_key=***"),
+        ("rlhf ppo r.yaml judge.wandb_key='zzzz' ppo.steps=3", "rlhf ppo r.yaml judge.wandb_key='***' ppo.steps=3"),
+        ("WANDB_API_KEY=abcdef rlhf ppo", "WANDB_API_KEY=*** rlhf ppo"),
+    ],
+)
+def test_a_secret_beside_its_name(text: str, shown: str) -> None:
+    assert without_secrets([text]) == [shown]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ppo.micro_batch_tokens=2048",
+        "end token: 3",
+        "the token: every response has one",
+        "a secret of the town is the old bridge",
+        "one token=1",
+        "the bearer of this letter",
+        "the bearer certificates",
+    ],
+)
+def test_ordinary_text_is_left_alone(text: str) -> None:
+    assert without_secrets(text) == text
+
+
 def test_ordinary_options_are_left_alone() -> None:
     config = {
         "micro_batch_tokens": 2048,

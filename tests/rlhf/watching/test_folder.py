@@ -117,7 +117,8 @@ def test_a_run_ends_when_its_last_stage_is_finished_and_its_process_is_gone(root
     run.step(0)
     run.run.finish({})
     assert look(root).ending is None  # this process lives: another stage may follow
-    assert look(root).finished == ("ppo",)
+    standing = look(root)
+    assert (standing.finished, standing.members) == (("ppo",), ()), "its actors have ended with it"
     stage = look(root / "ppo").ending
     assert stage is not None and stage.good
     (root / ".ppo.lock").write_text(f"process {_dead()} on {os.uname().nodename}\n")

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import socket
 import threading
-from dataclasses import replace
 
 import pytest
 
-from rlhf.zero.process_group import meet
-from rlhf.zero.rank import Rank
+from rlhf.zero.meeting import meet
 
 
 def test_the_meeting_place_listens_on_its_own_address_alone() -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     meeting = f"tcp://127.0.0.1:{port}"
-    first = Rank(rank=0, world=2, meeting=meeting, device="cpu", threads=1, timeout_seconds=20.0)
     stores = {}
-    other = threading.Thread(target=lambda: stores.update(other=meet(replace(first, rank=1))))
+    other = threading.Thread(target=lambda: stores.update(other=meet(meeting, 1, 2, 20.0)))
     other.start()
-    stores["first"] = meet(first)  # waits for the other
+    stores["first"] = meet(meeting, 0, 2, 20.0)  # waits for the other
     other.join(timeout=20)
     stores["first"].set("word", "heard")
     assert stores["other"].get("word") == b"heard"
