@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -49,7 +51,8 @@ def cluster(address: str | None, has_gpus: bool) -> Iterator[None]:
 def join(address: str) -> None:
     """Join a running cluster; joining twice is once."""
     try:
-        ray.init(address=address, ignore_reinit_error=True, **QUIET)
+        with _own_signal():
+            ray.init(address=address, ignore_reinit_error=True, **QUIET)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise MachineryError(f"no Ray cluster could be joined at {address}: {error}") from error
 
@@ -60,15 +63,27 @@ def _start_own(has_gpus: bool) -> None:
     ray_constants.ENABLE_RAY_CLUSTER = False
     try:
         make_token()
-        ray.init(
-            "local",  # a new one also where somebody else's runs on this machine
-            _node_ip_address=LOCAL,
-            include_dashboard=False,
-            object_store_memory=None if has_gpus else OBJECT_STORE_BYTES,
-            **QUIET,
-        )
+        with _own_signal():
+            ray.init(
+                "local",  # a new one also where somebody else's runs on this machine
+                _node_ip_address=LOCAL,
+                include_dashboard=False,
+                object_store_memory=None if has_gpus else OBJECT_STORE_BYTES,
+                **QUIET,
+            )
     except (OSError, RuntimeError, ValueError) as error:
         raise MachineryError(f"Ray did not start on {LOCAL}: {error}") from error
+
+
+@contextmanager
+def _own_signal() -> Iterator[None]:
+    """Ray makes of SIGTERM an exit with code 1, which is a failure to a scheduler: what was there stays."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if callable(before) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def make_token() -> None:

@@ -15,13 +15,14 @@ from actors.waiting import Moment
 from rlhf.config.validate import check_schedule
 from rlhf.data.stages import comparison_batches
 from rlhf.evaluation.accuracy import accuracy_ceiling, shorter_wins
-from rlhf.roles.dpo import DPORole, held_out_metrics, response_logprobs
+from rlhf.roles.held_out_pairs import held_out_metrics, response_logprobs
 from rlhf.roles.pairs import PairData
 from rlhf.tracking.phases import PhaseTimer
 from rlhf.tracking.run_folder import RunFolder
 from rlhf.tracking.tracker import Tracker
 from rlhf.types import Float32, Pair
 
+ROLE = "rlhf.roles.dpo:DPORole"
 SHOWN = {
     "held-out accuracy": "eval/accuracy",
     "95% interval, from": "eval/accuracy_ci_low",
@@ -42,7 +43,7 @@ def train_dpo(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
     config = recipe.dpo
     batches = comparison_batches(data.train, config.batch_size, config.epochs, recipe.seed)
     check_schedule(recipe.dpo.optimizer, len(batches), "dpo.optimizer")
-    with ranks(session, "policy", "dpo", run, tracker, DPORole, str(session.dpo_start), len(batches)) as group:
+    with ranks(session, "policy", "dpo", run, tracker, ROLE, str(session.dpo_start), len(batches)) as group:
         with timer("reference"):
             reference, held_out = (_logprobs(group, side, "reference") for side in (data.train, data.held_out))
         train = PairData.pack(data.train).sequences

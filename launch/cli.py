@@ -23,6 +23,7 @@ import launch.watch
 from launch.options import add_recipe
 from rlhf.config.validate import stages_of
 from rlhf.errors import RLHFError, UserError
+from rlhf.recovery.stop import before_the_start
 
 if TYPE_CHECKING:
     from actors.session import Session
@@ -61,7 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.command in TOOLS:
             return int(TOOLS[options.command].run(options) or 0)
-        _run(options)
+        with before_the_start():
+            _run(options)
     except RLHFError as error:
         print(on_one_screen(f"rlhf {options.command}: {error}"), file=sys.stderr)
         return error.exit_code

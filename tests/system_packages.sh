@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Installs what tests/launch/test_slurm.py and tests/rlhf/report/test_browser.py need, from Debian's or Ubuntu's packages.
 #
-# CI calls it, and so does `make test` in a container; the tests themselves install nothing. It takes root and a network:
-# where they are missing it says which tests will be skipped, and ends well.
+# `make test` calls it in a container; the tests themselves install nothing. It takes root and a network: where they are
+# missing it says which tests will be skipped, and ends well.
 set -euo pipefail
 PATH=$PATH:/usr/sbin
 

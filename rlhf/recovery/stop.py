@@ -93,6 +93,23 @@ class StopRequest:
             os._exit(128 + number)
 
 
+@contextmanager
+def before_the_start() -> Iterator[None]:
+    """Within the block SIGTERM ends the command at once, as one that was stopped: nothing has begun that could be lost.
+
+    Only the main thread may call this.
+    """
+    before = signal.signal(signal.SIGTERM, _not_begun)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+
+
+def _not_begun(number: int, frame: FrameType | None) -> None:
+    raise Stopped(signal.Signals(number).name)
+
+
 def _listen(reader: int, grace_seconds: float) -> None:
     """End the process on the second signal, and after the grace period, also while the main thread is in native code,
     where no handler runs.

@@ -18,11 +18,10 @@ from torch import Tensor
 from rlhf.algorithms.canaries import Limits, check
 from rlhf.algorithms.losses import DPOLoss, dpo_loss
 from rlhf.config.schema import DPOConfig, Recipe
-from rlhf.evaluation.accuracy import preference_accuracy
 from rlhf.models.load import load_policy
 from rlhf.models.packed_row import pack_row
 from rlhf.models.policy import PolicyNet
-from rlhf.roles.forward import Share, join_tokens
+from rlhf.roles.forward import Share
 from rlhf.roles.role import Role
 from rlhf.roles.save import save_model
 from rlhf.types import Float32, Sequences
@@ -121,25 +120,3 @@ def _sums(terms: DPOLoss, logprobs: Tensor, reference: Tensor) -> Tensor:
     moved = (logprobs - reference).abs().sum()
     rewards = (terms.chosen_rewards, terms.rejected_rewards)
     return torch.stack([terms.loss.detach(), *rewards, terms.correct, *logprobs.sum(dim=1), moved])
-
-
-def response_logprobs(shares: Sequence[Share], sequences: Sequences) -> Float32:
-    """(2K,) log-probabilities of whole responses, in nats, from the ranks' shares of their tokens."""
-    tokens = join_tokens(shares, sequences)
-    owner = np.repeat(np.arange(len(sequences)), sequences.response_lengths)
-    return np.bincount(owner, weights=tokens, minlength=len(sequences)).astype(np.float32)
-
-
-def held_out_metrics(logprobs: Float32, reference: Float32, config: DPOConfig) -> dict[str, float]:
-    """Loss, reward margin, and how often the implicit reward β log(π/π_ref) ranks held-out pairs as people did.
-
-    Shapes: both (2K,), log-probabilities of whole responses, K ≥ 1.
-    """
-    count = len(logprobs) // 2
-    policy, start = torch.from_numpy(logprobs).view(-1, 2).T, torch.from_numpy(reference).view(-1, 2).T
-    terms = _loss(policy, start, config)
-    return {
-        **preference_accuracy(config.beta * (logprobs - reference), np.zeros(count, dtype=np.float32)),
-        "eval/loss": float(terms.loss) / count,
-        "eval/rewards_margin": float(terms.chosen_rewards - terms.rejected_rewards) / count,
-    }

@@ -26,6 +26,21 @@ with cluster(None, has_gpus=False):
 print(answer, os.environ["RAY_AUTH_MODE"], oct(file.stat().st_mode), file.read_text() == made)
 """
 
+EARLY = """
+import os, signal, sys
+from launch.cli import main
+import launch.preflight
+def asked(*arguments):
+    from actors.cluster import cluster
+    with cluster(None, has_gpus=False):
+        print(os.getpid(), flush=True)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return "went on"
+launch.preflight.prepare = asked
+sys.exit(main(["sft", "any.yaml"]))
+"""
+"""The signal comes after Ray has started, and before the run takes signals for itself."""
+
 
 @pytest.fixture
 def token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
@@ -73,3 +88,11 @@ def test_ray_takes_it_and_does_not_open_it(token: Path) -> None:
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.split() == ["heard", "token", "0o100600", "True"]
+
+
+def test_a_command_that_is_stopped_before_its_run_begins_was_stopped_and_did_not_fail(token: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", EARLY], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 75, done.stderr[-2000:]
+    assert "stopped on request (SIGTERM)" in done.stderr and "Traceback" not in done.stderr

@@ -203,6 +203,7 @@ def test_a_time_limit_that_is_near_stops_the_run_with_what_it_has(folder: Path, 
     assert "before the time limit" in broken.events("stopped")[-1]["message"]
 
 
+@pytest.mark.slow  # a whole start; test_canaries.py has the limits, test_publish.py one that is raised
 def test_a_step_outside_a_canarys_limits_is_recorded_and_in_no_checkpoint(folder: Path, broken: Ended) -> None:
     run = Run(folder, "broken", [*settings(folder, "broken"), "canaries.logprob_gap_limit=1e-12"])
     assert run.end() == 3

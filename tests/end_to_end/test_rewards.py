@@ -74,6 +74,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, float
             f"rewards.judge={{model: '{folder}/judge', weight: {WEIGHTS['judge']}}}",
             f"ppo.policy_init={folder}/policy",
             "ppo.steps=2",
+            "placement.policy.ranks=1",
             "ppo.samples_per_prompt=2",
             "algorithm.name=grpo",
             "algorithm.minibatches=1",

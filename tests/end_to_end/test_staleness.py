@@ -28,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def ahead(folder: Path, name: str) -> list[str]:
-    return [*settings(folder, name), "ppo.staleness=1", f"ppo.steps={STEPS}"]
+    return [*settings(folder, name), "ppo.staleness=1", f"ppo.steps={STEPS}", "placement.policy.ranks=1"]
 
 
 @pytest.fixture(scope="module")

@@ -47,6 +47,7 @@ def test_a_run_over_two_nodes_ends_well(cluster: Slurm) -> None:
     assert 0 < int(end) - time.time() < 1800, "the run is told when it has to end"
 
 
+@pytest.mark.slow  # test_slurm_script.py preempts a stand-in
 def test_a_run_that_is_preempted_goes_on_from_its_checkpoint(cluster: Slurm) -> None:
     settings = from_nothing(cluster.folder, "preempted")
     run = cluster.folder / "runs/preempted/ppo"

@@ -77,6 +77,15 @@ def test_asked_by_slurm_it_stops_and_the_job_is_done_again(cluster: Slurm, recip
     assert "ended with exit code 75\nit goes back into the queue" in cluster.said(number)
 
 
+def test_preempted_it_stops_and_is_done_again_when_there_is_room(cluster: Slurm) -> None:
+    number = submit(cluster, "wait-2")
+    cluster.wait_for(number, cluster.project / "wait-2.begun", 60)
+    urgent = cluster.submit("--partition=high", "--nodes=2", "--exclusive", "--wrap", "true")
+    assert cluster.wait(urgent, 60)["JobState"] == "COMPLETED"
+    assert ended(cluster, number) == ("COMPLETED", "0:0", "1"), cluster.said(number)
+    assert "ended with exit code 75\nit goes back into the queue" in cluster.said(number)
+
+
 def test_asked_by_its_user_it_stops_and_stays_stopped(cluster: Slurm) -> None:
     number = submit(cluster, "wait-no-more")
     cluster.wait_for(number, cluster.project / "wait-no-more.begun", 60)

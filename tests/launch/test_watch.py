@@ -86,6 +86,7 @@ class Terminal:
 
 
 def _own_terminal(slave: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell has what it starts in the background ignore it
     os.setsid()
     fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
 

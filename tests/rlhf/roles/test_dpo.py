@@ -21,8 +21,9 @@ from rlhf.config.schema import (
 )
 from rlhf.errors import CanaryError
 from rlhf.models.load import load_causal
-from rlhf.roles.dpo import DPORole, held_out_metrics, response_logprobs
+from rlhf.roles.dpo import DPORole
 from rlhf.roles.forward import Share
+from rlhf.roles.held_out_pairs import held_out_metrics, response_logprobs
 from rlhf.types import Float32, Sequences
 from rlhf.zero.rank import Rank
 from tests.rlhf.ranks import Crew

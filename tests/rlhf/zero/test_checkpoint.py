@@ -199,7 +199,7 @@ def in_dirty_memory(rank: Rank, setup: Setup) -> None:
         torch.use_deterministic_algorithms(False)
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", [1, 3])
 def test_what_memory_held_before_does_not_matter(stage: int, two_ranks: Crew) -> None:
     """DeepSpeed does not fill the padding of ZeRO-3's shards."""
     two_ranks.run(in_dirty_memory, Setup(stage=stage))
