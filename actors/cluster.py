@@ -21,6 +21,7 @@ from ray._private.state import available_resources_per_node
 
 from rlhf.config.pools import NodeGPUs
 from rlhf.errors import MachineryError
+from rlhf.recovery.stop import AskedToStop
 
 LOCAL = "127.0.0.1"
 OBJECT_STORE_BYTES = 512 * 2**20
@@ -77,10 +78,14 @@ def _start_own(has_gpus: bool) -> None:
 
 @contextmanager
 def _own_signal() -> Iterator[None]:
-    """Ray makes of SIGTERM an exit with code 1, which is a failure to a scheduler: what was there stays."""
+    """Ray makes an exit of SIGTERM, which a scheduler takes for a failure: the handler that was there stays."""
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield
+    except SystemExit:
+        if callable(before):
+            raise AskedToStop from None
+        raise
     finally:
         if callable(before) and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)

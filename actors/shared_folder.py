@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from actors.cluster import nodes, worker_environment
+from actors.cluster import node_gpus, nodes, worker_environment
 
 START_SECONDS = 60.0
 """How long a node may take to start a process of ours. One that takes longer, or dies, is left to who needs it."""
@@ -28,18 +29,27 @@ def marker(folder: Path) -> Iterator[Path]:
         OSError: none can be made there.
     """
     place = next(each for each in (folder, *folder.parents) if each.is_dir())
-    with tempfile.NamedTemporaryFile(prefix=".rlhf-seen-", dir=place) as made:
-        yield Path(made.name)
+    handle, name = tempfile.mkstemp(prefix=".rlhf-seen-", dir=place)
+    os.close(handle)  # some file systems show a file to others only then
+    try:
+        yield Path(name)
+    finally:
+        Path(name).unlink(missing_ok=True)
 
 
-def blind_nodes(folder: Path, has_gpus: bool) -> list[str]:
+def blind_nodes(folder: Path, has_gpus: bool, types: Collection[str] = ()) -> list[str]:
     """Names of the nodes that may be given actors and do not see a folder of this machine.
+
+    Args:
+        types: of the GPUs that actors may be given; any where there is none.
 
     Raises:
         OSError: it cannot be written to.
     """
     resource = "GPU" if has_gpus else "CPU"
     compute = {node["NodeID"]: node for node in nodes() if node["Resources"].get(resource, 0) > 0}
+    if has_gpus and types:
+        compute = {name: node for name, node in compute.items() if node_gpus(node["Resources"]).type in types}
     sees = ray.remote(num_cpus=0, max_retries=0, runtime_env={"env_vars": worker_environment(1, own_ray=False)})(_sees)
     with marker(folder) as file:
         asked = {
@@ -52,11 +62,18 @@ def blind_nodes(folder: Path, has_gpus: bool) -> list[str]:
 
 def _sees(file: Path) -> bool:
     end = time.monotonic() + SEE_SECONDS
-    while not file.exists():
+    while not _is_there(file):
         if time.monotonic() > end:
             return False
         time.sleep(0.2)
     return True
+
+
+def _is_there(file: Path) -> bool:
+    try:
+        return file.exists()
+    except OSError:  # it may not be entered, or its server is away
+        return False
 
 
 def _no(ref: ray.ObjectRef) -> bool:

@@ -9,7 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -146,7 +146,8 @@ def _run(options: argparse.Namespace) -> None:
         session.console = Console(stdout, progress=recipe.tracking.progress)
         session.stop = StopRequest(recipe.checkpoint, started, time.time, os.environ)
         go = _read_data(options, session, new)
-        with cluster(recipe.placement.ray_address, device == "cuda"), session.stop.install():  # Ray takes SIGTERM too
+        with ExitStack() as signals, cluster(recipe.placement.ray_address, device == "cuda"):
+            signals.enter_context(session.stop.install())  # after Ray, which takes SIGTERM too, and until Ray has ended
             go()
 
 

@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ AWAY_SECONDS = 60.0
 """How long the cluster may not answer before a job is followed no further."""
 REQUEST_SECONDS = 30.0
 """How long the cluster may say nothing after a request."""
+UPLOAD_SECONDS = 600.0
+"""How long files may be on their way to the cluster."""
 QUIET_SECONDS = 30.0
 """How long a job's log may say nothing before it is asked whether the job still runs."""
 POLL_SECONDS = 0.2
@@ -46,7 +48,8 @@ class _Client(JobSubmissionClient):
     """Ray's own, which would wait for ever for a cluster that takes a request and says nothing."""
 
     def _do_request(self, method: str, endpoint: str, **given: Any) -> requests.Response:
-        return super()._do_request(method, endpoint, **{"timeout": REQUEST_SECONDS, **given})
+        sending = REQUEST_SECONDS if given.get("data") is None else UPLOAD_SECONDS  # the whole of it
+        return super()._do_request(method, endpoint, **{"timeout": (sending, REQUEST_SECONDS), **given})
 
 
 class Jobs:
@@ -63,6 +66,8 @@ class Jobs:
         for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):  # Ray would take these for the address that is meant
             os.environ.pop(name, None)
         self.address = address
+        self._heard = time.monotonic()
+        """When the cluster last said something of a job."""
         with self._asking():
             self._client = _Client(address)
 
@@ -76,7 +81,8 @@ class Jobs:
         except requests.exceptions.ReadTimeout as error:
             raise MachineryError(
                 f"the cluster at {self.address} took a request and said nothing for {REQUEST_SECONDS:.0f} s: is it "
-                "Ray's dashboard, and is the head alive? (`ray status` there)"
+                "Ray's dashboard, and is the head alive? (`ray status` there) What was asked may have been done: "
+                "`rlhf submit --list`"
             ) from error
         except (ConnectionError, requests.exceptions.ConnectionError, requests.exceptions.Timeout) as error:
             raise MachineryError(
@@ -123,40 +129,63 @@ class Jobs:
     def info(self, job: str) -> JobDetails:
         """What Ray knows of a job."""
         with self._asking(job):
-            return self._client.get_job_info(job)
+            found = self._client.get_job_info(job)
+        self._heard = time.monotonic()
+        return found
 
     def follow(self, job: str, show: Callable[[str], None]) -> int:
         """Show a job's log from its beginning, as it grows; returns how the job ended, see ``outcome``.
 
         A connection that breaks is made anew, and what was shown is not shown again.
         """
-        shown, heard = 0, time.monotonic()
-        while True:
-            try:
-                if self.info(job).status.is_terminal():
-                    break
-                heard = time.monotonic()
-            except MachineryError:
-                if time.monotonic() - heard > AWAY_SECONDS:
-                    raise
+        shown, self._heard = 0, time.monotonic()
+        while not self._has_ended(job):
             shown = asyncio.run(self._tail(job, shown, show))
             time.sleep(POLL_SECONDS)
         with self._asking(job):
             show(self._client.get_job_logs(job)[shown:])
         return self.outcome(job)
 
+    def _has_ended(self, job: str) -> bool:
+        try:
+            return self.info(job).status.is_terminal()
+        except MachineryError:
+            if time.monotonic() - self._heard > AWAY_SECONDS:
+                raise
+            return False
+
     async def _tail(self, job: str, shown: int, show: Callable[[str], None]) -> int:
-        """Show what follows the first ``shown`` characters, until the connection ends or is silent; returns how many
-        there are."""
+        """Show what follows the first ``shown`` characters, until the connection or the job ends; returns how many
+        there are.
+
+        A connection that is quiet is kept: Ray would not notice that it was left, and it has room for few.
+        """
         place, texts = 0, aiter(self._client.tail_job_logs(job))
         try:
-            while True:
-                text = await asyncio.wait_for(anext(texts), QUIET_SECONDS)
+            while (text := await self._next(job, texts)) is not None:
                 show(text[max(0, shown - place) :])
                 place += len(text)
-        except (StopAsyncIteration, RuntimeError, OSError, aiohttp.ClientError):
-            pass  # asked again as long as the job lives; to have waited too long is an OSError
+                self._heard = time.monotonic()
+        except (RuntimeError, OSError, aiohttp.ClientError):
+            pass  # asked again as long as the job lives
         return max(shown, place)
+
+    async def _next(self, job: str, texts: AsyncIterator[str]) -> str | None:
+        """The next piece of a log; None where there will be none."""
+        coming = asyncio.ensure_future(anext(texts, None))
+        while not coming.done():
+            await asyncio.wait({coming}, timeout=QUIET_SECONDS)
+            if not coming.done() and await asyncio.to_thread(self._is_over, job):
+                coming.cancel()
+                return None
+        return coming.result()
+
+    def _is_over(self, job: str) -> bool:
+        """Whether a job has ended, or nobody says whether it has."""
+        try:
+            return self.info(job).status.is_terminal()
+        except MachineryError:
+            return True
 
     def stop(self, job: str, seconds: float) -> int:
         """Ask a job to stop, and wait for that; returns how it ended."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from rlhf.config.limits import out_of_limits
 from rlhf.config.load import load_recipe
 from rlhf.config.machine import Machine, uses_gpus
-from rlhf.config.pools import Stage
+from rlhf.config.pools import Stage, Strategy, pools
 from rlhf.config.problems import raise_all
 from rlhf.config.schema import DPOConfig, Recipe, RewardConfig, SFTConfig
 from rlhf.config.validate import check_schedule, stages_of, validate
@@ -55,7 +55,7 @@ def prepare(recipe_path: str, overrides: Sequence[str], command: Stage) -> tuple
     resolve_mode(recipe.tracking)
     on_gpus = uses_gpus(recipe, machine)
     if recipe.placement.ray_address and command != "generate":
-        _check_all_nodes_see(Path(recipe.runs_dir).absolute(), on_gpus)
+        _check_all_nodes_see(recipe, command, on_gpus)
     if not on_gpus:
         return recipe, "cpu", machine.gpus
     return _with_strategy(recipe, command, machine), "cuda", machine.gpus
@@ -101,11 +101,14 @@ def _cluster(address: str) -> Machine:
     return Machine(gpus=sum(node.gpus for node in gpus), nodes=gpus, cpus=cores([node["Resources"] for node in there]))
 
 
-def _check_all_nodes_see(runs: Path, on_gpus: bool) -> None:
+def _check_all_nodes_see(recipe: Recipe, command: Stage, on_gpus: bool) -> None:
     from actors.shared_folder import blind_nodes
 
+    runs = Path(recipe.runs_dir).absolute()
+    strategy: Strategy = "colocated" if recipe.placement.strategy == "colocated" else "separate"
+    types = {pool.gpu_type for pool in pools(recipe, command, strategy)}
     try:
-        blind = blind_nodes(runs, on_gpus)
+        blind = blind_nodes(runs, on_gpus, () if None in types else {kind for kind in types if kind})
     except OSError as error:
         raise UserError(
             f"cannot write to {runs}", str(error), "set runs_dir to a folder that you may write to"

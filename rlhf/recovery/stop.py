@@ -93,21 +93,32 @@ class StopRequest:
             os._exit(128 + number)
 
 
+class AskedToStop(BaseException):
+    """SIGTERM came before there was a run. No ``except Exception`` on the way may take it for a failure of its own."""
+
+
 @contextmanager
 def before_the_start() -> Iterator[None]:
     """Within the block SIGTERM ends the command at once, as one that was stopped: nothing has begun that could be lost.
 
     Only the main thread may call this.
+
+    Raises:
+        Stopped: the signal came. Further ones are ignored: the command is ending.
     """
     before = signal.signal(signal.SIGTERM, _not_begun)
     try:
         yield
+    except AskedToStop:
+        raise Stopped(signal.SIGTERM.name) from None
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+        if signal.getsignal(signal.SIGTERM) is not signal.SIG_IGN:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
 def _not_begun(number: int, frame: FrameType | None) -> None:
-    raise Stopped(signal.Signals(number).name)
+    signal.signal(number, signal.SIG_IGN)
+    raise AskedToStop
 
 
 def _listen(reader: int, grace_seconds: float) -> None:

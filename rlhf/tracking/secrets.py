@@ -9,19 +9,26 @@ from typing import Any
 
 HIDDEN = "***"
 _NAME = (
-    r"(?:api_?key|access_?key|private_?key|(?:openai|wandb|hf|aws)_?key|authorization|token|password|passwd|secret"
-    r"|credentials?)"
+    r"(?:(?:api|access|private|secret|ssh|openai|wandb|hf|aws)[_-]?key|authorization|password|passwd|secret|credentials?"
+    r"|(?<!eos_)(?<!bos_)(?<!pad_)(?<!unk_)(?<!per_)(?<!next_)(?<!stop_)token)"
 )
-_SECRET_NAME = re.compile(rf"(^|_){_NAME}$", re.IGNORECASE)
-_SECRET_SETTING = re.compile(
-    rf"((?:^|(?<=[^\w.-]))(?:[\w.-]*[_.-])?{_NAME}=[\"']?)(?!\*\*\*)[^\s\"'&;]{{3,}}", re.IGNORECASE
+_SECRET_NAME = re.compile(rf"(^|[_-]){_NAME}$", re.IGNORECASE)
+_SECRET_OPTION = re.compile(rf"-{{1,2}}(?:[\w-]*[_-])?{_NAME}", re.IGNORECASE)
+"""An option of a command line whose value is the next word."""
+_VALUE = r"(?:\"[^\"]*\"|'[^']*'|[^\s\"'&,)}\]]{3,})"
+_ORDINARY = r"(?:[-+.\d]+(?:e[-+]?\d+)?|none|null|true|false|\*\*\*)(?![^\s,;&)}\]#])"
+_SECRET_SETTING = re.compile(  # tracking.api_key=…, --token=…, WANDB_API_KEY=…
+    rf"((?:^|(?<=[^\w.-]))(?:[\w.-]*[_.-])?{_NAME}=)(?!{_ORDINARY}){_VALUE}", re.IGNORECASE
 )
-_SECRET_HEADER = re.compile(
-    r"(\bauthorization[\"']?\s*:\s*[\"']?(?:(?:bearer|basic|token)\s+)?|\bbearer\s+(?=\S*[\d._-])(?=\S{8}))[^\s\"'`,;)}]+",
+_SECRET_HEADER = re.compile(  # Authorization: Bearer …, X-API-Key: …, {'api_key': …}
+    r"(\bauthorization[\"']?\s*:\s*[\"']?(?:[\w-]+[ \t]+(?=[^\s\"']))?"
+    r"|\bbearer\s+(?=\S*(?:[\d_-]|\.\S))(?=\S{8})"
+    rf"|(?:^|(?<=[^\w-]))(?:[\w-]*[_-])?{_NAME}[\"']?\s*:\s*[\"']?(?=\S*[\d_-])(?=[^\s\"',]{{6}}))"
+    r"[^\s\"'`,;)}]+",
     re.IGNORECASE,
 )
 _SECRET_IN_URL = re.compile(
-    r"(?<=://)[^/?#\s]+(?=@)|(?<=[?&;#])([^=&;#\s]*(?:key|token|passw(?:or)?d|pwd|secret|sig|signature|credentials?|auth|code)=)"
+    r"(?<=://)[^/?#\s]+(?=@)|(?<=[?&;#])([^=&;#?\s]*(?:key|token|passw(?:or)?d|pwd|secret|sig|signature|credentials?|auth|code)=)"
     r"[^&;#\s]+",
     re.IGNORECASE,
 )
@@ -46,8 +53,15 @@ def _hide(value: Any, known: list[str]) -> Any:
             for key, item in value.items()
         }
     if isinstance(value, (list, tuple)):
-        return [_hide(item, known) for item in value]
+        return [
+            HIDDEN if isinstance(item, str) and _is_option(before) else _hide(item, known)
+            for before, item in zip((None, *value), value)
+        ]
     return _hide_in_text(value, known) if isinstance(value, str) else value
+
+
+def _is_option(word: Any) -> bool:
+    return isinstance(word, str) and _SECRET_OPTION.fullmatch(word) is not None
 
 
 def _hide_in_text(text: str, known: list[str]) -> str:

@@ -27,19 +27,23 @@ print(answer, os.environ["RAY_AUTH_MODE"], oct(file.stat().st_mode), file.read_t
 """
 
 EARLY = """
-import os, signal, sys
+import os, signal, sys, threading, time
 from launch.cli import main
 import launch.preflight
+def kill():
+    os.kill(os.getpid(), signal.SIGTERM)
 def asked(*arguments):
+    import ray
     from actors.cluster import cluster
+    if {early}:
+        threading.Timer(0.5, kill).start()
     with cluster(None, has_gpus=False):
-        print(os.getpid(), flush=True)
-        os.kill(os.getpid(), signal.SIGTERM)
-        return "went on"
+        kill()
+        time.sleep(5)
 launch.preflight.prepare = asked
 sys.exit(main(["sft", "any.yaml"]))
 """
-"""The signal comes after Ray has started, and before the run takes signals for itself."""
+"""The signal comes while Ray starts or after it has, and before the run takes signals for itself."""
 
 
 @pytest.fixture
@@ -90,9 +94,11 @@ def test_ray_takes_it_and_does_not_open_it(token: Path) -> None:
     assert done.stdout.split() == ["heard", "token", "0o100600", "True"]
 
 
-def test_a_command_that_is_stopped_before_its_run_begins_was_stopped_and_did_not_fail(token: Path) -> None:
+@pytest.mark.parametrize("early", [True, False])
+def test_a_command_that_is_stopped_before_its_run_begins_was_stopped_and_did_not_fail(early: bool, token: Path) -> None:
+    program = EARLY.format(early=early)
     done = subprocess.run(
-        [sys.executable, "-c", EARLY], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 75, done.stderr[-2000:]
     assert "stopped on request (SIGTERM)" in done.stderr and "Traceback" not in done.stderr

@@ -213,6 +213,7 @@ def test_a_step_outside_a_canarys_limits_is_recorded_and_in_no_checkpoint(folder
     assert [path.name for path in (broken.path / "checkpoints").glob("step_*")] == ["step_4"]
 
 
+@pytest.mark.slow  # a whole start; tests/rlhf/zero/test_checkpoint.py has other ranks and stages
 def test_it_goes_on_with_other_ranks_and_another_stage(folder: Path, whole: Ended, broken: Ended) -> None:
     """The same prompts, weights and moments; gradients are added up in another order."""
     other = ["placement.policy.ranks=1", "placement.policy.zero_stage=2", "placement.critic.zero_stage=3"]

@@ -76,6 +76,7 @@ def test_a_checkpoint_holds_the_rollouts_of_the_next_step(whole: Ended) -> None:
     assert not (whole.path / "checkpoints" / f"step_{STEPS}" / "rollouts").exists(), "there is no step after the last"
 
 
+@pytest.mark.slow  # two whole starts; test_resume.py has the same without staleness
 def test_the_resumed_run_is_the_run_to_the_bit(whole: Ended, broken: Ended) -> None:
     assert broken.codes == (-signal.SIGKILL, 0)
     [resumed] = broken.events("resumed")

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from rlhf.tracking.secrets import without_secrets
@@ -53,8 +55,15 @@ def test_credentials_of_a_service_wherever_its_address_holds_them(url: str, show
         ("the service said 401 to `authorization: abcdef`", "the service said 401 to `authorization: ***`"),
         ("--token=abcdef", "--token=***"),
         ("tracking.api_key=zzzz", "tracking.api_key=***"),
-        ("rlhf ppo r.yaml judge.wandb_key='zzzz' ppo.steps=3", "rlhf ppo r.yaml judge.wandb_key='***' ppo.steps=3"),
+        ("rlhf ppo r.yaml judge.wandb_key='zzzz' ppo.steps=3", "rlhf ppo r.yaml judge.wandb_key=*** ppo.steps=3"),
         ("WANDB_API_KEY=abcdef rlhf ppo", "WANDB_API_KEY=*** rlhf ppo"),
+        ("Authorization: ApiKey abcdefgh12", "Authorization: ApiKey ***"),
+        ("X-API-Key: abcdef12", "X-API-Key: ***"),
+        ("{'api_key': 'abc-def', 'x': 1}", "{'api_key': '***', 'x': 1}"),
+        ("HF_TOKEN: hf_abcdef", "HF_TOKEN: ***"),
+        ("--api-key=abcdefgh", "--api-key=***"),
+        ("password='hunter two x' y", "password=*** y"),
+        ("password=ab;cdefgh", "password=***"),
     ],
 )
 def test_a_secret_beside_its_name(text: str, shown: str) -> None:
@@ -70,7 +79,14 @@ def test_a_secret_beside_its_name(text: str, shown: str) -> None:
         "a secret of the town is the old bridge",
         "one token=1",
         "the bearer of this letter",
-        "the bearer certificates",
+        "the bearer certificates.",
+        "pay to the bearer immediately.",
+        "kl_per_token=0.0123",
+        "next_token=42, other",
+        "tokenizer.eos_token='</s>' pad_token=<|end|>",
+        "token=None, secret=true",
+        "end_token: 12 of 34",
+        "password: required",
     ],
 )
 def test_ordinary_text_is_left_alone(text: str) -> None:
@@ -87,3 +103,16 @@ def test_ordinary_options_are_left_alone() -> None:
         "on": True,
     }
     assert without_secrets(config) == config
+
+
+def test_the_word_after_an_option_is_its_value() -> None:
+    words = ["rlhf", "ppo", "--token", "abc", "--api-key", "x y", "--tokens", "12"]
+    assert without_secrets(words) == ["rlhf", "ppo", "--token", "***", "--api-key", "***", "--tokens", "12"]
+
+
+@pytest.mark.parametrize("piece", ["?a", "token", "a_", "authorization:", "bearer ", "--token=", "'\"", "a.-_"])
+def test_long_text_is_no_long_work(piece: str) -> None:
+    """A pattern that tries again from every place would take minutes."""
+    before = time.process_time()
+    without_secrets(piece * (40_000 // len(piece)))
+    assert time.process_time() - before < 5
