@@ -24,7 +24,7 @@ quickstart: env ## the whole chain on a small model: SFT, reward model, PPO, and
 	$(BIN)/rlhf pipeline recipes/quickstart.yaml
 
 # In a container root may install SLURM and Chromium for the tests that drive them; without these those tests are skipped.
-test: env ## all tests, without a network
+test: env ## the tests, without a network
 	@test -d /run/systemd/system || tests/system_packages.sh || true
 	$(PYTEST) -n 2 --no-loadscope-reorder -m "not slow and not alone"; together=$$?; \
 	$(PYTEST) -m alone && exit $$together

@@ -243,9 +243,14 @@ class Ended:
 
 @pytest.fixture(scope="module")
 def ended(cluster: Cluster, finished: Finished) -> Ended:
-    """PPO alone, from the first job's model and scored by the user's function, stopped while the policy learns."""
-    model = finished.path / "sft" / "model"
-    given = [f"ppo.policy_init={model}", f"ppo.critic_init={model}", "rewards={e: {function: 'reward.py:score'}}"]
+    """REINFORCE++ from the first job's model, scored by the user's function, stopped while the policy learns."""
+    given = [
+        f"ppo.policy_init={finished.path / 'sft' / 'model'}",
+        "rewards={e: {function: 'reward.py:score'}}",
+        "algorithm.name=reinforce++",
+        "algorithm.critic_warmup_steps=0",
+        "placement.policy.ranks=1",
+    ]
     submission = cluster.submit("second", "--command", "ppo", *given, "ppo.steps=200", "rollout.engines=3")
     before = cluster.wait_for("second", 2, submission)
     busy = {name: cluster.hosts[name].listeners() for name in ("head", *WORKERS)}

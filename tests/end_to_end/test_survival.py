@@ -49,7 +49,7 @@ def survived(tmp_path_factory: pytest.TempPathFactory) -> Survived:
     """One run to which all of it is done, a fault a step."""
     folder = tmp_path_factory.mktemp("survival")
     make_data_and_reward(folder, seconds=0.3)  # long enough to be killed in
-    settings = [f"ppo.steps={STEPS}", "recovery.stall_floor_seconds=15", "recovery.stall_factor=3"]
+    settings = [f"ppo.steps={STEPS}", "recovery.stall_floor_seconds=30", "recovery.stall_factor=3"]
     run = Run(folder, "hit", [*from_nothing(folder, "hit"), *settings])
     hit = tuple(run.do(fault) for fault in FAULTS)
     return Survived(path=run.path, code=run.end(), hit=hit, said=run.said())
