@@ -8,6 +8,7 @@ from typing import Any
 
 from rlhf.config.machine import Machine as Asked
 from rlhf.config.machine import check_devices, choose_strategy, gpus_needed
+from rlhf.config.named_files import STAGE_DATA
 from rlhf.config.pools import NodeGPUs, Resting, Stage, pools, resting, turns
 from rlhf.config.schema import Recipe
 from rlhf.config.validate import stages_of, validate
@@ -24,8 +25,6 @@ PHASES = {"ppo": ("rollout", "score", "update", "publish")}
 """Stage → phases of a step; the other stages have ``update`` alone."""
 EVERY_ROLE = "all roles"
 MANY = 10**6
-DATA = ("path", "demonstrations", "preferences", "prompts")
-"""Keys of ``data`` that name files or folders."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,8 +109,8 @@ def check(recipe: Recipe, stage: Stage) -> None:
         raise UserError(
             "placement.device = cpu", "a plan is about GPUs", "placement.device=auto, for the plan at least"
         )
-    named: dict[str, Any] = {name: "any/data" for name in DATA if name == "path" or getattr(recipe.data, name)}
-    data = replace(recipe.data, **named)
+    own: dict[str, Any] = dict.fromkeys(STAGE_DATA.values())
+    data = replace(recipe.data, path="any/data", **own)
     validate(replace(recipe, data=data), stage, Asked(gpus=MANY, cpus=MANY))
 
 

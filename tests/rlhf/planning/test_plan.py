@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 from rlhf.config.load import load_recipe
+from rlhf.config.named_files import STAGE_DATA
 from rlhf.config.schema import EarlyStopConfig, Recipe, RewardSourceConfig
 from rlhf.errors import UserError
 from rlhf.planning.cluster import parse_cluster
 from rlhf.planning.fit import ROLES, candidates, changed
 from rlhf.planning.members import Member, Seat, Shapes, members, seats
 from rlhf.planning.memory import PROCESS, held
-from rlhf.planning.plan import DATA, Placed
+from rlhf.planning.plan import Placed
 from rlhf.planning.report import Plan, as_values, make_plan
 from rlhf.planning.show import show
 from rlhf.planning.timing import (
@@ -33,6 +34,7 @@ from rlhf.planning.work import batch_of, passes
 from tests.rlhf.planning.small import TINY, find, recipe
 
 ROOT = Path(__file__).parents[3]
+DATA = tuple(dict.fromkeys(("path", *STAGE_DATA.values())))
 SMALL = {"model": "Qwen/Qwen2.5-0.5B", "placement__strategy": "separate"}
 
 
