@@ -30,26 +30,32 @@ def balance(lengths: Sequence[int] | np.ndarray, parts: int) -> list[list[int]]:
     return [sorted(m) for m in members]
 
 
-def pack(indices: Sequence[int], lengths: Sequence[int] | np.ndarray, budget: int) -> MicroBatches:
+def pack(
+    indices: Sequence[int], lengths: Sequence[int] | np.ndarray, budget: int, padded: bool = False
+) -> MicroBatches:
     """Group samples so that each group has at most ``budget`` tokens: first fit, longest first.
 
-    A sample longer than the budget gets a group of its own.
+    A sample longer than the budget gets a group of its own. ``padded`` samples count as many tokens as the longest of
+    their group, which is its first.
     """
     groups: MicroBatches = []
     loads: list[int] = []
     for i in sorted(indices, key=lambda i: (-int(lengths[i]), i)):
         size = int(lengths[i])
-        slot = next((g for g, load in enumerate(loads) if load + size <= budget), None)
+        sizes = (int(lengths[group[0]]) if padded else size for group in groups)
+        slot = next((g for g, more in enumerate(sizes) if loads[g] + more <= budget), None)
         if slot is None:
             groups.append([i])
             loads.append(size)
         else:
+            loads[slot] += int(lengths[groups[slot][0]]) if padded else size
             groups[slot].append(i)
-            loads[slot] += size
     return groups
 
 
-def plan(indices: Sequence[int], lengths: Sequence[int] | np.ndarray, ranks: int, budget: int) -> list[MicroBatches]:
+def plan(
+    indices: Sequence[int], lengths: Sequence[int] | np.ndarray, ranks: int, budget: int, padded: bool = False
+) -> list[MicroBatches]:
     """The micro-batches of every rank, the same number on each.
 
     A rank that needs fewer splits its fullest group; a rank that has nothing left to split gets an empty group, which
@@ -57,7 +63,7 @@ def plan(indices: Sequence[int], lengths: Sequence[int] | np.ndarray, ranks: int
     """
     chosen = [int(lengths[i]) for i in indices]
     shares = [[indices[j] for j in part] for part in balance(chosen, ranks)]
-    packed = [pack(share, lengths, budget) for share in shares]
+    packed = [pack(share, lengths, budget, padded) for share in shares]
     count = max(1, *(len(p) for p in packed))
     return [_grow(groups, count) for groups in packed]
 

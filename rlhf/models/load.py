@@ -83,7 +83,6 @@ def _load_network(auto: Any, folder: str | Path, config: ModelConfig, **extra: A
     options = {
         "config": settings,
         "dtype": DTYPES[config.dtype],
-        "attn_implementation": _attention(config.dtype),
         "use_safetensors": True,
     }
     model = from_folder(auto, folder, config, **options)
@@ -111,14 +110,3 @@ def switch_dropout_off(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-
-
-def _attention(dtype: str) -> str:
-    """Flash attention's variable-length path where it is installed and knows the dtype, else PyTorch's.
-
-    PyTorch's has a mask that is quadratic in the row.
-    """
-    from transformers.utils import is_flash_attn_2_available
-
-    usable = dtype == "bfloat16" and torch.cuda.is_available() and is_flash_attn_2_available()
-    return "flash_attention_2" if usable else "sdpa"

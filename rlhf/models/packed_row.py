@@ -1,23 +1,31 @@
-"""One packed row: several sequences end to end, positions restarting at each, no padding and no attention mask.
+"""Several sequences in one forward pass: end to end in one row, or each in a row of its own.
 
-transformers sees the restarting positions and builds a block-diagonal mask by itself, but only with
-``use_cache=False``: with a cache the sequences silently see each other. ``hidden_states`` is the one place that runs a
-backbone, so that the flag cannot be forgotten.
+``hidden_states`` is the one place that runs a backbone. Sequences end to end restart their positions and attend only to
+themselves (``rlhf/models/attention.py``); a cache, with which transformers would let them see each other, is off. A
+model whose layers mix neighbouring tokens elsewhere than in attention (convolutions, recurrent states), or whose
+attention cannot be chosen, has a row a sequence, filled up behind its end: what stands there comes later than all of
+the sequence.
 
 Shapes: N tokens in the row, B sequences, R response tokens, d hidden size.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
+from rlhf.models.attention import rows_of
 from rlhf.types import Sequences
+
+Form = Literal["packed", "padded"]
+"""How the sequences of a pass lie: end to end in one row, or a row for each, filled up to the longest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,10 +79,34 @@ def pack_row(sequences: Sequences, samples: Sequence[int], device: torch.device 
     )
 
 
-def hidden_states(backbone: nn.Module, row: PackedRow, **attending: Any) -> Tensor:
-    """(N, d) last hidden states, after the final norm; each sequence attends only to itself.
+def hidden_states(backbone: nn.Module, row: PackedRow, form: Form = "packed", **attending: Any) -> Tensor:
+    """(N, d) last hidden states, after the final norm, of the sequences end to end; each sees only itself.
 
     ``attending`` is what an attention function of this project has to know besides.
     """
-    output = backbone(input_ids=row.tokens, position_ids=row.positions, use_cache=False, **attending)
-    return output.last_hidden_state[0]
+    is_packed = form == "packed"
+    inputs = _packed_inputs(row) if is_packed else _padded_inputs(row)
+    if "use_cache" in inspect.signature(backbone.forward).parameters:
+        inputs["use_cache"] = False
+    with rows_of(row.lengths):
+        states = backbone(**inputs, **attending).last_hidden_state
+    return states[0] if is_packed else states[inputs["attention_mask"].bool()]
+
+
+def _packed_inputs(row: PackedRow) -> dict[str, Any]:
+    """The row as it is. Without a mask of ones transformers would look for the sequences itself, in N² numbers."""
+    return {"input_ids": row.tokens, "position_ids": row.positions, "attention_mask": torch.ones_like(row.tokens)}
+
+
+def _padded_inputs(row: PackedRow) -> dict[str, Any]:
+    """(B, longest) a row a sequence. Positions count from each row's beginning, as every model does by itself."""
+    width, tokens = max(row.lengths), row.tokens[0]
+    inputs = (tokens, torch.ones_like(tokens))
+    padded, mask = (_pad_rows(each, row.lengths, width) for each in inputs)
+    return {"input_ids": padded, "attention_mask": mask}
+
+
+def _pad_rows(values: Tensor, lengths: Sequence[int], width: int) -> Tensor:
+    """(N,) numbers of sequences end to end → (B, width), one sequence a row, zeros behind it."""
+    rows = values.split(list(lengths))
+    return torch.stack([functional.pad(row, (0, width - len(row))) for row in rows])

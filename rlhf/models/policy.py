@@ -60,7 +60,7 @@ class PolicyNet(RowNet):
     """A causal language model that answers with log-probabilities and entropies of the response tokens."""
 
     def __init__(self, lm: PreTrainedModel) -> None:
-        super().__init__()
+        super().__init__(lm)
         self.lm = lm
         self.head = (lm.get_output_embeddings(),)  # in a tuple: a view of a part of ``lm``, not a second child
 

@@ -21,7 +21,7 @@ class ScalarNet(RowNet):
     """A sequence classifier read at chosen places of a packed row."""
 
     def __init__(self, classifier: PreTrainedModel) -> None:
-        super().__init__()
+        super().__init__(classifier)
         self.classifier = classifier
 
     @property

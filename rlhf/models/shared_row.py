@@ -14,7 +14,6 @@ rank's own; H heads, d hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -23,19 +22,12 @@ import torch
 from deepspeed.runtime.sequence_parallel.ulysses_sp import UlyssesSPAttentionHF
 from torch import Tensor, distributed, nn
 from torch.nn import functional
-from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
-from transformers.integrations.flash_attention import flash_attention_forward
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from rlhf.config.shared_rows import MODEL_TYPES, indivisible
 from rlhf.errors import UserError
-from rlhf.models.packed_row import PackedRow, hidden_states
-
-ATTENTION = "shared_row"
-"""Name under which transformers knows the attention over ranks. It makes no mask for such a name."""
-
-Attended = tuple[Tensor, None]
-"""What transformers' attention functions answer."""
+from rlhf.models.attention import by_sequence, use_row_attention
+from rlhf.models.packed_row import Form, PackedRow, hidden_states
 
 
 class Peers:
@@ -54,7 +46,7 @@ class Peers:
         self.group = groups[group]
         config, (heads, kv_heads) = model.config, _heads(model.config)
         self.attention = UlyssesSPAttentionHF(
-            attn=CORES[config._attn_implementation],
+            attn=by_sequence,
             batch_size=1,
             attn_head_count=heads,
             attn_head_size=getattr(config, "head_dim", None) or config.hidden_size // heads,
@@ -63,8 +55,6 @@ class Peers:
             process_group=self.group,
             seq_length_is_variable=True,
         )
-        AttentionInterface.register(ATTENTION, attend)
-        model.set_attn_implementation(ATTENTION)
 
 
 def check_model(model: PreTrainedModel, size: int) -> None:
@@ -127,22 +117,28 @@ class _Joined(torch.autograd.Function):
         return gradients[0], None
 
 
-def read(backbone: nn.Module, row: PackedRow, places: Tensor, peers: Peers | None) -> Reading:
+def read(backbone: nn.Module, row: PackedRow, places: Tensor, peers: Peers | None, form: Form = "packed") -> Reading:
     """The last hidden states at ``places`` (K,) of a row; with peers, at those of them that are this rank's."""
     if peers is None:
-        return Reading(hidden=hidden_states(backbone, row)[places], own=slice(None), places=len(places), peers=None)
-    begin, part, attending = _part(row, peers)
+        hidden = hidden_states(backbone, row, form)[places]
+        return Reading(hidden=hidden, own=slice(None), places=len(places), peers=None)
+    begin, part = _part(row, peers)
     end = begin + part.tokens.shape[1]
     own = ((places >= begin) & (places < end)).nonzero()[:, 0]
-    hidden = hidden_states(backbone, part, **attending)[places[own] - begin]
+    hidden = hidden_states(backbone, part, over=peers.attention)[places[own] - begin]
     return Reading(hidden=hidden, own=own, places=len(places), peers=peers)
 
 
 class RowNet(nn.Module):
-    """A network that is run over packed rows, by this rank alone or with others."""
+    """A network that is run over rows of several sequences, by this rank alone or with others."""
 
     peers: Peers | None = None
     """The ranks that share its rows with this one."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        """Have the model attend by sequence where its architecture lets its attention be chosen."""
+        super().__init__()
+        self.form: Form = "packed" if use_row_attention(model) else "padded"
 
     @property
     def model(self) -> PreTrainedModel:
@@ -155,11 +151,11 @@ class RowNet(nn.Module):
 
     def read(self, row: PackedRow, places: Tensor) -> Reading:
         """The last hidden states at ``places`` (K,) of a row: all of them, or this rank's."""
-        return read(self.model.base_model, row, places, self.peers)
+        return read(self.model.base_model, row, places, self.peers, self.form)
 
 
-def _part(row: PackedRow, peers: Peers) -> tuple[int, PackedRow, dict[str, Any]]:
-    """This rank's run of places: where it begins, the row of it, and what attention has to know of the whole.
+def _part(row: PackedRow, peers: Peers) -> tuple[int, PackedRow]:
+    """This rank's run of places: where it begins, and the row of it, with the lengths of the whole row's sequences.
 
     The row is filled up to S·n tokens by a sequence of its own, which no place reads.
     """
@@ -174,67 +170,6 @@ def _part(row: PackedRow, peers: Peers) -> tuple[int, PackedRow, dict[str, Any]]
         predict_at=row.predict_at,
         targets=row.targets,
         last=row.last,
-        lengths=row.lengths,
+        lengths=(*row.lengths, filling) if filling else row.lengths,
     )
-    lengths = (*row.lengths, filling) if filling else row.lengths
-    return begin, part, {"over": peers.attention, "sequence_lengths": lengths}
-
-
-def attend(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    over: UlyssesSPAttentionHF,
-    **rest: Any,
-) -> Attended:
-    """Attention of one layer as transformers calls it: query (1, H, n, ·) → (1, n, H, ·), over this rank's peers."""
-    attended, _ = over(module, query, key, value, None, **rest)
-    return attended.unflatten(-1, (query.shape[1], -1)), None
-
-
-def _in_sequences(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    sequence_lengths: tuple[int, ...],
-    sliding_window: int | None = None,
-    **rest: Any,
-) -> Attended:
-    """PyTorch's attention of the whole row for some of the heads, each sequence by itself: no mask of N² numbers."""
-    parts = zip(*(each.split(sequence_lengths, dim=2) for each in (query, key, value)), strict=True)
-    outputs = [sdpa_attention_forward(module, q, k, v, _window(q, sliding_window), **rest)[0] for q, k, v in parts]
-    return torch.cat(outputs, dim=1), None
-
-
-def _window(query: Tensor, width: int | None) -> Tensor | None:
-    """(length, length) which earlier tokens a token sees, where it does not see all of them."""
-    length = query.shape[2]
-    if width is None or length <= width:
-        return None
-    ones = torch.ones(length, length, dtype=torch.bool, device=query.device)
-    return (ones.tril() & ones.triu(1 - width))[None, None]
-
-
-def _by_flash(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    sequence_lengths: tuple[int, ...],
-    **rest: Any,
-) -> Attended:
-    """flash-attn's path for sequences of several lengths."""
-    ends = torch.tensor((0, *sequence_lengths), device=query.device).cumsum(0, dtype=torch.int32)
-    longest = max(sequence_lengths)
-    known = {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
-    answer: Attended = flash_attention_forward(module, query, key, value, None, **known, **rest)
-    return answer
-
-
-CORES: dict[str, Callable[..., Attended]] = {"sdpa": _in_sequences, "flash_attention_2": _by_flash}
-"""transformers' name of an implementation → the same over a row whose sequences' lengths are known."""
+    return begin, part

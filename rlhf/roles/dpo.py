@@ -68,7 +68,7 @@ class DPORole(Role[PolicyNet]):
             CanaryError: the policy differs from its reference before the first step.
         """
         lengths = self.train.lengths
-        micro_batches = self.micro_batches(chosen, lengths[0::2] + lengths[1::2])
+        micro_batches = self.micro_batches(chosen, self.pair_lengths(lengths))
         sums = torch.zeros(len(MEANS) + 1, dtype=torch.float64)
 
         def loss(pairs: list[int]) -> Tensor:

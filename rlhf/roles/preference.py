@@ -41,9 +41,7 @@ class PreferenceRole(Role[ScalarNet]):
 
     def update(self, chosen: Sequence[int]) -> dict[str, float]:
         """One optimizer step on the chosen pairs, over all ranks."""
-        lengths = self.train.sequences.lengths
-        pair_lengths = lengths[0::2] + lengths[1::2]
-        micro_batches = self.micro_batches(chosen, pair_lengths)
+        micro_batches = self.micro_batches(chosen, self.pair_lengths(self.train.sequences.lengths))
         sums = torch.zeros(2, dtype=torch.float64)
 
         def loss(pairs: list[int]) -> Tensor:

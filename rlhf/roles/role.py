@@ -17,7 +17,7 @@ from rlhf.models.packed_row import PackedRow
 from rlhf.models.policy import PolicyNet
 from rlhf.models.shared_row import RowNet
 from rlhf.roles.forward import Share, forward_share
-from rlhf.types import RolloutBlock, Sequences
+from rlhf.types import Int32, RolloutBlock, Sequences
 from rlhf.zero import checkpoint
 from rlhf.zero.checkpoint import Files
 from rlhf.zero.engine import ZeroEngine, building
@@ -57,8 +57,14 @@ class Role(Generic[Network]):
 
         Ranks that share rows have the same.
         """
-        group = self.rank.rank // row_ranks(self.config)
-        return plan(samples, lengths, groups(self.config), self.config.micro_batch_tokens)[group]
+        group, is_padded = self.rank.rank // row_ranks(self.config), self.network.form == "padded"
+        return plan(samples, lengths, groups(self.config), self.config.micro_batch_tokens, is_padded)[group]
+
+    def pair_lengths(self, lengths: Int32) -> Int32:
+        """(K,) tokens that each pair takes in a pass, of the lengths (2K,) of its two sequences in turn."""
+        if self.network.form == "padded":
+            return 2 * np.maximum(lengths[0::2], lengths[1::2])
+        return lengths[0::2] + lengths[1::2]
 
     def share(self, sequences: Sequences, compute: Callable[[PackedRow], Tensor]) -> Share:
         """What ``compute`` makes of this rank's part of the sequences; of ranks that share rows the first one tells."""

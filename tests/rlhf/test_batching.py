@@ -106,3 +106,16 @@ def test_samples_of_a_prompt_stay_on_one_engine() -> None:
 @given(st.lists(st.integers(0, 5), max_size=40), st.integers(1, 5))
 def test_every_sample_is_answered_once(chosen: list[int], engines: int) -> None:
     assert sorted(i for places in share_prompts(chosen, engines) for i in places) == list(range(len(chosen)))
+
+
+def test_padded_samples_count_as_the_longest_of_their_group() -> None:
+    """9 alone; 4, 4 and 3 in rows of 4 are 12. End to end 9 and 3 would share one."""
+    assert pack(range(4), [9, 4, 4, 3], 12, padded=True) == [[0], [1, 2, 3]]
+    assert pack(range(4), [9, 4, 4, 3], 12) == [[0, 3], [1, 2]]
+
+
+@given(lengths=LENGTHS, budget=BUDGETS)
+def test_padded_groups_keep_to_the_budget(lengths: list[int], budget: int) -> None:
+    groups = pack(range(len(lengths)), lengths, budget, padded=True)
+    assert flat(groups) == list(range(len(lengths)))
+    assert all(len(group) * max(lengths[i] for i in group) <= budget or len(group) == 1 for group in groups)

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import transformers
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rlhf.config.schema import ModelConfig, OptimizerConfig, RoleConfig
@@ -15,7 +14,6 @@ from rlhf.errors import UserError
 from rlhf.models.folder import context_length, load_tokenizer
 from rlhf.models.load import (
     REWARD_SHIFT,
-    _attention,
     load_causal,
     load_classifier,
     reward_shift,
@@ -63,14 +61,6 @@ def test_dropout_is_off_although_the_folder_asks_for_it(architecture: str, tmp_p
 def test_the_dtype_is_the_recipes(dtype: str, expected: torch.dtype, tmp_path: Path) -> None:
     model = load_causal(saved(tmp_path), ModelConfig(dtype=dtype))
     assert {parameter.dtype for parameter in model.parameters()} == {expected}
-
-
-@pytest.mark.parametrize(("dtype", "expected"), [("float32", "sdpa"), ("bfloat16", "flash_attention_2")])
-def test_flash_attention_is_for_bfloat16_only(dtype: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a GPU where the package is installed."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(transformers.utils, "is_flash_attn_2_available", lambda: True)
-    assert _attention(dtype) == expected
 
 
 @dataclass(frozen=True)

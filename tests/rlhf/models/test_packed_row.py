@@ -6,9 +6,10 @@ import pytest
 import torch
 from transformers import AutoModel
 
-from rlhf.models.packed_row import hidden_states, pack_row
+from rlhf.models.attention import use_row_attention
+from rlhf.models.packed_row import Form, hidden_states, pack_row
 from rlhf.types import Sequences
-from tests.rlhf.tiny import ARCHITECTURES, random_sequences, tiny_model
+from tests.rlhf.tiny import ARCHITECTURES, random_sequences, tiny_model, whole
 
 
 def test_a_row_by_hand() -> None:
@@ -27,21 +28,23 @@ def test_an_empty_row_is_one_token_that_predicts_nothing() -> None:
     assert row.predict_at.shape == row.targets.shape == row.last.shape == (0,)
 
 
+@pytest.mark.parametrize("form", ["packed", "padded"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_each_sequence_attends_only_to_itself(architecture: str) -> None:
-    backbone = tiny_model(AutoModel, architecture)
-    sequences = random_sequences((3, 4), (1, 1), (5, 2))
+def test_each_sequence_attends_only_to_itself(architecture: str, form: Form) -> None:
+    """Against transformers' own attention, one sequence after another."""
+    backbone, sequences = tiny_model(AutoModel, architecture), random_sequences((3, 4), (1, 1), (5, 2), (4, 3))
     with torch.no_grad():
-        packed = hidden_states(backbone, pack_row(sequences, [0, 1, 2], "cpu"))
-        alone = [hidden_states(backbone, pack_row(sequences, [i], "cpu")) for i in range(3)]
-    assert packed.shape == (16, 64)
-    torch.testing.assert_close(packed, torch.cat(alone), rtol=1e-5, atol=1e-5)
+        alone = [backbone(whole(sequences, i)).last_hidden_state[0] for i in range(4)]
+        assert use_row_attention(backbone)
+        found = hidden_states(backbone, pack_row(sequences, [0, 1, 2, 3], "cpu"), form)
+    assert found.shape == (23, 64)
+    torch.testing.assert_close(found, torch.cat(alone), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_backbone_that_caches_by_default_is_run_without_its_cache(architecture: str) -> None:
-    backbone = tiny_model(AutoModel, architecture)
-    outputs = []
+    backbone, outputs = tiny_model(AutoModel, architecture), []
+    use_row_attention(backbone)
     backbone.register_forward_hook(lambda module, arguments, output: outputs.append(output))
     row = pack_row(random_sequences((3, 2), (2, 2)), [0, 1], "cpu")
     with torch.no_grad():
@@ -51,12 +54,12 @@ def test_a_backbone_that_caches_by_default_is_run_without_its_cache(architecture
     assert outputs[1].past_key_values is not None  # the default, so that the line above can fail
 
 
-def test_with_restarting_positions_left_out_the_sequences_do_see_each_other() -> None:
+def test_with_their_lengths_left_out_the_sequences_do_see_each_other() -> None:
     """The other side of the test above: the comparison is fine enough to see a leak."""
-    backbone = tiny_model(AutoModel, "llama")
-    sequences = random_sequences((3, 4), (5, 2))
+    backbone, sequences = tiny_model(AutoModel, "llama"), random_sequences((3, 4), (5, 2))
+    use_row_attention(backbone)
     row = pack_row(sequences, [0, 1], "cpu")
-    leaking = replace(row, positions=torch.arange(row.tokens.shape[1])[None])
+    leaking = replace(row, lengths=(14,))
     with torch.no_grad():
         second = hidden_states(backbone, pack_row(sequences, [1], "cpu"))
         assert (hidden_states(backbone, leaking)[7:] - second).abs().max() > 1e-2

@@ -48,22 +48,22 @@ def assert_same_gradients(one: dict[str, Tensor], other: dict[str, Tensor]) -> N
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_packed_logprobs_entropies_and_gradients_are_those_of_separate_passes(architecture: str) -> None:
-    lm = tiny_model(AutoModelForCausalLM, architecture)
+    lm, plain = (tiny_model(AutoModelForCausalLM, architecture) for _ in range(2))
     logprobs, entropy = PolicyNet(lm)(pack_row(SEQUENCES, EVERY, "cpu"), TEMPERATURE)
-    expected, expected_entropy = plain_logprobs(lm, SEQUENCES, TEMPERATURE)
+    expected, expected_entropy = plain_logprobs(plain, SEQUENCES, TEMPERATURE)
     torch.testing.assert_close(logprobs, expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(entropy, expected_entropy, rtol=1e-5, atol=1e-5)
     assert logprobs.requires_grad and not entropy.requires_grad
-    assert_same_gradients(gradients(lm, (WEIGHTS * logprobs).sum()), gradients(lm, (WEIGHTS * expected).sum()))
+    assert_same_gradients(gradients(lm, (WEIGHTS * logprobs).sum()), gradients(plain, (WEIGHTS * expected).sum()))
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_entropys_gradient_is_that_of_separate_passes(architecture: str) -> None:
-    lm = tiny_model(AutoModelForCausalLM, architecture)
+    lm, plain = (tiny_model(AutoModelForCausalLM, architecture) for _ in range(2))
     logprobs, entropy = PolicyNet(lm)(pack_row(SEQUENCES, EVERY, "cpu"), TEMPERATURE, entropy_gradient=True)
-    _, expected = plain_logprobs(lm, SEQUENCES, TEMPERATURE)
+    _, expected = plain_logprobs(plain, SEQUENCES, TEMPERATURE)
     loss, expected_loss = (WEIGHTS * entropy).sum(), (WEIGHTS * expected).sum()
-    assert_same_gradients(gradients(lm, loss + 0 * logprobs.sum()), gradients(lm, expected_loss))
+    assert_same_gradients(gradients(lm, loss + 0 * logprobs.sum()), gradients(plain, expected_loss))
 
 
 def test_a_frozen_network_gives_no_gradient_although_one_is_asked_for() -> None:

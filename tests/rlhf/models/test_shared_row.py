@@ -15,7 +15,7 @@ from rlhf.config.shared_rows import indivisible
 from rlhf.errors import UserError
 from rlhf.models.packed_row import pack_row
 from rlhf.models.policy import PolicyNet
-from rlhf.models.shared_row import _window, check_model
+from rlhf.models.shared_row import check_model
 from rlhf.zero.process_group import join
 from rlhf.zero.rank import Rank
 from tests.rlhf.ranks import Crew
@@ -137,12 +137,6 @@ def empty(rank: Rank) -> tuple[int, float]:
 
 def test_a_row_without_samples_goes_forth_and_back_and_adds_nothing(two_ranks: Crew) -> None:
     assert two_ranks.run(empty) == [(0, 0.0)] * 2
-
-
-def test_a_token_sees_its_window() -> None:
-    query = torch.zeros(1, 1, 4, 2)
-    assert _window(query, None) is None and _window(query, 4) is None
-    assert _window(query, 2)[0, 0].int().tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]]
 
 
 def test_models_in_which_tokens_may_meet_elsewhere_are_refused() -> None:

@@ -1,0 +1,134 @@
+"""Attention by sequence against transformers' attention written out step by step ("eager"), one sequence at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModel, PreTrainedModel
+from transformers.masking_utils import bidirectional_mask_function, causal_mask_function
+
+from rlhf.models.attention import RowMask, by_sequence, use_row_attention
+from rlhf.models.packed_row import Form, hidden_states, pack_row
+from tests.rlhf.tiny import VOCABULARY, random_sequences, whole
+
+SIZES = ((3, 9), (1, 1), (2, 10), (7, 5), (4, 3))
+"""12, 2, 12, 12 and 7 tokens: longer and shorter than the windows below, equal neighbours and others."""
+TOKENS = {"vocab_size": VOCABULARY, "bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0}
+SIZE = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2}
+HEADS = {"num_key_value_heads": 1, "head_dim": 32, "max_position_embeddings": 64}
+
+
+@dataclass(frozen=True)
+class Case:
+    """An architecture whose attention has something of its own."""
+
+    config: str
+    changes: dict[str, Any] = field(default_factory=dict)
+
+
+CASES = {
+    "fewer heads of keys": Case("LlamaConfig"),
+    "a sliding window": Case("MistralConfig", {"sliding_window": 4}),
+    "windows in some layers": Case(
+        "Qwen2Config", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}
+    ),
+    "scores bounded by tanh": Case("Gemma2Config", {"sliding_window": 4, "query_pre_attn_scalar": 7}),
+    "norms of queries, windows": Case(
+        "Gemma3TextConfig", {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]}
+    ),
+    "sinks": Case("GptOssConfig", {"sliding_window": 4, "num_local_experts": 2, "num_experts_per_tok": 1}),
+    "chunks": Case(
+        "Llama4TextConfig",
+        {
+            "attention_chunk_size": 5,
+            "num_local_experts": 2,
+            "interleave_moe_layer_step": 2,
+            "intermediate_size_mlp": 96,
+        },
+    ),
+    "both directions": Case("ModernBertConfig", {"local_attention": 6, "global_attn_every_n_layers": 2}),
+    "both directions, positions learnt": Case("BertConfig"),
+}
+
+
+def backbone(case: Case) -> PreTrainedModel:
+    torch.manual_seed(0)
+    made = getattr(transformers, case.config)
+    config = made(**{**TOKENS, **SIZE, **HEADS, **case.changes})
+    for name in vars(config):
+        if "dropout" in name and isinstance(getattr(config, name), float):
+            setattr(config, name, 0.0)
+    model = AutoModel.from_config(config, attn_implementation="eager").eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def weighted(states: Tensor) -> Tensor:
+    return (states * torch.linspace(-1, 2, states.numel()).view_as(states)).sum()
+
+
+def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
+    model.zero_grad()
+    loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("form", ["packed", "padded"])
+@pytest.mark.parametrize("name", CASES)
+def test_states_and_gradients_are_those_of_each_sequence_alone(name: str, form: Form) -> None:
+    model, sequences = backbone(CASES[name]), random_sequences(*SIZES)
+    alone = torch.cat([model(whole(sequences, i)).last_hidden_state[0] for i in range(len(SIZES))])
+    expected = gradients(model, weighted(alone))
+    assert use_row_attention(model)
+    found = hidden_states(model, pack_row(sequences, range(len(SIZES)), "cpu"), form)
+    torch.testing.assert_close(found, alone, rtol=1e-4, atol=2e-5)
+    for parameter, gradient in gradients(model, weighted(found)).items():
+        scale = float(expected[parameter].abs().max())
+        torch.testing.assert_close(gradient, expected[parameter], rtol=1e-4, atol=2e-5 * max(1.0, scale), msg=parameter)
+
+
+def test_it_costs_the_sum_of_squares() -> None:
+    """Scores and values are 2 products of L² · D for each head: 4 · 3 · 32 · (100 · 8² + 1 · 200²) operations."""
+    lengths = (200, *[8] * 100)
+    query = torch.randn(1, 3, sum(lengths), 32)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # products that can be counted
+        by_sequence(nn.Module(), query, query, query, RowMask(lengths, causal_mask_function))
+    assert counter.get_total_flops() == 4 * 3 * 32 * (100 * 8**2 + 200**2)
+
+
+def test_a_rule_is_seen_over_one_sequence_as_if_it_stood_alone() -> None:
+    mask = RowMask((3, 3), lambda row, head, query, key: (key <= query) & (key > query - 2))
+    assert mask.dense(3, torch.device("cpu"))[0, 0].int().tolist() == [[1, 0, 0], [1, 1, 0], [0, 1, 1]]
+
+
+@pytest.mark.parametrize("rule", [causal_mask_function, bidirectional_mask_function])
+def test_plain_rules_need_no_numbers(rule: Any) -> None:
+    assert RowMask((3,), rule).dense(3, torch.device("cpu")) is None
+
+
+def test_runs_of_equal_lengths_are_computed_at_once() -> None:
+    assert RowMask((4, 4, 2, 4), causal_mask_function).runs == ((4, 2), (2, 1), (4, 1))
+
+
+def test_outside_of_a_row_a_model_is_as_it_was() -> None:
+    model, tokens = backbone(CASES["a sliding window"]), torch.arange(24).view(2, 12)
+    with torch.no_grad():
+        expected = model(tokens).last_hidden_state
+        use_row_attention(model)
+        torch.testing.assert_close(model(tokens).last_hidden_state, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_an_architecture_with_an_attention_of_its_own_keeps_it() -> None:
+    config = transformers.GPTJConfig(**TOKENS, n_embd=64, n_layer=1, n_head=2, rotary_dim=8, n_positions=64)
+    model = AutoModel.from_config(config)
+    assert not use_row_attention(model)
+    assert model.config._attn_implementation == "eager"
