@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from actors.answering import answer
@@ -79,4 +79,4 @@ def _writable(out: str) -> Path:
 
 
 def _plain(prompt: Messages | str) -> object:
-    return prompt if isinstance(prompt, str) else [asdict(turn) for turn in prompt]
+    return prompt if isinstance(prompt, str) else [turn.as_dict() for turn in prompt]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rlhf.data.records import Messages
+from rlhf.data.records import Message, Messages, text_of
 from rlhf.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,15 +32,15 @@ def render_prompt(prompt: Messages | str, tokenizer: PreTrainedTokenizerBase) ->
         return prompt
     if not tokenizer.chat_template:
         return transcript(prompt)
-    turns = [{"role": turn.role, "content": turn.content} for turn in prompt]
+    turns = [turn.as_dict() for turn in prompt]
     return str(tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
 
 
-def render_response(completion: str, prompt: Messages | str, tokenizer: PreTrainedTokenizerBase) -> str:
+def render_response(completion: Message | str, prompt: Messages | str, tokenizer: PreTrainedTokenizerBase) -> str:
     """The completion as it follows ``render_prompt``: after a transcript's last ``Assistant:`` comes a space."""
     if isinstance(prompt, str) or tokenizer.chat_template:
-        return completion
-    return f" {completion}"
+        return text_of(completion)
+    return f" {text_of(completion)}"
 
 
 def transcript(prompt: Messages | str) -> str:

@@ -186,7 +186,7 @@ def _beside_the_prompt(row: Columns, names: dict[str, str]) -> Columns:
     return {names.get(name, name): value for name, value in row.items() if name != "prompt"}
 
 
-def _answered(row: Columns, column: str) -> tuple[Messages | str, str]:
+def _answered(row: Columns, column: str) -> tuple[Messages | str, Message | str]:
     """Prompt and reply of a row whose reply is in ``column``.
 
     A list of messages may begin with the prompt; a ``prompt`` column of plain text beside it is then the same prompt
@@ -201,12 +201,15 @@ def _answered(row: Columns, column: str) -> tuple[Messages | str, str]:
     return _prompt(_text_or_messages(before, "prompt")), reply
 
 
-def _split_last_reply(turns: Messages, column: str) -> tuple[Messages | str, str]:
+def _split_last_reply(turns: Messages, column: str) -> tuple[Messages | str, Message]:
     """The last assistant turn and what stands before it; turns after it have no answer and are left out."""
     last = max((i for i, turn in enumerate(turns) if turn.role == "assistant"), default=None)
     if last is None:
         raise _RowError(f"no assistant turn: {column} holds no answer")
-    return _prompt(turns[:last]), _text(turns[last].content, column)
+    reply = turns[last]
+    if not reply.content.strip() and not reply.fields:
+        raise _RowError(f"empty {column}")
+    return _prompt(turns[:last]), reply
 
 
 def _shared_beginning(row: Columns) -> tuple[Messages | str, str, str]:
@@ -236,9 +239,19 @@ def _messages(value: object, column: str) -> Messages:
 
 
 def _message(turn: object, column: str) -> Message:
-    if not isinstance(turn, dict) or not isinstance(turn.get("role"), str) or not isinstance(turn.get("content"), str):
-        raise _RowError(f"not messages: {column} has a turn that is not {{role: text, content: text}}: {turn!r:.60}")
-    return Message(_encodable(turn["role"], column), _encodable(turn["content"], column))
+    if not isinstance(turn, dict) or not isinstance(turn.get("role"), str):
+        raise _not_a_turn(turn, column)
+    fields = {name: value for name, value in turn.items() if name not in ("role", "content") and value is not None}
+    content = turn.get("content")
+    if content is None and fields:
+        content = ""
+    if not isinstance(content, str):
+        raise _not_a_turn(turn, column)
+    return Message(_encodable(turn["role"], column), _encodable(content, column), fields)
+
+
+def _not_a_turn(turn: object, column: str) -> _RowError:
+    return _RowError(f"not messages: {column} has a turn that is not {{role: text, content: text}}: {turn!r:.60}")
 
 
 def _text(value: object, column: str) -> str:

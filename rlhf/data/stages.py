@@ -12,7 +12,7 @@ from rlhf.config.schema import DataConfig, Recipe, RewardSourceConfig
 from rlhf.data.chat import transcript
 from rlhf.data.formats import load_demonstrations, load_preferences, load_prompts
 from rlhf.data.order import epoch_batches
-from rlhf.data.records import BadRow, Loaded
+from rlhf.data.records import BadRow, Loaded, text_of
 from rlhf.data.report import describe
 from rlhf.data.split import split_by_prompt
 from rlhf.data.tokenise import (
@@ -119,7 +119,7 @@ def texts(recipe: Recipe) -> Iterator[str]:
     )
     for i in train:
         row = loaded.rows[i]
-        yield transcript(row.prompt) + row.completion
+        yield transcript(row.prompt) + text_of(row.completion)
 
 
 def by_prompt(pairs: Sequence[Pair]) -> list[list[int]]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from rlhf.config.schema import DataConfig
 from rlhf.data.chat import render_prompt, render_response, transcript
-from rlhf.data.records import Demonstration, Preference, PromptRow
+from rlhf.data.records import Demonstration, Message, Preference, PromptRow
 from rlhf.errors import UserError
 from rlhf.types import Example, Int32, Pair, Prompt
 
@@ -210,7 +210,7 @@ def _fit_prompt(row: Row, text: str, tokens: Ids, tokenizer: PreTrainedTokenizer
 
 
 def _responses(
-    rows: Sequence[Demonstration | Preference], completions: list[str], tokenizer: PreTrainedTokenizerBase
+    rows: Sequence[Demonstration | Preference], completions: list[Message | str], tokenizer: PreTrainedTokenizerBase
 ) -> list[Ids]:
     texts = [render_response(text, row.prompt, tokenizer) for row, text in zip(rows, completions, strict=True)]
     return encode_responses(texts, tokenizer)

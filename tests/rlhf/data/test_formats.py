@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from rlhf.config.schema import DataConfig
 from rlhf.data.formats import load_demonstrations, load_preferences, load_prompts
-from rlhf.data.records import Message
+from rlhf.data.records import Message, text_of
 from rlhf.errors import UserError
 
 USER = {"role": "user", "content": "What is the sky?"}
@@ -24,12 +24,12 @@ Write = Callable[..., str]
 
 
 def demonstrations(path: str, **options: object) -> list[tuple[object, str]]:
-    return [(row.prompt, row.completion) for row in load_demonstrations(DataConfig(path=path, **options)).rows]
+    return [(row.prompt, text_of(row.completion)) for row in load_demonstrations(DataConfig(path=path, **options)).rows]
 
 
 def preferences(path: str, **options: object) -> list[tuple[object, str, str, float]]:
     rows = load_preferences(DataConfig(path=path, **options)).rows
-    return [(row.prompt, row.chosen, row.rejected, row.margin) for row in rows]
+    return [(row.prompt, text_of(row.chosen), text_of(row.rejected), row.margin) for row in rows]
 
 
 def prompts(path: str, **options: object) -> list[object]:
@@ -284,8 +284,8 @@ def test_the_real_hh_file(shared_file: Callable[[str], str]) -> None:
     for row in loaded.rows:
         text = texts[row.source.line - 1]
         replies = [text[side].rpartition("\n\nAssistant:")[2].strip() for side in ("chosen", "rejected")]
-        assert [row.chosen, row.rejected] == replies
-    shorter = sum(len(row.chosen) < len(row.rejected) for row in loaded.rows)
+        assert [text_of(row.chosen), text_of(row.rejected)] == replies
+    shorter = sum(len(text_of(row.chosen)) < len(text_of(row.rejected)) for row in loaded.rows)
     assert (shorter, len(loaded.rows)) == (974, 1726)  # the shorter reply wins 56.4%
 
 
