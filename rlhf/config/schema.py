@@ -83,8 +83,14 @@ class DataConfig:
     split: str = "train"
     """Which split of a ``datasets`` folder or hub dataset is read."""
     columns: dict[str, str] = field(default_factory=dict)
-    """Renames: the name that rlhf knows (prompt, completion, chosen, rejected, messages, text, label, margin) to the
-    name in your file."""
+    """Renames: the name that rlhf knows (prompt, completion, chosen, rejected, messages, text, label, margin, system,
+    input, tools, documents, chat_template_kwargs) to the name in your file, or to a dotted path into a nested column
+    (``outputs.0.text``). Beside two answers ``label`` says which of them won; several columns (``a, b, c``) are votes."""
+    labels: dict[str, str] = field(default_factory=dict)
+    """What a label beside two answers says: its value to ``chosen``, ``rejected`` (the column of that name won) or
+    ``tie``. Empty: 1, 2 and 0, a and b, and the columns' own names are understood where they are unambiguous."""
+    ignore: tuple[str, ...] = ()
+    """Columns of the file that are not to be read, on purpose."""
     held_out_fraction: float = 0.1
     """Share of the prompts kept out of training for evaluation; the split is by prompt, so no prompt is on both
     sides."""

@@ -354,7 +354,7 @@ class ChatFormat:
                 conversations=[turns],
                 chat_template=self._chosen_template(variables),
                 **options,
-                **{"strftime_now": self._day.strftime, **self._specials, **given},  # type: ignore[arg-type]
+                **{"strftime_now": self._day.strftime, **self._specials, **given},
             )
         except Exception as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -88,10 +88,12 @@ class PromptRow:
 
 @dataclass(frozen=True)
 class BadRow:
-    """A row that cannot be used. ``reason`` is a category, or ``category: detail``; rows are counted by category."""
+    """A row that is set aside. ``reason`` is a category, or ``category: detail``; rows are counted by category."""
 
     source: Source
     reason: str
+    is_fault: bool = True
+    """Whether the row is malformed; a tie is not."""
 
     @property
     def category(self) -> str:
@@ -100,8 +102,21 @@ class BadRow:
 
 
 @dataclass(frozen=True)
+class DataFile:
+    """What was read of one file: its rows, bad ones included, and a digest of its content (hexadecimal)."""
+
+    file: str
+    rows: int
+    digest: str
+
+
+@dataclass(frozen=True)
 class Loaded(Generic[T]):
     """Every row of a file, in the file's order: it is either in ``rows`` or in ``bad``."""
 
     rows: tuple[T, ...]
     bad: tuple[BadRow, ...]
+    unused: tuple[str, ...] = ()
+    """Columns that some row has and that nothing reads."""
+    files: tuple[DataFile, ...] = ()
+    """What the rows were read from."""

@@ -10,9 +10,9 @@ from rlhf.config.schema import DataConfig, Recipe, RewardSourceConfig
 from rlhf.data.chat import ChatFormat, transcript
 from rlhf.data.formats import load_demonstrations, load_preferences, load_prompts
 from rlhf.data.order import epoch_batches
-from rlhf.data.records import BadRow, Loaded, text_of
+from rlhf.data.records import BadRow, DataFile, Loaded, text_of
 from rlhf.data.report import describe
-from rlhf.data.split import split_by_prompt
+from rlhf.data.split import split_by_prompt, split_key
 from rlhf.data.tokenise import (
     Row,
     Tokenised,
@@ -21,7 +21,6 @@ from rlhf.data.tokenise import (
     tokenise_preferences,
     tokenise_prompts,
 )
-from rlhf.errors import UserError
 from rlhf.types import Example, ModelFacts, Pair, Prompt
 
 R = TypeVar("R", bound=Row)
@@ -36,6 +35,8 @@ class StageData(Generic[T]):
     held_out: tuple[T, ...]
     bad: tuple[BadRow, ...]
     report: str
+    files: tuple[DataFile, ...] = ()
+    """What the rows were read from."""
 
 
 def demonstrations(recipe: Recipe, chat: ChatFormat, facts: ModelFacts) -> StageData[Example]:
@@ -62,9 +63,11 @@ def prompts(recipe: Recipe, chat: ChatFormat, facts: ModelFacts) -> StageData[Pr
     part of the reward is given them.
     """
     loaded = load_prompts(recipe.data)
+    keeps_rows = any(source.function or source.endpoint for source in _reward_sources(recipe))
+    if keeps_rows:
+        loaded = replace(loaded, unused=())  # functions are given the whole row
     longest = recipe.rollout.max_response_length
     data = _stage(recipe, loaded, "prompts", lambda rows: tokenise_prompts(rows, chat, recipe.data, facts, longest))
-    keeps_rows = any(source.function or source.endpoint for source in _reward_sources(recipe))
     prompts = [
         replace(prompt, id=i, row=prompt.row if keeps_rows else {})
         for i, prompt in enumerate((*data.train, *data.held_out))
@@ -80,14 +83,8 @@ def _reward_sources(recipe: Recipe) -> list[RewardSourceConfig]:
 def _stage(
     recipe: Recipe, loaded: Loaded[R], name: str, tokenise: Callable[[Sequence[R]], Tokenised[T]]
 ) -> StageData[T]:
-    keys = [transcript(row.prompt) for row in loaded.rows]
+    keys = [split_key(row) for row in loaded.rows]
     train, held_out = split_by_prompt(keys, recipe.data.held_out_fraction, recipe.seed)
-    if not train:
-        raise UserError(
-            f"all {name} ({len(loaded.rows):,} rows) are held out, and none is left to train on",
-            "they share one prompt, and rows are held out by prompt",
-            "give rows of more prompts, or set data.held_out_fraction=0",
-        )
     sides = [
         tokenise([loaded.rows[i] for i in side]) if side else Tokenised((), {}, 0, 0) for side in (train, held_out)
     ]
@@ -98,7 +95,9 @@ def _stage(
             for side, n in zip(sides, (f"{name} to train on", f"{name} held out"), strict=True)
         ),
     ]
-    return StageData(train=sides[0].items, held_out=sides[1].items, bad=loaded.bad, report="\n".join(lines))
+    return StageData(
+        train=sides[0].items, held_out=sides[1].items, bad=loaded.bad, report="\n".join(lines), files=loaded.files
+    )
 
 
 def _with_demonstrations(config: DataConfig) -> DataConfig:
@@ -110,9 +109,7 @@ def _with_demonstrations(config: DataConfig) -> DataConfig:
 def texts(recipe: Recipe) -> Iterator[str]:
     """All text that a tokenizer made from nothing should know: the demonstrations of training prompts."""
     loaded = load_demonstrations(_with_demonstrations(recipe.data))
-    train, _ = split_by_prompt(
-        [transcript(row.prompt) for row in loaded.rows], recipe.data.held_out_fraction, recipe.seed
-    )
+    train, _ = split_by_prompt([split_key(row) for row in loaded.rows], recipe.data.held_out_fraction, recipe.seed)
     for i in train:
         row = loaded.rows[i]
         yield transcript(row.prompt) + text_of(row.completion)

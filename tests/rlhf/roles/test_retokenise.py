@@ -20,6 +20,7 @@ TEMPLATE = (
     "{% for m in messages %}[{{ 'me' if m.role == 'assistant' else m.role }}]{{ m.content }}{% endfor %}"
     "{% if add_generation_prompt %}[me]{% endif %}"
 )
+WITH_I = TEMPLATE.replace("'me'", "'I'").replace("[me]", "[I]")
 TURNS = (Message("user", "where is the inn?"),)
 STOP, LENGTH = FinishReason.STOP, FinishReason.LENGTH
 
@@ -110,7 +111,7 @@ def test_a_prompt_without_its_text_is_decoded():
         (TEMPLATE, None, "here", ("\n\nHuman: where is the inn?\n\nAssistant:", " here")),
         (
             TEMPLATE,
-            TEMPLATE.replace("'me'", "'I'").replace("[me]", "[I]"),
+            WITH_I,
             " here",
             ("[user]where is the inn?[I]", " here"),
         ),
