@@ -28,8 +28,10 @@ DATE = "chat_template_date"
 ASSISTANT = "assistant"
 INSIDE = "the end token stands inside the response"
 
-_MARKS = ("x", "y")
+_MARKS = ("◆", "◇")
 """Answers that tell where a template writes an answer: what is the same for both is its header."""
+_LONGEST_HEADER = 200
+"""Characters of what a template writes at the beginning of a turn, at most."""
 _TRACKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _GIVEN_BY_CALL = ("messages", "conversations", "add_generation_prompt", "continue_final_message", "chat_template")
 Turn = dict[str, Any]
@@ -246,9 +248,14 @@ class ChatFormat:
             opened = self._opened_by_answer(before, reply, variables, opening)
             prompt, response = opened or (prompt, response)
             remarks |= frozenset() if opened else {"part of the answer: the chat template leaves it out"}
-        if not response.strip() or (response in self._end_texts and not str(reply.get("content") or "").strip()):
+        if not str(reply.get("content") or "").strip() and self._is_unwritten(turns, variables, whole):
             raise Unusable("the chat template writes nothing of the answer")
         return self._by_template(prompt, self._tracked_spans(prompt, response, tracked), hides, remarks)
+
+    def _is_unwritten(self, turns: list[Turn], variables: Variables, whole: str) -> bool:
+        """Whether an answer without text is written as one without anything."""
+        bare = {"role": ASSISTANT, "content": turns[-1].get("content")}
+        return _same(partial(self._render, [*turns[:-1], bare], variables), whole)
 
     def _diverging(
         self, before: list[Turn], reply: Turn, variables: Variables, whole: str, opening: str
@@ -261,14 +268,29 @@ class ChatFormat:
         opened = self._opened_by_answer(before, reply, variables, opening)
         if opened is not None:
             return *opened, frozenset()
-        header = self._header(before, variables)
-        if not whole.startswith(header):
+        header, asked = self._header(before, variables), self._render(before, variables) if before else ""
+        if not whole.startswith(asked):
+            return self._moved(asked, opening, os.path.commonprefix([header, whole]), whole, reply)
+        prompt = header if whole.startswith(header) else asked
+        extra = opening[len(os.path.commonprefix([opening, prompt])) :]
+        remark = f"trained without {extra!r} of the generation prompt: before the answer the template leaves it out"
+        return prompt, self._cut(whole[len(prompt) :], reply), frozenset({remark})
+
+    def _moved(
+        self, asked: str, opening: str, header: str, whole: str, reply: Turn
+    ) -> tuple[str, str, frozenset[str]]:
+        """Prompt and response where the turns before an answer are written otherwise once there is one.
+
+        Mistral's system prompt stands in the last turn if that is the user's, and nowhere else. What is ``asked`` is
+        known from the generation prompt; in the whole, the answer's turn begins where it resembles the end of that.
+        """
+        ends = range(max(0, len(header) - _LONGEST_HEADER), len(header) + 1)
+        begin = max(ends, key=lambda end: _common_end(asked, header[:end]))
+        generation = opening.removeprefix(asked)
+        if not _common_end(asked, header[:begin]) or not whole[begin:].startswith(generation):
             raise Unusable("the chat template does not show where the answer begins")
-        extra = opening[len(os.path.commonprefix([opening, header])) :]
-        remark = (
-            f"trained without {extra!r} of the generation prompt: the chat template leaves it out before the answer"
-        )
-        return header, self._cut(whole[len(header) :], reply), frozenset({remark})
+        remark = "the chat template writes a prompt otherwise once it is answered: trained as it is before the answer"
+        return opening, self._cut(whole[begin + len(generation) :], reply), frozenset({remark})
 
     def _opened_by_answer(
         self, before: list[Turn], reply: Turn, variables: Variables, opening: str
@@ -497,6 +519,11 @@ def _unseen(turns: Iterable[Message], variables: Variables) -> frozenset[str]:
     names = {name for turn in turns for name, value in turn.fields.items() if value}
     names |= {name for name, value in variables.items() if value}
     return frozenset(f"{name}: only a chat template writes it" for name in names)
+
+
+def _common_end(one: str, other: str) -> int:
+    """Characters that both texts end with."""
+    return len(os.path.commonprefix([one[::-1], other[::-1]]))
 
 
 def _same(render: Callable[[], str], whole: str) -> bool:
