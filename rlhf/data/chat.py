@@ -276,9 +276,7 @@ class ChatFormat:
         remark = f"trained without {extra!r} of the generation prompt: before the answer the template leaves it out"
         return prompt, self._cut(whole[len(prompt) :], reply), frozenset({remark})
 
-    def _moved(
-        self, asked: str, opening: str, header: str, whole: str, reply: Turn
-    ) -> tuple[str, str, frozenset[str]]:
+    def _moved(self, asked: str, opening: str, header: str, whole: str, reply: Turn) -> tuple[str, str, frozenset[str]]:
         """Prompt and response where the turns before an answer are written otherwise once there is one.
 
         Mistral's system prompt stands in the last turn if that is the user's, and nowhere else. What is ``asked`` is
@@ -395,16 +393,16 @@ class ChatFormat:
         self, turns: list[Turn], variables: Variables, render: Callable[[list[Turn], Variables], str], whole: str
     ) -> frozenset[str]:
         """A remark for each field and variable that the template makes nothing of."""
-        fields = {name for turn in turns for name, value in turn.items() if value} - {"role", "content"}
+        fields = {name for turn in turns for name in _given(turn)} - {"role", "content"}
         lost = set()
         for name in fields:
             without = [{key: value for key, value in turn.items() if key != name} for turn in turns]
             if not self._names(name, variables) or _same(partial(render, without, variables), whole):
                 lost.add(name)
-        for name, value in variables.items():
+        for name in _given(variables):
             rest = {key: each for key, each in variables.items() if key != name}
             shows = name in ("tools", "documents")  # another may be given at its default, and change nothing
-            if value and (not self._names(name, variables) or (shows and _same(partial(render, turns, rest), whole))):
+            if not self._names(name, variables) or (shows and _same(partial(render, turns, rest), whole)):
                 lost.add(name)
         return frozenset(f"{name}: the chat template ignores it" for name in lost)
 
@@ -514,10 +512,14 @@ def _messages(turns: Sequence[Turn]) -> Messages:
     return tuple(Message(str(turn["role"]), str(turn.get("content") or "")) for turn in turns)
 
 
+def _given(values: Mapping[str, object]) -> list[str]:
+    """Names of the values that say something."""
+    return [name for name, value in values.items() if value not in (None, "", [], {})]
+
+
 def _unseen(turns: Iterable[Message], variables: Variables) -> frozenset[str]:
     """Remarks on what has no place where no template writes the conversation."""
-    names = {name for turn in turns for name, value in turn.fields.items() if value}
-    names |= {name for name, value in variables.items() if value}
+    names = {name for given in (variables, *(turn.fields for turn in turns)) for name in _given(given)}
     return frozenset(f"{name}: only a chat template writes it" for name in names)
 
 
