@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import date
 from functools import cached_property
@@ -60,6 +60,8 @@ class Session:
     gpus: int
     stop: StopRequest | None = None
     """Whether the command is to end before it is done; None where nobody can ask for that."""
+    today: Callable[[], date] = date.today
+    """What day it is."""
 
     def check(self) -> None:
         """Called wherever the command waits.
@@ -187,7 +189,7 @@ class Session:
     @cached_property
     def day(self) -> date:
         """The day that a chat template which asks for the date is told, in all stages and commands of the run."""
-        return date.fromisoformat(self._day_file.read_text()) if self._day_file.exists() else date.today()
+        return date.fromisoformat(self._day_file.read_text()) if self._day_file.exists() else self.today()
 
     @property
     def _day_file(self) -> Path:
