@@ -13,10 +13,12 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from rlhf.checkpoints.checkpoint import Checkpoint, latest_checkpoint
-from rlhf.checkpoints.compatible import require_same
+from rlhf.checkpoints.compatible import data_changes, require_same, require_same_data
 from rlhf.config.load import recipe_digest, to_yaml
 from rlhf.config.schema import TRAINED, Recipe
 from rlhf.data import stages
+from rlhf.data.read import digest_of
+from rlhf.data.records import DataFile
 from rlhf.data.report import write_bad_rows
 from rlhf.data.stages import StageData, texts
 from rlhf.device import Device
@@ -239,6 +241,40 @@ class Session:
         }
         for name in needed[stage]:
             getattr(self, name)
+        self._require_same_data(stage)
+
+    def files_of(self, stage: str) -> tuple[DataFile, ...]:
+        """The data files that a stage reads, and the chat template that it reads them through."""
+        data: Mapping[str, tuple[StageData[Any], ...]] = {
+            "sft": (self.demonstrations,),
+            "reward": (self.demonstrations, self.preferences),
+            "dpo": (self.preferences,),
+            "ppo": (self.prompts,),
+        }
+        template = self.recipe.model.chat_template
+        files = [file for part in data[stage] for file in part.files]
+        return tuple(dict.fromkeys([*files, *([digest_of(template)] if template else [])]))
+
+    def changes_of_data(self, stage: str) -> list[str]:
+        """What changed in a stage's data since it was finished or its checkpoint was made, one line a file."""
+        checkpoint = self.checkpoint(stage)
+        then = RunFolder(self.root, stage).finished_data() if checkpoint is None else checkpoint.manifest.data
+        return data_changes(then, self.files_of(stage))
+
+    def _require_same_data(self, stage: str) -> None:
+        """Refuse data that changed since the stage was finished, or since its checkpoint, unless the recipe accepts it.
+
+        Raises:
+            UserError: it changed.
+        """
+        run, checkpoint = RunFolder(self.root, stage), self.checkpoint(stage)
+        holder = f"the finished {stage} stage in {run.path}" if checkpoint is None else str(checkpoint.path)
+        changes = self.changes_of_data(stage)
+        judged = stage == "ppo" and checkpoint is not None and self.recipe.early_stop is not None
+        if self.recipe.checkpoint.changed_data == "refuse" or judged:  # early_stop compares answers to the same prompts
+            require_same_data(holder, changes, run.path)
+        elif changes:
+            self.console.print("\n  ".join([f"{holder} was made with other data, which is accepted:", *changes]))
 
     @property
     def longest(self) -> int:

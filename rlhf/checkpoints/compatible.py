@@ -1,15 +1,17 @@
-"""Whether a run may go on from a checkpoint: not with another configuration than the one it was made with."""
+"""Whether a run may go on from a checkpoint: not with another configuration or other data than it was made with."""
 
 from __future__ import annotations
 
 import reprlib
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from rlhf.checkpoints.checkpoint import Checkpoint
 from rlhf.config.keys import join
+from rlhf.data.records import DataFile
 from rlhf.errors import UserError
 
 ABSENT = "(not there)"
@@ -47,6 +49,53 @@ def require_same(checkpoint: Checkpoint, now_yaml: str, sections: Sequence[str])
         "\n".join([f"{checkpoint.path} was made with another configuration:", *lines]),
         "a run that went on from it would be a mixture of two",
         f"give this run another name (name=...), set the values back, or delete {checkpoint.path.parent} to start anew",
+    )
+
+
+def data_changes(then: Sequence[DataFile] | None, now: Sequence[DataFile]) -> list[str]:
+    """What differs between the data files of two commands, one line a file; empty where nothing does.
+
+    Content counts, in the order in which it is read. A file may have another name or place. ``then`` is None where it
+    was not kept.
+    """
+    if then is None or [file.digest for file in then] == [file.digest for file in now]:
+        return []
+    kept = {file.digest for file in then} & {file.digest for file in now}
+    before = {Path(file.file).name: file for file in then if file.digest not in kept}
+    after = {Path(file.file).name: file for file in now if file.digest not in kept}
+    lines = [_change(before.get(name), after.get(name)) for name in dict.fromkeys([*before, *after])]
+    return lines or ["the files are the same, and are read in another order"]
+
+
+def _change(then: DataFile | None, now: DataFile | None) -> str:
+    if then is None or now is None:
+        file = then or now
+        assert file is not None
+        return f"{file.file} ({file.rows:,} rows) {'is new' if then is None else 'is not read any more'}"
+    return f"{now.file} has other content: {then.rows:,} rows then, {now.rows:,} rows now"
+
+
+def require_same_data(holder: str, changes: Sequence[str], path: Path) -> None:
+    """Refuse to go on with other data.
+
+    Args:
+        holder: what was made with the data, as the beginning of a sentence.
+        changes: of ``data_changes``.
+        path: what to delete to start anew.
+
+    Raises:
+        UserError: there are changes.
+    """
+    if not changes:
+        return
+    lines = [f"  {line}" for line in changes[:SHOWN]]
+    if len(changes) > SHOWN:
+        lines.append(f"  and {len(changes) - SHOWN} more")
+    raise UserError(
+        "\n".join([f"{holder} was made with other data:", *lines]),
+        "a run that goes on would be a mixture of two: rows seen twice or never, and others held out",
+        f"put the data back, give this run another name (name=...), delete {path} to start anew, or go on on purpose "
+        "with checkpoint.changed_data=accept",
     )
 
 
