@@ -13,7 +13,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from rlhf.checkpoints.checkpoint import Checkpoint, latest_checkpoint
-from rlhf.checkpoints.compatible import data_changes, require_same, require_same_data
+from rlhf.checkpoints.compatible import data_changes, differing_keys, require_same, require_same_data
 from rlhf.config.load import recipe_digest, to_yaml
 from rlhf.config.schema import TRAINED, Recipe
 from rlhf.data import stages
@@ -48,6 +48,10 @@ DEPENDS_ON: Mapping[str, tuple[str, ...]] = {
     ),
 }
 """Sections of the recipe that a stage's result depends on: with others changed, a finished stage is still the same."""
+
+
+DATA_PATHS = ("data.path", "data.demonstrations", "data.preferences", "data.prompts")
+"""Keys of the recipe that say where data is; what is there counts."""
 
 
 @dataclass(kw_only=True)
@@ -98,8 +102,22 @@ class Session:
         return folder
 
     def digest(self, stage: str) -> str:
-        """What stands for the configuration that a stage's result depends on."""
-        return recipe_digest(self.recipe, DEPENDS_ON[stage])
+        """What stands for the configuration that a stage's result depends on.
+
+        Where the stage is finished with settings that mean the same, it is the finished stage's own: keys of a later
+        version at their defaults make no difference, nor do other paths to data whose content is compared.
+        """
+        own, run = recipe_digest(self.recipe, DEPENDS_ON[stage]), RunFolder(self.root, stage)
+        finished = run.finished_digest()
+        if finished in (None, own) or not run.config.is_file():
+            return own
+        paths = DATA_PATHS if run.finished_data() is not None else ()
+        with suppress(UserError, UnicodeDecodeError):  # a configuration that cannot be read is another one
+            then = run.config.read_text(encoding="utf-8")
+            differ = differing_keys(then, to_yaml(self.recipe), DEPENDS_ON[stage])
+            if all(key in paths for key, _, _ in differ):
+                return str(finished)
+        return own
 
     def model_of(self, stage: str, given: str | None, otherwise: Path | None) -> Path:
         """The folder of a stage's model: the one that the recipe gives, the finished stage's own, or another.
@@ -220,7 +238,8 @@ class Session:
             return None
         checkpoint = latest_checkpoint(run.checkpoints)
         if checkpoint is not None and checkpoint not in self._verified:
-            require_same(checkpoint, to_yaml(self.recipe), DEPENDS_ON[stage])
+            paths = DATA_PATHS if checkpoint.manifest.data is not None else ()  # their content is compared instead
+            require_same(checkpoint, to_yaml(self.recipe), DEPENDS_ON[stage], paths)
             checkpoint.verify()
             self._verified.append(checkpoint)
         return checkpoint

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ import yaml
 
 from rlhf.checkpoints.checkpoint import Checkpoint
 from rlhf.config.keys import join
+from rlhf.config.load import to_yaml
+from rlhf.config.schema import Recipe
 from rlhf.data.records import DataFile
 from rlhf.errors import UserError
 
@@ -23,6 +25,8 @@ SHOWN = 10
 def differing_keys(then_yaml: str, now_yaml: str, sections: Sequence[str]) -> list[tuple[str, Any, Any]]:
     """Dotted keys whose values differ between two configurations, with the value then and the value now.
 
+    A key that was not there then, and has its default now, is one of a later version, and no difference.
+
     Args:
         sections: top-level keys that are compared.
 
@@ -30,16 +34,21 @@ def differing_keys(then_yaml: str, now_yaml: str, sections: Sequence[str]) -> li
         UserError: one of the two is not a YAML mapping.
     """
     then, now = _settings(then_yaml), _settings(now_yaml)
-    return [row for name in sections for row in _differences(then.get(name, ABSENT), now.get(name, ABSENT), name)]
+    defaults = _settings(to_yaml(Recipe(name="")))
+    return [
+        row
+        for name in sections
+        for row in _differences(then.get(name, ABSENT), now.get(name, ABSENT), name, defaults.get(name, ABSENT))
+    ]
 
 
-def require_same(checkpoint: Checkpoint, now_yaml: str, sections: Sequence[str]) -> None:
-    """Refuse to go on from a checkpoint with another configuration.
+def require_same(checkpoint: Checkpoint, now_yaml: str, sections: Sequence[str], but_for: Collection[str] = ()) -> None:
+    """Refuse to go on from a checkpoint with another configuration, ``but_for`` these keys.
 
     Raises:
         UserError: values under ``sections`` differ, or the checkpoint's configuration is damaged.
     """
-    rows = differing_keys(checkpoint.config(), now_yaml, sections)
+    rows = [row for row in differing_keys(checkpoint.config(), now_yaml, sections) if row[0] not in but_for]
     if not rows:
         return
     lines = [f"  {key}: {reprlib.repr(then)} then, {reprlib.repr(now)} now" for key, then, now in rows[:SHOWN]]
@@ -99,11 +108,13 @@ def require_same_data(holder: str, changes: Sequence[str], path: Path) -> None:
     )
 
 
-def _differences(then: Any, now: Any, key: str) -> Iterator[tuple[str, Any, Any]]:
+def _differences(then: Any, now: Any, key: str, default: Any) -> Iterator[tuple[str, Any, Any]]:
     if isinstance(then, dict) and isinstance(now, dict):
+        defaults = default if isinstance(default, dict) else {}
         for name in dict.fromkeys([*then, *now]):
-            yield from _differences(then.get(name, ABSENT), now.get(name, ABSENT), join(key, str(name)))
-    elif then != now:
+            values = then.get(name, ABSENT), now.get(name, ABSENT)
+            yield from _differences(*values, join(key, str(name)), defaults.get(name, ABSENT))
+    elif then != now and not (then == ABSENT and now == default):
         yield key, then, now
 
 

@@ -91,6 +91,20 @@ for _kind, _pattern in CORE.items():
     Dumper.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"(?:{_pattern})\\Z"), None)
 
 
+for _kind, _pattern in CORE.items():
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"(?:{_pattern})\\Z"), None)
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_core_int)
+_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_core_float)
+
+
+class Dumper(yaml.SafeDumper):
+    """Writes what every reader reads alike: text that YAML 1.1 or 1.2 would take for something else is quoted."""
+
+
+for _kind, _pattern in CORE.items():
+    Dumper.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"(?:{_pattern})\\Z"), None)
+
+
 @dataclass(frozen=True)
 class Source:
     """Untyped settings of one run.

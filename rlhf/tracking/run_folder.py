@@ -69,7 +69,7 @@ class RunFolder:
         try:
             root.mkdir(parents=True, exist_ok=True)
             run._take_lock()
-            if run._finished_digest() is None:
+            if run.finished_digest() is None:
                 run._start(config_yaml)
             else:
                 run.release()
@@ -83,7 +83,7 @@ class RunFolder:
 
     def is_finished(self, digest: str) -> bool:
         """Whether this stage has been completed with the configuration that ``digest`` stands for."""
-        return self._finished_digest() == digest
+        return self.finished_digest() == digest
 
     def accept(self, config_yaml: str) -> None:
         """Make ``config_yaml`` the configuration of a run that goes on; until then the old one stands."""
@@ -184,7 +184,7 @@ class RunFolder:
             k += 1
         return aside
 
-    def _finished_digest(self) -> str | None:
+    def finished_digest(self) -> str | None:
         """The digest in ``done.json``; None where the stage is unfinished or the file says nothing readable."""
         try:
             return str(json.loads(self._done.read_text(encoding="utf-8"))["digest"])
@@ -205,7 +205,7 @@ class RunFolder:
         Raises:
             UserError: it was.
         """
-        if self._finished_digest() not in (None, digest):
+        if self.finished_digest() not in (None, digest):
             raise UserError(
                 f"{self.path} holds a finished {self.stage} stage of another configuration",
                 f"its configuration is in {self.config}; writing there would mix two runs",
