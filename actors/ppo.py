@@ -58,6 +58,7 @@ def train_ppo(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
         end_tokens=session.end_tokens(session.policy_start),
         prompts=[*data.train, *max(compared, judged, key=len)],  # the shorter is the beginning of the longer
         logs=run.logs,
+        day=session.day,
         judge_model=session.judge_model,
         held_out=data.held_out,
     )

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import date
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,20 +15,22 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf.checkpoints.checkpoint import Checkpoint, latest_checkpoint
 from rlhf.checkpoints.compatible import data_changes, differing_keys, require_same, require_same_data
+from rlhf.checkpoints.durable import write_atomically
 from rlhf.config.load import recipe_digest, to_yaml
 from rlhf.config.schema import TRAINED, Recipe
 from rlhf.data import stages
+from rlhf.data.chat import DATE, ChatFormat, template_date
 from rlhf.data.read import digest_of
 from rlhf.data.records import DataFile
 from rlhf.data.report import write_bad_rows
 from rlhf.data.stages import StageData, texts
 from rlhf.device import Device
 from rlhf.errors import Stopped, UserError
-from rlhf.models.folder import context_length, load_tokenizer
+from rlhf.models.folder import load_tokenizer, read_facts
 from rlhf.recovery.stop import StopRequest, end_within
 from rlhf.tracking.console import Console
 from rlhf.tracking.run_folder import RunFolder
-from rlhf.types import Example, Pair, Prompt
+from rlhf.types import Example, ModelFacts, Pair, Prompt
 
 DEPENDS_ON: Mapping[str, tuple[str, ...]] = {
     "sft": ("seed", "model", "data", "sft"),
@@ -200,7 +203,16 @@ class Session:
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The run's tokenizer: that of the policy, where PPO is given one, and of the base model otherwise."""
-        return load_tokenizer(self._vocabulary, self.recipe.model)
+        return load_tokenizer(self._vocabulary, self.recipe.model, self.day)
+
+    @cached_property
+    def day(self) -> date:
+        """The day that a chat template which asks for the date is told, in all stages and commands of the run."""
+        return date.fromisoformat(self._day_file.read_text()) if self._day_file.exists() else date.today()
+
+    @property
+    def _day_file(self) -> Path:
+        return self.root / DATE
 
     @property
     def _vocabulary(self) -> Path:
@@ -208,24 +220,29 @@ class Session:
         return Path(given).expanduser() if given is not None else self.base
 
     @cached_property
-    def context(self) -> int:
-        """The model's context in tokens."""
-        return context_length(self._vocabulary, self.recipe.model)
+    def facts(self) -> ModelFacts:
+        """What the model's folder says: its context, the rows of its embedding, its end tokens."""
+        return read_facts(self._vocabulary, self.recipe.model, self.tokenizer)
+
+    @cached_property
+    def chat(self) -> ChatFormat:
+        """How conversations are written for the run's models, and which tokens end a response."""
+        return ChatFormat(self.tokenizer, self.facts.end_tokens)
 
     @cached_property
     def demonstrations(self) -> StageData[Example]:
         """What SFT learns from."""
-        return stages.demonstrations(self.recipe, self.tokenizer, self.context)
+        return stages.demonstrations(self.recipe, self.chat, self.facts)
 
     @cached_property
     def preferences(self) -> StageData[Pair]:
         """What the reward model learns from."""
-        return stages.preferences(self.recipe, self.tokenizer, self.context)
+        return stages.preferences(self.recipe, self.chat, self.facts)
 
     @cached_property
     def prompts(self) -> StageData[Prompt]:
         """What the policy is asked."""
-        return stages.prompts(self.recipe, self.tokenizer, self.context)
+        return stages.prompts(self.recipe, self.chat, self.facts)
 
     def checkpoint(self, stage: str) -> Checkpoint | None:
         """The checkpoint from which an unfinished stage goes on; every byte of it was read and compared.
@@ -298,20 +315,17 @@ class Session:
     @property
     def longest(self) -> int:
         """Longest sequence in tokens that an engine meets: prompt and response."""
-        return min(self.context, self.recipe.data.max_prompt_length + self.recipe.rollout.max_response_length)
+        return min(self.facts.context, self.recipe.data.max_prompt_length + self.recipe.rollout.max_response_length)
 
     def report_data(self, data: StageData[Any], run: RunFolder) -> None:
-        """Show what was read, and keep the list of bad rows with the run."""
+        """Show what was read, and keep with the run the list of bad rows and the day that its template is told."""
         self.console.print(data.report)
         if data.bad:
             write_bad_rows(run.path / "bad_rows.jsonl", data.bad)
+        if template_date(self.tokenizer) is not None and not self._day_file.exists():
+            write_atomically(self._day_file, self.day.isoformat())
 
     def end_tokens(self, folder: Path) -> list[int]:
-        """Token ids that end a response: the tokenizer's, and those that the model's generation settings name."""
-        from transformers import GenerationConfig
-
-        ends = {int(self.tokenizer.eos_token_id)}
-        with suppress(OSError):  # not every model has generation settings
-            named = GenerationConfig.from_pretrained(str(folder)).eos_token_id
-            ends |= set(named) if isinstance(named, list) else {named} - {None}
-        return sorted(ends)
+        """Token ids that end a response: those of the data, and what else the settings of a folder's model name."""
+        facts = self.facts if folder == self._vocabulary else read_facts(folder, self.recipe.model, self.tokenizer)
+        return sorted(self.chat.ends | set(facts.end_tokens))

@@ -131,6 +131,10 @@ class OptimizerConfig:
 class SFTConfig:
     """Supervised fine-tuning on demonstrations: the loss is on the completion, its end token included."""
 
+    train_on: Literal["last", "all"] = "last"
+    """Which of the assistant's turns in a conversation carry the loss: the last one or all of them. A conversation is
+    one example for all its turns where the chat template writes each of them the same whether or not others follow,
+    else one example for each turn."""
     epochs: int = 1
     """Passes over the demonstrations."""
     batch_size: int = 32

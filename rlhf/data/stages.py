@@ -6,10 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
-from transformers import PreTrainedTokenizerBase
-
 from rlhf.config.schema import DataConfig, Recipe, RewardSourceConfig
-from rlhf.data.chat import transcript
+from rlhf.data.chat import ChatFormat, transcript
 from rlhf.data.formats import load_demonstrations, load_preferences, load_prompts
 from rlhf.data.order import epoch_batches
 from rlhf.data.records import BadRow, DataFile, Loaded, text_of
@@ -23,7 +21,7 @@ from rlhf.data.tokenise import (
     tokenise_preferences,
     tokenise_prompts,
 )
-from rlhf.types import Example, Pair, Prompt
+from rlhf.types import Example, ModelFacts, Pair, Prompt
 
 R = TypeVar("R", bound=Row)
 T = TypeVar("T")
@@ -41,26 +39,24 @@ class StageData(Generic[T]):
     """What the rows were read from."""
 
 
-def demonstrations(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, context_length: int) -> StageData[Example]:
+def demonstrations(recipe: Recipe, chat: ChatFormat, facts: ModelFacts) -> StageData[Example]:
     """Demonstrations of the SFT stage; where there are none, the chosen answers of the preferences."""
     loaded = load_demonstrations(_with_demonstrations(recipe.data))
     return _stage(
         recipe,
         loaded,
         "demonstrations",
-        lambda rows: tokenise_demonstrations(rows, tokenizer, recipe.data, context_length),
+        lambda rows: tokenise_demonstrations(rows, chat, recipe.data, facts, recipe.sft.train_on),
     )
 
 
-def preferences(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, context_length: int) -> StageData[Pair]:
+def preferences(recipe: Recipe, chat: ChatFormat, facts: ModelFacts) -> StageData[Pair]:
     """Comparisons of the reward stage."""
     loaded = load_preferences(recipe.data)
-    return _stage(
-        recipe, loaded, "preferences", lambda rows: tokenise_preferences(rows, tokenizer, recipe.data, context_length)
-    )
+    return _stage(recipe, loaded, "preferences", lambda rows: tokenise_preferences(rows, chat, recipe.data, facts))
 
 
-def prompts(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, context_length: int) -> StageData[Prompt]:
+def prompts(recipe: Recipe, chat: ChatFormat, facts: ModelFacts) -> StageData[Prompt]:
     """Prompts of the PPO stage; the held-out ones are for judging.
 
     A prompt's ``id`` is its place among those to train on and, after them, those held out. Data rows are kept where a
@@ -71,9 +67,7 @@ def prompts(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, context_length: 
     if keeps_rows:
         loaded = replace(loaded, unused=())  # functions are given the whole row
     longest = recipe.rollout.max_response_length
-    data = _stage(
-        recipe, loaded, "prompts", lambda rows: tokenise_prompts(rows, tokenizer, recipe.data, context_length, longest)
-    )
+    data = _stage(recipe, loaded, "prompts", lambda rows: tokenise_prompts(rows, chat, recipe.data, facts, longest))
     prompts = [
         replace(prompt, id=i, row=prompt.row if keeps_rows else {})
         for i, prompt in enumerate((*data.train, *data.held_out))
@@ -91,7 +85,9 @@ def _stage(
 ) -> StageData[T]:
     keys = [split_key(row) for row in loaded.rows]
     train, held_out = split_by_prompt(keys, recipe.data.held_out_fraction, recipe.seed)
-    sides = [tokenise([loaded.rows[i] for i in side]) if side else Tokenised((), {}, 0) for side in (train, held_out)]
+    sides = [
+        tokenise([loaded.rows[i] for i in side]) if side else Tokenised((), {}, 0, 0) for side in (train, held_out)
+    ]
     lines = [
         describe(loaded, name),
         *(

@@ -9,12 +9,33 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rlhf.config.schema import DataConfig
+from rlhf.data import tokenise
+from rlhf.data.chat import ChatFormat
 from rlhf.data.records import Demonstration, Message, Preference, PromptRow, Source
-from rlhf.data.tokenise import describe_tokenised, tokenise_demonstrations, tokenise_preferences, tokenise_prompts
+from rlhf.data.tokenise import Tokenised, describe_tokenised
 from rlhf.errors import UserError
+from rlhf.types import Example, ModelFacts, Pair, Prompt
 
 END, BEGIN = 0, 2
 LONG = 10_000
+
+
+def facts(context: int = LONG, rows: int = LONG) -> ModelFacts:
+    return ModelFacts(context=context, embedding_rows=rows, end_tokens=(END,))
+
+
+def tokenise_demonstrations(rows: Any, tokenizer: Any, config: DataConfig, context_length: int) -> Tokenised[Example]:
+    return tokenise.tokenise_demonstrations(rows, ChatFormat(tokenizer), config, facts(context_length))
+
+
+def tokenise_preferences(rows: Any, tokenizer: Any, config: DataConfig, context_length: int) -> Tokenised[Pair]:
+    return tokenise.tokenise_preferences(rows, ChatFormat(tokenizer), config, facts(context_length))
+
+
+def tokenise_prompts(
+    rows: Any, tokenizer: Any, config: DataConfig, context_length: int, max_response_length: int
+) -> Tokenised[Prompt]:
+    return tokenise.tokenise_prompts(rows, ChatFormat(tokenizer), config, facts(context_length), max_response_length)
 
 
 def config(**options: Any) -> DataConfig:
@@ -142,7 +163,9 @@ def test_a_pair_with_one_long_answer_is_set_aside_whole(tokenizer) -> None:
 
 
 def test_turns_that_the_template_refuses_are_counted(tokenizer) -> None:
-    tokenizer.chat_template = "{% if messages[0].role != 'user' %}{{ raise_exception('user first') }}{% endif %}ok"
+    tokenizer.chat_template = (
+        "{% if messages[0].role != 'user' %}{{ raise_exception('user first') }}{% endif %}ok {{ messages[0].content }}"
+    )
     rows = asked((Message("assistant", "a"),), (Message("user", "a"),))
     out = tokenise_prompts(rows, tokenizer, config(), LONG, 10)
     assert [prompt.id for prompt in out.items] == [1]

@@ -9,15 +9,18 @@ import pytest
 from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
+from rlhf.data.chat import ChatFormat
 from rlhf.data.records import Message
 from rlhf.models.scratch import train_tokenizer
 from rlhf.roles.retokenise import Retokeniser, same_tokens
 from rlhf.roles.text import BlockReader
-from rlhf.types import FinishReason, Prompt, Rollout, RolloutBlock
+from rlhf.types import FinishReason, ModelFacts, Prompt, Rollout, RolloutBlock
 
 TEMPLATE = (
-    "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[me]{% endif %}"
+    "{% for m in messages %}[{{ 'me' if m.role == 'assistant' else m.role }}]{{ m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}[me]{% endif %}"
 )
+WITH_I = TEMPLATE.replace("'me'", "'I'").replace("[me]", "[I]")
 TURNS = (Message("user", "where is the inn?"),)
 STOP, LENGTH = FinishReason.STOP, FinishReason.LENGTH
 
@@ -58,6 +61,14 @@ def block(policy: PreTrainedTokenizerFast, *samples: tuple[Prompt, str, FinishRe
     return RolloutBlock.pack(rollouts)
 
 
+def facts(context: int = 1000, rows: int = 1000) -> ModelFacts:
+    return ModelFacts(context=context, embedding_rows=rows, end_tokens=())
+
+
+def are_same(one: PreTrainedTokenizerFast, other: PreTrainedTokenizerFast, prompts: Sequence[Prompt]) -> bool:
+    return same_tokens(ChatFormat(one), ChatFormat(other), prompts)
+
+
 def retokenised(
     own: PreTrainedTokenizerFast,
     samples: Sequence[tuple[Prompt, str, FinishReason]],
@@ -65,8 +76,8 @@ def retokenised(
     context: int = 1000,
 ) -> tuple[list[list[int]], list[list[int]], Retokeniser]:
     """Prompts and responses as the reward model reads them."""
-    reader = BlockReader(policy, [prompt for prompt, _, _ in samples])
-    made = Retokeniser(own, context, reader)
+    reader = BlockReader(ChatFormat(policy), [prompt for prompt, _, _ in samples])
+    made = Retokeniser(ChatFormat(own), facts(context), reader)
     sequences = made(block(policy, *samples))
     count = range(len(sequences))
     return [sequences.prompt(i).tolist() for i in count], [sequences.response(i).tolist() for i in count], made
@@ -98,7 +109,12 @@ def test_a_prompt_without_its_text_is_decoded():
         (None, None, " here", ("\n\nHuman: where is the inn?\n\nAssistant:", " here")),
         (None, TEMPLATE, " here", ("[user]where is the inn?[me]", "here")),
         (TEMPLATE, None, "here", ("\n\nHuman: where is the inn?\n\nAssistant:", " here")),
-        (TEMPLATE, TEMPLATE.replace("[me]", "[I]"), " here", ("[user]where is the inn?[I]", " here")),
+        (
+            TEMPLATE,
+            WITH_I,
+            " here",
+            ("[user]where is the inn?[I]", " here"),
+        ),
     ],
 )
 def test_messages_go_through_the_models_own_template(policy_template, own_template, response, expected):
@@ -130,14 +146,14 @@ def test_what_is_too_long_is_cut_at_its_beginning_and_counted(capsys):
 
 def test_same_tokenizers_need_no_text():
     twin = tokenizer("the inn is open " * 5)
-    assert same_tokens(POLICY, twin, [asked("a"), asked("a", turns=TURNS)])
+    assert are_same(POLICY, twin, [asked("a"), asked("a", turns=TURNS)])
 
 
 def test_padding_makes_no_difference():
     padded = tokenizer("the inn is open " * 5)
     padded.add_special_tokens({"pad_token": "<|other-pad|>"})
     unpadded = tokenizer("the inn is open " * 5)
-    assert same_tokens(unpadded, padded, [asked("a")])
+    assert are_same(unpadded, padded, [asked("a")])
 
 
 def test_other_vocabularies_specials_rules_and_templates_need_text():
@@ -150,5 +166,5 @@ def test_other_vocabularies_specials_rules_and_templates_need_text():
     )
     templated = tokenizer("the inn is open " * 5, template=TEMPLATE)
     for other in (OWN, tokenizer("the inn is open " * 5, size=262), ends, swapped, templated):
-        assert not same_tokens(POLICY, other, prompts)
-    assert same_tokens(POLICY, templated, [asked("a")]), "no prompt goes through a template"
+        assert not are_same(POLICY, other, prompts)
+    assert are_same(POLICY, templated, [asked("a")]), "no prompt goes through a template"
