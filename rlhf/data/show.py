@@ -49,7 +49,8 @@ def show_stage(
     """
     page = Text(f"── {title} ──\n", style="bold")
     page.append(_summary(data, chat, facts, config), style="not bold")
-    for number, item in enumerate(data.train[:rows], start=1):
+    train: Sequence[Item] = data.train
+    for number, item in enumerate(train[:rows], start=1):
         page.append(f"\nrow {number} to train on\n", style="bold")
         for name, ids, trained in parts_of(item):
             page.append(f"{name}, {len(ids):,} tokens: ", style="not bold italic")

@@ -134,7 +134,9 @@ def _message(turn: object, column: str) -> Message:
         names = {"from": "role", "value": "content"}
         turn = {names.get(name, name): value for name, value in turn.items()}
         turn["role"] = SPEAKERS.get(turn["role"], turn["role"]) if isinstance(turn["role"], str) else turn["role"]
-    fields = {name: value for name, value in turn.items() if name not in ("role", "content") and value is not None}
+    fields: dict[str, object] = {
+        str(name): value for name, value in turn.items() if name not in ("role", "content") and value is not None
+    }
     role, content = turn.get("role"), _content(turn.get("content"), bool(fields), column)
     if not isinstance(role, str) or content is None:
         raise _not_a_turn(turn, column)
