@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
 from functools import cached_property
@@ -13,12 +14,14 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from rlhf.checkpoints.checkpoint import Checkpoint, latest_checkpoint
-from rlhf.checkpoints.compatible import require_same
+from rlhf.checkpoints.compatible import data_changes, differing_keys, require_same, require_same_data
 from rlhf.checkpoints.durable import write_atomically
 from rlhf.config.load import recipe_digest, to_yaml
 from rlhf.config.schema import TRAINED, Recipe
 from rlhf.data import stages
 from rlhf.data.chat import DATE, ChatFormat, template_date
+from rlhf.data.read import digest_of
+from rlhf.data.records import DataFile
 from rlhf.data.report import write_bad_rows
 from rlhf.data.stages import StageData, texts
 from rlhf.device import Device
@@ -48,6 +51,10 @@ DEPENDS_ON: Mapping[str, tuple[str, ...]] = {
     ),
 }
 """Sections of the recipe that a stage's result depends on: with others changed, a finished stage is still the same."""
+
+
+DATA_PATHS = ("data.path", "data.demonstrations", "data.preferences", "data.prompts")
+"""Keys of the recipe that say where data is; what is there counts."""
 
 
 @dataclass(kw_only=True)
@@ -100,8 +107,22 @@ class Session:
         return folder
 
     def digest(self, stage: str) -> str:
-        """What stands for the configuration that a stage's result depends on."""
-        return recipe_digest(self.recipe, DEPENDS_ON[stage])
+        """What stands for the configuration that a stage's result depends on.
+
+        Where the stage is finished with settings that mean the same, it is the finished stage's own: keys of a later
+        version at their defaults make no difference, nor do other paths to data whose content is compared.
+        """
+        own, run = recipe_digest(self.recipe, DEPENDS_ON[stage]), RunFolder(self.root, stage)
+        finished = run.finished_digest()
+        if finished in (None, own) or not run.config.is_file():
+            return own
+        paths = DATA_PATHS if run.finished_data() is not None else ()
+        with suppress(UserError, UnicodeDecodeError):  # a configuration that cannot be read is another one
+            then = run.config.read_text(encoding="utf-8")
+            differ = differing_keys(then, to_yaml(self.recipe), DEPENDS_ON[stage])
+            if all(key in paths for key, _, _ in differ):
+                return str(finished)
+        return own
 
     def model_of(self, stage: str, given: str | None, otherwise: Path | None) -> Path:
         """The folder of a stage's model: the one that the recipe gives, the finished stage's own, or another.
@@ -236,7 +257,8 @@ class Session:
             return None
         checkpoint = latest_checkpoint(run.checkpoints)
         if checkpoint is not None and checkpoint not in self._verified:
-            require_same(checkpoint, to_yaml(self.recipe), DEPENDS_ON[stage])
+            paths = DATA_PATHS if checkpoint.manifest.data is not None else ()  # their content is compared instead
+            require_same(checkpoint, to_yaml(self.recipe), DEPENDS_ON[stage], paths)
             checkpoint.verify()
             self._verified.append(checkpoint)
         return checkpoint
@@ -257,6 +279,40 @@ class Session:
         }
         for name in needed[stage]:
             getattr(self, name)
+        self._require_same_data(stage)
+
+    def files_of(self, stage: str) -> tuple[DataFile, ...]:
+        """The data files that a stage reads, and the chat template that it reads them through."""
+        data: Mapping[str, tuple[StageData[Any], ...]] = {
+            "sft": (self.demonstrations,),
+            "reward": (self.demonstrations, self.preferences),
+            "dpo": (self.preferences,),
+            "ppo": (self.prompts,),
+        }
+        template = self.recipe.model.chat_template
+        files = [file for part in data[stage] for file in part.files]
+        return tuple(dict.fromkeys([*files, *([digest_of(template)] if template else [])]))
+
+    def changes_of_data(self, stage: str) -> list[str]:
+        """What changed in a stage's data since it was finished or its checkpoint was made, one line a file."""
+        checkpoint = self.checkpoint(stage)
+        then = RunFolder(self.root, stage).finished_data() if checkpoint is None else checkpoint.manifest.data
+        return data_changes(then, self.files_of(stage))
+
+    def _require_same_data(self, stage: str) -> None:
+        """Refuse data that changed since the stage was finished, or since its checkpoint, unless the recipe accepts it.
+
+        Raises:
+            UserError: it changed.
+        """
+        run, checkpoint = RunFolder(self.root, stage), self.checkpoint(stage)
+        holder = f"the finished {stage} stage in {run.path}" if checkpoint is None else str(checkpoint.path)
+        changes = self.changes_of_data(stage)
+        judged = stage == "ppo" and checkpoint is not None and self.recipe.early_stop is not None
+        if self.recipe.checkpoint.changed_data == "refuse" or judged:  # early_stop compares answers to the same prompts
+            require_same_data(holder, changes, run.path)
+        elif changes:
+            self.console.print("\n  ".join([f"{holder} was made with other data, which is accepted:", *changes]))
 
     @property
     def longest(self) -> int:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
@@ -20,8 +20,6 @@ MOST_PARTS = 16
 """Parts of an override's key: several times those of the deepest section."""
 MOST_MERGED = 10_000
 """Keys that ``<<`` may copy: merges of merges can double a file at every line."""
-
-
 CORE: Mapping[str, str] = {
     "null": r"~|null|Null|NULL|",
     "bool": r"true|True|TRUE|false|False|FALSE",
@@ -41,7 +39,6 @@ class _Loader(yaml.SafeLoader):
     """
 
     merged = 0
-    yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {}
 
     def construct_core_int(self, node: yaml.ScalarNode) -> int:
         text = node.value
@@ -77,18 +74,16 @@ class _Loader(yaml.SafeLoader):
             raise yaml.constructor.ConstructorError(None, None, f"impossible value: {error}", node.start_mark) from None
 
 
-for _kind, _pattern in CORE.items():
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"(?:{_pattern})\\Z"), None)
-_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_core_int)
-_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_core_float)
-
-
 class Dumper(yaml.SafeDumper):
     """Writes what every reader reads alike: text that YAML 1.1 or 1.2 would take for something else is quoted."""
 
 
+_Loader.yaml_implicit_resolvers = {}  # instead of YAML 1.1's; the dumper has both
 for _kind, _pattern in CORE.items():
-    Dumper.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"(?:{_pattern})\\Z"), None)
+    for _side in (_Loader, Dumper):
+        _side.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"(?:{_pattern})\\Z"), None)
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_core_int)
+_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_core_float)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 COLUMNS = (
     "prompt",
@@ -40,7 +41,7 @@ class Missing:
     column: str
 
 
-def rename(row: Mapping[str, object], columns: Mapping[str, str], ignore: Sequence[str]) -> dict[str, str] | Missing:
+def rename(row: Mapping[str, object], columns: Mapping[str, str], ignore: Sequence[str]) -> Mapping[str, str] | Missing:
     """Our name → the row's, for every column of the row that has a meaning; a dotted path leads into nested values.
 
     Args:
@@ -51,14 +52,24 @@ def rename(row: Mapping[str, object], columns: Mapping[str, str], ignore: Sequen
     for path in (path for value in columns.values() for path in paths_of(value)):
         if not has_value(row, path):
             return Missing(path)
+    compared = is_conversation(row, columns.get("chosen", "chosen"))
+    return _names(tuple(row), compared, tuple(columns.items()), tuple(ignore))
+
+
+@lru_cache(maxsize=1024)
+def _names(
+    row: tuple[str, ...], compares_conversations: bool, given: tuple[tuple[str, str], ...], ignore: tuple[str, ...]
+) -> Mapping[str, str]:
+    """What ``rename`` returns, for all rows with the same columns."""
+    columns = dict(given)
     taken = {path.partition(".")[0] for value in columns.values() for path in paths_of(value)}
     free = [name for name in row if name not in columns.values() and name not in ignore]
-    names = {name: name for name in COLUMNS if name in free and name not in columns and name != "input"} | {**columns}
+    names = {name: name for name in COLUMNS if name in free and name not in columns and name != "input"} | columns
     names |= {
         ours: found for ours in STANDARD if (found := _standard(ours, [n for n in free if n not in taken], names))
     }
-    if is_conversation(row, names.get("chosen")) and names.get("prompt") in STANDARD["prompt"]:
-        names = {ours: theirs for ours, theirs in names.items() if ours != "prompt" or ours in columns}
+    if compares_conversations and "prompt" not in columns and names.get("prompt") in STANDARD["prompt"]:
+        del names["prompt"]  # the conversations hold it
     if names.get("prompt") == "instruction" and "input" in free:
         names.setdefault("input", "input")  # Alpaca's: what the instruction is about
     return names
@@ -76,9 +87,9 @@ def _standard(ours: str, free: Iterable[str], names: Mapping[str, str]) -> str |
     return found[0] if len(found) == 1 else None
 
 
-def is_conversation(row: Mapping[str, object], column: str | None) -> bool:
+def is_conversation(row: Mapping[str, object], column: str) -> bool:
     """Whether a column holds messages."""
-    return column is not None and isinstance(value_at(row, column), list)
+    return isinstance(value_at(row, column), list)
 
 
 def paths_of(value: str) -> list[str]:

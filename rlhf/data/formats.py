@@ -135,9 +135,10 @@ def _renamed(raw: RawRow | BadRow, config: DataConfig) -> RawRow | BadRow:
     if isinstance(names, Missing):
         has = ", ".join(raw.columns)
         return BadRow(raw.source, f"no column '{names.column}': data.columns names it, the row has {has}")
-    others = {name: value for name, value in raw.columns.items() if name not in {*names.values(), *COLUMNS}}
-    ours = {name: _value(raw.columns, theirs) for name, theirs in names.items()}
-    return replace(raw, columns={**others, **ours}, given=raw.columns, names=names)
+    row, meant = raw.columns, {*names.values(), *COLUMNS}
+    others = {name: value for name, value in row.items() if name not in meant}
+    ours = {name: row[theirs] if theirs in row else _value(row, theirs) for name, theirs in names.items()}
+    return RawRow(raw.source, {**others, **ours}, raw.filled, given=row, names=names)
 
 
 def _value(row: Columns, theirs: str) -> object:

@@ -87,9 +87,24 @@ def read_rows(
         yield from _counted(str(file), partial(_reader(file, format), file), max_rows, files)
 
 
+def digest_of(file: str) -> DataFile:
+    """A file that is no rows, such as a chat template.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    digest = _new_digest()
+    _hash_file(Path(file).expanduser(), digest.update)
+    return DataFile(file, 0, digest.hexdigest())
+
+
+def _new_digest() -> hashlib.blake2b:
+    return hashlib.blake2b(digest_size=16)
+
+
 def _counted(name: str, read: Reader, max_rows: int | None, files: list[DataFile] | None) -> Rows:
     """The rows of one file, which is hashed as it is read: a gigabyte is not read twice."""
-    digest, rows = hashlib.blake2b(digest_size=16), 0
+    digest, rows = _new_digest(), 0
     for raw in islice(read(digest.update), max_rows):
         rows += 1
         yield raw

@@ -8,8 +8,10 @@ from dataclasses import replace
 
 from rlhf.data.records import Message, Messages
 
-MEDIA = ("image", "images", "video", "videos", "audio", "audios")
+MEDIA = {"image", "images", "video", "videos", "audio", "audios"}
 """Columns that hold what a text model cannot read."""
+VARIABLES = {"tools", "documents", "chat_template_kwargs"}
+"""Columns that are for the chat template."""
 SPEAKERS = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant"}
 """Roles of ShareGPT's ``{from, value}`` turns under the names of chat templates; others keep theirs."""
 
@@ -37,6 +39,8 @@ def read_variables(row: Mapping[str, object]) -> dict[str, object]:
         RowError: a column does not hold what templates take.
     """
     found: dict[str, object] = {}
+    if VARIABLES.isdisjoint(row):
+        return found
     for name in ("tools", "documents"):
         if (value := _parsed(row.get(name), name)) not in (None, []):
             if not isinstance(value, list):
@@ -55,7 +59,7 @@ def refuse_media(row: Mapping[str, object]) -> None:
     Raises:
         RowError: a column holds some.
     """
-    for name in MEDIA:
+    for name in MEDIA & row.keys():
         if row.get(name) not in (None, [], {}, ""):
             raise RowError(f"images, video or audio: the row has {name}, which a text model cannot read")
 
@@ -134,7 +138,9 @@ def _message(turn: object, column: str) -> Message:
         names = {"from": "role", "value": "content"}
         turn = {names.get(name, name): value for name, value in turn.items()}
         turn["role"] = SPEAKERS.get(turn["role"], turn["role"]) if isinstance(turn["role"], str) else turn["role"]
-    fields = {name: value for name, value in turn.items() if name not in ("role", "content") and value is not None}
+    fields: dict[str, object] = {
+        str(name): value for name, value in turn.items() if name not in ("role", "content") and value is not None
+    }
     role, content = turn.get("role"), _content(turn.get("content"), bool(fields), column)
     if not isinstance(role, str) or content is None:
         raise _not_a_turn(turn, column)

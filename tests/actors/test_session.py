@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from actors.session import Session
-from rlhf.config.load import load_recipe
+from rlhf.checkpoints.files import write_files
+from rlhf.checkpoints.store import CheckpointStore
+from rlhf.config.load import load_recipe, to_yaml
 from rlhf.config.schema import RewardSourceConfig
 from rlhf.data.chat import template_date
 from rlhf.data.records import Message
@@ -135,3 +137,76 @@ def test_the_data_and_the_engine_have_one_set_of_end_tokens(session: Session, tm
         json.dumps({"eos_token_id": [tokenizer.eos_token_id, 7]})
     )
     assert session.end_tokens(tmp_path / "other") == sorted([tokenizer.eos_token_id, 7])
+
+
+def with_data(session: Session, name: str, **files: Path) -> Session:
+    """A session of a new run that reads these files, and has the same base model."""
+    policy = replace(session.recipe.ppo, policy_init=str(session.base))
+    return with_recipe(
+        session, name=name, data=replace(session.recipe.data, **{k: str(v) for k, v in files.items()}), ppo=policy
+    )
+
+
+def accepting(session: Session) -> Session:
+    return with_recipe(session, checkpoint=replace(session.recipe.checkpoint, changed_data="accept"))
+
+
+def copied(session: Session, kind: str, folder: Path) -> tuple[Path, list[str]]:
+    """A copy of one of the session's data files, and its lines."""
+    lines = Path(getattr(session.recipe.data, kind)).read_text().splitlines(keepends=True)
+    (folder / "rows.jsonl").write_text("".join(lines))
+    return folder / "rows.jsonl", lines
+
+
+def test_a_finished_stage_is_skipped_with_its_own_data_only(session: Session, tmp_path: Path) -> None:
+    file, lines = copied(session, "demonstrations", tmp_path)
+    run = with_data(session, "finished", demonstrations=file)
+    done = RunFolder.create(run.root, "sft", "", run.digest("sft"), run.files_of("sft"))
+    done.finish({})
+    with_recipe(run).read_data("sft")
+    file.write_text("".join(lines[:-1]))
+    with pytest.raises(
+        UserError, match=r"finished sft stage in .* was made with other data:\n.*rows\.jsonl has other"
+    ) as caught:
+        with_recipe(run).read_data("sft")
+    assert f"{len(lines)} rows then, {len(lines) - 1} rows now" in caught.value.what
+    accepting(run).read_data("sft")
+
+
+def test_a_renamed_file_and_a_stage_from_before_are_gone_on_with(session: Session, tmp_path: Path) -> None:
+    file, lines = copied(session, "demonstrations", tmp_path)
+    run = with_data(session, "renamed", demonstrations=file)
+    RunFolder.create(run.root, "sft", to_yaml(run.recipe), run.digest("sft"), run.files_of("sft")).finish({})
+    file.rename(tmp_path / "moved.jsonl")
+    moved = with_data(session, "renamed", demonstrations=tmp_path / "moved.jsonl")
+    moved.read_data("sft")
+    with pytest.raises(UserError, match="another configuration"):
+        with_recipe(moved, data=replace(moved.recipe.data, max_response_length=7)).read_data("sft")
+    old = with_data(session, "before", demonstrations=tmp_path / "moved.jsonl")
+    RunFolder.create(old.root, "sft", "", old.digest("sft")).finish({})
+    (tmp_path / "moved.jsonl").write_text("".join(lines[1:]))
+    with_recipe(old).read_data("sft")
+
+
+def test_a_checkpoint_goes_on_with_its_own_prompts_only(session: Session, tmp_path: Path) -> None:
+    file, lines = copied(session, "prompts", tmp_path)
+    run = with_data(session, "resumed", prompts=file)
+    folder = RunFolder(run.root, "ppo").checkpoints
+    store = CheckpointStore(folder, 1, 0, run.files_of("ppo"))
+    store.commit(3, write_files({}, store.begin(3)), {}, to_yaml(run.recipe), None)
+    with_recipe(run).read_data("ppo")
+    file.write_text("".join([*lines, '{"prompt": "one more"}\n']))
+    with pytest.raises(UserError, match=r"step_3 was made with other data") as caught:
+        with_recipe(run).read_data("ppo")
+    assert f"{len(lines)} rows then, {len(lines) + 1} rows now" in caught.value.what
+    accepting(run).read_data("ppo")
+
+
+def test_a_chat_template_is_part_of_the_data(session: Session, tmp_path: Path) -> None:
+    template = tmp_path / "template.jinja"
+    template.write_text("{{ messages[0].content }}")
+    model = replace(session.recipe.model, chat_template=str(template))
+    run = with_recipe(with_data(session, "templated"), model=model)
+    before = run.files_of("ppo")
+    template.write_text("{{ messages[0].content }}\n")
+    assert len(before) == 2 and before[0] == run.files_of("ppo")[0] and before[1] != run.files_of("ppo")[1]
