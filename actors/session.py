@@ -19,11 +19,12 @@ from rlhf.checkpoints.durable import write_atomically
 from rlhf.config.load import recipe_digest, to_yaml
 from rlhf.config.schema import TRAINED, Recipe
 from rlhf.data import stages
-from rlhf.data.chat import DATE, ChatFormat, template_date
+from rlhf.data.chat import ChatFormat
 from rlhf.data.read import digest_of
 from rlhf.data.records import DataFile
 from rlhf.data.report import write_bad_rows
 from rlhf.data.stages import StageData, texts
+from rlhf.data.template import DATE, template_date
 from rlhf.device import Device
 from rlhf.errors import Stopped, UserError
 from rlhf.models.folder import load_tokenizer, read_facts

@@ -15,9 +15,10 @@ from typing import Generic, Literal, TypeVar
 import numpy as np
 
 from rlhf.config.schema import DataConfig
-from rlhf.data.chat import INSIDE, ChatFormat, Rendered, Span, Unusable, transcript
+from rlhf.data.chat import INSIDE, ChatFormat, Rendered, Span, transcript
 from rlhf.data.encode import Ids, Text
 from rlhf.data.records import Demonstration, Preference, PromptRow
+from rlhf.data.template import Unusable
 from rlhf.errors import UserError
 from rlhf.types import Example, Int32, ModelFacts, Pair, Prompt
 

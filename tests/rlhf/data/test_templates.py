@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 
 from rlhf.config.schema import DataConfig
-from rlhf.data.chat import DATE, ChatFormat
+from rlhf.data.chat import ChatFormat
 from rlhf.data.records import Demonstration, Message, Preference, PromptRow, Source
+from rlhf.data.template import DATE
 from rlhf.data.tokenise import Tokenised, tokenise_demonstrations, tokenise_preferences, tokenise_prompts
 from rlhf.errors import UserError
 from rlhf.types import Example, ModelFacts
 from tests.rlhf.data import templates as t
+from tests.rlhf.data.conftest import byte_tokenizer
 
 FACTS = ModelFacts(context=10_000, embedding_rows=10_000, end_tokens=())
 CONFIG = DataConfig(max_prompt_length=2000, max_response_length=2000)
@@ -376,6 +378,21 @@ def test_a_thoughts_special_tokens_are_the_models_own() -> None:
     think = tokenizer.convert_tokens_to_ids("<think>")
     [example] = tokenised(ChatFormat(tokenizer), (user("<think>"),), reply("<think>a</think>b")).items
     assert think in example.response.tolist() and think not in example.prompt.tolist()
+
+
+def test_an_end_token_that_cannot_be_written_as_text_sets_its_row_aside() -> None:
+    """An end token that is not declared special ends what the model says all the same."""
+    tokenizer = byte_tokenizer("<|endoftext|>", eos_token="<|endoftext|>")
+    tokenizer.add_tokens(["<|eot|>"])
+    tokenizer.chat_template = (
+        "{% for m in messages %}[{{ m.role }}]{{ m.content }}<|eot|>\n{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    chat = ChatFormat(tokenizer, [tokenizer.convert_tokens_to_ids("<|eot|>")])
+    [example] = tokenised(chat, ASKED, reply("4.<|eot|>")).items
+    assert shown(chat, example) == "[user]2+2?<|eot|>\n[assistant]|⟦4.<|eot|>⟧"
+    with pytest.raises(UserError, match=r"1 × a text has <\|eot\|>, which the tokenizer cannot write as text"):
+        tokenised(chat, (user("a<|eot|>b"),), reply("4."))
 
 
 def test_an_end_inside_an_answer_is_set_aside() -> None:
