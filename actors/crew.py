@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -224,7 +225,7 @@ class Start:
     """What a crew starts from: model folders, the engine's limits, the prompts, and where logs go.
 
     ``reward_models`` are the folders of the reward's parts that are models, by name; ``judge_model`` is that of a judge
-    that is one. ``held_out`` are the prompts whose answers are judged.
+    that is one. ``held_out`` are the prompts whose answers are judged; ``day`` is what chat templates are told.
     """
 
     policy: Path
@@ -236,6 +237,7 @@ class Start:
     logs: Path
     judge_model: Path | None = None
     held_out: Sequence[Prompt] = ()
+    day: date = field(default_factory=date.today)
 
 
 @contextmanager
@@ -307,10 +309,11 @@ def _builders(recipe: Recipe, start: Start, policy_role: Builder) -> dict[str, t
     }
     for name, source in recipe.rewards.items():
         folder = str(start.reward_models[name]) if source.model else None
-        builders[_reward(name)] = (REWARD, recipe, source, policy, folder, prompts)
+        builders[_reward(name)] = (REWARD, recipe, source, policy, folder, prompts, start.day)
     if recipe.early_stop is not None:
         folder = str(start.judge_model) if start.judge_model else None
-        builders["judge"] = (REWARD, recipe, recipe.early_stop.scorer, policy, folder, start.held_out)
+        scorer = recipe.early_stop.scorer
+        builders["judge"] = (REWARD, recipe, scorer, policy, folder, start.held_out, start.day)
     return builders
 
 

@@ -15,8 +15,10 @@ from actors.blocks import FOLDER, Block, read_blocks, there, write_block
 from actors.cluster import worker_environment
 from actors.waiting import Moment, fetch, wait
 from rlhf.checkpoints.checkpoint import Checkpoint
+from rlhf.checkpoints.compatible import data_changes
 from rlhf.checkpoints.files import FileEntry, write_files
 from rlhf.checkpoints.store import CheckpointStore
+from rlhf.data.order import OrderState
 from rlhf.errors import LostError, MachineryError
 from rlhf.run_state import RunState
 from rlhf.tracking.phases import PhaseTimer
@@ -220,11 +222,16 @@ class Keeper:
         return self.load(self.committed, moment)
 
     def load(self, checkpoint: Checkpoint, moment: Moment) -> Kept:
-        """Have the trained groups load a checkpoint that was verified; returns what ``restore`` does."""
+        """Have the trained groups load a checkpoint that was verified; returns what ``restore`` does.
+
+        Where the data changed since and that is accepted, an epoch of the new prompts begins.
+        """
         state = RunState.from_json(checkpoint.state())
         for role, group in self.crew.trained.items():
             group.ask("load", str(checkpoint.path.resolve() / role), moment=moment)
             group.rest(moment)
+        if data_changes(checkpoint.manifest.data, self.store.data or ()):
+            return replace(state, order=OrderState(state.order.epoch + 1, 0)), ()
         return state, self._blocks(checkpoint, moment)
 
     def _blocks(self, checkpoint: Checkpoint, moment: Moment) -> Sequence[Block]:

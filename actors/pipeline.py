@@ -29,7 +29,7 @@ STAGES: Mapping[str, Train] = {"sft": train_sft, "reward": train_reward, "dpo": 
 def run_stage(session: Session, stage: str) -> Summary:
     """Run one stage, or return what it found when it is finished already."""
     digest = session.digest(stage)
-    run = RunFolder.create(session.root, stage, to_yaml(session.recipe), digest)
+    run = RunFolder.create(session.root, stage, to_yaml(session.recipe), digest, session.files_of(stage))
     if run.is_finished(digest):
         session.console.print(f"{stage}: finished before, in {run.path}")
         return run.read_summary()

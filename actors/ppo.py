@@ -46,6 +46,8 @@ def train_ppo(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
     recipe = session.recipe
     data = session.prompts
     session.report_data(data, run)
+    if run.resumes and session.changes_of_data("ppo"):
+        _forget_answers(run)
     compared = data.held_out[: _compared(run, recipe)]
     judged = judged_prompts(recipe.early_stop, data.held_out)
     start = Start(
@@ -56,6 +58,7 @@ def train_ppo(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
         end_tokens=session.end_tokens(session.policy_start),
         prompts=[*data.train, *max(compared, judged, key=len)],  # the shorter is the beginning of the longer
         logs=run.logs,
+        day=session.day,
         judge_model=session.judge_model,
         held_out=data.held_out,
     )
@@ -66,7 +69,8 @@ def train_ppo(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
     with crew(recipe, start, session.device, session.gpus, supervisor) as actors, supervisor.on_timeline():
         timeline.spans.add("start", begun)
         trainer = PPOTrainer(actors, len(data.train))
-        store = CheckpointStore(run.checkpoints, recipe.checkpoint.keep_last, recipe.checkpoint.keep_best)
+        kept = recipe.checkpoint
+        store = CheckpointStore(run.checkpoints, kept.keep_last, kept.keep_best, session.files_of("ppo"))
         keeper = Keeper(actors, run, store, to_yaml(recipe), tracker, trainer.timer)
         survivor = Survivor(trainer, keeper, _kept(session, keeper, supervisor, tracker))
         policy = _policy(session, actors, range(len(data.train), len(data.train) + len(compared)))
@@ -97,6 +101,12 @@ def _kept(session: Session, keeper: Keeper, supervisor: Supervisor, tracker: Tra
     supervisor.resume(state.goodput, keeper.run.path / STATUS)
     tracker.event("resumed", step=state.step, path=str(checkpoint.path))
     return state, ahead
+
+
+def _forget_answers(run: RunFolder) -> None:
+    """Other prompts are compared now: answers to the old ones are no measure of theirs."""
+    for name in (BEFORE, AFTER):
+        (run.path / name).unlink(missing_ok=True)
 
 
 def _compared(run: RunFolder, recipe: Recipe) -> int:

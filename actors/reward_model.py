@@ -6,12 +6,12 @@ import ray
 
 from actors.group import Group
 from actors.session import Session
-from actors.sft import packed
 from actors.supervised import Loop, Summary, named, ranks, seconds
 from actors.waiting import Moment
 from rlhf.config.validate import check_schedule
 from rlhf.data.stages import comparison_batches
 from rlhf.evaluation.accuracy import accuracy_ceiling, preference_accuracy, shorter_wins
+from rlhf.roles.examples import ExampleData
 from rlhf.roles.forward import join_samples
 from rlhf.roles.pairs import PairData
 from rlhf.tracking.phases import PhaseTimer
@@ -75,5 +75,5 @@ def _rewards(group: Group, sequences: Sequences, step: int) -> Float32:
 
 def _demonstration_scores(group: Group, session: Session) -> tuple[float, float]:
     """Mean and standard deviation of the raw reward of demonstrations."""
-    scores = _rewards(group, packed(session.demonstrations.train[:NORMALISED_ON]), 0)
+    scores = _rewards(group, ExampleData.pack(session.demonstrations.train[:NORMALISED_ON]).sequences, 0)
     return float(scores.mean()), float(scores.std())

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import date
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,19 +14,24 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from rlhf.checkpoints.checkpoint import Checkpoint, latest_checkpoint
-from rlhf.checkpoints.compatible import require_same
+from rlhf.checkpoints.compatible import data_changes, differing_keys, require_same, require_same_data
+from rlhf.checkpoints.durable import write_atomically
 from rlhf.config.load import recipe_digest, to_yaml
 from rlhf.config.schema import TRAINED, Recipe
 from rlhf.data import stages
+from rlhf.data.chat import ChatFormat
+from rlhf.data.read import digest_of
+from rlhf.data.records import DataFile
 from rlhf.data.report import write_bad_rows
 from rlhf.data.stages import StageData, texts
+from rlhf.data.template import DATE, template_date
 from rlhf.device import Device
 from rlhf.errors import Stopped, UserError
-from rlhf.models.folder import context_length, load_tokenizer
+from rlhf.models.folder import load_tokenizer, read_facts
 from rlhf.recovery.stop import StopRequest, end_within
 from rlhf.tracking.console import Console
 from rlhf.tracking.run_folder import RunFolder
-from rlhf.types import Example, Pair, Prompt
+from rlhf.types import Example, ModelFacts, Pair, Prompt
 
 DEPENDS_ON: Mapping[str, tuple[str, ...]] = {
     "sft": ("seed", "model", "data", "sft"),
@@ -48,6 +54,10 @@ DEPENDS_ON: Mapping[str, tuple[str, ...]] = {
 """Sections of the recipe that a stage's result depends on: with others changed, a finished stage is still the same."""
 
 
+DATA_PATHS = ("data.path", "data.demonstrations", "data.preferences", "data.prompts")
+"""Keys of the recipe that say where data is; what is there counts."""
+
+
 @dataclass(kw_only=True)
 class Session:
     """One command's run."""
@@ -58,6 +68,8 @@ class Session:
     gpus: int
     stop: StopRequest | None = None
     """Whether the command is to end before it is done; None where nobody can ask for that."""
+    today: Callable[[], date] = date.today
+    """What day it is."""
 
     def check(self) -> None:
         """Called wherever the command waits.
@@ -96,8 +108,22 @@ class Session:
         return folder
 
     def digest(self, stage: str) -> str:
-        """What stands for the configuration that a stage's result depends on."""
-        return recipe_digest(self.recipe, DEPENDS_ON[stage])
+        """What stands for the configuration that a stage's result depends on.
+
+        Where the stage is finished with settings that mean the same, it is the finished stage's own: keys of a later
+        version at their defaults make no difference, nor do other paths to data whose content is compared.
+        """
+        own, run = recipe_digest(self.recipe, DEPENDS_ON[stage]), RunFolder(self.root, stage)
+        finished = run.finished_digest()
+        if finished in (None, own) or not run.config.is_file():
+            return own
+        paths = DATA_PATHS if run.finished_data() is not None else ()
+        with suppress(UserError, UnicodeDecodeError):  # a configuration that cannot be read is another one
+            then = run.config.read_text(encoding="utf-8")
+            differ = differing_keys(then, to_yaml(self.recipe), DEPENDS_ON[stage])
+            if all(key in paths for key, _, _ in differ):
+                return str(finished)
+        return own
 
     def model_of(self, stage: str, given: str | None, otherwise: Path | None) -> Path:
         """The folder of a stage's model: the one that the recipe gives, the finished stage's own, or another.
@@ -180,7 +206,16 @@ class Session:
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The run's tokenizer: that of the policy, where PPO is given one, and of the base model otherwise."""
-        return load_tokenizer(self._vocabulary, self.recipe.model)
+        return load_tokenizer(self._vocabulary, self.recipe.model, self.day)
+
+    @cached_property
+    def day(self) -> date:
+        """The day that a chat template which asks for the date is told, in all stages and commands of the run."""
+        return date.fromisoformat(self._day_file.read_text()) if self._day_file.exists() else self.today()
+
+    @property
+    def _day_file(self) -> Path:
+        return self.root / DATE
 
     @property
     def _vocabulary(self) -> Path:
@@ -188,24 +223,29 @@ class Session:
         return Path(given).expanduser() if given is not None else self.base
 
     @cached_property
-    def context(self) -> int:
-        """The model's context in tokens."""
-        return context_length(self._vocabulary, self.recipe.model)
+    def facts(self) -> ModelFacts:
+        """What the model's folder says: its context, the rows of its embedding, its end tokens."""
+        return read_facts(self._vocabulary, self.recipe.model, self.tokenizer)
+
+    @cached_property
+    def chat(self) -> ChatFormat:
+        """How conversations are written for the run's models, and which tokens end a response."""
+        return ChatFormat(self.tokenizer, self.facts.end_tokens)
 
     @cached_property
     def demonstrations(self) -> StageData[Example]:
         """What SFT learns from."""
-        return stages.demonstrations(self.recipe, self.tokenizer, self.context)
+        return stages.demonstrations(self.recipe, self.chat, self.facts)
 
     @cached_property
     def preferences(self) -> StageData[Pair]:
         """What the reward model learns from."""
-        return stages.preferences(self.recipe, self.tokenizer, self.context)
+        return stages.preferences(self.recipe, self.chat, self.facts)
 
     @cached_property
     def prompts(self) -> StageData[Prompt]:
         """What the policy is asked."""
-        return stages.prompts(self.recipe, self.tokenizer, self.context)
+        return stages.prompts(self.recipe, self.chat, self.facts)
 
     def checkpoint(self, stage: str) -> Checkpoint | None:
         """The checkpoint from which an unfinished stage goes on; every byte of it was read and compared.
@@ -218,7 +258,8 @@ class Session:
             return None
         checkpoint = latest_checkpoint(run.checkpoints)
         if checkpoint is not None and checkpoint not in self._verified:
-            require_same(checkpoint, to_yaml(self.recipe), DEPENDS_ON[stage])
+            paths = DATA_PATHS if checkpoint.manifest.data is not None else ()  # their content is compared instead
+            require_same(checkpoint, to_yaml(self.recipe), DEPENDS_ON[stage], paths)
             checkpoint.verify()
             self._verified.append(checkpoint)
         return checkpoint
@@ -239,24 +280,55 @@ class Session:
         }
         for name in needed[stage]:
             getattr(self, name)
+        self._require_same_data(stage)
+
+    def files_of(self, stage: str) -> tuple[DataFile, ...]:
+        """The data files that a stage reads, and the chat template that it reads them through."""
+        data: Mapping[str, tuple[StageData[Any], ...]] = {
+            "sft": (self.demonstrations,),
+            "reward": (self.demonstrations, self.preferences),
+            "dpo": (self.preferences,),
+            "ppo": (self.prompts,),
+        }
+        template = self.recipe.model.chat_template
+        files = [file for part in data[stage] for file in part.files]
+        return tuple(dict.fromkeys([*files, *([digest_of(template)] if template else [])]))
+
+    def changes_of_data(self, stage: str) -> list[str]:
+        """What changed in a stage's data since it was finished or its checkpoint was made, one line a file."""
+        checkpoint = self.checkpoint(stage)
+        then = RunFolder(self.root, stage).finished_data() if checkpoint is None else checkpoint.manifest.data
+        return data_changes(then, self.files_of(stage))
+
+    def _require_same_data(self, stage: str) -> None:
+        """Refuse data that changed since the stage was finished, or since its checkpoint, unless the recipe accepts it.
+
+        Raises:
+            UserError: it changed.
+        """
+        run, checkpoint = RunFolder(self.root, stage), self.checkpoint(stage)
+        holder = f"the finished {stage} stage in {run.path}" if checkpoint is None else str(checkpoint.path)
+        changes = self.changes_of_data(stage)
+        judged = stage == "ppo" and checkpoint is not None and self.recipe.early_stop is not None
+        if self.recipe.checkpoint.changed_data == "refuse" or judged:  # early_stop compares answers to the same prompts
+            require_same_data(holder, changes, run.path)
+        elif changes:
+            self.console.print("\n  ".join([f"{holder} was made with other data, which is accepted:", *changes]))
 
     @property
     def longest(self) -> int:
         """Longest sequence in tokens that an engine meets: prompt and response."""
-        return min(self.context, self.recipe.data.max_prompt_length + self.recipe.rollout.max_response_length)
+        return min(self.facts.context, self.recipe.data.max_prompt_length + self.recipe.rollout.max_response_length)
 
     def report_data(self, data: StageData[Any], run: RunFolder) -> None:
-        """Show what was read, and keep the list of bad rows with the run."""
+        """Show what was read, and keep with the run the list of bad rows and the day that its template is told."""
         self.console.print(data.report)
         if data.bad:
             write_bad_rows(run.path / "bad_rows.jsonl", data.bad)
+        if template_date(self.tokenizer) is not None and not self._day_file.exists():
+            write_atomically(self._day_file, self.day.isoformat())
 
     def end_tokens(self, folder: Path) -> list[int]:
-        """Token ids that end a response: the tokenizer's, and those that the model's generation settings name."""
-        from transformers import GenerationConfig
-
-        ends = {int(self.tokenizer.eos_token_id)}
-        with suppress(OSError):  # not every model has generation settings
-            named = GenerationConfig.from_pretrained(str(folder)).eos_token_id
-            ends |= set(named) if isinstance(named, list) else {named} - {None}
-        return sorted(ends)
+        """Token ids that end a response: those of the data, and what else the settings of a folder's model name."""
+        facts = self.facts if folder == self._vocabulary else read_facts(folder, self.recipe.model, self.tokenizer)
+        return sorted(self.chat.ends | set(facts.end_tokens))

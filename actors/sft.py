@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import ray
 
 from actors.group import Group
@@ -12,11 +10,11 @@ from actors.supervised import Loop, Summary, named, ranks, seconds
 from actors.waiting import Moment
 from rlhf.config.validate import check_schedule
 from rlhf.data.order import epoch_batches
+from rlhf.roles.examples import ExampleData
 from rlhf.roles.forward import join_tokens
 from rlhf.tracking.phases import PhaseTimer
 from rlhf.tracking.run_folder import RunFolder
 from rlhf.tracking.tracker import Tracker
-from rlhf.types import Example, Sequences
 
 SHOWN = {"loss": "train/loss", "held-out loss": "eval/loss"}
 
@@ -26,7 +24,7 @@ def train_sft(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
     recipe, timer = session.recipe, PhaseTimer(spans=tracker.timeline)
     data = session.demonstrations
     session.report_data(data, run)
-    train, held_out = packed(data.train), packed(data.held_out)
+    train, held_out = ExampleData.pack(data.train), ExampleData.pack(data.held_out)
     batches = epoch_batches(len(train), recipe.sft.batch_size, recipe.sft.epochs, recipe.seed)
     check_schedule(recipe.sft.optimizer, len(batches), "sft.optimizer")
     with ranks(
@@ -47,13 +45,8 @@ def train_sft(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
     return {**named(latest, SHOWN), **seconds(timer)}
 
 
-def packed(examples: Sequence[Example]) -> Sequences:
-    """Demonstrations as packed sequences."""
-    return Sequences.pack((example.prompt, example.response) for example in examples)
-
-
-def _held_out_loss(group: Group, held_out: Sequences, step: int) -> dict[str, float]:
+def _held_out_loss(group: Group, held_out: ExampleData, step: int) -> dict[str, float]:
     if not len(held_out):
         return {}
     shares = group.ask("held_out_logprobs", moment=Moment(phase="evaluate", step=step))
-    return {"eval/loss": -float(join_tokens(shares, held_out).mean())}
+    return {"eval/loss": -float(join_tokens(shares, held_out.sequences)[held_out.mask].mean())}

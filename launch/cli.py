@@ -15,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+import launch.data
 import launch.doctor
 import launch.plan
 import launch.report
@@ -42,6 +43,7 @@ COMMANDS = {
 """Commands that run a recipe's stages here."""
 
 TOOLS: dict[str, ModuleType] = {
+    "data": launch.data,
     "plan": launch.plan,
     "doctor": launch.doctor,
     "submit": launch.submit,

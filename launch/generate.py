@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from actors.answering import answer
@@ -14,7 +14,6 @@ from rlhf.data.records import Messages, PromptRow
 from rlhf.data.report import describe
 from rlhf.data.tokenise import describe_tokenised, tokenise_prompts
 from rlhf.errors import UserError
-from rlhf.models.folder import context_length, load_tokenizer
 from rlhf.types import Prompt
 
 
@@ -39,12 +38,12 @@ def read_questions(session: Session, model: str, prompts: str, out: str | None) 
     """
     place = None if out is None else _writable(out)
     data = replace(session.recipe.data, prompts=prompts)
-    recipe = replace(session.recipe, data=data, model=replace(session.recipe.model, path=model, scratch=None))
+    named = replace(session.recipe.model, path=model, scratch=None)
+    recipe = replace(session.recipe, data=data, model=named, ppo=replace(session.recipe.ppo, policy_init=None))
     session = replace(session, recipe=recipe)
-    tokenizer = load_tokenizer(model, recipe.model)
     loaded = load_prompts(recipe.data)
     longest = recipe.rollout.max_response_length
-    tokenised = tokenise_prompts(loaded.rows, tokenizer, recipe.data, context_length(model, recipe.model), longest)
+    tokenised = tokenise_prompts(loaded.rows, session.chat, recipe.data, session.facts, longest)
     if place is not None:  # otherwise standard output is for the answers alone
         session.console.print(describe(loaded, "prompts"))
         session.console.print(describe_tokenised(tokenised, "prompts"))
@@ -79,4 +78,4 @@ def _writable(out: str) -> Path:
 
 
 def _plain(prompt: Messages | str) -> object:
-    return prompt if isinstance(prompt, str) else [asdict(turn) for turn in prompt]
+    return prompt if isinstance(prompt, str) else [turn.as_dict() for turn in prompt]

@@ -26,6 +26,18 @@ UNVERIFIED = -1
 """Weight version of an engine whose weights have not been proven; it does not serve."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ModelFacts:
+    """What a model's folder says before any weight is read."""
+
+    context: int
+    """Longest sequence in tokens that the model was made for."""
+    embedding_rows: int
+    """Token ids at or beyond this do not exist for the model."""
+    end_tokens: tuple[int, ...]
+    """Token ids that end a response by the tokenizer's and the model's settings, sorted."""
+
+
 class FinishReason(IntEnum):
     """Why a response ended."""
 
@@ -53,14 +65,21 @@ class Prompt:
     """The prompt's messages, where it was written as such."""
     row: Mapping[str, object] = field(default_factory=dict, hash=False)
     """The other columns of the prompt's data row, under their names in the file."""
+    variables: Mapping[str, object] = field(default_factory=dict, hash=False)
+    """What the row gives the chat template beside its messages: ``tools``, ``documents``, ..."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """One demonstration for supervised fine-tuning; ``response`` ends with the end token and carries the loss."""
+    """One demonstration for supervised fine-tuning; ``response`` ends with an end token.
+
+    Shapes: prompt (P,), response (R,), mask (R,) true where a token is trained on: where several turns are, those of
+    others stand between them.
+    """
 
     prompt: Int32
     response: Int32
+    mask: Bool
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -188,7 +188,7 @@ def _bad_preferences() -> dict[str, tuple[str, bytes | Row, str]]:
 
 def _bad_prompts() -> dict[str, tuple[str, bytes | Row, str]]:
     rows: dict[str, tuple[Row, str]] = {
-        "no prompt": ({"question": "a"}, "columns missing"),
+        "no prompt": ({"title": "a"}, "columns missing"),
         "null": ({"prompt": None}, "not text"),
         "white space": ({"prompt": "  \n"}, "empty prompt"),
         "a list of numbers": ({"prompt": [1, 2]}, "not messages"),
@@ -253,7 +253,7 @@ def _whole_files() -> list[BadFile]:
         "blank lines": ("rows.jsonl", b"\n  \n\t\n", "no rows in"),
         "another ending": ("rows.csv", b"prompt,completion\na,b\n", "cannot tell the format"),
         "no ending": ("rows", jsonl, "cannot tell the format"),
-        "UTF-16": ("rows.jsonl", jsonl.decode().encode("utf-16"), "no usable row"),
+        "UTF-16": ("rows.jsonl", jsonl.decode().encode("utf-16"), "is UTF-16"),
         "JSONL named Parquet": ("rows.parquet", jsonl, "cannot be read as Parquet"),
         "Parquet named JSONL": ("rows.jsonl", table, "no usable row"),
         "empty Parquet": ("rows.parquet", b"", "cannot be read as Parquet"),

@@ -161,14 +161,6 @@ def test_ppo_before_the_stages_it_starts_from_is_refused(workplace: Path, capsys
     assert "run `rlhf sft`" in refusal(workplace, capsys, "ppo", "run.yaml", *settings)
 
 
-def test_rows_of_one_prompt_that_are_all_held_out_are_refused(
-    workplace: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    settings = given(workplace, "prompts", "data.held_out_fraction=0.99")
-    (workplace / "prompts.jsonl").write_text('{"prompt": "Question 0?"}\n')
-    assert "held out" in refusal(workplace, capsys, "ppo", "run.yaml", *settings)
-
-
 def given(workplace: Path, stage: str, *settings: str) -> list[str]:
     """A recipe and good data in the folder, and the overrides that name them."""
     (workplace / "run.yaml").write_text(QUICKSTART)

@@ -1,15 +1,19 @@
-"""Whether a run may go on from a checkpoint: not with another configuration than the one it was made with."""
+"""Whether a run may go on from a checkpoint: not with another configuration or other data than it was made with."""
 
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from rlhf.checkpoints.checkpoint import Checkpoint
 from rlhf.config.keys import join
+from rlhf.config.load import to_yaml
+from rlhf.config.schema import Recipe
+from rlhf.data.records import DataFile
 from rlhf.errors import UserError
 
 ABSENT = "(not there)"
@@ -21,6 +25,8 @@ SHOWN = 10
 def differing_keys(then_yaml: str, now_yaml: str, sections: Sequence[str]) -> list[tuple[str, Any, Any]]:
     """Dotted keys whose values differ between two configurations, with the value then and the value now.
 
+    A key that was not there then, and has its default now, is one of a later version, and no difference.
+
     Args:
         sections: top-level keys that are compared.
 
@@ -28,16 +34,21 @@ def differing_keys(then_yaml: str, now_yaml: str, sections: Sequence[str]) -> li
         UserError: one of the two is not a YAML mapping.
     """
     then, now = _settings(then_yaml), _settings(now_yaml)
-    return [row for name in sections for row in _differences(then.get(name, ABSENT), now.get(name, ABSENT), name)]
+    defaults = _settings(to_yaml(Recipe(name="")))
+    return [
+        row
+        for name in sections
+        for row in _differences(then.get(name, ABSENT), now.get(name, ABSENT), name, defaults.get(name, ABSENT))
+    ]
 
 
-def require_same(checkpoint: Checkpoint, now_yaml: str, sections: Sequence[str]) -> None:
-    """Refuse to go on from a checkpoint with another configuration.
+def require_same(checkpoint: Checkpoint, now_yaml: str, sections: Sequence[str], but_for: Collection[str] = ()) -> None:
+    """Refuse to go on from a checkpoint with another configuration, ``but_for`` these keys.
 
     Raises:
         UserError: values under ``sections`` differ, or the checkpoint's configuration is damaged.
     """
-    rows = differing_keys(checkpoint.config(), now_yaml, sections)
+    rows = [row for row in differing_keys(checkpoint.config(), now_yaml, sections) if row[0] not in but_for]
     if not rows:
         return
     lines = [f"  {key}: {reprlib.repr(then)} then, {reprlib.repr(now)} now" for key, then, now in rows[:SHOWN]]
@@ -50,11 +61,60 @@ def require_same(checkpoint: Checkpoint, now_yaml: str, sections: Sequence[str])
     )
 
 
-def _differences(then: Any, now: Any, key: str) -> Iterator[tuple[str, Any, Any]]:
+def data_changes(then: Sequence[DataFile] | None, now: Sequence[DataFile]) -> list[str]:
+    """What differs between the data files of two commands, one line a file; empty where nothing does.
+
+    Content counts, in the order in which it is read. A file may have another name or place. ``then`` is None where it
+    was not kept.
+    """
+    if then is None or [file.digest for file in then] == [file.digest for file in now]:
+        return []
+    kept = {file.digest for file in then} & {file.digest for file in now}
+    before = {Path(file.file).name: file for file in then if file.digest not in kept}
+    after = {Path(file.file).name: file for file in now if file.digest not in kept}
+    lines = [_change(before.get(name), after.get(name)) for name in dict.fromkeys([*before, *after])]
+    return lines or ["the files are the same, and are read in another order"]
+
+
+def _change(then: DataFile | None, now: DataFile | None) -> str:
+    if then is None or now is None:
+        file = then or now
+        assert file is not None
+        return f"{file.file} ({file.rows:,} rows) {'is new' if then is None else 'is not read any more'}"
+    return f"{now.file} has other content: {then.rows:,} rows then, {now.rows:,} rows now"
+
+
+def require_same_data(holder: str, changes: Sequence[str], path: Path) -> None:
+    """Refuse to go on with other data.
+
+    Args:
+        holder: what was made with the data, as the beginning of a sentence.
+        changes: of ``data_changes``.
+        path: what to delete to start anew.
+
+    Raises:
+        UserError: there are changes.
+    """
+    if not changes:
+        return
+    lines = [f"  {line}" for line in changes[:SHOWN]]
+    if len(changes) > SHOWN:
+        lines.append(f"  and {len(changes) - SHOWN} more")
+    raise UserError(
+        "\n".join([f"{holder} was made with other data:", *lines]),
+        "a run that goes on would be a mixture of two: rows seen twice or never, and others held out",
+        f"put the data back, give this run another name (name=...), delete {path} to start anew, or go on on purpose "
+        "with checkpoint.changed_data=accept",
+    )
+
+
+def _differences(then: Any, now: Any, key: str, default: Any) -> Iterator[tuple[str, Any, Any]]:
     if isinstance(then, dict) and isinstance(now, dict):
+        defaults = default if isinstance(default, dict) else {}
         for name in dict.fromkeys([*then, *now]):
-            yield from _differences(then.get(name, ABSENT), now.get(name, ABSENT), join(key, str(name)))
-    elif then != now:
+            values = then.get(name, ABSENT), now.get(name, ABSENT)
+            yield from _differences(*values, join(key, str(name)), defaults.get(name, ABSENT))
+    elif then != now and not (then == ABSENT and now == default):
         yield key, then, now
 
 

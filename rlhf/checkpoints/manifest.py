@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from rlhf.checkpoints.files import FileEntry, require_inside
+from rlhf.data.records import DataFile
 
 FORMAT = 1
 """Goes up when a reader of the old manifest would misread the new one."""
@@ -34,6 +35,8 @@ class Manifest:
     """When, in UTC, as ISO 8601 has it."""
     files: tuple[FileEntry, ...]
     """Every file but the manifest."""
+    data: tuple[DataFile, ...] | None = None
+    """The data files that the run reads; None in manifests that were written before these were kept."""
 
 
 def encode(manifest: Manifest) -> str:
@@ -91,7 +94,25 @@ def _typed(body: Mapping[str, Any]) -> Manifest:
     score, written = body["score"], body["written"]
     if not isinstance(written, str) or not (score is None or (type(score) is float and math.isfinite(score))):
         raise TypeError(f"score {reprlib.repr(score)}, written {reprlib.repr(written)}")
-    return Manifest(step=_count(body["step"]), score=score, written=written, files=files)
+    data = body.get("data")
+    return Manifest(
+        step=_count(body["step"]),
+        score=score,
+        written=written,
+        files=files,
+        data=None if data is None else tuple(data_file(**row) for row in data),
+    )
+
+
+def data_file(*, file: Any, rows: Any, digest: Any) -> DataFile:
+    """What a manifest or a finished stage says of a data file.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if not isinstance(file, str) or not isinstance(digest, str):
+        raise TypeError(f"file {reprlib.repr(file)}, digest {reprlib.repr(digest)}")
+    return DataFile(file=file, rows=_count(rows), digest=digest)
 
 
 def _entry(*, name: Any, bytes: Any, sha256: Any) -> FileEntry:

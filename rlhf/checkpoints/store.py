@@ -27,21 +27,23 @@ from rlhf.checkpoints.files import FileEntry, require_inside, write_files
 from rlhf.checkpoints.folders import BEST, LATEST, PARTIAL, REPLACED, clean, committed, remove
 from rlhf.checkpoints.manifest import CONFIG, MANIFEST, OWN, STATE, VERSIONS, Manifest, encode
 from rlhf.checkpoints.retention import by_score, kept
+from rlhf.data.records import DataFile
 from rlhf.errors import UserError
 
 
 class CheckpointStore:
     """The one writer of a folder of checkpoints. To read one without writing, use ``latest_checkpoint``."""
 
-    def __init__(self, folder: Path, keep_last: int, keep_best: int) -> None:
+    def __init__(self, folder: Path, keep_last: int, keep_best: int, data: tuple[DataFile, ...] | None = None) -> None:
         """Remove what killed attempts left in ``folder``, which need not exist.
 
         Args:
             folder: ``runs/<name>/<stage>/checkpoints``; the caller holds the lock of the stage.
             keep_last: newest checkpoints that stay.
             keep_best: best checkpoints that stay, which may be among the newest.
+            data: the data files that the run reads, which every manifest names.
         """
-        self.folder = folder
+        self.folder, self.data = folder, data
         self._keep_last, self._keep_best = keep_last, keep_best
         self._in_work: set[Path] = set()
         clean(folder)
@@ -84,7 +86,7 @@ class CheckpointStore:
         """
         partial = self._path(step, PARTIAL)
         _require_seen(entries, partial)
-        manifest = _seal(partial, step, entries, state, config_yaml, score)
+        manifest = _seal(partial, step, entries, state, config_yaml, score, self.data)
         self._put_in_place(step)
         self._in_work.discard(partial)
         with suppress(OSError):  # on a full disk above all: it is committed, and the next commit points again
@@ -163,6 +165,7 @@ def _seal(
     state: Mapping[str, Any],
     config_yaml: str,
     score: float | None,
+    data: tuple[DataFile, ...] | None,
 ) -> Manifest:
     """Write the files that every checkpoint has, the manifest last, and flush all names to the disk."""
     texts = {STATE: json.dumps(state), CONFIG: config_yaml, VERSIONS: json.dumps(_versions(), indent=1) + "\n"}
@@ -172,6 +175,7 @@ def _seal(
         score=float(score) if score is not None and math.isfinite(score) else None,
         written=datetime.now(UTC).isoformat(timespec="seconds"),
         files=(*entries, *own),
+        data=data,
     )
     for path in (path for path in folder.rglob("*") if path.is_dir()):
         sync(path)

@@ -17,7 +17,7 @@ import yaml
 from rlhf.config.keys import describe, join, nearest, section_of, types_of, without_none
 from rlhf.config.problems import MOST_SHOWN, raise_all
 from rlhf.config.schema import Recipe
-from rlhf.config.source import Source, read_source
+from rlhf.config.source import NUMBER, Dumper, Source, read_source
 from rlhf.errors import UserError
 
 
@@ -42,7 +42,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def to_yaml(recipe: Recipe) -> str:
     """The whole recipe, defaults included; ``load_recipe`` reads it back to an equal one."""
-    return yaml.safe_dump(asdict(recipe), sort_keys=False, allow_unicode=True)
+    return str(yaml.dump(asdict(recipe), Dumper=Dumper, sort_keys=False, allow_unicode=True))
 
 
 def recipe_digest(recipe: Recipe, sections: Sequence[str]) -> str:
@@ -107,6 +107,8 @@ class _Reader:
         return self.wrong(key, value, kind) if None in converted else converted
 
     def mapping(self, kind: Any, value: Any, key: str) -> Any:
+        if isinstance(value, dict):  # {1: chosen} means the text 1, as a label in data or a column's name
+            value = {str(name) if type(name) is int else name: inner for name, inner in value.items()}
         if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
             return self.wrong(key, value, kind)
         if section := section_of(get_args(kind)[1]):
@@ -148,8 +150,8 @@ def _convert(kind: Any, value: Any) -> Any:
 
 
 def _number(value: Any) -> float | None:
-    """A finite float from a number, or from text such as ``1e-5``, which YAML 1.1 does not take for a number."""
-    if type(value) not in (int, float, str):
+    """A finite float from a number, or from one in quotes."""
+    if type(value) not in (int, float) and not (type(value) is str and NUMBER.fullmatch(value)):
         return None
     try:
         number = float(value)
@@ -175,5 +177,9 @@ def _hint(kind: Any, value: Any) -> str:
         return f"did you mean {close[0]}?" if close else ""
     wants_text = inner is str or (get_origin(inner) is Literal and isinstance(get_args(inner)[0], str))
     if wants_text and value is not None and not isinstance(value, (list, dict)):
-        return "put the value in quotes: without them YAML reads a number, a date, or on/off/yes/no as something else"
+        return "put the value in quotes: without them YAML reads a number, true or false"
+    if inner is bool and isinstance(value, str) and value.lower() in ("yes", "no", "on", "off", "y", "n"):
+        return f"write {'true' if value.lower() in ('yes', 'on', 'y') else 'false'}: YAML 1.2 takes {value} for text"
+    if inner in (int, float) and isinstance(value, str):
+        return "write digits alone, with . for decimals and e for powers of ten: 1000, 0.5, 1e-5"
     return ""

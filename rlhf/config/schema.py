@@ -83,8 +83,14 @@ class DataConfig:
     split: str = "train"
     """Which split of a ``datasets`` folder or hub dataset is read."""
     columns: dict[str, str] = field(default_factory=dict)
-    """Renames: the name that rlhf knows (prompt, completion, chosen, rejected, messages, text, label, margin) to the
-    name in your file."""
+    """Renames: the name that rlhf knows (prompt, completion, chosen, rejected, messages, text, label, margin, system,
+    input, tools, documents, chat_template_kwargs) to the name in your file, or to a dotted path into a nested column
+    (``outputs.0.text``). Beside two answers ``label`` says which of them won; several (``a, b, c``) are votes."""
+    labels: dict[str, str] = field(default_factory=dict)
+    """What a label beside two answers says: its value to ``chosen``, ``rejected`` (the column of that name won) or
+    ``tie``. Empty: 1, 2 and 0, a and b, and the columns' own names are understood where they are unambiguous."""
+    ignore: tuple[str, ...] = ()
+    """Columns of the file that are not to be read, on purpose."""
     held_out_fraction: float = 0.1
     """Share of the prompts kept out of training for evaluation; the split is by prompt, so no prompt is on both
     sides."""
@@ -125,6 +131,10 @@ class OptimizerConfig:
 class SFTConfig:
     """Supervised fine-tuning on demonstrations: the loss is on the completion, its end token included."""
 
+    train_on: Literal["last", "all"] = "last"
+    """Which of the assistant's turns in a conversation carry the loss: the last one or all of them. A conversation is
+    one example for all its turns where the chat template writes each of them the same whether or not others follow,
+    else one example for each turn."""
     epochs: int = 1
     """Passes over the demonstrations."""
     batch_size: int = 32
@@ -496,6 +506,10 @@ class CheckpointConfig:
     """How long a scheduler lets this command run, where it has a limit; in a SLURM job its end is known without."""
     before_deadline: float = 300.0
     """Seconds before that limit at which the run commits a checkpoint and ends with exit code 75."""
+    changed_data: Literal["refuse", "accept"] = "refuse"
+    """What happens where a data file has other content than when the checkpoint was made or the stage was finished:
+    the run is refused, or it goes on on purpose: a finished stage is kept as it is, PPO begins an epoch of the new
+    prompts."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,33 @@ MOST_PARTS = 16
 """Parts of an override's key: several times those of the deepest section."""
 MOST_MERGED = 10_000
 """Keys that ``<<`` may copy: merges of merges can double a file at every line."""
+CORE: Mapping[str, str] = {
+    "null": r"~|null|Null|NULL|",
+    "bool": r"true|True|TRUE|false|False|FALSE",
+    "int": r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+",
+    "float": r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+    "merge": r"<<",
+}
+"""What is no text without quotes, by YAML 1.2's core schema (10.3.2) and, from 1.1, the merge key."""
+NUMBER = re.compile(CORE["float"])
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe loader with three repairs: a key given twice is refused, an impossible value has a place, and merges
-    have an end."""
+    """PyYAML's safe loader, which reads YAML 1.1, with four repairs.
+
+    Single values follow YAML 1.2: 010 is ten, 1:30, 1_000, yes and dates are text. A key given twice is refused, an
+    impossible value has a place, and merges have an end.
+    """
 
     merged = 0
+
+    def construct_core_int(self, node: yaml.ScalarNode) -> int:
+        text = node.value
+        return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
+
+    def construct_core_float(self, node: yaml.ScalarNode) -> float:
+        text = node.value.lower()
+        return float(text.replace(".inf", "inf").replace(".nan", "nan"))
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -51,6 +72,18 @@ class _Loader(yaml.SafeLoader):
             return super().construct_object(node, deep)
         except (ValueError, LookupError, AttributeError, TypeError, OverflowError) as error:
             raise yaml.constructor.ConstructorError(None, None, f"impossible value: {error}", node.start_mark) from None
+
+
+class Dumper(yaml.SafeDumper):
+    """Writes what every reader reads alike: text that YAML 1.1 or 1.2 would take for something else is quoted."""
+
+
+_Loader.yaml_implicit_resolvers = {}  # instead of YAML 1.1's; the dumper has both
+for _kind, _pattern in CORE.items():
+    for _side in (_Loader, Dumper):
+        _side.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"(?:{_pattern})\\Z"), None)
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_core_int)
+_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_core_float)
 
 
 @dataclass(frozen=True)
@@ -114,7 +147,7 @@ def _parse_file(path: str | Path) -> tuple[yaml.Node, dict[Any, Any]]:
 
 def _read_text(path: str | Path) -> str:
     try:
-        with Path(path).open(encoding="utf-8") as file:
+        with Path(path).open(encoding="utf-8-sig") as file:
             text = file.read(LONGEST_RECIPE + 1)
     except FileNotFoundError:
         raise UserError(f"there is no recipe at {path}", fix=_recipes_beside(Path(path))) from None

@@ -13,47 +13,58 @@ messages                      a conversation; its last assistant turn is the com
 text                          a demonstration without a prompt
 ============================  ==========================================================
 
-A row with several of these is read as the richest one that the stage needs. Each row ends up as a record or a
-``BadRow``.
+A row with several of these is read as the richest one that the stage needs. Beside them ``system`` is a turn before
+the prompt, ``input`` a text after it, and ``tools``, ``documents`` and ``chat_template_kwargs`` are for the chat
+template. Each row ends up as a record or a ``BadRow``.
 """
 
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TypeVar
 
+import regex
+
 from rlhf.config.schema import DataConfig
+from rlhf.data.columns import COLUMNS, Missing, paths_of, rename, unused, value_at
 from rlhf.data.hh import looks_like_hh, rows_from_transcripts
 from rlhf.data.read import RawRow, read_rows
-from rlhf.data.records import BadRow, Demonstration, Loaded, Message, Messages, Preference, PromptRow, Source
+from rlhf.data.records import BadRow, DataFile, Demonstration, Loaded, Message, Messages, Preference, PromptRow
 from rlhf.data.report import describe_bad
+from rlhf.data.turns import (
+    RowError,
+    join_turns,
+    read_messages,
+    read_variables,
+    refuse_media,
+    require_unicode,
+    without_gaps,
+)
+from rlhf.data.winner import choose_by_label
 from rlhf.errors import UserError
-
-COLUMNS = ("prompt", "completion", "chosen", "rejected", "messages", "text", "label", "margin")
-"""Column names that have a meaning here; ``DataConfig.columns`` renames to these."""
 
 LARGEST_MARGIN = 3.4e38  # it is held in single precision; beyond this it would be infinite
 _ROWS_TO_TELL = 10  # one malformed row at the top does not hide that a file holds transcripts
-_LAST_WORD = re.compile(r"\S+\Z")
+_CONVERSATIONS = ("prompt", "completion", "chosen", "rejected", "messages", "tools", "documents")
+# A run of characters of a script that sets spaces between its words, up to the end.
+_UNFINISHED_WORD = regex.compile(
+    r"[^\s\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}ー\p{P}]+\Z"
+)
 
 T = TypeVar("T")
-Columns = dict[str, object]
-Parse = Callable[[Columns, Source], T]
-
-
-class _RowError(ValueError):
-    """A row is not usable; the message is the bad row's reason."""
+Columns = Mapping[str, object]
+Parse = Callable[[RawRow], T]
 
 
 def load_demonstrations(config: DataConfig) -> Loaded[Demonstration]:
     """Demonstrations of ``config.demonstrations`` or ``config.path``; of preferences, the chosen answers.
 
     Raises:
-        UserError: no path, nothing readable or usable there, or a bad row while ``config.bad_rows`` is ``error``.
+        UserError: no path, nothing readable or usable there, a column that says who won and is not read, or a bad row
+            while ``config.bad_rows`` is ``error``.
     """
     return _load(config.demonstrations or config.path, config, _demonstration)
 
@@ -65,25 +76,23 @@ def load_preferences(config: DataConfig) -> Loaded[Preference]:
 
 def load_prompts(config: DataConfig) -> Loaded[PromptRow]:
     """Prompts of ``config.prompts`` or ``config.path``, repeated ones included. Raises as ``load_demonstrations``."""
-
-    def parse(row: Columns, source: Source) -> PromptRow:
-        return replace(_prompt_row(row, source), columns=_beside_the_prompt(row, config.columns))
-
-    return _load(config.prompts or config.path, config, parse)
+    return _load(config.prompts or config.path, config, _prompt_row, needs_winner=False)
 
 
-def _load(path: str | None, config: DataConfig, parse: Parse[T]) -> Loaded[T]:
+def _load(path: str | None, config: DataConfig, parse: Parse[T], needs_winner: bool = True) -> Loaded[T]:
     if path is None:
         raise UserError(
             "the recipe names no data",
             fix="set data.path, or the stage's own data.demonstrations, .preferences or .prompts",
         )
+    read = _read(path, config)
+    raws = choose_by_label(read.rows, config) if needs_winner else read.rows
     rows: list[T] = []
     bad: list[BadRow] = []
-    for outcome in _parse_all(_raw_rows(path, config), parse):
+    for outcome in _parse_all(raws, parse):
         if not isinstance(outcome, BadRow):
             rows.append(outcome)
-        elif config.bad_rows == "error":
+        elif config.bad_rows == "error" and outcome.is_fault:
             raise UserError(
                 f"{outcome.source}: {outcome.reason}",
                 fix="mend the row, or set data.bad_rows=skip to count such rows and go on",
@@ -92,32 +101,59 @@ def _load(path: str | None, config: DataConfig, parse: Parse[T]) -> Loaded[T]:
             bad.append(outcome)
     if not rows:
         raise _nothing_usable(path, bad)
-    return Loaded(tuple(rows), tuple(bad))
+    return Loaded(tuple(rows), tuple(bad), tuple(read.unused), tuple(read.files))
 
 
-def _raw_rows(path: str, config: DataConfig) -> Iterable[RawRow | BadRow]:
+@dataclass(frozen=True)
+class _Read:
+    """Rows under our names, with what else is known of them."""
+
+    rows: list[RawRow | BadRow]
+    files: list[DataFile]
+    unused: list[str] = field(default_factory=list)
+
+
+def _read(path: str, config: DataConfig) -> _Read:
     """Rows with their columns renamed and HH transcripts turned into messages."""
-    unknown = set(config.columns) - set(COLUMNS)
-    if unknown:
+    if unknown := set(config.columns) - set(COLUMNS):
         raise UserError(
             f"data.columns renames '{min(unknown)}', which has no meaning here",
             fix=f"the names are {', '.join(COLUMNS)}",
         )
-    raws = [_renamed(raw, config.columns) for raw in read_rows(path, config.format, config.split, config.max_rows)]
-    first_rows = islice((raw.columns for raw in raws if isinstance(raw, RawRow)), _ROWS_TO_TELL)
+    files: list[DataFile] = []
+    given = list(read_rows(path, config.format, config.split, config.max_rows, files))
+    read = _Read([_renamed(raw, config) for raw in given], files, _unused(given, config))
+    first_rows = islice((raw.columns for raw in read.rows if isinstance(raw, RawRow)), _ROWS_TO_TELL)
     is_hh = config.format == "hh" or (config.format == "auto" and any(map(looks_like_hh, first_rows)))
-    return rows_from_transcripts(raws) if is_hh else raws
+    return replace(read, rows=list(rows_from_transcripts(read.rows))) if is_hh else read
 
 
-def _renamed(raw: RawRow | BadRow, names: dict[str, str]) -> RawRow | BadRow:
+def _renamed(raw: RawRow | BadRow, config: DataConfig) -> RawRow | BadRow:
     if isinstance(raw, BadRow):
         return raw
-    missing = [theirs for theirs in names.values() if theirs not in raw.columns]
-    if missing:
+    names = rename(raw.columns, config.columns, config.ignore)
+    if isinstance(names, Missing):
         has = ", ".join(raw.columns)
-        return BadRow(raw.source, f"no column '{missing[0]}': data.columns names it, the row has {has}")
-    others = {name: value for name, value in raw.columns.items() if name not in names.values()}
-    return RawRow(raw.source, {**others, **{ours: raw.columns[theirs] for ours, theirs in names.items()}})
+        return BadRow(raw.source, f"no column '{names.column}': data.columns names it, the row has {has}")
+    row, meant = raw.columns, {*names.values(), *COLUMNS}
+    others = {name: value for name, value in row.items() if name not in meant}
+    ours = {name: row[theirs] if theirs in row else _value(row, theirs) for name, theirs in names.items()}
+    return RawRow(raw.source, {**others, **ours}, raw.filled, given=row, names=names)
+
+
+def _value(row: Columns, theirs: str) -> object:
+    paths = paths_of(theirs)
+    return value_at(row, theirs) if len(paths) == 1 else tuple(value_at(row, path) for path in paths)
+
+
+def _unused(given: Iterable[RawRow | BadRow], config: DataConfig) -> list[str]:
+    """Columns that nothing reads, in the order in which they are met; rows with the same columns are looked at once."""
+    kinds = {tuple(raw.columns): raw.columns for raw in given if isinstance(raw, RawRow)}
+    found: dict[str, None] = {}
+    for row in kinds.values():
+        names = rename(row, config.columns, config.ignore)
+        found |= dict.fromkeys([] if isinstance(names, Missing) else unused(row, names, config.ignore))
+    return list(found)
 
 
 def _parse_all(raws: Iterable[RawRow | BadRow], parse: Parse[T]) -> Iterator[T | BadRow]:
@@ -126,9 +162,15 @@ def _parse_all(raws: Iterable[RawRow | BadRow], parse: Parse[T]) -> Iterator[T |
             yield raw
             continue
         try:
-            yield parse(raw.columns, raw.source)
-        except _RowError as error:
+            refuse_media(raw.columns)
+            yield parse(_without_gaps(raw) if raw.filled else raw)
+        except RowError as error:
             yield BadRow(raw.source, str(error))
+
+
+def _without_gaps(raw: RawRow) -> RawRow:
+    tidy = {name: without_gaps(raw.columns[name]) for name in _CONVERSATIONS if name in raw.columns}
+    return replace(raw, columns={**raw.columns, **tidy})
 
 
 def _nothing_usable(path: str, bad: list[BadRow]) -> UserError:
@@ -140,130 +182,178 @@ def _nothing_usable(path: str, bad: list[BadRow]) -> UserError:
     )
 
 
-def _demonstration(row: Columns, source: Source) -> Demonstration:
+def _demonstration(raw: RawRow) -> Demonstration:
+    row, source = raw.columns, raw.source
     if "completion" in row:
         _check_label(row)
-        return Demonstration(*_answered(row, "completion"), source)
+        return Demonstration(*_answered(row, "completion"), source, read_variables(row))
     if "chosen" in row:
-        pair = _preference(row, source)
-        return Demonstration(pair.prompt, pair.chosen, source)
+        pair = _preference(raw)
+        return Demonstration(pair.prompt, pair.chosen, source, pair.variables)
     if "messages" in row:
-        return Demonstration(*_split_last_reply(_messages(row["messages"], "messages"), "messages"), source)
+        turns = _with_system(read_messages(row["messages"], "messages"), row)
+        return Demonstration(*_split_last_reply(turns, "messages"), source, read_variables(row))
     if "text" in row:
         return Demonstration("", _text(row["text"], "text"), source)
     raise _no_column(row, "prompt and completion, chosen and rejected, messages, or text")
 
 
-def _preference(row: Columns, source: Source) -> Preference:
+def _preference(raw: RawRow) -> Preference:
+    row = raw.columns
     if "chosen" not in row or "rejected" not in row:
         raise _no_column(row, "chosen and rejected")
+    prompt: Messages | str
+    chosen: Message | str
+    rejected: Message | str
     if "prompt" not in row and isinstance(row["chosen"], str):
         prompt, chosen, rejected = _shared_beginning(row)
     else:
         prompt, chosen = _answered(row, "chosen")
         other, rejected = _answered(row, "rejected")
         if prompt != other:
-            raise _RowError("prompts differ: chosen and rejected do not answer the same prompt")
+            raise RowError("prompts differ: chosen and rejected do not answer the same prompt")
     if chosen == rejected:
-        raise _RowError("chosen equals rejected")
-    return Preference(prompt, chosen, rejected, _margin(row), source)
+        raise RowError("chosen equals rejected")
+    return Preference(prompt, chosen, rejected, _margin(row), raw.source, read_variables(row))
 
 
-def _prompt_row(row: Columns, source: Source) -> PromptRow:
+def _prompt_row(raw: RawRow) -> PromptRow:
+    return PromptRow(_asked(raw), raw.source, _beside_the_prompt(raw), read_variables(raw.columns))
+
+
+def _asked(raw: RawRow) -> Messages | str:
+    row = raw.columns
     explicit = "prompt" in row and (isinstance(row["prompt"], list) or not isinstance(row.get("chosen"), list))
     if "chosen" in row and not explicit:
-        return PromptRow(_preference(row, source).prompt, source)
+        return _preference(raw).prompt
     if "messages" in row:
-        turns = _messages(row["messages"], "messages")
-        return PromptRow(_prompt(turns if turns[-1].role != "assistant" else turns[:-1]), source)
+        turns = _with_system(read_messages(row["messages"], "messages"), row)
+        return _prompt(turns if turns[-1].role != "assistant" else turns[:-1])
     if "prompt" in row:
-        return PromptRow(_prompt(_text_or_messages(row["prompt"], "prompt")), source)
+        return _prompt(_given_prompt(row))
     raise _no_column(row, "prompt, messages, or chosen and rejected")
 
 
-def _beside_the_prompt(row: Columns, names: dict[str, str]) -> Columns:
+def _beside_the_prompt(raw: RawRow) -> dict[str, object]:
     """The columns that are not the prompt, with the names that the file has for them."""
-    return {names.get(name, name): value for name, value in row.items() if name != "prompt"}
+    return {name: value for name, value in raw.given.items() if name != raw.names.get("prompt", "prompt")}
 
 
-def _answered(row: Columns, column: str) -> tuple[Messages | str, str]:
+def _answered(row: Columns, column: str) -> tuple[Messages | str, Message | str]:
     """Prompt and reply of a row whose reply is in ``column``.
 
-    A list of messages may begin with the prompt; a ``prompt`` column of plain text beside it is then the same prompt
-    said again, as several public preference sets have it, and the conversation wins.
+    A list of messages may begin with the prompt. A ``prompt`` column of plain text beside it must then say the same
+    prompt again, as several public preference sets have it, and the conversation wins.
     """
     reply = _text_or_messages(row[column], column)
+    if isinstance(reply, str):
+        if "prompt" not in row:
+            raise _no_column(row, f"prompt beside {column}")
+        return _prompt(_given_prompt(row)), reply
     before = row.get("prompt")
-    if isinstance(reply, tuple):
-        return _split_last_reply((_messages(before, "prompt") if isinstance(before, list) else ()) + reply, column)
-    if "prompt" not in row:
-        raise _no_column(row, f"prompt beside {column}")
-    return _prompt(_text_or_messages(before, "prompt")), reply
+    if isinstance(before, list | dict):
+        return _split_last_reply(join_turns(_with_system(read_messages(before, "prompt"), row), reply, column), column)
+    if isinstance(before, str):
+        _require_said_again(before, reply, column)
+    return _split_last_reply(_with_system(reply, row), column)
 
 
-def _split_last_reply(turns: Messages, column: str) -> tuple[Messages | str, str]:
+def _require_said_again(prompt: str, conversation: Messages, column: str) -> None:
+    """Refuse a conversation beside another prompt; the text may be a turn of it, or the whole as a transcript."""
+    asked = [" ".join(turn.content.split()) for turn in conversation if turn.role == "user"]
+    said = " ".join(prompt.split())
+    if asked and said and not (asked[-1] in said or said in " ".join(asked)):
+        raise RowError(f"prompts differ: {column} is a conversation that does not hold the prompt")
+
+
+def _given_prompt(row: Columns) -> Messages | str:
+    """The ``prompt`` column with what belongs to it: ``input`` after it, ``system`` before it."""
+    prompt = _text_or_messages(row["prompt"], "prompt")
+    if _is_there(more := row.get("input")):
+        if not isinstance(prompt, str):
+            raise RowError("input beside messages: it would have no place in the conversation")
+        prompt = f"{prompt}\n\n{_text(more, 'input')}"
+    if not isinstance(prompt, str):
+        return _with_system(prompt, row)
+    return f"{_text(row['system'], 'system')}\n\n{prompt}" if _is_there(row.get("system")) else prompt
+
+
+def _with_system(turns: Messages, row: Columns) -> Messages:
+    """The conversation with the row's ``system`` text as its first turn."""
+    system = row.get("system")
+    if not _is_there(system):
+        return turns
+    first = Message("system", _text(system, "system"))
+    if turns[0].role != "system":
+        return (first, *turns)
+    if turns[0].content.strip() != first.content.strip():
+        raise RowError("two system turns: the column system and the conversation have different ones")
+    return turns
+
+
+def _is_there(value: object) -> bool:
+    return value is not None and value != ""
+
+
+def _split_last_reply(turns: Messages, column: str) -> tuple[Messages | str, Message]:
     """The last assistant turn and what stands before it; turns after it have no answer and are left out."""
     last = max((i for i, turn in enumerate(turns) if turn.role == "assistant"), default=None)
     if last is None:
-        raise _RowError(f"no assistant turn: {column} holds no answer")
-    return _prompt(turns[:last]), _text(turns[last].content, column)
+        raise RowError(f"no assistant turn: {column} holds no answer")
+    reply = turns[last]
+    if not reply.content.strip() and not reply.fields:
+        raise RowError(f"empty {column}")
+    return _prompt(turns[:last]), reply
 
 
 def _shared_beginning(row: Columns) -> tuple[Messages | str, str, str]:
-    """Split two texts where they part, moved back to the beginning of that word with the space before it."""
+    """Split two texts where they part, moved back to the beginning of that word with the space before it.
+
+    Scripts without spaces between words are split between characters, as a reader sees them: never before an accent or
+    inside an emoji.
+    """
     chosen, rejected = _text(row["chosen"], "chosen"), _text(row["rejected"], "rejected")
     common = os.path.commonprefix([chosen, rejected])
-    whole_words = _LAST_WORD.sub("", common)
-    cut = len(whole_words.rstrip())
+    cut = len(_UNFINISHED_WORD.sub("", common))
+    shared = [end for end in _character_ends(chosen) if end <= cut]
+    ends = set(_character_ends(rejected))
+    cut = max((end for end in shared if end in ends and end < min(len(chosen), len(rejected))), default=0)
+    cut = len(common[:cut].rstrip())
     prompt = _prompt(common[:cut])
     return prompt, _text(chosen[cut:], "chosen"), _text(rejected[cut:], "rejected")
 
 
+def _character_ends(text: str) -> list[int]:
+    return [found.end() for found in regex.finditer(r"\X", text)]
+
+
 def _prompt(prompt: Messages | str) -> Messages | str:
-    if not (prompt.strip() if isinstance(prompt, str) else any(turn.content.strip() for turn in prompt)):
-        raise _RowError("empty prompt")
+    if not (prompt.strip() if isinstance(prompt, str) else any(turn.content.strip() or turn.fields for turn in prompt)):
+        raise RowError("empty prompt")
     return prompt
 
 
 def _text_or_messages(value: object, column: str) -> Messages | str:
-    return _messages(value, column) if isinstance(value, list) else _text(value, column)
-
-
-def _messages(value: object, column: str) -> Messages:
-    if not isinstance(value, list) or not value:
-        raise _RowError(f"not messages: {column} is {value!r:.40}")
-    return tuple(_message(turn, column) for turn in value)
-
-
-def _message(turn: object, column: str) -> Message:
-    if not isinstance(turn, dict) or not isinstance(turn.get("role"), str) or not isinstance(turn.get("content"), str):
-        raise _RowError(f"not messages: {column} has a turn that is not {{role: text, content: text}}: {turn!r:.60}")
-    return Message(_encodable(turn["role"], column), _encodable(turn["content"], column))
+    is_turn = isinstance(value, dict) and "role" in value
+    return read_messages(value, column) if is_turn or isinstance(value, list) else _text(value, column)
 
 
 def _text(value: object, column: str) -> str:
     """The value if it is text with something in it; no boolean or number becomes text behind the user's back."""
     if not isinstance(value, str):
-        raise _RowError(f"not text: {column} is {value!r:.40}")
+        raise RowError(f"not text: {column} is {value!r:.40}")
     if not value.strip():
-        raise _RowError(f"empty {column}")
-    return _encodable(value, column)
-
-
-def _encodable(text: str, column: str) -> str:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        raise _RowError(f"not Unicode: {column} holds half of a surrogate pair, which no tokenizer takes") from None
-    return text
+        raise RowError(f"empty {column}")
+    require_unicode(value, column)
+    return value
 
 
 def _check_label(row: Columns) -> None:
     label = row.get("label", True)
     if label is False:
-        raise _RowError("label is false: the completion is no demonstration")
+        raise RowError("label is false: the completion is no demonstration")
     if label is not True:
-        raise _RowError(f"not a label: label is {label!r:.40}, not true or false")
+        raise RowError(f"not a label: label is {label!r:.40}, not true or false")
 
 
 def _margin(row: Columns) -> float:
@@ -271,9 +361,9 @@ def _margin(row: Columns) -> float:
     if margin is None:  # the column is optional, and tables fill its gaps with null
         return 0.0
     if isinstance(margin, bool) or not isinstance(margin, int | float) or not abs(margin) <= LARGEST_MARGIN:
-        raise _RowError(f"not a number: margin is {margin!r:.40}")
+        raise RowError(f"not a number: margin is {margin!r:.40}")
     return float(margin)
 
 
-def _no_column(row: Columns, needed: str) -> _RowError:
-    return _RowError(f"columns missing: needs {needed}; has {', '.join(row) or 'none'}")
+def _no_column(row: Columns, needed: str) -> RowError:
+    return RowError(f"columns missing: needs {needed}; has {', '.join(row) or 'none'}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 from rlhf.data.read import RawRow
 from rlhf.data.records import BadRow, Source
@@ -41,7 +42,7 @@ def _convert(raw: RawRow, seen: dict[tuple[str, str], Source]) -> RawRow | BadRo
     first = seen.setdefault((chosen, rejected), raw.source)
     if first != raw.source:
         return BadRow(raw.source, f"duplicate: the same as {first}")
-    return RawRow(raw.source, {**raw.columns, "chosen": messages(chosen), "rejected": messages(rejected)})
+    return replace(raw, columns={**raw.columns, "chosen": messages(chosen), "rejected": messages(rejected)})
 
 
 def messages(transcript: str) -> list[dict[str, str]]:

@@ -8,17 +8,19 @@ much of it is lost.
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, TypeVar, cast
 
-from rlhf.data.records import BadRow, Source
+from rlhf.data.records import BadRow, DataFile, Source
 from rlhf.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,6 +33,8 @@ KINDS = {".jsonl": "jsonl", ".json": "json", ".parquet": "parquet"}
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _UTF8_MARK = b"\xef\xbb\xbf"
+_WIDE = (b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff", b"{\0", b"\0{", b"[\0", b"\0[")
+"""Beginnings of UTF-16 and UTF-32 files, with and without a byte order mark."""
 _GAP = re.compile(r"[\s,]+")
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -41,12 +45,27 @@ class RawRow:
 
     source: Source
     columns: dict[str, object]
+    filled: bool = False
+    """Whether fields that a nested value does not have may be there as None, as in the tables of Parquet."""
+    given: Mapping[str, object] = field(default_factory=dict)
+    """The row as its file has it, where ``columns`` has other names."""
+    names: Mapping[str, str] = field(default_factory=dict)
+    """Names in ``columns`` → names in ``given``."""
 
 
 Rows = Iterator[RawRow | BadRow]
+Update = Callable[[bytes], object]
+Reader = Callable[[Update], Rows]
+"""Reads one file, and gives what it reads to a hash."""
 
 
-def read_rows(path: str, format: str = "auto", split: str = "train", max_rows: int | None = None) -> Rows:
+def read_rows(
+    path: str,
+    format: str = "auto",
+    split: str = "train",
+    max_rows: int | None = None,
+    files: list[DataFile] | None = None,
+) -> Rows:
     """Rows of a file, of every data file of a folder, of a saved ``datasets`` folder or of a hub dataset.
 
     Args:
@@ -55,16 +74,42 @@ def read_rows(path: str, format: str = "auto", split: str = "train", max_rows: i
         split: the split of a ``datasets`` folder or hub dataset. In a folder of plain files those whose names begin
             with it are read, or all of them when none does.
         max_rows: rows read of each file at most.
+        files: takes what was read of each file, once all of it is.
 
     Raises:
         UserError: nothing to read at ``path``, or a file broken beyond its single rows.
     """
     place = _place(path)
     if format == "datasets" or _is_saved_dataset(place) or (format in ("auto", "hh") and _may_be_hub_name(place, path)):
-        yield from islice(_read_datasets(path, place, split), max_rows)
+        yield from _counted(path, partial(_read_datasets, path, place, split), max_rows, files)
         return
     for file in _data_files(place, split):
-        yield from islice(_reader(file, format)(file), max_rows)
+        yield from _counted(str(file), partial(_reader(file, format), file), max_rows, files)
+
+
+def digest_of(file: str) -> DataFile:
+    """A file that is no rows, such as a chat template.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    digest = _new_digest()
+    _hash_file(Path(file).expanduser(), digest.update)
+    return DataFile(file, 0, digest.hexdigest())
+
+
+def _new_digest() -> hashlib.blake2b:
+    return hashlib.blake2b(digest_size=16)
+
+
+def _counted(name: str, read: Reader, max_rows: int | None, files: list[DataFile] | None) -> Rows:
+    """The rows of one file, which is hashed as it is read: a gigabyte is not read twice."""
+    digest, rows = _new_digest(), 0
+    for raw in islice(read(digest.update), max_rows):
+        rows += 1
+        yield raw
+    if files is not None:
+        files.append(DataFile(name, rows, digest.hexdigest()))
 
 
 def _place(path: str) -> Path:
@@ -110,7 +155,7 @@ def _data_files(place: Path, split: str) -> list[Path]:
     return [file for file in files if file.name.startswith(split)] or files
 
 
-def _reader(file: Path, format: str) -> Callable[[Path], Rows]:
+def _reader(file: Path, format: str) -> Callable[[Path, Update], Rows]:
     readers = {"jsonl": _read_jsonl, "json": _read_json, "parquet": _read_parquet}
     kind = format if format in readers else _kind(file)
     if kind is None:
@@ -132,19 +177,30 @@ def _lines(file: Path) -> Iterator[bytes]:
     try:
         with _open(file) as stream:
             for number, line in enumerate(stream):
-                yield line.removeprefix(_UTF8_MARK) if number == 0 else line
+                if number == 0 and line.startswith(_WIDE):
+                    raise _not_utf8(file)
+                yield line.removeprefix(_UTF8_MARK)  # files that were joined have one in the middle too
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"'{file}' cannot be read to its end", str(error), "get a whole copy of the file") from error
+
+
+def _not_utf8(file: Path) -> UserError:
+    return UserError(
+        f"'{file}' is UTF-16 or UTF-32",
+        "data files are read as UTF-8",
+        f"save it as UTF-8, for example with `iconv -f UTF-16 -t UTF-8 {file.name} > new.{file.suffix.strip('.')}`",
+    )
 
 
 def _first_character(file: Path) -> bytes:
     return next((line.strip()[:1] for line in _lines(file) if line.strip()), b"")
 
 
-def _read_jsonl(file: Path) -> Rows:
+def _read_jsonl(file: Path, update: Update) -> Rows:
     """One JSON object a line; blank lines are no rows."""
     for number, line in enumerate(_lines(file), start=1):
-        if line.strip():
+        if content := line.strip():
+            update(content + b"\n")
             yield _read_line(line, Source(str(file), number))
 
 
@@ -165,9 +221,9 @@ def _row(value: object, source: Source) -> RawRow | BadRow:
     return BadRow(source, f"not an object: a row is {{column: value}}, this one is a {type(value).__name__}")
 
 
-def _read_json(file: Path) -> Rows:
+def _read_json(file: Path, update: Update) -> Rows:
     """A list of objects, decoded one by one so that each row knows the line on which it begins."""
-    text = _text(file)
+    text = _text(file, update)
     decoder = json.JSONDecoder()
     position = counted = _skip_gap(text, 0)
     line = 1 + text.count("\n", 0, position)
@@ -192,8 +248,9 @@ def _skip_gap(text: str, position: int) -> int:
     return gap.end() if gap else position
 
 
-def _text(file: Path) -> str:
+def _text(file: Path, update: Update) -> str:
     data = b"".join(_lines(file))
+    update(data)
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -206,9 +263,10 @@ def _broken_json(file: Path, line: int, why: str) -> UserError:
     )
 
 
-def _read_parquet(file: Path) -> Rows:
+def _read_parquet(file: Path, update: Update) -> Rows:
     from pyarrow.parquet import ParquetFile
 
+    _hash_file(file, update)
     with _decoding(f"'{file}' cannot be read as Parquet"):
         opened = ParquetFile(file)
         names = opened.schema_arrow.names
@@ -221,7 +279,14 @@ def _read_parquet(file: Path) -> Rows:
         for outcome in _values(batch):
             number += 1
             source = Source(str(file), number)
-            yield BadRow(source, outcome) if isinstance(outcome, str) else RawRow(source, outcome)
+            yield BadRow(source, outcome) if isinstance(outcome, str) else RawRow(source, outcome, filled=True)
+
+
+def _hash_file(file: Path, update: Update) -> None:
+    """A Parquet file is not read from its beginning to its end, and is smaller than its rows by far."""
+    with _decoding(f"'{file}' cannot be read"), file.open("rb") as stream:
+        while chunk := stream.read(2**20):
+            update(chunk)
 
 
 def _values(batch: RecordBatch) -> Iterator[dict[str, object] | str]:
@@ -251,11 +316,12 @@ def _decoding(what: str) -> Iterator[None]:
         raise UserError(what, why, "get a whole copy of the file") from error
 
 
-def _read_datasets(path: str, place: Path, split: str) -> Rows:
+def _read_datasets(path: str, place: Path, split: str, update: Update) -> Rows:
     rows, number = _load_dataset(path, place, split), 0
     while (columns := _next(rows, f"the dataset at '{path}' cannot be read to its end")) is not None:
         number += 1
-        yield RawRow(Source(path, number), columns)
+        update(json.dumps(columns, default=repr).encode())
+        yield RawRow(Source(path, number), columns, filled=True)
 
 
 def _load_dataset(path: str, place: Path, split: str) -> Iterator[dict[str, object]]:

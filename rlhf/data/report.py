@@ -9,14 +9,25 @@ from pathlib import Path
 from rlhf.data.records import BadRow, Loaded
 
 PLACES_SHOWN = 3
+COLUMNS_SHOWN = 8
 
 
 def describe(loaded: Loaded, name: str) -> str:
-    """Counts of a data set, and its bad rows by reason with the first few places of each."""
+    """Counts of a data set, its rows that are set aside by reason with the first few places of each, and the columns
+    that nothing reads."""
     head = f"{name}: {len(loaded.rows):,} rows"
     if not loaded.bad:
-        return head
-    return f"{head}, {len(loaded.bad):,} bad rows set aside\n{describe_bad(loaded.bad)}"
+        return "\n".join([head, *_unused(loaded)])
+    kind = "bad rows" if any(row.is_fault for row in loaded.bad) else "rows"
+    return "\n".join([f"{head}, {len(loaded.bad):,} {kind} set aside", describe_bad(loaded.bad), *_unused(loaded)])
+
+
+def _unused(loaded: Loaded) -> list[str]:
+    if not loaded.unused:
+        return []
+    more = f" and {len(loaded.unused) - COLUMNS_SHOWN} more" if len(loaded.unused) > COLUMNS_SHOWN else ""
+    names = ", ".join(f"{name!s:.40}" for name in loaded.unused[:COLUMNS_SHOWN])
+    return [f"  not read: {names}{more} (data.columns maps a column to a name that is read, data.ignore silences this)"]
 
 
 def describe_bad(bad: Sequence[BadRow]) -> str:

@@ -5,22 +5,51 @@ from __future__ import annotations
 from collections.abc import Sequence
 from hashlib import blake2b
 
+from rlhf.data.hh import ROLES, messages
+from rlhf.data.records import Demonstration, Message, Messages, Preference, PromptRow, text_of
+
+ROLES_IN_HH = {role: name for name, role in ROLES.items()}
+
+
+def split_key(row: Demonstration | Preference | PromptRow) -> str:
+    """What a row is split by: its prompt, or where it has none, its text."""
+    key = canonical_prompt(row.prompt)
+    return key if key or not isinstance(row, Demonstration) else text_of(row.completion).strip()
+
+
+def canonical_prompt(prompt: Messages | str) -> str:
+    """One text for a prompt, however it is written: a string or one turn of the user's, an HH transcript or messages.
+
+    White space around a turn makes no difference.
+    """
+    if isinstance(prompt, str):
+        if not prompt.lstrip().startswith(f"{ROLES_IN_HH['user']}:"):
+            return prompt.strip()
+        prompt = tuple(Message(turn["role"], turn["content"]) for turn in messages(prompt))
+    turns = [(turn.role, turn.content.strip()) for turn in prompt]
+    if turns[-1] == ("assistant", ""):
+        turns.pop()  # a transcript names who answers
+    if len(turns) == 1 and turns[0][0] == "user":
+        return turns[0][1]
+    ends = "" if turns and turns[-1][0] == "assistant" else f"\n\n{ROLES_IN_HH['assistant']}:"
+    return "".join(f"\n\n{ROLES_IN_HH.get(role, role.capitalize())}: {text}" for role, text in turns) + ends
+
 
 def split_by_prompt(keys: Sequence[str], held_out_fraction: float, seed: int) -> tuple[list[int], list[int]]:
     """Indices of training rows and of held-out rows, each in order.
 
     A hash of the prompt's text and the seed decides, row by row: a prompt falls on the same side in every file and
     however many rows are added. The share is therefore met on average, not exactly. With two or more distinct
-    prompts neither side is left empty, unless the fraction is 0.
+    prompts neither side is left empty, unless the fraction is 0; a single prompt is trained on.
 
     Args:
-        keys: the prompt's text of each row; rows with equal keys stay together.
+        keys: ``split_key`` of each row; rows with equal keys stay together.
         held_out_fraction: share of the prompts to hold out, in [0, 1).
         seed: another seed holds out other prompts.
     """
     draws = {key: _uniform(key, seed) for key in keys}
     held_out = {key for key, draw in draws.items() if draw < held_out_fraction}
-    if held_out_fraction > 0 and len(draws) >= 2:
+    if held_out_fraction > 0 and draws:
         held_out = (held_out | {min(draws, key=draws.__getitem__)}) - {max(draws, key=draws.__getitem__)}
     train = [i for i, key in enumerate(keys) if key not in held_out]
     return train, [i for i, key in enumerate(keys) if key in held_out]

@@ -6,15 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
-from transformers import PreTrainedTokenizerBase
-
 from rlhf.config.schema import DataConfig, Recipe, RewardSourceConfig
-from rlhf.data.chat import transcript
+from rlhf.data.chat import ChatFormat, transcript
 from rlhf.data.formats import load_demonstrations, load_preferences, load_prompts
 from rlhf.data.order import epoch_batches
-from rlhf.data.records import BadRow, Loaded
+from rlhf.data.records import BadRow, DataFile, Loaded, text_of
 from rlhf.data.report import describe
-from rlhf.data.split import split_by_prompt
+from rlhf.data.split import split_by_prompt, split_key
 from rlhf.data.tokenise import (
     Row,
     Tokenised,
@@ -23,8 +21,7 @@ from rlhf.data.tokenise import (
     tokenise_preferences,
     tokenise_prompts,
 )
-from rlhf.errors import UserError
-from rlhf.types import Example, Pair, Prompt
+from rlhf.types import Example, ModelFacts, Pair, Prompt
 
 R = TypeVar("R", bound=Row)
 T = TypeVar("T")
@@ -38,39 +35,39 @@ class StageData(Generic[T]):
     held_out: tuple[T, ...]
     bad: tuple[BadRow, ...]
     report: str
+    files: tuple[DataFile, ...] = ()
+    """What the rows were read from."""
 
 
-def demonstrations(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, context_length: int) -> StageData[Example]:
+def demonstrations(recipe: Recipe, chat: ChatFormat, facts: ModelFacts) -> StageData[Example]:
     """Demonstrations of the SFT stage; where there are none, the chosen answers of the preferences."""
     loaded = load_demonstrations(_with_demonstrations(recipe.data))
     return _stage(
         recipe,
         loaded,
         "demonstrations",
-        lambda rows: tokenise_demonstrations(rows, tokenizer, recipe.data, context_length),
+        lambda rows: tokenise_demonstrations(rows, chat, recipe.data, facts, recipe.sft.train_on),
     )
 
 
-def preferences(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, context_length: int) -> StageData[Pair]:
+def preferences(recipe: Recipe, chat: ChatFormat, facts: ModelFacts) -> StageData[Pair]:
     """Comparisons of the reward stage."""
     loaded = load_preferences(recipe.data)
-    return _stage(
-        recipe, loaded, "preferences", lambda rows: tokenise_preferences(rows, tokenizer, recipe.data, context_length)
-    )
+    return _stage(recipe, loaded, "preferences", lambda rows: tokenise_preferences(rows, chat, recipe.data, facts))
 
 
-def prompts(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, context_length: int) -> StageData[Prompt]:
+def prompts(recipe: Recipe, chat: ChatFormat, facts: ModelFacts) -> StageData[Prompt]:
     """Prompts of the PPO stage; the held-out ones are for judging.
 
     A prompt's ``id`` is its place among those to train on and, after them, those held out. Data rows are kept where a
     part of the reward is given them.
     """
     loaded = load_prompts(recipe.data)
-    longest = recipe.rollout.max_response_length
-    data = _stage(
-        recipe, loaded, "prompts", lambda rows: tokenise_prompts(rows, tokenizer, recipe.data, context_length, longest)
-    )
     keeps_rows = any(source.function or source.endpoint for source in _reward_sources(recipe))
+    if keeps_rows:
+        loaded = replace(loaded, unused=())  # functions are given the whole row
+    longest = recipe.rollout.max_response_length
+    data = _stage(recipe, loaded, "prompts", lambda rows: tokenise_prompts(rows, chat, recipe.data, facts, longest))
     prompts = [
         replace(prompt, id=i, row=prompt.row if keeps_rows else {})
         for i, prompt in enumerate((*data.train, *data.held_out))
@@ -86,15 +83,11 @@ def _reward_sources(recipe: Recipe) -> list[RewardSourceConfig]:
 def _stage(
     recipe: Recipe, loaded: Loaded[R], name: str, tokenise: Callable[[Sequence[R]], Tokenised[T]]
 ) -> StageData[T]:
-    keys = [transcript(row.prompt) for row in loaded.rows]
+    keys = [split_key(row) for row in loaded.rows]
     train, held_out = split_by_prompt(keys, recipe.data.held_out_fraction, recipe.seed)
-    if not train:
-        raise UserError(
-            f"all {name} ({len(loaded.rows):,} rows) are held out, and none is left to train on",
-            "they share one prompt, and rows are held out by prompt",
-            "give rows of more prompts, or set data.held_out_fraction=0",
-        )
-    sides = [tokenise([loaded.rows[i] for i in side]) if side else Tokenised((), {}, 0) for side in (train, held_out)]
+    sides = [
+        tokenise([loaded.rows[i] for i in side]) if side else Tokenised((), {}, 0, 0) for side in (train, held_out)
+    ]
     lines = [
         describe(loaded, name),
         *(
@@ -102,7 +95,9 @@ def _stage(
             for side, n in zip(sides, (f"{name} to train on", f"{name} held out"), strict=True)
         ),
     ]
-    return StageData(train=sides[0].items, held_out=sides[1].items, bad=loaded.bad, report="\n".join(lines))
+    return StageData(
+        train=sides[0].items, held_out=sides[1].items, bad=loaded.bad, report="\n".join(lines), files=loaded.files
+    )
 
 
 def _with_demonstrations(config: DataConfig) -> DataConfig:
@@ -114,12 +109,10 @@ def _with_demonstrations(config: DataConfig) -> DataConfig:
 def texts(recipe: Recipe) -> Iterator[str]:
     """All text that a tokenizer made from nothing should know: the demonstrations of training prompts."""
     loaded = load_demonstrations(_with_demonstrations(recipe.data))
-    train, _ = split_by_prompt(
-        [transcript(row.prompt) for row in loaded.rows], recipe.data.held_out_fraction, recipe.seed
-    )
+    train, _ = split_by_prompt([split_key(row) for row in loaded.rows], recipe.data.held_out_fraction, recipe.seed)
     for i in train:
         row = loaded.rows[i]
-        yield transcript(row.prompt) + row.completion
+        yield transcript(row.prompt) + text_of(row.completion)
 
 
 def by_prompt(pairs: Sequence[Pair]) -> list[list[int]]:

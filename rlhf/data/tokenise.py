@@ -1,4 +1,4 @@
-"""Records to tokens. Prompt and response are tokenised apart and joined as tokens, as they are when a model samples.
+"""Records to tokens, cut where generation begins: a prompt's tokens are those that a model which answers is given.
 
 Nothing is cut unseen. A response is never cut, because what teaches the model to stop is its end; a prompt is cut only
 at its beginning and only where ``DataConfig.long_prompts`` says so. What does not fit is set aside, counted by reason.
@@ -7,243 +7,372 @@ at its beginning and only where ``DataConfig.long_prompts`` says so. What does n
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from typing import Generic, Literal, TypeVar
 
 import numpy as np
 
 from rlhf.config.schema import DataConfig
-from rlhf.data.chat import render_prompt, render_response, transcript
+from rlhf.data.chat import INSIDE, ChatFormat, Rendered, Span, transcript
+from rlhf.data.encode import Ids, Text
 from rlhf.data.records import Demonstration, Preference, PromptRow
+from rlhf.data.template import Unusable
 from rlhf.errors import UserError
-from rlhf.types import Example, Int32, Pair, Prompt
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from rlhf.types import Example, Int32, ModelFacts, Pair, Prompt
 
 T = TypeVar("T")
 Row = Demonstration | Preference | PromptRow
-Ids = list[int]
 
 
 @dataclass(frozen=True)
 class Tokenised(Generic[T]):
-    """What came out: every row is an item or is counted in ``dropped``."""
+    """What came out: every row has an item, or several, or is counted in ``dropped``."""
 
     items: tuple[T, ...]
-    dropped: dict[str, int]
+    dropped: Mapping[str, int]
     """Rows set aside, by reason."""
     truncated: int
     """Items whose prompt was cut at its beginning."""
+    rows: int = 0
+    """Rows that have an item."""
+    remarks: Mapping[str, int] = field(default_factory=dict)
+    """Rows that are used and of which something is lost or left out, by what it is."""
+    ends: str = ""
+    """Where several tokens end a response: which they are, and which of them the data ends with."""
 
 
 @dataclass(frozen=True)
-class _Prompt:
-    """A prompt's rendered text and tokens; ``problem`` says why it cannot be used."""
+class _Tokens:
+    """One rendered row. ``mask`` runs parallel to ``response``; ``problem`` says why it cannot be used."""
 
-    text: str
-    tokens: Ids
+    prompt: Ids
+    response: Ids = field(default_factory=list)
+    mask: list[bool] = field(default_factory=list)
     truncated: bool = False
     problem: str | None = None
+    remarks: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
-class _Fitted(Generic[T]):
-    """The tokens of one row, or why it is set aside."""
+class _Outcome(Generic[T]):
+    """The item of a row or of one of its turns, or why there is none."""
 
-    item: T
-    problem: str | None
-    truncated: bool
+    item: T | None
+    problem: str | None = None
+    truncated: bool = False
+    remarks: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class _Tokeniser:
+    """What all rows of one data set share."""
+
+    chat: ChatFormat
+    config: DataConfig
+    facts: ModelFacts
+
+    def tokens(self, rows: Sequence[Row], rendered: Sequence[Rendered | Unusable]) -> list[_Tokens]:
+        """Tokens of each rendered row, with its prompt fitted.
+
+        Raises:
+            UserError: a token has no row in the embedding, or a prompt is too long where that is refused.
+        """
+        usable = [each for each in rendered if isinstance(each, Rendered)]
+        encoded = iter(encode(usable, self.chat))
+        found = [_Tokens([], problem=str(each)) if isinstance(each, Unusable) else next(encoded) for each in rendered]
+        for row, tokens in zip(rows, found, strict=True):
+            self._require_known(row, tokens)
+        return [
+            tokens if tokens.problem else self._fit_prompt(row, tokens) for row, tokens in zip(rows, found, strict=True)
+        ]
+
+    def _require_known(self, row: Row, tokens: _Tokens) -> None:
+        rows = self.facts.embedding_rows
+        beyond = next((token for token in (*tokens.prompt, *tokens.response) if token >= rows), None)
+        if beyond is None:
+            return
+        text = self.chat.tokenizer.convert_ids_to_tokens(beyond)
+        raise UserError(
+            f"{row.source}: token {text!r} has id {beyond}, and the model's embedding has {rows:,} rows (ids from 0)",
+            "tokens were added to the tokenizer without enlarging the model, or the tokenizer is another model's",
+            "call model.resize_token_embeddings(len(tokenizer)) and save the model, or use the model's own tokenizer",
+        )
+
+    def _fit_prompt(self, row: Row, tokens: _Tokens) -> _Tokens:
+        longest, prompt = self.config.max_prompt_length, tokens.prompt
+        excess = len(prompt) - longest
+        if excess <= 0:
+            return tokens
+        if self.config.long_prompts == "error":
+            raise UserError(
+                f"{row.source}: the prompt has {len(prompt)} tokens, data.max_prompt_length is {longest}",
+                fix="raise data.max_prompt_length, or set data.long_prompts to drop or truncate_left",
+            )
+        if self.config.long_prompts == "drop":
+            return replace(tokens, problem=f"prompt longer than data.max_prompt_length={longest}")
+        kept = 1 if prompt[0] == self.chat.tokenizer.bos_token_id else 0
+        return replace(tokens, prompt=prompt[:kept] + prompt[kept + excess :], truncated=True)
+
+    def misfit(self, tokens: _Tokens) -> str | None:
+        """Why this prompt with its response is set aside, or None."""
+        if len(tokens.response) > self.config.max_response_length:
+            longest = self.config.max_response_length
+            return f"response longer than data.max_response_length={longest}, end token included"
+        if len(tokens.prompt) + len(tokens.response) > self.facts.context:
+            return f"prompt and response exceed the model's context of {self.facts.context}"
+        return None if self.chat.ends.isdisjoint(tokens.response[:-1]) else INSIDE
+
+    def misfit_of_turns(self, tokens: _Tokens) -> bool:
+        """Whether several turns in one sequence exceed what a stage plans for one prompt and one response."""
+        longest = self.config.max_prompt_length + self.config.max_response_length
+        if len(tokens.prompt) + len(tokens.response) > min(longest, self.facts.context):
+            return True
+        turns = _trained_runs(tokens)
+        return any(
+            len(turn) > self.config.max_response_length or not self.chat.ends.isdisjoint(turn[:-1]) for turn in turns
+        )
 
 
 def tokenise_demonstrations(
-    rows: Sequence[Demonstration], tokenizer: PreTrainedTokenizerBase, config: DataConfig, context_length: int
+    rows: Sequence[Demonstration],
+    chat: ChatFormat,
+    config: DataConfig,
+    facts: ModelFacts,
+    train_on: Literal["last", "all"] = "last",
 ) -> Tokenised[Example]:
-    """Demonstrations as tokens; each response ends with exactly one end token.
+    """Demonstrations as tokens; each trained turn ends with exactly one end token.
+
+    With ``train_on`` all, a conversation is one example with all its assistant's turns in the mask where the template
+    and the lengths allow it, else one example for each of them.
 
     Raises:
-        UserError: rows were given and none is left, or a long prompt while ``config.long_prompts`` is ``error``.
+        UserError: rows were given and none is left, a token has no row in the embedding, or a prompt is too long while
+            ``config.long_prompts`` is ``error``.
     """
-    prompts = _prompts(rows, tokenizer, config)
-    responses = _responses(rows, [row.completion for row in rows], tokenizer)
-    return _collect(
-        _Fitted(
-            Example(prompt=_array(prompt.tokens), response=_array(response)),
-            prompt.problem or _misfit(prompt.tokens, response, tokenizer, config, context_length),
-            prompt.truncated,
-        )
-        for prompt, response in zip(prompts, responses, strict=True)
-    )
+    tokeniser = _Tokeniser(chat, config, facts)
+    if train_on == "all":
+        return _collect(_every_turn(rows, tokeniser), chat)
+    rendered = [_last_turn(row, chat) for row in rows]
+    return _collect([[_example(tokens, tokeniser)] for tokens in tokeniser.tokens(rows, rendered)], chat)
+
+
+def _last_turn(row: Demonstration, chat: ChatFormat) -> Rendered | Unusable:
+    return _tried(lambda: chat.exchange(row.prompt, row.completion, row.variables))
+
+
+def _every_turn(rows: Sequence[Demonstration], tokeniser: _Tokeniser) -> list[list[_Outcome[Example]]]:
+    """Of each row, one example of all the assistant's turns, or one for each."""
+    chat = tokeniser.chat
+    turns: list[list[Rendered | Unusable]] = []
+    whole: dict[int, Rendered] = {}
+    for i, row in enumerate(rows):
+        if isinstance(row.prompt, str):
+            turns.append([_last_turn(row, chat)])
+            continue
+        each, joined = chat.every_turn(row.prompt, row.completion, row.variables)
+        turns.append(each)
+        if joined is not None:
+            whole[i] = joined
+    fitting = _joined(rows, whole, tokeniser)
+    apart = [(i, turn) for i, each in enumerate(turns) if i not in fitting for turn in each]
+    outcomes: list[list[_Outcome[Example]]] = [[fitting[i]] if i in fitting else [] for i in range(len(rows))]
+    tokens = tokeniser.tokens([rows[i] for i, _ in apart], [turn for _, turn in apart])
+    for (i, _), found in zip(apart, tokens, strict=True):
+        outcomes[i].append(_example(found, tokeniser))
+    return outcomes
+
+
+def _joined(
+    rows: Sequence[Demonstration], whole: Mapping[int, Rendered], tokeniser: _Tokeniser
+) -> dict[int, _Outcome[Example]]:
+    """By row, the examples of several turns in one sequence that are no longer than a stage plans for one turn."""
+    found = tokeniser.tokens([rows[i] for i in whole], list(whole.values()))
+    return {
+        i: _example(tokens, tokeniser, is_joined=True)
+        for i, tokens in zip(whole, found, strict=True)
+        if not (tokens.problem or tokens.truncated or tokeniser.misfit_of_turns(tokens))
+    }
+
+
+def _example(tokens: _Tokens, tokeniser: _Tokeniser, is_joined: bool = False) -> _Outcome[Example]:
+    problem = tokens.problem or (None if is_joined else tokeniser.misfit(tokens))
+    mask = np.array(tokens.mask, dtype=np.bool_)
+    item = Example(prompt=_array(tokens.prompt), response=_array(tokens.response), mask=mask)
+    return _Outcome(item, problem, tokens.truncated, tokens.remarks)
 
 
 def tokenise_preferences(
-    rows: Sequence[Preference], tokenizer: PreTrainedTokenizerBase, config: DataConfig, context_length: int
+    rows: Sequence[Preference], chat: ChatFormat, config: DataConfig, facts: ModelFacts
 ) -> Tokenised[Pair]:
     """Preferences as tokens; pairs whose prompts render to the same text share a ``prompt_id``, counted from 0.
 
     A pair of which one answer does not fit is set aside whole. Raises as ``tokenise_demonstrations``.
     """
-    prompts = _prompts(rows, tokenizer, config)
-    chosen = _responses(rows, [row.chosen for row in rows], tokenizer)
-    rejected = _responses(rows, [row.rejected for row in rows], tokenizer)
+    tokeniser = _Tokeniser(chat, config, facts)
+    rendered = [_pair(row, chat) for row in rows]
+    chosen, rejected = (tokeniser.tokens(rows, [pair[side] for pair in rendered]) for side in (0, 1))
     ids: dict[str, int] = {}
-    return _collect(
-        _Fitted(
-            Pair(
-                prompt=_array(prompt.tokens),
-                chosen=_array(winner),
-                rejected=_array(loser),
-                margin=row.margin,
-                prompt_id=ids.setdefault(prompt.text, len(ids)),
-            ),
-            prompt.problem
-            or _misfit(prompt.tokens, winner, tokenizer, config, context_length)
-            or _misfit(prompt.tokens, loser, tokenizer, config, context_length),
-            prompt.truncated,
+    outcomes = []
+    for row, (written, _), winner, loser in zip(rows, rendered, chosen, rejected, strict=True):
+        prompt = written.prompt if isinstance(written, Rendered) else ""
+        pair = Pair(
+            prompt=_array(winner.prompt),
+            chosen=_array(winner.response),
+            rejected=_array(loser.response),
+            margin=row.margin,
+            prompt_id=ids.setdefault(prompt, len(ids)),
         )
-        for row, prompt, winner, loser in zip(rows, prompts, chosen, rejected, strict=True)
-    )
+        problem = winner.problem or loser.problem or tokeniser.misfit(winner) or tokeniser.misfit(loser)
+        if problem is None and winner.response == loser.response:
+            problem = "the two answers are the same tokens"
+        outcomes.append([_Outcome(pair, problem, winner.truncated, winner.remarks | loser.remarks)])
+    return _collect(outcomes, chat)
+
+
+def _pair(row: Preference, chat: ChatFormat) -> tuple[Rendered | Unusable, Rendered | Unusable]:
+    """Both answers after one prompt: where only one of them opens a thought, the prompt ends before it."""
+    chosen = _tried(lambda: chat.exchange(row.prompt, row.chosen, row.variables))
+    rejected = _tried(lambda: chat.exchange(row.prompt, row.rejected, row.variables))
+    if isinstance(chosen, Unusable) or isinstance(rejected, Unusable):
+        failed = chosen if isinstance(chosen, Unusable) else rejected
+        return failed, failed
+    shared = min(chosen.prompt, rejected.prompt, key=len)
+    if not (chosen.prompt.startswith(shared) and rejected.prompt.startswith(shared)):
+        problem = Unusable("the prompt is written differently before the two answers")
+        return problem, problem
+    return _split_at(chosen, shared), _split_at(rejected, shared)
+
+
+def _split_at(rendered: Rendered, prompt: str) -> Rendered:
+    moved = rendered.prompt[len(prompt) :]
+    return replace(rendered, prompt=prompt, response=(Span(moved), *rendered.response)) if moved else rendered
 
 
 def tokenise_prompts(
-    rows: Sequence[PromptRow],
-    tokenizer: PreTrainedTokenizerBase,
-    config: DataConfig,
-    context_length: int,
-    max_response_length: int,
+    rows: Sequence[PromptRow], chat: ChatFormat, config: DataConfig, facts: ModelFacts, max_response_length: int
 ) -> Tokenised[Prompt]:
     """Prompts as tokens, each leaving room for a response of ``max_response_length``; ``id`` is the place in ``rows``.
 
     Raises as ``tokenise_demonstrations``.
     """
-    prompts = _prompts(rows, tokenizer, config)
-    room = context_length - max_response_length
-    no_room = f"prompt and a response of {max_response_length} tokens exceed the model's context of {context_length}"
-    return _collect(
-        _Fitted(
-            Prompt(
-                id=i,
-                tokens=tuple(prompt.tokens),
-                text=transcript(row.prompt),
-                turns=() if isinstance(row.prompt, str) else row.prompt,
-                row=row.columns,
-            ),
-            prompt.problem or (no_room if len(prompt.tokens) > room else None),
-            prompt.truncated,
+    tokeniser = _Tokeniser(chat, config, facts)
+    rendered = [_opening(row, chat) for row in rows]
+    room = facts.context - max_response_length
+    no_room = f"prompt and a response of {max_response_length} tokens exceed the model's context of {facts.context}"
+    outcomes = []
+    for i, (row, tokens) in enumerate(zip(rows, tokeniser.tokens(rows, rendered), strict=True)):
+        prompt = Prompt(
+            id=i,
+            tokens=tuple(tokens.prompt),
+            text=transcript(row.prompt),
+            turns=() if isinstance(row.prompt, str) else row.prompt,
+            row=row.columns,
+            variables=row.variables,
         )
-        for i, (row, prompt) in enumerate(zip(rows, prompts, strict=True))
-    )
+        problem = tokens.problem or (no_room if len(tokens.prompt) > room else None)
+        outcomes.append([_Outcome(prompt, problem, tokens.truncated, tokens.remarks)])
+    return _collect(outcomes, chat)
 
 
-def describe_tokenised(tokenised: Tokenised, name: str) -> str:
-    """Counts of what became tokens, was cut and was set aside; one line, and one more for each reason."""
+def _opening(row: PromptRow, chat: ChatFormat) -> Rendered | Unusable:
+    return _tried(lambda: chat.prompt(row.prompt, row.variables))
+
+
+def encode(rendered: Sequence[Rendered], chat: ChatFormat) -> list[_Tokens]:
+    """Tokens of rendered rows; a response that has no end token gets one. Prompts alone have no response."""
+    texts = [chat.text(each) for each in rendered]
+    prompts = chat.encoder.begin([prompt for prompt, _ in texts], [not each.by_template for each in rendered])
+    before: list[Text] = [text for prompt, spans in texts for text in [prompt, *spans][:-1]]
+    flat = iter(chat.encoder.proceed(before, [span for _, spans in texts for span in spans]))
+    found = []
+    for each, prompt in zip(rendered, prompts, strict=True):
+        response: Ids = []
+        mask: list[bool] = []
+        for span in each.response:
+            ids = next(flat)
+            response += ids
+            mask += [span.trained] * len(ids)
+        if each.response and (not response or response[-1] not in chat.ends):
+            response.append(each.end)
+            mask.append(True)
+        found.append(_Tokens(prompt, response, mask, remarks=each.remarks))
+    return found
+
+
+def describe_tokenised(tokenised: Tokenised[T], name: str) -> str:
+    """Counts of what became tokens, was cut, lost or set aside; one line, and one more for each of these."""
+    items = len(tokenised.items)
+    several = f" as {items:,} examples" if items != tokenised.rows else ""
     cut = f", {tokenised.truncated:,} prompts cut at their beginning" if tokenised.truncated else ""
-    return "\n".join([f"{name}: {len(tokenised.items):,} tokenised{cut}", *_reasons(tokenised.dropped)])
+    head = f"{name}: {tokenised.rows:,} tokenised{several}{cut}"
+    ends = [f"  {tokenised.ends}"] if tokenised.ends else []
+    return "\n".join([head, *_reasons(tokenised.dropped), *_reasons(tokenised.remarks), *ends])
 
 
-def _prompts(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, config: DataConfig) -> list[_Prompt]:
-    rendered = [_render(row, tokenizer) for row in rows]
-    encoded = encode_prompts([prompt.text for prompt in rendered], tokenizer)
-    return [
-        prompt if prompt.problem else _fit_prompt(row, prompt.text, tokens, tokenizer, config)
-        for row, prompt, tokens in zip(rows, rendered, encoded, strict=True)
-    ]
-
-
-def encode_prompts(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[Ids]:
-    """Tokens of each rendered prompt, with the begin token of a tokenizer that has one; never empty."""
-    head = _head(tokenizer)
-    return [_begin(body, head, tokenizer) for body in _encode(list(texts), tokenizer)]
-
-
-def encode_responses(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[Ids]:
-    """Tokens of each rendered response and the end token, which is not repeated when the text brings it."""
-    end = tokenizer.eos_token_id
-    return [ids if ids[-1:] == [end] else [*ids, end] for ids in _encode(list(texts), tokenizer)]
-
-
-def _render(row: Row, tokenizer: PreTrainedTokenizerBase) -> _Prompt:
+def _tried(render: Callable[[], Rendered]) -> Rendered | Unusable:
     try:
-        return _Prompt(render_prompt(row.prompt, tokenizer), tokens=[])
-    except Exception as error:  # the template is the user's program: besides its own refusals it may divide by zero
-        return _Prompt("", tokens=[], problem=f"the chat template refuses the turns: {error}")
+        return render()
+    except Unusable as problem:
+        return problem
 
 
-def _encode(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[Ids]:
-    """Tokens of each text without special tokens; one call, which the tokenizer spreads over threads."""
-    if not texts:
-        return []
-    return tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+def _trained_runs(tokens: _Tokens) -> list[Ids]:
+    """The trained tokens of a response, in pieces: those of each turn where others stand between."""
+    marked = zip(tokens.response, tokens.mask, strict=True)
+    runs = groupby(marked, key=lambda item: item[1])
+    return [[token for token, _ in run] for trained, run in runs if trained]
 
 
-def _head(tokenizer: PreTrainedTokenizerBase) -> Ids:
-    """The special tokens that this tokenizer sets before a text: the begin token or nothing."""
-    bare, full = tokenizer("a", add_special_tokens=False)["input_ids"], tokenizer("a")["input_ids"]
-    start = next((i for i in range(len(full)) if full[i : i + len(bare)] == bare), 0)
-    return full[:start]
-
-
-def _begin(body: Ids, head: Ids, tokenizer: PreTrainedTokenizerBase) -> Ids:
-    """The prompt with ``head`` once, which a chat template may have written already; never empty.
-
-    The first response token is predicted from the token before it, so an empty prompt becomes the end token, with which
-    language models that have no begin token separate documents.
-    """
-    tokens = body if body[: len(head)] == head else head + body
-    return tokens or [tokenizer.eos_token_id]
-
-
-def _fit_prompt(row: Row, text: str, tokens: Ids, tokenizer: PreTrainedTokenizerBase, config: DataConfig) -> _Prompt:
-    excess = len(tokens) - config.max_prompt_length
-    if excess <= 0:
-        return _Prompt(text, tokens)
-    if config.long_prompts == "error":
-        raise UserError(
-            f"{row.source}: the prompt has {len(tokens)} tokens, data.max_prompt_length is {config.max_prompt_length}",
-            fix="raise data.max_prompt_length, or set data.long_prompts to drop or truncate_left",
-        )
-    if config.long_prompts == "drop":
-        return _Prompt(text, tokens, problem=f"prompt longer than data.max_prompt_length={config.max_prompt_length}")
-    kept = 1 if tokens[0] == tokenizer.bos_token_id else 0
-    return _Prompt(text, tokens[:kept] + tokens[kept + excess :], truncated=True)
-
-
-def _responses(
-    rows: Sequence[Demonstration | Preference], completions: list[str], tokenizer: PreTrainedTokenizerBase
-) -> list[Ids]:
-    texts = [render_response(text, row.prompt, tokenizer) for row, text in zip(rows, completions, strict=True)]
-    return encode_responses(texts, tokenizer)
-
-
-def _misfit(
-    prompt: Ids, response: Ids, tokenizer: PreTrainedTokenizerBase, config: DataConfig, context_length: int
-) -> str | None:
-    """Why this prompt with this response is set aside, or None."""
-    if len(response) > config.max_response_length:
-        return f"response longer than data.max_response_length={config.max_response_length}, end token included"
-    if len(prompt) + len(response) > context_length:
-        return f"prompt and response exceed the model's context of {context_length}"
-    if tokenizer.eos_token_id in response[:-1]:
-        return "the end token stands inside the response"
-    return None
-
-
-def _collect(fitted: Iterator[_Fitted[T]]) -> Tokenised[T]:
-    outcomes = list(fitted)
-    kept = [outcome for outcome in outcomes if outcome.problem is None]
-    dropped = dict(Counter(outcome.problem for outcome in outcomes if outcome.problem is not None))
+def _collect(outcomes: Sequence[Sequence[_Outcome[T]]], chat: ChatFormat) -> Tokenised[T]:
+    """Items and counts of all rows, each of which has one outcome or, of several turns, one each."""
+    dropped: Counter[str] = Counter()
+    remarks: Counter[str] = Counter()
+    kept: list[_Outcome[T]] = []
+    used = 0
+    for of_row in outcomes:
+        good = [outcome for outcome in of_row if outcome.problem is None]
+        problems = [outcome.problem for outcome in of_row if outcome.problem is not None]
+        if good:
+            used += 1
+            kept += good
+            remarks.update(set().union(*(outcome.remarks for outcome in good)))
+            remarks.update(f"turn left out: {problem}" for problem in problems)
+        else:
+            dropped[problems[0] if problems else "no turn to train on"] += 1
     if outcomes and not kept:
         raise UserError(
             f"none of {len(outcomes):,} rows can be used",
             "all were set aside:\n" + "\n".join(_reasons(dropped)),
             "raise the lengths in data (and the model's context), or set data.long_prompts=truncate_left",
         )
-    return Tokenised(tuple(outcome.item for outcome in kept), dropped, sum(outcome.truncated for outcome in kept))
+    items = tuple(outcome.item for outcome in kept if outcome.item is not None)
+    truncated = sum(outcome.truncated for outcome in kept)
+    return Tokenised(items, dict(dropped), truncated, used, dict(remarks), _ends(items, chat))
 
 
-def _reasons(dropped: dict[str, int]) -> list[str]:
-    return [f"  {count:,} × {reason}" for reason, count in sorted(dropped.items(), key=lambda item: -item[1])]
+def _ends(items: Sequence[object], chat: ChatFormat) -> str:
+    """One line on the end tokens, where there are several."""
+    if len(chat.ends) < 2:
+        return ""
+    names = {end: str(chat.tokenizer.convert_ids_to_tokens(end)) for end in sorted(chat.ends)}
+    last = Counter(int(response[-1]) for item in items for response in _responses(item))
+    used = ", ".join(f"{names[end]} ({count:,})" for end, count in last.most_common())
+    others = ", ".join(name for end, name in names.items() if end not in last)
+    if not used:
+        return f"a response ends with any of {others}"
+    return f"responses end with {used}" + (f"; generation also stops at {others}" if others else "")
+
+
+def _responses(item: object) -> Iterable[Int32]:
+    if isinstance(item, Pair):
+        return [item.chosen, item.rejected]
+    return [item.response] if isinstance(item, Example) else []
+
+
+def _reasons(counts: Mapping[str, int]) -> list[str]:
+    return [f"  {count:,} × {reason}" for reason, count in sorted(counts.items(), key=lambda item: -item[1])]
 
 
 def _array(ids: Ids) -> Int32:

@@ -1,4 +1,4 @@
-"""What a model's folder says before any weight is read: its tokenizer and its context.
+"""What a model's folder says before any weight is read: its tokenizer, its context, its end tokens.
 
 transformers' classes are imported where they are used: that takes seconds, and a process that only passes data on
 needs none of them.
@@ -6,21 +6,34 @@ needs none of them.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
 from rlhf.config.schema import ModelConfig
-from rlhf.data.chat import prepare_tokenizer
+from rlhf.data.chat import ChatFormat
+from rlhf.data.template import DATE, template_date
 from rlhf.errors import UserError
+from rlhf.types import ModelFacts as ModelFacts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+KNOWN_PADS = ("<pad>", "[PAD]", "<|pad|>", "<|padding|>", "<|finetune_right_pad_id|>", "<|fim_pad|>")
+"""Padding tokens that tokenizers carry without always declaring them."""
 
-def load_tokenizer(folder: str | Path, config: ModelConfig) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder or hub name, with the recipe's chat template if it gives one."""
+
+def load_tokenizer(folder: str | Path, config: ModelConfig, day: date | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder or hub name, with the recipe's chat template if it gives one.
+
+    Args:
+        day: what a chat template that asks for the date is told, where the folder keeps no day; today without it. The
+            tokenizer keeps it, so that a model saved with it is always prompted as it was trained.
+    """
     from transformers import AutoTokenizer
 
     tokenizer = from_folder(AutoTokenizer, folder, config)
@@ -29,25 +42,112 @@ def load_tokenizer(folder: str | Path, config: ModelConfig) -> PreTrainedTokeniz
         if not template.is_file():
             raise UserError(f"model.chat_template: no file {template}", fix="give the path of a Jinja template")
         tokenizer.chat_template = _text(template)
-    prepare_tokenizer(tokenizer)
+    rows = None
+    with suppress(UserError):  # a folder of a tokenizer alone
+        rows = _embedding_rows(_settings(folder, config))
+    prepare_tokenizer(tokenizer, rows)
+    if "strftime_now" in str(tokenizer.chat_template) and template_date(tokenizer) is None:
+        tokenizer.init_kwargs[DATE] = (day or date.today()).isoformat()
     return tokenizer
+
+
+def load_chat(folder: str | Path, config: ModelConfig, day: date | None = None) -> ChatFormat:
+    """How conversations are written for the model of a folder, its settings' end tokens among the ends."""
+    tokenizer = load_tokenizer(folder, config, day)
+    return ChatFormat(tokenizer, read_facts(folder, config, tokenizer).end_tokens)
+
+
+def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, embedding_rows: int | None = None) -> None:
+    """Make sure, in place, that responses can end and that padding is not mistaken for the end.
+
+    Training packs and never pads, but a saved model may be padded by others; when the padding token is the end token,
+    they mask the end out of the loss and the model never learns to stop. So another one that the model knows is chosen:
+    a known one of the vocabulary, or the unknown token. Where there is none the padding stays as it was: a new token
+    would have no row in the embedding.
+
+    Args:
+        embedding_rows: token ids at or beyond this do not exist for the model; a padding token among them is dropped.
+
+    Raises:
+        UserError: the tokenizer has no end token.
+    """
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            "the tokenizer has no end token",
+            "a response ends where the model emits it; without one every response runs to the length limit",
+            "set eos_token in the model folder's tokenizer_config.json",
+        )
+    vocabulary = tokenizer.get_vocab()
+
+    def is_known(token: str | None) -> bool:
+        place = vocabulary.get(token or "")
+        return place is not None and (embedding_rows is None or place < embedding_rows)
+
+    declared = tokenizer.pad_token
+    if is_known(declared) and declared != tokenizer.eos_token:
+        return
+    candidates = [*KNOWN_PADS, tokenizer.unk_token]
+    spare = next((token for token in candidates if is_known(token) and token != tokenizer.eos_token), None)
+    tokenizer.pad_token = spare or (declared if is_known(declared) else None)
+
+
+def read_facts(folder: str | Path, config: ModelConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> ModelFacts:
+    """What the folder's settings say; ``tokenizer`` is that of the folder, where it is loaded already.
+
+    Raises:
+        UserError: the folder has no settings, or unusable ones.
+    """
+    settings = _settings(folder, config)
+    rows = _embedding_rows(settings)
+    end = (tokenizer or load_tokenizer(folder, config)).eos_token_id
+    ends = {end, *_named_ends(folder)}
+    return ModelFacts(
+        context=_context(folder, settings),
+        embedding_rows=rows,
+        end_tokens=tuple(sorted(int(token) for token in ends if 0 <= token < rows)),
+    )
 
 
 def context_length(folder: str | Path, config: ModelConfig) -> int:
     """Longest sequence in tokens that the model was made for."""
+    return _context(folder, _settings(folder, config))
+
+
+def _settings(folder: str | Path, config: ModelConfig) -> Any:
     from transformers import AutoConfig
 
-    model_config = from_folder(AutoConfig, folder, config)
-    length = getattr(model_config, "max_position_embeddings", None) or getattr(model_config, "n_positions", None)
+    return from_folder(AutoConfig, folder, config)
+
+
+def _context(folder: str | Path, settings: Any) -> int:
+    length = getattr(settings, "max_position_embeddings", None) or getattr(settings, "n_positions", None)
     if not isinstance(length, int | None) or (length or 1) < 0:
         what = f"the model in {str(folder)!r} has a context of {length!r:.40}"
         raise UserError(what, "it is a number of tokens", "mend max_position_embeddings in its config.json")
     return length or 2**31
 
 
+def _embedding_rows(settings: Any) -> int:
+    return int(getattr(settings.get_text_config(), "vocab_size", None) or 2**31)
+
+
+def _named_ends(folder: str | Path) -> Iterator[int]:
+    """End tokens that generation_config.json and config.json name; a class's default that neither has is none."""
+    from transformers import GenerationConfig, PreTrainedConfig
+
+    named = []
+    with suppress(OSError):  # not every model has generation settings
+        named.append(GenerationConfig.from_pretrained(str(folder)).eos_token_id)
+    with suppress(OSError):
+        written, _ = PreTrainedConfig.get_config_dict(str(folder))
+        named += [written.get("eos_token_id"), (written.get("text_config") or {}).get("eos_token_id")]
+    for value in named:
+        yield from (token for token in (value if isinstance(value, list) else [value]) if isinstance(token, int))
+
+
 def _text(template: Path) -> str:
     try:
-        return template.read_text(encoding="utf-8")
+        return template.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"model.chat_template: {template} cannot be read", str(error), "save it as UTF-8") from error
 

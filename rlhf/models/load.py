@@ -79,7 +79,8 @@ def _load_network(auto: Any, folder: str | Path, config: ModelConfig, **extra: A
         if isinstance(getattr(settings, key, None), float):
             setattr(settings, key, 0.0)
     if extra and settings.pad_token_id is None:
-        settings.pad_token_id = from_folder(AutoTokenizer, folder, config).pad_token_id
+        pad = from_folder(AutoTokenizer, folder, config).pad_token_id
+        settings.pad_token_id = pad if pad is None or pad < settings.get_text_config().vocab_size else None
     options = {
         "config": settings,
         "dtype": DTYPES[config.dtype],

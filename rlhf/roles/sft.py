@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,17 +12,17 @@ from rlhf.config.schema import Recipe
 from rlhf.models.load import load_policy
 from rlhf.models.packed_row import pack_row
 from rlhf.models.policy import PolicyNet
+from rlhf.roles.examples import ExampleData
 from rlhf.roles.forward import Share
 from rlhf.roles.role import Role
 from rlhf.roles.save import save_model
-from rlhf.types import Sequences
 from rlhf.zero.rank import Rank
 
 
 class SFTRole(Role[PolicyNet]):
     """A language model learning demonstrations.
 
-    Its loss is −log p of the completion, its end token included, a mean over tokens.
+    Its loss is −log p of the answers, their end tokens included, a mean over the tokens of the mask.
     """
 
     def __init__(self, recipe: Recipe, folder: str, total_updates: int, rank: Rank) -> None:
@@ -36,18 +35,21 @@ class SFTRole(Role[PolicyNet]):
             total_updates,
         )
 
-    def use(self, train: Sequences, held_out: Sequences) -> None:
+    def use(self, train: ExampleData, held_out: ExampleData) -> None:
         """Take the data; later calls name samples by their index."""
         self.train, self.held_out = train, held_out
 
     def update(self, chosen: Sequence[int]) -> dict[str, float]:
         """One optimizer step on the chosen demonstrations, over all ranks."""
-        micro_batches = self.micro_batches(chosen, self.train.lengths)
-        count = int(self.train.response_lengths[np.asarray(chosen)].sum())
+        sequences = self.train.sequences
+        micro_batches = self.micro_batches(chosen, sequences.lengths)
+        count = int(self.train.mask_of(chosen).sum())
         total = torch.zeros(1, dtype=torch.float64)
 
         def loss(samples: list[int]) -> Tensor:
-            logprobs, _ = self.engine.engine(pack_row(self.train, samples, self.place), 1.0)
+            mask = torch.from_numpy(self.train.mask_of(samples)).to(self.place)
+            logprobs, _ = self.engine.engine(pack_row(sequences, samples, self.place), 1.0)
+            logprobs = logprobs.where(mask, 0.0)
             total.sub_(logprobs.detach().sum().double().cpu())
             return -logprobs.sum()
 
@@ -61,8 +63,8 @@ class SFTRole(Role[PolicyNet]):
         }
 
     def held_out_logprobs(self) -> Share:
-        """This rank's share of the log-probabilities of held-out completions' tokens, in nats."""
-        return self.share(self.held_out, lambda row: self.engine.forward(row, 1.0)[0])
+        """This rank's share of the log-probabilities of held-out responses' tokens, in nats, the mask not applied."""
+        return self.share(self.held_out.sequences, lambda row: self.engine.forward(row, 1.0)[0])
 
     def save(self, folder: Path) -> None:
         """Write the model in Hugging Face format (rank 0 writes, all gather)."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
+from rlhf.data.chat import ChatFormat
 from rlhf.roles.forward import Share
 from rlhf.types import Int32, Prompt, RolloutBlock
 
@@ -34,12 +34,12 @@ class TextBlock:
 class BlockReader:
     """Turns blocks into text.
 
-    A prompt is the text that the user wrote; a response is its tokens as text, without special tokens.
+    A prompt is the text that the user wrote; a response is its tokens as text, without its end and special tokens.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -> None:
-        """Args: tokenizer is the one that the responses are in; prompts are found by a block's ``prompt_ids``."""
-        self.tokenizer = tokenizer
+    def __init__(self, chat: ChatFormat, prompts: Sequence[Prompt]) -> None:
+        """Args: chat is that of the policy, which wrote the responses; prompts are found by ``prompt_ids``."""
+        self.chat = chat
         self.by_id = {prompt.id: prompt for prompt in prompts}
 
     def prompts_of(self, block: RolloutBlock) -> list[Prompt]:
@@ -47,8 +47,11 @@ class BlockReader:
         return [self.by_id[i] for i in block.prompt_ids.tolist()]
 
     def decode(self, tokens: Sequence[Sequence[int] | Int32]) -> list[str]:
-        """Text as it was written, white space included."""
-        return self.tokenizer.batch_decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        """Text as it was written, white space included, without the end token, special or not, that it may have."""
+        written = [list(ids[:-1]) if len(ids) and int(ids[-1]) in self.chat.ends else list(ids) for ids in tokens]
+        decode = self.chat.tokenizer.batch_decode
+        texts: list[str] = decode(written, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return texts
 
     def __call__(self, block: RolloutBlock) -> TextBlock:
         """The block as text."""

@@ -46,6 +46,15 @@ class Console:
         """Print ``text`` as it is, control characters removed."""
         self._rich.print(Text(plain_text(text)))
 
+    @property
+    def has_colour(self) -> bool:
+        """Whether styles are seen."""
+        return self._rich.color_system is not None and not self._rich.no_color
+
+    def page(self, page: Text) -> None:
+        """Print styled text that is made here, and of which what others wrote is plain already."""
+        self._rich.print(page)
+
     def line(self, text: str) -> None:
         """Write one line for a program to read: never wrapped, never styled."""
         self._stream.write(text + "\n")

@@ -12,14 +12,17 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
 from rlhf.checkpoints.durable import sync, sync_tree, write_atomically
 from rlhf.checkpoints.folders import clean, committed
+from rlhf.checkpoints.manifest import data_file
+from rlhf.data.records import DataFile
 from rlhf.errors import UserError
 from rlhf.tracking.jsonl import json_safe
 
@@ -45,24 +48,28 @@ class RunFolder:
         """Whether ``create`` found an unfinished attempt with a checkpoint, from which this one is to go on."""
         self._done = self.path / "done.json"
         self._digest: str | None = None
+        self._data: Sequence[DataFile] | None = None
         self._lock: TextIO | None = None
 
     @classmethod
-    def create(cls, root: Path, stage: str, config_yaml: str, digest: str) -> RunFolder:
+    def create(
+        cls, root: Path, stage: str, config_yaml: str, digest: str, data: Sequence[DataFile] | None = None
+    ) -> RunFolder:
         """Take the stage's folder for this process, empty but for ``config.yaml`` and ``logs/``.
 
         A folder that is finished with the same ``digest`` is handed back as it is: ask ``is_finished`` before writing.
         So is one with a checkpoint, and ``resumes`` is set: look at the checkpoint, then ``accept`` and ``rewind``.
+        ``data`` are the files that the stage reads, which ``finish`` puts down.
 
         Raises:
             UserError: it is finished with another configuration, another process holds it, or it cannot be written.
         """
         run = cls(root, stage)
-        run._digest = digest
+        run._digest, run._data = digest, data
         try:
             root.mkdir(parents=True, exist_ok=True)
             run._take_lock()
-            if run._finished_digest() is None:
+            if run.finished_digest() is None:
                 run._start(config_yaml)
             else:
                 run.release()
@@ -76,7 +83,7 @@ class RunFolder:
 
     def is_finished(self, digest: str) -> bool:
         """Whether this stage has been completed with the configuration that ``digest`` stands for."""
-        return self._finished_digest() == digest
+        return self.finished_digest() == digest
 
     def accept(self, config_yaml: str) -> None:
         """Make ``config_yaml`` the configuration of a run that goes on; until then the old one stands."""
@@ -104,7 +111,9 @@ class RunFolder:
         """Write ``summary.json``, then ``done.json``, and let go of the folder."""
         write_atomically(self.summary, json.dumps(json_safe(summary), indent=2, ensure_ascii=False) + "\n")
         finished = datetime.now(UTC).isoformat(timespec="seconds")
-        write_atomically(self._done, json.dumps({"digest": self._digest, "finished": finished}) + "\n")
+        data = None if self._data is None else [asdict(file) for file in self._data]
+        done = {"digest": self._digest, "finished": finished, "data": data}
+        write_atomically(self._done, json.dumps(done) + "\n")
         self.release()
 
     def read_summary(self) -> dict[str, Any]:
@@ -175,11 +184,19 @@ class RunFolder:
             k += 1
         return aside
 
-    def _finished_digest(self) -> str | None:
+    def finished_digest(self) -> str | None:
         """The digest in ``done.json``; None where the stage is unfinished or the file says nothing readable."""
         try:
             return str(json.loads(self._done.read_text(encoding="utf-8"))["digest"])
         except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+            return None
+
+    def finished_data(self) -> tuple[DataFile, ...] | None:
+        """The data files that the finished stage read; None where that was not put down."""
+        try:
+            rows = json.loads(self._done.read_text(encoding="utf-8")).get("data")
+            return None if rows is None else tuple(data_file(**row) for row in rows)
+        except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, AttributeError):
             return None
 
     def require(self, digest: str) -> None:
@@ -188,7 +205,7 @@ class RunFolder:
         Raises:
             UserError: it was.
         """
-        if self._finished_digest() not in (None, digest):
+        if self.finished_digest() not in (None, digest):
             raise UserError(
                 f"{self.path} holds a finished {self.stage} stage of another configuration",
                 f"its configuration is in {self.config}; writing there would mix two runs",

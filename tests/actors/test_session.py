@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import sys
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 
 import pytest
 
 from actors.session import Session
-from rlhf.config.load import load_recipe
+from rlhf.checkpoints.files import write_files
+from rlhf.checkpoints.store import CheckpointStore
+from rlhf.config.load import load_recipe, to_yaml
 from rlhf.config.schema import RewardSourceConfig
+from rlhf.data.records import Message
+from rlhf.data.template import template_date
 from rlhf.errors import UserError
+from rlhf.models.folder import load_tokenizer
 from rlhf.models.scratch import train_tokenizer
 from rlhf.tracking.console import Console
 from rlhf.tracking.run_folder import RunFolder
@@ -94,3 +102,111 @@ def test_a_finished_model_is_used_and_one_of_another_configuration_refused(sessi
         _ = other.policy_start
     given = with_recipe(session, ppo=replace(session.recipe.ppo, policy_init="elsewhere"))
     assert given.policy_start == Path("elsewhere")
+
+
+def test_a_template_is_told_one_day_in_all_commands_of_a_run(session: Session, tmp_path: Path) -> None:
+    template = tmp_path / "dated.jinja"
+    template.write_text("{{ strftime_now('%d %b') }}: {% for m in messages %}{{ m.content }}{% endfor %}")
+    model = replace(session.recipe.model, chat_template=str(template))
+    recipe = replace(session.recipe, model=model, runs_dir=str(tmp_path))
+
+    def on(day: int) -> Session:
+        return replace(session, recipe=recipe, today=lambda: date(2026, 2, day))
+
+    def told(command: Session) -> str:
+        return command.chat.prompt((Message("user", "hi"),), {}).prompt
+
+    first = on(3)
+    assert told(first) == "03 Feb: hi"
+    assert told(on(4)) == "04 Feb: hi", "nothing was kept: the first command has begun nothing"
+    run = RunFolder(first.root, "sft")
+    run.path.mkdir(parents=True)
+    first.report_data(first.demonstrations, run)
+    assert told(on(4)) == "03 Feb: hi"
+    saved = tmp_path / "saved"
+    first.tokenizer.save_pretrained(saved)
+    assert template_date(load_tokenizer(saved, replace(model, scratch=None))) == date(2026, 2, 3)
+
+
+def test_the_data_and_the_engine_have_one_set_of_end_tokens(session: Session, tmp_path: Path) -> None:
+    """What the settings of another folder's model name is added; what they repeat is not."""
+    tokenizer = session.tokenizer
+    assert session.chat.ends == {tokenizer.eos_token_id} == set(session.end_tokens(session.base))
+    shutil.copytree(session.base, tmp_path / "other")
+    (tmp_path / "other" / "generation_config.json").write_text(
+        json.dumps({"eos_token_id": [tokenizer.eos_token_id, 7]})
+    )
+    assert session.end_tokens(tmp_path / "other") == sorted([tokenizer.eos_token_id, 7])
+
+
+def with_data(session: Session, name: str, **files: Path) -> Session:
+    """A session of a new run that reads these files, and has the same base model."""
+    policy = replace(session.recipe.ppo, policy_init=str(session.base))
+    return with_recipe(
+        session, name=name, data=replace(session.recipe.data, **{k: str(v) for k, v in files.items()}), ppo=policy
+    )
+
+
+def accepting(session: Session) -> Session:
+    return with_recipe(session, checkpoint=replace(session.recipe.checkpoint, changed_data="accept"))
+
+
+def copied(session: Session, kind: str, folder: Path) -> tuple[Path, list[str]]:
+    """A copy of one of the session's data files, and its lines."""
+    lines = Path(getattr(session.recipe.data, kind)).read_text().splitlines(keepends=True)
+    (folder / "rows.jsonl").write_text("".join(lines))
+    return folder / "rows.jsonl", lines
+
+
+def test_a_finished_stage_is_skipped_with_its_own_data_only(session: Session, tmp_path: Path) -> None:
+    file, lines = copied(session, "demonstrations", tmp_path)
+    run = with_data(session, "finished", demonstrations=file)
+    done = RunFolder.create(run.root, "sft", "", run.digest("sft"), run.files_of("sft"))
+    done.finish({})
+    with_recipe(run).read_data("sft")
+    file.write_text("".join(lines[:-1]))
+    with pytest.raises(
+        UserError, match=r"finished sft stage in .* was made with other data:\n.*rows\.jsonl has other"
+    ) as caught:
+        with_recipe(run).read_data("sft")
+    assert f"{len(lines)} rows then, {len(lines) - 1} rows now" in caught.value.what
+    accepting(run).read_data("sft")
+
+
+def test_a_renamed_file_and_a_stage_from_before_are_gone_on_with(session: Session, tmp_path: Path) -> None:
+    file, lines = copied(session, "demonstrations", tmp_path)
+    run = with_data(session, "renamed", demonstrations=file)
+    RunFolder.create(run.root, "sft", to_yaml(run.recipe), run.digest("sft"), run.files_of("sft")).finish({})
+    file.rename(tmp_path / "moved.jsonl")
+    moved = with_data(session, "renamed", demonstrations=tmp_path / "moved.jsonl")
+    moved.read_data("sft")
+    with pytest.raises(UserError, match="another configuration"):
+        with_recipe(moved, data=replace(moved.recipe.data, max_response_length=7)).read_data("sft")
+    old = with_data(session, "before", demonstrations=tmp_path / "moved.jsonl")
+    RunFolder.create(old.root, "sft", "", old.digest("sft")).finish({})
+    (tmp_path / "moved.jsonl").write_text("".join(lines[1:]))
+    with_recipe(old).read_data("sft")
+
+
+def test_a_checkpoint_goes_on_with_its_own_prompts_only(session: Session, tmp_path: Path) -> None:
+    file, lines = copied(session, "prompts", tmp_path)
+    run = with_data(session, "resumed", prompts=file)
+    folder = RunFolder(run.root, "ppo").checkpoints
+    store = CheckpointStore(folder, 1, 0, run.files_of("ppo"))
+    store.commit(3, write_files({}, store.begin(3)), {}, to_yaml(run.recipe), None)
+    with_recipe(run).read_data("ppo")
+    file.write_text("".join([*lines, '{"prompt": "one more"}\n']))
+    with pytest.raises(UserError, match=r"step_3 was made with other data") as caught:
+        with_recipe(run).read_data("ppo")
+    assert f"{len(lines)} rows then, {len(lines) + 1} rows now" in caught.value.what
+    accepting(run).read_data("ppo")
+
+
+def test_a_chat_template_is_part_of_the_data(session: Session, tmp_path: Path) -> None:
+    template = tmp_path / "template.jinja"
+    template.write_text("{{ messages[0].content }}")
+    model = replace(session.recipe.model, chat_template=str(template))
+    run = with_recipe(with_data(session, "templated"), model=model)
+    before = run.files_of("ppo")
+    template.write_text("{{ messages[0].content }}\n")
+    assert len(before) == 2 and before[0] == run.files_of("ppo")[0] and before[1] != run.files_of("ppo")[1]

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from rlhf.checkpoints.files import FileEntry
 from rlhf.checkpoints.manifest import Manifest, decode, encode
+from rlhf.data.records import DataFile
 
 EMPTY = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 NAMES = ("policy/a", "state.json", "config.yaml", "versions.json")
@@ -37,6 +39,15 @@ def test_a_manifest_is_read_back() -> None:
     assert decode(encode(MANIFEST)) == MANIFEST
     assert decode(signed(score=None)).score is None
     assert decode(signed(files=listing())).files[-1].name == "x"
+    data = (DataFile("rows.jsonl", 3, "ab"),)
+    assert decode(encode(replace(MANIFEST, data=data))).data == data
+
+
+def test_a_manifest_from_before_data_was_kept_is_read() -> None:
+    body = json.loads(encode(MANIFEST))
+    del body["sha256"], body["data"]
+    digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    assert decode(json.dumps(body | {"sha256": digest})) == MANIFEST
 
 
 @pytest.mark.parametrize(
@@ -68,6 +79,9 @@ def test_a_manifest_is_read_back() -> None:
         {"files": listing(sha256="x" * 64)},
         {"files": listing(sha256=None)},
         {"files": listing(mode=5)},
+        {"data": [{"file": "a", "rows": -1, "digest": "ab"}]},
+        {"data": [{"file": "a", "rows": 1}]},
+        {"data": 5},
     ],
     ids=str,
 )

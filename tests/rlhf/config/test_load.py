@@ -20,6 +20,7 @@ from rlhf.config.schema import (
     RewardSourceConfig,
     RoleConfig,
     ScratchConfig,
+    TrackingConfig,
 )
 from rlhf.errors import UserError
 
@@ -110,7 +111,7 @@ def test_floats_as_people_write_them(load, text):
         ("ppo.steps", "many", "ppo.steps is 'many', expected a whole number"),
         ("ppo.steps", "true", "ppo.steps is true, expected a whole number"),
         ("ppo.steps", "1.5", "ppo.steps is 1.5, expected a whole number"),
-        ("ppo.steps", "1e3", "ppo.steps is '1e3', expected a whole number"),
+        ("ppo.steps", "1e3", "ppo.steps is 1000.0, expected a whole number"),
         ("ppo.steps", "'3'", "ppo.steps is '3', expected a whole number"),
         ("ppo.steps", "null", "ppo.steps is null, expected a whole number"),
         ("ppo.steps", "[1]", "ppo.steps is [1], expected a whole number"),
@@ -147,10 +148,44 @@ def test_wrong_type_says_key_value_expected_and_place(refused, tmp_path, key, va
     assert message.startswith(f"{tmp_path}/run.yaml:2: ") and said in message
 
 
-@pytest.mark.parametrize("value", ["2024", "off", "1.5", "2024-01-01"])
+@pytest.mark.parametrize("value", ["2024", "true", "1.5", "1e3"])
 def test_text_that_yaml_reads_as_something_else_asks_for_quotes(refused, value):
     assert "put the value in quotes" in refused(f"name: a\ntracking: {{project: {value}}}\n")
     assert "put the value in quotes" in refused("name: a\n", f"tracking.wandb={value}")
+
+
+@pytest.mark.parametrize("text", ["2024-01-01", "off", "1:30", "0b1", "1_000", "12:30:45"])
+def test_text_that_yaml_1_1_took_for_something_else_is_text(load, text):
+    assert load(f"name: a\ntracking: {{project: {text}}}\n").tracking.project == text
+    assert load("name: a\n", f"tracking.project={text}").tracking.project == text
+
+
+@pytest.mark.parametrize(("text", "number"), [("010", 10), ("0100", 100), ("0o17", 15), ("0x1F", 31), ("+3", 3)])
+def test_whole_numbers_are_those_of_yaml_1_2(load, text, number):
+    assert load(f"name: a\nseed: {text}\n").seed == load("name: a\n", f"seed={text}").seed == number
+
+
+@pytest.mark.parametrize("text", ["1:30", "1_000", "0b11", "08:00", "2024-01-01"])
+@pytest.mark.parametrize("key", ["ppo.steps", "ppo.optimizer.lr"])
+def test_what_yaml_1_2_takes_for_text_is_no_number(refused, key, text):
+    assert "write digits alone" in refused("name: a\n", f"{key}={text}")
+
+
+@pytest.mark.parametrize(("text", "instead"), [("yes", "true"), ("Off", "false"), ("n", "false")])
+def test_a_switch_is_true_or_false(refused, text, instead):
+    assert f"write {instead}" in refused("name: a\n", f"deterministic={text}")
+
+
+@pytest.mark.parametrize("text", ["1e5", "0o17", "1e-5", "yes", "1:30", "2024-01-01", "010", "~", "1_000", ".inf"])
+def test_text_comes_back_as_text_from_the_resolved_recipe(load, text):
+    """Written by one run and read by the next, and by readers of YAML 1.1 such as PyYAML's own."""
+    recipe = replace(load("name: a\n"), tracking=TrackingConfig(project=text))
+    assert load(to_yaml(recipe)) == recipe
+    assert yaml.safe_load(to_yaml(recipe))["tracking"]["project"] == text
+
+
+def test_a_mapping_may_have_whole_numbers_for_names(load):
+    assert load("name: a\n", "data.labels={1: chosen, 2: rejected}").data.labels == {"1": "chosen", "2": "rejected"}
 
 
 def test_nearest_choice_is_offered(refused):

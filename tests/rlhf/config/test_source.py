@@ -44,7 +44,9 @@ def test_neighbours_of_a_file_in_a_missing_folder(tmp_path: Path):
         ("name: a\n\tppo: 1\n", ":2:1", "cannot start any token"),
         ("name: a\nppo:\n  steps: 1\n  steps: 2\n", ":4:3", "'steps' is set twice"),
         ("name: a\nname: b\n", ":2:1", "'name' is set twice"),
-        ("name: a\nseed: 2024-13-45\n", ":2:7", "impossible value"),
+        ('name: a\n"name": b\n', ":2:1", "'name' is set twice"),
+        ("name: a\nppo: {steps: 1, steps: 2}\n", ":2:17", "'steps' is set twice"),
+        ("name: a\nseed: !!timestamp 2024-13-45\n", ":2:7", "impossible value"),
         ("name: a\nseed: !!int ''\n", ":2:7", "impossible value"),
         ("name: a\n---\nname: b\n", ":2:1", "another document"),
         ("name: !!python/object:os.system x\n", ":1:7", "could not determine a constructor"),
@@ -70,6 +72,10 @@ def test_empty_file_is_refused(write, text):
 def test_top_level_is_a_mapping(write, text, kind):
     with pytest.raises(UserError, match=f"holds {kind} at the top"):
         read_source(write(text), [])
+
+
+def test_a_byte_order_mark_is_no_part_of_the_text(write):
+    assert read_source(write(b"\xef\xbb\xbfname: a\n"), []).settings == {"name": "a"}
 
 
 def test_a_file_that_is_not_text(write):

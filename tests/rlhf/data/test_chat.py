@@ -1,12 +1,11 @@
 from __future__ import annotations
 
 import pytest
-from jinja2 import TemplateError
 
-from rlhf.data.chat import prepare_tokenizer, render_prompt, render_response, transcript
+from rlhf.data.chat import ChatFormat, transcript
 from rlhf.data.hh import messages
 from rlhf.data.records import Message
-from rlhf.errors import UserError
+from rlhf.data.template import Unusable
 
 TURNS = (Message("system", "Be brief."), Message("user", "Hi"), Message("assistant", "Hello!"), Message("user", "Sky?"))
 TEMPLATE = (
@@ -15,57 +14,49 @@ TEMPLATE = (
 )
 
 
+def prompt_of(turns: object, tokenizer: object) -> str:
+    return ChatFormat(tokenizer).prompt(turns, {}).prompt  # type: ignore[arg-type]
+
+
+def answer_to(turns: object, answer: object, tokenizer: object) -> str:
+    return ChatFormat(tokenizer).exchange(turns, answer, {}).answer  # type: ignore[arg-type]
+
+
 def test_messages_go_through_the_chat_template(tokenizer) -> None:
     tokenizer.chat_template = TEMPLATE
-    assert render_prompt(TURNS, tokenizer) == "[system]Be brief.[user]Hi[assistant]Hello![user]Sky?[assistant]"
-    assert render_response("Blue.", TURNS, tokenizer) == "Blue."
+    assert prompt_of(TURNS, tokenizer) == "[system]Be brief.[user]Hi[assistant]Hello![user]Sky?[assistant]"
+    assert answer_to(TURNS, "Blue.", tokenizer) == answer_to(TURNS, Message("assistant", "Blue."), tokenizer) == "Blue."
 
 
 def test_a_template_that_refuses_the_turns_says_so(tokenizer) -> None:
     tokenizer.chat_template = TEMPLATE
-    with pytest.raises(TemplateError, match="roles"):
-        render_prompt((TURNS[1], TURNS[1]), tokenizer)
+    with pytest.raises(Unusable, match="the chat template refuses the turns: roles"):
+        prompt_of((TURNS[1], TURNS[1]), tokenizer)
 
 
 def test_text_stays_as_it_is_with_and_without_a_template(tokenizer) -> None:
-    assert render_prompt(" The sky is", tokenizer) == " The sky is"
+    assert prompt_of(" The sky is", tokenizer) == " The sky is"
     tokenizer.chat_template = TEMPLATE
-    assert render_prompt(" The sky is", tokenizer) == " The sky is"
-    assert render_response(" blue", " The sky is", tokenizer) == " blue"
+    assert prompt_of(" The sky is", tokenizer) == " The sky is"
+    assert answer_to(" The sky is", " blue", tokenizer) == " blue"
 
 
 def test_without_a_template_messages_become_a_transcript(tokenizer) -> None:
     expected = "\n\nSystem: Be brief.\n\nHuman: Hi\n\nAssistant: Hello!\n\nHuman: Sky?\n\nAssistant:"
-    assert render_prompt(TURNS, tokenizer) == transcript(TURNS) == expected
-    assert render_response("Blue.", TURNS, tokenizer) == " Blue."
+    assert prompt_of(TURNS, tokenizer) == transcript(TURNS) == expected
+    assert answer_to(TURNS, "Blue.", tokenizer) == " Blue."
 
 
 def test_a_transcript_and_its_reply_come_back_as_they_were(tokenizer) -> None:
     text = "\n\nHuman: Hi\n\nAssistant: Hello!\n\nHuman: Sky?\n\nAssistant: Blue."
     *prompt, reply = (Message(**turn) for turn in messages(text))
-    assert render_prompt(tuple(prompt), tokenizer) + render_response(reply.content, tuple(prompt), tokenizer) == text
+    assert prompt_of(tuple(prompt), tokenizer) + answer_to(tuple(prompt), reply, tokenizer) == text
 
 
-def test_a_tokenizer_without_an_end_token_is_refused(make_tokenizer) -> None:
-    with pytest.raises(UserError, match="no end token(.|\n)*eos_token"):
-        prepare_tokenizer(make_tokenizer("<pad>", pad_token="<pad>"))
-
-
-@pytest.mark.parametrize(
-    ("specials", "declared", "pad"),
-    [
-        (("<end>", "<mine>"), {"pad_token": "<mine>"}, "<mine>"),  # a declared one is kept
-        (("<end>", "<|padding|>", "<unk>"), {"unk_token": "<unk>"}, "<|padding|>"),  # a known one that is not declared
-        (("<end>", "<unk>"), {"unk_token": "<unk>", "pad_token": "<end>"}, "<unk>"),  # padding must not be the end
-        (("<end>",), {"unk_token": "<end>"}, "<|pad|>"),  # nothing fits: a new one
-    ],
-)
-def test_the_padding_token_is_never_the_end_token(
-    make_tokenizer, specials: tuple[str, ...], declared: dict[str, str], pad: str
-) -> None:
-    tokenizer = make_tokenizer(*specials, eos_token="<end>", **declared)
-    vocabulary = len(tokenizer)
-    prepare_tokenizer(tokenizer)
-    assert tokenizer.pad_token == pad
-    assert tokenizer.pad_token_id != tokenizer.eos_token_id == 0
-    assert len(tokenizer) == vocabulary + (pad not in specials)
+def test_an_assistants_last_turn_is_continued(tokenizer) -> None:
+    turns = (Message("user", "Sky?"), Message("assistant", "It is"))
+    assert prompt_of(turns, tokenizer) == transcript(turns) == "\n\nHuman: Sky?\n\nAssistant: It is"
+    assert answer_to(turns, " blue.", tokenizer) == " blue."
+    tokenizer.chat_template = TEMPLATE
+    assert prompt_of(turns, tokenizer) == "[user]Sky?[assistant]It is"
+    assert answer_to(turns, Message("assistant", " blue."), tokenizer) == " blue."

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from rlhf.config.schema import DataConfig
 from rlhf.data.formats import load_demonstrations, load_preferences, load_prompts
-from rlhf.data.records import Message
+from rlhf.data.records import Message, text_of
 from rlhf.errors import UserError
 
 USER = {"role": "user", "content": "What is the sky?"}
@@ -24,12 +24,12 @@ Write = Callable[..., str]
 
 
 def demonstrations(path: str, **options: object) -> list[tuple[object, str]]:
-    return [(row.prompt, row.completion) for row in load_demonstrations(DataConfig(path=path, **options)).rows]
+    return [(row.prompt, text_of(row.completion)) for row in load_demonstrations(DataConfig(path=path, **options)).rows]
 
 
 def preferences(path: str, **options: object) -> list[tuple[object, str, str, float]]:
     rows = load_preferences(DataConfig(path=path, **options)).rows
-    return [(row.prompt, row.chosen, row.rejected, row.margin) for row in rows]
+    return [(row.prompt, text_of(row.chosen), text_of(row.rejected), row.margin) for row in rows]
 
 
 def prompts(path: str, **options: object) -> list[object]:
@@ -68,7 +68,7 @@ def test_demonstrations_in_every_format(write_jsonl: Write, row: dict, expected:
             ((M_SYSTEM, M_USER), "Blue.", "Green.", 0.0),
         ),
         (
-            {"prompt": "said again", "chosen": [USER, BLUE], "rejected": [USER, GREEN]},
+            {"prompt": "What is  the sky? ", "chosen": [USER, BLUE], "rejected": [USER, GREEN]},
             ((M_USER,), "Blue.", "Green.", 0.0),
         ),
         ({"prompt": "a", "chosen": "b", "rejected": "c", "margin": None}, ("a", "b", "c", 0.0)),
@@ -99,7 +99,7 @@ def test_an_implicit_text_prompt_ends_at_a_word(write_jsonl: Write, chosen: str,
         ({"prompt": [SYSTEM, USER]}, (M_SYSTEM, M_USER)),
         ({"prompt": "a", "chosen": True, "rejected": 3}, "a"),  # answers are ignored
         ({"chosen": [USER, BLUE], "rejected": [USER, GREEN]}, (M_USER,)),
-        ({"prompt": "said again", "chosen": [USER, BLUE], "rejected": [USER, GREEN]}, (M_USER,)),
+        ({"prompt": "What is  the sky? ", "chosen": [USER, BLUE], "rejected": [USER, GREEN]}, (M_USER,)),
         ({"messages": [USER, BLUE]}, (M_USER,)),
         ({"messages": [USER, BLUE, USER]}, (M_USER, M_BLUE, M_USER)),
         ({"chosen": "The sky is blue.", "rejected": "The sky is green."}, "The sky is"),
@@ -253,7 +253,7 @@ values = st.one_of(
         max_size=3,
     ),
 )
-names = st.sampled_from(["prompt", "completion", "chosen", "rejected", "messages", "text", "label", "margin"])
+names = st.sampled_from(["prompt", "completion", "chosen", "rejected", "messages", "text", "margin", "tools", "system"])
 any_row = st.one_of(
     st.dictionaries(names, values, max_size=5).map(json.dumps), st.just("[]"), st.just("{"), st.just('"x"')
 )
@@ -284,15 +284,16 @@ def test_the_real_hh_file(shared_file: Callable[[str], str]) -> None:
     for row in loaded.rows:
         text = texts[row.source.line - 1]
         replies = [text[side].rpartition("\n\nAssistant:")[2].strip() for side in ("chosen", "rejected")]
-        assert [row.chosen, row.rejected] == replies
-    shorter = sum(len(row.chosen) < len(row.rejected) for row in loaded.rows)
+        assert [text_of(row.chosen), text_of(row.rejected)] == replies
+    shorter = sum(len(text_of(row.chosen)) < len(text_of(row.rejected)) for row in loaded.rows)
     assert (shorter, len(loaded.rows)) == (974, 1726)  # the shorter reply wins 56.4%
 
 
 def test_real_replies_that_are_no_text(shared_file: Callable[[str], str]) -> None:
     path = shared_file("pandalm/testset-v1.json")
     columns = {"prompt": "instruction", "chosen": "response1", "rejected": "response2"}
-    loaded = load_preferences(DataConfig(path=path, columns=columns))
+    others = ("annotator1", "annotator2", "annotator3", "input")
+    loaded = load_preferences(DataConfig(path=path, columns=columns, ignore=others))
     with open(path, encoding="utf-8") as stream:
         rows = json.load(stream)
     assert len(loaded.rows) + len(loaded.bad) == len(rows) == 999

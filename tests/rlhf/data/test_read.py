@@ -10,7 +10,7 @@ import pyarrow.parquet
 import pytest
 
 from rlhf.data.read import RawRow, read_rows
-from rlhf.data.records import BadRow, Source
+from rlhf.data.records import BadRow, DataFile, Source
 from rlhf.errors import UserError
 
 ROWS = [{"prompt": "a", "completion": "b"}, {"prompt": "ä\u2028c", "completion": "d"}]
@@ -33,6 +33,77 @@ def test_jsonl_is_read_plain_packed_or_named_json(tmp_path: Path, name: str) -> 
 def test_a_byte_order_mark_and_windows_line_ends_are_no_errors(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_bytes(b"\xef\xbb\xbf" + JSONL.replace(b"\n", b"\r\n"))
     assert columns(tmp_path / "rows.jsonl") == ROWS
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz", "rows.json", "list.json", "list.json.gz"])
+def test_a_byte_order_mark_is_dropped_from_every_kind_of_text(tmp_path: Path, name: str) -> None:
+    data = b"\xef\xbb\xbf" + (json.dumps(ROWS).encode() if "list" in name else JSONL)
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    assert columns(tmp_path / name) == ROWS
+
+
+def test_files_that_were_joined_with_their_byte_order_marks(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_bytes(b"\xef\xbb\xbf" + JSONL + b"\xef\xbb\xbf" + JSONL)
+    assert columns(tmp_path / "rows.jsonl") == ROWS * 2
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz", "list.json"])
+def test_other_unicode_encodings_are_named(tmp_path: Path, encoding: str, name: str) -> None:
+    data = (json.dumps(ROWS) if "list" in name else JSONL.decode()).encode(encoding)
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    with pytest.raises(UserError, match="is UTF-16 or UTF-32") as caught:
+        columns(tmp_path / name)
+    assert "iconv" in caught.value.fix
+
+
+def digests(path: Path, **options: object) -> list[tuple[int, str]]:
+    files: list[DataFile] = []
+    list(read_rows(str(path), files=files, **options))
+    return [(file.rows, file.digest) for file in files]
+
+
+def written(path: Path, data: bytes) -> Path:
+    path.write_bytes(data)
+    return path
+
+
+def test_a_digest_is_of_the_content_and_not_of_name_or_packing(tmp_path: Path) -> None:
+    """BLAKE2b of 16 bytes over the lines, by `b2sum --length=128` of the file as it stands in the test."""
+    [(rows, digest)] = digests(written(tmp_path / "a.jsonl", b'{"a": 1}\n{"a": 2}\n'))
+    assert (rows, digest) == (2, "3e91133d8bd8f00b3d06fa60a9953506")
+    assert digests(written(tmp_path / "b.jsonl.gz", gzip.compress(b'{"a": 1}\n{"a": 2}\n'))) == [(2, digest)]
+    assert digests(written(tmp_path / "c.json", b'\xef\xbb\xbf{"a": 1}\r\n\r\n{"a": 2}')) == [(2, digest)]
+    assert digests(written(tmp_path / "d.jsonl", b'{"a": 1}\n{"a": 3}\n')) != [(2, digest)]
+
+
+def test_a_digest_is_of_the_rows_that_are_read(tmp_path: Path) -> None:
+    first = written(tmp_path / "a.jsonl", b'{"a": 1}\n{"a": 2}\n')
+    second = written(tmp_path / "b.jsonl", b'{"a": 1}\n{"a": 2}\nnot json\n')
+    assert digests(first) != digests(second) and digests(second)[0][0] == 3
+    assert digests(first, max_rows=1) == digests(second, max_rows=1)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "datasets", "json", "folder"])
+def test_every_kind_of_data_has_a_digest(tmp_path: Path, kind: str) -> None:
+    def make(name: str, rows: list[dict[str, str]]) -> Path:
+        place = tmp_path / name
+        if kind == "parquet":
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), place.with_suffix(".parquet"))
+            return place.with_suffix(".parquet")
+        if kind == "json":
+            return written(place.with_suffix(".json"), json.dumps(rows).encode())
+        if kind == "datasets":
+            datasets.Dataset.from_list(rows).save_to_disk(place)
+            return place
+        place.mkdir()
+        for i, row in enumerate(rows):
+            written(place / f"{i}.jsonl", json.dumps(row).encode())
+        return place
+
+    one, same, other = make("one", ROWS), make("same", ROWS), make("other", [ROWS[0], {**ROWS[1], "completion": "x"}])
+    assert digests(one) == digests(same) != digests(other)
+    assert sum(rows for rows, _ in digests(one)) == 2
 
 
 def test_an_explicit_format_wins_over_the_name(tmp_path: Path) -> None:

@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf.data.split import split_by_prompt
+from rlhf.data.hh import messages
+from rlhf.data.records import Demonstration, Message, Messages, PromptRow, Source
+from rlhf.data.split import canonical_prompt, split_by_prompt, split_key
 
 prompts = st.lists(st.text(max_size=3), max_size=40)
 fractions = st.floats(0, 0.99)
@@ -54,3 +56,64 @@ def test_another_process_splits_alike() -> None:
     code = "from rlhf.data.split import split_by_prompt as s; print(s([str(i) for i in range(50)], 0.3, 7)[1])"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed.strip() == str(split_by_prompt([str(i) for i in range(50)], 0.3, 7)[1])
+
+
+@pytest.mark.parametrize(
+    ("seed", "expected"),
+    [
+        (0, [1]),
+        (1, [1, 5, 9, 16, 17]),
+        (2, [3, 4, 5, 7, 10, 12, 13, 16]),
+        (3, [8, 10, 11, 18]),
+        (-1, [4, 5, 7, 9, 11, 12, 14, 16, 19]),
+    ],
+)
+def test_the_split_of_a_seed_is_for_ever(seed: int, expected: list[int]) -> None:
+    """Runs that go on and models that are compared count on it: these are the values of the first release."""
+    assert split_by_prompt([f"prompt {i}" for i in range(20)], 0.3, seed)[1] == expected
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_single_prompt_is_trained_on_whatever_the_seed(seed: int) -> None:
+    assert split_by_prompt(["a", "a"], 0.9, seed) == ([0, 1], [])
+
+
+SKY = (Message("user", "Hi"), Message("assistant", "Hello!"), Message("user", "Sky?"))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "key"),
+    [
+        ("What is the sky?", "What is the sky?"),
+        (" What is the sky?\n", "What is the sky?"),
+        ((Message("user", "What is the sky? "),), "What is the sky?"),
+        ((Message("user", "What is the sky?", {"name": "Ada"}),), "What is the sky?"),
+        ("\n\nHuman: What is the sky?\n\nAssistant:", "What is the sky?"),
+        (SKY, "\n\nHuman: Hi\n\nAssistant: Hello!\n\nHuman: Sky?\n\nAssistant:"),
+        ("\n\nHuman: Hi\n\nAssistant: Hello!\n\nHuman: Sky?\n\nAssistant:",) * 2,
+        ("Human: Hi \n\nAssistant: Hello!\n\nHuman: Sky?\n\nAssistant: ", canonical_prompt(SKY)),
+        ((Message("system", "Be brief."), SKY[0]), "\n\nSystem: Be brief.\n\nHuman: Hi\n\nAssistant:"),
+        (SKY[:2], "\n\nHuman: Hi\n\nAssistant: Hello!"),
+        ("\n\nHuman: Hi\n\nAssistant: Hello!", "\n\nHuman: Hi\n\nAssistant: Hello!"),
+        ("The Human: a novel", "The Human: a novel"),
+    ],
+)
+def test_a_prompt_has_one_key_however_it_is_written(prompt: Messages | str, key: str) -> None:
+    assert canonical_prompt(prompt) == key
+
+
+def test_transcripts_and_their_messages_are_one_prompt() -> None:
+    text = "\n\nHuman: Hi\n\nAssistant: Hello!\n\nHuman:  Sky?\n\nAssistant:"
+    turns = tuple(Message(turn["role"], turn["content"]) for turn in messages(text))
+    assert canonical_prompt(text) == canonical_prompt(turns) == canonical_prompt(turns[:-1])
+
+
+@pytest.mark.parametrize("seed", range(31))
+def test_texts_without_a_prompt_are_split_like_prompts(seed: int) -> None:
+    """1,000 texts and 100 prompts: a tenth of each is held out for every seed (standard deviations 9.5 and 3)."""
+    source = Source("f", 1)
+    texts = [split_key(Demonstration("", f"text {i}", source)) for i in range(1000)]
+    prompts = [split_key(PromptRow(f"prompt {i}", source)) for i in range(100)]
+    held_out = split_by_prompt([*texts, *prompts], 0.1, seed)[1]
+    assert 60 <= sum(i < 1000 for i in held_out) <= 140
+    assert 1 <= sum(i >= 1000 for i in held_out) <= 22

@@ -14,7 +14,10 @@ from rlhf.config.schema import (
     RolloutConfig,
 )
 from rlhf.data import stages
-from rlhf.types import Pair
+from rlhf.data.chat import ChatFormat
+from rlhf.types import ModelFacts, Pair
+
+FACTS = ModelFacts(context=100, embedding_rows=1000, end_tokens=(0,))
 
 
 @pytest.fixture
@@ -31,7 +34,7 @@ def recipe(write_jsonl) -> Recipe:
 
 
 def test_a_prompts_id_is_its_place_though_rows_were_set_aside(recipe, tokenizer) -> None:
-    data = stages.prompts(recipe, tokenizer, 100)
+    data = stages.prompts(recipe, ChatFormat(tokenizer), FACTS)
     everyone = [*data.train, *data.held_out]
     assert len(everyone) == 32 and len(data.train) > 10 and len(data.held_out) > 3
     assert [prompt.id for prompt in everyone] == list(range(32))
@@ -53,7 +56,7 @@ def test_a_prompts_id_is_its_place_though_rows_were_set_aside(recipe, tokenizer)
     ],
 )
 def test_rows_are_kept_where_somebody_reads_them(recipe, tokenizer, changes, kept) -> None:
-    data = stages.prompts(replace(recipe, **changes), tokenizer, 100)
+    data = stages.prompts(replace(recipe, **changes), ChatFormat(tokenizer), FACTS)
     assert all(bool(prompt.row) is kept for prompt in (*data.train, *data.held_out))
 
 

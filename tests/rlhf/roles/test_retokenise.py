@@ -9,15 +9,19 @@ import pytest
 from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
+from rlhf.data.chat import ChatFormat
 from rlhf.data.records import Message
+from rlhf.errors import UserError
 from rlhf.models.scratch import train_tokenizer
 from rlhf.roles.retokenise import Retokeniser, same_tokens
 from rlhf.roles.text import BlockReader
-from rlhf.types import FinishReason, Prompt, Rollout, RolloutBlock
+from rlhf.types import FinishReason, ModelFacts, Prompt, Rollout, RolloutBlock
 
 TEMPLATE = (
-    "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[me]{% endif %}"
+    "{% for m in messages %}[{{ 'me' if m.role == 'assistant' else m.role }}]{{ m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}[me]{% endif %}"
 )
+WITH_I = TEMPLATE.replace("'me'", "'I'").replace("[me]", "[I]")
 TURNS = (Message("user", "where is the inn?"),)
 STOP, LENGTH = FinishReason.STOP, FinishReason.LENGTH
 
@@ -39,23 +43,38 @@ POLICY = tokenizer("the inn is open " * 5)
 OWN = tokenizer("where could it be then " * 5, size=290, begin=True)
 
 
+def rollout(prompt: Prompt, tokens: Sequence[int], reason: FinishReason) -> Rollout:
+    return Rollout(
+        prompt=prompt,
+        tokens=np.array(tokens, dtype=np.int32),
+        logprobs=np.zeros(len(tokens), dtype=np.float32),
+        mask=np.ones(len(tokens), dtype=bool),
+        weight_version=0,
+        finish_reason=reason,
+        seed=0,
+    )
+
+
+def rollouts(prompt: Prompt, tokens: Sequence[int], reason: FinishReason) -> RolloutBlock:
+    return RolloutBlock.pack([rollout(prompt, tokens, reason)])
+
+
 def block(policy: PreTrainedTokenizerFast, *samples: tuple[Prompt, str, FinishReason]) -> RolloutBlock:
     """Rollouts of these responses; one that stopped ends with the policy's end token."""
-    rollouts = []
-    for prompt, text, reason in samples:
-        tokens = policy.encode(text) + ([policy.eos_token_id] if reason is STOP else [])
-        rollouts.append(
-            Rollout(
-                prompt=prompt,
-                tokens=np.array(tokens, dtype=np.int32),
-                logprobs=np.zeros(len(tokens), dtype=np.float32),
-                mask=np.ones(len(tokens), dtype=bool),
-                weight_version=0,
-                finish_reason=reason,
-                seed=0,
-            )
-        )
-    return RolloutBlock.pack(rollouts)
+    return RolloutBlock.pack(
+        [
+            rollout(prompt, policy.encode(text) + ([policy.eos_token_id] if reason is STOP else []), reason)
+            for prompt, text, reason in samples
+        ]
+    )
+
+
+def facts(context: int = 1000, rows: int = 1000) -> ModelFacts:
+    return ModelFacts(context=context, embedding_rows=rows, end_tokens=())
+
+
+def are_same(one: PreTrainedTokenizerFast, other: PreTrainedTokenizerFast, prompts: Sequence[Prompt]) -> bool:
+    return same_tokens(ChatFormat(one), ChatFormat(other), prompts)
 
 
 def retokenised(
@@ -65,8 +84,8 @@ def retokenised(
     context: int = 1000,
 ) -> tuple[list[list[int]], list[list[int]], Retokeniser]:
     """Prompts and responses as the reward model reads them."""
-    reader = BlockReader(policy, [prompt for prompt, _, _ in samples])
-    made = Retokeniser(own, context, reader)
+    reader = BlockReader(ChatFormat(policy), [prompt for prompt, _, _ in samples])
+    made = Retokeniser(ChatFormat(own), facts(context), reader)
     sequences = made(block(policy, *samples))
     count = range(len(sequences))
     return [sequences.prompt(i).tolist() for i in count], [sequences.response(i).tolist() for i in count], made
@@ -98,7 +117,12 @@ def test_a_prompt_without_its_text_is_decoded():
         (None, None, " here", ("\n\nHuman: where is the inn?\n\nAssistant:", " here")),
         (None, TEMPLATE, " here", ("[user]where is the inn?[me]", "here")),
         (TEMPLATE, None, "here", ("\n\nHuman: where is the inn?\n\nAssistant:", " here")),
-        (TEMPLATE, TEMPLATE.replace("[me]", "[I]"), " here", ("[user]where is the inn?[I]", " here")),
+        (
+            TEMPLATE,
+            WITH_I,
+            " here",
+            ("[user]where is the inn?[I]", " here"),
+        ),
     ],
 )
 def test_messages_go_through_the_models_own_template(policy_template, own_template, response, expected):
@@ -130,14 +154,14 @@ def test_what_is_too_long_is_cut_at_its_beginning_and_counted(capsys):
 
 def test_same_tokenizers_need_no_text():
     twin = tokenizer("the inn is open " * 5)
-    assert same_tokens(POLICY, twin, [asked("a"), asked("a", turns=TURNS)])
+    assert are_same(POLICY, twin, [asked("a"), asked("a", turns=TURNS)])
 
 
 def test_padding_makes_no_difference():
     padded = tokenizer("the inn is open " * 5)
     padded.add_special_tokens({"pad_token": "<|other-pad|>"})
     unpadded = tokenizer("the inn is open " * 5)
-    assert same_tokens(unpadded, padded, [asked("a")])
+    assert are_same(unpadded, padded, [asked("a")])
 
 
 def test_other_vocabularies_specials_rules_and_templates_need_text():
@@ -150,5 +174,63 @@ def test_other_vocabularies_specials_rules_and_templates_need_text():
     )
     templated = tokenizer("the inn is open " * 5, template=TEMPLATE)
     for other in (OWN, tokenizer("the inn is open " * 5, size=262), ends, swapped, templated):
-        assert not same_tokens(POLICY, other, prompts)
-    assert same_tokens(POLICY, templated, [asked("a")]), "no prompt goes through a template"
+        assert not are_same(POLICY, other, prompts)
+    assert are_same(POLICY, templated, [asked("a")]), "no prompt goes through a template"
+
+
+WITH_TOOLS = "{% if tools %}[tools]{{ tools[0].name }}{% endif %}" + TEMPLATE
+OPENS = TEMPLATE.replace("%}[me]{", "%}[me]<think>{")
+
+
+def test_the_rewards_template_is_given_tools_and_fields():
+    tools = [{"name": "look_up"}]
+    turns = (Message("user", "a", {"name": "Ann"}),)
+    own = tokenizer(size=258, template=WITH_TOOLS.replace("{{ m.content }}", "{{ m.name }}: {{ m.content }}"))
+    prompt = Prompt(id=0, tokens=(2,), text="unused", turns=turns, variables={"tools": tools})
+    [ids], [response], _ = retokenised(own, [(prompt, "b", STOP)])
+    assert own.decode([*ids, *response]) == "[tools]look_up[user]Ann: a[me]: b<eos>"
+
+
+def test_a_thought_that_the_policys_prompt_opens_is_part_of_its_answer():
+    policy, own = tokenizer("the inn", template=OPENS), tokenizer(size=258, template=TEMPLATE)
+    prompt = asked("unused", turns=TURNS)
+    [ids], [response], _ = retokenised(own, [(prompt, "Hm.</think>Here", STOP)], policy)
+    assert own.decode([*ids, *response]) == "[user]where is the inn?[me]<think>Hm.</think>Here<eos>"
+
+
+@pytest.mark.parametrize("text", ["", "a<eos>b", "x <|im_end|>"])
+def test_whatever_the_policy_says_is_read(text: str):
+    """An answer without text, and one that has the text of the reward model's end token, which is no end there."""
+    own = tokenizer(size=258, template=TEMPLATE)
+    policy = tokenizer("the inn is open " * 5, template=TEMPLATE)
+    ordinary = policy.encode(text, split_special_tokens=True)
+    reader = BlockReader(ChatFormat(policy), [asked("unused", turns=TURNS)])
+    made = Retokeniser(ChatFormat(own), facts(), reader)
+    sequences = made(rollouts(asked("unused", turns=TURNS), [*ordinary, policy.eos_token_id], STOP))
+    assert sequences.response(0).tolist() == [*own.encode(text, split_special_tokens=True), own.eos_token_id]
+
+
+def test_an_end_token_that_is_not_special_is_removed_too():
+    policy = tokenizer("the inn is open " * 5)
+    policy.add_tokens(["<|eot|>"])
+    end = policy.convert_tokens_to_ids("<|eot|>")
+    reader = BlockReader(ChatFormat(policy, [end]), [asked("a")])
+    assert reader(rollouts(asked("a"), [*policy.encode("open"), end], STOP)).responses == ["open"]
+
+
+def test_a_prompt_that_the_rewards_template_refuses_is_refused_before_training():
+    own = tokenizer(
+        size=258, template="{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    )
+    reader = BlockReader(ChatFormat(POLICY), [asked("Be brief", turns=(Message("system", "Be brief"), *TURNS))])
+    with pytest.raises(UserError, match=r"reward model judge cannot read the prompt 'Be brief'(.|\n)*no system"):
+        Retokeniser(ChatFormat(own), facts(), reader).check("judge")
+
+
+def test_a_token_beyond_the_rewards_embedding_is_refused_before_training():
+    own = tokenizer(size=258)
+    own.add_tokens(["<think>"])
+    reader = BlockReader(ChatFormat(POLICY), [asked("<think>")])
+    Retokeniser(ChatFormat(own), facts(rows=259), reader).check("judge")
+    with pytest.raises(UserError, match=r"reward model judge: token '<think>' has id 258, and its embedding has 258"):
+        Retokeniser(ChatFormat(own), facts(rows=258), reader).check("judge")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from tests.rlhf.service import serve
 from tests.rlhf.tiny import tiny_model
 
 SHIFT = 0.25
+DAY = date(2026, 11, 28)
 POLICY = train_tokenizer(["the inn is open " * 5], 300)
 OTHER = train_tokenizer(["where could it be then " * 5], 290)
 PROMPTS = (
@@ -87,7 +89,7 @@ def recipe(ranks: int = 1) -> Recipe:
 def scored(rank: Rank, policy: Path, folder: Path) -> Share:
     source = RewardSourceConfig(model=str(folder))
     ranked = recipe(rank.world)
-    return make_reward(ranked, source, str(policy), str(folder), PROMPTS, rank).scores(block())
+    return make_reward(ranked, source, str(policy), str(folder), PROMPTS, DAY, rank).scores(block())
 
 
 def plain(folder: Path, samples: list[list[int]]) -> list[float]:
@@ -124,7 +126,7 @@ def test_a_model_with_another_tokenizer_reads_the_text(ranks: int, folders: Any,
 def alone(source: RewardSourceConfig, policy: Path) -> Share:
     """Scores by a part that is no model."""
     rank = Rank(rank=0, world=1, meeting="", device="cpu", threads=1, timeout_seconds=60.0)
-    return make_reward(recipe(), source, str(policy), None, PROMPTS, rank).scores(block())
+    return make_reward(recipe(), source, str(policy), None, PROMPTS, DAY, rank).scores(block())
 
 
 def test_a_function_is_given_text_and_rows_in_the_blocks_order(folders: Any, tmp_path: Path) -> None:

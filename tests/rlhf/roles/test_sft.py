@@ -21,6 +21,7 @@ from rlhf.config.schema import (
     SFTConfig,
 )
 from rlhf.models.load import load_causal
+from rlhf.roles.examples import ExampleData
 from rlhf.roles.forward import join_tokens
 from rlhf.roles.sft import SFTRole
 from rlhf.zero.rank import Rank
@@ -30,7 +31,9 @@ from tests.rlhf.tiny import random_sequences, tiny_model, whole
 LR = 0.5
 TRAIN, HELD_OUT = random_sequences((3, 5), (1, 4), (6, 1), (2, 7)), random_sequences((2, 3), (5, 2), (1, 1), seed=1)
 CHOSEN = [3, 0, 1]
-TOKENS = 7 + 5 + 4
+MASK = [True, True, False, False, True] + [True] * 4 + [True] + [False, True, True, False, True, True, True]
+"""Of the responses of 5, 4, 1 and 7 tokens; the first and the last have gaps, as where several turns are trained on."""
+TOKENS = 5 + 3 + 4
 
 
 @pytest.fixture(scope="module")
@@ -56,19 +59,29 @@ def recipe(ranks: int, stage: int, budget: int, shared: int) -> Recipe:
 def train(rank: Rank, folder: Path, recipe: Recipe, out: Path) -> dict[str, Any]:
     """Metrics of two updates and log-probabilities of held-out completions after them; the model is saved."""
     role = SFTRole(recipe, str(folder), 2, rank)
-    role.use(TRAIN, HELD_OUT)
+    role.use(
+        ExampleData(sequences=TRAIN, mask=np.array(MASK)),
+        ExampleData(sequences=HELD_OUT, mask=np.ones(6, dtype=bool)),
+    )
     metrics = [role.update(CHOSEN) for _ in range(2)]
     share = role.held_out_logprobs()
     role.save(out)
     return {"metrics": metrics, "share": share}
 
 
-def cross_entropy(lm: Any, sequences: Any, i: int) -> torch.Tensor:
-    """Sum over the completion's tokens; −100 leaves the prompt out."""
+def cross_entropy(lm: Any, sequences: Any, i: int, trained: Any = slice(None)) -> torch.Tensor:
+    """Sum over the trained tokens of the response; −100 leaves the others and the prompt out."""
     tokens = whole(sequences, i)
-    labels = tokens.clone()
-    labels[0, : sequences.prompt_lengths[i]] = -100
-    return lm(tokens, labels=labels).loss * int(sequences.response_lengths[i])
+    labels = torch.full_like(tokens, -100)
+    begin = int(sequences.prompt_lengths[i])
+    labels[0, begin:][trained] = tokens[0, begin:][trained]
+    return lm(tokens, labels=labels).loss * int((labels != -100).sum())
+
+
+def trained(i: int) -> torch.Tensor:
+    """The part of ``MASK`` that is sample i's."""
+    begin = [0, 5, 9, 10][i]
+    return torch.tensor(MASK[begin : begin + int(TRAIN.response_lengths[i])])
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +90,7 @@ def expected(folder: Path) -> dict[str, Any]:
     lm = load_causal(folder, ModelConfig())
     losses, norms = [], []
     for _ in range(2):
-        loss = torch.stack([cross_entropy(lm, TRAIN, i) for i in CHOSEN]).sum() / TOKENS
+        loss = torch.stack([cross_entropy(lm, TRAIN, i, trained(i)) for i in CHOSEN]).sum() / TOKENS
         lm.zero_grad()
         loss.backward()
         losses.append(loss.item())

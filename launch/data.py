@@ -1,0 +1,84 @@
+"""``rlhf data``: what the models will see of a recipe's data, before anything is trained. It writes nothing.
+
+The page to look at before paying for GPUs: it needs the data, a tokenizer and a model's settings, and no weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from launch.options import add_recipe, add_stage
+
+if TYPE_CHECKING:
+    from actors.session import Session
+    from rlhf.config.schema import Recipe
+    from rlhf.data.show import Shown
+
+PURPOSE = "show what the models will see of a recipe's data, token by token, and what is set aside"
+EXAMPLE = "rlhf data recipes/quickstart.yaml --rows 3"
+
+
+def add_options(command: argparse.ArgumentParser) -> None:
+    """A recipe, which stages, and how many rows of each."""
+    add_recipe(command)
+    command.add_argument("--rows", type=int, default=2, help="rows of each stage shown token by token (default 2)")
+    add_stage(command, "the command whose data is shown")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Print the page.
+
+    Raises:
+        UserError: the recipe, the data or the model's folder cannot be used.
+    """
+    from rlhf.config.limits import out_of_limits
+    from rlhf.config.load import load_recipe
+    from rlhf.config.named_files import check_data, check_models
+    from rlhf.config.problems import raise_all
+    from rlhf.config.validate import stages_of
+
+    recipe = load_recipe(options.recipe, options.overrides)
+    stages = [
+        stage for stage in stages_of(recipe, options.stage) if options.stage != "pipeline" or _has_data(recipe, stage)
+    ]
+    problems = [*out_of_limits(recipe), *check_models(recipe, stages), *check_data(recipe, stages)]
+    raise_all(problems, f"the recipe {recipe.name!r}")
+    with tempfile.TemporaryDirectory() as folder:
+        _show(recipe, stages, options.rows, Path(folder))
+
+
+def _has_data(recipe: Recipe, stage: str) -> bool:
+    from rlhf.config.named_files import STAGE_DATA
+
+    return bool(recipe.data.path or getattr(recipe.data, STAGE_DATA[stage]))
+
+
+def _show(recipe: Recipe, stages: list[str], rows: int, folder: Path) -> None:
+    """Print each stage's data as its session reads it; a tokenizer that is yet to be made is made in ``folder``."""
+    from actors.session import Session
+    from rlhf.data.show import show_stage
+    from rlhf.tracking.console import Console
+    from rlhf.tracking.quiet import quiet_framework_logs
+
+    if recipe.model.scratch is not None:
+        recipe = replace(recipe, runs_dir=str(folder / "runs"))
+    with quiet_framework_logs(folder / "log") as stdout:
+        console = Console(stdout)
+        session = Session(recipe=recipe, console=console, device="cpu", gpus=0)
+        for stage in stages:
+            title, data = _data_of(session, stage)
+            console.page(
+                show_stage(title, data, session.chat, session.facts, recipe.data, rows, colour=console.has_colour)
+            )
+
+
+def _data_of(session: Session, stage: str) -> tuple[str, Shown]:
+    if stage == "sft":
+        return "sft: demonstrations", session.demonstrations
+    if stage == "ppo":
+        return "ppo: prompts", session.prompts
+    return f"{stage}: comparisons", session.preferences

@@ -1,0 +1,126 @@
+"""Columns of a file under the names that have a meaning here, by the recipe or by what is standard."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+COLUMNS = (
+    "prompt",
+    "completion",
+    "chosen",
+    "rejected",
+    "messages",
+    "text",
+    "label",
+    "margin",
+    "system",
+    "input",
+    "tools",
+    "documents",
+    "chat_template_kwargs",
+)
+"""Column names that have a meaning here; ``DataConfig.columns`` renames to these."""
+
+STANDARD: Mapping[str, tuple[str, ...]] = {
+    "messages": ("conversations", "conversation"),
+    "system": ("system_prompt",),
+    "prompt": ("instruction", "question", "query"),
+    "completion": ("output", "response", "answer"),
+}
+"""Names that public data has for a column; one is taken where the row has exactly one of them."""
+
+_ANSWERED = {"messages", "text", "chosen"}
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A column that the recipe names and the row does not have."""
+
+    column: str
+
+
+def rename(row: Mapping[str, object], columns: Mapping[str, str], ignore: Sequence[str]) -> Mapping[str, str] | Missing:
+    """Our name → the row's, for every column of the row that has a meaning; a dotted path leads into nested values.
+
+    Args:
+        row: column → value.
+        columns: ``DataConfig.columns``, which wins over the row's own names.
+        ignore: columns that are as if they were not there.
+    """
+    for path in (path for value in columns.values() for path in paths_of(value)):
+        if not has_value(row, path):
+            return Missing(path)
+    compared = is_conversation(row, columns.get("chosen", "chosen"))
+    return _names(tuple(row), compared, tuple(columns.items()), tuple(ignore))
+
+
+@lru_cache(maxsize=1024)
+def _names(
+    row: tuple[str, ...], compares_conversations: bool, given: tuple[tuple[str, str], ...], ignore: tuple[str, ...]
+) -> Mapping[str, str]:
+    """What ``rename`` returns, for all rows with the same columns."""
+    columns = dict(given)
+    taken = {path.partition(".")[0] for value in columns.values() for path in paths_of(value)}
+    free = [name for name in row if name not in columns.values() and name not in ignore]
+    names = {name: name for name in COLUMNS if name in free and name not in columns and name != "input"} | columns
+    names |= {
+        ours: found for ours in STANDARD if (found := _standard(ours, [n for n in free if n not in taken], names))
+    }
+    if compares_conversations and "prompt" not in columns and names.get("prompt") in STANDARD["prompt"]:
+        del names["prompt"]  # the conversations hold it
+    if names.get("prompt") == "instruction" and "input" in free:
+        names.setdefault("input", "input")  # Alpaca's: what the instruction is about
+    return names
+
+
+def _standard(ours: str, free: Iterable[str], names: Mapping[str, str]) -> str | None:
+    """The one column whose standard meaning is ``ours``, where nothing else plays that part."""
+    if ours in names or (ours in ("prompt", "completion") and {"messages", "text"} & names.keys()):
+        return None
+    if ours == "completion" and _ANSWERED & names.keys():
+        return None
+    found = [name for name in free if name in STANDARD[ours]]
+    if ours == "prompt" and not found:
+        found = [name for name in free if name == "input"]
+    return found[0] if len(found) == 1 else None
+
+
+def is_conversation(row: Mapping[str, object], column: str) -> bool:
+    """Whether a column holds messages."""
+    return isinstance(value_at(row, column), list)
+
+
+def paths_of(value: str) -> list[str]:
+    """The columns that one entry of ``DataConfig.columns`` names: several votes are given as ``a, b, c``."""
+    return [part.strip() for part in value.split(",")]
+
+
+def has_value(row: Mapping[str, object], path: str) -> bool:
+    """Whether the row has this column, or this dotted path into one."""
+    return value_at(row, path, _NOTHING) is not _NOTHING
+
+
+_NOTHING = object()
+
+
+def value_at(row: Mapping[str, object], path: str, otherwise: object = None) -> object:
+    """The value of a column, or at a dotted path such as ``outputs.0.text``; a column of that very name wins."""
+    if path in row:
+        return row[path]
+    value: object = row
+    for part in path.split("."):
+        if isinstance(value, Mapping) and part in value:
+            value = value[part]
+        elif isinstance(value, list | tuple) and part.isdecimal() and int(part) < len(value):
+            value = value[int(part)]
+        else:
+            return otherwise
+    return value
+
+
+def unused(row: Mapping[str, object], names: Mapping[str, str], ignore: Sequence[str]) -> list[str]:
+    """Columns of a row that nothing here reads."""
+    used = {path.partition(".")[0] for value in names.values() for path in paths_of(value)} | {*names.values()}
+    return [name for name in row if name not in used and name not in ignore]

@@ -1,0 +1,208 @@
+"""Messages of a row: every field of every turn is kept, and what no text model can read is refused by name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from rlhf.data.records import Message, Messages
+
+MEDIA = {"image", "images", "video", "videos", "audio", "audios"}
+"""Columns that hold what a text model cannot read."""
+VARIABLES = {"tools", "documents", "chat_template_kwargs"}
+"""Columns that are for the chat template."""
+SPEAKERS = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant"}
+"""Roles of ShareGPT's ``{from, value}`` turns under the names of chat templates; others keep theirs."""
+
+
+class RowError(ValueError):
+    """A row is not usable; the message is the bad row's reason."""
+
+
+def read_messages(value: object, column: str) -> Messages:
+    """The turns in a column: a list of turns, or one turn.
+
+    Raises:
+        RowError: it holds something else, or a turn with images or sound.
+    """
+    turns = [value] if isinstance(value, dict) else value
+    if not isinstance(turns, list) or not turns:
+        raise RowError(f"not messages: {column} is {value!r:.40}")
+    return tuple(_message(turn, column) for turn in turns)
+
+
+def read_variables(row: Mapping[str, object]) -> dict[str, object]:
+    """What a row gives the chat template beside its messages. JSON text is parsed, as ``datasets`` columns have it.
+
+    Raises:
+        RowError: a column does not hold what templates take.
+    """
+    found: dict[str, object] = {}
+    if VARIABLES.isdisjoint(row):
+        return found
+    for name in ("tools", "documents"):
+        if (value := _parsed(row.get(name), name)) not in (None, []):
+            if not isinstance(value, list):
+                raise RowError(f"not {name}: {name} is {value!r:.40}, not a list")
+            found[name] = [_parsed(item, name) for item in value]
+    more = _parsed(row.get("chat_template_kwargs"), "chat_template_kwargs") or {}
+    if not isinstance(more, dict):
+        raise RowError(f"not a mapping: chat_template_kwargs is {more!r:.40}")
+    require_unicode([found, more], "a column for the chat template")
+    return {**more, **found}
+
+
+def refuse_media(row: Mapping[str, object]) -> None:
+    """Refuse a row with images, video or sound: a text model would answer without them.
+
+    Raises:
+        RowError: a column holds some.
+    """
+    for name in MEDIA & row.keys():
+        if row.get(name) not in (None, [], {}, ""):
+            raise RowError(f"images, video or audio: the row has {name}, which a text model cannot read")
+
+
+def without_gaps(value: object) -> object:
+    """The value without fields that are None: tables fill in what a struct does not have."""
+    if isinstance(value, dict):
+        return {name: without_gaps(inner) for name, inner in value.items() if inner is not None}
+    return [without_gaps(item) for item in value] if isinstance(value, list) else value
+
+
+def require_unicode(value: object, column: str) -> None:
+    """Refuse text that UTF-8 cannot hold, however deep it lies.
+
+    Raises:
+        RowError: there is some.
+    """
+    if isinstance(value, str):
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError:
+            raise RowError(f"not Unicode: {column} holds half of a surrogate pair, which no tokenizer takes") from None
+    elif isinstance(value, Mapping):
+        require_unicode([*value, *value.values()], column)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            require_unicode(item, column)
+
+
+def join_turns(prompt: Messages, reply: Messages, column: str) -> Messages:
+    """A prompt and the reply to it as one conversation. A reply that says the prompt again says it once.
+
+    Raises:
+        RowError: the reply begins with another prompt.
+    """
+    for before in (prompt, _without_system(prompt)):
+        if _begins(reply, before):
+            return prompt + reply[len(before) :]
+    if _begins(_without_system(reply), prompt):
+        return reply
+    if (continued := _continued(prompt, reply)) is not None:
+        return continued
+    again = reply[0].role == "system" or _same(reply[0], prompt[0]) or reply[0].role == prompt[-1].role == "user"
+    if again:
+        raise RowError(f"prompts differ: {column} is a conversation that does not begin with the prompt")
+    return prompt + reply
+
+
+def _continued(prompt: Messages, reply: Messages) -> Messages | None:
+    """The conversation where the prompt ends inside a turn of the assistant's that the reply holds whole."""
+    *before, begun = prompt
+    if begun.role != "assistant" or len(reply) < len(prompt) or not _begins(reply, before):
+        return None
+    whole = reply[len(before)]
+    if whole.role != "assistant" or not whole.content.startswith(begun.content):
+        return None
+    return (*prompt, replace(whole, content=whole.content.removeprefix(begun.content)), *reply[len(prompt) :])
+
+
+def _begins(turns: Sequence[Message], beginning: Sequence[Message]) -> bool:
+    return len(turns) > len(beginning) and all(map(_same, turns, beginning))
+
+
+def _same(one: Message, other: Message) -> bool:
+    return one.role == other.role and one.content.strip() == other.content.strip() and one.fields == other.fields
+
+
+def _without_system(turns: Messages) -> Messages:
+    return turns[1:] if turns[0].role == "system" else turns
+
+
+def _message(turn: object, column: str) -> Message:
+    if not isinstance(turn, dict):
+        raise _not_a_turn(turn, column)
+    if "role" not in turn and "from" in turn and "value" in turn:
+        names = {"from": "role", "value": "content"}
+        turn = {names.get(name, name): value for name, value in turn.items()}
+        turn["role"] = SPEAKERS.get(turn["role"], turn["role"]) if isinstance(turn["role"], str) else turn["role"]
+    fields: dict[str, object] = {
+        str(name): value for name, value in turn.items() if name not in ("role", "content") and value is not None
+    }
+    role, content = turn.get("role"), _content(turn.get("content"), bool(fields), column)
+    if not isinstance(role, str) or content is None:
+        raise _not_a_turn(turn, column)
+    if "tool_calls" in fields:
+        fields["tool_calls"] = _tool_calls(fields["tool_calls"])
+    require_unicode([role, content, fields], column)
+    return Message(role, content, fields)
+
+
+def _content(value: object, has_more: bool, column: str) -> str | None:
+    """The text of a turn; None where there is none to have."""
+    if value is None and has_more:
+        return ""
+    if isinstance(value, list):
+        return "".join(_part(part, column) for part in value)
+    return value if isinstance(value, str) else None
+
+
+def _part(part: object, column: str) -> str:
+    """One of the parts that OpenAI's messages may be made of."""
+    if isinstance(part, str):
+        return part
+    text = part.get("text") if isinstance(part, dict) else None
+    if not isinstance(part, dict) or (part.get("type", "text") == "text" and not isinstance(text, str)):
+        raise RowError(f"not messages: {column} has a part that is not {{type: text, text: ...}}: {part!r:.60}")
+    if part.get("type", "text") != "text":
+        raise RowError(f"images, video or audio: {column} has a part of type {part['type']!r:.40}")
+    return str(text)
+
+
+def _tool_calls(calls: object) -> object:
+    """The calls with their arguments as mappings, which templates take; OpenAI's API gives them as JSON text."""
+    calls = _parsed(calls, "tool_calls") if isinstance(calls, str) else calls
+    return [_tool_call(call) for call in calls] if isinstance(calls, list) else calls
+
+
+def _tool_call(call: object) -> object:
+    if not isinstance(call, dict):
+        return call
+    if isinstance(call.get("function"), dict):
+        return {**call, "function": _tool_call(call["function"])}
+    arguments = call.get("arguments")
+    if isinstance(arguments, str):
+        try:
+            parsed = json.loads(arguments)
+        except (ValueError, RecursionError):  # the model is to learn what was called, valid or not
+            return call
+        return {**call, "arguments": parsed} if isinstance(parsed, dict) else call
+    return call
+
+
+def _parsed(value: object, column: str) -> object:
+    """A value that may be given as JSON text; blank text is nothing."""
+    if not isinstance(value, str):
+        return value
+    if not value.strip():
+        return None
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise RowError(f"not JSON: {column} is text that does not parse ({error!s:.80})") from None
+
+
+def _not_a_turn(turn: object, column: str) -> RowError:
+    return RowError(f"not messages: {column} has a turn that is not {{role: text, content: text}}: {turn!r:.60}")

@@ -1,0 +1,53 @@
+"""``rlhf data`` shows what a run of the recipe would read, and leaves nothing behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from launch.cli import main
+from tests.end_to_end.small import RECIPE, make_small_data, overrides
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("data")
+    make_small_data(made)
+    return made
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*"))
+
+
+def test_every_stage_is_shown_and_nothing_written(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    before = files(folder)
+    assert main(["data", str(RECIPE), *overrides(folder, "shown"), "--rows", "1"]) == 0
+    shown = capfd.readouterr().out
+    for text in (
+        "sft: demonstrations",
+        "reward: comparisons",
+        "ppo: prompts",
+        "demonstrations: 320 rows",
+        "⟦",
+        "<eos>⟧",
+    ):
+        assert text in shown
+    assert shown.count("row 1 to train on") == 3 and "row 2" not in shown
+    assert files(folder) == before
+
+
+def test_a_recipe_may_have_the_data_of_one_stage_only(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    alone = [*overrides(folder, "alone"), "data.preferences=null", "data.prompts=null"]
+    assert main(["data", str(RECIPE), *alone]) == 0
+    assert "sft: demonstrations" in (shown := capfd.readouterr().out) and "ppo: prompts" not in shown
+    assert main(["data", str(RECIPE), *alone, "--stage", "ppo"]) == 2
+    assert "the ppo stage has no data" in capfd.readouterr().err
+
+
+def test_data_that_cannot_be_used_is_refused(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (folder / "judged.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c", "winner": 2}\n')
+    given = [*overrides(folder, "judged"), f"data.preferences={folder / 'judged.jsonl'}", "--stage", "reward"]
+    assert main(["data", str(RECIPE), *given]) == 2
+    assert "the column 'winner' may say which of the two answers won" in capfd.readouterr().err

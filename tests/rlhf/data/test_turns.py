@@ -1,0 +1,211 @@
+"""Turns keep every field, say a prompt once, and refuse what is no text."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import datasets
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from rlhf.config.schema import DataConfig
+from rlhf.data.formats import load_demonstrations, load_preferences, load_prompts
+from rlhf.data.records import Demonstration, Message, Preference
+from tests.rlhf.data.conftest import Write
+
+USER = {"role": "user", "content": "Weather in Bresk?"}
+CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Bresk", "day": None}}}
+CALLS = {"role": "assistant", "content": "", "tool_calls": [CALL]}
+RESULT = {"role": "tool", "name": "weather", "content": "rain"}
+ANSWER = {"role": "assistant", "content": "It rains.", "reasoning_content": "The tool says rain."}
+TOOLS = [
+    {"type": "function", "function": {"name": "weather", "parameters": {"properties": {"city": {"type": "string"}}}}}
+]
+M_USER, M_CALLS = Message("user", "Weather in Bresk?"), Message("assistant", "", {"tool_calls": [CALL]})
+
+
+def one_demonstration(path: str) -> Demonstration:
+    [row] = load_demonstrations(DataConfig(path=path)).rows
+    return row
+
+
+def one_preference(path: str) -> Preference:
+    [row] = load_preferences(DataConfig(path=path)).rows
+    return row
+
+
+def reason(write_jsonl: Write, row: object, load=load_demonstrations) -> str:
+    good = {"prompt": "a", "completion": "b", "chosen": "b", "rejected": "c"}
+    [bad] = load(DataConfig(path=write_jsonl(good, row))).bad
+    return bad.reason
+
+
+def test_every_field_of_a_turn_and_of_the_row_is_kept(write_jsonl: Write) -> None:
+    kwargs = {"enable_thinking": False}
+    row = {"messages": [USER, CALLS, RESULT, ANSWER], "tools": TOOLS, "chat_template_kwargs": kwargs}
+    read = one_demonstration(write_jsonl(row))
+    assert read.prompt == (M_USER, M_CALLS, Message("tool", "rain", {"name": "weather"}))
+    assert read.completion == Message("assistant", "It rains.", {"reasoning_content": "The tool says rain."})
+    assert read.variables == {"tools": TOOLS, "enable_thinking": False}
+    asked = {"prompt": [USER, CALLS, RESULT], "tools": TOOLS}
+    [prompt] = load_prompts(DataConfig(path=write_jsonl(asked))).rows
+    assert (prompt.prompt, prompt.variables) == (read.prompt, {"tools": TOOLS})
+
+
+@pytest.mark.parametrize("content", ["", None])
+def test_an_answer_may_be_a_call_alone(write_jsonl: Write, content: str | None) -> None:
+    call = {**CALLS, "content": content}
+    assert one_demonstration(write_jsonl({"messages": [USER, call]})).completion == M_CALLS
+    without = {name: value for name, value in call.items() if name != "content"}
+    read = one_preference(write_jsonl({"prompt": [USER], "chosen": [without], "rejected": [ANSWER]}))
+    assert (read.prompt, read.chosen) == ((M_USER,), M_CALLS)
+
+
+def test_json_text_is_parsed_where_templates_take_values(write_jsonl: Write) -> None:
+    """As OpenAI's API gives arguments, and as columns of ``datasets`` hold tools."""
+    text = {"type": "function", "function": {"name": "weather", "arguments": '{"city": "Bresk", "day": null}'}}
+    row = {"messages": [USER, {**CALLS, "tool_calls": [text]}], "tools": json.dumps(TOOLS)}
+    read = one_demonstration(write_jsonl(row))
+    assert read.completion == M_CALLS and read.variables == {"tools": TOOLS}
+    broken = {"type": "function", "function": {"name": "weather", "arguments": '{"city": '}}
+    read = one_demonstration(write_jsonl({"messages": [USER, {**CALLS, "tool_calls": [broken]}], "tools": ""}))
+    assert read.completion == Message("assistant", "", {"tool_calls": [broken]}) and read.variables == {}
+
+
+@pytest.mark.parametrize("kind", ["parquet", "datasets"])
+def test_what_a_table_fills_in_is_not_there(tmp_path: Path, kind: str) -> None:
+    """A table gives every struct all fields; the message ``{role, content}`` comes back with three more."""
+    row = {"messages": [USER, {**CALLS, "content": None}, RESULT, ANSWER], "tools": TOOLS}
+    if kind == "parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "rows.parquet")
+        path = tmp_path / "rows.parquet"
+        raw = pyarrow.parquet.read_table(path).to_pylist()[0]["messages"][0]
+        assert raw["tool_calls"] is None  # what is tested here
+    else:
+        path = tmp_path / "saved"
+        datasets.Dataset.from_list([row]).save_to_disk(path)
+    read = one_demonstration(str(path))
+    call = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Bresk"}}}
+    assert read.prompt[:2] == (M_USER, Message("assistant", "", {"tool_calls": [call]}))
+    assert read.prompt[2] == Message("tool", "rain", {"name": "weather"})
+    assert read.variables == {"tools": TOOLS}
+
+
+def test_parts_of_text_are_joined(write_jsonl: Write) -> None:
+    parts = [{"type": "text", "text": "Weather "}, {"type": "text", "text": "in Bresk?"}]
+    assert one_demonstration(write_jsonl({"messages": [{**USER, "content": parts}, ANSWER]})).prompt == (M_USER,)
+
+
+def test_conversations_of_from_and_value(write_jsonl: Write) -> None:
+    turns = [{"from": "human", "value": "Weather in Bresk?"}, {"from": "gpt", "value": "Rain."}]
+    read = one_demonstration(write_jsonl({"conversations": turns}))
+    assert (read.prompt, read.completion) == ((M_USER,), Message("assistant", "Rain."))
+
+
+IMAGE = {"type": "image_url", "image_url": {"url": "http://x/y.png"}}
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        (
+            {"messages": [{"role": "user", "content": [IMAGE]}, ANSWER]},
+            "images, video or audio: messages has a part of",
+        ),
+        ({"prompt": "a", "completion": "b", "images": ["y.png"]}, "images, video or audio: the row has images"),
+        ({"prompt": "a", "completion": "b", "image": {"bytes": "..."}}, "images, video or audio: the row has image"),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}]}, ANSWER]}, "not messages"),
+        ({"messages": [{"role": "user"}, ANSWER]}, "not messages"),
+        ({"messages": [USER, {"role": "assistant", "content": ""}]}, "empty messages"),
+        ({"messages": [USER, ANSWER], "tools": "weather"}, "not JSON: tools"),
+        ({"messages": [USER, ANSWER], "tools": {"a": 1}}, "not tools"),
+        ({"messages": [USER, ANSWER], "chat_template_kwargs": [1]}, "not a mapping"),
+    ],
+)
+def test_what_no_template_can_take_is_counted(write_jsonl: Write, row: object, expected: str) -> None:
+    assert reason(write_jsonl, row).startswith(expected)
+
+
+def test_half_a_character_deep_in_a_call_is_found(write_jsonl: Write) -> None:
+    call = {**CALLS, "tool_calls": [{"function": {"name": "w", "arguments": {"city": ["\ud800"]}}}]}
+    assert reason(write_jsonl, json.dumps({"messages": [USER, call]})).startswith("not Unicode")
+
+
+def test_no_images_are_no_reason(write_jsonl: Write) -> None:
+    assert one_demonstration(write_jsonl({"prompt": "a", "completion": "b", "images": []})).completion == "b"
+
+
+HI, HELLO, NO = (
+    {"role": "user", "content": "Hi"},
+    {"role": "assistant", "content": "Hello."},
+    {"role": "assistant", "content": "No."},
+)
+BE_BRIEF, ALSO = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "Also?"}
+
+
+def messages(*turns: dict[str, str]) -> tuple[Message, ...]:
+    return tuple(Message(turn["role"], turn["content"]) for turn in turns)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "conversation", "expected"),
+    [
+        ([HI], [HI], [HI]),
+        ([BE_BRIEF, HI], [BE_BRIEF, HI], [BE_BRIEF, HI]),
+        ([BE_BRIEF, HI], [HI], [BE_BRIEF, HI]),
+        ([HI], [BE_BRIEF, HI], [BE_BRIEF, HI]),
+        ([BE_BRIEF], [HI], [BE_BRIEF, HI]),
+        ([HI], [], [HI]),
+        ([HI, HELLO], [ALSO], [HI, HELLO, ALSO]),
+        ([HI, HELLO, ALSO], [HI, HELLO, ALSO], [HI, HELLO, ALSO]),
+        ([{**HI, "content": "Hi "}], [HI], [{**HI, "content": "Hi "}]),
+    ],
+)
+def test_a_prompt_that_is_said_again_stands_once(write_jsonl: Write, prompt, conversation, expected) -> None:
+    row = {"prompt": prompt, "chosen": [*conversation, HELLO], "rejected": [*conversation, NO]}
+    read = one_preference(write_jsonl(row))
+    assert (read.prompt, read.chosen, read.rejected) == (messages(*expected), *messages(HELLO, NO))
+    read = one_demonstration(write_jsonl({"prompt": prompt, "completion": [*conversation, HELLO]}))
+    assert (read.prompt, read.completion) == (messages(*expected), *messages(HELLO))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "conversation"),
+    [
+        ([HI], [ALSO]),
+        ([BE_BRIEF, HI], [{**BE_BRIEF, "content": "Be long."}, HI]),
+        ([HI, HELLO], [HI, NO]),
+        ("Hi", [ALSO]),
+    ],
+)
+def test_a_conversation_with_another_prompt_is_a_bad_row(write_jsonl: Write, prompt, conversation) -> None:
+    row = {"prompt": prompt, "chosen": [*conversation, HELLO], "rejected": [*conversation, NO]}
+    assert reason(write_jsonl, row, load_preferences).startswith(
+        "prompts differ: chosen is a conversation that does not"
+    )
+
+
+BEGUN = {"role": "assistant", "content": "The answer is"}
+
+
+@pytest.mark.parametrize(
+    ("completion", "expected"),
+    [
+        (" four.", " four."),
+        ([{"role": "assistant", "content": " four."}], Message("assistant", " four.")),
+        ([HI, {"role": "assistant", "content": "The answer is four."}], Message("assistant", " four.")),
+    ],
+)
+def test_a_turn_that_the_prompt_begins_is_continued(write_jsonl: Write, completion, expected) -> None:
+    read = one_demonstration(write_jsonl({"prompt": [HI, BEGUN], "completion": completion}))
+    assert (read.prompt, read.completion) == (messages(HI, BEGUN), expected)
+    row = {
+        "prompt": [HI, BEGUN],
+        "chosen": completion,
+        "rejected": [HI, {"role": "assistant", "content": "The answer is 5"}],
+    }
+    assert one_preference(write_jsonl(row)).chosen == expected
+    [asked] = load_prompts(DataConfig(path=write_jsonl({"prompt": [HI, BEGUN]}))).rows
+    assert asked.prompt == messages(HI, BEGUN)
