@@ -36,7 +36,10 @@ Seen = tuple[Facts, str]
 def dead_actors(actors: Mapping[str, Any]) -> list[str]:
     """Names of the actors that Ray knows to be dead, whatever their peers have noticed."""
     ids = {name: actor._actor_id.hex() for name, actor in actors.items() if actor is not None}
-    table = state.actor_table(None, actor_state_name="DEAD") if ids else {}
+    try:
+        table = state.actor_table(None, actor_state_name="DEAD") if ids else {}
+    except Exception:  # Ray itself may be what is lost: nobody is known to be dead
+        return []
     return [name for name, actor_id in ids.items() if actor_id in table]
 
 

@@ -74,19 +74,17 @@ class HeldWeights:
         the weights have to be sent again. An update in which a chunk failed is closed for vLLM, but its layers are not.
         """
         from vllm.config import set_current_vllm_config
-        from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
         from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
         receiver = self.weight_transfer_engine  # type: ignore[attr-defined]
-        if receiver is None:
-            return
         layers = [info for layer in receiver.model.modules() if (info := get_layerwise_info(layer)).can_load()]
-        for info in layers:
+        if not layers and not self._weight_update_active:
+            return
+        for info in layers:  # as if nothing of it had come: it gets its own tensors back
             info.load_numel = 0
             info.loaded_weights.clear()
-        if layers:
-            with set_current_vllm_config(self.vllm_config):  # type: ignore[attr-defined]
-                finalize_layerwise_reload(receiver.model, receiver.model_config)
+        with set_current_vllm_config(self.vllm_config):  # type: ignore[attr-defined]
+            receiver.finish_weight_update()
         receiver.reset_weight_update_target()
         self._weight_update_active = False
 

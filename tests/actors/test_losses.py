@@ -173,9 +173,10 @@ def test_real_errors_of_real_actors_name_the_actor_and_not_those_that_were_given
 
 
 MONITORED = """
-import os, time, psutil
-memory = psutil.virtual_memory()
-os.environ["RAY_memory_usage_threshold"] = str((memory.total - memory.available + 2**30) / memory.total)
+import os, time
+from rlhf.recovery.facts import host_memory
+total, available = host_memory()
+os.environ["RAY_memory_usage_threshold"] = str((total - available + 3 * 2**30) / total)
 os.environ["RAY_memory_monitor_refresh_ms"] = "100"
 import ray
 from actors.cluster import cluster
@@ -190,7 +191,7 @@ class Hungry:
     def eat(self):
         held = []
         while True:
-            held.append(bytearray(b"x" * 2**26))
+            held.append(bytearray(b"x" * 2**28))
             time.sleep(0.02)
 
 ray.cloudpickle.register_pickle_by_value(__import__("__main__"))
@@ -214,7 +215,7 @@ print(events[0]["cause"], "|", events[0]["what"])
 
 
 def test_an_actor_that_the_memory_monitor_kills_is_named_and_told(tmp_path: Path) -> None:
-    """The monitor itself, in a Ray of its own whose threshold is a gigabyte away."""
+    """The monitor itself, in a Ray of its own whose threshold is three gigabytes away."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-c", MONITORED], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from rlhf.recovery.facts import host_memory
 from rlhf.tracking.jsonl import read_lines
 from tests.end_to_end.faults import Fault, Run, from_nothing
 from tests.end_to_end.small import make_data_and_reward
@@ -146,3 +147,38 @@ def test_an_update_of_the_engines_may_be_left_open_at_any_moment(zero_stage: int
     assert run.is_whole(5)
     assert [(step, phase) for step, phase in run.losses] == [(step, "publish") for step in range(4)]
     assert "actor_replaced" not in {event["kind"] for event in run.events if event.get("member") == ENGINE}
+
+
+HUNGRY = """
+from pathlib import Path
+
+CALLS = Path(__file__).with_name("calls")
+
+def score(prompts, responses):
+    with CALLS.open("a") as calls:
+        calls.write(".")
+    held = []
+    while len(CALLS.read_text()) == 6:
+        held.append(bytearray(b"x" * 2**28))
+    return [response.count("e") / max(1, len(response)) for response in responses]
+"""
+"""A reward that takes all memory once: in its sixth block, of the second step."""
+
+
+@pytest.mark.slow
+def test_actors_that_ray_s_memory_monitor_kills_are_replaced(tmp_path: Path) -> None:
+    """It kills several actors at once, of several roles: the monitor itself, whose threshold is some gigabytes away."""
+    make_data_and_reward(tmp_path)
+    (tmp_path / "reward.py").write_text(HUNGRY)
+    total, available = host_memory()
+    assert total is not None and available is not None
+    monitor = {
+        "RAY_memory_usage_threshold": str((total - available + 9 * 2**30) / total),
+        "RAY_memory_monitor_refresh_ms": "100",
+    }
+    run = Run(tmp_path, "hit", [*from_nothing(tmp_path, "hit"), "ppo.steps=3", "recovery.restarts=4"], **monitor)
+    survived = Survived(path=run.path, hit=(), code=run.end(), said=run.said())
+    assert survived.is_whole(3)
+    [killed] = [e for e in survived.events if REWARD_RANK in (e.get("member"), *e.get("others", ())) and "cause" in e]
+    assert killed["step"] == 1 and "GB used / " in killed["what"]
+    assert killed["cause"] == "Ray's memory monitor killed it: its node ran low on memory"
