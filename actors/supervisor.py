@@ -104,21 +104,27 @@ class Supervisor:
 
     def proven(self, name: str, version: int) -> None:
         """An actor has proven these weights, and serves."""
+        if self._admit(name, version):
+            self._tell()
+
+    def _admit(self, name: str, version: int) -> bool:
+        """Have an actor serve; returns whether it is one that replaces another."""
         now, seen = time.time(), self._seen[name]
         seen.member = seen.member.proved(version, now).admitted(now)
         seen.heard = now
-        if seen.lost_at is not None:
-            seconds = now - seen.lost_at
-            seen.lost_at = None
-            self._history = self._history.closed(name, seconds)
-            self._report("actor_replaced", member=name, seconds=round(seconds, 3), where=str(seen.where))
-            self._tell()
+        if seen.lost_at is None:
+            return False
+        seconds, seen.lost_at = now - seen.lost_at, None
+        self._history = self._history.closed(name, seconds)
+        self._report("actor_replaced", member=name, seconds=round(seconds, 3), where=str(seen.where))
+        return True
 
     def serve(self, names: Sequence[str]) -> None:
         """Actors whose weights never change, or that have just been given them, serve."""
-        for name in names:
-            if not self._seen[name].member.serves:
-                self.proven(name, self._seen[name].member.published)
+        members = [self._seen[name].member for name in names]
+        replaced = [self._admit(each.name, each.published) for each in members if not each.serves]
+        if any(replaced):
+            self._tell()  # once: a group may have hundreds
 
     def enter(self, moment: Moment) -> None:
         """The run has come to this phase; it is written to the status file, for whoever looks."""

@@ -77,6 +77,8 @@ class HeldWeights:
         from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
         receiver = self.weight_transfer_engine  # type: ignore[attr-defined]
+        if receiver is None:  # the weights never change
+            return
         layers = [info for layer in receiver.model.modules() if (info := get_layerwise_info(layer)).can_load()]
         if not layers and not self._weight_update_active:
             return

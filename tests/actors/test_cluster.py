@@ -15,6 +15,8 @@ import ray
 from ray.exceptions import RaySystemError, RpcError
 
 from actors.cluster import cluster, make_token
+from launch import preflight
+from launch.cli import main
 from rlhf.errors import MachineryError
 
 ROOT = Path(__file__).parents[2]
@@ -127,6 +129,26 @@ def test_whatever_keeps_ray_from_starting_is_told_with_what_to_do(
             """It does not come so far."""
         assert type(error).__name__ in str(caught.value) and "give the same command again" in str(caught.value)
         assert caught.value.exit_code == 3
+
+
+def test_a_command_whose_ray_is_too_slow_ends_with_that_message_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise Exception("The current node timed out during startup.")  # as Ray does
+
+    def starts(*_: object) -> None:
+        with cluster(None, has_gpus=False):
+            """It does not come so far."""
+
+    monkeypatch.setattr(ray, "init", fails)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(preflight, "prepare", starts)
+    assert main(["sft", "any.yaml"]) == 3
+    error = capsys.readouterr().err
+    assert error.startswith("rlhf sft: Ray did not start on 127.0.0.1: Exception: The current node timed out")
+    assert "Traceback" not in error and "should not happen" not in error
 
 
 @pytest.mark.parametrize("early", [True, False])
