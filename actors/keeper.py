@@ -217,7 +217,7 @@ class Keeper:
         if self.committed is None:
             return None
         self.committed.verify()
-        return self.load(self.committed, moment)
+        return self.load(self.committed, moment.of("load"))  # from the disk: it takes longer than from memory
 
     def load(self, checkpoint: Checkpoint, moment: Moment) -> Kept:
         """Have the trained groups load a checkpoint that was verified; returns what ``restore`` does."""

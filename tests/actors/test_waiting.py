@@ -44,6 +44,9 @@ class Held:
     def lose_peer(self) -> None:
         raise RuntimeError("[/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:4321")
 
+    def fill_the_store(self) -> None:
+        raise ray.exceptions.ObjectStoreFullError("no room for a chunk")
+
     def die_soon(self) -> None:
         time.sleep(1)
         os._exit(1)
@@ -110,6 +113,14 @@ def test_a_worker_that_computes_says_what_it_is_doing(worker: ray.actor.ActorHan
 def test_what_lost_a_peer_is_lost_itself(worker: ray.actor.ActorHandle) -> None:
     with pytest.raises(LostError, match="Connection closed by peer") as caught:
         ask(worker, "lose_peer")
+    assert (caught.value.names, caught.value.kind) == (("policy rank 3",), "failed")
+
+
+def test_what_ray_fails_an_actor_in_is_a_loss_of_that_actor(worker: ray.actor.ActorHandle) -> None:
+    with pytest.raises(
+        LostError, match="failed in fill_the_store: ObjectStoreFullError: no room for a chunk"
+    ) as caught:
+        ask(worker, "fill_the_store")
     assert (caught.value.names, caught.value.kind) == (("policy rank 3",), "failed")
 
 
