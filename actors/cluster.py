@@ -30,6 +30,12 @@ OBJECT_STORE_BYTES = 512 * 2**20
 GPU_TYPE = "accelerator_type:"
 """Beginning of the resource by which Ray tells the type of a node's GPUs."""
 
+SLOW = (
+    "A machine that is short of processors or memory may be too slow for Ray, whose logs are in /tmp/ray: stop what "
+    "else runs there and give the same command again. A cluster has to be up and of the same version (`ray status`)."
+)
+"""What to do where Ray does not start."""
+
 QUIET = {"log_to_driver": False, "logging_level": "ERROR"}
 
 
@@ -51,29 +57,39 @@ def cluster(address: str | None, has_gpus: bool) -> Iterator[None]:
 
 def join(address: str) -> None:
     """Join a running cluster; joining twice is once."""
-    try:
-        with _own_signal():
-            ray.init(address=address, ignore_reinit_error=True, **QUIET)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise MachineryError(f"no Ray cluster could be joined at {address}: {error}") from error
+    with _started(f"no Ray cluster could be joined at {address}"), _own_signal():
+        ray.init(address=address, ignore_reinit_error=True, **QUIET)
 
 
 def _start_own(has_gpus: bool) -> None:
     # Ray takes 127.0.0.1 to mean "find this host's own address", unless it believes that it cannot be a cluster here.
     os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
     ray_constants.ENABLE_RAY_CLUSTER = False
-    try:
+    with _started(f"Ray did not start on {LOCAL}"), _own_signal():
         make_token()
-        with _own_signal():
-            ray.init(
-                "local",  # a new one also where somebody else's runs on this machine
-                _node_ip_address=LOCAL,
-                include_dashboard=False,
-                object_store_memory=None if has_gpus else OBJECT_STORE_BYTES,
-                **QUIET,
-            )
-    except (OSError, RuntimeError, ValueError) as error:
-        raise MachineryError(f"Ray did not start on {LOCAL}: {error}") from error
+        ray.init(
+            "local",  # a new one also where somebody else's runs on this machine
+            _node_ip_address=LOCAL,
+            include_dashboard=False,
+            object_store_memory=None if has_gpus else OBJECT_STORE_BYTES,
+            **QUIET,
+        )
+
+
+@contextmanager
+def _started(otherwise: str) -> Iterator[None]:
+    """Whatever fails within the block, Ray has not started: it raises ``Exception`` itself where it is too slow for it.
+
+    Raises:
+        MachineryError: begins with ``otherwise``, and tells what to do.
+    """
+    try:
+        yield
+    except Exception as error:
+        with suppress(Exception):  # of what did start nothing stays
+            ray.shutdown()
+        lines = str(error).strip().splitlines() or [""]
+        raise MachineryError(f"{otherwise}: {type(error).__name__}: {lines[0]}. {SLOW}") from error
 
 
 @contextmanager

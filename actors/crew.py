@@ -116,7 +116,7 @@ class Crew:
             try:
                 group.rest(moment, keeps_weights=publishes and group is self.policy)
             except LostError as error:
-                self.revive(self.frozen_groups(error), error, moment)
+                self.revive(self.supervisor.located(error), moment)
 
     def save(self, folder: Path, moment: Moment) -> None:
         """Write the policy's model. Where its weights make room for engines, these sleep meanwhile."""
@@ -158,7 +158,7 @@ class Crew:
         """Have the policy send its weights; returns what ``PolicyRole.publish`` does."""
         deadlines = self.supervisor.patience.deadlines
         known = dict(deadlines.longest)
-        seconds = CLIENT_SHARE * self.supervisor.patience.seconds(moment.phase)
+        seconds = CLIENT_SHARE * self.supervisor.patience.seconds(self.policy.names[0], moment)
         sent, left_out = self.policy.ask("publish", seconds, moment=moment)[0]
         if left_out:
             deadlines.longest = known  # the wait for an engine that is lost is no measure of a publish
@@ -186,10 +186,15 @@ class Crew:
         if actors == self._connected:
             return
         moment, width = Moment(phase="connect"), self.recipe.rollout.tensor_parallel
-        client = EngineClient(actors, width, CLIENT_SHARE * self.supervisor.patience.seconds(moment.phase))
+        seconds = CLIENT_SHARE * self.supervisor.patience.seconds(self.policy.names[0], moment)
+        client = EngineClient(actors, width, seconds)
         address, port = self.policy.meeting_point()
         self.policy.ask("connect", client, self.engines.backend, len(actors) * width, address, port, moment=moment)
         self._connected = actors
+
+    def lost_groups(self, error: LostError) -> list[Group]:
+        """The groups whose ranks were lost."""
+        return [group for group in self.groups.values() if set(group.names) & set(error.names)]
 
     def frozen_groups(self, error: LostError) -> list[Group]:
         """The groups whose ranks were lost, if all of them can be made again from files.
@@ -197,15 +202,20 @@ class Crew:
         Raises:
             LostError: one of them cannot, or it is not known who was lost.
         """
-        lost = [group for group in self.groups.values() if set(group.names) & set(error.names)]
-        known = {name for group in lost for name in group.names}
-        if not lost or not set(error.names) <= known or any(group in self.trained.values() for group in lost):
+        lost = self.lost_groups(error)
+        if not lost or any(group in self.trained.values() for group in lost):
             raise error
         return lost
 
-    def revive(self, groups: Sequence[Group], error: LostError, moment: Moment, samples: int = 0) -> None:
-        """Replace the ranks of groups that lost one, and count it. ``samples`` are given to them again."""
-        self.supervisor.lost(error, moment, samples)
+    def revive(self, error: LostError, moment: Moment, samples: int = 0) -> None:
+        """Replace the ranks of frozen groups that lost one, and count it. ``samples`` are given to them again.
+
+        Raises:
+            LostError: others were lost as well, or it is not known who was.
+        """
+        groups = self.frozen_groups(error)
+        mine = {name for group in groups for name in group.names}
+        self.supervisor.lost(error.of(name for name in error.names if name in mine), moment, samples)
         for group in groups:
             self.rebuild(group)
 

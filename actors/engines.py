@@ -16,9 +16,10 @@ import ray
 
 from actors.cluster import worker_environment
 from actors.placement import Placement
+from actors.process import Whereabouts
 from actors.rollout import Answered, RolloutActor
 from actors.supervisor import Supervisor
-from actors.waiting import START, Moment, fetch, wait
+from actors.waiting import ABANDON, START, Moment, fetch, wait
 from rlhf.batching import share_prompts
 from rlhf.config.pools import ENGINES
 from rlhf.config.schema import Recipe
@@ -127,17 +128,19 @@ class Engines:
         building = [engine.building for engine in self.all]
         moment = Moment(phase=START)
         places = wait(building, [engine.name for engine in self.all], moment, self.supervisor.patience)
-        for engine, where in zip(self.all, places, strict=True):
-            self._greet(engine, where, moment)
+        self._greet(self.all, places, moment)
 
-    def _greet(self, engine: Engine, where: Any, moment: Moment) -> None:
-        self.supervisor.built(where)
-        engine.building = None
-        self._each([engine], "use", moment, self._prompts)
-        if self.sleeps and engine.building is None:
-            self._each([engine], "sleep", moment)
-        if not self.publishes and engine.building is None:  # it may have been lost, and replaced, just now
-            self._serves(engine, 0)
+    def _greet(self, engines: Sequence[Engine], places: Sequence[Whereabouts], moment: Moment) -> None:
+        """Take in engines that have started; each may be lost, and replaced, at any time."""
+        for engine, where in zip(engines, places, strict=True):
+            self.supervisor.built(where)
+            engine.building = None
+        there = [engine for engine, _ in self._each(engines, "use", moment, self._prompts)]
+        if self.sleeps:
+            there = [engine for engine, _ in self._each(there, "sleep", moment)]
+        if not self.publishes:
+            for engine in there:
+                self._serves(engine, 0)
 
     def _serves(self, engine: Engine, version: int) -> None:
         engine.version = version
@@ -168,9 +171,9 @@ class Engines:
                 ref = self.supervisor.patience.next_ready(names, start)
                 where = fetch(ref, names[ref], start, self.supervisor.patience)
             except LostError as error:
-                self.lose(error, start)
+                self.lose(self.supervisor.located(error), start)
                 return
-            self._greet(building.pop(ref), where, moment)
+            self._greet([building.pop(ref)], [where], moment)
             wait_for_one = False
 
     def _await_one(self, moment: Moment) -> None:
@@ -190,8 +193,13 @@ class Engines:
         gone = [engine for engine in self.all if engine.name in error.names]
         if not gone:
             raise error
-        self.supervisor.lost(error, moment, samples)
-        for engine in gone:
+        self.supervisor.lost(error.of(engine.name for engine in gone), moment, samples)
+        self.replace(gone)
+
+    def replace(self, engines: Sequence[Engine]) -> None:
+        """Start others in place of engines, whatever these are at."""
+        self.supervisor.end([engine.name for engine in engines])
+        for engine in engines:
             with suppress(Exception):
                 ray.kill(engine.actor, no_restart=True)
             engine.start()
@@ -215,7 +223,8 @@ class Engines:
             try:
                 stream = self.supervisor.patience.next_ready(names, call.moment)
                 answer = self._take(stream, names[stream], call.moment)
-            except LostError as error:
+            except LostError as found:
+                error = self.supervisor.located(found)
                 lost = [share for share in streams.values() if share.engine.name in error.names]
                 self.lose(error, call.moment, sum(len(share.left) for share in lost))
                 streams = {stream: share for stream, share in streams.items() if share not in lost}
@@ -260,14 +269,14 @@ class Engines:
         while places:
             if not self.serving:
                 self.heal(call.moment)
-            reason = "the engine died of it"
+            reason, moment = "the engine died of it", call.moment.of("set aside")
             engine = self.serving[0]
             block, answered = engine.actor.set_aside.options(num_returns=2).remote(places, *call.of(places), reason)
             try:
-                yield block, fetch(answered, engine.name, call.moment, self.supervisor.patience)
+                yield block, fetch(answered, engine.name, moment, self.supervisor.patience)
                 return
             except LostError as error:
-                self.lose(error, call.moment)
+                self.lose(self.supervisor.located(error), call.moment)
 
     def _take(self, stream: Any, name: str, moment: Moment) -> tuple[Any, Answered] | None:
         """The next block of a stream with what is in it; None where the stream has ended."""
@@ -280,8 +289,8 @@ class Engines:
         return block, fetch(answered, name, moment, patience)
 
     def abandon(self, moment: Moment) -> None:
-        """Have the engines drop what they are generating: nobody waits for it any more."""
-        self._each([engine for engine in self.all if not engine.building], "abandon", moment)
+        """Have the engines drop what they are generating, and an update that nobody will finish."""
+        self._each([engine for engine in self.all if not engine.building], ABANDON, moment)
 
     def decode(self, tokenizer: Path, block: ray.ObjectRef, moment: Moment) -> dict[int, str]:
         """A block's responses as text, by seed."""
@@ -336,13 +345,14 @@ class Engines:
     ) -> list[tuple[Engine, Any]]:
         """Call a method of each; the answers of those that did not get lost."""
         pending = {getattr(engine.actor, method).remote(*arguments): engine for engine in engines}
-        answers = []
+        answers, patience, work = [], self.supervisor.patience, moment.of(method)
         while pending:
             try:
-                ref = self.supervisor.patience.next_ready({r: e.name for r, e in pending.items()}, moment)
-                answers.append((pending[ref], fetch(ref, pending[ref].name, moment, self.supervisor.patience)))
+                ref = patience.next_ready({r: e.name for r, e in pending.items()}, work)
+                answers.append((pending[ref], fetch(ref, pending[ref].name, work, patience)))
                 del pending[ref]
-            except LostError as error:
+            except LostError as found:
+                error = self.supervisor.located(found)
                 self.lose(error, moment)
                 pending = {r: engine for r, engine in pending.items() if engine.name not in error.names}
         return answers

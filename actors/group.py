@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 import uuid
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from rlhf.config.pools import Part, Resting
 from rlhf.zero.rank import Rank
 
 REST = "rest"
-"""The phase in which a role makes room: it has a deadline of its own."""
+"""The work in which a role makes room."""
 PARTS: dict[Resting, tuple[Part, ...]] = {"none": (), "states": ("states",), "all": ("states", "weights")}
 
 
@@ -69,6 +68,7 @@ class Group:
     def rebuild(self) -> None:
         """End every rank, and have new ones build what these built: ranks that lost a peer are of no more use."""
         self.stop()
+        self.supervisor.end(self.names)  # all at once: their number may be in the hundreds
         self._spawn()
         self.start(*self._build)
         self.ready()
@@ -113,7 +113,7 @@ class Group:
         """Have every rank leave the GPU to others, as far as it is to. What is used later comes back by itself."""
         if self.resting is not None:
             parts = [part for part in PARTS[self.resting] if part != "weights" or not keeps_weights]
-            self.ask("rest", parts, moment=replace(moment, phase=REST))
+            self.ask("rest", parts, moment=moment.of(REST))
 
     def stop(self) -> None:
         """End every process of the group."""

@@ -144,7 +144,7 @@ class Keeper:
         except (OSError, RayError, LostError) as error:
             self._writing = None
             # Those that still write shall not meet the next attempt. Ray's own way to end them may end this process.
-            ray.wait(tasks, num_returns=len(tasks), timeout=self.crew.supervisor.patience.seconds(CHECKPOINT))
+            ray.wait(tasks, num_returns=len(tasks), timeout=self.crew.supervisor.patience.deadlines.ceiling)
             self.store.abandon(state.step)
             self._failed(state.step, error)
             return
@@ -160,8 +160,8 @@ class Keeper:
         while pending:
             ref = patience.next_ready(pending, moment)
             name = pending.pop(ref)
-            entries += ray.get(ref, timeout=patience.seconds(moment.phase))
-            patience.looked_at(name, moment.phase, is_sound=True)
+            entries += ray.get(ref, timeout=patience.seconds(name, moment))
+            patience.looked_at(name, moment, is_sound=True)
         return entries
 
     def _failed(self, step: int, error: Exception) -> None:
@@ -219,7 +219,7 @@ class Keeper:
         if self.committed is None:
             return None
         self.committed.verify()
-        return self.load(self.committed, moment)
+        return self.load(self.committed, moment.of("load"))  # from the disk: it takes longer than from memory
 
     def load(self, checkpoint: Checkpoint, moment: Moment) -> Kept:
         """Have the trained groups load a checkpoint that was verified; returns what ``restore`` does.

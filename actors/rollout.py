@@ -118,8 +118,8 @@ class RolloutActor:
         return RolloutBlock.pack([answer.rollout for answer in answers]), answered
 
     async def abandon(self) -> None:
-        """Drop what is being generated."""
-        await self.engine.abandon()
+        """Drop what is being generated, and an update that was not finished."""
+        await self._named("abandon", self.engine.abandon())
 
     async def decode(self, tokenizer: str, trust_remote_code: bool, block: RolloutBlock) -> list[tuple[int, str]]:
         """(seed, response as text) of each sample, without end and special tokens."""
@@ -142,7 +142,7 @@ class RolloutActor:
     async def start_weight_update(self) -> None:
         """Begin an update; until it is proven, the engine does not serve."""
         self.engine.version = UNVERIFIED
-        await self._named("publish", self.engine.llm.start_weight_update())
+        await self._named("publish", self.engine.start_update())
 
     async def update_weights(self, update_info: dict[str, Any], content: np.ndarray | None = None) -> bool:
         """Take one chunk of weights; returns whether it could.

@@ -104,6 +104,7 @@ class Scoring:
 
     def _again(self, error: LostError) -> None:
         """Have the roles that were lost rebuilt, and send them what they had not finished."""
+        error = self.crew.supervisor.located(error)
         lost = self.crew.frozen_groups(error)
         unfinished = sorted(
             {(t.block, t.scorer) for t in self._pending.values() if self.scorers[t.scorer].group in lost}
@@ -111,6 +112,6 @@ class Scoring:
         self._pending = {
             ref: task for ref, task in self._pending.items() if (task.block, task.scorer) not in set(unfinished)
         }
-        self.crew.revive(lost, error, self.moment, sum(self.sizes[block] for block, _ in unfinished))
+        self.crew.revive(error, self.moment, sum(self.sizes[block] for block, _ in unfinished))
         for block, scorer in unfinished:
             self._send(block, scorer)

@@ -18,7 +18,6 @@ from actors.timeline import Timeline
 from actors.waiting import Moment
 from actors.worker import Builder
 from rlhf.config.pools import Stage
-from rlhf.errors import LostError
 from rlhf.tracking.phases import PhaseTimer
 from rlhf.tracking.run_folder import RunFolder
 from rlhf.tracking.tracker import Tracker
@@ -43,13 +42,12 @@ def ranks(
     supervisor = Supervisor(session.recipe, tracker.event, session.check, run.path / STATUS, timeline)
     group = Group(role, getattr(session.recipe.placement, role).ranks, placement, run.logs, supervisor)
     try:
-        group.start(builder, session.recipe, *arguments)
-        with supervisor.on_timeline():
-            with timeline.spans("start"):
-                group.ready()
-            yield group
-    except LostError as error:
-        raise supervisor.give_up(error, Moment(phase=stage)) from error
+        with supervisor.diagnosed():
+            group.start(builder, session.recipe, *arguments)
+            with supervisor.on_timeline():
+                with timeline.spans("start"):
+                    group.ready()
+                yield group
     finally:
         group.stop()
         placement.free()

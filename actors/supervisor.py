@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -12,33 +10,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import ray
 from ray.exceptions import RayError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from actors.inspection import dead_actors, end, inspect, pulses
+from actors.losses import own_error
 from actors.memory import MemoryWatch
-from actors.process import DUMP_SIGNAL, Whereabouts
+from actors.process import Whereabouts
 from actors.timeline import Actors, Timeline
 from actors.waiting import START, Moment, Patience
 from rlhf.config.schema import Recipe
 from rlhf.errors import LostError, MachineryError
 from rlhf.recovery.budget import Budget, History
 from rlhf.recovery.diagnosis import FRESH_SECONDS, diagnose
-from rlhf.recovery.facts import Facts, oom_kills, oom_kills_since, read_facts
+from rlhf.recovery.facts import Facts, oom_kills, oom_kills_since
 from rlhf.recovery.goodput import Goodput
 from rlhf.recovery.incident import Incident
-from rlhf.recovery.leftovers import remove_leftovers
 from rlhf.recovery.member import Member
 
-LOOK_SECONDS = 10.0
-"""How long a look at a process on another node may take."""
-PULSE_SECONDS = 2.0
-"""How long a process that was late has to say what it is doing."""
-LAST_LINES = 40
-"""Lines of a lost actor's log that are searched for the reason."""
-DUMP_SECONDS = 0.5
-"""How long it has to write its stacks before it is ended."""
-
+CLUSTER = "cluster"
+"""Stands for the role of an incident that concerns no actor in particular."""
 STATUS = "status.json"
 """Where a stage tells, in its folder, what it is doing and who is at work."""
 
@@ -97,8 +87,7 @@ class Supervisor:
             member = Member(name=name, since=now)
             self._seen[name] = Seen(member=member, actor=actor, heard=now, oom_kills_here=kills)
             return
-        if seen.member.has_process:  # a peer of one that was lost: it is ended with it
-            self._bury(name, "failed")
+        self.end([name])  # it may be a peer of one that was lost
         seen.member, seen.actor, seen.where = seen.member.restarted(now), actor, None
         seen.oom_kills_here = kills
 
@@ -115,21 +104,27 @@ class Supervisor:
 
     def proven(self, name: str, version: int) -> None:
         """An actor has proven these weights, and serves."""
+        if self._admit(name, version):
+            self._tell()
+
+    def _admit(self, name: str, version: int) -> bool:
+        """Have an actor serve; returns whether it is one that replaces another."""
         now, seen = time.time(), self._seen[name]
         seen.member = seen.member.proved(version, now).admitted(now)
         seen.heard = now
-        if seen.lost_at is not None:
-            seconds = now - seen.lost_at
-            seen.lost_at = None
-            self._history = self._history.closed(name, seconds)
-            self._report("actor_replaced", member=name, seconds=round(seconds, 3), where=str(seen.where))
-            self._tell()
+        if seen.lost_at is None:
+            return False
+        seconds, seen.lost_at = now - seen.lost_at, None
+        self._history = self._history.closed(name, seconds)
+        self._report("actor_replaced", member=name, seconds=round(seconds, 3), where=str(seen.where))
+        return True
 
     def serve(self, names: Sequence[str]) -> None:
         """Actors whose weights never change, or that have just been given them, serve."""
-        for name in names:
-            if not self._seen[name].member.serves:
-                self.proven(name, self._seen[name].member.published)
+        members = [self._seen[name].member for name in names]
+        replaced = [self._admit(each.name, each.published) for each in members if not each.serves]
+        if any(replaced):
+            self._tell()  # once: a group may have hundreds
 
     def enter(self, moment: Moment) -> None:
         """The run has come to this phase; it is written to the status file, for whoever looks."""
@@ -200,9 +195,9 @@ class Supervisor:
         """Within the block the run waits for others in place of those that were lost last: that time is lost."""
         return self.goodput.waiting(self._lost_kind)
 
-    def wasted(self, error: LostError, seconds: float) -> None:
+    def wasted(self, error: LostError | RayError, seconds: float) -> None:
         """What a step had done when it was given up has to be done again."""
-        self.goodput.lost(error.kind, seconds)
+        self.goodput.lost(error.kind if isinstance(error, LostError) else "failed", seconds)
 
     def set_aside(self, faults: Sequence[tuple[int, str]], before: int, moment: Moment) -> int:
         """Put down the samples that have no response, by prompt and reason; returns how many.
@@ -231,8 +226,25 @@ class Supervisor:
         for seen in self._seen.values():
             seen.heard = time.time()
 
+    def located(self, error: LostError) -> LostError:
+        """A loss with the names of all actors that are gone by now: what kills one often kills others as well.
+
+        A loss that named nobody keeps doing so where Ray knows all actors to be alive.
+        """
+        known = [name for name in error.names if name in self._seen]
+        dead = dead_actors({name: seen.actor for name, seen in self._seen.items() if seen.member.has_process})
+        kind = error.kind if known or not dead else "died"
+        return LostError(error.message, tuple(dict.fromkeys((*known, *dead))), kind)
+
+    @property
+    def suspects_all(self) -> bool:
+        """Whether results were lost again, before a step was done, with no actor that could be at fault."""
+        return self._history.in_a_row.get(CLUSTER, 0) > 1
+
     def lost(self, error: LostError, moment: Moment, samples: int = 0) -> None:
         """Put down who was lost and why, end what is left of them, and wait before others are started in their place.
+
+        Whatever is lost at one moment is one restart, be it one rank or all ranks of a group.
 
         Args:
             samples: how many have to be given out again.
@@ -242,16 +254,15 @@ class Supervisor:
         """
         self._lost_kind = error.kind
         with self.waiting():
-            incidents = self._incidents(error, moment) or [_nameless(error, moment)]
-            for incident in incidents:
-                self._history = self._history.after(incident)
-                self.goodput.restarts += 1
-                self._report(f"actor_{incident.kind}", **{**incident.details(), "samples_redone": samples})
-                print(incident.text(), flush=True)
+            incidents = self._incidents(error, moment) or [self._nameless(error, moment)]
+            self._history = self._history.after(*incidents)
+            self.goodput.restarts += 1
             self.goodput.redispatched += samples
-            for name in error.names:
-                if name in self._seen:
-                    self._bury(name, error.kind)
+            for place, incident in enumerate(incidents):
+                redone = samples if place == 0 else 0
+                self._report(f"actor_{incident.kind}", **{**incident.details(), "samples_redone": redone})
+                print(incident.text(), flush=True)
+            self.end([name for name in error.names if name in self._seen], error.kind)
             self._tell()
             self._back_off(incidents, error)
 
@@ -277,25 +288,30 @@ class Supervisor:
         """Within the block a loss that nobody makes up for ends the run with what is known of it."""
         try:
             yield
-        except LostError as error:
-            raise self.give_up(error, Moment(phase=self.phase)) from error
+        except (LostError, RayError) as error:
+            moment = Moment(phase=self.phase)
+            raise self.give_up(self.located(as_loss(error, moment)), moment) from error
 
     def _incidents(self, error: LostError, moment: Moment) -> list[Incident]:
-        """What is known of each actor that was lost. Where some hold up others by themselves, these others are left
-        out: one stopped rank makes all ranks of its group late."""
-        facts = {name: self._facts(self._seen[name], error) for name in error.names if name in self._seen}
-        guilty = [name for name, fact in facts.items() if is_guilty(fact)]
-        return [self._incident(name, error, moment, facts[name]) for name in guilty or facts]
+        """What is known of the actors that were lost, an incident a role. Where some hold up others by themselves,
+        these others are left out: one stopped rank makes all ranks of its group late."""
+        facts = self._facts([name for name in error.names if name in self._seen], error)
+        guilty = [name for name, fact in facts.items() if is_guilty(fact)] or list(facts)
+        roles: dict[str, list[str]] = {}
+        for name in guilty:
+            roles.setdefault(_role(name), []).append(name)
+        return [self._incident(names, error, moment, facts[names[0]]) for names in roles.values()]
 
-    def _incident(self, name: str, error: LostError, moment: Moment, facts: Facts) -> Incident:
-        where = self._seen[name].where
-        role, _, rank = name.rpartition(" ")
+    def _incident(self, names: Sequence[str], error: LostError, moment: Moment, facts: Facts) -> Incident:
+        """What befell members of one role; ``facts`` are of the first."""
+        where = self._seen[names[0]].where
         found = diagnose(facts)
         return Incident(
             when=time.time(),
-            member=name,
-            role=role.removesuffix(" rank"),
-            rank=int(rank),
+            member=names[0],
+            others=tuple(names[1:]),
+            role=_role(names[0]),
+            rank=int(names[0].rpartition(" ")[2]),
             node=where.node if where else None,
             process=where.process if where else None,
             step=moment.step,
@@ -307,33 +323,51 @@ class Supervisor:
             facts=facts,
         )
 
-    def _facts(self, seen: Seen, error: LostError) -> Facts:
-        """What can be seen of an actor from outside, with what it says and said itself."""
-        stalled = error.kind == "stalled"
-        doing = _pulse(seen) if stalled else None
-        if doing is not None:
-            seen.heard = time.time()
-        if seen.where is None:  # it was lost before it could say where it is: this node is what can be looked at
-            found = Facts(alive=stalled, oom_kills_since_start=oom_kills_since(seen.oom_kills_here)), ""
-        else:
-            found = on_node(seen.where, look, seen.where, stalled) or (Facts(alive=False), "")
-        facts, last_words = found
-        return replace(
-            facts,
-            heartbeat_age_seconds=time.time() - seen.heard,
-            doing=doing,
-            exit_text="" if stalled else f"{error.message}\n{last_words}",
+    def _nameless(self, error: LostError, moment: Moment) -> Incident:
+        """Something is lost that belonged to nobody in particular: what an actor had computed went with its node."""
+        found, again = diagnose(Facts(alive=False, exit_text=error.message)), self._history.in_a_row.get(CLUSTER, 0)
+        follows = "which one is at fault cannot be known, all are replaced" if again else "it is computed again"
+        return Incident(
+            when=time.time(),
+            member="a result",
+            role=CLUSTER,
+            step=moment.step,
+            phase=moment.phase,
+            kind="failed",
+            what=f"{error.message}; all actors are alive: {follows}",
+            cause=found.cause,
+            advice=found.advice,
         )
 
-    def _bury(self, name: str, kind: str) -> None:
-        """Nothing of a lost actor is left behind: a stopped process would come back, an engine's child stay."""
-        seen, now = self._seen[name], time.time()
-        if seen.where is not None:
-            left = (seen.where.process, *seen.where.children) if kind != "died" else seen.where.children
-            on_node(seen.where, end, left, seen.where.process)
-        if seen.member.has_process:
-            seen.member = (seen.member.stalled(now) if kind == "stalled" else seen.member).died(now)
-        seen.lost_at = seen.lost_at or now
+    def _facts(self, names: Sequence[str], error: LostError) -> dict[str, Facts]:
+        """What can be seen of actors from outside, with what they say and said themselves."""
+        stalled, now = error.kind == "stalled", time.time()
+        actors = {name: self._seen[name] for name in names}
+        doing = pulses({name: seen.actor for name, seen in actors.items()}) if stalled else {}
+        found = inspect([seen.where for seen in actors.values() if seen.where is not None], stalled)
+        for name in doing:
+            actors[name].heard = now
+        for name, seen in actors.items():
+            if seen.where is None:  # it was lost before it could say where it is: this node is what can be looked at
+                found[name] = Facts(alive=stalled, oom_kills_since_start=oom_kills_since(seen.oom_kills_here)), ""
+        return {
+            name: replace(
+                found[name][0],
+                heartbeat_age_seconds=now - seen.heard,
+                doing=doing.get(name),
+                exit_text="" if stalled else f"{error.message}\n{found[name][1]}",
+            )
+            for name, seen in actors.items()
+        }
+
+    def end(self, names: Sequence[str], kind: str = "failed") -> None:
+        """End what is left of actors: a stopped process would come back, an engine's child stay."""
+        now = time.time()
+        seen = [self._seen[name] for name in names if self._seen[name].member.has_process]
+        end([each.where for each in seen if each.where is not None], spare_owner=kind == "died")
+        for each in seen:
+            each.member = (each.member.stalled(now) if kind == "stalled" else each.member).died(now)
+            each.lost_at = each.lost_at or now
 
     def _rest(self, seconds: float) -> None:
         end_at = time.monotonic() + seconds
@@ -348,64 +382,26 @@ def _place(where: Whereabouts | None) -> dict[str, Any]:
     return {"node": where.node, "node_id": where.node_id, "process": where.process, "children": list(where.children)}
 
 
-def _nameless(error: LostError, moment: Moment) -> Incident:
-    """Something is lost that belonged to nobody in particular: what an actor had computed went with its node."""
-    found = diagnose(Facts(alive=False, exit_text=error.message))
-    return Incident(
-        when=time.time(),
-        member="a result",
-        role="cluster",
-        step=moment.step,
-        phase=moment.phase,
-        kind="failed",
-        what=error.message,
-        cause=found.cause,
-        advice=found.advice,
-    )
+def as_loss(error: LostError | RayError, moment: Moment) -> LostError:
+    """A loss as it is; an error of Ray in the controller's own calls as one of nobody in particular.
+
+    Raises:
+        RLHFError: it was raised by an actor on purpose.
+    """
+    if isinstance(error, LostError):
+        return error
+    own = own_error(error, "the controller", moment)
+    if not isinstance(own, LostError):
+        raise own from error
+    return own.of(())
 
 
-def _pulse(seen: Seen) -> str | None:
-    """What an actor says that it is doing; None where it does not answer."""
-    try:
-        doing, seconds = ray.get(seen.actor.pulse.remote(), timeout=PULSE_SECONDS)
-    except RayError:
-        return None
-    return f"{doing or 'nothing'} for {seconds:.0f} s"
-
-
-def on_node(where: Whereabouts, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function on the node of an actor; None where that node does not answer."""
-    if where.node_id == ray.get_runtime_context().get_node_id():
-        return function(*arguments)
-    affinity = NodeAffinitySchedulingStrategy(where.node_id, soft=False)
-    task = ray.remote(num_cpus=0, max_retries=0)(function).options(scheduling_strategy=affinity)
-    try:
-        return ray.get(task.remote(*arguments), timeout=LOOK_SECONDS)
-    except RayError:
-        return None
-
-
-def look(where: Whereabouts, dump: bool) -> tuple[Facts, str]:
-    """What can be seen of a process on this node, and the end of its log, where ``dump`` has it write its stacks."""
-    if dump:
-        with suppress(ProcessLookupError, PermissionError):
-            os.kill(where.process, DUMP_SIGNAL)
-            time.sleep(DUMP_SECONDS)
-    facts = read_facts(where.process, children=where.children, oom_kills_before=where.oom_kills)
-    with suppress(OSError):
-        return facts, "\n".join(Path(where.log).read_text(errors="replace").splitlines()[-LAST_LINES:])
-    return facts, ""
+def _role(name: str) -> str:
+    """``policy`` of ``policy rank 0``."""
+    return name.rpartition(" ")[0].removesuffix(" rank")
 
 
 def is_guilty(facts: Facts) -> bool:
     """Whether a process would hold up its peers by itself, as far as can be seen."""
     silent = (facts.heartbeat_age_seconds or 0.0) > FRESH_SECONDS
     return not facts.alive or facts.process_state in ("T", "t", "D") or silent
-
-
-def end(processes: Sequence[int], owner: int) -> None:
-    """End processes of this node at once, and remove what ``owner``, which is among them or dead, left in memory."""
-    for process in processes:
-        with suppress(ProcessLookupError, PermissionError):
-            os.kill(process, signal.SIGKILL)
-    remove_leftovers(owner)

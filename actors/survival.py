@@ -8,7 +8,10 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Protocol, TypeVar
 
+from ray.exceptions import RayError
+
 from actors.keeper import Keeper, Kept
+from actors.supervisor import as_loss
 from actors.trainer import PPOTrainer
 from actors.waiting import Moment
 from rlhf.algorithms import canaries
@@ -50,7 +53,7 @@ class Survivor:
             self.crew.publish(self.state.step, moment)
             if self.trainer.recipe.checkpoint.snapshot_every:
                 self.keeper.take(self.state, self.ahead)
-        except LostError as error:
+        except (LostError, RayError) as error:
             self._recover(error, moment)
 
     def run(self, observer: Observer | None) -> Iterator[Row]:
@@ -82,7 +85,7 @@ class Survivor:
         while True:
             try:
                 return call()
-            except LostError as error:
+            except (LostError, RayError) as error:
                 step = self.state.step
                 self._recover(error, Moment(phase=self.supervisor.phase, step=step))
                 if self.state.step != step:
@@ -101,7 +104,7 @@ class Survivor:
             begin, lost = time.perf_counter(), self.supervisor.seconds_lost
             try:
                 report = self._step(observer)
-            except LostError as error:
+            except (LostError, RayError) as error:
                 self.supervisor.wasted(error, time.perf_counter() - begin - (self.supervisor.seconds_lost - lost))
                 self._recover(error, Moment(phase=self.supervisor.phase, step=self.state.step))
                 continue
@@ -130,29 +133,32 @@ class Survivor:
     def _keep(self, report: BatchReport) -> None:
         try:
             self.keeper.keep(self.state, self.ahead, report.metrics)
-        except LostError as error:
+        except (LostError, RayError) as error:
             self._recover(error, Moment(phase=self.supervisor.phase, step=self.state.step - 1))
 
-    def _recover(self, error: LostError, moment: Moment) -> None:
+    def _recover(self, error: LostError | RayError, moment: Moment) -> None:
         """Replace who was lost, put the policy and the critic back to what was kept last, and publish that.
 
         Raises:
             MachineryError: the run has borne as much as it is to bear.
         """
         while True:
-            self.supervisor.lost(error, moment)
+            loss = self.supervisor.located(as_loss(error, moment))
+            self.supervisor.lost(loss, moment)
             try:
                 with self.supervisor.waiting():
-                    return self._go_back(error, moment)
-            except LostError as again:
+                    return self._go_back(loss, moment)
+            except (LostError, RayError) as again:
                 error = again
 
     def _go_back(self, error: LostError, moment: Moment) -> None:
-        self.crew.engines.abandon(moment)
-        self.crew.engines.sleep(moment)  # where they share GPUs, what is put back needs the room
-        for group in self.crew.groups.values():
-            if set(group.names) & set(error.names):
-                self.crew.rebuild(group)
+        crew, engines = self.crew, self.crew.engines
+        suspects_all = not error.names and self.supervisor.suspects_all
+        engines.replace([engine for engine in engines.all if suspects_all or engine.name in error.names])
+        engines.abandon(moment)
+        engines.sleep(moment)  # where they share GPUs, what is put back needs the room
+        for group in list(crew.groups.values()) if suspects_all else crew.lost_groups(error):
+            crew.rebuild(group)
         self.state, self.ahead = self.keeper.restore()
         self.trainer.timer.metrics()  # what was measured was of a step that is done again
         self.supervisor.goodput.set_aside = self.state.set_aside

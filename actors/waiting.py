@@ -5,15 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayError, RayTaskError
+from ray.exceptions import RayError
 
+from actors.losses import late, own_error
 from rlhf.config.schema import Recipe
-from rlhf.errors import LostError, MachineryError, RLHFError
-from rlhf.recovery.deadlines import Deadlines
+from rlhf.errors import LostError
+from rlhf.recovery.deadlines import Deadlines, Work
+from rlhf.recovery.member import role_of
 from rlhf.tracking.spans import Spans
 
 SLICE_SECONDS = 0.25
@@ -24,6 +26,8 @@ WAIT_SECONDS = 0.005
 """Waits that are shorter are left out of the timeline."""
 START = "start"
 """The phase in which actors load what they hold; its deadline is one of its own."""
+ABANDON = "abandon"
+"""Work that only ends other work: whoever takes long over it is stuck."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +36,20 @@ class Moment:
 
     phase: str
     step: int | None = None
+    work: str = ""
+    """What is asked of an actor, where that is not what the phase is named after."""
 
     def __str__(self) -> str:
-        return self.phase if self.step is None else f"{self.phase} of step {self.step}"
+        phase = self.phase if self.step is None else f"{self.phase} of step {self.step}"
+        return f"{self.work} in {phase}" if self.work else phase
+
+    def of(self, work: str) -> Moment:
+        """The same moment, for other work than the phase's own: it has deadlines of its own."""
+        return replace(self, work=work)
+
+    def work_of(self, who: str) -> Work:
+        """What an actor does now, as far as its deadline goes."""
+        return Work(role=role_of(who), kind=self.work or self.phase)
 
 
 @dataclass(kw_only=True)
@@ -47,7 +62,7 @@ class Silence:
 
 
 class Patience:
-    """How long an answer may take, by phase and by what the phase has taken so far; and whether to go on waiting."""
+    """How long an answer may take, by what the same work has taken so far; and whether to go on waiting."""
 
     def __init__(self, recipe: Recipe, check: Callable[[], None] = lambda: None, spans: Spans | None = None) -> None:
         """Args: check is called every so often during a wait; what it raises ends the wait. spans is told of each."""
@@ -58,14 +73,18 @@ class Patience:
         )
         self.unhurried = service_phases(recipe)
         self._silences: dict[str, Silence] = {}
-        self._taken: dict[tuple[str, str], float] = {}
-        """By actor and phase, how long was waited for what has come and was not looked at yet."""
+        self._taken: dict[tuple[str, Work], float] = {}
+        """By actor and work, how long was waited for what has come and was not looked at yet."""
 
-    def seconds(self, phase: str) -> float:
-        """Longest time without an answer in this phase."""
-        if phase in self.unhurried:
+    def seconds(self, who: str, moment: Moment) -> float:
+        """Longest time without an answer of this actor."""
+        if moment.phase == START:
+            return self.start_seconds
+        if moment.work == ABANDON:
+            return self.deadlines.shortest
+        if moment.phase in self.unhurried and not moment.work:
             return self.deadlines.ceiling
-        return self.start_seconds if phase == START else self.deadlines.of(phase)
+        return self.deadlines.of(moment.work_of(who))
 
     @contextmanager
     def undisturbed(self) -> Iterator[None]:
@@ -84,22 +103,24 @@ class Patience:
         Raises:
             LostError: somebody gave nothing within the deadline, whatever the others gave.
         """
-        limit, silences, since = self.seconds(moment.phase), self._of(pending), self.spans.clock()
+        silences, since = self._of(pending), self.spans.clock()
+        limits = {name: self.seconds(name, moment) for name in silences}
         while True:
             self.check()
-            begin, left = time.monotonic(), limit - max(silence.seconds for silence in silences.values())
+            begin = time.monotonic()
+            left = min(limits[name] - silence.seconds for name, silence in silences.items())
             done, _ = ray.wait(
                 list(pending), num_returns=1, timeout=min(SLICE_SECONDS, max(left, 0.0)), fetch_local=False
             )
             for silence in silences.values():
                 silence.seconds += time.monotonic() - begin
-            names = tuple(sorted(name for name, silence in silences.items() if _is_late(silence, limit)))
+            names = tuple(sorted(name for name, silence in silences.items() if _is_late(silence, limits[name])))
             if names:
                 for name in names:
                     del self._silences[name]
-                raise LostError(late(names, moment, limit), names, "stalled")
+                raise LostError(late(names, moment, min(limits[name] for name in names)), names, "stalled")
             if done:
-                self._heard(pending[done[0]], moment.phase)
+                self._heard(pending[done[0]], moment)
                 if self.spans.clock() - since >= WAIT_SECONDS:
                     self.spans.add(f"wait for {pending[done[0]]}", since, moment.step)
                 return done[0]
@@ -115,15 +136,16 @@ class Patience:
             self._silences[name] = Silence(refs=refs, seconds=seconds)
         return {name: self._silences[name] for name in owed}
 
-    def _heard(self, name: str, phase: str) -> None:
-        seconds = self._silences.pop(name).seconds
-        self._taken[name, phase] = max(seconds, self._taken.get((name, phase), 0.0))
+    def _heard(self, name: str, moment: Moment) -> None:
+        seconds, work = self._silences.pop(name).seconds, moment.work_of(name)
+        self._taken[name, work] = max(seconds, self._taken.get((name, work), 0.0))
 
-    def looked_at(self, who: str, phase: str, is_sound: bool) -> None:
-        """What came of an actor was sound: its phase may take as long again. A failure teaches nothing."""
-        seconds = self._taken.pop((who, phase), None)
+    def looked_at(self, who: str, moment: Moment, is_sound: bool) -> None:
+        """What came of an actor was sound: the same work may take as long again. A failure teaches nothing."""
+        work = moment.work_of(who)
+        seconds = self._taken.pop((who, work), None)
         if is_sound and seconds is not None:
-            self.deadlines.took(phase, seconds)
+            self.deadlines.took(work, seconds)
 
 
 def service_phases(recipe: Recipe) -> frozenset[str]:
@@ -157,43 +179,21 @@ def wait(refs: Sequence[ray.ObjectRef], who: Sequence[str], moment: Moment, pati
 
 def fetch(ref: ray.ObjectRef, who: str, moment: Moment, patience: Patience) -> Any:
     """One value, with failures turned into the project's own errors."""
-    is_sound, seconds = False, patience.seconds(moment.phase)
+    is_sound, seconds = False, patience.seconds(who, moment)
     try:
         value = ray.get(ref, timeout=seconds)
         is_sound = True
         return value
-    except RayTaskError as error:
-        if isinstance(error.cause, RLHFError):
-            raise error.cause from None
-        if isinstance(error.cause, (RayActorError, ObjectLostError)):
-            raise LostError(f"{who} was given something that is lost, during {moment}: {error.cause}") from error
-        raise MachineryError(f"{who} failed during {moment}: {str(error).strip().splitlines()[-1]}") from error
-    except RayActorError as error:
-        raise LostError(f"{who} died during {moment}: {_one_line(error)}", (who,), "died") from error
-    except GetTimeoutError as error:
-        raise LostError(late([who], moment, seconds), (who,), "stalled") from error
-    except RayError as error:  # an object went with its node, or Ray itself gave up on it
-        raise LostError(f"what {who} computed is lost, during {moment}: {_one_line(error)}") from error
+    except RayError as error:
+        raise own_error(error, who, moment, seconds) from error
     finally:
-        patience.looked_at(who, moment.phase, is_sound)
-
-
-def late(who: Sequence[str], moment: Moment, seconds: float) -> str:
-    """What to say when a deadline passed."""
-    return f"no answer within {seconds:.0f} s during {moment} from {', '.join(who)}"
+        patience.looked_at(who, moment, is_sound)
 
 
 def _is_late(silence: Silence, limit: float) -> bool:
     """Whether the deadline passed and there is nothing of the actor that was not taken yet."""
     refs = list(silence.refs)
     return silence.seconds >= limit and not ray.wait(refs, num_returns=1, timeout=0, fetch_local=False)[0]
-
-
-def _one_line(error: BaseException) -> str:
-    """Ray's reason, which stands at the end of its text."""
-    text = " ".join(str(error).split())
-    reason = text.rpartition("Worker exit detail: ")[2] or text
-    return reason.partition(" Some common causes include")[0][:600]
 
 
 def _culprit(error: LostError, pending: Mapping[ray.ObjectRef, str], moment: Moment) -> LostError:
@@ -214,8 +214,7 @@ def _culprit(error: LostError, pending: Mapping[ray.ObjectRef, str], moment: Mom
 def _death(ref: ray.ObjectRef, name: str, moment: Moment) -> LostError | None:
     try:
         ray.get(ref, timeout=0)
-    except RayActorError as error:
-        return LostError(f"{name} died during {moment}: {_one_line(error)}", (name,), "died")
-    except RayError:
-        return None
+    except RayError as error:
+        own = own_error(error, name, moment)
+        return own if isinstance(own, LostError) and own.kind == "died" else None
     return None

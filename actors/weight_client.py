@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import RayError
 
+from actors.losses import own_error
 from rlhf.errors import LostError
 
 
@@ -28,7 +29,7 @@ class EngineClient:
     def __init__(self, engines: Sequence[ActorHandle], workers_per_engine: int, seconds: float) -> None:
         self.engines, self.workers_per_engine, self.seconds = list(engines), workers_per_engine, seconds
         self.left_out: dict[int, str] = {}
-        """Engines that were lost, by their place, and how: ``died`` or ``stalled``."""
+        """Engines that were lost, by their place, and how: ``died``, ``stalled`` or ``failed``."""
         self.far: set[int] = set()
         """Engines on other hosts, which do not see the files of this one."""
 
@@ -71,16 +72,10 @@ class EngineClient:
         for index, ref in refs.items():
             try:
                 answers[index] = ray.get(ref, timeout=max(0.0, end - time.monotonic()))
-            except RayActorError as error:
-                self._leave_out(index, method, error, "died")
-            except GetTimeoutError as error:
-                self._leave_out(index, method, error, "stalled")
-            except RayTaskError as error:
-                if not isinstance(error.cause, LostError):
+            except RayError as error:
+                own = own_error(error, f"engine {index} of {len(self.engines)}", method, self.seconds)
+                if not isinstance(own, LostError):
                     raise
-                self._leave_out(index, method, error.cause, "died")
+                print(f"publish goes on without one: {own}", flush=True)
+                self.left_out[index] = own.kind
         return answers
-
-    def _leave_out(self, index: int, method: str, error: BaseException, kind: str) -> None:
-        print(f"publish goes on without engine {index} of {len(self.engines)}, {kind} in {method}: {error}", flush=True)
-        self.left_out[index] = kind

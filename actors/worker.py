@@ -12,6 +12,7 @@ from pkgutil import resolve_name
 from typing import Any
 
 import ray
+from ray.exceptions import RayError, RayTaskError
 
 from actors.cluster import node_address
 from actors.process import Doing, Whereabouts, dump_stacks_on_signal, whereabouts
@@ -87,7 +88,7 @@ class Worker:
 @contextmanager
 def named_failures(where: Whereabouts, doing: str) -> Iterator[None]:
     """Within the block an unexpected error becomes a ``MachineryError`` with the actor's name, or a ``LostError`` where
-    it says that a peer is gone.
+    it says that a peer is gone or that Ray failed the actor.
 
     The traceback goes to its log.
     """
@@ -103,6 +104,7 @@ def named_failures(where: Whereabouts, doing: str) -> Iterator[None]:
         what = f"{where} failed in {doing}: {type(error).__name__}: {reason}; traceback in the run's logs/"
         if type(error).__name__ == ENGINE_GONE:
             raise LostError(what, (where.name,), "died") from None
-        if isinstance(error, RuntimeError) and PEER_GONE.search(str(error)):
+        is_rays = isinstance(error, RayError) and not isinstance(error, RayTaskError)  # that is a bug of another actor
+        if is_rays or (isinstance(error, RuntimeError) and PEER_GONE.search(str(error))):
             raise LostError(what, (where.name,), "failed") from None
         raise MachineryError(what) from None

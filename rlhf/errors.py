@@ -8,6 +8,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 class RLHFError(Exception):
     """Base of every error that this package raises on purpose."""
@@ -57,6 +59,10 @@ class LostError(MachineryError):
 
     def __str__(self) -> str:
         return self.message
+
+    def of(self, names: Iterable[str]) -> LostError:
+        """The same loss, of these actors."""
+        return LostError(self.message, tuple(names), self.kind)
 
 
 class CanaryError(RLHFError):

@@ -517,16 +517,17 @@ class RecoveryConfig:
     """What a run bears before it gives up."""
 
     restarts: int = 20
-    """Actors that may be restarted in one command; one more death ends it with exit code 3 and the history."""
+    """Restarts in one command; one more loss ends it with exit code 3 and the history. Whatever is lost at one moment,
+    one actor or all ranks of a group, is one restart."""
     backoff_seconds: float = 0.5
     """Wait before a role is restarted that has died before; it doubles with each death of the role in a row."""
     backoff_limit_seconds: float = 60.0
     """Longest such wait."""
     stall_factor: float = 20.0
-    """An answer is late after this many times the longest that its phase has taken so far; never later than
-    ``placement.phase_timeout_seconds``."""
+    """An answer is late after this many times the longest that the same work of the same role has taken so far; never
+    later than ``placement.phase_timeout_seconds``, which is the limit of work that has not been done before."""
     stall_floor_seconds: float = 120.0
-    """An answer is never late before this, however fast its phase has been."""
+    """An answer is never late before this, however fast the work has been."""
     bad_samples: int = 100
     """Samples that may be set aside in all, because the engine failed on their prompt or gave no response."""
 

@@ -117,11 +117,18 @@ class RolloutEngine:
             _cancel(tasks)
 
     async def abandon(self) -> None:
-        """Drop all that is being generated: on return the engine has been told so. The calls that asked for it fail."""
+        """Drop all that is being generated, and an open update: on return the engine has been told so. The calls that
+        asked for it fail."""
         while tasks := list(self._under_way):
             await asyncio.sleep(0)  # a task that is cancelled before its first step would tell the engine nothing
             _cancel(tasks)
             await asyncio.gather(*tasks, return_exceptions=True)
+        await self.llm.collective_rpc("close_weight_update")
+
+    async def start_update(self) -> None:
+        """Begin an update of the weights. One that its sender never finished is closed first, however it got here."""
+        await self.llm.collective_rpc("close_weight_update")
+        await self.llm.start_weight_update()
 
     def _begin(self, work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
         """Begin something that ``abandon`` ends."""

@@ -16,24 +16,27 @@ class History:
     """The incidents of a run, oldest first, and which roles die again and again."""
 
     incidents: tuple[Incident, ...] = ()
+    restarts: int = 0
+    """How often actors were restarted: roles that failed together were restarted once."""
     in_a_row: Mapping[str, int] = field(default_factory=dict)
     """By role, the incidents since it last served for a whole step."""
     recent: frozenset[str] = frozenset()
     """Roles with an incident since the last step ended: the step that ends next is not a whole one to them."""
 
-    def after(self, incident: Incident) -> History:
-        """With one incident more."""
-        role = incident.role
+    def after(self, *incidents: Incident) -> History:
+        """With one restart more, for incidents that happened together, one a role."""
+        roles = {incident.role for incident in incidents}
         return History(
-            incidents=(*self.incidents, incident),
-            in_a_row={**self.in_a_row, role: self.in_a_row.get(role, 0) + 1},
-            recent=self.recent | {role},
+            incidents=(*self.incidents, *incidents),
+            restarts=self.restarts + 1,
+            in_a_row={**self.in_a_row, **{role: self.in_a_row.get(role, 0) + 1 for role in roles}},
+            recent=self.recent | roles,
         )
 
     def after_step(self) -> History:
         """A step has ended: who was there from its beginning starts with a clean sheet."""
         kept = {role: count for role, count in self.in_a_row.items() if role in self.recent}
-        return History(incidents=self.incidents, in_a_row=kept)
+        return replace(self, in_a_row=kept, recent=frozenset())
 
     def closed(self, member: str, seconds: float) -> History:
         """With what its last incident cost: a member serves again after so long. One that was only ended with a peer
@@ -55,7 +58,7 @@ class Budget:
     """What a run bears (``recovery.restarts``, ``backoff_seconds`` and ``backoff_limit_seconds``)."""
 
     restarts: int
-    """Incidents of one command after which actors are restarted; one more is over budget."""
+    """Restarts of one command; one more is over budget."""
     backoff_seconds: float
     """Wait before a role is restarted for the second time in a row; the first time there is none."""
     backoff_limit_seconds: float
@@ -69,7 +72,7 @@ class Budget:
         Args:
             history: with the incident that asks for this restart.
         """
-        if len(history.incidents) > self.restarts:
+        if history.restarts > self.restarts:
             return None
         before = history.in_a_row.get(role, 0) - 1
         if before < 1:

@@ -20,6 +20,7 @@ SHORT_OF_MEMORY = 0.03
 class Cause(StrEnum):
     """Why a process failed or does not answer, in words for the message."""
 
+    MEMORY_MONITOR = "Ray's memory monitor killed it: its node ran low on memory"
     HOST_MEMORY = "the host ran out of memory"
     GPU_MEMORY = "the GPU ran out of memory"
     CRASHED = "it crashed in native code"
@@ -36,6 +37,8 @@ class Cause(StrEnum):
 
 
 ADVICE: dict[Cause, str] = {
+    Cause.MEMORY_MONITOR: "fewer processes on that node, a smaller rollout.memory_gib, no offload, or a node with more "
+    "memory; RAY_memory_usage_threshold, set where Ray is started, moves the limit",
     Cause.HOST_MEMORY: "fewer processes on this host, a smaller rollout.memory_gib, no offload, or a host with more "
     "memory (dmesg shows whom the kernel killed)",
     Cause.GPU_MEMORY: "a smaller placement.<role>.micro_batch_tokens or rollout.gpu_memory_fraction, a higher "
@@ -67,9 +70,10 @@ SAID: tuple[tuple[Cause, re.Pattern[str]], ...] = tuple(
     (cause, re.compile(pattern, re.IGNORECASE | re.DOTALL))
     for cause, pattern in (
         (Cause.GPU_MEMORY, r"CUDA out of memory|CUDA error: out of memory|HIP out of memory"),
-        (Cause.HOST_MEMORY, r"running low on memory|Cannot allocate memory|std::bad_alloc|\bMemoryError\b"),
+        (Cause.MEMORY_MONITOR, r"memory monitor killed|running low on memory"),
+        (Cause.HOST_MEMORY, r"Cannot allocate memory|std::bad_alloc|\bMemoryError\b"),
         (Cause.CRASHED, r"SIGSEGV|SIGBUS|SIGILL|SIGFPE|SIGABRT|Segmentation fault|Bus error|Fatal Python error"),
-        (Cause.NODE, r"its node has died|node was terminated|node (?:is|was) (?:dead|lost)"),
+        (Cause.NODE, r"NodeDiedError|its node has died|node was terminated|node (?:is|was) (?:dead|lost)"),
         (Cause.ENGINE, r"EngineDeadError|EngineCore encountered an issue|Engine core proc\S* .*died"),
         (Cause.PEER, r"(?:gloo|nccl|c10d|ProcessGroup).*(?:peer|remote|time(?:d )?out|abort)"),
         (Cause.KILLED, r"SIG(?:KILL|TERM|INT|HUP)|\bsignal (?:1|2|9|15)\b|(?:code|status)[ :=]+(?:-9|-15|137|143)\b"),
@@ -95,6 +99,8 @@ def diagnose(facts: Facts) -> Diagnosis:
 def _cause(facts: Facts) -> Cause:
     said = _said(facts.exit_text)
     lost_child = facts.alive and facts.children_alive is False
+    if said is Cause.MEMORY_MONITOR:
+        return said
     if (facts.oom_kills_since_start or 0) > 0 and (not facts.alive or lost_child or said is Cause.ENGINE):
         return Cause.HOST_MEMORY
     if said is not None:

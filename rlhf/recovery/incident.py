@@ -1,8 +1,8 @@
-"""One failure of one actor: what is told to the user in a line, and what ``events.jsonl`` keeps of it."""
+"""One failure of one actor, or of a group's ranks at once: the user's line, and the record in ``events.jsonl``."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
@@ -11,6 +11,8 @@ from rlhf.recovery.facts import Facts
 
 Kind = Literal["died", "stalled", "failed"]
 GIB = 2**30
+SHOWN = 4
+"""Names of members that a message lists."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +26,8 @@ class Incident:
     """Seconds since 1970."""
     member: str
     """``policy rank 1``, ``rollout engine 0``."""
+    others: tuple[str, ...] = ()
+    """Members of the same role that failed in the same way at the same moment."""
     role: str
     """Role that it belongs to; its restarts are counted together."""
     rank: int | None = None
@@ -65,16 +69,17 @@ class Incident:
     def row(self) -> str:
         """The same as one line of a history: time, member, step, phase, cause, seconds lost where they are known."""
         moment = datetime.fromtimestamp(self.when, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-        what = f"{self.member} {self.kind} during {self._moment()}: {self.cause}"
+        what = f"{self.member}{self._and_others()} {self.kind} during {self._moment()}: {self.cause}"
         lost = f"; {self.seconds_lost:.0f} s lost" if self.seconds_lost else ""
         return one_line(f"{moment} {what}{lost}")
 
-    def details(self) -> dict[str, str | int | float | None]:
-        """What ``events.jsonl`` keeps under the event ``kind``: flat, in JSON's own types; null is unknown."""
+    def details(self) -> dict[str, str | int | float | list[str] | None]:
+        """What ``events.jsonl`` keeps under the event ``kind``, in JSON's own types; null is unknown."""
         facts = self.facts or Facts(alive=False)
         return {
             "when": datetime.fromtimestamp(self.when, UTC).isoformat(timespec="milliseconds"),
             **{name: getattr(self, name) for name in ("member", "role", "rank", "node", "process", "step", "phase")},
+            "others": list(self.others),
             "what": one_line(self.what),
             "cause": str(self.cause),
             "advice": self.advice,
@@ -91,7 +96,10 @@ class Incident:
     def _who(self) -> str:
         place = [f"node {self.node}"] if self.node else []
         place += [f"process {self.process}"] if self.process is not None else []
-        return f"{self.member} ({', '.join(place)})" if place else self.member
+        return (f"{self.member} ({', '.join(place)})" if place else self.member) + self._and_others()
+
+    def _and_others(self) -> str:
+        return f" and {', '.join(shortened(self.others))}" if self.others else ""
 
     def _moment(self) -> str:
         return self.phase if self.step is None else f"{self.phase} of step {self.step}"
@@ -113,3 +121,8 @@ class Incident:
 def one_line(text: str) -> str:
     """``text`` without line breaks and runs of spaces."""
     return " ".join(text.split())
+
+
+def shortened(names: Sequence[str]) -> list[str]:
+    """The first names of many, and how many more there are."""
+    return [*names[:SHOWN], f"{len(names) - SHOWN} more"] if len(names) > SHOWN + 1 else list(names)

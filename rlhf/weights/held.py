@@ -67,6 +67,29 @@ class HeldWeights:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         return os.getpid()
 
+    def close_weight_update(self) -> None:
+        """Close an update whose sender is gone, if one is open: vLLM opens no other before, and offers no way back.
+
+        A layer that had not got all of its tensors holds what it held before; which layers these are is not known, so
+        the weights have to be sent again. An update in which a chunk failed is closed for vLLM, but its layers are not.
+        """
+        from vllm.config import set_current_vllm_config
+        from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+
+        receiver = self.weight_transfer_engine  # type: ignore[attr-defined]
+        if receiver is None:  # the weights never change
+            return
+        layers = [info for layer in receiver.model.modules() if (info := get_layerwise_info(layer)).can_load()]
+        if not layers and not self._weight_update_active:
+            return
+        for info in layers:  # as if nothing of it had come: it gets its own tensors back
+            info.load_numel = 0
+            info.loaded_weights.clear()
+        with set_current_vllm_config(self.vllm_config):  # type: ignore[attr-defined]
+            receiver.finish_weight_update()
+        receiver.reset_weight_update_target()
+        self._weight_update_active = False
+
     def held_fingerprint(self) -> Fingerprint:
         """Fingerprint of this worker's shard of the model it serves."""
         from vllm.distributed import get_tensor_model_parallel_rank

@@ -11,8 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import ray
+from ray.exceptions import RaySystemError, RpcError
 
-from actors.cluster import make_token
+from actors.cluster import cluster, make_token
+from launch import preflight
+from launch.cli import main
+from rlhf.errors import MachineryError
 
 ROOT = Path(__file__).parents[2]
 START = """
@@ -92,6 +97,58 @@ def test_ray_takes_it_and_does_not_open_it(token: Path) -> None:
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.split() == ["heard", "token", "0o100600", "True"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        Exception("The current node timed out during startup. This could happen because some of the raylet failed"),
+        TimeoutError("Timed out while waiting for GCS"),
+        ConnectionError("the address cannot be reached"),
+        RaySystemError("the raylet was killed"),
+        RpcError("UNAVAILABLE: failed to connect", 14),
+        AssertionError(),
+        KeyError("node:127.0.0.1"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_whatever_keeps_ray_from_starting_is_told_with_what_to_do(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(ray, "init", fails)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)  # of the Ray that other tests share
+    for address, said in (
+        (None, r"Ray did not start on 127\.0\.0\.1: "),
+        ("10.0.0.1:6379", "no Ray cluster could be joined"),
+    ):
+        with pytest.raises(MachineryError, match=said) as caught, cluster(address, has_gpus=False):
+            """It does not come so far."""
+        assert type(error).__name__ in str(caught.value) and "give the same command again" in str(caught.value)
+        assert caught.value.exit_code == 3
+
+
+def test_a_command_whose_ray_is_too_slow_ends_with_that_message_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise Exception("The current node timed out during startup.")  # as Ray does
+
+    def starts(*_: object) -> None:
+        with cluster(None, has_gpus=False):
+            """It does not come so far."""
+
+    monkeypatch.setattr(ray, "init", fails)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(preflight, "prepare", starts)
+    assert main(["sft", "any.yaml"]) == 3
+    error = capsys.readouterr().err
+    assert error.startswith("rlhf sft: Ray did not start on 127.0.0.1: Exception: The current node timed out")
+    assert "Traceback" not in error and "should not happen" not in error
 
 
 @pytest.mark.parametrize("early", [True, False])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from actors.rollout import Answered
 from actors.supervisor import Supervisor
 from actors.waiting import Moment
 from rlhf.config.schema import Recipe, RecoveryConfig, RolloutConfig
-from rlhf.errors import MachineryError
+from rlhf.errors import LostError, MachineryError
 from rlhf.types import FinishReason, Prompt, Rollout, RolloutBlock
 
 POISON, ONCE = 100, 200
@@ -125,6 +127,21 @@ def test_what_an_engine_had_not_answered_is_answered_by_another_with_the_same_se
     [died] = [event for event in running.events if event["kind"] == "actor_died"]
     assert (died["phase"], died["step"]) == ("rollout", 2)
     assert 0 < died["samples_redone"] <= len(chosen)
+
+
+def test_engines_that_are_killed_together_are_one_restart(fleet: Any) -> None:
+    running = fleet(3, 1)
+    supervisor, names = running.engines.supervisor, [engine.name for engine in running.engines.all]
+    nobody = LostError("an object is lost")
+    for name in names[:2]:
+        os.kill(supervisor._seen[name].where.process, signal.SIGKILL)
+    end = time.monotonic() + 30
+    while len(supervisor.located(nobody).names) < 2 and time.monotonic() < end:
+        time.sleep(0.1)
+    assert len(running.answers(range(1, 9))) == 8
+    [died] = [event for event in running.events if event["kind"] == "actor_died"]
+    assert [died["member"], *died["others"]] == names[:2] or [died["member"], *died["others"]] == names[1::-1]
+    assert 4 < died["samples_redone"] <= 6, "of two engines"
 
 
 def test_a_prompt_that_engines_die_of_is_set_aside_and_the_others_are_answered(fleet: Any) -> None:

@@ -7,12 +7,14 @@ import signal
 import subprocess
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 
+from actors import inspection
 from actors import supervisor as supervisor_module
 from actors.process import Whereabouts
 from actors.supervisor import Supervisor
@@ -21,6 +23,7 @@ from actors.worker import PULSE, Worker
 from rlhf.config.schema import PlacementConfig, Recipe, RecoveryConfig
 from rlhf.errors import LostError, MachineryError
 from rlhf.recovery import facts
+from rlhf.recovery.budget import Budget
 from rlhf.recovery.diagnosis import Cause
 from rlhf.recovery.goodput import Goodput
 
@@ -123,8 +126,6 @@ def test_a_killed_process_is_named_once_too_often(local_ray: None, tmp_path: Pat
 def test_what_an_actor_started_is_ended_with_it(local_ray: None, tmp_path: Path) -> None:
     watched = Watched(tmp_path)
     child = ray.get(watched.worker.call.remote("children"), timeout=30)
-    from dataclasses import replace
-
     watched.supervisor._seen[NAME].where = replace(watched.where, children=(child,))
     watched.supervisor.lost(watched.lose(signal.SIGKILL), MOMENT)
     assert not alive(child)
@@ -142,6 +143,66 @@ def test_of_a_group_in_which_one_is_stopped_one_is_at_fault_and_all_are_ended(lo
     assert [(event["kind"], event["member"]) for event in watched.events] == [("actor_stalled", PEER)]
     assert watched.supervisor.goodput.restarts == 1
     assert not alive(watched.where.process) and not alive(where.process)
+
+
+def test_a_group_that_stalls_as_a_whole_is_one_restart(local_ray: None, tmp_path: Path) -> None:
+    watched = Watched(tmp_path, restarts=1)
+    names = [NAME, PEER, "policy rank 2"]
+    workers = [watched.worker, *(watched.rank(name)[0] for name in names[1:])]
+    with pytest.raises(LostError) as caught:
+        wait([worker.call.remote("hang") for worker in workers], names, MOMENT, watched.supervisor.patience)
+    watched.supervisor.lost(caught.value, MOMENT, samples=5)
+    [event] = watched.events
+    assert (event["kind"], event["member"], event["others"]) == ("actor_stalled", NAME, names[1:])
+    numbers = watched.supervisor.goodput.metrics()
+    assert (numbers["health/restarts"], numbers["health/redispatched"]) == (1, 5)
+
+
+def test_many_ranks_are_looked_at_in_the_time_of_one(local_ray: None, tmp_path: Path) -> None:
+    """Each has 2 s to say what it does and half a second to write its stacks: 100 s, one after another."""
+    watched = Watched(tmp_path)
+    os.kill(watched.where.process, signal.SIGSTOP)
+    names = [f"critic rank {rank}" for rank in range(40)]
+    for name in names:  # one process stands for all
+        watched.supervisor.started(name, watched.worker)
+        watched.supervisor.built(replace(watched.where, name=name))
+    begin = time.monotonic()
+    watched.supervisor.lost(LostError("late", tuple(names), "stalled"), MOMENT)
+    assert time.monotonic() - begin < 20
+    assert len(watched.events[-1]["others"]) == 39
+    assert not alive(watched.where.process)
+
+
+def test_who_is_gone_is_found_where_an_error_does_not_say(local_ray: None, tmp_path: Path) -> None:
+    watched, nobody = Watched(tmp_path), LostError("an object is lost", kind="failed")
+    _, where = watched.rank(PEER)
+    assert watched.supervisor.located(nobody).names == ()
+    os.kill(where.process, signal.SIGKILL)
+    end = time.monotonic() + 30
+    while not (found := watched.supervisor.located(nobody)).names and time.monotonic() < end:
+        time.sleep(0.1)
+    assert (found.names, found.kind) == ((PEER,), "died")
+    assert watched.supervisor.located(LostError("late", (NAME,), "stalled")).names == (NAME, PEER)
+    watched.supervisor.lost(found, MOMENT)
+    assert [(event["kind"], event["member"]) for event in watched.events] == [("actor_died", PEER)]
+
+
+def test_a_loss_of_nobody_is_one_of_a_result_and_the_next_one_one_of_all() -> None:
+    events: list[dict[str, Any]] = []
+    supervisor = Supervisor(Recipe(name="x"), lambda kind, **details: events.append({"kind": kind, **details}))
+    supervisor._budget = Budget(restarts=20, backoff_seconds=0.0, backoff_limit_seconds=1.0)
+    supervisor.started(NAME, None)
+    suspected = []
+    for _ in range(2):
+        supervisor.lost(supervisor.located(LostError("an object is lost")), MOMENT)
+        suspected.append(supervisor.suspects_all)
+    assert suspected == [False, True]
+    assert [event["what"].partition(": ")[2] for event in events] == [
+        "it is computed again", "which one is at fault cannot be known, all are replaced",
+    ]  # fmt: skip
+    for step in (7, 8):
+        supervisor.step_done(step, 1.0)
+    assert not supervisor.suspects_all
 
 
 def test_what_killed_processes_had_in_memory_is_removed(
@@ -212,7 +273,8 @@ def test_what_the_kernel_killed_is_counted_on_the_node_where_the_actor_lived(mon
     whatever the controller's node has counted."""
     monkeypatch.setattr(supervisor_module, "oom_kills", lambda: 0)
     monkeypatch.setattr(facts, "oom_kills", lambda *files: 7)
-    monkeypatch.setattr(supervisor_module, "on_node", lambda where, function, *arguments: function(*arguments))
+    here = lambda function, processes, *arguments: [function(there, *arguments) for there in processes.values()]  # noqa: E731
+    monkeypatch.setattr(inspection, "on_nodes", here)
     (dead := subprocess.Popen(["true"])).wait()
     causes = []
     for before in (7, 6):

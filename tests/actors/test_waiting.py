@@ -44,6 +44,9 @@ class Held:
     def lose_peer(self) -> None:
         raise RuntimeError("[/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:4321")
 
+    def fill_the_store(self) -> None:
+        raise ray.exceptions.ObjectStoreFullError("no room for a chunk")
+
     def die_soon(self) -> None:
         time.sleep(1)
         os._exit(1)
@@ -113,6 +116,14 @@ def test_what_lost_a_peer_is_lost_itself(worker: ray.actor.ActorHandle) -> None:
     assert (caught.value.names, caught.value.kind) == (("policy rank 3",), "failed")
 
 
+def test_what_ray_fails_an_actor_in_is_a_loss_of_that_actor(worker: ray.actor.ActorHandle) -> None:
+    with pytest.raises(
+        LostError, match="failed in fill_the_store: ObjectStoreFullError: no room for a chunk"
+    ) as caught:
+        ask(worker, "fill_the_store")
+    assert (caught.value.names, caught.value.kind) == (("policy rank 3",), "failed")
+
+
 def test_of_two_ranks_the_one_that_died_is_blamed(worker: ray.actor.ActorHandle, tmp_path: Path) -> None:
     """Whoever complains first: its peer only says that somebody is gone."""
     other = ray.remote(concurrency_groups={PULSE: 1})(Worker).options(num_cpus=0).remote("rank 4", tmp_path / "other")
@@ -136,16 +147,25 @@ def test_a_wait_ends_when_the_run_is_to_stop(worker: ray.actor.ActorHandle) -> N
 
 def test_a_phase_that_has_been_fast_may_not_take_for_ever(worker: ray.actor.ActorHandle) -> None:
     quick = patience(1000)
-    assert quick.seconds("update") == 1000
+    assert quick.seconds("policy rank 3", MOMENT) == 1000
     wait([worker.call.remote("double", 2)], ["policy rank 3"], MOMENT, quick)
-    assert quick.seconds("update") == 120, "the floor, since twenty times a moment is less"
+    assert quick.seconds("policy rank 0", MOMENT) == 120, "the floor, since twenty times a moment is less"
+    assert quick.seconds("critic rank 0", MOMENT) == 1000, "another role's update says nothing of its own"
+
+
+def test_other_work_in_a_phase_teaches_nothing_of_how_long_the_phase_takes(worker: ray.actor.ActorHandle) -> None:
+    quick = patience(1000)
+    wait([worker.call.remote("double", 2)], ["policy rank 3"], MOMENT.of("rest"), quick)
+    assert quick.seconds("policy rank 3", MOMENT) == 1000
+    assert quick.seconds("policy rank 3", Moment(phase="score").of("rest")) == 120, "the same work in any phase"
+    assert quick.seconds("rollout engine 0", MOMENT.of("abandon")) == 120, "it computes nothing: the floor at once"
 
 
 def test_a_failure_teaches_nothing_of_how_long_a_phase_takes(worker: ray.actor.ActorHandle) -> None:
     quick = patience(1000)
     with pytest.raises(LostError):
         wait([worker.call.remote("die")], ["policy rank 3"], MOMENT, quick)
-    assert quick.seconds("update") == 1000, "it died at once: what others take is not known"
+    assert quick.seconds("policy rank 3", MOMENT) == 1000, "it died at once: what others take is not known"
 
 
 def test_who_is_silent_is_late_however_much_others_say(worker: ray.actor.ActorHandle, tmp_path: Path) -> None:
@@ -179,6 +199,8 @@ def test_a_phase_that_asks_a_service_may_always_take_all_its_time() -> None:
     watched = Recipe(name="x", early_stop=EarlyStopConfig(scorer=service))
     for recipe, limits in ((asks, (1800.0, 120.0, 120.0)), (watched, (120.0, 1800.0, 120.0))):
         patience = Patience(recipe)
-        for phase in ("score", "judge", "update"):
-            patience.deadlines.took(phase, 1.0)
-        assert tuple(patience.seconds(phase) for phase in ("score", "judge", "update")) == limits
+        moments = [Moment(phase=phase) for phase in ("score", "judge", "update")]
+        for moment in moments:
+            patience.deadlines.took(moment.work_of("judge rank 0"), 1.0)
+        assert tuple(patience.seconds("judge rank 0", moment) for moment in moments) == limits
+        assert patience.seconds("judge rank 0", moments[0].of("rest")) == 1800, "which has yet to be seen"

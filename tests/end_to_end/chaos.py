@@ -154,7 +154,8 @@ class Chaos:
         return [event for event in self._events("actor_replaced") if event["member"] == member]
 
     def _losses(self, member: str) -> list[dict[str, Any]]:
-        return [e for e in self._events("actor_died", "actor_stalled", "actor_failed") if e["member"] == member]
+        losses = self._events("actor_died", "actor_stalled", "actor_failed")
+        return [event for event in losses if member in (event["member"], *event["others"])]
 
     def _events(self, *kinds: str) -> list[dict[str, Any]]:
         return [event for event in read_lines(self.run.path / "events.jsonl") if event["kind"] in kinds]

@@ -37,11 +37,13 @@ class Fault:
 class Run:
     """``rlhf ppo`` in a process of its own; its folder tells where it is."""
 
-    def __init__(self, folder: Path, name: str, settings: Sequence[str], **environment: str) -> None:
+    def __init__(
+        self, folder: Path, name: str, settings: Sequence[str], program: str = "launch.cli", **environment: str
+    ) -> None:
         self.path = folder / "runs" / name / "ppo"
         self.begun = time.time()
         self.output = folder / f"{name}-{time.time_ns()}.out"
-        command = [sys.executable, "-m", "launch.cli", "ppo", str(RECIPE), *settings]
+        command = [sys.executable, "-m", program, "ppo", str(RECIPE), *settings]
         # A W&B service of this process would outlive the one that is killed, and hold its run.
         own = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
         self.process = subprocess.Popen(

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import ray
+import torch
 from safetensors.torch import load_file
 
 from actors.cluster import cluster
@@ -24,6 +27,7 @@ from rlhf.roles.assemble import BatchReport
 from rlhf.run_state import RunState
 from rlhf.tracking.console import Console
 from rlhf.weights.fingerprint import differences, fingerprint
+from rlhf.weights.shared_memory import write_chunk
 from tests.end_to_end.sabotage import SabotagedPolicy
 from tests.end_to_end.small import RECIPE, make_small_data, overrides
 
@@ -97,6 +101,28 @@ def test_a_sabotaged_publish_stops_the_run(
         ray.get(next(engine.actor.generate.options(num_returns="streaming").remote([0], [0], [0], 1)))
     trainer.crew.policy.ask("sabotage", "", moment=MOMENT)
     trainer.crew.publish(1, MOMENT)
+
+
+@pytest.mark.parametrize("fault", ["nothing sent", "half a layer sent", "a chunk that does not fit"])
+def test_an_update_that_its_sender_left_open_is_closed(
+    trainer: PPOTrainer, first_step: BatchReport, fault: str, tmp_path: Path
+) -> None:
+    engines, [engine] = trainer.crew.engines, trainer.crew.engines.all
+    trainer.crew.publish(1, MOMENT)
+    held = ray.get(engine.actor.held_fingerprint.remote())
+    for is_abandoned in (True, False):  # the next start closes it as well
+        ray.get(engine.actor.start_weight_update.remote())
+        if fault != "nothing sent":
+            size = 64 if fault == "half a layer sent" else 63  # the queries alone, of three in one matrix
+            chunk = write_chunk(tmp_path / "chunk", [("model.layers.0.self_attn.q_proj.weight", torch.ones(size, 64))])
+            ref = engine.actor.update_weights.remote(asdict(chunk))
+            with pytest.raises(ray.exceptions.RayTaskError) if size == 63 else nullcontext():
+                ray.get(ref)
+        if is_abandoned:
+            engines.abandon(MOMENT)
+            assert ray.get(engine.actor.held_fingerprint.remote()) == held, "as if nothing had been sent"
+        trainer.crew.publish(1, MOMENT)
+        assert engines.serving == [engine]
 
 
 def _experience(trainer: PPOTrainer, step: int) -> ray.ObjectRef:

@@ -47,6 +47,14 @@ def test_the_budget_is_shared_and_the_wait_is_each_role_s_own() -> None:
     assert Budget(restarts=2, backoff_seconds=1, backoff_limit_seconds=9).wait(history, "policy") is None
 
 
+def test_what_fails_together_is_one_restart_and_each_role_s_own_row() -> None:
+    history = History().after(death("rollout"), death("policy")).after(death("policy"))
+    assert (history.restarts, len(history.incidents)) == (2, 3)
+    assert [BUDGET.wait(history, role) for role in ("rollout", "policy")] == [0.0, 0.5]
+    assert Budget(restarts=2, backoff_seconds=1, backoff_limit_seconds=9).wait(history, "rollout") == 0.0
+    assert Budget(restarts=1, backoff_seconds=1, backoff_limit_seconds=9).wait(history, "rollout") is None
+
+
 def test_only_a_whole_step_ends_a_row() -> None:
     twice = History().after(death()).after(death())
     assert BUDGET.wait(twice.after_step().after(death()), "rollout") == 1.0  # it was not there from the beginning

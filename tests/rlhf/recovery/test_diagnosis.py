@@ -45,7 +45,9 @@ MUTE = replace(IDLE, heartbeat_age_seconds=118.0)
         (replace(DEAD, oom_kills_since_start=0, exit_text=ENDED), Cause.SILENT),
         (replace(DEAD, oom_kills_since_start=1, exit_text=ENDED), Cause.HOST_MEMORY),
         (replace(DEAD, oom_kills_since_start=2), Cause.HOST_MEMORY),
-        (replace(DEAD, exit_text=MONITOR), Cause.HOST_MEMORY),
+        (replace(DEAD, exit_text=MONITOR), Cause.MEMORY_MONITOR),
+        (replace(DEAD, exit_text=MONITOR, oom_kills_since_start=1), Cause.MEMORY_MONITOR),  # the kernel's was another
+        (replace(DEAD, exit_text="NodeDiedError: Task failed because the node it was on is dead"), Cause.NODE),
         (replace(DEAD, exit_text=ENDED + "\n" + SEGFAULT), Cause.CRASHED),
         (replace(DEAD, exit_text="*** SIGABRT received at time=1700000000 on cpu 1 ***"), Cause.CRASHED),
         (

@@ -42,6 +42,16 @@ def test_an_incident_is_one_line_with_all_that_is_known() -> None:
     )
 
 
+def test_a_group_that_fails_as_a_whole_is_one_incident() -> None:
+    few = replace(STALL, others=("policy rank 2", "policy rank 3"))
+    assert few.text().startswith(
+        "policy rank 1 (node 127.0.0.1, process 4711) and policy rank 2, policy rank 3 stalled"
+    )
+    whole = replace(STALL, others=tuple(f"policy rank {rank}" for rank in range(2, 513)))
+    assert "policy rank 1 and policy rank 2, policy rank 3, policy rank 4, policy rank 5, 507 more st" in whole.row()
+    assert len(whole.details()["others"]) == 511
+
+
 def test_what_is_not_known_is_not_said() -> None:
     bare = Incident(
         when=0.0,
@@ -70,6 +80,7 @@ def test_events_keep_what_can_be_counted() -> None:
         "process": 4711,
         "step": 12,
         "phase": "update",
+        "others": [],
         "what": "no answer for 120 s",
         "cause": "the process is stopped",
         "advice": "find out who stops it",

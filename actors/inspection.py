@@ -1,0 +1,142 @@
+"""Inspection of actors' processes on their nodes, and their end: all at once, however many there are."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray._private.state import state
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from actors.process import DUMP_SIGNAL, Whereabouts
+from rlhf.recovery.facts import Facts, read_facts
+from rlhf.recovery.leftovers import remove_leftovers
+
+LOOK_SECONDS = 10.0
+"""How long an inspection of the processes of another node may take."""
+PULSE_SECONDS = 2.0
+"""How long processes that were late have to say what they are doing."""
+LAST_LINES = 40
+"""Lines of a lost actor's log that are searched for the reason."""
+DUMP_SECONDS = 0.5
+"""How long processes have to write their stacks before they are ended."""
+
+Seen = tuple[Facts, str]
+"""What can be seen of a process, and the end of its log."""
+
+
+def dead_actors(actors: Mapping[str, Any]) -> list[str]:
+    """Names of the actors that Ray knows to be dead, whatever their peers have noticed."""
+    ids = {name: actor._actor_id.hex() for name, actor in actors.items() if actor is not None}
+    try:
+        table = state.actor_table(None, actor_state_name="DEAD") if ids else {}
+    except Exception:  # Ray itself may be what is lost: nobody is known to be dead
+        return []
+    return [name for name, actor_id in ids.items() if actor_id in table]
+
+
+def pulses(actors: Mapping[str, Any]) -> dict[str, str]:
+    """What actors say that they are doing, by name; those that do not answer are left out."""
+    asked = {}
+    for name, actor in actors.items():
+        with suppress(Exception):  # a handle of which there is no actor any more
+            asked[actor.pulse.remote()] = name
+    done, _ = ray.wait(list(asked), num_returns=len(asked), timeout=PULSE_SECONDS) if asked else ([], [])
+    said = {}
+    for ref in done:
+        with suppress(RayError):
+            doing, seconds = ray.get(ref)
+            said[asked[ref]] = f"{doing or 'nothing'} for {seconds:.0f} s"
+    return said
+
+
+def inspect(processes: Sequence[Whereabouts], dump: bool) -> dict[str, Seen]:
+    """What can be seen of processes, by the actor's name; of those on a node that does not answer, that they are gone.
+
+    Args:
+        dump: have each write its stacks to its log.
+    """
+    found = {where.name: (Facts(alive=False), "") for where in processes}
+    for seen in on_nodes(look, _by_node(processes), dump):
+        found |= seen or {}
+    return found
+
+
+def end(processes: Sequence[Whereabouts], spare_owner: bool) -> None:
+    """End processes and those that they started, and remove what they left in memory.
+
+    Args:
+        spare_owner: end only what they started: the processes themselves are dead, their numbers may be others' by now.
+    """
+    on_nodes(kill, _by_node(processes), spare_owner)
+
+
+def on_nodes(
+    function: Callable[..., Any], processes: Mapping[str, Sequence[Whereabouts]], *arguments: Any
+) -> list[Any]:
+    """Call a function once on each node, with that node's processes, at the same time everywhere.
+
+    Returns:
+        Its answers; None for a node that does not answer.
+    """
+    here = ray.get_runtime_context().get_node_id()
+    task = ray.remote(num_cpus=0, max_retries=0)(function)
+    refs = [
+        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(there, *arguments)
+        for node, there in processes.items()
+        if node != here
+    ]
+    answers = [function(processes[here], *arguments)] if here in processes else []
+    ends = time.monotonic() + LOOK_SECONDS
+    for ref in refs:
+        try:
+            answers.append(ray.get(ref, timeout=max(0.0, ends - time.monotonic())))
+        except RayError:
+            answers.append(None)
+    return answers
+
+
+def _by_node(processes: Sequence[Whereabouts]) -> dict[str, list[Whereabouts]]:
+    nodes = defaultdict(list)
+    for where in processes:
+        nodes[where.node_id].append(where)
+    return dict(nodes)
+
+
+def look(processes: Sequence[Whereabouts], dump: bool) -> dict[str, Seen]:
+    """What can be seen of processes on this node, by the actor's name."""
+    if dump:
+        for where in processes:
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(where.process, DUMP_SIGNAL)
+        time.sleep(DUMP_SECONDS)
+    return {where.name: (_facts(where), _last_lines(where.log)) for where in processes}
+
+
+def _facts(where: Whereabouts) -> Facts:
+    return read_facts(where.process, children=where.children, oom_kills_before=where.oom_kills)
+
+
+def _last_lines(log: str) -> str:
+    try:
+        return "\n".join(Path(log).read_text(errors="replace").splitlines()[-LAST_LINES:])
+    except OSError:
+        return ""
+
+
+def kill(processes: Sequence[Whereabouts], spare_owner: bool) -> None:
+    """``end`` on this node."""
+    for where in processes:
+        for process in where.children if spare_owner else (where.process, *where.children):
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(process, signal.SIGKILL)
+    for where in processes:
+        remove_leftovers(where.process)

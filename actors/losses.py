@@ -1,0 +1,106 @@
+"""From Ray's errors to the project's own: which actor was lost, and how, as far as the error says."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from ray.exceptions import (
+    ActorPlacementGroupRemoved,
+    ActorUnschedulableError,
+    GetTimeoutError,
+    LocalRayletDiedError,
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+    RuntimeEnvSetupError,
+    WorkerCrashedError,
+)
+
+from rlhf.errors import LostError, MachineryError, RLHFError
+from rlhf.recovery.incident import shortened
+
+DIED = (
+    RayActorError,
+    OutOfMemoryError,
+    WorkerCrashedError,
+    NodeDiedError,
+    LocalRayletDiedError,
+    ActorUnschedulableError,
+    ActorPlacementGroupRemoved,
+    RuntimeEnvSetupError,
+)
+"""Errors that stand in place of an answer whose process is gone. After any other, the process may still be there."""
+REASON_LENGTH = 600
+USED = re.compile(r"Memory on the node \(IP: ([^,]+), .*?\) was (.*? used / .*? limit)")
+THRESHOLD = re.compile(r"exceeded threshold of (\d+)B")
+KILLED = re.compile(r"Selected to kill: .*?\bpid=(\d+), actual memory used=([\d.]+ ?\w+)")
+
+
+def own_error(error: RayError, who: str, moment: object, seconds: float = 0.0) -> RLHFError:
+    """What an error that Ray gives in place of an answer of ``who`` means.
+
+    Args:
+        moment: what the answer is to, for the message.
+        seconds: how long it was waited for.
+
+    Returns:
+        What an actor raised on purpose, as it is; a ``LostError`` that names the actor, or nobody where the error does
+        not say whose process it was; a ``MachineryError`` for a bug.
+    """
+    if isinstance(error, RayTaskError):
+        return _raised(error, who, moment)
+    if isinstance(error, GetTimeoutError):
+        return LostError(late([who], moment, seconds), (who,), "stalled")
+    if isinstance(error, ObjectLostError):
+        return LostError(f"what {who} computed is lost, during {moment}: {reason(error)}", kind="failed")
+    if isinstance(error, DIED):
+        return LostError(f"{who} died during {moment}: {reason(error)}", (who,), "died")
+    what = f"{who} gave no answer that can be read, during {moment}: {reason(error)}"
+    return LostError(what, (who,), "failed")
+
+
+def _raised(error: RayTaskError, who: str, moment: object) -> RLHFError:
+    """The meaning of an error that was raised where ``who`` computes, by it or by those whose results it was given."""
+    cause: BaseException = error
+    while isinstance(cause, RayTaskError):
+        cause = cause.cause
+    if isinstance(cause, RLHFError):
+        return cause
+    if type(cause) is RayError:  # Ray's own in place of one that could not be sent
+        return LostError(f"{who} failed during {moment}: {reason(cause)}", (who,), "failed")
+    if isinstance(cause, RayError):
+        return LostError(f"{who} was given something that is lost, during {moment}: {reason(cause)}", kind="failed")
+    return MachineryError(f"{who} failed during {moment}: {str(error).strip().splitlines()[-1]}")
+
+
+def late(who: Sequence[str], moment: object, seconds: float) -> str:
+    """What to say when a deadline passed."""
+    return f"no answer within {seconds:.0f} s during {moment} from {', '.join(shortened(who))}"
+
+
+def reason(error: BaseException) -> str:
+    """Why, in one line: Ray's reason, which stands at the end of its text."""
+    text = str(error)
+    if isinstance(error, OutOfMemoryError):
+        return _memory(text)
+    text = " ".join(text.split())
+    text = text.rpartition("Worker exit detail: ")[2] or text
+    name = "" if isinstance(error, RayActorError) else f"{type(error).__name__}: "
+    return name + text.partition(" Some common causes include")[0][:REASON_LENGTH]
+
+
+def _memory(text: str) -> str:
+    """Figures of the pages that Ray's memory monitor says."""
+    used, threshold = USED.search(text), THRESHOLD.search(text)
+    killed = [f"process {process} ({size})" for process, size in KILLED.findall(text)]
+    found = "Ray's memory monitor killed it"
+    if used:
+        found += f": node {used[1]} had {used[2]}"
+        found += f", threshold {int(threshold[1]) / 2**30:.2f}GB" if threshold else ""
+    else:
+        found += f": {' '.join(text.split())[:REASON_LENGTH]}"
+    return found + (f"; killed there: {', '.join(shortened(killed))}" if killed else "")

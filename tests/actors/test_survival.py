@@ -1,0 +1,90 @@
+"""Who is replaced after a loss: everything around the decision stands for itself; no process is needed."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray.exceptions import ObjectStoreFullError
+
+from actors.crew import Crew
+from actors.supervisor import Supervisor
+from actors.survival import Survivor
+from rlhf.config.schema import Recipe, RecoveryConfig
+from rlhf.errors import LostError, MachineryError
+from rlhf.run_state import RunState
+
+POLICY, REWARD, ENGINES = (
+    ("policy rank 0", "policy rank 1"),
+    ("reward e rank 0",),
+    ("rollout engine 0", "rollout engine 1"),
+)
+
+
+class Running:
+    """A survivor of a crew that writes down who is replaced, and the events of its supervisor."""
+
+    def __init__(self, restarts: int = 20) -> None:
+        recipe = Recipe(name="x", recovery=RecoveryConfig(backoff_seconds=0.0, restarts=restarts))
+        self.events: list[dict[str, Any]] = []
+        self.replaced: list[str] = []
+        self.supervisor = Supervisor(recipe, lambda kind, **details: self.events.append({"kind": kind, **details}))
+        for name in (*POLICY, *REWARD, *ENGINES):
+            self.supervisor.started(name, None)
+        crew = SimpleNamespace(
+            supervisor=self.supervisor,
+            groups={names[0]: SimpleNamespace(names=names) for names in (POLICY, REWARD)},
+            rebuild=lambda group: self._replace(group.names),
+            publish=lambda version, moment: None,
+        )
+        crew.lost_groups = lambda error: Crew.lost_groups(crew, error)  # type: ignore[arg-type]
+        crew.engines = SimpleNamespace(
+            all=[SimpleNamespace(name=name) for name in ENGINES],
+            replace=lambda engines: self._replace([engine.name for engine in engines]),
+            abandon=lambda moment: None,
+            sleep=lambda moment: None,
+        )
+        trainer: Any = SimpleNamespace(crew=crew, recipe=recipe, timer=SimpleNamespace(metrics=dict))
+        state = RunState.start(recipe)
+        self.survivor = Survivor(trainer, SimpleNamespace(restore=lambda: (state, ())), (state, ()))  # type: ignore[arg-type]
+
+    def _replace(self, names: Any) -> None:
+        self.replaced += names
+        for name in names:
+            self.supervisor.started(name, None)
+
+    def bear(self, *errors: Exception) -> str:
+        """What a call gives that fails with these first."""
+        left = list(errors)
+
+        def call() -> str:
+            if left:
+                raise left.pop(0)
+            return "done"
+
+        return self.survivor.surely(call)
+
+
+def test_all_that_are_gone_are_replaced_and_it_is_one_restart() -> None:
+    running = Running(restarts=1)
+    assert running.bear(LostError("the monitor killed them", (POLICY[1], ENGINES[0]), "died")) == "done"
+    assert running.replaced == [ENGINES[0], *POLICY]
+    assert [event["member"] for event in running.events] == [POLICY[1], ENGINES[0]]
+    assert running.supervisor.goodput.restarts == 1
+
+
+@pytest.mark.parametrize("error", [LostError("an object is lost", kind="failed"), ObjectStoreFullError("full")])
+def test_where_nobody_can_be_blamed_twice_everybody_is_replaced(error: Exception) -> None:
+    running = Running()
+    assert running.bear(error) == "done"
+    assert running.replaced == [], "what was lost is computed again"
+    assert running.bear(error, error) == "done"
+    assert running.replaced == [*ENGINES, *POLICY, *REWARD] * 2
+    assert all(event["member"] == "a result" for event in running.events if event["kind"] == "actor_failed")
+
+
+def test_a_run_does_not_bear_it_for_ever() -> None:
+    lost = LostError("an object is lost", kind="failed")
+    with pytest.raises(MachineryError, match=r"more than recovery\.restarts = 2"):
+        Running(restarts=2).bear(lost, lost, lost)
