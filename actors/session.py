@@ -22,6 +22,7 @@ from rlhf.data.stages import StageData, texts
 from rlhf.device import Device
 from rlhf.errors import Stopped, UserError
 from rlhf.models.folder import context_length, load_tokenizer
+from rlhf.models.saving import try_saving_tokenizer
 from rlhf.recovery.stop import StopRequest, end_within
 from rlhf.tracking.console import Console
 from rlhf.tracking.run_folder import RunFolder
@@ -231,6 +232,7 @@ class Session:
         """Read what a stage needs, so that bad data is refused before anything is started or rebuilt."""
         RunFolder(self.root, stage).require(self.digest(stage))
         self.checkpoint(stage)
+        try_saving_tokenizer(self.tokenizer)
         needed = {
             "sft": ["demonstrations"],
             "reward": ["demonstrations", "preferences"],

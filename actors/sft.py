@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import ray
 
+from actors.examined import record_examinations
 from actors.group import Group
 from actors.session import Session
 from actors.supervised import Loop, Summary, named, ranks, seconds
@@ -32,6 +33,7 @@ def train_sft(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
     with ranks(
         session, "policy", "sft", run, tracker, "rlhf.roles.sft:SFTRole", str(session.base), len(batches)
     ) as group:
+        examined = record_examinations(session, tracker, {"policy": group}, session.base)
         group.ask("use", ray.put(train), ray.put(held_out), moment=Moment(phase="start"))
         loop = Loop(
             title="SFT",
@@ -44,7 +46,7 @@ def train_sft(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
         with timer("save"), run.writing_model() as folder:
             group.ask("save", folder.resolve(), moment=Moment(phase="save"))
             session.tokenizer.save_pretrained(folder)
-    return {**named(latest, SHOWN), **seconds(timer)}
+    return {**named(latest, SHOWN), **examined, **seconds(timer)}
 
 
 def packed(examples: Sequence[Example]) -> Sequences:
