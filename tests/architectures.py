@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import transformers as hf
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from rlhf.config.schema import LoRAConfig
+from rlhf.models.examination import Examination
+from rlhf.models.examine import Examiner
+from rlhf.models.lora import ALL, adapters, add_adapters, merged, plain_tensors
+from rlhf.models.packed_row import pack_row, without_cache
+from rlhf.models.policy import PolicyNet
+from rlhf.types import Sequences
 
 VOCABULARY = 128
 _TOKENS = {"vocab_size": VOCABULARY, "bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0}
 _WIDTH = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 512}
 _SHAPE = {**_WIDTH, "intermediate_size": 96, "num_key_value_heads": 2}
-_GROUPED = {**_SHAPE, "num_attention_heads": 4, "head_dim": 16}
+_GROUPED = {**_SHAPE, "num_attention_heads": 4, "head_dim": 32}
 _EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
 _MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16, "mamba_n_groups": 1, "mamba_chunk_size": 16}
 _GPT = {"n_embd": 64, "n_layer": 2, "n_head": 2, "n_positions": 512}
 
+TARGETS: Mapping[str, tuple[str, ...]] = {"Mamba": ("in_proj", "x_proj", "out_proj")}
+"""Layers for adapters where not all linear ones can have them."""
 CONFIGS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "Llama": ("Llama", _GROUPED),
     "Qwen 2": ("Qwen2", {**_SHAPE, "tie_word_embeddings": True}),
@@ -37,7 +49,7 @@ CONFIGS: Mapping[str, tuple[str, dict[str, Any]]] = {
             "layer_types": ["linear_attention", "full_attention"],
         },
     ),
-    "Gemma 2": ("Gemma2", {**_GROUPED, "sliding_window": 8, "query_pre_attn_scalar": 16}),
+    "Gemma 2": ("Gemma2", {**_GROUPED, "sliding_window": 8, "query_pre_attn_scalar": 32}),
     "Gemma 3": (
         "Gemma3Text",
         {**_GROUPED, "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},
@@ -113,7 +125,7 @@ CONFIGS: Mapping[str, tuple[str, dict[str, Any]]] = {
     ),
     "Bamba": (
         "Bamba",
-        {**_GROUPED, **_MAMBA, "attn_layer_indices": [1], "mamba_expand": 2},
+        {**_SHAPE, **_MAMBA, "attn_layer_indices": [1], "mamba_expand": 2},
     ),
     "SmolLM 3": ("SmolLM3", {**_GROUPED, "no_rope_layers": [1, 0]}),
     "OLMo": ("Olmo", _SHAPE),
@@ -189,3 +201,93 @@ def small_model(name: str, **changes: Any) -> PreTrainedModel:
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     return model
+
+
+TEMPERATURE = 0.7
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """A small model here against the same model in plain PyTorch, one sequence at a time, with eager attention."""
+
+    examination: Examination
+    logprobs: float
+    """Largest difference, in nats."""
+    gradient: float
+    """Largest difference of a parameter's gradient, over the largest gradient."""
+    adapted: float
+    """Largest difference of log-probabilities with adapters from those of the plain model with them merged."""
+
+
+def examined(net: PolicyNet, may_pack: bool = True) -> Examination:
+    """The examination of a network that is not under DeepSpeed."""
+
+    def run(function: Callable[..., Any], *arguments: Any) -> Any:
+        with torch.no_grad():
+            return function(*arguments)
+
+    examiner = Examiner(
+        network=net,
+        run=run,
+        largest=list,
+        device=torch.device("cpu"),
+        parameters=10**5,
+        may_pack=may_pack,
+        temperature=TEMPERATURE,
+    )
+    return examiner.examine()
+
+
+def compare(name: str, sequences: Sequences) -> Compared:
+    """Examine a small model, then compare what it computes of these sequences in the form that was found."""
+    lm, plain = small_model(name), small_model(name)
+    net = PolicyNet(lm)
+    found, row = examined(net), pack_row(sequences, range(len(sequences)), "cpu")
+    ours, expected = net(row, TEMPERATURE)[0], plain_logprobs(plain, sequences)
+    weights = torch.linspace(-1, 1, len(ours))
+    (weights * ours).sum().backward()
+    (weights * expected).sum().backward()
+    gradient = largest_difference(lm, plain)
+    return Compared(
+        examination=found,
+        logprobs=float((ours - expected).detach().abs().max()),
+        gradient=gradient,
+        adapted=_adapted(name, net, sequences),
+    )
+
+
+def plain_logprobs(lm: PreTrainedModel, sequences: Sequences) -> Tensor:
+    """(R,) log-probabilities of the responses from transformers' logits, one sequence at a time."""
+    if lm._can_set_attn_implementation():
+        lm.set_attn_implementation("eager")
+    found = []
+    for i in range(len(sequences)):
+        tokens = torch.tensor([*sequences.prompt(i), *sequences.response(i)], dtype=torch.long)
+        begin = int(sequences.prompt_lengths[i])
+        logits = lm(tokens[None], **without_cache(lm)).logits[0, begin - 1 : -1].float() / TEMPERATURE
+        found.append(torch.distributions.Categorical(logits=logits).log_prob(tokens[begin:]))
+    return torch.cat(found)
+
+
+def largest_difference(model: nn.Module, other: nn.Module) -> float:
+    """Of any parameter's gradient, over the largest gradient; infinite where one of them has none."""
+    pairs = [(a.grad, b.grad) for a, b in zip(model.parameters(), other.parameters(), strict=True)]
+    if any((a is None) != (b is None) for a, b in pairs):
+        return float("inf")
+    both = [(a, b) for a, b in pairs if a is not None and b is not None]
+    return float(max((a - b).abs().max() for a, b in both) / max(b.abs().max() for _, b in both))
+
+
+def _adapted(name: str, net: PolicyNet, sequences: Sequences) -> float:
+    """Give the network adapters that matter, and merge them into a plain model."""
+    add_adapters(net.lm, LoRAConfig(rank=2, targets=TARGETS.get(name, (ALL,))), seed=0)
+    examined(net)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for adapter in adapters(net.lm).values():
+            adapter.b.normal_(std=0.1)
+        named, found = plain_tensors(net.lm), adapters(net.lm)
+        whole = small_model(name)
+        whole.load_state_dict({key: merged(key, named, found) for key in named})
+        ours = net(pack_row(sequences, range(len(sequences)), "cpu"), TEMPERATURE)[0]
+        return float((ours - plain_logprobs(whole, sequences)).abs().max())

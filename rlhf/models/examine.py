@@ -14,18 +14,20 @@ Shapes: N tokens of a row, d hidden size.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from rlhf.errors import UserError
 from rlhf.models.complete import unused_tensors
 from rlhf.models.examination import Examination
+from rlhf.models.lora import adapter_layers
 from rlhf.models.packed_row import Form, PackedRow, pack_row
 from rlhf.models.policy import PolicyNet
 from rlhf.models.shared_row import RowNet
@@ -114,7 +116,8 @@ class Examiner:
         sequences, others = (random_sequences(self.network.model.config, lengths, seed) for seed in (SEED, SEED + 1))
         row, inner = self._row(sequences), slice(lengths[0], lengths[0] + lengths[1])
         own = torch.cat([self.run(self.network.own_states, each) for each in row.tokens[0].split(list(lengths))])
-        padded = self._states(row, "padded")
+        with _each_adapter_computes(self.network.model):
+            padded = self._states(row, "padded")
         joined = self._states(self._row([np.concatenate(sequences)]), "padded")
         values = [root_mean_square(padded, own), root_mean_square(joined, own)]
         can_pack = self.may_pack and self.network.form == "packed"
@@ -209,6 +212,33 @@ class Examiner:
     def _states(self, row: PackedRow, form: Form) -> Tensor:
         states: Tensor = self.run(self.network.states, row, form)
         return states
+
+
+@contextmanager
+def _each_adapter_computes(model: PreTrainedModel) -> Iterator[None]:
+    """Within the block, of every layer that computes, the adapters inside it do too: a fused kernel may pass them over.
+
+    Raises:
+        UserError: at the block's end, names adapters that were passed over.
+    """
+    layers = dict(model.named_modules())
+    adapted = {name: layers[name.rpartition(".")[0]] for name in adapter_layers(model)}
+    called: set[int] = set()
+    watched = {id(module): module for name, parent in adapted.items() for module in (parent, layers[name])}
+    hooks = [module.register_forward_hook(lambda module, *_: called.add(id(module))) for module in watched.values()]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+    idle = [name for name, parent in adapted.items() if id(parent) in called and id(layers[name]) not in called]
+    if idle:
+        names, others = ({name.rpartition(".")[2] for name in some} for some in (idle, adapted))
+        raise UserError(
+            f"model.lora: adapters of {', '.join(sorted(names))} are never computed, in {len(idle)} layers",
+            "this model's code reads the weights of these layers by itself, and passes their adapters over",
+            f"model.lora.targets=[{','.join(sorted(others - names))}]",
+        )
 
 
 def random_sequences(config: PreTrainedConfig, lengths: Sequence[int], seed: int) -> list[Int32]:
