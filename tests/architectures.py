@@ -17,6 +17,7 @@ from rlhf.models.examine import Examiner
 from rlhf.models.lora import ALL, adapters, add_adapters, merged, plain_tensors
 from rlhf.models.packed_row import pack_row, without_cache
 from rlhf.models.policy import PolicyNet
+from rlhf.models.shared_row import RowNet
 from rlhf.types import Sequences
 
 VOCABULARY = 128
@@ -219,7 +220,7 @@ class Compared:
     """Largest difference of log-probabilities with adapters from those of the plain model with them merged."""
 
 
-def examined(net: PolicyNet, may_pack: bool = True) -> Examination:
+def examined(net: RowNet, parameters: int = 10**5) -> Examination:
     """The examination of a network that is not under DeepSpeed."""
 
     def run(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -231,8 +232,8 @@ def examined(net: PolicyNet, may_pack: bool = True) -> Examination:
         run=run,
         largest=list,
         device=torch.device("cpu"),
-        parameters=10**5,
-        may_pack=may_pack,
+        parameters=parameters,
+        may_pack=True,
         temperature=TEMPERATURE,
     )
     return examiner.examine()
