@@ -69,7 +69,7 @@ def test_the_first_updates_loss_and_gradient_are_plain_pytorchs(
     for examination, metrics in results:
         assert examination.form == form
         assert examination.logprob_gap is not None and examination.logprob_gap < 1e-5
-        assert metrics["train/loss"] == pytest.approx(float(loss), rel=1e-5)
+        assert metrics["train/loss"] == pytest.approx(loss.item(), rel=1e-5)
         assert metrics["train/grad_norm"] == pytest.approx(float(norm), rel=1e-4)
 
 
