@@ -61,6 +61,16 @@ class Crew:
         return {name: group for name, group in (("policy", self.policy), ("critic", self.critic)) if group is not None}
 
     @property
+    def networks(self) -> dict[str, Group]:
+        """The groups that hold networks, by name: functions and services do not."""
+        scorers = {_reward(name): source for name, source in self.recipe.rewards.items()}
+        if self.recipe.early_stop is not None:
+            scorers["judge"] = self.recipe.early_stop.scorer
+        return {
+            name: group for name, group in self.groups.items() if name not in scorers or scorers[name].model is not None
+        }
+
+    @property
     def scorers(self) -> tuple[Scorer, ...]:
         """Who scores a block, by which method, and what comes of it."""
         reference, method = (self.reference, "logprobs") if self.reference else (self.policy, "reference_logprobs")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import ray
 
+from actors.examined import record_examinations
 from actors.group import Group
 from actors.reward_model import SHORTER_WINS
 from actors.session import Session
@@ -44,6 +45,7 @@ def train_dpo(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
     batches = comparison_batches(data.train, config.batch_size, config.epochs, recipe.seed)
     check_schedule(recipe.dpo.optimizer, len(batches), "dpo.optimizer")
     with ranks(session, "policy", "dpo", run, tracker, ROLE, str(session.dpo_start), len(batches)) as group:
+        examined = record_examinations(session, tracker, {"policy": group}, session.dpo_start)
         with timer("reference"):
             reference, held_out = (_logprobs(group, side, "reference") for side in (data.train, data.held_out))
         train = PairData.pack(data.train).sequences
@@ -61,7 +63,7 @@ def train_dpo(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
             session.tokenizer.save_pretrained(folder)
     shorter = shorter_wins(PairData.pack(data.held_out).sequences)
     baseline = {SHORTER_WINS: shorter, "held-out comparisons": float(len(data.held_out))}
-    return {**named(latest, SHOWN), **ceiling, **baseline, **seconds(timer)}
+    return {**named(latest, SHOWN), **ceiling, **baseline, **examined, **seconds(timer)}
 
 
 def _logprobs(group: Group, pairs: Sequence[Pair], phase: str, step: int | None = None) -> Float32:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from actors.answering import answers_of, unseen
 from actors.crew import Crew, Start, crew
+from actors.examined import record_examinations
 from actors.keeper import Keeper, Kept
 from actors.session import Session
 from actors.supervised import Summary, named, seconds_of
@@ -68,6 +69,7 @@ def train_ppo(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
     begun = timeline.spans.clock()
     with crew(recipe, start, session.device, session.gpus, supervisor) as actors, supervisor.on_timeline():
         timeline.spans.add("start", begun)
+        examined = record_examinations(session, tracker, actors.networks, session.policy_start)
         trainer = PPOTrainer(actors, len(data.train))
         kept = recipe.checkpoint
         store = CheckpointStore(run.checkpoints, kept.keep_last, kept.keep_best, session.files_of("ppo"))
@@ -89,7 +91,7 @@ def train_ppo(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
     write_answers(run.path, texts, before, after)
     history = [{name: value for name, value in row.items() if value is not None} for row in read_lines(run.metrics)]
     watched = _tell(session, run, survivor.state) if watcher else {}
-    return {**learned(history), **watched, **supervisor.summary(), **seconds_of(history)}
+    return {**learned(history), **watched, **examined, **supervisor.summary(), **seconds_of(history)}
 
 
 def _kept(session: Session, keeper: Keeper, supervisor: Supervisor, tracker: Tracker) -> Kept:

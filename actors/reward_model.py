@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ray
 
+from actors.examined import record_examinations
 from actors.group import Group
 from actors.session import Session
 from actors.supervised import Loop, Summary, named, ranks, seconds
@@ -43,6 +44,7 @@ def train_reward(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
     check_schedule(recipe.reward.optimizer, len(batches), "reward.optimizer")
     start = session.model_of("sft", recipe.reward.init, session.base)
     with ranks(session, "reward", "reward", run, tracker, ROLE, str(start), len(batches)) as group:
+        examined = record_examinations(session, tracker, {"reward": group}, session.base)
         group.ask("use", ray.put(train), moment=Moment(phase="start"))
         loop = Loop(
             title="Reward model",
@@ -59,7 +61,7 @@ def train_reward(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
             session.tokenizer.save_pretrained(folder)
     baseline = {SHORTER_WINS: shorter_wins(held_out.sequences), "held-out comparisons": float(len(data.held_out))}
     scores = {"demonstrations' raw score (shifted to 0)": mean, "demonstrations' standard deviation": spread}
-    return {**named(latest, SHOWN), **ceiling, **baseline, **scores, **seconds(timer)}
+    return {**named(latest, SHOWN), **ceiling, **baseline, **scores, **examined, **seconds(timer)}
 
 
 def _held_out_accuracy(group: Group, held_out: PairData, step: int) -> dict[str, float]:

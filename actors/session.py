@@ -28,6 +28,7 @@ from rlhf.data.template import DATE, template_date
 from rlhf.device import Device
 from rlhf.errors import Stopped, UserError
 from rlhf.models.folder import load_tokenizer, read_facts
+from rlhf.models.saving import try_saving_tokenizer
 from rlhf.recovery.stop import StopRequest, end_within
 from rlhf.tracking.console import Console
 from rlhf.tracking.run_folder import RunFolder
@@ -272,6 +273,7 @@ class Session:
         """Read what a stage needs, so that bad data is refused before anything is started or rebuilt."""
         RunFolder(self.root, stage).require(self.digest(stage))
         self.checkpoint(stage)
+        try_saving_tokenizer(self.tokenizer)
         needed = {
             "sft": ["demonstrations"],
             "reward": ["demonstrations", "preferences"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ray
 
+from actors.examined import record_examinations
 from actors.group import Group
 from actors.session import Session
 from actors.supervised import Loop, Summary, named, ranks, seconds
@@ -30,6 +31,7 @@ def train_sft(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
     with ranks(
         session, "policy", "sft", run, tracker, "rlhf.roles.sft:SFTRole", str(session.base), len(batches)
     ) as group:
+        examined = record_examinations(session, tracker, {"policy": group}, session.base)
         group.ask("use", ray.put(train), ray.put(held_out), moment=Moment(phase="start"))
         loop = Loop(
             title="SFT",
@@ -42,7 +44,7 @@ def train_sft(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
         with timer("save"), run.writing_model() as folder:
             group.ask("save", folder.resolve(), moment=Moment(phase="save"))
             session.tokenizer.save_pretrained(folder)
-    return {**named(latest, SHOWN), **seconds(timer)}
+    return {**named(latest, SHOWN), **examined, **seconds(timer)}
 
 
 def _held_out_loss(group: Group, held_out: ExampleData, step: int) -> dict[str, float]:

@@ -143,6 +143,8 @@ class _Reader:
 def _convert(kind: Any, value: Any) -> Any:
     """The value as ``kind``, or ``None`` when it is something else. A boolean is not a number."""
     if get_origin(kind) is Literal:
+        if value is False and "off" in get_args(kind):  # YAML 1.1 reads a bare off so
+            return "off"
         return next((option for option in get_args(kind) if type(option) is type(value) and option == value), None)
     if kind is float:
         return _number(value)

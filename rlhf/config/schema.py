@@ -59,6 +59,9 @@ class ModelConfig:
     """Train adapters instead of all weights, in SFT, DPO and PPO."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    packing: Literal["auto", "off"] = "auto"
+    """Whether sequences share a row without padding. ``auto`` tries every model before its stage begins, and gives each
+    sequence a row of its own where the model lets neighbours in a row change each other; ``off`` always does."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Leave it off unless you have read that code."""
     chat_template: str | None = None

@@ -36,6 +36,12 @@ def check_shared_rows(recipe: Recipe, roles: Iterable[str]) -> Iterator[UserErro
         for key in ("sequence_parallel", "tensor_parallel"):
             yield from _uneven_ranks(name, key, role)
         yield from _tensor_parallel(recipe, name, role)
+        if role.sequence_parallel > 1 and recipe.model.packing == "off":
+            yield UserError(
+                f"placement.{name}.sequence_parallel = {role.sequence_parallel} and model.packing = off",
+                "ranks share packed rows alone",
+                f"model.packing=auto, or placement.{name}.sequence_parallel=1",
+            )
         if recipe.model.scratch is not None:
             made = recipe.model.scratch
             yield from indivisible(name, "model.scratch", made.heads, made.heads, role.sequence_parallel)

@@ -107,6 +107,19 @@ def use_row_attention(model: PreTrainedModel) -> bool:
     return True
 
 
+@contextmanager
+def own_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Within the block the model attends as transformers has it, step by step, where its attention can be chosen."""
+    if not model._can_set_attn_implementation():
+        yield
+        return
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(ATTENTION)
+
+
 def row_mask(batch_size: int, q_length: int, mask_function: Rule = causal_mask_function, **rest: Any) -> RowMask:
     """The mask of one kind of layer, as transformers' mask functions are called.
 

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from rlhf.config.schema import ModelConfig
-from rlhf.errors import UserError
+from rlhf.models.complete import check_complete
 from rlhf.models.folder import from_folder
 from rlhf.models.lora import add_adapters
 
@@ -25,27 +25,13 @@ REWARD_SHIFT = "rlhf_reward_shift"
 """Key in a reward model's config.json: added to its raw output, so that demonstrations score 0 on average."""
 
 
-LOGIT_TRANSFORMS = {"final_logit_softcapping": None, "logit_scale": 1.0, "logits_scaling": 1.0}
-"""Config keys of models that change logits after the output head → the value that changes nothing."""
-
-
 def load_causal(folder: str | Path, config: ModelConfig) -> PreTrainedModel:
     """A causal language model with dropout off, in the recipe's dtype.
 
     Raises:
-        UserError: it cannot be loaded, or it changes its logits after the head, which log-probabilities here do not
-            know of.
+        UserError: it cannot be loaded, or not whole.
     """
-    model = _load_network(AutoModelForCausalLM, folder, config)
-    for key, neutral in LOGIT_TRANSFORMS.items():
-        value = getattr(model.config, key, neutral)
-        if value not in (None, neutral):
-            raise UserError(
-                f"the model in {folder} has {key} = {value}",
-                "its logits are changed after the output head, and log-probabilities here are taken before that",
-                "choose a model without it: Llama, Qwen2, GPT-NeoX and GPT-2 are tested",
-            )
-    return model
+    return _load_network(AutoModelForCausalLM, folder, config)
 
 
 def load_policy(folder: str | Path, config: ModelConfig, seed: int) -> PreTrainedModel:
@@ -85,8 +71,12 @@ def _load_network(auto: Any, folder: str | Path, config: ModelConfig, **extra: A
         "config": settings,
         "dtype": DTYPES[config.dtype],
         "use_safetensors": True,
+        "output_loading_info": True,
+        "ignore_mismatched_sizes": True,  # refused below, by name
     }
-    model = from_folder(auto, folder, config, **options)
+    model, info = from_folder(auto, folder, config, **options)
+    head_is_new = f"{model.base_model_prefix}." if extra else ""
+    check_complete(folder, model, info, lambda name: name.startswith(head_is_new))
     _rotate_in_float32(model)
     switch_dropout_off(model)
     if config.gradient_checkpointing:

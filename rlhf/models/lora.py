@@ -64,14 +64,29 @@ def add_adapters(model: PreTrainedModel, config: LoRAConfig, seed: int) -> None:
     )
     with torch.random.fork_rng(devices=[]):  # drawn on the CPU, wherever the model is
         torch.random.default_generator.manual_seed(int(np.random.default_rng([seed, DRAW]).integers(2**63)))
-        inject_adapter_in_model(settings, model, NAME)
+        holder = nn.ModuleList([model])  # of a model that it knows by type, peft would move targets to other tensors
+        inject_adapter_in_model(settings, holder, NAME)
+        model.peft_config = holder.peft_config
 
 
 def _linear_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
-    """The layers that can have adapters, by name: all linear ones but the output head, which is used elsewhere."""
+    """The layers that can have adapters, by name: all linear ones but the output head, which is used elsewhere.
+
+    A router that is a linear layer and returns more than its product is none.
+    """
     head = model.get_output_embeddings()
-    kinds = (nn.Linear, Conv1D)
-    return {name: layer for name, layer in model.named_modules() if isinstance(layer, kinds) and layer is not head}
+    return {name: layer for name, layer in model.named_modules() if layer is not head and _is_linear(layer)}
+
+
+def _is_linear(layer: nn.Module) -> bool:
+    if type(layer).forward in (nn.Linear.forward, Conv1D.forward):
+        return True
+    if not isinstance(layer, nn.Linear):
+        return False
+    shapes = {"weight": (layer.out_features, layer.in_features), "bias": (layer.out_features,)}
+    shapeless = {name: torch.empty(shapes[name], device="meta") for name, _ in layer.named_parameters()}
+    result = torch.func.functional_call(layer, shapeless, torch.empty(1, layer.in_features, device="meta"))
+    return isinstance(result, Tensor)
 
 
 def _chosen(targets: Iterable[str], layers: Iterable[str]) -> list[str]:

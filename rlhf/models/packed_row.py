@@ -85,12 +85,15 @@ def hidden_states(backbone: nn.Module, row: PackedRow, form: Form = "packed", **
     ``attending`` is what an attention function of this project has to know besides.
     """
     is_packed = form == "packed"
-    inputs = _packed_inputs(row) if is_packed else _padded_inputs(row)
-    if "use_cache" in inspect.signature(backbone.forward).parameters:
-        inputs["use_cache"] = False
+    inputs = (_packed_inputs(row) if is_packed else _padded_inputs(row)) | without_cache(backbone)
     with rows_of(row.lengths):
         states = backbone(**inputs, **attending).last_hidden_state
     return states[0] if is_packed else states[inputs["attention_mask"].bool()]
+
+
+def without_cache(model: nn.Module) -> dict[str, Any]:
+    """The argument with which a model keeps nothing of a pass, where it would."""
+    return {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
 
 
 def _packed_inputs(row: PackedRow) -> dict[str, Any]:

@@ -26,8 +26,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from rlhf.config.shared_rows import MODEL_TYPES, indivisible
 from rlhf.errors import UserError
-from rlhf.models.attention import by_sequence, use_row_attention
-from rlhf.models.packed_row import Form, PackedRow, hidden_states
+from rlhf.models.attention import by_sequence, own_attention, use_row_attention
+from rlhf.models.head import backbone_of
+from rlhf.models.packed_row import Form, PackedRow, hidden_states, without_cache
 
 
 class Peers:
@@ -149,9 +150,20 @@ class RowNet(nn.Module):
         """From now on compute parts of rows, ``size`` ranks together (collective)."""
         self.peers = Peers(self.model, rank, world, size, timeout_seconds)
 
+    def states(self, row: PackedRow, form: Form) -> Tensor:
+        """(N, d) last hidden states of a row, by this rank alone."""
+        return hidden_states(backbone_of(self.model), row, form)
+
+    def own_states(self, tokens: Tensor) -> Tensor:
+        """(N, d) those of one sequence (N,), as transformers runs the model."""
+        backbone = backbone_of(self.model)
+        with own_attention(self.model):
+            states: Tensor = backbone(tokens[None], **without_cache(backbone)).last_hidden_state[0]
+        return states
+
     def read(self, row: PackedRow, places: Tensor) -> Reading:
         """The last hidden states at ``places`` (K,) of a row: all of them, or this rank's."""
-        return read(self.model.base_model, row, places, self.peers, self.form)
+        return read(backbone_of(self.model), row, places, self.peers, self.form)
 
 
 def _part(row: PackedRow, peers: Peers) -> tuple[int, PackedRow]:

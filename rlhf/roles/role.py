@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -13,14 +15,16 @@ from rlhf.batching import MicroBatches, plan
 from rlhf.config.pools import Part
 from rlhf.config.schema import OptimizerConfig, Recipe, RoleConfig
 from rlhf.config.shared_rows import groups, row_ranks
+from rlhf.models.examine import Examination, Examiner
 from rlhf.models.packed_row import PackedRow
 from rlhf.models.policy import PolicyNet
+from rlhf.models.saving import try_saving
 from rlhf.models.shared_row import RowNet
 from rlhf.roles.forward import Share, forward_share
 from rlhf.types import Int32, RolloutBlock, Sequences
 from rlhf.zero import checkpoint
 from rlhf.zero.checkpoint import Files
-from rlhf.zero.engine import ZeroEngine, building
+from rlhf.zero.engine import ZeroEngine, building, full_shape
 from rlhf.zero.process_group import join, seed_process
 from rlhf.zero.rank import Rank
 from rlhf.zero.tensor_parallel import check_model as check_split
@@ -51,6 +55,26 @@ class Role(Generic[Network]):
             self.network.share_rows(rank.rank, rank.world, config.sequence_parallel, rank.timeout_seconds)
         self.engine = ZeroEngine(self.network, config, recipe.model.dtype, rank, self.place, optimizer, total_updates)
         del keep
+        self.examination = self._examine(is_saved=optimizer is not None)
+
+    def _examine(self, is_saved: bool) -> Examination:
+        """Find how the network's sequences may lie, and try what saving it will need."""
+        examiner = Examiner(
+            network=self.network,
+            run=self.engine.run,
+            largest=self.engine.largest,
+            device=self.place,
+            parameters=sum(math.prod(full_shape(parameter)) for parameter in self.network.parameters()),
+            may_pack=self.recipe.model.packing == "auto",
+            temperature=self.recipe.rollout.temperature,
+        )
+        found = examiner.examine()
+        notes = try_saving(self.network.model) if is_saved else ()
+        return replace(found, notes=found.notes + notes)
+
+    def examined(self) -> Examination:
+        """What was found of the network before its first use."""
+        return self.examination
 
     def micro_batches(self, samples: Sequence[int], lengths: Sequence[int] | np.ndarray) -> MicroBatches:
         """This rank's micro-batches of the chosen samples, as many as on every other rank; ``lengths`` of all.

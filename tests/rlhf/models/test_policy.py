@@ -101,16 +101,15 @@ def test_chunks_change_neither_values_nor_gradients(chunk: int, monkeypatch: pyt
 
 @pytest.mark.parametrize("with_gradient", [False, True])
 def test_no_more_than_a_chunk_of_logits_exists(with_gradient: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows, linear = [], policy.functional.linear
+    rows, weight = [], torch.randn(3, 5)
 
-    def counting(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def counting(hidden: Tensor) -> Tensor:
         rows.append(len(hidden))
-        return linear(hidden, weight, bias)
+        return hidden @ weight
 
     monkeypatch.setattr(policy, "CHUNK", 4)
-    monkeypatch.setattr(policy.functional, "linear", counting)
     hidden = torch.randn(10, 3, requires_grad=with_gradient)
-    logprobs, _ = token_logprobs(hidden, torch.randn(5, 3), None, torch.zeros(10, dtype=torch.long), 1.0)
+    logprobs, _ = token_logprobs(hidden, counting, torch.zeros(10, dtype=torch.long), 1.0)
     assert rows == [4, 4, 2]
     if with_gradient:
         logprobs.sum().backward()
@@ -118,10 +117,10 @@ def test_no_more_than_a_chunk_of_logits_exists(with_gradient: bool, monkeypatch:
 
 
 def of_logits(logits: list[float], target: int, temperature: float = 1.0) -> tuple[float, float]:
-    """Log-probability of the target and entropy, of a head whose bias is the logits."""
-    bias = torch.tensor(logits)
-    hidden, weight = torch.zeros(1, 1), torch.zeros(len(logits), 1)
-    logprob, entropy = token_logprobs(hidden, weight, bias, torch.tensor([target]), temperature)
+    """Log-probability of the target and entropy, of a head that gives these logits."""
+    logprob, entropy = token_logprobs(
+        torch.zeros(1, 1), lambda hidden: torch.tensor([logits]), torch.tensor([target]), temperature
+    )
     return logprob.item(), entropy.item()
 
 
@@ -152,10 +151,12 @@ def test_entropy_of_a_uniform_distribution_is_the_logarithm_of_its_size() -> Non
 
 
 def entropy_gradient(logits: list[float], temperature: float = 1.0) -> list[float]:
-    """The gradient of the entropy by the logits, which are the head's bias."""
+    """The gradient of the entropy by the logits."""
     bias = torch.tensor(logits, requires_grad=True)
-    hidden, weight = torch.zeros(1, 1, requires_grad=True), torch.zeros(len(logits), 1)
-    _, entropy = token_logprobs(hidden, weight, bias, torch.tensor([0]), temperature, entropy_gradient=True)
+    hidden = torch.zeros(1, 1, requires_grad=True)
+    _, entropy = token_logprobs(
+        hidden, lambda hidden: bias + 0 * hidden, torch.tensor([0]), temperature, entropy_gradient=True
+    )
     entropy.sum().backward()
     return bias.grad.tolist()
 
@@ -182,7 +183,7 @@ def test_softmax_is_in_float32_for_a_bfloat16_model() -> None:
     random = torch.Generator().manual_seed(0)
     hidden = torch.randn(1, 64, generator=random).to(torch.bfloat16).expand(VOCABULARY, 64)
     weight = torch.randn(VOCABULARY, 64, generator=random).to(torch.bfloat16)
-    logprobs, entropy = token_logprobs(hidden, weight, None, torch.arange(VOCABULARY), TEMPERATURE)
+    logprobs, entropy = token_logprobs(hidden, lambda h: h @ weight.T, torch.arange(VOCABULARY), TEMPERATURE)
     assert logprobs.dtype == entropy.dtype == torch.float32
     assert float(logprobs.exp().sum()) == pytest.approx(1, abs=1e-5)  # a softmax in bfloat16 misses by about 1e-2
 

@@ -1,0 +1,262 @@
+"""The examination of a loaded model: whether it computes here what transformers computes of one sequence alone.
+
+Nothing of it depends on the model's name. Random sequences go through the network as they will in training, in one
+packed row and in rows of their own, and are compared with the model's own forward pass, its own attention and its own
+logits. In a packed row a sequence must not depend on its neighbours: other neighbours of the same lengths give the
+same states, to the last bits, whatever the arithmetic.
+
+Distances are between last hidden states, relative to their norm: these show a leak even where a head of zeros, as a
+fresh critic's, shows nothing.
+
+Shapes: N tokens of a row, d hidden size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from rlhf.errors import UserError
+from rlhf.models.complete import unused_tensors
+from rlhf.models.examination import Examination
+from rlhf.models.lora import adapter_layers
+from rlhf.models.packed_row import Form, PackedRow, pack_row
+from rlhf.models.policy import PolicyNet
+from rlhf.models.shared_row import RowNet
+from rlhf.types import Int32, Sequences
+
+TOKENS = 336
+"""Of the row, at most: more than the chunks in which recurrent models compute (256)."""
+FEWEST = 48
+"""Of the row, where the model is large for the device."""
+OPERATIONS = {"cpu": 1e11, "cuda": 1e15}
+"""Floating-point operations that an examination may take on a device of the type: a few seconds."""
+PASSES = 8
+"""Forward passes over the row."""
+SEED = 20170706
+ROUNDING = 3.0
+"""How much farther from the model's own a packed row may be than rows of their own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tolerance:
+    """Largest distances of a sound model, by arithmetic."""
+
+    states: float
+    """Root mean square over tokens, from the model's own."""
+    neighbours: float
+    """Of any token, between two rows with other neighbours."""
+    logprobs: float
+    """Root mean square over tokens, over the standard deviation of the model's own log-probabilities."""
+    nats: float
+    """Besides, of log-probabilities that are all equal."""
+
+
+TOLERANCES = {
+    torch.float32: Tolerance(states=1e-4, neighbours=1e-5, logprobs=1e-3, nats=1e-5),
+    torch.bfloat16: Tolerance(states=0.3, neighbours=3e-3, logprobs=0.3, nats=1e-2),
+}
+
+
+Run = Callable[..., Any]
+"""Calls a function of the network's on all ranks as its forward pass is called: ``ZeroEngine.run``."""
+Largest = Callable[[Sequence[float]], list[float]]
+"""Of each number the largest of all ranks: ``ZeroEngine.largest``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examiner:
+    """Examines one network (collective: every rank does the same passes over the same tokens, and decides the same)."""
+
+    network: RowNet
+    run: Run
+    largest: Largest
+    device: torch.device
+    parameters: int
+    """Of the whole model."""
+    may_pack: bool
+    """Whether several sequences may share a row: ``model.packing``."""
+    temperature: float
+    """At which log-probabilities are compared."""
+
+    def examine(self) -> Examination:
+        """Find the form in which the model computes what it should.
+
+        Raises:
+            UserError: there is none, or ranks are to share a row and it must not be packed.
+        """
+        peers, self.network.peers = self.network.peers, None
+        try:
+            found = self._forms()
+        finally:
+            self.network.peers = peers
+        if peers is not None and found.form == "padded":
+            raise self._cannot_share(found)
+        self.network.form = found.form
+        if isinstance(self.network, PolicyNet):
+            found = replace(found, logprob_gap=self._logprob_gap(self.network, found.tokens))
+        return self._with_unused(found)
+
+    @property
+    def tolerance(self) -> Tolerance:
+        """That of the model's arithmetic."""
+        return TOLERANCES[self.network.model.dtype]
+
+    def _forms(self) -> Examination:
+        """Compare both forms with the model's own forward pass."""
+        lengths = self._lengths()
+        sequences, others = (random_sequences(self.network.model.config, lengths, seed) for seed in (SEED, SEED + 1))
+        row, inner = self._row(sequences), slice(lengths[0], lengths[0] + lengths[1])
+        own = torch.cat([self.run(self.network.own_states, each) for each in row.tokens[0].split(list(lengths))])
+        with _each_adapter_computes(self.network.model):
+            padded = self._states(row, "padded")
+        joined = self._states(self._row([np.concatenate(sequences)]), "padded")
+        values = [root_mean_square(padded, own), root_mean_square(joined, own)]
+        can_pack = self.may_pack and self.network.form == "packed"
+        if can_pack:
+            packed = self._states(row, "packed")
+            among_others = self._states(self._row([others[0], sequences[1], others[2]]), "packed")
+            values += [root_mean_square(packed, own), float(distances(among_others[inner], packed[inner]).max())]
+        return self._decide(sum(lengths), *self.largest(values))
+
+    def _decide(
+        self, tokens: int, padded: float, joined: float, packed: float | None = None, neighbours: float | None = None
+    ) -> Examination:
+        limit = self.tolerance
+        is_sound = (
+            packed is not None
+            and neighbours is not None
+            and neighbours <= limit.neighbours
+            and packed <= min(limit.states, max(TOLERANCES[torch.float32].states, ROUNDING * padded))
+        )
+        form: Form = "packed" if is_sound else "padded"
+        if form == "padded" and padded > limit.states:
+            raise self._unlike("hidden states", f"{padded:.1e} of their size, more than {limit.states:.0e}")
+        notes = [] if is_sound or not self.may_pack else [self._why_padded(packed, neighbours)]
+        return Examination(
+            form=form,
+            tokens=tokens,
+            padded=padded,
+            joined=joined,
+            packed=packed,
+            neighbours=neighbours,
+            notes=tuple(notes),
+        )
+
+    def _why_padded(self, packed: float | None, neighbours: float | None) -> str:
+        kind = self.network.model.config.model_type
+        if packed is None or neighbours is None:
+            return f"{kind}: its attention cannot be exchanged, so every sequence has a row of its own"
+        return (
+            f"{kind}: sequences that share a row change each other (by {max(packed, neighbours):.1e} of their hidden "
+            "states), so every sequence has a row of its own"
+        )
+
+    def _cannot_share(self, found: Examination) -> UserError:
+        return UserError(
+            f"placement.<role>.sequence_parallel and a model of type {self.network.model.config.model_type!r}",
+            (found.notes or ("model.packing = off",))[0] + "; ranks share packed rows alone",
+            "placement.<role>.sequence_parallel=1",
+        )
+
+    def _unlike(self, what: str, by: str) -> UserError:
+        return UserError(
+            f"the model of type {self.network.model.config.model_type!r} does not compute here what transformers does",
+            f"its {what} differ from its own forward pass over one sequence by {by}; training would go on with wrong "
+            "numbers",
+            "choose a model that docs/models.md lists, or another dtype (model.dtype=float32)",
+        )
+
+    def _logprob_gap(self, network: PolicyNet, tokens: int) -> float:
+        """Compare log-probabilities, in the form chosen and as ranks share rows, with the model's own logits."""
+        short = random_sequences(network.model.config, (min(40, tokens // 3), 9), SEED)
+        row = self._row(short)
+        ours = self.run(network.forward, row, self.temperature)[0]
+        alone = row.tokens[0].split([len(each) for each in short])
+        own = torch.cat([self.run(network.own_logprobs, each, self.temperature) for each in alone])
+        mean, square = self.largest([float((ours - own).abs().mean()), float((ours - own).square().mean())])
+        limit = self.tolerance.logprobs * float(own.std()) + self.tolerance.nats
+        if not square**0.5 <= limit:
+            raise self._unlike("log-probabilities", f"{square**0.5:.1e} nats, more than {limit:.0e}")
+        return mean
+
+    def _with_unused(self, found: Examination) -> Examination:
+        unused = unused_tensors(self.network.model)
+        if not unused:
+            return found
+        note = f"{len(unused)} tensors of the model's folder are not used: {', '.join(unused[:3])}, ..."
+        return replace(found, unused=unused, notes=(*found.notes, note))
+
+    def _lengths(self) -> tuple[int, int, int]:
+        """Of the three sequences: together within the model's context, and as long as the device affords."""
+        affordable = OPERATIONS[self.device.type] / (2 * self.parameters * PASSES)
+        settings = self.network.model.config.get_text_config()
+        context = getattr(settings, "max_position_embeddings", None) or TOKENS
+        total = max(12, min(TOKENS, context, max(FEWEST, int(affordable))))
+        first, last = total // 12, total // 8
+        return first, total - first - last, last
+
+    def _row(self, sequences: Sequence[Int32]) -> PackedRow:
+        """All tokens but each sequence's first count as a response."""
+        packed = Sequences.pack((each[:1], each[1:]) for each in sequences)
+        return pack_row(packed, range(len(sequences)), self.device)
+
+    def _states(self, row: PackedRow, form: Form) -> Tensor:
+        states: Tensor = self.run(self.network.states, row, form)
+        return states
+
+
+@contextmanager
+def _each_adapter_computes(model: PreTrainedModel) -> Iterator[None]:
+    """Within the block, of every layer that computes, the adapters inside it do too: a fused kernel may pass them over.
+
+    Raises:
+        UserError: at the block's end, names adapters that were passed over.
+    """
+    layers = dict(model.named_modules())
+    adapted = {name: layers[name.rpartition(".")[0]] for name in adapter_layers(model)}
+    called: set[int] = set()
+    watched = {id(module): module for name, parent in adapted.items() for module in (parent, layers[name])}
+    hooks = [module.register_forward_hook(lambda module, *_: called.add(id(module))) for module in watched.values()]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+    idle = [name for name, parent in adapted.items() if id(parent) in called and id(layers[name]) not in called]
+    if idle:
+        names, others = ({name.rpartition(".")[2] for name in some} for some in (idle, adapted))
+        raise UserError(
+            f"model.lora: adapters of {', '.join(sorted(names))} are never computed, in {len(idle)} layers",
+            "this model's code reads the weights of these layers by itself, and passes their adapters over",
+            f"model.lora.targets=[{','.join(sorted(others - names))}]",
+        )
+
+
+def random_sequences(config: PreTrainedConfig, lengths: Sequence[int], seed: int) -> list[Int32]:
+    """Sequences of these lengths of ordinary tokens: none to which the configuration gives a meaning."""
+    named = (value for key, value in config.get_text_config().to_dict().items() if key.endswith("token_id"))
+    special = {token for each in named for token in (each if isinstance(each, list) else [each])}
+    ordinary = np.setdiff1d(np.arange(config.get_text_config().vocab_size), [t for t in special if t is not None])
+    random = np.random.default_rng(seed)
+    return [random.choice(ordinary, length).astype(np.int32) for length in lengths]
+
+
+def distances(found: Tensor, expected: Tensor) -> Tensor:
+    """(N,) of each token's state (N, d) from the one expected, over the norm of that."""
+    expected = expected.float()
+    return (found.float() - expected).norm(dim=-1) / expected.norm(dim=-1).clamp(min=1e-12)
+
+
+def root_mean_square(found: Tensor, expected: Tensor) -> float:
+    """Over tokens, of ``distances``; infinite where one is not a number."""
+    value = float(distances(found, expected).square().mean().sqrt())
+    return value if math.isfinite(value) else math.inf

@@ -1,0 +1,82 @@
+"""What a causal language model makes of its last hidden states: logits, by the model's own code.
+
+Between the two many architectures do more than one matrix product: Gemma 2 bounds the logits, Granite and Cohere scale
+them, others transform the states first. So nothing of it is repeated here: the model's own forward pass is run, with
+its backbone giving the states that are known already.
+
+Shapes: R positions, d hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from rlhf.models.packed_row import without_cache
+
+
+def backbone_of(model: PreTrainedModel) -> PreTrainedModel:
+    """The part of the model that ends with the last hidden states."""
+    named: PreTrainedModel = model.base_model
+    if named is not model:
+        return named
+    return next((child for child in model.children() if isinstance(child, PreTrainedModel)), model)
+
+
+class _Given(BaseModelOutputWithPast):
+    """A backbone's output that has the last hidden states and nothing else, whatever it is asked for."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return None
+
+
+class OutputHead:
+    """The part of a causal language model behind its backbone."""
+
+    def __init__(self, lm: PreTrainedModel) -> None:
+        self.lm = lm
+        self.backbones = [module for module in lm.modules() if isinstance(module, PreTrainedModel) and module is not lm]
+        """The backbone, and its own parts that the language model may call in its place (OPT's decoder)."""
+        self.options = without_cache(lm)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(R, d) last hidden states → (R, V) logits, in the dtype that the model gives them."""
+        tokens = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
+        with _forward_replaced(self.backbones, _Given(last_hidden_state=hidden[None])):
+            logits: Tensor = self.lm.forward(tokens, **self.options)[0]
+        return logits[0]
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Those of the model that are not its backbone's, and those of its output layer, which may be."""
+        inside = {id(parameter) for parameter in backbone_of(self.lm).parameters()}
+        own = [parameter for parameter in self.lm.parameters() if id(parameter) not in inside]
+        known = {id(parameter) for parameter in own}
+        return own + [p for p in self.lm.get_output_embeddings().parameters() if id(p) not in known]
+
+
+@contextmanager
+def _forward_replaced(modules: Sequence[nn.Module], output: _Given) -> Iterator[None]:
+    """Within the block each of the modules returns this, and computes nothing."""
+    before = [module.__dict__.get("forward") for module in modules]
+
+    def forward(*arguments: Any, **options: Any) -> _Given:
+        return output
+
+    for module in modules:
+        module.forward = forward
+    try:
+        yield
+    finally:
+        for module, own in zip(modules, before, strict=True):
+            if own is None:
+                del module.forward
+            else:
+                module.forward = own
