@@ -6,8 +6,8 @@ import difflib
 from collections.abc import Iterator
 from dataclasses import is_dataclass
 from functools import cache
-from types import NoneType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from rlhf.config.schema import Recipe
 
@@ -25,11 +25,11 @@ def types_of(section: type) -> dict[str, Any]:
 
 
 def without_none(kind: Any) -> tuple[Any, bool]:
-    """The type without ``None``, and whether ``None`` was allowed."""
+    """The type without ``None``, or a union of those that are left, and whether ``None`` was allowed."""
     options = get_args(kind)
     if get_origin(kind) is Literal or NoneType not in options:
         return kind, False
-    return next(option for option in options if option is not NoneType), True
+    return Union[tuple(option for option in options if option is not NoneType)], True
 
 
 def section_of(kind: Any) -> type | None:
@@ -51,6 +51,8 @@ def describe(kind: Any) -> str:
 
 def _describe(kind: Any) -> str:
     origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return " or ".join(map(_describe, arguments))
     if origin is Literal:
         return "one of " + ", ".join(str(option) for option in arguments)
     if origin is dict:

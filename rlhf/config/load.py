@@ -10,7 +10,8 @@ import reprlib
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
 
@@ -142,6 +143,8 @@ def _convert(kind: Any, value: Any) -> Any:
     """The value as ``kind``, or ``None`` when it is something else. A boolean is not a number."""
     if get_origin(kind) is Literal:
         return next((option for option in get_args(kind) if type(option) is type(value) and option == value), None)
+    if get_origin(kind) in (Union, UnionType):
+        return next((value for option in get_args(kind) if _convert(option, value) is not None), None)
     if kind is float:
         return _number(value)
     return value if type(value) is kind else None

@@ -53,9 +53,8 @@ def pairs() -> PairData:
 
 
 def read(classifier: PreTrainedModel) -> torch.Tensor:
-    """Rewards of all answers, each alone, at its last token; transformers itself looks before trailing pads."""
-    hidden = [classifier.model(whole(pairs().sequences, i)).last_hidden_state for i in range(6)]
-    return torch.stack([classifier.score(h)[0, -1, 0] for h in hidden])
+    """Rewards of all answers by transformers' own forward pass, each alone. One ends with the padding token."""
+    return torch.stack([classifier(whole(pairs().sequences, i)).logits[0, 0] for i in range(6)])
 
 
 def recipe(ranks: int, stage: int, budget: int, shared: int) -> Recipe:
