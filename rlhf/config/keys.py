@@ -5,9 +5,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator
 from dataclasses import is_dataclass
-from functools import cache
+from functools import cache, reduce
+from operator import or_
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from rlhf.config.schema import Recipe
 
@@ -29,7 +30,7 @@ def without_none(kind: Any) -> tuple[Any, bool]:
     options = get_args(kind)
     if get_origin(kind) is Literal or NoneType not in options:
         return kind, False
-    return Union[tuple(option for option in options if option is not NoneType)], True
+    return reduce(or_, [option for option in options if option is not NoneType]), True
 
 
 def section_of(kind: Any) -> type | None:
@@ -51,7 +52,7 @@ def describe(kind: Any) -> str:
 
 def _describe(kind: Any) -> str:
     origin, arguments = get_origin(kind), get_args(kind)
-    if origin in (Union, UnionType):
+    if origin is UnionType:
         return " or ".join(map(_describe, arguments))
     if origin is Literal:
         return "one of " + ", ".join(str(option) for option in arguments)

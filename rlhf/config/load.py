@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
 
@@ -143,7 +143,7 @@ def _convert(kind: Any, value: Any) -> Any:
     """The value as ``kind``, or ``None`` when it is something else. A boolean is not a number."""
     if get_origin(kind) is Literal:
         return next((option for option in get_args(kind) if type(option) is type(value) and option == value), None)
-    if get_origin(kind) in (Union, UnionType):
+    if get_origin(kind) is UnionType:
         return next((value for option in get_args(kind) if _convert(option, value) is not None), None)
     if kind is float:
         return _number(value)

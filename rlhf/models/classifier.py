@@ -112,9 +112,7 @@ def inspect_classifier(folder: str | Path, config: ModelConfig, own: bool) -> Cl
     """
     settings = classifier_settings(folder, config, own)
     options = {"config": settings, "use_safetensors": True, "ignore_mismatched_sizes": True, "device_map": "meta"}
-    model, found = from_folder(
-        AutoModelForSequenceClassification, folder, config, output_loading_info=True, **options
-    )
+    model, found = from_folder(AutoModelForSequenceClassification, folder, config, output_loading_info=True, **options)
     head = {name: module for name, module in model.named_children() if name in head_names(model)}
     unknown = frozenset(found["unexpected_keys"])
     biases = unknown & _absent_biases(head)
@@ -196,7 +194,7 @@ def label_index(found: ClassifierFolder, label: int | str | None, key: str) -> i
     Raises:
         UserError: there is no such label, or there are several and none is named.
     """
-    named = {index: name for index, name in found.labels.items()}
+    named = found.labels
     if label is None and len(named) == 1:
         return 0
     index = label if isinstance(label, int) else next((i for i, name in named.items() if name == label), None)

@@ -14,12 +14,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rlhf.errors import UserError
-from rlhf.models.packed_row import Form, PackedRow, pack_row
+from rlhf.models.packed_row import Form, pack_row
 from rlhf.models.scalar import Reader, ScalarNet
 from rlhf.types import Sequences
 
 LENGTHS = (17, 3, 9, 2, 33, 5)
-"""Tokens of the probe's sequences. Short ones show what convolutions and recurrent layers carry over from neighbours."""
+"""Tokens of the probe's sequences. Short ones show what convolutions and recurrent layers carry over."""
 WAYS: tuple[tuple[Reader, Form], ...] = (("head", "packed"), ("head", "padded"), ("own", "padded"))
 """Ways of reading that are tried, the fastest first; without any of them each sequence goes by itself."""
 TOLERANCE = {torch.float32: (1e-3, 1e-5), torch.bfloat16: (0.1, 0.02)}

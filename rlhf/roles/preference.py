@@ -14,7 +14,7 @@ from torch import Tensor
 from rlhf.algorithms.losses import preference_loss
 from rlhf.config.schema import Recipe
 from rlhf.errors import UserError
-from rlhf.models.classifier import inspect_classifier, load_own, start_of_reward
+from rlhf.models.classifier import load_own, start_of_reward
 from rlhf.models.load import REWARD_SHIFT, load_classifier
 from rlhf.models.packed_row import pack_row
 from rlhf.models.scalar import ScalarNet, init_reward_head

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from transformers import AutoTokenizer
 
 from rlhf.config.schema import Recipe, RewardSourceConfig
-from rlhf.evaluation.scorers import load_scorer
 from rlhf.errors import UserError
+from rlhf.evaluation.scorers import load_scorer
 from rlhf.models.folder import context_length, from_folder, load_tokenizer
 from rlhf.roles.endpoint import Endpoint
 from rlhf.roles.length_limit import CutBlock, LengthLimit
@@ -59,7 +59,7 @@ def make_reward(
 def _own_tokens(
     recipe: Recipe, source: RewardSourceConfig, role: RewardRole, folder: str, reader: BlockReader
 ) -> Encode | None:
-    """How the reward model reads a block; None where it reads the policy's tokens as they are. Says which in the log."""
+    """How the reward model reads a block; None where it reads the policy's tokens as they are. The log has which."""
     context = min(context_length(folder, recipe.model), role.network.positions)
     if source.max_length is not None and source.max_length > context:
         raise UserError(

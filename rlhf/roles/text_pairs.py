@@ -84,7 +84,9 @@ class TextPairs:
         )
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
-        ids: list[list[int]] = self.own([t.strip() for t in texts], add_special_tokens=False, verbose=False)["input_ids"]
+        ids: list[list[int]] = self.own([t.strip() for t in texts], add_special_tokens=False, verbose=False)[
+            "input_ids"
+        ]
         return ids
 
 
