@@ -198,8 +198,8 @@ def label_index(found: ClassifierFolder, label: int | str | None, key: str) -> i
     if label is None and len(named) == 1:
         return 0
     index = label if isinstance(label, int) else next((i for i, name in named.items() if name == label), None)
-    if index in named:
-        return int(index)
+    if index is not None and index in named:
+        return index
     shown = ", ".join(f"{i} ({name})" for i, name in list(named.items())[:20])
     what = f"the model in {found.path} has {len(named)} labels" if label is None else f"{key} = {label!r} is no label"
     raise UserError(

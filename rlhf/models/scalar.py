@@ -141,9 +141,9 @@ def _compute_in_float32(head: nn.Module) -> None:
     """Have the linear layers and norms of a head compute in float32, whatever the dtype of their weights."""
     for module in head.modules():
         if isinstance(module, nn.Linear):
-            module.forward = partial(_linear, module)  # type: ignore[method-assign]
+            module.forward = partial(_linear, module)
         elif isinstance(module, nn.LayerNorm):
-            module.forward = partial(_layer_norm, module)  # type: ignore[method-assign]
+            module.forward = partial(_layer_norm, module)
 
 
 def _linear(layer: nn.Linear, values: Tensor) -> Tensor:
