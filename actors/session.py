@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from rlhf.checkpoints.checkpoint import Checkpoint, latest_checkpoint
 from rlhf.checkpoints.compatible import data_changes, differing_keys, require_same, require_same_data
@@ -27,7 +27,7 @@ from rlhf.data.stages import StageData, texts
 from rlhf.data.template import DATE, template_date
 from rlhf.device import Device
 from rlhf.errors import Stopped, UserError
-from rlhf.models.folder import load_tokenizer, read_facts
+from rlhf.models.folder import from_folder, load_tokenizer, read_facts
 from rlhf.models.saving import try_saving_tokenizer
 from rlhf.recovery.stop import StopRequest, end_within
 from rlhf.tracking.console import Console
@@ -163,13 +163,21 @@ class Session:
         pretrained = self.base if self.recipe.model.path else None
         start = self.model_of("sft", self.recipe.dpo.init, pretrained)
         if self.recipe.dpo.init is not None:
-            self._require_vocabulary("dpo.init", start)
+            self.require_vocabulary("dpo.init", start)
         return start
 
     def _has_vocabulary(self, model: Path) -> bool:
+        own = from_folder(AutoTokenizer, model, self.recipe.model)
+        if own.eos_token_id is None:  # an encoder's: the policy's has an end token
+            return False
         return load_tokenizer(model, self.recipe.model).get_vocab() == self.tokenizer.get_vocab()
 
-    def _require_vocabulary(self, key: str, start: Path) -> None:
+    def require_vocabulary(self, key: str, start: Path) -> None:
+        """Refuse a model that does not read the run's tokens.
+
+        Raises:
+            UserError: its tokenizer has other tokens.
+        """
         if not self._has_vocabulary(start):
             raise UserError(
                 f"{key} = {start} has another vocabulary than {self._vocabulary}",
@@ -200,9 +208,16 @@ class Session:
         """
         if self.recipe.ppo.critic_init is not None:
             start = Path(self.recipe.ppo.critic_init).expanduser()
-            self._require_vocabulary("ppo.critic_init", start)
+            self.require_vocabulary("ppo.critic_init", start)
             return start
-        return next((model for model in self.reward_models.values() if self._has_vocabulary(model)), self.policy_start)
+        fitting = (model for model in self.reward_models.values() if self._can_value(model))
+        return next(fitting, self.policy_start)
+
+    def _can_value(self, model: Path) -> bool:
+        """Whether a critic can be made of a reward model: its tokens are the policy's, its head is linear."""
+        from rlhf.models.classifier import inspect_classifier  # seconds, and only PPO has a critic
+
+        return self._has_vocabulary(model) and inspect_classifier(model, self.recipe.model, own=False).is_linear
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:

@@ -171,7 +171,7 @@ def _read_data(options: argparse.Namespace, session: Session, new: Sequence[Path
 
 def _ready(options: argparse.Namespace, session: Session) -> Callable[[], object]:
     from actors.pipeline import run_pipeline, run_stage
-    from launch.preflight import check_models_of_ppo, check_updates
+    from launch.preflight import check_classifiers, check_models_of_ppo, check_updates
 
     if options.command == "generate":
         from launch.generate import generate, read_questions
@@ -180,6 +180,7 @@ def _ready(options: argparse.Namespace, session: Session) -> Callable[[], object
     for stage in stages_of(session.recipe, options.command):
         session.read_data(stage)
         check_updates(session, stage)
+        check_classifiers(session, stage)
     if options.command == "ppo":
         check_models_of_ppo(session)
     return (

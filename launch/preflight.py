@@ -13,7 +13,7 @@ from rlhf.config.load import load_recipe
 from rlhf.config.machine import Machine, uses_gpus
 from rlhf.config.pools import Stage, Strategy, pools
 from rlhf.config.problems import raise_all
-from rlhf.config.schema import DPOConfig, Recipe, RewardConfig, SFTConfig
+from rlhf.config.schema import TRAINED, DPOConfig, Recipe, RewardConfig, RewardSourceConfig, SFTConfig
 from rlhf.config.validate import check_schedule, stages_of, validate
 from rlhf.data.order import epoch_batches
 from rlhf.data.stages import comparison_batches
@@ -169,6 +169,50 @@ def check_models_of_ppo(session: Session) -> None:
     _ = session.policy_start, session.reward_models, session.judge_model
     if session.recipe.algorithm.has_critic:
         _ = session.critic_start
+
+
+def check_classifiers(session: Session, stage: str) -> None:
+    """Refuse the model folders of a recipe that cannot become what the stage makes of them: reward models and critics.
+
+    Only names and shapes of weights are read. What only a cluster's nodes may see is left to them.
+
+    Raises:
+        UserError: names the weights that are missing, or the labels that there are.
+    """
+    recipe = session.recipe
+    if stage not in ("reward", "ppo"):
+        return
+    from rlhf.models.classifier import inspect_classifier, label_index, start_of_reward
+
+    def is_here(folder: str) -> bool:
+        return recipe.placement.ray_address is None or Path(folder).expanduser().exists()
+
+    if stage == "reward":
+        if recipe.reward.init is not None and is_here(recipe.reward.init):
+            start = Path(recipe.reward.init).expanduser()
+            session.require_vocabulary("reward.init", start)
+            start_of_reward(start, recipe.model)
+        return
+    for key, source in _given_models(recipe):
+        assert source.model is not None
+        if is_here(source.model):
+            found = inspect_classifier(Path(source.model).expanduser(), recipe.model, own=True)
+            found.require_whole(f"{key}.model")
+            label_index(found, source.label, f"{key}.label")
+    critic = recipe.ppo.critic_init
+    if critic is not None and recipe.algorithm.has_critic and is_here(critic):
+        start = Path(critic).expanduser()
+        session.require_vocabulary("ppo.critic_init", start)
+        found = inspect_classifier(start, recipe.model, own=False)
+        found.require_backbone("ppo.critic_init")
+
+
+def _given_models(recipe: Recipe) -> list[tuple[str, RewardSourceConfig]]:
+    """The reward models that a recipe names a folder of, the scorer of ``early_stop`` included, by key."""
+    sources = {f"rewards.{name}": source for name, source in recipe.rewards.items()}
+    if recipe.early_stop is not None:
+        sources["early_stop.scorer"] = recipe.early_stop.scorer
+    return [(key, source) for key, source in sources.items() if source.model not in (None, TRAINED)]
 
 
 def _import_functions(recipe: Recipe, command: Stage) -> None:

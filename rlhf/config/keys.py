@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator
 from dataclasses import is_dataclass
-from functools import cache
-from types import NoneType
+from functools import cache, reduce
+from operator import or_
+from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from rlhf.config.schema import Recipe
@@ -25,11 +26,11 @@ def types_of(section: type) -> dict[str, Any]:
 
 
 def without_none(kind: Any) -> tuple[Any, bool]:
-    """The type without ``None``, and whether ``None`` was allowed."""
+    """The type without ``None``, or a union of those that are left, and whether ``None`` was allowed."""
     options = get_args(kind)
     if get_origin(kind) is Literal or NoneType not in options:
         return kind, False
-    return next(option for option in options if option is not NoneType), True
+    return reduce(or_, [option for option in options if option is not NoneType]), True
 
 
 def section_of(kind: Any) -> type | None:
@@ -51,6 +52,8 @@ def describe(kind: Any) -> str:
 
 def _describe(kind: Any) -> str:
     origin, arguments = get_origin(kind), get_args(kind)
+    if origin is UnionType:
+        return " or ".join(map(_describe, arguments))
     if origin is Literal:
         return "one of " + ", ".join(str(option) for option in arguments)
     if origin is dict:

@@ -101,7 +101,7 @@ LIMITS: dict[type, dict[str, Limit]] = {
         "timeout_seconds": SECONDS,
         "retries": NOT_NEGATIVE,
     },
-    schema.RewardSourceConfig: {"weight": ANY},
+    schema.RewardSourceConfig: {"weight": ANY, "max_length": COUNT},
     schema.EarlyStopConfig: {"every": COUNT, "prompts": COUNT, "patience": COUNT},
     schema.PPOConfig: {"steps": COUNT, "batch_size": COUNT, "samples_per_prompt": COUNT, "staleness": ZERO_OR_ONE},
     schema.RolloutConfig: {

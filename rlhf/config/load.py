@@ -10,6 +10,7 @@ import reprlib
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import UnionType
 from typing import Any, Literal, get_args, get_origin
 
 import yaml
@@ -146,6 +147,8 @@ def _convert(kind: Any, value: Any) -> Any:
         if value is False and "off" in get_args(kind):  # YAML 1.1 reads a bare off so
             return "off"
         return next((option for option in get_args(kind) if type(option) is type(value) and option == value), None)
+    if get_origin(kind) is UnionType:
+        return next((value for option in get_args(kind) if _convert(option, value) is not None), None)
     if kind is float:
         return _number(value)
     return value if type(value) is kind else None

@@ -61,6 +61,15 @@ def _source(recipe: Recipe, key: str, source: RewardSourceConfig) -> Iterator[Us
         )
     if source.model not in (None, TRAINED):
         yield from check_path(f"{key}.model", source.model)
+    for name in ("label", "max_length"):
+        if getattr(source, name) is not None and (source.model is None or (name, source.model) == ("label", TRAINED)):
+            yield UserError(
+                f"{key}.{name} = {getattr(source, name)!r} and no model folder"
+                if source.model is None
+                else f"{key}.label = {source.label!r} and {key}.model = {TRAINED!r}",
+                "it is about a model that is read" if source.model is None else "the run's reward model has one label",
+                f"leave out {key}.{name}",
+            )
     if source.function is not None:
         yield from check_scorer(f"{key}.function", source.function)
     if source.endpoint is not None:

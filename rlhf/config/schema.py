@@ -196,8 +196,13 @@ class RewardSourceConfig:
     """One part of the reward: exactly one of ``model``, ``function`` and ``endpoint``."""
 
     model: str | None = None
-    """Folder or hub name of a sequence classifier with one label, or ``trained``: that of the run's reward stage. With
-    a tokenizer other than the policy's it is given the text."""
+    """Folder or hub name of a sequence classifier of any architecture, or ``trained``: that of the run's reward stage.
+    With a tokenizer other than the policy's it is given the text; an encoder is given prompt and response as a pair."""
+    label: int | str | None = None
+    """Which of a model's labels is the score, by index or name: its logit as it is. Needed where there are several."""
+    max_length: int | None = None
+    """Longest sequence in tokens that a model is given; what exceeds it is cut at the prompt's beginning and counted.
+    By default the model's own context."""
     function: str | None = None
     """A Python function, ``package.module:function`` or ``file.py:function``, that takes lists of prompts and responses
     and returns a list of floats; a third parameter named ``rows`` is given each prompt's data row."""

@@ -12,6 +12,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
 )
 
@@ -31,7 +32,7 @@ def load_causal(folder: str | Path, config: ModelConfig) -> PreTrainedModel:
     Raises:
         UserError: it cannot be loaded, or not whole.
     """
-    return _load_network(AutoModelForCausalLM, folder, config)
+    return _load_network(AutoModelForCausalLM, folder, config, _settings(folder, config))
 
 
 def load_policy(folder: str | Path, config: ModelConfig, seed: int) -> PreTrainedModel:
@@ -46,12 +47,35 @@ def load_policy(folder: str | Path, config: ModelConfig, seed: int) -> PreTraine
     return model
 
 
-def load_classifier(folder: str | Path, config: ModelConfig) -> PreTrainedModel:
-    """A sequence classifier with one label, dropout off.
+def load_classifier(
+    folder: str | Path, config: ModelConfig, architecture: Any = AutoModelForSequenceClassification, own: bool = False
+) -> PreTrainedModel:
+    """A sequence classifier, dropout off.
 
-    From a causal model's folder its head is new and must be initialised.
+    Args:
+        folder: the model's folder or hub name.
+        config: how models are loaded.
+        architecture: the class that loads it.
+        own: keep the folder's labels and padding token, and with them the token that its head reads. Otherwise it has
+            one label; from a causal model's folder the head is new and must be initialised.
     """
-    return _load_network(AutoModelForSequenceClassification, folder, config, num_labels=1)
+    settings = classifier_settings(folder, config, own)
+    return _load_network(architecture, folder, config, settings, head_is_new=not own)
+
+
+def classifier_settings(folder: str | Path, config: ModelConfig, own: bool) -> PreTrainedConfig:
+    """The config of ``load_classifier``."""
+    if own:
+        return _settings(folder, config)
+    settings = _settings(folder, config, num_labels=1)
+    text, tokenizer = settings.get_text_config(), from_folder(AutoTokenizer, folder, config)
+    ends = {tokenizer.eos_token_id, *_ids(getattr(text, "eos_token_id", None))}
+    own_pad = getattr(text, "pad_token_id", None)
+    pad = tokenizer.pad_token_id if own_pad is None else own_pad
+    # A classifier's score is read at the last token that is no padding: an end token must not be that.
+    text.pad_token_id = None if pad in ends else pad
+    _drop_absent_padding(settings)
+    return settings
 
 
 def reward_shift(classifier: PreTrainedModel) -> float:
@@ -59,14 +83,31 @@ def reward_shift(classifier: PreTrainedModel) -> float:
     return float(getattr(classifier.config, REWARD_SHIFT, 0.0))
 
 
-def _load_network(auto: Any, folder: str | Path, config: ModelConfig, **extra: Any) -> PreTrainedModel:
-    settings = from_folder(AutoConfig, folder, config, **extra)
+def _settings(folder: str | Path, config: ModelConfig, **extra: Any) -> PreTrainedConfig:
+    """A model's config with dropout off and no padding token that its embedding lacks."""
+    settings: PreTrainedConfig = from_folder(AutoConfig, folder, config, **extra)
     for key in [k for k in settings.to_dict() if "dropout" in k or "pdrop" in k]:
         if isinstance(getattr(settings, key, None), float):
             setattr(settings, key, 0.0)
-    if extra and settings.pad_token_id is None:
-        pad = from_folder(AutoTokenizer, folder, config).pad_token_id
-        settings.pad_token_id = pad if pad is None or pad < settings.get_text_config().vocab_size else None
+    _drop_absent_padding(settings)
+    return settings
+
+
+def _drop_absent_padding(settings: PreTrainedConfig) -> None:
+    """PyTorch makes no embedding whose padding token is outside of it."""
+    text = settings.get_text_config()
+    pad, rows = getattr(text, "pad_token_id", None), getattr(text, "vocab_size", None)
+    if pad is not None and rows is not None and not 0 <= pad < rows:
+        text.pad_token_id = None
+
+
+def _ids(named: int | list[int] | None) -> list[int]:
+    return named if isinstance(named, list) else [] if named is None else [named]
+
+
+def _load_network(
+    auto: Any, folder: str | Path, config: ModelConfig, settings: PreTrainedConfig, head_is_new: bool = False
+) -> PreTrainedModel:
     options = {
         "config": settings,
         "dtype": DTYPES[config.dtype],
@@ -75,8 +116,8 @@ def _load_network(auto: Any, folder: str | Path, config: ModelConfig, **extra: A
         "ignore_mismatched_sizes": True,  # refused below, by name
     }
     model, info = from_folder(auto, folder, config, **options)
-    head_is_new = f"{model.base_model_prefix}." if extra else ""
-    check_complete(folder, model, info, lambda name: name.startswith(head_is_new))
+    needed = f"{model.base_model_prefix}." if head_is_new else ""
+    check_complete(folder, model, info, lambda name: name.startswith(needed))
     _rotate_in_float32(model)
     switch_dropout_off(model)
     if config.gradient_checkpointing:

@@ -105,11 +105,11 @@ def _padded_inputs(row: PackedRow) -> dict[str, Any]:
     """(B, longest) a row a sequence. Positions count from each row's beginning, as every model does by itself."""
     width, tokens = max(row.lengths), row.tokens[0]
     inputs = (tokens, torch.ones_like(tokens))
-    padded, mask = (_pad_rows(each, row.lengths, width) for each in inputs)
+    padded, mask = (pad_rows(each, row.lengths, width) for each in inputs)
     return {"input_ids": padded, "attention_mask": mask}
 
 
-def _pad_rows(values: Tensor, lengths: Sequence[int], width: int) -> Tensor:
-    """(N,) numbers of sequences end to end → (B, width), one sequence a row, zeros behind it."""
+def pad_rows(values: Tensor, lengths: Sequence[int], width: int, filler: int = 0) -> Tensor:
+    """(N,) numbers of sequences end to end → (B, width), one sequence a row, ``filler`` behind it."""
     rows = values.split(list(lengths))
-    return torch.stack([functional.pad(row, (0, width - len(row))) for row in rows])
+    return torch.stack([functional.pad(row, (0, width - len(row)), value=filler) for row in rows])

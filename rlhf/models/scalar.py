@@ -1,11 +1,18 @@
-"""Networks that answer with one number per place: the reward model and the critic.
+"""Networks that answer with one number per place or per sequence: the reward model and the critic.
 
-Both are a transformers sequence classifier with one label: a backbone and a linear ``score`` head without bias.
+Both are a transformers sequence classifier. Where its head can be applied to the state of a token, it is read at chosen
+places of packed rows; any other classifier (an encoder with a pooler, say) is run by its own forward pass.
+
+Shapes: N tokens in the row, B sequences, K places.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, Literal
 
 import deepspeed
 import torch
@@ -13,53 +20,172 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from rlhf.models.packed_row import PackedRow
+from rlhf.models.classifier import head_names
+from rlhf.models.packed_row import PackedRow, pad_rows
 from rlhf.models.shared_row import RowNet
+
+Reader = Literal["head", "own", "own_alone"]
+"""How a classifier is read: its head at places of the rows; its own forward pass over padded rows; or over one sequence
+at a time."""
 
 
 class ScalarNet(RowNet):
-    """A sequence classifier read at chosen places of a packed row."""
+    """A sequence classifier read at chosen places of a packed row, or at the end of each of its sequences.
 
-    def __init__(self, classifier: PreTrainedModel) -> None:
+    ``label`` is the one of its labels that is the score.
+    """
+
+    def __init__(self, classifier: PreTrainedModel, label: int = 0) -> None:
+        attention = classifier.config._attn_implementation
         super().__init__(classifier)
-        self.classifier = classifier
+        self.classifier, self.label = classifier, label
+        self.reader: Reader = "head"
+        self.has_segments = False
+        """Whether the tokens of responses are the second segment of a pair of texts."""
+        self._attentions = {"head": classifier.config._attn_implementation, "own": attention, "own_alone": attention}
+        heads = [getattr(classifier, name) for name in head_names(classifier)]
+        self._head = heads if len(heads) == 1 else []  # in a list: a view of a part, not a second child
+        for module in heads:
+            _compute_in_float32(module)
 
     @property
     def model(self) -> PreTrainedModel:
         """The sequence classifier."""
         return self.classifier
 
+    @property
+    def has_head(self) -> bool:
+        """Whether the classifier is a backbone and one module behind it."""
+        return bool(self._head)
+
+    @property
+    def positions(self) -> int:
+        """Tokens for which the classifier has learned positions, where these begin behind the padding token (RoBERTa);
+        no limit elsewhere."""
+        rows = getattr(self.classifier.config.get_text_config(), "max_position_embeddings", None)
+        begin = [
+            module.padding_idx + 1
+            for module in self.classifier.modules()
+            if isinstance(module, nn.Embedding)
+            and module is not self.classifier.get_input_embeddings()
+            and module.padding_idx is not None
+            and module.num_embeddings == rows
+        ]
+        return rows - max(begin) if rows is not None and begin else 2**31
+
+    def use(self, reader: Reader) -> None:
+        """From now on read the classifier in this way."""
+        self.reader = reader
+        if self.classifier.config._attn_implementation != self._attentions[reader]:
+            self.classifier.set_attn_implementation(self._attentions[reader])
+
     def external_parameters(self) -> list[nn.Parameter]:
         """Parameters used outside their own module's forward pass; ZeRO-3 must be told of them."""
-        return [self.classifier.score.weight]
+        return []
 
-    def forward(self, row: PackedRow, places: Tensor) -> Tensor:
-        """Scalars at ``places`` (K,) of the row → (K,), float32.
+    def forward(self, row: PackedRow, places: Tensor | None = None, states: bool = False) -> Tensor:
+        """Scalars, float32: (K,) at ``places`` of the row; without places (B,), one for each sequence.
 
-        The reward of a response is read at its last token (``row.last``); V(s_t) before each response token
-        (``row.predict_at``). The head multiplies in float32: in bfloat16 rewards near 4 would be 1/64 apart.
+        V(s_t) before each response token is read at ``row.predict_at``. The head computes in float32: in bfloat16
+        rewards near 4 would be 1/64 apart. With ``states`` (K, d), the backbone's last hidden states there.
         """
-        reading = self.read(row, places)
-        own = functional.linear(reading.hidden.float(), self.classifier.score.weight.float())[:, 0]
-        return reading.whole(own)
+        if places is None and self.reader != "head":
+            return self._own_forward(row)
+        reading = self.read(row, self._ends(row) if places is None else places)
+        if states:
+            return reading.hidden
+        return reading.whole(self._head[0](reading.hidden)[:, self.label])
+
+    @property
+    def _padding(self) -> int | None:
+        """The padding token, which transformers' decoder classifiers pass over in looking for a sequence's end."""
+        token: int | None = getattr(self.classifier.config.get_text_config(), "pad_token_id", None)
+        return token
+
+    def _ends(self, row: PackedRow) -> Tensor:
+        """(B,) the place of each sequence's last token that is no padding; its first where all of them are."""
+        if self._padding is None or not len(row.last):
+            return row.last
+        lengths = torch.tensor(row.lengths, device=row.last.device)
+        places = torch.arange(row.tokens.shape[1], device=row.last.device)
+        kept = places.where(row.tokens[0] != self._padding, -1)
+        sequence = torch.arange(len(lengths), device=row.last.device).repeat_interleave(lengths)
+        first = row.last + 1 - lengths
+        return first.scatter_reduce(0, sequence, kept, "amax")
+
+    def _own_forward(self, row: PackedRow) -> Tensor:
+        """(B,) the label's logit by the classifier's own forward pass."""
+        known = inspect.signature(self.classifier.forward).parameters
+        options: dict[str, Any] = {"use_cache": False} if "use_cache" in known else {}
+        has_segments = self.has_segments and "token_type_ids" in known
+        logits = []
+        for tokens, mask, segments in self._batches(row):
+            if has_segments:
+                options["token_type_ids"] = segments
+            logits.append(self.classifier(input_ids=tokens, attention_mask=mask, **options).logits[:, self.label])
+        return torch.cat(logits).float()[: len(row.last)]
+
+    def _batches(self, row: PackedRow) -> Iterator[tuple[Tensor, ...]]:
+        """(b, L) tokens, mask of what is no padding, and segments: of all sequences, or of one after another."""
+        segments = torch.zeros_like(row.tokens[0])
+        segments[row.predict_at + 1] = 1
+        fillers = ((row.tokens[0], self._padding or 0), (torch.ones_like(segments), 0), (segments, 0))
+        if self.reader == "own_alone":
+            parts = (values.split(list(row.lengths)) for values, _ in fillers)
+            yield from (tuple(part[None] for part in sequence) for sequence in zip(*parts, strict=True))
+        else:
+            yield tuple(pad_rows(values, row.lengths, max(row.lengths), filler) for values, filler in fillers)
+
+
+def _compute_in_float32(head: nn.Module) -> None:
+    """Have the linear layers and norms of a head compute in float32, whatever the dtype of their weights."""
+    for module in head.modules():
+        if isinstance(module, nn.Linear):
+            module.forward = partial(_linear, module)
+        elif isinstance(module, nn.LayerNorm):
+            module.forward = partial(_layer_norm, module)
+
+
+def _linear(layer: nn.Linear, values: Tensor) -> Tensor:
+    return functional.linear(values.float(), layer.weight.float(), _float(layer.bias))
+
+
+def _layer_norm(layer: nn.LayerNorm, values: Tensor) -> Tensor:
+    weight, bias = _float(layer.weight), _float(layer.bias)
+    return functional.layer_norm(values.float(), layer.normalized_shape, weight, bias, layer.eps)
+
+
+def _float(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.float()
 
 
 def init_reward_head(classifier: PreTrainedModel, seed: int) -> None:
     """Draw the head from N(0, 1/(d + 1)), so that first rewards are of order one (Stiennon et al. 2020, appendix)."""
-    width = classifier.config.hidden_size
+    width = _linear_head(classifier).in_features
     noise = torch.randn(1, width, generator=torch.Generator().manual_seed(seed)) / math.sqrt(width + 1)
     _set_head(classifier, noise)
 
 
 def init_value_head(classifier: PreTrainedModel) -> None:
     """Set the critic's head to zero: the first values are 0, neither saturated nor biased (Huang et al. 2024)."""
-    _set_head(classifier, torch.zeros(1, classifier.config.hidden_size))
+    _set_head(classifier, torch.zeros(1, _linear_head(classifier).in_features))
+
+
+def _linear_head(classifier: PreTrainedModel) -> nn.Linear:
+    [name] = head_names(classifier)
+    head = getattr(classifier, name)
+    assert isinstance(head, nn.Linear)  # of no other folder is a head made new
+    return head
 
 
 def _set_head(classifier: PreTrainedModel, value: Tensor) -> None:
-    weight = classifier.score.weight
+    """Set the head's weight, and its bias to zero where there is one."""
+    head = _linear_head(classifier)
+    tensors = list(head.parameters())
     with (
-        deepspeed.zero.GatheredParameters([weight], modifier_rank=0, enabled=hasattr(weight, "ds_id")),
+        deepspeed.zero.GatheredParameters(tensors, modifier_rank=0, enabled=hasattr(head.weight, "ds_id")),
         torch.no_grad(),
     ):
-        weight.copy_(value)
+        head.weight.copy_(value)
+        if head.bias is not None:
+            head.bias.zero_()

@@ -12,20 +12,28 @@ from rlhf.batching import minibatches
 from rlhf.config.schema import Recipe
 from rlhf.config.validate import critic_updates
 from rlhf.device import peak_memory_gib
+from rlhf.errors import UserError
+from rlhf.models.classifier import inspect_classifier
 from rlhf.models.load import load_classifier
 from rlhf.models.packed_row import pack_row
 from rlhf.models.scalar import ScalarNet, init_value_head
 from rlhf.roles.forward import Share, token_index
-from rlhf.roles.role import Role
+from rlhf.roles.scalar_role import ScalarRole
 from rlhf.types import Experience, RolloutBlock
 from rlhf.zero.engine import finite
 from rlhf.zero.rank import Rank
 
 
-class CriticRole(Role[ScalarNet]):
+class CriticRole(ScalarRole):
     """The critic on one rank, started from the reward model's weights with a head of zeros."""
 
     def __init__(self, recipe: Recipe, folder: str, rank: Rank) -> None:
+        """Raises:
+        UserError: the folder's backbone lacks a weight, or its tokens see those after them.
+        """
+        key = "the critic's start" if recipe.ppo.critic_init is None else "ppo.critic_init"
+        inspect_classifier(folder, recipe.model, own=False).require_backbone(key)
+
         def build() -> ScalarNet:
             classifier = load_classifier(folder, recipe.model)
             init_value_head(classifier)
@@ -33,6 +41,12 @@ class CriticRole(Role[ScalarNet]):
 
         optimizer = recipe.ppo.critic_optimizer
         super().__init__(recipe, recipe.placement.critic, rank, build, optimizer, critic_updates(recipe))
+        if not self.is_causal:
+            raise UserError(
+                f"{key} = {folder} is a {type(self.network.model).__name__}: its tokens see later ones",
+                "a value is of the state before a token, and may not depend on what follows",
+                "ppo.critic_init=<folder of a causal language model>, the policy's for example",
+            )
 
     def values(self, block: RolloutBlock) -> Share:
         """This rank's share of V(s_t) before each response token."""

@@ -13,27 +13,47 @@ from torch import Tensor
 
 from rlhf.algorithms.losses import preference_loss
 from rlhf.config.schema import Recipe
+from rlhf.errors import UserError
+from rlhf.models.classifier import load_own, start_of_reward
 from rlhf.models.load import REWARD_SHIFT, load_classifier
 from rlhf.models.packed_row import pack_row
 from rlhf.models.scalar import ScalarNet, init_reward_head
 from rlhf.roles.forward import Share
 from rlhf.roles.pairs import PairData
-from rlhf.roles.role import Role
 from rlhf.roles.save import save_model
+from rlhf.roles.scalar_role import ScalarRole
 from rlhf.types import Sequences
 from rlhf.zero.rank import Rank
 
 
-class PreferenceRole(Role[ScalarNet]):
-    """A reward model learning comparisons: −log σ(r_chosen − r_rejected − margin), a mean over pairs."""
+class PreferenceRole(ScalarRole):
+    """A reward model learning comparisons: −log σ(r_chosen − r_rejected − margin), a mean over pairs.
+
+    A finished reward model goes on from its own head; of a causal language model the head is drawn from the seed.
+    """
 
     def __init__(self, recipe: Recipe, folder: str, total_updates: int, rank: Rank) -> None:
+        """Raises:
+        UserError: the folder lacks a weight, or its score is not read at the last token.
+        """
+        start = start_of_reward(folder, recipe.model)
+
         def build() -> ScalarNet:
+            if start.has_head:
+                return ScalarNet(load_own(start, recipe.model))
             classifier = load_classifier(folder, recipe.model)
             init_reward_head(classifier, recipe.seed)
             return ScalarNet(classifier)
 
         super().__init__(recipe, recipe.placement.reward, rank, build, recipe.reward.optimizer, total_updates)
+        head = "its own" if start.has_head else "new"
+        print(f"reward model from {folder}: its head is {head}; read {self.choose_reader()}", flush=True)
+        if self.network.reader != "head":
+            raise UserError(
+                f"reward.init = {folder} is a {start.architecture.__name__}, which is not read at the last token",
+                "comparisons are in the run's own tokens, without the special tokens that an encoder reads",
+                "start from a causal language model, or from a reward model that was made from one",
+            )
 
     def use(self, train: PairData) -> None:
         """Take the data; later calls name pairs by their index."""
@@ -46,7 +66,7 @@ class PreferenceRole(Role[ScalarNet]):
 
         def loss(pairs: list[int]) -> Tensor:
             row = pack_row(self.train.sequences, [s for p in pairs for s in (2 * p, 2 * p + 1)], self.place)
-            rewards = self.engine.engine(row, row.last)
+            rewards = self.engine.engine(row)
             margins = torch.from_numpy(self.train.margins[pairs]).to(self.place)
             value = preference_loss(rewards[0::2], rewards[1::2], margins)
             sums.add_(torch.stack([value.detach(), (rewards[0::2] > rewards[1::2]).sum()]).double().cpu())
@@ -59,7 +79,7 @@ class PreferenceRole(Role[ScalarNet]):
 
     def rewards(self, sequences: Sequences) -> Share:
         """This rank's share of the raw rewards of whole responses, one a sample."""
-        return self.share(sequences, lambda row: self.engine.forward(row, row.last))
+        return self.share(sequences, lambda row: self.engine.forward(row))
 
     def save(self, folder: Path, shift: float) -> None:
         """Write the model in Hugging Face format with the shift that makes demonstrations score 0."""

@@ -2,27 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from rlhf.config.schema import Recipe
-from rlhf.models.load import load_classifier, reward_shift
+from rlhf.models.classifier import inspect_classifier, label_index, load_own
+from rlhf.models.load import reward_shift
 from rlhf.models.scalar import ScalarNet
 from rlhf.roles.forward import Share
-from rlhf.roles.retokenise import Retokeniser
-from rlhf.roles.role import Role
-from rlhf.types import RolloutBlock
+from rlhf.roles.scalar_role import ScalarRole
+from rlhf.types import RolloutBlock, Sequences
 from rlhf.zero.rank import Rank
 
+Encode = Callable[[RolloutBlock], Sequences]
+"""A block in the tokens that a reward model reads."""
 
-class RewardRole(Role[ScalarNet]):
-    """A frozen reward model on one rank. Its score is read at the last token of the response as it was truncated."""
 
-    def __init__(self, recipe: Recipe, folder: str, rank: Rank, retokenise: Retokeniser | None = None) -> None:
-        """Args: retokenise gives a block in the model's own tokens, where these are not the policy's."""
-        super().__init__(
-            recipe, recipe.placement.reward, rank, lambda: ScalarNet(load_classifier(folder, recipe.model))
-        )
-        self.shift, self.retokenise = reward_shift(self.network.classifier), retokenise
+class RewardRole(ScalarRole):
+    """A frozen reward model on one rank, of any architecture that transformers has a sequence classifier of.
+
+    The score is read where the classifier reads it: at the last token of the response as it was truncated, or, in an
+    encoder, behind its pooler.
+    """
+
+    encode: Encode | None = None
+    """Gives a block in the model's own tokens, where these are not the policy's."""
+
+    def __init__(self, recipe: Recipe, folder: str, rank: Rank, label: int | str | None = None) -> None:
+        """Args: label is the one of the model's labels whose logit is the score, by index or name.
+
+        Raises:
+            UserError: a weight is missing or would be left out, or the label is none of the model's.
+        """
+        found = inspect_classifier(folder, recipe.model, own=True)
+        found.require_whole("rewards.<name>.model")
+        index = label_index(found, label, "rewards.<name>.label")
+
+        def build() -> ScalarNet:
+            return ScalarNet(load_own(found, recipe.model), index)
+
+        super().__init__(recipe, recipe.placement.reward, rank, build)
+        self.shift = reward_shift(self.network.classifier)
+        print(f"reward model {folder}: read {self.choose_reader()}", flush=True)
 
     def scores(self, block: RolloutBlock) -> Share:
         """This rank's share of the rewards, one a sample; demonstrations score 0 on average."""
-        sequences = self.retokenise(block) if self.retokenise else block.sequences
-        return self.share(sequences, lambda row: self.engine.forward(row, row.last) + self.shift)
+        sequences = self.encode(block) if self.encode else block.sequences
+        return self.share(sequences, lambda row: self.engine.forward(row) + self.shift)

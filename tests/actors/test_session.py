@@ -10,6 +10,7 @@ from datetime import date
 from pathlib import Path
 
 import pytest
+from transformers import AutoModelForSequenceClassification
 
 from actors.session import Session
 from rlhf.checkpoints.files import write_files
@@ -24,6 +25,8 @@ from rlhf.models.scratch import train_tokenizer
 from rlhf.tracking.console import Console
 from rlhf.tracking.run_folder import RunFolder
 from tests.end_to_end.small import RECIPE, make_small_data, overrides
+from tests.rlhf.tiny import tiny_model
+from tests.rlhf.tiny_classifiers import pair_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -78,9 +81,12 @@ def test_a_critic_reads_the_policys_tokens(session: Session, tmp_path: Path) -> 
     """A reward model with another vocabulary scores by text, but a critic started from it would read nonsense."""
     foreign, own = tmp_path / "foreign", tmp_path / "own"
     train_tokenizer([], 258).save_pretrained(foreign)
+    pair_tokenizer("bert").save_pretrained(tmp_path / "encoder")
     session.tokenizer.save_pretrained(own)
+    tiny_model(AutoModelForSequenceClassification, "llama", num_labels=1).save_pretrained(own)
     policy = replace(session.recipe.ppo, policy_init=str(session.base))
-    models = {name: RewardSourceConfig(model=str(path)) for name, path in (("one", foreign), ("two", own))}
+    given = {"one": foreign, "encoder": tmp_path / "encoder", "two": own}
+    models = {name: RewardSourceConfig(model=str(path)) for name, path in given.items()}
     assert with_recipe(session, ppo=policy, rewards=models).critic_start == own
     assert with_recipe(session, ppo=policy, rewards={"one": models["one"]}).critic_start == session.base
     named = with_recipe(session, ppo=replace(policy, critic_init=str(foreign)))

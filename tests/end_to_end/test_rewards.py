@@ -1,6 +1,6 @@
-"""A reward of three parts through real Ray, vLLM and DeepSpeed.
+"""A reward of four parts through real Ray, vLLM and DeepSpeed.
 
-A function that reads rows, a service that drops some samples, and a reward model with a tokenizer of its own. Only a
+A function that reads rows, a service that drops some samples, a reward model with a tokenizer of its own, an encoder. Only a
 run shows that blocks, prompts and rows meet in the actors.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
 
 from rlhf.config.schema import ModelConfig, ScratchConfig
 from rlhf.models.folder import load_tokenizer
@@ -25,10 +25,11 @@ from rlhf.models.scratch import make_scratch
 from rlhf.tracking.jsonl import read_lines
 from tests.end_to_end.small import RECIPE, ROOT, make_small_data, overrides
 from tests.rlhf.service import serve
+from tests.rlhf.tiny_classifiers import pair_tokenizer, tiny_classifier
 
 SIZES = ScratchConfig(hidden_size=64, layers=2, heads=2, intermediate_size=128, vocab_size=600, max_length=128)
 BATCH, SHIFT = 16, 0.5
-WEIGHTS = {"bonus": 0.5, "length": -0.25, "judge": 2.0}
+WEIGHTS = {"bonus": 0.5, "length": -0.25, "judge": 2.0, "encoder": 1.5}
 FUNCTION = """
 def bonus(prompts, responses, rows):
     return [row["bonus"] + len(response) / 100 for response, row in zip(responses, rows)]
@@ -36,13 +37,15 @@ def bonus(prompts, responses, rows):
 
 
 def make_models(folder: Path, texts: list[str]) -> None:
-    """A policy, and a reward model whose tokenizer was trained on other text."""
+    """A policy, a reward model whose tokenizer was trained on other text, and an encoder with two labels."""
     make_scratch(SIZES, texts, folder / "policy", seed=1)
     make_scratch(SIZES, ["words that no traveller says " * 20], folder / "judge", seed=2)
     classifier = load_classifier(folder / "judge", ModelConfig())
     init_reward_head(classifier, seed=3)
     classifier.config.update({REWARD_SHIFT: SHIFT})
     classifier.save_pretrained(folder / "judge")
+    tiny_classifier("bert", labels=2, vocab_size=300, max_position_embeddings=512).save_pretrained(folder / "encoder")
+    pair_tokenizer("bert").save_pretrained(folder / "encoder")
 
 
 def make_rows(folder: Path) -> dict[str, float]:
@@ -72,6 +75,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, float
             f"rewards.bonus={{function: '{folder}/my_reward.py:bonus', weight: {WEIGHTS['bonus']}}}",
             f"rewards.length={{endpoint: {endpoint}, weight: {WEIGHTS['length']}}}",
             f"rewards.judge={{model: '{folder}/judge', weight: {WEIGHTS['judge']}}}",
+            f"rewards.encoder={{model: '{folder}/encoder', label: LABEL_1, weight: {WEIGHTS['encoder']}}}",
             f"ppo.policy_init={folder}/policy",
             "ppo.steps=2",
             "placement.policy.ranks=1",
@@ -92,8 +96,15 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, float
     return folder / "runs" / "parts" / "ppo", bonus
 
 
+def encoder_score(folder: Path, prompt: str, response: str) -> float:
+    """The second label's logit by transformers alone."""
+    encoder, own = AutoModelForSequenceClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    with torch.no_grad():
+        return float(encoder(**own([prompt], [response.strip()], return_tensors="pt")).logits[0, 1])
+
+
 def parts_of(sample: dict[str, Any], bonus: float, judge: Any, own: PreTrainedTokenizerBase) -> dict[str, float]:
-    """The three parts of a sample's score, each worked out apart from the run."""
+    """The parts of a sample's score but for the encoder's, each worked out apart from the run."""
     prompt, response = sample["prompt"], sample["response"]
     tokens = own.encode(prompt) + own.encode(response)
     tokens += [own.eos_token_id] if sample["finish_reason"] == "stop" else []
@@ -115,7 +126,13 @@ def test_every_score_is_the_weighted_sum_and_dropped_samples_are_left_out(run: t
         assert not any(is_dropped({"bonus": bonus[sample["prompt"]]}) for sample in kept)
         assert measured["rollout/dropped"] == BATCH - len(kept)
         dropped_in_all += BATCH - len(kept)
-        parts = [parts_of(sample, bonus[sample["prompt"]], judge, own) for sample in kept]
+        parts = [
+            {
+                **parts_of(sample, bonus[sample["prompt"]], judge, own),
+                "encoder": encoder_score(folder.parents[2] / "encoder", sample["prompt"].strip(), sample["response"]),
+            }
+            for sample in kept
+        ]
         for sample, part in zip(kept, parts, strict=True):
             total = sum(WEIGHTS[name] * value for name, value in part.items())
             assert sample["score"] == pytest.approx(total, abs=1e-4)
@@ -131,6 +148,8 @@ def test_each_part_says_how_it_works_in_its_own_log(run: tuple[Path, dict[str, f
     logs = run[0] / "logs"
     judge = (logs / "reward judge-0.log").read_text()
     assert "reads text, its tokenizer being another" in judge
+    encoder = (logs / "reward encoder-0.log").read_text()
+    assert "by its own forward pass, over padded rows" in encoder and "as a pair of texts" in encoder
     assert "texts so far were cut at their beginning" in judge, "its own tokens are many more than the policy's"
     assert "after 2 attempts; the last: HTTP 503. They are left out." in (logs / "reward length-0.log").read_text()
 

@@ -36,6 +36,7 @@ def test_section_of_looks_through_optional():
         (str, "text"),
         (bool, "true or false"),
         (int | None, "a whole number or null"),
+        (int | str | None, "a whole number or text or null"),
         (float, "a number"),
         (Literal["x", "y"], "one of x, y"),
         (Literal[0, 1], "one of 0, 1"),

@@ -87,6 +87,12 @@ def test_parts_of_the_reward_have_names_of_their_own(load):
     assert not recipe.trains_reward and load("name: a\n").trains_reward
 
 
+def test_a_label_is_an_index_or_a_name(load):
+    written = ("1", "good", "null")
+    labels = [load(f"name: a\nrewards: {{a: {{model: m, label: {text}}}}}\n").rewards["a"].label for text in written]
+    assert labels == [1, "good", None] and type(labels[0]) is int
+
+
 def test_naming_a_part_replaces_the_trained_model(load):
     assert list(load("name: a\n", "rewards.correct.function=f.py:g").rewards) == ["correct"]
 

@@ -54,6 +54,20 @@ def test_parts_that_can_be():
     assert said(part(function="judge.py:other"), **good) == ""
 
 
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (RewardSourceConfig(function="judge.py:f", label=1), "rewards.a.label = 1 and no model folder"),
+        (RewardSourceConfig(function="judge.py:f", max_length=9), "rewards.a.max_length = 9 and no model folder"),
+        (RewardSourceConfig(model=TRAINED, label="good"), "rewards.a.label = 'good' and rewards.a.model = 'trained'"),
+    ],
+)
+def test_label_and_length_are_about_a_model_folder(source: RewardSourceConfig, message: str):
+    assert message in said(a=source)
+    assert said(a=RewardSourceConfig(model="model", label=0, max_length=9)) == ""
+    assert said(a=RewardSourceConfig(model=TRAINED, max_length=9)) == ""
+
+
 def test_a_reward_has_a_part_and_a_weight():
     assert "rewards has no part" in said()
     message = said(a=part(url=URL, weight=0.0), b=part(function="judge.py:f", weight=0.0))

@@ -20,6 +20,7 @@ from rlhf.config.schema import (
     Recipe,
     RoleConfig,
 )
+from rlhf.errors import UserError
 from rlhf.models.load import load_classifier
 from rlhf.models.scalar import init_value_head
 from rlhf.models.scratch import train_tokenizer
@@ -29,6 +30,7 @@ from rlhf.types import Experience, FinishReason, RolloutBlock
 from rlhf.zero.rank import Rank
 from tests.rlhf.ranks import Crew
 from tests.rlhf.tiny import random_sequences, tiny_model, whole
+from tests.rlhf.tiny_classifiers import pair_tokenizer, tiny_classifier
 
 CLIP, LR, EPOCHS = 0.2, 0.5, 3
 SEQUENCES = random_sequences((3, 5), (1, 4), (6, 1), (2, 7), (4, 3))
@@ -184,3 +186,15 @@ def test_a_batch_without_a_token_teaches_nothing(ranks: int, stage: int, folder:
         assert updated["metrics"] == {}  # a loss of 0 would be a false report
         for name, weight in classifier.state_dict().items():
             np.testing.assert_array_equal(updated["weights"][f"classifier.{name}"], weight.numpy(), err_msg=name)
+
+
+def begin(rank: Rank, folder: Path) -> None:
+    CriticRole(Recipe(name="t"), str(folder), rank)
+
+
+def test_an_encoder_is_no_critic(one_rank: Crew, tmp_path: Path) -> None:
+    """Its head is linear, but its tokens see later ones."""
+    tiny_classifier("bert").save_pretrained(tmp_path)
+    pair_tokenizer("bert").save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="its tokens see later ones"):
+        one_rank.run(begin, tmp_path)

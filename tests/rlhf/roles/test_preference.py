@@ -11,16 +11,18 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rlhf.config.schema import ModelConfig, OptimizerConfig, PlacementConfig, Recipe, RewardConfig, RoleConfig
+from rlhf.errors import UserError
 from rlhf.models.load import load_classifier, reward_shift
 from rlhf.models.scalar import init_reward_head
 from rlhf.models.scratch import train_tokenizer
-from rlhf.roles.forward import join_samples
+from rlhf.roles.forward import Share, join_samples
 from rlhf.roles.pairs import PairData
 from rlhf.roles.preference import PreferenceRole
 from rlhf.types import Pair
 from rlhf.zero.rank import Rank
 from tests.rlhf.ranks import Crew
 from tests.rlhf.tiny import random_sequences, tiny_model, whole
+from tests.rlhf.tiny_classifiers import tiny_classifier
 
 SEED, LR = 4, 0.5
 PROMPTS = random_sequences((3, 5), (3, 2), (2, 6), (2, 1), (4, 4), (4, 4))
@@ -53,9 +55,8 @@ def pairs() -> PairData:
 
 
 def read(classifier: PreTrainedModel) -> torch.Tensor:
-    """Rewards of all answers, each alone, at its last token; transformers itself looks before trailing pads."""
-    hidden = [classifier.model(whole(pairs().sequences, i)).last_hidden_state for i in range(6)]
-    return torch.stack([classifier.score(h)[0, -1, 0] for h in hidden])
+    """Rewards of all answers by transformers' own forward pass, each alone. One ends with the padding token."""
+    return torch.stack([classifier(whole(pairs().sequences, i)).logits[0, 0] for i in range(6)])
 
 
 def recipe(ranks: int, stage: int, budget: int, shared: int) -> Recipe:
@@ -125,3 +126,25 @@ def test_two_updates_are_the_plain_ones_and_the_model_is_saved_as_it_is(
     saved = load_classifier(tmp_path, ModelConfig())
     assert reward_shift(saved) == -0.25
     np.testing.assert_allclose(read(saved).detach(), rewards, rtol=1e-5, atol=1e-5)
+
+
+def start(rank: Rank, folder: Path) -> Share:
+    """Rewards before any update."""
+    role = PreferenceRole(recipe(1, 0, 1000, 1), str(folder), 2, rank)
+    return role.rewards(pairs().sequences)
+
+
+def test_a_finished_reward_model_goes_on_from_its_own_head(one_rank: Crew, tmp_path: Path) -> None:
+    """Its shift is no part of what learns: it is found anew at the end, of the raw output."""
+    finished = tiny_classifier("mistral")
+    finished.score = torch.nn.Linear(32, 1)
+    finished.config.update({"rlhf_reward_shift": 5.0})
+    finished.save_pretrained(tmp_path)
+    found = join_samples(one_rank.run(start, tmp_path), 6)
+    np.testing.assert_allclose(found, read(finished).detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_an_encoder_is_no_start(one_rank: Crew, tmp_path: Path) -> None:
+    tiny_classifier("bert").save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="BertForSequenceClassification, which is not read at the last token"):
+        one_rank.run(start, tmp_path)

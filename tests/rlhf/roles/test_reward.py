@@ -25,6 +25,7 @@ from rlhf.zero.rank import Rank
 from tests.rlhf.ranks import Crew
 from tests.rlhf.service import serve
 from tests.rlhf.tiny import tiny_model
+from tests.rlhf.tiny_classifiers import pair_tokenizer, tiny_classifier
 
 SHIFT = 0.25
 DAY = date(2026, 11, 28)
@@ -121,6 +122,31 @@ def test_a_model_with_another_tokenizer_reads_the_text(ranks: int, folders: Any,
     np.testing.assert_allclose(found, plain(folders["other"], tokens), rtol=1e-5)
     as_policy_tokens = [[*PROMPTS[prompt].tokens, *sampled(text, reason)] for prompt, text, reason in ANSWERS]
     assert not np.allclose(found, plain(folders["other"], as_policy_tokens), atol=1e-2)
+
+
+def scored_by_pair(rank: Rank, policy: Path, folder: Path, stage: int) -> Share:
+    source = RewardSourceConfig(model=str(folder), label="good", max_length=24)
+    role = RoleConfig(ranks=rank.world, zero_stage=stage)
+    ranked = Recipe(name="test", placement=PlacementConfig(reward=role))
+    return make_reward(ranked, source, str(policy), str(folder), PROMPTS, rank).scores(block())
+
+
+@pytest.mark.parametrize(("name", "ranks", "stage"), [("bert", 1, 0), ("roberta", 1, 0), ("deberta_v2", 2, 3)])
+def test_an_encoder_scores_prompt_and_response_as_a_pair(
+    name: str, ranks: int, stage: int, folders: Any, crews: dict[int, Crew], tmp_path: Path
+) -> None:
+    """The whole of transformers' own way: its tokenizer's pair, token types included, and its own forward pass."""
+    labels = {"labels": 2, "id2label": {0: "bad", 1: "good"}, "vocab_size": 300}
+    classifier, own = tiny_classifier(name, **labels), pair_tokenizer("roberta" if name == "roberta" else "bert")
+    classifier.config.update({REWARD_SHIFT: SHIFT})
+    classifier.save_pretrained(tmp_path)
+    own.save_pretrained(tmp_path)
+    found = join_samples(crews[ranks].run(scored_by_pair, folders["policy"], tmp_path, stage), 3)
+    pairs = [("open?", "the inn is"), ("where is it?", "here"), ("and then", "")]
+    with torch.no_grad():
+        encoded = [own([prompt], [answer], return_tensors="pt") for prompt, answer in pairs]
+        logits = [classifier(**pair).logits[0, 1].item() for pair in encoded]
+    np.testing.assert_allclose(found, np.array(logits) + SHIFT, rtol=1e-4, atol=1e-5)
 
 
 def alone(source: RewardSourceConfig, policy: Path) -> Share:

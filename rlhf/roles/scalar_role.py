@@ -1,0 +1,28 @@
+"""What reward models and critics have in common: a classifier that is tried before it is used."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import torch
+
+from rlhf.models.classifier_probe import choose_reader, is_causal
+from rlhf.models.scalar import ScalarNet
+from rlhf.roles.role import Role
+
+
+class ScalarRole(Role[ScalarNet]):
+    """A role whose network is a sequence classifier."""
+
+    @cached_property
+    def is_causal(self) -> bool:
+        """Whether a token's state does not depend on the tokens after it (collective the first time)."""
+        return is_causal(self.network, self.engine.forward, self._agreed, self.place)
+
+    def choose_reader(self) -> str:
+        """Find by trying how the classifier can be read; returns that in words (collective)."""
+        return choose_reader(self.network, self.is_causal, self.engine.forward, self._agreed, self.place)
+
+    def _agreed(self, holds: bool) -> bool:
+        """Whether all ranks say so (collective)."""
+        return not self.engine.all_reduce(torch.tensor([not holds])).any()
