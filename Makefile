@@ -13,7 +13,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 # Each run starts dozens of Python processes. Without bytecode on disk each of them would compile the libraries again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help quickstart test verify chaos gpu-check lint env clean
+.PHONY: help quickstart test verify chaos gpu-check benchmark lint env clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -39,6 +39,9 @@ chaos: env ## one PPO run to which fifty things are done at random moments, into
 
 gpu-check: env ## PPO on one GPU with every role on it: canaries, throughput, memory
 	$(BIN)/python -m launch.gpu_check
+
+benchmark: env ## seconds of a PPO step at several row sizes, beside bare vLLM and PyTorch doing the same
+	$(BIN)/python -m benchmarks.step_time
 
 lint: env ## style, imports and types
 	$(BIN)/ruff check .

@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 REQUIREMENTS = sorted((ROOT / "requirements").glob("*.txt"))
 KIND = "cpu" if "+cpu" in version("torch") else "gpu"
-OWN = {"rlhf", "actors", "launch", "examples", "tests"}
+OWN = {"rlhf", "actors", "launch", "examples", "benchmarks", "tests"}
 
 
 def run(*command: str) -> subprocess.CompletedProcess[str]:

@@ -430,9 +430,10 @@ class RoleConfig:
     update needs (moments, master weights, gradients); or ``all``, its weights too. Roles with ``all`` work one after
     another, and score when all responses are there. ``auto`` is ``states`` where the role shares its GPUs, else
     ``none``."""
-    micro_batch_tokens: int = 2048
+    micro_batch_tokens: int = 4096
     """Token budget of one packed row, shared or not; sequences are packed into it without padding. At least one full
-    sequence; a pair of answers, in reward training and DPO, stays together and may exceed it."""
+    sequence; a pair of answers, in reward training and DPO, stays together and may exceed it. A larger one means fewer
+    passes and, in proportion, more memory."""
     share_with: Literal["policy", "critic", "reference", "reward"] | None = None
     """With ``separate``: the role whose GPUs this one uses too, rank by rank, instead of GPUs of its own. Only in PPO:
     the other stages have one role each."""

@@ -11,11 +11,12 @@ Shapes: B rows, H heads of queries, K of keys and values, N tokens of a row, D w
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import groupby
 from typing import Any
 
@@ -30,13 +31,20 @@ from transformers.masking_utils import AttentionMaskInterface, bidirectional_mas
 ATTENTION = "rows_by_sequence"
 """Name under which transformers knows this attention."""
 
+CPU = torch.device("cpu")
 WIDEST_HEAD = 256
 """Largest D of FlashAttention's kernels."""
+LARGE_MEMORY = ((8, 0), (9, 0), (10, 0))
+"""Compute capabilities whose shared memory holds the backward pass of heads wider than 192: A100, H100, B200."""
 
 Attended = tuple[Tensor, None]
 """What transformers' attention functions return: (B, N, H, D), and no attention weights."""
 Rule = Callable[..., Tensor]
 """transformers' mask function: (row, head, query position, key position) → whether the query sees the key."""
+Band = tuple[int, int]
+"""Tokens before a token, and behind it, that it sees: a window as FlashAttention counts it."""
+ALL = -1
+"""In a band: however many there are."""
 
 _lengths: ContextVar[tuple[int, ...]] = ContextVar("lengths")
 
@@ -59,32 +67,50 @@ class RowMask:
     """The sequences of the rows, and which tokens of a sequence see which.
 
     ``lengths`` are of the sequences end to end in one row or, where there are several rows, of the one sequence that
-    each of them begins with.
+    each of them begins with. All layers of a kind share the object, so what it computes is computed once a pass.
     """
 
     lengths: tuple[int, ...]
     rule: Rule
-    _dense: dict[tuple[int, torch.device], Tensor] = field(default_factory=dict, compare=False)
+    device: torch.device = CPU
+    _bias: dict[tuple[int, torch.dtype], Tensor] = field(default_factory=dict, compare=False)
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether a token sees all tokens up to itself, or all of its sequence."""
-        return self.rule in (causal_mask_function, bidirectional_mask_function)
+    @cached_property
+    def longest(self) -> int:
+        """Tokens of the longest sequence."""
+        return max(self.lengths)
 
-    @property
-    def is_causal(self) -> bool:
-        """Whether the rule is that a token sees all tokens up to itself."""
-        return self.rule is causal_mask_function
+    @cached_property
+    def band(self) -> Band | None:
+        """How many tokens before and behind itself a token sees, at most; None where the rule is no band.
 
-    def dense(self, length: int, device: torch.device) -> Tensor | None:
-        """(1, 1, L, L) the rule over one sequence, as if it stood alone; None where it is plain."""
-        if self.is_plain:
-            return None
-        if (length, device) not in self._dense:
-            zero, run = torch.zeros(1, 1, 1, 1, dtype=torch.long, device=device), torch.arange(length, device=device)
-            seen = self.rule(zero, zero, run[None, None, :, None], run[None, None, None, :])
-            self._dense[length, device] = seen.expand(1, 1, length, length)
-        return self._dense[length, device]
+        Causal attention is (``ALL``, 0); attention over the whole sequence, in both directions, (``ALL``, ``ALL``).
+        """
+        if self.rule is causal_mask_function:
+            return ALL, 0
+        if self.rule is bidirectional_mask_function:
+            return ALL, ALL
+        return self._probe_band()
+
+    def is_causal(self, length: int) -> bool:
+        """Whether each token of a sequence of L tokens sees all tokens up to itself and no other."""
+        return self.band is not None and self.band[1] == 0 and not 0 <= self.band[0] < length - 1
+
+    def is_full(self, length: int) -> bool:
+        """Whether each token of a sequence of L tokens sees all of them."""
+        return self.band is not None and not any(0 <= width < length - 1 for width in self.band)
+
+    def bias(self, length: int, dtype: torch.dtype) -> Tensor:
+        """(1, 1, L, L) numbers to add to scores: 0 where a token is seen, −inf elsewhere.
+
+        Numbers and no booleans: of those PyTorch would make numbers in every layer anew, and keep them all.
+        """
+        if (length, dtype) not in self._bias:
+            run = torch.arange(length, device=self.device)
+            seen = self._sees(run[:, None], run[None, :]).expand(1, 1, length, length)
+            zeros = torch.zeros(seen.shape, dtype=dtype, device=self.device)
+            self._bias[length, dtype] = zeros.masked_fill_(~seen, -math.inf)
+        return self._bias[length, dtype]
 
     @cached_property
     def runs(self) -> tuple[tuple[int, int], ...]:
@@ -93,8 +119,28 @@ class RowMask:
 
     @cached_property
     def ends(self) -> Tensor:
-        """(sequences + 1,) int32, on the host: where each sequence of a packed row begins, and where the last ends."""
-        return torch.tensor((0, *self.lengths)).cumsum(0, dtype=torch.int32)
+        """(sequences + 1,) int32: where each sequence of a packed row begins, and where the last ends."""
+        return torch.tensor((0, *self.lengths)).cumsum(0, dtype=torch.int32).to(self.device, non_blocking=True)
+
+    def _sees(self, query: Tensor, key: Tensor) -> Tensor:
+        """Whether the token at position ``query`` of a sequence that stands alone sees the one at ``key``; (n, m)."""
+        zero = torch.zeros(1, 1, 1, 1, dtype=torch.long, device=self.device)
+        return self.rule(zero, zero, query[None, None], key[None, None])
+
+    def _probe_band(self) -> Band | None:
+        """The band from the rule itself, in O(L): its width at both ends, then the edges at every token."""
+        length, run = self.longest, torch.arange(self.longest, device=self.device)
+        before = int(self._sees(run[-1:, None], run[None]).sum()) - 1
+        behind = int(self._sees(run[:1, None], run[None]).sum()) - 1
+        queries = run[[0, length // 2, length - 1], None], run[None]
+        keys = run[None], torch.stack([run - before - 1, run - before, run + behind, run + behind + 1])
+        for query, key in zip(queries, keys, strict=True):
+            expected = (key >= query - before) & (key <= query + behind)
+            inside = (key >= 0) & (key < length)
+            seen = self._sees(query, key.clamp(0, length - 1))
+            if not bool((~inside | (seen == expected)).all()):
+                return None
+        return ALL if before == length - 1 else before, ALL if behind == length - 1 else behind
 
 
 def use_row_attention(model: PreTrainedModel) -> bool:
@@ -120,12 +166,14 @@ def own_attention(model: PreTrainedModel) -> Iterator[None]:
         model.set_attn_implementation(ATTENTION)
 
 
-def row_mask(batch_size: int, q_length: int, mask_function: Rule = causal_mask_function, **rest: Any) -> RowMask:
+def row_mask(
+    batch_size: int, q_length: int, mask_function: Rule = causal_mask_function, device: torch.device = CPU, **rest: Any
+) -> RowMask:
     """The mask of one kind of layer, as transformers' mask functions are called.
 
     Outside of ``rows_of`` every row is one sequence, so that the model can be called as any other.
     """
-    return RowMask(_lengths.get((q_length,) * batch_size), mask_function)
+    return RowMask(_lengths.get((q_length,) * batch_size), mask_function, device)
 
 
 def attend(
@@ -156,37 +204,38 @@ def by_sequence(
     value: Tensor,
     mask: RowMask,
     scaling: float | None = None,
-    sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
+    position_bias: Tensor | None = None,
     **rest: Any,
 ) -> Attended:
-    """Attention of whole rows, each sequence by itself.
+    """Attention of whole rows, each sequence by itself. Which token sees which is the mask's rule alone.
 
     Args:
         scaling: factor of the scores; 1/√D where it is None.
-        sliding_window: how many tokens a token sees, itself included, where the model limits them. On the CPU the
-            mask's rule alone counts.
         softcap: bound of the scores, by tanh (Gemma 2).
         s_aux: (H,) scores of a sink that takes probability and gives nothing (gpt-oss).
+        position_bias: (1, H, N, N) added to the scores by distance (MPNet); the same in every sequence.
     """
-    if softcap is None and s_aux is None:
-        if _fits_varlen(query, value, mask, sliding_window):
-            return _varlen(query, key, value, mask, scaling, sliding_window), None
-        rest = {name: each for name, each in rest.items() if name not in ("is_causal", "dropout")}
 
-        def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            seen = mask.dense(q.shape[2], q.device)
-            out, _ = sdpa_attention_forward(module, q, k, v, seen, scaling=scaling, is_causal=mask.is_causal, **rest)
-            return out
-    else:
+    def by_kernel(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        length, options = q.shape[2], {}
+        is_causal = mask.is_causal(length)
+        bias = None if is_causal or mask.is_full(length) else mask.bias(length, q.dtype)
+        if position_bias is not None:
+            options["position_bias"] = position_bias[..., :length, :length]
+        return sdpa_attention_forward(module, q, k, v, bias, scaling=scaling, is_causal=is_causal, **options)[0]
 
-        def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return _written_out(q, k, v, mask, scaling, softcap, s_aux)
+    def by_steps(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return _written_out(q, k, v, mask, scaling, softcap, s_aux)
 
-    if len(query) > 1 or len(mask.lengths) == 1:
-        return _padded(query, key, value, mask, attention), None
-    return _packed(query, key, value, mask, attention), None
+    is_plain = softcap is None and s_aux is None
+    if not is_plain and position_bias is not None:
+        raise NotImplementedError("attention with a bias by position and bounded scores or sinks")
+    if is_plain and position_bias is None and _fits_varlen(query, value, mask):
+        return _varlen(query, key, value, mask, scaling), None
+    form = _padded if len(query) > 1 or len(mask.lengths) == 1 else _packed
+    return form(query, key, value, mask, by_kernel if is_plain else by_steps), None
 
 
 def _packed(query: Tensor, key: Tensor, value: Tensor, mask: RowMask, attention: Callable[..., Tensor]) -> Tensor:
@@ -197,7 +246,7 @@ def _packed(query: Tensor, key: Tensor, value: Tensor, mask: RowMask, attention:
         rows = (each[0, :, begin:end].unflatten(1, (count, length)).transpose(0, 1) for each in (query, key, value))
         parts.append(attention(*rows).flatten(0, 1))
         begin = end
-    return torch.cat(parts)[None]
+    return (parts[0] if len(parts) == 1 else torch.cat(parts))[None]  # a copy of one part would be saved beside it
 
 
 def _padded(query: Tensor, key: Tensor, value: Tensor, mask: RowMask, attention: Callable[..., Tensor]) -> Tensor:
@@ -210,32 +259,38 @@ def _padded(query: Tensor, key: Tensor, value: Tensor, mask: RowMask, attention:
     return torch.cat(parts)
 
 
-def _fits_varlen(query: Tensor, value: Tensor, mask: RowMask, sliding_window: int | None) -> bool:
+def _fits_varlen(query: Tensor, value: Tensor, mask: RowMask) -> bool:
     """Whether PyTorch's FlashAttention for sequences of several lengths can compute this row."""
+    width = query.shape[-1]
     return (
         query.is_cuda
         and query.dtype in (torch.float16, torch.bfloat16)
         and len(query) == 1
-        and query.shape[-1] == value.shape[-1] <= WIDEST_HEAD
-        and (mask.is_plain or sliding_window is not None)
+        and width == value.shape[-1] <= _widest_head(query.device)
+        and width % 8 == 0
+        and mask.band is not None
     )
 
 
-def _varlen(
-    query: Tensor, key: Tensor, value: Tensor, mask: RowMask, scaling: float | None, sliding_window: int | None
-) -> Tensor:
+@cache
+def _widest_head(device: torch.device) -> int:
+    """Largest D that FlashAttention has kernels for, backward too; 0 on GPUs older than Ampere, which have none."""
+    capability = torch.cuda.get_device_capability(device)
+    return 0 if capability < (8, 0) else WIDEST_HEAD if capability in LARGE_MEMORY else 192
+
+
+def _varlen(query: Tensor, key: Tensor, value: Tensor, mask: RowMask, scaling: float | None) -> Tensor:
     """(1, N, H, D) by ``torch.nn.attention.varlen``, which takes a packed row as it is."""
-    backwards = -1 if mask.is_plain or sliding_window is None else sliding_window - 1
-    window = (backwards, -1 if mask.rule is bidirectional_mask_function else 0)
     groups, options = query.shape[1] // key.shape[1], {}
     if groups > 1 and HAS_GQA:
         options["enable_gqa"] = True
     elif groups > 1:
         key, value = repeat_kv(key, groups), repeat_kv(value, groups)
-    tokens = (each[0].transpose(0, 1).contiguous() for each in (query, key, value))
-    ends, longest = mask.ends.to(query.device, non_blocking=True), max(mask.lengths)
-    answer = varlen.varlen_attn(*tokens, ends, ends, longest, longest, scale=scaling, window_size=window, **options)
-    return answer[None]
+    q, k, v = (each[0].transpose(0, 1).contiguous() for each in (query, key, value))
+    ends, longest = mask.ends, mask.longest
+    assert mask.band is not None
+    found = varlen.varlen_attn(q, k, v, ends, ends, longest, longest, scale=scaling, window_size=mask.band, **options)
+    return found[None]
 
 
 HAS_GQA = "enable_gqa" in inspect.signature(varlen.varlen_attn).parameters
@@ -257,11 +312,8 @@ def _written_out(
     scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
-    seen = mask.dense(length, query.device)
-    if mask.is_causal:
-        seen = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
-    if seen is not None:
-        scores = scores.masked_fill(~seen, torch.finfo(scores.dtype).min)
+    if not mask.is_full(length):
+        scores = scores + mask.bias(length, scores.dtype)
     if sinks is not None:
         column = sinks.reshape(1, -1, 1, 1).to(scores.dtype).expand(len(query), -1, length, 1)
         scores = torch.cat([scores, column], dim=-1)

@@ -39,6 +39,8 @@ PROCESS = GIB
 """Allowance for what CUDA, cuBLAS and NCCL take for each process."""
 ASLEEP = 3 * GIB // 2
 """Allowance for what a sleeping engine keeps: CUDA itself, and its graphs."""
+INDICES = 24
+"""Bytes of a token's integers: its number, its position, and the mask of ones."""
 GRAPHS = GIB
 """Allowance for an engine's CUDA graphs."""
 
@@ -170,18 +172,18 @@ def _gradients(member: Member, dtype: str) -> int:
 def saved(shape: ModelShape, tokens: int, b: int, ranks: int = 1) -> int:
     """Bytes that autograd saves of one decoder layer for its backward pass, over a row of n tokens.
 
-    PyTorch's attention saves a mask of n² numbers in every layer; with flash-attn there is none. Of a shared row each
-    rank has n/S tokens, without a mask, and attention's output twice: by heads, and by tokens again.
+    Attention saves its inputs, its output and one float32 number for each head, all by token: no mask and no scores. Of
+    a shared row each rank has n/S tokens, and attention's output twice: by heads, and by tokens again. It is there
+    twice, too, in a row of several lengths where PyTorch has no kernel for those (float32): that is not counted.
     """
     h, f, a = shape.hidden, shape.intermediate, shape.heads * shape.head_dim
     if shape.kind == "gated":  # two norms in float32, q and the attention's output, k and v, four widths of the MLP
-        repeated = a if shape.kv_heads > 1 else shape.head_dim  # keys and values are copied for each head; one is not
-        a_token = 2 * (4 + 2 * b) * h + 2 * b * (a + repeated) + 4 * b * f + 8
+        a_token = 2 * (4 + 2 * b) * h + 2 * b * (a + shape.kv_heads * shape.head_dim) + 4 * b * f + 8
     elif shape.kind == "neox":
         a_token = 10 * b * h + 2 * b * f + 4 * b
     else:  # GPT-2's GELU is written out in steps, each of which saves its own
         a_token = 8 * b * h + 5 * b * f + 4 * b
-    return own_tokens(tokens, ranks) * (a_token + 4 * shape.heads + (b * tokens if ranks == 1 else b * a))
+    return own_tokens(tokens, ranks) * (a_token + 4 * shape.heads + (b * a if ranks > 1 else 0))
 
 
 def own_tokens(tokens: int, ranks: int) -> int:
@@ -190,16 +192,14 @@ def own_tokens(tokens: int, ranks: int) -> int:
 
 
 def _outside(shape: ModelShape, tokens: int, b: int, ranks: int = 1) -> int:
-    """Saved outside the layers: the last norm, rotary tables, hidden states of response tokens, the mask itself."""
-    mask = tokens if ranks == 1 else 0
-    return own_tokens(tokens, ranks) * ((4 + 3 * b) * shape.hidden + 2 * b * shape.head_dim + 24 + mask)
+    """Saved outside the layers: the last norm, rotary tables, hidden states of response tokens."""
+    return own_tokens(tokens, ranks) * ((4 + 3 * b) * shape.hidden + 2 * b * shape.head_dim + INDICES)
 
 
 def forward_only(shape: ModelShape, tokens: int, b: int, ranks: int = 1) -> int:
     """Activations of a pass without gradients, at most: those of one layer."""
     widest = max(3 * shape.intermediate, (4 if ranks == 1 else 8) * shape.heads * shape.head_dim)
-    mask = (1 + b) * tokens if ranks == 1 else 0
-    return own_tokens(tokens, ranks) * (b * (widest + 5 * shape.hidden) + mask)
+    return own_tokens(tokens, ranks) * (b * (widest + 5 * shape.hidden) + INDICES)
 
 
 def logits(member: Member, tokens: int) -> int:

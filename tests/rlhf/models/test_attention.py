@@ -12,7 +12,12 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel, PreTrainedModel
-from transformers.masking_utils import bidirectional_mask_function, causal_mask_function
+from transformers.masking_utils import (
+    bidirectional_mask_function,
+    causal_mask_function,
+    sliding_window_bidirectional_mask_function,
+    sliding_window_causal_mask_function,
+)
 
 from rlhf.models.attention import RowMask, by_sequence, use_row_attention
 from rlhf.models.packed_row import Form, hidden_states, pack_row
@@ -105,14 +110,50 @@ def test_it_costs_the_sum_of_squares() -> None:
     assert counter.get_total_flops() == 4 * 3 * 32 * (100 * 8**2 + 200**2)
 
 
+def window(before: int, behind: int) -> Any:
+    return lambda row, head, query, key: (key >= query - before) & (key <= query + behind)
+
+
+def chunks(size: int) -> Any:
+    return lambda row, head, query, key: (key <= query) & (key // size == query // size)
+
+
 def test_a_rule_is_seen_over_one_sequence_as_if_it_stood_alone() -> None:
-    mask = RowMask((3, 3), lambda row, head, query, key: (key <= query) & (key > query - 2))
-    assert mask.dense(3, torch.device("cpu"))[0, 0].int().tolist() == [[1, 0, 0], [1, 1, 0], [0, 1, 1]]
+    bias = RowMask((3, 3), window(1, 0)).bias(3, torch.float32)
+    assert (bias[0, 0] == 0).int().tolist() == [[1, 0, 0], [1, 1, 0], [0, 1, 1]]
+    assert bias[0, 0, 0, 1] == -torch.inf
 
 
-@pytest.mark.parametrize("rule", [causal_mask_function, bidirectional_mask_function])
-def test_plain_rules_need_no_numbers(rule: Any) -> None:
-    assert RowMask((3,), rule).dense(3, torch.device("cpu")) is None
+BANDS = {
+    "causal": (causal_mask_function, (9, 3), (-1, 0)),
+    "whole": (bidirectional_mask_function, (9, 3), (-1, -1)),
+    "a window": (window(2, 0), (9, 3), (2, 0)),
+    "a window of the token alone": (window(0, 0), (9,), (0, 0)),
+    "a window as wide as the longest": (window(8, 0), (9, 3), (-1, 0)),
+    "a window in both directions": (window(2, 3), (9,), (2, 3)),
+    "written so by transformers": (sliding_window_causal_mask_function(4), (9,), (3, 0)),
+    "in both directions": (sliding_window_bidirectional_mask_function(4), (9,), (4, 4)),
+    "chunks": (chunks(5), (9,), None),
+    "chunks whose last is whole": (chunks(3), (9,), None),
+    "one chunk": (chunks(5), (5, 3), (-1, 0)),
+    "a hole": (lambda row, head, query, key: (key <= query) & ((query != 4) | (key != 2)), (9,), None),
+    "one token": (window(2, 0), (1,), (-1, -1)),
+}
+"""Rules, lengths, and tokens before and behind that a token sees, as ``varlen_attn`` counts a window; -1: all."""
+
+
+@pytest.mark.parametrize("name", BANDS)
+def test_windows_are_read_from_the_rule(name: str) -> None:
+    rule, lengths, band = BANDS[name]
+    assert RowMask(lengths, rule).band == band
+
+
+def test_a_window_that_no_sequence_fills_needs_no_numbers() -> None:
+    mask = RowMask((9, 3), window(2, 0))
+    assert (mask.is_causal(9), mask.is_causal(3), mask.is_causal(1)) == (False, True, True)
+    assert [RowMask((9,), window(2, 2)).is_full(length) for length in (9, 4, 3)] == [False, False, True]
+    assert not RowMask((9,), chunks(5)).is_causal(9)
+    assert not RowMask((9,), causal_mask_function).is_full(9)
 
 
 def test_runs_of_equal_lengths_are_computed_at_once() -> None:

@@ -54,5 +54,5 @@ def test_schedules_are_known_to_transformers() -> None:
 def test_adam_is_given_the_recipes_numbers() -> None:
     config = OptimizerConfig(lr=3e-4, betas=(0.8, 0.9), eps=1e-3, weight_decay=0.02)
     adam = torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))], **optimizer_arguments(config))
-    expected = {"lr": 3e-4, "betas": (0.8, 0.9), "eps": 1e-3, "weight_decay": 0.02, "amsgrad": False}
+    expected = {"lr": 3e-4, "betas": (0.8, 0.9), "eps": 1e-3, "weight_decay": 0.02, "amsgrad": False, "fused": True}
     assert {name: adam.defaults[name] for name in expected} == expected
