@@ -1,4 +1,4 @@
-"""Inspection of actors' processes on their nodes, and their end: all at once, however many there are."""
+"""Inspects and terminates actors' processes on their nodes, all in parallel: a group may have hundreds of ranks."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from actors.process import DUMP_SIGNAL, Whereabouts
 from rlhf.recovery.facts import Facts, read_facts
 from rlhf.recovery.leftovers import remove_leftovers
 
-LOOK_SECONDS = 10.0
-"""How long an inspection of the processes of another node may take."""
+INSPECT_SECONDS = 10.0
+"""Deadline of an inspection of the processes of another node."""
 PULSE_SECONDS = 2.0
 """How long processes that were late have to say what they are doing."""
 LAST_LINES = 40
@@ -29,12 +29,12 @@ LAST_LINES = 40
 DUMP_SECONDS = 0.5
 """How long processes have to write their stacks before they are ended."""
 
-Seen = tuple[Facts, str]
-"""What can be seen of a process, and the end of its log."""
+Inspection = tuple[Facts, str]
+"""What is known of a process, and the tail of its log."""
 
 
 def dead_actors(actors: Mapping[str, Any]) -> list[str]:
-    """Names of the actors that Ray knows to be dead, whatever their peers have noticed."""
+    """Return the names of the actors that Ray knows to be dead."""
     ids = {name: actor._actor_id.hex() for name, actor in actors.items() if actor is not None}
     try:
         table = state.actor_table(None, actor_state_name="DEAD") if ids else {}
@@ -44,48 +44,50 @@ def dead_actors(actors: Mapping[str, Any]) -> list[str]:
 
 
 def pulses(actors: Mapping[str, Any]) -> dict[str, str]:
-    """What actors say that they are doing, by name; those that do not answer are left out."""
+    """Ask actors for their current activity; returns it by name, without those that do not answer in time."""
     asked = {}
     for name, actor in actors.items():
         with suppress(Exception):  # a handle of which there is no actor any more
             asked[actor.pulse.remote()] = name
     done, _ = ray.wait(list(asked), num_returns=len(asked), timeout=PULSE_SECONDS) if asked else ([], [])
-    said = {}
+    activity = {}
     for ref in done:
         with suppress(RayError):
             doing, seconds = ray.get(ref)
-            said[asked[ref]] = f"{doing or 'nothing'} for {seconds:.0f} s"
-    return said
+            activity[asked[ref]] = f"{doing or 'nothing'} for {seconds:.0f} s"
+    return activity
 
 
-def inspect(processes: Sequence[Whereabouts], dump: bool) -> dict[str, Seen]:
-    """What can be seen of processes, by the actor's name; of those on a node that does not answer, that they are gone.
+def inspect(processes: Sequence[Whereabouts], dump: bool) -> dict[str, Inspection]:
+    """Inspect processes on their nodes; returns what is known of each, by the actor's name.
+
+    Processes on a node that does not answer are reported as dead.
 
     Args:
         dump: have each write its stacks to its log.
     """
     found = {where.name: (Facts(alive=False), "") for where in processes}
-    for seen in on_nodes(look, _by_node(processes), dump):
+    for seen in on_nodes(inspect_here, _by_node(processes), dump):
         found |= seen or {}
     return found
 
 
 def end(processes: Sequence[Whereabouts], spare_owner: bool) -> None:
-    """End processes and those that they started, and remove what they left in memory.
+    """Kill processes and the children that they started, and remove the files that they left in shared memory.
 
     Args:
-        spare_owner: end only what they started: the processes themselves are dead, their numbers may be others' by now.
+        spare_owner: kill the children alone. The processes themselves are dead, and their ids may be reused by now.
     """
-    on_nodes(kill, _by_node(processes), spare_owner)
+    on_nodes(end_here, _by_node(processes), spare_owner)
 
 
 def on_nodes(
     function: Callable[..., Any], processes: Mapping[str, Sequence[Whereabouts]], *arguments: Any
 ) -> list[Any]:
-    """Call a function once on each node, with that node's processes, at the same time everywhere.
+    """Call a function once on each node, with that node's processes, on all nodes in parallel.
 
     Returns:
-        Its answers; None for a node that does not answer.
+        The results; None for a node that does not answer.
     """
     here = ray.get_runtime_context().get_node_id()
     task = ray.remote(num_cpus=0, max_retries=0)(function)
@@ -95,7 +97,7 @@ def on_nodes(
         if node != here
     ]
     answers = [function(processes[here], *arguments)] if here in processes else []
-    ends = time.monotonic() + LOOK_SECONDS
+    ends = time.monotonic() + INSPECT_SECONDS
     for ref in refs:
         try:
             answers.append(ray.get(ref, timeout=max(0.0, ends - time.monotonic())))
@@ -111,8 +113,8 @@ def _by_node(processes: Sequence[Whereabouts]) -> dict[str, list[Whereabouts]]:
     return dict(nodes)
 
 
-def look(processes: Sequence[Whereabouts], dump: bool) -> dict[str, Seen]:
-    """What can be seen of processes on this node, by the actor's name."""
+def inspect_here(processes: Sequence[Whereabouts], dump: bool) -> dict[str, Inspection]:
+    """Inspect processes of this node; returns what is known of each, by the actor's name."""
     if dump:
         for where in processes:
             with suppress(ProcessLookupError, PermissionError):
@@ -132,8 +134,8 @@ def _last_lines(log: str) -> str:
         return ""
 
 
-def kill(processes: Sequence[Whereabouts], spare_owner: bool) -> None:
-    """``end`` on this node."""
+def end_here(processes: Sequence[Whereabouts], spare_owner: bool) -> None:
+    """Do what ``end`` does, on this node."""
     for where in processes:
         for process in where.children if spare_owner else (where.process, *where.children):
             with suppress(ProcessLookupError, PermissionError):

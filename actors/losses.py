@@ -1,4 +1,4 @@
-"""From Ray's errors to the project's own: which actor was lost, and how, as far as the error says."""
+"""Translates Ray's errors into the project's own: which actor was lost, and how, as far as the error tells."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ KILLED = re.compile(r"Selected to kill: .*?\bpid=(\d+), actual memory used=([\d.
 
 
 def own_error(error: RayError, who: str, moment: object, seconds: float = 0.0) -> RLHFError:
-    """What an error that Ray gives in place of an answer of ``who`` means.
+    """Translate the error that Ray returned in place of an answer of ``who``.
 
     Args:
         moment: what the answer is to, for the message.
         seconds: how long it was waited for.
 
     Returns:
-        What an actor raised on purpose, as it is; a ``LostError`` that names the actor, or nobody where the error does
-        not say whose process it was; a ``MachineryError`` for a bug.
+        An error that an actor raised on purpose, as it is; a ``LostError`` that names the actor, or no actor where the
+        error does not tell whose process it was; a ``MachineryError`` for a bug.
     """
     if isinstance(error, RayTaskError):
         return _raised(error, who, moment)
@@ -64,7 +64,7 @@ def own_error(error: RayError, who: str, moment: object, seconds: float = 0.0) -
 
 
 def _raised(error: RayTaskError, who: str, moment: object) -> RLHFError:
-    """The meaning of an error that was raised where ``who`` computes, by it or by those whose results it was given."""
+    """Translate an error that was raised in the process of ``who``, or in that of an actor whose result it needed."""
     cause: BaseException = error
     while isinstance(cause, RayTaskError):
         cause = cause.cause
@@ -78,12 +78,12 @@ def _raised(error: RayTaskError, who: str, moment: object) -> RLHFError:
 
 
 def late(who: Sequence[str], moment: object, seconds: float) -> str:
-    """What to say when a deadline passed."""
+    """Message for a deadline that passed."""
     return f"no answer within {seconds:.0f} s during {moment} from {', '.join(shortened(who))}"
 
 
 def reason(error: BaseException) -> str:
-    """Why, in one line: Ray's reason, which stands at the end of its text."""
+    """Return the reason in one line; Ray writes it at the end of its text."""
     text = str(error)
     if isinstance(error, OutOfMemoryError):
         return _memory(text)
@@ -94,7 +94,7 @@ def reason(error: BaseException) -> str:
 
 
 def _memory(text: str) -> str:
-    """Figures of the pages that Ray's memory monitor says."""
+    """Extract the figures from the pages that Ray's memory monitor writes."""
     used, threshold = USED.search(text), THRESHOLD.search(text)
     killed = [f"process {process} ({size})" for process, size in KILLED.findall(text)]
     found = "Ray's memory monitor killed it"

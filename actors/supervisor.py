@@ -227,9 +227,9 @@ class Supervisor:
             seen.heard = time.time()
 
     def located(self, error: LostError) -> LostError:
-        """A loss with the names of all actors that are gone by now: what kills one often kills others as well.
+        """Add the names of all actors that are dead by now to a loss: what kills one often kills others as well.
 
-        A loss that named nobody keeps doing so where Ray knows all actors to be alive.
+        A loss without names stays without where Ray knows all actors to be alive.
         """
         known = [name for name in error.names if name in self._seen]
         dead = dead_actors({name: seen.actor for name, seen in self._seen.items() if seen.member.has_process})
@@ -238,7 +238,7 @@ class Supervisor:
 
     @property
     def suspects_all(self) -> bool:
-        """Whether results were lost again, before a step was done, with no actor that could be at fault."""
+        """Whether results were lost twice before a step was completed, with no dead actor to blame."""
         return self._history.in_a_row.get(CLUSTER, 0) > 1
 
     def lost(self, error: LostError, moment: Moment, samples: int = 0) -> None:
@@ -383,7 +383,7 @@ def _place(where: Whereabouts | None) -> dict[str, Any]:
 
 
 def as_loss(error: LostError | RayError, moment: Moment) -> LostError:
-    """A loss as it is; an error of Ray in the controller's own calls as one of nobody in particular.
+    """Return a loss as it is, and an error of Ray in the controller's own calls as a loss without names.
 
     Raises:
         RLHFError: it was raised by an actor on purpose.

@@ -59,6 +59,8 @@ def _through_product(module: nn.Module, parameter: Tensor) -> Tensor:
 class HeldWeights:
     """Methods that vLLM adds to its worker (``worker_extension_cls``)."""
 
+    _weight_update_active: bool  # the worker's own: whether an update is open
+
     def end_with_parent(self) -> int:
         """Have the kernel end this process when the one that started it ends, even if that is killed; returns its id.
 
