@@ -105,7 +105,7 @@ class Floor:
 
 def states(model: nn.Module, rows: Tensor) -> Tensor:
     """(b, T, d) last hidden states."""
-    found: Tensor = model.model(input_ids=rows, use_cache=False).last_hidden_state  # type: ignore[operator]
+    found: Tensor = model.model(input_ids=rows, use_cache=False).last_hidden_state
     return found
 
 
@@ -119,7 +119,7 @@ def logprobs(model: nn.Module, rows: Tensor) -> Tensor:
 
 def values(model: nn.Module, rows: Tensor) -> Tensor:
     """(b, R) values before each response token."""
-    found: Tensor = model.score(states(model, rows)[:, work.PROMPT - 1 : -1])[..., 0]  # type: ignore[operator]
+    found: Tensor = model.score(states(model, rows)[:, work.PROMPT - 1 : -1])[..., 0]
     return found
 
 

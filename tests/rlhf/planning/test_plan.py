@@ -94,7 +94,7 @@ def test_roles_and_what_they_train() -> None:
 
 
 def test_a_batch_by_hand() -> None:
-    """64 samples of 512 tokens: blocks of 16; an update of 32 over two ranks is 16 each, four to a row of 2,048."""
+    """64 samples of 512 tokens: blocks of 16; an update of 32 over two ranks is 16 each, eight to a row of 4,096."""
     made = recipe(
         ppo__batch_size=64,
         ppo__samples_per_prompt=4,
@@ -106,8 +106,8 @@ def test_a_batch_by_hand() -> None:
     batch = batch_of(made, "ppo", roles_of(made))
     assert (batch.samples, batch.prompts, batch.length, batch.blocks) == (64, 16, 512, 4)
     assert (batch.updates, batch.samples_per_update, batch.total_updates) == (6, 32, 600)
-    assert batch.update_passes == {"policy": 4, "critic": 8}
-    assert batch.score_passes == {"policy": 8, "critic": 16, "reference": 16, "reward model": 16}
+    assert batch.update_passes == {"policy": 2, "critic": 4}
+    assert batch.score_passes == {"policy": 4, "critic": 8, "reference": 8, "reward model": 8}
 
 
 def machine(made: Recipe, cluster: str = "nodes=2,gpus=8,gpu=h100-80,network=25") -> Machine:
@@ -143,7 +143,7 @@ def test_exchanges_by_hand() -> None:
     assert exchange_seconds(roles_of(recipe())[0], 1000, machine(made)) == 0
     over_nodes = machine(made, "nodes=4,gpus=3,gpu=h100-80,network=25")
     assert exchange_seconds(policy, 1000, over_nodes) == pytest.approx(moved / (SHARES["link"] * 25e9))
-    assert passes(8, 1000, policy) == 2  # four samples for each of two groups, two in a row of 2,048 tokens
+    assert passes(8, 2000, policy) == 2  # four samples for each of two groups, two in a row of 4,096 tokens
 
 
 def test_shared_matrices_by_hand() -> None:
@@ -159,7 +159,7 @@ def test_shared_matrices_by_hand() -> None:
     added = 2 * 2 * 32 * 4000 * 4096 * 2 * 3 / 4  # twice a layer, sent about twice: the states of four ranks' tokens
     assert adding_seconds(policy, 1000, machine(made)) == pytest.approx(added / (SHARES["link"] * 450e9))
     assert adding_seconds(roles_of(recipe())[0], 1000, machine(made)) == 0
-    assert passes(8, 1000, policy) == 2  # dealt to two groups, as rows are that ranks share
+    assert passes(8, 2000, policy) == 2  # dealt to two groups, as rows are that ranks share
 
 
 def test_rows_that_are_too_long_are_shared() -> None:
