@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -13,14 +14,17 @@ from rlhf.batching import MicroBatches, plan
 from rlhf.config.pools import Part
 from rlhf.config.schema import OptimizerConfig, Recipe, RoleConfig
 from rlhf.config.shared_rows import groups, row_ranks
+from rlhf.device import gpu_of_process
+from rlhf.models.flops import ModelFlops
 from rlhf.models.packed_row import PackedRow
 from rlhf.models.policy import PolicyNet
 from rlhf.models.shared_row import RowNet
+from rlhf.planning.cluster import TERA, peak_flops
 from rlhf.roles.forward import Share, forward_share
 from rlhf.types import RolloutBlock, Sequences
 from rlhf.zero import checkpoint
 from rlhf.zero.checkpoint import Files
-from rlhf.zero.engine import ZeroEngine, building
+from rlhf.zero.engine import ZeroEngine, building, full_shape
 from rlhf.zero.process_group import join, seed_process
 from rlhf.zero.rank import Rank
 from rlhf.zero.tensor_parallel import check_model as check_split
@@ -65,6 +69,25 @@ class Role(Generic[Network]):
         micro_batches = self.micro_batches(range(len(sequences)), sequences.lengths)
         share = forward_share(sequences, micro_batches, self.place, compute)
         return Share.nothing() if self.rank.rank % row_ranks(self.config) else share
+
+    @cached_property
+    def flops(self) -> ModelFlops:
+        """What the model costs a token, as it is trained."""
+        return ModelFlops.of(self.network.model, full_shape)
+
+    def utilisation(self, lengths: Sequence[int] | np.ndarray, predicted: int, seconds: float) -> dict[str, float]:
+        """``perf/model_tflops``, model TFLOP/s of each rank in an update, and ``perf/mfu``, their share of the peak.
+
+        The peak is the data sheet's, of this kind of GPU in the recipe's dtype; without one known there is no share.
+
+        Args:
+            lengths: tokens of each sequence of all ranks, as often as it was passed over.
+            predicted: how many tokens the output head was used for.
+        """
+        achieved = self.flops.training(lengths, predicted) / max(seconds, 1e-9) / self.rank.world
+        gpu = gpu_of_process(self.rank.device)
+        peak = peak_flops(*gpu, self.recipe.model.dtype) if gpu else None
+        return {"perf/model_tflops": achieved / TERA} | ({"perf/mfu": achieved / peak} if peak else {})
 
     def rest(self, parts: Sequence[Part]) -> None:
         """Leave room on the GPU for others: see ``ZeroEngine.rest``."""

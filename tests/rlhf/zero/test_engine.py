@@ -187,6 +187,25 @@ def test_sums_are_over_ranks_and_in_float64(crews: dict[int, Crew]) -> None:
     assert crews[2].run(summed) == [[1.0, 2.0**25 + 1]] * 2
 
 
+def shards_in_dirty_memory(rank: Rank) -> dict[str, list[float]]:
+    """This rank's shards of parameters of 1, 3 and 4 numbers, where new memory is full of NaN."""
+    network = Scale()
+    network.three, network.four = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2, 2))
+    torch.use_deterministic_algorithms(True)  # by torch.utils.deterministic.fill_uninitialized_memory
+    try:
+        ZeroEngine(network, RoleConfig(zero_stage=3), "float32", rank, join(rank), PLAIN, 1)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    return {name: parameter.ds_tensor.flatten().tolist() for name, parameter in network.named_parameters()}
+
+
+def test_what_fills_up_a_shard_is_zero(two_ranks: Crew) -> None:
+    """DeepSpeed leaves there what was in the memory: it would go into checkpoints, and into Adam's states."""
+    first, second = two_ranks.run(shards_in_dirty_memory)
+    assert first == {"w": [1.0], "three": [1.0, 1.0], "four": [1.0, 1.0]}
+    assert second == {"w": [0.0], "three": [1.0, 0.0], "four": [1.0, 1.0]}
+
+
 SEQUENCES = random_sequences((3, 5), (1, 4), (6, 1))
 
 
