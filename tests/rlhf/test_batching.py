@@ -106,3 +106,14 @@ def test_samples_of_a_prompt_stay_on_one_engine() -> None:
 @given(st.lists(st.integers(0, 5), max_size=40), st.integers(1, 5))
 def test_every_sample_is_answered_once(chosen: list[int], engines: int) -> None:
     assert sorted(i for places in share_prompts(chosen, engines) for i in places) == list(range(len(chosen)))
+
+
+def test_one_long_sample_does_not_leave_its_rank_alone_with_it() -> None:
+    """Sizes differ by one at most, whatever the lengths: a rank's share of samples is what the others expect of it."""
+    assert balance([9, 1, 1, 1], 2) == [[0, 3], [1, 2]]
+    assert balance([9, 1, 1, 1, 1], 2) == [[0, 3, 4], [1, 2]]
+
+
+def test_the_first_rank_is_not_always_the_one_with_the_most_rows() -> None:
+    """6 and 1 tokens fit into a row of 7, twice 5 do not: the rank with one row splits it, or the others would wait."""
+    assert plan(range(4), [6, 5, 5, 1], ranks=2, budget=7) == [[[0], [3]], [[1], [2]]]

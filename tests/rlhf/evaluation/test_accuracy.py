@@ -54,6 +54,8 @@ def test_a_reward_that_is_no_number_is_not_counted_as_wrong(bad: float) -> None:
 def test_shorter_wins_counts_equal_lengths_one_half() -> None:
     pairs = Sequences.pack([([1], [2]), ([1], [2, 3]), ([1], [2, 3]), ([1], [2]), ([1], [2]), ([1], [3])])
     assert shorter_wins(pairs) == pytest.approx((1 + 0 + 0.5) / 3)
+    mostly = Sequences.pack([([1], [2]), ([1], [2, 3]), ([1], [2]), ([1], [2, 3, 4]), ([1], [2, 3]), ([1], [3])])
+    assert shorter_wins(mostly) == pytest.approx(2 / 3)  # shorter, shorter, longer
 
 
 def test_the_ceiling_comes_from_the_file_or_is_refused(tmp_path: Path) -> None:

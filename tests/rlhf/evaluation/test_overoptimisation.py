@@ -82,7 +82,7 @@ def test_the_best_of_many_by_chance_does_not_stop_a_run_either() -> None:
     ("means", "stops"),
     [
         ([0.0, 1.0, 0.5, 0.5], [False, False, False, True]),
-        ([0.0, 1.0, 0.5, 1.0, 0.5, 0.5], [False, False, False, False, False, True]),
+        ([0.0, 1.0, 0.5, 0.99, 0.5, 0.5], [False, False, False, False, False, True]),
         ([0.0, 1.0, 0.5, 1.5, 1.0, 1.0], [False, False, False, False, False, True]),
     ],
     ids=["twice in a row", "begins anew after a judgement as high", "and after a new best"],

@@ -249,6 +249,7 @@ def test_a_sample_that_one_part_of_the_reward_gave_up_on_stays_dropped(folder: s
     has_tokens = np.add.reduceat(experience.response_mask, experience.rollouts.sequences.response_starts) > 0
     assert has_tokens.tolist() == [True, False, True, False, True, False]
     assert (report.metrics["rollout/dropped"], report.metrics["rollout/set_aside"]) == (3, 1)
+    assert report.metrics["rollout/truncated_fraction"] == pytest.approx(2 / 6)  # of the answers that reached the limit
     assert report.state.scores.count == 3
 
 

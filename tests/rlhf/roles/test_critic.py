@@ -26,7 +26,7 @@ from rlhf.models.packed_row import PackedRow
 from rlhf.models.scalar import init_value_head
 from rlhf.models.scratch import train_tokenizer
 from rlhf.roles.critic import CriticRole
-from rlhf.roles.forward import token_index
+from rlhf.roles.forward import join_tokens, token_index
 from rlhf.types import Experience, FinishReason, RolloutBlock
 from rlhf.zero.rank import Rank
 from tests.rlhf.ranks import Crew
@@ -218,6 +218,27 @@ def test_a_value_outside_the_mask_may_be_anything(folder: Path, one_rank: Crew) 
     [found], [clean] = (one_rank.run(how, folder, made, batch) for how in (update_beside_garbage, update))
     for name, weight in clean["weights"].items():
         np.testing.assert_array_equal(found[name], weight, err_msg=name)
+
+
+def values_of_a_trained_critic(rank: Rank, folder: Path, recipe: Recipe) -> dict[str, np.ndarray]:
+    """Values after an update, and the weights that they are of."""
+    role = CriticRole(recipe, str(folder), rank)
+    role.update(experience(), step=0)
+    share = role.values(experience().rollouts)
+    weights = {name: tensor.numpy() for name, tensor in role.engine.full_state(role.engine.network)}
+    return {"values": join_tokens([share], SEQUENCES), **weights}
+
+
+def test_a_value_is_that_of_the_state_before_its_token(folder: Path, one_rank: Crew) -> None:
+    """The first of a response is read at the prompt's last token. A fresh critic, whose values are all 0, hides it."""
+    [found] = one_rank.run(values_of_a_trained_critic, folder, recipe(1, 1, 20, epochs=1))
+    classifier = load_classifier(folder, ModelConfig())
+    classifier.load_state_dict({n: torch.from_numpy(found[f"classifier.{n}"]) for n in classifier.state_dict()})
+    with torch.no_grad():
+        hidden = [classifier.model(whole(SEQUENCES, i)).last_hidden_state for i in range(len(SEQUENCES))]
+        read = [classifier.score(h)[0, p - 1 : -1, 0] for h, p in zip(hidden, SEQUENCES.prompt_lengths, strict=True)]
+    np.testing.assert_allclose(found["values"], torch.cat(read).numpy(), rtol=1e-4, atol=1e-5)
+    assert np.abs(found["values"]).max() > 0.1
 
 
 def test_the_clip_makes_a_difference_that_would_be_seen(expected: dict[float | None, Plain]) -> None:

@@ -69,7 +69,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def recipe(
-    ranks: int = 1, stage: int = 1, budget: int = 1000, schedule: Any = "constant", shared: int = 1, **algorithm: Any
+    ranks: int = 1,
+    stage: int = 1,
+    budget: int = 1000,
+    schedule: Any = "constant",
+    shared: int = 1,
+    steps: int = 1,
+    **algorithm: Any,
 ) -> Recipe:
     """Adam without momentum and with ε = 1: its step is smooth in the gradient, so small differences stay small."""
     optimizer = OptimizerConfig(lr=LR, schedule=schedule, betas=(0.0, 0.0), eps=1.0, max_grad_norm=0.0)
@@ -79,7 +85,7 @@ def recipe(
         model=ModelConfig(),
         rollout=RolloutConfig(temperature=TEMPERATURE, max_response_length=LONGEST),
         algorithm=AlgorithmConfig(**{"epochs": 3, **algorithm}),
-        ppo=PPOConfig(steps=1, batch_size=len(SIZES), optimizer=optimizer),
+        ppo=PPOConfig(steps=steps, batch_size=len(SIZES), optimizer=optimizer),
         placement=PlacementConfig(policy=role),
     )
 
@@ -316,12 +322,13 @@ def test_the_order_of_samples_does_not_matter(
 
 
 @pytest.mark.parametrize(("ranks", "stage"), [(1, 1), (2, 3)])
-def test_a_step_that_goes_too_far_ends_early_and_the_rate_still_ends_at_0(
+def test_a_step_that_goes_too_far_ends_early_and_the_next_has_the_rate_that_it_would_have(
     ranks: int, stage: int, folder: Path, crews: dict[int, Crew]
 ) -> None:
     """Of five updates the third is the first to find the policy beyond the target: it is made, and is the last.
 
     The batch is the policy's own and its steps are small, so that it begins at a distance of 0 and only moves away.
+    Of the run's two steps this is the first: the rate, which ends at 0, is half way there after it.
     """
     fresh = experience()
     lm = load_causal(folder, ModelConfig())
@@ -330,18 +337,18 @@ def test_a_step_that_goes_too_far_ends_early_and_the_rate_still_ends_at_0(
     own = torch.cat([row["new"] for row in rows]).numpy()
     fresh = replace(fresh, old_logprobs=own, advantages=fresh.advantages / 50)
     options = {"epochs": 5}
-    rates = [LR * (1 - done / 5) for done in range(5)]
+    rates = [LR * (1 - done / 10) for done in range(5)]
     _, passes = plain_update(folder, fresh, recipe(**options).algorithm, rates)
     distance = [row["policy/approxkl_avg"] for row in passes]
     assert distance[0] < 1e-9 < distance[1] < distance[2]
     target = (distance[1] + distance[2]) / 2
     ended, _ = plain_update(folder, fresh, recipe(**options).algorithm, rates[:3])
-    stopping = recipe(ranks, stage, 11, "linear", target_kl=target, **options)
+    stopping = recipe(ranks, stage, 11, "linear", steps=2, target_kl=target, **options)
     for updated in crews[ranks].run(update, folder, stopping, fresh):
         assert updated.metrics["policy/updates"] == 3
         assert_same(updated, ended)
         assert updated.metrics["lr"] == pytest.approx(rates[2])
-        assert updated.next_rate == 0
+        assert updated.next_rate == pytest.approx(LR / 2)
 
 
 def test_a_step_that_stays_near_makes_all_its_updates(
@@ -386,6 +393,24 @@ def test_an_update_reports_how_well_it_uses_the_hardware(
         assert on_cpu == {"perf/model_tflops": pytest.approx(flops / 2.0 / ranks / 1e12)}  # of a CPU no peak is known
         assert on_gpu["perf/mfu"] == pytest.approx(flops / 2.0 / ranks / 67e12)
         assert updated["perf/model_tflops"] > 0 and "perf/mfu" not in updated
+
+
+def counted_after_an_early_end(rank: Rank, folder: Path, recipe: Recipe) -> tuple[float, list[int]]:
+    """Updates made, and the tokens, and the predicted ones, whose FLOPs are counted."""
+    role, counted = PolicyRole(recipe, str(folder), rank), list[int]()
+
+    def utilisation(lengths: np.ndarray, predicted: int, seconds: float) -> dict[str, float]:
+        counted.extend([int(lengths.sum()), predicted])
+        return {}
+
+    role.utilisation = utilisation
+    return role.update(experience(), step=0)["policy/updates"], counted
+
+
+def test_updates_that_were_not_made_cost_nothing(folder: Path, one_rank: Crew) -> None:
+    """All responses have 28 tokens, with their prompts 51: of one of three epochs, since the batch is far away."""
+    [found] = one_rank.run(counted_after_an_early_end, folder, recipe(target_kl=1e-6))
+    assert found == (1.0, [51, 28])
 
 
 def infinite(rank: Rank, folder: Path, recipe: Recipe, batch: Experience) -> None:
