@@ -137,6 +137,12 @@ def test_the_rate_warms_up_and_falls_to_0_at_the_last_update(one_rank: Crew) -> 
     assert trained.next_rate == 0
 
 
+def test_a_constant_rate_warms_up_too(one_rank: Crew) -> None:
+    constant = OptimizerConfig(lr=0.4, schedule="constant", warmup_steps=2)
+    [trained] = one_rank.run(train_scale, 1, SPLITS[0], 7, 4, constant, "float32")
+    assert trained.rates == pytest.approx([0, 0.2, 0.4, 0.4])
+
+
 def skip_in_the_middle(rank: Rank, stage: int, made: int, skipped: int) -> list[float]:
     """The rates of the updates on both sides of updates that are not made, and the rate after all of them."""
     linear = OptimizerConfig(lr=0.4, schedule="linear", warmup_steps=2)
