@@ -98,13 +98,14 @@ def _active_experts(config: PreTrainedConfig) -> float:
 
 
 def _attention_layers(config: PreTrainedConfig) -> tuple[tuple[int, int | None], ...]:
-    """Width and window of each layer that has attention; none for a model without it."""
-    heads = getattr(config, "num_attention_heads", None)
-    if not heads:
+    """Width and window of each layer that has attention; none for a model without it, or that says it otherwise."""
+    heads, layers = _first(config, ("num_attention_heads",)), _first(config, ("num_hidden_layers",))
+    each, hidden = _first(config, ("head_dim",)), _first(config, ("hidden_size",))
+    if not heads or not (each or hidden):  # none, or another for each layer: the matrices are most of it
         return ()
-    width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
-    window = getattr(config, "sliding_window", None)
+    width, seen = int(heads * each if each else hidden or 0), _first(config, ("sliding_window",))
+    window = None if seen is None else int(seen)
     kinds = getattr(config, "layer_types", None)
     if kinds is None:
-        return ((width, window),) * config.num_hidden_layers
+        return ((width, window),) * int(layers or 0)
     return tuple((width, None if kind == "full_attention" else window) for kind in kinds if kind in ATTENDING)

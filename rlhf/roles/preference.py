@@ -58,7 +58,8 @@ class PreferenceRole(Role[ScalarNet]):
 
         begun = time.perf_counter()
         norm = self.engine.update(micro_batches, loss, len(chosen))
-        rates = self.utilisation(pair_lengths[np.asarray(chosen)], 0, time.perf_counter() - begun)
+        answers = self.train.sequences.lengths.reshape(-1, 2)[np.asarray(chosen)].ravel()
+        rates = self.utilisation(answers, 0, time.perf_counter() - begun)
         mean_loss, accuracy = (self.engine.all_reduce(sums) / len(chosen)).tolist()
         rate = self.engine.learning_rate
         return {"train/loss": mean_loss, "train/accuracy": accuracy, "train/grad_norm": norm, "lr": rate, **rates}
