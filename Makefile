@@ -13,7 +13,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 # Each run starts dozens of Python processes. Without bytecode on disk each of them would compile the libraries again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help quickstart test verify chaos gpu-check benchmark lint env clean
+.PHONY: help quickstart test mutants verify chaos gpu-check benchmark lint env clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -28,6 +28,9 @@ test: env ## the tests, without a network
 	@test -d /run/systemd/system || tests/system_packages.sh || true
 	$(PYTEST) -n 2 --no-loadscope-reorder -m "not slow and not alone"; together=$$?; \
 	$(PYTEST) -m alone && exit $$together
+
+mutants: env ## small bugs, put into a copy of the code one at a time: the tests must notice each (an hour or so)
+	$(BIN)/python -m tests.mutants.run
 
 verify: env ## every problem with a known optimum, three seeds, into docs/verification.md
 	HF_HUB_OFFLINE=1 WANDB_MODE=disabled $(BIN)/python -m examples.optima.verify --out docs/verification.md

@@ -32,7 +32,7 @@ def _compare(session: Session) -> Comparison | None:
     """Before against after by the recipe's scorer; None where it names none or no prompt was held out."""
     scorer = session.recipe.evaluation.scorer
     stage = session.root / "ppo"
-    if scorer is None or not (stage / ANSWERS).exists():
+    if scorer is None or not (stage / ANSWERS).exists() or not read_lines(stage / ANSWERS):
         return None
     out = session.root / "evaluation"
     comparison = compare_answers(stage, load_scorer(scorer), out, session.recipe.seed)
@@ -73,12 +73,14 @@ def _number(value: float | str | None) -> float | None:
 
 
 def _headline(root: Path, summaries: Mapping[str, Summary], picture: Path, seconds: float) -> Summary:
-    accuracy = summaries.get("reward", {}).get("held-out accuracy")
-    ppo = summaries["ppo"]
+    reward, ppo = summaries.get("reward", {}), summaries["ppo"]
+    found = {
+        "reward model, held-out accuracy": reward.get("held-out accuracy"),
+        "PPO's gain in standard deviations": ppo.get("gain in standard deviations"),
+        "sequence KL at the end, nats": ppo.get("sequence KL at the end, nats"),
+    }
     return {
-        **({"reward model, held-out accuracy": accuracy} if accuracy is not None else {}),
-        "PPO's gain in standard deviations": ppo["gain in standard deviations"],
-        "sequence KL at the end, nats": ppo["sequence KL at the end, nats"],
+        **{name: value for name, value in found.items() if value is not None},
         "seconds in all": seconds,
         "picture": str(picture),
         "metrics, samples, logs": str(root),

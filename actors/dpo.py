@@ -17,7 +17,7 @@ from rlhf.config.validate import check_schedule
 from rlhf.data.stages import comparison_batches
 from rlhf.evaluation.accuracy import accuracy_ceiling, shorter_wins
 from rlhf.roles.held_out_pairs import held_out_metrics, response_logprobs
-from rlhf.roles.pairs import PairData
+from rlhf.roles.pairs import PairData, prompt_ids
 from rlhf.tracking.phases import PhaseTimer
 from rlhf.tracking.run_folder import RunFolder
 from rlhf.tracking.tracker import Tracker
@@ -79,5 +79,6 @@ def _logprobs(group: Group, pairs: Sequence[Pair], phase: str, step: int | None 
 def _evaluate(session: Session, group: Group, reference: Float32, step: int) -> dict[str, float]:
     if not len(reference):
         return {}
-    logprobs = _logprobs(group, session.preferences.held_out, "evaluate", step)
-    return held_out_metrics(logprobs, reference, session.recipe.dpo)
+    pairs = session.preferences.held_out
+    logprobs = _logprobs(group, pairs, "evaluate", step)
+    return held_out_metrics(logprobs, reference, prompt_ids(pairs), session.recipe.dpo)

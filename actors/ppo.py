@@ -80,7 +80,7 @@ def train_ppo(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
         before = _before(run, survivor, policy)
         asked = range(len(data.train), len(data.train) + len(judged))
         watcher = (
-            Watcher(recipe.early_stop, actors, trainer.timer, asked, policy, run, tracker)
+            Watcher(recipe.early_stop, actors, trainer.timer, asked, judged, policy, run, tracker)
             if recipe.early_stop
             else None
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import ray
 
 from actors.examined import record_examinations
@@ -11,6 +12,7 @@ from actors.supervised import Loop, Summary, named, ranks, seconds
 from actors.waiting import Moment
 from rlhf.config.validate import check_schedule
 from rlhf.data.stages import comparison_batches
+from rlhf.errors import MachineryError
 from rlhf.evaluation.accuracy import accuracy_ceiling, preference_accuracy, shorter_wins
 from rlhf.roles.examples import ExampleData
 from rlhf.roles.forward import join_samples
@@ -67,7 +69,7 @@ def train_reward(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
 def _held_out_accuracy(group: Group, held_out: PairData, step: int) -> dict[str, float]:
     if not len(held_out.margins):
         return {}
-    return preference_accuracy(_rewards(group, held_out.sequences, step), held_out.margins)
+    return preference_accuracy(_rewards(group, held_out.sequences, step), held_out.margins, held_out.prompt_ids)
 
 
 def _rewards(group: Group, sequences: Sequences, step: int) -> Float32:
@@ -78,4 +80,7 @@ def _rewards(group: Group, sequences: Sequences, step: int) -> Float32:
 def _demonstration_scores(group: Group, session: Session) -> tuple[float, float]:
     """Mean and standard deviation of the raw reward of demonstrations."""
     scores = _rewards(group, ExampleData.pack(session.demonstrations.train[:NORMALISED_ON]).sequences, 0)
-    return float(scores.mean()), float(scores.std())
+    bad = int(np.count_nonzero(~np.isfinite(scores)))
+    if bad:
+        raise MachineryError(f"numbers that are NaN or infinite, in rewards of demonstrations: {bad} of {len(scores)}")
+    return float(scores.mean(dtype=np.float64)), float(scores.std(dtype=np.float64))

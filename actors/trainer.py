@@ -85,10 +85,9 @@ class PPOTrainer:
     def record(self, step: int, report: BatchReport, metrics: dict[str, float]) -> BatchReport:
         """7. Record: what was measured, where the time went, how fast it was."""
         times = self.timer.metrics()
-        tokens, algorithm = report.metrics["rollout/tokens"], self.recipe.algorithm
-        updates = metrics.get("policy/updates", algorithm.epochs * algorithm.minibatches)
+        tokens = report.metrics["rollout/tokens"]
         rates = {
-            "perf/train_tokens_per_second": tokens * updates / algorithm.minibatches / times["time/update"],
+            "perf/train_tokens_per_second": metrics["policy/tokens"] / times["time/update"],
             "perf/samples_per_second": self.recipe.ppo.batch_size / times["time/step"],
             "weights/sync_seconds": times["time/publish"],
             "weights/version": float(step + 1),

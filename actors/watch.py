@@ -16,7 +16,7 @@ from actors.supervised import Summary
 from actors.waiting import Moment, fetch
 from rlhf.config.schema import EarlyStopConfig
 from rlhf.errors import MachineryError, UserError
-from rlhf.evaluation.overoptimisation import Judgement, Watch, difference_interval
+from rlhf.evaluation.overoptimisation import Judgement, Watch, difference_interval, mean_by_prompt
 from rlhf.roles.assemble import BatchReport, Contribution
 from rlhf.roles.forward import join_samples
 from rlhf.run_state import RunState, WatchState
@@ -39,13 +39,15 @@ def judged_prompts(config: EarlyStopConfig | None, held_out: Sequence[Prompt]) -
     """
     if config is None:
         return ()
-    if min(config.prompts, len(held_out)) < 2:
+    judged = held_out[: config.prompts]
+    different = len({prompt.tokens for prompt in judged})
+    if different < 2:
         raise UserError(
-            f"early_stop has {min(config.prompts, len(held_out))} held-out prompts to judge answers to",
+            f"early_stop has {different} different held-out prompts to judge answers to",
             "a fall of the score cannot be told from chance with fewer than 2, and hardly with fewer than 50",
             "early_stop.prompts=100 with a larger data.held_out_fraction or more prompts",
         )
-    return held_out[: config.prompts]
+    return judged
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,12 +67,14 @@ class Watcher:
         crew: Crew,
         timer: PhaseTimer,
         asked: Sequence[int],
+        prompts: Sequence[Prompt],
         policy: Policy,
         run: RunFolder,
         tracker: Tracker,
     ) -> None:
-        """Args: asked are the engines' prompts whose answers are judged."""
+        """Args: asked are the places, among the engines' prompts, of the ``prompts`` whose answers are judged."""
         self.config, self.crew, self.timer, self.asked, self.policy = config, crew, timer, asked, policy
+        self.prompts = [prompt.tokens for prompt in prompts]
         self.run, self.tracker = run, tracker
         self.steps = crew.recipe.ppo.steps
         endpoint = config.scorer.endpoint
@@ -104,7 +108,7 @@ class Watcher:
         if given.mean() < LEAST_GIVEN:
             self.tracker.event("judgement_without_scores", step=done, given=int(given.sum()), asked=len(given))
             return state
-        watch, decision = state.watch.judge(done, state.rewards, scores.tolist())
+        watch, decision = state.watch.judge(done, state.rewards, mean_by_prompt(scores, self.prompts).tolist())
         if decision.is_best:
             self._keep(done)
         if decision.is_lower:

@@ -93,6 +93,15 @@ def release_cache(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
+def gpu_of_process(device: Device) -> tuple[str, int] | None:
+    """What the driver calls the GPU of this process, and its bytes; None on a CPU."""
+    if device != "cuda":
+        return None
+    import torch
+
+    return torch.cuda.get_device_name(), torch.cuda.get_device_properties().total_memory
+
+
 def peak_memory_gib(device: Device) -> float:
     """Largest memory that this process has held: on the GPU where it uses one, else resident in the host."""
     if device == "cuda":

@@ -137,7 +137,7 @@ def experience_metrics(experience: Experience, raw: Float32, version: int) -> di
     there = counted > 0
     kl = kl_per_token(experience.old_logprobs, experience.ref_logprobs)
     sequence_kl = sum_by_sample(kl, lengths, mask)[there]
-    scores = experience.scores[there]
+    scores = experience.scores[there].astype(np.float64)  # equal scores have a spread of 0, but for its rounding
     total = scores - experience.kl_coef * sequence_kl
     gap = np.abs(experience.old_logprobs - rollouts.logprobs)[mask]
     weights = experience.importance_weights[mask]

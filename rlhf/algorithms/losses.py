@@ -20,6 +20,15 @@ e^20 is large enough to clip and small enough not to overflow.
 """
 
 
+def bounded(log_ratio: Tensor) -> Tensor:
+    """The log-ratio clamped to ±``LOG_RATIO_LIMIT``, with the derivative 1 everywhere.
+
+    A clamp's own derivative is 0 beyond its limits: a token that has moved that far would get no gradient to come back
+    by. NaN and infinities become NaN.
+    """
+    return log_ratio + (log_ratio.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT) - log_ratio).detach()
+
+
 @dataclass(frozen=True, kw_only=True)
 class PolicyLoss:
     """Per token, (T,) each: ``loss`` to minimise, and detached statistics.
@@ -46,7 +55,7 @@ def policy_loss(
     Schulman et al. 2017, eq. 7. With ``dual_clip`` c the loss of a token with Â < 0 is at most −cÂ (Ye et al. 2020,
     eq. 3), so that one very unlikely token cannot rule an update.
     """
-    log_ratio = (logprobs - old_logprobs).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+    log_ratio = bounded(logprobs - old_logprobs)
     ratio = log_ratio.exp()
     unclipped = -advantages * ratio
     clipped = -advantages * ratio.clamp(1 - clip_low, 1 + clip_high)
@@ -72,10 +81,14 @@ def kl_loss(logprobs: Tensor, old_logprobs: Tensor, ref_logprobs: Tensor) -> Ten
     Without the factor ρ the gradient of k3 is that of the forward KL, and k1 has none (Schulman 2020, "Approximating
     KL divergence"; DeepSeek-V3.2, section 3.1). The expectation is over the next token at the states that were visited:
     how an early token changes the KL of later states is not in it. With the KL in the reward it is.
+
+    The gradient is written down and not left to autograd, which would take it as the difference of two numbers near
+    e^x: their rounding exceeds it from x = 15 on, and beyond the clamp one of the two is missing, and the sign turns.
     """
-    ratio = (logprobs - old_logprobs).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
-    x = (ref_logprobs - logprobs).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
-    return ratio * (x.exp() - 1 - x)
+    ratio = bounded(logprobs - old_logprobs).exp().detach()
+    x = (ref_logprobs - logprobs).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).detach()
+    value = ratio * (x.expm1() - x)
+    return value - ratio * x * (logprobs - logprobs.detach())
 
 
 @dataclass(frozen=True, kw_only=True)

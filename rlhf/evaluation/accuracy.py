@@ -10,23 +10,31 @@ from pathlib import Path
 
 import numpy as np
 
-from rlhf.errors import UserError
-from rlhf.evaluation.intervals import wilson_interval
-from rlhf.types import Float32, Sequences
+from rlhf.errors import MachineryError, UserError
+from rlhf.evaluation.intervals import share_interval
+from rlhf.types import Float32, Int64, Sequences
 
 CEILING = "ceiling by the raters' noise"
 
 
-def preference_accuracy(rewards: Float32, margins: Float32) -> dict[str, float]:
+def preference_accuracy(rewards: Float32, margins: Float32, prompt_ids: Int64) -> dict[str, float]:
     """Share of pairs ranked as people did, with its 95% interval, and the mean loss; a tie counts as wrong.
 
-    Shapes: rewards (2K,), margins (K,), K ≥ 1.
+    The interval is Wilson's over pairs where each is of a prompt of its own; pairs of one prompt count as less.
+
+    Shapes: rewards (2K,), margins, prompt_ids (K,), K ≥ 1.
+
+    Raises:
+        MachineryError: a reward is NaN or infinite; it would count as wrong.
     """
+    bad = int(np.count_nonzero(~np.isfinite(rewards)))
+    if bad:
+        raise MachineryError(f"numbers that are NaN or infinite, in held-out rewards: {bad} of {len(rewards)}")
     ahead = rewards[0::2].astype(np.float64) - rewards[1::2].astype(np.float64)
-    correct = int((ahead > 0).sum())
-    low, high = wilson_interval(correct, len(ahead))
+    correct = ahead > 0
+    low, high = share_interval(correct, prompt_ids)
     return {
-        "eval/accuracy": correct / len(ahead),
+        "eval/accuracy": float(correct.mean()),
         "eval/accuracy_ci_low": low,
         "eval/accuracy_ci_high": high,
         "eval/loss": float(np.logaddexp(0.0, margins - ahead).mean()),

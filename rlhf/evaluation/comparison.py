@@ -31,7 +31,7 @@ class Comparison:
 
     def summary(self) -> dict[str, float | str]:
         """For the table at the end."""
-        low, high = mean_interval(self.after_scores - self.before_scores)
+        low, high = mean_interval(self.after_scores - self.before_scores, self.prompts)
         return {
             "prompts": float(len(self.prompts)),
             "quality before": float(self.before_scores.mean()),
@@ -67,5 +67,5 @@ def compare_answers(folder: Path, judge: Scorer, out: Path, seed: int) -> Compar
         after=after,
         before_scores=scores[0],
         after_scores=scores[1],
-        win_rate=compare(*scores),
+        win_rate=compare(*scores, prompts),
     )

@@ -7,11 +7,12 @@ says what follows from the numbers; it keeps nothing but what it is given.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.special import stdtrit
 
 from rlhf.evaluation.intervals import mean_interval
@@ -24,7 +25,8 @@ CHANCE = 0.05
 class Judgement:
     """What a judge said of one policy.
 
-    Shape: scores (n,), of answers to the same n prompts in the same order each time; NaN where the judge gave none.
+    Shape: scores (n,), of answers to the same n different prompts in the same order each time; NaN where the judge gave
+    none.
     """
 
     step: int
@@ -117,6 +119,24 @@ class Watch:
             why=_why(new, best, lower, over),
         )
         return replace(self, best=best, last=new, in_a_row=in_a_row), decision
+
+
+def mean_by_prompt(scores: ArrayLike, prompts: Sequence[Hashable]) -> np.ndarray:
+    """(m,) the mean score of each of m different prompts, in the order of their first place; NaN where none is finite.
+
+    A prompt that is asked several times is one observation: its answers are alike.
+
+    Args:
+        scores: (n,) NaN where there is none.
+        prompts: n of them.
+    """
+    array, groups = np.asarray(scores, dtype=np.float64), list(dict.fromkeys(prompts))
+    place = {prompt: i for i, prompt in enumerate(groups)}
+    own = np.array([place[prompt] for prompt in prompts], dtype=np.int64)
+    given = np.isfinite(array)
+    counts = np.bincount(own[given], minlength=len(groups))
+    sums = np.bincount(own[given], weights=array[given], minlength=len(groups))
+    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
 
 
 def is_lower(judgement: Judgement, best: Judgement, level: float) -> bool:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from rlhf.algorithms.rewards import LEAST_STD
+
+UNKNOWN_GAIN = "not known: the first step's scores are all equal"
+
 
 def learned(history: Sequence[Mapping[str, float]]) -> dict[str, float | str]:
     """First step against the last ones, and the worst of the canaries. Steps of which nothing was left are left out."""
@@ -17,7 +21,9 @@ def learned(history: Sequence[Mapping[str, float]]) -> dict[str, float | str]:
         "score of the first step": first["objective/scores"],
         "its standard deviation": spread,
         "score of the last tenth of the steps": late,
-        "gain in standard deviations": (late - first["objective/scores"]) / spread if spread else 0.0,
+        "gain in standard deviations": (late - first["objective/scores"]) / spread
+        if spread > LEAST_STD
+        else UNKNOWN_GAIN,
         "sequence KL at the end, nats": history[-1]["objective/kl"],
         "log-probability gap, worst step": max(step["rollout/logprob_gap_mean"] for step in history),
         "first-pass ratio, farthest from 1": max(

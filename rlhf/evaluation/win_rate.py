@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from rlhf.evaluation.intervals import Z95
+from rlhf.evaluation.intervals import Z95, effective_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,25 +34,30 @@ class WinRate:
         return (self.wins + self.ties / 2) / self.n
 
 
-def compare(before: ArrayLike, after: ArrayLike) -> WinRate:
+def compare(before: ArrayLike, after: ArrayLike, prompts: ArrayLike | None = None) -> WinRate:
     """Compare scores of two answers to each prompt; equal scores are a tie.
 
     Args:
-        before, after: (n,) scores of the same prompts in the same order, n ≥ 1.
+        before, after: (n,) finite scores of the same prompts in the same order, n ≥ 1.
+        prompts: (n,) the prompts or their numbers, where some may be there more than once: they count as less then.
 
     Raises:
-        ValueError: the shapes differ or are empty.
+        ValueError: the shapes differ or are empty, or a score is no number, which would count as a tie.
     """
     old, new = np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)
     if old.shape != new.shape or old.ndim != 1 or not len(old):
         raise ValueError(f"a paired comparison needs two equal, non-empty lists, not {old.shape} and {new.shape}")
+    if not (np.isfinite(old).all() and np.isfinite(new).all()):
+        raise ValueError("a paired comparison needs finite scores")
     wins, losses = int((new > old).sum()), int((new < old).sum())
-    low, high = win_rate_interval(wins, losses, len(old))
+    n = len(old)
+    worth = 1.0 if prompts is None else effective_size(np.sign(new - old), prompts) / n
+    low, high = win_rate_interval(wins * worth, losses * worth, n * worth)
     return WinRate(wins=wins, losses=losses, ties=len(old) - wins - losses, low=low, high=high)
 
 
-def win_rate_interval(wins: int, losses: int, n: int) -> tuple[float, float]:
-    """95% interval of the win rate of ``n`` prompts, a tie counting one half.
+def win_rate_interval(wins: float, losses: float, n: float) -> tuple[float, float]:
+    """95% interval of the win rate of ``n`` prompts, a tie counting one half; counts may be effective ones.
 
     The win rate is ½ + ½ · (share won − share lost), and that difference is one of two paired proportions. Its interval
     is Bonett and Price's (2012, J. Educ. Behav. Stat. 37, 479-488): a Wald interval after one imagined win and one

@@ -82,6 +82,21 @@ def gpu_named(name: str, memory: int | None = None) -> str | None:
     return min(exact or alike, key=lambda known: GPUS[known].memory, default=None)
 
 
+OTHER_CHIPS = ("pcie", "nvl", "mig")
+"""Words in a driver's name for a part, or a slower sibling, of an H100 or H200, whose own rate is not in ``GPUS``."""
+
+
+def peak_flops(name: str, memory: int, dtype: str) -> float | None:
+    """FLOP/s of dense matrix products on the GPU that a driver calls so, of so many bytes; None where it is not known.
+
+    Of float32 those outside the tensor cores, since TF32 is off here.
+    """
+    known = gpu_named(name, memory)
+    if known is None or (known.startswith("h") and any(word in name.lower() for word in OTHER_CHIPS)):
+        return None
+    return GPUS[known].bfloat16 if dtype == "bfloat16" else GPUS[known].float32
+
+
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
     """Equal nodes of equal GPUs."""

@@ -8,6 +8,7 @@ Shapes: K pairs, 2K samples, chosen and rejected in turn; R response tokens of a
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -77,12 +78,17 @@ class DPORole(Role[PolicyNet]):
             sums.add_(_sums(terms, logprobs.detach(), reference).double().cpu())
             return terms.loss
 
+        begun = time.perf_counter()
         norm = self.engine.update(micro_batches, loss, len(chosen))
+        samples = np.array([2 * pair + side for pair in chosen for side in (0, 1)])
+        predicted = int(self.train.response_lengths[samples].sum())
+        rates = self.utilisation(lengths[samples], predicted, time.perf_counter() - begun)
         *totals, moved = self.engine.all_reduce(sums).tolist()
         self._check_start(chosen, moved)
         metrics = {name: total / len(chosen) for name, total in zip(MEANS, totals, strict=True)}
         margin = metrics["rewards/chosen"] - metrics["rewards/rejected"]
-        return {**metrics, "rewards/margins": margin, "train/grad_norm": norm, "lr": self.engine.learning_rate}
+        metrics |= {"rewards/margins": margin, "train/grad_norm": norm, "lr": self.engine.learning_rate}
+        return metrics | rates
 
     def _pairs(self, pairs: list[int]) -> tuple[Tensor, Tensor]:
         """(2, K) log-probabilities of whole responses, by the policy and by the reference; row 0 is the chosen ones."""

@@ -14,7 +14,7 @@ from rlhf.algorithms.losses import dpo_loss
 from rlhf.config.schema import DPOConfig
 from rlhf.evaluation.accuracy import preference_accuracy
 from rlhf.roles.forward import Share, join_tokens
-from rlhf.types import Float32, Sequences
+from rlhf.types import Float32, Int64, Sequences
 
 
 def response_logprobs(shares: Sequence[Share], sequences: Sequences) -> Float32:
@@ -24,16 +24,16 @@ def response_logprobs(shares: Sequence[Share], sequences: Sequences) -> Float32:
     return np.bincount(owner, weights=tokens, minlength=len(sequences)).astype(np.float32)
 
 
-def held_out_metrics(logprobs: Float32, reference: Float32, config: DPOConfig) -> dict[str, float]:
+def held_out_metrics(logprobs: Float32, reference: Float32, prompt_ids: Int64, config: DPOConfig) -> dict[str, float]:
     """Loss, reward margin, and how often the implicit reward β log(π/π_ref) ranks held-out pairs as people did.
 
-    Shapes: both (2K,), log-probabilities of whole responses, K ≥ 1.
+    Shapes: logprobs, reference (2K,), of whole responses, K ≥ 1; prompt_ids (K,) equal for the pairs of one prompt.
     """
     count = len(logprobs) // 2
     policy, start = torch.from_numpy(logprobs).view(-1, 2).T, torch.from_numpy(reference).view(-1, 2).T
     terms = dpo_loss(policy[0], policy[1], start[0], start[1], config.beta, config.label_smoothing)
     return {
-        **preference_accuracy(config.beta * (logprobs - reference), np.zeros(count, dtype=np.float32)),
+        **preference_accuracy(config.beta * (logprobs - reference), np.zeros(count, dtype=np.float32), prompt_ids),
         "eval/loss": float(terms.loss) / count,
         "eval/rewards_margin": float(terms.chosen_rewards - terms.rejected_rewards) / count,
     }

@@ -7,19 +7,26 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rlhf.types import Float32, Pair, Sequences
+from rlhf.types import Float32, Int64, Pair, Sequences
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairData:
-    """Comparisons, packed. Shapes: ``sequences`` 2K samples, chosen and rejected in turn; margins (K,)."""
+    """Comparisons, packed. Shapes: ``sequences`` 2K samples, chosen and rejected in turn; margins, prompt_ids (K,)."""
 
     sequences: Sequences
     margins: Float32
+    prompt_ids: Int64
+    """Equal for the comparisons of one prompt."""
 
     @classmethod
     def pack(cls, pairs: Sequence[Pair]) -> PairData:
         """Pack comparisons in their order."""
         samples = [(pair.prompt, answer) for pair in pairs for answer in (pair.chosen, pair.rejected)]
         margins = np.array([pair.margin for pair in pairs], dtype=np.float32)
-        return cls(sequences=Sequences.pack(samples), margins=margins)
+        return cls(sequences=Sequences.pack(samples), margins=margins, prompt_ids=prompt_ids(pairs))
+
+
+def prompt_ids(pairs: Sequence[Pair]) -> Int64:
+    """(K,) the prompt of each comparison."""
+    return np.array([pair.prompt_id for pair in pairs], dtype=np.int64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,8 +90,8 @@ class PolicyRole(LanguageRole):
         plan = minibatches(len(experience.rollouts), algorithm.minibatches, algorithm.epochs, [self.recipe.seed, step])
         if not experience.response_mask.any():
             self.engine.skip_updates(len(plan))
-            return {"policy/updates": 0.0}
-        totals, norms = [], []
+            return {"policy/updates": 0.0, "policy/tokens": 0.0}
+        totals, norms, begun = [], [], time.perf_counter()
         for done, chosen in enumerate(plan, start=1):
             total, norm = self._minibatch(experience, chosen)
             totals.append(total)
@@ -98,12 +99,20 @@ class PolicyRole(LanguageRole):
             if algorithm.target_kl is not None and _mean_of(total, "approxkl") > algorithm.target_kl:
                 self.engine.skip_updates(len(plan) - done)
                 break
-        return update_metrics(torch.stack(totals)) | {
-            "policy/updates": float(len(totals)),
-            "policy/grad_norm": float(np.mean(norms)),
-            "lr": self.engine.learning_rate,
-            "memory/policy_gib": peak_memory_gib(self.rank.device),
-        }
+        sequences, seen = experience.rollouts.sequences, np.concatenate(plan[: len(totals)])
+        predicted = int(sequences.response_lengths[seen].sum())
+        rates = self.utilisation(sequences.lengths[seen], predicted, time.perf_counter() - begun)
+        return (
+            update_metrics(torch.stack(totals))
+            | rates
+            | {
+                "policy/updates": float(len(totals)),
+                "policy/tokens": float(torch.stack(totals)[:, -1].sum()),
+                "policy/grad_norm": float(np.mean(norms)),
+                "lr": self.engine.learning_rate,
+                "memory/policy_gib": peak_memory_gib(self.rank.device),
+            }
+        )
 
     def _minibatch(self, experience: Experience, chosen: Sequence[int]) -> tuple[Tensor, float]:
         """One optimizer step.

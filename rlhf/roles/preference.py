@@ -5,9 +5,11 @@ Comparisons are packed as two sequences each: pair i is samples 2i (chosen) and 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -72,10 +74,13 @@ class PreferenceRole(ScalarRole):
             sums.add_(torch.stack([value.detach(), (rewards[0::2] > rewards[1::2]).sum()]).double().cpu())
             return value
 
+        begun = time.perf_counter()
         norm = self.engine.update(micro_batches, loss, len(chosen))
+        answers = self.train.sequences.lengths.reshape(-1, 2)[np.asarray(chosen)].ravel()
+        rates = self.utilisation(answers, 0, time.perf_counter() - begun)
         mean_loss, accuracy = (self.engine.all_reduce(sums) / len(chosen)).tolist()
         rate = self.engine.learning_rate
-        return {"train/loss": mean_loss, "train/accuracy": accuracy, "train/grad_norm": norm, "lr": rate}
+        return {"train/loss": mean_loss, "train/accuracy": accuracy, "train/grad_norm": norm, "lr": rate, **rates}
 
     def rewards(self, sequences: Sequences) -> Share:
         """This rank's share of the raw rewards of whole responses, one a sample."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -15,11 +16,14 @@ from rlhf.batching import MicroBatches, plan
 from rlhf.config.pools import Part
 from rlhf.config.schema import OptimizerConfig, Recipe, RoleConfig
 from rlhf.config.shared_rows import groups, row_ranks
+from rlhf.device import gpu_of_process
 from rlhf.models.examine import Examination, Examiner
+from rlhf.models.flops import ModelFlops
 from rlhf.models.packed_row import PackedRow
 from rlhf.models.policy import PolicyNet
 from rlhf.models.saving import try_saving
 from rlhf.models.shared_row import RowNet
+from rlhf.planning.cluster import TERA, peak_flops
 from rlhf.roles.forward import Share, forward_share
 from rlhf.types import Int32, RolloutBlock, Sequences
 from rlhf.zero import checkpoint
@@ -95,6 +99,25 @@ class Role(Generic[Network]):
         micro_batches = self.micro_batches(range(len(sequences)), sequences.lengths)
         share = forward_share(sequences, micro_batches, self.place, compute)
         return Share.nothing() if self.rank.rank % row_ranks(self.config) else share
+
+    @cached_property
+    def flops(self) -> ModelFlops:
+        """What the model costs a token, as it is trained."""
+        return ModelFlops.of(self.network.model, full_shape)
+
+    def utilisation(self, lengths: Sequence[int] | np.ndarray, predicted: int, seconds: float) -> dict[str, float]:
+        """``perf/model_tflops``, model TFLOP/s of each rank in an update, and ``perf/mfu``, their share of the peak.
+
+        The peak is the data sheet's, of this kind of GPU in the recipe's dtype; without one known there is no share.
+
+        Args:
+            lengths: tokens of each sequence of all ranks, as often as it was passed over.
+            predicted: how many tokens the output head was used for.
+        """
+        achieved = self.flops.training(lengths, predicted) / max(seconds, 1e-9) / self.rank.world
+        gpu = gpu_of_process(self.rank.device)
+        peak = peak_flops(*gpu, self.recipe.model.dtype) if gpu else None
+        return {"perf/model_tflops": achieved / TERA} | ({"perf/mfu": achieved / peak} if peak else {})
 
     def rest(self, parts: Sequence[Part]) -> None:
         """Leave room on the GPU for others: see ``ZeroEngine.rest``."""

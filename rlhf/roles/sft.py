@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -53,13 +54,16 @@ class SFTRole(Role[PolicyNet]):
             total.sub_(logprobs.detach().sum().double().cpu())
             return -logprobs.sum()
 
+        begun = time.perf_counter()
         norm = self.engine.update(micro_batches, loss, count)
+        rates = self.utilisation(self.train.lengths[np.asarray(chosen)], count, time.perf_counter() - begun)
         mean = float(self.engine.all_reduce(total)) / count
         return {
             "train/loss": mean,
             "train/grad_norm": norm,
             "lr": self.engine.learning_rate,
             "train/tokens": float(count),
+            **rates,
         }
 
     def held_out_logprobs(self) -> Share:

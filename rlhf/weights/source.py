@@ -53,7 +53,7 @@ class ZeroSource(WeightSource):
             yield from tensors
 
     def _engine_name(self, name: str) -> str:
-        """The output head is ``lm_head`` in the engine, whatever the model calls it (GPT-NeoX: ``embed_out``)."""
+        """The output head is ``lm_head`` in the engine, whatever the model calls it (InternLM2: ``output``)."""
         return f"lm_head.{name.rpartition('.')[2]}" if name.rpartition(".")[0] == self.head else name
 
 

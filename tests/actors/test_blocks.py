@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pytest
 
+from actors import blocks
 from actors.blocks import ask, read_blocks, write_block
 from rlhf.checkpoints.files import fault_of
 from rlhf.config.schema import PPOConfig, Recipe
@@ -42,12 +45,31 @@ def test_blocks_come_back_as_they_were(tmp_path: Path) -> None:
     entries = [entry for index in (0, 1) for entry in write_block(BLOCK.select([index]), tmp_path, index)]
     assert [entry.name for entry in entries] == ["rollouts/0.npz", "rollouts/1.npz"]
     assert [fault_of(entry, tmp_path) for entry in entries] == [None, None]
-    counts, *blocks = read_blocks([tmp_path / entry.name for entry in entries])
+    counts, *read = read_blocks([tmp_path / entry.name for entry in entries])
     assert counts == [(1, 0), (1, 1)]
-    again = RolloutBlock.concatenate(blocks)
+    again = RolloutBlock.concatenate(read)
     for field in fields(RolloutBlock)[1:]:
         one, other = getattr(again, field.name), getattr(BLOCK, field.name)
         assert one.dtype == other.dtype
         np.testing.assert_array_equal(one, other)
     assert again.sequences.tokens.tolist() == [1, 2, 3, 4, 5, 6]
     assert again.sequences.response(0).tolist() == [3, 4, 5] and again.sequences.response(1).tolist() == []
+
+
+class Draws:
+    """A stream of seeds whose first draw gives all samples of a prompt one seed."""
+
+    def __init__(self) -> None:
+        self.drawn = 0
+
+    def integers(self, high: int, size: int) -> np.ndarray:
+        self.drawn += 1
+        return np.zeros(size, dtype=np.int64) if self.drawn == 1 else np.arange(size)
+
+
+def test_a_prompts_samples_never_have_one_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would be one sample. Once in about two billion draws two are alike; then all are drawn again."""
+    draws = Draws()
+    monkeypatch.setattr(blocks, "np", SimpleNamespace(random=SimpleNamespace(default_rng=lambda seed: draws)))
+    asked = ask(RECIPE, 6, 0, OrderState(0, 0))
+    assert draws.drawn == 2 and list(asked.seeds) == [0, 1, 2, 3, 4, 5]

@@ -65,7 +65,8 @@ class Watched:
         policy = Policy(save=self._save, answers=lambda: [f"by version {self.state.step}"])
         crew: Any = SimpleNamespace(recipe=recipe)
         config = EarlyStopConfig(every=1, scorer=scorer)
-        self.watcher = Scripted(config, crew, PhaseTimer(), range(20), policy, self.run, Tracker(self.run, recipe))
+        prompts, tracker = [Prompt(id=i, tokens=(i,)) for i in range(20)], Tracker(self.run, recipe)
+        self.watcher = Scripted(config, crew, PhaseTimer(), range(20), prompts, policy, self.run, tracker)
         self.watcher.means, self.rewards, self.steps = means, rewards, len(rewards)
         self.state = RunState.start(recipe)
 
@@ -202,9 +203,24 @@ def test_an_older_best_stays_until_a_checkpoint_knows_of_the_newer_one(tmp_path:
 
 
 def test_too_few_held_out_prompts_are_refused() -> None:
-    prompts = [Prompt(id=i, tokens=(1,)) for i in range(5)]
+    prompts = [Prompt(id=i, tokens=(i,)) for i in range(5)]
     assert judged_prompts(None, prompts) == ()
     assert judged_prompts(EarlyStopConfig(prompts=3), prompts) == prompts[:3]
-    with pytest.raises(UserError, match="1 held-out prompts") as caught:
+    with pytest.raises(UserError, match="1 different held-out prompts") as caught:
         judged_prompts(EarlyStopConfig(), prompts[:1])
+    with pytest.raises(UserError, match="1 different held-out prompts"):
+        judged_prompts(EarlyStopConfig(), [Prompt(id=i, tokens=(7,)) for i in range(5)])
     assert "data.held_out_fraction" in caught.value.fix
+
+
+def test_a_prompt_that_is_judged_several_times_is_one_observation(tmp_path: Path) -> None:
+    """Ten prompts twice: means of neighbours, -18/19, -14/19 ... 18/19, whose interval is Student's of ten numbers.
+
+    s² = (2/19)² · 4 · 82.5/9, so ±t_9 s/√10 = ±2.262157 · .637375/3.162278 = ±.455953 without the wobble of .01.
+    """
+    watched = Watched(tmp_path, rewards=[0.0], means=[0.5, 0.5])
+    watched.watcher.prompts = [(i // 2,) for i in range(20)]
+    [step] = watched.go()
+    assert step["holdout/start_score"] == pytest.approx(0.5)
+    assert step["holdout/start_score_ci_high"] - 0.5 == pytest.approx(0.455953, abs=0.01)
+    assert watched.summary()["held-out prompts judged"] == 10.0

@@ -119,3 +119,14 @@ def test_padded_groups_keep_to_the_budget(lengths: list[int], budget: int) -> No
     groups = pack(range(len(lengths)), lengths, budget, padded=True)
     assert flat(groups) == list(range(len(lengths)))
     assert all(len(group) * max(lengths[i] for i in group) <= budget or len(group) == 1 for group in groups)
+
+
+def test_one_long_sample_does_not_leave_its_rank_alone_with_it() -> None:
+    """Sizes differ by one at most, whatever the lengths: a rank's share of samples is what the others expect of it."""
+    assert balance([9, 1, 1, 1], 2) == [[0, 3], [1, 2]]
+    assert balance([9, 1, 1, 1, 1], 2) == [[0, 3, 4], [1, 2]]
+
+
+def test_the_first_rank_is_not_always_the_one_with_the_most_rows() -> None:
+    """6 and 1 tokens fit into a row of 7, twice 5 do not: the rank with one row splits it, or the others would wait."""
+    assert plan(range(4), [6, 5, 5, 1], ranks=2, budget=7) == [[[0], [3]], [[1], [2]]]

@@ -340,3 +340,20 @@ def test_every_tensor_at_fault_is_named() -> None:
     batch = scored(values=floats(*[np.nan] * 5), ref_logprobs=floats(-1, -1, np.inf, -1, -1))
     with pytest.raises(MachineryError, match=r"ref_logprobs \(by the reference\): 1 of 5; values \(.*\): 5 of 5$"):
         batch.check()
+
+
+def test_the_length_that_a_score_may_follow_is_that_of_its_own_tokens() -> None:
+    """The policy wrote two tokens of the first response and one of the second: the higher score is the longer one's."""
+    batch = scored(mask=bools(1, 1, 0, 0, 1))
+    experience, _ = built(batch, plain())
+    metrics = experience_metrics(experience, total(batch), version=5)
+    assert metrics["objective/score_length_correlation"] == pytest.approx(1.0)
+    assert metrics["rollout/length_mean"] == 2.5  # of what was generated
+
+
+def test_gaps_to_the_engine_do_not_cancel() -> None:
+    """Of five tokens one is half a nat above the engine, and one three quarters below."""
+    batch = scored(engine=floats(-1.5, -2, -1, -1, -0.25))
+    metrics = experience_metrics(built(batch, plain())[0], total(batch), version=5)
+    assert metrics["rollout/logprob_gap_mean"] == pytest.approx((0.5 + 0.75) / 5)
+    assert metrics["rollout/logprob_gap_max"] == pytest.approx(0.75)

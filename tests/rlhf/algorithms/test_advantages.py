@@ -129,6 +129,8 @@ def test_whitened_values_are_those_of_a_calculation_by_hand() -> None:
     whitened = whiten(np.array([2, np.nan, 4, 4, 4, 5, 5, 7, 9], dtype=np.float32), np.arange(9) != 1)
     scale = (32 / 7) ** 0.5  # squared distances from the mean 5 add up to 32, over 8 values
     np.testing.assert_allclose(whitened, np.array([-3, 0, -1, -1, -1, 0, 0, 2, 4]) / scale, atol=1e-6)
+    whitened = whiten(np.array([1, 3], dtype=np.float32), np.ones(2, dtype=bool))
+    np.testing.assert_allclose(whitened, np.array([-1, 1]) / np.sqrt(2), atol=1e-6)  # the variance of two is 2
 
 
 def test_whitening_survives_values_that_do_not_vary() -> None:

@@ -65,6 +65,7 @@ def test_a_mask_takes_out_what_is_beyond_the_cap_and_keeps_the_rest_whole(mode: 
     below, above = weights([1.99, 2.01], mode, 2.0, (1, 1))
     assert below == pytest.approx(1.99, rel=1e-5)
     assert above == 0
+    assert weights([1, 1.01], mode, 1.0, (1, 1)) == [1, 0]  # at the cap itself it stays, as all do on policy
 
 
 @pytest.mark.parametrize("mode", ["token_truncate", "sequence_truncate"])

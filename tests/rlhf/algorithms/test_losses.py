@@ -126,11 +126,73 @@ def test_the_value_of_the_kl_is_never_negative_and_right_in_expectation() -> Non
     assert float((old * kl_loss(p.log(), old.log(), half.log())).sum()) == pytest.approx(kl, rel=1e-5)
 
 
-def test_a_kl_without_bounds_does_not_overflow() -> None:
-    new = tensor([0.0, -500.0], requires_grad=True)
-    loss = kl_loss(new, tensor([-500.0, 0.0]), tensor([-500.0, 0.0]))
+E20 = 485165195.40979
+"""e^20. Beyond ±20 a log-ratio counts as ±20."""
+
+
+@pytest.mark.parametrize(
+    ("x", "value", "gradient"),
+    [
+        (0.0, 0.0, 0.0),
+        (1e-4, 5.00017e-9, -1e-4),  # x²/2 + x³/6: e^x − 1 − x in float32 would be 0 or −6e-8
+        (-1e-4, 4.99983e-9, 1e-4),
+        (12.0, 162741.79, -12.0),  # 162754.79 − 13
+        (19.5, 294267545.9, -19.5),  # 294267566.4 − 20.5; there the numbers of float32 are 32 apart
+        (-19.5, 18.5, 19.5),  # 3.4e-9 − 1 + 19.5
+        (20.5, E20 - 21, -20.0),
+        (100.0, E20 - 21, -20.0),
+        (-20.5, 19.0, 20.0),
+        (-100.0, 19.0, 20.0),
+    ],
+)
+@pytest.mark.parametrize(("moved", "ratio"), [(0.0, 1.0), (math.log(2), 2.0), (20.5, E20), (-20.5, 1 / E20)])
+def test_the_clamp_bounds_the_kl_and_its_gradient_and_keeps_their_signs(
+    x: float, value: float, gradient: float, moved: float, ratio: float
+) -> None:
+    """ρ (e^x − 1 − x) and −ρ x, x = log π_ref − log π_new, both log-ratios at most 20 apart from 0."""
+    new = tensor([-1.0], requires_grad=True)
+    old, ref = tensor([-1.0 - moved]), tensor([-1.0 + x], dtype=torch.float64)
+    loss = kl_loss(new.double(), old.double(), ref)
     loss.sum().backward()
-    assert torch.isfinite(loss).all() and torch.isfinite(new.grad).all()
+    assert loss.item() == pytest.approx(ratio * value, rel=1e-5)
+    assert new.grad.item() == pytest.approx(ratio * gradient, rel=1e-5)
+
+
+def test_the_gradient_of_the_kl_is_right_in_float32_where_e_to_the_x_has_no_decimals() -> None:
+    """At x = 12, 16, 19 the numbers of float32 near e^x are 1/64, 1 and 16 apart."""
+    new = tensor([-12.0, -16.0, -19.0], requires_grad=True)
+    loss = kl_loss(new, new.detach(), torch.zeros(3))
+    loss.sum().backward()
+    assert new.grad.tolist() == [-12.0, -16.0, -19.0]
+
+
+def test_the_value_of_the_kl_is_right_in_float32_where_it_is_smaller_than_a_step_of_it() -> None:
+    """x²/2 + x³/6. Of e^x − 1 − x at x = ±.001 rounding to steps of 1.2e-7 and 6e-8 would leave 5% and more."""
+    zero = torch.zeros(3)
+    found = kl_loss(zero, zero, tensor([1e-3, -1e-3, 1e-4]))
+    assert found.tolist() == pytest.approx([5.001667e-7, 4.998333e-7, 5.000167e-9], rel=1e-3)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_what_is_no_number_stays_none(bad: float) -> None:
+    """A clamp would make a finite loss of an infinity."""
+    one = torch.ones(1)
+    assert policy_loss(tensor([bad]), one, one, 0.2, 0.2).loss.isnan().all()
+    assert kl_loss(tensor([bad]), one, one).isnan().all()
+
+
+@pytest.mark.parametrize("gap", [20.5, 100.0])
+def test_a_bad_token_that_became_far_too_likely_is_still_pushed_down(gap: float) -> None:
+    """Â = −1: −Âρ at ρ = e^20, whose gradient is as large. A good token there, or a bad one far below, is clipped."""
+    new = tensor([gap, gap, -gap, -gap], requires_grad=True)
+    terms = policy_loss(new, torch.zeros(4), tensor([-1.0, 1.0, -1.0, 1.0]), 0.2, 0.2)
+    terms.loss.sum().backward()
+    assert terms.loss.tolist() == pytest.approx([E20, -1.2, 0.8, -1 / E20])
+    assert new.grad.tolist() == pytest.approx([E20, 0, 0, -1 / E20])
+    assert terms.approxkl.tolist() == pytest.approx([200.0] * 4)  # ½ · 20²
+    assert terms.clipped.tolist() == [0, 1, 1, 0]
+    bounded_by_three = policy_loss(new, torch.zeros(4), tensor([-1.0, 1.0, -1.0, 1.0]), 0.2, 0.2, 3.0)
+    assert bounded_by_three.loss.tolist() == pytest.approx([3, -1.2, 0.8, -1 / E20])
 
 
 def test_value_loss_takes_the_worse_of_value_and_clipped_value() -> None:

@@ -116,3 +116,9 @@ def test_sums_are_by_sample_and_inside_the_mask() -> None:
     mask = np.array([True, False, True, True, False, True])
     sums = sum_by_sample(floats(1, np.nan, 2, 4, np.inf, 8), lengths(3, 0, 1, 2), mask)
     assert sums.tolist() == [3, 0, 4, 8]
+
+
+def test_a_last_response_of_no_tokens_has_a_sum_too() -> None:
+    """One number for every sample, whatever there is of it: what follows lines them up."""
+    assert sum_by_sample(floats(1, 2), lengths(2, 0, 0), np.ones(2, dtype=bool)).tolist() == [3, 0, 0]
+    assert sum_by_sample(floats(1, 2), lengths(0, 2), np.ones(2, dtype=bool)).tolist() == [0, 3]

@@ -45,6 +45,25 @@ def test_the_share_is_met_on_average_and_seeds_differ() -> None:
     assert len(held_out[0] & held_out[1]) < 200  # 100 expected by chance
 
 
+@pytest.mark.parametrize(
+    ("seed", "expected"),
+    [
+        (0, [1]),
+        (1, [1, 5, 9, 16, 17]),
+        (2, [3, 4, 5, 7, 10, 12, 13, 16]),
+        (3, [8, 10, 11, 18]),
+        (-1, [4, 5, 7, 9, 11, 12, 14, 16, 19]),
+        (2**40, [0, 2, 7, 10, 15]),
+    ],
+)
+def test_the_split_of_a_seed_is_this_one(seed: int, expected: list[int]) -> None:
+    """By ``hashlib.blake2b`` alone: the first 53 bits of its little-endian digest as a share of 2^53, below .3.
+
+    A run that is resumed, or that shares its held-out prompts with others, depends on it.
+    """
+    assert split_by_prompt([f"prompt {i}" for i in range(20)], 0.3, seed)[1] == expected
+
+
 def test_prompts_stay_on_their_side_in_another_file() -> None:
     keys = [f"prompt {i}" for i in range(500)]
     whole = {keys[i] for i in split_by_prompt(keys, 0.2, seed=3)[1]}

@@ -15,6 +15,7 @@ from rlhf.config.schema import (
 )
 from rlhf.data import stages
 from rlhf.data.chat import ChatFormat
+from rlhf.data.split import split_by_prompt
 from rlhf.types import ModelFacts, Pair
 
 FACTS = ModelFacts(context=100, embedding_rows=1000, end_tokens=(0,))
@@ -71,3 +72,11 @@ def test_comparisons_of_a_prompt_are_in_one_update() -> None:
         assert len({ids[i] for i in batch}) == 2
         assert all(ids.count(ids[i]) == [ids[j] for j in batch].count(ids[i]) for i in batch)
     assert sorted(batches[0] + batches[1]) == sorted(batches[2] + batches[3]) == list(range(7))
+
+
+def test_held_out_prompts_are_those_of_the_split_and_no_others(recipe, tokenizer) -> None:
+    data = stages.prompts(recipe, tokenizer, 100)
+    texts = ["x" * 90 if i % 5 == 0 else f"number {i}" for i in range(40)]
+    train, held_out = split_by_prompt(texts, 0.3, recipe.seed)
+    assert [prompt.text for prompt in data.held_out] == [texts[i] for i in held_out if i % 5]
+    assert [prompt.text for prompt in data.train] == [texts[i] for i in train if i % 5]

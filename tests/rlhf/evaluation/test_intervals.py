@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from rlhf.evaluation.intervals import mean_interval, wilson_interval
+from rlhf.evaluation.intervals import effective_size, mean_interval, share_interval, wilson_interval
 
 
 @pytest.mark.parametrize(
@@ -34,3 +34,64 @@ def test_mean_interval_agrees_with_scipy() -> None:
     values = np.random.default_rng(0).normal(2.0, 3.0, size=17)
     expected = scipy.stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
     assert mean_interval(values) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+SOME = [1, 1, 1, 0, 0, 0, 1, 1]
+OF = ["a", "a", "a", "a", "b", "b", "c", "c"]
+
+
+def test_the_effective_size_by_hand() -> None:
+    """Mean 5/8; the clusters are ½, −5/4 and ¾ away from their share: together 19/8, one by one 8 · 15/64 = 15/8.
+
+    Design effect (19/15) · (3/2) · (7/8) = 1.6625; t_7 = 2.364624 and t_2 = 4.302653.
+    """
+    expected = 8 / 1.6625 * (2.364624 / 4.302653) ** 2
+    assert effective_size(SOME, OF) == pytest.approx(expected, rel=1e-6)
+    shuffled = [7, 2, 4, 0, 5, 1, 6, 3]
+    assert effective_size([SOME[i] for i in shuffled], [OF[i] for i in shuffled]) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("values", "clusters", "expected"),
+    [
+        ([1, 0, 1, 1], [3, 1, 2, 0], 4.0),  # each its own: exactly n
+        ([1, 1, 1, 1, 1], [0, 0, 0, 1, 2], 25 / 11),  # all equal: 5²/(3² + 1 + 1)
+        ([1, 0, 0], [5, 5, 5], 1.0),  # one cluster is one observation
+        ([1], ["only"], 1.0),
+        ([1, 0, 1, 0], [0, 0, 1, 1], 4 * (3.182446 / 12.706205) ** 2),  # alike by chance: no more than t loses
+    ],
+)
+def test_the_effective_size_at_its_edges(values: list[int], clusters: list[int], expected: float) -> None:
+    assert effective_size(values, clusters) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(("successes", "n"), [(0, 1), (1, 1), (3, 7), (111, 200)])
+def test_a_share_of_independent_values_has_exactly_wilsons_interval(successes: int, n: int) -> None:
+    assert share_interval(np.arange(n) < successes, np.arange(n)) == wilson_interval(successes, n)
+    assert share_interval([], []) == (0.0, 1.0)
+
+
+def test_a_clustered_mean_has_the_interval_of_cluster_robust_regression() -> None:
+    """The standard error of a constant by least squares with clusters, as Stata gives it (CR1), by a loop."""
+    random = np.random.default_rng(1)
+    clusters = np.repeat(np.arange(12), random.integers(1, 9, size=12))
+    values = random.normal(size=12)[clusters] + random.normal(size=len(clusters))
+    residuals = values - values.mean()
+    meat = sum(residuals[clusters == c].sum() ** 2 for c in range(12))
+    error = np.sqrt(12 / 11 * meat) / len(values)
+    half = scipy.stats.t.ppf(0.975, 11) * error
+    assert mean_interval(values, clusters) == pytest.approx((values.mean() - half, values.mean() + half), rel=1e-9)
+    assert mean_interval(values, np.arange(len(values))) == mean_interval(values)
+    assert mean_interval(values, np.zeros(len(values))) == (-math.inf, math.inf)
+
+
+def test_a_clustered_interval_holds_the_truth_where_wilsons_over_pairs_does_not() -> None:
+    """30 prompts of 4 pairs, shares drawn from Beta(.75, .25): a correlation of one half within a prompt, mean .75."""
+    random = np.random.default_rng(0)
+    prompts, truth = np.repeat(np.arange(30), 4), 0.75
+    draws = [random.random(120) < random.beta(0.75, 0.25, size=30)[prompts] for _ in range(1500)]
+    clustered = np.array([share_interval(draw, prompts) for draw in draws])
+    naive = np.array([wilson_interval(int(draw.sum()), 120) for draw in draws])
+    covered = [np.mean((found[:, 0] <= truth) & (truth <= found[:, 1])) for found in (clustered, naive)]
+    assert 0.93 < covered[0] < 0.975
+    assert covered[1] < 0.85

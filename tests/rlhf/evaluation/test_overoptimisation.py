@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from rlhf.evaluation.overoptimisation import Decision, Judgement, Watch, difference_interval, is_lower
+from rlhf.evaluation.overoptimisation import Decision, Judgement, Watch, difference_interval, is_lower, mean_by_prompt
 
 SPREAD = np.linspace(-5.0, 5.0, 40)
 """Some prompts are far easier than others."""
@@ -82,7 +82,7 @@ def test_the_best_of_many_by_chance_does_not_stop_a_run_either() -> None:
     ("means", "stops"),
     [
         ([0.0, 1.0, 0.5, 0.5], [False, False, False, True]),
-        ([0.0, 1.0, 0.5, 1.0, 0.5, 0.5], [False, False, False, False, False, True]),
+        ([0.0, 1.0, 0.5, 0.99, 0.5, 0.5], [False, False, False, False, False, True]),
         ([0.0, 1.0, 0.5, 1.5, 1.0, 1.0], [False, False, False, False, False, True]),
     ],
     ids=["twice in a row", "begins anew after a judgement as high", "and after a new best"],
@@ -151,6 +151,13 @@ def test_one_prompt_shows_nothing() -> None:
     watch, _ = watching().judge(0, [], [1.0])
     watch, decision = watch.judge(1, [0.0, 1.0], [-100.0])
     assert not decision.is_lower and not watch.keeps_best
+
+
+def test_answers_to_one_prompt_are_averaged_and_what_is_missing_is_left_out() -> None:
+    nan = math.nan
+    found = mean_by_prompt([1.0, 2.0, nan, 5.0, nan, 4.0], [(7,), (3,), (7,), (7,), (9,), (3,)])
+    np.testing.assert_array_equal(found, [3.0, 3.0, nan])
+    np.testing.assert_array_equal(mean_by_prompt([2.0, nan], ["a", "b"]), [2.0, nan])
 
 
 def test_scores_of_other_prompts_are_refused() -> None:

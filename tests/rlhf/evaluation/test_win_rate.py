@@ -51,3 +51,23 @@ def test_the_interval_holds_the_truth_19_times_in_20(probabilities: tuple[float,
 def test_scores_that_do_not_pair_are_refused(before: list[float], after: list[float]) -> None:
     with pytest.raises(ValueError, match="paired comparison"):
         compare(before, after)
+
+
+def test_a_prompt_that_is_there_twice_counts_as_less() -> None:
+    """20 prompts twice each, both answers alike: 12 won, 8 lost, as 20 prompts would be, less what t on 19 loses.
+
+    Design effect 2 · (20/19) · (39/40), n' = 40/2.052632 · (2.022691/2.093024)² = 18.199506, of which .6 are won and .4
+    lost: (.6 n' + 1)/(n' + 2) and (.4 n' + 1)/(n' + 2), 1.96 standard errors of their difference.
+    """
+    after, prompts = np.repeat([1.0] * 12 + [-1.0] * 8, 2), np.repeat(np.arange(20), 2)
+    result = compare(np.zeros(40), after, prompts)
+    assert (result.wins, result.losses, result.rate) == (24, 16, 0.6)
+    assert (result.low, result.high) == pytest.approx((0.375622, 0.804575), abs=1e-5)
+    alone = compare(np.zeros(40), after, [f"prompt {i}" for i in range(40)])
+    assert alone == compare(np.zeros(40), after)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_score_that_is_no_number_is_not_a_tie(bad: float) -> None:
+    with pytest.raises(ValueError, match="finite"):
+        compare([0.0, bad], [0.0, 1.0])

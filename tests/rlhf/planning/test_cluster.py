@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rlhf.errors import UserError
-from rlhf.planning.cluster import GPUS, parse_cluster
+from rlhf.planning.cluster import GPUS, parse_cluster, peak_flops
 
 
 def test_nodes_gpus_and_type() -> None:
@@ -48,3 +48,23 @@ def test_every_type_has_the_memory_of_its_name_and_a_source() -> None:
     for name, gpu in GPUS.items():
         assert gpu.memory / 1e9 == pytest.approx(float(name.rpartition("-")[2]), rel=0.08), name
         assert gpu.bfloat16 > gpu.float32 and gpu.link >= gpu.network and gpu.source
+
+
+@pytest.mark.parametrize(
+    ("name", "mib", "dtype", "tflops"),
+    [
+        ("NVIDIA H100 80GB HBM3", 81008, "bfloat16", 989),  # NVIDIA's data sheets: dense, without sparsity
+        ("NVIDIA H100 80GB HBM3", 81008, "float32", 67),
+        ("NVIDIA H200", 143156, "bfloat16", 989),
+        ("NVIDIA A100-SXM4-80GB", 81153, "bfloat16", 312),
+        ("NVIDIA A100-PCIE-40GB", 40326, "float32", 19.5),
+        ("NVIDIA L40S", 45589, "bfloat16", 362),
+        ("NVIDIA H100 PCIe", 81008, "bfloat16", None),  # 756 by its own data sheet
+        ("NVIDIA H100 NVL", 95830, "bfloat16", None),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", 9728, "bfloat16", None),
+        ("NVIDIA H800", 81008, "bfloat16", None),
+        ("Tesla T4", 15360, "float32", None),
+    ],
+)
+def test_a_peak_is_that_of_the_very_chip_or_not_known(name: str, mib: int, dtype: str, tflops: float | None) -> None:
+    assert peak_flops(name, mib * 2**20, dtype) == (None if tflops is None else tflops * 1e12)

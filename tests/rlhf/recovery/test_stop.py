@@ -131,6 +131,17 @@ def test_the_nearest_limit_is_the_reason_to_stop(
     assert stop.reason() == reason
 
 
+def test_a_limit_gives_the_time_up_to_it_and_a_signal_the_grace_period() -> None:
+    """Five seconds of it are left for the scheduler; no limit takes more than there is of a grace period."""
+    grace = CheckpointConfig().grace_seconds
+    assert request(now=10_000_000.0).grace == grace
+    assert request(now=10_000.0, limit=3600.0 + grace).grace == 3595.0 + grace
+    assert request(now=13_660.0, limit=3600.0).grace == grace
+    asked = request(now=10_000.0, limit=3600.0 + grace)
+    asked.requested = "SIGTERM"
+    assert asked.grace == grace
+
+
 def test_an_end_of_job_that_is_no_number_is_refused() -> None:
     with pytest.raises(UserError, match="SLURM_JOB_END_TIME is 'soon'"):
         request(now=0.0, slurm="soon")

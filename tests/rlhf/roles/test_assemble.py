@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -81,6 +81,7 @@ def of_tokens(role: int) -> Callable[[Rollout], np.ndarray]:
 COMPUTES = {
     "quality": of_sample,
     "service": of_service,
+    "another": lambda r: np.nan if r.seed == 9 else 1.0,
     "old_logprobs": of_tokens(1),
     "ref_logprobs": of_tokens(2),
     "values": of_tokens(3),
@@ -235,6 +236,21 @@ def test_a_sample_that_a_service_gave_up_on_is_left_out_and_counted(folder: str)
         np.mean([of_sample(r) for r in rollouts() if r.seed != 4])
     )
     assert report.metrics["objective/scores/service"] == pytest.approx((5 + 6 + 3 + 1 + 9) / 4 / 5)
+
+
+def test_a_sample_that_one_part_of_the_reward_gave_up_on_stays_dropped(folder: str) -> None:
+    """The first service gives up on seed 4, the second on seed 9, and there is no answer with seed 6."""
+    samples = [replace(r, finish_reason=FinishReason.SET_ASIDE) if r.seed == 6 else r for r in rollouts()]
+    contributions = tuple(Contribution(kind="score", ranks=1, name=name) for name in ("service", "another"))
+    described = batch(folder, contributions=(*contributions, *WITHOUT_CRITIC[2:]), name="rloo")
+    drop = RewardSourceConfig(endpoint=EndpointConfig(on_failure="drop"))
+    described = replace(described, recipe=replace(described.recipe, rewards={"service": drop, "another": drop}))
+    experience, report = assemble(described, *parts([samples], described.contributions))
+    has_tokens = np.add.reduceat(experience.response_mask, experience.rollouts.sequences.response_starts) > 0
+    assert has_tokens.tolist() == [True, False, True, False, True, False]
+    assert (report.metrics["rollout/dropped"], report.metrics["rollout/set_aside"]) == (3, 1)
+    assert report.metrics["rollout/truncated_fraction"] == pytest.approx(2 / 6)  # of the answers that reached the limit
+    assert report.state.scores.count == 3
 
 
 @pytest.mark.parametrize("on_failure", ["fail", "retry"])

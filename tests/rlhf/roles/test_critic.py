@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from rlhf.batching import minibatches
 from rlhf.config.schema import (
     AlgorithmConfig,
     ModelConfig,
@@ -22,10 +23,11 @@ from rlhf.config.schema import (
 )
 from rlhf.errors import UserError
 from rlhf.models.load import load_classifier
+from rlhf.models.packed_row import PackedRow
 from rlhf.models.scalar import init_value_head
 from rlhf.models.scratch import train_tokenizer
 from rlhf.roles.critic import CriticRole
-from rlhf.roles.forward import token_index
+from rlhf.roles.forward import join_tokens, token_index
 from rlhf.types import Experience, FinishReason, RolloutBlock
 from rlhf.zero.rank import Rank
 from tests.rlhf.ranks import Crew
@@ -46,12 +48,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def recipe(ranks: int, stage: int, budget: int, clip: float | None = CLIP, shared: int = 1) -> Recipe:
-    optimizer = OptimizerConfig(lr=LR, schedule="constant", betas=(0.0, 0.0), eps=1.0, max_grad_norm=0.0)
+def recipe(
+    ranks: int,
+    stage: int,
+    budget: int,
+    clip: float | None = CLIP,
+    shared: int = 1,
+    schedule: Any = "constant",
+    **algorithm: Any,
+) -> Recipe:
+    optimizer = OptimizerConfig(lr=LR, schedule=schedule, betas=(0.0, 0.0), eps=1.0, max_grad_norm=0.0)
     role = RoleConfig(ranks=ranks, sequence_parallel=shared, zero_stage=stage, micro_batch_tokens=budget)
     return Recipe(
         name="test",
-        algorithm=AlgorithmConfig(value_clip_range=clip, epochs=EPOCHS),
+        algorithm=AlgorithmConfig(**{"value_clip_range": clip, "epochs": EPOCHS, **algorithm}),
         ppo=PPOConfig(steps=1, critic_optimizer=optimizer),
         placement=PlacementConfig(critic=role),
     )
@@ -93,20 +103,22 @@ def update(rank: Rank, folder: Path, recipe: Recipe, batch: Experience) -> dict[
     role = CriticRole(recipe, str(folder), rank)
     before = role.values(batch.rollouts).values
     metrics = role.update(batch, step=0)
-    state = role.engine.full_state(role.engine.network)
-    return {"before": before, "metrics": metrics, "weights": {name: tensor.numpy() for name, tensor in state}}
+    weights = {name: tensor.numpy() for name, tensor in role.engine.full_state(role.engine.network)}
+    return {"before": before, "metrics": metrics, "weights": weights, "next_rate": role.engine.engine.get_lr()[0]}
 
 
 Plain = tuple[list[float], dict[str, np.ndarray]]
 
 
-def plain_update(folder: Path, clip: float | None) -> Plain:
-    """The loss of each of three plain updates, and the weights after them."""
+def plain_update(folder: Path, clip: float | None, parts: int = 1, epochs: int = EPOCHS) -> Plain:
+    """The loss of each plain update, one for each of ``parts`` of the batch and epoch, and the weights after them."""
     classifier = load_classifier(folder, ModelConfig())
     init_value_head(classifier)
-    mask, returns = torch.from_numpy(experience().response_mask), torch.from_numpy(experience().returns)
+    whole_mask, returns = torch.from_numpy(experience().response_mask), torch.from_numpy(experience().returns)
     losses = []
-    for _ in range(EPOCHS):
+    for chosen in minibatches(len(SEQUENCES), parts, epochs, [0, 0]):
+        mask = torch.zeros_like(whole_mask)
+        mask[token_index(SEQUENCES, chosen)] = whole_mask[token_index(SEQUENCES, chosen)]
         values = torch.cat(
             [
                 classifier.score(classifier.model(whole(SEQUENCES, i)).last_hidden_state)[0, p - 1 : -1, 0]
@@ -164,16 +176,80 @@ def test_three_updates_are_the_plain_ones(
             np.testing.assert_allclose(found, weight, rtol=1e-5, atol=1e-5 * np.abs(weight).max(), err_msg=name)
 
 
+@pytest.mark.parametrize(("ranks", "stage", "budget"), [(1, 1, 20), (2, 3, 11)])
+def test_a_minibatchs_loss_is_a_mean_over_its_own_tokens(
+    ranks: int, stage: int, budget: int, folder: Path, crews: dict[int, Crew]
+) -> None:
+    """Two minibatches of two of the five samples, with other numbers of tokens."""
+    losses, weights = plain_update(folder, CLIP, parts=2, epochs=1)
+    assert len(losses) == 2
+    made = recipe(ranks, stage, budget, minibatches=2, epochs=1)
+    for updated in crews[ranks].run(update, folder, made, experience()):
+        assert updated["metrics"]["loss/value_avg"] == pytest.approx(np.mean(losses), rel=1e-5)
+        for name, weight in weights.items():
+            found = updated["weights"][f"classifier.{name}"]
+            np.testing.assert_allclose(found, weight, rtol=1e-5, atol=1e-5 * np.abs(weight).max(), err_msg=name)
+
+
+def update_beside_garbage(rank: Rank, folder: Path, recipe: Recipe, batch: Experience) -> dict[str, np.ndarray]:
+    """Weights after an update of a critic whose values at tokens outside the mask are NaN."""
+    role = CriticRole(recipe, str(folder), rank)
+    forward, kept = role.network.forward, set(SEQUENCES.tokens[response_places()][batch.response_mask].tolist())
+
+    def with_garbage(row: PackedRow, places: torch.Tensor) -> torch.Tensor:
+        inside = torch.tensor([token in kept for token in row.targets.tolist()], dtype=torch.bool)
+        return torch.where(inside, forward(row, places), torch.nan)
+
+    role.network.forward = with_garbage
+    role.update(batch, step=0)
+    return {name: tensor.numpy() for name, tensor in role.engine.full_state(role.engine.network)}
+
+
+def response_places() -> np.ndarray:
+    """(R,) where the response tokens are among all."""
+    ends = SEQUENCES.starts + SEQUENCES.lengths
+    return np.concatenate([np.arange(end - n, end) for end, n in zip(ends, SEQUENCES.response_lengths)])
+
+
+def test_a_value_outside_the_mask_may_be_anything(folder: Path, one_rank: Crew) -> None:
+    """NaN there neither stops the critic nor moves it. A token is outside the mask wherever its number is odd."""
+    batch = experience()
+    batch = replace(batch, response_mask=batch.response_mask & (SEQUENCES.tokens[response_places()] % 2 == 0))
+    made = recipe(1, 1, 20)
+    assert 0 < batch.response_mask.sum() < TOKENS
+    [found], [clean] = (one_rank.run(how, folder, made, batch) for how in (update_beside_garbage, update))
+    for name, weight in clean["weights"].items():
+        np.testing.assert_array_equal(found[name], weight, err_msg=name)
+
+
+def values_of_a_trained_critic(rank: Rank, folder: Path, recipe: Recipe) -> dict[str, np.ndarray]:
+    """Values after an update, and the weights that they are of."""
+    role = CriticRole(recipe, str(folder), rank)
+    role.update(experience(), step=0)
+    share = role.values(experience().rollouts)
+    weights = {name: tensor.numpy() for name, tensor in role.engine.full_state(role.engine.network)}
+    return {"values": join_tokens([share], SEQUENCES), **weights}
+
+
+def test_a_value_is_that_of_the_state_before_its_token(folder: Path, one_rank: Crew) -> None:
+    """The first of a response is read at the prompt's last token. A fresh critic, whose values are all 0, hides it."""
+    [found] = one_rank.run(values_of_a_trained_critic, folder, recipe(1, 1, 20, epochs=1))
+    classifier = load_classifier(folder, ModelConfig())
+    classifier.load_state_dict({n: torch.from_numpy(found[f"classifier.{n}"]) for n in classifier.state_dict()})
+    with torch.no_grad():
+        hidden = [classifier.model(whole(SEQUENCES, i)).last_hidden_state for i in range(len(SEQUENCES))]
+        read = [classifier.score(h)[0, p - 1 : -1, 0] for h, p in zip(hidden, SEQUENCES.prompt_lengths, strict=True)]
+    np.testing.assert_allclose(found["values"], torch.cat(read).numpy(), rtol=1e-4, atol=1e-5)
+    assert np.abs(found["values"]).max() > 0.1
+
+
 def test_the_clip_makes_a_difference_that_would_be_seen(expected: dict[float | None, Plain]) -> None:
     assert expected[CLIP][0] != pytest.approx(expected[None][0], rel=1e-3)
 
 
 def test_the_logged_rate_is_that_of_the_steps_last_update(folder: Path, one_rank: Crew) -> None:
     """Three updates on the way from LR to 0."""
-    plain = recipe(1, 1, 1000)
-    optimizer = replace(plain.ppo.critic_optimizer, schedule="linear")
-    falling = replace(plain, ppo=replace(plain.ppo, critic_optimizer=optimizer))
-    [updated] = one_rank.run(update, folder, falling, experience())
+    [updated] = one_rank.run(update, folder, recipe(1, 1, 1000, schedule="linear"), experience())
     assert updated["metrics"]["lr_critic"] == pytest.approx(LR / EPOCHS)
 
 
@@ -182,8 +258,9 @@ def test_a_batch_without_a_token_teaches_nothing(ranks: int, stage: int, folder:
     nothing = replace(experience(), response_mask=np.zeros(TOKENS, dtype=bool))
     classifier = load_classifier(folder, ModelConfig())
     init_value_head(classifier)
-    for updated in crews[ranks].run(update, folder, recipe(ranks, stage, 20), nothing):
+    for updated in crews[ranks].run(update, folder, recipe(ranks, stage, 20, schedule="linear"), nothing):
         assert updated["metrics"] == {}  # a loss of 0 would be a false report
+        assert updated["next_rate"] == 0  # the schedule ends where it should
         for name, weight in classifier.state_dict().items():
             np.testing.assert_array_equal(updated["weights"][f"classifier.{name}"], weight.numpy(), err_msg=name)
 

@@ -74,7 +74,7 @@ def train(rank: Rank, folder: Path, recipe: Recipe, out: Path) -> dict[str, Any]
     reference, held_out = logprobs(role, TRAIN, rank), logprobs(role, HELD_OUT, rank)
     role.use(TRAIN, reference)
     metrics = [role.update(CHOSEN) for _ in range(2)]
-    evaluated = held_out_metrics(logprobs(role, HELD_OUT, rank), held_out, recipe.dpo)
+    evaluated = held_out_metrics(logprobs(role, HELD_OUT, rank), held_out, np.arange(len(HELD_OUT) // 2), recipe.dpo)
     role.save(out)
     return {"reference": reference, "metrics": metrics, "held_out": evaluated}
 
@@ -156,6 +156,7 @@ def test_two_updates_are_the_plain_ones_and_the_model_is_saved_as_it_is(
         )
         assert first["logps/chosen"] == pytest.approx(expected["rows"][0]["logps/chosen"], rel=1e-5)
         assert first["train/grad_norm"] == pytest.approx(expected["rows"][0]["train/grad_norm"], rel=1e-5)
+        assert second.pop("perf/model_tflops") > 0
         assert second == pytest.approx(expected["rows"][1], rel=2e-5, abs=2e-5)
         margins = expected["held_out"]["margins"]
         assert answer["held_out"]["eval/loss"] == pytest.approx(expected["held_out"]["loss"].mean().item(), rel=1e-4)
@@ -185,18 +186,23 @@ def test_held_out_metrics_by_hand() -> None:
     """βh = ±½ log 3: −log σ = log(1 + 3^−½) = .455746 and log(1 + 3^½) = 1.005053, mean .730399."""
     log3 = float(np.log(3))
     logps = np.array([-4 + log3, -9, -6, -8 + log3], dtype=np.float32)
-    metrics = held_out_metrics(logps, np.array([-4, -9, -6, -8], dtype=np.float32), DPOConfig(beta=0.5))
+    start = np.array([-4, -9, -6, -8], dtype=np.float32)
+    metrics = held_out_metrics(logps, start, np.array([0, 1]), DPOConfig(beta=0.5))
     assert metrics["eval/loss"] == pytest.approx(0.730399, abs=1e-5)
     assert metrics["eval/rewards_margin"] == pytest.approx(0.0, abs=1e-6)
     assert metrics["eval/accuracy"] == 0.5
     # Wilson's interval of 1 in 2 at 95%, from scipy.stats.binomtest(1, 2).proportion_ci(method="wilson")
     assert metrics["eval/accuracy_ci_low"] == pytest.approx(0.094531, abs=1e-5)
     assert metrics["eval/accuracy_ci_high"] == pytest.approx(0.905469, abs=1e-5)
+    # Two pairs of one prompt are one observation, of which a half is right: Wilson's, ½ ± ½ · 1.96/√(1 + 1.96²)
+    metrics = held_out_metrics(logps, start, np.array([5, 5]), DPOConfig(beta=0.5))
+    assert metrics["eval/accuracy_ci_low"] == pytest.approx(0.054621, abs=1e-5)
+    assert metrics["eval/accuracy_ci_high"] == pytest.approx(0.945379, abs=1e-5)
 
 
 def test_the_held_out_loss_is_smoothed_as_the_training_loss() -> None:
     """σ(log 3) = 3/4: −.9 log(3/4) − .1 log(1/4) = .397543."""
     logps, start = np.log(np.array([3, 1], dtype=np.float32)), np.zeros(2, dtype=np.float32)
-    metrics = held_out_metrics(logps, start, DPOConfig(beta=1.0, label_smoothing=0.1))
+    metrics = held_out_metrics(logps, start, np.zeros(1), DPOConfig(beta=1.0, label_smoothing=0.1))
     assert metrics["eval/loss"] == pytest.approx(0.397543, abs=1e-5)
     assert metrics["eval/rewards_margin"] == pytest.approx(1.098612, abs=1e-5)

@@ -40,14 +40,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "sequence": {"loss_mean": "sequence"},
     "constant": {"loss_mean": "constant"},
-    "kl": {"kl_in": "loss", "kl_coef": 0.5},
+    "kl": {"kl_in": "loss", "kl_coef": 0.2},
     "entropy": {"entropy_coef": 0.3},
     "dual clip": {"dual_clip": 1.5},
     "clip": {"clip_range": 0.5, "clip_range_high": 1.5},
     "everything": {
         "loss_mean": "sequence",
         "kl_in": "loss",
-        "kl_coef": 0.5,
+        "kl_coef": 0.2,
         "entropy_coef": 0.3,
         "dual_clip": 1.8,
         "clip_range": 0.1,
@@ -55,7 +55,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "minibatches": 2,
     },
 }
-"""Options of the loss, each alone and all at once; importance weights and masks are in every batch."""
+"""Options of the loss, each alone and all at once; importance weights and masks are in every batch. β is the step's, as
+the batch has it, and not the recipe's: it may be adapted."""
+KL_COEF = 0.5
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +69,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def recipe(
-    ranks: int = 1, stage: int = 1, budget: int = 1000, schedule: Any = "constant", shared: int = 1, **algorithm: Any
+    ranks: int = 1,
+    stage: int = 1,
+    budget: int = 1000,
+    schedule: Any = "constant",
+    shared: int = 1,
+    steps: int = 1,
+    **algorithm: Any,
 ) -> Recipe:
     """Adam without momentum and with ε = 1: its step is smooth in the gradient, so small differences stay small."""
     optimizer = OptimizerConfig(lr=LR, schedule=schedule, betas=(0.0, 0.0), eps=1.0, max_grad_norm=0.0)
@@ -77,7 +85,7 @@ def recipe(
         model=ModelConfig(),
         rollout=RolloutConfig(temperature=TEMPERATURE, max_response_length=LONGEST),
         algorithm=AlgorithmConfig(**{"epochs": 3, **algorithm}),
-        ppo=PPOConfig(steps=1, batch_size=len(SIZES), optimizer=optimizer),
+        ppo=PPOConfig(steps=steps, batch_size=len(SIZES), optimizer=optimizer),
         placement=PlacementConfig(policy=role),
     )
 
@@ -95,7 +103,7 @@ def block(sequences: Sequences, mask: np.ndarray) -> RolloutBlock:
     )
 
 
-def experience(order: list[int] | None = None, kl_coef: float = 0.5) -> Experience:
+def experience(order: list[int] | None = None, kl_coef: float = KL_COEF) -> Experience:
     """A batch with ratios around 1, some clipped; ``order`` shuffles its samples.
 
     The mask has gaps and leaves a whole sample out; what is outside it is NaN. Some importance weights are 0.
@@ -187,7 +195,7 @@ def plain_losses(algorithm: AlgorithmConfig, rows: list[dict[str, torch.Tensor]]
     losses = {"policy": average(how, policy), "kl": average(how, kl)}
     ratio, approxkl, clipfrac, entropy = torch.cat(tokens, dim=1).detach().mean(1)
     loss = losses["policy"] - algorithm.entropy_coef * average(how, [row["entropy"] for row in rows])
-    loss = loss + (0.5 * losses["kl"] if algorithm.kl_in == "loss" else 0)
+    loss = loss + (KL_COEF * losses["kl"] if algorithm.kl_in == "loss" else 0)
     return {
         "loss": loss,
         "loss/policy_avg": losses["policy"],
@@ -301,6 +309,7 @@ def test_the_logged_rate_is_that_of_the_steps_last_update(folder: Path, one_rank
     [updated] = one_rank.run(update, folder, recipe(schedule="linear"), experience())
     assert updated.metrics["lr"] == pytest.approx(LR / 3)
     assert updated.metrics["policy/updates"] == 3
+    assert updated.metrics["policy/tokens"] == 3 * experience().response_mask.sum()
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
@@ -313,12 +322,13 @@ def test_the_order_of_samples_does_not_matter(
 
 
 @pytest.mark.parametrize(("ranks", "stage"), [(1, 1), (2, 3)])
-def test_a_step_that_goes_too_far_ends_early_and_the_rate_still_ends_at_0(
+def test_a_step_that_goes_too_far_ends_early_and_the_next_has_the_rate_that_it_would_have(
     ranks: int, stage: int, folder: Path, crews: dict[int, Crew]
 ) -> None:
     """Of five updates the third is the first to find the policy beyond the target: it is made, and is the last.
 
     The batch is the policy's own and its steps are small, so that it begins at a distance of 0 and only moves away.
+    Of the run's two steps this is the first: the rate, which ends at 0, is half way there after it.
     """
     fresh = experience()
     lm = load_causal(folder, ModelConfig())
@@ -327,18 +337,18 @@ def test_a_step_that_goes_too_far_ends_early_and_the_rate_still_ends_at_0(
     own = torch.cat([row["new"] for row in rows]).numpy()
     fresh = replace(fresh, old_logprobs=own, advantages=fresh.advantages / 50)
     options = {"epochs": 5}
-    rates = [LR * (1 - done / 5) for done in range(5)]
+    rates = [LR * (1 - done / 10) for done in range(5)]
     _, passes = plain_update(folder, fresh, recipe(**options).algorithm, rates)
     distance = [row["policy/approxkl_avg"] for row in passes]
     assert distance[0] < 1e-9 < distance[1] < distance[2]
     target = (distance[1] + distance[2]) / 2
     ended, _ = plain_update(folder, fresh, recipe(**options).algorithm, rates[:3])
-    stopping = recipe(ranks, stage, 11, "linear", target_kl=target, **options)
+    stopping = recipe(ranks, stage, 11, "linear", steps=2, target_kl=target, **options)
     for updated in crews[ranks].run(update, folder, stopping, fresh):
         assert updated.metrics["policy/updates"] == 3
         assert_same(updated, ended)
         assert updated.metrics["lr"] == pytest.approx(rates[2])
-        assert updated.next_rate == 0
+        assert updated.next_rate == pytest.approx(LR / 2)
 
 
 def test_a_step_that_stays_near_makes_all_its_updates(
@@ -356,7 +366,51 @@ def test_a_batch_without_a_token_changes_nothing(ranks: int, stage: int, folder:
     for updated in crews[ranks].run(update, folder, recipe(ranks, stage, 20, **OPTIONS["everything"]), nothing):
         for name, weight in before.items():
             np.testing.assert_array_equal(updated.weights[name], weight.numpy(), err_msg=name)
-        assert updated.metrics == {"policy/updates": 0.0}  # a ratio of 0 would be a false alarm
+        assert updated.metrics == {"policy/updates": 0.0, "policy/tokens": 0.0}  # a ratio of 0 would be a false alarm
+
+
+def rates(rank: Rank, folder: Path, recipe: Recipe) -> list[dict[str, float]]:
+    """Of an update of 2 s on this machine's CPU, and as on an H100; and what a real update reports."""
+    role = PolicyRole(recipe, str(folder), rank)
+    found = [role.utilisation([5, 3], 4, seconds=2.0)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rlhf.roles.role.gpu_of_process", lambda device: ("NVIDIA H100 80GB HBM3", 81008 * 2**20))
+        found.append(role.utilisation([5, 3], 4, seconds=2.0))
+    return [*found, role.update(experience(), step=0)]
+
+
+@pytest.mark.parametrize(("ranks", "stage"), [(1, 1), (2, 3)])
+def test_an_update_reports_how_well_it_uses_the_hardware(
+    ranks: int, stage: int, folder: Path, crews: dict[int, Crew]
+) -> None:
+    """The small Llama: a layer has 64 · (64 + 32 + 32 + 64) + 3 · 64 · 96 numbers in matrices, the head 61 · 64.
+
+    Six FLOPs for each and token; 12 · 64 for each layer and pair of tokens, of which 5 and 3 tokens have 15 + 6. Of
+    float32 an H100 makes 67 TFLOP/s outside its tensor cores.
+    """
+    flops = 6 * 8 * 2 * (64 * 192 + 3 * 64 * 96) + 6 * 4 * 61 * 64 + 2 * 12 * 64 * 21
+    for on_cpu, on_gpu, updated in crews[ranks].run(rates, folder, recipe(ranks, stage)):
+        assert on_cpu == {"perf/model_tflops": pytest.approx(flops / 2.0 / ranks / 1e12)}  # of a CPU no peak is known
+        assert on_gpu["perf/mfu"] == pytest.approx(flops / 2.0 / ranks / 67e12)
+        assert updated["perf/model_tflops"] > 0 and "perf/mfu" not in updated
+
+
+def counted_after_an_early_end(rank: Rank, folder: Path, recipe: Recipe) -> tuple[float, list[int]]:
+    """Updates made, and the tokens, and the predicted ones, whose FLOPs are counted."""
+    role, counted = PolicyRole(recipe, str(folder), rank), list[int]()
+
+    def utilisation(lengths: np.ndarray, predicted: int, seconds: float) -> dict[str, float]:
+        counted.extend([int(lengths.sum()), predicted])
+        return {}
+
+    role.utilisation = utilisation
+    return role.update(experience(), step=0)["policy/updates"], counted
+
+
+def test_updates_that_were_not_made_cost_nothing(folder: Path, one_rank: Crew) -> None:
+    """All responses have 28 tokens, with their prompts 51: of one of three epochs, since the batch is far away."""
+    [found] = one_rank.run(counted_after_an_early_end, folder, recipe(target_kl=1e-6))
+    assert found == (1.0, [51, 28])
 
 
 def infinite(rank: Rank, folder: Path, recipe: Recipe, batch: Experience) -> None:

@@ -107,6 +107,7 @@ def test_large_tensors_are_hashed_slice_by_slice(monkeypatch: pytest.MonkeyPatch
         ("model.layers.11.mlp.experts.3.w1.weight", "layers.11"),
         ("gpt_neox.layers.11.attention.dense.bias", "layers.11"),
         ("transformer.h.0.ln_1.bias", "h.0"),
+        ("h.0.ln_1.bias", "h.0"),
         ("lm_head.weight", "lm_head.weight"),
         ("model.embed_tokens.weight", "embed_tokens.weight"),
     ],

@@ -41,10 +41,22 @@ def adapted_model(architecture: str, targets: tuple[str, ...]) -> PreTrainedMode
     return lm
 
 
-def stream(rank: Rank, architecture: str, stage: int, dtype: str, targets: tuple[str, ...] = ()) -> Streamed:
+def rename_head(lm: PreTrainedModel, name: str) -> None:
+    """Give the output head another name, as a model of other code has."""
+    head = lm.lm_head
+    del lm.lm_head
+    setattr(lm, name, head)
+    lm.get_output_embeddings = lambda: head
+
+
+def stream(
+    rank: Rank, architecture: str, stage: int, dtype: str, targets: tuple[str, ...] = (), head: str = ""
+) -> Streamed:
     """Read a trained model's source twice; a source is read anew at each publish."""
     place = join(rank)
     lm = adapted_model(architecture, targets) if targets else tiny_model(AutoModelForCausalLM, architecture)
+    if head:
+        rename_head(lm, head)
     lm.register_buffer("table", torch.ones(3))  # not a parameter: the engine makes its own
     engine = ZeroEngine(PolicyNet(lm), RoleConfig(zero_stage=stage), "float32", rank, place, OptimizerConfig(), 1)
     source = ZeroSource(engine, lm, getattr(torch, dtype))
@@ -76,6 +88,15 @@ def test_every_parameter_is_sent_whole_with_the_fingerprint_of_its_state(
         assert streamed.metadata == [(n, f"torch.{dtype}", t.shape) for n, t in streamed.tensors.items()]
         assert set(streamed.dtypes) == {f"torch.{dtype}"}
         assert streamed.fingerprint == (fingerprint(state.items()) if rank == 0 else {})
+
+
+def test_the_output_head_has_the_engines_name_in_the_fingerprint(one_rank: Crew) -> None:
+    """A model's own code may call it otherwise (InternLM2: ``output``); vLLM calls every head ``lm_head``."""
+    as_held = fingerprint(tiny_model(AutoModelForCausalLM, "llama").state_dict().items())
+    assert "lm_head.weight" in as_held
+    [renamed] = one_rank.run(stream, "llama", 1, "float32", (), "output")
+    assert "output.weight" in renamed.tensors and "lm_head.weight" not in renamed.tensors
+    assert renamed.fingerprint == as_held
 
 
 def peft_merged(architecture: str, targets: tuple[str, ...]) -> dict[str, torch.Tensor]:

@@ -137,6 +137,12 @@ def test_the_rate_warms_up_and_falls_to_0_at_the_last_update(one_rank: Crew) -> 
     assert trained.next_rate == 0
 
 
+def test_a_constant_rate_warms_up_too(one_rank: Crew) -> None:
+    constant = OptimizerConfig(lr=0.4, schedule="constant", warmup_steps=2)
+    [trained] = one_rank.run(train_scale, 1, SPLITS[0], 7, 4, constant, "float32")
+    assert trained.rates == pytest.approx([0, 0.2, 0.4, 0.4])
+
+
 def skip_in_the_middle(rank: Rank, stage: int, made: int, skipped: int) -> list[float]:
     """The rates of the updates on both sides of updates that are not made, and the rate after all of them."""
     linear = OptimizerConfig(lr=0.4, schedule="linear", warmup_steps=2)
@@ -185,6 +191,25 @@ def summed(rank: Rank) -> list[float]:
 def test_sums_are_over_ranks_and_in_float64(crews: dict[int, Crew]) -> None:
     assert crews[1].run(summed) == [[0.0, 2.0**24]]
     assert crews[2].run(summed) == [[1.0, 2.0**25 + 1]] * 2
+
+
+def shards_in_dirty_memory(rank: Rank) -> dict[str, list[float]]:
+    """This rank's shards of parameters of 1, 3 and 4 numbers, where new memory is full of NaN."""
+    network = Scale()
+    network.three, network.four = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2, 2))
+    torch.use_deterministic_algorithms(True)  # by torch.utils.deterministic.fill_uninitialized_memory
+    try:
+        ZeroEngine(network, RoleConfig(zero_stage=3), "float32", rank, join(rank), PLAIN, 1)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    return {name: parameter.ds_tensor.flatten().tolist() for name, parameter in network.named_parameters()}
+
+
+def test_what_fills_up_a_shard_is_zero(two_ranks: Crew) -> None:
+    """DeepSpeed leaves there what was in the memory: it would go into checkpoints, and into Adam's states."""
+    first, second = two_ranks.run(shards_in_dirty_memory)
+    assert first == {"w": [1.0], "three": [1.0, 1.0], "four": [1.0, 1.0]}
+    assert second == {"w": [0.0], "three": [1.0, 0.0], "four": [1.0, 1.0]}
 
 
 SEQUENCES = random_sequences((3, 5), (1, 4), (6, 1))
