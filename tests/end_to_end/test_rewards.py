@@ -1,7 +1,7 @@
 """A reward of four parts through real Ray, vLLM and DeepSpeed.
 
-A function that reads rows, a service that drops some samples, a reward model with a tokenizer of its own, an encoder. Only a
-run shows that blocks, prompts and rows meet in the actors.
+A function that reads rows, a service that drops some samples, a reward model with its own tokenizer, and an encoder.
+Only a run shows that blocks, prompts and rows meet in the actors.
 """
 
 from __future__ import annotations

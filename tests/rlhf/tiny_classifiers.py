@@ -40,10 +40,17 @@ DECODERS: dict[str, tuple[type, dict[str, Any]]] = {
     "bloom": (hf.BloomConfig, {"vocab_size": VOCABULARY, "hidden_size": 32, "n_layer": 2, "n_head": 2}),
 }
 
+BART: dict[str, Any] = {"vocab_size": VOCABULARY, "d_model": 32, "encoder_layers": 1, "decoder_layers": 1}
+BART |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48}
+BART |= {"max_position_embeddings": 80, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+ENCODER_DECODERS: dict[str, tuple[type, dict[str, Any]]] = {
+    "bart": (hf.BartConfig, {**BART, "decoder_start_token_id": 2})
+}
+
 
 def tiny_classifier(name: str, labels: int = 1, **changes: Any) -> hf.PreTrainedModel:
     """A classifier whose random weights are large enough to matter."""
-    config, settings = {**ENCODERS, **DECODERS}[name]
+    config, settings = {**ENCODERS, **DECODERS, **ENCODER_DECODERS}[name]
     torch.manual_seed(0)
     made = hf.AutoModelForSequenceClassification.from_config(config(**{**settings, "num_labels": labels, **changes}))
     with torch.no_grad():

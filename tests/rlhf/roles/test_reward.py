@@ -131,13 +131,18 @@ def scored_by_pair(rank: Rank, policy: Path, folder: Path, stage: int) -> Share:
     return make_reward(ranked, source, str(policy), str(folder), PROMPTS, rank).scores(block())
 
 
-@pytest.mark.parametrize(("name", "ranks", "stage"), [("bert", 1, 0), ("roberta", 1, 0), ("deberta_v2", 2, 3)])
+@pytest.mark.parametrize(
+    ("name", "ranks", "stage"), [("bert", 1, 0), ("roberta", 1, 0), ("bart", 1, 0), ("deberta_v2", 2, 3)]
+)
 def test_an_encoder_scores_prompt_and_response_as_a_pair(
     name: str, ranks: int, stage: int, folders: Any, crews: dict[int, Crew], tmp_path: Path
 ) -> None:
     """The whole of transformers' own way: its tokenizer's pair, token types included, and its own forward pass."""
     labels = {"labels": 2, "id2label": {0: "bad", 1: "good"}, "vocab_size": 300}
-    classifier, own = tiny_classifier(name, **labels), pair_tokenizer("roberta" if name == "roberta" else "bert")
+    classifier, own = (
+        tiny_classifier(name, **labels),
+        pair_tokenizer("roberta" if name in ("roberta", "bart") else "bert"),
+    )
     classifier.config.update({REWARD_SHIFT: SHIFT})
     classifier.save_pretrained(tmp_path)
     own.save_pretrained(tmp_path)
