@@ -122,11 +122,13 @@ class RolloutActor:
         await self.engine.abandon()
 
     async def decode(self, tokenizer: str, trust_remote_code: bool, block: RolloutBlock) -> list[tuple[int, str]]:
-        """(seed, response as text) of each sample, without special tokens."""
+        """(seed, response as text) of each sample, without end and special tokens."""
         with named_failures(self.where, "decode"):
             if self.tokenizer is None:
                 self.tokenizer = load_tokenizer(tokenizer, ModelConfig(trust_remote_code=trust_remote_code))
+            ends = set(self.engine.end_tokens)
             responses = [block.sequences.response(i) for i in range(len(block))]
+            responses = [ids[:-1] if len(ids) and int(ids[-1]) in ends else ids for ids in responses]
             texts = self.tokenizer.batch_decode(responses, skip_special_tokens=True)
             return list(zip(block.seeds.tolist(), texts, strict=True))
 

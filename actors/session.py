@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
@@ -19,11 +19,12 @@ from rlhf.checkpoints.durable import write_atomically
 from rlhf.config.load import recipe_digest, to_yaml
 from rlhf.config.schema import TRAINED, Recipe
 from rlhf.data import stages
-from rlhf.data.chat import DATE, ChatFormat, template_date
+from rlhf.data.chat import ChatFormat
 from rlhf.data.read import digest_of
 from rlhf.data.records import DataFile
 from rlhf.data.report import write_bad_rows
 from rlhf.data.stages import StageData, texts
+from rlhf.data.template import DATE, template_date
 from rlhf.device import Device
 from rlhf.errors import Stopped, UserError
 from rlhf.models.folder import load_tokenizer, read_facts
@@ -67,6 +68,8 @@ class Session:
     gpus: int
     stop: StopRequest | None = None
     """Whether the command is to end before it is done; None where nobody can ask for that."""
+    today: Callable[[], date] = date.today
+    """What day it is."""
 
     def check(self) -> None:
         """Called wherever the command waits.
@@ -208,7 +211,7 @@ class Session:
     @cached_property
     def day(self) -> date:
         """The day that a chat template which asks for the date is told, in all stages and commands of the run."""
-        return date.fromisoformat(self._day_file.read_text()) if self._day_file.exists() else date.today()
+        return date.fromisoformat(self._day_file.read_text()) if self._day_file.exists() else self.today()
 
     @property
     def _day_file(self) -> Path:

@@ -1,43 +1,32 @@
 """Conversations as text: prompt and answer together, by the tokenizer's chat template or as an HH transcript.
 
-What a model is trained on is what the template makes of the whole conversation, cut where generation begins. A template
-is a program that its model's authors wrote: nothing is known of it but what it renders.
+What a model is trained on is what the template makes of the whole conversation, cut where generation begins.
 """
 
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from datetime import date
-from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, cast
+from functools import cached_property
+from typing import TYPE_CHECKING, cast
 
 from rlhf.data.control import ControlTokens
 from rlhf.data.encode import Encoder, Text
 from rlhf.data.records import Message, Messages, text_of
+from rlhf.data.template import ASSISTANT, Template, Turn, Unusable, Variables, given_names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 NAMES = {"user": "Human", "assistant": "Assistant", "system": "System"}
 """Names of the roles in a transcript, as in HH."""
-DATE = "chat_template_date"
-"""Entry of a tokenizer's settings, saved with them: the day that its chat template is told, as YYYY-MM-DD."""
-ASSISTANT = "assistant"
 INSIDE = "the end token stands inside the response"
 
-_MARKS = ("x", "y")
-"""Answers that tell where a template writes an answer: what is the same for both is its header."""
-_TRACKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
-_GIVEN_BY_CALL = ("messages", "conversations", "add_generation_prompt", "continue_final_message", "chat_template")
-Turn = dict[str, Any]
-Variables = Mapping[str, object]
-
-
-class Unusable(ValueError):
-    """A row that no sequence can be made of; the message says why, and is what rows are counted by."""
+_MARK = "◆"
+"""A text that no template has."""
+_LONGEST_HEADER = 200
+"""Characters of what a template writes at the beginning of a turn, at most."""
 
 
 @dataclass(frozen=True)
@@ -76,15 +65,15 @@ class ChatFormat:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, ends: Iterable[int] = ()) -> None:
         """Args: ends are the end tokens that the model's settings name; the tokenizer's and template's are added."""
         self.tokenizer = tokenizer
-        self.control = ControlTokens(tokenizer)
-        self.encoder = Encoder(tokenizer, self.control)
-        self._specials = dict(tokenizer.special_tokens_map)
-        self._day = template_date(tokenizer) or date.today()
+        self.template = Template(tokenizer)
+        self.control = ControlTokens(tokenizer, ends)
         own = self._template_end()
         self.end = int(tokenizer.eos_token_id) if own is None else own
         """The token that ends an answer in a conversation: the template's own, else the tokenizer's."""
         self.ends = frozenset({int(tokenizer.eos_token_id), self.end, *ends})
         """All tokens that end a response, for data, rewards and rollout alike."""
+        self.control = ControlTokens(tokenizer, self.ends)
+        self.encoder = Encoder(tokenizer, self.control)
         self._end_texts = [text for text in map(tokenizer.convert_ids_to_tokens, self.ends) if text]
         self._structural = self._find_structural()
 
@@ -107,8 +96,8 @@ class ChatFormat:
         turns, variables, hides = self._hidden(prompt, variables)
         if not self.has_template:
             return self._written(transcript(_messages(turns)), hides=hides, remarks=_unseen(prompt, variables))
-        opening = self._opening(turns, variables, is_open(turns))
-        ignored = self._ignored(turns, variables, lambda t, v: self._opening(t, v, is_open(t)), opening)
+        opening = self.template.opening(turns, variables, is_open(turns))
+        ignored = self.template.ignored(turns, variables, lambda t, v: self.template.opening(t, v, is_open(t)), opening)
         return self._by_template(opening, (), hides, ignored)
 
     def exchange(self, prompt: Messages | str, answer: Message | str, variables: Variables) -> Rendered:
@@ -140,7 +129,11 @@ class ChatFormat:
             if not self.has_template:
                 space = "" if is_open(prompt) else " "
                 return self._written(transcript(_messages(turns)), space + text, hides=True)
-            header = self._opening(turns, variables, True) if is_open(turns) else self._header(turns, variables)
+            header = (
+                self.template.opening(turns, variables, True)
+                if is_open(turns)
+                else self.template.header(turns, variables)
+            )
             return self._by_template(header, (Span(text + self._end_text),), hides=True)
 
     def opened(self, prompt: Messages, variables: Variables) -> str:
@@ -149,16 +142,14 @@ class ChatFormat:
             return ""
         try:
             turns, variables, _ = self._hidden(prompt, variables)
-            opening, header = self._opening(turns, variables, False), self._header(turns, variables)
+            opening, header = self.template.opening(turns, variables, False), self.template.header(turns, variables)
         except Unusable:
             return ""
         return opening[len(header) :] if opening.startswith(header) else ""
 
     def writes_as(self, other: ChatFormat) -> bool:
         """Whether another format writes the same conversations the same."""
-        return self.tokenizer.chat_template == other.tokenizer.chat_template and (
-            template_date(self.tokenizer) == template_date(other.tokenizer)
-        )
+        return self.template.is_as(other.template)
 
     def every_turn(
         self, prompt: Messages, answer: Message | str, variables: Variables
@@ -231,9 +222,9 @@ class ChatFormat:
         self, before: list[Turn], reply: Turn, variables: Variables, hides: bool, continues: bool
     ) -> Rendered:
         turns = [*before[:-1], _continued_turn(before[-1], reply)] if continues else [*before, reply]
-        whole, tracked = self._whole(turns, variables)
-        opening = self._opening(before, variables, continues)
-        remarks = self._ignored(turns, variables, self._render, whole)
+        whole, tracked = self.template.whole(turns, variables)
+        opening = self.template.opening(before, variables, continues)
+        remarks = self.template.ignored(turns, variables, self.template.render, whole)
         if continues and not whole.startswith(opening):  # the template changes the turn once it is whole
             rest = str(reply.get("content") or "")
             return self._by_template(opening, (Span(rest + self._end_text),), hides, remarks)
@@ -246,7 +237,7 @@ class ChatFormat:
             opened = self._opened_by_answer(before, reply, variables, opening)
             prompt, response = opened or (prompt, response)
             remarks |= frozenset() if opened else {"part of the answer: the chat template leaves it out"}
-        if not response.strip() or (response in self._end_texts and not str(reply.get("content") or "").strip()):
+        if not str(reply.get("content") or "").strip() and self.template.is_unwritten(turns, variables, whole):
             raise Unusable("the chat template writes nothing of the answer")
         return self._by_template(prompt, self._tracked_spans(prompt, response, tracked), hides, remarks)
 
@@ -261,31 +252,42 @@ class ChatFormat:
         opened = self._opened_by_answer(before, reply, variables, opening)
         if opened is not None:
             return *opened, frozenset()
-        header = self._header(before, variables)
-        if not whole.startswith(header):
-            raise Unusable("the chat template does not show where the answer begins")
-        extra = opening[len(os.path.commonprefix([opening, header])) :]
-        remark = (
-            f"trained without {extra!r} of the generation prompt: the chat template leaves it out before the answer"
+        header, asked = (
+            self.template.header(before, variables),
+            self.template.render(before, variables) if before else "",
         )
-        return header, self._cut(whole[len(header) :], reply), frozenset({remark})
+        if not whole.startswith(asked):
+            return self._moved(asked, opening, os.path.commonprefix([header, whole]), whole, reply)
+        prompt = header if whole.startswith(header) else asked
+        extra = opening[len(os.path.commonprefix([opening, prompt])) :]
+        remark = f"trained without {extra!r} of the generation prompt: before the answer the template leaves it out"
+        return prompt, self._cut(whole[len(prompt) :], reply), frozenset({remark})
+
+    def _moved(self, asked: str, opening: str, header: str, whole: str, reply: Turn) -> tuple[str, str, frozenset[str]]:
+        """Prompt and response where the turns before an answer are written otherwise once there is one.
+
+        Mistral's system prompt stands in the last turn if that is the user's, and nowhere else. What is ``asked`` is
+        known from the generation prompt; in the whole, the answer's turn begins where it resembles the end of that.
+        """
+        ends = range(max(0, len(header) - _LONGEST_HEADER), len(header) + 1)
+        begin = max(ends, key=lambda end: _common_end(asked, header[:end]))
+        generation = opening.removeprefix(asked)
+        if not _common_end(asked, header[:begin]) or not whole[begin:].startswith(generation):
+            raise Unusable("the chat template does not show where the answer begins")
+        remark = "the chat template writes a prompt otherwise once it is answered: trained as it is before the answer"
+        return opening, self._cut(whole[begin + len(generation) :], reply), frozenset({remark})
 
     def _opened_by_answer(
         self, before: list[Turn], reply: Turn, variables: Variables, opening: str
     ) -> tuple[str, str] | None:
         """The generation prompt and the rest of an answer that begins with what the generation prompt opens."""
-        header, content = self._header(before, variables), str(reply.get("content") or "")
+        header, content = self.template.header(before, variables), str(reply.get("content") or "")
         opened = opening[len(header) :] if opening.startswith(header) else ""
         if not opened.strip() or not content.lstrip().startswith(opened.strip()):
             return None
         after = content.lstrip().removeprefix(opened)
         rest = after if after != content.lstrip() else content.lstrip().removeprefix(opened.strip()).lstrip()
         return opening, rest + self._end_text
-
-    def _header(self, before: list[Turn], variables: Variables) -> str:
-        """What the template writes before the text of an answer."""
-        probes = [self._render([*before, {"role": ASSISTANT, "content": mark}], variables) for mark in _MARKS]
-        return os.path.commonprefix(probes)
 
     def _cut(self, tail: str, reply: Turn) -> str:
         """What follows a prompt, up to its first end token; the template's white space after an answer is left out.
@@ -320,75 +322,6 @@ class ChatFormat:
             position = b
         return tuple(span for span in spans if span.text)
 
-    def _opening(self, turns: list[Turn], variables: Variables, continues: bool) -> str:
-        """The text that generation continues: the turns and what opens an answer, or the last turn left open."""
-        if not turns:
-            return self._header(turns, variables)
-        if not continues:
-            return self._render(turns, variables, add_generation_prompt=True)
-        try:
-            return self._render(turns, variables, continue_final_message=True)
-        except Unusable as error:
-            if "continue_final_message" not in str(error):
-                raise
-            raise Unusable("the chat template does not show the turn that is to be continued") from error
-
-    def _render(self, turns: list[Turn], variables: Variables, **options: bool) -> str:
-        text, _ = self._rendering(turns, variables, **options)
-        return text
-
-    def _whole(self, turns: list[Turn], variables: Variables) -> tuple[str, list[tuple[int, int]]]:
-        return self._rendering(turns, variables, return_assistant_tokens_mask=self._is_tracked(variables))
-
-    def _rendering(self, turns: list[Turn], variables: Variables, **options: bool) -> tuple[str, list[tuple[int, int]]]:
-        """The template's text and the (begin, end) of its generation blocks.
-
-        Raises:
-            Unusable: whatever the template raises: it may divide by zero besides refusing the turns.
-        """
-        from transformers.utils.chat_template_utils import render_jinja_template
-
-        given = {name: value for name, value in variables.items() if name not in _GIVEN_BY_CALL}
-        try:
-            texts, tracked = render_jinja_template(
-                conversations=[turns],
-                chat_template=self._chosen_template(variables),
-                **options,
-                **{"strftime_now": self._day.strftime, **self._specials, **given},
-            )
-        except Exception as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise Unusable(f"the chat template refuses the turns: {reason[:160]}") from error
-        return str(texts[0]), tracked[0] if tracked else []
-
-    def _chosen_template(self, variables: Variables) -> str:
-        """The template for a row: a tokenizer may have one of its own for tools."""
-        tools = cast("list[dict[str, Any]] | None", variables.get("tools"))
-        return str(self.tokenizer.get_chat_template(None, tools))
-
-    def _is_tracked(self, variables: Variables) -> bool:
-        return _TRACKED.search(self._chosen_template(variables)) is not None
-
-    def _ignored(
-        self, turns: list[Turn], variables: Variables, render: Callable[[list[Turn], Variables], str], whole: str
-    ) -> frozenset[str]:
-        """A remark for each field and variable that the template makes nothing of."""
-        fields = {name for turn in turns for name, value in turn.items() if value} - {"role", "content"}
-        lost = set()
-        for name in fields:
-            without = [{key: value for key, value in turn.items() if key != name} for turn in turns]
-            if not self._names(name, variables) or _same(partial(render, without, variables), whole):
-                lost.add(name)
-        for name, value in variables.items():
-            rest = {key: each for key, each in variables.items() if key != name}
-            shows = name in ("tools", "documents")  # another may be given at its default, and change nothing
-            if value and (not self._names(name, variables) or (shows and _same(partial(render, turns, rest), whole))):
-                lost.add(name)
-        return frozenset(f"{name}: the chat template ignores it" for name in lost)
-
-    def _names(self, name: str, variables: Variables) -> bool:
-        return name in self._chosen_template(variables) and name not in _GIVEN_BY_CALL
-
     def _hidden(self, turns: Sequence[Message], variables: Variables) -> tuple[list[Turn], Variables, bool]:
         """Turns as templates take them and variables, control tokens in their texts hidden; and whether any were.
 
@@ -400,6 +333,9 @@ class ChatFormat:
             return given, variables, False
         if self.control.is_ambiguous([given, variables]):
             raise Unusable("a text has control tokens and characters of the private plane 16")
+        others = [turn for turn in given if turn["role"] != ASSISTANT]
+        if name := self.control.unwritable_in([others, variables]):
+            raise Unusable(f"a text has {name}, which the tokenizer cannot write as text")
         writes = set(self.control.texts) - self._structural
         hidden = [self.control.hide(turn, writes if turn["role"] == ASSISTANT else ()) for turn in given]
         return cast(list[Turn], hidden), cast(Variables, self.control.hide(variables)), True
@@ -423,7 +359,7 @@ class ChatFormat:
         if not self.has_template:
             return known
         try:
-            turn = self._render([{"role": "user", "content": "x"}], {})
+            turn = self.template.render([{"role": "user", "content": "x"}], {})
         except Unusable:
             return set(self.control.texts)
         return known | set(self.control.split(turn)[1::2])
@@ -432,12 +368,12 @@ class ChatFormat:
         """The special token with which the template ends an answer, or None."""
         if not self.has_template:
             return None
-        answer = {"role": ASSISTANT, "content": _MARKS[0]}
+        answer = {"role": ASSISTANT, "content": _MARK}
         try:
-            text = self._render([{"role": "user", "content": _MARKS[0]}, answer], {})
+            text = self.template.render([{"role": "user", "content": _MARK}, answer], {})
         except Unusable:
             return None
-        blank, *rest = self.control.split(text.rpartition(_MARKS[0])[2])
+        blank, *rest = self.control.split(text.rpartition(_MARK)[2])
         if blank.strip() or not rest:
             return None
         return int(self.tokenizer.convert_tokens_to_ids(rest[0]))
@@ -460,12 +396,6 @@ def transcript(prompt: Messages | str) -> str:
     if isinstance(prompt, str):
         return prompt
     return _closed(prompt) + ("" if is_open(prompt) else f"\n\n{NAMES[ASSISTANT]}:")
-
-
-def template_date(tokenizer: PreTrainedTokenizerBase) -> date | None:
-    """The day that the tokenizer's chat template is told, where it was kept."""
-    kept = tokenizer.init_kwargs.get(DATE)
-    return date.fromisoformat(kept) if isinstance(kept, str) else None
 
 
 def _closed(turns: Sequence[Message]) -> str:
@@ -494,16 +424,13 @@ def _messages(turns: Sequence[Turn]) -> Messages:
 
 def _unseen(turns: Iterable[Message], variables: Variables) -> frozenset[str]:
     """Remarks on what has no place where no template writes the conversation."""
-    names = {name for turn in turns for name, value in turn.fields.items() if value}
-    names |= {name for name, value in variables.items() if value}
+    names = {name for given in (variables, *(turn.fields for turn in turns)) for name in given_names(given)}
     return frozenset(f"{name}: only a chat template writes it" for name in names)
 
 
-def _same(render: Callable[[], str], whole: str) -> bool:
-    try:
-        return render() == whole
-    except Unusable:  # the template wants the field
-        return False
+def _common_end(one: str, other: str) -> int:
+    """Characters that both texts end with."""
+    return len(os.path.commonprefix([one[::-1], other[::-1]]))
 
 
 def _is_lost(reply: Turn, response: str) -> bool:

@@ -15,9 +15,10 @@ from typing import Generic, Literal, TypeVar
 import numpy as np
 
 from rlhf.config.schema import DataConfig
-from rlhf.data.chat import INSIDE, ChatFormat, Rendered, Span, Unusable, transcript
+from rlhf.data.chat import INSIDE, ChatFormat, Rendered, Span, transcript
 from rlhf.data.encode import Ids, Text
 from rlhf.data.records import Demonstration, Preference, PromptRow
+from rlhf.data.template import Unusable
 from rlhf.errors import UserError
 from rlhf.types import Example, Int32, ModelFacts, Pair, Prompt
 
@@ -88,13 +89,13 @@ class _Tokeniser:
         ]
 
     def _require_known(self, row: Row, tokens: _Tokens) -> None:
-        largest = max((*tokens.prompt, *tokens.response), default=0)
-        if largest < self.facts.embedding_rows:
+        rows = self.facts.embedding_rows
+        beyond = next((token for token in (*tokens.prompt, *tokens.response) if token >= rows), None)
+        if beyond is None:
             return
-        text = self.chat.tokenizer.convert_ids_to_tokens(largest)
+        text = self.chat.tokenizer.convert_ids_to_tokens(beyond)
         raise UserError(
-            f"{row.source}: token {text!r} has id {largest}, and the model's embedding has "
-            f"{self.facts.embedding_rows:,} rows (ids from 0)",
+            f"{row.source}: token {text!r} has id {beyond}, and the model's embedding has {rows:,} rows (ids from 0)",
             "tokens were added to the tokenizer without enlarging the model, or the tokenizer is another model's",
             "call model.resize_token_embeddings(len(tokenizer)) and save the model, or use the model's own tokenizer",
         )

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 
 from rlhf.config.schema import ModelConfig
-from rlhf.data.chat import DATE, ChatFormat, template_date
+from rlhf.data.chat import ChatFormat
+from rlhf.data.template import DATE, template_date
 from rlhf.errors import UserError
 from rlhf.types import ModelFacts as ModelFacts
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rlhf.data.chat import ChatFormat, Rendered, Unusable, is_open
+from rlhf.data.chat import ChatFormat, Rendered, is_open
+from rlhf.data.template import Unusable
 from rlhf.data.tokenise import encode
 from rlhf.errors import UserError
 from rlhf.roles.text import BlockReader

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import sys
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,10 @@ from rlhf.checkpoints.files import write_files
 from rlhf.checkpoints.store import CheckpointStore
 from rlhf.config.load import load_recipe, to_yaml
 from rlhf.config.schema import RewardSourceConfig
+from rlhf.data.records import Message
+from rlhf.data.template import template_date
 from rlhf.errors import UserError
+from rlhf.models.folder import load_tokenizer
 from rlhf.models.scratch import train_tokenizer
 from rlhf.tracking.console import Console
 from rlhf.tracking.run_folder import RunFolder
@@ -96,6 +102,41 @@ def test_a_finished_model_is_used_and_one_of_another_configuration_refused(sessi
         _ = other.policy_start
     given = with_recipe(session, ppo=replace(session.recipe.ppo, policy_init="elsewhere"))
     assert given.policy_start == Path("elsewhere")
+
+
+def test_a_template_is_told_one_day_in_all_commands_of_a_run(session: Session, tmp_path: Path) -> None:
+    template = tmp_path / "dated.jinja"
+    template.write_text("{{ strftime_now('%d %b') }}: {% for m in messages %}{{ m.content }}{% endfor %}")
+    model = replace(session.recipe.model, chat_template=str(template))
+    recipe = replace(session.recipe, model=model, runs_dir=str(tmp_path))
+
+    def on(day: int) -> Session:
+        return replace(session, recipe=recipe, today=lambda: date(2026, 2, day))
+
+    def told(command: Session) -> str:
+        return command.chat.prompt((Message("user", "hi"),), {}).prompt
+
+    first = on(3)
+    assert told(first) == "03 Feb: hi"
+    assert told(on(4)) == "04 Feb: hi", "nothing was kept: the first command has begun nothing"
+    run = RunFolder(first.root, "sft")
+    run.path.mkdir(parents=True)
+    first.report_data(first.demonstrations, run)
+    assert told(on(4)) == "03 Feb: hi"
+    saved = tmp_path / "saved"
+    first.tokenizer.save_pretrained(saved)
+    assert template_date(load_tokenizer(saved, replace(model, scratch=None))) == date(2026, 2, 3)
+
+
+def test_the_data_and_the_engine_have_one_set_of_end_tokens(session: Session, tmp_path: Path) -> None:
+    """What the settings of another folder's model name is added; what they repeat is not."""
+    tokenizer = session.tokenizer
+    assert session.chat.ends == {tokenizer.eos_token_id} == set(session.end_tokens(session.base))
+    shutil.copytree(session.base, tmp_path / "other")
+    (tmp_path / "other" / "generation_config.json").write_text(
+        json.dumps({"eos_token_id": [tokenizer.eos_token_id, 7]})
+    )
+    assert session.end_tokens(tmp_path / "other") == sorted([tokenizer.eos_token_id, 7])
 
 
 def with_data(session: Session, name: str, **files: Path) -> Session:

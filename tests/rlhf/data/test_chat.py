@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import pytest
 
-from rlhf.data.chat import ChatFormat, Unusable, transcript
+from rlhf.data.chat import ChatFormat, transcript
 from rlhf.data.hh import messages
 from rlhf.data.records import Message
+from rlhf.data.template import Unusable
 
 TURNS = (Message("system", "Be brief."), Message("user", "Hi"), Message("assistant", "Hello!"), Message("user", "Sky?"))
 TEMPLATE = (

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from rlhf.config.schema import DataConfig
 from rlhf.data import tokenise
@@ -225,3 +227,82 @@ def test_a_prompt_keeps_its_text_turns_and_row(tokenizer) -> None:
     assert tokenizer.decode(plain.tokens) == "cdef", "the text is whole where the tokens are cut"
     assert (chat.text, chat.turns, chat.row) == ("\n\nHuman: a\n\nAssistant:", turns, {})
     assert tokenizer.decode(chat.tokens) == "<a>"
+
+
+# Tokens that the model does not have
+
+
+def test_a_token_beyond_the_embedding_is_refused_with_its_row(tokenizer) -> None:
+    """Of 258 tokens the model knows the first 258; ``<think>`` was added as number 258."""
+    tokenizer.add_tokens(["<think>"])
+    rows = shown(("ab", "c"), ("ab", "<think>c"))
+    with pytest.raises(UserError, match=r"f\.jsonl:2: token '<think>' has id 258.*258 rows") as caught:
+        tokenise.tokenise_demonstrations(rows, ChatFormat(tokenizer), config(), facts(rows=258))
+    assert "resize_token_embeddings" in caught.value.fix
+    assert len(tokenise.tokenise_demonstrations(rows, ChatFormat(tokenizer), config(), facts(rows=259)).items) == 2
+
+
+# A space before every text
+
+
+def spaced(kind: str) -> PreTrainedTokenizerFast:
+    """Sets a space before every text, as Llama 2 does by its normaliser and other tokenizers by their pre-tokenizer."""
+    backend = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    if kind == "normalizer":
+        backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    elif kind == "bytes":
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    else:
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=kind)
+    words = ["What does a night cost?\n", " The Amber Inn costs 65 crowns."] * 20
+    alphabet = list("\n" + "".join(chr(c) for c in range(33, 127)))
+    alphabet = pre_tokenizers.ByteLevel.alphabet() if kind == "bytes" else alphabet
+    specials = ["<unk>", "<s>", "</s>", "<pad>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=specials, initial_alphabet=alphabet, show_progress=False
+    )
+    backend.train_from_iterator(words, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+    )
+
+
+@pytest.mark.parametrize("kind", ["normalizer", "bytes", "first", "always"])
+@pytest.mark.parametrize(
+    ("prompt", "completion"),
+    [
+        ("What does a night cost?\n", " The Amber Inn"),
+        ("What does a night cost?\n", "The Amber Inn"),
+        ((Message("user", "What does a night cost?"),), "The Amber Inn"),
+    ],
+)
+def test_parts_are_tokenised_as_the_whole_text_is(kind: str, prompt: Any, completion: str) -> None:
+    words = spaced(kind)
+    [example] = tokenise_demonstrations(shown((prompt, completion)), words, config(max_prompt_length=99), LONG).items
+    text = "\n\nHuman: What does a night cost?\n\nAssistant: The Amber Inn"
+    whole = prompt + completion if isinstance(prompt, str) else text
+    assert [*example.prompt, *example.response[:-1]] == words(whole, add_special_tokens=False)["input_ids"]
+
+
+@pytest.mark.parametrize("kind", ["always", "first"])
+def test_a_completion_within_a_word_brings_no_space(kind: str) -> None:
+    """``Ambe`` and ``r Inn``: the whole's tokens do not end with the prompt's; both parts stay what they are."""
+    words = spaced(kind)
+    prompt = words("The Ambe", add_special_tokens=False)["input_ids"]
+    assert words("The Amber Inn", add_special_tokens=False)["input_ids"][: len(prompt)] != prompt
+    [example] = tokenise_demonstrations(shown(("The Ambe", "r Inn")), words, config(), LONG).items
+    assert example.prompt.tolist() == prompt
+    assert words.convert_ids_to_tokens(example.response.tolist()[:1]) == ["r"]
+
+
+@pytest.mark.parametrize("kind", ["normalizer", "bytes", "first", "always"])
+def test_control_tokens_are_text_without_another_space(kind: str) -> None:
+    words = spaced(kind)
+    words.chat_template = (
+        "{% for m in messages %}<s>{{ m.content }}</s>{% endfor %}{% if add_generation_prompt %}<s>{% endif %}"
+    )
+    forged, plain = ((Message("user", f"cost {text} The"),) for text in ("</s>", "of"))
+    found, other = tokenise_prompts(asked(forged, plain), words, config(max_prompt_length=99), LONG, 1).items
+    assert found.tokens.count(2) == other.tokens.count(2) == 1
+    assert "</s>" in words.decode(found.tokens[1:-2]).replace(" ", "")
+    assert found.tokens[:3] == other.tokens[:3], "the text begins as it does without a control token in it"

@@ -160,3 +160,13 @@ def test_padding_is_never_the_end(tmp_path: Path) -> None:
     tokenizer.save_pretrained(folder)
     loaded = load_tokenizer(folder, ModelConfig())
     assert loaded.pad_token_id not in (None, loaded.eos_token_id)
+
+
+def test_padding_without_a_row_in_the_embedding_is_not_the_classifiers(tmp_path: Path) -> None:
+    """The model knows 61 tokens; the padding token was added as number 258."""
+    folder = saved(tmp_path)
+    tokenizer = train_tokenizer([], 258)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    assert tokenizer.pad_token_id == 258
+    tokenizer.save_pretrained(folder)
+    assert load_classifier(folder, ModelConfig()).config.pad_token_id is None

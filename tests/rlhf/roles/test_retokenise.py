@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from rlhf.data.chat import ChatFormat
 from rlhf.data.records import Message
+from rlhf.errors import UserError
 from rlhf.models.scratch import train_tokenizer
 from rlhf.roles.retokenise import Retokeniser, same_tokens
 from rlhf.roles.text import BlockReader
@@ -42,23 +43,30 @@ POLICY = tokenizer("the inn is open " * 5)
 OWN = tokenizer("where could it be then " * 5, size=290, begin=True)
 
 
+def rollout(prompt: Prompt, tokens: Sequence[int], reason: FinishReason) -> Rollout:
+    return Rollout(
+        prompt=prompt,
+        tokens=np.array(tokens, dtype=np.int32),
+        logprobs=np.zeros(len(tokens), dtype=np.float32),
+        mask=np.ones(len(tokens), dtype=bool),
+        weight_version=0,
+        finish_reason=reason,
+        seed=0,
+    )
+
+
+def rollouts(prompt: Prompt, tokens: Sequence[int], reason: FinishReason) -> RolloutBlock:
+    return RolloutBlock.pack([rollout(prompt, tokens, reason)])
+
+
 def block(policy: PreTrainedTokenizerFast, *samples: tuple[Prompt, str, FinishReason]) -> RolloutBlock:
     """Rollouts of these responses; one that stopped ends with the policy's end token."""
-    rollouts = []
-    for prompt, text, reason in samples:
-        tokens = policy.encode(text) + ([policy.eos_token_id] if reason is STOP else [])
-        rollouts.append(
-            Rollout(
-                prompt=prompt,
-                tokens=np.array(tokens, dtype=np.int32),
-                logprobs=np.zeros(len(tokens), dtype=np.float32),
-                mask=np.ones(len(tokens), dtype=bool),
-                weight_version=0,
-                finish_reason=reason,
-                seed=0,
-            )
-        )
-    return RolloutBlock.pack(rollouts)
+    return RolloutBlock.pack(
+        [
+            rollout(prompt, policy.encode(text) + ([policy.eos_token_id] if reason is STOP else []), reason)
+            for prompt, text, reason in samples
+        ]
+    )
 
 
 def facts(context: int = 1000, rows: int = 1000) -> ModelFacts:
@@ -168,3 +176,61 @@ def test_other_vocabularies_specials_rules_and_templates_need_text():
     for other in (OWN, tokenizer("the inn is open " * 5, size=262), ends, swapped, templated):
         assert not are_same(POLICY, other, prompts)
     assert are_same(POLICY, templated, [asked("a")]), "no prompt goes through a template"
+
+
+WITH_TOOLS = "{% if tools %}[tools]{{ tools[0].name }}{% endif %}" + TEMPLATE
+OPENS = TEMPLATE.replace("%}[me]{", "%}[me]<think>{")
+
+
+def test_the_rewards_template_is_given_tools_and_fields():
+    tools = [{"name": "look_up"}]
+    turns = (Message("user", "a", {"name": "Ann"}),)
+    own = tokenizer(size=258, template=WITH_TOOLS.replace("{{ m.content }}", "{{ m.name }}: {{ m.content }}"))
+    prompt = Prompt(id=0, tokens=(2,), text="unused", turns=turns, variables={"tools": tools})
+    [ids], [response], _ = retokenised(own, [(prompt, "b", STOP)])
+    assert own.decode([*ids, *response]) == "[tools]look_up[user]Ann: a[me]: b<eos>"
+
+
+def test_a_thought_that_the_policys_prompt_opens_is_part_of_its_answer():
+    policy, own = tokenizer("the inn", template=OPENS), tokenizer(size=258, template=TEMPLATE)
+    prompt = asked("unused", turns=TURNS)
+    [ids], [response], _ = retokenised(own, [(prompt, "Hm.</think>Here", STOP)], policy)
+    assert own.decode([*ids, *response]) == "[user]where is the inn?[me]<think>Hm.</think>Here<eos>"
+
+
+@pytest.mark.parametrize("text", ["", "a<eos>b", "x <|im_end|>"])
+def test_whatever_the_policy_says_is_read(text: str):
+    """An answer without text, and one that has the text of the reward model's end token, which is no end there."""
+    own = tokenizer(size=258, template=TEMPLATE)
+    policy = tokenizer("the inn is open " * 5, template=TEMPLATE)
+    ordinary = policy.encode(text, split_special_tokens=True)
+    reader = BlockReader(ChatFormat(policy), [asked("unused", turns=TURNS)])
+    made = Retokeniser(ChatFormat(own), facts(), reader)
+    sequences = made(rollouts(asked("unused", turns=TURNS), [*ordinary, policy.eos_token_id], STOP))
+    assert sequences.response(0).tolist() == [*own.encode(text, split_special_tokens=True), own.eos_token_id]
+
+
+def test_an_end_token_that_is_not_special_is_removed_too():
+    policy = tokenizer("the inn is open " * 5)
+    policy.add_tokens(["<|eot|>"])
+    end = policy.convert_tokens_to_ids("<|eot|>")
+    reader = BlockReader(ChatFormat(policy, [end]), [asked("a")])
+    assert reader(rollouts(asked("a"), [*policy.encode("open"), end], STOP)).responses == ["open"]
+
+
+def test_a_prompt_that_the_rewards_template_refuses_is_refused_before_training():
+    own = tokenizer(
+        size=258, template="{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    )
+    reader = BlockReader(ChatFormat(POLICY), [asked("Be brief", turns=(Message("system", "Be brief"), *TURNS))])
+    with pytest.raises(UserError, match=r"reward model judge cannot read the prompt 'Be brief'(.|\n)*no system"):
+        Retokeniser(ChatFormat(own), facts(), reader).check("judge")
+
+
+def test_a_token_beyond_the_rewards_embedding_is_refused_before_training():
+    own = tokenizer(size=258)
+    own.add_tokens(["<think>"])
+    reader = BlockReader(ChatFormat(POLICY), [asked("<think>")])
+    Retokeniser(ChatFormat(own), facts(rows=259), reader).check("judge")
+    with pytest.raises(UserError, match=r"reward model judge: token '<think>' has id 258, and its embedding has 258"):
+        Retokeniser(ChatFormat(own), facts(rows=258), reader).check("judge")

@@ -1,0 +1,152 @@
+"""One tokenizer's chat template, run on conversations.
+
+A template is a program that its model's authors wrote: nothing is known of it but what it renders.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from datetime import date
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+ASSISTANT = "assistant"
+DATE = "chat_template_date"
+"""Entry of a tokenizer's settings, saved with them: the day that its chat template is told, as YYYY-MM-DD."""
+
+_MARKS = ("◆", "◇")
+"""Answers that tell where a template writes an answer: what is the same for both is its header."""
+_TRACKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_GIVEN_BY_CALL = ("messages", "conversations", "add_generation_prompt", "continue_final_message", "chat_template")
+
+Turn = dict[str, Any]
+Variables = Mapping[str, object]
+
+
+class Unusable(ValueError):
+    """A row that no sequence can be made of; the message says why, and is what rows are counted by."""
+
+
+class Template:
+    """A chat template that is told one day, whenever it is run."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        self._specials = dict(tokenizer.special_tokens_map)
+        self._day = template_date(tokenizer) or date.today()
+
+    def is_as(self, other: Template) -> bool:
+        """Whether another template is the same and is told the same day."""
+        same = self.tokenizer.chat_template == other.tokenizer.chat_template
+        return same and template_date(self.tokenizer) == template_date(other.tokenizer)
+
+    def render(self, turns: list[Turn], variables: Variables, **options: bool) -> str:
+        """The text of the turns."""
+        text, _ = self._run(turns, variables, **options)
+        return text
+
+    def whole(self, turns: list[Turn], variables: Variables) -> tuple[str, list[tuple[int, int]]]:
+        """The text of the turns, and the (begin, end) of its ``{% generation %}`` blocks."""
+        return self._run(turns, variables, return_assistant_tokens_mask=self._is_tracked(variables))
+
+    def _run(self, turns: list[Turn], variables: Variables, **options: bool) -> tuple[str, list[tuple[int, int]]]:
+        """What ``whole`` returns.
+
+        Raises:
+            Unusable: whatever the template raises: it may divide by zero besides refusing the turns.
+        """
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        given = {name: value for name, value in variables.items() if name not in _GIVEN_BY_CALL}
+        try:
+            texts, tracked = render_jinja_template(
+                conversations=[turns],
+                chat_template=self._chosen_template(variables),
+                **options,
+                **{"strftime_now": self._day.strftime, **self._specials, **given},
+            )
+        except Exception as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise Unusable(f"the chat template refuses the turns: {reason[:160]}") from error
+        return str(texts[0]), tracked[0] if tracked else []
+
+    def _chosen_template(self, variables: Variables) -> str:
+        """The template for a row: a tokenizer may have one of its own for tools.
+
+        Raises:
+            Unusable: it has several and none of them is for such rows.
+        """
+        tools = cast("list[dict[str, Any]] | None", variables.get("tools"))
+        try:
+            return str(self.tokenizer.get_chat_template(None, tools))
+        except ValueError as error:
+            raise Unusable(f"no chat template for the row: {str(error)[:160]}") from error
+
+    def _is_tracked(self, variables: Variables) -> bool:
+        return _TRACKED.search(self._chosen_template(variables)) is not None
+
+    def ignored(
+        self, turns: list[Turn], variables: Variables, render: Callable[[list[Turn], Variables], str], whole: str
+    ) -> frozenset[str]:
+        """A remark for each field and variable that the template makes nothing of."""
+        fields = {name for turn in turns for name in given_names(turn)} - {"role", "content"}
+        lost = set()
+        for name in fields:
+            without = [{key: value for key, value in turn.items() if key != name} for turn in turns]
+            if not self._names(name, variables) or _same(partial(render, without, variables), whole):
+                lost.add(name)
+        for name in given_names(variables):
+            rest = {key: each for key, each in variables.items() if key != name}
+            shows = name in ("tools", "documents")  # another may be given at its default, and change nothing
+            if not self._names(name, variables) or (shows and _same(partial(render, turns, rest), whole)):
+                lost.add(name)
+        return frozenset(f"{name}: the chat template ignores it" for name in lost)
+
+    def _names(self, name: str, variables: Variables) -> bool:
+        return name in self._chosen_template(variables) and name not in _GIVEN_BY_CALL
+
+    def opening(self, turns: list[Turn], variables: Variables, continues: bool) -> str:
+        """The text that generation continues: the turns and what opens an answer, or the last turn left open."""
+        if not turns:
+            return self.header(turns, variables)
+        if not continues:
+            return self.render(turns, variables, add_generation_prompt=True)
+        try:
+            return self.render(turns, variables, continue_final_message=True)
+        except Unusable as error:
+            if "continue_final_message" not in str(error):
+                raise
+            raise Unusable("the chat template does not show the turn that is to be continued") from error
+
+    def header(self, before: list[Turn], variables: Variables) -> str:
+        """What the template writes before the text of an answer."""
+        probes = [self.render([*before, {"role": ASSISTANT, "content": mark}], variables) for mark in _MARKS]
+        return os.path.commonprefix(probes)
+
+    def is_unwritten(self, turns: list[Turn], variables: Variables, whole: str) -> bool:
+        """Whether an answer without text is written as one without anything."""
+        bare = {"role": ASSISTANT, "content": turns[-1].get("content")}
+        return _same(partial(self.render, [*turns[:-1], bare], variables), whole)
+
+
+def template_date(tokenizer: PreTrainedTokenizerBase) -> date | None:
+    """The day that the tokenizer's chat template is told, where it was kept."""
+    kept = tokenizer.init_kwargs.get(DATE)
+    return date.fromisoformat(kept) if isinstance(kept, str) else None
+
+
+def given_names(values: Mapping[str, object]) -> list[str]:
+    """Names of the values that say something."""
+    return [name for name, value in values.items() if value not in (None, "", [], {})]
+
+
+def _same(render: Callable[[], str], whole: str) -> bool:
+    try:
+        return render() == whole
+    except Unusable:  # the template wants the field
+        return False
