@@ -51,7 +51,7 @@ _ROWS_TO_TELL = 10  # one malformed row at the top does not hide that a file hol
 _CONVERSATIONS = ("prompt", "completion", "chosen", "rejected", "messages", "tools", "documents")
 # A run of characters of a script that sets spaces between its words, up to the end.
 _UNFINISHED_WORD = regex.compile(
-    r"[^\s\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}ー\p{P}]+\Z"
+    r"[^\s\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}ー\u3000-\u303f\uff00-\uffef]+\Z"
 )
 
 T = TypeVar("T")

@@ -126,21 +126,29 @@ def _named(label: str) -> Side | None:
 def _refuse_unread(raws: Sequence[RawRow | BadRow], config: DataConfig) -> None:
     pairs = [raw for raw in raws if isinstance(raw, RawRow) and _is_pair(raw)]
     for raw in pairs:
-        for name, value in raw.columns.items():
-            if name not in config.ignore and _is_named_for_it(name) and _is_label(value):
-                raise _unread(name, str(raw.source))
+        names = [name for name, value in raw.columns.items() if _is_named_for_it(name) and _is_label(value)]
+        _refuse(names, raw, config)
     if pairs and all(_named(config.columns.get(side, side).lower()) and side in config.columns for side in SIDES[:2]):
-        for name in pairs[0].columns:  # output_1 and output_2: nothing in the names says which is better
-            labels = {_as_text(raw.columns.get(name)) for raw in pairs}
-            if name not in config.ignore and len(labels) > 1 and all(map(_named, labels)):
-                raise _unread(name, str(pairs[0].source))
+        # output_1 and output_2: nothing in the names says which is better, so the values of any column may
+        _refuse([name for name in pairs[0].columns if _labels_all(name, pairs)], pairs[0], config)
 
 
-def _unread(name: str, source: str) -> UserError:
-    return UserError(
-        f"{source}: the column '{name}' may say which of the two answers won, and the recipe does not read it",
+def _labels_all(name: str, pairs: Sequence[RawRow]) -> bool:
+    labels = {_as_text(raw.columns.get(name)) for raw in pairs}
+    return len(labels) > 1 and all(map(_named, labels))
+
+
+def _refuse(names: Sequence[str], raw: RawRow, config: DataConfig) -> None:
+    names = [name for name in names if name not in config.ignore]
+    if not names:
+        return
+    others = f" (so may {', '.join(names[1:])})" if names[1:] else ""
+    raise UserError(
+        f"{raw.source}: the column '{names[0]}' may say which of the two answers won{others}, and the recipe does not "
+        "read it",
         "pairs in which the other one won would teach the opposite",
-        f"data.columns.label={name} to read it, or data.ignore=[{name}] where chosen is the better one in every row",
+        f"data.columns.label={names[0]} to read it (several columns, 'a, b, c', are votes), or "
+        f"data.ignore=[{', '.join(names)}] where chosen is the better one in every row",
     )
 
 

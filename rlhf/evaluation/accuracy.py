@@ -47,7 +47,7 @@ def accuracy_ceiling(file: str | None) -> dict[str, float | str]:
     if file is None:
         return {}
     try:
-        return {CEILING: float(json.loads(Path(file).read_text())["accuracy_ceiling"])}
+        return {CEILING: float(json.loads(Path(file).read_text(encoding="utf-8-sig"))["accuracy_ceiling"])}
     except (OSError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         what = f"reward.ceiling: {file} gives no number accuracy_ceiling"
         raise UserError(what, str(error), "give a JSON file with that number, or leave the key out") from error

@@ -42,6 +42,8 @@ def load_tokenizer(folder: str | Path, config: ModelConfig, day: date | None = N
         if not template.is_file():
             raise UserError(f"model.chat_template: no file {template}", fix="give the path of a Jinja template")
         tokenizer.chat_template = _text(template)
+    elif isinstance(tokenizer.chat_template, str):  # of the folder's own file, which may have been edited anywhere
+        tokenizer.chat_template = tokenizer.chat_template.removeprefix("\ufeff")
     rows = None
     with suppress(UserError):  # a folder of a tokenizer alone
         rows = _embedding_rows(_settings(folder, config))

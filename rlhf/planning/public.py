@@ -126,7 +126,7 @@ def _cached(path: str, environment: Mapping[str, str]) -> list[Path]:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config = json.loads(file.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {file}", str(error), "give the config.json that came with the model") from error
     if not isinstance(config, dict):

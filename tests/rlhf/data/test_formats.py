@@ -84,6 +84,9 @@ def test_preferences_in_every_format(write_jsonl: Write, row: dict, expected: tu
         ("The sky is blue.", "The sky is green.", "The sky is"),
         ("The sky is blue.", "The sky is black.", "The sky is"),  # not "The sky is bl"
         ("Q: sky?\nA: blue", "Q: sky?\nA: no", "Q: sky?\nA:"),
+        ("Say it: it's", "Say it: it'd", "Say it:"),  # a mark inside a word does not end it
+        ("The (blue) sky", "The (black) sky", "The"),
+        ("a well-known b", "a well-worn b", "a"),
         ("It is so", "It is so not", "It is"),  # one begins the other: its last word is still an answer
     ],
 )

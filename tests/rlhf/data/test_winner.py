@@ -33,6 +33,13 @@ def test_a_column_that_may_say_who_won_is_not_ignored(write_jsonl: Write, name: 
     assert f"data.columns.label={name}" in caught.value.fix and f"data.ignore=[{name}]" in caught.value.fix
 
 
+def test_all_columns_that_may_say_who_won_are_named_at_once(write_jsonl: Write) -> None:
+    row = {"input": "q", "output_1": "a", "output_2": "b", "annotator1": 1, "annotator2": 2}
+    with pytest.raises(UserError, match=r"'annotator1' may say .* \(so may annotator2\)") as caught:
+        load_preferences(DataConfig(path=write_jsonl(row), columns=NUMBERED))
+    assert "data.ignore=[annotator1, annotator2]" in caught.value.fix
+
+
 @pytest.mark.parametrize("labels", [(1, 2), ("A", "B"), ("output_1", "output_2"), ("model_a", "tie")])
 def test_numbered_answers_are_judged_by_some_column(write_jsonl: Write, labels: tuple[object, ...]) -> None:
     """The name says nothing here; the values do."""

@@ -35,6 +35,8 @@ def test_the_ceiling_comes_from_the_file_or_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "meta.json"
     file.write_text(json.dumps({"accuracy_ceiling": 0.75}))
     assert accuracy_ceiling(str(file)) == {CEILING: 0.75}
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert accuracy_ceiling(str(file)) == {CEILING: 0.75}
     assert accuracy_ceiling(None) == {}
     file.write_text("{}")
     with pytest.raises(UserError, match="accuracy_ceiling"):

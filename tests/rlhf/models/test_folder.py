@@ -121,3 +121,10 @@ def test_a_byte_order_mark_of_a_template_is_dropped(folder: Path, tmp_path: Path
     template.write_bytes(b"\xef\xbb\xbf{{ messages[0].content }}")
     chat = ChatFormat(load_tokenizer(folder, ModelConfig(chat_template=str(template))))
     assert chat.prompt((Message("user", "hi"),), {}).prompt == "hi"
+
+
+def test_a_byte_order_mark_of_the_folders_own_template_is_dropped(folder: Path, tmp_path: Path) -> None:
+    load_tokenizer(folder, ModelConfig()).save_pretrained(tmp_path)
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xef\xbb\xbf{{ messages[0].content }}")
+    chat = ChatFormat(load_tokenizer(tmp_path, ModelConfig()))
+    assert chat.prompt((Message("user", "hi"),), {}).prompt == "hi"
