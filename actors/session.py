@@ -284,14 +284,15 @@ class Session:
 
     def files_of(self, stage: str) -> tuple[DataFile, ...]:
         """The data files that a stage reads, and the chat template that it reads them through."""
-        data: Mapping[str, tuple[StageData[Any], ...]] = {
-            "sft": (self.demonstrations,),
-            "reward": (self.demonstrations, self.preferences),
-            "dpo": (self.preferences,),
-            "ppo": (self.prompts,),
+        parts = {
+            "sft": ("demonstrations",),
+            "reward": ("demonstrations", "preferences"),
+            "dpo": ("preferences",),
+            "ppo": ("prompts",),
         }
+        data: list[StageData[Any]] = [getattr(self, name) for name in parts[stage]]  # of this stage alone
         template = self.recipe.model.chat_template
-        files = [file for part in data[stage] for file in part.files]
+        files = [file for part in data for file in part.files]
         return tuple(dict.fromkeys([*files, *([digest_of(template)] if template else [])]))
 
     def changes_of_data(self, stage: str) -> list[str]:

@@ -41,9 +41,10 @@ def read_questions(session: Session, model: str, prompts: str, out: str | None) 
     named = replace(session.recipe.model, path=model, scratch=None)
     recipe = replace(session.recipe, data=data, model=named, ppo=replace(session.recipe.ppo, policy_init=None))
     session = replace(session, recipe=recipe)
+    chat, facts = session.chat, session.facts
     loaded = load_prompts(recipe.data)
     longest = recipe.rollout.max_response_length
-    tokenised = tokenise_prompts(loaded.rows, session.chat, recipe.data, session.facts, longest)
+    tokenised = tokenise_prompts(loaded.rows, chat, recipe.data, facts, longest)
     if place is not None:  # otherwise standard output is for the answers alone
         session.console.print(describe(loaded, "prompts"))
         session.console.print(describe_tokenised(tokenised, "prompts"))
