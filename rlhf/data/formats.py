@@ -243,7 +243,8 @@ def _answered(row: Columns, column: str) -> tuple[Messages | str, Message | str]
     """Prompt and reply of a row whose reply is in ``column``.
 
     A list of messages may begin with the prompt. A ``prompt`` column of plain text beside it must then say the same
-    prompt again, as several public preference sets have it, and the conversation wins.
+    prompt again, as several public preference sets have it, and the conversation wins; beside an answer alone it is
+    what the user said.
     """
     reply = _text_or_messages(row[column], column)
     if isinstance(reply, str):
@@ -253,7 +254,9 @@ def _answered(row: Columns, column: str) -> tuple[Messages | str, Message | str]
     before = row.get("prompt")
     if isinstance(before, list | dict):
         return _split_last_reply(join_turns(_with_system(read_messages(before, "prompt"), row), reply, column), column)
-    if isinstance(before, str):
+    if isinstance(before, str) and all(turn.role == "assistant" for turn in reply):
+        reply = (Message("user", _text(before, "prompt")), *reply)  # an answer as a message, to a prompt as text
+    elif isinstance(before, str):
         _require_said_again(before, reply, column)
     return _split_last_reply(_with_system(reply, row), column)
 

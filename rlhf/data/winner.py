@@ -108,12 +108,14 @@ def _meaning(labels: set[str], config: DataConfig) -> dict[str, Side]:
     numbers = {label for label in labels if label in ("0", "1", "2")} - own.keys()
     if len(meaning) < len(labels) or (numbers and "2" not in numbers):
         shown = ", ".join(sorted(labels)[:6]) + (", ..." if len(labels) > 6 else "")
+        pair = zip([*sorted(labels), "1", "2"], SIDES[:2])
+        example = "{" + ", ".join(f'"{label:.20}": {side}' for label, side in pair) + "}"
         raise UserError(
             f"the labels of data.columns.label={config.columns['label']} are {shown}: what they say is not certain",
             "1 may be the first answer (of 1 and 2) or the second (of 0 and 1), and training on swapped pairs teaches "
             "the opposite",
-            'say it: data.labels=\'{"1": chosen, "2": rejected, "0": tie}\'; chosen and rejected are the answers in '
-            "these columns in data.columns",
+            f"say it, for example data.labels='{example}' or the other way round; chosen and rejected are the answers "
+            "in these columns of data.columns",
         )
     return meaning
 

@@ -18,9 +18,11 @@ import ray
 from actors.blocks import Block
 from actors.keeper import Keeper
 from actors.supervisor import Supervisor
+from actors.waiting import Moment
 from rlhf.checkpoints.store import CheckpointStore
 from rlhf.config.schema import CheckpointConfig, Recipe
 from rlhf.data.order import OrderState
+from rlhf.data.records import DataFile
 from rlhf.errors import LostError, MachineryError, Stopped
 from rlhf.run_state import RunState
 from rlhf.tracking.jsonl import append_line, read_lines
@@ -107,6 +109,21 @@ def test_a_checkpoint_that_fails_costs_the_run_nothing_until_there_are_too_many(
     assert [event["in_a_row"] for event in running.told("checkpoint_failed")] == [1, 2]
     with pytest.raises(MachineryError, match="failed 3 times in a row.*There is no checkpoint yet"):
         keeper.keep(running.state(3), (), {})
+
+
+def test_with_other_data_an_epoch_of_the_new_prompts_begins(running: Running) -> None:
+    """Places in the old order, and rollouts that were made ahead, are of prompts that are other ones now."""
+    keeper, block = running.keeper, Block(rollouts=ray.put(BLOCK), samples=2, set_aside=0)
+    keeper.store.data = (DataFile("rows.jsonl", 9, "aa"),)
+    keeper.take(running.state(3), [block])
+    keeper.begin_checkpoint()
+    keeper.finish_checkpoint(wait_for_it=True)
+    assert keeper.committed is not None and keeper.committed.manifest.data == keeper.store.data
+    state, ahead = keeper.load(keeper.committed, Moment(phase="load"))
+    assert (state.order, len(ahead)) == (OrderState(0, 3), 1)
+    keeper.store.data = (DataFile("rows.jsonl", 2, "bb"),)
+    state, ahead = keeper.load(keeper.committed, Moment(phase="load"))
+    assert (state.step, state.order, ahead) == (3, OrderState(1, 0), ())
 
 
 def test_one_that_is_written_makes_up_for_those_that_failed(running: Running) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForSequenceClassification
 
+from actors.pipeline import STAGES, run_stage
 from actors.session import Session
 from rlhf.checkpoints.files import write_files
 from rlhf.checkpoints.store import CheckpointStore
@@ -177,6 +178,17 @@ def test_a_finished_stage_is_skipped_with_its_own_data_only(session: Session, tm
         with_recipe(run).read_data("sft")
     assert f"{len(lines)} rows then, {len(lines) - 1} rows now" in caught.value.what
     accepting(run).read_data("sft")
+
+
+def test_a_stage_puts_down_what_it_read(session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the command's own way through a stage; what it learns is of no matter here."""
+    monkeypatch.setitem(STAGES, "sft", lambda session, run, tracker: {"rows": len(session.demonstrations.train)})
+    file, lines = copied(session, "demonstrations", tmp_path)
+    run = with_data(session, "whole", demonstrations=file)
+    first = run_stage(run, "sft")
+    [kept] = RunFolder(run.root, "sft").finished_data() or ()
+    assert (kept.file, kept.rows) == (str(file), len(lines))
+    assert run_stage(with_recipe(run), "sft")["rows"] == first["rows"]
 
 
 def test_a_renamed_file_and_a_stage_from_before_are_gone_on_with(session: Session, tmp_path: Path) -> None:

@@ -72,6 +72,10 @@ def test_demonstrations_in_every_format(write_jsonl: Write, row: dict, expected:
             ((M_USER,), "Blue.", "Green.", 0.0),
         ),
         ({"prompt": "a", "chosen": "b", "rejected": "c", "margin": None}, ("a", "b", "c", 0.0)),
+        (
+            {"prompt": "What is the sky?", "chosen": [BLUE], "rejected": [GREEN]},
+            ((M_USER,), "Blue.", "Green.", 0.0),
+        ),
     ],
 )
 def test_preferences_in_every_format(write_jsonl: Write, row: dict, expected: tuple) -> None:
@@ -128,7 +132,7 @@ def test_prompts_in_every_format(write_jsonl: Write, row: dict, expected: object
         ({"question": "a"}, "columns missing"),
         ({"chosen": [USER, BLUE], "rejected": [SYSTEM, USER, GREEN]}, "prompts differ"),
         ({"prompt": [USER], "chosen": [BLUE], "rejected": []}, "not messages"),
-        ({"prompt": "a", "chosen": [BLUE], "rejected": [GREEN]}, "empty prompt"),
+        ({"prompt": " ", "chosen": [BLUE], "rejected": [GREEN]}, "empty prompt"),
         ({"chosen": [USER, BLUE], "rejected": [USER]}, "no assistant turn"),
         ({"chosen": [USER, {"role": "assistant", "content": None}], "rejected": [USER, BLUE]}, "not messages"),
         ({"prompt": "a", "chosen": "b", "rejected": "c", "margin": True}, "not a number: margin is True"),
