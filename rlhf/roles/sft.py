@@ -57,7 +57,7 @@ class SFTRole(Role[PolicyNet]):
 
         begun = time.perf_counter()
         norm = self.engine.update(micro_batches, loss, count)
-        rates = self.utilisation(self.train.lengths[np.asarray(chosen)], count, time.perf_counter() - begun)
+        rates = self.utilisation(sequences.lengths[np.asarray(chosen)], count, time.perf_counter() - begun)
         mean = float(self.engine.all_reduce(total)) / count
         return {
             "train/loss": mean,

@@ -128,7 +128,7 @@ def scored_by_pair(rank: Rank, policy: Path, folder: Path, stage: int) -> Share:
     source = RewardSourceConfig(model=str(folder), label="good", max_length=24)
     role = RoleConfig(ranks=rank.world, zero_stage=stage)
     ranked = Recipe(name="test", placement=PlacementConfig(reward=role))
-    return make_reward(ranked, source, str(policy), str(folder), PROMPTS, rank).scores(block())
+    return make_reward(ranked, source, str(policy), str(folder), PROMPTS, DAY, rank).scores(block())
 
 
 @pytest.mark.parametrize(
