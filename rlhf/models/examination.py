@@ -14,13 +14,13 @@ class Examination:
     """How the model's sequences lie from now on."""
     tokens: int
     """Of the row that was tried."""
-    padded: float
+    padded: float | None = None
     """From the model's own, a row a sequence."""
     packed: float | None = None
     """The same, all in one row."""
     neighbours: float | None = None
     """Largest change of a token when its sequence's neighbours in the row change."""
-    joined: float
+    joined: float | None = None
     """For comparison: what changes when the sequences do see each other."""
     logprob_gap: float | None = None
     """Mean distance from log-probabilities of the model's own logits, in nats."""
@@ -33,5 +33,7 @@ class Examination:
         """The findings in one line."""
         rows = "packed rows" if self.form == "packed" else "a row a sequence"
         off = self.packed if self.form == "packed" else self.padded
+        if off is None:
+            return rows
         gap = "" if self.logprob_gap is None else f", log-probabilities by {self.logprob_gap:.1e} nats"
         return f"{rows}; off the model's own forward pass by {off:.1e}{gap}"

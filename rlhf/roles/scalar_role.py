@@ -7,12 +7,20 @@ from functools import cached_property
 import torch
 
 from rlhf.models.classifier_probe import choose_reader, is_causal
+from rlhf.models.examination import Examination
 from rlhf.models.scalar import ScalarNet
 from rlhf.roles.role import Role
 
 
 class ScalarRole(Role[ScalarNet]):
     """A role whose network is a sequence classifier."""
+
+    def _examine(self, is_saved: bool) -> Examination:
+        """As of any network; one with an encoder and a decoder has no states of one row of tokens to compare."""
+        if not self.network.model.config.is_encoder_decoder:
+            return super()._examine(is_saved)
+        self.network.form = "padded"
+        return Examination(form="padded", tokens=0, notes=("an encoder and a decoder, read by their own forward pass",))
 
     @cached_property
     def is_causal(self) -> bool:
