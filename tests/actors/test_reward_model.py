@@ -75,6 +75,7 @@ def finished(folder: Path, monkeypatch: pytest.MonkeyPatch, ranks: Ranks) -> Sum
         yield ranks
 
     monkeypatch.setattr(reward_model, "ranks", started)
+    monkeypatch.setattr(reward_model, "record_examinations", lambda *arguments: {})
     monkeypatch.setattr(reward_model, "ray", SimpleNamespace(put=lambda value: value))
     recipe = Recipe(
         name="t",
@@ -82,7 +83,9 @@ def finished(folder: Path, monkeypatch: pytest.MonkeyPatch, ranks: Ranks) -> Sum
         placement=PlacementConfig(reward=RoleConfig()),
         tracking=TrackingConfig(wandb="disabled"),
     )
-    examples = tuple(Example(prompt=array(9), response=array(reward)) for reward in DEMONSTRATIONS)
+    examples = tuple(
+        Example(prompt=array(9), response=array(reward), mask=np.ones(1, np.bool_)) for reward in DEMONSTRATIONS
+    )
     held_out = (pair(0, 5, 2), pair(0, 5, 3), pair(1, 4, 7), pair(1, 4, 8))  # all of a prompt alike: two observations
     session: Any = SimpleNamespace(
         recipe=recipe,

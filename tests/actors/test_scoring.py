@@ -254,7 +254,8 @@ def judge(small: Small) -> Watcher:
     config = EarlyStopConfig(scorer=RewardSourceConfig(function="x:y", weight=2.0))
     asked = [prompt for block in BLOCKS for prompt in block]
     unused: Any = None
-    return Watcher(config, small.crew, PhaseTimer(), asked, unused, unused, unused)
+    prompts = [Prompt(id=prompt, tokens=(prompt,)) for prompt in asked]
+    return Watcher(config, small.crew, PhaseTimer(), asked, prompts, unused, unused, unused)
 
 
 def test_a_judge_that_loses_a_rank_is_rebuilt_and_goes_on(crew: Any) -> None:
