@@ -96,6 +96,7 @@ class RolloutEngine:
 
     async def adopt(self) -> list[int]:
         """Bind the engine's processes to this one, so that they end with it however it ends; returns their ids."""
+        await self.llm.collective_rpc("pass_over_absent_head")
         return list(await self.llm.collective_rpc("end_with_parent"))
 
     async def generate(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> AsyncIterator[Answer]:

@@ -17,6 +17,8 @@ from torch import Tensor
 Fingerprint = dict[str, int]
 """Sum of element hashes, modulo 2^64 and read as a signed number, by layer or by name outside the layers."""
 
+HEAD = "lm_head.weight"
+"""The output head's name in an engine, and so in fingerprints."""
 _BITS = {4: torch.int32, 2: torch.int16, 1: torch.int8}
 _ODD = (-7046029254386353131, -4658895280553007687)  # 0x9E3779B97F4A7C15 and 0xBF58476D1CE4E5B9 (splitmix64), signed
 _SLICE = 1 << 24  # elements hashed at one time: bounds the int64 temporaries to 128 MiB
@@ -70,5 +72,12 @@ def add(parts: Iterable[Mapping[str, int]]) -> Fingerprint:
 
 
 def differences(sent: Mapping[str, int], held: Mapping[str, int]) -> list[str]:
-    """The layers and tensors in which the engine does not hold what the trainer has."""
-    return sorted(group for group in sent.keys() | held.keys() if sent.get(group) != held.get(group))
+    """The layers and tensors in which the engine does not hold what the trainer has.
+
+    An engine may have no output head of its own where that is the embedding: then the embedding is proof of both.
+    """
+    expected = dict(sent)
+    head = expected.get(HEAD)
+    if HEAD not in held and any(value == head for name, value in expected.items() if name != HEAD):
+        del expected[HEAD]
+    return sorted(group for group in expected.keys() | held.keys() if expected.get(group) != held.get(group))

@@ -51,7 +51,8 @@ def _counted_rows(module: nn.Module, tensor: Tensor) -> Tensor:
 
 def _through_product(module: nn.Module, parameter: Tensor) -> Tensor:
     """The matrix W of a layer that only offers x·Wᵀ: exact, since each sum has one term that is not zero."""
-    width = getattr(module, "input_size_per_partition", None) or module.embedding_dim
+    widths = ("input_size_per_partition", "input_size", "embedding_dim")
+    width = next(getattr(module, name) for name in widths if getattr(module, name, None))
     identity = torch.eye(width, dtype=parameter.dtype)
     return torch.cat([module.cpu_linear(rows, parameter, None) for rows in identity.split(_ROWS)]).T
 
@@ -91,6 +92,15 @@ class HeldWeights:
             receiver.finish_weight_update()
         receiver.reset_weight_update_target()
         self._weight_update_active = False
+
+    def pass_over_absent_head(self) -> None:
+        """Have a model that computes logits with its embedding take no output head: it is sent one by name, and some
+        models of vLLM's refuse names that they do not know."""
+        model = self.model_runner.model  # type: ignore[attr-defined]  # the worker that this class is mixed into
+        if hasattr(model, "lm_head"):
+            return
+        load = model.load_weights
+        model.load_weights = lambda weights: load(each for each in weights if each[0] != "lm_head.weight")
 
     def held_fingerprint(self) -> Fingerprint:
         """Fingerprint of this worker's shard of the model it serves."""

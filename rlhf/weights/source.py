@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
+from transformers.core_model_loading import revert_weight_conversion
 from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
 
 from rlhf.models.lora import adapters, merged, parts
@@ -37,20 +38,27 @@ class ZeroSource(WeightSource):
 
     def metadata(self) -> list[ParamMeta]:
         """Name, dtype and whole shape of every tensor, in the order of iteration."""
-        return [ParamMeta(name, self.dtype, full_shape(tensor)) for name, tensor in self._parameters().items()]
+        plain = {name: torch.empty(full_shape(t), device="meta") for name, t in self._parameters().items()}
+        groups = [self._as_saved({name: plain[name] for name in group}) for group in _consecutive_groups(list(plain))]
+        return [ParamMeta(name, self.dtype, tuple(t.shape)) for group in groups for name, t in group.items()]
+
+    def _as_saved(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """One layer's tensors as a saved model has them, which is what an engine loads: transformers may hold experts
+        that are apart in a checkpoint as one tensor, or under other names."""
+        saved: dict[str, Tensor] = revert_weight_conversion(self.model, tensors)
+        return saved
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         self.fingerprint = {}
         plain, adapted = self._parameters(), adapters(self.model)
         for group in _consecutive_groups(list(plain)):
             with self.engine.full(parts(group, plain, adapted)):
-                tensors = [
-                    (name, merged(name, plain, adapted).to(self.dtype, copy=self.engine.gathers)) for name in group
-                ]
+                held = {name: merged(name, plain, adapted).to(self.dtype, copy=self.engine.gathers) for name in group}
+            tensors = self._as_saved(held)
             if self.engine.rank == 0:
-                named = ((self._engine_name(name), tensor) for name, tensor in tensors)
+                named = ((self._engine_name(name), tensor) for name, tensor in tensors.items())
                 self.fingerprint = add([self.fingerprint, fingerprint(named)])
-            yield from tensors
+            yield from tensors.items()
 
     def _engine_name(self, name: str) -> str:
         """The output head is ``lm_head`` in the engine, whatever the model calls it (InternLM2: ``output``)."""

@@ -136,3 +136,12 @@ def test_differences_name_what_is_changed_missing_or_too_much() -> None:
         "lm_head.weight",
         "model.layers.1",
     ]
+
+
+def test_a_tied_head_that_the_engine_has_not_is_proven_by_the_embedding() -> None:
+    sent = {"embed_tokens.weight": 7, "lm_head.weight": 7, "layers.0": 3}
+    assert differences(sent, {"embed_tokens.weight": 7, "layers.0": 3}) == []
+    assert differences(sent, {"embed_tokens.weight": 8, "layers.0": 3}) == ["embed_tokens.weight"]
+    assert differences(sent, {"embed_tokens.weight": 7, "lm_head.weight": 8, "layers.0": 3}) == ["lm_head.weight"]
+    untied = {**sent, "lm_head.weight": 9}
+    assert differences(untied, {"embed_tokens.weight": 7, "layers.0": 3}) == ["lm_head.weight"]
