@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ from torch.nn import functional
 
 from rlhf.weights import held
 from rlhf.weights.fingerprint import add, differences, fingerprint
-from rlhf.weights.held import held_tensors
+from rlhf.weights.held import HeldWeights, held_tensors
 
 DTYPES = [torch.float32, torch.bfloat16]
 
@@ -61,6 +63,30 @@ def test_the_width_of_an_embedding_is_its_dimension() -> None:
     weight = random(9, 5)
     [(name, found)] = held_tensors(nn.ModuleDict({"head": repack(Layer(weight, embedding_dim=5))}))
     assert name == "head.weight" and torch.equal(found, weight)
+
+
+def test_the_width_of_a_router_is_its_inputs() -> None:
+    weight = random(9, 5)
+    [(_, found)] = held_tensors(nn.ModuleDict({"gate": repack(Layer(weight, input_size=5))}))
+    assert torch.equal(found, weight)
+
+
+def test_a_model_without_a_head_is_spared_the_head_that_it_is_sent() -> None:
+    """vLLM's Gemma 2 computes logits with its embedding, and refuses a name that it does not know."""
+
+    class Loading(nn.Module):
+        def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> list[str]:
+            return [name for name, _ in weights]
+
+    sent = [("model.norm.weight", torch.ones(1)), ("lm_head.weight", torch.ones(1))]
+    without, having = Loading(), Loading()
+    having.lm_head = nn.Identity()
+    for model in (without, having):
+        worker = HeldWeights()
+        worker.model_runner = SimpleNamespace(model=model)  # type: ignore[attr-defined]
+        worker.pass_over_absent_head()
+    assert without.load_weights(sent) == ["model.norm.weight"]
+    assert having.load_weights(sent) == ["model.norm.weight", "lm_head.weight"]
 
 
 class Served(nn.Module):

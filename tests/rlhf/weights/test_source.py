@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rlhf.config.schema import LoRAConfig, OptimizerConfig, RoleConfig
@@ -16,6 +18,7 @@ from rlhf.weights.source import ZeroSource
 from rlhf.zero.engine import ZeroEngine
 from rlhf.zero.process_group import join
 from rlhf.zero.rank import Rank
+from tests.architectures import small_model
 from tests.rlhf.ranks import Crew
 from tests.rlhf.tiny import tiny_model
 
@@ -59,7 +62,11 @@ def stream(
         rename_head(lm, head)
     lm.register_buffer("table", torch.ones(3))  # not a parameter: the engine makes its own
     engine = ZeroEngine(PolicyNet(lm), RoleConfig(zero_stage=stage), "float32", rank, place, OptimizerConfig(), 1)
-    source = ZeroSource(engine, lm, getattr(torch, dtype))
+    return read_source(ZeroSource(engine, lm, getattr(torch, dtype)))
+
+
+def read_source(source: ZeroSource) -> Streamed:
+    """What the source gives the second time."""
     list(source)
     tensors = dict(source)
     return Streamed(
@@ -132,3 +139,23 @@ def test_adapters_are_sent_merged_under_the_plain_names(
             torch.testing.assert_close(sent[name], tensor.to(cast), msg=name)
             assert name in changed or torch.equal(sent[name], plain[name].to(cast)), name
         assert streamed.fingerprint == (fingerprint(sent.items()) if rank == 0 else {})
+
+
+def stream_experts(rank: Rank, stage: int) -> Streamed:
+    """A source's stream of a small Mixtral, whose experts transformers holds as one tensor a layer."""
+    place, lm = join(rank), small_model("Mixtral")
+    engine = ZeroEngine(PolicyNet(lm), RoleConfig(zero_stage=stage), "float32", rank, place, OptimizerConfig(), 1)
+    return read_source(ZeroSource(engine, lm, torch.float32))
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_experts_are_sent_as_a_saved_model_has_them(stage: int, two_ranks: Crew, tmp_path: Path) -> None:
+    small_model("Mixtral").save_pretrained(tmp_path)
+    saved = load_file(tmp_path / "model.safetensors")
+    assert any(".experts.3.w2." in name for name in saved)
+    for rank, streamed in enumerate(two_ranks.run(stream_experts, stage)):
+        assert streamed.tensors.keys() == saved.keys()
+        for name, tensor in saved.items():
+            np.testing.assert_array_equal(streamed.tensors[name], tensor.numpy(), err_msg=name)
+        assert streamed.metadata == [(n, "torch.float32", t.shape) for n, t in streamed.tensors.items()]
+        assert streamed.fingerprint == (fingerprint(saved.items()) if rank == 0 else {})
