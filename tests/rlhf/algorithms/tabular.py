@@ -162,18 +162,21 @@ def states(row: PackedRow, places: Tensor) -> Tensor:
 class LogitTable(nn.Module):
     """A policy network whose logits are its parameters, (S, V)."""
 
+    form = "packed"
+
     def __init__(self, probabilities: Array) -> None:
         super().__init__()
         self.logits = nn.Parameter(torch.tensor(np.log(probabilities), dtype=torch.float32))
-        self.register_buffer("head", torch.eye(probabilities.shape[1]))
 
     def forward(self, row: PackedRow, temperature: float, entropy_gradient: bool = False) -> tuple[Tensor, Tensor]:
         hidden = self.logits[states(row, row.predict_at).clamp(max=len(self.logits) - 1)]
-        return token_logprobs(hidden, self.head, None, row.targets, temperature, entropy_gradient)
+        return token_logprobs(hidden, lambda logits: logits, row.targets, temperature, entropy_gradient)
 
 
 class ValueTable(nn.Module):
     """A critic whose values are its parameters, (S,)."""
+
+    form = "packed"
 
     def __init__(self, count: int) -> None:
         super().__init__()
@@ -215,6 +218,10 @@ class TablePolicy(PolicyRole):
         self.recipe, self.config, self.rank = recipe, recipe.placement.policy, HERE
         self.place, self.network = torch.device("cpu"), LogitTable(probabilities)
         self.engine = PlainEngine(self.network, recipe.ppo.optimizer, policy_updates(recipe))
+
+    def utilisation(self, *measured: object) -> dict[str, float]:
+        """A table has no layers whose operations could be counted."""
+        return {}
 
     def probabilities(self) -> Array:
         """(S, V) at the sampling temperature, in float64."""

@@ -47,7 +47,7 @@ def service(folder: Path) -> Iterator[str]:
 
 
 def test_the_page_has_its_examples():
-    assert set(PYTHON) == {"my_reward.py", "service.py"} and len(YAML) == 5
+    assert set(PYTHON) == {"my_reward.py", "service.py"} and len(YAML) == 6
 
 
 @pytest.mark.parametrize("text", YAML)
