@@ -86,8 +86,7 @@ class PPOTrainer:
         """7. Record: what was measured, where the time went, how fast it was."""
         times = self.timer.metrics()
         tokens = report.metrics["rollout/tokens"]
-        # In its warm-up the critic alone is trained, on all tokens in every epoch.
-        trained = metrics.get("policy/tokens", self.recipe.algorithm.epochs * tokens)
+        trained = metrics.get("policy/tokens", self.recipe.algorithm.epochs * tokens)  # without it the critic warms up
         rates = {
             "perf/train_tokens_per_second": trained / times["time/update"],
             "perf/samples_per_second": self.recipe.ppo.batch_size / times["time/step"],

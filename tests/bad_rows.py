@@ -181,7 +181,7 @@ def _bad_preferences() -> dict[str, tuple[str, bytes | Row, str]]:
             },
             "prompts differ",
         ),
-        "messages beside text": ({**pair, "chosen": [{"role": "assistant", "content": "b"}]}, "empty prompt"),
+        "messages beside text": ({**pair, "chosen": [{"role": "assistant", "content": "b"}]}, "prompts differ"),
     }
     return {f"preference, {name}": ("preferences", *rest) for name, rest in rows.items()}
 

@@ -75,7 +75,7 @@ def test_comparisons_of_a_prompt_are_in_one_update() -> None:
 
 
 def test_held_out_prompts_are_those_of_the_split_and_no_others(recipe, tokenizer) -> None:
-    data = stages.prompts(recipe, tokenizer, 100)
+    data = stages.prompts(recipe, ChatFormat(tokenizer), FACTS)
     texts = ["x" * 90 if i % 5 == 0 else f"number {i}" for i in range(40)]
     train, held_out = split_by_prompt(texts, 0.3, recipe.seed)
     assert [prompt.text for prompt in data.held_out] == [texts[i] for i in held_out if i % 5]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel
 from rlhf.config.schema import ModelConfig, OptimizerConfig, PlacementConfig, Recipe, RoleConfig, SFTConfig
 from rlhf.errors import UserError
 from rlhf.models.examination import Examination
+from rlhf.roles.examples import ExampleData
 from rlhf.roles.sft import SFTRole
 from rlhf.types import Sequences
 from rlhf.zero.rank import Rank
@@ -35,7 +37,8 @@ def recipe(stage: int, shared: int = 1, model: ModelConfig | None = None) -> Rec
 
 def first_update(rank: Rank, folder: Path, recipe: Recipe) -> tuple[Examination, dict[str, float]]:
     role = SFTRole(recipe, str(folder), 1, rank)
-    role.use(TRAIN, TRAIN)
+    data = ExampleData(sequences=TRAIN, mask=np.ones(int(TRAIN.response_lengths.sum()), np.bool_))
+    role.use(data, data)
     return role.examined(), role.update(range(len(TRAIN)))
 
 

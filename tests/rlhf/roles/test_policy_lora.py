@@ -28,6 +28,7 @@ from rlhf.models.load import load_causal, load_policy
 from rlhf.models.lora import adapter_tensors, adapters
 from rlhf.models.packed_row import pack_row
 from rlhf.models.policy import PolicyNet
+from rlhf.roles.examples import ExampleData
 from rlhf.roles.forward import join_tokens
 from rlhf.roles.policy import PolicyRole
 from rlhf.roles.reference import ReferenceRole
@@ -338,7 +339,8 @@ def masters(rank: Rank, folder: Path, recipe: Recipe) -> dict[str, Any]:
 def supervise(rank: Rank, folder: Path, recipe: Recipe, out: Path) -> dict[str, Any]:
     """Two supervised updates of adapters; the model is saved."""
     role = SFTRole(recipe, str(folder), 2, rank)
-    role.use(SEQUENCES, SEQUENCES)
+    data = ExampleData(sequences=SEQUENCES, mask=np.ones(int(SEQUENCES.response_lengths.sum()), np.bool_))
+    role.use(data, data)
     losses = [role.update(list(range(len(SEQUENCES))))["train/loss"] for _ in range(2)]
     held_out = gathered(role.held_out_logprobs(), rank)
     role.save(out)

@@ -6,6 +6,7 @@ import pytest
 from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
+from rlhf.data.chat import ChatFormat
 from rlhf.data.records import Message
 from rlhf.errors import UserError
 from rlhf.models.scratch import train_tokenizer
@@ -35,7 +36,7 @@ TEXTS = [
 def pairs(
     own: PreTrainedTokenizerFast, limit: int, samples: list[tuple[Prompt, str, FinishReason]]
 ) -> tuple[TextPairs, list]:
-    made = TextPairs(own, LengthLimit(limit), BlockReader(POLICY, [prompt for prompt, _, _ in samples]))
+    made = TextPairs(own, LengthLimit(limit), BlockReader(ChatFormat(POLICY), [prompt for prompt, _, _ in samples]))
     sequences = made(block(POLICY, *samples))
     return made, [(sequences.prompt(i).tolist(), sequences.response(i).tolist()) for i in range(len(samples))]
 

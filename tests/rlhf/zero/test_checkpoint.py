@@ -24,6 +24,7 @@ from transformers import AutoModelForCausalLM
 
 from rlhf.config.schema import LoRAConfig, ModelConfig, OptimizerConfig, PlacementConfig, Recipe, RoleConfig
 from rlhf.errors import UserError
+from rlhf.models.examination import Examination
 from rlhf.models.lora import add_adapters
 from rlhf.models.packed_row import pack_row
 from rlhf.models.policy import PolicyNet
@@ -469,12 +470,19 @@ def test_files_go_to_shared_memory_if_they_have_room_there(tmp_path: Path) -> No
             assert folder.parent == tmp_path
 
 
+class Bare(Role[Any]):
+    """A role whose network is no language model, and is not examined."""
+
+    def _examine(self, is_saved: bool) -> Examination:
+        return Examination(form="packed", tokens=0)
+
+
 def through_a_role(rank: Rank, stages: tuple[int, int], folder: str) -> None:
     roles = []
     for stage in stages:
         config = RoleConfig(ranks=rank.world, zero_stage=stage)
         recipe = Recipe(name="test", model=ModelConfig(), placement=PlacementConfig(policy=config))
-        roles.append(Role(recipe, config, rank, Net, ADAM, TOTAL))
+        roles.append(Bare(recipe, config, rank, Net, ADAM, TOTAL))
     first, second = roles
     train(first.engine, 0)
     shards: list[Any] = [None] * rank.world
