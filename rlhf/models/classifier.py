@@ -160,7 +160,8 @@ def _with_biases(architecture: type[PreTrainedModel], biases: Collection[str]) -
             plain = self.get_submodule(name)
             self.set_submodule(name, nn.Linear(plain.in_features, plain.out_features, bias=True))
 
-    return type(architecture.__name__, (architecture,), {"__init__": build})
+    # transformers reads the module's source to find whether its attention can be chosen.
+    return type(architecture.__name__, (architecture,), {"__init__": build, "__module__": architecture.__module__})
 
 
 def start_of_reward(folder: str | Path, config: ModelConfig) -> ClassifierFolder:

@@ -83,9 +83,12 @@ def is_causal(network: ScalarNet, run: Run, agreed: Agreed, device: torch.device
     whole = _probe(network.model).response(0)
     beginning = len(whole) // 2
     states = []
-    for length in (beginning, len(whole)):
-        row = pack_row(Sequences.pack([((), whole[:length])]), [0], device)
-        states.append(run(row, torch.arange(beginning, device=device), True).float())
+    try:
+        for length in (beginning, len(whole)):
+            row = pack_row(Sequences.pack([((), whole[:length])]), [0], device)
+            states.append(run(row, torch.arange(beginning, device=device), True).float())
+    except (IndexError, RuntimeError, TypeError, ValueError):  # states that are not one a token
+        return False
     return agreed(_is_close(states[1], states[0], network.model.dtype))
 
 

@@ -38,7 +38,7 @@ def check_complete(
             f"{kind} needs them, and in their place it would compute with random numbers",
             "give a complete model of this kind; a reward model or a bare backbone is no language model",
         )
-    reshaped = sorted(str(name) for name, *_ in info["mismatched_keys"])
+    reshaped = sorted(filter(is_needed, (str(name) for name, *_ in info["mismatched_keys"])))
     if reshaped:
         raise UserError(
             f"{what} has {_some(reshaped)} in other shapes than its config.json says",
@@ -47,7 +47,7 @@ def check_complete(
         )
     layers = dict(model.named_modules())
     unused = sorted(info["unexpected_keys"])
-    ignored = [name for name in unused if _belongs(name, layers)]
+    ignored = [name for name in unused if is_needed(name) and _belongs(name, layers)]
     if ignored:
         raise UserError(
             f"{what} has {_some(ignored)}, which its config.json does not ask for",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,14 +16,15 @@ Ends = dict[str, list[int]]
 
 def end_tokens(tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> Ends:
     """The end tokens of a tokenizer and of a model folder's settings."""
-    from transformers import AutoConfig, GenerationConfig
+    from transformers import GenerationConfig, PreTrainedConfig
 
-    ends = {"tokenizer": _ids(tokenizer.eos_token_id)}
-    for name, settings in (("generation_config.json", GenerationConfig), ("config.json", AutoConfig)):
-        try:
-            ends[name] = _ids(settings.from_pretrained(str(folder)).eos_token_id)
-        except (OSError, ValueError):  # not every model has generation settings
-            ends[name] = []
+    ends: Ends = {"tokenizer": _ids(tokenizer.eos_token_id), "generation_config.json": [], "config.json": []}
+    with suppress(OSError, ValueError):  # not every model has generation settings
+        ends["generation_config.json"] = _ids(GenerationConfig.from_pretrained(str(folder)).eos_token_id)
+    with suppress(OSError, ValueError):  # what is written there: a class's default that is not is none
+        written, _ = PreTrainedConfig.get_config_dict(str(folder))
+        nested = (written.get("text_config") or {}).get("eos_token_id")
+        ends["config.json"] = _ids(written.get("eos_token_id", nested))
     return ends
 
 

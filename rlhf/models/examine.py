@@ -199,7 +199,10 @@ class Examiner:
         """Of the three sequences: together within the model's context, and as long as the device affords."""
         affordable = OPERATIONS[self.device.type] / (2 * self.parameters * PASSES)
         settings = self.network.model.config.get_text_config()
-        context = getattr(settings, "max_position_embeddings", None) or TOKENS
+        names = ("max_position_embeddings", "n_positions", "max_seq_len")
+        known = [length for name in names if isinstance(length := getattr(settings, name, None), int) and length > 0]
+        context = min(known, default=2 * TOKENS)
+        context -= context // 16  # RoBERTa's kind has positions of its own before the first token
         total = max(12, min(TOKENS, context, max(FEWEST, int(affordable))))
         first, last = total // 12, total // 8
         return first, total - first - last, last

@@ -9,6 +9,7 @@ Shapes: R positions, d hidden size, V vocabulary.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -46,12 +47,22 @@ class OutputHead:
         self.backbones = [module for module in lm.modules() if isinstance(module, PreTrainedModel) and module is not lm]
         """The backbone, and its own parts that the language model may call in its place (OPT's decoder)."""
         self.options = without_cache(lm)
+        inside = {id(part) for backbone in self.backbones for part in backbone.modules()} - {*map(id, self.backbones)}
+        output = lm.get_output_embeddings()
+        self.called = [part for part in lm.modules() if id(part) not in inside or part is output]
+        """Modules that making logits calls."""
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(R, d) last hidden states → (R, V) logits, in the dtype that the model gives them."""
+        """(R, d) last hidden states → (R, V) logits, in the dtype that the model gives them.
+
+        Ranks make as many chunks of logits as they have tokens for, but ZeRO-3 counts the calls of modules, which have
+        to be as many on every rank. So its hooks are off in here; the weights are whole, as ``parameters`` are external
+        to their modules.
+        """
         tokens = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
-        with _forward_replaced(self.backbones, _Given(last_hidden_state=hidden[None])):
-            logits: Tensor = self.lm.forward(tokens, **self.options)[0]
+        given = _Given(last_hidden_state=hidden[None])
+        with _forward_replaced(self.backbones, given), _without_hooks(self.called):
+            logits: Tensor = self.lm.forward(tokens, **self.options).logits
         return logits[0]
 
     def parameters(self) -> list[nn.Parameter]:
@@ -80,3 +91,16 @@ def _forward_replaced(modules: Sequence[nn.Module], output: _Given) -> Iterator[
                 del module.forward
             else:
                 module.forward = own
+
+
+@contextmanager
+def _without_hooks(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Within the block the modules' hooks are not called."""
+    before = [(module._forward_pre_hooks, module._forward_hooks) for module in modules]
+    for module in modules:
+        module._forward_pre_hooks, module._forward_hooks = OrderedDict(), OrderedDict()
+    try:
+        yield
+    finally:
+        for module, (first, last) in zip(modules, before, strict=True):
+            module._forward_pre_hooks, module._forward_hooks = first, last

@@ -87,5 +87,5 @@ class PolicyNet(RowNet):
         All logits of the sequence exist at one time: it is to be short.
         """
         with own_attention(self.lm):
-            logits = self.lm.forward(tokens[None], **without_cache(self.lm))[0][0, :-1]
+            logits = self.lm.forward(tokens[None], **without_cache(self.lm)).logits[0, :-1]
         return (logits.float() / temperature).log_softmax(dim=-1).gather(1, tokens[1:, None])[:, 0]

@@ -86,7 +86,12 @@ class Role(Generic[Network]):
         Ranks that share rows have the same.
         """
         group, is_padded = self.rank.rank // row_ranks(self.config), self.network.form == "padded"
-        return plan(samples, lengths, groups(self.config), self.config.micro_batch_tokens, is_padded)[group]
+        return plan(samples, lengths, groups(self.config), self.row_tokens, is_padded)[group]
+
+    @property
+    def row_tokens(self) -> int:
+        """Tokens of a micro-batch at most."""
+        return self.config.micro_batch_tokens
 
     def pair_lengths(self, lengths: Int32) -> Int32:
         """(K,) tokens that each pair takes in a pass, of the lengths (2K,) of its two sequences in turn."""

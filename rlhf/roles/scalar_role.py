@@ -17,10 +17,21 @@ class ScalarRole(Role[ScalarNet]):
 
     def _examine(self, is_saved: bool) -> Examination:
         """As of any network; one with an encoder and a decoder has no states of one row of tokens to compare."""
+        note = "an encoder and a decoder, read by their own forward pass"
         if not self.network.model.config.is_encoder_decoder:
-            return super()._examine(is_saved)
+            try:
+                return super()._examine(is_saved)
+            except Exception as error:  # a frozen one may be read by its own forward pass, whatever its states are
+                if is_saved or self.network.peers is not None:
+                    raise
+                note = f"its states are not those of one sequence alone: {str(error).splitlines()[0]}"
         self.network.form = "padded"
-        return Examination(form="padded", tokens=0, notes=("an encoder and a decoder, read by their own forward pass",))
+        return Examination(form="padded", tokens=0, notes=(note,))
+
+    @property
+    def row_tokens(self) -> int:
+        """Tokens of a micro-batch at most. Where each sequence is a pass of its own, every rank does as many."""
+        return 1 if self.network.reader == "own_alone" else super().row_tokens
 
     @cached_property
     def is_causal(self) -> bool:

@@ -104,7 +104,7 @@ def test_afterwards_the_model_attends_as_before() -> None:
 
 
 def test_the_row_fits_the_models_context_and_the_device() -> None:
-    assert examined(PolicyNet(tiny_model(AutoModelForCausalLM, "gpt2"))).tokens == 64  # its n_positions
+    assert examined(PolicyNet(tiny_model(AutoModelForCausalLM, "gpt2"))).tokens == 60  # of its n_positions
     assert examined(PolicyNet(small_model("Llama"))).tokens == TOKENS
     assert examined(PolicyNet(small_model("Llama")), parameters=10**9).tokens == FEWEST
 

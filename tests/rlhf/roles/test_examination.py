@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from rlhf.config.schema import ModelConfig, OptimizerConfig, PlacementConfig, Recipe, RoleConfig, SFTConfig
 from rlhf.errors import UserError
+from rlhf.models import policy
 from rlhf.models.examination import Examination
 from rlhf.roles.examples import ExampleData
 from rlhf.roles.sft import SFTRole
@@ -97,3 +98,28 @@ def test_a_policy_without_a_weight_is_refused_by_its_name(two_ranks: Crew, tmp_p
     for stage in (1, 3):
         with pytest.raises(UserError, match=r"lacks model\.layers\.1\.mlp\.up_proj\.weight"):
             two_ranks.run(first_update, tmp_path, recipe(stage))
+
+
+UNEVEN = random_sequences((2, 6), (2, 14))
+"""One for each rank: one chunk of logits, and two."""
+
+
+def in_chunks(rank: Rank, folder: Path, recipe: Recipe) -> list[float]:
+    """Losses of two updates, held-out log-probabilities before each, with chunks of 8 tokens."""
+    policy.CHUNK = 8
+    role = SFTRole(recipe, str(folder), 2, rank)
+    data = ExampleData(sequences=UNEVEN, mask=np.ones(20, np.bool_))
+    role.use(data, data)
+    losses = []
+    for _ in range(2):
+        role.held_out_logprobs()
+        losses.append(role.update([0, 1])["train/loss"])
+    policy.CHUNK = 2048
+    return losses
+
+
+def test_ranks_may_make_different_numbers_of_chunks(two_ranks: Crew, tmp_path: Path) -> None:
+    """Under ZeRO-3 every call of a module is counted, and has to be made by all ranks."""
+    small_model("Gemma 2").save_pretrained(tmp_path)
+    sharded, whole = (two_ranks.run(in_chunks, tmp_path, recipe(stage)) for stage in (3, 1))
+    assert sharded[0] == pytest.approx(whole[0], rel=1e-5)
