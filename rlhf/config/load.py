@@ -108,13 +108,12 @@ class _Reader:
         return self.wrong(key, value, kind) if None in converted else converted
 
     def mapping(self, kind: Any, value: Any, key: str) -> Any:
-        if isinstance(value, dict):  # {1: chosen} means the text 1, as a label in data or a column's name
-            value = {str(name) if type(name) is int else name: inner for name, inner in value.items()}
-        if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
+        named = {_as_name(name): inner for name, inner in value.items()} if isinstance(value, dict) else {}
+        if not isinstance(value, dict) or len(named) < len(value) or not all(isinstance(name, str) for name in named):
             return self.wrong(key, value, kind)
         if section := section_of(get_args(kind)[1]):
-            return {name: self.section(section, inner, None, join(key, name)) for name, inner in value.items()}
-        return dict(value) if all(isinstance(text, str) for text in value.values()) else self.wrong(key, value, kind)
+            return {name: self.section(section, inner, None, join(key, name)) for name, inner in named.items()}
+        return named if all(isinstance(text, str) for text in named.values()) else self.wrong(key, value, kind)
 
     def wrong(self, key: str, value: Any, kind: Any) -> None:
         if self.enough(key):
@@ -139,6 +138,13 @@ class _Reader:
         else:
             fix = f"keys of {section or 'a recipe'}: {', '.join(known)}"
         self.problems.append(UserError(f"{self.source.place(key)}: there is no key {_shorten(key)}", fix=fix))
+
+
+def _as_name(key: Any) -> Any:
+    """A key of a mapping as text: {1: chosen} and {true: chosen} mean labels in data, or names of columns."""
+    if isinstance(key, bool):
+        return str(key).lower()
+    return str(key) if isinstance(key, int | float) else key
 
 
 def _convert(kind: Any, value: Any) -> Any:

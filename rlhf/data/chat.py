@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, cast
 
 from rlhf.data.control import ControlTokens
 from rlhf.data.encode import Encoder, Text
+from rlhf.data.forms import form_of
 from rlhf.data.records import Message, Messages, text_of
 from rlhf.data.template import ASSISTANT, Template, Turn, Unusable, Variables, given_names
 
@@ -96,6 +97,7 @@ class ChatFormat:
         turns, variables, hides = self._hidden(prompt, variables)
         if not self.has_template:
             return self._written(transcript(_messages(turns)), hides=hides, remarks=_unseen(prompt, variables))
+        turns = self._asked(turns, variables)
         opening = self.template.opening(turns, variables, is_open(turns))
         ignored = self.template.ignored(turns, variables, lambda t, v: self.template.opening(t, v, is_open(t)), opening)
         return self._by_template(opening, (), hides, ignored)
@@ -113,7 +115,7 @@ class ChatFormat:
         turns, variables, hides = self._hidden([*prompt, reply], variables)
         if not self.has_template:
             return self._in_transcript(turns, hides, _unseen([*prompt, reply], variables))
-        return self._exchange(turns[:-1], turns[-1], variables, hides, is_open(turns[:-1]))
+        return self._exchange(turns, variables, hides, is_open(turns[:-1]))
 
     def scored(self, prompt: Messages, answer: str, variables: Variables) -> Rendered:
         """A prompt and the answer that a model gave, whatever it is: it may be empty, or have an end token's text.
@@ -129,6 +131,7 @@ class ChatFormat:
             if not self.has_template:
                 space = "" if is_open(prompt) else " "
                 return self._written(transcript(_messages(turns)), space + text, hides=True)
+            turns = self._asked(turns, variables)
             header = (
                 self.template.opening(turns, variables, True)
                 if is_open(turns)
@@ -142,6 +145,7 @@ class ChatFormat:
             return ""
         try:
             turns, variables, _ = self._hidden(prompt, variables)
+            turns = self._asked(turns, variables)
             opening, header = self.template.opening(turns, variables, False), self.template.header(turns, variables)
         except Unusable:
             return ""
@@ -175,7 +179,7 @@ class ChatFormat:
         turns, variables, hides = self._hidden([*before, self._without_end(turn)], variables)
         if not self.has_template:
             return self._in_transcript(turns, hides, _unseen([*before, turn], variables), continues=False)
-        return self._exchange(turns[:-1], turns[-1], variables, hides, continues=False)
+        return self._exchange(turns, variables, hides, continues=False)
 
     def _join(self, turns: Sequence[Rendered | Unusable]) -> Rendered | None:
         """One sequence of all turns, or None where the last one's text does not have each of the others in it."""
@@ -218,10 +222,13 @@ class ChatFormat:
     ) -> Rendered:
         return Rendered(prompt=prompt, response=response, hides=hides, by_template=True, end=self.end, remarks=remarks)
 
-    def _exchange(
-        self, before: list[Turn], reply: Turn, variables: Variables, hides: bool, continues: bool
-    ) -> Rendered:
-        turns = [*before[:-1], _continued_turn(before[-1], reply)] if continues else [*before, reply]
+    def _asked(self, turns: list[Turn], variables: Variables) -> list[Turn]:
+        """The turns of a prompt in the form that the template takes."""
+        return form_of(turns, lambda form: self.template.opening(form, variables, is_open(form)))
+
+    def _exchange(self, given: list[Turn], variables: Variables, hides: bool, continues: bool) -> Rendered:
+        *before, reply = form_of(given, lambda form: self.template.render(_whole(form, continues), variables))
+        turns = _whole([*before, reply], continues)
         whole, tracked = self.template.whole(turns, variables)
         opening = self.template.opening(before, variables, continues)
         remarks = self.template.ignored(turns, variables, self.template.render, whole)
@@ -235,8 +242,9 @@ class ChatFormat:
             remarks |= more
         if not continues and _is_lost(reply, response):
             opened = self._opened_by_answer(before, reply, variables, opening)
-            prompt, response = opened or (prompt, response)
-            remarks |= frozenset() if opened else {"part of the answer: the chat template leaves it out"}
+            if opened is None:
+                raise Unusable("the chat template leaves out part of the answer")
+            prompt, response = opened
         if not str(reply.get("content") or "").strip() and self.template.is_unwritten(turns, variables, whole):
             raise Unusable("the chat template writes nothing of the answer")
         return self._by_template(prompt, self._tracked_spans(prompt, response, tracked), hides, remarks)
@@ -416,6 +424,11 @@ def _continued(turn: Message, rest: Message) -> Message:
 
 def _continued_turn(turn: Turn, rest: Turn) -> Turn:
     return {**turn, **rest, "content": str(turn.get("content") or "") + str(rest.get("content") or "")}
+
+
+def _whole(turns: list[Turn], continues: bool) -> list[Turn]:
+    """A prompt's turns and the answer as one conversation, in which a continued turn is one."""
+    return [*turns[:-2], _continued_turn(turns[-2], turns[-1])] if continues else turns
 
 
 def _messages(turns: Sequence[Turn]) -> Messages:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -30,8 +31,6 @@ STANDARD: Mapping[str, tuple[str, ...]] = {
     "completion": ("output", "response", "answer"),
 }
 """Names that public data has for a column; one is taken where the row has exactly one of them."""
-
-_ANSWERED = {"messages", "text", "chosen"}
 
 
 @dataclass(frozen=True)
@@ -65,9 +64,11 @@ def _names(
     taken = {path.partition(".")[0] for value in columns.values() for path in paths_of(value)}
     free = [name for name in row if name not in columns.values() and name not in ignore]
     names = {name: name for name in COLUMNS if name in free and name not in columns and name != "input"} | columns
-    names |= {
-        ours: found for ours in STANDARD if (found := _standard(ours, [n for n in free if n not in taken], names))
-    }
+    for ours in STANDARD:
+        if not (ours in ("prompt", "completion") and "text" in columns):  # the recipe says which text it is
+            names |= _standard(ours, [name for name in free if name not in taken], names)
+    if "prompt" in names and {"completion", "chosen"} & names.keys() and "text" not in columns:
+        names.pop("text", None)  # Alpaca's: the same once more, in another template
     if compares_conversations and "prompt" not in columns and names.get("prompt") in STANDARD["prompt"]:
         del names["prompt"]  # the conversations hold it
     if names.get("prompt") == "instruction" and "input" in free:
@@ -75,21 +76,29 @@ def _names(
     return names
 
 
-def _standard(ours: str, free: Iterable[str], names: Mapping[str, str]) -> str | None:
+def _standard(ours: str, free: Iterable[str], names: Mapping[str, str]) -> Mapping[str, str]:
     """The one column whose standard meaning is ``ours``, where nothing else plays that part."""
-    if ours in names or (ours in ("prompt", "completion") and {"messages", "text"} & names.keys()):
-        return None
-    if ours == "completion" and _ANSWERED & names.keys():
-        return None
+    if ours in names or (ours in ("prompt", "completion") and "messages" in names):
+        return {}
+    if ours == "completion" and ("chosen" in names or ("text" in names and "prompt" not in names)):
+        return {}
     found = [name for name in free if name in STANDARD[ours]]
     if ours == "prompt" and not found:
         found = [name for name in free if name == "input"]
-    return found[0] if len(found) == 1 else None
+    return {ours: found[0]} if len(found) == 1 else {}
 
 
 def is_conversation(row: Mapping[str, object], column: str) -> bool:
-    """Whether a column holds messages."""
-    return isinstance(value_at(row, column), list)
+    """Whether a column holds messages, or JSON text of some."""
+    value = value_at(row, column)
+    return isinstance(value, list) or looks_like_messages(value)
+
+
+def looks_like_messages(value: object) -> bool:
+    """Whether a text is one or several turns of a conversation, as a column of a table may hold them."""
+    if not isinstance(value, str) or not _AN_OBJECT.match(value):
+        return False
+    return _A_ROLE.search(value) is not None
 
 
 def paths_of(value: str) -> list[str]:
@@ -103,6 +112,8 @@ def has_value(row: Mapping[str, object], path: str) -> bool:
 
 
 _NOTHING = object()
+_AN_OBJECT = re.compile(r"""\s*(\[\s*)?\{\s*(['"])(role|content|from|value)\2\s*:""")
+_A_ROLE = re.compile(r"""(['"])(role|from)\1\s*:\s*(['"])(system|developer|user|assistant|tool|human|gpt)\3""")
 
 
 def value_at(row: Mapping[str, object], path: str, otherwise: object = None) -> object:
@@ -120,7 +131,31 @@ def value_at(row: Mapping[str, object], path: str, otherwise: object = None) -> 
     return value
 
 
+def leaves(value: object, path: str) -> Iterator[tuple[str, object]]:
+    """Every value inside of another that is itself neither a mapping nor a list, with its dotted path."""
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from leaves(inner, f"{path}.{name}")
+    elif isinstance(value, list | tuple):
+        for i, inner in enumerate(value):
+            yield from leaves(inner, f"{path}.{i}")
+    else:
+        yield path, value
+
+
+def is_within(path: str, others: Iterable[str]) -> bool:
+    """Whether a path is one of the others, or leads into one."""
+    return any(path == other or path.startswith(f"{other}.") for other in others)
+
+
 def unused(row: Mapping[str, object], names: Mapping[str, str], ignore: Sequence[str]) -> list[str]:
-    """Columns of a row that nothing here reads."""
-    used = {path.partition(".")[0] for value in names.values() for path in paths_of(value)} | {*names.values()}
-    return [name for name in row if name not in used and name not in ignore]
+    """Columns of a row that nothing here reads; of a column that is read in part, the paths to the rest."""
+    read = [*names.values(), *(path for value in names.values() for path in paths_of(value)), *ignore]
+    found: list[str] = []
+    for name, value in row.items():
+        if not any(path.startswith(f"{name}.") for path in read):
+            found += [] if name in read else [name]
+        elif name not in read:
+            rest = leaves(value, name)
+            found += [path for path, inner in rest if inner is not None and not is_within(path, read)]
+    return found

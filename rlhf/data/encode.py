@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 Ids = list[int]
 ANCHORS = ("\n", ".", ":", "a")
 """Texts before a piece that show how it continues; a merge across the seam rules one out."""
+_BEFORE = ("\n", "1", ".")
+"""Anchors for texts that do not merge with one: the first that is a token, since some tokenizers drop a line's end."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,8 @@ class Encoder:
         self.tokenizer, self.control = tokenizer, control
         self.head = self._head()
         """Special tokens that the tokenizer sets before a text: the begin token or nothing."""
-        alone, [line, after] = self._plain(["hello"])[0], self._plain(["\n", "\nhello"])
+        self._anchor = next((text for text in _BEFORE if self._plain([text])[0]), _BEFORE[0])
+        alone, [line, after] = self._plain(["hello"])[0], self._plain([self._anchor, f"{self._anchor}hello"])
         self.sets_space = after != line + alone
         """Whether the tokenizer begins every text with a space or the like."""
 
@@ -67,7 +70,7 @@ class Encoder:
         """Tokens of a text that continues another whose last token reaches into it."""
         for anchor in ANCHORS:
             start, whole = self._encode([Text(anchor), Text(anchor + text.text, text.hides)])
-            if whole[: len(start)] == start:
+            if start and whole[: len(start)] == start:
                 return whole[len(start) :]
         return self._encode([text])[0]
 
@@ -109,7 +112,7 @@ class Encoder:
         after, probe = self._plain([f"{special}hello", "hello"])
         if after[1:] == probe:  # the tokenizer begins anew after a special token
             return alone
-        start, whole = self._plain(["\n", f"\n{text}"], split_special_tokens=True)
+        start, whole = self._plain([self._anchor, f"{self._anchor}{text}"], split_special_tokens=True)
         return whole[len(start) :] if whole[: len(start)] == start else alone
 
     def _head(self) -> Ids:

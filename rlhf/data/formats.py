@@ -13,9 +13,9 @@ messages                      a conversation; its last assistant turn is the com
 text                          a demonstration without a prompt
 ============================  ==========================================================
 
-A row with several of these is read as the richest one that the stage needs. Beside them ``system`` is a turn before
-the prompt, ``input`` a text after it, and ``tools``, ``documents`` and ``chat_template_kwargs`` are for the chat
-template. Each row ends up as a record or a ``BadRow``.
+A row with several of these is read as the richest one that the stage needs: answers beside ``messages`` follow these,
+in every stage. Beside them ``system`` is a turn before the prompt, ``input`` a text after it, and ``tools``,
+``documents`` and ``chat_template_kwargs`` are for the chat template. Each row ends up as a record or a ``BadRow``.
 """
 
 from __future__ import annotations
@@ -33,10 +33,13 @@ from rlhf.data.columns import COLUMNS, Missing, paths_of, rename, unused, value_
 from rlhf.data.hh import looks_like_hh, rows_from_transcripts
 from rlhf.data.read import RawRow, read_rows
 from rlhf.data.records import BadRow, DataFile, Demonstration, Loaded, Message, Messages, Preference, PromptRow
+from rlhf.data.repeated import prompt_text, without_prompts
 from rlhf.data.report import describe_bad
 from rlhf.data.turns import (
     RowError,
+    are_turns,
     join_turns,
+    parse_turns,
     read_messages,
     read_variables,
     refuse_media,
@@ -76,17 +79,17 @@ def load_preferences(config: DataConfig) -> Loaded[Preference]:
 
 def load_prompts(config: DataConfig) -> Loaded[PromptRow]:
     """Prompts of ``config.prompts`` or ``config.path``, repeated ones included. Raises as ``load_demonstrations``."""
-    return _load(config.prompts or config.path, config, _prompt_row, needs_winner=False)
+    return _load(config.prompts or config.path, config, _prompt_row, needs_answers=False)
 
 
-def _load(path: str | None, config: DataConfig, parse: Parse[T], needs_winner: bool = True) -> Loaded[T]:
+def _load(path: str | None, config: DataConfig, parse: Parse[T], needs_answers: bool = True) -> Loaded[T]:
     if path is None:
         raise UserError(
             "the recipe names no data",
             fix="set data.path, or the stage's own data.demonstrations, .preferences or .prompts",
         )
     read = _read(path, config)
-    raws = choose_by_label(read.rows, config) if needs_winner else read.rows
+    raws, repeated = without_prompts(list(choose_by_label(read.rows, config))) if needs_answers else (read.rows, 0)
     rows: list[T] = []
     bad: list[BadRow] = []
     for outcome in _parse_all(raws, parse):
@@ -101,7 +104,7 @@ def _load(path: str | None, config: DataConfig, parse: Parse[T], needs_winner: b
             bad.append(outcome)
     if not rows:
         raise _nothing_usable(path, bad)
-    return Loaded(tuple(rows), tuple(bad), tuple(read.unused), tuple(read.files))
+    return Loaded(tuple(rows), tuple(bad), tuple(read.unused), tuple(read.files), repeated)
 
 
 @dataclass(frozen=True)
@@ -138,6 +141,10 @@ def _renamed(raw: RawRow | BadRow, config: DataConfig) -> RawRow | BadRow:
     row, meant = raw.columns, {*names.values(), *COLUMNS}
     others = {name: value for name, value in row.items() if name not in meant}
     ours = {name: row[theirs] if theirs in row else _value(row, theirs) for name, theirs in names.items()}
+    try:
+        ours |= {name: parse_turns(ours[name], name) for name in _CONVERSATIONS if name in ours}
+    except RowError as error:
+        return BadRow(raw.source, str(error))
     return RawRow(raw.source, {**others, **ours}, raw.filled, given=row, names=names)
 
 
@@ -174,6 +181,11 @@ def _without_gaps(raw: RawRow) -> RawRow:
 
 
 def _nothing_usable(path: str, bad: list[BadRow]) -> UserError:
+    if bad and not any(row.is_fault for row in bad):
+        why = f"{len(bad):,} comparisons are ties, and there are no others"
+        return UserError(
+            f"no usable row in '{path}'", why, "check data.columns.label and data.labels, or give more data"
+        )
     if not bad:
         return UserError(f"no rows in '{path}'", fix="check data.path, data.split and data.max_rows")
     why = f"all {len(bad):,} rows are bad:\n{describe_bad(bad)}"
@@ -194,7 +206,9 @@ def _demonstration(raw: RawRow) -> Demonstration:
         turns = _with_system(read_messages(row["messages"], "messages"), row)
         return Demonstration(*_split_last_reply(turns, "messages"), source, read_variables(row))
     if "text" in row:
-        return Demonstration("", _text(row["text"], "text"), source)
+        if _is_there(row.get("system")):
+            raise RowError("system beside text: it would have no place in it")
+        return Demonstration("", _text(row["text"], "text"), source, read_variables(row))
     raise _no_column(row, "prompt and completion, chosen and rejected, messages, or text")
 
 
@@ -205,7 +219,11 @@ def _preference(raw: RawRow) -> Preference:
     prompt: Messages | str
     chosen: Message | str
     rejected: Message | str
-    if "prompt" not in row and isinstance(row["chosen"], str):
+    if "prompt" not in row and "messages" not in row and isinstance(row["chosen"], str):
+        if "text" in row:
+            raise RowError(
+                "text beside two answers: data.columns={prompt: text} where it is their prompt, or data.ignore=[text]"
+            )
         prompt, chosen, rejected = _shared_beginning(row)
     else:
         prompt, chosen = _answered(row, "chosen")
@@ -223,9 +241,11 @@ def _prompt_row(raw: RawRow) -> PromptRow:
 
 def _asked(raw: RawRow) -> Messages | str:
     row = raw.columns
-    explicit = "prompt" in row and (isinstance(row["prompt"], list) or not isinstance(row.get("chosen"), list))
-    if "chosen" in row and not explicit:
+    if "chosen" in row and "prompt" not in row:
         return _preference(raw).prompt
+    answer = next((name for name in ("completion", "chosen") if name in row), None)
+    if answer and ("messages" in row or are_turns(row[answer])):
+        return _answered(row, answer)[0]  # as it is in the stages that learn from the answer
     if "messages" in row:
         turns = _with_system(read_messages(row["messages"], "messages"), row)
         return _prompt(turns if turns[-1].role != "assistant" else turns[:-1])
@@ -242,23 +262,47 @@ def _beside_the_prompt(raw: RawRow) -> dict[str, object]:
 def _answered(row: Columns, column: str) -> tuple[Messages | str, Message | str]:
     """Prompt and reply of a row whose reply is in ``column``.
 
-    A list of messages may begin with the prompt. A ``prompt`` column of plain text beside it must then say the same
-    prompt again, as several public preference sets have it, and the conversation wins; beside an answer alone it is
-    what the user said.
+    A list of messages may begin with the prompt, and an answer alone may follow the column ``messages``. A ``prompt``
+    column of plain text beside such a conversation must then say the same prompt again, as several public preference
+    sets have it, and the conversation wins; beside an answer alone it is what the user said.
     """
     reply = _text_or_messages(row[column], column)
+    if "messages" in row and (isinstance(reply, str) or _is_answer(reply)):
+        reply = (*_conversation(row), *((Message("assistant", reply),) if isinstance(reply, str) else reply))
+        column = "messages"
     if isinstance(reply, str):
         if "prompt" not in row:
             raise _no_column(row, f"prompt beside {column}")
         return _prompt(_given_prompt(row)), reply
     before = row.get("prompt")
     if isinstance(before, list | dict):
-        return _split_last_reply(join_turns(_with_system(read_messages(before, "prompt"), row), reply, column), column)
-    if isinstance(before, str) and all(turn.role == "assistant" for turn in reply):
-        reply = (Message("user", _text(before, "prompt")), *reply)  # an answer as a message, to a prompt as text
+        prompt = _given_prompt(row)
+        assert not isinstance(prompt, str)
+        return _split_last_reply(join_turns(prompt, reply, column), column)
+    if isinstance(before, str) and _is_answer(reply):
+        asked = prompt_text(_text(before, "prompt"), None, _optional(row, "input"))
+        reply = (Message("user", asked), *reply)  # an answer as a message, to a prompt as text
     elif isinstance(before, str):
         _require_said_again(before, reply, column)
     return _split_last_reply(_with_system(reply, row), column)
+
+
+def _is_answer(turns: Messages) -> bool:
+    return all(turn.role == "assistant" for turn in turns)
+
+
+def _conversation(row: Columns) -> Messages:
+    """The column ``messages`` up to the answers of its row, one of which it may end with."""
+    turns = read_messages(row["messages"], "messages")
+    if turns[-1].role != "assistant":
+        return turns
+    given = [_text_or_messages(row[name], name) for name in ("completion", "chosen", "rejected") if name in row]
+    answers = {(each if isinstance(each, str) else each[-1].content).strip() for each in given}
+    if turns[-1].content.strip() not in answers or len(turns) == 1:
+        raise RowError(
+            "prompts differ: messages ends with an answer that is none of the row's (data.ignore=[messages])"
+        )
+    return turns[:-1]
 
 
 def _require_said_again(prompt: str, conversation: Messages, column: str) -> None:
@@ -272,13 +316,15 @@ def _require_said_again(prompt: str, conversation: Messages, column: str) -> Non
 def _given_prompt(row: Columns) -> Messages | str:
     """The ``prompt`` column with what belongs to it: ``input`` after it, ``system`` before it."""
     prompt = _text_or_messages(row["prompt"], "prompt")
-    if _is_there(more := row.get("input")):
-        if not isinstance(prompt, str):
-            raise RowError("input beside messages: it would have no place in the conversation")
-        prompt = f"{prompt}\n\n{_text(more, 'input')}"
-    if not isinstance(prompt, str):
-        return _with_system(prompt, row)
-    return f"{_text(row['system'], 'system')}\n\n{prompt}" if _is_there(row.get("system")) else prompt
+    if isinstance(prompt, str):
+        return prompt_text(prompt, _optional(row, "system"), _optional(row, "input"))
+    if _optional(row, "input"):
+        raise RowError("input beside messages: it would have no place in the conversation")
+    return _with_system(prompt, row)
+
+
+def _optional(row: Columns, column: str) -> str | None:
+    return _text(row[column], column) if _is_there(row.get(column)) else None
 
 
 def _with_system(turns: Messages, row: Columns) -> Messages:
@@ -309,7 +355,7 @@ def _split_last_reply(turns: Messages, column: str) -> tuple[Messages | str, Mes
     return _prompt(turns[:last]), reply
 
 
-def _shared_beginning(row: Columns) -> tuple[Messages | str, str, str]:
+def _shared_beginning(row: Columns) -> tuple[str, str, str]:
     """Split two texts where they part, moved back to the beginning of that word with the space before it.
 
     Scripts without spaces between words are split between characters, as a reader sees them: never before an accent or
@@ -322,7 +368,8 @@ def _shared_beginning(row: Columns) -> tuple[Messages | str, str, str]:
     ends = set(_character_ends(rejected))
     cut = max((end for end in shared if end in ends and end < min(len(chosen), len(rejected))), default=0)
     cut = len(common[:cut].rstrip())
-    prompt = _prompt(common[:cut])
+    _prompt(common[:cut])
+    prompt = prompt_text(common[:cut], _optional(row, "system"), None)
     return prompt, _text(chosen[cut:], "chosen"), _text(rejected[cut:], "rejected")
 
 
@@ -337,7 +384,7 @@ def _prompt(prompt: Messages | str) -> Messages | str:
 
 
 def _text_or_messages(value: object, column: str) -> Messages | str:
-    is_turn = isinstance(value, dict) and "role" in value
+    is_turn = isinstance(value, dict) and ("role" in value or "from" in value)
     return read_messages(value, column) if is_turn or isinstance(value, list) else _text(value, column)
 
 

@@ -31,6 +31,8 @@ T = TypeVar("T")
 KINDS = {".jsonl": "jsonl", ".json": "json", ".parquet": "parquet"}
 """What each ending of a file's name means; a further ``.gz`` is allowed."""
 
+_NO_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
+"""Files that describe a data set and lie beside its data."""
 _GZIP_MAGIC = b"\x1f\x8b"
 _UTF8_MARK = b"\xef\xbb\xbf"
 _WIDE = (b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff", b"{\0", b"\0{", b"[\0", b"\0[")
@@ -123,7 +125,9 @@ def _place(path: str) -> Path:
 
 
 def _is_saved_dataset(place: Path) -> bool:
-    return (place / "dataset_dict.json").exists() or (place / "state.json").exists()
+    if (place / "dataset_dict.json").exists():
+        return True
+    return (place / "state.json").exists() and any(place.glob("*.arrow"))
 
 
 def _may_be_hub_name(place: Path, path: str) -> bool:
@@ -143,7 +147,7 @@ def _data_files(place: Path, split: str) -> list[Path]:
     if not place.exists():
         raise UserError(f"no data at '{place}'", "there is no such file or folder", "check data.path in the recipe")
     try:
-        files = sorted(file for file in place.iterdir() if file.is_file() and _kind(file))
+        files = sorted(file for file in place.iterdir() if file.is_file() and _kind(file) and file.name not in _NO_DATA)
     except OSError as error:  # a device or a pipe, or a folder that is not ours
         raise UserError(f"no data at '{place}'", str(error), "name a file, or a folder that you may read") from error
     if not files:

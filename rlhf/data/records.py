@@ -29,10 +29,12 @@ class Message:
     """Empty where the turn has none, as a turn that is only a tool call."""
     fields: Mapping[str, object] = field(default_factory=dict, hash=False)
     """Every other field of the turn under its own name: ``tool_calls``, ``reasoning_content``, ``name``, ..."""
+    has_content: bool = field(default=True, compare=False)
+    """Whether the row gives the turn a content: null is not the empty text to every chat template."""
 
     def as_dict(self) -> dict[str, object]:
         """The turn as chat templates take it."""
-        return {"role": self.role, "content": self.content, **self.fields}
+        return {"role": self.role, "content": self.content if self.has_content else None, **self.fields}
 
 
 Messages = tuple[Message, ...]
@@ -120,3 +122,5 @@ class Loaded(Generic[T]):
     """Columns that some row has and that nothing reads."""
     files: tuple[DataFile, ...] = ()
     """What the rows were read from."""
+    repeated: int = 0
+    """Rows whose answers began with the prompt, which was left out of them."""

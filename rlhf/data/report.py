@@ -15,11 +15,21 @@ COLUMNS_SHOWN = 8
 def describe(loaded: Loaded, name: str) -> str:
     """Counts of a data set, its rows that are set aside by reason with the first few places of each, and the columns
     that nothing reads."""
-    head = f"{name}: {len(loaded.rows):,} rows"
-    if not loaded.bad:
-        return "\n".join([head, *_unused(loaded)])
-    kind = "bad rows" if any(row.is_fault for row in loaded.bad) else "rows"
-    return "\n".join([f"{head}, {len(loaded.bad):,} {kind} set aside", describe_bad(loaded.bad), *_unused(loaded)])
+    head = ", ".join([f"{name}: {len(loaded.rows):,} rows", *_set_aside(loaded.bad)])
+    repeated = (
+        [f"  {loaded.repeated:,} × the prompt at the beginning of an answer: left out"] if loaded.repeated else []
+    )
+    bad = [describe_bad(loaded.bad)] if loaded.bad else []
+    return "\n".join([head, *bad, *repeated, *_unused(loaded)])
+
+
+def _set_aside(bad: Sequence[BadRow]) -> list[str]:
+    """How many rows are malformed, and how many comparisons are ties, which are no faults."""
+    faults = sum(row.is_fault for row in bad)
+    ties = len(bad) - faults
+    numbers = ((faults, "bad row"), (ties, "tie"))
+    counts = [f"{number:,} {what}{'s' if number > 1 else ''}" for number, what in numbers if number]
+    return [" and ".join(counts) + " set aside"] if counts else []
 
 
 def _unused(loaded: Loaded) -> list[str]:

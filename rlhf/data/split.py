@@ -20,17 +20,19 @@ def split_key(row: Demonstration | Preference | PromptRow) -> str:
 def canonical_prompt(prompt: Messages | str) -> str:
     """One text for a prompt, however it is written: a string or one turn of the user's, an HH transcript or messages.
 
-    White space around a turn makes no difference.
+    White space around a turn makes no difference, and neither does whether a system text stands in a turn of its own
+    or before a prompt that is a string.
     """
     if isinstance(prompt, str):
         if not prompt.lstrip().startswith(f"{ROLES_IN_HH['user']}:"):
             return prompt.strip()
         prompt = tuple(Message(turn["role"], turn["content"]) for turn in messages(prompt))
     turns = [(turn.role, turn.content.strip()) for turn in prompt]
-    if turns[-1] == ("assistant", ""):
+    turns = [turn for turn in turns if turn != ("system", "")]
+    if turns[-1:] == [("assistant", "")]:
         turns.pop()  # a transcript names who answers
-    if len(turns) == 1 and turns[0][0] == "user":
-        return turns[0][1]
+    if [role for role, _ in turns] in (["user"], ["system", "user"]):
+        return "\n\n".join(text for _, text in turns)
     ends = "" if turns and turns[-1][0] == "assistant" else f"\n\n{ROLES_IN_HH['assistant']}:"
     return "".join(f"\n\n{ROLES_IN_HH.get(role, role.capitalize())}: {text}" for role, text in turns) + ends
 

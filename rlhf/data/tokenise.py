@@ -22,6 +22,15 @@ from rlhf.data.template import Unusable
 from rlhf.errors import UserError
 from rlhf.types import Example, Int32, ModelFacts, Pair, Prompt
 
+_ADVICE = (
+    ("data.max_prompt_length", "raise data.max_prompt_length, or set data.long_prompts=truncate_left"),
+    ("data.max_response_length", "raise data.max_response_length"),
+    ("the model's context", "take a model with a longer context, or shorter rows"),
+    ("chat template", "mend the turns, or give a template that takes them (model.chat_template)"),
+    ("", "mend the rows"),
+)
+"""What to do about rows that are set aside: a part of the reason, and the advice."""
+
 T = TypeVar("T")
 Row = Demonstration | Preference | PromptRow
 
@@ -345,7 +354,7 @@ def _collect(outcomes: Sequence[Sequence[_Outcome[T]]], chat: ChatFormat) -> Tok
         raise UserError(
             f"none of {len(outcomes):,} rows can be used",
             "all were set aside:\n" + "\n".join(_reasons(dropped)),
-            "raise the lengths in data (and the model's context), or set data.long_prompts=truncate_left",
+            "; ".join(dict.fromkeys(next(advice for part, advice in _ADVICE if part in why) for why in dropped)),
         )
     items = tuple(outcome.item for outcome in kept if outcome.item is not None)
     truncated = sum(outcome.truncated for outcome in kept)

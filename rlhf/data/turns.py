@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from rlhf.data.columns import looks_like_messages
 from rlhf.data.records import Message, Messages
 
 MEDIA = {"image", "images", "video", "videos", "audio", "audios"}
@@ -14,6 +15,11 @@ VARIABLES = {"tools", "documents", "chat_template_kwargs"}
 """Columns that are for the chat template."""
 SPEAKERS = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant"}
 """Roles of ShareGPT's ``{from, value}`` turns under the names of chat templates; others keep theirs."""
+_A_TURN = ({"role", "content"}, {"role", "tool_calls"}, {"from", "value"})
+"""Fields of which every turn has one of these sets."""
+_TEXT_PARTS = ("text", "input_text", "output_text")
+"""Types of a part of a turn's content that is text."""
+_NOTHING: tuple[object, ...] = (None, "", [], {})
 
 
 class RowError(ValueError):
@@ -30,6 +36,32 @@ def read_messages(value: object, column: str) -> Messages:
     if not isinstance(turns, list) or not turns:
         raise RowError(f"not messages: {column} is {value!r:.40}")
     return tuple(_message(turn, column) for turn in turns)
+
+
+def parse_turns(value: object, column: str) -> object:
+    """The value, parsed where it is messages as JSON text, as columns of a table hold them.
+
+    Raises:
+        RowError: it is text of messages that is no JSON.
+    """
+    if not looks_like_messages(value):
+        return value
+    try:
+        parsed = json.loads(str(value))
+    except (ValueError, RecursionError):
+        raise RowError(
+            f"not JSON: {column} is text that looks like messages and does not parse; write them as lists or by "
+            "json.dumps, not by str"
+        ) from None
+    return parsed if are_turns(parsed) else value  # an answer may be JSON too
+
+
+def are_turns(value: object) -> bool:
+    """Whether a value is a turn or a list of turns; what they hold is another question."""
+    turns = value if isinstance(value, list) else [value]
+    return bool(turns) and all(
+        isinstance(turn, dict) and any(names <= turn.keys() for names in _A_TURN) for turn in turns
+    )
 
 
 def read_variables(row: Mapping[str, object]) -> dict[str, object]:
@@ -138,16 +170,15 @@ def _message(turn: object, column: str) -> Message:
         names = {"from": "role", "value": "content"}
         turn = {names.get(name, name): value for name, value in turn.items()}
         turn["role"] = SPEAKERS.get(turn["role"], turn["role"]) if isinstance(turn["role"], str) else turn["role"]
-    fields: dict[str, object] = {
-        str(name): value for name, value in turn.items() if name not in ("role", "content") and value is not None
-    }
+    fields = {str(name): value for name, value in turn.items() if name not in ("role", "content")}
+    if "tool_calls" in fields:
+        fields["tool_calls"] = _tool_calls(fields["tool_calls"])
+    fields = {name: value for name, value in fields.items() if value not in _NOTHING}
     role, content = turn.get("role"), _content(turn.get("content"), bool(fields), column)
     if not isinstance(role, str) or content is None:
         raise _not_a_turn(turn, column)
-    if "tool_calls" in fields:
-        fields["tool_calls"] = _tool_calls(fields["tool_calls"])
     require_unicode([role, content, fields], column)
-    return Message(role, content, fields)
+    return Message(role, content, fields, has_content=turn.get("content") is not None)
 
 
 def _content(value: object, has_more: bool, column: str) -> str | None:
@@ -164,11 +195,17 @@ def _part(part: object, column: str) -> str:
     if isinstance(part, str):
         return part
     text = part.get("text") if isinstance(part, dict) else None
-    if not isinstance(part, dict) or (part.get("type", "text") == "text" and not isinstance(text, str)):
+    kind = part.get("type", "text") if isinstance(part, dict) else "text"
+    if any(media in str(kind) for media in MEDIA):
+        raise RowError(f"images, video or audio: {column} has a part of type {kind!r:.40}")
+    if kind not in _TEXT_PARTS:
+        raise RowError(
+            f"not text: {column} has a part of type {kind!r:.40}; what is no text is a field beside content, such as "
+            "reasoning_content or tool_calls"
+        )
+    if not isinstance(text, str):
         raise RowError(f"not messages: {column} has a part that is not {{type: text, text: ...}}: {part!r:.60}")
-    if part.get("type", "text") != "text":
-        raise RowError(f"images, video or audio: {column} has a part of type {part['type']!r:.40}")
-    return str(text)
+    return text
 
 
 def _tool_calls(calls: object) -> object:

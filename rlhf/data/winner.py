@@ -1,7 +1,6 @@
 """Who won, where a column says so: a label beside two answers decides which of them is ``chosen``.
 
-A label has the meaning that ``DataConfig.labels`` gives it. Without that, words that name an answer are read (``a``,
-``first``, ``response_1``, the column's own name), and the numbers 1 and 2 where both conventions agree on them.
+What a label means is in ``labels``. A column that may hold labels and that the recipe does not read is asked about.
 """
 
 from __future__ import annotations
@@ -9,31 +8,24 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cache
-from typing import Literal
+from functools import lru_cache
 
 from rlhf.config.schema import DataConfig
-from rlhf.data.columns import paths_of
+from rlhf.data.columns import is_within, leaves, paths_of, value_at
+from rlhf.data.labels import PAIR, SIDES, Names, Side, as_text, check_labels, may_name_one, meaning_of, names_of
 from rlhf.data.read import RawRow
 from rlhf.data.records import BadRow
 from rlhf.errors import UserError
 
-Side = Literal["chosen", "rejected", "tie"]
-SIDES: tuple[Side, ...] = ("chosen", "rejected", "tie")
-
 _SAYS_WHO_WON = {
     *("label", "labels", "winner", "won", "preference", "preferences", "preferred", "better", "choice", "verdict"),
-    *("vote", "votes", "judgement", "judgment"),
+    *("vote", "votes", "judgement", "judgment", "best", "winning"),
 }
 """Words in the name of a column that says which of two answers won."""
 _WHO_SAID_IT = {"annotator", "annotators", "annotation", "annotations", "rater", "raters", "judge"}
 """The same, but for the column that says who the judge was."""
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
 _LONGEST_LABEL = 40  # characters; longer text explains a choice and does not make it
-_ANSWER = re.compile(
-    r"(?:(?:model|response|output|answer|assistant|option|completion|candidate|text|system)[\s_-]*)?"
-    r"(?:(?P<chosen>1|a|first|left|chosen)|(?P<rejected>2|b|second|right|rejected)|(?P<tie>0|tie.*|both.*|equal|same|draw))"
-)
 
 
 def choose_by_label(raws: Sequence[RawRow | BadRow], config: DataConfig) -> Iterator[RawRow | BadRow]:
@@ -47,7 +39,7 @@ def choose_by_label(raws: Sequence[RawRow | BadRow], config: DataConfig) -> Iter
         _refuse_unread(raws, config)
         yield from raws
         return
-    meaning = _meaning({label for raw in raws if _is_pair(raw) for label in _votes(raw) if label}, config)
+    meaning = meaning_of({label for raw in raws if _is_pair(raw) for label in _votes(raw) if label}, config)
     for raw in raws:
         yield _decided(raw, meaning) if _is_pair(raw) else raw
 
@@ -66,14 +58,7 @@ def _votes(raw: RawRow | BadRow) -> list[str]:
             "which entry judges these two answers is not known",
             "name the entry by its path, for example data.columns.label=preference.0",
         )
-    return [_as_text(vote) for vote in votes]
-
-
-def _as_text(label: object) -> str:
-    """A label as the recipe can name it; empty for one that is missing."""
-    if isinstance(label, float) and label.is_integer():
-        label = int(label)  # a table with a gap holds its numbers as floats
-    return "" if label is None else str(label).strip().lower()
+    return [as_text(vote) for vote in votes]
 
 
 def _decided(raw: RawRow | BadRow, meaning: Mapping[str, Side]) -> RawRow | BadRow:
@@ -93,55 +78,46 @@ def _decided(raw: RawRow | BadRow, meaning: Mapping[str, Side]) -> RawRow | BadR
     return replace(raw, columns=columns)
 
 
-def _meaning(labels: set[str], config: DataConfig) -> dict[str, Side]:
-    """Label → what it says.
-
-    Raises:
-        UserError: the labels can be read in more than one way, or in none.
-    """
-    if config.labels:
-        return {
-            label.strip().lower(): side for label in config.labels for side in SIDES if config.labels[label] == side
-        }
-    own = {config.columns.get(side, side).lower(): side for side in SIDES[:2]}
-    meaning = {label: side for label in labels if (side := own.get(label) or _named(label)) is not None}
-    numbers = {label for label in labels if label in ("0", "1", "2")} - own.keys()
-    if len(meaning) < len(labels) or (numbers and "2" not in numbers):
-        shown = ", ".join(sorted(labels)[:6]) + (", ..." if len(labels) > 6 else "")
-        pair = zip([*sorted(labels), "1", "2"], SIDES[:2])
-        example = "{" + ", ".join(f'"{label:.20}": {side}' for label, side in pair) + "}"
-        raise UserError(
-            f"the labels of data.columns.label={config.columns['label']} are {shown}: what they say is not certain",
-            "1 may be the first answer (of 1 and 2) or the second (of 0 and 1), and training on swapped pairs teaches "
-            "the opposite",
-            f"say it, for example data.labels='{example}' or the other way round; chosen and rejected are the answers "
-            "in these columns of data.columns",
-        )
-    return meaning
-
-
-def _named(label: str) -> Side | None:
-    found = _ANSWER.fullmatch(label)
-    return next((side for side in SIDES if found and found[side]), None)
-
-
 def _refuse_unread(raws: Sequence[RawRow | BadRow], config: DataConfig) -> None:
     pairs = [raw for raw in raws if isinstance(raw, RawRow) and _is_pair(raw)]
     for raw in pairs:
-        names = [name for name, value in raw.columns.items() if _is_named_for_it(name) and _is_label(value)]
-        _refuse(names, raw, config)
-    if pairs and all(_named(config.columns.get(side, side).lower()) and side in config.columns for side in SIDES[:2]):
-        # output_1 and output_2: nothing in the names says which is better, so the values of any column may
-        _refuse([name for name in pairs[0].columns if _labels_all(name, pairs)], pairs[0], config)
+        read = [*_read(raw), *config.ignore]
+        paths = [path for name, value in raw.given.items() for path in _named_for_it(value, name, name, read)]
+        _refuse(paths, raw)
+    if pairs and all(side in config.columns for side in PAIR):
+        # where nothing in the names says which answer is better, the values of any column may
+        read = [*_read(pairs[0]), *config.ignore]
+        within = [path for name, value in pairs[0].given.items() for path, _ in leaves(value, name)]
+        others, names = [path for path in within if not is_within(path, read)], names_of(config.columns)
+        _refuse([path for path in others if _labels_all(path, pairs, names)], pairs[0])
 
 
-def _labels_all(name: str, pairs: Sequence[RawRow]) -> bool:
-    labels = {_as_text(raw.columns.get(name)) for raw in pairs}
-    return len(labels) > 1 and all(map(_named, labels))
+def _read(raw: RawRow) -> list[str]:
+    """Columns and paths that are read; here no label is."""
+    return [path for ours, theirs in raw.names.items() if ours != "label" for path in paths_of(theirs)]
 
 
-def _refuse(names: Sequence[str], raw: RawRow, config: DataConfig) -> None:
-    names = [name for name in names if name not in config.ignore]
+def _named_for_it(value: object, path: str, name: str, read: Sequence[str], is_named: bool = False) -> Iterator[str]:
+    """Paths to what may be a judgement by the name of a column, or of a value inside of one, that is not read."""
+    if is_within(path, read):
+        return
+    is_named = is_named or _is_named_for_it(name)
+    if is_named and not any(other.startswith(f"{path}.") for other in read):
+        yield from [path] if _is_label(value) else []
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _named_for_it(inner, f"{path}.{key}", str(key), read, is_named)
+    elif isinstance(value, list | tuple):
+        for i, inner in enumerate(value):
+            yield from _named_for_it(inner, f"{path}.{i}", "", read, is_named)
+
+
+def _labels_all(path: str, pairs: Sequence[RawRow], names: Names) -> bool:
+    labels = {as_text(value_at(raw.given, path)) for raw in pairs}
+    return len(labels) > 1 and all(may_name_one(label, names) for label in labels)
+
+
+def _refuse(names: Sequence[str], raw: RawRow) -> None:
     if not names:
         return
     others = f" (so may {', '.join(names[1:])})" if names[1:] else ""
@@ -154,7 +130,7 @@ def _refuse(names: Sequence[str], raw: RawRow, config: DataConfig) -> None:
     )
 
 
-@cache
+@lru_cache(maxsize=65536)
 def _is_named_for_it(name: str) -> bool:
     words = {word.lower() for word in _WORD.findall(name)}
     return bool(words & _SAYS_WHO_WON) or (bool(words & _WHO_SAID_IT) and "id" not in words)
@@ -168,9 +144,7 @@ def _is_label(value: object) -> bool:
 
 
 def _check_labels(config: DataConfig) -> None:
-    wrong = [meaning for meaning in config.labels.values() if meaning not in SIDES]
-    if wrong:
-        raise UserError(f"data.labels says '{wrong[0]}'", fix=f"a label means one of {', '.join(SIDES)}")
+    check_labels(config.labels)
     if config.labels and "label" not in config.columns:
         raise UserError(
             "data.labels is given, and no column to read labels from", fix="data.columns.label=<the column>"

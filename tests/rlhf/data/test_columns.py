@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -42,12 +43,30 @@ def shown(path: str, **options: object) -> list[tuple[object, str]]:
             ((M_USER,), "Blue."),
         ),
         ({"question": "a", "instruction": "b", "answer": "c"}, None),  # which of the two, nobody can tell
-        ({"text": "whole", "question": "a", "answer": "c"}, ("", "whole")),
+        ({"text": "whole", "question": "a", "answer": "c"}, ("a", "c")),
+        ({"text": "whole", "instruction": "a", "input": "b", "output": "c"}, ("a\n\nb", "c")),  # Alpaca's own files
+        ({"text": "whole", "prompt": "a", "completion": "c"}, ("a", "c")),
+        ({"text": "whole", "answer": "c"}, ("", "whole")),
+        ({"text": "whole", "question": "a", "chosen": "b", "rejected": "c"}, ("a", "b")),
+        ({"text": "whole", "chosen": "The sky is blue", "rejected": "The sky is red"}, None),  # a prompt, or what else?
+        ({"text": "whole", "system": "Be brief."}, None),
+        ({"conversations": [USER, BLUE], "question": "title", "answer": "c"}, ((M_USER,), "Blue.")),
+        (
+            {"system": "Be brief.", "chosen": "The sky is blue", "rejected": "The sky is red"},
+            ("Be brief.\n\nThe sky is", " blue"),
+        ),
     ],
 )
 def test_columns_with_a_standard_meaning(write_jsonl: Write, row: dict[str, object], expected: object) -> None:
     path = write_jsonl({"prompt": "other", "completion": "row"}, row)
     assert shown(path)[1:] == ([] if expected is None else [expected])
+
+
+def test_text_beside_a_prompt_and_its_answer_is_named_as_not_read(write_jsonl: Write) -> None:
+    path = write_jsonl({"instruction": "a", "input": "", "output": "c", "text": "a c"})
+    assert load_demonstrations(DataConfig(path=path)).unused == ("text",)
+    assert [row.prompt for row in load_prompts(DataConfig(path=path)).rows] == ["a"]
+    assert shown(path, columns={"text": "text"}) == [("", "a c")]  # the recipe wins
 
 
 def test_a_system_turn_stands_before_the_prompt_in_every_stage(write_jsonl: Write) -> None:
@@ -116,6 +135,13 @@ def test_columns_that_nothing_reads_are_named_once(write_jsonl: Write) -> None:
     ]
     loaded = load_demonstrations(DataConfig(path=write_jsonl(*rows), ignore=("id", "topic")))
     assert describe(loaded, "demonstrations") == "demonstrations: 4 rows"
+
+
+def test_what_is_not_read_of_a_nested_column_is_named_by_its_path(write_jsonl: Write) -> None:
+    row = {"d": {"ask": "a", "say": "b", "rating": {"mean": 3}}, "id": 1}
+    config = DataConfig(path=write_jsonl(row), columns={"prompt": "d.ask", "completion": "d.say"})
+    assert load_demonstrations(config).unused == ("d.rating.mean", "id")
+    assert load_demonstrations(replace(config, ignore=("d.rating", "id"))).unused == ()
 
 
 def test_the_own_column_of_a_name_that_is_taken_is_not_read(write_jsonl: Write) -> None:

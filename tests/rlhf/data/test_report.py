@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from rlhf.data.records import BadRow, Loaded, PromptRow, Source
@@ -19,6 +20,17 @@ def test_bad_rows_are_counted_by_reason_with_the_first_places() -> None:
         "  4 × not text: prompt is 5 (f.jsonl:5, f.jsonl:6, f.jsonl:7, ...)",
         "  1 × empty prompt (f.jsonl:3)",
     ]
+
+
+def test_ties_are_no_bad_rows() -> None:
+    ties = tuple(replace(bad(i, "tie"), is_fault=False) for i in (2, 4))
+    assert describe(Loaded((1,), ties), "pairs").split("\n") == [
+        "pairs: 1 rows, 2 ties set aside",
+        "  2 × tie (f.jsonl:2, f.jsonl:4)",
+    ]
+    assert describe(Loaded((1,), (*ties, bad(3, "no label"))), "pairs").split("\n")[0] == (
+        "pairs: 1 rows, 1 bad row and 2 ties set aside"
+    )
 
 
 def test_clean_data_takes_one_line() -> None:

@@ -111,7 +111,13 @@ SKY = (Message("user", "Hi"), Message("assistant", "Hello!"), Message("user", "S
         (SKY, "\n\nHuman: Hi\n\nAssistant: Hello!\n\nHuman: Sky?\n\nAssistant:"),
         ("\n\nHuman: Hi\n\nAssistant: Hello!\n\nHuman: Sky?\n\nAssistant:",) * 2,
         ("Human: Hi \n\nAssistant: Hello!\n\nHuman: Sky?\n\nAssistant: ", canonical_prompt(SKY)),
-        ((Message("system", "Be brief."), SKY[0]), "\n\nSystem: Be brief.\n\nHuman: Hi\n\nAssistant:"),
+        ((Message("system", "Be brief."), SKY[0]), "Be brief.\n\nHi"),
+        ("Be brief.\n\nHi", "Be brief.\n\nHi"),  # as a column system before a string is read
+        ((Message("system", ""), SKY[0]), "Hi"),
+        (
+            (Message("system", "Be brief."), *SKY),
+            "\n\nSystem: Be brief.\n\nHuman: Hi\n\nAssistant: Hello!\n\nHuman: Sky?\n\nAssistant:",
+        ),
         (SKY[:2], "\n\nHuman: Hi\n\nAssistant: Hello!"),
         ("\n\nHuman: Hi\n\nAssistant: Hello!", "\n\nHuman: Hi\n\nAssistant: Hello!"),
         ("The Human: a novel", "The Human: a novel"),

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import date
 from itertools import groupby
 from typing import Any
@@ -262,10 +263,57 @@ def test_a_call_that_is_not_written_is_no_answer(chat) -> None:
         tokenised(format_of(chat), ASKED, reply("", tool_calls=CALL))
 
 
-def test_a_part_of_an_answer_that_the_template_drops_is_counted() -> None:
+def test_an_answer_of_which_the_template_drops_a_part_is_set_aside() -> None:
     """R1 drops what stands before ``</think>``, and this thought does not begin as its generation prompt."""
-    out = tokenised(format_of(t.DEEPSEEK_R1), ASKED, reply("Hm. Two.</think>4."))
-    assert "part of the answer: the chat template leaves it out" in out.remarks
+    rows = [Demonstration(ASKED, reply(text), Source("f", i)) for i, text in enumerate(("Hm. Two.</think>4.", "4."))]
+    out = tokenise_demonstrations(rows, format_of(t.DEEPSEEK_R1), CONFIG, FACTS)
+    assert (len(out.items), dict(out.dropped)) == (1, {"the chat template leaves out part of the answer": 1})
+
+
+# The forms of a turn: null or an empty text, arguments as objects or as JSON text
+
+NULL = Message("assistant", "", {"tool_calls": CALL}, has_content=False)
+JSON_TEXT = t.Chat(
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% for call in m.tool_calls or [] %}{{ call.function.name + ' ' + call.function.arguments }}{% endfor %}"
+    "{{ m.content or '' }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+    t.CHATML.specials,
+    "<|im_end|>",
+)
+"""Adds JSON text to the name, as DeepSeek V3 does; an object raises."""
+JSON_SHOWN = replace(JSON_TEXT, template=JSON_TEXT.template.replace(" + ' ' + ", " ~ ' ' ~ "))
+"""Shows whatever it is given: an object as Python does."""
+TELLS_NULL = t.Chat(
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.content is none %}[no text]{% else %}{{ m.content }}"
+    "{% endif %}{% if m.tool_calls %}{{ m.tool_calls[0].function.arguments | tojson }}{% endif %}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+    t.CHATML.specials,
+    "<|im_end|>",
+)
+WRITES_NONE = replace(TELLS_NULL, template=TELLS_NULL.template.replace("[no text]", "{{ m.content }}"))
+
+
+@pytest.mark.parametrize(
+    ("chat", "answer", "expected"),
+    [
+        (TELLS_NULL, NULL, '[no text]{"a": 2}'),
+        (TELLS_NULL, replace(NULL, has_content=True), '{"a": 2}'),
+        (WRITES_NONE, NULL, '{"a": 2}'),
+        (t.LLAMA3, NULL, '{"name": "add", "parameters": {"a": 2}}'),
+        (JSON_TEXT, NULL, 'add {"a": 2}'),
+        (JSON_SHOWN, NULL, 'add {"a": 2}'),
+        (JSON_SHOWN, reply("None.", tool_calls=CALL), 'add {"a": 2}None.'),
+    ],
+)
+def test_a_call_is_written_in_the_form_that_the_template_takes(chat: t.Chat, answer: Message, expected: str) -> None:
+    written = format_of(chat)
+    [example] = tokenised(written, ASKED, answer).items
+    assert written.tokenizer.decode(example.response[:-1]) == expected
+    [later] = tokenised(written, (*ASKED, answer, Message("tool", "4")), reply("Four.")).items
+    [asked] = tokenise_prompts(
+        [PromptRow((*ASKED, answer, Message("tool", "4")), Source("f", 1))], written, CONFIG, FACTS, 1
+    ).items
+    assert expected in written.tokenizer.decode(later.prompt) and list(asked.tokens) == later.prompt.tolist()
 
 
 # All turns

@@ -63,6 +63,44 @@ def test_an_answer_may_be_a_call_alone(write_jsonl: Write, content: str | None) 
     assert (read.prompt, read.chosen) == ((M_USER,), M_CALLS)
 
 
+@pytest.mark.parametrize(("content", "has_content"), [("", True), (None, False)])
+def test_null_is_not_the_empty_text_for_a_template(write_jsonl: Write, content: str | None, has_content: bool) -> None:
+    answer = one_demonstration(write_jsonl({"messages": [USER, {**CALLS, "content": content}]})).completion
+    assert isinstance(answer, Message) and answer.has_content is has_content
+    assert answer.as_dict() == {"role": "assistant", "content": content, "tool_calls": [CALL]}
+
+
+@pytest.mark.parametrize("empty", [{"tool_calls": []}, {"tool_calls": "[]"}, {"name": ""}, {"extra": {}}])
+def test_an_empty_field_is_not_there(write_jsonl: Write, empty: dict[str, object]) -> None:
+    """``{% if 'tool_calls' in message %}`` is true of a list without calls."""
+    read = one_demonstration(write_jsonl({"messages": [{**USER, **empty}, {**HELLO, **empty}]}))
+    assert (read.prompt, read.completion) == ((M_USER,), Message("assistant", "Hello."))
+    nothing = {"role": "assistant", "content": None, **empty}
+    assert reason(write_jsonl, {"messages": [USER, nothing]}).startswith("not messages: messages has a turn")
+
+
+@pytest.mark.parametrize("turn", [{"role": "assistant", "content": "Rain."}, {"from": "gpt", "value": "Rain."}])
+def test_messages_as_json_text_are_messages(write_jsonl: Write, turn: dict[str, str]) -> None:
+    """As tables hold them that have no lists."""
+    row = {"prompt": json.dumps([USER]), "completion": json.dumps([turn])}
+    asked = load_prompts(DataConfig(path=write_jsonl(row))).rows[0].prompt
+    for each in (row, {"messages": json.dumps([USER, turn])}, {"prompt": [USER], "completion": json.dumps(turn)}):
+        read = one_demonstration(write_jsonl(each))
+        assert (read.prompt, read.completion) == ((M_USER,), Message("assistant", "Rain.")) and asked == read.prompt
+
+
+def test_messages_as_pythons_text_are_refused_with_advice(write_jsonl: Write) -> None:
+    for row in ({"messages": str([USER, HELLO])}, {"prompt": str([USER]), "completion": "Rain."}):
+        assert "not JSON" in (why := reason(write_jsonl, row)) and "json.dumps" in why
+
+
+@pytest.mark.parametrize(
+    "text", ['{"role": "admin", "name": "Ada"}', '{"value": 3}', '[{"from": "a"}]', '{"content": 1']
+)
+def test_an_answer_that_is_json_is_text(write_jsonl: Write, text: str) -> None:
+    assert one_demonstration(write_jsonl({"prompt": "Who?", "completion": text})).completion == text
+
+
 def test_json_text_is_parsed_where_templates_take_values(write_jsonl: Write) -> None:
     """As OpenAI's API gives arguments, and as columns of ``datasets`` hold tools."""
     text = {"type": "function", "function": {"name": "weather", "arguments": '{"city": "Bresk", "day": null}'}}
@@ -113,6 +151,10 @@ IMAGE = {"type": "image_url", "image_url": {"url": "http://x/y.png"}}
         (
             {"messages": [{"role": "user", "content": [IMAGE]}, ANSWER]},
             "images, video or audio: messages has a part of",
+        ),
+        (
+            {"messages": [USER, {"role": "assistant", "content": [{"type": "thinking", "thinking": "Rain?"}]}]},
+            "not text: messages has a part of type 'thinking'; what is no text is a field beside content",
         ),
         ({"prompt": "a", "completion": "b", "images": ["y.png"]}, "images, video or audio: the row has images"),
         ({"prompt": "a", "completion": "b", "image": {"bytes": "..."}}, "images, video or audio: the row has image"),

@@ -1,0 +1,185 @@
+"""What a label beside two answers says: that the first or the second won, that the column of a name did, or a tie.
+
+A label has the meaning that ``DataConfig.labels`` gives it. Without that, names are compared: a label and a column may
+both be numbered (from 0 or from 1), lettered, or called first and second, and a label is the column of the same number.
+Columns without a number are the first and the second answer, as the recipe maps them to chosen and rejected.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from typing import Literal
+
+from rlhf.config.schema import DataConfig
+from rlhf.errors import UserError
+
+Side = Literal["chosen", "rejected", "tie"]
+SIDES: tuple[Side, ...] = ("chosen", "rejected", "tie")
+PAIR: tuple[Side, Side] = ("chosen", "rejected")
+Names = tuple[str, str]
+"""The names of the two answers' columns, that of ``chosen`` first."""
+
+_PART = re.compile(r"\d{1,9}|[^\W\d_]+")
+_NUMBER = re.compile(r"[+-]?\d+(\.\d*)?")
+_WORDS = {
+    **dict.fromkeys(("a", "first", "left"), "chosen"),
+    **dict.fromkeys(("b", "second", "right"), "rejected"),
+}
+"""Words for the first and the second answer: the ``Side`` that they are where the recipe maps the first to chosen."""
+_ANSWER = re.compile(
+    r"(?:(?:model|response|output|answer|assistant|option|completion|candidate|text|system)[\s_-]*)?"
+    r"(?:(?P<number>\d{1,9})|(?P<word>a|b|first|second|left|right)|(?P<side>chosen|rejected)"
+    r"|(?P<tie>tie.*|both.*|equal|same|draw))"
+)
+
+
+def as_text(label: object) -> str:
+    """A label, or a key of ``data.labels``, so that 1, 1.0, "1" and "1.0" are one; empty for one that is missing."""
+    text = "" if label is None else str(label).strip().lower()
+    if not _NUMBER.fullmatch(text):
+        return text
+    number = float(text)
+    return str(int(number)) if number.is_integer() else str(number)
+
+
+def may_name_one(text: str, names: Names) -> bool:
+    """Whether a value that no recipe mentions could say which of two answers won.
+
+    It does where it is the name of an answer's column, and, where these names only count the answers, where it is a
+    number, a word for the first or the second, or a tie.
+    """
+    if text in _own_names(names):
+        return True
+    found = _ANSWER.fullmatch(text) if _are_counted(_parts(names)) else None
+    return found is not None and (found["number"] is None or int(found["number"]) <= 2)
+
+
+def names_of(columns: Mapping[str, str]) -> Names:
+    """The names of the answers' columns by ``DataConfig.columns``, in lower case as labels are compared."""
+    return columns.get("chosen", "chosen").lower(), columns.get("rejected", "rejected").lower()
+
+
+def meaning_of(labels: set[str], config: DataConfig) -> dict[str, Side]:
+    """Label → what it says.
+
+    Raises:
+        UserError: the labels can be read in more than one way, or in none.
+    """
+    if config.labels:
+        return _given(config.labels)
+    names = names_of(config.columns)
+    found = {label: side for label in labels if (side := _named(label, names)) is not None}
+    found |= _numbered(labels - found.keys(), names)
+    if len(found) < len(labels):
+        raise _uncertain(labels, config)
+    return found
+
+
+def check_labels(labels: Mapping[str, str]) -> None:
+    """Refuse ``data.labels`` that cannot be meant.
+
+    Raises:
+        UserError: a meaning is none, or two keys are one label with two meanings.
+    """
+    wrong = [meaning for meaning in labels.values() if meaning not in SIDES]
+    if wrong:
+        raise UserError(f"data.labels says '{wrong[0]}'", fix=f"a label means one of {', '.join(SIDES)}")
+    given = _given(labels)
+    twice = [label for label, meaning in labels.items() if given[as_text(label)] != meaning]
+    if twice:
+        raise UserError(f"data.labels gives '{as_text(twice[0])}' two meanings", fix="keep one of them")
+
+
+def _given(labels: Mapping[str, str]) -> dict[str, Side]:
+    return {as_text(label): side for label in labels for side in SIDES if labels[label] == side}
+
+
+@lru_cache
+def _parts(names: Names) -> tuple[str, str]:
+    """What tells the names of the two answers apart: 1 and 2 of ``output_1`` and ``output_2``; else the names."""
+    chosen, rejected = map(_PART.findall, names)
+    longer = max(chosen, rejected, key=len)
+    if longer[:-1] in (chosen, rejected) and longer[-1:] and longer[-1].isdecimal():  # answer and answer_2
+        number = "0" if longer[-1] == "1" else "1"
+        chosen, rejected = ([*each, number] if each != longer else each for each in (chosen, rejected))
+    differ = [(one, other) for one, other in zip(chosen, rejected) if one != other]
+    if len(chosen) != len(rejected) or len(differ) != 1:
+        return names
+    glued = [_ANSWER.fullmatch(part) for part in differ[0]]  # modela and modelb
+    words = [match["word"] for match in glued if match and match["word"]]
+    return (words[0], words[1]) if len(words) == 2 else differ[0]
+
+
+def _are_counted(parts: tuple[str, str]) -> bool:
+    return all(part.isdecimal() for part in parts) or {_WORDS.get(part) for part in parts} == {*PAIR}
+
+
+@lru_cache
+def _own_names(names: Names) -> dict[str, Side]:
+    """Names of the two columns, whole, without their path, and what tells them apart; numbers are no names."""
+    ends = [name.rpartition(".")[2] for name in names]
+    found: dict[str, Side] = {}
+    for side, part, end, whole in zip(PAIR, _parts(names), ends, names, strict=True):
+        found |= dict.fromkeys((part, end, whole) if ends[0] != ends[1] else (part, whole), side)
+    return {name: side for name, side in found.items() if not name.isdecimal()}
+
+
+def _named(label: str, names: Names) -> Side | None:
+    """What a label says that is no number: a column's own name, a word, a tie."""
+    if side := _own_names(names).get(label):
+        return side
+    found = _ANSWER.fullmatch(label)
+    if found is None or found["number"]:
+        return None
+    if found["word"]:
+        first, second = _in_order(_parts(names))
+        return first if _WORDS[found["word"]] == "chosen" else second
+    return "tie" if found["tie"] else next(side for side in PAIR if found["side"] == side)
+
+
+def _in_order(parts: tuple[str, str]) -> tuple[Side, Side]:
+    """The side that is the first answer by the columns' names, and the other one."""
+    if all(part.isdecimal() for part in parts):
+        is_swapped = int(parts[0]) > int(parts[1])
+    else:
+        is_swapped = _WORDS.get(parts[0]) == "rejected"
+    return ("rejected", "chosen") if is_swapped else ("chosen", "rejected")
+
+
+def _numbered(labels: Iterable[str], names: Names) -> dict[str, Side]:
+    """What labels with a number say; nothing where it could be something else.
+
+    1 alone may be the first answer of 1 and 2 or the second of 0 and 1, so numbers are read only where those beside
+    them rule one of these out. 0 is a tie where it stands alone and the answers are not counted from it.
+    """
+    found = {label: match for label in labels if (match := _ANSWER.fullmatch(label)) and match["number"]}
+    numbers = {label: int(match["number"]) for label, match in found.items()}
+    seen, parts = set(numbers.values()), _parts(names)
+    low, high = sorted(map(int, parts)) if all(part.isdecimal() for part in parts) else (1, 2)
+    if (low, high) == (0, 1) and _are_items(names) and 0 not in seen and 2 in seen:
+        low, high = 1, 2  # items of a list have no names, and these labels count them from 1
+    if high not in seen or (low == 0 and 0 not in seen):
+        return {}
+    sides: dict[int, Side] = dict(zip((low, high), _in_order(parts), strict=True))
+    is_tie = {label: low > 0 and label == "0" for label in numbers}
+    return {label: sides.get(number, "tie") for label, number in numbers.items() if number in sides or is_tie[label]}
+
+
+def _are_items(names: Names) -> bool:
+    """Whether both answers are items of a list, by their paths."""
+    return all(any(part.isdecimal() for part in name.split(".")) for name in names)
+
+
+def _uncertain(labels: set[str], config: DataConfig) -> UserError:
+    shown = ", ".join(sorted(labels)[:6]) + (", ..." if len(labels) > 6 else "")
+    pair = zip([*sorted(labels), "1", "2"], SIDES[:2])
+    example = "{" + ", ".join(f'"{label:.20}": {side}' for label, side in pair) + "}"
+    return UserError(
+        f"the labels of data.columns.label={config.columns['label']} are {shown}: what they say is not certain",
+        "1 may be the first answer (of 1 and 2) or the second (of 0 and 1), and training on swapped pairs teaches "
+        "the opposite",
+        f"say it, for example data.labels='{example}' or the other way round; chosen and rejected are the answers "
+        "in these columns of data.columns",
+    )

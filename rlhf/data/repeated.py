@@ -1,0 +1,72 @@
+"""Prompts as text that stand once more at the beginning of their answers, and would stand twice in what a model sees.
+
+An answer may begin with the words of its prompt by chance ("Hi", "Hi there"). So what a file does decides: most of its
+rows repeat their prompts, or few do. Two answers that both begin with a long prompt are no chance in any file.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from rlhf.data.read import RawRow
+from rlhf.data.records import BadRow
+
+LONG = 40  # characters of a prompt with which no two answers begin by chance
+
+Columns = Mapping[str, object]
+
+
+def without_prompts(raws: Sequence[RawRow | BadRow]) -> tuple[list[RawRow | BadRow], int]:
+    """Rows whose answers do not say their prompts again, and how many of them did."""
+    rows = [raw for raw in raws if isinstance(raw, RawRow) and _answers(raw.columns)]
+    mended = {id(raw): rest for raw in rows if (rest := _rests(raw.columns))}
+    of_file = Counter(raw.source.file for raw in rows)
+    repeating = Counter(raw.source.file for raw in rows if id(raw) in mended)
+    found: list[RawRow | BadRow] = []
+    repeated = 0
+    for raw in raws:
+        if id(raw) not in mended or not isinstance(raw, RawRow):
+            found.append(raw)
+            continue
+        rest = mended[id(raw)]
+        is_usual = 2 * repeating[raw.source.file] > of_file[raw.source.file]
+        is_certain = len(rest) == 2 and len(str(raw.columns["prompt"]).strip()) >= LONG
+        is_repeated = is_usual or is_certain
+        repeated += is_repeated
+        found.append(replace(raw, columns={**raw.columns, **rest}) if is_repeated else raw)
+    return found, repeated
+
+
+def prompt_text(prompt: str, system: str | None, more: str | None) -> str:
+    """A prompt as one text: ``system`` before it, and ``input`` after it."""
+    return "\n\n".join(part for part in (system, prompt, more) if part)
+
+
+def _answers(row: Columns) -> dict[str, str]:
+    """The answers of a row that are text, where its prompt is text too."""
+    names = ("completion",) if "completion" in row else ("chosen", "rejected")
+    answers = {name: text for name in names if isinstance(text := row.get(name), str)}
+    prompt = row.get("prompt")
+    is_text = isinstance(prompt, str) and prompt.strip() and "messages" not in row
+    return answers if is_text and len(answers) == len(names) else {}
+
+
+def _rests(row: Columns) -> dict[str, str]:
+    """What follows the prompt in every answer of a row; empty where one of them does not begin with it."""
+    system, more = (value if isinstance(value := row.get(name), str) else None for name in ("system", "input"))
+    prompt = str(row["prompt"])
+    for text in (prompt_text(prompt, system, more), prompt_text(prompt, None, more), prompt):
+        rests = {name: _rest(answer, text) for name, answer in _answers(row).items()}
+        if all(rest.strip() for rest in rests.values()):
+            return rests
+    return {}
+
+
+def _rest(answer: str, prompt: str) -> str:
+    """What follows the prompt, white space around which makes no difference; empty where the answer is another."""
+    if answer.startswith(prompt):
+        return answer.removeprefix(prompt)
+    begun, asked = answer.lstrip(), prompt.strip()
+    return begun.removeprefix(asked) if begun.startswith(asked) else ""
