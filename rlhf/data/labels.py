@@ -93,7 +93,11 @@ def check_labels(labels: Mapping[str, str]) -> None:
 
 
 def _given(labels: Mapping[str, str]) -> dict[str, Side]:
-    return {as_text(label): side for label in labels for side in SIDES if labels[label] == side}
+    found = {as_text(label): side for label in labels for side in SIDES if labels[label] == side}
+    for one, other in (("true", "1"), ("1", "true"), ("false", "0"), ("0", "false")):
+        if one in found and "2" not in found:
+            found.setdefault(other, found[one])  # YAML takes both for one key, and tables write either
+    return found
 
 
 @lru_cache

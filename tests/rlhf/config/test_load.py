@@ -194,6 +194,13 @@ def test_a_mapping_may_have_whole_numbers_for_names(load):
     assert load("name: a\n", "data.labels={1: chosen, 2: rejected}").data.labels == {"1": "chosen", "2": "rejected"}
 
 
+def test_a_mapping_may_have_true_and_fractions_for_names(load, refused):
+    labels = load("name: a\n", "data.labels={true: chosen, false: rejected, 0.5: tie}").data.labels
+    assert labels == {"true": "chosen", "false": "rejected", "0.5": "tie"}
+    assert "expected a mapping of text to text" in refused("name: a\n", "data.labels={1: chosen, '1': rejected}")
+    assert "expected a mapping of text to text" in refused("name: a\n", "data.labels={null: chosen}")
+
+
 def test_nearest_choice_is_offered(refused):
     assert "did you mean bfloat16?" in refused("name: a\nmodel: {dtype: bfloat}\n")
 

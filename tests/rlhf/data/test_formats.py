@@ -116,6 +116,100 @@ def test_prompts_in_every_format(write_jsonl: Write, row: dict, expected: object
     assert prompts(write_jsonl(row)) == [expected]
 
 
+HI, HELLO = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}
+CONVERSATION = [SYSTEM, HI, HELLO, USER]
+M_CONVERSATION = tuple(Message(turn["role"], turn["content"]) for turn in CONVERSATION)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected"),
+    [("Blue.", "Green."), ([BLUE], [GREEN]), (BLUE, GREEN), ({"from": "gpt", "value": "Blue."}, GREEN)],
+)
+@pytest.mark.parametrize(
+    ("beside", "expected"),
+    [
+        ({"messages": CONVERSATION}, M_CONVERSATION),
+        ({"conversations": CONVERSATION}, M_CONVERSATION),
+        ({"messages": [*CONVERSATION, BLUE]}, M_CONVERSATION),
+        ({"messages": [*CONVERSATION, GREEN]}, M_CONVERSATION),
+        ({"messages": CONVERSATION[1:], "system": "Be brief."}, M_CONVERSATION),
+        ({"messages": CONVERSATION, "prompt": "What is the sky?"}, M_CONVERSATION),
+        ({"messages": CONVERSATION, "prompt": CONVERSATION}, M_CONVERSATION),
+        ({"messages": CONVERSATION, "question": "a title"}, M_CONVERSATION),
+        ({"prompt": "What is the sky?"}, (M_USER,)),
+        ({"prompt": [USER]}, (M_USER,)),
+    ],
+)
+def test_answers_follow_one_conversation_in_every_stage(write_jsonl: Write, beside, expected, chosen, rejected) -> None:
+    if beside == {"prompt": "What is the sky?"} and isinstance(chosen, str):
+        expected = "What is the sky?"
+    path = write_jsonl({**beside, "chosen": chosen, "rejected": rejected})
+    assert preferences(path) == [(expected, "Blue.", "Green.", 0.0)]
+    assert demonstrations(path) == [(expected, "Blue.")] and prompts(path) == [expected]
+    path = write_jsonl({**beside, "completion": chosen})
+    if beside.get("messages") != [*CONVERSATION, GREEN]:
+        assert demonstrations(path) == [(expected, "Blue.")] and prompts(path) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("beside", "expected"),
+    [
+        (
+            {"messages": [USER, {**BLUE, "content": "Red."}]},
+            "prompts differ: messages ends with an answer that is none",
+        ),
+        (
+            {"messages": [USER], "prompt": "And the sea?"},
+            "prompts differ: messages is a conversation that does not hold",
+        ),
+        ({"messages": [USER], "prompt": [HI]}, "prompts differ: messages is a conversation that does not begin"),
+    ],
+)
+def test_answers_to_another_conversation_are_bad_rows(write_jsonl: Write, beside, expected) -> None:
+    path = write_jsonl(
+        {"prompt": "a", "chosen": "b", "rejected": "c"}, {**beside, "chosen": "Blue.", "rejected": "Green."}
+    )
+    for load in (load_preferences, load_demonstrations, load_prompts):
+        [bad] = load(DataConfig(path=path)).bad
+        assert bad.reason.startswith(expected)
+
+
+def test_a_conversation_that_is_ignored_is_not_there(write_jsonl: Write) -> None:
+    path = write_jsonl({"prompt": "And the sea?", "messages": [USER], "chosen": "Blue.", "rejected": "Green."})
+    assert preferences(path, ignore=("messages",)) == [("And the sea?", "Blue.", "Green.", 0.0)]
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"prompt": "What is the sky?", "completion": [BLUE]}, (M_USER,)),
+        ({"prompt": "What is the sky?", "completion": BLUE}, (M_USER,)),
+        ({"prompt": "What is the sky?", "completion": [SYSTEM, USER, BLUE]}, (M_SYSTEM, M_USER)),
+        ({"prompt": [USER], "completion": [SYSTEM, USER, BLUE]}, (M_SYSTEM, M_USER)),
+        ({"instruction": "Say it", "input": "x", "output": [BLUE]}, (Message("user", "Say it\n\nx"),)),
+        ({"prompt": "What is the sky?", "completion": "Blue."}, "What is the sky?"),
+    ],
+)
+def test_a_prompt_is_read_the_same_with_and_without_its_answer(write_jsonl: Write, row, expected) -> None:
+    assert demonstrations(write_jsonl(row)) == [(expected, "Blue.")] and prompts(write_jsonl(row)) == [expected]
+
+
+def test_answers_that_are_no_turns_are_ignored_beside_a_prompt(write_jsonl: Write) -> None:
+    """SQuAD's answers are lists of texts, which rewards are given."""
+    path = write_jsonl(
+        {"question": "Sky?", "answer": ["Blue", "blue"]}, {"question": "Sky?", "answer": {"text": "Blue"}}
+    )
+    assert prompts(path) == ["Sky?", "Sky?"]
+
+
+def test_nothing_but_ties_is_refused_as_such(write_jsonl: Write) -> None:
+    rows = [{"q": "a", "output_1": "b", "output_2": "c", "w": "tie"}] * 2
+    columns = {"prompt": "q", "chosen": "output_1", "rejected": "output_2", "label": "w"}
+    with pytest.raises(UserError, match="no usable row") as caught:
+        preferences(write_jsonl(*rows), columns=columns)
+    assert caught.value.why == "2 comparisons are ties, and there are no others"
+
+
 @pytest.mark.parametrize(
     ("row", "reason"),
     [

@@ -226,3 +226,15 @@ def test_a_broken_gzip_stream_is_refused(tmp_path: Path, damage: object) -> None
     (tmp_path / "rows.jsonl.gz").write_bytes(damage(gzip.compress(JSONL * 50)))
     with pytest.raises(UserError, match="cannot be read to its end"):
         columns(tmp_path / "rows.jsonl.gz")
+
+
+DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+
+
+@pytest.mark.parametrize("name", DESCRIPTIONS[:2] + DESCRIPTIONS[3:])
+def test_a_file_that_describes_the_data_is_no_data(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text('{"features": {}}')
+    with pytest.raises(UserError, match="no data in the folder"):
+        columns(tmp_path)
+    (tmp_path / "rows.jsonl").write_bytes(JSONL)
+    assert columns(tmp_path) == ROWS

@@ -180,6 +180,22 @@ def test_nothing_left_is_refused_with_the_counts(tokenizer) -> None:
         tokenise_demonstrations(rows, tokenizer, config(), LONG)
 
 
+@pytest.mark.parametrize(
+    ("row", "advice"),
+    [
+        (("a", "x" * 50), "raise data.max_response_length"),
+        (("a" * 50, "x"), "raise data.max_prompt_length, or set data.long_prompts=truncate_left"),
+        (("a", "b<end>c"), "mend the rows"),
+        (((Message("user", "a"),), "b"), "mend the turns, or give a template that takes them (model.chat_template)"),
+    ],
+)
+def test_the_advice_is_that_of_the_cause(tokenizer, row: tuple[Any, str], advice: str) -> None:
+    tokenizer.chat_template = "{{ raise_exception('no') }}"
+    with pytest.raises(UserError) as caught:
+        tokenise_demonstrations(shown(row), tokenizer, config(), LONG)
+    assert caught.value.fix == advice
+
+
 def test_no_rows_give_no_items(tokenizer) -> None:
     assert tokenise_preferences([], tokenizer, config(), LONG).items == ()
 
@@ -248,7 +264,10 @@ def test_a_token_beyond_the_embedding_is_refused_with_its_row(tokenizer) -> None
 def spaced(kind: str) -> PreTrainedTokenizerFast:
     """Sets a space before every text, as Llama 2 does by its normaliser and other tokenizers by their pre-tokenizer."""
     backend = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
-    if kind == "normalizer":
+    if kind == "strip":
+        backend.normalizer = normalizers.Strip()
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    elif kind == "normalizer":
         backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     elif kind == "bytes":
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
@@ -293,6 +312,17 @@ def test_a_completion_within_a_word_brings_no_space(kind: str) -> None:
     [example] = tokenise_demonstrations(shown(("The Ambe", "r Inn")), words, config(), LONG).items
     assert example.prompt.tolist() == prompt
     assert words.convert_ids_to_tokens(example.response.tolist()[:1]) == ["r"]
+
+
+def test_a_tokenizer_that_drops_white_space_at_the_ends_is_seen_to_set_a_space() -> None:
+    """The line end that shows how other tokenizers continue a text is no token here."""
+    words = spaced("strip")
+    assert words("\n", add_special_tokens=False)["input_ids"] == []
+    [example] = tokenise_demonstrations(shown(("The Ambe", "r Inn")), words, config(), LONG).items
+    assert words.convert_ids_to_tokens(example.response.tolist()[:1]) == ["r"]
+    [example] = tokenise_demonstrations(shown(("What does a night cost?", " The Amber")), words, config(), LONG).items
+    whole = words("What does a night cost? The Amber", add_special_tokens=False)["input_ids"]
+    assert [*example.prompt, *example.response[:-1]] == whole
 
 
 @pytest.mark.parametrize("kind", ["normalizer", "bytes", "first", "always"])

@@ -63,6 +63,7 @@ def test_a_label_beside_chosen_and_rejected_is_asked_about_too(write_jsonl: Writ
         {"annotator_id": 7},
         {"idx": 1, "motivation": "Grammarly"},
         {"preference": None},
+        {"meta": {"note": "a"}},
     ],
 )
 def test_other_columns_are_no_labels(write_jsonl: Write, column: dict[str, object]) -> None:
@@ -132,3 +133,141 @@ def test_several_columns_are_votes(write_jsonl: Write) -> None:
 def test_settings_that_cannot_be_meant_are_refused(write_jsonl: Write, options, expected) -> None:
     with pytest.raises(UserError, match=expected):
         load_preferences(DataConfig(path=write_jsonl(*judged(1, 2)), **options))
+
+
+def compared(path: str, names: tuple[str, str], **options: object) -> list[str]:
+    columns = {"prompt": "q", "chosen": names[0], "rejected": names[1], "label": "w"}
+    return [str(row.chosen) for row in load_preferences(DataConfig(path=path, columns=columns, **options)).rows]
+
+
+def named(names: tuple[str, str], *labels: object) -> list[dict[str, object]]:
+    """Rows whose answers are the names of their columns."""
+    return [{"q": f"q{i}", names[0]: names[0], names[1]: names[1], "w": label} for i, label in enumerate(labels)]
+
+
+@pytest.mark.parametrize(
+    ("names", "labels", "expected"),
+    [
+        (("response_0", "response_1"), (0, 1), ["response_0", "response_1"]),
+        (("response_0", "response_1"), ("0", "1", "tie"), ["response_0", "response_1"]),
+        (("response_0", "response_1"), ("response_0", "response_1"), ["response_0", "response_1"]),
+        (("response_0", "response_1"), ("model_0", "model_1"), ["response_0", "response_1"]),
+        (("response_0", "response_1"), ("a", "b"), ["response_0", "response_1"]),
+        (("response_1", "response_0"), (0, 1, 1), ["response_0", "response_1", "response_1"]),
+        (("answer0", "answer1"), (1.0, 0.0), ["answer1", "answer0"]),
+        (("output_2", "output_1"), (1, 2, 0), ["output_1", "output_2"]),
+        (("output_2", "output_1"), ("a", "second"), ["output_1", "output_2"]),
+        (("output_2", "output_1"), ("output_1", "output_2"), ["output_1", "output_2"]),
+        (("output_2", "output_1"), ("model_1", "model_2"), ["output_1", "output_2"]),
+        (("model_b", "model_a"), ("a", "b"), ["model_a", "model_b"]),
+        (("model_b", "model_a"), (1, 2), ["model_a", "model_b"]),
+        (("responseB", "responseA"), ("A", "B"), ["responseA", "responseB"]),
+        (("right_text", "left_text"), ("left", "right"), ["left_text", "right_text"]),
+        (("answer_2", "answer_3"), (2, 3), ["answer_2", "answer_3"]),
+        (("answer", "answer2"), (1, 2), ["answer", "answer2"]),
+        (("gpt_text", "claude_text"), ("claude", "gpt", "tie"), ["claude_text", "gpt_text"]),
+        (("good", "bad"), (1, 2, 0), ["good", "bad"]),
+    ],
+)
+def test_a_label_is_the_column_of_its_own_name_or_number(write_jsonl: Write, names, labels, expected) -> None:
+    assert compared(write_jsonl(*named(names, *labels)), names) == expected
+
+
+@pytest.mark.parametrize(
+    ("names", "labels"),
+    [
+        (("response_0", "response_1"), (1, 2)),
+        (("response_0", "response_1"), (0, 1, 2)),
+        (("response_0", "response_1"), (1, 1)),
+        (("response_0", "response_1"), (0, 0)),
+        (("output_1", "output_2"), ("model_0", "model_1")),
+        (("output_1", "output_2"), ("model_0", "model_1", "model_2")),
+        (("output_2", "output_1"), (0, 1)),
+        (("answer_2", "answer_3"), (1, 2)),
+        (("good", "bad"), ("model_0", "model_1")),
+    ],
+)
+def test_numbers_that_count_otherwise_than_the_columns_are_refused(write_jsonl: Write, names, labels) -> None:
+    path = write_jsonl(*named(names, *labels))
+    with pytest.raises(UserError, match="what they say is not certain"):
+        compared(path, names)
+    assert len(compared(path, names, labels={str(label): "chosen" for label in labels})) == len(labels)
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"), [((0, 1), ["a", "b"]), ((1, 2, 1), ["a", "b", "a"]), ((0, 1, 2), None)]
+)
+def test_items_of_a_list_are_counted_as_their_labels_count_them(write_jsonl: Write, labels, expected) -> None:
+    path = write_jsonl(*[{"q": "q", "d": ["a", "b"], "w": label} for label in labels])
+    if expected:
+        assert compared(path, ("d.0", "d.1")) == expected
+    else:
+        with pytest.raises(UserError, match="what they say is not certain"):
+            compared(path, ("d.0", "d.1"))
+
+
+@pytest.mark.parametrize(
+    ("row", "columns", "found"),
+    [
+        ({"d": {"a": "x", "b": "y", "winner": 2}}, ("d.a", "d.b"), "d.winner"),
+        ({"d": {"a": "x", "b": "y"}, "meta": {"winner": "b"}}, ("d.a", "d.b"), "meta.winner"),
+        ({"d": [{"text": "x"}, {"text": "y", "preferred": True}]}, ("d.0.text", "d.1.text"), "d.1.preferred"),
+        ({"votes": {"a": "x", "b": "y", "by": [1, 2]}}, ("votes.a", "votes.b"), "votes.by"),
+        ({"chosen": "x", "rejected": "y", "meta": {"label": {"value": 1}}}, ("chosen", "rejected"), "meta.label"),
+    ],
+)
+def test_a_winner_inside_of_a_column_is_not_ignored(write_jsonl: Write, row, columns, found: str) -> None:
+    names = {"prompt": "q", "chosen": columns[0], "rejected": columns[1]}
+    path = write_jsonl({"q": "q", **row})
+    with pytest.raises(UserError, match=rf"the column '{found}' may say which") as caught:
+        load_preferences(DataConfig(path=path, columns=names))
+    assert f"data.ignore=[{found}]" in caught.value.fix
+    for ignored in (found, found.rpartition(".")[0]):
+        if not columns[0].startswith(f"{ignored}."):
+            loaded = load_preferences(DataConfig(path=path, columns=names, ignore=(ignored,)))
+            assert [str(pair.chosen) for pair in loaded.rows] == ["x"] and found not in loaded.unused
+
+
+@pytest.mark.parametrize("values", [(0, 1), (1, 2), ("a", "b"), ("first", "second")])
+@pytest.mark.parametrize("place", ["beside", "inside"])
+def test_values_beside_numbered_items_may_be_labels(write_jsonl: Write, values, place: str) -> None:
+    rows = [
+        {"q": "q", "responses": ["x", "y"], "top": value}
+        if place == "beside"
+        else {"q": "q", "responses": {"0": "x", "1": "y", "top": value}}
+        for value in values
+    ]
+    columns = {"prompt": "q", "chosen": "responses.0", "rejected": "responses.1"}
+    found = "top" if place == "beside" else "responses.top"
+    with pytest.raises(UserError, match=f"the column '{found}' may say which"):
+        load_preferences(DataConfig(path=write_jsonl(*rows), columns=columns))
+    assert len(load_preferences(DataConfig(path=write_jsonl(*rows), columns=columns, ignore=(found,))).rows) == 2
+
+
+def test_values_that_name_the_answers_may_be_labels(write_jsonl: Write) -> None:
+    rows = [{"q": "q", "gpt_text": "x", "claude_text": "y", "top": value} for value in ("gpt", "claude")]
+    columns = {"prompt": "q", "chosen": "gpt_text", "rejected": "claude_text"}
+    with pytest.raises(UserError, match="the column 'top' may say which"):
+        load_preferences(DataConfig(path=write_jsonl(*rows), columns=columns))
+
+
+@pytest.mark.parametrize(
+    ("keys", "labels"),
+    [
+        ({"1": "chosen", "0": "rejected"}, (1, 0)),
+        ({"1.0": "chosen", "0.0": "rejected"}, (1, 0)),
+        ({"1": "chosen", "0": "rejected"}, ("1.0", 0.0)),
+        ({"True": "chosen", "false": "rejected"}, (True, "FALSE")),
+        ({"0.50": "chosen", "-1": "rejected"}, (0.5, -1.0)),
+        ({"1": "chosen", "0": "rejected"}, (True, False)),
+        ({"true": "chosen", "false": "rejected"}, (1, 0)),
+    ],
+)
+def test_a_label_is_its_key_however_its_number_is_written(write_jsonl: Write, keys, labels) -> None:
+    assert winners(write_jsonl(*judged(*labels)), labels=keys) == ["one", "two"]
+
+
+def test_two_keys_of_one_label_mean_the_same(write_jsonl: Write) -> None:
+    path = write_jsonl(*judged(1, 2))
+    with pytest.raises(UserError, match="data.labels gives '1' two meanings"):
+        winners(path, labels={"1": "chosen", "1.0": "rejected", "2": "rejected"})
