@@ -91,9 +91,10 @@ class DataConfig:
     (``outputs.0.text``). Beside two answers ``label`` says which of them won; several (``a, b, c``) are votes."""
     labels: dict[str, str] = field(default_factory=dict)
     """What a label beside two answers says: its value to ``chosen``, ``rejected`` (the column of that name won) or
-    ``tie``. Empty: 1, 2 and 0, a and b, and the columns' own names are understood where they are unambiguous."""
+    ``tie``. Empty: 1, 2 and 0, a and b, and the columns' own names and numbers are understood where they are
+    unambiguous."""
     ignore: tuple[str, ...] = ()
-    """Columns of the file that are not to be read, on purpose."""
+    """Columns of the file, or dotted paths into them, that are not to be read, on purpose."""
     held_out_fraction: float = 0.1
     """Share of the prompts kept out of training for evaluation; the split is by prompt, so no prompt is on both
     sides."""

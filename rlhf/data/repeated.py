@@ -19,7 +19,7 @@ Columns = Mapping[str, object]
 
 
 def without_prompts(raws: Sequence[RawRow | BadRow]) -> tuple[list[RawRow | BadRow], int]:
-    """Rows whose answers do not say their prompts again, and how many of them did."""
+    """Rows whose answers do not repeat their prompts, and how many rows had such answers."""
     rows = [raw for raw in raws if isinstance(raw, RawRow) and _answers(raw.columns)]
     mended = {id(raw): rest for raw in rows if (rest := _rests(raw.columns))}
     of_file = Counter(raw.source.file for raw in rows)
