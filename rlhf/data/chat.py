@@ -240,8 +240,8 @@ class ChatFormat:
         else:
             prompt, response, more = self._diverging(before, reply, variables, whole, opening)
             remarks |= more
-        if not continues and _is_lost(reply, response):
-            opened = self._opened_by_answer(before, reply, variables, opening)
+        if _is_lost(reply, response):
+            opened = None if continues else self._opened_by_answer(before, reply, variables, opening)
             if opened is None:
                 raise Unusable("the chat template leaves out part of the answer")
             prompt, response = opened

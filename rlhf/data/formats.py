@@ -208,6 +208,8 @@ def _demonstration(raw: RawRow) -> Demonstration:
     if "text" in row:
         if _is_there(row.get("system")):
             raise RowError("system beside text: it would have no place in it")
+        if parse_turns(row["text"], "text") is not row["text"]:
+            raise RowError("not text: text holds messages (data.columns={messages: text} reads them)")
         return Demonstration("", _text(row["text"], "text"), source, read_variables(row))
     raise _no_column(row, "prompt and completion, chosen and rejected, messages, or text")
 

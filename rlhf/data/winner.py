@@ -6,7 +6,7 @@ What a label means is in ``labels``. A column that may hold labels and that the 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from functools import lru_cache
 
@@ -81,7 +81,7 @@ def _decided(raw: RawRow | BadRow, meaning: Mapping[str, Side]) -> RawRow | BadR
 def _refuse_unread(raws: Sequence[RawRow | BadRow], config: DataConfig) -> None:
     pairs = [raw for raw in raws if isinstance(raw, RawRow) and _is_pair(raw)]
     for raw in pairs:
-        read = [*_read(raw), *config.ignore]
+        read = {*_read(raw), *config.ignore}
         paths = [path for name, value in raw.given.items() for path in _named_for_it(value, name, name, read)]
         _refuse(paths, raw)
     if pairs and all(side in config.columns for side in PAIR):
@@ -97,9 +97,9 @@ def _read(raw: RawRow) -> list[str]:
     return [path for ours, theirs in raw.names.items() if ours != "label" for path in paths_of(theirs)]
 
 
-def _named_for_it(value: object, path: str, name: str, read: Sequence[str], is_named: bool = False) -> Iterator[str]:
+def _named_for_it(value: object, path: str, name: str, read: Set[str], is_named: bool = False) -> Iterator[str]:
     """Paths to what may be a judgement by the name of a column, or of a value inside of one, that is not read."""
-    if is_within(path, read):
+    if path in read:
         return
     is_named = is_named or _is_named_for_it(name)
     if is_named and not any(other.startswith(f"{path}.") for other in read):

@@ -270,6 +270,17 @@ def test_an_answer_of_which_the_template_drops_a_part_is_set_aside() -> None:
     assert (len(out.items), dict(out.dropped)) == (1, {"the chat template leaves out part of the answer": 1})
 
 
+def test_the_rest_of_a_turn_that_the_template_drops_is_set_aside() -> None:
+    """This template shows the first line of an answer, so that what continues it is lost."""
+    first_line = t.CHATML.template.replace("m['content']", "m['content'].split('\\n')[0]")
+    chat = format_of(replace(t.CHATML, template=first_line))
+    assert [shown(chat, each) for each in tokenised(chat, (*ASKED, reply("It")), " is.").items] == [
+        CHATML_ASKED + "It|⟦ is.<|im_end|>⟧"
+    ]
+    with pytest.raises(UserError, match="1 × the chat template leaves out part of the answer"):
+        tokenised(chat, (*ASKED, reply("It")), " is:\n4.")
+
+
 # The forms of a turn: null or an empty text, arguments as objects or as JSON text
 
 NULL = Message("assistant", "", {"tool_calls": CALL}, has_content=False)

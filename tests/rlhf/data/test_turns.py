@@ -89,6 +89,14 @@ def test_messages_as_json_text_are_messages(write_jsonl: Write, turn: dict[str, 
         assert (read.prompt, read.completion) == ((M_USER,), Message("assistant", "Rain.")) and asked == read.prompt
 
 
+def test_messages_in_the_column_text_are_not_trained_on_as_text(write_jsonl: Write) -> None:
+    path = write_jsonl({"text": "good"}, {"text": json.dumps([HI, HELLO])})
+    [bad] = load_demonstrations(DataConfig(path=path)).bad
+    assert bad.reason == "not text: text holds messages (data.columns={messages: text} reads them)"
+    [read] = load_demonstrations(DataConfig(path=path, columns={"messages": "text"})).rows
+    assert (read.prompt, read.completion) == (messages(HI), *messages(HELLO))
+
+
 def test_messages_as_pythons_text_are_refused_with_advice(write_jsonl: Write) -> None:
     for row in ({"messages": str([USER, HELLO])}, {"prompt": str([USER]), "completion": "Rain."}):
         assert "not JSON" in (why := reason(write_jsonl, row)) and "json.dumps" in why
