@@ -26,8 +26,8 @@ def form_of(turns: list[Turn], write: Write) -> list[Turn]:
     if not any(_calls(turns)) and all(turn["content"] is not None for turn in turns):
         return turns
     spare = None
-    for with_arguments in (turns, _with_json_arguments(turns)):
-        form, text = _with_content(with_arguments, write)
+    for with_arguments in (list, _with_json_arguments):
+        form, text = _with_content(with_arguments(turns), write)
         if text is None:
             continue
         if not any(str(call["arguments"]) in text for call in _calls(form) if call["arguments"]):

@@ -82,14 +82,18 @@ def _refuse_unread(raws: Sequence[RawRow | BadRow], config: DataConfig) -> None:
     pairs = [raw for raw in raws if isinstance(raw, RawRow) and _is_pair(raw)]
     for raw in pairs:
         read = {*_read(raw), *config.ignore}
-        paths = [path for name, value in raw.given.items() for path in _named_for_it(value, name, name, read)]
-        _refuse(paths, raw)
+        _refuse([path for name, value in raw.given.items() for path in _named_for_it(value, name, name, read)], raw)
     if pairs and all(side in config.columns for side in PAIR):
         # where nothing in the names says which answer is better, the values of any column may
-        read = [*_read(pairs[0]), *config.ignore]
-        within = [path for name, value in pairs[0].given.items() for path, _ in leaves(value, name)]
-        others, names = [path for path in within if not is_within(path, read)], names_of(config.columns)
+        others, names = _unread(pairs[0], config), names_of(config.columns)
         _refuse([path for path in others if _labels_all(path, pairs, names)], pairs[0])
+
+
+def _unread(raw: RawRow, config: DataConfig) -> list[str]:
+    """Paths to the values of a row that are neither read nor ignored."""
+    read = [*_read(raw), *config.ignore]
+    paths = (path for name, value in raw.given.items() for path, _ in leaves(value, name))
+    return [path for path in paths if not is_within(path, read)]
 
 
 def _read(raw: RawRow) -> list[str]:
