@@ -168,9 +168,8 @@ class Session:
 
     def _has_vocabulary(self, model: Path) -> bool:
         own = from_folder(AutoTokenizer, model, self.recipe.model)
-        if own.eos_token_id is None:  # an encoder's: the policy's has an end token
-            return False
-        return load_tokenizer(model, self.recipe.model).get_vocab() == self.tokenizer.get_vocab()
+        has_end = own.eos_token_id is not None  # an encoder's may have none: the policy's has one
+        return has_end and own.get_vocab() == self.tokenizer.get_vocab()
 
     def require_vocabulary(self, key: str, start: Path) -> None:
         """Refuse a model that does not read the run's tokens.

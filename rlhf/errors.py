@@ -11,6 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message; its type's name where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 class RLHFError(Exception):
     """Base of every error that this package raises on purpose."""
 

@@ -12,6 +12,8 @@ from datetime import date
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
+from rlhf.errors import first_line
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -71,8 +73,7 @@ class Template:
                 **{"strftime_now": self._day.strftime, **self._specials, **given},
             )
         except Exception as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise Unusable(f"the chat template refuses the turns: {reason[:160]}") from error
+            raise Unusable(f"the chat template refuses the turns: {first_line(error)[:160]}") from error
         return str(texts[0]), tracked[0] if tracked else []
 
     def _chosen_template(self, variables: Variables) -> str:

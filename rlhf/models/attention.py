@@ -159,11 +159,12 @@ def own_attention(model: PreTrainedModel) -> Iterator[None]:
     if not model._can_set_attn_implementation():
         yield
         return
+    before = model.config._attn_implementation
     model.set_attn_implementation("eager")
     try:
         yield
     finally:
-        model.set_attn_implementation(ATTENTION)
+        model.set_attn_implementation(before)
 
 
 def row_mask(

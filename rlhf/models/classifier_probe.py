@@ -25,6 +25,9 @@ WAYS: tuple[tuple[Reader, Form], ...] = (("head", "packed"), ("head", "padded"),
 TOLERANCE = {torch.float32: (1e-3, 1e-5), torch.bfloat16: (0.1, 0.02)}
 """Largest difference, as shares of the scores' standard deviation and of the largest score."""
 
+UNFIT = (IndexError, RuntimeError, TypeError, ValueError)
+"""What a model raises that cannot be run so. Lost processes and numbers out of bounds are errors of other types."""
+
 Run = Callable[..., Tensor]
 """The network's forward pass without gradients, on this rank."""
 Agreed = Callable[[bool], bool]
@@ -87,7 +90,7 @@ def is_causal(network: ScalarNet, run: Run, agreed: Agreed, device: torch.device
         for length in (beginning, len(whole)):
             row = pack_row(Sequences.pack([((), whole[:length])]), [0], device)
             states.append(run(row, torch.arange(beginning, device=device), True).float())
-    except (IndexError, RuntimeError, TypeError, ValueError):  # states that are not one a token
+    except UNFIT:  # states that are not one a token
         return False
     return agreed(_is_close(states[1], states[0], network.model.dtype))
 

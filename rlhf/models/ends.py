@@ -16,15 +16,20 @@ Ends = dict[str, list[int]]
 
 def end_tokens(tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> Ends:
     """The end tokens of a tokenizer and of a model folder's settings."""
+    return {"tokenizer": _ids(tokenizer.eos_token_id), **settings_ends(folder)}
+
+
+def settings_ends(folder: str | Path) -> Ends:
+    """The end tokens that a model folder's settings name; a class's default that is not written there is none."""
     from transformers import GenerationConfig, PreTrainedConfig
 
-    ends: Ends = {"tokenizer": _ids(tokenizer.eos_token_id), "generation_config.json": [], "config.json": []}
+    ends: Ends = {"generation_config.json": [], "config.json": []}
     with suppress(OSError, ValueError):  # not every model has generation settings
         ends["generation_config.json"] = _ids(GenerationConfig.from_pretrained(str(folder)).eos_token_id)
-    with suppress(OSError, ValueError):  # what is written there: a class's default that is not is none
+    with suppress(OSError, ValueError):
         written, _ = PreTrainedConfig.get_config_dict(str(folder))
-        nested = (written.get("text_config") or {}).get("eos_token_id")
-        ends["config.json"] = _ids(written.get("eos_token_id", nested))
+        nested = written.get("text_config") or {}
+        ends["config.json"] = _ids(written.get("eos_token_id"), nested.get("eos_token_id"))
     return ends
 
 
@@ -37,5 +42,7 @@ def differing_ends(ends: Mapping[str, list[int]]) -> str:
     return f"end tokens differ: {each}. A response ends at any of them"
 
 
-def _ids(value: Any) -> list[int]:
-    return sorted(set(value)) if isinstance(value, list) else [] if value is None else [int(value)]
+def _ids(*named: Any) -> list[int]:
+    """Ids among values that are each an id, a list of ids, or none, in order."""
+    listed = [value if isinstance(value, list) else [value] for value in named]
+    return sorted({token for tokens in listed for token in tokens if isinstance(token, int)})

@@ -6,9 +6,9 @@ needs none of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import suppress
 from datetime import date
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,8 @@ from safetensors import SafetensorError
 from rlhf.config.schema import ModelConfig
 from rlhf.data.chat import ChatFormat
 from rlhf.data.template import DATE, template_date
-from rlhf.errors import UserError
+from rlhf.errors import UserError, first_line
+from rlhf.models.ends import settings_ends
 from rlhf.types import ModelFacts as ModelFacts
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def read_facts(folder: str | Path, config: ModelConfig, tokenizer: PreTrainedTok
     settings = _settings(folder, config)
     rows = _embedding_rows(settings)
     end = (tokenizer or load_tokenizer(folder, config)).eos_token_id
-    ends = {end, *_named_ends(folder)}
+    ends = {end, *chain.from_iterable(settings_ends(folder).values())}
     return ModelFacts(
         context=_context(folder, settings),
         embedding_rows=rows,
@@ -133,20 +134,6 @@ def _embedding_rows(settings: Any) -> int:
     return int(getattr(settings.get_text_config(), "vocab_size", None) or 2**31)
 
 
-def _named_ends(folder: str | Path) -> Iterator[int]:
-    """End tokens that generation_config.json and config.json name; a class's default that neither has is none."""
-    from transformers import GenerationConfig, PreTrainedConfig
-
-    named = []
-    with suppress(OSError):  # not every model has generation settings
-        named.append(GenerationConfig.from_pretrained(str(folder)).eos_token_id)
-    with suppress(OSError):
-        written, _ = PreTrainedConfig.get_config_dict(str(folder))
-        named += [written.get("eos_token_id"), (written.get("text_config") or {}).get("eos_token_id")]
-    for value in named:
-        yield from (token for token in (value if isinstance(value, list) else [value]) if isinstance(token, int))
-
-
 def _text(template: Path) -> str:
     try:
         return template.read_text(encoding="utf-8-sig")
@@ -169,9 +156,8 @@ def from_folder(auto: Any, folder: str | Path, model: ModelConfig, **options: An
     except Exception as error:
         if auto.__name__ not in TEXTS and not isinstance(error, (OSError, ValueError, SafetensorError)):
             raise
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
             f"cannot load {auto.__name__} from {str(folder)!r}",
-            why=reason,
+            why=first_line(error),
             fix="give a folder with a Hugging Face model in safetensors, or a hub name that this machine can reach",
         ) from error

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from transformers import GenerationConfig
 
-from rlhf.errors import UserError
+from rlhf.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -48,7 +48,7 @@ def _refusing(what: str, files: str) -> Iterator[None]:
         yield
     except (TypeError, ValueError, AttributeError, OSError, NotImplementedError) as error:
         raise UserError(
-            f"{what} can be read and cannot be written: {str(error).strip().splitlines()[0]}",
+            f"{what} can be read and cannot be written: {first_line(error)}",
             "a stage would train to its end, and then have no model to leave",
             f"mend {files} in the model's folder",
         ) from error

@@ -10,25 +10,27 @@ Ids = Sequence[int] | Int32
 
 
 class LengthLimit:
-    """At most ``tokens`` of prompt and response together; the end, where the score is read, is always kept."""
+    """At most ``tokens`` of prompt and response together; the end, where the score is read, is always kept, and so is
+    the prompt's ``begin`` token."""
 
-    def __init__(self, tokens: int) -> None:
-        self.tokens = tokens
+    def __init__(self, tokens: int, begin: int | None = None) -> None:
+        self.tokens, self.begin = tokens, begin
         self.seen = 0
         """Samples so far."""
         self.cut = 0
         """Samples so far that were cut."""
         self._reported = 0
 
-    def fit(self, prompt: Ids, response: Ids, kept: int = 0) -> tuple[list[int], list[int]]:
-        """Prompt and response within the limit, without tokens of the prompt after its first ``kept``, if need be of
-        the response's beginning too."""
+    def fit(self, prompt: Ids, response: Ids) -> tuple[list[int], list[int]]:
+        """Prompt and response within the limit, without tokens of the prompt's beginning, if need be of the response's
+        too."""
         prompt, response = list(prompt), list(response)
         self.seen += 1
         excess = len(prompt) + len(response) - self.tokens
         if excess <= 0:
             return prompt, response
         self.cut += 1
+        kept = int(prompt[:1] == [self.begin])
         prompt = prompt[:kept] + prompt[kept + excess :]
         return prompt, response[max(0, len(prompt) + len(response) - self.tokens) :]
 
@@ -40,18 +42,14 @@ class LengthLimit:
 
 
 class CutBlock:
-    """Blocks in the policy's own tokens, within a reward model's limit; a begin token stays."""
+    """Blocks in the policy's own tokens, within a reward model's limit."""
 
-    def __init__(self, limit: LengthLimit, begin: int | None) -> None:
-        self.limit, self.begin = limit, begin
+    def __init__(self, limit: LengthLimit) -> None:
+        self.limit = limit
 
     def __call__(self, block: RolloutBlock) -> Sequences:
         """The block's samples, in their order."""
         whole = block.sequences
-        samples = [(whole.prompt(i), whole.response(i)) for i in range(len(whole))]
-        fitted = [
-            self.limit.fit(prompt, response, kept=int(self.begin is not None and prompt[0] == self.begin))
-            for prompt, response in samples
-        ]
+        fitted = [self.limit.fit(whole.prompt(i), whole.response(i)) for i in range(len(whole))]
         self.limit.report()
         return Sequences.pack(fitted)

@@ -12,6 +12,7 @@ from rlhf.data.chat import ChatFormat, Rendered, is_open
 from rlhf.data.template import Unusable
 from rlhf.data.tokenise import encode
 from rlhf.errors import UserError
+from rlhf.roles.length_limit import LengthLimit
 from rlhf.roles.text import BlockReader
 from rlhf.types import FinishReason, ModelFacts, Prompt, RolloutBlock, Sequences
 
@@ -42,10 +43,7 @@ class Retokeniser:
     def __init__(self, own: ChatFormat, facts: ModelFacts, reader: BlockReader) -> None:
         """Args: own is how conversations are written for the reward model; facts are its folder's."""
         self.own, self.facts, self.reader = own, facts, reader
-        self.seen = 0
-        """Samples so far."""
-        self.cut = 0
-        """Samples so far that were cut at their beginning to fit the context."""
+        self.limit = LengthLimit(facts.context, own.tokenizer.bos_token_id)
 
     def check(self, folder: str) -> None:
         """Write every prompt once with an answer, so that what the model cannot read is refused before training.
@@ -73,13 +71,11 @@ class Retokeniser:
             for prompt, written, answer in zip(self.reader.prompts_of(block), text.prompts, text.responses, strict=True)
         ]
         ended = block.finish_reasons == FinishReason.STOP
-        cut = self.cut
         sequences = Sequences.pack(
-            self._fit(tokens.prompt, tokens.response if stops else tokens.response[:-1])
+            self.limit.fit(tokens.prompt, tokens.response if stops else tokens.response[:-1])
             for tokens, stops in zip(encode(rendered, self.own), ended, strict=True)
         )
-        if self.cut > cut:
-            print(f"{self.cut:,} of {self.seen:,} texts so far were cut at their beginning", flush=True)
+        self.limit.report()
         return sequences
 
     def _prompt_text(self, prompt: Prompt) -> str:
@@ -105,14 +101,3 @@ class Retokeniser:
                 str(problem),
                 "use a reward model whose chat template takes such conversations, or give prompts without them",
             ) from problem
-
-    def _fit(self, prompt: list[int], response: list[int]) -> tuple[list[int], list[int]]:
-        """Cut at the beginning, the begin token kept, so that the score is read at the response's own end."""
-        self.seen += 1
-        excess = len(prompt) + len(response) - self.facts.context
-        if excess <= 0:
-            return prompt, response
-        self.cut += 1
-        kept = 1 if prompt[0] == self.own.tokenizer.bos_token_id else 0
-        prompt = prompt[:kept] + prompt[kept + excess :]
-        return prompt, response[len(prompt) - self.facts.context :]  # whole, where cutting the prompt was enough

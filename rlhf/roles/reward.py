@@ -70,26 +70,26 @@ def _own_tokens(
             "a sequence would not fit into the model",
             f"rewards.<name>.max_length={context} or less",
         )
-    limit = LengthLimit(source.max_length or context)
+    most = source.max_length or context
     if not role.is_causal:
         tokenizer = from_folder(AutoTokenizer, folder, recipe.model)
-        limit.tokens = min(limit.tokens, tokenizer.model_max_length)
-        _tell(folder, f"reads prompt and response as a pair of texts; at most {limit.tokens:,} tokens")
-        pairs = TextPairs(tokenizer, limit, reader)
+        most = min(most, tokenizer.model_max_length)
+        _tell(folder, f"reads prompt and response as a pair of texts; at most {most:,} tokens")
+        pairs = TextPairs(tokenizer, LengthLimit(most), reader)
         role.network.has_segments = pairs.frame.has_segments
         return pairs
     settings = replace(recipe.model, chat_template=None)
     own = load_chat(folder, settings, day)
     if not same_tokens(reader.chat, own, list(reader.by_id.values())):
         other = "its tokenizer or chat template being another than the policy's"
-        _tell(folder, f"reads text, {other}; at most {limit.tokens:,} tokens")
-        facts = replace(read_facts(folder, settings, own.tokenizer), context=limit.tokens)
+        _tell(folder, f"reads text, {other}; at most {most:,} tokens")
+        facts = replace(read_facts(folder, settings, own.tokenizer), context=most)
         retokeniser = Retokeniser(own, facts, reader)
         retokeniser.check(folder)
         return retokeniser
     _tell(folder, "reads the policy's tokens, its tokenizer being the same")
     longest = recipe.data.max_prompt_length + recipe.rollout.max_response_length
-    return CutBlock(limit, own.tokenizer.bos_token_id) if longest > limit.tokens else None
+    return CutBlock(LengthLimit(most, own.tokenizer.bos_token_id)) if longest > most else None
 
 
 def _tell(folder: str, how: str) -> None:

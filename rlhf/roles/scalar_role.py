@@ -6,7 +6,8 @@ from functools import cached_property
 
 import torch
 
-from rlhf.models.classifier_probe import choose_reader, is_causal
+from rlhf.errors import UserError, first_line
+from rlhf.models.classifier_probe import UNFIT, choose_reader, is_causal
 from rlhf.models.examination import Examination
 from rlhf.models.scalar import ScalarNet
 from rlhf.roles.role import Role
@@ -21,10 +22,10 @@ class ScalarRole(Role[ScalarNet]):
         if not self.network.model.config.is_encoder_decoder:
             try:
                 return super()._examine(is_saved)
-            except Exception as error:  # a frozen one may be read by its own forward pass, whatever its states are
+            except (UserError, *UNFIT) as error:  # a frozen one may be read by its own forward pass all the same
                 if is_saved or self.network.peers is not None:
                     raise
-                note = f"its states are not those of one sequence alone: {str(error).splitlines()[0]}"
+                note = f"its states are not those of one sequence alone: {first_line(error)}"
         self.network.form = "padded"
         return Examination(form="padded", tokens=0, notes=(note,))
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from rlhf.weights.fingerprint import Fingerprint, fingerprint
+from rlhf.weights.fingerprint import HEAD, Fingerprint, fingerprint
 
 PR_SET_PDEATHSIG = 1
 """Linux's prctl(2) option: a signal that this process gets when its parent ends."""
@@ -100,7 +100,7 @@ class HeldWeights:
         if hasattr(model, "lm_head"):
             return
         load = model.load_weights
-        model.load_weights = lambda weights: load(each for each in weights if each[0] != "lm_head.weight")
+        model.load_weights = lambda weights: load(each for each in weights if each[0] != HEAD)
 
     def held_fingerprint(self) -> Fingerprint:
         """Fingerprint of this worker's shard of the model it serves."""

@@ -176,7 +176,7 @@ class LogitTable(nn.Module):
 class ValueTable(nn.Module):
     """A critic whose values are its parameters, (S,)."""
 
-    form = "packed"
+    form, reader = "packed", "head"
 
     def __init__(self, count: int) -> None:
         super().__init__()

@@ -77,21 +77,6 @@ def test_another_process_splits_alike() -> None:
     assert printed.strip() == str(split_by_prompt([str(i) for i in range(50)], 0.3, 7)[1])
 
 
-@pytest.mark.parametrize(
-    ("seed", "expected"),
-    [
-        (0, [1]),
-        (1, [1, 5, 9, 16, 17]),
-        (2, [3, 4, 5, 7, 10, 12, 13, 16]),
-        (3, [8, 10, 11, 18]),
-        (-1, [4, 5, 7, 9, 11, 12, 14, 16, 19]),
-    ],
-)
-def test_the_split_of_a_seed_is_for_ever(seed: int, expected: list[int]) -> None:
-    """Runs that go on and models that are compared count on it: these are the values of the first release."""
-    assert split_by_prompt([f"prompt {i}" for i in range(20)], 0.3, seed)[1] == expected
-
-
 @pytest.mark.parametrize("seed", range(20))
 def test_a_single_prompt_is_trained_on_whatever_the_seed(seed: int) -> None:
     assert split_by_prompt(["a", "a"], 0.9, seed) == ([0, 1], [])

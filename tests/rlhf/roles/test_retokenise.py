@@ -103,7 +103,7 @@ def test_text_is_encoded_by_the_models_own_tokenizer_between_its_own_begin_and_e
     own = [OWN.encode(text, add_special_tokens=False) for text in (" it is naïve ☃", "cut off")]
     assert responses == [[*own[0], OWN.eos_token_id], own[1]], "only what ended by itself ends"
     assert own[0] != POLICY.encode(" it is naïve ☃")
-    assert (made.seen, made.cut) == (2, 0)
+    assert (made.limit.seen, made.limit.cut) == (2, 0)
 
 
 def test_a_prompt_without_its_text_is_decoded():
@@ -148,7 +148,7 @@ def test_what_is_too_long_is_cut_at_its_beginning_and_counted(capsys):
         prompts, responses, made = retokenised(own, samples, context=context)
         assert (own.decode(prompts[0]), own.decode(responses[0])) == (prompt, response)
         assert len(prompts[0]) + len(responses[0]) == context
-    assert (made.seen, made.cut) == (2, 2)
+    assert (made.limit.seen, made.limit.cut) == (2, 2)
     assert "2 of 2 texts so far were cut at their beginning" in capsys.readouterr().out
 
 

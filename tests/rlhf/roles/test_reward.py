@@ -20,9 +20,10 @@ from rlhf.models.scalar import init_reward_head
 from rlhf.models.scratch import train_tokenizer
 from rlhf.roles.forward import Share, join_samples
 from rlhf.roles.reward import make_reward
-from rlhf.types import FinishReason, Prompt, Rollout, RolloutBlock
+from rlhf.types import FinishReason, Prompt, RolloutBlock
 from rlhf.zero.rank import Rank
 from tests.rlhf.ranks import Crew
+from tests.rlhf.roles.test_retokenise import rollout
 from tests.rlhf.service import serve
 from tests.rlhf.tiny import tiny_model
 from tests.rlhf.tiny_classifiers import pair_tokenizer, tiny_classifier
@@ -51,21 +52,7 @@ def sampled(text: str, reason: FinishReason) -> list[int]:
 
 
 def block() -> RolloutBlock:
-    rollouts = []
-    for prompt, text, reason in ANSWERS:
-        tokens = sampled(text, reason)
-        rollouts.append(
-            Rollout(
-                prompt=PROMPTS[prompt],
-                tokens=np.array(tokens, dtype=np.int32),
-                logprobs=np.zeros(len(tokens), dtype=np.float32),
-                mask=np.ones(len(tokens), dtype=bool),
-                weight_version=0,
-                finish_reason=reason,
-                seed=0,
-            )
-        )
-    return RolloutBlock.pack(rollouts)
+    return RolloutBlock.pack([rollout(PROMPTS[i], sampled(text, reason), reason) for i, text, reason in ANSWERS])
 
 
 @pytest.fixture(scope="module")

@@ -85,7 +85,7 @@ def test_a_tokenizer_that_hides_where_its_texts_begin_is_refused() -> None:
 def test_blocks_in_the_policys_tokens_are_cut_too() -> None:
     samples = [(asked("where is it? and then where?"), " it is", STOP), (asked("a", 8), " b", STOP)]
     whole = block(POLICY, *samples).sequences
-    made = CutBlock(LengthLimit(10), begin=int(whole.prompt(0)[0]))
+    made = CutBlock(LengthLimit(10, begin=int(whole.prompt(0)[0])))
     cut = made(block(POLICY, *samples))
     response = whole.response(0).tolist()
     expected = [whole.prompt(0)[0], *whole.prompt(0)[len(whole.prompt(0)) - (9 - len(response)) :]]
