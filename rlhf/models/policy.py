@@ -6,6 +6,7 @@ This is the project's one definition of a log-probability; the policy, the refer
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,39 +22,41 @@ CHUNK = 2048
 """Response tokens whose logits exist at one time: 1.2 GB in float32 for a vocabulary of 150,000."""
 Logits = Callable[[Tensor], Tensor]
 """(R, d) last hidden states → (R, V) logits."""
+Entropy = Literal["none", "value", "trained"]
+"""Whether entropies are computed, which takes several passes over the vocabulary, and whether they carry a gradient."""
 
 
 def _chunk_logprobs(
-    hidden: Tensor, logits_of: Logits, targets: Tensor, temperature: float, entropy_gradient: bool
-) -> tuple[Tensor, Tensor]:
-    logits = logits_of(hidden).float() / temperature
-    logprobs = logits.log_softmax(dim=-1)
-    with torch.set_grad_enabled(entropy_gradient and hidden.requires_grad):
+    hidden: Tensor, logits_of: Logits, targets: Tensor, temperature: float, entropy: Entropy
+) -> tuple[Tensor, ...]:
+    logprobs = (logits_of(hidden).float() / temperature).log_softmax(dim=-1)
+    chosen = logprobs.gather(1, targets[:, None])[:, 0]
+    if entropy == "none":
+        return (chosen,)
+    with torch.set_grad_enabled(entropy == "trained" and hidden.requires_grad):
         likely = logprobs.exp()
         # 0 · −inf counts 0, in the gradient too
-        entropy = -(likely * logprobs.masked_fill(likely == 0, 0)).sum(dim=-1)
-    return logprobs.gather(1, targets[:, None])[:, 0], entropy
+        return chosen, -(likely * logprobs.masked_fill(likely == 0, 0)).sum(dim=-1)
 
 
 def token_logprobs(
-    hidden: Tensor, logits_of: Logits, targets: Tensor, temperature: float, entropy_gradient: bool = False
-) -> tuple[Tensor, Tensor]:
-    """Log-probability of each target and entropy of each distribution, in nats.
+    hidden: Tensor, logits_of: Logits, targets: Tensor, temperature: float, entropy: Entropy = "none"
+) -> tuple[Tensor, ...]:
+    """Log-probability of each target and, where asked for, the entropy of each distribution, in nats.
 
-    Shapes: hidden (R, d), targets (R,) → (R,), (R,), float32. Logits are made chunk by chunk, and made again in the
-    backward pass, so that at most ``CHUNK`` rows of them exist. Softmax at ``temperature``, as the sampler's. Entropies
-    carry a gradient only where it is asked for: it costs a pass over the vocabulary.
+    Shapes: hidden (R, d), targets (R,) → (R,) or (R,), (R,), float32. Softmax at ``temperature``, as the sampler's.
+    Logits are made chunk by chunk, and made again in the backward pass, so that at most ``CHUNK`` rows of them exist.
+    The last chunk's are kept: the backward pass begins with them.
     """
     parts = []
     for begin in range(0, max(1, len(targets)), CHUNK):
         chunk = slice(begin, begin + CHUNK)
-        arguments = (hidden[chunk], logits_of, targets[chunk], temperature, entropy_gradient)
-        if hidden.requires_grad:
+        arguments = (hidden[chunk], logits_of, targets[chunk], temperature, entropy)
+        if hidden.requires_grad and begin + CHUNK < len(targets):
             parts.append(checkpoint(_chunk_logprobs, *arguments, use_reentrant=False))
         else:
             parts.append(_chunk_logprobs(*arguments))
-    logprobs, entropy = zip(*parts, strict=True)
-    return torch.cat(logprobs), torch.cat(entropy)
+    return tuple(torch.cat(each) for each in zip(*parts, strict=True))
 
 
 class PolicyNet(RowNet):
@@ -73,13 +76,11 @@ class PolicyNet(RowNet):
         """Parameters used outside their own module's forward pass; ZeRO-3 must be told of them."""
         return self.head.parameters()
 
-    def forward(self, row: PackedRow, temperature: float, entropy_gradient: bool = False) -> tuple[Tensor, Tensor]:
-        """(R,) log-probabilities and (R,) entropies of the row's response tokens, in nats, float32."""
+    def forward(self, row: PackedRow, temperature: float, entropy: Entropy = "none") -> tuple[Tensor, ...]:
+        """(R,) log-probabilities and, if asked for, (R,) entropies of the row's response tokens, in nats, float32."""
         reading = self.read(row, row.predict_at)
-        logprobs, entropy = token_logprobs(
-            reading.hidden, self.head.logits, row.targets[reading.own], temperature, entropy_gradient
-        )
-        return reading.whole(logprobs), reading.whole(entropy)
+        found = token_logprobs(reading.hidden, self.head.logits, row.targets[reading.own], temperature, entropy)
+        return tuple(reading.whole(each) for each in found)
 
     def own_logprobs(self, tokens: Tensor, temperature: float) -> Tensor:
         """(N − 1,) log-probabilities of a sequence's (N,) tokens but the first, from logits as transformers has them.

@@ -23,6 +23,8 @@ LOGITS_CHUNK = 2048
 """Response tokens whose logits exist at one time: ``CHUNK`` of ``rlhf/models/policy.py``, which needs torch."""
 LOGITS_COPIES = 5
 """Float32 tensors of a chunk that live at once: logits, log-softmax, probabilities, and two of the entropy's."""
+SCORED_COPIES = 2
+"""The same where no entropy is asked for: logits and their log-softmax."""
 BUCKET = 500_000_000
 """DeepSpeed's ``reduce_bucket_size``: gradients that are reduced together; as a buffer it has that size from the
 start."""
@@ -202,10 +204,10 @@ def forward_only(shape: ModelShape, tokens: int, b: int, ranks: int = 1) -> int:
     return own_tokens(tokens, ranks) * (b * (widest + 5 * shape.hidden) + INDICES)
 
 
-def logits(member: Member, tokens: int) -> int:
+def logits(member: Member, tokens: int, copies: int = LOGITS_COPIES) -> int:
     """The chunk of logits, in float32; 0 for a model that has none."""
     rows = min(LOGITS_CHUNK, own_tokens(tokens, member.config.sequence_parallel))
-    return 4 * LOGITS_COPIES * rows * member.shape.vocab if member.head == "language" else 0
+    return 4 * copies * rows * member.shape.vocab if member.head == "language" else 0
 
 
 def gathered(member: Member, b: int) -> int:
@@ -222,7 +224,7 @@ def scoring(member: Member, model: ModelConfig) -> Memory:
     """What a pass without gradients adds."""
     b, tokens = size_of(model.dtype), member.config.micro_batch_tokens
     ranks = member.config.sequence_parallel
-    chunk, layer = logits(member, tokens), forward_only(member.own_shape, tokens, b, ranks)
+    chunk, layer = logits(member, tokens, SCORED_COPIES), forward_only(member.own_shape, tokens, b, ranks)
     ends = 2 * b * member.shape.hidden * own_tokens(tokens, ranks)
     at_the_end = chunk + ends > layer
     return Memory(

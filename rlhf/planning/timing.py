@@ -129,7 +129,7 @@ def update_seconds(member: Member, batch: Batch, recipe: Recipe, machine: Machin
     """Seconds of all updates of a step by one role.
 
     A backward pass computes twice what a forward pass does (of adapters, once for what is frozen: counted as the rest);
-    checkpointing adds a forward pass, and logits are always made twice.
+    checkpointing adds a forward pass, and logits are made twice, all but the last chunk of a row.
     """
     samples = batch.samples_per_update / member.config.ranks
     answers = samples * batch.response_tokens

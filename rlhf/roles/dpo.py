@@ -93,7 +93,7 @@ class DPORole(Role[PolicyNet]):
     def _pairs(self, pairs: list[int]) -> tuple[Tensor, Tensor]:
         """(2, K) log-probabilities of whole responses, by the policy and by the reference; row 0 is the chosen ones."""
         samples = [sample for pair in pairs for sample in (2 * pair, 2 * pair + 1)]
-        tokens, _ = self.engine.engine(pack_row(self.train, samples, self.place), TEMPERATURE)
+        (tokens,) = self.engine.engine(pack_row(self.train, samples, self.place), TEMPERATURE)
         finite("logprobs", tokens)
         lengths = torch.from_numpy(self.train.response_lengths[samples].astype(np.int64)).to(self.place)
         owner = torch.arange(len(samples), device=self.place).repeat_interleave(lengths)

@@ -21,7 +21,7 @@ from rlhf.device import peak_memory_gib
 from rlhf.models.load import DTYPES, load_policy
 from rlhf.models.lora import adapters_off
 from rlhf.models.packed_row import PackedRow, pack_row
-from rlhf.models.policy import PolicyNet
+from rlhf.models.policy import Entropy, PolicyNet
 from rlhf.roles.forward import Share, token_index
 from rlhf.roles.role import LanguageRole
 from rlhf.roles.save import save_model
@@ -139,7 +139,8 @@ class PolicyRole(LanguageRole):
     def _loss(self, batch: PolicyBatch, kl_coef: float) -> tuple[Tensor, Tensor]:
         """The weighted sum of one pass's losses, and what ``SUMS`` names."""
         algorithm = self.recipe.algorithm
-        logprobs, entropy = self.engine.engine(batch.row, self.recipe.rollout.temperature, algorithm.entropy_coef > 0)
+        wanted: Entropy = "trained" if algorithm.entropy_coef else "value"
+        logprobs, entropy = self.engine.engine(batch.row, self.recipe.rollout.temperature, wanted)
         logprobs, entropy = finite("logprobs", logprobs[batch.mask]), entropy[batch.mask]
         terms = policy_loss(
             logprobs,

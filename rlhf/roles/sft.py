@@ -50,7 +50,7 @@ class SFTRole(Role[PolicyNet]):
 
         def loss(samples: list[int]) -> Tensor:
             mask = torch.from_numpy(self.train.mask_of(samples)).to(self.place)
-            logprobs, _ = self.engine.engine(pack_row(sequences, samples, self.place), 1.0)
+            (logprobs,) = self.engine.engine(pack_row(sequences, samples, self.place), 1.0)
             logprobs = logprobs.where(mask, 0.0)
             total.sub_(logprobs.detach().sum().double().cpu())
             return -logprobs.sum()

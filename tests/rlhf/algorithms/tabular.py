@@ -35,7 +35,7 @@ from rlhf.config.schema import (
 from rlhf.config.validate import critic_updates, policy_updates
 from rlhf.experience import Scored, build_experience, experience_metrics
 from rlhf.models.packed_row import PackedRow
-from rlhf.models.policy import token_logprobs
+from rlhf.models.policy import Entropy, token_logprobs
 from rlhf.roles.critic import CriticRole
 from rlhf.roles.forward import join_tokens
 from rlhf.roles.policy import PolicyRole
@@ -168,9 +168,9 @@ class LogitTable(nn.Module):
         super().__init__()
         self.logits = nn.Parameter(torch.tensor(np.log(probabilities), dtype=torch.float32))
 
-    def forward(self, row: PackedRow, temperature: float, entropy_gradient: bool = False) -> tuple[Tensor, Tensor]:
+    def forward(self, row: PackedRow, temperature: float, entropy: Entropy = "none") -> tuple[Tensor, ...]:
         hidden = self.logits[states(row, row.predict_at).clamp(max=len(self.logits) - 1)]
-        return token_logprobs(hidden, lambda logits: logits, row.targets, temperature, entropy_gradient)
+        return token_logprobs(hidden, lambda logits: logits, row.targets, temperature, entropy)
 
 
 class ValueTable(nn.Module):

@@ -331,7 +331,7 @@ def test_logprobs_of_labels(name: str) -> None:
     for case, expected in zip(oracle.inputs["cases"], oracle.expected["logprobs"], strict=True):
         logits = torch.tensor(np.array(case["logits"], dtype=np.float32)).clamp(min=-1e30)
         hidden, targets = logits.reshape(-1, logits.shape[-1]), torch.tensor(case["labels"]).reshape(-1)
-        logprobs, _ = token_logprobs(hidden, lambda logits: logits, targets, 1.0)
+        (logprobs,) = token_logprobs(hidden, lambda logits: logits, targets, 1.0)
         assert_close(logprobs, expected, oracle.tol)
 
 

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rlhf.models import policy
 from rlhf.models.packed_row import pack_row
-from rlhf.models.policy import PolicyNet, token_logprobs
+from rlhf.models.policy import Entropy, PolicyNet, token_logprobs
 from rlhf.types import Sequences
 from tests.rlhf.tiny import ARCHITECTURES, VOCABULARY, random_sequences, tiny_model
 
@@ -49,7 +49,7 @@ def assert_same_gradients(one: dict[str, Tensor], other: dict[str, Tensor]) -> N
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_packed_logprobs_entropies_and_gradients_are_those_of_separate_passes(architecture: str) -> None:
     lm, plain = (tiny_model(AutoModelForCausalLM, architecture) for _ in range(2))
-    logprobs, entropy = PolicyNet(lm)(pack_row(SEQUENCES, EVERY, "cpu"), TEMPERATURE)
+    logprobs, entropy = PolicyNet(lm)(pack_row(SEQUENCES, EVERY, "cpu"), TEMPERATURE, "value")
     expected, expected_entropy = plain_logprobs(plain, SEQUENCES, TEMPERATURE)
     torch.testing.assert_close(logprobs, expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(entropy, expected_entropy, rtol=1e-5, atol=1e-5)
@@ -60,7 +60,7 @@ def test_packed_logprobs_entropies_and_gradients_are_those_of_separate_passes(ar
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_entropys_gradient_is_that_of_separate_passes(architecture: str) -> None:
     lm, plain = (tiny_model(AutoModelForCausalLM, architecture) for _ in range(2))
-    logprobs, entropy = PolicyNet(lm)(pack_row(SEQUENCES, EVERY, "cpu"), TEMPERATURE, entropy_gradient=True)
+    logprobs, entropy = PolicyNet(lm)(pack_row(SEQUENCES, EVERY, "cpu"), TEMPERATURE, "trained")
     _, expected = plain_logprobs(plain, SEQUENCES, TEMPERATURE)
     loss, expected_loss = (WEIGHTS * entropy).sum(), (WEIGHTS * expected).sum()
     assert_same_gradients(gradients(lm, loss + 0 * logprobs.sum()), gradients(plain, expected_loss))
@@ -68,15 +68,15 @@ def test_the_entropys_gradient_is_that_of_separate_passes(architecture: str) -> 
 
 def test_a_frozen_network_gives_no_gradient_although_one_is_asked_for() -> None:
     lm = tiny_model(AutoModelForCausalLM, "llama").requires_grad_(False)
-    logprobs, entropy = PolicyNet(lm)(pack_row(SEQUENCES, EVERY, "cpu"), TEMPERATURE, entropy_gradient=True)
+    logprobs, entropy = PolicyNet(lm)(pack_row(SEQUENCES, EVERY, "cpu"), TEMPERATURE, "trained")
     assert not logprobs.requires_grad and not entropy.requires_grad
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("with_entropy", [False, True])
-def test_an_empty_row_touches_every_parameter_and_contributes_zero(architecture: str, with_entropy: bool) -> None:
+@pytest.mark.parametrize("wanted", ["value", "trained"])
+def test_an_empty_row_touches_every_parameter_and_contributes_zero(architecture: str, wanted: Entropy) -> None:
     lm = tiny_model(AutoModelForCausalLM, architecture)
-    logprobs, entropy = PolicyNet(lm)(pack_row(SEQUENCES, [], "cpu"), TEMPERATURE, with_entropy)
+    logprobs, entropy = PolicyNet(lm)(pack_row(SEQUENCES, [], "cpu"), TEMPERATURE, wanted)
     assert logprobs.shape == entropy.shape == (0,)
     assert not any(gradient.any() for gradient in gradients(lm, logprobs.sum() + entropy.sum()).values())
 
@@ -87,7 +87,7 @@ def test_chunks_change_neither_values_nor_gradients(chunk: int, monkeypatch: pyt
     row = pack_row(SEQUENCES, EVERY, "cpu")
 
     def of_row() -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        logprobs, entropy = PolicyNet(lm)(row, TEMPERATURE, entropy_gradient=True)
+        logprobs, entropy = PolicyNet(lm)(row, TEMPERATURE, "trained")
         loss = (WEIGHTS * logprobs).sum() + (WEIGHTS.flip(0) * entropy).sum()
         return logprobs, entropy, gradients(lm, loss)
 
@@ -109,17 +109,17 @@ def test_no_more_than_a_chunk_of_logits_exists(with_gradient: bool, monkeypatch:
 
     monkeypatch.setattr(policy, "CHUNK", 4)
     hidden = torch.randn(10, 3, requires_grad=with_gradient)
-    logprobs, _ = token_logprobs(hidden, counting, torch.zeros(10, dtype=torch.long), 1.0)
+    (logprobs,) = token_logprobs(hidden, counting, torch.zeros(10, dtype=torch.long), 1.0)
     assert rows == [4, 4, 2]
     if with_gradient:
         logprobs.sum().backward()
-        assert sorted(rows) == [2, 2, 4, 4, 4, 4]  # made again, not kept
+        assert sorted(rows) == [2, 4, 4, 4, 4]  # made again, but for the last, with which the backward pass begins
 
 
 def of_logits(logits: list[float], target: int, temperature: float = 1.0) -> tuple[float, float]:
     """Log-probability of the target and entropy, of a head that gives these logits."""
     logprob, entropy = token_logprobs(
-        torch.zeros(1, 1), lambda hidden: torch.tensor([logits]), torch.tensor([target]), temperature
+        torch.zeros(1, 1), lambda hidden: torch.tensor([logits]), torch.tensor([target]), temperature, "value"
     )
     return logprob.item(), entropy.item()
 
@@ -154,9 +154,7 @@ def entropy_gradient(logits: list[float], temperature: float = 1.0) -> list[floa
     """The gradient of the entropy by the logits."""
     bias = torch.tensor(logits, requires_grad=True)
     hidden = torch.zeros(1, 1, requires_grad=True)
-    _, entropy = token_logprobs(
-        hidden, lambda hidden: bias + 0 * hidden, torch.tensor([0]), temperature, entropy_gradient=True
-    )
+    _, entropy = token_logprobs(hidden, lambda hidden: bias + 0 * hidden, torch.tensor([0]), temperature, "trained")
     entropy.sum().backward()
     return bias.grad.tolist()
 
@@ -183,7 +181,7 @@ def test_softmax_is_in_float32_for_a_bfloat16_model() -> None:
     random = torch.Generator().manual_seed(0)
     hidden = torch.randn(1, 64, generator=random).to(torch.bfloat16).expand(VOCABULARY, 64)
     weight = torch.randn(VOCABULARY, 64, generator=random).to(torch.bfloat16)
-    logprobs, entropy = token_logprobs(hidden, lambda h: h @ weight.T, torch.arange(VOCABULARY), TEMPERATURE)
+    logprobs, entropy = token_logprobs(hidden, lambda h: h @ weight.T, torch.arange(VOCABULARY), TEMPERATURE, "value")
     assert logprobs.dtype == entropy.dtype == torch.float32
     assert float(logprobs.exp().sum()) == pytest.approx(1, abs=1e-5)  # a softmax in bfloat16 misses by about 1e-2
 

@@ -236,7 +236,7 @@ def frozen_logprobs(rank: Rank, stage: int) -> dict[str, Any]:
 def test_a_frozen_network_answers_as_without_deepspeed(stage: int, two_ranks: Crew) -> None:
     lm = tiny_model(AutoModelForCausalLM, "qwen2")
     with torch.no_grad():
-        expected, _ = PolicyNet(lm)(pack_row(SEQUENCES, [0, 1, 2], "cpu"), 0.7)
+        (expected,) = PolicyNet(lm)(pack_row(SEQUENCES, [0, 1, 2], "cpu"), 0.7)
     for answer in two_ranks.run(frozen_logprobs, stage):
         np.testing.assert_allclose(answer["logprobs"], expected.numpy(), rtol=1e-5, atol=1e-5)
         assert not answer["trainable"]
