@@ -18,6 +18,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from itertools import groupby
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -225,7 +226,8 @@ def by_sequence(
         bias = None if is_causal or mask.is_full(length) else mask.bias(length, q.dtype)
         if position_bias is not None:
             options["position_bias"] = position_bias[..., :length, :length]
-        return sdpa_attention_forward(module, q, k, v, bias, scaling=scaling, is_causal=is_causal, **options)[0]
+        heads: Any = SimpleNamespace(num_key_value_groups=q.shape[1] // k.shape[1])  # of this rank, not of the layer
+        return sdpa_attention_forward(heads, q, k, v, bias, scaling=scaling, is_causal=is_causal, **options)[0]
 
     def by_steps(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return _written_out(q, k, v, mask, scaling, softcap, s_aux)

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rlhf.errors import UserError
-from rlhf.models.packed_row import Form, pack_row
+from rlhf.models.packed_row import UNFIT, Form, pack_row
 from rlhf.models.scalar import Reader, ScalarNet
 from rlhf.types import Sequences
 
@@ -24,9 +24,6 @@ WAYS: tuple[tuple[Reader, Form], ...] = (("head", "packed"), ("head", "padded"),
 """Ways of reading that are tried, the fastest first; without any of them each sequence goes by itself."""
 TOLERANCE = {torch.float32: (1e-3, 1e-5), torch.bfloat16: (0.1, 0.02)}
 """Largest difference, as shares of the scores' standard deviation and of the largest score."""
-
-UNFIT = (IndexError, RuntimeError, TypeError, ValueError)
-"""What a model raises that cannot be run so. Lost processes and numbers out of bounds are errors of other types."""
 
 Run = Callable[..., Tensor]
 """The network's forward pass without gradients, on this rank."""

@@ -24,11 +24,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from rlhf.errors import UserError
+from rlhf.errors import UserError, first_line
 from rlhf.models.complete import unused_tensors
 from rlhf.models.examination import Examination
+from rlhf.models.folder import CONTEXTS
 from rlhf.models.lora import adapter_layers
-from rlhf.models.packed_row import Form, PackedRow, pack_row
+from rlhf.models.packed_row import UNFIT, Form, PackedRow, pack_row
 from rlhf.models.policy import PolicyNet
 from rlhf.models.shared_row import RowNet
 from rlhf.types import Int32, Sequences
@@ -120,15 +121,26 @@ class Examiner:
             padded = self._states(row, "padded")
         joined = self._states(self._row([np.concatenate(sequences)]), "padded")
         values = [root_mean_square(padded, own), root_mean_square(joined, own)]
-        can_pack = self.may_pack and self.network.form == "packed"
-        if can_pack:
-            packed = self._states(row, "packed")
-            among_others = self._states(self._row([others[0], sequences[1], others[2]]), "packed")
-            values += [root_mean_square(packed, own), float(distances(among_others[inner], packed[inner]).max())]
-        return self._decide(sum(lengths), *self.largest(values))
+        failure = ""
+        if self.may_pack and self.network.form == "packed":
+            try:
+                packed = self._states(row, "packed")
+                among_others = self._states(self._row([others[0], sequences[1], others[2]]), "packed")
+                values += [root_mean_square(packed, own), float(distances(among_others[inner], packed[inner]).max())]
+            except UNFIT as error:  # its code takes no such row; every rank finds so in the same pass
+                if isinstance(error, torch.OutOfMemoryError):
+                    raise
+                failure = first_line(error)
+        return self._decide(failure, sum(lengths), *self.largest(values))
 
     def _decide(
-        self, tokens: int, padded: float, joined: float, packed: float | None = None, neighbours: float | None = None
+        self,
+        failure: str,
+        tokens: int,
+        padded: float,
+        joined: float,
+        packed: float | None = None,
+        neighbours: float | None = None,
     ) -> Examination:
         limit = self.tolerance
         is_sound = (
@@ -140,7 +152,7 @@ class Examiner:
         form: Form = "packed" if is_sound else "padded"
         if form == "padded" and padded > limit.states:
             raise self._unlike("hidden states", f"{padded:.1e} of their size, more than {limit.states:.0e}")
-        notes = [] if is_sound or not self.may_pack else [self._why_padded(packed, neighbours)]
+        notes = [] if is_sound or not self.may_pack else [self._why_padded(failure, packed, neighbours)]
         return Examination(
             form=form,
             tokens=tokens,
@@ -151,8 +163,10 @@ class Examiner:
             notes=tuple(notes),
         )
 
-    def _why_padded(self, packed: float | None, neighbours: float | None) -> str:
+    def _why_padded(self, failure: str, packed: float | None, neighbours: float | None) -> str:
         kind = self.network.model.config.model_type
+        if failure:
+            return f"{kind}: its code cannot compute a packed row ({failure}), so every sequence has a row of its own"
         if packed is None or neighbours is None:
             return f"{kind}: its attention cannot be exchanged, so every sequence has a row of its own"
         return (
@@ -199,8 +213,7 @@ class Examiner:
         """Of the three sequences: together within the model's context, and as long as the device affords."""
         affordable = OPERATIONS[self.device.type] / (2 * self.parameters * PASSES)
         settings = self.network.model.config.get_text_config()
-        names = ("max_position_embeddings", "n_positions", "max_seq_len")
-        known = [length for name in names if isinstance(length := getattr(settings, name, None), int) and length > 0]
+        known = [length for name in CONTEXTS if isinstance(length := getattr(settings, name, None), int) and length > 0]
         context = min(known, default=2 * TOKENS)
         context -= context // 16  # RoBERTa's kind has positions of its own before the first token
         total = max(12, min(TOKENS, context, max(FEWEST, int(affordable))))

@@ -24,6 +24,8 @@ from rlhf.types import ModelFacts as ModelFacts
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+CONTEXTS = ("max_position_embeddings", "n_positions", "max_seq_len")
+"""What architectures call the longest sequence that they were made for."""
 KNOWN_PADS = ("<pad>", "[PAD]", "<|pad|>", "<|padding|>", "<|finetune_right_pad_id|>", "<|fim_pad|>")
 """Padding tokens that tokenizers carry without always declaring them."""
 
@@ -123,11 +125,14 @@ def _settings(folder: str | Path, config: ModelConfig) -> Any:
 
 
 def _context(folder: str | Path, settings: Any) -> int:
-    length = getattr(settings, "max_position_embeddings", None) or getattr(settings, "n_positions", None)
-    if not isinstance(length, int | None) or (length or 1) < 0:
-        what = f"the model in {str(folder)!r} has a context of {length!r:.40}"
-        raise UserError(what, "it is a number of tokens", "mend max_position_embeddings in its config.json")
-    return length or 2**31
+    for name in CONTEXTS:
+        length = getattr(settings.get_text_config(), name, None)
+        if not isinstance(length, int | None) or (length or 1) < 0:
+            what = f"the model in {str(folder)!r} has a context of {length!r:.40}"
+            raise UserError(what, "it is a number of tokens", f"mend {name} in its config.json")
+        if length:
+            return length
+    return 2**31
 
 
 def _embedding_rows(settings: Any) -> int:

@@ -26,6 +26,8 @@ from rlhf.types import Sequences
 
 Form = Literal["packed", "padded"]
 """How the sequences of a pass lie: end to end in one row, or a row for each, filled up to the longest."""
+UNFIT = (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
+"""What a model raises that cannot be run so. Lost processes and numbers out of bounds are errors of other types."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,9 @@ from functools import cached_property
 import torch
 
 from rlhf.errors import UserError, first_line
-from rlhf.models.classifier_probe import UNFIT, choose_reader, is_causal
+from rlhf.models.classifier_probe import choose_reader, is_causal
 from rlhf.models.examination import Examination
+from rlhf.models.packed_row import UNFIT
 from rlhf.models.scalar import ScalarNet
 from rlhf.roles.role import Role
 

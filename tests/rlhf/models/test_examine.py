@@ -50,6 +50,25 @@ def test_a_leak_is_seen_through_a_head_of_zeros() -> None:
     assert (found.form, found.logprob_gap) == ("padded", 0.0)
 
 
+def test_a_model_whose_code_takes_no_packed_row_has_a_row_a_sequence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(row: PackedRow) -> dict[str, Tensor]:
+        raise AssertionError("batch size must be that of the cache\nand more")
+
+    monkeypatch.setattr(packed_row, "_packed_inputs", fails)
+    found = examined(PolicyNet(small_model("Llama")))
+    assert (found.form, found.packed) == ("padded", None)
+    assert "cannot compute a packed row (batch size must be that of the cache)" in found.notes[0]
+
+
+def test_memory_that_runs_out_is_not_taken_for_a_model_that_cannot_be_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(row: PackedRow) -> dict[str, Tensor]:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(packed_row, "_packed_inputs", fails)
+    with pytest.raises(torch.OutOfMemoryError):
+        examined(PolicyNet(small_model("Llama")))
+
+
 def test_positions_that_go_on_from_sequence_to_sequence_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """They are the same whatever the neighbours are: only the comparison with the sequence alone shows them."""
 

@@ -12,7 +12,7 @@ from rlhf.config.schema import ModelConfig
 from rlhf.data.chat import ChatFormat
 from rlhf.data.records import Message
 from rlhf.errors import UserError
-from rlhf.models.folder import load_chat, load_tokenizer, prepare_tokenizer, read_facts
+from rlhf.models.folder import context_length, load_chat, load_tokenizer, prepare_tokenizer, read_facts
 from tests.rlhf.data.conftest import byte_tokenizer
 from tests.rlhf.tiny import tiny_config
 
@@ -79,6 +79,15 @@ def folder(tmp_path: Path) -> Path:
 def test_facts_are_of_all_settings(folder: Path) -> None:
     facts = read_facts(folder, ModelConfig())
     assert (facts.context, facts.embedding_rows, facts.end_tokens) == (64, 261, (1, 2))
+
+
+def test_the_context_is_read_by_any_of_its_names(tmp_path: Path) -> None:
+    for settings in ({"model_type": "mpt", "max_seq_len": 96}, {"model_type": "gpt2", "n_positions": 80}):
+        (tmp_path / "config.json").write_text(json.dumps(settings))
+        assert context_length(tmp_path, ModelConfig()) == [*settings.values()][1]
+    text = {"model_type": "gemma3_text", "max_position_embeddings": 72}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gemma3", "text_config": text}))
+    assert context_length(tmp_path, ModelConfig()) == 72
 
 
 def test_a_class_default_is_no_end_token(folder: Path) -> None:

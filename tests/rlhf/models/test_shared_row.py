@@ -42,9 +42,9 @@ class Mistral:
 
     @staticmethod
     def from_config(llama: PreTrainedConfig, attn_implementation: str) -> PreTrainedModel:
-        names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "sliding_window")
-        sizes = {name: getattr(llama, name) for name in names}
-        config = MistralConfig(vocab_size=VOCABULARY, num_key_value_heads=2, **sizes)
+        names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+        sizes = {name: getattr(llama, name) for name in (*names, "num_key_value_heads", "sliding_window")}
+        config = MistralConfig(vocab_size=VOCABULARY, **sizes)
         return AutoModelForCausalLM.from_config(config, attn_implementation=attn_implementation)
 
 
@@ -95,7 +95,7 @@ def shared(rank: Rank, case: Case) -> Answer:
         net.lm.gradient_checkpointing_enable({"use_reentrant": False})
         net.train()
     net.share_rows(rank.rank, rank.world, rank.world, rank.timeout_seconds)
-    return answer(net.lm, *net(pack_row(sequences, range(len(sequences)), place), TEMPERATURE, True))
+    return answer(net.lm, *net(pack_row(sequences, range(len(sequences)), place), TEMPERATURE, "trained"))
 
 
 CASES = {
@@ -105,6 +105,7 @@ CASES = {
     "wide heads": Case(changes={"head_dim": 48}),
     "checkpointing": Case(checkpointing=True),
     "sliding window": Case(architecture="mistral", changes={"sliding_window": 4}),
+    "window, as many heads": Case(architecture="mistral", changes={"sliding_window": 4, "num_key_value_heads": 2}),
 }
 
 
@@ -130,7 +131,7 @@ def empty(rank: Rank) -> tuple[int, float]:
     place = join(rank)
     net = PolicyNet(model(Case()))
     net.share_rows(rank.rank, rank.world, rank.world, rank.timeout_seconds)
-    logprobs, _ = net(pack_row(random_sequences((1, 1)), [], place), TEMPERATURE)
+    (logprobs,) = net(pack_row(random_sequences((1, 1)), [], place), TEMPERATURE)
     logprobs.sum().backward()
     return len(logprobs), max(float(p.grad.abs().max()) for p in net.lm.model.parameters())
 
