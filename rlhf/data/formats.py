@@ -135,6 +135,10 @@ def _renamed(raw: RawRow | BadRow, config: DataConfig) -> RawRow | BadRow:
     if isinstance(raw, BadRow):
         return raw
     names = rename(raw.columns, config.columns, config.ignore)
+    if "text" in raw.columns and {"role", "parent_id"} <= raw.columns.keys() - {*config.ignore}:
+        return BadRow(
+            raw.source, "one turn of a tree: text has a role and a parent; write its conversations as messages"
+        )
     if isinstance(names, Missing):
         has = ", ".join(raw.columns)
         return BadRow(raw.source, f"no column '{names.column}': data.columns names it, the row has {has}")
