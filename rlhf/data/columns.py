@@ -61,18 +61,23 @@ def _names(
 ) -> Mapping[str, str]:
     """What ``rename`` returns, for all rows with the same columns."""
     columns = dict(given)
-    taken = {path.partition(".")[0] for value in columns.values() for path in paths_of(value)}
-    free = [name for name in row if name not in columns.values() and name not in ignore]
+    paths = [path for value in columns.values() for path in paths_of(value)]
+    taken = {path if path in row else path.partition(".")[0] for path in paths}
+    if {"prompt", "completion", "text"} & columns.keys() and "messages" not in columns:
+        taken |= {"messages", *STANDARD["messages"]}  # the recipe says what is asked and answered
+    free = [name for name in row if name not in taken and name not in ignore]
     names = {name: name for name in COLUMNS if name in free and name not in columns and name != "input"} | columns
     for ours in STANDARD:
         if not (ours in ("prompt", "completion") and "text" in columns):  # the recipe says which text it is
-            names |= _standard(ours, [name for name in free if name not in taken], names)
+            names |= _standard(ours, free, names)
     if "prompt" in names and {"completion", "chosen"} & names.keys() and "text" not in columns:
         names.pop("text", None)  # Alpaca's: the same once more, in another template
     if compares_conversations and "prompt" not in columns and names.get("prompt") in STANDARD["prompt"]:
         del names["prompt"]  # the conversations hold it
     if names.get("prompt") == "instruction" and "input" in free:
         names.setdefault("input", "input")  # Alpaca's: what the instruction is about
+    if (names.get("prompt"), names.get("completion")) == ("instruction", "response") and "context" in free:
+        names.setdefault("input", "context")  # Dolly's
     return names
 
 

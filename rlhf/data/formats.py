@@ -23,7 +23,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import islice, pairwise
 from typing import TypeVar
 
 import regex
@@ -135,6 +135,10 @@ def _renamed(raw: RawRow | BadRow, config: DataConfig) -> RawRow | BadRow:
     if isinstance(raw, BadRow):
         return raw
     names = rename(raw.columns, config.columns, config.ignore)
+    if "text" in raw.columns and {"role", "parent_id"} <= raw.columns.keys() - {*config.ignore}:
+        return BadRow(
+            raw.source, "one turn of a tree: text has a role and a parent; write its conversations as messages"
+        )
     if isinstance(names, Missing):
         has = ", ".join(raw.columns)
         return BadRow(raw.source, f"no column '{names.column}': data.columns names it, the row has {has}")
@@ -203,15 +207,26 @@ def _demonstration(raw: RawRow) -> Demonstration:
         pair = _preference(raw)
         return Demonstration(pair.prompt, pair.chosen, source, pair.variables)
     if "messages" in row:
-        turns = _with_system(read_messages(row["messages"], "messages"), row)
-        return Demonstration(*_split_last_reply(turns, "messages"), source, read_variables(row))
+        _check_label(row)
+        return Demonstration(*_split_last_reply(_whole(row), "messages"), source, read_variables(row))
     if "text" in row:
-        if _is_there(row.get("system")):
-            raise RowError("system beside text: it would have no place in it")
-        if parse_turns(row["text"], "text") is not row["text"]:
-            raise RowError("not text: text holds messages (data.columns={messages: text} reads them)")
+        _check_text(row)
         return Demonstration("", _text(row["text"], "text"), source, read_variables(row))
     raise _no_column(row, "prompt and completion, chosen and rejected, messages, or text")
+
+
+def _check_text(row: Columns) -> None:
+    """Refuse a text of which only a part, or not even that, is what the model should say."""
+    if isinstance(row.get("label"), bool):  # anything else is a class, of which texts of every kind have one
+        _check_label(row)
+    if _is_there(row.get("system")):
+        raise RowError("system beside text: it would have no place in it")
+    if _is_there(row.get("prompt")):
+        raise RowError(
+            "prompt beside text: data.columns={completion: text} where the text answers it, or data.ignore=[prompt]"
+        )
+    if parse_turns(row["text"], "text") is not row["text"]:
+        raise RowError("not text: text holds messages (data.columns={messages: text} reads them)")
 
 
 def _preference(raw: RawRow) -> Preference:
@@ -249,7 +264,7 @@ def _asked(raw: RawRow) -> Messages | str:
     if answer and ("messages" in row or are_turns(row[answer])):
         return _answered(row, answer)[0]  # as it is in the stages that learn from the answer
     if "messages" in row:
-        turns = _with_system(read_messages(row["messages"], "messages"), row)
+        turns = _whole(row)
         return _prompt(turns if turns[-1].role != "assistant" else turns[:-1])
     if "prompt" in row:
         return _prompt(_given_prompt(row))
@@ -280,13 +295,15 @@ def _answered(row: Columns, column: str) -> tuple[Messages | str, Message | str]
     if isinstance(before, list | dict):
         prompt = _given_prompt(row)
         assert not isinstance(prompt, str)
-        return _split_last_reply(join_turns(prompt, reply, column), column)
+        whole = join_turns(prompt, reply, column)
+        _apart(reply, column)  # not the whole: a prompt of its own may end with the turn that the reply goes on with
+        return _split_last_reply(whole, column)
     if isinstance(before, str) and _is_answer(reply):
         asked = prompt_text(_text(before, "prompt"), None, _optional(row, "input"))
         reply = (Message("user", asked), *reply)  # an answer as a message, to a prompt as text
     elif isinstance(before, str):
         _require_said_again(before, reply, column)
-    return _split_last_reply(_with_system(reply, row), column)
+    return _split_last_reply(_with_system(_apart(reply, column), row), column)
 
 
 def _is_answer(turns: Messages) -> bool:
@@ -307,12 +324,33 @@ def _conversation(row: Columns) -> Messages:
     return turns[:-1]
 
 
+def _whole(row: Columns) -> Messages:
+    """The column ``messages`` of a row without answers; a ``prompt`` beside it must stand in it."""
+    turns, prompt = read_messages(row["messages"], "messages"), row.get("prompt")
+    if isinstance(prompt, str):
+        _require_said_again(prompt, turns, "messages")
+    elif isinstance(prompt, list | dict) and prompt:
+        begun = read_messages(prompt, "prompt")
+        turns = turns if begun == turns else join_turns(begun, turns, "messages")
+    return _with_system(_apart(turns, "messages"), row)
+
+
+def _apart(turns: Messages, column: str) -> Messages:
+    """The turns of one column. Of two answers in a row nobody asked for the second: only a prompt is continued."""
+    if any(one.role == other.role == "assistant" for one, other in pairwise(turns)):
+        raise RowError(f"assistant turns in a row: {column} holds two without a turn between them; join them into one")
+    return turns
+
+
 def _require_said_again(prompt: str, conversation: Messages, column: str) -> None:
     """Refuse a conversation beside another prompt; the text may be a turn of it, or the whole as a transcript."""
     asked = [" ".join(turn.content.split()) for turn in conversation if turn.role == "user"]
     said = " ".join(prompt.split())
     if asked and said and not (asked[-1] in said or said in " ".join(asked)):
-        raise RowError(f"prompts differ: {column} is a conversation that does not hold the prompt")
+        raise RowError(
+            f"prompts differ: {column} is a conversation that does not hold the prompt (data.ignore=[prompt] where it "
+            "is none)"
+        )
 
 
 def _given_prompt(row: Columns) -> Messages | str:
@@ -322,7 +360,7 @@ def _given_prompt(row: Columns) -> Messages | str:
         return prompt_text(prompt, _optional(row, "system"), _optional(row, "input"))
     if _optional(row, "input"):
         raise RowError("input beside messages: it would have no place in the conversation")
-    return _with_system(prompt, row)
+    return _with_system(_apart(prompt, "prompt"), row)
 
 
 def _optional(row: Columns, column: str) -> str | None:
@@ -405,7 +443,7 @@ def _check_label(row: Columns) -> None:
     if label is False:
         raise RowError("label is false: the completion is no demonstration")
     if label is not True:
-        raise RowError(f"not a label: label is {label!r:.40}, not true or false")
+        raise RowError(f"not a label: label is {label!r:.40}, not true or false (data.ignore=[label] where it is none)")
 
 
 def _margin(row: Columns) -> float:

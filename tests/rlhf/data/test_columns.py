@@ -14,6 +14,7 @@ from rlhf.config.schema import DataConfig
 from rlhf.data.formats import load_demonstrations, load_preferences, load_prompts
 from rlhf.data.records import Message, text_of
 from rlhf.data.report import describe
+from rlhf.errors import UserError
 from tests.rlhf.data.conftest import Write
 
 USER, BLUE = {"role": "user", "content": "Sky?"}, {"role": "assistant", "content": "Blue."}
@@ -30,6 +31,9 @@ def shown(path: str, **options: object) -> list[tuple[object, str]]:
         ({"instruction": "Say it", "input": "", "output": "it"}, ("Say it", "it")),
         ({"instruction": "Say it", "input": "x", "output": "x"}, ("Say it\n\nx", "x")),
         ({"input": "Sky?", "output": "Blue."}, ("Sky?", "Blue.")),
+        ({"instruction": "Who?", "context": "Bob did.", "response": "Bob"}, ("Who?\n\nBob did.", "Bob")),
+        ({"instruction": "Who?", "context": "", "response": "Bob"}, ("Who?", "Bob")),
+        ({"question": "Who?", "context": "Bob did.", "response": "Bob"}, ("Who?", "Bob")),
         ({"question": "Sky?", "answer": "Blue."}, ("Sky?", "Blue.")),
         ({"prompt": "Sky?", "response": "Blue.", "id": 3}, ("Sky?", "Blue.")),
         ({"system_prompt": "Be brief.", "question": "Sky?", "response": "Blue."}, ("Be brief.\n\nSky?", "Blue.")),
@@ -67,6 +71,18 @@ def test_text_beside_a_prompt_and_its_answer_is_named_as_not_read(write_jsonl: W
     assert load_demonstrations(DataConfig(path=path)).unused == ("text",)
     assert [row.prompt for row in load_prompts(DataConfig(path=path)).rows] == ["a"]
     assert shown(path, columns={"text": "text"}) == [("", "a c")]  # the recipe wins
+
+
+@pytest.mark.parametrize("name", ["messages", "conversations"])
+def test_what_the_recipe_maps_wins_over_a_conversation(write_jsonl: Write, name: str) -> None:
+    path = write_jsonl({"title": "Sea?", "body": "Wide.", name: [USER, BLUE, {**USER, "content": "Sure?"}]})
+    assert shown(path, columns={"prompt": f"{name}.0.content", "completion": f"{name}.1.content"}) == [
+        ("Sky?", "Blue.")
+    ]
+    assert shown(path, columns={"text": "body"}) == [("", "Wide.")]
+    [asked] = load_prompts(DataConfig(path=path, columns={"prompt": "title"})).rows
+    assert asked.prompt == "Sea?"
+    assert shown(path, columns={"messages": name}) == [((M_USER,), "Blue.")]
 
 
 def test_a_system_turn_stands_before_the_prompt_in_every_stage(write_jsonl: Write) -> None:
@@ -185,3 +201,11 @@ def test_answers_part_between_characters_where_no_spaces_do(write_jsonl: Write, 
     found = [(row.prompt, f"{row.prompt}{row.chosen}", f"{row.prompt}{row.rejected}") for row in loaded.rows[1:]]
     assert found == ([] if prompt is None else [(prompt, chosen, rejected)])
     assert [bad.category for bad in loaded.bad] == (["empty prompt"] if prompt is None else [])
+
+
+@pytest.mark.parametrize("load", [load_demonstrations, load_prompts])
+def test_a_turn_of_a_tree_is_no_text(write_jsonl: Write, load) -> None:
+    row = {"message_id": "1", "parent_id": None, "text": "How?", "role": "prompter"}
+    with pytest.raises(UserError, match="one turn of a tree"):
+        load(DataConfig(path=write_jsonl(row)))
+    assert shown(write_jsonl(row), ignore=("parent_id",)) == [("", "How?")]

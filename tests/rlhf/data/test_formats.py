@@ -253,11 +253,94 @@ def test_malformed_preferences_are_bad_rows(write_jsonl: Write, row: object, rea
         ({"messages": [USER]}, "no assistant turn"),
         ({"messages": "What is the sky?"}, "not messages"),
         ({"text": 5}, "not text: text is 5"),
+        ({"messages": [USER, BLUE], "label": False}, "label is false"),
+        ({"messages": [USER, BLUE], "label": 0}, "not a label: label is 0"),
+        ({"conversations": [{"from": "human", "value": "Sky?"}, {"from": "gpt", "value": "?"}], "label": False}, "lab"),
+        ({"text": "a", "label": False}, "label is false"),
+        ({"prompt": "Write of X", "text": "X is nice."}, "prompt beside text: data.columns={completion: text}"),
+        ({"instruction": "Write of X", "text": "X is nice."}, "prompt beside text: data.columns={completion: text}"),
+        ({"prompt": "You are a pirate.", "messages": [USER, BLUE]}, "prompts differ: messages is a conversation that"),
+        (
+            {"prompt": [SYSTEM, USER], "messages": [{**SYSTEM, "content": "Be long."}, USER, BLUE]},
+            "prompts differ: messages",
+        ),
     ],
 )
 def test_malformed_demonstrations_are_bad_rows(write_jsonl: Write, row: object, reason: str) -> None:
     loaded = load_demonstrations(DataConfig(path=write_jsonl({"text": "good"}, row)))
     assert len(loaded.rows) == 1 and loaded.bad[0].reason.startswith(reason)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [USER, BLUE], "label": True},
+        {"text": "Blue.", "label": 0},  # a class of the text
+        {"text": "Blue.", "label": True},
+        {"text": "Blue.", "prompt": None},
+        {"prompt": "What is the sky?", "text": "Blue."} | {"completion": "Blue."},
+    ],
+)
+def test_labels_and_prompts_that_are_no_reason(write_jsonl: Write, row: dict) -> None:
+    [(_, completion)] = demonstrations(write_jsonl(row))
+    assert completion == "Blue."
+
+
+def test_the_advice_for_a_prompt_beside_a_text_is_true(write_jsonl: Write) -> None:
+    path = write_jsonl({"prompt": "Write of X", "text": "X is nice."})
+    assert demonstrations(path, columns={"completion": "text"}) == [("Write of X", "X is nice.")]
+    assert demonstrations(path, ignore=("prompt",)) == [("", "X is nice.")]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "conversation", "asked"),
+    [
+        ("What is the sky?", [USER, BLUE], [USER]),
+        ("What is the sky?", [SYSTEM, USER, BLUE, USER], [SYSTEM, USER, BLUE, USER]),
+        ([USER], [USER], [USER]),
+        ([USER], [USER, BLUE], [USER]),
+        ([SYSTEM, USER], [USER, BLUE], [SYSTEM, USER]),
+        ([USER], [SYSTEM, USER, BLUE], [SYSTEM, USER]),
+        (None, [USER, BLUE], [USER]),
+        ("And the sea?", [USER, BLUE], None),
+        ([{**USER, "content": "And the sea?"}], [USER, BLUE], None),
+    ],
+)
+def test_a_prompt_beside_a_conversation_stands_in_it(write_jsonl: Write, prompt, conversation, asked) -> None:
+    loaded = load_prompts(DataConfig(path=write_jsonl({"prompt": "a"}, {"prompt": prompt, "messages": conversation})))
+    expected = [] if asked is None else [tuple(Message(turn["role"], turn["content"]) for turn in asked)]
+    assert [row.prompt for row in loaded.rows[1:]] == expected
+    assert [bad.category for bad in loaded.bad] == (["prompts differ"] if asked is None else [])
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [USER, BLUE, GREEN]},
+        {"messages": [USER, BLUE, GREEN, USER, BLUE]},
+        {"messages": [USER, {**BLUE, "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}, GREEN]},
+        {"messages": [USER, BLUE, GREEN], "completion": "Green."},
+        {"chosen": [USER, BLUE, GREEN], "rejected": [USER, BLUE, BLUE]},
+        {"prompt": [USER, BLUE, GREEN], "chosen": "b", "rejected": "c", "completion": "b"},
+        {"prompt": [USER], "chosen": [BLUE, GREEN], "rejected": [BLUE, BLUE], "completion": [BLUE, GREEN]},
+        {
+            "chosen": "\n\nHuman: Sky?\n\nAssistant: One.\n\nAssistant: Blue.",
+            "rejected": "\n\nHuman: Sky?\n\nAssistant: One.\n\nAssistant: Red.",
+        },
+    ],
+)
+def test_an_answer_after_an_answer_is_set_aside(write_jsonl: Write, row: dict) -> None:
+    config = DataConfig(path=write_jsonl(row))
+    loads = [load_demonstrations, load_prompts] + [load_preferences] * ("chosen" in row)
+    for load in loads:
+        with pytest.raises(UserError, match="assistant turns in a row"):
+            load(config)
+
+
+def test_a_tools_result_stands_between_two_turns_of_the_assistant(write_jsonl: Write) -> None:
+    call = {**BLUE, "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
+    path = write_jsonl({"messages": [USER, call, {"role": "tool", "content": "blue"}, GREEN]})
+    assert [answer for _, answer in demonstrations(path)] == ["Green."]
 
 
 def test_two_people_who_agree_are_two_votes(write_jsonl: Write) -> None:
@@ -376,7 +459,7 @@ def test_the_real_hh_file(shared_file: Callable[[str], str]) -> None:
     config = DataConfig(path=path)
     loaded = load_preferences(config)
     assert len(loaded.rows) + len(loaded.bad) == 1734
-    assert Counter(bad.category for bad in loaded.bad) == {"prompts differ": 5, "empty chosen": 3}
+    assert Counter(bad.category for bad in loaded.bad) == {"assistant turns in a row": 6, "empty chosen": 3}
     assert [row.source for row in load_prompts(config).rows] == [row.source for row in loaded.rows]
     assert [row.completion for row in load_demonstrations(config).rows] == [row.chosen for row in loaded.rows]
     # A baseline that needs no parser but partition(): the reply after the last turn's name, in characters.
@@ -387,7 +470,7 @@ def test_the_real_hh_file(shared_file: Callable[[str], str]) -> None:
         replies = [text[side].rpartition("\n\nAssistant:")[2].strip() for side in ("chosen", "rejected")]
         assert [text_of(row.chosen), text_of(row.rejected)] == replies
     shorter = sum(len(text_of(row.chosen)) < len(text_of(row.rejected)) for row in loaded.rows)
-    assert (shorter, len(loaded.rows)) == (974, 1726)  # the shorter reply wins 56.4%
+    assert (shorter, len(loaded.rows)) == (974, 1725)  # the shorter reply wins 56.5%
 
 
 def test_real_replies_that_are_no_text(shared_file: Callable[[str], str]) -> None:

@@ -19,9 +19,9 @@ PANDALM = {"prompt": "instruction", "input": "input", "chosen": "response1", "re
 FINEGRAINED = {"chosen": "answer_1", "rejected": "answer_2", "label": "label"}
 INSTANCES = {"prompt": "instruction", "input": "instances.0.input", "completion": "instances.0.output"}
 CASES: list[tuple[str, Callable[[DataConfig], Loaded], dict[str, str], int, int]] = [
-    ("hh-rlhf/harmless-base.jsonl.gz", load_preferences, {}, 1734, 1726),
-    ("hh-rlhf/harmless-base.jsonl.gz", load_demonstrations, {}, 1734, 1726),
-    ("hh-rlhf/harmless-base.jsonl.gz", load_prompts, {}, 1734, 1726),
+    ("hh-rlhf/harmless-base.jsonl.gz", load_preferences, {}, 1734, 1725),
+    ("hh-rlhf/harmless-base.jsonl.gz", load_demonstrations, {}, 1734, 1725),
+    ("hh-rlhf/harmless-base.jsonl.gz", load_prompts, {}, 1734, 1725),
     ("gsm8k/train.jsonl", load_demonstrations, {}, 7473, 7473),
     ("gsm8k/test.jsonl", load_prompts, {}, 1319, 1319),
     ("self-instruct/seed_tasks.jsonl", load_demonstrations, INSTANCES, 175, 175),
