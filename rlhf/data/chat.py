@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 
 NAMES = {"user": "Human", "assistant": "Assistant", "system": "System"}
 """Names of the roles in a transcript, as in HH."""
+OTHER_NAMES = {
+    **dict.fromkeys(("observation", "function", "ipython", "environment"), "tool"),
+    "developer": "system",
+}
+"""Roles that most templates have another name for; one that a template knows keeps its name."""
 INSIDE = "the end token stands inside the response"
 
 _MARK = "◆"
@@ -100,7 +105,7 @@ class ChatFormat:
         turns = self._asked(turns, variables)
         opening = self.template.opening(turns, variables, is_open(turns))
         ignored = self.template.ignored(turns, variables, lambda t, v: self.template.opening(t, v, is_open(t)), opening)
-        return self._by_template(opening, (), hides, ignored)
+        return self._by_template(opening, (), hides, ignored | self._require_written(turns, variables, opening))
 
     def exchange(self, prompt: Messages | str, answer: Message | str, variables: Variables) -> Rendered:
         """A prompt and its answer; where the prompt ends with an assistant's turn, the answer is the rest of it.
@@ -247,7 +252,22 @@ class ChatFormat:
             prompt, response = opened
         if not str(reply.get("content") or "").strip() and self.template.is_unwritten(turns, variables, whole):
             raise Unusable("the chat template writes nothing of the answer")
+        remarks |= self._require_written(before, variables, prompt)
         return self._by_template(prompt, self._tracked_spans(prompt, response, tracked), hides, remarks)
+
+    def _require_written(self, turns: list[Turn], variables: Variables, prompt: str) -> frozenset[str]:
+        """A remark where the prompt lacks what the assistant said beside a call: the call itself is written.
+
+        Raises:
+            Unusable: it lacks a turn: the model would learn to answer what it does not see.
+        """
+        if not turns:
+            return frozenset()
+        lost = self.template.lost(turns, lambda form: self.template.opening(form, variables, is_open(form)), prompt)
+        for turn in lost:
+            if turn["role"] != ASSISTANT or not turn.get("tool_calls"):
+                raise Unusable(f"the chat template leaves out the turn of role {turn['role']}")
+        return frozenset({"content beside tool_calls: the chat template ignores it"} if lost else ())
 
     def _diverging(
         self, before: list[Turn], reply: Turn, variables: Variables, whole: str, opening: str
@@ -336,7 +356,7 @@ class ChatFormat:
         An assistant's turn may bring special tokens that the model writes, as a thought's, but none of those that
         make a conversation.
         """
-        given = [turn.as_dict() for turn in turns]
+        given = [{**turn.as_dict(), "role": self._role(turn.role, variables)} for turn in turns]
         if not self.control.is_in([given, variables]):
             return given, variables, False
         if self.control.is_ambiguous([given, variables]):
@@ -347,6 +367,12 @@ class ChatFormat:
         writes = set(self.control.texts) - self._structural
         hidden = [self.control.hide(turn, writes if turn["role"] == ASSISTANT else ()) for turn in given]
         return cast(list[Turn], hidden), cast(Variables, self.control.hide(variables)), True
+
+    def _role(self, role: str, variables: Variables) -> str:
+        """The role under the name that the template has for it."""
+        if role not in OTHER_NAMES or (self.has_template and self.template.knows_role(role, variables)):
+            return role
+        return OTHER_NAMES[role]
 
     def _without_end(self, answer: Message) -> Message:
         """The answer without the end token that its text may bring: the template writes it.

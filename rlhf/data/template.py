@@ -24,6 +24,10 @@ DATE = "chat_template_date"
 _MARKS = ("◆", "◇")
 """Answers that tell where a template writes an answer: what is the same for both is its header."""
 _TRACKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_COMPARED = r"""role\b\W{{0,4}}(?:[!=]=|in\b)\s*[\[(]?(?:\s*['"]\w+['"]\s*,)*\s*['"]{role}['"]"""
+"""A comparison of a turn's role with a name, or with several."""
+_TELLING = 20
+"""Characters of a text that does not stand in another by chance."""
 _GIVEN_BY_CALL = ("messages", "conversations", "add_generation_prompt", "continue_final_message", "chat_template")
 
 Turn = dict[str, Any]
@@ -108,6 +112,32 @@ class Template:
                 lost.add(name)
         return frozenset(f"{name}: the chat template ignores it" for name in lost)
 
+    def knows_role(self, role: str, variables: Variables) -> bool:
+        """Whether the template compares a turn's role with this name."""
+        compared = _COMPARED.format(role=re.escape(role))
+        return re.search(compared, self._chosen_template(variables)) is not None
+
+    def lost(self, turns: list[Turn], render: Callable[[list[Turn]], str], text: str) -> list[Turn]:
+        """The turns whose content the template does not write, or writes without its beginning or its end.
+
+        A long content is looked for in the text. A template may write it otherwise, and a short one may stand there by
+        chance: then marks around all of them tell. Of the assistant's turns the beginning may be missing, which is a
+        thought that templates drop.
+        """
+        position = 0
+        for content in map(_said, turns):
+            found = text.find(content, position) if len(content) >= _TELLING else -1
+            if content and found < 0:
+                break
+            position = max(position, found + len(content))
+        else:
+            return []
+        try:
+            marked = render([_marked(turn, i) for i, turn in enumerate(turns)])
+        except Unusable:  # as of a content that the template parses
+            return []
+        return [turn for i, turn in enumerate(turns) if _said(turn) and not all(m in marked for m in _marks(turn, i))]
+
     def _names(self, name: str, variables: Variables) -> bool:
         return name in self._chosen_template(variables) and name not in _GIVEN_BY_CALL
 
@@ -144,6 +174,23 @@ def template_date(tokenizer: PreTrainedTokenizerBase) -> date | None:
 def given_names(values: Mapping[str, object]) -> list[str]:
     """Names of the values that say something."""
     return [name for name, value in values.items() if value not in (None, "", [], {})]
+
+
+def _said(turn: Turn) -> str:
+    """What is to be read of a turn: of the assistant's, the text after its thought."""
+    content = str(turn.get("content") or "")
+    return (content.rpartition("</think>")[2] if turn["role"] == ASSISTANT else content).strip()
+
+
+def _marks(turn: Turn, i: int) -> list[str]:
+    return [f"qzx{i}e"] if turn["role"] == ASSISTANT else [f"qzx{i}b", f"qzx{i}e"]
+
+
+def _marked(turn: Turn, i: int) -> Turn:
+    if not _said(turn):
+        return turn
+    *begin, end = _marks(turn, i)
+    return {**turn, "content": "".join([*begin, str(turn["content"]), end])}
 
 
 def _same(render: Callable[[], str], whole: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from rlhf.data.columns import looks_like_messages
 from rlhf.data.records import Message, Messages
@@ -13,8 +14,15 @@ MEDIA = {"image", "images", "video", "videos", "audio", "audios"}
 """Columns that hold what a text model cannot read."""
 VARIABLES = {"tools", "documents", "chat_template_kwargs"}
 """Columns that are for the chat template."""
-SPEAKERS = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant"}
-"""Roles of ShareGPT's ``{from, value}`` turns under the names of chat templates; others keep theirs."""
+SPEAKERS = {
+    **dict.fromkeys(("user", "human", "prompter"), "user"),
+    **dict.fromkeys(("assistant", "model", "ai", "gpt", "bot", "chatgpt"), "assistant"),
+    **{name: name for name in ("system", "developer", "tool", "observation", "function", "ipython", "environment")},
+}
+"""Roles in small letters → their names here; others stay as they are. ``ChatFormat`` knows which of these a template
+has another name for."""
+_CALLS = ("function_call", "tool_call")
+"""Roles of turns whose text is a call of the assistant's, in ShareGPT's files."""
 _A_TURN = ({"role", "content"}, {"role", "tool_calls"}, {"from", "value"})
 """Fields of which every turn has one of these sets."""
 _TEXT_PARTS = ("text", "input_text", "output_text")
@@ -169,7 +177,9 @@ def _message(turn: object, column: str) -> Message:
     if "role" not in turn and "from" in turn and "value" in turn:
         names = {"from": "role", "value": "content"}
         turn = {names.get(name, name): value for name, value in turn.items()}
-        turn["role"] = SPEAKERS.get(turn["role"], turn["role"]) if isinstance(turn["role"], str) else turn["role"]
+    if isinstance(turn.get("role"), str):
+        role = turn["role"].strip().lower()
+        turn = _turn_of_call(turn) if role in _CALLS else {**turn, "role": SPEAKERS.get(role, turn["role"])}
     fields = {str(name): value for name, value in turn.items() if name not in ("role", "content")}
     if "tool_calls" in fields:
         fields["tool_calls"] = _tool_calls(fields["tool_calls"])
@@ -179,6 +189,24 @@ def _message(turn: object, column: str) -> Message:
         raise _not_a_turn(turn, column)
     require_unicode([role, content, fields], column)
     return Message(role, content, fields, has_content=turn.get("content") is not None)
+
+
+def _turn_of_call(turn: Mapping[Any, Any]) -> dict[Any, Any]:
+    """The assistant's turn for one whose text is a call, or a list of calls.
+
+    Raises:
+        RowError: the text is none.
+    """
+    text = turn.get("content")
+    try:
+        given = json.loads(text) if isinstance(text, str) else text
+    except (ValueError, RecursionError):
+        given = None
+    calls = given if isinstance(given, list) else [given]
+    if not calls or not all(isinstance(call, dict) and {"name", "arguments"} <= call.keys() for call in calls):
+        raise RowError(f"not a call: a turn of role {turn['role']} is {text!r:.60}, not {{name, arguments}} as JSON")
+    made = [{"type": "function", "function": call} for call in calls]
+    return {**turn, "role": "assistant", "content": None, "tool_calls": made}
 
 
 def _content(value: object, has_more: bool, column: str) -> str | None:

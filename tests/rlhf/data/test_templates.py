@@ -500,3 +500,104 @@ def test_a_template_without_an_end_has_the_tokenizers_appended() -> None:
     chat = ChatFormat(tokenizer)
     [example] = tokenised(chat, ASKED, reply("4.")).items
     assert shown(chat, example) == "user: 2+2?\nassistant: |⟦4.<|im_end|>⟧"
+
+
+# Roles, and turns that a template leaves out
+
+
+@pytest.mark.parametrize(
+    ("chat", "role", "expected"),
+    [
+        (t.QWEN3, "observation", "<|im_start|>user\n<tool_response>\nsun\n</tool_response>"),
+        (t.QWEN3, "environment", "<|im_start|>user\n<tool_response>\nsun\n</tool_response>"),
+        (t.LLAMA3, "ipython", "<|start_header_id|>ipython<|end_header_id|>\n\nsun"),
+        (t.LLAMA3, "function", "<|start_header_id|>ipython<|end_header_id|>\n\nsun"),
+        (t.CHATML, "observation", "<|im_start|>tool\nsun"),
+        (t.CHATML, "developer", "<|im_start|>system\nsun"),
+        (
+            replace(
+                t.CHATML, template="{% if messages[0].role in ['user', 'developer'] %}{% endif %}" + t.CHATML.template
+            ),
+            "developer",
+            "<|im_start|>developer\nsun",
+        ),
+    ],
+)
+def test_a_turn_has_the_role_that_the_template_knows(chat: t.Chat, role: str, expected: str) -> None:
+    written = format_of(chat)
+    turns = (user("Weather?"), Message(role, "sun"))
+    assert expected in written.prompt(turns, {}).prompt
+    assert expected in written.exchange(turns, "It is.", {}).prompt
+
+
+def counted(chat: t.Chat, turns: tuple[Message, ...]) -> list[dict[str, int]]:
+    """What is said of the turns as a demonstration's prompt and as a prompt, beside a row that is used."""
+    written = format_of(chat)
+    answer = reply("<think>\nTwo.</think>4." if chat is t.DEEPSEEK_R1 else "4.")  # it opens a thought
+    rows = [Demonstration(prompt, answer, Source("f", 1)) for prompt in (turns, ASKED)]
+    prompts = [PromptRow(row.prompt, row.source) for row in rows]
+    answered = tokenise_demonstrations(rows, written, CONFIG, FACTS)
+    asked = tokenise_prompts(prompts, written, CONFIG, FACTS, 1)
+    return [{**out.dropped, **out.remarks} for out in (answered, asked)]
+
+
+RESULT = Message("tool", "4")
+CALLED = reply("", tool_calls=CALL)
+
+
+@pytest.mark.parametrize(
+    ("chat", "turns", "role"),
+    [
+        (t.QWEN3, (Message("narrator", "It is night."), user("2+2?")), "narrator"),
+        (t.ZEPHYR, (*ASKED, reply("4?"), RESULT), "tool"),
+        (t.DEEPSEEK_R1, (*ASKED, reply("4?"), RESULT), "tool"),
+        (t.DEEPSEEK_R1, (*ASKED, reply("4?"), RESULT, user("4 more?")), "tool"),  # which has the text by chance
+        (t.DEEPSEEK_R1, (system("Be brief."), system("Be kind."), *ASKED), "system"),
+        (t.SMOLLM3, (system("Answer as a pirate would answer."), *ASKED), "system"),
+        (replace(t.CHATML, template=t.CHATML.template.replace("m['content']", "m['content'].split('\\n')[0]")),
+         (user("A question\nof two lines and many words"),), "user"),
+    ],
+)  # fmt: skip
+def test_a_row_of_which_the_template_leaves_out_a_turn_is_set_aside(chat, turns, role) -> None:
+    lost = {f"the chat template leaves out the turn of role {role}": 1}
+    assert counted(chat, turns) == [lost, lost]
+
+
+@pytest.mark.parametrize("chat", [t.LLAMA3, t.MISTRAL])
+def test_what_is_said_beside_an_earlier_call_is_counted_where_it_is_not_written(chat: t.Chat) -> None:
+    beside = {"content beside tool_calls: the chat template ignores it": 1}
+    assert counted(chat, (*ASKED, reply("Let me add.", tool_calls=CALL), RESULT)) == [beside, beside]
+    assert counted(chat, (*ASKED, CALLED, RESULT)) == [{}, {}]
+
+
+TRIMS = "{{ (m['role'] ~ ': ' ~ (m['content'] | trim) ~ '\\n') }}"
+AS_JSON = "{{ (m['role'] ~ ': ' ~ (m['content'] | tojson) ~ '\\n') }}"
+NO_FLAG = "{{ (m['role'] ~ ': ' ~ (m['content'].replace('/no_think', '') | trim) ~ '\\n') }}"
+
+
+@pytest.mark.parametrize(
+    ("chat", "turns"),
+    [
+        *((each, (user("  2+2?\n"), reply(" 4. "), user("Say it again in as many words as that."))) for each in
+          (t.CHATML, t.QWEN3, t.LLAMA2, t.LLAMA3, t.MISTRAL, t.GEMMA, t.PHI4, t.ZEPHYR, t.SMOLLM3, t.HARMONY)),
+        # what comes before </think> is a thought, and thoughts are dropped
+        (t.QWEN3, (*ASKED, reply(THOUGHT), user("3+3?"))),
+        (t.QWEN3, (*ASKED, reply("<think>\nTwo.\n</think>"), user("3+3?"))),
+        (t.MISTRAL, (system("Be."), *ASKED)),
+        (t.LLAMA2, (system("Be."), *ASKED)),
+        (t.QWEN3, (*ASKED, CALLED, RESULT)),
+        *((replace(t.CHATML, template="{% for m in messages %}" + body + "{% endfor %}"
+                   "{% if add_generation_prompt %}assistant: {% endif %}"), (user('Say "a\n"  /no_think'), ))
+          for body in (TRIMS, AS_JSON, NO_FLAG)),
+    ],
+)  # fmt: skip
+def test_a_turn_that_is_written_otherwise_is_not_lost(chat: t.Chat, turns: tuple[Message, ...]) -> None:
+    answered, asked = counted(chat, turns)
+    assert not [why for why in (*answered, *asked) if "leaves out" in why or "content" in why]
+
+
+def test_a_template_that_refuses_marks_loses_nothing() -> None:
+    """It parses a tool's result, and the marks around it are no JSON."""
+    parses = "{% if m.role == 'tool' and m.content[:1] != '{' %}{{ raise_exception('no JSON') }}{% endif %}"
+    chat = replace(t.CHATML, template=t.CHATML.template.replace("%}{{", "%}" + parses + "{{", 1))
+    assert counted(chat, (*ASKED, Message("tool", '{"sum": 4}'))) == [{}, {}]

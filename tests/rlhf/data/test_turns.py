@@ -259,3 +259,43 @@ def test_a_turn_that_the_prompt_begins_is_continued(write_jsonl: Write, completi
     assert one_preference(write_jsonl(row)).chosen == expected
     [asked] = load_prompts(DataConfig(path=write_jsonl({"prompt": [HI, BEGUN]}))).rows
     assert asked.prompt == messages(HI, BEGUN)
+
+
+@pytest.mark.parametrize("names", [("role", "content"), ("from", "value")])
+@pytest.mark.parametrize(
+    ("role", "known"),
+    [
+        ("human", "user"),
+        ("Human", "user"),
+        ("User", "user"),
+        ("prompter", "user"),
+        ("SYSTEM", "system"),
+        ("Observation", "observation"),
+        ("Ada", "Ada"),
+    ],
+)
+def test_roles_have_their_known_names(write_jsonl: Write, names: tuple[str, str], role: str, known: str) -> None:
+    first, second = (dict(zip(names, turn, strict=True)) for turn in ((role, "Hi"), ("gpt", "Hello.")))
+    assert one_demonstration(write_jsonl({"messages": [first, second]})).prompt == (Message(known, "Hi"),)
+
+
+@pytest.mark.parametrize("role", ["model", "AI", "gpt", "bot", "ChatGPT", "Assistant"])
+def test_an_answer_is_known_by_any_name_of_the_assistant(write_jsonl: Write, role: str) -> None:
+    read = one_demonstration(write_jsonl({"messages": [HI, {"role": role, "content": "Hello."}]}))
+    assert (read.prompt, read.completion) == (messages(HI), Message("assistant", "Hello."))
+
+
+def test_a_turn_of_a_call_is_the_assistants(write_jsonl: Write) -> None:
+    call = {"name": "weather", "arguments": {"city": "Bresk"}}
+    as_text = {**call, "arguments": json.dumps(call["arguments"])}
+    for value in (json.dumps(call), json.dumps([call]), json.dumps(as_text)):
+        turns = [{"from": "human", "value": "Hi"}, {"from": "function_call", "value": value}]
+        made = one_demonstration(write_jsonl({"conversations": turns})).completion
+        assert made == Message("assistant", "", {"tool_calls": [{"type": "function", "function": call}]})
+        assert isinstance(made, Message) and not made.has_content
+
+
+@pytest.mark.parametrize("value", ["weather(Bresk)", '{"name": "weather"}', "[]", "7"])
+def test_a_turn_of_a_call_that_is_none_is_counted(write_jsonl: Write, value: str) -> None:
+    turns = [HI, {"role": "function_call", "content": value}, HELLO]
+    assert reason(write_jsonl, {"messages": turns}).startswith("not a call: a turn of role function_call is")
