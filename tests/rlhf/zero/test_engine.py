@@ -221,7 +221,7 @@ def frozen_logprobs(rank: Rank, stage: int) -> dict[str, Any]:
     lm = tiny_model(AutoModelForCausalLM, "qwen2")
     shapes = {name: tuple(tensor.shape) for name, tensor in lm.state_dict().items()}
     engine = ZeroEngine(PolicyNet(lm), RoleConfig(zero_stage=stage), "float32", rank, place)
-    logprobs, _ = engine.forward(pack_row(SEQUENCES, [0, 1, 2], place), 0.7)
+    (logprobs,) = engine.forward(pack_row(SEQUENCES, [0, 1, 2], place), 0.7)
     named = engine.named_tensors(lm)
     return {
         "logprobs": logprobs.numpy(),
