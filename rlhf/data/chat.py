@@ -172,7 +172,7 @@ class ChatFormat:
         whole = [*prompt[:-1], _continued(prompt[-1], last)] if is_open(prompt) else [*prompt, last]
         turns: list[Rendered | Unusable] = []
         for i, turn in enumerate(whole):
-            if turn.role != ASSISTANT:
+            if turn.role != ASSISTANT or not turn.trained:
                 continue
             try:
                 turns.append(self._turn(tuple(whole[:i]), turn, variables))
@@ -445,7 +445,7 @@ def is_open(turns: Sequence[Message] | Sequence[Turn]) -> bool:
 
 
 def _continued(turn: Message, rest: Message) -> Message:
-    return Message(turn.role, turn.content + rest.content, {**turn.fields, **rest.fields})
+    return replace(rest, role=turn.role, content=turn.content + rest.content, fields={**turn.fields, **rest.fields})
 
 
 def _continued_turn(turn: Turn, rest: Turn) -> Turn:

@@ -31,6 +31,8 @@ class Message:
     """Every other field of the turn under its own name: ``tool_calls``, ``reasoning_content``, ``name``, ..."""
     has_content: bool = field(default=True, compare=False)
     """Whether the row gives the turn a content: null is not the empty text to every chat template."""
+    trained: bool = field(default=True, compare=False)
+    """Whether a turn of the assistant is one to learn from, not context alone."""
 
     def as_dict(self) -> dict[str, object]:
         """The turn as chat templates take it."""

@@ -17,7 +17,7 @@ import numpy as np
 from rlhf.config.schema import DataConfig
 from rlhf.data.chat import INSIDE, ChatFormat, Rendered, Span, transcript
 from rlhf.data.encode import Ids, Text
-from rlhf.data.records import Demonstration, Preference, PromptRow
+from rlhf.data.records import Demonstration, Message, Preference, PromptRow
 from rlhf.data.template import Unusable
 from rlhf.errors import UserError
 from rlhf.types import Example, Int32, ModelFacts, Pair, Prompt
@@ -30,6 +30,8 @@ _ADVICE = (
     ("", "mend the rows"),
 )
 """What to do about rows that are set aside: a part of the reason, and the advice."""
+
+_NOT_TRAINED = "no turn to train on: weight, train or loss says so"
 
 T = TypeVar("T")
 Row = Demonstration | Preference | PromptRow
@@ -168,6 +170,8 @@ def tokenise_demonstrations(
 
 
 def _last_turn(row: Demonstration, chat: ChatFormat) -> Rendered | Unusable:
+    if isinstance(row.completion, Message) and not row.completion.trained:
+        return Unusable(_NOT_TRAINED)
     return _tried(lambda: chat.exchange(row.prompt, row.completion, row.variables))
 
 
@@ -349,7 +353,7 @@ def _collect(outcomes: Sequence[Sequence[_Outcome[T]]], chat: ChatFormat) -> Tok
             remarks.update(set().union(*(outcome.remarks for outcome in good)))
             remarks.update(f"turn left out: {problem}" for problem in problems)
         else:
-            dropped[problems[0] if problems else "no turn to train on"] += 1
+            dropped[problems[0] if problems else _NOT_TRAINED] += 1
     if outcomes and not kept:
         raise UserError(
             f"none of {len(outcomes):,} rows can be used",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from rlhf.data.columns import looks_like_messages
 from rlhf.data.records import Message, Messages
@@ -25,6 +25,8 @@ _CALLS = ("function_call", "tool_call")
 """Roles of turns whose text is a call of the assistant's, in ShareGPT's files."""
 _A_TURN = ({"role", "content"}, {"role", "tool_calls"}, {"from", "value"})
 """Fields of which every turn has one of these sets."""
+_WEIGHTS = ("weight", "train", "loss")
+"""Fields that say whether a turn is trained on: OpenAI's and Mistral's, Axolotl's, and others'."""
 _TEXT_PARTS = ("text", "input_text", "output_text")
 """Types of a part of a turn's content that is text."""
 _NOTHING: tuple[object, ...] = (None, "", [], {})
@@ -90,7 +92,7 @@ def read_variables(row: Mapping[str, object]) -> dict[str, object]:
     if not isinstance(more, dict):
         raise RowError(f"not a mapping: chat_template_kwargs is {more!r:.40}")
     require_unicode([found, more], "a column for the chat template")
-    return {**more, **found}
+    return {**cast(dict[str, object], without_gaps(more)), **found}  # null is not "not given" to every template
 
 
 def refuse_media(row: Mapping[str, object]) -> None:
@@ -180,7 +182,7 @@ def _message(turn: object, column: str) -> Message:
     if isinstance(turn.get("role"), str):
         role = turn["role"].strip().lower()
         turn = _turn_of_call(turn) if role in _CALLS else {**turn, "role": SPEAKERS.get(role, turn["role"])}
-    fields = {str(name): value for name, value in turn.items() if name not in ("role", "content")}
+    fields = {str(name): value for name, value in turn.items() if name not in ("role", "content", *_WEIGHTS)}
     if "tool_calls" in fields:
         fields["tool_calls"] = _tool_calls(fields["tool_calls"])
     fields = {name: value for name, value in fields.items() if value not in _NOTHING}
@@ -188,7 +190,17 @@ def _message(turn: object, column: str) -> Message:
     if not isinstance(role, str) or content is None:
         raise _not_a_turn(turn, column)
     require_unicode([role, content, fields], column)
-    return Message(role, content, fields, has_content=turn.get("content") is not None)
+    trained = False not in [_is_trained(turn, name) for name in _WEIGHTS]
+    return Message(role, content, fields, has_content=turn.get("content") is not None, trained=trained)
+
+
+def _is_trained(turn: Mapping[Any, Any], name: str) -> bool:
+    value = turn.get(name)
+    if value is None:
+        return True
+    if not isinstance(value, bool | int | float) or value not in (0, 1):
+        raise RowError(f"not a weight: a turn's {name} is {value!r:.40}, not 0 or 1")
+    return bool(value)
 
 
 def _turn_of_call(turn: Mapping[Any, Any]) -> dict[Any, Any]:

@@ -379,6 +379,26 @@ def test_a_conversation_that_is_too_long_for_one_sequence_is_divided_and_a_long_
     assert out.remarks == {"turn left out: response longer than data.max_response_length=3, end token included": 1}
 
 
+def untrained(text: str) -> Message:
+    return replace(reply(text), trained=False)
+
+
+def test_a_turn_that_is_not_to_be_trained_on_is_context() -> None:
+    between = "<|im_end|>\n<|im_start|>user\n3+3?<|im_end|>\n<|im_start|>assistant\n"
+    last = CHATML_ASKED + f"5.{between}|⟦6.<|im_end|>⟧"
+    assert all_turns(t.CHATML, (*ASKED, untrained("5."), user("3+3?")), reply("6.")) == [last]
+    assert all_turns(t.CHATML, TWICE, untrained("7.")) == [CHATML_ASKED + "|⟦4.<|im_end|>⟧"]
+    more = all_turns(t.CHATML, (*ASKED, reply("4."), user("3+3?"), untrained("5."), user("3+3?")), reply("6."))
+    assert more == [CHATML_ASKED + f"|⟦4.<|im_end|>⟧{between.removeprefix('<|im_end|>')}5.{between}⟦6.<|im_end|>⟧"]
+
+
+@pytest.mark.parametrize("train_on", ["last", "all"])
+def test_a_row_whose_answer_is_not_to_be_trained_on_is_counted(train_on: Any) -> None:
+    rows = [Demonstration(ASKED, answer, Source("f", 1)) for answer in (untrained("5."), reply("4."))]
+    out = tokenise_demonstrations(rows, format_of(t.CHATML), CONFIG, FACTS, train_on)
+    assert (len(out.items), out.dropped) == (1, {"no turn to train on: weight, train or loss says so": 1})
+
+
 # Pairs
 
 

@@ -299,3 +299,35 @@ def test_a_turn_of_a_call_is_the_assistants(write_jsonl: Write) -> None:
 def test_a_turn_of_a_call_that_is_none_is_counted(write_jsonl: Write, value: str) -> None:
     turns = [HI, {"role": "function_call", "content": value}, HELLO]
     assert reason(write_jsonl, {"messages": turns}).startswith("not a call: a turn of role function_call is")
+
+
+@pytest.mark.parametrize(
+    "value", [{"enable_thinking": None, "day": "Monday"}, '{"enable_thinking": null, "day": "Monday"}']
+)
+def test_what_is_null_is_not_given_to_the_template(write_jsonl: Write, value: object) -> None:
+    """A template that asks whether ``enable_thinking`` is defined takes null for false."""
+    row = {"messages": [HI, HELLO], "chat_template_kwargs": value}
+    assert one_demonstration(write_jsonl(row)).variables == {"day": "Monday"}
+
+
+@pytest.mark.parametrize(
+    ("given", "trained"),
+    [
+        ({"weight": 0}, False),
+        ({"weight": 0.0}, False),
+        ({"train": False}, False),
+        ({"loss": False}, False),
+        ({"weight": 1}, True),
+        ({"train": True, "weight": None}, True),
+        ({"weight": 1, "loss": False}, False),
+    ],
+)
+def test_a_turn_says_whether_it_is_trained_on(write_jsonl: Write, given: dict[str, object], trained: bool) -> None:
+    made = one_demonstration(write_jsonl({"messages": [{**HI, "weight": 0}, {**HELLO, **given}]}))
+    assert made.completion == Message("assistant", "Hello.") and made.prompt == messages(HI)
+    assert isinstance(made.completion, Message) and made.completion.trained is trained
+
+
+@pytest.mark.parametrize("given", [{"weight": 0.5}, {"train": "no"}, {"loss": 2}])
+def test_a_weight_that_is_neither_is_counted(write_jsonl: Write, given: dict[str, object]) -> None:
+    assert reason(write_jsonl, {"messages": [HI, {**HELLO, **given}]}).startswith("not a weight: a turn's")
