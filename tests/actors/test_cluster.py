@@ -14,7 +14,7 @@ import pytest
 import ray
 from ray.exceptions import RaySystemError, RpcError
 
-from actors.cluster import cluster, make_token
+from actors.cluster import cluster, make_token, worker_environment
 from launch import preflight
 from launch.cli import main
 from rlhf.errors import MachineryError
@@ -159,3 +159,26 @@ def test_a_command_that_is_stopped_before_its_run_begins_was_stopped_and_did_not
     )
     assert done.returncode == 75, done.stderr[-2000:]
     assert "stopped on request (SIGTERM)" in done.stderr and "Traceback" not in done.stderr
+
+
+LARGE = """
+held = bytearray(64 * 2**20)
+maps = open("/proc/self/smaps").read().split("VmFlags:")
+print([" hg " in flags for sizes, flags in zip(maps, maps[1:]) if int(sizes.split("Size:")[1].split()[0]) >= 64 * 2**10])
+"""
+
+
+@pytest.mark.skipif("GLIBC_TUNABLES" in os.environ, reason="this user tunes malloc")
+def test_large_memory_of_an_actor_lies_in_huge_pages() -> None:
+    """As the kernel shows it: ``hg`` marks a mapping that asks for huge pages."""
+    environment = worker_environment(threads=1, own_ray=True)
+    done = subprocess.run(
+        [sys.executable, "-c", LARGE], env=environment, capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.strip() == "[True]"
+
+
+def test_a_users_own_tuning_of_malloc_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It reaches the actors as it is."""
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=0")
+    assert worker_environment(threads=1, own_ray=True)["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=0"
