@@ -21,10 +21,10 @@ from actors.waiting import START, Moment, fetch, wait
 from actors.weight_client import EngineClient
 from actors.worker import Builder
 from rlhf.algorithms.controller import AlgorithmState
-from rlhf.config.pools import turns
 from rlhf.config.schema import Recipe
 from rlhf.device import Device
 from rlhf.errors import LostError
+from rlhf.placement.pools import turns
 from rlhf.roles.assemble import Batch, BatchReport, Contribution, assemble
 from rlhf.types import UNVERIFIED, Prompt
 from rlhf.weights.fingerprint import Fingerprint

@@ -21,10 +21,10 @@ from actors.rollout import Answered, RolloutActor
 from actors.supervisor import Supervisor
 from actors.waiting import ABANDON, START, Moment, fetch, wait
 from rlhf.batching import share_prompts
-from rlhf.config.pools import ENGINES
 from rlhf.config.schema import Recipe
 from rlhf.device import weight_transfer_backend
 from rlhf.errors import CanaryError, LostError, MachineryError
+from rlhf.placement.pools import ENGINES
 from rlhf.recovery.portions import CHANCES, Portions
 from rlhf.types import Prompt
 from rlhf.weights.fingerprint import Fingerprint, differences

@@ -14,7 +14,7 @@ from actors.placement import Placement
 from actors.supervisor import Supervisor
 from actors.waiting import START, Moment, fetch, wait
 from actors.worker import PULSE, Builder, Worker
-from rlhf.config.pools import Part, Resting
+from rlhf.placement.pools import Part, Resting
 from rlhf.zero.rank import Rank
 
 REST = "rest"

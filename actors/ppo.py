@@ -18,14 +18,14 @@ from actors.timeline import Timeline
 from actors.trainer import PPOTrainer
 from actors.waiting import Moment
 from actors.watch import Policy, Watcher, judged_prompts, outcome, watch_summary
-from rlhf.checkpoints.durable import write_atomically
 from rlhf.checkpoints.store import CheckpointStore
 from rlhf.config.load import to_yaml
 from rlhf.config.schema import Recipe
 from rlhf.evaluation.comparison import write_answers
 from rlhf.evaluation.progress import learned
 from rlhf.run_state import RunState
-from rlhf.tracking.jsonl import read_lines
+from rlhf.storage.durable import write_atomically
+from rlhf.storage.jsonl import read_lines
 from rlhf.tracking.plots import plot_overoptimisation
 from rlhf.tracking.run_folder import RunFolder
 from rlhf.tracking.tracker import Tracker

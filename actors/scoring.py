@@ -10,8 +10,8 @@ import ray
 
 from actors.group import Group
 from actors.waiting import Moment, fetch
-from rlhf.config.pools import turns
 from rlhf.errors import LostError
+from rlhf.placement.pools import turns
 from rlhf.roles.assemble import Contribution
 
 if TYPE_CHECKING:

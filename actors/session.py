@@ -15,13 +15,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from rlhf.checkpoints.checkpoint import Checkpoint, latest_checkpoint
 from rlhf.checkpoints.compatible import data_changes, differing_keys, require_same, require_same_data
-from rlhf.checkpoints.durable import write_atomically
 from rlhf.config.load import recipe_digest, to_yaml
 from rlhf.config.schema import TRAINED, Recipe
 from rlhf.data import stages
 from rlhf.data.chat import ChatFormat
 from rlhf.data.read import digest_of
-from rlhf.data.records import DataFile
 from rlhf.data.report import write_bad_rows
 from rlhf.data.stages import StageData, texts
 from rlhf.data.template import DATE, template_date
@@ -29,7 +27,9 @@ from rlhf.device import Device
 from rlhf.errors import Stopped, UserError
 from rlhf.models.folder import from_folder, load_tokenizer, read_facts
 from rlhf.models.saving import try_saving_tokenizer
+from rlhf.records import DataFile
 from rlhf.recovery.stop import StopRequest, end_within
+from rlhf.storage.durable import write_atomically
 from rlhf.tracking.console import Console
 from rlhf.tracking.run_folder import RunFolder
 from rlhf.types import Example, ModelFacts, Pair, Prompt

@@ -18,7 +18,7 @@ from pathlib import Path
 import yaml
 
 from benchmarks import workload
-from rlhf.tracking.jsonl import read_lines
+from rlhf.storage.jsonl import read_lines
 
 BUDGETS = (640, 1280, 2048, 5120, 8192)
 FLOOR = "floor"

@@ -16,11 +16,11 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 import launch.data
-import launch.doctor
-import launch.plan
-import launch.report
+import launch.doctor.command
+import launch.plan.command
+import launch.report.command
 import launch.submit
-import launch.watch
+import launch.watch.command
 from launch.options import add_recipe
 from rlhf.config.validate import stages_of
 from rlhf.errors import RLHFError, UserError
@@ -44,11 +44,11 @@ COMMANDS = {
 
 TOOLS: dict[str, ModuleType] = {
     "data": launch.data,
-    "plan": launch.plan,
-    "doctor": launch.doctor,
+    "plan": launch.plan.command,
+    "doctor": launch.doctor.command,
     "submit": launch.submit,
-    "watch": launch.watch,
-    "report": launch.report,
+    "watch": launch.watch.command,
+    "report": launch.report.command,
 }
 """Commands around a run. Each is a module with ``PURPOSE``, ``EXAMPLE``, ``add_options`` and ``run``, whose answer is
 the exit code where it has one."""

@@ -10,10 +10,10 @@ from pathlib import Path
 from actors.answering import answer
 from actors.session import Session
 from rlhf.data.formats import load_prompts
-from rlhf.data.records import Messages, PromptRow
 from rlhf.data.report import describe
 from rlhf.data.tokenise import describe_tokenised, tokenise_prompts
 from rlhf.errors import UserError
+from rlhf.records import Messages, PromptRow
 from rlhf.types import Prompt
 
 

@@ -31,8 +31,8 @@ from rlhf.config.schema import (
     TrackingConfig,
 )
 from rlhf.errors import RLHFError
+from rlhf.storage.jsonl import append_line, read_lines
 from rlhf.tracking.console import Console
-from rlhf.tracking.jsonl import append_line, read_lines
 from rlhf.tracking.quiet import quiet_framework_logs
 
 FOLDER = Path("runs/gpu-check")

@@ -8,10 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from launch.plan.cluster import Cluster
+from launch.plan.members import Shapes, check_heads
+from launch.plan.strategy import choose, decided
 from rlhf.config.limits import out_of_limits
 from rlhf.config.load import load_recipe
-from rlhf.config.machine import Machine, uses_gpus
-from rlhf.config.pools import Stage, Strategy, pools
 from rlhf.config.problems import raise_all
 from rlhf.config.schema import TRAINED, DPOConfig, Recipe, RewardConfig, RewardSourceConfig, SFTConfig
 from rlhf.config.validate import check_schedule, stages_of, validate
@@ -21,9 +22,9 @@ from rlhf.device import Device
 from rlhf.errors import UserError
 from rlhf.evaluation.accuracy import accuracy_ceiling
 from rlhf.evaluation.scorers import load_scorer
-from rlhf.planning.cluster import GPUS, Cluster, gpu_named
-from rlhf.planning.members import Shapes, check_heads
-from rlhf.planning.strategy import choose, decided
+from rlhf.gpus import GPUS, gpu_named
+from rlhf.placement.machine import Machine, uses_gpus
+from rlhf.placement.pools import Stage, Strategy, pools
 from rlhf.tracking.wandb_run import resolve_mode
 
 if TYPE_CHECKING:

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING
 
 from launch.options import RUNS, add_recipe
 from launch.upload import RECIPE, is_elsewhere, named_functions, named_paths, stage
+from launch.watch.said import clean
 from rlhf.config.load import load_recipe
-from rlhf.config.machine import Machine
-from rlhf.config.pools import Stage
 from rlhf.config.schema import Recipe
 from rlhf.errors import UserError
-from rlhf.watching.said import clean
+from rlhf.placement.machine import Machine
+from rlhf.placement.pools import Stage
 
 if TYPE_CHECKING:
     from launch.jobs import Jobs

@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from rlhf.data.records import Messages
+from rlhf.records import Messages
 
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]

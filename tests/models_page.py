@@ -131,9 +131,9 @@ def train_and_publish(rank: Any, name: str, folder: str, pipe: Connection) -> Pu
     from rlhf.types import Sequences
     from rlhf.weights.fingerprint import differences
     from rlhf.weights.sender import make_sender
-    from rlhf.weights.source import ZeroSource
     from rlhf.zero.engine import ZeroEngine
     from rlhf.zero.process_group import join
+    from rlhf.zero.source import ZeroSource
     from tests.architectures import VOCABULARY, examined
 
     place = join(rank)

@@ -16,10 +16,10 @@ from rlhf.config.load import load_recipe
 from rlhf.config.schema import DataConfig, EndpointConfig
 from rlhf.data.formats import load_demonstrations, load_preferences, load_prompts
 from rlhf.data.read import read_rows
-from rlhf.data.records import BadRow
 from rlhf.data.report import describe
 from rlhf.errors import MachineryError, UserError
 from rlhf.evaluation.scorers import load_scorer
+from rlhf.records import BadRow
 from rlhf.roles import endpoint as endpoint_module
 from rlhf.roles.endpoint import Endpoint
 from tests import bad_scores

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from launch.plan.cluster import parse_cluster
+from launch.plan.report import make_plan
 from rlhf.config.load import load_recipe
-from rlhf.config.machine import Machine
-from rlhf.config.pools import NodeGPUs
 from rlhf.config.schema import Recipe
 from rlhf.config.validate import validate
 from rlhf.errors import UserError
-from rlhf.planning.cluster import parse_cluster
-from rlhf.planning.report import make_plan
+from rlhf.placement.machine import Machine
+from rlhf.placement.pools import NodeGPUs
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "recipes").glob("*.yaml"))

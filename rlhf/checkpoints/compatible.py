@@ -13,8 +13,8 @@ from rlhf.checkpoints.checkpoint import Checkpoint
 from rlhf.config.keys import join
 from rlhf.config.load import to_yaml
 from rlhf.config.schema import Recipe
-from rlhf.data.records import DataFile
 from rlhf.errors import UserError
+from rlhf.records import DataFile
 
 ABSENT = "(not there)"
 """Stands for the value of a key that one of two configurations does not have."""

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from rlhf.checkpoints.files import FileEntry, require_inside
-from rlhf.data.records import DataFile
+from rlhf.records import DataFile
 
 FORMAT = 1
 """Goes up when a reader of the old manifest would misread the new one."""

@@ -22,13 +22,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlhf.checkpoints.checkpoint import Checkpoint, latest_checkpoint, read_checkpoint
-from rlhf.checkpoints.durable import sync, write_atomically
 from rlhf.checkpoints.files import FileEntry, require_inside, write_files
 from rlhf.checkpoints.folders import BEST, LATEST, PARTIAL, REPLACED, clean, committed, remove
 from rlhf.checkpoints.manifest import CONFIG, MANIFEST, OWN, STATE, VERSIONS, Manifest, encode
 from rlhf.checkpoints.retention import by_score, kept
-from rlhf.data.records import DataFile
 from rlhf.errors import UserError
+from rlhf.records import DataFile
+from rlhf.storage.durable import sync, write_atomically
 
 
 class CheckpointStore:

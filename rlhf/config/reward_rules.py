@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from rlhf.config.named_files import check_path, check_scorer
 from rlhf.config.schema import TRAINED, EndpointConfig, Recipe, RewardSourceConfig
 from rlhf.errors import UserError
-from rlhf.tracking.secrets import without_secrets
+from rlhf.secrets import without_secrets
 
 KINDS = ("model", "function", "endpoint")
 PART_NAME = re.compile(r"[A-Za-z0-9_-]{1,60}")

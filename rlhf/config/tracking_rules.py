@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from rlhf.config.schema import Recipe
 from rlhf.errors import UserError
-from rlhf.tracking.secrets import without_secrets
+from rlhf.secrets import without_secrets
 
 
 def check_tracking(recipe: Recipe) -> Iterator[UserError]:

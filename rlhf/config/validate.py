@@ -7,15 +7,15 @@ from collections.abc import Iterator
 
 from rlhf.config.algorithm_rules import check_algorithm
 from rlhf.config.limits import out_of_limits
-from rlhf.config.machine import Machine, check_devices
 from rlhf.config.named_files import check_data, check_models, check_name, check_scorer
-from rlhf.config.pools import Stage, check_sharing
 from rlhf.config.problems import raise_all
 from rlhf.config.reward_rules import check_rewards
 from rlhf.config.schema import OptimizerConfig, Recipe, RoleConfig, ScratchConfig
-from rlhf.config.shared_rows import check_shared_rows, groups
 from rlhf.config.tracking_rules import check_tracking
 from rlhf.errors import UserError
+from rlhf.placement.machine import Machine, check_devices
+from rlhf.placement.pools import Stage, check_sharing
+from rlhf.placement.shared_rows import check_shared_rows, groups
 
 ENGINE_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256)
 """Widths of an attention head for which vLLM has a CPU kernel; another one fails when the engine first runs."""

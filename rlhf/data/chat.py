@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, cast
 from rlhf.data.control import ControlTokens
 from rlhf.data.encode import Encoder, Text
 from rlhf.data.forms import form_of
-from rlhf.data.records import Message, Messages, text_of
 from rlhf.data.template import ASSISTANT, Template, Turn, Unusable, Variables, given_names
+from rlhf.records import Message, Messages, text_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

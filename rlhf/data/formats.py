@@ -32,7 +32,6 @@ from rlhf.config.schema import DataConfig
 from rlhf.data.columns import COLUMNS, Missing, paths_of, rename, unused, value_at
 from rlhf.data.hh import looks_like_hh, rows_from_transcripts
 from rlhf.data.read import RawRow, read_rows
-from rlhf.data.records import BadRow, DataFile, Demonstration, Loaded, Message, Messages, Preference, PromptRow
 from rlhf.data.repeated import prompt_text, without_prompts
 from rlhf.data.report import describe_bad
 from rlhf.data.turns import (
@@ -48,6 +47,7 @@ from rlhf.data.turns import (
 )
 from rlhf.data.winner import choose_by_label
 from rlhf.errors import UserError
+from rlhf.records import BadRow, DataFile, Demonstration, Loaded, Message, Messages, Preference, PromptRow
 
 LARGEST_MARGIN = 3.4e38  # it is held in single precision; beyond this it would be infinite
 _ROWS_TO_TELL = 10  # one malformed row at the top does not hide that a file holds transcripts

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from rlhf.data.read import RawRow
-from rlhf.data.records import BadRow, Source
+from rlhf.records import BadRow, Source
 
 ROLES = {"Human": "user", "Assistant": "assistant"}
 _TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")

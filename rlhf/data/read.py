@@ -20,8 +20,8 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, TypeVar, cast
 
-from rlhf.data.records import BadRow, DataFile, Source
 from rlhf.errors import UserError
+from rlhf.records import BadRow, DataFile, Source
 
 if TYPE_CHECKING:
     from pyarrow import RecordBatch

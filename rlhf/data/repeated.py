@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from rlhf.data.read import RawRow
-from rlhf.data.records import BadRow
+from rlhf.records import BadRow
 
 LONG = 40  # characters of a prompt with which no two answers begin by chance
 

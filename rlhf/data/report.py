@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from rlhf.data.records import BadRow, Loaded
+from rlhf.records import BadRow, Loaded
 
 PLACES_SHOWN = 3
 COLUMNS_SHOWN = 8

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from hashlib import blake2b
 
 from rlhf.data.hh import ROLES, messages
-from rlhf.data.records import Demonstration, Message, Messages, Preference, PromptRow, text_of
+from rlhf.records import Demonstration, Message, Messages, Preference, PromptRow, text_of
 
 ROLES_IN_HH = {role: name for name, role in ROLES.items()}
 

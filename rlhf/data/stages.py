@@ -10,7 +10,6 @@ from rlhf.config.schema import DataConfig, Recipe, RewardSourceConfig
 from rlhf.data.chat import ChatFormat, transcript
 from rlhf.data.formats import load_demonstrations, load_preferences, load_prompts
 from rlhf.data.order import epoch_batches
-from rlhf.data.records import BadRow, DataFile, Loaded, text_of
 from rlhf.data.report import describe
 from rlhf.data.split import split_by_prompt, split_key
 from rlhf.data.tokenise import (
@@ -21,6 +20,7 @@ from rlhf.data.tokenise import (
     tokenise_preferences,
     tokenise_prompts,
 )
+from rlhf.records import BadRow, DataFile, Loaded, text_of
 from rlhf.types import Example, ModelFacts, Pair, Prompt
 
 R = TypeVar("R", bound=Row)

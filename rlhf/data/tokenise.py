@@ -17,9 +17,9 @@ import numpy as np
 from rlhf.config.schema import DataConfig
 from rlhf.data.chat import INSIDE, ChatFormat, Rendered, Span, transcript
 from rlhf.data.encode import Ids, Text
-from rlhf.data.records import Demonstration, Message, Preference, PromptRow
 from rlhf.data.template import Unusable
 from rlhf.errors import UserError
+from rlhf.records import Demonstration, Message, Preference, PromptRow
 from rlhf.types import Example, Int32, ModelFacts, Pair, Prompt
 
 _ADVICE = (

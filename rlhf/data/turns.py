@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 from rlhf.data.columns import looks_like_messages
-from rlhf.data.records import Message, Messages
+from rlhf.records import Message, Messages
 
 MEDIA = {"image", "images", "video", "videos", "audio", "audios"}
 """Columns that hold what a text model cannot read."""

@@ -14,8 +14,8 @@ from rlhf.config.schema import DataConfig
 from rlhf.data.columns import is_within, leaves, paths_of, value_at
 from rlhf.data.labels import PAIR, SIDES, Names, Side, as_text, check_labels, may_name_one, meaning_of, names_of
 from rlhf.data.read import RawRow
-from rlhf.data.records import BadRow
 from rlhf.errors import UserError
+from rlhf.records import BadRow
 
 _SAYS_WHO_WON = {
     *("label", "labels", "winner", "won", "preference", "preferences", "preferred", "better", "choice", "verdict"),

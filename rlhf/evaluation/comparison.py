@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from rlhf.checkpoints.durable import write_atomically
 from rlhf.evaluation.blind import blind
 from rlhf.evaluation.intervals import mean_interval
 from rlhf.evaluation.scorers import Scorer
 from rlhf.evaluation.win_rate import WinRate, compare
-from rlhf.tracking.jsonl import read_lines, to_line
+from rlhf.storage.durable import write_atomically
+from rlhf.storage.jsonl import read_lines, to_line
 
 ANSWERS = "answers.jsonl"
 

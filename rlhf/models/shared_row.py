@@ -24,11 +24,11 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from rlhf.config.shared_rows import MODEL_TYPES, indivisible
 from rlhf.errors import UserError
 from rlhf.models.attention import by_sequence, own_attention, use_row_attention
 from rlhf.models.head import backbone_of
 from rlhf.models.packed_row import Form, PackedRow, hidden_states, without_cache
+from rlhf.placement.shared_rows import MODEL_TYPES, indivisible
 
 
 class Peers:

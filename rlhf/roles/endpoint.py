@@ -22,7 +22,7 @@ from tenacity import AsyncRetrying, RetryCallState, RetryError, retry_if_excepti
 from rlhf.config.schema import EndpointConfig
 from rlhf.errors import MachineryError, UserError
 from rlhf.evaluation.scorers import check_scores, name_sample
-from rlhf.tracking.secrets import without_secrets
+from rlhf.secrets import without_secrets
 
 TOKEN = "RLHF_REWARD_TOKEN"
 """Environment variable whose value is sent as ``Authorization: Bearer``; it stands in no file and no message."""

@@ -32,7 +32,7 @@ from rlhf.zero.rank import Rank
 
 if TYPE_CHECKING:
     from rlhf.weights.sender import TimedClient
-    from rlhf.weights.source import ZeroSource
+    from rlhf.zero.source import ZeroSource
 
 SUMS = ("loss", "kl", "ratio", "ratio²", "approxkl", "clipped", "entropy", "tokens")
 """What a pass adds up over its tokens; the first two by the weights of the loss."""
@@ -72,7 +72,7 @@ class PolicyRole(LanguageRole):
 
     def make_source(self) -> ZeroSource:
         """The stream of weights that a publish sends."""
-        from rlhf.weights.source import ZeroSource  # vLLM takes seconds to import; the controller, too, reads this file
+        from rlhf.zero.source import ZeroSource  # vLLM takes seconds to import; the controller, too, reads this file
 
         return ZeroSource(self.engine, self.lm, DTYPES[self.recipe.model.dtype])
 

@@ -13,17 +13,17 @@ import numpy as np
 from torch import Tensor
 
 from rlhf.batching import MicroBatches, plan
-from rlhf.config.pools import Part
 from rlhf.config.schema import OptimizerConfig, Recipe, RoleConfig
-from rlhf.config.shared_rows import groups, row_ranks
 from rlhf.device import gpu_of_process
+from rlhf.gpus import TERA, peak_flops
 from rlhf.models.examine import Examination, Examiner
 from rlhf.models.flops import ModelFlops
 from rlhf.models.packed_row import PackedRow
 from rlhf.models.policy import PolicyNet
 from rlhf.models.saving import try_saving
 from rlhf.models.shared_row import RowNet
-from rlhf.planning.cluster import TERA, peak_flops
+from rlhf.placement.pools import Part
+from rlhf.placement.shared_rows import groups, row_ranks
 from rlhf.roles.forward import Share, forward_share
 from rlhf.types import Int32, RolloutBlock, Sequences
 from rlhf.zero import checkpoint

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rlhf.tracking.secrets import without_secrets
+from rlhf.secrets import without_secrets
 
 BEST: Mapping[str, tuple[str, bool]] = {
     "score": ("objective/scores", True),

@@ -11,9 +11,11 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from rlhf.evaluation.win_rate import WinRate
-from rlhf.report.charts import SMALLEST
-from rlhf.tracking.jsonl import read_lines
+from rlhf.storage.jsonl import read_lines
 from rlhf.tracking.run_folder import RunFolder
+
+SMALLEST = 1e-9
+"""What a curve of zeros is drawn at on a logarithmic axis."""
 
 # Okabe and Ito's palette: told apart with every kind of colour vision, and in grey.
 BLUE, ORANGE, GREEN, RED, GREY, LIGHT = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666", "#bbbbbb"

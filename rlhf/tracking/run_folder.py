@@ -19,12 +19,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
-from rlhf.checkpoints.durable import sync, sync_tree, write_atomically
 from rlhf.checkpoints.folders import clean, committed
 from rlhf.checkpoints.manifest import data_file
-from rlhf.data.records import DataFile
 from rlhf.errors import UserError
-from rlhf.tracking.jsonl import json_safe
+from rlhf.records import DataFile
+from rlhf.storage.durable import sync, sync_tree, write_atomically
+from rlhf.storage.jsonl import json_safe
 
 
 class RunFolder:

@@ -8,9 +8,9 @@ from typing import Any
 
 from rlhf.config.schema import Recipe
 from rlhf.errors import Stopped
+from rlhf.storage.jsonl import json_safe, read_lines
 from rlhf.tracking.alerts import Alert, Alerts
 from rlhf.tracking.histogram import Histograms
-from rlhf.tracking.jsonl import json_safe, read_lines
 from rlhf.tracking.outcome import outcome
 from rlhf.tracking.run_folder import RunFolder
 from rlhf.tracking.samples import COLUMNS, Window, table

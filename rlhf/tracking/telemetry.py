@@ -22,7 +22,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, Spa
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, Tracer, set_span_in_context
 
-from rlhf.tracking.secrets import without_secrets
+from rlhf.secrets import without_secrets
 from rlhf.tracking.spans import Span
 
 ROOT = "step"

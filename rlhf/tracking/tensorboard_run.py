@@ -8,10 +8,10 @@ from dataclasses import asdict
 from typing import Any
 
 from rlhf.config.schema import Recipe
+from rlhf.secrets import without_secrets
+from rlhf.storage.jsonl import json_safe
 from rlhf.tracking.histogram import Histograms
-from rlhf.tracking.jsonl import json_safe
 from rlhf.tracking.run_folder import RunFolder
-from rlhf.tracking.secrets import without_secrets
 from rlhf.tracking.sink import Sink
 
 FOLDER = "tensorboard"

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhf.tracking.jsonl import json_safe, parsed
+from rlhf.storage.jsonl import json_safe, parsed
 from rlhf.tracking.spans import Span
 
 MOST_BYTES = 64 * 2**20

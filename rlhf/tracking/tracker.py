@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, Self
 
 from rlhf.config.schema import Recipe
 from rlhf.errors import UserError
+from rlhf.secrets import without_secrets
+from rlhf.storage.jsonl import append_line, json_safe
 from rlhf.tracking.histogram import Histograms
-from rlhf.tracking.jsonl import append_line, json_safe
 from rlhf.tracking.outcome import DONE, reason
 from rlhf.tracking.run_folder import RunFolder
 from rlhf.tracking.samples import SampleRow
-from rlhf.tracking.secrets import without_secrets
 from rlhf.tracking.sinks import Sinks
 from rlhf.tracking.spans import Span, Spans
 from rlhf.tracking.trace import CONTROLLER, TraceFile

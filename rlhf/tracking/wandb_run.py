@@ -12,14 +12,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from rlhf.checkpoints.durable import write_atomically
 from rlhf.config.schema import Recipe, TrackingConfig
 from rlhf.errors import Stopped, UserError
+from rlhf.secrets import without_secrets
+from rlhf.storage.durable import write_atomically
 from rlhf.tracking.alerts import Alert
 from rlhf.tracking.histogram import Histograms
 from rlhf.tracking.quiet import quiet_framework_logs
 from rlhf.tracking.run_folder import RunFolder
-from rlhf.tracking.secrets import without_secrets
 from rlhf.tracking.sink import Sink
 
 Mode = Literal["online", "offline", "disabled"]

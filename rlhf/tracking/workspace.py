@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf.report.panels import BROKE, LEARNING, PANELS, QUESTIONS, STABLE, TIME, Panel
+from rlhf.metrics import BROKE, LEARNING, PANELS, QUESTIONS, STABLE, TIME, Panel
 
 MORE = (
     Panel(

@@ -22,12 +22,12 @@ from torch import Tensor, nn
 from transformers import get_scheduler
 from transformers.integrations import HfDeepSpeedConfig
 
-from rlhf.config.pools import Part
 from rlhf.config.schema import OptimizerConfig, RoleConfig
-from rlhf.config.shared_rows import row_ranks
 from rlhf.device import release_cache
 from rlhf.errors import MachineryError
 from rlhf.models.lora import adapters, merged, parts, plain_tensors
+from rlhf.placement.pools import Part
+from rlhf.placement.shared_rows import row_ranks
 from rlhf.weights.fingerprint import Fingerprint, fingerprint
 from rlhf.zero import tensor_parallel
 from rlhf.zero.parking import Parking

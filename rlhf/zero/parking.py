@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlhf.config.pools import Part
 from rlhf.device import host_buffer, wait_for_device
+from rlhf.placement.pools import Part
 
 CHUNK = 2**26
 """Bytes that are page-locked at a time: a power of two, since that is what PyTorch rounds to."""

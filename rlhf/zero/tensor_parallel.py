@@ -24,8 +24,8 @@ from deepspeed.utils import groups
 from torch import Tensor, distributed
 from transformers import PreTrainedModel
 
-from rlhf.config.shared_rows import SPLIT_TYPES, unsplittable
 from rlhf.errors import UserError
+from rlhf.placement.shared_rows import SPLIT_TYPES, unsplittable
 
 BY_OUTPUT = r".*\.layers\.\d+\.(self_attn\.[qkv]|mlp\.(gate|up))_proj\.weight$"
 BY_INPUT = r".*\.layers\.\d+\.(self_attn\.o|mlp\.down)_proj\.weight$"

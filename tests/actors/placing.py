@@ -17,8 +17,8 @@ from actors.cluster import cluster
 from actors.placement import Placement
 from launch.preflight import prepare
 from rlhf.config.load import load_recipe
-from rlhf.config.pools import asked
 from rlhf.errors import RLHFError
+from rlhf.placement.pools import asked
 
 STORE = 80 * 2**20
 KINDS = {8: "H100", 4: "A100"}

@@ -22,10 +22,10 @@ from actors.waiting import Moment
 from rlhf.checkpoints.store import CheckpointStore
 from rlhf.config.schema import CheckpointConfig, Recipe
 from rlhf.data.order import OrderState
-from rlhf.data.records import DataFile
 from rlhf.errors import LostError, MachineryError, Stopped
+from rlhf.records import DataFile
 from rlhf.run_state import RunState
-from rlhf.tracking.jsonl import append_line, read_lines
+from rlhf.storage.jsonl import append_line, read_lines
 from rlhf.tracking.phases import PhaseTimer
 from rlhf.tracking.run_folder import RunFolder
 from tests.actors.test_blocks import BLOCK

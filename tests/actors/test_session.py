@@ -18,11 +18,11 @@ from rlhf.checkpoints.files import write_files
 from rlhf.checkpoints.store import CheckpointStore
 from rlhf.config.load import load_recipe, to_yaml
 from rlhf.config.schema import RewardSourceConfig
-from rlhf.data.records import Message
 from rlhf.data.template import template_date
 from rlhf.errors import UserError
 from rlhf.models.folder import load_tokenizer
 from rlhf.models.scratch import train_tokenizer
+from rlhf.records import Message
 from rlhf.tracking.console import Console
 from rlhf.tracking.run_folder import RunFolder
 from tests.end_to_end.small import RECIPE, make_small_data, overrides

@@ -25,7 +25,7 @@ from rlhf.config.schema import (
 from rlhf.errors import MachineryError, UserError
 from rlhf.roles.assemble import BatchReport
 from rlhf.run_state import RunState
-from rlhf.tracking.jsonl import read_lines
+from rlhf.storage.jsonl import read_lines
 from rlhf.tracking.phases import PhaseTimer
 from rlhf.tracking.run_folder import RunFolder
 from rlhf.tracking.tracker import Tracker

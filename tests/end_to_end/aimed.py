@@ -19,7 +19,7 @@ from torch import Tensor
 from rlhf.models.load import DTYPES
 from rlhf.roles.policy import PolicyRole
 from rlhf.types import Experience, RolloutBlock
-from rlhf.weights.source import ZeroSource
+from rlhf.zero.source import ZeroSource
 
 CHUNK_BYTES = 60_000
 """Several chunks a publish, however small the model."""

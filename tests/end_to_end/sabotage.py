@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rlhf.models.load import DTYPES
 from rlhf.roles.policy import PolicyRole
-from rlhf.weights.source import ZeroSource
+from rlhf.zero.source import ZeroSource
 
 DROPPED, ALTERED, HEAD = (
     "model.layers.1.mlp.down_proj.weight",

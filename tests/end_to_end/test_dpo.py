@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from examples.travel.make_data import make_data
-from rlhf.tracking.jsonl import read_lines
+from rlhf.storage.jsonl import read_lines
 from tests.end_to_end.small import DATA_SEED, RECIPE, ROOT, overrides
 
 SETTINGS = ["data.held_out_fraction=0.25", "dpo.optimizer.lr=2e-3", "dpo.optimizer.warmup_steps=0", "dpo.eval_every=10"]

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from actors.session import Session
 from launch.cli import main
 from rlhf.config.load import load_recipe
+from rlhf.storage.jsonl import read_lines
 from rlhf.tracking.console import Console
-from rlhf.tracking.jsonl import read_lines
 from rlhf.tracking.quiet import quiet_framework_logs
 from rlhf.tracking.run_folder import RunFolder
 from tests.end_to_end.small import RECIPE, make_small_data, overrides

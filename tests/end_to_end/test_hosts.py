@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from rlhf.tracking.jsonl import read_lines
+from rlhf.storage.jsonl import read_lines
 from tests.end_to_end.small import RECIPE, ROOT, make_data_and_reward, overrides
 from tests.launch.hosts import Host, Hosts, Listener, hosts, why_not
 

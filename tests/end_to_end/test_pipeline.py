@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from rlhf.tracking.jsonl import read_lines
+from rlhf.storage.jsonl import read_lines
 from rlhf.tracking.workspace import sections
 from tests.end_to_end.small import RECIPE, ROOT, make_small_data, overrides
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rlhf.tracking.jsonl import read_lines
+from rlhf.storage.jsonl import read_lines
 from tests.end_to_end.faults import Run, from_nothing
 from tests.end_to_end.small import make_data_and_reward
 

@@ -22,7 +22,7 @@ from rlhf.models.folder import load_tokenizer
 from rlhf.models.load import REWARD_SHIFT, load_classifier
 from rlhf.models.scalar import init_reward_head
 from rlhf.models.scratch import make_scratch
-from rlhf.tracking.jsonl import read_lines
+from rlhf.storage.jsonl import read_lines
 from tests.end_to_end.small import RECIPE, ROOT, make_small_data, overrides
 from tests.rlhf.service import serve
 from tests.rlhf.tiny_classifiers import pair_tokenizer, tiny_classifier

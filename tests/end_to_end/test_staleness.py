@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from actors.blocks import read_block
-from rlhf.tracking.jsonl import read_lines
+from rlhf.storage.jsonl import read_lines
 from tests.end_to_end.faults import Fault, Run
 from tests.end_to_end.small import make_data_and_reward
 from tests.end_to_end.test_resume import Ended, settings

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from rlhf.recovery.facts import host_memory
-from rlhf.tracking.jsonl import read_lines
+from rlhf.storage.jsonl import read_lines
 from tests.end_to_end.faults import Fault, Run, from_nothing
 from tests.end_to_end.small import make_data_and_reward
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from rlhf.tracking.jsonl import read_lines
+from rlhf.storage.jsonl import read_lines
 from tests.end_to_end.faults import from_nothing
 from tests.end_to_end.small import make_data_and_reward, overrides
 from tests.launch.slurm import Slurm, slurm, why_not

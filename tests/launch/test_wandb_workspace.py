@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from launch.report.panels import QUESTIONS
 from launch.wandb_workspace import build, main
-from rlhf.report.panels import QUESTIONS
 from rlhf.tracking.workspace import definition, sections
 
 

@@ -9,8 +9,8 @@ from rlhf.checkpoints.compatible import ABSENT, data_changes, differing_keys, re
 from rlhf.checkpoints.store import CheckpointStore
 from rlhf.config.load import to_yaml
 from rlhf.config.schema import Recipe
-from rlhf.data.records import DataFile
 from rlhf.errors import UserError
+from rlhf.records import DataFile
 from tests.rlhf.checkpoints.making import CONFIG, commit
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from rlhf.checkpoints.files import FileEntry
 from rlhf.checkpoints.manifest import Manifest, decode, encode
-from rlhf.data.records import DataFile
+from rlhf.records import DataFile
 
 EMPTY = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 NAMES = ("policy/a", "state.json", "config.yaml", "versions.json")

@@ -10,7 +10,6 @@ import pytest
 
 from rlhf.config.algorithm_rules import check_algorithm
 from rlhf.config.load import load_recipe
-from rlhf.config.machine import Machine
 from rlhf.config.schema import (
     AdaptiveKLConfig,
     AlgorithmConfig,
@@ -26,6 +25,7 @@ from rlhf.config.schema import (
 )
 from rlhf.config.validate import validate
 from rlhf.errors import UserError
+from rlhf.placement.machine import Machine
 
 NAMES = get_args(AlgorithmName)
 WITHOUT_CRITIC = [name for name in NAMES if name != "ppo"]

@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlhf.config.load import load_recipe
-from rlhf.config.machine import Machine
 from rlhf.config.schema import ModelConfig, OptimizerConfig, Recipe, ScratchConfig
 from rlhf.config.validate import (
     ENGINE_HEAD_SIZES,
@@ -19,6 +18,7 @@ from rlhf.config.validate import (
     validate,
 )
 from rlhf.errors import UserError
+from rlhf.placement.machine import Machine
 
 CPU = Machine(gpus=0, cpus=4)
 STAGES = ("sft", "reward", "dpo", "ppo", "pipeline")

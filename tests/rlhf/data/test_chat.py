@@ -4,8 +4,8 @@ import pytest
 
 from rlhf.data.chat import ChatFormat, transcript
 from rlhf.data.hh import messages
-from rlhf.data.records import Message
 from rlhf.data.template import Unusable
+from rlhf.records import Message
 
 TURNS = (Message("system", "Be brief."), Message("user", "Hi"), Message("assistant", "Hello!"), Message("user", "Sky?"))
 TEMPLATE = (

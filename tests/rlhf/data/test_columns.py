@@ -12,9 +12,9 @@ import pytest
 
 from rlhf.config.schema import DataConfig
 from rlhf.data.formats import load_demonstrations, load_preferences, load_prompts
-from rlhf.data.records import Message, text_of
 from rlhf.data.report import describe
 from rlhf.errors import UserError
+from rlhf.records import Message, text_of
 from tests.rlhf.data.conftest import Write
 
 USER, BLUE = {"role": "user", "content": "Sky?"}, {"role": "assistant", "content": "Blue."}

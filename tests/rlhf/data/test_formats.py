@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from rlhf.config.schema import DataConfig
 from rlhf.data.formats import load_demonstrations, load_preferences, load_prompts
-from rlhf.data.records import Message, text_of
 from rlhf.errors import UserError
+from rlhf.records import Message, text_of
 
 USER = {"role": "user", "content": "What is the sky?"}
 SYSTEM = {"role": "system", "content": "Be brief."}

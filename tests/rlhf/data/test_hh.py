@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from rlhf.data.hh import looks_like_hh, messages, rows_from_transcripts
 from rlhf.data.read import RawRow
-from rlhf.data.records import BadRow, Source
+from rlhf.records import BadRow, Source
 
 CHOSEN = "\n\nHuman: Hi\n\nAssistant: Hello!\n\nHuman: Who are you?\n\nAssistant: A model.\n\nStill me."
 REJECTED = "\n\nHuman: Hi\n\nAssistant: Hello!\n\nHuman: Who are you?\n\nAssistant:"

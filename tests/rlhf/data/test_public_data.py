@@ -12,7 +12,7 @@ import pytest
 from examples.finegrained.pairs import main as write_pairs
 from rlhf.config.schema import DataConfig
 from rlhf.data.formats import load_demonstrations, load_preferences, load_prompts
-from rlhf.data.records import Loaded
+from rlhf.records import Loaded
 
 SharedFile = Callable[[str], str]
 PANDALM = {"prompt": "instruction", "input": "input", "chosen": "response1", "rejected": "response2"}

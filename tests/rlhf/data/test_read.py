@@ -10,8 +10,8 @@ import pyarrow.parquet
 import pytest
 
 from rlhf.data.read import RawRow, read_rows
-from rlhf.data.records import BadRow, DataFile, Source
 from rlhf.errors import UserError
+from rlhf.records import BadRow, DataFile, Source
 
 ROWS = [{"prompt": "a", "completion": "b"}, {"prompt": "ä\u2028c", "completion": "d"}]
 JSONL = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS).encode()

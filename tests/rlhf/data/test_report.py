@@ -4,8 +4,8 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from rlhf.data.records import BadRow, Loaded, PromptRow, Source
 from rlhf.data.report import describe, write_bad_rows
+from rlhf.records import BadRow, Loaded, PromptRow, Source
 
 
 def bad(line: int, reason: str) -> BadRow:

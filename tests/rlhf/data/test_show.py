@@ -8,9 +8,9 @@ from transformers import PreTrainedTokenizerFast
 
 from rlhf.config.schema import DataConfig
 from rlhf.data.chat import ChatFormat
-from rlhf.data.records import DataFile
 from rlhf.data.show import SHOWN, TRAINED, pieces_of, show_stage
 from rlhf.data.stages import StageData
+from rlhf.records import DataFile
 from rlhf.types import Example, ModelFacts, Pair, Prompt
 
 FACTS = ModelFacts(context=512, embedding_rows=300, end_tokens=(0,))

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhf.data.hh import messages
-from rlhf.data.records import Demonstration, Message, Messages, PromptRow, Source
 from rlhf.data.split import canonical_prompt, split_by_prompt, split_key
+from rlhf.records import Demonstration, Message, Messages, PromptRow, Source
 
 prompts = st.lists(st.text(max_size=3), max_size=40)
 fractions = st.floats(0, 0.99)

@@ -14,10 +14,10 @@ import pytest
 
 from rlhf.config.schema import DataConfig
 from rlhf.data.chat import ChatFormat
-from rlhf.data.records import Demonstration, Message, Preference, PromptRow, Source
 from rlhf.data.template import DATE
 from rlhf.data.tokenise import Tokenised, tokenise_demonstrations, tokenise_preferences, tokenise_prompts
 from rlhf.errors import UserError
+from rlhf.records import Demonstration, Message, Preference, PromptRow, Source
 from rlhf.types import Example, ModelFacts
 from tests.rlhf.data import templates as t
 from tests.rlhf.data.conftest import byte_tokenizer

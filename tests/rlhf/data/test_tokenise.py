@@ -13,9 +13,9 @@ from transformers import PreTrainedTokenizerFast
 from rlhf.config.schema import DataConfig
 from rlhf.data import tokenise
 from rlhf.data.chat import ChatFormat
-from rlhf.data.records import Demonstration, Message, Preference, PromptRow, Source
 from rlhf.data.tokenise import Tokenised, describe_tokenised
 from rlhf.errors import UserError
+from rlhf.records import Demonstration, Message, Preference, PromptRow, Source
 from rlhf.types import Example, ModelFacts, Pair, Prompt
 
 END, BEGIN = 0, 2

@@ -12,7 +12,7 @@ import pytest
 
 from rlhf.config.schema import DataConfig
 from rlhf.data.formats import load_demonstrations, load_preferences, load_prompts
-from rlhf.data.records import Demonstration, Message, Preference
+from rlhf.records import Demonstration, Message, Preference
 from tests.rlhf.data.conftest import Write
 
 USER = {"role": "user", "content": "Weather in Bresk?"}

@@ -9,7 +9,7 @@ import pytest
 
 from rlhf.evaluation.comparison import compare_answers, write_answers
 from rlhf.evaluation.scorers import load_scorer
-from rlhf.tracking.jsonl import read_lines
+from rlhf.storage.jsonl import read_lines
 
 
 def test_the_longer_side_wins_whatever_side_it_is_shown_on(tmp_path: Path) -> None:

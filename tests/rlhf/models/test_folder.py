@@ -10,9 +10,9 @@ import pytest
 
 from rlhf.config.schema import ModelConfig
 from rlhf.data.chat import ChatFormat
-from rlhf.data.records import Message
 from rlhf.errors import UserError
 from rlhf.models.folder import context_length, load_chat, load_tokenizer, prepare_tokenizer, read_facts
+from rlhf.records import Message
 from tests.rlhf.data.conftest import byte_tokenizer
 from tests.rlhf.tiny import tiny_config
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, MistralConfig, PreTrainedConfig, PreTrainedModel, Qwen2MoeConfig
 
-from rlhf.config.shared_rows import indivisible
 from rlhf.errors import UserError
 from rlhf.models.packed_row import pack_row
 from rlhf.models.policy import PolicyNet
 from rlhf.models.shared_row import check_model
+from rlhf.placement.shared_rows import indivisible
 from rlhf.zero.process_group import join
 from rlhf.zero.rank import Rank
 from tests.rlhf.ranks import Crew

@@ -10,9 +10,9 @@ from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
 from rlhf.data.chat import ChatFormat
-from rlhf.data.records import Message
 from rlhf.errors import UserError
 from rlhf.models.scratch import train_tokenizer
+from rlhf.records import Message
 from rlhf.roles.retokenise import Retokeniser, same_tokens
 from rlhf.roles.text import BlockReader
 from rlhf.types import FinishReason, ModelFacts, Prompt, Rollout, RolloutBlock

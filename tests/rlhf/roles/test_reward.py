@@ -13,11 +13,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rlhf.config.schema import EndpointConfig, ModelConfig, PlacementConfig, Recipe, RewardSourceConfig, RoleConfig
-from rlhf.data.records import Message
 from rlhf.errors import UserError
 from rlhf.models.load import REWARD_SHIFT, load_classifier
 from rlhf.models.scalar import init_reward_head
 from rlhf.models.scratch import train_tokenizer
+from rlhf.records import Message
 from rlhf.roles.forward import Share, join_samples
 from rlhf.roles.reward import make_reward
 from rlhf.types import FinishReason, Prompt, RolloutBlock

@@ -20,9 +20,9 @@ from rlhf.roles.policy import PolicyRole
 from rlhf.roles.reference import ReferenceRole
 from rlhf.roles.save import save_model
 from rlhf.weights.fingerprint import fingerprint
-from rlhf.weights.source import ZeroSource
 from rlhf.zero import checkpoint
 from rlhf.zero.rank import Rank
+from rlhf.zero.source import ZeroSource
 from tests.rlhf.ranks import Crew
 from tests.rlhf.roles import test_critic as critics
 from tests.rlhf.roles import test_policy as policies

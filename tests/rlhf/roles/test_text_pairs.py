@@ -7,9 +7,9 @@ from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
 from rlhf.data.chat import ChatFormat
-from rlhf.data.records import Message
 from rlhf.errors import UserError
 from rlhf.models.scratch import train_tokenizer
+from rlhf.records import Message
 from rlhf.roles.length_limit import CutBlock, LengthLimit
 from rlhf.roles.text import BlockReader
 from rlhf.roles.text_pairs import TextPairs, pair_frame

@@ -6,7 +6,7 @@ import matplotlib.image
 import numpy as np
 
 from rlhf.evaluation.win_rate import compare
-from rlhf.tracking.jsonl import append_line
+from rlhf.storage.jsonl import append_line
 from rlhf.tracking.plots import Marks, plot_overoptimisation, plot_pipeline, read_series
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from rlhf.checkpoints.store import CheckpointStore
 from rlhf.errors import UserError
-from rlhf.tracking.jsonl import append_line, read_lines
+from rlhf.storage.jsonl import append_line, read_lines
 from rlhf.tracking.run_folder import RunFolder
 
 

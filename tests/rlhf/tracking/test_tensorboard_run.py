@@ -10,8 +10,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rlhf.config.schema import EndpointConfig, Recipe, RewardSourceConfig, TrackingConfig
+from rlhf.storage.jsonl import read_lines
 from rlhf.tracking.histogram import Histogram
-from rlhf.tracking.jsonl import read_lines
 from rlhf.tracking.run_folder import RunFolder
 from rlhf.tracking.tensorboard_run import FOLDER
 from rlhf.tracking.tracker import Tracker

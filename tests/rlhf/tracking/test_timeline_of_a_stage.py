@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rlhf.config.schema import Recipe, TrackingConfig
-from rlhf.tracking.jsonl import read_lines
+from rlhf.storage.jsonl import read_lines
 from rlhf.tracking.phases import PhaseTimer
 from rlhf.tracking.run_folder import RunFolder
 from rlhf.tracking.spans import Span

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from rlhf.config.schema import AlertConfig, Recipe, TrackingConfig
-from rlhf.tracking.jsonl import read_lines
+from rlhf.storage.jsonl import read_lines
 from rlhf.tracking.run_folder import RunFolder
 from rlhf.tracking.tracker import Tracker
 from tests.rlhf.tracking.rows import sample

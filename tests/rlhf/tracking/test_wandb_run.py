@@ -17,8 +17,8 @@ from wandb.proto.wandb_internal_pb2 import Record
 
 from rlhf.config.schema import Recipe, TrackingConfig
 from rlhf.errors import UserError
+from rlhf.storage.jsonl import read_lines
 from rlhf.tracking import wandb_run
-from rlhf.tracking.jsonl import read_lines
 from rlhf.tracking.run_folder import RunFolder
 from rlhf.tracking.tracker import Tracker
 from rlhf.tracking.wandb_run import resolve_mode

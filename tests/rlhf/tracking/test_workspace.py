@@ -10,7 +10,7 @@ from rlhf.tracking.workspace import sections
 from tests.rlhf.tracking.test_histogram import experience, experience_histograms
 
 ROOT = Path(__file__).parents[3]
-SHOWING = ("rlhf/report", "rlhf/tracking/workspace.py", "rlhf/tracking/plots.py", "rlhf/tracking/outcome.py")
+SHOWING = ("launch/report", "rlhf/tracking/workspace.py", "rlhf/tracking/plots.py", "rlhf/tracking/outcome.py")
 """These only name what others make."""
 FILES = [file for floor in ("rlhf", "actors") for file in sorted(ROOT.glob(f"{floor}/**/*.py"))]
 SOURCE = "".join(

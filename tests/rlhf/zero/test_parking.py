@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf.config.pools import Part
 from rlhf.config.schema import RoleConfig
+from rlhf.placement.pools import Part
 from rlhf.zero import checkpoint, parking
 from rlhf.zero.engine import ZeroEngine
 from rlhf.zero.parking import Parking, found_in

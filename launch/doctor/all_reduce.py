@@ -1,0 +1,148 @@
+"""A short all-reduce over real devices, as a program of its own: what hangs or crashes in NCCL takes nobody with it.
+
+``python -m launch.doctor.all_reduce '<Plan as JSON>'`` prints one line of JSON, ``Outcome``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from launch.doctor.findings import Fault, shortened
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MIB = 2**20
+ROUNDS = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Who takes part: ``local`` ranks of this node, from rank ``first`` of ``world`` on."""
+
+    local: int
+    meeting: str
+    """URL at which the ranks meet, as torch.distributed knows them."""
+    first: int = 0
+    world: int | None = None
+    """All ranks of all nodes; this node's where it is left out."""
+    backend: str = "nccl"
+    size: int = 64 * MIB
+    """Bytes that each rank sends."""
+    seconds: float = 60.0
+    """Longest time that ranks wait for each other."""
+
+    @property
+    def ranks(self) -> int:
+        """Of all nodes."""
+        return self.local if self.world is None else self.world
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """A sum that was right, and how fast."""
+
+    ranks: int
+    seconds: float
+    """Of one all-reduce, after the first."""
+    bandwidth: float
+    """Bytes a second that each link carried: 2 (n − 1)/n times the size over the time, as nccl-tests has it."""
+    version: str
+    """Of NCCL; empty with another backend."""
+
+
+def run_apart(plan: Plan, seconds: float) -> Outcome | Fault:
+    """Run a plan in processes of its own; they are killed when the time is over."""
+    command = [sys.executable, "-m", "launch.doctor.all_reduce", json.dumps(asdict(plan))]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        try:
+            out, err = process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            return Fault(reason=f"no answer within {seconds:.0f} s")
+    if process.returncode == 0:
+        return Outcome(**json.loads(out.splitlines()[-1])) if plan.first == 0 else _taken_part(plan)
+    return Fault(reason=_last_words(err) or f"ended with {process.returncode}")
+
+
+def _taken_part(plan: Plan) -> Outcome:
+    return Outcome(ranks=plan.ranks, seconds=0.0, bandwidth=0.0, version="")
+
+
+def _last_words(said: str) -> str:
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    errors = [line for line in lines if "Error" in line]
+    return shortened((errors or lines or [""])[-1])
+
+
+def main() -> None:
+    """Start the ranks of this node, and wait for them; a single one needs no process of its own."""
+    plan = Plan(**json.loads(sys.argv[1]))
+    if plan.local == 1:
+        _rank(0, plan)
+        return
+    from torch.multiprocessing.spawn import start_processes
+
+    start_processes(_rank, args=(plan,), nprocs=plan.local)
+
+
+def _rank(index: int, plan: Plan) -> None:
+    import torch
+    import torch.distributed as group
+
+    from rlhf.zero.meeting import IS_TCP, meet
+
+    rank, on_gpus = plan.first + index, plan.backend == "nccl"
+    device = torch.device("cuda", index) if on_gpus else torch.device("cpu")
+    if on_gpus:
+        torch.cuda.set_device(device)
+    across_hosts = plan.meeting.startswith(IS_TCP)
+    group.init_process_group(
+        plan.backend,
+        init_method=None if across_hosts else plan.meeting,
+        store=meet(plan.meeting, rank, plan.ranks, plan.seconds) if across_hosts else None,
+        rank=rank,
+        world_size=plan.ranks,
+        timeout=timedelta(seconds=plan.seconds),
+    )
+    seconds = _seconds(torch.full((plan.size // 4,), float(rank + 1), device=device), plan.ranks)
+    if rank == 0:
+        version = ".".join(str(part) for part in torch.cuda.nccl.version()) if on_gpus else ""
+        bandwidth = 2 * (plan.ranks - 1) / plan.ranks * plan.size / seconds
+        print(json.dumps(asdict(Outcome(ranks=plan.ranks, seconds=seconds, bandwidth=bandwidth, version=version))))
+    group.destroy_process_group()
+
+
+def _seconds(numbers: Tensor, ranks: int) -> float:
+    """Seconds of one all-reduce. The first also connects, and its sum is checked.
+
+    Raises:
+        ArithmeticError: the sum is wrong.
+    """
+    import torch
+    import torch.distributed as group
+
+    group.all_reduce(numbers)
+    expected = ranks * (ranks + 1) / 2
+    if not bool((numbers == expected).all()):
+        raise ArithmeticError(f"the sum over {ranks} ranks is wrong: {numbers[0].item()}, not {expected}")
+    begin = time.perf_counter()
+    for _ in range(ROUNDS):
+        group.all_reduce(numbers)
+    if numbers.is_cuda:
+        torch.cuda.synchronize()
+    return (time.perf_counter() - begin) / ROUNDS
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""Questions to a machine that may not answer: each has a deadline, and an error is an answer too."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from launch.doctor.findings import Fault, described
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """Something to find out, and how many seconds that may take."""
+
+    ask: Callable[[], Any]
+    seconds: float
+
+
+def answers(questions: Mapping[str, Question]) -> dict[str, Any]:
+    """The answer to each, or a ``Fault``. All are asked at once, each in a thread of its own.
+
+    A thread that hangs (a dead file server, a driver that does not answer) is left behind: it does not keep the process
+    from ending.
+    """
+    given: dict[str, Any] = {}
+    begin = time.monotonic()
+    threads = {name: _asked(name, question, given) for name, question in questions.items()}
+    for name, thread in threads.items():
+        thread.join(max(0.0, begin + questions[name].seconds - time.monotonic()))
+    had = dict(given)
+    late = {name: Fault(reason=f"no answer within {questions[name].seconds:.0f} s") for name in threads}
+    return {name: had.get(name, late[name]) for name in threads}
+
+
+def answer(ask: Callable[[], Any], seconds: float) -> Any:
+    """The answer to one question, or a ``Fault``."""
+    return answers({"it": Question(ask=ask, seconds=seconds)})["it"]
+
+
+def _asked(name: str, question: Question, given: dict[str, Any]) -> threading.Thread:
+    def ask() -> None:
+        try:
+            given[name] = question.ask()
+        except Exception as error:
+            given[name] = Fault(reason=described(error))
+
+    thread = threading.Thread(target=ask, name=f"doctor: {name}", daemon=True)
+    thread.start()
+    return thread

@@ -1,0 +1,231 @@
+"""``rlhf doctor``: is this machine, or every node of a running cluster, fit for a run. It changes nothing."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from launch.options import add_recipe, add_stage
+
+if TYPE_CHECKING:
+    from launch.doctor.examine import Asked, Bench
+    from launch.doctor.findings import Fault, Row
+    from launch.doctor.needs import Hardware
+    from launch.doctor.nodes import Answer, Examined
+    from rlhf.config.schema import Recipe
+
+PURPOSE = "check versions, GPUs, memory, disk, ports, clocks and credentials, here or on every node of a cluster"
+EXAMPLE = "rlhf doctor recipes/llama_70b_cluster.yaml --cluster"
+JOIN_SECONDS = 60.0
+"""How long a running cluster may take to let this process in."""
+CONNECT_SECONDS = 10.0
+SECONDS = 20.0
+"""How long a question to this machine alone may take."""
+HERE, ALL = "this machine", "all nodes"
+
+
+def add_options(command: argparse.ArgumentParser) -> None:
+    """A recipe if there is one, and which nodes."""
+    add_recipe(command, "YAML file: what it takes of memory and disk is checked too", is_needed=False)
+    command.add_argument("--cluster", action="store_true", help="check every node of the running Ray cluster")
+    command.add_argument("--address", help="of that cluster (default: placement.ray_address, or auto)")
+    add_stage(command, "the command that the recipe is checked for")
+    command.add_argument("--json", action="store_true", help="print the rows as JSON")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Print the table.
+
+    Raises:
+        UserError: a check failed, or the recipe is wrong.
+    """
+    from launch.doctor.show import as_values, counts, show
+    from rlhf.config.load import load_recipe
+    from rlhf.errors import UserError
+    from rlhf.tracking.quiet import quiet_framework_logs
+
+    recipe = load_recipe(options.recipe, options.overrides) if options.recipe else None
+    address = options.address or (recipe and recipe.placement.ray_address) or ("auto" if options.cluster else None)
+    with tempfile.TemporaryDirectory() as folder, quiet_framework_logs(Path(folder) / "log"):
+        rows = _cluster_rows(address, recipe, options.stage) if address else _own_rows(recipe, options.stage)
+    print(json.dumps(as_values(rows), indent=2)) if options.json else show(rows, sys.stdout)
+    if count := counts(rows)["failed"]:
+        names = ", ".join(dict.fromkeys(row.check for row in rows if row.finding.status == "failed"))
+        fix = "each failed row names its own; docs/doctor.md says more"
+        raise UserError(f"{count} check{'s' if count > 1 else ''} failed: {names}", fix=fix)
+
+
+def _own_rows(recipe: Recipe | None, stage: Any) -> list[Row]:
+    """Every check of this machine alone."""
+    from launch.doctor.examine import gather, node_rows
+
+    pins, asked = _asked(recipe)
+    facts = gather(asked)
+    hardware = _hardware([facts], [len(os.sched_getaffinity(0))])
+    bench = _bench(recipe, stage, pins, facts.versions, hardware)
+    return [*node_rows(HERE, facts, bench), *_driver_rows(recipe), *_plan_rows(recipe, stage, hardware)]
+
+
+def _cluster_rows(address: str, recipe: Recipe | None, stage: Any) -> list[Row]:
+    """Every check on every node, and what concerns all of them together."""
+    from launch.doctor import versions
+    from launch.doctor.asking import answer
+    from launch.doctor.findings import Fault
+
+    pins, asked = _asked(recipe)
+    examined = _examined(address, asked)
+    if isinstance(examined, Fault):
+        return [_not_joined(address, examined), *_own_rows(recipe, stage)]
+    told = [each for each in examined.answers if not isinstance(each.facts, Fault)]
+    hardware = _hardware([each.facts for each in told], [each.node.cpus for each in told])
+    here = answer(partial(versions.gather, asked.packages), SECONDS)
+    bench = _bench(recipe, stage, pins, here, hardware)
+    rows = [*_together_rows(examined), *_driver_rows(recipe), *_plan_rows(recipe, stage, hardware)]
+    return [*rows, *(row for each in examined.answers for row in _answer_rows(each, bench))]
+
+
+def _asked(recipe: Recipe | None) -> tuple[Any, Asked]:
+    """The pins, and what every node is asked."""
+    from launch.doctor.asking import answer
+    from launch.doctor.examine import Asked
+    from launch.doctor.findings import Fault
+    from launch.doctor.versions import names_of, read_pins
+    from rlhf.config.schema import Recipe
+
+    pins = answer(read_pins, SECONDS)
+    runs = Path((recipe or Recipe(name="any")).runs_dir).expanduser().absolute()
+    ray = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
+    return pins, Asked(packages=() if isinstance(pins, Fault) else names_of(pins), runs=runs, ray=ray)
+
+
+def _hardware(facts: Sequence[Any], cpus: Sequence[int]) -> Hardware:
+    """What there is to place a run on: nodes with GPUs where there are any, otherwise all."""
+    from launch.doctor.needs import Hardware
+
+    gpus = [each.gpus.gpus for each in facts if each.has_gpus]
+    cores = min((count for count in cpus if count), default=1)
+    if not gpus:
+        return Hardware(nodes=max(1, len(facts)), cpus=cores)
+    smallest = min((gpu for each in gpus for gpu in each), key=lambda gpu: gpu.memory)
+    return Hardware(nodes=len(gpus), cpus=cores, gpus=min(len(each) for each in gpus), gpu=smallest)
+
+
+def _bench(recipe: Recipe | None, stage: Any, pins: Any, here: Any, hardware: Hardware) -> Bench:
+    from launch.doctor.asking import answer
+    from launch.doctor.examine import Bench
+    from launch.doctor.needs import OWN_STORE, needs_of
+
+    needs = None if recipe is None else answer(partial(needs_of, recipe, stage, hardware), SECONDS)
+    return Bench(pins=pins, here=here, needs=needs, own_store=0 if hardware.gpus else OWN_STORE)
+
+
+def _driver_rows(recipe: Recipe | None) -> list[Row]:
+    """What concerns only the machine that a run is started on."""
+    from launch.doctor.asking import answer
+    from launch.doctor.credentials import check_login, gather_login
+    from launch.doctor.findings import Row, judged
+    from rlhf.config.schema import TrackingConfig
+
+    login = answer(partial(gather_login, recipe.tracking if recipe else TrackingConfig()), 2 * SECONDS)
+    return [Row(check="W&B", node=HERE, finding=judged(check_login, login))]
+
+
+def _plan_rows(recipe: Recipe | None, stage: Any, hardware: Hardware) -> list[Row]:
+    from launch.doctor.asking import answer
+    from launch.doctor.findings import Row, judged
+    from launch.doctor.needs import check_plan
+
+    if recipe is None:
+        return []
+    finding = answer(partial(check_plan, recipe, stage, hardware), SECONDS)
+    return [Row(check="plan", node=ALL, finding=judged(lambda made: made, finding))]
+
+
+def _examined(address: str, asked: Asked) -> Examined | Fault:
+    """What the nodes of the cluster say; a ``Fault`` where it cannot be joined, or asked."""
+    from launch.doctor.asking import answer
+    from launch.doctor.findings import Fault
+
+    joined = answer(partial(_join, address), JOIN_SECONDS)
+    if isinstance(joined, Fault):
+        return joined
+    import ray
+
+    from launch.doctor.findings import described
+    from launch.doctor.nodes import cluster_nodes, examine
+
+    try:
+        with _marker(asked.runs) as marker:
+            return examine(cluster_nodes(), asked, marker)
+    except Exception as error:  # the cluster went away, or this process was cut off from it
+        return Fault(reason=described(error))
+    finally:
+        ray.shutdown()
+
+
+def _join(address: str) -> None:
+    """Join the cluster. Where nobody listens Ray would go on trying for a minute, hence the connection before it.
+
+    Raises:
+        OSError: nobody listens there.
+        MachineryError: Ray does, and refuses.
+    """
+    from actors.cluster import join
+
+    named = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
+    host, colon, port = named.rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host.rpartition("/")[2].strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+    join(address)
+
+
+@contextmanager
+def _marker(runs: Path) -> Iterator[Path | Fault]:
+    """A file that every node is to see; a ``Fault`` where a dead file server keeps it from being made."""
+    from actors.shared_folder import marker
+    from launch.doctor.asking import answer
+
+    with ExitStack() as stack:
+        made = answer(partial(stack.enter_context, marker(runs)), SECONDS)
+        yield made
+
+
+def _not_joined(address: str, fault: Fault) -> Row:
+    from launch.doctor.findings import Row, failed
+
+    fix = "`ray status` there; the address and port, RAY_AUTH_MODE and the token, and the versions must be its own"
+    found = f"{address} could not be asked: {fault.reason}; below is this machine alone"
+    return Row(check="cluster", node=HERE, finding=failed(found, fix))
+
+
+def _together_rows(examined: Examined) -> list[Row]:
+    """What concerns all nodes together."""
+    from launch.doctor.findings import Row, judged, ok
+    from launch.doctor.nccl import check_across
+
+    nodes = [each.node for each in examined.answers]
+    gpus, cpus = sum(node.counted.gpus for node in nodes), sum(node.cpus for node in nodes)
+    found = f"{len(nodes)} node{'s' if len(nodes) > 1 else ''}, {gpus} GPUs and {cpus} cores by Ray's count"
+    across = judged(check_across, examined.across)
+    return [Row(check="cluster", node=ALL, finding=ok(found)), Row(check="NCCL of all", node=ALL, finding=across)]
+
+
+def _answer_rows(answer: Answer, bench: Bench) -> list[Row]:
+    """The rows of one node; a single failed one where it said nothing."""
+    from launch.doctor.examine import node_rows
+    from launch.doctor.findings import Fault, Row, failed
+
+    if isinstance(answer.facts, Fault):
+        fix = "see that it answers others at all, and has this project's folder at the same path, and its environment"
+        finding = failed(f"could not be examined: {answer.facts.reason}", fix)
+        return [Row(check="node", node=answer.node.name, finding=finding)]
+    return node_rows(answer.node.name, answer.facts, bench, answer.joined)

@@ -1,0 +1,160 @@
+"""The whole examination: all facts of a node, and every check on them, in the order of the table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from launch.doctor import clock, credentials, disk, gpus, limits, memory, nccl, network, versions
+from launch.doctor.asking import Question, answers
+from launch.doctor.findings import Fault, Finding, Row, judged
+from launch.doctor.needs import Needs
+
+SECONDS = {"versions": 20.0, "gpus": 45.0, "nccl": 150.0, "ports": 15.0}
+"""Deadlines of the subjects that take long at times; the others' is ``OTHERS``."""
+OTHERS = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What is asked of a node."""
+
+    packages: tuple[str, ...]
+    runs: Path
+    """Folder of the runs, absolute."""
+    ray: Path
+    """Folder in which Ray keeps its session."""
+    address: str = network.LOCAL
+    """By which other nodes know this one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeFacts:
+    """All that was gathered on a node; each a ``Fault`` where it was not had."""
+
+    versions: versions.Versions | Fault
+    gpus: gpus.GPUs | Fault
+    nccl: nccl.NCCL | Fault
+    memory: memory.Memory | Fault
+    runs: disk.Disk | Fault
+    ray: disk.Disk | Fault
+    files: limits.OpenFiles | Fault
+    token: credentials.Token | Fault
+    ports: network.Ports | Fault
+
+    @property
+    def has_gpus(self) -> bool:
+        """There are GPUs that answer."""
+        return isinstance(self.gpus, gpus.GPUs) and bool(self.gpus.gpus)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counted:
+    """What Ray gives out on a node."""
+
+    gpus: int
+    memory: int
+    """Bytes, its object store included."""
+    store: int
+    """Bytes of its object store."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Joined:
+    """What is known of a node of a running cluster besides its own facts."""
+
+    counted: Counted
+    skew: clock.Skew | Fault
+    unreached: Mapping[str, str] | Fault
+    others: int
+    """Other nodes whose test sockets it was to reach."""
+    sees_runs: bool | Fault
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """What facts are judged by."""
+
+    pins: Mapping[versions.Build, versions.Pins] | Fault
+    here: versions.Versions | Fault
+    """Of the machine that starts the run."""
+    needs: Needs | Fault | None = None
+    """``None`` without a recipe."""
+    own_store: int = 0
+    """Object store of the Ray that a run would start here, where none runs."""
+
+
+def gather(asked: Asked) -> NodeFacts:
+    """The facts of the node that this runs on. It takes as long as the slowest subject, at most its deadline."""
+    questions: dict[str, Callable[[], Any]] = {
+        "versions": partial(versions.gather, asked.packages),
+        "gpus": gpus.gather,
+        "nccl": nccl.gather,
+        "memory": memory.gather,
+        "runs": partial(disk.gather, asked.runs),
+        "ray": partial(disk.gather, asked.ray),
+        "files": limits.gather,
+        "token": credentials.gather_token,
+        "ports": partial(network.gather, asked.address),
+    }
+    timed = {name: Question(ask=ask, seconds=SECONDS.get(name, OTHERS)) for name, ask in questions.items()}
+    return NodeFacts(**answers(timed))
+
+
+def longest() -> float:
+    """Seconds within which ``gather`` has answered."""
+    return max(*SECONDS.values(), OTHERS)
+
+
+def node_rows(node: str, facts: NodeFacts, bench: Bench, joined: Joined | None = None) -> list[Row]:
+    """Every check of a node; ``joined`` where it is one of a running cluster."""
+    found = [*_software(facts, bench, joined), *_hardware(facts, joined), *_memory(facts, bench, joined)]
+    found += [*_disk(facts, bench, joined), *_system(facts, joined), *([] if joined is None else _between(joined))]
+    return [Row(check=check, node=node, finding=finding) for check, finding in found]
+
+
+Found = Iterator[tuple[str, Finding]]
+
+
+def _software(facts: NodeFacts, bench: Bench, joined: Joined | None) -> Found:
+    yield "versions", judged(versions.check_pins, facts.versions, bench.pins, facts.has_gpus)
+    if joined is not None:
+        yield "same versions", judged(versions.check_same, facts.versions, bench.here, bench.pins)
+
+
+def _hardware(facts: NodeFacts, joined: Joined | None) -> Found:
+    yield "GPUs", judged(gpus.check_gpus, facts.gpus, None if joined is None else joined.counted.gpus)
+    yield "driver", judged(gpus.check_driver, facts.gpus)
+    yield "NCCL", judged(nccl.check_nccl, facts.nccl)
+
+
+def _memory(facts: NodeFacts, bench: Bench, joined: Joined | None) -> Found:
+    needs, counted = bench.needs, None if joined is None else joined.counted
+    host, weights = (needs.host, needs.weights) if isinstance(needs, Needs) else (None, 0)
+    yield "host memory", judged(memory.check_host, facts.memory, needs if isinstance(needs, Fault) else host)
+    yield "memory limit", judged(memory.check_limit, facts.memory, None if counted is None else counted.memory)
+    yield "/dev/shm", judged(memory.check_shared, facts.memory, counted.store if counted else bench.own_store, weights)
+    if isinstance(needs, Needs) and counted is not None:
+        yield "object store", judged(memory.check_store, counted.store, needs.snapshots)
+
+
+def _disk(facts: NodeFacts, bench: Bench, joined: Joined | None) -> Found:
+    needs = bench.needs
+    yield "runs folder", judged(disk.check_runs, facts.runs, needs.room if isinstance(needs, Needs) else needs)
+    if joined is not None:
+        yield "shared folder", judged(disk.check_seen, joined.sees_runs)
+    yield "Ray's folder", judged(disk.check_ray, facts.ray)
+
+
+def _system(facts: NodeFacts, joined: Joined | None) -> Found:
+    yield "open files", judged(limits.check_open_files, facts.files)
+    yield "Ray's token", judged(credentials.check_token, facts.token, joined is not None)
+    yield "ports", judged(network.check_ports, facts.ports, joined is not None)
+
+
+def _between(joined: Joined) -> Found:
+    yield "other nodes", judged(network.check_reach, joined.unreached, joined.others)
+    yield "clock", judged(clock.check_clock, joined.skew)

@@ -1,0 +1,150 @@
+"""Memory of a node: what the host has, what its container or job may take of it, and ``/dev/shm``."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from launch.doctor.findings import GIB, Finding, failed, gib, not_applicable, ok, warning
+from rlhf.recovery.facts import CGROUP, PROC, host_memory
+
+LEAST_SHARED = GIB
+"""Of ``/dev/shm``: Docker's 64 MiB stop NCCL, vLLM and Ray alike."""
+LEAST_HOST = 4 * GIB
+"""Of host memory that is free, without a recipe: Ray, and one role with its libraries."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes of a node."""
+
+    host: int
+    """Of the host, whatever this process may take of it."""
+    available: int
+    """To be had now, by the host and by every limit."""
+    limit: int | None = None
+    """Nearest limit of this process's control groups: a container's, or a job's under a scheduler."""
+    shared: int = 0
+    """Size of ``/dev/shm``."""
+    shared_free: int = 0
+
+    @property
+    def total(self) -> int:
+        """What this process and its like may take in all."""
+        return self.host if self.limit is None else min(self.host, self.limit)
+
+
+def gather(proc: Path = PROC, cgroup: Path = CGROUP, shared: Path = Path("/dev/shm")) -> Memory:
+    """The memory of this machine.
+
+    Raises:
+        OSError: there is no ``/proc`` or no ``/dev/shm``.
+    """
+    disk, (total, available) = shutil.disk_usage(shared), host_memory(proc, cgroup)
+    groups = _groups(proc, cgroup)
+    limits = [limit for group in groups if (limit := _number(group / "memory.max")) is not None]
+    left = [_left(group) for group in groups]
+    return Memory(
+        host=_host_total(proc, total),
+        available=min(size for size in (available, *left) if size is not None),
+        limit=min(limits, default=None),
+        shared=disk.total,
+        shared_free=disk.free,
+    )
+
+
+def _groups(proc: Path, cgroup: Path) -> list[Path]:
+    """Folders of this process's control group (version 2) and of those around it."""
+    lines = (proc / "self" / "cgroup").read_text(encoding="utf-8").splitlines()
+    own = next((line[3:] for line in lines if line.startswith("0::")), "/")
+    group = Path(os.path.normpath(f"{cgroup}/{own}"))
+    return [each for each in (group, *group.parents) if each.is_relative_to(cgroup)]
+
+
+def _left(group: Path) -> int | None:
+    limit, used = _number(group / "memory.max"), _number(group / "memory.current")
+    return None if limit is None or used is None else max(0, limit - used + _cache(group))
+
+
+def _cache(group: Path) -> int:
+    """Counted as used, given back when asked for."""
+    try:
+        lines = (group / "memory.stat").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
+
+
+def _number(file: Path) -> int | None:
+    """The number in a file; none where it says ``max`` or is not there."""
+    try:
+        text = file.read_text(encoding="utf-8").strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None
+
+
+def _host_total(proc: Path, total: int | None) -> int:
+    lines = (proc / "meminfo").read_text(encoding="utf-8").splitlines()
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemTotal:")), total or 0)
+
+
+def check_host(facts: Memory, need: int | None) -> Finding:
+    """There is memory for what the plan puts on this node; ``need`` is ``None`` without a recipe."""
+    found = f"{gib(facts.available)} free of {gib(facts.total)}"
+    if need is None:
+        if facts.available >= LEAST_HOST:
+            return ok(found)
+        return warning(f"{found}; Ray and one role take about {gib(LEAST_HOST)}", "end other programs on this node")
+    found += f"; the plan takes {gib(need)} here"
+    if need > facts.total:
+        return failed(found, "fewer ranks or engines, less offload, more nodes, or more memory")
+    if need > facts.available:
+        return warning(found, "end other programs on this node before the run")
+    return ok(found)
+
+
+def check_limit(facts: Memory, ray_counts: int | None) -> Finding:
+    """Ray knows of the limit of its container or job: beyond it the kernel kills.
+
+    Args:
+        ray_counts: bytes that Ray gives out on this node, with its object store; ``None`` where no Ray runs.
+    """
+    if facts.limit is None or facts.limit >= facts.host:
+        return not_applicable(f"no limit below the host's {gib(facts.host)}")
+    found = f"limit {gib(facts.limit)}, host {gib(facts.host)}"
+    if ray_counts is not None and ray_counts > facts.limit:
+        fix = "start Ray here with --memory and --object-store-memory that sum to less than the limit"
+        return failed(f"{found}; Ray counts on {gib(ray_counts)}", fix)
+    return ok(found)
+
+
+def check_shared(facts: Memory, store: int, weights: int) -> Finding:
+    """``/dev/shm`` holds Ray's object store and, on CPUs, weights on their way to the engines.
+
+    Args:
+        store: size of the object store, in bytes; weights: of a publish.
+    """
+    need = max(LEAST_SHARED, store + weights)
+    found = f"{gib(facts.shared_free)} free of {gib(facts.shared)}; object store {gib(store)}"
+    found += f", weights {gib(weights)}" if weights else ""
+    size = -(-need // GIB)
+    if facts.shared < need:
+        return failed(found, f"mount -o remount,size={size}g /dev/shm; in a container, --shm-size={size}g")
+    if facts.shared_free < weights:
+        return warning(found, "remove what runs that were killed left in /dev/shm, where nothing uses it any more")
+    return ok(found)
+
+
+def check_store(store: int, snapshots: int) -> Finding:
+    """Ray's object store holds the snapshots from which a policy or critic is rebuilt.
+
+    Args:
+        store: its size on this node in bytes; snapshots: of the ranks on the fullest node, two of each at a time.
+    """
+    found = f"{gib(store)}; snapshots take {gib(snapshots)} on the fullest node"
+    if snapshots > store:
+        return warning(f"{found}: Ray moves the rest to disk", "start Ray here with a larger --object-store-memory")
+    return ok(found)

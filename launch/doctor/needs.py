@@ -1,0 +1,207 @@
+"""What a recipe takes of each node, by the formulas of ``launch/plan``; and whether its plan fits the GPUs there are.
+
+Where a rank comes to lie is the plan's guess: the fullest node is what every node is checked against.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from launch.doctor.disk import Room
+from launch.doctor.findings import GIB, Finding, failed, ok, warning
+from launch.doctor.gpus import GPU
+from launch.plan import memory as bytes_of
+from launch.plan.cluster import Cluster
+from launch.plan.members import ENGINE, Member, Seat, Shapes, members, seats
+from launch.plan.memory import PROCESS, size_of
+from launch.plan.plan import place, planned_stages
+from launch.plan.work import row_tokens
+from rlhf.config.schema import Recipe
+from rlhf.errors import UserError
+from rlhf.gpus import GPUS, gpu_named
+from rlhf.placement.machine import Machine, check_devices, choose_strategy
+from rlhf.placement.pools import NodeGPUs, Resting, Stage, pools, resting
+
+BYTES_PER_WEIGHT = 16
+"""Of a snapshot and of a checkpoint, at most: as ``rlhf/zero/checkpoint.py`` says, which needs torch."""
+SNAPSHOTS = 2
+"""In the object store at one time: the last, and the one that takes its place."""
+OWN_STORE = 512 * 2**20
+"""Object store of the Ray that a run starts on a machine without GPUs: ``OBJECT_STORE_BYTES`` of
+``actors/cluster.py``."""
+CHUNK = 512 * 2**20
+"""A chunk of weights in shared memory: ``CHUNK_BYTES`` of ``rlhf/weights/shared_memory.py``, which needs torch."""
+ENGINE_PROCESSES = 2
+"""An engine's own process, and its actor."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hardware:
+    """What a run is placed on."""
+
+    nodes: int
+    cpus: int
+    """Of the smallest node."""
+    gpus: int = 0
+    """Of each node that has any, at least."""
+    gpu: GPU | None = None
+
+    @property
+    def cluster(self) -> Cluster | None:
+        """As a plan knows it; ``None`` without GPUs, or with some that the plan does not know."""
+        name = None if self.gpu is None else gpu_named(self.gpu.name, self.gpu.memory)
+        if name is None:
+            return None
+        return Cluster(nodes=self.nodes, gpus=self.gpus, gpu=name, network=GPUS[name].network)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """Bytes that a run takes of its fullest node, and of the disk."""
+
+    host: int
+    """Of host memory: processes, what is offloaded, snapshots; without GPUs all models too."""
+    snapshots: int
+    """Of Ray's object store."""
+    weights: int
+    """Of ``/dev/shm``, for weights on their way to engines without GPUs."""
+    room: Room
+
+
+def needs_of(recipe: Recipe, stage: Stage, hardware: Hardware) -> Needs | None:
+    """What a command takes; ``None`` where a model's shape is not known here, which ``check_plan`` says."""
+    try:
+        return _needs(recipe, stage, hardware)
+    except UserError:
+        return None
+
+
+def _needs(recipe: Recipe, stage: Stage, hardware: Hardware) -> Needs:
+    shapes, stages = Shapes(recipe), planned_stages(recipe, stage)
+    found = {each: members(recipe, each, shapes) for each in stages}
+    nodes = [_by_node(recipe, each, found[each], shapes, hardware) for each in stages]
+    policy = size_of(recipe.model.dtype) * shapes.policy.parameters
+    return Needs(
+        host=max(host + snapshots for host, snapshots in nodes),
+        snapshots=max(snapshots for _, snapshots in nodes),
+        weights=CHUNK if "ppo" in stages and not hardware.gpus else 0,
+        room=_room(recipe, found, policy),
+    )
+
+
+def _by_node(
+    recipe: Recipe, stage: Stage, found: tuple[Member, ...], shapes: Shapes, hardware: Hardware
+) -> tuple[int, int]:
+    """Host memory of the fullest node, and bytes of snapshots on the fullest."""
+    roles = {member.role: member for member in found}
+    rests = resting(recipe, stage, pools(recipe, stage, choose_strategy(recipe, stage, hardware.nodes * hardware.gpus)))
+    host: Counter[int] = Counter()
+    snapshots: Counter[int] = Counter()
+    for seat in _seats(recipe, stage, found, hardware):
+        member = roles.get(seat.role)
+        if member is None:
+            host[seat.node] += _engine(recipe, shapes, hardware)
+        else:
+            host[seat.node] += _rank(recipe, stage, member, hardware, rests.get(member.role, "none"))
+            snapshots[seat.node] += _snapshot(member) // member.config.ranks if stage == "ppo" else 0
+    return max(host.values()), SNAPSHOTS * max(snapshots.values())
+
+
+def _seats(recipe: Recipe, stage: Stage, found: tuple[Member, ...], hardware: Hardware) -> tuple[Seat, ...]:
+    """Places by the plan; one after another over the nodes where there are no GPUs, or too few."""
+    if hardware.gpus:
+        cluster = Cluster(nodes=hardware.nodes, gpus=hardware.gpus, gpu=next(iter(GPUS)), network=1.0)
+        if placed := seats(recipe, stage, cluster):
+            return placed
+    asked = [(member.role, rank) for member in found for rank in range(member.config.ranks)]
+    asked += [(ENGINE, rank) for rank in range(recipe.rollout.engines)] if stage == "ppo" else []
+    return tuple(
+        Seat(role=role, rank=rank, node=index % hardware.nodes, gpus=()) for index, (role, rank) in enumerate(asked)
+    )
+
+
+def _rank(recipe: Recipe, stage: Stage, member: Member, hardware: Hardware, rests: Resting) -> int:
+    if hardware.gpus:
+        dtype = recipe.model.dtype
+        return PROCESS + bytes_of.on_host(member, dtype, rests) + bytes_of.copied(member, dtype, rests)
+    held, tokens = bytes_of.held(member, recipe.model.dtype), row_tokens(recipe, stage, member)
+    trains = bool(member.trained)
+    added = bytes_of.passing(member, recipe.model, tokens) if trains else bytes_of.scoring(member, recipe.model)
+    return held.total + added.activations + added.logits + (_bucket(member) if trains else 0)
+
+
+def _bucket(member: Member) -> int:
+    """DeepSpeed's buffer of gradients is memory only as far as gradients fill it."""
+    return 4 * min(bytes_of.BUCKET, member.trained)
+
+
+def _engine(recipe: Recipe, shapes: Shapes, hardware: Hardware) -> int:
+    processes = ENGINE_PROCESSES * PROCESS
+    if hardware.gpus:
+        return processes + (recipe.rollout.tensor_parallel - 1) * PROCESS
+    weights = size_of(recipe.model.dtype) * shapes.policy.parameters
+    return processes + 2 * weights + int(recipe.rollout.memory_gib * GIB)  # weights are repacked beside their originals
+
+
+def _snapshot(member: Member) -> int:
+    return BYTES_PER_WEIGHT * member.trained
+
+
+def _room(recipe: Recipe, found: dict[Stage, tuple[Member, ...]], policy: int) -> Room:
+    """Of the disk. Only PPO has checkpoints; a watch for over-optimisation keeps a second model."""
+    keep = recipe.checkpoint
+    checkpoint = sum(_snapshot(member) for member in found.get("ppo", ()))
+    trained = [each[0] for each in found.values()]
+    models = sum(size_of(recipe.model.dtype) * member.parameters for member in trained)
+    best = policy if recipe.early_stop is not None and "ppo" in found else 0
+    kept = keep.keep_last + keep.keep_best + 1
+    return Room(checkpoint=checkpoint, checkpoints=kept * checkpoint, models=models + best)
+
+
+def check_plan(recipe: Recipe, stage: Stage, hardware: Hardware) -> Finding:
+    """What there is suffices for the recipe: GPUs in number, and their memory where the plan knows their type.
+
+    A model whose shape the plan does not know may well run: then its memory is not counted.
+    """
+    try:
+        problems = _asked_for(recipe, stage, hardware) or _memory(recipe, stage, hardware)
+    except UserError as error:
+        return warning(f"{_told(hardware)}; the models' memory was not counted: {error.what}", error.fix)
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        return failed(problems[0].splitlines()[0] + more, _fix(hardware.cluster))
+    return ok(_told(hardware))
+
+
+def _told(hardware: Hardware) -> str:
+    if not hardware.gpus:
+        nodes = "1 node" if hardware.nodes == 1 else f"{hardware.nodes} nodes"
+        return f"{nodes} without GPUs suffice for CPU processes; cores of the smallest: {hardware.cpus}"
+    known = hardware.cluster.gpu if hardware.cluster else "of no type that the plan knows, so memory was not counted"
+    return f"{hardware.nodes} × {hardware.gpus} GPUs suffice ({known})"
+
+
+def _asked_for(recipe: Recipe, stage: Stage, hardware: Hardware) -> list[str]:
+    """What is asked for in number, and is not there."""
+    total = hardware.nodes * hardware.gpus
+    machine = Machine(gpus=total, cpus=hardware.cpus, nodes=(NodeGPUs(gpus=hardware.gpus),) * hardware.nodes)
+    stages = planned_stages(recipe, stage)
+    errors = [error.what for each in stages for error in check_devices(recipe, each, machine)]
+    return list(dict.fromkeys(errors))
+
+
+def _memory(recipe: Recipe, stage: Stage, hardware: Hardware) -> list[str]:
+    """Roles that do not fit their GPUs."""
+    cluster, shapes = hardware.cluster, Shapes(recipe)
+    if cluster is None or recipe.placement.device == "cpu":
+        return []
+    problems = [place(recipe, each, cluster, shapes).problems for each in planned_stages(recipe, stage)]
+    return list(dict.fromkeys(problem for each in problems for problem in each))
+
+
+def _fix(cluster: Cluster | None) -> str:
+    if cluster is None:
+        return "ask `rlhf plan` for the smallest change that fits"
+    text = f"nodes={cluster.nodes},gpus={cluster.gpus},gpu={cluster.gpu}"
+    return f"`rlhf plan` with --cluster {text} names the smallest change that fits"

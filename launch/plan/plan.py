@@ -1,0 +1,318 @@
+"""The plan of a recipe on a cluster: places, memory, time and batches of each stage, and what does not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from launch.plan import memory as bytes_of
+from launch.plan import timing
+from launch.plan.cluster import Cluster
+from launch.plan.members import ENGINE, Member, Seat, Shapes, indivisible_heads, members, seats
+from launch.plan.memory import ASLEEP, GIB, NOTHING, EngineMemory, Memory
+from launch.plan.work import Batch, batch_of, longest, row_tokens
+from rlhf.config.named_files import STAGE_DATA
+from rlhf.config.schema import Recipe
+from rlhf.config.validate import stages_of, validate
+from rlhf.errors import UserError
+from rlhf.placement.machine import Machine as Asked
+from rlhf.placement.machine import check_devices, choose_strategy, gpus_needed
+from rlhf.placement.pools import NodeGPUs, Resting, Stage, pools, resting, turns
+
+STAGES: tuple[Stage, ...] = ("sft", "reward", "dpo", "ppo", "pipeline")
+PHASES = {"ppo": ("rollout", "score", "update", "publish")}
+"""Stage → phases of a step; the other stages have ``update`` alone."""
+EVERY_ROLE = "all roles"
+MANY = 10**6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Use:
+    """What a role, or all roles together, take of the fullest of its GPUs."""
+
+    role: str
+    parameters: int
+    ranks: int
+    phases: dict[str, Memory]
+    waiting: dict[str, Memory]
+    """What it takes in each phase while another works whose turn it is."""
+    capacity: int
+    """Bytes of the GPU."""
+    host: int = 0
+    """Bytes of host memory that offloading takes for each rank."""
+    roles: tuple[str, ...] = ()
+    """Of whom this is the sum, where it is one."""
+
+    @property
+    def worst(self) -> str:
+        """The phase that takes most."""
+        return max(self.phases, key=lambda phase: self.phases[phase].total)
+
+    @property
+    def margin(self) -> int:
+        """Bytes left in that phase; negative where it does not fit."""
+        return self.capacity - self.phases[self.worst].total
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placed:
+    """A stage's places and memory. ``missing`` GPUs are those asked for and not there."""
+
+    stage: Stage
+    strategy: str
+    members: tuple[Member, ...]
+    seats: tuple[Seat, ...]
+    uses: tuple[Use, ...]
+    """Of each role by itself."""
+    shared: tuple[Use, ...]
+    """Of the roles together that share GPUs, for each set of such roles."""
+    engine: EngineMemory | None
+    resting: dict[str, Resting]
+    """Role → what of it lies in host memory between its phases."""
+    problems: tuple[str, ...]
+    missing: int
+
+    @property
+    def excess(self) -> int:
+        """By how many bytes the stage does not fit."""
+        return sum(max(0, -use.margin) for use in self.judged)
+
+    @property
+    def judged(self) -> tuple[Use, ...]:
+        """What has to fit: roles that share GPUs together, the others by themselves."""
+        together = {role for use in self.shared for role in use.roles}
+        return (*(use for use in self.uses if use.role not in together), *self.shared)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagePlan:
+    """A stage: where, how much, how long. ``seconds`` are by phase, then by part; empty where it does not fit."""
+
+    placed: Placed
+    batch: Batch
+    seconds: dict[str, dict[str, float]]
+
+    @property
+    def step_seconds(self) -> float:
+        """Of a whole step, its phases one after another, as with ``ppo.staleness`` 0."""
+        return sum(phase_seconds(phase, parts) for phase, parts in self.seconds.items())
+
+
+def check(recipe: Recipe, stage: Stage) -> None:
+    """Refuse what no cluster can run. Data need not be there: a plan reads none.
+
+    Raises:
+        UserError: lists every problem found.
+    """
+    if recipe.placement.device == "cpu":
+        raise UserError(
+            "placement.device = cpu", "a plan is about GPUs", "placement.device=auto, for the plan at least"
+        )
+    own: dict[str, Any] = dict.fromkeys(STAGE_DATA.values())
+    data = replace(recipe.data, path="any/data", **own)
+    validate(replace(recipe, data=data), stage, Asked(gpus=MANY, cpus=MANY))
+
+
+def place(recipe: Recipe, stage: Stage, cluster: Cluster, shapes: Shapes) -> Placed:
+    """Places and memory of one stage."""
+    found = members(recipe, stage, shapes)
+    strategy = choose_strategy(recipe, stage, cluster.total)
+    wanted = pools(recipe, stage, strategy)
+    sharing = [pool.roles for pool in wanted if pool.shared]
+    guests = {role for roles in sharing for role in roles}
+    rests = resting(recipe, stage, wanted)
+    engine = _engine(recipe, cluster, shapes) if stage == "ppo" else None
+    uses = tuple(_use(recipe, stage, member, cluster, rests.get(member.role, "none")) for member in found)
+    if engine is not None:
+        uses += (_engine_use(recipe, engine, shapes, cluster, ENGINE in guests),)
+    together = tuple(
+        _together([use for use in uses if use.role in roles], rests, EVERY_ROLE if strategy == "colocated" else None)
+        for roles in sharing
+    )
+    machine = Asked(gpus=cluster.total, cpus=MANY, nodes=(NodeGPUs(gpus=cluster.gpus),) * cluster.nodes)
+    problems = [error.what for error in check_devices(recipe, stage, machine)]
+    problems += [error.what for member in found for error in indivisible_heads(member)]
+    problems += _engine_problems(recipe, engine, shapes) if engine is not None else []
+    placed = Placed(
+        stage=stage,
+        strategy=strategy,
+        members=found,
+        seats=seats(recipe, stage, cluster),
+        uses=uses,
+        shared=together,
+        engine=engine,
+        resting=rests,
+        problems=tuple(problems),
+        missing=max(0, gpus_needed(recipe, stage, strategy) - cluster.total),
+    )
+    too_full = tuple(_too_full(use) for use in placed.judged if use.margin < 0)
+    return replace(placed, problems=(*too_full, *placed.problems))
+
+
+def plan_stage(recipe: Recipe, stage: Stage, cluster: Cluster, shapes: Shapes) -> StagePlan:
+    """Everything about one stage."""
+    placed = place(recipe, stage, cluster, shapes)
+    batch = batch_of(recipe, stage, placed.members)
+    seconds = {} if placed.problems or not placed.seats else _seconds(recipe, placed, batch, cluster, shapes)
+    return StagePlan(placed=placed, batch=batch, seconds=seconds)
+
+
+def planned_stages(recipe: Recipe, stage: Stage) -> tuple[Stage, ...]:
+    """The stages that a command runs."""
+    return stages_of(recipe, stage)  # type: ignore[return-value]
+
+
+def _use(recipe: Recipe, stage: Stage, member: Member, cluster: Cluster, rests: Resting) -> Use:
+    """One role by itself."""
+    dtype, names = recipe.model.dtype, PHASES.get(stage, ("update",))
+    waiting = bytes_of.waiting(member, dtype, rests)
+    phases = {phase: _working(recipe, stage, member, phase, rests) or waiting for phase in names}
+    return Use(
+        role=member.role,
+        parameters=member.parameters,
+        ranks=member.config.ranks,
+        phases=phases,
+        waiting=dict.fromkeys(names, waiting),
+        capacity=cluster.type.memory,
+        host=bytes_of.on_host(member, dtype, rests),
+    )
+
+
+def _working(recipe: Recipe, stage: Stage, member: Member, phase: str, rests: Resting) -> Memory | None:
+    """What a role takes in a phase in which it works; ``None`` in others.
+
+    Blocks are scored while others are still being generated, but by roles whose weights make room for that.
+    """
+    dtype = recipe.model.dtype
+    held = bytes_of.held(member, dtype)
+    if phase == "update":
+        rows = row_tokens(recipe, stage, member)
+        return held + bytes_of.training(member, recipe.model, rows) if member.trained else None
+    away = NOTHING if rests == "none" else bytes_of.states(member, dtype)
+    if phase == "publish":
+        return (held + bytes_of.sending(member, dtype)).without(away) if member.role == "policy" else None
+    if phase == "rollout" and rests == "all":
+        return None
+    return (held + bytes_of.scoring(member, recipe.model)).without(away)
+
+
+def _engine(recipe: Recipe, cluster: Cluster, shapes: Shapes) -> EngineMemory:
+    length = sum(longest(recipe, "ppo"))
+    return bytes_of.engine(shapes.policy, recipe.rollout, recipe.model.dtype, cluster.type.memory, length)
+
+
+def _engine_use(recipe: Recipe, engine: EngineMemory, shapes: Shapes, cluster: Cluster, shared: bool) -> Use:
+    """An engine that shares its GPU sleeps in score and update, and is awake in part in a publish."""
+    awake = engine.memory
+    phases = dict.fromkeys(PHASES["ppo"], awake)
+    if shared:
+        asleep = Memory(process=ASLEEP)
+        phases |= {"score": asleep, "update": asleep, "publish": bytes_of.receiving(awake)}
+    else:
+        phases["publish"] = awake + Memory(buffers=bytes_of.SEND_BUFFERS * bytes_of.SEND_BUFFER)
+    return Use(
+        role=ENGINE,
+        parameters=shapes.policy.parameters,
+        ranks=recipe.rollout.engines,
+        phases=phases,
+        waiting=phases,
+        capacity=cluster.type.memory,
+    )
+
+
+def _together(uses: Sequence[Use], rests: Mapping[str, Resting], name: str | None) -> Use:
+    """Roles that share GPUs on that of their first ranks, which is the fullest: each phase in its worst turn."""
+    phases = {
+        phase: max((_in_turn(uses, phase, turn) for turn in _turns(uses, rests)), key=lambda memory: memory.total)
+        for phase in uses[0].phases
+    }
+    return Use(
+        role=name or " + ".join(use.role for use in uses),
+        roles=tuple(use.role for use in uses),
+        parameters=sum(use.parameters for use in uses),
+        ranks=max(use.ranks for use in uses),
+        phases=phases,
+        waiting=phases,
+        capacity=uses[0].capacity,
+        host=sum(use.host for use in uses),
+    )
+
+
+def _turns(uses: Sequence[Use], rests: Mapping[str, Resting]) -> tuple[tuple[str, ...], ...]:
+    return turns({use.role: rests.get(use.role, "none") for use in uses})
+
+
+def _in_turn(uses: Sequence[Use], phase: str, turn: Sequence[str]) -> Memory:
+    """What all take while these work."""
+    return sum((use.phases[phase] if use.role in turn else use.waiting[phase] for use in uses), NOTHING)
+
+
+def _too_full(use: Use) -> str:
+    total = use.phases[use.worst].total
+    return (
+        f"{use.role}: {total / GIB:.1f} GiB on a GPU in {use.worst}, and it has {use.capacity / GIB:.1f} "
+        f"({-use.margin / GIB:.1f} too much)"
+    )
+
+
+def _engine_problems(recipe: Recipe, engine: EngineMemory, shapes: Shapes) -> list[str]:
+    problems, length = [], sum(longest(recipe, "ppo"))
+    if not engine.at_once:
+        problems.append(
+            f"rollout: the KV cache of an engine holds {engine.kv_tokens:,} tokens, less than a sequence of {length:,}"
+        )
+    if shapes.policy.heads % recipe.rollout.tensor_parallel:
+        problems.append(
+            f"rollout: {shapes.policy.heads} heads do not divide over {recipe.rollout.tensor_parallel} GPUs"
+        )
+    longest_stage = shapes.policy.context
+    if length > longest_stage:
+        problems.append(f"a sequence of {length:,} tokens is longer than the model's context of {longest_stage:,}")
+    return problems
+
+
+def _seconds(
+    recipe: Recipe, placed: Placed, batch: Batch, cluster: Cluster, shapes: Shapes
+) -> dict[str, dict[str, float]]:
+    machine = timing.Machine(cluster=cluster, seats=placed.seats, dtype=recipe.model.dtype)
+    updates = {
+        m.role: timing.update_seconds(m, batch, recipe, machine) + timing.resting_seconds(m, _rests(placed, m), machine)
+        for m in placed.members
+        if m.trained
+    }
+    if placed.stage != "ppo":
+        return {"update": updates}
+    assert placed.engine is not None
+    policy = placed.members[0]
+    scores = {
+        m.role: timing.score_seconds(m, batch, machine)
+        + timing.resting_seconds(m, _rests(placed, m), machine, weights_alone=True)
+        for m in placed.members
+    }
+    if not recipe.has_reference:
+        scores["policy, adapters off"] = scores["policy"]
+    return {
+        "rollout": timing.rollout_seconds(shapes.policy, placed.engine, batch, recipe, machine),
+        "score": _on_own_gpus(scores, placed),
+        "update": _on_own_gpus(updates, placed),
+        "publish": timing.publish_seconds(policy, recipe, any(ENGINE in use.roles for use in placed.shared), machine),
+    }
+
+
+def _rests(placed: Placed, member: Member) -> Resting:
+    return placed.resting.get(member.role, "none")
+
+
+def _on_own_gpus(seconds: dict[str, float], placed: Placed) -> dict[str, float]:
+    """Roles that share their GPUs wait for each other: what they take together is kept under one name."""
+    for use in placed.shared:
+        own = {role: value for role, value in seconds.items() if role.partition(",")[0] in use.roles}
+        rest = {role: value for role, value in seconds.items() if role not in own}
+        seconds = {**rest, **({use.role: sum(own.values())} if own else {})}
+    return seconds
+
+
+def phase_seconds(phase: str, parts: dict[str, float]) -> float:
+    """Seconds of a phase: its parts follow each other in rollout and publish, and run beside each other elsewhere."""
+    return sum(parts.values()) if phase in ("rollout", "publish") else max(parts.values(), default=0.0)

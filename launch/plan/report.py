@@ -1,0 +1,130 @@
+"""The whole plan of a command, and the same as plain values for JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from launch.plan.cluster import Cluster
+from launch.plan.fit import Changes, smallest_change, smallest_cluster
+from launch.plan.members import Member, Seat, Shapes
+from launch.plan.memory import ASLEEP, GRAPHS, PARTS, PROCESS, Memory
+from launch.plan.plan import StagePlan, Use, check, plan_stage, planned_stages
+from launch.plan.public import find_shape
+from launch.plan.shapes import ModelShape
+from launch.plan.strategy import choose, decided
+from launch.plan.timing import SHARES
+from rlhf.config.schema import Recipe
+from rlhf.placement.pools import Resting, Stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a recipe needs on a cluster."""
+
+    recipe: Recipe
+    command: Stage
+    cluster: Cluster
+    stages: tuple[StagePlan, ...]
+    why: str = ""
+    """What spoke for the strategy, where the recipe left it open."""
+    change: Changes | None = None
+    """The smallest change with which it fits, where it does not and one was found."""
+    larger: Cluster | None = None
+    """The smallest cluster of such nodes on which it fits as it is, where it does not and there is one."""
+
+    @property
+    def fits(self) -> bool:
+        """Whether every stage can run."""
+        return not any(stage.placed.problems for stage in self.stages)
+
+
+def make_plan(recipe: Recipe, command: Stage, cluster: Cluster, find: Callable[[str], ModelShape] = find_shape) -> Plan:
+    """Plan every stage of a command.
+
+    Raises:
+        UserError: no cluster could run the recipe, or a model's shape is not known.
+    """
+    check(recipe, command)
+    shapes = Shapes(recipe, find)
+    choice = choose(recipe, command, cluster, shapes)
+    recipe = decided(recipe, choice)
+    stages = tuple(plan_stage(recipe, stage, cluster, shapes) for stage in planned_stages(recipe, command))
+    plan = Plan(recipe=recipe, command=command, cluster=cluster, stages=stages, why=choice.why if choice else "")
+    if plan.fits:
+        return plan
+    return replace(
+        plan,
+        change=smallest_change(recipe, command, cluster, shapes),
+        larger=smallest_cluster(recipe, command, cluster, shapes),
+    )
+
+
+def as_values(plan: Plan) -> dict[str, Any]:
+    """The plan as JSON has it: bytes and seconds, without rounding."""
+    return {
+        "recipe": plan.recipe.name,
+        "command": plan.command,
+        "fits": plan.fits,
+        "strategy_chosen": plan.why or None,
+        "cluster": {**asdict(plan.cluster), "type": asdict(plan.cluster.type)},
+        "assumed": assumptions(),
+        "stages": {stage.placed.stage: _stage(stage) for stage in plan.stages},
+        "change": plan.change,
+        "nodes_that_suffice": None if plan.larger is None else plan.larger.nodes,
+    }
+
+
+def assumptions() -> dict[str, float]:
+    """What the plan takes for granted and nobody measured here: allowances in bytes, shares of data sheets' rates."""
+    allowances = {"process_bytes": PROCESS, "asleep_bytes": ASLEEP, "graphs_bytes": GRAPHS}
+    return {**{f"share_{name}": share for name, share in SHARES.items()}, **allowances}
+
+
+def _stage(stage: StagePlan) -> dict[str, Any]:
+    placed, engine = stage.placed, stage.placed.engine
+    return {
+        "strategy": placed.strategy,
+        "models": {member.role: _model(member, placed.resting) for member in placed.members},
+        "places": [_seat(seat) for seat in placed.seats],
+        "memory": {use.role: _use(use) for use in placed.uses},
+        "shared_memory": [_use(use) for use in placed.shared],
+        "kv_cache": None if engine is None else {"tokens": engine.kv_tokens, "sequences_at_once": engine.at_once},
+        "batch": {**asdict(stage.batch), "length": stage.batch.length},
+        "seconds": stage.seconds,
+        "step_seconds": stage.step_seconds if stage.seconds else None,
+        "problems": list(placed.problems),
+    }
+
+
+def _model(member: Member, resting: Mapping[str, Resting]) -> dict[str, Any]:
+    return {
+        "shape": member.shape.name,
+        "parameters": member.parameters,
+        "trained": member.trained,
+        "ranks": member.config.ranks,
+        "sequence_parallel": member.config.sequence_parallel,
+        "tensor_parallel": member.config.tensor_parallel,
+        "zero_stage": member.config.zero_stage,
+        "offload": member.config.offload,
+        "offload_between_phases": resting.get(member.role, "none"),
+    }
+
+
+def _seat(seat: Seat) -> dict[str, Any]:
+    return {"role": seat.role, "rank": seat.rank, "node": seat.node, "gpus": list(seat.gpus)}
+
+
+def _use(use: Use) -> dict[str, Any]:
+    return {
+        "phases": {phase: _memory(memory) for phase, memory in use.phases.items()},
+        "fullest": use.worst,
+        "capacity": use.capacity,
+        "margin": use.margin,
+        "host_bytes_per_rank": use.host,
+    }
+
+
+def _memory(memory: Memory) -> dict[str, int]:
+    return {**{part: getattr(memory, part) for part in PARTS}, "total": memory.total}

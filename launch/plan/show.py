@@ -1,0 +1,181 @@
+"""The plan as text for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from launch.plan.cluster import Cluster
+from launch.plan.fit import Changes
+from launch.plan.members import Seat
+from launch.plan.memory import GIB, PARTS
+from launch.plan.plan import Placed, StagePlan, Use, phase_seconds
+from launch.plan.report import Plan
+from launch.plan.timing import SHARES
+from rlhf.gpus import GB
+
+Row = Sequence[str]
+
+
+def show(plan: Plan) -> str:
+    """Every stage, then what does not fit and what would mend it."""
+    lines = [_heading(plan.recipe.name, plan.cluster)]
+    lines += [f"placement.strategy=auto is {plan.why}"] if plan.why else []
+    for stage in plan.stages:
+        lines += ["", *_stage(stage)]
+    lines += ["", *_verdict(plan)]
+    return "\n".join(lines)
+
+
+def table(rows: Sequence[Row], indent: str = "    ") -> list[str]:
+    """Rows in columns: the first to the left, the others to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return [
+        indent
+        + "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def _heading(name: str, cluster: Cluster) -> str:
+    size = cluster.type.memory / GIB
+    nodes = "1 node" if cluster.nodes == 1 else f"{cluster.nodes} nodes"
+    return (
+        f"{name} on {nodes} of {cluster.gpus} {cluster.gpu}: {cluster.total} GPUs of {size:.1f} GiB; "
+        f"{cluster.type.link / GB:.0f} GB/s within a node, {cluster.network / GB:.0f} GB/s between nodes"
+    )
+
+
+def _stage(stage: StagePlan) -> Iterator[str]:
+    placed = stage.placed
+    yield f"{placed.stage}: {placed.strategy}, {_sharing(placed)}"
+    yield from _places(placed)
+    yield "  memory of the fullest GPU of each role, in GiB, in the phase that takes most"
+    yield from table(list(_memory_rows(placed)))
+    if len(placed.uses[0].phases) > 1:
+        yield "  the same by phase, all parts together"
+        yield from table(list(_phase_rows(placed)))
+    yield "  batch"
+    yield from _batch(stage)
+    if stage.seconds:
+        yield "  expected seconds, every sequence at its longest (a model with assumed rates, not a measurement)"
+        yield from _seconds(stage)
+    for problem in placed.problems:
+        yield f"  does not fit: {problem}"
+
+
+def _places(placed: Placed) -> Iterator[str]:
+    if not placed.seats:
+        return
+    yield "  places"
+    roles = dict.fromkeys(seat.role for seat in placed.seats)
+    for role in roles:
+        own = [seat for seat in placed.seats if seat.role == role]
+        each = "" if len(own[0].gpus) == 1 else f" of {len(own[0].gpus)} GPUs"
+        kind = "engine" if role == "rollout" else "rank"
+        yield f"    {role:<14} {_counted(len(own), kind)}{each}: {_where(own)}"
+
+
+def _where(seats: Sequence[Seat]) -> str:
+    by_node: dict[int, list[int]] = {}
+    for seat in seats:
+        by_node.setdefault(seat.node, []).extend(seat.gpus)
+    return "; ".join(f"node {node} GPU {_ranges(sorted(gpus))}" for node, gpus in sorted(by_node.items()))
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """``0-3, 6`` for 0, 1, 2, 3, 6."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    return ", ".join(str(part[0]) if len(part) == 1 else f"{part[0]}-{part[-1]}" for part in parts)
+
+
+def _all_uses(placed: Placed) -> list[Use]:
+    return [*placed.uses, *placed.shared]
+
+
+def _sharing(placed: Placed) -> str:
+    if placed.strategy == "colocated":
+        return "roles share their GPUs"
+    return "; ".join(f"{use.role} share GPUs" for use in placed.shared) or "each role owns its GPUs"
+
+
+def _memory_rows(placed: Placed) -> Iterator[Row]:
+    uses = _all_uses(placed)
+    used = [part for part in PARTS if any(getattr(use.phases[use.worst], part) for use in uses)]
+    on_host = any(use.host for use in uses)
+    yield ("role", "parameters", "phase", *used, "total", "margin", *(("host",) if on_host else ()))
+    for use in uses:
+        memory = use.phases[use.worst]
+        cells = [_gib(getattr(memory, part)) for part in used]
+        host = (_gib(use.host),) if on_host else ()
+        yield (use.role, f"{use.parameters:,}", use.worst, *cells, _gib(memory.total), _gib(use.margin), *host)
+
+
+def _phase_rows(placed: Placed) -> Iterator[Row]:
+    uses = _all_uses(placed)
+    yield ("role", *uses[0].phases)
+    for use in uses:
+        yield (use.role, *(_gib(memory.total) for memory in use.phases.values()))
+
+
+def _counted(count: int, name: str) -> str:
+    return f"{count} {name}{'' if count == 1 else 's'}"
+
+
+def _gib(count: int) -> str:
+    return f"{count / GIB:.1f}"
+
+
+def _batch(stage: StagePlan) -> Iterator[str]:
+    batch, engine = stage.batch, stage.placed.engine
+    yield (
+        f"    {batch.samples} samples of {batch.prompts} prompts, each at most {batch.prompt_tokens} + "
+        f"{batch.response_tokens} tokens; {_counted(batch.updates, 'update')} of {batch.samples_per_update} samples"
+        + (f", {batch.total_updates:,} in the run" if batch.total_updates is not None else "")
+    )
+    if engine is not None:
+        yield (
+            f"    an engine's KV cache holds {engine.kv_tokens:,} tokens: {engine.at_once} of the longest sequences at "
+            f"once; scored in {batch.blocks} blocks"
+        )
+    for role, passes in batch.score_passes.items():
+        yield f"    {role}: {passes} passes on each rank to score a step"
+    for role, rows in batch.update_passes.items():
+        yield f"    {role}: {rows} micro-batches on each rank in an update"
+
+
+def _seconds(stage: StagePlan) -> Iterator[str]:
+    for phase, parts in stage.seconds.items():
+        inside = ", ".join(f"{name} {seconds:.1f}" for name, seconds in parts.items())
+        yield f"    {phase:<9}{phase_seconds(phase, parts):>9.1f}  {inside}"
+    yield f"    {'step':<9}{stage.step_seconds:>9.1f}  at {_shares()}"
+
+
+def _shares() -> str:
+    return "assumed shares of the data sheet's rates: " + ", ".join(f"{name} {share}" for name, share in SHARES.items())
+
+
+def _verdict(plan: Plan) -> Iterator[str]:
+    if plan.fits:
+        yield "It fits."
+        return
+    yield "It does not fit. Smallest change found: " + (
+        _settings(plan.change) if plan.change else "none on this cluster by changes of placement alone"
+    )
+    if plan.larger is not None:
+        yield f"As it is, it fits on {plan.larger.nodes} such nodes."
+
+
+def _settings(changes: Changes) -> str:
+    return " ".join(f"{key}={_value(value)}" for key, value in changes.items())
+
+
+def _value(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

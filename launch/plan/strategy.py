@@ -1,0 +1,70 @@
+"""Which strategy ``auto`` stands for: the one that fits, by number of GPUs and by their memory, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from launch.plan.cluster import Cluster
+from launch.plan.members import Shapes
+from launch.plan.memory import GIB
+from launch.plan.plan import Placed, place
+from rlhf.config.schema import Recipe
+from rlhf.placement.machine import choose_strategy, gpus_needed, shares
+from rlhf.placement.pools import Stage, Strategy
+
+ORDER: tuple[Strategy, ...] = ("separate", "colocated")
+"""Apart first: roles that share a GPU wait for each other, and move states out of the way."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """A strategy for PPO, and what speaks for it."""
+
+    strategy: Strategy
+    why: str
+
+
+def decided(recipe: Recipe, choice: Choice | None) -> Recipe:
+    """The recipe with ``auto`` replaced by what was chosen."""
+    return recipe if choice is None else with_strategy(recipe, choice.strategy)
+
+
+def with_strategy(recipe: Recipe, strategy: Strategy) -> Recipe:
+    """The recipe with this strategy."""
+    return replace(recipe, placement=replace(recipe.placement, strategy=strategy))
+
+
+def choose(recipe: Recipe, stage: Stage, cluster: Cluster, shapes: Shapes) -> Choice | None:
+    """What ``auto`` stands for on a cluster; ``None`` where the recipe says it, or the stage has one role alone.
+
+    Where nothing fits by the plan's figures, which lean to the safe side, the number of GPUs decides.
+
+    Raises:
+        UserError: a model's shape is not known.
+    """
+    if recipe.placement.strategy != "auto" or stage not in ("ppo", "pipeline"):
+        return None
+    against: list[str] = []
+    for strategy in ORDER[: 1 if shares(recipe) else 2]:
+        placed = place(with_strategy(recipe, strategy), "ppo", cluster, shapes)
+        reason = _against(recipe, strategy, placed, cluster)
+        if reason is None:
+            return Choice(strategy=strategy, why=_why(strategy, placed, cluster, against))
+        against.append(reason)
+    strategy = choose_strategy(recipe, "ppo", cluster.total)
+    return Choice(strategy=strategy, why=f"{strategy}, by the number of GPUs alone: {'; '.join(against)}")
+
+
+def _against(recipe: Recipe, strategy: Strategy, placed: Placed, cluster: Cluster) -> str | None:
+    needed = gpus_needed(recipe, "ppo", strategy)
+    if needed > cluster.total:
+        return f"{strategy} needs {needed} GPUs of {cluster.total}"
+    return f"{strategy} does not fit ({placed.problems[0].splitlines()[0]})" if placed.problems else None
+
+
+def _why(strategy: Strategy, placed: Placed, cluster: Cluster, against: list[str]) -> str:
+    use = min(placed.judged, key=lambda each: each.margin)
+    taken = use.phases[use.worst].total / GIB
+    used = len({(seat.node, gpu) for seat in placed.seats for gpu in seat.gpus})
+    full = f"the fullest with {taken:.1f} of {use.capacity / GIB:.1f} GiB ({use.role} in {use.worst}, by the plan)"
+    return "; ".join([f"{strategy}: {used} of {cluster.total} GPUs, {full}", *against])

@@ -1,0 +1,231 @@
+"""The expected seconds of a step, from counts of FLOPs and bytes. A model, not a measurement: ``docs/planning.md``.
+
+A phase lasts as long as the slower of what it computes and what it moves, at the shares of the data sheet's rates that
+``SHARES`` assumes. Lengths are the longest that the recipe allows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from launch.plan.cluster import Cluster
+from launch.plan.members import ENGINE, Member, Seat
+from launch.plan.memory import EngineMemory, leaving, size_of
+from launch.plan.shapes import ModelShape
+from launch.plan.work import Batch
+from rlhf.config.schema import Recipe
+from rlhf.placement.pools import Resting
+from rlhf.placement.shared_rows import row_ranks
+
+SHARES = {"training": 0.4, "prefill": 0.5, "memory": 0.7, "link": 0.7}
+"""Assumed shares of the data sheet's rates: FLOP/s in training and scoring, FLOP/s of an engine's prefill and decoding,
+bytes a second of memory, and of links. They are round numbers of the field's reports, not measured here."""
+ALL_REDUCE_SECONDS = 20e-6
+"""Assumed start-up time of one of an engine's collective calls; there are two in every layer."""
+ADDED_BACKWARD = 5
+"""All-reduces in a layer's backward pass where ranks share matrices: one for each that is split by output."""
+HASH_BYTES = 100
+"""Bytes that a fingerprint moves for each number: int64 arrays, written and read about six times."""
+HOST_BYTES, HOST_RATE = 40, 20e9
+"""Bytes that Adam in host memory reads and writes for each parameter, and bytes a second that a rank's threads move."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What the members of a run compute with."""
+
+    cluster: Cluster
+    seats: tuple[Seat, ...]
+    dtype: str
+
+    @property
+    def flops(self) -> float:
+        """A GPU's FLOP/s in the recipe's dtype."""
+        return self.cluster.type.bfloat16 if self.dtype == "bfloat16" else self.cluster.type.float32
+
+    @property
+    def memory(self) -> float:
+        """Bytes a second of a GPU's memory."""
+        return SHARES["memory"] * self.cluster.type.bandwidth
+
+    def link(self, roles: Sequence[str]) -> float:
+        """Bytes a second between the GPUs of these roles."""
+        nodes = {seat.node for seat in self.seats if seat.role in roles}
+        return SHARES["link"] * self.cluster.link(len(nodes))
+
+    def link_in_rows(self, member: Member) -> float:
+        """Bytes a second between the ranks of a role that have the same rows, at their worst."""
+        nodes: dict[int, set[int]] = {}
+        for seat in self.seats:
+            if seat.role == member.role:
+                nodes.setdefault(seat.rank // row_ranks(member.config), set()).add(seat.node)
+        return SHARES["link"] * self.cluster.link(max(map(len, nodes.values()), default=1))
+
+
+def forward_flops(member: Member, tokens: float, length: int, answers: float) -> float:
+    """FLOPs of a forward pass.
+
+    Two for each number of a matrix and token, four for each pair of tokens and number of a head over the half that a
+    token sees, and the output head for ``answers`` tokens; each of the ranks that share matrices has all of the head.
+    """
+    shape = member.shape
+    attention = 2 * shape.layers * shape.heads * shape.head_dim * length
+    head = 2 * shape.embedding * answers * member.config.tensor_parallel if member.head == "language" else 0
+    return tokens * (2 * shape.layers * shape.matrices + attention) + head
+
+
+def score_seconds(member: Member, batch: Batch, machine: Machine) -> float:
+    """Seconds in which a role's ranks score all blocks of a step."""
+    samples = batch.samples / member.config.ranks
+    flops = forward_flops(member, samples * batch.length, batch.length, samples * batch.response_tokens)
+    computing = flops / (SHARES["training"] * machine.flops)
+    gathering = batch.score_passes[member.role] * gather_seconds(member, machine)
+    tokens = samples * batch.length
+    return (
+        max(computing, gathering) + exchange_seconds(member, tokens, machine) + adding_seconds(member, tokens, machine)
+    )
+
+
+def adding_seconds(member: Member, tokens: float, machine: Machine) -> float:
+    """Seconds in which ranks that share matrices add up hidden states, twice in every layer of a forward pass.
+
+    Of so many tokens for each rank all have all. The backward pass does it ``ADDED_BACKWARD / 2`` times as often.
+    """
+    ranks, shape = member.config.tensor_parallel, member.shape
+    if ranks == 1:
+        return 0.0
+    numbers = 2 * shape.layers * tokens * ranks * shape.hidden
+    moved = 2 * numbers * size_of(machine.dtype) * (ranks - 1) / ranks  # an all-reduce sends everything about twice
+    return moved / machine.link_in_rows(member)
+
+
+def exchange_seconds(member: Member, tokens: float, machine: Machine) -> float:
+    """Seconds in which ranks that share rows exchange places for heads, and back, in a forward pass of so many tokens
+    each: queries, keys, values and what attention answers, once through every layer. The backward pass does the same.
+
+    Keys and values of fewer heads than ranks are copied for each.
+    """
+    ranks, shape = member.config.sequence_parallel, member.shape
+    if ranks == 1:
+        return 0.0
+    numbers = 2 * (shape.heads + max(shape.kv_heads, ranks)) * shape.head_dim
+    moved = shape.layers * tokens * numbers * size_of(machine.dtype) * (ranks - 1) / ranks
+    return moved / machine.link_in_rows(member)
+
+
+def gather_seconds(member: Member, machine: Machine) -> float:
+    """Seconds in which ZeRO-3 gathers the whole model once, layer by layer; every pass does it."""
+    role, b = member.config, size_of(machine.dtype)
+    if role.zero_stage < 3:
+        return 0.0
+    moved = b * member.parameters * (role.ranks - 1) / role.ranks
+    fetched = b * member.parameters / role.ranks if role.offload else 0
+    return moved / machine.link((member.role,)) + fetched / (SHARES["link"] * machine.cluster.type.host)
+
+
+def update_seconds(member: Member, batch: Batch, recipe: Recipe, machine: Machine) -> float:
+    """Seconds of all updates of a step by one role.
+
+    A backward pass computes twice what a forward pass does (of adapters, once for what is frozen: counted as the rest);
+    checkpointing adds a forward pass, and logits are made twice, all but the last chunk of a row.
+    """
+    samples = batch.samples_per_update / member.config.ranks
+    answers = samples * batch.response_tokens
+    body = forward_flops(member, samples * batch.length, batch.length, 0)
+    head = forward_flops(member, 0, 0, answers)
+    flops = body * (4 if recipe.model.gradient_checkpointing else 3) + 4 * head
+    rows = batch.update_passes[member.role]
+    computing = flops / (SHARES["training"] * machine.flops)
+    moving = rows * 2 * gather_seconds(member, machine) + reduce_seconds(member, rows, machine)
+    overlapped = member.config.zero_stage == 3
+    one = max(computing, moving) if overlapped else computing + moving
+    exchanges = 3 if recipe.model.gradient_checkpointing else 2
+    tokens = samples * batch.length
+    one += exchanges * exchange_seconds(member, tokens, machine)
+    one += (exchanges - 1 + ADDED_BACKWARD / 2) * adding_seconds(member, tokens, machine)
+    return batch.updates * (one + step_seconds(member, machine))
+
+
+def reduce_seconds(member: Member, rows: int, machine: Machine) -> float:
+    """Seconds in which gradients are added over ranks in one update: once, or under ZeRO 2 and 3 after every row."""
+    role, b = member.config, size_of(machine.dtype)
+    share, trained = (member.shards - 1) / member.shards, member.own(member.trained)
+    once = 4 if role.zero_stage == 1 else b
+    moved = {0: 2 * once, 1: 2 * once, 2: rows * 2 * b, 3: rows * b}[role.zero_stage] * trained * share
+    gathered = b * trained * share if role.zero_stage in (1, 2) else 0
+    return (moved + gathered) / machine.link((member.role,))
+
+
+def step_seconds(member: Member, machine: Machine) -> float:
+    """Seconds of Adam's step: it reads and writes weights, gradients and moments, here or in the host's memory."""
+    role = member.config
+    own = member.own(member.trained) / (member.shards if role.zero_stage else 1)
+    if role.offload and role.zero_stage:
+        return own * HOST_BYTES / HOST_RATE + 8 * own / (SHARES["link"] * machine.cluster.type.host)
+    return own * 40 / machine.memory
+
+
+def resting_seconds(member: Member, resting: Resting, machine: Machine, weights_alone: bool = False) -> float:
+    """Seconds in which what rests in host memory comes for a phase and leaves after it; frozen weights leave nothing.
+
+    Args:
+        weights_alone: whether the phase has no use for the states of an update.
+    """
+    weights, states = leaving(member, machine.dtype, resting)
+    size = (2 if member.trained else 1) * weights + (0 if weights_alone else 2 * states)
+    return size / (SHARES["link"] * machine.cluster.type.host)
+
+
+def rollout_seconds(
+    shape: ModelShape, engine: EngineMemory, batch: Batch, recipe: Recipe, machine: Machine
+) -> dict[str, float]:
+    """Seconds in which the engines answer all prompts: prefill, then one decoding step for each token of a response.
+
+    Sequences that the KV cache or the engine's limit does not hold at once wait for others: waves.
+    """
+    share = math.ceil(batch.samples / recipe.rollout.engines)
+    if not engine.at_once:
+        return {}
+    waves = math.ceil(share / engine.at_once)
+    at_once = math.ceil(share / waves)
+    prefill = _prefill_flops(shape, batch, recipe, share) / (_engine_flops(recipe, machine))
+    decode = waves * batch.response_tokens * _decoding_step(shape, at_once, batch, recipe, machine)
+    return {"prefill": prefill, "decode": decode}
+
+
+def _engine_flops(recipe: Recipe, machine: Machine) -> float:
+    return SHARES["prefill"] * machine.flops * recipe.rollout.tensor_parallel
+
+
+def _prefill_flops(shape: ModelShape, batch: Batch, recipe: Recipe, share: int) -> float:
+    """Of the prompts of one engine; other samples of a prompt find it in the prefix cache."""
+    tokens = math.ceil(share / recipe.ppo.samples_per_prompt) * batch.prompt_tokens
+    attention = 2 * shape.layers * shape.heads * shape.head_dim * batch.prompt_tokens
+    return tokens * (2 * shape.layers * shape.matrices + attention)
+
+
+def _decoding_step(shape: ModelShape, at_once: int, batch: Batch, recipe: Recipe, machine: Machine) -> float:
+    """Seconds of one token for every sequence: weights and KV cache are read once, or the matrices are the limit."""
+    b, shards = size_of(machine.dtype), recipe.rollout.tensor_parallel
+    context = batch.prompt_tokens + batch.response_tokens / 2
+    read = b * shape.parameters / shards + at_once * context * shape.kv_bytes(b, shards)
+    flops = 2 * at_once * (shape.layers * shape.matrices + shape.embedding)
+    talking = 0.0
+    if shards > 1:
+        moved = 2 * at_once * shape.hidden * b * (shards - 1) / shards
+        talking = 2 * shape.layers * (ALL_REDUCE_SECONDS + moved / (SHARES["link"] * machine.cluster.type.link))
+    return max(read / machine.memory, flops / _engine_flops(recipe, machine)) + talking
+
+
+def publish_seconds(member: Member, recipe: Recipe, colocated: bool, machine: Machine) -> dict[str, float]:
+    """Seconds of a publish: the weights over the link that joins policy and engines, and the proof on both sides."""
+    b, shape = size_of(machine.dtype), member.shape
+    sent = b * (shape.parameters + (shape.embedding if shape.tied else 0))
+    if colocated:
+        moving = 3 * sent / machine.memory  # packed, read, and loaded, within one GPU
+    else:
+        moving = sent / machine.link(("policy", ENGINE))
+    proof = HASH_BYTES * shape.parameters * (1 + 1 / recipe.rollout.tensor_parallel) / machine.memory
+    return {"send": moving + gather_seconds(member, machine), "prove": proof}

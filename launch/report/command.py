@@ -1,0 +1,26 @@
+"""``rlhf report RUN``: the page of a run's folder."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+PURPOSE = "make one HTML page of a run"
+EXAMPLE = "rlhf report runs/quickstart"
+
+
+def add_options(command: argparse.ArgumentParser) -> None:
+    """A run's folder and where its page goes."""
+    command.add_argument("run", type=Path, help="the run's folder, runs/<name>")
+    command.add_argument("--out", type=Path, metavar="FILE", help="file to write (default: report.html in that folder)")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Write the page and say where it is.
+
+    Raises:
+        UserError: no run is there, or the page cannot be written.
+    """
+    from launch.report.page import write_report
+
+    print(write_report(options.run, options.out))

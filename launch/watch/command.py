@@ -1,0 +1,199 @@
+"""``rlhf watch RUN``: a run in progress, on a screen that follows it. See docs/watching.md."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from launch.submit import ADDRESS
+from rlhf.errors import UserError
+
+if TYPE_CHECKING:
+    from launch.watch.standing import Standing
+
+PURPOSE = "watch a run in progress"
+EXAMPLE = "rlhf watch runs/quickstart"
+
+LOOK_SECONDS = 0.5
+"""Between two looks at a run."""
+WAIT_SECONDS = 10.0
+"""How long a run may take to appear, unless ``--wait`` says otherwise."""
+PLAIN_SIZE = (120, 40)
+"""Columns and lines of a single picture where there is no terminal to ask."""
+FOOTER = "Ctrl-C leaves; the run goes on"
+
+
+def add_options(command: argparse.ArgumentParser) -> None:
+    """What to watch, and how."""
+    command.add_argument(
+        "run", nargs="?", type=Path, help="the run's folder, runs/<name>, or that of one of its stages"
+    )
+    command.add_argument(
+        "--job", metavar="JOB", help="watch a submitted job, by its log and, where it is here, its folder"
+    )
+    command.add_argument(
+        "--address",
+        default=os.environ.get("RAY_API_SERVER_ADDRESS", ADDRESS),
+        help=f"the cluster's dashboard, for --job (default: RAY_API_SERVER_ADDRESS, else {ADDRESS})",
+    )
+    command.add_argument(
+        "--wait",
+        type=float,
+        metavar="SECONDS",
+        help=f"how long to wait for a run that is not there yet (default: {WAIT_SECONDS:.0f}, with --once 0)",
+    )
+    command.add_argument("--once", action="store_true", help="show how the run stands now, and end")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Show the run until it ends, or the viewer leaves; either is 0.
+
+    Raises:
+        UserError: there is no such run.
+        MachineryError: the cluster of the job does not answer.
+    """
+    if not options.run and not options.job:
+        raise UserError("give a run's folder, or --job JOB", fix=f"for example {EXAMPLE}")
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
+    try:
+        look = _job(options) if options.job else _folder(options.run)
+        standing = _first(look, options)
+        if options.once:
+            _draw(standing)
+        elif _is_screen():
+            _follow_on_screen(look, standing)
+        else:
+            _follow_in_lines(look, standing)
+    except KeyboardInterrupt:
+        print("the run goes on; this was only looking", file=sys.stderr)
+    except BrokenPipeError:  # whoever read the lines has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _folder(path: Path) -> Callable[[], Standing | None]:
+    from launch.watch.folder import FolderWatch, Place
+
+    watch = FolderWatch(Place.of(path))
+
+    def look() -> Standing | None:
+        try:
+            return watch.look()
+        except PermissionError as error:
+            raise UserError(f"cannot read {error.filename or path}", str(error.strerror)) from error
+
+    return look
+
+
+def _first(look: Callable[[], Standing | None], options: argparse.Namespace) -> Standing:
+    """The run as soon as it is there.
+
+    Raises:
+        UserError: it does not come.
+    """
+    seconds = options.wait if options.wait is not None else 0.0 if options.once else WAIT_SECONDS
+    begin, said = time.monotonic(), False
+    while (standing := look()) is None:
+        if time.monotonic() - begin >= seconds:
+            raise _no_run(options.run, seconds)
+        if not said:
+            print(f"{options.run}: no run there yet; waiting {seconds:.0f} s for it", file=sys.stderr, flush=True)
+            said = True
+        time.sleep(min(LOOK_SECONDS, seconds))
+    return standing
+
+
+def _no_run(path: Path, seconds: float) -> UserError:
+    waited = f"nothing began there within {seconds:.0f} s" if seconds else ""
+    if not path.exists():
+        return UserError(
+            f"{path} is not there", waited, "give the folder of a run, runs/<name>; --wait 600 waits for it"
+        )
+    if not path.is_dir():
+        return UserError(f"{path} is no folder", "", "give the folder of a run, runs/<name>")
+    return UserError(
+        f"no run has begun in {path}", waited or "none of sft/, reward/, dpo/, ppo/ is in it", "--wait 600 waits for it"
+    )
+
+
+def _is_screen() -> bool:
+    return sys.stdout.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown", "")
+
+
+def _draw(standing: Standing) -> None:
+    """Show a single picture."""
+    from rich.console import Console
+
+    from launch.watch.screen import picture
+
+    width, height = PLAIN_SIZE
+    console = Console() if sys.stdout.isatty() else Console(width=width, height=height)
+    width, height = console.size
+    console.print(picture(standing, width, height - 1), height=height - 1)
+
+
+def _follow_on_screen(look: Callable[[], Standing | None], standing: Standing) -> None:
+    from rich.console import Console
+    from rich.live import Live
+
+    from launch.watch.screen import picture
+
+    console, last = Console(), standing
+    with _leaving_on_signals(), Live(console=console, screen=True, auto_refresh=False) as live:
+        while True:
+            live.update(picture(last, *console.size, FOOTER), refresh=True)
+            if last.ending is not None:
+                break
+            time.sleep(LOOK_SECONDS)
+            last = look() or last
+    _draw(last)
+    print(_told_end(last), flush=True)
+
+
+def _follow_in_lines(look: Callable[[], Standing | None], standing: Standing) -> None:
+    from launch.watch.lines import Lines
+
+    lines, last = Lines(), standing
+    while True:
+        for line in lines.new(last):
+            print(line, flush=True)
+        if last.ending is not None:
+            print(_told_end(last), flush=True)
+            return
+        time.sleep(LOOK_SECONDS)
+        last = look() or last
+
+
+def _told_end(standing: Standing) -> str:
+    from launch.watch.said import clean
+
+    assert standing.ending is not None
+    return f"{clean(standing.title)}: {clean(standing.ending.text)}"
+
+
+@contextmanager
+def _leaving_on_signals() -> Iterator[None]:
+    """Within the block a signal that ends the command leaves the terminal as it was."""
+
+    def leave(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    old = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def _job(options: argparse.Namespace) -> Callable[[], Standing | None]:
+    from launch.watch.job import watch_job
+
+    return watch_job(options.job, options.address, options.run)

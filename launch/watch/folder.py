@@ -1,0 +1,258 @@
+"""A run's folder as it stands now. Everything in it may be half there: some process, on any machine, writes to it.
+
+Nothing is written to the folder, and no lock is taken.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from launch.report.read import STAGES, number
+from launch.watch.follow import Recent, Row, Rows, read_object
+from launch.watch.holder import Holder, holder_of
+from launch.watch.said import clean
+from launch.watch.standing import Ending, Member, Standing, seconds_left
+from rlhf.tracking.console import format_seconds
+
+KEPT_STEPS, KEPT_EVENTS, KEPT_SAMPLES = 512, 200, 64
+SILENT_SECONDS = 120.0
+"""Without a new line or phase for so long, a run whose process cannot be seen from here is said to be silent."""
+ENDS = ("failed", "stopped")
+"""Kinds of events that are an attempt's last."""
+_FILES = ("config.yaml", "metrics.jsonl", "samples.jsonl", "events.jsonl", "status.json", "done.json")
+
+
+class Stage:
+    """The files of one stage, read as they grow."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._metrics = Rows(folder / "metrics.jsonl", KEPT_STEPS)
+        self._samples = Rows(folder / "samples.jsonl", KEPT_SAMPLES)
+        self._events = Rows(folder / "events.jsonl", KEPT_EVENTS)
+        self._steps: tuple[float, int | None] = (0.0, None)
+        self._phase: tuple[Any, Any, float] = (None, None, 0.0)
+        self._status: Row = {}
+
+    @property
+    def changed(self) -> float:
+        """When any of its files was last written to, seconds since 1970; 0 where there is none."""
+        return max((_written(self.folder / name) for name in _FILES), default=0.0)
+
+    @property
+    def finished(self) -> str:
+        """When it was finished, in words; empty before."""
+        return clean(read_object(self.folder / "done.json").get("finished", ""))
+
+    def steps(self, status: Row) -> int | None:
+        """How many steps it is to have, as it says itself. Before it does, the recipe tells those of PPO."""
+        if isinstance(told := status.get("steps"), int):
+            return told
+        path = self.folder / "config.yaml"
+        if (written := _written(path)) != self._steps[0]:
+            self._steps = written, _steps_of(path) if self.folder.name == "ppo" else None
+        return self._steps[1]
+
+    def status(self) -> Row:
+        """Its phase and members; those of before where they cannot be read just now."""
+        self._status = read_object(self.folder / "status.json") or self._status
+        return self._status
+
+    def metrics(self) -> Recent[Row]:
+        """Its last steps."""
+        return self._metrics.read()
+
+    def events(self) -> Recent[Row]:
+        """Its last events."""
+        return self._events.read()
+
+    def samples(self) -> tuple[Row, ...]:
+        """The samples of the last step that has some."""
+        rows = self._samples.read().items
+        return tuple(row for row in rows if row.get("step") == rows[-1].get("step"))
+
+    def phase(self, status: Row, now: float) -> tuple[str, int | None, float | None]:
+        """Phase, step, and seconds in it. The status is written anew when a member changes: the first time counts."""
+        phase, step, since = status.get("phase"), status.get("step"), number(status.get("since"))
+        if phase is None:
+            return "", None, None
+        if (phase, step) != self._phase[:2]:
+            self._phase = phase, step, now if since is None else since
+        return clean(phase), step if isinstance(step, int) else None, max(0.0, now - self._phase[2])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """What is to be watched: a run's folder, or one stage of it."""
+
+    root: Path
+    only: str = ""
+    """The stage; empty for all of them."""
+
+    @classmethod
+    def of(cls, path: Path) -> Place:
+        """``runs/<name>``, or ``runs/<name>/<stage>``."""
+        path = path.expanduser().absolute()
+        if path.name in STAGES and not any(is_stage(path / name) for name in STAGES):
+            return cls(root=path.parent, only=path.name)
+        return cls(root=path)
+
+    @property
+    def path(self) -> Path:
+        """The folder itself."""
+        return self.root / self.only if self.only else self.root
+
+
+def is_stage(folder: Path) -> bool:
+    """Whether a stage has begun in this folder."""
+    return any((folder / name).is_file() for name in _FILES)
+
+
+class FolderWatch:
+    """Looks at a run's folder again and again."""
+
+    def __init__(self, place: Place, clock: Callable[[], float] = time.time) -> None:
+        """Args: clock gives seconds since 1970."""
+        self.place, self._clock = place, clock
+        self._stages: dict[str, Stage] = {}
+        self._seen = False
+
+    def look(self) -> Standing | None:
+        """How the run stands; None while there is none."""
+        known = [self.place.only] if self.place.only else list(STAGES)
+        there = [name for name in known if is_stage(self.place.root / name)]
+        if not there:
+            return self._vanished() if self._seen else None
+        self._seen = True
+        stages = [self._stages.setdefault(name, Stage(self.place.root / name)) for name in there]
+        current = max(reversed(stages), key=lambda stage: stage.changed)  # of equals the last
+        finished = tuple(stage.folder.name for stage in stages if stage.finished)
+        return self._standing(current, finished)
+
+    def _standing(self, stage: Stage, finished: tuple[str, ...]) -> Standing:
+        now, name = self._clock(), stage.folder.name
+        holder = holder_of(self.place.root, name)  # first of all: what it leaves is read after it is seen to be gone
+        status = stage.status()
+        metrics, events, steps = stage.metrics(), stage.events(), stage.steps(status)
+        phase, step, seconds = stage.phase(status, now)
+        done = _done(metrics)
+        if name in finished:
+            phase, seconds, status = "", None, {}  # its actors have ended with it
+        return Standing(
+            title=self.place.root.name,
+            place=str(self.place.path),
+            stage=name,
+            finished=finished,
+            phase=phase,
+            phase_seconds=seconds,
+            step=step,
+            done=done,
+            steps=steps,
+            seconds_left=seconds_left(metrics.items, done, steps),
+            members=tuple(_members(status, now)),
+            metrics=metrics,
+            samples=stage.samples(),
+            events=events,
+            warning=_warning(stage, holder, name in finished, now),
+            ending=self._ending(stage, holder, events, _last_seen(phase, step, now - stage.changed)),
+        )
+
+    def _ending(self, stage: Stage, holder: Holder | None, events: Recent[Row], last_seen: str) -> Ending | None:
+        alive = holder.alive if holder is not None else False
+        if when := stage.finished:
+            over = self.place.only or alive is False
+            over = over or (alive is None and self._clock() - stage.changed > SILENT_SECONDS)
+            return Ending(text=f"{stage.folder.name} finished {when}", good=True) if over else None
+        last = events.items[-1] if events.items else {}
+        if last.get("kind") in ENDS and _moment(last) >= (holder.since if holder is not None else 0.0):
+            return Ending(text=_told_end(stage, last), good=False)
+        if alive is False:
+            who = holder.name if holder is not None else "its process"
+            return Ending(text=_gone(who, last_seen, stage), good=False)
+        return None
+
+    def _vanished(self) -> Standing:
+        text = "its folder was removed: a run that never began leaves nothing, and what it printed says why"
+        ending = Ending(text=text, good=False)
+        return Standing(title=self.place.root.name, place=str(self.place.path), ending=ending)
+
+
+def _done(metrics: Recent[Row]) -> int:
+    last = number(metrics.items[-1].get("step")) if metrics.items else None
+    return 0 if last is None else int(last) + 1
+
+
+def _members(status: Row, now: float) -> Iterator[Member]:
+    members = status.get("members")
+    for name, told in members.items() if isinstance(members, Mapping) else ():
+        if isinstance(told, Mapping):
+            process, heard = told.get("process"), number(told.get("heard"))
+            yield Member(
+                name=clean(name),
+                state=clean(told.get("state", "")),
+                node=clean(told.get("node", "")),
+                process=process if isinstance(process, int) else None,
+                heard=None if heard is None else max(0.0, now - heard),
+            )
+
+
+def _warning(stage: Stage, holder: Holder | None, finished: bool, now: float) -> str:
+    """Of a run that has said nothing for long."""
+    silent = now - stage.changed
+    if finished or holder is None or holder.alive is False or silent < SILENT_SECONDS:
+        return ""
+    if holder.alive:
+        return f"nothing new for {format_seconds(silent)}; {holder.name} lives"
+    return f"nothing new for {format_seconds(silent)}; whether {holder.name} lives cannot be seen from here"
+
+
+def _last_seen(phase: str, step: int | None, ago: float) -> str:
+    where = f"in {phase}" + (f" of step {step}" if step is not None else "") if phase else "at work"
+    return f"last seen {where} {format_seconds(max(0.0, ago))} ago"
+
+
+def _told_end(stage: Stage, event: Row) -> str:
+    said = clean(event.get("message", ""))
+    code = event.get("exit_code")
+    ended = f"{stage.folder.name} {event['kind']}" + (f", exit code {code}" if code is not None else "")
+    return f"{ended}: {said}" if said else ended
+
+
+def _gone(who: str, last_seen: str, stage: Stage) -> str:
+    text = f"{who} is gone without a word: {last_seen}."
+    latest = _latest(stage.folder / "checkpoints")
+    return f"{text} The same command goes on from {latest}" if latest else f"{text} It left no checkpoint"
+
+
+def _latest(checkpoints: Path) -> str:
+    numbers = [int(path.name[5:]) for path in checkpoints.glob("step_*") if path.name[5:].isdigit()]
+    return f"checkpoints/step_{max(numbers)}" if numbers else ""
+
+
+def _moment(event: Row) -> float:
+    try:
+        return datetime.fromisoformat(str(event.get("time"))).timestamp()
+    except (ValueError, OverflowError):
+        return 0.0
+
+
+def _written(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _steps_of(config: Path) -> int | None:
+    try:
+        steps = yaml.safe_load(config.read_bytes())["ppo"]["steps"]
+    except (OSError, yaml.YAMLError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return steps if isinstance(steps, int) else None

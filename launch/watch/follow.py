@@ -1,0 +1,88 @@
+"""A file that grows, read piece by piece: what was read is not read again, and a line counts once it is whole."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Generic, TypeVar
+
+from rlhf.storage.jsonl import parsed
+
+Row = Mapping[str, Any]
+Item = TypeVar("Item")
+
+TAIL_BYTES = 4 * 2**20
+"""Of a file that is there already, so much of its end is read."""
+_MARK_BYTES = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recent(Generic[Item]):
+    """The newest of many."""
+
+    items: tuple[Item, ...] = ()
+    total: int = 0
+    """How many there have been; it only grows."""
+
+    def since(self, total: int) -> tuple[Item, ...]:
+        """What has come since there were ``total``, as far as it is kept."""
+        new = min(self.total - total, len(self.items))
+        return self.items[len(self.items) - new :] if new > 0 else ()
+
+
+class Rows:
+    """The last ``keep`` rows of a JSONL file that another process writes to. It is only ever read.
+
+    A file that was cut back or replaced, as a run does that goes on from a checkpoint, is read anew.
+    """
+
+    def __init__(self, path: Path, keep: int) -> None:
+        self.path = path
+        self._rows: deque[Row] = deque(maxlen=keep)
+        self._total, self._offset = 0, 0
+        self._inode: int | None = None
+        self._mark = b""
+        """What stood before the offset when it was read."""
+
+    def read(self) -> Recent[Row]:
+        """Take in what is new; a file that is not there, or cannot be read just now, has nothing new."""
+        try:
+            with self.path.open("rb") as file:
+                self._take(file)
+        except OSError:
+            self._inode = None
+        return Recent(items=tuple(self._rows), total=self._total)
+
+    def _take(self, file: BinaryIO) -> None:
+        found = os.fstat(file.fileno())
+        if found.st_ino != self._inode or found.st_size < self._offset or not self._is_marked(file):
+            self._inode, self._offset = found.st_ino, 0
+            self._rows.clear()
+        skips = self._offset == 0 and found.st_size > TAIL_BYTES
+        file.seek(found.st_size - TAIL_BYTES if skips else self._offset)
+        start, text = file.tell(), file.read()
+        begin, end = (text.find(b"\n") + 1 if skips else 0), text.rfind(b"\n") + 1
+        for line in text[begin:end].splitlines():
+            if (row := parsed(line)) is not None:
+                self._rows.append(row)
+                self._total += 1
+        self._offset = start + end
+        self._mark = text[:end][-_MARK_BYTES:] or self._mark
+
+    def _is_marked(self, file: BinaryIO) -> bool:
+        """Whether what stands before the offset is what was read there."""
+        if self._offset == 0:
+            return True
+        file.seek(self._offset - len(self._mark))
+        return file.read(len(self._mark)) == self._mark
+
+
+def read_object(path: Path) -> Row:
+    """The object in a JSON file; empty where there is none to be read just now."""
+    try:
+        return parsed(path.read_bytes()) or {}
+    except OSError:
+        return {}

@@ -1,0 +1,96 @@
+"""A submitted job as a run to watch: by its log, and by its folder where that can be read from here."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from launch.jobs import Jobs
+from launch.report.read import STAGES
+from launch.watch.folder import FolderWatch, Place
+from launch.watch.job_log import JobLog
+from launch.watch.standing import Ending, Standing
+from rlhf.errors import RLHFError
+
+FIRST_SECONDS = 10.0
+"""How long the cluster may take to send the log so far."""
+SETTLED_SECONDS = 0.5
+"""Without another piece for so long, the log so far is here."""
+CLOCK_SPARE_SECONDS = 5.0
+"""What this machine's files may be dated before the cluster's clock."""
+
+
+def watch_job(job: str, address: str, run: Path | None) -> Callable[[], Standing]:
+    """A function that looks at a job.
+
+    Args:
+        run: the run's folder. Without it the job's own is read, where it is here and was taken since the job started:
+            one of that name may be another run's.
+
+    Raises:
+        UserError: the cluster does not take this user's token, or knows no such job.
+        MachineryError: nobody answers.
+    """
+    jobs = Jobs(address)
+    info = jobs.info(job)
+    told, started = (info.metadata or {}).get("run"), (info.start_time or 0) / 1000
+    place = Place.of(run) if run is not None else Place.of(Path(told)) if told else None
+    if place is not None and run is None and not was_taken(place.root, started):
+        place = None
+    watch = FolderWatch(place) if place is not None else None
+    follower = Follower(lambda show: jobs.follow(job, show), JobLog(job, address))
+    follower.settle()
+    return lambda: follower.standing(watch.look() if watch is not None else None)
+
+
+def was_taken(root: Path, since: float) -> bool:
+    """Whether a run took a stage of this folder after ``since``, seconds since 1970."""
+    locks = [root / f".{stage}.lock" for stage in STAGES]
+    return any(lock.exists() and lock.stat().st_mtime >= since - CLOCK_SPARE_SECONDS for lock in locks)
+
+
+class Follower:
+    """Follows a job's log beside the screen that shows it."""
+
+    def __init__(self, follow: Callable[[Callable[[str], None]], int], log: JobLog) -> None:
+        """Args: follow shows the log piece by piece until the job ends, and returns its exit code."""
+        self._follow, self._log = follow, log
+        self._pieces: queue.SimpleQueue[str | Ending] = queue.SimpleQueue()
+        self._ending: Ending | None = None
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def settle(self) -> None:
+        """Take in the log so far."""
+        end, wait = time.monotonic() + FIRST_SECONDS, FIRST_SECONDS
+        try:
+            while self._ending is None and time.monotonic() < end:
+                self._take(self._pieces.get(timeout=wait))
+                wait = SETTLED_SECONDS
+        except queue.Empty:
+            pass
+
+    def standing(self, of_folder: Standing | None) -> Standing:
+        """The job now, with what its folder tells. How the job ends is what ends it: a stage's end is not."""
+        while not self._pieces.empty():
+            self._take(self._pieces.get())
+        if of_folder is None:
+            return replace(self._log.standing(), ending=self._ending)
+        return replace(of_folder, title=self._log.job, log=self._log.lines(), ending=self._ending)
+
+    def _take(self, piece: str | Ending) -> None:
+        if isinstance(piece, Ending):
+            self._ending = piece
+        else:
+            self._log.add(piece)
+
+    def _run(self) -> None:
+        try:
+            code = self._follow(self._pieces.put)
+        except RLHFError as error:
+            self._pieces.put(Ending(text=f"followed no further: {error}", good=False))
+        else:
+            self._pieces.put(Ending(text=f"ended with exit code {code}", good=code == 0))

@@ -1,0 +1,295 @@
+"""A run as one picture that fills a terminal of any size.
+
+Texts of a model, of the recipe and of errors are put on it by ``said.clean`` and ``rich.text.Text``, never as markup.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from itertools import groupby
+
+from rich.box import ROUNDED
+from rich.cells import cell_len
+from rich.console import Group, RenderableType
+from rich.layout import Layout
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from launch.report.read import STAGES
+from launch.watch.follow import Row
+from launch.watch.said import GOOD, TROUBLE, about, clean, clock, told
+from launch.watch.spark import sparkline
+from launch.watch.standing import Member, Standing, history, phases, rates, step_seconds
+from rlhf.tracking.console import format_seconds
+
+SMALLEST = (40, 10)
+"""Columns and lines below which nothing sensible can be drawn."""
+LOOP = ("rollout", "score", "advantages", "update", "publish")
+"""The phases of a step of PPO, in their order."""
+FINE_STATES = ("serving", "current")
+HEAD_LINES = 6
+LONG_SECONDS = 99.5
+"""From here on times are told as minutes and hours."""
+MOST_MEMBERS = 12
+"""With more, their panel grows no further, and shows them by role."""
+FRAME = 2
+"""Lines, or columns, that a panel's frame takes."""
+WIDE = 56
+"""Columns from which the numbers' panel says how far each has ranged."""
+_VALUE_COLUMNS, _SPAN_COLUMNS = 10, 24
+
+
+def picture(standing: Standing, width: int, height: int, footer: str = "") -> RenderableType:
+    """Everything that is known of a run, in ``width`` columns and ``height`` lines."""
+    width, height = max(width, SMALLEST[0]), max(height, SMALLEST[1])
+    rest = height - HEAD_LINES
+    members = len(standing.members)
+    wanted = FRAME + max(len(history(standing)), members if members <= MOST_MEMBERS else 0, 3)
+    middle = min(wanted, max(3, rest * 45 // 100))
+    below = rest - middle
+    root = Layout()
+    parts = [Layout(_head(standing, width, footer), size=HEAD_LINES), Layout(name="middle", size=middle)]
+    texts = _texts(standing, width - 2 * FRAME, below)
+    root.split_column(*parts, *texts)
+    left = Layout(_numbers(standing, width if not standing.members else width // 2, middle - FRAME))
+    sides = [left] if not standing.members else [left, Layout(_members(standing.members, middle - FRAME))]
+    root["middle"].split_row(*sides)
+    return root
+
+
+def _panel(body: RenderableType, title: str, style: str = "cyan") -> Panel:
+    return Panel(body, title=Text(title), title_align="left", box=ROUNDED, border_style=style, padding=(0, 1))
+
+
+# The head: where the run is.
+
+
+def _head(standing: Standing, width: int, footer: str) -> RenderableType:
+    inner = width - 2 * FRAME
+    rows = [_stages(standing), _progress(standing, inner), _phases(standing, inner), _state(standing)]
+    for row in rows:
+        row.truncate(inner, overflow="ellipsis")
+    panel = _panel(Group(*rows), f"{clean(standing.title)} · {_shortened(standing.place, max(10, inner - 40))}")
+    panel.border_style = _colour(standing)
+    panel.subtitle, panel.subtitle_align = Text(footer, style="dim"), "right"
+    return panel
+
+
+def _colour(standing: Standing) -> str:
+    if standing.ending is not None:
+        return "green" if standing.ending.good else "red"
+    return "yellow" if standing.warning else "cyan"
+
+
+def _shortened(text: str, width: int) -> str:
+    text = clean(text)
+    return text if len(text) <= width else "…" + text[len(text) - width + 1 :]
+
+
+def _stages(standing: Standing) -> Text:
+    """``sft ✓  reward ✓  ppo``"""
+    row = Text()
+    names = [name for name in STAGES if name in standing.finished or name == standing.stage]
+    for name in names:
+        over, here = name in standing.finished, name == standing.stage
+        row.append(f"{name}", style="bold" if here else "")
+        row.append(" ✓  " if over else "  ", style="green")
+    for name, value in rates(standing).items():
+        row.append(f"  {value:,.3g}" if value < 100 else f"  {value:,.0f}", style="bold")
+        row.append(f" {name}", style="dim")
+    return row
+
+
+def _progress(standing: Standing, width: int) -> Text:
+    """``step 12 of 100 ━━━━╸──── 12%  about 5:32 left``"""
+    if standing.steps is None:
+        return Text(f"{standing.done} steps done" if standing.done else "no step done yet")
+    left = standing.seconds_left
+    time_left = "" if left is None or standing.ending is not None else f"  about {format_seconds(left)} left"
+    if (each := step_seconds(standing.metrics.items)) is not None:
+        time_left += f" {_seconds(each)} a step"
+    share = min(1.0, standing.done / max(1, standing.steps))
+    label, percent = f"step {standing.done} of {standing.steps} ", f" {100 * share:.0f}%"
+    length = max(8, min(60, width - len(label) - len(percent) - len(time_left)))
+    full = int(share * length)
+    row = Text(label, style="bold")
+    row.append("━" * full, style="green").append("─" * (length - full), style="dim")
+    return row.append(percent).append(time_left, style="cyan")
+
+
+def _phases(standing: Standing, width: int) -> Text:
+    """The phases with their seconds in the last step; the one that the run is in now stands out, with its own."""
+    last = phases(standing)
+    names = list(LOOP) if standing.stage == "ppo" and (last or standing.phase) else []
+    names += [name for name in last if name not in names]
+    names += [standing.phase] if standing.phase and standing.phase not in names else []
+    row = _phase_row(names, last, standing)
+    return row if row.cell_len <= width else _phase_row(names, {}, standing)
+
+
+def _phase_row(names: Sequence[str], last: Mapping[str, float], standing: Standing) -> Text:
+    row = Text()
+    for name in names:
+        row.append(" › " if row else "", style="dim")
+        if name == standing.phase and standing.ending is None:
+            row.append(f" {name} {format_seconds(standing.phase_seconds or 0.0)} ", style="bold reverse")
+        else:
+            row.append(name).append(_seconds(last.get(name)), style="dim")
+    return row
+
+
+def _seconds(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    return f" {seconds:.2g}s" if seconds < LONG_SECONDS else f" {format_seconds(seconds)}"
+
+
+def _state(standing: Standing) -> Text:
+    if standing.ending is not None:
+        return Text(clean(standing.ending.text), style="bold green" if standing.ending.good else "bold red")
+    if standing.warning:
+        return Text(clean(standing.warning), style="bold yellow")
+    if standing.stage in standing.finished:
+        return Text(f"{standing.stage} is finished; its process goes on with what follows", style="green")
+    if standing.step is not None and standing.phase:
+        return Text(f"in {standing.phase} of step {standing.step}, counted from 0", style="dim")
+    return Text("starting" if not standing.done else "", style="dim")
+
+
+# The middle: numbers and members.
+
+
+def _numbers(standing: Standing, width: int, lines: int) -> RenderableType:
+    table = Table.grid(padding=(0, 1), expand=False)
+    table.add_column(no_wrap=True, style="dim")
+    table.add_column(no_wrap=True, justify="right", style="bold")
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True, style="dim")
+    spans = width >= WIDE
+    found = history(standing)
+    names = max(map(len, found), default=0)
+    bars = max(4, width - names - _VALUE_COLUMNS - 2 * FRAME - (_SPAN_COLUMNS if spans else 2))
+    for name, values in list(found.items())[:lines]:
+        known = [value for value in values if value is not None]
+        span = f"{min(known):.3g} to {max(known):.3g}" if spans else ""
+        table.add_row(name, f"{known[-1]:.4g}", Text(sparkline(values, bars), style="cyan"), span)
+    return _panel(table if found else Text("no step yet", style="dim"), "numbers")
+
+
+def _members(members: Sequence[Member], lines: int) -> RenderableType:
+    """One line each, or one line a role where there are more members than lines."""
+    table = Table.grid(padding=(0, 1), expand=True)
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True, ratio=1, overflow="ellipsis", style="dim")
+    if len(members) <= lines:
+        for member in members:
+            table.add_row(Text(member.name), _coloured(member.state), Text(_where(member)))
+    else:
+        for name, state, where in _by_role(members)[:lines]:
+            table.add_row(Text(name), _coloured(state), Text(where))
+    return _panel(table, "members")
+
+
+def _where(member: Member) -> str:
+    parts = [member.node, "" if member.heard is None else f"heard {format_seconds(member.heard)} ago"]
+    return "  ".join(filter(None, parts)) or ("" if member.process is None else f"process {member.process}")
+
+
+def _by_role(members: Sequence[Member]) -> list[tuple[str, str, str]]:
+    """Those in trouble by name and first, the others by role, with how many are on how many nodes."""
+    troubled = [member for member in members if member.state not in FINE_STATES]
+    rows = [(member.name, member.state, _where(member)) for member in troubled]
+    fine = sorted((member for member in members if member.state in FINE_STATES), key=lambda member: member.role)
+    for role, some in groupby(fine, key=lambda member: member.role):
+        group = list(some)
+        nodes = len({member.node for member in group})
+        states = Counter(member.state for member in group)
+        rows.append((f"{role} ×{len(group)}", states.most_common(1)[0][0], f"on {nodes} node{'s'[: nodes > 1]}"))
+    return rows
+
+
+def _coloured(state: str) -> Text:
+    style = "green" if state in FINE_STATES else "red" if state in ("dead", "stalled", "gone") else "yellow"
+    return Text(state, style=style)
+
+
+# Below: what was written, and what happened.
+
+
+def _texts(standing: Standing, width: int, lines: int) -> list[Layout]:
+    """Samples, events and the log of a job, as far as there are any. Each has a share of the lines; what it does not
+    need of it is the first one's."""
+    panels: list[tuple[str, int, Callable[[int, int], RenderableType]]] = []
+    events, log = standing.events.items, standing.log.items
+    if standing.samples:
+        step = clean(standing.samples[-1].get("step"))
+        panels.append((f"samples of step {step}", lines, partial(_samples, standing.samples)))
+    if log:
+        panels.append(("the job's log", len(log), partial(_log, log)))
+    if events or not log:
+        panels.append(("events", max(1, len(events)), partial(_events, events)))
+    share = lines // len(panels)
+    others = [min(share, FRAME + needed) for _, needed, _ in panels[1:]]
+    sizes = [lines - sum(others), *others]
+    return [
+        Layout(_panel(draw(width, max(1, size - FRAME)), title), size=size)
+        for (title, _, draw), size in zip(panels, sizes, strict=True)
+    ]
+
+
+def _events(events: Sequence[Row], width: int, lines: int) -> RenderableType:
+    return Group(*(_event(row, width) for row in events[-lines:])) if events else Text("none so far", style="dim")
+
+
+def _log(log: Sequence[str], width: int, lines: int) -> RenderableType:
+    return Group(*(_cut(Text(line), width) for line in log[-lines:]))
+
+
+def _samples(samples: Sequence[Row], width: int, lines: int) -> RenderableType:
+    """As many samples as there is room for, each with a line of what is known of it, its prompt and its response."""
+    each = max(3, lines // max(1, len(samples)))
+    body: list[RenderableType] = []
+    for sample in samples[: max(1, lines // each)]:
+        body.append(_cut(Text(about(sample), style="cyan"), width))
+        body.append(_cut(Text(f"› {_end(clean(sample.get('prompt', '')), width - 2)}", style="dim"), width))
+        body += _wrapped(clean(sample.get("response", "")), width, each - 2)
+    return Group(*body[:lines])
+
+
+def _end(text: str, width: int) -> str:
+    """The end of a prompt, which is what is answered."""
+    return text if len(text) <= width else f"…{text[len(text) - width + 1 :]}"
+
+
+def _wrapped(text: str, width: int, lines: int) -> list[Text]:
+    """A text in at most so many lines, broken wherever a line is full; the last one is cut."""
+    rows: list[Text] = []
+    while text and len(rows) + 1 < lines:
+        count = _fitting(text, width)
+        rows.append(Text(text[:count]))
+        text = text[count:]
+    return [*rows, _cut(Text(text), width)] if text else rows
+
+
+def _fitting(text: str, width: int) -> int:
+    """How many characters of a text fit into ``width`` columns; one at least."""
+    count = min(len(text), width)
+    while count > 1 and cell_len(text[:count]) > width:
+        count -= 1
+    return count
+
+
+def _event(event: Row, width: int) -> Text:
+    kind = event.get("kind")
+    style = "red" if kind in TROUBLE else "green" if kind in GOOD else "yellow"
+    row = Text(clock(event) or " " * 8, style="dim")
+    return _cut(row.append("  ").append(told(event), style=style), width)
+
+
+def _cut(text: Text, width: int) -> Text:
+    text.truncate(max(1, width), overflow="ellipsis")
+    return text

@@ -1,0 +1,143 @@
+"""How a run stands at one moment, and what follows from the numbers of its last steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from launch.report.read import number
+from launch.watch.follow import Recent, Row
+from rlhf.recovery.member import role_of
+
+NUMBERS: Mapping[str, str] = {
+    "score": "objective/scores",
+    "KL": "objective/kl",
+    "entropy": "policy/entropy_avg",
+    "length": "rollout/length_mean",
+    "gap": "rollout/logprob_gap_mean",
+    "goodput": "perf/goodput",
+    "held out": "holdout/score",
+    "loss": "train/loss",
+    "accuracy": "train/accuracy",
+    "margin": "rewards/margins",
+    "held-out loss": "eval/loss",
+    "held-out accuracy": "eval/accuracy",
+}
+"""Metrics that are shown, under the names that the command shows them by; a stage has some of them."""
+RATES: Mapping[str, str] = {
+    "samples/s": "perf/samples_per_second",
+    "tokens/s written": "perf/rollout_tokens_per_second",
+    "tokens/s trained": "perf/train_tokens_per_second",
+}
+STEP = "time/step"
+"""Seconds of a whole step; those of its phases stand beside it."""
+RECENT_STEPS = 10
+"""Steps whose mean time tells how long those to come will take."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """One actor of the run."""
+
+    name: str
+    """``policy rank 1``, ``rollout engine 0``."""
+    state: str
+    node: str = ""
+    process: int | None = None
+    heard: float | None = None
+    """Seconds since it last gave a sign of life, where the run says so."""
+
+    @property
+    def role(self) -> str:
+        """``policy``, ``rollout``."""
+        return role_of(self.name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ending:
+    """How the run ended."""
+
+    text: str
+    good: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """What is known of a run; what is not known is empty or None."""
+
+    title: str
+    """The run's name, or its job's."""
+    place: str
+    """Where it is watched: its folder, or a cluster's address."""
+    stage: str = ""
+    finished: tuple[str, ...] = ()
+    """Stages of before, and this one if it is over."""
+    phase: str = ""
+    phase_seconds: float | None = None
+    """How long the run has been in it."""
+    step: int | None = None
+    """Step that the phase is of, from 0."""
+    done: int = 0
+    """Steps that were recorded."""
+    steps: int | None = None
+    """Steps that the stage is to have."""
+    seconds_left: float | None = None
+    members: tuple[Member, ...] = ()
+    metrics: Recent[Row] = field(default_factory=Recent)
+    """A row a step, with ``step`` and metrics by name."""
+    samples: tuple[Row, ...] = ()
+    """Those of the last step that has some."""
+    events: Recent[Row] = field(default_factory=Recent)
+    log: Recent[str] = field(default_factory=Recent)
+    """Lines of the job's log."""
+    warning: str = ""
+    """What is wrong with the run as a whole, if anything."""
+    ending: Ending | None = None
+
+
+def history(standing: Standing) -> dict[str, list[float | None]]:
+    """The values of the ``NUMBERS`` that the steps have, by shown name; None where one was not finite."""
+    found = {}
+    for name, metric in NUMBERS.items():
+        values = [number(row[metric]) for row in standing.metrics.items if metric in row]
+        if any(value is not None for value in values):
+            found[name] = values
+    return found
+
+
+def rates(standing: Standing) -> dict[str, float]:
+    """Throughput of the last step."""
+    row = standing.metrics.items[-1] if standing.metrics.items else {}
+    found = {name: number(row.get(metric)) for name, metric in RATES.items()}
+    tokens, seconds = number(row.get("train/tokens")), number(row.get("time/update"))
+    if tokens is not None and seconds:
+        found["tokens/s trained"] = tokens / seconds
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def phases(standing: Standing) -> dict[str, float]:
+    """Seconds of each phase of the last step, in their order."""
+    row = standing.metrics.items[-1] if standing.metrics.items else {}
+    found = {name.removeprefix("time/"): number(row[name]) for name in row if name.startswith("time/") and name != STEP}
+    return {phase: seconds for phase, seconds in found.items() if seconds is not None}
+
+
+def step_seconds(rows: tuple[Row, ...]) -> float | None:
+    """Mean seconds of the last steps, with what was saved and evaluated between them; None before there is one."""
+    times = [seconds for row in rows[-RECENT_STEPS:] if (seconds := _seconds(row)) is not None]
+    return sum(times) / len(times) if times else None
+
+
+def _seconds(row: Row) -> float | None:
+    """Of a step: what its phases took, or the step as a whole where that is more."""
+    times = {name: number(value) or 0.0 for name, value in row.items() if name.startswith("time/")}
+    if not times:
+        return None
+    outside = sum(times.get(f"time/{phase}", 0.0) for phase in ("checkpoint", "snapshot", "judge"))
+    return times[STEP] + outside if STEP in times else sum(times.values())
+
+
+def seconds_left(rows: tuple[Row, ...], done: int, steps: int | None) -> float | None:
+    """About how long the steps to come will take."""
+    each = step_seconds(rows)
+    return None if steps is None or each is None else each * max(0, steps - done)

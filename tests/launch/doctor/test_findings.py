@@ -1,0 +1,32 @@
+"""A check that crashes, or has nothing to go on, is a failed row with its reason."""
+
+from __future__ import annotations
+
+from launch.doctor.findings import Fault, Finding, gib, judged, ok
+
+
+def of_number(number: int, divisor: int) -> Finding:
+    """A check that some facts crash."""
+    return ok(str(number // divisor))
+
+
+def test_a_sound_check_says_what_it_says() -> None:
+    assert judged(of_number, 6, 3) == ok("2")
+
+
+def test_a_check_that_crashes_is_a_failed_row() -> None:
+    found = judged(of_number, 6, 0)
+    assert (found.status, found.found) == (
+        "failed",
+        "the check itself failed: ZeroDivisionError: integer division or modulo by zero",
+    )
+    assert found.fix
+
+
+def test_a_fact_that_was_not_had_fails_every_check_on_it() -> None:
+    found = judged(of_number, 6, Fault(reason="no answer within 10 s"))
+    assert (found.status, found.found) == ("failed", "could not be checked: no answer within 10 s")
+
+
+def test_bytes_as_people_read_them() -> None:
+    assert [gib(size) for size in (0, 64 * 2**20, 2**30, 85 * 2**30)] == ["0 MiB", "64 MiB", "1.0 GiB", "85.0 GiB"]

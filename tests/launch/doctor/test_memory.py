@@ -1,0 +1,73 @@
+"""Memory from files as the kernel writes them, and its checks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from launch.doctor.findings import GIB
+from launch.doctor.memory import Memory, check_host, check_limit, check_shared, check_store, gather
+
+GOOD = Memory(host=128 * GIB, available=100 * GIB, shared=64 * GIB, shared_free=60 * GIB)
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Path:
+    """A host of 64 GiB, 32 of them free."""
+    proc, job = tmp_path / "proc", tmp_path / "cgroup/slurm/job_7/step_0"
+    (proc / "self").mkdir(parents=True)
+    job.mkdir(parents=True)
+    (proc / "meminfo").write_text(f"MemTotal: {64 * 2**20} kB\nMemAvailable: {32 * 2**20} kB\n")
+    (proc / "self/cgroup").write_text("0::/slurm/job_7/step_0\n")
+    return tmp_path
+
+
+def test_without_a_limit_the_host_is_all_there_is(machine: Path) -> None:
+    found = gather(machine / "proc", machine / "cgroup", machine)
+    assert (found.host, found.available, found.limit, found.total) == (64 * GIB, 32 * GIB, None, 64 * GIB)
+    assert 0 < found.shared_free <= found.shared
+
+
+def test_a_limit_of_a_group_around_the_job_counts(machine: Path) -> None:
+    """10 GiB, of which 6 are used, 2 of those by a cache that is given back: 6 are left."""
+    group = machine / "cgroup/slurm/job_7"
+    (group / "memory.max").write_text(f"{10 * GIB}\n")
+    (group / "memory.current").write_text(f"{6 * GIB}\n")
+    (group / "memory.stat").write_text(f"anon 1\ninactive_file {2 * GIB}\nactive_file 5\n")
+    (group / "step_0/memory.max").write_text("max\n")
+    found = gather(machine / "proc", machine / "cgroup", machine)
+    assert (found.available, found.limit, found.total) == (6 * GIB, 10 * GIB, 10 * GIB)
+
+
+@pytest.mark.parametrize(
+    ("available", "need", "status"),
+    [(100, 90, "ok"), (100, 110, "warning"), (100, 140, "failed"), (100, None, "ok"), (2, None, "warning")],
+)
+def test_host_memory_against_the_plan(available: int, need: int | None, status: str) -> None:
+    facts = Memory(host=128 * GIB, available=available * GIB)
+    found = check_host(facts, None if need is None else need * GIB)
+    assert found.status == status and bool(found.fix) == (status != "ok")
+
+
+def test_a_limit_that_ray_does_not_know_of() -> None:
+    limited = Memory(host=128 * GIB, available=20 * GIB, limit=24 * GIB)
+    assert check_limit(GOOD, 120 * GIB).status == "not applicable"
+    assert check_limit(limited, None).status == check_limit(limited, 23 * GIB).status == "ok"
+    found = check_limit(limited, 120 * GIB)
+    assert (found.status, found.found) == ("failed", "limit 24.0 GiB, host 128.0 GiB; Ray counts on 120.0 GiB")
+
+
+def test_shared_memory_holds_object_store_and_weights() -> None:
+    assert check_shared(GOOD, 30 * GIB, 2 * GIB).status == "ok"
+    docker = Memory(host=128 * GIB, available=100 * GIB, shared=64 * 2**20, shared_free=64 * 2**20)
+    assert "--shm-size=1g" in check_shared(docker, 0, 0).fix
+    small = check_shared(GOOD, 63 * GIB, 2 * GIB)
+    assert small.status == "failed" and "size=65g" in small.fix
+    full = Memory(host=128 * GIB, available=100 * GIB, shared=64 * GIB, shared_free=GIB)
+    assert check_shared(full, 30 * GIB, 2 * GIB).status == "warning"
+
+
+def test_snapshots_fit_the_object_store() -> None:
+    assert check_store(30 * GIB, 20 * GIB).status == "ok"
+    assert check_store(30 * GIB, 40 * GIB).status == "warning"

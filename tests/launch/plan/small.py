@@ -1,0 +1,36 @@
+"""Recipes and shapes that the planning tests count by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from launch.plan.fit import changed
+from launch.plan.public import find_shape
+from launch.plan.shapes import ModelShape
+from rlhf.config.schema import Recipe
+
+TINY = ModelShape(
+    name="tiny",
+    kind="gated",
+    layers=2,
+    hidden=8,
+    heads=2,
+    kv_heads=1,
+    head_dim=4,
+    intermediate=16,
+    vocab=100,
+    context=64,
+    tied=False,
+)
+"""A layer: q and o 8·8, k and v 8·4, three of 8·16: 576 in matrices, 592 with its norms."""
+
+
+def recipe(model: str = "meta-llama/Llama-3.1-8B", **settings: Any) -> Recipe:
+    """A recipe in bfloat16; settings have ``__`` for dots."""
+    dotted = {key.replace("__", "."): value for key, value in settings.items()}
+    return changed(Recipe(name="small"), {"model.path": model, "model.dtype": "bfloat16", **dotted})
+
+
+def find(name: str) -> ModelShape:
+    """``tiny``, or a public model, whatever lies in the hub cache of this machine."""
+    return TINY if name == "tiny" else find_shape(name, {"HF_HOME": "/nowhere"})

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from launch.report.markup import script_json, source_hash, text
+from launch.report.page import write_report
+from rlhf.errors import UserError
+from tests.launch.report.folder import HOSTILE, hostile_run, write_rows
+
+
+class Seen(HTMLParser):
+    """Tags with their attributes, and the text in each kind of element."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: dict[str, list[str]] = {}
+        self._within: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "line", "path", "circle", "rect"):
+            self._within.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if self._within and self._within[-1] == tag:
+            self._within.pop()
+
+    def handle_data(self, data: str) -> None:
+        self.texts.setdefault(self._within[-1] if self._within else "", []).append(data)
+
+
+@pytest.fixture
+def html(tmp_path: Path) -> str:
+    return write_report(hostile_run(tmp_path)).read_text(encoding="utf-8")
+
+
+def test_hostile_text_stays_text(html: str) -> None:
+    seen = Seen(html)
+    names = [tag for tag, _ in seen.tags]
+    assert [attributes for tag, attributes in seen.tags if tag == "script"] == [
+        {"type": "application/json", "id": "readings"},
+        {},
+    ]
+    assert not {"img", "link", "iframe", "object", "base", "form"} & set(names)
+    attributes = {name for _, given in seen.tags for name in given}
+    assert not {name for name in attributes if name.startswith("on") or name in ("style", "src", "srcset")}
+    assert {given["href"][:1] for tag, given in seen.tags if tag == "a" and given["href"]} == {"#"}
+    # prompts of three samples, one response, prompt and answer of the comparison, event, config key and value, ...
+    assert sum(HOSTILE in words for words in seen.texts["div"]) >= 8
+    assert "open sesame" not in html
+
+
+def test_the_policy_allows_this_script_and_style_alone(html: str) -> None:
+    (policy,) = re.findall(r'Content-Security-Policy" content="([^"]+)"', html)
+    (script,) = re.findall(r"<script>(.*?)</script>", html, flags=re.DOTALL)
+    (style,) = re.findall(r"<style>(.*?)</style>", html, flags=re.DOTALL)
+    hashes = f"script-src {source_hash(script)}; style-src {source_hash(style)}"
+    assert policy == f"default-src 'none'; {hashes}; base-uri 'none'; form-action 'none'"
+    assert source_hash("abc") == "'sha256-ungWv48Bz+pBQUDeXa4iI7ADYaOWF3qctBD/YfIAFa0='"
+
+
+def test_what_html_cannot_hold_is_made_visible() -> None:
+    assert text("a\x00\x7f\ud800<") == "a\u2400\u2421\\ud800&lt;"
+    assert script_json("</script>&") == '"\\u003c/script\\u003e\\u0026"'
+
+
+def test_a_stage_without_a_single_number_makes_a_page(tmp_path: Path) -> None:
+    write_rows(tmp_path / "sft" / "metrics.jsonl", [])
+    assert "no metrics yet" in write_report(tmp_path).read_text(encoding="utf-8")
+
+
+def test_every_kind_of_stage_has_its_curves(tmp_path: Path) -> None:
+    write_rows(tmp_path / "sft" / "metrics.jsonl", [{"step": k, "train/loss": 3 - k} for k in range(2)])
+    interval = {"eval/accuracy_ci_low": 0.5, "eval/accuracy_ci_high": 0.8}
+    write_rows(tmp_path / "reward" / "metrics.jsonl", [{"step": k, "eval/accuracy": 0.6} | interval for k in range(2)])
+    html = write_report(tmp_path, tmp_path / "other.html").read_text(encoding="utf-8")
+    assert not (tmp_path / "report.html").exists()
+    assert re.findall(r"<h4>(.*?)</h4>", html) == ["Loss", "Accuracy"]
+    assert html.count('class="band band-0"') == 1
+
+
+def test_the_command_writes_or_refuses(tmp_path: Path) -> None:
+    hostile_run(tmp_path / "r")
+    command = [sys.executable, "-m", "launch.cli", "report"]
+    done = subprocess.run([*command, tmp_path / "r"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'r' / 'report.html'}\n")
+    refused = subprocess.run([*command, tmp_path], capture_output=True, text=True)
+    assert refused.returncode == 2 and "is no run's folder" in refused.stderr and "Traceback" not in refused.stderr
+    with pytest.raises(UserError, match="cannot write"):
+        write_report(tmp_path / "r", tmp_path / "missing" / "x.html")

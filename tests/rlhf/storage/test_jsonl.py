@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rlhf.storage.jsonl import append_line, json_safe, read_lines
+
+
+def test_numbers_of_every_kind_become_json() -> None:
+    row = {
+        "a": np.float32(0.5),
+        "b": np.int64(3),
+        "c": float("nan"),
+        "d": [float("inf"), True],
+        "e": Path("x/y"),
+        "f": None,
+    }
+    assert json_safe(row) == {"a": 0.5, "b": 3, "c": None, "d": [None, True], "e": "x/y", "f": None}
+    assert json_safe(True) is True
+
+
+def test_text_of_any_script_survives_the_file(tmp_path: Path) -> None:
+    text = "añ 旅 \u2028 \n \udc80"
+    append_line(tmp_path / "rows.jsonl", {"text": text})
+    append_line(tmp_path / "rows.jsonl", {"text": "second"})
+    assert read_lines(tmp_path / "rows.jsonl") == [{"text": text}, {"text": "second"}]
+
+
+def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    append_line(path, {"step": 1})
+    with path.open("a") as file:
+        file.write('{"step": 2, "trai')
+    assert read_lines(path) == [{"step": 1}]
+    assert [json.loads(line) for line in path.read_text().splitlines()[:1]] == [{"step": 1}]
+
+
+def test_a_missing_file_has_no_rows(tmp_path: Path) -> None:
+    assert read_lines(tmp_path / "none.jsonl") == []
+
+
+@pytest.mark.parametrize(
+    "torn", [b"{", b'{"step": 2, "trai', b"x" * 200_000, '{"text": "ä'.encode()[:-1], b'{"step": 2}']
+)
+@pytest.mark.parametrize("rows", [[], [{"step": 0}, {"step": 1}]])
+def test_a_torn_line_does_not_swallow_the_next(tmp_path: Path, torn: bytes, rows: list[dict[str, int]]) -> None:
+    path = tmp_path / "rows.jsonl"
+    for row in rows:
+        append_line(path, row)
+    with path.open("ab") as file:
+        file.write(torn)
+    append_line(path, {"step": 3})
+    append_line(path, {"step": 4})
+    assert read_lines(path) == [*rows, {"step": 3}, {"step": 4}]
+    assert [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]] == read_lines(path)
+
+
+def test_long_rows_stay_whole(tmp_path: Path) -> None:
+    rows = [{"text": letter * 200_000} for letter in "ab"]
+    for row in rows:
+        append_line(tmp_path / "rows.jsonl", row)
+    assert read_lines(tmp_path / "rows.jsonl") == rows
