@@ -37,8 +37,8 @@ SLOW = (
 """What to do where Ray does not start."""
 
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
-"""For glibc's malloc: memory in pages of 2 MiB. In those of 4 KiB a pass over a long row spends up to a fifth of its time
-on faults, above all where two ranks compute side by side (``make benchmark``, docs/results.md)."""
+"""For glibc's malloc: memory in pages of 2 MiB. In those of 4 KiB a pass over a long row spends up to a fifth of its
+time on page faults, above all where two ranks compute side by side (``make benchmark``, docs/results.md)."""
 
 QUIET = {"log_to_driver": False, "logging_level": "ERROR"}
 

@@ -164,7 +164,8 @@ def test_a_command_that_is_stopped_before_its_run_begins_was_stopped_and_did_not
 LARGE = """
 held = bytearray(64 * 2**20)
 maps = open("/proc/self/smaps").read().split("VmFlags:")
-print([" hg " in flags for sizes, flags in zip(maps, maps[1:]) if int(sizes.split("Size:")[1].split()[0]) >= 64 * 2**10])
+kib = [int(sizes.split("Size:")[1].split()[0]) for sizes in maps[:-1]]
+print([" hg " in flags for size, flags in zip(kib, maps[1:]) if size >= 64 * 2**10])
 """
 
 
