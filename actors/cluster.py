@@ -18,9 +18,9 @@ from typing import Any
 import ray
 from ray._private import ray_constants
 from ray._private.state import available_resources_per_node
-from rlhf.config.pools import NodeGPUs
 
 from rlhf.errors import MachineryError
+from rlhf.placement.pools import NodeGPUs
 from rlhf.recovery.stop import AskedToStop
 
 LOCAL = "127.0.0.1"

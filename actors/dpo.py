@@ -13,7 +13,7 @@ from actors.reward_model import SHORTER_WINS
 from actors.session import Session
 from actors.supervised import Loop, Summary, named, ranks, seconds
 from actors.waiting import Moment
-from rlhf.config.validate import check_schedule
+from rlhf.config.stages import check_schedule
 from rlhf.data.stages import comparison_batches
 from rlhf.evaluation.accuracy import accuracy_ceiling, shorter_wins
 from rlhf.roles.held_out_pairs import held_out_metrics, response_logprobs

@@ -15,7 +15,7 @@ from actors.sft import train_sft
 from actors.supervised import Summary
 from rlhf.checkpoints.checkpoint import latest_checkpoint
 from rlhf.config.load import to_yaml
-from rlhf.config.validate import stages_of
+from rlhf.config.stages import stages_of
 from rlhf.errors import MachineryError, RLHFError, Stopped, UserError
 from rlhf.run_state import RunState
 from rlhf.tracking.run_folder import RunFolder

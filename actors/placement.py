@@ -13,11 +13,11 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.cluster import GPU_TYPE, free_gpus, nodes
-from rlhf.config.schema import Recipe
+from rlhf.config.schema import Recipe, Stage
 from rlhf.device import Device
 from rlhf.errors import MachineryError
 from rlhf.placement.machine import choose_strategy
-from rlhf.placement.pools import ENGINES, Pool, Resting, Stage, pack, pools, resting
+from rlhf.placement.pools import ENGINES, Pool, Resting, pack, pools, resting
 
 SHARE = 0.1
 """Part of a GPU that Ray counts for each role that shares it, ten at most; memory is the roles' own business."""

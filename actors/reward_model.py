@@ -10,7 +10,7 @@ from actors.group import Group
 from actors.session import Session
 from actors.supervised import Loop, Summary, named, ranks, seconds
 from actors.waiting import Moment
-from rlhf.config.validate import check_schedule
+from rlhf.config.stages import check_schedule
 from rlhf.data.stages import comparison_batches
 from rlhf.errors import MachineryError
 from rlhf.evaluation.accuracy import accuracy_ceiling, preference_accuracy, shorter_wins

@@ -9,7 +9,7 @@ from actors.group import Group
 from actors.session import Session
 from actors.supervised import Loop, Summary, named, ranks, seconds
 from actors.waiting import Moment
-from rlhf.config.validate import check_schedule
+from rlhf.config.stages import check_schedule
 from rlhf.data.order import epoch_batches
 from rlhf.roles.examples import ExampleData
 from rlhf.roles.forward import join_tokens

@@ -17,7 +17,7 @@ from actors.supervisor import STATUS, Supervisor
 from actors.timeline import Timeline
 from actors.waiting import Moment
 from actors.worker import Builder
-from rlhf.placement.pools import Stage
+from rlhf.config.schema import Stage
 from rlhf.tracking.phases import PhaseTimer
 from rlhf.tracking.run_folder import RunFolder
 from rlhf.tracking.tracker import Tracker

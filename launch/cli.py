@@ -22,7 +22,7 @@ import launch.report.command
 import launch.submit
 import launch.watch.command
 from launch.options import add_recipe
-from rlhf.config.validate import stages_of
+from rlhf.config.stages import stages_of
 from rlhf.errors import RLHFError, UserError
 from rlhf.recovery.stop import before_the_start
 

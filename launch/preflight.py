@@ -14,8 +14,8 @@ from launch.plan.strategy import choose, decided
 from rlhf.config.limits import out_of_limits
 from rlhf.config.load import load_recipe
 from rlhf.config.problems import raise_all
-from rlhf.config.schema import TRAINED, DPOConfig, Recipe, RewardConfig, RewardSourceConfig, SFTConfig
-from rlhf.config.validate import check_schedule, stages_of, validate
+from rlhf.config.schema import TRAINED, DPOConfig, Recipe, RewardConfig, RewardSourceConfig, SFTConfig, Stage
+from rlhf.config.stages import check_schedule, stages_of
 from rlhf.data.order import epoch_batches
 from rlhf.data.stages import comparison_batches
 from rlhf.device import Device
@@ -24,8 +24,9 @@ from rlhf.evaluation.accuracy import accuracy_ceiling
 from rlhf.evaluation.scorers import load_scorer
 from rlhf.gpus import GPUS, gpu_named
 from rlhf.placement.machine import Machine, uses_gpus
-from rlhf.placement.pools import Stage, Strategy, pools
+from rlhf.placement.pools import Strategy, pools
 from rlhf.tracking.wandb_run import resolve_mode
+from rlhf.validate import validate
 
 if TYPE_CHECKING:
     from actors.session import Session

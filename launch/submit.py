@@ -16,12 +16,11 @@ from typing import TYPE_CHECKING
 
 from launch.options import RUNS, add_recipe
 from launch.upload import RECIPE, is_elsewhere, named_functions, named_paths, stage
-from launch.watch.said import clean
 from rlhf.config.load import load_recipe
-from rlhf.config.schema import Recipe
+from rlhf.config.schema import Recipe, Stage
 from rlhf.errors import UserError
 from rlhf.placement.machine import Machine
-from rlhf.placement.pools import Stage
+from rlhf.tracking.console import one_line
 
 if TYPE_CHECKING:
     from launch.jobs import Jobs
@@ -111,7 +110,7 @@ def checked(path: str, overrides: Sequence[str], command: Stage) -> Recipe:
     Raises:
         UserError: lists every problem found.
     """
-    from rlhf.config.validate import validate
+    from rlhf.validate import validate
 
     recipe = load_recipe(path, overrides)
     anything = Machine(gpus=10**6, cpus=10**6)
@@ -191,7 +190,7 @@ def _list(jobs: Jobs) -> int:
     for job in jobs.all():
         started = time.strftime("%Y-%m-%d %H:%M", time.localtime((job.start_time or 0) / 1000))
         folder = (job.metadata or {}).get("run", "")
-        rows.append((clean(job.submission_id), job.status.value.lower(), started, clean(folder)))
+        rows.append((one_line(job.submission_id), job.status.value.lower(), started, one_line(folder)))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())

@@ -12,10 +12,10 @@ from launch.plan.cluster import parse_cluster
 from launch.plan.report import make_plan
 from rlhf.config.load import load_recipe
 from rlhf.config.schema import Recipe
-from rlhf.config.validate import validate
 from rlhf.errors import UserError
 from rlhf.placement.machine import Machine
 from rlhf.placement.pools import NodeGPUs
+from rlhf.validate import validate
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "recipes").glob("*.yaml"))

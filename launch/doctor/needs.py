@@ -17,11 +17,11 @@ from launch.plan.members import ENGINE, Member, Seat, Shapes, members, seats
 from launch.plan.memory import PROCESS, size_of
 from launch.plan.plan import place, planned_stages
 from launch.plan.work import row_tokens
-from rlhf.config.schema import Recipe
+from rlhf.config.schema import Recipe, Stage
 from rlhf.errors import UserError
 from rlhf.gpus import GPUS, gpu_named
 from rlhf.placement.machine import Machine, check_devices, choose_strategy
-from rlhf.placement.pools import NodeGPUs, Resting, Stage, pools, resting
+from rlhf.placement.pools import NodeGPUs, Resting, pools, resting
 
 BYTES_PER_WEIGHT = 16
 """Of a snapshot and of a checkpoint, at most: as ``rlhf/zero/checkpoint.py`` says, which needs torch."""

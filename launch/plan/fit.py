@@ -11,10 +11,9 @@ from launch.plan.cluster import Cluster
 from launch.plan.members import ROLES, Shapes
 from launch.plan.plan import check, place, planned_stages
 from launch.plan.work import longest
-from rlhf.config.schema import Recipe
+from rlhf.config.schema import Recipe, Stage
 from rlhf.errors import UserError
 from rlhf.placement.machine import shares
-from rlhf.placement.pools import Stage
 
 Changes = dict[str, Any]
 """Dotted keys of a recipe, and their new values."""

@@ -13,10 +13,10 @@ from typing import Literal
 from launch.plan.cluster import Cluster
 from launch.plan.public import find_shape
 from launch.plan.shapes import ModelShape, scratch_shape
-from rlhf.config.schema import TRAINED, Recipe, RewardSourceConfig, RoleConfig
+from rlhf.config.schema import TRAINED, Recipe, RewardSourceConfig, RoleConfig, Stage
 from rlhf.errors import UserError
 from rlhf.placement.machine import choose_strategy
-from rlhf.placement.pools import ENGINES, NodeGPUs, Stage, pack, pools
+from rlhf.placement.pools import ENGINES, NodeGPUs, pack, pools
 from rlhf.placement.shared_rows import SPLIT_TYPES, indivisible, row_ranks, unsplittable
 
 Head = Literal["language", "scalar"]

@@ -13,12 +13,13 @@ from launch.plan.members import ENGINE, Member, Seat, Shapes, indivisible_heads,
 from launch.plan.memory import ASLEEP, GIB, NOTHING, EngineMemory, Memory
 from launch.plan.work import Batch, batch_of, longest, row_tokens
 from rlhf.config.named_files import STAGE_DATA
-from rlhf.config.schema import Recipe
-from rlhf.config.validate import stages_of, validate
+from rlhf.config.schema import Recipe, Stage
+from rlhf.config.stages import stages_of
 from rlhf.errors import UserError
 from rlhf.placement.machine import Machine as Asked
 from rlhf.placement.machine import check_devices, choose_strategy, gpus_needed
-from rlhf.placement.pools import NodeGPUs, Resting, Stage, pools, resting, turns
+from rlhf.placement.pools import NodeGPUs, Resting, pools, resting, turns
+from rlhf.validate import validate
 
 STAGES: tuple[Stage, ...] = ("sft", "reward", "dpo", "ppo", "pipeline")
 PHASES = {"ppo": ("rollout", "score", "update", "publish")}

@@ -15,8 +15,8 @@ from launch.plan.public import find_shape
 from launch.plan.shapes import ModelShape
 from launch.plan.strategy import choose, decided
 from launch.plan.timing import SHARES
-from rlhf.config.schema import Recipe
-from rlhf.placement.pools import Resting, Stage
+from rlhf.config.schema import Recipe, Stage
+from rlhf.placement.pools import Resting
 
 
 @dataclass(frozen=True, kw_only=True)

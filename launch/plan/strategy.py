@@ -8,9 +8,9 @@ from launch.plan.cluster import Cluster
 from launch.plan.members import Shapes
 from launch.plan.memory import GIB
 from launch.plan.plan import Placed, place
-from rlhf.config.schema import Recipe
+from rlhf.config.schema import Recipe, Stage
 from rlhf.placement.machine import choose_strategy, gpus_needed, shares
-from rlhf.placement.pools import Stage, Strategy
+from rlhf.placement.pools import Strategy
 
 ORDER: tuple[Strategy, ...] = ("separate", "colocated")
 """Apart first: roles that share a GPU wait for each other, and move states out of the way."""

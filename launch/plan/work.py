@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from launch.plan.members import Member
 from rlhf.batching import plan
 from rlhf.config.schema import Recipe
-from rlhf.config.validate import policy_updates
+from rlhf.config.stages import policy_updates
 from rlhf.placement.shared_rows import groups
 
 

@@ -172,10 +172,10 @@ def _follow_in_lines(look: Callable[[], Standing | None], standing: Standing) ->
 
 
 def _told_end(standing: Standing) -> str:
-    from launch.watch.said import clean
+    from rlhf.tracking.console import one_line
 
     assert standing.ending is not None
-    return f"{clean(standing.title)}: {clean(standing.ending.text)}"
+    return f"{one_line(standing.title)}: {one_line(standing.ending.text)}"
 
 
 @contextmanager

@@ -17,9 +17,8 @@ import yaml
 from launch.report.read import STAGES, number
 from launch.watch.follow import Recent, Row, Rows, read_object
 from launch.watch.holder import Holder, holder_of
-from launch.watch.said import clean
 from launch.watch.standing import Ending, Member, Standing, seconds_left
-from rlhf.tracking.console import format_seconds
+from rlhf.tracking.console import format_seconds, one_line
 
 KEPT_STEPS, KEPT_EVENTS, KEPT_SAMPLES = 512, 200, 64
 SILENT_SECONDS = 120.0
@@ -49,7 +48,7 @@ class Stage:
     @property
     def finished(self) -> str:
         """When it was finished, in words; empty before."""
-        return clean(read_object(self.folder / "done.json").get("finished", ""))
+        return one_line(read_object(self.folder / "done.json").get("finished", ""))
 
     def steps(self, status: Row) -> int | None:
         """How many steps it is to have, as it says itself. Before it does, the recipe tells those of PPO."""
@@ -85,7 +84,7 @@ class Stage:
             return "", None, None
         if (phase, step) != self._phase[:2]:
             self._phase = phase, step, now if since is None else since
-        return clean(phase), step if isinstance(step, int) else None, max(0.0, now - self._phase[2])
+        return one_line(phase), step if isinstance(step, int) else None, max(0.0, now - self._phase[2])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,9 +194,9 @@ def _members(status: Row, now: float) -> Iterator[Member]:
         if isinstance(told, Mapping):
             process, heard = told.get("process"), number(told.get("heard"))
             yield Member(
-                name=clean(name),
-                state=clean(told.get("state", "")),
-                node=clean(told.get("node", "")),
+                name=one_line(name),
+                state=one_line(told.get("state", "")),
+                node=one_line(told.get("node", "")),
                 process=process if isinstance(process, int) else None,
                 heard=None if heard is None else max(0.0, now - heard),
             )
@@ -219,7 +218,7 @@ def _last_seen(phase: str, step: int | None, ago: float) -> str:
 
 
 def _told_end(stage: Stage, event: Row) -> str:
-    said = clean(event.get("message", ""))
+    said = one_line(event.get("message", ""))
     code = event.get("exit_code")
     ended = f"{stage.folder.name} {event['kind']}" + (f", exit code {code}" if code is not None else "")
     return f"{ended}: {said}" if said else ended

@@ -6,8 +6,8 @@ import re
 from collections import deque
 
 from launch.watch.follow import Recent, Row
-from launch.watch.said import clean
 from launch.watch.standing import NUMBERS, Standing
+from rlhf.tracking.console import one_line
 
 KEPT_LINES, KEPT_STEPS = 400, 512
 LONGEST_LINE = 4000
@@ -80,7 +80,7 @@ class JobLog:
 def clean_line(line: str) -> str:
     """A line without control characters and colours; runs of spaces stay, since they part its columns."""
     plain = re.sub(r"\x1b\[[0-9;?]*[ -/]*[@-~]", "", line[:LONGEST_LINE]).rstrip()
-    return "  ".join(filter(None, map(clean, plain.split("  "))))
+    return "  ".join(filter(None, map(one_line, plain.split("  "))))
 
 
 def _seconds(text: str) -> float:

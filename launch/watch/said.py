@@ -8,7 +8,7 @@ from typing import Any
 from launch.report.read import number
 from launch.watch.follow import Row
 from rlhf.secrets import without_secrets
-from rlhf.tracking.console import format_number, plain_text
+from rlhf.tracking.console import format_number, one_line
 
 TROUBLE = frozenset({"actor_died", "actor_stalled", "actor_failed", "failed", "checkpoint_failed", "snapshot_lost"})
 """Kinds of events that tell of something that broke."""
@@ -19,22 +19,16 @@ _SAID = ("message", "why", "error", "reason", "cause", "what", "path", "where")
 _SHOWN_APART = ("time", "when", "kind", "step", "member", "phase")
 
 
-def clean(value: Any) -> str:
-    """``value`` on one line, without control characters, and in characters that can be printed."""
-    text = str(value).encode("utf-8", "replace").decode()
-    return " ".join(plain_text(" ".join(text.split())).split())
-
-
 def told(event: Row) -> str:
     """An event in a line: what kind, of whom, when, and what it says."""
     event = without_secrets(event)
-    kind, step, phase = clean(event.get("kind", "event")), event.get("step"), event.get("phase")
+    kind, step, phase = one_line(event.get("kind", "event")), event.get("step"), event.get("phase")
     if event.get("member"):
-        kind = f"{clean(event['member'])} {kind.removeprefix('actor_')}"
+        kind = f"{one_line(event['member'])} {kind.removeprefix('actor_')}"
     else:
         kind = kind.replace("_", " ")
     if step is not None:
-        kind += f" in {clean(phase)} of step {clean(step)}" if phase else f" at step {clean(step)}"
+        kind += f" in {one_line(phase)} of step {one_line(step)}" if phase else f" at step {one_line(step)}"
     detail = _detail(event)
     return f"{kind}: {detail}" if detail else kind
 
@@ -45,13 +39,13 @@ def _detail(event: Row) -> str:
         return f"after {seconds:.1f} s"
     said = next((event[name] for name in _SAID if event.get(name)), None)
     if said is not None:
-        return clean(said)
+        return one_line(said)
     rest = {name: value for name, value in event.items() if name not in _SHOWN_APART and value not in (None, "")}
-    return ", ".join(f"{clean(name)} {_short(value)}" for name, value in rest.items())
+    return ", ".join(f"{one_line(name)} {_short(value)}" for name, value in rest.items())
 
 
 def _short(value: Any) -> str:
-    return clean(format_number(value) if isinstance(value, float) else value)
+    return one_line(format_number(value) if isinstance(value, float) else value)
 
 
 def clock(event: Row) -> str:
@@ -64,7 +58,7 @@ def clock(event: Row) -> str:
 
 def about(sample: Row) -> str:
     """What is known of a response beside its text: why it is shown, score, KL, how it ended."""
-    parts = [clean(sample["pick"])] if sample.get("pick") else []
+    parts = [one_line(sample["pick"])] if sample.get("pick") else []
     for name, key in (("score", "score"), ("KL", "kl"), ("advantage", "advantage")):
         if (value := number(sample.get(key))) is not None:
             parts.append(f"{name} {value:.3g}")

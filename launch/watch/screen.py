@@ -1,6 +1,6 @@
 """A run as one picture that fills a terminal of any size.
 
-Texts of a model, of the recipe and of errors are put on it by ``said.clean`` and ``rich.text.Text``, never as markup.
+Texts of a model, of the recipe and of errors are put on it by ``console.one_line`` and ``rich.text.Text``, never as markup.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from rich.text import Text
 
 from launch.report.read import STAGES
 from launch.watch.follow import Row
-from launch.watch.said import GOOD, TROUBLE, about, clean, clock, told
+from launch.watch.said import GOOD, TROUBLE, about, clock, told
 from launch.watch.spark import sparkline
 from launch.watch.standing import Member, Standing, history, phases, rates, step_seconds
-from rlhf.tracking.console import format_seconds
+from rlhf.tracking.console import format_seconds, one_line
 
 SMALLEST = (40, 10)
 """Columns and lines below which nothing sensible can be drawn."""
@@ -72,7 +72,7 @@ def _head(standing: Standing, width: int, footer: str) -> RenderableType:
     rows = [_stages(standing), _progress(standing, inner), _phases(standing, inner), _state(standing)]
     for row in rows:
         row.truncate(inner, overflow="ellipsis")
-    panel = _panel(Group(*rows), f"{clean(standing.title)} · {_shortened(standing.place, max(10, inner - 40))}")
+    panel = _panel(Group(*rows), f"{one_line(standing.title)} · {_shortened(standing.place, max(10, inner - 40))}")
     panel.border_style = _colour(standing)
     panel.subtitle, panel.subtitle_align = Text(footer, style="dim"), "right"
     return panel
@@ -85,7 +85,7 @@ def _colour(standing: Standing) -> str:
 
 
 def _shortened(text: str, width: int) -> str:
-    text = clean(text)
+    text = one_line(text)
     return text if len(text) <= width else "…" + text[len(text) - width + 1 :]
 
 
@@ -149,9 +149,9 @@ def _seconds(seconds: float | None) -> str:
 
 def _state(standing: Standing) -> Text:
     if standing.ending is not None:
-        return Text(clean(standing.ending.text), style="bold green" if standing.ending.good else "bold red")
+        return Text(one_line(standing.ending.text), style="bold green" if standing.ending.good else "bold red")
     if standing.warning:
-        return Text(clean(standing.warning), style="bold yellow")
+        return Text(one_line(standing.warning), style="bold yellow")
     if standing.stage in standing.finished:
         return Text(f"{standing.stage} is finished; its process goes on with what follows", style="green")
     if standing.step is not None and standing.phase:
@@ -226,7 +226,7 @@ def _texts(standing: Standing, width: int, lines: int) -> list[Layout]:
     panels: list[tuple[str, int, Callable[[int, int], RenderableType]]] = []
     events, log = standing.events.items, standing.log.items
     if standing.samples:
-        step = clean(standing.samples[-1].get("step"))
+        step = one_line(standing.samples[-1].get("step"))
         panels.append((f"samples of step {step}", lines, partial(_samples, standing.samples)))
     if log:
         panels.append(("the job's log", len(log), partial(_log, log)))
@@ -255,8 +255,8 @@ def _samples(samples: Sequence[Row], width: int, lines: int) -> RenderableType:
     body: list[RenderableType] = []
     for sample in samples[: max(1, lines // each)]:
         body.append(_cut(Text(about(sample), style="cyan"), width))
-        body.append(_cut(Text(f"› {_end(clean(sample.get('prompt', '')), width - 2)}", style="dim"), width))
-        body += _wrapped(clean(sample.get("response", "")), width, each - 2)
+        body.append(_cut(Text(f"› {_end(one_line(sample.get('prompt', '')), width - 2)}", style="dim"), width))
+        body += _wrapped(one_line(sample.get("response", "")), width, each - 2)
     return Group(*body[:lines])
 
 

@@ -224,6 +224,8 @@ class AdaptiveKLConfig:
     """Responses over which β may change by a fifth."""
 
 
+Stage = Literal["sft", "reward", "dpo", "ppo", "pipeline", "generate"]
+"""A command that runs a recipe."""
 LossMean = Literal["token", "sequence", "constant"]
 AlgorithmName = Literal["ppo", "grpo", "dr_grpo", "rloo", "reinforce++", "reinforce++_baseline"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from rlhf.config.schema import Recipe
+from rlhf.config.schema import Recipe, Stage
 from rlhf.errors import UserError
-from rlhf.placement.pools import ENGINES, NodeGPUs, Pool, Stage, Strategy, asked, pack, pools
+from rlhf.placement.pools import ENGINES, NodeGPUs, Pool, Strategy, asked, pack, pools
 
 CPU_PROCESSES = 16
 """Ranks and engines for each core of a machine without GPUs, at most: waiting for each other, all would be late."""

@@ -6,10 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
-from rlhf.config.schema import Recipe
+from rlhf.config.schema import Recipe, Stage
 from rlhf.errors import UserError
 
-Stage = Literal["sft", "reward", "dpo", "ppo", "pipeline", "generate"]
 Strategy = Literal["colocated", "separate"]
 Resting = Literal["none", "states", "all"]
 """What of a role lies in the host's memory between its phases."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from rlhf.algorithms.losses import value_loss
 from rlhf.batching import minibatches
 from rlhf.config.schema import Recipe
-from rlhf.config.validate import critic_updates
+from rlhf.config.stages import critic_updates
 from rlhf.device import peak_memory_gib
 from rlhf.errors import UserError
 from rlhf.models.classifier import inspect_classifier

@@ -16,7 +16,7 @@ from rlhf.algorithms.losses import kl_loss, policy_loss
 from rlhf.algorithms.normaliser import normaliser, token_weights
 from rlhf.batching import minibatches
 from rlhf.config.schema import Recipe
-from rlhf.config.validate import policy_updates
+from rlhf.config.stages import policy_updates
 from rlhf.device import peak_memory_gib
 from rlhf.models.load import DTYPES, load_policy
 from rlhf.models.lora import adapters_off

@@ -117,6 +117,12 @@ def plain_text(text: str) -> str:
 _DIRECTION_MARKS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
+def one_line(value: object) -> str:
+    """``value`` on one line, without control characters, and in characters that can be printed."""
+    text = str(value).encode("utf-8", "replace").decode()
+    return " ".join(plain_text(" ".join(text.split())).split())
+
+
 def format_number(value: Number) -> str:
     """Four significant digits for a fraction; whole numbers and text as they are."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)

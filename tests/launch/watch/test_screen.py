@@ -12,10 +12,11 @@ from rich.console import Console
 
 from launch.watch.folder import FolderWatch, Place
 from launch.watch.lines import Lines
-from launch.watch.said import clean, told
+from launch.watch.said import told
 from launch.watch.screen import picture
 from launch.watch.spark import sparkline
 from launch.watch.standing import Member, Standing
+from rlhf.tracking.console import one_line
 from tests.launch.watch.pretend import HOSTILE, Pretend
 
 
@@ -104,7 +105,7 @@ def test_events_and_texts_are_lines() -> None:
         "metric not finite at step 3: metrics {'lr': 'nan'}"
     )
     assert told({}) == "event"
-    assert clean("a\n\tb\u2028c \x1b d") == "a b c d"
+    assert one_line("a\n\tb\u2028c \x1b d") == "a b c d"
 
 
 def test_lines_tell_each_step_and_event_once(tmp_path: Path) -> None:

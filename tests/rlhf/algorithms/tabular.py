@@ -32,7 +32,7 @@ from rlhf.config.schema import (
     RoleConfig,
     RolloutConfig,
 )
-from rlhf.config.validate import critic_updates, policy_updates
+from rlhf.config.stages import critic_updates, policy_updates
 from rlhf.experience import Scored, build_experience, experience_metrics
 from rlhf.models.packed_row import PackedRow
 from rlhf.models.policy import Entropy, token_logprobs

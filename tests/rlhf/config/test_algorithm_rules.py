@@ -23,9 +23,9 @@ from rlhf.config.schema import (
     Recipe,
     RewardSourceConfig,
 )
-from rlhf.config.validate import validate
 from rlhf.errors import UserError
 from rlhf.placement.machine import Machine
+from rlhf.validate import validate
 
 NAMES = get_args(AlgorithmName)
 WITHOUT_CRITIC = [name for name in NAMES if name != "ppo"]

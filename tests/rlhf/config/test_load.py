@@ -317,7 +317,7 @@ def test_junk_overrides_are_a_user_error(tmp_path, key, value):
 
 def test_the_configuration_loads_without_heavy_libraries():
     code = (
-        "import sys, rlhf.config.load, rlhf.config.validate\n"
+        "import sys, rlhf.config.load, rlhf.validate\n"
         "print(sorted({'torch', 'numpy', 'transformers', 'vllm', 'ray', 'deepspeed', 'datasets'} & set(sys.modules)))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

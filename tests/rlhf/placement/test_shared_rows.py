@@ -8,11 +8,19 @@ from typing import Any
 
 import pytest
 
-from rlhf.config.schema import DataConfig, LoRAConfig, ModelConfig, PlacementConfig, Recipe, RoleConfig, ScratchConfig
-from rlhf.config.validate import validate
+from rlhf.config.schema import (
+    DataConfig,
+    LoRAConfig,
+    ModelConfig,
+    PlacementConfig,
+    Recipe,
+    RoleConfig,
+    ScratchConfig,
+    Stage,
+)
 from rlhf.errors import UserError
 from rlhf.placement.machine import Machine
-from rlhf.placement.pools import Stage
+from rlhf.validate import validate
 
 
 def refused(recipe: Recipe, stage: Stage) -> str:

@@ -10,11 +10,12 @@ from rlhf.config.limits import out_of_limits
 from rlhf.config.named_files import check_data, check_models, check_name, check_scorer
 from rlhf.config.problems import raise_all
 from rlhf.config.reward_rules import check_rewards
-from rlhf.config.schema import OptimizerConfig, Recipe, RoleConfig, ScratchConfig
+from rlhf.config.schema import Recipe, RoleConfig, ScratchConfig, Stage
+from rlhf.config.stages import check_schedule, critic_updates, policy_updates, stages_of
 from rlhf.config.tracking_rules import check_tracking
 from rlhf.errors import UserError
 from rlhf.placement.machine import Machine, check_devices
-from rlhf.placement.pools import Stage, check_sharing
+from rlhf.placement.pools import check_sharing
 from rlhf.placement.shared_rows import check_shared_rows, groups
 
 ENGINE_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256)
@@ -51,45 +52,6 @@ def validate(recipe: Recipe, stage: Stage, machine: Machine) -> None:
         wrong = list(check_sharing(recipe)) if "ppo" in stages else []
         problems += wrong or check_devices(recipe, stage, machine)
     raise_all(problems, f"the recipe {recipe.name!r} cannot run `{stage}`")
-
-
-def stages_of(recipe: Recipe, stage: Stage) -> tuple[str, ...]:
-    """The stages that a command runs: a pipeline runs all three, but for those whose model or function is given."""
-    if stage != "pipeline":
-        return (stage,)
-    given = {
-        "sft": recipe.ppo.policy_init is not None,
-        "reward": not recipe.trains_reward,
-        "ppo": False,
-    }
-    return tuple(name for name, is_given in given.items() if not is_given)
-
-
-def critic_updates(recipe: Recipe) -> int:
-    """Optimizer updates of the critic in a PPO run."""
-    return recipe.ppo.steps * recipe.algorithm.epochs * recipe.algorithm.minibatches
-
-
-def policy_updates(recipe: Recipe) -> int:
-    """Optimizer updates of the policy in a PPO run: it rests while only the critic learns."""
-    learning_steps = recipe.ppo.steps - recipe.algorithm.critic_warmup_steps
-    return learning_steps * recipe.algorithm.epochs * recipe.algorithm.minibatches
-
-
-def check_schedule(optimizer: OptimizerConfig, total_updates: int, key: str) -> None:
-    """Refuse a warm-up that the run ends in, where the peak rate would never be used.
-
-    Args:
-        optimizer: the schedule.
-        total_updates: optimizer updates of the whole run.
-        key: dotted key of the optimizer, for the message.
-    """
-    if optimizer.warmup_steps >= total_updates:
-        raise UserError(
-            f"{key}.warmup_steps = {optimizer.warmup_steps} is not shorter than the run of {total_updates} updates",
-            "the learning rate would still be rising when the run ends",
-            f"{key}.warmup_steps={total_updates // 10}, or train for longer",
-        )
 
 
 def _scorers(recipe: Recipe, stage: Stage) -> Iterator[UserError]:

@@ -9,16 +9,10 @@ from hypothesis import strategies as st
 
 from rlhf.config.load import load_recipe
 from rlhf.config.schema import ModelConfig, OptimizerConfig, Recipe, ScratchConfig
-from rlhf.config.validate import (
-    ENGINE_HEAD_SIZES,
-    check_schedule,
-    critic_updates,
-    policy_updates,
-    stages_of,
-    validate,
-)
+from rlhf.config.stages import check_schedule, critic_updates, policy_updates, stages_of
 from rlhf.errors import UserError
 from rlhf.placement.machine import Machine
+from rlhf.validate import ENGINE_HEAD_SIZES, validate
 
 CPU = Machine(gpus=0, cpus=4)
 STAGES = ("sft", "reward", "dpo", "ppo", "pipeline")
