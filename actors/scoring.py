@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import ray
 
 from actors.group import Group
+from actors.supervisor import Supervisor
 from actors.waiting import Moment, fetch
 from rlhf.errors import LostError
 from rlhf.placement.pools import turns
 from rlhf.roles.assemble import Contribution
-
-if TYPE_CHECKING:
-    from actors.crew import Crew
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +35,29 @@ class Task:
     share: ray.ObjectRef
 
 
+class ScoringGroups(Protocol):
+    """The run's actor groups, as far as scoring uses them: the scorers, and how lost ones are replaced (``Crew``)."""
+
+    supervisor: Supervisor
+
+    @property
+    def scorers(self) -> tuple[Scorer, ...]:
+        """The scorers of a step."""
+
+    def rest(self, groups: Sequence[Group], moment: Moment) -> None:
+        """Have groups leave their GPUs to others, where they share them."""
+
+    def frozen_groups(self, error: LostError) -> list[Group]:
+        """The groups whose ranks were lost; raises the error where one of them is trained."""
+
+    def revive(self, error: LostError, moment: Moment, samples: int) -> None:
+        """Replace the lost ranks of frozen groups."""
+
+
 class Scoring:
     """Blocks are sent as they come, and settled together. What a role that died had not finished is sent again."""
 
-    def __init__(self, crew: Crew, moment: Moment, scorers: Sequence[Scorer] | None = None) -> None:
+    def __init__(self, crew: ScoringGroups, moment: Moment, scorers: Sequence[Scorer] | None = None) -> None:
         """Args: scorers are those of a step where none are named."""
         self.crew, self.moment, self.scorers = crew, moment, crew.scorers if scorers is None else scorers
         self.blocks: list[ray.ObjectRef] = []

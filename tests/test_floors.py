@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -47,6 +49,56 @@ def test_upward_imports_are_found_wherever_they_hide() -> None:
     assert upward(hidden, "rlhf") == [(3, "ray"), (4, "actors")]
     assert upward("import ray\nfrom launch import cli\n", "actors") == [(2, "launch")]
     assert upward("from .launch import x\nimport launching\n", "actors") == []
+
+
+def dotted(path: Path) -> str:
+    """The name of a module, or of a package where the file is its ``__init__.py``."""
+    return ".".join(path.with_suffix("").parts).removesuffix(".__init__")
+
+
+def room(module: str) -> str:
+    """The folder of a file; files that lie directly in a floor are rooms of their own."""
+    parts = module.split(".")
+    return ".".join(parts[:2]) if len(parts) > 2 else module
+
+
+def links(sources: Mapping[str, str]) -> dict[str, set[str]]:
+    """Which modules each module imports, for type checkers alone too. ``sources`` are texts by module."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for module, source in sources.items():
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+                found[module] |= {name if name in sources else node.module for name in names}
+            elif isinstance(node, ast.Import):
+                found[module] |= {alias.name for alias in node.names}
+    return {module: {name for name in names if name in sources and name != module} for module, names in found.items()}
+
+
+def rooms(files: Mapping[str, set[str]]) -> dict[str, set[str]]:
+    """Which rooms each room imports from."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for module, names in files.items():
+        found[room(module)] |= {room(name) for name in names} - {room(module)}
+    return dict(found)
+
+
+def test_no_files_and_no_rooms_import_each_other_in_a_circle() -> None:
+    files = links({dotted(path): (ROOT / path).read_text(encoding="utf-8") for path in MODULES})
+    TopologicalSorter(files).prepare()  # raises CycleError, which names the circle
+    TopologicalSorter(rooms(files)).prepare()
+
+
+def test_a_circle_is_found_between_files_and_between_rooms() -> None:
+    apart = {"rlhf.a.x": "from rlhf.b import y", "rlhf.b.y": "", "rlhf.b.z": "import rlhf.a.x"}
+    files = links(apart)
+    TopologicalSorter(files).prepare()
+    with pytest.raises(CycleError):
+        TopologicalSorter(rooms(files)).prepare()
+    with pytest.raises(CycleError):
+        TopologicalSorter(
+            links({"rlhf.a": "if TYPE_CHECKING:\n    from rlhf.b import B", "rlhf.b": "import rlhf.a"})
+        ).prepare()
 
 
 def test_the_training_loop_fits_on_two_screens() -> None:

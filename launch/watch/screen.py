@@ -1,6 +1,7 @@
 """A run as one picture that fills a terminal of any size.
 
-Texts of a model, of the recipe and of errors are put on it by ``console.one_line`` and ``rich.text.Text``, never as markup.
+Texts of a model, of the recipe and of errors are put on it by
+``console.one_line`` and ``rich.text.Text``, never as markup.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from ray.cluster_utils import Cluster
 
 from launch.cli import main, parse
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 RECIPE = str(ROOT / "recipes/quickstart.yaml")
 STORE = 256 * 2**20
 PROGRAM = "import sys; from launch.cli import main; sys.exit(main(sys.argv[1:]))"

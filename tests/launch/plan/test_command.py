@@ -11,7 +11,7 @@ import pytest
 
 from launch.cli import main
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 RECIPE = str(ROOT / "recipes/llama_70b_cluster.yaml")
 CLUSTER = ("--cluster", "nodes=8,gpus=8,gpu=h100-80")
 
