@@ -35,9 +35,9 @@ from rlhf.data.read import RawRow, read_rows
 from rlhf.data.records import BadRow, DataFile, Demonstration, Loaded, Message, Messages, Preference, PromptRow
 from rlhf.data.repeated import prompt_text, without_prompts
 from rlhf.data.report import describe_bad
+from rlhf.data.shapes import are_turns
 from rlhf.data.turns import (
     RowError,
-    are_turns,
     join_turns,
     parse_turns,
     read_messages,
@@ -146,7 +146,7 @@ def _renamed(raw: RawRow | BadRow, config: DataConfig) -> RawRow | BadRow:
     others = {name: value for name, value in row.items() if name not in meant}
     ours = {name: row[theirs] if theirs in row else _value(row, theirs) for name, theirs in names.items()}
     try:
-        ours |= {name: parse_turns(ours[name], name) for name in _CONVERSATIONS if name in ours}
+        ours |= parse_turns(ours, _CONVERSATIONS)
     except RowError as error:
         return BadRow(raw.source, str(error))
     return RawRow(raw.source, {**others, **ours}, raw.filled, given=row, names=names)
@@ -225,7 +225,7 @@ def _check_text(row: Columns) -> None:
         raise RowError(
             "prompt beside text: data.columns={completion: text} where the text answers it, or data.ignore=[prompt]"
         )
-    if parse_turns(row["text"], "text") is not row["text"]:
+    if parse_turns(row, ["text"])["text"] is not row["text"]:
         raise RowError("not text: text holds messages (data.columns={messages: text} reads them)")
 
 
