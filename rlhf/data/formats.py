@@ -35,6 +35,7 @@ from rlhf.data.read import RawRow, read_rows
 from rlhf.data.records import BadRow, DataFile, Demonstration, Loaded, Message, Messages, Preference, PromptRow
 from rlhf.data.repeated import prompt_text, without_prompts
 from rlhf.data.report import describe_bad
+from rlhf.data.scores import contradictions
 from rlhf.data.shapes import are_turns
 from rlhf.data.turns import (
     RowError,
@@ -89,6 +90,7 @@ def _load(path: str | None, config: DataConfig, parse: Parse[T], needs_answers: 
             fix="set data.path, or the stage's own data.demonstrations, .preferences or .prompts",
         )
     read = _read(path, config)
+    remarks = contradictions(read.rows, config) if needs_answers else ()
     raws, repeated = without_prompts(list(choose_by_label(read.rows, config))) if needs_answers else (read.rows, 0)
     rows: list[T] = []
     bad: list[BadRow] = []
@@ -104,7 +106,7 @@ def _load(path: str | None, config: DataConfig, parse: Parse[T], needs_answers: 
             bad.append(outcome)
     if not rows:
         raise _nothing_usable(path, bad)
-    return Loaded(tuple(rows), tuple(bad), tuple(read.unused), tuple(read.files), repeated)
+    return Loaded(tuple(rows), tuple(bad), tuple(read.unused), tuple(read.files), repeated, remarks)
 
 
 @dataclass(frozen=True)
