@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import islice, pairwise
 from typing import TypeVar
 
@@ -106,7 +106,7 @@ def _load(path: str | None, config: DataConfig, parse: Parse[T], needs_answers: 
             bad.append(outcome)
     if not rows:
         raise _nothing_usable(path, bad)
-    return Loaded(tuple(rows), tuple(bad), tuple(read.unused), tuple(read.files), repeated, remarks)
+    return Loaded(tuple(rows), tuple(bad), tuple(read.unused), tuple(read.files), repeated, (*read.remarks, *remarks))
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,8 @@ class _Read:
 
     rows: list[RawRow | BadRow]
     files: list[DataFile]
-    unused: list[str] = field(default_factory=list)
+    unused: list[str]
+    remarks: list[str]
 
 
 def _read(path: str, config: DataConfig) -> _Read:
@@ -126,8 +127,9 @@ def _read(path: str, config: DataConfig) -> _Read:
             fix=f"the names are {', '.join(COLUMNS)}",
         )
     files: list[DataFile] = []
-    given = list(read_rows(path, config.format, config.split, config.max_rows, files))
-    read = _Read([_renamed(raw, config) for raw in given], files, _unused(given, config))
+    remarks: list[str] = []
+    given = list(read_rows(path, config.format, config.split, config.max_rows, files, remarks))
+    read = _Read([_renamed(raw, config) for raw in given], files, _unused(given, config), remarks)
     first_rows = islice((raw.columns for raw in read.rows if isinstance(raw, RawRow)), _ROWS_TO_TELL)
     is_hh = config.format == "hh" or (config.format == "auto" and any(map(looks_like_hh, first_rows)))
     return replace(read, rows=list(rows_from_transcripts(read.rows))) if is_hh else read
