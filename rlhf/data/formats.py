@@ -143,6 +143,12 @@ def _renamed(raw: RawRow | BadRow, config: DataConfig) -> RawRow | BadRow:
         return BadRow(
             raw.source, "one turn of a tree: text has a role and a parent; write its conversations as messages"
         )
+    if _has_history(raw.columns, names, config):
+        return BadRow(
+            raw.source,
+            "turns before the prompt: the row has a history; write it as messages, or data.ignore=[history] to train "
+            "without it",
+        )
     if isinstance(names, Missing):
         has = ", ".join(raw.columns)
         return BadRow(raw.source, f"no column '{names.column}': data.columns names it, the row has {has}")
@@ -154,6 +160,16 @@ def _renamed(raw: RawRow | BadRow, config: DataConfig) -> RawRow | BadRow:
     except RowError as error:
         return BadRow(raw.source, str(error))
     return RawRow(raw.source, {**others, **ours}, raw.filled, given=row, names=names)
+
+
+def _has_history(row: Columns, names: Mapping[str, str] | Missing, config: DataConfig) -> bool:
+    """Whether turns that nothing reads stand before a prompt, as [asked, answered] in some of Alpaca's files."""
+    history = row.get("history")
+    if isinstance(names, Missing) or "prompt" not in names or not isinstance(history, list):
+        return False
+    if any(path.partition(".")[0] == "history" for path in (*names.values(), *config.ignore)):
+        return False
+    return any(isinstance(turn, list) and len(turn) == 2 and isinstance(turn[0], str) for turn in history)
 
 
 def _value(row: Columns, theirs: str) -> object:

@@ -27,7 +27,7 @@ class RowError(ValueError):
 
 
 def read_messages(value: object, column: str) -> Messages:
-    """The turns in a column: a list of turns, or one turn.
+    """The turns in a column: a list of turns, or of pairs of ``input`` and ``output``, or one turn.
 
     Raises:
         RowError: it holds something else, or a turn with images or sound.
@@ -35,7 +35,14 @@ def read_messages(value: object, column: str) -> Messages:
     turns = [value] if isinstance(value, dict) else value
     if not isinstance(turns, list) or not turns:
         raise RowError(f"not messages: {column} is {value!r:.40}")
-    return tuple(_message(turn, column) for turn in turns)
+    return tuple(_message(turn, column) for each in turns for turn in _turns_of_pair(each))
+
+
+def _turns_of_pair(turn: object) -> list[object]:
+    """Two turns for what is said and answered in one object, as Capybara's conversations have it."""
+    if not isinstance(turn, dict) or turn.keys() != {"input", "output"}:
+        return [turn]
+    return [{"role": "user", "content": turn["input"]}, {"role": "assistant", "content": turn["output"]}]
 
 
 def parse_turns(row: Mapping[str, object], columns: Sequence[str]) -> dict[str, object]:

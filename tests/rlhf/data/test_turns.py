@@ -237,6 +237,26 @@ def test_conversations_of_from_and_value(write_jsonl: Write) -> None:
     assert (read.prompt, read.completion) == ((M_USER,), Message("assistant", "Rain."))
 
 
+def test_conversations_of_input_and_output(write_jsonl: Write) -> None:
+    """As Capybara has them."""
+    pairs = [{"input": "Hi", "output": "Hello."}, {"input": "Weather in Bresk?", "output": "Rain."}]
+    read = one_demonstration(write_jsonl({"conversation": pairs}))
+    assert read.prompt == (Message("user", "Hi"), Message("assistant", "Hello."), M_USER)
+    assert read.completion == Message("assistant", "Rain.")
+    assert reason(write_jsonl, {"conversation": [{**pairs[0], "id": 1}]}).startswith("not messages")
+
+
+def test_turns_before_an_instruction_are_not_dropped(write_jsonl: Write) -> None:
+    """Alpaca's files of several turns have the earlier ones in a column of their own."""
+    row = {"instruction": "And?", "input": "", "output": "Rain.", "history": [["Hi", "Hello."]]}
+    path = write_jsonl({**row, "history": []}, row)
+    loaded = load_demonstrations(DataConfig(path=path))
+    assert [row.prompt for row in loaded.rows] == ["And?"]
+    assert [(bad.source.line, bad.category) for bad in loaded.bad] == [(2, "turns before the prompt")]
+    assert len(load_demonstrations(DataConfig(path=path, ignore=("history",))).rows) == 2
+    assert len(load_prompts(DataConfig(path=path)).bad) == 1
+
+
 IMAGE = {"type": "image_url", "image_url": {"url": "http://x/y.png"}}
 
 

@@ -277,6 +277,14 @@ def test_a_label_is_its_key_however_its_number_is_written(write_jsonl: Write, ke
     assert winners(write_jsonl(*judged(*labels)), labels=keys) == ["one", "two"]
 
 
+def test_true_is_no_label_where_1_and_2_are(write_jsonl: Write) -> None:
+    path = write_jsonl(*judged(1, True, 2))
+    columns, labels = {**NUMBERED, "label": "label"}, {"1": "chosen", "2": "rejected"}
+    loaded = load_preferences(DataConfig(path=path, columns=columns, labels=labels))
+    assert [str(row.chosen) for row in loaded.rows] == ["one", "two"]
+    assert [(bad.source.line, bad.category) for bad in loaded.bad] == [(2, "not a label")]
+
+
 def test_two_keys_of_one_label_mean_the_same(write_jsonl: Write) -> None:
     path = write_jsonl(*judged(1, 2))
     with pytest.raises(UserError, match="data.labels gives '1' two meanings"):
