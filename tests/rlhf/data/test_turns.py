@@ -107,6 +107,12 @@ def test_json_text_is_messages_whatever_stands_first_in_a_turn(write_jsonl: Writ
     assert (read.prompt, read.completion) == (one_demonstration(lists).prompt, one_demonstration(lists).completion)
 
 
+def test_json_text_is_messages_where_one_speaker_is_known(write_jsonl: Write) -> None:
+    critic = {"role": "critic", "content": "Be brief."}
+    read = one_demonstration(write_jsonl({"messages": json.dumps([USER, critic, ANSWER])}))
+    assert read.prompt == (M_USER, Message("critic", "Be brief."))
+
+
 @pytest.mark.parametrize("write", [json.dumps, list])
 def test_lists_of_texts_are_what_was_said_in_turn(write_jsonl: Write, write) -> None:
     """As in LMSYS's comparisons: a text for each turn."""
