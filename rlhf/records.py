@@ -126,3 +126,5 @@ class Loaded(Generic[T]):
     """What the rows were read from."""
     repeated: int = 0
     """Rows whose answers began with the prompt, which was left out of them."""
+    remarks: tuple[str, ...] = ()
+    """What else a person should know of the rows that are used."""

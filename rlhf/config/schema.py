@@ -84,11 +84,12 @@ class DataConfig:
     format: Literal["auto", "jsonl", "json", "parquet", "datasets", "hh"] = "auto"
     """How files are read; ``auto`` goes by the name's ending and the first row. ``hh`` is Anthropic's transcripts."""
     split: str = "train"
-    """Which split of a ``datasets`` folder or hub dataset is read."""
+    """Which split of a ``datasets`` folder or hub dataset is read, or of a folder of files by their names."""
     columns: dict[str, str] = field(default_factory=dict)
     """Renames: the name that rlhf knows (prompt, completion, chosen, rejected, messages, text, label, margin, system,
     input, tools, documents, chat_template_kwargs) to the name in your file, or to a dotted path into a nested column
-    (``outputs.0.text``). Beside two answers ``label`` says which of them won; several (``a, b, c``) are votes."""
+    (``outputs.0.text``). Beside two answers ``label`` says which of them won; several (``a, b, c``) are votes, or
+    stand for one outcome each."""
     labels: dict[str, str] = field(default_factory=dict)
     """What a label beside two answers says: its value to ``chosen``, ``rejected`` (the column of that name won) or
     ``tie``. Empty: 1, 2 and 0, a and b, and the columns' own names and numbers are understood where they are

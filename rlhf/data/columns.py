@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+
+from rlhf.data.shapes import is_conversation
 
 COLUMNS = (
     "prompt",
@@ -51,7 +52,7 @@ def rename(row: Mapping[str, object], columns: Mapping[str, str], ignore: Sequen
     for path in (path for value in columns.values() for path in paths_of(value)):
         if not has_value(row, path):
             return Missing(path)
-    compared = is_conversation(row, columns.get("chosen", "chosen"))
+    compared = is_conversation(value_at(row, columns.get("chosen", "chosen")))
     return _names(tuple(row), compared, tuple(columns.items()), tuple(ignore))
 
 
@@ -93,19 +94,6 @@ def _standard(ours: str, free: Iterable[str], names: Mapping[str, str]) -> Mappi
     return {ours: found[0]} if len(found) == 1 else {}
 
 
-def is_conversation(row: Mapping[str, object], column: str) -> bool:
-    """Whether a column holds messages, or JSON text of some."""
-    value = value_at(row, column)
-    return isinstance(value, list) or looks_like_messages(value)
-
-
-def looks_like_messages(value: object) -> bool:
-    """Whether a text is one or several turns of a conversation, as a column of a table may hold them."""
-    if not isinstance(value, str) or not _AN_OBJECT.match(value):
-        return False
-    return _A_ROLE.search(value) is not None
-
-
 def paths_of(value: str) -> list[str]:
     """The columns that one entry of ``DataConfig.columns`` names: several votes are given as ``a, b, c``."""
     return [part.strip() for part in value.split(",")]
@@ -117,8 +105,6 @@ def has_value(row: Mapping[str, object], path: str) -> bool:
 
 
 _NOTHING = object()
-_AN_OBJECT = re.compile(r"""\s*(\[\s*)?\{\s*(['"])(role|content|from|value)\2\s*:""")
-_A_ROLE = re.compile(r"""(['"])(role|from)\1\s*:\s*(['"])(system|developer|user|assistant|tool|human|gpt)\3""")
 
 
 def value_at(row: Mapping[str, object], path: str, otherwise: object = None) -> object:

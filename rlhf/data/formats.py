@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import islice, pairwise
 from typing import TypeVar
 
@@ -34,9 +34,10 @@ from rlhf.data.hh import looks_like_hh, rows_from_transcripts
 from rlhf.data.read import RawRow, read_rows
 from rlhf.data.repeated import prompt_text, without_prompts
 from rlhf.data.report import describe_bad
+from rlhf.data.scores import contradictions
+from rlhf.data.shapes import are_turns
 from rlhf.data.turns import (
     RowError,
-    are_turns,
     join_turns,
     parse_turns,
     read_messages,
@@ -89,6 +90,7 @@ def _load(path: str | None, config: DataConfig, parse: Parse[T], needs_answers: 
             fix="set data.path, or the stage's own data.demonstrations, .preferences or .prompts",
         )
     read = _read(path, config)
+    remarks = contradictions(read.rows, config) if needs_answers else ()
     raws, repeated = without_prompts(list(choose_by_label(read.rows, config))) if needs_answers else (read.rows, 0)
     rows: list[T] = []
     bad: list[BadRow] = []
@@ -104,7 +106,7 @@ def _load(path: str | None, config: DataConfig, parse: Parse[T], needs_answers: 
             bad.append(outcome)
     if not rows:
         raise _nothing_usable(path, bad)
-    return Loaded(tuple(rows), tuple(bad), tuple(read.unused), tuple(read.files), repeated)
+    return Loaded(tuple(rows), tuple(bad), tuple(read.unused), tuple(read.files), repeated, (*read.remarks, *remarks))
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,8 @@ class _Read:
 
     rows: list[RawRow | BadRow]
     files: list[DataFile]
-    unused: list[str] = field(default_factory=list)
+    unused: list[str]
+    remarks: list[str]
 
 
 def _read(path: str, config: DataConfig) -> _Read:
@@ -124,8 +127,9 @@ def _read(path: str, config: DataConfig) -> _Read:
             fix=f"the names are {', '.join(COLUMNS)}",
         )
     files: list[DataFile] = []
-    given = list(read_rows(path, config.format, config.split, config.max_rows, files))
-    read = _Read([_renamed(raw, config) for raw in given], files, _unused(given, config))
+    remarks: list[str] = []
+    given = list(read_rows(path, config.format, config.split, config.max_rows, files, remarks))
+    read = _Read([_renamed(raw, config) for raw in given], files, _unused(given, config), remarks)
     first_rows = islice((raw.columns for raw in read.rows if isinstance(raw, RawRow)), _ROWS_TO_TELL)
     is_hh = config.format == "hh" or (config.format == "auto" and any(map(looks_like_hh, first_rows)))
     return replace(read, rows=list(rows_from_transcripts(read.rows))) if is_hh else read
@@ -139,6 +143,12 @@ def _renamed(raw: RawRow | BadRow, config: DataConfig) -> RawRow | BadRow:
         return BadRow(
             raw.source, "one turn of a tree: text has a role and a parent; write its conversations as messages"
         )
+    if _has_history(raw.columns, names, config):
+        return BadRow(
+            raw.source,
+            "turns before the prompt: the row has a history; write it as messages, or data.ignore=[history] to train "
+            "without it",
+        )
     if isinstance(names, Missing):
         has = ", ".join(raw.columns)
         return BadRow(raw.source, f"no column '{names.column}': data.columns names it, the row has {has}")
@@ -146,10 +156,20 @@ def _renamed(raw: RawRow | BadRow, config: DataConfig) -> RawRow | BadRow:
     others = {name: value for name, value in row.items() if name not in meant}
     ours = {name: row[theirs] if theirs in row else _value(row, theirs) for name, theirs in names.items()}
     try:
-        ours |= {name: parse_turns(ours[name], name) for name in _CONVERSATIONS if name in ours}
+        ours |= parse_turns(ours, _CONVERSATIONS)
     except RowError as error:
         return BadRow(raw.source, str(error))
     return RawRow(raw.source, {**others, **ours}, raw.filled, given=row, names=names)
+
+
+def _has_history(row: Columns, names: Mapping[str, str] | Missing, config: DataConfig) -> bool:
+    """Whether turns that nothing reads stand before a prompt, as [asked, answered] in some of Alpaca's files."""
+    history = row.get("history")
+    if isinstance(names, Missing) or "prompt" not in names or not isinstance(history, list):
+        return False
+    if any(path.partition(".")[0] == "history" for path in (*names.values(), *config.ignore)):
+        return False
+    return any(isinstance(turn, list) and len(turn) == 2 and isinstance(turn[0], str) for turn in history)
 
 
 def _value(row: Columns, theirs: str) -> object:
@@ -225,7 +245,7 @@ def _check_text(row: Columns) -> None:
         raise RowError(
             "prompt beside text: data.columns={completion: text} where the text answers it, or data.ignore=[prompt]"
         )
-    if parse_turns(row["text"], "text") is not row["text"]:
+    if parse_turns(row, ["text"])["text"] is not row["text"]:
         raise RowError("not text: text holds messages (data.columns={messages: text} reads them)")
 
 

@@ -7,8 +7,9 @@ Columns without a number are the first and the second answer, as the recipe maps
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Literal
 
@@ -31,13 +32,17 @@ _WORDS = {
 _ANSWER = re.compile(
     r"(?:(?:model|response|output|answer|assistant|option|completion|candidate|text|system)[\s_-]*)?"
     r"(?:(?P<number>\d{1,9})|(?P<word>a|b|first|second|left|right)|(?P<side>chosen|rejected)"
-    r"|(?P<tie>tie.*|both.*|equal|same|draw))"
+    r"|(?P<tie>tie.*|both.*|neither.*|none|equal|same|draw))"
 )
+
+
+_OTHER = {"0": "1", "2": "1", "true": "false", "false": "true"}
+"""The label that is likely to be the other one of two."""
 
 
 def as_text(label: object) -> str:
     """A label, or a key of ``data.labels``, so that 1, 1.0, "1" and "1.0" are one; empty for one that is missing."""
-    text = "" if label is None else str(label).strip().lower()
+    text = "" if label is None or label != label else str(label).strip().lower()
     if not _NUMBER.fullmatch(text):
         return text
     number = float(text)
@@ -52,7 +57,7 @@ def may_name_one(text: str, names: Names) -> bool:
     """
     if text in _own_names(names):
         return True
-    found = _ANSWER.fullmatch(text) if _are_counted(_parts(names)) else None
+    found = _ANSWER.fullmatch(text) if _are_counted(parts_of(names)) else None
     return found is not None and (found["number"] is None or int(found["number"]) <= 2)
 
 
@@ -75,6 +80,21 @@ def meaning_of(labels: set[str], config: DataConfig) -> dict[str, Side]:
     if len(found) < len(labels):
         raise _uncertain(labels, config)
     return found
+
+
+def outcomes_of(columns: Sequence[str], names: Names) -> dict[str, Side]:
+    """Column → the outcome that it stands for, where each of several stands for one: ``winner_a``, ``winner_tie``.
+
+    Empty where their names say something else, or do not name both answers.
+    """
+    shared = os.path.commonprefix([column.lower() for column in columns])
+    begin = 1 + max(shared.rfind("_"), shared.rfind("."), shared.rfind("-"))
+    ends = {column: column[begin:].lower() for column in columns}
+    numbered = _numbered(ends.values(), names)
+    sides = {column: _named(end, names) or numbered.get(end) for column, end in ends.items()}
+    found = {column: side for column, side in sides.items() if side is not None}
+    is_whole = len(found) == len(columns) and all([*found.values()].count(side) == 1 for side in PAIR)
+    return found if is_whole else {}
 
 
 def check_labels(labels: Mapping[str, str]) -> None:
@@ -101,7 +121,7 @@ def _given(labels: Mapping[str, str]) -> dict[str, Side]:
 
 
 @lru_cache
-def _parts(names: Names) -> tuple[str, str]:
+def parts_of(names: Names) -> tuple[str, str]:
     """What tells the names of the two answers apart: 1 and 2 of ``output_1`` and ``output_2``; else the names."""
     chosen, rejected = map(_PART.findall, names)
     longer = max(chosen, rejected, key=len)
@@ -125,7 +145,7 @@ def _own_names(names: Names) -> dict[str, Side]:
     """Names of the two columns, whole, without their path, and what tells them apart; numbers are no names."""
     ends = [name.rpartition(".")[2] for name in names]
     found: dict[str, Side] = {}
-    for side, part, end, whole in zip(PAIR, _parts(names), ends, names, strict=True):
+    for side, part, end, whole in zip(PAIR, parts_of(names), ends, names, strict=True):
         found |= dict.fromkeys((part, end, whole) if ends[0] != ends[1] else (part, whole), side)
     return {name: side for name, side in found.items() if not name.isdecimal()}
 
@@ -138,7 +158,7 @@ def _named(label: str, names: Names) -> Side | None:
     if found is None or found["number"]:
         return None
     if found["word"]:
-        first, second = _in_order(_parts(names))
+        first, second = _in_order(parts_of(names))
         return first if _WORDS[found["word"]] == "chosen" else second
     return "tie" if found["tie"] else next(side for side in PAIR if found["side"] == side)
 
@@ -156,18 +176,20 @@ def _numbered(labels: Iterable[str], names: Names) -> dict[str, Side]:
     """What labels with a number say; nothing where it could be something else.
 
     1 alone may be the first answer of 1 and 2 or the second of 0 and 1, so numbers are read only where those beside
-    them rule one of these out. 0 is a tie where it stands alone and the answers are not counted from it.
+    them rule one of these out. 0 is a tie where it stands alone and the columns are counted from 1: beside other names
+    0, 1 and 2 may as well be the first answer, the second and a tie.
     """
     found = {label: match for label in labels if (match := _ANSWER.fullmatch(label)) and match["number"]}
     numbers = {label: int(match["number"]) for label, match in found.items()}
-    seen, parts = set(numbers.values()), _parts(names)
-    low, high = sorted(map(int, parts)) if all(part.isdecimal() for part in parts) else (1, 2)
+    seen, parts = set(numbers.values()), parts_of(names)
+    is_numbered = all(part.isdecimal() for part in parts)
+    low, high = sorted(map(int, parts)) if is_numbered else (1, 2)
     if (low, high) == (0, 1) and _are_items(names) and 0 not in seen and 2 in seen:
         low, high = 1, 2  # items of a list have no names, and these labels count them from 1
     if high not in seen or (low == 0 and 0 not in seen):
         return {}
     sides: dict[int, Side] = dict(zip((low, high), _in_order(parts), strict=True))
-    is_tie = {label: low > 0 and label == "0" for label in numbers}
+    is_tie = {label: is_numbered and low > 0 and label == "0" for label in numbers}
     return {label: sides.get(number, "tie") for label, number in numbers.items() if number in sides or is_tie[label]}
 
 
@@ -178,8 +200,8 @@ def _are_items(names: Names) -> bool:
 
 def _uncertain(labels: set[str], config: DataConfig) -> UserError:
     shown = ", ".join(sorted(labels)[:6]) + (", ..." if len(labels) > 6 else "")
-    pair = zip([*sorted(labels), "1", "2"], SIDES[:2])
-    example = "{" + ", ".join(f'"{label:.20}": {side}' for label, side in pair) + "}"
+    told = zip([*sorted(labels), *(_OTHER.get(label, "2") for label in labels if len(labels) == 1)], SIDES)
+    example = "{" + ", ".join(f'"{label:.20}": {side}' for label, side in told) + "}"
     return UserError(
         f"the labels of data.columns.label={config.columns['label']} are {shown}: what they say is not certain",
         "1 may be the first answer (of 1 and 2) or the second (of 0 and 1), and training on swapped pairs teaches "

@@ -28,11 +28,14 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-KINDS = {".jsonl": "jsonl", ".json": "json", ".parquet": "parquet"}
-"""What each ending of a file's name means; a further ``.gz`` is allowed."""
+KINDS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".jsonlines": "jsonl", ".json": "json", ".parquet": "parquet"}
+"""What each ending of a file's name means, in small or capital letters; a further ``.gz`` is allowed."""
 
 _NO_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 """Files that describe a data set and lie beside its data."""
+_SHARD = re.compile(r"[-_.]?\d+([-_.]?of[-_.]?\d+)?([-_.][0-9a-f]{16})?\Z")
+"""End of the name of one of the files that a split is cut into: ``train-00000-of-00003``."""
+_SHOWN = 6  # names of files in a message
 _GZIP_MAGIC = b"\x1f\x8b"
 _UTF8_MARK = b"\xef\xbb\xbf"
 _WIDE = (b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff", b"{\0", b"\0{", b"[\0", b"\0[")
@@ -67,16 +70,18 @@ def read_rows(
     split: str = "train",
     max_rows: int | None = None,
     files: list[DataFile] | None = None,
+    remarks: list[str] | None = None,
 ) -> Rows:
     """Rows of a file, of every data file of a folder, of a saved ``datasets`` folder or of a hub dataset.
 
     Args:
         path: file, folder or hub name.
         format: as ``DataConfig.format``; ``hh`` says nothing about the file and is found out like ``auto``.
-        split: the split of a ``datasets`` folder or hub dataset. In a folder of plain files those whose names begin
-            with it are read, or all of them when none does.
+        split: the split of a ``datasets`` folder or hub dataset. In a folder of plain files those of that name are
+            read, or all of them when none has it.
         max_rows: rows read of each file at most.
         files: takes what was read of each file, once all of it is.
+        remarks: takes what a person should know of a folder: what of it is not read.
 
     Raises:
         UserError: nothing to read at ``path``, or a file broken beyond its single rows.
@@ -85,7 +90,10 @@ def read_rows(
     if format == "datasets" or _is_saved_dataset(place) or (format in ("auto", "hh") and _may_be_hub_name(place, path)):
         yield from _counted(path, partial(_read_datasets, path, place, split), max_rows, files)
         return
-    for file in _data_files(place, split):
+    chosen = _data_files(place, split)
+    if remarks is not None and place.is_dir() and (left := _left_out(place, chosen, split.lower())):
+        remarks.append(f"not read of '{place}': {_listed(left)}")
+    for file in chosen:
         yield from _counted(str(file), partial(_reader(file, format), file), max_rows, files)
 
 
@@ -138,7 +146,16 @@ def _may_be_hub_name(place: Path, path: str) -> bool:
 
 
 def _kind(file: Path) -> str | None:
-    return KINDS.get(Path(file.name.removesuffix(".gz")).suffix)
+    return KINDS.get(_ending(file))
+
+
+def _ending(file: Path) -> str:
+    return Path(file.name.lower().removesuffix(".gz")).suffix
+
+
+def _stem(file: Path) -> str:
+    """The name without what says how the file is written."""
+    return Path(file.name.lower().removesuffix(".gz")).stem
 
 
 def _data_files(place: Path, split: str) -> list[Path]:
@@ -151,20 +168,88 @@ def _data_files(place: Path, split: str) -> list[Path]:
     except OSError as error:  # a device or a pipe, or a folder that is not ours
         raise UserError(f"no data at '{place}'", str(error), "name a file, or a folder that you may read") from error
     if not files:
+        held = _listed(_left_out(place, [])) or "nothing else"
         raise UserError(
             f"no data in the folder '{place}'",
-            f"it holds no file that ends in {', '.join(KINDS)} (or .gz of these) and is no saved `datasets` folder",
+            f"it holds no file that ends in {', '.join(KINDS)} (or .gz of these) and is no saved `datasets` folder; "
+            f"it holds {held}",
             "name a file, or the folder that holds the files",
         )
-    return [file for file in files if file.name.startswith(split)] or files
+    files = _of_split(files, split.lower(), place)
+    _refuse_copies(files)
+    return files
+
+
+def _of_split(files: list[Path], split: str, place: Path) -> list[Path]:
+    """The files of the split: those named so, or else those that begin so, or else have it as a word; or else all.
+
+    Raises:
+        UserError: these are of several splits, as ``train_sft`` and ``train_prefs`` are for ``train``.
+    """
+    names = {file: stem if (stem := _stem(file)) == split else _SHARD.sub("", stem) for file in files}
+    ways: tuple[Callable[[str], bool], ...] = (
+        lambda name: name == split,
+        lambda name: name.startswith(split),
+        lambda name: split in re.split(r"[-_.\s]", name),
+    )
+    for fits in ways:
+        if not (found := [file for file in files if fits(names[file])]):
+            continue
+        if len(several := sorted({names[file] for file in found})) > 1:
+            raise UserError(
+                f"data.split={split} fits several splits in the folder '{place}': {', '.join(several[:_SHOWN])}",
+                "they may be for different stages, or hold the same rows",
+                f"set data.split={several[0]} or another of them, or name a file in data.path; a data.split that is "
+                "in no name, such as all, reads every file",
+            )
+        return found
+    return files
+
+
+def _refuse_copies(files: list[Path]) -> None:
+    """Refuse what may be the same rows in several formats.
+
+    Raises:
+        UserError: two files have one name, but for its endings.
+    """
+    stems: dict[str, list[Path]] = {}
+    for file in files:
+        stems.setdefault(_stem(file), []).append(file)
+    for copies in stems.values():
+        if len(copies) > 1:
+            raise UserError(
+                f"{' and '.join(file.name for file in copies)} in '{copies[0].parent}' are one name in several formats",
+                "if they hold the same rows, the model would learn each of them twice",
+                f"name one of them, for example data.path={copies[0]}, or remove or rename the others",
+            )
+
+
+def _left_out(place: Path, chosen: list[Path], split: str = "") -> list[str]:
+    """What else a folder holds but files of other splits, descriptions, and hidden files: folders with a ``/``."""
+    found = []
+    for entry in sorted(place.iterdir()):
+        is_other_split = entry.is_file() and _kind(entry) is not None and not _stem(entry).startswith(split)
+        is_described = entry.name in _NO_DATA or _ending(entry) == ".md" or _stem(entry) == "license"
+        if not (entry in chosen or is_other_split or is_described or entry.name.startswith(".")):
+            found.append(f"{entry.name}/" if entry.is_dir() else entry.name)
+    return found
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
 
 
 def _reader(file: Path, format: str) -> Callable[[Path, Update], Rows]:
     readers = {"jsonl": _read_jsonl, "json": _read_json, "parquet": _read_parquet}
     kind = format if format in readers else _kind(file)
     if kind is None:
+        is_table = _ending(file) in (".csv", ".tsv")
+        how = "write its rows as JSONL, for example by pandas: read_csv(...).to_json('rows.jsonl', orient='records', "
         raise UserError(
-            f"cannot tell the format of '{file}' by its name", fix="set data.format to jsonl, json or parquet"
+            f"cannot tell the format of '{file}' by its name",
+            "tables of text are not read" if is_table else "",
+            f"{how}lines=True)" if is_table else "set data.format to jsonl, json or parquet",
         )
     if kind == "json" and format != "json" and _first_character(file) != b"[":
         kind = "jsonl"  # many files named .json hold one object a line

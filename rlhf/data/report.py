@@ -20,7 +20,8 @@ def describe(loaded: Loaded, name: str) -> str:
         [f"  {loaded.repeated:,} × the prompt at the beginning of an answer: left out"] if loaded.repeated else []
     )
     bad = [describe_bad(loaded.bad)] if loaded.bad else []
-    return "\n".join([head, *bad, *repeated, *_unused(loaded)])
+    remarks = [f"  {remark}" for remark in loaded.remarks]
+    return "\n".join([head, *bad, *repeated, *remarks, *_unused(loaded)])
 
 
 def _set_aside(bad: Sequence[BadRow]) -> list[str]:

@@ -7,24 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
-from rlhf.data.columns import looks_like_messages
+from rlhf.data.shapes import CALLS, SPEAKERS, are_broken_texts, are_broken_turns, texts_in, turns_in
 from rlhf.records import Message, Messages
 
 MEDIA = {"image", "images", "video", "videos", "audio", "audios"}
 """Columns that hold what a text model cannot read."""
 VARIABLES = {"tools", "documents", "chat_template_kwargs"}
 """Columns that are for the chat template."""
-SPEAKERS = {
-    **dict.fromkeys(("user", "human", "prompter"), "user"),
-    **dict.fromkeys(("assistant", "model", "ai", "gpt", "bot", "chatgpt"), "assistant"),
-    **{name: name for name in ("system", "developer", "tool", "observation", "function", "ipython", "environment")},
-}
-"""Roles in small letters → their names here; others stay as they are. ``ChatFormat`` knows which of these a template
-has another name for."""
-_CALLS = ("function_call", "tool_call")
-"""Roles of turns whose text is a call of the assistant's, in ShareGPT's files."""
-_A_TURN = ({"role", "content"}, {"role", "tool_calls"}, {"from", "value"})
-"""Fields of which every turn has one of these sets."""
+_ANSWERS = ("completion", "chosen", "rejected")
 _WEIGHTS = ("weight", "train", "loss")
 """Fields that say whether a turn is trained on: OpenAI's and Mistral's, Axolotl's, and others'."""
 _TEXT_PARTS = ("text", "input_text", "output_text")
@@ -37,7 +27,7 @@ class RowError(ValueError):
 
 
 def read_messages(value: object, column: str) -> Messages:
-    """The turns in a column: a list of turns, or one turn.
+    """The turns in a column: a list of turns, or of pairs of ``input`` and ``output``, or one turn.
 
     Raises:
         RowError: it holds something else, or a turn with images or sound.
@@ -45,32 +35,66 @@ def read_messages(value: object, column: str) -> Messages:
     turns = [value] if isinstance(value, dict) else value
     if not isinstance(turns, list) or not turns:
         raise RowError(f"not messages: {column} is {value!r:.40}")
-    return tuple(_message(turn, column) for turn in turns)
+    return tuple(_message(turn, column) for each in turns for turn in _turns_of_pair(each))
 
 
-def parse_turns(value: object, column: str) -> object:
-    """The value, parsed where it is messages as JSON text, as columns of a table hold them.
+def _turns_of_pair(turn: object) -> list[object]:
+    """Two turns for what is said and answered in one object, as Capybara's conversations have it."""
+    if not isinstance(turn, dict) or turn.keys() != {"input", "output"}:
+        return [turn]
+    return [{"role": "user", "content": turn["input"]}, {"role": "assistant", "content": turn["output"]}]
+
+
+def parse_turns(row: Mapping[str, object], columns: Sequence[str]) -> dict[str, object]:
+    """These columns of a row, parsed where they are messages as JSON text, as columns of a table hold them.
+
+    Beside a prompt that is plain text an answer that is one object is the JSON that the model is to write.
 
     Raises:
-        RowError: it is text of messages that is no JSON.
+        RowError: a column is text of messages that is no JSON, or lists of texts that are no turns.
     """
-    if not looks_like_messages(value):
+    parsed = {name: _turns(row[name], name) for name in columns if name in row}
+    if isinstance(parsed.get("prompt"), str):
+        parsed |= {name: row[name] for name in _ANSWERS if isinstance(parsed.get(name), dict)}
+    return parsed | _alternating(parsed)
+
+
+def _turns(value: object, column: str) -> object:
+    if not isinstance(value, str):
         return value
-    try:
-        parsed = json.loads(str(value))
-    except (ValueError, RecursionError):
+    if are_broken_turns(value):
+        raise _not_json(column, "messages")
+    turns = turns_in(value)
+    return value if turns is None else turns
+
+
+def _alternating(row: Mapping[str, object]) -> dict[str, object]:
+    """Messages where the prompt and every answer are lists of texts, one a turn, as LMSYS's comparisons have them."""
+    given = {name: row[name] for name in ("prompt", *_ANSWERS) if name in row}
+    if len(given) > 1 and all(map(are_broken_texts, given.values())):
+        raise _not_json("prompt", "a list of turns")
+    texts = {name: said for name, value in given.items() if (said := texts_in(value)) is not None}
+    if len(texts) < len(given) or not texts.get("prompt"):
+        return {}
+    asked, *answers = texts.values()
+    if any(len(said) != len(asked) for said in answers or [[None]]):
         raise RowError(
-            f"not JSON: {column} is text that looks like messages and does not parse; write them as lists or by "
-            "json.dumps, not by str"
-        ) from None
-    return parsed if are_turns(parsed) else value  # an answer may be JSON too
+            f"unequal lists of turns: {', '.join(f'{len(said)} texts in {name}' for name, said in texts.items())}; a "
+            "prompt's list has one text for each turn of the user, and an answer's one for each reply"
+        )
+    turns = {name: _in_turn(asked, said) for name, said in texts.items() if name != "prompt"}
+    return {"prompt": next(iter(turns.values()), _in_turn(asked, asked))[:-1], **turns}
 
 
-def are_turns(value: object) -> bool:
-    """Whether a value is a turn or a list of turns; what they hold is another question."""
-    turns = value if isinstance(value, list) else [value]
-    return bool(turns) and all(
-        isinstance(turn, dict) and any(names <= turn.keys() for names in _A_TURN) for turn in turns
+def _in_turn(asked: Sequence[str | None], answered: Sequence[str | None]) -> list[object]:
+    pairs = zip(asked, answered, strict=True)
+    return [{"role": role, "content": text} for pair in pairs for role, text in zip(("user", "assistant"), pair)]
+
+
+def _not_json(column: str, what: str) -> RowError:
+    return RowError(
+        f"not JSON: {column} is text that looks like {what} and does not parse; write them as lists or by json.dumps, "
+        "not by str"
     )
 
 
@@ -181,7 +205,7 @@ def _message(turn: object, column: str) -> Message:
         turn = {names.get(name, name): value for name, value in turn.items()}
     if isinstance(turn.get("role"), str):
         role = turn["role"].strip().lower()
-        turn = _turn_of_call(turn) if role in _CALLS else {**turn, "role": SPEAKERS.get(role, turn["role"])}
+        turn = _turn_of_call(turn) if role in CALLS else {**turn, "role": SPEAKERS.get(role, turn["role"])}
     fields = {str(name): value for name, value in turn.items() if name not in ("role", "content", *_WEIGHTS)}
     if "tool_calls" in fields:
         fields["tool_calls"] = _tool_calls(fields["tool_calls"])

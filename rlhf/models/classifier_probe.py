@@ -87,6 +87,8 @@ def is_causal(network: ScalarNet, run: Run, agreed: Agreed, device: torch.device
         for length in (beginning, len(whole)):
             row = pack_row(Sequences.pack([((), whole[:length])]), [0], device)
             states.append(run(row, torch.arange(beginning, device=device), True).float())
+    except torch.OutOfMemoryError:  # which says nothing of the model
+        raise
     except UNFIT:  # states that are not one a token
         return False
     return agreed(_is_close(states[1], states[0], network.model.dtype))

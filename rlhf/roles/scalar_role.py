@@ -24,7 +24,7 @@ class ScalarRole(Role[ScalarNet]):
             try:
                 return super()._examine(is_saved)
             except (UserError, *UNFIT) as error:  # a frozen one may be read by its own forward pass all the same
-                if is_saved or self.network.peers is not None:
+                if is_saved or self.network.peers is not None or isinstance(error, torch.OutOfMemoryError):
                     raise
                 note = f"its states are not those of one sequence alone: {first_line(error)}"
         self.network.form = "padded"

@@ -9,6 +9,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from rlhf.config.schema import DataConfig
+from rlhf.data.formats import load_demonstrations
 from rlhf.data.read import RawRow, read_rows
 from rlhf.errors import UserError
 from rlhf.records import BadRow, DataFile, Source
@@ -23,11 +25,14 @@ def columns(path: Path | str, **options: object) -> list[dict[str, object]]:
     return [row.columns for row in rows]
 
 
-@pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz", "rows.json"])
+@pytest.mark.parametrize(
+    "name",
+    ["rows.jsonl", "rows.jsonl.gz", "rows.json", "ROWS.JSONL", "rows.Jsonl.GZ", "rows.ndjson", "rows.jsonlines.gz"],
+)
 def test_jsonl_is_read_plain_packed_or_named_json(tmp_path: Path, name: str) -> None:
-    data = gzip.compress(JSONL) if name.endswith("gz") else JSONL
+    data = gzip.compress(JSONL) if name.lower().endswith("gz") else JSONL
     (tmp_path / name).write_bytes(data)
-    assert columns(tmp_path / name) == ROWS
+    assert columns(tmp_path / name) == columns(tmp_path) == ROWS
 
 
 def test_a_byte_order_mark_and_windows_line_ends_are_no_errors(tmp_path: Path) -> None:
@@ -187,6 +192,96 @@ def test_a_folder_is_read_by_split_or_whole(tmp_path: Path) -> None:
     (tmp_path / "notes.md").write_text("not data")
     assert columns(tmp_path, split="test") == [{"value": 3}]
     assert columns(tmp_path, split="train") == [{"value": 1}, {"value": 2}, {"value": 3}]
+
+
+SHARD = "train-00000-of-00001-0123456789abcdef.jsonl"
+
+
+def folder_of(place: Path, *names: str) -> Path:
+    """A folder of files, each with one row that holds its name."""
+    for name in names:
+        (place / name).write_text(json.dumps({"of": name}) + "\n")
+    return place
+
+
+def read_of(place: Path, split: str = "train") -> list[object]:
+    return [row["of"] for row in columns(place, split=split)]
+
+
+@pytest.mark.parametrize(
+    ("names", "split", "expected"),
+    [
+        (("train.jsonl", "train_sft.jsonl", "training.jsonl", "test.jsonl"), "train", ["train.jsonl"]),
+        (("Train.JSONL", "test.jsonl"), "train", ["Train.JSONL"]),
+        (("train_sft.jsonl", "test_sft.jsonl"), "train", ["train_sft.jsonl"]),
+        (("train_sft.jsonl", "train_prefs.jsonl"), "train_prefs", ["train_prefs.jsonl"]),
+        (
+            ("train-00000-of-00002.jsonl", "train-00001-of-00002.jsonl", "train_sft-00000-of-00001.jsonl"),
+            "train",
+            ["train-00000-of-00002.jsonl", "train-00001-of-00002.jsonl"],
+        ),
+        ((SHARD, "train_x.jsonl"), "train", [SHARD]),
+        (("train1.jsonl", "train2.jsonl"), "train", ["train1.jsonl", "train2.jsonl"]),
+        (("train1.jsonl", "train2.jsonl"), "train2", ["train2.jsonl"]),
+        (("gsm_test.jsonl", "gsm_train.jsonl"), "train", ["gsm_train.jsonl"]),
+        (("0000.jsonl", "0001.jsonl"), "train", ["0000.jsonl", "0001.jsonl"]),
+        (("train_sft.jsonl", "train_prefs.jsonl"), "all", ["train_prefs.jsonl", "train_sft.jsonl"]),
+    ],
+)
+def test_the_split_of_a_folder_is_the_files_of_that_name(tmp_path: Path, names, split, expected) -> None:
+    assert read_of(folder_of(tmp_path, *names), split) == expected
+
+
+@pytest.mark.parametrize(
+    ("names", "listed"),
+    [
+        (("train_sft.jsonl", "train_prefs.jsonl", "test.jsonl"), "train_prefs, train_sft"),
+        (("main_train.jsonl", "socratic_train.jsonl"), "main_train, socratic_train"),
+    ],
+)
+def test_a_split_that_fits_several_is_refused_with_their_names(tmp_path: Path, names, listed: str) -> None:
+    with pytest.raises(UserError, match=rf"data\.split=train fits several splits in .*: {listed}") as caught:
+        read_of(folder_of(tmp_path, *names))
+    assert f"data.split={listed.partition(',')[0]}" in caught.value.fix
+
+
+@pytest.mark.parametrize("other", ["train.parquet", "train.jsonl.gz", "TRAIN.json"])
+def test_one_name_in_several_formats_is_refused(tmp_path: Path, other: str) -> None:
+    folder_of(tmp_path, "train.jsonl", other, "test.jsonl", "test.json")
+    with pytest.raises(UserError, match="are one name in several formats") as caught:
+        read_of(tmp_path)
+    assert {*caught.value.what.partition(" in ")[0].split(" and ")} == {"train.jsonl", other}
+    assert columns(tmp_path / "train.jsonl") == [{"of": "train.jsonl"}]
+
+
+def test_what_a_folder_holds_beside_its_data_is_said(tmp_path: Path) -> None:
+    (tmp_path / "more").mkdir()
+    (tmp_path / ".cache").mkdir()
+    names = ("README.md", "LICENSE", ".gitattributes", "dataset_info.json", "rows.csv", "test.jsonl", "train_x.jsonl")
+    folder_of(tmp_path, "train.jsonl", *names)
+    remarks: list[str] = []
+    assert len(list(read_rows(str(tmp_path), remarks=remarks))) == 1
+    assert remarks == [f"not read of '{tmp_path}': more/, rows.csv, train_x.jsonl"]
+    (tmp_path / "more" / "train.jsonl").write_bytes(JSONL)
+    assert list(read_rows(str(tmp_path / "more"), remarks=remarks)) and len(remarks) == 1
+    loaded = load_demonstrations(DataConfig(path=str(tmp_path), columns={"text": "of"}))
+    assert loaded.remarks == (remarks[0],)
+
+
+def test_a_folder_of_folders_is_refused_with_what_it_holds(tmp_path: Path) -> None:
+    """As a data set with several configurations has one for each."""
+    for name in ("main", "socratic"):
+        (tmp_path / name).mkdir()
+    folder_of(tmp_path, "rows.csv", "README.md")
+    with pytest.raises(UserError, match="no data in the folder") as caught:
+        columns(tmp_path)
+    assert caught.value.why.endswith("it holds main/, rows.csv, socratic/")
+
+
+def test_a_table_of_text_is_refused_with_advice(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot tell the format") as caught:
+        columns(folder_of(tmp_path, "rows.CSV") / "rows.CSV")
+    assert "read_csv" in caught.value.fix
 
 
 def test_max_rows_holds_for_each_file(tmp_path: Path) -> None:

@@ -89,6 +89,77 @@ def test_messages_as_json_text_are_messages(write_jsonl: Write, turn: dict[str, 
         assert (read.prompt, read.completion) == ((M_USER,), Message("assistant", "Rain.")) and asked == read.prompt
 
 
+@pytest.mark.parametrize(
+    ("asked", "answered"),
+    [
+        ({"id": 1, "role": "user", "content": "Hi"}, {"id": 2, "role": "assistant", "content": "Hello."}),
+        ({"name": "Ada", "content": "Hi", "role": "user"}, {"content": "Hello.", "role": "model"}),
+        ({"role": "prompter", "content": "Hi"}, {"role": "assistant", "content": "Hello."}),
+        ({"role": "Human", "content": "Hi"}, {"role": "AI", "content": "Hello."}),
+        ({"id": "[1]", "from": "human", "value": "Hi"}, {"from": "chatgpt", "value": "Hello."}),
+    ],
+)
+def test_json_text_is_messages_whatever_stands_first_in_a_turn(write_jsonl: Write, asked, answered) -> None:
+    texts = write_jsonl({"messages": json.dumps([asked, answered])})
+    lists = write_jsonl({"messages": [asked, answered]}, name="lists.jsonl")
+    read = one_demonstration(texts)
+    assert read.completion == Message("assistant", "Hello.", {"id": 2} if "id" in answered else {})
+    assert (read.prompt, read.completion) == (one_demonstration(lists).prompt, one_demonstration(lists).completion)
+
+
+def test_json_text_is_messages_where_one_speaker_is_known(write_jsonl: Write) -> None:
+    critic = {"role": "critic", "content": "Be brief."}
+    read = one_demonstration(write_jsonl({"messages": json.dumps([USER, critic, ANSWER])}))
+    assert read.prompt == (M_USER, Message("critic", "Be brief."))
+
+
+@pytest.mark.parametrize("write", [json.dumps, list])
+def test_lists_of_texts_are_what_was_said_in_turn(write_jsonl: Write, write) -> None:
+    """As in LMSYS's comparisons: a text for each turn."""
+    columns = {"prompt": "prompt", "chosen": "response_a", "rejected": "response_b"}
+    row = {"prompt": write(["Hi"]), "response_a": write(["Hello."]), "response_b": write(["What?"])}
+    path = write_jsonl(row)
+    [pair] = load_preferences(DataConfig(path=path, columns=columns)).rows
+    assert (pair.prompt, pair.chosen, pair.rejected) == (
+        (Message("user", "Hi"),),
+        Message("assistant", "Hello."),
+        Message("assistant", "What?"),
+    )
+    [demonstration] = load_demonstrations(DataConfig(path=path, columns=columns)).rows
+    assert (demonstration.prompt, demonstration.completion) == (pair.prompt, pair.chosen)
+    for mapped in (columns, {"prompt": "prompt"}):
+        assert load_prompts(DataConfig(path=path, columns=mapped)).rows[0].prompt == pair.prompt
+
+
+def test_lists_of_texts_may_have_several_turns(write_jsonl: Write) -> None:
+    row = {"prompt": json.dumps(["Hi", "And?"]), "chosen": '["Hello.", "Rain."]', "rejected": '["Hello.", "Sun."]'}
+    read = one_preference(write_jsonl(row))
+    before = (Message("user", "Hi"), Message("assistant", "Hello."), Message("user", "And?"))
+    assert (read.prompt, read.chosen) == (before, Message("assistant", "Rain."))
+    other = reason(write_jsonl, {**row, "rejected": '["Bye.", "Sun."]'}, load_preferences)
+    assert other.startswith("prompts differ")
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"prompt": '["Hi"]', "chosen": '["a"]', "rejected": "[null]"}, "not messages: rejected has a turn"),
+        ({"prompt": '["Hi"]', "chosen": '["a"]', "rejected": '[""]'}, "empty rejected"),
+        ({"prompt": '["Hi", "And?"]', "chosen": '["a"]', "rejected": '["b"]'}, "unequal lists of turns: 2 texts in"),
+        ({"prompt": '["Hi"]', "chosen": '["a"]', "rejected": "[]"}, "unequal lists of turns: 1 texts in prompt, 1"),
+        ({"prompt": "['Hi']", "chosen": "['a']", "rejected": "['b']"}, "not JSON: prompt is text that looks like"),
+        ({"prompt": '["Hi"]', "chosen": '["\\ud800"]', "rejected": '["b"]'}, "not Unicode: chosen"),
+    ],
+)
+def test_lists_of_texts_that_are_no_turns_are_counted(write_jsonl: Write, row: dict[str, str], expected: str) -> None:
+    assert reason(write_jsonl, row, load_preferences).startswith(expected)
+
+
+def test_texts_without_the_answers_between_them_are_no_prompt(write_jsonl: Write) -> None:
+    [bad] = load_prompts(DataConfig(path=write_jsonl({"prompt": "good"}, {"prompt": '["Hi", "And?"]'}))).bad
+    assert bad.reason.startswith("unequal lists of turns: 2 texts in prompt")
+
+
 def test_messages_in_the_column_text_are_not_trained_on_as_text(write_jsonl: Write) -> None:
     path = write_jsonl({"text": "good"}, {"text": json.dumps([HI, HELLO])})
     [bad] = load_demonstrations(DataConfig(path=path)).bad
@@ -98,15 +169,37 @@ def test_messages_in_the_column_text_are_not_trained_on_as_text(write_jsonl: Wri
 
 
 def test_messages_as_pythons_text_are_refused_with_advice(write_jsonl: Write) -> None:
-    for row in ({"messages": str([USER, HELLO])}, {"prompt": str([USER]), "completion": "Rain."}):
+    named = [{"name": "Ada", **USER}, HELLO]
+    for row in (
+        {"messages": str([USER, HELLO])},
+        {"prompt": str([USER]), "completion": "Rain."},
+        {"messages": str(named)},
+        {"messages": str([{"role": "prompter", "content": "Hi"}, HELLO])},
+    ):
         assert "not JSON" in (why := reason(write_jsonl, row)) and "json.dumps" in why
 
 
 @pytest.mark.parametrize(
-    "text", ['{"role": "admin", "name": "Ada"}', '{"value": 3}', '[{"from": "a"}]', '{"content": 1']
+    "text",
+    [
+        '{"role": "admin", "name": "Ada"}',
+        '{"value": 3}',
+        '[{"from": "a"}]',
+        '{"content": 1',
+        '{"role": "user", "content": "Bye"}',
+        '{"role": "assistant", "content": "Bye"}',
+        '{"model": "x", "messages": [{"role": "user", "content": "Bye"}]}',
+        "{'model': 'x', 'messages': [{'role': 'user', 'content': 'Bye'}]}",
+        '[{"role": "cook", "content": "Soup"}]',
+        '["red", "blue"]',
+        "['red', 'blue']",
+    ],
 )
 def test_an_answer_that_is_json_is_text(write_jsonl: Write, text: str) -> None:
+    """The model is to write it."""
     assert one_demonstration(write_jsonl({"prompt": "Who?", "completion": text})).completion == text
+    asked = load_prompts(DataConfig(path=write_jsonl({"prompt": "Who?", "completion": text}))).rows[0].prompt
+    assert asked == "Who?"
 
 
 def test_json_text_is_parsed_where_templates_take_values(write_jsonl: Write) -> None:
@@ -150,6 +243,26 @@ def test_conversations_of_from_and_value(write_jsonl: Write) -> None:
     assert (read.prompt, read.completion) == ((M_USER,), Message("assistant", "Rain."))
 
 
+def test_conversations_of_input_and_output(write_jsonl: Write) -> None:
+    """As Capybara has them."""
+    pairs = [{"input": "Hi", "output": "Hello."}, {"input": "Weather in Bresk?", "output": "Rain."}]
+    read = one_demonstration(write_jsonl({"conversation": pairs}))
+    assert read.prompt == (Message("user", "Hi"), Message("assistant", "Hello."), M_USER)
+    assert read.completion == Message("assistant", "Rain.")
+    assert reason(write_jsonl, {"conversation": [{**pairs[0], "id": 1}]}).startswith("not messages")
+
+
+def test_turns_before_an_instruction_are_not_dropped(write_jsonl: Write) -> None:
+    """Alpaca's files of several turns have the earlier ones in a column of their own."""
+    row = {"instruction": "And?", "input": "", "output": "Rain.", "history": [["Hi", "Hello."]]}
+    path = write_jsonl({**row, "history": []}, row)
+    loaded = load_demonstrations(DataConfig(path=path))
+    assert [row.prompt for row in loaded.rows] == ["And?"]
+    assert [(bad.source.line, bad.category) for bad in loaded.bad] == [(2, "turns before the prompt")]
+    assert len(load_demonstrations(DataConfig(path=path, ignore=("history",))).rows) == 2
+    assert len(load_prompts(DataConfig(path=path)).bad) == 1
+
+
 IMAGE = {"type": "image_url", "image_url": {"url": "http://x/y.png"}}
 
 
@@ -181,6 +294,20 @@ def test_what_no_template_can_take_is_counted(write_jsonl: Write, row: object, e
 def test_half_a_character_deep_in_a_call_is_found(write_jsonl: Write) -> None:
     call = {**CALLS, "tool_calls": [{"function": {"name": "w", "arguments": {"city": ["\ud800"]}}}]}
     assert reason(write_jsonl, json.dumps({"messages": [USER, call]})).startswith("not Unicode")
+
+
+TREE = {"message_tree_id": "t", "prompt": {"text": "Hi", "role": "prompter", "replies": [{"text": "Hello."}]}}
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"message_id": "m", "parent_id": None, "text": "Hi", "role": "prompter"}, "one turn of a tree"),
+        (TREE, "columns missing"),
+    ],
+)
+def test_trees_are_counted(write_jsonl: Write, row: dict[str, object], expected: str) -> None:
+    assert reason(write_jsonl, row).startswith(expected)
 
 
 def test_no_images_are_no_reason(write_jsonl: Write) -> None:

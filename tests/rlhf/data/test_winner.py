@@ -40,7 +40,13 @@ def test_all_columns_that_may_say_who_won_are_named_at_once(write_jsonl: Write) 
     assert "data.ignore=[annotator1, annotator2]" in caught.value.fix
 
 
-@pytest.mark.parametrize("labels", [(1, 2), ("A", "B"), ("output_1", "output_2"), ("model_a", "tie")])
+@pytest.mark.parametrize(
+    "labels",
+    [
+        *((1, 2), ("A", "B"), ("output_1", "output_2"), ("model_a", "tie")),
+        *(("a", None, "b"), (1, 2, "null"), (2, float("nan"), 1), ("a", "none"), ("A", "B", "neither"), (1, 2, "n/a")),
+    ],
+)
 def test_numbered_answers_are_judged_by_some_column(write_jsonl: Write, labels: tuple[object, ...]) -> None:
     """The name says nothing here; the values do."""
     rows = write_jsonl(*judged(*labels, name="gpt4"))
@@ -166,7 +172,8 @@ def named(names: tuple[str, str], *labels: object) -> list[dict[str, object]]:
         (("answer_2", "answer_3"), (2, 3), ["answer_2", "answer_3"]),
         (("answer", "answer2"), (1, 2), ["answer", "answer2"]),
         (("gpt_text", "claude_text"), ("claude", "gpt", "tie"), ["claude_text", "gpt_text"]),
-        (("good", "bad"), (1, 2, 0), ["good", "bad"]),
+        (("good", "bad"), (1, 2), ["good", "bad"]),
+        (("model_a", "model_b"), ("model_a", "neither", "none", "model_b"), ["model_a", "model_b"]),
     ],
 )
 def test_a_label_is_the_column_of_its_own_name_or_number(write_jsonl: Write, names, labels, expected) -> None:
@@ -185,6 +192,9 @@ def test_a_label_is_the_column_of_its_own_name_or_number(write_jsonl: Write, nam
         (("output_2", "output_1"), (0, 1)),
         (("answer_2", "answer_3"), (1, 2)),
         (("good", "bad"), ("model_0", "model_1")),
+        (("good", "bad"), (1, 2, 0)),
+        (("model_a", "model_b"), (0, 1, 2)),
+        (("first", "second"), (0, 1, 2)),
     ],
 )
 def test_numbers_that_count_otherwise_than_the_columns_are_refused(write_jsonl: Write, names, labels) -> None:
@@ -267,7 +277,105 @@ def test_a_label_is_its_key_however_its_number_is_written(write_jsonl: Write, ke
     assert winners(write_jsonl(*judged(*labels)), labels=keys) == ["one", "two"]
 
 
+def test_true_is_no_label_where_1_and_2_are(write_jsonl: Write) -> None:
+    path = write_jsonl(*judged(1, True, 2))
+    columns, labels = {**NUMBERED, "label": "label"}, {"1": "chosen", "2": "rejected"}
+    loaded = load_preferences(DataConfig(path=path, columns=columns, labels=labels))
+    assert [str(row.chosen) for row in loaded.rows] == ["one", "two"]
+    assert [(bad.source.line, bad.category) for bad in loaded.bad] == [(2, "not a label")]
+
+
 def test_two_keys_of_one_label_mean_the_same(write_jsonl: Write) -> None:
     path = write_jsonl(*judged(1, 2))
     with pytest.raises(UserError, match="data.labels gives '1' two meanings"):
         winners(path, labels={"1": "chosen", "1.0": "rejected", "2": "rejected"})
+
+
+@pytest.mark.parametrize(
+    ("labels", "example"),
+    [
+        ((1, 1), '{"1": chosen, "2": rejected}'),
+        ((0, 0), '{"0": chosen, "1": rejected}'),
+        ((True, True), '{"true": chosen, "false": rejected}'),
+        (("x", "y"), '{"x": chosen, "y": rejected}'),
+        ((0, 1, 3), '{"0": chosen, "1": rejected, "3": tie}'),
+    ],
+)
+def test_the_advice_names_every_label_once(write_jsonl: Write, labels, example: str) -> None:
+    with pytest.raises(UserError, match="what they say is not certain") as caught:
+        winners(write_jsonl(*judged(*labels)))
+    assert f"data.labels='{example}'" in caught.value.fix
+
+
+def outcomes(*rows: tuple[object, ...], names: tuple[str, ...] = ("a", "b", "tie")) -> list[dict[str, object]]:
+    """LMSYS's rows: a column for each outcome, of which one is 1."""
+    return [
+        {"prompt": "q", "response_a": "one", "response_b": "two"}
+        | {f"winner_{name}": value for name, value in zip(names, row, strict=True)}
+        for row in rows
+    ]
+
+
+AB = {"prompt": "prompt", "chosen": "response_a", "rejected": "response_b"}
+BA = {"prompt": "prompt", "chosen": "response_b", "rejected": "response_a"}
+ALL = "winner_a, winner_b, winner_tie"
+
+
+@pytest.mark.parametrize("columns", [AB, BA])
+@pytest.mark.parametrize(("yes", "no"), [(1, 0), (True, False), ("1", "0"), (1.0, 0.0)])
+def test_a_column_for_each_outcome_says_who_won(write_jsonl: Write, columns, yes, no) -> None:
+    path = write_jsonl(*outcomes((no, yes, no), (yes, no, no), (no, no, yes), (no, no, None), (no, yes, no)))
+    loaded = load_preferences(DataConfig(path=path, columns={**columns, "label": ALL}))
+    assert [str(row.chosen) for row in loaded.rows] == ["two", "one", "two"]
+    assert [(bad.source.line, bad.reason) for bad in loaded.bad] == [(3, "tie"), (4, "no label")]
+
+
+def test_two_columns_of_outcomes_of_which_none_is_true_are_a_tie(write_jsonl: Write) -> None:
+    path = write_jsonl(*outcomes((0, 1), (0, 0), (1, 0), names=("model_a", "model_b")))
+    loaded = load_preferences(DataConfig(path=path, columns={**AB, "label": "winner_model_a, winner_model_b"}))
+    assert [str(row.chosen) for row in loaded.rows] == ["two", "one"]
+    assert [(bad.source.line, bad.reason) for bad in loaded.bad] == [(2, "tie")]
+
+
+def test_columns_of_which_two_are_true_are_votes(write_jsonl: Write) -> None:
+    path = write_jsonl(*outcomes((1, 1, 0), (0, 0, 1)))
+    columns = {**AB, "label": ALL}
+    with pytest.raises(UserError, match="what they say is not certain"):
+        load_preferences(DataConfig(path=path, columns=columns))
+    votes = load_preferences(DataConfig(path=path, columns=columns, labels={"1": "chosen", "0": "rejected"}))
+    assert [str(row.chosen) for row in votes.rows] == ["one", "two"]
+
+
+def test_the_columns_of_two_judges_are_votes(write_jsonl: Write) -> None:
+    rows = [{"q": "q", "r_0": "one", "r_1": "two", "annotator_0": a, "annotator_1": b} for a, b in [(0, 1), (1, 0)]]
+    columns = {"prompt": "q", "chosen": "r_0", "rejected": "r_1", "label": "annotator_0, annotator_1"}
+    with pytest.raises(UserError, match="2 comparisons are ties"):
+        load_preferences(DataConfig(path=write_jsonl(*rows), columns=columns))
+
+
+@pytest.mark.parametrize("labels", [{}, {"1": "chosen", "0": "rejected"}])
+def test_one_column_of_several_outcomes_is_not_read_alone(write_jsonl: Write, labels: dict[str, str]) -> None:
+    """A tie would be read as the other answer's win."""
+    columns = {**AB, "label": "winner_a"}
+    path = write_jsonl(*outcomes((1, 0, 0), (0, 1, 0), (0, 0, 1)))
+    with pytest.raises(UserError, match="winner_a is one of winner_a, winner_b, winner_tie, of which") as caught:
+        load_preferences(DataConfig(path=path, columns=columns, labels=labels))
+    assert f"data.columns.label='{ALL}'" in caught.value.fix
+    assert "data.ignore=[winner_b, winner_tie]" in caught.value.fix
+    with pytest.raises(UserError, match="data.labels is given beside winner_a, winner_b, winner_tie"):
+        load_preferences(DataConfig(path=path, columns={**AB, "label": ALL}, labels={"1": "chosen"}))
+
+
+def test_one_of_two_outcomes_says_all_where_one_of_them_is_true(write_jsonl: Write) -> None:
+    columns, labels = {**AB, "label": "winner_a"}, {"1": "chosen", "0": "rejected"}
+    whole, tied = outcomes((1, 0), (0, 1), names=("a", "b")), outcomes((1, 0), (0, 0), names=("a", "b"))
+    loaded = load_preferences(DataConfig(path=write_jsonl(*whole), columns=columns, labels=labels))
+    assert [str(row.chosen) for row in loaded.rows] == ["one", "two"]
+    with pytest.raises(UserError, match="winner_a is one of winner_a, winner_b"):
+        load_preferences(DataConfig(path=write_jsonl(*tied), columns=columns, labels=labels))
+
+
+def test_columns_of_outcomes_that_are_not_read_are_named_together(write_jsonl: Write) -> None:
+    with pytest.raises(UserError, match="the column 'winner_a' may say which") as caught:
+        load_preferences(DataConfig(path=write_jsonl(*outcomes((1, 0, 0), (0, 0, 1))), columns=AB))
+    assert f"data.columns.label='{ALL}'" in caught.value.fix

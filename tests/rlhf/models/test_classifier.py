@@ -53,6 +53,18 @@ def reloaded(folder: Path, label: int | str | None = None) -> tuple[ScalarNet, T
     return chosen(load_own(found, ModelConfig()), label_index(found, label, "key"))
 
 
+def test_memory_that_runs_out_says_nothing_of_what_a_token_sees() -> None:
+    def fails_with(error: Exception) -> bool:
+        def run(*arguments: Any) -> Tensor:
+            raise error
+
+        return is_causal(ScalarNet(tiny_classifier("llama"), 0), run, bool, CPU)
+
+    assert not fails_with(IndexError("no such token"))
+    with pytest.raises(torch.OutOfMemoryError):
+        fails_with(torch.OutOfMemoryError("CUDA out of memory"))
+
+
 @pytest.mark.parametrize("name", [*ENCODERS, *DECODERS])
 def test_scores_are_those_of_the_classifiers_own_forward_pass(name: str, tmp_path: Path) -> None:
     classifier = tiny_classifier(name)

@@ -14,13 +14,17 @@ from rlhf.config.schema import ModelConfig, OptimizerConfig, PlacementConfig, Re
 from rlhf.errors import UserError
 from rlhf.models import policy
 from rlhf.models.examination import Examination
+from rlhf.models.scalar import ScalarNet
 from rlhf.roles.examples import ExampleData
+from rlhf.roles.role import Role
+from rlhf.roles.scalar_role import ScalarRole
 from rlhf.roles.sft import SFTRole
 from rlhf.types import Sequences
 from rlhf.zero.rank import Rank
 from tests.architectures import small_model
 from tests.rlhf.ranks import Crew
 from tests.rlhf.tiny import random_sequences
+from tests.rlhf.tiny_classifiers import tiny_classifier
 
 TRAIN = random_sequences((3, 25), (1, 4), (6, 1), (2, 17))
 
@@ -123,3 +127,21 @@ def test_ranks_may_make_different_numbers_of_chunks(two_ranks: Crew, tmp_path: P
     small_model("Gemma 2").save_pretrained(tmp_path)
     sharded, whole = (two_ranks.run(in_chunks, tmp_path, recipe(stage)) for stage in (3, 1))
     assert sharded[0] == pytest.approx(whole[0], rel=1e-5)
+
+
+def test_memory_that_runs_out_is_not_taken_for_a_classifier_that_needs_its_own_pass(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fails_with(error: Exception) -> None:
+        def fails(self: Role[ScalarNet], is_saved: bool) -> Examination:
+            raise error
+
+        monkeypatch.setattr(Role, "_examine", fails)
+
+    role = ScalarRole.__new__(ScalarRole)
+    role.network = ScalarNet(tiny_classifier("llama"), 0)
+    fails_with(RuntimeError("shapes differ"))
+    assert role._examine(is_saved=False).form == "padded"
+    fails_with(torch.OutOfMemoryError("CUDA out of memory"))
+    with pytest.raises(torch.OutOfMemoryError):
+        role._examine(is_saved=False)
