@@ -24,7 +24,7 @@ from tests.launch.hosts import Host, Hosts, Listener, hosts, why_not
 pytestmark = [
     pytest.mark.skipif(bool(why_not()), reason=f"no several hosts on this machine: {why_not()}"),
     pytest.mark.timeout(2400),
-    pytest.mark.alone,  # a stop has ten seconds, and hosts are missed after a few
+    pytest.mark.slow,  # nine minutes, on a machine that does nothing else; test_nodes.py loses a node meanwhile
 ]
 
 WORKERS = ("worker-1", "worker-2")
