@@ -14,6 +14,7 @@ from vllm import SamplingParams
 from vllm.config.weight_transfer import WeightTransferConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.inputs.engine import tokens_input
+from vllm.logprobs import FlatLogprobs
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -161,7 +162,8 @@ class RolloutEngine:
             temperature=self.config.temperature,
             max_tokens=self.config.max_response_length,
             stop_token_ids=self.end_tokens,
-            logprobs=0,
+            logprobs=0,  # of the sampled token alone
+            flat_logprobs=True,
             seed=seed,
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
@@ -261,12 +263,13 @@ def _fault(output: object) -> str:
 def _rollout(prompt: Prompt, output: RequestOutput, version: int, seed: int) -> Rollout:
     answer = output.outputs[0]
     tokens = np.array(answer.token_ids, dtype=np.int32)
-    assert answer.logprobs is not None
-    logprobs = [step[token].logprob for step, token in zip(answer.logprobs, answer.token_ids, strict=True)]
+    flat = answer.logprobs
+    assert isinstance(flat, FlatLogprobs)
+    assert flat.token_ids == list(answer.token_ids), "one log-probability a token, that of the sampled one"
     return Rollout(
         prompt=prompt,
         tokens=tokens,
-        logprobs=np.array(logprobs, dtype=np.float32),
+        logprobs=np.array(flat.logprobs, dtype=np.float32),
         mask=np.ones(len(tokens), dtype=np.bool_),
         weight_version=version,
         finish_reason=FinishReason.STOP if answer.finish_reason == "stop" else FinishReason.LENGTH,

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from vllm.logprobs import Logprob
+from vllm.logprobs import FlatLogprobs, Logprob
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.v1.engine.output_processor import RequestOutputCollector
 
@@ -66,7 +66,8 @@ async def answers(to: RolloutEngine, prompt: Prompt = PROMPT, count: int = 1) ->
 
 
 def output(tokens: list[int], reason: str) -> RequestOutput:
-    logprobs = [{token: Logprob(logprob=-0.5)} for token in tokens]
+    logprobs = FlatLogprobs()
+    logprobs.extend([{token: Logprob(logprob=-0.5)} for token in tokens])
     completion = CompletionOutput(
         index=0, text="", token_ids=tokens, cumulative_logprob=None, logprobs=logprobs, finish_reason=reason
     )
