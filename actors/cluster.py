@@ -36,9 +36,16 @@ SLOW = (
 )
 """What to do where Ray does not start."""
 
-HUGE_PAGES = "glibc.malloc.hugetlb=1"
-"""For glibc's malloc: memory in pages of 2 MiB. In those of 4 KiB a pass over a long row spends up to a fifth of its
-time on page faults, above all where two ranks compute side by side (``make benchmark``, docs/results.md)."""
+MALLOC = ":".join(
+    f"glibc.malloc.{name}={value}"
+    for name, value in {
+        "hugetlb": 1,  # pages of 2 MiB: with pages of 4 KiB a pass over a long row spends up to a fifth in page faults
+        "arena_max": 1,  # one heap for all threads: the heaps of single threads do not ask for huge pages
+        "mmap_threshold": 32 * 2**20,  # and smaller tensors come from that heap,
+        "trim_threshold": 256 * 2**20,  # which keeps up to so many free bytes for the next pass
+    }.items()
+)
+"""glibc's malloc in actors, set for large tensors that come and go (``make benchmark``, docs/results.md)."""
 
 QUIET = {"log_to_driver": False, "logging_level": "ERROR"}
 
@@ -156,7 +163,7 @@ def worker_environment(threads: int, own_ray: bool) -> dict[str, str]:
         **{key: os.environ[key] for key in kept if key in os.environ},
         **({"GLOO_SOCKET_IFNAME": "lo"} if own_ray and "GLOO_SOCKET_IFNAME" not in os.environ else {}),
         "OMP_NUM_THREADS": str(threads),
-        "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", HUGE_PAGES),
+        "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", MALLOC),
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "PYTHONPATH": os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),
