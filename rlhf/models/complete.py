@@ -27,8 +27,8 @@ def check_complete(
         is_needed: whether a tensor of this name has to come from the folder.
 
     Raises:
-        UserError: a needed tensor is missing, one has another shape, or one belongs to a layer of the model that does
-            without it.
+        UserError: a needed tensor is missing, one has another shape, one belongs to a layer of the model that does
+            without it, or the output head is not the embedding although config.json says so.
     """
     what, kind = f"the model in {folder}", type(model).__name__
     missing = sorted(filter(is_needed, info["missing_keys"]))
@@ -54,12 +54,25 @@ def check_complete(
             f"{kind} would compute without them, and so be another model",
             "mend config.json (biases, norms), or give the model that belongs to it",
         )
+    if _has_head_of_its_own(model):
+        raise UserError(
+            f"{what} has an output head that differs from its embedding, and its config.json ties the two",
+            "transformers would compute with the head, and an inference engine with the embedding",
+            "set tie_word_embeddings to false in config.json, or remove the head's tensor from the checkpoint",
+        )
     setattr(model, UNUSED, tuple(unused))
 
 
 def unused_tensors(model: PreTrainedModel) -> tuple[str, ...]:
     """Names of the folder's tensors that the model has no use for."""
     return getattr(model, UNUSED, ())
+
+
+def _has_head_of_its_own(model: PreTrainedModel) -> bool:
+    """Whether the configuration ties the output head to the embedding, and the checkpoint had another tensor for it."""
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    is_tied = getattr(model.config.get_text_config(), "tie_word_embeddings", False) and bool(model._tied_weights_keys)
+    return is_tied and head is not None and head.weight is not embedding.weight
 
 
 def _belongs(name: str, layers: Mapping[str, nn.Module]) -> bool:

@@ -63,6 +63,23 @@ def test_a_tied_head_is_not_missing(tmp_path: Path) -> None:
     load_causal(folder, ModelConfig())
 
 
+EMBEDDING = "model.embed_tokens.weight"
+
+
+def test_a_tied_head_of_its_own_is_refused(tmp_path: Path) -> None:
+    """transformers would keep the two apart, and an engine would drop the head."""
+    folder = changed(tmp_path, lambda t: t.update({"lm_head.weight": t[EMBEDDING] + 1}), "qwen2")
+    with pytest.raises(UserError, match="differs from its embedding") as caught:
+        load_causal(folder, ModelConfig())
+    assert "tie_word_embeddings" in caught.value.fix
+
+
+def test_a_tied_head_may_stand_in_the_checkpoint_too(tmp_path: Path) -> None:
+    folder = changed(tmp_path, lambda t: t.update({"lm_head.weight": t[EMBEDDING].clone()}), "qwen2")
+    model = load_causal(folder, ModelConfig())
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+
+
 def test_a_reward_model_is_no_policy(tmp_path: Path) -> None:
     tiny_model(AutoModelForSequenceClassification, "llama", num_labels=1).save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"lacks lm_head\.weight"):
