@@ -182,6 +182,13 @@ class Examiner:
         )
 
     def _unlike(self, what: str, by: str) -> UserError:
+        named = self.network.model.named_parameters()
+        if broken := next((name for name, tensor in named if not tensor.isfinite().all()), None):
+            return UserError(
+                f"the model has numbers in {broken} that are not finite",
+                "every result would be NaN",
+                "give a checkpoint from before its training diverged, or download it again",
+            )
         return UserError(
             f"the model of type {self.network.model.config.model_type!r} does not compute here what transformers does",
             f"its {what} differ from its own forward pass over one sequence by {by}; training would go on with wrong "

@@ -49,7 +49,7 @@ def load_tokenizer(folder: str | Path, config: ModelConfig, day: date | None = N
         tokenizer.chat_template = tokenizer.chat_template.removeprefix("\ufeff")
     rows = None
     with suppress(UserError):  # a folder of a tokenizer alone
-        rows = _embedding_rows(_settings(folder, config))
+        rows = _embedding_rows(read_settings(folder, config))
     prepare_tokenizer(tokenizer, rows)
     if "strftime_now" in str(tokenizer.chat_template) and template_date(tokenizer) is None:
         tokenizer.init_kwargs[DATE] = (day or date.today()).isoformat()
@@ -102,7 +102,7 @@ def read_facts(folder: str | Path, config: ModelConfig, tokenizer: PreTrainedTok
     Raises:
         UserError: the folder has no settings, or unusable ones.
     """
-    settings = _settings(folder, config)
+    settings = read_settings(folder, config)
     rows = _embedding_rows(settings)
     end = (tokenizer or load_tokenizer(folder, config)).eos_token_id
     ends = {end, *chain.from_iterable(settings_ends(folder).values())}
@@ -115,13 +115,26 @@ def read_facts(folder: str | Path, config: ModelConfig, tokenizer: PreTrainedTok
 
 def context_length(folder: str | Path, config: ModelConfig) -> int:
     """Longest sequence in tokens that the model was made for."""
-    return _context(folder, _settings(folder, config))
+    return _context(folder, read_settings(folder, config))
 
 
-def _settings(folder: str | Path, config: ModelConfig) -> Any:
+def read_settings(folder: str | Path, config: ModelConfig, **extra: Any) -> Any:
+    """The folder's ``config.json`` as transformers reads it, with ``extra`` in place of its own values.
+
+    Raises:
+        UserError: it cannot be read, or the weights are quantised.
+    """
     from transformers import AutoConfig
 
-    return from_folder(AutoConfig, folder, config)
+    settings = from_folder(AutoConfig, folder, config, **extra)
+    if quantised := getattr(settings, "quantization_config", None):
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else None
+        raise UserError(
+            f"the model in {str(folder)!r} is quantised{f' ({method})' if method else ''}",
+            "quantised weights can be neither trained nor published to an engine",
+            "give the model as it was before it was quantised",
+        )
+    return settings
 
 
 def _context(folder: str | Path, settings: Any) -> int:

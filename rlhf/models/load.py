@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -18,7 +17,7 @@ from transformers import (
 
 from rlhf.config.schema import ModelConfig
 from rlhf.models.complete import check_complete
-from rlhf.models.folder import from_folder
+from rlhf.models.folder import from_folder, read_settings
 from rlhf.models.lora import add_adapters
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -85,7 +84,7 @@ def reward_shift(classifier: PreTrainedModel) -> float:
 
 def _settings(folder: str | Path, config: ModelConfig, **extra: Any) -> PreTrainedConfig:
     """A model's config with dropout off and no padding token that its embedding lacks."""
-    settings: PreTrainedConfig = from_folder(AutoConfig, folder, config, **extra)
+    settings: PreTrainedConfig = read_settings(folder, config, **extra)
     for key in [k for k in settings.to_dict() if "dropout" in k or "pdrop" in k]:
         if isinstance(getattr(settings, key, None), float):
             setattr(settings, key, 0.0)

@@ -90,6 +90,14 @@ def test_logprobs_that_are_not_the_models_are_refused(monkeypatch: pytest.Monkey
     assert "log-probabilities" in caught.value.why and "docs/models.md" in caught.value.fix
 
 
+def test_weights_that_are_not_finite_are_named() -> None:
+    net = PolicyNet(small_model("Llama"))
+    with torch.no_grad():
+        net.lm.model.layers[0].mlp.up_proj.weight[0, 0] = torch.nan
+    with pytest.raises(UserError, match=r"numbers in .*layers\.0\.mlp\.up_proj\.weight that are not finite"):
+        examined(net)
+
+
 def test_a_model_that_is_wrong_in_rows_of_its_own_too_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     net = PolicyNet(small_model("Llama"))
     right = net.states

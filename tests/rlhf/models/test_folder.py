@@ -109,6 +109,12 @@ def test_the_facts_of_a_folder_without_settings_are_the_users_mistake(tmp_path: 
         read_facts(tmp_path, ModelConfig())
 
 
+def test_a_quantised_model_is_refused(tmp_path: Path) -> None:
+    tiny_config("llama", quantization_config={"quant_method": "gptq", "bits": 4}).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"is quantised \(gptq\)"):
+        context_length(tmp_path, ModelConfig())
+
+
 DATED = "{% for m in messages %}{{ strftime_now('%d %b %Y') }}|{{ m.content }}{% endfor %}"
 
 
