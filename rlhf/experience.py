@@ -66,7 +66,7 @@ class Scored:
         bad = {name: int(np.count_nonzero(~np.isfinite(array))) for name, array in inside.items()}
         if any(bad.values()):
             found = [f"{name}: {count} of {inside[name].size}" for name, count in bad.items() if count]
-            raise MachineryError(f"NaN or infinite numbers in {'; '.join(found)}")
+            raise MachineryError(f"numbers that are NaN or infinite, in {'; '.join(found)}")
 
 
 def total_score(scores: Mapping[str, Float32], weights: Mapping[str, float], dropped: Bool) -> Float32:

@@ -1,4 +1,4 @@
-"""The metrics that are drawn together, and which of an operator's questions each panel answers."""
+"""Chart panels: the metrics that each chart shows, grouped by the operator's question that it answers."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ QUESTIONS = (LEARNING, STABLE, TIME, BROKE)
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """Metrics that are drawn into one chart, under the names that the lines have there."""
+    """One chart."""
 
     question: str
     title: str
     unit: str
     lines: Mapping[str, str]
+    """Metric → name of its line in the chart."""
     logarithmic: bool = False
 
 

@@ -109,7 +109,7 @@ FUNCTIONS: dict[str, tuple[str, str]] = {
     "complex numbers": ("return [1j, 1.0]", "returned 1j (complex) for sample 0"),
     "a tensor that holds nothing": (
         "import torch; return torch.zeros(2, device='meta')",
-        "returned Tensor, which gives no list",
+        "returned Tensor, whose tolist() failed",
     ),
     "an exit": ("import sys; sys.exit(0)", "failed on sample 0"),
     "recursion without end": ("return score(prompts, responses)", "failed on sample 0"),

@@ -1,4 +1,4 @@
-"""What a PPO run learned, from the metrics of its steps."""
+"""Summary of a PPO run's progress, from the metrics of its steps."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ UNKNOWN_GAIN = "not known: the first step's scores are all equal"
 
 
 def learned(history: Sequence[Mapping[str, float]]) -> dict[str, float | str]:
-    """First step against the last ones, and the worst of the canaries. Steps of which nothing was left are left out."""
+    """Compare the first step with the last tenth, and report the worst canaries; steps without scores are left out."""
     history = [step for step in history if "objective/scores" in step]
     if not history:
         return {}
@@ -29,12 +29,12 @@ def learned(history: Sequence[Mapping[str, float]]) -> dict[str, float | str]:
         "first-pass ratio, farthest from 1": max(
             (step.get("first_pass/ratio", 1.0) for step in history), key=lambda r: abs(r - 1)
         ),
-        **_rate(history),
+        **_mean_rate(history),
         "score's correlation with length": tail[-1]["objective/score_length_correlation"],
     }
 
 
-def _rate(history: Sequence[Mapping[str, float]]) -> dict[str, float | str]:
-    """Nothing where rollouts are generated beside other phases: their time is not measured by itself then."""
+def _mean_rate(history: Sequence[Mapping[str, float]]) -> dict[str, float | str]:
+    """Mean rate of generation; empty if rollouts overlap other phases, because their time is then not measured."""
     rates = [step["perf/rollout_tokens_per_second"] for step in history if "perf/rollout_tokens_per_second" in step]
     return {"rollout tokens per second": sum(rates) / len(rates)} if rates else {}

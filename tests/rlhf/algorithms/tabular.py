@@ -216,7 +216,7 @@ class TablePolicy(PolicyRole):
 
     def __init__(self, recipe: Recipe, probabilities: Array) -> None:
         self.recipe, self.config, self.rank = recipe, recipe.placement.policy, HERE
-        self.place, self.network = torch.device("cpu"), LogitTable(probabilities)
+        self.device, self.network = torch.device("cpu"), LogitTable(probabilities)
         self.engine = PlainEngine(self.network, recipe.ppo.optimizer, policy_updates(recipe))
 
     def utilisation(self, *measured: object) -> dict[str, float]:
@@ -233,7 +233,7 @@ class TableCritic(CriticRole):
 
     def __init__(self, recipe: Recipe, count: int) -> None:
         self.recipe, self.config, self.rank = recipe, recipe.placement.critic, HERE
-        self.place, self.network = torch.device("cpu"), ValueTable(count)
+        self.device, self.network = torch.device("cpu"), ValueTable(count)
         self.engine = PlainEngine(self.network, recipe.ppo.critic_optimizer, critic_updates(recipe))
 
 

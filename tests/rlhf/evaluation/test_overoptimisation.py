@@ -63,7 +63,7 @@ def test_noise_does_not_stop_a_run() -> None:
     assert not any(each.is_lower or each.stop for each in decisions)
     assert watch.best is not None and watch.best.step == 10
     assert not watch.keeps_best
-    assert decisions[-1].why == "no lower than the best, after step 10, as far as 40 prompts can tell"
+    assert decisions[-1].why == "not significantly lower than the best, after step 10, over 40 prompts"
 
 
 def test_the_best_of_many_by_chance_does_not_stop_a_run_either() -> None:

@@ -57,7 +57,7 @@ def engine(core: Core) -> RolloutEngine:
     made = object.__new__(RolloutEngine)
     made.config, made.end_tokens, made.vocabulary = RolloutConfig(), [END], VOCABULARY
     made.deterministic, made.prompt_tokens, made.cached_tokens, made.version = False, 0, 0, 3
-    made.llm, made._under_way = core, set()
+    made.llm, made._pending = core, set()
     return made
 
 
@@ -90,11 +90,15 @@ def test_a_response_is_an_answer() -> None:
 @pytest.mark.parametrize(
     ("given", "prompt", "fault"),
     [
-        (output([], "stop"), PROMPT, "the engine gave no response"),
-        (output([], "length"), PROMPT, "the engine gave no response"),
+        (output([], "stop"), PROMPT, "the engine returned no response"),
+        (output([], "length"), PROMPT, "the engine returned no response"),
         (output([4], "abort"), PROMPT, "the engine ended the response: abort"),
         (ValueError("too long"), PROMPT, "ValueError: too long"),
-        (output([4], "stop"), Prompt(id=7, tokens=(5, VOCABULARY)), "a token is not among the model's 10"),
+        (
+            output([4], "stop"),
+            Prompt(id=7, tokens=(5, VOCABULARY)),
+            "a token id is not below 10, the model's vocabulary",
+        ),
     ],
 )
 def test_what_is_no_response_is_set_aside_with_its_reason(given: Any, prompt: Prompt, fault: str) -> None:
@@ -143,7 +147,7 @@ def test_no_version_is_served_while_something_of_an_older_one_is_computed() -> N
         while not made.llm.running:
             await asyncio.sleep(0)
         made.version = UNVERIFIED
-        with pytest.raises(MachineryError, match="cannot serve version 4: it is still answering with older weights"):
+        with pytest.raises(MachineryError, match="cannot serve version 4: it still has requests with older weights"):
             await made.serve(4)
         running.cancel()
         return made

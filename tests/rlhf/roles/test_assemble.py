@@ -194,14 +194,14 @@ def test_a_share_that_is_missing_is_noticed(folder: str, name: str) -> None:
     [
         (
             [0, 1, 2, 4, 5],
-            r"step 5 has 5 samples of ppo.batch_size = 6; not 2 answers to each of: prompt 1 \(1\)$",
+            r"step 5 has 5 samples of ppo.batch_size = 6; prompts without 2 responses .*: prompt 1 \(1\)$",
         ),
         ([0, 1, 4, 5], r"step 5 has 4 samples of ppo.batch_size = 6$"),  # a whole prompt: only the count tells
         (
             [0, 1, 2, 3, 4, 5, 2],
-            r"has 7 samples .*; there twice: prompt 1 with seed 3; not 2 answers to each of: prompt 1 \(3\)$",
+            r"has 7 samples .*; duplicates: prompt 1 with seed 3; prompts without 2 responses .*: prompt 1 \(3\)$",
         ),
-        ([0, 1, 2, 2, 4, 5], r"has 6 samples .*; there twice: prompt 1 with seed 3$"),
+        ([0, 1, 2, 2, 4, 5], r"has 6 samples .*; duplicates: prompt 1 with seed 3$"),
     ],
     ids=["one missing", "a prompt missing", "one twice", "one in place of another"],
 )

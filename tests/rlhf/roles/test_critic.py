@@ -270,8 +270,8 @@ def begin(rank: Rank, folder: Path) -> None:
 
 
 def test_an_encoder_is_no_critic(one_rank: Crew, tmp_path: Path) -> None:
-    """Its head is linear, but its tokens see later ones."""
+    """Its head is linear, but its attention is not causal."""
     tiny_classifier("bert").save_pretrained(tmp_path)
     pair_tokenizer("bert").save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="its tokens see later ones"):
+    with pytest.raises(UserError, match="whose attention is not causal"):
         one_rank.run(begin, tmp_path)

@@ -26,8 +26,8 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def asking(service: Service, patience: float = 30.0, **options: object) -> Endpoint:
-    return Endpoint(EndpointConfig(url=service.url, **{"retries": 2, "timeout_seconds": 10.0, **options}), patience)
+def asking(service: Service, deadline: float = 30.0, **options: object) -> Endpoint:
+    return Endpoint(EndpointConfig(url=service.url, **{"retries": 2, "timeout_seconds": 10.0, **options}), deadline)
 
 
 def scores(endpoint: Endpoint, count: int = 3) -> list[float]:
@@ -62,7 +62,7 @@ def test_requests_run_side_by_side_over_connections_that_are_kept():
         return None
 
     with serve(together) as service:
-        endpoint = asking(service, batch_size=1, connections=3, timeout_seconds=60.0, patience=200.0)
+        endpoint = asking(service, batch_size=1, connections=3, timeout_seconds=60.0, deadline=200.0)
         for _ in range(3):
             assert endpoint(["p"] * 12, ["rr"] * 12, [{}] * 12).tolist() == [2.0] * 12
         assert len(service.asked) == 36
@@ -158,7 +158,8 @@ def test_dropped_samples_are_those_of_the_failed_request(capsys):
         assert np.isnan(found[1])
         assert len(service.asked) == 2 + 3
     assert (
-        "samples 1 to 1 of a block after 3 attempts; the last: HTTP 503. They are left out." in capsys.readouterr().out
+        "samples 1 to 1 of a block in 3 attempts; last error: HTTP 503. These samples are dropped."
+        in capsys.readouterr().out
     )
 
 
@@ -169,9 +170,9 @@ def test_retry_goes_on_after_the_attempts_are_used_up():
 
 
 @pytest.mark.parametrize("policy", ["fail", "retry", "drop"])
-def test_patience_ends_all_attempts(policy):
+def test_the_deadline_ends_all_attempts(policy):
     with serve(lambda number, asked: 5.0) as service:
-        endpoint = asking(service, patience=0.5, retries=50, timeout_seconds=0.2, on_failure=policy)
+        endpoint = asking(service, deadline=0.5, retries=50, timeout_seconds=0.2, on_failure=policy)
         if policy == "drop":
             assert np.isnan(scores(endpoint)).all()
         else:
@@ -241,7 +242,7 @@ def test_without_a_token_nothing_is_sent():
 
 def test_a_token_that_no_header_can_hold_is_refused_without_being_shown(monkeypatch):
     monkeypatch.setenv("RLHF_REWARD_TOKEN", "hunter22\r\nX-More: 1")
-    with serve() as service, pytest.raises(UserError, match="RLHF_REWARD_TOKEN is no token") as caught:
+    with serve() as service, pytest.raises(UserError, match="RLHF_REWARD_TOKEN is not a valid token") as caught:
         asking(service)
     assert "hunter22" not in str(caught.value)
 

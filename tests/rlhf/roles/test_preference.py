@@ -146,5 +146,7 @@ def test_a_finished_reward_model_goes_on_from_its_own_head(one_rank: Crew, tmp_p
 
 def test_an_encoder_is_no_start(one_rank: Crew, tmp_path: Path) -> None:
     tiny_classifier("bert").save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="BertForSequenceClassification, which is not read at the last token"):
+    with pytest.raises(
+        UserError, match="BertForSequenceClassification, which does not read its score at the last token"
+    ):
         one_rank.run(start, tmp_path)

@@ -149,7 +149,7 @@ def test_what_is_too_long_is_cut_at_its_beginning_and_counted(capsys):
         assert (own.decode(prompts[0]), own.decode(responses[0])) == (prompt, response)
         assert len(prompts[0]) + len(responses[0]) == context
     assert (made.limit.seen, made.limit.cut) == (2, 2)
-    assert "2 of 2 texts so far were cut at their beginning" in capsys.readouterr().out
+    assert "2 of 2 texts so far were truncated at the beginning" in capsys.readouterr().out
 
 
 def test_same_tokenizers_need_no_text():

@@ -12,7 +12,7 @@ from rlhf.config.schema import RoleConfig
 from rlhf.placement.pools import Part
 from rlhf.zero import checkpoint, parking
 from rlhf.zero.engine import ZeroEngine
-from rlhf.zero.parking import Parking, found_in
+from rlhf.zero.parking import Offloader, find_tensors
 from rlhf.zero.process_group import join
 from rlhf.zero.rank import Rank
 from tests.rlhf.ranks import Crew
@@ -129,8 +129,8 @@ def test_views_of_one_storage_come_back_as_views(monkeypatch: pytest.MonkeyPatch
     flat, flag = torch.arange(3000.0), torch.ones(2)
     holder = torch.optim.SGD([torch.nn.Parameter(flat[100:200])], lr=1.0)
     holder.views, holder.flag = [flat, flat[5:2005].view(50, 40).t()], flag  # type: ignore[attr-defined]
-    own = Parking(network, torch.device("cpu"), holder)
-    own.leave("states")
+    own = Offloader(network, torch.device("cpu"), holder)
+    own.offload("states")
     assert flat.untyped_storage().nbytes() == 0 and network.weight.untyped_storage().nbytes() > 0
     assert torch.equal(flag, torch.ones(2))
     with own.on_host():
@@ -138,7 +138,7 @@ def test_views_of_one_storage_come_back_as_views(monkeypatch: pytest.MonkeyPatch
         assert torch.equal(holder.views[1][3], torch.arange(8.0, 2005, 40))  # type: ignore[attr-defined]
         assert holder.param_groups[0]["params"][0].tolist() == list(range(100, 200))
     assert holder.views[0] is flat and flat.untyped_storage().nbytes() == 0  # type: ignore[attr-defined]
-    own.come_back("states")
+    own.reload("states")
     assert torch.equal(flat, torch.arange(3000.0))
     flat[5] = -1.0
     assert holder.views[1][0, 0] == -1.0, "it is one storage still"  # type: ignore[attr-defined]
@@ -150,6 +150,6 @@ def test_tensors_are_found_behind_objects_of_the_libraries_alone() -> None:
     parameter.grad, parameter.shard = torch.ones(2)[:1], torch.ones(3)  # type: ignore[attr-defined]
     optimizer = torch.optim.SGD([parameter], lr=1.0)
     optimizer.state[parameter]["average"] = torch.ones(4)
-    optimizer.itself, optimizer.foreign = [optimizer], parking.Lot(torch.device("cpu"), changes=True)  # type: ignore[attr-defined]
+    optimizer.itself, optimizer.foreign = [optimizer], parking.HostBuffer(torch.device("cpu"), changes=True)  # type: ignore[attr-defined]
     optimizer.foreign._chunks.append(torch.ones(5))  # type: ignore[attr-defined]
-    assert sorted(each.untyped_storage().nbytes() // 4 for each in found_in(optimizer)) == [1, 2, 3, 4]
+    assert sorted(each.untyped_storage().nbytes() // 4 for each in find_tensors(optimizer)) == [1, 2, 3, 4]
