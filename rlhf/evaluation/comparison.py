@@ -48,7 +48,7 @@ def write_answers(folder: Path, prompts: Sequence[str], before: Sequence[str], a
     write_atomically(folder / ANSWERS, "".join(map(to_line, rows)))
 
 
-def compare_answers(folder: Path, judge: Scorer, out: Path, seed: int) -> Comparison:
+def compare_answers(folder: Path, scorer: Scorer, out: Path, seed: int) -> Comparison:
     """Score both models' answers blind; writes the comparison sheet and its key to ``out``.
 
     Args:
@@ -59,7 +59,7 @@ def compare_answers(folder: Path, judge: Scorer, out: Path, seed: int) -> Compar
     sheet = blind(prompts, before, after, seed)
     out.mkdir(parents=True, exist_ok=True)
     sheet.write(out)
-    sides = (judge(prompts, [pair.a for pair in sheet.pairs]), judge(prompts, [pair.b for pair in sheet.pairs]))
+    sides = (scorer(prompts, [pair.a for pair in sheet.pairs]), scorer(prompts, [pair.b for pair in sheet.pairs]))
     scores = sheet.unblind(*sides)
     return Comparison(
         prompts=prompts,

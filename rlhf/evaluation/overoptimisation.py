@@ -110,7 +110,8 @@ class Watch:
             )
             return replace(self, best=new, last=new, in_a_row=0), decision
         lower = is_lower(new, best, self.level)
-        over = lower and _reward_rose(new, best)
+        reward_rose = new.reward is not None and best.reward is not None and new.reward > best.reward
+        over = lower and reward_rose
         in_a_row = self.in_a_row + 1 if over else 0
         decision = Decision(
             is_best=False,
@@ -173,10 +174,6 @@ def _differences(judgement: Judgement, best: Judgement) -> np.ndarray:
 def _mean_difference(judgement: Judgement, best: Judgement) -> float:
     difference = _differences(judgement, best)
     return float(difference.mean()) if len(difference) else 0.0
-
-
-def _reward_rose(judgement: Judgement, best: Judgement) -> bool:
-    return judgement.reward is not None and best.reward is not None and judgement.reward > best.reward
 
 
 def _explain(new: Judgement, best: Judgement, lower: bool, over: bool) -> str:

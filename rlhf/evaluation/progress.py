@@ -17,6 +17,8 @@ def learned(history: Sequence[Mapping[str, float]]) -> dict[str, float | str]:
     first, tail = history[0], history[-max(1, len(history) // 10) :]
     late = sum(step["objective/scores"] for step in tail) / len(tail)
     spread = first["objective/scores_std"]
+    # Without these metrics rollouts overlap other phases, so that their time is not measured.
+    rates = [step["perf/rollout_tokens_per_second"] for step in history if "perf/rollout_tokens_per_second" in step]
     return {
         "score of the first step": first["objective/scores"],
         "its standard deviation": spread,
@@ -29,12 +31,6 @@ def learned(history: Sequence[Mapping[str, float]]) -> dict[str, float | str]:
         "first-pass ratio, farthest from 1": max(
             (step.get("first_pass/ratio", 1.0) for step in history), key=lambda r: abs(r - 1)
         ),
-        **_mean_rate(history),
+        **({"rollout tokens per second": sum(rates) / len(rates)} if rates else {}),
         "score's correlation with length": tail[-1]["objective/score_length_correlation"],
     }
-
-
-def _mean_rate(history: Sequence[Mapping[str, float]]) -> dict[str, float | str]:
-    """Mean rate of generation; empty if rollouts overlap other phases, because their time is then not measured."""
-    rates = [step["perf/rollout_tokens_per_second"] for step in history if "perf/rollout_tokens_per_second" in step]
-    return {"rollout tokens per second": sum(rates) / len(rates)} if rates else {}

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import random
 import re
 import tempfile
@@ -96,7 +97,7 @@ class Topology:
 
 def snapshot(engine: ZeroEngine) -> Files:
     """This rank's files: weights, optimizer, schedule, counters, random states (collective)."""
-    trained = sum(int(np.prod(full_shape(p))) for p in engine.network.parameters() if p.requires_grad)
+    trained = sum(math.prod(full_shape(p)) for p in engine.network.parameters() if p.requires_grad)
     with private_folder(BYTES_PER_WEIGHT * trained + SPARE_BYTES) as folder:
         with engine.parking.on_host():
             _save(engine, folder)
@@ -165,7 +166,8 @@ def _load(engine: ZeroEngine, folder: Path) -> None:
             # Not strict, because the files lack the frozen weights; the check above replaces DeepSpeed's.
             engine.engine.load_checkpoint(str(folder.parent), tag=folder.name, load_module_strict=False)
         else:
-            with private_folder(engine.world * BYTES_PER_WEIGHT * _size(own.parameters)) as work:
+            weights = sum(math.prod(shape) for shape in own.parameters.values())
+            with private_folder(engine.world * BYTES_PER_WEIGHT * weights) as work:
                 load_reshaped(engine, Saved(folder=folder, world=saved.world, stage=saved.stage), work)
     _set_process_state(engine, folder)
 
@@ -205,10 +207,6 @@ def _check_compatible(saved: Topology, own: Topology) -> None:
 def _shapes(saved: Topology, own: Topology, name: str) -> str:
     found, expected = (topology.parameters.get(name, "missing") for topology in (saved, own))
     return f"(checkpoint: {found}, model: {expected})"
-
-
-def _size(parameters: Mapping[str, list[int]]) -> int:
-    return sum(int(np.prod(shape)) for shape in parameters.values())
 
 
 def _process_state(engine: ZeroEngine) -> dict[str, Any]:

@@ -104,7 +104,7 @@ def test_fail_names_address_samples_attempts_and_the_last_error():
         scores(asking(service))
     assert len(service.asked) == 3
     assert f"reward endpoint {service.url} gave no scores for samples 0 to 2" in str(caught.value)
-    assert "after 3 attempts; the last: HTTP 503" in str(caught.value)
+    assert "in 3 attempts; last error: HTTP 503" in str(caught.value)
 
 
 def test_nobody_listens():
@@ -112,7 +112,7 @@ def test_nobody_listens():
         closed.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{closed.getsockname()[1]}/score"
         endpoint = Endpoint(EndpointConfig(url=url, retries=1), 30.0)
-        with pytest.raises(MachineryError, match="after 2 attempts; the last: ConnectError"):
+        with pytest.raises(MachineryError, match="in 2 attempts; last error: ConnectError"):
             scores(endpoint)
 
 
@@ -147,7 +147,7 @@ def test_an_answer_that_trickles_is_late_too():
 
         threading.Thread(target=trickle, daemon=True).start()
         endpoint = Endpoint(EndpointConfig(url=url, retries=0, timeout_seconds=0.3), 30.0)
-        with pytest.raises(MachineryError, match=r"after 1 attempts; the last: no answer within 0\.3 s"):
+        with pytest.raises(MachineryError, match=r"in 1 attempts; last error: no answer within 0\.3 s"):
             scores(endpoint)
 
 
@@ -189,12 +189,12 @@ def test_the_deadline_ends_all_attempts(policy):
         (404, "HTTP 404"),
         (401, "HTTP 401"),
         ((302, {"Location": "/elsewhere"}), "redirects are not followed"),
-        (b"<html>oops", "no JSON: '<html>oops'"),
-        (b"", "no JSON: ''"),
-        (b"[" * 5000, "no JSON"),
-        (b"\xff\xfe", "no JSON"),
-        (b"[1.0]", "no scores: '[1.0]'"),
-        ({"score": [1.0]}, "no scores"),
+        (b"<html>oops", "a body that is not JSON: '<html>oops'"),
+        (b"", "a body that is not JSON: ''"),
+        (b"[" * 5000, "a body that is not JSON"),
+        (b"\xff\xfe", "a body that is not JSON"),
+        (b"[1.0]", "a body without scores: '[1.0]'"),
+        ({"score": [1.0]}, "a body without scores"),
         ({"scores": 1.0}, "returned float, not a list"),
         ({"scores": None}, "returned NoneType, not a list"),
         ({"scores": []}, "returned 0 scores for 1 responses"),
