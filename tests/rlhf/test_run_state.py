@@ -1,4 +1,4 @@
-"""The controller's state goes into JSON and comes back, every bit of it."""
+"""The controller's state survives JSON bit for bit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A service that scores, asked over real sockets while it fails, stalls, and answers nonsense."""
+"""The client of a scoring service, over real sockets, while the service fails, stalls and answers invalidly."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_requests_are_cut_and_their_scores_put_together():
 
 
 def test_requests_run_side_by_side_over_connections_that_are_kept():
-    three = threading.Barrier(3)  # nobody is answered before three are asking
+    three = threading.Barrier(3)  # no request is answered before three are open
 
     def together(number, asked):
         three.wait(timeout=30)
@@ -108,7 +108,7 @@ def test_fail_names_address_samples_attempts_and_the_last_error():
 
 
 def test_nobody_listens():
-    with socket.socket() as closed:  # bound and not listening: nobody else can take the port meanwhile
+    with socket.socket() as closed:  # bound and not listening, so that no other process takes the port
         closed.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{closed.getsockname()[1]}/score"
         endpoint = Endpoint(EndpointConfig(url=url, retries=1), 30.0)

@@ -1,4 +1,4 @@
-"""What an encoder reads of a block, against its tokenizer's own pair of texts; and what a limit cuts."""
+"""The tokens that an encoder reads, compared with its tokenizer's pairs; and truncation at a length limit."""
 
 from __future__ import annotations
 
