@@ -76,7 +76,7 @@ class DPORole(Role[PolicyNet]):
 
         def loss(pairs: list[int]) -> Tensor:
             logprobs, reference = self._response_logprobs(pairs)
-            terms = dpo_loss(*logprobs, *reference, config.beta, config.label_smoothing)
+            terms = dpo_loss(logprobs[0], logprobs[1], reference[0], reference[1], config.beta, config.label_smoothing)
             sums.add_(_stack_sums(terms, logprobs.detach(), reference).double().cpu())
             return terms.loss
 
