@@ -1,7 +1,7 @@
-"""Which sample goes to which rank or engine, and which samples share one packed forward pass.
+"""Assigns samples to ranks, engines and packed micro-batches.
 
-The rule behind all of it: every rank does the same number of forward and backward passes, by construction. With ZeRO
-each pass is a set of collective calls, and one pass too few on one rank is a hang, not an error.
+Every rank gets the same number of micro-batches. With ZeRO each forward and backward pass makes collective calls, so
+that a rank with one pass fewer than the others would hang them.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from collections.abc import Sequence
 import numpy as np
 
 MicroBatches = list[list[int]]
-"""Sample indices of each packed forward pass of one rank."""
+"""Sample indices of each packed forward pass on one rank."""
 
 
 def balance(lengths: Sequence[int] | np.ndarray, parts: int) -> list[list[int]]:
-    """Divide samples into ``parts`` whose sizes differ by at most one and whose token counts are close.
+    """Divide samples into ``parts`` parts of nearly equal token counts, with sample counts that differ by at most one.
 
-    Longest first, each to the lightest part that still has room (Graham 1969, with a cap on the count).
+    Assigns samples longest first, each to the part with the fewest tokens that still has room (Graham 1969, with a cap
+    on the count).
     """
     base, extra = divmod(len(lengths), parts)
     room = [base + (p < extra) for p in range(parts)]
@@ -35,8 +36,8 @@ def pack(
 ) -> MicroBatches:
     """Group samples so that each group has at most ``budget`` tokens: first fit, longest first.
 
-    A sample longer than the budget gets a group of its own. ``padded`` samples count as many tokens as the longest of
-    their group, which is its first.
+    A sample longer than the budget forms a group by itself. With ``padded``, every sample counts as many tokens as the
+    longest of its group, which is the first.
     """
     groups: MicroBatches = []
     loads: list[int] = []
@@ -58,33 +59,33 @@ def plan(
 ) -> list[MicroBatches]:
     """The micro-batches of every rank, the same number on each.
 
-    A rank that needs fewer splits its fullest group; a rank that has nothing left to split gets an empty group, which
-    runs a forward pass over one dummy token and contributes nothing.
+    A rank that needs fewer micro-batches splits its largest ones; if every one holds a single sample, it adds empty
+    ones, each of which runs a forward pass over one dummy token and contributes nothing.
     """
     chosen = [int(lengths[i]) for i in indices]
     shares = [[indices[j] for j in part] for part in balance(chosen, ranks)]
     packed = [pack(share, lengths, budget, padded) for share in shares]
     count = max(1, *(len(p) for p in packed))
-    return [_grow(groups, count) for groups in packed]
+    return [_split_to_count(groups, count) for groups in packed]
 
 
-def _grow(groups: MicroBatches, count: int) -> MicroBatches:
+def _split_to_count(groups: MicroBatches, count: int) -> MicroBatches:
     groups = [list(g) for g in groups]
     while len(groups) < count:
-        fullest = max(range(len(groups)), key=lambda g: len(groups[g]), default=None)
-        if fullest is None or len(groups[fullest]) < 2:
+        largest = max(range(len(groups)), key=lambda g: len(groups[g]), default=None)
+        if largest is None or len(groups[largest]) < 2:
             groups.append([])
         else:
-            half = len(groups[fullest]) // 2
-            groups.append(groups[fullest][half:])
-            groups[fullest] = groups[fullest][:half]
+            half = len(groups[largest]) // 2
+            groups.append(groups[largest][half:])
+            groups[largest] = groups[largest][:half]
     return groups
 
 
 def minibatches(samples: int, count: int, epochs: int, seed: Sequence[int]) -> list[list[int]]:
-    """The samples of every update: ``epochs`` passes, each a new permutation cut into ``count`` equal minibatches.
+    """The samples of every update: in each epoch a new permutation, cut into ``count`` equal minibatches.
 
-    Depends on nothing but its arguments, so every rank computes the same, whatever the number of ranks.
+    A pure function of its arguments: every rank computes the same result, for any number of ranks.
     """
     size = samples // count
     updates = []
@@ -95,10 +96,10 @@ def minibatches(samples: int, count: int, epochs: int, seed: Sequence[int]) -> l
 
 
 def share_prompts(chosen: Sequence[int], engines: int) -> list[list[int]]:
-    """Places in ``chosen`` that each engine answers: samples of one prompt stay together, runs of prompts go in turn.
+    """Indices into ``chosen`` that each engine generates for: round robin over runs of equal prompts.
 
-    An engine keeps what it computed for a prompt and uses it for the prompt's other samples (the prefix cache). With
-    fewer runs than engines, samples go in turn instead: an engine with nothing to do saves nothing.
+    Samples of one prompt stay on one engine, which reuses the prompt's prefix cache. With fewer runs than engines the
+    samples themselves are dealt round robin, so that no engine is idle.
     """
     changes = [i > 0 and chosen[i] != chosen[i - 1] for i in range(len(chosen))]
     run = np.cumsum(changes) if sum(changes) + 1 >= engines else np.arange(len(chosen))

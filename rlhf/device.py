@@ -1,4 +1,4 @@
-"""Everything that differs between CPU and GPU, in one place. PyTorch is imported where it is used."""
+"""All code that differs between CPU and GPU. PyTorch is imported inside the functions that use it."""
 
 from __future__ import annotations
 
@@ -20,22 +20,19 @@ def collective_backend(device: Device) -> str:
 
 
 def weight_transfer_backend(device: Device, same_gpu: bool) -> str:
-    """How weights reach the engine.
-
-    CUDA IPC on a shared GPU, NCCL between GPUs, shared memory between CPU processes.
-    """
+    """The backend of weight transfers: CUDA IPC on a shared GPU, NCCL between GPUs, shared memory between CPUs."""
     if device == "cpu":
         return "shared_memory"
     return "ipc" if same_gpu else "nccl"
 
 
 def prepare_process(device: Device, threads: int) -> torch.device:
-    """Set this process up for computing, and say where its tensors live. Ray shows each process only its own GPU."""
+    """Configure PyTorch in this process and return its device, GPU 0: Ray makes only one GPU visible to a process."""
     import torch
 
     if device == "cuda":
         torch.cuda.set_device(0)
-        torch.backends.cuda.matmul.allow_tf32 = False  # float32 means float32: log-probabilities are compared at 1e-4
+        torch.backends.cuda.matmul.allow_tf32 = False  # log-probabilities in float32 are compared at 1e-4
         return torch.device("cuda", 0)
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     torch.set_num_threads(threads)
@@ -43,10 +40,10 @@ def prepare_process(device: Device, threads: int) -> torch.device:
 
 
 def engine_environment(device: Device, memory_gib: float, backend: str | None) -> dict[str, str]:
-    """Environment variables that vLLM reads before it starts; ``backend`` is how weights reach it, if they do."""
+    """Environment variables that vLLM reads at start; ``backend`` is the weight-transfer backend, if any."""
     shared = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "INFO"}
     if backend == "ipc":
-        shared["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # CUDA IPC handles travel pickled, between our own processes
+        shared["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # CUDA IPC handles are pickled, between processes of this run
     if device == "cuda":
         return shared
     cores = sorted(os.sched_getaffinity(0))
@@ -55,29 +52,29 @@ def engine_environment(device: Device, memory_gib: float, backend: str | None) -
         "VLLM_CPU_KVCACHE_SPACE": str(max(1, round(memory_gib))),
         # vLLM's default leaves one core idle.
         "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)),
-        # The engine computes in its own process instead of a worker's: one import of vLLM less, some ten seconds.
+        # Without a separate worker process vLLM is imported once less, which saves about ten seconds.
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "OMP_NUM_THREADS": str(len(cores)),
     }
 
 
 def engine_arguments(device: Device, config: RolloutConfig, sleeps: bool) -> dict[str, Any]:
-    """Arguments of vLLM's engine that only one device has, or needs."""
+    """Arguments of vLLM's engine that apply to one kind of device only."""
     if device == "cuda":
         return {"gpu_memory_utilization": config.gpu_memory_fraction, "enable_sleep_mode": sleeps}
-    # A prompt prefilled in parts rewinds its seeded generator, which CPU generators cannot do: the engine would die.
+    # A chunked prefill rewinds the request's seeded generator, which CPU generators do not support: vLLM would crash.
     return {"enable_chunked_prefill": False}
 
 
 def host_buffer(device: torch.device, size: int) -> torch.Tensor:
-    """(size,) bytes of the host's memory, page-locked where a GPU copies to them and from them."""
+    """Allocate (size,) bytes of host memory, page-locked if the device is a GPU."""
     import torch
 
     return torch.empty(size, dtype=torch.uint8, pin_memory=device.type == "cuda")
 
 
 def wait_for_device(device: torch.device) -> None:
-    """Return when all that was begun on the device is done."""
+    """Wait until all work submitted to the device is complete."""
     if device.type == "cuda":
         import torch
 
@@ -85,7 +82,7 @@ def wait_for_device(device: torch.device) -> None:
 
 
 def release_cache(device: torch.device) -> None:
-    """Give back to the GPU what PyTorch keeps for this process and does not use, so that others there find room."""
+    """Release PyTorch's cached, unused memory to the GPU for other processes."""
     if device.type == "cuda":
         import torch
 
@@ -94,7 +91,7 @@ def release_cache(device: torch.device) -> None:
 
 
 def gpu_of_process(device: Device) -> tuple[str, int] | None:
-    """What the driver calls the GPU of this process, and its bytes; None on a CPU."""
+    """The driver's name of this process's GPU, and its memory in bytes; None on a CPU."""
     if device != "cuda":
         return None
     import torch
@@ -103,7 +100,7 @@ def gpu_of_process(device: Device) -> tuple[str, int] | None:
 
 
 def peak_memory_gib(device: Device) -> float:
-    """Largest memory that this process has held: on the GPU where it uses one, else resident in the host."""
+    """Peak memory of this process in GiB: allocated on the GPU if it uses one, else resident in host memory."""
     if device == "cuda":
         import torch
 

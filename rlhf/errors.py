@@ -1,9 +1,9 @@
-"""The kinds of failure, told apart by who can mend them. The command line turns each into an exit code.
+"""Error types, one for each kind of cause. The command line maps each to an exit code.
 
-``UserError``      the input is wrong: exit 2, one screen, no traceback, nothing written.
-``MachineryError`` a process, a device or the network failed: exit 3, one line that names the place.
-``CanaryError``    a number that must hold does not: exit 3, which one, by how much, and the usual causes.
-``Stopped``        nothing failed: the run was asked to stop, and did: exit 75, where it goes on.
+``UserError``      the input is wrong: exit 2, a message of one screen without a traceback; nothing is written.
+``MachineryError`` a process, a device or the network failed: exit 3, one line that names the location.
+``CanaryError``    an invariant is violated: exit 3, its value, its limits and the usual causes.
+``Stopped``        the run stopped on request without a failure: exit 75, the checkpoint from which it resumes.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from collections.abc import Iterable
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message; its type's name where it has none."""
+    """The first line of an error's message, or the name of its type if the message is empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 class RLHFError(Exception):
-    """Base of every error that this package raises on purpose."""
+    """Base class of all errors that this package raises deliberately."""
 
     exit_code = 3
 
@@ -26,16 +26,16 @@ class UserError(RLHFError):
     """The user's recipe, data, model or function is wrong.
 
     Args:
-        what: what is wrong, with the file, line, key or sample it was found at.
-        why: why it cannot work (may be empty where it is plain).
-        fix: what to do about it.
+        what: what is wrong, with the file, line, key or sample.
+        why: why it cannot work; may be empty if obvious.
+        fix: how to correct it.
     """
 
     exit_code = 2
 
     def __init__(self, what: str, why: str = "", fix: str = "") -> None:
         self.what, self.why, self.fix = what, why, fix
-        super().__init__(what, why, fix)  # all three in args, so that the error survives pickling between processes
+        super().__init__(what, why, fix)  # all three in args, so that the error can be pickled
 
     def __str__(self) -> str:
         lines = [self.what]
@@ -51,10 +51,10 @@ class MachineryError(RLHFError):
 
 
 class LostError(MachineryError):
-    """Processes are gone, stuck, or cut off from a peer: what they held can be made again, what they did done again.
+    """Processes died, are stuck, or lost a connection; they can be restarted and their work repeated.
 
     Args:
-        names: of the actors; empty where it is not known whose process it was.
+        names: names of the actors; empty if unknown.
         kind: ``died``, ``stalled`` or ``failed``.
     """
 
@@ -66,31 +66,31 @@ class LostError(MachineryError):
         return self.message
 
     def of(self, names: Iterable[str]) -> LostError:
-        """The same loss, of these actors."""
+        """A copy of this error for the given actors."""
         return LostError(self.message, tuple(names), self.kind)
 
 
 class CanaryError(RLHFError):
-    """A measured quantity left the limits within which training is sound."""
+    """A metric is outside the limits within which training is correct."""
 
 
 class Stopped(RLHFError):
-    """The run ended before its last step because it was asked to.
+    """The run ended before its last step on request.
 
     Args:
-        why: what asked: a signal's name, or how near the time limit is.
-        commit: where the last whole checkpoint is; empty where there is none yet.
+        why: the cause: a signal's name, or the remaining time.
+        commit: path of the last complete checkpoint; empty if there is none.
     """
 
     exit_code = 75
 
     def __init__(self, why: str, commit: str = "") -> None:
-        super().__init__(why, commit)  # both in args, so that the error survives pickling between processes
+        super().__init__(why, commit)  # both in args, so that the error can be pickled
         self.why, self.commit = why, commit
 
     def __str__(self) -> str:
         if not self.commit:
-            return f"stopped on request ({self.why}); no checkpoint was made yet, the same command starts anew"
+            return f"stopped on request ({self.why}); no checkpoint exists yet, the same command starts again"
         return (
-            f"stopped on request ({self.why}); the last checkpoint is {self.commit}, the same command goes on from it"
+            f"stopped on request ({self.why}); the last checkpoint is {self.commit}, the same command resumes from it"
         )

@@ -1,4 +1,4 @@
-"""From scored rollouts to an ``Experience``: rewards, advantages and whitening over the global batch, in one place.
+"""Builds an ``Experience`` from scored rollouts: rewards, advantages and whitening over the global batch.
 
 Shapes: B samples, R response tokens of all samples, packed.
 """
@@ -29,10 +29,10 @@ from rlhf.types import Bool, Experience, FinishReason, Float32, RolloutBlock
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:
-    """Rollouts and what the models say of them.
+    """Rollouts with their scores, log-probabilities and values.
 
-    Shapes: scores, by the name of the part (B,) each, NaN only for samples in ``dropped``; dropped (B,) true for
-    samples that a reward gave up on; old_logprobs, ref_logprobs (R,); values (R,), or None where there is no critic.
+    Shapes: scores (B,) for each part of the reward, by name, NaN only for samples in ``dropped``; dropped (B,) true for
+    samples that a reward failed to score; old_logprobs, ref_logprobs (R,); values (R,), or None without a critic.
     """
 
     rollouts: RolloutBlock
@@ -44,15 +44,15 @@ class Scored:
 
     @property
     def mask(self) -> Bool:
-        """(R,) the one mask: tokens that the policy chose, of samples that have a score."""
+        """(R,) mask of the tokens that are trained on: those that the policy sampled, in samples that have a score."""
         lengths = self.rollouts.sequences.response_lengths
         return self.rollouts.response_mask & ~self.dropped[sample_of_token(lengths)]
 
     def check(self) -> None:
-        """Refuse a NaN or an infinity inside the mask, by the name of its tensor. Outside it anything may stand.
+        """Check that all numbers inside the mask are finite; those outside it are not read.
 
         Raises:
-            MachineryError: names every tensor at fault.
+            MachineryError: some are NaN or infinite; the message names every such tensor.
         """
         tokens = {
             "old_logprobs (by the policy)": self.old_logprobs,
@@ -70,7 +70,7 @@ class Scored:
 
 
 def total_score(scores: Mapping[str, Float32], weights: Mapping[str, float], dropped: Bool) -> Float32:
-    """(B,) the weighted sum of the reward's parts; 0 for samples that were dropped."""
+    """(B,) weighted sum of the parts of the reward; 0 for dropped samples."""
     total = sum((weights[name] * part.astype(np.float64) for name, part in scores.items()), np.zeros(len(dropped)))
     return np.where(dropped, 0.0, total).astype(np.float32)
 
@@ -78,10 +78,10 @@ def total_score(scores: Mapping[str, Float32], weights: Mapping[str, float], dro
 def build_experience(
     scored: Scored, raw: Float32, algorithm: AlgorithmConfig, state: AlgorithmState
 ) -> tuple[Experience, AlgorithmState]:
-    """Shaped scores, rewards per token, advantages and returns; and the state of the next step.
+    """Compute shaped scores, token rewards, advantages and returns, and the algorithm's state for the next step.
 
     Args:
-        raw: (B,) the total score of each response.
+        raw: (B,) total score of each response.
     """
     scored.check()
     block, mask = scored.rollouts, scored.mask
@@ -115,29 +115,31 @@ def build_experience(
 
 
 def _advance(seen: AlgorithmState, algorithm: AlgorithmConfig, kl: Float32, experience: Experience) -> AlgorithmState:
-    """β follows the KL of the responses that count."""
+    """The next step's state: β is updated from the mean KL of the responses that have tokens inside the mask."""
     mask, lengths = experience.response_mask, experience.rollouts.sequences.response_lengths
-    there = count_by_sample(lengths, mask) > 0
-    if not there.any():
+    is_trained = count_by_sample(lengths, mask) > 0
+    if not is_trained.any():
         return seen
-    mean_kl = float(sum_by_sample(kl, lengths, mask)[there].mean())
-    return replace(seen, kl_coef=next_kl_coef(seen.kl_coef, algorithm.adaptive_kl, mean_kl, int(there.sum())))
+    mean_kl = float(sum_by_sample(kl, lengths, mask)[is_trained].mean())
+    return replace(seen, kl_coef=next_kl_coef(seen.kl_coef, algorithm.adaptive_kl, mean_kl, int(is_trained.sum())))
 
 
 def experience_metrics(experience: Experience, raw: Float32, version: int) -> dict[str, float]:
-    """What a batch says about the policy, under TRL's names where it has one.
+    """Metrics of a batch, under TRL's names where TRL has the metric.
 
-    ``objective/kl`` is summed over a response's tokens and averaged over responses, in nats. Samples without a token in
-    the mask are counted in ``rollout/dropped``, and they are in the numbers of what was generated (length, truncated,
-    staleness, tokens), but in no other.
+    ``objective/kl`` is summed over a response's tokens and averaged over responses, in nats. Samples without a token
+    inside the mask are counted in ``rollout/dropped`` and in the metrics of generation (length, truncated, staleness,
+    tokens), but in no other metric.
     """
     rollouts, mask = experience.rollouts, experience.response_mask
     lengths = rollouts.sequences.response_lengths
     counted = count_by_sample(lengths, mask)
-    there = counted > 0
+    is_trained = counted > 0
     kl = kl_per_token(experience.old_logprobs, experience.ref_logprobs)
-    sequence_kl = sum_by_sample(kl, lengths, mask)[there]
-    scores = experience.scores[there].astype(np.float64)  # equal scores have a spread of 0, but for its rounding
+    sequence_kl = sum_by_sample(kl, lengths, mask)[is_trained]
+    scores = experience.scores[is_trained].astype(
+        np.float64
+    )  # in float32 equal scores can have a standard deviation > 0
     total = scores - experience.kl_coef * sequence_kl
     gap = np.abs(experience.old_logprobs - rollouts.logprobs)[mask]
     weights = experience.importance_weights[mask]
@@ -146,24 +148,24 @@ def experience_metrics(experience: Experience, raw: Float32, version: int) -> di
         "rollout/length_mean": float(lengths.mean()),
         "rollout/truncated_fraction": float((rollouts.finish_reasons == FinishReason.LENGTH).mean()),
         "rollout/staleness_mean": float((version - rollouts.weight_versions).mean()),
-        "rollout/dropped": float(len(there) - there.sum()),
+        "rollout/dropped": float(len(is_trained) - is_trained.sum()),
         "rollout/set_aside": float(rollouts.set_aside.sum()),
         "rollout/tokens": float(lengths.sum()),
     }
-    if not there.any():
+    if not is_trained.any():
         return always
     return {
         **always,
         "objective/kl": float(sequence_kl.mean()),
         "objective/logratio_abs_mean": float(np.abs(kl[mask]).mean()),
-        "objective/entropy": -float(sum_by_sample(experience.old_logprobs, lengths, mask)[there].mean()),
+        "objective/entropy": -float(sum_by_sample(experience.old_logprobs, lengths, mask)[is_trained].mean()),
         "objective/scores": float(scores.mean()),
         "objective/scores_std": float(scores.std()),
-        "objective/raw_scores": float(raw[there].mean()),
+        "objective/raw_scores": float(raw[is_trained].mean()),
         "objective/non_score_reward": -experience.kl_coef * float(sequence_kl.mean()),
         "objective/rlhf_reward": float(total.mean()),
         "objective/rlhf_reward_std": float(total.std()),
-        "objective/score_length_correlation": length_correlation(scores, counted[there]),
+        "objective/score_length_correlation": length_correlation(scores, counted[is_trained]),
         "rollout/logprob_gap_mean": float(gap.mean()),
         "rollout/logprob_gap_max": float(gap.max()),
         "rollout/importance_weight_mean": float(weights.mean()),

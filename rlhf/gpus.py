@@ -1,4 +1,4 @@
-"""What is known of each type of GPU: memory, arithmetic and bandwidth, from its maker's data sheet."""
+"""Data-sheet figures of GPU types: memory, arithmetic throughput and bandwidth."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ TERA = 10**12
 
 @dataclass(frozen=True, kw_only=True)
 class GPUType:
-    """What one GPU offers, as its maker's data sheet says. Nothing here was measured by this project."""
+    """Data-sheet figures of one GPU, none of them measured by this project."""
 
     memory: int
-    """Bytes that the driver shows (nvidia-smi), error correction on."""
+    """Bytes that the driver reports (nvidia-smi), with error correction on."""
     bfloat16: float
     """FLOP/s of dense matrix products in bfloat16."""
     float32: float
-    """FLOP/s in float32, outside the tensor cores: TF32 is off here."""
+    """FLOP/s in float32 without tensor cores, because TF32 is off in this project."""
     bandwidth: float
-    """Bytes a second from its own memory."""
+    """Bytes per second from device memory."""
     link: float
-    """Bytes a second, one way, to another GPU of the node: NVLink, or PCIe where there is none."""
+    """Bytes per second and direction to another GPU of the node: NVLink, or PCIe without NVLink."""
     network: float
-    """Bytes a second, one way, to another node, as its maker's reference system has it; ``network=`` sets another."""
+    """Bytes per second and direction to another node, as in the maker's reference system; ``network=`` overrides it."""
     host: float
-    """Bytes a second, one way, to the host's memory, over PCIe."""
+    """Bytes per second and direction to host memory, over PCIe."""
     source: str
     """The data sheet."""
 
@@ -35,7 +35,7 @@ class GPUType:
 def _gpu(
     mib: int, bfloat16: float, float32: float, gb: float, link: float, network: float, host: float, source: str
 ) -> GPUType:
-    """A row of the table in the units of data sheets: MiB, TFLOP/s, GB/s."""
+    """Build a ``GPUType`` from the units of data sheets: MiB, TFLOP/s, GB/s."""
     return GPUType(
         memory=mib * MIB,
         bfloat16=bfloat16 * TERA,
@@ -59,34 +59,37 @@ GPUS: dict[str, GPUType] = {
     "h200-141": _gpu(143771, 989, 67, 4800, 450, 50, 64, "NVIDIA H200 datasheet (SXM); network: DGX H200"),
     "b200-180": _gpu(183359, 2250, 75, 8000, 900, 50, 64, "NVIDIA HGX B200 datasheet; network: DGX B200"),
 }
-"""Type and memory in GB → what it offers. FLOP/s without sparsity."""
+"""Type and memory in GB → figures. FLOP/s without sparsity."""
 
 
 NEAR = 0.05
-"""Part by which a GPU's memory may differ from its type's."""
+"""Largest relative difference between a GPU's memory and its type's."""
 
 
 def gpu_named(name: str, memory: int | None = None) -> str | None:
-    """The type that a driver or Ray calls so, of so many bytes; where these are not told, the smallest of that name."""
-    said = name.lower().replace("rtx ", "rtx")
-    words = re.split(r"[^a-z0-9]+", said)
-    alike = {known: kind for known, kind in GPUS.items() if known.partition("-")[0] in words}
+    """The key in ``GPUS`` of a GPU, from its name in the driver or Ray and its memory in bytes.
+
+    Without ``memory``, of several types that fit the name the one with the least memory. None if no type fits.
+    """
+    name = name.lower().replace("rtx ", "rtx")
+    words = re.split(r"[^a-z0-9]+", name)
+    matches = {key: gpu for key, gpu in GPUS.items() if key.partition("-")[0] in words}
     if memory is not None:
-        return next((known for known, kind in alike.items() if abs(memory - kind.memory) <= NEAR * kind.memory), None)
-    exact = [known for known in alike if known in said]
-    return min(exact or alike, key=lambda known: GPUS[known].memory, default=None)
+        return next((key for key, gpu in matches.items() if abs(memory - gpu.memory) <= NEAR * gpu.memory), None)
+    exact = [key for key in matches if key in name]
+    return min(exact or matches, key=lambda key: GPUS[key].memory, default=None)
 
 
 OTHER_CHIPS = ("pcie", "nvl", "mig")
-"""Words in a driver's name for a part, or a slower sibling, of an H100 or H200, whose own rate is not in ``GPUS``."""
+"""Words in the driver's name of slower variants or partitions of an H100 or H200, whose FLOP/s are not in ``GPUS``."""
 
 
 def peak_flops(name: str, memory: int, dtype: str) -> float | None:
-    """FLOP/s of dense matrix products on the GPU that a driver calls so, of so many bytes; None where it is not known.
+    """FLOP/s of dense matrix products on a GPU, given the driver's name and memory in bytes; None if unknown.
 
-    Of float32 those outside the tensor cores, since TF32 is off here.
+    In float32 those without tensor cores, because TF32 is off in this project.
     """
-    known = gpu_named(name, memory)
-    if known is None or (known.startswith("h") and any(word in name.lower() for word in OTHER_CHIPS)):
+    key = gpu_named(name, memory)
+    if key is None or (key.startswith("h") and any(word in name.lower() for word in OTHER_CHIPS)):
         return None
-    return GPUS[known].bfloat16 if dtype == "bfloat16" else GPUS[known].float32
+    return GPUS[key].bfloat16 if dtype == "bfloat16" else GPUS[key].float32

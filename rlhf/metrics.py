@@ -1,4 +1,4 @@
-"""The metrics that are drawn together, and which of an operator's questions each panel answers."""
+"""Chart panels: the metrics that each chart shows, grouped by the operator's question that it answers."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ QUESTIONS = (LEARNING, STABLE, TIME, BROKE)
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """Metrics that are drawn into one chart, under the names that the lines have there."""
+    """One chart."""
 
     question: str
     title: str
     unit: str
     lines: Mapping[str, str]
+    """Metric → name of its line in the chart."""
     logarithmic: bool = False
 
 
@@ -31,16 +32,18 @@ PANELS = (
         LEARNING, "Accuracy", "share of pairs ranked as people did", update="train/accuracy", held_out="eval/accuracy"
     ),
     _panel(LEARNING, "Score", "reward, mean of the batch", score="objective/scores"),
-    _panel(LEARNING, "Held-out score", "by a judge that is not trained on", judge="holdout/score"),
-    _panel(LEARNING, "Score less the price of KL", "what is maximised", reward="objective/rlhf_reward"),
+    _panel(LEARNING, "Held-out score", "mean, by the held-out scorer", score="holdout/score"),
+    _panel(LEARNING, "Score minus KL penalty", "the maximised objective", reward="objective/rlhf_reward"),
     _panel(
         LEARNING, "Rewards of DPO", "\u03b2 log \u03c0/\u03c0_ref", chosen="rewards/chosen", rejected="rewards/rejected"
     ),
-    _panel(LEARNING, "Margin of DPO", "chosen less rejected", update="rewards/margins", held_out="eval/rewards_margin"),
+    _panel(
+        LEARNING, "Margin of DPO", "chosen minus rejected", update="rewards/margins", held_out="eval/rewards_margin"
+    ),
     _panel(STABLE, "KL to the reference", "nats per response", kl="objective/kl"),
     _panel(STABLE, "Entropy", "nats per token", entropy="policy/entropy_avg"),
     _panel(STABLE, "Length of responses", "tokens, mean", length="rollout/length_mean"),
-    _panel(STABLE, "Responses without an end", "share", cut_off="rollout/truncated_fraction"),
+    _panel(STABLE, "Truncated responses", "share", truncated="rollout/truncated_fraction"),
     _panel(
         STABLE, "Trainer against engine", "mean |\u0394 log p|, nats per token", True, gap="rollout/logprob_gap_mean"
     ),
@@ -49,11 +52,11 @@ PANELS = (
     _panel(STABLE, "Critic", "explained variance", critic="critic/explained_variance"),
     _panel(STABLE, "Gradient's norm", "before clipping", policy="policy/grad_norm", update="train/grad_norm"),
     _panel(STABLE, "Staleness", "versions", versions="rollout/staleness_mean"),
-    _panel(TIME, "Goodput", "share of the time that became steps which are kept", goodput="perf/goodput"),
+    _panel(TIME, "Goodput", "share of the time spent on steps that are kept", goodput="perf/goodput"),
     _panel(
         TIME, "Tokens", "per second", rollout="perf/rollout_tokens_per_second", training="perf/train_tokens_per_second"
     ),
     _panel(BROKE, "Restarts", "actors, so far", restarts="health/restarts"),
-    _panel(BROKE, "Given out again", "samples, so far", again="health/redispatched", set_aside="health/set_aside"),
+    _panel(BROKE, "Re-dispatched", "samples, so far", redispatched="health/redispatched", set_aside="health/set_aside"),
     _panel(BROKE, "Seconds lost", "so far", lost="health/seconds_lost"),
 )

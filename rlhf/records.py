@@ -1,4 +1,4 @@
-"""What a data file holds once its rows are understood: demonstrations, preferences, prompts, and rows that are none."""
+"""Parsed rows of a data file: demonstrations, preferences, prompts, and rows that cannot be used."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Source:
-    """Where a row came from. ``line`` counts from 1; for Parquet files and ``datasets`` it is the row's number."""
+    """Origin of a row. ``line`` counts from 1; for Parquet files and ``datasets`` it is the row's number."""
 
     file: str
     line: int
@@ -26,16 +26,16 @@ class Message:
 
     role: str
     content: str
-    """Empty where the turn has none, as a turn that is only a tool call."""
+    """Empty if the turn has none, such as a turn that is only a tool call."""
     fields: Mapping[str, object] = field(default_factory=dict, hash=False)
-    """Every other field of the turn under its own name: ``tool_calls``, ``reasoning_content``, ``name``, ..."""
+    """All other fields of the turn, by name: ``tool_calls``, ``reasoning_content``, ``name``, ..."""
     has_content: bool = field(default=True, compare=False)
-    """Whether the row gives the turn a content: null is not the empty text to every chat template."""
+    """Whether the row has a content for the turn; some chat templates distinguish null from empty text."""
     trained: bool = field(default=True, compare=False)
-    """Whether a turn of the assistant is one to learn from, not context alone."""
+    """Whether the model is trained on this turn; false for turns that are only context."""
 
     def as_dict(self) -> dict[str, object]:
-        """The turn as chat templates take it."""
+        """The turn as a dictionary for chat templates."""
         return {"role": self.role, "content": self.content if self.has_content else None, **self.fields}
 
 
@@ -43,17 +43,17 @@ Messages = tuple[Message, ...]
 
 
 def text_of(turn: Message | str) -> str:
-    """The text of an answer, whichever way its row gives it."""
+    """The text of an answer that is given as a message or as text."""
     return turn if isinstance(turn, str) else turn.content
 
 
 @dataclass(frozen=True)
 class Demonstration:
-    """A prompt and the answer that a person would like to see.
+    """A prompt and the desired answer.
 
-    The answer is a message of the assistant where the row gives messages, and text where it gives text. A prompt whose
-    last turn is the assistant's is one to continue: the answer is the rest of that turn. ``variables`` are what the row
-    gives the chat template beside its messages: ``tools``, ``documents``, and entries of ``chat_template_kwargs``.
+    The answer is an assistant message if the row has messages, else text. If the prompt's last turn is the assistant's,
+    the answer continues that turn. ``variables`` are those that the row passes to the chat template beside its
+    messages: ``tools``, ``documents``, and entries of ``chat_template_kwargs``.
     """
 
     prompt: Messages | str
@@ -64,7 +64,7 @@ class Demonstration:
 
 @dataclass(frozen=True)
 class Preference:
-    """Two answers to one prompt, of which a person prefers ``chosen``, by ``margin`` where the data says how much.
+    """Two answers to one prompt, of which ``chosen`` is preferred, by ``margin`` if the data gives one.
 
     Prompt, answers and ``variables`` are as in a ``Demonstration``.
     """
@@ -79,7 +79,7 @@ class Preference:
 
 @dataclass(frozen=True)
 class PromptRow:
-    """A prompt to be answered; ``columns`` are the others of its row, under their names in the file.
+    """A prompt without an answer; ``columns`` are the other columns of its row, by name.
 
     Prompt and ``variables`` are as in a ``Demonstration``.
     """
@@ -92,12 +92,12 @@ class PromptRow:
 
 @dataclass(frozen=True)
 class BadRow:
-    """A row that is set aside. ``reason`` is a category, or ``category: detail``; rows are counted by category."""
+    """A row that is not used. ``reason`` is a category, or ``category: detail``; rows are counted by category."""
 
     source: Source
     reason: str
     is_fault: bool = True
-    """Whether the row is malformed; a tie is not."""
+    """Whether the row is malformed; false for a tie."""
 
     @property
     def category(self) -> str:
@@ -107,7 +107,7 @@ class BadRow:
 
 @dataclass(frozen=True)
 class DataFile:
-    """What was read of one file: its rows, bad ones included, and a digest of its content (hexadecimal)."""
+    """A file that was read: its number of rows, bad ones included, and a hexadecimal digest of its content."""
 
     file: str
     rows: int
@@ -116,15 +116,15 @@ class DataFile:
 
 @dataclass(frozen=True)
 class Loaded(Generic[T]):
-    """Every row of a file, in the file's order: it is either in ``rows`` or in ``bad``."""
+    """All rows of a file, in order; each is either in ``rows`` or in ``bad``."""
 
     rows: tuple[T, ...]
     bad: tuple[BadRow, ...]
     unused: tuple[str, ...] = ()
-    """Columns that some row has and that nothing reads."""
+    """Columns that are present but not read."""
     files: tuple[DataFile, ...] = ()
-    """What the rows were read from."""
+    """Files that the rows were read from."""
     repeated: int = 0
-    """Rows whose answers began with the prompt, which was left out of them."""
+    """Number of rows whose answers began with the prompt, which was removed from them."""
     remarks: tuple[str, ...] = ()
-    """What else a person should know of the rows that are used."""
+    """Further remarks for the user on the rows that are used."""

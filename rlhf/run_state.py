@@ -1,6 +1,6 @@
-"""What the controller of a PPO run knows between two steps: all there is to know, with the models' own checkpoints.
+"""State of a PPO run's controller between steps; together with the models' checkpoints, all state of a run.
 
-Frozen: a step that is done again begins from the same state.
+The state is immutable: a repeated step starts from the same state.
 """
 
 from __future__ import annotations
@@ -20,61 +20,61 @@ from rlhf.evaluation.overoptimisation import Watch
 
 @dataclass(frozen=True, kw_only=True)
 class WatchState:
-    """Where the watch for over-optimisation stands: what was judged, and what came between two judgements."""
+    """State of the detection of over-optimisation."""
 
     watch: Watch
     rewards: tuple[float, ...] = ()
-    """Mean reward of each step since the last judgement."""
+    """Mean reward of each step since the last held-out evaluation."""
     stop: str = ""
-    """Why the run is to end early; empty while it goes on."""
+    """Why the run should stop early; empty if it should not."""
     unrecorded: Mapping[str, float] = field(default_factory=dict)
-    """What was judged before the first step, to be recorded with it."""
+    """Metrics of the held-out evaluation before the first step, recorded with the first step."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunState:
-    """The state after ``step`` steps, which is the version of the policy's weights too."""
+    """State after ``step`` steps; ``step`` is also the version of the policy's weights."""
 
     step: int
     order: OrderState
-    """The trained frontier: prompts taken by steps that were finished. Prompts in flight are those that the next step
-    will take from here, with seeds that depend on its number alone."""
+    """Position in the order of prompts after the finished steps. The next step continues from here, with seeds that
+    depend only on its number."""
     algorithm: AlgorithmState
     watch: WatchState | None = None
     sizes: Mapping[str, int] = field(default_factory=dict)
-    """Bytes of each of the run's growing files, without what later steps added."""
+    """Size in bytes of each append-only file of the run after this step."""
     set_aside: int = 0
-    """Samples without a response, so far."""
+    """Number of quarantined samples so far."""
     goodput: Mapping[str, Any] = field(default_factory=dict)
-    """Seconds that were of use and seconds that were lost, so far."""
+    """Useful and lost seconds so far."""
     wandb_id: str = ""
-    """The W&B run."""
+    """Id of the W&B run."""
 
     @classmethod
     def start(cls, recipe: Recipe) -> RunState:
-        """Before the first step."""
+        """The state before the first step."""
         return cls(step=0, order=OrderState(0, 0), algorithm=AlgorithmState.start(recipe.algorithm))
 
     def to_json(self) -> dict[str, Any]:
-        """In JSON's types; floats keep all their bits."""
+        """Convert to JSON types; floats keep all their bits."""
         return dict(_STATES.dump_python(self))
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> RunState:
-        """What ``to_json`` gave.
+        """Restore from the result of ``to_json``.
 
         Raises:
-            UserError: it is something else.
+            UserError: ``data`` does not have this format.
         """
         try:
             return _STATES.validate_python(data)
         except ValidationError as error:
             first = error.errors()[0]
-            place = ".".join(map(str, first["loc"]))
+            key = ".".join(map(str, first["loc"]))
             raise UserError(
-                f"the checkpoint's state is not one of this version: {place}: {first['msg']}",
-                "it was written by another version of rlhf, or changed",
-                "go on with the version that wrote it (versions.json beside it), or give the run another name",
+                f"the checkpoint's state is not in this version's format: {key}: {first['msg']}",
+                "another version of rlhf wrote it, or it was modified",
+                "resume with the version that wrote it (versions.json beside it), or give the run another name",
             ) from None
 
 

@@ -1,7 +1,7 @@
-"""The types that flow through the system: frozen, packed end to end, never padded.
+"""Data types that pass between actors: immutable, packed end to end, without padding.
 
 Shapes: B samples, N tokens of all samples together (prompt and response), R response tokens of all samples together.
-Arrays are NumPy so that Ray hands them between processes on one node without a copy.
+Arrays are NumPy arrays, which Ray shares between the processes of a node without a copy.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ Bool = NDArray[np.bool_]
 
 
 UNVERIFIED = -1
-"""Weight version of an engine whose weights have not been proven; it does not serve."""
+"""Weight version of an engine whose weights have not been verified; such an engine does not serve."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFacts:
-    """What a model's folder says before any weight is read."""
+    """Facts that a model's folder gives without reading its weights."""
 
     context: int
-    """Longest sequence in tokens that the model was made for."""
+    """Longest sequence that the model supports, in tokens."""
     embedding_rows: int
-    """Token ids at or beyond this do not exist for the model."""
+    """Valid token ids are smaller than this."""
     end_tokens: tuple[int, ...]
-    """Token ids that end a response by the tokenizer's and the model's settings, sorted."""
+    """Token ids that end a response according to the tokenizer's and the model's settings, sorted."""
 
 
 class FinishReason(IntEnum):
@@ -44,37 +44,35 @@ class FinishReason(IntEnum):
     STOP = 0
     """The model emitted an end token."""
     LENGTH = 1
-    """The response reached its longest allowed length: it is truncated."""
+    """The response reached the longest allowed length and is truncated."""
     SET_ASIDE = 2
-    """There is no response: the engine failed on the prompt, or said nothing. An empty mask keeps it out of all."""
+    """Quarantined: the engine failed on the prompt or returned no token. An all-false mask excludes the sample."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """A prompt ready to be answered.
-
-    ``id`` tells it from the other prompts of its run, and is the same in every run with the same data and seed;
-    ``tokens`` end exactly where the response begins. The rest is for rewards that read text.
-    """
+    """A tokenised prompt. All fields after ``tokens`` are for rewards that read text."""
 
     id: int
+    """Unique within a run, and equal in every run with the same data and seed."""
     tokens: tuple[int, ...]
+    """Token ids up to the first token of the response."""
     text: str = ""
-    """The prompt as the user wrote it, whole; of messages a transcript. Empty where it is not known."""
+    """The whole prompt as the user wrote it, or a transcript of its messages; empty if unknown."""
     turns: Messages = ()
-    """The prompt's messages, where it was written as such."""
+    """The prompt's messages; empty if the prompt is plain text."""
     row: Mapping[str, object] = field(default_factory=dict, hash=False)
-    """The other columns of the prompt's data row, under their names in the file."""
+    """The other columns of the prompt's data row, by name."""
     variables: Mapping[str, object] = field(default_factory=dict, hash=False)
-    """What the row gives the chat template beside its messages: ``tools``, ``documents``, ..."""
+    """Variables that the row passes to the chat template beside the messages: ``tools``, ``documents``, ..."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
     """One demonstration for supervised fine-tuning; ``response`` ends with an end token.
 
-    Shapes: prompt (P,), response (R,), mask (R,) true where a token is trained on: where several turns are, those of
-    others stand between them.
+    Shapes: prompt (P,), response (R,), mask (R,) true where a token is trained on. If several turns are trained on, the
+    response also contains the turns between them, with a false mask.
     """
 
     prompt: Int32
@@ -84,9 +82,9 @@ class Example:
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """One human comparison. ``chosen`` and ``rejected`` are responses to the same ``prompt``.
+    """One human comparison of two responses to the same prompt.
 
-    ``prompt_id`` is equal for all pairs of one prompt, which therefore share a batch element and a split.
+    ``prompt_id`` is equal for all pairs of one prompt, which are therefore in one batch element and one split.
     """
 
     prompt: Int32
@@ -100,9 +98,9 @@ class Pair:
 class Rollout:
     """One sampled response.
 
-    Shapes: tokens (R_i,) with the end token inside when ``finish_reason`` is STOP; logprobs (R_i,) in nats, of the
-    sampled tokens at the sampling temperature, by the engine; mask (R_i,) true where the policy chose the token, false
-    where an environment put it there.
+    Shapes: tokens (R_i,), including the end token if ``finish_reason`` is STOP; logprobs (R_i,) of the sampled tokens
+    at the sampling temperature, computed by the engine, in nats; mask (R_i,) true for tokens that the policy sampled,
+    false for tokens that an environment inserted.
     """
 
     prompt: Prompt
@@ -135,21 +133,21 @@ class Sequences:
 
     @cached_property
     def starts(self) -> Int64:
-        """(B,) where each sample begins in ``tokens``."""
+        """(B,) index in ``tokens`` of each sample's first token."""
         return exclusive_sum(self.lengths)
 
     @cached_property
     def response_starts(self) -> Int64:
-        """(B,) where each sample begins in an array of response tokens, shape (R,)."""
+        """(B,) index of each sample's first response token in a packed (R,) array."""
         return exclusive_sum(self.response_lengths)
 
     def response(self, i: int) -> Int32:
-        """(R_i,) the response tokens of sample i."""
+        """(R_i,) response tokens of sample i."""
         end = self.starts[i] + self.lengths[i]
         return self.tokens[end - self.response_lengths[i] : end]
 
     def prompt(self, i: int) -> Int32:
-        """(P_i,) the prompt tokens of sample i."""
+        """(P_i,) prompt tokens of sample i."""
         return self.tokens[self.starts[i] : self.starts[i] + self.prompt_lengths[i]]
 
     @classmethod
@@ -165,21 +163,21 @@ class Sequences:
 
     @classmethod
     def concatenate(cls, parts: Sequence[Sequences]) -> Sequences:
-        """One batch out of several, in their order."""
+        """Join several batches into one, in order."""
         return cls(**{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(cls)})
 
 
 def exclusive_sum(lengths: NDArray[np.integer]) -> Int64:
-    """(B,) running total before each element: where packed items begin."""
+    """(B,) sum of the elements before each one: the start offsets of packed items."""
     return np.concatenate([[0], np.cumsum(lengths[:-1], dtype=np.int64)]) if len(lengths) else np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutBlock:
-    """Several rollouts, packed: what travels between actors.
+    """Several rollouts, packed; the unit that actors exchange.
 
-    Shapes: ``sequences`` B samples; logprobs (R,) by the engine; response_mask (R,) true where the policy chose the
-    token; prompt_ids, weight_versions, finish_reasons, seeds (B,).
+    Shapes: ``sequences`` B samples; logprobs (R,) computed by the engine; response_mask (R,) true for tokens that the
+    policy sampled; prompt_ids, weight_versions, finish_reasons, seeds (B,).
     """
 
     sequences: Sequences
@@ -195,12 +193,12 @@ class RolloutBlock:
 
     @property
     def set_aside(self) -> Bool:
-        """(B,) samples that have no response; a mask that is all false keeps their place in the batch."""
+        """(B,) true for quarantined samples, which keep their place in the batch with an all-false response mask."""
         return self.finish_reasons == FinishReason.SET_ASIDE
 
     @classmethod
     def pack(cls, rollouts: Sequence[Rollout]) -> RolloutBlock:
-        """Pack finished rollouts into a block."""
+        """Pack rollouts into a block."""
         return cls(
             sequences=Sequences.pack((r.prompt.tokens, r.tokens) for r in rollouts),
             logprobs=np.concatenate([r.logprobs for r in rollouts]).astype(np.float32),
@@ -212,7 +210,7 @@ class RolloutBlock:
         )
 
     def select(self, samples: Sequence[int] | Int64) -> RolloutBlock:
-        """The chosen samples, in that order."""
+        """The block of the given samples, in the given order."""
         chosen = np.asarray(samples, dtype=np.int64)
         parts = [(self.sequences.prompt(i), self.sequences.response(i)) for i in chosen]
         starts, lengths = self.sequences.response_starts, self.sequences.response_lengths
@@ -227,7 +225,7 @@ class RolloutBlock:
 
     @classmethod
     def concatenate(cls, blocks: Sequence[RolloutBlock]) -> RolloutBlock:
-        """One block out of several, in their order."""
+        """Join several blocks into one, in order."""
         arrays = {
             f.name: np.concatenate([getattr(b, f.name) for b in blocks]) for f in fields(cls) if f.name != "sequences"
         }
@@ -236,11 +234,11 @@ class RolloutBlock:
 
 @dataclass(frozen=True, kw_only=True)
 class Experience:
-    """A global batch of rollouts with all that an update needs.
+    """A global batch of rollouts with everything that an update needs.
 
-    Shapes: ``rollouts`` B samples; scores (B,) the reward of each whole response, shaped and with its penalties;
-    response_mask (R,) true where a token is trained on; old_logprobs, ref_logprobs, advantages, importance_weights
-    (R,), 0 outside the mask; values, returns (R,), or None where there is no critic; kl_coef β of this step.
+    Shapes: ``rollouts`` B samples; scores (B,) shaped score of each response, penalties included; response_mask (R,)
+    true where a token is trained on; old_logprobs, ref_logprobs, advantages, importance_weights (R,), 0 outside the
+    mask; values, returns (R,), or None without a critic; kl_coef is β of this step.
     """
 
     rollouts: RolloutBlock

@@ -1,1 +1,1 @@
-"""The mathematics of RLHF, under the papers' names: pure functions of arrays, one subject a file, no machinery."""
+"""The mathematics of RLHF under the papers' names: pure functions of arrays, one subject per file."""

@@ -1,4 +1,4 @@
-"""Advantages: generalised advantage estimation (Schulman et al. 2016), comparison within a group, and whitening.
+"""Advantages: generalised advantage estimation (Schulman et al. 2016), group-relative advantages, and whitening.
 
 Shapes: B samples, R response tokens of all samples, packed. All sums are in float64.
 """
@@ -17,9 +17,9 @@ def generalised_advantages(
 ) -> tuple[Float32, Float32]:
     """Advantages and returns, (R,) each: δ_t = r_t + γ V_{t+1} − V_t, A_t = Σ_l (γλ)^l δ_{t+l}, R_t = A_t + V_t.
 
-    V after the last token is 0, for truncated responses too (the common convention: a truncated response is over).
-    Tokens outside the mask are skipped as if they were not there: they neither carry a value nor count in the decay;
-    their results are 0.
+    V after the last token is 0, also for a truncated response, which is treated as terminal (the common convention).
+    Tokens outside the mask are removed before the recursion: they carry no value and add no step of decay. Their
+    results are 0.
     """
     sample = np.repeat(np.arange(len(response_lengths)), response_lengths)[response_mask]
     lengths = np.bincount(sample, minlength=len(response_lengths))
@@ -39,9 +39,9 @@ def generalised_advantages(
 
 
 def whiten(values: Float32, response_mask: Bool) -> Float32:
-    """(R,) shifted and scaled to mean 0 and variance 1 over the masked tokens of the global batch; 0 elsewhere.
+    """Normalise (R,) values to mean 0 and variance 1 over the masked tokens of the global batch; 0 elsewhere.
 
-    The variance is the unbiased one, plus 1e-8 under the root, as in Ziegler et al.'s code.
+    Uses the unbiased variance, plus 1e-8 under the root, as in the code of Ziegler et al. (2019).
     """
     chosen = values[response_mask].astype(np.float64)
     whitened = np.zeros(len(values), dtype=np.float32)
@@ -51,17 +51,17 @@ def whiten(values: Float32, response_mask: Bool) -> Float32:
 
 
 def returns_to_go(rewards: Float32, response_lengths: Int32, response_mask: Bool) -> Float32:
-    """(R,) Σ_{l ≥ t} r_l within each response: what REINFORCE weighs a token by; 0 outside the mask."""
-    nothing = np.zeros_like(rewards)
-    return generalised_advantages(rewards, nothing, response_lengths, response_mask, 1.0, 1.0)[1]
+    """(R,) Σ_{l ≥ t} r_l within each response, the weight of token t in REINFORCE; 0 outside the mask."""
+    no_values = np.zeros_like(rewards)
+    return generalised_advantages(rewards, no_values, response_lengths, response_mask, 1.0, 1.0)[1]
 
 
 GROUP_EPSILON = 1e-4
-"""Added to a group's standard deviation before dividing by it, as verl and TRL do (1e-6 to 1e-4)."""
+"""Added to a group's standard deviation before the division, as in verl and TRL (1e-6 to 1e-4)."""
 
 
 def group_advantages(name: AlgorithmName, totals: Float32, prompt_ids: Int64, counts: Bool) -> Float32:
-    """(B,) how much better each response is than the others to its prompt.
+    """(B,) advantage of each response relative to the other responses to its prompt.
 
     - ``grpo``: (R − mean)/(standard deviation + 1e-4) of the group (Shao et al. 2024, section 4.1).
     - ``dr_grpo``, ``reinforce++_baseline``: R − mean (Liu et al. 2025, section 3; Hu 2025, section 3.3).
@@ -70,7 +70,7 @@ def group_advantages(name: AlgorithmName, totals: Float32, prompt_ids: Int64, co
     Args:
         totals: (B,) R, the reward of each whole response.
         prompt_ids: (B,) equal for the responses of one group.
-        counts: (B,) false for samples that are left out; they are in no mean and get 0.
+        counts: (B,) false for samples that are left out: they enter no mean, and their advantage is 0.
     """
     result = np.zeros(len(totals), dtype=np.float32)
     for prompt in np.unique(prompt_ids[counts]):
@@ -93,20 +93,20 @@ def estimate_advantages(
     response_lengths: Int32,
     response_mask: Bool,
 ) -> Float32:
-    """(R,) advantages of the algorithms without a critic; 0 outside the mask.
+    """(R,) advantages for the algorithms without a critic; 0 outside the mask.
 
-    ``reinforce++`` weighs a token by the rewards from there on; its baseline is the whitening over the batch that
-    follows. ``reinforce++_baseline`` takes the group's mean score off first. The others give every token of a response
-    the response's own advantage, in which its whole KL is counted when the KL is in the reward.
+    ``reinforce++`` uses the return-to-go of each token; the batch mean that whitening subtracts later is its baseline.
+    ``reinforce++_baseline`` also subtracts the group's mean score. The other algorithms give every token the advantage
+    of its response, which includes the KL of the whole response when the KL is in the reward.
     """
     counts = count_by_sample(response_lengths, response_mask) > 0
-    of_token = sample_of_token(response_lengths)
+    sample = sample_of_token(response_lengths)
     if algorithm.name == "reinforce++":
         return returns_to_go(token_rewards, response_lengths, response_mask)
     if algorithm.name == "reinforce++_baseline":
         baseline = scores - group_advantages(algorithm.name, scores, prompt_ids, counts)
         to_go = returns_to_go(token_rewards, response_lengths, response_mask)
-        return np.where(response_mask, to_go - baseline[of_token], 0.0).astype(np.float32)
+        return np.where(response_mask, to_go - baseline[sample], 0.0).astype(np.float32)
     totals = sum_by_sample(token_rewards, response_lengths, response_mask)
     advantages = group_advantages(algorithm.name, totals, prompt_ids, counts)
-    return np.where(response_mask, advantages[of_token], 0.0).astype(np.float32)
+    return np.where(response_mask, advantages[sample], 0.0).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Numbers that must hold on every run. Outside its limit a canary stops the run and says what usually causes it."""
+"""Canaries: invariants checked on every step. A violation stops the run and names the usual causes."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ DEFAULTS = {
     "float32": {"ratio": 1e-4, "clipfrac": 0.0, "kl": 1e-4, "gap": 1e-4},
     "bfloat16": {"ratio": 2e-2, "clipfrac": 1e-2, "kl": 2e-2, "gap": 5e-2},
 }
-"""Limits where the recipe names none.
+"""Limits where the recipe sets none.
 
-bfloat16 has 8 bits of mantissa, so kernels that sum in another order differ by this much.
+bfloat16 has 8 bits of mantissa, so kernels that sum in different orders differ by up to this much.
 """
 
 
@@ -32,7 +32,7 @@ class Limits:
 
     @classmethod
     def of(cls, config: CanaryConfig, dtype: str, staleness: int = 0) -> Limits:
-        """The limits in force."""
+        """The recipe's limits, or the defaults of ``dtype`` where a limit is None."""
         default = DEFAULTS[dtype]
         return cls(
             ratio=default["ratio"] if config.ratio_tolerance is None else config.ratio_tolerance,
@@ -46,23 +46,24 @@ class Limits:
 
 
 CAUSES = {
-    "rollout/logprob_gap_mean": "the engine holds other weights than the trainer; a sampling transform (top-p, "
-    "penalties) that the trainer does not apply; another temperature, chat template or dtype on one side",
-    "first_pass/ratio": "dropout is on; positions or masks differ between scoring and training; weights changed in "
-    "between",
-    "first_pass/approxkl": "dropout is on; positions or masks differ between scoring and training; weights changed in "
-    "between",
-    "first_pass/clipfrac": "the first pass is not over fresh rollouts; dropout is on; scoring and training disagree",
+    "rollout/logprob_gap_mean": "engine and trainer hold different weights; a sampling transform (top-p, penalties) "
+    "that the trainer does not apply; temperature, chat template or dtype differ between them",
+    "first_pass/ratio": "dropout is on; positions or masks differ between scoring and training; the weights changed "
+    "in between",
+    "first_pass/approxkl": "dropout is on; positions or masks differ between scoring and training; the weights changed "
+    "in between",
+    "first_pass/clipfrac": "the first pass is not over fresh rollouts; dropout is on; scoring and training differ",
     "objective/logratio_abs_mean": "policy and reference were not loaded from the same folder; their dtype or chat "
     "template differs",
-    "rollout/staleness_mean": "an engine served weights that were not the last ones published",
-    "objective/kl": "below: tokens are sampled from another distribution than the one whose log-probabilities are "
-    "taken; above: the policy runs away from the reference (raise algorithm.kl_coef, lower ppo.optimizer.lr)",
+    "rollout/staleness_mean": "an engine served weights older than the last published ones",
+    "objective/kl": "too low: the tokens were sampled from another distribution than the one that gives their "
+    "log-probabilities; too high: the policy moves too far from the reference (raise algorithm.kl_coef, lower "
+    "ppo.optimizer.lr)",
 }
 
 
 def check(metrics: Mapping[str, float], step: int, limits: Limits) -> None:
-    """Raise ``CanaryError`` for every number of the step that is outside its limit, NaN included."""
+    """Raise one ``CanaryError`` that lists every metric outside its limits; NaN is outside."""
     problems = [
         f"canary {name} = {value:.6g} at step {step}, outside [{low:.6g}, {high:.6g}]\n  usual causes: {CAUSES[name]}"
         for name, value, low, high in _watched(metrics, step, limits)
@@ -73,7 +74,7 @@ def check(metrics: Mapping[str, float], step: int, limits: Limits) -> None:
 
 
 def _watched(metrics: Mapping[str, float], step: int, limits: Limits) -> Iterator[tuple[str, float, float, float]]:
-    """(name, value, lowest, highest) of what the step measured."""
+    """(name, value, lowest, highest) of each canary that the step measured."""
     infinity = float("inf")
     ranges = {
         "rollout/logprob_gap_mean": (0.0, limits.gap),
@@ -83,7 +84,7 @@ def _watched(metrics: Mapping[str, float], step: int, limits: Limits) -> Iterato
         "rollout/staleness_mean": (0.0, limits.staleness),
         "objective/kl": (limits.min_kl, infinity if limits.max_kl is None else limits.max_kl),
     }
-    if metrics.get("rollout/staleness_mean"):  # other weights sampled than score: the gap is what training moved them
+    if metrics.get("rollout/staleness_mean"):  # older weights sampled: the gap measures how far training moved since
         del ranges["rollout/logprob_gap_mean"]
     if step == 0:
         ranges["objective/logratio_abs_mean"] = (0.0, limits.step0_kl)

@@ -1,6 +1,6 @@
-"""What an algorithm carries from step to step: β, and the moments of the scores.
+"""State that an algorithm carries from step to step: β, and the moments of the scores.
 
-Frozen, so that a checkpoint is a copy and a step that is done again begins from the same numbers.
+The state is immutable: a checkpoint keeps a reference to it, and a repeated step starts from the same numbers.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from rlhf.algorithms.moments import Moments
 from rlhf.config.schema import AdaptiveKLConfig, AlgorithmConfig
 
 LARGEST_CHANGE = 0.2
-"""Proportional error at which the adaptive β stops changing faster (Ziegler et al. 2019, section 2.2)."""
+"""Clip of the proportional error of the adaptive β (Ziegler et al. 2019, section 2.2)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,8 @@
-"""Truncated importance sampling: weights for tokens drawn by an engine whose probabilities are not the trainer's.
+"""Truncated importance sampling: weights that correct for the difference between the engine's and trainer's policies.
 
-Engine and trainer compute the same distribution with other kernels, and in low precision not quite the same; samples
-may also be from older weights. The weight is π_trainer/π_engine, without gradient (Yao et al. 2025, "Your efficient RL
-framework secretly brings you off-policy training").
+Engine and trainer use different kernels, whose probabilities differ in low precision; samples may also come from older
+weights. The weight is π_trainer/π_engine, without gradient (Yao et al. 2025, "Your efficient RL framework secretly
+brings you off-policy training").
 
 Shapes: B samples, R response tokens of all samples, packed.
 """
@@ -24,10 +24,10 @@ def importance_weights(
     response_mask: Bool,
     algorithm: AlgorithmConfig,
 ) -> Float32:
-    """(R,) weights: 1 without correction, 0 outside the mask.
+    """(R,) importance weights: 1 without correction, 0 outside the mask.
 
-    With ``sequence_*`` all tokens of a response have the product of their ratios. ``*_truncate`` cuts weights off at
-    the cap; ``*_mask`` takes what is beyond the cap out of the update.
+    ``sequence_*`` gives every token of a response the product of the response's ratios. ``*_truncate`` limits weights
+    to the cap; ``*_mask`` sets weights above the cap to 0.
     """
     kind, cap = algorithm.importance_sampling, algorithm.importance_cap
     if kind == "none":

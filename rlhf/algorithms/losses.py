@@ -1,8 +1,8 @@
-"""Losses, per token or as sums over pairs.
+"""Losses, per token or summed over pairs.
 
-The caller weighs tokens and divides by the one normaliser, over ranks and micro-batches: see ``normaliser``.
+The caller weights the tokens and divides by the global normaliser: see ``normaliser.py``.
 
-Shapes: T trained tokens of a micro-batch, those inside the response mask; K pairs.
+Shapes: T tokens of a micro-batch inside the response mask; K pairs.
 """
 
 from __future__ import annotations
@@ -14,32 +14,30 @@ from torch import Tensor
 from torch.nn import functional
 
 LOG_RATIO_LIMIT = 20.0
-"""Log-ratios are clamped to ±20 before the exponential.
-
-e^20 is large enough to clip and small enough not to overflow.
-"""
+"""Log-ratios are clamped to ±20 before the exponential: e^20 is beyond any clip range and does not overflow."""
 
 
-def bounded(log_ratio: Tensor) -> Tensor:
-    """The log-ratio clamped to ±``LOG_RATIO_LIMIT``, with the derivative 1 everywhere.
+def clamp_log_ratio(log_ratio: Tensor) -> Tensor:
+    """Clamp the log-ratio to ±``LOG_RATIO_LIMIT`` with a straight-through gradient of 1.
 
-    A clamp's own derivative is 0 beyond its limits: a token that has moved that far would get no gradient to come back
-    by. NaN and infinities become NaN.
+    The derivative of a plain clamp is 0 beyond its limits, so that a token that has moved that far would get no
+    gradient. NaN and infinities become NaN.
     """
     return log_ratio + (log_ratio.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT) - log_ratio).detach()
 
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyLoss:
-    """Per token, (T,) each: ``loss`` to minimise, and detached statistics.
-
-    These are the ratio, the approximate KL (½ of the squared log-ratio), and 1 where the clip binds.
-    """
+    """Loss and detached statistics per token, (T,) each."""
 
     loss: Tensor
+    """To minimise."""
     ratio: Tensor
+    """ρ."""
     approxkl: Tensor
+    """½ (log ρ)²."""
     clipped: Tensor
+    """1 where the clip binds, else 0."""
 
 
 def policy_loss(
@@ -53,9 +51,9 @@ def policy_loss(
     """max(−Âρ, −Â clip(ρ, 1−ε_low, 1+ε_high)) of (T,) tokens, ρ = exp(log π_new − log π_old).
 
     Schulman et al. 2017, eq. 7. With ``dual_clip`` c the loss of a token with Â < 0 is at most −cÂ (Ye et al. 2020,
-    eq. 3), so that one very unlikely token cannot rule an update.
+    eq. 3), so that one token with a large ratio cannot dominate an update.
     """
-    log_ratio = bounded(logprobs - old_logprobs)
+    log_ratio = clamp_log_ratio(logprobs - old_logprobs)
     ratio = log_ratio.exp()
     unclipped = -advantages * ratio
     clipped = -advantages * ratio.clamp(1 - clip_low, 1 + clip_high)
@@ -74,18 +72,18 @@ def policy_loss(
 
 
 def kl_loss(logprobs: Tensor, old_logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
-    """ρ·k3 of (T,) tokens, k3 = e^x − 1 − x with x = log π_ref − log π_new: the KL to the reference as a loss.
+    """KL to the reference as a loss: ρ·k3 of (T,) tokens, k3 = e^x − 1 − x with x = log π_ref − log π_new.
 
-    Its value is never negative, and its gradient is right: d(ρ·k3) = ρ·(log π_new − log π_ref)·d log π_new, which in
-    expectation over π_old is the gradient of KL(π_new ‖ π_ref), also after the policy has moved away from π_old.
-    Without the factor ρ the gradient of k3 is that of the forward KL, and k1 has none (Schulman 2020, "Approximating
-    KL divergence"; DeepSeek-V3.2, section 3.1). The expectation is over the next token at the states that were visited:
-    how an early token changes the KL of later states is not in it. With the KL in the reward it is.
+    Its value is never negative. Its gradient, d(ρ·k3) = ρ·(log π_new − log π_ref)·d log π_new, is in expectation over
+    π_old the gradient of KL(π_new ‖ π_ref), also after the policy has moved away from π_old. Without the factor ρ the
+    gradient of k3 is that of the forward KL, and the gradient of k1 has expectation 0 (Schulman 2020, "Approximating KL
+    divergence"; DeepSeek-V3.2, section 3.1). The expectation is over the next token at visited states: unlike the KL in
+    the reward, this loss does not count the effect of a token on the KL of later states.
 
-    The gradient is written down and not left to autograd, which would take it as the difference of two numbers near
-    e^x: their rounding exceeds it from x = 15 on, and beyond the clamp one of the two is missing, and the sign turns.
+    The gradient is written out because autograd would compute it as the difference of two numbers near e^x: their
+    rounding error exceeds the difference from x = 15 on, and beyond the clamp one term vanishes and the sign is wrong.
     """
-    ratio = bounded(logprobs - old_logprobs).exp().detach()
+    ratio = clamp_log_ratio(logprobs - old_logprobs).exp().detach()
     x = (ref_logprobs - logprobs).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).detach()
     value = ratio * (x.expm1() - x)
     return value - ratio * x * (logprobs - logprobs.detach())
@@ -93,10 +91,12 @@ def kl_loss(logprobs: Tensor, old_logprobs: Tensor, ref_logprobs: Tensor) -> Ten
 
 @dataclass(frozen=True, kw_only=True)
 class ValueLoss:
-    """Per token, (T,) each: ``loss`` to minimise; detached: 1 where the value was clipped."""
+    """Loss and detached statistics per token, (T,) each."""
 
     loss: Tensor
+    """To minimise."""
     clipped: Tensor
+    """1 where the clip binds, else 0."""
 
 
 def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip_range: float | None) -> ValueLoss:
@@ -117,15 +117,15 @@ def preference_loss(chosen: Tensor, rejected: Tensor, margins: Tensor) -> Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class DPOLoss:
-    """Sums over pairs: ``loss`` to minimise, and detached statistics.
-
-    These are the implicit rewards β log(π/π_ref) of both answers, and the pairs whose chosen answer has the larger one.
-    """
+    """Loss and detached statistics, each a sum over pairs."""
 
     loss: Tensor
+    """To minimise."""
     chosen_rewards: Tensor
+    """Implicit rewards β log(π/π_ref) of the chosen responses."""
     rejected_rewards: Tensor
     correct: Tensor
+    """Number of pairs whose chosen response has the larger implicit reward."""
 
 
 def dpo_loss(
@@ -138,9 +138,9 @@ def dpo_loss(
 ) -> DPOLoss:
     """Σ −(1−e) log σ(βh) − e log σ(−βh) over (K,) pairs, h = (log π_c − log π_r) − (log ref_c − log ref_r), in nats.
 
-    The arguments are log-probabilities of whole responses, summed over their tokens (Rafailov et al. 2023, eq. 7). With
-    a label smoothing e > 0 that share of the pairs is taken to be the wrong way round (Mitchell 2023, "A note on DPO
-    with noisy preferences"): the loss is then least at σ(βh) = 1 − e, and no longer falls for ever.
+    The arguments are log-probabilities of whole responses, summed over their tokens (Rafailov et al. 2023, eq. 7). A
+    label smoothing e > 0 assumes that a fraction e of the pairs is mislabelled (Mitchell 2023, "A note on DPO with
+    noisy preferences"): the loss then has its minimum at σ(βh) = 1 − e instead of at infinity.
     """
     chosen_rewards, rejected_rewards = beta * (chosen - ref_chosen), beta * (rejected - ref_rejected)
     margins = chosen_rewards - rejected_rewards

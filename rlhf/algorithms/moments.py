@@ -1,4 +1,4 @@
-"""Mean and variance of everything seen so far, batch by batch (Chan, Golub and LeVeque 1983)."""
+"""Running mean and variance, updated batch by batch (Chan, Golub and LeVeque 1983)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 @dataclass(frozen=True, kw_only=True)
 class Moments:
-    """Count, mean and sum of squared distances from the mean."""
+    """Count, mean, and sum of squared deviations from the mean."""
 
     count: int = 0
     mean: float = 0.0
@@ -17,17 +17,17 @@ class Moments:
 
     @property
     def std(self) -> float:
-        """The unbiased standard deviation; 1 before two numbers were seen, so that it may divide."""
+        """The unbiased standard deviation; 1 before the second number, so that it can be a divisor."""
         return float(np.sqrt(self.squares / (self.count - 1))) if self.count > 1 else 1.0
 
     def add(self, batch: np.ndarray) -> Moments:
-        """The moments with a batch (n,) added, in float64."""
+        """Return the moments with a batch (n,) added, in float64."""
         values = np.asarray(batch, dtype=np.float64)
         if not len(values):
             return self
         count = self.count + len(values)
-        apart = values.mean() - self.mean
-        squares = np.square(values - values.mean()).sum() + apart**2 * self.count * len(values) / count
+        delta = values.mean() - self.mean
+        squares = np.square(values - values.mean()).sum() + delta**2 * self.count * len(values) / count
         return Moments(
-            count=count, mean=float(self.mean + apart * len(values) / count), squares=float(self.squares + squares)
+            count=count, mean=float(self.mean + delta * len(values) / count), squares=float(self.squares + squares)
         )

@@ -1,13 +1,13 @@
-"""What a loss is divided by: one definition for every split of a batch over ranks, micro-batches and packed rows.
+"""Token weights and normaliser of a loss, independent of how ranks, micro-batches and packed rows split the batch.
 
-A loss is Σ_t w_t ℓ_t / n over the tokens of an update's whole minibatch: w is the weight of a token, n the same number
-everywhere.
+A loss is Σ_t w_t ℓ_t / n over all tokens of an update's minibatch: w_t is the weight of a token, n is the same number
+on every rank.
 
-- ``token``: w = 1, n the tokens. Long responses count for more.
-- ``sequence``: w = 1/tokens of the response, n the responses. Each response counts the same (GRPO), so that a token of
-  a long response counts for less.
-- ``constant``: w = 1, n the responses times the longest allowed length (Dr. GRPO): the gradient of the sequences'
-  objective, with no preference for long or short ones.
+- ``token``: w = 1, n = number of tokens. Long responses count for more.
+- ``sequence``: w = 1/(tokens of the response), n = number of responses. Every response counts the same (GRPO), so that
+  a token of a long response counts for less.
+- ``constant``: w = 1, n = number of responses × longest allowed length (Dr. GRPO): the gradient of the expected reward
+  without a length bias.
 
 Shapes: B samples, R response tokens of all samples, packed.
 """
@@ -22,7 +22,7 @@ from rlhf.types import Bool, Float32, Int32
 
 
 def token_weights(how: LossMean, response_lengths: Int32, response_mask: Bool) -> Float32:
-    """(R,) w, 0 outside the mask."""
+    """(R,) weight w of each token in the loss; 0 outside the mask."""
     weights = response_mask.astype(np.float32)
     if how != "sequence":
         return weights
@@ -31,7 +31,7 @@ def token_weights(how: LossMean, response_lengths: Int32, response_mask: Bool) -
 
 
 def normaliser(how: LossMean, response_lengths: Int32, response_mask: Bool, max_length: int) -> int:
-    """n of a minibatch, given all of its samples; responses without a token in the mask do not count."""
+    """Normaliser n of a minibatch, given all of its samples; responses without a token in the mask do not count."""
     if how == "token":
         return int(np.count_nonzero(response_mask))
     counts = count_by_sample(response_lengths, response_mask)

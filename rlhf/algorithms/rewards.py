@@ -1,4 +1,4 @@
-"""From a score per response to a reward per token (Ziegler et al. 2019; Stiennon et al. 2020).
+"""Rewards per token from a score per response (Ziegler et al. 2019; Stiennon et al. 2020).
 
 Shapes: B samples, R response tokens of all samples, packed.
 """
@@ -12,21 +12,20 @@ from rlhf.config.schema import AlgorithmConfig
 from rlhf.types import Bool, FinishReason, Float32, Int32
 
 LEAST_STD = 1e-8
-"""Scores that vary less than this have no scale yet, a first batch of equal scores for one: they are left as they are.
-"""
+"""Scores with a standard deviation up to this, such as a first batch of equal scores, are not divided by it."""
 
 
 def shape_scores(
     raw: Float32, lengths: Float32, finish_reasons: Int32, algorithm: AlgorithmConfig, seen: Moments
 ) -> Float32:
-    """(B,) scores as the policy is trained on them: scaled, clipped, then the penalties, which are not scaled.
+    """(B,) scores that the policy is trained on: scaled, clipped, then penalised; the penalties are not scaled.
 
-    Every token costs its penalty, also where the response has no end: running to the limit never pays.
+    The length penalty also applies to responses without an end token, so that running to the limit never pays.
 
     Args:
-        raw: (B,) what the reward said.
-        lengths: (B,) response tokens that count.
-        seen: moments of all raw scores so far, this batch's included.
+        raw: (B,) raw scores of the reward.
+        lengths: (B,) response tokens inside the mask.
+        seen: moments of all raw scores so far, this batch included.
     """
     scores = raw.astype(np.float64)
     if algorithm.reward_scale == "running_std" and seen.std > LEAST_STD:
@@ -38,7 +37,7 @@ def shape_scores(
 
 
 def penalise_missing_eos(scores: np.ndarray, finish_reasons: Int32, algorithm: AlgorithmConfig) -> np.ndarray:
-    """(B,) scores, where a response has no end token with −penalty in place of its score, or taken off it."""
+    """(B,) scores; of a response without an end token −penalty, or the score minus the penalty (``missing_eos``)."""
     penalty = algorithm.missing_eos_penalty
     if penalty is None:
         return scores
@@ -49,7 +48,7 @@ def penalise_missing_eos(scores: np.ndarray, finish_reasons: Int32, algorithm: A
 def kl_per_token(old_logprobs: Float32, ref_logprobs: Float32) -> Float32:
     """(R,) k_t = log π_old(a_t|s_t) − log π_ref(a_t|s_t), in nats.
 
-    This is the estimator k1, the only one with the right optimum as a reward.
+    This is the estimator k1, the only one that has the right optimum when it is used as a reward.
     """
     return old_logprobs - ref_logprobs
 
@@ -57,27 +56,27 @@ def kl_per_token(old_logprobs: Float32, ref_logprobs: Float32) -> Float32:
 def token_rewards(
     scores: Float32, kl: Float32, response_lengths: Int32, response_mask: Bool, kl_coef: float
 ) -> Float32:
-    """(R,) r_t = −β k_t, plus the score (B,) once, at the last token of each response that is in the mask."""
+    """(R,) r_t = −β k_t, plus the response's score (B,) at its last token inside the mask; 0 outside the mask."""
     rewards = np.where(response_mask, -kl_coef * kl, 0.0).astype(np.float64)
-    places = np.flatnonzero(response_mask)
-    sample = sample_of_token(response_lengths)[places]
+    kept = np.flatnonzero(response_mask)
+    sample = sample_of_token(response_lengths)[kept]
     is_last = np.append(sample[1:] != sample[:-1], True) if len(sample) else np.zeros(0, dtype=bool)
-    rewards[places[is_last]] += scores[sample[is_last]]
+    rewards[kept[is_last]] += scores[sample[is_last]]
     return rewards.astype(np.float32)
 
 
 def sum_by_sample(values: Float32, response_lengths: Int32, response_mask: Bool) -> Float32:
-    """(B,) sum over each sample's masked tokens of a packed (R,) array."""
+    """(B,) sum of a packed (R,) array over each sample's tokens inside the mask."""
     weights = np.where(response_mask, values, 0.0)
     sums = np.bincount(sample_of_token(response_lengths), weights=weights, minlength=len(response_lengths))
     return sums.astype(np.float32)
 
 
 def count_by_sample(response_lengths: Int32, response_mask: Bool) -> Float32:
-    """(B,) tokens of each sample that are in the mask; 0 for a sample that is left out."""
+    """(B,) number of each sample's tokens inside the mask; 0 for a sample that is left out."""
     return sum_by_sample(np.ones(len(response_mask), dtype=np.float32), response_lengths, response_mask)
 
 
 def sample_of_token(response_lengths: Int32) -> np.ndarray:
-    """(R,) which sample each response token belongs to."""
+    """(R,) index of the sample that each response token belongs to."""
     return np.repeat(np.arange(len(response_lengths)), response_lengths)

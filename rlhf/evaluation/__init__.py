@@ -1,1 +1,1 @@
-"""Whether people would now prefer the model: judges, blind comparisons and what their numbers can bear."""
+"""Evaluation of models: scorers, blind comparisons, and confidence intervals of the results."""

@@ -1,4 +1,4 @@
-"""Comparison sheets on which nobody can see which model wrote which answer; a separate key tells it afterwards."""
+"""Blind comparison sheets, which hide the model behind each answer; a separate key file reveals it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 
 @dataclass(frozen=True, kw_only=True)
 class BlindPair:
-    """A prompt and its two answers in an order drawn at random."""
+    """A prompt and its two answers in random order."""
 
     id: int
     prompt: str
@@ -24,19 +24,21 @@ class BlindPair:
 
 @dataclass(frozen=True, kw_only=True)
 class BlindSheet:
-    """What a judge is given, ``pairs``, and what the judge is not, ``after_is_a``: one truth value a pair."""
+    """The pairs of a blind comparison and their key."""
 
     pairs: tuple[BlindPair, ...]
+    """Shown to the scorer."""
     after_is_a: tuple[bool, ...]
+    """The key, hidden from the scorer: whether answer A of each pair is by the model after training."""
 
     def unblind(self, scores_a: ArrayLike, scores_b: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-        """Turn a judge's scores of the sides A and B, (n,) each, into scores of the models before and after."""
+        """Convert scores of the sides A and B, (n,) each, to scores of the models before and after training."""
         after = np.where(self.after_is_a, scores_a, scores_b)
         before = np.where(self.after_is_a, scores_b, scores_a)
         return before, after
 
     def write(self, folder: Path) -> None:
-        """Write ``comparisons.jsonl`` for the judge (id, prompt, a, b) and ``comparisons.key.jsonl`` (id, after)."""
+        """Write ``comparisons.jsonl`` (id, prompt, a, b) and the key ``comparisons.key.jsonl`` (id, after)."""
         key = zip(self.pairs, self.after_is_a, strict=True)
         _write_jsonl(folder / "comparisons.jsonl", [asdict(pair) for pair in self.pairs])
         _write_jsonl(
@@ -45,7 +47,7 @@ class BlindSheet:
 
 
 def blind(prompts: Sequence[str], before: Sequence[str], after: Sequence[str], seed: int) -> BlindSheet:
-    """Shuffle, by ``seed``, which of a prompt's two answers is A. The three lists run in parallel."""
+    """Make a sheet in which ``seed`` decides which of a prompt's two answers is A; the three lists are parallel."""
     after_is_a = tuple(bool(side) for side in np.random.default_rng(seed).integers(2, size=len(prompts)))
     rows = zip(prompts, before, after, after_is_a, strict=True)
     pairs = tuple(

@@ -1,4 +1,4 @@
-"""The same prompts answered before and after, judged blind."""
+"""Blind comparison of the models before and after training on the same prompts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ANSWERS = "answers.jsonl"
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """What came out. Texts and the judge's scores run in parallel, one a prompt."""
+    """Result of a comparison: parallel lists of texts and scores, one entry per prompt, and the win rate."""
 
     prompts: tuple[str, ...]
     before: tuple[str, ...]
@@ -30,7 +30,7 @@ class Comparison:
     win_rate: WinRate
 
     def summary(self) -> dict[str, float | str]:
-        """For the table at the end."""
+        """Entries of the run's summary table."""
         low, high = mean_interval(self.after_scores - self.before_scores, self.prompts)
         return {
             "prompts": float(len(self.prompts)),
@@ -43,23 +43,23 @@ class Comparison:
 
 
 def write_answers(folder: Path, prompts: Sequence[str], before: Sequence[str], after: Sequence[str]) -> None:
-    """Keep the answers of both models with the run, one line a prompt, in place of those that are there."""
+    """Write the answers of both models to ``answers.jsonl``, one line per prompt; replaces an existing file."""
     rows = [{"prompt": p, "before": old, "after": new} for p, old, new in zip(prompts, before, after, strict=True)]
     write_atomically(folder / ANSWERS, "".join(map(to_line, rows)))
 
 
-def compare_answers(folder: Path, judge: Scorer, out: Path, seed: int) -> Comparison:
-    """Have the judge score sheets on which no side is named; the sheets and their key go to ``out``.
+def compare_answers(folder: Path, scorer: Scorer, out: Path, seed: int) -> Comparison:
+    """Score both models' answers blind; writes the comparison sheet and its key to ``out``.
 
     Args:
-        folder: where ``write_answers`` left the answers.
+        folder: the folder that ``write_answers`` wrote to.
     """
     rows = read_lines(folder / ANSWERS)
     prompts, before, after = (tuple(row[key] for row in rows) for key in ("prompt", "before", "after"))
     sheet = blind(prompts, before, after, seed)
     out.mkdir(parents=True, exist_ok=True)
     sheet.write(out)
-    sides = (judge(prompts, [pair.a for pair in sheet.pairs]), judge(prompts, [pair.b for pair in sheet.pairs]))
+    sides = (scorer(prompts, [pair.a for pair in sheet.pairs]), scorer(prompts, [pair.b for pair in sheet.pairs]))
     scores = sheet.unblind(*sides)
     return Comparison(
         prompts=prompts,

@@ -1,4 +1,4 @@
-"""Whether a score follows the length of an answer rather than its quality."""
+"""Correlation of scores with response length, which shows a length bias."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike
 
 
 def length_correlation(scores: ArrayLike, lengths: ArrayLike) -> float:
-    """Pearson's correlation of ``scores`` (n,) with ``lengths`` (n,); 0 where n < 2 or one side is constant."""
+    """Pearson correlation of ``scores`` (n,) with ``lengths`` (n,); 0 if n < 2 or one of them is constant."""
     x, y = np.asarray(scores, dtype=np.float64), np.asarray(lengths, dtype=np.float64)
     if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return 0.0

@@ -1,7 +1,8 @@
-"""Over-optimisation: the reward goes on rising while what it stands for falls (Gao et al. 2022, arXiv 2210.10760).
+"""Detects over-optimisation: the reward rises while the quality it approximates falls (Gao et al. 2022,
+arXiv 2210.10760).
 
-A judge that the policy is not trained on scores its answers to the same held-out prompts again and again. This file
-says what follows from the numbers; it keeps nothing but what it is given.
+A held-out scorer, which the policy is not trained on, scores the policy's answers to the same held-out prompts at
+intervals. This file decides from the scores whether the run should stop; its state is immutable.
 """
 
 from __future__ import annotations
@@ -18,31 +19,31 @@ from scipy.special import stdtrit
 from rlhf.evaluation.intervals import mean_interval
 
 CHANCE = 0.05
-"""How often chance alone may look like a fall."""
+"""Probability of a false detection."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Judgement:
-    """What a judge said of one policy.
+    """One held-out evaluation of the policy.
 
-    Shape: scores (n,), of answers to the same n different prompts in the same order each time; NaN where the judge gave
-    none.
+    Shape: scores (n,), one for each of n distinct prompts, always the same and in the same order; NaN where the scorer
+    gave none.
     """
 
     step: int
-    """Steps that the policy has behind it; 0 is the policy before the first."""
+    """Number of finished steps; 0 is the policy before the first step."""
     reward: float | None
-    """Mean reward in training over the steps since the judgement before; None where there were none."""
+    """Mean training reward over the steps since the previous evaluation; None if there were none."""
     scores: tuple[float, ...]
 
     @property
     def given(self) -> tuple[float, ...]:
-        """The scores that the judge gave."""
+        """The finite scores."""
         return tuple(score for score in self.scores if math.isfinite(score))
 
     @property
     def mean(self) -> float:
-        """The held-out score; NaN where the judge gave none."""
+        """The mean held-out score; NaN if no score is finite."""
         return fmean(self.given) if self.given else math.nan
 
     @property
@@ -53,53 +54,53 @@ class Judgement:
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """What follows from a judgement."""
+    """Result of comparing a held-out evaluation with the best one."""
 
     is_best: bool
-    """No policy before this one was judged as high."""
+    """The held-out score is the highest so far."""
     is_lower: bool
-    """The held-out score is lower than the best, beyond chance."""
+    """The held-out score is significantly lower than the best."""
     is_over_optimised: bool
-    """It is lower, and the reward is higher than it was at the best."""
+    """``is_lower``, and the reward is higher than at the best evaluation."""
     stop: bool
-    """That has now been so for long enough."""
+    """The policy was over-optimised in ``patience`` consecutive evaluations."""
     why: str
-    """The same in words."""
+    """The reason as text."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Watch:
-    """All that must be remembered between judgements."""
+    """State of early stopping between held-out evaluations."""
 
     judgements: int
-    """How many the run makes in all, at least 2: of so many, the highest by chance alone looks far above the rest."""
+    """Number of evaluations of the whole run, at least 2; the significance level is corrected for it."""
     patience: int
-    """Judgements in a row that find the policy over-optimised before the run is to stop."""
+    """Consecutive over-optimised evaluations after which the run stops."""
     best: Judgement | None = None
     last: Judgement | None = None
     in_a_row: int = 0
-    """Judgements up to the last one that found it so."""
+    """Consecutive over-optimised evaluations up to the last one."""
 
     @property
     def keeps_best(self) -> bool:
-        """Whether the best policy is to be the run's model: whether the last one is lower, by this comparison alone.
+        """Whether the run should return the best policy: whether the last one is lower, without a correction of level.
 
-        To be wrong here costs little, the two being alike then; to be wrong in ``judge`` costs the rest of the run.
+        An error here costs little, because the two policies are then alike; an error in ``judge`` ends the run early.
         """
         return self.best is not None and self.last is not None and is_lower(self.last, self.best, CHANCE)
 
     @property
     def level(self) -> float:
-        """Chance of error of a comparison that can stop the run: 5% over all pairs of its judgements (Bonferroni)."""
+        """Significance level of one comparison in ``judge``: 5% over all pairs of evaluations (Bonferroni)."""
         return CHANCE / math.comb(self.judgements, 2)
 
     def judge(self, step: int, rewards: Sequence[float], scores: Sequence[float]) -> tuple[Watch, Decision]:
-        """Take in a judgement; returns the watch after it, and what follows.
+        """Add a held-out evaluation; returns the new state and the decision.
 
         Args:
-            step: steps that the judged policy has behind it.
-            rewards: (k,) mean reward of each training step since the judgement before.
-            scores: (n,) what the judge said; NaN where it said nothing.
+            step: number of finished steps.
+            rewards: (k,) mean reward of each training step since the previous evaluation.
+            scores: (n,) scores of the held-out scorer; NaN where it gave none.
         """
         new = Judgement(step=step, reward=fmean(rewards) if rewards else None, scores=tuple(map(float, scores)))
         best = _with_reward(self.best, rewards)
@@ -109,41 +110,41 @@ class Watch:
             )
             return replace(self, best=new, last=new, in_a_row=0), decision
         lower = is_lower(new, best, self.level)
-        over = lower and _rose(new, best)
+        reward_rose = new.reward is not None and best.reward is not None and new.reward > best.reward
+        over = lower and reward_rose
         in_a_row = self.in_a_row + 1 if over else 0
         decision = Decision(
             is_best=False,
             is_lower=lower,
             is_over_optimised=over,
             stop=in_a_row >= self.patience,
-            why=_why(new, best, lower, over),
+            why=_explain(new, best, lower, over),
         )
         return replace(self, best=best, last=new, in_a_row=in_a_row), decision
 
 
 def mean_by_prompt(scores: ArrayLike, prompts: Sequence[Hashable]) -> np.ndarray:
-    """(m,) the mean score of each of m different prompts, in the order of their first place; NaN where none is finite.
+    """(m,) mean score of each of m distinct prompts, in order of first occurrence; NaN if none is finite.
 
-    A prompt that is asked several times is one observation: its answers are alike.
+    Repeated prompts form one observation, because their answers are correlated.
 
     Args:
-        scores: (n,) NaN where there is none.
-        prompts: n of them.
+        scores: (n,) NaN where a score is missing.
+        prompts: n prompts.
     """
-    array, groups = np.asarray(scores, dtype=np.float64), list(dict.fromkeys(prompts))
-    place = {prompt: i for i, prompt in enumerate(groups)}
-    own = np.array([place[prompt] for prompt in prompts], dtype=np.int64)
+    array, distinct = np.asarray(scores, dtype=np.float64), list(dict.fromkeys(prompts))
+    index = {prompt: i for i, prompt in enumerate(distinct)}
+    group = np.array([index[prompt] for prompt in prompts], dtype=np.int64)
     given = np.isfinite(array)
-    counts = np.bincount(own[given], minlength=len(groups))
-    sums = np.bincount(own[given], weights=array[given], minlength=len(groups))
+    counts = np.bincount(group[given], minlength=len(distinct))
+    sums = np.bincount(group[given], weights=array[given], minlength=len(distinct))
     return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
 
 
 def is_lower(judgement: Judgement, best: Judgement, level: float) -> bool:
-    """Whether a policy is judged lower than the best, beyond chance: the paired difference is below 0.
+    """Whether a policy's held-out score is significantly lower than the best, by a one-sided paired t-test.
 
-    One-sided interval of the mean difference by Student's t, which misses with a chance of ``level``. Fewer than two
-    prompts for which both have a score say nothing.
+    ``level`` is the significance level. False if fewer than two prompts have both scores.
     """
     difference = _differences(judgement, best)
     n = len(difference)
@@ -153,19 +154,19 @@ def is_lower(judgement: Judgement, best: Judgement, level: float) -> bool:
 
 
 def difference_interval(judgement: Judgement, best: Judgement) -> tuple[float, float]:
-    """95% interval of the mean over prompts of (score − the best's score)."""
+    """95% interval of the mean over prompts of (score − score at the best)."""
     return mean_interval(_differences(judgement, best))
 
 
 def _with_reward(start: Judgement | None, rewards: Sequence[float]) -> Judgement | None:
-    """A judgement before the first step, with its reward: its policy wrote the answers that the first step rewarded."""
+    """Set the reward of the evaluation before the first step to that of the first step, which its policy sampled."""
     if start is None or start.reward is not None or not rewards:
         return start
     return replace(start, reward=rewards[0])
 
 
 def _differences(judgement: Judgement, best: Judgement) -> np.ndarray:
-    """(m,) over the prompts for which both have a score, m ≤ n."""
+    """(m,) score differences over the m ≤ n prompts that have both scores."""
     difference = np.array([new - old for new, old in zip(judgement.scores, best.scores, strict=True)])
     return difference[np.isfinite(difference)]
 
@@ -175,13 +176,9 @@ def _mean_difference(judgement: Judgement, best: Judgement) -> float:
     return float(difference.mean()) if len(difference) else 0.0
 
 
-def _rose(judgement: Judgement, best: Judgement) -> bool:
-    return judgement.reward is not None and best.reward is not None and judgement.reward > best.reward
-
-
-def _why(new: Judgement, best: Judgement, lower: bool, over: bool) -> str:
+def _explain(new: Judgement, best: Judgement, lower: bool, over: bool) -> str:
     if not lower:
-        return f"no lower than the best, after step {best.step}, as far as {len(new.given)} prompts can tell"
+        return f"not significantly lower than the best, after step {best.step}, over {len(new.given)} prompts"
     fell = f"the held-out score fell from {best.mean:.4g} (after step {best.step}) to {new.mean:.4g}"
     rewards = "" if new.reward is None or best.reward is None else f" from {best.reward:.4g} to {new.reward:.4g}"
     if over:

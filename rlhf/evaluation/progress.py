@@ -1,4 +1,4 @@
-"""What a PPO run learned, from the metrics of its steps."""
+"""Summary of a PPO run's progress, from the metrics of its steps."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ UNKNOWN_GAIN = "not known: the first step's scores are all equal"
 
 
 def learned(history: Sequence[Mapping[str, float]]) -> dict[str, float | str]:
-    """First step against the last ones, and the worst of the canaries. Steps of which nothing was left are left out."""
+    """Compare the first step with the last tenth, and report the worst canaries; steps without scores are left out."""
     history = [step for step in history if "objective/scores" in step]
     if not history:
         return {}
     first, tail = history[0], history[-max(1, len(history) // 10) :]
     late = sum(step["objective/scores"] for step in tail) / len(tail)
     spread = first["objective/scores_std"]
+    # Without these metrics rollouts overlap other phases, so that their time is not measured.
+    rates = [step["perf/rollout_tokens_per_second"] for step in history if "perf/rollout_tokens_per_second" in step]
     return {
         "score of the first step": first["objective/scores"],
         "its standard deviation": spread,
@@ -29,12 +31,6 @@ def learned(history: Sequence[Mapping[str, float]]) -> dict[str, float | str]:
         "first-pass ratio, farthest from 1": max(
             (step.get("first_pass/ratio", 1.0) for step in history), key=lambda r: abs(r - 1)
         ),
-        **_rate(history),
+        **({"rollout tokens per second": sum(rates) / len(rates)} if rates else {}),
         "score's correlation with length": tail[-1]["objective/score_length_correlation"],
     }
-
-
-def _rate(history: Sequence[Mapping[str, float]]) -> dict[str, float | str]:
-    """Nothing where rollouts are generated beside other phases: their time is not measured by itself then."""
-    rates = [step["perf/rollout_tokens_per_second"] for step in history if "perf/rollout_tokens_per_second" in step]
-    return {"rollout tokens per second": sum(rates) / len(rates)} if rates else {}

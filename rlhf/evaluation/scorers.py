@@ -1,7 +1,7 @@
-"""Python functions as judges: found by name, checked on every call, and named when they are at fault.
+"""Scorers: user functions that score responses, imported by name and checked on every call.
 
-A scorer takes two lists of strings, prompts and responses, and returns a list of finite numbers, one for each response.
-One that names a third parameter ``rows`` is also given each prompt's data row. It may be an ``async def``.
+A scorer takes two lists of strings, prompts and responses, and returns a list of finite numbers, one per response. If
+it has a third parameter ``rows``, it also receives each prompt's data row. It may be an ``async def``.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ ScoreFunction = Callable[..., Any]
 Row = Mapping[str, object]
 CONTRACT = (
     "a scorer takes a list of prompts and a list of responses (and, if it has a parameter named rows, a list of data "
-    "rows) and returns a list of floats, one a response"
+    "rows) and returns a list of floats, one per response"
 )
 LONGEST_MESSAGE = 1000
-"""Characters of a function's own error message that are shown."""
+"""Characters of a function's error message that are shown."""
 _FAULTS = (Exception, SystemExit, asyncio.CancelledError)
-"""What a function may raise. One that calls ``sys.exit`` must not end the run as if it were done."""
+"""Exceptions that are caught: a function that calls ``sys.exit`` must not end the run as if it were complete."""
 LARGEST = float(np.finfo(np.float32).max)
-"""Scores travel in single precision: beyond this one is infinite."""
+"""Scores are stored in float32; larger ones would be infinite."""
 
 
 class Scorer:
-    """A user's function with its answers checked. Made by ``load_scorer``."""
+    """A user's function whose results are checked. Created by ``load_scorer``."""
 
     def __init__(self, spec: str, function: ScoreFunction, folder: Path) -> None:
         """Args: spec names the function in messages; folder holds its file."""
@@ -49,40 +49,40 @@ class Scorer:
 
     @property
     def needs_rows(self) -> bool:
-        """Whether it cannot be called without data rows."""
+        """Whether the function cannot be called without data rows."""
         return self._rows is not None and self._rows.default is inspect.Parameter.empty
 
     def __call__(
         self, prompts: Sequence[str], responses: Sequence[str], rows: Sequence[Row] | None = None
     ) -> np.ndarray:
-        """Scores (n,) float64 of n responses.
+        """(n,) float64 scores of n responses.
 
         Args:
-            rows: the data row of each prompt, for a function that takes them; None where there are none.
+            rows: the data row of each prompt, for a function that takes them; None if there are none.
 
         Raises:
-            UserError: the function raised (with the sample at fault), did not return n finite numbers, or needs rows
-                and there are none.
+            UserError: the function raised an exception (the message names the sample), did not return n finite numbers,
+                or needs rows while ``rows`` is None.
         """
         if rows is None and self.needs_rows:
-            why = "it has a parameter named rows, and here prompts come without their data rows"
+            why = "it has a required parameter named rows, and the prompts scored here have no data rows"
             fix = "give the parameter a default, rows=None, or use another function here"
             raise UserError(f"scorer {self.spec} needs data rows", why, fix)
         rows = rows if self._rows is not None else None
         try:
             result = self._run(prompts, responses, rows)
         except _FAULTS as error:
-            raise self._blame(prompts, responses, rows, error) from error
+            raise self._locate(prompts, responses, rows, error) from error
         return check_scores(result, prompts, rows, CONTRACT, self._error)
 
     def _run(self, prompts: Sequence[str], responses: Sequence[str], rows: Sequence[Row] | None) -> Any:
         more = {} if rows is None else {"rows": list(rows)}
-        with _importable(self._folder):  # functions may import their siblings as late as here
+        with _importable(self._folder):  # functions may import modules beside them when they are called
             result = self._function(list(prompts), list(responses), **more)
-            return self._awaited(result) if inspect.isawaitable(result) else result
+            return self._await(result) if inspect.isawaitable(result) else result
 
-    def _awaited(self, result: Awaitable[Any]) -> Any:
-        """What an async function returns. Its loop is always the same one, so that it can keep connections open."""
+    def _await(self, result: Awaitable[Any]) -> Any:
+        """Result of an async function; all calls use one event loop, so that the function can keep connections open."""
 
         async def finish() -> Any:
             return await result
@@ -90,20 +90,20 @@ class Scorer:
         self._loop = self._loop or asyncio.Runner()
         return self._loop.run(finish())
 
-    def _blame(
+    def _locate(
         self, prompts: Sequence[str], responses: Sequence[str], rows: Sequence[Row] | None, error: BaseException
     ) -> UserError:
-        """Find the sample by asking for each alone; a fault that only the whole batch shows is reported as such."""
+        """Locate the failing sample by scoring each one alone; if none fails, report the failure of the batch."""
         for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
             try:
                 self._run([prompt], [response], None if rows is None else rows[i : i + 1])
             except _FAULTS as single:
                 return self._error(f"failed on {name_sample(i, prompts, rows)}", _describe(single, self._folder))
-        whole = f"failed on a batch of {len(prompts)}, though on no sample of it alone"
+        whole = f"failed on a batch of {len(prompts)}, but on no single sample of it"
         return self._error(whole, _describe(error, self._folder))
 
     def _error(self, what: str, why: str) -> UserError:
-        return UserError(f"scorer {self.spec} {what}", why, "mend the function; nothing else is at fault")
+        return UserError(f"scorer {self.spec} {what}", why, "correct the function")
 
 
 def check_scores(
@@ -114,18 +114,18 @@ def check_scores(
     error: Callable[[str, str], UserError],
     first: int = 0,
 ) -> np.ndarray:
-    """(n,) float64: what a judge said of n responses, once it is n finite numbers.
+    """Check that a scorer returned n finite numbers for n responses, and return them, (n,) float64.
 
     Args:
-        contract: what the judge has to return, in words.
-        error: makes the error from what is wrong ("returned ...") and why.
-        first: number of the first response, in messages.
+        contract: description of what the scorer must return.
+        error: builds the error from what is wrong ("returned ...") and why.
+        first: index of the first response, for messages.
     """
     try:
         values = result.tolist() if hasattr(result, "tolist") else result  # NumPy arrays and tensors
     except Exception as problem:
         raise error(
-            f"returned {type(result).__name__}, which gives no list", f"{type(problem).__name__}: {problem}"
+            f"returned {type(result).__name__}, whose tolist() failed", f"{type(problem).__name__}: {problem}"
         ) from problem
     if not isinstance(values, (list, tuple)):
         raise error(f"returned {type(result).__name__}, not a list", contract)
@@ -136,13 +136,13 @@ def check_scores(
         if not isinstance(value, Real) or isinstance(value, bool):
             raise error(f"returned {_shown(value)} ({type(value).__name__}) {where}", contract)
         size: Any = abs(value)
-        if not size <= LARGEST:  # so for NaN, too
+        if not size <= LARGEST:  # also true for NaN
             raise error(f"returned {_shown(value)} {where}", "training cannot use a score that is not finite")
     return np.array([float(value) for value in values], dtype=np.float64)
 
 
 def _shown(value: object) -> str:
-    """The beginning of what a judge returned, which need not have a text: a number may be too long to write."""
+    """The beginning of a returned value's text; some values have none, such as integers of too many digits."""
     try:
         return f"{value!r:.40}"
     except Exception:
@@ -150,7 +150,7 @@ def _shown(value: object) -> str:
 
 
 def name_sample(i: int, prompts: Sequence[str], rows: Sequence[Row] | None, first: int = 0) -> str:
-    """A sample as messages name it; ``first`` is the number of the list's first one."""
+    """Name of sample i in messages; ``first`` is the index of the list's first sample."""
     row = f", row {_excerpt(dict(rows[i]))}" if rows is not None else ""
     return f"sample {first + i}, prompt {_excerpt(prompts[i])}{row}"
 
@@ -158,15 +158,15 @@ def name_sample(i: int, prompts: Sequence[str], rows: Sequence[Row] | None, firs
 def _rows_parameter(function: ScoreFunction) -> inspect.Parameter | None:
     try:
         return inspect.signature(function).parameters.get("rows")
-    except (ValueError, TypeError):  # functions written in C need not tell
+    except (ValueError, TypeError):  # functions written in C may have no signature
         return None
 
 
 def load_scorer(spec: str) -> Scorer:
-    """Find a scorer by ``package.module:function`` or ``path/to/file.py:function``.
+    """Load a scorer from ``package.module:function`` or ``path/to/file.py:function``.
 
     Raises:
-        UserError: there is no such module, file or function, it is not callable, or importing it failed.
+        UserError: the module, file or function does not exist, is not callable, or its import failed.
     """
     source, _, name = spec.rpartition(":")
     if not source or not name:
@@ -185,14 +185,14 @@ def load_scorer(spec: str) -> Scorer:
 def _import_file(path: Path, spec: str) -> ModuleType:
     path = path.expanduser().resolve()
     if not path.is_file():
-        fix = "give a path that is right from the current folder"
+        fix = "give a path relative to the current folder"
         raise UserError(f"scorer {spec}: there is no file {path}", "", fix)
-    # The prefix keeps a file called, say, random.py from standing in for the standard module of that name.
+    # With the prefix a file such as random.py does not replace the standard module of that name.
     name = f"rlhf_scorer_{path.stem}"
     module_spec = importlib.util.spec_from_file_location(name, path)
     assert module_spec is not None and module_spec.loader is not None  # every .py file has a loader
     module = importlib.util.module_from_spec(module_spec)
-    sys.modules[name] = module  # dataclasses and pickle look a module up by its name
+    sys.modules[name] = module  # dataclasses and pickle look up modules by name
     with _importable(path.parent), _import_errors(spec, path.parent):
         module_spec.loader.exec_module(module)
     return module
@@ -214,7 +214,7 @@ def _import_errors(spec: str, folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _importable(folder: Path) -> Iterator[None]:
-    """Let ``import`` find the modules in ``folder`` while the block runs."""
+    """Context in which ``import`` finds the modules in ``folder``."""
     sys.path.insert(0, str(folder))
     try:
         yield
@@ -223,12 +223,12 @@ def _importable(folder: Path) -> Iterator[None]:
 
 
 def _describe(error: BaseException, folder: Path) -> str:
-    """Type, message, and the deepest line that was running of the code in ``folder``: the user's own, no library's."""
+    """Type and message of an error, and the innermost line of its traceback in ``folder``, the user's own code."""
     own = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).is_relative_to(folder)]
     where = f", at {own[-1].filename}:{own[-1].lineno}" if own else ""
     try:
         text = str(error)
-    except Exception:  # an error that cannot say what it is
+    except Exception:  # an error whose __str__ fails
         text = "(no message)"
     return f"{type(error).__name__}: {text if len(text) <= LONGEST_MESSAGE else text[:LONGEST_MESSAGE] + '…'}{where}"
 

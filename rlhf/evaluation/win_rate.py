@@ -1,4 +1,4 @@
-"""How often the model after training answers better than the one before, prompt by prompt."""
+"""Win rate of the model after training against the model before, over paired answers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rlhf.evaluation.intervals import Z95, effective_size
 
 @dataclass(frozen=True, kw_only=True)
 class WinRate:
-    """Outcome of a paired comparison: of ``n`` prompts, how many the later model won, lost and tied."""
+    """Result of a paired comparison: the number of prompts that the later model won, lost and tied."""
 
     wins: int
     losses: int
@@ -30,7 +30,7 @@ class WinRate:
 
     @property
     def rate(self) -> float:
-        """Share of prompts won, a tie counting one half."""
+        """Fraction of prompts won; a tie counts one half."""
         return (self.wins + self.ties / 2) / self.n
 
 
@@ -39,10 +39,10 @@ def compare(before: ArrayLike, after: ArrayLike, prompts: ArrayLike | None = Non
 
     Args:
         before, after: (n,) finite scores of the same prompts in the same order, n ≥ 1.
-        prompts: (n,) the prompts or their numbers, where some may be there more than once: they count as less then.
+        prompts: (n,) the prompts or their ids, if prompts may be repeated: repeated ones reduce the effective size.
 
     Raises:
-        ValueError: the shapes differ or are empty, or a score is no number, which would count as a tie.
+        ValueError: the shapes differ or are empty, or a score is not finite.
     """
     old, new = np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)
     if old.shape != new.shape or old.ndim != 1 or not len(old):
@@ -51,18 +51,18 @@ def compare(before: ArrayLike, after: ArrayLike, prompts: ArrayLike | None = Non
         raise ValueError("a paired comparison needs finite scores")
     wins, losses = int((new > old).sum()), int((new < old).sum())
     n = len(old)
-    worth = 1.0 if prompts is None else effective_size(np.sign(new - old), prompts) / n
-    low, high = win_rate_interval(wins * worth, losses * worth, n * worth)
-    return WinRate(wins=wins, losses=losses, ties=len(old) - wins - losses, low=low, high=high)
+    scale = 1.0 if prompts is None else effective_size(np.sign(new - old), prompts) / n
+    low, high = win_rate_interval(wins * scale, losses * scale, n * scale)
+    return WinRate(wins=wins, losses=losses, ties=n - wins - losses, low=low, high=high)
 
 
 def win_rate_interval(wins: float, losses: float, n: float) -> tuple[float, float]:
     """95% interval of the win rate of ``n`` prompts, a tie counting one half; counts may be effective ones.
 
-    The win rate is ½ + ½ · (share won − share lost), and that difference is one of two paired proportions. Its interval
-    is Bonett and Price's (2012, J. Educ. Behav. Stat. 37, 479-488): a Wald interval after one imagined win and one
-    imagined loss. It keeps its coverage in small samples (Fagerland, Lydersen and Laake 2014, Stat. Med. 33, 2850-2875)
-    and does not shrink to a point when every prompt is won or tied. Ties narrow it: they say that answers are alike.
+    The win rate is ½ + ½ · (share won − share lost), a difference of two paired proportions. The interval is that of
+    Bonett and Price (2012, J. Educ. Behav. Stat. 37, 479-488), a Wald interval with one added win and one added loss.
+    It keeps its coverage in small samples (Fagerland, Lydersen and Laake 2014, Stat. Med. 33, 2850-2875) and has a
+    positive width when every prompt is won or tied. Ties narrow it.
     """
     won, lost = (wins + 1) / (n + 2), (losses + 1) / (n + 2)
     half_width = Z95 * math.sqrt((won + lost - (won - lost) ** 2) / (n + 2))

@@ -1,4 +1,4 @@
-"""One vLLM engine that answers prompts, serves a known version of the weights, and can be given new ones."""
+"""One vLLM engine: generates responses with a known version of the weights, and receives new weights."""
 
 from __future__ import annotations
 
@@ -28,32 +28,35 @@ from rlhf.types import UNVERIFIED, FinishReason, Prompt, Rollout
 from rlhf.weights.fingerprint import Fingerprint, add
 
 Result = TypeVar("Result")
-Asked: TypeAlias = RequestOutputCollector | str
-"""Where the engine puts a prompt's answer, or why it does not take the prompt."""
+Request: TypeAlias = RequestOutputCollector | str
+"""The queue for a prompt's output, or the reason why the engine refused the prompt."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """The answer to the prompt at ``place`` of a call. ``fault`` says why there is no response, where there is none."""
+    """The result for one prompt of a call."""
 
     place: int
+    """Index of the prompt in the call."""
     rollout: Rollout
+    """The response, or a placeholder if generation failed."""
     fault: str = ""
+    """Why generation failed; empty if it succeeded."""
 
 
 class RolloutEngine:
-    """An ``AsyncLLM`` that answers only with weights whose version has been proven.
+    """An ``AsyncLLM`` that generates only with weights whose version has been verified.
 
-    ``prompt_tokens`` counts those of all answered prompts, ``cached_tokens`` those of them that another sample of the
-    same prompt, or a prompt with the same beginning, had computed already.
+    ``prompt_tokens`` counts the prompt tokens of all finished samples, ``cached_tokens`` those of them that came from
+    the prefix cache.
 
     Args:
         folder: the model to load.
-        max_length: longest sequence in tokens, prompt and response.
+        max_length: longest sequence of prompt and response, in tokens.
         end_tokens: token ids that end a response.
-        transfer_backend: how new weights arrive, or None for an engine whose weights never change; such an engine
+        transfer_backend: backend of weight transfers, or None for an engine whose weights never change; such an engine
             serves version 0 from the start.
-        deterministic: batch the same prompts in the same way each time, so that they get the same answers to the bit.
+        deterministic: batch equal calls equally, so that they return the same responses bit for bit.
     """
 
     def __init__(
@@ -71,8 +74,8 @@ class RolloutEngine:
     ) -> None:
         self.config, self.end_tokens, self.deterministic = config, list(end_tokens), deterministic
         self.prompt_tokens = self.cached_tokens = 0
-        self._under_way: set[asyncio.Task[Any]] = set()
-        """Of all calls: one that is given a dead peer's prompts beside its own has two at once."""
+        self._pending: set[asyncio.Task[Any]] = set()
+        """Tasks of all calls: two calls run at once when the engine takes over a failed engine's prompts."""
         self.version = UNVERIFIED if transfer_backend else 0
         arguments = AsyncEngineArgs(
             model=str(folder),
@@ -81,12 +84,12 @@ class RolloutEngine:
             max_model_len=max_length,
             seed=seed,
             tensor_parallel_size=config.tensor_parallel,
-            # Inside an actor vLLM would choose Ray and look for bundles of its own; its workers belong in this actor.
+            # Inside an actor vLLM would choose Ray and reserve its own bundles; its workers must run within this actor.
             distributed_executor_backend="mp" if config.tensor_parallel > 1 else None,
             enforce_eager=config.enforce_eager,
             skip_tokenizer_init=True,  # tokens in, tokens out
-            logprobs_mode="processed_logprobs",  # after temperature, as the trainer's
-            generation_config="vllm",  # no sampling defaults from the model's folder
+            logprobs_mode="processed_logprobs",  # after temperature, like the trainer's
+            generation_config="vllm",  # ignores sampling defaults in the model's folder
             worker_extension_cls="rlhf.weights.held.HeldWeights",
             weight_transfer_config=WeightTransferConfig(backend=transfer_backend) if transfer_backend else None,
             disable_log_stats=True,
@@ -96,21 +99,22 @@ class RolloutEngine:
         self.vocabulary = self.llm.model_config.get_vocab_size()
 
     async def adopt(self) -> list[int]:
-        """Bind the engine's processes to this one, so that they end with it however it ends; returns their ids."""
+        """Bind the engine's processes to this one, so that they end whenever it ends; returns their ids."""
         await self.llm.collective_rpc("pass_over_absent_head")
         return list(await self.llm.collective_rpc("end_with_parent"))
 
     async def generate(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> AsyncIterator[Answer]:
-        """Answer all prompts at once; yield each answer as soon as it ends, in any order.
+        """Generate for all prompts concurrently; yield each answer when it is complete, in any order.
 
         Raises:
-            LostError: the engine's process is gone.
+            LostError: the engine's process has died.
+            MachineryError: the engine's weights have not been verified.
         """
         if self.version == UNVERIFIED:
-            raise MachineryError("the engine was asked to serve before its weights were proven")
+            raise MachineryError("the engine was called before its weights were verified")
         tasks: list[asyncio.Task[Answer]] = []
         try:
-            await self._begin(self._ask_all(prompts, seeds, tasks))
+            await self._start(self._submit_all(prompts, seeds, tasks))
             for task in asyncio.as_completed(tasks):
                 yield await task
         except EngineDeadError as error:
@@ -119,45 +123,44 @@ class RolloutEngine:
             _cancel(tasks)
 
     async def abandon(self) -> None:
-        """Drop all that is being generated, and an open update: on return the engine has been told so. The calls that
-        asked for it fail."""
-        while tasks := list(self._under_way):
-            await asyncio.sleep(0)  # a task that is cancelled before its first step would tell the engine nothing
+        """Abort all requests and an open update; on return the engine has dropped them. Pending calls fail."""
+        while tasks := list(self._pending):
+            await asyncio.sleep(0)  # a task that is cancelled before its first step would not abort its request
             _cancel(tasks)
             await asyncio.gather(*tasks, return_exceptions=True)
         await self.llm.collective_rpc("close_weight_update")
 
     async def start_update(self) -> None:
-        """Begin an update of the weights. One that its sender never finished is closed first, however it got here."""
+        """Start an update of the weights, after closing one that its sender did not finish."""
         await self.llm.collective_rpc("close_weight_update")
         await self.llm.start_weight_update()
 
-    def _begin(self, work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
-        """Begin something that ``abandon`` ends."""
+    def _start(self, work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
+        """Start a task that ``abandon`` cancels."""
         task = asyncio.create_task(work)
-        self._under_way.add(task)
-        task.add_done_callback(self._under_way.discard)
+        self._pending.add(task)
+        task.add_done_callback(self._pending.discard)
         return task
 
-    async def _ask_all(
+    async def _submit_all(
         self, prompts: Sequence[Prompt], seeds: Sequence[int], tasks: list[asyncio.Task[Answer]]
     ) -> None:
-        """Hand over all prompts, in their order; ``tasks`` grows by what waits for each answer.
+        """Submit all prompts in order, and append to ``tasks`` a task per answer.
 
-        What a prompt is batched with moves the last bits of its log-probabilities, so a deterministic engine computes
-        nothing before it has all of them, and nothing from what it kept of calls before.
+        The other prompts of a batch affect the last bits of a prompt's log-probabilities. A deterministic engine
+        therefore starts only when it has all prompts, and with an empty cache.
         """
         if self.deterministic:
             await self.llm.pause_generation(mode="keep", clear_cache=True)
         try:
             for place, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
-                asked = await self._ask(prompt, seed)
-                tasks.append(self._begin(self._answer(place, prompt, seed, asked, self.version)))
+                request = await self._submit(prompt, seed)
+                tasks.append(self._start(self._wait_for_answer(place, prompt, seed, request, self.version)))
         finally:
             if self.deterministic:
                 await self.llm.resume_generation()
 
-    async def _ask(self, prompt: Prompt, seed: int) -> Asked:
+    async def _submit(self, prompt: Prompt, seed: int) -> Request:
         sampling = SamplingParams(
             temperature=self.config.temperature,
             max_tokens=self.config.max_response_length,
@@ -169,25 +172,25 @@ class RolloutEngine:
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         if not all(0 <= token < self.vocabulary for token in prompt.tokens):
-            return f"a token is not among the model's {self.vocabulary:,}"  # the engine would take it, and die of it
-        # Tokens as such, not a prompt still to be rendered: those wait in a pool of threads, and overtake each other.
-        request = tokens_input(list(prompt.tokens))
+            return f"a token id is not below {self.vocabulary:,}, the model's vocabulary"  # would crash the engine
+        # Not a list of ids, which vLLM renders in a thread pool, where prompts can overtake each other.
+        tokens = tokens_input(list(prompt.tokens))
         try:
-            return await self.llm.add_request(uuid.uuid4().hex, request, sampling)
+            return await self.llm.add_request(uuid.uuid4().hex, tokens, sampling)
         except EngineDeadError:
             raise
-        except Exception as error:  # a prompt that the engine does not take costs that prompt, not the run
+        except Exception as error:  # a prompt that the engine refuses is quarantined; the run continues
             return f"{type(error).__name__}: {error}"
 
-    async def _answer(self, place: int, prompt: Prompt, seed: int, asked: Asked, version: int) -> Answer:
-        if isinstance(asked, str):
-            return self.without(place, prompt, seed, asked)
+    async def _wait_for_answer(self, place: int, prompt: Prompt, seed: int, request: Request, version: int) -> Answer:
+        if isinstance(request, str):
+            return self.without(place, prompt, seed, request)
         try:
-            output = await asked.get()
+            output = await request.get()
         except EngineDeadError as error:
             raise LostError("the engine's own process is gone") from error
         except asyncio.CancelledError:
-            await self.llm.abort(asked.request_id, internal=True)
+            await self.llm.abort(request.request_id, internal=True)
             raise
         except Exception as error:
             return self.without(place, prompt, seed, f"{type(error).__name__}: {error}")
@@ -198,9 +201,9 @@ class RolloutEngine:
         return Answer(place=place, rollout=_rollout(prompt, output, version, seed))
 
     def without(self, place: int, prompt: Prompt, seed: int, fault: str) -> Answer:
-        """What stands in the place of a response that there is not: an end token that nothing is learned from.
+        """Placeholder for a failed prompt: a single end token that is not trained on.
 
-        Nor does the prompt appear in it: what the engine fails on, the other models may fail on too.
+        It does not contain the prompt's tokens, because other models might fail on them too.
         """
         end = self.end_tokens[0]
         rollout = Rollout(
@@ -215,47 +218,47 @@ class RolloutEngine:
         return Answer(place=place, rollout=rollout, fault=fault)
 
     async def sleep(self) -> None:
-        """Give the GPU's memory back while others train; weights are dropped, since a publish follows."""
+        """Free the GPU's memory during training; the weights are discarded, because new ones follow."""
         self.version = UNVERIFIED
         await self.llm.sleep(level=2)
 
     async def wake(self, part: str) -> None:
-        """Take memory again: ``weights`` before a publish, ``kv_cache`` after it."""
+        """Reallocate memory: ``weights`` before a weight transfer, ``kv_cache`` after it."""
         await self.llm.wake_up(tags=[part])
 
     async def held_fingerprint(self) -> Fingerprint:
-        """Fingerprint of the weights that the engine computes with, over its shards."""
+        """Fingerprint of the weights that the engine computes with, over all its shards."""
         return add(await self.llm.collective_rpc("held_fingerprint"))
 
     async def serve(self, version: int) -> None:
-        """Serve under this version from now on; nothing computed with older weights is reused.
+        """Serve under this version from now on, after clearing the prefix cache of older weights.
 
         Raises:
-            MachineryError: the engine is still computing, and keeps what it has: it would be reused.
+            MachineryError: the engine still has requests, so that the cache cannot be cleared.
         """
         if not await self.llm.reset_prefix_cache():
             raise MachineryError(
-                f"the engine cannot serve version {version}: it is still answering with older weights, and so keeps "
-                "its prefix cache"
+                f"the engine cannot serve version {version}: it still has requests with older weights, so that its "
+                "prefix cache cannot be cleared"
             )
         self.version = version
 
     def stop(self) -> None:
-        """End the engine and its worker processes."""
+        """Stop the engine and its worker processes."""
         self.llm.shutdown()
 
 
 def _cancel(tasks: Sequence[asyncio.Task[Any]]) -> None:
-    """Once each: a second time would interrupt a task that is telling the engine to drop its request."""
+    """Cancel each task once: a second time would interrupt a task that is aborting its request."""
     for task in tasks:
         if not task.cancelling():
             task.cancel()
 
 
 def _fault(output: object) -> str:
-    """Why an engine's output is no response; empty where it is one."""
+    """Why an engine's output is not a valid response; empty if it is valid."""
     if not isinstance(output, RequestOutput) or not output.finished or not output.outputs[0].token_ids:
-        return "the engine gave no response"
+        return "the engine returned no response"
     reason = output.outputs[0].finish_reason
     return "" if reason in ("stop", "length") else f"the engine ended the response: {reason}"
 

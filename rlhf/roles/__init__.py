@@ -1,1 +1,1 @@
-"""The models of RLHF at work: what one rank of each role does. No Ray in here; ``actors/`` gives each its process."""
+"""One rank of each role (policy, critic, reward, reference), without Ray; ``actors/`` runs each in its process."""

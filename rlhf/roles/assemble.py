@@ -1,6 +1,6 @@
-"""Putting a step together: what several ranks of several roles computed becomes one ``Experience``.
+"""Assembles a step: joins the results of all roles' ranks into one ``Experience``.
 
-It runs in the process of the policy's first rank, so that the controller never holds a token.
+Runs in the process of the policy's first rank, so that the controller never holds a token.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from rlhf.tracking.histogram import Histograms, experience_histograms
 from rlhf.tracking.samples import SampleRow, pick
 from rlhf.types import Experience, FinishReason, Float32, RolloutBlock
 
-SHOWN = 10**9
-"""Second word of the seed that chooses the samples to show. Minibatches are shuffled by seed, step and epoch: with a
-word that no step reaches, the two can never be the same stream."""
+SAMPLE_STREAM = 10**9
+"""Second word of the seed that selects the samples to log. Minibatches are shuffled by (seed, step, epoch); no step
+reaches this number, so that the two random streams differ."""
 
-NAMED = 6
-"""Samples that a message names at most."""
+MOST_NAMED = 6
+"""Largest number of samples that a message names."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchReport:
-    """What the controller learns of a batch: numbers, a few samples as text, the algorithm's next state, and every so
-    often histograms."""
+    """Report on a batch to the controller: metrics, a few samples as text, the algorithm's next state, and histograms
+    every ``tracking.histogram_every`` steps."""
 
     metrics: dict[str, float]
     samples: tuple[SampleRow, ...]
@@ -45,47 +45,48 @@ class BatchReport:
     histograms: Histograms = field(default_factory=dict)
 
     def with_metrics(self, more: Mapping[str, float]) -> BatchReport:
-        """The same with more numbers."""
+        """Return a copy with ``more`` added to the metrics."""
         return replace(self, metrics={**self.metrics, **more})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contribution:
-    """Who computed a part of every block: ``kind`` is one of ``score``, ``old_logprobs``, ``ref_logprobs``, ``values``.
-
-    ``name`` is that of the reward's part, for a score; ``ranks`` is the number of shares.
-    """
+    """One result that is computed for every block, and the number of its shares."""
 
     kind: str
+    """``score``, ``old_logprobs``, ``ref_logprobs`` or ``values``."""
     ranks: int
+    """Number of shares, one per rank."""
     name: str = ""
+    """Part of the reward that computes a score; empty for the other kinds."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """What the assembled step is about, and where the tokenizer is."""
+    """Context of the step to assemble."""
 
     recipe: Recipe
     tokenizer: str
+    """Folder of the tokenizer."""
     step: int
     state: AlgorithmState
     contributions: tuple[Contribution, ...]
-    """The shares of each block, in their order."""
+    """Results for each block, in the order of their shares."""
 
 
 def assemble(batch: Batch, *parts: Any) -> tuple[Experience, BatchReport]:
-    """Join blocks and shares, in a fixed order of samples, and compute rewards and advantages over the whole.
+    """Join blocks and shares in a fixed order of samples, and compute rewards and advantages over the whole batch.
 
     Args:
-        parts: for each block: the block, then its shares, as ``batch.contributions`` counts them.
+        parts: for each block, the block followed by its shares in the order of ``batch.contributions``.
 
     Raises:
-        MachineryError: samples are missing, or there twice; or a number is NaN or infinite.
+        MachineryError: samples are missing or duplicated, or a number is NaN or infinite.
     """
     width = 1 + sum(contribution.ranks for contribution in batch.contributions)
-    blocks = [_score(batch, parts[i], parts[i + 1 : i + width]) for i in range(0, len(parts), width)]
-    scored = _sorted(blocks)
-    _check_whole(scored.rollouts, batch.recipe.ppo, batch.step)
+    blocks = [_join_shares(batch, parts[i], parts[i + 1 : i + width]) for i in range(0, len(parts), width)]
+    scored = _concatenate_sorted(blocks)
+    _check_complete(scored.rollouts, batch.recipe.ppo, batch.step)
     sources = batch.recipe.rewards
     raw = total_score(scored.scores, {name: source.weight for name, source in sources.items()}, scored.dropped)
     experience, state = build_experience(scored, raw, batch.recipe.algorithm, batch.state)
@@ -99,12 +100,12 @@ def assemble(batch: Batch, *parts: Any) -> tuple[Experience, BatchReport]:
     )
 
 
-def _score(batch: Batch, block: RolloutBlock, shares: Sequence[Share]) -> Scored:
-    rest = iter(shares)
+def _join_shares(batch: Batch, block: RolloutBlock, shares: Sequence[Share]) -> Scored:
+    remaining = iter(shares)
     scores: dict[str, Float32] = {}
     tokens: dict[str, Float32 | None] = {"values": None}
     for contribution in batch.contributions:
-        own = tuple(islice(rest, contribution.ranks))
+        own = tuple(islice(remaining, contribution.ranks))
         if contribution.kind == "score":
             scores[contribution.name] = join_samples(own, len(block))
         else:
@@ -116,8 +117,8 @@ def _score(batch: Batch, block: RolloutBlock, shares: Sequence[Share]) -> Scored
     return Scored(rollouts=block, scores=scores, dropped=dropped, **tokens)  # type: ignore[arg-type]
 
 
-def _sorted(blocks: Sequence[Scored]) -> Scored:
-    """One whole, sorted by prompt and seed: blocks finish in any order, and the result must not depend on it."""
+def _concatenate_sorted(blocks: Sequence[Scored]) -> Scored:
+    """Concatenate blocks and sort by prompt and seed, so that the result does not depend on the order of completion."""
     rollouts = RolloutBlock.concatenate([block.rollouts for block in blocks])
     order = np.lexsort((rollouts.seeds, rollouts.prompt_ids))
     tokens = token_index(rollouts.sequences, order)
@@ -138,33 +139,34 @@ def _sorted(blocks: Sequence[Scored]) -> Scored:
     )
 
 
-def _check_whole(rollouts: RolloutBlock, config: PPOConfig, step: int) -> None:
-    """Every sample of a step is there once, whoever died on the way: the proof is made at each step.
+def _check_complete(rollouts: RolloutBlock, config: PPOConfig, step: int) -> None:
+    """Check that the step has every sample exactly once, whichever actors failed during it.
 
-    Set-aside samples keep their places. The seeds of a step are drawn so that no prompt has one twice.
+    Quarantined samples are included. A sample is identified by its prompt and seed: a step draws distinct seeds for the
+    samples of a prompt.
 
     Raises:
-        MachineryError: it is not so.
+        MachineryError: a sample is missing or duplicated.
     """
     samples = Counter(zip(rollouts.prompt_ids.tolist(), rollouts.seeds.tolist()))
     answers = Counter(rollouts.prompt_ids.tolist())
-    doubled = [f"prompt {prompt} with seed {seed}" for (prompt, seed), count in samples.items() if count > 1]
+    duplicates = [f"prompt {prompt} with seed {seed}" for (prompt, seed), count in samples.items() if count > 1]
     uneven = [f"prompt {prompt} ({count})" for prompt, count in answers.items() if count % config.samples_per_prompt]
-    faults = [f"there twice: {', '.join(doubled[:NAMED])}"] if doubled else []
-    faults += [f"not {config.samples_per_prompt} answers to each of: {', '.join(uneven[:NAMED])}"] if uneven else []
+    faults = [f"duplicates: {', '.join(duplicates[:MOST_NAMED])}"] if duplicates else []
+    if uneven:
+        named = ", ".join(uneven[:MOST_NAMED])
+        faults.append(f"prompts without {config.samples_per_prompt} responses (number of responses): {named}")
     if faults or len(rollouts) != config.batch_size:
         count = f"step {step} has {len(rollouts)} samples of ppo.batch_size = {config.batch_size}"
         raise MachineryError("; ".join([count, *faults]))
 
 
 def _parts_metrics(scored: Scored) -> dict[str, float]:
-    """The mean of each part of the reward, where there are several."""
-    if len(scored.scores) < 2:
+    """Mean score of each part of the reward, if it has several parts."""
+    kept = ~scored.dropped
+    if len(scored.scores) < 2 or not kept.any():
         return {}
-    there = ~scored.dropped
-    return {
-        f"objective/scores/{name}": float(part[there].mean()) for name, part in scored.scores.items() if there.any()
-    }
+    return {f"objective/scores/{name}": float(part[kept].mean()) for name, part in scored.scores.items()}
 
 
 def _sample_rows(batch: Batch, experience: Experience) -> tuple[SampleRow, ...]:
@@ -175,7 +177,8 @@ def _sample_rows(batch: Batch, experience: Experience) -> tuple[SampleRow, ...]:
     advantages = sum_by_sample(experience.advantages, sequences.response_lengths, experience.response_mask)
     counted = count_by_sample(sequences.response_lengths, experience.response_mask)
     tokenizer = _tokenizer(batch.tokenizer, batch.recipe.model.trust_remote_code)
-    drawn = np.random.default_rng([batch.recipe.seed, SHOWN, batch.step]).permutation(np.flatnonzero(counted > 0))
+    random = np.random.default_rng([batch.recipe.seed, SAMPLE_STREAM, batch.step])
+    shuffled = random.permutation(np.flatnonzero(counted > 0))
     return tuple(
         SampleRow(
             prompt=tokenizer.decode(sequences.prompt(i), skip_special_tokens=True),
@@ -185,9 +188,9 @@ def _sample_rows(batch: Batch, experience: Experience) -> tuple[SampleRow, ...]:
             advantage=float(advantages[i] / counted[i]),
             finish_reason=FinishReason(rollouts.finish_reasons[i]).name.lower(),
             weight_version=int(rollouts.weight_versions[i]),
-            pick=why,
+            pick=reason,
         )
-        for i, why in pick(experience.scores.tolist(), drawn.tolist(), batch.recipe.tracking.samples_per_step)
+        for i, reason in pick(experience.scores.tolist(), shuffled.tolist(), batch.recipe.tracking.samples_per_step)
     )
 
 

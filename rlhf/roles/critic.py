@@ -1,4 +1,4 @@
-"""One rank of the critic: values of rollouts and the value update."""
+"""One rank of the critic: computes values of rollouts and runs the value update."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from rlhf.zero.rank import Rank
 
 
 class CriticRole(ScalarRole):
-    """The critic on one rank, started from the reward model's weights with a head of zeros."""
+    """The critic on one rank: a sequence classifier whose head is initialised to zeros."""
 
     def __init__(self, recipe: Recipe, folder: str, rank: Rank) -> None:
         """Raises:
-        UserError: the folder's backbone lacks a weight, or its tokens see those after them.
+        UserError: the folder's backbone lacks a weight, or its attention is not causal.
         """
         key = "the critic's start" if recipe.ppo.critic_init is None else "ppo.critic_init"
         inspect_classifier(folder, recipe.model, own=False).require_backbone(key)
@@ -43,17 +43,17 @@ class CriticRole(ScalarRole):
         super().__init__(recipe, recipe.placement.critic, rank, build, optimizer, critic_updates(recipe))
         if not self.is_causal:
             raise UserError(
-                f"{key} = {folder} is a {type(self.network.model).__name__}: its tokens see later ones",
-                "a value is of the state before a token, and may not depend on what follows",
+                f"{key} = {folder} is a {type(self.network.model).__name__}, whose attention is not causal",
+                "the value of a token's state must not depend on later tokens",
                 "ppo.critic_init=<folder of a causal language model>, the policy's for example",
             )
 
     def values(self, block: RolloutBlock) -> Share:
-        """This rank's share of V(s_t) before each response token."""
-        return self.share(block.sequences, lambda row: self.engine.forward(row, row.predict_at))
+        """This rank's share of V(s_t), the value of the state before each response token."""
+        return self.compute_share(block.sequences, lambda row: self.engine.forward(row, row.predict_at))
 
     def update(self, experience: Experience, step: int) -> dict[str, float]:
-        """The same epochs and minibatches as the policy's; returns metrics of all ranks together."""
+        """Run the same epochs and minibatches as the policy; returns metrics over all ranks."""
         algorithm = self.recipe.algorithm
         chosen = minibatches(
             len(experience.rollouts), algorithm.minibatches, algorithm.epochs, [self.recipe.seed, step]
@@ -61,7 +61,9 @@ class CriticRole(ScalarRole):
         if not experience.response_mask.any():
             self.engine.skip_updates(len(chosen))
             return {}
-        totals = self.engine.all_reduce(torch.stack([self._minibatch(experience, samples) for samples in chosen]))
+        totals = self.engine.all_reduce(
+            torch.stack([self._update_minibatch(experience, samples) for samples in chosen])
+        )
         loss, clipfrac = (totals[:, :2] / totals[:, 2:].clamp(min=1)).mean(dim=0).tolist()
         return {
             "loss/value_avg": loss,
@@ -70,19 +72,19 @@ class CriticRole(ScalarRole):
             "memory/critic_gib": peak_memory_gib(self.rank.device),
         }
 
-    def _minibatch(self, experience: Experience, chosen: Sequence[int]) -> Tensor:
-        """One optimizer step. Returns this rank's sums (3,): loss, clipped, tokens."""
+    def _update_minibatch(self, experience: Experience, chosen: Sequence[int]) -> Tensor:
+        """Take one optimizer step; returns this rank's sums (3,): loss, clipped, tokens."""
         sequences = experience.rollouts.sequences
         micro_batches = self.micro_batches(chosen, sequences.lengths)
         count = int(experience.response_mask[token_index(sequences, chosen)].sum())
         sums = torch.zeros(3, dtype=torch.float64)
 
         def loss(samples: list[int]) -> Tensor:
-            row = pack_row(sequences, samples, self.place)
+            row = pack_row(sequences, samples, self.device)
             index = token_index(sequences, samples)
             assert experience.values is not None and experience.returns is not None
             arrays = (experience.response_mask, experience.values, experience.returns)
-            kept, old, target = (torch.from_numpy(array[index]).to(self.place) for array in arrays)
+            kept, old, target = (torch.from_numpy(array[index]).to(self.device) for array in arrays)
             values = finite("values", self.engine.engine(row, row.predict_at)[kept])
             terms = value_loss(values, old[kept], target[kept], self.recipe.algorithm.value_clip_range)
             total = terms.loss.sum()

@@ -1,9 +1,9 @@
 """One rank of direct preference optimisation.
 
-Comparisons are packed as two sequences each: pair i is samples 2i (chosen) and 2i + 1 (rejected). The reference is the
-policy itself before its first update: its log-probabilities are taken once, so that no second model is needed.
+Each pair is packed as two sequences: pair i is samples 2i (chosen) and 2i + 1 (rejected). The reference is the policy
+before its first update; its log-probabilities are computed once, so that no second model is needed.
 
-Shapes: K pairs, 2K samples, chosen and rejected in turn; R response tokens of all samples, packed.
+Shapes: K pairs, 2K samples, chosen and rejected alternating; R response tokens of all samples, packed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rlhf.algorithms.canaries import Limits, check
 from rlhf.algorithms.losses import DPOLoss, dpo_loss
-from rlhf.config.schema import DPOConfig, Recipe
+from rlhf.config.schema import Recipe
 from rlhf.models.load import load_policy
 from rlhf.models.packed_row import pack_row
 from rlhf.models.policy import PolicyNet
@@ -30,13 +30,13 @@ from rlhf.zero.engine import finite
 from rlhf.zero.rank import Rank
 
 TEMPERATURE = 1.0
-"""The answers were not sampled here: they are judged as the model's plain distribution has them."""
+"""The responses were not sampled by the policy: their log-probabilities are those of the unscaled distribution."""
 MEANS = ("train/loss", "rewards/chosen", "rewards/rejected", "rewards/accuracies", "logps/chosen", "logps/rejected")
-"""What an update reports as a mean over its pairs."""
+"""Metrics that an update averages over its pairs, in the order of ``_stack_sums``."""
 
 
 class DPORole(Role[PolicyNet]):
-    """A language model learning comparisons: −log σ(β h), a mean over pairs (Rafailov et al. 2023)."""
+    """A language model trained on comparisons with −log σ(β h), averaged over pairs (Rafailov et al. 2023)."""
 
     def __init__(self, recipe: Recipe, folder: str, total_updates: int, rank: Rank) -> None:
         super().__init__(
@@ -50,10 +50,10 @@ class DPORole(Role[PolicyNet]):
 
     def logprobs(self, sequences: Sequences) -> Share:
         """This rank's share of the response tokens' log-probabilities, in nats."""
-        return self.share(sequences, lambda row: self.engine.forward(row, TEMPERATURE)[0])
+        return self.compute_share(sequences, lambda row: self.engine.forward(row, TEMPERATURE)[0])
 
     def use(self, train: Sequences, reference: Float32) -> None:
-        """Take the data; later calls name pairs by their index.
+        """Set the data; later calls identify pairs by index.
 
         Args:
             train: 2K samples.
@@ -63,19 +63,21 @@ class DPORole(Role[PolicyNet]):
         self.train, self.reference, self.is_fresh = train, reference, True
 
     def update(self, chosen: Sequence[int]) -> dict[str, float]:
-        """One optimizer step on the chosen pairs, over all ranks.
+        """Take one optimizer step on the given pairs; returns metrics over all ranks.
 
         Raises:
-            CanaryError: the policy differs from its reference before the first step.
+            CanaryError: the policy differs from the reference before the first step.
         """
         lengths = self.train.lengths
         micro_batches = self.micro_batches(chosen, self.pair_lengths(lengths))
         sums = torch.zeros(len(MEANS) + 1, dtype=torch.float64)
 
+        config = self.recipe.dpo
+
         def loss(pairs: list[int]) -> Tensor:
-            logprobs, reference = self._pairs(pairs)
-            terms = _loss(logprobs, reference, self.recipe.dpo)
-            sums.add_(_sums(terms, logprobs.detach(), reference).double().cpu())
+            logprobs, reference = self._response_logprobs(pairs)
+            terms = dpo_loss(logprobs[0], logprobs[1], reference[0], reference[1], config.beta, config.label_smoothing)
+            sums.add_(_stack_sums(terms, logprobs.detach(), reference).double().cpu())
             return terms.loss
 
         begun = time.perf_counter()
@@ -83,46 +85,41 @@ class DPORole(Role[PolicyNet]):
         samples = np.array([2 * pair + side for pair in chosen for side in (0, 1)])
         predicted = int(self.train.response_lengths[samples].sum())
         rates = self.utilisation(lengths[samples], predicted, time.perf_counter() - begun)
-        *totals, moved = self.engine.all_reduce(sums).tolist()
-        self._check_start(chosen, moved)
+        *totals, distance = self.engine.all_reduce(sums).tolist()
+        self._check_start(chosen, distance)
         metrics = {name: total / len(chosen) for name, total in zip(MEANS, totals, strict=True)}
         margin = metrics["rewards/chosen"] - metrics["rewards/rejected"]
         metrics |= {"rewards/margins": margin, "train/grad_norm": norm, "lr": self.engine.learning_rate}
         return metrics | rates
 
-    def _pairs(self, pairs: list[int]) -> tuple[Tensor, Tensor]:
-        """(2, K) log-probabilities of whole responses, by the policy and by the reference; row 0 is the chosen ones."""
+    def _response_logprobs(self, pairs: list[int]) -> tuple[Tensor, Tensor]:
+        """(2, K) log-probabilities of whole responses under policy and reference; row 0 chosen, row 1 rejected."""
         samples = [sample for pair in pairs for sample in (2 * pair, 2 * pair + 1)]
-        (tokens,) = self.engine.engine(pack_row(self.train, samples, self.place), TEMPERATURE)
+        (tokens,) = self.engine.engine(pack_row(self.train, samples, self.device), TEMPERATURE)
         finite("logprobs", tokens)
-        lengths = torch.from_numpy(self.train.response_lengths[samples].astype(np.int64)).to(self.place)
-        owner = torch.arange(len(samples), device=self.place).repeat_interleave(lengths)
+        lengths = torch.from_numpy(self.train.response_lengths[samples].astype(np.int64)).to(self.device)
+        owner = torch.arange(len(samples), device=self.device).repeat_interleave(lengths)
         logprobs = tokens.new_zeros(len(samples)).index_add(0, owner, tokens)
-        reference = torch.from_numpy(self.reference[samples]).to(self.place)
+        reference = torch.from_numpy(self.reference[samples]).to(self.device)
         return logprobs.view(-1, 2).T, reference.view(-1, 2).T
 
-    def _check_start(self, chosen: Sequence[int], moved: float) -> None:
-        """Before the first step policy and reference are one; ``moved`` is Σ |log π − log π_ref| over responses."""
+    def _check_start(self, chosen: Sequence[int], distance: float) -> None:
+        """Before the first step, check that policy and reference agree; distance is Σ |log π − log π_ref|."""
         if not self.is_fresh:
             return
         self.is_fresh = False
         lengths = self.train.response_lengths
         tokens = int((lengths[0::2] + lengths[1::2])[np.asarray(chosen)].sum())
         limits = Limits.of(self.recipe.canaries, self.recipe.model.dtype)
-        check({"objective/logratio_abs_mean": moved / tokens}, 0, limits)
+        check({"objective/logratio_abs_mean": distance / tokens}, 0, limits)
 
     def save(self, folder: Path) -> None:
-        """Write the model in Hugging Face format (rank 0 writes, all gather)."""
+        """Write the model in Hugging Face format (collective; rank 0 writes)."""
         save_model(self.engine, self.network.lm, folder)
 
 
-def _loss(logprobs: Tensor, reference: Tensor, config: DPOConfig) -> DPOLoss:
-    """The loss of pairs, (2, K) each; row 0 the chosen responses."""
-    return dpo_loss(logprobs[0], logprobs[1], reference[0], reference[1], config.beta, config.label_smoothing)
-
-
-def _sums(terms: DPOLoss, logprobs: Tensor, reference: Tensor) -> Tensor:
-    """Sums over a micro-batch's pairs: as ``MEANS`` names them, then the distance from the reference."""
-    moved = (logprobs - reference).abs().sum()
+def _stack_sums(terms: DPOLoss, logprobs: Tensor, reference: Tensor) -> Tensor:
+    """Sums over a micro-batch's pairs: those that ``MEANS`` names, then the distance to the reference."""
+    distance = (logprobs - reference).abs().sum()
     rewards = (terms.chosen_rewards, terms.rejected_rewards)
-    return torch.stack([terms.loss.detach(), *rewards, terms.correct, *logprobs.sum(dim=1), moved])
+    return torch.stack([terms.loss.detach(), *rewards, terms.correct, *logprobs.sum(dim=1), distance])

@@ -1,4 +1,4 @@
-"""Demonstrations as packed sequences, and which of their tokens are trained on."""
+"""Demonstrations as packed sequences with a mask of the tokens that are trained on."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from rlhf.types import Bool, Example, Sequences
 
 @dataclass(frozen=True, kw_only=True)
 class ExampleData:
-    """Demonstrations, packed. Shapes: ``sequences`` B samples with R response tokens; mask (R,) those trained on."""
+    """Packed demonstrations. Shapes: ``sequences`` B samples, R response tokens; mask (R,) true where trained on."""
 
     sequences: Sequences
     mask: Bool
 
     @classmethod
     def pack(cls, examples: Sequence[Example]) -> ExampleData:
-        """Pack demonstrations in their order."""
+        """Pack demonstrations, in order."""
         masks = [np.zeros(0, dtype=np.bool_), *(example.mask for example in examples)]
         return cls(
             sequences=Sequences.pack((example.prompt, example.response) for example in examples),
@@ -31,5 +31,5 @@ class ExampleData:
         return len(self.sequences)
 
     def mask_of(self, samples: Sequence[int]) -> Bool:
-        """The mask of the chosen samples' response tokens, in the order of the samples."""
+        """Mask of the given samples' response tokens, in the order of the samples."""
         return self.mask[token_index(self.sequences, samples)]

@@ -1,4 +1,4 @@
-"""Scoring a block: each rank computes its share, and the shares are put together again."""
+"""Forward passes over a block: each rank computes a share, and the shares are joined."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ from rlhf.types import Float32, Int64, Sequences
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """What one rank computed of a block.
+    """One rank's results for a block.
 
-    ``values`` of ``samples`` (b,), one number a sample or one a response token, packed.
+    Shapes: samples (b,) indices into the block; values, one per sample (b,) or one per response token, packed.
     """
 
     samples: Int64
     values: Float32
 
     @classmethod
-    def nothing(cls) -> Self:
-        """The share of a rank that leaves the telling to another."""
+    def empty(cls) -> Self:
+        """Share without samples, for a rank whose results another rank returns."""
         return cls(samples=np.zeros(0, dtype=np.int64), values=np.zeros(0, dtype=np.float32))
 
 
 def forward_share(
     sequences: Sequences, micro_batches: MicroBatches, device: torch.device, compute: Callable[[PackedRow], Tensor]
 ) -> Share:
-    """Run ``compute`` on one rank's micro-batches, each a packed row."""
+    """Run ``compute`` on this rank's micro-batches, each packed into one row."""
     outputs = [compute(pack_row(sequences, samples, device)).float().cpu().numpy() for samples in micro_batches]
     samples = np.array([i for micro_batch in micro_batches for i in micro_batch], dtype=np.int64)
     return Share(samples=samples, values=np.concatenate(outputs).astype(np.float32))
 
 
 def join_samples(shares: Sequence[Share], count: int) -> Float32:
-    """(B,) one number a sample, in the block's order."""
+    """Join shares of one number per sample into a (B,) array in the block's order; NaN where no share has one."""
     joined = np.full(count, np.nan, dtype=np.float32)
     for share in shares:
         joined[share.samples] = share.values
@@ -49,7 +49,7 @@ def join_samples(shares: Sequence[Share], count: int) -> Float32:
 
 
 def join_tokens(shares: Sequence[Share], sequences: Sequences) -> Float32:
-    """(R,) one number a response token, in the block's order."""
+    """Join shares of one number per response token into a packed (R,) array; NaN where no share has one."""
     joined = np.full(int(sequences.response_lengths.sum()), np.nan, dtype=np.float32)
     for share in shares:
         joined[token_index(sequences, share.samples)] = share.values
@@ -57,7 +57,7 @@ def join_tokens(shares: Sequence[Share], sequences: Sequences) -> Float32:
 
 
 def token_index(sequences: Sequences, samples: Sequence[int] | Int64) -> Int64:
-    """Where the response tokens of the chosen samples are in a packed (R,) array, in the order of the samples."""
+    """Indices into a packed (R,) array of the given samples' response tokens, in the order of the samples."""
     samples = np.asarray(samples, dtype=np.int64)
     lengths = sequences.response_lengths[samples].astype(np.int64)
     begins = sequences.response_starts[samples]

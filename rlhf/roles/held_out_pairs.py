@@ -1,6 +1,6 @@
-"""What a policy's log-probabilities say of held-out comparisons: for whoever has asked the ranks of DPO for them.
+"""Metrics of DPO on held-out pairs, from log-probabilities that the ranks computed.
 
-The role itself needs DeepSpeed and transformers, whose import takes seconds.
+Separate from ``dpo.py``, which imports DeepSpeed and transformers and so takes seconds to import.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from rlhf.types import Float32, Int64, Sequences
 
 
 def response_logprobs(shares: Sequence[Share], sequences: Sequences) -> Float32:
-    """(2K,) log-probabilities of whole responses, in nats, from the ranks' shares of their tokens."""
+    """(2K,) log-probabilities of whole responses, in nats, from the ranks' shares of token log-probabilities."""
     tokens = join_tokens(shares, sequences)
     owner = np.repeat(np.arange(len(sequences)), sequences.response_lengths)
     return np.bincount(owner, weights=tokens, minlength=len(sequences)).astype(np.float32)
 
 
 def held_out_metrics(logprobs: Float32, reference: Float32, prompt_ids: Int64, config: DPOConfig) -> dict[str, float]:
-    """Loss, reward margin, and how often the implicit reward β log(π/π_ref) ranks held-out pairs as people did.
+    """Loss, reward margin, and accuracy of the implicit reward β log(π/π_ref) on held-out pairs.
 
     Shapes: logprobs, reference (2K,), of whole responses, K ≥ 1; prompt_ids (K,) equal for the pairs of one prompt.
     """

@@ -1,4 +1,4 @@
-"""What a reward model is too short for is cut at its beginning, and counted."""
+"""Truncates, at the beginning, samples that exceed a reward model's context, and counts them."""
 
 from __future__ import annotations
 
@@ -10,45 +10,46 @@ Ids = Sequence[int] | Int32
 
 
 class LengthLimit:
-    """At most ``tokens`` of prompt and response together; the end, where the score is read, is always kept, and so is
-    the prompt's ``begin`` token."""
+    """Limits prompt and response together to ``tokens`` tokens.
 
-    def __init__(self, tokens: int, begin: int | None = None) -> None:
-        self.tokens, self.begin = tokens, begin
+    The end, where the score is read, and the prompt's first token, if it is ``bos_token``, are always kept.
+    """
+
+    def __init__(self, tokens: int, bos_token: int | None = None) -> None:
+        self.tokens, self.bos_token = tokens, bos_token
         self.seen = 0
-        """Samples so far."""
+        """Number of samples so far."""
         self.cut = 0
-        """Samples so far that were cut."""
+        """Number of truncated samples so far."""
         self._reported = 0
 
     def fit(self, prompt: Ids, response: Ids) -> tuple[list[int], list[int]]:
-        """Prompt and response within the limit, without tokens of the prompt's beginning, if need be of the response's
-        too."""
+        """Remove tokens from the beginning of the prompt, then of the response, until both fit."""
         prompt, response = list(prompt), list(response)
         self.seen += 1
         excess = len(prompt) + len(response) - self.tokens
         if excess <= 0:
             return prompt, response
         self.cut += 1
-        kept = int(prompt[:1] == [self.begin])
+        kept = int(prompt[:1] == [self.bos_token])
         prompt = prompt[:kept] + prompt[kept + excess :]
         return prompt, response[max(0, len(prompt) + len(response) - self.tokens) :]
 
     def report(self) -> None:
-        """Print how many were cut, where it is more than last time."""
+        """Print the number of truncated samples if it has grown since the last call."""
         if self.cut > self._reported:
-            print(f"{self.cut:,} of {self.seen:,} texts so far were cut at their beginning", flush=True)
+            print(f"{self.cut:,} of {self.seen:,} texts so far were truncated at the beginning", flush=True)
         self._reported = self.cut
 
 
-class CutBlock:
-    """Blocks in the policy's own tokens, within a reward model's limit."""
+class BlockTruncator:
+    """Truncates blocks in the policy's tokens to a reward model's context."""
 
     def __init__(self, limit: LengthLimit) -> None:
         self.limit = limit
 
     def __call__(self, block: RolloutBlock) -> Sequences:
-        """The block's samples, in their order."""
+        """The block's samples, in order."""
         whole = block.sequences
         fitted = [self.limit.fit(whole.prompt(i), whole.response(i)) for i in range(len(whole))]
         self.limit.report()

@@ -1,4 +1,4 @@
-"""One rank of the policy: log-probabilities of rollouts, the PPO update, and the publishing of weights."""
+"""One rank of the policy: computes log-probabilities of rollouts, runs the PPO update, and publishes weights."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ if TYPE_CHECKING:
     from rlhf.zero.source import ZeroSource
 
 SUMS = ("loss", "kl", "ratio", "ratio²", "approxkl", "clipped", "entropy", "tokens")
-"""What a pass adds up over its tokens; the first two by the weights of the loss."""
+"""Sums over tokens that a forward pass accumulates; the first two are weighted like the loss."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyBatch:
-    """What one packed pass of the update needs.
+    """Inputs of one micro-batch of the update.
 
-    Shapes: ``row`` R response tokens, of which those of ``mask`` (R,) are trained on; for these T alone old_logprobs,
-    ref_logprobs, advantages, importance, weights (T,).
+    Shapes: ``row`` R response tokens; mask (R,) true for the T tokens that are trained on; old_logprobs, ref_logprobs,
+    advantages, importance, weights (T,).
     """
 
     row: PackedRow
@@ -56,7 +56,7 @@ class PolicyBatch:
 
 
 class PolicyRole(LanguageRole):
-    """The policy on one rank: log π_old, and what is trained and published."""
+    """The policy on one rank."""
 
     def __init__(self, recipe: Recipe, folder: str, rank: Rank) -> None:
         super().__init__(
@@ -71,20 +71,20 @@ class PolicyRole(LanguageRole):
         self.source = self.make_source()
 
     def make_source(self) -> ZeroSource:
-        """The stream of weights that a publish sends."""
-        from rlhf.zero.source import ZeroSource  # vLLM takes seconds to import; the controller, too, reads this file
+        """The source of the weights that ``publish`` sends."""
+        from rlhf.zero.source import ZeroSource  # imports vLLM, which takes seconds; the controller imports this file
 
         return ZeroSource(self.engine, self.lm, DTYPES[self.recipe.model.dtype])
 
     def reference_logprobs(self, block: RolloutBlock) -> Share:
-        """The same by the frozen weights, adapters off: a policy of adapters is its own reference."""
+        """This rank's share of the reference log-probabilities: those of the base model with adapters disabled."""
         with adapters_off(self.lm):
             return self.logprobs(block)
 
     def update(self, experience: Experience, step: int) -> dict[str, float]:
-        """The epochs over the batch, fewer if ``target_kl`` ends them; returns metrics of all ranks together.
+        """Run the epochs over the batch, fewer if ``target_kl`` stops them; returns metrics over all ranks.
 
-        A batch of dropped samples alone teaches nothing: not even the optimizer's momentum moves the policy.
+        A batch with only dropped samples takes no optimizer step, so that momentum does not move the policy either.
         """
         algorithm = self.recipe.algorithm
         plan = minibatches(len(experience.rollouts), algorithm.minibatches, algorithm.epochs, [self.recipe.seed, step])
@@ -93,7 +93,7 @@ class PolicyRole(LanguageRole):
             return {"policy/updates": 0.0, "policy/tokens": 0.0}
         totals, norms, begun = [], [], time.perf_counter()
         for done, chosen in enumerate(plan, start=1):
-            total, norm = self._minibatch(experience, chosen)
+            total, norm = self._update_minibatch(experience, chosen)
             totals.append(total)
             norms.append(norm)
             if algorithm.target_kl is not None and _mean_of(total, "approxkl") > algorithm.target_kl:
@@ -114,10 +114,11 @@ class PolicyRole(LanguageRole):
             }
         )
 
-    def _minibatch(self, experience: Experience, chosen: Sequence[int]) -> tuple[Tensor, float]:
-        """One optimizer step.
+    def _update_minibatch(self, experience: Experience, chosen: Sequence[int]) -> tuple[Tensor, float]:
+        """Take one optimizer step.
 
-        Returns the sums of all ranks as ``SUMS`` names them, the loss's two divided by its normaliser, and the norm.
+        Returns the sums over all ranks in the order of ``SUMS``, the first two divided by the normaliser, and the
+        gradient norm.
         """
         algorithm, sequences = self.recipe.algorithm, experience.rollouts.sequences
         index = token_index(sequences, chosen)
@@ -126,18 +127,18 @@ class PolicyRole(LanguageRole):
         sums = torch.zeros(len(SUMS), dtype=torch.float64)
 
         def loss(batch: PolicyBatch) -> Tensor:
-            value, statistics = self._loss(batch, experience.kl_coef)
+            value, statistics = self._compute_loss(batch, experience.kl_coef)
             sums.add_(statistics)
             return value
 
-        micro_batches = [self._batch(experience, part) for part in self.micro_batches(chosen, sequences.lengths)]
+        micro_batches = [self._make_batch(experience, part) for part in self.micro_batches(chosen, sequences.lengths)]
         norm = self.engine.update(micro_batches, loss, count)
         total = self.engine.all_reduce(sums)
         total[:2] /= max(1, count)
         return total, norm
 
-    def _loss(self, batch: PolicyBatch, kl_coef: float) -> tuple[Tensor, Tensor]:
-        """The weighted sum of one pass's losses, and what ``SUMS`` names."""
+    def _compute_loss(self, batch: PolicyBatch, kl_coef: float) -> tuple[Tensor, Tensor]:
+        """The weighted sum of a micro-batch's losses, and its statistics in the order of ``SUMS``."""
         algorithm = self.recipe.algorithm
         wanted: Entropy = "trained" if algorithm.entropy_coef else "value"
         logprobs, entropy = self.engine.engine(batch.row, self.recipe.rollout.temperature, wanted)
@@ -162,44 +163,44 @@ class PolicyRole(LanguageRole):
             value = value - algorithm.entropy_coef * (batch.weights * entropy).sum()
         return value, torch.stack([each.double().cpu() for each in statistics])
 
-    def _batch(self, experience: Experience, samples: Sequence[int]) -> PolicyBatch:
+    def _make_batch(self, experience: Experience, samples: Sequence[int]) -> PolicyBatch:
         sequences = experience.rollouts.sequences
         index = token_index(sequences, samples)
         kept = experience.response_mask[index]
         lengths = sequences.response_lengths[np.asarray(samples, dtype=np.int64)]
         weights = token_weights(self.recipe.algorithm.averaging, lengths, kept)
 
-        def trained(array: Float32) -> Tensor:
-            return torch.from_numpy(array[index][kept]).to(self.place)
+        def select(array: Float32) -> Tensor:
+            return torch.from_numpy(array[index][kept]).to(self.device)
 
         return PolicyBatch(
-            row=pack_row(sequences, samples, self.place),
-            mask=torch.from_numpy(kept).to(self.place),
-            old_logprobs=trained(experience.old_logprobs),
-            ref_logprobs=trained(experience.ref_logprobs),
-            advantages=trained(experience.advantages),
-            importance=trained(experience.importance_weights),
-            weights=torch.from_numpy(weights[kept]).to(self.place),
+            row=pack_row(sequences, samples, self.device),
+            mask=torch.from_numpy(kept).to(self.device),
+            old_logprobs=select(experience.old_logprobs),
+            ref_logprobs=select(experience.ref_logprobs),
+            advantages=select(experience.advantages),
+            importance=select(experience.importance_weights),
+            weights=torch.from_numpy(weights[kept]).to(self.device),
         )
 
     def connect(self, client: TimedClient, backend: str, engine_workers: int, address: str, port: int) -> None:
-        """Meet the engines: once, and again when others have taken the place of some."""
-        from rlhf.weights.sender import make_sender  # as above
+        """Set up the weight transfer to the engines; called again after engines are replaced."""
+        from rlhf.weights.sender import make_sender  # imports vLLM
 
         self.client = client
         self.sender = make_sender(backend, self.rank.rank, engine_workers, client, self.source, address, port)
 
     def publish(self, seconds: float) -> tuple[Fingerprint, dict[int, str]]:
-        """Send the weights to every engine, each of which has ``seconds`` to take a part of them.
+        """Send the weights to every engine, with a timeout of ``seconds`` per engine and chunk.
 
-        Returns the fingerprint of the trainer's own, and which engines did not get them all: place → how it was lost.
+        Returns the fingerprint of the trainer's weights, and the failed engines: index → error.
         """
         self.client.seconds = seconds
         self.sender.send_weights()
         return self.source.fingerprint, self.client.left_out
 
     def save(self, folder: Path) -> None:
-        """Write the model in Hugging Face format (rank 0 writes, all gather)."""
+        """Write the model in Hugging Face format (collective; rank 0 writes)."""
         save_model(self.engine, self.lm, folder)
 
 
@@ -208,10 +209,13 @@ def _mean_of(total: Tensor, name: str) -> float:
 
 
 def update_metrics(totals: Tensor) -> dict[str, float]:
-    """Averages over updates of ``SUMS`` (updates, 8) over ranks; ``first_pass`` is of the first update alone.
+    """Metrics of a step, averaged over its updates; the keys ``first_pass/*`` cover the first update only.
 
-    The losses are divided already; the rest is a mean over tokens. An update's pass happens before its optimizer step.
-    An update without a token, all of whose samples were dropped, tells nothing and is left out.
+    An update's statistics are those before its optimizer step. Updates without a token, all of whose samples were
+    dropped, are left out.
+
+    Args:
+        totals: (updates, 8) sums over ranks in the order of ``SUMS``; the losses are already divided by the normaliser.
     """
     first, tokens = totals[0], totals[:, -1]
     totals = totals[tokens > 0] if tokens.any() else totals

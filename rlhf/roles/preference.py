@@ -1,6 +1,6 @@
 """One rank of reward-model training.
 
-Comparisons are packed as two sequences each: pair i is samples 2i (chosen) and 2i + 1 (rejected).
+Each pair is packed as two sequences: pair i is samples 2i (chosen) and 2i + 1 (rejected).
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from rlhf.zero.rank import Rank
 
 
 class PreferenceRole(ScalarRole):
-    """A reward model learning comparisons: −log σ(r_chosen − r_rejected − margin), a mean over pairs.
+    """A reward model trained on comparisons with −log σ(r_chosen − r_rejected − margin), averaged over pairs.
 
-    A finished reward model goes on from its own head; of a causal language model the head is drawn from the seed.
+    A folder that already holds a reward model keeps its head; a causal language model gets a head drawn from the seed.
     """
 
     def __init__(self, recipe: Recipe, folder: str, total_updates: int, rank: Rank) -> None:
         """Raises:
-        UserError: the folder lacks a weight, or its score is not read at the last token.
+        UserError: the folder lacks a weight, or the model does not read its score at the last token.
         """
         start = start_of_reward(folder, recipe.model)
 
@@ -48,28 +48,29 @@ class PreferenceRole(ScalarRole):
             return ScalarNet(classifier)
 
         super().__init__(recipe, recipe.placement.reward, rank, build, recipe.reward.optimizer, total_updates)
-        head = "its own" if start.has_head else "new"
-        print(f"reward model from {folder}: its head is {head}; read {self.choose_reader()}", flush=True)
+        head = "existing" if start.has_head else "new"
+        print(f"reward model from {folder}: {head} head; read {self.choose_reader()}", flush=True)
         if self.network.reader != "head":
             raise UserError(
-                f"reward.init = {folder} is a {start.architecture.__name__}, which is not read at the last token",
-                "comparisons are in the run's own tokens, without the special tokens that an encoder reads",
-                "start from a causal language model, or from a reward model that was made from one",
+                f"reward.init = {folder} is a {start.architecture.__name__}, which does not read its score at the last "
+                "token",
+                "comparisons are tokenised for a causal model, without the special tokens that an encoder reads",
+                "start from a causal language model, or from a reward model that was trained from one",
             )
 
     def use(self, train: PairData) -> None:
-        """Take the data; later calls name pairs by their index."""
+        """Set the data; later calls identify pairs by index."""
         self.train = train
 
     def update(self, chosen: Sequence[int]) -> dict[str, float]:
-        """One optimizer step on the chosen pairs, over all ranks."""
+        """Take one optimizer step on the given pairs; returns metrics over all ranks."""
         micro_batches = self.micro_batches(chosen, self.pair_lengths(self.train.sequences.lengths))
         sums = torch.zeros(2, dtype=torch.float64)
 
         def loss(pairs: list[int]) -> Tensor:
-            row = pack_row(self.train.sequences, [s for p in pairs for s in (2 * p, 2 * p + 1)], self.place)
+            row = pack_row(self.train.sequences, [s for p in pairs for s in (2 * p, 2 * p + 1)], self.device)
             rewards = self.engine.engine(row)
-            margins = torch.from_numpy(self.train.margins[pairs]).to(self.place)
+            margins = torch.from_numpy(self.train.margins[pairs]).to(self.device)
             value = preference_loss(rewards[0::2], rewards[1::2], margins)
             sums.add_(torch.stack([value.detach(), (rewards[0::2] > rewards[1::2]).sum()]).double().cpu())
             return value
@@ -83,9 +84,9 @@ class PreferenceRole(ScalarRole):
         return {"train/loss": mean_loss, "train/accuracy": accuracy, "train/grad_norm": norm, "lr": rate, **rates}
 
     def rewards(self, sequences: Sequences) -> Share:
-        """This rank's share of the raw rewards of whole responses, one a sample."""
-        return self.share(sequences, lambda row: self.engine.forward(row))
+        """This rank's share of the raw rewards, one per sample."""
+        return self.compute_share(sequences, lambda row: self.engine.forward(row))
 
     def save(self, folder: Path, shift: float) -> None:
-        """Write the model in Hugging Face format with the shift that makes demonstrations score 0."""
+        """Write the model in Hugging Face format, with the shift that makes demonstrations score 0 on average."""
         save_model(self.engine, self.network.classifier, folder, **{REWARD_SHIFT: shift})

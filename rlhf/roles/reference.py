@@ -1,4 +1,4 @@
-"""One rank of the reference: the frozen policy as it was before PPO."""
+"""One rank of the reference model: the policy before PPO, frozen."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rlhf.zero.rank import Rank
 
 
 class ReferenceRole(LanguageRole):
-    """The reference on one rank: log π_ref."""
+    """The reference model on one rank: computes log π_ref."""
 
     def __init__(self, recipe: Recipe, folder: str, rank: Rank) -> None:
         super().__init__(recipe, recipe.placement.reference, rank, lambda: PolicyNet(load_causal(folder, recipe.model)))

@@ -1,7 +1,7 @@
-"""Rollouts in the tokens of a reward model whose tokenizer or chat template is not the policy's.
+"""Re-encodes rollouts for a reward model whose tokenizer or chat template differs from the policy's.
 
-They are decoded, written by the reward model's own template, and encoded again. What is trained on stays what was
-sampled; only the reward model reads these tokens.
+Rollouts are decoded, rendered by the reward model's chat template, and encoded by its tokenizer. Only the reward model
+reads the new tokens; the policy is trained on the sampled ones.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from rlhf.roles.text import BlockReader
 from rlhf.types import FinishReason, ModelFacts, Prompt, RolloutBlock, Sequences
 
 PROBE = "The  naïve fox: 3.14\n\n\tprint('x') ☃ 你好 <s> 1,000,000 "
-"""Text that tokenizers with one vocabulary but other rules (white space, digits, begin token) cut differently."""
+"""Text that tokenizers split differently if they share a vocabulary but differ in rules (white space, digits, BOS)."""
 
 
 def same_tokens(one: ChatFormat, other: ChatFormat, prompts: Sequence[Prompt]) -> bool:
-    """Whether both make the same tokens of these prompts and of any response.
+    """Whether both chat formats encode these prompts, and any response, to the same tokens.
 
-    Padding is never fed to a model here, so a padding token may differ; a chat template, and the day that it is told,
-    matter where a prompt was written as messages.
+    Padding tokens may differ, since models never see padding. Chat templates and their dates are compared only if a
+    prompt consists of messages.
     """
     first, second = one.tokenizer, other.tokenizer
     pads = {first.pad_token, second.pad_token}
@@ -38,37 +38,39 @@ def same_tokens(one: ChatFormat, other: ChatFormat, prompts: Sequence[Prompt]) -
 
 
 class Retokeniser:
-    """Blocks in a reward model's own tokens: its chat template, its end token, its context."""
+    """Encodes blocks with a reward model's chat template, end token and context length."""
 
     def __init__(self, own: ChatFormat, facts: ModelFacts, reader: BlockReader) -> None:
-        """Args: own is how conversations are written for the reward model; facts are its folder's."""
+        """Args: own is the reward model's chat format; facts are those of its folder."""
         self.own, self.facts, self.reader = own, facts, reader
         self.limit = LengthLimit(facts.context, own.tokenizer.bos_token_id)
 
     def check(self, folder: str) -> None:
-        """Write every prompt once with an answer, so that what the model cannot read is refused before training.
+        """Encode every prompt with a short response, so that a prompt that the model cannot read fails before training.
 
         Raises:
-            UserError: its template refuses a prompt, or a token has no row in its embedding.
+            UserError: the chat template refuses a prompt, or a token id exceeds the embedding.
         """
         prompts = list(self.reader.by_id.values())
-        rendered = [self._written(prompt, self._prompt_text(prompt), "x", folder) for prompt in prompts]
+        rendered = [self._render(prompt, self.reader.text_of(prompt), "x", folder) for prompt in prompts]
         for prompt, tokens in zip(prompts, encode(rendered, self.own), strict=True):
             largest = max(*tokens.prompt, *tokens.response)
             if largest >= self.facts.embedding_rows:
                 raise UserError(
                     f"reward model {folder}: token {self.own.tokenizer.convert_ids_to_tokens(largest)!r} has id "
                     f"{largest}, and its embedding has {self.facts.embedding_rows:,} rows",
-                    f"its tokenizer makes it of the prompt {prompt.text!r:.80}",
+                    f"its tokenizer encodes the prompt {prompt.text!r:.80} with this token",
                     "call model.resize_token_embeddings(len(tokenizer)) and save the model",
                 )
 
     def __call__(self, block: RolloutBlock) -> Sequences:
-        """The block's samples, in their order. A response that ended by itself ends with the model's own end token."""
+        """The block's samples, in order; a response that is not truncated ends with the reward model's end token."""
         text = self.reader(block)
         rendered = [
-            self._written(prompt, written, answer)
-            for prompt, written, answer in zip(self.reader.prompts_of(block), text.prompts, text.responses, strict=True)
+            self._render(prompt, question, answer)
+            for prompt, question, answer in zip(
+                self.reader.prompts_of(block), text.prompts, text.responses, strict=True
+            )
         ]
         ended = block.finish_reasons == FinishReason.STOP
         sequences = Sequences.pack(
@@ -78,14 +80,11 @@ class Retokeniser:
         self.limit.report()
         return sequences
 
-    def _prompt_text(self, prompt: Prompt) -> str:
-        return prompt.text or self.reader.decode([prompt.tokens])[0]
-
-    def _written(self, prompt: Prompt, text: str, answer: str, folder: str = "") -> Rendered:
-        """Prompt and answer as the reward model reads them: whole, with what the policy's prompt opened.
+    def _render(self, prompt: Prompt, text: str, answer: str, folder: str = "") -> Rendered:
+        """Render prompt and answer for the reward model; the answer includes text that the policy's prompt prefilled.
 
         Raises:
-            UserError: the model's template refuses them.
+            UserError: the reward model's chat template refuses them.
         """
         policy = self.reader.chat
         after_transcript = prompt.turns and not policy.has_template and not is_open(prompt.turns)

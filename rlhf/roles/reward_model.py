@@ -1,4 +1,4 @@
-"""A frozen reward model's rank."""
+"""One rank of a frozen reward model."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from rlhf.types import RolloutBlock, Sequences
 from rlhf.zero.rank import Rank
 
 Encode = Callable[[RolloutBlock], Sequences]
-"""A block in the tokens that a reward model reads."""
+"""Converts a block to the tokens that a reward model reads."""
 
 
 class RewardRole(ScalarRole):
-    """A frozen reward model on one rank, of any architecture that transformers has a sequence classifier of.
+    """A frozen reward model on one rank, of any architecture for which transformers has a sequence classifier.
 
-    The score is read where the classifier reads it: at the last token of the response as it was truncated, or, in an
-    encoder, behind its pooler.
+    The score is read where the classifier reads it: at the last token of the (truncated) response, or, in an encoder,
+    from its pooler.
     """
 
     encode: Encode | None = None
-    """Gives a block in the model's own tokens, where these are not the policy's."""
+    """Converts a block to the model's tokens; None if these are the policy's."""
 
     def __init__(self, recipe: Recipe, folder: str, rank: Rank, label: int | str | None = None) -> None:
-        """Args: label is the one of the model's labels whose logit is the score, by index or name.
+        """Args: label selects the logit that is the score, by index or name.
 
         Raises:
-            UserError: a weight is missing or would be left out, or the label is none of the model's.
+            UserError: a weight is missing or would not be loaded, or the model has no such label.
         """
         found = inspect_classifier(folder, recipe.model, own=True)
         found.require_whole("rewards.<name>.model")
@@ -45,6 +45,6 @@ class RewardRole(ScalarRole):
         print(f"reward model {folder}: read {self.choose_reader()}", flush=True)
 
     def scores(self, block: RolloutBlock) -> Share:
-        """This rank's share of the rewards, one a sample; demonstrations score 0 on average."""
+        """This rank's share of the rewards, one per sample, shifted so that demonstrations score 0 on average."""
         sequences = self.encode(block) if self.encode else block.sequences
-        return self.share(sequences, lambda row: self.engine.forward(row) + self.shift)
+        return self.compute_share(sequences, lambda row: self.engine.forward(row) + self.shift)

@@ -1,4 +1,4 @@
-"""What every role has in common: a network under DeepSpeed on one rank, and this rank's part of the work."""
+"""Base class of all roles: a network under DeepSpeed on one rank, and this rank's part of each batch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from rlhf.roles.forward import Share, forward_share
 from rlhf.types import Int32, RolloutBlock, Sequences
 from rlhf.zero import checkpoint
 from rlhf.zero.checkpoint import Files
-from rlhf.zero.engine import ZeroEngine, building, full_shape
+from rlhf.zero.engine import ZeroEngine, full_shape, shard_while_loading
 from rlhf.zero.process_group import join, seed_process
 from rlhf.zero.rank import Rank
 from rlhf.zero.tensor_parallel import check_model as check_split
@@ -37,7 +37,7 @@ Network = TypeVar("Network", bound=RowNet)
 
 
 class Role(Generic[Network]):
-    """One model on one rank. Every method is called on all ranks of the group, with the same arguments."""
+    """One model on one rank. All ranks of the group call every method with the same arguments."""
 
     def __init__(
         self,
@@ -49,25 +49,25 @@ class Role(Generic[Network]):
         total_updates: int = 0,
     ) -> None:
         self.recipe, self.config, self.rank = recipe, config, rank
-        self.place = join(rank)
+        self.device = join(rank)
         seed_process(recipe.seed, rank.rank)
-        keep = building(config, recipe.model.dtype, rank)
+        keep = shard_while_loading(config, recipe.model.dtype, rank)
         self.network = build()
         if config.tensor_parallel > 1:
             check_split(self.network.model, config.tensor_parallel)
         if config.sequence_parallel > 1:
             self.network.share_rows(rank.rank, rank.world, config.sequence_parallel, rank.timeout_seconds)
-        self.engine = ZeroEngine(self.network, config, recipe.model.dtype, rank, self.place, optimizer, total_updates)
+        self.engine = ZeroEngine(self.network, config, recipe.model.dtype, rank, self.device, optimizer, total_updates)
         del keep
         self.examination = self._examine(is_saved=optimizer is not None)
 
     def _examine(self, is_saved: bool) -> Examination:
-        """Find how the network's sequences may lie, and try what saving it will need."""
+        """Probe how the network's sequences can be packed, and try the steps that saving it needs."""
         examiner = Examiner(
             network=self.network,
             run=self.engine.run,
             largest=self.engine.largest,
-            device=self.place,
+            device=self.device,
             parameters=sum(math.prod(full_shape(parameter)) for parameter in self.network.parameters()),
             may_pack=self.recipe.model.packing == "auto",
             temperature=self.recipe.rollout.temperature,
@@ -77,47 +77,50 @@ class Role(Generic[Network]):
         return replace(found, notes=found.notes + notes)
 
     def examined(self) -> Examination:
-        """What was found of the network before its first use."""
+        """The result of the probes that ran when the role was built."""
         return self.examination
 
     def micro_batches(self, samples: Sequence[int], lengths: Sequence[int] | np.ndarray) -> MicroBatches:
-        """This rank's micro-batches of the chosen samples, as many as on every other rank; ``lengths`` of all.
+        """This rank's micro-batches of the given samples; every rank has the same number.
 
-        Ranks that share rows have the same.
+        The ranks of a sequence-parallel group have the same micro-batches.
+
+        Args:
+            lengths: tokens of every sample, chosen or not.
         """
         group, is_padded = self.rank.rank // row_ranks(self.config), self.network.form == "padded"
         return plan(samples, lengths, groups(self.config), self.row_tokens, is_padded)[group]
 
     @property
     def row_tokens(self) -> int:
-        """Tokens of a micro-batch at most."""
+        """Largest number of tokens of a micro-batch."""
         return self.config.micro_batch_tokens
 
     def pair_lengths(self, lengths: Int32) -> Int32:
-        """(K,) tokens that each pair takes in a pass, of the lengths (2K,) of its two sequences in turn."""
+        """(K,) tokens that each pair takes in a micro-batch, from the lengths (2K,) of its two sequences."""
         if self.network.form == "padded":
             return 2 * np.maximum(lengths[0::2], lengths[1::2])
         return lengths[0::2] + lengths[1::2]
 
-    def share(self, sequences: Sequences, compute: Callable[[PackedRow], Tensor]) -> Share:
-        """What ``compute`` makes of this rank's part of the sequences; of ranks that share rows the first one tells."""
+    def compute_share(self, sequences: Sequences, compute: Callable[[PackedRow], Tensor]) -> Share:
+        """Run ``compute`` on this rank's part; in a sequence-parallel group only the first rank returns the results."""
         micro_batches = self.micro_batches(range(len(sequences)), sequences.lengths)
-        share = forward_share(sequences, micro_batches, self.place, compute)
-        return Share.nothing() if self.rank.rank % row_ranks(self.config) else share
+        share = forward_share(sequences, micro_batches, self.device, compute)
+        return Share.empty() if self.rank.rank % row_ranks(self.config) else share
 
     @cached_property
     def flops(self) -> ModelFlops:
-        """What the model costs a token, as it is trained."""
+        """The model's floating-point operations per token in training."""
         return ModelFlops.of(self.network.model, full_shape)
 
     def utilisation(self, lengths: Sequence[int] | np.ndarray, predicted: int, seconds: float) -> dict[str, float]:
-        """``perf/model_tflops``, model TFLOP/s of each rank in an update, and ``perf/mfu``, their share of the peak.
+        """``perf/model_tflops``, model TFLOP/s per rank in an update, and ``perf/mfu``, its fraction of the GPU's peak.
 
-        The peak is the data sheet's, of this kind of GPU in the recipe's dtype; without one known there is no share.
+        The peak is the data sheet value for this GPU and the recipe's dtype; if it is unknown, ``perf/mfu`` is absent.
 
         Args:
-            lengths: tokens of each sequence of all ranks, as often as it was passed over.
-            predicted: how many tokens the output head was used for.
+            lengths: tokens of each sequence of all ranks, repeated for each pass over it.
+            predicted: number of tokens for which the output head was computed.
         """
         achieved = self.flops.training(lengths, predicted) / max(seconds, 1e-9) / self.rank.world
         gpu = gpu_of_process(self.rank.device)
@@ -125,26 +128,26 @@ class Role(Generic[Network]):
         return {"perf/model_tflops": achieved / TERA} | ({"perf/mfu": achieved / peak} if peak else {})
 
     def rest(self, parts: Sequence[Part]) -> None:
-        """Leave room on the GPU for others: see ``ZeroEngine.rest``."""
+        """Offload these parts of the network's state to the host: see ``ZeroEngine.rest``."""
         self.engine.rest(parts)
 
     def snapshot(self) -> Files:
-        """This rank's own files of all that training goes on from. Only of a role that trains."""
+        """This rank's files of a checkpoint. Only for a role that trains."""
         return checkpoint.snapshot(self.engine)
 
     def restore(self, *shards: Files) -> None:
-        """Go on from the snapshots of all ranks."""
+        """Resume from the snapshots of all ranks."""
         checkpoint.restore(self.engine, shards)
 
     def load(self, folder: str) -> None:
-        """Go on from a folder that holds the files of all ranks that took the snapshot."""
+        """Resume from a folder with the files of all ranks that took the snapshot."""
         checkpoint.load(self.engine, Path(folder))
 
 
 class LanguageRole(Role[PolicyNet]):
-    """A role that tells how likely rollouts are: the policy and its reference."""
+    """A role that computes log-probabilities of rollouts: the policy or the reference model."""
 
     def logprobs(self, block: RolloutBlock) -> Share:
         """This rank's share of the response tokens' log-probabilities, at the sampling temperature, in nats."""
         temperature = self.recipe.rollout.temperature
-        return self.share(block.sequences, lambda row: self.engine.forward(row, temperature)[0])
+        return self.compute_share(block.sequences, lambda row: self.engine.forward(row, temperature)[0])

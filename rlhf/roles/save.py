@@ -1,4 +1,4 @@
-"""A model under DeepSpeed back to a Hugging Face folder."""
+"""Saves a model under DeepSpeed as a Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from rlhf.models.lora import adapter_settings, adapter_tensors
 from rlhf.zero.engine import ZeroEngine
 
 ADAPTER = "adapter"
-"""Folder inside a model's folder."""
+"""Subfolder of a model's folder that holds its adapter."""
 
 
 def save_model(engine: ZeroEngine, model: PreTrainedModel, folder: Path, **config: Any) -> None:
-    """Write weights (safetensors) and config, with ``config`` entries added. All ranks gather; rank 0 writes.
+    """Write weights (safetensors) and config with the entries ``config`` added (collective; rank 0 writes).
 
-    Adapters are merged into the weights, and written by themselves as well, in peft's format, to ``adapter``.
+    Adapters are merged into the weights, and also written separately to ``adapter``, in PEFT's format.
     """
     state = {}
     for name, tensor in engine.full_state(model):

@@ -1,4 +1,4 @@
-"""What reward models and critics have in common: a classifier that is tried before it is used."""
+"""Base class of reward models and critics: a sequence classifier whose attention and head are probed before use."""
 
 from __future__ import annotations
 
@@ -18,32 +18,34 @@ class ScalarRole(Role[ScalarNet]):
     """A role whose network is a sequence classifier."""
 
     def _examine(self, is_saved: bool) -> Examination:
-        """As of any network; one with an encoder and a decoder has no states of one row of tokens to compare."""
-        note = "an encoder and a decoder, read by their own forward pass"
+        """Probe the network's packing; a frozen one that cannot be packed is run padded, by its own forward pass.
+
+        An encoder-decoder is always run padded, since its states are not those of one row of tokens.
+        """
+        note = "an encoder-decoder, read by its own forward pass"
         if not self.network.model.config.is_encoder_decoder:
             try:
                 return super()._examine(is_saved)
-            except (UserError, *UNFIT) as error:  # a frozen one may be read by its own forward pass all the same
+            except (UserError, *UNFIT) as error:
                 if is_saved or self.network.peers is not None or isinstance(error, torch.OutOfMemoryError):
                     raise
-                note = f"its states are not those of one sequence alone: {first_line(error)}"
+                note = f"its states cannot be read from a row of tokens: {first_line(error)}"
         self.network.form = "padded"
         return Examination(form="padded", tokens=0, notes=(note,))
 
     @property
     def row_tokens(self) -> int:
-        """Tokens of a micro-batch at most. Where each sequence is a pass of its own, every rank does as many."""
+        """Largest number of tokens of a micro-batch; 1 if each sequence needs a separate forward pass."""
         return 1 if self.network.reader == "own_alone" else super().row_tokens
 
     @cached_property
     def is_causal(self) -> bool:
-        """Whether a token's state does not depend on the tokens after it (collective the first time)."""
-        return is_causal(self.network, self.engine.forward, self._agreed, self.place)
+        """Whether a token's state is independent of later tokens (collective on first use)."""
+        return is_causal(self.network, self.engine.forward, self._is_true_on_all_ranks, self.device)
 
     def choose_reader(self) -> str:
-        """Find by trying how the classifier can be read; returns that in words (collective)."""
-        return choose_reader(self.network, self.is_causal, self.engine.forward, self._agreed, self.place)
+        """Probe how the classifier's score can be read, and set the reader; returns a description (collective)."""
+        return choose_reader(self.network, self.is_causal, self.engine.forward, self._is_true_on_all_ranks, self.device)
 
-    def _agreed(self, holds: bool) -> bool:
-        """Whether all ranks say so (collective)."""
-        return not self.engine.all_reduce(torch.tensor([not holds])).any()
+    def _is_true_on_all_ranks(self, value: bool) -> bool:
+        return not self.engine.all_reduce(torch.tensor([not value])).any()

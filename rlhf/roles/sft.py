@@ -22,9 +22,9 @@ from rlhf.zero.rank import Rank
 
 
 class SFTRole(Role[PolicyNet]):
-    """A language model learning demonstrations.
+    """A language model trained on demonstrations.
 
-    Its loss is −log p of the answers, their end tokens included, a mean over the tokens of the mask.
+    The loss is −log p of the response tokens inside the mask, end tokens included, averaged over these tokens.
     """
 
     def __init__(self, recipe: Recipe, folder: str, total_updates: int, rank: Rank) -> None:
@@ -38,19 +38,19 @@ class SFTRole(Role[PolicyNet]):
         )
 
     def use(self, train: ExampleData, held_out: ExampleData) -> None:
-        """Take the data; later calls name samples by their index."""
+        """Set the data; later calls identify demonstrations by index."""
         self.train, self.held_out = train, held_out
 
     def update(self, chosen: Sequence[int]) -> dict[str, float]:
-        """One optimizer step on the chosen demonstrations, over all ranks."""
+        """Take one optimizer step on the given demonstrations; returns metrics over all ranks."""
         sequences = self.train.sequences
         micro_batches = self.micro_batches(chosen, sequences.lengths)
         count = int(self.train.mask_of(chosen).sum())
         total = torch.zeros(1, dtype=torch.float64)
 
         def loss(samples: list[int]) -> Tensor:
-            mask = torch.from_numpy(self.train.mask_of(samples)).to(self.place)
-            (logprobs,) = self.engine.engine(pack_row(sequences, samples, self.place), 1.0)
+            mask = torch.from_numpy(self.train.mask_of(samples)).to(self.device)
+            (logprobs,) = self.engine.engine(pack_row(sequences, samples, self.device), 1.0)
             logprobs = logprobs.where(mask, 0.0)
             total.sub_(logprobs.detach().sum().double().cpu())
             return -logprobs.sum()
@@ -68,9 +68,9 @@ class SFTRole(Role[PolicyNet]):
         }
 
     def held_out_logprobs(self) -> Share:
-        """This rank's share of the log-probabilities of held-out responses' tokens, in nats, the mask not applied."""
-        return self.share(self.held_out.sequences, lambda row: self.engine.forward(row, 1.0)[0])
+        """This rank's share of the log-probabilities of held-out response tokens, in nats; the mask is not applied."""
+        return self.compute_share(self.held_out.sequences, lambda row: self.engine.forward(row, 1.0)[0])
 
     def save(self, folder: Path) -> None:
-        """Write the model in Hugging Face format (rank 0 writes, all gather)."""
+        """Write the model in Hugging Face format (collective; rank 0 writes)."""
         save_model(self.engine, self.network.lm, folder)

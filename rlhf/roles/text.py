@@ -1,4 +1,4 @@
-"""Rewards that read text: a function or a service is given prompts, responses and data rows."""
+"""Rewards that read text: functions and services that score prompts, responses and data rows."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from rlhf.types import Int32, Prompt, RolloutBlock
 Row = Mapping[str, object]
 
 
-class Judge(Protocol):
-    """Scores of responses, NaN where it gave up on one."""
+class TextScorer(Protocol):
+    """Scores responses given as text."""
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str], rows: Sequence[Row]) -> np.ndarray:
-        """(n,) scores of n responses."""
+        """(n,) scores of n responses; NaN for a response that could not be scored."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextBlock:
-    """A block as text. Lists run in parallel, one entry a sample."""
+    """A block as text; parallel lists with one entry per sample."""
 
     prompts: list[str]
     responses: list[str]
@@ -32,13 +32,13 @@ class TextBlock:
 
 
 class BlockReader:
-    """Turns blocks into text.
+    """Converts blocks to text.
 
-    A prompt is the text that the user wrote; a response is its tokens as text, without its end and special tokens.
+    A prompt is the text that the user wrote; a response is its decoded tokens without end and special tokens.
     """
 
     def __init__(self, chat: ChatFormat, prompts: Sequence[Prompt]) -> None:
-        """Args: chat is that of the policy, which wrote the responses; prompts are found by ``prompt_ids``."""
+        """Args: chat is the policy's chat format; prompts are looked up by a block's ``prompt_ids``."""
         self.chat = chat
         self.by_id = {prompt.id: prompt for prompt in prompts}
 
@@ -47,17 +47,21 @@ class BlockReader:
         return [self.by_id[i] for i in block.prompt_ids.tolist()]
 
     def decode(self, tokens: Sequence[Sequence[int] | Int32]) -> list[str]:
-        """Text as it was written, white space included, without the end token, special or not, that it may have."""
-        written = [list(ids[:-1]) if len(ids) and int(ids[-1]) in self.chat.ends else list(ids) for ids in tokens]
+        """Decode token ids with white space unchanged, without special tokens and without a final end token."""
+        trimmed = [list(ids[:-1]) if len(ids) and int(ids[-1]) in self.chat.ends else list(ids) for ids in tokens]
         decode = self.chat.tokenizer.batch_decode
-        texts: list[str] = decode(written, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        texts: list[str] = decode(trimmed, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return texts
+
+    def text_of(self, prompt: Prompt) -> str:
+        """The prompt's text, decoded from its tokens if unknown."""
+        return prompt.text or self.decode([prompt.tokens])[0]
 
     def __call__(self, block: RolloutBlock) -> TextBlock:
         """The block as text."""
         prompts = self.prompts_of(block)
         return TextBlock(
-            prompts=[prompt.text or self.decode([prompt.tokens])[0] for prompt in prompts],
+            prompts=[self.text_of(prompt) for prompt in prompts],
             responses=self.decode([block.sequences.response(i) for i in range(len(block))]),
             rows=[prompt.row for prompt in prompts],
         )
@@ -66,11 +70,11 @@ class BlockReader:
 class TextReward:
     """A part of the reward that is a function or a service."""
 
-    def __init__(self, judge: Judge, reader: BlockReader) -> None:
-        self.judge, self.reader = judge, reader
+    def __init__(self, scorer: TextScorer, reader: BlockReader) -> None:
+        self.scorer, self.reader = scorer, reader
 
     def scores(self, block: RolloutBlock) -> Share:
-        """All rewards of the block, one a sample."""
+        """Scores of all samples of the block."""
         text = self.reader(block)
-        values = self.judge(text.prompts, text.responses, text.rows)
+        values = self.scorer(text.prompts, text.responses, text.rows)
         return Share(samples=np.arange(len(block)), values=values.astype(np.float32))

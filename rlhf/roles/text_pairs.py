@@ -1,4 +1,4 @@
-"""Rollouts for an encoder: prompt and response as a pair of texts, between the special tokens of its own tokenizer."""
+"""Encodes rollouts for an encoder model: prompt and response as a pair of texts with its tokenizer's special tokens."""
 
 from __future__ import annotations
 
@@ -16,63 +16,63 @@ from rlhf.types import Prompt, RolloutBlock, Sequences
 
 @dataclass(frozen=True)
 class PairFrame:
-    """The special tokens around a pair: before the first text, between both, and behind the second."""
+    """The special tokens before, between and after a pair of texts."""
 
     before: list[int]
     between: list[int]
-    behind: list[int]
+    after: list[int]
     has_segments: bool
-    """Whether the second text, and what is behind it, has token type 1."""
+    """Whether the second text and the tokens after it have token type 1."""
 
     @property
     def tokens(self) -> int:
-        """Special tokens of a pair."""
-        return len(self.before) + len(self.between) + len(self.behind)
+        """Number of special tokens per pair."""
+        return len(self.before) + len(self.between) + len(self.after)
 
 
 def pair_frame(tokenizer: PreTrainedTokenizerBase) -> PairFrame:
-    """How a tokenizer puts a pair of texts together.
+    """Find the special tokens that a tokenizer adds to a pair of texts.
 
     Raises:
-        UserError: its special tokens cannot be told from the texts, or its token types are none of a prompt's and a
-            response's.
+        UserError: the special tokens cannot be separated from the texts, or the token types are not 0 for the prompt
+            and 1 for the response.
     """
     pair = tokenizer("a", "b", return_token_type_ids=True)
     ids, types = list(pair["input_ids"]), list(pair["token_type_ids"])
     first, second = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in "ab")
-    start = _find(first, ids, 0)
-    begin = _find(second, ids, start + len(first))
+    start = _find_sublist(first, ids, 0)
+    begin = _find_sublist(second, ids, start + len(first))
     has_segments = "token_type_ids" in tokenizer.model_input_names and any(types)
     if start < 0 or begin < 0 or (has_segments and types != [0] * begin + [1] * (len(ids) - begin)):
         raise UserError(
-            f"the tokenizer of the reward model in {tokenizer.name_or_path} makes no pair of two texts",
-            "an encoder is given prompt and response as a pair, as tokenizer(prompt, response) makes it",
-            "score with a function (rewards.<name>.function) that prepares the text as the model needs it",
+            f"the tokenizer of the reward model in {tokenizer.name_or_path} cannot encode a pair of texts",
+            "an encoder reads prompt and response as the pair that tokenizer(prompt, response) returns",
+            "score with a function (rewards.<name>.function) that prepares the text for the model",
         )
     return PairFrame(ids[:start], ids[start + len(first) : begin], ids[begin + len(second) :], has_segments)
 
 
-def _find(part: Sequence[int], whole: Sequence[int], start: int) -> int:
-    """Where ``part`` begins in ``whole``, from ``start`` on; −1 where it does not."""
-    places = range(max(0, start), len(whole) - len(part) + 1)
-    return next((i for i in places if list(whole[i : i + len(part)]) == list(part)), -1)
+def _find_sublist(part: Sequence[int], whole: Sequence[int], start: int) -> int:
+    """Index of the first occurrence of ``part`` in ``whole`` at or after ``start``; −1 if there is none."""
+    candidates = range(max(0, start), len(whole) - len(part) + 1)
+    return next((i for i in candidates if list(whole[i : i + len(part)]) == list(part)), -1)
 
 
 class TextPairs:
-    """Blocks as an encoder's tokens: what ``tokenizer(prompt, response)`` makes of each sample.
+    """Encodes each sample of a block as ``tokenizer(prompt, response)`` of an encoder does.
 
-    A prompt of one user turn is that turn's text, any other is what it is as text. White space around either is left
-    out. What exceeds the limit is cut at the prompt's beginning.
+    A prompt of a single user turn is given as that turn's text, any other as its transcript. Leading and trailing white
+    space is removed. Pairs that exceed the limit are truncated at the prompt's beginning.
     """
 
     def __init__(self, own: PreTrainedTokenizerBase, limit: LengthLimit, reader: BlockReader) -> None:
-        """Args: own is the encoder's tokenizer; the limit counts special tokens too."""
+        """Args: own is the encoder's tokenizer; limit includes the special tokens."""
         self.own, self.reader, self.frame = own, reader, pair_frame(own)
         self.limit = limit
         self.limit.tokens -= self.frame.tokens
 
     def __call__(self, block: RolloutBlock) -> Sequences:
-        """The block's samples, in their order; the special tokens between the texts are the prompt's."""
+        """The block's samples, in order; the special tokens between the texts belong to the prompt."""
         text, prompts = self.reader(block), self.reader.prompts_of(block)
         questions = [_question(prompt, whole) for prompt, whole in zip(prompts, text.prompts, strict=True)]
         encoded = zip(self._encode(questions), self._encode(text.responses), strict=True)
@@ -80,7 +80,7 @@ class TextPairs:
         self.limit.report()
         frame = self.frame
         return Sequences.pack(
-            ([*frame.before, *prompt, *frame.between], [*response, *frame.behind]) for prompt, response in pairs
+            ([*frame.before, *prompt, *frame.between], [*response, *frame.after]) for prompt, response in pairs
         )
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
@@ -91,7 +91,7 @@ class TextPairs:
 
 
 def _question(prompt: Prompt, text: str) -> str:
-    """The prompt's text as a question to which the response is the answer."""
+    """The prompt's text without the cue for the assistant's turn."""
     if len(prompt.turns) == 1 and prompt.turns[0].role == "user":
         return prompt.turns[0].content
     return text.removesuffix(f"\n\n{NAMES['assistant']}:") if prompt.turns else text

@@ -1,1 +1,1 @@
-"""How new policy weights reach the engines, and how an engine proves which weights it holds."""
+"""Transfer of policy weights to the engines, and fingerprints that verify which weights an engine holds."""

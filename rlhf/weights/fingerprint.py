@@ -1,10 +1,9 @@
-"""A fingerprint of weights that is the same in the trainer and in the engine.
+"""A fingerprint of weights that is equal in trainer and engine although they store weights differently.
 
-The engine stores weights otherwise: vLLM fuses matrices (q, k and v into one), pads vocabularies, and on CPUs repacks
-matrices into a layout that cannot be read back. So the fingerprint is a sum of hashes of single elements: it does not
-depend on order, on fusing or on zero padding, and a matrix that is only reachable through its product is recovered
-exactly by multiplying it with the identity. One sum a layer says where weights differ. What it cannot see, elements
-swapped inside one layer, the comparison of log-probabilities does.
+vLLM fuses matrices (q, k and v into one), pads vocabularies, and on CPUs repacks matrices into a layout that cannot be
+read back. The fingerprint is therefore a sum of hashes of single elements, which does not depend on order, fusion or
+zero padding; a repacked matrix is recovered exactly by multiplying it with the identity. One sum per layer locates
+differences. The sum cannot detect elements swapped within a layer; the comparison of log-probabilities does.
 """
 
 from __future__ import annotations
@@ -15,17 +14,17 @@ import torch
 from torch import Tensor
 
 Fingerprint = dict[str, int]
-"""Sum of element hashes, modulo 2^64 and read as a signed number, by layer or by name outside the layers."""
+"""Layer, or name of a tensor outside the layers → sum of element hashes, modulo 2^64 as a signed number."""
 
 HEAD = "lm_head.weight"
 """The output head's name in an engine, and so in fingerprints."""
 _BITS = {4: torch.int32, 2: torch.int16, 1: torch.int8}
 _ODD = (-7046029254386353131, -4658895280553007687)  # 0x9E3779B97F4A7C15 and 0xBF58476D1CE4E5B9 (splitmix64), signed
-_SLICE = 1 << 24  # elements hashed at one time: bounds the int64 temporaries to 128 MiB
+_SLICE = 1 << 24  # elements hashed at a time, which limits each int64 temporary to 128 MiB
 
 
 def element_hash_sum(tensor: Tensor) -> int:
-    """Sum over elements of a 64-bit mix of their bits; 0 and −0 count nothing, so padding does not matter."""
+    """Sum over elements of a 64-bit mix of their bits; 0 and −0 contribute 0, so that padding has no effect."""
     flat = (tensor.detach() + 0.0).contiguous().view(-1)  # −0.0 + 0.0 = 0.0
     total = 0
     for begin in range(0, flat.numel(), _SLICE):
@@ -42,9 +41,9 @@ def signed64(value: int) -> int:
 
 
 def group_of(name: str) -> str:
-    """The layer that a tensor belongs to, up to the first number in its name, or the name itself.
+    """The layer of a tensor, which is its name up to the first number, or its whole name outside the layers.
 
-    Without the name of the whole backbone: what is ``gpt_neox`` in the trainer may be ``model`` in the engine.
+    The backbone's name is removed, because it can differ between trainer (``gpt_neox``) and engine (``model``).
     """
     parts = name.split(".")
     if len(parts) > 2 and not any(part.isdigit() for part in parts[:2]):
@@ -54,7 +53,7 @@ def group_of(name: str) -> str:
 
 
 def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> Fingerprint:
-    """Fingerprint of named tensors, in the dtype that they have."""
+    """Fingerprint of named tensors, in their dtype."""
     sums: Fingerprint = {}
     for name, tensor in tensors:
         group = group_of(name)
@@ -63,7 +62,7 @@ def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> Fingerprint:
 
 
 def add(parts: Iterable[Mapping[str, int]]) -> Fingerprint:
-    """The fingerprint of a model whose shards have these."""
+    """Add the fingerprints of a model's shards."""
     sums: Fingerprint = {}
     for part in parts:
         for group, value in part.items():
@@ -72,9 +71,9 @@ def add(parts: Iterable[Mapping[str, int]]) -> Fingerprint:
 
 
 def differences(sent: Mapping[str, int], held: Mapping[str, int]) -> list[str]:
-    """The layers and tensors in which the engine does not hold what the trainer has.
+    """The layers and tensors in which trainer and engine differ.
 
-    An engine may have no output head of its own where that is the embedding: then the embedding is proof of both.
+    An engine may hold no separate output head if it is tied to the embedding; the embedding then verifies both.
     """
     expected = dict(sent)
     head = expected.get(HEAD)

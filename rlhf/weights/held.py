@@ -1,4 +1,7 @@
-"""What a running vLLM worker really computes with: loaded into the worker as its extension class."""
+"""Fingerprints of the weights that a vLLM worker computes with, and other methods added to the worker.
+
+Loaded into the worker as its extension class.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +16,15 @@ from torch import Tensor, nn
 from rlhf.weights.fingerprint import HEAD, Fingerprint, fingerprint
 
 PR_SET_PDEATHSIG = 1
-"""Linux's prctl(2) option: a signal that this process gets when its parent ends."""
-_ROWS = 1024  # rows of the identity multiplied at one time
+"""Option of Linux's prctl(2): the signal that this process receives when its parent ends."""
+_ROWS = 1024  # rows of the identity multiplied at a time
 
 
 def held_tensors(model: nn.Module, first_shard: bool = True) -> Iterator[tuple[str, Tensor]]:
-    """(name, tensor) of all that the model computes with, fused as the engine has it.
+    """Yield (name, tensor) of all weights that the model computes with, fused as in the engine.
 
-    Shared modules appear under each of their names: a tied output head may have a repacked copy of its own, and it is
-    the copy that answers. Of tensors that every tensor-parallel shard repeats, only the first shard's count.
+    Shared modules appear under each of their names, because a tied output head may have a repacked copy, which is then
+    the one in use. Tensors that are replicated over tensor-parallel shards are yielded for the first shard only.
     """
     for path, module in model.named_modules(remove_duplicate=False):
         repacked = getattr(module, "cpu_linear", None)
@@ -29,9 +32,9 @@ def held_tensors(model: nn.Module, first_shard: bool = True) -> Iterator[tuple[s
             if not (first_shard or _is_sharded(module, name)):
                 continue
             if name == "weight" and repacked is not None:
-                yield f"{path}.{name}", _counted_rows(module, _through_product(module, parameter))
+                yield f"{path}.{name}", _unrepeated_rows(module, _recover_matrix(module, parameter))
             elif parameter.numel():
-                yield f"{path}.{name}", _counted_rows(module, parameter)
+                yield f"{path}.{name}", _unrepeated_rows(module, parameter)
 
 
 def _is_sharded(module: nn.Module, name: str) -> bool:
@@ -41,16 +44,16 @@ def _is_sharded(module: nn.Module, name: str) -> bool:
     return False
 
 
-def _counted_rows(module: nn.Module, tensor: Tensor) -> Tensor:
-    """Without the key and value rows that an earlier shard has too: shards beyond the key-value heads repeat them."""
+def _unrepeated_rows(module: nn.Module, tensor: Tensor) -> Tensor:
+    """The tensor without key and value rows that an earlier shard has too, if there are more shards than KV heads."""
     replicas = getattr(module, "num_kv_head_replicas", 1)
     if replicas == 1 or module.tp_rank % replicas == 0:
         return tensor
-    return tensor[: module.num_heads * module.head_size]  # the queries, which come first
+    return tensor[: module.num_heads * module.head_size]  # query rows come first
 
 
-def _through_product(module: nn.Module, parameter: Tensor) -> Tensor:
-    """The matrix W of a layer that only offers x·Wᵀ: exact, since each sum has one term that is not zero."""
+def _recover_matrix(module: nn.Module, parameter: Tensor) -> Tensor:
+    """The matrix W of a layer that only provides x·Wᵀ; exact, since each sum has a single non-zero term."""
     widths = ("input_size_per_partition", "input_size", "embedding_dim")
     width = next(getattr(module, name) for name in widths if getattr(module, name, None))
     identity = torch.eye(width, dtype=parameter.dtype)
@@ -60,21 +63,22 @@ def _through_product(module: nn.Module, parameter: Tensor) -> Tensor:
 class HeldWeights:
     """Methods that vLLM adds to its worker (``worker_extension_cls``)."""
 
-    _weight_update_active: bool  # the worker's own: whether an update is open
+    _weight_update_active: bool  # attribute of the worker: whether an update is open
 
     def end_with_parent(self) -> int:
-        """Have the kernel end this process when the one that started it ends, even if that is killed; returns its id.
+        """Have the kernel kill this process when its parent ends, even if the parent is killed; returns its id.
 
-        vLLM ends its processes when it is told to, which a killed process is not; they would keep their memory.
+        vLLM stops its processes only on a regular shutdown; after a kill they would keep their memory.
         """
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         return os.getpid()
 
     def close_weight_update(self) -> None:
-        """Close an update whose sender is gone, if one is open: vLLM opens no other before, and offers no way back.
+        """Close an open update whose sender has failed: vLLM can neither abort it nor open another one before.
 
-        A layer that had not got all of its tensors holds what it held before; which layers these are is not known, so
-        the weights have to be sent again. An update in which a chunk failed is closed for vLLM, but its layers are not.
+        Layers that received only some of their tensors keep their previous weights. The caller does not know which ones
+        and must send all weights again. After a failed chunk vLLM counts the update as closed, but its layers are not;
+        this method closes them too.
         """
         from vllm.config import set_current_vllm_config
         from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
@@ -85,7 +89,7 @@ class HeldWeights:
         layers = [info for layer in receiver.model.modules() if (info := get_layerwise_info(layer)).can_load()]
         if not layers and not self._weight_update_active:
             return
-        for info in layers:  # as if nothing of it had come: it gets its own tensors back
+        for info in layers:  # as if no tensor had arrived, so that the layer gets its previous tensors back
             info.load_numel = 0
             info.loaded_weights.clear()
         with set_current_vllm_config(self.vllm_config):  # type: ignore[attr-defined]
@@ -94,8 +98,10 @@ class HeldWeights:
         self._weight_update_active = False
 
     def pass_over_absent_head(self) -> None:
-        """Have a model that computes logits with its embedding take no output head: it is sent one by name, and some
-        models of vLLM's refuse names that they do not know."""
+        """Have a model without an output head (tied to the embedding) ignore the one that is sent.
+
+        Some of vLLM's models refuse unknown names.
+        """
         model = self.model_runner.model  # type: ignore[attr-defined]  # the worker that this class is mixed into
         if hasattr(model, "lm_head"):
             return
@@ -103,7 +109,7 @@ class HeldWeights:
         model.load_weights = lambda weights: load(each for each in weights if each[0] != HEAD)
 
     def held_fingerprint(self) -> Fingerprint:
-        """Fingerprint of this worker's shard of the model it serves."""
+        """Fingerprint of this worker's shard of the model."""
         from vllm.distributed import get_tensor_model_parallel_rank
 
         model = self.model_runner.model  # type: ignore[attr-defined]  # the worker that this class is mixed into

@@ -1,4 +1,4 @@
-"""The trainer's side of a publish, for every backend."""
+"""The trainer's side of a weight transfer, for every backend."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ from rlhf.weights import shared_memory
 
 
 class TimedClient(VLLMWeightSyncClient, Protocol):
-    """What tells the engines of an update, in ``seconds`` a call. ``left_out`` are those that it lost: place → how."""
+    """Client that calls the engines during a transfer, with a timeout."""
 
     seconds: float
+    """Timeout of each call."""
     left_out: dict[int, str]
+    """Engines that failed: index → error."""
 
 
 def make_sender(
@@ -34,12 +36,12 @@ def make_sender(
     address: str,
     port: int,
 ) -> TrainerWeightTransferEngine:
-    """Meet the engines and return what sends to them (on every trainer rank; rank 0 sends).
+    """Connect to the engines and return the sender of weights (on every trainer rank; rank 0 sends).
 
     Args:
         backend: ``shared_memory``, ``ipc`` or ``nccl``.
-        engine_workers: vLLM workers over all engines.
-        address, port: where NCCL meets; unused by the others.
+        engine_workers: number of vLLM workers over all engines.
+        address, port: NCCL's rendezvous address; unused by the other backends.
     """
     shared_memory.register()
     return WeightTransferTrainerFactory.trainer_init(
@@ -56,7 +58,7 @@ def _init_info(
         from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
 
         os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
-        return IPCTrainerInitInfo(rank=rank, packed=True, packed_buffer_size_bytes=_largest(source))
+        return IPCTrainerInitInfo(rank=rank, packed=True, packed_buffer_size_bytes=_buffer_size(source))
     from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
     return NCCLTrainerInitInfo(
@@ -64,7 +66,7 @@ def _init_info(
     )
 
 
-def _largest(source: WeightSource) -> int:
-    """Bytes of a buffer for CUDA IPC, in which each tensor has to fit: embeddings are larger than vLLM's own choice."""
+def _buffer_size(source: WeightSource) -> int:
+    """Size in bytes of the CUDA IPC buffer, which must hold any tensor; embeddings can exceed vLLM's default."""
     sizes = (math.prod(meta.shape) * meta.dtype.itemsize for meta in source.metadata())
     return max(DEFAULT_PACKED_BUFFER_SIZE_BYTES, *sizes)

@@ -1,8 +1,8 @@
 """Weight transfer between processes without a GPU: a backend for vLLM's weight-transfer API.
 
-vLLM offers NCCL and CUDA IPC; this is the same protocol over a file in shared memory, a few large chunks a publish.
-An engine on another host does not find the file: whoever calls it brings the content, as a ``local_copy`` there.
-Registered through the entry point group ``vllm.general_plugins``, so that the engine's own worker process knows it.
+vLLM provides NCCL and CUDA IPC; this backend implements the same protocol over files in shared memory, in a few large
+chunks per transfer. For an engine on another host, the caller sends the content and opens it there as a ``local_copy``.
+The backend is registered through the entry point group ``vllm.general_plugins``, so that engine workers know it too.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ from rlhf.recovery.leftovers import prefix, roomy_folder
 
 NAME = "shared_memory"
 CHUNK_BYTES = 512 * 2**20
-"""Size at which a chunk is handed over; a larger tensor has a chunk of its own."""
+"""Size from which on a chunk is sent; a larger tensor forms a chunk by itself."""
 
 
 @dataclass
 class SharedMemoryInit(WeightTransferInitInfo):
-    """Nothing needs to be agreed on beforehand."""
+    """Initialisation data of the receiver: none."""
 
 
 @dataclass
 class SharedMemoryTrainerInit(TrainerInitInfo):
-    """The trainer's side: only its rank."""
+    """Initialisation data of the trainer: its rank."""
 
     backend: ClassVar[str] = NAME
 
 
 @dataclass
 class SharedMemoryUpdate(WeightTransferUpdateInfo):
-    """One chunk: a file and the tensors in it, one after another. ``dtypes`` are torch's names, as in ``float32``."""
+    """One chunk: a file and the tensors in it, end to end. ``dtypes`` are torch's names, such as ``float32``."""
 
     path: str
     names: list[str]
@@ -58,16 +58,16 @@ class SharedMemoryUpdate(WeightTransferUpdateInfo):
 
 
 class SharedMemoryReceiver(WeightTransferEngine[SharedMemoryInit, SharedMemoryUpdate]):
-    """In the engine's worker: reads chunks and loads them through vLLM's layerwise reload.
+    """Receiver in the engine's worker: reads chunks and loads them through vLLM's layerwise reload.
 
-    The reload repacks for the CPU.
+    The reload repacks matrices for the CPU.
     """
 
     init_info_cls = SharedMemoryInit
     update_info_cls = SharedMemoryUpdate
 
     def init_transfer_engine(self, init_info: SharedMemoryInit) -> None:
-        """No rendezvous is needed."""
+        """Do nothing: this backend needs no rendezvous."""
 
     def start_weight_update(self) -> None:
         """Open a reload of the whole model."""
@@ -76,13 +76,13 @@ class SharedMemoryReceiver(WeightTransferEngine[SharedMemoryInit, SharedMemoryUp
         initialize_layerwise_reload(self.model)
 
     def finish_weight_update(self) -> None:
-        """Close the reload: every layer is in its serving layout again."""
+        """Close the reload, which converts every layer back to its serving layout."""
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
 
         finalize_layerwise_reload(self.model, self.model_config)
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
-        """Load one chunk. The base class would wait for an accelerator, which is not there."""
+        """Load one chunk; the base class would synchronise an accelerator, which does not exist here."""
         self.receive_weights(self.parse_update_info(update_info))
 
     def receive_weights(self, update_info: SharedMemoryUpdate) -> None:
@@ -90,13 +90,14 @@ class SharedMemoryReceiver(WeightTransferEngine[SharedMemoryInit, SharedMemoryUp
         self.model.load_weights(read_chunk(update_info))
 
     def shutdown(self) -> None:
-        """Nothing is held between updates."""
+        """Do nothing: no resources are held between updates."""
 
 
 class SharedMemorySender(TrainerWeightTransferEngine[SharedMemoryTrainerInit]):
-    """On every trainer rank.
+    """Sender on every trainer rank.
 
-    All iterate the source, since gathering a ZeRO-3 tensor takes all; rank 0 writes and calls.
+    All ranks iterate over the source, because gathering a ZeRO-3 tensor is collective; rank 0 writes the chunks and
+    calls the engines.
     """
 
     init_info_cls = SharedMemoryTrainerInit
@@ -105,14 +106,14 @@ class SharedMemorySender(TrainerWeightTransferEngine[SharedMemoryTrainerInit]):
     def trainer_init(
         cls, init_info: SharedMemoryTrainerInit, *, client: VLLMWeightSyncClient, source: WeightSource | None = None
     ) -> Self:
-        """A sender whose engines are ready to receive."""
+        """Create the sender, and prepare the engines to receive."""
         sender = cls(client=client, source=source, is_sender=init_info.is_sender)
         if sender.is_sender:
             client.init_weight_transfer_engine({})
         return sender
 
     def send_weights(self) -> None:
-        """One whole update: start, a few chunks, finish."""
+        """Send all weights: start an update, send the chunks, finish the update."""
         assert self.source is not None
         if not self.is_sender:
             for _ in self.source:
@@ -128,11 +129,11 @@ class SharedMemorySender(TrainerWeightTransferEngine[SharedMemoryTrainerInit]):
 
 @contextmanager
 def local_copy(update: Mapping[str, Any], content: np.ndarray) -> Iterator[dict[str, Any]]:
-    """A chunk of another host, within the block as a file of this one.
+    """Context in which a chunk from another host exists as a file on this host; yields its update.
 
     Args:
         update: the chunk's ``SharedMemoryUpdate`` as a dictionary.
-        content: (bytes,) what is in its file, uint8.
+        content: (bytes,) content of its file, uint8.
     """
     with tempfile.NamedTemporaryFile(dir=roomy_folder(content.nbytes), prefix=prefix("weights")) as file:
         content.tofile(file.name)
@@ -151,7 +152,7 @@ def _chunks(source: WeightSource) -> Iterator[list[tuple[str, Tensor]]]:
 
 
 def write_chunk(path: Path, tensors: list[tuple[str, Tensor]]) -> SharedMemoryUpdate:
-    """Write tensors to a file, one after another, and say what is in it."""
+    """Write tensors to a file, end to end, and return the chunk's description."""
     with path.open("wb") as file:
         for _, tensor in tensors:
             file.write(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
@@ -164,7 +165,7 @@ def write_chunk(path: Path, tensors: list[tuple[str, Tensor]]) -> SharedMemoryUp
 
 
 def read_chunk(update: SharedMemoryUpdate) -> list[tuple[str, Tensor]]:
-    """The tensors of a chunk, as views of one copy of the file."""
+    """Read the tensors of a chunk, as views of one copy of the file where alignment allows."""
     data = torch.from_numpy(np.fromfile(update.path, dtype=np.uint8))
     tensors, offset = [], 0
     for name, dtype_name, shape in zip(update.names, update.dtypes, update.shapes, strict=True):
@@ -177,7 +178,7 @@ def read_chunk(update: SharedMemoryUpdate) -> list[tuple[str, Tensor]]:
 
 
 def register() -> None:
-    """Make the backend known to vLLM in this process; called by vLLM itself through the entry point."""
+    """Register the backend with vLLM in this process; vLLM calls this through the entry point."""
     if NAME not in WeightTransferEngineFactory._registry:
         WeightTransferEngineFactory.register_engine(NAME, SharedMemoryReceiver)
     if NAME not in WeightTransferTrainerFactory._registry:

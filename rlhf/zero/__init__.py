@@ -1,1 +1,1 @@
-"""DeepSpeed ZeRO: one engine per trained model, the same code at every stage."""
+"""DeepSpeed ZeRO: one engine per model, the same code for every stage."""

@@ -1,10 +1,11 @@
-"""A network trained, or only run, by DeepSpeed on this rank and its peers.
+"""Trains or evaluates one network with DeepSpeed.
 
-The one normaliser lives here: ``update`` divides a sum over tokens (or pairs) by their global count, over ranks,
-micro-batches and packing, so that no split of the work changes the gradient. DeepSpeed averages gradients over ranks;
-the factor ``world`` undoes that. Ranks that share rows (``rlhf/models/shared_row.py``) each have the gradient of their
-own places, which add up as those of other ranks do; but each of them has the whole loss, which ``all_reduce`` counts
-once. Of ranks that share matrices (``rlhf/zero/tensor_parallel.py``) DeepSpeed averages over those with the same part.
+``update`` divides the summed loss by a global count of tokens (or pairs) over all ranks, micro-batches and packed rows,
+so that the gradient does not depend on how the work is divided. DeepSpeed averages gradients over ranks; the factor
+``world`` undoes this. With sequence parallelism (``rlhf/models/shared_row.py``) each rank has the gradient of its token
+positions, and gradients are summed as over other ranks; but each rank of a group has the group's whole loss, which
+``all_reduce`` counts once. With tensor parallelism (``rlhf/zero/tensor_parallel.py``) DeepSpeed averages over the ranks
+that hold the same part.
 """
 
 from __future__ import annotations
@@ -30,26 +31,24 @@ from rlhf.placement.pools import Part
 from rlhf.placement.shared_rows import row_ranks
 from rlhf.weights.fingerprint import Fingerprint, fingerprint
 from rlhf.zero import tensor_parallel
-from rlhf.zero.parking import Parking
+from rlhf.zero.parking import Offloader
 from rlhf.zero.rank import Rank
 from rlhf.zero.settings import SCHEDULES, deepspeed_config, optimizer_arguments
 
 
-def building(role: RoleConfig, dtype: str, rank: Rank) -> object | None:
-    """Keep the result alive while a model is loaded: under ZeRO-3 it makes transformers load straight into shards."""
+def shard_while_loading(role: RoleConfig, dtype: str, rank: Rank) -> object | None:
+    """Under ZeRO-3, have transformers load a model directly into shards for as long as the returned object lives."""
     return HfDeepSpeedConfig(deepspeed_config(role, dtype, rank.world)) if role.zero_stage == 3 else None
 
 
 class ZeroEngine:
-    """One network under DeepSpeed. Without an optimizer it is frozen. ``learning_rate`` is that of the last update, 0
-    before the first.
+    """One network under DeepSpeed, frozen if it has no optimizer.
 
-    With an optimizer all parameters that require gradients are trained; the optimizer keeps nothing of the others.
+    With an optimizer all parameters that require gradients are trained; the optimizer has no state for the others.
+    ``learning_rate`` is that of the last update, 0 before the first.
 
-    Every method but ``device``, ``rest`` and the counters is collective under ZeRO-3, and over ranks that share
-    matrices: all ranks call it, the same number of times.
-
-    What rests in the host's memory comes back by itself when it is used: nobody need know where it is.
+    Under ZeRO-3 and with tensor parallelism every method except ``rest`` and ``skip_updates`` is collective: all ranks
+    must call it the same number of times. Offloaded state is reloaded automatically when it is used.
     """
 
     def __init__(
@@ -58,13 +57,13 @@ class ZeroEngine:
         role: RoleConfig,
         dtype: str,
         rank: Rank,
-        place: torch.device,
+        device: torch.device,
         optimizer: OptimizerConfig | None = None,
         total_updates: int = 0,
     ) -> None:
-        self.rank, self.world, self.device, self.stage = rank.rank, rank.world, place, role.zero_stage
+        self.rank, self.world, self.device, self.stage = rank.rank, rank.world, device, role.zero_stage
         self.network, self.dtype, self.learning_rate = network, dtype, 0.0
-        self.row_ranks, self.split = row_ranks(role), role.tensor_parallel
+        self.row_ranks, self.tensor_ranks = row_ranks(role), role.tensor_parallel
         if role.zero_stage == 3:
             deepspeed.zero.Init(module=network, config_dict_or_path=deepspeed_config(role, dtype, rank.world))
             for parameter in network.parameters():
@@ -76,42 +75,42 @@ class ZeroEngine:
             self.engine: Any = network.eval()
             if role.zero_stage == 3:
                 self.engine = self._initialize(role)
-            elif self.split > 1:
+            elif self.tensor_ranks > 1:
                 self.engine = self._initialize(replace(role, zero_stage=0))  # nothing to shard without an optimizer
             else:
-                network.to(place)
-            self.parking = Parking(network, place)
+                network.to(device)
+            self.parking = Offloader(network, device)
             return
-        network.train()  # gradient checkpointing works in training mode alone; dropout is off in both
+        network.train()  # gradient checkpointing needs training mode; dropout is off in both modes
         trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
         adam = torch.optim.AdamW(trained, **optimizer_arguments(optimizer))
         schedule = get_scheduler(SCHEDULES[optimizer.schedule], adam, optimizer.warmup_steps, total_updates)
-        if role.zero_stage < 3 and self.split == 1:
-            network.to(place)
+        if role.zero_stage < 3 and self.tensor_ranks == 1:
+            network.to(device)
         self.engine = self._initialize(role, optimizer.max_grad_norm, optimizer=adam, lr_scheduler=schedule)
-        self.parking = Parking(network, place, self.engine.optimizer, adam)
+        self.parking = Offloader(network, device, self.engine.optimizer, adam)
 
     def _initialize(self, role: RoleConfig, max_grad_norm: float = 0.0, **training: Any) -> Any:
         config = deepspeed_config(role, self.dtype, self.world, max_grad_norm)
         engine = deepspeed.initialize(model=self.network, config=config, **training)[0]
-        if self.split > 1:
-            engine.first_dataloader_check.remove()  # it compares rows by ==, which tensors in them have no answer to
+        if self.tensor_ranks > 1:
+            engine.first_dataloader_check.remove()  # this hook compares inputs with ==, which fails for tensors
         return engine
 
     def rest(self, parts: Sequence[Part]) -> None:
-        """Move these to the host's memory until they are used, and free what the last phase left in PyTorch's cache."""
+        """Offload these parts to host memory until they are used, and empty PyTorch's cache on the device."""
         for part in parts:
-            self.parking.leave(part)
+            self.parking.offload(part)
         release_cache(self.device)
 
     def forward(self, *arguments: Any) -> Any:
         """The network's output without gradients."""
-        self.parking.come_back("weights")
+        self.parking.reload("weights")
         with torch.no_grad():
             return self.engine(*arguments)
 
     def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """What another function of the network's gives in place of its forward pass, under the same conditions."""
+        """The output of ``function``, called in place of the network's forward pass through the same engine."""
         self.network.forward = function
         try:
             return self.forward(*arguments)
@@ -119,18 +118,18 @@ class ZeroEngine:
             del self.network.forward
 
     def update(self, micro_batches: Sequence[Any], loss: Callable[[Any], Tensor], count: int) -> float:
-        """One optimizer step; returns the gradient's norm before clipping.
+        """Take one optimizer step; returns the gradient norm before clipping.
 
         Args:
-            micro_batches: as many on every rank.
-            loss: maps one to the *sum* of its losses, having called the network through ``self.engine``.
-            count: what the sum over all ranks and micro-batches is divided by.
+            micro_batches: the same number on every rank.
+            loss: maps a micro-batch to the *sum* of its losses; it calls the network through ``self.engine``.
+            count: divisor of the sum over all ranks and micro-batches.
         """
-        self.parking.come_back("weights", "states")
+        self.parking.reload("weights", "states")
         for index, micro_batch in enumerate(micro_batches):
             self.engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
-            self.engine.backward(loss(micro_batch) * (self.world // self.split / max(1, count)))
-        # Where nothing is sharded DeepSpeed may tell no norm; the gradients are whole there, until the step drops them.
+            self.engine.backward(loss(micro_batch) * (self.world // self.tensor_ranks / max(1, count)))
+        # At stage 0 DeepSpeed may report no norm; every rank has whole gradients there, which the step then frees.
         whole = [p.grad for p in self.network.parameters() if p.grad is not None] if self.stage == 0 else []
         own_norm = torch.nn.utils.get_total_norm(whole)
         self.learning_rate = float(self.engine.get_lr()[0])
@@ -139,12 +138,12 @@ class ZeroEngine:
         return _finite_norm(float(own_norm if norm is None else norm))
 
     def skip_updates(self, count: int) -> None:
-        """Move the schedule on over updates that are not made, so that the rate still ends where it should."""
+        """Advance the learning-rate schedule by ``count`` updates that are not made."""
         for _ in range(count):
             self.engine.lr_scheduler.step()
 
     def all_reduce(self, sums: Tensor) -> Tensor:
-        """Sum over ranks, in float64 on the device. Of ranks that share rows one alone counts: all have the same."""
+        """Sum over ranks in float64; a sequence-parallel group, whose ranks have equal values, counts once."""
         total = sums.to(self.device, torch.float64)
         if self.rank % self.row_ranks:
             total = torch.zeros_like(total)
@@ -153,56 +152,56 @@ class ZeroEngine:
         return total.cpu()
 
     def largest(self, values: Sequence[float]) -> list[float]:
-        """Of each value the largest that any rank has; what is no number counts as infinite."""
-        found = torch.tensor(values, dtype=torch.float64, device=self.device).nan_to_num(math.inf, math.inf, math.inf)
+        """The maximum of each value over ranks; NaN counts as infinite."""
+        largest = torch.tensor(values, dtype=torch.float64, device=self.device).nan_to_num(math.inf, math.inf, math.inf)
         if self.world > 1:
-            torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
-        return [float(value) for value in found]
+            torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
+        return [float(value) for value in largest]
 
     def named_tensors(self, model: nn.Module) -> dict[str, Tensor]:
-        """Every tensor of the model by its Hugging Face name; a tied output head appears under its own name too.
+        """Every tensor of the model except adapters, by Hugging Face name; a tied output head also has its own name.
 
-        Adapters are not among them. Where the engine ``gathers`` they are shards: use them through ``full``.
+        If the engine ``gathers``, the tensors are shards: use them within ``full``.
         """
         return plain_tensors(model)
 
     @cached_property
     def frozen_fingerprint(self) -> Fingerprint:
-        """Of the weights that are not trained, by layer. Taken once, since they stay as they are."""
+        """Fingerprint of the frozen weights, by layer; computed once, since they do not change."""
         frozen = [(name, p) for name, p in self.network.named_parameters() if not p.requires_grad]
         sums = fingerprint((name, own_part(p, self.rank)) for name, p in frozen)
         if self.stage < 3 or not sums:
             return sums
         total = torch.tensor(list(sums.values()), dtype=torch.int64, device=self.device)
-        torch.distributed.all_reduce(total)  # of integers, which wrap around as the fingerprint's do
+        torch.distributed.all_reduce(total)  # integers wrap around, as the fingerprint's sums do
         return dict(zip(sums, total.tolist()))
 
     @property
     def gathers(self) -> bool:
-        """Whether tensors are whole within ``full`` alone."""
-        return self.stage == 3 or self.split > 1
+        """Whether tensors are sharded and must be gathered with ``full``."""
+        return self.stage == 3 or self.tensor_ranks > 1
 
     def full(self, tensors: Sequence[Tensor]) -> Any:
-        """A context in which the tensors are whole on every rank (collective where the engine ``gathers``)."""
-        self.parking.come_back("weights")
-        if self.split > 1:
+        """Context in which the tensors are whole on every rank (collective if the engine ``gathers``)."""
+        self.parking.reload("weights")
+        if self.tensor_ranks > 1:
             return tensor_parallel.whole(tensors)
         return deepspeed.zero.GatheredParameters(list(tensors)) if self.stage == 3 else nullcontext()
 
     def full_state(self, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-        """All tensors whole, adapters merged, one by one, on the CPU (collective where the engine ``gathers``)."""
+        """Yield every tensor whole, on the CPU, with adapters merged (collective if the engine ``gathers``)."""
         plain, adapted = self.named_tensors(model), adapters(model)
         for name, tensor in plain.items():
             with self.full(parts([name], plain, adapted)):
-                copied = merged(name, plain, adapted).to("cpu", tensor.dtype, copy=True)
-            yield name, copied
+                whole = merged(name, plain, adapted).to("cpu", tensor.dtype, copy=True)
+            yield name, whole
 
 
 def finite(name: str, tensor: Tensor) -> Tensor:
-    """The tensor, if every number of it is finite.
+    """Return the tensor if all its elements are finite.
 
     Raises:
-        MachineryError: names the tensor.
+        MachineryError: some are not; the message names the tensor.
     """
     bad = int((~torch.isfinite(tensor.detach())).sum())
     if bad:
@@ -219,19 +218,19 @@ def _finite_norm(norm: float) -> float:
 
 
 def full_shape(tensor: Tensor) -> tuple[int, ...]:
-    """The whole shape of a tensor that may be a ZeRO-3 shard, or a part of a matrix that ranks share."""
+    """The full shape of a tensor that may be a ZeRO-3 shard or a tensor-parallel part."""
     return tuple(getattr(tensor, "ds_shape", ())) or tensor_parallel.whole_shape(tensor)
 
 
 def own_part(tensor: Tensor, rank: int) -> Tensor:
-    """What this rank holds of a tensor: all of it, or (under ZeRO-3) its shard, flat and without padding."""
+    """This rank's part of a tensor: the tensor itself, or under ZeRO-3 its shard, flat and without padding."""
     if not hasattr(tensor, "ds_tensor"):
         return tensor
     return tensor.ds_tensor.view(-1)[: _own_size(tensor, rank)]
 
 
 def _padding(tensor: Tensor, rank: int) -> Tensor:
-    """The rest of this rank's shard. DeepSpeed leaves there what was in the memory before, NaN perhaps."""
+    """The padding at the end of this rank's shard, which DeepSpeed leaves uninitialised (possibly NaN)."""
     return tensor.ds_tensor.view(-1)[_own_size(tensor, rank) :]
 
 

@@ -1,4 +1,4 @@
-"""Where ranks on several hosts find each other."""
+"""Rendezvous of ranks on several hosts."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ IS_TCP = "tcp://"
 
 
 def meet(meeting: str, rank: int, world: int, seconds: float) -> Store:
-    """The store at ``tcp://address:port`` in which ranks find each other; rank 0 keeps it.
+    """Connect to the rendezvous store at ``tcp://address:port``, which rank 0 serves.
 
-    It listens on that address alone: made from the URL by torch itself, it would listen on every interface.
+    The store listens on this address only; a store that torch creates from the URL listens on all interfaces.
 
     Args:
-        seconds: the longest wait for others.
+        seconds: timeout for the other ranks.
     """
     address, _, port = meeting.removeprefix(IS_TCP).rpartition(":")
-    keeps = rank == 0
+    is_server = rank == 0
     return TCPStore(
         address,
         int(port),
         world,
-        is_master=keeps,
+        is_master=is_server,
         timeout=timedelta(seconds=seconds),
-        master_listen_fd=socket.create_server((address, int(port))).detach() if keeps else None,
+        master_listen_fd=socket.create_server((address, int(port))).detach() if is_server else None,
     )

@@ -1,11 +1,11 @@
-"""What a network holds, moved to the host's memory between phases and back.
+"""Offloads a network's weights and training state to host memory between phases, and reloads them.
 
-It is moved storage by storage: a storage is emptied where it is, and filled again. Every tensor in it, DeepSpeed's flat
-buffers and their views included, stays the object that it was and comes back bit for bit; so nothing has to know how
-DeepSpeed keeps its state. DeepSpeed's own ``offload_states`` knows neither stage 0 nor frozen networks, and under
+Works on storages: a storage is copied to the host and resized to 0, later resized back and filled. All tensors that
+view it, DeepSpeed's flat buffers included, remain the same objects and are restored bit for bit, so that no knowledge
+of DeepSpeed's state is needed. DeepSpeed's ``offload_states`` supports neither stage 0 nor frozen networks, and under
 ZeRO-3 no optimizer but its fused Adam.
 
-Nothing here is collective: each rank moves its own.
+Nothing here is collective: each rank offloads its own state.
 """
 
 from __future__ import annotations
@@ -21,55 +21,58 @@ from rlhf.device import host_buffer, wait_for_device
 from rlhf.placement.pools import Part
 
 CHUNK = 2**26
-"""Bytes that are page-locked at a time: a power of two, since that is what PyTorch rounds to."""
+"""Bytes that are page-locked at a time; a power of two, because PyTorch rounds up to one."""
 SMALL = 1024
-"""Storages of at most so many bytes stay: flags and counters, which may be read at any time."""
+"""Storages up to this many bytes stay on the device: flags and counters, which may be read at any time."""
 LIBRARIES = ("deepspeed.", "torch.optim.", "bitsandbytes.")
-"""Whose objects are looked into for tensors."""
+"""Modules whose objects are searched for tensors."""
 
 Stored = tuple[torch.UntypedStorage, int]
-"""A storage, and its bytes when it is filled."""
+"""A storage and its size in bytes before offloading."""
 
 
-class Parking:
-    """Moves the two parts of one network. ``optimizers`` are what holds the rest of a network that trains."""
+class Offloader:
+    """Offloads the two parts of one network: its weights, and the states that ``optimizers`` hold for training it."""
 
     def __init__(self, network: nn.Module, device: torch.device, *optimizers: object) -> None:
         self._network, self._device, self._optimizers = network, device, optimizers
         changes = bool(optimizers)
-        self._lots: dict[Part, Lot] = {"weights": Lot(device, changes), "states": Lot(device, changes)}
+        self._lots: dict[Part, HostBuffer] = {
+            "weights": HostBuffer(device, changes),
+            "states": HostBuffer(device, changes),
+        }
 
-    def leave(self, part: Part) -> None:
-        """Move a part to the host's memory. One that is there already stays there."""
+    def offload(self, part: Part) -> None:
+        """Move a part to host memory, unless it is offloaded already."""
         lot = self._lots[part]
-        if not lot.away:
+        if not lot.is_offloaded:
             scratch = set(self._storages(self._buckets()))
             found = self._storages(self._weights() if part == "weights" else self._states())
             held = [stored for address, stored in found.items() if address not in scratch]
-            lot.leave(held, [found[address] for address in scratch & found.keys()])
+            lot.offload(held, [found[address] for address in scratch & found.keys()])
 
-    def come_back(self, *parts: Part) -> None:
-        """Move parts back to the device, where they are away."""
+    def reload(self, *parts: Part) -> None:
+        """Move those of the parts that are offloaded back to the device."""
         for part in parts:
-            self._lots[part].come_back()
+            self._lots[part].reload()
 
     @contextmanager
     def on_host(self) -> Iterator[None]:
-        """Within the block what is away can be read in ordinary host memory; the device is not used for it."""
+        """Context in which offloaded tensors point to copies in ordinary host memory, without use of the device."""
         copies = {address: copy for lot in self._lots.values() for address, copy in lot.copies()}
-        reached = [tensor for tensor in self._all() if tensor.untyped_storage()._cdata in copies] if copies else []
-        own = [tensor.data for tensor in reached]
+        offloaded = [tensor for tensor in self._all() if tensor.untyped_storage()._cdata in copies] if copies else []
+        own = [tensor.data for tensor in offloaded]
         try:
-            for tensor in reached:
-                tensor.data = _as_in(copies[tensor.untyped_storage()._cdata], tensor)
+            for tensor in offloaded:
+                tensor.data = _view_like(tensor, copies[tensor.untyped_storage()._cdata])
             yield
         finally:
-            for tensor, data in zip(reached, own, strict=True):
+            for tensor, data in zip(offloaded, own, strict=True):
                 tensor.data = data
 
     def _storages(self, tensors: Iterable[Tensor]) -> dict[int, Stored]:
-        """The storages of tensors on the device, by address; small ones, and those that are no memory of PyTorch's own
-        (a mapped file), stay where they are."""
+        """The storages on the device that can be offloaded, by address: not small ones, nor those that PyTorch did not
+        allocate (a mapped file)."""
         storages = [tensor.untyped_storage() for tensor in tensors if tensor.device.type == self._device.type]
         return {
             storage._cdata: (storage, storage.nbytes())
@@ -81,83 +84,83 @@ class Parking:
         yield from self._network.buffers()
         for parameter in self._network.parameters():
             yield parameter
-            yield from found_in(getattr(parameter, "ds_tensor", None), getattr(parameter, "quant_state", None))
+            yield from find_tensors(getattr(parameter, "ds_tensor", None), getattr(parameter, "quant_state", None))
 
     def _states(self) -> list[Tensor]:
         weights = {tensor.untyped_storage()._cdata for tensor in self._weights()}
         return [tensor for tensor in self._all() if tensor.untyped_storage()._cdata not in weights]
 
     def _all(self) -> Iterator[Tensor]:
-        return found_in(list(self._network.parameters()), list(self._network.buffers()), *self._optimizers)
+        return find_tensors(list(self._network.parameters()), list(self._network.buffers()), *self._optimizers)
 
     def _buckets(self) -> Iterator[Tensor]:
-        """Where DeepSpeed puts gradients to reduce them: between updates there is nothing in them."""
+        """DeepSpeed's buffers for the reduction of gradients; between updates their content is not needed."""
         for optimizer in self._optimizers:
-            yield from found_in(*(bucket.buffer for bucket in getattr(optimizer, "ipg_buckets", {}).values()))
+            yield from find_tensors(*(bucket.buffer for bucket in getattr(optimizer, "ipg_buckets", {}).values()))
 
 
-class Lot:
-    """Room on the host for one part. It is kept when the part comes back: page-locking takes its time.
+class HostBuffer:
+    """Host memory for one offloaded part; kept after a reload, because page-locking is slow.
 
-    What never ``changes`` is copied here once, and afterwards only emptied there.
+    A part that never ``changes`` is copied to the host once; later calls only free its device memory.
     """
 
     def __init__(self, device: torch.device, changes: bool) -> None:
         self._device, self._changes = device, changes
         self._chunks: list[Tensor] = []
         self._held: list[Stored] = []
-        """What has a copy here."""
+        """Storages that have a copy on the host."""
         self._scratch: list[Stored] = []
-        """What needs none."""
-        self.away = False
+        """Offloaded storages without a copy."""
+        self.is_offloaded = False
 
-    def leave(self, held: list[Stored], scratch: list[Stored]) -> None:
-        """Take storages in; of ``scratch`` the content is lost."""
+    def offload(self, held: list[Stored], scratch: list[Stored]) -> None:
+        """Copy the storages ``held`` to the host, and free these and ``scratch``, whose content is lost."""
         if [storage._cdata for storage, _ in held] != [storage._cdata for storage, _ in self._held]:
             self._held = held
-            for own, here in self._pieces():
-                here.copy_(own, non_blocking=True)
-        self._scratch, self.away = scratch, True
-        wait_for_device(self._device)  # everything is here, and nobody reads it there any more
+            for own, copy in self._pieces():
+                copy.copy_(own, non_blocking=True)
+        self._scratch, self.is_offloaded = scratch, True
+        wait_for_device(self._device)  # all copies are complete, and no kernel still reads the storages
         for storage, _ in (*held, *scratch):
             storage.resize_(0)
 
-    def come_back(self) -> None:
-        """Fill the storages again."""
-        if not self.away:
+    def reload(self) -> None:
+        """Restore the storages on the device."""
+        if not self.is_offloaded:
             return
         for storage, size in (*self._held, *self._scratch):
             storage.resize_(size)
-        for own, here in self._pieces():
-            own.copy_(here, non_blocking=True)
+        for own, copy in self._pieces():
+            own.copy_(copy, non_blocking=True)
         wait_for_device(self._device)
-        self.away, self._scratch = False, []
+        self.is_offloaded, self._scratch = False, []
         if self._changes:
-            self._held = []  # what takes a storage's place meanwhile, in a load, shall not find it kept from here
+            self._held = []  # otherwise this would keep storages alive that a load replaces
 
     def copies(self) -> Iterator[tuple[int, Tensor]]:
-        """Address and content (bytes,) of each storage that is here, each in a tensor of its own."""
-        if self.away:
-            for (storage, _), pieces in zip(self._held, self._places(), strict=True):
+        """Address and content (bytes,) of each offloaded storage, each in a new tensor."""
+        if self.is_offloaded:
+            for (storage, _), pieces in zip(self._held, self._slices(), strict=True):
                 yield storage._cdata, torch.cat(pieces)
 
     def _pieces(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Each part of a filled storage, and where it lies here."""
-        for (storage, _), pieces in zip(self._held, self._places(), strict=True):
+        """Each piece of a storage on the device, with the slice of the host memory that holds its copy."""
+        for (storage, _), pieces in zip(self._held, self._slices(), strict=True):
             content = torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
             yield from zip(content.split([len(piece) for piece in pieces]), pieces, strict=True)
 
-    def _places(self) -> Iterator[Sequence[Tensor]]:
-        """Where each storage lies here: end to end, over one chunk or several."""
-        at = 0
+    def _slices(self) -> Iterator[Sequence[Tensor]]:
+        """For each storage, the slices of host chunks that hold its copy; copies are stored end to end."""
+        offset = 0
         for _, size in self._held:
             pieces = []
-            end = at + size
-            while at < end:
-                chunk, start = divmod(at, CHUNK)
-                length = min(end - at, CHUNK - start)
+            end = offset + size
+            while offset < end:
+                chunk, start = divmod(offset, CHUNK)
+                length = min(end - offset, CHUNK - start)
                 pieces.append(self._chunk(chunk)[start : start + length])
-                at += length
+                offset += length
             yield pieces
 
     def _chunk(self, number: int) -> Tensor:
@@ -166,29 +169,28 @@ class Lot:
         return self._chunks[number]
 
 
-def found_in(*roots: Any) -> Iterator[Tensor]:
-    """Every tensor that is reached through containers, tensors' gradients and attributes, and objects of
-    ``LIBRARIES``."""
+def find_tensors(*roots: Any) -> Iterator[Tensor]:
+    """Every tensor reachable through containers, gradients and attributes of tensors, and objects of ``LIBRARIES``."""
     seen: dict[int, Any] = {}
-    waiting = list(roots)
-    while waiting:
-        each = waiting.pop()
-        if id(each) in seen:
+    pending = list(roots)
+    while pending:
+        item = pending.pop()
+        if id(item) in seen:
             continue
-        seen[id(each)] = each  # kept, so that no other object gets its id
-        if isinstance(each, Tensor):
-            yield each
-            waiting += [each.grad] if each.is_leaf else []
-            waiting.append(each.__dict__)
-        elif isinstance(each, dict):
-            waiting += [*each.keys(), *each.values()]
-        elif isinstance(each, (list, tuple, set, frozenset)):
-            waiting += each
-        elif f"{type(each).__module__}.".startswith(LIBRARIES):
-            waiting.append(getattr(each, "__dict__", None))
+        seen[id(item)] = item  # keeps the object alive, so that no other object gets its id
+        if isinstance(item, Tensor):
+            yield item
+            pending += [item.grad] if item.is_leaf else []
+            pending.append(item.__dict__)
+        elif isinstance(item, dict):
+            pending += [*item.keys(), *item.values()]
+        elif isinstance(item, (list, tuple, set, frozenset)):
+            pending += item
+        elif f"{type(item).__module__}.".startswith(LIBRARIES):
+            pending.append(getattr(item, "__dict__", None))
 
 
-def _as_in(content: Tensor, tensor: Tensor) -> Tensor:
-    """The tensor as it lies in a copy (bytes,) of its storage."""
+def _view_like(tensor: Tensor, content: Tensor) -> Tensor:
+    """A view with the tensor's dtype, offset, shape and strides of a copy (bytes,) of its storage."""
     empty = torch.empty(0, dtype=tensor.dtype)
     return empty.set_(content.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride())

@@ -1,4 +1,4 @@
-"""How the ranks of one role find each other."""
+"""Joins the process group of a role, and seeds its processes."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from rlhf.zero.rank import Rank
 
 
 def seed_process(seed: int, rank: int) -> None:
-    """Seed every source of random numbers of this process, each rank's with a number of its own."""
+    """Seed all random number generators of this process with a seed that differs between ranks."""
     set_seed(int(np.random.SeedSequence([seed, rank]).generate_state(1)[0]))
 
 
 def join(rank: Rank) -> torch.device:
-    """Join the group (collective) and return where this rank's tensors live."""
-    place = devices.prepare_process(rank.device, rank.threads)
-    # Without this DeepSpeed compiles a C++ reduction at start-up on CPUs: half a minute, and a compiler on every node.
+    """Join the process group (collective) and return this rank's device."""
+    device = devices.prepare_process(rank.device, rank.threads)
+    # On CPUs DeepSpeed would compile a C++ reduction at start-up, which takes half a minute and needs a compiler.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     os.environ.update(
         RANK=str(rank.rank), WORLD_SIZE=str(rank.world), LOCAL_RANK="0", LOCAL_SIZE="1", DS_BUILD_OPS="0"
@@ -34,7 +34,7 @@ def join(rank: Rank) -> torch.device:
         torch.distributed.init_process_group(
             backend, store=store, rank=rank.rank, world_size=rank.world, timeout=timeout
         )
-    deepspeed.init_distributed(  # takes the group that is there
+    deepspeed.init_distributed(  # uses the existing group
         dist_backend=backend,
         auto_mpi_discovery=False,
         verbose=False,
@@ -43,4 +43,4 @@ def join(rank: Rank) -> torch.device:
         rank=rank.rank,
         world_size=rank.world,
     )
-    return place
+    return device

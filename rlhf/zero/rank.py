@@ -1,4 +1,4 @@
-"""A process's place among the ranks of its role."""
+"""A process's rank within its role."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from rlhf.device import Device
 
 @dataclass(frozen=True, kw_only=True)
 class Rank:
-    """This process's place in its role's group: ``rank`` of ``world``."""
+    """Rank ``rank`` of the ``world`` processes of a role."""
 
     rank: int
     world: int
     meeting: str
-    """Where the ranks meet, a URL that torch.distributed knows: ``file:///path`` of a new file on one host, or
-    ``tcp://address:port`` between hosts. The latter asks nobody who they are."""
+    """Rendezvous URL for torch.distributed: ``file:///path`` of a new file on one host, or ``tcp://address:port``
+    across hosts. TCP does not authenticate."""
     device: Device
     threads: int
     timeout_seconds: float

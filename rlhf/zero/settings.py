@@ -1,4 +1,4 @@
-"""From a role's settings to DeepSpeed's configuration."""
+"""Builds DeepSpeed's configuration from a role's settings."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from rlhf.zero import tensor_parallel
 
 
 def deepspeed_config(role: RoleConfig, dtype: str, world: int, max_grad_norm: float = 0.0) -> dict[str, Any]:
-    """DeepSpeed's configuration for one model.
+    """Return DeepSpeed's configuration for one model.
 
-    Gradient accumulation is 1 here and driven by the engine, which knows each update's number of micro-batches.
-    Gradients of bfloat16 add up in float32, but for stage 0, where DeepSpeed cannot: there an update depends a little
-    on how many micro-batches it has.
+    Gradient accumulation is set to 1 because ``ZeroEngine`` controls the accumulation boundary of each update.
+    bfloat16 gradients are accumulated in float32, except at stage 0, where DeepSpeed does not support it: the result
+    then depends slightly on the number of micro-batches.
     """
     zero: dict[str, Any] = {"stage": role.zero_stage, "overlap_comm": False, "round_robin_gradients": False}
     if role.zero_stage == 3:
@@ -40,10 +40,10 @@ def deepspeed_config(role: RoleConfig, dtype: str, world: int, max_grad_norm: fl
 
 
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
-"""The recipe's names of learning-rate schedules → transformers' names."""
+"""Learning-rate schedules: name in the recipe → name in transformers."""
 
 
 def optimizer_arguments(config: OptimizerConfig) -> dict[str, Any]:
-    """Arguments of torch's AdamW, which goes over the states once (``fused``) and not once for each operation."""
+    """Arguments of torch's AdamW; ``fused`` runs one kernel over the states instead of one per operation."""
     numbers = {"lr": config.lr, "betas": tuple(config.betas), "eps": config.eps, "weight_decay": config.weight_decay}
     return {**numbers, "fused": True}

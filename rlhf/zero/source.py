@@ -1,7 +1,4 @@
-"""The trainer's weights as vLLM's weight-transfer API wants them.
-
-That is a stream of whole tensors under Hugging Face names.
-"""
+"""The trainer's weights as a source for vLLM's weight-transfer API: whole tensors under Hugging Face names."""
 
 from __future__ import annotations
 
@@ -18,12 +15,11 @@ from rlhf.zero.engine import ZeroEngine, full_shape
 
 
 class ZeroSource(WeightSource):
-    """All parameters of a model under DeepSpeed, gathered layer by layer under ZeRO-3, with its adapters merged in.
+    """All parameters of a model under DeepSpeed, gathered layer by layer under ZeRO-3, with adapters merged.
 
-    A stream is one of the plain model, whether there are adapters or not: the engine holds no adapters, and proves
-    merged weights as it proves any.
-    A tied output head is sent under its own name as well: without it the engine keeps a stale head and says nothing.
-    ``fingerprint`` is of the trainer's own weights, taken on the way and not of what is sent; rank 0 alone has it.
+    The engine always receives the plain model: it loads no adapters, and verifies merged weights like any others. A
+    tied output head is also sent under its own name, because the engine would otherwise silently keep a stale copy.
+    ``fingerprint`` is that of the last iteration, computed from the trainer's tensors; only rank 0 computes it.
     """
 
     def __init__(self, engine: ZeroEngine, model: nn.Module, dtype: torch.dtype) -> None:
@@ -37,14 +33,16 @@ class ZeroSource(WeightSource):
         return {name: tensor for name, tensor in named.items() if isinstance(tensor, nn.Parameter)}
 
     def metadata(self) -> list[ParamMeta]:
-        """Name, dtype and whole shape of every tensor, in the order of iteration."""
+        """Name, dtype and full shape of every tensor, in iteration order."""
         plain = {name: torch.empty(full_shape(t), device="meta") for name, t in self._parameters().items()}
         groups = [self._as_saved({name: plain[name] for name in group}) for group in _consecutive_groups(list(plain))]
         return [ParamMeta(name, self.dtype, tuple(t.shape)) for group in groups for name, t in group.items()]
 
     def _as_saved(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """One layer's tensors as a saved model has them, which is what an engine loads: transformers may hold experts
-        that are apart in a checkpoint as one tensor, or under other names."""
+        """Convert one layer's tensors to the names and shapes of a saved model, which the engine loads.
+
+        In memory transformers may fuse tensors that a checkpoint stores separately, such as experts, or rename them.
+        """
         saved: dict[str, Tensor] = revert_weight_conversion(self.model, tensors)
         return saved
 
@@ -53,15 +51,15 @@ class ZeroSource(WeightSource):
         plain, adapted = self._parameters(), adapters(self.model)
         for group in _consecutive_groups(list(plain)):
             with self.engine.full(parts(group, plain, adapted)):
-                held = {name: merged(name, plain, adapted).to(self.dtype, copy=self.engine.gathers) for name in group}
-            tensors = self._as_saved(held)
+                whole = {name: merged(name, plain, adapted).to(self.dtype, copy=self.engine.gathers) for name in group}
+            tensors = self._as_saved(whole)
             if self.engine.rank == 0:
                 named = ((self._engine_name(name), tensor) for name, tensor in tensors.items())
                 self.fingerprint = add([self.fingerprint, fingerprint(named)])
             yield from tensors.items()
 
     def _engine_name(self, name: str) -> str:
-        """The output head is ``lm_head`` in the engine, whatever the model calls it (InternLM2: ``output``)."""
+        """The tensor's name in the engine, which calls every output head ``lm_head`` (InternLM2: ``output``)."""
         return f"lm_head.{name.rpartition('.')[2]}" if name.rpartition(".")[0] == self.head else name
 
 

@@ -97,7 +97,7 @@ def test_a_sabotaged_publish_stops_the_run(
     assert "usual causes" in str(caught.value)
     [engine] = trainer.crew.engines.all
     assert trainer.crew.engines.serving == []
-    with pytest.raises(Exception, match="before its weights were proven"):
+    with pytest.raises(Exception, match="before its weights were verified"):
         ray.get(next(engine.actor.generate.options(num_returns="streaming").remote([0], [0], [0], 1)))
     trainer.crew.policy.ask("sabotage", "", moment=MOMENT)
     trainer.crew.publish(1, MOMENT)

@@ -147,11 +147,13 @@ def test_every_score_is_the_weighted_sum_and_dropped_samples_are_left_out(run: t
 def test_each_part_says_how_it_works_in_its_own_log(run: tuple[Path, dict[str, float]]) -> None:
     logs = run[0] / "logs"
     judge = (logs / "reward judge-0.log").read_text()
-    assert "reads text, its tokenizer or chat template being another" in judge
+    assert "reads text, because its tokenizer or chat template differs" in judge
     encoder = (logs / "reward encoder-0.log").read_text()
     assert "by its own forward pass, over padded rows" in encoder and "as a pair of texts" in encoder
-    assert "texts so far were cut at their beginning" in judge, "its own tokens are many more than the policy's"
-    assert "after 2 attempts; the last: HTTP 503. They are left out." in (logs / "reward length-0.log").read_text()
+    assert "texts so far were truncated at the beginning" in judge, "its own tokens are many more than the policy's"
+    assert (
+        "in 2 attempts; last error: HTTP 503. These samples are dropped." in (logs / "reward length-0.log").read_text()
+    )
 
 
 def test_the_policy_is_sound_and_trained(run: tuple[Path, dict[str, float]]) -> None:

@@ -99,7 +99,7 @@ def test_an_update_is_the_same_samples_on_any_number_of_ranks(ranks: int) -> Non
 def test_samples_of_a_prompt_stay_on_one_engine() -> None:
     assert share_prompts([7, 7, 7, 3, 3, 9, 9, 7], 2) == [[0, 1, 2, 5, 6], [3, 4, 7]]
     assert share_prompts([4, 2, 0, 1, 3], 2) == [[0, 2, 4], [1, 3]]  # one sample a prompt: in turn
-    assert share_prompts([7, 7, 7, 7, 7], 3) == [[0, 3], [1, 4], [2]]  # one prompt: no engine stands still
+    assert share_prompts([7, 7, 7, 7, 7], 3) == [[0, 3], [1, 4], [2]]  # one prompt: no engine is idle
     assert share_prompts([], 2) == [[], []]
 
 
@@ -122,11 +122,11 @@ def test_padded_groups_keep_to_the_budget(lengths: list[int], budget: int) -> No
 
 
 def test_one_long_sample_does_not_leave_its_rank_alone_with_it() -> None:
-    """Sizes differ by one at most, whatever the lengths: a rank's share of samples is what the others expect of it."""
+    """Sizes differ by at most one for any lengths, so that each rank's number of samples is known to all."""
     assert balance([9, 1, 1, 1], 2) == [[0, 3], [1, 2]]
     assert balance([9, 1, 1, 1, 1], 2) == [[0, 3, 4], [1, 2]]
 
 
 def test_the_first_rank_is_not_always_the_one_with_the_most_rows() -> None:
-    """6 and 1 tokens fit into a row of 7, twice 5 do not: the rank with one row splits it, or the others would wait."""
+    """6 and 1 tokens fit into a row of 7, two of 5 do not: the rank with one row splits it to have two."""
     assert plan(range(4), [6, 5, 5, 1], ranks=2, budget=7) == [[[0], [3]], [[1], [2]]]

@@ -1,4 +1,4 @@
-"""Samples whose every number can be followed by hand."""
+"""Experience of samples small enough to calculate by hand."""
 
 from __future__ import annotations
 
@@ -209,7 +209,7 @@ def assert_same(one: Experience, other: Experience) -> None:
 
 @pytest.mark.parametrize("name", get_args(AlgorithmName))
 def test_a_dropped_sample_is_as_if_its_tokens_were_masked(name: AlgorithmName) -> None:
-    """Whatever its score and its tokens hold; what is left is alone in its group, and the batch goes on."""
+    """Its score and token values have no effect; the remaining sample is alone in its group."""
     algorithm = AlgorithmConfig(name=name, whiten_advantages=False)
     arrays = {
         key: floats(*getattr(scored(), key)[:2], *GARBAGE[:3]) for key in ("old_logprobs", "ref_logprobs", "values")
@@ -343,7 +343,7 @@ def test_every_tensor_at_fault_is_named() -> None:
 
 
 def test_the_length_that_a_score_may_follow_is_that_of_its_own_tokens() -> None:
-    """The policy wrote two tokens of the first response and one of the second: the higher score is the longer one's."""
+    """The policy sampled two tokens of the first response and one of the second; the longer one scores higher."""
     batch = scored(mask=bools(1, 1, 0, 0, 1))
     experience, _ = built(batch, plain())
     metrics = experience_metrics(experience, total(batch), version=5)

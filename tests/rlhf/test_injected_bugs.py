@@ -202,7 +202,7 @@ def test_a_mean_that_does_not_leave_one_out_is_caught() -> None:
 
 
 Bug = tuple[str, str, str]
-ONE_NORMALISER = "self.engine.backward(loss(micro_batch) * (self.world // self.split / max(1, count)))"
+ONE_NORMALISER = "self.engine.backward(loss(micro_batch) * (self.world // self.tensor_ranks / max(1, count)))"
 OWN_COUNTS: Bug = (
     "rlhf.zero.engine",
     ONE_NORMALISER,

@@ -1,4 +1,4 @@
-"""The controller's state goes into JSON and comes back, every bit of it."""
+"""The controller's state survives JSON bit for bit."""
 
 from __future__ import annotations
 
@@ -54,6 +54,6 @@ def test_a_missing_score_comes_back_as_missing() -> None:
     "damage", [{"step": "seven"}, {"order": None}, {"algorithm": {}}, {"watch": {"watch": 3}}, {"sizes": {"a": "b"}}]
 )
 def test_another_programs_state_is_refused_by_name(damage: dict[str, object]) -> None:
-    with pytest.raises(UserError, match="state is not one of this version") as caught:
+    with pytest.raises(UserError, match="state is not in this version's format") as caught:
         RunState.from_json({**STATE.to_json(), **damage})
     assert next(iter(damage)) in str(caught.value)

@@ -11,7 +11,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Oracle:
-    """What goes in, what must come out, how closely, and who says so."""
+    """Inputs, expected outputs, tolerance and source."""
 
     source: str
     inputs: dict[str, Any]

@@ -1,4 +1,4 @@
-"""Problems whose best policy is known exactly, and the project's own update on policies that are tables.
+"""Problems with a known optimal policy, and the project's update on tabular policies.
 
 All that is not the project's here is the table in place of a language model, the sampler in place of the engine, and
 one process in place of DeepSpeed's ranks. The rest is what a run does: blocks, experience, minibatches, losses, roles.
@@ -60,7 +60,7 @@ def divergence(policy: Array, reference: Array) -> Array:
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """What is sampled and what it is worth.
+    """Sampling and rewards of a problem.
 
     ``reference`` (S, V) probabilities; ``end`` the end token, without which every response has L tokens; ``score``
     takes prompts (n,), tokens (n, L) and lengths (n,) and gives (n,); ``objective`` is J of a policy (S, V), exactly.
@@ -187,7 +187,7 @@ class ValueTable(nn.Module):
 
 
 class PlainEngine:
-    """What ``ZeroEngine`` does, in one process and without DeepSpeed."""
+    """Stand-in for ``ZeroEngine``: one process, without DeepSpeed."""
 
     def __init__(self, network: nn.Module, config: OptimizerConfig, total_updates: int) -> None:
         self.engine, self.parameters = network, list(network.parameters())
@@ -212,11 +212,11 @@ class PlainEngine:
 
 
 class TablePolicy(PolicyRole):
-    """The project's policy, with a table for a language model. The reference is one too, never updated."""
+    """The project's policy role with a table as language model. The reference is another, never updated."""
 
     def __init__(self, recipe: Recipe, probabilities: Array) -> None:
         self.recipe, self.config, self.rank = recipe, recipe.placement.policy, HERE
-        self.place, self.network = torch.device("cpu"), LogitTable(probabilities)
+        self.device, self.network = torch.device("cpu"), LogitTable(probabilities)
         self.engine = PlainEngine(self.network, recipe.ppo.optimizer, policy_updates(recipe))
 
     def utilisation(self, *measured: object) -> dict[str, float]:
@@ -229,11 +229,11 @@ class TablePolicy(PolicyRole):
 
 
 class TableCritic(CriticRole):
-    """The project's critic, with a table for a network."""
+    """The project's critic role with a table as network."""
 
     def __init__(self, recipe: Recipe, count: int) -> None:
         self.recipe, self.config, self.rank = recipe, recipe.placement.critic, HERE
-        self.place, self.network = torch.device("cpu"), ValueTable(count)
+        self.device, self.network = torch.device("cpu"), ValueTable(count)
         self.engine = PlainEngine(self.network, recipe.ppo.critic_optimizer, critic_updates(recipe))
 
 
@@ -250,7 +250,7 @@ class Budget:
     group: int = 1
     temperature: float = 1.0
     engine_bias: float = 0.0
-    """What the sampler adds to every second logit: an engine whose probabilities are not the trainer's."""
+    """Added to every second logit in sampling, so that the engine's probabilities differ from the trainer's."""
     seed: int = 0
 
     def recipe(self, problem: Problem, algorithm: AlgorithmConfig) -> Recipe:
@@ -283,7 +283,7 @@ class Trained:
 
 
 def train(problem: Problem, algorithm: AlgorithmConfig, budget: Budget) -> Trained:
-    """A run, its canaries watched; its policy starts as the reference."""
+    """Run the training with its canaries; the policy starts as the reference."""
     recipe = budget.recipe(problem, algorithm)
     limits, random = canaries.Limits.of(recipe.canaries, "float32"), np.random.default_rng(budget.seed)
     start = problem.reference**budget.temperature
@@ -306,7 +306,7 @@ def train(problem: Problem, algorithm: AlgorithmConfig, budget: Budget) -> Train
 def score(
     block: RolloutBlock, raw: Array, policy: TablePolicy, reference: TablePolicy, critic: TableCritic | None
 ) -> Scored:
-    """What the models say of the rollouts."""
+    """Scores, log-probabilities and values of the rollouts."""
     old, ref = (join_tokens([role.logprobs(block)], block.sequences) for role in (policy, reference))
     return Scored(
         rollouts=block,

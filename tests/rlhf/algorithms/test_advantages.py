@@ -25,7 +25,7 @@ def gae(
     mask: list[int] | None = None,
     lengths: tuple[int, ...] = (),
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One sample, or several of the given lengths; every token is in the mask unless it says otherwise."""
+    """GAE of one sample, or of several of the given lengths; by default every token is inside the mask."""
     return generalised_advantages(
         np.array(rewards, dtype=np.float32),
         np.array(values, dtype=np.float32),
@@ -141,7 +141,7 @@ def test_whitening_survives_values_that_do_not_vary() -> None:
 
 
 def test_returns_to_go_by_hand() -> None:
-    """Each token is weighed by the rewards from there on, of its own response, over a gap too."""
+    """A token's return-to-go sums the later rewards of its response, across a gap in the mask too."""
     rewards = np.array([1, 2, np.nan, 4, 8, 16], dtype=np.float32)
     mask = np.array([1, 1, 0, 1, 1, 1], dtype=bool)
     assert returns_to_go(rewards, np.array([4, 2], np.int32), mask).tolist() == [7, 6, 0, 4, 24, 16]
@@ -178,7 +178,7 @@ def test_a_group_by_hand(name: AlgorithmName, expected: list[float]) -> None:
 
 @pytest.mark.parametrize("name", GROUP)
 def test_groups_lie_anywhere_in_the_batch(name: AlgorithmName) -> None:
-    """1, 2, 3, 6 of one prompt and 10, 20 of another, in turn."""
+    """1, 2, 3, 6 of one prompt and 10, 20 of another, interleaved."""
     spread = grouped(name, [6, 20, 1, 3, 10, 2], [9, 4, 9, 9, 4, 9])
     np.testing.assert_array_equal(spread[[2, 5, 3, 0]], grouped(name, [1, 2, 3, 6], [9] * 4))
     np.testing.assert_array_equal(spread[[4, 1]], grouped(name, [10, 20], [4] * 2))

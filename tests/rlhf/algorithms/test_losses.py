@@ -175,7 +175,7 @@ def test_the_value_of_the_kl_is_right_in_float32_where_it_is_smaller_than_a_step
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_what_is_no_number_stays_none(bad: float) -> None:
-    """A clamp would make a finite loss of an infinity."""
+    """A clamp would turn an infinity into a finite loss."""
     one = torch.ones(1)
     assert policy_loss(tensor([bad]), one, one, 0.2, 0.2).loss.isnan().all()
     assert kl_loss(tensor([bad]), one, one).isnan().all()

@@ -24,7 +24,7 @@ MASK = np.array([1, 0, 1, 1] + [0, 0] + [1, 1, 0] + [1], dtype=bool)
     ],
 )
 def test_weights_and_normalisers_by_hand(how: LossMean, weights: list[float], count: int) -> None:
-    """The response without a token in the mask is in none of them: 6 tokens, 3 responses, of at most 10 tokens."""
+    """The response without a token in the mask does not count: 6 tokens, 3 responses, at most 10 tokens each."""
     np.testing.assert_allclose(token_weights(how, LENGTHS, MASK), weights, rtol=1e-6)
     assert normaliser(how, LENGTHS, MASK, max_length=10) == count
 

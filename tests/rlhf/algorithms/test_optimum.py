@@ -1,4 +1,4 @@
-"""The project's update finds the best policy of problems where it is known in closed form.
+"""The project's update converges to the optimal policy of problems where it is known in closed form.
 
 Expected numbers are exact: computed from Z = Σ π_ref exp(r/β), outside this project. Trained policies are judged by
 their tables, not by samples, so that J* cannot be exceeded.

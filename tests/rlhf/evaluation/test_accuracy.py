@@ -1,4 +1,4 @@
-"""Agreement with people, and its baselines, by hand."""
+"""Accuracy on human comparisons and its baselines, calculated by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The comparison at the end: blind, complete, and the right way round."""
+"""The final comparison is blind and complete and has the right sign."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Series of judgements made by hand: ``spread`` tells the prompts apart, and the pairing takes it out again."""
+"""Constructed series of held-out evaluations: prompts differ by ``SPREAD``, which the pairing cancels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import scipy.stats
 from rlhf.evaluation.overoptimisation import Decision, Judgement, Watch, difference_interval, is_lower, mean_by_prompt
 
 SPREAD = np.linspace(-5.0, 5.0, 40)
-"""Some prompts are far easier than others."""
+"""Differences between prompts, some of which are far easier than others."""
 
 
 def watching(patience: int = 1) -> Watch:
@@ -23,13 +23,13 @@ def wobble(seed: int) -> np.ndarray:
 
 
 def scores(mean: float, seed: int) -> list[float]:
-    """Forty scores around ``mean``: the prompts' own levels, and what chance adds."""
+    """Forty scores around ``mean``: the prompts' levels plus noise."""
     noise = wobble(seed)
     return list(mean + SPREAD + noise - noise.mean())
 
 
 def follow(watch: Watch, series: list[tuple[float, float]]) -> tuple[Watch, list[Decision]]:
-    """Judge policies of (reward, held-out mean), the first before the first step."""
+    """Evaluate policies of (reward, held-out mean), the first before the first step."""
     decisions = []
     for step, (reward, mean) in enumerate(series):
         watch, decision = watch.judge(10 * step, [reward] if step else [], scores(mean, step))
@@ -58,16 +58,16 @@ def test_a_fall_with_a_falling_reward_is_not_over_optimisation() -> None:
 
 
 def test_noise_does_not_stop_a_run() -> None:
-    """Means within what forty pairs cannot tell: the noise of a difference is 0.14, of its mean 0.022."""
+    """Differences within the noise of forty pairs, which is 0.14 for one and 0.022 for the mean."""
     watch, decisions = follow(watching(), [(0, 0.0), (1, 0.01), (2, 0.0), (3, 0.005), (4, -0.01)])
     assert not any(each.is_lower or each.stop for each in decisions)
     assert watch.best is not None and watch.best.step == 10
     assert not watch.keeps_best
-    assert decisions[-1].why == "no lower than the best, after step 10, as far as 40 prompts can tell"
+    assert decisions[-1].why == "not significantly lower than the best, after step 10, over 40 prompts"
 
 
 def test_the_best_of_many_by_chance_does_not_stop_a_run_either() -> None:
-    """Ten judgements of policies that are all alike: one run in twenty may stop, two in three would at 5% a look."""
+    """Ten evaluations of equal policies: one run in twenty may stop; at 5% per comparison two in three would."""
     draw, runs, stopped = np.random.default_rng(0), 400, 0
     for _ in range(runs):
         watch, stops = watching(), []
@@ -100,7 +100,7 @@ def test_a_tie_leaves_the_earlier_one_the_best() -> None:
 
 
 def test_the_start_has_the_reward_of_the_first_step() -> None:
-    """Its policy wrote those answers. Over the three steps the reward falls; their mean, 2, is below 3."""
+    """Its policy sampled the first step's responses. The reward falls; its mean over three steps, 2, is below 3."""
     watch, _ = watching().judge(0, [], scores(1.0, 0))
     watch, decision = watch.judge(3, [3.0, 2.0, 1.0], scores(0.0, 1))
     assert decision.is_lower and not decision.is_over_optimised
@@ -117,7 +117,7 @@ def test_with_one_step_between_judgements_the_first_cannot_stop_the_run() -> Non
 
 
 def test_lower_is_what_the_paired_one_sided_test_calls_lower() -> None:
-    """Around its border, against SciPy's own test, at the level of 45 pairs of ten judgements."""
+    """Near the threshold, compared with SciPy's test, at the level of 45 pairs of ten evaluations."""
     best = Judgement(step=0, reward=0.0, scores=tuple(SPREAD))
     noise, verdicts = wobble(7) - wobble(7).mean(), []
     for shift in np.linspace(-0.12, 0.0, 121):

@@ -1,4 +1,4 @@
-"""What a run's metrics are summed up to, by hand."""
+"""The summary of a run's metrics, calculated by hand."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def test_first_against_last_tenth_and_the_worst_canaries() -> None:
 
 @pytest.mark.parametrize("spread", [0.0, 1e-16])
 def test_a_first_step_of_equal_scores_has_no_scale_for_a_gain(spread: float) -> None:
-    """A reward that is 0 for all, until the policy finds out: a gain of 0 would say that nothing was learned."""
+    """The reward is 0 for all samples of the first step: a gain of 0 would mean that nothing was learned."""
     history = [step(0.0, 1.0, 1.0) | {"objective/scores_std": spread}, step(7.0, 1.0, 1.0)]
     assert learned(history)["gain in standard deviations"] == "not known: the first step's scores are all equal"
 
 
 def test_steps_of_which_nothing_was_left_are_left_out() -> None:
-    """All of their samples were dropped: they have no score, as the first step, the last, or in between."""
+    """Steps without a score, because all samples were dropped, can be the first, the last, or between."""
     nothing = {"rollout/dropped": 6.0}
     found = learned([nothing, step(1.0, 1.0, 1.0), nothing, step(4.0, 1.0, 1.0), nothing])
     assert found == learned([step(1.0, 1.0, 1.0), step(4.0, 1.0, 1.0)])

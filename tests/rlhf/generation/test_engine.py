@@ -1,4 +1,4 @@
-"""What the engine makes of answers that are none, and of calls that are given up: vLLM's own types, and no model."""
+"""Invalid outputs and abandoned calls of the engine, with vLLM's types and without a model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ END, VOCABULARY = 2, 10
 
 
 class Core:
-    """Stands for vLLM: takes requests, which run until they are answered or aborted."""
+    """Fake vLLM engine: accepts requests, which run until they are answered or aborted."""
 
     def __init__(self, answer: Any = None, takes: int = 100) -> None:
         """Args: answer is given to each request at once, where there is one; takes is how many it takes in time."""
@@ -48,7 +48,7 @@ class Core:
         return []
 
     async def reset_prefix_cache(self) -> bool:
-        """As vLLM's block pool does: not while requests hold blocks."""
+        """Like vLLM's block pool, refuses while requests hold blocks."""
         return not self.running
 
 
@@ -57,7 +57,7 @@ def engine(core: Core) -> RolloutEngine:
     made = object.__new__(RolloutEngine)
     made.config, made.end_tokens, made.vocabulary = RolloutConfig(), [END], VOCABULARY
     made.deterministic, made.prompt_tokens, made.cached_tokens, made.version = False, 0, 0, 3
-    made.llm, made._under_way = core, set()
+    made.llm, made._pending = core, set()
     return made
 
 
@@ -91,11 +91,15 @@ def test_a_response_is_an_answer() -> None:
 @pytest.mark.parametrize(
     ("given", "prompt", "fault"),
     [
-        (output([], "stop"), PROMPT, "the engine gave no response"),
-        (output([], "length"), PROMPT, "the engine gave no response"),
+        (output([], "stop"), PROMPT, "the engine returned no response"),
+        (output([], "length"), PROMPT, "the engine returned no response"),
         (output([4], "abort"), PROMPT, "the engine ended the response: abort"),
         (ValueError("too long"), PROMPT, "ValueError: too long"),
-        (output([4], "stop"), Prompt(id=7, tokens=(5, VOCABULARY)), "a token is not among the model's 10"),
+        (
+            output([4], "stop"),
+            Prompt(id=7, tokens=(5, VOCABULARY)),
+            "a token id is not below 10, the model's vocabulary",
+        ),
     ],
 )
 def test_what_is_no_response_is_set_aside_with_its_reason(given: Any, prompt: Prompt, fault: str) -> None:
@@ -108,7 +112,7 @@ def test_what_is_no_response_is_set_aside_with_its_reason(given: Any, prompt: Pr
 
 
 def abandoned(core: Core, calls: int, until: Callable[[], bool]) -> RolloutEngine:
-    """An engine that was answering calls of two prompts each, which all failed when it was told to drop them."""
+    """An engine with pending calls of two prompts each, all of which fail when it abandons them."""
 
     async def scenario() -> RolloutEngine:
         made = engine(core)
@@ -126,7 +130,7 @@ def abandoned(core: Core, calls: int, until: Callable[[], bool]) -> RolloutEngin
 
 
 def test_all_calls_are_abandoned_not_the_last_alone() -> None:
-    """An engine that was given a dead peer's prompts beside its own has two calls at once."""
+    """An engine that takes over a failed engine's prompts has two calls at once."""
     core = Core()
     assert abandoned(core, calls=2, until=lambda: len(core.running) == 4).version == 4
 
@@ -144,7 +148,7 @@ def test_no_version_is_served_while_something_of_an_older_one_is_computed() -> N
         while not made.llm.running:
             await asyncio.sleep(0)
         made.version = UNVERIFIED
-        with pytest.raises(MachineryError, match="cannot serve version 4: it is still answering with older weights"):
+        with pytest.raises(MachineryError, match="cannot serve version 4: it still has requests with older weights"):
             await made.serve(4)
         running.cancel()
         return made

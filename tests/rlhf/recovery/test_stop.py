@@ -151,11 +151,11 @@ def test_a_stopped_run_says_where_it_goes_on() -> None:
     error = Stopped("SIGTERM", "runs/a/ppo/checkpoints/step_40")
     assert isinstance(error, RLHFError) and error.exit_code == 75
     assert str(error) == (
-        "stopped on request (SIGTERM); the last checkpoint is runs/a/ppo/checkpoints/step_40, the same command goes on "
+        "stopped on request (SIGTERM); the last checkpoint is runs/a/ppo/checkpoints/step_40, the same command resumes "
         "from it"
     )
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
-    assert "no checkpoint was made yet" in str(Stopped("SIGTERM"))
+    assert "no checkpoint exists yet" in str(Stopped("SIGTERM"))
 
 
 def test_the_grace_period_ends_a_process_that_does_not_end_itself() -> None:

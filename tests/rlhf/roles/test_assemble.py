@@ -42,14 +42,14 @@ WITHOUT_CRITIC = CONTRIBUTIONS[:-1]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A model folder whose tokenizer has one token a byte."""
+    """A model folder whose tokenizer has one token per byte."""
     path = tmp_path_factory.mktemp("model")
     make_scratch(ScratchConfig(hidden_size=32, layers=1, heads=1, vocab_size=258), [], path, seed=0)
     return str(path)
 
 
 def rollouts() -> list[Rollout]:
-    """Three prompts answered twice each; every number of a sample follows from its prompt and its seed."""
+    """Three prompts with two responses each; all numbers of a sample are determined by its prompt and seed."""
     return [
         Rollout(
             prompt=Prompt(id=id, tokens=tuple(range(40, 43 + id))),
@@ -69,12 +69,12 @@ def of_sample(rollout: Rollout) -> float:
 
 
 def of_service(rollout: Rollout) -> float:
-    """The service's score; it gives up on the answer with seed 4."""
+    """The service's score; it fails on the response with seed 4."""
     return np.nan if rollout.seed == 4 else rollout.seed / 4
 
 
 def of_tokens(role: int) -> Callable[[Rollout], np.ndarray]:
-    """A role's numbers: another for every token, sample and role."""
+    """A role's numbers, different for every token, sample and role."""
     return lambda r: -(role + of_sample(r) / 8 + np.arange(len(r.tokens)) / 64)
 
 
@@ -89,7 +89,7 @@ COMPUTES = {
 
 
 def shares(block: list[Rollout], contribution: Contribution) -> list[Share]:
-    """The block dealt out to ranks in turn."""
+    """The block distributed over ranks round robin."""
     compute = COMPUTES[contribution.name or contribution.kind]
     dealt = [np.arange(rank, len(block), contribution.ranks) for rank in range(contribution.ranks)]
     numbers = lambda samples: [np.atleast_1d(compute(block[i])) for i in samples]  # noqa: E731
@@ -100,7 +100,7 @@ def shares(block: list[Rollout], contribution: Contribution) -> list[Share]:
 
 
 def parts(blocks: list[list[Rollout]], contributions: tuple[Contribution, ...] = CONTRIBUTIONS) -> list[Any]:
-    """What the actors hand over: each block with the shares of all roles."""
+    """The actors' results: each block with the shares of all roles."""
     handed_over: list[Any] = []
     for block in blocks:
         handed_over.append(RolloutBlock.pack(block))
@@ -137,7 +137,7 @@ def assembled(folder: str, blocks: list[list[Rollout]], **options: Any) -> tuple
 
 
 def expected_score(rollout: Rollout) -> float:
-    """The two parts of the reward, the second twice; 7 off where there is no end."""
+    """The two parts of the reward, the second with weight 2; −7 without an end token."""
     return -7.0 if rollout.prompt.id == 1 else of_sample(rollout) + 2 * of_service(rollout)
 
 
@@ -194,14 +194,14 @@ def test_a_share_that_is_missing_is_noticed(folder: str, name: str) -> None:
     [
         (
             [0, 1, 2, 4, 5],
-            r"step 5 has 5 samples of ppo.batch_size = 6; not 2 answers to each of: prompt 1 \(1\)$",
+            r"step 5 has 5 samples of ppo.batch_size = 6; prompts without 2 responses .*: prompt 1 \(1\)$",
         ),
         ([0, 1, 4, 5], r"step 5 has 4 samples of ppo.batch_size = 6$"),  # a whole prompt: only the count tells
         (
             [0, 1, 2, 3, 4, 5, 2],
-            r"has 7 samples .*; there twice: prompt 1 with seed 3; not 2 answers to each of: prompt 1 \(3\)$",
+            r"has 7 samples .*; duplicates: prompt 1 with seed 3; prompts without 2 responses .*: prompt 1 \(3\)$",
         ),
-        ([0, 1, 2, 2, 4, 5], r"has 6 samples .*; there twice: prompt 1 with seed 3$"),
+        ([0, 1, 2, 2, 4, 5], r"has 6 samples .*; duplicates: prompt 1 with seed 3$"),
     ],
     ids=["one missing", "a prompt missing", "one twice", "one in place of another"],
 )
@@ -239,7 +239,7 @@ def test_a_sample_that_a_service_gave_up_on_is_left_out_and_counted(folder: str)
 
 
 def test_a_sample_that_one_part_of_the_reward_gave_up_on_stays_dropped(folder: str) -> None:
-    """The first service gives up on seed 4, the second on seed 9, and there is no answer with seed 6."""
+    """The first service fails on seed 4, the second on seed 9, and the response with seed 6 is quarantined."""
     samples = [replace(r, finish_reason=FinishReason.SET_ASIDE) if r.seed == 6 else r for r in rollouts()]
     contributions = tuple(Contribution(kind="score", ranks=1, name=name) for name in ("service", "another"))
     described = batch(folder, contributions=(*contributions, *WITHOUT_CRITIC[2:]), name="rloo")

@@ -41,7 +41,7 @@ TOKENS = int(SEQUENCES.response_lengths.sum())
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small Llama, of which the classifier takes the backbone."""
+    """A small Llama, the classifier's backbone."""
     path = tmp_path_factory.mktemp("critic")
     tiny_model(AutoModelForCausalLM, "llama").save_pretrained(path)
     train_tokenizer([], 258).save_pretrained(path)
@@ -206,13 +206,13 @@ def update_beside_garbage(rank: Rank, folder: Path, recipe: Recipe, batch: Exper
 
 
 def response_places() -> np.ndarray:
-    """(R,) where the response tokens are among all."""
+    """(R,) indices of the response tokens among all tokens."""
     ends = SEQUENCES.starts + SEQUENCES.lengths
     return np.concatenate([np.arange(end - n, end) for end, n in zip(ends, SEQUENCES.response_lengths)])
 
 
 def test_a_value_outside_the_mask_may_be_anything(folder: Path, one_rank: Crew) -> None:
-    """NaN there neither stops the critic nor moves it. A token is outside the mask wherever its number is odd."""
+    """NaN outside the mask has no effect on the critic. Tokens with an odd index are outside the mask."""
     batch = experience()
     batch = replace(batch, response_mask=batch.response_mask & (SEQUENCES.tokens[response_places()] % 2 == 0))
     made = recipe(1, 1, 20)
@@ -232,7 +232,7 @@ def values_of_a_trained_critic(rank: Rank, folder: Path, recipe: Recipe) -> dict
 
 
 def test_a_value_is_that_of_the_state_before_its_token(folder: Path, one_rank: Crew) -> None:
-    """The first of a response is read at the prompt's last token. A fresh critic, whose values are all 0, hides it."""
+    """A response's first value is read at the prompt's last token; a new critic's values are all 0 and hide it."""
     [found] = one_rank.run(values_of_a_trained_critic, folder, recipe(1, 1, 20, epochs=1))
     classifier = load_classifier(folder, ModelConfig())
     classifier.load_state_dict({n: torch.from_numpy(found[f"classifier.{n}"]) for n in classifier.state_dict()})
@@ -259,7 +259,7 @@ def test_a_batch_without_a_token_teaches_nothing(ranks: int, stage: int, folder:
     classifier = load_classifier(folder, ModelConfig())
     init_value_head(classifier)
     for updated in crews[ranks].run(update, folder, recipe(ranks, stage, 20, schedule="linear"), nothing):
-        assert updated["metrics"] == {}  # a loss of 0 would be a false report
+        assert updated["metrics"] == {}  # a loss of 0 would be wrong
         assert updated["next_rate"] == 0  # the schedule ends where it should
         for name, weight in classifier.state_dict().items():
             np.testing.assert_array_equal(updated["weights"][f"classifier.{name}"], weight.numpy(), err_msg=name)
@@ -270,8 +270,8 @@ def begin(rank: Rank, folder: Path) -> None:
 
 
 def test_an_encoder_is_no_critic(one_rank: Crew, tmp_path: Path) -> None:
-    """Its head is linear, but its tokens see later ones."""
+    """Its head is linear, but its attention is not causal."""
     tiny_classifier("bert").save_pretrained(tmp_path)
     pair_tokenizer("bert").save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="its tokens see later ones"):
+    with pytest.raises(UserError, match="whose attention is not causal"):
         one_rank.run(begin, tmp_path)

@@ -45,7 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def recipe(ranks: int, stage: int, budget: int, shared: int = 1) -> Recipe:
-    """The sampling temperature is not 1: comparisons must not take it."""
+    """The sampling temperature is not 1: comparisons must not use it."""
     optimizer = OptimizerConfig(lr=LR, schedule="constant", betas=(0.0, 0.0), eps=1.0, max_grad_norm=0.0)
     role = RoleConfig(ranks=ranks, sequence_parallel=shared, zero_stage=stage, micro_batch_tokens=budget)
     return Recipe(
@@ -57,7 +57,7 @@ def recipe(ranks: int, stage: int, budget: int, shared: int = 1) -> Recipe:
 
 
 def shares(own: Share, rank: Rank) -> list[Share]:
-    """All ranks' shares on every rank, as the controller hands them round."""
+    """All ranks' shares on every rank, as the controller distributes them."""
     everyone: list[Any] = [own] * rank.world
     if rank.world > 1:
         torch.distributed.all_gather_object(everyone, own)
@@ -100,7 +100,7 @@ def plain_terms(lm: PreTrainedModel, sequences: Sequences, reference: torch.Tens
 
 @pytest.fixture(scope="module")
 def expected(folder: Path) -> dict[str, Any]:
-    """What two plain updates report and what they leave."""
+    """Metrics and weights of two plain updates."""
     lm = load_causal(folder, ModelConfig())
     with torch.no_grad():
         reference, held_out_reference = plain_logprobs(lm, TRAIN), plain_logprobs(lm, HELD_OUT)
@@ -169,7 +169,7 @@ def test_two_updates_are_the_plain_ones_and_the_model_is_saved_as_it_is(
 
 
 def start_elsewhere(rank: Rank, folder: Path, recipe: Recipe) -> None:
-    """A reference that is not the policy: one nat off for each answer."""
+    """A reference that differs from the policy by one nat per answer."""
     role = DPORole(recipe, str(folder), 2, rank)
     role.use(TRAIN, logprobs(role, TRAIN, rank) + 1)
     role.update(CHOSEN)

@@ -1,4 +1,4 @@
-"""A service that scores, asked over real sockets while it fails, stalls, and answers nonsense."""
+"""The client of a scoring service, over real sockets, while the service fails, stalls and answers invalidly."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def asking(service: Service, patience: float = 30.0, **options: object) -> Endpoint:
-    return Endpoint(EndpointConfig(url=service.url, **{"retries": 2, "timeout_seconds": 10.0, **options}), patience)
+def asking(service: Service, deadline: float = 30.0, **options: object) -> Endpoint:
+    return Endpoint(EndpointConfig(url=service.url, **{"retries": 2, "timeout_seconds": 10.0, **options}), deadline)
 
 
 def scores(endpoint: Endpoint, count: int = 3) -> list[float]:
@@ -55,14 +55,14 @@ def test_requests_are_cut_and_their_scores_put_together():
 
 
 def test_requests_run_side_by_side_over_connections_that_are_kept():
-    three = threading.Barrier(3)  # nobody is answered before three are asking
+    three = threading.Barrier(3)  # no request is answered before three are open
 
     def together(number, asked):
         three.wait(timeout=30)
         return None
 
     with serve(together) as service:
-        endpoint = asking(service, batch_size=1, connections=3, timeout_seconds=60.0, patience=200.0)
+        endpoint = asking(service, batch_size=1, connections=3, timeout_seconds=60.0, deadline=200.0)
         for _ in range(3):
             assert endpoint(["p"] * 12, ["rr"] * 12, [{}] * 12).tolist() == [2.0] * 12
         assert len(service.asked) == 36
@@ -104,15 +104,15 @@ def test_fail_names_address_samples_attempts_and_the_last_error():
         scores(asking(service))
     assert len(service.asked) == 3
     assert f"reward endpoint {service.url} gave no scores for samples 0 to 2" in str(caught.value)
-    assert "after 3 attempts; the last: HTTP 503" in str(caught.value)
+    assert "in 3 attempts; last error: HTTP 503" in str(caught.value)
 
 
 def test_nobody_listens():
-    with socket.socket() as closed:  # bound and not listening: nobody else can take the port meanwhile
+    with socket.socket() as closed:  # bound and not listening, so that no other process takes the port
         closed.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{closed.getsockname()[1]}/score"
         endpoint = Endpoint(EndpointConfig(url=url, retries=1), 30.0)
-        with pytest.raises(MachineryError, match="after 2 attempts; the last: ConnectError"):
+        with pytest.raises(MachineryError, match="in 2 attempts; last error: ConnectError"):
             scores(endpoint)
 
 
@@ -147,7 +147,7 @@ def test_an_answer_that_trickles_is_late_too():
 
         threading.Thread(target=trickle, daemon=True).start()
         endpoint = Endpoint(EndpointConfig(url=url, retries=0, timeout_seconds=0.3), 30.0)
-        with pytest.raises(MachineryError, match=r"after 1 attempts; the last: no answer within 0\.3 s"):
+        with pytest.raises(MachineryError, match=r"in 1 attempts; last error: no answer within 0\.3 s"):
             scores(endpoint)
 
 
@@ -158,7 +158,8 @@ def test_dropped_samples_are_those_of_the_failed_request(capsys):
         assert np.isnan(found[1])
         assert len(service.asked) == 2 + 3
     assert (
-        "samples 1 to 1 of a block after 3 attempts; the last: HTTP 503. They are left out." in capsys.readouterr().out
+        "samples 1 to 1 of a block in 3 attempts; last error: HTTP 503. These samples are dropped."
+        in capsys.readouterr().out
     )
 
 
@@ -169,9 +170,9 @@ def test_retry_goes_on_after_the_attempts_are_used_up():
 
 
 @pytest.mark.parametrize("policy", ["fail", "retry", "drop"])
-def test_patience_ends_all_attempts(policy):
+def test_the_deadline_ends_all_attempts(policy):
     with serve(lambda number, asked: 5.0) as service:
-        endpoint = asking(service, patience=0.5, retries=50, timeout_seconds=0.2, on_failure=policy)
+        endpoint = asking(service, deadline=0.5, retries=50, timeout_seconds=0.2, on_failure=policy)
         if policy == "drop":
             assert np.isnan(scores(endpoint)).all()
         else:
@@ -188,12 +189,12 @@ def test_patience_ends_all_attempts(policy):
         (404, "HTTP 404"),
         (401, "HTTP 401"),
         ((302, {"Location": "/elsewhere"}), "redirects are not followed"),
-        (b"<html>oops", "no JSON: '<html>oops'"),
-        (b"", "no JSON: ''"),
-        (b"[" * 5000, "no JSON"),
-        (b"\xff\xfe", "no JSON"),
-        (b"[1.0]", "no scores: '[1.0]'"),
-        ({"score": [1.0]}, "no scores"),
+        (b"<html>oops", "a body that is not JSON: '<html>oops'"),
+        (b"", "a body that is not JSON: ''"),
+        (b"[" * 5000, "a body that is not JSON"),
+        (b"\xff\xfe", "a body that is not JSON"),
+        (b"[1.0]", "a body without scores: '[1.0]'"),
+        ({"score": [1.0]}, "a body without scores"),
         ({"scores": 1.0}, "returned float, not a list"),
         ({"scores": None}, "returned NoneType, not a list"),
         ({"scores": []}, "returned 0 scores for 1 responses"),
@@ -241,7 +242,7 @@ def test_without_a_token_nothing_is_sent():
 
 def test_a_token_that_no_header_can_hold_is_refused_without_being_shown(monkeypatch):
     monkeypatch.setenv("RLHF_REWARD_TOKEN", "hunter22\r\nX-More: 1")
-    with serve() as service, pytest.raises(UserError, match="RLHF_REWARD_TOKEN is no token") as caught:
+    with serve() as service, pytest.raises(UserError, match="RLHF_REWARD_TOKEN is not a valid token") as caught:
         asking(service)
     assert "hunter22" not in str(caught.value)
 

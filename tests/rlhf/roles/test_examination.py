@@ -1,4 +1,4 @@
-"""The examination on real DeepSpeed ranks, and a first update of models whose logits or rows are unlike Llama's."""
+"""The probes of a model on real DeepSpeed ranks, and a first update of models that differ from Llama."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def plain_loss(lm: PreTrainedModel, sequences: Sequences) -> torch.Tensor:
 def test_the_first_updates_loss_and_gradient_are_plain_pytorchs(
     name: str, form: str, stage: int, two_ranks: Crew, tmp_path: Path
 ) -> None:
-    """Logits that are scaled or bounded, a tied head, recurrent layers, a backbone that the model itself passes by."""
+    """Logits that are scaled or capped, a tied head, recurrent layers, a backbone that the model bypasses."""
     lm = small_model(name)
     lm.save_pretrained(tmp_path)
     loss = plain_loss(lm, TRAIN)
@@ -123,7 +123,7 @@ def in_chunks(rank: Rank, folder: Path, recipe: Recipe) -> list[float]:
 
 
 def test_ranks_may_make_different_numbers_of_chunks(two_ranks: Crew, tmp_path: Path) -> None:
-    """Under ZeRO-3 every call of a module is counted, and has to be made by all ranks."""
+    """Under ZeRO-3 every call of a module is collective."""
     small_model("Gemma 2").save_pretrained(tmp_path)
     sharded, whole = (two_ranks.run(in_chunks, tmp_path, recipe(stage)) for stage in (3, 1))
     assert sharded[0] == pytest.approx(whole[0], rel=1e-5)

@@ -21,7 +21,7 @@ def shares(sequences: Sequences, world: int, budget: int, compute: object) -> li
 
 
 def target_and_place(row: PackedRow) -> torch.Tensor:
-    """A number a response token that says which token it was and where in its sequence."""
+    """A number per response token that encodes the token and its position."""
     return row.targets + 100 * row.positions[0, row.predict_at]
 
 
@@ -54,7 +54,7 @@ def test_what_no_rank_computed_is_not_a_number() -> None:
 
 
 def test_token_index_by_hand() -> None:
-    """Responses of 2, 1, 3 and 0 tokens take the places 0 1 | 2 | 3 4 5 |."""
+    """Responses of 2, 1, 3 and 0 tokens have the indices 0 1 | 2 | 3 4 5 |."""
     sequences = Sequences.pack([([9], [9, 9]), ([], [9]), ([9, 9], [9, 9, 9]), ([9], [])])
     assert token_index(sequences, [2, 0]).tolist() == [3, 4, 5, 0, 1]
     assert token_index(sequences, [3, 1]).tolist() == [2]

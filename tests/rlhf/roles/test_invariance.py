@@ -1,4 +1,4 @@
-"""Gradients of the policy and the critic, by real backward passes under DeepSpeed, however the work is divided.
+"""Gradients of the policy and the critic under DeepSpeed do not depend on how the work is divided.
 
 A gradient is taken from DeepSpeed just before the optimizer's step: whole, added up over ranks and micro-batches. The
 packed passes are also held to what many write instead, a padded batch with an attention mask, through transformers
@@ -57,9 +57,9 @@ class Split:
     ranks: int = 1
     stage: int = 1
     budget: int = 1000
-    """Tokens of a packed pass."""
+    """Tokens of a micro-batch."""
     shared: int = 1
-    """Ranks that share a row."""
+    """Sequence-parallel size."""
     order: tuple[int, ...] = tuple(range(SAMPLES))
 
 
@@ -109,7 +109,7 @@ def scored(order: tuple[int, ...]) -> tuple[Scored, np.ndarray]:
 
 
 def experience(split: Split, algorithm: AlgorithmConfig) -> Experience:
-    """As a run builds it."""
+    """The experience as a run builds it."""
     built, _ = build_experience(*scored(split.order), algorithm, AlgorithmState.start(algorithm))
     return built
 
@@ -137,7 +137,7 @@ def gradients(crews: dict[int, Crew], kind: str, folder: Path, split: Split, epo
 
 
 def assert_same_gradient(one: Gradients, other: Gradients) -> None:
-    """To 1e-5 of the largest component of each parameter's gradient."""
+    """Compare to 1e-5 of the largest component of each parameter's gradient."""
     assert one.keys() == other.keys()
     for name, expected in other.items():
         scale = np.abs(expected).max()

@@ -1,4 +1,4 @@
-"""The policy's update on real DeepSpeed ranks: what is trained may not depend on how the work is divided."""
+"""The policy's update on real DeepSpeed ranks does not depend on how the work is divided."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def experience(order: list[int] | None = None, kl_coef: float = KL_COEF) -> Expe
 
 @dataclass(frozen=True)
 class Updated:
-    """Metrics and weights after an update, and the rate of an update that would follow."""
+    """Metrics and weights after an update, and the learning rate of the next one."""
 
     metrics: dict[str, float]
     weights: dict[str, np.ndarray]
@@ -152,7 +152,7 @@ def update(rank: Rank, folder: Path, recipe: Recipe, batch: Experience) -> Updat
 
 
 def one_by_one(lm: Any, batch: Experience, samples: list[int]) -> list[dict[str, torch.Tensor]]:
-    """For each sample what its masked tokens have: log π_new, entropy, and the numbers of the batch."""
+    """log π_new, entropy and the batch's numbers for each sample's tokens inside the mask."""
     sequences, found = batch.rollouts.sequences, []
     for i in samples:
         tokens = torch.tensor([*sequences.prompt(i), *sequences.response(i)], dtype=torch.long)
@@ -168,7 +168,7 @@ def one_by_one(lm: Any, batch: Experience, samples: list[int]) -> list[dict[str,
 
 
 def average(how: str, per_sample: list[torch.Tensor]) -> torch.Tensor:
-    """The mean over all tokens; of the samples' means; or of their sums over the longest length allowed."""
+    """The mean over all tokens, of the samples' means, or of their sums over the maximum length."""
     some = [values for values in per_sample if len(values)]
     if how == "token":
         return torch.cat(some).mean()
@@ -176,7 +176,7 @@ def average(how: str, per_sample: list[torch.Tensor]) -> torch.Tensor:
 
 
 def plain_losses(algorithm: AlgorithmConfig, rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """The loss as the papers have it, and what an update reports, of one minibatch."""
+    """The loss as in the papers, and an update's metrics, for one minibatch."""
     policy, kl, tokens = [], [], []
     for row in rows:
         ratio, advantage = (row["new"] - row["old_logprobs"]).exp(), row["advantages"]
@@ -210,7 +210,7 @@ def plain_losses(algorithm: AlgorithmConfig, rows: list[dict[str, torch.Tensor]]
 def plain_update(
     folder: Path, batch: Experience, algorithm: AlgorithmConfig, rates: Sequence[float] = (LR,) * 9
 ) -> tuple[Updated, list[dict[str, float]]]:
-    """The same without packing, micro-batches, chunks or DeepSpeed; also the metrics of each update by itself."""
+    """The same update without packing, micro-batches, chunks or DeepSpeed, and the metrics of each update."""
     lm = load_causal(folder, ModelConfig())
     plan, rows = minibatches(len(batch.rollouts), algorithm.minibatches, algorithm.epochs, [0, 0]), []
     for samples, rate in zip(plan, rates, strict=False):
@@ -227,7 +227,7 @@ def plain_update(
 
 
 def assert_same(one: Updated, other: Updated) -> None:
-    """Weights to 1e-5 of the largest in their tensor, metrics that both have to 1e-5."""
+    """Compare weights to 1e-5 of the largest in their tensor, and common metrics to 1e-5."""
     for name in one.metrics.keys() & other.metrics.keys() - {"memory/policy_gib"}:
         assert one.metrics[name] == pytest.approx(other.metrics[name], rel=1e-5, abs=1e-6), name
     assert one.weights.keys() == other.weights.keys()
@@ -238,7 +238,7 @@ def assert_same(one: Updated, other: Updated) -> None:
 
 @pytest.fixture(scope="module")
 def expected(folder: Path) -> dict[str, Updated]:
-    """Three epochs with each of the options, plainly."""
+    """Reference results of three epochs with each option."""
     return {
         name: plain_update(folder, experience(), recipe(**options).algorithm)[0] for name, options in OPTIONS.items()
     }
@@ -268,8 +268,8 @@ def test_three_updates_are_the_plain_ones_on_any_ranks_stage_and_budget(
 ) -> None:
     for updated in crews[ranks].run(update, folder, recipe(ranks, stage, budget, **OPTIONS[option]), experience()):
         assert_same(updated, expected[option])
-        assert updated.metrics.keys() > expected[option].metrics.keys()  # all of them are compared
-    assert 0.05 < updated.metrics["policy/clipfrac_avg"] < 0.95  # the clip takes part in what is compared
+        assert updated.metrics.keys() > expected[option].metrics.keys()  # all are compared
+    assert 0.05 < updated.metrics["policy/clipfrac_avg"] < 0.95  # the clip affects the result
 
 
 @pytest.mark.parametrize(
@@ -305,7 +305,7 @@ def test_importance_weights_make_a_difference_that_would_be_seen(folder: Path, e
 
 
 def test_the_logged_rate_is_that_of_the_steps_last_update(folder: Path, one_rank: Crew) -> None:
-    """Three updates on the way from LR to 0."""
+    """The schedule is three updates from LR to 0."""
     [updated] = one_rank.run(update, folder, recipe(schedule="linear"), experience())
     assert updated.metrics["lr"] == pytest.approx(LR / 3)
     assert updated.metrics["policy/updates"] == 3
@@ -370,7 +370,7 @@ def test_a_batch_without_a_token_changes_nothing(ranks: int, stage: int, folder:
 
 
 def rates(rank: Rank, folder: Path, recipe: Recipe) -> list[dict[str, float]]:
-    """Of an update of 2 s on this machine's CPU, and as on an H100; and what a real update reports."""
+    """Utilisation of an update of 2 s on a CPU and on an H100, and the metrics of a real update."""
     role = PolicyRole(recipe, str(folder), rank)
     found = [role.utilisation([5, 3], 4, seconds=2.0)]
     with pytest.MonkeyPatch.context() as patch:
@@ -390,13 +390,15 @@ def test_an_update_reports_how_well_it_uses_the_hardware(
     """
     flops = 6 * 8 * 2 * (64 * 192 + 3 * 64 * 96) + 6 * 4 * 61 * 64 + 2 * 12 * 64 * 21
     for on_cpu, on_gpu, updated in crews[ranks].run(rates, folder, recipe(ranks, stage)):
-        assert on_cpu == {"perf/model_tflops": pytest.approx(flops / 2.0 / ranks / 1e12)}  # of a CPU no peak is known
+        assert on_cpu == {
+            "perf/model_tflops": pytest.approx(flops / 2.0 / ranks / 1e12)
+        }  # the peak of a CPU is unknown
         assert on_gpu["perf/mfu"] == pytest.approx(flops / 2.0 / ranks / 67e12)
         assert updated["perf/model_tflops"] > 0 and "perf/mfu" not in updated
 
 
 def counted_after_an_early_end(rank: Rank, folder: Path, recipe: Recipe) -> tuple[float, list[int]]:
-    """Updates made, and the tokens, and the predicted ones, whose FLOPs are counted."""
+    """Number of updates, and the tokens and predicted tokens whose FLOPs are counted."""
     role, counted = PolicyRole(recipe, str(folder), rank), list[int]()
 
     def utilisation(lengths: np.ndarray, predicted: int, seconds: float) -> dict[str, float]:
@@ -414,7 +416,7 @@ def test_updates_that_were_not_made_cost_nothing(folder: Path, one_rank: Crew) -
 
 
 def infinite(rank: Rank, folder: Path, recipe: Recipe, batch: Experience) -> None:
-    """An update of a policy whose head has overflown."""
+    """Update of a policy whose head has overflowed."""
     role = PolicyRole(recipe, str(folder), rank)
     with torch.no_grad():
         role.lm.get_output_embeddings().weight.mul_(torch.inf)
@@ -471,7 +473,7 @@ def test_metrics_are_means_over_tokens_of_each_update_and_then_over_updates() ->
 
 
 def test_an_update_without_a_token_is_in_no_metric() -> None:
-    """All of its samples were dropped. As the first one it says nothing of the first pass."""
+    """All of its samples were dropped; if it is the first update, there are no first-pass metrics."""
     empty = torch.zeros(1, 8, dtype=torch.float64)
     assert update_metrics(torch.cat([SUMMED, empty])) == pytest.approx(AVERAGED | OF_THE_FIRST)
     assert update_metrics(torch.cat([empty, SUMMED])) == pytest.approx(AVERAGED)

@@ -1,4 +1,4 @@
-"""In bfloat16 what must stay float32 does, on every ZeRO stage."""
+"""In bfloat16 the rotary embedding's frequencies stay in float32, at every ZeRO stage."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.rlhf.tiny import tiny_model
 
 
 def frequencies(rank: Rank, folder: str, stage: int) -> tuple[torch.dtype, list[float]]:
-    """The rotary embedding's frequencies as the policy on this rank has them."""
+    """The rotary embedding's frequencies of the policy on this rank."""
     placement = PlacementConfig(policy=RoleConfig(ranks=rank.world, zero_stage=stage))
     recipe = Recipe(name="test", model=ModelConfig(path=folder, dtype="bfloat16"), placement=placement)
     rotary = PolicyRole(recipe, folder, rank).lm.model.rotary_emb

@@ -1,4 +1,4 @@
-"""A policy of adapters on real DeepSpeed ranks: only they learn, and the frozen weights are the reference."""
+"""A policy with adapters on real DeepSpeed ranks: only adapters are trained, and the base model is the reference."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def stored(role: PolicyRole) -> dict[str, torch.Tensor]:
 
 @dataclass(frozen=True)
 class Updated:
-    """A policy of adapters before and after a step.
+    """A policy with adapters before and after a step.
 
     ``logprobs`` by the policy, and by the reference before and after the step; ``frozen`` what the layers hold,
     ``merged`` what others see, ``sent`` what a publish sends; how many numbers the optimizer has averages of.
@@ -182,7 +182,7 @@ def merged_weights(
 
 
 def plain_update(folder: Path) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """The same without peft, packing or DeepSpeed: a plain model whose weights are a function of A and B."""
+    """The same update without PEFT, packing or DeepSpeed: a plain model whose weights are a function of A and B."""
     lm, batch = load_causal(folder, ModelConfig()), experience()
     start = adapters(load_policy(folder, recipe(1, 0).model, SEED))
     a = {name: adapter.a.detach().clone().requires_grad_() for name, adapter in start.items()}
@@ -214,7 +214,7 @@ def plain_update(folder: Path) -> tuple[dict[str, float], dict[str, np.ndarray]]
 
 @pytest.fixture(scope="module")
 def expected(folder: Path) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Three updates, plainly."""
+    """Reference results of three updates."""
     return plain_update(folder)
 
 
@@ -236,7 +236,7 @@ def test_a_step_of_adapters(
 
 
 def assert_plain(answer: Updated, metrics: dict[str, float], arrays: dict[str, np.ndarray]) -> None:
-    """A and B are those of the plain update, and both have moved enough to tell."""
+    """A and B equal those of the plain update, and both have changed."""
     for name, value in metrics.items():
         assert answer.metrics[name] == pytest.approx(value, rel=1e-5, abs=1e-6), name
     assert answer.adapters.keys() == arrays.keys()
@@ -247,7 +247,7 @@ def assert_plain(answer: Updated, metrics: dict[str, float], arrays: dict[str, n
 
 
 def assert_frozen(answer: Updated, base: PreTrainedModel) -> None:
-    """The weights underneath are the folder's to the last bit, and so is what they answer."""
+    """The frozen weights and their log-probabilities equal the folder's bit for bit."""
     state = base.state_dict()
     assert list(answer.frozen) == list(answer.merged) == list(state)
     assert sorted(answer.sent) == sorted(state)  # each once; within a layer in the order in which a model is saved
@@ -260,7 +260,7 @@ def assert_frozen(answer: Updated, base: PreTrainedModel) -> None:
 
 
 def assert_same_everywhere(answer: Updated, saved: PreTrainedModel) -> None:
-    """What is sent, what is told of it, and what is saved are the merged weights, to the last bit."""
+    """The tensors that are sent, fingerprinted and saved are the merged weights, bit for bit."""
     assert differences(answer.fingerprint, fingerprint(answer.sent.items())) == []
     changed = {name for name, tensor in answer.merged.items() if not torch.equal(tensor, answer.frozen[name])}
     assert changed == {
@@ -272,7 +272,7 @@ def assert_same_everywhere(answer: Updated, saved: PreTrainedModel) -> None:
 
 
 def assert_loads_into_peft(folder: Path, out: Path, arrays: dict[str, np.ndarray]) -> None:
-    """The adapter by itself, on the model that it was trained on, is the saved model."""
+    """The saved adapter on its base model equals the saved model."""
     adapted = PeftModel.from_pretrained(load_causal(folder, ModelConfig()), out / "adapter")
     loaded = {name.replace(".default", ""): tensor for name, tensor in adapted.state_dict().items() if "lora" in name}
     assert loaded.keys() == arrays.keys()
@@ -286,7 +286,7 @@ def assert_loads_into_peft(folder: Path, out: Path, arrays: dict[str, np.ndarray
 
 
 def against_a_reference(rank: Rank, folder: Path, recipe: Recipe) -> tuple[np.ndarray, np.ndarray]:
-    """Log-probabilities after a step: by the policy with its adapters off, and by a reference of its own."""
+    """Log-probabilities after a step, by the policy with adapters disabled and by a separate reference model."""
     role = PolicyRole(recipe, str(folder), rank)
     role.update(experience(), step=0)
     reference = ReferenceRole(recipe, str(folder), rank)
@@ -306,7 +306,7 @@ def test_the_reference_is_that_of_a_model_of_its_own_to_the_last_bit(
 def test_recomputed_activations_change_nothing(
     ranks: int, stage: int, folder: Path, expected: Any, crews: dict[int, Crew], tmp_path: Path
 ) -> None:
-    """Although the embedding is frozen, so that no input of the first layer needs a gradient."""
+    """The embedding is frozen, so that the first layer's input does not require a gradient."""
     checkpointed = recipe(ranks, stage, gradient_checkpointing=True)
     for answer in crews[ranks].run(update, folder, checkpointed, tmp_path):
         assert_plain(answer, *expected)
@@ -326,7 +326,7 @@ def test_bfloat16_adapters_have_float32_masters_and_frozen_weights_have_none(
 
 
 def masters(rank: Rank, folder: Path, recipe: Recipe) -> dict[str, Any]:
-    """Dtypes of what a publish sends and of what the optimizer changes, and the frozen weights, after a step."""
+    """Dtypes of sent tensors and of optimizer states, and the frozen weights, after a step."""
     role = PolicyRole(recipe, str(folder), rank)
     role.update(experience(), step=0)
     state = role.engine.engine.basic_optimizer.state
@@ -352,7 +352,7 @@ def supervise(rank: Rank, folder: Path, recipe: Recipe, out: Path) -> dict[str, 
 def test_supervised_training_of_adapters_is_saved_merged(
     ranks: int, stage: int, llama: Path, crews: dict[int, Crew], tmp_path: Path
 ) -> None:
-    """The saved model answers as the trained one did, and the loss of the first update is the plain model's."""
+    """The saved model computes the same as the trained one, and the first update's loss is the plain model's."""
     answers = crews[ranks].run(supervise, llama, recipe(ranks, stage), tmp_path)
     tokens = len(answers[0]["held_out"])
     for answer in answers:

@@ -32,7 +32,7 @@ CHOSEN = [2, 0, 1]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small Llama, of which the classifier takes the backbone."""
+    """A small Llama, the classifier's backbone."""
     path = tmp_path_factory.mktemp("reward")
     tiny_model(AutoModelForCausalLM, "llama").save_pretrained(path)
     train_tokenizer([], 258).save_pretrained(path)
@@ -55,7 +55,7 @@ def pairs() -> PairData:
 
 
 def read(classifier: PreTrainedModel) -> torch.Tensor:
-    """Rewards of all answers by transformers' own forward pass, each alone. One ends with the padding token."""
+    """Rewards of all answers by transformers' forward pass, one at a time. One ends with the padding token."""
     return torch.stack([classifier(whole(pairs().sequences, i)).logits[0, 0] for i in range(6)])
 
 
@@ -135,7 +135,7 @@ def start(rank: Rank, folder: Path) -> Share:
 
 
 def test_a_finished_reward_model_goes_on_from_its_own_head(one_rank: Crew, tmp_path: Path) -> None:
-    """Its shift is no part of what learns: it is found anew at the end, of the raw output."""
+    """The shift is not trained: it is measured again at the end, on the raw output."""
     finished = tiny_classifier("mistral")
     finished.score = torch.nn.Linear(32, 1)
     finished.config.update({"rlhf_reward_shift": 5.0})
@@ -146,5 +146,7 @@ def test_a_finished_reward_model_goes_on_from_its_own_head(one_rank: Crew, tmp_p
 
 def test_an_encoder_is_no_start(one_rank: Crew, tmp_path: Path) -> None:
     tiny_classifier("bert").save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="BertForSequenceClassification, which is not read at the last token"):
+    with pytest.raises(
+        UserError, match="BertForSequenceClassification, which does not read its score at the last token"
+    ):
         one_rank.run(start, tmp_path)

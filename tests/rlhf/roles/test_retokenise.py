@@ -1,4 +1,4 @@
-"""What a reward model with a tokenizer of its own reads, against its own encoding written down in full."""
+"""The tokens that a reward model with a different tokenizer reads, compared with explicit encodings."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def rollouts(prompt: Prompt, tokens: Sequence[int], reason: FinishReason) -> Rol
 
 
 def block(policy: PreTrainedTokenizerFast, *samples: tuple[Prompt, str, FinishReason]) -> RolloutBlock:
-    """Rollouts of these responses; one that stopped ends with the policy's end token."""
+    """Rollouts of these responses; a finished one ends with the policy's end token."""
     return RolloutBlock.pack(
         [
             rollout(prompt, policy.encode(text) + ([policy.eos_token_id] if reason is STOP else []), reason)
@@ -149,7 +149,7 @@ def test_what_is_too_long_is_cut_at_its_beginning_and_counted(capsys):
         assert (own.decode(prompts[0]), own.decode(responses[0])) == (prompt, response)
         assert len(prompts[0]) + len(responses[0]) == context
     assert (made.limit.seen, made.limit.cut) == (2, 2)
-    assert "2 of 2 texts so far were cut at their beginning" in capsys.readouterr().out
+    assert "2 of 2 texts so far were truncated at the beginning" in capsys.readouterr().out
 
 
 def test_same_tokenizers_need_no_text():
@@ -200,7 +200,7 @@ def test_a_thought_that_the_policys_prompt_opens_is_part_of_its_answer():
 
 @pytest.mark.parametrize("text", ["", "a<eos>b", "x <|im_end|>"])
 def test_whatever_the_policy_says_is_read(text: str):
-    """An answer without text, and one that has the text of the reward model's end token, which is no end there."""
+    """An empty answer, and one that contains the text of the reward model's end token, which does not end it."""
     own = tokenizer(size=258, template=TEMPLATE)
     policy = tokenizer("the inn is open " * 5, template=TEMPLATE)
     ordinary = policy.encode(text, split_special_tokens=True)

@@ -1,4 +1,4 @@
-"""The parts of a reward as their actors build them: a model by tokens or by text, a function, a service."""
+"""Parts of a reward as their actors build them: a model that reads tokens or text, a function, a service."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ PROMPTS = (
     Prompt(id=2, tokens=tuple(POLICY.encode("and then")), text="and then", row={"answer": "no"}),
 )
 ANSWERS = [(1, " the inn is", FinishReason.LENGTH), (0, " here", FinishReason.STOP), (2, "", FinishReason.STOP)]
-"""Prompt, response and how it ended, in the order in which the block has them."""
+"""Prompt, response and finish reason, in the block's order."""
 
 
 def sampled(text: str, reason: FinishReason) -> list[int]:
@@ -81,7 +81,7 @@ def scored(rank: Rank, policy: Path, folder: Path) -> Share:
 
 
 def plain(folder: Path, samples: list[list[int]]) -> list[float]:
-    """The model's raw output at each sample's last token, alone, plus the shift."""
+    """The model's raw output at each sample's last token, one sample at a time, plus the shift."""
     classifier = load_classifier(folder, ModelConfig())
     with torch.no_grad():
         return [
@@ -124,7 +124,7 @@ def scored_by_pair(rank: Rank, policy: Path, folder: Path, stage: int) -> Share:
 def test_an_encoder_scores_prompt_and_response_as_a_pair(
     name: str, ranks: int, stage: int, folders: Any, crews: dict[int, Crew], tmp_path: Path
 ) -> None:
-    """The whole of transformers' own way: its tokenizer's pair, token types included, and its own forward pass."""
+    """Reference scores by transformers: the tokenizer's pair, token types included, and the model's forward pass."""
     labels = {"labels": 2, "id2label": {0: "bad", 1: "good"}, "vocab_size": 300}
     classifier, own = (
         tiny_classifier(name, **labels),
@@ -142,7 +142,7 @@ def test_an_encoder_scores_prompt_and_response_as_a_pair(
 
 
 def alone(source: RewardSourceConfig, policy: Path) -> Share:
-    """Scores by a part that is no model."""
+    """Scores by a part that is not a model."""
     rank = Rank(rank=0, world=1, meeting="", device="cpu", threads=1, timeout_seconds=60.0)
     return make_reward(recipe(), source, str(policy), None, PROMPTS, DAY, rank).scores(block())
 

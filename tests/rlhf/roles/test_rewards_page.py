@@ -1,4 +1,4 @@
-"""The examples of docs/rewards.md, run as they stand there."""
+"""Runs the examples of docs/rewards.md."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ def cross_entropy(lm: Any, sequences: Any, i: int, trained: Any = slice(None)) -
 
 
 def trained(i: int) -> torch.Tensor:
-    """The part of ``MASK`` that is sample i's."""
+    """The part of ``MASK`` for sample i."""
     begin = [0, 5, 9, 10][i]
     return torch.tensor(MASK[begin : begin + int(TRAIN.response_lengths[i])])
 
@@ -138,7 +138,7 @@ def test_groups_of_ranks_that_share_rows_divide_the_work_among_them(
 
 
 def assert_plain(answers: list[Any], expected: Any, saved_to: Path) -> None:
-    """All ranks report what plain updates have, and the saved model is the one that they make."""
+    """All ranks report the metrics of plain updates, and the saved model equals theirs."""
     for answer in answers:
         assert [m["train/tokens"] for m in answer["metrics"]] == [TOKENS] * 2
         for name in ("train/loss", "train/grad_norm"):

@@ -1,4 +1,4 @@
-"""Ranks that share matrices, on real DeepSpeed ranks: updates are the plain ones, and whole weights come out."""
+"""Tensor parallelism on real DeepSpeed ranks: updates equal plain ones, and weights are gathered correctly."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Expected = tuple[Path, policies.Updated]
 
 
 class Qwen3:
-    """Makes a Qwen3, whose heads are normalised, of the sizes of the Llama that is asked for."""
+    """Builds a Qwen3, whose heads are normalised, with the sizes of the requested Llama."""
 
     @staticmethod
     def from_config(llama: Any, attn_implementation: str) -> Any:
@@ -45,7 +45,7 @@ class Qwen3:
 
 @pytest.fixture(scope="module")
 def pair() -> Iterator[Crew]:
-    """Two ranks of their own: DeepSpeed meets the ranks that share matrices once in a process."""
+    """Two new ranks: DeepSpeed creates the tensor-parallel groups once per process."""
     crew = Crew(2)
     yield crew
     crew.stop()
@@ -53,7 +53,7 @@ def pair() -> Iterator[Crew]:
 
 @pytest.fixture(scope="module", params=["llama", "qwen2", "qwen3"])
 def expected(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Expected:
-    """A small model of two key-value heads, and what three plain updates make of it."""
+    """A small model with two key-value heads, and its weights after three plain updates."""
     path = tmp_path_factory.mktemp(request.param)
     if request.param == "qwen3":
         tiny_model(Qwen3, "llama").save_pretrained(path)
@@ -66,7 +66,7 @@ def expected(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 def recipe(
     ranks: int = 2, stage: int = 1, dtype: Any = "float32", parts: int = 2, norm: float = 0.0, **options: Any
 ) -> Recipe:
-    """That of the policy's other tests, with ranks that share matrices."""
+    """The recipe of the policy's other tests, with tensor parallelism."""
     made = policies.recipe(ranks, stage, 20, **options)
     role = replace(made.placement.policy, tensor_parallel=parts)
     optimizer = replace(made.ppo.optimizer, max_grad_norm=norm)
@@ -88,7 +88,7 @@ def test_three_updates_are_the_plain_ones(stage: int, expected: Expected, pair: 
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small Llama of two key-value heads."""
+    """A small Llama with two key-value heads."""
     path = tmp_path_factory.mktemp("llama")
     tiny_model(AutoModelForCausalLM, "llama", num_key_value_heads=2).save_pretrained(path)
     train_tokenizer([], 258).save_pretrained(path)
@@ -112,7 +112,7 @@ def clipped(rank: Rank, path: Path, recipe: Recipe) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("stage", [1, 2])
 def test_gradients_are_clipped_by_the_norm_of_all_parts(stage: int, llama: Path, pair: Crew, one_rank: Crew) -> None:
-    """What is whole on every rank counts once. The norm of one rank is that of plain updates, as tested elsewhere."""
+    """Replicated weights count once. The norm of one rank is that of plain updates, as tested elsewhere."""
     [alone] = one_rank.run(clipped, llama, recipe(1, stage, parts=1, norm=0.01))
     [unclipped] = one_rank.run(clipped, llama, recipe(1, stage, parts=1))
     assert any(np.abs(alone[name] - unclipped[name]).max() > 1e-3 for name in alone)
@@ -122,7 +122,7 @@ def test_gradients_are_clipped_by_the_norm_of_all_parts(stage: int, llama: Path,
 
 
 def streamed(rank: Rank, path: Path, folder: Path, recipe: Recipe) -> tuple[Any, ...]:
-    """What engines get and the fingerprint of it; what is saved; shapes that a rank holds after all that."""
+    """The tensors that engines receive and their fingerprint, the saved model, and the rank's shapes afterwards."""
     role = PolicyRole(recipe, str(path), rank)
     role.update(policies.experience(), step=0)
     source = ZeroSource(role.engine, role.lm, torch.float32)
@@ -193,7 +193,7 @@ def test_a_checkpoint_of_other_ranks_is_refused(llama: Path, pair: Crew, one_ran
 
 
 def score(rank: Rank, path: Path, recipe: Recipe) -> Any:
-    """A frozen role's share, before and after it rested."""
+    """A frozen role's share, before and after offloading."""
     role = ReferenceRole(recipe, str(path), rank)
     rollouts = policies.experience().rollouts
     first = role.logprobs(rollouts)
@@ -232,7 +232,7 @@ def tied(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_so_does_supervised_training(tied: Path, pair: Crew, one_rank: Crew, tmp_path: Path) -> None:
-    """One rank has what plain updates have, as is tested elsewhere; checkpointing runs each layer's sums again."""
+    """One rank equals plain updates, as tested elsewhere; gradient checkpointing repeats each layer's all-reduces."""
     made = supervised.recipe(1, 1, 12, 1)
     role = replace(made.placement.policy, ranks=2, tensor_parallel=2)
     split = replace(

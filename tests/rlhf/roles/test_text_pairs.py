@@ -1,4 +1,4 @@
-"""What an encoder reads of a block, against its tokenizer's own pair of texts; and what a limit cuts."""
+"""The tokens that an encoder reads, compared with its tokenizer's pairs; and truncation at a length limit."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rlhf.data.chat import ChatFormat
 from rlhf.errors import UserError
 from rlhf.models.scratch import train_tokenizer
 from rlhf.records import Message
-from rlhf.roles.length_limit import CutBlock, LengthLimit
+from rlhf.roles.length_limit import BlockTruncator, LengthLimit
 from rlhf.roles.text import BlockReader
 from rlhf.roles.text_pairs import TextPairs, pair_frame
 from rlhf.types import FinishReason, Prompt
@@ -69,7 +69,7 @@ def test_a_pair_that_is_too_long_keeps_its_special_tokens_and_the_answers_end(
     assert prompt == [1, *question[len(question) - (room - len(kept)) :], 2, 2] and response == [*kept, 2]
     assert len(prompt) + len(response) == limit
     assert (made.limit.seen, made.limit.cut) == (1, 1)
-    assert "1 of 1 texts so far were cut at their beginning" in capsys.readouterr().out
+    assert "1 of 1 texts so far were truncated at the beginning" in capsys.readouterr().out
 
 
 def test_a_tokenizer_that_hides_where_its_texts_begin_is_refused() -> None:
@@ -78,14 +78,14 @@ def test_a_tokenizer_that_hides_where_its_texts_begin_is_refused() -> None:
     reverse.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="$A <eos>", pair="$B <eos> $A:1 <eos>:1", special_tokens=[("<eos>", 1)]
     )
-    with pytest.raises(UserError, match="makes no pair of two texts"):
+    with pytest.raises(UserError, match="cannot encode a pair of texts"):
         pair_frame(reverse)
 
 
 def test_blocks_in_the_policys_tokens_are_cut_too() -> None:
     samples = [(asked("where is it? and then where?"), " it is", STOP), (asked("a", 8), " b", STOP)]
     whole = block(POLICY, *samples).sequences
-    made = CutBlock(LengthLimit(10, begin=int(whole.prompt(0)[0])))
+    made = BlockTruncator(LengthLimit(10, bos_token=int(whole.prompt(0)[0])))
     cut = made(block(POLICY, *samples))
     response = whole.response(0).tolist()
     expected = [whole.prompt(0)[0], *whole.prompt(0)[len(whole.prompt(0)) - (9 - len(response)) :]]

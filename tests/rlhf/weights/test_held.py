@@ -1,4 +1,4 @@
-"""Modules that hide their matrices as vLLM's layers on a CPU do: only the product x·Wᵀ is left of them."""
+"""Fingerprints of modules that hide their matrices like vLLM's CPU layers: they only provide the product x·Wᵀ."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DTYPES = [torch.float32, torch.bfloat16]
 
 
 class Layer(nn.Module):
-    """A weight, perhaps a bias, and whatever vLLM would note on the module."""
+    """A weight, optionally a bias, and attributes that vLLM sets on modules."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None, **notes: Any) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ def repack(layer: Layer) -> Layer:
 
 
 def random(rows: int, columns: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
-    """Numbers over many orders of magnitude, where sums would round."""
+    """Values over many orders of magnitude, whose sums would round."""
     generator = torch.Generator().manual_seed(seed)
     scale = 10.0 ** torch.randint(-8, 8, (rows, columns), generator=generator)
     return (torch.randn(rows, columns, generator=generator) * scale).to(dtype)

@@ -1,4 +1,4 @@
-"""How the sender of weights is set up, as far as that is known without a GPU."""
+"""Setup of the weight sender, as far as it can be tested without a GPU."""
 
 from __future__ import annotations
 

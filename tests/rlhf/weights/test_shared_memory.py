@@ -59,7 +59,7 @@ def test_a_chunk_of_another_host_is_a_file_here_for_a_moment(tmp_path: Path) -> 
 
 
 class ListSource(WeightSource):
-    """A stream of given tensors that remembers whether it was read."""
+    """A source of given tensors that records whether it was iterated."""
 
     def __init__(self, tensors: list[tuple[str, Tensor]]) -> None:
         self.tensors, self.reads = tensors, 0
@@ -73,7 +73,7 @@ class ListSource(WeightSource):
 
 
 class ReadingClient:
-    """The engine's side of the protocol: reads each chunk while its file is there, and keeps the order of the calls."""
+    """The engine's side of the protocol: reads each chunk while its file exists, and records the order of calls."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []
@@ -118,7 +118,7 @@ def test_a_small_model_is_one_chunk_and_leaves_no_file_behind() -> None:
 
 
 def test_other_ranks_read_their_source_and_call_nobody() -> None:
-    """Under ZeRO-3 each tensor is gathered by all ranks: one that did not read would leave the others waiting."""
+    """Under ZeRO-3 gathering a tensor is collective: a rank that does not iterate would block the others."""
     source = ListSource(ODD)
     assert send(source, rank=1).calls == []
     assert source.reads == 1

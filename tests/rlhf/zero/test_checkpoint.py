@@ -1,4 +1,4 @@
-"""Training that stops and goes on, on real DeepSpeed ranks: as if it had not stopped."""
+"""Training that resumes from a snapshot on real DeepSpeed ranks equals training without interruption."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ TOTAL, K = 8, 2
 """Updates of the schedule, and updates before and after a snapshot."""
 ADAM = OptimizerConfig(lr=0.05, schedule="linear", warmup_steps=1, weight_decay=0.1, eps=1e-8)
 SAMPLES = 4
-"""Sequences an update, over all ranks."""
+"""Sequences per update, over all ranks."""
 
 
 class Net(nn.Module):
-    """The next of 7 tokens from the last: odd sizes, which two ranks cannot share evenly, and a tied head."""
+    """Predicts the next of 7 tokens from the last; odd sizes, which do not divide by two ranks, and a tied head."""
 
     def __init__(self, width: int = 3) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class AdapterNet(PolicyNet):
 
 @dataclass(frozen=True)
 class Setup:
-    """What an engine is made of."""
+    """The arguments of an engine."""
 
     stage: int = 1
     dtype: str = "float32"
@@ -166,7 +166,7 @@ def of_all_ranks(engine: ZeroEngine) -> list[Files]:
 
 
 def stop_and_go_on(rank: Rank, setup: Setup, before: int) -> None:
-    """Snapshot, go on; a fresh engine, and the one that went on, go on from the snapshot in the same way."""
+    """Take a snapshot and continue; a new engine and the continued one resume from the snapshot identically."""
     engine = build(rank, setup)
     torch.manual_seed(rank.rank)
     np.random.seed(rank.rank)
@@ -192,7 +192,7 @@ def test_training_goes_on_bit_for_bit(world: int, stage: int, dtype: str, crews:
 
 
 def in_dirty_memory(rank: Rank, setup: Setup) -> None:
-    """As before, where every new tensor is full of NaN until it is written to."""
+    """The same while all uninitialised memory is filled with NaN."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         stop_and_go_on(rank, setup, K)
@@ -222,7 +222,7 @@ def test_so_does_an_offloaded_optimizer(stage: int, two_ranks: Crew) -> None:
 
 
 def whole_state(engine: ZeroEngine) -> dict[str, dict[str, np.ndarray]]:
-    """Master weights and Adam's averages of every trained parameter, as DeepSpeed and torch tell them."""
+    """Master weights and Adam's averages of every trained parameter, according to DeepSpeed and torch."""
     named = [(name, p) for name, p in engine.network.named_parameters() if p.requires_grad]
     optimizer = engine.engine.optimizer
     if engine.stage:
@@ -242,7 +242,7 @@ def whole_state(engine: ZeroEngine) -> dict[str, dict[str, np.ndarray]]:
 
 @dataclass(frozen=True)
 class Told:
-    """What a rank tells of a snapshot and of the updates after it."""
+    """A rank's results for a snapshot and the updates after it."""
 
     files: Files
     state: dict[str, dict[str, np.ndarray]]
@@ -252,7 +252,7 @@ class Told:
 
 
 def leave(rank: Rank, setup: Setup) -> Told:
-    """Train, take a snapshot, and train on."""
+    """Train, take a snapshot, and continue training."""
     engine = build(rank, setup)
     train(engine, 0)
     files, state, rate = dict(checkpoint.snapshot(engine)), whole_state(engine), engine.learning_rate
@@ -260,7 +260,7 @@ def leave(rank: Rank, setup: Setup) -> Told:
 
 
 def arrive(rank: Rank, setup: Setup, shards: list[Files]) -> Told:
-    """Go on from a snapshot."""
+    """Resume from a snapshot."""
     engine = build(rank, replace(setup, shift=1.0))
     checkpoint.restore(engine, shards)
     return Told({}, whole_state(engine), engine.learning_rate, train(engine, K), weights(engine))
@@ -280,14 +280,14 @@ MOVES = [
     ((2, 3), (1, 0), "float32"),
     ((2, 1), (2, 0), "bfloat16"),
 ]
-"""(ranks, stage) of the snapshot and of the engine that goes on from it, and the dtype of both."""
+"""(ranks, stage) of the snapshot and of the engine that resumes from it, and the dtype of both."""
 
 
 @pytest.mark.parametrize(("source", "target", "dtype"), MOVES, ids=str)
 def test_other_ranks_and_stages_go_on(
     source: tuple[int, int], target: tuple[int, int], dtype: str, crews: dict[int, Crew]
 ) -> None:
-    """In bfloat16 gradients are rounded otherwise at another stage: only what is loaded is exact."""
+    """In bfloat16 the rounding of gradients depends on the stage: only the loaded state is exact."""
     left = crews[source[0]].run(leave, Setup(stage=source[1], dtype=dtype))
     near = 1e-5 if dtype == "float32" else 1e-2
     for told in crews[target[0]].run(arrive, Setup(stage=target[1], dtype=dtype), [each.files for each in left]):
@@ -318,7 +318,7 @@ PARTLY = ("embed.weight", "hidden.bias")
 
 
 def move_partly_frozen(rank: Rank, source: int, target: int) -> tuple[dict[str, np.ndarray], dict[str, int], set[str]]:
-    """The weights after a move between stages, the fingerprint of the frozen ones, and what files hold weights of."""
+    """The weights after a change of stage, the fingerprint of the frozen ones, and the parameters in the files."""
     first = build(rank, Setup(stage=source, frozen=PARTLY))
     train(first, 0)
     shards = of_all_ranks(first)
@@ -335,7 +335,7 @@ def move_partly_frozen(rank: Rank, source: int, target: int) -> tuple[dict[str, 
 
 
 def test_frozen_weights_stay_and_are_not_in_the_files(two_ranks: Crew) -> None:
-    """The tied head is left in the files under its second name: DeepSpeed knows parameters by their first."""
+    """The frozen tied head stays in the files under its second name: DeepSpeed excludes parameters by their first."""
     told = [each for stages in ((0, 3), (3, 1), (2, 2)) for each in two_ranks.run(move_partly_frozen, *stages)]
     original = Net().state_dict()
     for state, sums, saved in told:
@@ -347,7 +347,7 @@ def test_frozen_weights_stay_and_are_not_in_the_files(two_ranks: Crew) -> None:
 
 
 def refused(rank: Rank, source: Setup, target: Setup) -> str:
-    """What restoring says; the target is as it was afterwards."""
+    """The error of a restore; checks that the target is unchanged."""
     shards = of_all_ranks(build(rank, source))
     engine = build(rank, target)
     before = contents(checkpoint.snapshot(engine))
@@ -412,7 +412,7 @@ def test_a_folder_without_a_checkpoint_and_another_format_are_refused(tmp_path: 
 
 @contextmanager
 def own_folders(folder: Path) -> Iterator[None]:
-    """Within it temporary folders are made in this one, and shared memory is another in it."""
+    """Context in which temporary folders are created in this folder, with a subfolder in place of shared memory."""
     kept = leftovers.SHARED_MEMORY, tempfile.tempdir
     leftovers.SHARED_MEMORY, tempfile.tempdir = folder / "shared", str(folder)
     leftovers.SHARED_MEMORY.mkdir(parents=True)
@@ -424,7 +424,7 @@ def own_folders(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def printed_to(path: Path) -> Iterator[None]:
-    """Within it all that this process prints goes to the file."""
+    """Context in which all output of this process goes to the file."""
     kept = os.dup(1), os.dup(2)
     with path.open("wb") as file:
         for descriptor in (1, 2):
@@ -440,7 +440,7 @@ def half_written(folder: str, **_: Any) -> None:
 
 
 def leave_nothing(rank: Rank, folder: Path) -> bytes:
-    """What is printed by taking, restoring and moving snapshots; whether they succeed or fail no file is left."""
+    """The output of taking, restoring and reshaping snapshots; no temporary file remains after success or failure."""
     own, printed = folder / str(rank.rank), folder / f"printed_{rank.rank}"
     first, same, other = (build(rank, Setup(stage=stage, dtype="bfloat16")) for stage in (1, 1, 3))
     with own_folders(own):
@@ -471,7 +471,7 @@ def test_files_go_to_shared_memory_if_they_have_room_there(tmp_path: Path) -> No
 
 
 class Bare(Role[Any]):
-    """A role whose network is no language model, and is not examined."""
+    """A role whose network is not a language model and is not probed."""
 
     def _examine(self, is_saved: bool) -> Examination:
         return Examination(form="packed", tokens=0)

@@ -1,4 +1,4 @@
-"""The engine on networks small enough that every gradient is known beforehand, on real DeepSpeed ranks."""
+"""The engine on real DeepSpeed ranks, with networks so small that every gradient is known."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PLAIN = OptimizerConfig(lr=0.5, schedule="constant", betas=(0.0, 0.0), eps=1.0, 
 
 
 class Scale(nn.Module):
-    """w · Σ x: the gradient of w is the sum of what was given."""
+    """w · Σ x: the gradient of w is the sum of the inputs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class Scale(nn.Module):
 
 @dataclass(frozen=True)
 class Trained:
-    """What a rank knows after training: each update's norm and rate, the next one's rate, the weight."""
+    """A rank's results: each update's norm and learning rate, the next one's rate, the weight."""
 
     norms: list[float]
     rates: list[float]
@@ -144,7 +144,7 @@ def test_a_constant_rate_warms_up_too(one_rank: Crew) -> None:
 
 
 def skip_in_the_middle(rank: Rank, stage: int, made: int, skipped: int) -> list[float]:
-    """The rates of the updates on both sides of updates that are not made, and the rate after all of them."""
+    """The learning rates before and after skipped updates, and the rate after all updates."""
     linear = OptimizerConfig(lr=0.4, schedule="linear", warmup_steps=2)
     place, network, total = join(rank), Scale(), 2 * made + skipped
     engine = ZeroEngine(network, RoleConfig(zero_stage=stage), "float32", rank, place, linear, total)
@@ -177,7 +177,7 @@ def test_finite_numbers_pass_and_others_are_named() -> None:
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_gradient_that_is_no_number_stops_every_rank(stage: int, bad: float, two_ranks: Crew) -> None:
-    """Only the second rank makes it."""
+    """Only the second rank's gradient is not finite."""
     with pytest.raises(MachineryError, match="in the gradient: its norm is"):
         two_ranks.run(train_scale, stage, [[[1.0]], [[bad]]], 2, 1, PLAIN, "float32")
 
@@ -206,7 +206,7 @@ def shards_in_dirty_memory(rank: Rank) -> dict[str, list[float]]:
 
 
 def test_what_fills_up_a_shard_is_zero(two_ranks: Crew) -> None:
-    """DeepSpeed leaves there what was in the memory: it would go into checkpoints, and into Adam's states."""
+    """DeepSpeed leaves padding uninitialised; it would enter checkpoints and Adam's states."""
     first, second = two_ranks.run(shards_in_dirty_memory)
     assert first == {"w": [1.0], "three": [1.0, 1.0], "four": [1.0, 1.0]}
     assert second == {"w": [0.0], "three": [1.0, 0.0], "four": [1.0, 1.0]}
@@ -216,7 +216,7 @@ SEQUENCES = random_sequences((3, 5), (1, 4), (6, 1))
 
 
 def frozen_logprobs(rank: Rank, stage: int) -> dict[str, Any]:
-    """What a frozen policy answers, whether its weights can be trained, and its tensors by name and whole shape."""
+    """A frozen policy's output, whether its weights require gradients, and the full shapes of its tensors."""
     place = join(rank)
     lm = tiny_model(AutoModelForCausalLM, "qwen2")
     shapes = {name: tuple(tensor.shape) for name, tensor in lm.state_dict().items()}

@@ -1,4 +1,4 @@
-"""Where ranks on several hosts meet."""
+"""Rendezvous of ranks on several hosts."""
 
 from __future__ import annotations
 

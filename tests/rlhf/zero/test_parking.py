@@ -1,4 +1,4 @@
-"""What rests in the host's memory and comes back: the very training that there would have been, on real ranks."""
+"""Training with offloaded state equals training without offloading, on real DeepSpeed ranks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rlhf.config.schema import RoleConfig
 from rlhf.placement.pools import Part
 from rlhf.zero import checkpoint, parking
 from rlhf.zero.engine import ZeroEngine
-from rlhf.zero.parking import Parking, found_in
+from rlhf.zero.parking import Offloader, find_tensors
 from rlhf.zero.process_group import join
 from rlhf.zero.rank import Rank
 from tests.rlhf.ranks import Crew
@@ -31,7 +31,7 @@ from tests.rlhf.zero.test_checkpoint import (
 
 ALL: tuple[Part, ...] = ("states", "weights")
 WIDE = Setup(width=64)
-"""Whose tensors are not too small to be moved."""
+"""A network whose tensors are large enough to be offloaded."""
 
 
 def filled(engine: ZeroEngine) -> dict[Part, int]:
@@ -42,7 +42,7 @@ def filled(engine: ZeroEngine) -> dict[Part, int]:
 
 
 def rest_between(rank: Rank, setup: Setup) -> None:
-    """Two engines make the same updates; one rests before each, and when it is asked for its state."""
+    """Two engines make the same updates; one is offloaded before each update and before a snapshot."""
     busy, restful = build(rank, setup), build(rank, setup)
     tokens = torch.arange(6)
     for update in range(3):
@@ -51,7 +51,7 @@ def rest_between(rank: Rank, setup: Setup) -> None:
         assert filled(restful)["states"] == 0 < filled(restful)["weights"]
         assert torch.equal(busy.forward(tokens), restful.forward(tokens)) and filled(restful)["states"] == 0
         restful.rest(ALL)
-        restful.rest(ALL)  # it stays where it is
+        restful.rest(ALL)  # no effect: it is offloaded already
         assert filled(restful) == {"weights": 0, "states": 0}
         assert_same(contents(checkpoint.snapshot(restful)), contents(checkpoint.snapshot(busy)))
         assert filled(restful) == {"weights": 0, "states": 0}, "a snapshot is taken from the host"
@@ -77,7 +77,7 @@ def test_so_it_is_with_adapters(stage: int, dtype: str, two_ranks: Crew) -> None
 
 
 def restore_while_resting(rank: Rank, setup: Setup) -> None:
-    """A resting engine is put back to a snapshot that was taken while it rested, and goes on as another did."""
+    """An offloaded engine restores a snapshot taken while it was offloaded, and continues like another engine."""
     engine = build(rank, setup)
     train(engine, 0)
     engine.rest(ALL)
@@ -88,7 +88,7 @@ def restore_while_resting(rank: Rank, setup: Setup) -> None:
     for again in (engine, fresh):
         again.rest(ALL)
         checkpoint.restore(again, shards)
-        again.rest(ALL)  # what was put back may be other tensors than before
+        again.rest(ALL)  # restoring may have replaced tensors
         assert train(again, 2) == told
         assert_same(contents(checkpoint.snapshot(again)), ended)
 
@@ -99,7 +99,7 @@ def test_a_resting_network_is_snapshotted_and_restored(stage: int, dtype: str, t
 
 
 def rest_frozen(rank: Rank, stage: int) -> tuple[bool, list[int], list[bool]]:
-    """Whether a frozen network answers the same after rests, its bytes while it rests, and whether it is copied."""
+    """Whether a frozen network's output survives offloading, its bytes while offloaded, and whether it is copied."""
     network = Net(64)
     engine = ZeroEngine(network, RoleConfig(zero_stage=stage), "float32", rank, join(rank))
     tokens, answers, sizes, copied = torch.arange(6), [], [], []
@@ -129,8 +129,8 @@ def test_views_of_one_storage_come_back_as_views(monkeypatch: pytest.MonkeyPatch
     flat, flag = torch.arange(3000.0), torch.ones(2)
     holder = torch.optim.SGD([torch.nn.Parameter(flat[100:200])], lr=1.0)
     holder.views, holder.flag = [flat, flat[5:2005].view(50, 40).t()], flag  # type: ignore[attr-defined]
-    own = Parking(network, torch.device("cpu"), holder)
-    own.leave("states")
+    own = Offloader(network, torch.device("cpu"), holder)
+    own.offload("states")
     assert flat.untyped_storage().nbytes() == 0 and network.weight.untyped_storage().nbytes() > 0
     assert torch.equal(flag, torch.ones(2))
     with own.on_host():
@@ -138,18 +138,18 @@ def test_views_of_one_storage_come_back_as_views(monkeypatch: pytest.MonkeyPatch
         assert torch.equal(holder.views[1][3], torch.arange(8.0, 2005, 40))  # type: ignore[attr-defined]
         assert holder.param_groups[0]["params"][0].tolist() == list(range(100, 200))
     assert holder.views[0] is flat and flat.untyped_storage().nbytes() == 0  # type: ignore[attr-defined]
-    own.come_back("states")
+    own.reload("states")
     assert torch.equal(flat, torch.arange(3000.0))
     flat[5] = -1.0
     assert holder.views[1][0, 0] == -1.0, "it is one storage still"  # type: ignore[attr-defined]
 
 
 def test_tensors_are_found_behind_objects_of_the_libraries_alone() -> None:
-    """Lists, dictionaries' keys, gradients and attributes; not what a foreign object holds; loops end."""
+    """Searches lists, dictionary keys, gradients and attributes, but not other objects; cycles end."""
     parameter = torch.nn.Parameter(torch.ones(1))
     parameter.grad, parameter.shard = torch.ones(2)[:1], torch.ones(3)  # type: ignore[attr-defined]
     optimizer = torch.optim.SGD([parameter], lr=1.0)
     optimizer.state[parameter]["average"] = torch.ones(4)
-    optimizer.itself, optimizer.foreign = [optimizer], parking.Lot(torch.device("cpu"), changes=True)  # type: ignore[attr-defined]
+    optimizer.itself, optimizer.foreign = [optimizer], parking.HostBuffer(torch.device("cpu"), changes=True)  # type: ignore[attr-defined]
     optimizer.foreign._chunks.append(torch.ones(5))  # type: ignore[attr-defined]
-    assert sorted(each.untyped_storage().nbytes() // 4 for each in found_in(optimizer)) == [1, 2, 3, 4]
+    assert sorted(each.untyped_storage().nbytes() // 4 for each in find_tensors(optimizer)) == [1, 2, 3, 4]

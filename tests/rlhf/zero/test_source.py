@@ -25,7 +25,7 @@ from tests.rlhf.tiny import tiny_model
 
 @dataclass(frozen=True)
 class Streamed:
-    """What a source gave: tensors in float32 by name, its metadata, and its fingerprint."""
+    """The result of iterating a source: tensors in float32 by name, metadata, fingerprint."""
 
     tensors: dict[str, np.ndarray]
     metadata: list[tuple[str, str, tuple[int, ...]]]
@@ -34,7 +34,7 @@ class Streamed:
 
 
 def adapted_model(architecture: str, targets: tuple[str, ...]) -> PreTrainedModel:
-    """A model with adapters that have learnt something."""
+    """A model with trained adapters."""
     lm = tiny_model(AutoModelForCausalLM, architecture)
     add_adapters(lm, LoRAConfig(rank=4, targets=targets), seed=0)
     generator = torch.Generator().manual_seed(1)
@@ -45,7 +45,7 @@ def adapted_model(architecture: str, targets: tuple[str, ...]) -> PreTrainedMode
 
 
 def rename_head(lm: PreTrainedModel, name: str) -> None:
-    """Give the output head another name, as a model of other code has."""
+    """Rename the output head, as in a model with custom code."""
     head = lm.lm_head
     del lm.lm_head
     setattr(lm, name, head)
@@ -55,7 +55,7 @@ def rename_head(lm: PreTrainedModel, name: str) -> None:
 def stream(
     rank: Rank, architecture: str, stage: int, dtype: str, targets: tuple[str, ...] = (), head: str = ""
 ) -> Streamed:
-    """Read a trained model's source twice; a source is read anew at each publish."""
+    """Iterate a trained model's source twice, as two weight transfers do."""
     place = join(rank)
     lm = adapted_model(architecture, targets) if targets else tiny_model(AutoModelForCausalLM, architecture)
     if head:
@@ -66,7 +66,7 @@ def stream(
 
 
 def read_source(source: ZeroSource) -> Streamed:
-    """What the source gives the second time."""
+    """The result of the source's second iteration."""
     list(source)
     tensors = dict(source)
     return Streamed(
@@ -98,7 +98,7 @@ def test_every_parameter_is_sent_whole_with_the_fingerprint_of_its_state(
 
 
 def test_the_output_head_has_the_engines_name_in_the_fingerprint(one_rank: Crew) -> None:
-    """A model's own code may call it otherwise (InternLM2: ``output``); vLLM calls every head ``lm_head``."""
+    """Custom model code may use another name (InternLM2: ``output``); vLLM calls every head ``lm_head``."""
     as_held = fingerprint(tiny_model(AutoModelForCausalLM, "llama").state_dict().items())
     assert "lm_head.weight" in as_held
     [renamed] = one_rank.run(stream, "llama", 1, "float32", (), "output")
@@ -107,7 +107,7 @@ def test_the_output_head_has_the_engines_name_in_the_fingerprint(one_rank: Crew)
 
 
 def peft_merged(architecture: str, targets: tuple[str, ...]) -> dict[str, torch.Tensor]:
-    """The state of a plain model into which peft merged the adapters itself."""
+    """The state of a plain model into which PEFT merged the adapters."""
     lm = adapted_model(architecture, targets)
     for layer in list(lm.modules()):
         if isinstance(layer, LoraLayer):
@@ -142,7 +142,7 @@ def test_adapters_are_sent_merged_under_the_plain_names(
 
 
 def stream_experts(rank: Rank, stage: int) -> Streamed:
-    """A source's stream of a small Mixtral, whose experts transformers holds as one tensor a layer."""
+    """The source of a small Mixtral, whose experts transformers stores as one tensor per layer."""
     place, lm = join(rank), small_model("Mixtral")
     engine = ZeroEngine(PolicyNet(lm), RoleConfig(zero_stage=stage), "float32", rank, place, OptimizerConfig(), 1)
     return read_source(ZeroSource(engine, lm, torch.float32))
