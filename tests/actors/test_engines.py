@@ -134,7 +134,7 @@ def test_engines_that_are_killed_together_are_one_restart(fleet: Any) -> None:
     supervisor, names = running.engines.supervisor, [engine.name for engine in running.engines.all]
     nobody = LostError("an object is lost")
     for name in names[:2]:
-        os.kill(supervisor._seen[name].where.process, signal.SIGKILL)
+        os.kill(supervisor._actors[name].where.process, signal.SIGKILL)
     end = time.monotonic() + 30
     while len(supervisor.with_dead_actors(nobody).names) < 2 and time.monotonic() < end:
         time.sleep(0.1)

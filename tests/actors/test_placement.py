@@ -118,7 +118,7 @@ def test_gpus_that_are_there_but_not_where_they_are_needed_are_refused(answers: 
 
 
 def test_gpus_that_do_not_become_free_are_waited_for_until_the_deadline(answers: dict[str, Any]) -> None:
-    assert "were not free within 4 s: asked for policy 21 x 1, critic 4 x 1" in answers["busy"]
+    assert "were not free within 4 s: requested policy 21 x 1, critic 4 x 1" in answers["busy"]
     assert "free now on each node: " in answers["busy"]
 
 

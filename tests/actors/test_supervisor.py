@@ -126,7 +126,7 @@ def test_a_killed_process_is_named_once_too_often(local_ray: None, tmp_path: Pat
 def test_what_an_actor_started_is_ended_with_it(local_ray: None, tmp_path: Path) -> None:
     watched = Watched(tmp_path)
     child = ray.get(watched.worker.call.remote("children"), timeout=30)
-    watched.supervisor._seen[NAME].where = replace(watched.where, children=(child,))
+    watched.supervisor._actors[NAME].where = replace(watched.where, children=(child,))
     watched.supervisor.handle_loss(watched.lose(signal.SIGKILL), MOMENT)
     assert not alive(child)
 
@@ -241,7 +241,7 @@ def test_time_is_lost_where_the_run_waits_and_nowhere_else(tmp_path: Path) -> No
     def start(name: str) -> None:
         supervisor.started(name, None)
         supervisor.built(ProcessLocation(name=name, node="", node_id="", process=0))
-        supervisor._seen[name].where = None  # no process to be looked at
+        supervisor._actors[name].where = None  # no process to be looked at
 
     for name in names:
         start(name)
