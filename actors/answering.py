@@ -1,4 +1,4 @@
-"""Answers in text: for ``rlhf generate``, and before and after PPO for the comparison."""
+"""Generates answers as text: for ``rlhf generate``, and for the comparison before and after PPO."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rlhf.types import Prompt
 
 
 def answer(session: Session, folder: Path, prompts: Sequence[Prompt], logs: Path, shown: bool) -> list[str]:
-    """One sampled answer of the folder's model to each prompt, in their order, by an engine started for it."""
+    """Start engines with a folder's model, and return one sampled answer to each prompt, in their order."""
     placement = Placement(session.recipe, session.device, "generate", session.gpus)
     supervisor = Supervisor(session.recipe, _unrecorded, session.check)
     engines = Engines(
@@ -32,7 +32,7 @@ def answer(session: Session, folder: Path, prompts: Sequence[Prompt], logs: Path
     )
     try:
         engines.ready(prompts)
-        with session.console.stage("Answers", len(prompts)) if shown else nullcontext(unseen) as report:
+        with session.console.stage("Answers", len(prompts)) if shown else nullcontext(ignore_progress) as report:
             return answers_of(engines, range(len(prompts)), folder, report)
     finally:
         engines.stop()
@@ -40,31 +40,31 @@ def answer(session: Session, folder: Path, prompts: Sequence[Prompt], logs: Path
 
 
 def _unrecorded(kind: str, **details: object) -> None:
-    """An event of a command that keeps no record: the supervisor has printed it, but for prompts without an answer."""
+    """Print quarantined prompts; the command records no events, and the supervisor prints failures itself."""
     if kind == "sample_set_aside":
         print(f"no answer to prompt {details['prompt']}: {details['reason']}", file=sys.stderr, flush=True)
 
 
-def unseen(done: int, numbers: Mapping[str, float | str]) -> None:
-    """A progress report that nobody sees."""
+def ignore_progress(done: int, numbers: Mapping[str, float | str]) -> None:
+    """Progress report that shows nothing."""
 
 
 def answers_of(engines: Engines, chosen: Sequence[int], tokenizer: Path, report: Report) -> list[str]:
-    """One sampled answer to each of the engines' chosen prompts, in their order, as text without special tokens.
+    """Return one sampled answer to each of the engines' chosen prompts, in their order, without special tokens.
 
-    The seed of an answer is its place, so that two models' answers differ by the models alone. The answer to a prompt
-    that was set aside is empty.
+    The seed of an answer is its position, so that answers of two models differ only because of the models. The answer
+    to a quarantined prompt is empty.
 
     Args:
-        tokenizer: folder of the model whose tokens these are; the engines' own actors turn them into text.
+        tokenizer: folder of the tokenizer with which the engines' actors decode.
 
     Raises:
-        MachineryError: more than ``recovery.bad_samples`` of them have no answer.
+        MachineryError: more than ``recovery.bad_samples`` prompts have no answer.
     """
     moment, set_aside = Moment(phase="answers"), 0
     answers: dict[int, str] = {}
-    for block, told in engines.generate(chosen, range(len(chosen)), moment):
-        set_aside += engines.supervisor.set_aside(told.faults, set_aside, moment)
-        answers |= engines.decode(tokenizer, block, moment) | dict.fromkeys(told.set_aside, "")
+    for block, answered in engines.generate(chosen, range(len(chosen)), moment):
+        set_aside += engines.supervisor.set_aside(answered.faults, set_aside, moment)
+        answers |= engines.decode(tokenizer, block, moment) | dict.fromkeys(answered.set_aside, "")
         report(len(answers), {})
     return [answers[i] for i in range(len(chosen))]

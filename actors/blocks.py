@@ -1,4 +1,4 @@
-"""What a step asks of the engines, and the blocks of rollouts that come of it, through a checkpoint and back."""
+"""The prompts and seeds of a step, and its blocks of rollouts: generated, written to a checkpoint and read back."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from rlhf.config.schema import Recipe
 from rlhf.data.order import OrderState, PromptOrder
 from rlhf.types import RolloutBlock, Sequences
 
-if TYPE_CHECKING:  # the processes that read and write files import this, and need no more than that
+if TYPE_CHECKING:  # processes that read and write files import this module, and do not need the actors
     from actors.crew import Crew
 
-SAMPLING = 10**9 + 1  # tells this stream of random numbers from those of other uses of the same seed
+SAMPLING = 10**9 + 1  # separates this random stream from other uses of the recipe's seed
 FOLDER = "rollouts"
-"""Where a checkpoint holds blocks that are there before their step."""
+"""Subfolder of a checkpoint for blocks that were generated ahead of their step."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
-    """The prompts of a step, each as often as it is to be answered, a seed for each answer, and the order after it."""
+class StepPrompts:
+    """Prompts of a step, repeated for each sample, a seed for each sample, and the state of the order afterwards."""
 
     step: int
     prompts: Sequence[int]
@@ -37,26 +37,29 @@ class Asked:
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """A block of rollouts, which stays where it is; how many there are, and how many of them have no response."""
+    """Reference to a block of rollouts, with its number of samples and how many of them are quarantined."""
 
     rollouts: ray.ObjectRef
     samples: int
     set_aside: int
 
 
-def ask(recipe: Recipe, prompts: int, step: int, order: OrderState) -> Asked:
-    """The next prompts of a seeded order over so many; step and order say all that it depends on."""
+def draw_step(recipe: Recipe, prompts: int, step: int, order: OrderState) -> StepPrompts:
+    """Draw the next prompts of the seeded order over ``prompts`` prompts; a pure function of step and order."""
     coming, each = PromptOrder.restore(prompts, recipe.seed, order), recipe.ppo.samples_per_prompt
     chosen = [prompt for prompt in coming.take(recipe.ppo.batch_size // each) for _ in range(each)]
     draw = np.random.default_rng([recipe.seed, SAMPLING, step])
     seeds = draw.integers(2**31, size=len(chosen)).tolist()
     while len(set(zip(chosen, seeds))) < len(chosen):  # a prompt's samples with the same seed would be one sample
         seeds = draw.integers(2**31, size=len(chosen)).tolist()
-    return Asked(step=step, prompts=chosen, seeds=seeds, after=coming.state())
+    return StepPrompts(step=step, prompts=chosen, seeds=seeds, after=coming.state())
 
 
-def answer(crew: Crew, asked: Asked, set_aside: int, moment: Moment) -> Iterator[Block]:
-    """Have the engines begin at once, and yield blocks as they come. ``set_aside`` samples were so far."""
+def generate_blocks(crew: Crew, asked: StepPrompts, set_aside: int, moment: Moment) -> Iterator[Block]:
+    """Start generation at once, and return an iterator over finished blocks.
+
+    ``set_aside`` is the number of samples quarantined earlier.
+    """
     answers = crew.engines.generate(asked.prompts, asked.seeds, moment)
 
     def blocks(before: int) -> Iterator[Block]:
@@ -69,14 +72,14 @@ def answer(crew: Crew, asked: Asked, set_aside: int, moment: Moment) -> Iterator
 
 
 def write_block(block: RolloutBlock, folder: Path, index: int) -> list[FileEntry]:
-    """Write a block into a checkpoint's folder."""
+    """Write a block into the ``rollouts`` subfolder of a checkpoint."""
     data, arrays = BytesIO(), {f.name: getattr(block, f.name) for f in fields(block) if f.name != "sequences"}
     np.savez(data, **arrays, **{f.name: getattr(block.sequences, f.name) for f in fields(Sequences)})
     return write_files({f"{FOLDER}/{index}.npz": np.frombuffer(data.getbuffer(), np.uint8)}, folder)
 
 
 def read_block(path: Path) -> RolloutBlock:
-    """What ``write_block`` wrote, whose hash was compared."""
+    """Read a block written by ``write_block``; the caller has verified its hash."""
     with np.load(path, allow_pickle=False) as file:
         arrays: Mapping[str, Any] = dict(file)
     packed = {f.name: arrays[f.name] for f in fields(Sequences)}
@@ -85,10 +88,10 @@ def read_block(path: Path) -> RolloutBlock:
 
 
 def read_blocks(paths: Sequence[Path]) -> list[Any]:
-    """(samples, samples without a response) of each block, and then the blocks."""
+    """Read blocks; returns a list of (samples, quarantined samples) for each, followed by the blocks."""
     blocks = [read_block(path) for path in paths]
     return [[(len(block), int(block.set_aside.sum())) for block in blocks], *blocks]
 
 
-def there(*blocks: RolloutBlock) -> None:
-    """A task that Ray begins once it has all of the blocks, and fails where one is lost."""
+def confirm_blocks(*blocks: RolloutBlock) -> None:
+    """Do nothing: Ray runs this task once all blocks are available, and it fails if one is lost."""

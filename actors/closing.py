@@ -1,4 +1,4 @@
-"""The end of a pipeline: before and after compared, a picture of all stages, and the table of what was learned."""
+"""The report at the end of a pipeline: comparison before and after PPO, plot of all stages, and summary table."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from rlhf.tracking.plots import Marks, plot_pipeline
 from rlhf.tracking.run_folder import write_atomically
 
 
-def tell(session: Session, summaries: Mapping[str, Summary], seconds: float) -> None:
-    """Compare, draw and print. ``seconds`` is how long the stages took."""
+def report_pipeline(session: Session, summaries: Mapping[str, Summary], seconds: float) -> None:
+    """Compare answers, plot the curves and print the summary. ``seconds`` is the duration of all stages."""
     comparison = _compare(session)
     picture = session.root / "curves.png"
-    plot_pipeline(session.root, picture, marks(session, summaries, comparison))
+    plot_pipeline(session.root, picture, reference_lines(session, summaries, comparison))
     if comparison:
         _show(session, comparison)
     session.console.summary(session.recipe.name, _headline(session.root, summaries, picture, seconds))
 
 
 def _compare(session: Session) -> Comparison | None:
-    """Before against after by the recipe's scorer; None where it names none or no prompt was held out."""
+    """Compare answers before and after PPO by the recipe's scorer; None without a scorer or held-out prompts."""
     scorer = session.recipe.evaluation.scorer
     stage = session.root / "ppo"
     if scorer is None or not (stage / ANSWERS).exists() or not read_lines(stage / ANSWERS):
@@ -47,8 +47,8 @@ def _show(session: Session, comparison: Comparison) -> None:
     session.console.summary("Before and after PPO", judge | comparison.summary())
 
 
-def marks(session: Session, summaries: Mapping[str, Summary], comparison: Comparison | None) -> Marks:
-    """What the picture's curves are drawn beside."""
+def reference_lines(session: Session, summaries: Mapping[str, Summary], comparison: Comparison | None) -> Marks:
+    """Reference values for the plot of the pipeline's curves."""
     recipe, reward = session.recipe, summaries.get("reward", {})
     first = next(iter(read_lines(session.root / "ppo" / "metrics.jsonl")), {})
     return Marks(
@@ -64,7 +64,7 @@ def marks(session: Session, summaries: Mapping[str, Summary], comparison: Compar
 
 
 def judge_name(scorer: str | None) -> str:
-    """A scorer as people are told of it: without the folders of this machine."""
+    """Name of a scorer for display: without folders."""
     return Path(scorer).name if scorer else ""
 
 

@@ -1,7 +1,4 @@
-"""The Ray cluster of a run.
-
-Joined when there is one, otherwise started for this machine alone and ended with the run.
-"""
+"""The Ray cluster of a run: an existing one is joined, otherwise a local one is started and ended with the run."""
 
 from __future__ import annotations
 
@@ -25,16 +22,16 @@ from rlhf.recovery.stop import AskedToStop
 
 LOCAL = "127.0.0.1"
 OBJECT_STORE_BYTES = 512 * 2**20
-"""Object store of a Ray of our own on a machine without GPUs: several times the largest batch of such a machine."""
+"""Object store of a local Ray without GPUs: several times the largest batch of a run on CPUs."""
 
 GPU_TYPE = "accelerator_type:"
-"""Beginning of the resource by which Ray tells the type of a node's GPUs."""
+"""Prefix of the resource that names the type of a node's GPUs."""
 
 SLOW = (
-    "A machine that is short of processors or memory may be too slow for Ray, whose logs are in /tmp/ray: stop what "
-    "else runs there and give the same command again. A cluster has to be up and of the same version (`ray status`)."
+    "A machine that is short of CPUs or memory may be too slow for Ray, whose logs are in /tmp/ray: stop what "
+    "else runs there and give the same command again. A cluster has to be up, with the same version (`ray status`)."
 )
-"""What to do where Ray does not start."""
+"""Advice for the case that Ray does not start."""
 
 MALLOC = ":".join(
     f"glibc.malloc.{name}={value}"
@@ -52,9 +49,10 @@ QUIET = {"log_to_driver": False, "logging_level": "ERROR"}
 
 @contextmanager
 def cluster(address: str | None, has_gpus: bool) -> Iterator[None]:
-    """Have Ray within the block.
+    """Context in which Ray is available.
 
-    A Ray of our own listens on 127.0.0.1, without a dashboard, with a token.
+    Without ``address``, a local Ray is started, unless Ray is initialised already: it listens on 127.0.0.1, without a
+    dashboard, with token authentication.
     """
     if address is not None:
         join(address)
@@ -67,19 +65,19 @@ def cluster(address: str | None, has_gpus: bool) -> Iterator[None]:
 
 
 def join(address: str) -> None:
-    """Join a running cluster; joining twice is once."""
+    """Join a running cluster, unless it is joined already."""
     with _started(f"no Ray cluster could be joined at {address}"), _own_signal():
         ray.init(address=address, ignore_reinit_error=True, **QUIET)
 
 
 def _start_own(has_gpus: bool) -> None:
-    # Ray takes 127.0.0.1 to mean "find this host's own address", unless it believes that it cannot be a cluster here.
+    # Ray replaces 127.0.0.1 by the host's external address, unless it believes that clusters are not supported here.
     os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
     ray_constants.ENABLE_RAY_CLUSTER = False
     with _started(f"Ray did not start on {LOCAL}"), _own_signal():
         make_token()
         ray.init(
-            "local",  # a new one also where somebody else's runs on this machine
+            "local",  # start a new one even if another user's runs on this machine
             _node_ip_address=LOCAL,
             include_dashboard=False,
             object_store_memory=None if has_gpus else OBJECT_STORE_BYTES,
@@ -89,15 +87,15 @@ def _start_own(has_gpus: bool) -> None:
 
 @contextmanager
 def _started(otherwise: str) -> Iterator[None]:
-    """Whatever fails within the block, Ray has not started: it raises ``Exception`` itself where it is too slow for it.
+    """Context of Ray's start; any exception means that Ray has not started (it raises plain ``Exception`` on timeouts).
 
     Raises:
-        MachineryError: begins with ``otherwise``, and tells what to do.
+        MachineryError: the message begins with ``otherwise`` and ends with advice.
     """
     try:
         yield
     except Exception as error:
-        with suppress(Exception):  # of what did start nothing stays
+        with suppress(Exception):  # end processes that did start
             ray.shutdown()
         lines = str(error).strip().splitlines() or [""]
         raise MachineryError(f"{otherwise}: {type(error).__name__}: {lines[0]}. {SLOW}") from error
@@ -105,7 +103,7 @@ def _started(otherwise: str) -> Iterator[None]:
 
 @contextmanager
 def _own_signal() -> Iterator[None]:
-    """Ray makes an exit of SIGTERM, which a scheduler takes for a failure: the handler that was there stays."""
+    """Context that keeps the previous SIGTERM handler: Ray's exits with a code that schedulers take for a failure."""
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield
@@ -119,7 +117,7 @@ def _own_signal() -> Iterator[None]:
 
 
 def make_token() -> None:
-    """Make the token that Ray would make where it finds none, for this user's eyes alone: Ray lets the umask decide."""
+    """Create Ray's authentication token if none exists, readable by this user only: Ray uses the umask."""
     elsewhere = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
     file = Path.home() / ".ray" / "auth_token"
     if elsewhere or os.environ.get("RAY_AUTH_MODE", "token").lower() != "token" or file.exists():
@@ -128,36 +126,36 @@ def make_token() -> None:
     with tempfile.NamedTemporaryFile("w", dir=file.parent, prefix=".auth_token-") as made:  # mode 0600 from the start
         made.write(secrets.token_hex(32))
         made.flush()
-        with suppress(FileExistsError):  # another run was faster; whoever reads it finds a whole token, or none
+        with suppress(FileExistsError):  # another run was faster; the link makes the whole token appear at once
             os.link(made.name, file)
 
 
 def nodes() -> list[dict[str, Any]]:
-    """The living nodes of the cluster, as Ray describes them."""
+    """Nodes of the cluster that are alive, as described by Ray."""
     return [node for node in ray.nodes() if node["Alive"]]
 
 
 def node_gpus(resources: Mapping[str, float]) -> NodeGPUs:
-    """GPUs of a node, and their type, which Ray shows as a resource of its own."""
+    """Number and type of a node's GPUs; Ray lists the type as a separate resource."""
     kinds = [name.removeprefix(GPU_TYPE) for name in resources if name.startswith(GPU_TYPE)]
     return NodeGPUs(gpus=int(resources.get("GPU", 0)), type=kinds[0] if kinds else None)
 
 
 def free_gpus() -> dict[str, NodeGPUs]:
-    """Whole GPUs that nobody has reserved, by the id of their node."""
+    """Whole GPUs that are not reserved, by node id."""
     free = available_resources_per_node()
-    there = {node["NodeID"]: node["Resources"] for node in nodes() if node["NodeID"] in free}
-    return {name: node_gpus({**have, "GPU": free[name].get("GPU", 0)}) for name, have in there.items()}
+    total = {node["NodeID"]: node["Resources"] for node in nodes() if node["NodeID"] in free}
+    return {name: node_gpus({**resources, "GPU": free[name].get("GPU", 0)}) for name, resources in total.items()}
 
 
 def node_address() -> str:
-    """The address of the node that the calling actor is on, as Ray knows it: 127.0.0.1 in a Ray of our own."""
+    """Address of the calling actor's node, as registered in Ray: 127.0.0.1 in a local Ray."""
     here = ray.get_runtime_context().get_node_id()
     return next(str(node["NodeManagerAddress"]) for node in nodes() if node["NodeID"] == here)
 
 
 def worker_environment(threads: int, own_ray: bool) -> dict[str, str]:
-    """Environment of every actor: threads bounded before any library starts its own, and this driver's import path."""
+    """Environment variables of every actor: limits on threads, which libraries read at import, and the import path."""
     kept = ("HF_HUB_OFFLINE", "HF_HOME", "CUDA_HOME", "NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
     return {
         **{key: os.environ[key] for key in kept if key in os.environ},

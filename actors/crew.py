@@ -1,4 +1,4 @@
-"""All actors of a PPO run: started together, ready together, stopped together."""
+"""The actor groups and engines of a PPO run: started together, ready together, stopped together."""
 
 from __future__ import annotations
 
@@ -32,14 +32,15 @@ from rlhf.weights.fingerprint import Fingerprint
 POLICY, CRITIC = "rlhf.roles.policy:PolicyRole", "rlhf.roles.critic:CriticRole"
 REFERENCE, REWARD = "rlhf.roles.reference:ReferenceRole", "rlhf.roles.reward:make_reward"
 CLIENT_SHARE = 0.5
-"""Part of the policy's own deadline that it gives an engine: the late one is the engine then, not the policy."""
+"""Fraction of the policy's deadline granted to an engine, so that a slow engine is reported and not the policy."""
 
 
 class Crew:
-    """The actors of PPO. ``tokenizer`` is the policy's folder; ``rewards`` are by the names of the reward's parts.
+    """The actor groups and rollout engines of a PPO run.
 
-    ``judge`` is who watches for over-optimisation, where the recipe asks for that. Without a group of its own for the
-    reference, the policy is its own, with its adapters off.
+    ``tokenizer`` is the policy's folder; ``rewards`` maps the names of the recipe's rewards to groups. ``judge`` is the
+    held-out scorer of ``early_stop``, if configured. If ``reference`` is None, the policy with its adapters disabled is
+    the reference.
     """
 
     def __init__(
@@ -51,18 +52,18 @@ class Crew:
         self.reference, self.judge = groups.get("reference"), groups.get("judge")
         self.rewards = {name: groups[_reward(name)] for name in recipe.rewards}
         self.version = UNVERIFIED
-        """Of the weights that the policy holds."""
+        """Version of the policy's weights."""
         self._connected: tuple[ActorHandle, ...] = ()
-        engines.heal = self._heal
+        engines.restore_serving = self._restore_serving
 
     @property
     def trained(self) -> dict[str, Group]:
-        """The groups that hold what is trained, by role: the others can be made again from files."""
+        """Groups with trained weights, by role; all other groups can be rebuilt from files."""
         return {name: group for name, group in (("policy", self.policy), ("critic", self.critic)) if group is not None}
 
     @property
     def networks(self) -> dict[str, Group]:
-        """The groups that hold networks, by name: functions and services do not."""
+        """Groups that hold a network, by name; rewards that are functions or services are left out."""
         scorers = {_reward(name): source for name, source in self.recipe.rewards.items()}
         if self.recipe.early_stop is not None:
             scorers["judge"] = self.recipe.early_stop.scorer
@@ -72,7 +73,7 @@ class Crew:
 
     @property
     def scorers(self) -> tuple[Scorer, ...]:
-        """Who scores a block, by which method, and what comes of it."""
+        """The groups that score each block of a step, with the method called and its contribution to the experience."""
         reference, method = (self.reference, "logprobs") if self.reference else (self.policy, "reference_logprobs")
         scorers = [(group, "scores", "score", name) for name, group in self.rewards.items()]
         scorers += [(self.policy, "logprobs", "old_logprobs", ""), (reference, method, "ref_logprobs", "")]
@@ -90,127 +91,127 @@ class Crew:
     def assemble(
         self, step: int, state: AlgorithmState, parts: Sequence[ray.ObjectRef]
     ) -> tuple[ray.ObjectRef, BatchReport]:
-        """Have the policy's first rank put blocks and scores together.
+        """Assemble blocks and scores into the experience, on the policy's first rank.
 
-        Returns a reference to the experience, and its report.
+        Returns a reference to the experience, and the batch's report.
         """
         contributions = tuple(scorer.contribution for scorer in self.scorers)
         batch = Batch(recipe=self.recipe, tokenizer=self.tokenizer, step=step, state=state, contributions=contributions)
         experience, report = self.policy.workers[0].run.options(num_returns=2).remote(assemble, batch, *parts)
         moment = Moment(phase="advantages", step=step)
-        return experience, fetch(report, self.policy.names[0], moment, self.supervisor.patience)
+        return experience, fetch(report, self.policy.names[0], moment, self.supervisor.deadlines)
 
     def update(self, experience: ray.ObjectRef, step: int) -> dict[str, float]:
-        """Train critic and policy, at the same time where both have room; the policy waits while the critic warms up.
+        """Train critic and policy and return their metrics.
 
-        Returns their metrics.
+        They train in parallel unless one offloads for the other; the policy is not trained while the critic warms up.
         """
         waits, moment = step < self.recipe.algorithm.critic_warmup_steps, Moment(phase="update", step=step)
         groups = [group for group in (self.critic, None if waits else self.policy) if group is not None]
         answers = []
-        for turn in turns({group: group.resting or "none" for group in groups}):
+        for turn in turns({group: group.offload_mode or "none" for group in groups}):
             refs = [ref for group in turn for ref in group.call("update", experience, step)]
             names = [name for group in turn for name in group.names]
-            answers += wait(refs, names, moment, self.supervisor.patience)
-            self.rest(turn, moment, publishes=True)
+            answers += wait(refs, names, moment, self.supervisor.deadlines)
+            self.offload(turn, moment, publishes=True)
         self.version = step + 1
         return {name: value for answer in answers for name, value in answer.items()}
 
-    def rest(self, groups: Sequence[Group], moment: Moment, publishes: bool = False) -> None:
-        """Have groups leave their GPUs to others, where they share them; a frozen one that is lost in it is replaced.
+    def offload(self, groups: Sequence[Group], moment: Moment, publishes: bool = False) -> None:
+        """Offload groups that share their GPUs; a frozen group that fails meanwhile is replaced.
 
         Args:
-            publishes: whether the policy's weights are needed at once.
+            publishes: keep the policy's weights on the GPU, because a publish follows.
         """
         for group in groups:
             try:
-                group.rest(moment, keeps_weights=publishes and group is self.policy)
+                group.offload(moment, keeps_weights=publishes and group is self.policy)
             except LostError as error:
-                self.revive(self.supervisor.located(error), moment)
+                self.revive(self.supervisor.with_dead_actors(error), moment)
 
     def save(self, folder: Path, moment: Moment) -> None:
-        """Write the policy's model. Where its weights make room for engines, these sleep meanwhile."""
-        makes_room = self.policy.resting == "all" and self.engines.sleeps
-        if makes_room:
+        """Write the policy's model to a folder; engines that use its GPUs sleep meanwhile."""
+        needs_gpu = self.policy.offload_mode == "all" and self.engines.sleeps
+        if needs_gpu:
             self.engines.sleep(moment)
         self.policy.ask("save", folder, moment=moment)
-        self.policy.rest(moment)
-        if makes_room:
+        self.policy.offload(moment)
+        if needs_gpu:
             self.publish(self.version, replace(moment, phase="publish"))
 
     def publish(self, version: int, moment: Moment) -> None:
-        """Send the policy's weights to the engines and have each prove that it holds them, before it serves.
+        """Send the policy's weights to the engines; each serves once its fingerprint proves that it holds them.
 
-        An engine that is lost on the way is replaced, and joins when it has started; one at least serves on return.
+        A failed engine is replaced, and joins when it has started. On return at least one engine serves.
         """
         self.version = version
-        self.engines.outdate(version)
+        self.engines.mark_outdated(version)
         self._publish(moment)
 
     def _publish(self, moment: Moment) -> None:
         while not self.engines.serving:
-            with self.supervisor.waiting():
+            with self.supervisor.time_lost():
                 receiving = self.engines.admit(moment)
-            self.rest(tuple(self.trained.values()), moment, publishes=True)
+            self.offload(tuple(self.trained.values()), moment, publishes=True)
             self.engines.wake("weights", receiving, moment)
-            receiving = [engine for engine in receiving if not engine.building]  # one may be lost in waking
+            receiving = [engine for engine in receiving if not engine.building]  # an engine may fail while waking
             if not receiving:
                 continue
             self._connect(receiving)
             sent, left_out = self._send(moment)
-            self.rest([self.policy], moment)
+            self.offload([self.policy], moment)
             self._lose({receiving[place].name: kind for place, kind in left_out.items()}, moment)
             whole = [engine for place, engine in enumerate(receiving) if place not in left_out]
             self.engines.prove(whole, sent, self.version, moment)
             self.engines.wake("kv_cache", self.engines.serving, moment)
 
     def _send(self, moment: Moment) -> tuple[Fingerprint, Mapping[int, str]]:
-        """Have the policy send its weights; returns what ``PolicyRole.publish`` does."""
-        deadlines = self.supervisor.patience.deadlines
+        """Have the policy send its weights; returns the result of ``PolicyRole.publish``."""
+        deadlines = self.supervisor.deadlines.learned
         known = dict(deadlines.longest)
-        seconds = CLIENT_SHARE * self.supervisor.patience.seconds(self.policy.names[0], moment)
+        seconds = CLIENT_SHARE * self.supervisor.deadlines.seconds(self.policy.names[0], moment)
         sent, left_out = self.policy.ask("publish", seconds, moment=moment)[0]
         if left_out:
-            deadlines.longest = known  # the wait for an engine that is lost is no measure of a publish
+            deadlines.longest = known  # time spent waiting for a failed engine must not lengthen the deadline
         return sent, left_out
 
     def _lose(self, left_out: Mapping[str, str], moment: Moment) -> None:
-        """Replace engines that did not get all of the weights, by name and how each was lost."""
+        """Replace engines that did not receive all weights; ``left_out`` maps names to kinds of failure."""
         for kind in sorted(set(left_out.values())):
             names = tuple(name for name in left_out if left_out[name] == kind)
-            text = f"{', '.join(names)} {kind} during {moment}: not all of the weights were taken"
-            self.engines.lose(LostError(text, names, kind), moment)
+            text = f"{', '.join(names)} {kind} during {moment}: not all weights were received"
+            self.engines.replace_lost(LostError(text, names, kind), moment)
 
-    def _heal(self, moment: Moment) -> None:
-        """No engine serves: the first that starts is given the policy's weights.
+    def _restore_serving(self, moment: Moment) -> None:
+        """Publish the policy's weights to the first engine that starts, because no engine serves.
 
-        They are those that the others had; but where training went on meanwhile (``ppo.staleness``), one version newer.
+        The weights are the failed engines' version, or one version newer if training continued (``ppo.staleness``).
         """
-        with self.supervisor.waiting():
-            self.engines.outdate(self.version)
+        with self.supervisor.time_lost():
+            self.engines.mark_outdated(self.version)
             self._publish(replace(moment, phase="publish"))
 
     def _connect(self, engines: Sequence[Engine]) -> None:
-        """Have the policy meet the engines that it has not met, or not in this company."""
+        """Connect the policy to this set of engines, unless it is connected to exactly this set."""
         actors = tuple(engine.actor for engine in engines)
         if actors == self._connected:
             return
         moment, width = Moment(phase="connect"), self.recipe.rollout.tensor_parallel
-        seconds = CLIENT_SHARE * self.supervisor.patience.seconds(self.policy.names[0], moment)
+        seconds = CLIENT_SHARE * self.supervisor.deadlines.seconds(self.policy.names[0], moment)
         client = EngineClient(actors, width, seconds)
-        address, port = self.policy.meeting_point()
+        address, port = self.policy.rendezvous_address()
         self.policy.ask("connect", client, self.engines.backend, len(actors) * width, address, port, moment=moment)
         self._connected = actors
 
     def lost_groups(self, error: LostError) -> list[Group]:
-        """The groups whose ranks were lost."""
+        """Groups with a lost rank."""
         return [group for group in self.groups.values() if set(group.names) & set(error.names)]
 
     def frozen_groups(self, error: LostError) -> list[Group]:
-        """The groups whose ranks were lost, if all of them can be made again from files.
+        """Groups with a lost rank, if all of them can be rebuilt from files.
 
         Raises:
-            LostError: one of them cannot, or it is not known who was lost.
+            LostError: one of them is trained, or no lost rank is known.
         """
         lost = self.lost_groups(error)
         if not lost or any(group in self.trained.values() for group in lost):
@@ -218,34 +219,34 @@ class Crew:
         return lost
 
     def revive(self, error: LostError, moment: Moment, samples: int = 0) -> None:
-        """Replace the ranks of frozen groups that lost one, and count it. ``samples`` are given to them again.
+        """Rebuild frozen groups with a lost rank, and count one restart. ``samples`` is how many are re-dispatched.
 
         Raises:
-            LostError: others were lost as well, or it is not known who was.
+            LostError: a trained group was lost as well, or no lost rank is known.
         """
         groups = self.frozen_groups(error)
         mine = {name for group in groups for name in group.names}
-        self.supervisor.lost(error.of(name for name in error.names if name in mine), moment, samples)
+        self.supervisor.handle_loss(error.of(name for name in error.names if name in mine), moment, samples)
         for group in groups:
             self.rebuild(group)
 
     def rebuild(self, group: Group) -> None:
-        """Have new ranks build what a group's ranks were built from."""
+        """Replace a group's ranks with new ones, built from the same arguments."""
         if group is self.policy:
             self._connected = ()
-        with self.supervisor.waiting():
+        with self.supervisor.time_lost():
             group.rebuild()
-            group.rest(Moment(phase=START))
-        if group not in self.trained.values():  # these have yet to be given what they had learned
+            group.offload(Moment(phase=START))
+        if group not in self.trained.values():  # a trained group serves only after its state is restored
             self.supervisor.serve(group.names)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """What a crew starts from: model folders, the engine's limits, the prompts, and where logs go.
+    """Inputs of a PPO run's actors: model folders, the engines' limits, the prompts, and the folder of the logs.
 
-    ``reward_models`` are the folders of the reward's parts that are models, by name; ``judge_model`` is that of a judge
-    that is one. ``held_out`` are the prompts whose answers are judged; ``day`` is what chat templates are told.
+    ``reward_models`` maps the rewards that are models to folders; ``judge_model`` is the folder of the held-out scorer
+    if that is a model. ``held_out`` are the prompts of held-out evaluation; ``day`` is the date for chat templates.
     """
 
     policy: Path
@@ -269,10 +270,10 @@ def crew(
     supervisor: Supervisor,
     policy_role: Builder = POLICY,
 ) -> Iterator[Crew]:
-    """Have all actors within the block, loaded and given their prompts; they end with it.
+    """Context in which all actors of a PPO run exist, loaded and with their prompts; stops them at its end.
 
     Raises:
-        MachineryError: an actor was lost in loading, or later where nobody replaces it.
+        MachineryError: an actor failed while it loaded, or later where it is not replaced.
     """
     placement = Placement(recipe, device, "ppo", gpus)
     with ExitStack() as stack, supervisor.diagnosed():
@@ -284,7 +285,7 @@ def crew(
         stack.callback(engines.stop)
         groups = _groups(recipe, placement, start.logs, supervisor, stack)
         if placement.engines_share:
-            engines.ready(start.prompts)  # vLLM measures the free memory: nothing else may be loading
+            engines.ready(start.prompts)  # vLLM measures free GPU memory: no other model may load meanwhile
         _start(groups, recipe, start, policy_role, supervisor)
         if not placement.engines_share:
             engines.ready(start.prompts)
@@ -292,14 +293,14 @@ def crew(
 
 
 def _reward(name: str) -> str:
-    """The group of a part of the reward."""
+    """Name of a reward's group."""
     return f"reward {name}"
 
 
 def _groups(
     recipe: Recipe, placement: Placement, logs: Path, supervisor: Supervisor, stack: ExitStack
 ) -> dict[str, Group]:
-    """A group for each role that the recipe has, by name, placed and not yet started; ``stack`` stops them."""
+    """Create a group for each role of the recipe, by name, placed and not yet started; ``stack`` stops them."""
     groups: dict[str, Group] = {}
 
     def add(role: str, name: str, has_network: bool = True) -> None:
@@ -320,7 +321,7 @@ def _groups(
 
 
 def _builders(recipe: Recipe, start: Start, policy_role: Builder) -> dict[str, tuple[Any, ...]]:
-    """What the ranks of each group hold, by the group's name: who builds it, and from what."""
+    """Builder of each group's ranks and its arguments, by the group's name."""
     policy, prompts = str(start.policy), ray.put(start.prompts)
     builders: dict[str, tuple[Any, ...]] = {
         "policy": (policy_role, recipe, policy),
@@ -340,12 +341,12 @@ def _builders(recipe: Recipe, start: Start, policy_role: Builder) -> dict[str, t
 def _start(
     groups: Mapping[str, Group], recipe: Recipe, start: Start, policy_role: Builder, supervisor: Supervisor
 ) -> None:
-    """Have every group load what it holds, and wait until it has. Those that make room for each other take turns."""
+    """Load all groups and wait for them. Groups that offload for each other load one after another."""
     builders = _builders(recipe, start, policy_role)
-    for turn in turns({name: group.resting or "none" for name, group in groups.items()}):
+    for turn in turns({name: group.offload_mode or "none" for name, group in groups.items()}):
         for name in turn:
             groups[name].start(*builders[name])
         for name in turn:
             groups[name].ready()
             supervisor.serve(groups[name].names)
-            groups[name].rest(Moment(phase=START))
+            groups[name].offload(Moment(phase=START))

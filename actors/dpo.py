@@ -1,4 +1,4 @@
-"""A stage of its own: the policy learns from comparisons directly, without a reward model."""
+"""The DPO stage: trains the policy on comparisons directly, without a reward model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from actors.examined import record_examinations
 from actors.group import Group
 from actors.reward_model import SHORTER_WINS
 from actors.session import Session
-from actors.supervised import Loop, Summary, named, ranks, seconds
+from actors.supervised import Loop, Summary, phase_seconds, running_group, select_metrics
 from actors.waiting import Moment
 from rlhf.config.stages import check_schedule
 from rlhf.data.stages import comparison_batches
@@ -32,19 +32,19 @@ SHOWN = {
     "held-out reward margin": "eval/rewards_margin",
 }
 BLOCK = 1024
-"""Comparisons that the ranks are asked about at one time: the deadline is for each block, not for all data."""
+"""Comparisons per call to the ranks, so that the deadline covers one block and not all data."""
 
 
 def train_dpo(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
-    """Train the policy on comparisons and leave it in ``run.model``; returns what is worth knowing at the end."""
+    """Train the policy on comparisons and save it to ``run.model``; returns the stage's summary."""
     recipe, timer = session.recipe, PhaseTimer(spans=tracker.timeline)
-    ceiling = accuracy_ceiling(recipe.reward.ceiling)  # of the labels, whoever learns them
+    ceiling = accuracy_ceiling(recipe.reward.ceiling)  # a property of the labels, so that it applies to DPO too
     data = session.preferences
     session.report_data(data, run)
     config = recipe.dpo
     batches = comparison_batches(data.train, config.batch_size, config.epochs, recipe.seed)
     check_schedule(recipe.dpo.optimizer, len(batches), "dpo.optimizer")
-    with ranks(session, "policy", "dpo", run, tracker, ROLE, str(session.dpo_start), len(batches)) as group:
+    with running_group(session, "policy", "dpo", run, tracker, ROLE, str(session.dpo_start), len(batches)) as group:
         examined = record_examinations(session, tracker, {"policy": group}, session.dpo_start)
         with timer("reference"):
             reference, held_out = (_logprobs(group, side, "reference") for side in (data.train, data.held_out))
@@ -63,11 +63,11 @@ def train_dpo(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
             session.tokenizer.save_pretrained(folder)
     shorter = shorter_wins(PairData.pack(data.held_out).sequences)
     baseline = {SHORTER_WINS: shorter, "held-out comparisons": float(len(data.held_out))}
-    return {**named(latest, SHOWN), **ceiling, **baseline, **examined, **seconds(timer)}
+    return {**select_metrics(latest, SHOWN), **ceiling, **baseline, **examined, **phase_seconds(timer)}
 
 
 def _logprobs(group: Group, pairs: Sequence[Pair], phase: str, step: int | None = None) -> Float32:
-    """(2K,) log-probabilities of whole responses by the policy as it is now, chosen and rejected in turn."""
+    """(2K,) log-probabilities of whole responses under the current policy, chosen and rejected in turn."""
     blocks = [np.zeros(0, dtype=np.float32)]
     for begin in range(0, len(pairs), BLOCK):
         sequences = PairData.pack(pairs[begin : begin + BLOCK]).sequences

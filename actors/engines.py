@@ -1,7 +1,7 @@
-"""All rollout engines as one.
+"""The rollout engines of a run: start, generation, sleep and wake-up, proof of new weights, and replacement.
 
-Placed and started together, sharing the prompts of a step, proven after every publish. One that is lost is replaced,
-and what it had not answered is given out again.
+The prompts of a step are distributed over all serving engines. A failed engine is replaced, and its unanswered prompts
+are re-dispatched.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import ray
 
 from actors.cluster import worker_environment
 from actors.placement import Placement
-from actors.process import Whereabouts
+from actors.process import ProcessLocation
 from actors.rollout import Answered, RolloutActor
 from actors.supervisor import Supervisor
 from actors.waiting import ABANDON, START, Moment, fetch, wait
@@ -25,55 +25,55 @@ from rlhf.config.schema import Recipe
 from rlhf.device import weight_transfer_backend
 from rlhf.errors import CanaryError, LostError, MachineryError
 from rlhf.placement.pools import ENGINES
-from rlhf.recovery.portions import CHANCES, Portions
+from rlhf.recovery.retry_batches import CHANCES, RetryBatches
 from rlhf.types import Prompt
 from rlhf.weights.fingerprint import Fingerprint, differences
 
 STOP_SECONDS = 10.0
-"""Time that engines have to end their own processes before they are killed."""
+"""Seconds for engines to stop their own processes before they are killed."""
 
 
 class Engine:
-    """One engine: its actor, and how another is started in its place."""
+    """One engine: its current actor, and the arguments to start a replacement."""
 
     def __init__(self, name: str, make: Callable[[], Any], arguments: Sequence[Any], supervisor: Supervisor) -> None:
         self.name, self._make, self._arguments, self._supervisor = name, make, arguments, supervisor
         self.start()
 
     def start(self) -> None:
-        """Start an actor, without waiting for it."""
+        """Start an actor without waiting for it."""
         self.actor = self._make()
         self.building: ray.ObjectRef | None = self.actor.build.remote(*self._arguments)
         self.version: int | None = None
-        """Version of the weights that it has proven and serves."""
+        """Version of the weights that it has proven and serves with; None: it does not serve."""
         self._supervisor.started(self.name, self.actor)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Call:
-    """What is to be answered: prompts, by the number that ``ready`` gave them, and a seed for each."""
+class Generation:
+    """Arguments of one ``generate`` call: prompts, as indices into the list given to ``ready``, and a seed for each."""
 
     chosen: Sequence[int]
     seeds: Sequence[int]
     moment: Moment
 
-    def of(self, places: Sequence[int]) -> tuple[list[int], list[int]]:
-        """Prompts and seeds at these places."""
-        return [self.chosen[i] for i in places], [self.seeds[i] for i in places]
+    def at(self, positions: Sequence[int]) -> tuple[list[int], list[int]]:
+        """Prompts and seeds at these positions of the call."""
+        return [self.chosen[i] for i in positions], [self.seeds[i] for i in positions]
 
 
-class Share:
-    """Prompts that one engine was given in a call: their places, and those that it has not answered yet."""
+class Assignment:
+    """Samples assigned to one engine in a call: their positions, and those of the unanswered ones (``left``)."""
 
-    def __init__(self, engine: Engine, places: list[int]) -> None:
-        self.engine, self.places, self.left = engine, places, set(places)
+    def __init__(self, engine: Engine, positions: list[int]) -> None:
+        self.engine, self.positions, self.left = engine, positions, set(positions)
 
 
 class Engines:
     """The rollout engines of a run.
 
     Args:
-        publishes: whether new weights will arrive; without, the engines serve the folder's weights at once.
+        publishes: whether weights will be published; if not, the engines serve the folder's weights at once.
     """
 
     def __init__(
@@ -90,11 +90,11 @@ class Engines:
         self.config, self.supervisor, self.publishes = recipe.rollout, supervisor, publishes
         self.trust_remote_code = recipe.model.trust_remote_code
         self.sleeps = publishes and placement.engines_share
-        self.fatal: set[int] = set()
-        """Prompts, by number, that engines died of: none is given another."""
+        self.poison_prompts: set[int] = set()
+        """Indices of prompts that killed an engine; they are not given to an engine again."""
         self.backend = weight_transfer_backend(placement.device, placement.engines_share) if publishes else None
-        self.heal: Callable[[Moment], None] = self._await_one
-        """Called when no engine serves: has one serve again. Where weights are published, that takes the trainer."""
+        self.restore_serving: Callable[[Moment], None] = self._wait_for_one
+        """Called when no engine serves; returns once one does. ``Crew`` replaces it with a publish by the trainer."""
         environment = {
             "env_vars": worker_environment(recipe.placement.threads_per_rank, recipe.placement.ray_address is None)
         }
@@ -115,7 +115,9 @@ class Engines:
             name, log = f"rollout engine {index}", (logs / f"rollout-{index}.log").resolve()
 
             def make() -> Any:
-                actor = ray.remote(RolloutActor).options(runtime_env=environment, **placement.place(ENGINES, index))
+                actor = ray.remote(RolloutActor).options(
+                    runtime_env=environment, **placement.actor_options(ENGINES, index)
+                )
                 return actor.remote(name, log, placement.device, self.config.memory_gib, self.backend)
 
             return Engine(name, make, arguments, supervisor)
@@ -123,44 +125,44 @@ class Engines:
         self.all = [engine(index) for index in range(self.config.engines)]
 
     def ready(self, prompts: Sequence[Prompt]) -> None:
-        """Wait until every engine has started, and hand it the prompts."""
+        """Wait until every engine has started, and give each the prompts."""
         self._prompts = ray.put(prompts)
         building = [engine.building for engine in self.all]
         moment = Moment(phase=START)
-        places = wait(building, [engine.name for engine in self.all], moment, self.supervisor.patience)
-        self._greet(self.all, places, moment)
+        locations = wait(building, [engine.name for engine in self.all], moment, self.supervisor.deadlines)
+        self._initialise(self.all, locations, moment)
 
-    def _greet(self, engines: Sequence[Engine], places: Sequence[Whereabouts], moment: Moment) -> None:
-        """Take in engines that have started; each may be lost, and replaced, at any time."""
-        for engine, where in zip(engines, places, strict=True):
+    def _initialise(self, engines: Sequence[Engine], locations: Sequence[ProcessLocation], moment: Moment) -> None:
+        """Give prompts to engines that have started, and put them to sleep or to service. Any may fail meanwhile."""
+        for engine, where in zip(engines, locations, strict=True):
             self.supervisor.built(where)
             engine.building = None
-        there = [engine for engine, _ in self._each(engines, "use", moment, self._prompts)]
+        alive = [engine for engine, _ in self._each(engines, "use", moment, self._prompts)]
         if self.sleeps:
-            there = [engine for engine, _ in self._each(there, "sleep", moment)]
+            alive = [engine for engine, _ in self._each(alive, "sleep", moment)]
         if not self.publishes:
-            for engine in there:
-                self._serves(engine, 0)
+            for engine in alive:
+                self._start_serving(engine, 0)
 
-    def _serves(self, engine: Engine, version: int) -> None:
+    def _start_serving(self, engine: Engine, version: int) -> None:
         engine.version = version
         self.supervisor.proven(engine.name, version)
 
     @property
     def serving(self) -> list[Engine]:
-        """Those that have proven their weights."""
+        """Engines that have proven their weights."""
         return [engine for engine in self.all if engine.version is not None]
 
     def admit(self, moment: Moment) -> list[Engine]:
-        """The engines that can be given weights: those that have started. Where none has, the first that does."""
+        """Engines that have started, and can receive weights; waits for the first one if none has."""
         while True:
-            self._welcome(moment, wait_for_one=all(engine.building for engine in self.all))
+            self._collect_started(moment, wait_for_one=all(engine.building for engine in self.all))
             started = [engine for engine in self.all if not engine.building]
             if started:
                 return started
 
-    def _welcome(self, moment: Moment, wait_for_one: bool) -> None:
-        """Take in the engines that have started by now."""
+    def _collect_started(self, moment: Moment, wait_for_one: bool) -> None:
+        """Initialise the engines that have started by now; ``wait_for_one`` waits for the first."""
         building = {engine.building: engine for engine in self.all if engine.building}
         while building:
             names = {ref: engine.name for ref, engine in building.items()}
@@ -168,36 +170,36 @@ class Engines:
                 return
             start = Moment(phase=START, step=moment.step)
             try:
-                ref = self.supervisor.patience.next_ready(names, start)
-                where = fetch(ref, names[ref], start, self.supervisor.patience)
+                ref = self.supervisor.deadlines.next_ready(names, start)
+                where = fetch(ref, names[ref], start, self.supervisor.deadlines)
             except LostError as error:
-                self.lose(self.supervisor.located(error), start)
+                self.replace_lost(self.supervisor.with_dead_actors(error), start)
                 return
-            self._greet([building.pop(ref)], [where], moment)
+            self._initialise([building.pop(ref)], [where], moment)
             wait_for_one = False
 
-    def _await_one(self, moment: Moment) -> None:
+    def _wait_for_one(self, moment: Moment) -> None:
         while not self.serving:
-            self._welcome(moment, wait_for_one=True)
+            self._collect_started(moment, wait_for_one=True)
 
-    def lose(self, error: LostError, moment: Moment, samples: int = 0) -> None:
-        """Start others in place of engines that are lost; they serve once they have proven the current weights.
+    def replace_lost(self, error: LostError, moment: Moment, samples: int = 0) -> None:
+        """Replace failed engines; the replacements serve once they have proven the current weights.
 
         Args:
-            samples: how many of them had not been answered.
+            samples: number of unanswered samples to re-dispatch.
 
         Raises:
-            LostError: somebody else is lost.
-            MachineryError: that was one too many.
+            LostError: no engine is among the lost actors.
+            MachineryError: the restart budget is spent.
         """
-        gone = [engine for engine in self.all if engine.name in error.names]
-        if not gone:
+        failed = [engine for engine in self.all if engine.name in error.names]
+        if not failed:
             raise error
-        self.supervisor.lost(error.of(engine.name for engine in gone), moment, samples)
-        self.replace(gone)
+        self.supervisor.handle_loss(error.of(engine.name for engine in failed), moment, samples)
+        self.replace(failed)
 
     def replace(self, engines: Sequence[Engine]) -> None:
-        """Start others in place of engines, whatever these are at."""
+        """Kill these engines and start replacements."""
         self.supervisor.end([engine.name for engine in engines])
         for engine in engines:
             with suppress(Exception):
@@ -205,33 +207,37 @@ class Engines:
             engine.start()
 
     def generate(self, chosen: Sequence[int], seeds: Sequence[int], moment: Moment) -> Iterator[tuple[Any, Answered]]:
-        """Answer prompts on all engines, which begin at once; yields references to blocks in the order in which they
-        finish, each with what is in it. A prompt that engines die of is set aside, then and whenever it comes again.
+        """Generate on all serving engines, which start at once; yields finished blocks as (reference, summary).
+
+        A poison prompt, which kills engines, is quarantined in this and in every later call.
 
         Raises:
-            MachineryError: engines were lost more often than the run bears.
+            MachineryError: the restart budget is spent.
         """
-        call, portions = Call(chosen=chosen, seeds=seeds, moment=moment), Portions.of(len(chosen))
-        return self._answers(call, portions, self._next(portions, call) if portions.waiting else {})
+        call, batches = Generation(chosen=chosen, seeds=seeds, moment=moment), RetryBatches.of(len(chosen))
+        return self._stream_answers(call, batches, self._dispatch_next(batches, call) if batches.waiting else {})
 
-    def _answers(self, call: Call, portions: Portions, streams: dict[Any, Share]) -> Iterator[tuple[Any, Answered]]:
-        while portions.waiting or streams:
+    def _stream_answers(
+        self, call: Generation, batches: RetryBatches, streams: dict[Any, Assignment]
+    ) -> Iterator[tuple[Any, Answered]]:
+        while batches.waiting or streams:
             if not streams:
-                streams = self._next(portions, call)
+                streams = self._dispatch_next(batches, call)
                 continue
-            names = {stream: share.engine.name for stream, share in streams.items()}
+            names = {stream: assignment.engine.name for stream, assignment in streams.items()}
             try:
-                stream = self.supervisor.patience.next_ready(names, call.moment)
-                answer = self._take(stream, names[stream], call.moment)
+                stream = self.supervisor.deadlines.next_ready(names, call.moment)
+                answer = self._next_block(stream, names[stream], call.moment)
             except LostError as found:
-                error = self.supervisor.located(found)
-                lost = [share for share in streams.values() if share.engine.name in error.names]
-                self.lose(error, call.moment, sum(len(share.left) for share in lost))
-                streams = {stream: share for stream, share in streams.items() if share not in lost}
-                for share in lost:
-                    self.fatal |= {call.chosen[i] for i in portions.lost(share.places, sorted(share.left))}
-                if portions.losses <= CHANCES and portions.waiting and self.serving:
-                    streams |= self._next(portions, call)  # others go on with it at once
+                error = self.supervisor.with_dead_actors(found)
+                lost = [assignment for assignment in streams.values() if assignment.engine.name in error.names]
+                self.replace_lost(error, call.moment, sum(len(assignment.left) for assignment in lost))
+                streams = {stream: assignment for stream, assignment in streams.items() if assignment not in lost}
+                for assignment in lost:
+                    quarantined = batches.lost(assignment.positions, sorted(assignment.left))
+                    self.poison_prompts |= {call.chosen[i] for i in quarantined}
+                if batches.losses <= CHANCES and batches.waiting and self.serving:
+                    streams |= self._dispatch_next(batches, call)  # the other engines take it over at once
                 continue
             if answer is None:
                 if streams.pop(stream).left:
@@ -239,84 +245,85 @@ class Engines:
                 continue
             streams[stream].left -= set(answer[1].places)
             yield answer
-        yield from self._set_aside(portions.set_aside, call)
+        yield from self._placeholder_block(batches.set_aside, call)
 
-    def _next(self, portions: Portions, call: Call) -> dict[Any, Share]:
-        """Give out the next portion, without the prompts that are known to be fatal."""
-        places = portions.next()
-        portions.set_aside += [i for i in places if call.chosen[i] in self.fatal]
-        return self._give([i for i in places if call.chosen[i] not in self.fatal], call)
+    def _dispatch_next(self, batches: RetryBatches, call: Generation) -> dict[Any, Assignment]:
+        """Dispatch the next batch without known poison prompts, which are quarantined."""
+        positions = batches.next()
+        batches.set_aside += [i for i in positions if call.chosen[i] in self.poison_prompts]
+        return self._dispatch([i for i in positions if call.chosen[i] not in self.poison_prompts], call)
 
-    def _give(self, places: Sequence[int], call: Call) -> dict[Any, Share]:
-        """Share prompts out over the engines that serve."""
-        if not places:
+    def _dispatch(self, positions: Sequence[int], call: Generation) -> dict[Any, Assignment]:
+        """Distribute samples over the serving engines and start generation; returns the streams."""
+        if not positions:
             return {}
         if not self.serving:
-            self.heal(call.moment)
+            self.restore_serving(call.moment)
         engines = self.serving
-        parts = share_prompts([call.chosen[i] for i in places], len(engines))
-        shares = [Share(engine=engine, places=[places[i] for i in part]) for engine, part in zip(engines, parts)]
+        parts = share_prompts([call.chosen[i] for i in positions], len(engines))
+        assignments = [Assignment(engine, [positions[i] for i in part]) for engine, part in zip(engines, parts)]
         return {
-            share.engine.actor.generate.options(num_returns="streaming").remote(
-                share.places, *call.of(share.places), self.config.block_size
-            ): share
-            for share in shares
-            if share.places
+            assignment.engine.actor.generate.options(num_returns="streaming").remote(
+                assignment.positions, *call.at(assignment.positions), self.config.block_size
+            ): assignment
+            for assignment in assignments
+            if assignment.positions
         }
 
-    def _set_aside(self, places: Sequence[int], call: Call) -> Iterator[tuple[Any, Answered]]:
-        """A block that keeps the places of samples that are given up."""
-        while places:
+    def _placeholder_block(self, positions: Sequence[int], call: Generation) -> Iterator[tuple[Any, Answered]]:
+        """Placeholder block for abandoned samples, so that the batch keeps its size."""
+        while positions:
             if not self.serving:
-                self.heal(call.moment)
+                self.restore_serving(call.moment)
             reason, moment = "the engine died of it", call.moment.of("set aside")
             engine = self.serving[0]
-            block, answered = engine.actor.set_aside.options(num_returns=2).remote(places, *call.of(places), reason)
+            task = engine.actor.set_aside.options(num_returns=2)
+            block, answered = task.remote(positions, *call.at(positions), reason)
             try:
-                yield block, fetch(answered, engine.name, moment, self.supervisor.patience)
+                yield block, fetch(answered, engine.name, moment, self.supervisor.deadlines)
                 return
             except LostError as error:
-                self.lose(self.supervisor.located(error), call.moment)
+                self.replace_lost(self.supervisor.with_dead_actors(error), call.moment)
 
-    def _take(self, stream: Any, name: str, moment: Moment) -> tuple[Any, Answered] | None:
-        """The next block of a stream with what is in it; None where the stream has ended."""
-        patience = self.supervisor.patience
+    def _next_block(self, stream: Any, name: str, moment: Moment) -> tuple[Any, Answered] | None:
+        """Next block of a stream and its summary; None at the end of the stream."""
+        deadlines = self.supervisor.deadlines
         block = next(stream, None)
         if block is None:
             return None
-        patience.next_ready({stream: name}, moment)
-        answered = next(stream, block)  # a stream that failed ends with the failure in place of a block
-        return block, fetch(answered, name, moment, patience)
+        deadlines.next_ready({stream: name}, moment)
+        answered = next(stream, block)  # the last item of a failed stream is its error, in place of a block
+        return block, fetch(answered, name, moment, deadlines)
 
     def abandon(self, moment: Moment) -> None:
-        """Have the engines drop what they are generating, and an update that nobody will finish."""
+        """Abort generation and any unfinished weight update on all started engines."""
         self._each([engine for engine in self.all if not engine.building], ABANDON, moment)
 
     def decode(self, tokenizer: Path, block: ray.ObjectRef, moment: Moment) -> dict[int, str]:
-        """A block's responses as text, by seed."""
+        """Responses of a block as text, by seed."""
         while True:
             if not self.serving:
-                self.heal(moment)
+                self.restore_serving(moment)
             for _, texts in self._each(
                 self.serving[:1], "decode", moment, str(tokenizer), self.trust_remote_code, block
             ):
                 return dict(texts)
 
     def sleep(self, moment: Moment) -> None:
-        """Give GPU memory to the trainer, where they share it. One that sleeps already sleeps on."""
+        """Release GPU memory for the trainer, if they share GPUs. Engines that sleep already are not affected."""
         if self.sleeps:
             self._each([engine for engine in self.all if not engine.building], "sleep", moment)
 
     def wake(self, part: str, engines: Sequence[Engine], moment: Moment) -> None:
-        """Have them take GPU memory back: ``weights`` before a publish, ``kv_cache`` after."""
+        """Reacquire GPU memory: ``weights`` before a publish, ``kv_cache`` after it."""
         if self.sleeps:
             self._each(engines, "wake", moment, part)
 
     def prove(self, engines: Sequence[Engine], sent: Fingerprint, version: int, moment: Moment) -> None:
-        """Have each of the engines show what it holds, and serve only if that is what the trainer has.
+        """Compare each engine's fingerprint with the trainer's; engines that agree serve ``version``.
 
         Raises:
-            CanaryError: an engine holds other weights; the message names the layers.
+            CanaryError: an engine's weights differ; the message names the layers.
         """
         proven = []
         for engine, held in self._each(engines, "held_fingerprint", moment):
@@ -332,10 +339,10 @@ class Engines:
                 )
             proven.append(engine)
         for engine, _ in self._each(proven, "serve", moment, version):
-            self._serves(engine, version)
+            self._start_serving(engine, version)
 
-    def outdate(self, version: int) -> None:
-        """No engine serves until it has proven the weights that are about to be published."""
+    def mark_outdated(self, version: int) -> None:
+        """Stop all engines from serving until they have proven ``version`` of the weights, which is sent next."""
         for engine in self.all:
             engine.version = None
             self.supervisor.published(engine.name, version)
@@ -343,30 +350,30 @@ class Engines:
     def _each(
         self, engines: Sequence[Engine], method: str, moment: Moment, *arguments: Any
     ) -> list[tuple[Engine, Any]]:
-        """Call a method of each; the answers of those that did not get lost."""
+        """Call a method of each engine; returns the answers of those that did not fail, and replaces the others."""
         pending = {getattr(engine.actor, method).remote(*arguments): engine for engine in engines}
-        answers, patience, work = [], self.supervisor.patience, moment.of(method)
+        answers, deadlines, work = [], self.supervisor.deadlines, moment.of(method)
         while pending:
             try:
-                ref = patience.next_ready({r: e.name for r, e in pending.items()}, work)
-                answers.append((pending[ref], fetch(ref, pending[ref].name, work, patience)))
+                ref = deadlines.next_ready({r: e.name for r, e in pending.items()}, work)
+                answers.append((pending[ref], fetch(ref, pending[ref].name, work, deadlines)))
                 del pending[ref]
             except LostError as found:
-                error = self.supervisor.located(found)
-                self.lose(error, moment)
+                error = self.supervisor.with_dead_actors(found)
+                self.replace_lost(error, moment)
                 pending = {r: engine for r, engine in pending.items() if engine.name not in error.names}
         return answers
 
     def stop(self) -> None:
-        """End every engine and its processes."""
+        """Stop every engine and its processes."""
         running = [engine for engine in self.all if not engine.building]
-        with suppress(MachineryError):  # an engine that is dead or stuck is killed below
+        with suppress(MachineryError):  # a dead or stuck engine is killed below
             refs = {engine.actor.stop.remote(): engine.name for engine in running}
             ray.wait(list(refs), num_returns=len(refs), timeout=STOP_SECONDS) if refs else None
         self.kill()
 
     def kill(self) -> None:
-        """End every engine at once, whatever it is at; Ray ends its processes."""
+        """Kill every engine at once; Ray ends its child processes."""
         for engine in self.all:
             ray.kill(engine.actor, no_restart=True)
         self.all = []

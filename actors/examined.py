@@ -1,4 +1,4 @@
-"""What a stage's actors found of their models before the first use, in the stage's record and on the screen."""
+"""Records and shows how the stage's actors examined their models before the first use."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from rlhf.tracking.tracker import Tracker
 
 
 def record_examinations(session: Session, tracker: Tracker, groups: Mapping[str, Group], model: Path) -> Summary:
-    """Record and show what each role found; returns it for the stage's summary.
+    """Record and print each role's examination of its model; returns lines for the stage's summary.
 
     Args:
-        model: folder of the language model whose end tokens count.
+        model: folder of the language model whose end tokens are used.
     """
     summary: Summary = {}
     for role, group in groups.items():

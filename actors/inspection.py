@@ -16,55 +16,55 @@ from ray._private.state import state
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from actors.process import DUMP_SIGNAL, Whereabouts
+from actors.process import DUMP_SIGNAL, ProcessLocation
 from rlhf.recovery.facts import Facts, read_facts
 from rlhf.recovery.leftovers import remove_leftovers
 
 INSPECT_SECONDS = 10.0
 """Deadline of an inspection of the processes of another node."""
-PULSE_SECONDS = 2.0
-"""How long processes that were late have to say what they are doing."""
+HEARTBEAT_SECONDS = 2.0
+"""How long late actors have to answer a heartbeat."""
 LAST_LINES = 40
-"""Lines of a lost actor's log that are searched for the reason."""
+"""Last lines of a lost actor's log, in which the reason is searched."""
 DUMP_SECONDS = 0.5
-"""How long processes have to write their stacks before they are ended."""
+"""How long processes have to write their stacks before they are killed."""
 
 Inspection = tuple[Facts, str]
-"""What is known of a process, and the tail of its log."""
+"""Facts about a process, and the tail of its log."""
 
 
 def dead_actors(actors: Mapping[str, Any]) -> list[str]:
-    """Return the names of the actors that Ray knows to be dead."""
+    """Return the names of the actors that Ray reports as dead."""
     ids = {name: actor._actor_id.hex() for name, actor in actors.items() if actor is not None}
     try:
         table = state.actor_table(None, actor_state_name="DEAD") if ids else {}
-    except Exception:  # Ray itself may be what is lost: nobody is known to be dead
+    except Exception:  # Ray itself may have failed: no actor is known to be dead
         return []
     return [name for name, actor_id in ids.items() if actor_id in table]
 
 
-def pulses(actors: Mapping[str, Any]) -> dict[str, str]:
-    """Ask actors for their current activity; returns it by name, without those that do not answer in time."""
+def collect_activity(actors: Mapping[str, Any]) -> dict[str, str]:
+    """Return the current activity of actors, by name, without those that do not answer in time."""
     asked = {}
     for name, actor in actors.items():
-        with suppress(Exception):  # a handle of which there is no actor any more
-            asked[actor.pulse.remote()] = name
-    done, _ = ray.wait(list(asked), num_returns=len(asked), timeout=PULSE_SECONDS) if asked else ([], [])
+        with suppress(Exception):  # the actor of this handle no longer exists
+            asked[actor.heartbeat.remote()] = name
+    done, _ = ray.wait(list(asked), num_returns=len(asked), timeout=HEARTBEAT_SECONDS) if asked else ([], [])
     activity = {}
     for ref in done:
         with suppress(RayError):
-            doing, seconds = ray.get(ref)
-            activity[asked[ref]] = f"{doing or 'nothing'} for {seconds:.0f} s"
+            what, seconds = ray.get(ref)
+            activity[asked[ref]] = f"{what or 'nothing'} for {seconds:.0f} s"
     return activity
 
 
-def inspect(processes: Sequence[Whereabouts], dump: bool) -> dict[str, Inspection]:
-    """Inspect processes on their nodes; returns what is known of each, by the actor's name.
+def inspect(processes: Sequence[ProcessLocation], dump: bool) -> dict[str, Inspection]:
+    """Inspect processes on their nodes; returns facts and log tails, by the actor's name.
 
     Processes on a node that does not answer are reported as dead.
 
     Args:
-        dump: have each write its stacks to its log.
+        dump: make each write its stacks to its log.
     """
     found = {where.name: (Facts(alive=False), "") for where in processes}
     for seen in on_nodes(inspect_here, _by_node(processes), dump):
@@ -72,17 +72,17 @@ def inspect(processes: Sequence[Whereabouts], dump: bool) -> dict[str, Inspectio
     return found
 
 
-def end(processes: Sequence[Whereabouts], spare_owner: bool) -> None:
-    """Kill processes and the children that they started, and remove the files that they left in shared memory.
+def end(processes: Sequence[ProcessLocation], spare_owner: bool) -> None:
+    """Kill processes and their children, and remove their files in shared memory.
 
     Args:
-        spare_owner: kill the children alone. The processes themselves are dead, and their ids may be reused by now.
+        spare_owner: kill only the children; the processes are dead, and their ids may be reused by now.
     """
     on_nodes(end_here, _by_node(processes), spare_owner)
 
 
 def on_nodes(
-    function: Callable[..., Any], processes: Mapping[str, Sequence[Whereabouts]], *arguments: Any
+    function: Callable[..., Any], processes: Mapping[str, Sequence[ProcessLocation]], *arguments: Any
 ) -> list[Any]:
     """Call a function once on each node, with that node's processes, on all nodes in parallel.
 
@@ -106,15 +106,15 @@ def on_nodes(
     return answers
 
 
-def _by_node(processes: Sequence[Whereabouts]) -> dict[str, list[Whereabouts]]:
+def _by_node(processes: Sequence[ProcessLocation]) -> dict[str, list[ProcessLocation]]:
     nodes = defaultdict(list)
     for where in processes:
         nodes[where.node_id].append(where)
     return dict(nodes)
 
 
-def inspect_here(processes: Sequence[Whereabouts], dump: bool) -> dict[str, Inspection]:
-    """Inspect processes of this node; returns what is known of each, by the actor's name."""
+def inspect_here(processes: Sequence[ProcessLocation], dump: bool) -> dict[str, Inspection]:
+    """Inspect processes of this node; returns facts and log tails, by the actor's name."""
     if dump:
         for where in processes:
             with suppress(ProcessLookupError, PermissionError):
@@ -123,7 +123,7 @@ def inspect_here(processes: Sequence[Whereabouts], dump: bool) -> dict[str, Insp
     return {where.name: (_facts(where), _last_lines(where.log)) for where in processes}
 
 
-def _facts(where: Whereabouts) -> Facts:
+def _facts(where: ProcessLocation) -> Facts:
     return read_facts(where.process, children=where.children, oom_kills_before=where.oom_kills)
 
 
@@ -134,7 +134,7 @@ def _last_lines(log: str) -> str:
         return ""
 
 
-def end_here(processes: Sequence[Whereabouts], spare_owner: bool) -> None:
+def end_here(processes: Sequence[ProcessLocation], spare_owner: bool) -> None:
     """Do what ``end`` does, on this node."""
     for where in processes:
         for process in where.children if spare_owner else (where.process, *where.children):

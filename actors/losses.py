@@ -1,4 +1,4 @@
-"""Translates Ray's errors into the project's own: which actor was lost, and how, as far as the error tells."""
+"""Translates Ray's errors into the project's own errors, which name the lost actor and the kind of failure."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ DIED = (
     ActorPlacementGroupRemoved,
     RuntimeEnvSetupError,
 )
-"""Errors that stand in place of an answer whose process is gone. After any other, the process may still be there."""
+"""Errors after which the actor's process is gone. After any other error, it may still run."""
 REASON_LENGTH = 600
 USED = re.compile(r"Memory on the node \(IP: ([^,]+), .*?\) was (.*? used / .*? limit)")
 THRESHOLD = re.compile(r"exceeded threshold of (\d+)B")
@@ -41,49 +41,49 @@ KILLED = re.compile(r"Selected to kill: .*?\bpid=(\d+), actual memory used=([\d.
 
 
 def own_error(error: RayError, who: str, moment: object, seconds: float = 0.0) -> RLHFError:
-    """Translate the error that Ray returned in place of an answer of ``who``.
+    """Translate the error that Ray returned in place of an answer of actor ``who``.
 
     Args:
-        moment: what the answer is to, for the message.
-        seconds: how long it was waited for.
+        moment: phase and step of the call, for the message.
+        seconds: duration of the wait.
 
     Returns:
-        An error that an actor raised on purpose, as it is; a ``LostError`` that names the actor, or no actor where the
-        error does not tell whose process it was; a ``MachineryError`` for a bug.
+        An error that an actor raised deliberately, unchanged; a ``LostError`` that names the actor, or no actor if the
+        error does not identify one; a ``MachineryError`` for a bug.
     """
     if isinstance(error, RayTaskError):
         return _raised(error, who, moment)
     if isinstance(error, GetTimeoutError):
         return LostError(late([who], moment, seconds), (who,), "stalled")
     if isinstance(error, ObjectLostError):
-        return LostError(f"what {who} computed is lost, during {moment}: {reason(error)}", kind="failed")
+        return LostError(f"a result of {who} is lost, during {moment}: {reason(error)}", kind="failed")
     if isinstance(error, DIED):
         return LostError(f"{who} died during {moment}: {reason(error)}", (who,), "died")
-    what = f"{who} gave no answer that can be read, during {moment}: {reason(error)}"
+    what = f"the answer of {who} cannot be read, during {moment}: {reason(error)}"
     return LostError(what, (who,), "failed")
 
 
 def _raised(error: RayTaskError, who: str, moment: object) -> RLHFError:
-    """Translate an error that was raised in the process of ``who``, or in that of an actor whose result it needed."""
+    """Translate an error raised in the process of ``who``, or in that of an actor whose result it used."""
     cause: BaseException = error
     while isinstance(cause, RayTaskError):
         cause = cause.cause
     if isinstance(cause, RLHFError):
         return cause
-    if type(cause) is RayError:  # Ray's own in place of one that could not be sent
+    if type(cause) is RayError:  # Ray's substitute for an error that could not be serialised
         return LostError(f"{who} failed during {moment}: {reason(cause)}", (who,), "failed")
     if isinstance(cause, RayError):
-        return LostError(f"{who} was given something that is lost, during {moment}: {reason(cause)}", kind="failed")
+        return LostError(f"an argument of {who} is lost, during {moment}: {reason(cause)}", kind="failed")
     return MachineryError(f"{who} failed during {moment}: {str(error).strip().splitlines()[-1]}")
 
 
 def late(who: Sequence[str], moment: object, seconds: float) -> str:
-    """Message for a deadline that passed."""
+    """Message for a missed deadline."""
     return f"no answer within {seconds:.0f} s during {moment} from {', '.join(shortened(who))}"
 
 
 def reason(error: BaseException) -> str:
-    """Return the reason in one line; Ray writes it at the end of its text."""
+    """Return the reason of an error in one line; Ray writes it at the end of its text."""
     text = str(error)
     if isinstance(error, OutOfMemoryError):
         return _memory(text)
@@ -94,7 +94,7 @@ def reason(error: BaseException) -> str:
 
 
 def _memory(text: str) -> str:
-    """Extract the figures from the pages that Ray's memory monitor writes."""
+    """Extract the figures from the long message of Ray's memory monitor."""
     used, threshold = USED.search(text), THRESHOLD.search(text)
     killed = [f"process {process} ({size})" for process, size in KILLED.findall(text)]
     found = "Ray's memory monitor killed it"

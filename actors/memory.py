@@ -1,4 +1,4 @@
-"""The memory of all actors, by role. It is asked for at one step and read at the next, so that nobody waits for it."""
+"""Memory of all actors, by role; requested at one step and read at the next, so that no step waits for it."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from rlhf.tracking.memory import Memory, by_role
 
 
 class MemoryWatch:
-    """Asks actors what they hold. One that has not answered is not asked again until it has."""
+    """Requests actors' memory figures. An actor with a pending request gets no other."""
 
     def __init__(self) -> None:
         self._asked: dict[str, ray.ObjectRef] = {}
         self._found: dict[str, Memory] = {}
 
     def metrics(self, actors: Mapping[str, Any]) -> dict[str, float]:
-        """What the actors, by name, last said of themselves, by role; and asks them again."""
+        """Return metrics by role from the latest answers of these actors, and send new requests."""
         self._listen()
         self._found = {name: memory for name, memory in self._found.items() if name in actors}
         for name, actor in actors.items():
             if name not in self._asked:
-                with suppress(Exception):  # the actor is gone; who replaces it is asked the next time
+                with suppress(Exception):  # the actor is gone; its replacement is asked next time
                     self._asked[name] = actor.memory.remote()
         return by_role(self._found)
 
@@ -37,5 +37,5 @@ class MemoryWatch:
             del self._asked[name]
             try:
                 self._found[name] = ray.get(ref)
-            except Exception:  # of whatever kind: a run does not end for want of this
+            except Exception:  # memory figures are informative: no failure here may end the run
                 self._found.pop(name, None)

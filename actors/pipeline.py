@@ -1,4 +1,4 @@
-"""A command's stages, one after another; what is finished is not done again."""
+"""Runs a command's stages one after another; finished stages are skipped."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
-from actors.closing import tell
+from actors.closing import report_pipeline
 from actors.dpo import train_dpo
 from actors.ppo import train_ppo
 from actors.reward_model import train_reward
@@ -27,7 +27,7 @@ STAGES: Mapping[str, Train] = {"sft": train_sft, "reward": train_reward, "dpo": 
 
 
 def run_stage(session: Session, stage: str) -> Summary:
-    """Run one stage, or return what it found when it is finished already."""
+    """Run one stage and return its summary; a finished stage is not run again."""
     digest = session.digest(stage)
     run = RunFolder.create(session.root, stage, to_yaml(session.recipe), digest, session.files_of(stage))
     if run.is_finished(digest):
@@ -36,8 +36,8 @@ def run_stage(session: Session, stage: str) -> Summary:
     try:
         start = time.perf_counter()
         if run.resumes:
-            _take_up(session, stage, run)
-        with Tracker(run, session.recipe) as tracker, _told(tracker, run):
+            _resume(session, stage, run)
+        with Tracker(run, session.recipe) as tracker, _recorded_errors(tracker, run):
             summary = STAGES[stage](session, run, tracker)
             summary["seconds in all"] = time.perf_counter() - start
             tracker.close(summary)
@@ -52,20 +52,20 @@ def run_stage(session: Session, stage: str) -> Summary:
     return summary
 
 
-def _take_up(session: Session, stage: str, run: RunFolder) -> None:
-    """Bring the folder of an unfinished stage back to its last checkpoint."""
+def _resume(session: Session, stage: str, run: RunFolder) -> None:
+    """Rewind the folder of an unfinished stage to its last checkpoint."""
     checkpoint = session.checkpoint(stage)
     assert checkpoint is not None
     run.rewind(RunState.from_json(checkpoint.state()).sizes)
     run.accept(to_yaml(session.recipe))
-    session.console.print(f"{stage}: goes on from {checkpoint.path}, after step {checkpoint.step}")
+    session.console.print(f"{stage}: resumes from {checkpoint.path}, after step {checkpoint.step}")
 
 
 @contextmanager
-def _told(tracker: Tracker, run: RunFolder) -> Iterator[None]:
-    """Whatever ends the block before its time is an event; so is a disk that takes no more of the run's record."""
+def _recorded_errors(tracker: Tracker, run: RunFolder) -> Iterator[None]:
+    """Context that records an error or a stop as an event."""
     try:
-        with _stated(run):
+        with _own_errors(run):
             yield
     except RLHFError as error:
         kind = "stopped" if isinstance(error, Stopped) else "failed"
@@ -74,8 +74,8 @@ def _told(tracker: Tracker, run: RunFolder) -> Iterator[None]:
 
 
 @contextmanager
-def _stated(run: RunFolder) -> Iterator[None]:
-    """Errors of the block become the project's own, with what the user has of the run."""
+def _own_errors(run: RunFolder) -> Iterator[None]:
+    """Context that converts errors of the file system, and adds the last checkpoint to a stop."""
     try:
         yield
     except Stopped as stop:
@@ -83,13 +83,13 @@ def _stated(run: RunFolder) -> Iterator[None]:
         raise stop if stop.commit or last is None else Stopped(stop.why, str(last.path)) from None
     except OSError as error:
         raise MachineryError(
-            f"{error.filename or run.path} cannot be written to or read: {error.strerror or error}. See whether the "
-            "disk is full or gone, and give the same command: it goes on from the last checkpoint."
+            f"{error.filename or run.path} cannot be written to or read: {error.strerror or error}. Check whether the "
+            "disk is full or gone, and give the same command: it resumes from the last checkpoint."
         ) from error
 
 
 def run_pipeline(session: Session) -> None:
-    """All stages of the recipe, then what they learned."""
+    """Run all stages of the recipe, then print and plot their results."""
     start = time.perf_counter()
     summaries = {stage: run_stage(session, stage) for stage in stages_of(session.recipe, "pipeline")}
-    tell(session, summaries, time.perf_counter() - start)
+    report_pipeline(session, summaries, time.perf_counter() - start)

@@ -1,4 +1,4 @@
-"""Where the actors of a run go: GPUs by placement group, node by node, and a place on any node without GPUs."""
+"""Places the actors of a run: on GPUs in placement groups, one node each; without GPUs on any node."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from rlhf.errors import MachineryError
 from rlhf.placement.machine import choose_strategy
 from rlhf.placement.pools import ENGINES, Pool, Resting, pack, pools, resting
 
-SHARE = 0.1
-"""Part of a GPU that Ray counts for each role that shares it, ten at most; memory is the roles' own business."""
+GPU_SHARE = 0.1
+"""Fraction of a GPU reserved in Ray for each role that shares it, ten at most; Ray does not limit GPU memory."""
 TYPE_SHARE = 0.001
-"""What a seat takes of the resource that names its node's type of GPU."""
+"""Amount that a slot reserves of the resource that names its node's type of GPU."""
 NODE_LABEL = "ray.io/node-id"
-"""The label that Ray gives each node."""
+"""Label that Ray gives each node."""
 POLL_SECONDS = 0.5
-"""Between two looks at what is free."""
+"""Interval at which free GPUs are polled."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seat:
-    """A reserved place: a bundle of a placement group that is on one node."""
+class Slot:
+    """A reserved slot: a bundle of a placement group that is on one node."""
 
     group: PlacementGroup
     bundle: int
@@ -39,14 +39,14 @@ class Seat:
 
     @property
     def strategy(self) -> PlacementGroupSchedulingStrategy:
-        """The same, as Ray is told it."""
+        """Ray's scheduling strategy for an actor in this slot."""
         return PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=self.bundle)
 
 
 class Placement:
-    """Gives each actor its place. On CPUs all actors share the machine and no place is reserved.
+    """Reserves GPUs, and assigns a slot to each actor. Without GPUs nothing is reserved.
 
-    Seats are reserved where ``pack`` puts them: left to Ray, small groups may take the room that a large one needs.
+    Slots are reserved on the nodes that ``pack`` chooses: Ray may place small groups so that a large one does not fit.
 
     Raises:
         MachineryError: the GPUs were not free before ``placement.start_timeout_seconds``.
@@ -55,8 +55,8 @@ class Placement:
     def __init__(self, recipe: Recipe, device: Device, stage: Stage, gpus: int) -> None:
         self.recipe, self.device = recipe, device
         self.pools = pools(recipe, stage, choose_strategy(recipe, stage, gpus)) if device == "cuda" else ()
-        self._resting = resting(recipe, stage, self.pools)
-        self._seats: dict[tuple[str, int], Seat] = {}
+        self._offload_modes = resting(recipe, stage, self.pools)
+        self._slots: dict[tuple[str, int], Slot] = {}
         if not self.pools:
             return
         try:
@@ -67,36 +67,36 @@ class Placement:
 
     @property
     def engines_share(self) -> bool:
-        """Whether engines use GPUs of others, and have to sleep while those compute."""
+        """Whether engines share GPUs with other roles, and have to sleep while those compute."""
         return any(pool.shared and ENGINES in pool.roles for pool in self.pools)
 
-    def resting(self, role: str) -> Resting | None:
-        """What of a role lies in the host's memory between its phases; ``None`` where nobody has a use for the room."""
-        kind = self._resting.get(role, "none")
+    def offload_mode(self, role: str) -> Resting | None:
+        """State that a role offloads to host memory between its phases; None if no other role needs the GPU memory."""
+        kind = self._offload_modes.get(role, "none")
         shares = any(pool.shared and role in pool.roles for pool in self.pools)
         return kind if kind != "none" or shares else None
 
-    def place(self, role: str, rank: int) -> dict[str, Any]:
-        """Ray's options for rank ``rank`` of a role; of one without GPUs, any node's.
+    def actor_options(self, role: str, rank: int) -> dict[str, Any]:
+        """Ray's options for a rank of a role; without GPUs, any node.
 
-        Places on a node that is lost are given up, and others reserved.
+        Slots on failed nodes are released, and others are reserved.
         """
         pool = next((pool for pool in self.pools if role in pool.roles), None)
         if pool is None:
-            return {"num_cpus": 0, "scheduling_strategy": "SPREAD"}  # over all nodes: Ray would choose at random
+            return {"num_cpus": 0, "scheduling_strategy": "SPREAD"}  # Ray's default places at random
         self._renew(pool)
-        gpus = SHARE if pool.shared else pool.width
-        return {"num_cpus": 0, "num_gpus": gpus, "scheduling_strategy": self._seats[pool.name, rank].strategy}
+        gpus = GPU_SHARE if pool.shared else pool.width
+        return {"num_cpus": 0, "num_gpus": gpus, "scheduling_strategy": self._slots[pool.name, rank].strategy}
 
     def _renew(self, pool: Pool) -> None:
         alive = {node["NodeID"] for node in nodes()}
-        lost = [seat for seat in range(pool.seats) if self._seats[pool.name, seat].node not in alive]
-        self._remove([self._seats[pool.name, seat].group for seat in lost])
+        lost = [seat for seat in range(pool.seats) if self._slots[pool.name, seat].node not in alive]
+        self._remove([self._slots[pool.name, seat].group for seat in lost])
         if lost:
             self._reserve([(pool, lost)])
 
     def _reserve(self, wanted: Sequence[tuple[Pool, Sequence[int]]]) -> None:
-        """Reserve seats of pools, by number, as soon as there is room for all of them."""
+        """Reserve slots of pools, given by index, as soon as all of them fit."""
         end = time.monotonic() + self.recipe.placement.start_timeout_seconds
         asked = [pool.of(len(seats)) for pool, seats in wanted]
         while (chunks := pack(asked, list((free := free_gpus()).values()))) is None:
@@ -108,14 +108,14 @@ class Placement:
             self._take(pool, seats[chunk.first : chunk.first + chunk.seats], list(free)[chunk.node], end)
 
     def _take(self, pool: Pool, seats: Sequence[int], node: str, end: float) -> None:
-        """Reserve these seats of a pool on one node."""
+        """Reserve these slots of a pool on one node, in one placement group."""
         bundle: dict[str, float] = {"GPU": pool.width, "CPU": 1}
         if pool.gpu_type is not None:
             bundle[GPU_TYPE + pool.gpu_type] = TYPE_SHARE
         here = [{NODE_LABEL: node}] * len(seats)
         group = placement_group([bundle] * len(seats), strategy="STRICT_PACK", bundle_label_selector=here)
         for place, seat in enumerate(seats):
-            self._seats[pool.name, seat] = Seat(group=group, bundle=place, node=node)
+            self._slots[pool.name, seat] = Slot(group=group, bundle=place, node=node)
         try:
             ray.get(group.ready(), timeout=max(1.0, end - time.monotonic()))
         except GetTimeoutError as error:
@@ -126,8 +126,8 @@ class Placement:
         free = ", ".join(str(node.gpus) for node in free_gpus().values())
         return MachineryError(
             f"GPUs, with a CPU for each actor, were not free within {self.recipe.placement.start_timeout_seconds:.0f} "
-            f"s: asked for {wanted}; free now on each node: {free}. Another job may hold them, or a node has not come "
-            "back: ask `ray status`."
+            f"s: requested {wanted}; free now on each node: {free}. Another job may hold them, or a node is down: see "
+            "`ray status`."
         )
 
     def _remove(self, groups: Sequence[PlacementGroup]) -> None:
@@ -135,6 +135,6 @@ class Placement:
             remove_placement_group(group)
 
     def free(self) -> None:
-        """Give the places back."""
-        self._remove([seat.group for seat in self._seats.values()])
-        self._seats.clear()
+        """Release all reserved slots."""
+        self._remove([seat.group for seat in self._slots.values()])
+        self._slots.clear()

@@ -6,12 +6,12 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from actors.answering import answers_of, unseen
+from actors.answering import answers_of, ignore_progress
 from actors.crew import Crew, Start, crew
 from actors.examined import record_examinations
-from actors.keeper import Keeper, Kept
+from actors.keeper import Keeper, ResumePoint
 from actors.session import Session
-from actors.supervised import Summary, named, seconds_of
+from actors.supervised import Summary, recorded_seconds, select_metrics
 from actors.supervisor import STATUS, Supervisor
 from actors.survival import Survivor
 from actors.timeline import Timeline
@@ -31,7 +31,7 @@ from rlhf.tracking.run_folder import RunFolder
 from rlhf.tracking.tracker import Tracker
 
 BEFORE, AFTER = "before.json", "after.json"
-"""Files in the stage's folder: where the run is now, and the answers of the policy before and after all steps."""
+"""Files in the stage's folder: the policy's answers to held-out prompts before the first and after the last step."""
 SHOWN = {
     "score": "objective/scores",
     "KL": "objective/kl",
@@ -43,13 +43,13 @@ SHOWN = {
 
 
 def train_ppo(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
-    """Train the policy and leave it in ``run.model``; returns what is worth knowing at the end."""
+    """Train the policy and save it to ``run.model``; returns the stage's summary."""
     recipe = session.recipe
     data = session.prompts
     session.report_data(data, run)
     if run.resumes and session.changes_of_data("ppo"):
         _forget_answers(run)
-    compared = data.held_out[: _compared(run, recipe)]
+    compared = data.held_out[: _count_compared(run, recipe)]
     judged = judged_prompts(recipe.early_stop, data.held_out)
     start = Start(
         policy=session.policy_start,
@@ -57,7 +57,7 @@ def train_ppo(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
         reward_models=session.reward_models,
         max_length=session.longest,
         end_tokens=session.end_tokens(session.policy_start),
-        prompts=[*data.train, *max(compared, judged, key=len)],  # the shorter is the beginning of the longer
+        prompts=[*data.train, *max(compared, judged, key=len)],  # the shorter list is a prefix of the longer one
         logs=run.logs,
         day=session.day,
         judge_model=session.judge_model,
@@ -71,31 +71,31 @@ def train_ppo(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
         timeline.spans.add("start", begun)
         examined = record_examinations(session, tracker, actors.networks, session.policy_start)
         trainer = PPOTrainer(actors, len(data.train))
-        kept = recipe.checkpoint
-        store = CheckpointStore(run.checkpoints, kept.keep_last, kept.keep_best, session.files_of("ppo"))
+        config = recipe.checkpoint
+        store = CheckpointStore(run.checkpoints, config.keep_last, config.keep_best, session.files_of("ppo"))
         keeper = Keeper(actors, run, store, to_yaml(recipe), tracker, trainer.timer)
-        survivor = Survivor(trainer, keeper, _kept(session, keeper, supervisor, tracker))
+        survivor = Survivor(trainer, keeper, _resume_point(session, keeper, supervisor, tracker))
         policy = _policy(session, actors, range(len(data.train), len(data.train) + len(compared)))
         survivor.begin()
-        before = _before(run, survivor, policy)
-        asked = range(len(data.train), len(data.train) + len(judged))
+        before = _answers_before(run, survivor, policy)
+        judged_indices = range(len(data.train), len(data.train) + len(judged))
         watcher = (
-            Watcher(recipe.early_stop, actors, trainer.timer, asked, judged, policy, run, tracker)
+            Watcher(recipe.early_stop, actors, trainer.timer, judged_indices, judged, policy, run, tracker)
             if recipe.early_stop
             else None
         )
         was_over = survivor.is_over
-        _steps(session, tracker, survivor, watcher)
-        after = _after(run, survivor, policy, watcher, was_over)
+        _run_steps(session, tracker, survivor, watcher)
+        after = _answers_after(run, survivor, policy, watcher, was_over)
     texts = [session.tokenizer.decode(prompt.tokens, skip_special_tokens=True) for prompt in compared]
     write_answers(run.path, texts, before, after)
     history = [{name: value for name, value in row.items() if value is not None} for row in read_lines(run.metrics)]
-    watched = _tell(session, run, survivor.state) if watcher else {}
-    return {**learned(history), **watched, **examined, **supervisor.summary(), **seconds_of(history)}
+    watched = _report_watch(session, run, survivor.state) if watcher else {}
+    return {**learned(history), **watched, **examined, **supervisor.summary(), **recorded_seconds(history)}
 
 
-def _kept(session: Session, keeper: Keeper, supervisor: Supervisor, tracker: Tracker) -> Kept:
-    """Where the run begins: at its last checkpoint, which policy and critic are given, or at the beginning."""
+def _resume_point(session: Session, keeper: Keeper, supervisor: Supervisor, tracker: Tracker) -> ResumePoint:
+    """Load the run's last checkpoint into policy and critic and return its state, or return the initial state."""
     checkpoint = session.checkpoint("ppo")
     if checkpoint is None:
         return RunState.start(session.recipe), ()
@@ -106,60 +106,62 @@ def _kept(session: Session, keeper: Keeper, supervisor: Supervisor, tracker: Tra
 
 
 def _forget_answers(run: RunFolder) -> None:
-    """Other prompts are compared now: answers to the old ones are no measure of theirs."""
+    """Delete stored answers: the data changed, so that they belong to other prompts."""
     for name in (BEFORE, AFTER):
         (run.path / name).unlink(missing_ok=True)
 
 
-def _compared(run: RunFolder, recipe: Recipe) -> int:
-    """How many prompts are answered before and after: as many as an earlier command of the run has had answered."""
-    kept = run.path / BEFORE
-    return (
-        len(json.loads(kept.read_text(encoding="utf-8")))
-        if run.resumes and kept.exists()
-        else recipe.evaluation.prompts
-    )
+def _count_compared(run: RunFolder, recipe: Recipe) -> int:
+    """Number of prompts answered before and after PPO: as many as a resumed run has stored, else as the recipe says."""
+    stored = run.path / BEFORE
+    if run.resumes and stored.exists():
+        return len(json.loads(stored.read_text(encoding="utf-8")))
+    return recipe.evaluation.prompts
 
 
-def _before(run: RunFolder, survivor: Survivor, policy: Policy) -> list[str]:
-    """The answers of the policy before the first step, which only the first command of a run can have."""
-    kept = run.path / BEFORE
-    if not (run.resumes and kept.exists()):
-        write_atomically(kept, json.dumps(survivor.surely(policy.answers), ensure_ascii=False))
-    answers: list[str] = json.loads(kept.read_text(encoding="utf-8"))
+def _answers_before(run: RunFolder, survivor: Survivor, policy: Policy) -> list[str]:
+    """Answers of the policy before the first step; a resumed run reads those that its first command stored."""
+    stored = run.path / BEFORE
+    if not (run.resumes and stored.exists()):
+        write_atomically(stored, json.dumps(survivor.retry(policy.answers), ensure_ascii=False))
+    answers: list[str] = json.loads(stored.read_text(encoding="utf-8"))
     return answers
 
 
 def _policy(session: Session, actors: Crew, compared: Sequence[int]) -> Policy:
-    """What can be had of the policy, which the engines hold too."""
+    """Access to the current policy: ranks save it, engines answer with it."""
 
     def save(folder: Path) -> None:
         actors.save(folder.resolve(), Moment(phase="save"))
         session.tokenizer.save_pretrained(folder)
 
     start = session.policy_start
-    return Policy(save=save, answers=lambda: answers_of(actors.engines, compared, start, unseen))
+    return Policy(save=save, answers=lambda: answers_of(actors.engines, compared, start, ignore_progress))
 
 
-def _steps(session: Session, tracker: Tracker, survivor: Survivor, watcher: Watcher | None) -> None:
-    """Go through the steps, recording and showing each."""
+def _run_steps(session: Session, tracker: Tracker, survivor: Survivor, watcher: Watcher | None) -> None:
+    """Run all steps; record each and show it on the console."""
     with session.console.stage("PPO", session.recipe.ppo.steps) as report:
         for step, result in survivor.run(watcher):
             tracker.log(step, result.metrics)
             tracker.samples(step, result.samples)
             tracker.histograms(step, result.histograms)
-            report(step + 1, named(result.metrics, SHOWN))
+            report(step + 1, select_metrics(result.metrics, SHOWN))
 
 
-def _after(run: RunFolder, survivor: Survivor, policy: Policy, watcher: Watcher | None, was_over: bool) -> list[str]:
-    """Leave the run its model; returns that policy's answers for the comparison. The answers are kept first: once the
-    model is in its place, there may be no other way to them. A command that made steps has a model of its own."""
-    kept = run.path / AFTER
-    if not (was_over and kept.exists() and run.model.exists()):
-        answers = survivor.surely(lambda: watcher.answers(survivor.state) if watcher else policy.answers())
-        write_atomically(kept, json.dumps(answers, ensure_ascii=False))
-        survivor.surely(lambda: watcher.leave_model(survivor.state) if watcher else _save(policy, run))
-    after: list[str] = json.loads(kept.read_text(encoding="utf-8"))
+def _answers_after(
+    run: RunFolder, survivor: Survivor, policy: Policy, watcher: Watcher | None, was_over: bool
+) -> list[str]:
+    """Save the run's model, and return its answers for the comparison.
+
+    Answers are stored before the model: a command that finds the model then finds them too.
+    """
+    stored = run.path / AFTER
+    if not (was_over and stored.exists() and run.model.exists()):
+        answers = survivor.retry(lambda: watcher.answers(survivor.state) if watcher else policy.answers())
+        write_atomically(stored, json.dumps(answers, ensure_ascii=False))
+        survivor.retry(lambda: watcher.leave_model(survivor.state) if watcher else _save(policy, run))
+    after: list[str] = json.loads(stored.read_text(encoding="utf-8"))
     return after
 
 
@@ -168,8 +170,8 @@ def _save(policy: Policy, run: RunFolder) -> None:
         policy.save(folder)
 
 
-def _tell(session: Session, run: RunFolder, state: RunState) -> Summary:
-    """Say how the watch ended, and draw what it saw."""
+def _report_watch(session: Session, run: RunFolder, state: RunState) -> Summary:
+    """Print the outcome of early stopping, and plot held-out score against training reward."""
     session.console.print(outcome(state, session.recipe.ppo.steps))
     plot_overoptimisation(run.metrics, run.path / "overoptimisation.png")
     return watch_summary(state, session.recipe.ppo.steps)

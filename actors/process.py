@@ -1,4 +1,4 @@
-"""An actor's process: where it is, what it is doing, and how it says so."""
+"""An actor's process: its location, its current activity, and stack dumps on a signal."""
 
 from __future__ import annotations
 
@@ -22,40 +22,40 @@ DUMP_SIGNAL = signal.SIGUSR1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Whereabouts:
-    """Where an actor's process is. ``children`` are the processes that it started and that must not outlive it."""
+class ProcessLocation:
+    """Location of an actor's process. ``children`` are processes that it started and that must not outlive it."""
 
     name: str
     node: str
     """Address of its node."""
     node_id: str
-    """Ray's name of that node."""
+    """Ray's id of its node."""
     process: int
     log: str = ""
-    """File that its output goes to."""
+    """File of its output."""
     children: tuple[int, ...] = ()
     oom_kills: int | None = None
-    """``rlhf.recovery.facts.oom_kills()`` of its node when it was started."""
+    """``rlhf.recovery.facts.oom_kills()`` of its node when the process started."""
 
     def __str__(self) -> str:
         return f"{self.name} (node {self.node}, process {self.process})"
 
 
-def whereabouts(name: str, log: Path) -> Whereabouts:
-    """Where the calling actor is."""
+def locate_process(name: str, log: Path) -> ProcessLocation:
+    """Return the location of the calling actor's process."""
     node_id = ray.get_runtime_context().get_node_id()
-    return Whereabouts(
+    return ProcessLocation(
         name=name, node=node_address(), node_id=node_id, process=os.getpid(), log=str(log), oom_kills=oom_kills()
     )
 
 
 def dump_stacks_on_signal() -> None:
-    """Have ``DUMP_SIGNAL`` write all stacks to this process's output, even where Python itself is stuck."""
+    """Make ``DUMP_SIGNAL`` write all threads' stacks to this process's output, even if the interpreter is stuck."""
     faulthandler.register(DUMP_SIGNAL, all_threads=True)
 
 
-class Doing:
-    """What an actor is doing, and since when, for whoever asks from another thread; and what it has done."""
+class Activity:
+    """Current activity of an actor, readable from other threads, and the spans of past activities."""
 
     def __init__(self) -> None:
         self._doing, self._since = "", time.monotonic()
@@ -63,7 +63,7 @@ class Doing:
 
     @contextmanager
     def __call__(self, what: str) -> Iterator[None]:
-        """Within the block the actor is doing ``what``."""
+        """Context in which ``what`` is the current activity; adds a span at its end."""
         self._doing, self._since = what, time.monotonic()
         try:
             with self.spans(what):
@@ -71,6 +71,6 @@ class Doing:
         finally:
             self._doing, self._since = "", time.monotonic()
 
-    def pulse(self) -> tuple[str, float]:
-        """What it is doing (empty: waiting to be told), and for how many seconds."""
+    def heartbeat(self) -> tuple[str, float]:
+        """Current activity (empty: idle), and its seconds so far."""
         return self._doing, time.monotonic() - self._since

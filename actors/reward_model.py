@@ -1,4 +1,4 @@
-"""The second stage: a reward model from comparisons."""
+"""The reward-model stage: trains a reward model on comparisons."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import ray
 from actors.examined import record_examinations
 from actors.group import Group
 from actors.session import Session
-from actors.supervised import Loop, Summary, named, ranks, seconds
+from actors.supervised import Loop, Summary, phase_seconds, running_group, select_metrics
 from actors.waiting import Moment
 from rlhf.config.stages import check_schedule
 from rlhf.data.stages import comparison_batches
@@ -31,11 +31,11 @@ SHOWN = {
 ROLE = "rlhf.roles.preference:PreferenceRole"
 SHORTER_WINS = "'the shorter reply wins'"
 NORMALISED_ON = 1000
-"""Demonstrations, at most, over which the reward is shifted to a mean of 0."""
+"""Largest number of demonstrations over which the reward is shifted to a mean of 0."""
 
 
 def train_reward(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
-    """Train a reward model and leave it in ``run.model``; returns what is worth knowing at the end."""
+    """Train a reward model and save it to ``run.model``; returns the stage's summary."""
     recipe, timer = session.recipe, PhaseTimer(spans=tracker.timeline)
     ceiling = accuracy_ceiling(recipe.reward.ceiling)
     data = session.preferences
@@ -45,7 +45,7 @@ def train_reward(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
     batches = comparison_batches(data.train, config.batch_size, config.epochs, recipe.seed)
     check_schedule(recipe.reward.optimizer, len(batches), "reward.optimizer")
     start = session.model_of("sft", recipe.reward.init, session.base)
-    with ranks(session, "reward", "reward", run, tracker, ROLE, str(start), len(batches)) as group:
+    with running_group(session, "reward", "reward", run, tracker, ROLE, str(start), len(batches)) as group:
         examined = record_examinations(session, tracker, {"reward": group}, session.base)
         group.ask("use", ray.put(train), moment=Moment(phase="start"))
         loop = Loop(
@@ -63,7 +63,7 @@ def train_reward(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
             session.tokenizer.save_pretrained(folder)
     baseline = {SHORTER_WINS: shorter_wins(held_out.sequences), "held-out comparisons": float(len(data.held_out))}
     scores = {"demonstrations' raw score (shifted to 0)": mean, "demonstrations' standard deviation": spread}
-    return {**named(latest, SHOWN), **ceiling, **baseline, **scores, **examined, **seconds(timer)}
+    return {**select_metrics(latest, SHOWN), **ceiling, **baseline, **scores, **examined, **phase_seconds(timer)}
 
 
 def _held_out_accuracy(group: Group, held_out: PairData, step: int) -> dict[str, float]:

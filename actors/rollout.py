@@ -1,4 +1,4 @@
-"""The Ray actor around a vLLM engine: finished samples leave in blocks while the rest are still being generated."""
+"""The Ray actor of a vLLM engine; it streams blocks of finished samples while the others are still being generated."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from actors.process import Doing, Whereabouts, dump_stacks_on_signal, whereabouts
+from actors.process import Activity, ProcessLocation, dump_stacks_on_signal, locate_process
 from actors.worker import named_failures
 from rlhf.config.schema import ModelConfig
 from rlhf.device import Device, engine_environment
@@ -32,9 +32,9 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, kw_only=True)
 class Answered:
-    """What the controller is told of a block: which of the given prompts it answers, by place, and which it could not.
+    """Summary of a block for the controller: the positions of its samples in the call.
 
-    ``set_aside`` are the places that have no response, ``faults`` their (prompt id, reason).
+    ``set_aside`` are the positions of quarantined samples, ``faults`` their (prompt id, reason).
     """
 
     places: tuple[int, ...]
@@ -43,20 +43,20 @@ class Answered:
 
 
 class RolloutActor:
-    """One engine. vLLM is imported only in here: it is slow to import, and it reads its environment when it is."""
+    """One engine. Only this class imports vLLM: its import is slow, and reads the environment that is set here."""
 
     def __init__(self, name: str, log: Path, device: Device, memory_gib: float, backend: str | None) -> None:
         redirect_output(log)
         dump_stacks_on_signal()
-        self.where = whereabouts(name, log)
-        self.doing = Doing()
+        self.where = locate_process(name, log)
+        self.activity = Activity()
         os.environ.update(engine_environment(device, memory_gib, backend))
         self.prompts: Sequence[Prompt] = ()
         self.tokenizer: PreTrainedTokenizerBase | None = None
 
-    async def build(self, *arguments: Any) -> Whereabouts:
-        """Start the engine, see ``RolloutEngine``; returns where the actor is."""
-        with self.doing("start"), named_failures(self.where, "start"):
+    async def build(self, *arguments: Any) -> ProcessLocation:
+        """Start the engine, see ``RolloutEngine``; returns the actor's location."""
+        with self.activity("start"), named_failures(self.where, "start"):
             from rlhf.generation.engine import RolloutEngine
 
             self.engine = RolloutEngine(*arguments)
@@ -64,41 +64,41 @@ class RolloutActor:
             self.where = replace(self.where, children=tuple({*own, *await self.engine.adopt()}))
         return self.where
 
-    async def pulse(self) -> tuple[str, float]:
-        """What this actor is doing, and for how many seconds."""
-        return self.doing.pulse()
+    async def heartbeat(self) -> tuple[str, float]:
+        """Current activity and its seconds so far."""
+        return self.activity.heartbeat()
 
     async def spans(self) -> Taken:
-        """What this actor did since it was asked last."""
-        return self.doing.spans.take()
+        """Spans since the last call."""
+        return self.activity.spans.take()
 
     async def memory(self) -> Memory:
-        """What this actor's processes hold."""
+        """Memory of this actor's process and its children."""
         return memory_here(self.where.children)
 
     async def use(self, prompts: Sequence[Prompt]) -> None:
-        """Take the prompts; ``generate`` names them by their place."""
+        """Store the prompts; ``generate`` refers to them by index."""
         self.prompts = prompts
 
     async def generate(
         self, places: Sequence[int], chosen: Sequence[int], seeds: Sequence[int], block_size: int
     ) -> AsyncIterator[RolloutBlock | Answered]:
-        """Answer the chosen prompts. Yields, in turn, a block and which of the ``places`` it answers.
+        """Generate a response to each chosen prompt; yields a block and its summary in turn.
 
-        A deterministic engine always puts the same prompts into a block; others put in what finished together.
+        A deterministic engine puts the same prompts into the same blocks; otherwise a block has what finished together.
 
         Args:
-            places: (n,) what the caller calls each of the prompts.
-            chosen: (n,) which of the prompts that ``use`` gave.
-            seeds: (n,) of each answer.
+            places: (n,) the caller's positions of the samples.
+            chosen: (n,) indices into the prompts given to ``use``.
+            seeds: (n,) sampling seeds.
         """
-        with self.doing("generate"), named_failures(self.where, "generate"):
+        with self.activity("generate"), named_failures(self.where, "generate"):
             answers = self.engine.generate([self.prompts[i] for i in chosen], seeds)
             blocks = in_order if self.engine.deterministic else as_finished
-            begin = self.doing.spans.clock()
+            begin = self.activity.spans.clock()
             async for block in blocks(answers, len(chosen), block_size):
-                self.doing.spans.add("block", begin, samples=len(block))
-                begin = self.doing.spans.clock()
+                self.activity.spans.add("block", begin, samples=len(block))
+                begin = self.activity.spans.clock()
                 yield RolloutBlock.pack([answer.rollout for answer in block])
                 without = [answer for answer in block if answer.fault]
                 yield Answered(
@@ -110,7 +110,7 @@ class RolloutActor:
     async def set_aside(
         self, places: Sequence[int], chosen: Sequence[int], seeds: Sequence[int], fault: str
     ) -> tuple[RolloutBlock, Answered]:
-        """A block of samples that are given up, and what the controller is told of it."""
+        """Return a placeholder block of quarantined samples, and its summary."""
         prompts = [self.prompts[i] for i in chosen]
         answers = [self.engine.without(0, prompt, seed, fault) for prompt, seed in zip(prompts, seeds, strict=True)]
         faults = tuple((prompt.id, fault) for prompt in prompts)
@@ -118,11 +118,11 @@ class RolloutActor:
         return RolloutBlock.pack([answer.rollout for answer in answers]), answered
 
     async def abandon(self) -> None:
-        """Drop what is being generated, and an update that was not finished."""
+        """Abort generation and an unfinished weight update."""
         await self._named("abandon", self.engine.abandon())
 
     async def decode(self, tokenizer: str, trust_remote_code: bool, block: RolloutBlock) -> list[tuple[int, str]]:
-        """(seed, response as text) of each sample, without end and special tokens."""
+        """Return (seed, response as text) of each sample, without end and special tokens."""
         with named_failures(self.where, "decode"):
             if self.tokenizer is None:
                 self.tokenizer = load_tokenizer(tokenizer, ModelConfig(trust_remote_code=trust_remote_code))
@@ -133,22 +133,22 @@ class RolloutActor:
             return list(zip(block.seeds.tolist(), texts, strict=True))
 
     async def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        """Meet the trainer."""
+        """Connect to the trainer."""
         from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
 
         request = WeightTransferInitRequest(init_info=init_info)
         await self._named("connect", self.engine.llm.init_weight_transfer_engine(request))
 
     async def start_weight_update(self) -> None:
-        """Begin an update; until it is proven, the engine does not serve."""
+        """Begin a weight update; the engine does not serve until the new weights are proven."""
         self.engine.version = UNVERIFIED
         await self._named("publish", self.engine.start_update())
 
     async def update_weights(self, update_info: dict[str, Any], content: np.ndarray | None = None) -> bool:
-        """Take one chunk of weights; returns whether it could.
+        """Load one chunk of weights; returns whether the chunk's file was found.
 
         Args:
-            content: (bytes,) what is in the chunk's file, where that is on another host.
+            content: (bytes,) content of the chunk's file, if that is on another host.
         """
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
@@ -162,7 +162,7 @@ class RolloutActor:
         return True
 
     async def finish_weight_update(self) -> None:
-        """End an update."""
+        """End a weight update."""
         await self._named("publish", self.engine.llm.finish_weight_update())
 
     async def held_fingerprint(self) -> Fingerprint:
@@ -170,28 +170,28 @@ class RolloutActor:
         return await self._named("prove", self.engine.held_fingerprint())
 
     async def serve(self, version: int) -> None:
-        """Serve this version, whose fingerprint was found to agree."""
+        """Serve with this version of the weights, whose fingerprint agreed with the trainer's."""
         await self._named("serve", self.engine.serve(version))
 
     async def sleep(self) -> None:
-        """Give GPU memory back while others train."""
+        """Release GPU memory while the trainer uses it."""
         await self._named("sleep", self.engine.sleep())
 
     async def wake(self, part: str) -> None:
-        """Take GPU memory again: ``weights``, then ``kv_cache``."""
+        """Reacquire GPU memory: ``weights``, then ``kv_cache``."""
         await self._named("wake", self.engine.wake(part))
 
     async def stop(self) -> None:
-        """End the engine's own processes; Ray ends this one."""
+        """Stop the engine's own processes; Ray ends this one."""
         self.engine.stop()
 
-    async def _named(self, doing: str, call: Awaitable[Result]) -> Result:
-        with self.doing(doing), named_failures(self.where, doing):
+    async def _named(self, activity: str, call: Awaitable[Result]) -> Result:
+        with self.activity(activity), named_failures(self.where, activity):
             return await call
 
 
 async def as_finished(answers: AsyncIterator[Answer], count: int, size: int) -> AsyncIterator[list[Answer]]:
-    """Blocks of what finished together: nothing waits for the slowest."""
+    """Yield blocks of answers in the order in which they finish."""
     finished: list[Answer] = []
     async for answer in answers:
         finished.append(answer)
@@ -202,7 +202,7 @@ async def as_finished(answers: AsyncIterator[Answer], count: int, size: int) -> 
 
 
 async def in_order(answers: AsyncIterator[Answer], count: int, size: int) -> AsyncIterator[list[Answer]]:
-    """The same blocks whatever finishes first: places 0 to size − 1, then the next ones."""
+    """Yield the same blocks whatever finishes first: positions 0 to size − 1, then the next ones."""
     finished: dict[int, Answer] = {}
     begin = 0
     async for answer in answers:

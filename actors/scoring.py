@@ -1,4 +1,4 @@
-"""The scores of a step's blocks: computed where the models are, while other blocks are still being generated."""
+"""Scores a step's blocks on the ranks of the scoring groups, while other blocks are still being generated."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rlhf.roles.assemble import Contribution
 
 @dataclass(frozen=True, kw_only=True)
 class Scorer:
-    """Who scores a block, by which method, and what comes of it."""
+    """A group that scores blocks, the method that is called on its ranks, and the contribution to the experience."""
 
     group: Group
     method: str
@@ -27,7 +27,7 @@ class Scorer:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A block given to a rank. ``share`` is what it computes; it stays there."""
+    """A block sent to a rank. ``share`` references the rank's result, which stays on its node."""
 
     block: int
     scorer: int
@@ -36,29 +36,32 @@ class Task:
 
 
 class ScoringGroups(Protocol):
-    """The run's actor groups, as far as scoring uses them: the scorers, and how lost ones are replaced (``Crew``)."""
+    """The part of ``Crew`` that scoring uses: the scorers, offloading, and the replacement of lost groups."""
 
     supervisor: Supervisor
 
     @property
     def scorers(self) -> tuple[Scorer, ...]:
-        """The scorers of a step."""
+        """Scorers of a step."""
 
-    def rest(self, groups: Sequence[Group], moment: Moment) -> None:
-        """Have groups leave their GPUs to others, where they share them."""
+    def offload(self, groups: Sequence[Group], moment: Moment) -> None:
+        """Offload groups that share their GPUs."""
 
     def frozen_groups(self, error: LostError) -> list[Group]:
-        """The groups whose ranks were lost; raises the error where one of them is trained."""
+        """Groups with a lost rank; raises the error if one of them is trained."""
 
     def revive(self, error: LostError, moment: Moment, samples: int) -> None:
-        """Replace the lost ranks of frozen groups."""
+        """Rebuild frozen groups with a lost rank."""
 
 
 class Scoring:
-    """Blocks are sent as they come, and settled together. What a role that died had not finished is sent again."""
+    """Sends blocks to the scorers as they arrive, and waits for all scores at the end.
+
+    Unfinished blocks of a scorer that failed are sent again to its replacement.
+    """
 
     def __init__(self, crew: ScoringGroups, moment: Moment, scorers: Sequence[Scorer] | None = None) -> None:
-        """Args: scorers are those of a step where none are named."""
+        """Args: scorers default to the crew's."""
         self.crew, self.moment, self.scorers = crew, moment, crew.scorers if scorers is None else scorers
         self.blocks: list[ray.ObjectRef] = []
         self.sizes: list[int] = []
@@ -66,47 +69,50 @@ class Scoring:
         self._pending: dict[ray.ObjectRef, Task] = {}
 
     def send(self, block: ray.ObjectRef, samples: int) -> None:
-        """Have every rank of every scoring role compute its share of a block of so many samples; roles that make room
-        for the engines get it later."""
+        """Have every scoring rank compute its share of a block of ``samples`` samples.
+
+        Groups that offload their weights for the engines get the block in ``settle``.
+        """
         self.blocks.append(block)
         self.sizes.append(samples)
         for scorer, by in enumerate(self.scorers):
-            if by.group.resting != "all":
+            if by.group.offload_mode != "all":
                 self._send(len(self.blocks) - 1, scorer)
 
     def _send(self, block: int, scorer: int) -> None:
         by = self.scorers[scorer]
-        for rank, (share, there) in enumerate(by.group.compute(by.method, self.blocks[block])):
-            self._pending[there] = Task(block=block, scorer=scorer, rank=rank, share=share)
+        for rank, (share, done) in enumerate(by.group.compute(by.method, self.blocks[block])):
+            self._pending[done] = Task(block=block, scorer=scorer, rank=rank, share=share)
 
     def settle(self) -> list[ray.ObjectRef]:
-        """Wait for all shares. Returns, for each block, the block and its shares in the order of the scorers.
+        """Wait for all shares; returns, for each block, the block and its shares in the order of the scorers.
 
-        Roles that make room for others score now, one after another.
+        Groups that offload their weights score now, one after another.
 
         Raises:
-            LostError: a role is lost that has a state of its own: it is not replaced here.
+            LostError: a trained group is lost; it is not replaced here.
         """
-        for turn in turns({by.group: by.group.resting or "none" for by in self.scorers}):
+        for turn in turns({by.group: by.group.offload_mode or "none" for by in self.scorers}):
             for scorer, by in enumerate(self.scorers):
-                if by.group in turn and by.group.resting == "all":
+                if by.group in turn and by.group.offload_mode == "all":
                     for block in range(len(self.blocks)):
                         self._send(block, scorer)
             self._finish()
-            self.crew.rest(turn, self.moment)
+            self.crew.offload(turn, self.moment)
         return [ref for block in range(len(self.blocks)) for ref in (self.blocks[block], *self._of(block))]
 
     def _finish(self) -> None:
-        """Wait for the shares of all that was sent."""
-        patience = self.crew.supervisor.patience
+        """Wait for all pending shares."""
+        deadlines = self.crew.supervisor.deadlines
         while self._pending:
             try:
-                there = patience.next_ready({ref: self._name(task) for ref, task in self._pending.items()}, self.moment)
-                fetch(there, self._name(self._pending[there]), self.moment, patience)
+                names = {ref: self._name(task) for ref, task in self._pending.items()}
+                done = deadlines.next_ready(names, self.moment)
+                fetch(done, names[done], self.moment, deadlines)
             except LostError as error:
-                self._again(error)
+                self._redispatch(error)
                 continue
-            task = self._pending.pop(there)
+            task = self._pending.pop(done)
             self._shares[task.block, task.scorer, task.rank] = task.share
 
     def _name(self, task: Task) -> str:
@@ -119,9 +125,9 @@ class Scoring:
             for rank in range(len(by.group.workers))
         ]
 
-    def _again(self, error: LostError) -> None:
-        """Have the roles that were lost rebuilt, and send them what they had not finished."""
-        error = self.crew.supervisor.located(error)
+    def _redispatch(self, error: LostError) -> None:
+        """Rebuild lost frozen groups, and send them their unfinished blocks again."""
+        error = self.crew.supervisor.with_dead_actors(error)
         lost = self.crew.frozen_groups(error)
         unfinished = sorted(
             {(t.block, t.scorer) for t in self._pending.values() if self.scorers[t.scorer].group in lost}

@@ -1,4 +1,4 @@
-"""What every stage of a run shares: the recipe, the machine, the console, and where its models are."""
+"""The context that all stages of a command share: recipe, device, console, data, and the folders of models."""
 
 from __future__ import annotations
 
@@ -52,31 +52,31 @@ DEPENDS_ON: Mapping[str, tuple[str, ...]] = {
         "rollout",
     ),
 }
-"""Sections of the recipe that a stage's result depends on: with others changed, a finished stage is still the same."""
+"""Sections of the recipe that a stage's result depends on; changes in other sections keep a finished stage valid."""
 
 
 DATA_PATHS = ("data.path", "data.demonstrations", "data.preferences", "data.prompts")
-"""Keys of the recipe that say where data is; what is there counts."""
+"""Keys of the recipe with paths to data: the data's content is compared instead of the paths."""
 
 
 @dataclass(kw_only=True)
 class Session:
-    """One command's run."""
+    """The context of one command."""
 
     recipe: Recipe
     console: Console
     device: Device
     gpus: int
     stop: StopRequest | None = None
-    """Whether the command is to end before it is done; None where nobody can ask for that."""
+    """Tells whether the command should stop early; None if it cannot be asked to."""
     today: Callable[[], date] = date.today
-    """What day it is."""
+    """Returns the current date."""
 
     def check(self) -> None:
-        """Called wherever the command waits.
+        """Raise if the command should stop; called during every wait.
 
         Raises:
-            Stopped: it is to end. Should that take too long, the process ends by itself: no commit is ever half done.
+            Stopped: a stop was requested. The process is ended after the grace period, which leaves no partial commit.
         """
         reason = self.stop.reason() if self.stop is not None else None
         if self.stop is not None and reason is not None:
@@ -85,12 +85,12 @@ class Session:
 
     @property
     def root(self) -> Path:
-        """The run's folder, which holds one folder a stage."""
+        """The run's folder, with one subfolder per stage."""
         return Path(self.recipe.runs_dir) / self.recipe.name
 
     @cached_property
     def base(self) -> Path:
-        """The model that SFT starts from; made now when the recipe asks for one from nothing."""
+        """Folder of the model that SFT starts from; a randomly initialised one is created on first access."""
         if self.recipe.model.path is not None:
             return Path(self.recipe.model.path).expanduser()
         assert self.recipe.model.scratch is not None
@@ -98,9 +98,9 @@ class Session:
         made_from = recipe_digest(self.recipe, ("seed", "model", "data"))
         marker = folder / "made-from"
         if not marker.exists() or marker.read_text() != made_from:
-            from rlhf.models.scratch import make_scratch  # seconds, and most runs have a model
+            from rlhf.models.scratch import make_scratch  # a slow import that most runs do not need
 
-            all_text = list(texts(self.recipe))  # bad data is refused before anything is removed
+            all_text = list(texts(self.recipe))  # bad data must be refused before the old folder is removed
             shutil.rmtree(folder, ignore_errors=True)
             partial = self.root / "base.partial"
             make_scratch(self.recipe.model.scratch, all_text, partial, self.recipe.seed)
@@ -109,17 +109,17 @@ class Session:
         return folder
 
     def digest(self, stage: str) -> str:
-        """What stands for the configuration that a stage's result depends on.
+        """Digest of the configuration that a stage's result depends on.
 
-        Where the stage is finished with settings that mean the same, it is the finished stage's own: keys of a later
-        version at their defaults make no difference, nor do other paths to data whose content is compared.
+        If the stage is finished with equivalent settings, this is the finished stage's digest: new keys with default
+        values make no difference, nor do other paths to the same data.
         """
         own, run = recipe_digest(self.recipe, DEPENDS_ON[stage]), RunFolder(self.root, stage)
         finished = run.finished_digest()
         if finished in (None, own) or not run.config.is_file():
             return own
         paths = DATA_PATHS if run.finished_data() is not None else ()
-        with suppress(UserError, UnicodeDecodeError):  # a configuration that cannot be read is another one
+        with suppress(UserError, UnicodeDecodeError):  # a configuration that cannot be read counts as different
             then = run.config.read_text(encoding="utf-8")
             differ = differing_keys(then, to_yaml(self.recipe), DEPENDS_ON[stage])
             if all(key in paths for key, _, _ in differ):
@@ -127,10 +127,10 @@ class Session:
         return own
 
     def model_of(self, stage: str, given: str | None, otherwise: Path | None) -> Path:
-        """The folder of a stage's model: the one that the recipe gives, the finished stage's own, or another.
+        """Folder of a stage's model: the recipe's (``given``), the finished stage's, or ``otherwise``.
 
         Raises:
-            UserError: the stage was finished with another configuration, or there is no model to start from.
+            UserError: the stage was finished with another configuration, or no model exists.
         """
         if given is not None:
             return Path(given).expanduser()
@@ -149,16 +149,16 @@ class Session:
 
     @property
     def policy_start(self) -> Path:
-        """The policy and the reference before PPO."""
+        """Folder of the initial policy of PPO, which is also the reference."""
         pretrained = self.base if self.recipe.model.path else None
         return self.model_of("sft", self.recipe.ppo.policy_init, pretrained)
 
     @property
     def dpo_start(self) -> Path:
-        """The policy before DPO, which is also its reference.
+        """Folder of the initial policy of DPO, which is also the reference.
 
         Raises:
-            UserError: there is none, or its tokens are not those of the run's tokenizer.
+            UserError: no model exists, or its vocabulary is not that of the run's tokenizer.
         """
         pretrained = self.base if self.recipe.model.path else None
         start = self.model_of("sft", self.recipe.dpo.init, pretrained)
@@ -168,42 +168,42 @@ class Session:
 
     def _has_vocabulary(self, model: Path) -> bool:
         own = from_folder(AutoTokenizer, model, self.recipe.model)
-        has_end = own.eos_token_id is not None  # an encoder's may have none: the policy's has one
+        has_end = own.eos_token_id is not None  # an encoder's tokenizer may have no end token
         return has_end and own.get_vocab() == self.tokenizer.get_vocab()
 
     def require_vocabulary(self, key: str, start: Path) -> None:
-        """Refuse a model that does not read the run's tokens.
+        """Check that a model's vocabulary is the run's.
 
         Raises:
-            UserError: its tokenizer has other tokens.
+            UserError: it is another one.
         """
         if not self._has_vocabulary(start):
             raise UserError(
                 f"{key} = {start} has another vocabulary than {self._vocabulary}",
-                "text would be given to the model as tokens that mean something else to it",
+                "the model would read the token ids as other text",
                 f"leave out {key}, or name a model with the tokenizer of {self._vocabulary}",
             )
 
     @property
     def reward_models(self) -> dict[str, Path]:
-        """The folders of the reward's parts that are models, by name."""
+        """Folders of the rewards that are models, by name."""
         given = {name: source.model for name, source in self.recipe.reward_models.items()}
         return {name: self.model_of("reward", None if path == TRAINED else path, None) for name, path in given.items()}
 
     @property
     def judge_model(self) -> Path | None:
-        """The folder of the model that watches for over-optimisation, where the recipe's judge is a model."""
+        """Folder of the held-out scorer of ``early_stop``, if it is a model."""
         path = self.recipe.early_stop.scorer.model if self.recipe.early_stop else None
         return None if path is None else self.model_of("reward", None if path == TRAINED else path, None)
 
     @property
     def critic_start(self) -> Path:
-        """What the critic starts from: what the recipe names, the first reward model, or the policy's start.
+        """Folder of the initial critic: the recipe's, the first suitable reward model, or the initial policy.
 
-        It reads the policy's tokens: a reward model with another vocabulary cannot become one.
+        The critic reads the policy's tokens, so that its vocabulary must be the same.
 
         Raises:
-            UserError: the recipe names one with another vocabulary.
+            UserError: the recipe's has another vocabulary.
         """
         if self.recipe.ppo.critic_init is not None:
             start = Path(self.recipe.ppo.critic_init).expanduser()
@@ -213,19 +213,19 @@ class Session:
         return next(fitting, self.policy_start)
 
     def _can_value(self, model: Path) -> bool:
-        """Whether a critic can be made of a reward model: its tokens are the policy's, its head is linear."""
-        from rlhf.models.classifier import inspect_classifier  # seconds, and only PPO has a critic
+        """Whether a reward model can initialise the critic: it has the policy's vocabulary and a linear head."""
+        from rlhf.models.classifier import inspect_classifier  # a slow import that only PPO needs
 
         return self._has_vocabulary(model) and inspect_classifier(model, self.recipe.model, own=False).is_linear
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The run's tokenizer: that of the policy, where PPO is given one, and of the base model otherwise."""
+        """The run's tokenizer: that of ``ppo.policy_init`` if given, else the base model's."""
         return load_tokenizer(self._vocabulary, self.recipe.model, self.day)
 
     @cached_property
     def day(self) -> date:
-        """The day that a chat template which asks for the date is told, in all stages and commands of the run."""
+        """Date for chat templates that use one, the same in all stages and commands of the run."""
         return date.fromisoformat(self._day_file.read_text()) if self._day_file.exists() else self.today()
 
     @property
@@ -239,31 +239,31 @@ class Session:
 
     @cached_property
     def facts(self) -> ModelFacts:
-        """What the model's folder says: its context, the rows of its embedding, its end tokens."""
+        """Facts from the model's folder: context length, number of embedding rows, end tokens."""
         return read_facts(self._vocabulary, self.recipe.model, self.tokenizer)
 
     @cached_property
     def chat(self) -> ChatFormat:
-        """How conversations are written for the run's models, and which tokens end a response."""
+        """Chat format of the run's models, with the tokens that end a response."""
         return ChatFormat(self.tokenizer, self.facts.end_tokens)
 
     @cached_property
     def demonstrations(self) -> StageData[Example]:
-        """What SFT learns from."""
+        """Data of SFT."""
         return stages.demonstrations(self.recipe, self.chat, self.facts)
 
     @cached_property
     def preferences(self) -> StageData[Pair]:
-        """What the reward model learns from."""
+        """Data of the reward-model stage and of DPO."""
         return stages.preferences(self.recipe, self.chat, self.facts)
 
     @cached_property
     def prompts(self) -> StageData[Prompt]:
-        """What the policy is asked."""
+        """Prompts of PPO."""
         return stages.prompts(self.recipe, self.chat, self.facts)
 
     def checkpoint(self, stage: str) -> Checkpoint | None:
-        """The checkpoint from which an unfinished stage goes on; every byte of it was read and compared.
+        """Return the checkpoint from which an unfinished stage resumes, after verifying all of its files; None without.
 
         Raises:
             UserError: it is damaged, or of another configuration.
@@ -284,7 +284,7 @@ class Session:
         return []
 
     def read_data(self, stage: str) -> None:
-        """Read what a stage needs, so that bad data is refused before anything is started or rebuilt."""
+        """Read a stage's data, so that bad data is refused before anything is started or rebuilt."""
         RunFolder(self.root, stage).require(self.digest(stage))
         self.checkpoint(stage)
         try_saving_tokenizer(self.tokenizer)
@@ -299,26 +299,26 @@ class Session:
         self._require_same_data(stage)
 
     def files_of(self, stage: str) -> tuple[DataFile, ...]:
-        """The data files that a stage reads, and the chat template that it reads them through."""
+        """Data files that a stage reads, and its chat template file if one is configured."""
         parts = {
             "sft": ("demonstrations",),
             "reward": ("demonstrations", "preferences"),
             "dpo": ("preferences",),
             "ppo": ("prompts",),
         }
-        data: list[StageData[Any]] = [getattr(self, name) for name in parts[stage]]  # of this stage alone
+        data: list[StageData[Any]] = [getattr(self, name) for name in parts[stage]]  # reads only this stage's data
         template = self.recipe.model.chat_template
         files = [file for part in data for file in part.files]
         return tuple(dict.fromkeys([*files, *([digest_of(template)] if template else [])]))
 
     def changes_of_data(self, stage: str) -> list[str]:
-        """What changed in a stage's data since it was finished or its checkpoint was made, one line a file."""
+        """Changes of a stage's data since it was finished or its checkpoint was made, one line per file."""
         checkpoint = self.checkpoint(stage)
         then = RunFolder(self.root, stage).finished_data() if checkpoint is None else checkpoint.manifest.data
         return data_changes(then, self.files_of(stage))
 
     def _require_same_data(self, stage: str) -> None:
-        """Refuse data that changed since the stage was finished, or since its checkpoint, unless the recipe accepts it.
+        """Check that the data is that of the finished stage or of the checkpoint, unless the recipe accepts changes.
 
         Raises:
             UserError: it changed.
@@ -334,11 +334,11 @@ class Session:
 
     @property
     def longest(self) -> int:
-        """Longest sequence in tokens that an engine meets: prompt and response."""
+        """Longest sequence of prompt and response in an engine, in tokens."""
         return min(self.facts.context, self.recipe.data.max_prompt_length + self.recipe.rollout.max_response_length)
 
     def report_data(self, data: StageData[Any], run: RunFolder) -> None:
-        """Show what was read, and keep with the run the list of bad rows and the day that its template is told."""
+        """Print the report on the data; store the list of bad rows and the date for chat templates with the run."""
         self.console.print(data.report)
         if data.bad:
             write_bad_rows(run.path / "bad_rows.jsonl", data.bad)
@@ -346,6 +346,6 @@ class Session:
             write_atomically(self._day_file, self.day.isoformat())
 
     def end_tokens(self, folder: Path) -> list[int]:
-        """Token ids that end a response: those of the data, and what else the settings of a folder's model name."""
+        """Token ids that end a response: those of the chat format, and those in the settings of a folder's model."""
         facts = self.facts if folder == self._vocabulary else read_facts(folder, self.recipe.model, self.tokenizer)
         return sorted(self.chat.ends | set(facts.end_tokens))

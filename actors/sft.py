@@ -1,4 +1,4 @@
-"""The first stage: supervised fine-tuning on demonstrations."""
+"""The SFT stage: supervised fine-tuning on demonstrations."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import ray
 from actors.examined import record_examinations
 from actors.group import Group
 from actors.session import Session
-from actors.supervised import Loop, Summary, named, ranks, seconds
+from actors.supervised import Loop, Summary, phase_seconds, running_group, select_metrics
 from actors.waiting import Moment
 from rlhf.config.stages import check_schedule
 from rlhf.data.order import epoch_batches
@@ -21,14 +21,14 @@ SHOWN = {"loss": "train/loss", "held-out loss": "eval/loss"}
 
 
 def train_sft(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
-    """Fine-tune the base model and leave it in ``run.model``; returns what is worth knowing at the end."""
+    """Fine-tune the base model and save it to ``run.model``; returns the stage's summary."""
     recipe, timer = session.recipe, PhaseTimer(spans=tracker.timeline)
     data = session.demonstrations
     session.report_data(data, run)
     train, held_out = ExampleData.pack(data.train), ExampleData.pack(data.held_out)
     batches = epoch_batches(len(train), recipe.sft.batch_size, recipe.sft.epochs, recipe.seed)
     check_schedule(recipe.sft.optimizer, len(batches), "sft.optimizer")
-    with ranks(
+    with running_group(
         session, "policy", "sft", run, tracker, "rlhf.roles.sft:SFTRole", str(session.base), len(batches)
     ) as group:
         examined = record_examinations(session, tracker, {"policy": group}, session.base)
@@ -44,7 +44,7 @@ def train_sft(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
         with timer("save"), run.writing_model() as folder:
             group.ask("save", folder.resolve(), moment=Moment(phase="save"))
             session.tokenizer.save_pretrained(folder)
-    return {**named(latest, SHOWN), **examined, **seconds(timer)}
+    return {**select_metrics(latest, SHOWN), **examined, **phase_seconds(timer)}
 
 
 def _held_out_loss(group: Group, held_out: ExampleData, step: int) -> dict[str, float]:

@@ -1,7 +1,4 @@
-"""What SFT and reward training share.
-
-A group of ranks for a while, and a loop of updates with evaluations in between.
-"""
+"""The training loop of the stages SFT, reward model and DPO: one group of ranks, updates, and held-out evaluations."""
 
 from __future__ import annotations
 
@@ -23,11 +20,11 @@ from rlhf.tracking.run_folder import RunFolder
 from rlhf.tracking.tracker import Tracker
 
 Summary = dict[str, float | str]
-"""What is worth knowing at a stage's end, in the order in which it is shown."""
+"""Results shown at the end of a stage, in display order."""
 
 
 @contextmanager
-def ranks(
+def running_group(
     session: Session,
     role: str,
     stage: Stage,
@@ -36,7 +33,7 @@ def ranks(
     builder: Builder,
     *arguments: Any,
 ) -> Iterator[Group]:
-    """A role's ranks, each holding ``builder(recipe, *arguments, rank)``, within the block. None is replaced here."""
+    """Context in which a role's ranks run, each with ``builder(recipe, *arguments, rank)``. None is replaced."""
     placement = Placement(session.recipe, session.device, stage, session.gpus)
     timeline = Timeline(tracker.timeline, tracker.spans)
     supervisor = Supervisor(session.recipe, tracker.event, session.check, run.path / STATUS, timeline)
@@ -55,7 +52,7 @@ def ranks(
 
 @dataclass(frozen=True, kw_only=True)
 class Loop:
-    """Updates on ``batches`` (indices into the ranks' data), with ``evaluate(step)`` every so often and at the end.
+    """Updates on ``batches`` (indices into the ranks' data), with ``evaluate(step)`` at intervals and at the end.
 
     ``shown`` maps the names on the progress line to metric names.
     """
@@ -72,38 +69,38 @@ class Loop:
         group.supervisor.steps = len(self.batches)
         with session.console.stage(self.title, len(self.batches)) as report:
             for step, chosen in enumerate(self.batches):
-                group.supervisor.begin(step)
+                group.supervisor.begin_step(step)
                 with timer.spans("step", step):
                     metrics = self._step(step, chosen, group, timer)
                 tracker.log(step, metrics | timer.metrics() | group.supervisor.memory())
                 latest |= metrics
-                report(step + 1, named(latest, self.shown))
+                report(step + 1, select_metrics(latest, self.shown))
         return latest
 
     def _step(self, step: int, chosen: Sequence[int], group: Group, timer: PhaseTimer) -> dict[str, float]:
         moment = Moment(phase="update", step=step)
-        group.supervisor.enter(moment)
+        group.supervisor.enter_phase(moment)
         with timer("update", step):
             metrics: dict[str, float] = group.ask("update", chosen, moment=moment)[0]
         if (step + 1) % self.eval_every == 0 or step + 1 == len(self.batches):
-            group.supervisor.enter(Moment(phase="evaluate", step=step))
+            group.supervisor.enter_phase(Moment(phase="evaluate", step=step))
             with timer("evaluate", step):
                 metrics |= self.evaluate(step)
         return metrics
 
 
-def named(metrics: Mapping[str, float], names: Mapping[str, str]) -> Summary:
-    """The metrics that are there, under the names that people are shown."""
+def select_metrics(metrics: Mapping[str, float], names: Mapping[str, str]) -> Summary:
+    """Select metrics and rename them for display; absent ones are left out."""
     return {shown: metrics[metric] for shown, metric in names.items() if metric in metrics}
 
 
-def seconds(timer: PhaseTimer) -> Summary:
-    """How long each phase took in all."""
+def phase_seconds(timer: PhaseTimer) -> Summary:
+    """Total seconds of each phase."""
     return {f"seconds, {phase}": total for phase, total in timer.totals.items()}
 
 
-def seconds_of(history: Sequence[Mapping[str, float]]) -> Summary:
-    """The same from the record, which may be of several commands."""
+def recorded_seconds(history: Sequence[Mapping[str, float]]) -> Summary:
+    """Total seconds of each phase over all rows of ``metrics.jsonl``, which may be of several commands."""
     totals: dict[str, float] = {}
     for row in history:
         for name, value in row.items():

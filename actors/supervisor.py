@@ -1,4 +1,4 @@
-"""Who is there and in which state, who was lost and why, and how much more of it the run bears."""
+"""Tracks every actor's state, diagnoses failures, and enforces the restart budget."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any
 
 from ray.exceptions import RayError
 
-from actors.inspection import dead_actors, end, inspect, pulses
+from actors.inspection import collect_activity, dead_actors, end, inspect
 from actors.losses import own_error
 from actors.memory import MemoryWatch
-from actors.process import Whereabouts
+from actors.process import ProcessLocation
 from actors.timeline import Actors, Timeline
-from actors.waiting import START, Moment, Patience
+from actors.waiting import START, AnswerDeadlines, Moment
 from rlhf.config.schema import Recipe
 from rlhf.errors import LostError, MachineryError
 from rlhf.recovery.budget import Budget, History
@@ -28,28 +28,28 @@ from rlhf.recovery.incident import Incident
 from rlhf.recovery.member import Member
 
 CLUSTER = "cluster"
-"""Stands for the role of an incident that concerns no actor in particular."""
+"""Role of an incident that cannot be attributed to an actor."""
 STATUS = "status.json"
-"""Where a stage tells, in its folder, what it is doing and who is at work."""
+"""File in the stage's folder with the current phase and step and the state of every actor."""
 
 
 @dataclass
-class Seen:
-    """An actor as the supervisor knows it; clocks are ``time.time``."""
+class ActorRecord:
+    """What the supervisor knows of an actor; times are seconds of ``time.time``."""
 
     member: Member
     actor: Any
-    where: Whereabouts | None = None
+    where: ProcessLocation | None = None
     heard: float = 0.0
-    """When it last gave a sign of life."""
+    """Time of its last sign of life."""
     lost_at: float | None = None
-    """When it was lost, while nobody serves in its place."""
+    """Time of its failure, until a replacement serves."""
     oom_kills_here: int | None = None
-    """``oom_kills()`` of this node when its process was started, for as long as it has not said where it is."""
+    """``oom_kills()`` of the controller's node when its process was started; used until its own node is known."""
 
 
 class Supervisor:
-    """Knows every actor of a run. ``report`` writes an event; ``status`` is a file that says how the run stands."""
+    """Tracks the actors of a run. ``report`` writes an event; ``status`` is the status file's path."""
 
     def __init__(
         self,
@@ -61,12 +61,12 @@ class Supervisor:
     ) -> None:
         config = recipe.recovery
         self.timeline = timeline or Timeline()
-        self.patience = Patience(recipe, lambda: self._look(check), self.timeline.spans)
+        self.deadlines = AnswerDeadlines(recipe, lambda: self._poll(check), self.timeline.spans)
         self.goodput = Goodput(time.time)
         self.phase = START
-        """Where the run is."""
+        """Current phase."""
         self.steps: int | None = None
-        """How many the stage is to have, once that is known: for whoever looks."""
+        """Number of steps of the stage, once known; written to the status file."""
         self._report, self._status, self._bad_samples = report, status, config.bad_samples
         self._budget = Budget(
             restarts=config.restarts,
@@ -74,110 +74,112 @@ class Supervisor:
             backoff_limit_seconds=config.backoff_limit_seconds,
         )
         self._history = History()
-        self._seen: dict[str, Seen] = {}
+        self._actors: dict[str, ActorRecord] = {}
         self._memory = MemoryWatch()
         self._moment = Moment(phase=START)
         self._lost_kind = "died"
-        """Of the last loss."""
+        """Kind of the last failure."""
 
     def started(self, name: str, actor: Any) -> None:
-        """A process for this actor is on its way: the first, or another."""
-        now, kills, seen = time.time(), oom_kills(), self._seen.get(name)
-        if seen is None:
+        """Record that a process for this actor is starting: the first, or a replacement."""
+        now, kills, record = time.time(), oom_kills(), self._actors.get(name)
+        if record is None:
             member = Member(name=name, since=now)
-            self._seen[name] = Seen(member=member, actor=actor, heard=now, oom_kills_here=kills)
+            self._actors[name] = ActorRecord(member=member, actor=actor, heard=now, oom_kills_here=kills)
             return
-        self.end([name])  # it may be a peer of one that was lost
-        seen.member, seen.actor, seen.where = seen.member.restarted(now), actor, None
-        seen.oom_kills_here = kills
+        self.end([name])  # its own process may still run, if only a peer failed
+        record.member, record.actor, record.where = record.member.restarted(now), actor, None
+        record.oom_kills_here = kills
 
-    def built(self, where: Whereabouts) -> None:
-        """An actor holds what it is to hold; it has yet to prove which weights these are."""
-        seen = self._seen[where.name]
-        seen.where, seen.heard = where, time.time()
-        seen.member = seen.member.loaded(seen.heard)
+    def built(self, where: ProcessLocation) -> None:
+        """Record that an actor has loaded; the version of its weights is not proven yet."""
+        record = self._actors[where.name]
+        record.where, record.heard = where, time.time()
+        record.member = record.member.loaded(record.heard)
 
     def published(self, name: str, version: int) -> None:
-        """An actor has other weights to prove."""
-        seen = self._seen[name]
-        seen.member = seen.member.published_to(version, time.time())
+        """Record that an actor has to prove ``version`` of the weights."""
+        record = self._actors[name]
+        record.member = record.member.published_to(version, time.time())
 
     def proven(self, name: str, version: int) -> None:
-        """An actor has proven these weights, and serves."""
+        """Record that an actor has proven ``version`` of the weights, and serves."""
         if self._admit(name, version):
-            self._tell()
+            self._write_status()
 
     def _admit(self, name: str, version: int) -> bool:
-        """Have an actor serve; returns whether it is one that replaces another."""
-        now, seen = time.time(), self._seen[name]
-        seen.member = seen.member.proved(version, now).admitted(now)
-        seen.heard = now
-        if seen.lost_at is None:
+        """Mark an actor as serving; returns whether it replaces a failed one."""
+        now, record = time.time(), self._actors[name]
+        record.member = record.member.proved(version, now).admitted(now)
+        record.heard = now
+        if record.lost_at is None:
             return False
-        seconds, seen.lost_at = now - seen.lost_at, None
+        seconds, record.lost_at = now - record.lost_at, None
         self._history = self._history.closed(name, seconds)
-        self._report("actor_replaced", member=name, seconds=round(seconds, 3), where=str(seen.where))
+        self._report("actor_replaced", member=name, seconds=round(seconds, 3), where=str(record.where))
         return True
 
     def serve(self, names: Sequence[str]) -> None:
-        """Actors whose weights never change, or that have just been given them, serve."""
-        members = [self._seen[name].member for name in names]
+        """Mark actors as serving whose weights never change or were just restored."""
+        members = [self._actors[name].member for name in names]
         replaced = [self._admit(each.name, each.published) for each in members if not each.serves]
         if any(replaced):
-            self._tell()  # once: a group may have hundreds
+            self._write_status()  # once for all: a group may have hundreds of ranks
 
-    def enter(self, moment: Moment) -> None:
-        """The run has come to this phase; it is written to the status file, for whoever looks."""
+    def enter_phase(self, moment: Moment) -> None:
+        """Set the current phase and step, and write the status file."""
         self.phase, self._moment = moment.phase, moment
-        self._tell()
+        self._write_status()
         self.timeline.collect()
 
-    def begin(self, step: int) -> None:
-        """A step begins; everybody is asked what they did so far."""
+    def begin_step(self, step: int) -> None:
+        """Begin a step in the timeline, and request the actors' spans."""
         self.timeline.step(step, self._at_work())
 
     @contextmanager
     def on_timeline(self) -> Iterator[None]:
-        """When the block ends, everybody is asked what they did last."""
+        """Collect the actors' last spans when the block ends."""
         try:
             yield
         finally:
             self.timeline.finish(self._at_work())
 
-    def _look(self, check: Callable[[], None]) -> None:
-        """What is done every so often in a wait."""
-        self.timeline.glance()
+    def _poll(self, check: Callable[[], None]) -> None:
+        """Called regularly during a wait: collects spans, and checks whether the run should stop."""
+        self.timeline.poll()
         check()
 
     def _at_work(self) -> Actors:
-        return {name: (seen.actor, seen.where) for name, seen in self._seen.items() if seen.where is not None}
+        return {name: (record.actor, record.where) for name, record in self._actors.items() if record.where is not None}
 
-    def _tell(self) -> None:
+    def _write_status(self) -> None:
         if self._status is None:
             return
         moment = self._moment
         members = {
-            name: {"state": str(seen.member.state), "heard": seen.heard, **_place(seen.where)}
-            for name, seen in self._seen.items()
+            name: {"state": str(record.member.state), "heard": record.heard, **_place(record.where)}
+            for name, record in self._actors.items()
         }
         at = {"phase": moment.phase, "step": moment.step, "steps": self.steps}
         status = {**at, "since": time.time(), "members": members}
         partial = self._status.with_suffix(".partial")
-        with suppress(OSError):  # it is there to be looked at: no run ends for want of it
+        with suppress(OSError):  # the status file is informative: a failure to write it must not end the run
             partial.write_text(json.dumps(status), encoding="utf-8")
             partial.replace(self._status)
 
     def resume(self, account: Mapping[str, Any], last_status: Path) -> None:
-        """Go on with the account of a run's time. The command before was last seen when it wrote its last status."""
+        """Resume the run's time account; the previous command ended when it last wrote its status file."""
         last_seen = last_status.stat().st_mtime if last_status.exists() else None
         self.goodput = Goodput.resumed(account, time.time, last_seen)
 
     def memory(self) -> dict[str, float]:
-        """What the actors hold, by role, as far as they have said."""
-        return self._memory.metrics({name: seen.actor for name, seen in self._seen.items() if seen.where is not None})
+        """Memory metrics by role, from the actors' latest answers."""
+        return self._memory.metrics(
+            {name: record.actor for name, record in self._actors.items() if record.where is not None}
+        )
 
     def summary(self) -> dict[str, float | str]:
-        """For the table at the end of the run: what it bore."""
+        """Goodput and failure counts, for the summary at the end of the run."""
         numbers = self.goodput.metrics()
         shown = {"restarts": "health/restarts", "samples given out again": "health/redispatched"}
         shown |= {"samples set aside": "health/set_aside", "seconds lost": "health/seconds_lost"}
@@ -188,25 +190,25 @@ class Supervisor:
 
     @property
     def seconds_lost(self) -> float:
-        """Seconds that came to nothing, so far."""
+        """Seconds lost to failures so far."""
         return self.goodput.seconds_lost
 
-    def waiting(self) -> AbstractContextManager[None]:
-        """Within the block the run waits for others in place of those that were lost last: that time is lost."""
+    def time_lost(self) -> AbstractContextManager[None]:
+        """Context whose duration counts as lost to the last failure: the run waits for replacements."""
         return self.goodput.waiting(self._lost_kind)
 
-    def wasted(self, error: LostError | RayError, seconds: float) -> None:
-        """What a step had done when it was given up has to be done again."""
+    def record_wasted(self, error: LostError | RayError, seconds: float) -> None:
+        """Count the seconds of an aborted step as lost."""
         self.goodput.lost(error.kind if isinstance(error, LostError) else "failed", seconds)
 
     def set_aside(self, faults: Sequence[tuple[int, str]], before: int, moment: Moment) -> int:
-        """Put down the samples that have no response, by prompt and reason; returns how many.
+        """Record quarantined samples, by prompt and reason; returns their number.
 
         Args:
-            before: how many there were before these.
+            before: number of samples quarantined earlier.
 
         Raises:
-            MachineryError: that is more than the run bears.
+            MachineryError: they are more than ``recovery.bad_samples``.
         """
         for prompt, reason in faults:
             self._report("sample_set_aside", prompt=prompt, reason=reason, phase=moment.phase, step=moment.step)
@@ -220,41 +222,41 @@ class Supervisor:
         return len(faults)
 
     def step_done(self, step: int, seconds: float) -> None:
-        """A step is over: everybody has taken part in it."""
+        """Record a completed step: every actor has taken part in it."""
         self.goodput.step(step, seconds)
         self._history = self._history.after_step()
-        for seen in self._seen.values():
-            seen.heard = time.time()
+        for record in self._actors.values():
+            record.heard = time.time()
 
-    def located(self, error: LostError) -> LostError:
-        """Add the names of all actors that are dead by now to a loss: what kills one often kills others as well.
+    def with_dead_actors(self, error: LostError) -> LostError:
+        """Add the names of all actors that are dead by now to an error: the cause of one death often kills others too.
 
-        A loss without names stays without where Ray knows all actors to be alive.
+        An error without names stays without names if Ray reports all actors alive.
         """
-        known = [name for name in error.names if name in self._seen]
-        dead = dead_actors({name: seen.actor for name, seen in self._seen.items() if seen.member.has_process})
+        known = [name for name in error.names if name in self._actors]
+        dead = dead_actors({name: record.actor for name, record in self._actors.items() if record.member.has_process})
         kind = error.kind if known or not dead else "died"
         return LostError(error.message, tuple(dict.fromkeys((*known, *dead))), kind)
 
     @property
-    def suspects_all(self) -> bool:
-        """Whether results were lost twice before a step was completed, with no dead actor to blame."""
+    def should_replace_all(self) -> bool:
+        """Whether failures without a dead actor occurred twice within one step."""
         return self._history.in_a_row.get(CLUSTER, 0) > 1
 
-    def lost(self, error: LostError, moment: Moment, samples: int = 0) -> None:
-        """Put down who was lost and why, end what is left of them, and wait before others are started in their place.
+    def handle_loss(self, error: LostError, moment: Moment, samples: int = 0) -> None:
+        """Report lost actors with a diagnosis, kill their remaining processes, and wait for the backoff.
 
-        Whatever is lost at one moment is one restart, be it one rank or all ranks of a group.
+        Actors that are lost together count as one restart, whether one rank or all ranks of a group.
 
         Args:
-            samples: how many have to be given out again.
+            samples: number of samples to re-dispatch.
 
         Raises:
-            MachineryError: the run has borne as much as it is to bear; the message holds the history.
+            MachineryError: the restart budget is spent; the message contains the history.
         """
         self._lost_kind = error.kind
-        with self.waiting():
-            incidents = self._incidents(error, moment) or [self._nameless(error, moment)]
+        with self.time_lost():
+            incidents = self._incidents(error, moment) or [self._unattributed_incident(error, moment)]
             self._history = self._history.after(*incidents)
             self.goodput.restarts += 1
             self.goodput.redispatched += samples
@@ -262,8 +264,8 @@ class Supervisor:
                 redone = samples if place == 0 else 0
                 self._report(f"actor_{incident.kind}", **{**incident.details(), "samples_redone": redone})
                 print(incident.text(), flush=True)
-            self.end([name for name in error.names if name in self._seen], error.kind)
-            self._tell()
+            self.end([name for name in error.names if name in self._actors], error.kind)
+            self._write_status()
             self._back_off(incidents, error)
 
     def _back_off(self, incidents: Sequence[Incident], error: LostError) -> None:
@@ -273,10 +275,10 @@ class Supervisor:
                 f"{incidents[-1].text()}\n  more than recovery.restarts = {self._budget.restarts} restarts:\n"
                 f"{self._history.text()}"
             ) from error
-        self._rest(max(wait or 0.0 for wait in waits))
+        self._sleep(max(wait or 0.0 for wait in waits))
 
-    def give_up(self, error: LostError, moment: Moment) -> MachineryError:
-        """The error to end with where nobody is replaced: the same facts, in one line."""
+    def final_error(self, error: LostError, moment: Moment) -> MachineryError:
+        """Report lost actors that are not replaced, and return the error that ends the run."""
         incidents = self._incidents(error, moment)
         for incident in incidents:
             self._report(f"actor_{incident.kind}", **incident.details())
@@ -285,26 +287,28 @@ class Supervisor:
 
     @contextmanager
     def diagnosed(self) -> Iterator[None]:
-        """Within the block a loss that nobody makes up for ends the run with what is known of it."""
+        """Context that turns an unhandled loss of an actor into the error that ends the run, with its diagnosis."""
         try:
             yield
         except (LostError, RayError) as error:
             moment = Moment(phase=self.phase)
-            raise self.give_up(self.located(as_loss(error, moment)), moment) from error
+            raise self.final_error(self.with_dead_actors(as_loss(error, moment)), moment) from error
 
     def _incidents(self, error: LostError, moment: Moment) -> list[Incident]:
-        """What is known of the actors that were lost, an incident a role. Where some hold up others by themselves,
-        these others are left out: one stopped rank makes all ranks of its group late."""
-        facts = self._facts([name for name in error.names if name in self._seen], error)
-        guilty = [name for name, fact in facts.items() if is_guilty(fact)] or list(facts)
+        """Diagnose lost actors, one incident per role.
+
+        If some of them block the others, only these are named: one stopped rank makes all ranks of its group late.
+        """
+        facts = self._facts([name for name in error.names if name in self._actors], error)
+        guilty = [name for name, fact in facts.items() if is_blocking(fact)] or list(facts)
         roles: dict[str, list[str]] = {}
         for name in guilty:
             roles.setdefault(_role(name), []).append(name)
         return [self._incident(names, error, moment, facts[names[0]]) for names in roles.values()]
 
     def _incident(self, names: Sequence[str], error: LostError, moment: Moment, facts: Facts) -> Incident:
-        """What befell members of one role; ``facts`` are of the first."""
-        where = self._seen[names[0]].where
+        """Incident of actors of one role; ``facts`` are the first one's."""
+        where = self._actors[names[0]].where
         found = diagnose(facts)
         return Incident(
             when=time.time(),
@@ -323,10 +327,10 @@ class Supervisor:
             facts=facts,
         )
 
-    def _nameless(self, error: LostError, moment: Moment) -> Incident:
-        """Something is lost that belonged to nobody in particular: what an actor had computed went with its node."""
+    def _unattributed_incident(self, error: LostError, moment: Moment) -> Incident:
+        """Incident of a lost result, with no lost actor: an object that was stored on a failed node, for example."""
         found, again = diagnose(Facts(alive=False, exit_text=error.message)), self._history.in_a_row.get(CLUSTER, 0)
-        follows = "which one is at fault cannot be known, all are replaced" if again else "it is computed again"
+        follows = "the faulty one is not known, all are replaced" if again else "it is computed again"
         return Incident(
             when=time.time(),
             member="a result",
@@ -340,53 +344,53 @@ class Supervisor:
         )
 
     def _facts(self, names: Sequence[str], error: LostError) -> dict[str, Facts]:
-        """What can be seen of actors from outside, with what they say and said themselves."""
+        """Facts about actors: process state on their nodes, heartbeat, current activity, error and log tail."""
         stalled, now = error.kind == "stalled", time.time()
-        actors = {name: self._seen[name] for name in names}
-        doing = pulses({name: seen.actor for name, seen in actors.items()}) if stalled else {}
-        found = inspect([seen.where for seen in actors.values() if seen.where is not None], stalled)
-        for name in doing:
+        actors = {name: self._actors[name] for name in names}
+        activity = collect_activity({name: record.actor for name, record in actors.items()}) if stalled else {}
+        found = inspect([record.where for record in actors.values() if record.where is not None], stalled)
+        for name in activity:
             actors[name].heard = now
-        for name, seen in actors.items():
-            if seen.where is None:  # it was lost before it could say where it is: this node is what can be looked at
-                found[name] = Facts(alive=stalled, oom_kills_since_start=oom_kills_since(seen.oom_kills_here)), ""
+        for name, record in actors.items():
+            if record.where is None:  # it failed before it reported its node: use the controller's node
+                found[name] = Facts(alive=stalled, oom_kills_since_start=oom_kills_since(record.oom_kills_here)), ""
         return {
             name: replace(
                 found[name][0],
-                heartbeat_age_seconds=now - seen.heard,
-                doing=doing.get(name),
+                heartbeat_age_seconds=now - record.heard,
+                doing=activity.get(name),
                 exit_text="" if stalled else f"{error.message}\n{found[name][1]}",
             )
-            for name, seen in actors.items()
+            for name, record in actors.items()
         }
 
     def end(self, names: Sequence[str], kind: str = "failed") -> None:
-        """End what is left of actors: a stopped process would come back, an engine's child stay."""
+        """Kill actors' remaining processes: a stopped one could resume, and an engine's child would keep its memory."""
         now = time.time()
-        seen = [self._seen[name] for name in names if self._seen[name].member.has_process]
-        end([each.where for each in seen if each.where is not None], spare_owner=kind == "died")
-        for each in seen:
+        records = [self._actors[name] for name in names if self._actors[name].member.has_process]
+        end([each.where for each in records if each.where is not None], spare_owner=kind == "died")
+        for each in records:
             each.member = (each.member.stalled(now) if kind == "stalled" else each.member).died(now)
             each.lost_at = each.lost_at or now
 
-    def _rest(self, seconds: float) -> None:
+    def _sleep(self, seconds: float) -> None:
         end_at = time.monotonic() + seconds
         while (left := end_at - time.monotonic()) > 0:
-            self.patience.check()
+            self.deadlines.check()
             time.sleep(min(left, 0.25))
 
 
-def _place(where: Whereabouts | None) -> dict[str, Any]:
+def _place(where: ProcessLocation | None) -> dict[str, Any]:
     if where is None:
         return {}
     return {"node": where.node, "node_id": where.node_id, "process": where.process, "children": list(where.children)}
 
 
 def as_loss(error: LostError | RayError, moment: Moment) -> LostError:
-    """Return a loss as it is, and an error of Ray in the controller's own calls as a loss without names.
+    """Convert an error to a ``LostError``; an error of Ray in the controller's own calls has no names.
 
     Raises:
-        RLHFError: it was raised by an actor on purpose.
+        RLHFError: the error was raised deliberately by an actor.
     """
     if isinstance(error, LostError):
         return error
@@ -397,11 +401,11 @@ def as_loss(error: LostError | RayError, moment: Moment) -> LostError:
 
 
 def _role(name: str) -> str:
-    """``policy`` of ``policy rank 0``."""
+    """Role in an actor's name: ``policy`` for ``policy rank 0``."""
     return name.rpartition(" ")[0].removesuffix(" rank")
 
 
-def is_guilty(facts: Facts) -> bool:
-    """Whether a process would hold up its peers by itself, as far as can be seen."""
+def is_blocking(facts: Facts) -> bool:
+    """Whether a process blocks its peers: it is dead, stopped, waits for a device, or sends no heartbeat."""
     silent = (facts.heartbeat_age_seconds or 0.0) > FRESH_SECONDS
     return not facts.alive or facts.process_state in ("T", "t", "D") or silent

@@ -1,4 +1,4 @@
-"""The steps of a run, whatever happens to its actors: a step that lost the policy or the critic is done again."""
+"""Runs the steps of a PPO run and recovers from failures: a step that lost the policy or the critic is repeated."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Protocol, TypeVar
 
 from ray.exceptions import RayError
 
-from actors.keeper import Keeper, Kept
+from actors.keeper import Keeper, ResumePoint
 from actors.supervisor import as_loss
 from actors.trainer import PPOTrainer
 from actors.waiting import Moment
@@ -24,63 +24,65 @@ Result = TypeVar("Result")
 
 
 class Observer(Protocol):
-    """Looks at the policy between steps."""
+    """Evaluates the policy between steps."""
 
     def begin(self) -> WatchState:
-        """Look at it before the first step."""
+        """Evaluate the policy before the first step."""
 
     def after(self, state: RunState, report: BatchReport) -> tuple[Mapping[str, float], WatchState]:
-        """Look at it after a step; returns what is to be recorded with the step, and where the observer stands."""
+        """Evaluate the policy after a step; returns metrics to record with the step, and the observer's state."""
 
 
 class Survivor:
-    """Makes the steps of a run, from what was kept on, and keeps it. A step that lost somebody is repeated."""
+    """Runs the steps from a resume point, keeps snapshots and checkpoints, and repeats a step that lost an actor."""
 
-    def __init__(self, trainer: PPOTrainer, keeper: Keeper, kept: Kept) -> None:
+    def __init__(self, trainer: PPOTrainer, keeper: Keeper, kept: ResumePoint) -> None:
         self.trainer, self.keeper = trainer, keeper
         self.state, self.ahead = kept
         self.crew, self.supervisor = trainer.crew, trainer.crew.supervisor
         self.steps = trainer.recipe.ppo.steps
-        trainer.between = lambda: keeper.finish_checkpoint(wait_for_it=False)
+        trainer.between_phases = lambda: keeper.finish_checkpoint(wait_for_it=False)
         self.limits = canaries.Limits.of(
             trainer.recipe.canaries, trainer.recipe.model.dtype, trainer.recipe.ppo.staleness
         )
 
     def begin(self) -> None:
-        """Have the engines hold the policy as it is, and keep that as what a first step goes back to."""
+        """Publish the current policy to the engines, and take the snapshot to which the first step can roll back."""
         moment = Moment(phase="publish", step=self.state.step)
         try:
             self.crew.publish(self.state.step, moment)
             if self.trainer.recipe.checkpoint.snapshot_every:
-                self.keeper.take(self.state, self.ahead)
+                self.keeper.take_snapshot(self.state, self.ahead)
         except (LostError, RayError) as error:
             self._recover(error, moment)
 
     def run(self, observer: Observer | None) -> Iterator[Row]:
-        """Yield each step's metrics and samples; a step that is repeated may be yielded again, its record having been
-        taken back. A canary outside its limits ends the run once its step is reported.
+        """Yield each step's number and report.
+
+        A repeated step may be yielded again, after its earlier record was removed. A canary outside its limits ends the
+        run after its step was yielded.
 
         Raises:
-            Stopped: the run was asked to stop, and has kept what it had.
+            Stopped: a stop was requested; the last snapshot is committed as a checkpoint.
         """
         try:
             yield from self._run(observer)
         except Stopped as stop:
-            self.crew.engines.kill()  # nobody waits for their answers, and the checkpoint wants the processors
-            with self.supervisor.patience.undisturbed():
+            self.crew.engines.kill()  # their answers are not needed, and the checkpoint needs the CPUs
+            with self.supervisor.deadlines.undisturbed():
                 self.keeper.begin_checkpoint()
                 self.keeper.finish_checkpoint(wait_for_it=True)
             raise Stopped(stop.why, str(self.keeper.committed.path) if self.keeper.committed else "") from None
         except RLHFError:
-            with suppress(RLHFError), self.supervisor.patience.undisturbed():
-                self.keeper.finish_checkpoint(wait_for_it=True)  # of a step before, when all was well
+            with suppress(RLHFError), self.supervisor.deadlines.undisturbed():
+                self.keeper.finish_checkpoint(wait_for_it=True)  # it is of an earlier step, before the error
             raise
 
-    def surely(self, call: Callable[[], Result]) -> Result:
-        """What a call gives that uses the policy as it is now, between steps; again where an actor was lost in it.
+    def retry(self, call: Callable[[], Result]) -> Result:
+        """Call a function that uses the current policy, between steps; recover and repeat it if an actor is lost.
 
         Raises:
-            MachineryError: what was lost was kept only as it was some steps ago.
+            MachineryError: the policy was lost, and the last snapshot or checkpoint is of an earlier step.
         """
         while True:
             try:
@@ -90,26 +92,26 @@ class Survivor:
                 self._recover(error, Moment(phase=self.supervisor.phase, step=step))
                 if self.state.step != step:
                     raise MachineryError(
-                        f"{error}; the policy of step {step} went with it. {self.keeper.last()} The "
-                        "same command goes on from there."
+                        f"{error}; the policy of step {step} is lost with it. {self.keeper.describe_last()} The "
+                        "same command resumes from there."
                     ) from error
 
     @property
     def is_over(self) -> bool:
-        """Whether there is no step left to make."""
+        """Whether all steps are done, or early stopping has ended the run."""
         return self.state.step >= self.steps or bool(self.state.watch and self.state.watch.stop)
 
     def _run(self, observer: Observer | None) -> Iterator[Row]:
         while not self.is_over:
-            begin, lost = time.perf_counter(), self.supervisor.seconds_lost
+            begin = time.perf_counter() - self.supervisor.seconds_lost  # seconds lost meanwhile are counted elsewhere
             try:
                 report = self._step(observer)
             except (LostError, RayError) as error:
-                self.supervisor.wasted(error, time.perf_counter() - begin - (self.supervisor.seconds_lost - lost))
+                self.supervisor.record_wasted(error, time.perf_counter() - self.supervisor.seconds_lost - begin)
                 self._recover(error, Moment(phase=self.supervisor.phase, step=self.state.step))
                 continue
             step = self.state.step - 1
-            self.supervisor.step_done(step, time.perf_counter() - begin - (self.supervisor.seconds_lost - lost))
+            self.supervisor.step_done(step, time.perf_counter() - self.supervisor.seconds_lost - begin)
             report = report.with_metrics(
                 {**self.supervisor.memory(), **report.metrics, **self.supervisor.goodput.metrics()}
             )
@@ -118,11 +120,11 @@ class Survivor:
             self._keep(report)
 
     def _step(self, observer: Observer | None) -> BatchReport:
-        """One step, and a look at the policy after it; only a step that was completed moves the state."""
+        """Run one step and the observer after it; the state changes only if both are completed."""
         state = self.state
         if observer is not None and state.watch is None:
             state = replace(state, watch=observer.begin())
-        self.supervisor.begin(state.step)
+        self.supervisor.begin_step(state.step)
         report, state, ahead = self.trainer.step(state, self.ahead)
         if observer is not None:
             seen, watch = observer.after(state, report)
@@ -137,29 +139,29 @@ class Survivor:
             self._recover(error, Moment(phase=self.supervisor.phase, step=self.state.step - 1))
 
     def _recover(self, error: LostError | RayError, moment: Moment) -> None:
-        """Replace who was lost, put the policy and the critic back to what was kept last, and publish that.
+        """Replace lost actors, restore policy and critic from the last snapshot or checkpoint, and publish the policy.
 
         Raises:
-            MachineryError: the run has borne as much as it is to bear.
+            MachineryError: the restart budget is spent.
         """
         while True:
-            loss = self.supervisor.located(as_loss(error, moment))
-            self.supervisor.lost(loss, moment)
+            loss = self.supervisor.with_dead_actors(as_loss(error, moment))
+            self.supervisor.handle_loss(loss, moment)
             try:
-                with self.supervisor.waiting():
-                    return self._go_back(loss, moment)
+                with self.supervisor.time_lost():
+                    return self._roll_back(loss, moment)
             except (LostError, RayError) as again:
                 error = again
 
-    def _go_back(self, error: LostError, moment: Moment) -> None:
+    def _roll_back(self, error: LostError, moment: Moment) -> None:
         crew, engines = self.crew, self.crew.engines
-        suspects_all = not error.names and self.supervisor.suspects_all
-        engines.replace([engine for engine in engines.all if suspects_all or engine.name in error.names])
+        should_replace_all = not error.names and self.supervisor.should_replace_all
+        engines.replace([engine for engine in engines.all if should_replace_all or engine.name in error.names])
         engines.abandon(moment)
-        engines.sleep(moment)  # where they share GPUs, what is put back needs the room
-        for group in list(crew.groups.values()) if suspects_all else crew.lost_groups(error):
+        engines.sleep(moment)  # on shared GPUs, the restored state needs their memory
+        for group in list(crew.groups.values()) if should_replace_all else crew.lost_groups(error):
             crew.rebuild(group)
         self.state, self.ahead = self.keeper.restore()
-        self.trainer.timer.metrics()  # what was measured was of a step that is done again
+        self.trainer.timer.metrics()  # discard the times of the aborted step
         self.supervisor.goodput.set_aside = self.state.set_aside
         self.crew.publish(self.state.step, Moment(phase="publish", step=self.state.step))

@@ -1,4 +1,4 @@
-"""Waiting for actors: never without a deadline, and with a failure that says who, where and when."""
+"""Waits for actors' answers with a deadline; an error names the actors, the phase and the step."""
 
 from __future__ import annotations
 
@@ -19,76 +19,78 @@ from rlhf.recovery.member import role_of
 from rlhf.tracking.spans import Spans
 
 SLICE_SECONDS = 0.25
-"""Longest time for which a wait does not look whether the run is to stop."""
+"""Interval at which a wait checks whether the run should stop."""
 CULPRIT_SECONDS = 3.0
-"""How long a failure that blames a peer waits for Ray to say which peer died."""
+"""How long to wait for Ray to report which peer died, after a rank reported that a peer is gone."""
 WAIT_SECONDS = 0.005
-"""Waits that are shorter are left out of the timeline."""
+"""Shorter waits are left out of the timeline."""
 START = "start"
-"""The phase in which actors load what they hold; its deadline is one of its own."""
+"""The phase in which actors load; its deadline is ``placement.start_timeout_seconds``."""
 ABANDON = "abandon"
-"""Work that only ends other work: whoever takes long over it is stuck."""
+"""Work that only aborts other work: an actor that takes long over it is stuck."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Moment:
-    """What the run is doing, for messages: the phase, and the step if there is one."""
+    """Phase and step of a call, for messages and deadlines."""
 
     phase: str
     step: int | None = None
     work: str = ""
-    """What is asked of an actor, where that is not what the phase is named after."""
+    """Method called on the actor, if the phase is not named after it."""
 
     def __str__(self) -> str:
         phase = self.phase if self.step is None else f"{self.phase} of step {self.step}"
         return f"{self.work} in {phase}" if self.work else phase
 
     def of(self, work: str) -> Moment:
-        """The same moment, for other work than the phase's own: it has deadlines of its own."""
+        """The same phase and step, for other work than the phase's own; it has separate deadlines."""
         return replace(self, work=work)
 
     def work_of(self, who: str) -> Work:
-        """What an actor does now, as far as its deadline goes."""
+        """Role and kind of work of an actor, by which its deadline is learned."""
         return Work(role=role_of(who), kind=self.work or self.phase)
 
 
 @dataclass(kw_only=True)
 class Silence:
-    """An actor that is waited for: ``refs`` are what it owes, ``seconds`` how long it was waited for since it last gave
-    something. Time in which nobody waited does not count."""
+    """Time without an answer of an actor: ``refs`` are its pending results, ``seconds`` counts since its last result.
+
+    Only time spent waiting for it counts.
+    """
 
     refs: set[Any]
     seconds: float = 0.0
 
 
-class Patience:
-    """How long an answer may take, by what the same work has taken so far; and whether to go on waiting."""
+class AnswerDeadlines:
+    """Waits for results under deadlines, which are learned from how long the same work took before."""
 
     def __init__(self, recipe: Recipe, check: Callable[[], None] = lambda: None, spans: Spans | None = None) -> None:
-        """Args: check is called every so often during a wait; what it raises ends the wait. spans is told of each."""
+        """Args: check is called regularly during a wait, and ends it by raising. spans records long waits."""
         place, recovery = recipe.placement, recipe.recovery
         self.check, self.start_seconds, self.spans = check, place.start_timeout_seconds, spans or Spans()
-        self.deadlines = Deadlines(
+        self.learned = Deadlines(
             floor=recovery.stall_floor_seconds, factor=recovery.stall_factor, ceiling=place.phase_timeout_seconds
         )
         self.unhurried = service_phases(recipe)
         self._silences: dict[str, Silence] = {}
         self._taken: dict[tuple[str, Work], float] = {}
-        """By actor and work, how long was waited for what has come and was not looked at yet."""
+        """Seconds waited for results that are ready and not yet fetched, by actor and work."""
 
     def seconds(self, who: str, moment: Moment) -> float:
-        """Longest time without an answer of this actor."""
+        """Deadline: longest time without an answer of this actor."""
         if moment.phase == START:
             return self.start_seconds
         if moment.work == ABANDON:
-            return self.deadlines.shortest
+            return self.learned.shortest
         if moment.phase in self.unhurried and not moment.work:
-            return self.deadlines.ceiling
-        return self.deadlines.of(moment.work_of(who))
+            return self.learned.ceiling
+        return self.learned.of(moment.work_of(who))
 
     @contextmanager
     def undisturbed(self) -> Iterator[None]:
-        """Within the block nothing ends a wait but its deadline."""
+        """Context in which ``check`` is not called: only a deadline ends a wait."""
         check, self.check = self.check, lambda: None
         try:
             yield
@@ -96,12 +98,12 @@ class Patience:
             self.check = check
 
     def next_ready(self, pending: Mapping[Any, str], moment: Moment) -> Any:
-        """The first of the references, or streams, that has something to give; ``pending`` says whose each is.
+        """Wait for the first ready reference or stream; ``pending`` maps each to its actor's name.
 
-        Who is silent stays silent from call to call, as long as something of the same is pending.
+        The time without an answer of an actor accumulates over calls while one of the same references is pending.
 
         Raises:
-            LostError: somebody gave nothing within the deadline, whatever the others gave.
+            LostError: an actor gave no result within its deadline, even if others did.
         """
         silences, since = self._of(pending), self.spans.clock()
         limits = {name: self.seconds(name, moment) for name in silences}
@@ -126,7 +128,7 @@ class Patience:
                 return done[0]
 
     def _of(self, pending: Mapping[Any, str]) -> dict[str, Silence]:
-        """How long each actor has been silent: from now on, where nothing of what it owes was waited for before."""
+        """Time without an answer of each actor; it restarts at 0 if none of its references was pending before."""
         owed: dict[str, set[Any]] = {}
         for ref, name in pending.items():
             owed.setdefault(name, set()).add(ref)
@@ -141,45 +143,48 @@ class Patience:
         self._taken[name, work] = max(seconds, self._taken.get((name, work), 0.0))
 
     def looked_at(self, who: str, moment: Moment, is_sound: bool) -> None:
-        """What came of an actor was sound: the same work may take as long again. A failure teaches nothing."""
+        """Learn the duration of work whose result was fetched; a failure (``is_sound`` false) is not learned."""
         work = moment.work_of(who)
         seconds = self._taken.pop((who, work), None)
         if is_sound and seconds is not None:
-            self.deadlines.took(work, seconds)
+            self.learned.took(work, seconds)
 
 
 def service_phases(recipe: Recipe) -> frozenset[str]:
-    """Phases in which a service is asked. What they have taken does not tell how long it will be away next: they may
-    take ``placement.phase_timeout_seconds`` each time, of which ``rlhf.roles.reward`` gives the service a part."""
+    """Phases that call a reward service.
+
+    Past durations do not predict its next outage, so that the deadline is always ``placement.phase_timeout_seconds``;
+    ``rlhf.roles.reward`` grants the service a part of it.
+    """
     parts = {"score": [*recipe.rewards.values()], "judge": [recipe.early_stop.scorer] if recipe.early_stop else []}
     return frozenset(phase for phase, sources in parts.items() if any(source.endpoint for source in sources))
 
 
-def wait(refs: Sequence[ray.ObjectRef], who: Sequence[str], moment: Moment, patience: Patience) -> list[Any]:
-    """The values of all references, in their order; fails as soon as one of them fails.
+def wait(refs: Sequence[ray.ObjectRef], who: Sequence[str], moment: Moment, deadlines: AnswerDeadlines) -> list[Any]:
+    """Return the values of all references, in their order; fails as soon as one of them fails.
 
     Args:
-        who: the actor behind each reference.
+        who: name of each reference's actor.
 
     Raises:
-        UserError, CanaryError, MachineryError: raised by the actor on purpose, passed on as they are.
+        UserError, CanaryError, MachineryError: raised deliberately by the actor, passed on unchanged.
         LostError: an actor died, lost a peer, or was late.
     """
     pending = dict(zip(refs, who, strict=True))
     fetched: dict[ray.ObjectRef, Any] = {}
     while pending:
-        ref = patience.next_ready(pending, moment)
+        ref = deadlines.next_ready(pending, moment)
         name = pending.pop(ref)
         try:
-            fetched[ref] = fetch(ref, name, moment, patience)
+            fetched[ref] = fetch(ref, name, moment, deadlines)
         except LostError as error:
             raise _culprit(error, pending, moment) from error
     return [fetched[ref] for ref in refs]
 
 
-def fetch(ref: ray.ObjectRef, who: str, moment: Moment, patience: Patience) -> Any:
-    """One value, with failures turned into the project's own errors."""
-    is_sound, seconds = False, patience.seconds(who, moment)
+def fetch(ref: ray.ObjectRef, who: str, moment: Moment, deadlines: AnswerDeadlines) -> Any:
+    """Return the value of one reference; errors of Ray become the project's own."""
+    is_sound, seconds = False, deadlines.seconds(who, moment)
     try:
         value = ray.get(ref, timeout=seconds)
         is_sound = True
@@ -187,17 +192,17 @@ def fetch(ref: ray.ObjectRef, who: str, moment: Moment, patience: Patience) -> A
     except RayError as error:
         raise own_error(error, who, moment, seconds) from error
     finally:
-        patience.looked_at(who, moment, is_sound)
+        deadlines.looked_at(who, moment, is_sound)
 
 
 def _is_late(silence: Silence, limit: float) -> bool:
-    """Whether the deadline passed and there is nothing of the actor that was not taken yet."""
+    """Whether the deadline passed and none of the actor's references is ready."""
     refs = list(silence.refs)
     return silence.seconds >= limit and not ray.wait(refs, num_returns=1, timeout=0, fetch_local=False)[0]
 
 
 def _culprit(error: LostError, pending: Mapping[ray.ObjectRef, str], moment: Moment) -> LostError:
-    """The error of the rank that died, where a peer of it complained first."""
+    """Return the death of a rank in place of its peer's error, if the peer failed first."""
     if error.kind != "failed":
         return error
     end = time.monotonic() + CULPRIT_SECONDS

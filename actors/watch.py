@@ -1,4 +1,4 @@
-"""The watch for over-optimisation: a run's policy is judged again and again, and the best so far is kept."""
+"""Early stopping on over-optimisation: scores the policy on held-out prompts regularly, and keeps the best one."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from rlhf.tracking.tracker import Tracker
 from rlhf.types import Bool, Prompt
 
 ANSWERS = "answers.json"
-"""Beside the best policy's weights: its answers for the comparison."""
+"""File beside the best policy's weights with its answers for the comparison."""
 LEAST_GIVEN = 0.9
-"""Share of the answers that a judge must have scored: a judgement of a few of them could replace the best policy."""
+"""Smallest fraction of answers with a score: an evaluation of only a few answers could replace the best policy."""
 
 
 def judged_prompts(config: EarlyStopConfig | None, held_out: Sequence[Prompt]) -> Sequence[Prompt]:
-    """The held-out prompts whose answers are judged; none without a watch.
+    """Held-out prompts of ``early_stop``; none if it is not configured.
 
     Raises:
-        UserError: there are too few to tell any difference from chance.
+        UserError: they are too few to distinguish any difference from chance.
     """
     if config is None:
         return ()
@@ -52,14 +52,17 @@ def judged_prompts(config: EarlyStopConfig | None, held_out: Sequence[Prompt]) -
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
-    """What can be had of the policy as it is now: ``save`` it to a folder, and its ``answers`` for the comparison."""
+    """Access to the current policy: ``save`` writes it to a folder, ``answers`` answers the comparison's prompts."""
 
     save: Callable[[Path], None]
     answers: Callable[[], list[str]]
 
 
 class Watcher:
-    """Judges the policy before the first step, every so often, and after the last; keeps the best by that judge."""
+    """Evaluates the policy on held-out prompts before the first step, every ``every`` steps and after the last one.
+
+    The policy with the best held-out score is kept.
+    """
 
     def __init__(
         self,
@@ -72,7 +75,7 @@ class Watcher:
         run: RunFolder,
         tracker: Tracker,
     ) -> None:
-        """Args: asked are the places, among the engines' prompts, of the ``prompts`` whose answers are judged."""
+        """Args: asked are the indices, among the engines' prompts, of the held-out ``prompts``."""
         self.config, self.crew, self.timer, self.asked, self.policy = config, crew, timer, asked, policy
         self.prompts = [prompt.tokens for prompt in prompts]
         self.run, self.tracker = run, tracker
@@ -81,12 +84,12 @@ class Watcher:
         self._may_drop = endpoint is not None and endpoint.on_failure == "drop"
 
     def begin(self) -> WatchState:
-        """Judge the policy before the first step."""
+        """Evaluate the policy before the first step."""
         watch = Watch(judgements=1 + ceil(self.steps / self.config.every), patience=self.config.patience)
         return self._judge(WatchState(watch=watch), 0, "start_score")
 
     def after(self, state: RunState, report: BatchReport) -> tuple[Mapping[str, float], WatchState]:
-        """Judge the policy after a step, where that is due; returns what was judged since the record before."""
+        """Evaluate the policy after a step if that is due; returns metrics to record with the step, and the state."""
         assert state.watch is not None
         rewards = [value for name, value in report.metrics.items() if name == "objective/scores"]
         watch, done = replace(state.watch, rewards=(*state.watch.rewards, *rewards)), state.step
@@ -97,8 +100,11 @@ class Watcher:
         return {**watch.unrecorded, **times}, replace(watch, unrecorded={})
 
     def _judge(self, state: WatchState, done: int, name: str) -> WatchState:
-        """Judge the policy that the engines hold, after ``done`` steps; the score, its interval and the best step are
-        yet to be recorded."""
+        """Evaluate the engines' policy after ``done`` steps; returns the state, with metrics yet to be recorded.
+
+        Args:
+            name: of the score among the metrics ``holdout/``.
+        """
         with self.timer("judge", done):
             scores, answered = self._scores(done)
         given = np.isfinite(scores)
@@ -127,41 +133,44 @@ class Watcher:
         )
 
     def _scores(self, done: int) -> tuple[np.ndarray, Bool]:
-        """(n,) the judge's scores of one answer to each prompt, NaN where there is none; (n,) which have an answer.
+        """Generate one answer to each held-out prompt and score it.
 
-        The seed of an answer is its prompt's place, so that two judgements differ by the policies alone.
+        The seed of an answer is its prompt's position, so that two evaluations differ only because of the policies.
+
+        Returns:
+            (n,) scores, NaN where missing; (n,) which prompts have an answer.
 
         Raises:
-            MachineryError: of more than ``recovery.bad_samples`` prompts in this judgement there is no answer.
+            MachineryError: more than ``recovery.bad_samples`` prompts of this evaluation have no answer.
         """
         crew, moment, count = self.crew, Moment(phase="judge", step=done), len(self.asked)
         assert crew.judge is not None
-        crew.supervisor.enter(moment)
+        crew.supervisor.enter_phase(moment)
         whole = Contribution(kind="score", ranks=len(crew.judge.workers), name="judge")
         scoring = Scoring(crew, moment, [Scorer(group=crew.judge, method="scores", contribution=whole)])
         blocks, answered = [], np.ones(count, dtype=np.bool_)
-        for block, told in crew.engines.generate(self.asked, range(count), moment):
-            scoring.send(block, len(told.places))
-            blocks.append(list(told.places))
-            crew.supervisor.set_aside(told.faults, int((~answered).sum()), moment)
-            answered[list(told.set_aside)] = False
+        for block, summary in crew.engines.generate(self.asked, range(count), moment):
+            scoring.send(block, len(summary.places))
+            blocks.append(list(summary.places))
+            crew.supervisor.set_aside(summary.faults, int((~answered).sum()), moment)
+            answered[list(summary.set_aside)] = False
         scores, parts = np.full(count, np.nan), iter(scoring.settle())
-        for places in blocks:
-            next(parts)  # the block itself stays where it is
-            shares = [fetch(next(parts), name, moment, crew.supervisor.patience) for name in crew.judge.names]
-            scores[places] = join_samples(shares, len(places))
+        for positions in blocks:
+            next(parts)  # the block itself is not needed here
+            shares = [fetch(next(parts), name, moment, crew.supervisor.deadlines) for name in crew.judge.names]
+            scores[positions] = join_samples(shares, len(positions))
         return np.where(answered, scores * self.config.scorer.weight, np.nan), answered
 
     def _keep(self, done: int) -> None:
-        """Save the policy as the best, with its answers: they cannot be had of it later."""
+        """Save the policy as the best one, with its answers, which cannot be generated later."""
         with self.timer("judge", done), self.run.writing_best(done) as folder:
             self.policy.save(folder)
             write_atomically(folder / ANSWERS, json.dumps(self.policy.answers(), ensure_ascii=False))
 
     def answers(self, state: RunState) -> list[str]:
-        """Answers, for the comparison, of the policy that becomes the run's model.
+        """Answers of the policy that becomes the run's model, for the comparison.
 
-        The best's are those of when it was judged, by the same seeds.
+        The best policy's were generated when it was saved, with the same seeds.
         """
         if not self._keeps_best(state):
             return self.policy.answers()
@@ -169,7 +178,7 @@ class Watcher:
         return kept
 
     def leave_model(self, state: RunState) -> None:
-        """Leave the run its model."""
+        """Save the best or the last policy as the run's model."""
         if self._keeps_best(state):
             self.run.keep_best(kept_step(state))
             (self.run.model / ANSWERS).unlink()
@@ -185,13 +194,13 @@ class Watcher:
 
 
 def _judgements(watch: Watch) -> tuple[Judgement, Judgement]:
-    """The last and the best."""
+    """Last and best held-out evaluation."""
     assert watch.last is not None and watch.best is not None
     return watch.last, watch.best
 
 
 def kept_step(state: RunState) -> int:
-    """Steps behind the policy that becomes the run's model: the best's if the last is lower, else the last's."""
+    """Step of the policy that becomes the run's model: the best's if the last one is lower, else the last one's."""
     assert state.watch is not None
     return _judgements(state.watch.watch)[1].step if state.watch.watch.keeps_best else state.step
 
@@ -201,7 +210,7 @@ def outcome(state: RunState, steps: int) -> str:
     assert state.watch is not None
     watch = state.watch.watch
     if watch.last is None:
-        return "PPO done. The model is the last policy: the held-out judge never gave a score."
+        return "PPO done. The model is the last policy: the held-out scorer never gave a score."
     last, best = _judgements(watch)
     if state.watch.stop:
         ended = f"PPO stopped early, after step {state.step} of {steps}: {state.watch.stop}"
@@ -209,11 +218,11 @@ def outcome(state: RunState, steps: int) -> str:
     if watch.keeps_best:
         scores = f"its held-out score was {best.mean:.4g}, the last one's is {last.mean:.4g}"
         return f"PPO done. The model is the policy after step {best.step}: {scores}."
-    return "PPO done. The model is the last policy: none before it was judged clearly higher."
+    return "PPO done. The model is the last policy: no earlier one scored clearly higher."
 
 
 def watch_summary(state: RunState, steps: int) -> Summary:
-    """What the stage's summary says of it."""
+    """Early stopping's entries of the stage's summary."""
     assert state.watch is not None
     if state.watch.watch.last is None:
         return {"held-out judge": "gave no score"}

@@ -1,7 +1,7 @@
-"""How a policy rank talks to the engines during a publish: vLLM's ``VLLMWeightSyncClient`` over Ray actors.
+"""The client with which a policy rank calls the engines during a publish: ``VLLMWeightSyncClient`` over Ray actors.
 
-vLLM has a client for Ray too; this one has a deadline on each call, gives every engine its own place in an NCCL group,
-and goes on without an engine that is lost.
+Unlike vLLM's own Ray client, it has a deadline on each call, assigns each engine its ranks in an NCCL group, and
+continues without an engine that fails.
 """
 
 from __future__ import annotations
@@ -20,54 +20,52 @@ from rlhf.errors import LostError
 
 
 class EngineClient:
-    """Drives all engines as one. ``workers_per_engine`` is vLLM's tensor-parallel size.
+    """Calls all engines in parallel. ``workers_per_engine`` is vLLM's tensor-parallel size.
 
-    An engine that dies, or is late, is left out from then on: it holds old weights, or mixed ones. ``seconds`` is how
-    long one call may take.
+    An engine that dies or is late is left out from then on: its weights are old, or a mixture. ``seconds`` is the
+    deadline of one call.
     """
 
     def __init__(self, engines: Sequence[ActorHandle], workers_per_engine: int, seconds: float) -> None:
         self.engines, self.workers_per_engine, self.seconds = list(engines), workers_per_engine, seconds
         self.left_out: dict[int, str] = {}
-        """Engines that were lost, by their place, and how: ``died``, ``stalled`` or ``failed``."""
+        """Kind of failure of lost engines, by index: ``died``, ``stalled`` or ``failed``."""
         self.far: set[int] = set()
-        """Engines on other hosts, which do not see the files of this one."""
+        """Indices of engines on other hosts, which do not see this host's files."""
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        """Have every engine meet the trainer; engine i's workers follow those of the engines before it."""
+        """Connect every engine to the trainer; engine i's workers have the ranks after those of engine i − 1."""
         infos = [dict(init_info) for _ in self.engines]
         for index, info in enumerate(infos):
             if "rank_offset" in info:
                 info["rank_offset"] += index * self.workers_per_engine
-        self._all("init_weight_transfer_engine", {place: (infos[place],) for place in self._places()})
+        self._all("init_weight_transfer_engine", {index: (infos[index],) for index in self._active()})
 
     def start_weight_update(self) -> None:
         """Begin an update on every engine."""
         self._all("start_weight_update")
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
-        """Give every engine one chunk: what it says to those that can take it from there, and to those on other hosts
-        what is in its file too, through Ray's object store.
-        """
-        found = self._all("update_weights", dict.fromkeys(self._places() - self.far, (update_info,)))
-        self.far |= {place for place, is_found in found.items() if is_found is False}
-        if far := self._places() & self.far:
+        """Send one chunk to every engine; engines on other hosts get the file's content through Ray's object store."""
+        found = self._all("update_weights", dict.fromkeys(self._active() - self.far, (update_info,)))
+        self.far |= {index for index, is_found in found.items() if is_found is False}
+        if far := self._active() & self.far:
             content = ray.put(np.fromfile(update_info["path"], dtype=np.uint8))
             self._all("update_weights", dict.fromkeys(far, (update_info, content)))
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
-        """End the update on every engine. The version is set later, once the weights are proven."""
+        """End the update on every engine. The version is set later, when the weights are proven."""
         self._all("finish_weight_update")
 
-    def _places(self) -> set[int]:
-        """Those that are not left out."""
+    def _active(self) -> set[int]:
+        """Indices of engines that are not left out."""
         return set(range(len(self.engines))) - set(self.left_out)
 
     def _all(self, method: str, arguments: Mapping[int, Sequence[Any]] | None = None) -> dict[int, Any]:
-        """Call the engines at these places, all without arguments where none are given; returns their answers."""
+        """Call engines in parallel, by index with their arguments, or all without arguments; returns their answers."""
         end = time.monotonic() + self.seconds
-        given = dict.fromkeys(self._places(), ()) if arguments is None else arguments
-        refs = {place: getattr(self.engines[place], method).remote(*words) for place, words in given.items()}
+        given = dict.fromkeys(self._active(), ()) if arguments is None else arguments
+        refs = {index: getattr(self.engines[index], method).remote(*values) for index, values in given.items()}
         answers = {}
         for index, ref in refs.items():
             try:
@@ -76,6 +74,6 @@ class EngineClient:
                 own = own_error(error, f"engine {index} of {len(self.engines)}", method, self.seconds)
                 if not isinstance(own, LostError):
                     raise
-                print(f"publish goes on without one: {own}", flush=True)
+                print(f"publish continues without one engine: {own}", flush=True)
                 self.left_out[index] = own.kind
         return answers

@@ -1,1 +1,1 @@
-"""What a run needs to go on where it ended: checkpoints that are on the disk whole, or not at all."""
+"""Atomic checkpoints, from which a run resumes."""

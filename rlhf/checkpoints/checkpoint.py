@@ -1,4 +1,4 @@
-"""A committed checkpoint, as it is read: nothing in it is believed before it is compared with its manifest."""
+"""Reads committed checkpoints; every file is verified against the manifest before it is used."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from rlhf.checkpoints.manifest import CONFIG, MANIFEST, STATE, Manifest, decode,
 from rlhf.errors import UserError
 
 READERS = 4
-"""Files that are hashed at a time."""
+"""Number of files that are hashed in parallel."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A folder that held a whole checkpoint when it was committed. Its files are ``path / entry.name``."""
+    """A folder that was complete when it was committed. Its files are ``path / entry.name``."""
 
     path: Path
     manifest: Manifest
 
     @property
     def step(self) -> int:
-        """Number of steps that were done."""
+        """Number of completed steps."""
         return self.manifest.step
 
     @property
     def score(self) -> float | None:
-        """How good the policy was, higher is better; None where that is not known."""
+        """Score of the policy, higher is better; None if unknown."""
         return self.manifest.score
 
     def verify(self) -> None:
-        """Read every file and compare it with what was written. Files that the manifest does not name are ignored.
+        """Read every file and compare it with the manifest. Files that the manifest does not name are ignored.
 
         Raises:
-            UserError: one is missing or differs.
+            UserError: a file is missing or differs.
         """
         files = self.manifest.files
         with ThreadPoolExecutor(READERS) as pool:
@@ -48,7 +48,7 @@ class Checkpoint:
             raise damaged(self.path, f"{self.path}/{wrong[0]}{more}")
 
     def state(self) -> dict[str, Any]:
-        """The controller's state.
+        """Read the controller's state.
 
         Raises:
             UserError: its file is damaged.
@@ -60,7 +60,7 @@ class Checkpoint:
             raise damaged(self.path, f"{self.path / STATE} {error}") from error
 
     def config(self) -> str:
-        """The resolved recipe that the checkpoint was made with, as YAML.
+        """Read the resolved recipe of the checkpoint's run, as YAML.
 
         Raises:
             UserError: its file is damaged.
@@ -78,10 +78,10 @@ class Checkpoint:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """The checkpoint in the folder ``step_<N>``; of its files only the manifest is read.
+    """Return the checkpoint in the folder ``step_<N>``; reads only the manifest.
 
     Raises:
-        UserError: the manifest is missing, damaged, or that of another step.
+        UserError: the manifest is missing, damaged, or of another step.
     """
     try:
         manifest = decode((path / MANIFEST).read_text(encoding="utf-8"))
@@ -95,17 +95,17 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def latest_checkpoint(folder: Path) -> Checkpoint | None:
-    """The committed checkpoint of the most steps in ``checkpoints/``; None where there is none.
+    """Return the newest committed checkpoint in ``checkpoints/``; None without one.
 
     Raises:
-        UserError: its manifest is damaged. An older one is not taken in silence.
+        UserError: its manifest is damaged; an older checkpoint is not used silently.
     """
     found = committed(folder)
     return read_checkpoint(found[max(found)]) if found else None
 
 
 def damaged(path: Path, what: str) -> UserError:
-    """The refusal of a damaged checkpoint, with what is left to go on from."""
+    """Error for a damaged checkpoint, which names the next older one to resume from."""
     others = [step for step, other in committed(path.parent).items() if other != path]
-    otherwise = f"go on from step_{max(others)}" if others else "start anew"
-    return UserError(what, "a run cannot go on from a damaged checkpoint", f"delete {path} to {otherwise}")
+    otherwise = f"resume from step_{max(others)}" if others else "start again"
+    return UserError(what, "a run cannot resume from a damaged checkpoint", f"delete {path} to {otherwise}")

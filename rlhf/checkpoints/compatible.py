@@ -1,4 +1,4 @@
-"""Whether a run may go on from a checkpoint: not with another configuration or other data than it was made with."""
+"""Checks that a run resumes from a checkpoint with the same configuration and the same data."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from rlhf.errors import UserError
 from rlhf.records import DataFile
 
 ABSENT = "(not there)"
-"""Stands for the value of a key that one of two configurations does not have."""
+"""Value of a key that one of two configurations does not have."""
 SHOWN = 10
-"""Differing keys that an error lists: they fit on one screen."""
+"""Largest number of differing keys that an error lists, to fit on one screen."""
 
 
 def differing_keys(then_yaml: str, now_yaml: str, sections: Sequence[str]) -> list[tuple[str, Any, Any]]:
-    """Dotted keys whose values differ between two configurations, with the value then and the value now.
+    """Dotted keys whose values differ between two configurations, with the values then and now.
 
-    A key that was not there then, and has its default now, is one of a later version, and no difference.
+    A key that was absent then and has its default now is not a difference: a later version added it.
 
     Args:
-        sections: top-level keys that are compared.
+        sections: top-level keys to compare.
 
     Raises:
-        UserError: one of the two is not a YAML mapping.
+        UserError: a configuration is not a YAML mapping.
     """
     then, now = _settings(then_yaml), _settings(now_yaml)
     defaults = _settings(to_yaml(Recipe(name="")))
@@ -43,7 +43,7 @@ def differing_keys(then_yaml: str, now_yaml: str, sections: Sequence[str]) -> li
 
 
 def require_same(checkpoint: Checkpoint, now_yaml: str, sections: Sequence[str], but_for: Collection[str] = ()) -> None:
-    """Refuse to go on from a checkpoint with another configuration, ``but_for`` these keys.
+    """Check that a checkpoint has the current configuration, ``but_for`` these keys.
 
     Raises:
         UserError: values under ``sections`` differ, or the checkpoint's configuration is damaged.
@@ -56,16 +56,15 @@ def require_same(checkpoint: Checkpoint, now_yaml: str, sections: Sequence[str],
         lines.append(f"  and {len(rows) - SHOWN} more")
     raise UserError(
         "\n".join([f"{checkpoint.path} was made with another configuration:", *lines]),
-        "a run that went on from it would be a mixture of two",
-        f"give this run another name (name=...), set the values back, or delete {checkpoint.path.parent} to start anew",
+        "a run that resumes from it would be a mixture of two",
+        f"give this run another name (name=...), restore the values, or delete {checkpoint.path.parent} to start again",
     )
 
 
 def data_changes(then: Sequence[DataFile] | None, now: Sequence[DataFile]) -> list[str]:
-    """What differs between the data files of two commands, one line a file; empty where nothing does.
+    """Differences between the data files of two commands, one line per file.
 
-    Content counts, in the order in which it is read. A file may have another name or place. ``then`` is None where it
-    was not kept.
+    The content is compared, in reading order; names and folders of files may differ. ``then`` is None if unknown.
     """
     if then is None or [file.digest for file in then] == [file.digest for file in now]:
         return []
@@ -73,7 +72,7 @@ def data_changes(then: Sequence[DataFile] | None, now: Sequence[DataFile]) -> li
     before = {Path(file.file).name: file for file in then if file.digest not in kept}
     after = {Path(file.file).name: file for file in now if file.digest not in kept}
     lines = [_change(before.get(name), after.get(name)) for name in dict.fromkeys([*before, *after])]
-    return lines or ["the files are the same, and are read in another order"]
+    return lines or ["the files are the same, but are read in another order"]
 
 
 def _change(then: DataFile | None, now: DataFile | None) -> str:
@@ -85,15 +84,15 @@ def _change(then: DataFile | None, now: DataFile | None) -> str:
 
 
 def require_same_data(holder: str, changes: Sequence[str], path: Path) -> None:
-    """Refuse to go on with other data.
+    """Check that the data is the same.
 
     Args:
-        holder: what was made with the data, as the beginning of a sentence.
-        changes: of ``data_changes``.
-        path: what to delete to start anew.
+        holder: checkpoint or stage that was made with the data, as the subject of a sentence.
+        changes: result of ``data_changes``.
+        path: folder to delete in order to start again.
 
     Raises:
-        UserError: there are changes.
+        UserError: the data changed.
     """
     if not changes:
         return
@@ -102,8 +101,8 @@ def require_same_data(holder: str, changes: Sequence[str], path: Path) -> None:
         lines.append(f"  and {len(changes) - SHOWN} more")
     raise UserError(
         "\n".join([f"{holder} was made with other data:", *lines]),
-        "a run that goes on would be a mixture of two: rows seen twice or never, and others held out",
-        f"put the data back, give this run another name (name=...), delete {path} to start anew, or go on on purpose "
+        "a resumed run would be a mixture of two: rows seen twice or never, and others held out",
+        f"restore the data, give this run another name (name=...), delete {path} to start again, or accept the change "
         "with checkpoint.changed_data=accept",
     )
 

@@ -1,4 +1,4 @@
-"""Files of a checkpoint: hashed while they are written, and compared with that when they are read."""
+"""Files of a checkpoint: hashed while they are written, verified when they are read."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 BLOCK_BYTES = 16 * 2**20
-"""Written and hashed at a time: what was just written is still in the processor's cache in part."""
+"""Block size of writing and hashing, small enough for a block to be hashed from the CPU's cache."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FileEntry:
-    """One file as it was meant to be."""
+    """Expected name, size and hash of one file."""
 
     name: str
     """Path within the checkpoint, with ``/`` between its parts."""
     bytes: int
-    """Its size."""
+    """Size of the file."""
     sha256: str
     """Hash of its content, 64 hexadecimal digits."""
 
 
 def is_inside(name: str) -> bool:
-    """Whether ``name`` is a plain relative path that cannot lead out of the folder it is used in."""
+    """Whether ``name`` is a plain relative path that stays inside its folder."""
     return name.isprintable() and "\\" not in name and not {"", ".", ".."} & set(name.split("/"))
 
 
@@ -40,10 +40,9 @@ def write_files(files: Mapping[str, NDArray[Any]], folder: Path) -> list[FileEnt
     """Write the bytes of each array to a file below ``folder``, and flush each to the disk.
 
     Args:
-        files: contents by name; a name may hold folders, which are made. Names count from the checkpoint's folder
-            (``policy/...``).
-        folder: what ``CheckpointStore.begin`` gave. It must be there: a writer that comes late, after the attempt was
-            given up, must not bring the folder back.
+        files: contents by name, relative to the checkpoint's folder (``policy/...``); subfolders are created.
+        folder: result of ``CheckpointStore.begin``. It must exist: a late writer must not recreate the folder of an
+            abandoned attempt.
 
     Raises:
         ValueError: a name leads out of the folder.
@@ -54,7 +53,7 @@ def write_files(files: Mapping[str, NDArray[Any]], folder: Path) -> list[FileEnt
 
 
 def require_inside(names: Sequence[str]) -> None:
-    """Raise ValueError for a name that leads out of the checkpoint, or is there twice."""
+    """Raise ValueError for a name that leads out of the checkpoint, or is a duplicate."""
     for name, times in Counter(names).items():
         if times > 1 or not is_inside(name):
             raise ValueError(f"not a name for one file of a checkpoint: {reprlib.repr(name)}")
@@ -75,7 +74,7 @@ def _write(name: str, array: NDArray[Any], folder: Path) -> FileEntry:
 
 
 def fault_of(entry: FileEntry, folder: Path) -> str | None:
-    """What is wrong with a file, as the end of a sentence about it; None where it is as it was written."""
+    """Verify a file; returns its fault as the end of a sentence, or None if it has the expected content."""
     path = folder / entry.name
     try:
         found = path.stat()

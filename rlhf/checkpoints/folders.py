@@ -1,9 +1,9 @@
-"""Names in the folder ``checkpoints/``. They alone say how far a checkpoint has come, so a kill cannot make them lie.
+"""Names in the folder ``checkpoints/``. A checkpoint's state is its folder's name alone, which changes atomically.
 
-``step_<N>``            committed: whole, and on the disk
-``step_<N>.partial``    being written; nobody reads it
-``step_<N>.replaced``   was committed, and is about to be replaced by the same step done again
-``step_<N>.removed``    on its way out
+``step_<N>``            committed: complete and on disk
+``step_<N>.partial``    being written; never read
+``step_<N>.replaced``   committed, and being replaced by a repetition of the same step
+``step_<N>.removed``    being removed
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _LEFT = re.compile(r"(step_\d+\.(partial|replaced|removed)|(latest|best)\.partia
 
 
 def committed(folder: Path) -> dict[int, Path]:
-    """Folders of committed checkpoints by step, the oldest first. What is in them is not looked at."""
+    """Folders of committed checkpoints by step, the oldest first; their content is not read."""
     if not folder.is_dir():
         return {}
     found = {int(match[1]): path for path in folder.iterdir() if (match := _COMMITTED.fullmatch(path.name))}
@@ -29,9 +29,9 @@ def committed(folder: Path) -> dict[int, Path]:
 
 
 def clean(folder: Path, in_work: Collection[Path] = ()) -> None:
-    """Remove what killed attempts left, but for the paths ``in_work``. Only the one writer of a folder may do this.
+    """Remove the remains of killed attempts, except the paths ``in_work``; only the folder's single writer may do this.
 
-    A checkpoint that was moved aside for another, which then did not come, gets its name back.
+    A ``.replaced`` checkpoint whose replacement is missing gets its name back.
     """
     for path in list(folder.iterdir()) if folder.is_dir() else []:
         if path in in_work or not _LEFT.fullmatch(path.name):
@@ -43,7 +43,7 @@ def clean(folder: Path, in_work: Collection[Path] = ()) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or folder as far as that can be done; what stays is no longer called committed. Raises nothing."""
+    """Remove a file or folder as far as possible, without raising; remains no longer have a committed name."""
     going = path if path.suffix in (PARTIAL, REMOVED) else path.with_name(path.stem + REMOVED)
     with suppress(OSError):
         if going != path:  # a half-removed checkpoint must not look like one

@@ -1,4 +1,4 @@
-"""``manifest.json``: what a checkpoint consists of. It is written last, and says of itself whether it is damaged."""
+"""``manifest.json``: the list of a checkpoint's files, with a hash of itself. It is written last."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rlhf.checkpoints.files import FileEntry, require_inside
 from rlhf.records import DataFile
 
 FORMAT = 1
-"""Goes up when a reader of the old manifest would misread the new one."""
+"""Format version; incremented if readers of the old format would misread the new one."""
 STATE, CONFIG, VERSIONS, MANIFEST = "state.json", "config.yaml", "versions.json", "manifest.json"
 OWN = (STATE, CONFIG, VERSIONS)
 """Files that every checkpoint has, besides those of its models."""
@@ -25,36 +25,36 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What a checkpoint consists of."""
+    """Content of a checkpoint."""
 
     step: int
-    """Number of steps that were done."""
+    """Number of completed steps."""
     score: float | None
-    """How good the policy was, higher is better; None where that is not known."""
+    """Score of the policy, higher is better; None if unknown."""
     written: str
-    """When, in UTC, as ISO 8601 has it."""
+    """Time of writing, UTC, ISO 8601."""
     files: tuple[FileEntry, ...]
-    """Every file but the manifest."""
+    """Every file except the manifest."""
     data: tuple[DataFile, ...] | None = None
-    """The data files that the run reads; None in manifests that were written before these were kept."""
+    """Data files of the run; None in manifests of earlier versions, which did not record them."""
 
 
 def encode(manifest: Manifest) -> str:
-    """As JSON, with a hash of its own content."""
+    """Encode a manifest as JSON, with a hash of its content."""
     body = {"format": FORMAT, **asdict(manifest)}
     return json.dumps({**body, "sha256": _digest(body)}, indent=1) + "\n"
 
 
 def decode(text: str) -> Manifest:
-    """The manifest in ``text``.
+    """Decode and verify a manifest.
 
     Raises:
-        ValueError: there is none: what is wrong, as the end of a sentence about the file.
+        ValueError: it is damaged or of another format; the message is the end of a sentence about the file.
     """
     body = json_mapping(text)
     try:
         whole = body.pop("sha256", None) == _digest(body)
-    except RecursionError:  # deeper than what was written by far
+    except RecursionError:  # nested far deeper than any manifest
         whole = False
     if not whole:
         raise ValueError("is damaged: its content does not fit its own hash")
@@ -68,10 +68,10 @@ def decode(text: str) -> Manifest:
 
 
 def json_mapping(text: str) -> dict[str, Any]:
-    """A JSON object.
+    """Parse a JSON object.
 
     Raises:
-        ValueError: it is something else: what is wrong, as the end of a sentence about the file.
+        ValueError: the text is not one; the message is the end of a sentence about the file.
     """
     try:
         value = json.loads(text)
@@ -105,10 +105,10 @@ def _typed(body: Mapping[str, Any]) -> Manifest:
 
 
 def data_file(*, file: Any, rows: Any, digest: Any) -> DataFile:
-    """What a manifest or a finished stage says of a data file.
+    """Convert a JSON record of a data file, from a manifest or a finished stage.
 
     Raises:
-        TypeError: it is something else.
+        TypeError: a value has the wrong type.
     """
     if not isinstance(file, str) or not isinstance(digest, str):
         raise TypeError(f"file {reprlib.repr(file)}, digest {reprlib.repr(digest)}")

@@ -1,7 +1,7 @@
-"""Checkpoints of a run: written beside the old ones, made visible in one rename, and only then are old ones removed.
+"""Writes a run's checkpoints: in a partial folder, committed by one rename, after which old ones are removed.
 
-A checkpoint is written in three parts: ``begin`` makes its folder, ``write_files`` fills it from whichever nodes hold
-the data, and ``commit`` seals it. All nodes see one file system.
+``begin`` creates the folder, ``write_files`` writes into it from the nodes that hold the data, and ``commit`` completes
+it. All nodes share the file system.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from rlhf.storage.durable import sync, write_atomically
 
 
 class CheckpointStore:
-    """The one writer of a folder of checkpoints. To read one without writing, use ``latest_checkpoint``."""
+    """The single writer of a folder of checkpoints. To only read, use ``latest_checkpoint``."""
 
     def __init__(self, folder: Path, keep_last: int, keep_best: int, data: tuple[DataFile, ...] | None = None) -> None:
-        """Remove what killed attempts left in ``folder``, which need not exist.
+        """Remove the remains of killed attempts in ``folder``, which need not exist.
 
         Args:
-            folder: ``runs/<name>/<stage>/checkpoints``; the caller holds the lock of the stage.
-            keep_last: newest checkpoints that stay.
-            keep_best: best checkpoints that stay, which may be among the newest.
-            data: the data files that the run reads, which every manifest names.
+            folder: ``runs/<name>/<stage>/checkpoints``; the caller holds the stage's lock.
+            keep_last: number of newest checkpoints to keep.
+            keep_best: number of best checkpoints to keep, which may be among the newest.
+            data: data files of the run, recorded in every manifest.
         """
         self.folder, self.data = folder, data
         self._keep_last, self._keep_best = keep_last, keep_best
@@ -49,10 +49,10 @@ class CheckpointStore:
         clean(folder)
 
     def begin(self, step: int) -> Path:
-        """A new empty folder for the files of a step.
+        """Create an empty folder for the files of a step.
 
         Raises:
-            OSError: it cannot be made.
+            OSError: it cannot be created.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         partial = self._path(step, PARTIAL)
@@ -70,38 +70,38 @@ class CheckpointStore:
         config_yaml: str,
         score: float | None,
     ) -> Checkpoint:
-        """Seal the folder that ``begin`` gave, make it the newest checkpoint, and remove those that no longer count.
+        """Complete the folder of ``begin``, make it the newest checkpoint, and remove checkpoints that are not kept.
 
-        On return it survives a loss of power. Nothing is removed before that.
+        On return the checkpoint survives a power loss. Nothing is removed before that.
 
         Args:
-            step: as given to ``begin``. Where the step has a checkpoint already, the new one takes its place.
-            entries: all that ``write_files`` returned, on all nodes.
-            state: the controller's state, of JSON's types.
+            step: as given to ``begin``. An existing checkpoint of this step is replaced.
+            entries: results of ``write_files`` on all nodes.
+            state: the controller's state, of JSON types.
             config_yaml: the resolved recipe.
-            score: how good the policy is, higher is better; None or not finite where that is not known.
+            score: score of the policy, higher is better; None or not finite if unknown.
 
         Raises:
-            OSError: it could not be written, or a file of ``entries`` is not seen here. The older ones are untouched.
+            OSError: it cannot be written, or a file of ``entries`` is not visible here. Older ones are not changed.
         """
         partial = self._path(step, PARTIAL)
         _require_seen(entries, partial)
         manifest = _seal(partial, step, entries, state, config_yaml, score, self.data)
         self._put_in_place(step)
         self._in_work.discard(partial)
-        with suppress(OSError):  # on a full disk above all: it is committed, and the next commit points again
-            self._point()
+        with suppress(OSError):  # on a full disk, for example: it is committed, and the next commit updates them
+            self._write_pointers()
         self._prune(step)
         return Checkpoint(path=self._path(step), manifest=manifest)
 
     def abandon(self, step: int) -> None:
-        """Give up what ``begin`` started. Raises nothing: what cannot be removed now goes at the next ``begin``."""
+        """Abandon an attempt, without raising; remains that cannot be removed now are removed by the next ``begin``."""
         partial = self._path(step, PARTIAL)
         self._in_work.discard(partial)
         remove(partial)
 
     def latest(self) -> Checkpoint | None:
-        """The committed checkpoint of the most steps, whatever the pointer says.
+        """Return the newest committed checkpoint, independently of the file ``latest``.
 
         Raises:
             UserError: its manifest is damaged.
@@ -126,7 +126,7 @@ class CheckpointStore:
         remove(aside)
 
     def _scores(self) -> dict[int, float | None]:
-        """Scores by step. A damaged checkpoint is left out: it counts for nothing, and a person decides about it."""
+        """Scores by step. A damaged checkpoint is left out, and thus neither counted nor removed."""
         scores: dict[int, float | None] = {}
         for step, path in committed(self.folder).items():
             try:
@@ -135,8 +135,8 @@ class CheckpointStore:
                 continue
         return scores
 
-    def _point(self) -> None:
-        """For people and other programs; this one looks at the folders."""
+    def _write_pointers(self) -> None:
+        """Write the files ``latest`` and ``best``, for people and other programs; this program lists the folders."""
         write_atomically(self.folder / LATEST, f"step_{max(committed(self.folder))}\n")
         if self._keep_best and (best := by_score(self._scores())):
             write_atomically(self.folder / BEST, f"step_{best[0]}\n")
@@ -153,7 +153,7 @@ def _require_seen(entries: Sequence[FileEntry], folder: Path) -> None:
         path = folder / entry.name
         if not path.is_file() or path.stat().st_size != entry.bytes:
             why = (
-                f"written with {entry.bytes} bytes, but not seen so by the controller: do all nodes share this folder?"
+                f"written with {entry.bytes} bytes, which the controller does not see: do all nodes share this folder?"
             )
             raise OSError(errno.ENOENT, why, str(path))
 
@@ -167,7 +167,7 @@ def _seal(
     score: float | None,
     data: tuple[DataFile, ...] | None,
 ) -> Manifest:
-    """Write the files that every checkpoint has, the manifest last, and flush all names to the disk."""
+    """Write the state, the configuration and the versions, then the manifest, and flush all folders to the disk."""
     texts = {STATE: json.dumps(state), CONFIG: config_yaml, VERSIONS: json.dumps(_versions(), indent=1) + "\n"}
     own = write_files({name: _bytes(text) for name, text in texts.items()}, folder)
     manifest = Manifest(
@@ -190,6 +190,6 @@ def _bytes(text: str) -> NDArray[np.uint8]:
 
 @cache
 def _versions() -> dict[str, str]:
-    """Versions of Python and of every package that is installed."""
+    """Versions of Python and of all installed packages."""
     packages = {package.name: package.version for package in distributions()}
     return {"python": platform.python_version(), **dict(sorted(packages.items()))}

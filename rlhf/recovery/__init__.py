@@ -1,4 +1,4 @@
-"""What can be decided about failures without a process: who may serve, when an answer is late, why, and what follows.
+"""Pure logic of failure handling: actor states, deadlines, diagnosis, restart budget, retries, goodput, stop requests.
 
-Nothing here starts, stops or restarts anything, and nobody here looks at a clock: moments are handed in.
+It starts and restarts no actor; times are passed in by the caller.
 """

@@ -1,4 +1,4 @@
-"""How many restarts a run may have, and how long to wait before each."""
+"""The restart budget: the number of restarts of a command, and the backoff before each."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from dataclasses import dataclass, field, replace
 from rlhf.recovery.incident import Incident
 
 DOUBLINGS = 64
-"""Enough to reach any limit; a float could not hold more than a thousand."""
+"""Largest exponent of the backoff: it reaches any limit, and a float overflows at about 1,000."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class History:
-    """The incidents of a run, oldest first, and which roles die again and again."""
+    """The incidents of a command, oldest first, and how often in a row each role failed."""
 
     incidents: tuple[Incident, ...] = ()
     restarts: int = 0
-    """How often actors were restarted: roles that failed together were restarted once."""
+    """Number of restarts; roles that failed together count once."""
     in_a_row: Mapping[str, int] = field(default_factory=dict)
-    """By role, the incidents since it last served for a whole step."""
+    """Incidents of each role since it last served for a whole step."""
     recent: frozenset[str] = frozenset()
-    """Roles with an incident since the last step ended: the step that ends next is not a whole one to them."""
+    """Roles with an incident since the last step ended, which do not serve for the whole current step."""
 
     def after(self, *incidents: Incident) -> History:
-        """With one restart more, for incidents that happened together, one a role."""
+        """Add one restart for incidents that happened together, one per role."""
         roles = {incident.role for incident in incidents}
         return History(
             incidents=(*self.incidents, *incidents),
@@ -34,43 +34,45 @@ class History:
         )
 
     def after_step(self) -> History:
-        """A step has ended: who was there from its beginning starts with a clean sheet."""
+        """Record the end of a step: roles that served for all of it have no incidents in a row."""
         kept = {role: count for role, count in self.in_a_row.items() if role in self.recent}
         return replace(self, in_a_row=kept, recent=frozenset())
 
     def closed(self, member: str, seconds: float) -> History:
-        """With what its last incident cost: a member serves again after so long. One that was only ended with a peer
-        has none that is open."""
-        places = [i for i, each in enumerate(self.incidents) if each.member == member and not each.seconds_lost]
-        if not places:
+        """Set the cost of a member's last incident, which serves again after ``seconds``.
+
+        A member that was only restarted with a peer has no open incident.
+        """
+        open_incidents = [i for i, each in enumerate(self.incidents) if each.member == member and not each.seconds_lost]
+        if not open_incidents:
             return self
-        incidents = list(self.incidents)
-        incidents[places[-1]] = replace(incidents[places[-1]], seconds_lost=seconds)
+        incidents, last = list(self.incidents), open_incidents[-1]
+        incidents[last] = replace(incidents[last], seconds_lost=seconds)
         return replace(self, incidents=tuple(incidents))
 
     def text(self) -> str:
-        """One line an incident, for the error that ends a run."""
+        """One line per incident, for the error that ends a run."""
         return "\n".join(incident.row() for incident in self.incidents)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """What a run bears (``recovery.restarts``, ``backoff_seconds`` and ``backoff_limit_seconds``)."""
+    """Limits of the recipe (``recovery.restarts``, ``backoff_seconds`` and ``backoff_limit_seconds``)."""
 
     restarts: int
-    """Restarts of one command; one more is over budget."""
+    """Largest number of restarts of one command."""
     backoff_seconds: float
-    """Wait before a role is restarted for the second time in a row; the first time there is none."""
+    """Wait before a role's second restart in a row; the first one is immediate."""
     backoff_limit_seconds: float
     """Longest wait."""
 
     def wait(self, history: History, role: str) -> float | None:
-        """Seconds between the last incident and the restart of ``role``; None where the budget is spent.
+        """Seconds between the last incident and the restart of ``role``; None if the budget is spent.
 
-        It is 0 for the first incident of a role in a row, then ``backoff_seconds``, and doubles with each further one.
+        It is 0 for a role's first incident in a row, then ``backoff_seconds``, doubled with each further one.
 
         Args:
-            history: with the incident that asks for this restart.
+            history: including the incident that requires this restart.
         """
         if history.restarts > self.restarts:
             return None

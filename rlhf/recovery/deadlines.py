@@ -1,4 +1,4 @@
-"""How long to wait for an answer: learned from how long answers have taken."""
+"""Deadlines for actors' answers, learned from the durations of earlier ones."""
 
 from __future__ import annotations
 
@@ -7,36 +7,36 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """One kind of work of one role. Other roles, and other work in the same phase, take other times."""
+    """One kind of work of one role; each has separate deadlines."""
 
     role: str
-    """``policy``, ``rollout``; see ``rlhf.recovery.member.role_of``."""
+    """``policy`` or ``rollout``, for example; see ``rlhf.recovery.member.role_of``."""
     kind: str
-    """``update``, ``sleep``."""
+    """``update`` or ``sleep``, for example."""
 
 
 @dataclass(kw_only=True)
 class Deadlines:
-    """Deadlines by work, in seconds: min(ceiling, max(floor, factor · longest so far)).
+    """Deadlines by work, in seconds: min(ceiling, max(floor, factor · longest duration so far)).
 
-    Work that has never been finished may take the ceiling: nobody knows yet how long it takes.
+    Work that has never been completed gets the ceiling.
     """
 
     floor: float
-    """No answer is late before this (``recovery.stall_floor_seconds``)."""
+    """Shortest deadline (``recovery.stall_floor_seconds``), unless the ceiling is shorter."""
     factor: float
-    """Times the longest so far (``recovery.stall_factor``)."""
+    """Multiple of the longest duration so far (``recovery.stall_factor``)."""
     ceiling: float
-    """Every answer is late after this (``placement.phase_timeout_seconds``), the floor notwithstanding."""
+    """Longest deadline (``placement.phase_timeout_seconds``)."""
     longest: dict[Work, float] = field(default_factory=dict)
-    """Longest seconds by work."""
+    """Longest duration of each kind of work, in seconds."""
 
     def took(self, work: Work, seconds: float) -> None:
-        """``work`` has ended well after ``seconds``. Work that failed teaches nothing."""
+        """Record that ``work`` was completed after ``seconds``; failed work is not recorded."""
         self.longest[work] = max(seconds, self.longest.get(work, 0.0))
 
     def of(self, work: Work) -> float:
-        """Seconds after which an answer to ``work`` is late."""
+        """Deadline of ``work``, in seconds."""
         if work not in self.longest:
             return self.ceiling
         return min(self.ceiling, max(self.floor, self.factor * self.longest[work]))

@@ -1,6 +1,6 @@
-"""From what is known of a process to the likely cause of its failure, and what to do about it.
+"""Derives the likely cause of a process's failure from facts about it, with advice.
 
-The order of the rules matters: what the kernel counted and what somebody said outright comes before what is inferred.
+The order of the rules matters: counts of the kernel and explicit messages take precedence over inference.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from enum import StrEnum
 from rlhf.recovery.facts import Facts
 
 FRESH_SECONDS = 30.0
-"""A sign of life is not older than this. Native code that holds the interpreter for some seconds is nothing unusual."""
+"""Oldest heartbeat of a healthy process: native code may hold the interpreter for some seconds."""
 SHORT_OF_MEMORY = 0.03
-"""Share of available memory under which a host does little but look for memory."""
+"""Fraction of available memory under which a host spends its time on reclaiming memory."""
 
 
 class Cause(StrEnum):
-    """Why a process failed or does not answer, in words for the message."""
+    """Why a process failed or does not answer, as text for messages."""
 
     MEMORY_MONITOR = "Ray's memory monitor killed it: its node ran low on memory"
     HOST_MEMORY = "the host ran out of memory"
@@ -28,10 +28,10 @@ class Cause(StrEnum):
     PEER = "it lost another rank of its group"
     KILLED = "it was killed by a signal"
     NODE = "its node is gone"
-    SILENT = "it ended without a word: killed (SIGKILL leaves no trace), or ended by native code"
+    SILENT = "it ended without a message: killed (SIGKILL leaves no trace), or ended by native code"
     STOPPED = "the process is stopped (SIGSTOP, or a debugger)"
     DISK = "it waits for a disk, a network file system or a device"
-    STUCK = "it is there but gives no sign of life: stuck in native code, or in a deadlock"
+    STUCK = "it runs but sends no heartbeat: stuck in native code, or in a deadlock"
     BUSY = "it is busy: its work takes longer than the deadline"
     UNKNOWN = "not known"
 
@@ -58,15 +58,15 @@ ADVICE: dict[Cause, str] = {
     Cause.BUSY: "raise recovery.stall_floor_seconds, and placement.phase_timeout_seconds if it is the shorter",
     Cause.UNKNOWN: "see its log in the run's logs/",
 }
-"""One line for each cause."""
+"""What to do about each cause, in one line."""
 
 GUESSES = re.compile(
     r"(?:Some common causes include:|There are some potential root causes).*?(?:unexpected errors?\.|\Z)", re.DOTALL
 )
-"""What Ray says of every process that ended by itself: a list of all that may have happened, which tells nothing."""
+"""Ray's list of possible causes, which it adds to every message and which therefore is no evidence."""
 SILENCE = re.compile(r"connection error code|worker process has died(?!.*exit code)", re.DOTALL)
-"""What Ray says when it saw no more than the end of a connection; the second where the text was cut off."""
-SAID: tuple[tuple[Cause, re.Pattern[str]], ...] = tuple(
+"""Ray's messages when it saw only the end of a connection; the second one if the text was cut off."""
+EXPLICIT: tuple[tuple[Cause, re.Pattern[str]], ...] = tuple(
     (cause, re.compile(pattern, re.IGNORECASE | re.DOTALL))
     for cause, pattern in (
         (Cause.GPU_MEMORY, r"CUDA out of memory|CUDA error: out of memory|HIP out of memory"),
@@ -79,25 +79,25 @@ SAID: tuple[tuple[Cause, re.Pattern[str]], ...] = tuple(
         (Cause.KILLED, r"SIG(?:KILL|TERM|INT|HUP)|\bsignal (?:1|2|9|15)\b|(?:code|status)[ :=]+(?:-9|-15|137|143)\b"),
     )
 )
-"""What a text says outright, the more particular first."""
+"""Patterns of messages that name a cause, the more specific first."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Diagnosis:
-    """The likely cause, and what to do about it, in a line each."""
+    """Likely cause and advice, one line each."""
 
     cause: Cause
     advice: str
 
 
 def diagnose(facts: Facts) -> Diagnosis:
-    """The likely cause of what happened to the process of which these are the facts."""
+    """Derive the likely cause of a process's failure from facts about it."""
     cause = _cause(facts)
     return Diagnosis(cause=cause, advice=ADVICE[cause])
 
 
 def _cause(facts: Facts) -> Cause:
-    said = _said(facts.exit_text)
+    said = _explicit_cause(facts.exit_text)
     lost_child = facts.alive and facts.children_alive is False
     if said is Cause.MEMORY_MONITOR:
         return said
@@ -109,19 +109,19 @@ def _cause(facts: Facts) -> Cause:
         return Cause.ENGINE
     if not facts.alive and (not facts.exit_text or SILENCE.search(facts.exit_text)):
         return Cause.SILENT
-    if not facts.alive or facts.exit_text:  # an error of its own, which speaks for itself
+    if not facts.alive or facts.exit_text:  # an error of the process itself, whose text explains it
         return Cause.UNKNOWN
-    return _why_it_does_not_answer(facts)
+    return _cause_of_stall(facts)
 
 
-def _said(text: str) -> Cause | None:
-    """What a text says outright."""
+def _explicit_cause(text: str) -> Cause | None:
+    """Cause that a message names."""
     text = GUESSES.sub("", text)
-    return next((cause for cause, pattern in SAID if pattern.search(text)), None)
+    return next((cause for cause, pattern in EXPLICIT if pattern.search(text)), None)
 
 
-def _why_it_does_not_answer(facts: Facts) -> Cause:
-    """Of a process that is there and has said nothing."""
+def _cause_of_stall(facts: Facts) -> Cause:
+    """Cause of a process that runs, does not answer, and left no message."""
     if facts.process_state in ("T", "t"):  # t: stopped by a debugger
         return Cause.STOPPED
     if facts.process_state == "D":

@@ -1,4 +1,4 @@
-"""How much of the time since a run first started became steps that it kept, over all commands that it took."""
+"""Goodput: the fraction of the time since a run first started that was spent on steps it kept, over all commands."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from contextlib import contextmanager
 from typing import Any
 
 DOWN = "down"
-"""Time lost between commands: nobody was running."""
+"""Kind of time lost between commands."""
 REPLAYED = "replayed"
-"""Time lost in steps that were done and had to be done again."""
+"""Kind of time lost on steps that were repeated."""
 
 
 class Goodput:
-    """The account of a run's time. What is neither useful nor lost went into starting, saving and judging.
+    """Time account of a run. Time that is neither useful nor lost was spent on starting, saving and evaluating.
 
     Args:
-        clock: seconds since 1970; it has to mean the same to every command of the run.
+        clock: returns seconds since 1970, so that all commands of a run share it.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -26,21 +26,21 @@ class Goodput:
         self._useful_before = 0.0
         self._steps: dict[int, float] = {}
         self.lost_by_kind: defaultdict[str, float] = defaultdict(float)
-        """Seconds lost: by the kind of incident, ``replayed`` and ``down``."""
+        """Seconds lost by kind: the kinds of incidents, ``replayed`` and ``down``."""
         self.restarts = 0
-        """Incidents after which actors were restarted."""
+        """Restarts of actors."""
         self.redispatched = 0
-        """Samples that were given out again after the actor that had them was lost."""
+        """Samples that were re-dispatched after their actor failed."""
         self.set_aside = 0
-        """Samples that were given up."""
+        """Quarantined samples."""
 
     @classmethod
     def resumed(cls, state: Mapping[str, Any], clock: Callable[[], float], last_seen: float | None = None) -> Goodput:
-        """The account of a run that goes on from a checkpoint with this ``state``.
+        """Resume the account from the ``state`` in a checkpoint.
 
         Args:
-            last_seen: when the command before was last seen at work; what it did between its checkpoint and then has
-                to be done again. Without, that time counts as down.
+            last_seen: last known time of the previous command; its work between the checkpoint and that time counts as
+                replayed. If None, that time counts as down.
         """
         goodput = cls(clock)
         stopped = state["began"] + state["wall"]
@@ -57,7 +57,7 @@ class Goodput:
 
     @property
     def useful(self) -> float:
-        """Seconds that became steps that are kept."""
+        """Seconds spent on steps that are kept."""
         return self._useful_before + sum(self._steps.values())
 
     @property
@@ -66,18 +66,18 @@ class Goodput:
         return self._clock() - self._began
 
     def step(self, step: int, seconds: float) -> None:
-        """``step`` took ``seconds``, without what was lost in it. If it was done before, that was in vain."""
+        """Record a step's useful seconds; if the step is repeated, its earlier seconds become lost."""
         self.lost(REPLAYED, self._steps.get(step, 0.0))
-        self._steps[step] = max(0.0, seconds)  # clocks are set back
+        self._steps[step] = max(0.0, seconds)  # negative if a clock was set back
 
     def lost(self, kind: str, seconds: float) -> None:
-        """``seconds`` of the run, not of each actor, came to nothing."""
+        """Record lost seconds of the run (not of each actor)."""
         if seconds > 0:
             self.lost_by_kind[kind] += seconds
 
     @contextmanager
     def waiting(self, kind: str) -> Iterator[None]:
-        """What the block takes is lost, but for what is lost in it otherwise: no second is counted twice."""
+        """Context whose duration is lost; time that is recorded as lost within it is not counted twice."""
         begin, lost = self._clock(), self.seconds_lost
         try:
             yield
@@ -86,11 +86,11 @@ class Goodput:
 
     @property
     def seconds_lost(self) -> float:
-        """Seconds that came to nothing, of every kind."""
+        """Lost seconds of all kinds."""
         return sum(self.lost_by_kind.values())
 
     def metrics(self) -> dict[str, float]:
-        """``perf/goodput`` from 0 to 1, and ``health/``: counts, and seconds lost of every kind, over the whole run."""
+        """``perf/goodput`` from 0 to 1, and the counts and lost seconds of the whole run in ``health/``."""
         wall = self.wall
         return {
             "perf/goodput": min(1.0, self.useful / wall) if wall > 0 else 0.0,
@@ -101,7 +101,7 @@ class Goodput:
         }
 
     def state(self) -> dict[str, Any]:
-        """For the checkpoint, in JSON's own types."""
+        """The account as JSON types, for the checkpoint."""
         return {
             "began": self._began,
             "wall": self.wall,

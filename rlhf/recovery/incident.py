@@ -1,4 +1,4 @@
-"""One failure of one actor, or of a group's ranks at once: the user's line, and the record in ``events.jsonl``."""
+"""Incidents: failures of one actor, or of several ranks of a role, as messages and as records in ``events.jsonl``."""
 
 from __future__ import annotations
 
@@ -12,54 +12,53 @@ from rlhf.recovery.facts import Facts
 Kind = Literal["died", "stalled", "failed"]
 GIB = 2**30
 SHOWN = 4
-"""Names of members that a message lists."""
+"""Largest number of names that a message lists."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Incident:
-    """A failure after which an actor is restarted, or the run given up.
+    """A failure after which an actor is restarted, or the run ends.
 
-    Losses are known only once the work goes on: ``dataclasses.replace`` adds them.
+    ``seconds_lost`` is known only after the restart: ``History.closed`` sets it.
     """
 
     when: float
     """Seconds since 1970."""
     member: str
-    """``policy rank 1``, ``rollout engine 0``."""
+    """Name of the actor: ``policy rank 1`` or ``rollout engine 0``, for example."""
     others: tuple[str, ...] = ()
-    """Members of the same role that failed in the same way at the same moment."""
+    """Other actors of the same role that failed at the same time."""
     role: str
-    """Role that it belongs to; its restarts are counted together."""
+    """Role of the actor; restarts are counted by role."""
     rank: int | None = None
     """Its number in the role."""
     node: str | None = None
     """Address of its node."""
     process: int | None = None
-    """Its process there."""
+    """Its process id."""
     step: int | None = None
-    """Step of the run, if it was in one."""
+    """Step of the run, if it failed in one."""
     phase: str
     """Phase of the step, or of the start."""
     kind: Kind
     """``died``: the process is gone. ``stalled``: it missed a deadline. ``failed``: it answered with an error."""
     what: str
-    """What was seen: ``no answer for 120 s``, or the error."""
+    """The observation: ``no answer within 120 s``, or the error."""
     cause: str
-    """Why, as far as can be told."""
+    """Likely cause."""
     advice: str = ""
     """What to do about it."""
     facts: Facts | None = None
-    """What was known of the process."""
+    """Facts about the process."""
     seconds_lost: float = 0.0
-    """From the beginning of the work that it left unfinished until that work began again. Whole steps that have to be
-    done again are not in it."""
+    """Seconds until a replacement serves; repeated steps are not included."""
     samples_redone: int = 0
-    """Samples that it had under way and that others, or its successor, were given."""
+    """Unfinished samples of the actor that are re-dispatched."""
     prompts_lost: int = 0
-    """Prompts that were set aside for it: no more attempts were left, or they are what it fails on."""
+    """Always 0: quarantined prompts are separate events."""
 
     def text(self) -> str:
-        """The whole in one line, for the log, the console and the error."""
+        """The incident in one line, for the log, the console and errors."""
         parts = [f"{self._who()} {self.kind} during {self._moment()}: {self.what}", *self._signs()]
         parts.append(f"likely cause: {self.cause}")
         if self.advice:
@@ -67,14 +66,14 @@ class Incident:
         return one_line("; ".join(parts))
 
     def row(self) -> str:
-        """The same as one line of a history: time, member, step, phase, cause, seconds lost where they are known."""
+        """The incident as one line of a history: time, member, phase, step, cause, and seconds lost if known."""
         moment = datetime.fromtimestamp(self.when, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
         what = f"{self.member}{self._and_others()} {self.kind} during {self._moment()}: {self.cause}"
         lost = f"; {self.seconds_lost:.0f} s lost" if self.seconds_lost else ""
         return one_line(f"{moment} {what}{lost}")
 
     def details(self) -> dict[str, str | int | float | list[str] | None]:
-        """What ``events.jsonl`` keeps under the event ``kind``, in JSON's own types; null is unknown."""
+        """Fields of the event in ``events.jsonl``, as JSON types; null is unknown."""
         facts = self.facts or Facts(alive=False)
         return {
             "when": datetime.fromtimestamp(self.when, UTC).isoformat(timespec="milliseconds"),
@@ -105,24 +104,24 @@ class Incident:
         return self.phase if self.step is None else f"{self.phase} of step {self.step}"
 
     def _signs(self) -> Iterator[str]:
-        """What the process showed, where it is known."""
+        """Known facts about the process, as parts of the message."""
         if self.facts is None:
             return
         if self.facts.heartbeat_age_seconds is not None:
             yield f"last heartbeat {self.facts.heartbeat_age_seconds:.0f} s ago"
         if self.facts.doing:
             yield f"doing {self.facts.doing}"
-        if self.facts.rss_bytes:  # of a dead process there is none
+        if self.facts.rss_bytes:  # None or 0 for a dead process
             total = self.facts.host_total_bytes
             of = "" if total is None else f" of {total / GIB:.0f}"
             yield f"memory {self.facts.rss_bytes / GIB:.1f} GiB{of}"
 
 
 def one_line(text: str) -> str:
-    """``text`` without line breaks and runs of spaces."""
+    """Collapse line breaks and runs of spaces."""
     return " ".join(text.split())
 
 
 def shortened(names: Sequence[str]) -> list[str]:
-    """The first names of many, and how many more there are."""
+    """Shorten a long list of names to the first ones and the number of others."""
     return [*names[:SHOWN], f"{len(names) - SHOWN} more"] if len(names) > SHOWN + 1 else list(names)

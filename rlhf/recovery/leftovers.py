@@ -1,4 +1,4 @@
-"""Files that a process has for a moment: named after it, so that they can be removed where it is killed meanwhile."""
+"""Temporary files named after their process, so that they can be removed if the process is killed."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from rlhf.recovery.facts import is_alive
 
 SHARED_MEMORY = Path("/dev/shm")
 END_SECONDS = 2.0
-"""How long a process that was told to end may still write."""
+"""How long a process may still write after it was killed."""
 
 
 def prefix(what: str) -> str:
-    """How the names of this process's files of one kind begin; a random part without a hyphen follows."""
+    """Prefix of the names of this process's files of one kind; a random part without a hyphen follows."""
     return f"rlhf-{what}-{os.getpid()}-"
 
 
 def roomy_folder(size: int) -> Path | None:
-    """Shared memory if ``size`` bytes are free in it, else (None) the folder for temporary files.
+    """Folder of the shared memory if ``size`` bytes are free in it, else None for the default temporary folder.
 
-    Containers often have no more than 64 MiB of shared memory.
+    Containers often have only 64 MiB of shared memory.
     """
     usable = os.access(SHARED_MEMORY, os.W_OK) and shutil.disk_usage(SHARED_MEMORY).free >= size
     return SHARED_MEMORY if usable else None
 
 
 def remove_leftovers(process: int) -> None:
-    """Remove what a process of this node, which is dead or about to be, has left in memory and the temporary folder."""
+    """Remove the files of a dead or dying process of this node from shared memory and the temporary folder."""
     until = time.monotonic() + END_SECONDS
     while _left_by(process) and is_alive(process) and time.monotonic() < until:
         time.sleep(0.05)

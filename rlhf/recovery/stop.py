@@ -1,4 +1,4 @@
-"""Being asked to stop: by a signal, or by a scheduler's time limit that comes near."""
+"""Stop requests: by a signal, or by a scheduler's approaching time limit."""
 
 from __future__ import annotations
 
@@ -16,39 +16,39 @@ from rlhf.errors import Stopped, UserError
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 LAST_RESORT = "end of the grace period"
 SAME_SECONDS = 0.05
-"""Signals that come closer than this are one request: ``timeout`` and some schedulers send theirs twice."""
+"""Signals within this interval are one request: ``timeout`` and some schedulers send theirs twice."""
 SPARE_SECONDS = 5.0
-"""Left before a scheduler's limit when the command ends itself."""
+"""Time left before a scheduler's limit when the command ends itself."""
 END_TIME = "SLURM_JOB_END_TIME"
-"""Where SLURM says when it will end the job, in seconds since 1970."""
+"""Environment variable in which SLURM gives the end of the job, in seconds since 1970."""
 
 
 class StopRequest:
-    """Whether this command was asked to stop, and why. Ask ``reason`` between steps: it interrupts nothing itself."""
+    """Tells whether this command should stop, and why. It interrupts nothing: callers poll ``reason``."""
 
     def __init__(
         self, config: CheckpointConfig, started: float, clock: Callable[[], float], environment: Mapping[str, str]
     ) -> None:
-        """Args: started is when the command was started; it and clock are in seconds since 1970.
+        """Args: started is the start time of the command; it and clock are in seconds since 1970.
 
         Raises:
-            UserError: the environment's end of the job is no number.
+            UserError: the environment's end of the job is not a number.
         """
         self._clock, self._before, self._grace = clock, config.before_deadline, config.grace_seconds
         self._end = _end_of_time(config.time_limit_seconds, started, environment.get(END_TIME, ""))
         self.requested: str | None = None
-        """Name of the signal that asked."""
+        """Name of the received signal."""
         self.requested_at: float | None = None
-        """When it came: ``checkpoint.grace_seconds`` begin here."""
+        """Time of the signal, at which ``checkpoint.grace_seconds`` begin."""
         self._first = 0.0
 
     @property
     def deadline(self) -> float | None:
-        """Seconds left before the scheduler's limit; None where there is none."""
+        """Seconds left before the scheduler's limit; None without one."""
         return None if self._end is None else self._end - self._clock()
 
     def reason(self) -> str | None:
-        """Why to stop now; None: go on."""
+        """Reason to stop now; None to continue."""
         if self.requested is not None:
             return self.requested
         if self.deadline is None or self.deadline > self._before:
@@ -59,16 +59,16 @@ class StopRequest:
 
     @property
     def grace(self) -> float:
-        """Seconds that the command has to end, once there is a reason to: up to the scheduler's limit where that is
-        the reason."""
+        """Seconds within which the command must end once it should stop; up to the limit if that is the reason."""
         if self.requested is not None or self.deadline is None:
             return self._grace
         return max(self._grace, self.deadline - SPARE_SECONDS)
 
     @contextmanager
     def install(self) -> Iterator[None]:
-        """Within the block SIGTERM and SIGINT are requests. Only the main thread may call this, and after ``ray.init``,
-        which takes SIGTERM for itself.
+        """Context in which SIGTERM and SIGINT are stop requests.
+
+        Only the main thread may enter it, after ``ray.init``, which installs a handler for SIGTERM.
         """
         before = {number: signal.signal(number, self._asked) for number in SIGNALS}
         reader, writer = os.pipe()
@@ -81,11 +81,11 @@ class StopRequest:
             signal.set_wakeup_fd(wakes)
             os.close(writer)
             for number, handler in before.items():
-                # None stands for a handler that Python did not set and cannot set again.
+                # None is a handler that was not set by Python and that Python cannot restore.
                 signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def _asked(self, number: int, frame: FrameType | None) -> None:
-        """The first signal asks; whoever sends a second means at once."""
+        """Record the first signal; a second one ends the process at once."""
         now = time.monotonic()
         if self.requested is None:
             self.requested, self.requested_at, self._first = signal.Signals(number).name, self._clock(), now
@@ -94,17 +94,17 @@ class StopRequest:
 
 
 class AskedToStop(BaseException):
-    """SIGTERM came before there was a run. No ``except Exception`` on the way may take it for a failure of its own."""
+    """SIGTERM before a run has begun. It is a ``BaseException``, so that no ``except Exception`` handles it."""
 
 
 @contextmanager
 def before_the_start() -> Iterator[None]:
-    """Within the block SIGTERM ends the command at once, as one that was stopped: nothing has begun that could be lost.
+    """Context in which SIGTERM ends the command at once as a stop: no work has begun that could be lost.
 
-    Only the main thread may call this.
+    Only the main thread may enter it.
 
     Raises:
-        Stopped: the signal came. Further ones are ignored: the command is ending.
+        Stopped: the signal was received. Further ones are ignored while the command ends.
     """
     before = signal.signal(signal.SIGTERM, _not_begun)
     try:
@@ -122,10 +122,9 @@ def _not_begun(number: int, frame: FrameType | None) -> None:
 
 
 def _listen(reader: int, grace_seconds: float) -> None:
-    """End the process on the second signal, and after the grace period, also while the main thread is in native code,
-    where no handler runs.
+    """End the process on the second signal and after the grace period, even if the main thread is in native code.
 
-    The kernel's side of a handler writes the number of each signal into the pipe, whatever the main thread does.
+    Python handlers do not run then, but the C-level handler writes the number of each signal into the pipe.
     """
     first: float | None = None
     while number := os.read(reader, 1):
@@ -141,7 +140,7 @@ def _listen(reader: int, grace_seconds: float) -> None:
 
 
 def end_within(seconds: float) -> None:
-    """Have this process end with exit code 75 after so long, whatever it does then. A second call changes nothing."""
+    """End this process with exit code 75 after ``seconds``, whatever it does then. Later calls change nothing."""
     if any(thread.name == LAST_RESORT for thread in threading.enumerate()):
         return
     timer = threading.Timer(seconds, os._exit, [Stopped.exit_code])
@@ -150,7 +149,7 @@ def end_within(seconds: float) -> None:
 
 
 def _end_of_time(limit: float | None, started: float, slurm: str) -> float | None:
-    """The nearest end that a scheduler has set, in seconds since 1970."""
+    """Earliest end set by a scheduler or by the recipe, in seconds since 1970."""
     try:
         ends = [float(slurm)] if slurm else []
     except ValueError:

@@ -1,1 +1,1 @@
-"""Files that survive a kill: atomic writes, and lines of JSON."""
+"""Files that survive a kill: atomic writes, and JSON lines."""

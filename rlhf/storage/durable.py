@@ -1,4 +1,4 @@
-"""Writing that survives a kill and a loss of power."""
+"""Writes that survive a kill and a power loss."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Put ``text`` at ``path`` so that, whenever the machine stops, the file is the old one or the new one, whole."""
+    """Write ``text`` to ``path`` atomically: after a crash the file has either its old or its new content."""
     partial = path.with_name(path.name + ".partial")
     with partial.open("w", encoding="utf-8") as file:
         file.write(text)
@@ -18,7 +18,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def sync(path: Path) -> None:
-    """Flush a file, or a folder's list of names, to the disk."""
+    """Flush a file, or a folder's entries, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -27,6 +27,6 @@ def sync(path: Path) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """Flush all files and folders below ``folder``, and itself."""
+    """Flush all files and folders below ``folder``, and the folder itself."""
     for path in (*folder.rglob("*"), folder):
         sync(path)

@@ -1,4 +1,4 @@
-"""Lines of JSON that any parser reads: no NaN or infinity, one object a line, whole lines only."""
+"""JSON lines: one object per line, without NaN or infinity, so that any parser reads them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _BLOCK_BYTES = 64 * 2**10
 
 
 def json_safe(value: Any) -> Any:
-    """``value`` in JSON's own types: NumPy scalars become numbers, NaN and infinities null, unknown objects text."""
+    """Convert ``value`` to JSON types: NumPy scalars to numbers, NaN and infinities to null, other objects to text."""
     if value is None or isinstance(value, (str, bool)):
         return value
     if isinstance(value, Integral):
@@ -29,16 +29,16 @@ def json_safe(value: Any) -> Any:
 
 
 def to_line(row: Mapping[str, Any]) -> str:
-    """A row as text that UTF-8 can hold, with its line break."""
+    """Encode a row as one line of JSON, with its line break, that is valid UTF-8."""
     line = json.dumps(json_safe(row), ensure_ascii=False, allow_nan=False) + "\n"
-    # backslashreplace turns a lone surrogate, which UTF-8 cannot hold, into the escape that JSON has for it.
+    # UTF-8 cannot encode a lone surrogate: backslashreplace turns it into its JSON escape.
     return line.encode(errors="backslashreplace").decode()
 
 
 def append_line(path: Path, row: Mapping[str, Any]) -> None:
-    """Add one line to ``path``. It is on its way to the disk on return, so a killed run loses none of its lines.
+    """Append one line to ``path``; on return the kernel has it, so that a killed run loses no line.
 
-    What a killed run left of its last line is no row (see ``read_lines``): it is cut off, or it would spoil this one.
+    An incomplete last line of a killed run is removed first.
     """
     line = to_line(row)
     with path.open("ab+") as file:
@@ -47,7 +47,7 @@ def append_line(path: Path, row: Mapping[str, Any]) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The rows of ``path``, none where it does not exist. A last line that a killed run left torn is not a row."""
+    """Read the rows of ``path``, without an incomplete last line; empty if the file does not exist."""
     if not path.exists():
         return []
     with path.open(encoding="utf-8") as file:
@@ -55,7 +55,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def parsed(text: bytes) -> dict[str, Any] | None:
-    """The object that a text is in JSON; None where it is none, or not yet: another process may be writing it."""
+    """Parse a JSON object; None if the text is not one, such as a line that another process is still writing."""
     try:
         row = json.loads(text)
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""When people are to be warned of a run: pure rules over the numbers of its steps."""
+"""Rules that decide from a step's metrics when to warn people about a run."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from rlhf.config.schema import AlertConfig
 Level = Literal["WARN", "ERROR"]
 
 BASELINE_STEPS = 5
-"""First steps whose mean a collapse is measured against."""
+"""Number of first steps whose mean is the baseline of a collapse."""
 SHARE_OF_LIMIT = 0.8
-"""Of ``canaries.max_kl``, at which the run stops: people are warned before."""
+"""Fraction of ``canaries.max_kl`` (at which the run stops) above which a warning is sent."""
 COLLAPSES = {"length": ("rollout/length_mean", "tokens a response"), "entropy": ("policy/entropy_avg", "nats a token")}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Alert:
-    """One warning. ``kind`` is what it is about, and how often it may be given goes by that."""
+    """One warning. Repetitions are limited per ``kind``."""
 
     kind: str
     title: str
@@ -29,10 +29,12 @@ class Alert:
 
 
 class Alerts:
-    """Watches the numbers of a run's steps. One that goes on is shown the steps of before, and what it says is dropped.
+    """Derives warnings from the metrics of a run's steps.
+
+    For a resumed run, the earlier steps are observed first and their warnings discarded.
 
     Args:
-        max_kl: KL at which the run stops, if there is one.
+        max_kl: KL at which the run stops, if any.
     """
 
     def __init__(self, config: AlertConfig, max_kl: float | None) -> None:
@@ -43,7 +45,7 @@ class Alerts:
         self._restarts = 0.0
 
     def observe(self, step: int, metrics: Mapping[str, float | None]) -> list[Alert]:
-        """The warnings that the numbers of a step call for; none whose kind was given a short while ago."""
+        """Warnings due after a step, except kinds that were given within the last ``repeat_steps`` steps."""
         found = []
         for alert in self._due(step, metrics):
             given = self._given.get(alert.kind)
@@ -64,12 +66,12 @@ class Alerts:
         restarts = (metrics.get("health/restarts") or 0.0) - self._restarts
         if self.config.restarts and restarts >= self.config.restarts:
             text = (
-                f"step {step}: {restarts:.0f} restarts since the last such warning; events.jsonl says of whom and why"
+                f"step {step}: {restarts:.0f} restarts since the last such warning; events.jsonl has actors and causes"
             )
             yield Alert(kind="restarts", title="Actors were restarted", text=text)
 
     def _collapse(self, kind: str, share: float, step: int, metrics: Mapping[str, float | None]) -> Iterator[Alert]:
-        """Whether a number is far below what it was in the first steps that had it."""
+        """Warn if a metric is far below its mean over the first steps that have it."""
         metric, unit = COLLAPSES[kind]
         value, first = metrics.get(metric), self._first[kind]
         if value is None:

@@ -1,6 +1,6 @@
-"""What the user sees while a run goes on: one line a stage, a summary at the end, answers side by side.
+"""Console output of a run: a progress line per stage, a summary at the end, answers side by side.
 
-Everything a model wrote is shown as plain text: it can neither style the screen nor move the cursor.
+Text written by models is shown as plain text: it can neither style the screen nor move the cursor.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from rich.text import Text
 
 Number = float | str
 PLAIN_WIDTH = 120
-"""Columns of a table where there is no terminal to ask."""
+"""Width of a table, in columns, without a terminal."""
 PLAIN_INTERVAL_SECONDS = 5.0
-"""Shortest time between two progress lines where there is no terminal."""
+"""Shortest interval between progress lines without a terminal."""
 
 
 class Console:
-    """Prints for people. Frameworks print elsewhere, see ``rlhf.tracking.quiet``."""
+    """Prints to the user's screen. Output of frameworks goes to a file, see ``rlhf.tracking.quiet``."""
 
     def __init__(self, stream: TextIO, *, progress: bool = True, clock: Callable[[], float] = time.monotonic) -> None:
-        """Args: progress draws bars where ``stream`` is a terminal, else lines are printed; clock gives seconds."""
+        """Args: progress draws bars if ``stream`` is a terminal, else lines are printed; clock returns seconds."""
         self._stream, self._clock = stream, clock
         self._rich = rich.console.Console(file=stream, width=None if stream.isatty() else PLAIN_WIDTH, highlight=False)
         self._bars = progress and self._rich.is_terminal
 
     @contextmanager
     def stage(self, title: str, total: int) -> Iterator[Report]:
-        """Progress of one stage: call what this yields with the steps done and the numbers that matter, in order."""
+        """Context of one stage's progress display; yields a ``Report`` to call after each step."""
         if not self._bars:
             yield _PlainReport(title, total, self._stream, self._clock)
             return
@@ -43,20 +43,20 @@ class Console:
             yield _BarReport(progress, progress.add_task(escape(title), total=total, numbers=""))
 
     def print(self, text: str) -> None:
-        """Print ``text`` as it is, control characters removed."""
+        """Print ``text`` without styles and control characters."""
         self._rich.print(Text(plain_text(text)))
 
     @property
     def has_colour(self) -> bool:
-        """Whether styles are seen."""
+        """Whether the stream shows styles."""
         return self._rich.color_system is not None and not self._rich.no_color
 
     def page(self, page: Text) -> None:
-        """Print styled text that is made here, and of which what others wrote is plain already."""
+        """Print styled text; the caller has applied ``plain_text`` to foreign parts."""
         self._rich.print(page)
 
     def line(self, text: str) -> None:
-        """Write one line for a program to read: never wrapped, never styled."""
+        """Write one machine-readable line: never wrapped, never styled."""
         self._stream.write(text + "\n")
 
     def summary(self, title: str, rows: Mapping[str, Number]) -> None:
@@ -67,7 +67,7 @@ class Console:
         self._rich.print(table)
 
     def side_by_side(self, prompt: str, before: str, after: str) -> None:
-        """Print a prompt and under it the two answers, each in its column."""
+        """Print a prompt, and the two answers below it in two columns."""
         table = Table(title=Text(plain_text(prompt), style="bold"), title_justify="left", expand=True)
         table.add_column("before", ratio=1)
         table.add_column("after", ratio=1)
@@ -80,7 +80,7 @@ Report = Callable[[int, Mapping[str, Number]], None]
 
 
 class _BarReport:
-    """Moves a bar on a terminal."""
+    """Updates a progress bar on a terminal."""
 
     def __init__(self, progress: Progress, task: TaskID) -> None:
         self._progress, self._task = progress, task
@@ -90,7 +90,7 @@ class _BarReport:
 
 
 class _PlainReport:
-    """Prints a line at the first and last report and, between them, one every few seconds."""
+    """Prints a line at the first and last report, and one every few seconds between them."""
 
     def __init__(self, title: str, total: int, stream: TextIO, clock: Callable[[], float]) -> None:
         self._title, self._total, self._stream, self._clock = title, total, stream, clock
@@ -110,7 +110,7 @@ class _PlainReport:
 
 
 def plain_text(text: str) -> str:
-    """``text`` without control characters (line ends and tabs stay) and without marks that reverse its direction."""
+    """Remove control characters, except line breaks and tabs, and marks that change the direction of writing."""
     return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc" and c not in _DIRECTION_MARKS)
 
 
@@ -118,18 +118,18 @@ _DIRECTION_MARKS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u
 
 
 def one_line(value: object) -> str:
-    """``value`` on one line, without control characters, and in characters that can be printed."""
+    """``value`` as one line of printable characters."""
     text = str(value).encode("utf-8", "replace").decode()
     return " ".join(plain_text(" ".join(text.split())).split())
 
 
 def format_number(value: Number) -> str:
-    """Four significant digits for a fraction; whole numbers and text as they are."""
+    """Format a float with four significant digits; other values unchanged."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def format_seconds(seconds: float) -> str:
-    """``1:02:03``, or ``2:03`` under an hour."""
+    """Format seconds as ``1:02:03``, or ``2:03`` below an hour."""
     minutes, second = divmod(round(seconds), 60)
     hour, minute = divmod(minutes, 60)
     return f"{hour}:{minute:02}:{second:02}" if hour else f"{minute}:{second:02}"
@@ -147,6 +147,6 @@ def _progress(console: rich.console.Console) -> Progress:
         TextColumn("{task.fields[numbers]}"),
         TimeRemainingColumn(),
         console=console,
-        redirect_stdout=False,  # descriptors are turned aside already where a run prints, see quiet.py
+        redirect_stdout=False,  # quiet.py redirects the file descriptors already
         redirect_stderr=False,
     )

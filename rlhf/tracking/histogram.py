@@ -1,4 +1,4 @@
-"""The shape of many numbers in a few: what an actor that holds a batch tells of it, since the controller holds none."""
+"""Histograms, with which the actor that holds a batch reports distributions to the controller."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BINS = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Histogram:
-    """How many values fall into each of ``BINS`` equal parts of the range from ``low`` to ``high``."""
+    """Counts of values in ``BINS`` equal bins from ``low`` to ``high``."""
 
     counts: tuple[int, ...]
     low: float
@@ -27,7 +27,7 @@ class Histogram:
 
     @classmethod
     def of(cls, values: np.ndarray) -> Histogram | None:
-        """The histogram of the finite values; None where there is none."""
+        """Histogram of the finite values; None if there are none."""
         finite = np.asarray(values, dtype=np.float64)
         finite = finite[np.isfinite(finite)]
         if not finite.size:
@@ -43,22 +43,24 @@ class Histogram:
 
     @property
     def edges(self) -> list[float]:
-        """The ``BINS + 1`` ends of the parts."""
+        """The ``BINS + 1`` edges of the bins."""
         return [float(edge) for edge in np.linspace(self.low, self.high, len(self.counts) + 1)]
 
 
 Histograms = Mapping[str, Histogram]
-"""By the name under which they are shown."""
+"""Histograms by metric name."""
 
 
 def experience_histograms(experience: Experience) -> Histograms:
-    """What is looked at of a batch: per response its score and its length, and per trained token its advantage, its
-    log-ratio to the reference, and the trainer's log-ratio to the engine."""
+    """Histograms of a batch: score and length per response; advantage and two log-ratios per trained token.
+
+    The log-ratios are those of the trainer's policy to the reference, and to the engine.
+    """
     rollouts, mask = experience.rollouts, experience.response_mask
     lengths = rollouts.sequences.response_lengths
-    there = count_by_sample(lengths, mask) > 0
+    is_trained = count_by_sample(lengths, mask) > 0
     values = {
-        "scores": experience.scores[there],
+        "scores": experience.scores[is_trained],
         "response_length": lengths[~rollouts.set_aside],
         "advantages": experience.advantages[mask],
         "log_ratio_to_reference": (experience.old_logprobs - experience.ref_logprobs)[mask],

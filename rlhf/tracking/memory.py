@@ -1,4 +1,4 @@
-"""What the processes of a run hold, told by each of itself and added up by role."""
+"""Memory of a run's processes: measured by each process, summed by role."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ GIB = 2**30
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Of one actor, in GiB."""
+    """Memory of one actor, in GiB."""
 
     host: float
-    """What its process, and those that it started, hold of the host's."""
+    """Resident host memory of its process and its children."""
     peak: float | None
-    """The most that it has held: of the GPU's where it computes there, else of the host's. None is unknown."""
+    """Peak of GPU memory if the process computes on a GPU, else of host memory; None if unknown."""
 
 
 def memory_here(children: Sequence[int] = (), proc: Path = PROC) -> Memory:
-    """Of this process and its ``children``. What these hold of a GPU cannot be seen from here."""
-    import torch  # whoever only adds up need not wait for it
+    """Measure this process and its ``children``, whose GPU memory is not visible here."""
+    import torch  # a slow import that the controller does not need
 
     processes = [os.getpid(), *children]
     host = sum(rss_bytes(process, proc) or 0 for process in processes) / GIB
     if torch.cuda.is_initialized():
         return Memory(host=host, peak=torch.cuda.max_memory_allocated() / GIB)
-    if torch.cuda.is_available():  # its children compute there, or nobody
+    if torch.cuda.is_available():  # only the children may compute on the GPU
         return Memory(host=host, peak=None)
     return Memory(host=host, peak=sum(_peak_bytes(process, proc) for process in processes) / GIB)
 
 
 def _peak_bytes(process: int, proc: Path) -> int:
-    """The most that a process has held of the host's; 0 where that cannot be read."""
+    """Peak host memory of a process; 0 if it cannot be read."""
     try:
         status = (proc / str(process) / "status").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -49,10 +49,10 @@ def _peak_bytes(process: int, proc: Path) -> int:
 
 
 def by_role(found: Mapping[str, Memory]) -> dict[str, float]:
-    """``memory/<role>_host_gib``, of all its actors together, and ``memory/<role>_gib``, of that which held most.
+    """Metrics by role: ``memory/<role>_host_gib``, the sum over actors, and ``memory/<role>_gib``, their largest peak.
 
     Args:
-        found: by the actor's name, such as ``policy rank 0``.
+        found: memory by actor's name, such as ``policy rank 0``.
     """
     host: defaultdict[str, float] = defaultdict(float)
     peak: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""How a stage ended, in a few values under names that do not change: what runs are sorted and compared by."""
+"""Outcome of a stage: a few values under stable names, by which runs are sorted and compared."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BEST: Mapping[str, tuple[str, bool]] = {
     "eval_accuracy": ("eval/accuracy", True),
     "eval_loss": ("eval/loss", False),
 }
-"""Metrics of which the best value and its step are told, and whether higher is better."""
+"""Metrics whose best value and step are reported, and whether higher is better."""
 LAST: Mapping[str, str] = {
     "final_score": "objective/scores",
     "final_kl": "objective/kl",
@@ -22,12 +22,12 @@ LAST: Mapping[str, str] = {
     "goodput": "perf/goodput",
     "restarts": "health/restarts",
 }
-"""Metrics of which the last value is told."""
+"""Metrics whose last value is reported."""
 DONE = "done"
 
 
 def outcome(history: Sequence[Mapping[str, Any]], exit_code: int, exit_reason: str) -> dict[str, Any]:
-    """The values, of a stage's ``metrics.jsonl``; those of metrics that it does not have are left out."""
+    """Compute the outcome from the rows of a stage's ``metrics.jsonl``; values of absent metrics are left out."""
     steps = {"steps": int(history[-1]["step"]) + 1} if history else {}
     found = {key: value for name, (metric, up) in BEST.items() for key, value in _best(history, name, metric, up)}
     for name, metric in LAST.items():
@@ -44,8 +44,8 @@ def _best(history: Sequence[Mapping[str, Any]], name: str, metric: str, up: bool
 
 
 def reason(error: BaseException | None) -> tuple[int, str]:
-    """Exit code and reason of a stage that an error has ended, or nothing has."""
+    """Exit code and reason of a stage that ended with ``error``, or without one."""
     if error is None:
         return 0, DONE
-    said = (str(error).strip().splitlines() or [""])[0]
-    return int(getattr(error, "exit_code", 1)), f"{type(error).__name__}: {said}".removesuffix(": ")
+    first_line = (str(error).strip().splitlines() or [""])[0]
+    return int(getattr(error, "exit_code", 1)), f"{type(error).__name__}: {first_line}".removesuffix(": ")

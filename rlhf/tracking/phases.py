@@ -1,4 +1,4 @@
-"""Where the time of a step goes."""
+"""Measures the time of each phase of a step."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ class PhaseTimer:
     """Collects the seconds spent in named phases: ``with timer("rollout", step): ...``."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter, spans: Spans | None = None) -> None:
-        """Args: spans is where the phases are recorded for the timeline; nowhere without."""
+        """Args: spans records the phases for the timeline."""
         self._clock, self.spans = clock, spans or Spans()
         self._step: defaultdict[str, float] = defaultdict(float)
         self.totals: defaultdict[str, float] = defaultdict(float)
-        """Seconds by phase since the timer was made."""
+        """Seconds by phase since the timer was created."""
 
     @contextmanager
     def __call__(self, phase: str, step: int | None = None) -> Iterator[None]:
-        """Add the block's seconds to ``phase``, also when the block raises."""
+        """Add the block's seconds to ``phase``, even if it raises."""
         start = self._clock()
         try:
             with self.spans(phase, step):

@@ -1,4 +1,4 @@
-"""One picture of a whole run: what each stage learned and whether its numbers stayed within their limits."""
+"""Plots of a run: the curves of all stages with their limits, and reward against held-out score."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from rlhf.storage.jsonl import read_lines
 from rlhf.tracking.run_folder import RunFolder
 
 SMALLEST = 1e-9
-"""What a curve of zeros is drawn at on a logarithmic axis."""
+"""Value at which zeros are drawn on a logarithmic axis."""
 
-# Okabe and Ito's palette: told apart with every kind of colour vision, and in grey.
+# Okabe and Ito's palette, distinguishable with every kind of colour vision and in grey.
 BLUE, ORANGE, GREEN, RED, GREY, LIGHT = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666", "#bbbbbb"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Marks:
-    """What the curves are to be compared with; what is not known is not drawn."""
+    """Reference values of the curves; None is not drawn."""
 
     accuracy_ceiling: float | None = None
-    """Held-out accuracy of a perfect judge, given the raters' noise."""
+    """Held-out accuracy of a perfect model, given the raters' noise."""
     accuracy_baseline: float | None = None
-    """Held-out accuracy of a rule that learned nothing."""
+    """Held-out accuracy of a rule that is not learned."""
     baseline_name: str = "baseline"
-    """That rule in words."""
+    """Name of that rule."""
     sft_score: float | None = None
     """Mean reward of the SFT model's answers."""
     max_kl: float | None = None
@@ -40,16 +40,16 @@ class Marks:
     win_rate: WinRate | None = None
     """Outcome of the comparison with the SFT model."""
     judge: str = ""
-    """Who judged that comparison."""
+    """Scorer of that comparison."""
 
 
 def plot_pipeline(root: Path, out: Path, marks: Marks = Marks()) -> None:
-    """Draw the stages of a run into a PNG. A stage that has not run leaves a note in its place.
+    """Plot the stages of a run to a PNG; the panel of a stage that has not run shows a note.
 
     Args:
-        root: ``runs/<name>``, which holds ``<stage>/metrics.jsonl`` for the stages sft, reward and ppo.
-        out: the PNG to write.
-        marks: levels and results to draw beside the curves.
+        root: ``runs/<name>``, with ``<stage>/metrics.jsonl`` for the stages sft, reward and ppo.
+        out: PNG to write.
+        marks: reference values to draw with the curves.
     """
     sft, reward, ppo = (RunFolder(root, stage).metrics for stage in ("sft", "reward", "ppo"))
     figure = Figure(figsize=(14, 7.6), dpi=120, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12))
@@ -67,21 +67,21 @@ def plot_pipeline(root: Path, out: Path, marks: Marks = Marks()) -> None:
 
 
 def plot_overoptimisation(metrics: Path, out: Path) -> None:
-    """Draw reward and held-out score over the steps of a run into a PNG, and mark the best step.
+    """Plot reward and held-out score over the steps of a run to a PNG, and mark the best step.
 
-    A policy is drawn at the number of steps behind it: the answers that step s rewards are by the policy with s behind
-    it, and what is judged after step s has s + 1.
+    The x axis is the number of steps that trained a policy: s for the policy rewarded in step s, and s + 1 for the one
+    evaluated after step s.
 
     Args:
         metrics: the PPO stage's ``metrics.jsonl``.
-        out: the PNG to write.
+        out: PNG to write.
     """
     figure = Figure(figsize=(7, 7.6), dpi=120, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12))
     reward, held_out = figure.subplots(2, 1, sharex=True)
     _title(reward, "Reward that the policy is trained on", "", "score")
     _curve(reward, metrics, "objective/scores", "batch mean")
-    _title(held_out, "Held-out score, by a judge that it is not trained on", "steps behind the policy", "score")
-    _judgements(held_out, metrics)
+    _title(held_out, "Held-out score, by a scorer that it is not trained on", "steps of training", "score")
+    _held_out_scores(held_out, metrics)
     best = read_series(metrics, "holdout/best_step")[1]
     for panel in (reward, held_out):
         if len(best):
@@ -90,22 +90,24 @@ def plot_overoptimisation(metrics: Path, out: Path) -> None:
     figure.savefig(out, format="png")
 
 
-def _judgements(axes: Axes, metrics: Path) -> None:
-    """Each with its 95% interval; that before the first step stands in the first line, under names of its own."""
+def _held_out_scores(axes: Axes, metrics: Path) -> None:
+    """Plot held-out scores with 95% intervals; the initial one is in the first row, under ``start_score``."""
     columns = []
     for end in ("", "_ci_low", "_ci_high"):
         steps, values = read_series(metrics, f"holdout/score{end}")
         first = read_series(metrics, f"holdout/start_score{end}")[1]
         columns.append(np.concatenate([first, values]))
-        places = np.concatenate([np.zeros(len(first)), steps + 1])
+        positions = np.concatenate([np.zeros(len(first)), steps + 1])
     score, low, high = columns
     if len(score):
         error = np.stack([score - low, high - score])
-        axes.errorbar(places, score, yerr=error, fmt="o-", color=ORANGE, capsize=4, markersize=5, label="95% interval")
+        axes.errorbar(
+            positions, score, yerr=error, fmt="o-", color=ORANGE, capsize=4, markersize=5, label="95% interval"
+        )
 
 
 def read_series(metrics: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values (both (n,), float64) of the lines of a ``metrics.jsonl`` that hold a number under ``name``."""
+    """Read steps and values (both (n,), float64) of the rows of a ``metrics.jsonl`` that have a number ``name``."""
     points = [(row["step"], row[name]) for row in read_lines(metrics) if row.get(name) is not None]
     steps, values = np.array(points, dtype=np.float64).reshape(-1, 2).T
     return steps, values
@@ -177,7 +179,7 @@ def _win_rate(axes: Axes, result: WinRate | None, judge: str) -> None:
 
 
 def _curve(axes: Axes, metrics: Path, name: str, label: str) -> bool:
-    """Draw the values themselves, and under many of them their running mean; whether there was anything to draw."""
+    """Plot a metric, with its running mean if it has many values; returns whether it has any."""
     steps, values = read_series(metrics, name)
     if not len(steps):
         return False

@@ -1,8 +1,7 @@
-"""Keep the chatter of the frameworks off the screen and in a file.
+"""Redirects the output of frameworks to a file.
 
 Ray, vLLM, DeepSpeed and their child processes print through loggers, warnings, C++ streams and progress bars. All of it
-ends at file descriptors 1 and 2, so that is where it is turned aside: nothing is lost and no framework needs to be
-known by name.
+reaches file descriptors 1 and 2, which are redirected here: nothing is lost, and no framework needs special treatment.
 """
 
 from __future__ import annotations
@@ -17,13 +16,13 @@ from typing import TextIO
 
 @contextmanager
 def quiet_framework_logs(log: Path) -> Iterator[TextIO]:
-    """Within the block, all that this process and the children it starts print is added to ``log``.
+    """Context in which all output of this process and its new children is appended to ``log``.
 
-    Yields a text handle to the real standard output, for what the user is meant to see. Errors that leave the block are
-    printed where the user sees them, since both descriptors are back in place by then.
+    Yields a text stream to the original standard output, for the user. Both descriptors are restored at the end, so
+    that the traceback of an error is visible to the user.
     """
     stdout, stderr = os.dup(1), os.dup(2)
-    # A character that the terminal cannot show must not end the run: it is shown as a question mark.
+    # A character that the terminal's encoding lacks must not end the run: it is replaced by a question mark.
     encoding = sys.__stdout__.encoding if sys.__stdout__ else None
     console = os.fdopen(os.dup(stdout), "w", buffering=1, encoding=encoding, errors="replace")
     try:
@@ -38,7 +37,7 @@ def quiet_framework_logs(log: Path) -> Iterator[TextIO]:
 
 
 def redirect_output(log: Path) -> None:
-    """From now on, all that this process and the children it starts print is added to ``log``."""
+    """Append all further output of this process and its new children to ``log``."""
     log.parent.mkdir(parents=True, exist_ok=True)
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     _flush()
@@ -48,6 +47,6 @@ def redirect_output(log: Path) -> None:
 
 
 def _flush() -> None:
-    """What Python still holds belongs to where the descriptors point now."""
+    """Flush Python's buffers to where the descriptors point now."""
     sys.stdout.flush()
     sys.stderr.flush()

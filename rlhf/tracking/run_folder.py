@@ -1,8 +1,8 @@
-"""The folder of one stage, ``runs/<name>/<stage>/``, and the rules that keep it honest.
+"""The folder of one stage, ``runs/<name>/<stage>/``, with its files and its lock.
 
-A stage is finished when ``done.json`` is there: it is written last and in one piece. An attempt without it goes on from
-its newest checkpoint; where it has none it is moved aside, never deleted and never mixed with the next one. One process
-at a time writes to a stage's folder.
+A stage is finished if ``done.json`` exists, which is written last and atomically. An unfinished attempt resumes from
+its newest checkpoint; an attempt without a checkpoint is renamed, never deleted and never mixed with the next one. One
+process at a time writes to a stage's folder.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from rlhf.storage.jsonl import json_safe
 
 
 class RunFolder:
-    """Names the files of a stage's folder; ``RunFolder.create`` is how a run gets one to write to."""
+    """Paths of the files of a stage's folder; ``RunFolder.create`` opens one for writing."""
 
     def __init__(self, root: Path, stage: str) -> None:
-        """Args: root is the run's folder, ``runs/<name>``; nothing is read or written here."""
+        """Args: root is the run's folder, ``runs/<name>``; the constructor reads and writes nothing."""
         self.root, self.stage = root, stage
         self.path = root / stage
         self.config = self.path / "config.yaml"
@@ -45,7 +45,7 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.summary = self.path / "summary.json"
         self.resumes = False
-        """Whether ``create`` found an unfinished attempt with a checkpoint, from which this one is to go on."""
+        """Whether ``create`` found an unfinished attempt with a checkpoint, from which this one resumes."""
         self._done = self.path / "done.json"
         self._digest: str | None = None
         self._data: Sequence[DataFile] | None = None
@@ -55,14 +55,14 @@ class RunFolder:
     def create(
         cls, root: Path, stage: str, config_yaml: str, digest: str, data: Sequence[DataFile] | None = None
     ) -> RunFolder:
-        """Take the stage's folder for this process, empty but for ``config.yaml`` and ``logs/``.
+        """Lock the stage's folder for this process, empty except for ``config.yaml`` and ``logs/``.
 
-        A folder that is finished with the same ``digest`` is handed back as it is: ask ``is_finished`` before writing.
-        So is one with a checkpoint, and ``resumes`` is set: look at the checkpoint, then ``accept`` and ``rewind``.
-        ``data`` are the files that the stage reads, which ``finish`` puts down.
+        A folder that is finished with the same ``digest`` is returned unchanged: call ``is_finished`` before writing. A
+        folder with a checkpoint is returned unchanged too, with ``resumes`` set: check the checkpoint, then call
+        ``accept`` and ``rewind``. ``data`` are the stage's data files, which ``finish`` records.
 
         Raises:
-            UserError: it is finished with another configuration, another process holds it, or it cannot be written.
+            UserError: it is finished with another configuration, another process has locked it, or it is not writable.
         """
         run = cls(root, stage)
         run._digest, run._data = digest, data
@@ -82,24 +82,24 @@ class RunFolder:
         return run
 
     def is_finished(self, digest: str) -> bool:
-        """Whether this stage has been completed with the configuration that ``digest`` stands for."""
+        """Whether this stage is finished with the configuration of ``digest``."""
         return self.finished_digest() == digest
 
     def accept(self, config_yaml: str) -> None:
-        """Make ``config_yaml`` the configuration of a run that goes on; until then the old one stands."""
+        """Replace the configuration file of a resumed run."""
         write_atomically(self.config, config_yaml)
 
     def sizes(self) -> dict[str, int]:
-        """Bytes of ``metrics.jsonl`` and ``samples.jsonl``, for a checkpoint to hold; so many are now on the disk."""
+        """Flush ``metrics.jsonl`` and ``samples.jsonl`` to the disk; returns their sizes in bytes, for a checkpoint."""
         return {file.name: _synced_size(file) for file in (self.metrics, self.samples)}
 
     def rewind(self, sizes: Mapping[str, int]) -> None:
-        """Cut ``metrics.jsonl`` and ``samples.jsonl`` back to what ``sizes`` gave when the checkpoint was made.
+        """Truncate ``metrics.jsonl`` and ``samples.jsonl`` to their ``sizes`` at a checkpoint.
 
-        Steps that are done again are then recorded once. ``events.jsonl`` tells what happened, and is never cut.
+        Repeated steps are thus recorded once. ``events.jsonl`` is never truncated.
 
         Raises:
-            UserError: a file is shorter than that; then none is cut.
+            UserError: a file is shorter than its size; then none is truncated.
         """
         cuts = {file: _checked_size(file, sizes[file.name]) for file in (self.metrics, self.samples)}
         for file, size in cuts.items():
@@ -108,7 +108,7 @@ class RunFolder:
                 sync(file)
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Write ``summary.json``, then ``done.json``, and let go of the folder."""
+        """Write ``summary.json``, then ``done.json``, and release the folder."""
         write_atomically(self.summary, json.dumps(json_safe(summary), indent=2, ensure_ascii=False) + "\n")
         finished = datetime.now(UTC).isoformat(timespec="seconds")
         data = None if self._data is None else [asdict(file) for file in self._data]
@@ -117,58 +117,58 @@ class RunFolder:
         self.release()
 
     def read_summary(self) -> dict[str, Any]:
-        """What a finished stage found."""
+        """Read the summary of a finished stage."""
         return dict(json.loads(self.summary.read_text(encoding="utf-8")))
 
     def discard(self) -> None:
-        """Remove what this attempt wrote, where it learned nothing. A folder with a checkpoint is left as it is."""
+        """Remove the folder of an attempt that trained nothing; a folder with a checkpoint is kept."""
         if not committed(self.checkpoints):
             shutil.rmtree(self.path)
 
     def release(self) -> None:
-        """Let another process have the folder. The kernel does the same when this process ends, however it ends."""
+        """Unlock the folder; the kernel does the same when this process ends."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
 
     @contextmanager
     def writing_model(self) -> Iterator[Path]:
-        """A folder to save the model into; it becomes ``model/`` when the block ends, so ``model/`` is always whole."""
+        """Context with a folder to save the model to, renamed to ``model/`` at its end, which is thus complete."""
         with _whole(self.model) as partial:
             yield partial
 
     @contextmanager
     def writing_best(self, step: int) -> Iterator[Path]:
-        """A folder to save the best model so far into; it becomes ``best/step_<step>/`` when the block ends.
+        """Context with a folder to save the best model so far to, renamed to ``best/step_<step>/`` at its end.
 
-        Those before it stay until ``prune_best``: a run that goes on from an older checkpoint may come back to one.
+        Earlier ones are kept until ``prune_best``, because a run that resumes from an older checkpoint may need one.
         """
         self.best.mkdir(exist_ok=True)
         with _whole(self.best_of(step)) as partial:
             yield partial
 
     def prune_best(self, step: int) -> None:
-        """Remove the best models of before ``step``, once a checkpoint says that this one is the best."""
+        """Remove best models of earlier steps, once a committed checkpoint names ``step`` as the best."""
         for kept in self.best.glob("step_*"):
             if kept.name.removeprefix("step_").isdigit() and int(kept.name.removeprefix("step_")) < step:
                 shutil.rmtree(kept)
 
     def keep_best(self, step: int) -> None:
-        """Make the best model, ``best/step_<step>/``, the run's ``model/``."""
+        """Rename the best model, ``best/step_<step>/``, to ``model/``."""
         self.best_of(step).rename(self.model)
         sync(self.path)
         self.drop_best()
 
     def drop_best(self) -> None:
-        """Remove the best model, once the run has its ``model/``."""
+        """Remove all best models, once ``model/`` exists."""
         shutil.rmtree(self.best, ignore_errors=True)
 
     def best_of(self, step: int) -> Path:
-        """Folder of the model that was the best after ``step`` steps."""
+        """Folder of the best model, if that is the one after ``step`` steps."""
         return self.best / f"step_{step}"
 
     def _start(self, config_yaml: str) -> None:
-        clean(self.checkpoints)  # a checkpoint that was killed while it was replaced gets its name back
+        clean(self.checkpoints)  # a checkpoint whose replacement was interrupted gets its name back
         self.resumes = bool(committed(self.checkpoints))
         if self.resumes:
             self.logs.mkdir(exist_ok=True)
@@ -185,14 +185,14 @@ class RunFolder:
         return aside
 
     def finished_digest(self) -> str | None:
-        """The digest in ``done.json``; None where the stage is unfinished or the file says nothing readable."""
+        """Digest in ``done.json``; None if the stage is unfinished or the file is not readable."""
         try:
             return str(json.loads(self._done.read_text(encoding="utf-8"))["digest"])
         except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
             return None
 
     def finished_data(self) -> tuple[DataFile, ...] | None:
-        """The data files that the finished stage read; None where that was not put down."""
+        """Data files of the finished stage; None if they were not recorded."""
         try:
             rows = json.loads(self._done.read_text(encoding="utf-8")).get("data")
             return None if rows is None else tuple(data_file(**row) for row in rows)
@@ -200,7 +200,7 @@ class RunFolder:
             return None
 
     def require(self, digest: str) -> None:
-        """Refuse to go on where the stage was finished with another configuration.
+        """Check that the stage was not finished with another configuration.
 
         Raises:
             UserError: it was.
@@ -213,7 +213,7 @@ class RunFolder:
             )
 
     def _take_lock(self) -> None:
-        # Beside the folder, not in it: the folder itself is renamed when an attempt is moved aside.
+        # The lock is outside the stage's folder, because that is renamed when an attempt is moved aside.
         lock = (self.root / f".{self.stage}.lock").open("a+", encoding="utf-8")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -234,22 +234,22 @@ class RunFolder:
 
 @contextmanager
 def _whole(folder: Path) -> Iterator[Path]:
-    """A folder to write a model into that takes the name of ``folder`` when the block ends, on the disk and whole.
+    """Context with a partial folder to write a model to; it is flushed and renamed to ``folder`` at the end.
 
     Raises:
-        UserError: no weights are there in the end. A rank on another node wrote them to a folder that this node does
-            not see.
+        UserError: the folder has no weights at the end: a rank on another node wrote them to a folder that is not
+            shared.
     """
     partial = folder.with_name(folder.name + ".partial")
-    for left in (partial, folder):  # by an attempt that was killed
-        shutil.rmtree(left, ignore_errors=True)
+    for remains in (partial, folder):  # of a killed attempt
+        shutil.rmtree(remains, ignore_errors=True)
     partial.mkdir()
     yield partial
     if not any(partial.glob("*.safetensors")):
         raise UserError(
-            f"no weights have come to {partial}",
-            "the rank that wrote them is on a node that does not share this folder: they are there, at the same path",
-            "let runs_dir be a folder that all nodes see",
+            f"{partial} has no weights",
+            "the rank that wrote them is on a node that does not share this folder: they are at the same path there",
+            "set runs_dir to a folder that all nodes share",
         )
     sync_tree(partial)
     partial.rename(folder)
@@ -268,7 +268,7 @@ def _checked_size(file: Path, size: int) -> int:
     if found < size:
         raise UserError(
             f"{file} has {found} of {size} bytes",
-            "it was damaged after the checkpoint was made; without its lines the run's record has a gap",
-            f"put the file back as it was, or delete {file.parent / 'checkpoints'} to start anew",
+            "it was damaged after the checkpoint was made; the run's record would have a gap",
+            f"restore the file, or delete {file.parent / 'checkpoints'} to start again",
         )
     return size

@@ -1,4 +1,4 @@
-"""Which samples are shown: a table is bounded however long the run, and the same for the same samples."""
+"""Selects the samples shown in tables; the selection is bounded and deterministic."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class SampleRow:
-    """One response, to be read by people."""
+    """One response as a row of ``samples.jsonl``."""
 
     prompt: str
     response: str
@@ -23,26 +23,28 @@ class SampleRow:
     kl: float
     """Sequence KL to the reference in nats, estimated on this response."""
     advantage: float
-    """Mean over its trained tokens."""
+    """Mean advantage of its trained tokens."""
     finish_reason: str
     """``stop`` or ``length``."""
     weight_version: int
-    """Version of the policy weights that wrote it."""
+    """Version of the weights that generated it."""
     pick: Pick
-    """Why it is shown: drawn at random, or the best or the worst of its batch besides those."""
+    """Reason for its selection: drawn at random, or the best or the worst of the others."""
 
 
 COLUMNS = ("which", "step", "prompt", "response", "score", "kl", "advantage", "finish_reason", "weight_version")
-"""Of a table."""
+"""Columns of a table."""
 
 
 def pick(scores: Sequence[float], drawn: Sequence[int], count: int) -> list[tuple[int, Pick]]:
-    """Which ``count`` samples of a batch are shown, and why.
+    """Select ``count`` samples of a batch, with the reason for each.
+
+    The first of ``drawn`` are selected as random samples, whatever their scores. If ``count`` is at least 3, two of the
+    selected samples are the best and the worst of the remaining ones.
 
     Args:
-        scores: (B,) of all samples.
-        drawn: those that may be shown, in random order. The first of them are the random ones, whatever their scores.
-            Of three or more, two are the best and the worst of those left: so the best and the worst of all are shown.
+        scores: (B,) scores of all samples.
+        drawn: indices of the samples that may be shown, in random order.
     """
     chosen, rest = drawn[: count - 2], drawn[count - 2 :]
     if count < 3 or len(rest) < 2:
@@ -53,8 +55,7 @@ def pick(scores: Sequence[float], drawn: Sequence[int], count: int) -> list[tupl
 
 
 def table(rows: Sequence[Row], count: int, seed: Sequence[int]) -> list[tuple[Any, ...]]:
-    """At most ``count`` rows as ``COLUMNS``: a third the best of all, a third the worst, the rest random ones, in this
-    order; ``seed`` says which."""
+    """Select at most ``count`` rows as ``COLUMNS``: one third best, one third worst, the rest random by ``seed``."""
     scored = [row for row in rows if isinstance(row.get("score"), (int, float))]
     ranked = sorted(range(len(scored)), key=lambda i: scored[i]["score"], reverse=True)
     third = min(-(-count // 3), len(ranked) // 2)
@@ -68,10 +69,10 @@ def table(rows: Sequence[Row], count: int, seed: Sequence[int]) -> list[tuple[An
 
 
 class Window:
-    """The samples since the last table, by step: a step that is done again takes the place of what it was."""
+    """Samples since the last table, by step; a repeated step replaces its earlier samples."""
 
     def __init__(self, every: int, rows: Sequence[Row] = ()) -> None:
-        """Args: rows are those of a run that goes on; of them the ones since its last table are kept."""
+        """Args: rows are a resumed run's earlier ones, of which those since its last table are kept."""
         self._every = every
         self._steps: dict[int, list[Row]] = {}
         for row in rows:
@@ -79,7 +80,7 @@ class Window:
         self._forget(max(self._steps, default=0))
 
     def add(self, step: int, rows: Sequence[Row]) -> list[Row] | None:
-        """Take the samples of a step; where a table is due after it, all since the one before."""
+        """Add the samples of a step; returns all samples since the last table if a table is due, else None."""
         self._steps[step] = list(rows)
         self._forget(step)
         if (step + 1) % self._every:
@@ -87,6 +88,6 @@ class Window:
         return [row for kept in sorted(self._steps) for row in self._steps[kept]]
 
     def _forget(self, step: int) -> None:
-        """Keep the steps since the table before ``step``, and none after it."""
+        """Keep only the steps from the last table before ``step`` up to ``step``."""
         begin = step - step % self._every
         self._steps = {kept: rows for kept, rows in self._steps.items() if begin <= kept <= step}

@@ -1,4 +1,4 @@
-"""Where a run's numbers are shown besides its own files. Those are the record: what a sink loses is lost to nobody."""
+"""Base class of the services that show a run. The run's files are the record, so that a sink may fail."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rlhf.tracking.histogram import Histograms
 
 
 class Sink:
-    """A guest of a stage. What it cannot do is an event, ``<name>_failed``, and the stage goes on without it."""
+    """A service that shows a stage. Its first failure is an event, ``<name>_failed``, after which it is not used."""
 
     name = "sink"
 
@@ -19,30 +19,30 @@ class Sink:
         """Args: report writes an event, ``report(kind, **details)``."""
         self._report = report
         self.works = True
-        """Whether it has not failed yet; once it has, it is not asked again."""
+        """Whether it has not failed yet; a failed sink is not used again."""
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Show the numbers of one step."""
+        """Show the metrics of one step."""
         self._attempt("log", lambda: self._log(step, metrics))
 
     def histograms(self, step: int, histograms: Histograms) -> None:
-        """Show the shape of what a step was made of."""
+        """Show the histograms of one step."""
         self._attempt("log histograms", lambda: self._histograms(step, histograms))
 
     def table(self, name: str, step: int, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """Show samples, under a name."""
+        """Show samples as a table."""
         self._attempt("log samples", lambda: self._table(name, step, columns, rows))
 
     def alert(self, alert: Alert) -> None:
-        """Warn people."""
+        """Send a warning."""
         self._attempt("alert", lambda: self._alert(alert))
 
     def artifact(self, kind: str, folder: Path, details: Mapping[str, Any]) -> None:
-        """Take a folder: a ``checkpoint``, or the finished ``model``."""
+        """Upload a folder: a ``checkpoint``, or the finished ``model``."""
         self._attempt(f"take the {kind}", lambda: self._artifact(kind, folder, details))
 
     def finish(self, summary: Mapping[str, Any], exit_code: int) -> None:
-        """Show how the stage ended; the last that it is asked."""
+        """Show the outcome of the stage; the last call."""
         self._attempt("finish", lambda: self._finish(summary, exit_code))
         self.works = False
 
@@ -51,7 +51,7 @@ class Sink:
             return
         try:
             call()
-        except Exception as error:  # whatever its reason, it must not cost the run
+        except Exception as error:  # no failure of a sink may end the run
             self.works = False
             self._report(f"{self.name}_failed", doing=doing, error=f"{type(error).__name__}: {error}")
 
@@ -65,10 +65,10 @@ class Sink:
         raise NotImplementedError
 
     def _alert(self, alert: Alert) -> None:
-        """Not every sink reaches people."""
+        """Do nothing: a sink need not support alerts."""
 
     def _artifact(self, kind: str, folder: Path, details: Mapping[str, Any]) -> None:
-        """Not every sink takes files."""
+        """Do nothing: a sink need not support files."""
 
     def _finish(self, summary: Mapping[str, Any], exit_code: int) -> None:
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""What a process did and when, as spans: kept in a bounded buffer until somebody takes them."""
+"""Spans: named time intervals of a process, kept in a bounded buffer until they are collected."""
 
 from __future__ import annotations
 
@@ -11,36 +11,36 @@ from pathlib import Path
 from typing import Any
 
 MOST = 8192
-"""Spans that a process keeps until they are taken; beyond it the oldest are dropped, and counted."""
+"""Largest number of spans in a process's buffer; beyond it the oldest are dropped, and counted."""
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Span:
-    """Something that was done from ``begin`` to ``end``, in seconds of one clock."""
+    """An activity from ``begin`` to ``end``, in seconds of one clock."""
 
     name: str
     begin: float
     end: float
     step: int | None = None
-    """The run's step, where the one that made the span knows it."""
+    """The run's step, if the process knows it."""
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Taken:
-    """Spans of a process, with what their clock showed when they were taken."""
+    """Spans collected from a process, with the time of its clock."""
 
     spans: tuple[Span, ...]
     now: float
     boot: str
-    """Of this start of the machine: processes that have it in common have their monotonic clock in common."""
+    """Boot id of the machine: processes with the same id share the monotonic clock."""
     dropped: int = 0
-    """Spans that were lost since the last time, for there were too many."""
+    """Number of spans dropped since the last collection, because the buffer was full."""
 
 
 class Spans:
-    """Records spans of a monotonic clock. A few microseconds each; another thread may take them meanwhile."""
+    """Records spans of a monotonic clock, at a few microseconds each; another thread may collect them."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic, most: int = MOST) -> None:
         self.clock = clock
@@ -49,7 +49,7 @@ class Spans:
 
     @contextmanager
     def __call__(self, name: str, step: int | None = None) -> Iterator[None]:
-        """Record the block, also where it raises."""
+        """Record the block, even if it raises."""
         begin = self.clock()
         try:
             yield
@@ -57,13 +57,13 @@ class Spans:
             self.add(name, begin, step)
 
     def add(self, name: str, begin: float, step: int | None = None, **details: Any) -> None:
-        """Record what began at ``begin`` and ends now."""
+        """Record a span from ``begin`` to now."""
         if len(self._done) == self._done.maxlen:
             self._dropped += 1
         self._done.append(Span(name=name, begin=begin, end=self.clock(), step=step, details=details))
 
     def take(self) -> Taken:
-        """What was recorded since the last time."""
+        """Remove and return the spans recorded since the last call."""
         spans = []
         with suppress(IndexError):
             while True:
@@ -73,7 +73,7 @@ class Spans:
 
 
 def boot() -> str:
-    """What names this start of this machine; empty where the kernel does not tell."""
+    """Boot id of this machine; empty if the kernel does not provide one."""
     with suppress(OSError):
         return _BOOT.read_text().strip()
     return ""

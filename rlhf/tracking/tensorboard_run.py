@@ -1,4 +1,4 @@
-"""TensorBoard's event files beside W&B, for whoever looks at runs there: ``tensorboard --logdir runs``."""
+"""Writes TensorBoard event files, shown by ``tensorboard --logdir runs``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rlhf.tracking.run_folder import RunFolder
 from rlhf.tracking.sink import Sink
 
 FOLDER = "tensorboard"
-"""In the stage's folder."""
+"""Subfolder of the stage's folder."""
 FLUSH_SECONDS = 10
 
 
@@ -25,8 +25,7 @@ class TensorBoardRun(Sink):
     name = "tensorboard"
 
     def __init__(self, run: RunFolder, recipe: Recipe, report: Callable[..., None], next_step: int) -> None:
-        """Args: next_step is the first that will be logged: what an earlier command has logged of it, or of those
-        after it, is no longer shown."""
+        """Args: next_step is the first step to be logged; earlier events of this and later steps are hidden."""
         super().__init__(report)
         self._folder, self._recipe, self._next_step, self._last = run.path / FOLDER, recipe, next_step, next_step
         self._attempt("start", self._start)
@@ -70,6 +69,6 @@ class TensorBoardRun(Sink):
 
 
 def _code(values: Mapping[str, Any]) -> str:
-    """Values as a block of code in Markdown: nothing that a model wrote is taken for a mark."""
+    """Format values as a Markdown code block, in which text written by models is not interpreted."""
     text = json.dumps(json_safe(values), indent=1, ensure_ascii=False).encode(errors="backslashreplace").decode()
     return "\n".join("    " + line for line in text.splitlines())

@@ -1,7 +1,7 @@
-"""``trace.json``: what every process of a stage did and when, as Perfetto and Chrome read it.
+"""``trace.json``: the timeline of a stage's processes, in the format of Perfetto and Chrome.
 
-An array of trace events, one a line. The array is closed when the stage ends; readers take it without its end too, so
-the file of a run that is still going, or was killed, opens as well. A command that resumes the run goes on in it.
+It is an array of trace events, one per line. The array is closed when the stage ends; readers accept it unclosed, so
+that the file of a running or killed stage opens too. A command that resumes the run appends to it.
 """
 
 from __future__ import annotations
@@ -17,34 +17,34 @@ from rlhf.storage.jsonl import json_safe, parsed
 from rlhf.tracking.spans import Span
 
 MOST_BYTES = 64 * 2**20
-"""A file that has grown larger is put aside as ``trace-<k>.json``, and the next begins: a browser has to hold one."""
+"""Size above which a file is renamed to ``trace-<k>.json`` and a new one begun, so that a browser can load each."""
 CONTROLLER = "controller"
-"""The row of the controller, and the group that it stands in."""
+"""Name of the controller's row, and of its group."""
 LONGEST_TEXT = 300
-"""Of one detail: messages stand whole in ``events.jsonl``."""
+"""Largest number of characters of one detail; ``events.jsonl`` has full messages."""
 OVERLAPS = 64
-"""Spans of a row that are remembered, to tell whether the next overlaps one of them."""
+"""Number of a row's recent spans that are checked for overlap with the next one."""
 
 Event = dict[str, Any]
-Place = tuple[int, int]
-"""(number of the group, number of the row) as the format names them, ``pid`` and ``tid``."""
+RowIds = tuple[int, int]
+"""(``pid``, ``tid``): the format's numbers of a group and of a row."""
 
 
 class TraceFile:
-    """Writes spans and instants. Nothing is written before the first of them."""
+    """Writes spans and instants; the file is created with the first one."""
 
     def __init__(self, path: Path, most_bytes: int = MOST_BYTES) -> None:
         self.path, self._most_bytes = path, most_bytes
         self._groups: dict[str, int] = {}
-        self._rows: dict[tuple[str, str], Place] = {}
-        self._recent: dict[Place, deque[Span]] = {}
+        self._rows: dict[tuple[str, str], RowIds] = {}
+        self._recent: dict[RowIds, deque[Span]] = {}
         self._size: int | None = None
-        """Bytes of the file that was begun, or taken up; None before that."""
+        """Size of the open file in bytes; None while it is not open."""
 
     def add(self, group: str, row: str, spans: Sequence[Span]) -> None:
-        """Write spans, whose clock is ``time.time``. Rows of one ``group`` stand together.
+        """Write spans with times of ``time.time``. Rows of one ``group`` are shown together.
 
-        What overlaps another span without being inside it goes into a second row, ``<row> (2)``.
+        A span that overlaps another one without being nested in it goes to a second row, ``<row> (2)``.
 
         Raises:
             OSError: the file cannot be written.
@@ -54,25 +54,25 @@ class TraceFile:
         self._begin()
         events: list[Event] = []
         for span in sorted(spans, key=lambda span: (span.begin, -span.end)):
-            place = self._free(group, row, span, events)
-            events.append(_slice(span, place))
+            ids = self._free_row(group, row, span, events)
+            events.append(_complete_event(span, ids))
         self._write(events)
 
     def instant(self, name: str, when: float, row: str, details: Mapping[str, Any]) -> None:
-        """Write something that happened at a moment: in that row, or in the controller's where there is none.
+        """Write an event at one point in time, in ``row`` if it exists, else in the controller's.
 
         Raises:
             OSError: the file cannot be written.
         """
         self._begin()
         events: list[Event] = []
-        places = [place for (_, known), place in self._rows.items() if known == row]
-        pid, tid = places[-1] if places else self._place(CONTROLLER, CONTROLLER, events)
-        told = {"ph": "i", "s": "t", "name": name, "cat": "event", "pid": pid, "tid": tid, "ts": _micro(when)}
-        self._write([*events, told | {"args": _short(details)}])
+        known_rows = [ids for (_, known), ids in self._rows.items() if known == row]
+        pid, tid = known_rows[-1] if known_rows else self._row_ids(CONTROLLER, CONTROLLER, events)
+        event = {"ph": "i", "s": "t", "name": name, "cat": "event", "pid": pid, "tid": tid, "ts": _micro(when)}
+        self._write([*events, event | {"args": _short(details)}])
 
     def close(self) -> None:
-        """End the array; it can be taken up again.
+        """Close the array; later writes reopen it.
 
         Raises:
             OSError: the file cannot be written.
@@ -81,18 +81,18 @@ class TraceFile:
             self._append("\n]\n")
             self._size = None
 
-    def _free(self, group: str, row: str, span: Span, events: list[Event]) -> Place:
+    def _free_row(self, group: str, row: str, span: Span, events: list[Event]) -> RowIds:
         k = 1
         while True:
-            place = self._place(group, row if k == 1 else f"{row} ({k})", events)
-            recent = self._recent.setdefault(place, deque(maxlen=OVERLAPS))
-            if not any(_cross(span, other) for other in recent):
+            ids = self._row_ids(group, row if k == 1 else f"{row} ({k})", events)
+            recent = self._recent.setdefault(ids, deque(maxlen=OVERLAPS))
+            if not any(_overlap_partly(span, other) for other in recent):
                 recent.append(span)
-                return place
+                return ids
             k += 1
 
-    def _place(self, group: str, row: str, events: list[Event]) -> Place:
-        """Where a row is; ``events`` get its name where it is new."""
+    def _row_ids(self, group: str, row: str, events: list[Event]) -> RowIds:
+        """Ids of a row; the events that name a new row are appended to ``events``."""
         if (group, row) not in self._rows:
             if group not in self._groups:
                 self._groups[group] = len(self._groups) + 1
@@ -104,11 +104,11 @@ class TraceFile:
         return self._rows[group, row]
 
     def _begin(self) -> None:
-        """Take up the file that is there, or begin one."""
+        """Open the existing file, or begin a new one."""
         if self._size is not None and self._size > self._most_bytes:
             self._put_aside()
         if self._size is None:
-            self._size = self._take_up() if self.path.exists() else 0
+            self._size = self._reopen() if self.path.exists() else 0
 
     def _put_aside(self) -> None:
         self.close()
@@ -118,8 +118,8 @@ class TraceFile:
         self.path.rename(aside)
         self._groups, self._rows, self._size = {}, {}, None
 
-    def _take_up(self) -> int:
-        """Cut off the array's end, and what a killed run left of a last line; learn the rows that the file names."""
+    def _reopen(self) -> int:
+        """Remove the array's end or an incomplete last line, read the names of rows, and return the size."""
         end, events = 0, []
         with self.path.open("rb") as file:
             for line in file:
@@ -130,10 +130,10 @@ class TraceFile:
                         events.append(event)
                     end = file.tell() - (len(line) - len(line.rstrip(b",\r\n")))
         os.truncate(self.path, end)
-        self._learn(events)
+        self._learn_rows(events)
         return end
 
-    def _learn(self, events: Sequence[Event]) -> None:
+    def _learn_rows(self, events: Sequence[Event]) -> None:
         named = [(event["name"], event["pid"], event["tid"], str(event["args"].get("name"))) for event in events]
         self._groups = {name: pid for kind, pid, _, name in named if kind == "process_name"}
         groups = {pid: name for name, pid in self._groups.items()}
@@ -152,7 +152,7 @@ class TraceFile:
 
 
 def read_trace(path: Path) -> Iterator[Event]:
-    """The events of a file, whole or not; a line that is no event is left out."""
+    """Yield the events of a file, complete or not; other lines are left out."""
     if not path.is_file():
         return
     with path.open("rb") as file:
@@ -163,26 +163,26 @@ def read_trace(path: Path) -> Iterator[Event]:
 
 
 def _event(line: bytes) -> Event | None:
-    """The event in a line of the array; None where it holds none."""
+    """Parse the event in a line of the array; None if it has none."""
     return parsed(line.strip().rstrip(b","))
 
 
 def _names(pid: int, tid: int, name: str) -> list[Event]:
-    """What names a group (``tid`` 0) or a row, and has them stand in the order in which they appeared."""
+    """Events that name a group (``tid`` 0) or a row, and sort them in order of appearance."""
     kind, number = ("thread", tid) if tid else ("process", pid)
     events = (f"{kind}_name", {"name": name}), (f"{kind}_sort_index", {"sort_index": number})
     return [{"ph": "M", "name": what, "pid": pid, "tid": tid, "args": args} for what, args in events]
 
 
-def _slice(span: Span, place: Place) -> Event:
+def _complete_event(span: Span, ids: RowIds) -> Event:
     begin, end = _micro(span.begin), _micro(span.end)
     args = {**({} if span.step is None else {"step": span.step}), **span.details}
-    event = {"ph": "X", "name": span.name, "pid": place[0], "tid": place[1], "ts": begin, "dur": end - begin}
+    event = {"ph": "X", "name": span.name, "pid": ids[0], "tid": ids[1], "ts": begin, "dur": end - begin}
     return event | ({"args": _short(args)} if args else {})
 
 
-def _cross(span: Span, other: Span) -> bool:
-    """Whether two spans overlap, neither inside the other."""
+def _overlap_partly(span: Span, other: Span) -> bool:
+    """Whether two spans overlap without nesting."""
     apart = span.end <= other.begin or other.end <= span.begin
     inside = span.begin <= other.begin and other.end <= span.end
     around = other.begin <= span.begin and span.end <= other.end

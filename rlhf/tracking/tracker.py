@@ -1,4 +1,4 @@
-"""One place to which a stage reports: its folder, which is the record, and W&B and others, which show it."""
+"""Records a stage in its folder, and forwards metrics, samples and events to W&B and other sinks."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ class Tracker:
     """Records a stage. As a context manager it ends the W&B run as failed when the block raises before ``close``."""
 
     def __init__(self, run: RunFolder, recipe: Recipe) -> None:
-        """Raises UserError where W&B is to be online and has no key, or OpenTelemetry is asked for and not there."""
+        """Raises UserError if W&B is online without a key, or OpenTelemetry is configured and not installed."""
         self._run = run
         self.timeline = Spans()
-        """What the calling process, which is the controller, does and when."""
+        """Spans of the calling process, the controller."""
         self._trace: TraceFile | None = TraceFile(run.trace)
         self._telemetry = _telemetry(run, recipe, self.event)
         self._sinks: Sinks | None = Sinks(run, recipe, self.event)
 
     @property
     def wandb_id(self) -> str:
-        """The W&B run's name for itself; empty without W&B."""
+        """Id of the W&B run; empty without W&B."""
         return self._sinks.wandb_id if self._sinks is not None else ""
 
     def __enter__(self) -> Self:
@@ -52,7 +52,7 @@ class Tracker:
         self.close({}, *reason(error))
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Record the numbers of one step. One that is not finite is written as null and reported as an event."""
+        """Record the metrics of one step. A metric that is not finite is written as null and reported as an event."""
         odd = {name: str(value) for name, value in metrics.items() if not math.isfinite(value)}
         if odd:
             self.event("metric_not_finite", step=step, metrics=odd)
@@ -70,34 +70,34 @@ class Tracker:
             self._sinks.samples(step, shown)
 
     def histograms(self, step: int, histograms: Histograms) -> None:
-        """Show the shape of what a step was made of, where it was measured."""
+        """Show the histograms of one step."""
         if self._sinks is not None:
             self._sinks.histograms(step, histograms)
 
     def checkpoint(self, step: int, size: int, folder: Path) -> None:
-        """Record that a checkpoint of so many bytes is whole on the disk."""
+        """Record that a checkpoint of ``size`` bytes is committed."""
         self.event("checkpoint", step=step, bytes=size, path=str(folder))
         if self._sinks is not None:
             self._sinks.checkpoint(step, folder)
 
     def event(self, kind: str, **details: Any) -> None:
-        """Record something out of the ordinary: a restart, a retry, a number that is not finite."""
+        """Record an event: a restart, a retry, or a number that is not finite, for example."""
         now = datetime.now(UTC)
         try:
             append_line(self._run.events, {"time": now.isoformat(timespec="milliseconds"), "kind": kind, **details})
-        except OSError as error:  # of a full disk above all: what the event is about shall not be lost in its place
+        except OSError as error:  # a full disk, for example: print the event, and do not hide its cause by an error
             print(f"an event that could not be recorded ({error}): {kind} {details}", flush=True)
         member, shown = str(details.get("member") or CONTROLLER), without_secrets(details)
         self._to_trace(lambda trace: trace.instant(kind, now.timestamp(), member, shown))
 
     def spans(self, group: str, row: str, spans: Sequence[Span]) -> None:
-        """Record what was done, by ``time.time``, in a row of the timeline; rows of one group stand together."""
+        """Record spans with times of ``time.time`` in a row of the timeline; rows of one group are shown together."""
         self._to_trace(lambda trace: trace.add(group, row, spans))
         if self._telemetry is not None:
             self._telemetry.add(group, row, spans)
 
     def _to_trace(self, write: Callable[[TraceFile], None]) -> None:
-        """A timeline that cannot be written ends, and the run goes on without it."""
+        """Write to the timeline; if that fails, the run continues without one."""
         if self._trace is None:
             return
         try:
@@ -107,7 +107,7 @@ class Tracker:
             self.event("trace_failed", error=str(error))
 
     def close(self, summary: Mapping[str, Any], exit_code: int = 0, exit_reason: str = DONE) -> None:
-        """End the W&B run, with ``summary`` and a table of samples, and the timeline. A second call does nothing."""
+        """End the sinks, with ``summary`` and a table of samples, and the timeline. A second call does nothing."""
         if self._sinks is not None:
             self._sinks.finish(summary, exit_code, exit_reason)
             self._sinks = None
@@ -118,7 +118,7 @@ class Tracker:
 
 
 def _telemetry(run: RunFolder, recipe: Recipe, report: Callable[..., None]) -> Telemetry | None:
-    """Where the recipe has the timeline sent."""
+    """Create the exporter of the timeline, if configured."""
     if recipe.tracking.opentelemetry is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""Weights & Biases as a guest: it gets every metric, and no fault of it stops a run."""
+"""The Weights & Biases sink: it gets every metric, and none of its failures ends a run."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ from rlhf.tracking.sink import Sink
 Mode = Literal["online", "offline", "disabled"]
 
 ID = "wandb_id"
-"""File in a stage's folder."""
+"""File in the stage's folder with the W&B run's id."""
 SWEEP = "WANDB_SWEEP_ID"
-"""Variable that W&B's agent sets for the commands of a sweep."""
+"""Environment variable that W&B's agent sets for the commands of a sweep."""
 INIT_TIMEOUT_SECONDS = 30.0
-"""How long a server that does not answer may hold up the start before the run goes on offline."""
+"""Timeout of the server at the start, after which the run continues offline."""
 FINISH_TIMEOUT_SECONDS = 120.0
-"""How long the last upload may take; what is left stays in the folder for ``wandb sync``."""
+"""Timeout of the last upload; the remainder stays in the folder for ``wandb sync``."""
 
 
 def resolve_mode(config: TrackingConfig) -> Mode:
-    """What ``tracking.wandb`` comes to on this machine.
+    """Resolve ``tracking.wandb`` on this machine.
 
-    ``auto`` follows ``WANDB_MODE`` where the user has set it, and is otherwise online exactly when W&B finds a key in
-    the environment, in netrc or in its own settings.
+    ``auto`` follows ``WANDB_MODE`` if it is set; otherwise it is online exactly if W&B finds a key in the environment,
+    in netrc or in its settings.
 
     Raises:
-        UserError: online is asked for and there is no usable key.
+        UserError: the mode is online and no usable key exists.
     """
     mode = config.wandb if config.wandb != "auto" else os.environ.get("WANDB_MODE", "auto")
     if mode in ("offline", "disabled"):
@@ -58,7 +58,7 @@ def resolve_mode(config: TrackingConfig) -> Mode:
 
 
 def key_is_configured() -> bool:
-    """Whether W&B itself finds credentials of the right form; nothing is asked and no server is called."""
+    """Whether W&B finds well-formed credentials; it neither prompts nor calls a server."""
     import wandb
 
     try:
@@ -68,7 +68,7 @@ def key_is_configured() -> bool:
 
 
 class WandbRun(Sink):
-    """One stage as a W&B run. A failure of it is reported as an event, and the stage goes on without W&B."""
+    """One stage as a W&B run. A failure is reported as an event, and the stage continues without W&B."""
 
     name = "wandb"
 
@@ -77,7 +77,7 @@ class WandbRun(Sink):
         super().__init__(report)
         self._log_file, self._recipe, self._stage = run.logs / "wandb.log", recipe, run.stage
         self.id = ""
-        """W&B's own name of the run, kept in the folder, so that a command that goes on there goes on with the run."""
+        """Id of the W&B run, stored in the stage's folder, so that a resumed stage resumes the W&B run."""
         self._run: Any = None
         with quiet_framework_logs(self._log_file):
             mode = resolve_mode(recipe.tracking)
@@ -88,7 +88,7 @@ class WandbRun(Sink):
         self.works = self._run is not None
 
     def finish(self, summary: Mapping[str, Any], exit_code: int) -> None:
-        """As every sink; what W&B prints when it ends goes to its log."""
+        """Finish as every sink does, with W&B's output redirected to its log."""
         worked = self.works
         with quiet_framework_logs(self._log_file):
             super().finish(summary, exit_code)
@@ -100,14 +100,14 @@ class WandbRun(Sink):
 
         config, known = recipe.tracking, run.path / ID
         own = known.read_text(encoding="utf-8").strip() if known.exists() else uuid.uuid4().hex[:8]
-        in_sweep = SWEEP in os.environ  # the sweep's server has named the run and its project
+        in_sweep = SWEEP in os.environ  # a sweep's server assigns the run's id and project
         try:
             with arguments_without_secrets():
                 self._run = wandb.init(
                     mode=mode,
                     id=None if in_sweep else own,
                     resume="allow",
-                    allow_val_change=True,  # what a result does not depend on may differ when a run goes on
+                    allow_val_change=True,  # a resumed run may differ in keys that its result does not depend on
                     dir=run.path,
                     project=None if in_sweep else config.project,
                     name=f"{config.run_name or recipe.name}/{run.stage}",
@@ -117,12 +117,12 @@ class WandbRun(Sink):
                     config=without_secrets(asdict(recipe)),
                     settings=wandb.Settings(
                         console="off",
-                        disable_code=True,  # what is not committed yet may hold anything
+                        disable_code=True,  # uncommitted code may contain secrets
                         init_timeout=INIT_TIMEOUT_SECONDS,
                         finish_timeout=FINISH_TIMEOUT_SECONDS,
                     ),
                 )
-        except Exception as error:  # whatever its reason, it must not cost the run
+        except Exception as error:  # no failure of W&B may end the run
             self._report("wandb_failed", doing=f"start {mode}", error=f"{type(error).__name__}: {error}")
         else:
             self.id = str(self._run.id)
@@ -147,7 +147,7 @@ class WandbRun(Sink):
         self._run.alert(title=alert.title, text=alert.text, level=alert.level, wait_duration=0)
 
     def _artifact(self, kind: str, folder: Path, details: Mapping[str, Any]) -> None:
-        """A checkpoint is copied, since a newer one may have removed it before W&B has read it."""
+        """Upload a folder. A checkpoint is copied first, because it may be removed before W&B has read it."""
         import wandb
 
         name = re.sub(r"[^\w.-]", "-", f"{self._recipe.name}-{self._stage}-{kind}")
@@ -165,8 +165,10 @@ class WandbRun(Sink):
 
 
 def _forget_process() -> None:
-    """Let go of W&B's process where it is gone before the run: Ray stops a job's children with it. Otherwise W&B would
-    fail again when this process ends, over the run's last words."""
+    """Release W&B's process if it ended before the run, because Ray stops a job's children.
+
+    Otherwise W&B would raise again when this process exits, after the run's last output.
+    """
     import wandb
 
     with suppress(Exception):
@@ -175,7 +177,7 @@ def _forget_process() -> None:
 
 @contextmanager
 def arguments_without_secrets() -> Iterator[None]:
-    """Within the block the command line, which W&B puts down, holds no secret."""
+    """Context in which the command line, which W&B records, contains no secrets."""
     arguments = sys.argv[:]
     sys.argv[:] = without_secrets(arguments)
     try:

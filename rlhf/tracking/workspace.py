@@ -1,4 +1,4 @@
-"""How W&B shows runs of this project: the report's panels, by the questions that people ask, with what only W&B has."""
+"""Layout of a W&B workspace: the report's panels, grouped by question, with histograms and tables."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ MORE = (
         lines={"rollout/dropped": "dropped", "rollout/set_aside": "set aside"},
     ),
 )
-"""Line plots that the report does not have, or makes of whatever there is."""
+"""Line plots in addition to the report's panels."""
 HISTOGRAMS: Mapping[str, tuple[str, ...]] = {
     LEARNING: ("histogram/scores", "histogram/advantages"),
     STABLE: ("histogram/log_ratio_to_reference", "histogram/log_ratio_to_engine", "histogram/response_length"),
@@ -50,7 +50,7 @@ TABLES: Mapping[str, tuple[str, ...]] = {LEARNING: ("samples",)}
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """One question, and what answers it: curves, histograms and tables, by the names under which they are logged."""
+    """One question, with the curves, histograms and tables that answer it, by the names under which they are logged."""
 
     question: str
     curves: tuple[Panel, ...]
@@ -59,12 +59,12 @@ class Section:
 
     @property
     def names(self) -> list[str]:
-        """All names that it shows."""
+        """All logged names that it shows."""
         return [*(name for panel in self.curves for name in panel.lines), *self.histograms, *self.tables]
 
 
 def sections() -> list[Section]:
-    """The workspace, in the order in which it is read."""
+    """Sections of the workspace, in display order."""
     return [
         Section(
             question=question,
@@ -77,7 +77,7 @@ def sections() -> list[Section]:
 
 
 def definition() -> dict[str, Any]:
-    """The same as JSON, for whoever lays it out by other means."""
+    """The workspace as JSON, to create it by other means."""
     return {"name": "rlhf", "sections": [_section(section) for section in sections()]}
 
 

@@ -40,7 +40,7 @@ def place(names: dict[str, str], recipe_path: str, settings: list[str]) -> Any:
 def places(placement: Placement, names: dict[str, str]) -> dict[str, list[str]]:
     """Role → the node of each of its ranks' places."""
     return {
-        role.role: [node_of(placement.place(role.role, rank), names) for rank in range(role.ranks)]
+        role.role: [node_of(placement.actor_options(role.role, rank), names) for rank in range(role.ranks)]
         for role in asked(placement.recipe, "ppo")
     }
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from actors.answering import _unrecorded, answers_of, unseen
+from actors.answering import _unrecorded, answers_of, ignore_progress
 from actors.rollout import Answered
 from actors.supervisor import Supervisor
 from actors.waiting import Moment
@@ -42,7 +42,7 @@ class Engines:
 
 
 def answers(engines: Any) -> list[str]:
-    return answers_of(engines, range(70, 75), Path(), unseen)
+    return answers_of(engines, range(70, 75), Path(), ignore_progress)
 
 
 def test_a_prompt_that_was_set_aside_has_an_empty_answer_and_is_reported() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from actors import blocks
-from actors.blocks import ask, read_blocks, write_block
+from actors.blocks import draw_step, read_blocks, write_block
 from rlhf.checkpoints.files import fault_of
 from rlhf.config.schema import PPOConfig, Recipe
 from rlhf.data.order import OrderState
@@ -29,16 +29,16 @@ BLOCK = RolloutBlock(
 
 
 def test_steps_share_out_an_epoch_and_each_prompt_is_asked_as_often_as_it_is_to_be() -> None:
-    first = ask(RECIPE, 6, 0, OrderState(0, 0))
-    second = ask(RECIPE, 6, 1, first.after)
+    first = draw_step(RECIPE, 6, 0, OrderState(0, 0))
+    second = draw_step(RECIPE, 6, 1, first.after)
     assert sorted(first.prompts + second.prompts) == sorted(2 * list(range(6)))
     assert [first.prompts[i] for i in (0, 2, 4)] == [first.prompts[i] for i in (1, 3, 5)]
     assert len({*first.seeds, *second.seeds}) == 12
 
 
 def test_the_same_step_asks_the_same() -> None:
-    order = ask(RECIPE, 6, 0, OrderState(0, 0)).after
-    assert ask(RECIPE, 6, 1, order) == ask(RECIPE, 6, 1, order)
+    order = draw_step(RECIPE, 6, 0, OrderState(0, 0)).after
+    assert draw_step(RECIPE, 6, 1, order) == draw_step(RECIPE, 6, 1, order)
 
 
 def test_blocks_come_back_as_they_were(tmp_path: Path) -> None:
@@ -71,5 +71,5 @@ def test_a_prompts_samples_never_have_one_seed(monkeypatch: pytest.MonkeyPatch) 
     """They would be one sample. Once in about two billion draws two are alike; then all are drawn again."""
     draws = Draws()
     monkeypatch.setattr(blocks, "np", SimpleNamespace(random=SimpleNamespace(default_rng=lambda seed: draws)))
-    asked = ask(RECIPE, 6, 0, OrderState(0, 0))
+    asked = draw_step(RECIPE, 6, 0, OrderState(0, 0))
     assert draws.drawn == 2 and list(asked.seeds) == [0, 1, 2, 3, 4, 5]

@@ -16,7 +16,7 @@ from actors.crew import Crew, Start, crew
 from actors.engines import Engines
 from actors.group import Group
 from actors.placement import Placement
-from actors.process import Whereabouts, dump_stacks_on_signal, whereabouts
+from actors.process import ProcessLocation, dump_stacks_on_signal, locate_process
 from actors.supervisor import Supervisor
 from actors.waiting import Moment
 from rlhf.config.schema import PlacementConfig, Recipe, RecoveryConfig, RewardSourceConfig, RolloutConfig
@@ -37,13 +37,13 @@ class Engine:
 
     def __init__(self, name: str, log: Path, *_: Any) -> None:
         dump_stacks_on_signal()
-        self.where, self.mark, self.value = whereabouts(name, log), log.parent / "was-late", 0
+        self.where, self.mark, self.value = locate_process(name, log), log.parent / "was-late", 0
         self.awake = {"weights", "kv_cache"}
 
-    async def build(self, *_: Any) -> Whereabouts:
+    async def build(self, *_: Any) -> ProcessLocation:
         return self.where
 
-    async def pulse(self) -> tuple[str, float]:
+    async def heartbeat(self) -> tuple[str, float]:
         return "publish", 4.0
 
     async def use(self, prompts: Any) -> None:
@@ -152,14 +152,14 @@ def test_an_engine_that_is_late_with_the_weights_is_replaced_and_not_asked_for_a
         assert [engine.name for engine in engines.serving] == [SOUND]
         [lost] = [event for event in running.events if event["kind"] != "actor_replaced"]
         assert (lost["kind"], lost["member"], lost["phase"], lost["step"]) == ("actor_stalled", LATE, "publish", 2)
-        longest = running.supervisor.patience.deadlines.longest
+        longest = running.supervisor.deadlines.learned.longest
         assert Work(role="policy", kind="publish") not in longest, "half of 8 s was waited in vain"
         while len(engines.serving) < 2:
             actors.publish(2, MOMENT)
         actors.version = 3  # the policy has learned while they answered (ppo.staleness), and all of them are lost
         for engine in engines.all:
             engine.version = None
-        engines.heal(MOMENT)
+        engines.restore_serving(MOMENT)
         assert {engine.version for engine in engines.serving} == {3}
     finally:
         engines.stop()
@@ -186,7 +186,7 @@ def test_engines_that_share_gpus_sleep_until_the_first_publish_and_hold_weights_
         actors.publish(1, MOMENT)
         assert parts() == [(["kv_cache", "weights"], ["weights"])] * 2
         engines.sleep(MOMENT)
-        engines.outdate(1)
+        engines.mark_outdated(1)
         engines.sleep(MOMENT)  # as a run that goes back does, whatever they are doing
         assert parts() == [([], ["weights"])] * 2
     finally:
@@ -215,10 +215,10 @@ class Slow:
     def rebuild(self) -> None:
         self.now[0] += 60
 
-    def rest(self, moment: Moment) -> None:
+    def offload(self, moment: Moment) -> None:
         """It shares no GPU."""
 
-    def outdate(self, version: int) -> None:
+    def mark_outdated(self, version: int) -> None:
         self.now[0] += 60
         self.serving.append("an engine that has been given the weights meanwhile")
 
@@ -231,7 +231,7 @@ def test_the_time_in_which_the_run_waits_for_others_is_lost() -> None:
     with suppress(KeyError):  # the supervisor knows none of these
         actors.rebuild(slow)
     assert running.supervisor.seconds_lost == 60
-    slow.heal(MOMENT)
+    slow.restore_serving(MOMENT)
     assert running.supervisor.seconds_lost == 120
 
 

@@ -16,7 +16,7 @@ import ray
 from actors import engines as engines_module
 from actors.engines import Engines
 from actors.placement import Placement
-from actors.process import Whereabouts, whereabouts
+from actors.process import ProcessLocation, locate_process
 from actors.rollout import Answered
 from actors.supervisor import Supervisor
 from actors.waiting import Moment
@@ -45,9 +45,9 @@ class Engine:
     """Answers in blocks; what it has died of is kept in a folder, as no memory of it would last."""
 
     def __init__(self, name: str, log: Path, *_: Any) -> None:
-        self.where, self.folder = whereabouts(name, log), log.parent
+        self.where, self.folder = locate_process(name, log), log.parent
 
-    async def build(self, *_: Any) -> Whereabouts:
+    async def build(self, *_: Any) -> ProcessLocation:
         return self.where
 
     async def use(self, prompts: Any) -> None:
@@ -134,9 +134,9 @@ def test_engines_that_are_killed_together_are_one_restart(fleet: Any) -> None:
     supervisor, names = running.engines.supervisor, [engine.name for engine in running.engines.all]
     nobody = LostError("an object is lost")
     for name in names[:2]:
-        os.kill(supervisor._seen[name].where.process, signal.SIGKILL)
+        os.kill(supervisor._actors[name].where.process, signal.SIGKILL)
     end = time.monotonic() + 30
-    while len(supervisor.located(nobody).names) < 2 and time.monotonic() < end:
+    while len(supervisor.with_dead_actors(nobody).names) < 2 and time.monotonic() < end:
         time.sleep(0.1)
     assert len(running.answers(range(1, 9))) == 8
     [died] = [event for event in running.events if event["kind"] == "actor_died"]

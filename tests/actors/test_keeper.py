@@ -51,7 +51,7 @@ class Group:
         self.held = int(files["weights"][0])
         self.asked.append(method)
 
-    def rest(self, moment: Any) -> None:
+    def offload(self, moment: Any) -> None:
         self.asked.append("rest")
 
 
@@ -100,7 +100,7 @@ def running(local_ray: None, tmp_path: Path) -> Iterator[Running]:
 
 def test_a_checkpoint_that_fails_costs_the_run_nothing_until_there_are_too_many(running: Running) -> None:
     keeper = running.keeper
-    keeper.take(running.state(1))
+    keeper.take_snapshot(running.state(1))
     keeper.begin_checkpoint()
     shutil.rmtree(running.run.checkpoints)  # as if the disk were gone
     running.run.checkpoints.touch()
@@ -115,7 +115,7 @@ def test_with_other_data_an_epoch_of_the_new_prompts_begins(running: Running) ->
     """Places in the old order, and rollouts that were made ahead, are of prompts that are other ones now."""
     keeper, block = running.keeper, Block(rollouts=ray.put(BLOCK), samples=2, set_aside=0)
     keeper.store.data = (DataFile("rows.jsonl", 9, "aa"),)
-    keeper.take(running.state(3), [block])
+    keeper.take_snapshot(running.state(3), [block])
     keeper.begin_checkpoint()
     keeper.finish_checkpoint(wait_for_it=True)
     assert keeper.committed is not None and keeper.committed.manifest.data == keeper.store.data
@@ -129,7 +129,7 @@ def test_with_other_data_an_epoch_of_the_new_prompts_begins(running: Running) ->
 def test_one_that_is_written_makes_up_for_those_that_failed(running: Running) -> None:
     keeper = running.keeper
     for step in (1, 2, 3, 4):
-        keeper.take(running.state(step))
+        keeper.take_snapshot(running.state(step))
         keeper.begin_checkpoint()
         if step != 2:
             shutil.rmtree(running.run.checkpoints)
@@ -140,12 +140,12 @@ def test_one_that_is_written_makes_up_for_those_that_failed(running: Running) ->
 
 def test_a_stop_during_the_wait_for_a_checkpoint_does_not_lose_it(running: Running) -> None:
     keeper = running.keeper
-    keeper.take(running.state(1))
+    keeper.take_snapshot(running.state(1))
     keeper.begin_checkpoint()
     running.stop = True
     with pytest.raises(Stopped):
         keeper.finish_checkpoint(wait_for_it=True)
-    with running.supervisor.patience.undisturbed():
+    with running.supervisor.deadlines.undisturbed():
         keeper.begin_checkpoint()
         keeper.finish_checkpoint(wait_for_it=True)
     assert [event["step"] for event in running.told("checkpoint")] == [1]
@@ -154,7 +154,7 @@ def test_a_stop_during_the_wait_for_a_checkpoint_does_not_lose_it(running: Runni
 
 
 def test_the_snapshot_is_what_a_run_goes_back_to_and_its_record_with_it(running: Running) -> None:
-    running.keeper.take(running.state(2))
+    running.keeper.take_snapshot(running.state(2))
     running.state(3)
     state, ahead = running.keeper.restore()
     assert (state.step, state.order, running.group.held, list(ahead)) == (2, OrderState(0, 2), 2, [])
@@ -164,10 +164,10 @@ def test_the_snapshot_is_what_a_run_goes_back_to_and_its_record_with_it(running:
 
 def test_without_the_snapshot_it_is_the_checkpoint_that_was_being_written(running: Running) -> None:
     keeper = running.keeper
-    keeper.take(running.state(1))
+    keeper.take_snapshot(running.state(1))
     keeper.begin_checkpoint()
     keeper.finish_checkpoint(wait_for_it=True)
-    keeper.take(running.state(2))
+    keeper.take_snapshot(running.state(2))
     keeper.begin_checkpoint()
     running.state(3)
     running.group.is_lost = True
@@ -182,7 +182,7 @@ def test_rollouts_of_the_next_step_are_kept_with_both(running: Running) -> None:
     keeper = running.keeper
     parts = [BLOCK.select([0]), BLOCK.select([1])]
     given = [Block(rollouts=ray.put(part), samples=1, set_aside=i) for i, part in enumerate(parts)]
-    keeper.take(running.state(1), given)
+    keeper.take_snapshot(running.state(1), given)
     keeper.begin_checkpoint()
     keeper.finish_checkpoint(wait_for_it=True)
     _, ahead = keeper.restore()

@@ -16,7 +16,7 @@ from ray import exceptions
 from ray.exceptions import RayError, RayTaskError
 
 from actors.losses import own_error
-from actors.waiting import Moment, Patience, fetch
+from actors.waiting import AnswerDeadlines, Moment, fetch
 from rlhf.config.schema import Recipe
 from rlhf.errors import LostError, MachineryError, RLHFError, UserError
 from rlhf.recovery.diagnosis import Cause, diagnose
@@ -160,15 +160,15 @@ class Actor:
 def test_real_errors_of_real_actors_name_the_actor_and_not_those_that_were_given_them(
     local_ray: None, method: str, how: str, said: str
 ) -> None:
-    patience = Patience(Recipe(name="x"))
+    deadlines = AnswerDeadlines(Recipe(name="x"))
     make = ray.remote(Actor).options(num_cpus=0)
     actor, peer = make.remote(), make.remote()
     ref = getattr(actor, method).remote()
     with pytest.raises(LostError, match=said) as caught:
-        fetch(ref, NAME, MOMENT, patience)
+        fetch(ref, NAME, MOMENT, deadlines)
     assert (caught.value.names, caught.value.kind) == ((NAME,), how)
     with pytest.raises(LostError, match="critic rank 0") as caught:
-        fetch(peer.take.remote(ref), "critic rank 0", MOMENT, patience)
+        fetch(peer.take.remote(ref), "critic rank 0", MOMENT, deadlines)
     assert caught.value.names == () or method == "fail_unsendably"  # Ray does not say in whose process that was
 
 
@@ -182,7 +182,7 @@ import ray
 from actors.cluster import cluster
 from actors.supervisor import Supervisor
 from actors.waiting import Moment, fetch
-from actors.worker import PULSE, Worker
+from actors.worker import HEARTBEAT, Worker
 from rlhf.config.schema import Recipe
 from rlhf.errors import LostError
 from pathlib import Path
@@ -199,17 +199,18 @@ name, moment = "policy rank 0", Moment(phase="update", step=7)
 events = []
 with cluster(None, has_gpus=False):
     supervisor = Supervisor(Recipe(name="x"), lambda kind, **details: events.append({"kind": kind, **details}))
-    worker = ray.remote(concurrency_groups={PULSE: 1})(Worker).options(num_cpus=0).remote(name, Path("log").resolve())
+    actor_class = ray.remote(concurrency_groups={HEARTBEAT: 1})(Worker).options(num_cpus=0)
+    worker = actor_class.remote(name, Path("log").resolve())
     supervisor.started(name, worker)
     supervisor.built(ray.get(worker.build.remote(Hungry)))
     for _ in range(2):  # it is the answer to all that the actor is asked from now on
         try:
-            fetch(worker.call.remote("eat"), name, moment, supervisor.patience)
+            fetch(worker.call.remote("eat"), name, moment, supervisor.deadlines)
         except LostError as error:
             loss = error
             print(loss.names, loss.kind)
-    print(supervisor.located(LostError("nobody knows")).names)
-    supervisor.lost(loss, moment)
+    print(supervisor.with_dead_actors(LostError("nobody knows")).names)
+    supervisor.handle_loss(loss, moment)
 print(events[0]["cause"], "|", events[0]["what"])
 """
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from actors.placement import SHARE, Placement
+from actors.placement import GPU_SHARE, Placement
 from rlhf.config.schema import PlacementConfig, Recipe
 
 ROOT = Path(__file__).parents[2]
@@ -75,7 +75,7 @@ def test_on_cpus_nothing_is_reserved() -> None:
     placement = Placement(Recipe(name="x", placement=PlacementConfig(device="cpu")), "cpu", "ppo", 0)
     assert placement.pools == () and not placement.engines_share
     anywhere = {"num_cpus": 0, "scheduling_strategy": "SPREAD"}
-    assert placement.place("policy", 0) == placement.place("reward x", 0) == anywhere
+    assert placement.actor_options("policy", 0) == placement.actor_options("reward x", 0) == anywhere
 
 
 def test_no_group_and_no_engine_lies_on_two_nodes(answers: dict[str, Any]) -> None:
@@ -102,7 +102,7 @@ def test_who_shares_sits_together_rank_by_rank(answers: dict[str, Any]) -> None:
     together = answers["colocated"]
     assert together["rollout"] == together["policy"]
     assert all(own == together["policy"][: len(own)] for own in together.values())
-    assert 10 * SHARE <= 1
+    assert 10 * GPU_SHARE <= 1
 
 
 def test_more_than_there_is_is_refused_with_the_table(answers: dict[str, Any]) -> None:
@@ -118,7 +118,7 @@ def test_gpus_that_are_there_but_not_where_they_are_needed_are_refused(answers: 
 
 
 def test_gpus_that_do_not_become_free_are_waited_for_until_the_deadline(answers: dict[str, Any]) -> None:
-    assert "were not free within 4 s: asked for policy 21 x 1, critic 4 x 1" in answers["busy"]
+    assert "were not free within 4 s: requested policy 21 x 1, critic 4 x 1" in answers["busy"]
     assert "free now on each node: " in answers["busy"]
 
 

@@ -117,7 +117,11 @@ class Small:
             group.ready()
             supervisor.serve(group.names)
         engines: Any = SimpleNamespace(
-            generate=self._generate, outdate=lambda version: None, serving=[], admit=lambda moment: [engine], backend=""
+            generate=self._generate,
+            mark_outdated=lambda version: None,
+            serving=[],
+            admit=lambda moment: [engine],
+            backend="",
         )
         engine = SimpleNamespace(name="rollout engine 0", building=None, actor=None)
         engines.wake = lambda part, who, moment: self.note(f"wake {part}")
@@ -210,7 +214,7 @@ REST, LEAVE = "rest ['states']", "rest ['states', 'weights']"
 
 def test_roles_that_make_room_score_after_the_others_and_one_by_one(crew: Any) -> None:
     small = crew(["reference", "critic"], ("nobody", 0, 0), rests={"reference": "all", "critic": "all"})
-    kinds = {role: group.resting for role, group in small.groups.items()}
+    kinds = {role: group.offload_mode for role, group in small.groups.items()}
     assert kinds == {"policy": None, "reference": "all", "critic": "all"}
     found = small.scores("reference", "policy", "critic")
     assert [scores.tolist() for scores in found] == [[*block] for block in BLOCKS for _ in range(3)]

@@ -16,10 +16,10 @@ import ray
 
 from actors import inspection
 from actors import supervisor as supervisor_module
-from actors.process import Whereabouts
+from actors.process import ProcessLocation
 from actors.supervisor import Supervisor
 from actors.waiting import Moment, wait
-from actors.worker import PULSE, Worker
+from actors.worker import HEARTBEAT, Worker
 from rlhf.config.schema import PlacementConfig, Recipe, RecoveryConfig
 from rlhf.errors import LostError, MachineryError
 from rlhf.recovery import facts
@@ -64,10 +64,10 @@ class Watched:
     def start(self) -> None:
         self.worker, self.where = self.rank(NAME)
 
-    def rank(self, name: str) -> tuple[Any, Whereabouts]:
+    def rank(self, name: str) -> tuple[Any, ProcessLocation]:
         """Another process for this rank."""
         log = self.folder / f"policy-{name[-1]}.log"
-        worker = ray.remote(concurrency_groups={PULSE: 1})(Worker).options(num_cpus=0).remote(name, log)
+        worker = ray.remote(concurrency_groups={HEARTBEAT: 1})(Worker).options(num_cpus=0).remote(name, log)
         self.supervisor.started(name, worker)
         where = ray.get(worker.build.remote(Held), timeout=60)
         self.supervisor.built(where)
@@ -77,11 +77,11 @@ class Watched:
     def lose(self, sign: signal.Signals) -> LostError:
         """Do this to the actor in the middle of its work; the error that a wait for it gives."""
         ref = self.worker.call.remote("hang")
-        while ray.get(self.worker.pulse.remote(), timeout=30)[0] != "hang":
+        while ray.get(self.worker.heartbeat.remote(), timeout=30)[0] != "hang":
             time.sleep(0.01)
         os.kill(self.where.process, sign)
         with pytest.raises(LostError) as caught:
-            wait([ref], [NAME], MOMENT, self.supervisor.patience)
+            wait([ref], [NAME], MOMENT, self.supervisor.deadlines)
         return caught.value
 
 
@@ -89,7 +89,7 @@ def test_a_stopped_process_is_found_diagnosed_and_ended(local_ray: None, tmp_pat
     watched = Watched(tmp_path)
     error = watched.lose(signal.SIGSTOP)
     assert (error.kind, error.names) == ("stalled", (NAME,))
-    watched.supervisor.lost(error, MOMENT, samples=12)
+    watched.supervisor.handle_loss(error, MOMENT, samples=12)
     [event] = watched.events
     assert (event["kind"], event["role"], event["rank"], event["step"], event["phase"]) == (
         "actor_stalled", "policy", 0, 7, "update",
@@ -105,7 +105,7 @@ def test_a_stopped_process_is_found_diagnosed_and_ended(local_ray: None, tmp_pat
 def test_a_busy_process_writes_its_stacks_before_it_is_ended(local_ray: None, tmp_path: Path) -> None:
     watched = Watched(tmp_path)
     error = watched.lose(signal.SIGCONT)  # which changes nothing: it is only late
-    watched.supervisor.lost(error, MOMENT)
+    watched.supervisor.handle_loss(error, MOMENT)
     assert watched.events[0]["doing"].startswith("hang for ")
     assert "busy" in watched.events[0]["cause"]
     assert "in hang" in (tmp_path / "policy-0.log").read_text()
@@ -113,10 +113,10 @@ def test_a_busy_process_writes_its_stacks_before_it_is_ended(local_ray: None, tm
 
 def test_a_killed_process_is_named_once_too_often(local_ray: None, tmp_path: Path) -> None:
     watched = Watched(tmp_path, restarts=1)
-    watched.supervisor.lost(watched.lose(signal.SIGKILL), MOMENT)
+    watched.supervisor.handle_loss(watched.lose(signal.SIGKILL), MOMENT)
     watched.start()
     with pytest.raises(MachineryError, match=r"more than recovery\.restarts = 1") as caught:
-        watched.supervisor.lost(watched.lose(signal.SIGKILL), MOMENT)
+        watched.supervisor.handle_loss(watched.lose(signal.SIGKILL), MOMENT)
     history = [
         line for line in str(caught.value).splitlines() if "UTC policy rank 0 died during update of step 7" in line
     ]
@@ -126,8 +126,8 @@ def test_a_killed_process_is_named_once_too_often(local_ray: None, tmp_path: Pat
 def test_what_an_actor_started_is_ended_with_it(local_ray: None, tmp_path: Path) -> None:
     watched = Watched(tmp_path)
     child = ray.get(watched.worker.call.remote("children"), timeout=30)
-    watched.supervisor._seen[NAME].where = replace(watched.where, children=(child,))
-    watched.supervisor.lost(watched.lose(signal.SIGKILL), MOMENT)
+    watched.supervisor._actors[NAME].where = replace(watched.where, children=(child,))
+    watched.supervisor.handle_loss(watched.lose(signal.SIGKILL), MOMENT)
     assert not alive(child)
 
 
@@ -137,9 +137,9 @@ def test_of_a_group_in_which_one_is_stopped_one_is_at_fault_and_all_are_ended(lo
     refs = [worker.call.remote("hang") for worker in (watched.worker, peer)]
     os.kill(where.process, signal.SIGSTOP)
     with pytest.raises(LostError) as caught:
-        wait(refs, [NAME, PEER], MOMENT, watched.supervisor.patience)
+        wait(refs, [NAME, PEER], MOMENT, watched.supervisor.deadlines)
     assert caught.value.names == (NAME, PEER), "who waits for a stopped peer is late itself"
-    watched.supervisor.lost(caught.value, MOMENT)
+    watched.supervisor.handle_loss(caught.value, MOMENT)
     assert [(event["kind"], event["member"]) for event in watched.events] == [("actor_stalled", PEER)]
     assert watched.supervisor.goodput.restarts == 1
     assert not alive(watched.where.process) and not alive(where.process)
@@ -150,8 +150,8 @@ def test_a_group_that_stalls_as_a_whole_is_one_restart(local_ray: None, tmp_path
     names = [NAME, PEER, "policy rank 2"]
     workers = [watched.worker, *(watched.rank(name)[0] for name in names[1:])]
     with pytest.raises(LostError) as caught:
-        wait([worker.call.remote("hang") for worker in workers], names, MOMENT, watched.supervisor.patience)
-    watched.supervisor.lost(caught.value, MOMENT, samples=5)
+        wait([worker.call.remote("hang") for worker in workers], names, MOMENT, watched.supervisor.deadlines)
+    watched.supervisor.handle_loss(caught.value, MOMENT, samples=5)
     [event] = watched.events
     assert (event["kind"], event["member"], event["others"]) == ("actor_stalled", NAME, names[1:])
     numbers = watched.supervisor.goodput.metrics()
@@ -167,7 +167,7 @@ def test_many_ranks_are_looked_at_in_the_time_of_one(local_ray: None, tmp_path: 
         watched.supervisor.started(name, watched.worker)
         watched.supervisor.built(replace(watched.where, name=name))
     begin = time.monotonic()
-    watched.supervisor.lost(LostError("late", tuple(names), "stalled"), MOMENT)
+    watched.supervisor.handle_loss(LostError("late", tuple(names), "stalled"), MOMENT)
     assert time.monotonic() - begin < 20
     assert len(watched.events[-1]["others"]) == 39
     assert not alive(watched.where.process)
@@ -176,14 +176,14 @@ def test_many_ranks_are_looked_at_in_the_time_of_one(local_ray: None, tmp_path: 
 def test_who_is_gone_is_found_where_an_error_does_not_say(local_ray: None, tmp_path: Path) -> None:
     watched, nobody = Watched(tmp_path), LostError("an object is lost", kind="failed")
     _, where = watched.rank(PEER)
-    assert watched.supervisor.located(nobody).names == ()
+    assert watched.supervisor.with_dead_actors(nobody).names == ()
     os.kill(where.process, signal.SIGKILL)
     end = time.monotonic() + 30
-    while not (found := watched.supervisor.located(nobody)).names and time.monotonic() < end:
+    while not (found := watched.supervisor.with_dead_actors(nobody)).names and time.monotonic() < end:
         time.sleep(0.1)
     assert (found.names, found.kind) == ((PEER,), "died")
-    assert watched.supervisor.located(LostError("late", (NAME,), "stalled")).names == (NAME, PEER)
-    watched.supervisor.lost(found, MOMENT)
+    assert watched.supervisor.with_dead_actors(LostError("late", (NAME,), "stalled")).names == (NAME, PEER)
+    watched.supervisor.handle_loss(found, MOMENT)
     assert [(event["kind"], event["member"]) for event in watched.events] == [("actor_died", PEER)]
 
 
@@ -194,15 +194,15 @@ def test_a_loss_of_nobody_is_one_of_a_result_and_the_next_one_one_of_all() -> No
     supervisor.started(NAME, None)
     suspected = []
     for _ in range(2):
-        supervisor.lost(supervisor.located(LostError("an object is lost")), MOMENT)
-        suspected.append(supervisor.suspects_all)
+        supervisor.handle_loss(supervisor.with_dead_actors(LostError("an object is lost")), MOMENT)
+        suspected.append(supervisor.should_replace_all)
     assert suspected == [False, True]
     assert [event["what"].partition(": ")[2] for event in events] == [
-        "it is computed again", "which one is at fault cannot be known, all are replaced",
+        "it is computed again", "the faulty one is not known, all are replaced",
     ]  # fmt: skip
     for step in (7, 8):
         supervisor.step_done(step, 1.0)
-    assert not supervisor.suspects_all
+    assert not supervisor.should_replace_all
 
 
 def test_what_killed_processes_had_in_memory_is_removed(
@@ -217,7 +217,7 @@ def test_what_killed_processes_had_in_memory_is_removed(
     snapshot.mkdir()
     (snapshot / "optimizer").touch()
     (others := tmp_path / "rlhf-weights-1-ef").touch()
-    watched.supervisor.lost(watched.lose(signal.SIGKILL), MOMENT)
+    watched.supervisor.handle_loss(watched.lose(signal.SIGKILL), MOMENT)
     assert not weights.exists() and snapshot.exists()
     watched.rank(PEER)  # which is started again for its peer's sake
     assert not snapshot.exists() and others.exists()
@@ -240,18 +240,18 @@ def test_time_is_lost_where_the_run_waits_and_nowhere_else(tmp_path: Path) -> No
 
     def start(name: str) -> None:
         supervisor.started(name, None)
-        supervisor.built(Whereabouts(name=name, node="", node_id="", process=0))
-        supervisor._seen[name].where = None  # no process to be looked at
+        supervisor.built(ProcessLocation(name=name, node="", node_id="", process=0))
+        supervisor._actors[name].where = None  # no process to be looked at
 
     for name in names:
         start(name)
     supervisor.serve(names)
-    supervisor.lost(LostError("gone", (names[0],)), MOMENT)
+    supervisor.handle_loss(LostError("gone", (names[0],)), MOMENT)
     clock.now += 60  # the other serves
     start(names[0])
     supervisor.serve(names)
     assert supervisor.seconds_lost == 0
-    with supervisor.waiting():
+    with supervisor.time_lost():
         clock.now += 7
     assert dict(supervisor.goodput.lost_by_kind) == {"died": 7.0}
 
@@ -280,9 +280,9 @@ def test_what_the_kernel_killed_is_counted_on_the_node_where_the_actor_lived(mon
     for before in (7, 6):
         supervisor = Supervisor(Recipe(name="x"), lambda kind, **details: causes.append(details["cause"]))
         supervisor.started(NAME, None)
-        there = Whereabouts(name=NAME, node="other", node_id="other", process=dead.pid, oom_kills=before)
+        there = ProcessLocation(name=NAME, node="other", node_id="other", process=dead.pid, oom_kills=before)
         supervisor.built(there)
-        supervisor.give_up(LostError("policy rank 0 died: connection error code 2", (NAME,), "died"), MOMENT)
+        supervisor.final_error(LostError("policy rank 0 died: connection error code 2", (NAME,), "died"), MOMENT)
     assert causes == [Cause.SILENT, Cause.HOST_MEMORY]
 
 
@@ -292,7 +292,7 @@ def test_status_tells_where_everybody_is(local_ray: None, tmp_path: Path) -> Non
     watched = Watched(tmp_path)
     assert watched.where.oom_kills == facts.oom_kills()
     watched.supervisor.steps = 120
-    watched.supervisor.enter(MOMENT)
+    watched.supervisor.enter_phase(MOMENT)
     status = json.loads((tmp_path / "status.json").read_text())
     assert (status["phase"], status["step"], status["steps"]) == ("update", 7, 120)
     assert status["members"][NAME]["process"] == watched.where.process

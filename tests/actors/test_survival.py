@@ -63,7 +63,7 @@ class Running:
                 raise left.pop(0)
             return "done"
 
-        return self.survivor.surely(call)
+        return self.survivor.retry(call)
 
 
 def test_all_that_are_gone_are_replaced_and_it_is_one_restart() -> None:

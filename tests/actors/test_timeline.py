@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import ray
 
-from actors.process import Whereabouts
+from actors.process import ProcessLocation
 from actors.timeline import Timeline
-from actors.worker import PULSE, Worker
+from actors.worker import HEARTBEAT, Worker
 from rlhf.tracking.spans import Span, Spans, Taken
 
 AHEAD = 5000.0
@@ -51,13 +51,13 @@ class Board:
         self.rows.setdefault((group, row), []).extend(spans)
 
 
-def at(name: str) -> Whereabouts:
-    return Whereabouts(name=name, node="10.0.0.2", node_id="abc", process=hash(name))
+def at(name: str) -> ProcessLocation:
+    return ProcessLocation(name=name, node="10.0.0.2", node_id="abc", process=hash(name))
 
 
 @pytest.fixture
 def worker(local_ray: None, tmp_path: Path) -> Iterator[Any]:
-    actor = ray.remote(concurrency_groups={PULSE: 1})(Worker).remote("policy rank 0", tmp_path / "log")
+    actor = ray.remote(concurrency_groups={HEARTBEAT: 1})(Worker).remote("policy rank 0", tmp_path / "log")
     ray.get(actor.build.remote(Held))
     yield actor
     ray.kill(actor)

@@ -11,8 +11,8 @@ import pytest
 import ray
 
 from actors.cluster import node_address
-from actors.waiting import Moment, Patience, wait
-from actors.worker import PULSE, Worker
+from actors.waiting import AnswerDeadlines, Moment, wait
+from actors.worker import HEARTBEAT, Worker
 from rlhf.config.schema import EarlyStopConfig, EndpointConfig, PlacementConfig, Recipe, RewardSourceConfig
 from rlhf.errors import LostError, MachineryError, Stopped, UserError
 
@@ -52,28 +52,30 @@ class Held:
         os._exit(1)
 
 
+def make_worker(name: str, log: Path) -> ray.actor.ActorHandle:
+    return ray.remote(concurrency_groups={HEARTBEAT: 1})(Worker).options(num_cpus=0).remote(name, log)
+
+
 @pytest.fixture
 def worker(local_ray: None, tmp_path: Path) -> Iterator[ray.actor.ActorHandle]:
     """A worker that holds ``Held``."""
-    actor = (
-        ray.remote(concurrency_groups={PULSE: 1})(Worker).options(num_cpus=0).remote("policy rank 3", tmp_path / "log")
-    )
+    actor = make_worker("policy rank 3", tmp_path / "log")
     ray.get(actor.build.remote(Held), timeout=60)
     yield actor
     ray.kill(actor)
 
 
 def ask(worker: ray.actor.ActorHandle, method: str, *arguments: int, seconds: float = 30) -> list:  # type: ignore[type-arg]
-    return wait([worker.call.remote(method, *arguments)], ["policy rank 3"], MOMENT, patience(seconds))
+    return wait([worker.call.remote(method, *arguments)], ["policy rank 3"], MOMENT, deadlines(seconds))
 
 
-def patience(seconds: float, check: Callable[[], None] = lambda: None) -> Patience:
-    return Patience(Recipe(name="x", placement=PlacementConfig(phase_timeout_seconds=seconds)), check)
+def deadlines(seconds: float, check: Callable[[], None] = lambda: None) -> AnswerDeadlines:
+    return AnswerDeadlines(Recipe(name="x", placement=PlacementConfig(phase_timeout_seconds=seconds)), check)
 
 
 def test_values_come_in_the_order_of_the_references(worker: ray.actor.ActorHandle) -> None:
     refs = [worker.call.remote("double", x) for x in (1, 2, 3)]
-    assert wait(refs, ["a", "b", "c"], MOMENT, patience(30)) == [2, 4, 6]
+    assert wait(refs, ["a", "b", "c"], MOMENT, deadlines(30)) == [2, 4, 6]
 
 
 def test_a_users_mistake_is_passed_on_whole(worker: ray.actor.ActorHandle) -> None:
@@ -106,7 +108,7 @@ def test_a_worker_that_computes_says_what_it_is_doing(worker: ray.actor.ActorHan
     worker.call.remote("hang")
     doing, seconds = "", 0.0
     while doing != "hang":
-        doing, seconds = ray.get(worker.pulse.remote(), timeout=30)
+        doing, seconds = ray.get(worker.heartbeat.remote(), timeout=30)
     assert seconds < 60
 
 
@@ -126,11 +128,11 @@ def test_what_ray_fails_an_actor_in_is_a_loss_of_that_actor(worker: ray.actor.Ac
 
 def test_of_two_ranks_the_one_that_died_is_blamed(worker: ray.actor.ActorHandle, tmp_path: Path) -> None:
     """Whoever complains first: its peer only says that somebody is gone."""
-    other = ray.remote(concurrency_groups={PULSE: 1})(Worker).options(num_cpus=0).remote("rank 4", tmp_path / "other")
+    other = make_worker("rank 4", tmp_path / "other")
     ray.get(other.build.remote(Held), timeout=60)
     refs = [worker.call.remote("lose_peer"), other.call.remote("die_soon")]
     with pytest.raises(LostError, match="rank 4 died") as caught:
-        wait(refs, ["policy rank 3", "rank 4"], MOMENT, patience(30))
+        wait(refs, ["policy rank 3", "rank 4"], MOMENT, deadlines(30))
     assert caught.value.names == ("rank 4",)
 
 
@@ -138,7 +140,7 @@ def test_a_wait_ends_when_the_run_is_to_stop(worker: ray.actor.ActorHandle) -> N
     def stop() -> None:
         raise Stopped("SIGTERM")
 
-    stopping = patience(60, stop)
+    stopping = deadlines(60, stop)
     with stopping.undisturbed():
         assert wait([worker.call.remote("double", 2)], ["policy rank 3"], MOMENT, stopping) == [4]
     with pytest.raises(Stopped):
@@ -146,7 +148,7 @@ def test_a_wait_ends_when_the_run_is_to_stop(worker: ray.actor.ActorHandle) -> N
 
 
 def test_a_phase_that_has_been_fast_may_not_take_for_ever(worker: ray.actor.ActorHandle) -> None:
-    quick = patience(1000)
+    quick = deadlines(1000)
     assert quick.seconds("policy rank 3", MOMENT) == 1000
     wait([worker.call.remote("double", 2)], ["policy rank 3"], MOMENT, quick)
     assert quick.seconds("policy rank 0", MOMENT) == 120, "the floor, since twenty times a moment is less"
@@ -154,7 +156,7 @@ def test_a_phase_that_has_been_fast_may_not_take_for_ever(worker: ray.actor.Acto
 
 
 def test_other_work_in_a_phase_teaches_nothing_of_how_long_the_phase_takes(worker: ray.actor.ActorHandle) -> None:
-    quick = patience(1000)
+    quick = deadlines(1000)
     wait([worker.call.remote("double", 2)], ["policy rank 3"], MOMENT.of("rest"), quick)
     assert quick.seconds("policy rank 3", MOMENT) == 1000
     assert quick.seconds("policy rank 3", Moment(phase="score").of("rest")) == 120, "the same work in any phase"
@@ -162,16 +164,16 @@ def test_other_work_in_a_phase_teaches_nothing_of_how_long_the_phase_takes(worke
 
 
 def test_a_failure_teaches_nothing_of_how_long_a_phase_takes(worker: ray.actor.ActorHandle) -> None:
-    quick = patience(1000)
+    quick = deadlines(1000)
     with pytest.raises(LostError):
         wait([worker.call.remote("die")], ["policy rank 3"], MOMENT, quick)
     assert quick.seconds("policy rank 3", MOMENT) == 1000, "it died at once: what others take is not known"
 
 
 def test_who_is_silent_is_late_however_much_others_say(worker: ray.actor.ActorHandle, tmp_path: Path) -> None:
-    other = ray.remote(concurrency_groups={PULSE: 1})(Worker).options(num_cpus=0).remote("rank 4", tmp_path / "other")
+    other = make_worker("rank 4", tmp_path / "other")
     ray.get(other.build.remote(Held), timeout=60)
-    impatient, silent = patience(2), worker.call.remote("hang")
+    impatient, silent = deadlines(2), worker.call.remote("hang")
 
     def others_go_on() -> None:
         while True:
@@ -185,7 +187,7 @@ def test_who_is_silent_is_late_however_much_others_say(worker: ray.actor.ActorHa
 
 def test_who_answers_one_after_another_is_not_late(worker: ray.actor.ActorHandle) -> None:
     refs = [worker.call.remote("double_slowly", x) for x in range(4)]
-    assert wait(refs, ["policy rank 3"] * 4, MOMENT, patience(2)) == [0, 2, 4, 6], "3 s in all, of 2 s for each"
+    assert wait(refs, ["policy rank 3"] * 4, MOMENT, deadlines(2)) == [0, 2, 4, 6], "3 s in all, of 2 s for each"
 
 
 def test_own_ray_is_on_loopback(local_ray: None) -> None:
@@ -198,9 +200,9 @@ def test_a_phase_that_asks_a_service_may_always_take_all_its_time() -> None:
     asks = Recipe(name="x", rewards={"b": service})
     watched = Recipe(name="x", early_stop=EarlyStopConfig(scorer=service))
     for recipe, limits in ((asks, (1800.0, 120.0, 120.0)), (watched, (120.0, 1800.0, 120.0))):
-        patience = Patience(recipe)
+        deadlines = AnswerDeadlines(recipe)
         moments = [Moment(phase=phase) for phase in ("score", "judge", "update")]
         for moment in moments:
-            patience.deadlines.took(moment.work_of("judge rank 0"), 1.0)
-        assert tuple(patience.seconds("judge rank 0", moment) for moment in moments) == limits
-        assert patience.seconds("judge rank 0", moments[0].of("rest")) == 1800, "which has yet to be seen"
+            deadlines.learned.took(moment.work_of("judge rank 0"), 1.0)
+        assert tuple(deadlines.seconds("judge rank 0", moment) for moment in moments) == limits
+        assert deadlines.seconds("judge rank 0", moments[0].of("rest")) == 1800, "which has yet to be seen"

@@ -130,7 +130,7 @@ def test_the_last_policy_is_kept_where_none_was_clearly_better(tmp_path: Path) -
     assert watched.finish() == ["by version 2"]
     assert watched.model() == "2"
     assert not watched.run.best.exists()
-    assert watched.outcome() == "PPO done. The model is the last policy: none before it was judged clearly higher."
+    assert watched.outcome() == "PPO done. The model is the last policy: no earlier one scored clearly higher."
     assert watched.summary()["stopped"] == "after the last step"
 
 

@@ -189,7 +189,7 @@ def test_a_damaged_checkpoint_is_refused_by_file(folder: Path, broken: Ended) ->
     run = Run(folder, "broken", settings(folder, "broken"))
     assert run.end() == 2
     assert f"{file.name} has other content than was written" in run.said()
-    assert "to go on from step_4" in run.said()
+    assert "to resume from step_4" in run.said()
     assert "Traceback" not in run.said()
 
 

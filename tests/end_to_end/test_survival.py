@@ -120,7 +120,7 @@ def test_causes_are_told(survived: Survived) -> None:
     assert "busy" in group["cause"] and group["doing"].startswith("logprobs for ")
     assert stopped["cause"] == "the process is stopped (SIGSTOP, or a debugger)"
     assert stopped["process_state"] == "T"
-    assert "gave no answer that can be read" in unread["what"] and "invalid literal for int" in unread["what"]
+    assert "cannot be read" in unread["what"] and "invalid literal for int" in unread["what"]
 
 
 def test_whoever_was_lost_was_replaced(survived: Survived) -> None:

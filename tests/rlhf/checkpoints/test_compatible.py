@@ -73,7 +73,7 @@ A, B, LONGER = DataFile("data/a.jsonl", 3, "aa"), DataFile("data/b.jsonl", 5, "b
         ([A], [LONGER], ["data/a.jsonl has other content: 3 rows then, 4 rows now"]),
         ([A, B], [A], ["data/b.jsonl (5 rows) is not read any more"]),
         ([A], [A, B], ["data/b.jsonl (5 rows) is new"]),
-        ([A, B], [B, A], ["the files are the same, and are read in another order"]),
+        ([A, B], [B, A], ["the files are the same, but are read in another order"]),
         (
             [A],
             [replace(LONGER, file="x.jsonl")],

@@ -77,7 +77,7 @@ def test_every_damage_is_refused_or_does_no_harm(whole: Path, name: str, kind: s
         found = read(whole)
         if isinstance(found, UserError):
             assert str(path) in found.what
-            assert found.fix == f"delete {whole}/step_2 to go on from step_1"
+            assert found.fix == f"delete {whole}/step_2 to resume from step_1"
             assert len(str(found)) < 1000
         else:  # blanks between the parts of the manifest, or an empty file that is still empty
             assert found.score == 0.25
@@ -123,7 +123,7 @@ def test_refusals_say_what_is_wrong_and_what_to_do(whole: Path, tmp_path: Path) 
     (folder / "step_2" / "manifest.json").unlink()
     with pytest.raises(UserError, match="manifest.json cannot be read: No such file") as caught:
         latest_checkpoint(folder)
-    assert caught.value.fix == f"delete {folder}/step_2 to start anew"
+    assert caught.value.fix == f"delete {folder}/step_2 to start again"
 
 
 def test_following_the_fix_goes_on_from_the_older_one(whole: Path, tmp_path: Path) -> None:

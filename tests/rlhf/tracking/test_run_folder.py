@@ -70,7 +70,7 @@ def test_a_model_appears_whole_or_not_at_all(tmp_path: Path) -> None:
 def test_a_folder_without_weights_is_not_a_model(tmp_path: Path) -> None:
     """They were written on another node, whose folder of that name is another."""
     run = RunFolder.create(tmp_path, "sft", "", "abc")
-    with pytest.raises(UserError, match="runs_dir be a folder that all nodes see"), run.writing_model() as folder:
+    with pytest.raises(UserError, match="set runs_dir to a folder that all nodes share"), run.writing_model() as folder:
         (folder / "tokenizer.json").write_text("{}")
     assert not run.model.exists()
 
