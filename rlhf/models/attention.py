@@ -1,11 +1,11 @@
-"""Attention over rows of several sequences, each sequence by itself.
+"""Attention over packed rows, in which each sequence attends only to itself.
 
-It costs the sum of the squared lengths, never the square of a row, and no mask of a whole row exists. transformers
-calls it through its interface for attention functions (``AttentionInterface``, ``AttentionMaskInterface``): in place of
-a mask its models hand every layer a ``RowMask``, which holds the sequences' lengths and the model's own rule of which
-token sees which, so that sliding windows, chunks and bidirectional layers stay what they are.
+The cost is the sum of the squared sequence lengths, and no mask of a whole row is built. transformers calls this module
+through ``AttentionInterface`` and ``AttentionMaskInterface``: instead of a mask tensor, models pass a ``RowMask`` to
+every layer. It holds the sequence lengths and the model's own mask function, so sliding windows, chunks and
+bidirectional layers keep their meaning.
 
-Shapes: B rows, H heads of queries, K of keys and values, N tokens of a row, D width of a head, L a sequence's tokens.
+Shapes: B rows, H query heads, K key/value heads, N tokens of a row, D head size, L tokens of one sequence.
 """
 
 from __future__ import annotations
@@ -30,31 +30,31 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import AttentionMaskInterface, bidirectional_mask_function, causal_mask_function
 
 ATTENTION = "rows_by_sequence"
-"""Name under which transformers knows this attention."""
+"""Name under which this attention is registered with transformers."""
 
 CPU = torch.device("cpu")
 WIDEST_HEAD = 256
-"""Largest D of FlashAttention's kernels."""
+"""Largest D for which FlashAttention has kernels."""
 LARGE_MEMORY = ((8, 0), (9, 0), (10, 0))
-"""Compute capabilities whose shared memory holds the backward pass of heads wider than 192: A100, H100, B200."""
+"""Compute capabilities whose shared memory fits the backward pass for D > 192: A100, H100, B200."""
 
 Attended = tuple[Tensor, None]
-"""What transformers' attention functions return: (B, N, H, D), and no attention weights."""
+"""Return value of transformers' attention functions: (B, N, H, D), without attention weights."""
 Rule = Callable[..., Tensor]
 """transformers' mask function: (row, head, query position, key position) → whether the query sees the key."""
 Band = tuple[int, int]
-"""Tokens before a token, and behind it, that it sees: a window as FlashAttention counts it."""
+"""Number of tokens before and after a token that it attends to: FlashAttention's ``window_size``."""
 ALL = -1
-"""In a band: however many there are."""
+"""Unlimited side of a band."""
 
 _lengths: ContextVar[tuple[int, ...]] = ContextVar("lengths")
 
 
 @contextmanager
 def rows_of(lengths: tuple[int, ...]) -> Iterator[None]:
-    """Within the block, masks are made for rows of sequences of these lengths.
+    """Build the masks of the block for rows that hold sequences of these lengths.
 
-    A context and not an argument: the mask is the one thing that every architecture hands on to its attention.
+    The lengths are context and no argument, because the mask is all that every architecture passes to its attention.
     """
     token = _lengths.set(lengths)
     try:
@@ -65,10 +65,10 @@ def rows_of(lengths: tuple[int, ...]) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class RowMask:
-    """The sequences of the rows, and which tokens of a sequence see which.
+    """Sequence lengths of the rows, and the rule of which token attends to which.
 
-    ``lengths`` are of the sequences end to end in one row or, where there are several rows, of the one sequence that
-    each of them begins with. All layers of a kind share the object, so what it computes is computed once a pass.
+    ``lengths`` describes the sequences packed into one row or, for several rows, the one sequence at the start of each.
+    All layers of a kind share the object, so its cached values are computed once per pass.
     """
 
     lengths: tuple[int, ...]
@@ -83,9 +83,9 @@ class RowMask:
 
     @cached_property
     def band(self) -> Band | None:
-        """How many tokens before and behind itself a token sees, at most; None where the rule is no band.
+        """The attention window of the rule; None if the rule is not a window.
 
-        Causal attention is (``ALL``, 0); attention over the whole sequence, in both directions, (``ALL``, ``ALL``).
+        Causal attention is (``ALL``, 0), bidirectional attention (``ALL``, ``ALL``).
         """
         if self.rule is causal_mask_function:
             return ALL, 0
@@ -94,58 +94,58 @@ class RowMask:
         return self._probe_band()
 
     def is_causal(self, length: int) -> bool:
-        """Whether each token of a sequence of L tokens sees all tokens up to itself and no other."""
+        """Whether attention within a sequence of L tokens is plain causal attention."""
         return self.band is not None and self.band[1] == 0 and not 0 <= self.band[0] < length - 1
 
     def is_full(self, length: int) -> bool:
-        """Whether each token of a sequence of L tokens sees all of them."""
+        """Whether each token of a sequence of L tokens attends to all of them."""
         return self.band is not None and not any(0 <= width < length - 1 for width in self.band)
 
     def bias(self, length: int, dtype: torch.dtype) -> Tensor:
-        """(1, 1, L, L) numbers to add to scores: 0 where a token is seen, −inf elsewhere.
+        """(1, 1, L, L) bias added to the scores: 0 where the query attends to the key, −inf elsewhere.
 
-        Numbers and no booleans: of those PyTorch would make numbers in every layer anew, and keep them all.
+        PyTorch would convert a boolean mask to numbers again in every layer, and keep each copy.
         """
         if (length, dtype) not in self._bias:
-            run = torch.arange(length, device=self.device)
-            seen = self._sees(run[:, None], run[None, :]).expand(1, 1, length, length)
-            zeros = torch.zeros(seen.shape, dtype=dtype, device=self.device)
-            self._bias[length, dtype] = zeros.masked_fill_(~seen, -math.inf)
+            positions = torch.arange(length, device=self.device)
+            visible = self._evaluate_rule(positions[:, None], positions[None, :]).expand(1, 1, length, length)
+            zeros = torch.zeros(visible.shape, dtype=dtype, device=self.device)
+            self._bias[length, dtype] = zeros.masked_fill_(~visible, -math.inf)
         return self._bias[length, dtype]
 
     @cached_property
     def runs(self) -> tuple[tuple[int, int], ...]:
-        """(length, count) of neighbouring sequences that are equally long: they are computed at once."""
+        """(length, count) of consecutive sequences of equal length, which are computed as one batch."""
         return tuple((length, len(list(equal))) for length, equal in groupby(self.lengths))
 
     @cached_property
     def ends(self) -> Tensor:
-        """(sequences + 1,) int32: where each sequence of a packed row begins, and where the last ends."""
+        """(sequences + 1,) int32: cumulative sequence lengths of a packed row, starting at 0."""
         return torch.tensor((0, *self.lengths)).cumsum(0, dtype=torch.int32).to(self.device, non_blocking=True)
 
-    def _sees(self, query: Tensor, key: Tensor) -> Tensor:
-        """Whether the token at position ``query`` of a sequence that stands alone sees the one at ``key``; (n, m)."""
+    def _evaluate_rule(self, query: Tensor, key: Tensor) -> Tensor:
+        """(n, m): whether the query at each position of a single sequence attends to each key."""
         zero = torch.zeros(1, 1, 1, 1, dtype=torch.long, device=self.device)
         return self.rule(zero, zero, query[None, None], key[None, None])
 
     def _probe_band(self) -> Band | None:
-        """The band from the rule itself, in O(L): its width at both ends, then the edges at every token."""
-        length, run = self.longest, torch.arange(self.longest, device=self.device)
-        before = int(self._sees(run[-1:, None], run[None]).sum()) - 1
-        behind = int(self._sees(run[:1, None], run[None]).sum()) - 1
-        queries = run[[0, length // 2, length - 1], None], run[None]
-        keys = run[None], torch.stack([run - before - 1, run - before, run + behind, run + behind + 1])
+        """Find the band by evaluating the rule, in O(L): its width at both ends, then its edges at every token."""
+        length, at = self.longest, torch.arange(self.longest, device=self.device)
+        before = int(self._evaluate_rule(at[-1:, None], at[None]).sum()) - 1
+        after = int(self._evaluate_rule(at[:1, None], at[None]).sum()) - 1
+        queries = at[[0, length // 2, length - 1], None], at[None]
+        keys = at[None], torch.stack([at - before - 1, at - before, at + after, at + after + 1])
         for query, key in zip(queries, keys, strict=True):
-            expected = (key >= query - before) & (key <= query + behind)
-            inside = (key >= 0) & (key < length)
-            seen = self._sees(query, key.clamp(0, length - 1))
-            if not bool((~inside | (seen == expected)).all()):
+            expected = (key >= query - before) & (key <= query + after)
+            is_inside = (key >= 0) & (key < length)
+            visible = self._evaluate_rule(query, key.clamp(0, length - 1))
+            if not bool((~is_inside | (visible == expected)).all()):
                 return None
-        return ALL if before == length - 1 else before, ALL if behind == length - 1 else behind
+        return ALL if before == length - 1 else before, ALL if after == length - 1 else after
 
 
 def use_row_attention(model: PreTrainedModel) -> bool:
-    """Have the model attend by sequence; returns whether its architecture lets its attention be chosen."""
+    """Switch the model to this attention; returns False if its architecture does not support another attention."""
     if not model._can_set_attn_implementation():
         return False
     AttentionInterface.register(ATTENTION, attend)
@@ -156,7 +156,7 @@ def use_row_attention(model: PreTrainedModel) -> bool:
 
 @contextmanager
 def own_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Within the block the model attends as transformers has it, step by step, where its attention can be chosen."""
+    """Run the block with transformers' eager attention, if the architecture supports choosing one."""
     if not model._can_set_attn_implementation():
         yield
         return
@@ -171,9 +171,9 @@ def own_attention(model: PreTrainedModel) -> Iterator[None]:
 def row_mask(
     batch_size: int, q_length: int, mask_function: Rule = causal_mask_function, device: torch.device = CPU, **rest: Any
 ) -> RowMask:
-    """The mask of one kind of layer, as transformers' mask functions are called.
+    """Build the mask of one kind of layer; the signature is that of transformers' mask functions.
 
-    Outside of ``rows_of`` every row is one sequence, so that the model can be called as any other.
+    Outside ``rows_of`` every row is one sequence, so the model can be called like any other.
     """
     return RowMask(_lengths.get((q_length,) * batch_size), mask_function, device)
 
@@ -190,8 +190,8 @@ def attend(
     """Attention of one layer: query (B, H, N, D), key and value (B, K, N, D) → (B, N, H, D).
 
     Args:
-        over: exchanges the tokens of ranks that share the row for heads (``rlhf/models/shared_row.py``); each of them
-            has a part of the row.
+        over: Ulysses attention, for a row split over ranks (``rlhf/models/shared_row.py``): it exchanges tokens for
+            heads before and after.
     """
     if over is None:
         return by_sequence(module, query, key, value, attention_mask, **rest)
@@ -211,13 +211,13 @@ def by_sequence(
     position_bias: Tensor | None = None,
     **rest: Any,
 ) -> Attended:
-    """Attention of whole rows, each sequence by itself. Which token sees which is the mask's rule alone.
+    """Attention of whole rows, each sequence separately; only the mask's rule decides which token attends to which.
 
     Args:
-        scaling: factor of the scores; 1/√D where it is None.
+        scaling: factor of the scores; None: 1/√D.
         softcap: bound of the scores, by tanh (Gemma 2).
-        s_aux: (H,) scores of a sink that takes probability and gives nothing (gpt-oss).
-        position_bias: (1, H, N, N) added to the scores by distance (MPNet); the same in every sequence.
+        s_aux: (H,) scores of an attention sink, which takes probability and has no value (gpt-oss).
+        position_bias: (1, H, N, N) relative position bias (MPNet), the same for every sequence.
     """
 
     def by_kernel(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -226,15 +226,15 @@ def by_sequence(
         bias = None if is_causal or mask.is_full(length) else mask.bias(length, q.dtype)
         if position_bias is not None:
             options["position_bias"] = position_bias[..., :length, :length]
-        heads: Any = SimpleNamespace(num_key_value_groups=q.shape[1] // k.shape[1])  # of this rank, not of the layer
+        heads: Any = SimpleNamespace(num_key_value_groups=q.shape[1] // k.shape[1])  # this rank's, not the layer's
         return sdpa_attention_forward(heads, q, k, v, bias, scaling=scaling, is_causal=is_causal, **options)[0]
 
     def by_steps(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return _written_out(q, k, v, mask, scaling, softcap, s_aux)
+        return _eager(q, k, v, mask, scaling, softcap, s_aux)
 
     is_plain = softcap is None and s_aux is None
     if not is_plain and position_bias is not None:
-        raise NotImplementedError("attention with a bias by position and bounded scores or sinks")
+        raise NotImplementedError("attention with a position bias and softcapped scores or sinks")
     if is_plain and position_bias is None and _fits_varlen(query, value, mask):
         return _varlen(query, key, value, mask, scaling), None
     form = _padded if len(query) > 1 or len(mask.lengths) == 1 else _packed
@@ -242,18 +242,18 @@ def by_sequence(
 
 
 def _packed(query: Tensor, key: Tensor, value: Tensor, mask: RowMask, attention: Callable[..., Tensor]) -> Tensor:
-    """Sequences end to end in one row: equally long neighbours become rows of their own for a moment."""
+    """Attention of a packed row: consecutive sequences of equal length are computed as one batch."""
     parts, begin = [], 0
     for length, count in mask.runs:
         end = begin + length * count
         rows = (each[0, :, begin:end].unflatten(1, (count, length)).transpose(0, 1) for each in (query, key, value))
         parts.append(attention(*rows).flatten(0, 1))
         begin = end
-    return (parts[0] if len(parts) == 1 else torch.cat(parts))[None]  # a copy of one part would be saved beside it
+    return (parts[0] if len(parts) == 1 else torch.cat(parts))[None]  # autograd would save a copy too
 
 
 def _padded(query: Tensor, key: Tensor, value: Tensor, mask: RowMask, attention: Callable[..., Tensor]) -> Tensor:
-    """One sequence at the beginning of each row: of what stands behind it nothing is computed, and it gets zeros."""
+    """Attention of padded rows, one sequence each: padding is not computed, and its output is zero."""
     parts, begin, width = [], 0, query.shape[2]
     for length, count in mask.runs:
         rows = (each[begin : begin + count, :, :length] for each in (query, key, value))
@@ -263,7 +263,7 @@ def _padded(query: Tensor, key: Tensor, value: Tensor, mask: RowMask, attention:
 
 
 def _fits_varlen(query: Tensor, value: Tensor, mask: RowMask) -> bool:
-    """Whether PyTorch's FlashAttention for sequences of several lengths can compute this row."""
+    """Whether PyTorch's variable-length FlashAttention supports this row."""
     width = query.shape[-1]
     return (
         query.is_cuda
@@ -277,13 +277,13 @@ def _fits_varlen(query: Tensor, value: Tensor, mask: RowMask) -> bool:
 
 @cache
 def _widest_head(device: torch.device) -> int:
-    """Largest D that FlashAttention has kernels for, backward too; 0 on GPUs older than Ampere, which have none."""
+    """Largest D for which FlashAttention has forward and backward kernels; 0 on GPUs older than Ampere."""
     capability = torch.cuda.get_device_capability(device)
     return 0 if capability < (8, 0) else WIDEST_HEAD if capability in LARGE_MEMORY else 192
 
 
 def _varlen(query: Tensor, key: Tensor, value: Tensor, mask: RowMask, scaling: float | None) -> Tensor:
-    """(1, N, H, D) by ``torch.nn.attention.varlen``, which takes a packed row as it is."""
+    """(1, N, H, D) attention of a packed row by ``torch.nn.attention.varlen``."""
     groups, options = query.shape[1] // key.shape[1], {}
     if groups > 1 and HAS_GQA:
         options["enable_gqa"] = True
@@ -292,15 +292,15 @@ def _varlen(query: Tensor, key: Tensor, value: Tensor, mask: RowMask, scaling: f
     q, k, v = (each[0].transpose(0, 1).contiguous() for each in (query, key, value))
     ends, longest = mask.ends, mask.longest
     assert mask.band is not None
-    found = varlen.varlen_attn(q, k, v, ends, ends, longest, longest, scale=scaling, window_size=mask.band, **options)
-    return found[None]
+    output = varlen.varlen_attn(q, k, v, ends, ends, longest, longest, scale=scaling, window_size=mask.band, **options)
+    return output[None]
 
 
 HAS_GQA = "enable_gqa" in inspect.signature(varlen.varlen_attn).parameters
-"""Whether this PyTorch's ``varlen_attn`` takes fewer heads of keys than of queries (from 2.12 on)."""
+"""Whether this PyTorch's ``varlen_attn`` supports grouped-query attention (2.12 and later)."""
 
 
-def _written_out(
+def _eager(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -309,7 +309,7 @@ def _written_out(
     softcap: float | None,
     sinks: Tensor | None,
 ) -> Tensor:
-    """(B, L, H, D) attention step by step, for scores that no kernel of PyTorch's knows."""
+    """(B, L, H, D) attention in elementary operations, for softcaps and sinks, which PyTorch's kernels lack."""
     groups, length = query.shape[1] // key.shape[1], query.shape[2]
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
@@ -320,5 +320,5 @@ def _written_out(
     if sinks is not None:
         column = sinks.reshape(1, -1, 1, 1).to(scores.dtype).expand(len(query), -1, length, 1)
         scores = torch.cat([scores, column], dim=-1)
-    likely = scores.softmax(dim=-1, dtype=torch.float32).to(value.dtype)[..., :length]
-    return (likely @ value).transpose(1, 2).contiguous()
+    weights = scores.softmax(dim=-1, dtype=torch.float32).to(value.dtype)[..., :length]
+    return (weights @ value).transpose(1, 2).contiguous()

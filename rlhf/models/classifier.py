@@ -1,7 +1,7 @@
-"""Folders of sequence classifiers: which weights they have for one, and which of its labels is the score.
+"""Checks that a folder holds a whole sequence classifier, and finds the label whose logit is the score.
 
-transformers draws a missing weight at random and drops one that its class does not know; a score of either kind means
-nothing. So names and shapes are compared before any weight is read.
+transformers initialises missing weights at random and drops weights that its class does not have; either makes scores
+meaningless. So tensor names and shapes are compared before any weight is read.
 """
 
 from __future__ import annotations
@@ -20,53 +20,53 @@ from rlhf.models.folder import from_folder
 from rlhf.models.load import classifier_settings, load_classifier
 
 OLD_BUFFERS = (".inv_freq", ".masked_bias", ".attn.bias", ".attention.bias", ".position_ids")
-"""Endings of names that older versions of transformers saved, of tensors that are no weights."""
+"""Suffixes of buffers that older versions of transformers saved."""
 MOST_NAMED = 4
-"""Weights named in a message."""
+"""Number of weights named in a message."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierFolder:
-    """What a folder holds for a sequence classifier. Sets hold names of tensors."""
+    """Comparison of a model folder with the sequence classifier made from it. Sets hold tensor names."""
 
     path: str
     architecture: type[PreTrainedModel]
     is_classifier: bool
-    """Whether its config names a sequence classifier as what was saved."""
+    """Whether its config.json names a sequence classifier as its architecture."""
     labels: Mapping[int, str]
     """Index of each label → its name."""
     modules: frozenset[str]
-    """Outermost modules of the classifier."""
+    """Top-level modules of the classifier."""
     head: frozenset[str]
-    """Tensors behind the classifier's backbone."""
+    """Tensors of the classifier outside its backbone."""
     is_linear: bool
     """Whether the head is one linear layer, which can be applied to the state of any token."""
     missing: frozenset[str]
-    """Tensors of the classifier that the folder lacks, or has in another shape."""
+    """Tensors of the classifier that the folder lacks or has in another shape."""
     unknown: frozenset[str]
-    """Tensors of the folder that the classifier has no place for."""
+    """Tensors of the folder that the classifier does not have."""
     biases: frozenset[str]
-    """Tensors of the folder that are biases of the head's layers, where the architecture has none: they are added."""
+    """Biases in the folder for head layers that have none in the architecture: they are added to the classifier."""
 
     @property
     def has_head(self) -> bool:
-        """Whether any part of a head is in the folder, or its config says so."""
+        """Whether the folder holds any tensor of a head, or its config.json names a classifier."""
         return self.is_classifier or bool(self.head - self.missing)
 
     def require_whole(self, key: str) -> None:
-        """Refuse a folder that is no finished classifier.
+        """Check that the folder holds a finished classifier.
 
         Raises:
-            UserError: names the weights that are missing, or would be left out.
+            UserError: weights are missing or would be left out; the message names them.
         """
         self._refuse_missing(key, self.missing)
         self._refuse_left_out(key, self.modules)
 
     def require_backbone(self, key: str) -> None:
-        """Refuse a folder whose backbone is not whole; the head is made new.
+        """Check that the folder holds a whole backbone, on which a new head can be initialised.
 
         Raises:
-            UserError: names the weights that are missing or would be left out, or the head cannot be made new.
+            UserError: weights are missing or would be left out, or the head is not one linear layer.
         """
         self._refuse_missing(key, self.missing - self.head)
         self._refuse_left_out(key, self.modules - {name.partition(".")[0] for name in self.head})
@@ -74,28 +74,27 @@ class ClassifierFolder:
             raise UserError(
                 f"{key} = {self.path}: the head of {self.architecture.__name__} is not one linear layer",
                 "a new head is one linear layer, applied to the state of a token",
-                "name the folder of a causal language model, or of a reward model that was made from one",
+                "give the folder of a causal language model, or of a reward model trained from one",
             )
 
     def _refuse_missing(self, key: str, missing: Collection[str]) -> None:
         if missing:
-            beside = f" (it has {_listed(self.unknown)} besides)" if self.unknown else ""
+            extra = f" (it has {_listed(self.unknown)} besides)" if self.unknown else ""
             raise UserError(
-                f"{key} = {self.path} is no {self.architecture.__name__}: it lacks {_listed(missing)}{beside}",
-                "weights that a folder lacks would be drawn at random, and the scores with them",
-                "name the folder of a finished reward model, a sequence classifier with its head; the reward stage "
-                "(reward.init, `model: trained`) makes one of a language model",
+                f"{key} = {self.path} is no {self.architecture.__name__}: it lacks {_listed(missing)}{extra}",
+                "missing weights would be initialised at random, and the scores would be random too",
+                "give the folder of a finished reward model, a sequence classifier with its head; the reward stage "
+                "(reward.init, `model: trained`) trains one from a language model",
             )
 
     def _refuse_left_out(self, key: str, modules: Collection[str]) -> None:
-        """Refuse unknown tensors inside of these modules. Beside them, a folder may keep the heads of other tasks."""
+        """Refuse unknown tensors inside these modules; outside them a folder may keep the heads of other tasks."""
         inside = [n for n in self.unknown if n.partition(".")[0] in modules and not n.endswith(OLD_BUFFERS)]
         if inside:
             raise UserError(
-                f"{key} = {self.path}: {self.architecture.__name__} has no place for {_listed(inside)}",
-                "weights that would be left out are a part of what the model computes",
-                "check config.json against the weights; a model with code of its own needs "
-                "model.trust_remote_code=true",
+                f"{key} = {self.path}: {self.architecture.__name__} does not have {_listed(inside)}",
+                "these weights would be left out, and the model would compute other scores",
+                "check config.json against the weights; a model with custom code needs model.trust_remote_code=true",
             )
 
 
@@ -105,7 +104,7 @@ def _listed(names: Collection[str]) -> str:
 
 
 def inspect_classifier(folder: str | Path, config: ModelConfig, own: bool) -> ClassifierFolder:
-    """Compare a folder with the classifier that ``load_classifier`` makes of it, without reading its weights.
+    """Compare a folder with the classifier that ``load_classifier`` would build, without reading weights.
 
     Raises:
         UserError: it cannot be loaded, or its architecture has no sequence classifier.
@@ -131,27 +130,27 @@ def inspect_classifier(folder: str | Path, config: ModelConfig, own: bool) -> Cl
 
 
 def head_names(classifier: PreTrainedModel) -> list[str]:
-    """Names of the outermost modules with weights that are not the backbone; none where a model names no backbone."""
+    """Names of the top-level modules with weights besides the backbone; none if the model declares no backbone."""
     backbone = classifier.base_model
     parts = [] if backbone is classifier else classifier.named_children()
     return [name for name, part in parts if part is not backbone and next(part.parameters(), None) is not None]
 
 
 def _absent_biases(head: Mapping[str, nn.Module]) -> set[str]:
-    """Names that the biases would have of the head's linear layers that have none."""
+    """Names of the biases that the head's linear layers could have and lack."""
     layers = ((f"{part}.{name}".rstrip("."), m) for part, root in head.items() for name, m in root.named_modules())
     return {f"{name}.bias" for name, m in layers if isinstance(m, nn.Linear) and m.bias is None}
 
 
 def load_own(found: ClassifierFolder, config: ModelConfig) -> PreTrainedModel:
-    """The finished classifier that a folder holds, all labels and biases included, dropout off."""
+    """Load the finished classifier of a folder with all its labels and biases, dropout off."""
     if not found.biases:
         return load_classifier(found.path, config, own=True)
     return load_classifier(found.path, config, _with_biases(found.architecture, found.biases), own=True)
 
 
 def _with_biases(architecture: type[PreTrainedModel], biases: Collection[str]) -> type[PreTrainedModel]:
-    """The same class, whose linear layers have these biases too."""
+    """A subclass whose linear layers have these biases too."""
 
     def build(self: PreTrainedModel, config: PreTrainedConfig, *arguments: Any, **options: Any) -> None:
         architecture.__init__(self, config, *arguments, **options)
@@ -160,15 +159,15 @@ def _with_biases(architecture: type[PreTrainedModel], biases: Collection[str]) -
             plain = self.get_submodule(name)
             self.set_submodule(name, nn.Linear(plain.in_features, plain.out_features, bias=True))
 
-    # transformers reads the module's source to find whether its attention can be chosen.
+    # transformers reads the source of __module__ to find whether the class supports other attention functions.
     return type(architecture.__name__, (architecture,), {"__init__": build, "__module__": architecture.__module__})
 
 
 def start_of_reward(folder: str | Path, config: ModelConfig) -> ClassifierFolder:
-    """What the reward stage starts from: a finished reward model with one label, or a causal language model.
+    """Inspect the reward stage's initial model: a finished reward model with one label, or a causal language model.
 
     Raises:
-        UserError: it is neither.
+        UserError: the folder holds neither.
     """
     found = inspect_classifier(folder, config, own=True)
     if not found.has_head:
@@ -178,22 +177,22 @@ def start_of_reward(folder: str | Path, config: ModelConfig) -> ClassifierFolder
     if len(found.labels) > 1:
         raise UserError(
             f"reward.init = {folder} has {len(found.labels)} labels",
-            "a reward model has one score, and the reward stage goes on with the head that it finds",
+            "a reward model has one score, and the reward stage continues training the head of the folder",
             "start from a reward model with one label, or from a causal language model",
         )
     return found
 
 
 def label_index(found: ClassifierFolder, label: int | str | None, key: str) -> int:
-    """Which of the classifier's logits is the score.
+    """Index of the logit that is the score.
 
     Args:
         found: the classifier's folder.
-        label: index or name of the label, as the recipe has it; None is the only one.
-        key: the recipe's key of the label.
+        label: index or name of the label, from the recipe; None: the only label.
+        key: recipe key of the label, for messages.
 
     Raises:
-        UserError: there is no such label, or there are several and none is named.
+        UserError: the classifier has no such label, or it has several and ``label`` is None.
     """
     named = found.labels
     if label is None and len(named) == 1:
@@ -205,6 +204,6 @@ def label_index(found: ClassifierFolder, label: int | str | None, key: str) -> i
     what = f"the model in {found.path} has {len(named)} labels" if label is None else f"{key} = {label!r} is no label"
     raise UserError(
         f"{what}{'' if label is None else f' of the model in {found.path}'}",
-        f"a score is the logit of one label; there are {shown}",
+        f"a score is the logit of one label; the labels are {shown}",
         f"{key}=<index or name>",
     )

@@ -1,6 +1,6 @@
-"""How a loaded classifier can be read, found by trying: no list of architectures is known to be right.
+"""Finds by trial how a loaded classifier can be read, without a list of known architectures.
 
-Random sequences are scored by the classifier's own forward pass, each alone. The fastest way of reading that gives the
+Random sequences are scored by the classifier's own forward pass, one at a time. The fastest reader that returns the
 same scores is used.
 """
 
@@ -19,48 +19,48 @@ from rlhf.models.scalar import Reader, ScalarNet
 from rlhf.types import Sequences
 
 LENGTHS = (17, 3, 9, 2, 33, 5)
-"""Tokens of the probe's sequences. Short ones show what convolutions and recurrent layers carry over."""
+"""Tokens of the probe's sequences. Short sequences reveal state that convolutions and recurrent layers carry over."""
 WAYS: tuple[tuple[Reader, Form], ...] = (("head", "packed"), ("head", "padded"), ("own", "padded"))
-"""Ways of reading that are tried, the fastest first; without any of them each sequence goes by itself."""
+"""Readers and forms to try, fastest first; if none agrees, each sequence is a forward pass of its own."""
 TOLERANCE = {torch.float32: (1e-3, 1e-5), torch.bfloat16: (0.1, 0.02)}
-"""Largest difference, as shares of the scores' standard deviation and of the largest score."""
+"""Largest difference, relative to the scores' standard deviation and to the largest score."""
 
 Run = Callable[..., Tensor]
 """The network's forward pass without gradients, on this rank."""
 Agreed = Callable[[bool], bool]
-"""Whether all ranks say so."""
+"""Whether the condition holds on all ranks."""
 
 
 def choose_reader(network: ScalarNet, reads_ends: bool, run: Run, agreed: Agreed, device: torch.device) -> str:
-    """Have the network read its classifier as the classifier's own forward pass does; returns how, in words.
+    """Select the fastest reader that matches the classifier's own forward pass; returns a description of it.
 
-    Collective over the ranks of a role. ``reads_ends``: whether the model ``is_causal``, and may be read at an end.
+    Collective over the role's ranks. ``reads_ends``: whether the model ``is_causal``, so that it may be read at an end.
 
     Raises:
-        UserError: ranks share rows, and only a head over packed rows can be read so.
+        UserError: under sequence parallelism, if the head over packed rows does not match.
     """
     network.use("own_alone")
-    if not network.model.config.is_encoder_decoder:  # these look for end tokens, which random sequences lack
+    if not network.model.config.is_encoder_decoder:  # these search for end tokens, which random sequences lack
         row = pack_row(_probe(network.model), range(len(LENGTHS)), device)
         expected = run(row)
-        for reader, form in _ways(network, reads_ends):
+        for reader, form in _supported_readers(network, reads_ends):
             network.use(reader)
             network.form = form
             if agreed(_is_close(run(row), expected, network.model.dtype)):
-                return _words(network)
+                return _describe_reader(network)
     if network.peers is not None:
         raise UserError(
             f"placement.reward.sequence_parallel = {network.peers.size} and a {type(network.model).__name__}",
-            "its scores over a shared row differ from those of its own forward pass",
+            "its scores over a row split across ranks differ from those of its own forward pass",
             "placement.reward.sequence_parallel=1",
         )
     network.use("own_alone")
     network.form = "padded"
-    return _words(network)
+    return _describe_reader(network)
 
 
-def _ways(network: ScalarNet, reads_ends: bool) -> list[tuple[Reader, Form]]:
-    """The ways that are possible for this network."""
+def _supported_readers(network: ScalarNet, reads_ends: bool) -> list[tuple[Reader, Form]]:
+    """Readers and forms that this network supports."""
     if network.peers is not None:
         return [("head", "packed")]
     padding = getattr(network.model.config.get_text_config(), "pad_token_id", None)
@@ -75,7 +75,7 @@ def _ways(network: ScalarNet, reads_ends: bool) -> list[tuple[Reader, Form]]:
 def is_causal(network: ScalarNet, run: Run, agreed: Agreed, device: torch.device) -> bool:
     """Whether a token's state does not depend on the tokens after it (collective).
 
-    Rows are shared by ranks only where a model is known to be causal.
+    Sequence parallelism is only used for models known to be causal.
     """
     if network.peers is not None or network.model.config.is_encoder_decoder:
         return network.peers is not None
@@ -87,9 +87,9 @@ def is_causal(network: ScalarNet, run: Run, agreed: Agreed, device: torch.device
         for length in (beginning, len(whole)):
             row = pack_row(Sequences.pack([((), whole[:length])]), [0], device)
             states.append(run(row, torch.arange(beginning, device=device), True).float())
-    except torch.OutOfMemoryError:  # which says nothing of the model
+    except torch.OutOfMemoryError:  # no evidence about the model
         raise
-    except UNFIT:  # states that are not one a token
+    except UNFIT:  # the model does not return one state per token
         return False
     return agreed(_is_close(states[1], states[0], network.model.dtype))
 
@@ -107,13 +107,13 @@ def _probe(model: PreTrainedModel) -> Sequences:
 
 
 def _is_close(found: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
-    """Whether these are the same numbers, to the accuracy of a model in ``dtype``."""
+    """Whether the scores are equal up to the rounding of ``dtype``."""
     share, of_largest = TOLERANCE[dtype]
     limit = share * expected.std() + of_largest * expected.abs().max()
     return bool(((found - expected).abs() <= limit).all())
 
 
-def _words(network: ScalarNet) -> str:
+def _describe_reader(network: ScalarNet) -> str:
     rows = {"packed": "over packed rows", "padded": "over padded rows"}
     readers = {
         "head": f"by its head at the last token, {rows[network.form]}",

@@ -1,4 +1,4 @@
-"""Whether a checkpoint and the network that was made from it have the same tensors."""
+"""Checks that a checkpoint and the network loaded from it have the same tensors."""
 
 from __future__ import annotations
 
@@ -12,49 +12,49 @@ from transformers import PreTrainedModel
 from rlhf.errors import UserError
 
 SHOWN = 3
-"""Names in a message."""
+"""Number of names in a message."""
 UNUSED = "unused_tensors"
-"""Attribute of a loaded model: names of its folder's tensors that it has no use for."""
+"""Attribute of a loaded model: names of tensors in its folder that it does not use."""
 
 
 def check_complete(
     folder: str | Path, model: PreTrainedModel, info: Mapping[str, Any], is_needed: Callable[[str], bool]
 ) -> None:
-    """Compare the tensors that a folder has with those that the model has, and keep the names of the idle ones.
+    """Compare the tensors of a folder with those of the loaded model, and record the unused ones on the model.
 
     Args:
-        info: what transformers says of the loading.
-        is_needed: whether a tensor of this name has to come from the folder.
+        info: transformers' loading info.
+        is_needed: whether the tensor of this name has to come from the folder.
 
     Raises:
-        UserError: a needed tensor is missing, one has another shape, one belongs to a layer of the model that does
-            without it, or the output head is not the embedding although config.json says so.
+        UserError: a needed tensor is missing or has another shape, an existing layer of the model does not have a tensor
+            of the folder, or the output head differs from the embedding although config.json ties them.
     """
     what, kind = f"the model in {folder}", type(model).__name__
     missing = sorted(filter(is_needed, info["missing_keys"]))
     if missing:
         raise UserError(
-            f"{what} lacks {_some(missing)}",
-            f"{kind} needs them, and in their place it would compute with random numbers",
+            f"{what} lacks {_listed(missing)}",
+            f"{kind} needs them, and would compute with random values instead",
             "give a complete model of this kind; a reward model or a bare backbone is no language model",
         )
     reshaped = sorted(filter(is_needed, (str(name) for name, *_ in info["mismatched_keys"])))
     if reshaped:
         raise UserError(
-            f"{what} has {_some(reshaped)} in other shapes than its config.json says",
+            f"{what} has {_listed(reshaped)} in other shapes than its config.json says",
             "they cannot be loaded",
-            "mend config.json, or give the model that belongs to it",
+            "fix config.json, or give the model that belongs to it",
         )
     layers = dict(model.named_modules())
     unused = sorted(info["unexpected_keys"])
-    ignored = [name for name in unused if is_needed(name) and _belongs(name, layers)]
+    ignored = [name for name in unused if is_needed(name) and _extends_layer(name, layers)]
     if ignored:
         raise UserError(
-            f"{what} has {_some(ignored)}, which its config.json does not ask for",
-            f"{kind} would compute without them, and so be another model",
-            "mend config.json (biases, norms), or give the model that belongs to it",
+            f"{what} has {_listed(ignored)}, which its config.json does not declare",
+            f"{kind} would compute without them, and would be another model",
+            "fix config.json (biases, norms), or give the model that belongs to it",
         )
-    if _has_head_of_its_own(model):
+    if _has_untied_head(model):
         raise UserError(
             f"{what} has an output head that differs from its embedding, and its config.json ties the two",
             "transformers would compute with the head, and an inference engine with the embedding",
@@ -64,23 +64,23 @@ def check_complete(
 
 
 def unused_tensors(model: PreTrainedModel) -> tuple[str, ...]:
-    """Names of the folder's tensors that the model has no use for."""
+    """Names of tensors in the model's folder that the model does not use."""
     return getattr(model, UNUSED, ())
 
 
-def _has_head_of_its_own(model: PreTrainedModel) -> bool:
-    """Whether the configuration ties the output head to the embedding, and the checkpoint had another tensor for it."""
+def _has_untied_head(model: PreTrainedModel) -> bool:
+    """Whether the configuration ties the output head to the embedding, but the checkpoint has another tensor for it."""
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     is_tied = getattr(model.config.get_text_config(), "tie_word_embeddings", False) and bool(model._tied_weights_keys)
     return is_tied and head is not None and head.weight is not embedding.weight
 
 
-def _belongs(name: str, layers: Mapping[str, nn.Module]) -> bool:
-    """Whether the tensor is one of a layer that has other parameters."""
+def _extends_layer(name: str, layers: Mapping[str, nn.Module]) -> bool:
+    """Whether the tensor's layer exists in the model and has other parameters."""
     layer = layers.get(name.rpartition(".")[0])
     return layer is not None and next(layer.parameters(recurse=False), None) is not None
 
 
-def _some(names: Sequence[str]) -> str:
+def _listed(names: Sequence[str]) -> str:
     more = len(names) - SHOWN
     return ", ".join(names[:SHOWN]) + (f" and {more} more tensors" if more > 0 else "")

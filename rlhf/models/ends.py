@@ -1,4 +1,4 @@
-"""The tokens that end a response, by who names them."""
+"""The tokens that end a response, according to the tokenizer and the model folder's settings."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Ends = dict[str, list[int]]
-"""Who names end tokens → their ids, in order; none where it names none."""
+"""Source of end tokens → their ids, sorted; empty if the source names none."""
 
 
 def end_tokens(tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> Ends:
-    """The end tokens of a tokenizer and of a model folder's settings."""
+    """End tokens of a tokenizer and of a model folder's settings."""
     return {"tokenizer": _ids(tokenizer.eos_token_id), **settings_ends(folder)}
 
 
 def settings_ends(folder: str | Path) -> Ends:
-    """The end tokens that a model folder's settings name; a class's default that is not written there is none."""
+    """End tokens written in a model folder's settings; class defaults do not count."""
     from transformers import GenerationConfig, PreTrainedConfig
 
     ends: Ends = {"generation_config.json": [], "config.json": []}
-    with suppress(OSError, ValueError):  # not every model has generation settings
+    with suppress(OSError, ValueError):  # not every model has a generation config
         ends["generation_config.json"] = _ids(GenerationConfig.from_pretrained(str(folder)).eos_token_id)
     with suppress(OSError, ValueError):
         written, _ = PreTrainedConfig.get_config_dict(str(folder))
@@ -34,7 +34,7 @@ def settings_ends(folder: str | Path) -> Ends:
 
 
 def differing_ends(ends: Mapping[str, list[int]]) -> str:
-    """What to say where they do not name the same tokens; empty where they do."""
+    """Warning text if the sources name different tokens; empty if they agree."""
     named = {name: ids for name, ids in ends.items() if ids}
     if len({tuple(ids) for ids in named.values()}) < 2:
         return ""
@@ -43,6 +43,6 @@ def differing_ends(ends: Mapping[str, list[int]]) -> str:
 
 
 def _ids(*named: Any) -> list[int]:
-    """Ids among values that are each an id, a list of ids, or none, in order."""
+    """Sorted ids among values that are each an id, a list of ids, or None."""
     listed = [value if isinstance(value, list) else [value] for value in named]
     return sorted({token for tokens in listed for token in tokens if isinstance(token, int)})

@@ -1,4 +1,4 @@
-"""What the examination of a loaded model found: ``rlhf/models/examine.py`` makes it, and the controller reads it."""
+"""Result of the examination of a loaded model, which ``examine.py`` makes and the controller reads."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class Examination:
-    """What was found. Distances are relative; None: not applicable to this model."""
+    """Result of an examination. Distances are relative; None: not applicable to this model."""
 
     form: Literal["packed", "padded"]
-    """How the model's sequences lie from now on."""
+    """Form of the model's rows from now on."""
     tokens: int
-    """Of the row that was tried."""
+    """Tokens of the row that was tested."""
     padded: float | None = None
-    """From the model's own, a row a sequence."""
+    """Distance of padded rows from the model's own forward pass."""
     packed: float | None = None
-    """The same, all in one row."""
+    """Distance of one packed row from the model's own forward pass."""
     neighbours: float | None = None
-    """Largest change of a token when its sequence's neighbours in the row change."""
+    """Largest change of a token's state when the neighbouring sequences in the row change."""
     joined: float | None = None
-    """For comparison: what changes when the sequences do see each other."""
+    """For comparison: the distance when the sequences do attend to each other."""
     logprob_gap: float | None = None
-    """Mean distance from log-probabilities of the model's own logits, in nats."""
+    """Mean distance from the log-probabilities of the model's own logits, in nats."""
     unused: tuple[str, ...] = ()
-    """Tensors of the model's folder that the network has no use for."""
+    """Tensors of the model's folder that the network does not use."""
     notes: tuple[str, ...] = ()
-    """What the user should know."""
+    """Notes for the user."""
 
     def line(self) -> str:
-        """The findings in one line."""
-        rows = "packed rows" if self.form == "packed" else "a row a sequence"
+        """The result in one line."""
+        rows = "packed rows" if self.form == "packed" else "one row per sequence"
         off = self.packed if self.form == "packed" else self.padded
         if off is None:
             return rows

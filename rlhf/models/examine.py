@@ -1,12 +1,11 @@
-"""The examination of a loaded model: whether it computes here what transformers computes of one sequence alone.
+"""Examines a loaded model: whether it computes the same here as transformers does for single sequences.
 
-Nothing of it depends on the model's name. Random sequences go through the network as they will in training, in one
-packed row and in rows of their own, and are compared with the model's own forward pass, its own attention and its own
-logits. In a packed row a sequence must not depend on its neighbours: other neighbours of the same lengths give the
-same states, to the last bits, whatever the arithmetic.
+Nothing depends on the model's name. Random sequences go through the network as in training, in one packed row and in
+padded rows, and are compared with the model's own forward pass, attention and logits. In a packed row a sequence must
+not depend on its neighbours: with other neighbours of the same lengths its states must be equal up to rounding.
 
-Distances are between last hidden states, relative to their norm: these show a leak even where a head of zeros, as a
-fresh critic's, shows nothing.
+Distances are between last hidden states, relative to their norm: unlike outputs, they reveal a leak even with a head of
+zeros, such as a new critic's.
 
 Shapes: N tokens of a row, d hidden size.
 """
@@ -35,30 +34,30 @@ from rlhf.models.shared_row import RowNet
 from rlhf.types import Int32, Sequences
 
 TOKENS = 336
-"""Of the row, at most: more than the chunks in which recurrent models compute (256)."""
+"""Most tokens of the row: more than the chunks of recurrent models (256)."""
 FEWEST = 48
-"""Of the row, where the model is large for the device."""
+"""Fewest tokens of the row, if the model is large for the device."""
 OPERATIONS = {"cpu": 1e11, "cuda": 1e15}
-"""Floating-point operations that an examination may take on a device of the type: a few seconds."""
+"""Floating-point operations of an examination, by device type: a few seconds."""
 PASSES = 8
 """Forward passes over the row."""
 SEED = 20170706
 ROUNDING = 3.0
-"""How much farther from the model's own a packed row may be than rows of their own."""
+"""Allowed ratio of a packed row's distance to that of padded rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tolerance:
-    """Largest distances of a sound model, by arithmetic."""
+    """Largest distances of a correct model, by dtype."""
 
     states: float
-    """Root mean square over tokens, from the model's own."""
+    """Root mean square over tokens of the distance from the model's own states."""
     neighbours: float
-    """Of any token, between two rows with other neighbours."""
+    """Distance of any token between two rows with different neighbours."""
     logprobs: float
-    """Root mean square over tokens, over the standard deviation of the model's own log-probabilities."""
+    """Root mean square over tokens, relative to the standard deviation of the model's own log-probabilities."""
     nats: float
-    """Besides, of log-probabilities that are all equal."""
+    """Absolute addition to ``logprobs``, for log-probabilities that are all equal."""
 
 
 TOLERANCES = {
@@ -68,56 +67,56 @@ TOLERANCES = {
 
 
 Run = Callable[..., Any]
-"""Calls a function of the network's on all ranks as its forward pass is called: ``ZeroEngine.run``."""
+"""Calls a function of the network on all ranks in the way of its forward pass: ``ZeroEngine.run``."""
 Largest = Callable[[Sequence[float]], list[float]]
-"""Of each number the largest of all ranks: ``ZeroEngine.largest``."""
+"""Maximum of each number over all ranks: ``ZeroEngine.largest``."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Examiner:
-    """Examines one network (collective: every rank does the same passes over the same tokens, and decides the same)."""
+    """Examines one network (collective: every rank runs the same passes over the same tokens and decides the same)."""
 
     network: RowNet
     run: Run
     largest: Largest
     device: torch.device
     parameters: int
-    """Of the whole model."""
+    """Parameters of the whole model."""
     may_pack: bool
     """Whether several sequences may share a row: ``model.packing``."""
     temperature: float
-    """At which log-probabilities are compared."""
+    """Temperature at which log-probabilities are compared."""
 
     def examine(self) -> Examination:
-        """Find the form in which the model computes what it should.
+        """Find the form of rows in which the model computes correctly.
 
         Raises:
-            UserError: there is none, or ranks are to share a row and it must not be packed.
+            UserError: no form is correct, or sequence parallelism needs packed rows and they are not correct.
         """
         peers, self.network.peers = self.network.peers, None
         try:
-            found = self._forms()
+            found = self._compare_forms()
         finally:
             self.network.peers = peers
         if peers is not None and found.form == "padded":
-            raise self._cannot_share(found)
+            raise self._sharing_error(found)
         self.network.form = found.form
         if isinstance(self.network, PolicyNet):
             found = replace(found, logprob_gap=self._logprob_gap(self.network, found.tokens))
-        return self._with_unused(found)
+        return self._note_unused(found)
 
     @property
     def tolerance(self) -> Tolerance:
-        """That of the model's arithmetic."""
+        """Tolerance for the model's dtype."""
         return TOLERANCES[self.network.model.dtype]
 
-    def _forms(self) -> Examination:
+    def _compare_forms(self) -> Examination:
         """Compare both forms with the model's own forward pass."""
         lengths = self._lengths()
         sequences, others = (random_sequences(self.network.model.config, lengths, seed) for seed in (SEED, SEED + 1))
         row, inner = self._row(sequences), slice(lengths[0], lengths[0] + lengths[1])
         own = torch.cat([self.run(self.network.own_states, each) for each in row.tokens[0].split(list(lengths))])
-        with _each_adapter_computes(self.network.model):
+        with _check_adapters_run(self.network.model):
             padded = self._states(row, "padded")
         joined = self._states(self._row([np.concatenate(sequences)]), "padded")
         values = [root_mean_square(padded, own), root_mean_square(joined, own)]
@@ -127,7 +126,7 @@ class Examiner:
                 packed = self._states(row, "packed")
                 among_others = self._states(self._row([others[0], sequences[1], others[2]]), "packed")
                 values += [root_mean_square(packed, own), float(distances(among_others[inner], packed[inner]).max())]
-            except UNFIT as error:  # its code takes no such row; every rank finds so in the same pass
+            except UNFIT as error:  # the model rejects such rows, on every rank in the same pass
                 if isinstance(error, torch.OutOfMemoryError):
                     raise
                 failure = first_line(error)
@@ -151,7 +150,7 @@ class Examiner:
         )
         form: Form = "packed" if is_sound else "padded"
         if form == "padded" and padded > limit.states:
-            raise self._unlike("hidden states", f"{padded:.1e} of their size, more than {limit.states:.0e}")
+            raise self._mismatch_error("hidden states", f"{padded:.1e} of their size, more than {limit.states:.0e}")
         notes = [] if is_sound or not self.may_pack else [self._why_padded(failure, packed, neighbours)]
         return Examination(
             form=form,
@@ -166,22 +165,22 @@ class Examiner:
     def _why_padded(self, failure: str, packed: float | None, neighbours: float | None) -> str:
         kind = self.network.model.config.model_type
         if failure:
-            return f"{kind}: its code cannot compute a packed row ({failure}), so every sequence has a row of its own"
+            return f"{kind}: its code cannot compute a packed row ({failure}), so every sequence has its own row"
         if packed is None or neighbours is None:
-            return f"{kind}: its attention cannot be exchanged, so every sequence has a row of its own"
+            return f"{kind}: its attention cannot be replaced, so every sequence has its own row"
         return (
-            f"{kind}: sequences that share a row change each other (by {max(packed, neighbours):.1e} of their hidden "
-            "states), so every sequence has a row of its own"
+            f"{kind}: sequences in one row change each other (by {max(packed, neighbours):.1e} of their hidden "
+            "states), so every sequence has its own row"
         )
 
-    def _cannot_share(self, found: Examination) -> UserError:
+    def _sharing_error(self, found: Examination) -> UserError:
         return UserError(
             f"placement.<role>.sequence_parallel and a model of type {self.network.model.config.model_type!r}",
-            (found.notes or ("model.packing = off",))[0] + "; ranks share packed rows alone",
+            (found.notes or ("model.packing = off",))[0] + "; sequence parallelism needs packed rows",
             "placement.<role>.sequence_parallel=1",
         )
 
-    def _unlike(self, what: str, by: str) -> UserError:
+    def _mismatch_error(self, what: str, by: str) -> UserError:
         named = self.network.model.named_parameters()
         if broken := next((name for name, tensor in named if not tensor.isfinite().all()), None):
             return UserError(
@@ -191,13 +190,12 @@ class Examiner:
             )
         return UserError(
             f"the model of type {self.network.model.config.model_type!r} does not compute here what transformers does",
-            f"its {what} differ from its own forward pass over one sequence by {by}; training would go on with wrong "
-            "numbers",
+            f"its {what} differ from its own forward pass over one sequence by {by}; training would use wrong numbers",
             "choose a model that docs/models.md lists, or another dtype (model.dtype=float32)",
         )
 
     def _logprob_gap(self, network: PolicyNet, tokens: int) -> float:
-        """Compare log-probabilities, in the form chosen and as ranks share rows, with the model's own logits."""
+        """Compare log-probabilities, in the chosen form and across ranks, with the model's own logits."""
         short = random_sequences(network.model.config, (min(40, tokens // 3), 9), SEED)
         row = self._row(short)
         ours = self.run(network.forward, row, self.temperature)[0]
@@ -206,10 +204,10 @@ class Examiner:
         mean, square = self.largest([float((ours - own).abs().mean()), float((ours - own).square().mean())])
         limit = self.tolerance.logprobs * float(own.std()) + self.tolerance.nats
         if not square**0.5 <= limit:
-            raise self._unlike("log-probabilities", f"{square**0.5:.1e} nats, more than {limit:.0e}")
+            raise self._mismatch_error("log-probabilities", f"{square**0.5:.1e} nats, more than {limit:.0e}")
         return mean
 
-    def _with_unused(self, found: Examination) -> Examination:
+    def _note_unused(self, found: Examination) -> Examination:
         unused = unused_tensors(self.network.model)
         if not unused:
             return found
@@ -217,18 +215,18 @@ class Examiner:
         return replace(found, unused=unused, notes=(*found.notes, note))
 
     def _lengths(self) -> tuple[int, int, int]:
-        """Of the three sequences: together within the model's context, and as long as the device affords."""
+        """Lengths of the three sequences: together within the model's context, and affordable on the device."""
         affordable = OPERATIONS[self.device.type] / (2 * self.parameters * PASSES)
         settings = self.network.model.config.get_text_config()
         known = [length for name in CONTEXTS if isinstance(length := getattr(settings, name, None), int) and length > 0]
         context = min(known, default=2 * TOKENS)
-        context -= context // 16  # RoBERTa's kind has positions of its own before the first token
+        context -= context // 16  # RoBERTa-like models reserve positions before the first token
         total = max(12, min(TOKENS, context, max(FEWEST, int(affordable))))
         first, last = total // 12, total // 8
         return first, total - first - last, last
 
     def _row(self, sequences: Sequence[Int32]) -> PackedRow:
-        """All tokens but each sequence's first count as a response."""
+        """Pack the sequences; all tokens but the first of each count as its response."""
         packed = Sequences.pack((each[:1], each[1:]) for each in sequences)
         return pack_row(packed, range(len(sequences)), self.device)
 
@@ -238,11 +236,11 @@ class Examiner:
 
 
 @contextmanager
-def _each_adapter_computes(model: PreTrainedModel) -> Iterator[None]:
-    """Within the block, of every layer that computes, the adapters inside it do too: a fused kernel may pass them over.
+def _check_adapters_run(model: PreTrainedModel) -> Iterator[None]:
+    """Check that every adapted layer that runs also runs its adapters, which a fused kernel may bypass.
 
     Raises:
-        UserError: at the block's end, names adapters that were passed over.
+        UserError: at the end of the block, names the bypassed adapters.
     """
     layers = dict(model.named_modules())
     adapted = {name: layers[name.rpartition(".")[0]] for name in adapter_layers(model)}
@@ -259,13 +257,13 @@ def _each_adapter_computes(model: PreTrainedModel) -> Iterator[None]:
         names, others = ({name.rpartition(".")[2] for name in some} for some in (idle, adapted))
         raise UserError(
             f"model.lora: adapters of {', '.join(sorted(names))} are never computed, in {len(idle)} layers",
-            "this model's code reads the weights of these layers by itself, and passes their adapters over",
+            "this model's code reads the weights of these layers directly and bypasses their adapters",
             f"model.lora.targets=[{','.join(sorted(others - names))}]",
         )
 
 
 def random_sequences(config: PreTrainedConfig, lengths: Sequence[int], seed: int) -> list[Int32]:
-    """Sequences of these lengths of ordinary tokens: none to which the configuration gives a meaning."""
+    """Random sequences of these lengths, without tokens that have a meaning in the configuration."""
     named = (value for key, value in config.get_text_config().to_dict().items() if key.endswith("token_id"))
     special = {token for each in named for token in (each if isinstance(each, list) else [each])}
     ordinary = np.setdiff1d(np.arange(config.get_text_config().vocab_size), [t for t in special if t is not None])
@@ -274,12 +272,12 @@ def random_sequences(config: PreTrainedConfig, lengths: Sequence[int], seed: int
 
 
 def distances(found: Tensor, expected: Tensor) -> Tensor:
-    """(N,) of each token's state (N, d) from the one expected, over the norm of that."""
+    """(N,) distance of each token's state (N, d) from the expected one, relative to the norm of the latter."""
     expected = expected.float()
     return (found.float() - expected).norm(dim=-1) / expected.norm(dim=-1).clamp(min=1e-12)
 
 
 def root_mean_square(found: Tensor, expected: Tensor) -> float:
-    """Over tokens, of ``distances``; infinite where one is not a number."""
+    """Root mean square of ``distances`` over tokens; infinite if a distance is not finite."""
     value = float(distances(found, expected).square().mean().sqrt())
     return value if math.isfinite(value) else math.inf

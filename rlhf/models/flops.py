@@ -1,10 +1,9 @@
-"""Model FLOPs: the operations that a pass over a model needs, whatever the hardware does besides.
+"""Model FLOPs: the operations that a pass over a model requires, independent of the hardware's overhead.
 
-The convention of PaLM (Chowdhery et al. 2022, appendix B), with each part counted where it is: two FLOPs for each
-number of a matrix and token, forward; as many again backward for the gradient of the input, and again for that of the
-matrix, where it is trained. Attention makes two products of queries, keys and values over the tokens that each token
-sees. What is computed twice to save memory (checkpointed layers, logits) counts once. Embeddings are looked up; norms,
-softmax and the optimizer are left out.
+The convention is that of PaLM (Chowdhery et al. 2022, appendix B), counted per part: two FLOPs per matrix element and
+token in the forward pass, as many for the gradient of the input, and as many for the gradient of the matrix if it is
+trained. Attention computes two products over the pairs of query and key. Recomputation to save memory (activation
+checkpointing, logits) is not counted. Embedding lookups, norms, softmax and the optimizer are left out.
 """
 
 from __future__ import annotations
@@ -17,32 +16,32 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 ATTENDING = ("full_attention", "sliding_attention", "chunked_attention", "attention")
-"""Names, in ``layer_types``, of layers in which tokens see each other by attention."""
+"""Names, in ``layer_types``, of layers with attention."""
 EXPERTS_PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k")
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
-"""Names that configurations have for the experts that see a token, and for all of a layer's."""
+"""Configuration keys for the number of experts per token, and for the number of experts of a layer."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFlops:
-    """What one model costs a token. Counts of parameters are of whole matrices, over all ranks."""
+    """FLOPs of one model per token. Parameter counts are of whole matrices, over all ranks."""
 
     body: float
-    """Numbers of matrices that every token is multiplied with; of experts those that see it."""
+    """Matrix elements that multiply every token; of experts, the active ones."""
     body_trained: float
-    """Those of them that are trained."""
+    """Trained elements of ``body``."""
     head: float
-    """Numbers of the output head, which only predicted tokens are multiplied with."""
+    """Matrix elements of the output head, which multiply predicted tokens only."""
     head_trained: float
     attention: tuple[tuple[int, int | None], ...]
-    """Of each layer with attention: width of all its heads together, and how far a token sees; None: to the start."""
+    """For each attention layer: total width of its heads, and its window in tokens; None: no window."""
 
     @classmethod
     def of(cls, model: PreTrainedModel, whole_shape: Callable[[Tensor], Sequence[int]]) -> ModelFlops:
-        """Count a model's matrices. An output head may share its matrix with the embedding; a classifier has none.
+        """Count a model's matrices. An output head may share its matrix with the embedding; classifiers have none.
 
         Args:
-            whole_shape: the shape of a tensor of which this rank may hold a part.
+            whole_shape: returns the unsharded shape of a tensor of which this rank may hold a shard.
         """
         looked_up = {id(weight) for m in model.modules() if isinstance(m, nn.Embedding) for weight in m.parameters()}
         head = model.get_output_embeddings()
@@ -64,17 +63,17 @@ class ModelFlops:
         )
 
     def forward(self, lengths: Sequence[int] | np.ndarray, predicted: int) -> float:
-        """FLOPs of a pass over sequences of these lengths, with the head's for ``predicted`` of their tokens."""
+        """FLOPs of a forward pass over sequences of these lengths, with the head applied to ``predicted`` tokens."""
         return 2 * self.body * float(np.sum(lengths)) + 2 * self.head * predicted + self._attention(lengths)
 
     def training(self, lengths: Sequence[int] | np.ndarray, predicted: int) -> float:
-        """FLOPs of an update on these sequences: forward, and backward without the gradients of frozen matrices."""
+        """FLOPs of an update on these sequences: forward and backward, without weight gradients of frozen matrices."""
         weights = 2 * self.body_trained * float(np.sum(lengths)) + 2 * self.head_trained * predicted
         matrices = 4 * self.body * float(np.sum(lengths)) + 4 * self.head * predicted
         return matrices + weights + 3 * self._attention(lengths)
 
     def _attention(self, lengths: Sequence[int] | np.ndarray) -> float:
-        """Of a forward pass: four FLOPs for each number of the heads and each pair of a token and one that it sees."""
+        """Forward FLOPs of attention: four per element of the heads and pair of query and visible key."""
         n = np.asarray(lengths, dtype=np.float64)
         total = 0.0
         for width, window in self.attention:
@@ -87,23 +86,23 @@ def _text_config(model: PreTrainedModel) -> PreTrainedConfig:
     return model.config.get_text_config()
 
 
-def _first(config: PreTrainedConfig, names: Sequence[str]) -> float | None:
+def _first_number(config: PreTrainedConfig, names: Sequence[str]) -> float | None:
     return next((float(value) for name in names if isinstance(value := getattr(config, name, None), int)), None)
 
 
 def _active_experts(config: PreTrainedConfig) -> float:
-    """Share of a layer's experts that see a token."""
-    used, there = _first(config, EXPERTS_PER_TOKEN), _first(config, EXPERTS)
+    """Fraction of a layer's experts that are active for a token."""
+    used, there = _first_number(config, EXPERTS_PER_TOKEN), _first_number(config, EXPERTS)
     return 1.0 if not used or not there else min(1.0, used / there)
 
 
 def _attention_layers(config: PreTrainedConfig) -> tuple[tuple[int, int | None], ...]:
-    """Width and window of each layer that has attention; none for a model without it, or that says it otherwise."""
-    heads, layers = _first(config, ("num_attention_heads",)), _first(config, ("num_hidden_layers",))
-    each, hidden = _first(config, ("head_dim",)), _first(config, ("hidden_size",))
-    if not heads or not (each or hidden):  # none, or another for each layer: the matrices are most of it
+    """Width and window of each attention layer; empty if the configuration does not state them."""
+    heads, layers = _first_number(config, ("num_attention_heads",)), _first_number(config, ("num_hidden_layers",))
+    each, hidden = _first_number(config, ("head_dim",)), _first_number(config, ("hidden_size",))
+    if not heads or not (each or hidden):  # no attention, or heads that differ by layer: the matrices dominate
         return ()
-    width, seen = int(heads * each if each else hidden or 0), _first(config, ("sliding_window",))
+    width, seen = int(heads * each if each else hidden or 0), _first_number(config, ("sliding_window",))
     window = None if seen is None else int(seen)
     kinds = getattr(config, "layer_types", None)
     if kinds is None:

@@ -1,7 +1,7 @@
-"""What a model's folder says before any weight is read: its tokenizer, its context, its end tokens.
+"""Reads a model folder without its weights: tokenizer, context length, end tokens.
 
-transformers' classes are imported where they are used: that takes seconds, and a process that only passes data on
-needs none of them.
+transformers' classes are imported inside functions: the import takes seconds, and processes that only pass data along
+do not need them.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 CONTEXTS = ("max_position_embeddings", "n_positions", "max_seq_len")
-"""What architectures call the longest sequence that they were made for."""
+"""Configuration keys, over architectures, for the longest sequence."""
 KNOWN_PADS = ("<pad>", "[PAD]", "<|pad|>", "<|padding|>", "<|finetune_right_pad_id|>", "<|fim_pad|>")
-"""Padding tokens that tokenizers carry without always declaring them."""
+"""Padding tokens that some tokenizers contain without declaring them."""
 
 
 def load_tokenizer(folder: str | Path, config: ModelConfig, day: date | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder or hub name, with the recipe's chat template if it gives one.
+    """Load the tokenizer of a model folder or hub name, with the recipe's chat template if it gives one.
 
     Args:
-        day: what a chat template that asks for the date is told, where the folder keeps no day; today without it. The
-            tokenizer keeps it, so that a model saved with it is always prompted as it was trained.
+        day: date for chat templates that ask for it, if the folder stores none; today by default. The tokenizer stores
+            it, so that a saved model is always prompted as it was trained.
     """
     from transformers import AutoTokenizer
 
@@ -44,11 +44,11 @@ def load_tokenizer(folder: str | Path, config: ModelConfig, day: date | None = N
         template = Path(config.chat_template)
         if not template.is_file():
             raise UserError(f"model.chat_template: no file {template}", fix="give the path of a Jinja template")
-        tokenizer.chat_template = _text(template)
-    elif isinstance(tokenizer.chat_template, str):  # of the folder's own file, which may have been edited anywhere
+        tokenizer.chat_template = _read_template(template)
+    elif isinstance(tokenizer.chat_template, str):  # an edited template file may begin with a byte order mark
         tokenizer.chat_template = tokenizer.chat_template.removeprefix("\ufeff")
     rows = None
-    with suppress(UserError):  # a folder of a tokenizer alone
+    with suppress(UserError):  # the folder may hold only a tokenizer
         rows = _embedding_rows(read_settings(folder, config))
     prepare_tokenizer(tokenizer, rows)
     if "strftime_now" in str(tokenizer.chat_template) and template_date(tokenizer) is None:
@@ -57,21 +57,21 @@ def load_tokenizer(folder: str | Path, config: ModelConfig, day: date | None = N
 
 
 def load_chat(folder: str | Path, config: ModelConfig, day: date | None = None) -> ChatFormat:
-    """How conversations are written for the model of a folder, its settings' end tokens among the ends."""
+    """Load the chat format of a model folder, with the end tokens of its settings."""
     tokenizer = load_tokenizer(folder, config, day)
     return ChatFormat(tokenizer, read_facts(folder, config, tokenizer).end_tokens)
 
 
 def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, embedding_rows: int | None = None) -> None:
-    """Make sure, in place, that responses can end and that padding is not mistaken for the end.
+    """Ensure, in place, that the tokenizer has an end token and a padding token that differs from it.
 
-    Training packs and never pads, but a saved model may be padded by others; when the padding token is the end token,
-    they mask the end out of the loss and the model never learns to stop. So another one that the model knows is chosen:
-    a known one of the vocabulary, or the unknown token. Where there is none the padding stays as it was: a new token
-    would have no row in the embedding.
+    Training packs and never pads, but others may pad a saved model. If the padding token is the end token, they mask
+    the end out of the loss, and the model never learns to stop. So another token of the vocabulary is chosen: a known
+    padding token or the unknown token. If there is none, padding stays unchanged: a new token would have no row in the
+    embedding.
 
     Args:
-        embedding_rows: token ids at or beyond this do not exist for the model; a padding token among them is dropped.
+        embedding_rows: number of rows in the model's embedding; a padding token with a larger id is dropped.
 
     Raises:
         UserError: the tokenizer has no end token.
@@ -97,29 +97,29 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, embedding_rows: int | 
 
 
 def read_facts(folder: str | Path, config: ModelConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> ModelFacts:
-    """What the folder's settings say; ``tokenizer`` is that of the folder, where it is loaded already.
+    """Read the facts of a model folder; ``tokenizer`` is the folder's, if it is loaded already.
 
     Raises:
-        UserError: the folder has no settings, or unusable ones.
+        UserError: the folder has no settings, or invalid ones.
     """
     settings = read_settings(folder, config)
     rows = _embedding_rows(settings)
     end = (tokenizer or load_tokenizer(folder, config)).eos_token_id
     ends = {end, *chain.from_iterable(settings_ends(folder).values())}
     return ModelFacts(
-        context=_context(folder, settings),
+        context=_read_context(folder, settings),
         embedding_rows=rows,
         end_tokens=tuple(sorted(int(token) for token in ends if 0 <= token < rows)),
     )
 
 
 def context_length(folder: str | Path, config: ModelConfig) -> int:
-    """Longest sequence in tokens that the model was made for."""
-    return _context(folder, read_settings(folder, config))
+    """Longest sequence that the model supports, in tokens."""
+    return _read_context(folder, read_settings(folder, config))
 
 
 def read_settings(folder: str | Path, config: ModelConfig, **extra: Any) -> Any:
-    """The folder's ``config.json`` as transformers reads it, with ``extra`` in place of its own values.
+    """Read the folder's ``config.json`` with transformers; ``extra`` replaces values of it.
 
     Raises:
         UserError: it cannot be read, or the weights are quantised.
@@ -137,12 +137,12 @@ def read_settings(folder: str | Path, config: ModelConfig, **extra: Any) -> Any:
     return settings
 
 
-def _context(folder: str | Path, settings: Any) -> int:
+def _read_context(folder: str | Path, settings: Any) -> int:
     for name in CONTEXTS:
         length = getattr(settings.get_text_config(), name, None)
         if not isinstance(length, int | None) or (length or 1) < 0:
             what = f"the model in {str(folder)!r} has a context of {length!r:.40}"
-            raise UserError(what, "it is a number of tokens", f"mend {name} in its config.json")
+            raise UserError(what, "it is a number of tokens", f"correct {name} in its config.json")
         if length:
             return length
     return 2**31
@@ -152,19 +152,19 @@ def _embedding_rows(settings: Any) -> int:
     return int(getattr(settings.get_text_config(), "vocab_size", None) or 2**31)
 
 
-def _text(template: Path) -> str:
+def _read_template(template: Path) -> str:
     try:
         return template.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"model.chat_template: {template} cannot be read", str(error), "save it as UTF-8") from error
 
 
-# A folder's own texts: whatever goes wrong with them, they are at fault. Networks may also fail for want of memory.
+# Any error while loading these text files is the folder's fault. Loading a network may also run out of memory.
 TEXTS = ("AutoConfig", "AutoTokenizer")
 
 
 def from_folder(auto: Any, folder: str | Path, model: ModelConfig, **options: Any) -> Any:
-    """What one of transformers' ``Auto`` classes makes of a folder, or of a name on a hub.
+    """Load a folder or hub name with one of transformers' ``Auto`` classes.
 
     Raises:
         UserError: it cannot be loaded.

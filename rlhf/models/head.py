@@ -1,8 +1,8 @@
-"""What a causal language model makes of its last hidden states: logits, by the model's own code.
+"""Computes logits from the last hidden states of a causal language model, with the model's own code.
 
-Between the two many architectures do more than one matrix product: Gemma 2 bounds the logits, Granite and Cohere scale
-them, others transform the states first. So nothing of it is repeated here: the model's own forward pass is run, with
-its backbone giving the states that are known already.
+Many architectures do more here than one matrix product: Gemma 2 bounds the logits, Granite and Cohere scale them,
+others transform the states first. So nothing is reimplemented: the model's own forward pass runs, and its backbone is
+replaced by one that returns the given states.
 
 Shapes: R positions, d hidden size, V vocabulary.
 """
@@ -23,15 +23,15 @@ from rlhf.models.packed_row import without_cache
 
 
 def backbone_of(model: PreTrainedModel) -> PreTrainedModel:
-    """The part of the model that ends with the last hidden states."""
+    """The submodule that computes the last hidden states."""
     named: PreTrainedModel = model.base_model
     if named is not model:
         return named
     return next((child for child in model.children() if isinstance(child, PreTrainedModel)), model)
 
 
-class _Given(BaseModelOutputWithPast):
-    """A backbone's output that has the last hidden states and nothing else, whatever it is asked for."""
+class _GivenStates(BaseModelOutputWithPast):
+    """Backbone output with the last hidden states; every other field is None."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -40,33 +40,33 @@ class _Given(BaseModelOutputWithPast):
 
 
 class OutputHead:
-    """The part of a causal language model behind its backbone."""
+    """The part of a causal language model after its backbone."""
 
     def __init__(self, lm: PreTrainedModel) -> None:
         self.lm = lm
         self.backbones = [module for module in lm.modules() if isinstance(module, PreTrainedModel) and module is not lm]
-        """The backbone, and its own parts that the language model may call in its place (OPT's decoder)."""
+        """The backbone, and parts of it that the language model may call directly (OPT's decoder)."""
         self.options = without_cache(lm)
         inside = {id(part) for backbone in self.backbones for part in backbone.modules()} - {*map(id, self.backbones)}
         output = lm.get_output_embeddings()
         self.called = [part for part in lm.modules() if id(part) not in inside or part is output]
-        """Modules that making logits calls."""
+        """Modules that are called to compute logits."""
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(R, d) last hidden states → (R, V) logits, in the dtype that the model gives them.
+        """(R, d) last hidden states → (R, V) logits, in the dtype that the model returns.
 
-        Ranks make as many chunks of logits as they have tokens for, but ZeRO-3 counts the calls of modules, which have
-        to be as many on every rank. So its hooks are off in here; the weights are whole, as ``parameters`` are external
-        to their modules.
+        The number of chunks depends on a rank's number of tokens, but ZeRO-3 requires equal numbers of module calls on
+        all ranks. So its hooks are disabled here; the weights are gathered, because ``parameters`` are registered as
+        external parameters.
         """
         tokens = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
-        given = _Given(last_hidden_state=hidden[None])
+        given = _GivenStates(last_hidden_state=hidden[None])
         with _forward_replaced(self.backbones, given), _without_hooks(self.called):
             logits: Tensor = self.lm.forward(tokens, **self.options).logits
         return logits[0]
 
     def parameters(self) -> list[nn.Parameter]:
-        """Those of the model that are not its backbone's, and those of its output layer, which may be."""
+        """Parameters outside the backbone, and the output layer's, which may be tied to the backbone's embedding."""
         inside = {id(parameter) for parameter in backbone_of(self.lm).parameters()}
         own = [parameter for parameter in self.lm.parameters() if id(parameter) not in inside]
         known = {id(parameter) for parameter in own}
@@ -74,11 +74,11 @@ class OutputHead:
 
 
 @contextmanager
-def _forward_replaced(modules: Sequence[nn.Module], output: _Given) -> Iterator[None]:
-    """Within the block each of the modules returns this, and computes nothing."""
+def _forward_replaced(modules: Sequence[nn.Module], output: _GivenStates) -> Iterator[None]:
+    """Replace the forward passes of the modules by one that returns ``output``."""
     before = [module.__dict__.get("forward") for module in modules]
 
-    def forward(*arguments: Any, **options: Any) -> _Given:
+    def forward(*arguments: Any, **options: Any) -> _GivenStates:
         return output
 
     for module in modules:
@@ -95,7 +95,7 @@ def _forward_replaced(modules: Sequence[nn.Module], output: _Given) -> Iterator[
 
 @contextmanager
 def _without_hooks(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Within the block the modules' hooks are not called."""
+    """Disable the modules' hooks within the block."""
     before = [(module._forward_pre_hooks, module._forward_hooks) for module in modules]
     for module in modules:
         module._forward_pre_hooks, module._forward_hooks = OrderedDict(), OrderedDict()

@@ -1,4 +1,4 @@
-"""Models from folders or hubs. Safetensors only; nothing is unpickled."""
+"""Loads models from folders or hubs. Safetensors only; nothing is unpickled."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ REWARD_SHIFT = "rlhf_reward_shift"
 
 
 def load_causal(folder: str | Path, config: ModelConfig) -> PreTrainedModel:
-    """A causal language model with dropout off, in the recipe's dtype.
+    """Load a causal language model with dropout off, in the recipe's dtype.
 
     Raises:
-        UserError: it cannot be loaded, or not whole.
+        UserError: it cannot be loaded, or tensors are missing.
     """
-    return _load_network(AutoModelForCausalLM, folder, config, _settings(folder, config))
+    return _load_network(AutoModelForCausalLM, folder, config, _load_settings(folder, config))
 
 
 def load_policy(folder: str | Path, config: ModelConfig, seed: int) -> PreTrainedModel:
-    """A causal language model to be trained: all of it, or the adapters that the recipe asks for, drawn from ``seed``.
+    """Load the policy for training: the whole model, or with the recipe's adapters, initialised from ``seed``.
 
     Raises:
-        UserError: it cannot be loaded, or has no layer of a name that adapters are asked for.
+        UserError: it cannot be loaded, or has no layer that an adapter target names.
     """
     model = load_causal(folder, config)
     if config.lora is not None:
@@ -49,41 +49,41 @@ def load_policy(folder: str | Path, config: ModelConfig, seed: int) -> PreTraine
 def load_classifier(
     folder: str | Path, config: ModelConfig, architecture: Any = AutoModelForSequenceClassification, own: bool = False
 ) -> PreTrainedModel:
-    """A sequence classifier, dropout off.
+    """Load a sequence classifier with dropout off.
 
     Args:
         folder: the model's folder or hub name.
         config: how models are loaded.
         architecture: the class that loads it.
-        own: keep the folder's labels and padding token, and with them the token that its head reads. Otherwise it has
-            one label; from a causal model's folder the head is new and must be initialised.
+        own: keep the folder's labels and padding token, which determines the token that its head reads. Otherwise the
+            classifier has one label; from a causal model's folder its head is new and must be initialised.
     """
     settings = classifier_settings(folder, config, own)
     return _load_network(architecture, folder, config, settings, head_is_new=not own)
 
 
 def classifier_settings(folder: str | Path, config: ModelConfig, own: bool) -> PreTrainedConfig:
-    """The config of ``load_classifier``."""
+    """Configuration with which ``load_classifier`` loads a folder."""
     if own:
-        return _settings(folder, config)
-    settings = _settings(folder, config, num_labels=1)
+        return _load_settings(folder, config)
+    settings = _load_settings(folder, config, num_labels=1)
     text, tokenizer = settings.get_text_config(), from_folder(AutoTokenizer, folder, config)
     ends = {tokenizer.eos_token_id, *_ids(getattr(text, "eos_token_id", None))}
     own_pad = getattr(text, "pad_token_id", None)
     pad = tokenizer.pad_token_id if own_pad is None else own_pad
-    # A classifier's score is read at the last token that is no padding: an end token must not be that.
+    # A classifier reads its score at the last token that is not padding, so padding must not be an end token.
     text.pad_token_id = None if pad in ends else pad
     _drop_absent_padding(settings)
     return settings
 
 
 def reward_shift(classifier: PreTrainedModel) -> float:
-    """What is added to the model's raw output; 0 for a model that was made elsewhere."""
+    """Constant added to the reward model's raw output; 0 for models trained elsewhere."""
     return float(getattr(classifier.config, REWARD_SHIFT, 0.0))
 
 
-def _settings(folder: str | Path, config: ModelConfig, **extra: Any) -> PreTrainedConfig:
-    """A model's config with dropout off and no padding token that its embedding lacks."""
+def _load_settings(folder: str | Path, config: ModelConfig, **extra: Any) -> PreTrainedConfig:
+    """A model's configuration with dropout off and without a padding token outside its embedding."""
     settings: PreTrainedConfig = read_settings(folder, config, **extra)
     for key in [k for k in settings.to_dict() if "dropout" in k or "pdrop" in k]:
         if isinstance(getattr(settings, key, None), float):
@@ -93,7 +93,7 @@ def _settings(folder: str | Path, config: ModelConfig, **extra: Any) -> PreTrain
 
 
 def _drop_absent_padding(settings: PreTrainedConfig) -> None:
-    """PyTorch makes no embedding whose padding token is outside of it."""
+    """Remove a padding token outside the embedding, which PyTorch rejects."""
     text = settings.get_text_config()
     pad, rows = getattr(text, "pad_token_id", None), getattr(text, "vocab_size", None)
     if pad is not None and rows is not None and not 0 <= pad < rows:
@@ -125,9 +125,9 @@ def _load_network(
 
 
 def _rotate_in_float32(model: PreTrainedModel) -> None:
-    """Compute rotary frequencies anew where they were rounded.
+    """Recompute rotary frequencies in float32 if they were rounded.
 
-    Under ZeRO-3 buffers are made in the model's dtype; in bfloat16 that moves positions, the farther the more.
+    Under ZeRO-3 buffers are created in the model's dtype; in bfloat16 the error grows with the position.
     """
     for module in model.modules():
         frequencies = getattr(module, "original_inv_freq", None)

@@ -1,7 +1,7 @@
 """Low-rank adapters (Hu et al. 2021, section 4.1): a frozen W becomes W + (alpha/rank)·B·A, and only A and B learn.
 
-peft puts them into the transformers model in place, so that everything that runs the model goes on as before. Where
-others see the weights, in engines and in saved models, they see the plain model's names with the adapters merged in.
+peft inserts them into the transformers model in place, so code that runs the model needs no change. Engines and saved
+models get the adapters merged, under the plain model's tensor names.
 
 Shapes: W (out, in), A (rank, in), B (out, rank). GPT-2's ``Conv1D`` keeps W as (in, out).
 """
@@ -25,18 +25,18 @@ from rlhf.errors import UserError
 
 ALL = "all-linear"
 NAME = "default"  # peft's own name for the only adapter
-DRAW = 10**9 + 7  # tells this stream of random numbers from those of other uses of the same seed
+DRAW = 10**9 + 7  # separates this random stream from other uses of the same seed
 
 
 @dataclass(frozen=True, kw_only=True)
 class Adapter:
-    """One layer's adapter. Under ZeRO-3 the two tensors are shards: merge within ``ZeroEngine.full``."""
+    """One layer's adapter. Under ZeRO-3 both tensors are shards: merge within ``ZeroEngine.full``."""
 
     a: Tensor
     b: Tensor
     scale: float
     is_transposed: bool
-    """Whether the layer keeps W as (in, out)."""
+    """Whether the layer stores W as (in, out)."""
 
     def merged(self, weight: Tensor) -> Tensor:
         """W + (alpha/rank)·B·A, in float32."""
@@ -45,9 +45,9 @@ class Adapter:
 
 
 def add_adapters(model: PreTrainedModel, config: LoRAConfig, seed: int) -> None:
-    """Freeze the model and put adapters into its linear layers, in place.
+    """Freeze the model and insert adapters into its linear layers, in place.
 
-    B is zero and A is drawn from ``seed`` (uniform, as in peft), the same on every rank and at every ZeRO stage.
+    B is zero and A is uniform as in peft, drawn from ``seed``: the same on every rank and at every ZeRO stage.
 
     Raises:
         UserError: a target names no linear layer, or there are no targets.
@@ -56,23 +56,23 @@ def add_adapters(model: PreTrainedModel, config: LoRAConfig, seed: int) -> None:
     settings = LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,  # type: ignore[arg-type]  # peft only divides it by the rank
-        target_modules=_chosen(config.targets, layers),
+        target_modules=_select_layers(config.targets, layers),
         lora_dropout=0.0,
         fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in layers.values()),
         base_model_name_or_path=model.name_or_path,
         task_type="CAUSAL_LM",
     )
-    with torch.random.fork_rng(devices=[]):  # drawn on the CPU, wherever the model is
+    with torch.random.fork_rng(devices=[]):  # A is drawn on the CPU, whatever the model's device
         torch.random.default_generator.manual_seed(int(np.random.default_rng([seed, DRAW]).integers(2**63)))
-        holder = nn.ModuleList([model])  # of a model that it knows by type, peft would move targets to other tensors
+        holder = nn.ModuleList([model])  # hides the model's type, for which peft would redirect targets
         inject_adapter_in_model(settings, holder, NAME)
         model.peft_config = holder.peft_config
 
 
 def _linear_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
-    """The layers that can have adapters, by name: all linear ones but the output head, which is used elsewhere.
+    """Layers that can have adapters, by name: all linear layers but the output head, which runs outside the backbone.
 
-    A router that is a linear layer and returns more than its product is none.
+    A router that is a linear layer and returns more than its product is excluded.
     """
     head = model.get_output_embeddings()
     return {name: layer for name, layer in model.named_modules() if layer is not head and _is_linear(layer)}
@@ -89,9 +89,11 @@ def _is_linear(layer: nn.Module) -> bool:
     return isinstance(result, Tensor)
 
 
-def _chosen(targets: Iterable[str], layers: Iterable[str]) -> list[str]:
-    """The layers whose names, or last parts of names, are targets."""
-    found = {target: [name for name in layers if _is_meant(target, name)] for target in targets}
+def _select_layers(targets: Iterable[str], layers: Iterable[str]) -> list[str]:
+    """Names of the layers whose name, or last part of it, is a target."""
+    found = {
+        target: [name for name in layers if target in (ALL, name) or name.endswith(f".{target}")] for target in targets
+    }
     missing = [target for target, names in found.items() if not names]
     if missing or not found:
         known = ", ".join(sorted({name.rpartition(".")[2] for name in layers}))
@@ -100,22 +102,18 @@ def _chosen(targets: Iterable[str], layers: Iterable[str]) -> list[str]:
             if missing
             else "model.lora.targets = []",
             f"its linear layers are {known}; the output head and embeddings get no adapters",
-            f"name some of those, or {ALL}",
+            f"name some of these, or {ALL}",
         )
     return sorted({name for names in found.values() for name in names})
 
 
-def _is_meant(target: str, name: str) -> bool:
-    return target == ALL or f".{name}".endswith(f".{target}")
-
-
 def adapter_layers(model: nn.Module) -> dict[str, LoraLayer]:
-    """The layers that have adapters, by the plain model's names; none in a plain model."""
+    """Layers with adapters, by the plain model's names; empty for a plain model."""
     return {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
 
 
 def adapters(model: nn.Module) -> dict[str, Adapter]:
-    """Adapters by the plain model's name of the weight that each changes."""
+    """Adapters, by the plain model's name of the weight that each one changes."""
     return {
         f"{name}.weight": Adapter(
             a=layer.lora_A[NAME].weight,
@@ -128,7 +126,7 @@ def adapters(model: nn.Module) -> dict[str, Adapter]:
 
 
 def plain_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The model's tensors under the plain model's names and in its order, without adapters.
+    """The model's tensors without adapters, under the plain model's names and in its order.
 
     A tied output head appears under its own name too.
     """
@@ -150,12 +148,12 @@ def parts(names: Iterable[str], plain: Mapping[str, Tensor], adapted: Mapping[st
 
 
 def merged(name: str, plain: Mapping[str, Tensor], adapted: Mapping[str, Adapter]) -> Tensor:
-    """The plain model's tensor of this name: as it is, or with its adapter, in float32."""
+    """The plain model's tensor of this name; if it has an adapter, merged in float32."""
     return adapted[name].merged(plain[name]) if name in adapted else plain[name].detach()
 
 
 def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """All A and B under the names that peft's files have."""
+    """All A and B, under the names of peft's files."""
     tensors = {}
     for name, layer in adapter_layers(model).items():
         tensors[f"base_model.model.{name}.lora_A.weight"] = layer.lora_A[NAME].weight
@@ -164,14 +162,14 @@ def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def adapter_settings(model: nn.Module) -> LoraConfig | None:
-    """peft's settings of the adapters, if there are any."""
+    """peft's settings of the adapters, or None."""
     settings = getattr(model, "peft_config", None)
     return settings[NAME] if settings else None
 
 
 @contextmanager
 def adapters_off(model: nn.Module) -> Iterator[None]:
-    """Within it the model computes with its frozen weights alone, exactly as before it had adapters."""
+    """Disable the adapters within the block: the model computes exactly as before it had them."""
     layers = adapter_layers(model).values()
     for layer in layers:
         layer.enable_adapters(False)

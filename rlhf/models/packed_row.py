@@ -1,10 +1,9 @@
-"""Several sequences in one forward pass: end to end in one row, or each in a row of its own.
+"""Runs several sequences in one forward pass: packed into one row, or padded to one row each.
 
-``hidden_states`` is the one place that runs a backbone. Sequences end to end restart their positions and attend only to
-themselves (``rlhf/models/attention.py``); a cache, with which transformers would let them see each other, is off. A
-model whose layers mix neighbouring tokens elsewhere than in attention (convolutions, recurrent states), or whose
-attention cannot be chosen, has a row a sequence, filled up behind its end: what stands there comes later than all of
-the sequence.
+Backbones run only in ``hidden_states``. Packed sequences restart their positions and attend only to themselves
+(``rlhf/models/attention.py``); the KV cache, through which transformers would join them, is off. Padded rows are for
+models whose attention cannot be replaced, or whose layers mix neighbouring tokens outside attention (convolutions,
+recurrent states). Padding follows the sequence, so it does not affect the sequence's states.
 
 Shapes: N tokens in the row, B sequences, R response tokens, d hidden size.
 """
@@ -25,17 +24,17 @@ from rlhf.models.attention import rows_of
 from rlhf.types import Sequences
 
 Form = Literal["packed", "padded"]
-"""How the sequences of a pass lie: end to end in one row, or a row for each, filled up to the longest."""
+"""Layout of a pass: all sequences end to end in one row, or one row each, padded to the longest."""
 UNFIT = (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
-"""What a model raises that cannot be run so. Lost processes and numbers out of bounds are errors of other types."""
+"""Errors of models that do not support a layout. Lost processes and numeric errors have other types."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PackedRow:
     """Several sequences as one row of a forward pass.
 
-    Shapes: tokens, positions (1, N); predict_at (R,) the place whose hidden state predicts each response token;
-    targets (R,) the response tokens; last (B,) the place of each sequence's last token; lengths (B,) of the sequences.
+    Shapes: tokens, positions (1, N); predict_at (R,) the position whose hidden state predicts each response token;
+    targets (R,) the response tokens; last (B,) the position of each sequence's last token; lengths (B,) of sequences.
     """
 
     tokens: Tensor
@@ -47,10 +46,9 @@ class PackedRow:
 
 
 def pack_row(sequences: Sequences, samples: Sequence[int], device: torch.device | str) -> PackedRow:
-    """Build the row of the chosen samples, in the order given.
+    """Build the row of the selected samples, in the given order.
 
-    With no samples it is one dummy token that predicts nothing: the forward and backward passes run, and contribute
-    zero.
+    Without samples it is one dummy token that predicts nothing: forward and backward pass run and contribute zero.
     """
     if not samples:
         zero = torch.zeros(1, 1, dtype=torch.long, device=device)
@@ -82,9 +80,9 @@ def pack_row(sequences: Sequences, samples: Sequence[int], device: torch.device 
 
 
 def hidden_states(backbone: nn.Module, row: PackedRow, form: Form = "packed", **attending: Any) -> Tensor:
-    """(N, d) last hidden states, after the final norm, of the sequences end to end; each sees only itself.
+    """(N, d) last hidden states after the final norm, sequences end to end; each attends only to itself.
 
-    ``attending`` is what an attention function of this project has to know besides.
+    ``attending`` holds extra arguments of this project's attention functions.
     """
     is_packed = form == "packed"
     inputs = (_packed_inputs(row) if is_packed else _padded_inputs(row)) | without_cache(backbone)
@@ -94,17 +92,17 @@ def hidden_states(backbone: nn.Module, row: PackedRow, form: Form = "packed", **
 
 
 def without_cache(model: nn.Module) -> dict[str, Any]:
-    """The argument with which a model keeps nothing of a pass, where it would."""
+    """Arguments that disable the KV cache, if the model has one."""
     return {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
 
 
 def _packed_inputs(row: PackedRow) -> dict[str, Any]:
-    """The row as it is. Without a mask of ones transformers would look for the sequences itself, in N² numbers."""
+    """Inputs of the packed row. The mask of ones keeps transformers from detecting sequences, in O(N²) memory."""
     return {"input_ids": row.tokens, "position_ids": row.positions, "attention_mask": torch.ones_like(row.tokens)}
 
 
 def _padded_inputs(row: PackedRow) -> dict[str, Any]:
-    """(B, longest) a row a sequence. Positions count from each row's beginning, as every model does by itself."""
+    """(B, longest) inputs, one sequence a row. Positions count from the start of each row, the models' default."""
     width, tokens = max(row.lengths), row.tokens[0]
     inputs = (tokens, torch.ones_like(tokens))
     padded, mask = (pad_rows(each, row.lengths, width) for each in inputs)
@@ -112,6 +110,6 @@ def _padded_inputs(row: PackedRow) -> dict[str, Any]:
 
 
 def pad_rows(values: Tensor, lengths: Sequence[int], width: int, filler: int = 0) -> Tensor:
-    """(N,) numbers of sequences end to end → (B, width), one sequence a row, ``filler`` behind it."""
+    """(N,) values of sequences end to end → (B, width), one sequence a row, padded with ``filler``."""
     rows = values.split(list(lengths))
     return torch.stack([functional.pad(row, (0, width - len(row)), value=filler) for row in rows])

@@ -1,6 +1,6 @@
-"""The policy network: log-probabilities of the response tokens, in float32, without a full [tokens, vocabulary] tensor.
+"""The policy network: log-probabilities of the response tokens in float32, without a full [tokens, vocabulary] tensor.
 
-This is the project's one definition of a log-probability; the policy, the reference and SFT all use it.
+This is the project's only definition of a log-probability; the policy, the reference and SFT use it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CHUNK = 2048
 Logits = Callable[[Tensor], Tensor]
 """(R, d) last hidden states → (R, V) logits."""
 Entropy = Literal["none", "value", "trained"]
-"""Whether entropies are computed, which takes several passes over the vocabulary, and whether they carry a gradient."""
+"""Whether entropies are computed, which takes several passes over the vocabulary, and whether with a gradient."""
 
 
 def _chunk_logprobs(
@@ -42,11 +42,11 @@ def _chunk_logprobs(
 def token_logprobs(
     hidden: Tensor, logits_of: Logits, targets: Tensor, temperature: float, entropy: Entropy = "none"
 ) -> tuple[Tensor, ...]:
-    """Log-probability of each target and, where asked for, the entropy of each distribution, in nats.
+    """Log-probability of each target and, on request, the entropy of each distribution, in nats.
 
-    Shapes: hidden (R, d), targets (R,) → (R,) or (R,), (R,), float32. Softmax at ``temperature``, as the sampler's.
-    Logits are made chunk by chunk, and made again in the backward pass, so that at most ``CHUNK`` rows of them exist.
-    The last chunk's are kept: the backward pass begins with them.
+    Shapes: hidden (R, d), targets (R,) → (R,) or (R,), (R,), float32. ``temperature`` is the sampler's.
+    Logits are computed in chunks and recomputed in the backward pass, so at most ``CHUNK`` rows exist at a time. The
+    last chunk's are kept, because the backward pass begins with them.
     """
     parts = []
     for begin in range(0, max(1, len(targets)), CHUNK):
@@ -60,7 +60,7 @@ def token_logprobs(
 
 
 class PolicyNet(RowNet):
-    """A causal language model that answers with log-probabilities and entropies of the response tokens."""
+    """Causal language model that returns log-probabilities and entropies of response tokens."""
 
     def __init__(self, lm: PreTrainedModel) -> None:
         super().__init__(lm)
@@ -73,19 +73,19 @@ class PolicyNet(RowNet):
         return self.lm
 
     def external_parameters(self) -> list[nn.Parameter]:
-        """Parameters used outside their own module's forward pass; ZeRO-3 must be told of them."""
+        """Parameters used outside their own module's forward pass, to be registered with ZeRO-3."""
         return self.head.parameters()
 
     def forward(self, row: PackedRow, temperature: float, entropy: Entropy = "none") -> tuple[Tensor, ...]:
-        """(R,) log-probabilities and, if asked for, (R,) entropies of the row's response tokens, in nats, float32."""
+        """(R,) log-probabilities and, on request, (R,) entropies of the row's response tokens, in nats, float32."""
         reading = self.read(row, row.predict_at)
         found = token_logprobs(reading.hidden, self.head.logits, row.targets[reading.own], temperature, entropy)
-        return tuple(reading.whole(each) for each in found)
+        return tuple(reading.gather(each) for each in found)
 
     def own_logprobs(self, tokens: Tensor, temperature: float) -> Tensor:
-        """(N − 1,) log-probabilities of a sequence's (N,) tokens but the first, from logits as transformers has them.
+        """(N − 1,) log-probabilities of a sequence's tokens (N,) after the first, from transformers' own forward pass.
 
-        All logits of the sequence exist at one time: it is to be short.
+        All logits of the sequence exist at one time: keep it short.
         """
         with own_attention(self.lm):
             logits = self.lm.forward(tokens[None], **without_cache(self.lm)).logits[0, :-1]

@@ -1,4 +1,4 @@
-"""Whether what a finished stage writes beside the weights can be written: tried before training, by writing it."""
+"""Checks before training that a stage can save its model, by writing everything but the weights."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 
 def try_saving(model: PreTrainedModel) -> tuple[str, ...]:
-    """Write all of a model but its weights to a folder that is removed again; returns what was mended for it.
+    """Write all of a model but its weights to a temporary folder; returns notes on corrected settings.
 
     Raises:
         UserError: it cannot be written, so training would end without a model.
     """
-    with _refusing(f"the settings of {model.name_or_path}", "config.json or generation_config.json"):
+    with _refuse_unsavable(f"the settings of {model.name_or_path}", "config.json or generation_config.json"):
         notes = drop_idle_settings(model.generation_config) if model.can_generate() else ()
         with TemporaryDirectory() as folder:
             model.save_pretrained(folder, state_dict={})
@@ -30,34 +30,34 @@ def try_saving(model: PreTrainedModel) -> tuple[str, ...]:
 
 
 def try_saving_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Write a tokenizer to a folder that is removed again.
+    """Write a tokenizer to a temporary folder.
 
     Raises:
         UserError: it cannot be written.
     """
     with (
-        _refusing(f"the tokenizer of {tokenizer.name_or_path}", "tokenizer_config.json or tokenizer.json"),
+        _refuse_unsavable(f"the tokenizer of {tokenizer.name_or_path}", "tokenizer_config.json or tokenizer.json"),
         TemporaryDirectory() as folder,
     ):
         tokenizer.save_pretrained(folder)
 
 
 @contextmanager
-def _refusing(what: str, files: str) -> Iterator[None]:
+def _refuse_unsavable(what: str, files: str) -> Iterator[None]:
     try:
         yield
     except (TypeError, ValueError, AttributeError, OSError, NotImplementedError) as error:
         raise UserError(
             f"{what} can be read and cannot be written: {first_line(error)}",
-            "a stage would train to its end, and then have no model to leave",
-            f"mend {files} in the model's folder",
+            "the stage would train to its end and then fail to save its model",
+            f"correct {files} in the model's folder",
         ) from error
 
 
 def drop_idle_settings(settings: GenerationConfig) -> tuple[str, ...]:
-    """Reset the generation settings that have no effect beside the others, which transformers reads and does not write.
+    """Reset generation settings that have no effect beside the others: transformers reads them, but does not save them.
 
-    Sampling's temperature beside ``do_sample: false`` is one. What the model generates stays the same.
+    An example is ``temperature`` with ``do_sample: false``. Generation does not change.
     """
     dropped: list[str] = []
     while idle := _idle_settings(settings, without=dropped):
@@ -70,7 +70,7 @@ def drop_idle_settings(settings: GenerationConfig) -> tuple[str, ...]:
 
 
 def _idle_settings(settings: GenerationConfig, without: Sequence[str]) -> list[str]:
-    """Names that transformers lists in its reason for not writing the settings; none where it would write them."""
+    """Names of the settings for which transformers refuses to save; empty if it would save."""
     try:
         settings.validate(strict=True)
     except ValueError as error:

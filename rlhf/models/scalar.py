@@ -1,9 +1,9 @@
-"""Networks that answer with one number per place or per sequence: the reward model and the critic.
+"""Networks that return one number per position or per sequence: the reward model and the critic.
 
-Both are a transformers sequence classifier. Where its head can be applied to the state of a token, it is read at chosen
-places of packed rows; any other classifier (an encoder with a pooler, say) is run by its own forward pass.
+Both are a transformers sequence classifier. If its head can be applied to the state of a token, it is read at chosen
+positions of packed rows; any other classifier (for example an encoder with a pooler) runs its own forward pass.
 
-Shapes: N tokens in the row, B sequences, K places.
+Shapes: N tokens in the row, B sequences, K positions.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from rlhf.models.packed_row import PackedRow, pad_rows
 from rlhf.models.shared_row import RowNet
 
 Reader = Literal["head", "own", "own_alone"]
-"""How a classifier is read: its head at places of the rows; its own forward pass over padded rows; or over one sequence
-at a time."""
+"""How a classifier is read: its head at positions of the rows, its own forward pass over padded rows, or its own
+forward pass over one sequence at a time."""
 
 
 class ScalarNet(RowNet):
-    """A sequence classifier read at chosen places of a packed row, or at the end of each of its sequences.
+    """A sequence classifier read at chosen positions of a packed row, or at the end of each of its sequences.
 
-    ``label`` is the one of its labels that is the score.
+    ``label`` is the index of the logit that is the score.
     """
 
     def __init__(self, classifier: PreTrainedModel, label: int = 0) -> None:
@@ -41,10 +41,10 @@ class ScalarNet(RowNet):
         self.classifier, self.label = classifier, label
         self.reader: Reader = "head"
         self.has_segments = False
-        """Whether the tokens of responses are the second segment of a pair of texts."""
+        """Whether response tokens are the second segment of a text pair (token_type_ids)."""
         self._attentions = {"head": classifier.config._attn_implementation, "own": attention, "own_alone": attention}
         heads = [getattr(classifier, name) for name in head_names(classifier)]
-        self._head = heads if len(heads) == 1 else []  # in a list: a view of a part, not a second child
+        self._head = heads if len(heads) == 1 else []  # a list, so that torch does not register it as a second child
         for module in heads:
             _compute_in_float32(module)
 
@@ -55,13 +55,12 @@ class ScalarNet(RowNet):
 
     @property
     def has_head(self) -> bool:
-        """Whether the classifier is a backbone and one module behind it."""
+        """Whether the classifier consists of a backbone and one module after it."""
         return bool(self._head)
 
     @property
     def positions(self) -> int:
-        """Tokens for which the classifier has learned positions, where these begin behind the padding token (RoBERTa);
-        no limit elsewhere."""
+        """Number of learned positions, if they begin after the padding token (RoBERTa); otherwise no limit."""
         rows = getattr(self.classifier.config.get_text_config(), "max_position_embeddings", None)
         begin = [
             module.padding_idx + 1
@@ -74,47 +73,47 @@ class ScalarNet(RowNet):
         return rows - max(begin) if rows is not None and begin else 2**31
 
     def use(self, reader: Reader) -> None:
-        """From now on read the classifier in this way."""
+        """Select how the classifier is read from now on."""
         self.reader = reader
         if self.classifier.config._attn_implementation != self._attentions[reader]:
             self.classifier.set_attn_implementation(self._attentions[reader])
 
     def external_parameters(self) -> list[nn.Parameter]:
-        """Parameters used outside their own module's forward pass; ZeRO-3 must be told of them."""
+        """Parameters used outside their own module's forward pass, to be registered with ZeRO-3."""
         return []
 
-    def forward(self, row: PackedRow, places: Tensor | None = None, states: bool = False) -> Tensor:
-        """Scalars, float32: (K,) at ``places`` of the row; without places (B,), one for each sequence.
+    def forward(self, row: PackedRow, positions: Tensor | None = None, states: bool = False) -> Tensor:
+        """Scalars in float32: (K,) at ``positions`` of the row, or (B,), one per sequence, without positions.
 
-        V(s_t) before each response token is read at ``row.predict_at``. The head computes in float32: in bfloat16
-        rewards near 4 would be 1/64 apart. With ``states`` (K, d), the backbone's last hidden states there.
+        V(s_t) before each response token is read at ``row.predict_at``. The head computes in float32: in bfloat16,
+        rewards near 4 would be 1/64 apart. With ``states``: (K, d), the backbone's last hidden states.
         """
-        if places is None and self.reader != "head":
+        if positions is None and self.reader != "head":
             return self._own_forward(row)
-        reading = self.read(row, self._ends(row) if places is None else places)
+        reading = self.read(row, self._ends(row) if positions is None else positions)
         if states:
             return reading.hidden
-        return reading.whole(self._head[0](reading.hidden)[:, self.label])
+        return reading.gather(self._head[0](reading.hidden)[:, self.label])
 
     @property
     def _padding(self) -> int | None:
-        """The padding token, which transformers' decoder classifiers pass over in looking for a sequence's end."""
+        """The padding token, which transformers' decoder classifiers skip when they search for a sequence's end."""
         token: int | None = getattr(self.classifier.config.get_text_config(), "pad_token_id", None)
         return token
 
     def _ends(self, row: PackedRow) -> Tensor:
-        """(B,) the place of each sequence's last token that is no padding; its first where all of them are."""
+        """(B,) position of each sequence's last token that is not padding; its first if all are padding."""
         if self._padding is None or not len(row.last):
             return row.last
         lengths = torch.tensor(row.lengths, device=row.last.device)
-        places = torch.arange(row.tokens.shape[1], device=row.last.device)
-        kept = places.where(row.tokens[0] != self._padding, -1)
+        positions = torch.arange(row.tokens.shape[1], device=row.last.device)
+        kept = positions.where(row.tokens[0] != self._padding, -1)
         sequence = torch.arange(len(lengths), device=row.last.device).repeat_interleave(lengths)
         first = row.last + 1 - lengths
         return first.scatter_reduce(0, sequence, kept, "amax")
 
     def _own_forward(self, row: PackedRow) -> Tensor:
-        """(B,) the label's logit by the classifier's own forward pass."""
+        """(B,) logits of the label from the classifier's own forward pass."""
         known = inspect.signature(self.classifier.forward).parameters
         options: dict[str, Any] = {"use_cache": False} if "use_cache" in known else {}
         has_segments = self.has_segments and "token_type_ids" in known
@@ -126,7 +125,7 @@ class ScalarNet(RowNet):
         return torch.cat(logits).float()[: len(row.last)]
 
     def _batches(self, row: PackedRow) -> Iterator[tuple[Tensor, ...]]:
-        """(b, L) tokens, mask of what is no padding, and segments: of all sequences, or of one after another."""
+        """(b, L) tokens, attention mask and segments: of all sequences at once, or of one after another."""
         segments = torch.zeros_like(row.tokens[0])
         segments[row.predict_at + 1] = 1
         fillers = ((row.tokens[0], self._padding or 0), (torch.ones_like(segments), 0), (segments, 0))
@@ -138,7 +137,7 @@ class ScalarNet(RowNet):
 
 
 def _compute_in_float32(head: nn.Module) -> None:
-    """Have the linear layers and norms of a head compute in float32, whatever the dtype of their weights."""
+    """Make the head's linear layers and norms compute in float32, whatever the dtype of their weights."""
     for module in head.modules():
         if isinstance(module, nn.Linear):
             module.forward = partial(_linear, module)
@@ -174,7 +173,7 @@ def init_value_head(classifier: PreTrainedModel) -> None:
 def _linear_head(classifier: PreTrainedModel) -> nn.Linear:
     [name] = head_names(classifier)
     head = getattr(classifier, name)
-    assert isinstance(head, nn.Linear)  # of no other folder is a head made new
+    assert isinstance(head, nn.Linear)  # require_backbone refuses other heads
     return head
 
 

@@ -1,4 +1,4 @@
-"""A small Llama-style model made from nothing, and a byte-level BPE tokenizer trained on the run's own text."""
+"""A small, randomly initialised Llama model, and a byte-level BPE tokenizer trained on the run's own text."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from rlhf.config.schema import ScratchConfig
 
 PAD, EOS = "<pad>", "<eos>"
 LONGEST_PIECE = 10_000
-"""Characters of a text that are learnt from at once: time grows with the square of the longest word, and what has no
+"""Longest piece of text to train on, in characters: time grows with the square of the longest word, and text without
 spaces is one word."""
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE over the texts: any string can be written, and none is unknown. Pad and end tokens differ."""
+    """Train a byte-level BPE tokenizer: it encodes any string without unknown tokens. Pad and end tokens differ."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -28,17 +28,17 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_pieces(texts), trainer)
+    tokenizer.train_from_iterator(_split_long(texts), trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=EOS)
 
 
-def _pieces(texts: Iterable[str]) -> Iterator[str]:
-    """The texts, long ones in pieces."""
+def _split_long(texts: Iterable[str]) -> Iterator[str]:
+    """The texts, long ones split into pieces."""
     return (text[start : start + LONGEST_PIECE] for text in texts for start in range(0, len(text), LONGEST_PIECE))
 
 
 def make_scratch(config: ScratchConfig, texts: Iterable[str], folder: Path, seed: int) -> None:
-    """Write an untrained model and its tokenizer to ``folder`` in Hugging Face format."""
+    """Write a randomly initialised model and its tokenizer to ``folder`` in Hugging Face format."""
     tokenizer = train_tokenizer(texts, config.vocab_size)
     tokenizer.model_max_length = config.max_length
     torch.manual_seed(seed)

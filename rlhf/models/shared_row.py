@@ -1,15 +1,15 @@
-"""Sequence parallelism: neighbouring ranks share each packed row, with DeepSpeed's Ulysses (Jacobs et al. 2023).
+"""Sequence parallelism: neighbouring ranks split each packed row, with DeepSpeed's Ulysses (Jacobs et al. 2023).
 
-All ranks of such a group are given the same row, and each computes an equal run of its places. In attention they
-exchange places for heads (all-to-all) and back: there each has the whole row for its share of the heads. What is read
-at places of the row, one number each, becomes whole on every rank (``Reading.whole``), so that losses are computed as
-if the rank were alone.
+All ranks of a group get the same row, and each computes an equal range of its token positions. In attention they
+exchange positions for heads (all-to-all) and back, so that each rank has the whole row for its share of the heads.
+Values read at positions of the row are gathered on every rank (``PositionStates.gather``), so that losses are computed
+as on a single rank.
 
-A number's gradient goes only to the rank that computed it. To ZeRO these ranks are as any others: their gradients add
-up to the row's.
+The gradient of a value goes only to the rank that computed it. ZeRO treats these ranks like any others: their gradients
+add up to the row's.
 
-Shapes: N tokens in the row, S ranks that share it, n = ⌈N/S⌉ places each, K places that are read, k of them this
-rank's own; H heads, d hidden size.
+Shapes: N tokens in the row, S ranks of the group, n = ⌈N/S⌉ positions per rank, K positions that are read, k of them on
+this rank; H heads, d hidden size.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from rlhf.models.packed_row import Form, PackedRow, hidden_states, without_cache
 from rlhf.placement.shared_rows import MODEL_TYPES, indivisible
 
 
-class Peers:
-    """The ranks that share this rank's rows: ``size`` neighbours, among whom it is ``rank``."""
+class SequenceParallelGroup:
+    """The ``size`` neighbouring ranks that split rows with this one, which has ``rank`` among them."""
 
     def __init__(self, model: PreTrainedModel, rank: int, world: int, size: int, timeout_seconds: float) -> None:
-        """Meet them, and have the model's attention go over them (collective over all ranks of the role).
+        """Create the process group and its attention (collective over all ranks of the role).
 
         Raises:
-            UserError: the model's heads cannot be shared out so, or its layers mix tokens elsewhere than in attention.
+            UserError: the model's heads do not divide by ``size``, or its layers mix tokens outside attention.
         """
         check_model(model, size)
         wait = timedelta(seconds=timeout_seconds)
@@ -59,16 +59,16 @@ class Peers:
 
 
 def check_model(model: PreTrainedModel, size: int) -> None:
-    """Refuse a model whose rows cannot be shared by so many ranks.
+    """Check that the rows of a model can be split over ``size`` ranks.
 
     Raises:
-        UserError: its type is not known to work, or its heads do not divide.
+        UserError: the model's type is not supported, or its heads do not divide by ``size``.
     """
     config = model.config
     if config.model_type not in MODEL_TYPES:
         raise UserError(
             f"placement.<role>.sequence_parallel = {size} and a model of type {config.model_type!r}",
-            f"that tokens meet in attention alone is known here of {', '.join(MODEL_TYPES)}",
+            f"only these types are known to mix tokens in attention alone: {', '.join(MODEL_TYPES)}",
             "placement.<role>.sequence_parallel=1",
         )
     for problem in indivisible("<role>", f"its {config.model_type} model", *_heads(config), size):
@@ -82,29 +82,29 @@ def _heads(config: PreTrainedConfig) -> tuple[int, int]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
-    """What this rank computed of the places asked for.
+class PositionStates:
+    """Last hidden states that this rank computed for the requested positions.
 
-    Shapes: hidden (k, d); own (k,) which of the K places they are; without peers all of them.
+    Shapes: hidden (k, d); own (k,) indices of this rank's among the K positions; without a group all of them.
     """
 
     hidden: Tensor
     own: slice | Tensor
-    places: int
-    peers: Peers | None
+    count: int
+    peers: SequenceParallelGroup | None
 
-    def whole(self, values: Tensor) -> Tensor:
-        """(k,) numbers, one for each place of this rank's → (K,) those of all peers; gradients stay with their own."""
-        if self.peers is None or self.places == 0:
+    def gather(self, values: Tensor) -> Tensor:
+        """(k,) values at this rank's positions → (K,) values of the whole group; gradients stay with their rank."""
+        if self.peers is None or self.count == 0:
             return values
         assert isinstance(self.own, Tensor)
-        spread = values.new_zeros(self.places).index_copy(0, self.own, values)
-        joined: Tensor = _Joined.apply(spread, self.peers.group)
-        return joined
+        spread = values.new_zeros(self.count).index_copy(0, self.own, values)
+        gathered: Tensor = _SumOverGroup.apply(spread, self.peers.group)
+        return gathered
 
 
-class _Joined(torch.autograd.Function):
-    """The sum over peers, of which at each place one alone has a number and the others 0."""
+class _SumOverGroup(torch.autograd.Function):
+    """The sum over the group, in which exactly one rank has a value at each position and the others have 0."""
 
     @staticmethod
     def forward(ctx: Any, spread: Tensor, group: distributed.ProcessGroup) -> Tensor:
@@ -114,30 +114,32 @@ class _Joined(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        # Every peer computes the same loss of the same numbers: it is one loss, and each takes its places' part of it.
+        # All ranks compute the same loss from the same values: each rank takes the gradient of its own positions.
         return gradients[0], None
 
 
-def read(backbone: nn.Module, row: PackedRow, places: Tensor, peers: Peers | None, form: Form = "packed") -> Reading:
-    """The last hidden states at ``places`` (K,) of a row; with peers, at those of them that are this rank's."""
+def read(
+    backbone: nn.Module, row: PackedRow, positions: Tensor, peers: SequenceParallelGroup | None, form: Form = "packed"
+) -> PositionStates:
+    """Last hidden states at ``positions`` (K,) of a row; with a group, at those of this rank's range."""
     if peers is None:
-        hidden = hidden_states(backbone, row, form)[places]
-        return Reading(hidden=hidden, own=slice(None), places=len(places), peers=None)
-    begin, part = _part(row, peers)
+        hidden = hidden_states(backbone, row, form)[positions]
+        return PositionStates(hidden=hidden, own=slice(None), count=len(positions), peers=None)
+    begin, part = _split_row(row, peers)
     end = begin + part.tokens.shape[1]
-    own = ((places >= begin) & (places < end)).nonzero()[:, 0]
-    hidden = hidden_states(backbone, part, over=peers.attention)[places[own] - begin]
-    return Reading(hidden=hidden, own=own, places=len(places), peers=peers)
+    own = ((positions >= begin) & (positions < end)).nonzero()[:, 0]
+    hidden = hidden_states(backbone, part, over=peers.attention)[positions[own] - begin]
+    return PositionStates(hidden=hidden, own=own, count=len(positions), peers=peers)
 
 
 class RowNet(nn.Module):
-    """A network that is run over rows of several sequences, by this rank alone or with others."""
+    """A network that runs over packed rows, on this rank alone or with a sequence-parallel group."""
 
-    peers: Peers | None = None
-    """The ranks that share its rows with this one."""
+    peers: SequenceParallelGroup | None = None
+    """The group that splits rows, if any."""
 
     def __init__(self, model: PreTrainedModel) -> None:
-        """Have the model attend by sequence where its architecture lets its attention be chosen."""
+        """Install the attention for packed rows, if the architecture supports it."""
         super().__init__()
         self.form: Form = "packed" if use_row_attention(model) else "padded"
 
@@ -147,29 +149,29 @@ class RowNet(nn.Module):
         raise NotImplementedError
 
     def share_rows(self, rank: int, world: int, size: int, timeout_seconds: float) -> None:
-        """From now on compute parts of rows, ``size`` ranks together (collective)."""
-        self.peers = Peers(self.model, rank, world, size, timeout_seconds)
+        """Split rows over ``size`` ranks from now on (collective)."""
+        self.peers = SequenceParallelGroup(self.model, rank, world, size, timeout_seconds)
 
     def states(self, row: PackedRow, form: Form) -> Tensor:
-        """(N, d) last hidden states of a row, by this rank alone."""
+        """(N, d) last hidden states of a row, computed by this rank alone."""
         return hidden_states(backbone_of(self.model), row, form)
 
     def own_states(self, tokens: Tensor) -> Tensor:
-        """(N, d) those of one sequence (N,), as transformers runs the model."""
+        """(N, d) last hidden states of one sequence (N,), as transformers runs the model."""
         backbone = backbone_of(self.model)
         with own_attention(self.model):
             states: Tensor = backbone(tokens[None], **without_cache(backbone)).last_hidden_state[0]
         return states
 
-    def read(self, row: PackedRow, places: Tensor) -> Reading:
-        """The last hidden states at ``places`` (K,) of a row: all of them, or this rank's."""
-        return read(backbone_of(self.model), row, places, self.peers, self.form)
+    def read(self, row: PackedRow, positions: Tensor) -> PositionStates:
+        """Last hidden states at ``positions`` (K,) of a row: all of them, or those of this rank's range."""
+        return read(backbone_of(self.model), row, positions, self.peers, self.form)
 
 
-def _part(row: PackedRow, peers: Peers) -> tuple[int, PackedRow]:
-    """This rank's run of places: where it begins, and the row of it, with the lengths of the whole row's sequences.
+def _split_row(row: PackedRow, peers: SequenceParallelGroup) -> tuple[int, PackedRow]:
+    """This rank's range of positions: its begin, and its part of the row with the lengths of the whole row.
 
-    The row is filled up to S·n tokens by a sequence of its own, which no place reads.
+    The row is padded to S·n tokens by an extra sequence that is never read.
     """
     tokens = row.tokens.shape[1]
     each = -(-tokens // peers.size)

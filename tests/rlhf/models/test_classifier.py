@@ -157,7 +157,7 @@ def test_of_several_labels_the_one_that_is_named_is_the_score(
     classifier.save_pretrained(tmp_path)
     _, scores = reloaded(tmp_path, label)
     torch.testing.assert_close(scores, alone(classifier, index), rtol=1e-4, atol=1e-5)
-    with pytest.raises(UserError, match=r"3 labels[^;]*; there are 0 \(bad\), 1 \(good\), 2 \(other\)"):
+    with pytest.raises(UserError, match=r"3 labels[^;]*; the labels are 0 \(bad\), 1 \(good\), 2 \(other\)"):
         reloaded(tmp_path)
     for wrong in ("Good", 3, -1):
         with pytest.raises(UserError, match="no label of the model"):
@@ -182,7 +182,7 @@ def changed(folder: Path, **tensors: Tensor | None) -> None:
         ("llama", {"score.weight": None}, "lacks score.weight"),
         ("llama", {"score.weight": None, "v_head.weight": torch.zeros(1, 32)}, r"lacks score.weight \(it has v_head"),
         ("llama", {"model.layers.1.mlp.up_proj.weight": None}, "lacks model.layers.1.mlp.up_proj.weight"),
-        ("llama", {"model.layers.2.mlp.up_proj.weight": torch.zeros(48, 32)}, "no place for model.layers.2.mlp.up"),
+        ("llama", {"model.layers.2.mlp.up_proj.weight": torch.zeros(48, 32)}, "does not have model.layers.2.mlp.up"),
         ("llama", {"model.norm.weight": torch.zeros(31)}, "lacks model.norm.weight"),
         ("bert", {"bert.pooler.dense.bias": None}, "lacks bert.pooler.dense.bias"),
         ("roberta", {"classifier.dense.weight": None}, "lacks classifier.dense.weight"),
