@@ -70,13 +70,9 @@ def _off(value: object) -> object:
 
 def _part_name(name: str) -> str:
     if not PART_NAME.fullmatch(name):
-        raise RuleError([
-            UserError(
-                f"{HERE} has a part named {name!r}",
-                "the name becomes that of a metric and of a log file",
-                "use up to 60 letters, digits, dashes and underscores",
-            )
-        ])  # fmt: skip
+        why = "the name becomes that of a metric and of a log file"
+        fix = "use up to 60 letters, digits, dashes and underscores"
+        raise RuleError([UserError(f"{HERE} has a part named {name!r}", why, fix)])
     return name
 
 
