@@ -35,7 +35,6 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         UserError: the recipe, the data or the model's folder cannot be used.
     """
-    from rlhf.config.limits import out_of_limits
     from rlhf.config.load import load_recipe
     from rlhf.config.named_files import check_data, check_models
     from rlhf.config.problems import raise_all
@@ -45,7 +44,7 @@ def run(options: argparse.Namespace) -> None:
     stages = [
         stage for stage in stages_of(recipe, options.stage) if options.stage != "pipeline" or _has_data(recipe, stage)
     ]
-    problems = [*out_of_limits(recipe), *check_models(recipe, stages), *check_data(recipe, stages)]
+    problems = [*check_models(recipe, stages), *check_data(recipe, stages)]
     raise_all(problems, f"the recipe {recipe.name!r}")
     with tempfile.TemporaryDirectory() as folder:
         _show(recipe, stages, options.rows, Path(folder))

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from launch.plan.cluster import Cluster
 from launch.plan.members import Shapes, check_heads
 from launch.plan.strategy import choose, decided
-from rlhf.config.limits import out_of_limits
 from rlhf.config.load import load_recipe
 from rlhf.config.problems import raise_all
 from rlhf.config.schema import TRAINED, DPOConfig, Recipe, RewardConfig, RewardSourceConfig, SFTConfig, Stage
@@ -39,8 +38,6 @@ def prepare(recipe_path: str, overrides: Sequence[str], command: Stage) -> tuple
         UserError: the recipe cannot work, here or anywhere.
     """
     recipe = _with_whole_paths(load_recipe(recipe_path, overrides))
-    if recipe.placement.ray_address:  # to join a cluster takes long, and longer where it is not there
-        raise_all(list(out_of_limits(recipe)), f"the recipe {recipe.name!r} cannot run `{command}`")
     machine = _cluster(recipe.placement.ray_address) if recipe.placement.ray_address else _this_machine()
     try:
         context = None if command == "generate" else _context(recipe)

@@ -6,13 +6,11 @@ import math
 from collections.abc import Iterator
 
 from rlhf.config.algorithm_rules import check_algorithm
-from rlhf.config.limits import out_of_limits
-from rlhf.config.named_files import check_data, check_models, check_name, check_scorer
+from rlhf.config.named_files import check_data, check_models, check_name, check_scorer, check_tracking
 from rlhf.config.problems import raise_all
 from rlhf.config.reward_rules import check_rewards
 from rlhf.config.schema import Recipe, RoleConfig, ScratchConfig, Stage
 from rlhf.config.stages import check_schedule, critic_updates, policy_updates, stages_of
-from rlhf.config.tracking_rules import check_tracking
 from rlhf.errors import UserError
 from rlhf.placement.machine import Machine, check_devices
 from rlhf.placement.pools import check_sharing
@@ -27,30 +25,33 @@ LARGEST_SCRATCH = 2e9
 def validate(recipe: Recipe, stage: Stage, machine: Machine) -> None:
     """Check a recipe for one stage, or for a whole pipeline, against a machine.
 
-    Each value is judged by itself first; how values fit together is judged once each of them is possible.
+    What a section can tell by itself was checked when it was constructed.
 
     Raises:
         UserError: lists every problem found.
     """
-    impossible = list(out_of_limits(recipe))
     if stage == "generate":  # its model and prompts are not the recipe's
-        alone = [*impossible, *check_name(recipe)]
-        return raise_all(alone or list(check_devices(recipe, stage, machine)), f"the recipe {recipe.name!r}")
+        problems = list(check_name(recipe)) or list(check_devices(recipe, stage, machine))
+        return raise_all(problems, f"the recipe {recipe.name!r}")
     stages = stages_of(recipe, stage)
-    problems = [*impossible, *check_name(recipe), *check_models(recipe, stages), *check_data(recipe, stages)]
-    problems += [*_scorers(recipe, stage), *check_tracking(recipe)]
-    if not impossible:
-        problems += [*_scratch(recipe), *_lengths(recipe, stages, machine), *_roles(recipe, stages)]
-        problems += check_shared_rows(recipe, _stages_by_role(recipe, stages))
-        problems += [
-            *_batches(recipe, stages),
-            *_schedules(recipe, stages),
-            *_evaluation(recipe, stage),
-            *_time_limit(recipe),
-        ]
-        problems += check_algorithm(recipe) if "ppo" in stages else []
-        wrong = list(check_sharing(recipe)) if "ppo" in stages else []
-        problems += wrong or check_devices(recipe, stage, machine)
+    problems = [
+        *check_name(recipe),
+        *check_models(recipe, stages),
+        *check_data(recipe, stages),
+        *_scorers(recipe, stage),
+        *check_tracking(recipe),
+        *_scratch(recipe),
+        *_lengths(recipe, stages, machine),
+        *_roles(recipe, stages),
+        *check_shared_rows(recipe, _stages_by_role(recipe, stages)),
+        *_batches(recipe, stages),
+        *_schedules(recipe, stages),
+        *_evaluation(recipe, stage),
+        *_time_limit(recipe),
+    ]
+    problems += check_algorithm(recipe) if "ppo" in stages else []
+    wrong = list(check_sharing(recipe)) if "ppo" in stages else []
+    problems += wrong or check_devices(recipe, stage, machine)
     raise_all(problems, f"the recipe {recipe.name!r} cannot run `{stage}`")
 
 

@@ -289,12 +289,6 @@ def test_an_odd_answer_with_the_right_content_is_taken(name: str) -> None:
         assert ask(service.url, "patient") == [1.0, 2.5]
 
 
-@pytest.mark.parametrize("url", ["http://[v1.x]/score", "http://256.1.1.1/score", "http://a/\x7f", "http://a" * 9000])
-def test_a_url_that_nobody_can_ask_is_refused(url: str) -> None:
-    with pytest.raises(UserError, match="cannot be used"):
-        Endpoint(EndpointConfig(url=url), 1.0)
-
-
 def test_a_proxy_that_is_none_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", "what://is:this")
     with pytest.raises(UserError, match="cannot be used") as caught:

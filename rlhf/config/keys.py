@@ -8,7 +8,9 @@ from dataclasses import is_dataclass
 from functools import cache, reduce
 from operator import or_
 from types import NoneType, UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, cast, get_args, get_origin, get_type_hints
+
+from pydantic.fields import FieldInfo
 
 from rlhf.config.schema import Recipe
 
@@ -21,8 +23,24 @@ CLOSE_ENOUGH = 0.6
 
 @cache
 def types_of(section: type) -> dict[str, Any]:
-    """Field name → resolved type of one section of the schema."""
+    """Field name → resolved type of one section of the schema, without limits."""
     return get_type_hints(section)
+
+
+def fields_of(section: type) -> dict[str, FieldInfo]:
+    """Field name → pydantic's record of it: default, and the docstring under it as description."""
+    return cast(dict[str, FieldInfo], vars(section)["__pydantic_fields__"])
+
+
+def limit_of(section: type, name: str) -> str:
+    """The limit of a number in words; empty for a field that holds no number."""
+    return _limit(get_type_hints(section, include_extras=True)[name])
+
+
+def _limit(kind: Any) -> str:
+    if get_origin(kind) is Annotated:
+        return next((text for text in reversed(kind.__metadata__) if isinstance(text, str)), "")
+    return next(filter(None, map(_limit, get_args(kind))), "")
 
 
 def without_none(kind: Any) -> tuple[Any, bool]:

@@ -1,4 +1,4 @@
-"""Names, paths and functions that a recipe refers to: checked before anything starts, without importing any of them."""
+"""Names, paths, functions and addresses that a recipe refers to: checked before anything starts, and none imported."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rlhf.config.schema import Recipe
 from rlhf.errors import UserError
+from rlhf.secrets import without_secrets
 
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 DATA_FILE = re.compile(r".+\.(jsonl|json|parquet|csv|txt)(\.\w+)?", re.IGNORECASE)
@@ -92,6 +93,20 @@ def check_path(key: str, path: str) -> Iterator[UserError]:
         yield UserError(f"{key} is empty", fix=f"{key}=<file, folder or hub name>, or {key}=null to leave it out")
     elif _looks_local(path) and not _exists(path):
         yield UserError(f"{key} = {path!r}: there is no such file or folder", fix=_from_here())
+
+
+def check_tracking(recipe: Recipe) -> Iterator[UserError]:
+    """The address that the timeline is sent to holds no secret."""
+    if recipe.tracking.opentelemetry is not None:
+        how = "set OTEL_EXPORTER_OTLP_HEADERS in the environment, as 'authorization=Bearer%20...'"
+        yield from check_secret("tracking.opentelemetry", recipe.tracking.opentelemetry, how)
+
+
+def check_secret(key: str, url: str, fix: str) -> Iterator[UserError]:
+    """An address holds no password, and no token of the environment."""
+    if (shown := without_secrets(url)) != url:
+        why = "the whole recipe is written into the run's folder"
+        yield UserError(f"{key} = {shown!r} holds a password or token (shown as ***)", why, fix)
 
 
 def _looks_local(path: str) -> bool:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import ast
 import inspect
 import json
-from dataclasses import MISSING, Field, dataclass, fields
-from itertools import pairwise
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlhf.config.keys import describe, join, named_section_of, section_of, sections, types_of
-from rlhf.config.limits import LIMITS
+from pydantic.fields import FieldInfo
+
+from rlhf.config.keys import describe, fields_of, join, limit_of, named_section_of, section_of, sections, types_of
 from rlhf.config.schema import Recipe
 
 PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
@@ -55,7 +54,7 @@ def _blocks() -> list[Block]:
     purposes: dict[str, str] = {}
     for prefix, section in sections():
         places.setdefault(section, []).append(prefix)
-        purposes |= {join(prefix, name): text for name, text in field_docs(section).items()}
+        purposes |= {join(prefix, name): field.description or "" for name, field in fields_of(section).items()}
     return [
         Block(
             section=section,
@@ -75,17 +74,17 @@ def _default_at(prefix: str) -> Any:
 
 
 def _render_block(block: Block) -> str:
-    described = field_docs(block.section)
     lines = [f"## {_heading(block)}", "", _one_line(inspect.getdoc(block.section) or ""), ""]
-    lines += [f"- `{prefix}`: {text}" for prefix, text in zip(block.prefixes, block.purposes, strict=True) if text]
+    lines += [
+        f"- `{prefix}`: {_one_line(text)}" for prefix, text in zip(block.prefixes, block.purposes, strict=True) if text
+    ]
     lines += ["", "| key | what | default | limits | meaning |", "|---|---|---|---|---|"]
-    for field in fields(block.section):
-        kind = types_of(block.section)[field.name]
+    for name, field in fields_of(block.section).items():
+        kind = types_of(block.section)[name]
         if section_of(kind) or named_section_of(kind):
             continue
-        limit = LIMITS.get(block.section, {}).get(field.name)
-        cells = [f"`{_key(block, field.name)}`", describe(kind), _default(block, field)]
-        cells += [limit.text if limit else "", described[field.name]]
+        cells = [f"`{_key(block, name)}`", describe(kind), _default(block, name, field)]
+        cells += [limit_of(block.section, name), _one_line(field.description or "")]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -99,25 +98,14 @@ def _key(block: Block, name: str) -> str:
     return join(block.prefixes[0], name) if len(block.prefixes) == 1 else f"….{name}"
 
 
-def _default(block: Block, field: Field[Any]) -> str:
-    if field.default is MISSING and field.default_factory is MISSING:
+def _default(block: Block, name: str, field: FieldInfo) -> str:
+    if field.is_required():
         return "required"
-    instances = [block.section() if default is None else default for default in block.defaults]
-    shown = [f"`{json.dumps(getattr(instance, field.name))}`" for instance in instances]
+    own = field.get_default(call_default_factory=True, validated_data={})
+    shown = [f"`{json.dumps(getattr(instance, name, own))}`" for instance in block.defaults]
     if len(set(shown)) == 1:
         return shown[0]
     return ", ".join(f"{value} in `{prefix}`" for value, prefix in zip(shown, block.prefixes, strict=True))
-
-
-def field_docs(section: type) -> dict[str, str]:
-    """Field name → the docstring under it, for the fields that have one."""
-    body = next(node.body for node in ast.parse(inspect.getsource(section)).body if isinstance(node, ast.ClassDef))
-    docs = {}
-    for pair in pairwise(body):
-        match pair:
-            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
-                docs[name] = _one_line(text)
-    return docs
 
 
 def _one_line(text: str) -> str:

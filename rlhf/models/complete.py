@@ -27,7 +27,7 @@ def check_complete(
         is_needed: whether the tensor of this name has to come from the folder.
 
     Raises:
-        UserError: a needed tensor is missing or has another shape, an existing layer of the model does not have a tensor
+        UserError: a needed tensor is missing or has another shape, an existing layer of the model lacks a tensor
             of the folder, or the output head differs from the embedding although config.json ties them.
     """
     what, kind = f"the model in {folder}", type(model).__name__

@@ -205,11 +205,11 @@ def test_an_older_best_stays_until_a_checkpoint_knows_of_the_newer_one(tmp_path:
 def test_too_few_held_out_prompts_are_refused() -> None:
     prompts = [Prompt(id=i, tokens=(i,)) for i in range(5)]
     assert judged_prompts(None, prompts) == ()
-    assert judged_prompts(EarlyStopConfig(prompts=3), prompts) == prompts[:3]
+    assert judged_prompts(EarlyStopConfig(scorer=SERVICE, prompts=3), prompts) == prompts[:3]
     with pytest.raises(UserError, match="1 different held-out prompts") as caught:
-        judged_prompts(EarlyStopConfig(), prompts[:1])
+        judged_prompts(EarlyStopConfig(scorer=SERVICE), prompts[:1])
     with pytest.raises(UserError, match="1 different held-out prompts"):
-        judged_prompts(EarlyStopConfig(), [Prompt(id=i, tokens=(7,)) for i in range(5)])
+        judged_prompts(EarlyStopConfig(scorer=SERVICE), [Prompt(id=i, tokens=(7,)) for i in range(5)])
     assert "data.held_out_fraction" in caught.value.fix
 
 

@@ -171,12 +171,6 @@ def test_dpo_asks_for_the_policys_gpus_alone(recipe):
     assert "the run needs 4 GPUs and there are 3" in refused(placed, "dpo", Machine(gpus=3, cpus=1))
 
 
-@pytest.mark.parametrize("setting", ["beta=0", "label_smoothing=0.5", "label_smoothing=-0.1", "epochs=0"])
-def test_dpo_numbers_out_of_range(recipe, setting):
-    key = setting.partition("=")[0]
-    assert f"dpo.{key} = " in refused(recipe(f"dpo.{setting}"), "dpo")
-
-
 def test_ppo_batches_satisfy_all_divisors_with_one_fix(recipe):
     ranks = ["placement.policy.ranks=2", "placement.critic.ranks=3"]
     shape = ["ppo.samples_per_prompt=8", "algorithm.minibatches=2", *ranks]  # 8, 2, 4 and 6: multiples of 24
@@ -250,12 +244,7 @@ def test_problems_of_every_kind_come_together(recipe):
         assert said in message
 
 
-def test_impossible_values_come_before_combinations(recipe):
-    message = refused(recipe("algorithm.minibatches=0", "ppo.samples_per_prompt=0", "name=a/b"), "ppo")
-    assert "algorithm.minibatches = 0 is out of range" in message and "3 problems" in message
-
-
-SMALL = st.integers(min_value=-1, max_value=9)
+SMALL = st.integers(min_value=0, max_value=9)
 
 
 @settings(max_examples=200, deadline=None)
@@ -286,8 +275,8 @@ SMALL = st.integers(min_value=-1, max_value=9)
 def test_what_passes_can_be_shared_out(tmp_path_factory, values, stage, gpus):
     folder = tmp_path_factory.getbasetemp()
     (folder / "r.yaml").write_text(f"name: a\nmodel: {{scratch: {{}}}}\ndata: {{path: {folder}}}\n")
-    recipe = load_recipe(folder / "r.yaml", [f"{key}={value}" for key, value in values.items()])
     try:
+        recipe = load_recipe(folder / "r.yaml", [f"{key}={value}" for key, value in values.items()])
         validate(recipe, stage, Machine(gpus=gpus, cpus=2))
     except UserError:
         return

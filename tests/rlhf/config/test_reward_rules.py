@@ -54,53 +54,10 @@ def test_parts_that_can_be():
     assert said(part(function="judge.py:other"), **good) == ""
 
 
-@pytest.mark.parametrize(
-    ("source", "message"),
-    [
-        (RewardSourceConfig(function="judge.py:f", label=1), "rewards.a.label = 1 and no model folder"),
-        (RewardSourceConfig(function="judge.py:f", max_length=9), "rewards.a.max_length = 9 and no model folder"),
-        (RewardSourceConfig(model=TRAINED, label="good"), "rewards.a.label = 'good' and rewards.a.model = 'trained'"),
-    ],
-)
-def test_label_and_length_are_about_a_model_folder(source: RewardSourceConfig, message: str):
-    assert message in said(a=source)
-    assert said(a=RewardSourceConfig(model="model", label=0, max_length=9)) == ""
-    assert said(a=RewardSourceConfig(model=TRAINED, max_length=9)) == ""
-
-
 def test_a_reward_has_a_part_and_a_weight():
     assert "rewards has no part" in said()
     message = said(a=part(url=URL, weight=0.0), b=part(function="judge.py:f", weight=0.0))
     assert "rewards.a.weight, rewards.b.weight: all are 0" in message
-
-
-@pytest.mark.parametrize(
-    ("source", "has"),
-    [
-        (part(), "none of model, function, endpoint"),
-        (part(model=TRAINED, function="judge.py:f"), "model and function of"),
-        (part(function="judge.py:f", url=URL), "function and endpoint of"),
-        (part(model="model", function="judge.py:f", url=URL), "model and function and endpoint of"),
-    ],
-)
-def test_a_part_is_exactly_one_thing(source, has):
-    assert f"rewards.x has {has}" in said(x=source)
-    assert f"early_stop.scorer has {has}" in said(source, x=part(model="organisation/other"))
-
-
-@pytest.mark.parametrize("name", ["", "a b", "a/b", "a.b", "ä", "x" * 61, "a\n"])
-def test_names_that_no_metric_can_have(name):
-    assert f"a part named {name!r}" in said(**{name: part(url=URL)})
-
-
-@pytest.mark.parametrize(
-    "url",
-    ["", "somewhere", "ftp://host/x", "file:///etc/passwd", "http://", "http:///score", "http://host:port/", "//host/x"]
-    + ["http://host:70000/", "http://host:0/", "http://a host/", "http://[::1/score", "javascript:alert(1)"],
-)
-def test_addresses_that_no_service_has(url):
-    assert "is no address of a service" in said(x=part(url=url))
-    assert "is no address of a service" in said(part(url=url), y=part(model=TRAINED))
 
 
 @pytest.mark.parametrize(

@@ -114,8 +114,3 @@ def test_a_feed_forward_block_is_divided(recipe: Recipe) -> None:
     odd = replace(recipe, model=ModelConfig(scratch=ScratchConfig(hidden_size=64, heads=2, intermediate_size=97)))
     message = refused(with_role(odd, "policy", RoleConfig(ranks=2, tensor_parallel=2)), "sft")
     assert "feed-forward blocks 97 wide" in message and "placement.policy.tensor_parallel=1" in message
-
-
-def test_no_rank_is_refused_by_its_limit(recipe: Recipe) -> None:
-    none = with_role(recipe, "policy", RoleConfig(sequence_parallel=0))
-    assert "placement.policy.sequence_parallel = 0 is out of range" in refused(none, "sft")

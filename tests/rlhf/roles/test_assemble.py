@@ -123,7 +123,7 @@ def batch(
         algorithm=AlgorithmConfig(missing_eos_penalty=7.0, **algorithm),
         rewards={
             "quality": RewardSourceConfig(model="trained"),
-            "service": RewardSourceConfig(endpoint=EndpointConfig(on_failure=on_failure), weight=2.0),
+            "service": RewardSourceConfig(endpoint=EndpointConfig(url="http://h", on_failure=on_failure), weight=2.0),
         },
         tracking=TrackingConfig(samples_per_step=samples),
     )
@@ -243,7 +243,7 @@ def test_a_sample_that_one_part_of_the_reward_gave_up_on_stays_dropped(folder: s
     samples = [replace(r, finish_reason=FinishReason.SET_ASIDE) if r.seed == 6 else r for r in rollouts()]
     contributions = tuple(Contribution(kind="score", ranks=1, name=name) for name in ("service", "another"))
     described = batch(folder, contributions=(*contributions, *WITHOUT_CRITIC[2:]), name="rloo")
-    drop = RewardSourceConfig(endpoint=EndpointConfig(on_failure="drop"))
+    drop = RewardSourceConfig(endpoint=EndpointConfig(url="http://h", on_failure="drop"))
     described = replace(described, recipe=replace(described.recipe, rewards={"service": drop, "another": drop}))
     experience, report = assemble(described, *parts([samples], described.contributions))
     has_tokens = np.add.reduceat(experience.response_mask, experience.rollouts.sequences.response_starts) > 0

@@ -1,0 +1,123 @@
+"""Translates pydantic's refusal of a recipe into errors for its user: place, key, value, expectation and a way out."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import reprlib
+from collections.abc import Iterator, Sequence
+from functools import reduce
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from rlhf.config.fields import HERE, MOST_WHOLE, RuleError
+from rlhf.config.keys import describe, join, limit_of, named_section_of, nearest, section_of, types_of, without_none
+from rlhf.config.problems import MOST_SHOWN
+from rlhf.config.schema import Recipe
+from rlhf.config.source import Source
+from rlhf.errors import UserError
+
+
+def explain(refusal: ValidationError, settings: dict[Any, Any], source: Source) -> list[UserError]:
+    """One error for each wrong key and broken rule, of which only those that will be shown are written out.
+
+    Args:
+        refusal: what pydantic raised.
+        settings: what it was given.
+        source: knows where each key was written. To find the places of thousands takes minutes.
+    """
+    problems: list[UserError] = []
+    seen: set[str] = set()
+    for error in refusal.errors(include_url=False):
+        found = _Field(error["loc"])
+        if found.key in seen and error["type"] != "value_error":
+            continue  # items of one list, or kinds of one union
+        seen.add(found.key)
+        enough = len(problems) >= MOST_SHOWN
+        problems += [UserError(found.key)] if enough else _translate(error, found, settings, source)
+    return problems
+
+
+class _Field:
+    """The field that an error's location leads to. Items of lists, kinds of unions and names belong to their field."""
+
+    def __init__(self, location: Sequence[str | int]) -> None:
+        parts = location[:-2] if location[-1:] == ("[key]",) else location
+        self.kind: Any = Recipe
+        self.section: type = Recipe
+        self.path: tuple[str | int, ...] = ()
+        for part in parts:
+            if section := section_of(self.kind):
+                self.section, self.kind = section, types_of(section).get(str(part))
+            elif named := named_section_of(self.kind):
+                self.kind = named
+            else:
+                break
+            self.path = (*self.path, part)
+        self.key = reduce(join, map(str, self.path), "")
+        self.is_exact = len(self.path) == len(location)
+
+
+def _translate(error: ErrorDetails, field: _Field, settings: dict[Any, Any], source: Source) -> Iterator[UserError]:
+    """The errors of this project for one of pydantic's, by its type."""
+    kind, context = error["type"], error.get("ctx", {})
+    place, key = source.place(field.key), field.key
+    value = reduce(lambda inner, part: inner.get(part, {}), field.path, settings)
+    if isinstance(rule := context.get("error"), RuleError):
+        for what, why, fix in (problem.args for problem in rule.problems):
+            what = what.replace(HERE, key)
+            place = source.place(what.split()[0].rstrip(":,"))
+            yield UserError(f"{place}: {what}", why, fix.replace(HERE, key))
+    elif kind in ("unexpected_keyword_argument", "invalid_key"):
+        yield UserError(f"{place}: there is no key {_shorten(key)}", fix=_other_key(field))
+    elif kind == "missing" and field.is_exact:
+        name = field.path[-1]
+        yield UserError(f"{place}: {key} is missing", fix=f"add `{name}: ...` to the file, or {key}=... to the command")
+    elif kind.startswith(("greater_than", "less_than")):
+        (bound,) = context.values()
+        limit = limit_of(field.section, str(field.path[-1]))
+        if abs(bound) >= MOST_WHOLE and str(bound) not in limit:
+            limit += f", and not beyond {bound:,}"
+        yield UserError(f"{place}: {key} = {_show(value)} is out of range", fix=f"choose a value: {limit}")
+    else:
+        what = f"{place}: {key} is {_show(value)}, expected {describe(field.kind)}"
+        yield UserError(what, fix=_hint(field.kind, value))
+
+
+def _other_key(field: _Field) -> str:
+    """What to do about a key that does not exist."""
+    guess = nearest(field.key)
+    if guess == field.key:
+        return "in a file, write one line for each part: the section, a colon, and its keys indented below it"
+    section = ".".join(map(str, field.path[:-1])) or "a recipe"
+    return f"did you mean {guess}?" if guess else f"keys of {section}: {', '.join(types_of(field.section))}"
+
+
+def _show(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    try:
+        return _shorten(reprlib.repr(value))
+    except ValueError:  # Python refuses to write whole numbers of thousands of digits
+        return "a number of thousands of digits"
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _hint(kind: Any, value: Any) -> str:
+    inner, _ = without_none(kind)
+    if get_origin(inner) is Literal and isinstance(value, str):
+        close = difflib.get_close_matches(value, [str(option) for option in get_args(inner)], n=1)
+        return f"did you mean {close[0]}?" if close else ""
+    wants_text = inner is str or (get_origin(inner) is Literal and isinstance(get_args(inner)[0], str))
+    if wants_text and value is not None and not isinstance(value, (list, dict)):
+        return "put the value in quotes: without them YAML reads a number, true or false"
+    if inner is bool and isinstance(value, str) and value.lower() in ("yes", "no", "on", "off", "y", "n"):
+        return f"write {'true' if value.lower() in ('yes', 'on', 'y') else 'false'}: YAML 1.2 takes {value} for text"
+    if inner in (int, float) and isinstance(value, str):
+        return "write digits alone, with . for decimals and e for powers of ten: 1000, 0.5, 1e-5"
+    return ""

@@ -1,0 +1,137 @@
+"""Building blocks of the schema: the section decorator, numbers with their limits, and errors of a section's own rules.
+
+The text in a number's annotation states its limit in messages and in ``docs/configuration.md``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import field
+from typing import Annotated, TypeVar, cast, dataclass_transform
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, Strict, StrictStr
+from pydantic.dataclasses import dataclass
+
+from rlhf.config.source import NUMBER
+from rlhf.errors import UserError
+from rlhf.secrets import without_secrets
+
+T = TypeVar("T")
+HERE = "{here}"
+"""In the text of a rule: the dotted key that the error is reported for."""
+MOST_WHOLE = 2**32 - 1
+"""Largest whole number: seeds have 32 bits and counts fewer."""
+MOST = 3.4e38
+"""Largest size of any other number: tensors are in single precision."""
+PART_NAME = re.compile(r"[A-Za-z0-9_-]{1,60}")
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(field,))
+def section(cls: type[T]) -> type[T]:
+    """Make a class a section of the recipe: a frozen, keyword-only dataclass that validates its values.
+
+    Every construction validates, ``dataclasses.replace`` included, and raises pydantic's ``ValidationError``.
+    ``load_recipe`` translates it into a ``UserError``. Errors do not show their input, which may hold a password.
+    """
+    config = ConfigDict(extra="forbid", hide_input_in_errors=True, use_attribute_docstrings=True)
+    return cast(type[T], dataclass(frozen=True, kw_only=True, config=config)(cls))
+
+
+class RuleError(ValueError):
+    """Values of one section that cannot work together. Each problem's text begins with the key to blame."""
+
+    def __init__(self, problems: Iterable[UserError]) -> None:
+        self.problems = list(problems)
+        super().__init__("\n".join(map(str, self.problems)).replace(HERE, "this"))
+
+
+def refuse(problems: Iterable[UserError]) -> None:
+    """Raise the problems as one ``RuleError``; return when there are none."""
+    if found := list(problems):
+        raise RuleError(found)
+
+
+def _number(value: object) -> object:
+    """A number in quotes, such as "1e-5", as a number."""
+    return float(value) if isinstance(value, str) and NUMBER.fullmatch(value) else value
+
+
+def _exact_int(value: object) -> object:
+    """Hide what only equals an int (1.0, true) from ``Literal``, which compares."""
+    return value if type(value) is int else None
+
+
+def _off(value: object) -> object:
+    """YAML 1.1 reads a bare off as false."""
+    return "off" if value is False else value
+
+
+def _part_name(name: str) -> str:
+    if not PART_NAME.fullmatch(name):
+        why = "the name becomes that of a metric and of a log file"
+        fix = "use up to 60 letters, digits, dashes and underscores"
+        raise RuleError([UserError(f"{HERE} has a part named {name!r}", why, fix)])
+    return name
+
+
+def _is_http(url: str) -> bool:
+    import httpx
+
+    try:
+        parts = urlsplit(url)
+        port = parts.port  # raises where it is no number up to 65535
+        httpx.URL(url)  # the client that sends the requests has rules of its own
+    except (ValueError, httpx.InvalidURL):
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and port != 0 and url.isascii() and " " not in url
+
+
+def _service(url: str) -> str:
+    if not _is_http(url):
+        what = f"{HERE} = {without_secrets(url)!r} is no address of a service"
+        fix = f"{HERE}=http://127.0.0.1:8000/score, or https://..."
+        raise RuleError([UserError(what, "scores are requested by HTTP", fix)])
+    return url
+
+
+def _collector(url: str) -> str:
+    if not _is_http(url) or urlsplit(url).query:
+        what = f"{HERE} = {without_secrets(url)!r} is no address of a collector"
+        why = "spans are sent by OTLP over HTTP, to /v1/traces below that address"
+        raise RuleError([UserError(what, why, f"{HERE}=http://127.0.0.1:4318, or https://...")])
+    return url
+
+
+ExactInt = BeforeValidator(_exact_int)
+"""In front of a ``Literal`` of ints."""
+OffSwitch = BeforeValidator(_off)
+"""In front of a ``Literal`` with the option ``off``."""
+PartName = Annotated[StrictStr, AfterValidator(_part_name)]
+ServiceUrl = Annotated[StrictStr, AfterValidator(_service)]
+CollectorUrl = Annotated[StrictStr, AfterValidator(_collector)]
+
+Whole = Annotated[int, Strict(), Field(le=MOST_WHOLE)]
+Count = Annotated[Whole, Field(ge=1), "at least 1"]
+CountOrZero = Annotated[Whole, Field(ge=0), "at least 0"]
+ZeroOrOne = Annotated[Whole, Field(ge=0, le=1), "0 or 1"]
+Seed = Annotated[Whole, Field(ge=0), f"from 0 to {MOST_WHOLE}"]
+ByteVocabulary = Annotated[Whole, Field(ge=258), "at least 258"]
+"""256 bytes, the pad token and the end token."""
+
+Number = Annotated[
+    float, Strict(), Field(ge=-MOST, le=MOST, allow_inf_nan=False), BeforeValidator(_number), "any number"
+]
+Positive = Annotated[Number, Field(gt=0), "above 0"]
+NotNegative = Annotated[Number, Field(ge=0), "at least 0"]
+NotPositive = Annotated[Number, Field(le=0), "at most 0"]
+AtLeastOne = Annotated[Number, Field(ge=1), "at least 1"]
+AboveOne = Annotated[Number, Field(gt=1), "above 1"]
+Fraction = Annotated[Number, Field(ge=0, le=1), "from 0 to 1"]
+OpenFraction = Annotated[Number, Field(gt=0, lt=1), "between 0 and 1, both excluded"]
+BelowOne = Annotated[Number, Field(ge=0, lt=1), "from 0 to below 1"]
+BelowHalf = Annotated[Number, Field(ge=0, lt=0.5), "from 0 to below 0.5"]
+Share = Annotated[Number, Field(gt=0, le=1), "above 0, at most 1"]
+Seconds = Annotated[Number, Field(gt=0, le=1e9), "above 0, at most 1e9"]
+"""The waits of the operating system end before 1e10."""
