@@ -26,8 +26,8 @@ HEAD = """# Survival
 
 <!-- Written by `make chaos` (tests/end_to_end/chaos.py). -->
 
-Runs to which things were done from outside: signals to real processes. What each failure means for a run, and what is
-kept, is in [failures.md](failures.md).
+Measured cost of faults, injected by signals to real processes. [failures.md](failures.md) describes how a run handles each
+failure.
 """
 DRIVER = "controller"
 CALM = ("rollout", "score", "advantages", "update", "publish", "snapshot", "checkpoint")
@@ -193,11 +193,11 @@ def page(done: Sequence[Done], chaos: Chaos, wrong: Sequence[str], steps: int) -
         f"## {len(done)} faults in {steps} steps",
         "",
         f"One PPO run of {steps} steps ({BATCH} samples each; policy on two ranks, critic, reference, reward, one vLLM "
-        f"engine) to which {len(done)} things were done at random moments, each when the run had got over the one "
-        f"before. {libraries}; two cores, no GPU.",
+        f"engine) with {len(done)} faults injected at random times, each after the run had recovered from the previous "
+        f"one. {libraries}; two cores, no GPU.",
         "",
         f"**{'; '.join(wrong) if wrong else 'The run ended with exit code 0, every step recorded once.'}** "
-        f"Commands: {chaos.commands}. Actors restarted: {last['health/restarts']:.0f}. Samples given out again: "
+        f"Commands: {chaos.commands}. Actors restarted: {last['health/restarts']:.0f}. Samples re-dispatched: "
         f"{last['health/redispatched']:.0f}. Seconds lost: {last['health/seconds_lost']:.0f}. "
         f"Goodput: {last['perf/goodput']:.2f}.",
         "",
@@ -210,8 +210,11 @@ def page(done: Sequence[Done], chaos: Chaos, wrong: Sequence[str], steps: int) -
             seconds, redone = [each.seconds for each in these], sum(each.redone for each in these)
             middle, longest = statistics.median(seconds), max(seconds)
             lines.append(f"| {name} | {len(these)} | {middle:.1f} | {longest:.1f} | {redone} |")
-    lines += ["", "Seconds include the wait until a deadline, where a process was stopped and not killed, and of a "]
-    lines[-1] += "controller the start of everything."
+    lines += [
+        "",
+        "Seconds include the wait for the deadline if a process was stopped and not killed, and the start of ",
+    ]
+    lines[-1] += "all actors for a controller."
     lines += ["", "| | step | phase | what was done | seconds | samples |", "|---|---|---|---|---|---|"]
     lines += [
         f"| {i} | {each.step} | {each.phase} | {each.name} | {each.seconds:.1f} | {each.redone} |"
