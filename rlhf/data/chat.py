@@ -1,6 +1,6 @@
-"""Conversations as text: prompt and answer together, by the tokenizer's chat template or as an HH transcript.
+"""Conversations as text: prompt and answer rendered together, by the tokenizer's chat template or as an HH transcript.
 
-What a model is trained on is what the template makes of the whole conversation, cut where generation begins.
+Training text is the template's rendering of the whole conversation, cut where generation begins.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 NAMES = {"user": "Human", "assistant": "Assistant", "system": "System"}
-"""Names of the roles in a transcript, as in HH."""
+"""Speaker names of the roles in a transcript, as in HH."""
 OTHER_NAMES = {
     **dict.fromkeys(("observation", "function", "ipython", "environment"), "tool"),
     "developer": "system",
 }
-"""Roles that most templates have another name for; one that a template knows keeps its name."""
+"""Roles that most templates name differently; a role that the template knows keeps its name."""
 INSIDE = "the end token stands inside the response"
 
 _MARK = "◆"
-"""A text that no template has."""
+"""A text that occurs in no template."""
 _LONGEST_HEADER = 200
-"""Characters of what a template writes at the beginning of a turn, at most."""
+"""Longest text, in characters, that a template writes at the beginning of a turn."""
 
 
 @dataclass(frozen=True)
 class Span:
-    """A piece of the text that follows a prompt, and whether it is trained on."""
+    """A piece of the text after a prompt, and whether it is trained on."""
 
     text: str
     trained: bool = True
@@ -45,10 +45,10 @@ class Span:
 
 @dataclass(frozen=True, kw_only=True)
 class Rendered:
-    """A prompt, and what follows it up to its end token where the template writes one.
+    """A prompt and the text after it, up to its end token if the template writes one.
 
-    ``hides``: control tokens of people's texts stand in it as private characters. ``by_template``: the template wrote
-    it, the begin token included where there is to be one. ``end``: the token that ends a response which has no end yet.
+    ``hides``: control tokens from user texts are replaced by private characters. ``by_template``: a template rendered
+    it, with the begin token if it has one. ``end``: the token to append to a response without an end token.
     """
 
     prompt: str
@@ -57,7 +57,7 @@ class Rendered:
     by_template: bool = False
     end: int
     remarks: frozenset[str] = frozenset()
-    """What is lost or differs from what the model will see when it generates, for the report."""
+    """Remarks for the report on text that is lost or differs from the text at generation."""
 
     @property
     def answer(self) -> str:
@@ -66,18 +66,18 @@ class Rendered:
 
 
 class ChatFormat:
-    """How conversations are written for one model: its template, its tokens, and the tokens that end a response."""
+    """The text format of conversations for one model: its template, its tokens, and the tokens that end a response."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, ends: Iterable[int] = ()) -> None:
-        """Args: ends are the end tokens that the model's settings name; the tokenizer's and template's are added."""
+        """Args: ends are the end tokens of the model's settings; the tokenizer's and the template's are added."""
         self.tokenizer = tokenizer
         self.template = Template(tokenizer)
         self.control = ControlTokens(tokenizer, ends)
         own = self._template_end()
         self.end = int(tokenizer.eos_token_id) if own is None else own
-        """The token that ends an answer in a conversation: the template's own, else the tokenizer's."""
+        """The token that ends an answer: the template's own, else the tokenizer's."""
         self.ends = frozenset({int(tokenizer.eos_token_id), self.end, *ends})
-        """All tokens that end a response, for data, rewards and rollout alike."""
+        """All tokens that end a response, for data, rewards and rollout."""
         self.control = ControlTokens(tokenizer, self.ends)
         self.encoder = Encoder(tokenizer, self.control)
         self._end_texts = [text for text in map(tokenizer.convert_ids_to_tokens, self.ends) if text]
@@ -89,41 +89,41 @@ class ChatFormat:
         return bool(self.tokenizer.chat_template)
 
     def prompt(self, prompt: Messages | str, variables: Variables) -> Rendered:
-        """A prompt to be answered: ``response`` is empty.
+        """Render a prompt to be answered: ``response`` is empty.
 
-        A string is taken as it stands, with or without a chat template: who wants the template gives messages. A last
-        turn of the assistant is left open.
+        A string is used verbatim, with or without a chat template; only messages go through the template. A final
+        assistant turn is left open.
 
         Raises:
             Unusable: the template refuses these turns.
         """
         if isinstance(prompt, str):
-            return self._written(prompt)
-        turns, variables, hides = self._hidden(prompt, variables)
+            return self._as_text(prompt)
+        turns, variables, hides = self._hide_control(prompt, variables)
         if not self.has_template:
-            return self._written(transcript(_messages(turns)), hides=hides, remarks=_unseen(prompt, variables))
-        turns = self._asked(turns, variables)
+            return self._as_text(transcript(_messages(turns)), hides=hides, remarks=_template_only(prompt, variables))
+        turns = self._accepted_form(turns, variables)
         opening = self.template.opening(turns, variables, is_open(turns))
         ignored = self.template.ignored(turns, variables, lambda t, v: self.template.opening(t, v, is_open(t)), opening)
         return self._by_template(opening, (), hides, ignored | self._require_written(turns, variables, opening))
 
     def exchange(self, prompt: Messages | str, answer: Message | str, variables: Variables) -> Rendered:
-        """A prompt and its answer; where the prompt ends with an assistant's turn, the answer is the rest of it.
+        """Render a prompt and its answer; if the prompt ends with an assistant turn, the answer continues it.
 
         Raises:
-            Unusable: the template refuses these turns, or an end token stands inside the answer.
+            Unusable: the template refuses these turns, or the answer contains an end token.
         """
         if isinstance(prompt, str):
-            lost = _unseen([answer], variables) if isinstance(answer, Message) else _unseen([], variables)
-            return self._written(prompt, text_of(answer), remarks=lost)
+            lost = _template_only([answer], variables) if isinstance(answer, Message) else _template_only([], variables)
+            return self._as_text(prompt, text_of(answer), remarks=lost)
         reply = self._without_end(Message(ASSISTANT, answer) if isinstance(answer, str) else answer)
-        turns, variables, hides = self._hidden([*prompt, reply], variables)
+        turns, variables, hides = self._hide_control([*prompt, reply], variables)
         if not self.has_template:
-            return self._in_transcript(turns, hides, _unseen([*prompt, reply], variables))
+            return self._in_transcript(turns, hides, _template_only([*prompt, reply], variables))
         return self._exchange(turns, variables, hides, is_open(turns[:-1]))
 
     def scored(self, prompt: Messages, answer: str, variables: Variables) -> Rendered:
-        """A prompt and the answer that a model gave, whatever it is: it may be empty, or have an end token's text.
+        """Render a prompt and any answer of a model: it may be empty, or contain the text of an end token.
 
         Raises:
             Unusable: the template refuses the prompt.
@@ -131,12 +131,12 @@ class ChatFormat:
         try:
             return self.exchange(prompt, answer, variables)
         except Unusable:
-            turns, variables, _ = self._hidden(prompt, variables)
+            turns, variables, _ = self._hide_control(prompt, variables)
             text = str(self.control.hide(answer))
             if not self.has_template:
                 space = "" if is_open(prompt) else " "
-                return self._written(transcript(_messages(turns)), space + text, hides=True)
-            turns = self._asked(turns, variables)
+                return self._as_text(transcript(_messages(turns)), space + text, hides=True)
+            turns = self._accepted_form(turns, variables)
             header = (
                 self.template.opening(turns, variables, True)
                 if is_open(turns)
@@ -145,31 +145,31 @@ class ChatFormat:
             return self._by_template(header, (Span(text + self._end_text),), hides=True)
 
     def opened(self, prompt: Messages, variables: Variables) -> str:
-        """The beginning of an answer that the generation prompt writes already, as the opening of a thought."""
+        """The beginning of an answer that the generation prompt already contains, such as the opening of a thought."""
         if not self.has_template or is_open(prompt):
             return ""
         try:
-            turns, variables, _ = self._hidden(prompt, variables)
-            turns = self._asked(turns, variables)
+            turns, variables, _ = self._hide_control(prompt, variables)
+            turns = self._accepted_form(turns, variables)
             opening, header = self.template.opening(turns, variables, False), self.template.header(turns, variables)
         except Unusable:
             return ""
         return opening[len(header) :] if opening.startswith(header) else ""
 
     def writes_as(self, other: ChatFormat) -> bool:
-        """Whether another format writes the same conversations the same."""
+        """Whether another format renders the same conversations identically."""
         return self.template.is_as(other.template)
 
     def every_turn(
         self, prompt: Messages, answer: Message | str, variables: Variables
     ) -> tuple[list[Rendered | Unusable], Rendered | None]:
-        """The assistant's turns of a conversation, each after what stands before it; and all of them in one sequence.
+        """Render each assistant turn after the turns before it, and all of them in one sequence.
 
-        The latter is there where each turn is written in the whole conversation as it is when it comes last: not with
-        templates that drop earlier reasoning, say, or that end a turn with no token.
+        The joint sequence is None unless every turn is rendered in the whole conversation as it is when it comes last:
+        templates that drop earlier reasoning, or that end a turn without a token, do not satisfy this.
         """
         last = Message(ASSISTANT, answer) if isinstance(answer, str) else answer
-        whole = [*prompt[:-1], _continued(prompt[-1], last)] if is_open(prompt) else [*prompt, last]
+        whole = [*prompt[:-1], _merge_messages(prompt[-1], last)] if is_open(prompt) else [*prompt, last]
         turns: list[Rendered | Unusable] = []
         for i, turn in enumerate(whole):
             if turn.role != ASSISTANT or not turn.trained:
@@ -181,13 +181,13 @@ class ChatFormat:
         return turns, self._join(turns)
 
     def _turn(self, before: Messages, turn: Message, variables: Variables) -> Rendered:
-        turns, variables, hides = self._hidden([*before, self._without_end(turn)], variables)
+        turns, variables, hides = self._hide_control([*before, self._without_end(turn)], variables)
         if not self.has_template:
-            return self._in_transcript(turns, hides, _unseen([*before, turn], variables), continues=False)
+            return self._in_transcript(turns, hides, _template_only([*before, turn], variables), continues=False)
         return self._exchange(turns, variables, hides, continues=False)
 
     def _join(self, turns: Sequence[Rendered | Unusable]) -> Rendered | None:
-        """One sequence of all turns, or None where the last one's text does not have each of the others in it."""
+        """One sequence of all turns, or None if the last one's text does not contain each of the others."""
         whole = [turn for turn in turns if isinstance(turn, Rendered)]
         if len(whole) < len(turns) or len(whole) < 2 or not all(self._has_end(turn) for turn in whole):
             return None
@@ -204,10 +204,10 @@ class ChatFormat:
     def _has_end(self, turn: Rendered) -> bool:
         return turn.answer.endswith(tuple(self._end_texts))
 
-    def _written(
+    def _as_text(
         self, prompt: str, answer: str | None = None, hides: bool = False, remarks: frozenset[str] = frozenset()
     ) -> Rendered:
-        """Text that no template wrote."""
+        """Text that was not rendered by a template."""
         response = () if answer is None else (Span(answer),)
         end = int(self.tokenizer.eos_token_id)
         return Rendered(prompt=prompt, response=response, hides=hides, end=end, remarks=remarks)
@@ -217,35 +217,35 @@ class ChatFormat:
     ) -> Rendered:
         *before, reply = _messages(turns)
         if not reply.content.strip():
-            raise Unusable("the answer has no text, and without a chat template nothing else of it is written")
+            raise Unusable("the answer has no text, and without a chat template only text is written")
         if is_open(before) if continues is None else continues:
-            return self._written(transcript(tuple(before)), reply.content, hides, lost)
-        return self._written(_closed(before) + f"\n\n{NAMES[ASSISTANT]}:", f" {reply.content}", hides, lost)
+            return self._as_text(transcript(tuple(before)), reply.content, hides, lost)
+        return self._as_text(_transcript_of(before) + f"\n\n{NAMES[ASSISTANT]}:", f" {reply.content}", hides, lost)
 
     def _by_template(
         self, prompt: str, response: tuple[Span, ...], hides: bool, remarks: frozenset[str] = frozenset()
     ) -> Rendered:
         return Rendered(prompt=prompt, response=response, hides=hides, by_template=True, end=self.end, remarks=remarks)
 
-    def _asked(self, turns: list[Turn], variables: Variables) -> list[Turn]:
-        """The turns of a prompt in the form that the template takes."""
+    def _accepted_form(self, turns: list[Turn], variables: Variables) -> list[Turn]:
+        """The prompt's turns in the form that the template accepts."""
         return form_of(turns, lambda form: self.template.opening(form, variables, is_open(form)))
 
     def _exchange(self, given: list[Turn], variables: Variables, hides: bool, continues: bool) -> Rendered:
-        *before, reply = form_of(given, lambda form: self.template.render(_whole(form, continues), variables))
-        turns = _whole([*before, reply], continues)
+        *before, reply = form_of(given, lambda form: self.template.render(_merge_continued(form, continues), variables))
+        turns = _merge_continued([*before, reply], continues)
         whole, tracked = self.template.whole(turns, variables)
         opening = self.template.opening(before, variables, continues)
         remarks = self.template.ignored(turns, variables, self.template.render, whole)
-        if continues and not whole.startswith(opening):  # the template changes the turn once it is whole
+        if continues and not whole.startswith(opening):  # the template renders the completed turn differently
             rest = str(reply.get("content") or "")
             return self._by_template(opening, (Span(rest + self._end_text),), hides, remarks)
         if whole.startswith(opening):
-            prompt, response = opening, self._cut(whole[len(opening) :], reply)
+            prompt, response = opening, self._cut_at_end(whole[len(opening) :], reply)
         else:
-            prompt, response, more = self._diverging(before, reply, variables, whole, opening)
+            prompt, response, more = self._split_diverging(before, reply, variables, whole, opening)
             remarks |= more
-        if _is_lost(reply, response):
+        if _loses_text(reply, response):
             opened = None if continues else self._opened_by_answer(before, reply, variables, opening)
             if opened is None:
                 raise Unusable("the chat template leaves out part of the answer")
@@ -256,10 +256,10 @@ class ChatFormat:
         return self._by_template(prompt, self._tracked_spans(prompt, response, tracked), hides, remarks)
 
     def _require_written(self, turns: list[Turn], variables: Variables, prompt: str) -> frozenset[str]:
-        """A remark where the prompt lacks what the assistant said beside a call: the call itself is written.
+        """Check that the prompt contains every turn; returns a remark if an assistant's text beside a call is missing.
 
         Raises:
-            Unusable: it lacks a turn: the model would learn to answer what it does not see.
+            Unusable: a turn is missing, so the model would learn to answer text that it does not see.
         """
         if not turns:
             return frozenset()
@@ -269,13 +269,13 @@ class ChatFormat:
                 raise Unusable(f"the chat template leaves out the turn of role {turn['role']}")
         return frozenset({"content beside tool_calls: the chat template ignores it"} if lost else ())
 
-    def _diverging(
+    def _split_diverging(
         self, before: list[Turn], reply: Turn, variables: Variables, whole: str, opening: str
     ) -> tuple[str, str, frozenset[str]]:
-        """Prompt and response where the generation prompt is no beginning of the whole: it opens a thought, say.
+        """Prompt and response if the whole does not begin with the generation prompt, which may open a thought.
 
-        An answer that brings the thought itself follows the generation prompt. Any other is cut where the template
-        begins to write an answer, outside of the thought that it does not have.
+        An answer that contains the thought follows the generation prompt. Any other answer is cut where the template
+        begins to write it, without the thought that it does not have.
         """
         opened = self._opened_by_answer(before, reply, variables, opening)
         if opened is not None:
@@ -285,25 +285,27 @@ class ChatFormat:
             self.template.render(before, variables) if before else "",
         )
         if not whole.startswith(asked):
-            return self._moved(asked, opening, os.path.commonprefix([header, whole]), whole, reply)
+            return self._split_moved(asked, opening, os.path.commonprefix([header, whole]), whole, reply)
         prompt = header if whole.startswith(header) else asked
         extra = opening[len(os.path.commonprefix([opening, prompt])) :]
         remark = f"trained without {extra!r} of the generation prompt: before the answer the template leaves it out"
-        return prompt, self._cut(whole[len(prompt) :], reply), frozenset({remark})
+        return prompt, self._cut_at_end(whole[len(prompt) :], reply), frozenset({remark})
 
-    def _moved(self, asked: str, opening: str, header: str, whole: str, reply: Turn) -> tuple[str, str, frozenset[str]]:
-        """Prompt and response where the turns before an answer are written otherwise once there is one.
+    def _split_moved(
+        self, asked: str, opening: str, header: str, whole: str, reply: Turn
+    ) -> tuple[str, str, frozenset[str]]:
+        """Prompt and response if the template renders the turns before an answer differently once it is there.
 
-        Mistral's system prompt stands in the last turn if that is the user's, and nowhere else. What is ``asked`` is
-        known from the generation prompt; in the whole, the answer's turn begins where it resembles the end of that.
+        Mistral writes the system prompt in the last turn only, if that is the user's. ``asked`` is known from the
+        generation prompt; the answer's turn begins where the whole best matches the end of ``asked``.
         """
         ends = range(max(0, len(header) - _LONGEST_HEADER), len(header) + 1)
         begin = max(ends, key=lambda end: _common_end(asked, header[:end]))
         generation = opening.removeprefix(asked)
         if not _common_end(asked, header[:begin]) or not whole[begin:].startswith(generation):
             raise Unusable("the chat template does not show where the answer begins")
-        remark = "the chat template writes a prompt otherwise once it is answered: trained as it is before the answer"
-        return opening, self._cut(whole[begin + len(generation) :], reply), frozenset({remark})
+        remark = "the chat template renders an answered prompt differently: trained as it is before the answer"
+        return opening, self._cut_at_end(whole[begin + len(generation) :], reply), frozenset({remark})
 
     def _opened_by_answer(
         self, before: list[Turn], reply: Turn, variables: Variables, opening: str
@@ -317,11 +319,11 @@ class ChatFormat:
         rest = after if after != content.lstrip() else content.lstrip().removeprefix(opened.strip()).lstrip()
         return opening, rest + self._end_text
 
-    def _cut(self, tail: str, reply: Turn) -> str:
-        """What follows a prompt, up to its first end token; the template's white space after an answer is left out.
+    def _cut_at_end(self, tail: str, reply: Turn) -> str:
+        """The text after a prompt up to its first end token, without the template's white space after the answer.
 
         Raises:
-            Unusable: more than white space and special tokens follow an end token: the model would not write that.
+            Unusable: more than white space and special tokens follow an end token, which a model would not generate.
         """
         parts = self.control.split(tail)
         for i in range(1, len(parts), 2):
@@ -334,9 +336,9 @@ class ChatFormat:
         return tail[: len(tail) - added] if added > 0 else tail
 
     def _tracked_spans(self, prompt: str, response: str, tracked: Sequence[tuple[int, int]]) -> tuple[Span, ...]:
-        """The response, divided where the template's ``{% generation %}`` blocks say what the model writes.
+        """Split the response by the template's ``{% generation %}`` blocks, which mark the text of the model.
 
-        The end token that follows such a block is the model's too: else it would never learn to stop.
+        The end token after such a block is trained on too, so that the model learns to stop.
         """
         start, size = len(prompt), len(response)
         blocks = [(max(a - start, 0), min(b - start, size)) for a, b in tracked if b > start and a < start + size]
@@ -350,11 +352,11 @@ class ChatFormat:
             position = b
         return tuple(span for span in spans if span.text)
 
-    def _hidden(self, turns: Sequence[Message], variables: Variables) -> tuple[list[Turn], Variables, bool]:
-        """Turns as templates take them and variables, control tokens in their texts hidden; and whether any were.
+    def _hide_control(self, turns: Sequence[Message], variables: Variables) -> tuple[list[Turn], Variables, bool]:
+        """Turns in template form and variables, with control tokens in their texts hidden; and whether any were.
 
-        An assistant's turn may bring special tokens that the model writes, as a thought's, but none of those that
-        make a conversation.
+        An assistant turn may contain special tokens that the model generates, such as a thought's, but none that
+        structure a conversation.
         """
         given = [{**turn.as_dict(), "role": self._role(turn.role, variables)} for turn in turns]
         if not self.control.is_in([given, variables]):
@@ -369,16 +371,16 @@ class ChatFormat:
         return cast(list[Turn], hidden), cast(Variables, self.control.hide(variables)), True
 
     def _role(self, role: str, variables: Variables) -> str:
-        """The role under the name that the template has for it."""
+        """The name that the template uses for the role."""
         if role not in OTHER_NAMES or (self.has_template and self.template.knows_role(role, variables)):
             return role
         return OTHER_NAMES[role]
 
     def _without_end(self, answer: Message) -> Message:
-        """The answer without the end token that its text may bring: the template writes it.
+        """The answer without an end token at the end of its text, because the template writes one.
 
         Raises:
-            Unusable: another end token stands in it.
+            Unusable: the text contains another end token.
         """
         content = answer.content
         while content.rstrip().endswith(tuple(self._end_texts)):
@@ -388,7 +390,7 @@ class ChatFormat:
         return replace(answer, content=content)
 
     def _find_structural(self) -> set[str]:
-        """Control tokens that make a conversation: those of a rendered user's turn, the begin and the end tokens."""
+        """Control tokens that structure a conversation: those of a rendered user turn, the begin and the end tokens."""
         known = {*self._end_texts, *filter(None, [self.tokenizer.bos_token, self.tokenizer.eos_token])}
         if not self.has_template:
             return known
@@ -417,62 +419,62 @@ class ChatFormat:
         return str(self.tokenizer.convert_ids_to_tokens(self.end))
 
     def text(self, rendered: Rendered) -> tuple[Text, list[Text]]:
-        """Prompt and spans of the response, as the encoder takes them."""
+        """Prompt and spans of the response as input of the encoder."""
         return Text(rendered.prompt, rendered.hides), [Text(span.text, rendered.hides) for span in rendered.response]
 
 
 def transcript(prompt: Messages | str) -> str:
     r"""Plain text of a prompt, the same for every tokenizer: ``\n\nHuman: ...\n\nAssistant:`` for messages.
 
-    It names a prompt where the text for a model would not do: a split by it holds for all models. A last turn of the
-    assistant is left open.
+    It identifies a prompt independently of a model, so that a split by it is the same for all models. A final assistant
+    turn is left open.
     """
     if isinstance(prompt, str):
         return prompt
-    return _closed(prompt) + ("" if is_open(prompt) else f"\n\n{NAMES[ASSISTANT]}:")
+    return _transcript_of(prompt) + ("" if is_open(prompt) else f"\n\n{NAMES[ASSISTANT]}:")
 
 
-def _closed(turns: Sequence[Message]) -> str:
+def _transcript_of(turns: Sequence[Message]) -> str:
     return "".join(f"\n\n{NAMES.get(turn.role, turn.role.capitalize())}: {turn.content}" for turn in turns)
 
 
 def is_open(turns: Sequence[Message] | Sequence[Turn]) -> bool:
-    """Whether the last turn is the assistant's: it is to be continued."""
+    """Whether the last turn is the assistant's, so that it is to be continued."""
     if not turns:
         return False
     last = turns[-1]
     return (last.role if isinstance(last, Message) else last["role"]) == ASSISTANT
 
 
-def _continued(turn: Message, rest: Message) -> Message:
+def _merge_messages(turn: Message, rest: Message) -> Message:
     return replace(rest, role=turn.role, content=turn.content + rest.content, fields={**turn.fields, **rest.fields})
 
 
-def _continued_turn(turn: Turn, rest: Turn) -> Turn:
+def _merge_turns(turn: Turn, rest: Turn) -> Turn:
     return {**turn, **rest, "content": str(turn.get("content") or "") + str(rest.get("content") or "")}
 
 
-def _whole(turns: list[Turn], continues: bool) -> list[Turn]:
-    """A prompt's turns and the answer as one conversation, in which a continued turn is one."""
-    return [*turns[:-2], _continued_turn(turns[-2], turns[-1])] if continues else turns
+def _merge_continued(turns: list[Turn], continues: bool) -> list[Turn]:
+    """The prompt's turns and the answer as one conversation, with a continued turn merged."""
+    return [*turns[:-2], _merge_turns(turns[-2], turns[-1])] if continues else turns
 
 
 def _messages(turns: Sequence[Turn]) -> Messages:
     return tuple(Message(str(turn["role"]), str(turn.get("content") or "")) for turn in turns)
 
 
-def _unseen(turns: Iterable[Message], variables: Variables) -> frozenset[str]:
-    """Remarks on what has no place where no template writes the conversation."""
+def _template_only(turns: Iterable[Message], variables: Variables) -> frozenset[str]:
+    """Remarks on fields and variables that are lost without a chat template."""
     names = {name for given in (variables, *(turn.fields for turn in turns)) for name in given_names(given)}
     return frozenset(f"{name}: only a chat template writes it" for name in names)
 
 
 def _common_end(one: str, other: str) -> int:
-    """Characters that both texts end with."""
+    """Length of the common suffix of two texts."""
     return len(os.path.commonprefix([one[::-1], other[::-1]]))
 
 
-def _is_lost(reply: Turn, response: str) -> bool:
-    """Whether some of the answer's text is missing in its rendering, white space aside."""
+def _loses_text(reply: Turn, response: str) -> bool:
+    """Whether text of the answer is missing in its rendering, ignoring white space."""
     content, written = ("".join(text.split()) for text in (str(reply.get("content") or ""), response))
     return content not in written

@@ -1,4 +1,4 @@
-"""Columns of a file under the names that have a meaning here, by the recipe or by what is standard."""
+"""Maps the columns of a file to the names known here, by the recipe or by standard names."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ COLUMNS = (
     "documents",
     "chat_template_kwargs",
 )
-"""Column names that have a meaning here; ``DataConfig.columns`` renames to these."""
+"""Column names with a meaning; ``DataConfig.columns`` maps to these."""
 
 STANDARD: Mapping[str, tuple[str, ...]] = {
     "messages": ("conversations", "conversation"),
@@ -31,23 +31,23 @@ STANDARD: Mapping[str, tuple[str, ...]] = {
     "prompt": ("instruction", "question", "query"),
     "completion": ("output", "response", "answer"),
 }
-"""Names that public data has for a column; one is taken where the row has exactly one of them."""
+"""Standard names in public data sets for a column; used if the row has exactly one of them."""
 
 
 @dataclass(frozen=True)
 class Missing:
-    """A column that the recipe names and the row does not have."""
+    """A column that the recipe names and the row lacks."""
 
     column: str
 
 
 def rename(row: Mapping[str, object], columns: Mapping[str, str], ignore: Sequence[str]) -> Mapping[str, str] | Missing:
-    """Our name → the row's, for every column of the row that has a meaning; a dotted path leads into nested values.
+    """Known name → the row's name, for every known column of the row; a dotted path leads into nested values.
 
     Args:
         row: column → value.
-        columns: ``DataConfig.columns``, which wins over the row's own names.
-        ignore: columns that are as if they were not there.
+        columns: ``DataConfig.columns``, which takes precedence over the row's own names.
+        ignore: columns to treat as absent.
     """
     for path in (path for value in columns.values() for path in paths_of(value)):
         if not has_value(row, path):
@@ -60,30 +60,30 @@ def rename(row: Mapping[str, object], columns: Mapping[str, str], ignore: Sequen
 def _names(
     row: tuple[str, ...], compares_conversations: bool, given: tuple[tuple[str, str], ...], ignore: tuple[str, ...]
 ) -> Mapping[str, str]:
-    """What ``rename`` returns, for all rows with the same columns."""
+    """``rename`` for all rows with the same columns."""
     columns = dict(given)
     paths = [path for value in columns.values() for path in paths_of(value)]
     taken = {path if path in row else path.partition(".")[0] for path in paths}
     if {"prompt", "completion", "text"} & columns.keys() and "messages" not in columns:
-        taken |= {"messages", *STANDARD["messages"]}  # the recipe says what is asked and answered
+        taken |= {"messages", *STANDARD["messages"]}  # the recipe names the prompt or the answer
     free = [name for name in row if name not in taken and name not in ignore]
     names = {name: name for name in COLUMNS if name in free and name not in columns and name != "input"} | columns
     for ours in STANDARD:
-        if not (ours in ("prompt", "completion") and "text" in columns):  # the recipe says which text it is
+        if not (ours in ("prompt", "completion") and "text" in columns):  # the recipe names the text column
             names |= _standard(ours, free, names)
     if "prompt" in names and {"completion", "chosen"} & names.keys() and "text" not in columns:
-        names.pop("text", None)  # Alpaca's: the same once more, in another template
+        names.pop("text", None)  # Alpaca's: the same content in another template
     if compares_conversations and "prompt" not in columns and names.get("prompt") in STANDARD["prompt"]:
-        del names["prompt"]  # the conversations hold it
+        del names["prompt"]  # the conversations contain it
     if names.get("prompt") == "instruction" and "input" in free:
-        names.setdefault("input", "input")  # Alpaca's: what the instruction is about
+        names.setdefault("input", "input")  # Alpaca's: the input of the instruction
     if (names.get("prompt"), names.get("completion")) == ("instruction", "response") and "context" in free:
         names.setdefault("input", "context")  # Dolly's
     return names
 
 
 def _standard(ours: str, free: Iterable[str], names: Mapping[str, str]) -> Mapping[str, str]:
-    """The one column whose standard meaning is ``ours``, where nothing else plays that part."""
+    """The only column with the standard name of ``ours``, if no other column has its role."""
     if ours in names or (ours in ("prompt", "completion") and "messages" in names):
         return {}
     if ours == "completion" and ("chosen" in names or ("text" in names and "prompt" not in names)):
@@ -95,7 +95,7 @@ def _standard(ours: str, free: Iterable[str], names: Mapping[str, str]) -> Mappi
 
 
 def paths_of(value: str) -> list[str]:
-    """The columns that one entry of ``DataConfig.columns`` names: several votes are given as ``a, b, c``."""
+    """The columns of one entry of ``DataConfig.columns``: several votes are written ``a, b, c``."""
     return [part.strip() for part in value.split(",")]
 
 
@@ -108,7 +108,7 @@ _NOTHING = object()
 
 
 def value_at(row: Mapping[str, object], path: str, otherwise: object = None) -> object:
-    """The value of a column, or at a dotted path such as ``outputs.0.text``; a column of that very name wins."""
+    """The value of a column, or at a dotted path such as ``outputs.0.text``; a column of that exact name wins."""
     if path in row:
         return row[path]
     value: object = row
@@ -123,7 +123,7 @@ def value_at(row: Mapping[str, object], path: str, otherwise: object = None) -> 
 
 
 def leaves(value: object, path: str) -> Iterator[tuple[str, object]]:
-    """Every value inside of another that is itself neither a mapping nor a list, with its dotted path."""
+    """Every nested value that is neither a mapping nor a list, with its dotted path."""
     if isinstance(value, Mapping):
         for name, inner in value.items():
             yield from leaves(inner, f"{path}.{name}")
@@ -135,12 +135,12 @@ def leaves(value: object, path: str) -> Iterator[tuple[str, object]]:
 
 
 def is_within(path: str, others: Iterable[str]) -> bool:
-    """Whether a path is one of the others, or leads into one."""
+    """Whether a path equals one of the others or leads into one."""
     return any(path == other or path.startswith(f"{other}.") for other in others)
 
 
 def unused(row: Mapping[str, object], names: Mapping[str, str], ignore: Sequence[str]) -> list[str]:
-    """Columns of a row that nothing here reads; of a column that is read in part, the paths to the rest."""
+    """Columns of a row that are not read; for a column that is read in part, the paths to the rest."""
     read = [*names.values(), *(path for value in names.values() for path in paths_of(value)), *ignore]
     found: list[str] = []
     for name, value in row.items():

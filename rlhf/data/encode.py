@@ -1,8 +1,8 @@
-"""Rendered text to tokens, piece by piece, as the tokenizer cuts the whole.
+"""Encodes rendered text piece by piece.
 
-A text is cut where generation begins, because a model that answers is given the tokens of its prompt and no others.
-A piece that continues another is encoded without what the tokenizer sets before every text (the begin token, and in
-Llama 2 and its relatives a space).
+A text is cut where generation begins, because at generation the model is given the tokens of its prompt and no others.
+A piece that continues another is encoded without the tokens that the tokenizer puts before every text (the begin
+token, and in Llama 2 and similar models a space).
 """
 
 from __future__ import annotations
@@ -18,36 +18,36 @@ if TYPE_CHECKING:
 
 Ids = list[int]
 ANCHORS = ("\n", ".", ":", "a")
-"""Texts before a piece that show how it continues; a merge across the seam rules one out."""
+"""Texts to put before a piece to encode it as a continuation; one whose tokens merge with the piece is skipped."""
 _BEFORE = ("\n", "1", ".")
-"""Anchors for texts that do not merge with one: the first that is a token, since some tokenizers drop a line's end."""
+"""Anchors for texts that do not merge with them: the first with a token is used, as some tokenizers drop newlines."""
 
 
 @dataclass(frozen=True)
 class Text:
-    """A piece of rendered text. ``hides``: control tokens of people's texts stand in it as private characters."""
+    """A piece of rendered text. ``hides``: control tokens from user texts are replaced by private characters."""
 
     text: str
     hides: bool = False
 
 
 class Encoder:
-    """Pieces of text as tokens of one tokenizer."""
+    """Encodes pieces of text with one tokenizer."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, control: ControlTokens) -> None:
         self.tokenizer, self.control = tokenizer, control
         self.head = self._head()
-        """Special tokens that the tokenizer sets before a text: the begin token or nothing."""
+        """Special tokens that the tokenizer puts before a text: the begin token or nothing."""
         self._anchor = next((text for text in _BEFORE if self._plain([text])[0]), _BEFORE[0])
         alone, [line, after] = self._plain(["hello"])[0], self._plain([self._anchor, f"{self._anchor}hello"])
         self.sets_space = after != line + alone
-        """Whether the tokenizer begins every text with a space or the like."""
+        """Whether the tokenizer prefixes every text, for example with a space."""
 
     def begin(self, texts: Sequence[Text], with_head: Sequence[bool]) -> list[Ids]:
-        """Tokens of each text as the beginning of a sequence, after ``head`` where asked; never empty.
+        """Tokens of each text at the beginning of a sequence, after ``head`` if requested; never empty.
 
-        The first response token is predicted from the token before it, so an empty text becomes the end token, with
-        which language models that have no begin token separate documents.
+        The first response token is predicted from the token before it, so an empty text becomes the end token, which
+        language models without a begin token use to separate documents.
         """
         encoded = self._encode(texts)
         headed = [
@@ -57,7 +57,7 @@ class Encoder:
         return [ids or [int(self.tokenizer.eos_token_id)] for ids in headed]
 
     def proceed(self, before: Sequence[Text], texts: Sequence[Text]) -> list[Ids]:
-        """Tokens of each text as it follows the one ``before`` it."""
+        """Tokens of each text as a continuation of the one ``before`` it."""
         if not self.sets_space:
             return self._encode(texts)
         joined = self._encode([Text(a.text + b.text, a.hides or b.hides) for a, b in zip(before, texts, strict=True)])
@@ -67,7 +67,7 @@ class Encoder:
         ]
 
     def _after_anchor(self, text: Text) -> Ids:
-        """Tokens of a text that continues another whose last token reaches into it."""
+        """Tokens of a text whose first characters merge with the last token of the text before it."""
         for anchor in ANCHORS:
             start, whole = self._encode([Text(anchor), Text(anchor + text.text, text.hides)])
             if start and whole[: len(start)] == start:
@@ -79,7 +79,7 @@ class Encoder:
         return [self._revealed(text.text) if text.hides else ids for text, ids in zip(texts, encoded, strict=True)]
 
     def _plain(self, texts: list[str], **options: bool) -> list[Ids]:
-        """Tokens of each text without special tokens; one call, which the tokenizer spreads over threads."""
+        """Tokens of each text without special tokens; one call, which the tokenizer parallelises."""
         if not texts:
             return []
         encode = self.tokenizer
@@ -88,7 +88,7 @@ class Encoder:
         return ids
 
     def _revealed(self, text: str) -> Ids:
-        """Tokens of a text that hides control tokens: those become text, the others stay special."""
+        """Tokens of a text with hidden control tokens: these are encoded as text, the others stay special."""
         parts = self.control.split(text)
         ids: Ids = []
         for i, part in enumerate(parts):
@@ -103,14 +103,14 @@ class Encoder:
         return ids
 
     def _as_text(self, text: str, special: str) -> Ids:
-        """Tokens of a text in which no token is special, as they follow a ``special`` one."""
+        """Tokens of a text in which no token is special, as a continuation of a ``special`` token."""
         if not text:
             return []
         [alone] = self._plain([text], split_special_tokens=True)
         if not special or not self.sets_space:
             return alone
         after, probe = self._plain([f"{special}hello", "hello"])
-        if after[1:] == probe:  # the tokenizer begins anew after a special token
+        if after[1:] == probe:  # the tokenizer applies its prefix again after a special token
             return alone
         start, whole = self._plain([self._anchor, f"{self._anchor}{text}"], split_special_tokens=True)
         return whole[len(start) :] if whole[: len(start)] == start else alone

@@ -1,6 +1,6 @@
-"""Rows in TRL's dataset formats to records.
+"""Converts rows in TRL's dataset formats to records.
 
-A row says by its columns what it is; strings and lists of messages are both understood:
+The columns determine the meaning of a row; strings and lists of messages are both supported:
 
 ============================  ==========================================================
 columns                       meaning
@@ -8,14 +8,15 @@ columns                       meaning
 prompt                        a prompt
 prompt, completion            a demonstration
 prompt, completion, label     the same where ``label`` is true; a bad row where it is false
-[prompt,] chosen, rejected    a preference; without a prompt, what both begin with is the prompt
+[prompt,] chosen, rejected    a preference; without a prompt, the common beginning is the prompt
 messages                      a conversation; its last assistant turn is the completion
 text                          a demonstration without a prompt
 ============================  ==========================================================
 
-A row with several of these is read as the richest one that the stage needs: answers beside ``messages`` follow these,
-in every stage. Beside them ``system`` is a turn before the prompt, ``input`` a text after it, and ``tools``,
-``documents`` and ``chat_template_kwargs`` are for the chat template. Each row ends up as a record or a ``BadRow``.
+A row with several of these is read as the richest one that the stage needs; answers beside ``messages`` continue that
+conversation, in every stage. In addition, ``system`` is a turn before the prompt, ``input`` a text after it, and
+``tools``, ``documents`` and ``chat_template_kwargs`` are passed to the chat template. Each row becomes a record or a
+``BadRow``.
 """
 
 from __future__ import annotations
@@ -50,10 +51,10 @@ from rlhf.data.winner import choose_by_label
 from rlhf.errors import UserError
 from rlhf.records import BadRow, DataFile, Demonstration, Loaded, Message, Messages, Preference, PromptRow
 
-LARGEST_MARGIN = 3.4e38  # it is held in single precision; beyond this it would be infinite
-_ROWS_TO_TELL = 10  # one malformed row at the top does not hide that a file holds transcripts
+LARGEST_MARGIN = 3.4e38  # margins are single precision; beyond this they would be infinite
+_ROWS_TO_TELL = 10  # several, so that one malformed first row does not hide transcripts
 _CONVERSATIONS = ("prompt", "completion", "chosen", "rejected", "messages", "tools", "documents")
-# A run of characters of a script that sets spaces between its words, up to the end.
+# A run of characters, up to the end, of a script that puts spaces between words.
 _UNFINISHED_WORD = regex.compile(
     r"[^\s\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}ー\u3000-\u303f\uff00-\uffef]+\Z"
 )
@@ -64,22 +65,22 @@ Parse = Callable[[RawRow], T]
 
 
 def load_demonstrations(config: DataConfig) -> Loaded[Demonstration]:
-    """Demonstrations of ``config.demonstrations`` or ``config.path``; of preferences, the chosen answers.
+    """Load the demonstrations of ``config.demonstrations`` or ``config.path``; of preferences, the chosen answers.
 
     Raises:
-        UserError: no path, nothing readable or usable there, a column that says who won and is not read, or a bad row
-            while ``config.bad_rows`` is ``error``.
+        UserError: there is no path or no usable row, a column that may name the winner is not read, or a row is bad
+            and ``config.bad_rows`` is ``error``.
     """
     return _load(config.demonstrations or config.path, config, _demonstration)
 
 
 def load_preferences(config: DataConfig) -> Loaded[Preference]:
-    """Preferences of ``config.preferences`` or ``config.path``. Raises as ``load_demonstrations``."""
+    """Load the preferences of ``config.preferences`` or ``config.path``. Raises as ``load_demonstrations``."""
     return _load(config.preferences or config.path, config, _preference)
 
 
 def load_prompts(config: DataConfig) -> Loaded[PromptRow]:
-    """Prompts of ``config.prompts`` or ``config.path``, repeated ones included. Raises as ``load_demonstrations``."""
+    """Load the prompts of ``config.prompts`` or ``config.path``, with duplicates. Raises as ``load_demonstrations``."""
     return _load(config.prompts or config.path, config, _prompt_row, needs_answers=False)
 
 
@@ -100,7 +101,7 @@ def _load(path: str | None, config: DataConfig, parse: Parse[T], needs_answers: 
         elif config.bad_rows == "error" and outcome.is_fault:
             raise UserError(
                 f"{outcome.source}: {outcome.reason}",
-                fix="mend the row, or set data.bad_rows=skip to count such rows and go on",
+                fix="correct the row, or set data.bad_rows=skip to count bad rows and continue",
             )
         else:
             bad.append(outcome)
@@ -111,7 +112,7 @@ def _load(path: str | None, config: DataConfig, parse: Parse[T], needs_answers: 
 
 @dataclass(frozen=True)
 class _Read:
-    """Rows under our names, with what else is known of them."""
+    """Rows under the known column names, and what was noted while reading."""
 
     rows: list[RawRow | BadRow]
     files: list[DataFile]
@@ -120,7 +121,7 @@ class _Read:
 
 
 def _read(path: str, config: DataConfig) -> _Read:
-    """Rows with their columns renamed and HH transcripts turned into messages."""
+    """Read rows, rename their columns, and convert HH transcripts to messages."""
     if unknown := set(config.columns) - set(COLUMNS):
         raise UserError(
             f"data.columns renames '{min(unknown)}', which has no meaning here",
@@ -163,7 +164,7 @@ def _renamed(raw: RawRow | BadRow, config: DataConfig) -> RawRow | BadRow:
 
 
 def _has_history(row: Columns, names: Mapping[str, str] | Missing, config: DataConfig) -> bool:
-    """Whether turns that nothing reads stand before a prompt, as [asked, answered] in some of Alpaca's files."""
+    """Whether turns that are not read precede the prompt, as [asked, answered] in some Alpaca files."""
     history = row.get("history")
     if isinstance(names, Missing) or "prompt" not in names or not isinstance(history, list):
         return False
@@ -178,7 +179,7 @@ def _value(row: Columns, theirs: str) -> object:
 
 
 def _unused(given: Iterable[RawRow | BadRow], config: DataConfig) -> list[str]:
-    """Columns that nothing reads, in the order in which they are met; rows with the same columns are looked at once."""
+    """Columns that are not read, in order of appearance; rows with the same columns are inspected once."""
     kinds = {tuple(raw.columns): raw.columns for raw in given if isinstance(raw, RawRow)}
     found: dict[str, None] = {}
     for row in kinds.values():
@@ -214,7 +215,7 @@ def _nothing_usable(path: str, bad: list[BadRow]) -> UserError:
         return UserError(f"no rows in '{path}'", fix="check data.path, data.split and data.max_rows")
     why = f"all {len(bad):,} rows are bad:\n{describe_bad(bad)}"
     return UserError(
-        f"no usable row in '{path}'", why, "rename columns with data.columns, set data.format, or mend the rows"
+        f"no usable row in '{path}'", why, "rename columns with data.columns, set data.format, or correct the rows"
     )
 
 
@@ -236,11 +237,11 @@ def _demonstration(raw: RawRow) -> Demonstration:
 
 
 def _check_text(row: Columns) -> None:
-    """Refuse a text of which only a part, or not even that, is what the model should say."""
-    if isinstance(row.get("label"), bool):  # anything else is a class, of which texts of every kind have one
+    """Refuse a text of which the model should learn only a part or nothing."""
+    if isinstance(row.get("label"), bool):  # other values are classes, as texts of any kind may have
         _check_label(row)
     if _is_there(row.get("system")):
-        raise RowError("system beside text: it would have no place in it")
+        raise RowError("system beside text: a text has no system turn")
     if _is_there(row.get("prompt")):
         raise RowError(
             "prompt beside text: data.columns={completion: text} where the text answers it, or data.ignore=[prompt]"
@@ -282,7 +283,7 @@ def _asked(raw: RawRow) -> Messages | str:
         return _preference(raw).prompt
     answer = next((name for name in ("completion", "chosen") if name in row), None)
     if answer and ("messages" in row or are_turns(row[answer])):
-        return _answered(row, answer)[0]  # as it is in the stages that learn from the answer
+        return _answered(row, answer)[0]  # the same prompt as in the stages that train on the answer
     if "messages" in row:
         turns = _whole(row)
         return _prompt(turns if turns[-1].role != "assistant" else turns[:-1])
@@ -292,16 +293,16 @@ def _asked(raw: RawRow) -> Messages | str:
 
 
 def _beside_the_prompt(raw: RawRow) -> dict[str, object]:
-    """The columns that are not the prompt, with the names that the file has for them."""
+    """The columns besides the prompt, under the file's names."""
     return {name: value for name, value in raw.given.items() if name != raw.names.get("prompt", "prompt")}
 
 
 def _answered(row: Columns, column: str) -> tuple[Messages | str, Message | str]:
     """Prompt and reply of a row whose reply is in ``column``.
 
-    A list of messages may begin with the prompt, and an answer alone may follow the column ``messages``. A ``prompt``
-    column of plain text beside such a conversation must then say the same prompt again, as several public preference
-    sets have it, and the conversation wins; beside an answer alone it is what the user said.
+    A list of messages may begin with the prompt, and an answer alone may continue the column ``messages``. If such a
+    conversation stands beside a text ``prompt``, as in several public preference sets, it must contain that prompt, and
+    the conversation is used. Beside an answer alone, a text ``prompt`` is the user's turn.
     """
     reply = _text_or_messages(row[column], column)
     if "messages" in row and (isinstance(reply, str) or _is_answer(reply)):
@@ -316,11 +317,11 @@ def _answered(row: Columns, column: str) -> tuple[Messages | str, Message | str]
         prompt = _given_prompt(row)
         assert not isinstance(prompt, str)
         whole = join_turns(prompt, reply, column)
-        _apart(reply, column)  # not the whole: a prompt of its own may end with the turn that the reply goes on with
+        _apart(reply, column)  # not the whole: the prompt may end with a turn that the reply continues
         return _split_last_reply(whole, column)
     if isinstance(before, str) and _is_answer(reply):
         asked = prompt_text(_text(before, "prompt"), None, _optional(row, "input"))
-        reply = (Message("user", asked), *reply)  # an answer as a message, to a prompt as text
+        reply = (Message("user", asked), *reply)  # an answer as messages to a prompt as text
     elif isinstance(before, str):
         _require_said_again(before, reply, column)
     return _split_last_reply(_with_system(_apart(reply, column), row), column)
@@ -331,7 +332,7 @@ def _is_answer(turns: Messages) -> bool:
 
 
 def _conversation(row: Columns) -> Messages:
-    """The column ``messages`` up to the answers of its row, one of which it may end with."""
+    """The column ``messages`` without the answer that it may end with, which must be one of the row's."""
     turns = read_messages(row["messages"], "messages")
     if turns[-1].role != "assistant":
         return turns
@@ -345,7 +346,7 @@ def _conversation(row: Columns) -> Messages:
 
 
 def _whole(row: Columns) -> Messages:
-    """The column ``messages`` of a row without answers; a ``prompt`` beside it must stand in it."""
+    """The column ``messages`` of a row without answers; it must contain the ``prompt`` beside it."""
     turns, prompt = read_messages(row["messages"], "messages"), row.get("prompt")
     if isinstance(prompt, str):
         _require_said_again(prompt, turns, "messages")
@@ -356,14 +357,14 @@ def _whole(row: Columns) -> Messages:
 
 
 def _apart(turns: Messages, column: str) -> Messages:
-    """The turns of one column. Of two answers in a row nobody asked for the second: only a prompt is continued."""
+    """Refuse two consecutive assistant turns in one column: only a prompt's last turn may be continued."""
     if any(one.role == other.role == "assistant" for one, other in pairwise(turns)):
         raise RowError(f"assistant turns in a row: {column} holds two without a turn between them; join them into one")
     return turns
 
 
 def _require_said_again(prompt: str, conversation: Messages, column: str) -> None:
-    """Refuse a conversation beside another prompt; the text may be a turn of it, or the whole as a transcript."""
+    """Refuse a conversation that does not contain the text prompt, as one turn or as the whole transcript."""
     asked = [" ".join(turn.content.split()) for turn in conversation if turn.role == "user"]
     said = " ".join(prompt.split())
     if asked and said and not (asked[-1] in said or said in " ".join(asked)):
@@ -374,12 +375,12 @@ def _require_said_again(prompt: str, conversation: Messages, column: str) -> Non
 
 
 def _given_prompt(row: Columns) -> Messages | str:
-    """The ``prompt`` column with what belongs to it: ``input`` after it, ``system`` before it."""
+    """The ``prompt`` column with ``system`` before it and ``input`` after it."""
     prompt = _text_or_messages(row["prompt"], "prompt")
     if isinstance(prompt, str):
         return prompt_text(prompt, _optional(row, "system"), _optional(row, "input"))
     if _optional(row, "input"):
-        raise RowError("input beside messages: it would have no place in the conversation")
+        raise RowError("input beside messages: a conversation has no input")
     return _with_system(_apart(prompt, "prompt"), row)
 
 
@@ -405,7 +406,7 @@ def _is_there(value: object) -> bool:
 
 
 def _split_last_reply(turns: Messages, column: str) -> tuple[Messages | str, Message]:
-    """The last assistant turn and what stands before it; turns after it have no answer and are left out."""
+    """The last assistant turn and the turns before it; turns after it have no answer and are left out."""
     last = max((i for i, turn in enumerate(turns) if turn.role == "assistant"), default=None)
     if last is None:
         raise RowError(f"no assistant turn: {column} holds no answer")
@@ -416,10 +417,9 @@ def _split_last_reply(turns: Messages, column: str) -> tuple[Messages | str, Mes
 
 
 def _shared_beginning(row: Columns) -> tuple[str, str, str]:
-    """Split two texts where they part, moved back to the beginning of that word with the space before it.
+    """Split two texts at their common prefix, shortened to whole words, without the space before the next word.
 
-    Scripts without spaces between words are split between characters, as a reader sees them: never before an accent or
-    inside an emoji.
+    Scripts without spaces between words are split between grapheme clusters: never before an accent or inside an emoji.
     """
     chosen, rejected = _text(row["chosen"], "chosen"), _text(row["rejected"], "rejected")
     common = os.path.commonprefix([chosen, rejected])
@@ -449,7 +449,7 @@ def _text_or_messages(value: object, column: str) -> Messages | str:
 
 
 def _text(value: object, column: str) -> str:
-    """The value if it is text with something in it; no boolean or number becomes text behind the user's back."""
+    """The value if it is a non-empty text; booleans and numbers are not converted."""
     if not isinstance(value, str):
         raise RowError(f"not text: {column} is {value!r:.40}")
     if not value.strip():
@@ -468,7 +468,7 @@ def _check_label(row: Columns) -> None:
 
 def _margin(row: Columns) -> float:
     margin = row.get("margin")
-    if margin is None:  # the column is optional, and tables fill its gaps with null
+    if margin is None:  # the column is optional, and tables fill missing values with null
         return 0.0
     if isinstance(margin, bool) or not isinstance(margin, int | float) or not abs(margin) <= LARGEST_MARGIN:
         raise RowError(f"not a number: margin is {margin!r:.40}")
