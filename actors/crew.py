@@ -15,7 +15,7 @@ from ray.actor import ActorHandle
 from actors.engines import Engine, Engines
 from actors.group import Group
 from actors.placement import Placement
-from actors.scoring import Scorer
+from actors.scoring import ScoringMethod
 from actors.supervisor import Supervisor
 from actors.waiting import START, Moment, fetch, wait
 from actors.weight_client import EngineClient
@@ -25,7 +25,7 @@ from rlhf.config.schema import Recipe
 from rlhf.device import Device
 from rlhf.errors import LostError
 from rlhf.placement.pools import turns
-from rlhf.roles.assemble import Batch, BatchReport, Contribution, assemble
+from rlhf.roles.assemble import BatchReport, Contribution, StepInputs, assemble
 from rlhf.types import UNVERIFIED, Prompt
 from rlhf.weights.fingerprint import Fingerprint
 
@@ -72,7 +72,7 @@ class Crew:
         }
 
     @property
-    def scorers(self) -> tuple[Scorer, ...]:
+    def scorers(self) -> tuple[ScoringMethod, ...]:
         """The groups that score each block of a step, with the method called and its contribution to the experience."""
         reference, method = (self.reference, "logprobs") if self.reference else (self.policy, "reference_logprobs")
         scorers = [(group, "scores", "score", name) for name, group in self.rewards.items()]
@@ -80,7 +80,7 @@ class Crew:
         if self.critic is not None:
             scorers.append((self.critic, "values", "values", ""))
         return tuple(
-            Scorer(
+            ScoringMethod(
                 group=group,
                 method=method,
                 contribution=Contribution(kind=kind, ranks=len(group.workers), name=name),
@@ -96,7 +96,9 @@ class Crew:
         Returns a reference to the experience, and the batch's report.
         """
         contributions = tuple(scorer.contribution for scorer in self.scorers)
-        batch = Batch(recipe=self.recipe, tokenizer=self.tokenizer, step=step, state=state, contributions=contributions)
+        batch = StepInputs(
+            recipe=self.recipe, tokenizer=self.tokenizer, step=step, state=state, contributions=contributions
+        )
         experience, report = self.policy.workers[0].run.options(num_returns=2).remote(assemble, batch, *parts)
         moment = Moment(phase="advantages", step=step)
         return experience, fetch(report, self.policy.names[0], moment, self.supervisor.deadlines)

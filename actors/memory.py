@@ -8,7 +8,7 @@ from typing import Any
 
 import ray
 
-from rlhf.tracking.memory import Memory, by_role
+from rlhf.tracking.memory import ActorMemory, by_role
 
 
 class MemoryWatch:
@@ -16,7 +16,7 @@ class MemoryWatch:
 
     def __init__(self) -> None:
         self._asked: dict[str, ray.ObjectRef] = {}
-        self._found: dict[str, Memory] = {}
+        self._found: dict[str, ActorMemory] = {}
 
     def metrics(self, actors: Mapping[str, Any]) -> dict[str, float]:
         """Return metrics by role from the latest answers of these actors, and send new requests."""

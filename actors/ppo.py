@@ -14,7 +14,7 @@ from actors.session import Session
 from actors.supervised import Summary, recorded_seconds, select_metrics
 from actors.supervisor import STATUS, Supervisor
 from actors.survival import Survivor
-from actors.timeline import Timeline
+from actors.timeline import TimelineCollector
 from actors.trainer import PPOTrainer
 from actors.waiting import Moment
 from actors.watch import Policy, Watcher, judged_prompts, outcome, watch_summary
@@ -63,7 +63,7 @@ def train_ppo(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
         judge_model=session.judge_model,
         held_out=data.held_out,
     )
-    timeline = Timeline(tracker.timeline, tracker.spans)
+    timeline = TimelineCollector(tracker.timeline, tracker.spans)
     supervisor = Supervisor(recipe, tracker.event, session.check, run.path / STATUS, timeline)
     supervisor.steps = recipe.ppo.steps
     begun = timeline.spans.clock()

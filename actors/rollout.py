@@ -18,7 +18,7 @@ from actors.worker import named_failures
 from rlhf.config.schema import ModelConfig
 from rlhf.device import Device, engine_environment
 from rlhf.models.folder import load_tokenizer
-from rlhf.tracking.memory import Memory, memory_here
+from rlhf.tracking.memory import ActorMemory, memory_here
 from rlhf.tracking.quiet import redirect_output
 from rlhf.tracking.spans import Taken
 from rlhf.types import UNVERIFIED, Prompt, RolloutBlock
@@ -72,7 +72,7 @@ class RolloutActor:
         """Spans since the last call."""
         return self.activity.spans.take()
 
-    async def memory(self) -> Memory:
+    async def memory(self) -> ActorMemory:
         """Memory of this actor's process and its children."""
         return memory_here(self.where.children)
 

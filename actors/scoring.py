@@ -17,7 +17,7 @@ from rlhf.roles.assemble import Contribution
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scorer:
+class ScoringMethod:
     """A group that scores blocks, the method that is called on its ranks, and the contribution to the experience."""
 
     group: Group
@@ -41,7 +41,7 @@ class ScoringGroups(Protocol):
     supervisor: Supervisor
 
     @property
-    def scorers(self) -> tuple[Scorer, ...]:
+    def scorers(self) -> tuple[ScoringMethod, ...]:
         """Scorers of a step."""
 
     def offload(self, groups: Sequence[Group], moment: Moment) -> None:
@@ -60,7 +60,7 @@ class Scoring:
     Unfinished blocks of a scorer that failed are sent again to its replacement.
     """
 
-    def __init__(self, crew: ScoringGroups, moment: Moment, scorers: Sequence[Scorer] | None = None) -> None:
+    def __init__(self, crew: ScoringGroups, moment: Moment, scorers: Sequence[ScoringMethod] | None = None) -> None:
         """Args: scorers default to the crew's."""
         self.crew, self.moment, self.scorers = crew, moment, crew.scorers if scorers is None else scorers
         self.blocks: list[ray.ObjectRef] = []

@@ -11,7 +11,7 @@ from actors.group import Group
 from actors.placement import Placement
 from actors.session import Session
 from actors.supervisor import STATUS, Supervisor
-from actors.timeline import Timeline
+from actors.timeline import TimelineCollector
 from actors.waiting import Moment
 from actors.worker import Builder
 from rlhf.config.schema import Stage
@@ -35,7 +35,7 @@ def running_group(
 ) -> Iterator[Group]:
     """Context in which a role's ranks run, each with ``builder(recipe, *arguments, rank)``. None is replaced."""
     placement = Placement(session.recipe, session.device, stage, session.gpus)
-    timeline = Timeline(tracker.timeline, tracker.spans)
+    timeline = TimelineCollector(tracker.timeline, tracker.spans)
     supervisor = Supervisor(session.recipe, tracker.event, session.check, run.path / STATUS, timeline)
     group = Group(role, getattr(session.recipe.placement, role).ranks, placement, run.logs, supervisor)
     try:

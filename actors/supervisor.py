@@ -16,7 +16,7 @@ from actors.inspection import collect_activity, dead_actors, end, inspect
 from actors.losses import own_error
 from actors.memory import MemoryWatch
 from actors.process import ProcessLocation
-from actors.timeline import Actors, Timeline
+from actors.timeline import Actors, TimelineCollector
 from actors.waiting import START, AnswerDeadlines, Moment
 from rlhf.config.schema import Recipe
 from rlhf.errors import LostError, MachineryError
@@ -57,10 +57,10 @@ class Supervisor:
         report: Callable[..., None],
         check: Callable[[], None] = lambda: None,
         status: Path | None = None,
-        timeline: Timeline | None = None,
+        timeline: TimelineCollector | None = None,
     ) -> None:
         config = recipe.recovery
-        self.timeline = timeline or Timeline()
+        self.timeline = timeline or TimelineCollector()
         self.deadlines = AnswerDeadlines(recipe, lambda: self._poll(check), self.timeline.spans)
         self.goodput = Goodput(time.time)
         self.phase = START

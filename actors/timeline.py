@@ -48,7 +48,7 @@ def discard_spans(group: str, row: str, spans: Sequence[Span]) -> None:
     """Discard spans: the default ``Record``."""
 
 
-class Timeline:
+class TimelineCollector:
     """Collects spans without waiting for actors, except ``LAST_SECONDS`` at the end of a stage.
 
     Times are the controller's monotonic clock plus the wall-clock time at its start, so that setting a clock causes no

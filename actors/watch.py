@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from actors.crew import Crew
-from actors.scoring import Scorer, Scoring
+from actors.scoring import Scoring, ScoringMethod
 from actors.supervised import Summary
 from actors.waiting import Moment, fetch
 from rlhf.config.schema import EarlyStopConfig
@@ -147,7 +147,7 @@ class Watcher:
         assert crew.judge is not None
         crew.supervisor.enter_phase(moment)
         whole = Contribution(kind="score", ranks=len(crew.judge.workers), name="judge")
-        scoring = Scoring(crew, moment, [Scorer(group=crew.judge, method="scores", contribution=whole)])
+        scoring = Scoring(crew, moment, [ScoringMethod(group=crew.judge, method="scores", contribution=whole)])
         blocks, answered = [], np.ones(count, dtype=np.bool_)
         for block, summary in crew.engines.generate(self.asked, range(count), moment):
             scoring.send(block, len(summary.places))

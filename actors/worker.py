@@ -17,7 +17,7 @@ from ray.exceptions import RayError, RayTaskError
 from actors.cluster import node_address
 from actors.process import Activity, ProcessLocation, dump_stacks_on_signal, locate_process
 from rlhf.errors import LostError, MachineryError, RLHFError
-from rlhf.tracking.memory import Memory, memory_here
+from rlhf.tracking.memory import ActorMemory, memory_here
 from rlhf.tracking.quiet import redirect_output
 from rlhf.tracking.spans import Taken
 
@@ -52,7 +52,7 @@ class Worker:
         return self.activity.spans.take()
 
     @ray.method(concurrency_group=HEARTBEAT)
-    def memory(self) -> Memory:
+    def memory(self) -> ActorMemory:
         """Memory of this worker's process; answered at any time."""
         return memory_here()
 

@@ -14,7 +14,7 @@ WRONG = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
+class ClockReading:
     """A remote clock, and this machine's before and after; all in seconds since the epoch."""
 
     asked: float
@@ -35,7 +35,7 @@ class Skew:
         return 0.0 if self.least <= 0 <= self.most else min(abs(self.least), abs(self.most))
 
 
-def skew(readings: Iterable[Reading]) -> Skew:
+def skew(readings: Iterable[ClockReading]) -> Skew:
     """What several readings leave possible together: the narrowest bounds.
 
     A clock that was set in between leaves nothing possible; the reading with the shortest round trip then decides.

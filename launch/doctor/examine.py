@@ -19,7 +19,7 @@ OTHERS = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class NodeRequest:
     """What is asked of a node."""
 
     packages: tuple[str, ...]
@@ -38,7 +38,7 @@ class NodeFacts:
     versions: versions.Versions | Fault
     gpus: gpus.GPUs | Fault
     nccl: nccl.NCCL | Fault
-    memory: memory.Memory | Fault
+    memory: memory.NodeMemory | Fault
     runs: disk.Disk | Fault
     ray: disk.Disk | Fault
     files: limits.OpenFiles | Fault
@@ -52,7 +52,7 @@ class NodeFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Counted:
+class NodeResources:
     """What Ray gives out on a node."""
 
     gpus: int
@@ -66,7 +66,7 @@ class Counted:
 class Joined:
     """What is known of a node of a running cluster besides its own facts."""
 
-    counted: Counted
+    counted: NodeResources
     skew: clock.Skew | Fault
     unreached: Mapping[str, str] | Fault
     others: int
@@ -87,7 +87,7 @@ class Bench:
     """Object store of the Ray that a run would start here, where none runs."""
 
 
-def gather(asked: Asked) -> NodeFacts:
+def gather(asked: NodeRequest) -> NodeFacts:
     """The facts of the node that this runs on. It takes as long as the slowest subject, at most its deadline."""
     questions: dict[str, Callable[[], Any]] = {
         "versions": partial(versions.gather, asked.packages),

@@ -6,14 +6,14 @@ behind, are the constants that say so.
 
 Letters: P trained parameters, N ranks, b bytes of a number in ``model.dtype``, n tokens of a row, V vocabulary,
 h hidden size, f width of the feed-forward block, A all attention heads together, S ranks that share a row. Of ranks
-that share matrices (``tensor_parallel``) each is counted with its part: ``Member.own_shape``, ``Member.own``.
+that share matrices (``tensor_parallel``) each is counted with its part: ``PlannedRole.own_shape``, ``PlannedRole.own``.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from launch.plan.members import Member
+from launch.plan.members import PlannedRole
 from launch.plan.shapes import ModelShape
 from rlhf.config.schema import ModelConfig, RolloutConfig
 from rlhf.placement.pools import Resting
@@ -48,7 +48,7 @@ GRAPHS = GIB
 
 
 @dataclass(frozen=True, kw_only=True)
-class Memory:
+class GPUMemory:
     """Bytes on one GPU."""
 
     weights: int = 0
@@ -70,17 +70,19 @@ class Memory:
         """All parts together."""
         return sum(getattr(self, field.name) for field in fields(self))
 
-    def without(self, other: Memory) -> Memory:
+    def without(self, other: GPUMemory) -> GPUMemory:
         """What is left when these parts are gone, as far as they were there."""
         names = (field.name for field in fields(self))
-        return Memory(**{name: max(0, getattr(self, name) - getattr(other, name)) for name in names})
+        return GPUMemory(**{name: max(0, getattr(self, name) - getattr(other, name)) for name in names})
 
-    def __add__(self, other: Memory) -> Memory:
-        return Memory(**{field.name: getattr(self, field.name) + getattr(other, field.name) for field in fields(self)})
+    def __add__(self, other: GPUMemory) -> GPUMemory:
+        return GPUMemory(
+            **{field.name: getattr(self, field.name) + getattr(other, field.name) for field in fields(self)}
+        )
 
 
-PARTS = tuple(field.name for field in fields(Memory))
-NOTHING = Memory()
+PARTS = tuple(field.name for field in fields(GPUMemory))
+NOTHING = GPUMemory()
 
 
 def size_of(dtype: str) -> int:
@@ -88,7 +90,7 @@ def size_of(dtype: str) -> int:
     return 2 if dtype == "bfloat16" else 4
 
 
-def held(member: Member, dtype: str) -> Memory:
+def held(member: PlannedRole, dtype: str) -> GPUMemory:
     """What a rank holds all the time: weights and, of a role that trains, gradients and the optimizer's states.
 
     Gradients count as held: they live from the first backward pass of an update to its step.
@@ -97,12 +99,12 @@ def held(member: Member, dtype: str) -> Memory:
     shards = member.shards if role.zero_stage == 3 else 1
     weights = 0 if role.offload and role.zero_stage == 3 else b * member.own(member.parameters) // shards
     if not member.trained:
-        return Memory(weights=weights, process=PROCESS)
+        return GPUMemory(weights=weights, process=PROCESS)
     trained = member.own(member.trained)
     states = 4 * trained // (member.shards if role.zero_stage else 1)
     masters = 0 if role.zero_stage == 0 and dtype == "float32" else states
     off = role.offload and role.zero_stage > 0
-    return Memory(
+    return GPUMemory(
         weights=weights,
         gradients=_gradients(member, dtype),
         master=0 if off else masters,
@@ -111,27 +113,27 @@ def held(member: Member, dtype: str) -> Memory:
     )
 
 
-def states(member: Member, dtype: str) -> Memory:
+def states(member: PlannedRole, dtype: str) -> GPUMemory:
     """What only an update needs: it leaves the GPU between phases where ``offload_between_phases`` says so."""
     if not member.trained:
         return NOTHING
     whole = held(member, dtype)
     bucket = _bucket(member, size_of(dtype), always=True)
-    return Memory(gradients=whole.gradients, master=whole.master, optimizer=whole.optimizer, buffers=bucket)
+    return GPUMemory(gradients=whole.gradients, master=whole.master, optimizer=whole.optimizer, buffers=bucket)
 
 
-def waiting(member: Member, dtype: str, resting: Resting) -> Memory:
+def waiting(member: PlannedRole, dtype: str, resting: Resting) -> GPUMemory:
     """What a rank holds of the GPU while another role works."""
-    bucket = Memory(buffers=_bucket(member, size_of(dtype), always=True))
+    bucket = GPUMemory(buffers=_bucket(member, size_of(dtype), always=True))
     kept = {
         "none": held(member, dtype) + bucket,
         "states": held(member, dtype).without(states(member, dtype)),
-        "all": Memory(process=PROCESS),
+        "all": GPUMemory(process=PROCESS),
     }
     return kept[resting]
 
 
-def leaving(member: Member, dtype: str, resting: Resting) -> tuple[int, int]:
+def leaving(member: PlannedRole, dtype: str, resting: Resting) -> tuple[int, int]:
     """Bytes of weights and of states that leave the GPU between phases; buckets leave without their content."""
     if resting == "none":
         return 0, 0
@@ -140,14 +142,14 @@ def leaving(member: Member, dtype: str, resting: Resting) -> tuple[int, int]:
     return whole.weights if resting == "all" else 0, states
 
 
-def _lasting_gradients(member: Member, whole: Memory, dtype: str) -> int:
+def _lasting_gradients(member: PlannedRole, whole: GPUMemory, dtype: str) -> int:
     """Gradients whose memory outlasts an update: shards under ZeRO-3, and those that ZeRO-1 adds up for bfloat16."""
     if member.config.zero_stage == 1 and dtype != "float32" and not member.config.offload:
         return 4 * member.own(member.trained)
     return whole.gradients if member.config.zero_stage == 3 else 0
 
 
-def on_host(member: Member, dtype: str, resting: Resting = "none") -> int:
+def on_host(member: PlannedRole, dtype: str, resting: Resting = "none") -> int:
     """Bytes that offloading puts into a node's memory for this rank."""
     role, between = member.config, sum(leaving(member, dtype, resting))
     if not role.offload or not role.zero_stage:
@@ -156,12 +158,12 @@ def on_host(member: Member, dtype: str, resting: Resting = "none") -> int:
     return between + weights + 16 * member.trained // role.ranks
 
 
-def copied(member: Member, dtype: str, resting: Resting) -> int:
+def copied(member: PlannedRole, dtype: str, resting: Resting) -> int:
     """Bytes of the copy in host memory that a snapshot is taken from, of a role that rests there."""
     return sum(leaving(member, dtype, resting)) if member.trained else 0
 
 
-def _gradients(member: Member, dtype: str) -> int:
+def _gradients(member: PlannedRole, dtype: str) -> int:
     """Stage 1 shards no gradients; of bfloat16 it has them twice, as autograd makes them and added up in float32."""
     b, role, trained = size_of(dtype), member.config, member.own(member.trained)
     if role.zero_stage == 0 or (role.zero_stage == 1 and role.offload):
@@ -204,13 +206,13 @@ def forward_only(shape: ModelShape, tokens: int, b: int, ranks: int = 1) -> int:
     return own_tokens(tokens, ranks) * (b * (widest + 5 * shape.hidden) + INDICES)
 
 
-def logits(member: Member, tokens: int, copies: int = LOGITS_COPIES) -> int:
+def logits(member: PlannedRole, tokens: int, copies: int = LOGITS_COPIES) -> int:
     """The chunk of logits, in float32; 0 for a model that has none."""
     rows = min(LOGITS_CHUNK, own_tokens(tokens, member.config.sequence_parallel))
     return 4 * copies * rows * member.shape.vocab if member.head == "language" else 0
 
 
-def gathered(member: Member, b: int) -> int:
+def gathered(member: PlannedRole, b: int) -> int:
     """Whole weights that a rank has at one time under ZeRO-3, at most."""
     if member.config.zero_stage < 3 or member.config.ranks == 1 and not member.config.offload:
         return 0
@@ -220,31 +222,31 @@ def gathered(member: Member, b: int) -> int:
     return b * min(member.parameters, live)
 
 
-def scoring(member: Member, model: ModelConfig) -> Memory:
+def scoring(member: PlannedRole, model: ModelConfig) -> GPUMemory:
     """What a pass without gradients adds."""
     b, tokens = size_of(model.dtype), member.config.micro_batch_tokens
     ranks = member.config.sequence_parallel
     chunk, layer = logits(member, tokens, SCORED_COPIES), forward_only(member.own_shape, tokens, b, ranks)
     ends = 2 * b * member.shape.hidden * own_tokens(tokens, ranks)
     at_the_end = chunk + ends > layer
-    return Memory(
+    return GPUMemory(
         activations=ends if at_the_end else layer,
         logits=chunk if at_the_end else 0,
         buffers=_bucket(member, b, always=True) + gathered(member, b),
     )
 
 
-def training(member: Member, model: ModelConfig, tokens: int) -> Memory:
+def training(member: PlannedRole, model: ModelConfig, tokens: int) -> GPUMemory:
     """What an update adds at its worst moment: at the logits, in a layer's backward pass, or at the optimizer's step.
 
     Args:
         tokens: of the longest row.
     """
     step = _bucket(member, size_of(model.dtype), always=True) + _stepping(member, model.dtype)
-    return max(passing(member, model, tokens), Memory(buffers=step), key=lambda moment: moment.total)
+    return max(passing(member, model, tokens), GPUMemory(buffers=step), key=lambda moment: moment.total)
 
 
-def passing(member: Member, model: ModelConfig, tokens: int) -> Memory:
+def passing(member: PlannedRole, model: ModelConfig, tokens: int) -> GPUMemory:
     """What a forward and backward pass adds: at the logits, or in a layer, whichever is more."""
     b, shape, ranks = size_of(model.dtype), member.own_shape, member.config.sequence_parallel
     one, own = saved(shape, tokens, b, ranks), own_tokens(tokens, ranks)
@@ -252,11 +254,11 @@ def passing(member: Member, model: ModelConfig, tokens: int) -> Memory:
     stored = _outside(shape, tokens, b, ranks) + shape.layers * kept
     layer = 4 * b * shape.intermediate * own + (one if model.gradient_checkpointing else 0)
     buffers = _bucket(member, b) + gathered(member, b)
-    at_the_logits = Memory(activations=stored, logits=logits(member, tokens), buffers=buffers)
-    return max(at_the_logits, Memory(activations=stored + layer, buffers=buffers), key=lambda moment: moment.total)
+    at_the_logits = GPUMemory(activations=stored, logits=logits(member, tokens), buffers=buffers)
+    return max(at_the_logits, GPUMemory(activations=stored + layer, buffers=buffers), key=lambda moment: moment.total)
 
 
-def _bucket(member: Member, b: int, always: bool = False) -> int:
+def _bucket(member: PlannedRole, b: int, always: bool = False) -> int:
     """DeepSpeed's buffer of gradients; ``always`` for the one that stays from update to update."""
     if not member.trained:
         return 0
@@ -265,7 +267,7 @@ def _bucket(member: Member, b: int, always: bool = False) -> int:
     return BUCKET * b if stage == 3 or (in_backward and not always) else 0
 
 
-def _stepping(member: Member, dtype: str) -> int:
+def _stepping(member: PlannedRole, dtype: str) -> int:
     """What the step makes for itself: Adam's temporary, flat copies of gradients, what is reduced together."""
     role, trained = member.config, member.own(member.trained)
     if role.offload and role.zero_stage:
@@ -281,21 +283,21 @@ def _stepping(member: Member, dtype: str) -> int:
     return max(share + copies, reduced)
 
 
-def sending(member: Member, dtype: str) -> Memory:
+def sending(member: PlannedRole, dtype: str) -> GPUMemory:
     """What a publish adds on the policy's first rank: chunks, gathered layers, and the fingerprint's arrays."""
     b, shape = size_of(dtype), member.shape
     largest = b * max(shape.embedding, shape.layer)
     gathers = member.config.zero_stage == 3 or member.config.tensor_parallel > 1
     layers = 2 * largest if gathers else 0
     chunks = SEND_BUFFERS * max(SEND_BUFFER, b * shape.embedding)
-    return Memory(buffers=_bucket(member, b, always=True) + chunks + layers + b * shape.embedding + HASHING)
+    return GPUMemory(buffers=_bucket(member, b, always=True) + chunks + layers + b * shape.embedding + HASHING)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineMemory:
     """What an engine takes of each of its GPUs, awake."""
 
-    memory: Memory
+    memory: GPUMemory
     kv_tokens: int
     """Tokens whose keys and values it holds."""
     at_once: int
@@ -312,12 +314,12 @@ def engine(shape: ModelShape, config: RolloutConfig, dtype: str, gpu: int, longe
     left = int(config.gpu_memory_fraction * gpu) - weights - workspace - PROCESS
     kv_tokens = max(0, left) // shape.kv_bytes(b, shards)
     return EngineMemory(
-        memory=Memory(weights=weights, kv_cache=max(0, left), buffers=workspace, process=PROCESS),
+        memory=GPUMemory(weights=weights, kv_cache=max(0, left), buffers=workspace, process=PROCESS),
         kv_tokens=kv_tokens,
         at_once=min(ENGINE_SEQUENCES, kv_tokens // longest),
     )
 
 
-def receiving(awake: Memory) -> Memory:
+def receiving(awake: GPUMemory) -> GPUMemory:
     """A colocated engine during a publish: its weights, and chunks on their way; the KV cache comes after it."""
-    return Memory(weights=awake.weights, buffers=SEND_BUFFERS * SEND_BUFFER, process=ASLEEP)
+    return GPUMemory(weights=awake.weights, buffers=SEND_BUFFERS * SEND_BUFFER, process=ASLEEP)

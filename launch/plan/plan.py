@@ -9,9 +9,9 @@ from typing import Any
 from launch.plan import memory as bytes_of
 from launch.plan import timing
 from launch.plan.cluster import Cluster
-from launch.plan.members import ENGINE, Member, Seat, Shapes, indivisible_heads, members, seats
-from launch.plan.memory import ASLEEP, GIB, NOTHING, EngineMemory, Memory
-from launch.plan.work import Batch, batch_of, longest, row_tokens
+from launch.plan.members import ENGINE, PlannedRole, Shapes, PlannedSlot, indivisible_heads, members, seats
+from launch.plan.memory import ASLEEP, GIB, NOTHING, EngineMemory, GPUMemory
+from launch.plan.work import StepWork, batch_of, longest, row_tokens
 from rlhf.config.named_files import STAGE_DATA
 from rlhf.config.schema import Recipe, Stage
 from rlhf.config.stages import stages_of
@@ -35,8 +35,8 @@ class Use:
     role: str
     parameters: int
     ranks: int
-    phases: dict[str, Memory]
-    waiting: dict[str, Memory]
+    phases: dict[str, GPUMemory]
+    waiting: dict[str, GPUMemory]
     """What it takes in each phase while another works whose turn it is."""
     capacity: int
     """Bytes of the GPU."""
@@ -62,8 +62,8 @@ class Placed:
 
     stage: Stage
     strategy: str
-    members: tuple[Member, ...]
-    seats: tuple[Seat, ...]
+    members: tuple[PlannedRole, ...]
+    seats: tuple[PlannedSlot, ...]
     uses: tuple[Use, ...]
     """Of each role by itself."""
     shared: tuple[Use, ...]
@@ -91,7 +91,7 @@ class StagePlan:
     """A stage: where, how much, how long. ``seconds`` are by phase, then by part; empty where it does not fit."""
 
     placed: Placed
-    batch: Batch
+    batch: StepWork
     seconds: dict[str, dict[str, float]]
 
     @property
@@ -164,7 +164,7 @@ def planned_stages(recipe: Recipe, stage: Stage) -> tuple[Stage, ...]:
     return stages_of(recipe, stage)  # type: ignore[return-value]
 
 
-def _use(recipe: Recipe, stage: Stage, member: Member, cluster: Cluster, rests: Resting) -> Use:
+def _use(recipe: Recipe, stage: Stage, member: PlannedRole, cluster: Cluster, rests: Resting) -> Use:
     """One role by itself."""
     dtype, names = recipe.model.dtype, PHASES.get(stage, ("update",))
     waiting = bytes_of.waiting(member, dtype, rests)
@@ -180,7 +180,7 @@ def _use(recipe: Recipe, stage: Stage, member: Member, cluster: Cluster, rests: 
     )
 
 
-def _working(recipe: Recipe, stage: Stage, member: Member, phase: str, rests: Resting) -> Memory | None:
+def _working(recipe: Recipe, stage: Stage, member: PlannedRole, phase: str, rests: Resting) -> GPUMemory | None:
     """What a role takes in a phase in which it works; ``None`` in others.
 
     Blocks are scored while others are still being generated, but by roles whose weights make room for that.
@@ -208,10 +208,10 @@ def _engine_use(recipe: Recipe, engine: EngineMemory, shapes: Shapes, cluster: C
     awake = engine.memory
     phases = dict.fromkeys(PHASES["ppo"], awake)
     if shared:
-        asleep = Memory(process=ASLEEP)
+        asleep = GPUMemory(process=ASLEEP)
         phases |= {"score": asleep, "update": asleep, "publish": bytes_of.receiving(awake)}
     else:
-        phases["publish"] = awake + Memory(buffers=bytes_of.SEND_BUFFERS * bytes_of.SEND_BUFFER)
+        phases["publish"] = awake + GPUMemory(buffers=bytes_of.SEND_BUFFERS * bytes_of.SEND_BUFFER)
     return Use(
         role=ENGINE,
         parameters=shapes.policy.parameters,
@@ -244,7 +244,7 @@ def _turns(uses: Sequence[Use], rests: Mapping[str, Resting]) -> tuple[tuple[str
     return turns({use.role: rests.get(use.role, "none") for use in uses})
 
 
-def _in_turn(uses: Sequence[Use], phase: str, turn: Sequence[str]) -> Memory:
+def _in_turn(uses: Sequence[Use], phase: str, turn: Sequence[str]) -> GPUMemory:
     """What all take while these work."""
     return sum((use.phases[phase] if use.role in turn else use.waiting[phase] for use in uses), NOTHING)
 
@@ -274,9 +274,9 @@ def _engine_problems(recipe: Recipe, engine: EngineMemory, shapes: Shapes) -> li
 
 
 def _seconds(
-    recipe: Recipe, placed: Placed, batch: Batch, cluster: Cluster, shapes: Shapes
+    recipe: Recipe, placed: Placed, batch: StepWork, cluster: Cluster, shapes: Shapes
 ) -> dict[str, dict[str, float]]:
-    machine = timing.Machine(cluster=cluster, seats=placed.seats, dtype=recipe.model.dtype)
+    machine = timing.ComputeRates(cluster=cluster, seats=placed.seats, dtype=recipe.model.dtype)
     updates = {
         m.role: timing.update_seconds(m, batch, recipe, machine) + timing.resting_seconds(m, _rests(placed, m), machine)
         for m in placed.members
@@ -301,7 +301,7 @@ def _seconds(
     }
 
 
-def _rests(placed: Placed, member: Member) -> Resting:
+def _rests(placed: Placed, member: PlannedRole) -> Resting:
     return placed.resting.get(member.role, "none")
 
 

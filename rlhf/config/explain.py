@@ -16,11 +16,11 @@ from rlhf.config.fields import HERE, MOST_WHOLE, RuleError
 from rlhf.config.keys import describe, join, limit_of, named_section_of, nearest, section_of, types_of, without_none
 from rlhf.config.problems import MOST_SHOWN
 from rlhf.config.schema import Recipe
-from rlhf.config.source import Source
+from rlhf.config.source import RecipeText
 from rlhf.errors import UserError
 
 
-def explain(refusal: ValidationError, settings: dict[Any, Any], source: Source) -> list[UserError]:
+def explain(refusal: ValidationError, settings: dict[Any, Any], source: RecipeText) -> list[UserError]:
     """One error for each wrong key and broken rule, of which only those that will be shown are written out.
 
     Args:
@@ -60,7 +60,7 @@ class _Field:
         self.is_exact = len(self.path) == len(location)
 
 
-def _translate(error: ErrorDetails, field: _Field, settings: dict[Any, Any], source: Source) -> Iterator[UserError]:
+def _translate(error: ErrorDetails, field: _Field, settings: dict[Any, Any], source: RecipeText) -> Iterator[UserError]:
     """The errors of this project for one of pydantic's, by its type."""
     kind, context = error["type"], error.get("ctx", {})
     place, key = source.place(field.key), field.key

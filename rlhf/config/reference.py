@@ -31,7 +31,7 @@ starts. The resolved recipe, defaults included, is kept as `config.yaml` in the 
 
 
 @dataclass(frozen=True)
-class Block:
+class PageSection:
     """One section of the page: a dataclass, and the dotted prefixes under which it stands in a recipe."""
 
     section: type
@@ -48,7 +48,7 @@ def render() -> str:
     return page.replace("\n\n\n", "\n\n")
 
 
-def _blocks() -> list[Block]:
+def _blocks() -> list[PageSection]:
     """Sections in the schema's order; one that stands in several places, such as the optimizer, comes once."""
     places: dict[type, list[str]] = {}
     purposes: dict[str, str] = {}
@@ -56,7 +56,7 @@ def _blocks() -> list[Block]:
         places.setdefault(section, []).append(prefix)
         purposes |= {join(prefix, name): field.description or "" for name, field in fields_of(section).items()}
     return [
-        Block(
+        PageSection(
             section=section,
             prefixes=tuple(prefixes),
             defaults=tuple(_default_at(prefix) for prefix in prefixes),
@@ -73,7 +73,7 @@ def _default_at(prefix: str) -> Any:
     return instance
 
 
-def _render_block(block: Block) -> str:
+def _render_block(block: PageSection) -> str:
     lines = [f"## {_heading(block)}", "", _one_line(inspect.getdoc(block.section) or ""), ""]
     lines += [
         f"- `{prefix}`: {_one_line(text)}" for prefix, text in zip(block.prefixes, block.purposes, strict=True) if text
@@ -89,16 +89,16 @@ def _render_block(block: Block) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _heading(block: Block) -> str:
+def _heading(block: PageSection) -> str:
     return ", ".join(f"`{prefix}`" for prefix in block.prefixes) if block.prefixes != ("",) else "Top level"
 
 
-def _key(block: Block, name: str) -> str:
+def _key(block: PageSection, name: str) -> str:
     """The dotted key; the common end of it where the section stands in several places."""
     return join(block.prefixes[0], name) if len(block.prefixes) == 1 else f"….{name}"
 
 
-def _default(block: Block, name: str, field: FieldInfo) -> str:
+def _default(block: PageSection, name: str, field: FieldInfo) -> str:
     if field.is_required():
         return "required"
     own = field.get_default(call_default_factory=True, validated_data={})

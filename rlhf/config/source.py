@@ -87,7 +87,7 @@ _Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_core_float)
 
 
 @dataclass(frozen=True)
-class Source:
+class RecipeText:
     """Untyped settings of one run.
 
     ``settings`` is the file's mapping with the overrides laid over it; ``root`` is the parsed file, which knows lines;
@@ -109,7 +109,7 @@ class Source:
         return "command line" if made else self.file
 
 
-def read_source(path: str | Path, overrides: Sequence[str]) -> Source:
+def read_source(path: str | Path, overrides: Sequence[str]) -> RecipeText:
     """Read a recipe and lay ``key.path=value`` overrides over it, the later over the earlier.
 
     Raises:
@@ -126,7 +126,7 @@ def read_source(path: str | Path, overrides: Sequence[str]) -> Source:
         except UserError as problem:
             problems.append(problem)
     raise_all(problems, "command line")
-    return Source(file=str(path), root=root, settings=settings, overridden=tuple(given))
+    return RecipeText(file=str(path), root=root, settings=settings, overridden=tuple(given))
 
 
 def _parse_file(path: str | Path) -> tuple[yaml.Node, dict[Any, Any]]:

@@ -21,7 +21,7 @@ from rlhf.config.schema import ModelConfig, PPOConfig, Recipe
 from rlhf.errors import MachineryError
 from rlhf.experience import Scored, build_experience, experience_metrics, total_score
 from rlhf.models.folder import load_tokenizer
-from rlhf.roles.forward import Share, join_samples, join_tokens, token_index
+from rlhf.roles.forward import BlockResult, join_samples, join_tokens, token_index
 from rlhf.tracking.histogram import Histograms, experience_histograms
 from rlhf.tracking.samples import SampleRow, pick
 from rlhf.types import Experience, FinishReason, Float32, RolloutBlock
@@ -62,7 +62,7 @@ class Contribution:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Batch:
+class StepInputs:
     """Context of the step to assemble."""
 
     recipe: Recipe
@@ -74,7 +74,7 @@ class Batch:
     """Results for each block, in the order of their shares."""
 
 
-def assemble(batch: Batch, *parts: Any) -> tuple[Experience, BatchReport]:
+def assemble(batch: StepInputs, *parts: Any) -> tuple[Experience, BatchReport]:
     """Join blocks and shares in a fixed order of samples, and compute rewards and advantages over the whole batch.
 
     Args:
@@ -100,7 +100,7 @@ def assemble(batch: Batch, *parts: Any) -> tuple[Experience, BatchReport]:
     )
 
 
-def _join_shares(batch: Batch, block: RolloutBlock, shares: Sequence[Share]) -> Scored:
+def _join_shares(batch: StepInputs, block: RolloutBlock, shares: Sequence[BlockResult]) -> Scored:
     remaining = iter(shares)
     scores: dict[str, Float32] = {}
     tokens: dict[str, Float32 | None] = {"values": None}
@@ -169,7 +169,7 @@ def _parts_metrics(scored: Scored) -> dict[str, float]:
     return {f"objective/scores/{name}": float(part[kept].mean()) for name, part in scored.scores.items()}
 
 
-def _sample_rows(batch: Batch, experience: Experience) -> tuple[SampleRow, ...]:
+def _sample_rows(batch: StepInputs, experience: Experience) -> tuple[SampleRow, ...]:
     rollouts = experience.rollouts
     sequences = rollouts.sequences
     kl = kl_per_token(experience.old_logprobs, experience.ref_logprobs)

@@ -17,7 +17,7 @@ from rlhf.models.classifier import inspect_classifier
 from rlhf.models.load import load_classifier
 from rlhf.models.packed_row import pack_row
 from rlhf.models.scalar import ScalarNet, init_value_head
-from rlhf.roles.forward import Share, token_index
+from rlhf.roles.forward import BlockResult, token_index
 from rlhf.roles.scalar_role import ScalarRole
 from rlhf.types import Experience, RolloutBlock
 from rlhf.zero.engine import finite
@@ -48,7 +48,7 @@ class CriticRole(ScalarRole):
                 "ppo.critic_init=<folder of a causal language model>, the policy's for example",
             )
 
-    def values(self, block: RolloutBlock) -> Share:
+    def values(self, block: RolloutBlock) -> BlockResult:
         """This rank's share of V(s_t), the value of the state before each response token."""
         return self.compute_share(block.sequences, lambda row: self.engine.forward(row, row.predict_at))
 

@@ -22,7 +22,7 @@ from rlhf.config.schema import Recipe
 from rlhf.models.load import load_policy
 from rlhf.models.packed_row import pack_row
 from rlhf.models.policy import PolicyNet
-from rlhf.roles.forward import Share
+from rlhf.roles.forward import BlockResult
 from rlhf.roles.role import Role
 from rlhf.roles.save import save_model
 from rlhf.types import Float32, Sequences
@@ -48,7 +48,7 @@ class DPORole(Role[PolicyNet]):
             total_updates,
         )
 
-    def logprobs(self, sequences: Sequences) -> Share:
+    def logprobs(self, sequences: Sequences) -> BlockResult:
         """This rank's share of the response tokens' log-probabilities, in nats."""
         return self.compute_share(sequences, lambda row: self.engine.forward(row, TEMPERATURE)[0])
 

@@ -16,7 +16,7 @@ from rlhf.types import Float32, Int64, Sequences
 
 
 @dataclass(frozen=True, kw_only=True)
-class Share:
+class BlockResult:
     """One rank's results for a block.
 
     Shapes: samples (b,) indices into the block; values, one per sample (b,) or one per response token, packed.
@@ -33,14 +33,14 @@ class Share:
 
 def forward_share(
     sequences: Sequences, micro_batches: MicroBatches, device: torch.device, compute: Callable[[PackedRow], Tensor]
-) -> Share:
+) -> BlockResult:
     """Run ``compute`` on this rank's micro-batches, each packed into one row."""
     outputs = [compute(pack_row(sequences, samples, device)).float().cpu().numpy() for samples in micro_batches]
     samples = np.array([i for micro_batch in micro_batches for i in micro_batch], dtype=np.int64)
-    return Share(samples=samples, values=np.concatenate(outputs).astype(np.float32))
+    return BlockResult(samples=samples, values=np.concatenate(outputs).astype(np.float32))
 
 
-def join_samples(shares: Sequence[Share], count: int) -> Float32:
+def join_samples(shares: Sequence[BlockResult], count: int) -> Float32:
     """Join shares of one number per sample into a (B,) array in the block's order; NaN where no share has one."""
     joined = np.full(count, np.nan, dtype=np.float32)
     for share in shares:
@@ -48,7 +48,7 @@ def join_samples(shares: Sequence[Share], count: int) -> Float32:
     return joined
 
 
-def join_tokens(shares: Sequence[Share], sequences: Sequences) -> Float32:
+def join_tokens(shares: Sequence[BlockResult], sequences: Sequences) -> Float32:
     """Join shares of one number per response token into a packed (R,) array; NaN where no share has one."""
     joined = np.full(int(sequences.response_lengths.sum()), np.nan, dtype=np.float32)
     for share in shares:

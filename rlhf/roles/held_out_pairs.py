@@ -13,11 +13,11 @@ import torch
 from rlhf.algorithms.losses import dpo_loss
 from rlhf.config.schema import DPOConfig
 from rlhf.evaluation.accuracy import preference_accuracy
-from rlhf.roles.forward import Share, join_tokens
+from rlhf.roles.forward import BlockResult, join_tokens
 from rlhf.types import Float32, Int64, Sequences
 
 
-def response_logprobs(shares: Sequence[Share], sequences: Sequences) -> Float32:
+def response_logprobs(shares: Sequence[BlockResult], sequences: Sequences) -> Float32:
     """(2K,) log-probabilities of whole responses, in nats, from the ranks' shares of token log-probabilities."""
     tokens = join_tokens(shares, sequences)
     owner = np.repeat(np.arange(len(sequences)), sequences.response_lengths)

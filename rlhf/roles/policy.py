@@ -22,7 +22,7 @@ from rlhf.models.load import DTYPES, load_policy
 from rlhf.models.lora import adapters_off
 from rlhf.models.packed_row import PackedRow, pack_row
 from rlhf.models.policy import Entropy, PolicyNet
-from rlhf.roles.forward import Share, token_index
+from rlhf.roles.forward import BlockResult, token_index
 from rlhf.roles.role import LanguageRole
 from rlhf.roles.save import save_model
 from rlhf.types import Experience, Float32, RolloutBlock
@@ -76,7 +76,7 @@ class PolicyRole(LanguageRole):
 
         return ZeroSource(self.engine, self.lm, DTYPES[self.recipe.model.dtype])
 
-    def reference_logprobs(self, block: RolloutBlock) -> Share:
+    def reference_logprobs(self, block: RolloutBlock) -> BlockResult:
         """This rank's share of the reference log-probabilities: those of the base model with adapters disabled."""
         with adapters_off(self.lm):
             return self.logprobs(block)

@@ -20,7 +20,7 @@ from rlhf.models.classifier import load_own, start_of_reward
 from rlhf.models.load import REWARD_SHIFT, load_classifier
 from rlhf.models.packed_row import pack_row
 from rlhf.models.scalar import ScalarNet, init_reward_head
-from rlhf.roles.forward import Share
+from rlhf.roles.forward import BlockResult
 from rlhf.roles.pairs import PairData
 from rlhf.roles.save import save_model
 from rlhf.roles.scalar_role import ScalarRole
@@ -83,7 +83,7 @@ class PreferenceRole(ScalarRole):
         rate = self.engine.learning_rate
         return {"train/loss": mean_loss, "train/accuracy": accuracy, "train/grad_norm": norm, "lr": rate, **rates}
 
-    def rewards(self, sequences: Sequences) -> Share:
+    def rewards(self, sequences: Sequences) -> BlockResult:
         """This rank's share of the raw rewards, one per sample."""
         return self.compute_share(sequences, lambda row: self.engine.forward(row))
 

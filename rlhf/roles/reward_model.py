@@ -8,7 +8,7 @@ from rlhf.config.schema import Recipe
 from rlhf.models.classifier import inspect_classifier, label_index, load_own
 from rlhf.models.load import reward_shift
 from rlhf.models.scalar import ScalarNet
-from rlhf.roles.forward import Share
+from rlhf.roles.forward import BlockResult
 from rlhf.roles.scalar_role import ScalarRole
 from rlhf.types import RolloutBlock, Sequences
 from rlhf.zero.rank import Rank
@@ -44,7 +44,7 @@ class RewardRole(ScalarRole):
         self.shift = reward_shift(self.network.classifier)
         print(f"reward model {folder}: read {self.choose_reader()}", flush=True)
 
-    def scores(self, block: RolloutBlock) -> Share:
+    def scores(self, block: RolloutBlock) -> BlockResult:
         """This rank's share of the rewards, one per sample, shifted so that demonstrations score 0 on average."""
         sequences = self.encode(block) if self.encode else block.sequences
         return self.compute_share(sequences, lambda row: self.engine.forward(row) + self.shift)

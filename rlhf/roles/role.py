@@ -24,7 +24,7 @@ from rlhf.models.saving import try_saving
 from rlhf.models.shared_row import RowNet
 from rlhf.placement.pools import Part
 from rlhf.placement.shared_rows import groups, row_ranks
-from rlhf.roles.forward import Share, forward_share
+from rlhf.roles.forward import BlockResult, forward_share
 from rlhf.types import Int32, RolloutBlock, Sequences
 from rlhf.zero import checkpoint
 from rlhf.zero.checkpoint import Files
@@ -102,11 +102,11 @@ class Role(Generic[Network]):
             return 2 * np.maximum(lengths[0::2], lengths[1::2])
         return lengths[0::2] + lengths[1::2]
 
-    def compute_share(self, sequences: Sequences, compute: Callable[[PackedRow], Tensor]) -> Share:
+    def compute_share(self, sequences: Sequences, compute: Callable[[PackedRow], Tensor]) -> BlockResult:
         """Run ``compute`` on this rank's part; in a sequence-parallel group only the first rank returns the results."""
         micro_batches = self.micro_batches(range(len(sequences)), sequences.lengths)
         share = forward_share(sequences, micro_batches, self.device, compute)
-        return Share.empty() if self.rank.rank % row_ranks(self.config) else share
+        return BlockResult.empty() if self.rank.rank % row_ranks(self.config) else share
 
     @cached_property
     def flops(self) -> ModelFlops:
@@ -147,7 +147,7 @@ class Role(Generic[Network]):
 class LanguageRole(Role[PolicyNet]):
     """A role that computes log-probabilities of rollouts: the policy or the reference model."""
 
-    def logprobs(self, block: RolloutBlock) -> Share:
+    def logprobs(self, block: RolloutBlock) -> BlockResult:
         """This rank's share of the response tokens' log-probabilities, at the sampling temperature, in nats."""
         temperature = self.recipe.rollout.temperature
         return self.compute_share(block.sequences, lambda row: self.engine.forward(row, temperature)[0])

@@ -15,7 +15,7 @@ from rlhf.models.load import load_policy
 from rlhf.models.packed_row import pack_row
 from rlhf.models.policy import PolicyNet
 from rlhf.roles.examples import ExampleData
-from rlhf.roles.forward import Share
+from rlhf.roles.forward import BlockResult
 from rlhf.roles.role import Role
 from rlhf.roles.save import save_model
 from rlhf.zero.rank import Rank
@@ -67,7 +67,7 @@ class SFTRole(Role[PolicyNet]):
             **rates,
         }
 
-    def held_out_logprobs(self) -> Share:
+    def held_out_logprobs(self) -> BlockResult:
         """This rank's share of the log-probabilities of held-out response tokens, in nats; the mask is not applied."""
         return self.compute_share(self.held_out.sequences, lambda row: self.engine.forward(row, 1.0)[0])
 

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from rlhf.data.chat import ChatFormat
-from rlhf.roles.forward import Share
+from rlhf.roles.forward import BlockResult
 from rlhf.types import Int32, Prompt, RolloutBlock
 
 Row = Mapping[str, object]
@@ -73,8 +73,8 @@ class TextReward:
     def __init__(self, scorer: TextScorer, reader: BlockReader) -> None:
         self.scorer, self.reader = scorer, reader
 
-    def scores(self, block: RolloutBlock) -> Share:
+    def scores(self, block: RolloutBlock) -> BlockResult:
         """Scores of all samples of the block."""
         text = self.reader(block)
         values = self.scorer(text.prompts, text.responses, text.rows)
-        return Share(samples=np.arange(len(block)), values=values.astype(np.float32))
+        return BlockResult(samples=np.arange(len(block)), values=values.astype(np.float32))

@@ -16,7 +16,7 @@ GIB = 2**30
 
 
 @dataclass(frozen=True, kw_only=True)
-class Memory:
+class ActorMemory:
     """Memory of one actor, in GiB."""
 
     host: float
@@ -25,17 +25,17 @@ class Memory:
     """Peak of GPU memory if the process computes on a GPU, else of host memory; None if unknown."""
 
 
-def memory_here(children: Sequence[int] = (), proc: Path = PROC) -> Memory:
+def memory_here(children: Sequence[int] = (), proc: Path = PROC) -> ActorMemory:
     """Measure this process and its ``children``, whose GPU memory is not visible here."""
     import torch  # a slow import that the controller does not need
 
     processes = [os.getpid(), *children]
     host = sum(rss_bytes(process, proc) or 0 for process in processes) / GIB
     if torch.cuda.is_initialized():
-        return Memory(host=host, peak=torch.cuda.max_memory_allocated() / GIB)
+        return ActorMemory(host=host, peak=torch.cuda.max_memory_allocated() / GIB)
     if torch.cuda.is_available():  # only the children may compute on the GPU
-        return Memory(host=host, peak=None)
-    return Memory(host=host, peak=sum(_peak_bytes(process, proc) for process in processes) / GIB)
+        return ActorMemory(host=host, peak=None)
+    return ActorMemory(host=host, peak=sum(_peak_bytes(process, proc) for process in processes) / GIB)
 
 
 def _peak_bytes(process: int, proc: Path) -> int:
@@ -48,7 +48,7 @@ def _peak_bytes(process: int, proc: Path) -> int:
     return int(found.group(1)) * 1024 if found else 0
 
 
-def by_role(found: Mapping[str, Memory]) -> dict[str, float]:
+def by_role(found: Mapping[str, ActorMemory]) -> dict[str, float]:
     """Metrics by role: ``memory/<role>_host_gib``, the sum over actors, and ``memory/<role>_gib``, their largest peak.
 
     Args:

@@ -69,7 +69,7 @@ class Ids(IdGenerator):
         return True
 
 
-class Counted(SpanExporter):
+class CountingExporter(SpanExporter):
     """Counts failed spans, because the sending thread cannot report events."""
 
     def __init__(self, to: SpanExporter) -> None:
@@ -93,7 +93,7 @@ class Telemetry:
         """Args: endpoint is the collector's address without the path; about are attributes of every resource."""
         logging.getLogger("opentelemetry.exporter").setLevel(logging.CRITICAL)  # failures are reported as events
         self._endpoint, self._about, self._report = endpoint, dict(about), report
-        self._exporter = Counted(OTLPSpanExporter(endpoint=endpoint.rstrip("/") + PATH, timeout=SEND_SECONDS))
+        self._exporter = CountingExporter(OTLPSpanExporter(endpoint=endpoint.rstrip("/") + PATH, timeout=SEND_SECONDS))
         self._processor = BatchSpanProcessor(self._exporter, max_queue_size=QUEUE, schedule_delay_millis=2000)
         self._ids = Ids()
         self._tracers: dict[tuple[str, str], Tracer] = {}

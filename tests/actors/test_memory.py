@@ -10,7 +10,7 @@ import pytest
 import ray
 
 from actors.memory import MemoryWatch
-from rlhf.tracking.memory import Memory
+from rlhf.tracking.memory import ActorMemory
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -20,9 +20,9 @@ class Holder:
     def __init__(self, host: float, seconds: float = 0.0) -> None:
         self.host, self.seconds = host, seconds
 
-    def memory(self) -> Memory:
+    def memory(self) -> ActorMemory:
         time.sleep(self.seconds)
-        return Memory(host=self.host, peak=None)
+        return ActorMemory(host=self.host, peak=None)
 
     def end(self) -> None:
         os._exit(1)

@@ -15,7 +15,7 @@ from actors import reward_model
 from actors.supervised import Summary
 from rlhf.config.schema import PlacementConfig, Recipe, RewardConfig, RoleConfig, TrackingConfig
 from rlhf.errors import MachineryError
-from rlhf.roles.forward import Share
+from rlhf.roles.forward import BlockResult
 from rlhf.tracking.run_folder import RunFolder
 from rlhf.tracking.tracker import Tracker
 from rlhf.types import Example, Pair, Sequences
@@ -42,9 +42,9 @@ class Ranks:
     def update(self, chosen: Any) -> dict[str, float]:
         return {"train/loss": 0.5}
 
-    def rewards(self, sequences: Sequences) -> Share:
+    def rewards(self, sequences: Sequences) -> BlockResult:
         firsts = [float(sequences.response(i)[0]) for i in range(len(sequences))]
-        return Share(samples=np.arange(len(sequences)), values=np.array(firsts, dtype=np.float32))
+        return BlockResult(samples=np.arange(len(sequences)), values=np.array(firsts, dtype=np.float32))
 
     def save(self, folder: Path, shift: float) -> None:
         self.saved = {"shift": shift}
@@ -123,7 +123,7 @@ def test_demonstrations_without_a_reward_shift_nothing(
     """The shift would be NaN, and with it every reward of PPO."""
     ranks = Ranks()
     answer = ranks.rewards
-    broken = Share(samples=np.arange(3), values=np.array([1.0, bad, 6.0], dtype=np.float32))
+    broken = BlockResult(samples=np.arange(3), values=np.array([1.0, bad, 6.0], dtype=np.float32))
     ranks.rewards = lambda sequences: broken if len(sequences) == 3 else answer(sequences)  # type: ignore[method-assign]
     with pytest.raises(MachineryError, match="in rewards of demonstrations: 1 of 3"):
         finished(tmp_path, monkeypatch, ranks)

@@ -17,14 +17,14 @@ from actors.crew import Crew
 from actors.group import Group
 from actors.placement import Placement
 from actors.rollout import Answered
-from actors.scoring import Scorer, Scoring
+from actors.scoring import Scoring, ScoringMethod
 from actors.supervisor import Supervisor
 from actors.waiting import Moment
 from actors.watch import Watcher
 from rlhf.config.schema import EarlyStopConfig, PlacementConfig, Recipe, RecoveryConfig, RewardSourceConfig, RoleConfig
 from rlhf.errors import LostError, MachineryError
 from rlhf.roles.assemble import Contribution
-from rlhf.roles.forward import Share, join_samples
+from rlhf.roles.forward import BlockResult, join_samples
 from rlhf.tracking.phases import PhaseTimer
 from rlhf.types import FinishReason, Prompt, Rollout, RolloutBlock
 from rlhf.zero.rank import Rank
@@ -61,12 +61,12 @@ class Role:
     def __init__(self, folder: Path, role: str, dies: tuple[str, int, int], rank: Rank) -> None:
         self.folder, self.role, self.dies, self.rank = folder, role, dies, rank
 
-    def scores(self, block: RolloutBlock) -> Share:
+    def scores(self, block: RolloutBlock) -> BlockResult:
         first = int(block.prompt_ids[0])
         self._note(str(first))
         self._die_of(first)
         mine = np.arange(self.rank.rank, len(block), self.rank.world)
-        return Share(samples=mine, values=block.prompt_ids[mine].astype(np.float32))
+        return BlockResult(samples=mine, values=block.prompt_ids[mine].astype(np.float32))
 
     def update(self, experience: str, step: int) -> dict[str, float]:
         self._note(f"{experience} of step {step}")
@@ -149,7 +149,9 @@ class Small:
     def scores(self, *roles: str) -> list[np.ndarray]:
         """What each role says of each block."""
         scorers = [
-            Scorer(group=self.groups[role], method="scores", contribution=Contribution(kind="", ranks=RANKS[role]))
+            ScoringMethod(
+                group=self.groups[role], method="scores", contribution=Contribution(kind="", ranks=RANKS[role])
+            )
             for role in roles
         ]
         scoring = Scoring(self.crew, MOMENT, scorers)

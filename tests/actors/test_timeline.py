@@ -11,7 +11,7 @@ import pytest
 import ray
 
 from actors.process import ProcessLocation
-from actors.timeline import Timeline
+from actors.timeline import TimelineCollector
 from actors.worker import HEARTBEAT, Worker
 from rlhf.tracking.spans import Span, Spans, Taken
 
@@ -65,7 +65,7 @@ def worker(local_ray: None, tmp_path: Path) -> Iterator[Any]:
 
 def test_an_actor_is_busy_where_its_call_was(worker: Any) -> None:
     board, actors = Board(), {"policy rank 0": (worker, at("policy rank 0"))}
-    timeline = Timeline(record=board)
+    timeline = TimelineCollector(record=board)
     timeline.step(4, actors)
     begin = time.time()
     with timeline.spans("update", 4):
@@ -83,7 +83,7 @@ def test_the_clock_of_another_machine_is_brought_into_line(local_ray: None) -> N
     actor = ray.remote(Elsewhere).remote()
     ray.get(actor.spans.remote())  # it has started
     board, actors = Board(), {"far rank 0": (actor, at("far rank 0"))}
-    timeline = Timeline(record=board)
+    timeline = TimelineCollector(record=board)
     timeline.step(0, actors)
     timeline.collect(seconds=5.0)
     begin = time.time()
@@ -108,7 +108,7 @@ def test_who_is_dead_or_silent_holds_nobody_up(worker: Any, local_ray: None) -> 
         "busy rank 0": (busy, at("busy rank 0")),
         "policy rank 0": (worker, at("policy rank 0")),
     }
-    timeline = Timeline(record=board)
+    timeline = TimelineCollector(record=board)
     timeline.step(0, actors)
     timeline.step(1, actors)
     timeline.finish(actors)
@@ -125,7 +125,7 @@ def test_a_worker_answers_while_it_computes(worker: Any) -> None:
 def test_late_spans_are_of_the_step_in_which_they_began() -> None:
     now = [100.0]
     board = Board()
-    timeline = Timeline(Spans(lambda: now[0]), record=board)
+    timeline = TimelineCollector(Spans(lambda: now[0]), record=board)
     for step, begin in ((7, 100.0), (8, 110.0), (7, 120.0)):  # step 7 is done again
         now[0] = begin
         timeline.step(step, {})

@@ -24,8 +24,8 @@ from rlhf.config.schema import (
 from rlhf.errors import MachineryError
 from rlhf.models.folder import load_tokenizer
 from rlhf.models.scratch import make_scratch
-from rlhf.roles.assemble import Batch, BatchReport, Contribution, assemble
-from rlhf.roles.forward import Share
+from rlhf.roles.assemble import BatchReport, Contribution, StepInputs, assemble
+from rlhf.roles.forward import BlockResult
 from rlhf.tracking.histogram import experience_histograms
 from rlhf.types import Experience, FinishReason, Prompt, Rollout, RolloutBlock
 
@@ -88,13 +88,13 @@ COMPUTES = {
 }
 
 
-def shares(block: list[Rollout], contribution: Contribution) -> list[Share]:
+def shares(block: list[Rollout], contribution: Contribution) -> list[BlockResult]:
     """The block distributed over ranks round robin."""
     compute = COMPUTES[contribution.name or contribution.kind]
     dealt = [np.arange(rank, len(block), contribution.ranks) for rank in range(contribution.ranks)]
     numbers = lambda samples: [np.atleast_1d(compute(block[i])) for i in samples]  # noqa: E731
     return [
-        Share(samples=samples, values=np.concatenate([np.zeros(0), *numbers(samples)]).astype(np.float32))
+        BlockResult(samples=samples, values=np.concatenate([np.zeros(0), *numbers(samples)]).astype(np.float32))
         for samples in dealt
     ]
 
@@ -116,7 +116,7 @@ def batch(
     on_failure: Any = "drop",
     contributions: tuple[Contribution, ...] = CONTRIBUTIONS,
     **algorithm: Any,
-) -> Batch:
+) -> StepInputs:
     recipe = Recipe(
         name="test",
         ppo=PPOConfig(batch_size=6, samples_per_prompt=2),
@@ -128,7 +128,7 @@ def batch(
         tracking=TrackingConfig(samples_per_step=samples),
     )
     state = AlgorithmState.start(recipe.algorithm)
-    return Batch(recipe=recipe, tokenizer=folder, step=step, state=state, contributions=contributions)
+    return StepInputs(recipe=recipe, tokenizer=folder, step=step, state=state, contributions=contributions)
 
 
 def assembled(folder: str, blocks: list[list[Rollout]], **options: Any) -> tuple[Experience, BatchReport]:
@@ -181,7 +181,7 @@ def test_nothing_depends_on_the_order_in_which_samples_and_blocks_finish(
 
 @pytest.mark.parametrize("name", ["quality", "old_logprobs", "ref_logprobs", "values"])
 def test_a_share_that_is_missing_is_noticed(folder: str, name: str) -> None:
-    nothing = Share(samples=np.zeros(0, dtype=np.int64), values=np.zeros(0, dtype=np.float32))
+    nothing = BlockResult(samples=np.zeros(0, dtype=np.int64), values=np.zeros(0, dtype=np.float32))
     handed_over = parts([rollouts()])
     names = [c.name or c.kind for c in CONTRIBUTIONS for _ in range(c.ranks)]
     handed_over[1 + names.index(name)] = nothing

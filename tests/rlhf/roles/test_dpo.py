@@ -22,7 +22,7 @@ from rlhf.config.schema import (
 from rlhf.errors import CanaryError
 from rlhf.models.load import load_causal
 from rlhf.roles.dpo import DPORole
-from rlhf.roles.forward import Share
+from rlhf.roles.forward import BlockResult
 from rlhf.roles.held_out_pairs import held_out_metrics, response_logprobs
 from rlhf.types import Float32, Sequences
 from rlhf.zero.rank import Rank
@@ -56,7 +56,7 @@ def recipe(ranks: int, stage: int, budget: int, shared: int = 1) -> Recipe:
     )
 
 
-def shares(own: Share, rank: Rank) -> list[Share]:
+def shares(own: BlockResult, rank: Rank) -> list[BlockResult]:
     """All ranks' shares on every rank, as the controller distributes them."""
     everyone: list[Any] = [own] * rank.world
     if rank.world > 1:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from rlhf.batching import plan
 from rlhf.models.packed_row import PackedRow
-from rlhf.roles.forward import Share, forward_share, join_samples, join_tokens, token_index
+from rlhf.roles.forward import BlockResult, forward_share, join_samples, join_tokens, token_index
 from rlhf.types import Sequences
 from tests.rlhf.tiny import random_sequences
 
@@ -15,7 +15,7 @@ SIZES = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, ma
 CPU = torch.device("cpu")
 
 
-def shares(sequences: Sequences, world: int, budget: int, compute: object) -> list[Share]:
+def shares(sequences: Sequences, world: int, budget: int, compute: object) -> list[BlockResult]:
     parts = plan(range(len(sequences)), sequences.lengths, world, budget)
     return [forward_share(sequences, micro_batches, CPU, compute) for micro_batches in parts]
 
@@ -48,7 +48,7 @@ def test_numbers_of_whole_samples_are_joined_in_order(sizes: list[tuple[int, int
 
 def test_what_no_rank_computed_is_not_a_number() -> None:
     sequences = random_sequences((1, 2), (1, 1), (1, 3))
-    middle = Share(samples=np.array([1]), values=np.array([5], dtype=np.float32))
+    middle = BlockResult(samples=np.array([1]), values=np.array([5], dtype=np.float32))
     np.testing.assert_array_equal(join_samples([middle], 3), [np.nan, 5, np.nan])
     np.testing.assert_array_equal(join_tokens([middle], sequences), [np.nan, np.nan, 5, np.nan, np.nan, np.nan])
 

@@ -15,7 +15,7 @@ from rlhf.errors import UserError
 from rlhf.models.load import load_classifier, reward_shift
 from rlhf.models.scalar import init_reward_head
 from rlhf.models.scratch import train_tokenizer
-from rlhf.roles.forward import Share, join_samples
+from rlhf.roles.forward import BlockResult, join_samples
 from rlhf.roles.pairs import PairData
 from rlhf.roles.preference import PreferenceRole
 from rlhf.types import Pair
@@ -128,7 +128,7 @@ def test_two_updates_are_the_plain_ones_and_the_model_is_saved_as_it_is(
     np.testing.assert_allclose(read(saved).detach(), rewards, rtol=1e-5, atol=1e-5)
 
 
-def start(rank: Rank, folder: Path) -> Share:
+def start(rank: Rank, folder: Path) -> BlockResult:
     """Rewards before any update."""
     role = PreferenceRole(recipe(1, 0, 1000, 1), str(folder), 2, rank)
     return role.rewards(pairs().sequences)

@@ -18,7 +18,7 @@ from rlhf.models.load import REWARD_SHIFT, load_classifier
 from rlhf.models.scalar import init_reward_head
 from rlhf.models.scratch import train_tokenizer
 from rlhf.records import Message
-from rlhf.roles.forward import Share, join_samples
+from rlhf.roles.forward import BlockResult, join_samples
 from rlhf.roles.reward import make_reward
 from rlhf.types import FinishReason, Prompt, RolloutBlock
 from rlhf.zero.rank import Rank
@@ -74,7 +74,7 @@ def recipe(ranks: int = 1) -> Recipe:
     return Recipe(name="test", placement=PlacementConfig(reward=RoleConfig(ranks=ranks, zero_stage=0)))
 
 
-def scored(rank: Rank, policy: Path, folder: Path) -> Share:
+def scored(rank: Rank, policy: Path, folder: Path) -> BlockResult:
     source = RewardSourceConfig(model=str(folder))
     ranked = recipe(rank.world)
     return make_reward(ranked, source, str(policy), str(folder), PROMPTS, DAY, rank).scores(block())
@@ -111,7 +111,7 @@ def test_a_model_with_another_tokenizer_reads_the_text(ranks: int, folders: Any,
     assert not np.allclose(found, plain(folders["other"], as_policy_tokens), atol=1e-2)
 
 
-def scored_by_pair(rank: Rank, policy: Path, folder: Path, stage: int) -> Share:
+def scored_by_pair(rank: Rank, policy: Path, folder: Path, stage: int) -> BlockResult:
     source = RewardSourceConfig(model=str(folder), label="good", max_length=24)
     role = RoleConfig(ranks=rank.world, zero_stage=stage)
     ranked = Recipe(name="test", placement=PlacementConfig(reward=role))
@@ -141,7 +141,7 @@ def test_an_encoder_scores_prompt_and_response_as_a_pair(
     np.testing.assert_allclose(found, np.array(logits) + SHIFT, rtol=1e-4, atol=1e-5)
 
 
-def alone(source: RewardSourceConfig, policy: Path) -> Share:
+def alone(source: RewardSourceConfig, policy: Path) -> BlockResult:
     """Scores by a part that is not a model."""
     rank = Rank(rank=0, world=1, meeting="", device="cpu", threads=1, timeout_seconds=60.0)
     return make_reward(recipe(), source, str(policy), None, PROMPTS, DAY, rank).scores(block())

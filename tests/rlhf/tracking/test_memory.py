@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from rlhf.tracking.memory import Memory, by_role, memory_here
+from rlhf.tracking.memory import ActorMemory, by_role, memory_here
 
 
 @pytest.mark.parametrize(
@@ -19,14 +19,14 @@ from rlhf.tracking.memory import Memory, by_role, memory_here
     ],
 )
 def test_a_role_is_part_of_a_metrics_name(name: str, role: str) -> None:
-    assert by_role({name: Memory(host=2.0, peak=None)}) == {f"memory/{role}_host_gib": 2.0}
+    assert by_role({name: ActorMemory(host=2.0, peak=None)}) == {f"memory/{role}_host_gib": 2.0}
 
 
 def test_host_memory_is_that_of_all_ranks_and_the_peak_that_of_the_fullest() -> None:
     found = {
-        "policy rank 0": Memory(host=2.0, peak=5.0),
-        "policy rank 1": Memory(host=3.0, peak=4.0),
-        "rollout engine 0": Memory(host=1.5, peak=None),
+        "policy rank 0": ActorMemory(host=2.0, peak=5.0),
+        "policy rank 1": ActorMemory(host=3.0, peak=4.0),
+        "rollout engine 0": ActorMemory(host=1.5, peak=None),
     }
     assert by_role(found) == {"memory/policy_host_gib": 5.0, "memory/policy_gib": 5.0, "memory/rollout_host_gib": 1.5}
 

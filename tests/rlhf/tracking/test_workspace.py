@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from rlhf.tracking.memory import Memory, by_role
+from rlhf.tracking.memory import ActorMemory, by_role
 from rlhf.tracking.workspace import sections
 from tests.rlhf.tracking.test_histogram import experience, experience_histograms
 
@@ -25,7 +25,7 @@ def is_logged(name: str) -> bool:
         named = re.search(rf'(timer|phase)\("{rest}"', SOURCE)
         return bool(named) or bool(re.search(rf'\b[A-Z]+\b.* = .*"{rest}"', SOURCE))
     if group == "memory":
-        return name in by_role({part: Memory(host=1.0, peak=1.0) for part in PARTS})
+        return name in by_role({part: ActorMemory(host=1.0, peak=1.0) for part in PARTS})
     if group == "histogram":
         return name in experience_histograms(experience([True, True, True]))
     if group == "holdout":  # made of its group and what was judged
