@@ -73,8 +73,9 @@ def _translate(error: ErrorDetails, field: _Field, settings: dict[Any, Any], sou
     elif kind in ("unexpected_keyword_argument", "invalid_key"):
         yield UserError(f"{place}: there is no key {_shorten(key)}", fix=_other_key(field))
     elif kind == "missing" and field.is_exact:
-        name = field.path[-1]
-        yield UserError(f"{place}: {key} is missing", fix=f"add `{name}: ...` to the file, or {key}=... to the command")
+        section, _, name = key.rpartition(".")
+        fix = f"add `{name}: ...` to the file, or {key}=... to the command"
+        yield UserError(f"{source.place(section)}: {key} is missing", fix=fix)
     elif kind.startswith(("greater_than", "less_than")):
         (bound,) = context.values()
         limit = limit_of(field.section, str(field.path[-1]))

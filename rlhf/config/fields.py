@@ -63,6 +63,11 @@ def _exact_int(value: object) -> object:
     return value if type(value) is int else None
 
 
+def _sequence(value: object) -> object:
+    """Hide what has no order (a set of YAML's) from ``tuple``, which takes it."""
+    return value if isinstance(value, list | tuple) else None
+
+
 def _off(value: object) -> object:
     """YAML 1.1 reads a bare off as false."""
     return "off" if value is False else value
@@ -108,6 +113,7 @@ ExactInt = BeforeValidator(_exact_int)
 """In front of a ``Literal`` of ints."""
 OffSwitch = BeforeValidator(_off)
 """In front of a ``Literal`` with the option ``off``."""
+Texts = Annotated[tuple[StrictStr, ...], BeforeValidator(_sequence)]
 PartName = Annotated[StrictStr, AfterValidator(_part_name)]
 ServiceUrl = Annotated[StrictStr, AfterValidator(_service)]
 CollectorUrl = Annotated[StrictStr, AfterValidator(_collector)]

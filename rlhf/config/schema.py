@@ -36,6 +36,7 @@ from rlhf.config.fields import (
     Seed,
     ServiceUrl,
     Share,
+    Texts,
     ZeroOrOne,
     refuse,
     section,
@@ -74,7 +75,7 @@ class LoRAConfig:
     """Rank of A and B."""
     alpha: Positive = 32.0
     """Scale of the update, over ``rank``."""
-    targets: tuple[StrictStr, ...] = ("all-linear",)
+    targets: Texts = ("all-linear",)
     """Names of the linear layers that get adapters; ``all-linear`` is every one but the output head."""
 
 
@@ -127,7 +128,7 @@ class DataConfig:
     """What a label beside two answers says: its value to ``chosen``, ``rejected`` (the column of that name won) or
     ``tie``. Empty: 1, 2 and 0, a and b, and the columns' own names and numbers are understood where they are
     unambiguous."""
-    ignore: tuple[StrictStr, ...] = ()
+    ignore: Texts = ()
     """Columns of the file, or dotted paths into them, that are not to be read, on purpose."""
     held_out_fraction: BelowOne = 0.1
     """Share of the prompts kept out of training for evaluation; the split is by prompt, so no prompt is on both
@@ -726,7 +727,7 @@ class TrackingConfig:
     """W&B name of the run, the recipe's own by default; the stage is put after it."""
     group: StrictStr | None = None
     """W&B group; the stages of one pipeline share the recipe's name by default."""
-    tags: tuple[StrictStr, ...] = ()
+    tags: Texts = ()
     """W&B tags."""
     artifacts: Literal["none", "model", "checkpoints"] = "none"
     """What is handed to W&B as artifacts: nothing, the finished model, or that and every checkpoint. Each checkpoint is

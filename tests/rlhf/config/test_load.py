@@ -140,6 +140,7 @@ def test_floats_as_people_write_them(load, text):
         ("ppo.optimizer.betas", "[0.9, x]", "expected a list of 2 numbers"),
         ("ppo.optimizer.betas", "0.9", "expected a list of 2 numbers"),
         ("tracking.tags", "x", "tracking.tags is 'x', expected a list of texts"),
+        ("tracking.tags", "!!set {a, b}", "expected a list of texts"),
         ("tracking.tags", "[1]", "tracking.tags is [1], expected a list of texts"),
         ("data.columns", "[chosen]", "expected a mapping of text to text"),
         ("data.columns", "{chosen: 1}", "expected a mapping of text to text"),

@@ -65,8 +65,9 @@ def test_a_part_is_exactly_one_thing(tmp_path: Path, source: dict[str, Any], has
 def test_an_early_stop_has_a_scorer_and_an_endpoint_an_address(tmp_path: Path) -> None:
     with pytest.raises(ValidationError):
         EarlyStopConfig()
-    message = said(tmp_path, "early_stop.every=3", "rewards.x.endpoint.retries=1")
-    assert "early_stop.scorer is missing" in message and "rewards.x.endpoint.url is missing" in message
+    message = said(tmp_path, "rewards.x.endpoint.retries=1", early_stop={"every": 3})
+    assert f"{tmp_path}/run.yaml:1: early_stop.scorer is missing" in message
+    assert "command line: rewards.x.endpoint.url is missing" in message
 
 
 @pytest.mark.parametrize("name", ["", "a b", "a/b", "a.b", "ä", "x" * 61, "a\n"])
