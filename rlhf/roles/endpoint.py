@@ -128,7 +128,7 @@ class Endpoint:
             return self._give_up(request, error.last_attempt.attempt_number, str(error.last_attempt.exception()))
 
     def _give_up(self, request: _Request, attempts: int, reason: str) -> np.ndarray:
-        what = f"{self.name} gave no scores for {request} of a block in {attempts} attempts; last error: {reason}"
+        what = f"{self.name} gave no scores for {request} of a block after {attempts} attempts; last error: {reason}"
         if self.config.on_failure == "drop":
             print(f"{what}. These samples are dropped.", flush=True)
             return np.full(len(request.prompts), np.nan)

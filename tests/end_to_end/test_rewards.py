@@ -152,7 +152,8 @@ def test_each_part_says_how_it_works_in_its_own_log(run: tuple[Path, dict[str, f
     assert "by its own forward pass, over padded rows" in encoder and "as a pair of texts" in encoder
     assert "texts so far were truncated at the beginning" in judge, "its own tokens are many more than the policy's"
     assert (
-        "in 2 attempts; last error: HTTP 503. These samples are dropped." in (logs / "reward length-0.log").read_text()
+        "after 2 attempts; last error: HTTP 503. These samples are dropped."
+        in (logs / "reward length-0.log").read_text()
     )
 
 

@@ -33,7 +33,7 @@ LOSSES = "rlhf.algorithms.losses"
 REWARDS = "rlhf.algorithms.rewards"
 K1 = "return old_logprobs - ref_logprobs"
 KL_LOSS = "return value - ratio * x * (logprobs - logprobs.detach())"
-LAST = "rewards[places[is_last]] +="
+LAST = "rewards[kept[is_last]] +="
 
 
 def trained_on_classes(budget: Any = optimum.CLASS_BUDGET) -> Trained:
@@ -86,7 +86,7 @@ def test_the_kl_with_the_wrong_sign_is_caught() -> None:
 
 def test_the_score_on_the_token_before_the_last_is_caught() -> None:
     """To stop is no longer paid for: hazards .05 to .2 where .37 to .97 are right."""
-    with mutated(REWARDS, LAST, "rewards[places[is_last] - 1] +="):
+    with mutated(REWARDS, LAST, "rewards[kept[is_last] - 1] +="):
         trained = trained_on_lengths()
         refuses(oracles.test_token_rewards, "reward/torchtune/get_rewards_ppo")
     refuses(optimum.assert_best_lengths, trained)
@@ -96,7 +96,7 @@ def test_the_score_on_the_token_before_the_last_is_caught() -> None:
 
 def test_the_score_on_a_place_after_the_last_token_is_caught() -> None:
     """As on a pad token: it is lost. Nothing is learnt, and hazards stay at the reference's .1."""
-    with mutated(REWARDS, LAST, "np.append(rewards, 0.0)[places[is_last] + 1] +="):
+    with mutated(REWARDS, LAST, "np.append(rewards, 0.0)[kept[is_last] + 1] +="):
         trained = trained_on_lengths()
         refuses(oracles.test_token_rewards, "reward/torchtune/get_rewards_ppo")
     refuses(optimum.assert_best_lengths, trained)

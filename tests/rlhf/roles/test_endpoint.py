@@ -104,7 +104,7 @@ def test_fail_names_address_samples_attempts_and_the_last_error():
         scores(asking(service))
     assert len(service.asked) == 3
     assert f"reward endpoint {service.url} gave no scores for samples 0 to 2" in str(caught.value)
-    assert "in 3 attempts; last error: HTTP 503" in str(caught.value)
+    assert "after 3 attempts; last error: HTTP 503" in str(caught.value)
 
 
 def test_nobody_listens():
@@ -112,7 +112,7 @@ def test_nobody_listens():
         closed.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{closed.getsockname()[1]}/score"
         endpoint = Endpoint(EndpointConfig(url=url, retries=1), 30.0)
-        with pytest.raises(MachineryError, match="in 2 attempts; last error: ConnectError"):
+        with pytest.raises(MachineryError, match="after 2 attempts; last error: ConnectError"):
             scores(endpoint)
 
 
@@ -147,7 +147,7 @@ def test_an_answer_that_trickles_is_late_too():
 
         threading.Thread(target=trickle, daemon=True).start()
         endpoint = Endpoint(EndpointConfig(url=url, retries=0, timeout_seconds=0.3), 30.0)
-        with pytest.raises(MachineryError, match=r"in 1 attempts; last error: no answer within 0\.3 s"):
+        with pytest.raises(MachineryError, match=r"after 1 attempts; last error: no answer within 0\.3 s"):
             scores(endpoint)
 
 
@@ -158,7 +158,7 @@ def test_dropped_samples_are_those_of_the_failed_request(capsys):
         assert np.isnan(found[1])
         assert len(service.asked) == 2 + 3
     assert (
-        "samples 1 to 1 of a block in 3 attempts; last error: HTTP 503. These samples are dropped."
+        "samples 1 to 1 of a block after 3 attempts; last error: HTTP 503. These samples are dropped."
         in capsys.readouterr().out
     )
 
