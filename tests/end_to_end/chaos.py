@@ -26,8 +26,8 @@ HEAD = """# Survival
 
 <!-- Written by `make chaos` (tests/end_to_end/chaos.py). -->
 
-Measured cost of faults, injected by signals to real processes. [failures.md](failures.md) describes how a run handles each
-failure.
+Measured cost of faults, injected by signals to real processes. [failures.md](failures.md) describes how a run handles
+each failure.
 """
 DRIVER = "controller"
 CALM = ("rollout", "score", "advantages", "update", "publish", "snapshot", "checkpoint")
