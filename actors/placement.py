@@ -90,36 +90,36 @@ class Placement:
 
     def _renew(self, pool: Pool) -> None:
         alive = {node["NodeID"] for node in nodes()}
-        lost = [seat for seat in range(pool.seats) if self._slots[pool.name, seat].node not in alive]
-        self._remove([self._slots[pool.name, seat].group for seat in lost])
+        lost = [slot for slot in range(pool.seats) if self._slots[pool.name, slot].node not in alive]
+        self._remove([self._slots[pool.name, slot].group for slot in lost])
         if lost:
             self._reserve([(pool, lost)])
 
     def _reserve(self, wanted: Sequence[tuple[Pool, Sequence[int]]]) -> None:
         """Reserve slots of pools, given by index, as soon as all of them fit."""
         end = time.monotonic() + self.recipe.placement.start_timeout_seconds
-        asked = [pool.of(len(seats)) for pool, seats in wanted]
+        asked = [pool.of(len(slots)) for pool, slots in wanted]
         while (chunks := pack(asked, list((free := free_gpus()).values()))) is None:
             if time.monotonic() > end:
                 raise self._not_free(asked)
             time.sleep(POLL_SECONDS)
         for chunk in chunks:
-            pool, seats = wanted[chunk.pool]
-            self._take(pool, seats[chunk.first : chunk.first + chunk.seats], list(free)[chunk.node], end)
+            pool, slots = wanted[chunk.pool]
+            self._take(pool, slots[chunk.first : chunk.first + chunk.seats], list(free)[chunk.node], end)
 
-    def _take(self, pool: Pool, seats: Sequence[int], node: str, end: float) -> None:
+    def _take(self, pool: Pool, slots: Sequence[int], node: str, end: float) -> None:
         """Reserve these slots of a pool on one node, in one placement group."""
         bundle: dict[str, float] = {"GPU": pool.width, "CPU": 1}
         if pool.gpu_type is not None:
             bundle[GPU_TYPE + pool.gpu_type] = TYPE_SHARE
-        here = [{NODE_LABEL: node}] * len(seats)
-        group = placement_group([bundle] * len(seats), strategy="STRICT_PACK", bundle_label_selector=here)
-        for place, seat in enumerate(seats):
-            self._slots[pool.name, seat] = Slot(group=group, bundle=place, node=node)
+        here = [{NODE_LABEL: node}] * len(slots)
+        group = placement_group([bundle] * len(slots), strategy="STRICT_PACK", bundle_label_selector=here)
+        for bundle_index, slot in enumerate(slots):
+            self._slots[pool.name, slot] = Slot(group=group, bundle=bundle_index, node=node)
         try:
             ray.get(group.ready(), timeout=max(1.0, end - time.monotonic()))
         except GetTimeoutError as error:
-            raise self._not_free([pool.of(len(seats))]) from error
+            raise self._not_free([pool.of(len(slots))]) from error
 
     def _not_free(self, asked: Sequence[Pool]) -> MachineryError:
         wanted = ", ".join(f"{' + '.join(pool.roles)} {pool.seats} x {pool.width}" for pool in asked)
@@ -136,5 +136,5 @@ class Placement:
 
     def free(self) -> None:
         """Release all reserved slots."""
-        self._remove([seat.group for seat in self._slots.values()])
+        self._remove([slot.group for slot in self._slots.values()])
         self._slots.clear()

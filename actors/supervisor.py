@@ -216,8 +216,8 @@ class Supervisor:
         if before + len(faults) > self._bad_samples:
             prompt, reason = faults[-1]
             raise MachineryError(
-                f"{before + len(faults)} samples were set aside, more than recovery.bad_samples = {self._bad_samples}; "
-                f"the last during {moment}: prompt {prompt}: {reason}"
+                f"{before + len(faults)} samples were quarantined, more than "
+                f"recovery.bad_samples = {self._bad_samples}; the last during {moment}: prompt {prompt}: {reason}"
             )
         return len(faults)
 

@@ -43,8 +43,8 @@ def judged_prompts(config: EarlyStopConfig | None, held_out: Sequence[Prompt]) -
     different = len({prompt.tokens for prompt in judged})
     if different < 2:
         raise UserError(
-            f"early_stop has {different} different held-out prompts to judge answers to",
-            "a fall of the score cannot be told from chance with fewer than 2, and hardly with fewer than 50",
+            f"early_stop has {different} different held-out prompts to score answers to",
+            "a fall of the score cannot be distinguished from chance with fewer than 2, and hardly with fewer than 50",
             "early_stop.prompts=100 with a larger data.held_out_fraction or more prompts",
         )
     return judged
@@ -110,7 +110,7 @@ class Watcher:
         given = np.isfinite(scores)
         missing = int((answered & ~given).sum())
         if missing and not self._may_drop:
-            raise MachineryError(f"numbers that are NaN or infinite, in scores (by the judge): {missing}")
+            raise MachineryError(f"numbers that are NaN or infinite, in scores (by the held-out scorer): {missing}")
         if given.mean() < LEAST_GIVEN:
             self.tracker.event("judgement_without_scores", step=done, given=int(given.sum()), asked=len(given))
             return state

@@ -1,1 +1,1 @@
-"""What is written down and shown while a run goes on: its folder, metrics, samples, events, W&B, progress and plots."""
+"""Records and shows a run: its folder, metrics, samples, events, timeline, progress display, W&B, plots."""

@@ -1,4 +1,4 @@
-"""One Ray for the tests of a worker here, and actors that are defined in a test's file."""
+"""Fixtures: one local Ray per test process, and actors that are defined in a test's file."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from actors.cluster import cluster
 
 @pytest.fixture(scope="package")
 def any_ray() -> Iterator[None]:
-    """A Ray of our own."""
+    """A local Ray."""
     with cluster(None, has_gpus=False):
         yield
 
 
 @pytest.fixture(scope="module")
 def local_ray(any_ray: None, request: pytest.FixtureRequest) -> None:
-    """The same; what this file defines travels to its actors, which could not import it."""
+    """A local Ray whose actors get the test file's classes by value, because they cannot import that file."""
     ray.cloudpickle.register_pickle_by_value(request.module)

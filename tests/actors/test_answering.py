@@ -1,4 +1,4 @@
-"""Answers as text, where some prompts have none."""
+"""Tests of answers as text, with prompts that have no answer."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_prompt_that_was_set_aside_has_an_empty_answer_and_is_reported() -> No
 
 
 def test_there_is_a_limit_to_that() -> None:
-    with pytest.raises(MachineryError, match=r"2 samples were set aside, more than recovery\.bad_samples = 1"):
+    with pytest.raises(MachineryError, match=r"2 samples were quarantined, more than recovery\.bad_samples = 1"):
         answers(Engines(bad_samples=1))
 
 

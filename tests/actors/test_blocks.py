@@ -1,4 +1,4 @@
-"""What a step asks, and blocks of rollouts through a file and back."""
+"""Tests of a step's prompts and seeds, and of writing and reading blocks of rollouts."""
 
 from __future__ import annotations
 

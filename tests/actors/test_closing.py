@@ -1,4 +1,4 @@
-"""The end of a pipeline of which little is left."""
+"""Tests of a pipeline's final report with missing results."""
 
 from __future__ import annotations
 

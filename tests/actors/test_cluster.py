@@ -1,4 +1,4 @@
-"""A Ray of our own: the token that it asks for is one that nobody else could ever read."""
+"""Tests of the local Ray: its token is never readable by other users."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ sys.exit(main(["sft", "any.yaml"]))
 
 @pytest.fixture
 def token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Where the token of a user without any would be, whose umask lets everybody read what they write."""
+    """Path of the token of a user who has none, with a umask that makes new files readable by everyone."""
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)

@@ -1,4 +1,4 @@
-"""The crew around actors that are late or lost: real processes and a real policy rank's publish; no model is needed."""
+"""Tests of the crew with late and lost actors: real processes and a real policy rank's publish, without a model."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Engine:
         self.awake.add(part)
 
     async def parts(self) -> tuple[list[str], list[str]]:
-        """What of it is awake, and what was when it was given weights last."""
+        """Parts that are awake now, and that were awake when the last weights arrived."""
         return sorted(self.awake), getattr(self, "during", [])
 
     async def stop(self) -> None:

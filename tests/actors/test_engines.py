@@ -1,4 +1,4 @@
-"""What becomes of prompts whose engine dies: actors that answer, and die, as they are told; no model is needed."""
+"""Tests of re-dispatch after an engine dies: actors that answer and die as configured, without a model."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def rollout(prompt: int, seed: int, reason: FinishReason) -> Rollout:
 
 
 class Engine:
-    """Answers in blocks; what it has died of is kept in a folder, as no memory of it would last."""
+    """Fake engine that answers in blocks; the prompts that killed it are recorded in a folder, which outlives it."""
 
     def __init__(self, name: str, log: Path, *_: Any) -> None:
         self.where, self.folder = locate_process(name, log), log.parent

@@ -1,5 +1,4 @@
-"""What is kept of a run, and what becomes of it when writing fails, is interrupted, or a node goes: groups that hold a
-few bytes in place of models."""
+"""Tests of snapshots and checkpoints when writing fails, is interrupted, or a node is lost; groups hold a few bytes."""
 
 from __future__ import annotations
 

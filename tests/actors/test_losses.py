@@ -130,7 +130,7 @@ class UnsendableError(Exception):
 
 
 class Actor:
-    """Answers with what cannot be sent or read."""
+    """Actor whose answers cannot be sent or read."""
 
     def answer(self) -> Unreadable:
         return Unreadable()

@@ -1,4 +1,4 @@
-"""Real actors that say what they hold, or do not."""
+"""Tests of memory requests to real actors, some of which do not answer."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Holder:
 
 
 def until(watch: MemoryWatch, actors: dict[str, Any], expected: dict[str, float]) -> None:
-    """Ask again and again; what is expected comes within a deadline, whoever is slow."""
+    """Request repeatedly until the expected metrics arrive, within a deadline."""
     end = time.monotonic() + 60
     while (found := watch.metrics(actors)) != expected:
         assert time.monotonic() < end, found

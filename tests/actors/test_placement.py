@@ -1,4 +1,4 @@
-"""Where actors go: on CPUs anywhere; on GPUs by placement groups of three raylets, whose GPUs exist by name only."""
+"""Tests of placement: on any node without GPUs, and in placement groups on three raylets with fictitious GPUs."""
 
 from __future__ import annotations
 

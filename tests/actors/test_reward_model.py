@@ -1,4 +1,4 @@
-"""What the reward stage makes of its ranks' answers, which are written down here; the stage itself runs end to end."""
+"""Tests of the reward stage's metrics and normalisation on fixed answers of its ranks; end_to_end runs the stage."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DEMONSTRATIONS = (1.0, 2.0, 6.0)
 
 
 class Ranks:
-    """One rank whose reward of a response is its first token; it keeps what it was asked to save."""
+    """Fake rank whose reward of a response is its first token; it records the arguments of ``save``."""
 
     def __init__(self) -> None:
         self.saved: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""How answers leave an engine in blocks, and what stands for those that there are not."""
+"""Tests of the blocks in which answers leave an engine, and of placeholders for missing answers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def answer(place: int) -> Answer:
 
 
 def places(blocks: Blocks, finished: Sequence[int], size: int) -> list[list[int]]:
-    """Places in each block, and after how many answers it left is not asked: only what is in it."""
+    """Positions of the answers in each block."""
 
     async def stream() -> AsyncIterator[Answer]:
         for place in finished:

@@ -1,4 +1,4 @@
-"""What becomes of blocks whose scorer dies: ranks that score, and die, as they are told; no model is needed."""
+"""Tests of re-dispatch after a scorer dies: ranks that score and die as configured, without a model."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class Role:
 
 
 class Small:
-    """A policy and other roles, which all score, one rank of which dies of a block; and what is reported of it."""
+    """Crew of fake roles that score, one rank of which dies at a block; records the reported events."""
 
     def __init__(
         self,
@@ -280,5 +280,5 @@ def test_a_judge_that_loses_a_rank_is_rebuilt_and_goes_on(crew: Any) -> None:
 
 
 def test_a_judgement_bears_only_so_many_prompts_without_an_answer(crew: Any) -> None:
-    with pytest.raises(MachineryError, match=r"3 samples were set aside, more than recovery\.bad_samples = 2"):
+    with pytest.raises(MachineryError, match=r"3 samples were quarantined, more than recovery\.bad_samples = 2"):
         judge(crew(["judge"], ("nobody", 0, 0), bad_samples=2))._scores(7)

@@ -1,4 +1,4 @@
-"""What stages share: whose model is whose, and what is refused before anything is rebuilt."""
+"""Tests of the session: the models of stages, and refusals before anything is rebuilt."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_a_template_is_told_one_day_in_all_commands_of_a_run(session: Session, t
 
 
 def test_the_data_and_the_engine_have_one_set_of_end_tokens(session: Session, tmp_path: Path) -> None:
-    """What the settings of another folder's model name is added; what they repeat is not."""
+    """End tokens in another model folder's settings are added once."""
     tokenizer = session.tokenizer
     assert session.chat.ends == {tokenizer.eos_token_id} == set(session.end_tokens(session.base))
     shutil.copytree(session.base, tmp_path / "other")
@@ -181,7 +181,7 @@ def test_a_finished_stage_is_skipped_with_its_own_data_only(session: Session, tm
 
 
 def test_a_stage_puts_down_what_it_read(session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the command's own way through a stage; what it learns is of no matter here."""
+    """Run a stage as the command does, with a fake training function."""
     monkeypatch.setitem(STAGES, "sft", lambda session, run, tracker: {"rows": len(session.demonstrations.train)})
     file, lines = copied(session, "demonstrations", tmp_path)
     run = with_data(session, "whole", demonstrations=file)

@@ -1,4 +1,4 @@
-"""Which nodes see a folder; tests/end_to_end/test_hosts.py has some that do not."""
+"""Tests of which nodes see a folder; tests/end_to_end/test_hosts.py has nodes that do not."""
 
 from __future__ import annotations
 

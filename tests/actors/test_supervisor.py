@@ -1,4 +1,4 @@
-"""What a supervisor makes of actors that die and stall: real processes, real signals."""
+"""Tests of the supervisor with actors that die and stall: real processes, real signals."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def test_a_group_that_stalls_as_a_whole_is_one_restart(local_ray: None, tmp_path
 
 
 def test_many_ranks_are_looked_at_in_the_time_of_one(local_ray: None, tmp_path: Path) -> None:
-    """Each has 2 s to say what it does and half a second to write its stacks: 100 s, one after another."""
+    """Each actor has 2 s for its heartbeat and 0.5 s to write its stacks: 100 s if done one after another."""
     watched = Watched(tmp_path)
     os.kill(watched.where.process, signal.SIGSTOP)
     names = [f"critic rank {rank}" for rank in range(40)]
@@ -309,7 +309,7 @@ def test_samples_may_be_set_aside_up_to_a_limit(tmp_path: Path) -> None:
         ("sample_set_aside", 5, "too long"), ("sample_set_aside", 6, "too long"),
     ]  # fmt: skip
     assert supervisor.set_aside((), 2, MOMENT) == 0
-    with pytest.raises(MachineryError, match=r"4 samples were set aside, more than recovery\.bad_samples = 3"):
+    with pytest.raises(MachineryError, match=r"4 samples were quarantined, more than recovery\.bad_samples = 3"):
         supervisor.set_aside(((7, "no response"), (8, "no response")), 2, MOMENT)
 
 

@@ -1,4 +1,4 @@
-"""Who is replaced after a loss: everything around the decision stands for itself; no process is needed."""
+"""Tests of which actors are replaced after a loss, with fakes and without processes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ POLICY, REWARD, ENGINES = (
 
 
 class Running:
-    """A survivor of a crew that writes down who is replaced, and the events of its supervisor."""
+    """A ``Survivor`` with a fake crew, which records replaced actors and its supervisor's events."""
 
     def __init__(self, restarts: int = 20) -> None:
         recipe = Recipe(name="x", recovery=RecoveryConfig(backoff_seconds=0.0, restarts=restarts))

@@ -1,4 +1,4 @@
-"""Spans of actors, with a real Ray: on the controller's clock, by step, and never waited for."""
+"""Tests of the timeline with a real Ray: spans are on the controller's clock, by step, and never waited for."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Elsewhere:
 
 
 class Board:
-    """Keeps what a timeline records."""
+    """Records the timeline's spans."""
 
     def __init__(self) -> None:
         self.rows: dict[tuple[str, str], list[Span]] = {}

@@ -1,4 +1,4 @@
-"""Failures of actors, with a real Ray: passed on, named, and never waited for without end."""
+"""Tests of waits with a real Ray: failures are passed on and named, and every wait ends."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_what_ray_fails_an_actor_in_is_a_loss_of_that_actor(worker: ray.actor.Ac
 
 
 def test_of_two_ranks_the_one_that_died_is_blamed(worker: ray.actor.ActorHandle, tmp_path: Path) -> None:
-    """Whoever complains first: its peer only says that somebody is gone."""
+    """Even if the peer fails first, which only reports that another rank is gone."""
     other = make_worker("rank 4", tmp_path / "other")
     ray.get(other.build.remote(Held), timeout=60)
     refs = [worker.call.remote("lose_peer"), other.call.remote("die_soon")]

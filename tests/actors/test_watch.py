@@ -1,4 +1,4 @@
-"""What the watch does with a run, on a trainer and scores that are written down here; judging itself is end to end."""
+"""Tests of early stopping with a fake trainer and fixed scores; end_to_end tests the held-out scorer itself."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SPREAD = np.linspace(-1.0, 1.0, 20)
 
 
 class Scripted(Watcher):
-    """A watch whose judge says what is written down, a mean for each judgement; NaN stands for no score at all."""
+    """A ``Watcher`` with a fixed mean score for each evaluation; NaN means no scores."""
 
     means: Sequence[float] = ()
     missing: Mapping[int, int] = {}

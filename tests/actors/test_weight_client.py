@@ -1,4 +1,4 @@
-"""How a publish goes on without engines that are lost: actors that take weights, die or hang; no model is needed."""
+"""Tests of a publish with engines that fail: actors that take weights, die or hang, without a model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rlhf.errors import LostError, MachineryError
 
 
 class Engine:
-    """Takes weights as a rollout engine does; ``fault`` is what it does at the second chunk in place of that."""
+    """Fake engine that takes weights; ``fault`` is what it does at the second chunk instead."""
 
     def __init__(self, fault: str) -> None:
         self.fault, self.calls = fault, []  # type: ignore[var-annotated]

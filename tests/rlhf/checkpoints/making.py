@@ -1,4 +1,4 @@
-"""Checkpoints whose content follows from their step and from how often the step was done."""
+"""Checkpoints whose content is a function of their step and of its repetition."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def commit(
 
 
 def assert_whole(checkpoint: Checkpoint, size: int = 1000) -> None:
-    """Every byte is what was written for this step."""
+    """Assert that every byte is that of this step."""
     checkpoint.verify()
     state = checkpoint.state()
     assert state["step"] == checkpoint.step

@@ -1,4 +1,4 @@
-"""A damaged checkpoint is refused in words, whatever the damage is."""
+"""Tests that a damaged checkpoint is refused with a message, for every kind of damage."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A disk that is full, for real: a limit on the size of files, and a small file system where one can be mounted."""
+"""Tests on a full disk: with a limit on the size of files, and on a small file system if one can be mounted."""
 
 from __future__ import annotations
 

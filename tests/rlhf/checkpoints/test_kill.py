@@ -1,4 +1,4 @@
-"""Processes that die in the middle of a commit, at moments of chance and at every single operation on files."""
+"""Tests of processes that die during a commit, at random times and at every single file operation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Back-off and the budget of restarts, by hand."""
+"""Tests of the restart budget and the backoff, computed by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Causes from facts. The texts are what Ray 2.60, CPython, torch and vLLM really said when it happened."""
+"""Tests of causes derived from facts, with real messages of Ray 2.60, CPython, torch and vLLM."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The account of a run's time, by hand."""
+"""Tests of a run's time account, computed by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is said of an incident, word for word, and what is kept of it."""
+"""Tests of an incident's message, word for word, and of its record."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files of a killed process are found by its number, and those of others are left alone."""
+"""Tests that a killed process's files are removed by its id, and no others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The life of a member: which moves there are, and that nobody serves without having proved the published weights."""
+"""Tests of a member's transitions: no member serves without having proved the published weights."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_a_life() -> None:
 
 
 class AnyOrder(RuleBasedStateMachine):
-    """Calls in any order, lawful or not, beside an account of its own of what was published and proved."""
+    """Calls in any order, allowed or not, compared with a separate record of published and proved versions."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A sample that whoever has it dies of is found and set aside; every other one is answered."""
+"""Tests that a poison sample is found and quarantined, and that every other one is answered."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rlhf.recovery.retry_batches import CHANCES, RetryBatches
 
 
 def work(count: int, poison: set[int], done_before: int = 0) -> tuple[list[int], RetryBatches]:
-    """Answer all places in their order, ``done_before`` the death of whoever meets a poison; what was answered."""
+    """Answer positions in order; an engine dies at a poison, after ``done_before`` answers. Returns the answered ones."""
     batches, answered = RetryBatches.of(count), []
     while batches.waiting:
         places = batches.next()
@@ -44,7 +44,7 @@ def test_a_second_death_divides_it() -> None:
 
 
 def test_the_last_one_of_many_is_not_blamed_for_what_killed_the_others() -> None:
-    """Only who died with it alone says anything of it."""
+    """Only a failure with a single assigned sample is evidence against it."""
     batches = RetryBatches.of(2)
     batches.lost(batches.next(), [1])
     assert batches.lost([0, 1], [1]) == []

@@ -1,4 +1,4 @@
-"""What a tracker makes of spans and events: one timeline in the stage's folder, and no fault of it stops a run."""
+"""Tests of the tracker's timeline in the stage's folder; none of its failures stops a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The real W&B, offline; and online against a port where nobody answers."""
+"""Tests with the real W&B, offline, and online against a port without a server."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ with Tracker(run, Recipe(name="demo", seed=3, tracking=tracking, rewards=rewards
 
 @pytest.fixture(scope="module")
 def offline_run(tmp_path_factory: pytest.TempPathFactory) -> Offline:
-    """A whole run of a command whose line holds credentials, and what W&B wrote of it."""
+    """A full run of a command with credentials in its arguments, and the files that W&B wrote."""
     folder = tmp_path_factory.mktemp("offline")
     command = [sys.executable, "-c", OFFLINE_RUN, str(folder), f"rewards.judge.endpoint.url={URL}"]
     hidden = ("WANDB_API_KEY", "WANDB_MODE", "WANDB_DIR", "WANDB_PROJECT")

@@ -1,4 +1,4 @@
-"""Every panel shows something that runs log: each name is looked for where it is made."""
+"""Tests that every panel shows logged names: each name is searched in the code that logs it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.rlhf.tracking.test_histogram import experience, experience_histograms
 
 ROOT = Path(__file__).parents[3]
 SHOWING = ("launch/report", "rlhf/tracking/workspace.py", "rlhf/tracking/plots.py", "rlhf/tracking/outcome.py")
-"""These only name what others make."""
+"""Files that only refer to names logged elsewhere."""
 FILES = [file for floor in ("rlhf", "actors") for file in sorted(ROOT.glob(f"{floor}/**/*.py"))]
 SOURCE = "".join(
     file.read_text(encoding="utf-8") for file in FILES if not str(file.relative_to(ROOT)).startswith(SHOWING)
