@@ -107,7 +107,7 @@ def test_without_a_critic_the_kl_is_in_the_advantages_only_where_it_is_in_the_re
     name: AlgorithmName, kl_in: Any, expected: list[float]
 ) -> None:
     """Both responses are to one prompt."""
-    experience, _ = built(scored(values=None, prompt_ids=np.array([4, 4])), plain(name=name, kl_in=kl_in))
+    experience, _ = built(scored(values=None, prompt_ids=np.array([4, 4])), plain(name=name, kl_in=kl_in, lam=0.95))
     np.testing.assert_allclose(experience.advantages, expected, atol=1e-5)
     assert experience.values is None and experience.returns is None
 

@@ -11,7 +11,6 @@ Shapes: S rows of a table, V tokens, n samples, L longest response.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -270,7 +269,7 @@ class Budget:
                 critic_optimizer=optimizer,
             ),
             placement=PlacementConfig(policy=role, critic=role),
-            canaries=CanaryConfig(logprob_gap_limit=math.inf if self.engine_bias else None),
+            canaries=CanaryConfig(logprob_gap_limit=1e9 if self.engine_bias else None),
         )
 
 

@@ -17,7 +17,8 @@ def weights(
     ratios: list[float], mode: Any, cap: float, lengths: tuple[int, ...] = (), mask: list[int] | None = None
 ) -> list[float]:
     """The weights of tokens with these ratios of the trainer's probability to the engine's, which is ½ everywhere."""
-    algorithm = AlgorithmConfig(importance_sampling=mode, importance_cap=cap)
+    options = {} if mode == "none" else {"importance_cap": cap}
+    algorithm = AlgorithmConfig(importance_sampling=mode, **options)
     engine = np.full(len(ratios), math.log(0.5), dtype=np.float32)
     old = (engine + np.log(ratios)).astype(np.float32)
     found = importance_weights(
