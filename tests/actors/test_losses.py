@@ -1,5 +1,4 @@
-"""Tests that every error of Ray is attributed to its actor, or to none: real errors of real processes, and the others as
-instances of Ray's classes."""
+"""Tests that every error of Ray is attributed to its actor, or to none: real errors of processes, and Ray's classes."""
 
 from __future__ import annotations
 
