@@ -58,19 +58,19 @@ class Activity:
     """Current activity of an actor, readable from other threads, and the spans of past activities."""
 
     def __init__(self) -> None:
-        self._doing, self._since = "", time.monotonic()
+        self._current, self._since = "", time.monotonic()
         self.spans = Spans()
 
     @contextmanager
     def __call__(self, what: str) -> Iterator[None]:
         """Context in which ``what`` is the current activity; adds a span at its end."""
-        self._doing, self._since = what, time.monotonic()
+        self._current, self._since = what, time.monotonic()
         try:
             with self.spans(what):
                 yield
         finally:
-            self._doing, self._since = "", time.monotonic()
+            self._current, self._since = "", time.monotonic()
 
     def heartbeat(self) -> tuple[str, float]:
         """Current activity (empty: idle), and its seconds so far."""
-        return self._doing, time.monotonic() - self._since
+        return self._current, time.monotonic() - self._since

@@ -1,6 +1,6 @@
-"""Place the roles of a recipe on a cluster of three raylets with GPUs that exist by name only, and tell where each is.
+"""Places a recipe's roles on a cluster of three raylets with fictitious GPUs, and prints the node of each.
 
-A process of its own: it joins a cluster, and its tests share a Ray that is none.
+It runs in a separate process, because it joins a cluster while the tests share a local Ray.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ KINDS = {8: "H100", 4: "A100"}
 
 
 def place(names: dict[str, str], recipe_path: str, settings: list[str]) -> Any:
-    """Role → the node of each of its ranks' places; or what was said instead."""
+    """Node of each rank's slot, by role; or the message of an error."""
     recipe, placement = load_recipe(recipe_path, settings), None
     try:
         placement = Placement(recipe, "cuda", "ppo", 20)
@@ -38,7 +38,7 @@ def place(names: dict[str, str], recipe_path: str, settings: list[str]) -> Any:
 
 
 def places(placement: Placement, names: dict[str, str]) -> dict[str, list[str]]:
-    """Role → the node of each of its ranks' places."""
+    """Node of each rank's slot, by role."""
     return {
         role.role: [node_of(placement.actor_options(role.role, rank), names) for rank in range(role.ranks)]
         for role in asked(placement.recipe, "ppo")

@@ -1,5 +1,4 @@
-"""Every error of Ray leads to the actor that it concerns, or to nobody: the real errors of real processes, and the rest
-as Ray's own classes."""
+"""Tests that every error of Ray is attributed to its actor, or to none: real errors of processes, and Ray's classes."""
 
 from __future__ import annotations
 

@@ -180,7 +180,7 @@ def test_a_judge_that_scores_a_few_answers_says_nothing_of_the_policy(tmp_path: 
 def test_a_judge_of_which_nothing_may_be_missing_stops_the_run_by_name(tmp_path: Path) -> None:
     watched = Watched(tmp_path, rewards=[0.0, 1.0], means=[0.0, 1.0, 2.0])
     watched.watcher.missing = {1: 1}
-    with pytest.raises(MachineryError, match=r"NaN or infinite, in scores \(by the judge\): 1"):
+    with pytest.raises(MachineryError, match=r"NaN or infinite, in scores \(by the held-out scorer\): 1"):
         watched.go()
 
 

@@ -11,7 +11,7 @@ from rlhf.recovery.retry_batches import CHANCES, RetryBatches
 
 
 def work(count: int, poison: set[int], done_before: int = 0) -> tuple[list[int], RetryBatches]:
-    """Answer positions in order; an engine dies at a poison, after ``done_before`` answers. Returns those answered."""
+    """Answer positions in order; engines die at a poison, after ``done_before`` answers. Returns the answered ones."""
     batches, answered = RetryBatches.of(count), []
     while batches.waiting:
         places = batches.next()
