@@ -74,7 +74,7 @@ def finished(folder: Path, monkeypatch: pytest.MonkeyPatch, ranks: Ranks) -> Sum
     def started(*arguments: Any) -> Iterator[Ranks]:
         yield ranks
 
-    monkeypatch.setattr(reward_model, "ranks", started)
+    monkeypatch.setattr(reward_model, "running_group", started)
     monkeypatch.setattr(reward_model, "record_examinations", lambda *arguments: {})
     monkeypatch.setattr(reward_model, "ray", SimpleNamespace(put=lambda value: value))
     recipe = Recipe(

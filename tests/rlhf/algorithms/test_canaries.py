@@ -89,8 +89,8 @@ def test_limits_are_the_recipes_where_it_names_them_and_else_those_of_its_dtype(
     )
     assert Limits.of(CanaryConfig(), "bfloat16").gap == 0.05
     strict = CanaryConfig(
-        ratio_tolerance=0.0, clipfrac_limit=0.1, step0_kl_limit=0.0, logprob_gap_limit=0.0, max_kl=5.0
+        ratio_tolerance=1e-9, clipfrac_limit=0.1, step0_kl_limit=2e-9, logprob_gap_limit=3e-9, max_kl=5.0
     )
     assert Limits.of(strict, "bfloat16") == Limits(
-        ratio=0.0, clipfrac=0.1, step0_kl=0.0, gap=0.0, min_kl=-1.0, max_kl=5.0
+        ratio=1e-9, clipfrac=0.1, step0_kl=2e-9, gap=3e-9, min_kl=-1.0, max_kl=5.0
     )
