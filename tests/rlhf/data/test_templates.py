@@ -396,7 +396,7 @@ def test_a_turn_that_is_not_to_be_trained_on_is_context() -> None:
 def test_a_row_whose_answer_is_not_to_be_trained_on_is_counted(train_on: Any) -> None:
     rows = [Demonstration(ASKED, answer, Source("f", 1)) for answer in (untrained("5."), reply("4."))]
     out = tokenise_demonstrations(rows, format_of(t.CHATML), CONFIG, FACTS, train_on)
-    assert (len(out.items), out.dropped) == (1, {"no turn to train on: weight, train or loss says so": 1})
+    assert (len(out.items), out.dropped) == (1, {"no turn to train on, by weight, train or loss": 1})
 
 
 # Pairs
@@ -419,7 +419,7 @@ def test_answers_that_are_the_same_tokens_are_counted(other: str) -> None:
         Preference(ASKED, reply("Yes"), reply("No"), 0.0, Source("f", 3)),
     ]
     out = tokenise_preferences(rows, format_of(t.CHATML), CONFIG, FACTS)
-    assert len(out.items) == 1 and out.dropped == {"the two answers are the same tokens": 2}
+    assert len(out.items) == 1 and out.dropped == {"the two answers have the same tokens": 2}
 
 
 # Control tokens

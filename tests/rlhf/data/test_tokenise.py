@@ -186,7 +186,10 @@ def test_nothing_left_is_refused_with_the_counts(tokenizer) -> None:
         (("a", "x" * 50), "raise data.max_response_length"),
         (("a" * 50, "x"), "raise data.max_prompt_length, or set data.long_prompts=truncate_left"),
         (("a", "b<end>c"), "correct the rows"),
-        (((Message("user", "a"),), "b"), "correct the turns, or give a template that takes them (model.chat_template)"),
+        (
+            ((Message("user", "a"),), "b"),
+            "correct the turns, or give a template that accepts them (model.chat_template)",
+        ),
     ],
 )
 def test_the_advice_is_that_of_the_cause(tokenizer, row: tuple[Any, str], advice: str) -> None:

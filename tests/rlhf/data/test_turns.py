@@ -275,7 +275,7 @@ IMAGE = {"type": "image_url", "image_url": {"url": "http://x/y.png"}}
         ),
         (
             {"messages": [USER, {"role": "assistant", "content": [{"type": "thinking", "thinking": "Rain?"}]}]},
-            "not text: messages has a part of type 'thinking'; what is no text is a field beside content",
+            "not text: messages has a part of type 'thinking'; other data belongs beside content, in fields",
         ),
         ({"prompt": "a", "completion": "b", "images": ["y.png"]}, "images, video or audio: the row has images"),
         ({"prompt": "a", "completion": "b", "image": {"bytes": "..."}}, "images, video or audio: the row has image"),
