@@ -13,7 +13,7 @@ from launch.doctor.findings import GIB, Finding, failed, ok, warning
 from launch.doctor.gpus import GPU
 from launch.plan import memory as bytes_of
 from launch.plan.cluster import Cluster
-from launch.plan.members import ENGINE, Member, Seat, Shapes, members, seats
+from launch.plan.members import ENGINE, Member, Shapes, Slot, members, seats
 from launch.plan.memory import PROCESS, size_of
 from launch.plan.plan import place, planned_stages
 from launch.plan.work import row_tokens
@@ -108,7 +108,7 @@ def _by_node(
     return max(host.values()), SNAPSHOTS * max(snapshots.values())
 
 
-def _seats(recipe: Recipe, stage: Stage, found: tuple[Member, ...], hardware: Hardware) -> tuple[Seat, ...]:
+def _seats(recipe: Recipe, stage: Stage, found: tuple[Member, ...], hardware: Hardware) -> tuple[Slot, ...]:
     """Places by the plan; one after another over the nodes where there are no GPUs, or too few."""
     if hardware.gpus:
         cluster = Cluster(nodes=hardware.nodes, gpus=hardware.gpus, gpu=next(iter(GPUS)), network=1.0)
@@ -117,17 +117,19 @@ def _seats(recipe: Recipe, stage: Stage, found: tuple[Member, ...], hardware: Ha
     asked = [(member.role, rank) for member in found for rank in range(member.config.ranks)]
     asked += [(ENGINE, rank) for rank in range(recipe.rollout.engines)] if stage == "ppo" else []
     return tuple(
-        Seat(role=role, rank=rank, node=index % hardware.nodes, gpus=()) for index, (role, rank) in enumerate(asked)
+        Slot(role=role, rank=rank, node=index % hardware.nodes, gpus=()) for index, (role, rank) in enumerate(asked)
     )
 
 
 def _rank(recipe: Recipe, stage: Stage, member: Member, hardware: Hardware, rests: Resting) -> int:
     if hardware.gpus:
         dtype = recipe.model.dtype
-        return PROCESS + bytes_of.on_host(member, dtype, rests) + bytes_of.copied(member, dtype, rests)
-    held, tokens = bytes_of.held(member, recipe.model.dtype), row_tokens(recipe, stage, member)
+        return PROCESS + bytes_of.host_bytes(member, dtype, rests) + bytes_of.snapshot_bytes(member, dtype, rests)
+    held, tokens = bytes_of.persistent_memory(member, recipe.model.dtype), row_tokens(recipe, stage, member)
     trains = bool(member.trained)
-    added = bytes_of.passing(member, recipe.model, tokens) if trains else bytes_of.scoring(member, recipe.model)
+    added = (
+        bytes_of.pass_memory(member, recipe.model, tokens) if trains else bytes_of.scoring_memory(member, recipe.model)
+    )
     return held.total + added.activations + added.logits + (_bucket(member) if trains else 0)
 
 

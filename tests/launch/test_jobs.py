@@ -28,7 +28,7 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_dashboard_that_is_silent_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         assert main(["submit", "--list", "--address", f"http://127.0.0.1:{silent.getsockname()[1]}"]) == 3
-    assert "took a request and said nothing for 1 s" in capsys.readouterr().err
+    assert "accepted a request and sent no reply for 1 s" in capsys.readouterr().err
 
 
 def test_a_log_that_is_silent_does_not_hide_that_the_job_has_ended() -> None:

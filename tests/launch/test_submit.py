@@ -114,7 +114,7 @@ def test_secrets_are_no_part_of_a_job() -> None:
 
 
 def test_a_variable_that_is_not_set_is_refused() -> None:
-    with pytest.raises(UserError, match="NCCL_DEBUG: it is not set here"):
+    with pytest.raises(UserError, match="NCCL_DEBUG is not set here"):
         passed_on(["NCCL_DEBUG"], {})
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from launch.plan.cluster import parse_cluster
 from launch.plan.fit import ROLES, candidates, changed
-from launch.plan.members import Member, Seat, Shapes, members, seats
-from launch.plan.memory import PROCESS, held
+from launch.plan.members import Member, Shapes, Slot, members, seats
+from launch.plan.memory import PROCESS, persistent_memory
 from launch.plan.plan import Placed
 from launch.plan.report import Plan, as_values, make_plan
 from launch.plan.show import show
@@ -44,7 +44,7 @@ def planned(made: Recipe, cluster: str = "gpus=8,gpu=h100-80", command: str = "p
 
 def placed(made: Recipe, cluster: str) -> dict[str, list[tuple[int, tuple[int, ...]]]]:
     """Role → node and GPUs of each rank."""
-    found: tuple[Seat, ...] = seats(made, "ppo", parse_cluster(cluster))
+    found: tuple[Slot, ...] = seats(made, "ppo", parse_cluster(cluster))
     roles = dict.fromkeys(seat.role for seat in found)
     return {role: [(seat.node, seat.gpus) for seat in found if seat.role == role] for role in roles}
 
@@ -154,7 +154,7 @@ def test_shared_matrices_by_hand() -> None:
     outside = 8_030_261_248 - 32 * 218_103_808  # norms, embedding, output head
     own = outside + 32 * 218_103_808 // 4
     assert policy.own(policy.trained) == own and policy.shards == 2
-    memory = held(policy, "bfloat16")
+    memory = persistent_memory(policy, "bfloat16")
     assert (memory.weights, memory.gradients, memory.master) == (2 * own, 6 * own, 2 * own)
     added = 2 * 2 * 32 * 4000 * 4096 * 2 * 3 / 4  # twice a layer, sent about twice: the states of four ranks' tokens
     assert adding_seconds(policy, 1000, machine(made)) == pytest.approx(added / (SHARES["link"] * 450e9))
