@@ -127,7 +127,7 @@ def test_ctrl_c_leaves_the_terminal_and_the_run_as_they_were(tmp_path: Path) -> 
         shown.wait_for(ALTERNATE, b"no step")
         shown.type(b"\x03")
         assert shown.end() == 0
-    assert b"the run goes on" in shown.seen[shown.seen.rindex(BACK) :]
+    assert b"the run continues" in shown.seen[shown.seen.rindex(BACK) :]
     assert SHOWN in shown.seen[shown.seen.rindex(ALTERNATE) :]
     assert b"Traceback" not in shown.seen
     assert not (run.run.path / "done.json").exists()
@@ -233,7 +233,7 @@ def test_a_job_that_cannot_be_followed_says_why() -> None:
     follower = Follower(follow, JobLog("job", "address"))
     follower.settle()
     ending = follower.standing(None).ending
-    assert ending is not None and ending.text == "followed no further: the job was killed"
+    assert ending is not None and ending.text == "no longer followed: the job was killed"
 
 
 def test_a_folder_of_before_the_job_is_not_its_own(tmp_path: Path) -> None:
