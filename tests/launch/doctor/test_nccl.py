@@ -1,4 +1,4 @@
-"""NCCL's row from the outcome of its all-reduce; where there is no GPU, the same program over gloo."""
+"""NCCL's row from the outcome of its all-reduce; without a GPU, the same program with gloo."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_the_program_sums_over_two_processes(across_hosts: bool, tmp_path: Path)
 
 
 def test_a_program_that_fails_says_why_and_one_that_hangs_is_ended(tmp_path: Path) -> None:
-    """The second waits for a rank that never comes."""
+    """The second plan waits for a rank that never starts."""
     wrong = run_apart(Plan(local=1, meeting="nowhere://", backend="gloo"), 400)
     assert isinstance(wrong, Fault) and "nowhere" in wrong.reason
     alone = run_apart(Plan(local=1, meeting=f"file://{tmp_path / 'met'}", world=2, backend="gloo"), 1)

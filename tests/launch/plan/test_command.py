@@ -1,4 +1,4 @@
-"""``rlhf plan`` as it is typed: what it prints, its exit codes, and that it needs neither Ray nor torch."""
+"""``rlhf plan`` on the command line: its output, its exit codes, and that it imports neither Ray nor torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Memory: ZeRO by hand, the formulas against what DeepSpeed, autograd and the allocator really hold on the CPU."""
+"""Memory: ZeRO by hand, and the formulas against tensors, autograd and the allocator on the CPU."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_offloading_moves_states_to_the_host() -> None:
 
 
 def held_in_tensors(rank: Rank, stage: int, dtype: str) -> tuple[int, int, int]:
-    """Bytes that this rank holds in the middle of its second update, the bucket's among them, and the parameters."""
+    """Bytes that this rank holds during its second update, including the bucket's, and its number of parameters."""
     place = join(rank)
     before = storages()  # kept: an address that is freed may be given to what is to be counted
     lm = tiny_model(AutoModelForCausalLM, "llama", **SIZES).to(getattr(torch, dtype))
@@ -114,7 +114,7 @@ def held_in_tensors(rank: Rank, stage: int, dtype: str) -> tuple[int, int, int]:
 
 
 def left_at_rest(rank: Rank, stage: int, dtype: str) -> list[int]:
-    """Bytes that a rank holds after an update: with its states at rest, then its weights too; and those on the host."""
+    """Bytes of a rank after an update: with its states offloaded, then its weights too; and those on the host."""
     place = join(rank)
     before = storages()
     lm = tiny_model(AutoModelForCausalLM, "llama", **SIZES).to(getattr(torch, dtype))
@@ -130,7 +130,7 @@ def left_at_rest(rank: Rank, stage: int, dtype: str) -> list[int]:
 
 @pytest.mark.parametrize(("stage", "dtype"), [(0, "float32"), (1, "bfloat16"), (2, "float32"), (3, "bfloat16")])
 def test_what_rests_leaves_the_device_and_lies_on_the_host(stage: int, dtype: str, two_ranks: Crew) -> None:
-    """Whoever holds the memory: all tensors that Python knows of are counted, not those that were asked to leave."""
+    """Count all tensors that Python knows, not only those that should be offloaded."""
     role = member(shape_of(tiny_config("llama", **SIZES).to_dict(), "tiny"), zero_stage=stage, ranks=2)
     weights = waiting_memory(role, dtype, "states").total - memory.PROCESS
     assert waiting_memory(role, dtype, "all") == Memory(process=memory.PROCESS)
@@ -141,7 +141,7 @@ def test_what_rests_leaves_the_device_and_lies_on_the_host(stage: int, dtype: st
 
 
 def storages() -> dict[int, torch.UntypedStorage]:
-    """Every tensor's memory that Python knows of, by address; gradients that hang on parameters too."""
+    """The storage of every tensor that Python knows, by address, including gradients of parameters."""
     gc.collect()
     tensors = [each for each in gc.get_objects() if type(each) in (torch.Tensor, torch.nn.Parameter)]
     parameters = [each for each in tensors if each.is_leaf]
@@ -164,7 +164,7 @@ def test_what_training_holds_is_what_the_formula_says(stage: int, dtype: str, tw
 
 
 def row_of(tokens: int) -> PackedRow:
-    """Four sequences, a third of whose tokens are response."""
+    """Four sequences, of whose tokens a third are response."""
     return pack_row(random_sequences(*[(tokens // 4 - 12, 12)] * 4), range(4), "cpu")
 
 
@@ -180,7 +180,7 @@ def network(architecture: str, dtype: str, layers: int, **changes: Any) -> tuple
 
 
 def saved_bytes(net: PolicyNet, row: PackedRow) -> int:
-    """Bytes of all that autograd saves of a pass, weights left out."""
+    """Bytes that autograd saves in a pass, without weights."""
     weights = {parameter.untyped_storage().data_ptr() for parameter in net.parameters()}
     found: dict[int, torch.Tensor] = {}
 
@@ -194,13 +194,13 @@ def saved_bytes(net: PolicyNet, row: PackedRow) -> int:
 
 
 GROUPED = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
-"""Two heads of queries for each of keys and values."""
+"""Two query heads per key head."""
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("architecture", [*ARCHITECTURES, "grouped"])
 def test_what_a_layer_saves_is_what_autograd_records(architecture: str, dtype: str) -> None:
-    """Two layers more save twice what the formula says of one; what is saved beside layers is within its bound."""
+    """Two more layers save twice the formula's value for one; the rest is within its bound."""
     row, b = row_of(128), memory.size_of(dtype)
     changes: dict[str, Any] = {"attn_pdrop": 0.0} if architecture == "gpt2" else {}
     if architecture == "grouped":
@@ -213,7 +213,7 @@ def test_what_a_layer_saves_is_what_autograd_records(architecture: str, dtype: s
 
 
 def test_what_is_saved_grows_with_tokens_and_not_with_their_square() -> None:
-    """Sequences twice as long: twice the bytes at most. Scores, or a mask, would be four times as large."""
+    """Sequences twice as long take at most twice the bytes. Scores, or a mask, would take four times as much."""
     net, _ = network("llama", "float32", 2)
     assert saved_bytes(net, row_of(256)) <= 2 * saved_bytes(net, row_of(128))
 
@@ -222,7 +222,7 @@ LARGE_HEAD = {"vocab_size": 4096, "hidden_size": 64, "intermediate_size": 160}
 
 
 def peak(net: PolicyNet, row: PackedRow, trains: bool) -> int:
-    """Most bytes that were alive at one time in a pass, weights and their gradients left out."""
+    """Peak of the bytes in a pass, without weights and their gradients."""
     tracker = MemTracker()
     tracker.track_external(net)
     with tracker, torch.set_grad_enabled(trains):
@@ -239,7 +239,7 @@ def peak(net: PolicyNet, row: PackedRow, trains: bool) -> int:
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("vocabulary", [61, 4096])
 def test_the_peak_of_an_update_is_within_the_formula(vocabulary: int, checkpointing: bool, dtype: str) -> None:
-    """61 logits: the peak is in a layer. 4096: it is at the logits. The formula takes every token for a response's."""
+    """With 61 logits the peak is in a layer, with 4096 at the logits. The formula assumes only response tokens."""
     net, shape = network("llama", dtype, 4, **{**LARGE_HEAD, "vocab_size": vocabulary})
     if checkpointing:
         net.lm.gradient_checkpointing_enable({"use_reentrant": False})
@@ -261,14 +261,14 @@ def test_the_peak_of_scoring_is_within_the_formula(vocabulary: int, dtype: str) 
 
 
 def test_logits_by_hand() -> None:
-    """Five float32 tensors of 2,048 tokens over 128,256 words: 5.25 GB; a critic has none."""
+    """Five float32 tensors of 2,048 tokens times 128,256 words: 5.25 GB; a critic has none."""
     shape = find("meta-llama/Llama-3.1-8B")
     assert memory.logits_bytes(member(shape), 8192) == 20 * 2048 * 128_256
     assert memory.logits_bytes(member(shape, head="scalar"), 8192) == 0
 
 
 def test_a_shared_row_by_hand() -> None:
-    """Llama 8B, 32,768 tokens over 4 ranks, 8,192 each, and 2·4,096 bytes a token for what comes back."""
+    """Llama 8B, 32,768 tokens over 4 ranks, 8,192 each, and 2·4,096 bytes per token for the second exchange."""
     shape = find("meta-llama/Llama-3.1-8B")
     alone = 2 * 8 * 4096 + 2 * 2 * (4096 + 1024) + 8 * 14336 + 8 + 4 * 32
     assert saved_activations(shape, 32_768, 2) == 32_768 * alone
@@ -280,7 +280,7 @@ def test_a_shared_row_by_hand() -> None:
 
 
 def test_gathers_by_hand() -> None:
-    """Llama 70B frozen: the head, the embedding of equal size (a layer has less), and what is fetched ahead."""
+    """Llama 70B frozen: the head, the equally large embedding (a layer is smaller), and prefetched weights."""
     shape = find("meta-llama/Llama-3.1-70B")
     assert shape.layer < shape.embedding == 128_256 * 8192
     frozen = member(shape, trains=False, zero_stage=3, ranks=8)
@@ -294,7 +294,7 @@ def test_gathers_by_hand() -> None:
 
 
 def test_an_engine_by_hand() -> None:
-    """Half of 80 GiB: 16.06 GB of weights, workspace, CUDA; the rest over 131,072 bytes a token."""
+    """Half of 80 GiB: 16.06 GB of weights, workspace, CUDA; the rest at 131,072 bytes per token."""
     shape = find("meta-llama/Llama-3.1-8B")
     found = engine_memory(shape, RolloutConfig(gpu_memory_fraction=0.5, enforce_eager=True), "bfloat16", 80 * GIB, 2048)
     workspace = 2 * 2048 * (3 * 14336 + 4 * 4096) + 12 * 128 * 128_256
@@ -326,7 +326,7 @@ def test_a_publish_holds_two_chunks() -> None:
 
 
 def test_constants_are_those_of_the_libraries() -> None:
-    """Read where they are defined: this page must not outlive a new version of any of them."""
+    """Compare the constants with their definitions in the libraries, which new versions may change."""
     zero = DeepSpeedZeroConfig(stage=3)
     assert (zero.reduce_bucket_size, zero.prefetch_bucket_size) == (memory.BUCKET, memory.PREFETCH)
     assert (zero.max_reuse_distance, zero.sub_group_size) == (memory.REUSED, memory.STEPPED)

@@ -1,4 +1,4 @@
-"""How a run stands and ends, read from folders as runs leave them."""
+"""State and end of runs, read from their folders."""
 
 from __future__ import annotations
 
@@ -203,7 +203,7 @@ def test_no_run_and_a_run_that_is_removed(root: Path) -> None:
 
 
 def _dead() -> int:
-    """The number of a process that has ended."""
+    """Id of a process that has ended."""
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
     return process.pid

@@ -1,4 +1,4 @@
-"""The picture has the size of the terminal, says what matters, and holds nothing that moves the cursor."""
+"""The picture has the size of the terminal, shows the essentials, and cannot move the cursor."""
 
 from __future__ import annotations
 
