@@ -1,4 +1,4 @@
-"""A column that says who won is read as the recipe says, or the run is refused."""
+"""A column that names the winner is read according to the recipe, or the run is refused."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_all_columns_that_may_say_who_won_are_named_at_once(write_jsonl: Write) 
     ],
 )
 def test_numbered_answers_are_judged_by_some_column(write_jsonl: Write, labels: tuple[object, ...]) -> None:
-    """The name says nothing here; the values do."""
+    """The column's name has no meaning here, but its values do."""
     rows = write_jsonl(*judged(*labels, name="gpt4"))
     with pytest.raises(UserError, match="the column 'gpt4' may say which"):
         load_preferences(DataConfig(path=rows, columns=NUMBERED))
@@ -308,7 +308,7 @@ def test_the_advice_names_every_label_once(write_jsonl: Write, labels, example: 
 
 
 def outcomes(*rows: tuple[object, ...], names: tuple[str, ...] = ("a", "b", "tie")) -> list[dict[str, object]]:
-    """LMSYS's rows: a column for each outcome, of which one is 1."""
+    """LMSYS's rows: one column per outcome, of which one is 1."""
     return [
         {"prompt": "q", "response_a": "one", "response_b": "two"}
         | {f"winner_{name}": value for name, value in zip(names, row, strict=True)}
