@@ -41,7 +41,7 @@ def test_this_machine(capfd: pytest.CaptureFixture[str]) -> None:
     out, err = capfd.readouterr()
     rows = rows_of(out)
     assert {"versions", "GPUs", "NCCL", "/dev/shm", "runs folder", "ports", "W&B", "plan"} <= rows.keys()
-    assert "a checkpoint is" in rows["runs folder"]["found"] and "the plan takes" in rows["host memory"]["found"]
+    assert "a checkpoint is" in rows["runs folder"]["found"] and "the plan needs" in rows["host memory"]["found"]
     bad = [row for row in rows.values() if row["status"] == "failed"]
     assert all(row["fix"] for row in bad)
     assert (code == 2) == bool(bad) and ("failed:" in err) == bool(bad)
