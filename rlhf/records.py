@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Source:
+class RowLocation:
     """Where a row came from. ``line`` counts from 1; for Parquet files and ``datasets`` it is the row's number."""
 
     file: str
@@ -58,7 +58,7 @@ class Demonstration:
 
     prompt: Messages | str
     completion: Message | str
-    source: Source
+    source: RowLocation
     variables: Mapping[str, object] = field(default_factory=dict, hash=False)
 
 
@@ -73,7 +73,7 @@ class Preference:
     chosen: Message | str
     rejected: Message | str
     margin: float
-    source: Source
+    source: RowLocation
     variables: Mapping[str, object] = field(default_factory=dict, hash=False)
 
 
@@ -85,7 +85,7 @@ class PromptRow:
     """
 
     prompt: Messages | str
-    source: Source
+    source: RowLocation
     columns: Mapping[str, object] = field(default_factory=dict, hash=False)
     variables: Mapping[str, object] = field(default_factory=dict, hash=False)
 
@@ -94,7 +94,7 @@ class PromptRow:
 class BadRow:
     """A row that is set aside. ``reason`` is a category, or ``category: detail``; rows are counted by category."""
 
-    source: Source
+    source: RowLocation
     reason: str
     is_fault: bool = True
     """Whether the row is malformed; a tie is not."""

@@ -25,7 +25,7 @@ ROUNDS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class AllReducePlan:
     """The participants: ``local`` ranks of this node, from rank ``first`` of ``world`` on."""
 
     local: int
@@ -59,7 +59,7 @@ class Outcome:
     """NCCL's version; empty for another backend."""
 
 
-def run_apart(plan: Plan, seconds: float) -> Outcome | Fault:
+def run_apart(plan: AllReducePlan, seconds: float) -> Outcome | Fault:
     """Run a plan in separate processes, which are killed at the deadline."""
     command = [sys.executable, "-m", "launch.doctor.all_reduce", json.dumps(asdict(plan))]
     with subprocess.Popen(
@@ -75,7 +75,7 @@ def run_apart(plan: Plan, seconds: float) -> Outcome | Fault:
     return Fault(reason=_last_line(err) or f"ended with {process.returncode}")
 
 
-def _take_part(plan: Plan) -> Outcome:
+def _take_part(plan: AllReducePlan) -> Outcome:
     return Outcome(ranks=plan.ranks, seconds=0.0, bandwidth=0.0, version="")
 
 
@@ -87,7 +87,7 @@ def _last_line(said: str) -> str:
 
 def main() -> None:
     """Start the ranks of this node and wait for them; a single rank runs in this process."""
-    plan = Plan(**json.loads(sys.argv[1]))
+    plan = AllReducePlan(**json.loads(sys.argv[1]))
     if plan.local == 1:
         _rank(0, plan)
         return
@@ -96,7 +96,7 @@ def main() -> None:
     start_processes(_rank, args=(plan,), nprocs=plan.local)
 
 
-def _rank(index: int, plan: Plan) -> None:
+def _rank(index: int, plan: AllReducePlan) -> None:
     import torch
     import torch.distributed as group
 

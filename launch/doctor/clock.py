@@ -14,7 +14,7 @@ WRONG = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
+class ClockReading:
     """A reading of a remote clock, and of this machine's clock before and after it, in seconds since the epoch."""
 
     asked: float
@@ -35,7 +35,7 @@ class Skew:
         return 0.0 if self.least <= 0 <= self.most else min(abs(self.least), abs(self.most))
 
 
-def skew(readings: Iterable[Reading]) -> Skew:
+def skew(readings: Iterable[ClockReading]) -> Skew:
     """Combine several readings to the narrowest bounds.
 
     If a clock was set in between, no bounds are consistent; then the reading with the shortest round trip decides.

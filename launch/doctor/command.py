@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 from launch.options import add_recipe, add_stage
 
 if TYPE_CHECKING:
-    from launch.doctor.examine import Asked, Bench
+    from launch.doctor.examine import NodeRequest, Bench
     from launch.doctor.findings import Fault, Row
     from launch.doctor.needs import Hardware
-    from launch.doctor.nodes import Answer, Examined
+    from launch.doctor.nodes import NodeReply, Examined
     from rlhf.config.schema import Recipe
 
 PURPOSE = "check versions, GPUs, memory, disk, ports, clocks and credentials, here or on every node of a cluster"
@@ -93,10 +93,10 @@ def _cluster_rows(address: str, recipe: Recipe | None, stage: Any) -> list[Row]:
     return [*rows, *(row for each in examined.answers for row in _answer_rows(each, bench))]
 
 
-def _questions(recipe: Recipe | None) -> tuple[Any, Asked]:
+def _questions(recipe: Recipe | None) -> tuple[Any, NodeRequest]:
     """The pinned versions, and the questions to every node."""
     from launch.doctor.asking import answer
-    from launch.doctor.examine import Asked
+    from launch.doctor.examine import NodeRequest
     from launch.doctor.findings import Fault
     from launch.doctor.versions import names_of, read_pins
     from rlhf.config.schema import Recipe
@@ -104,7 +104,7 @@ def _questions(recipe: Recipe | None) -> tuple[Any, Asked]:
     pins = answer(read_pins, SECONDS)
     runs = Path((recipe or Recipe(name="any")).runs_dir).expanduser().absolute()
     ray = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
-    return pins, Asked(packages=() if isinstance(pins, Fault) else names_of(pins), runs=runs, ray=ray)
+    return pins, NodeRequest(packages=() if isinstance(pins, Fault) else names_of(pins), runs=runs, ray=ray)
 
 
 def _hardware(facts: Sequence[Any], cpus: Sequence[int]) -> Hardware:
@@ -150,7 +150,7 @@ def _plan_rows(recipe: Recipe | None, stage: Any, hardware: Hardware) -> list[Ro
     return [Row(check="plan", node=ALL, finding=judged(lambda made: made, finding))]
 
 
-def _examined(address: str, asked: Asked) -> Examined | Fault:
+def _examined(address: str, asked: NodeRequest) -> Examined | Fault:
     """The answers of the cluster's nodes; a ``Fault`` if it cannot be joined or queried."""
     from launch.doctor.asking import answer
     from launch.doctor.findings import Fault
@@ -219,7 +219,7 @@ def _together_rows(examined: Examined) -> list[Row]:
     return [Row(check="cluster", node=ALL, finding=ok(found)), Row(check="NCCL of all", node=ALL, finding=across)]
 
 
-def _answer_rows(answer: Answer, bench: Bench) -> list[Row]:
+def _answer_rows(answer: NodeReply, bench: Bench) -> list[Row]:
     """The rows of one node; a single failed row if it did not answer."""
     from launch.doctor.examine import node_rows
     from launch.doctor.findings import Fault, Row, failed

@@ -19,7 +19,7 @@ OTHERS = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class NodeRequest:
     """Parameters of a node's examination."""
 
     packages: tuple[str, ...]
@@ -38,7 +38,7 @@ class NodeFacts:
     versions: versions.Versions | Fault
     gpus: gpus.GPUs | Fault
     nccl: nccl.NCCL | Fault
-    memory: memory.Memory | Fault
+    memory: memory.NodeMemory | Fault
     runs: disk.Disk | Fault
     ray: disk.Disk | Fault
     files: limits.OpenFiles | Fault
@@ -52,7 +52,7 @@ class NodeFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Counted:
+class NodeResources:
     """Resources that Ray offers on a node."""
 
     gpus: int
@@ -66,7 +66,7 @@ class Counted:
 class Joined:
     """Facts about a node of a running cluster besides its own."""
 
-    counted: Counted
+    counted: NodeResources
     skew: clock.Skew | Fault
     unreached: Mapping[str, str] | Fault
     others: int
@@ -87,7 +87,7 @@ class Bench:
     """Object store of the Ray that a run would start here, if none runs."""
 
 
-def gather(asked: Asked) -> NodeFacts:
+def gather(asked: NodeRequest) -> NodeFacts:
     """Gather the facts of this node. It takes as long as the slowest subject, at most its deadline."""
     questions: dict[str, Callable[[], Any]] = {
         "versions": partial(versions.gather, asked.packages),

@@ -17,7 +17,7 @@ LEAST_HOST = 4 * GIB
 
 
 @dataclass(frozen=True, kw_only=True)
-class Memory:
+class NodeMemory:
     """Memory of a node, in bytes."""
 
     host: int
@@ -36,7 +36,7 @@ class Memory:
         return self.host if self.limit is None else min(self.host, self.limit)
 
 
-def gather(proc: Path = PROC, cgroup: Path = CGROUP, shared: Path = Path("/dev/shm")) -> Memory:
+def gather(proc: Path = PROC, cgroup: Path = CGROUP, shared: Path = Path("/dev/shm")) -> NodeMemory:
     """Gather the memory of this machine.
 
     Raises:
@@ -46,7 +46,7 @@ def gather(proc: Path = PROC, cgroup: Path = CGROUP, shared: Path = Path("/dev/s
     groups = _groups(proc, cgroup)
     limits = [limit for group in groups if (limit := _number(group / "memory.max")) is not None]
     left = [_unused_in(group) for group in groups]
-    return Memory(
+    return NodeMemory(
         host=_host_total(proc, total),
         available=min(size for size in (available, *left) if size is not None),
         limit=min(limits, default=None),
@@ -91,7 +91,7 @@ def _host_total(proc: Path, total: int | None) -> int:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemTotal:")), total or 0)
 
 
-def check_host(facts: Memory, need: int | None) -> Finding:
+def check_host(facts: NodeMemory, need: int | None) -> Finding:
     """Check that the memory suffices for the plan's processes on this node; ``need`` is None without a recipe."""
     found = f"{gib(facts.available)} free of {gib(facts.total)}"
     if need is None:
@@ -106,7 +106,7 @@ def check_host(facts: Memory, need: int | None) -> Finding:
     return ok(found)
 
 
-def check_limit(facts: Memory, ray_counts: int | None) -> Finding:
+def check_limit(facts: NodeMemory, ray_counts: int | None) -> Finding:
     """Check that Ray respects the limit of its container or job, above which the kernel kills processes.
 
     Args:
@@ -121,7 +121,7 @@ def check_limit(facts: Memory, ray_counts: int | None) -> Finding:
     return ok(found)
 
 
-def check_shared(facts: Memory, store: int, weights: int) -> Finding:
+def check_shared(facts: NodeMemory, store: int, weights: int) -> Finding:
     """Check that ``/dev/shm`` fits Ray's object store and, on CPUs, weights on their way to the engines.
 
     Args:

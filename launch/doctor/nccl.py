@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 
 from launch.doctor import gpus
-from launch.doctor.all_reduce import Outcome, Plan, run_apart
+from launch.doctor.all_reduce import Outcome, AllReducePlan, run_apart
 from launch.doctor.findings import Fault, Finding, failed, not_applicable, ok, warning
 
 PACKAGES = ("nvidia-nccl-cu13", "nvidia-nccl-cu12")
@@ -40,7 +40,7 @@ def gather() -> NCCL:
         return NCCL(package=package, gpus=count, are_busy=are_busy)
     meeting = Path(tempfile.gettempdir()) / f"rlhf-{uuid.uuid4().hex}"
     try:
-        outcome = run_apart(Plan(local=count, meeting=f"file://{meeting}"), SECONDS)
+        outcome = run_apart(AllReducePlan(local=count, meeting=f"file://{meeting}"), SECONDS)
     finally:
         meeting.unlink(missing_ok=True)
     return NCCL(package=package, gpus=count, outcome=outcome)

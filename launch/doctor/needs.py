@@ -13,7 +13,7 @@ from launch.doctor.findings import GIB, Finding, failed, ok, warning
 from launch.doctor.gpus import GPU
 from launch.plan import memory as bytes_of
 from launch.plan.cluster import Cluster
-from launch.plan.members import ENGINE, Member, Shapes, Slot, members, seats
+from launch.plan.members import ENGINE, PlannedRole, Shapes, PlannedSlot, members, seats
 from launch.plan.memory import PROCESS, size_of
 from launch.plan.plan import place, planned_stages
 from launch.plan.work import row_tokens
@@ -91,7 +91,7 @@ def _needs(recipe: Recipe, stage: Stage, hardware: Hardware) -> Needs:
 
 
 def _by_node(
-    recipe: Recipe, stage: Stage, found: tuple[Member, ...], shapes: Shapes, hardware: Hardware
+    recipe: Recipe, stage: Stage, found: tuple[PlannedRole, ...], shapes: Shapes, hardware: Hardware
 ) -> tuple[int, int]:
     """Host memory of the fullest node, and most bytes of snapshots on a node."""
     roles = {member.role: member for member in found}
@@ -108,7 +108,7 @@ def _by_node(
     return max(host.values()), SNAPSHOTS * max(snapshots.values())
 
 
-def _slots(recipe: Recipe, stage: Stage, found: tuple[Member, ...], hardware: Hardware) -> tuple[Slot, ...]:
+def _slots(recipe: Recipe, stage: Stage, found: tuple[PlannedRole, ...], hardware: Hardware) -> tuple[PlannedSlot, ...]:
     """Slots according to the plan; distributed over the nodes in turn if there are no or too few GPUs."""
     if hardware.gpus:
         cluster = Cluster(nodes=hardware.nodes, gpus=hardware.gpus, gpu=next(iter(GPUS)), network=1.0)
@@ -117,11 +117,12 @@ def _slots(recipe: Recipe, stage: Stage, found: tuple[Member, ...], hardware: Ha
     asked = [(member.role, rank) for member in found for rank in range(member.config.ranks)]
     asked += [(ENGINE, rank) for rank in range(recipe.rollout.engines)] if stage == "ppo" else []
     return tuple(
-        Slot(role=role, rank=rank, node=index % hardware.nodes, gpus=()) for index, (role, rank) in enumerate(asked)
+        PlannedSlot(role=role, rank=rank, node=index % hardware.nodes, gpus=())
+        for index, (role, rank) in enumerate(asked)
     )
 
 
-def _rank(recipe: Recipe, stage: Stage, member: Member, hardware: Hardware, rests: Resting) -> int:
+def _rank(recipe: Recipe, stage: Stage, member: PlannedRole, hardware: Hardware, rests: Resting) -> int:
     if hardware.gpus:
         dtype = recipe.model.dtype
         return PROCESS + bytes_of.host_bytes(member, dtype, rests) + bytes_of.snapshot_bytes(member, dtype, rests)
@@ -133,7 +134,7 @@ def _rank(recipe: Recipe, stage: Stage, member: Member, hardware: Hardware, rest
     return held.total + added.activations + added.logits + (_bucket(member) if trains else 0)
 
 
-def _bucket(member: Member) -> int:
+def _bucket(member: PlannedRole) -> int:
     """DeepSpeed's gradient buffer, which takes memory only as far as gradients fill it."""
     return 4 * min(bytes_of.BUCKET, member.trained)
 
@@ -146,11 +147,11 @@ def _engine(recipe: Recipe, shapes: Shapes, hardware: Hardware) -> int:
     return processes + 2 * weights + int(recipe.rollout.memory_gib * GIB)  # weights are repacked beside their originals
 
 
-def _snapshot(member: Member) -> int:
+def _snapshot(member: PlannedRole) -> int:
     return BYTES_PER_WEIGHT * member.trained
 
 
-def _room(recipe: Recipe, found: dict[Stage, tuple[Member, ...]], policy: int) -> Room:
+def _room(recipe: Recipe, found: dict[Stage, tuple[PlannedRole, ...]], policy: int) -> Room:
     """Needs of disk space. Only PPO has checkpoints; ``early_stop`` keeps a second model."""
     keep = recipe.checkpoint
     checkpoint = sum(_snapshot(member) for member in found.get("ppo", ()))

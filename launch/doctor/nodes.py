@@ -17,10 +17,10 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.cluster import nodes, worker_environment
-from launch.doctor.all_reduce import Outcome, Plan, run_apart
+from launch.doctor.all_reduce import Outcome, AllReducePlan, run_apart
 from launch.doctor.asking import answer
-from launch.doctor.clock import Reading, Skew, skew
-from launch.doctor.examine import Asked, Counted, Joined, NodeFacts, gather, longest
+from launch.doctor.clock import ClockReading, Skew, skew
+from launch.doctor.examine import NodeRequest, NodeResources, Joined, NodeFacts, gather, longest
 from launch.doctor.findings import Fault, described, shortened
 from launch.doctor.nccl import NCCL
 from launch.doctor.nccl import SECONDS as ALL_REDUCE_SECONDS
@@ -46,7 +46,7 @@ class Probe:
         """This node's time, in seconds since the epoch."""
         return time.time()
 
-    def facts(self, asked: Asked) -> NodeFacts:
+    def facts(self, asked: NodeRequest) -> NodeFacts:
         """The node's facts; Ray's folder is that of the node's own Ray."""
         return gather(replace(asked, ray=_session_folder()))
 
@@ -68,7 +68,7 @@ class Probe:
         """A free port of this node for a rendezvous."""
         return free_port(address)
 
-    def all_reduce(self, plan: Plan) -> Outcome | Fault:
+    def all_reduce(self, plan: AllReducePlan) -> Outcome | Fault:
         """Take part in an all-reduce over nodes."""
         return run_apart(plan, ALL_REDUCE_SECONDS)
 
@@ -86,12 +86,12 @@ class Node:
     """Host and address; with the beginning of Ray's id if several nodes share both."""
     id: str
     address: str
-    counted: Counted
+    counted: NodeResources
     cpus: int
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
+class NodeReply:
     """Answers of a node; each is a ``Fault`` without an answer."""
 
     node: Node
@@ -103,7 +103,7 @@ class Answer:
 class Examined:
     """Answers of all nodes, and of their common checks."""
 
-    answers: tuple[Answer, ...]
+    answers: tuple[NodeReply, ...]
     across: tuple[Outcome | Fault, ...]
     """Outcomes of the all-reduce over the nodes whose GPUs sum correctly; empty for fewer than two."""
 
@@ -125,12 +125,12 @@ def _node(node: Mapping[str, Any], name: str) -> Node:
         name=name,
         id=node["NodeID"],
         address=node["NodeManagerAddress"],
-        counted=Counted(gpus=int(has.get("GPU", 0)), memory=memory + store, store=store),
+        counted=NodeResources(gpus=int(has.get("GPU", 0)), memory=memory + store, store=store),
         cpus=int(has.get("CPU", 0)),
     )
 
 
-def examine(all_nodes: Sequence[Node], asked: Asked, marker: Path | Fault) -> Examined:
+def examine(all_nodes: Sequence[Node], asked: NodeRequest, marker: Path | Fault) -> Examined:
     """Examine every node.
 
     Args:
@@ -147,7 +147,7 @@ def examine(all_nodes: Sequence[Node], asked: Asked, marker: Path | Fault) -> Ex
         seen = _visible_markers(probes, marker)
         across = _across([(probes[name], by_name[name]) for name in probes if _sums_correctly(facts[name])])
     answers = [
-        Answer(
+        NodeReply(
             node=by_name[name],
             facts=facts[name],
             joined=Joined(
@@ -160,7 +160,7 @@ def examine(all_nodes: Sequence[Node], asked: Asked, marker: Path | Fault) -> Ex
         )
         for name in probes
     ]
-    answers += [Answer(node=by_name[name], facts=fault) for name, fault in lost.items()]
+    answers += [NodeReply(node=by_name[name], facts=fault) for name, fault in lost.items()]
     return Examined(answers=tuple(answers), across=tuple(across))
 
 
@@ -213,7 +213,7 @@ def _skew(probe: Any) -> Skew | Fault:
         there = collect({"it": probe.clock.remote()}, CALL_SECONDS)["it"]
         if isinstance(there, Fault):
             return there
-        readings.append(Reading(asked=asked, there=there, heard=time.time()))
+        readings.append(ClockReading(asked=asked, there=there, heard=time.time()))
     return skew(readings)
 
 
@@ -256,6 +256,6 @@ def _across(ready: Sequence[tuple[Any, Node]]) -> list[Outcome | Fault]:
     port = collect({"it": first.free_port.remote(node.address)}, CALL_SECONDS)["it"]
     if isinstance(port, Fault):
         return [port] * world
-    plan = Plan(local=1, meeting=f"tcp://{node.address}:{port}", world=world)
+    plan = AllReducePlan(local=1, meeting=f"tcp://{node.address}:{port}", world=world)
     refs = {str(rank): probe.all_reduce.remote(replace(plan, first=rank)) for rank, (probe, _) in enumerate(ready)}
     return list(collect(refs, ALL_REDUCE_SECONDS + SLACK_SECONDS).values())

@@ -26,7 +26,7 @@ ROLES = ("policy", "critic", "reference", "reward")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Member:
+class PlannedRole:
     """A role of a stage: a network and the ranks that share it."""
 
     role: str
@@ -69,7 +69,7 @@ class Member:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Slot:
+class PlannedSlot:
     """Slot of a rank or an engine: GPUs of one node."""
 
     role: str
@@ -125,7 +125,7 @@ class Shapes:
         return next((shape for shape in rewards if shape.vocab == self.policy.vocab), self.policy)
 
 
-def members(recipe: Recipe, stage: str, shapes: Shapes) -> tuple[Member, ...]:
+def members(recipe: Recipe, stage: str, shapes: Shapes) -> tuple[PlannedRole, ...]:
     """The networks of a stage in placement order, without engines."""
     if stage in ("sft", "dpo"):
         return (_language(recipe, "policy", shapes.dpo if stage == "dpo" else shapes.base, trains=True),)
@@ -143,7 +143,7 @@ def members(recipe: Recipe, stage: str, shapes: Shapes) -> tuple[Member, ...]:
     return tuple(found)
 
 
-def _language(recipe: Recipe, role: str, shape: ModelShape, trains: bool) -> Member:
+def _language(recipe: Recipe, role: str, shape: ModelShape, trains: bool) -> PlannedRole:
     lora, whole = recipe.model.lora, shape.parameters
     if not trains:
         trained, frozen = 0, whole
@@ -152,17 +152,17 @@ def _language(recipe: Recipe, role: str, shape: ModelShape, trains: bool) -> Mem
     else:
         trained, frozen = shape.adapters(lora.rank, lora.targets), whole
     config = getattr(recipe.placement, role)
-    return Member(role=role, key=role, config=config, shape=shape, head="language", trained=trained, frozen=frozen)
+    return PlannedRole(role=role, key=role, config=config, shape=shape, head="language", trained=trained, frozen=frozen)
 
 
-def _scalar(recipe: Recipe, role: str, key: str, shape: ModelShape, trains: bool) -> Member:
+def _scalar(recipe: Recipe, role: str, key: str, shape: ModelShape, trains: bool) -> PlannedRole:
     whole = shape.classifier
     trained, frozen = (whole, 0) if trains else (0, whole)
     config = getattr(recipe.placement, key)
-    return Member(role=role, key=key, config=config, shape=shape, head="scalar", trained=trained, frozen=frozen)
+    return PlannedRole(role=role, key=key, config=config, shape=shape, head="scalar", trained=trained, frozen=frozen)
 
 
-def indivisible_heads(member: Member) -> Iterator[UserError]:
+def indivisible_heads(member: PlannedRole) -> Iterator[UserError]:
     """The error of a role whose heads or matrices do not divide by its sequence-parallel or tensor-parallel size."""
     shape, role = member.shape, member.config
     yield from indivisible(member.key, shape.name, shape.heads, shape.kv_heads, role.sequence_parallel)
@@ -190,7 +190,7 @@ def check_heads(recipe: Recipe, stages: Iterable[str], shapes: Shapes) -> Iterat
             yield from indivisible_heads(member)
 
 
-def seats(recipe: Recipe, stage: Stage, cluster: Cluster) -> tuple[Slot, ...]:
+def seats(recipe: Recipe, stage: Stage, cluster: Cluster) -> tuple[PlannedSlot, ...]:
     """Slots of every rank and engine, by pool, role and rank; empty if the cluster is too small."""
     wanted = pools(recipe, stage, choose_strategy(recipe, stage, cluster.total))
     chunks = pack(wanted, [NodeGPUs(gpus=cluster.gpus)] * cluster.nodes)
@@ -203,7 +203,7 @@ def seats(recipe: Recipe, stage: Stage, cluster: Cluster) -> tuple[Slot, ...]:
             taken[chunk.node] += width
             places[chunk.pool, place] = chunk.node, tuple(range(first, first + width))
     return tuple(
-        Slot(role=member.role, rank=rank, node=places[number, rank][0], gpus=places[number, rank][1])
+        PlannedSlot(role=member.role, rank=rank, node=places[number, rank][0], gpus=places[number, rank][1])
         for number, pool in enumerate(wanted if chunks else ())
         for member in pool.members
         for rank in range(member.ranks)

@@ -6,14 +6,14 @@ not measured are named constants.
 
 Letters: P trained parameters, N ranks, b bytes per number in ``model.dtype``, n tokens of a row, V vocabulary,
 h hidden size, f width of the feed-forward block, A all attention heads together, S sequence-parallel size. With
-``tensor_parallel``, each rank is counted with its part: ``Member.own_shape``, ``Member.own``.
+``tensor_parallel``, each rank is counted with its part: ``PlannedRole.own_shape``, ``PlannedRole.own``.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from launch.plan.members import Member
+from launch.plan.members import PlannedRole
 from launch.plan.shapes import ModelShape
 from rlhf.config.schema import ModelConfig, RolloutConfig
 from rlhf.placement.pools import Resting
@@ -48,7 +48,7 @@ GRAPHS = GIB
 
 
 @dataclass(frozen=True, kw_only=True)
-class Memory:
+class GPUMemory:
     """Bytes on one GPU, by part."""
 
     weights: int = 0
@@ -70,17 +70,19 @@ class Memory:
         """Sum of all parts."""
         return sum(getattr(self, field.name) for field in fields(self))
 
-    def without(self, other: Memory) -> Memory:
+    def without(self, other: GPUMemory) -> GPUMemory:
         """Subtract these parts, at most to zero each."""
         names = (field.name for field in fields(self))
-        return Memory(**{name: max(0, getattr(self, name) - getattr(other, name)) for name in names})
+        return GPUMemory(**{name: max(0, getattr(self, name) - getattr(other, name)) for name in names})
 
-    def __add__(self, other: Memory) -> Memory:
-        return Memory(**{field.name: getattr(self, field.name) + getattr(other, field.name) for field in fields(self)})
+    def __add__(self, other: GPUMemory) -> GPUMemory:
+        return GPUMemory(
+            **{field.name: getattr(self, field.name) + getattr(other, field.name) for field in fields(self)}
+        )
 
 
-PARTS = tuple(field.name for field in fields(Memory))
-NOTHING = Memory()
+PARTS = tuple(field.name for field in fields(GPUMemory))
+NOTHING = GPUMemory()
 
 
 def size_of(dtype: str) -> int:
@@ -88,7 +90,7 @@ def size_of(dtype: str) -> int:
     return 2 if dtype == "bfloat16" else 4
 
 
-def persistent_memory(member: Member, dtype: str) -> Memory:
+def persistent_memory(member: PlannedRole, dtype: str) -> GPUMemory:
     """Persistent memory of a rank: weights and, for trained roles, gradients and optimizer states.
 
     Gradients are included: they exist from the first backward pass of an update to its step.
@@ -97,12 +99,12 @@ def persistent_memory(member: Member, dtype: str) -> Memory:
     shards = member.shards if role.zero_stage == 3 else 1
     weights = 0 if role.offload and role.zero_stage == 3 else b * member.own(member.parameters) // shards
     if not member.trained:
-        return Memory(weights=weights, process=PROCESS)
+        return GPUMemory(weights=weights, process=PROCESS)
     trained = member.own(member.trained)
     states = 4 * trained // (member.shards if role.zero_stage else 1)
     masters = 0 if role.zero_stage == 0 and dtype == "float32" else states
     off = role.offload and role.zero_stage > 0
-    return Memory(
+    return GPUMemory(
         weights=weights,
         gradients=_gradients(member, dtype),
         master=0 if off else masters,
@@ -111,27 +113,27 @@ def persistent_memory(member: Member, dtype: str) -> Memory:
     )
 
 
-def update_states(member: Member, dtype: str) -> Memory:
+def update_states(member: PlannedRole, dtype: str) -> GPUMemory:
     """Part of the memory that only updates need, which ``offload_between_phases`` can offload between phases."""
     if not member.trained:
         return NOTHING
     whole = persistent_memory(member, dtype)
     bucket = _bucket(member, size_of(dtype), always=True)
-    return Memory(gradients=whole.gradients, master=whole.master, optimizer=whole.optimizer, buffers=bucket)
+    return GPUMemory(gradients=whole.gradients, master=whole.master, optimizer=whole.optimizer, buffers=bucket)
 
 
-def waiting_memory(member: Member, dtype: str, resting: Resting) -> Memory:
+def waiting_memory(member: PlannedRole, dtype: str, resting: Resting) -> GPUMemory:
     """GPU memory of a rank while another role works."""
-    bucket = Memory(buffers=_bucket(member, size_of(dtype), always=True))
+    bucket = GPUMemory(buffers=_bucket(member, size_of(dtype), always=True))
     kept = {
         "none": persistent_memory(member, dtype) + bucket,
         "states": persistent_memory(member, dtype).without(update_states(member, dtype)),
-        "all": Memory(process=PROCESS),
+        "all": GPUMemory(process=PROCESS),
     }
     return kept[resting]
 
 
-def offloaded_bytes(member: Member, dtype: str, resting: Resting) -> tuple[int, int]:
+def offloaded_bytes(member: PlannedRole, dtype: str, resting: Resting) -> tuple[int, int]:
     """Bytes of weights and of states that are offloaded between phases; buckets are freed without a copy."""
     if resting == "none":
         return 0, 0
@@ -140,14 +142,14 @@ def offloaded_bytes(member: Member, dtype: str, resting: Resting) -> tuple[int, 
     return whole.weights if resting == "all" else 0, states
 
 
-def _lasting_gradients(member: Member, whole: Memory, dtype: str) -> int:
+def _lasting_gradients(member: PlannedRole, whole: GPUMemory, dtype: str) -> int:
     """Gradients that outlive an update: shards under ZeRO-3, and ZeRO-1's accumulated gradients in bfloat16."""
     if member.config.zero_stage == 1 and dtype != "float32" and not member.config.offload:
         return 4 * member.own(member.trained)
     return whole.gradients if member.config.zero_stage == 3 else 0
 
 
-def host_bytes(member: Member, dtype: str, resting: Resting = "none") -> int:
+def host_bytes(member: PlannedRole, dtype: str, resting: Resting = "none") -> int:
     """Bytes of host memory that offloading takes for this rank."""
     role, between = member.config, sum(offloaded_bytes(member, dtype, resting))
     if not role.offload or not role.zero_stage:
@@ -156,12 +158,12 @@ def host_bytes(member: Member, dtype: str, resting: Resting = "none") -> int:
     return between + weights + 16 * member.trained // role.ranks
 
 
-def snapshot_bytes(member: Member, dtype: str, resting: Resting) -> int:
+def snapshot_bytes(member: PlannedRole, dtype: str, resting: Resting) -> int:
     """Bytes of the host copy for snapshots, for an offloaded role."""
     return sum(offloaded_bytes(member, dtype, resting)) if member.trained else 0
 
 
-def _gradients(member: Member, dtype: str) -> int:
+def _gradients(member: PlannedRole, dtype: str) -> int:
     """Stage 1 does not shard gradients; in bfloat16 it holds them twice: from autograd, and accumulated in float32."""
     b, role, trained = size_of(dtype), member.config, member.own(member.trained)
     if role.zero_stage == 0 or (role.zero_stage == 1 and role.offload):
@@ -204,13 +206,13 @@ def forward_activations(shape: ModelShape, tokens: int, b: int, ranks: int = 1) 
     return own_tokens(tokens, ranks) * (b * (widest + 5 * shape.hidden) + INDICES)
 
 
-def logits_bytes(member: Member, tokens: int, copies: int = LOGITS_COPIES) -> int:
+def logits_bytes(member: PlannedRole, tokens: int, copies: int = LOGITS_COPIES) -> int:
     """A chunk of logits in float32; 0 for a model without them."""
     rows = min(LOGITS_CHUNK, own_tokens(tokens, member.config.sequence_parallel))
     return 4 * copies * rows * member.shape.vocab if member.head == "language" else 0
 
 
-def gathered_weights(member: Member, b: int) -> int:
+def gathered_weights(member: PlannedRole, b: int) -> int:
     """Peak of gathered weights on a rank under ZeRO-3."""
     if member.config.zero_stage < 3 or member.config.ranks == 1 and not member.config.offload:
         return 0
@@ -220,31 +222,31 @@ def gathered_weights(member: Member, b: int) -> int:
     return b * min(member.parameters, live)
 
 
-def scoring_memory(member: Member, model: ModelConfig) -> Memory:
+def scoring_memory(member: PlannedRole, model: ModelConfig) -> GPUMemory:
     """Additional memory of a pass without gradients."""
     b, tokens = size_of(model.dtype), member.config.micro_batch_tokens
     ranks = member.config.sequence_parallel
     chunk, layer = logits_bytes(member, tokens, SCORED_COPIES), forward_activations(member.own_shape, tokens, b, ranks)
     ends = 2 * b * member.shape.hidden * own_tokens(tokens, ranks)
     at_the_end = chunk + ends > layer
-    return Memory(
+    return GPUMemory(
         activations=ends if at_the_end else layer,
         logits=chunk if at_the_end else 0,
         buffers=_bucket(member, b, always=True) + gathered_weights(member, b),
     )
 
 
-def update_memory(member: Member, model: ModelConfig, tokens: int) -> Memory:
+def update_memory(member: PlannedRole, model: ModelConfig, tokens: int) -> GPUMemory:
     """Additional peak memory of an update: at the logits, in a layer's backward pass, or at the optimizer's step.
 
     Args:
         tokens: tokens of the longest row.
     """
     step = _bucket(member, size_of(model.dtype), always=True) + _stepping(member, model.dtype)
-    return max(pass_memory(member, model, tokens), Memory(buffers=step), key=lambda moment: moment.total)
+    return max(pass_memory(member, model, tokens), GPUMemory(buffers=step), key=lambda moment: moment.total)
 
 
-def pass_memory(member: Member, model: ModelConfig, tokens: int) -> Memory:
+def pass_memory(member: PlannedRole, model: ModelConfig, tokens: int) -> GPUMemory:
     """Additional memory of a forward and backward pass: the larger of logits and one layer."""
     b, shape, ranks = size_of(model.dtype), member.own_shape, member.config.sequence_parallel
     one, own = saved_activations(shape, tokens, b, ranks), own_tokens(tokens, ranks)
@@ -252,11 +254,11 @@ def pass_memory(member: Member, model: ModelConfig, tokens: int) -> Memory:
     stored = _outside(shape, tokens, b, ranks) + shape.layers * kept
     layer = 4 * b * shape.intermediate * own + (one if model.gradient_checkpointing else 0)
     buffers = _bucket(member, b) + gathered_weights(member, b)
-    at_the_logits = Memory(activations=stored, logits=logits_bytes(member, tokens), buffers=buffers)
-    return max(at_the_logits, Memory(activations=stored + layer, buffers=buffers), key=lambda moment: moment.total)
+    at_the_logits = GPUMemory(activations=stored, logits=logits_bytes(member, tokens), buffers=buffers)
+    return max(at_the_logits, GPUMemory(activations=stored + layer, buffers=buffers), key=lambda moment: moment.total)
 
 
-def _bucket(member: Member, b: int, always: bool = False) -> int:
+def _bucket(member: PlannedRole, b: int, always: bool = False) -> int:
     """DeepSpeed's gradient buffer; ``always`` for the one that persists between updates."""
     if not member.trained:
         return 0
@@ -265,7 +267,7 @@ def _bucket(member: Member, b: int, always: bool = False) -> int:
     return BUCKET * b if stage == 3 or (in_backward and not always) else 0
 
 
-def _stepping(member: Member, dtype: str) -> int:
+def _stepping(member: PlannedRole, dtype: str) -> int:
     """Temporaries of the optimizer step: Adam's, flat copies of gradients, and the buffer for reduction."""
     role, trained = member.config, member.own(member.trained)
     if role.offload and role.zero_stage:
@@ -281,21 +283,21 @@ def _stepping(member: Member, dtype: str) -> int:
     return max(share + copies, reduced)
 
 
-def publish_memory(member: Member, dtype: str) -> Memory:
+def publish_memory(member: PlannedRole, dtype: str) -> GPUMemory:
     """Additional memory of a publish on the policy's first rank: chunks, gathered layers, fingerprint arrays."""
     b, shape = size_of(dtype), member.shape
     largest = b * max(shape.embedding, shape.layer)
     gathers = member.config.zero_stage == 3 or member.config.tensor_parallel > 1
     layers = 2 * largest if gathers else 0
     chunks = SEND_BUFFERS * max(SEND_BUFFER, b * shape.embedding)
-    return Memory(buffers=_bucket(member, b, always=True) + chunks + layers + b * shape.embedding + HASHING)
+    return GPUMemory(buffers=_bucket(member, b, always=True) + chunks + layers + b * shape.embedding + HASHING)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineMemory:
     """Memory of an engine on each of its GPUs, awake."""
 
-    memory: Memory
+    memory: GPUMemory
     kv_tokens: int
     """Tokens that its KV cache holds."""
     at_once: int
@@ -312,12 +314,12 @@ def engine_memory(shape: ModelShape, config: RolloutConfig, dtype: str, gpu: int
     left = int(config.gpu_memory_fraction * gpu) - weights - workspace - PROCESS
     kv_tokens = max(0, left) // shape.kv_bytes(b, shards)
     return EngineMemory(
-        memory=Memory(weights=weights, kv_cache=max(0, left), buffers=workspace, process=PROCESS),
+        memory=GPUMemory(weights=weights, kv_cache=max(0, left), buffers=workspace, process=PROCESS),
         kv_tokens=kv_tokens,
         at_once=min(ENGINE_SEQUENCES, kv_tokens // longest),
     )
 
 
-def receiving_memory(awake: Memory) -> Memory:
+def receiving_memory(awake: GPUMemory) -> GPUMemory:
     """Memory of a colocated engine during a publish: weights and chunks; the KV cache is allocated afterwards."""
-    return Memory(weights=awake.weights, buffers=SEND_BUFFERS * SEND_BUFFER, process=ASLEEP)
+    return GPUMemory(weights=awake.weights, buffers=SEND_BUFFERS * SEND_BUFFER, process=ASLEEP)

@@ -9,9 +9,9 @@ from typing import Any
 from launch.plan import memory as bytes_of
 from launch.plan import timing
 from launch.plan.cluster import Cluster
-from launch.plan.members import ENGINE, Member, Shapes, Slot, indivisible_heads, members, seats
-from launch.plan.memory import ASLEEP, GIB, NOTHING, EngineMemory, Memory
-from launch.plan.work import Batch, batch_of, longest, row_tokens
+from launch.plan.members import ENGINE, PlannedRole, Shapes, PlannedSlot, indivisible_heads, members, seats
+from launch.plan.memory import ASLEEP, GIB, NOTHING, EngineMemory, GPUMemory
+from launch.plan.work import StepWork, batch_of, longest, row_tokens
 from rlhf.config.named_files import STAGE_DATA
 from rlhf.config.schema import Recipe, Stage
 from rlhf.config.stages import stages_of
@@ -35,8 +35,8 @@ class Use:
     role: str
     parameters: int
     ranks: int
-    phases: dict[str, Memory]
-    waiting: dict[str, Memory]
+    phases: dict[str, GPUMemory]
+    waiting: dict[str, GPUMemory]
     """Memory in each phase while another role of that phase works."""
     capacity: int
     """Bytes of the GPU."""
@@ -62,8 +62,8 @@ class Placed:
 
     stage: Stage
     strategy: str
-    members: tuple[Member, ...]
-    seats: tuple[Slot, ...]
+    members: tuple[PlannedRole, ...]
+    seats: tuple[PlannedSlot, ...]
     uses: tuple[Use, ...]
     """Memory of each role."""
     shared: tuple[Use, ...]
@@ -91,7 +91,7 @@ class StagePlan:
     """Plan of a stage. ``seconds`` are by phase, then by part; empty if the stage does not fit."""
 
     placed: Placed
-    batch: Batch
+    batch: StepWork
     seconds: dict[str, dict[str, float]]
 
     @property
@@ -162,7 +162,7 @@ def planned_stages(recipe: Recipe, stage: Stage) -> tuple[Stage, ...]:
     return stages_of(recipe, stage)  # type: ignore[return-value]
 
 
-def _use(recipe: Recipe, stage: Stage, member: Member, cluster: Cluster, rests: Resting) -> Use:
+def _use(recipe: Recipe, stage: Stage, member: PlannedRole, cluster: Cluster, rests: Resting) -> Use:
     """Memory of one role."""
     dtype, names = recipe.model.dtype, PHASES.get(stage, ("update",))
     waiting = bytes_of.waiting_memory(member, dtype, rests)
@@ -178,7 +178,7 @@ def _use(recipe: Recipe, stage: Stage, member: Member, cluster: Cluster, rests: 
     )
 
 
-def _working(recipe: Recipe, stage: Stage, member: Member, phase: str, rests: Resting) -> Memory | None:
+def _working(recipe: Recipe, stage: Stage, member: PlannedRole, phase: str, rests: Resting) -> GPUMemory | None:
     """Memory of a role in a phase in which it works; None in other phases.
 
     Scoring overlaps generation, except for roles whose weights are offloaded for the engines.
@@ -206,10 +206,10 @@ def _engine_use(recipe: Recipe, engine: EngineMemory, shapes: Shapes, cluster: C
     awake = engine.memory
     phases = dict.fromkeys(PHASES["ppo"], awake)
     if shared:
-        asleep = Memory(process=ASLEEP)
+        asleep = GPUMemory(process=ASLEEP)
         phases |= {"score": asleep, "update": asleep, "publish": bytes_of.receiving_memory(awake)}
     else:
-        phases["publish"] = awake + Memory(buffers=bytes_of.SEND_BUFFERS * bytes_of.SEND_BUFFER)
+        phases["publish"] = awake + GPUMemory(buffers=bytes_of.SEND_BUFFERS * bytes_of.SEND_BUFFER)
     return Use(
         role=ENGINE,
         parameters=shapes.policy.parameters,
@@ -242,7 +242,7 @@ def _turns(uses: Sequence[Use], rests: Mapping[str, Resting]) -> tuple[tuple[str
     return turns({use.role: rests.get(use.role, "none") for use in uses})
 
 
-def _in_turn(uses: Sequence[Use], phase: str, turn: Sequence[str]) -> Memory:
+def _in_turn(uses: Sequence[Use], phase: str, turn: Sequence[str]) -> GPUMemory:
     """Memory of all roles while those of ``turn`` work."""
     return sum((use.phases[phase] if use.role in turn else use.waiting[phase] for use in uses), NOTHING)
 
@@ -272,9 +272,9 @@ def _engine_problems(recipe: Recipe, engine: EngineMemory, shapes: Shapes) -> li
 
 
 def _seconds(
-    recipe: Recipe, placed: Placed, batch: Batch, cluster: Cluster, shapes: Shapes
+    recipe: Recipe, placed: Placed, batch: StepWork, cluster: Cluster, shapes: Shapes
 ) -> dict[str, dict[str, float]]:
-    machine = timing.Machine(cluster=cluster, seats=placed.seats, dtype=recipe.model.dtype)
+    machine = timing.ComputeRates(cluster=cluster, seats=placed.seats, dtype=recipe.model.dtype)
     updates = {
         m.role: timing.update_seconds(m, batch, recipe, machine) + timing.resting_seconds(m, _rests(placed, m), machine)
         for m in placed.members
@@ -299,7 +299,7 @@ def _seconds(
     }
 
 
-def _rests(placed: Placed, member: Member) -> Resting:
+def _rests(placed: Placed, member: PlannedRole) -> Resting:
     return placed.resting.get(member.role, "none")
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from launch.plan.cluster import Cluster
 from launch.plan.fit import Changes, smallest_change, smallest_cluster
-from launch.plan.members import Member, Shapes, Slot
-from launch.plan.memory import ASLEEP, GRAPHS, PARTS, PROCESS, Memory
+from launch.plan.members import PlannedRole, Shapes, PlannedSlot
+from launch.plan.memory import ASLEEP, GRAPHS, PARTS, PROCESS, GPUMemory
 from launch.plan.plan import StagePlan, Use, check, plan_stage, planned_stages
 from launch.plan.public import find_shape
 from launch.plan.shapes import ModelShape
@@ -98,7 +98,7 @@ def _stage(stage: StagePlan) -> dict[str, Any]:
     }
 
 
-def _model(member: Member, resting: Mapping[str, Resting]) -> dict[str, Any]:
+def _model(member: PlannedRole, resting: Mapping[str, Resting]) -> dict[str, Any]:
     return {
         "shape": member.shape.name,
         "parameters": member.parameters,
@@ -112,7 +112,7 @@ def _model(member: Member, resting: Mapping[str, Resting]) -> dict[str, Any]:
     }
 
 
-def _seat(seat: Slot) -> dict[str, Any]:
+def _seat(seat: PlannedSlot) -> dict[str, Any]:
     return {"role": seat.role, "rank": seat.rank, "node": seat.node, "gpus": list(seat.gpus)}
 
 
@@ -126,5 +126,5 @@ def _use(use: Use) -> dict[str, Any]:
     }
 
 
-def _memory(memory: Memory) -> dict[str, int]:
+def _memory(memory: GPUMemory) -> dict[str, int]:
     return {**{part: getattr(memory, part) for part in PARTS}, "total": memory.total}

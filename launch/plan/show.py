@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from launch.plan.cluster import Cluster
 from launch.plan.fit import Changes
-from launch.plan.members import Slot
+from launch.plan.members import PlannedSlot
 from launch.plan.memory import GIB, PARTS
 from launch.plan.plan import Placed, StagePlan, Use, phase_seconds
 from launch.plan.report import Plan
@@ -78,7 +78,7 @@ def _places(placed: Placed) -> Iterator[str]:
         yield f"    {role:<14} {_counted(len(own), kind)}{each}: {_where(own)}"
 
 
-def _where(seats: Sequence[Slot]) -> str:
+def _where(seats: Sequence[PlannedSlot]) -> str:
     by_node: dict[int, list[int]] = {}
     for seat in seats:
         by_node.setdefault(seat.node, []).extend(seat.gpus)

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from launch.plan.cluster import Cluster
-from launch.plan.members import ENGINE, Member, Slot
+from launch.plan.members import ENGINE, PlannedRole, PlannedSlot
 from launch.plan.memory import EngineMemory, offloaded_bytes, size_of
 from launch.plan.shapes import ModelShape
-from launch.plan.work import Batch
+from launch.plan.work import StepWork
 from rlhf.config.schema import Recipe
 from rlhf.placement.pools import Resting
 from rlhf.placement.shared_rows import row_ranks
@@ -33,11 +33,11 @@ HOST_BYTES, HOST_RATE = 40, 20e9
 
 
 @dataclass(frozen=True, kw_only=True)
-class Machine:
+class ComputeRates:
     """GPUs, links and dtype with which the members of a run compute."""
 
     cluster: Cluster
-    seats: tuple[Slot, ...]
+    seats: tuple[PlannedSlot, ...]
     dtype: str
 
     @property
@@ -55,7 +55,7 @@ class Machine:
         nodes = {seat.node for seat in self.seats if seat.role in roles}
         return SHARES["link"] * self.cluster.link(len(nodes))
 
-    def link_in_rows(self, member: Member) -> float:
+    def link_in_rows(self, member: PlannedRole) -> float:
         """Bytes per second between the ranks of a role that process the same rows, on the slowest link."""
         nodes: dict[int, set[int]] = {}
         for seat in self.seats:
@@ -64,7 +64,7 @@ class Machine:
         return SHARES["link"] * self.cluster.link(max(map(len, nodes.values()), default=1))
 
 
-def forward_flops(member: Member, tokens: float, length: int, answers: float) -> float:
+def forward_flops(member: PlannedRole, tokens: float, length: int, answers: float) -> float:
     """FLOPs of a forward pass.
 
     Two per matrix element and token, four per head element and pair of tokens over the causal half, and the output head
@@ -76,7 +76,7 @@ def forward_flops(member: Member, tokens: float, length: int, answers: float) ->
     return tokens * (2 * shape.layers * shape.matrices + attention) + head
 
 
-def score_seconds(member: Member, batch: Batch, machine: Machine) -> float:
+def score_seconds(member: PlannedRole, batch: StepWork, machine: ComputeRates) -> float:
     """Seconds for a role's ranks to score all blocks of a step."""
     samples = batch.samples / member.config.ranks
     flops = forward_flops(member, samples * batch.length, batch.length, samples * batch.response_tokens)
@@ -88,7 +88,7 @@ def score_seconds(member: Member, batch: Batch, machine: Machine) -> float:
     )
 
 
-def adding_seconds(member: Member, tokens: float, machine: Machine) -> float:
+def adding_seconds(member: PlannedRole, tokens: float, machine: ComputeRates) -> float:
     """Seconds of the all-reduces of tensor parallelism, two in every layer of a forward pass.
 
     ``tokens`` is the number per rank, which all ranks share. The backward pass takes ``ADDED_BACKWARD / 2`` times this.
@@ -101,7 +101,7 @@ def adding_seconds(member: Member, tokens: float, machine: Machine) -> float:
     return moved / machine.link_in_rows(member)
 
 
-def exchange_seconds(member: Member, tokens: float, machine: Machine) -> float:
+def exchange_seconds(member: PlannedRole, tokens: float, machine: ComputeRates) -> float:
     """Seconds of the all-to-all exchanges of sequence parallelism in a forward pass of ``tokens`` tokens per rank:
     queries, keys, values and attention outputs, once per layer. The backward pass takes the same.
 
@@ -115,7 +115,7 @@ def exchange_seconds(member: Member, tokens: float, machine: Machine) -> float:
     return moved / machine.link_in_rows(member)
 
 
-def gather_seconds(member: Member, machine: Machine) -> float:
+def gather_seconds(member: PlannedRole, machine: ComputeRates) -> float:
     """Seconds for ZeRO-3 to gather the whole model once, layer by layer, as in every pass."""
     role, b = member.config, size_of(machine.dtype)
     if role.zero_stage < 3:
@@ -125,7 +125,7 @@ def gather_seconds(member: Member, machine: Machine) -> float:
     return moved / machine.link((member.role,)) + fetched / (SHARES["link"] * machine.cluster.type.host)
 
 
-def update_seconds(member: Member, batch: Batch, recipe: Recipe, machine: Machine) -> float:
+def update_seconds(member: PlannedRole, batch: StepWork, recipe: Recipe, machine: ComputeRates) -> float:
     """Seconds of all updates of a step by one role.
 
     A backward pass takes twice the FLOPs of a forward pass (frozen weights under adapters once, which is counted in
@@ -148,7 +148,7 @@ def update_seconds(member: Member, batch: Batch, recipe: Recipe, machine: Machin
     return batch.updates * (one + step_seconds(member, machine))
 
 
-def reduce_seconds(member: Member, rows: int, machine: Machine) -> float:
+def reduce_seconds(member: PlannedRole, rows: int, machine: ComputeRates) -> float:
     """Seconds to reduce gradients over ranks in one update: once, or under ZeRO 2 and 3 after every row."""
     role, b = member.config, size_of(machine.dtype)
     share, trained = (member.shards - 1) / member.shards, member.own(member.trained)
@@ -158,7 +158,7 @@ def reduce_seconds(member: Member, rows: int, machine: Machine) -> float:
     return (moved + gathered) / machine.link((member.role,))
 
 
-def step_seconds(member: Member, machine: Machine) -> float:
+def step_seconds(member: PlannedRole, machine: ComputeRates) -> float:
     """Seconds of Adam's step, which reads and writes weights, gradients and moments, on the GPU or the host."""
     role = member.config
     own = member.own(member.trained) / (member.shards if role.zero_stage else 1)
@@ -167,7 +167,7 @@ def step_seconds(member: Member, machine: Machine) -> float:
     return own * 40 / machine.memory
 
 
-def resting_seconds(member: Member, resting: Resting, machine: Machine, weights_alone: bool = False) -> float:
+def resting_seconds(member: PlannedRole, resting: Resting, machine: ComputeRates, weights_alone: bool = False) -> float:
     """Seconds to reload the offloaded state for a phase and to offload it again; frozen weights are not copied back.
 
     Args:
@@ -179,7 +179,7 @@ def resting_seconds(member: Member, resting: Resting, machine: Machine, weights_
 
 
 def rollout_seconds(
-    shape: ModelShape, engine: EngineMemory, batch: Batch, recipe: Recipe, machine: Machine
+    shape: ModelShape, engine: EngineMemory, batch: StepWork, recipe: Recipe, machine: ComputeRates
 ) -> dict[str, float]:
     """Seconds for the engines to answer all prompts: prefill, then one decoding step per token of a response.
 
@@ -195,18 +195,18 @@ def rollout_seconds(
     return {"prefill": prefill, "decode": decode}
 
 
-def _engine_flops(recipe: Recipe, machine: Machine) -> float:
+def _engine_flops(recipe: Recipe, machine: ComputeRates) -> float:
     return SHARES["prefill"] * machine.flops * recipe.rollout.tensor_parallel
 
 
-def _prefill_flops(shape: ModelShape, batch: Batch, recipe: Recipe, share: int) -> float:
+def _prefill_flops(shape: ModelShape, batch: StepWork, recipe: Recipe, share: int) -> float:
     """FLOPs for the prompts of one engine; other samples of a prompt hit the prefix cache."""
     tokens = math.ceil(share / recipe.ppo.samples_per_prompt) * batch.prompt_tokens
     attention = 2 * shape.layers * shape.heads * shape.head_dim * batch.prompt_tokens
     return tokens * (2 * shape.layers * shape.matrices + attention)
 
 
-def _decoding_step(shape: ModelShape, at_once: int, batch: Batch, recipe: Recipe, machine: Machine) -> float:
+def _decoding_step(shape: ModelShape, at_once: int, batch: StepWork, recipe: Recipe, machine: ComputeRates) -> float:
     """Seconds per token for all sequences: bound by reading weights and KV cache once, or by FLOPs."""
     b, shards = size_of(machine.dtype), recipe.rollout.tensor_parallel
     context = batch.prompt_tokens + batch.response_tokens / 2
@@ -219,7 +219,7 @@ def _decoding_step(shape: ModelShape, at_once: int, batch: Batch, recipe: Recipe
     return max(read / machine.memory, flops / _engine_flops(recipe, machine)) + talking
 
 
-def publish_seconds(member: Member, recipe: Recipe, colocated: bool, machine: Machine) -> dict[str, float]:
+def publish_seconds(member: PlannedRole, recipe: Recipe, colocated: bool, machine: ComputeRates) -> dict[str, float]:
     """Seconds of a publish: weights over the link between policy and engines, and the fingerprint on both sides."""
     b, shape = size_of(machine.dtype), member.shape
     sent = b * (shape.parameters + (shape.embedding if shape.tied else 0))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from launch.plan.members import Member
+from launch.plan.members import PlannedRole
 from rlhf.batching import plan
 from rlhf.config.schema import Recipe
 from rlhf.config.stages import policy_updates
@@ -16,7 +16,7 @@ from rlhf.placement.shared_rows import groups
 
 
 @dataclass(frozen=True, kw_only=True)
-class Batch:
+class StepWork:
     """One step of PPO, or one update of another stage."""
 
     samples: int
@@ -43,7 +43,7 @@ class Batch:
         return self.prompt_tokens + self.response_tokens
 
 
-def batch_of(recipe: Recipe, stage: str, found: tuple[Member, ...]) -> Batch:
+def batch_of(recipe: Recipe, stage: str, found: tuple[PlannedRole, ...]) -> StepWork:
     """Compute the batch arithmetic of a stage with these roles."""
     return _ppo(recipe, found) if stage == "ppo" else _supervised(recipe, stage, found)
 
@@ -54,23 +54,23 @@ def longest(recipe: Recipe, stage: str) -> tuple[int, int]:
     return recipe.data.max_prompt_length, response
 
 
-def row_tokens(recipe: Recipe, stage: str, member: Member) -> int:
+def row_tokens(recipe: Recipe, stage: str, member: PlannedRole) -> int:
     """Tokens of the longest row: the budget, or a longer sequence (for comparisons, a pair)."""
     sequences = 2 if stage in ("reward", "dpo") else 1
     return max(member.config.micro_batch_tokens, sequences * sum(longest(recipe, stage)))
 
 
-def passes(samples: int, length: int, member: Member) -> int:
+def passes(samples: int, length: int, member: PlannedRole) -> int:
     """Rows on each rank, or on its sequence-parallel group, for this many samples of equal length."""
     return len(plan(range(samples), [length] * samples, groups(member.config), member.config.micro_batch_tokens)[0])
 
 
-def _ppo(recipe: Recipe, found: tuple[Member, ...]) -> Batch:
+def _ppo(recipe: Recipe, found: tuple[PlannedRole, ...]) -> StepWork:
     ppo, algorithm = recipe.ppo, recipe.algorithm
     prompt, response = longest(recipe, "ppo")
     size = min(recipe.rollout.block_size, math.ceil(ppo.batch_size / recipe.rollout.engines))
     blocks, one = math.ceil(ppo.batch_size / size), ppo.batch_size // algorithm.minibatches
-    return Batch(
+    return StepWork(
         samples=ppo.batch_size,
         prompts=ppo.batch_size // ppo.samples_per_prompt,
         prompt_tokens=prompt,
@@ -84,12 +84,12 @@ def _ppo(recipe: Recipe, found: tuple[Member, ...]) -> Batch:
     )
 
 
-def _supervised(recipe: Recipe, stage: str, found: tuple[Member, ...]) -> Batch:
+def _supervised(recipe: Recipe, stage: str, found: tuple[PlannedRole, ...]) -> StepWork:
     size = {"sft": recipe.sft.batch_size, "reward": recipe.reward.batch_size, "dpo": recipe.dpo.batch_size}[stage]
     prompt, response = longest(recipe, stage)
     answers = 1 if stage == "sft" else 2
     rows = {m.role: passes(size, answers * (prompt + response), m) for m in found}
-    return Batch(
+    return StepWork(
         samples=answers * size,
         prompts=size,
         prompt_tokens=prompt,

@@ -17,7 +17,7 @@ import yaml
 from launch.report.read import STAGES, number
 from launch.watch.follow import Recent, Row, Rows, read_object
 from launch.watch.holder import Holder, holder_of
-from launch.watch.standing import Ending, Member, Standing, seconds_left
+from launch.watch.standing import Ending, ActorRow, Standing, seconds_left
 from rlhf.tracking.console import format_seconds, one_line
 
 KEPT_STEPS, KEPT_EVENTS, KEPT_SAMPLES = 512, 200, 64
@@ -188,12 +188,12 @@ def _recorded_steps(metrics: Recent[Row]) -> int:
     return 0 if last is None else int(last) + 1
 
 
-def _members(status: Row, now: float) -> Iterator[Member]:
+def _members(status: Row, now: float) -> Iterator[ActorRow]:
     members = status.get("members")
     for name, told in members.items() if isinstance(members, Mapping) else ():
         if isinstance(told, Mapping):
             process, heard = told.get("process"), number(told.get("heard"))
-            yield Member(
+            yield ActorRow(
                 name=one_line(name),
                 state=one_line(told.get("state", "")),
                 node=one_line(told.get("node", "")),

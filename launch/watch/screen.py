@@ -23,7 +23,7 @@ from launch.report.read import STAGES
 from launch.watch.follow import Row
 from launch.watch.said import GOOD, TROUBLE, about, clock, told
 from launch.watch.spark import sparkline
-from launch.watch.standing import Member, Standing, history, phases, rates, step_seconds
+from launch.watch.standing import ActorRow, Standing, history, phases, rates, step_seconds
 from rlhf.tracking.console import format_seconds, one_line
 
 SMALLEST = (40, 10)
@@ -180,7 +180,7 @@ def _numbers(standing: Standing, width: int, lines: int) -> RenderableType:
     return _panel(table if found else Text("no step yet", style="dim"), "numbers")
 
 
-def _members(members: Sequence[Member], lines: int) -> RenderableType:
+def _members(members: Sequence[ActorRow], lines: int) -> RenderableType:
     """One line per member, or one line per role if there are more members than lines."""
     table = Table.grid(padding=(0, 1), expand=True)
     table.add_column(no_wrap=True)
@@ -195,12 +195,12 @@ def _members(members: Sequence[Member], lines: int) -> RenderableType:
     return _panel(table, "members")
 
 
-def _where(member: Member) -> str:
+def _where(member: ActorRow) -> str:
     parts = [member.node, "" if member.heard is None else f"heard {format_seconds(member.heard)} ago"]
     return "  ".join(filter(None, parts)) or ("" if member.process is None else f"process {member.process}")
 
 
-def _by_role(members: Sequence[Member]) -> list[tuple[str, str, str]]:
+def _by_role(members: Sequence[ActorRow]) -> list[tuple[str, str, str]]:
     """Members in trouble by name and first, the others by role, with their numbers of members and nodes."""
     troubled = [member for member in members if member.state not in FINE_STATES]
     rows = [(member.name, member.state, _where(member)) for member in troubled]

@@ -36,7 +36,7 @@ RECENT_STEPS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class Member:
+class ActorRow:
     """One actor of the run."""
 
     name: str
@@ -82,7 +82,7 @@ class Standing:
     steps: int | None = None
     """Planned number of steps."""
     seconds_left: float | None = None
-    members: tuple[Member, ...] = ()
+    members: tuple[ActorRow, ...] = ()
     metrics: Recent[Row] = field(default_factory=Recent)
     """One row per step, with ``step`` and metrics by name."""
     samples: tuple[Row, ...] = ()

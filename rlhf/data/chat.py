@@ -36,7 +36,7 @@ _LONGEST_HEADER = 200
 
 
 @dataclass(frozen=True)
-class Span:
+class TextSpan:
     """A piece of the text after a prompt, and whether it is trained on."""
 
     text: str
@@ -52,7 +52,7 @@ class Rendered:
     """
 
     prompt: str
-    response: tuple[Span, ...] = ()
+    response: tuple[TextSpan, ...] = ()
     hides: bool = False
     by_template: bool = False
     end: int
@@ -142,7 +142,7 @@ class ChatFormat:
                 if is_open(turns)
                 else self.template.header(turns, variables)
             )
-            return self._by_template(header, (Span(text + self._end_text),), hides=True)
+            return self._by_template(header, (TextSpan(text + self._end_text),), hides=True)
 
     def opened(self, prompt: Messages, variables: Variables) -> str:
         """The beginning of an answer that the generation prompt already contains, such as the opening of a thought."""
@@ -195,7 +195,7 @@ class ChatFormat:
         for turn in whole:
             if not text.startswith(turn.prompt + turn.answer) or len(turn.prompt) < position:
                 return None
-            spans += [Span(text[position : len(turn.prompt)], trained=False), *turn.response]
+            spans += [TextSpan(text[position : len(turn.prompt)], trained=False), *turn.response]
             position = len(turn.prompt) + len(turn.answer)
         remarks = frozenset().union(*(turn.remarks for turn in whole))
         hides = any(turn.hides for turn in whole)
@@ -208,7 +208,7 @@ class ChatFormat:
         self, prompt: str, answer: str | None = None, hides: bool = False, remarks: frozenset[str] = frozenset()
     ) -> Rendered:
         """Text that was not rendered by a template."""
-        response = () if answer is None else (Span(answer),)
+        response = () if answer is None else (TextSpan(answer),)
         end = int(self.tokenizer.eos_token_id)
         return Rendered(prompt=prompt, response=response, hides=hides, end=end, remarks=remarks)
 
@@ -223,7 +223,7 @@ class ChatFormat:
         return self._as_text(_transcript_of(before) + f"\n\n{NAMES[ASSISTANT]}:", f" {reply.content}", hides, lost)
 
     def _by_template(
-        self, prompt: str, response: tuple[Span, ...], hides: bool, remarks: frozenset[str] = frozenset()
+        self, prompt: str, response: tuple[TextSpan, ...], hides: bool, remarks: frozenset[str] = frozenset()
     ) -> Rendered:
         return Rendered(prompt=prompt, response=response, hides=hides, by_template=True, end=self.end, remarks=remarks)
 
@@ -239,7 +239,7 @@ class ChatFormat:
         remarks = self.template.ignored(turns, variables, self.template.render, whole)
         if continues and not whole.startswith(opening):  # the template renders the completed turn differently
             rest = str(reply.get("content") or "")
-            return self._by_template(opening, (Span(rest + self._end_text),), hides, remarks)
+            return self._by_template(opening, (TextSpan(rest + self._end_text),), hides, remarks)
         if whole.startswith(opening):
             prompt, response = opening, self._cut_at_end(whole[len(opening) :], reply)
         else:
@@ -335,7 +335,7 @@ class ChatFormat:
         added = (len(tail) - len(tail.rstrip())) - (len(content) - len(content.rstrip()))
         return tail[: len(tail) - added] if added > 0 else tail
 
-    def _tracked_spans(self, prompt: str, response: str, tracked: Sequence[tuple[int, int]]) -> tuple[Span, ...]:
+    def _tracked_spans(self, prompt: str, response: str, tracked: Sequence[tuple[int, int]]) -> tuple[TextSpan, ...]:
         """Split the response by the template's ``{% generation %}`` blocks, which mark the text of the model.
 
         The end token after such a block is trained on too, so that the model learns to stop.
@@ -343,12 +343,12 @@ class ChatFormat:
         start, size = len(prompt), len(response)
         blocks = [(max(a - start, 0), min(b - start, size)) for a, b in tracked if b > start and a < start + size]
         if not blocks:
-            return (Span(response),)
+            return (TextSpan(response),)
         if response[blocks[-1][1] :] in self._end_texts:
             blocks[-1] = (blocks[-1][0], size)
         spans, position = [], 0
         for a, b in blocks:
-            spans += [Span(response[position:a], trained=False), Span(response[a:b])]
+            spans += [TextSpan(response[position:a], trained=False), TextSpan(response[a:b])]
             position = b
         return tuple(span for span in spans if span.text)
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from rlhf.data.read import RawRow
-from rlhf.records import BadRow, Source
+from rlhf.records import BadRow, RowLocation
 
 ROLES = {"Human": "user", "Assistant": "assistant"}
 _TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
@@ -29,12 +29,12 @@ def _is_transcript(text: object) -> bool:
 
 def rows_from_transcripts(raws: Iterable[RawRow | BadRow]) -> Iterator[RawRow | BadRow]:
     """Convert preference rows of transcripts to messages; a row that is no transcript becomes a bad row."""
-    seen: dict[tuple[str, str], Source] = {}
+    seen: dict[tuple[str, str], RowLocation] = {}
     for raw in raws:
         yield raw if isinstance(raw, BadRow) else _convert(raw, seen)
 
 
-def _convert(raw: RawRow, seen: dict[tuple[str, str], Source]) -> RawRow | BadRow:
+def _convert(raw: RawRow, seen: dict[tuple[str, str], RowLocation]) -> RawRow | BadRow:
     for name in ("chosen", "rejected"):
         if not _is_transcript(raw.columns.get(name)):
             return BadRow(raw.source, f"not a transcript: {name} is {raw.columns.get(name)!r:.60}")

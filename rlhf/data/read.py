@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, TypeVar, cast
 
 from rlhf.errors import UserError
-from rlhf.records import BadRow, DataFile, Source
+from rlhf.records import BadRow, DataFile, RowLocation
 
 if TYPE_CHECKING:
     from pyarrow import RecordBatch
@@ -48,7 +48,7 @@ _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 class RawRow:
     """One row of a file: column name → value."""
 
-    source: Source
+    source: RowLocation
     columns: dict[str, object]
     filled: bool = False
     """Whether missing fields of nested values may be present as None, as in Parquet tables."""
@@ -292,10 +292,10 @@ def _read_jsonl(file: Path, update: Update) -> Rows:
     for number, line in enumerate(_lines(file), start=1):
         if content := line.strip():
             update(content + b"\n")
-            yield _read_line(line, Source(str(file), number))
+            yield _read_line(line, RowLocation(str(file), number))
 
 
-def _read_line(line: bytes, source: Source) -> RawRow | BadRow:
+def _read_line(line: bytes, source: RowLocation) -> RawRow | BadRow:
     try:
         return _row(json.loads(line.decode("utf-8")), source)
     except UnicodeDecodeError as error:
@@ -306,7 +306,7 @@ def _read_line(line: bytes, source: Source) -> RawRow | BadRow:
         return BadRow(source, f"not JSON: {error}")
 
 
-def _row(value: object, source: Source) -> RawRow | BadRow:
+def _row(value: object, source: RowLocation) -> RawRow | BadRow:
     if isinstance(value, dict):
         return RawRow(source, value)
     return BadRow(source, f"not an object: a row is {{column: value}}, this one is a {type(value).__name__}")
@@ -327,7 +327,7 @@ def _read_json(file: Path, update: Update) -> Rows:
             value, position = decoder.raw_decode(text, position)
         except (ValueError, RecursionError) as error:
             raise _broken_json(file, line, f"the row that begins here is not JSON ({error})") from error
-        yield _row(value, Source(str(file), line))
+        yield _row(value, RowLocation(str(file), line))
         position = _skip_gap(text, position)
     if text[position + 1 :].strip():
         raise _broken_json(file, line, "there is more text after the list's end")
@@ -369,7 +369,7 @@ def _read_parquet(file: Path, update: Update) -> Rows:
     while (batch := _next(batches, f"'{file}' cannot be read as Parquet")) is not None:
         for outcome in _convert_rows(batch):
             number += 1
-            source = Source(str(file), number)
+            source = RowLocation(str(file), number)
             yield BadRow(source, outcome) if isinstance(outcome, str) else RawRow(source, outcome, filled=True)
 
 
@@ -412,7 +412,7 @@ def _read_datasets(path: str, place: Path, split: str, update: Update) -> Rows:
     while (columns := _next(rows, f"the dataset at '{path}' cannot be read to its end")) is not None:
         number += 1
         update(json.dumps(columns, default=repr).encode())
-        yield RawRow(Source(path, number), columns, filled=True)
+        yield RawRow(RowLocation(path, number), columns, filled=True)
 
 
 def _load_dataset(path: str, place: Path, split: str) -> Iterator[dict[str, object]]:

@@ -15,7 +15,7 @@ from typing import Generic, Literal, TypeVar
 import numpy as np
 
 from rlhf.config.schema import DataConfig
-from rlhf.data.chat import INSIDE, ChatFormat, Rendered, Span, transcript
+from rlhf.data.chat import INSIDE, ChatFormat, Rendered, TextSpan, transcript
 from rlhf.data.encode import Ids, Text
 from rlhf.data.template import Unusable
 from rlhf.errors import UserError
@@ -260,7 +260,7 @@ def _pair(row: Preference, chat: ChatFormat) -> tuple[Rendered | Unusable, Rende
 
 def _split_at(rendered: Rendered, prompt: str) -> Rendered:
     moved = rendered.prompt[len(prompt) :]
-    return replace(rendered, prompt=prompt, response=(Span(moved), *rendered.response)) if moved else rendered
+    return replace(rendered, prompt=prompt, response=(TextSpan(moved), *rendered.response)) if moved else rendered
 
 
 def tokenise_prompts(

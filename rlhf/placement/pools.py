@@ -20,7 +20,7 @@ Role = TypeVar("Role")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class RoleRequest:
     """What a role asks for: ``ranks`` places of ``width`` GPUs each.
 
     ``role`` is the name of its group, ``key`` that of its section of ``placement``.
@@ -41,7 +41,7 @@ class Asked:
 class Pool:
     """GPUs that belong together: rank r of each of its roles sits on seat r, which is ``width`` GPUs of one node."""
 
-    members: tuple[Asked, ...]
+    members: tuple[RoleRequest, ...]
     gpu_type: str | None = None
 
     @property
@@ -100,25 +100,25 @@ class Chunk:
     seats: int
 
 
-def asked(recipe: Recipe, stage: Stage) -> tuple[Asked, ...]:
+def asked(recipe: Recipe, stage: Stage) -> tuple[RoleRequest, ...]:
     """What each role of a stage asks for. A pipeline asks for what PPO does, enough for its other stages too."""
     place = recipe.placement
-    engines = Asked(role=ENGINES, key=ENGINES, ranks=recipe.rollout.engines, width=recipe.rollout.tensor_parallel)
+    engines = RoleRequest(role=ENGINES, key=ENGINES, ranks=recipe.rollout.engines, width=recipe.rollout.tensor_parallel)
     if stage in ("sft", "dpo"):
-        return (Asked(role="policy", key="policy", ranks=place.policy.ranks),)
+        return (RoleRequest(role="policy", key="policy", ranks=place.policy.ranks),)
     if stage == "reward":
-        return (Asked(role="reward", key="reward", ranks=place.reward.ranks),)
+        return (RoleRequest(role="reward", key="reward", ranks=place.reward.ranks),)
     if stage == "generate":
         return (engines,)
-    roles = [Asked(role="policy", key="policy", ranks=place.policy.ranks)]
+    roles = [RoleRequest(role="policy", key="policy", ranks=place.policy.ranks)]
     if recipe.algorithm.has_critic:
-        roles.append(Asked(role="critic", key="critic", ranks=place.critic.ranks))
+        roles.append(RoleRequest(role="critic", key="critic", ranks=place.critic.ranks))
     if recipe.has_reference:
-        roles.append(Asked(role="reference", key="reference", ranks=place.reference.ranks))
+        roles.append(RoleRequest(role="reference", key="reference", ranks=place.reference.ranks))
     judges = [f"reward {name}" for name in recipe.reward_models]
     if recipe.early_stop is not None and recipe.early_stop.scorer.model is not None:
         judges.append(JUDGE)
-    roles += [Asked(role=name, key="reward", ranks=place.reward.ranks) for name in judges]
+    roles += [RoleRequest(role=name, key="reward", ranks=place.reward.ranks) for name in judges]
     return (*roles, engines)
 
 
@@ -145,7 +145,7 @@ def resting(recipe: Recipe, stage: Stage, wanted: Sequence[Pool]) -> dict[str, R
     return {role.role: _resting(recipe, role, role.role in shared) for role in models if stage == "ppo"}
 
 
-def _resting(recipe: Recipe, role: Asked, shared: bool) -> Resting:
+def _resting(recipe: Recipe, role: RoleRequest, shared: bool) -> Resting:
     """The judge of ``early_stop`` scores beside engines that are awake, and keeps its weights where it is."""
     chosen: Literal["auto", "none", "states", "all"] = getattr(recipe.placement, role.key).offload_between_phases
     if chosen == "auto":

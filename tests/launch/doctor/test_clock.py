@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from launch.doctor.clock import Reading, Skew, check_clock, skew
+from launch.doctor.clock import ClockReading, Skew, check_clock, skew
 
 
 def test_readings_narrow_the_bounds() -> None:
     """Read 11.5 between 10 and 12: ahead by −0.5 to 1.5. Read 20.25 between 20 and 20.5: −0.25 to 0.25."""
-    readings = [Reading(asked=10, there=11.5, heard=12), Reading(asked=20, there=20.25, heard=20.5)]
+    readings = [ClockReading(asked=10, there=11.5, heard=12), ClockReading(asked=20, there=20.25, heard=20.5)]
     assert skew(readings[:1]) == Skew(least=-0.5, most=1.5)
     assert skew(readings) == Skew(least=-0.25, most=0.25)
 
 
 def test_a_clock_that_was_set_in_between_is_told_by_the_shortest_round_trip() -> None:
-    readings = [Reading(asked=10, there=10.5, heard=11), Reading(asked=20, there=25.25, heard=20.5)]
+    readings = [ClockReading(asked=10, there=10.5, heard=11), ClockReading(asked=20, there=25.25, heard=20.5)]
     assert skew(readings) == Skew(least=4.75, most=5.25)
 
 

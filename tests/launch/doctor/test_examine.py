@@ -8,11 +8,11 @@ from pathlib import Path
 from launch.doctor.clock import Skew
 from launch.doctor.credentials import Token
 from launch.doctor.disk import Disk, Room
-from launch.doctor.examine import Asked, Bench, Counted, Joined, NodeFacts, gather, longest, node_rows
+from launch.doctor.examine import NodeRequest, Bench, NodeResources, Joined, NodeFacts, gather, longest, node_rows
 from launch.doctor.findings import GIB, Fault, Row
 from launch.doctor.gpus import GPUs
 from launch.doctor.limits import OpenFiles
-from launch.doctor.memory import Memory
+from launch.doctor.memory import NodeMemory
 from launch.doctor.nccl import NCCL
 from launch.doctor.needs import Needs
 from launch.doctor.network import Ports
@@ -25,7 +25,7 @@ GOOD = NodeFacts(
     versions=HERE,
     gpus=GPUs(),
     nccl=NCCL(),
-    memory=Memory(host=64 * GIB, available=60 * GIB, shared=32 * GIB, shared_free=32 * GIB),
+    memory=NodeMemory(host=64 * GIB, available=60 * GIB, shared=32 * GIB, shared_free=32 * GIB),
     runs=DISK,
     ray=DISK,
     files=OpenFiles(soft=65536, hard=65536),
@@ -33,7 +33,7 @@ GOOD = NodeFacts(
     ports=Ports(taken=(), problem="", first=32768, last=60999),
 )
 JOINED = Joined(
-    counted=Counted(gpus=0, memory=50 * GIB, store=16 * GIB),
+    counted=NodeResources(gpus=0, memory=50 * GIB, store=16 * GIB),
     skew=Skew(least=-0.001, most=0.001),
     unreached={},
     others=1,
@@ -103,7 +103,7 @@ def test_needs_that_could_not_be_counted_fail_the_rows_that_rest_on_them() -> No
 
 
 def test_this_machine_answers_every_question(tmp_path: Path) -> None:
-    facts = gather(Asked(packages=("pytest",), runs=tmp_path, ray=tmp_path))
+    facts = gather(NodeRequest(packages=("pytest",), runs=tmp_path, ray=tmp_path))
     faults = {name: value for name, value in vars(facts).items() if isinstance(value, Fault)}
     assert faults == {}
     assert longest() == 150

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from launch.doctor.findings import GIB
-from launch.doctor.memory import Memory, check_host, check_limit, check_shared, check_store, gather
+from launch.doctor.memory import NodeMemory, check_host, check_limit, check_shared, check_store, gather
 
-GOOD = Memory(host=128 * GIB, available=100 * GIB, shared=64 * GIB, shared_free=60 * GIB)
+GOOD = NodeMemory(host=128 * GIB, available=100 * GIB, shared=64 * GIB, shared_free=60 * GIB)
 
 
 @pytest.fixture
@@ -45,13 +45,13 @@ def test_a_limit_of_a_group_around_the_job_counts(machine: Path) -> None:
     [(100, 90, "ok"), (100, 110, "warning"), (100, 140, "failed"), (100, None, "ok"), (2, None, "warning")],
 )
 def test_host_memory_against_the_plan(available: int, need: int | None, status: str) -> None:
-    facts = Memory(host=128 * GIB, available=available * GIB)
+    facts = NodeMemory(host=128 * GIB, available=available * GIB)
     found = check_host(facts, None if need is None else need * GIB)
     assert found.status == status and bool(found.fix) == (status != "ok")
 
 
 def test_a_limit_that_ray_does_not_know_of() -> None:
-    limited = Memory(host=128 * GIB, available=20 * GIB, limit=24 * GIB)
+    limited = NodeMemory(host=128 * GIB, available=20 * GIB, limit=24 * GIB)
     assert check_limit(GOOD, 120 * GIB).status == "not applicable"
     assert check_limit(limited, None).status == check_limit(limited, 23 * GIB).status == "ok"
     found = check_limit(limited, 120 * GIB)
@@ -60,11 +60,11 @@ def test_a_limit_that_ray_does_not_know_of() -> None:
 
 def test_shared_memory_holds_object_store_and_weights() -> None:
     assert check_shared(GOOD, 30 * GIB, 2 * GIB).status == "ok"
-    docker = Memory(host=128 * GIB, available=100 * GIB, shared=64 * 2**20, shared_free=64 * 2**20)
+    docker = NodeMemory(host=128 * GIB, available=100 * GIB, shared=64 * 2**20, shared_free=64 * 2**20)
     assert "--shm-size=1g" in check_shared(docker, 0, 0).fix
     small = check_shared(GOOD, 63 * GIB, 2 * GIB)
     assert small.status == "failed" and "size=65g" in small.fix
-    full = Memory(host=128 * GIB, available=100 * GIB, shared=64 * GIB, shared_free=GIB)
+    full = NodeMemory(host=128 * GIB, available=100 * GIB, shared=64 * GIB, shared_free=GIB)
     assert check_shared(full, 30 * GIB, 2 * GIB).status == "warning"
 
 

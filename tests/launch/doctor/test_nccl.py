@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.doctor.all_reduce import Outcome, Plan, run_apart
+from launch.doctor.all_reduce import Outcome, AllReducePlan, run_apart
 from launch.doctor.findings import Fault
 from launch.doctor.nccl import NCCL, check_across, check_nccl
 from launch.doctor.network import free_port
@@ -53,14 +53,14 @@ def test_over_nodes() -> None:
 @pytest.mark.parametrize("across_hosts", [False, True])
 def test_the_program_sums_over_two_processes(across_hosts: bool, tmp_path: Path) -> None:
     meeting = f"tcp://127.0.0.1:{free_port('127.0.0.1')}" if across_hosts else f"file://{tmp_path / 'met'}"
-    outcome = run_apart(Plan(local=2, meeting=meeting, backend="gloo", size=2**16), 400)
+    outcome = run_apart(AllReducePlan(local=2, meeting=meeting, backend="gloo", size=2**16), 400)
     assert isinstance(outcome, Outcome), outcome
     assert outcome.ranks == 2 and outcome.bandwidth > 0
 
 
 def test_a_program_that_fails_says_why_and_one_that_hangs_is_ended(tmp_path: Path) -> None:
     """The second plan waits for a rank that never starts."""
-    wrong = run_apart(Plan(local=1, meeting="nowhere://", backend="gloo"), 400)
+    wrong = run_apart(AllReducePlan(local=1, meeting="nowhere://", backend="gloo"), 400)
     assert isinstance(wrong, Fault) and "nowhere" in wrong.reason
-    alone = run_apart(Plan(local=1, meeting=f"file://{tmp_path / 'met'}", world=2, backend="gloo"), 1)
+    alone = run_apart(AllReducePlan(local=1, meeting=f"file://{tmp_path / 'met'}", world=2, backend="gloo"), 1)
     assert alone == Fault(reason="no answer within 1 s")

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import ray
 
-from launch.doctor.examine import Asked, Counted, NodeFacts
+from launch.doctor.examine import NodeRequest, NodeResources, NodeFacts
 from launch.doctor.findings import Fault
-from launch.doctor.nodes import Answer, Node, cluster_nodes, collect, examine
+from launch.doctor.nodes import NodeReply, Node, cluster_nodes, collect, examine
 
 
 def fails() -> None:
@@ -37,14 +37,16 @@ def test_errors_and_silence_beside_an_answer(local_ray: None) -> None:
 
 def test_a_node_that_is_gone_is_told_beside_one_that_answers(local_ray: None, tmp_path: Path) -> None:
     [here] = cluster_nodes()
-    gone = Node(name="gone", id="ab" * 28, address="203.0.113.1", counted=Counted(gpus=0, memory=0, store=0), cpus=1)
-    asked = Asked(packages=("ray",), runs=tmp_path, ray=tmp_path)
+    gone = Node(
+        name="gone", id="ab" * 28, address="203.0.113.1", counted=NodeResources(gpus=0, memory=0, store=0), cpus=1
+    )
+    asked = NodeRequest(packages=("ray",), runs=tmp_path, ray=tmp_path)
     marker = tmp_path / "marker"
     marker.touch()
     answers = {each.node.name: each for each in examine([here, gone], asked, marker).answers}
     assert isinstance(answers["gone"].facts, Fault) and answers["gone"].joined is None
     told = answers[here.name]
-    assert isinstance(told, Answer) and isinstance(told.facts, NodeFacts) and told.joined is not None
+    assert isinstance(told, NodeReply) and isinstance(told.facts, NodeFacts) and told.joined is not None
     assert told.joined.sees_runs is True
     assert told.joined.unreached == {"gone": "no test socket there"}
     assert abs(told.joined.skew.least) < 60

@@ -15,10 +15,10 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from transformers import AutoModelForCausalLM
 
 from launch.plan import memory
-from launch.plan.members import Head, Member
+from launch.plan.members import Head, PlannedRole
 from launch.plan.memory import (
     GIB,
-    Memory,
+    GPUMemory,
     engine_memory,
     host_bytes,
     pass_memory,
@@ -44,12 +44,14 @@ DTYPES = ("bfloat16", "float32")
 SIZES = {"hidden_size": 128, "vocab_size": 512, "num_hidden_layers": 4, "intermediate_size": 256}
 
 
-def member(shape: ModelShape = TINY, head: Head = "language", trains: bool = True, **role: Any) -> Member:
+def member(shape: ModelShape = TINY, head: Head = "language", trains: bool = True, **role: Any) -> PlannedRole:
     """A role of this shape."""
     whole = shape.parameters if head == "language" else shape.classifier
     trained, frozen = (whole, 0) if trains else (0, whole)
     config = RoleConfig(**role)
-    return Member(role="policy", key="policy", config=config, shape=shape, head=head, trained=trained, frozen=frozen)
+    return PlannedRole(
+        role="policy", key="policy", config=config, shape=shape, head=head, trained=trained, frozen=frozen
+    )
 
 
 # Bytes a parameter over 4 ranks: weights, gradients, float32 copies, moments.
@@ -80,15 +82,15 @@ def test_a_frozen_role_holds_weights_alone() -> None:
             == whole
         )
     sharded = persistent_memory(member(head="scalar", trains=False, zero_stage=3, ranks=4), "bfloat16")
-    assert sharded == Memory(weights=whole // 4, process=memory.PROCESS)
+    assert sharded == GPUMemory(weights=whole // 4, process=memory.PROCESS)
 
 
 def test_offloading_moves_states_to_the_host() -> None:
     offloaded = member(zero_stage=3, ranks=4, offload=True)
-    assert persistent_memory(offloaded, "bfloat16") == Memory(process=memory.PROCESS)
+    assert persistent_memory(offloaded, "bfloat16") == GPUMemory(process=memory.PROCESS)
     assert host_bytes(offloaded, "bfloat16") == pytest.approx((2 + 16) * TINY.parameters / 4, abs=2)
     states_alone = persistent_memory(member(zero_stage=2, ranks=4, offload=True), "bfloat16")
-    assert states_alone == Memory(weights=2 * TINY.parameters, process=memory.PROCESS)
+    assert states_alone == GPUMemory(weights=2 * TINY.parameters, process=memory.PROCESS)
     assert host_bytes(member(zero_stage=2, ranks=4), "bfloat16") == 0
 
 
@@ -133,7 +135,7 @@ def test_what_rests_leaves_the_device_and_lies_on_the_host(stage: int, dtype: st
     """Count all tensors that Python knows, not only those that should be offloaded."""
     role = member(shape_of(tiny_config("llama", **SIZES).to_dict(), "tiny"), zero_stage=stage, ranks=2)
     weights = waiting_memory(role, dtype, "states").total - memory.PROCESS
-    assert waiting_memory(role, dtype, "all") == Memory(process=memory.PROCESS)
+    assert waiting_memory(role, dtype, "all") == GPUMemory(process=memory.PROCESS)
     for states_away, all_away, host in two_ranks.run(left_at_rest, stage, dtype):
         assert states_away == pytest.approx(weights, rel=0.02)
         assert all_away < 0.02 * weights

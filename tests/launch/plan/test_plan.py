@@ -9,14 +9,14 @@ import pytest
 
 from launch.plan.cluster import parse_cluster
 from launch.plan.fit import ROLES, candidates, changed
-from launch.plan.members import Member, Shapes, Slot, members, seats
+from launch.plan.members import PlannedRole, Shapes, PlannedSlot, members, seats
 from launch.plan.memory import PROCESS, persistent_memory
 from launch.plan.plan import Placed
 from launch.plan.report import Plan, as_values, make_plan
 from launch.plan.show import show
 from launch.plan.timing import (
     SHARES,
-    Machine,
+    ComputeRates,
     adding_seconds,
     exchange_seconds,
     forward_flops,
@@ -44,7 +44,7 @@ def planned(made: Recipe, cluster: str = "gpus=8,gpu=h100-80", command: str = "p
 
 def placed(made: Recipe, cluster: str) -> dict[str, list[tuple[int, tuple[int, ...]]]]:
     """Role → node and GPUs of each rank."""
-    found: tuple[Slot, ...] = seats(made, "ppo", parse_cluster(cluster))
+    found: tuple[PlannedSlot, ...] = seats(made, "ppo", parse_cluster(cluster))
     roles = dict.fromkeys(seat.role for seat in found)
     return {role: [(seat.node, seat.gpus) for seat in found if seat.role == role] for role in roles}
 
@@ -77,7 +77,7 @@ def test_colocated_ranks_share_the_gpu_of_their_number() -> None:
     assert found["critic"] == [(0, (0,))]
 
 
-def roles_of(made: Recipe) -> tuple[Member, ...]:
+def roles_of(made: Recipe) -> tuple[PlannedRole, ...]:
     return members(made, "ppo", Shapes(made, find))
 
 
@@ -110,9 +110,9 @@ def test_a_batch_by_hand() -> None:
     assert batch.score_passes == {"policy": 4, "critic": 8, "reference": 8, "reward model": 8}
 
 
-def machine(made: Recipe, cluster: str = "nodes=2,gpus=8,gpu=h100-80,network=25") -> Machine:
+def machine(made: Recipe, cluster: str = "nodes=2,gpus=8,gpu=h100-80,network=25") -> ComputeRates:
     parsed = parse_cluster(cluster)
-    return Machine(cluster=parsed, seats=seats(made, "ppo", parsed), dtype=made.model.dtype)
+    return ComputeRates(cluster=parsed, seats=seats(made, "ppo", parsed), dtype=made.model.dtype)
 
 
 def test_flops_by_hand() -> None:

@@ -15,7 +15,7 @@ from launch.watch.lines import Lines
 from launch.watch.said import told
 from launch.watch.screen import picture
 from launch.watch.spark import sparkline
-from launch.watch.standing import Member, Standing
+from launch.watch.standing import ActorRow, Standing
 from rlhf.tracking.console import one_line
 from tests.launch.watch.pretend import HOSTILE, Pretend
 
@@ -76,7 +76,7 @@ def test_a_model_cannot_move_the_cursor(standing: Standing) -> None:
 
 
 def test_many_members_are_told_by_role_those_in_trouble_first(standing: Standing) -> None:
-    members = [Member(name=f"policy rank {i}", state="serving", node=f"10.0.0.{i // 8}") for i in range(64)]
+    members = [ActorRow(name=f"policy rank {i}", state="serving", node=f"10.0.0.{i // 8}") for i in range(64)]
     members[17] = replace(members[17], state="stalled")
     text = "\n".join(drawn(replace(standing, members=tuple(members)), 100, 30))
     assert text.index("policy rank 17") < text.index("policy ×63")

@@ -2,14 +2,14 @@ from __future__ import annotations
 
 from rlhf.data.hh import looks_like_hh, messages, rows_from_transcripts
 from rlhf.data.read import RawRow
-from rlhf.records import BadRow, Source
+from rlhf.records import BadRow, RowLocation
 
 CHOSEN = "\n\nHuman: Hi\n\nAssistant: Hello!\n\nHuman: Who are you?\n\nAssistant: A model.\n\nStill me."
 REJECTED = "\n\nHuman: Hi\n\nAssistant: Hello!\n\nHuman: Who are you?\n\nAssistant:"
 
 
 def raw(line: int, chosen: object, rejected: object) -> RawRow:
-    return RawRow(Source("hh.jsonl", line), {"chosen": chosen, "rejected": rejected})
+    return RawRow(RowLocation("hh.jsonl", line), {"chosen": chosen, "rejected": rejected})
 
 
 def test_turns_become_messages() -> None:
@@ -36,7 +36,7 @@ def test_transcripts_are_recognised() -> None:
 
 
 def test_rows_that_are_no_transcripts_and_repeated_rows_are_bad() -> None:
-    already_bad = BadRow(Source("hh.jsonl", 4), "not JSON")
+    already_bad = BadRow(RowLocation("hh.jsonl", 4), "not JSON")
     rows = [
         raw(1, CHOSEN, REJECTED),
         raw(2, CHOSEN, None),

@@ -13,7 +13,7 @@ from rlhf.config.schema import DataConfig
 from rlhf.data.formats import load_demonstrations
 from rlhf.data.read import RawRow, read_rows
 from rlhf.errors import UserError
-from rlhf.records import BadRow, DataFile, Source
+from rlhf.records import BadRow, DataFile, RowLocation
 
 ROWS = [{"prompt": "a", "completion": "b"}, {"prompt": "ä\u2028c", "completion": "d"}]
 JSONL = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS).encode()
@@ -141,8 +141,8 @@ def test_a_broken_line_is_a_bad_row_and_the_rest_is_read(
     file = tmp_path / "rows.jsonl"
     file.write_bytes(b'{"a": 1}\n' + line + b'\n{"a": 3}\n')
     first, bad, last = read_rows(str(file))
-    assert (first.columns, last.columns, last.source) == ({"a": 1}, {"a": 3}, Source(str(file), 3))
-    assert isinstance(bad, BadRow) and bad.source == Source(str(file), 2)
+    assert (first.columns, last.columns, last.source) == ({"a": 1}, {"a": 3}, RowLocation(str(file), 3))
+    assert isinstance(bad, BadRow) and bad.source == RowLocation(str(file), 2)
     assert bad.category == category and detail in bad.reason
 
 

@@ -5,15 +5,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from rlhf.data.report import describe, write_bad_rows
-from rlhf.records import BadRow, Loaded, PromptRow, Source
+from rlhf.records import BadRow, Loaded, PromptRow, RowLocation
 
 
 def bad(line: int, reason: str) -> BadRow:
-    return BadRow(Source("folder/f.jsonl", line), reason)
+    return BadRow(RowLocation("folder/f.jsonl", line), reason)
 
 
 def test_bad_rows_are_counted_by_reason_with_the_first_places() -> None:
-    good = tuple(PromptRow("a", Source("f", i)) for i in range(1500))
+    good = tuple(PromptRow("a", RowLocation("f", i)) for i in range(1500))
     rows = (bad(3, "empty prompt"), *(bad(i, f"not text: prompt is {i}") for i in (5, 6, 7, 8)))
     assert describe(Loaded(good, rows), "prompts").split("\n") == [
         "prompts: 1,500 rows, 5 bad rows quarantined",

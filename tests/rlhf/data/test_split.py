@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from rlhf.data.hh import messages
 from rlhf.data.split import canonical_prompt, split_by_prompt, split_key
-from rlhf.records import Demonstration, Message, Messages, PromptRow, Source
+from rlhf.records import Demonstration, Message, Messages, PromptRow, RowLocation
 
 prompts = st.lists(st.text(max_size=3), max_size=40)
 fractions = st.floats(0, 0.99)
@@ -121,7 +121,7 @@ def test_transcripts_and_their_messages_are_one_prompt() -> None:
 @pytest.mark.parametrize("seed", range(31))
 def test_texts_without_a_prompt_are_split_like_prompts(seed: int) -> None:
     """1,000 texts and 100 prompts: a tenth of each is held out for every seed (standard deviations 9.5 and 3)."""
-    source = Source("f", 1)
+    source = RowLocation("f", 1)
     texts = [split_key(Demonstration("", f"text {i}", source)) for i in range(1000)]
     prompts = [split_key(PromptRow(f"prompt {i}", source)) for i in range(100)]
     held_out = split_by_prompt([*texts, *prompts], 0.1, seed)[1]

@@ -15,7 +15,7 @@ from rlhf.data import tokenise
 from rlhf.data.chat import ChatFormat
 from rlhf.data.tokenise import Tokenised, describe_tokenised
 from rlhf.errors import UserError
-from rlhf.records import Demonstration, Message, Preference, PromptRow, Source
+from rlhf.records import Demonstration, Message, Preference, PromptRow, RowLocation
 from rlhf.types import Example, ModelFacts, Pair, Prompt
 
 END, BEGIN = 0, 2
@@ -46,16 +46,17 @@ def config(**options: Any) -> DataConfig:
 
 def shown(*pairs: tuple[object, str]) -> list[Demonstration]:
     return [
-        Demonstration(prompt, reply, Source("f.jsonl", line)) for line, (prompt, reply) in enumerate(pairs, start=1)
+        Demonstration(prompt, reply, RowLocation("f.jsonl", line))
+        for line, (prompt, reply) in enumerate(pairs, start=1)
     ]
 
 
 def judged(*rows: tuple[str, str, str], margin: float = 0.0) -> list[Preference]:
-    return [Preference(*row, margin, Source("f.jsonl", line)) for line, row in enumerate(rows, start=1)]
+    return [Preference(*row, margin, RowLocation("f.jsonl", line)) for line, row in enumerate(rows, start=1)]
 
 
 def asked(*prompts: object) -> list[PromptRow]:
-    return [PromptRow(prompt, Source("f.jsonl", line)) for line, prompt in enumerate(prompts, start=1)]
+    return [PromptRow(prompt, RowLocation("f.jsonl", line)) for line, prompt in enumerate(prompts, start=1)]
 
 
 def test_a_demonstration_is_prompt_and_response_with_one_end(tokenizer) -> None:
@@ -237,7 +238,7 @@ def test_every_row_is_an_item_or_counted_and_every_item_fits(
 
 def test_a_prompt_keeps_its_text_turns_and_row(tokenizer) -> None:
     turns = (Message("user", "a"),)
-    rows = [PromptRow("abcdef", Source("f", 1), {"answer": 3}), PromptRow(turns, Source("f", 2))]
+    rows = [PromptRow("abcdef", RowLocation("f", 1), {"answer": 3}), PromptRow(turns, RowLocation("f", 2))]
     tokenizer.chat_template = "{% for m in messages %}<{{ m.content }}>{% endfor %}"
     plain, chat = tokenise_prompts(
         rows, tokenizer, config(max_prompt_length=4, long_prompts="truncate_left"), LONG, 1

@@ -20,7 +20,7 @@ from rlhf.config.schema import (
     RoleConfig,
     RolloutConfig,
 )
-from rlhf.placement.pools import ENGINES, Asked, NodeGPUs, Pool, check_sharing, pack, pools, resting, turns
+from rlhf.placement.pools import ENGINES, RoleRequest, NodeGPUs, Pool, check_sharing, pack, pools, resting, turns
 
 
 def recipe(algorithm: str = "ppo", **placement: Any) -> Recipe:
@@ -34,7 +34,7 @@ def recipe(algorithm: str = "ppo", **placement: Any) -> Recipe:
 
 
 def pool(role: str, ranks: int, width: int = 1, gpu_type: str | None = None) -> Pool:
-    return Pool(members=(Asked(role=role, key=role, ranks=ranks, width=width),), gpu_type=gpu_type)
+    return Pool(members=(RoleRequest(role=role, key=role, ranks=ranks, width=width),), gpu_type=gpu_type)
 
 
 def nodes(*gpus: int, types: str = "") -> list[NodeGPUs]:
