@@ -1,4 +1,4 @@
-"""What nodes do not say: errors, silence, and a node that is gone, each as a fault with its reason."""
+"""Nodes that fail, hang or are gone: each is a fault with its reason."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 
 import ray
 
-from launch.doctor.examine import NodeFacts, NodeRequest, NodeResources
+from launch.doctor.examine import NodeRequest, NodeResources, NodeFacts
 from launch.doctor.findings import Fault
-from launch.doctor.nodes import Node, NodeReply, cluster_nodes, collect, examine
+from launch.doctor.nodes import NodeReply, Node, cluster_nodes, collect, examine
 
 
 def fails() -> None:
