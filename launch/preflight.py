@@ -38,8 +38,6 @@ def prepare(recipe_path: str, overrides: Sequence[str], command: Stage) -> tuple
         UserError: the recipe cannot work on this machine or cluster, or anywhere.
     """
     recipe = _with_whole_paths(load_recipe(recipe_path, overrides))
-    if recipe.placement.ray_address:  # check these before joining a cluster, which takes long
-        raise_all(list(out_of_limits(recipe)), f"the recipe {recipe.name!r} cannot run `{command}`")
     machine = _cluster(recipe.placement.ray_address) if recipe.placement.ray_address else _this_machine()
     try:
         context = None if command == "generate" else _context_length(recipe)

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 from launch.options import add_recipe, add_stage
 
 if TYPE_CHECKING:
-    from launch.doctor.examine import NodeRequest, Bench
+    from launch.doctor.examine import Bench, NodeRequest
     from launch.doctor.findings import Fault, Row
     from launch.doctor.needs import Hardware
-    from launch.doctor.nodes import NodeReply, Examined
+    from launch.doctor.nodes import Examined, NodeReply
     from rlhf.config.schema import Recipe
 
 PURPOSE = "check versions, GPUs, memory, disk, ports, clocks and credentials, here or on every node of a cluster"

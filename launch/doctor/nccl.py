@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 
 from launch.doctor import gpus
-from launch.doctor.all_reduce import Outcome, AllReducePlan, run_apart
+from launch.doctor.all_reduce import AllReducePlan, Outcome, run_apart
 from launch.doctor.findings import Fault, Finding, failed, not_applicable, ok, warning
 
 PACKAGES = ("nvidia-nccl-cu13", "nvidia-nccl-cu12")

@@ -13,7 +13,7 @@ from launch.doctor.findings import GIB, Finding, failed, ok, warning
 from launch.doctor.gpus import GPU
 from launch.plan import memory as bytes_of
 from launch.plan.cluster import Cluster
-from launch.plan.members import ENGINE, PlannedRole, Shapes, PlannedSlot, members, seats
+from launch.plan.members import ENGINE, PlannedRole, PlannedSlot, Shapes, members, seats
 from launch.plan.memory import PROCESS, size_of
 from launch.plan.plan import place, planned_stages
 from launch.plan.work import row_tokens

@@ -17,10 +17,10 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.cluster import nodes, worker_environment
-from launch.doctor.all_reduce import Outcome, AllReducePlan, run_apart
+from launch.doctor.all_reduce import AllReducePlan, Outcome, run_apart
 from launch.doctor.asking import answer
 from launch.doctor.clock import ClockReading, Skew, skew
-from launch.doctor.examine import NodeRequest, NodeResources, Joined, NodeFacts, gather, longest
+from launch.doctor.examine import Joined, NodeFacts, NodeRequest, NodeResources, gather, longest
 from launch.doctor.findings import Fault, described, shortened
 from launch.doctor.nccl import NCCL
 from launch.doctor.nccl import SECONDS as ALL_REDUCE_SECONDS

@@ -9,7 +9,7 @@ from typing import Any
 from launch.plan import memory as bytes_of
 from launch.plan import timing
 from launch.plan.cluster import Cluster
-from launch.plan.members import ENGINE, PlannedRole, Shapes, PlannedSlot, indivisible_heads, members, seats
+from launch.plan.members import ENGINE, PlannedRole, PlannedSlot, Shapes, indivisible_heads, members, seats
 from launch.plan.memory import ASLEEP, GIB, NOTHING, EngineMemory, GPUMemory
 from launch.plan.work import StepWork, batch_of, longest, row_tokens
 from rlhf.config.named_files import STAGE_DATA

@@ -8,7 +8,7 @@ from typing import Any
 
 from launch.plan.cluster import Cluster
 from launch.plan.fit import Changes, smallest_change, smallest_cluster
-from launch.plan.members import PlannedRole, Shapes, PlannedSlot
+from launch.plan.members import PlannedRole, PlannedSlot, Shapes
 from launch.plan.memory import ASLEEP, GRAPHS, PARTS, PROCESS, GPUMemory
 from launch.plan.plan import StagePlan, Use, check, plan_stage, planned_stages
 from launch.plan.public import find_shape

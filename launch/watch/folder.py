@@ -17,7 +17,7 @@ import yaml
 from launch.report.read import STAGES, number
 from launch.watch.follow import Recent, Row, Rows, read_object
 from launch.watch.holder import Holder, holder_of
-from launch.watch.standing import Ending, ActorRow, Standing, seconds_left
+from launch.watch.standing import ActorRow, Ending, Standing, seconds_left
 from rlhf.tracking.console import format_seconds, one_line
 
 KEPT_STEPS, KEPT_EVENTS, KEPT_SAMPLES = 512, 200, 64

@@ -8,7 +8,7 @@ from pathlib import Path
 from launch.doctor.clock import Skew
 from launch.doctor.credentials import Token
 from launch.doctor.disk import Disk, Room
-from launch.doctor.examine import NodeRequest, Bench, NodeResources, Joined, NodeFacts, gather, longest, node_rows
+from launch.doctor.examine import Bench, Joined, NodeFacts, NodeRequest, NodeResources, gather, longest, node_rows
 from launch.doctor.findings import GIB, Fault, Row
 from launch.doctor.gpus import GPUs
 from launch.doctor.limits import OpenFiles

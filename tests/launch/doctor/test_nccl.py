@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.doctor.all_reduce import Outcome, AllReducePlan, run_apart
+from launch.doctor.all_reduce import AllReducePlan, Outcome, run_apart
 from launch.doctor.findings import Fault
 from launch.doctor.nccl import NCCL, check_across, check_nccl
 from launch.doctor.network import free_port

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import ray
 
-from launch.doctor.examine import NodeRequest, NodeResources, NodeFacts
+from launch.doctor.examine import NodeFacts, NodeRequest, NodeResources
 from launch.doctor.findings import Fault
-from launch.doctor.nodes import NodeReply, Node, cluster_nodes, collect, examine
+from launch.doctor.nodes import Node, NodeReply, cluster_nodes, collect, examine
 
 
 def fails() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from launch.plan.cluster import parse_cluster
 from launch.plan.fit import ROLES, candidates, changed
-from launch.plan.members import PlannedRole, Shapes, PlannedSlot, members, seats
+from launch.plan.members import PlannedRole, PlannedSlot, Shapes, members, seats
 from launch.plan.memory import PROCESS, persistent_memory
 from launch.plan.plan import Placed
 from launch.plan.report import Plan, as_values, make_plan

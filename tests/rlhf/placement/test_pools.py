@@ -20,7 +20,7 @@ from rlhf.config.schema import (
     RoleConfig,
     RolloutConfig,
 )
-from rlhf.placement.pools import ENGINES, RoleRequest, NodeGPUs, Pool, check_sharing, pack, pools, resting, turns
+from rlhf.placement.pools import ENGINES, NodeGPUs, Pool, RoleRequest, check_sharing, pack, pools, resting, turns
 
 
 def recipe(algorithm: str = "ppo", **placement: Any) -> Recipe:
