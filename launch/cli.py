@@ -40,7 +40,7 @@ COMMANDS = {
         "rlhf generate recipes/quickstart.yaml --model runs/quickstart/ppo/model --prompts p.jsonl",
     ),
 }
-"""Commands that run a recipe's stages here."""
+"""Commands that run a recipe's stages in this process."""
 
 TOOLS: dict[str, ModuleType] = {
     "data": launch.data,
@@ -50,11 +50,11 @@ TOOLS: dict[str, ModuleType] = {
     "watch": launch.watch.command,
     "report": launch.report.command,
 }
-"""Commands around a run. Each is a module with ``PURPOSE``, ``EXAMPLE``, ``add_options`` and ``run``, whose answer is
-the exit code where it has one."""
+"""Commands around a run: modules with ``PURPOSE``, ``EXAMPLE``, ``add_options`` and ``run``, which returns the exit
+code or None."""
 
 SCREEN_LINES, SCREEN_WIDTH = 38, 500
-"""Longest message: lines, and characters of each."""
+"""Longest message, in lines, and longest line, in characters."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -74,32 +74,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except Exception:
         traceback.print_exc()
-        print(f"rlhf {options.command}: an error that should not happen; the traceback is above", file=sys.stderr)
+        print(f"rlhf {options.command}: unexpected error; the traceback is above", file=sys.stderr)
         return 3
     return 0
 
 
 def on_one_screen(message: str) -> str:
-    """A message without control characters, at most ``SCREEN_LINES`` lines of ``SCREEN_WIDTH``, cut in the middle: the
-    way out stands at the end."""
+    """A message without control characters, cut in the middle to ``SCREEN_LINES`` lines of ``SCREEN_WIDTH``: its end
+    holds the fix."""
     from rlhf.tracking.console import plain_text
 
     lines = plain_text(message.encode("utf-8", "backslashreplace").decode()).splitlines()
     if len(lines) > SCREEN_LINES:
         lines = [*lines[: SCREEN_LINES - 6], f"  ... {len(lines) - SCREEN_LINES + 1} lines more", *lines[-5:]]
-    return "\n".join(map(_shortened, lines))
+    return "\n".join(map(_shorten, lines))
 
 
-def _shortened(line: str) -> str:
+def _shorten(line: str) -> str:
     return line if len(line) <= SCREEN_WIDTH else f"{line[: SCREEN_WIDTH - 103]}...{line[-100:]}"
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Options of a command line; ``key.path=value`` settings may stand anywhere after the recipe."""
+    """Parse a command line; ``key.path=value`` settings may stand anywhere after the recipe."""
     options, rest = parser().parse_known_args(arguments)
     takes_settings = "overrides" in options
     if takes_settings and options.recipe is None and rest and "=" not in rest[0] and not rest[0].startswith("-"):
-        options.recipe = rest.pop(0)  # argparse finds one that may be left out only before the options
+        options.recipe = rest.pop(0)  # argparse finds an optional positional only before the options
     unknown = [word for word in rest if word.startswith("-") or "=" not in word or not takes_settings]
     if unknown:
         parser().error(f"unrecognized arguments: {' '.join(unknown)}")
@@ -109,7 +109,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """The parser of the command line."""
     top = argparse.ArgumentParser(prog="rlhf", description="From human feedback to a better policy.")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -149,27 +149,27 @@ def _run(options: argparse.Namespace) -> None:
         session.stop = StopRequest(recipe.checkpoint, started, time.time, os.environ)
         go = _read_data(options, session, new)
         with ExitStack() as signals, cluster(recipe.placement.ray_address, device == "cuda"):
-            signals.enter_context(session.stop.install())  # after Ray, which takes SIGTERM too, and until Ray has ended
+            signals.enter_context(session.stop.install())  # after Ray, which handles SIGTERM too, until Ray has ended
             go()
 
 
 def _read_data(options: argparse.Namespace, session: Session, new: Sequence[Path]) -> Callable[[], object]:
-    """Refuse bad data before anything is started; returns what is left to do.
+    """Check the data before anything is started; returns the function that runs the command.
 
-    A run that never began leaves nothing of the folders that are ``new``.
+    If the data is bad, the folders in ``new`` are removed again.
     """
     try:
-        return _ready(options, session)
+        return _load_command(options, session)
     except BaseException:
         if session.root in new:
             shutil.rmtree(session.root)
         if session.root.parent in new:
-            with suppress(OSError):  # by now another run may be in it
+            with suppress(OSError):  # another run may use it by now
                 session.root.parent.rmdir()
         raise
 
 
-def _ready(options: argparse.Namespace, session: Session) -> Callable[[], object]:
+def _load_command(options: argparse.Namespace, session: Session) -> Callable[[], object]:
     from actors.pipeline import run_pipeline, run_stage
     from launch.preflight import check_classifiers, check_models_of_ppo, check_updates
 

@@ -1,6 +1,6 @@
-"""``rlhf data``: what the models will see of a recipe's data, before anything is trained. It writes nothing.
+"""``rlhf data``: shows the models' view of a recipe's data before training. It writes nothing.
 
-The page to look at before paying for GPUs: it needs the data, a tokenizer and a model's settings, and no weights.
+It needs the data, a tokenizer and a model's settings, and no weights, so it runs before GPUs are paid for.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from rlhf.config.schema import Recipe
     from rlhf.data.show import Shown
 
-PURPOSE = "show what the models will see of a recipe's data, token by token, and what is set aside"
+PURPOSE = "show what the models will see of a recipe's data, token by token, and the rows that are not used"
 EXAMPLE = "rlhf data recipes/quickstart.yaml --rows 3"
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
-    """A recipe, which stages, and how many rows of each."""
+    """Add the recipe, the stages, and the number of rows to show."""
     add_recipe(command)
     command.add_argument("--rows", type=int, default=2, help="rows of each stage shown token by token (default 2)")
     add_stage(command, "the command whose data is shown")
@@ -57,7 +57,7 @@ def _has_data(recipe: Recipe, stage: str) -> bool:
 
 
 def _show(recipe: Recipe, stages: list[str], rows: int, folder: Path) -> None:
-    """Print each stage's data as its session reads it; a tokenizer that is yet to be made is made in ``folder``."""
+    """Print each stage's data as its session reads it; a tokenizer that has to be trained is written to ``folder``."""
     from actors.session import Session
     from rlhf.data.show import show_stage
     from rlhf.tracking.console import Console

@@ -1,7 +1,7 @@
-"""Renders the files that start a cluster: one place for what they have in common.
+"""Renders the files that start a cluster from templates with shared values.
 
-``python -m launch.files`` writes them all where they are kept. ``python -m launch.files FILE name=value ...`` prints
-one of them with other sizes: ``python -m launch.files launch/kubernetes/rayjob.yaml queue=team-a max_workers=2``.
+``python -m launch.files`` writes all files into the project. ``python -m launch.files FILE name=value ...`` prints one
+file with other sizes: ``python -m launch.files launch/kubernetes/rayjob.yaml queue=team-a max_workers=2``.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FILES = (
     "launch/wheelhouse.sh",
     "launch/worker.sh",
 )
-"""What is rendered, from the template of the same name in ``launch/templates``."""
+"""Rendered files, each from the template of the same name in ``launch/templates``."""
 
 ENVIRONMENT = {
     "RAY_AUTH_MODE": "token",
@@ -40,14 +40,14 @@ ENVIRONMENT = {
     "DASHBOARD_METRIC_PORT": "65536",
     "AUTOSCALER_METRIC_PORT": "65536",
 }
-"""On every node and for every client: nobody without the token, and nothing is reported to Ray's makers.
+"""Variables of every node and client: they require Ray's token and switch its usage reports off.
 
-Ray's Prometheus servers listen on every interface and know no token. The nodes' own has a switch; those of the
-dashboard and the autoscaler have none, but Ray goes on without them where their port cannot be.
+Ray's Prometheus servers listen on every interface without a token. The nodes' server has a switch; those of the
+dashboard and the autoscaler have none, but Ray continues without them if their port is invalid.
 """
 
 PORTS = {"head": 6379, "dashboard": 8265, "client": 6385}
-"""Where a head listens, besides ``NODE_PORTS``."""
+"""Ports on which a head listens, besides ``NODE_PORTS``."""
 
 NODE_PORTS = {
     "node-manager-port": 6380,
@@ -58,47 +58,47 @@ NODE_PORTS = {
     "min-worker-port": 10002,
     "max-worker-port": 19999,
 }
-"""Where every node listens, as options of `ray start`; docs/security.md says for whom. Actors choose further ports."""
+"""Ports on which every node listens, as options of `ray start` (docs/security.md). Actors choose further ports."""
 
 PACKAGES = ("build-essential", "make", "python3-dev", "python3-venv")
-"""Debian's and Ubuntu's packages that ``launch/setup_env.sh`` needs, and that compile kernels on first use."""
+"""Debian and Ubuntu packages for ``launch/setup_env.sh`` and for compiling kernels on first use."""
 
 STAYS_HERE = (".git", ".venv", ".slurm", "runs", "data", "wandb", "wheelhouse")
 """Folders of the project that are never copied to a node, into an image, or into a wheelhouse."""
 
 NOT_COPIED = ("__pycache__", ".*_cache", "*.egg-info")
-"""Nor these, wherever they are."""
+"""Patterns that are not copied either, in any folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What differs from cluster to cluster."""
+    """Settings that differ between clusters."""
 
     name: str = "rlhf"
     provider: str = "aws"
-    """Of ``cluster.yaml``. ``fake_multinode`` is Ray's own for tests: every node is a process of this machine."""
+    """Provider in ``cluster.yaml``. Ray's ``fake_multinode`` is for tests: every node is a local process."""
     kind: str = "gpu"
-    """The environment on the nodes: ``cpu`` or ``gpu``, as for ``make env ENV=``."""
+    """Environment on the nodes: ``cpu`` or ``gpu``, as for ``make env ENV=``."""
     min_workers: int = 1
     max_workers: int = 4
     cpus: int = 192
-    """Of a worker."""
+    """CPUs of a worker."""
     gpus: int = 8
-    """Of a worker."""
+    """GPUs of a worker."""
     memory_gib: int = 1800
-    """Of a worker, on Kubernetes."""
+    """Memory of a worker, on Kubernetes."""
     image: str = "rlhf:gpu"
-    """What ``launch/Containerfile`` was built as, where the nodes of a Kubernetes cluster find it."""
+    """Image built from ``launch/Containerfile``, as the nodes of a Kubernetes cluster find it."""
     queue: str = ""
     """Kueue's local queue; empty: none."""
     recipe: str = "recipes/llama_8b_8gpu.yaml"
-    """What a RayJob runs."""
+    """Recipe that a RayJob runs."""
 
 
 def render(file: str, settings: Settings | None = None) -> str:
-    """The text of one of ``FILES``."""
+    """Render one of ``FILES``."""
     loader = jinja2.FileSystemLoader(TEMPLATES)
-    # In a shell script `{#` is the length of a variable, not a comment.
+    # In a shell script `{#` begins the length of a variable, not a comment.
     environment = jinja2.Environment(
         loader=loader,
         undefined=jinja2.StrictUndefined,
@@ -112,7 +112,7 @@ def render(file: str, settings: Settings | None = None) -> str:
 
 
 def _values(file: str, settings: Settings) -> dict[str, Any]:
-    """What the templates may say."""
+    """Variables of the templates."""
     template = f"launch/templates/{file.removeprefix('launch/')}"
     return {
         **asdict(settings),
@@ -129,16 +129,16 @@ def _values(file: str, settings: Settings) -> dict[str, Any]:
 
 
 def ray_version() -> str:
-    """The version of Ray that is pinned."""
+    """The pinned version of Ray."""
     lines = (ROOT / "requirements" / "gpu.txt").read_text(encoding="utf-8").splitlines()
     return next(line.partition("==")[2] for line in lines if line.startswith("ray=="))
 
 
 def parse(words: Sequence[str]) -> Settings:
-    """Settings from ``name=value`` words.
+    """Parse settings from ``name=value`` words.
 
     Raises:
-        UserError: there is no such setting, or its value is no number where it must be one.
+        UserError: a setting is unknown, or its value is not a number although it must be one.
     """
     kinds: dict[str, type] = {name: type(value) for name, value in asdict(Settings()).items()}
     given: dict[str, Any] = {}
@@ -148,7 +148,7 @@ def parse(words: Sequence[str]) -> Settings:
             given[name] = kinds[name](value)
         except (KeyError, ValueError):
             raise UserError(
-                f"{word!r} is no setting of a cluster", f"there are {', '.join(kinds)}", "name=value"
+                f"{word!r} is no setting of a cluster", f"the settings are {', '.join(kinds)}", "name=value"
             ) from None
     return replace(Settings(), **given)
 
@@ -169,7 +169,7 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     try:
         if arguments[0] not in FILES:
-            raise UserError(f"{arguments[0]} is not made here", f"there are {', '.join(FILES)}", "name one of them")
+            raise UserError(f"{arguments[0]} is no rendered file", f"these are {', '.join(FILES)}", "name one of them")
         print(render(arguments[0], parse(arguments[1:])), end="")
     except UserError as error:
         print(f"launch.files: {error}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""``rlhf generate``: a model's answers to a file of prompts."""
+"""``rlhf generate``: generates a model's answers to a file of prompts."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from rlhf.types import Prompt
 
 @dataclass(frozen=True, kw_only=True)
 class Questions:
-    """What is to be answered, by whom, and where the answers go."""
+    """The prompts to answer, the model, and the output file."""
 
     session: Session
     model: Path
     rows: tuple[PromptRow, ...]
     prompts: tuple[Prompt, ...]
-    """Those of the rows that can be asked; a prompt's ``id`` is the place of its row."""
+    """Usable prompts; a prompt's ``id`` is the index of its row."""
     out: Path | None
-    """File to write; without it answers go to standard output."""
+    """Output file; without it, answers go to standard output."""
 
 
 def read_questions(session: Session, model: str, prompts: str, out: str | None) -> Questions:
-    """Everything that can be refused before an engine is started.
+    """Read and check everything before an engine is started.
 
     Raises:
-        UserError: the model or the prompts cannot be used, or the answers could not be written.
+        UserError: the model or the prompts cannot be used, or the output file cannot be written.
     """
     place = None if out is None else _writable(out)
     data = replace(session.recipe.data, prompts=prompts)
@@ -45,14 +45,14 @@ def read_questions(session: Session, model: str, prompts: str, out: str | None) 
     loaded = load_prompts(recipe.data)
     longest = recipe.rollout.max_response_length
     tokenised = tokenise_prompts(loaded.rows, chat, recipe.data, facts, longest)
-    if place is not None:  # otherwise standard output is for the answers alone
+    if place is not None:  # otherwise standard output is only for answers
         session.console.print(describe(loaded, "prompts"))
         session.console.print(describe_tokenised(tokenised, "prompts"))
     return Questions(session=session, model=Path(model), rows=loaded.rows, prompts=tokenised.items, out=place)
 
 
 def generate(questions: Questions) -> None:
-    """Write one line a prompt: the prompt as it was given, and the sampled response."""
+    """Write one line per prompt: the given prompt, and the sampled response."""
     session, out = questions.session, questions.out
     answers = answer(session, questions.model, questions.prompts, session.root / "logs", shown=out is not None)
     rows = [
@@ -65,16 +65,16 @@ def generate(questions: Questions) -> None:
     else:
         partial = out.with_name(out.name + ".partial")
         partial.write_text("\n".join(rows) + "\n", encoding="utf-8")
-        partial.replace(out)  # never half a file
+        partial.replace(out)  # so that a file is never incomplete
         session.console.print(f"{len(rows)} answers → {out}")
 
 
 def _writable(out: str) -> Path:
-    """The file for the answers, which are not made in vain."""
+    """The output file, checked to be writable before anything is generated."""
     place = Path(out).expanduser()
     other = place.exists() and not place.is_file()
     if other or not place.parent.is_dir() or not os.access(place.parent, os.W_OK):
-        raise UserError(f"--out {out}: no file can be written there", fix="name a file in a folder that is there")
+        raise UserError(f"--out {out}: no file can be written there", fix="name a file in an existing folder")
     return place
 
 

@@ -1,7 +1,7 @@
-"""``make gpu-check``: PPO on one GPU with every role on it. Prints the canaries, throughput and memory.
+"""``make gpu-check``: runs PPO with all roles on one GPU; prints the canaries, throughput and memory.
 
-It makes its own small model and data, so that it needs no download: what it shows is that the path works (CUDA IPC,
-sleep mode, bfloat16) and what it costs, not that a model learned anything.
+It makes its own small model and data, so it needs no download. It tests the GPU path (CUDA IPC, sleep mode, bfloat16)
+and its cost, not that a model learns.
 """
 
 from __future__ import annotations
@@ -98,13 +98,13 @@ def count_words(prompts: list[str], responses: list[str]) -> list[float]:
 
 
 def main() -> int:
-    """Run the check; exit code 0 when every canary held, 3 when one did not or something failed, 2 without a GPU."""
+    """Run the check; exit code 0 if every canary held, 3 if one did not or something failed, 2 without a GPU."""
     if not torch.cuda.is_available():
         print(
             "gpu-check: no CUDA device is visible here; on CPUs `make quickstart` runs the same code", file=sys.stderr
         )
         return 2
-    shutil.rmtree(FOLDER, ignore_errors=True)  # finished stages would be skipped, and their old numbers shown
+    shutil.rmtree(FOLDER, ignore_errors=True)  # finished stages would be skipped and old numbers shown
     _write_data(FOLDER / "data.jsonl")
     try:
         with quiet_framework_logs(FOLDER / "logs" / "driver.log") as stdout, cluster(None, has_gpus=True):

@@ -10,7 +10,7 @@ from launch.jobs import ENDED
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run the command, and say last how it ended."""
+    """Run the command, and print its exit code last."""
     code = main(arguments)
     print(f"{ENDED}{code}", flush=True)
     return code

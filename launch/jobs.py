@@ -20,22 +20,23 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from rlhf.errors import MachineryError, Stopped, UserError
 
 ENDED = "the command ended with exit code "
-"""Begins a job's last line. Of a job that was stopped Ray keeps no exit code."""
+"""Beginning of a job's last line, because Ray keeps no exit code of a stopped job."""
 STOPPED = str(Stopped("")).partition(" (")[0]
-"""Is in the line in which a command says that it stopped. Libraries may write more after it: Ray's signal reaches the
-processes that they started too."""
+"""Part of the line in which a command reports that it stopped. It need not be the last line: Ray signals the processes
+started by libraries too."""
 AWAY_SECONDS = 60.0
-"""How long the cluster may not answer before a job is followed no further."""
+"""Time without an answer of the cluster after which a job is no longer followed."""
 REQUEST_SECONDS = 30.0
-"""How long the cluster may say nothing after a request."""
+"""Timeout of the cluster's reply to a request."""
 UPLOAD_SECONDS = 600.0
-"""How long files may be on their way to the cluster."""
+"""Timeout of an upload."""
 QUIET_SECONDS = 30.0
-"""How long a job's log may say nothing before it is asked whether the job still runs."""
+"""Time without log output after which the job's status is queried."""
 POLL_SECONDS = 0.2
 STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"
-"""Ray's name for the seconds between SIGTERM and SIGKILL, read where the job runs; 3 without it."""
+"""Ray's variable for the seconds between SIGTERM and SIGKILL, read where the job runs; 3 by default."""
 STOP_SPARE_SECONDS = 10
+"""Added to the grace period of a stopping job."""
 """Given to a job that stops, beyond its own grace period."""
 KNOWN_CODES = (0, 2, 3, Stopped.exit_code)
 TOKEN_FIX = (
@@ -45,10 +46,10 @@ TOKEN_FIX = (
 
 
 class _Client(JobSubmissionClient):
-    """Ray's own, which would wait for ever for a cluster that takes a request and says nothing."""
+    """Ray's client with timeouts, without which it would wait for ever for a reply to an accepted request."""
 
     def _do_request(self, method: str, endpoint: str, **given: Any) -> requests.Response:
-        sending = REQUEST_SECONDS if given.get("data") is None else UPLOAD_SECONDS  # the whole of it
+        sending = REQUEST_SECONDS if given.get("data") is None else UPLOAD_SECONDS  # for the whole body
         return super()._do_request(method, endpoint, **{"timeout": (sending, REQUEST_SECONDS), **given})
 
 
@@ -56,32 +57,32 @@ class Jobs:
     """The jobs of the cluster whose dashboard is at ``address``.
 
     Raises:
-        UserError: the cluster does not take this user's token, or knows no such job.
-        MachineryError: nobody answers.
+        UserError: the cluster rejects this user's token, or the job is unknown.
+        MachineryError: the cluster does not answer.
     """
 
     def __init__(self, address: str) -> None:
         for name in ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging"):
             logging.getLogger(name).setLevel(logging.ERROR)
-        for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):  # Ray would take these for the address that is meant
+        for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):  # Ray would prefer these to the given address
             os.environ.pop(name, None)
         self.address = address
-        self._heard = time.monotonic()
-        """When the cluster last said something of a job."""
-        with self._asking():
+        self._last_answer = time.monotonic()
+        """Time of the cluster's last answer about a job."""
+        with self._convert_errors():
             self._client = _Client(address)
 
     @contextmanager
-    def _asking(self, job: str = "") -> Iterator[None]:
+    def _convert_errors(self, job: str = "") -> Iterator[None]:
         try:
             yield
         except AuthenticationError as error:
-            why = "it wants a token" if "required" in str(error) else "the token is not the cluster's"
+            why = "it requires a token" if "required" in str(error) else "the token is not the cluster's"
             raise UserError(f"the cluster at {self.address} refused: {why}", fix=TOKEN_FIX) from None
         except requests.exceptions.ReadTimeout as error:
             raise MachineryError(
-                f"the cluster at {self.address} took a request and said nothing for {REQUEST_SECONDS:.0f} s: is it "
-                "Ray's dashboard, and is the head alive? (`ray status` there) What was asked may have been done: "
+                f"the cluster at {self.address} accepted a request and sent no reply for {REQUEST_SECONDS:.0f} s: is "
+                "it Ray's dashboard, and is the head alive? (`ray status` there) The request may have been executed: "
                 "`rlhf submit --list`"
             ) from error
         except (ConnectionError, requests.exceptions.ConnectionError, requests.exceptions.Timeout) as error:
@@ -90,11 +91,11 @@ class Jobs:
                 "head to this machine (ssh -L 8265:127.0.0.1:8265 HEAD), or name another with --address"
             ) from error
         except ValueError as error:
-            raise UserError(f"--address {self.address} is no address", str(error), "http://HOST:8265") from None
+            raise UserError(f"--address {self.address} is invalid", str(error), "http://HOST:8265") from None
         except RuntimeError as error:
             if job and "404" in str(error):
-                raise UserError(f"the cluster at {self.address} knows no job {job}", fix="rlhf submit --list") from None
-            raise MachineryError(f"the cluster at {self.address} could not do that: {error}") from error
+                raise UserError(f"the cluster at {self.address} has no job {job}", fix="rlhf submit --list") from None
+            raise MachineryError(f"the cluster at {self.address} failed to do that: {error}") from error
 
     def submit(
         self,
@@ -106,13 +107,13 @@ class Jobs:
         metadata: Mapping[str, str],
         grace_seconds: float,
     ) -> None:
-        """Upload ``files`` and start a job in them. Everything but the files can be read by whoever lists jobs.
+        """Upload ``files`` and start a job in them. Everything but the files is visible to everyone who can list jobs.
 
         Args:
-            grace_seconds: how long the job may take to end when it is asked to.
+            grace_seconds: time that the job may take to end after SIGTERM.
         """
         wait = {STOP_WAIT: str(int(grace_seconds) + STOP_SPARE_SECONDS)}
-        with self._asking():
+        with self._convert_errors():
             self._client.submit_job(
                 submission_id=job,
                 entrypoint=entrypoint,
@@ -121,28 +122,28 @@ class Jobs:
             )
 
     def all(self) -> list[JobDetails]:
-        """Submitted jobs, the newest first."""
-        with self._asking():
+        """Submitted jobs, newest first."""
+        with self._convert_errors():
             jobs = [job for job in self._client.list_jobs() if job.submission_id]
         return sorted(jobs, key=lambda job: -(job.start_time or 0))
 
     def info(self, job: str) -> JobDetails:
-        """What Ray knows of a job."""
-        with self._asking(job):
+        """Ray's details of a job."""
+        with self._convert_errors(job):
             found = self._client.get_job_info(job)
-        self._heard = time.monotonic()
+        self._last_answer = time.monotonic()
         return found
 
     def follow(self, job: str, show: Callable[[str], None]) -> int:
-        """Show a job's log from its beginning, as it grows; returns how the job ended, see ``outcome``.
+        """Show a job's log from its beginning, as it grows; returns the exit code, see ``outcome``.
 
-        A connection that breaks is made anew, and what was shown is not shown again.
+        A broken connection is restored, and nothing is shown twice.
         """
-        shown, self._heard = 0, time.monotonic()
+        shown, self._last_answer = 0, time.monotonic()
         while not self._has_ended(job):
             shown = asyncio.run(self._tail(job, shown, show))
             time.sleep(POLL_SECONDS)
-        with self._asking(job):
+        with self._convert_errors(job):
             show(self._client.get_job_logs(job)[shown:])
         return self.outcome(job)
 
@@ -150,46 +151,45 @@ class Jobs:
         try:
             return self.info(job).status.is_terminal()
         except MachineryError:
-            if time.monotonic() - self._heard > AWAY_SECONDS:
+            if time.monotonic() - self._last_answer > AWAY_SECONDS:
                 raise
             return False
 
     async def _tail(self, job: str, shown: int, show: Callable[[str], None]) -> int:
-        """Show what follows the first ``shown`` characters, until the connection or the job ends; returns how many
-        there are.
+        """Show the log after its first ``shown`` characters, until the connection or the job ends; returns its length.
 
-        A connection that is quiet is kept: Ray would not notice that it was left, and it has room for few.
+        A quiet connection is kept: Ray would not notice that it was closed, and allows only few.
         """
         place, texts = 0, aiter(self._client.tail_job_logs(job))
         try:
             while (text := await self._next(job, texts)) is not None:
                 show(text[max(0, shown - place) :])
                 place += len(text)
-                self._heard = time.monotonic()
+                self._last_answer = time.monotonic()
         except (RuntimeError, OSError, aiohttp.ClientError):
-            pass  # asked again as long as the job lives
+            pass  # retried while the job runs
         return max(shown, place)
 
     async def _next(self, job: str, texts: AsyncIterator[str]) -> str | None:
-        """The next piece of a log; None where there will be none."""
+        """The next piece of a log; None at its end."""
         coming = asyncio.ensure_future(anext(texts, None))
         while not coming.done():
             await asyncio.wait({coming}, timeout=QUIET_SECONDS)
-            if not coming.done() and await asyncio.to_thread(self._is_over, job):
+            if not coming.done() and await asyncio.to_thread(self._has_ended_or_unknown, job):
                 coming.cancel()
                 return None
         return coming.result()
 
-    def _is_over(self, job: str) -> bool:
-        """Whether a job has ended, or nobody says whether it has."""
+    def _has_ended_or_unknown(self, job: str) -> bool:
+        """Whether a job has ended, or its state is unknown."""
         try:
             return self.info(job).status.is_terminal()
         except MachineryError:
             return True
 
     def stop(self, job: str, seconds: float) -> int:
-        """Ask a job to stop, and wait for that; returns how it ended."""
-        with self._asking(job):
+        """Ask a job to stop, and wait for its end; returns the exit code."""
+        with self._convert_errors(job):
             self._client.stop_job(job)
         end = time.monotonic() + seconds
         while not self.info(job).status.is_terminal():
@@ -199,8 +199,8 @@ class Jobs:
         return self.outcome(job)
 
     def last_word(self, job: str) -> str:
-        """What a job said of having stopped; its last line where it said nothing of it."""
-        with self._asking(job):
+        """The line in which a job reports that it stopped, else its last line."""
+        with self._convert_errors(job):
             lines = [line for line in self._client.get_job_logs(job).splitlines() if line.strip()]
         said = [line for line in lines if STOPPED in line] or lines
         return said[-1] if said else ""
@@ -212,19 +212,19 @@ class Jobs:
             MachineryError: it was killed, or never started.
         """
         info = self.info(job)
-        with self._asking(job):
+        with self._convert_errors(job):
             code = exit_code(self._client.get_job_logs(job))
         code = info.driver_exit_code if code is None else code
         if code in KNOWN_CODES:
             return int(code)
         if code is None and info.status == JobStatus.STOPPED:
             raise MachineryError(
-                f"{job} was killed before it had stopped by itself: it goes on from its last checkpoint"
+                f"{job} was killed before it stopped by itself: restart it, and it resumes from its last checkpoint"
             )
         raise MachineryError(f"{job} {info.status.value.lower()}: {info.message}")
 
 
 def exit_code(logs: str) -> int | None:
-    """The exit code that a job's log ends with; None where it was killed before it could say so."""
+    """The exit code in the last line of a job's log; None if the job was killed before it wrote it."""
     found = re.findall(rf"^{ENDED}(\d+)$", logs, flags=re.MULTILINE)
     return int(found[-1]) if found else None

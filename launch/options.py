@@ -1,4 +1,4 @@
-"""Arguments that several commands have."""
+"""Command line arguments shared by several commands."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ def add_recipe(
     help: str = "YAML file, see recipes/ and docs/configuration.md",
     is_needed: bool = True,
 ) -> None:
-    """A recipe and the settings that replace its own."""
+    """Add a recipe and settings that override its own."""
     command.add_argument("recipe", nargs=None if is_needed else "?", help=help)
     command.add_argument("overrides", nargs="*", metavar="key.path=value", help="settings that replace the recipe's")
 
 
 def add_stage(command: argparse.ArgumentParser, help: str) -> None:
-    """The command that a recipe is meant for, where it is not run."""
+    """Add the command whose stages are meant, for tools that do not run the recipe."""
     command.add_argument("--stage", default="pipeline", choices=RUNS, help=help)

@@ -1,4 +1,4 @@
-"""Everything that can be refused before a process is started or a file is written."""
+"""Checks everything that can be checked before a process is started or a file is written."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ if TYPE_CHECKING:
 
 
 def prepare(recipe_path: str, overrides: Sequence[str], command: Stage) -> tuple[Recipe, Device, int]:
-    """The checked recipe, the device it runs on, and the number of GPUs there are.
+    """Load and check a recipe; returns it with the device that it runs on and the number of GPUs.
 
     Raises:
-        UserError: the recipe cannot work, here or anywhere.
+        UserError: the recipe cannot work on this machine or cluster, or anywhere.
     """
     recipe = _with_whole_paths(load_recipe(recipe_path, overrides))
     machine = _cluster(recipe.placement.ray_address) if recipe.placement.ray_address else _this_machine()
     try:
-        context = None if command == "generate" else _context(recipe)
+        context = None if command == "generate" else _context_length(recipe)
     except UserError:
-        validate(recipe, command, machine)  # what is wrong besides comes first: a model may be far away
+        validate(recipe, command, machine)  # report other errors first: reading the model may be slow
         raise
     validate(recipe, command, replace(machine, context_length=context))
     if command != "generate":
@@ -61,7 +61,7 @@ def prepare(recipe_path: str, overrides: Sequence[str], command: Stage) -> tuple
 
 
 def _with_strategy(recipe: Recipe, command: Stage, machine: Machine) -> Recipe:
-    """The recipe with ``placement.strategy`` decided by memory, and said, where model and GPUs are known."""
+    """Replace ``placement.strategy=auto`` by memory, and print the choice, if model and GPUs are known."""
     kinds = {gpu_named(node.type or "") for node in machine.nodes if node.gpus} if machine.nodes else {_own_gpu()}
     name = kinds.pop() if len(kinds) == 1 else None
     if name is None:
@@ -71,7 +71,7 @@ def _with_strategy(recipe: Recipe, command: Stage, machine: Machine) -> Recipe:
     try:
         choice = choose(recipe, command, cluster, Shapes(recipe))
     except UserError:
-        return recipe  # a model whose shape is not known yet: their number decides
+        return recipe  # the model's shape is unknown: the number of GPUs decides
     if choice is not None:
         print(f"placement: {choice.why}", flush=True)
     return decided(recipe, choice)
@@ -91,7 +91,7 @@ def _this_machine() -> Machine:
 
 
 def _cluster(address: str) -> Machine:
-    """What a running cluster has: the run is placed on its nodes, whatever this machine is."""
+    """Resources of a running cluster, on whose nodes the run is placed."""
     from actors.cluster import join, node_gpus, nodes
 
     join(address)
@@ -115,20 +115,20 @@ def _check_all_nodes_see(recipe: Recipe, command: Stage, on_gpus: bool) -> None:
     if blind:
         raise UserError(
             f"runs_dir = {runs} is not the same folder on every node, and ranks write models and checkpoints there",
-            f"what is written here is not seen on {', '.join(blind[:6])}{' and others' if len(blind) > 6 else ''}",
+            f"files written here are not visible on {', '.join(blind[:6])}{' and others' if len(blind) > 6 else ''}",
             "set runs_dir to a folder of a file system that all nodes share, mounted at the same path",
         )
 
 
 def cores(there: Sequence[Mapping[str, float]]) -> int:
-    """Cores of the smallest node that computes, by the resources of each: one with GPUs where there are some, else one
+    """Cores of the smallest node that computes, from the nodes' resources: nodes with GPUs if there are any, else nodes
     with cores. A head may offer none."""
     computes = [node for node in there if node.get("GPU", 0) > 0] or there
     return min((int(node["CPU"]) for node in computes if node.get("CPU", 0) > 0), default=1)
 
 
-def _context(recipe: Recipe) -> int | None:
-    """The context of a pretrained model, where its folder or hub can be read now."""
+def _context_length(recipe: Recipe) -> int | None:
+    """Context length of a pretrained model, if its folder or hub is accessible."""
     if recipe.model.path is None:
         return None
     from rlhf.models.folder import context_length
@@ -138,14 +138,14 @@ def _context(recipe: Recipe) -> int | None:
     except UserError:
         if recipe.placement.ray_address is None:
             raise
-        return None  # only the cluster's nodes may see it
+        return None  # only the cluster's nodes may have access
 
 
 def check_updates(session: Session, stage: str) -> None:
-    """Refuse a schedule that does not fit the number of rows, now that they are read.
+    """Check a schedule against the number of rows, once they are read.
 
     Raises:
-        UserError: there is no update, there are too many, or all of them are warm-up.
+        UserError: the schedule has no update, too many, or only warm-up updates.
     """
     recipe = session.recipe
     if stage == "sft":
@@ -155,15 +155,15 @@ def check_updates(session: Session, stage: str) -> None:
         config = recipe.reward if stage == "reward" else recipe.dpo
         batches = comparison_batches(session.preferences.train, config.batch_size, config.epochs, recipe.seed)
     else:
-        return  # the number of PPO's updates is in the recipe
+        return  # the recipe states the number of PPO's updates
     check_schedule(config.optimizer, len(batches), f"{stage}.optimizer")
 
 
 def check_models_of_ppo(session: Session) -> None:
-    """Refuse PPO by itself where the stages before it left no model; in a pipeline they are yet to run.
+    """Check that the models exist from which PPO alone starts; in a pipeline, earlier stages create them.
 
     Raises:
-        UserError: a model that PPO starts from is not there, or was made with another configuration.
+        UserError: an initial model of PPO is missing, or was trained with another configuration.
     """
     _ = session.policy_start, session.reward_models, session.judge_model
     if session.recipe.algorithm.has_critic:
@@ -171,12 +171,12 @@ def check_models_of_ppo(session: Session) -> None:
 
 
 def check_classifiers(session: Session, stage: str) -> None:
-    """Refuse the model folders of a recipe that cannot become what the stage makes of them: reward models and critics.
+    """Check the model folders of a recipe that become reward models or critics.
 
-    Only names and shapes of weights are read. What only a cluster's nodes may see is left to them.
+    Only names and shapes of weights are read. Folders that only a cluster's nodes can access are checked there.
 
     Raises:
-        UserError: names the weights that are missing, or the labels that there are.
+        UserError: weights are missing, or a label does not exist.
     """
     recipe = session.recipe
     if stage not in ("reward", "ppo"):
@@ -192,7 +192,7 @@ def check_classifiers(session: Session, stage: str) -> None:
             session.require_vocabulary("reward.init", start)
             start_of_reward(start, recipe.model)
         return
-    for key, source in _given_models(recipe):
+    for key, source in _named_models(recipe):
         assert source.model is not None
         if is_here(source.model):
             found = inspect_classifier(Path(source.model).expanduser(), recipe.model, own=True)
@@ -206,8 +206,8 @@ def check_classifiers(session: Session, stage: str) -> None:
         found.require_backbone("ppo.critic_init")
 
 
-def _given_models(recipe: Recipe) -> list[tuple[str, RewardSourceConfig]]:
-    """The reward models that a recipe names a folder of, the scorer of ``early_stop`` included, by key."""
+def _named_models(recipe: Recipe) -> list[tuple[str, RewardSourceConfig]]:
+    """The recipe's reward models with a folder, including the scorer of ``early_stop``, by key."""
     sources = {f"rewards.{name}": source for name, source in recipe.rewards.items()}
     if recipe.early_stop is not None:
         sources["early_stop.scorer"] = recipe.early_stop.scorer
@@ -215,7 +215,7 @@ def _given_models(recipe: Recipe) -> list[tuple[str, RewardSourceConfig]]:
 
 
 def _import_functions(recipe: Recipe, command: Stage) -> None:
-    """Import the functions that the command will call: an error in one is better found now."""
+    """Import the functions that the command will call, so that errors in them are found now."""
     if "ppo" in stages_of(recipe, command):
         watcher = [recipe.early_stop.scorer] if recipe.early_stop else []
         for source in (*recipe.rewards.values(), *watcher):
@@ -225,13 +225,13 @@ def _import_functions(recipe: Recipe, command: Stage) -> None:
     if command == "pipeline" and judge is not None and load_scorer(judge).needs_rows:
         raise UserError(
             f"evaluation.scorer = {judge!r} needs data rows",
-            "the comparison gives its judge prompts and answers only",
+            "the comparison passes only prompts and answers to its scorer",
             "give its parameter a default, rows=None, or name another function",
         )
 
 
 def _with_whole_paths(recipe: Recipe) -> Recipe:
-    """Scorer files by their whole path, since actors start elsewhere; ``~`` in ``runs_dir`` as in every other path."""
+    """Make scorer files absolute, because actors start in other folders, and expand ``~`` in ``runs_dir``."""
     evaluation = replace(recipe.evaluation, scorer=_absolute(recipe.evaluation.scorer))
     rewards = {name: replace(part, function=_absolute(part.function)) for name, part in recipe.rewards.items()}
     watch = recipe.early_stop

@@ -1,4 +1,4 @@
-"""``rlhf submit RECIPE``: a run as a job on a Ray cluster; followed, detached from, stopped. See docs/security.md."""
+"""``rlhf submit RECIPE``: submits a run as a job to a Ray cluster, follows it, or stops it. See docs/security.md."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ EXAMPLE = "rlhf submit recipes/quickstart.yaml ppo.steps=20 --command pipeline"
 
 ADDRESS = "http://127.0.0.1:8265"
 PASSED = ("HF_HUB_OFFLINE", "WANDB_MODE", "WANDB_ENTITY")
-"""Variables that a job is given where they are set here. Whoever may list the cluster's jobs can read them."""
+"""Variables that are passed to a job if they are set. Everyone who can list the cluster's jobs can read them."""
 SECRET = re.compile(r"KEY|TOKEN|SECRET|PASS|CREDENTIAL|AUTH", re.IGNORECASE)
-"""Names of variables that are never part of a job."""
+"""Names of variables that are never passed to a job."""
 DETACHED = 130
-"""Exit code when Ctrl-C left the job to itself."""
+"""Exit code after Ctrl-C, which detaches from the job."""
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
-    """A recipe to submit, or what to do with a submitted job."""
+    """Add a recipe to submit, or an action on a submitted job."""
     add_recipe(command, is_needed=False)
     command.add_argument(
         "--command",
@@ -47,10 +47,10 @@ def add_options(command: argparse.ArgumentParser) -> None:
         choices=RUNS,
         help="what to run (default: pipeline)",
     )
-    command.add_argument("--no-wait", action="store_true", help="leave the job to itself once it is submitted")
+    command.add_argument("--no-wait", action="store_true", help="do not follow the submitted job")
     command.add_argument("--env", action="append", default=[], metavar="NAME", help="pass this variable on to the job")
-    command.add_argument("--follow", metavar="JOB", help="show the log of a job, and end as it ends")
-    command.add_argument("--stop", metavar="JOB", help="have a job commit a checkpoint and end")
+    command.add_argument("--follow", metavar="JOB", help="show the log of a job, and exit with its exit code")
+    command.add_argument("--stop", metavar="JOB", help="ask a job to commit a checkpoint and end")
     command.add_argument("--list", action="store_true", help="list the jobs")
     command.add_argument(
         "--address",
@@ -60,7 +60,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Do one of the four; returns the exit code of the job that was followed.
+    """Submit, follow, stop or list; returns the exit code of the followed job.
 
     Raises:
         UserError: the recipe, the files that it names, or the token is wrong.
@@ -98,14 +98,14 @@ def _submit(options: argparse.Namespace) -> int:
     print(
         f"{job}: rlhf {options.runs} with {', '.join(map(str, files)) or 'no files'}; the run's folder on the cluster"
     )
-    print(f"is {run_folder}\n{_how(options.address, job)}", flush=True)
+    print(f"is {run_folder}\n{_usage(options.address, job)}", flush=True)
     return 0 if options.no_wait else _follow(jobs, job)
 
 
 def checked(path: str, overrides: Sequence[str], command: Stage) -> Recipe:
-    """The recipe as a job runs it, refused here where it cannot work on any cluster.
+    """The recipe as a job runs it, if it can work on some cluster.
 
-    Files that only the nodes see, and what the nodes are, are left to the job to check, which it does first.
+        Files on the nodes' storage and the nodes themselves are checked by the job, at its start.
 
     Raises:
         UserError: lists every problem found.
@@ -114,13 +114,13 @@ def checked(path: str, overrides: Sequence[str], command: Stage) -> Recipe:
 
     recipe = load_recipe(path, overrides)
     anything = Machine(gpus=10**6, cpus=10**6)
-    validate(load_recipe(path, [*overrides, *_unseen(recipe)]), command, anything)
+    validate(load_recipe(path, [*overrides, *_placeholders(recipe)]), command, anything)
     runs_dir = recipe.runs_dir if is_elsewhere(recipe.runs_dir) else f"~/{recipe.runs_dir}"
     return load_recipe(path, [*overrides, "placement.ray_address=auto", f"runs_dir={runs_dir}"])
 
 
-def _unseen(recipe: Recipe) -> list[str]:
-    """Settings that stand in for files which are not on this machine, and need not be."""
+def _placeholders(recipe: Recipe) -> list[str]:
+    """Placeholder settings for files on the nodes' storage, which this machine need not have."""
     unseen = [
         key for key, path in named_paths(recipe).items() if is_elsewhere(path) and not Path(path).expanduser().exists()
     ]
@@ -129,14 +129,14 @@ def _unseen(recipe: Recipe) -> list[str]:
         for key, source in named_functions(recipe).items()
         if is_elsewhere(source) and not Path(source).expanduser().exists()
     ]
-    no_name = ("model.chat_template", "reward.ceiling")  # these can only be files
+    no_name = ("model.chat_template", "reward.ceiling")  # files only, never hub names
     return [f"{key}={'null' if key in no_name else 'elsewhere'}" for key in unseen] + [
         f"{key}=elsewhere:function" for key in functions
     ]
 
 
 def passed_on(names: Sequence[str], environment: Mapping[str, str]) -> dict[str, str]:
-    """Variables that go with a job.
+    """Variables to pass to a job.
 
     Raises:
         UserError: one is not set here, or may be a secret.
@@ -145,11 +145,11 @@ def passed_on(names: Sequence[str], environment: Mapping[str, str]) -> dict[str,
         if SECRET.search(name):
             raise UserError(
                 f"--env {name} may be a secret",
-                "whoever may list the cluster's jobs can read a job's variables, and Ray writes them into its logs",
+                "everyone who can list the cluster's jobs can read a job's variables, and Ray writes them to its logs",
                 f"export {name} on the nodes before `launch/head.sh` and `launch/worker.sh`, or log in there",
             )
         if name not in environment:
-            raise UserError(f"--env {name}: it is not set here", fix=f"export {name}=...")
+            raise UserError(f"--env {name} is not set here", fix=f"export {name}=...")
     return {name: environment[name] for name in (*PASSED, *names) if name in environment}
 
 
@@ -157,7 +157,7 @@ def _follow(jobs: Jobs, job: str) -> int:
     try:
         return jobs.follow(job, _show)
     except KeyboardInterrupt:
-        print(f"\ndetached: {job} goes on.\n{_how(jobs.address, job)}", flush=True)
+        print(f"\ndetached: {job} continues.\n{_usage(jobs.address, job)}", flush=True)
         return DETACHED
 
 
@@ -166,7 +166,7 @@ def _show(text: str) -> None:
     sys.stdout.flush()
 
 
-def _how(address: str, job: str) -> str:
+def _usage(address: str, job: str) -> str:
     at = "" if address == ADDRESS else f" --address {shlex.quote(address)}"
     return f"  follow: rlhf submit --follow {job}{at}\n  stop:   rlhf submit --stop {job}{at}"
 

@@ -1,7 +1,7 @@
-"""What goes to the cluster with a job: the whole recipe, and the files of the current folder that it names.
+"""Collects the files that a job uploads to the cluster: the whole recipe, and the local files that it names.
 
-A relative path is a file of this folder and goes along. An absolute one, or one that begins with ``~``, is a file of
-storage that the cluster's nodes see, and stays what it is. So do names of models and data sets on the hub.
+A relative path is a file of the current folder and is uploaded. An absolute path, or one that begins with ``~``, is on
+storage that the cluster's nodes see, and is kept. So are hub names of models and data sets.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from rlhf.errors import UserError
 RECIPE = "submitted.yaml"
 """The recipe's name among the uploaded files."""
 LIMIT_BYTES = 64 * 2**20
-"""Most that is uploaded: Ray keeps it in the memory of the head, and takes no more than 100 MiB at a time."""
+"""Upload limit: Ray keeps uploads in the head's memory, and accepts at most 100 MiB at a time."""
 OURS = frozenset({"rlhf", "actors", "launch"})
-"""Packages that the nodes have: code that is uploaded never takes their place."""
+"""Packages of the nodes that uploaded code must not shadow."""
 PATHS = (
     "data.path",
     "data.demonstrations",
@@ -35,14 +35,14 @@ PATHS = (
     "ppo.critic_init",
     "dpo.init",
 )
-"""Keys whose value is a path, or a hub's name. Models and functions that score have keys of their own."""
+"""Keys whose value is a path or a hub name. Scoring models and functions have keys of their own."""
 SKIPPED = frozenset({"__pycache__", "runs", "wandb"})
-"""Folders inside a named folder that are left out, as hidden ones are: ``.git``, ``.venv``."""
+"""Subfolders that are left out, as hidden ones are: ``.git``, ``.venv``."""
 LARGEST_SHOWN = 3
 
 
 def named_paths(recipe: Recipe) -> dict[str, str]:
-    """Key → path or hub name, of the data and models that a recipe names."""
+    """Key → path or hub name, of a recipe's data and models."""
     paths = {key: attrgetter(key)(recipe) for key in PATHS}
     paths |= {f"rewards.{name}.model": part.model for name, part in recipe.rewards.items()}
     if recipe.early_stop is not None:
@@ -51,7 +51,7 @@ def named_paths(recipe: Recipe) -> dict[str, str]:
 
 
 def named_functions(recipe: Recipe) -> dict[str, str]:
-    """Key → file or module of the functions that a recipe names."""
+    """Key → file or module, of a recipe's functions."""
     specs = {f"rewards.{name}.function": part.function for name, part in recipe.rewards.items()}
     specs["evaluation.scorer"] = recipe.evaluation.scorer
     if recipe.early_stop is not None:
@@ -60,15 +60,15 @@ def named_functions(recipe: Recipe) -> dict[str, str]:
 
 
 def is_elsewhere(path: str) -> bool:
-    """Whether a path means the cluster's storage, which this machine need not see."""
+    """Whether a path is on the cluster's storage, which this machine need not see."""
     return path.startswith(("/", "~"))
 
 
 def stage(recipe: Recipe, here: Path, folder: Path) -> list[Path]:
-    """Put into ``folder`` what a job needs of the folder ``here``; returns the files' relative paths.
+    """Copy a job's files from the folder ``here`` to ``folder``; returns their relative paths.
 
     Raises:
-        UserError: a file is not below ``here``, or it is too much in all.
+        UserError: a file is not below ``here``, or the total is too large.
     """
     files = sorted(set(_files(recipe, here)))
     _refuse_too_much({file: (here / file).stat().st_size for file in files})
@@ -82,26 +82,28 @@ def stage(recipe: Recipe, here: Path, folder: Path) -> list[Path]:
 def _files(recipe: Recipe, here: Path) -> Iterator[Path]:
     for key, path in named_paths(recipe).items():
         if not is_elsewhere(path) and (here / path).exists():
-            yield from _in(here, _below(key, path))
+            yield from _files_in(here, _normalise(key, path))
     for key, source in named_functions(recipe).items():
         if not is_elsewhere(source):
-            yield from _code(here, _below(key, source) if source.endswith(".py") else Path(source.partition(".")[0]))
+            yield from _code_files(
+                here, _normalise(key, source) if source.endswith(".py") else Path(source.partition(".")[0])
+            )
 
 
-def _below(key: str, path: str) -> Path:
-    """A path without ``..``: it must stand at the same place on the nodes."""
+def _normalise(key: str, path: str) -> Path:
+    """The normalised path, which must be below the current folder, so that it is the same on the nodes."""
     plain = os.path.normpath(path)
     if plain.startswith(".."):
         raise UserError(
             f"{key} = {path!r} is not below the current folder",
-            "a job is sent files of the folder that it is submitted from",
+            "only files below the current folder are uploaded",
             "submit from a folder above it, or give the whole path of a file that the cluster's nodes see",
         )
     return Path(plain)
 
 
-def _in(here: Path, path: Path) -> Iterator[Path]:
-    """A file, or all of a folder but what is hidden, compiled, or the output of runs."""
+def _files_in(here: Path, path: Path) -> Iterator[Path]:
+    """A file, or the files of a folder except hidden and compiled files and the output of runs."""
     if (here / path).is_file():
         yield path
         return
@@ -110,12 +112,12 @@ def _in(here: Path, path: Path) -> Iterator[Path]:
         yield from (Path(folder).relative_to(here) / name for name in names if not name.startswith("."))
 
 
-def _code(here: Path, source: Path) -> Iterator[Path]:
-    """A function's file with the modules beside it, or its package, where this folder has one of that name."""
+def _code_files(here: Path, source: Path) -> Iterator[Path]:
+    """A function's file with the modules beside it, or its package, if this folder has one of that name."""
     if source.suffix == ".py":
         yield from (file.relative_to(here) for file in (here / source).parent.glob("*.py"))
     elif (here / source).is_dir() and source.name not in OURS:
-        yield from (file for file in _in(here, source) if file.suffix == ".py")
+        yield from (file for file in _files_in(here, source) if file.suffix == ".py")
     elif (here / source).with_suffix(".py").is_file():
         yield from (file.relative_to(here) for file in here.glob("*.py"))
 
@@ -128,6 +130,6 @@ def _refuse_too_much(sizes: dict[Path, int]) -> None:
     shown = ", ".join(f"{file} {sizes[file] / 2**20:.0f} MiB" for file in largest)
     raise UserError(
         f"the files that the recipe names are {total / 2**20:.0f} MiB",
-        f"a job is sent {LIMIT_BYTES / 2**20:.0f} MiB at most; the largest: {shown}",
+        f"at most {LIMIT_BYTES / 2**20:.0f} MiB are uploaded; the largest: {shown}",
         "put them on storage that the cluster's nodes see, and give their whole paths",
     )

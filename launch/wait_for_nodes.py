@@ -1,6 +1,6 @@
-"""``python -m launch.wait_for_nodes ADDRESS NODES [SECONDS]``: returns when a cluster has so many nodes.
+"""``python -m launch.wait_for_nodes ADDRESS NODES [SECONDS]``: waits until a cluster has this many nodes.
 
-A run is placed on the nodes that there are when it starts, and those of a cluster do not start at the same moment.
+A run is placed on the nodes that exist at its start, and the nodes of a cluster do not start at the same time.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ POLL_SECONDS = 0.5
 
 
 def wait_for_nodes(address: str, wanted: int, seconds: float = SECONDS) -> None:
-    """Return when the cluster at ``address`` has ``wanted`` living nodes.
+    """Wait until the cluster at ``address`` has ``wanted`` living nodes.
 
     Raises:
-        MachineryError: it has not, after so many seconds.
+        MachineryError: the nodes are missing after the timeout.
     """
     from actors.cluster import join, nodes
 
@@ -43,7 +43,7 @@ def wait_for_nodes(address: str, wanted: int, seconds: float = SECONDS) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Wait as the command line says; returns the exit code."""
+    """Run the command line; returns the exit code."""
     address, wanted, *rest = arguments
     try:
         wait_for_nodes(address, int(wanted), *map(float, rest))

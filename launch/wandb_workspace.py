@@ -1,6 +1,6 @@
 """Saves the project's workspace in W&B: ``python -m launch.wandb_workspace --entity ME --project rlhf``.
 
-``wandb-workspaces`` is not among the requirements, since no run needs it: ``pip install wandb-workspaces`` once.
+``wandb-workspaces`` is no requirement, because no run needs it: ``pip install wandb-workspaces`` once.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from rlhf.errors import RLHFError, UserError
 from rlhf.tracking.workspace import Section, definition, sections
 
 COLUMNS, ROWS = 3, 3
-"""Panels of a section that are seen at one time."""
+"""Size of a section's grid of visible panels."""
 
 
 def build(entity: str, project: str, workspaces: Any, reports: Any) -> Any:
-    """The workspace as an object of W&B's library, not saved yet.
+    """Build the workspace as an object of W&B's library, without saving it.
 
     Args:
         workspaces: the module ``wandb_workspaces.workspaces``.
@@ -54,7 +54,7 @@ def _panels(section: Section, reports: Any) -> Iterator[Any]:
 
 
 def save(entity: str, project: str) -> str:
-    """Save it under its name; returns its address.
+    """Save the workspace under its name; returns its URL.
 
     Raises:
         UserError: W&B's library is not installed, or the server refused.
@@ -65,20 +65,20 @@ def save(entity: str, project: str) -> str:
         raise UserError(
             "W&B's library of workspaces is not installed",
             str(error),
-            "pip install wandb-workspaces; or --json FILE writes what it would be made from",
+            "pip install wandb-workspaces; or --json FILE writes its definition",
         ) from error
     try:
         return str(build(entity, project, workspaces, reports).save().url)
-    except Exception as error:  # of many kinds: no key, no network, no such project
+    except Exception as error:  # many types: no key, no network, no such project
         raise UserError(
-            f"the workspace could not be saved in {entity}/{project}",
+            f"cannot save the workspace in {entity}/{project}",
             f"{type(error).__name__}: {error}",
             "run `wandb login`, and log one run to the project first",
         ) from error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Save it, or write its definition; returns the exit code."""
+    """Save the workspace, or write its definition; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m launch.wandb_workspace", description=__doc__.partition("\n")[0])
     parser.add_argument("--entity", help="W&B user or team")
     parser.add_argument("--project", default="rlhf", help="W&B project (default: rlhf)")

@@ -3,8 +3,8 @@
 #
 # Packs the project with all its packages, for machines without a network.   launch/wheelhouse.sh cpu|gpu [FOLDER]
 #
-# It needs the environment of that kind (`make env`), of the same Python and system as the machines have: DeepSpeed comes
-# as source, and is built here. What is made is one folder, `wheelhouse` unless another is named. Carry it over, and:
+# It needs the environment of that kind (`make env`), with the same Python and system as the target machines, because
+# DeepSpeed is built here from source. The output is one folder, by default `wheelhouse`. Copy it to the machine, then:
 #
 #   mkdir rlhf && tar -xzf wheelhouse/rlhf.tar.gz -C rlhf && cd rlhf
 #   make env WHEELHOUSE=../wheelhouse
@@ -29,7 +29,7 @@ torch=$(grep -E '^torch==' "$requirements")
 wheels() { DS_BUILD_OPS=0 "$bin/pip" wheel --no-deps --no-build-isolation --wheel-dir "$folder" "$@"; }
 
 mkdir -p "$folder"
-# The machine's own sources first: asking an index that cannot be reached costs half a minute.
+# The configured package sources first: a request to an unreachable index costs half a minute.
 wheels "$torch" || wheels --index-url "$torch_index" "$torch"
 grep -hE '^[^#]+==' "$requirements" requirements/{build,dev}.txt | grep -v '^torch==' | wheels --requirement /dev/stdin
 tar --create --gzip --file "$folder/rlhf.tar.gz" --exclude-vcs \

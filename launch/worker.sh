@@ -3,18 +3,18 @@
 #
 # Adds this machine to a Ray cluster.   launch/worker.sh HEAD ADDRESS [options of `ray start`]
 #
-# HEAD is the head's address; others reach this machine at ADDRESS. It needs the head's token, in ~/.ray/auth_token or the
-# file that RAY_AUTH_TOKEN_PATH names, readable by you alone. An option that is given replaces the one here.
+# HEAD is the head's address; other nodes reach this machine at ADDRESS. It needs the head's token in ~/.ray/auth_token or
+# in the file of RAY_AUTH_TOKEN_PATH, readable only by you. Given options override those here.
 set -euo pipefail
 
 bin=$(realpath "${VENV:-$(dirname "${BASH_SOURCE[0]}")/../.venv}")/bin
-export PATH=$bin:$PATH # jobs too find `python` by it
+export PATH=$bin:$PATH # jobs find `python` by it too
 export RAY_AUTH_MODE=token
 export RAY_USAGE_STATS_ENABLED=0
 export RAY_enable_metrics_collection=0
 export DASHBOARD_METRIC_PORT=65536
 export AUTOSCALER_METRIC_PORT=65536
-# What workers listen on has to be known where a firewall stands between nodes: docs/security.md.
+# Fixed ports of workers, for firewalls between nodes: docs/security.md.
 ports=(
     --node-manager-port=6380 --object-manager-port=6381 --runtime-env-agent-port=6382
     --dashboard-agent-grpc-port=6383 --dashboard-agent-listen-port=6384 --min-worker-port=10002

@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class RowLocation:
-    """Origin of a row. ``line`` counts from 1; for Parquet files and ``datasets`` it is the row's number."""
+    """Where a row came from. ``line`` counts from 1; for Parquet files and ``datasets`` it is the row's number."""
 
     file: str
     line: int

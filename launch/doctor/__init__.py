@@ -1,4 +1,4 @@
-"""Is this machine fit to run: facts are gathered, a subject at a time, and judged by functions of facts alone.
+"""Checks whether machines are fit for a run: facts are gathered by subject, and checks are functions of facts alone.
 
 Nothing here starts Ray, writes a file or changes a setting.
 """

@@ -1,4 +1,4 @@
-"""A short all-reduce over real devices, as a program of its own: what hangs or crashes in NCCL takes nobody with it.
+"""A short all-reduce over real devices, in a separate program, so that a hang or crash of NCCL stays there.
 
 ``python -m launch.doctor.all_reduce '<Plan as JSON>'`` prints one line of JSON, ``Outcome``.
 """
@@ -26,14 +26,14 @@ ROUNDS = 5
 
 @dataclass(frozen=True, kw_only=True)
 class AllReducePlan:
-    """Who takes part: ``local`` ranks of this node, from rank ``first`` of ``world`` on."""
+    """The participants: ``local`` ranks of this node, from rank ``first`` of ``world`` on."""
 
     local: int
     meeting: str
-    """URL at which the ranks meet, as torch.distributed knows them."""
+    """URL of the rendezvous, as for torch.distributed."""
     first: int = 0
     world: int | None = None
-    """All ranks of all nodes; this node's where it is left out."""
+    """Number of ranks on all nodes; by default this node's."""
     backend: str = "nccl"
     size: int = 64 * MIB
     """Bytes that each rank sends."""
@@ -42,25 +42,25 @@ class AllReducePlan:
 
     @property
     def ranks(self) -> int:
-        """Of all nodes."""
+        """Number of ranks on all nodes."""
         return self.local if self.world is None else self.world
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """A sum that was right, and how fast."""
+    """Result of a correct all-reduce, with its speed."""
 
     ranks: int
     seconds: float
-    """Of one all-reduce, after the first."""
+    """Seconds of one all-reduce after the first."""
     bandwidth: float
-    """Bytes a second that each link carried: 2 (n − 1)/n times the size over the time, as nccl-tests has it."""
+    """Bytes per second of each link: 2 (n − 1)/n times the size over the time, as in nccl-tests."""
     version: str
-    """Of NCCL; empty with another backend."""
+    """NCCL's version; empty for another backend."""
 
 
 def run_apart(plan: AllReducePlan, seconds: float) -> Outcome | Fault:
-    """Run a plan in processes of its own; they are killed when the time is over."""
+    """Run a plan in separate processes, which are killed at the deadline."""
     command = [sys.executable, "-m", "launch.doctor.all_reduce", json.dumps(asdict(plan))]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -71,22 +71,22 @@ def run_apart(plan: AllReducePlan, seconds: float) -> Outcome | Fault:
             os.killpg(process.pid, signal.SIGKILL)
             return Fault(reason=f"no answer within {seconds:.0f} s")
     if process.returncode == 0:
-        return Outcome(**json.loads(out.splitlines()[-1])) if plan.first == 0 else _taken_part(plan)
-    return Fault(reason=_last_words(err) or f"ended with {process.returncode}")
+        return Outcome(**json.loads(out.splitlines()[-1])) if plan.first == 0 else _take_part(plan)
+    return Fault(reason=_last_line(err) or f"ended with {process.returncode}")
 
 
-def _taken_part(plan: AllReducePlan) -> Outcome:
+def _take_part(plan: AllReducePlan) -> Outcome:
     return Outcome(ranks=plan.ranks, seconds=0.0, bandwidth=0.0, version="")
 
 
-def _last_words(said: str) -> str:
+def _last_line(said: str) -> str:
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     errors = [line for line in lines if "Error" in line]
     return shortened((errors or lines or [""])[-1])
 
 
 def main() -> None:
-    """Start the ranks of this node, and wait for them; a single one needs no process of its own."""
+    """Start the ranks of this node and wait for them; a single rank runs in this process."""
     plan = AllReducePlan(**json.loads(sys.argv[1]))
     if plan.local == 1:
         _rank(0, plan)
@@ -124,7 +124,7 @@ def _rank(index: int, plan: AllReducePlan) -> None:
 
 
 def _seconds(numbers: Tensor, ranks: int) -> float:
-    """Seconds of one all-reduce. The first also connects, and its sum is checked.
+    """Seconds of one all-reduce. The first one also connects, and its sum is checked.
 
     Raises:
         ArithmeticError: the sum is wrong.

@@ -1,4 +1,4 @@
-"""Questions to a machine that may not answer: each has a deadline, and an error is an answer too."""
+"""Runs questions to a machine that may not answer: each has a deadline, and an error is an answer."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from launch.doctor.findings import Fault, described
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """Something to find out, and how many seconds that may take."""
+    """A function to call, and its deadline in seconds."""
 
     ask: Callable[[], Any]
     seconds: float
 
 
 def answers(questions: Mapping[str, Question]) -> dict[str, Any]:
-    """The answer to each, or a ``Fault``. All are asked at once, each in a thread of its own.
+    """Ask all questions at once, each in a thread; returns each answer or a ``Fault``.
 
-    A thread that hangs (a dead file server, a driver that does not answer) is left behind: it does not keep the process
-    from ending.
+    A thread that hangs (a dead file server, an unresponsive driver) is abandoned, and does not keep the process from
+    ending.
     """
     given: dict[str, Any] = {}
     begin = time.monotonic()
-    threads = {name: _asked(name, question, given) for name, question in questions.items()}
+    threads = {name: _start_thread(name, question, given) for name, question in questions.items()}
     for name, thread in threads.items():
         thread.join(max(0.0, begin + questions[name].seconds - time.monotonic()))
     had = dict(given)
@@ -36,11 +36,11 @@ def answers(questions: Mapping[str, Question]) -> dict[str, Any]:
 
 
 def answer(ask: Callable[[], Any], seconds: float) -> Any:
-    """The answer to one question, or a ``Fault``."""
+    """Ask one question; returns the answer or a ``Fault``."""
     return answers({"it": Question(ask=ask, seconds=seconds)})["it"]
 
 
-def _asked(name: str, question: Question, given: dict[str, Any]) -> threading.Thread:
+def _start_thread(name: str, question: Question, given: dict[str, Any]) -> threading.Thread:
     def ask() -> None:
         try:
             given[name] = question.ask()

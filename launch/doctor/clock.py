@@ -1,4 +1,4 @@
-"""Clock skew, with its error: a remote clock was read somewhere between asking and hearing, and no better is known."""
+"""Clock skew between nodes, with its error: a remote clock is read at some time between request and reply."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from launch.doctor.findings import Finding, failed, ok, warning
 
 NOTICEABLE = 0.1
-"""Seconds from which rows of a timeline, and events of two nodes, come in the wrong order."""
+"""Skew in seconds from which timeline rows and events of two nodes are out of order."""
 WRONG = 5.0
-"""Seconds from which files seem to be older than they are, and credentials with a time in them are refused."""
+"""Skew in seconds from which files appear older than they are, and credentials with timestamps are refused."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClockReading:
-    """A remote clock, and this machine's before and after; all in seconds since the epoch."""
+    """A reading of a remote clock, and of this machine's clock before and after it, in seconds since the epoch."""
 
     asked: float
     there: float
@@ -24,7 +24,7 @@ class ClockReading:
 
 @dataclass(frozen=True, kw_only=True)
 class Skew:
-    """By how many seconds a clock is ahead of this machine's: at least, and at most."""
+    """Lower and upper bound, in seconds, by which a clock is ahead of this machine's."""
 
     least: float
     most: float
@@ -36,12 +36,12 @@ class Skew:
 
 
 def skew(readings: Iterable[ClockReading]) -> Skew:
-    """What several readings leave possible together: the narrowest bounds.
+    """Combine several readings to the narrowest bounds.
 
-    A clock that was set in between leaves nothing possible; the reading with the shortest round trip then decides.
+    If a clock was set in between, no bounds are consistent; then the reading with the shortest round trip decides.
 
     Raises:
-        ValueError: there is no reading.
+        ValueError: there are no readings.
     """
     bounds = [Skew(least=each.there - each.heard, most=each.there - each.asked) for each in readings]
     least, most = max(each.least for each in bounds), min(each.most for each in bounds)
@@ -49,7 +49,7 @@ def skew(readings: Iterable[ClockReading]) -> Skew:
 
 
 def check_clock(facts: Skew) -> Finding:
-    """The clock of a node agrees with this machine's."""
+    """Check that a node's clock agrees with this machine's."""
     middle, half = (facts.least + facts.most) / 2, (facts.most - facts.least) / 2
     found = f"{middle * 1e3:+.1f} ms, give or take {half * 1e3:.1f} ms"
     fix = "run chrony or systemd-timesyncd on every node, against the same server"

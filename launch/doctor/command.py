@@ -1,4 +1,4 @@
-"""``rlhf doctor``: is this machine, or every node of a running cluster, fit for a run. It changes nothing."""
+"""``rlhf doctor``: checks whether this machine, or every node of a running cluster, is fit for a run."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ if TYPE_CHECKING:
 PURPOSE = "check versions, GPUs, memory, disk, ports, clocks and credentials, here or on every node of a cluster"
 EXAMPLE = "rlhf doctor recipes/llama_70b_cluster.yaml --cluster"
 JOIN_SECONDS = 60.0
-"""How long a running cluster may take to let this process in."""
+"""Time that a running cluster may take to accept this process."""
 CONNECT_SECONDS = 10.0
 SECONDS = 20.0
-"""How long a question to this machine alone may take."""
+"""Deadline of a question to this machine alone."""
 HERE, ALL = "this machine", "all nodes"
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
-    """A recipe if there is one, and which nodes."""
-    add_recipe(command, "YAML file: what it takes of memory and disk is checked too", is_needed=False)
+    """Add an optional recipe, and the nodes to check."""
+    add_recipe(command, "YAML file: its needs of memory and disk are checked too", is_needed=False)
     command.add_argument("--cluster", action="store_true", help="check every node of the running Ray cluster")
-    command.add_argument("--address", help="of that cluster (default: placement.ray_address, or auto)")
+    command.add_argument("--address", help="address of that cluster (default: placement.ray_address, or auto)")
     add_stage(command, "the command that the recipe is checked for")
     command.add_argument("--json", action="store_true", help="print the rows as JSON")
 
@@ -60,15 +60,15 @@ def run(options: argparse.Namespace) -> None:
     print(json.dumps(as_values(rows), indent=2)) if options.json else show(rows, sys.stdout)
     if count := counts(rows)["failed"]:
         names = ", ".join(dict.fromkeys(row.check for row in rows if row.finding.status == "failed"))
-        fix = "each failed row names its own; docs/doctor.md says more"
+        fix = "each failed row has its own; docs/doctor.md explains them"
         raise UserError(f"{count} check{'s' if count > 1 else ''} failed: {names}", fix=fix)
 
 
 def _own_rows(recipe: Recipe | None, stage: Any) -> list[Row]:
-    """Every check of this machine alone."""
+    """Run every check of this machine alone."""
     from launch.doctor.examine import gather, node_rows
 
-    pins, asked = _asked(recipe)
+    pins, asked = _questions(recipe)
     facts = gather(asked)
     hardware = _hardware([facts], [len(os.sched_getaffinity(0))])
     bench = _bench(recipe, stage, pins, facts.versions, hardware)
@@ -76,12 +76,12 @@ def _own_rows(recipe: Recipe | None, stage: Any) -> list[Row]:
 
 
 def _cluster_rows(address: str, recipe: Recipe | None, stage: Any) -> list[Row]:
-    """Every check on every node, and what concerns all of them together."""
+    """Run every check on every node, and those of all nodes together."""
     from launch.doctor import versions
     from launch.doctor.asking import answer
     from launch.doctor.findings import Fault
 
-    pins, asked = _asked(recipe)
+    pins, asked = _questions(recipe)
     examined = _examined(address, asked)
     if isinstance(examined, Fault):
         return [_not_joined(address, examined), *_own_rows(recipe, stage)]
@@ -93,8 +93,8 @@ def _cluster_rows(address: str, recipe: Recipe | None, stage: Any) -> list[Row]:
     return [*rows, *(row for each in examined.answers for row in _answer_rows(each, bench))]
 
 
-def _asked(recipe: Recipe | None) -> tuple[Any, NodeRequest]:
-    """The pins, and what every node is asked."""
+def _questions(recipe: Recipe | None) -> tuple[Any, NodeRequest]:
+    """The pinned versions, and the questions to every node."""
     from launch.doctor.asking import answer
     from launch.doctor.examine import NodeRequest
     from launch.doctor.findings import Fault
@@ -108,7 +108,7 @@ def _asked(recipe: Recipe | None) -> tuple[Any, NodeRequest]:
 
 
 def _hardware(facts: Sequence[Any], cpus: Sequence[int]) -> Hardware:
-    """What there is to place a run on: nodes with GPUs where there are any, otherwise all."""
+    """Hardware for a run: the nodes with GPUs if there are any, otherwise all nodes."""
     from launch.doctor.needs import Hardware
 
     gpus = [each.gpus.gpus for each in facts if each.has_gpus]
@@ -129,7 +129,7 @@ def _bench(recipe: Recipe | None, stage: Any, pins: Any, here: Any, hardware: Ha
 
 
 def _driver_rows(recipe: Recipe | None) -> list[Row]:
-    """What concerns only the machine that a run is started on."""
+    """Checks of the machine on which a run is started."""
     from launch.doctor.asking import answer
     from launch.doctor.credentials import check_login, gather_login
     from launch.doctor.findings import Row, judged
@@ -151,7 +151,7 @@ def _plan_rows(recipe: Recipe | None, stage: Any, hardware: Hardware) -> list[Ro
 
 
 def _examined(address: str, asked: NodeRequest) -> Examined | Fault:
-    """What the nodes of the cluster say; a ``Fault`` where it cannot be joined, or asked."""
+    """The answers of the cluster's nodes; a ``Fault`` if it cannot be joined or queried."""
     from launch.doctor.asking import answer
     from launch.doctor.findings import Fault
 
@@ -166,18 +166,18 @@ def _examined(address: str, asked: NodeRequest) -> Examined | Fault:
     try:
         with _marker(asked.runs) as marker:
             return examine(cluster_nodes(), asked, marker)
-    except Exception as error:  # the cluster went away, or this process was cut off from it
+    except Exception as error:  # the cluster ended, or the connection to it was lost
         return Fault(reason=described(error))
     finally:
         ray.shutdown()
 
 
 def _join(address: str) -> None:
-    """Join the cluster. Where nobody listens Ray would go on trying for a minute, hence the connection before it.
+    """Join the cluster, after testing the connection: Ray would retry an unreachable address for a minute.
 
     Raises:
-        OSError: nobody listens there.
-        MachineryError: Ray does, and refuses.
+        OSError: nothing listens at the address.
+        MachineryError: Ray refuses the connection.
     """
     from actors.cluster import join
 
@@ -190,7 +190,7 @@ def _join(address: str) -> None:
 
 @contextmanager
 def _marker(runs: Path) -> Iterator[Path | Fault]:
-    """A file that every node is to see; a ``Fault`` where a dead file server keeps it from being made."""
+    """A marker file for every node to find; a ``Fault`` if it cannot be created, for example on a dead file server."""
     from actors.shared_folder import marker
     from launch.doctor.asking import answer
 
@@ -203,12 +203,12 @@ def _not_joined(address: str, fault: Fault) -> Row:
     from launch.doctor.findings import Row, failed
 
     fix = "`ray status` there; the address and port, RAY_AUTH_MODE and the token, and the versions must be its own"
-    found = f"{address} could not be asked: {fault.reason}; below is this machine alone"
+    found = f"{address} could not be queried: {fault.reason}; below is this machine alone"
     return Row(check="cluster", node=HERE, finding=failed(found, fix))
 
 
 def _together_rows(examined: Examined) -> list[Row]:
-    """What concerns all nodes together."""
+    """Checks of all nodes together."""
     from launch.doctor.findings import Row, judged, ok
     from launch.doctor.nccl import check_across
 
@@ -220,12 +220,12 @@ def _together_rows(examined: Examined) -> list[Row]:
 
 
 def _answer_rows(answer: NodeReply, bench: Bench) -> list[Row]:
-    """The rows of one node; a single failed one where it said nothing."""
+    """The rows of one node; a single failed row if it did not answer."""
     from launch.doctor.examine import node_rows
     from launch.doctor.findings import Fault, Row, failed
 
     if isinstance(answer.facts, Fault):
-        fix = "see that it answers others at all, and has this project's folder at the same path, and its environment"
+        fix = "check that the node is reachable and has this project's folder at the same path, with its environment"
         finding = failed(f"could not be examined: {answer.facts.reason}", fix)
         return [Row(check="node", node=answer.node.name, finding=finding)]
     return node_rows(answer.node.name, answer.facts, bench, answer.joined)

@@ -1,4 +1,4 @@
-"""Credentials: W&B's key and Ray's token. Whether they are there and who may read them, never what they are."""
+"""Checks of credentials, W&B's key and Ray's token: their presence and permissions, never their content."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ NEW_TOKEN = (
 
 @dataclass(frozen=True, kw_only=True)
 class Login:
-    """What W&B will do on this machine."""
+    """W&B's mode and key on this machine."""
 
     mode: str
-    """``online``, ``offline`` or ``disabled``; empty where the recipe asks for what cannot be."""
+    """``online``, ``offline`` or ``disabled``; empty if the recipe's setting is impossible here."""
     has_key: bool = False
     problem: str = ""
     fix: str = ""
 
 
 def gather_login(config: TrackingConfig) -> Login:
-    """What ``tracking.wandb`` comes to here. No server is asked."""
+    """Resolve ``tracking.wandb`` without contacting a server."""
     try:
         return Login(mode=resolve_mode(config), has_key=key_is_configured())
     except UserError as error:
@@ -38,7 +38,7 @@ def gather_login(config: TrackingConfig) -> Login:
 
 
 def check_login(facts: Login) -> Finding:
-    """W&B can do what the recipe asks of it."""
+    """Check that W&B supports the recipe's setting."""
     key = "a key is configured" if facts.has_key else "no key is configured"
     if facts.problem:
         return failed(facts.problem, facts.fix)
@@ -54,20 +54,20 @@ class Token:
     """Ray's token authentication, as a process on this machine would find it."""
 
     mode: str
-    """``RAY_AUTH_MODE`` in lower case; empty where it is not set."""
+    """``RAY_AUTH_MODE`` in lower case; empty if unset."""
     source: str
-    """``RAY_AUTH_TOKEN``, or the path of the file; empty where there is no token."""
+    """``RAY_AUTH_TOKEN``, or the path of the file; empty without a token."""
     permissions: int | None = None
-    """Of the file."""
+    """Permission bits of the file."""
     is_own: bool = True
-    """The file belongs to this user."""
+    """Whether the file belongs to this user."""
     is_empty: bool = False
     is_shielded: bool = False
-    """Whatever the file's own mode, it lies in a folder that only its owner can enter."""
+    """Whether the file is in a folder that only its owner can enter."""
 
 
 def gather_token(environment: Mapping[str, str] = os.environ, home: Path | None = None) -> Token:
-    """Where Ray's token comes from, in the order in which Ray looks."""
+    """Find Ray's token in the order in which Ray searches it."""
     mode = environment.get("RAY_AUTH_MODE", "").lower()
     if environment.get("RAY_AUTH_TOKEN"):
         return Token(mode=mode, source="RAY_AUTH_TOKEN")
@@ -88,16 +88,16 @@ def gather_token(environment: Mapping[str, str] = os.environ, home: Path | None 
 
 
 def check_token(facts: Token, in_cluster: bool) -> Finding:
-    """Ray asks for a token, it is there, and nobody else may read it.
+    """Check that Ray requires a token, that it exists, and that others cannot read it.
 
     Args:
-        in_cluster: this node takes part in a running cluster; otherwise Ray listens on 127.0.0.1 alone.
+        in_cluster: whether this node is part of a running cluster; otherwise Ray listens on 127.0.0.1 only.
     """
     if facts.mode == "disabled":
-        found = "RAY_AUTH_MODE=disabled: who reaches a port of Ray runs code as you"
+        found = "RAY_AUTH_MODE=disabled: everyone who reaches a port of Ray can run code as you"
         return warning(found, "unset it, or RAY_AUTH_MODE=token, on every node before Ray starts")
     if not facts.source:
-        return _without(facts.mode, in_cluster)
+        return _no_token_finding(facts.mode, in_cluster)
     if facts.is_empty:
         return failed(f"{facts.source} is empty", NEW_TOKEN)
     if not facts.is_own:
@@ -110,10 +110,10 @@ def check_token(facts: Token, in_cluster: bool) -> Finding:
     return ok(f"from {facts.source}" + ("" if facts.permissions is None else f", mode {facts.permissions:04o}"))
 
 
-def _without(mode: str, in_cluster: bool) -> Finding:
+def _no_token_finding(mode: str, in_cluster: bool) -> Finding:
     if mode == "token":
         return failed("RAY_AUTH_MODE=token, and there is no token", NEW_TOKEN)
     if in_cluster:
-        found = "no token: who reaches a port of Ray runs code as you"
+        found = "no token: everyone who reaches a port of Ray can run code as you"
         return warning(found, f"RAY_AUTH_MODE=token on every node before Ray starts; {NEW_TOKEN}")
-    return ok("none yet; a run on this machine alone makes one, mode 0600")
+    return ok("none yet; a run on this machine alone creates one, mode 0600")

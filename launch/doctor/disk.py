@@ -1,4 +1,4 @@
-"""Room on disk: where runs are kept, and where Ray keeps its session and what its object store does not hold."""
+"""Checks of disk space: for runs, and for Ray's session and spilled objects."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from pathlib import Path
 from launch.doctor.findings import GIB, Finding, failed, gib, ok, warning
 
 LEAST = GIB
-"""Free bytes for metrics, logs and a small model, without a recipe."""
+"""Free bytes for metrics, logs and a small model, if no recipe is given."""
 FULL = 0.95
-"""Share of its disk in use at which Ray stops to create objects on a node (``local_fs_capacity_threshold``)."""
+"""Disk usage at which Ray stops creating objects on a node (``local_fs_capacity_threshold``)."""
 NEARLY_FULL = 0.90
 
 
 @dataclass(frozen=True, kw_only=True)
 class Disk:
-    """The file system of a folder. ``place`` is the nearest part of its path that is there."""
+    """The file system of a folder. ``place`` is the nearest existing part of its path."""
 
     folder: str
     place: str
@@ -28,7 +28,7 @@ class Disk:
 
     @property
     def used(self) -> float:
-        """Share in use, of what is not kept for root."""
+        """Used fraction of the space that is not reserved for root."""
         return 1 - self.free / self.total if self.total else 1.0
 
 
@@ -37,20 +37,20 @@ class Room:
     """Bytes that a recipe writes to its run's folder."""
 
     checkpoint: int = 0
-    """Of one checkpoint."""
+    """Bytes of one checkpoint."""
     checkpoints: int = 0
-    """Of all that are kept, and the one that is being written."""
+    """Bytes of all kept checkpoints, and of the one being written."""
     models: int = 0
-    """Of the stages' finished models."""
+    """Bytes of the stages' finished models."""
 
     @property
     def total(self) -> int:
-        """All together."""
+        """Sum of checkpoints and models."""
         return self.checkpoints + self.models
 
 
 def gather(folder: Path) -> Disk:
-    """The file system on which a folder is, or would be made."""
+    """The file system that holds a folder, or would hold it."""
     path = folder.expanduser().absolute()
     place = next(each for each in (path, *path.parents) if each.exists())
     usage = shutil.disk_usage(place)
@@ -64,13 +64,13 @@ def gather(folder: Path) -> Disk:
 
 
 def check_runs(facts: Disk, room: Room | None) -> Finding:
-    """The runs' folder can be written to and has room for what the recipe keeps there."""
+    """Check that the runs' folder is writable and has space for the recipe's files."""
     found = f"{facts.folder}: {gib(facts.free)} free"
     if not facts.is_writable:
         return failed(f"{facts.place} cannot be written to", "set runs_dir to a folder that you may write to")
     if room is None:
         return ok(found) if facts.free >= LEAST else failed(found, f"free at least {gib(LEAST)}, or set runs_dir")
-    found += f"; a checkpoint is {gib(room.checkpoint)}, all that is kept {gib(room.total)}"
+    found += f"; a checkpoint is {gib(room.checkpoint)}, all kept files {gib(room.total)}"
     if facts.free < max(LEAST, room.checkpoint + room.models):
         return failed(found, "free space, or set runs_dir to another disk")
     if facts.free < room.total:
@@ -79,7 +79,7 @@ def check_runs(facts: Disk, room: Room | None) -> Finding:
 
 
 def check_ray(facts: Disk) -> Finding:
-    """Ray's folder is on a disk that is not nearly full: Ray refuses to go on there."""
+    """Check that Ray's folder is on a disk that is not nearly full, where Ray would stop."""
     found = f"{facts.place}: {gib(facts.free)} free, {facts.used:.0%} in use"
     fix = "free space there, or start Ray with --temp-dir on another disk"
     if facts.used >= FULL or not facts.is_writable:
@@ -88,7 +88,7 @@ def check_ray(facts: Disk) -> Finding:
 
 
 def check_seen(sees_marker: bool) -> Finding:
-    """This node sees the folder that the run is written to: ranks write their parts of a checkpoint themselves."""
+    """Check that this node sees the runs' folder, because ranks write their parts of a checkpoint themselves."""
     if sees_marker:
         return ok("sees the runs' folder of the machine that starts the run")
     fix = "set runs_dir to a folder of a file system that all nodes share"

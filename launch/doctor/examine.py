@@ -1,4 +1,4 @@
-"""The whole examination: all facts of a node, and every check on them, in the order of the table."""
+"""Gathers all facts of a node and runs every check on them, in the order of the table."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from launch.doctor.findings import Fault, Finding, Row, judged
 from launch.doctor.needs import Needs
 
 SECONDS = {"versions": 20.0, "gpus": 45.0, "nccl": 150.0, "ports": 15.0}
-"""Deadlines of the subjects that take long at times; the others' is ``OTHERS``."""
+"""Deadlines of slow subjects; the others have ``OTHERS``."""
 OTHERS = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class NodeRequest:
-    """What is asked of a node."""
+    """Parameters of a node's examination."""
 
     packages: tuple[str, ...]
     runs: Path
-    """Folder of the runs, absolute."""
+    """Absolute folder of the runs."""
     ray: Path
-    """Folder in which Ray keeps its session."""
+    """Ray's session folder."""
     address: str = network.LOCAL
-    """By which other nodes know this one."""
+    """Address by which other nodes reach this one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NodeFacts:
-    """All that was gathered on a node; each a ``Fault`` where it was not had."""
+    """All facts of a node; each is a ``Fault`` if it could not be gathered."""
 
     versions: versions.Versions | Fault
     gpus: gpus.GPUs | Fault
@@ -47,48 +47,48 @@ class NodeFacts:
 
     @property
     def has_gpus(self) -> bool:
-        """There are GPUs that answer."""
+        """Whether GPUs were found and answer."""
         return isinstance(self.gpus, gpus.GPUs) and bool(self.gpus.gpus)
 
 
 @dataclass(frozen=True, kw_only=True)
 class NodeResources:
-    """What Ray gives out on a node."""
+    """Resources that Ray offers on a node."""
 
     gpus: int
     memory: int
-    """Bytes, its object store included."""
+    """Bytes of memory, including the object store."""
     store: int
     """Bytes of its object store."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Joined:
-    """What is known of a node of a running cluster besides its own facts."""
+    """Facts about a node of a running cluster besides its own."""
 
     counted: NodeResources
     skew: clock.Skew | Fault
     unreached: Mapping[str, str] | Fault
     others: int
-    """Other nodes whose test sockets it was to reach."""
+    """Other nodes whose test sockets it tried to reach."""
     sees_runs: bool | Fault
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """What facts are judged by."""
+    """References to check facts against."""
 
     pins: Mapping[versions.Build, versions.Pins] | Fault
     here: versions.Versions | Fault
-    """Of the machine that starts the run."""
+    """Versions on the machine that starts the run."""
     needs: Needs | Fault | None = None
-    """``None`` without a recipe."""
+    """Needs of the recipe; None without one."""
     own_store: int = 0
-    """Object store of the Ray that a run would start here, where none runs."""
+    """Object store of the Ray that a run would start here, if none runs."""
 
 
 def gather(asked: NodeRequest) -> NodeFacts:
-    """The facts of the node that this runs on. It takes as long as the slowest subject, at most its deadline."""
+    """Gather the facts of this node. It takes as long as the slowest subject, at most its deadline."""
     questions: dict[str, Callable[[], Any]] = {
         "versions": partial(versions.gather, asked.packages),
         "gpus": gpus.gather,
@@ -105,12 +105,12 @@ def gather(asked: NodeRequest) -> NodeFacts:
 
 
 def longest() -> float:
-    """Seconds within which ``gather`` has answered."""
+    """Deadline of ``gather``, in seconds."""
     return max(*SECONDS.values(), OTHERS)
 
 
 def node_rows(node: str, facts: NodeFacts, bench: Bench, joined: Joined | None = None) -> list[Row]:
-    """Every check of a node; ``joined`` where it is one of a running cluster."""
+    """Run every check of a node; ``joined`` is given for a node of a running cluster."""
     found = [*_software(facts, bench, joined), *_hardware(facts, joined), *_memory(facts, bench, joined)]
     found += [*_disk(facts, bench, joined), *_system(facts, joined), *([] if joined is None else _between(joined))]
     return [Row(check=check, node=node, finding=finding) for check, finding in found]

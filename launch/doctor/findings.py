@@ -1,4 +1,4 @@
-"""What a check says: how it stands, what was found, and what mends it."""
+"""Findings of checks: status, observation, and fix."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Finding:
     status: Status
     found: str
     fix: str = ""
-    """What to do; a failed check always has one."""
+    """Instruction for the user; a failed check always has one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,44 +31,44 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """In place of facts that were not had: gathering them raised an error, or took too long."""
+    """Placeholder for facts that could not be gathered: an error, or a timeout."""
 
     reason: str
 
 
 def ok(found: str) -> Finding:
-    """Nothing to do."""
+    """The check passed."""
     return Finding(status="ok", found=found)
 
 
 def not_applicable(found: str) -> Finding:
-    """There is nothing to check here, and why."""
+    """Nothing to check here, with the reason."""
     return Finding(status="not applicable", found=found)
 
 
 def warning(found: str, fix: str) -> Finding:
-    """A run may work, or not as well as it could."""
+    """A run may fail, or work worse than it could."""
     return Finding(status="warning", found=found, fix=fix)
 
 
 def failed(found: str, fix: str) -> Finding:
-    """A run would fail, or should not be started like this."""
+    """A run would fail, or should not be started in this state."""
     return Finding(status="failed", found=found, fix=fix)
 
 
 def judged(check: Callable[..., Finding], *facts: object) -> Finding:
-    """What a check says of facts; ``failed`` where one of them is a fault, or where it raises an error itself."""
+    """Run a check on facts; ``failed`` if one of them is a fault, or if the check raises an error."""
     faults = [fact.reason for fact in facts if isinstance(fact, Fault)]
     if faults:
-        return failed(f"could not be checked: {faults[0]}", "mend the reason, then run `rlhf doctor` again")
+        return failed(f"could not be checked: {faults[0]}", "fix the reason, then run `rlhf doctor` again")
     try:
         return check(*facts)
     except Exception as error:
-        return failed(f"the check itself failed: {described(error)}", "report this as a fault of `rlhf doctor`")
+        return failed(f"the check itself failed: {described(error)}", "report this as a bug of `rlhf doctor`")
 
 
 def described(error: BaseException) -> str:
-    """An error in one line."""
+    """Describe an error in one line."""
     lines = str(error).strip().splitlines()
     return shortened(f"{type(error).__name__}: {lines[0]}") if lines else type(error).__name__
 

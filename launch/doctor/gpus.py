@@ -1,4 +1,4 @@
-"""GPUs and their driver, as ``nvidia-smi`` tells: no CUDA is started for it."""
+"""Checks of GPUs and their driver, through ``nvidia-smi`` and without starting CUDA."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from launch.doctor.findings import GIB, Finding, failed, gib, not_applicable, ok
 
 COLUMNS = "name,memory.total,memory.used,compute_mode,driver_version"
 SECONDS = 30.0
-"""How long ``nvidia-smi`` may take: a driver without persistence mode loads first."""
+"""Timeout of ``nvidia-smi``: without persistence mode, the driver has to load first."""
 LEAST_DRIVER = {11: 450, 12: 525, 13: 580}
-"""CUDA's major version → oldest driver that runs it (NVIDIA, CUDA Compatibility, "minor version compatibility")."""
+"""CUDA's major version → oldest compatible driver (NVIDIA, CUDA Compatibility, "minor version compatibility")."""
 USED = GIB
-"""Memory in use on an idle GPU that is no cause for a question."""
+"""Memory in use that is normal on an idle GPU."""
 EXCLUSIVE = ("Exclusive_Process", "Exclusive_Thread", "Prohibited")
-"""Compute modes in which a second process gets no place on a GPU."""
+"""Compute modes that allow only one process on a GPU, or none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,27 +31,27 @@ class GPU:
     memory: int
     """Bytes."""
     used: int
-    """Bytes that processes hold now."""
+    """Bytes in use by processes."""
     mode: str
-    """Compute mode: ``Default`` lets several processes compute on it."""
+    """Compute mode: ``Default`` allows several processes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GPUs:
-    """The GPUs of a node, and what its PyTorch was built for."""
+    """The GPUs of a node, and the CUDA version of its PyTorch."""
 
     gpus: tuple[GPU, ...] = ()
     driver: str = ""
     devices: int = 0
-    """Device files of GPUs: the hardware and its kernel module are there."""
+    """Number of GPU device files, which exist if hardware and kernel module are present."""
     problem: str = ""
-    """What ``nvidia-smi`` said instead of an answer."""
+    """Error of ``nvidia-smi``, if it returned no GPUs."""
     cuda: str = ""
-    """CUDA version that PyTorch was built for; empty for a build for CPUs."""
+    """CUDA version of PyTorch; empty for a CPU build."""
 
 
 def gather(dev: Path = Path("/dev")) -> GPUs:
-    """The GPUs of this machine."""
+    """Gather the GPUs of this machine."""
     devices = len([path for path in dev.glob("nvidia*") if re.fullmatch(r"nvidia\d+", path.name)])
     cuda = _cuda_of_torch()
     if shutil.which("nvidia-smi") is None:
@@ -66,7 +66,7 @@ def gather(dev: Path = Path("/dev")) -> GPUs:
 
 
 def parse(csv: str) -> tuple[tuple[GPU, ...], str]:
-    """GPUs and driver from the lines of ``nvidia-smi`` for ``COLUMNS``, memory in MiB."""
+    """Parse the output of ``nvidia-smi`` for ``COLUMNS``, memory in MiB; returns GPUs and driver."""
     rows = [[cell.strip() for cell in line.split(",")] for line in csv.splitlines() if line.strip()]
     gpus = tuple(GPU(name=row[0], memory=_mib(row[1]), used=_mib(row[2]), mode=row[3]) for row in rows)
     return gpus, rows[0][4] if rows else ""
@@ -77,7 +77,7 @@ def _mib(cell: str) -> int:
 
 
 def _cuda_of_torch() -> str:
-    """PyTorch's CUDA version, from its file: to import it takes seconds."""
+    """PyTorch's CUDA version, read from its file because importing it takes seconds."""
     try:
         text = Path(str(metadata.distribution("torch").locate_file("torch/version.py"))).read_text(encoding="utf-8")
     except (metadata.PackageNotFoundError, OSError):
@@ -87,14 +87,14 @@ def _cuda_of_torch() -> str:
 
 
 def check_gpus(facts: GPUs, ray_counts: int | None = None) -> Finding:
-    """All GPUs answer, are of one kind, free, and may be shared by processes.
+    """Check that all GPUs answer, are of one kind, free, and can be shared by processes.
 
     Args:
-        ray_counts: GPUs that Ray gives out on this node; ``None`` where no Ray runs.
+        ray_counts: GPUs that Ray offers on this node; None if no Ray runs.
     """
     if not facts.gpus:
-        return _without(facts)
-    count, described = len(facts.gpus), _described(facts.gpus)
+        return _no_gpu_finding(facts)
+    count, described = len(facts.gpus), _describe(facts.gpus)
     if ray_counts is not None and ray_counts != count:
         return failed(f"{described}, and Ray counts {ray_counts}", f"start Ray here with --num-gpus={count}")
     exclusive = [gpu.mode for gpu in facts.gpus if gpu.mode in EXCLUSIVE]
@@ -104,27 +104,27 @@ def check_gpus(facts: GPUs, ray_counts: int | None = None) -> Finding:
     if taken:
         return warning(f"{described}; in use: {', '.join(taken)}", "`nvidia-smi` shows by whom; end it, or wait")
     if len({gpu.name for gpu in facts.gpus}) > 1:
-        return warning(described, "a plan counts with equal GPUs: give Ray only those of one kind")
+        return warning(described, "plans assume equal GPUs: give Ray only those of one kind")
     if facts.devices > count:
-        fix = "right where a scheduler lends some of them; else see `dmesg` for Xid, and reboot"
+        fix = "correct if a scheduler lends only some of them; else see `dmesg` for Xid, and reboot"
         return warning(f"{described}; {facts.devices} device files", fix)
     return ok(described)
 
 
-def _without(facts: GPUs) -> Finding:
+def _no_gpu_finding(facts: GPUs) -> Finding:
     if facts.problem or facts.devices:
         fix = "install or reload NVIDIA's driver; in a container, start it with --gpus all"
         return failed(facts.problem or f"{facts.devices} device files, and nvidia-smi lists no GPU", fix)
     return not_applicable("no NVIDIA GPU: roles are CPU processes")
 
 
-def _described(gpus: tuple[GPU, ...]) -> str:
+def _describe(gpus: tuple[GPU, ...]) -> str:
     kinds = Counter((gpu.name, gpu.memory) for gpu in gpus)
     return ", ".join(f"{count} × {name}, {gib(memory)} each" for (name, memory), count in kinds.items())
 
 
 def check_driver(facts: GPUs) -> Finding:
-    """The driver is new enough for the CUDA that PyTorch was built for."""
+    """Check that the driver is new enough for the CUDA version of PyTorch."""
     if not facts.gpus:
         return not_applicable("no NVIDIA GPU")
     if not facts.cuda:
@@ -135,5 +135,5 @@ def check_driver(facts: GPUs) -> Finding:
         return warning(found, "no oldest driver is known for this CUDA; see NVIDIA's CUDA Compatibility")
     major = facts.driver.split(".")[0]
     if not major.isdigit():
-        return warning(found, "nvidia-smi did not tell the driver's version")
+        return warning(found, "nvidia-smi did not report the driver's version")
     return ok(found) if int(major) >= least else failed(found, f"install driver {least} or newer")

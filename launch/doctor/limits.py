@@ -1,4 +1,4 @@
-"""Limits of a process: open files, of which every connection of Ray is one."""
+"""Check of process limits: open files, which every connection of Ray counts towards."""
 
 from __future__ import annotations
 
@@ -8,34 +8,34 @@ from dataclasses import dataclass
 from launch.doctor.findings import Finding, failed, ok, warning
 
 RAISED = 65536
-"""Ray raises its own limit to this, as far as the hard limit lets it (``ray/_private/worker.py``)."""
+"""Ray raises its soft limit to this, up to the hard limit (``ray/_private/worker.py``)."""
 ADVISED = 8192
-"""What Ray advises at least."""
+"""Minimum that Ray recommends."""
 LEAST = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
 class OpenFiles:
-    """``ulimit -n``: what is in force, and how far a process may raise it by itself."""
+    """``ulimit -n``: the soft limit, and the hard limit to which a process may raise it."""
 
     soft: int
     hard: int
 
     @property
     def usable(self) -> int:
-        """What Ray makes of it."""
+        """The limit to which Ray raises it."""
         return max(self.soft, min(self.hard, RAISED))
 
 
 def gather() -> OpenFiles:
-    """The limits of this process."""
+    """Gather the limits of this process."""
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     soft, hard = (2**31 if limit == resource.RLIM_INFINITY else limit for limit in limits)
     return OpenFiles(soft=soft, hard=hard)
 
 
 def check_open_files(facts: OpenFiles) -> Finding:
-    """A process may open as many files as Ray advises."""
+    """Check that a process may open as many files as Ray recommends."""
     found = f"{facts.soft}, can be raised to {facts.usable}"
     fix = f"ulimit -Hn {RAISED}, or `nofile` in /etc/security/limits.conf; in a container --ulimit nofile={RAISED}"
     if facts.usable < LEAST:

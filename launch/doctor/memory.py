@@ -1,4 +1,4 @@
-"""Memory of a node: what the host has, what its container or job may take of it, and ``/dev/shm``."""
+"""Checks of a node's memory: the host's, the limit of its container or job, and ``/dev/shm``."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ from launch.doctor.findings import GIB, Finding, failed, gib, not_applicable, ok
 from rlhf.recovery.facts import CGROUP, PROC, host_memory
 
 LEAST_SHARED = GIB
-"""Of ``/dev/shm``: Docker's 64 MiB stop NCCL, vLLM and Ray alike."""
+"""Minimum size of ``/dev/shm``: Docker's 64 MiB are too little for NCCL, vLLM and Ray."""
 LEAST_HOST = 4 * GIB
-"""Of host memory that is free, without a recipe: Ray, and one role with its libraries."""
+"""Minimum of free host memory without a recipe: Ray, and one role with its libraries."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NodeMemory:
-    """Bytes of a node."""
+    """Memory of a node, in bytes."""
 
     host: int
-    """Of the host, whatever this process may take of it."""
+    """Memory of the host, regardless of limits."""
     available: int
-    """To be had now, by the host and by every limit."""
+    """Available now, under all limits."""
     limit: int | None = None
-    """Nearest limit of this process's control groups: a container's, or a job's under a scheduler."""
+    """Lowest limit of this process's control groups: a container's, or a job's under a scheduler."""
     shared: int = 0
     """Size of ``/dev/shm``."""
     shared_free: int = 0
 
     @property
     def total(self) -> int:
-        """What this process and its like may take in all."""
+        """Memory that the processes under this limit may take in all."""
         return self.host if self.limit is None else min(self.host, self.limit)
 
 
 def gather(proc: Path = PROC, cgroup: Path = CGROUP, shared: Path = Path("/dev/shm")) -> NodeMemory:
-    """The memory of this machine.
+    """Gather the memory of this machine.
 
     Raises:
         OSError: there is no ``/proc`` or no ``/dev/shm``.
@@ -45,7 +45,7 @@ def gather(proc: Path = PROC, cgroup: Path = CGROUP, shared: Path = Path("/dev/s
     disk, (total, available) = shutil.disk_usage(shared), host_memory(proc, cgroup)
     groups = _groups(proc, cgroup)
     limits = [limit for group in groups if (limit := _number(group / "memory.max")) is not None]
-    left = [_left(group) for group in groups]
+    left = [_unused_in(group) for group in groups]
     return NodeMemory(
         host=_host_total(proc, total),
         available=min(size for size in (available, *left) if size is not None),
@@ -56,20 +56,20 @@ def gather(proc: Path = PROC, cgroup: Path = CGROUP, shared: Path = Path("/dev/s
 
 
 def _groups(proc: Path, cgroup: Path) -> list[Path]:
-    """Folders of this process's control group (version 2) and of those around it."""
+    """Folders of this process's control group (version 2) and its ancestors."""
     lines = (proc / "self" / "cgroup").read_text(encoding="utf-8").splitlines()
     own = next((line[3:] for line in lines if line.startswith("0::")), "/")
     group = Path(os.path.normpath(f"{cgroup}/{own}"))
     return [each for each in (group, *group.parents) if each.is_relative_to(cgroup)]
 
 
-def _left(group: Path) -> int | None:
+def _unused_in(group: Path) -> int | None:
     limit, used = _number(group / "memory.max"), _number(group / "memory.current")
-    return None if limit is None or used is None else max(0, limit - used + _cache(group))
+    return None if limit is None or used is None else max(0, limit - used + _reclaimable(group))
 
 
-def _cache(group: Path) -> int:
-    """Counted as used, given back when asked for."""
+def _reclaimable(group: Path) -> int:
+    """Reclaimable cache, which counts as used."""
     try:
         lines = (group / "memory.stat").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -78,7 +78,7 @@ def _cache(group: Path) -> int:
 
 
 def _number(file: Path) -> int | None:
-    """The number in a file; none where it says ``max`` or is not there."""
+    """The number in a file; None if it is ``max`` or the file is missing."""
     try:
         text = file.read_text(encoding="utf-8").strip()
     except OSError:
@@ -92,13 +92,13 @@ def _host_total(proc: Path, total: int | None) -> int:
 
 
 def check_host(facts: NodeMemory, need: int | None) -> Finding:
-    """There is memory for what the plan puts on this node; ``need`` is ``None`` without a recipe."""
+    """Check that the memory suffices for the plan's processes on this node; ``need`` is None without a recipe."""
     found = f"{gib(facts.available)} free of {gib(facts.total)}"
     if need is None:
         if facts.available >= LEAST_HOST:
             return ok(found)
         return warning(f"{found}; Ray and one role take about {gib(LEAST_HOST)}", "end other programs on this node")
-    found += f"; the plan takes {gib(need)} here"
+    found += f"; the plan needs {gib(need)} here"
     if need > facts.total:
         return failed(found, "fewer ranks or engines, less offload, more nodes, or more memory")
     if need > facts.available:
@@ -107,10 +107,10 @@ def check_host(facts: NodeMemory, need: int | None) -> Finding:
 
 
 def check_limit(facts: NodeMemory, ray_counts: int | None) -> Finding:
-    """Ray knows of the limit of its container or job: beyond it the kernel kills.
+    """Check that Ray respects the limit of its container or job, above which the kernel kills processes.
 
     Args:
-        ray_counts: bytes that Ray gives out on this node, with its object store; ``None`` where no Ray runs.
+        ray_counts: bytes that Ray offers on this node, including its object store; None if no Ray runs.
     """
     if facts.limit is None or facts.limit >= facts.host:
         return not_applicable(f"no limit below the host's {gib(facts.host)}")
@@ -122,10 +122,10 @@ def check_limit(facts: NodeMemory, ray_counts: int | None) -> Finding:
 
 
 def check_shared(facts: NodeMemory, store: int, weights: int) -> Finding:
-    """``/dev/shm`` holds Ray's object store and, on CPUs, weights on their way to the engines.
+    """Check that ``/dev/shm`` fits Ray's object store and, on CPUs, weights on their way to the engines.
 
     Args:
-        store: size of the object store, in bytes; weights: of a publish.
+        store: bytes of the object store; weights: bytes of a publish.
     """
     need = max(LEAST_SHARED, store + weights)
     found = f"{gib(facts.shared_free)} free of {gib(facts.shared)}; object store {gib(store)}"
@@ -134,17 +134,17 @@ def check_shared(facts: NodeMemory, store: int, weights: int) -> Finding:
     if facts.shared < need:
         return failed(found, f"mount -o remount,size={size}g /dev/shm; in a container, --shm-size={size}g")
     if facts.shared_free < weights:
-        return warning(found, "remove what runs that were killed left in /dev/shm, where nothing uses it any more")
+        return warning(found, "remove unused files in /dev/shm that killed runs left behind")
     return ok(found)
 
 
 def check_store(store: int, snapshots: int) -> Finding:
-    """Ray's object store holds the snapshots from which a policy or critic is rebuilt.
+    """Check that Ray's object store fits the snapshots from which a policy or critic is rebuilt.
 
     Args:
-        store: its size on this node in bytes; snapshots: of the ranks on the fullest node, two of each at a time.
+        store: its bytes on this node; snapshots: two of each rank at a time, on the fullest node.
     """
     found = f"{gib(store)}; snapshots take {gib(snapshots)} on the fullest node"
     if snapshots > store:
-        return warning(f"{found}: Ray moves the rest to disk", "start Ray here with a larger --object-store-memory")
+        return warning(f"{found}: Ray spills the rest to disk", "start Ray here with a larger --object-store-memory")
     return ok(found)

@@ -1,6 +1,6 @@
-"""What a recipe takes of each node, by the formulas of ``launch/plan``; and whether its plan fits the GPUs there are.
+"""Computes a recipe's needs on each node with the formulas of ``launch/plan``, and checks its plan against the GPUs.
 
-Where a rank comes to lie is the plan's guess: the fullest node is what every node is checked against.
+The nodes of ranks are the plan's estimate, so every node is checked against the needs of the fullest.
 """
 
 from __future__ import annotations
@@ -24,32 +24,32 @@ from rlhf.placement.machine import Machine, check_devices, choose_strategy
 from rlhf.placement.pools import NodeGPUs, Resting, pools, resting
 
 BYTES_PER_WEIGHT = 16
-"""Of a snapshot and of a checkpoint, at most: as ``rlhf/zero/checkpoint.py`` says, which needs torch."""
+"""Most bytes of a snapshot or checkpoint per weight, as in ``rlhf/zero/checkpoint.py``, which imports torch."""
 SNAPSHOTS = 2
-"""In the object store at one time: the last, and the one that takes its place."""
+"""Snapshots in the object store at a time: the last one and its successor."""
 OWN_STORE = 512 * 2**20
 """Object store of the Ray that a run starts on a machine without GPUs: ``OBJECT_STORE_BYTES`` of
 ``actors/cluster.py``."""
 CHUNK = 512 * 2**20
-"""A chunk of weights in shared memory: ``CHUNK_BYTES`` of ``rlhf/weights/shared_memory.py``, which needs torch."""
+"""Chunk of weights in shared memory: ``CHUNK_BYTES`` of ``rlhf/weights/shared_memory.py``, which imports torch."""
 ENGINE_PROCESSES = 2
-"""An engine's own process, and its actor."""
+"""Processes per engine: its own, and its actor."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hardware:
-    """What a run is placed on."""
+    """Hardware on which a run is placed."""
 
     nodes: int
     cpus: int
-    """Of the smallest node."""
+    """CPUs of the smallest node."""
     gpus: int = 0
-    """Of each node that has any, at least."""
+    """Least number of GPUs of the nodes that have any."""
     gpu: GPU | None = None
 
     @property
     def cluster(self) -> Cluster | None:
-        """As a plan knows it; ``None`` without GPUs, or with some that the plan does not know."""
+        """The cluster for a plan; None without GPUs, or with a GPU type that the plan does not know."""
         name = None if self.gpu is None else gpu_named(self.gpu.name, self.gpu.memory)
         if name is None:
             return None
@@ -61,16 +61,16 @@ class Needs:
     """Bytes that a run takes of its fullest node, and of the disk."""
 
     host: int
-    """Of host memory: processes, what is offloaded, snapshots; without GPUs all models too."""
+    """Host memory: processes, offloaded state, snapshots; without GPUs also all models."""
     snapshots: int
-    """Of Ray's object store."""
+    """Bytes of Ray's object store."""
     weights: int
-    """Of ``/dev/shm``, for weights on their way to engines without GPUs."""
+    """Bytes of ``/dev/shm``, for weights on their way to engines without GPUs."""
     room: Room
 
 
 def needs_of(recipe: Recipe, stage: Stage, hardware: Hardware) -> Needs | None:
-    """What a command takes; ``None`` where a model's shape is not known here, which ``check_plan`` says."""
+    """Needs of a command; None if a model's shape is unknown, which ``check_plan`` reports."""
     try:
         return _needs(recipe, stage, hardware)
     except UserError:
@@ -93,12 +93,12 @@ def _needs(recipe: Recipe, stage: Stage, hardware: Hardware) -> Needs:
 def _by_node(
     recipe: Recipe, stage: Stage, found: tuple[PlannedRole, ...], shapes: Shapes, hardware: Hardware
 ) -> tuple[int, int]:
-    """Host memory of the fullest node, and bytes of snapshots on the fullest."""
+    """Host memory of the fullest node, and most bytes of snapshots on a node."""
     roles = {member.role: member for member in found}
     rests = resting(recipe, stage, pools(recipe, stage, choose_strategy(recipe, stage, hardware.nodes * hardware.gpus)))
     host: Counter[int] = Counter()
     snapshots: Counter[int] = Counter()
-    for seat in _seats(recipe, stage, found, hardware):
+    for seat in _slots(recipe, stage, found, hardware):
         member = roles.get(seat.role)
         if member is None:
             host[seat.node] += _engine(recipe, shapes, hardware)
@@ -108,8 +108,8 @@ def _by_node(
     return max(host.values()), SNAPSHOTS * max(snapshots.values())
 
 
-def _seats(recipe: Recipe, stage: Stage, found: tuple[PlannedRole, ...], hardware: Hardware) -> tuple[PlannedSlot, ...]:
-    """Places by the plan; one after another over the nodes where there are no GPUs, or too few."""
+def _slots(recipe: Recipe, stage: Stage, found: tuple[PlannedRole, ...], hardware: Hardware) -> tuple[PlannedSlot, ...]:
+    """Slots according to the plan; distributed over the nodes in turn if there are no or too few GPUs."""
     if hardware.gpus:
         cluster = Cluster(nodes=hardware.nodes, gpus=hardware.gpus, gpu=next(iter(GPUS)), network=1.0)
         if placed := seats(recipe, stage, cluster):
@@ -125,15 +125,17 @@ def _seats(recipe: Recipe, stage: Stage, found: tuple[PlannedRole, ...], hardwar
 def _rank(recipe: Recipe, stage: Stage, member: PlannedRole, hardware: Hardware, rests: Resting) -> int:
     if hardware.gpus:
         dtype = recipe.model.dtype
-        return PROCESS + bytes_of.on_host(member, dtype, rests) + bytes_of.copied(member, dtype, rests)
-    held, tokens = bytes_of.held(member, recipe.model.dtype), row_tokens(recipe, stage, member)
+        return PROCESS + bytes_of.host_bytes(member, dtype, rests) + bytes_of.snapshot_bytes(member, dtype, rests)
+    held, tokens = bytes_of.persistent_memory(member, recipe.model.dtype), row_tokens(recipe, stage, member)
     trains = bool(member.trained)
-    added = bytes_of.passing(member, recipe.model, tokens) if trains else bytes_of.scoring(member, recipe.model)
+    added = (
+        bytes_of.pass_memory(member, recipe.model, tokens) if trains else bytes_of.scoring_memory(member, recipe.model)
+    )
     return held.total + added.activations + added.logits + (_bucket(member) if trains else 0)
 
 
 def _bucket(member: PlannedRole) -> int:
-    """DeepSpeed's buffer of gradients is memory only as far as gradients fill it."""
+    """DeepSpeed's gradient buffer, which takes memory only as far as gradients fill it."""
     return 4 * min(bytes_of.BUCKET, member.trained)
 
 
@@ -150,7 +152,7 @@ def _snapshot(member: PlannedRole) -> int:
 
 
 def _room(recipe: Recipe, found: dict[Stage, tuple[PlannedRole, ...]], policy: int) -> Room:
-    """Of the disk. Only PPO has checkpoints; a watch for over-optimisation keeps a second model."""
+    """Needs of disk space. Only PPO has checkpoints; ``early_stop`` keeps a second model."""
     keep = recipe.checkpoint
     checkpoint = sum(_snapshot(member) for member in found.get("ppo", ()))
     trained = [each[0] for each in found.values()]
@@ -161,21 +163,21 @@ def _room(recipe: Recipe, found: dict[Stage, tuple[PlannedRole, ...]], policy: i
 
 
 def check_plan(recipe: Recipe, stage: Stage, hardware: Hardware) -> Finding:
-    """What there is suffices for the recipe: GPUs in number, and their memory where the plan knows their type.
+    """Check that the hardware suffices for the recipe: the number of GPUs, and their memory if the type is known.
 
-    A model whose shape the plan does not know may well run: then its memory is not counted.
+    A model of unknown shape may still run, so its memory is not counted.
     """
     try:
-        problems = _asked_for(recipe, stage, hardware) or _memory(recipe, stage, hardware)
+        problems = _missing_gpus(recipe, stage, hardware) or _memory_problems(recipe, stage, hardware)
     except UserError as error:
-        return warning(f"{_told(hardware)}; the models' memory was not counted: {error.what}", error.fix)
+        return warning(f"{_describe_hardware(hardware)}; the models' memory was not counted: {error.what}", error.fix)
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         return failed(problems[0].splitlines()[0] + more, _fix(hardware.cluster))
-    return ok(_told(hardware))
+    return ok(_describe_hardware(hardware))
 
 
-def _told(hardware: Hardware) -> str:
+def _describe_hardware(hardware: Hardware) -> str:
     if not hardware.gpus:
         nodes = "1 node" if hardware.nodes == 1 else f"{hardware.nodes} nodes"
         return f"{nodes} without GPUs suffice for CPU processes; cores of the smallest: {hardware.cpus}"
@@ -183,8 +185,8 @@ def _told(hardware: Hardware) -> str:
     return f"{hardware.nodes} × {hardware.gpus} GPUs suffice ({known})"
 
 
-def _asked_for(recipe: Recipe, stage: Stage, hardware: Hardware) -> list[str]:
-    """What is asked for in number, and is not there."""
+def _missing_gpus(recipe: Recipe, stage: Stage, hardware: Hardware) -> list[str]:
+    """GPUs that are requested and missing."""
     total = hardware.nodes * hardware.gpus
     machine = Machine(gpus=total, cpus=hardware.cpus, nodes=(NodeGPUs(gpus=hardware.gpus),) * hardware.nodes)
     stages = planned_stages(recipe, stage)
@@ -192,7 +194,7 @@ def _asked_for(recipe: Recipe, stage: Stage, hardware: Hardware) -> list[str]:
     return list(dict.fromkeys(errors))
 
 
-def _memory(recipe: Recipe, stage: Stage, hardware: Hardware) -> list[str]:
+def _memory_problems(recipe: Recipe, stage: Stage, hardware: Hardware) -> list[str]:
     """Roles that do not fit their GPUs."""
     cluster, shapes = hardware.cluster, Shapes(recipe)
     if cluster is None or recipe.placement.device == "cpu":
@@ -203,6 +205,6 @@ def _memory(recipe: Recipe, stage: Stage, hardware: Hardware) -> list[str]:
 
 def _fix(cluster: Cluster | None) -> str:
     if cluster is None:
-        return "ask `rlhf plan` for the smallest change that fits"
+        return "run `rlhf plan` for the smallest change that fits"
     text = f"nodes={cluster.nodes},gpus={cluster.gpus},gpu={cluster.gpu}"
     return f"`rlhf plan` with --cluster {text} names the smallest change that fits"

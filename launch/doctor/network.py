@@ -1,6 +1,6 @@
-"""Ports: those that a head of Ray wants, one for ranks to meet at, and whether nodes reach each other's.
+"""Checks of ports: those of a Ray head, one for a rendezvous of ranks, and whether nodes reach each other.
 
-A test socket answers with a word of its own, so that what answers is known to be the socket and no other program.
+A test socket answers with a random word, which distinguishes it from other programs.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import Self
 from launch.doctor.findings import Finding, described, failed, not_applicable, ok, warning
 
 RAY_PORTS = {6379: "the head's control store", 8265: "the dashboard and job submission", 10001: "Ray's client server"}
-"""Where a head started by ``ray start --head`` listens unless it is told otherwise."""
+"""Default ports of ``ray start --head``."""
 LEAST_RANGE = 4000
-"""Ports to choose from: Ray, torch.distributed and NCCL take several for each process and each peer."""
+"""Minimum of ephemeral ports: Ray, torch.distributed and NCCL take several for each process and peer."""
 CONNECT_SECONDS = 3.0
 LOCAL = "127.0.0.1"
 
@@ -29,16 +29,16 @@ class Ports:
     """Ports of a node."""
 
     taken: tuple[int, ...]
-    """Of ``RAY_PORTS``, those that somebody listens at."""
+    """Ports of ``RAY_PORTS`` on which a program listens."""
     problem: str
-    """Why no free port could be had; empty where one was."""
+    """Reason why no free port was found; empty otherwise."""
     first: int
     last: int
-    """Ports that the kernel gives to programs that ask for any."""
+    """Range of the kernel's ephemeral ports."""
 
 
 def gather(address: str = LOCAL, file: Path = Path("/proc/sys/net/ipv4/ip_local_port_range")) -> Ports:
-    """The ports of this machine, at the address by which others know it."""
+    """Gather the ports of this machine, at the address by which others reach it."""
     first, last = (int(word) for word in file.read_text(encoding="utf-8").split())
     problem = ""
     try:
@@ -65,7 +65,7 @@ def _is_taken(port: int) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """A test socket: where it listens, and what it answers."""
+    """A test socket: its address, and its answer."""
 
     address: str
     port: int
@@ -73,10 +73,10 @@ class Target:
 
 
 class Listener:
-    """A test socket that answers each who connects, until it is closed."""
+    """A test socket that answers every connection until it is closed."""
 
     def __init__(self, address: str) -> None:
-        """Raises: OSError: there is no free port, or the address is not this machine's."""
+        """Raises: OSError: no port is free, or the address is not this machine's."""
         self._socket = socket.create_server((address, 0))
         port: int = self._socket.getsockname()[1]
         self.target = Target(address=address, port=port, word=secrets.token_hex(8))
@@ -93,9 +93,9 @@ class Listener:
                     return
 
     def close(self) -> None:
-        """Listen no longer."""
-        with suppress(OSError):  # a kernel may say that it was never connected
-            self._socket.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts
+        """Stop listening."""
+        with suppress(OSError):  # some kernels report that the socket is not connected
+            self._socket.shutdown(socket.SHUT_RDWR)  # wakes the accepting thread
         self._socket.close()
 
     def __enter__(self) -> Self:
@@ -106,10 +106,10 @@ class Listener:
 
 
 def reach(target: Target, seconds: float = CONNECT_SECONDS) -> None:
-    """Connect to a test socket and hear its word.
+    """Connect to a test socket and receive its word.
 
     Raises:
-        OSError: it could not be reached in time, or something else answered.
+        OSError: it could not be reached in time, or another program answered.
     """
     with socket.create_connection((target.address, target.port), timeout=seconds) as own:
         heard = b""
@@ -128,7 +128,7 @@ def free_port(address: str) -> int:
 
 
 def unreached(targets: Sequence[Target], seconds: float = CONNECT_SECONDS) -> dict[str, str]:
-    """The addresses of the test sockets that cannot be reached from here, and why."""
+    """Addresses of test sockets that cannot be reached from here → reason."""
     problems: dict[str, str] = {}
 
     def attempt(target: Target) -> None:
@@ -146,7 +146,7 @@ def unreached(targets: Sequence[Target], seconds: float = CONNECT_SECONDS) -> di
 
 
 def check_ports(facts: Ports, in_cluster: bool) -> Finding:
-    """A free port can be had, and there are enough of them; a new head's own are free where no Ray runs yet."""
+    """Check that enough ports are free, and a new head's own ports if no Ray runs yet."""
     count = facts.last - facts.first + 1
     found = f"a free one can be had; {count} to choose from ({facts.first} to {facts.last})"
     if facts.problem:
@@ -160,16 +160,16 @@ def check_ports(facts: Ports, in_cluster: bool) -> Finding:
 
 
 def check_reach(problems: Mapping[str, str], nodes: int) -> Finding:
-    """The node reaches a test socket on each other node.
+    """Check that the node reaches a test socket on each other node.
 
     Args:
-        problems: address → why not; nodes: how many others there are.
+        problems: address → reason; nodes: number of other nodes.
     """
     if not nodes:
         return not_applicable("there is no other node")
     if problems:
         address, reason = next(iter(problems.items()))
         more = f", and {len(problems) - 1} more" if len(problems) > 1 else ""
-        fix = "open all TCP ports between the nodes in firewall and security groups: Ray, gloo and NCCL choose theirs"
+        fix = "open all TCP ports between the nodes in firewall and security groups: Ray, gloo and NCCL choose any"
         return failed(f"does not reach {address}: {reason}{more}", fix)
     return ok(f"reaches {nodes} other node{'s' if nodes > 1 else ''} at a free port")

@@ -1,4 +1,4 @@
-"""The examination of every node of a running cluster: one small actor on each, every wait with a deadline."""
+"""Examines every node of a running cluster through one small actor on each; every wait has a deadline."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ from launch.doctor.nccl import SECONDS as ALL_REDUCE_SECONDS
 from launch.doctor.network import CONNECT_SECONDS, Listener, Target, free_port, unreached
 
 START_SECONDS = 60.0
-"""How long a node may take to start a process of ours: it imports Ray and this package from its own disk."""
+"""Time for a node to start an actor, which imports Ray and this package from its own disk."""
 CALL_SECONDS = 10.0
 SLACK_SECONDS = 5.0
-"""More than a node's own deadline before its answer is given up."""
+"""Time beyond a node's own deadline before its answer is given up."""
 READINGS = 7
-"""Of each clock; the best of them bounds the skew."""
+"""Readings of each clock; the best ones bound the skew."""
 
 
 class Probe:
-    """On one node: gathers its facts, is a test socket for the others, and tells the time."""
+    """Actor on one node: gathers its facts, opens a test socket for the others, and reads the clock."""
 
     def __init__(self) -> None:
-        os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # Ray shows GPUs only to who asks for some
+        os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # Ray hides GPUs from actors that request none
         self._listener: Listener | None = None
 
     def clock(self) -> float:
@@ -47,7 +47,7 @@ class Probe:
         return time.time()
 
     def facts(self, asked: NodeRequest) -> NodeFacts:
-        """The node's facts; Ray's folder is where this node's own Ray has it."""
+        """The node's facts; Ray's folder is that of the node's own Ray."""
         return gather(replace(asked, ray=_session_folder()))
 
     def listen(self, address: str) -> Target:
@@ -56,16 +56,16 @@ class Probe:
         return self._listener.target
 
     def unreached(self, targets: Sequence[Target]) -> dict[str, str]:
-        """The test sockets that cannot be reached from here, and why."""
+        """Addresses of test sockets that cannot be reached from here → reason."""
         return unreached(targets)
 
     def sees(self, marker: Path) -> bool | Fault:
-        """Whether a file is seen from here."""
+        """Whether the marker file is visible here."""
         seen: bool | Fault = answer(marker.exists, CALL_SECONDS / 2)
         return seen
 
     def free_port(self, address: str) -> int:
-        """A port of this node at which ranks can meet."""
+        """A free port of this node for a rendezvous."""
         return free_port(address)
 
     def all_reduce(self, plan: AllReducePlan) -> Outcome | Fault:
@@ -80,10 +80,10 @@ def _session_folder() -> Path:
 
 @dataclass(frozen=True, kw_only=True)
 class Node:
-    """A living node of the cluster, as Ray knows it."""
+    """A living node of the cluster, according to Ray."""
 
     name: str
-    """Host and address; with the begin of Ray's own name where several nodes share both."""
+    """Host and address; with the beginning of Ray's id if several nodes share both."""
     id: str
     address: str
     counted: NodeResources
@@ -92,7 +92,7 @@ class Node:
 
 @dataclass(frozen=True, kw_only=True)
 class NodeReply:
-    """What a node said; a ``Fault`` where nothing was heard from it."""
+    """Answers of a node; each is a ``Fault`` without an answer."""
 
     node: Node
     facts: NodeFacts | Fault
@@ -101,15 +101,15 @@ class NodeReply:
 
 @dataclass(frozen=True, kw_only=True)
 class Examined:
-    """What the nodes said, each by itself and all together."""
+    """Answers of all nodes, and of their common checks."""
 
     answers: tuple[NodeReply, ...]
     across: tuple[Outcome | Fault, ...]
-    """Outcomes of the all-reduce over the nodes whose GPUs sum right; empty where there are fewer than two."""
+    """Outcomes of the all-reduce over the nodes whose GPUs sum correctly; empty for fewer than two."""
 
 
 def cluster_nodes() -> list[Node]:
-    """The living nodes of the cluster that was joined."""
+    """The living nodes of the joined cluster."""
     found = nodes()
     names = [f"{node['NodeManagerHostname']} {node['NodeManagerAddress']}" for node in found]
     times = Counter(names)
@@ -131,10 +131,10 @@ def _node(node: Mapping[str, Any], name: str) -> Node:
 
 
 def examine(all_nodes: Sequence[Node], asked: NodeRequest, marker: Path | Fault) -> Examined:
-    """Ask every node everything.
+    """Examine every node.
 
     Args:
-        marker: a file in the runs' folder that every node is to see.
+        marker: a file in the runs' folder that every node should see.
     """
     by_name = {node.name: node for node in all_nodes}
     with _probes(all_nodes) as (probes, lost):
@@ -143,9 +143,9 @@ def examine(all_nodes: Sequence[Node], asked: NodeRequest, marker: Path | Fault)
             {name: probe.facts.remote(replace(asked, address=by_name[name].address)) for name, probe in probes.items()},
             longest() + SLACK_SECONDS,
         )
-        missed = _missed(probes, by_name)
-        seen = _seen(probes, marker)
-        across = _across([(probes[name], by_name[name]) for name in probes if _sums(facts[name])])
+        missed = _unreached_sockets(probes, by_name)
+        seen = _visible_markers(probes, marker)
+        across = _across([(probes[name], by_name[name]) for name in probes if _sums_correctly(facts[name])])
     answers = [
         NodeReply(
             node=by_name[name],
@@ -166,10 +166,10 @@ def examine(all_nodes: Sequence[Node], asked: NodeRequest, marker: Path | Fault)
 
 @contextmanager
 def _probes(all_nodes: Sequence[Node]) -> Iterator[tuple[dict[str, Any], dict[str, Fault]]]:
-    """A probe on each node that starts one, and why the others did not; all are ended afterwards."""
+    """Start a probe on each node; yields the probes and the reasons of missing ones, and ends all probes afterwards."""
     environment = {"env_vars": worker_environment(1, own_ray=False)}
     make = ray.remote(num_cpus=0, max_restarts=0, runtime_env=environment)(Probe)
-    started = {node.name: make.options(scheduling_strategy=_on(node)).remote() for node in all_nodes}
+    started = {node.name: make.options(scheduling_strategy=_pin_to(node)).remote() for node in all_nodes}
     try:
         first = collect({name: probe.clock.remote() for name, probe in started.items()}, START_SECONDS)
         lost = {name: said for name, said in first.items() if isinstance(said, Fault)}
@@ -179,20 +179,20 @@ def _probes(all_nodes: Sequence[Node]) -> Iterator[tuple[dict[str, Any], dict[st
             ray.kill(probe, no_restart=True)
 
 
-def _on(node: Node) -> NodeAffinitySchedulingStrategy:
+def _pin_to(node: Node) -> NodeAffinitySchedulingStrategy:
     return NodeAffinitySchedulingStrategy(node.id, soft=False)
 
 
 def collect(refs: Mapping[str, Any], seconds: float) -> dict[str, Any]:
-    """What comes within the time, by name; a ``Fault`` for what does not come, or comes as an error."""
+    """Results by name; a ``Fault`` for a result that is late or an error."""
     if not refs:
         return {}
     done, _ = ray.wait(list(refs.values()), num_returns=len(refs), timeout=seconds)
     late = Fault(reason=f"no answer within {seconds:.0f} s")
-    return {name: _got(ref) if ref in done else late for name, ref in refs.items()}
+    return {name: _result_or_fault(ref) if ref in done else late for name, ref in refs.items()}
 
 
-def _got(ref: Any) -> Any:
+def _result_or_fault(ref: Any) -> Any:
     try:
         return ray.get(ref, timeout=CALL_SECONDS)
     except RayError as error:
@@ -206,7 +206,7 @@ def _last_line(error: RayError) -> str:
 
 
 def _skew(probe: Any) -> Skew | Fault:
-    """A node's clock against this machine's: a few round trips, the first of which only wakes the way."""
+    """Skew of a node's clock against this machine's, from a few round trips; the first only warms up the connection."""
     readings = []
     for _ in range(READINGS):
         asked = time.time()
@@ -217,8 +217,8 @@ def _skew(probe: Any) -> Skew | Fault:
     return skew(readings)
 
 
-def _missed(probes: Mapping[str, Any], by_name: Mapping[str, Node]) -> dict[str, Any]:
-    """Of each node, the test sockets of others that it did not reach; a socket that did not open was not reached."""
+def _unreached_sockets(probes: Mapping[str, Any], by_name: Mapping[str, Node]) -> dict[str, Any]:
+    """For each node, the test sockets that it did not reach; sockets that did not open count as not reached."""
     heard = collect({name: probe.listen.remote(by_name[name].address) for name, probe in probes.items()}, CALL_SECONDS)
     targets = {name: target for name, target in heard.items() if isinstance(target, Target)}
     closed = {name: "no test socket there" for name in by_name if name not in targets}
@@ -228,28 +228,28 @@ def _missed(probes: Mapping[str, Any], by_name: Mapping[str, Node]) -> dict[str,
     }
     found = collect(refs, 2 * CONNECT_SECONDS + CALL_SECONDS)
     return {
-        name: missed if isinstance(missed, Fault) else {**_without(closed, name), **missed}
+        name: missed if isinstance(missed, Fault) else {**_drop_name(closed, name), **missed}
         for name, missed in found.items()
     }
 
 
-def _without(closed: Mapping[str, str], name: str) -> dict[str, str]:
+def _drop_name(closed: Mapping[str, str], name: str) -> dict[str, str]:
     return {other: why for other, why in closed.items() if other != name}
 
 
-def _seen(probes: Mapping[str, Any], marker: Path | Fault) -> dict[str, Any]:
+def _visible_markers(probes: Mapping[str, Any], marker: Path | Fault) -> dict[str, Any]:
     if isinstance(marker, Fault):
         return dict.fromkeys(probes, marker)
     return collect({name: probe.sees.remote(marker) for name, probe in probes.items()}, CALL_SECONDS)
 
 
-def _sums(facts: NodeFacts | Fault) -> bool:
-    """Whether the node's GPUs sum right by themselves."""
+def _sums_correctly(facts: NodeFacts | Fault) -> bool:
+    """Whether the sum over the node's own GPUs is correct."""
     return isinstance(facts, NodeFacts) and isinstance(facts.nccl, NCCL) and isinstance(facts.nccl.outcome, Outcome)
 
 
 def _across(ready: Sequence[tuple[Any, Node]]) -> list[Outcome | Fault]:
-    """An all-reduce over the first GPU of each node."""
+    """Run an all-reduce over the first GPU of each node."""
     if len(ready) < 2:
         return []
     (first, node), world = ready[0], len(ready)

@@ -1,4 +1,4 @@
-"""The examination as a table, and the same as plain values for JSON."""
+"""Shows findings as a table, or as JSON values."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ STYLES: dict[Status, str] = {"ok": "green", "warning": "yellow", "failed": "bold
 
 
 def counts(rows: Sequence[Row]) -> dict[Status, int]:
-    """How many rows stand how."""
+    """Number of rows by status."""
     found = Counter(row.finding.status for row in rows)
     return {status: found[status] for status in STYLES}
 
 
 def as_values(rows: Sequence[Row]) -> dict[str, Any]:
-    """The examination as JSON has it."""
+    """JSON values of the findings."""
     listed = [{"check": row.check, "node": row.node, **asdict(row.finding)} for row in rows]
     return {"counts": counts(rows), "rows": listed}
 
 
 def show(rows: Sequence[Row], stream: TextIO) -> None:
-    """Print one row for each check and node, a check's nodes under each other; a fix stands under what was found."""
+    """Print one row per check and node, with the nodes of a check together and fixes below their findings."""
     console = rich.console.Console(file=stream, width=None if stream.isatty() else PLAIN_WIDTH, highlight=False)
     table = Table(show_edge=False, pad_edge=False)
     for name in ("check", "node", "stands", "found"):
@@ -47,6 +47,6 @@ def show(rows: Sequence[Row], stream: TextIO) -> None:
 
 
 def by_check(rows: Sequence[Row]) -> list[Row]:
-    """Rows of one check together, checks in the order in which they first come."""
+    """Group rows by check, in order of first appearance."""
     order = {check: index for index, check in enumerate(dict.fromkeys(row.check for row in rows))}
     return sorted(rows, key=lambda row: order[row.check])

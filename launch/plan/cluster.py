@@ -1,4 +1,4 @@
-"""What a plan is made for: nodes of equal GPUs, from one line of text."""
+"""The cluster of a plan: nodes of equal GPUs, parsed from one line of text."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ EXAMPLE = "nodes=2,gpus=8,gpu=h100-80"
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """Equal nodes of equal GPUs."""
+    """A cluster of equal nodes with equal GPUs."""
 
     nodes: int
     gpus: int
-    """GPUs of each node."""
+    """GPUs per node."""
     gpu: str
-    """Name of their type in ``GPUS``."""
+    """Key of the GPU type in ``GPUS``."""
     network: float
-    """Bytes a second, one way, from a GPU to another node."""
+    """Bytes per second, one way, from a GPU to another node."""
 
     @property
     def type(self) -> GPUType:
-        """What each GPU offers."""
+        """Properties of the GPU type."""
         return GPUS[self.gpu]
 
     @property
     def total(self) -> int:
-        """GPUs in all."""
+        """Total number of GPUs."""
         return self.nodes * self.gpus
 
     def link(self, nodes: int) -> float:
-        """Bytes a second between GPUs that lie on so many nodes."""
+        """Bytes per second between GPUs that span ``nodes`` nodes."""
         return self.type.link if nodes <= 1 else min(self.network, self.type.link)
 
 
 def parse_cluster(text: str) -> Cluster:
-    """A cluster from ``nodes=2,gpus=8,gpu=h100-80``, and optionally ``network=50``: GB/s from a GPU to another node.
+    """Parse a cluster: ``nodes=2,gpus=8,gpu=h100-80``, optionally ``network=50``: GB/s from a GPU to another node.
 
     Raises:
-        UserError: the text says something else, or names a GPU that is not known.
+        UserError: the text has another form, or names an unknown GPU.
     """
     given: dict[str, str] = {}
     for part in text.split(","):

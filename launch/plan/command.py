@@ -1,4 +1,4 @@
-"""``rlhf plan``: what a recipe needs on a cluster that need not be there. It starts nothing and writes nothing."""
+"""``rlhf plan``: estimates a recipe's needs on a given cluster. It starts nothing and writes nothing."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import json
 
 from launch.options import add_recipe, add_stage
 
-PURPOSE = "say what a recipe needs on a cluster, without one"
+PURPOSE = "estimate what a recipe needs on a cluster, without the cluster"
 EXAMPLE = "rlhf plan recipes/llama_70b_cluster.yaml --cluster nodes=8,gpus=8,gpu=h100-80"
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
-    """A recipe and a cluster."""
+    """Add the recipe and the cluster."""
     add_recipe(command)
     command.add_argument(
         "--cluster",
@@ -25,7 +25,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Print the plan. A recipe that does not fit is an answer, not an error.
+    """Print the plan. A recipe that does not fit is a result, not an error.
 
     Raises:
         UserError: the recipe, the cluster's text or a model's config is wrong.

@@ -1,4 +1,4 @@
-"""The smallest change of a recipe with which it fits: few keys first, and of those what costs the least time."""
+"""Searches the smallest change that makes a recipe fit: the fewest keys, then the least cost in time."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from rlhf.placement.machine import shares
 Changes = dict[str, Any]
 """Dotted keys of a recipe, and their new values."""
 BEAM, DEPTH = 6, 8
-"""Attempts that are followed further, and changes made one after another, at most."""
+"""Number of attempts kept per round, and most changes in sequence."""
 MOST_NODES = 256
-"""Nodes of the largest cluster that is offered."""
+"""Nodes of the largest cluster to suggest."""
 
 
 def smallest_change(recipe: Recipe, stage: Stage, cluster: Cluster, shapes: Shapes) -> Changes | None:
-    """Settings with which every stage fits, the fewest that were found; ``None`` where none were.
+    """Smallest set of settings found with which every stage fits, or None.
 
-    Each round adds one change to the attempts that come nearest to fitting, and the first that fits is taken. A search
-    over all combinations might find fewer keys.
+    Each round adds one change to the attempts that are closest to fitting, and the first that fits is returned. A
+    search over all combinations might find fewer keys.
     """
     attempts: list[Changes] = [{}]
     seen: set[tuple[tuple[str, Any], ...]] = set()
@@ -53,7 +53,7 @@ def smallest_change(recipe: Recipe, stage: Stage, cluster: Cluster, shapes: Shap
 
 
 def smallest_cluster(recipe: Recipe, stage: Stage, cluster: Cluster, shapes: Shapes) -> Cluster | None:
-    """The same cluster with as many nodes as the recipe, left as it is, needs; ``None`` where nodes do not help."""
+    """The same cluster with the number of nodes that the unchanged recipe needs, or None if more nodes do not help."""
     for nodes in range(cluster.nodes + 1, MOST_NODES + 1):
         larger = replace(cluster, nodes=nodes)
         if _lack(recipe, stage, larger, shapes) == 0:
@@ -70,7 +70,7 @@ def _valid(recipe: Recipe, stage: Stage) -> bool:
 
 
 def _lack(recipe: Recipe, stage: Stage, cluster: Cluster, shapes: Shapes) -> float:
-    """How far a recipe is from fitting, in bytes; 0 where it fits."""
+    """Bytes by which a recipe exceeds the GPUs; 0 if it fits."""
     own, total = Shapes(recipe, shapes.find), 0.0
     for each in planned_stages(recipe, stage):
         placed = place(recipe, each, cluster, own)
@@ -79,7 +79,7 @@ def _lack(recipe: Recipe, stage: Stage, cluster: Cluster, shapes: Shapes) -> flo
 
 
 def _without_idle(recipe: Recipe, changes: Changes, stage: Stage, cluster: Cluster, shapes: Shapes) -> Changes:
-    """The same without the settings that are not needed after all."""
+    """Remove settings that are not needed to fit."""
     for key in list(changes):
         fewer = {name: value for name, value in changes.items() if name != key}
         mended = changed(recipe, fewer)
@@ -89,7 +89,7 @@ def _without_idle(recipe: Recipe, changes: Changes, stage: Stage, cluster: Clust
 
 
 def changed(recipe: Recipe, changes: Changes) -> Recipe:
-    """The recipe with other values at some dotted keys."""
+    """The recipe with new values at dotted keys."""
     for key, value in changes.items():
         recipe = _replaced(recipe, key.split("."), value)
     return recipe
@@ -101,7 +101,7 @@ def _replaced(section: Any, path: list[str], value: Any) -> Any:
 
 
 def candidates(recipe: Recipe, cluster: Cluster) -> Iterator[Changes]:
-    """Single changes that could help, those that cost the least time first."""
+    """Yield single changes that could help, cheapest in time first."""
     yield from _rows(recipe)
     yield from _fractions(recipe)
     if not recipe.model.gradient_checkpointing:
@@ -134,7 +134,7 @@ def _has_guests(recipe: Recipe) -> bool:
 
 
 def _half(recipe: Recipe) -> Iterator[Changes]:
-    """Half of all GPUs: of roles that share them none can have fewer alone."""
+    """Half of all GPUs, because roles that share GPUs must change together."""
     halves = {f"placement.{role}.ranks": getattr(recipe.placement, role).ranks for role in ROLES}
     halves["rollout.engines"] = recipe.rollout.engines
     if change := {key: number // 2 for key, number in halves.items() if number % 2 == 0}:
@@ -149,8 +149,8 @@ def _shared_rows(recipe: Recipe) -> Iterator[Changes]:
 
 
 def _between_phases(recipe: Recipe, role: str) -> Iterator[Changes]:
-    """More of a role that leaves the GPU while another works there."""
-    order = ("none", "auto", "all")  # where GPUs are shared, ``auto`` is ``states``
+    """Offload more of a role while another works on its GPU."""
+    order = ("none", "auto", "all")  # on shared GPUs, ``auto`` is ``states``
     now = getattr(recipe.placement, role).offload_between_phases
     for kind in order[order.index("auto" if now == "states" else now) + 1 :]:
         yield {f"placement.{role}.offload_between_phases": kind}

@@ -1,6 +1,6 @@
-"""Which models a stage holds, of what shape, and on which GPUs each of their ranks comes to lie.
+"""Lists the models of a stage with their shapes, and the GPUs of each of their ranks.
 
-This says what ``actors/crew.py`` builds and ``actors/placement.py`` reserves, without building or reserving anything.
+This mirrors ``actors/crew.py`` and ``actors/placement.py``, without building or reserving anything.
 """
 
 from __future__ import annotations
@@ -22,33 +22,33 @@ from rlhf.placement.shared_rows import SPLIT_TYPES, indivisible, row_ranks, unsp
 Head = Literal["language", "scalar"]
 ENGINE = ENGINES
 ROLES = ("policy", "critic", "reference", "reward")
-"""Sections of ``placement`` that have ranks."""
+"""Sections of ``placement`` with ranks."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedRole:
-    """A role of a stage: the network that each of its ranks holds a part of."""
+    """A role of a stage: a network and the ranks that share it."""
 
     role: str
-    """Its name: ``policy``, ``reward`` or, with the name of a reward's part, ``reward model``."""
+    """Its name: ``policy``, ``reward`` or, with the name of a reward source, ``reward model``."""
     key: str
     """Its section of ``placement``."""
     config: RoleConfig
     shape: ModelShape
     head: Head
     trained: int
-    """Parameters that are trained."""
+    """Number of trained parameters."""
     frozen: int
-    """Parameters that are not."""
+    """Number of frozen parameters."""
 
     @property
     def parameters(self) -> int:
-        """All of them."""
+        """Number of all parameters."""
         return self.trained + self.frozen
 
     @property
     def own_shape(self) -> ModelShape:
-        """Of a model whose matrices ranks share, the sizes of one rank's part."""
+        """Shape of one rank's part under tensor parallelism."""
         ranks, shape = self.config.tensor_parallel, self.shape
         return replace(
             shape,
@@ -58,19 +58,19 @@ class PlannedRole:
         )
 
     def own(self, parameters: int) -> int:
-        """Of so many parameters, all that are trained or all that there are, those in one rank's part; none is a
-        shard."""
+        """One rank's part under tensor parallelism of all trained, or all, parameters; ZeRO's sharding is not
+        included."""
         return parameters - self.shape.layers * (self.shape.layer - self.own_shape.layer) if parameters else 0
 
     @property
     def shards(self) -> int:
-        """Ranks over which ZeRO shards: those that have the same part of each matrix."""
+        """Ranks over which ZeRO shards: those with the same tensor-parallel part."""
         return self.config.ranks // self.config.tensor_parallel
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedSlot:
-    """Where a rank of a role, or an engine, computes: GPUs of one node."""
+    """Slot of a rank or an engine: GPUs of one node."""
 
     role: str
     rank: int
@@ -79,14 +79,14 @@ class PlannedSlot:
 
 
 class Shapes:
-    """The shapes of the models that a recipe names; each is looked for once."""
+    """The shapes of the models that a recipe names; each is looked up once."""
 
     def __init__(self, recipe: Recipe, find: Callable[[str], ModelShape] = find_shape) -> None:
         self.recipe, self.find = recipe, cache(find)
 
     @property
     def base(self) -> ModelShape:
-        """What SFT starts from."""
+        """Initial model of SFT."""
         model = self.recipe.model
         if model.scratch is not None:
             return scratch_shape(model.scratch)
@@ -108,17 +108,17 @@ class Shapes:
 
     @property
     def reward(self) -> ModelShape:
-        """The model of the reward stage."""
+        """Initial model of the reward stage."""
         return self._given(self.recipe.reward.init, self.base)
 
     def source(self, source: RewardSourceConfig) -> ModelShape:
-        """A part of the reward that is a model."""
+        """Model of a reward source."""
         assert source.model is not None
         return self.reward if source.model == TRAINED else self.find(source.model)
 
     @property
     def critic(self) -> ModelShape:
-        """What the critic starts from. That a reward model has the policy's vocabulary is told by its size alone."""
+        """Initial model of the critic: a reward model counts as having the policy's vocabulary if its size is equal."""
         if self.recipe.ppo.critic_init is not None:
             return self.find(self.recipe.ppo.critic_init)
         rewards = [self.source(source) for source in self.recipe.reward_models.values()]
@@ -126,7 +126,7 @@ class Shapes:
 
 
 def members(recipe: Recipe, stage: str, shapes: Shapes) -> tuple[PlannedRole, ...]:
-    """The networks of a stage, in the order in which a run places them; engines are not among them."""
+    """The networks of a stage in placement order, without engines."""
     if stage in ("sft", "dpo"):
         return (_language(recipe, "policy", shapes.dpo if stage == "dpo" else shapes.base, trains=True),)
     if stage == "reward":
@@ -163,13 +163,13 @@ def _scalar(recipe: Recipe, role: str, key: str, shape: ModelShape, trains: bool
 
 
 def indivisible_heads(member: PlannedRole) -> Iterator[UserError]:
-    """The error of a role whose ranks are to share rows or matrices, and cannot share its model's, if it is so."""
+    """The error of a role whose heads or matrices do not divide by its sequence-parallel or tensor-parallel size."""
     shape, role = member.shape, member.config
     yield from indivisible(member.key, shape.name, shape.heads, shape.kv_heads, role.sequence_parallel)
     if role.tensor_parallel > 1 and shape.kind != "gated":
         yield UserError(
             f"placement.{member.key}.tensor_parallel = {role.tensor_parallel} and {shape.name}",
-            f"which matrices to split is known here of {', '.join(SPLIT_TYPES)}",
+            f"the supported model types are {', '.join(SPLIT_TYPES)}",
             f"placement.{member.key}.tensor_parallel=1",
         )
         return
@@ -178,7 +178,7 @@ def indivisible_heads(member: PlannedRole) -> Iterator[UserError]:
 
 
 def check_heads(recipe: Recipe, stages: Iterable[str], shapes: Shapes) -> Iterator[UserError]:
-    """The same for all roles of some stages; none where shapes are not known yet, which each rank then looks at."""
+    """Errors of ``indivisible_heads`` for all roles of some stages; ranks check roles of unknown shape."""
     if all(row_ranks(getattr(recipe.placement, role)) == 1 for role in ROLES):
         return
     for stage in stages:
@@ -191,7 +191,7 @@ def check_heads(recipe: Recipe, stages: Iterable[str], shapes: Shapes) -> Iterat
 
 
 def seats(recipe: Recipe, stage: Stage, cluster: Cluster) -> tuple[PlannedSlot, ...]:
-    """Where every rank and engine comes to lie; none where the cluster is too small. By pool, then by role and rank."""
+    """Slots of every rank and engine, by pool, role and rank; empty if the cluster is too small."""
     wanted = pools(recipe, stage, choose_strategy(recipe, stage, cluster.total))
     chunks = pack(wanted, [NodeGPUs(gpus=cluster.gpus)] * cluster.nodes)
     taken = [0] * cluster.nodes

@@ -1,4 +1,4 @@
-"""The plan of a recipe on a cluster: places, memory, time and batches of each stage, and what does not fit."""
+"""The plan of a recipe on a cluster: slots, memory, time and batches of each stage, and what does not fit."""
 
 from __future__ import annotations
 
@@ -23,72 +23,72 @@ from rlhf.validate import validate
 
 STAGES: tuple[Stage, ...] = ("sft", "reward", "dpo", "ppo", "pipeline")
 PHASES = {"ppo": ("rollout", "score", "update", "publish")}
-"""Stage → phases of a step; the other stages have ``update`` alone."""
+"""Stage → phases of a step; other stages have only ``update``."""
 EVERY_ROLE = "all roles"
 MANY = 10**6
 
 
 @dataclass(frozen=True, kw_only=True)
 class Use:
-    """What a role, or all roles together, take of the fullest of its GPUs."""
+    """Memory of a role, or of all roles together, on the fullest of its GPUs."""
 
     role: str
     parameters: int
     ranks: int
     phases: dict[str, GPUMemory]
     waiting: dict[str, GPUMemory]
-    """What it takes in each phase while another works whose turn it is."""
+    """Memory in each phase while another role of that phase works."""
     capacity: int
     """Bytes of the GPU."""
     host: int = 0
-    """Bytes of host memory that offloading takes for each rank."""
+    """Bytes of host memory for offloading, per rank."""
     roles: tuple[str, ...] = ()
-    """Of whom this is the sum, where it is one."""
+    """Roles in this sum, if it is one."""
 
     @property
     def worst(self) -> str:
-        """The phase that takes most."""
+        """The phase with the largest memory."""
         return max(self.phases, key=lambda phase: self.phases[phase].total)
 
     @property
     def margin(self) -> int:
-        """Bytes left in that phase; negative where it does not fit."""
+        """Bytes left in that phase; negative if it does not fit."""
         return self.capacity - self.phases[self.worst].total
 
 
 @dataclass(frozen=True, kw_only=True)
 class Placed:
-    """A stage's places and memory. ``missing`` GPUs are those asked for and not there."""
+    """Slots and memory of a stage. ``missing`` is the number of requested GPUs that the cluster lacks."""
 
     stage: Stage
     strategy: str
     members: tuple[PlannedRole, ...]
     seats: tuple[PlannedSlot, ...]
     uses: tuple[Use, ...]
-    """Of each role by itself."""
+    """Memory of each role."""
     shared: tuple[Use, ...]
-    """Of the roles together that share GPUs, for each set of such roles."""
+    """Memory of the roles that share GPUs, for each set of such roles."""
     engine: EngineMemory | None
     resting: dict[str, Resting]
-    """Role → what of it lies in host memory between its phases."""
+    """Role → state that it offloads to host memory between its phases."""
     problems: tuple[str, ...]
     missing: int
 
     @property
     def excess(self) -> int:
-        """By how many bytes the stage does not fit."""
+        """Bytes by which the stage does not fit."""
         return sum(max(0, -use.margin) for use in self.judged)
 
     @property
     def judged(self) -> tuple[Use, ...]:
-        """What has to fit: roles that share GPUs together, the others by themselves."""
+        """The uses that must fit: roles that share GPUs together, the others separately."""
         together = {role for use in self.shared for role in use.roles}
         return (*(use for use in self.uses if use.role not in together), *self.shared)
 
 
 @dataclass(frozen=True, kw_only=True)
 class StagePlan:
-    """A stage: where, how much, how long. ``seconds`` are by phase, then by part; empty where it does not fit."""
+    """Plan of a stage. ``seconds`` are by phase, then by part; empty if the stage does not fit."""
 
     placed: Placed
     batch: StepWork
@@ -96,27 +96,25 @@ class StagePlan:
 
     @property
     def step_seconds(self) -> float:
-        """Of a whole step, its phases one after another, as with ``ppo.staleness`` 0."""
+        """Seconds of a whole step with its phases in sequence, as with ``ppo.staleness`` 0."""
         return sum(phase_seconds(phase, parts) for phase, parts in self.seconds.items())
 
 
 def check(recipe: Recipe, stage: Stage) -> None:
-    """Refuse what no cluster can run. Data need not be there: a plan reads none.
+    """Check that some cluster can run the recipe. Data may be absent: a plan reads none.
 
     Raises:
         UserError: lists every problem found.
     """
     if recipe.placement.device == "cpu":
-        raise UserError(
-            "placement.device = cpu", "a plan is about GPUs", "placement.device=auto, for the plan at least"
-        )
+        raise UserError("placement.device = cpu", "a plan is for GPUs", "placement.device=auto, at least for the plan")
     own: dict[str, Any] = dict.fromkeys(STAGE_DATA.values())
     data = replace(recipe.data, path="any/data", **own)
     validate(replace(recipe, data=data), stage, Asked(gpus=MANY, cpus=MANY))
 
 
 def place(recipe: Recipe, stage: Stage, cluster: Cluster, shapes: Shapes) -> Placed:
-    """Places and memory of one stage."""
+    """Compute slots and memory of one stage."""
     found = members(recipe, stage, shapes)
     strategy = choose_strategy(recipe, stage, cluster.total)
     wanted = pools(recipe, stage, strategy)
@@ -152,7 +150,7 @@ def place(recipe: Recipe, stage: Stage, cluster: Cluster, shapes: Shapes) -> Pla
 
 
 def plan_stage(recipe: Recipe, stage: Stage, cluster: Cluster, shapes: Shapes) -> StagePlan:
-    """Everything about one stage."""
+    """Plan one stage."""
     placed = place(recipe, stage, cluster, shapes)
     batch = batch_of(recipe, stage, placed.members)
     seconds = {} if placed.problems or not placed.seats else _seconds(recipe, placed, batch, cluster, shapes)
@@ -165,9 +163,9 @@ def planned_stages(recipe: Recipe, stage: Stage) -> tuple[Stage, ...]:
 
 
 def _use(recipe: Recipe, stage: Stage, member: PlannedRole, cluster: Cluster, rests: Resting) -> Use:
-    """One role by itself."""
+    """Memory of one role."""
     dtype, names = recipe.model.dtype, PHASES.get(stage, ("update",))
-    waiting = bytes_of.waiting(member, dtype, rests)
+    waiting = bytes_of.waiting_memory(member, dtype, rests)
     phases = {phase: _working(recipe, stage, member, phase, rests) or waiting for phase in names}
     return Use(
         role=member.role,
@@ -176,40 +174,40 @@ def _use(recipe: Recipe, stage: Stage, member: PlannedRole, cluster: Cluster, re
         phases=phases,
         waiting=dict.fromkeys(names, waiting),
         capacity=cluster.type.memory,
-        host=bytes_of.on_host(member, dtype, rests),
+        host=bytes_of.host_bytes(member, dtype, rests),
     )
 
 
 def _working(recipe: Recipe, stage: Stage, member: PlannedRole, phase: str, rests: Resting) -> GPUMemory | None:
-    """What a role takes in a phase in which it works; ``None`` in others.
+    """Memory of a role in a phase in which it works; None in other phases.
 
-    Blocks are scored while others are still being generated, but by roles whose weights make room for that.
+    Scoring overlaps generation, except for roles whose weights are offloaded for the engines.
     """
     dtype = recipe.model.dtype
-    held = bytes_of.held(member, dtype)
+    held = bytes_of.persistent_memory(member, dtype)
     if phase == "update":
         rows = row_tokens(recipe, stage, member)
-        return held + bytes_of.training(member, recipe.model, rows) if member.trained else None
-    away = NOTHING if rests == "none" else bytes_of.states(member, dtype)
+        return held + bytes_of.update_memory(member, recipe.model, rows) if member.trained else None
+    away = NOTHING if rests == "none" else bytes_of.update_states(member, dtype)
     if phase == "publish":
-        return (held + bytes_of.sending(member, dtype)).without(away) if member.role == "policy" else None
+        return (held + bytes_of.publish_memory(member, dtype)).without(away) if member.role == "policy" else None
     if phase == "rollout" and rests == "all":
         return None
-    return (held + bytes_of.scoring(member, recipe.model)).without(away)
+    return (held + bytes_of.scoring_memory(member, recipe.model)).without(away)
 
 
 def _engine(recipe: Recipe, cluster: Cluster, shapes: Shapes) -> EngineMemory:
     length = sum(longest(recipe, "ppo"))
-    return bytes_of.engine(shapes.policy, recipe.rollout, recipe.model.dtype, cluster.type.memory, length)
+    return bytes_of.engine_memory(shapes.policy, recipe.rollout, recipe.model.dtype, cluster.type.memory, length)
 
 
 def _engine_use(recipe: Recipe, engine: EngineMemory, shapes: Shapes, cluster: Cluster, shared: bool) -> Use:
-    """An engine that shares its GPU sleeps in score and update, and is awake in part in a publish."""
+    """An engine that shares its GPU sleeps in score and update, and is partly awake in a publish."""
     awake = engine.memory
     phases = dict.fromkeys(PHASES["ppo"], awake)
     if shared:
         asleep = GPUMemory(process=ASLEEP)
-        phases |= {"score": asleep, "update": asleep, "publish": bytes_of.receiving(awake)}
+        phases |= {"score": asleep, "update": asleep, "publish": bytes_of.receiving_memory(awake)}
     else:
         phases["publish"] = awake + GPUMemory(buffers=bytes_of.SEND_BUFFERS * bytes_of.SEND_BUFFER)
     return Use(
@@ -223,7 +221,7 @@ def _engine_use(recipe: Recipe, engine: EngineMemory, shapes: Shapes, cluster: C
 
 
 def _together(uses: Sequence[Use], rests: Mapping[str, Resting], name: str | None) -> Use:
-    """Roles that share GPUs on that of their first ranks, which is the fullest: each phase in its worst turn."""
+    """Memory of roles that share GPUs, on the fullest: the GPU of their first ranks; each phase in its worst turn."""
     phases = {
         phase: max((_in_turn(uses, phase, turn) for turn in _turns(uses, rests)), key=lambda memory: memory.total)
         for phase in uses[0].phases
@@ -245,7 +243,7 @@ def _turns(uses: Sequence[Use], rests: Mapping[str, Resting]) -> tuple[tuple[str
 
 
 def _in_turn(uses: Sequence[Use], phase: str, turn: Sequence[str]) -> GPUMemory:
-    """What all take while these work."""
+    """Memory of all roles while those of ``turn`` work."""
     return sum((use.phases[phase] if use.role in turn else use.waiting[phase] for use in uses), NOTHING)
 
 
@@ -306,7 +304,7 @@ def _rests(placed: Placed, member: PlannedRole) -> Resting:
 
 
 def _on_own_gpus(seconds: dict[str, float], placed: Placed) -> dict[str, float]:
-    """Roles that share their GPUs wait for each other: what they take together is kept under one name."""
+    """Combine the seconds of roles that share GPUs, because they wait for each other."""
     for use in placed.shared:
         own = {role: value for role, value in seconds.items() if role.partition(",")[0] in use.roles}
         rest = {role: value for role, value in seconds.items() if role not in own}
@@ -315,5 +313,5 @@ def _on_own_gpus(seconds: dict[str, float], placed: Placed) -> dict[str, float]:
 
 
 def phase_seconds(phase: str, parts: dict[str, float]) -> float:
-    """Seconds of a phase: its parts follow each other in rollout and publish, and run beside each other elsewhere."""
+    """Seconds of a phase: its parts run in sequence in rollout and publish, and in parallel elsewhere."""
     return sum(parts.values()) if phase in ("rollout", "publish") else max(parts.values(), default=0.0)

@@ -1,8 +1,8 @@
-"""Where a model's shape is looked for: its folder, the local hub cache, and a table of public models' configs.
+"""Looks up a model's shape: in its folder, the local hub cache, and a table of public models' configs.
 
-Each row of the table holds the sizes that the model's own ``config.json`` states, at
-``https://huggingface.co/<name>/blob/main/config.json``. A test compares the parameters that follow from a row with the
-count that the same page shows.
+Each row of the table holds the sizes of the model's ``config.json`` at
+``https://huggingface.co/<name>/blob/main/config.json``. A test compares the parameters computed from a row with the
+count on the same page.
 """
 
 from __future__ import annotations
@@ -75,14 +75,14 @@ PUBLIC: dict[str, tuple[str, tuple[int, ...]]] = {
 }
 """Hub name → model type, and the sizes in the order of ``_NAMES``."""
 SAME_SHAPE = ("-Instruct", "-Instruct-v0.1", "-Instruct-v0.3", "-deduped")
-"""Endings of names whose model has the shape of the one without."""
+"""Name suffixes of models that have the shape of the model without the suffix."""
 
 
 def find_shape(path: str, environment: Mapping[str, str] = os.environ) -> ModelShape:
-    """The shape of a model folder or hub name. Nothing is downloaded.
+    """Find the shape of a model folder or hub name, without a download.
 
     Raises:
-        UserError: there is no config of it here and it is not in the table, or the config tells too little.
+        UserError: no config is found here or in the table, or the config is incomplete.
     """
     for folder in (Path(path).expanduser(), *_cached(path, environment)):
         if (folder / "config.json").is_file():
@@ -92,13 +92,13 @@ def find_shape(path: str, environment: Mapping[str, str] = os.environ) -> ModelS
     near = difflib.get_close_matches(path, PUBLIC, n=1, cutoff=0.5)
     raise UserError(
         f"the shape of {path!r} is not known here",
-        "no config.json is in a folder of that name nor in the hub cache, and the table of public models lacks it",
+        "neither a folder of that name nor the hub cache has its config.json, nor does the table of public models",
         (f"did you mean {near[0]}? Or: " if near else "") + "give a folder that holds the model's config.json",
     )
 
 
 def public_config(name: str) -> dict[str, Any] | None:
-    """What the table has of a model, as its config.json would say it."""
+    """A model's config.json according to the table, or None."""
     base = next((known for known in PUBLIC for ending in ("", *SAME_SHAPE) if _with(known, ending) == name), None)
     if base is None:
         return None
@@ -108,7 +108,7 @@ def public_config(name: str) -> dict[str, Any] | None:
 
 
 def _with(known: str, ending: str) -> str:
-    """The name with an ending; one with a version carries the version last."""
+    """The name with a suffix, placed before the version if the name has one."""
     version = ending.rpartition("-")[2]
     if version.startswith("v0") and known.endswith(f"-{version}"):
         return known.removesuffix(f"-{version}") + ending
@@ -116,7 +116,7 @@ def _with(known: str, ending: str) -> str:
 
 
 def _cached(path: str, environment: Mapping[str, str]) -> list[Path]:
-    """Snapshots of a hub name in the cache that huggingface_hub keeps, the newest first."""
+    """Snapshots of a hub name in huggingface_hub's cache, newest first."""
     home = environment.get("HF_HOME") or str(Path("~/.cache/huggingface").expanduser())
     hub = Path(environment.get("HF_HUB_CACHE") or Path(home) / "hub")
     snapshots = hub / f"models--{path.replace('/', '--')}" / "snapshots"
@@ -130,5 +130,5 @@ def _read(file: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {file}", str(error), "give the config.json that came with the model") from error
     if not isinstance(config, dict):
-        raise UserError(f"{file} is not a model's config", "it holds no names with values", "give the model's own")
+        raise UserError(f"{file} is not a model's config", "it is not a JSON object", "give the model's own")
     return config

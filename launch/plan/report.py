@@ -1,4 +1,4 @@
-"""The whole plan of a command, and the same as plain values for JSON."""
+"""The plan of a command, and its representation as JSON values."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from rlhf.placement.pools import Resting
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a recipe needs on a cluster."""
+    """Needs of a recipe on a cluster."""
 
     recipe: Recipe
     command: Stage
     cluster: Cluster
     stages: tuple[StagePlan, ...]
     why: str = ""
-    """What spoke for the strategy, where the recipe left it open."""
+    """Reason for the strategy, if the recipe left it open."""
     change: Changes | None = None
-    """The smallest change with which it fits, where it does not and one was found."""
+    """Smallest change found with which the recipe fits, if it does not fit."""
     larger: Cluster | None = None
-    """The smallest cluster of such nodes on which it fits as it is, where it does not and there is one."""
+    """Smallest cluster of the same nodes on which the unchanged recipe fits, if it does not fit."""
 
     @property
     def fits(self) -> bool:
-        """Whether every stage can run."""
+        """Whether every stage fits."""
         return not any(stage.placed.problems for stage in self.stages)
 
 
@@ -44,7 +44,7 @@ def make_plan(recipe: Recipe, command: Stage, cluster: Cluster, find: Callable[[
     """Plan every stage of a command.
 
     Raises:
-        UserError: no cluster could run the recipe, or a model's shape is not known.
+        UserError: no cluster could run the recipe, or a model's shape is unknown.
     """
     check(recipe, command)
     shapes = Shapes(recipe, find)
@@ -62,7 +62,7 @@ def make_plan(recipe: Recipe, command: Stage, cluster: Cluster, find: Callable[[
 
 
 def as_values(plan: Plan) -> dict[str, Any]:
-    """The plan as JSON has it: bytes and seconds, without rounding."""
+    """JSON values of the plan, in bytes and seconds, without rounding."""
     return {
         "recipe": plan.recipe.name,
         "command": plan.command,
@@ -77,7 +77,7 @@ def as_values(plan: Plan) -> dict[str, Any]:
 
 
 def assumptions() -> dict[str, float]:
-    """What the plan takes for granted and nobody measured here: allowances in bytes, shares of data sheets' rates."""
+    """Assumptions of the plan that were not measured: allowances in bytes, fractions of data sheets' rates."""
     allowances = {"process_bytes": PROCESS, "asleep_bytes": ASLEEP, "graphs_bytes": GRAPHS}
     return {**{f"share_{name}": share for name, share in SHARES.items()}, **allowances}
 

@@ -1,4 +1,4 @@
-"""A model's shape, from its ``config.json`` alone: how many parameters it has and what a pass over it makes.
+"""A model's shape, from its ``config.json`` alone: its number of parameters and the sizes of its activations.
 
 Shapes: h hidden size, L layers, f width inside the feed-forward block, V vocabulary, A all attention heads together,
 K all key-value heads together.
@@ -22,7 +22,7 @@ KINDS: dict[str, Kind] = {
     "gpt_neox": "neox",
     "gpt2": "gpt2",
 }
-"""``model_type`` of a config → how its layers are built."""
+"""``model_type`` of a config → structure of its layers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,11 +40,11 @@ class ModelShape:
     vocab: int
     context: int
     tied: bool
-    """One matrix serves as embedding and as output head."""
+    """Whether embedding and output head share one matrix."""
     biased: tuple[str, ...] = ()
-    """Linear layers that have a bias."""
+    """Linear layers with a bias."""
     qk_norm: bool = False
-    """Queries and keys are normalised by head (Qwen3)."""
+    """Whether queries and keys are normalised by head (Qwen3)."""
 
     @property
     def linears(self) -> dict[str, tuple[int, int]]:
@@ -60,7 +60,7 @@ class ModelShape:
 
     @property
     def matrices(self) -> int:
-        """Parameters of one layer's matrices: a token's forward pass makes 2 FLOPs with each."""
+        """Parameters of one layer's matrices; a token's forward pass takes 2 FLOPs for each."""
         return sum(inputs * outputs for inputs, outputs in self.linears.values())
 
     @property
@@ -72,12 +72,12 @@ class ModelShape:
 
     @property
     def embedding(self) -> int:
-        """Parameters of the token embedding, and of the output head."""
+        """Parameters of the token embedding, which equal those of the output head."""
         return self.vocab * self.hidden
 
     @property
     def backbone(self) -> int:
-        """Parameters without an output head of its own."""
+        """Parameters without a separate output head."""
         positions = self.context * self.hidden if self.kind == "gpt2" else 0
         norm = self.hidden if self.kind == "gated" else 2 * self.hidden
         return self.embedding + positions + self.layers * self.layer + norm
@@ -93,7 +93,7 @@ class ModelShape:
         return self.backbone + self.hidden
 
     def adapters(self, rank: int, targets: Sequence[str]) -> int:
-        """Parameters of LoRA's A and B over the layers that ``targets`` name."""
+        """Parameters of LoRA's A and B over the layers in ``targets``."""
         chosen = [
             size
             for name, size in self.linears.items()
@@ -102,29 +102,29 @@ class ModelShape:
         return self.layers * rank * sum(inputs + outputs for inputs, outputs in chosen)
 
     def kv_bytes(self, size: int, shards: int = 1) -> int:
-        """KV cache of one token in bytes on one of ``shards`` GPUs, at ``size`` bytes a number; no head is split."""
+        """KV cache bytes per token on each of ``shards`` GPUs, at ``size`` bytes per number; heads are not split."""
         return 2 * self.layers * -(-self.kv_heads // shards) * self.head_dim * size
 
 
 def shape_of(config: Mapping[str, Any], name: str) -> ModelShape:
-    """The shape that a ``config.json`` describes.
+    """The shape described by a ``config.json``.
 
     Raises:
-        UserError: its model type is not known here, or a size is missing.
+        UserError: the model type is unknown, or a size is missing.
     """
     kind = config.get("model_type")
     if kind not in KINDS:
         raise UserError(
             f"the config of {name!r} has model_type = {kind!r}",
-            f"how large a model is, is known here of {', '.join(KINDS)}",
-            "plan with a model of one of these types and a like size",
+            f"model sizes can be computed for {', '.join(KINDS)}",
+            "plan with a model of one of these types and of similar size",
         )
     read = _Fields(config, name)
     return _gpt2(read) if kind == "gpt2" else _rotary(read, str(kind))
 
 
 class _Fields:
-    """Whole numbers of a config, under one of several names."""
+    """Reads whole numbers of a config, under one of several names."""
 
     def __init__(self, config: Mapping[str, Any], name: str) -> None:
         self.config, self.name = config, name
@@ -168,7 +168,7 @@ def _rotary(read: _Fields, kind: str) -> ModelShape:
 
 
 def _biased(read: _Fields, kind: str) -> tuple[str, ...]:
-    """Which linear layers have a bias, as transformers builds them."""
+    """Linear layers with a bias, as transformers builds them."""
     if kind == "gpt_neox":
         fused = ("query_key_value", "dense") if read.flag("attention_bias", True) else ()
         return (*fused, "dense_h_to_4h", "dense_4h_to_h")
@@ -197,7 +197,7 @@ def _gpt2(read: _Fields) -> ModelShape:
 
 
 def scratch_shape(config: ScratchConfig) -> ModelShape:
-    """The shape of a model made from nothing, with the largest vocabulary that it may get."""
+    """The shape of a randomly initialised model, with the largest vocabulary that it may get."""
     return ModelShape(
         name="model.scratch",
         kind="gated",

@@ -1,4 +1,4 @@
-"""The plan as text for a terminal."""
+"""Formats the plan as text for a terminal."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Row = Sequence[str]
 
 
 def show(plan: Plan) -> str:
-    """Every stage, then what does not fit and what would mend it."""
+    """Format every stage, then what does not fit and what would fix it."""
     lines = [_heading(plan.recipe.name, plan.cluster)]
     lines += [f"placement.strategy=auto is {plan.why}"] if plan.why else []
     for stage in plan.stages:
@@ -27,7 +27,7 @@ def show(plan: Plan) -> str:
 
 
 def table(rows: Sequence[Row], indent: str = "    ") -> list[str]:
-    """Rows in columns: the first to the left, the others to the right."""
+    """Format rows in columns: the first left-aligned, the others right-aligned."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return [
         indent
@@ -69,7 +69,7 @@ def _stage(stage: StagePlan) -> Iterator[str]:
 def _places(placed: Placed) -> Iterator[str]:
     if not placed.seats:
         return
-    yield "  places"
+    yield "  slots"
     roles = dict.fromkeys(seat.role for seat in placed.seats)
     for role in roles:
         own = [seat for seat in placed.seats if seat.role == role]
@@ -159,7 +159,7 @@ def _seconds(stage: StagePlan) -> Iterator[str]:
 
 
 def _shares() -> str:
-    return "assumed shares of the data sheet's rates: " + ", ".join(f"{name} {share}" for name, share in SHARES.items())
+    return "assumed fractions of data sheet rates: " + ", ".join(f"{name} {share}" for name, share in SHARES.items())
 
 
 def _verdict(plan: Plan) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Which strategy ``auto`` stands for: the one that fits, by number of GPUs and by their memory, and why."""
+"""Chooses the strategy for ``placement.strategy=auto`` by number and memory of the GPUs, with a reason."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from rlhf.placement.machine import choose_strategy, gpus_needed, shares
 from rlhf.placement.pools import Strategy
 
 ORDER: tuple[Strategy, ...] = ("separate", "colocated")
-"""Apart first: roles that share a GPU wait for each other, and move states out of the way."""
+"""Separate first: roles that share a GPU wait for each other and offload states."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """A strategy for PPO, and what speaks for it."""
+    """A strategy for PPO, and the reason for it."""
 
     strategy: Strategy
     why: str
 
 
 def decided(recipe: Recipe, choice: Choice | None) -> Recipe:
-    """The recipe with ``auto`` replaced by what was chosen."""
+    """The recipe with ``auto`` replaced by the choice."""
     return recipe if choice is None else with_strategy(recipe, choice.strategy)
 
 
@@ -35,12 +35,12 @@ def with_strategy(recipe: Recipe, strategy: Strategy) -> Recipe:
 
 
 def choose(recipe: Recipe, stage: Stage, cluster: Cluster, shapes: Shapes) -> Choice | None:
-    """What ``auto`` stands for on a cluster; ``None`` where the recipe says it, or the stage has one role alone.
+    """Choose the strategy for ``auto`` on a cluster; None if the recipe sets it, or the stage has only one role.
 
-    Where nothing fits by the plan's figures, which lean to the safe side, the number of GPUs decides.
+    If nothing fits according to the plan, which overestimates, the number of GPUs decides.
 
     Raises:
-        UserError: a model's shape is not known.
+        UserError: a model's shape is unknown.
     """
     if recipe.placement.strategy != "auto" or stage not in ("ppo", "pipeline"):
         return None

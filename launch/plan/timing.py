@@ -1,7 +1,7 @@
-"""The expected seconds of a step, from counts of FLOPs and bytes. A model, not a measurement: ``docs/planning.md``.
+"""Expected seconds of a step, computed from FLOPs and bytes. A model, not a measurement: ``docs/planning.md``.
 
-A phase lasts as long as the slower of what it computes and what it moves, at the shares of the data sheet's rates that
-``SHARES`` assumes. Lengths are the longest that the recipe allows.
+A phase takes the longer of its computation and its data movement, at the fractions ``SHARES`` of the data sheet's
+rates. Lengths are the longest that the recipe allows.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from launch.plan.cluster import Cluster
 from launch.plan.members import ENGINE, PlannedRole, PlannedSlot
-from launch.plan.memory import EngineMemory, leaving, size_of
+from launch.plan.memory import EngineMemory, offloaded_bytes, size_of
 from launch.plan.shapes import ModelShape
 from launch.plan.work import StepWork
 from rlhf.config.schema import Recipe
@@ -20,21 +20,21 @@ from rlhf.placement.pools import Resting
 from rlhf.placement.shared_rows import row_ranks
 
 SHARES = {"training": 0.4, "prefill": 0.5, "memory": 0.7, "link": 0.7}
-"""Assumed shares of the data sheet's rates: FLOP/s in training and scoring, FLOP/s of an engine's prefill and decoding,
-bytes a second of memory, and of links. They are round numbers of the field's reports, not measured here."""
+"""Assumed fractions of the data sheet's rates: FLOP/s in training and scoring, FLOP/s of an engine's prefill and
+decoding, memory bandwidth, and link bandwidth. They are round numbers from published reports, not measured here."""
 ALL_REDUCE_SECONDS = 20e-6
-"""Assumed start-up time of one of an engine's collective calls; there are two in every layer."""
+"""Assumed latency of one collective call of an engine; every layer has two."""
 ADDED_BACKWARD = 5
-"""All-reduces in a layer's backward pass where ranks share matrices: one for each that is split by output."""
+"""All-reduces of a layer's backward pass under tensor parallelism: one for each matrix split by output."""
 HASH_BYTES = 100
-"""Bytes that a fingerprint moves for each number: int64 arrays, written and read about six times."""
+"""Bytes moved by a fingerprint per number: int64 arrays, written and read about six times."""
 HOST_BYTES, HOST_RATE = 40, 20e9
-"""Bytes that Adam in host memory reads and writes for each parameter, and bytes a second that a rank's threads move."""
+"""Bytes that Adam on the host reads and writes per parameter, and bytes per second that a rank's threads move."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ComputeRates:
-    """What the members of a run compute with."""
+    """GPUs, links and dtype with which the members of a run compute."""
 
     cluster: Cluster
     seats: tuple[PlannedSlot, ...]
@@ -42,21 +42,21 @@ class ComputeRates:
 
     @property
     def flops(self) -> float:
-        """A GPU's FLOP/s in the recipe's dtype."""
+        """FLOP/s of a GPU in the recipe's dtype."""
         return self.cluster.type.bfloat16 if self.dtype == "bfloat16" else self.cluster.type.float32
 
     @property
     def memory(self) -> float:
-        """Bytes a second of a GPU's memory."""
+        """Bytes per second of a GPU's memory."""
         return SHARES["memory"] * self.cluster.type.bandwidth
 
     def link(self, roles: Sequence[str]) -> float:
-        """Bytes a second between the GPUs of these roles."""
+        """Bytes per second between the GPUs of these roles."""
         nodes = {seat.node for seat in self.seats if seat.role in roles}
         return SHARES["link"] * self.cluster.link(len(nodes))
 
     def link_in_rows(self, member: PlannedRole) -> float:
-        """Bytes a second between the ranks of a role that have the same rows, at their worst."""
+        """Bytes per second between the ranks of a role that process the same rows, on the slowest link."""
         nodes: dict[int, set[int]] = {}
         for seat in self.seats:
             if seat.role == member.role:
@@ -67,8 +67,8 @@ class ComputeRates:
 def forward_flops(member: PlannedRole, tokens: float, length: int, answers: float) -> float:
     """FLOPs of a forward pass.
 
-    Two for each number of a matrix and token, four for each pair of tokens and number of a head over the half that a
-    token sees, and the output head for ``answers`` tokens; each of the ranks that share matrices has all of the head.
+    Two per matrix element and token, four per head element and pair of tokens over the causal half, and the output head
+    for ``answers`` tokens; under tensor parallelism each rank has the whole head.
     """
     shape = member.shape
     attention = 2 * shape.layers * shape.heads * shape.head_dim * length
@@ -77,7 +77,7 @@ def forward_flops(member: PlannedRole, tokens: float, length: int, answers: floa
 
 
 def score_seconds(member: PlannedRole, batch: StepWork, machine: ComputeRates) -> float:
-    """Seconds in which a role's ranks score all blocks of a step."""
+    """Seconds for a role's ranks to score all blocks of a step."""
     samples = batch.samples / member.config.ranks
     flops = forward_flops(member, samples * batch.length, batch.length, samples * batch.response_tokens)
     computing = flops / (SHARES["training"] * machine.flops)
@@ -89,23 +89,23 @@ def score_seconds(member: PlannedRole, batch: StepWork, machine: ComputeRates) -
 
 
 def adding_seconds(member: PlannedRole, tokens: float, machine: ComputeRates) -> float:
-    """Seconds in which ranks that share matrices add up hidden states, twice in every layer of a forward pass.
+    """Seconds of the all-reduces of tensor parallelism, two in every layer of a forward pass.
 
-    Of so many tokens for each rank all have all. The backward pass does it ``ADDED_BACKWARD / 2`` times as often.
+    ``tokens`` is the number per rank, which all ranks share. The backward pass takes ``ADDED_BACKWARD / 2`` times this.
     """
     ranks, shape = member.config.tensor_parallel, member.shape
     if ranks == 1:
         return 0.0
     numbers = 2 * shape.layers * tokens * ranks * shape.hidden
-    moved = 2 * numbers * size_of(machine.dtype) * (ranks - 1) / ranks  # an all-reduce sends everything about twice
+    moved = 2 * numbers * size_of(machine.dtype) * (ranks - 1) / ranks  # an all-reduce sends all data about twice
     return moved / machine.link_in_rows(member)
 
 
 def exchange_seconds(member: PlannedRole, tokens: float, machine: ComputeRates) -> float:
-    """Seconds in which ranks that share rows exchange places for heads, and back, in a forward pass of so many tokens
-    each: queries, keys, values and what attention answers, once through every layer. The backward pass does the same.
+    """Seconds of the all-to-all exchanges of sequence parallelism in a forward pass of ``tokens`` tokens per rank:
+    queries, keys, values and attention outputs, once per layer. The backward pass takes the same.
 
-    Keys and values of fewer heads than ranks are copied for each.
+    Keys and values with fewer heads than ranks are replicated.
     """
     ranks, shape = member.config.sequence_parallel, member.shape
     if ranks == 1:
@@ -116,7 +116,7 @@ def exchange_seconds(member: PlannedRole, tokens: float, machine: ComputeRates) 
 
 
 def gather_seconds(member: PlannedRole, machine: ComputeRates) -> float:
-    """Seconds in which ZeRO-3 gathers the whole model once, layer by layer; every pass does it."""
+    """Seconds for ZeRO-3 to gather the whole model once, layer by layer, as in every pass."""
     role, b = member.config, size_of(machine.dtype)
     if role.zero_stage < 3:
         return 0.0
@@ -128,8 +128,8 @@ def gather_seconds(member: PlannedRole, machine: ComputeRates) -> float:
 def update_seconds(member: PlannedRole, batch: StepWork, recipe: Recipe, machine: ComputeRates) -> float:
     """Seconds of all updates of a step by one role.
 
-    A backward pass computes twice what a forward pass does (of adapters, once for what is frozen: counted as the rest);
-    checkpointing adds a forward pass, and logits are made twice, all but the last chunk of a row.
+    A backward pass takes twice the FLOPs of a forward pass (frozen weights under adapters once, which is counted in
+    full); checkpointing adds a forward pass, and logits are computed twice except for the last chunk of a row.
     """
     samples = batch.samples_per_update / member.config.ranks
     answers = samples * batch.response_tokens
@@ -149,7 +149,7 @@ def update_seconds(member: PlannedRole, batch: StepWork, recipe: Recipe, machine
 
 
 def reduce_seconds(member: PlannedRole, rows: int, machine: ComputeRates) -> float:
-    """Seconds in which gradients are added over ranks in one update: once, or under ZeRO 2 and 3 after every row."""
+    """Seconds to reduce gradients over ranks in one update: once, or under ZeRO 2 and 3 after every row."""
     role, b = member.config, size_of(machine.dtype)
     share, trained = (member.shards - 1) / member.shards, member.own(member.trained)
     once = 4 if role.zero_stage == 1 else b
@@ -159,7 +159,7 @@ def reduce_seconds(member: PlannedRole, rows: int, machine: ComputeRates) -> flo
 
 
 def step_seconds(member: PlannedRole, machine: ComputeRates) -> float:
-    """Seconds of Adam's step: it reads and writes weights, gradients and moments, here or in the host's memory."""
+    """Seconds of Adam's step, which reads and writes weights, gradients and moments, on the GPU or the host."""
     role = member.config
     own = member.own(member.trained) / (member.shards if role.zero_stage else 1)
     if role.offload and role.zero_stage:
@@ -168,12 +168,12 @@ def step_seconds(member: PlannedRole, machine: ComputeRates) -> float:
 
 
 def resting_seconds(member: PlannedRole, resting: Resting, machine: ComputeRates, weights_alone: bool = False) -> float:
-    """Seconds in which what rests in host memory comes for a phase and leaves after it; frozen weights leave nothing.
+    """Seconds to reload the offloaded state for a phase and to offload it again; frozen weights are not copied back.
 
     Args:
-        weights_alone: whether the phase has no use for the states of an update.
+        weights_alone: whether the phase does not need the states of an update.
     """
-    weights, states = leaving(member, machine.dtype, resting)
+    weights, states = offloaded_bytes(member, machine.dtype, resting)
     size = (2 if member.trained else 1) * weights + (0 if weights_alone else 2 * states)
     return size / (SHARES["link"] * machine.cluster.type.host)
 
@@ -181,9 +181,9 @@ def resting_seconds(member: PlannedRole, resting: Resting, machine: ComputeRates
 def rollout_seconds(
     shape: ModelShape, engine: EngineMemory, batch: StepWork, recipe: Recipe, machine: ComputeRates
 ) -> dict[str, float]:
-    """Seconds in which the engines answer all prompts: prefill, then one decoding step for each token of a response.
+    """Seconds for the engines to answer all prompts: prefill, then one decoding step per token of a response.
 
-    Sequences that the KV cache or the engine's limit does not hold at once wait for others: waves.
+    Sequences that exceed the KV cache or the engine's limit wait for others, in waves.
     """
     share = math.ceil(batch.samples / recipe.rollout.engines)
     if not engine.at_once:
@@ -200,14 +200,14 @@ def _engine_flops(recipe: Recipe, machine: ComputeRates) -> float:
 
 
 def _prefill_flops(shape: ModelShape, batch: StepWork, recipe: Recipe, share: int) -> float:
-    """Of the prompts of one engine; other samples of a prompt find it in the prefix cache."""
+    """FLOPs for the prompts of one engine; other samples of a prompt hit the prefix cache."""
     tokens = math.ceil(share / recipe.ppo.samples_per_prompt) * batch.prompt_tokens
     attention = 2 * shape.layers * shape.heads * shape.head_dim * batch.prompt_tokens
     return tokens * (2 * shape.layers * shape.matrices + attention)
 
 
 def _decoding_step(shape: ModelShape, at_once: int, batch: StepWork, recipe: Recipe, machine: ComputeRates) -> float:
-    """Seconds of one token for every sequence: weights and KV cache are read once, or the matrices are the limit."""
+    """Seconds per token for all sequences: bound by reading weights and KV cache once, or by FLOPs."""
     b, shards = size_of(machine.dtype), recipe.rollout.tensor_parallel
     context = batch.prompt_tokens + batch.response_tokens / 2
     read = b * shape.parameters / shards + at_once * context * shape.kv_bytes(b, shards)
@@ -220,11 +220,11 @@ def _decoding_step(shape: ModelShape, at_once: int, batch: StepWork, recipe: Rec
 
 
 def publish_seconds(member: PlannedRole, recipe: Recipe, colocated: bool, machine: ComputeRates) -> dict[str, float]:
-    """Seconds of a publish: the weights over the link that joins policy and engines, and the proof on both sides."""
+    """Seconds of a publish: weights over the link between policy and engines, and the fingerprint on both sides."""
     b, shape = size_of(machine.dtype), member.shape
     sent = b * (shape.parameters + (shape.embedding if shape.tied else 0))
     if colocated:
-        moving = 3 * sent / machine.memory  # packed, read, and loaded, within one GPU
+        moving = 3 * sent / machine.memory  # packed, read and loaded within one GPU
     else:
         moving = sent / machine.link(("policy", ENGINE))
     proof = HASH_BYTES * shape.parameters * (1 + 1 / recipe.rollout.tensor_parallel) / machine.memory

@@ -1,6 +1,6 @@
-"""The batch arithmetic of a step: samples, prompts, blocks, rows and updates, by the same functions that plan a run.
+"""Batch arithmetic of a step: samples, prompts, blocks, rows and updates, from the functions that a run uses.
 
-All lengths are the longest that the recipe allows, so that rows and seconds are upper bounds.
+All lengths are the longest that the recipe allows, so rows and seconds are upper bounds.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ class StepWork:
     samples: int
     prompts: int
     prompt_tokens: int
-    """Of the longest prompt."""
+    """Tokens of the longest prompt."""
     response_tokens: int
-    """Of the longest response."""
+    """Tokens of the longest response."""
     blocks: int
-    """Portions in which rollouts are scored; 0 outside PPO."""
+    """Number of blocks in which rollouts are scored; 0 outside PPO."""
     updates: int
-    """Optimizer updates in a step."""
+    """Optimizer updates per step."""
     samples_per_update: int
     total_updates: int | None
-    """Of the policy in the whole run; ``None`` where they depend on the number of rows."""
+    """The policy's updates in the whole run; None if they depend on the number of rows."""
     score_passes: dict[str, int]
-    """Role → passes without gradients on each rank in a step."""
+    """Role → passes without gradients per rank and step."""
     update_passes: dict[str, int]
-    """Role → micro-batches on each rank in an update."""
+    """Role → micro-batches per rank and update."""
 
     @property
     def length(self) -> int:
@@ -44,24 +44,24 @@ class StepWork:
 
 
 def batch_of(recipe: Recipe, stage: str, found: tuple[PlannedRole, ...]) -> StepWork:
-    """The arithmetic of a stage with these roles."""
+    """Compute the batch arithmetic of a stage with these roles."""
     return _ppo(recipe, found) if stage == "ppo" else _supervised(recipe, stage, found)
 
 
 def longest(recipe: Recipe, stage: str) -> tuple[int, int]:
-    """Tokens of the longest prompt and of the longest response of a stage."""
+    """Tokens of the longest prompt and the longest response of a stage."""
     response = recipe.rollout.max_response_length if stage == "ppo" else recipe.data.max_response_length
     return recipe.data.max_prompt_length, response
 
 
 def row_tokens(recipe: Recipe, stage: str, member: PlannedRole) -> int:
-    """Tokens of the longest row: the budget, or a sequence (in comparisons a pair) that exceeds it."""
+    """Tokens of the longest row: the budget, or a longer sequence (for comparisons, a pair)."""
     sequences = 2 if stage in ("reward", "dpo") else 1
     return max(member.config.micro_batch_tokens, sequences * sum(longest(recipe, stage)))
 
 
 def passes(samples: int, length: int, member: PlannedRole) -> int:
-    """Rows on each rank, of its own or shared, for so many samples of equal length."""
+    """Rows on each rank, or on its sequence-parallel group, for this many samples of equal length."""
     return len(plan(range(samples), [length] * samples, groups(member.config), member.config.micro_batch_tokens)[0])
 
 

@@ -1,1 +1,1 @@
-"""One page that tells what a run did: its folder is read, drawn and written as a single HTML file."""
+"""Writes a report of a run: its folder is read, drawn, and written as a single HTML file."""

@@ -1,6 +1,6 @@
-"""Curves as SVG. Colours are classes of the page's style, so that one drawing serves light and dark.
+"""Draws curves as SVG. Colours are classes of the page's style, so one drawing serves light and dark mode.
 
-Lengths are in units of the drawing, which the page scales to the width it has.
+Lengths are in units of the drawing, which the page scales to its width.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from launch.report.read import Points
 WIDTH, HEIGHT = 480.0, 230.0
 LEFT, RIGHT, TOP, BOTTOM = 58.0, 470.0, 10.0, 204.0
 MOST_POINTS = 600
-"""Of one line: more than the drawing has pixels add nothing."""
+"""Most points of a line: more than the drawing has pixels are not visible."""
 COLOURS = 8
 SMALLEST = 1e-9
-"""Where what is 0 is drawn on a logarithmic axis: a mean of differences in float32 is above it, or is 0."""
+"""Position of 0 on a logarithmic axis: a mean of differences in float32 is larger, or is 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """A metric, and its interval where it has one."""
+    """A metric, with its interval if it has one."""
 
     name: str
     points: Points
@@ -33,13 +33,13 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """One drawing; steps go to the right."""
+    """One drawing, with steps on the horizontal axis."""
 
     title: str
     unit: str
     lines: Sequence[Line]
     levels: Sequence[tuple[str, float]] = ()
-    """Named values to compare with: a limit, a baseline."""
+    """Named reference values: a limit, a baseline."""
     logarithmic: bool = False
 
 
@@ -54,12 +54,12 @@ class Axis:
     logarithmic: bool = False
 
     def place(self, value: float) -> float:
-        """Where a value is drawn."""
+        """Position of a value on the drawing."""
         low, high, value = (self._linear(number) for number in (self.low, self.high, value))
         return round(self.start + (value - low) / (high - low) * (self.end - self.start), 2)
 
     def ticks(self) -> list[float]:
-        """Round values between the ends, four to six."""
+        """Four to six round values between the ends."""
         if self.logarithmic and len(powers := _powers(self.low, self.high)) > 1:
             return powers
         step = _round_step(self.high - self.low)
@@ -80,12 +80,12 @@ def _powers(low: float, high: float) -> list[float]:
 
 
 def axes_of(chart: Chart) -> tuple[Axis, Axis]:
-    """The axes of steps and of values, wide enough for all that is drawn."""
+    """The axes of steps and values, which cover all that is drawn."""
     points = [point for line in chart.lines for part in (line.points, line.low, line.high) for point in part]
     steps = [step for step, _ in points] or [0.0]
     values = [value for _, value in points if value is not None] or [0.0]
-    first, last = _widened(min(steps), max(steps), 0.0)
-    low, high = _logarithmic_ends(values) if chart.logarithmic else _widened(*_with_levels(chart, values), 0.04)
+    first, last = _widen(min(steps), max(steps), 0.0)
+    low, high = _logarithmic_ends(values) if chart.logarithmic else _widen(*_with_levels(chart, values), 0.04)
     return (
         Axis(low=first, high=last, start=LEFT, end=RIGHT),
         Axis(low=low, high=high, start=BOTTOM, end=TOP, logarithmic=chart.logarithmic),
@@ -93,15 +93,15 @@ def axes_of(chart: Chart) -> tuple[Axis, Axis]:
 
 
 def _with_levels(chart: Chart, values: Sequence[float]) -> tuple[float, float]:
-    """A level that is near is made to fit; one that is far away would press the curve flat."""
+    """Extend the range to levels that are near; a distant one would flatten the curve."""
     low, high = min(values), max(values)
     near = [level for _, level in chart.levels if low - 1.5 * (high - low) <= level <= high + 1.5 * (high - low)]
     return min(low, *near, high), max(high, *near, low)
 
 
-def _widened(low: float, high: float, margin: float) -> tuple[float, float]:
+def _widen(low: float, high: float, margin: float) -> tuple[float, float]:
     size = max(abs(low), abs(high))
-    if high - low <= 1e-9 * size or high == low:  # a flat line stands in the middle
+    if high - low <= 1e-9 * size or high == low:  # centre a flat line
         return low - (0.1 * size or 1.0), high + (0.1 * size or 1.0)
     return low - margin * (high - low), high + margin * (high - low)
 
@@ -112,9 +112,9 @@ def _logarithmic_ends(values: Sequence[float]) -> tuple[float, float]:
 
 
 def thinned(points: Points) -> Points:
-    """At most about ``MOST_POINTS``: of each stretch its lowest and its highest, so that no spike is lost.
+    """Reduce to about ``MOST_POINTS``: the lowest and highest of each stretch, so that no spike is lost.
 
-    A value that was not finite stays where its stretch has room for nothing else.
+    A non-finite value is kept if its stretch has nothing else.
     """
     if len(points) <= MOST_POINTS:
         return points
@@ -130,13 +130,13 @@ def _extremes(points: Points) -> Points:
 
 
 def draw(chart: Chart, number: int) -> Markup:
-    """A figure: the drawing, the names of its lines, and room for what the page's script reads off at the pointer."""
+    """A figure: the drawing, the legend, and space for the readings that the page's script shows at the pointer."""
     axes = axes_of(chart)
     lines = [_line(line, k % COLOURS, *axes) for k, line in enumerate(chart.lines)]
     cursor = f'<line class="cursor" x1="0" x2="0" y1="{TOP}" y2="{BOTTOM}" visibility="hidden"/>'
     inside = joined([_grid(*axes), _levels(chart, axes[1]), *lines, cursor])
     drawing = element(
-        "svg", inside, viewBox=f"0 0 {WIDTH:g} {HEIGHT:g}", role="img", tabindex=0, aria_label=_described(chart)
+        "svg", inside, viewBox=f"0 0 {WIDTH:g} {HEIGHT:g}", role="img", tabindex=0, aria_label=_describe(chart)
     )
     unit = element("span", chart.unit, class_="unit")
     head = Markup(f"<figcaption>{element('h4', chart.title)} {unit}</figcaption>")
@@ -144,7 +144,7 @@ def draw(chart: Chart, number: int) -> Markup:
     return element("figure", joined([head, drawing, foot]), class_="chart", data_chart=number)
 
 
-def _described(chart: Chart) -> str:
+def _describe(chart: Chart) -> str:
     ends = [_last(line) for line in chart.lines]
     return f"{chart.title}: " + "; ".join(ends)
 
@@ -165,19 +165,19 @@ def _key(kind: str, name: str) -> Markup:
 
 def _grid(steps: Axis, values: Axis) -> Markup:
     parts = []
-    for value, name in _named(values):
+    for value, name in _label_ticks(values):
         y = values.place(value)
         parts.append(
             f'<path class="grid" d="M{LEFT} {y}H{RIGHT}"/><text x="{LEFT - 6}" y="{y + 4}" class="y">{name}</text>'
         )
-    for step, name in _named(steps):
+    for step, name in _label_ticks(steps):
         if step == int(step):
             parts.append(f'<text x="{steps.place(step)}" y="{BOTTOM + 18}" class="x">{name}</text>')
     return joined(parts)
 
 
-def _named(axis: Axis) -> list[tuple[float, str]]:
-    """Ticks with as many digits as tell neighbours apart."""
+def _label_ticks(axis: Axis) -> list[tuple[float, str]]:
+    """Ticks with enough digits to distinguish neighbours."""
     ticks = axis.ticks()
     if axis.logarithmic or len(ticks) < 2:
         return [(tick, f"{tick:.3g}") for tick in ticks]
@@ -203,7 +203,7 @@ def _line(line: Line, colour: int, steps: Axis, values: Axis) -> Markup:
 
 
 def _runs(points: Points) -> list[list[tuple[float, float]]]:
-    """Stretches without a gap: a value that was not finite is not drawn over."""
+    """Split points at values that are not finite, which are not connected."""
     runs: list[list[tuple[float, float]]] = [[]]
     for step, value in points:
         if value is None:
@@ -221,7 +221,7 @@ def _band(line: Line, colour: int, steps: Axis, values: Axis) -> Markup:
 
 
 def readings(chart: Chart) -> list[list[float | str]]:
-    """What the pointer reads off: for every step that is drawn its place and what the lines are there."""
+    """For the pointer: the position of every drawn step, and the lines' values as text."""
     axis, found = axes_of(chart)[0], dict[float, list[str]]()
     for line in chart.lines:
         for step, value in thinned(line.points):

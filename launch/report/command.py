@@ -1,25 +1,25 @@
-"""``rlhf report RUN``: the page of a run's folder."""
+"""``rlhf report RUN``: writes the page of a run's folder."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-PURPOSE = "make one HTML page of a run"
+PURPOSE = "write one HTML page about a run"
 EXAMPLE = "rlhf report runs/quickstart"
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
-    """A run's folder and where its page goes."""
+    """Add a run's folder and the output file."""
     command.add_argument("run", type=Path, help="the run's folder, runs/<name>")
     command.add_argument("--out", type=Path, metavar="FILE", help="file to write (default: report.html in that folder)")
 
 
 def run(options: argparse.Namespace) -> None:
-    """Write the page and say where it is.
+    """Write the page and print its path.
 
     Raises:
-        UserError: no run is there, or the page cannot be written.
+        UserError: the folder has no run, or the page cannot be written.
     """
     from launch.report.page import write_report
 

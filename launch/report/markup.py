@@ -1,4 +1,4 @@
-"""Pieces of HTML. Whatever comes from a run goes through ``text`` or ``script_json``; nothing else may carry it."""
+"""Builds HTML. All content of a run must pass through ``text`` or ``script_json``, which escape it."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from typing import Any
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 _CONTROL_PICTURES = 0x2400
-"""Unicode has a visible sign for every control character of ASCII from here on; HTML cannot hold the characters."""
+"""Unicode's visible signs for ASCII control characters, which HTML cannot contain, start here."""
 
 
 class Markup(str):
-    """HTML that is written as it is; every other string is text."""
+    """HTML that is written unescaped; every other string is text."""
 
 
 Cell = Markup | str | float | int | None
 
 
 def text(value: object) -> Markup:
-    """``value`` as text, for the inside of an element or of a quoted attribute."""
-    # backslashreplace: a lone surrogate, which JSON can name, is nothing that UTF-8 can hold
+    """Escape ``value`` for the inside of an element or of a quoted attribute."""
+    # backslashreplace: JSON can contain lone surrogates, which UTF-8 cannot encode
     plain = str(value).encode(errors="backslashreplace").decode().replace("\r\n", "\n")
     return Markup(html.escape(_CONTROL.sub(_picture, plain)))
 
@@ -35,13 +35,13 @@ def _picture(found: re.Match[str]) -> str:
 
 
 def element(tag: str, content: Cell, **attributes: object) -> Markup:
-    """``<tag attribute="...">content</tag>``; ``class_`` stands for ``class``, ``data_x`` for ``data-x``."""
+    """Render ``<tag attribute="...">content</tag>``; ``class_`` stands for ``class``, ``data_x`` for ``data-x``."""
     given = "".join(f' {name.rstrip("_").replace("_", "-")}="{text(value)}"' for name, value in attributes.items())
     return Markup(f"<{tag}{given}>{content if isinstance(content, Markup) else text(shown(content))}</{tag}>")
 
 
 def shown(value: Cell) -> str:
-    """A value as it is read on the page: four digits of a number, a dash for what is not there."""
+    """Format a value for the page: four digits of a number, a dash for a missing value."""
     if value is None:
         return "\u2013"
     return f"{value:,.0f}" if _is_count(value) else f"{value:.4g}" if isinstance(value, float) else str(value)
@@ -53,16 +53,16 @@ def _is_count(value: object) -> bool:
 
 
 def joined(parts: Sequence[str]) -> Markup:
-    """Markup after markup, a line each."""
+    """Join markup with newlines."""
     return Markup("\n".join(parts))
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Cell]], *, label: str) -> Markup:
-    """A table that the page's script can sort by any column. ``label`` says what it holds."""
+    """Render a table that the page's script can sort by any column. ``label`` describes its content."""
     heads = [element("th", element("button", name, type="button"), scope="col") for name in columns]
     body = [Markup(f"<tr>{''.join(map(_data, row))}</tr>") for row in rows]
     inner = Markup(f"<thead><tr>{''.join(heads)}</tr></thead>\n<tbody>\n{joined(body)}\n</tbody>")
-    # a wide table scrolls in its own box, with the keyboard too; the page does not
+    # a wide table scrolls in its own box, also by keyboard; the page does not
     return element(
         "div", element("table", inner, class_="sortable"), class_="box", tabindex=0, role="region", aria_label=label
     )
@@ -75,16 +75,16 @@ def _data(cell: Cell) -> Markup:
 
 
 def folded(title: str, content: Markup) -> Markup:
-    """What is shown when it is asked for."""
+    """Render content that is hidden until the reader opens it."""
     return Markup(f"<details>{element('summary', title)}{content}</details>")
 
 
 def script_json(value: Any) -> Markup:
-    """JSON that can stand in a ``<script>`` element: no ``<`` in it could end the element or open a comment."""
+    """Encode JSON for a ``<script>`` element, without ``<``, which could end the element or open a comment."""
     plain = json.dumps(value, allow_nan=False, separators=(",", ":"))
     return Markup(plain.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
 
 
 def source_hash(source: str) -> str:
-    """What a Content-Security-Policy names an inline script or style by."""
+    """The hash by which a Content-Security-Policy allows an inline script or style."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()}'"

@@ -1,4 +1,4 @@
-"""The page as a whole: one file, which asks nothing of any network and runs no script but its own."""
+"""Builds the whole page: one file without network requests, which runs only its own script."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ HEADLINE = (
     ("ppo", "perf/goodput", "goodput"),
     ("ppo", "health/restarts", "restarts"),
 )
-"""Stage, metric and name of the numbers that stand first."""
+"""Stage, metric and label of the numbers at the top."""
 
 
 def write_report(root: Path, out: Path | None = None) -> Path:
-    """Make the page of ``runs/<name>`` and return where it is: ``report.html`` in that folder, or ``out``.
+    """Write the page of ``runs/<name>`` to ``report.html`` in that folder, or to ``out``; returns its path.
 
     Raises:
-        UserError: it is no run's folder, or the page cannot be written.
+        UserError: the folder is no run's, or the page cannot be written.
     """
     target = out or root / NAME
     html = page(read_run(root), datetime.now(UTC))
@@ -49,7 +49,7 @@ def write_report(root: Path, out: Path | None = None) -> Path:
 
 
 def page(run: RunRecord, made: datetime) -> str:
-    """The HTML of a run; ``made`` is the time that it gives for itself."""
+    """The HTML of a run; ``made`` is the time shown as the page's own."""
     charts: list[Chart] = []
     sections = [(title, body) for title, body in _sections(run, charts) if body]
     links = [element("a", title, href=f"#{tables.anchor(title)}") for title, _ in sections]
@@ -73,7 +73,7 @@ def page(run: RunRecord, made: datetime) -> str:
 
 
 def _head(name: str, script: str, style: str) -> Markup:
-    """The policy comes first: it holds for all that follows it."""
+    """The policy comes first, because it applies to everything after it."""
     allowed = f"script-src {source_hash(script)}; style-src {source_hash(style)}"
     policy = f"default-src 'none'; {allowed}; base-uri 'none'; form-action 'none'"
     return joined(
@@ -107,7 +107,7 @@ def _headline(run: RunRecord) -> Iterator[tuple[str, str]]:
 
 
 def _sections(run: RunRecord, charts: list[Chart]) -> Iterator[tuple[str, Markup]]:
-    """Titles and contents, an empty one where a run has nothing of it; ``charts`` collects what is drawn."""
+    """Titles and contents, empty if the run has no such data; ``charts`` collects all drawings."""
     for stage in run.stages:
         yield TITLES[stage.name], _stage(stage, charts)
     yield "What broke and was replaced", _broken(run)
@@ -132,7 +132,7 @@ def _stage(stage: StageRecord, charts: list[Chart]) -> Markup:
 
 
 def _utilisation(timeline: Timeline, charts: list[Chart]) -> Markup:
-    """Who was busy, and what the last steps looked like."""
+    """The actors' busy times, and the last steps."""
     if not timeline.actors:
         return Markup()
     title = element("h3", "Who was busy?")

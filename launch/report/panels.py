@@ -1,4 +1,4 @@
-"""Which curves answer which question, and what they are compared with."""
+"""Groups curves by the question that they answer, and selects their reference values."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ INTERVAL = ("_ci_low", "_ci_high")
 
 
 def charts_of(stage: StageRecord) -> dict[str, list[Chart]]:
-    """The stage's charts by question, every one of its metrics in one of them."""
+    """The stage's charts by question; every metric is in one of them."""
     found: dict[str, list[Chart]] = {question: [] for question in (*QUESTIONS, OTHER)}
     for panel in PANELS:
         lines = {metric: name for metric, name in panel.lines.items() if metric in stage.metrics}
@@ -27,7 +27,7 @@ def charts_of(stage: StageRecord) -> dict[str, list[Chart]]:
             found[panel.question].append(_chart(panel, lines, stage))
     if phases := [name for name in stage.metrics if name.startswith("time/")]:
         found[TIME].insert(0, _phases(phases, stage))
-    found[OTHER] = [_alone(metric, stage) for metric in sorted(_left(stage))]
+    found[OTHER] = [_single_chart(metric, stage) for metric in sorted(_remaining_metrics(stage))]
     return found
 
 
@@ -52,7 +52,7 @@ def _phases(metrics: list[str], stage: StageRecord) -> Chart:
 
 
 def utilisation_chart(timeline: Timeline) -> Chart:
-    """By step, the share of it in which the actors of each role were busy, on the mean."""
+    """Mean busy share of each role's actors, by step."""
     shares: defaultdict[str, defaultdict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for actor in timeline.actors:
         for step, share in timeline.busy(actor).items():
@@ -64,11 +64,11 @@ def utilisation_chart(timeline: Timeline) -> Chart:
     return Chart(title="Busy", unit="share of the step, mean of the role's actors", lines=lines)
 
 
-def _alone(metric: str, stage: StageRecord) -> Chart:
+def _single_chart(metric: str, stage: StageRecord) -> Chart:
     return Chart(title=metric, unit="", lines=[_line(metric, metric, stage)])
 
 
-def _left(stage: StageRecord) -> Iterator[str]:
+def _remaining_metrics(stage: StageRecord) -> Iterator[str]:
     drawn = {metric for panel in PANELS for metric in panel.lines}
     for metric in stage.metrics:
         ends = [end for end in INTERVAL if metric.endswith(end)]
@@ -78,7 +78,7 @@ def _left(stage: StageRecord) -> Iterator[str]:
 
 
 def _levels(metric: str, stage: StageRecord) -> Iterator[tuple[str, float]]:
-    """Limits of the recipe and what the stage's summary compares with; what is not known is not drawn."""
+    """Reference values: limits of the recipe, and values of the stage's summary; unknown ones are omitted."""
     canaries = _part(stage.config, "canaries")
     dtype = _part(stage.config, "model").get("dtype")
     limit = DEFAULTS.get(dtype, {}).get("gap") if isinstance(dtype, str) else None

@@ -1,6 +1,6 @@
-"""A run's folder as values: whatever of it is there, however far the run has come.
+"""Reads a run's folder as values, at any stage of its progress.
 
-What cannot be read is left out and said in ``notes``: a report is asked for above all where something went wrong.
+Unreadable files are omitted and listed in ``notes``, because reports are needed most after failures.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from rlhf.secrets import without_secrets
 from rlhf.storage.jsonl import parsed
 
 STAGES = ("sft", "reward", "dpo", "ppo")
-"""In the order in which they run, which is that of the page."""
+"""Stages in the order in which they run and are shown."""
 
 Row = Mapping[str, Any]
 Points = tuple[tuple[float, float | None], ...]
-"""(step, value) by rising step; None where the value was not finite."""
+"""(step, value) by rising step; None for values that were not finite."""
 
-_MOST = 1e300  # beyond it the span of an axis would not be finite
+_MOST = 1e300  # beyond it, the span of an axis is not finite
 _STAGE_FILES = ("metrics.jsonl", "events.jsonl", "config.yaml", "done.json")
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageRecord:
-    """What one stage left."""
+    """Record of one stage."""
 
     name: str
     state: str
-    """In words: finished and when, or how far it has come."""
+    """As text: when it finished, or its progress."""
     metrics: Mapping[str, Points]
     samples: Sequence[Row]
     answers: Sequence[Row]
@@ -46,34 +46,34 @@ class StageRecord:
     config: Row
     """The resolved recipe, without secrets."""
     timeline: Timeline | None = None
-    """Who did what when; None where there is none with a step in it."""
+    """The timeline; None without one, or without a step in it."""
 
     def last(self, metric: str) -> float | None:
-        """The last finite value of a metric; None where it has none."""
+        """The last finite value of a metric, or None."""
         return next((value for _, value in reversed(self.metrics.get(metric, ())) if value is not None), None)
 
     def first(self, metric: str) -> float | None:
-        """The first finite value of a metric; None where it has none."""
+        """The first finite value of a metric, or None."""
         return next((value for _, value in self.metrics.get(metric, ()) if value is not None), None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """What a run left, its stages in the order of ``STAGES``."""
+    """Record of a run, with its stages in the order of ``STAGES``."""
 
     name: str
     stages: Sequence[StageRecord]
     comparison: Row
-    """Outcome of the blind comparison before against after; empty where there was none."""
+    """Result of the blind comparison of before and after; empty without one."""
     notes: Sequence[str]
-    """What of the folder could not be read, or was left aside."""
+    """Files that could not be read or were skipped."""
 
 
 def read_run(root: Path) -> RunRecord:
     """Read ``runs/<name>``.
 
     Raises:
-        UserError: it is no run's folder, or it cannot be read.
+        UserError: the folder is no run's, or cannot be read.
     """
     notes: list[str] = []
     try:
@@ -82,7 +82,7 @@ def read_run(root: Path) -> RunRecord:
             raise _no_run(root)
         stages = tuple(_read_stage(root / name, notes) for name in found)
         comparison = _object(root / "evaluation" / "summary.json", notes)
-        notes += [f"{path.name}: an earlier attempt, not in this report" for path in _set_aside(root)]
+        notes += [f"{path.name}: an earlier attempt, not in this report" for path in _earlier_attempts(root)]
     except OSError as error:
         raise UserError(f"cannot read {error.filename or root}", str(error.strerror or error)) from error
     return RunRecord(name=root.resolve().name, stages=stages, comparison=comparison, notes=tuple(notes))
@@ -109,7 +109,7 @@ def _no_run(root: Path) -> UserError:
     )
 
 
-def _set_aside(root: Path) -> list[Path]:
+def _earlier_attempts(root: Path) -> list[Path]:
     return sorted(path for name in STAGES for path in root.glob(f"{name}.interrupted-*"))
 
 
@@ -137,7 +137,7 @@ def _state(folder: Path) -> str:
 
 
 def _series(rows: Sequence[Row]) -> dict[str, Points]:
-    """By metric. Lines without a step, and values that are neither numbers nor null, are no points."""
+    """Points by metric. Lines without a step, and values that are neither numbers nor null, are skipped."""
     found: defaultdict[str, list[tuple[float, float | None]]] = defaultdict(list)
     for row in rows:
         step = number(row.get("step"))
@@ -148,14 +148,14 @@ def _series(rows: Sequence[Row]) -> dict[str, Points]:
 
 
 def number(value: Any) -> float | None:
-    """``value`` as a float where it is a finite number that can be drawn; None otherwise."""
+    """``value`` as a float if it is finite and can be drawn, else None."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < _MOST:
         return None
     return float(value) if math.isfinite(value) else None
 
 
 def _rows(path: Path, notes: list[str]) -> list[Row]:
-    """The whole lines of a JSONL file, none where it is not there."""
+    """The complete lines of a JSONL file; empty if it is missing."""
     if not path.is_file():
         return []
     lines = path.read_bytes().split(b"\n")
@@ -163,12 +163,12 @@ def _rows(path: Path, notes: list[str]) -> list[Row]:
     if bad := sum(row is None for row in rows):
         notes.append(f"{path.parent.name}/{path.name}: {bad} unreadable lines left out")
     if lines[-1].strip():
-        notes.append(f"{path.parent.name}/{path.name}: its last line is not whole and left out")
+        notes.append(f"{path.parent.name}/{path.name}: its last line is incomplete and left out")
     return [row for row in rows if row is not None]
 
 
 def _object(path: Path, notes: list[str]) -> Row:
-    """The object in a JSON file, without secrets; empty where the file is not there."""
+    """The object in a JSON file, without secrets; empty if the file is missing."""
     if not path.is_file():
         return {}
     row = parsed(path.read_bytes())
@@ -184,14 +184,14 @@ def _config(path: Path, notes: list[str]) -> Row:
         config = yaml.safe_load(path.read_bytes())
     except (yaml.YAMLError, ValueError, RecursionError):
         config = None
-    if not isinstance(config, dict):  # shown as text it could show a secret that no key gives away
+    if not isinstance(config, dict):  # other values are not shown, because they may contain secrets without a key
         notes.append(f"{path.parent.name}/{path.name}: unreadable")
         return {}
     return dict(without_secrets(config))
 
 
 def flat(config: Row, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every ``key.path`` of a nested configuration with its value; an empty mapping is a value."""
+    """Yield every ``key.path`` of a nested configuration with its value; an empty mapping is a value."""
     for key, value in config.items():
         if isinstance(value, Mapping) and value:
             yield from flat(value, f"{prefix}{key}.")

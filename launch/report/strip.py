@@ -1,4 +1,4 @@
-"""The last steps as a strip: a row for the phases and one for each actor, drawn as SVG."""
+"""Draws the last steps as a strip of SVG: a row for the phases and one for each actor."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from launch.report.markup import Markup, element, joined, shown, text
 from launch.report.timeline import Bar, Interval, Timeline
 
 STEPS, MOST_ROWS = 3, 40
-"""Steps that are drawn, the last ones, and actors."""
+"""Most steps, counted from the last, and most actors to draw."""
 WIDTH, LEFT, TOP, ROW, BAR = 960.0, 150.0, 22.0, 20.0, 14.0
-"""Lengths in units of the drawing: all of it, where the bars begin, and the height of a row and of a bar."""
+"""Lengths in units of the drawing: total width, start of the bars, height of a row and of a bar."""
 LETTER = 6.6
-"""Width of a letter, at most on average."""
+"""Upper bound of a letter's mean width."""
 SMALLEST = 0.4
-"""Length under which a bar is not drawn by itself: it would not be seen."""
+"""Length below which a bar is not drawn, because it would not be visible."""
 OTHERS = "others"
 
 
@@ -42,7 +42,7 @@ def strip(timeline: Timeline) -> Markup:
 
 
 def _visible(bars: Sequence[Bar], window: Interval) -> Iterator[Bar]:
-    """The bars that lie in the window, cut to it; not those inside another, and short neighbours of one name as one."""
+    """The bars in the window, cut to it, without bars inside others; short neighbours of the same name are merged."""
     least = SMALLEST * (window[1] - window[0]) / (WIDTH - LEFT)
     last: Bar | None = None
     for bar in bars:
@@ -60,10 +60,10 @@ def _visible(bars: Sequence[Bar], window: Interval) -> Iterator[Bar]:
 
 
 def _colours(rows: Mapping[str, Sequence[Bar]]) -> dict[str, int]:
-    """A colour for each name, those with the most time first; what is left has one colour together."""
+    """A colour for each name, by decreasing time; the rest share one colour."""
     seconds: Counter[str] = Counter()
     for bar in (bar for bars in rows.values() for bar in bars):
-        seconds[bar.name] += bar.end - bar.begin  # type: ignore[assignment]  # a counter may count seconds
+        seconds[bar.name] += bar.end - bar.begin  # type: ignore[assignment]  # a Counter of seconds
     names = [name for name, _ in seconds.most_common()]
     if len(names) <= COLOURS:
         return {name: k for k, name in enumerate(names)}

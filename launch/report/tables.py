@@ -1,4 +1,4 @@
-"""The tables of the page: where the time went, what broke, what was answered, how it was set."""
+"""The tables of the page: times, failures, answers, and configuration."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from launch.report.read import Row, RunRecord, StageRecord, flat, number
 from launch.report.timeline import Timeline
 
 MOST_EVENTS, MOST_ANSWERS, SAMPLED_STEPS, MOST_ACTORS = 1000, 60, 10, 200
-"""Rows that a page shows; the files hold all."""
+"""Most rows on the page; the files hold all."""
 WHOLE = "step"
-"""The phase that holds the others."""
+"""The phase that contains the others."""
 TROUBLE = ("actor_died", "actor_stalled", "actor_failed")
 COUNTS = {
     "restarts": "health/restarts",
@@ -52,7 +52,7 @@ def _phase(phase: str, values: Sequence[float], share: float) -> list[Cell]:
 
 
 def utilisation(timeline: Timeline) -> Markup:
-    """By actor: the share of the steps in which it was busy, and its longest bubble, where it had nothing to do."""
+    """By actor: its busy share of the steps, and its longest bubble, in which it was idle."""
     rows = [_busy(actor, timeline) for actor in list(timeline.actors)[:MOST_ACTORS]]
     columns = (
         "actor",
@@ -64,7 +64,7 @@ def utilisation(timeline: Timeline) -> Markup:
         "in step",
         "during",
     )
-    some = _some(len(rows), len(timeline.actors), "actors", "trace.json")
+    some = _omission_note(len(rows), len(timeline.actors), "actors", "trace.json")
     older = "" if not timeline.older else f", of the newest of {timeline.older + 1} files"
     note = element("p", f"from trace.json{older}: {len(timeline.steps)} steps; overlaps count once", class_="note")
     return joined([some, table(columns, rows, label="busy share by actor"), note])
@@ -80,7 +80,7 @@ def _busy(actor: str, timeline: Timeline) -> list[Cell]:
 
 
 def counts(stage: StageRecord) -> Markup:
-    """The stage's own account of its losses; nothing where it keeps none."""
+    """The stage's counters of losses; empty if it has none."""
     found = {name: stage.last(metric) for name, metric in COUNTS.items()}
     if all(value is None for value in found.values()):
         return Markup()
@@ -88,7 +88,7 @@ def counts(stage: StageRecord) -> Markup:
 
 
 def members(run: RunRecord) -> Markup:
-    """By actor: how often it was lost and replaced, and how long that took."""
+    """By actor: number and duration of its losses and replacements."""
     lost: defaultdict[tuple[str, str], list[Row]] = defaultdict(list)
     for stage in run.stages:
         for event in stage.events:
@@ -108,36 +108,38 @@ def _member(stage: str, name: str, events: Sequence[Row]) -> list[Cell]:
 
 
 def events(run: RunRecord) -> Markup:
-    """Every event, as far as ``MOST_EVENTS`` of the newest go."""
+    """The newest ``MOST_EVENTS`` events."""
     rows = [(str(event.get("time", "")), stage.name, event) for stage in run.stages for event in stage.events]
     rows.sort(key=lambda row: row[0])
     cells = [_event(stage, event) for _, stage, event in rows[-MOST_EVENTS:]]
     columns = ("time", "stage", "event", "step", "actor", "seconds", "what happened")
-    return joined([_some(len(cells), len(rows), "events", "events.jsonl"), table(columns, cells, label="events")])
+    return joined(
+        [_omission_note(len(cells), len(rows), "events", "events.jsonl"), table(columns, cells, label="events")]
+    )
 
 
 def _event(stage: str, event: Row) -> list[Cell]:
     said = next((key for key in _SAID if event.get(key)), "")
     rest = {key: value for key, value in event.items() if key not in (*_COLUMNS, said) and value not in (None, "")}
-    told = element("div", _plain(event.get(said)) if said else "", class_="text")
-    more = folded("more", joined([element("p", f"{key}: {_plain(value)}") for key, value in rest.items()]))
+    told = element("div", _as_plain_text(event.get(said)) if said else "", class_="text")
+    more = folded("more", joined([element("p", f"{key}: {_as_plain_text(value)}") for key, value in rest.items()]))
     time, kind, step, member, seconds = (_cell(event.get(key)) for key in _COLUMNS)
     return [time, stage, kind, step, member, seconds, Markup(told + more) if rest else Markup(told)]
 
 
 def answers(stage: StageRecord) -> Markup:
-    """Held-out prompts with both answers, those that changed first."""
+    """Held-out prompts with both answers, changed ones first."""
     rows = sorted(stage.answers, key=lambda row: row.get("before") == row.get("after"))[:MOST_ANSWERS]
     cells = [[_cell(row.get(key)) for key in ("prompt", "before", "after")] for row in rows]
-    some = _some(len(cells), len(stage.answers), "prompts", "answers.jsonl")
+    some = _omission_note(len(cells), len(stage.answers), "prompts", "answers.jsonl")
     return joined([some, table(("prompt", "before", "after"), cells, label=f"answers before and after {stage.name}")])
 
 
 def samples(stage: StageRecord) -> Markup:
-    """Of steps spread over the run: the best response, the worst, and one that is drawn at random."""
+    """For steps spread over the run: the best response, the worst, and a random one."""
     cells = [[which, *_sample(row)] for row, which in chosen(stage.samples)]
     columns = ("which", "step", "score", "KL", "end", "prompt", "response")
-    some = _some(len(cells), len(stage.samples), "samples", "samples.jsonl")
+    some = _omission_note(len(cells), len(stage.samples), "samples", "samples.jsonl")
     return joined([some, table(columns, cells, label=f"samples along {stage.name}")])
 
 
@@ -146,13 +148,13 @@ def _sample(row: Row) -> list[Cell]:
 
 
 def chosen(rows: Sequence[Row]) -> Iterator[tuple[Row, str]]:
-    """Rows to show, each with what it stands for; none twice."""
+    """Rows to show, each with its label; no row twice."""
     steps: defaultdict[float, list[Row]] = defaultdict(list)
     for row in rows:
         if (step := number(row.get("step"))) is not None and number(row.get("score")) is not None:
             steps[step].append(row)
-    draw = random.Random(0)  # the same page from the same files
-    for step in _spread(sorted(steps)):
+    draw = random.Random(0)  # the same files give the same page
+    for step in _spread_steps(sorted(steps)):
         ranked = sorted(steps[step], key=lambda row: row["score"])
         yield ranked[-1], "best"
         if len(ranked) > 1:
@@ -161,15 +163,15 @@ def chosen(rows: Sequence[Row]) -> Iterator[tuple[Row, str]]:
             yield draw.choice(ranked[1:-1]), "random"
 
 
-def _spread(steps: Sequence[float]) -> list[float]:
-    """At most ``SAMPLED_STEPS`` of them, the first and the last among these."""
+def _spread_steps(steps: Sequence[float]) -> list[float]:
+    """At most ``SAMPLED_STEPS`` of the steps, including the first and the last."""
     if len(steps) <= SAMPLED_STEPS:
         return list(steps)
     return [steps[round(k * (len(steps) - 1) / (SAMPLED_STEPS - 1))] for k in range(SAMPLED_STEPS)]
 
 
 def configuration(run: RunRecord) -> Markup:
-    """Every setting; a column for each stage where stages were run with different ones."""
+    """All settings; with a column for each stage if stages ran with different ones."""
     configs = {stage.name: dict(flat(stage.config)) for stage in run.stages if stage.config}
     if not configs:
         return Markup()
@@ -185,26 +187,26 @@ def pairs(rows: Row) -> Markup:
     return table(("", "value"), [[str(name), _cell(value)] for name, value in rows.items()], label="summary")
 
 
-def _some(shown: int, there: int, what: str, file: str) -> Markup:
-    """A word on what is left out."""
+def _omission_note(shown: int, there: int, what: str, file: str) -> Markup:
+    """A note on omitted rows."""
     return element("p", f"{shown} of {there} {what}; all are in {file}", class_="note") if shown < there else Markup()
 
 
 def _cell(value: Any) -> Cell:
-    """Numbers stay numbers, for the sake of sorting."""
-    return value if value is None or number(value) is not None else _plain(value)
+    """Keep numbers as numbers, so that they sort."""
+    return value if value is None or number(value) is not None else _as_plain_text(value)
 
 
-def _plain(value: Any) -> str:
-    """Text as it is, everything else as JSON has it."""
+def _as_plain_text(value: Any) -> str:
+    """Text unchanged, other values as JSON."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def heading(level: int, title: str) -> Markup:
-    """A heading that the page's list of contents can lead to."""
+    """A heading that the table of contents can link to."""
     return Markup(f'<h{level} id="{anchor(title)}">{text(title)}</h{level}>')
 
 
 def anchor(title: str) -> str:
-    """A name for links, of letters and dashes."""
+    """An id for links, of letters and dashes."""
     return "".join(letter if letter.isalnum() else "-" for letter in title.lower()).strip("-")

@@ -1,4 +1,4 @@
-"""What the timeline says of a stage: who was busy in which part of every step, and what the last steps looked like."""
+"""Reads a stage's timeline: the busy times of every actor in each step, and the last steps."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from rlhf.tracking.trace import CONTROLLER, Event, read_trace
 
 STEP = "step"
 DEEPEST = 8
-"""How many phases before a moment are looked at for one that is around it: they are hardly nested."""
+"""Number of phases before a moment to search for one that contains it: they are hardly nested."""
 MOST_TIME = 1e17
 """In microseconds since 1970, some thousand years from now."""
-_SECOND_ROW = re.compile(r" \(\d+\)$")  # what overlapped another span of the same actor
+_SECOND_ROW = re.compile(r" \(\d+\)$")  # row of spans that overlap others of the same actor
 
 Interval = tuple[float, float]
 """(begin, end) in seconds."""
@@ -25,7 +25,7 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class Bar:
-    """Something that was done."""
+    """A span of work."""
 
     name: str
     begin: float
@@ -37,21 +37,21 @@ class Timeline:
     """The newest file of a stage's timeline."""
 
     steps: Mapping[int, Interval]
-    """Of each step, where it was done last."""
+    """Steps with their last interval."""
     phases: Sequence[Bar]
-    """The controller's, by their beginning."""
+    """Phases of the controller, by begin."""
     actors: Mapping[str, Sequence[Bar]]
-    """What each actor did, by its beginning."""
+    """Work of each actor, by begin."""
     older: int = 0
-    """Files that were put aside before."""
+    """Number of older files."""
 
     def busy(self, actor: str) -> dict[int, float]:
-        """By step, the share of it in which the actor was busy, 0 to 1."""
+        """Busy share of the actor by step, 0 to 1."""
         work = united((bar.begin, bar.end) for bar in self.actors[actor])
         return {step: _covered(work, window) / (window[1] - window[0]) for step, window in self.steps.items()}
 
     def bubbles(self, actor: str) -> list[tuple[float, int, str]]:
-        """The stretches in which an actor had nothing to do: (seconds, step, the phase at its middle)."""
+        """Idle times of an actor: (seconds, step, phase at the middle)."""
         work = united((bar.begin, bar.end) for bar in self.actors[actor])
         begins = [bar.begin for bar in self.phases]
         found = []
@@ -62,13 +62,13 @@ class Timeline:
         return found
 
     def _phase_at(self, moment: float, after: int) -> str:
-        """The innermost phase around a moment; phases from ``after`` on begin later."""
+        """The innermost phase that contains a moment; phases from ``after`` on begin later."""
         near = reversed(self.phases[max(0, after - DEEPEST) : after])
         return next((bar.name for bar in near if moment <= bar.end), "between phases")
 
 
 def read_timeline(path: Path) -> Timeline | None:
-    """The timeline in ``trace.json``, whole or not; None where there is none with a step in it."""
+    """Read the timeline in ``trace.json``, complete or not; None without a step in it."""
     rows: dict[str, str] = {}
     slices: defaultdict[str, list[Bar]] = defaultdict(list)
     steps: dict[int, Interval] = {}
@@ -100,7 +100,7 @@ def _by_row(rows: Mapping[str, str], slices: Mapping[str, list[Bar]]) -> tuple[d
 
 
 def _bar(event: Event) -> Bar | None:
-    """A slice; None where the event is none, or not one that can be drawn."""
+    """A bar of an event; None for other events, and for those that cannot be drawn."""
     begin, length = event.get("ts"), event.get("dur")
     if event.get("ph") != "X" or not _is_time(begin) or not _is_time(length):
         return None
@@ -108,7 +108,7 @@ def _bar(event: Event) -> Bar | None:
 
 
 def _is_time(value: object) -> TypeGuard[float]:
-    """Whether it is a number of microseconds that a run can have: of a date, or of a length."""
+    """Whether a value is a plausible number of microseconds, as a date or a duration."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < MOST_TIME
 
 
@@ -129,7 +129,7 @@ def united(intervals: Iterator[Interval]) -> list[Interval]:
 
 
 def _within(work: Sequence[Interval], window: Interval) -> Iterator[Interval]:
-    """What of intervals in order lies in a window."""
+    """The parts of ordered intervals within a window."""
     first = max(0, bisect_left(work, window) - 1)
     for begin, end in work[first:]:
         if begin >= window[1]:

@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
 # {{ notice }}
 #
-# A run on SLURM, on as many nodes as it is given. From the project's folder, which all nodes must see:
+# Runs a recipe on SLURM, on all nodes of the job. From the project's folder, which all nodes must see:
 #
 #   sbatch --nodes=2 --gpus-per-node=8 --time=24:00:00 launch/slurm.sh RECIPE [key.path=value ...]
 #
-# It starts Ray on the job's nodes, with a token of its own that only you can read, and `rlhf pipeline` on the first.
-# Another command than `pipeline` goes before the recipe: `launch/slurm.sh ppo RECIPE`.
+# It starts Ray on the job's nodes, with a new token that only you can read, and `rlhf pipeline` on the first node.
+# Give another command than `pipeline` before the recipe: `launch/slurm.sh ppo RECIPE`.
 #
-# When the job is preempted, or its time is nearly over, the run commits a checkpoint and ends with exit code {{ go_on }}. The
-# job is then put back into the queue and goes on from there. `scancel --batch --signal=INT JOB` has the same done without
-# going on; a plain `scancel JOB` ends it at once, and it would go on from the last checkpoint.
+# When the job is preempted, or near its time limit, the run commits a checkpoint and ends with exit code {{ go_on }}. The
+# job is then requeued and resumes. `scancel --batch --signal=INT JOB` does the same without requeueing; a plain
+# `scancel JOB` ends the job at once, and a new job resumes from the last checkpoint.
 #
 #SBATCH --job-name={{ name }}
 #SBATCH --ntasks-per-node=1
@@ -32,7 +32,7 @@ command=pipeline
 case ${1:-} in sft | reward | dpo | ppo | pipeline) command=$1; shift ;; esac
 [[ $# -ge 1 ]] || die "The recipe is missing." "  fix: sbatch --nodes=2 launch/slurm.sh RECIPE"
 
-# A signal is passed on to the run, wherever this script is. SIGTERM comes from SLURM: the job will go on later.
+# Signals are passed on to the run, at any point of this script. SIGTERM comes from SLURM: the job will be requeued.
 asked='' run=''
 # shellcheck disable=SC2329
 ask() { asked=$1; [[ -z $run ]] || kill -TERM "$run" 2>/dev/null || true; }
@@ -42,18 +42,18 @@ trap 'ask INT' INT
 {% for name, value in environment.items() %}
 export {{ name }}={{ value }}
 {% endfor %}
-mine=.slurm/$SLURM_JOB_ID # all nodes see it, nobody else may read it
+mine=.slurm/$SLURM_JOB_ID # visible to all nodes, readable only by you
 (umask 077; mkdir -p "$mine"; od -An -N32 -tx1 /dev/urandom | tr -d ' \n' >"$mine/token")
 export RAY_AUTH_TOKEN_PATH=$PWD/$mine/token
 unset RAY_AUTH_TOKEN RAY_ADDRESS
 
-# The run ends itself in time where it knows its end; older SLURMs do not tell.
+# With the end time, the run stops by itself in time; older SLURMs do not set it.
 if [[ -z ${SLURM_JOB_END_TIME:-} ]]; then
     end=$(squeue --noheader --job "$SLURM_JOB_ID" --format %e)
     if end=$(date --date "$end" +%s 2>/dev/null); then export SLURM_JOB_END_TIME=$end; fi
 fi
 
-address_of() { # the IPv4 address at which SLURM reaches a node; its own name may mean 127.0.1.1 on the node itself
+address_of() { # the IPv4 address at which SLURM reaches a node; on the node itself its name may resolve to 127.0.1.1
     local name found
     name=$(scontrol show node "$1" --oneliner | grep -o 'NodeAddr=[^ ]*')
     found=$(getent ahostsv4 "${name#NodeAddr=}" | awk 'NR == 1 { print $1 }')
@@ -65,8 +65,8 @@ mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 head=$(address_of "${nodes[0]}")
 echo "{{ name }} $command on ${#nodes[@]} nodes, ${nodes[*]}; the head is $head; SLURM's end of the job: ${SLURM_JOB_END_TIME:-none}"
 
-scratch=/tmp/{{ name }}-$SLURM_JOB_ID # Ray's sockets and logs, on every node; a longer path would not do for sockets
-# In sessions of their own: what signals this script does not signal them.
+scratch=/tmp/{{ name }}-$SLURM_JOB_ID # Ray's sockets and logs on every node; a short path, as sockets require
+# In separate sessions, so that signals to this script do not reach them.
 setsid launch/head.sh "$head" --temp-dir="$scratch" --block >"$mine/head.log" 2>&1 &
 ray=$!
 for node in "${nodes[@]:1}"; do
@@ -76,7 +76,7 @@ done
 
 code=0
 "$bin/python" -m launch.wait_for_nodes "$head:{{ ports.head }}" "${#nodes[@]}" &
-wait -n "$!" "$ray" || code=3 # a head that ended has failed
+wait -n "$!" "$ray" || code=3 # also if the head ended, which is a failure
 if [[ -n $asked ]]; then
     code={{ go_on }}
 elif [[ $code -ne 0 ]]; then
@@ -84,10 +84,10 @@ elif [[ $code -ne 0 ]]; then
 else
     "$bin/rlhf" "$command" "$@" placement.ray_address="$head:{{ ports.head }}" &
     run=$!
-    if [[ -n $asked ]]; then kill -TERM "$run" 2>/dev/null || true; fi # it was asked for a moment ago
-    while kill -0 "$run" 2>/dev/null; do wait "$run" || true; done # a signal ends `wait`, but not the run
+    if [[ -n $asked ]]; then kill -TERM "$run" 2>/dev/null || true; fi # a signal came before the run started
+    while kill -0 "$run" 2>/dev/null; do wait "$run" || true; done # signals interrupt `wait`, but not the run
     wait "$run" || code=$?
-    if [[ -n $asked && $code -eq 143 ]]; then code={{ go_on }}; fi # it was asked before it could answer: nothing is lost
+    if [[ -n $asked && $code -eq 143 ]]; then code={{ go_on }}; fi # killed before its signal handler: nothing is lost
 fi
 rm -f "$mine/token"
 kill "$ray" 2>/dev/null || true
@@ -97,6 +97,6 @@ echo "{{ name }} ended with exit code $code"
 if [[ $code -eq {{ go_on }} && $asked != INT ]]; then
     echo "it goes back into the queue"
     scontrol requeue "$SLURM_JOB_ID"
-    sleep 60 # SLURM ends this script
+    sleep 60 # until SLURM ends this script
 fi
 exit "$code"

@@ -3,8 +3,8 @@
 #
 # Adds this machine to a Ray cluster.   launch/worker.sh HEAD ADDRESS [options of `ray start`]
 #
-# HEAD is the head's address; others reach this machine at ADDRESS. It needs the head's token, in ~/.ray/auth_token or the
-# file that RAY_AUTH_TOKEN_PATH names, readable by you alone. An option that is given replaces the one here.
+# HEAD is the head's address; other nodes reach this machine at ADDRESS. It needs the head's token in ~/.ray/auth_token or
+# in the file of RAY_AUTH_TOKEN_PATH, readable only by you. Given options override those here.
 {% include "start.jinja" %}
     echo "  fix: copy the head's, readable by you alone" >&2
     exit 2

@@ -1,1 +1,1 @@
-"""A run while it goes on, seen from outside: its folder or its job's log as values, as a picture, as lines."""
+"""Watches a running run from outside: reads its folder or its job's log, and shows it as a picture or as lines."""

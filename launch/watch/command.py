@@ -1,4 +1,4 @@
-"""``rlhf watch RUN``: a run in progress, on a screen that follows it. See docs/watching.md."""
+"""``rlhf watch RUN``: follows a run in progress on a live screen. See docs/watching.md."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ PURPOSE = "watch a run in progress"
 EXAMPLE = "rlhf watch runs/quickstart"
 
 LOOK_SECONDS = 0.5
-"""Between two looks at a run."""
+"""Seconds between two polls of a run."""
 WAIT_SECONDS = 10.0
-"""How long a run may take to appear, unless ``--wait`` says otherwise."""
+"""Time that a run may take to appear, unless ``--wait`` is given."""
 PLAIN_SIZE = (120, 40)
-"""Columns and lines of a single picture where there is no terminal to ask."""
-FOOTER = "Ctrl-C leaves; the run goes on"
+"""Columns and lines of a single picture without a terminal."""
+FOOTER = "Ctrl-C leaves; the run continues"
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
-    """What to watch, and how."""
+    """Add the run to watch, and the options of the view."""
     command.add_argument(
         "run", nargs="?", type=Path, help="the run's folder, runs/<name>, or that of one of its stages"
     )
     command.add_argument(
-        "--job", metavar="JOB", help="watch a submitted job, by its log and, where it is here, its folder"
+        "--job", metavar="JOB", help="watch a submitted job, by its log and, if it is on this machine, its folder"
     )
     command.add_argument(
         "--address",
@@ -47,33 +47,33 @@ def add_options(command: argparse.ArgumentParser) -> None:
         "--wait",
         type=float,
         metavar="SECONDS",
-        help=f"how long to wait for a run that is not there yet (default: {WAIT_SECONDS:.0f}, with --once 0)",
+        help=f"how long to wait for a run that does not exist yet (default: {WAIT_SECONDS:.0f}, with --once 0)",
     )
-    command.add_argument("--once", action="store_true", help="show how the run stands now, and end")
+    command.add_argument("--once", action="store_true", help="show the run's current state, and end")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Show the run until it ends, or the viewer leaves; either is 0.
+    """Show the run until it ends or the viewer leaves; returns 0 for both.
 
     Raises:
         UserError: there is no such run.
-        MachineryError: the cluster of the job does not answer.
+        MachineryError: the job's cluster does not answer.
     """
     if not options.run and not options.job:
         raise UserError("give a run's folder, or --job JOB", fix=f"for example {EXAMPLE}")
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     try:
         look = _job(options) if options.job else _folder(options.run)
-        standing = _first(look, options)
+        standing = _wait_for_run(look, options)
         if options.once:
-            _draw(standing)
+            _show_picture(standing)
         elif _is_screen():
             _follow_on_screen(look, standing)
         else:
             _follow_in_lines(look, standing)
     except KeyboardInterrupt:
-        print("the run goes on; this was only looking", file=sys.stderr)
-    except BrokenPipeError:  # whoever read the lines has read enough
+        print("the run continues; only the view ended", file=sys.stderr)
+    except BrokenPipeError:  # the reader of the lines closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
@@ -92,11 +92,11 @@ def _folder(path: Path) -> Callable[[], Standing | None]:
     return look
 
 
-def _first(look: Callable[[], Standing | None], options: argparse.Namespace) -> Standing:
-    """The run as soon as it is there.
+def _wait_for_run(look: Callable[[], Standing | None], options: argparse.Namespace) -> Standing:
+    """Wait for the run to exist; returns its first state.
 
     Raises:
-        UserError: it does not come.
+        UserError: it does not appear in time.
     """
     seconds = options.wait if options.wait is not None else 0.0 if options.once else WAIT_SECONDS
     begin, said = time.monotonic(), False
@@ -127,7 +127,7 @@ def _is_screen() -> bool:
     return sys.stdout.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown", "")
 
 
-def _draw(standing: Standing) -> None:
+def _show_picture(standing: Standing) -> None:
     """Show a single picture."""
     from rich.console import Console
 
@@ -153,8 +153,8 @@ def _follow_on_screen(look: Callable[[], Standing | None], standing: Standing) -
                 break
             time.sleep(LOOK_SECONDS)
             last = look() or last
-    _draw(last)
-    print(_told_end(last), flush=True)
+    _show_picture(last)
+    print(_describe_end(last), flush=True)
 
 
 def _follow_in_lines(look: Callable[[], Standing | None], standing: Standing) -> None:
@@ -165,13 +165,13 @@ def _follow_in_lines(look: Callable[[], Standing | None], standing: Standing) ->
         for line in lines.new(last):
             print(line, flush=True)
         if last.ending is not None:
-            print(_told_end(last), flush=True)
+            print(_describe_end(last), flush=True)
             return
         time.sleep(LOOK_SECONDS)
         last = look() or last
 
 
-def _told_end(standing: Standing) -> str:
+def _describe_end(standing: Standing) -> str:
     from rlhf.tracking.console import one_line
 
     assert standing.ending is not None
@@ -180,7 +180,7 @@ def _told_end(standing: Standing) -> str:
 
 @contextmanager
 def _leaving_on_signals() -> Iterator[None]:
-    """Within the block a signal that ends the command leaves the terminal as it was."""
+    """Restore the terminal if a signal ends the command within the block."""
 
     def leave(number: int, frame: object) -> None:
         raise SystemExit(128 + number)

@@ -1,4 +1,4 @@
-"""A run's folder as it stands now. Everything in it may be half there: some process, on any machine, writes to it.
+"""Reads the current state of a run's folder, in which every file may be incomplete, because processes write to it.
 
 Nothing is written to the folder, and no lock is taken.
 """
@@ -22,9 +22,9 @@ from rlhf.tracking.console import format_seconds, one_line
 
 KEPT_STEPS, KEPT_EVENTS, KEPT_SAMPLES = 512, 200, 64
 SILENT_SECONDS = 120.0
-"""Without a new line or phase for so long, a run whose process cannot be seen from here is said to be silent."""
+"""Time without a new line or phase after which a run is reported as silent, if its process cannot be seen from here."""
 ENDS = ("failed", "stopped")
-"""Kinds of events that are an attempt's last."""
+"""Kinds of the last event of an attempt."""
 _FILES = ("config.yaml", "metrics.jsonl", "samples.jsonl", "events.jsonl", "status.json", "done.json")
 
 
@@ -42,43 +42,43 @@ class Stage:
 
     @property
     def changed(self) -> float:
-        """When any of its files was last written to, seconds since 1970; 0 where there is none."""
-        return max((_written(self.folder / name) for name in _FILES), default=0.0)
+        """Time of the last write to any of its files, in seconds since 1970; 0 without files."""
+        return max((_time_written(self.folder / name) for name in _FILES), default=0.0)
 
     @property
     def finished(self) -> str:
-        """When it was finished, in words; empty before."""
+        """When the stage was finished, as text; empty before."""
         return one_line(read_object(self.folder / "done.json").get("finished", ""))
 
     def steps(self, status: Row) -> int | None:
-        """How many steps it is to have, as it says itself. Before it does, the recipe tells those of PPO."""
+        """Planned number of steps, from the status; before there is one, from the recipe, for PPO."""
         if isinstance(told := status.get("steps"), int):
             return told
         path = self.folder / "config.yaml"
-        if (written := _written(path)) != self._steps[0]:
-            self._steps = written, _steps_of(path) if self.folder.name == "ppo" else None
+        if (written := _time_written(path)) != self._steps[0]:
+            self._steps = written, _planned_steps(path) if self.folder.name == "ppo" else None
         return self._steps[1]
 
     def status(self) -> Row:
-        """Its phase and members; those of before where they cannot be read just now."""
+        """Phase and members; the previous ones if the file cannot be read now."""
         self._status = read_object(self.folder / "status.json") or self._status
         return self._status
 
     def metrics(self) -> Recent[Row]:
-        """Its last steps."""
+        """The last steps."""
         return self._metrics.read()
 
     def events(self) -> Recent[Row]:
-        """Its last events."""
+        """The last events."""
         return self._events.read()
 
     def samples(self) -> tuple[Row, ...]:
-        """The samples of the last step that has some."""
+        """Samples of the last step that has any."""
         rows = self._samples.read().items
         return tuple(row for row in rows if row.get("step") == rows[-1].get("step"))
 
     def phase(self, status: Row, now: float) -> tuple[str, int | None, float | None]:
-        """Phase, step, and seconds in it. The status is written anew when a member changes: the first time counts."""
+        """Phase, step, and seconds since its first status, because the status is rewritten when a member changes."""
         phase, step, since = status.get("phase"), status.get("step"), number(status.get("since"))
         if phase is None:
             return "", None, None
@@ -89,11 +89,11 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """What is to be watched: a run's folder, or one stage of it."""
+    """The folder to watch: a run's, or one of its stages."""
 
     root: Path
     only: str = ""
-    """The stage; empty for all of them."""
+    """The stage; empty for all."""
 
     @classmethod
     def of(cls, path: Path) -> Place:
@@ -115,7 +115,7 @@ def is_stage(folder: Path) -> bool:
 
 
 class FolderWatch:
-    """Looks at a run's folder again and again."""
+    """Polls a run's folder."""
 
     def __init__(self, place: Place, clock: Callable[[], float] = time.time) -> None:
         """Args: clock gives seconds since 1970."""
@@ -124,26 +124,26 @@ class FolderWatch:
         self._seen = False
 
     def look(self) -> Standing | None:
-        """How the run stands; None while there is none."""
+        """The current state of the run; None if there is none."""
         known = [self.place.only] if self.place.only else list(STAGES)
         there = [name for name in known if is_stage(self.place.root / name)]
         if not there:
-            return self._vanished() if self._seen else None
+            return self._removed_folder() if self._seen else None
         self._seen = True
         stages = [self._stages.setdefault(name, Stage(self.place.root / name)) for name in there]
-        current = max(reversed(stages), key=lambda stage: stage.changed)  # of equals the last
+        current = max(reversed(stages), key=lambda stage: stage.changed)  # the last one of equals
         finished = tuple(stage.folder.name for stage in stages if stage.finished)
         return self._standing(current, finished)
 
     def _standing(self, stage: Stage, finished: tuple[str, ...]) -> Standing:
         now, name = self._clock(), stage.folder.name
-        holder = holder_of(self.place.root, name)  # first of all: what it leaves is read after it is seen to be gone
+        holder = holder_of(self.place.root, name)  # first, so that the last writes of a process that ended are read
         status = stage.status()
         metrics, events, steps = stage.metrics(), stage.events(), stage.steps(status)
         phase, step, seconds = stage.phase(status, now)
-        done = _done(metrics)
+        done = _recorded_steps(metrics)
         if name in finished:
-            phase, seconds, status = "", None, {}  # its actors have ended with it
+            phase, seconds, status = "", None, {}  # its actors ended with it
         return Standing(
             title=self.place.root.name,
             place=str(self.place.path),
@@ -170,20 +170,20 @@ class FolderWatch:
             over = over or (alive is None and self._clock() - stage.changed > SILENT_SECONDS)
             return Ending(text=f"{stage.folder.name} finished {when}", good=True) if over else None
         last = events.items[-1] if events.items else {}
-        if last.get("kind") in ENDS and _moment(last) >= (holder.since if holder is not None else 0.0):
-            return Ending(text=_told_end(stage, last), good=False)
+        if last.get("kind") in ENDS and _time_of(last) >= (holder.since if holder is not None else 0.0):
+            return Ending(text=_describe_end(stage, last), good=False)
         if alive is False:
             who = holder.name if holder is not None else "its process"
-            return Ending(text=_gone(who, last_seen, stage), good=False)
+            return Ending(text=_describe_loss(who, last_seen, stage), good=False)
         return None
 
-    def _vanished(self) -> Standing:
-        text = "its folder was removed: a run that never began leaves nothing, and what it printed says why"
+    def _removed_folder(self) -> Standing:
+        text = "its folder was removed: a run that fails before its start leaves nothing; its output has the reason"
         ending = Ending(text=text, good=False)
         return Standing(title=self.place.root.name, place=str(self.place.path), ending=ending)
 
 
-def _done(metrics: Recent[Row]) -> int:
+def _recorded_steps(metrics: Recent[Row]) -> int:
     last = number(metrics.items[-1].get("step")) if metrics.items else None
     return 0 if last is None else int(last) + 1
 
@@ -203,13 +203,13 @@ def _members(status: Row, now: float) -> Iterator[ActorRow]:
 
 
 def _warning(stage: Stage, holder: Holder | None, finished: bool, now: float) -> str:
-    """Of a run that has said nothing for long."""
+    """Warning about a run without news for a long time."""
     silent = now - stage.changed
     if finished or holder is None or holder.alive is False or silent < SILENT_SECONDS:
         return ""
     if holder.alive:
-        return f"nothing new for {format_seconds(silent)}; {holder.name} lives"
-    return f"nothing new for {format_seconds(silent)}; whether {holder.name} lives cannot be seen from here"
+        return f"nothing new for {format_seconds(silent)}; {holder.name} is alive"
+    return f"nothing new for {format_seconds(silent)}; whether {holder.name} is alive cannot be seen from here"
 
 
 def _last_seen(phase: str, step: int | None, ago: float) -> str:
@@ -217,39 +217,39 @@ def _last_seen(phase: str, step: int | None, ago: float) -> str:
     return f"last seen {where} {format_seconds(max(0.0, ago))} ago"
 
 
-def _told_end(stage: Stage, event: Row) -> str:
+def _describe_end(stage: Stage, event: Row) -> str:
     said = one_line(event.get("message", ""))
     code = event.get("exit_code")
     ended = f"{stage.folder.name} {event['kind']}" + (f", exit code {code}" if code is not None else "")
     return f"{ended}: {said}" if said else ended
 
 
-def _gone(who: str, last_seen: str, stage: Stage) -> str:
-    text = f"{who} is gone without a word: {last_seen}."
-    latest = _latest(stage.folder / "checkpoints")
-    return f"{text} The same command goes on from {latest}" if latest else f"{text} It left no checkpoint"
+def _describe_loss(who: str, last_seen: str, stage: Stage) -> str:
+    text = f"{who} ended without a message: {last_seen}."
+    latest = _latest_checkpoint(stage.folder / "checkpoints")
+    return f"{text} The same command resumes from {latest}" if latest else f"{text} It left no checkpoint"
 
 
-def _latest(checkpoints: Path) -> str:
+def _latest_checkpoint(checkpoints: Path) -> str:
     numbers = [int(path.name[5:]) for path in checkpoints.glob("step_*") if path.name[5:].isdigit()]
     return f"checkpoints/step_{max(numbers)}" if numbers else ""
 
 
-def _moment(event: Row) -> float:
+def _time_of(event: Row) -> float:
     try:
         return datetime.fromisoformat(str(event.get("time"))).timestamp()
     except (ValueError, OverflowError):
         return 0.0
 
 
-def _written(path: Path) -> float:
+def _time_written(path: Path) -> float:
     try:
         return path.stat().st_mtime
     except OSError:
         return 0.0
 
 
-def _steps_of(config: Path) -> int | None:
+def _planned_steps(config: Path) -> int | None:
     try:
         steps = yaml.safe_load(config.read_bytes())["ppo"]["steps"]
     except (OSError, yaml.YAMLError, ValueError, KeyError, TypeError, RecursionError):

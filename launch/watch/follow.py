@@ -1,4 +1,4 @@
-"""A file that grows, read piece by piece: what was read is not read again, and a line counts once it is whole."""
+"""Reads a growing file incrementally; a line counts once it is complete."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ Row = Mapping[str, Any]
 Item = TypeVar("Item")
 
 TAIL_BYTES = 4 * 2**20
-"""Of a file that is there already, so much of its end is read."""
+"""Bytes to read of the end of an existing file."""
 _MARK_BYTES = 64
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recent(Generic[Item]):
-    """The newest of many."""
+    """The newest items of a longer sequence."""
 
     items: tuple[Item, ...] = ()
     total: int = 0
-    """How many there have been; it only grows."""
+    """Total number of items so far; it never decreases."""
 
     def since(self, total: int) -> tuple[Item, ...]:
-        """What has come since there were ``total``, as far as it is kept."""
+        """The kept items that came after the first ``total``."""
         new = min(self.total - total, len(self.items))
         return self.items[len(self.items) - new :] if new > 0 else ()
 
 
 class Rows:
-    """The last ``keep`` rows of a JSONL file that another process writes to. It is only ever read.
+    """Reads the last ``keep`` rows of a JSONL file to which another process writes.
 
-    A file that was cut back or replaced, as a run does that goes on from a checkpoint, is read anew.
+    A file that was truncated or replaced, as by a run that resumes from a checkpoint, is read again.
     """
 
     def __init__(self, path: Path, keep: int) -> None:
@@ -45,10 +45,10 @@ class Rows:
         self._total, self._offset = 0, 0
         self._inode: int | None = None
         self._mark = b""
-        """What stood before the offset when it was read."""
+        """Content before the offset when it was read."""
 
     def read(self) -> Recent[Row]:
-        """Take in what is new; a file that is not there, or cannot be read just now, has nothing new."""
+        """Read new rows; a file that is missing or unreadable now has none."""
         try:
             with self.path.open("rb") as file:
                 self._take(file)
@@ -73,7 +73,7 @@ class Rows:
         self._mark = text[:end][-_MARK_BYTES:] or self._mark
 
     def _is_marked(self, file: BinaryIO) -> bool:
-        """Whether what stands before the offset is what was read there."""
+        """Whether the content before the offset is unchanged."""
         if self._offset == 0:
             return True
         file.seek(self._offset - len(self._mark))
@@ -81,7 +81,7 @@ class Rows:
 
 
 def read_object(path: Path) -> Row:
-    """The object in a JSON file; empty where there is none to be read just now."""
+    """The object in a JSON file; empty if it cannot be read now."""
     try:
         return parsed(path.read_bytes()) or {}
     except OSError:

@@ -1,4 +1,4 @@
-"""Which process a stage's folder belongs to, and whether it lives. The lock is read, never taken."""
+"""Finds the process that holds a stage's folder, and whether it is alive. The lock is read, never taken."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from rlhf.recovery.facts import PROC, is_alive
 
 _CLOCK_SPARE_SECONDS = 2.0
-"""What the clock that files are dated by may be behind the one that processes are started by."""
+"""Most seconds by which the clock of file dates may be behind the clock of process starts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,13 +21,13 @@ class Holder:
     name: str
     """``process 4711 on head``."""
     since: float
-    """When it took the folder, seconds since 1970."""
+    """When it took the folder, in seconds since 1970."""
     alive: bool | None
-    """None where that cannot be seen from here: it is on another machine."""
+    """Whether it is alive; None if it is on another machine."""
 
 
 def holder_of(root: Path, stage: str, proc: Path = PROC) -> Holder | None:
-    """Who took ``root/stage`` last; None where nobody did, or it does not say."""
+    """The last process that took ``root/stage``; None if there is none, or it is not recorded."""
     lock = root / f".{stage}.lock"
     try:
         text, since = lock.read_text(encoding="utf-8").strip(), lock.stat().st_mtime
@@ -37,17 +37,17 @@ def holder_of(root: Path, stage: str, proc: Path = PROC) -> Holder | None:
     if found is None:
         return None
     process, host = int(found[1]), found[2]
-    alive = _is_that(process, since, proc) if host == socket.gethostname() else None
+    alive = _is_same_process(process, since, proc) if host == socket.gethostname() else None
     return Holder(name=text, since=since, alive=alive)
 
 
-def _is_that(process: int, since: float, proc: Path) -> bool:
-    """Whether the process that was there at ``since`` lives: not one that was given its number later."""
-    started = _started(process, proc)
+def _is_same_process(process: int, since: float, proc: Path) -> bool:
+    """Whether the process that existed at ``since`` is alive, and is no later one with the same id."""
+    started = _start_time(process, proc)
     return is_alive(process, proc) and (started is None or started <= since + _CLOCK_SPARE_SECONDS)
 
 
-def _started(process: int, proc: Path) -> float | None:
+def _start_time(process: int, proc: Path) -> float | None:
     try:
         words = (proc / str(process) / "stat").read_text().rpartition(")")[2].split()
         booted = re.search(r"^btime (\d+)$", (proc / "stat").read_text(), flags=re.MULTILINE)

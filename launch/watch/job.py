@@ -1,4 +1,4 @@
-"""A submitted job as a run to watch: by its log, and by its folder where that can be read from here."""
+"""Watches a submitted job by its log, and by its folder if that is readable from here."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from launch.watch.standing import Ending, Standing
 from rlhf.errors import RLHFError
 
 FIRST_SECONDS = 10.0
-"""How long the cluster may take to send the log so far."""
+"""Time for the cluster to send the existing log."""
 SETTLED_SECONDS = 0.5
-"""Without another piece for so long, the log so far is here."""
+"""Time without another piece after which the existing log is complete."""
 CLOCK_SPARE_SECONDS = 5.0
-"""What this machine's files may be dated before the cluster's clock."""
+"""Most seconds by which this machine's file dates may be behind the cluster's clock."""
 
 
 def watch_job(job: str, address: str, run: Path | None) -> Callable[[], Standing]:
-    """A function that looks at a job.
+    """A function that returns the current state of a job.
 
     Args:
-        run: the run's folder. Without it the job's own is read, where it is here and was taken since the job started:
-            one of that name may be another run's.
+        run: the run's folder. By default the job's own is read, if it is on this machine and was taken since the job
+            started: a folder of that name may belong to another run.
 
     Raises:
-        UserError: the cluster does not take this user's token, or knows no such job.
-        MachineryError: nobody answers.
+        UserError: the cluster rejects this user's token, or the job is unknown.
+        MachineryError: the cluster does not answer.
     """
     jobs = Jobs(address)
     info = jobs.info(job)
@@ -48,13 +48,13 @@ def watch_job(job: str, address: str, run: Path | None) -> Callable[[], Standing
 
 
 def was_taken(root: Path, since: float) -> bool:
-    """Whether a run took a stage of this folder after ``since``, seconds since 1970."""
+    """Whether a run took a stage of this folder after ``since``, in seconds since 1970."""
     locks = [root / f".{stage}.lock" for stage in STAGES]
     return any(lock.exists() and lock.stat().st_mtime >= since - CLOCK_SPARE_SECONDS for lock in locks)
 
 
 class Follower:
-    """Follows a job's log beside the screen that shows it."""
+    """Follows a job's log in a thread beside the screen."""
 
     def __init__(self, follow: Callable[[Callable[[str], None]], int], log: JobLog) -> None:
         """Args: follow shows the log piece by piece until the job ends, and returns its exit code."""
@@ -64,7 +64,7 @@ class Follower:
         threading.Thread(target=self._run, daemon=True).start()
 
     def settle(self) -> None:
-        """Take in the log so far."""
+        """Read the log up to now."""
         end, wait = time.monotonic() + FIRST_SECONDS, FIRST_SECONDS
         try:
             while self._ending is None and time.monotonic() < end:
@@ -74,7 +74,7 @@ class Follower:
             pass
 
     def standing(self, of_folder: Standing | None) -> Standing:
-        """The job now, with what its folder tells. How the job ends is what ends it: a stage's end is not."""
+        """The job's current state, with details from its folder. The job's end counts, not that of a stage."""
         while not self._pieces.empty():
             self._take(self._pieces.get())
         if of_folder is None:
@@ -91,6 +91,6 @@ class Follower:
         try:
             code = self._follow(self._pieces.put)
         except RLHFError as error:
-            self._pieces.put(Ending(text=f"followed no further: {error}", good=False))
+            self._pieces.put(Ending(text=f"no longer followed: {error}", good=False))
         else:
             self._pieces.put(Ending(text=f"ended with exit code {code}", good=code == 0))

@@ -1,4 +1,4 @@
-"""A job's log as a run: its progress lines hold the numbers of steps, the others are shown as they come."""
+"""Reads a run's state from a job's log: progress lines hold the steps' numbers, others are shown as they are."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rlhf.tracking.console import one_line
 KEPT_LINES, KEPT_STEPS = 400, 512
 LONGEST_LINE = 4000
 TITLES = {"SFT": "sft", "Reward model": "reward", "DPO": "dpo", "PPO": "ppo"}
-"""How progress lines begin, and the stage that they are of."""
+"""Beginning of a progress line → its stage."""
 _PROGRESS = re.compile(
     rf"({'|'.join(TITLES)})  (\d+)/(\d+)  (.*?)  ((?:\d+:)?\d+:\d\d) passed, ((?:\d+:)?\d+:\d\d|\?) left"
 )
@@ -20,7 +20,7 @@ _NUMBER = re.compile(r"(.+) ([-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)", re.IGNORE
 
 
 class JobLog:
-    """What a job printed so far. It may be given in pieces of any size."""
+    """The log of a job so far. It may be added in pieces of any size."""
 
     def __init__(self, job: str, address: str) -> None:
         self.job, self.address = job, address
@@ -33,14 +33,14 @@ class JobLog:
         self._finished: tuple[str, ...] = ()
 
     def add(self, text: str) -> None:
-        """Take what was printed since."""
+        """Add new output."""
         *lines, self._rest = (self._rest + text).split("\n")
         self._rest = self._rest[-LONGEST_LINE:]
         for line in lines:
             self._add_line(clean_line(line))
 
     def standing(self) -> Standing:
-        """The run as far as the log tells."""
+        """The state of the run according to the log."""
         return Standing(
             title=self.job,
             place=self.address,
@@ -78,7 +78,7 @@ class JobLog:
 
 
 def clean_line(line: str) -> str:
-    """A line without control characters and colours; runs of spaces stay, since they part its columns."""
+    """A line without control characters and colours; runs of spaces are kept, because they separate columns."""
     plain = re.sub(r"\x1b\[[0-9;?]*[ -/]*[@-~]", "", line[:LONGEST_LINE]).rstrip()
     return "  ".join(filter(None, map(one_line, plain.split("  "))))
 

@@ -1,4 +1,4 @@
-"""A run as plain lines, one a step and an event, for where there is no terminal to draw on."""
+"""Shows a run as plain lines, one per step and event, if there is no terminal to draw on."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from launch.watch.standing import NUMBERS, Standing, step_seconds
 from rlhf.tracking.console import format_seconds
 
 FIRST = 10
-"""Steps, events and log lines of before that are told at first."""
+"""Number of earlier steps, events and log lines to show at first."""
 
 
 class Lines:
-    """Tells what is new between one standing and the next."""
+    """Yields the news between one state of a run and the next."""
 
     def __init__(self) -> None:
         self._stage = ""
@@ -24,11 +24,11 @@ class Lines:
         self._warned = False
 
     def new(self, standing: Standing) -> Iterator[str]:
-        """The lines that are to be told now."""
+        """The lines that are new in this state."""
         if standing.stage != self._stage:
             yield from self._begin(standing)
         yield from self._told_log(standing)
-        if not standing.log.total:  # a job's log holds the steps
+        if not standing.log.total:  # a job's log contains the steps
             yield from self._told_steps(standing)
         for event in standing.events.since(self._events):
             yield "  ".join(filter(None, (clock(event), standing.stage, told(event))))
@@ -38,7 +38,7 @@ class Lines:
         self._warned = bool(standing.warning)
 
     def _begin(self, standing: Standing) -> Iterator[str]:
-        """Another stage than before, or the first: what came before it is not told whole."""
+        """Start a stage: only the last of its earlier lines are shown."""
         steps = f", {standing.done} of {standing.steps} steps done" if standing.steps else ""
         yield f"{standing.title}: {standing.stage} ({standing.place}){steps}"
         first = not self._stage
@@ -59,7 +59,7 @@ class Lines:
         if last is None:
             return
         if self._step is not None and last < self._step:
-            yield f"{standing.stage}  goes on after step {last:.0f}"
+            yield f"{standing.stage}  resumed after step {last:.0f}"
             self._step = last
         for row in rows:
             step = number(row.get("step"))
@@ -69,7 +69,7 @@ class Lines:
 
 
 def step_line(standing: Standing, row: Row) -> str:
-    """A step in a line: which of how many, its numbers, its seconds, and how long the rest will take."""
+    """A line of a step: its number, its metrics, its seconds, and the estimated remaining time."""
     step = int(number(row.get("step")) or 0) + 1
     of = f"{step}/{standing.steps}" if standing.steps else f"{step}"
     values = {name: number(row.get(metric)) for name, metric in NUMBERS.items()}

@@ -1,4 +1,4 @@
-"""Events, samples and names as single lines that can be put on a screen whatever is in them."""
+"""Formats events, samples and names as single lines that are safe to show, whatever their content."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from rlhf.secrets import without_secrets
 from rlhf.tracking.console import format_number, one_line
 
 TROUBLE = frozenset({"actor_died", "actor_stalled", "actor_failed", "failed", "checkpoint_failed", "snapshot_lost"})
-"""Kinds of events that tell of something that broke."""
+"""Kinds of events about failures."""
 GOOD = frozenset({"actor_replaced", "checkpoint", "resumed"})
-"""Kinds of events that tell of something as it should be; all others are warnings."""
+"""Kinds of events about normal operation; all others are warnings."""
 _SAID = ("message", "why", "error", "reason", "cause", "what", "path", "where")
-"""The first of these is what an event says."""
+"""Fields of an event, of which the first one present is its text."""
 _SHOWN_APART = ("time", "when", "kind", "step", "member", "phase")
 
 
 def told(event: Row) -> str:
-    """An event in a line: what kind, of whom, when, and what it says."""
+    """A line of an event: its kind, actor, time and text."""
     event = without_secrets(event)
     kind, step, phase = one_line(event.get("kind", "event")), event.get("step"), event.get("phase")
     if event.get("member"):
@@ -49,7 +49,7 @@ def _short(value: Any) -> str:
 
 
 def clock(event: Row) -> str:
-    """When an event was, in this machine's time: ``14:05:09``; empty where it does not say."""
+    """Local time of an event: ``14:05:09``; empty if it has none."""
     try:
         return datetime.fromisoformat(str(event.get("time"))).astimezone().strftime("%H:%M:%S")
     except (ValueError, OverflowError):
@@ -57,7 +57,7 @@ def clock(event: Row) -> str:
 
 
 def about(sample: Row) -> str:
-    """What is known of a response beside its text: why it is shown, score, KL, how it ended."""
+    """Details of a response besides its text: reason for showing it, score, KL, end."""
     parts = [one_line(sample["pick"])] if sample.get("pick") else []
     for name, key in (("score", "score"), ("KL", "kl"), ("advantage", "advantage")):
         if (value := number(sample.get(key))) is not None:

@@ -1,7 +1,7 @@
-"""A run as one picture that fills a terminal of any size.
+"""Draws a run as one picture that fills a terminal of any size.
 
-Texts of a model, of the recipe and of errors are put on it by
-``console.one_line`` and ``rich.text.Text``, never as markup.
+Texts of a model, of the recipe and of errors are drawn through ``console.one_line`` and ``rich.text.Text``, never as
+markup.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ from launch.watch.standing import ActorRow, Standing, history, phases, rates, st
 from rlhf.tracking.console import format_seconds, one_line
 
 SMALLEST = (40, 10)
-"""Columns and lines below which nothing sensible can be drawn."""
+"""Columns and lines below which nothing useful can be drawn."""
 LOOP = ("rollout", "score", "advantages", "update", "publish")
-"""The phases of a step of PPO, in their order."""
+"""The phases of a PPO step, in order."""
 FINE_STATES = ("serving", "current")
 HEAD_LINES = 6
 LONG_SECONDS = 99.5
-"""From here on times are told as minutes and hours."""
+"""From here on, times are shown as minutes and hours."""
 MOST_MEMBERS = 12
-"""With more, their panel grows no further, and shows them by role."""
+"""Number of members beyond which their panel shows roles and grows no further."""
 FRAME = 2
-"""Lines, or columns, that a panel's frame takes."""
+"""Lines, or columns, of a panel's frame."""
 WIDE = 56
-"""Columns from which the numbers' panel says how far each has ranged."""
+"""Columns from which the numbers' panel shows ranges."""
 _VALUE_COLUMNS, _SPAN_COLUMNS = 10, 24
 
 
 def picture(standing: Standing, width: int, height: int, footer: str = "") -> RenderableType:
-    """Everything that is known of a run, in ``width`` columns and ``height`` lines."""
+    """Draw the state of a run in ``width`` columns and ``height`` lines."""
     width, height = max(width, SMALLEST[0]), max(height, SMALLEST[1])
     rest = height - HEAD_LINES
     members = len(standing.members)
@@ -65,7 +65,7 @@ def _panel(body: RenderableType, title: str, style: str = "cyan") -> Panel:
     return Panel(body, title=Text(title), title_align="left", box=ROUNDED, border_style=style, padding=(0, 1))
 
 
-# The head: where the run is.
+# The head: the run's progress.
 
 
 def _head(standing: Standing, width: int, footer: str) -> RenderableType:
@@ -73,7 +73,7 @@ def _head(standing: Standing, width: int, footer: str) -> RenderableType:
     rows = [_stages(standing), _progress(standing, inner), _phases(standing, inner), _state(standing)]
     for row in rows:
         row.truncate(inner, overflow="ellipsis")
-    panel = _panel(Group(*rows), f"{one_line(standing.title)} · {_shortened(standing.place, max(10, inner - 40))}")
+    panel = _panel(Group(*rows), f"{one_line(standing.title)} · {_shorten(standing.place, max(10, inner - 40))}")
     panel.border_style = _colour(standing)
     panel.subtitle, panel.subtitle_align = Text(footer, style="dim"), "right"
     return panel
@@ -85,7 +85,7 @@ def _colour(standing: Standing) -> str:
     return "yellow" if standing.warning else "cyan"
 
 
-def _shortened(text: str, width: int) -> str:
+def _shorten(text: str, width: int) -> str:
     text = one_line(text)
     return text if len(text) <= width else "…" + text[len(text) - width + 1 :]
 
@@ -122,7 +122,7 @@ def _progress(standing: Standing, width: int) -> Text:
 
 
 def _phases(standing: Standing, width: int) -> Text:
-    """The phases with their seconds in the last step; the one that the run is in now stands out, with its own."""
+    """The phases with their seconds in the last step; the current one is highlighted, with its own."""
     last = phases(standing)
     names = list(LOOP) if standing.stage == "ppo" and (last or standing.phase) else []
     names += [name for name in last if name not in names]
@@ -154,7 +154,7 @@ def _state(standing: Standing) -> Text:
     if standing.warning:
         return Text(one_line(standing.warning), style="bold yellow")
     if standing.stage in standing.finished:
-        return Text(f"{standing.stage} is finished; its process goes on with what follows", style="green")
+        return Text(f"{standing.stage} is finished; its process continues with the next stage", style="green")
     if standing.step is not None and standing.phase:
         return Text(f"in {standing.phase} of step {standing.step}, counted from 0", style="dim")
     return Text("starting" if not standing.done else "", style="dim")
@@ -181,17 +181,17 @@ def _numbers(standing: Standing, width: int, lines: int) -> RenderableType:
 
 
 def _members(members: Sequence[ActorRow], lines: int) -> RenderableType:
-    """One line each, or one line a role where there are more members than lines."""
+    """One line per member, or one line per role if there are more members than lines."""
     table = Table.grid(padding=(0, 1), expand=True)
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True, ratio=1, overflow="ellipsis", style="dim")
     if len(members) <= lines:
         for member in members:
-            table.add_row(Text(member.name), _coloured(member.state), Text(_where(member)))
+            table.add_row(Text(member.name), _colour_state(member.state), Text(_where(member)))
     else:
         for name, state, where in _by_role(members)[:lines]:
-            table.add_row(Text(name), _coloured(state), Text(where))
+            table.add_row(Text(name), _colour_state(state), Text(where))
     return _panel(table, "members")
 
 
@@ -201,7 +201,7 @@ def _where(member: ActorRow) -> str:
 
 
 def _by_role(members: Sequence[ActorRow]) -> list[tuple[str, str, str]]:
-    """Those in trouble by name and first, the others by role, with how many are on how many nodes."""
+    """Members in trouble by name and first, the others by role, with their numbers of members and nodes."""
     troubled = [member for member in members if member.state not in FINE_STATES]
     rows = [(member.name, member.state, _where(member)) for member in troubled]
     fine = sorted((member for member in members if member.state in FINE_STATES), key=lambda member: member.role)
@@ -213,17 +213,17 @@ def _by_role(members: Sequence[ActorRow]) -> list[tuple[str, str, str]]:
     return rows
 
 
-def _coloured(state: str) -> Text:
+def _colour_state(state: str) -> Text:
     style = "green" if state in FINE_STATES else "red" if state in ("dead", "stalled", "gone") else "yellow"
     return Text(state, style=style)
 
 
-# Below: what was written, and what happened.
+# Below: samples, events and log.
 
 
 def _texts(standing: Standing, width: int, lines: int) -> list[Layout]:
-    """Samples, events and the log of a job, as far as there are any. Each has a share of the lines; what it does not
-    need of it is the first one's."""
+    """Samples, events and a job's log, if present. Each has a share of the lines, and unused lines go to the first
+    one."""
     panels: list[tuple[str, int, Callable[[int, int], RenderableType]]] = []
     events, log = standing.events.items, standing.log.items
     if standing.samples:
@@ -251,33 +251,33 @@ def _log(log: Sequence[str], width: int, lines: int) -> RenderableType:
 
 
 def _samples(samples: Sequence[Row], width: int, lines: int) -> RenderableType:
-    """As many samples as there is room for, each with a line of what is known of it, its prompt and its response."""
+    """As many samples as fit, each with its details, its prompt and its response."""
     each = max(3, lines // max(1, len(samples)))
     body: list[RenderableType] = []
     for sample in samples[: max(1, lines // each)]:
         body.append(_cut(Text(about(sample), style="cyan"), width))
         body.append(_cut(Text(f"› {_end(one_line(sample.get('prompt', '')), width - 2)}", style="dim"), width))
-        body += _wrapped(one_line(sample.get("response", "")), width, each - 2)
+        body += _wrap(one_line(sample.get("response", "")), width, each - 2)
     return Group(*body[:lines])
 
 
 def _end(text: str, width: int) -> str:
-    """The end of a prompt, which is what is answered."""
+    """The end of a prompt, which is the part that is answered."""
     return text if len(text) <= width else f"…{text[len(text) - width + 1 :]}"
 
 
-def _wrapped(text: str, width: int, lines: int) -> list[Text]:
-    """A text in at most so many lines, broken wherever a line is full; the last one is cut."""
+def _wrap(text: str, width: int, lines: int) -> list[Text]:
+    """Wrap a text to at most ``lines`` lines, breaking full lines anywhere; the last one is cut."""
     rows: list[Text] = []
     while text and len(rows) + 1 < lines:
-        count = _fitting(text, width)
+        count = _count_fitting(text, width)
         rows.append(Text(text[:count]))
         text = text[count:]
     return [*rows, _cut(Text(text), width)] if text else rows
 
 
-def _fitting(text: str, width: int) -> int:
-    """How many characters of a text fit into ``width`` columns; one at least."""
+def _count_fitting(text: str, width: int) -> int:
+    """Number of characters of a text that fit into ``width`` columns, at least one."""
     count = min(len(text), width)
     while count > 1 and cell_len(text[:count]) > width:
         count -= 1

@@ -1,4 +1,4 @@
-"""A column of numbers as a line of small bars."""
+"""Draws a column of numbers as a line of small bars."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ BARS = "▁▂▃▄▅▆▇█"
 
 
 def sparkline(values: Sequence[float | None], width: int) -> str:
-    """At most ``width`` bars from the lowest value to the highest; more values than that are averaged in groups.
+    """At most ``width`` bars from the lowest value to the highest; more values are averaged in groups.
 
-    A value that is not there is a blank. Values that are all the same are bars of the lowest height.
+    A missing value is a blank. Equal values are bars of the lowest height.
     """
     means = _grouped(values, width)
     known = [value for value in means if value is not None]

@@ -1,4 +1,4 @@
-"""How a run stands at one moment, and what follows from the numbers of its last steps."""
+"""The state of a run at one moment, and estimates from the numbers of its last steps."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ NUMBERS: Mapping[str, str] = {
     "held-out loss": "eval/loss",
     "held-out accuracy": "eval/accuracy",
 }
-"""Metrics that are shown, under the names that the command shows them by; a stage has some of them."""
+"""Name on the screen → metric; a stage has some of them."""
 RATES: Mapping[str, str] = {
     "samples/s": "perf/samples_per_second",
     "tokens/s written": "perf/rollout_tokens_per_second",
     "tokens/s trained": "perf/train_tokens_per_second",
 }
 STEP = "time/step"
-"""Seconds of a whole step; those of its phases stand beside it."""
+"""Seconds of a whole step, beside those of its phases."""
 RECENT_STEPS = 10
-"""Steps whose mean time tells how long those to come will take."""
+"""Number of last steps whose mean time predicts the remaining time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class ActorRow:
     node: str = ""
     process: int | None = None
     heard: float | None = None
-    """Seconds since it last gave a sign of life, where the run says so."""
+    """Seconds since its last heartbeat, if the run reports it."""
 
     @property
     def role(self) -> str:
@@ -55,7 +55,7 @@ class ActorRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Ending:
-    """How the run ended."""
+    """The end of a run."""
 
     text: str
     good: bool
@@ -63,40 +63,40 @@ class Ending:
 
 @dataclass(frozen=True, kw_only=True)
 class Standing:
-    """What is known of a run; what is not known is empty or None."""
+    """State of a run; unknown fields are empty or None."""
 
     title: str
-    """The run's name, or its job's."""
+    """Name of the run or its job."""
     place: str
-    """Where it is watched: its folder, or a cluster's address."""
+    """The watched folder, or a cluster's address."""
     stage: str = ""
     finished: tuple[str, ...] = ()
-    """Stages of before, and this one if it is over."""
+    """Earlier stages, and this one if it is finished."""
     phase: str = ""
     phase_seconds: float | None = None
-    """How long the run has been in it."""
+    """Seconds in the phase."""
     step: int | None = None
-    """Step that the phase is of, from 0."""
+    """Step of the phase, from 0."""
     done: int = 0
-    """Steps that were recorded."""
+    """Number of recorded steps."""
     steps: int | None = None
-    """Steps that the stage is to have."""
+    """Planned number of steps."""
     seconds_left: float | None = None
     members: tuple[ActorRow, ...] = ()
     metrics: Recent[Row] = field(default_factory=Recent)
-    """A row a step, with ``step`` and metrics by name."""
+    """One row per step, with ``step`` and metrics by name."""
     samples: tuple[Row, ...] = ()
-    """Those of the last step that has some."""
+    """Samples of the last step that has any."""
     events: Recent[Row] = field(default_factory=Recent)
     log: Recent[str] = field(default_factory=Recent)
     """Lines of the job's log."""
     warning: str = ""
-    """What is wrong with the run as a whole, if anything."""
+    """Problem of the run as a whole, if any."""
     ending: Ending | None = None
 
 
 def history(standing: Standing) -> dict[str, list[float | None]]:
-    """The values of the ``NUMBERS`` that the steps have, by shown name; None where one was not finite."""
+    """Values of the ``NUMBERS`` in the steps, by their names on the screen; None for values that were not finite."""
     found = {}
     for name, metric in NUMBERS.items():
         values = [number(row[metric]) for row in standing.metrics.items if metric in row]
@@ -116,20 +116,20 @@ def rates(standing: Standing) -> dict[str, float]:
 
 
 def phases(standing: Standing) -> dict[str, float]:
-    """Seconds of each phase of the last step, in their order."""
+    """Seconds of each phase of the last step, in order."""
     row = standing.metrics.items[-1] if standing.metrics.items else {}
     found = {name.removeprefix("time/"): number(row[name]) for name in row if name.startswith("time/") and name != STEP}
     return {phase: seconds for phase, seconds in found.items() if seconds is not None}
 
 
 def step_seconds(rows: tuple[Row, ...]) -> float | None:
-    """Mean seconds of the last steps, with what was saved and evaluated between them; None before there is one."""
+    """Mean seconds of the last steps, including saving and evaluation between them; None without steps."""
     times = [seconds for row in rows[-RECENT_STEPS:] if (seconds := _seconds(row)) is not None]
     return sum(times) / len(times) if times else None
 
 
 def _seconds(row: Row) -> float | None:
-    """Of a step: what its phases took, or the step as a whole where that is more."""
+    """Seconds of a step: the larger of the sum of its phases and the whole step."""
     times = {name: number(value) or 0.0 for name, value in row.items() if name.startswith("time/")}
     if not times:
         return None
@@ -138,6 +138,6 @@ def _seconds(row: Row) -> float | None:
 
 
 def seconds_left(rows: tuple[Row, ...], done: int, steps: int | None) -> float | None:
-    """About how long the steps to come will take."""
+    """Estimated seconds of the remaining steps."""
     each = step_seconds(rows)
     return None if steps is None or each is None else each * max(0, steps - done)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import difflib
 import json
 import reprlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import ValidationError
-from pydantic_core import ErrorDetails
 
 from rlhf.config.fields import HERE, MOST_WHOLE, RuleError
 from rlhf.config.keys import describe, join, limit_of, named_section_of, nearest, section_of, types_of, without_none
@@ -60,7 +59,9 @@ class _Field:
         self.is_exact = len(self.path) == len(location)
 
 
-def _translate(error: ErrorDetails, field: _Field, settings: dict[Any, Any], source: RecipeText) -> Iterator[UserError]:
+def _translate(
+    error: Mapping[str, Any], field: _Field, settings: dict[Any, Any], source: RecipeText
+) -> Iterator[UserError]:
     """The errors of this project for one of pydantic's, by its type."""
     kind, context = error["type"], error.get("ctx", {})
     place, key = source.place(field.key), field.key

@@ -76,7 +76,7 @@ class Encoder:
 
     def _encode(self, texts: Sequence[Text]) -> list[Ids]:
         encoded = self._plain(["" if text.hides else text.text for text in texts])
-        return [self._revealed(text.text) if text.hides else ids for text, ids in zip(texts, encoded, strict=True)]
+        return [self._encode_hidden(text.text) if text.hides else ids for text, ids in zip(texts, encoded, strict=True)]
 
     def _plain(self, texts: list[str], **options: bool) -> list[Ids]:
         """Tokens of each text without special tokens; one call, which the tokenizer parallelises."""
@@ -87,7 +87,7 @@ class Encoder:
         ids: list[Ids] = found["input_ids"]
         return ids
 
-    def _revealed(self, text: str) -> Ids:
+    def _encode_hidden(self, text: str) -> Ids:
         """Tokens of a text with hidden control tokens: these are encoded as text, the others stay special."""
         parts = self.control.split(text)
         ids: Ids = []
@@ -99,10 +99,10 @@ class Encoder:
                 part = part.lstrip()
             if i + 1 < len(parts) and self.control.strips.get(parts[i + 1], (False, False))[0]:
                 part = part.rstrip()
-            ids += self._as_text(self.control.show(part), special=parts[i - 1] if i else "")
+            ids += self._encode_as_text(self.control.show(part), special=parts[i - 1] if i else "")
         return ids
 
-    def _as_text(self, text: str, special: str) -> Ids:
+    def _encode_as_text(self, text: str, special: str) -> Ids:
         """Tokens of a text in which no token is special, as a continuation of a ``special`` token."""
         if not text:
             return []

@@ -106,7 +106,7 @@ def _load(path: str | None, config: DataConfig, parse: Parse[T], needs_answers: 
         else:
             bad.append(outcome)
     if not rows:
-        raise _nothing_usable(path, bad)
+        raise _no_usable_rows(path, bad)
     return Loaded(tuple(rows), tuple(bad), tuple(read.unused), tuple(read.files), repeated, (*read.remarks, *remarks))
 
 
@@ -130,13 +130,13 @@ def _read(path: str, config: DataConfig) -> _Read:
     files: list[DataFile] = []
     remarks: list[str] = []
     given = list(read_rows(path, config.format, config.split, config.max_rows, files, remarks))
-    read = _Read([_renamed(raw, config) for raw in given], files, _unused(given, config), remarks)
+    read = _Read([_rename_columns(raw, config) for raw in given], files, _unused(given, config), remarks)
     first_rows = islice((raw.columns for raw in read.rows if isinstance(raw, RawRow)), _ROWS_TO_TELL)
     is_hh = config.format == "hh" or (config.format == "auto" and any(map(looks_like_hh, first_rows)))
     return replace(read, rows=list(rows_from_transcripts(read.rows))) if is_hh else read
 
 
-def _renamed(raw: RawRow | BadRow, config: DataConfig) -> RawRow | BadRow:
+def _rename_columns(raw: RawRow | BadRow, config: DataConfig) -> RawRow | BadRow:
     if isinstance(raw, BadRow):
         return raw
     names = rename(raw.columns, config.columns, config.ignore)
@@ -205,7 +205,7 @@ def _without_gaps(raw: RawRow) -> RawRow:
     return replace(raw, columns={**raw.columns, **tidy})
 
 
-def _nothing_usable(path: str, bad: list[BadRow]) -> UserError:
+def _no_usable_rows(path: str, bad: list[BadRow]) -> UserError:
     if bad and not any(row.is_fault for row in bad):
         why = f"{len(bad):,} comparisons are ties, and there are no others"
         return UserError(
@@ -229,7 +229,7 @@ def _demonstration(raw: RawRow) -> Demonstration:
         return Demonstration(pair.prompt, pair.chosen, source, pair.variables)
     if "messages" in row:
         _check_label(row)
-        return Demonstration(*_split_last_reply(_whole(row), "messages"), source, read_variables(row))
+        return Demonstration(*_split_last_reply(_full_conversation(row), "messages"), source, read_variables(row))
     if "text" in row:
         _check_text(row)
         return Demonstration("", _text(row["text"], "text"), source, read_variables(row))
@@ -240,9 +240,9 @@ def _check_text(row: Columns) -> None:
     """Refuse a text of which the model should learn only a part or nothing."""
     if isinstance(row.get("label"), bool):  # other values are classes, as texts of any kind may have
         _check_label(row)
-    if _is_there(row.get("system")):
+    if _is_given(row.get("system")):
         raise RowError("system beside text: a text has no system turn")
-    if _is_there(row.get("prompt")):
+    if _is_given(row.get("prompt")):
         raise RowError(
             "prompt beside text: data.columns={completion: text} where the text answers it, or data.ignore=[prompt]"
         )
@@ -262,7 +262,7 @@ def _preference(raw: RawRow) -> Preference:
             raise RowError(
                 "text beside two answers: data.columns={prompt: text} where it is their prompt, or data.ignore=[text]"
             )
-        prompt, chosen, rejected = _shared_beginning(row)
+        prompt, chosen, rejected = _split_common_prefix(row)
     else:
         prompt, chosen = _answered(row, "chosen")
         other, rejected = _answered(row, "rejected")
@@ -274,10 +274,10 @@ def _preference(raw: RawRow) -> Preference:
 
 
 def _prompt_row(raw: RawRow) -> PromptRow:
-    return PromptRow(_asked(raw), raw.source, _beside_the_prompt(raw), read_variables(raw.columns))
+    return PromptRow(_prompt_of(raw), raw.source, _beside_the_prompt(raw), read_variables(raw.columns))
 
 
-def _asked(raw: RawRow) -> Messages | str:
+def _prompt_of(raw: RawRow) -> Messages | str:
     row = raw.columns
     if "chosen" in row and "prompt" not in row:
         return _preference(raw).prompt
@@ -285,7 +285,7 @@ def _asked(raw: RawRow) -> Messages | str:
     if answer and ("messages" in row or are_turns(row[answer])):
         return _answered(row, answer)[0]  # the same prompt as in the stages that train on the answer
     if "messages" in row:
-        turns = _whole(row)
+        turns = _full_conversation(row)
         return _prompt(turns if turns[-1].role != "assistant" else turns[:-1])
     if "prompt" in row:
         return _prompt(_given_prompt(row))
@@ -317,14 +317,14 @@ def _answered(row: Columns, column: str) -> tuple[Messages | str, Message | str]
         prompt = _given_prompt(row)
         assert not isinstance(prompt, str)
         whole = join_turns(prompt, reply, column)
-        _apart(reply, column)  # not the whole: the prompt may end with a turn that the reply continues
+        _require_alternation(reply, column)  # not the whole: the prompt may end with a turn that the reply continues
         return _split_last_reply(whole, column)
     if isinstance(before, str) and _is_answer(reply):
         asked = prompt_text(_text(before, "prompt"), None, _optional(row, "input"))
         reply = (Message("user", asked), *reply)  # an answer as messages to a prompt as text
     elif isinstance(before, str):
         _require_said_again(before, reply, column)
-    return _split_last_reply(_with_system(_apart(reply, column), row), column)
+    return _split_last_reply(_with_system(_require_alternation(reply, column), row), column)
 
 
 def _is_answer(turns: Messages) -> bool:
@@ -345,7 +345,7 @@ def _conversation(row: Columns) -> Messages:
     return turns[:-1]
 
 
-def _whole(row: Columns) -> Messages:
+def _full_conversation(row: Columns) -> Messages:
     """The column ``messages`` of a row without answers; it must contain the ``prompt`` beside it."""
     turns, prompt = read_messages(row["messages"], "messages"), row.get("prompt")
     if isinstance(prompt, str):
@@ -353,10 +353,10 @@ def _whole(row: Columns) -> Messages:
     elif isinstance(prompt, list | dict) and prompt:
         begun = read_messages(prompt, "prompt")
         turns = turns if begun == turns else join_turns(begun, turns, "messages")
-    return _with_system(_apart(turns, "messages"), row)
+    return _with_system(_require_alternation(turns, "messages"), row)
 
 
-def _apart(turns: Messages, column: str) -> Messages:
+def _require_alternation(turns: Messages, column: str) -> Messages:
     """Refuse two consecutive assistant turns in one column: only a prompt's last turn may be continued."""
     if any(one.role == other.role == "assistant" for one, other in pairwise(turns)):
         raise RowError(f"assistant turns in a row: {column} holds two without a turn between them; join them into one")
@@ -381,17 +381,17 @@ def _given_prompt(row: Columns) -> Messages | str:
         return prompt_text(prompt, _optional(row, "system"), _optional(row, "input"))
     if _optional(row, "input"):
         raise RowError("input beside messages: a conversation has no input")
-    return _with_system(_apart(prompt, "prompt"), row)
+    return _with_system(_require_alternation(prompt, "prompt"), row)
 
 
 def _optional(row: Columns, column: str) -> str | None:
-    return _text(row[column], column) if _is_there(row.get(column)) else None
+    return _text(row[column], column) if _is_given(row.get(column)) else None
 
 
 def _with_system(turns: Messages, row: Columns) -> Messages:
     """The conversation with the row's ``system`` text as its first turn."""
     system = row.get("system")
-    if not _is_there(system):
+    if not _is_given(system):
         return turns
     first = Message("system", _text(system, "system"))
     if turns[0].role != "system":
@@ -401,7 +401,7 @@ def _with_system(turns: Messages, row: Columns) -> Messages:
     return turns
 
 
-def _is_there(value: object) -> bool:
+def _is_given(value: object) -> bool:
     return value is not None and value != ""
 
 
@@ -416,7 +416,7 @@ def _split_last_reply(turns: Messages, column: str) -> tuple[Messages | str, Mes
     return _prompt(turns[:last]), reply
 
 
-def _shared_beginning(row: Columns) -> tuple[str, str, str]:
+def _split_common_prefix(row: Columns) -> tuple[str, str, str]:
     """Split two texts at their common prefix, shortened to whole words, without the space before the next word.
 
     Scripts without spaces between words are split between grapheme clusters: never before an accent or inside an emoji.

@@ -1,8 +1,8 @@
 """Anthropic's HH transcripts (Bai et al. 2022): whole dialogues as text, ``\\n\\nHuman: ...\\n\\nAssistant: ...``.
 
-They become rows in the ``messages`` form, so that everything after this module sees one format. An exact repetition
-of a pair is set aside here and only here: in HH it is an artefact of collection, whereas in other data two people who
-agree about the same two answers are two votes.
+They are converted to rows in the ``messages`` format, so that later modules see one format. Exact repetitions of a pair
+are quarantined, in HH only: there they are an artefact of collection; in other data, equal comparisons by two people
+are two votes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def _is_transcript(text: object) -> bool:
 
 
 def rows_from_transcripts(raws: Iterable[RawRow | BadRow]) -> Iterator[RawRow | BadRow]:
-    """Preference rows of transcripts to preference rows of messages; what is no transcript becomes a bad row."""
+    """Convert preference rows of transcripts to messages; a row that is no transcript becomes a bad row."""
     seen: dict[tuple[str, str], RowLocation] = {}
     for raw in raws:
         yield raw if isinstance(raw, BadRow) else _convert(raw, seen)
@@ -46,6 +46,6 @@ def _convert(raw: RawRow, seen: dict[tuple[str, str], RowLocation]) -> RawRow | 
 
 
 def messages(transcript: str) -> list[dict[str, str]]:
-    """Turns of a transcript as messages, white space around each turn removed."""
+    """The turns of a transcript as messages, without white space around each turn."""
     parts = _TURN.split(transcript)  # text before the first turn, then name and text of each turn
     return [{"role": ROLES[name], "content": text.strip()} for name, text in zip(parts[1::2], parts[2::2], strict=True)]

@@ -1,8 +1,8 @@
-"""What a label beside two answers says: that the first or the second won, that the column of a name did, or a tie.
+"""Interprets labels beside two answers: the first won, the second won, a named column won, or a tie.
 
-A label has the meaning that ``DataConfig.labels`` gives it. Without that, names are compared: a label and a column may
-both be numbered (from 0 or from 1), lettered, or called first and second, and a label is the column of the same number.
-Columns without a number are the first and the second answer, as the recipe maps them to chosen and rejected.
+``DataConfig.labels`` defines the meaning of a label. Without it, names are compared: labels and columns may be numbered
+(from 0 or from 1), lettered, or called first and second, and a label means the column of the same number. Columns
+without a number are the first and the second answer, as the recipe maps them to chosen and rejected.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Side = Literal["chosen", "rejected", "tie"]
 SIDES: tuple[Side, ...] = ("chosen", "rejected", "tie")
 PAIR: tuple[Side, Side] = ("chosen", "rejected")
 Names = tuple[str, str]
-"""The names of the two answers' columns, that of ``chosen`` first."""
+"""Names of the two answers' columns, ``chosen``'s first."""
 
 _PART = re.compile(r"\d{1,9}|[^\W\d_]+")
 _NUMBER = re.compile(r"[+-]?\d+(\.\d*)?")
@@ -28,7 +28,7 @@ _WORDS = {
     **dict.fromkeys(("a", "first", "left"), "chosen"),
     **dict.fromkeys(("b", "second", "right"), "rejected"),
 }
-"""Words for the first and the second answer: the ``Side`` that they are where the recipe maps the first to chosen."""
+"""Words for the first and the second answer → their side if the recipe maps the first to chosen."""
 _ANSWER = re.compile(
     r"(?:(?:model|response|output|answer|assistant|option|completion|candidate|text|system)[\s_-]*)?"
     r"(?:(?P<number>\d{1,9})|(?P<word>a|b|first|second|left|right)|(?P<side>chosen|rejected)"
@@ -37,11 +37,11 @@ _ANSWER = re.compile(
 
 
 _OTHER = {"0": "1", "2": "1", "true": "false", "false": "true"}
-"""The label that is likely to be the other one of two."""
+"""The other label of a likely pair of two."""
 
 
 def as_text(label: object) -> str:
-    """A label, or a key of ``data.labels``, so that 1, 1.0, "1" and "1.0" are one; empty for one that is missing."""
+    """Normalise a label or key of ``data.labels``, so that 1, 1.0, "1" and "1.0" are equal; empty if missing."""
     text = "" if label is None or label != label else str(label).strip().lower()
     if not _NUMBER.fullmatch(text):
         return text
@@ -50,10 +50,10 @@ def as_text(label: object) -> str:
 
 
 def may_name_one(text: str, names: Names) -> bool:
-    """Whether a value that no recipe mentions could say which of two answers won.
+    """Whether a value that the recipe does not mention could name the winner of two answers.
 
-    It does where it is the name of an answer's column, and, where these names only count the answers, where it is a
-    number, a word for the first or the second, or a tie.
+    It could if it is the name of an answer's column or, if these names only count the answers, a number, a word for the
+    first or the second, or a tie.
     """
     if text in _own_names(names):
         return True
@@ -62,67 +62,67 @@ def may_name_one(text: str, names: Names) -> bool:
 
 
 def names_of(columns: Mapping[str, str]) -> Names:
-    """The names of the answers' columns by ``DataConfig.columns``, in lower case as labels are compared."""
+    """Names of the answers' columns from ``DataConfig.columns``, in lower case, as labels are compared."""
     return columns.get("chosen", "chosen").lower(), columns.get("rejected", "rejected").lower()
 
 
 def meaning_of(labels: set[str], config: DataConfig) -> dict[str, Side]:
-    """Label → what it says.
+    """Label → its meaning.
 
     Raises:
-        UserError: the labels can be read in more than one way, or in none.
+        UserError: the labels are ambiguous, or have no known meaning.
     """
     if config.labels:
-        return _given(config.labels)
+        return _given_labels(config.labels)
     names = names_of(config.columns)
-    found = {label: side for label in labels if (side := _named(label, names)) is not None}
-    found |= _numbered(labels - found.keys(), names)
+    found = {label: side for label in labels if (side := _side_by_name(label, names)) is not None}
+    found |= _sides_by_number(labels - found.keys(), names)
     if len(found) < len(labels):
-        raise _uncertain(labels, config)
+        raise _ambiguous_labels(labels, config)
     return found
 
 
 def outcomes_of(columns: Sequence[str], names: Names) -> dict[str, Side]:
-    """Column → the outcome that it stands for, where each of several stands for one: ``winner_a``, ``winner_tie``.
+    """Column → its outcome, if each of several columns stands for one: ``winner_a``, ``winner_tie``.
 
-    Empty where their names say something else, or do not name both answers.
+    Empty if the names mean something else, or do not name both answers.
     """
     shared = os.path.commonprefix([column.lower() for column in columns])
     begin = 1 + max(shared.rfind("_"), shared.rfind("."), shared.rfind("-"))
     ends = {column: column[begin:].lower() for column in columns}
-    numbered = _numbered(ends.values(), names)
-    sides = {column: _named(end, names) or numbered.get(end) for column, end in ends.items()}
+    numbered = _sides_by_number(ends.values(), names)
+    sides = {column: _side_by_name(end, names) or numbered.get(end) for column, end in ends.items()}
     found = {column: side for column, side in sides.items() if side is not None}
     is_whole = len(found) == len(columns) and all([*found.values()].count(side) == 1 for side in PAIR)
     return found if is_whole else {}
 
 
 def check_labels(labels: Mapping[str, str]) -> None:
-    """Refuse ``data.labels`` that cannot be meant.
+    """Check ``data.labels``.
 
     Raises:
-        UserError: a meaning is none, or two keys are one label with two meanings.
+        UserError: a meaning is unknown, or two keys are the same label with different meanings.
     """
     wrong = [meaning for meaning in labels.values() if meaning not in SIDES]
     if wrong:
         raise UserError(f"data.labels says '{wrong[0]}'", fix=f"a label means one of {', '.join(SIDES)}")
-    given = _given(labels)
+    given = _given_labels(labels)
     twice = [label for label, meaning in labels.items() if given[as_text(label)] != meaning]
     if twice:
         raise UserError(f"data.labels gives '{as_text(twice[0])}' two meanings", fix="keep one of them")
 
 
-def _given(labels: Mapping[str, str]) -> dict[str, Side]:
+def _given_labels(labels: Mapping[str, str]) -> dict[str, Side]:
     found = {as_text(label): side for label in labels for side in SIDES if labels[label] == side}
     for one, other in (("true", "1"), ("1", "true"), ("false", "0"), ("0", "false")):
         if one in found and "2" not in found:
-            found.setdefault(other, found[one])  # YAML takes both for one key, and tables write either
+            found.setdefault(other, found[one])  # YAML reads both as one key, and tables write either
     return found
 
 
 @lru_cache
 def parts_of(names: Names) -> tuple[str, str]:
-    """What tells the names of the two answers apart: 1 and 2 of ``output_1`` and ``output_2``; else the names."""
+    """The differing parts of the two answers' names: 1 and 2 of ``output_1`` and ``output_2``; else the names."""
     chosen, rejected = map(_PART.findall, names)
     longer = max(chosen, rejected, key=len)
     if longer[:-1] in (chosen, rejected) and longer[-1:] and longer[-1].isdecimal():  # answer and answer_2
@@ -142,7 +142,7 @@ def _are_counted(parts: tuple[str, str]) -> bool:
 
 @lru_cache
 def _own_names(names: Names) -> dict[str, Side]:
-    """Names of the two columns, whole, without their path, and what tells them apart; numbers are no names."""
+    """Names of the two columns: whole, without their path, and the differing part; numbers are excluded."""
     ends = [name.rpartition(".")[2] for name in names]
     found: dict[str, Side] = {}
     for side, part, end, whole in zip(PAIR, parts_of(names), ends, names, strict=True):
@@ -150,8 +150,8 @@ def _own_names(names: Names) -> dict[str, Side]:
     return {name: side for name, side in found.items() if not name.isdecimal()}
 
 
-def _named(label: str, names: Names) -> Side | None:
-    """What a label says that is no number: a column's own name, a word, a tie."""
+def _side_by_name(label: str, names: Names) -> Side | None:
+    """The meaning of a label without a number: a column's name, a word, or a tie."""
     if side := _own_names(names).get(label):
         return side
     found = _ANSWER.fullmatch(label)
@@ -164,7 +164,7 @@ def _named(label: str, names: Names) -> Side | None:
 
 
 def _in_order(parts: tuple[str, str]) -> tuple[Side, Side]:
-    """The side that is the first answer by the columns' names, and the other one."""
+    """The side of the first answer by the columns' names, and the side of the second."""
     if all(part.isdecimal() for part in parts):
         is_swapped = int(parts[0]) > int(parts[1])
     else:
@@ -172,12 +172,12 @@ def _in_order(parts: tuple[str, str]) -> tuple[Side, Side]:
     return ("rejected", "chosen") if is_swapped else ("chosen", "rejected")
 
 
-def _numbered(labels: Iterable[str], names: Names) -> dict[str, Side]:
-    """What labels with a number say; nothing where it could be something else.
+def _sides_by_number(labels: Iterable[str], names: Names) -> dict[str, Side]:
+    """The meaning of labels with a number; empty if they are ambiguous.
 
-    1 alone may be the first answer of 1 and 2 or the second of 0 and 1, so numbers are read only where those beside
-    them rule one of these out. 0 is a tie where it stands alone and the columns are counted from 1: beside other names
-    0, 1 and 2 may as well be the first answer, the second and a tie.
+    1 alone may be the first answer of 1 and 2 or the second of 0 and 1, so numbers are read only if the other labels
+    exclude one of these. 0 is a tie only if the columns are counted from 1: beside other names, 0, 1 and 2 may also
+    be the first answer, the second and a tie.
     """
     found = {label: match for label in labels if (match := _ANSWER.fullmatch(label)) and match["number"]}
     numbers = {label: int(match["number"]) for label, match in found.items()}
@@ -185,7 +185,7 @@ def _numbered(labels: Iterable[str], names: Names) -> dict[str, Side]:
     is_numbered = all(part.isdecimal() for part in parts)
     low, high = sorted(map(int, parts)) if is_numbered else (1, 2)
     if (low, high) == (0, 1) and _are_items(names) and 0 not in seen and 2 in seen:
-        low, high = 1, 2  # items of a list have no names, and these labels count them from 1
+        low, high = 1, 2  # list items have no names, and these labels count them from 1
     if high not in seen or (low == 0 and 0 not in seen):
         return {}
     sides: dict[int, Side] = dict(zip((low, high), _in_order(parts), strict=True))
@@ -194,18 +194,18 @@ def _numbered(labels: Iterable[str], names: Names) -> dict[str, Side]:
 
 
 def _are_items(names: Names) -> bool:
-    """Whether both answers are items of a list, by their paths."""
+    """Whether both answers are list items, by their paths."""
     return all(any(part.isdecimal() for part in name.split(".")) for name in names)
 
 
-def _uncertain(labels: set[str], config: DataConfig) -> UserError:
+def _ambiguous_labels(labels: set[str], config: DataConfig) -> UserError:
     shown = ", ".join(sorted(labels)[:6]) + (", ..." if len(labels) > 6 else "")
     told = zip([*sorted(labels), *(_OTHER.get(label, "2") for label in labels if len(labels) == 1)], SIDES)
     example = "{" + ", ".join(f'"{label:.20}": {side}' for label, side in told) + "}"
     return UserError(
-        f"the labels of data.columns.label={config.columns['label']} are {shown}: what they say is not certain",
+        f"the labels of data.columns.label={config.columns['label']} are {shown}: their meaning is ambiguous",
         "1 may be the first answer (of 1 and 2) or the second (of 0 and 1), and training on swapped pairs teaches "
         "the opposite",
-        f"say it, for example data.labels='{example}' or the other way round; chosen and rejected are the answers "
+        f"state it, for example data.labels='{example}' or the other way round; chosen and rejected are the answers "
         "in these columns of data.columns",
     )

@@ -1,4 +1,4 @@
-"""The order in which data is seen: seeded, without repetition inside an epoch, resumable at any item."""
+"""The order of data: seeded, without repetition within an epoch, resumable at any item."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from rlhf.errors import UserError
 from rlhf.types import Int64
 
 MOST_UPDATES = 1_000_000
-"""Updates of a stage: at ten a second more than a day. Their batches are all drawn up before the first."""
+"""Most updates of a stage: more than a day at ten per second. All batches are drawn before the first update."""
 
 
 @dataclass(frozen=True)
 class OrderState:
-    """How far an order has come: ``position`` items of epoch ``epoch`` were taken."""
+    """State of an order: ``position`` items of epoch ``epoch`` were taken."""
 
     epoch: int
     position: int
@@ -37,14 +37,14 @@ class PromptOrder:
 
     @classmethod
     def restore(cls, n: int, seed: int, state: OrderState) -> PromptOrder:
-        """The order as it was when ``state()`` gave ``state``.
+        """Restore the order from the result of ``state()``.
 
         Raises:
             UserError: the state does not fit ``n`` items: the data changed since it was saved.
         """
         if not 0 <= state.position < n:
             raise UserError(
-                f"the saved data order stands at item {state.position}, but there are only {n} items",
+                f"the saved data order is at item {state.position}, but there are only {n} items",
                 "the data changed since the checkpoint was written",
                 "resume with the same data and data settings, or start a new run",
             )
@@ -53,7 +53,7 @@ class PromptOrder:
         return order
 
     def state(self) -> OrderState:
-        """What ``restore`` needs."""
+        """The state for ``restore``."""
         return OrderState(self._epoch, self._position)
 
     def take(self, k: int) -> list[int]:
@@ -71,8 +71,8 @@ class PromptOrder:
 def epoch_batches(n: int, batch_size: int, epochs: int, seed: int) -> list[list[int]]:
     """Index batches of ``epochs`` passes over ``n`` items, all of ``batch_size``.
 
-    What is left at the end of an epoch begins the next one's first batch, so nothing is lost between epochs; at the
-    very end the last n · epochs mod batch_size items of the last permutation are left out.
+    The rest of an epoch is part of the next epoch's first batch, so nothing is lost between epochs; at the very end,
+    the last n · epochs mod batch_size items of the last permutation are left out.
 
     Raises:
         UserError: there is not one full batch, or there are more than ``MOST_UPDATES``.
@@ -86,7 +86,7 @@ def epoch_batches(n: int, batch_size: int, epochs: int, seed: int) -> list[list[
     if n * epochs // batch_size > MOST_UPDATES:
         raise UserError(
             f"{n} rows in {epochs} epochs are more than {MOST_UPDATES:,} updates",
-            "no stage takes so many",
+            "this is more than any stage needs",
             "lower epochs",
         )
     order = PromptOrder(n, seed)

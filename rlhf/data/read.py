@@ -1,8 +1,8 @@
-"""Raw rows and where they stand, from JSONL, JSON, Parquet, ``datasets`` folders and the hub.
+"""Reads raw rows and their positions from JSONL, JSON, Parquet, ``datasets`` folders and the hub.
 
-Two outcomes. A row that cannot be read becomes a ``BadRow`` and reading goes on. A file that cannot be read (missing,
-empty of data, a gzip stream, a Parquet file or a JSON list broken in the middle) is a ``UserError``: nobody knows how
-much of it is lost.
+A row that cannot be read becomes a ``BadRow``, and reading continues. A file that cannot be read (missing, without
+data, or a gzip stream, Parquet file or JSON list that is broken in the middle) is a ``UserError``, because the extent
+of the loss is unknown.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 KINDS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".jsonlines": "jsonl", ".json": "json", ".parquet": "parquet"}
-"""What each ending of a file's name means, in small or capital letters; a further ``.gz`` is allowed."""
+"""File name suffix → format, case-insensitive; an additional ``.gz`` is allowed."""
 
 _NO_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
-"""Files that describe a data set and lie beside its data."""
+"""Files that describe a data set beside its data."""
 _SHARD = re.compile(r"[-_.]?\d+([-_.]?of[-_.]?\d+)?([-_.][0-9a-f]{16})?\Z")
-"""End of the name of one of the files that a split is cut into: ``train-00000-of-00003``."""
-_SHOWN = 6  # names of files in a message
+"""Shard suffix of a split's file name: ``train-00000-of-00003``."""
+_SHOWN = 6  # file names in a message
 _GZIP_MAGIC = b"\x1f\x8b"
 _UTF8_MARK = b"\xef\xbb\xbf"
 _WIDE = (b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff", b"{\0", b"\0{", b"[\0", b"\0[")
@@ -46,14 +46,14 @@ _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 @dataclass(frozen=True)
 class RawRow:
-    """One row as its file has it: column name to value."""
+    """One row of a file: column name → value."""
 
     source: RowLocation
     columns: dict[str, object]
     filled: bool = False
-    """Whether fields that a nested value does not have may be there as None, as in the tables of Parquet."""
+    """Whether missing fields of nested values may be present as None, as in Parquet tables."""
     given: Mapping[str, object] = field(default_factory=dict)
-    """The row as its file has it, where ``columns`` has other names."""
+    """The row of the file, if ``columns`` has other names."""
     names: Mapping[str, str] = field(default_factory=dict)
     """Names in ``columns`` → names in ``given``."""
 
@@ -61,7 +61,7 @@ class RawRow:
 Rows = Iterator[RawRow | BadRow]
 Update = Callable[[bytes], object]
 Reader = Callable[[Update], Rows]
-"""Reads one file, and gives what it reads to a hash."""
+"""Reads one file and passes the content to a hash."""
 
 
 def read_rows(
@@ -72,33 +72,33 @@ def read_rows(
     files: list[DataFile] | None = None,
     remarks: list[str] | None = None,
 ) -> Rows:
-    """Rows of a file, of every data file of a folder, of a saved ``datasets`` folder or of a hub dataset.
+    """Read the rows of a file, of all data files of a folder, of a saved ``datasets`` folder or of a hub dataset.
 
     Args:
         path: file, folder or hub name.
-        format: as ``DataConfig.format``; ``hh`` says nothing about the file and is found out like ``auto``.
-        split: the split of a ``datasets`` folder or hub dataset. In a folder of plain files those of that name are
-            read, or all of them when none has it.
-        max_rows: rows read of each file at most.
-        files: takes what was read of each file, once all of it is.
-        remarks: takes what a person should know of a folder: what of it is not read.
+        format: as ``DataConfig.format``; ``hh`` does not determine the file's format, detected as for ``auto``.
+        split: split of a ``datasets`` folder or hub dataset. In a folder of plain files, the files of that name are
+            read, or all files if none has it.
+        max_rows: most rows to read of each file.
+        files: receives an entry for each file once it is read.
+        remarks: receives notes on parts of a folder that are not read.
 
     Raises:
-        UserError: nothing to read at ``path``, or a file broken beyond its single rows.
+        UserError: there is nothing to read at ``path``, or a file is broken as a whole.
     """
-    place = _place(path)
+    place = _resolve_path(path)
     if format == "datasets" or _is_saved_dataset(place) or (format in ("auto", "hh") and _may_be_hub_name(place, path)):
-        yield from _counted(path, partial(_read_datasets, path, place, split), max_rows, files)
+        yield from _count_and_hash(path, partial(_read_datasets, path, place, split), max_rows, files)
         return
     chosen = _data_files(place, split)
-    if remarks is not None and place.is_dir() and (left := _left_out(place, chosen, split.lower())):
+    if remarks is not None and place.is_dir() and (left := _other_entries(place, chosen, split.lower())):
         remarks.append(f"not read of '{place}': {_listed(left)}")
     for file in chosen:
-        yield from _counted(str(file), partial(_reader(file, format), file), max_rows, files)
+        yield from _count_and_hash(str(file), partial(_reader(file, format), file), max_rows, files)
 
 
 def digest_of(file: str) -> DataFile:
-    """A file that is no rows, such as a chat template.
+    """Digest of a file without rows, such as a chat template.
 
     Raises:
         UserError: it cannot be read.
@@ -112,8 +112,8 @@ def _new_digest() -> hashlib.blake2b:
     return hashlib.blake2b(digest_size=16)
 
 
-def _counted(name: str, read: Reader, max_rows: int | None, files: list[DataFile] | None) -> Rows:
-    """The rows of one file, which is hashed as it is read: a gigabyte is not read twice."""
+def _count_and_hash(name: str, read: Reader, max_rows: int | None, files: list[DataFile] | None) -> Rows:
+    """Yield the rows of one file, which is hashed while it is read, so that large files are read once."""
     digest, rows = _new_digest(), 0
     for raw in islice(read(digest.update), max_rows):
         rows += 1
@@ -122,7 +122,7 @@ def _counted(name: str, read: Reader, max_rows: int | None, files: list[DataFile
         files.append(DataFile(name, rows, digest.hexdigest()))
 
 
-def _place(path: str) -> Path:
+def _resolve_path(path: str) -> Path:
     try:
         place = Path(path).expanduser()
         place.exists()  # raises for names that no file can have
@@ -139,22 +139,22 @@ def _is_saved_dataset(place: Path) -> bool:
 
 
 def _may_be_hub_name(place: Path, path: str) -> bool:
-    """Not a path that was mistyped: no ending of a data file, and no part of it is a folder here."""
-    if place.exists() or _kind(place) or not _HUB_NAME.fullmatch(path):
+    """Whether the path may be a hub name: no data file suffix, and no part of it is a local folder."""
+    if place.exists() or _format_of(place) or not _HUB_NAME.fullmatch(path):
         return False
     return place.parent == Path() or not place.parent.exists()
 
 
-def _kind(file: Path) -> str | None:
-    return KINDS.get(_ending(file))
+def _format_of(file: Path) -> str | None:
+    return KINDS.get(_suffix(file))
 
 
-def _ending(file: Path) -> str:
+def _suffix(file: Path) -> str:
     return Path(file.name.lower().removesuffix(".gz")).suffix
 
 
 def _stem(file: Path) -> str:
-    """The name without what says how the file is written."""
+    """The file name without its format suffixes."""
     return Path(file.name.lower().removesuffix(".gz")).stem
 
 
@@ -164,11 +164,13 @@ def _data_files(place: Path, split: str) -> list[Path]:
     if not place.exists():
         raise UserError(f"no data at '{place}'", "there is no such file or folder", "check data.path in the recipe")
     try:
-        files = sorted(file for file in place.iterdir() if file.is_file() and _kind(file) and file.name not in _NO_DATA)
-    except OSError as error:  # a device or a pipe, or a folder that is not ours
+        files = sorted(
+            file for file in place.iterdir() if file.is_file() and _format_of(file) and file.name not in _NO_DATA
+        )
+    except OSError as error:  # a device, a pipe, or a folder without permission
         raise UserError(f"no data at '{place}'", str(error), "name a file, or a folder that you may read") from error
     if not files:
-        held = _listed(_left_out(place, [])) or "nothing else"
+        held = _listed(_other_entries(place, [])) or "nothing else"
         raise UserError(
             f"no data in the folder '{place}'",
             f"it holds no file that ends in {', '.join(KINDS)} (or .gz of these) and is no saved `datasets` folder; "
@@ -181,10 +183,10 @@ def _data_files(place: Path, split: str) -> list[Path]:
 
 
 def _of_split(files: list[Path], split: str, place: Path) -> list[Path]:
-    """The files of the split: those named so, or else those that begin so, or else have it as a word; or else all.
+    """The files of the split, by exact name, else by prefix, else by a word in the name; else all files.
 
     Raises:
-        UserError: these are of several splits, as ``train_sft`` and ``train_prefs`` are for ``train``.
+        UserError: these belong to several splits, as ``train_sft`` and ``train_prefs`` do for ``train``.
     """
     names = {file: stem if (stem := _stem(file)) == split else _SHARD.sub("", stem) for file in files}
     ways: tuple[Callable[[str], bool], ...] = (
@@ -207,10 +209,10 @@ def _of_split(files: list[Path], split: str, place: Path) -> list[Path]:
 
 
 def _refuse_copies(files: list[Path]) -> None:
-    """Refuse what may be the same rows in several formats.
+    """Refuse files that may hold the same rows in several formats.
 
     Raises:
-        UserError: two files have one name, but for its endings.
+        UserError: two files have the same name apart from their suffixes.
     """
     stems: dict[str, list[Path]] = {}
     for file in files:
@@ -219,17 +221,17 @@ def _refuse_copies(files: list[Path]) -> None:
         if len(copies) > 1:
             raise UserError(
                 f"{' and '.join(file.name for file in copies)} in '{copies[0].parent}' are one name in several formats",
-                "if they hold the same rows, the model would learn each of them twice",
+                "if they hold the same rows, the model would be trained on each of them twice",
                 f"name one of them, for example data.path={copies[0]}, or remove or rename the others",
             )
 
 
-def _left_out(place: Path, chosen: list[Path], split: str = "") -> list[str]:
-    """What else a folder holds but files of other splits, descriptions, and hidden files: folders with a ``/``."""
+def _other_entries(place: Path, chosen: list[Path], split: str = "") -> list[str]:
+    """Other entries of a folder, without other splits, descriptions and hidden files; folders end with ``/``."""
     found = []
     for entry in sorted(place.iterdir()):
-        is_other_split = entry.is_file() and _kind(entry) is not None and not _stem(entry).startswith(split)
-        is_described = entry.name in _NO_DATA or _ending(entry) == ".md" or _stem(entry) == "license"
+        is_other_split = entry.is_file() and _format_of(entry) is not None and not _stem(entry).startswith(split)
+        is_described = entry.name in _NO_DATA or _suffix(entry) == ".md" or _stem(entry) == "license"
         if not (entry in chosen or is_other_split or is_described or entry.name.startswith(".")):
             found.append(f"{entry.name}/" if entry.is_dir() else entry.name)
     return found
@@ -242,17 +244,17 @@ def _listed(names: list[str]) -> str:
 
 def _reader(file: Path, format: str) -> Callable[[Path, Update], Rows]:
     readers = {"jsonl": _read_jsonl, "json": _read_json, "parquet": _read_parquet}
-    kind = format if format in readers else _kind(file)
+    kind = format if format in readers else _format_of(file)
     if kind is None:
-        is_table = _ending(file) in (".csv", ".tsv")
+        is_table = _suffix(file) in (".csv", ".tsv")
         how = "write its rows as JSONL, for example by pandas: read_csv(...).to_json('rows.jsonl', orient='records', "
         raise UserError(
             f"cannot tell the format of '{file}' by its name",
-            "tables of text are not read" if is_table else "",
+            "text tables are not read" if is_table else "",
             f"{how}lines=True)" if is_table else "set data.format to jsonl, json or parquet",
         )
     if kind == "json" and format != "json" and _first_character(file) != b"[":
-        kind = "jsonl"  # many files named .json hold one object a line
+        kind = "jsonl"  # many files named .json hold one object per line
     return readers[kind]
 
 
@@ -268,7 +270,7 @@ def _lines(file: Path) -> Iterator[bytes]:
             for number, line in enumerate(stream):
                 if number == 0 and line.startswith(_WIDE):
                     raise _not_utf8(file)
-                yield line.removeprefix(_UTF8_MARK)  # files that were joined have one in the middle too
+                yield line.removeprefix(_UTF8_MARK)  # concatenated files have one in the middle too
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"'{file}' cannot be read to its end", str(error), "get a whole copy of the file") from error
 
@@ -286,7 +288,7 @@ def _first_character(file: Path) -> bytes:
 
 
 def _read_jsonl(file: Path, update: Update) -> Rows:
-    """One JSON object a line; blank lines are no rows."""
+    """Yield one row per line; blank lines are skipped."""
     for number, line in enumerate(_lines(file), start=1):
         if content := line.strip():
             update(content + b"\n")
@@ -300,7 +302,7 @@ def _read_line(line: bytes, source: RowLocation) -> RawRow | BadRow:
         return BadRow(source, f"not UTF-8: {error.reason} at byte {error.start + 1} of the line")
     except json.JSONDecodeError as error:
         return BadRow(source, f"not JSON: {error.msg} at column {error.colno}")
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets thousands deep
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or deeply nested brackets
         return BadRow(source, f"not JSON: {error}")
 
 
@@ -311,8 +313,8 @@ def _row(value: object, source: RowLocation) -> RawRow | BadRow:
 
 
 def _read_json(file: Path, update: Update) -> Rows:
-    """A list of objects, decoded one by one so that each row knows the line on which it begins."""
-    text = _text(file, update)
+    """Yield the rows of a JSON list, decoded one by one so that each row has the line on which it begins."""
+    text = _read_text(file, update)
     decoder = json.JSONDecoder()
     position = counted = _skip_gap(text, 0)
     line = 1 + text.count("\n", 0, position)
@@ -332,12 +334,12 @@ def _read_json(file: Path, update: Update) -> Rows:
 
 
 def _skip_gap(text: str, position: int) -> int:
-    """The next position that holds neither white space nor a comma."""
+    """The next position that is neither white space nor a comma."""
     gap = _GAP.match(text, position)
     return gap.end() if gap else position
 
 
-def _text(file: Path, update: Update) -> str:
+def _read_text(file: Path, update: Update) -> str:
     data = b"".join(_lines(file))
     update(data)
     try:
@@ -348,7 +350,7 @@ def _text(file: Path, update: Update) -> str:
 
 def _broken_json(file: Path, line: int, why: str) -> UserError:
     return UserError(
-        f"{file}:{line}: not a JSON list", why, "mend the file, or set data.format=jsonl for one object a line"
+        f"{file}:{line}: not a JSON list", why, "correct the file, or set data.format=jsonl for one object per line"
     )
 
 
@@ -361,28 +363,28 @@ def _read_parquet(file: Path, update: Update) -> Rows:
         names = opened.schema_arrow.names
         batches = opened.iter_batches()
     if twice := {name for name in names if names.count(name) > 1}:
-        why = "which of them is meant, nobody can tell"
+        why = "it is ambiguous which of them is meant"
         raise UserError(f"'{file}' has two columns {min(twice)!r}", why, "rename or remove one of them")
     number = 0
     while (batch := _next(batches, f"'{file}' cannot be read as Parquet")) is not None:
-        for outcome in _values(batch):
+        for outcome in _convert_rows(batch):
             number += 1
             source = RowLocation(str(file), number)
             yield BadRow(source, outcome) if isinstance(outcome, str) else RawRow(source, outcome, filled=True)
 
 
 def _hash_file(file: Path, update: Update) -> None:
-    """A Parquet file is not read from its beginning to its end, and is smaller than its rows by far."""
+    """Hash a Parquet file separately: it is not read sequentially, and is far smaller than its rows."""
     with _decoding(f"'{file}' cannot be read"), file.open("rb") as stream:
         while chunk := stream.read(2**20):
             update(chunk)
 
 
-def _values(batch: RecordBatch) -> Iterator[dict[str, object] | str]:
-    """The rows of a batch, or why one has no value: text that is not UTF-8, a time that no calendar has."""
+def _convert_rows(batch: RecordBatch) -> Iterator[dict[str, object] | str]:
+    """The rows of a batch; for a row that cannot be converted (invalid UTF-8, impossible dates), the reason."""
     try:
         yield from batch.to_pylist()
-    except Exception:  # one of them: row by row takes longer, and finds it
+    except Exception:  # caused by one row, which the slower conversion row by row finds
         for i in range(len(batch)):
             try:
                 yield batch.slice(i, 1).to_pylist()[0]
@@ -397,7 +399,7 @@ def _next(items: Iterator[T], what: str) -> T | None:
 
 @contextmanager
 def _decoding(what: str) -> Iterator[None]:
-    """Whatever a decoder makes of a broken file is the file's fault: they raise all kinds of errors."""
+    """Convert any error of a decoder to a ``UserError``: decoders raise many types on broken files."""
     try:
         yield
     except Exception as error:
@@ -420,7 +422,7 @@ def _load_dataset(path: str, place: Path, split: str) -> Iterator[dict[str, obje
         if not _is_saved_dataset(place):
             return iter(datasets.load_dataset(path, split=split))
         saved = datasets.load_from_disk(str(place))
-    except Exception as error:  # a broken folder, or a name on the hub: all kinds of errors
+    except Exception as error:  # many types, for a broken folder or a hub name
         why = (
             f"{type(error).__name__}: {error}"
             if place.exists()

@@ -1,7 +1,7 @@
-"""Prompts as text that stand once more at the beginning of their answers, and would stand twice in what a model sees.
+"""Removes text prompts that are repeated at the beginning of their answers, so that the model sees them once.
 
-An answer may begin with the words of its prompt by chance ("Hi", "Hi there"). So what a file does decides: most of its
-rows repeat their prompts, or few do. Two answers that both begin with a long prompt are no chance in any file.
+An answer may begin with its prompt's words by chance ("Hi", "Hi there"). So the majority of a file decides: most of its
+rows repeat their prompts, or few do. Two answers that both begin with a long prompt always repeat it.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from dataclasses import replace
 from rlhf.data.read import RawRow
 from rlhf.records import BadRow
 
-LONG = 40  # characters of a prompt with which no two answers begin by chance
+LONG = 40  # characters of a prompt with which two answers do not begin by chance
 
 Columns = Mapping[str, object]
 
 
 def without_prompts(raws: Sequence[RawRow | BadRow]) -> tuple[list[RawRow | BadRow], int]:
-    """Rows whose answers do not repeat their prompts, and how many rows had such answers."""
+    """Remove repeated prompts from answers; returns all rows, and the number of changed rows."""
     rows = [raw for raw in raws if isinstance(raw, RawRow) and _answers(raw.columns)]
-    mended = {id(raw): rest for raw in rows if (rest := _rests(raw.columns))}
+    mended = {id(raw): rest for raw in rows if (rest := _text_after_prompts(raw.columns))}
     of_file = Counter(raw.source.file for raw in rows)
     repeating = Counter(raw.source.file for raw in rows if id(raw) in mended)
     found: list[RawRow | BadRow] = []
@@ -45,7 +45,7 @@ def prompt_text(prompt: str, system: str | None, more: str | None) -> str:
 
 
 def _answers(row: Columns) -> dict[str, str]:
-    """The answers of a row that are text, where its prompt is text too."""
+    """The text answers of a row with a text prompt."""
     names = ("completion",) if "completion" in row else ("chosen", "rejected")
     answers = {name: text for name in names if isinstance(text := row.get(name), str)}
     prompt = row.get("prompt")
@@ -53,19 +53,19 @@ def _answers(row: Columns) -> dict[str, str]:
     return answers if is_text and len(answers) == len(names) else {}
 
 
-def _rests(row: Columns) -> dict[str, str]:
-    """What follows the prompt in every answer of a row; empty where one of them does not begin with it."""
+def _text_after_prompts(row: Columns) -> dict[str, str]:
+    """The text after the prompt in every answer of a row; empty if an answer does not begin with it."""
     system, more = (value if isinstance(value := row.get(name), str) else None for name in ("system", "input"))
     prompt = str(row["prompt"])
     for text in (prompt_text(prompt, system, more), prompt_text(prompt, None, more), prompt):
-        rests = {name: _rest(answer, text) for name, answer in _answers(row).items()}
+        rests = {name: _text_after(answer, text) for name, answer in _answers(row).items()}
         if all(rest.strip() for rest in rests.values()):
             return rests
     return {}
 
 
-def _rest(answer: str, prompt: str) -> str:
-    """What follows the prompt, white space around which makes no difference; empty where the answer is another."""
+def _text_after(answer: str, prompt: str) -> str:
+    """The text after the prompt, ignoring white space around the prompt; empty if the answer does not begin with it."""
     if answer.startswith(prompt):
         return answer.removeprefix(prompt)
     begun, asked = answer.lstrip(), prompt.strip()

@@ -1,4 +1,4 @@
-"""What was read and what was set aside, for a person: one screen, and a file with every bad row."""
+"""Reports the rows that were read and quarantined: a summary of one screen, and a file with every bad row."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ COLUMNS_SHOWN = 8
 
 
 def describe(loaded: Loaded, name: str) -> str:
-    """Counts of a data set, its rows that are set aside by reason with the first few places of each, and the columns
-    that nothing reads."""
-    head = ", ".join([f"{name}: {len(loaded.rows):,} rows", *_set_aside(loaded.bad)])
+    """Summarise a data set: counts, quarantined rows by reason with their first positions, and columns that are not
+    read."""
+    head = ", ".join([f"{name}: {len(loaded.rows):,} rows", *_count_quarantined(loaded.bad)])
     repeated = (
         [f"  {loaded.repeated:,} × the prompt at the beginning of an answer: left out"] if loaded.repeated else []
     )
@@ -24,13 +24,13 @@ def describe(loaded: Loaded, name: str) -> str:
     return "\n".join([head, *bad, *repeated, *remarks, *_unused(loaded)])
 
 
-def _set_aside(bad: Sequence[BadRow]) -> list[str]:
-    """How many rows are malformed, and how many comparisons are ties, which are no faults."""
+def _count_quarantined(bad: Sequence[BadRow]) -> list[str]:
+    """Numbers of malformed rows, and of ties, which are not faults."""
     faults = sum(row.is_fault for row in bad)
     ties = len(bad) - faults
     numbers = ((faults, "bad row"), (ties, "tie"))
     counts = [f"{number:,} {what}{'s' if number > 1 else ''}" for number, what in numbers if number]
-    return [" and ".join(counts) + " set aside"] if counts else []
+    return [" and ".join(counts) + " quarantined"] if counts else []
 
 
 def _unused(loaded: Loaded) -> list[str]:
@@ -42,7 +42,7 @@ def _unused(loaded: Loaded) -> list[str]:
 
 
 def describe_bad(bad: Sequence[BadRow]) -> str:
-    """One line a reason, the most frequent first."""
+    """One line per reason, the most frequent first."""
     groups: dict[str, list[BadRow]] = {}
     for row in bad:
         groups.setdefault(row.category, []).append(row)

@@ -1,4 +1,4 @@
-"""What a model will see of a stage's data, for a person: rows token by token, lengths, and what became of every row."""
+"""Shows a stage's data as the model sees it: rows token by token, lengths, and the outcome of every row."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 Item = Example | Pair | Prompt
 Shown = StageData[Example] | StageData[Pair] | StageData[Prompt]
 Part = tuple[str, Sequence[int], Sequence[bool]]
-"""Name, tokens, and which of them are trained on."""
+"""Name, tokens, and whether each token is trained on."""
 
 SHOWN = 72
-"""Tokens shown at each end of a longer prompt or response."""
+"""Tokens shown at each end of a long prompt or response."""
 BINS, BAR = 8, 40
 TRAINED, EDGE = "bold green", "dim"
 SEPARATOR, OPEN, CLOSE = "│", "⟦", "⟧"
-_LONGEST_CHARACTER = 8  # tokens: a character of 4 bytes, or an emoji of two of them
+_LONGEST_CHARACTER = 8  # tokens: a character of 4 bytes, or an emoji of two code points
 
 
 def show_stage(
@@ -40,12 +40,12 @@ def show_stage(
     *,
     colour: bool,
 ) -> Text:
-    """One stage's data.
+    """Render one stage's data.
 
     Args:
-        title: the stage and what its data is.
-        rows: how many rows to train on are shown token by token.
-        colour: whether trained tokens are told by their colour, else by brackets.
+        title: the stage and the kind of its data.
+        rows: number of training rows to show token by token.
+        colour: whether trained tokens are marked by colour, else by brackets.
     """
     page = Text(f"── {title} ──\n", style="bold")
     page.append(_summary(data, chat, facts, config), style="not bold")
@@ -54,13 +54,13 @@ def show_stage(
         page.append(f"\nrow {number} to train on\n", style="bold")
         for name, ids, trained in parts_of(item):
             page.append(f"{name}, {len(ids):,} tokens: ", style="not bold italic")
-            page.append_text(_line(ids, trained, chat.tokenizer, colour))
+            page.append_text(_render_line(ids, trained, chat.tokenizer, colour))
             page.append("\n")
     return page
 
 
 def parts_of(item: Item) -> list[Part]:
-    """The pieces of one item of a stage's data."""
+    """The named parts of one item of a stage's data."""
     if isinstance(item, Prompt):
         return [("prompt", item.tokens, [False] * len(item.tokens))]
     prompt: Part = ("prompt", item.prompt.tolist(), [False] * len(item.prompt))
@@ -71,7 +71,7 @@ def parts_of(item: Item) -> list[Part]:
 
 
 def pieces_of(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, int]]:
-    """The text of the tokens, each with how many tokens it is: a character of several bytes may be several tokens."""
+    """The text of the tokens, each with its number of tokens: a character of several bytes may take several."""
     pieces: list[tuple[str, int]] = []
     position = 0
     while position < len(ids):
@@ -88,21 +88,23 @@ def pieces_of(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[tu
 
 def _decode(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
     token = str(tokenizer.convert_ids_to_tokens(ids[0]))
-    if len(ids) == 1 and token.startswith("▁"):  # decoding drops the space that SentencePiece writes so
+    if len(ids) == 1 and token.startswith("▁"):  # decoding drops SentencePiece's marker of a space
         return token.replace("▁", " ")
     return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
-def _line(ids: Sequence[int], trained: Sequence[bool], tokenizer: PreTrainedTokenizerBase, colour: bool) -> Text:
-    """Tokens with a bar between them; the middle of a long text is left out."""
+def _render_line(ids: Sequence[int], trained: Sequence[bool], tokenizer: PreTrainedTokenizerBase, colour: bool) -> Text:
+    """Tokens separated by bars; the middle of a long text is left out."""
     if len(ids) <= 2 * SHOWN + 1:
-        return _marked(ids, trained, tokenizer, colour)
-    line = _marked(ids[:SHOWN], trained[:SHOWN], tokenizer, colour)
+        return _render_tokens(ids, trained, tokenizer, colour)
+    line = _render_tokens(ids[:SHOWN], trained[:SHOWN], tokenizer, colour)
     line.append(f" … {len(ids) - 2 * SHOWN:,} tokens … ", style=EDGE)
-    return line.append_text(_marked(ids[-SHOWN:], trained[-SHOWN:], tokenizer, colour))
+    return line.append_text(_render_tokens(ids[-SHOWN:], trained[-SHOWN:], tokenizer, colour))
 
 
-def _marked(ids: Sequence[int], trained: Sequence[bool], tokenizer: PreTrainedTokenizerBase, colour: bool) -> Text:
+def _render_tokens(
+    ids: Sequence[int], trained: Sequence[bool], tokenizer: PreTrainedTokenizerBase, colour: bool
+) -> Text:
     line, position, was = Text(), 0, False
     for text, count in pieces_of(ids, tokenizer):
         now = bool(trained[position])

@@ -1,4 +1,4 @@
-"""Training and held-out rows, split by prompt: what is measured was never trained on, in any stage."""
+"""Splits rows by prompt into training and held-out rows, so that no stage trains on a held-out prompt."""
 
 from __future__ import annotations
 
@@ -12,16 +12,15 @@ ROLES_IN_HH = {role: name for name, role in ROLES.items()}
 
 
 def split_key(row: Demonstration | Preference | PromptRow) -> str:
-    """What a row is split by: its prompt, or where it has none, its text."""
+    """The key by which a row is split: its prompt or, without one, its text."""
     key = canonical_prompt(row.prompt)
     return key if key or not isinstance(row, Demonstration) else text_of(row.completion).strip()
 
 
 def canonical_prompt(prompt: Messages | str) -> str:
-    """One text for a prompt, however it is written: a string or one turn of the user's, an HH transcript or messages.
+    """One text for a prompt in any form: a string, one user turn, an HH transcript or messages.
 
-    White space around a turn makes no difference, and neither does whether a system text stands in a turn of its own
-    or before a prompt that is a string.
+    White space around a turn is ignored, and a system text is the same in its own turn and before a string prompt.
     """
     if isinstance(prompt, str):
         if not prompt.lstrip().startswith(f"{ROLES_IN_HH['user']}:"):
@@ -30,7 +29,7 @@ def canonical_prompt(prompt: Messages | str) -> str:
     turns = [(turn.role, turn.content.strip()) for turn in prompt]
     turns = [turn for turn in turns if turn != ("system", "")]
     if turns[-1:] == [("assistant", "")]:
-        turns.pop()  # a transcript names who answers
+        turns.pop()  # a transcript ends with the name of the next speaker
     if [role for role, _ in turns] in (["user"], ["system", "user"]):
         return "\n\n".join(text for _, text in turns)
     ends = "" if turns and turns[-1][0] == "assistant" else f"\n\n{ROLES_IN_HH['assistant']}:"
@@ -40,14 +39,14 @@ def canonical_prompt(prompt: Messages | str) -> str:
 def split_by_prompt(keys: Sequence[str], held_out_fraction: float, seed: int) -> tuple[list[int], list[int]]:
     """Indices of training rows and of held-out rows, each in order.
 
-    A hash of the prompt's text and the seed decides, row by row: a prompt falls on the same side in every file and
-    however many rows are added. The share is therefore met on average, not exactly. With two or more distinct
-    prompts neither side is left empty, unless the fraction is 0; a single prompt is trained on.
+    A hash of the prompt's text and the seed decides for each row: a prompt is on the same side in every file, and
+    regardless of added rows. So the fraction is met on average, not exactly. With two or more distinct prompts neither
+    side is empty, unless the fraction is 0; a single prompt is trained on.
 
     Args:
         keys: ``split_key`` of each row; rows with equal keys stay together.
-        held_out_fraction: share of the prompts to hold out, in [0, 1).
-        seed: another seed holds out other prompts.
+        held_out_fraction: fraction of the prompts to hold out, in [0, 1).
+        seed: different seeds hold out different prompts.
     """
     draws = {key: _uniform(key, seed) for key in keys}
     held_out = {key for key, draw in draws.items() if draw < held_out_fraction}
@@ -58,6 +57,6 @@ def split_by_prompt(keys: Sequence[str], held_out_fraction: float, seed: int) ->
 
 
 def _uniform(key: str, seed: int) -> float:
-    """In [0, 1), a fixed function of key and seed."""
+    """A number in [0, 1) that depends on key and seed only."""
     digest = blake2b(key.encode(), digest_size=8, salt=seed.to_bytes(8, "little", signed=True)).digest()
-    return (int.from_bytes(digest, "little") >> 11) / 2**53  # 53 bits, what a float holds, so that 1.0 is never reached
+    return (int.from_bytes(digest, "little") >> 11) / 2**53  # 53 bits, a float's precision, so that it stays below 1.0

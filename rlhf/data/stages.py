@@ -1,4 +1,4 @@
-"""The data of each stage, from the recipe to tokens: loaded, split by prompt, tokenised, and accounted for."""
+"""Prepares the data of each stage, from the recipe to tokens: loaded, split by prompt, tokenised, and accounted for."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class StageData(Generic[T]):
-    """Tokens to train on and tokens to judge by; ``report`` says what became of every row."""
+    """Tokens for training and for held-out evaluation; ``report`` states the outcome of every row."""
 
     train: tuple[T, ...]
     held_out: tuple[T, ...]
     bad: tuple[BadRow, ...]
     report: str
     files: tuple[DataFile, ...] = ()
-    """What the rows were read from."""
+    """The files that the rows were read from."""
 
 
 def demonstrations(recipe: Recipe, chat: ChatFormat, facts: ModelFacts) -> StageData[Example]:
-    """Demonstrations of the SFT stage; where there are none, the chosen answers of the preferences."""
+    """Demonstrations of the SFT stage; without any, the chosen answers of the preferences."""
     loaded = load_demonstrations(_with_demonstrations(recipe.data))
     return _stage(
         recipe,
@@ -57,15 +57,15 @@ def preferences(recipe: Recipe, chat: ChatFormat, facts: ModelFacts) -> StageDat
 
 
 def prompts(recipe: Recipe, chat: ChatFormat, facts: ModelFacts) -> StageData[Prompt]:
-    """Prompts of the PPO stage; the held-out ones are for judging.
+    """Prompts of the PPO stage; the held-out ones are for evaluation.
 
-    A prompt's ``id`` is its place among those to train on and, after them, those held out. Data rows are kept where a
-    part of the reward is given them.
+    A prompt's ``id`` is its index in the training prompts followed by the held-out ones. Data rows are kept if a reward
+    source needs them.
     """
     loaded = load_prompts(recipe.data)
     keeps_rows = any(source.function or source.endpoint for source in _reward_sources(recipe))
     if keeps_rows:
-        loaded = replace(loaded, unused=())  # functions are given the whole row
+        loaded = replace(loaded, unused=())  # reward functions get the whole row
     longest = recipe.rollout.max_response_length
     data = _stage(recipe, loaded, "prompts", lambda rows: tokenise_prompts(rows, chat, recipe.data, facts, longest))
     prompts = [
@@ -107,7 +107,7 @@ def _with_demonstrations(config: DataConfig) -> DataConfig:
 
 
 def texts(recipe: Recipe) -> Iterator[str]:
-    """All text that a tokenizer made from nothing should know: the demonstrations of training prompts."""
+    """Texts for training a new tokenizer: the demonstrations of the training prompts."""
     loaded = load_demonstrations(_with_demonstrations(recipe.data))
     train, _ = split_by_prompt([split_key(row) for row in loaded.rows], recipe.data.held_out_fraction, recipe.seed)
     for i in train:

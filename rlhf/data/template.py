@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
 ASSISTANT = "assistant"
 DATE = "chat_template_date"
-"""Entry of a tokenizer's settings, saved with them: the day that its chat template is told, as YYYY-MM-DD."""
+"""Entry of a tokenizer's settings, saved with them: the date given to its chat template, as YYYY-MM-DD."""
 
 _MARKS = ("◆", "◇")
-"""Answers that tell where a template writes an answer: what is the same for both is its header."""
+"""Probe answers: the common prefix of their renderings is the header of an answer."""
 _TRACKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _COMPARED = r"""role\b\W{{0,4}}(?:[!=]=|in\b)\s*[\[(]?(?:\s*['"]\w+['"]\s*,)*\s*['"]{role}['"]"""
-"""A comparison of a turn's role with a name, or with several."""
+"""A comparison of a turn's role with one or several names."""
 _TELLING = 20
-"""Characters of a text that does not stand in another by chance."""
+"""Length from which a text does not occur in another by chance, in characters."""
 _GIVEN_BY_CALL = ("messages", "conversations", "add_generation_prompt", "continue_final_message", "chat_template")
 
 Turn = dict[str, Any]
@@ -35,11 +35,11 @@ Variables = Mapping[str, object]
 
 
 class Unusable(ValueError):
-    """A row that no sequence can be made of; the message says why, and is what rows are counted by."""
+    """A row cannot be made into a sequence; the message is the reason by which rows are counted."""
 
 
 class Template:
-    """A chat template that is told one day, whenever it is run."""
+    """A chat template that is always rendered with the same date."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
@@ -47,24 +47,24 @@ class Template:
         self._day = template_date(tokenizer) or date.today()
 
     def is_as(self, other: Template) -> bool:
-        """Whether another template is the same and is told the same day."""
+        """Whether another template and its date are the same."""
         same = self.tokenizer.chat_template == other.tokenizer.chat_template
         return same and template_date(self.tokenizer) == template_date(other.tokenizer)
 
     def render(self, turns: list[Turn], variables: Variables, **options: bool) -> str:
-        """The text of the turns."""
+        """Render the turns."""
         text, _ = self._run(turns, variables, **options)
         return text
 
     def whole(self, turns: list[Turn], variables: Variables) -> tuple[str, list[tuple[int, int]]]:
-        """The text of the turns, and the (begin, end) of its ``{% generation %}`` blocks."""
+        """Render the turns; returns the text and the (begin, end) of its ``{% generation %}`` blocks."""
         return self._run(turns, variables, return_assistant_tokens_mask=self._is_tracked(variables))
 
     def _run(self, turns: list[Turn], variables: Variables, **options: bool) -> tuple[str, list[tuple[int, int]]]:
-        """What ``whole`` returns.
+        """Implementation of ``whole``.
 
         Raises:
-            Unusable: whatever the template raises: it may divide by zero besides refusing the turns.
+            Unusable: on any error of the template, which may be unrelated to the turns.
         """
         from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -81,10 +81,10 @@ class Template:
         return str(texts[0]), tracked[0] if tracked else []
 
     def _chosen_template(self, variables: Variables) -> str:
-        """The template for a row: a tokenizer may have one of its own for tools.
+        """The template for a row: a tokenizer may have a separate one for tools.
 
         Raises:
-            Unusable: it has several and none of them is for such rows.
+            Unusable: it has several templates, and none for this row.
         """
         tools = cast("list[dict[str, Any]] | None", variables.get("tools"))
         try:
@@ -98,7 +98,7 @@ class Template:
     def ignored(
         self, turns: list[Turn], variables: Variables, render: Callable[[list[Turn], Variables], str], whole: str
     ) -> frozenset[str]:
-        """A remark for each field and variable that the template makes nothing of."""
+        """Remarks on the fields and variables that the template ignores."""
         fields = {name for turn in turns for name in given_names(turn)} - {"role", "content"}
         lost = set()
         for name in fields:
@@ -107,7 +107,7 @@ class Template:
                 lost.add(name)
         for name in given_names(variables):
             rest = {key: each for key, each in variables.items() if key != name}
-            shows = name in ("tools", "documents")  # another may be given at its default, and change nothing
+            shows = name in ("tools", "documents")  # other variables may be given at their default, without effect
             if not self._names(name, variables) or (shows and _same(partial(render, turns, rest), whole)):
                 lost.add(name)
         return frozenset(f"{name}: the chat template ignores it" for name in lost)
@@ -118,11 +118,11 @@ class Template:
         return re.search(compared, self._chosen_template(variables)) is not None
 
     def lost(self, turns: list[Turn], render: Callable[[list[Turn]], str], text: str) -> list[Turn]:
-        """The turns whose content the template does not write, or writes without its beginning or its end.
+        """The turns whose content the template omits, or writes without its beginning or end.
 
-        A long content is looked for in the text. A template may write it otherwise, and a short one may stand there by
-        chance: then marks around all of them tell. Of the assistant's turns the beginning may be missing, which is a
-        thought that templates drop.
+        A long content is searched in the text. Templates may transform content, and short content may occur by chance:
+        then marks are added around all contents. For assistant turns the mark at the beginning may be missing, because
+        templates drop thoughts.
         """
         position = 0
         for content in map(_said, turns):
@@ -134,7 +134,7 @@ class Template:
             return []
         try:
             marked = render([_marked(turn, i) for i, turn in enumerate(turns)])
-        except Unusable:  # as of a content that the template parses
+        except Unusable:  # for example, if the template parses the content
             return []
         return [turn for i, turn in enumerate(turns) if _said(turn) and not all(m in marked for m in _marks(turn, i))]
 
@@ -142,7 +142,7 @@ class Template:
         return name in self._chosen_template(variables) and name not in _GIVEN_BY_CALL
 
     def opening(self, turns: list[Turn], variables: Variables, continues: bool) -> str:
-        """The text that generation continues: the turns and what opens an answer, or the last turn left open."""
+        """The text that generation continues: the turns and the opening of an answer, or the last turn left open."""
         if not turns:
             return self.header(turns, variables)
         if not continues:
@@ -155,29 +155,29 @@ class Template:
             raise Unusable("the chat template does not show the turn that is to be continued") from error
 
     def header(self, before: list[Turn], variables: Variables) -> str:
-        """What the template writes before the text of an answer."""
+        """The text that the template writes before the text of an answer."""
         probes = [self.render([*before, {"role": ASSISTANT, "content": mark}], variables) for mark in _MARKS]
         return os.path.commonprefix(probes)
 
     def is_unwritten(self, turns: list[Turn], variables: Variables, whole: str) -> bool:
-        """Whether an answer without text is written as one without anything."""
+        """Whether an answer without text is rendered like an empty answer."""
         bare = {"role": ASSISTANT, "content": turns[-1].get("content")}
         return _same(partial(self.render, [*turns[:-1], bare], variables), whole)
 
 
 def template_date(tokenizer: PreTrainedTokenizerBase) -> date | None:
-    """The day that the tokenizer's chat template is told, where it was kept."""
+    """The stored date for the tokenizer's chat template, or None."""
     kept = tokenizer.init_kwargs.get(DATE)
     return date.fromisoformat(kept) if isinstance(kept, str) else None
 
 
 def given_names(values: Mapping[str, object]) -> list[str]:
-    """Names of the values that say something."""
+    """Names of the values that are not empty."""
     return [name for name, value in values.items() if value not in (None, "", [], {})]
 
 
 def _said(turn: Turn) -> str:
-    """What is to be read of a turn: of the assistant's, the text after its thought."""
+    """The visible content of a turn: for the assistant, the text after its thought."""
     content = str(turn.get("content") or "")
     return (content.rpartition("</think>")[2] if turn["role"] == ASSISTANT else content).strip()
 
@@ -196,5 +196,5 @@ def _marked(turn: Turn, i: int) -> Turn:
 def _same(render: Callable[[], str], whole: str) -> bool:
     try:
         return render() == whole
-    except Unusable:  # the template wants the field
+    except Unusable:  # the template requires the field
         return False

@@ -1,7 +1,7 @@
-"""Records to tokens, cut where generation begins: a prompt's tokens are those that a model which answers is given.
+"""Converts records to tokens, cut where generation begins: prompt tokens are those given to the model at generation.
 
-Nothing is cut unseen. A response is never cut, because what teaches the model to stop is its end; a prompt is cut only
-at its beginning and only where ``DataConfig.long_prompts`` says so. What does not fit is set aside, counted by reason.
+Nothing is cut silently. Responses are never cut, because their end teaches the model to stop; prompts are cut only at
+their beginning and only if ``DataConfig.long_prompts`` says so. Rows that do not fit are dropped, counted by reason.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from rlhf.types import Example, Int32, ModelFacts, Pair, Prompt
 _ADVICE = (
     ("data.max_prompt_length", "raise data.max_prompt_length, or set data.long_prompts=truncate_left"),
     ("data.max_response_length", "raise data.max_response_length"),
-    ("the model's context", "take a model with a longer context, or shorter rows"),
-    ("chat template", "mend the turns, or give a template that takes them (model.chat_template)"),
-    ("", "mend the rows"),
+    ("the model's context", "use a model with a longer context, or shorter rows"),
+    ("chat template", "correct the turns, or give a template that accepts them (model.chat_template)"),
+    ("", "correct the rows"),
 )
-"""What to do about rows that are set aside: a part of the reason, and the advice."""
+"""Advice about dropped rows: a part of the reason, and the advice."""
 
-_NOT_TRAINED = "no turn to train on: weight, train or loss says so"
+_NOT_TRAINED = "no turn to train on, by weight, train or loss"
 
 T = TypeVar("T")
 Row = Demonstration | Preference | PromptRow
@@ -39,24 +39,24 @@ Row = Demonstration | Preference | PromptRow
 
 @dataclass(frozen=True)
 class Tokenised(Generic[T]):
-    """What came out: every row has an item, or several, or is counted in ``dropped``."""
+    """Result of tokenising: every row has one or more items, or is counted in ``dropped``."""
 
     items: tuple[T, ...]
     dropped: Mapping[str, int]
-    """Rows set aside, by reason."""
+    """Number of dropped rows, by reason."""
     truncated: int
-    """Items whose prompt was cut at its beginning."""
+    """Number of items whose prompt was cut at its beginning."""
     rows: int = 0
-    """Rows that have an item."""
+    """Number of rows with an item."""
     remarks: Mapping[str, int] = field(default_factory=dict)
-    """Rows that are used and of which something is lost or left out, by what it is."""
+    """Number of used rows with losses or omissions, by remark."""
     ends: str = ""
-    """Where several tokens end a response: which they are, and which of them the data ends with."""
+    """If several tokens end a response: these tokens, and those that end the responses of the data."""
 
 
 @dataclass(frozen=True)
 class _Tokens:
-    """One rendered row. ``mask`` runs parallel to ``response``; ``problem`` says why it cannot be used."""
+    """One rendered row. ``mask`` is parallel to ``response``; ``problem`` is the reason why it cannot be used."""
 
     prompt: Ids
     response: Ids = field(default_factory=list)
@@ -68,7 +68,7 @@ class _Tokens:
 
 @dataclass(frozen=True)
 class _Outcome(Generic[T]):
-    """The item of a row or of one of its turns, or why there is none."""
+    """The item of a row or of one of its turns, or the reason why there is none."""
 
     item: T | None
     problem: str | None = None
@@ -78,17 +78,17 @@ class _Outcome(Generic[T]):
 
 @dataclass(frozen=True)
 class _Tokeniser:
-    """What all rows of one data set share."""
+    """The chat format, configuration and model facts shared by all rows of a data set."""
 
     chat: ChatFormat
     config: DataConfig
     facts: ModelFacts
 
     def tokens(self, rows: Sequence[Row], rendered: Sequence[Rendered | Unusable]) -> list[_Tokens]:
-        """Tokens of each rendered row, with its prompt fitted.
+        """Tokens of each rendered row, with its prompt fitted to the limit.
 
         Raises:
-            UserError: a token has no row in the embedding, or a prompt is too long where that is refused.
+            UserError: a token has no row in the embedding, or a prompt is too long and ``long_prompts`` is ``error``.
         """
         usable = [each for each in rendered if isinstance(each, Rendered)]
         encoded = iter(encode(usable, self.chat))
@@ -127,7 +127,7 @@ class _Tokeniser:
         return replace(tokens, prompt=prompt[:kept] + prompt[kept + excess :], truncated=True)
 
     def misfit(self, tokens: _Tokens) -> str | None:
-        """Why this prompt with its response is set aside, or None."""
+        """The reason why a prompt with its response is dropped, or None."""
         if len(tokens.response) > self.config.max_response_length:
             longest = self.config.max_response_length
             return f"response longer than data.max_response_length={longest}, end token included"
@@ -136,7 +136,7 @@ class _Tokeniser:
         return None if self.chat.ends.isdisjoint(tokens.response[:-1]) else INSIDE
 
     def misfit_of_turns(self, tokens: _Tokens) -> bool:
-        """Whether several turns in one sequence exceed what a stage plans for one prompt and one response."""
+        """Whether several turns in one sequence exceed the space of one prompt and one response."""
         longest = self.config.max_prompt_length + self.config.max_response_length
         if len(tokens.prompt) + len(tokens.response) > min(longest, self.facts.context):
             return True
@@ -153,42 +153,42 @@ def tokenise_demonstrations(
     facts: ModelFacts,
     train_on: Literal["last", "all"] = "last",
 ) -> Tokenised[Example]:
-    """Demonstrations as tokens; each trained turn ends with exactly one end token.
+    """Tokenise demonstrations; each trained turn ends with exactly one end token.
 
-    With ``train_on`` all, a conversation is one example with all its assistant's turns in the mask where the template
-    and the lengths allow it, else one example for each of them.
+    With ``train_on`` all, a conversation is one example with all assistant turns in the mask, if the template and the
+    lengths allow it, else one example per turn.
 
     Raises:
-        UserError: rows were given and none is left, a token has no row in the embedding, or a prompt is too long while
+        UserError: no row is left, a token has no row in the embedding, or a prompt is too long while
             ``config.long_prompts`` is ``error``.
     """
     tokeniser = _Tokeniser(chat, config, facts)
     if train_on == "all":
-        return _collect(_every_turn(rows, tokeniser), chat)
-    rendered = [_last_turn(row, chat) for row in rows]
+        return _collect(_tokenise_turns(rows, tokeniser), chat)
+    rendered = [_render_last_turn(row, chat) for row in rows]
     return _collect([[_example(tokens, tokeniser)] for tokens in tokeniser.tokens(rows, rendered)], chat)
 
 
-def _last_turn(row: Demonstration, chat: ChatFormat) -> Rendered | Unusable:
+def _render_last_turn(row: Demonstration, chat: ChatFormat) -> Rendered | Unusable:
     if isinstance(row.completion, Message) and not row.completion.trained:
         return Unusable(_NOT_TRAINED)
-    return _tried(lambda: chat.exchange(row.prompt, row.completion, row.variables))
+    return _try_render(lambda: chat.exchange(row.prompt, row.completion, row.variables))
 
 
-def _every_turn(rows: Sequence[Demonstration], tokeniser: _Tokeniser) -> list[list[_Outcome[Example]]]:
-    """Of each row, one example of all the assistant's turns, or one for each."""
+def _tokenise_turns(rows: Sequence[Demonstration], tokeniser: _Tokeniser) -> list[list[_Outcome[Example]]]:
+    """For each row, one example of all assistant turns, or one per turn."""
     chat = tokeniser.chat
     turns: list[list[Rendered | Unusable]] = []
     whole: dict[int, Rendered] = {}
     for i, row in enumerate(rows):
         if isinstance(row.prompt, str):
-            turns.append([_last_turn(row, chat)])
+            turns.append([_render_last_turn(row, chat)])
             continue
         each, joined = chat.every_turn(row.prompt, row.completion, row.variables)
         turns.append(each)
         if joined is not None:
             whole[i] = joined
-    fitting = _joined(rows, whole, tokeniser)
+    fitting = _joined_examples(rows, whole, tokeniser)
     apart = [(i, turn) for i, each in enumerate(turns) if i not in fitting for turn in each]
     outcomes: list[list[_Outcome[Example]]] = [[fitting[i]] if i in fitting else [] for i in range(len(rows))]
     tokens = tokeniser.tokens([rows[i] for i, _ in apart], [turn for _, turn in apart])
@@ -197,10 +197,10 @@ def _every_turn(rows: Sequence[Demonstration], tokeniser: _Tokeniser) -> list[li
     return outcomes
 
 
-def _joined(
+def _joined_examples(
     rows: Sequence[Demonstration], whole: Mapping[int, Rendered], tokeniser: _Tokeniser
 ) -> dict[int, _Outcome[Example]]:
-    """By row, the examples of several turns in one sequence that are no longer than a stage plans for one turn."""
+    """By row, the examples of several turns in one sequence that fit the space of one turn."""
     found = tokeniser.tokens([rows[i] for i in whole], list(whole.values()))
     return {
         i: _example(tokens, tokeniser, is_joined=True)
@@ -219,9 +219,9 @@ def _example(tokens: _Tokens, tokeniser: _Tokeniser, is_joined: bool = False) ->
 def tokenise_preferences(
     rows: Sequence[Preference], chat: ChatFormat, config: DataConfig, facts: ModelFacts
 ) -> Tokenised[Pair]:
-    """Preferences as tokens; pairs whose prompts render to the same text share a ``prompt_id``, counted from 0.
+    """Tokenise preferences; pairs whose prompts render to the same text share a ``prompt_id``, counted from 0.
 
-    A pair of which one answer does not fit is set aside whole. Raises as ``tokenise_demonstrations``.
+    If one answer does not fit, the pair is dropped. Raises as ``tokenise_demonstrations``.
     """
     tokeniser = _Tokeniser(chat, config, facts)
     rendered = [_pair(row, chat) for row in rows]
@@ -239,21 +239,21 @@ def tokenise_preferences(
         )
         problem = winner.problem or loser.problem or tokeniser.misfit(winner) or tokeniser.misfit(loser)
         if problem is None and winner.response == loser.response:
-            problem = "the two answers are the same tokens"
+            problem = "the two answers have the same tokens"
         outcomes.append([_Outcome(pair, problem, winner.truncated, winner.remarks | loser.remarks)])
     return _collect(outcomes, chat)
 
 
 def _pair(row: Preference, chat: ChatFormat) -> tuple[Rendered | Unusable, Rendered | Unusable]:
-    """Both answers after one prompt: where only one of them opens a thought, the prompt ends before it."""
-    chosen = _tried(lambda: chat.exchange(row.prompt, row.chosen, row.variables))
-    rejected = _tried(lambda: chat.exchange(row.prompt, row.rejected, row.variables))
+    """Render both answers after the same prompt; if only one of them opens a thought, the prompt ends before it."""
+    chosen = _try_render(lambda: chat.exchange(row.prompt, row.chosen, row.variables))
+    rejected = _try_render(lambda: chat.exchange(row.prompt, row.rejected, row.variables))
     if isinstance(chosen, Unusable) or isinstance(rejected, Unusable):
         failed = chosen if isinstance(chosen, Unusable) else rejected
         return failed, failed
     shared = min(chosen.prompt, rejected.prompt, key=len)
     if not (chosen.prompt.startswith(shared) and rejected.prompt.startswith(shared)):
-        problem = Unusable("the prompt is written differently before the two answers")
+        problem = Unusable("the template renders the prompt differently before the two answers")
         return problem, problem
     return _split_at(chosen, shared), _split_at(rejected, shared)
 
@@ -266,12 +266,12 @@ def _split_at(rendered: Rendered, prompt: str) -> Rendered:
 def tokenise_prompts(
     rows: Sequence[PromptRow], chat: ChatFormat, config: DataConfig, facts: ModelFacts, max_response_length: int
 ) -> Tokenised[Prompt]:
-    """Prompts as tokens, each leaving room for a response of ``max_response_length``; ``id`` is the place in ``rows``.
+    """Tokenise prompts, each with room for a response of ``max_response_length``; ``id`` is the index in ``rows``.
 
     Raises as ``tokenise_demonstrations``.
     """
     tokeniser = _Tokeniser(chat, config, facts)
-    rendered = [_opening(row, chat) for row in rows]
+    rendered = [_open_prompt(row, chat) for row in rows]
     room = facts.context - max_response_length
     no_room = f"prompt and a response of {max_response_length} tokens exceed the model's context of {facts.context}"
     outcomes = []
@@ -289,12 +289,12 @@ def tokenise_prompts(
     return _collect(outcomes, chat)
 
 
-def _opening(row: PromptRow, chat: ChatFormat) -> Rendered | Unusable:
-    return _tried(lambda: chat.prompt(row.prompt, row.variables))
+def _open_prompt(row: PromptRow, chat: ChatFormat) -> Rendered | Unusable:
+    return _try_render(lambda: chat.prompt(row.prompt, row.variables))
 
 
 def encode(rendered: Sequence[Rendered], chat: ChatFormat) -> list[_Tokens]:
-    """Tokens of rendered rows; a response that has no end token gets one. Prompts alone have no response."""
+    """Tokens of rendered rows; a response without an end token gets one. Prompts alone have no response."""
     texts = [chat.text(each) for each in rendered]
     prompts = chat.encoder.begin([prompt for prompt, _ in texts], [not each.by_template for each in rendered])
     before: list[Text] = [text for prompt, spans in texts for text in [prompt, *spans][:-1]]
@@ -315,7 +315,7 @@ def encode(rendered: Sequence[Rendered], chat: ChatFormat) -> list[_Tokens]:
 
 
 def describe_tokenised(tokenised: Tokenised[T], name: str) -> str:
-    """Counts of what became tokens, was cut, lost or set aside; one line, and one more for each of these."""
+    """Counts of tokenised, cut, lossy and dropped rows; one line, and one more for each of these."""
     items = len(tokenised.items)
     several = f" as {items:,} examples" if items != tokenised.rows else ""
     cut = f", {tokenised.truncated:,} prompts cut at their beginning" if tokenised.truncated else ""
@@ -324,7 +324,7 @@ def describe_tokenised(tokenised: Tokenised[T], name: str) -> str:
     return "\n".join([head, *_reasons(tokenised.dropped), *_reasons(tokenised.remarks), *ends])
 
 
-def _tried(render: Callable[[], Rendered]) -> Rendered | Unusable:
+def _try_render(render: Callable[[], Rendered]) -> Rendered | Unusable:
     try:
         return render()
     except Unusable as problem:
@@ -332,14 +332,14 @@ def _tried(render: Callable[[], Rendered]) -> Rendered | Unusable:
 
 
 def _trained_runs(tokens: _Tokens) -> list[Ids]:
-    """The trained tokens of a response, in pieces: those of each turn where others stand between."""
+    """The trained tokens of a response, one piece per turn."""
     marked = zip(tokens.response, tokens.mask, strict=True)
     runs = groupby(marked, key=lambda item: item[1])
     return [[token for token, _ in run] for trained, run in runs if trained]
 
 
 def _collect(outcomes: Sequence[Sequence[_Outcome[T]]], chat: ChatFormat) -> Tokenised[T]:
-    """Items and counts of all rows, each of which has one outcome or, of several turns, one each."""
+    """Combine the outcomes of all rows: one per row, or one per turn."""
     dropped: Counter[str] = Counter()
     remarks: Counter[str] = Counter()
     kept: list[_Outcome[T]] = []
@@ -357,7 +357,7 @@ def _collect(outcomes: Sequence[Sequence[_Outcome[T]]], chat: ChatFormat) -> Tok
     if outcomes and not kept:
         raise UserError(
             f"none of {len(outcomes):,} rows can be used",
-            "all were set aside:\n" + "\n".join(_reasons(dropped)),
+            "all were dropped:\n" + "\n".join(_reasons(dropped)),
             "; ".join(dict.fromkeys(next(advice for part, advice in _ADVICE if part in why) for why in dropped)),
         )
     items = tuple(outcome.item for outcome in kept if outcome.item is not None)
@@ -366,7 +366,7 @@ def _collect(outcomes: Sequence[Sequence[_Outcome[T]]], chat: ChatFormat) -> Tok
 
 
 def _ends(items: Sequence[object], chat: ChatFormat) -> str:
-    """One line on the end tokens, where there are several."""
+    """One line on the end tokens, if there are several."""
     if len(chat.ends) < 2:
         return ""
     names = {end: str(chat.tokenizer.convert_ids_to_tokens(end)) for end in sorted(chat.ends)}

@@ -1,4 +1,4 @@
-"""Messages of a row: every field of every turn is kept, and what no text model can read is refused by name."""
+"""Parses the messages of a row: keeps every field of every turn, and rejects content that no text model can read."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from rlhf.data.shapes import CALLS, SPEAKERS, are_broken_texts, are_broken_turns
 from rlhf.records import Message, Messages
 
 MEDIA = {"image", "images", "video", "videos", "audio", "audios"}
-"""Columns that hold what a text model cannot read."""
+"""Columns with content that a text model cannot read."""
 VARIABLES = {"tools", "documents", "chat_template_kwargs"}
-"""Columns that are for the chat template."""
+"""Columns for the chat template."""
 _ANSWERS = ("completion", "chosen", "rejected")
 _WEIGHTS = ("weight", "train", "loss")
-"""Fields that say whether a turn is trained on: OpenAI's and Mistral's, Axolotl's, and others'."""
+"""Fields that state whether a turn is trained on: OpenAI's and Mistral's, Axolotl's, and others'."""
 _TEXT_PARTS = ("text", "input_text", "output_text")
-"""Types of a part of a turn's content that is text."""
+"""Types of content parts that are text."""
 _NOTHING: tuple[object, ...] = (None, "", [], {})
 
 
 class RowError(ValueError):
-    """A row is not usable; the message is the bad row's reason."""
+    """A row is unusable; the message is the bad row's reason."""
 
 
 def read_messages(value: object, column: str) -> Messages:
-    """The turns in a column: a list of turns, or of pairs of ``input`` and ``output``, or one turn.
+    """The turns in a column: a list of turns, a list of pairs of ``input`` and ``output``, or one turn.
 
     Raises:
-        RowError: it holds something else, or a turn with images or sound.
+        RowError: the column holds something else, or a turn with images or sound.
     """
     turns = [value] if isinstance(value, dict) else value
     if not isinstance(turns, list) or not turns:
@@ -39,19 +39,19 @@ def read_messages(value: object, column: str) -> Messages:
 
 
 def _turns_of_pair(turn: object) -> list[object]:
-    """Two turns for what is said and answered in one object, as Capybara's conversations have it."""
+    """Two turns for an object that holds a question and its answer, as in Capybara's conversations."""
     if not isinstance(turn, dict) or turn.keys() != {"input", "output"}:
         return [turn]
     return [{"role": "user", "content": turn["input"]}, {"role": "assistant", "content": turn["output"]}]
 
 
 def parse_turns(row: Mapping[str, object], columns: Sequence[str]) -> dict[str, object]:
-    """These columns of a row, parsed where they are messages as JSON text, as columns of a table hold them.
+    """Parse the columns that hold messages as JSON text, as table columns do.
 
-    Beside a prompt that is plain text an answer that is one object is the JSON that the model is to write.
+    Beside a text prompt, an answer that is one object is the JSON that the model is to write.
 
     Raises:
-        RowError: a column is text of messages that is no JSON, or lists of texts that are no turns.
+        RowError: a column looks like messages and is no JSON, or lists of texts do not form turns.
     """
     parsed = {name: _turns(row[name], name) for name in columns if name in row}
     if isinstance(parsed.get("prompt"), str):
@@ -69,7 +69,7 @@ def _turns(value: object, column: str) -> object:
 
 
 def _alternating(row: Mapping[str, object]) -> dict[str, object]:
-    """Messages where the prompt and every answer are lists of texts, one a turn, as LMSYS's comparisons have them."""
+    """Messages if the prompt and every answer are lists of texts, one per turn, as in LMSYS's comparisons."""
     given = {name: row[name] for name in ("prompt", *_ANSWERS) if name in row}
     if len(given) > 1 and all(map(are_broken_texts, given.values())):
         raise _not_json("prompt", "a list of turns")
@@ -99,31 +99,31 @@ def _not_json(column: str, what: str) -> RowError:
 
 
 def read_variables(row: Mapping[str, object]) -> dict[str, object]:
-    """What a row gives the chat template beside its messages. JSON text is parsed, as ``datasets`` columns have it.
+    """Variables of a row for the chat template. JSON text is parsed, as ``datasets`` columns hold it.
 
     Raises:
-        RowError: a column does not hold what templates take.
+        RowError: a column does not hold a value for templates.
     """
     found: dict[str, object] = {}
     if VARIABLES.isdisjoint(row):
         return found
     for name in ("tools", "documents"):
-        if (value := _parsed(row.get(name), name)) not in (None, []):
+        if (value := _parse_json(row.get(name), name)) not in (None, []):
             if not isinstance(value, list):
                 raise RowError(f"not {name}: {name} is {value!r:.40}, not a list")
-            found[name] = [_parsed(item, name) for item in value]
-    more = _parsed(row.get("chat_template_kwargs"), "chat_template_kwargs") or {}
+            found[name] = [_parse_json(item, name) for item in value]
+    more = _parse_json(row.get("chat_template_kwargs"), "chat_template_kwargs") or {}
     if not isinstance(more, dict):
         raise RowError(f"not a mapping: chat_template_kwargs is {more!r:.40}")
     require_unicode([found, more], "a column for the chat template")
-    return {**cast(dict[str, object], without_gaps(more)), **found}  # null is not "not given" to every template
+    return {**cast(dict[str, object], without_gaps(more)), **found}  # for some templates null differs from absent
 
 
 def refuse_media(row: Mapping[str, object]) -> None:
-    """Refuse a row with images, video or sound: a text model would answer without them.
+    """Reject a row with images, video or sound: a text model would answer without them.
 
     Raises:
-        RowError: a column holds some.
+        RowError: a column holds such content.
     """
     for name in MEDIA & row.keys():
         if row.get(name) not in (None, [], {}, ""):
@@ -131,23 +131,23 @@ def refuse_media(row: Mapping[str, object]) -> None:
 
 
 def without_gaps(value: object) -> object:
-    """The value without fields that are None: tables fill in what a struct does not have."""
+    """The value without fields that are None, which tables add for absent struct fields."""
     if isinstance(value, dict):
         return {name: without_gaps(inner) for name, inner in value.items() if inner is not None}
     return [without_gaps(item) for item in value] if isinstance(value, list) else value
 
 
 def require_unicode(value: object, column: str) -> None:
-    """Refuse text that UTF-8 cannot hold, however deep it lies.
+    """Reject text that UTF-8 cannot encode, at any depth.
 
     Raises:
-        RowError: there is some.
+        RowError: the value contains such text.
     """
     if isinstance(value, str):
         try:
             value.encode("utf-8")
         except UnicodeEncodeError:
-            raise RowError(f"not Unicode: {column} holds half of a surrogate pair, which no tokenizer takes") from None
+            raise RowError(f"not Unicode: {column} holds half of a surrogate pair, which tokenizers reject") from None
     elif isinstance(value, Mapping):
         require_unicode([*value, *value.values()], column)
     elif isinstance(value, list | tuple):
@@ -156,7 +156,7 @@ def require_unicode(value: object, column: str) -> None:
 
 
 def join_turns(prompt: Messages, reply: Messages, column: str) -> Messages:
-    """A prompt and the reply to it as one conversation. A reply that says the prompt again says it once.
+    """Join a prompt and its reply into one conversation. A reply that repeats the prompt repeats it once.
 
     Raises:
         RowError: the reply begins with another prompt.
@@ -166,7 +166,7 @@ def join_turns(prompt: Messages, reply: Messages, column: str) -> Messages:
             return prompt + reply[len(before) :]
     if _begins(_without_system(reply), prompt):
         return reply
-    if (continued := _continued(prompt, reply)) is not None:
+    if (continued := _continue_turn(prompt, reply)) is not None:
         return continued
     again = reply[0].role == "system" or _same(reply[0], prompt[0]) or reply[0].role == prompt[-1].role == "user"
     if again:
@@ -174,8 +174,8 @@ def join_turns(prompt: Messages, reply: Messages, column: str) -> Messages:
     return prompt + reply
 
 
-def _continued(prompt: Messages, reply: Messages) -> Messages | None:
-    """The conversation where the prompt ends inside a turn of the assistant's that the reply holds whole."""
+def _continue_turn(prompt: Messages, reply: Messages) -> Messages | None:
+    """The conversation if the prompt ends within an assistant turn that the reply contains whole."""
     *before, begun = prompt
     if begun.role != "assistant" or len(reply) < len(prompt) or not _begins(reply, before):
         return None
@@ -228,10 +228,10 @@ def _is_trained(turn: Mapping[Any, Any], name: str) -> bool:
 
 
 def _turn_of_call(turn: Mapping[Any, Any]) -> dict[Any, Any]:
-    """The assistant's turn for one whose text is a call, or a list of calls.
+    """Convert a turn whose text is a call, or a list of calls, to an assistant turn.
 
     Raises:
-        RowError: the text is none.
+        RowError: the text is no call.
     """
     text = turn.get("content")
     try:
@@ -246,7 +246,7 @@ def _turn_of_call(turn: Mapping[Any, Any]) -> dict[Any, Any]:
 
 
 def _content(value: object, has_more: bool, column: str) -> str | None:
-    """The text of a turn; None where there is none to have."""
+    """The text of a turn; None if a turn without text is allowed."""
     if value is None and has_more:
         return ""
     if isinstance(value, list):
@@ -255,7 +255,7 @@ def _content(value: object, has_more: bool, column: str) -> str | None:
 
 
 def _part(part: object, column: str) -> str:
-    """One of the parts that OpenAI's messages may be made of."""
+    """The text of one content part, as in OpenAI's messages."""
     if isinstance(part, str):
         return part
     text = part.get("text") if isinstance(part, dict) else None
@@ -264,7 +264,7 @@ def _part(part: object, column: str) -> str:
         raise RowError(f"images, video or audio: {column} has a part of type {kind!r:.40}")
     if kind not in _TEXT_PARTS:
         raise RowError(
-            f"not text: {column} has a part of type {kind!r:.40}; what is no text is a field beside content, such as "
+            f"not text: {column} has a part of type {kind!r:.40}; other data belongs beside content, in fields such as "
             "reasoning_content or tool_calls"
         )
     if not isinstance(text, str):
@@ -273,8 +273,8 @@ def _part(part: object, column: str) -> str:
 
 
 def _tool_calls(calls: object) -> object:
-    """The calls with their arguments as mappings, which templates take; OpenAI's API gives them as JSON text."""
-    calls = _parsed(calls, "tool_calls") if isinstance(calls, str) else calls
+    """The calls with arguments as mappings, which templates accept; OpenAI's API returns them as JSON text."""
+    calls = _parse_json(calls, "tool_calls") if isinstance(calls, str) else calls
     return [_tool_call(call) for call in calls] if isinstance(calls, list) else calls
 
 
@@ -287,14 +287,14 @@ def _tool_call(call: object) -> object:
     if isinstance(arguments, str):
         try:
             parsed = json.loads(arguments)
-        except (ValueError, RecursionError):  # the model is to learn what was called, valid or not
+        except (ValueError, RecursionError):  # the model learns the call as it was made, valid or not
             return call
         return {**call, "arguments": parsed} if isinstance(parsed, dict) else call
     return call
 
 
-def _parsed(value: object, column: str) -> object:
-    """A value that may be given as JSON text; blank text is nothing."""
+def _parse_json(value: object, column: str) -> object:
+    """A value that may be given as JSON text; blank text is None."""
     if not isinstance(value, str):
         return value
     if not value.strip():

@@ -1,6 +1,6 @@
-"""Who won, where a column says so: a label beside two answers decides which of them is ``chosen``.
+"""Selects ``chosen`` among two answers by the label beside them.
 
-What a label means is in ``labels``. A column that may hold labels and that the recipe does not read is asked about.
+``labels`` interprets a label. A column that may hold labels and that the recipe does not read is an error.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ from rlhf.data.read import RawRow
 from rlhf.errors import UserError
 from rlhf.records import BadRow
 
-_SAYS_WHO_WON = {
+_WINNER_WORDS = {
     *("label", "labels", "winner", "won", "preference", "preferences", "preferred", "better", "choice", "verdict"),
     *("vote", "votes", "judgement", "judgment", "best", "winning"),
 }
-"""Words in the name of a column that says which of two answers won."""
-_WHO_SAID_IT = {"annotator", "annotators", "annotation", "annotations", "rater", "raters", "judge"}
-"""The same, but for the column that says who the judge was."""
+"""Words in the name of a column that names the winner of two answers."""
+_JUDGE_WORDS = {"annotator", "annotators", "annotation", "annotations", "rater", "raters", "judge"}
+"""Words in the name of a column of judgements, unless it holds their ids."""
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
 _BINARY = {"1": True, "true": True, "0": False, "false": False, "": False}
 _NOTHING = {"", "null", "nan", "n/a"}
-"""Values, as ``as_text`` writes them, by which a row says that it has none."""
-_LONGEST_LABEL = 40  # characters; longer text explains a choice and does not make it
+"""Values, normalised by ``as_text``, that mean "no label"."""
+_LONGEST_LABEL = 40  # characters; longer text explains a choice
 
 
 def choose_by_label(raws: Sequence[RawRow | BadRow], config: DataConfig) -> Iterator[RawRow | BadRow]:
-    """Rows of two answers with the winner as ``chosen``; ties are set aside.
+    """Rows of two answers with the winner as ``chosen``; ties are quarantined.
 
     Raises:
-        UserError: a column says who won and the recipe does not say how it is meant.
+        UserError: a column names the winner and the recipe does not say how to read it.
     """
     _check_labels(config)
     if "label" not in config.columns:
@@ -59,7 +59,7 @@ def choose_by_label(raws: Sequence[RawRow | BadRow], config: DataConfig) -> Iter
     meaning = {} if outcomes else meaning_of({label for raw in pairs for label in _votes(raw) if label}, config)
     for raw in raws:
         if isinstance(raw, RawRow) and _is_pair(raw):
-            yield _true_outcome(raw, outcomes) if outcomes else _decided(raw, meaning)
+            yield _true_outcome(raw, outcomes) if outcomes else _by_label(raw, meaning)
         else:
             yield raw
 
@@ -74,14 +74,14 @@ def _votes(raw: RawRow) -> list[str]:
     if any(isinstance(vote, list | dict) for vote in votes):
         raise UserError(
             f"{raw.source}: the label is {label!r:.60}, not one value",
-            "which entry judges these two answers is not known",
+            "it is not known which entry judges these two answers",
             "name the entry by its path, for example data.columns.label=preference.0",
         )
     return [as_text(vote) for vote in votes]
 
 
 def _outcomes(pairs: Sequence[RawRow], config: DataConfig) -> Mapping[str, Side]:
-    """Column of labels → the outcome that it stands for, where each stands for one and no two are true in a row."""
+    """Label column → its outcome, if each column stands for one and at most one is true in a row."""
     columns = paths_of(config.columns["label"])
     outcomes = _named_outcomes(columns, config)
     if not outcomes or {*_true_in(pairs, columns)} not in ({0, 1}, {1}):
@@ -95,13 +95,13 @@ def _outcomes(pairs: Sequence[RawRow], config: DataConfig) -> Mapping[str, Side]
 
 
 def _named_outcomes(columns: Sequence[str], config: DataConfig) -> Mapping[str, Side]:
-    """Column → outcome by their names; nothing for those of several judges, which are votes."""
-    are_judges = any({word.lower() for word in _WORD.findall(name)} & _WHO_SAID_IT for name in columns)
+    """Column → outcome by the columns' names; empty for columns of several judges, which are votes."""
+    are_judges = any({word.lower() for word in _WORD.findall(name)} & _JUDGE_WORDS for name in columns)
     return {} if len(columns) == 1 or are_judges else outcomes_of(columns, names_of(config.columns))
 
 
 def _true_in(pairs: Sequence[RawRow], columns: Sequence[str]) -> Iterator[int | None]:
-    """How many of these columns are true in each row; None where one is neither true nor false."""
+    """Number of these columns that are true in each row; None if one is neither true nor false."""
     for raw in pairs:
         values = [_BINARY.get(as_text(value_at(raw.given, column))) for column in columns]
         yield None if None in values else sum(value is True for value in values)
@@ -110,20 +110,22 @@ def _true_in(pairs: Sequence[RawRow], columns: Sequence[str]) -> Iterator[int | 
 def _true_outcome(raw: RawRow, outcomes: Mapping[str, Side]) -> RawRow | BadRow:
     for column, side in outcomes.items():
         if _BINARY.get(as_text(value_at(raw.given, column))):
-            return _won(raw, side)
-    return BadRow(raw.source, "no label") if "tie" in outcomes.values() else _won(raw, "tie")
+            return _with_winner(raw, side)
+    return BadRow(raw.source, "no label") if "tie" in outcomes.values() else _with_winner(raw, "tie")
 
 
 def _refuse_one_of_several(pairs: Sequence[RawRow], config: DataConfig) -> None:
-    """Refuse one column of several that stand for one outcome each: where it is false, others say what is true.
+    """Refuse a single column of several that stand for one outcome each: if it is false, the others decide.
 
-    Of two columns one says all, where one of them is true in every row.
+    Of two columns one is enough, if exactly one of them is true in every row.
     """
     [label, *more] = paths_of(config.columns["label"])
     if more or not pairs:
         return
     for begun in re.finditer(r"[_.-]", label):
-        alike = [path for path in _unread(pairs[0], config) if path.startswith(label[: begun.end()]) and path != label]
+        alike = [
+            path for path in _unread_paths(pairs[0], config) if path.startswith(label[: begun.end()]) and path != label
+        ]
         columns = [label, *alike]
         if not _named_outcomes(columns, config):
             continue
@@ -134,21 +136,21 @@ def _refuse_one_of_several(pairs: Sequence[RawRow], config: DataConfig) -> None:
                 "for one outcome",
                 f"where {label} is false, the other answer may have won, or neither",
                 f"data.columns.label='{', '.join(columns)}' to read all of them, or data.ignore=[{', '.join(alike)}] "
-                "where they say something else",
+                "if they mean something else",
             )
 
 
-def _decided(raw: RawRow, meaning: Mapping[str, Side]) -> RawRow | BadRow:
+def _by_label(raw: RawRow, meaning: Mapping[str, Side]) -> RawRow | BadRow:
     votes = _votes(raw)
     unknown = [vote for vote in votes if vote not in meaning]
     if unknown:
         what = f"not a label: {unknown[0]!r:.40} is none of data.labels" if unknown[0] else "no label"
         return BadRow(raw.source, what)
     sides = [meaning[vote] for vote in votes]
-    return _won(raw, next((side for side in SIDES if 2 * sides.count(side) > len(sides)), "tie"))
+    return _with_winner(raw, next((side for side in SIDES if 2 * sides.count(side) > len(sides)), "tie"))
 
 
-def _won(raw: RawRow, winner: Side) -> RawRow | BadRow:
+def _with_winner(raw: RawRow, winner: Side) -> RawRow | BadRow:
     if winner == "tie":
         return BadRow(raw.source, "tie", is_fault=False)
     columns = {name: value for name, value in raw.columns.items() if name != "label"}
@@ -160,41 +162,43 @@ def _won(raw: RawRow, winner: Side) -> RawRow | BadRow:
 def _refuse_unread(raws: Sequence[RawRow | BadRow], config: DataConfig) -> None:
     pairs = [raw for raw in raws if isinstance(raw, RawRow) and _is_pair(raw)]
     for raw in pairs:
-        read = {*_read(raw), *config.ignore}
-        _refuse(
-            [path for name, value in raw.given.items() for path in _named_for_it(value, name, name, read)], raw, config
+        read = {*_read_paths(raw), *config.ignore}
+        _refuse_columns(
+            [path for name, value in raw.given.items() for path in _judgement_paths(value, name, name, read)],
+            raw,
+            config,
         )
     if pairs and all(side in config.columns for side in PAIR):
-        # where nothing in the names says which answer is better, the values of any column may
-        others, names = _unread(pairs[0], config), names_of(config.columns)
-        _refuse([path for path in others if _labels_all(path, pairs, names)], pairs[0], config)
+        # if no column name suggests which answer is better, check the values of all columns
+        others, names = _unread_paths(pairs[0], config), names_of(config.columns)
+        _refuse_columns([path for path in others if _labels_all(path, pairs, names)], pairs[0], config)
 
 
-def _unread(raw: RawRow, config: DataConfig) -> list[str]:
+def _unread_paths(raw: RawRow, config: DataConfig) -> list[str]:
     """Paths to the values of a row that are neither read nor ignored."""
-    read = [*_read(raw), *config.ignore]
+    read = [*_read_paths(raw), *config.ignore]
     paths = (path for name, value in raw.given.items() for path, _ in leaves(value, name))
     return [path for path in paths if not is_within(path, read)]
 
 
-def _read(raw: RawRow) -> list[str]:
-    """Columns and paths that are read; here no label is."""
+def _read_paths(raw: RawRow) -> list[str]:
+    """Columns and paths that are read, without labels."""
     return [path for ours, theirs in raw.names.items() if ours != "label" for path in paths_of(theirs)]
 
 
-def _named_for_it(value: object, path: str, name: str, read: Set[str], is_named: bool = False) -> Iterator[str]:
-    """Paths to what may be a judgement by the name of a column, or of a value inside of one, that is not read."""
+def _judgement_paths(value: object, path: str, name: str, read: Set[str], is_named: bool = False) -> Iterator[str]:
+    """Paths to unread values that may be judgements by the name of their column or of a value inside it."""
     if path in read:
         return
-    is_named = is_named or _is_named_for_it(name)
+    is_named = is_named or _names_judgement(name)
     if is_named and not any(other.startswith(f"{path}.") for other in read):
         yield from [path] if _is_label(value) else []
     elif isinstance(value, Mapping):
         for key, inner in value.items():
-            yield from _named_for_it(inner, f"{path}.{key}", str(key), read, is_named)
+            yield from _judgement_paths(inner, f"{path}.{key}", str(key), read, is_named)
     elif isinstance(value, list | tuple):
         for i, inner in enumerate(value):
-            yield from _named_for_it(inner, f"{path}.{i}", "", read, is_named)
+            yield from _judgement_paths(inner, f"{path}.{i}", "", read, is_named)
 
 
 def _labels_all(path: str, pairs: Sequence[RawRow], names: Names) -> bool:
@@ -202,7 +206,7 @@ def _labels_all(path: str, pairs: Sequence[RawRow], names: Names) -> bool:
     return len(labels) > 1 and all(may_name_one(label, names) for label in labels)
 
 
-def _refuse(names: Sequence[str], raw: RawRow, config: DataConfig) -> None:
+def _refuse_columns(names: Sequence[str], raw: RawRow, config: DataConfig) -> None:
     if not names:
         return
     others = f" (so may {', '.join(names[1:])})" if names[1:] else ""
@@ -213,18 +217,18 @@ def _refuse(names: Sequence[str], raw: RawRow, config: DataConfig) -> None:
         "read it",
         "pairs in which the other one won would teach the opposite",
         f"data.columns.label={reading} to read it (several columns, 'a, b, c', are votes, or one for each outcome), or "
-        f"data.ignore=[{', '.join(names)}] where chosen is the better one in every row",
+        f"data.ignore=[{', '.join(names)}] if chosen is the better one in every row",
     )
 
 
 @lru_cache(maxsize=65536)
-def _is_named_for_it(name: str) -> bool:
+def _names_judgement(name: str) -> bool:
     words = {word.lower() for word in _WORD.findall(name)}
-    return bool(words & _SAYS_WHO_WON) or (bool(words & _WHO_SAID_IT) and "id" not in words)
+    return bool(words & _WINNER_WORDS) or (bool(words & _JUDGE_WORDS) and "id" not in words)
 
 
 def _is_label(value: object) -> bool:
-    """Whether a value may be a judgement: a number, a word, or several of these; a long text explains one."""
+    """Whether a value may be a judgement: a number, a word, or several of these; long text is an explanation."""
     if isinstance(value, list | tuple | Mapping):
         return any(map(_is_label, value.values() if isinstance(value, Mapping) else value))
     return isinstance(value, int | float) or (isinstance(value, str) and 0 < len(value) <= _LONGEST_LABEL)

@@ -374,7 +374,7 @@ def test_a_stranger_is_refused_on_every_port(cluster: Cluster, ended: Ended) -> 
 def test_without_the_token_no_job_is_submitted(cluster: Cluster) -> None:
     command = [sys.executable, "-m", "launch.cli", "submit", "--list"]
     wrong = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
-    for environment, told in (({}, "it wants a token"), (wrong, "the token is not the cluster's")):
+    for environment, told in (({}, "it requires a token"), (wrong, "the token is not the cluster's")):
         code, said = cluster.head.run(command, HOME="/nonexistent", **environment)
         assert code == 2 and told in said
 

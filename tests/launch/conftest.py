@@ -1,4 +1,4 @@
-"""The Ray and the process groups that the tests of actors and of training use."""
+"""Ray and process groups for the tests of actors and of training."""
 
 from tests.actors.conftest import any_ray, local_ray
 from tests.rlhf.conftest import crews, one_rank, two_ranks

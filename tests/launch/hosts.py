@@ -1,8 +1,8 @@
-"""Several hosts on one machine: each a set of Linux namespaces, joined by a bridge that leads nowhere else.
+"""Several hosts on one machine: each is a set of Linux namespaces, joined by an isolated bridge.
 
 A host has its own network, processes, host name, shared memory, temporary folder, ``/tmp/ray`` and home folder. It
-shares the disk with this machine, as hosts of a cluster share storage. It ends, with all of its processes, with this
-process.
+shares the disk with this machine, as hosts of a cluster share storage. It ends, with all its processes, when this
+process ends.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 NETWORK = "10.77.0"
 TOOLS = ("unshare", "nsenter", "ip", "ss", "hostname", "mount")
 OWN = ("--net", "--mount", "--uts", "--ipc", "--pid")
-"""Namespaces that a host has of its own."""
+"""Namespaces of a host."""
 SETUP = """
 set -e
 mkdir -p "$FOLDER/tmp/ray" "$FOLDER/home" /tmp/ray
@@ -45,12 +45,12 @@ while True:
     except ChildProcessError:
         time.sleep(0.1)
 """
-"""A host's first process: waits for the children of others that have ended, and ends the host when its input ends."""
+"""First process of a host: reaps orphaned processes, and ends the host when its input is closed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Listener:
-    """A TCP port that a process of a host listens on."""
+    """A TCP port on which a process of a host listens."""
 
     address: str
     port: int
@@ -58,7 +58,7 @@ class Listener:
 
 
 def why_not() -> str:
-    """Why hosts cannot be made here; empty where they can."""
+    """Reason why hosts cannot be created here; empty if they can."""
     missing = [tool for tool in TOOLS if shutil.which(tool) is None]
     if missing:
         return f"there is no {', '.join(missing)}"
@@ -76,7 +76,7 @@ def why_not() -> str:
 
 
 class Host:
-    """One host. ``folder`` keeps what is its own: ``home`` and ``tmp``."""
+    """One host. ``folder`` holds its own ``home`` and ``tmp``."""
 
     def __init__(self, name: str, address: str, folder: Path, names: Path) -> None:
         self.name, self.address, self.folder = name, address, folder
@@ -96,7 +96,7 @@ class Host:
 
     @property
     def home(self) -> Path:
-        """The home folder of its user."""
+        """Home folder of its user."""
         return self.folder / "home"
 
     def start(self, command: Sequence[str], cwd: Path = ROOT, **environment: str) -> subprocess.Popen[str]:
@@ -113,9 +113,9 @@ class Host:
     def run(
         self, command: Sequence[str], cwd: Path = ROOT, seconds: float = 120, **environment: str
     ) -> tuple[int, str]:
-        """Run a command on this host; returns its exit code and what it said.
+        """Run a command on this host; returns its exit code and its output.
 
-        Its output goes to a file: what it leaves behind, as ``ray start`` does, would hold a pipe open.
+        The output goes to a file, because background processes such as those of ``ray start`` would keep a pipe open.
         """
         output = self.folder / f"said-{time.time_ns()}"
         with output.open("w") as file:
@@ -145,13 +145,13 @@ class Host:
         }
 
     def listeners(self) -> set[Listener]:
-        """What listens on this host."""
+        """Listeners on this host."""
         _, said = self.run(["ss", "-ltnpH"])
         rows = [line.split() for line in said.splitlines()]
         return {_listener(row[3], row[5] if len(row) > 5 else "") for row in rows}
 
     def end(self) -> None:
-        """Take the host's power away: every process of it is killed."""
+        """Kill every process of the host, as a power failure would."""
         self._unshare.kill()
         self._unshare.wait()
 
@@ -183,7 +183,7 @@ class Hosts:
         return self.all[name]
 
     def add(self, name: str) -> Host:
-        """Start a host and plug it in; one that ended may come again, with nothing of what it had."""
+        """Start and connect a host; one that ended may start again, without its former state."""
         self._plugged += 1
         host = Host(name, self._addresses[name], self.folder / f"{name}-{self._plugged}", self.names)
         plug = f"port{self._plugged}"
@@ -195,7 +195,7 @@ class Hosts:
         return host
 
     def _wire(self, *command: str) -> None:
-        """In the switch's network, where this machine's processes have their own numbers."""
+        """Run in the switch's network namespace, with this machine's process ids."""
         subprocess.run(["nsenter", "-t", str(self._switch.first), "--net", *command], check=True)
 
     def end(self) -> None:
@@ -206,7 +206,7 @@ class Hosts:
 
 @contextmanager
 def hosts(folder: Path, names: Sequence[str]) -> Iterator[Hosts]:
-    """Have hosts of these names within the block."""
+    """Run the block with hosts of these names."""
     made = Hosts(folder, names)
     try:
         yield made

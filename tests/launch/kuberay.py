@@ -1,7 +1,7 @@
-"""The fields of KubeRay's RayCluster and RayJob, as a JSON schema that refuses every other.
+"""Fields of KubeRay's RayCluster and RayJob, as a JSON schema that refuses all others.
 
-Written from the reference of KubeRay's resources, ``ray.io/v1`` as of version 1.6 (Apache-2.0): names, types, what is
-required, and the values that are allowed. Pods are left to Kubernetes' own schema. The resources' status is left out.
+It follows the reference of KubeRay's resources, ``ray.io/v1`` as of version 1.6 (Apache-2.0): names, types, required
+fields, and allowed values. Pods are checked by Kubernetes' own schema. The resources' status is left out.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ COUNT: Schema = {"type": "integer", "minimum": 0}
 NUMBER: Schema = {"type": "number", "minimum": 0}
 TEXTS: Schema = {"type": "object", "additionalProperties": TEXT}
 OPAQUE: Schema = {"type": "object"}
-"""Checked elsewhere, or never used here."""
+"""Fields that are checked elsewhere, or never used here."""
 
 
 def one_of(*values: str) -> Schema:
@@ -24,7 +24,7 @@ def one_of(*values: str) -> Schema:
 
 
 def fields(required: str = "", **properties: Schema) -> Schema:
-    """An object with these fields and no others."""
+    """Schema of an object with these fields and no others."""
     return {
         "type": "object",
         "properties": properties,

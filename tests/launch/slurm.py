@@ -1,4 +1,4 @@
-"""A SLURM of two hosts: real daemons from the distribution's packages, with everything they write in one folder."""
+"""A SLURM cluster of two hosts: real daemons from the distribution's packages, with all their files in one folder."""
 
 from __future__ import annotations
 
@@ -49,39 +49,39 @@ OVER = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED"}
 
 
 def why_not() -> str:
-    """Why SLURM cannot be tried here; empty where it can."""
+    """Reason why SLURM cannot run here; empty if it can."""
     missing = [name for name in DAEMONS if shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin") is None]
     return f"there is no {', '.join(missing)}: tests/system_packages.sh" if missing else why_no_hosts()
 
 
 class Slurm:
-    """The two hosts, and what a user does on the first."""
+    """The two hosts, with a user's commands on the first."""
 
     def __init__(self, folder: Path, head: Host) -> None:
         self.folder, self.head = folder, head
         self.project = folder / "project"
-        """The project's folder, where jobs are submitted."""
+        """The project's folder, in which jobs are submitted."""
         self.project.mkdir()
         for name in ("launch", "rlhf", "actors", "examples", "recipes"):
             (self.project / name).symlink_to(ROOT / name)
 
     def say(self, *command: str, **environment: str) -> str:
-        """What a SLURM command answers."""
+        """Run a SLURM command; returns its output."""
         environment["SLURM_CONF"] = str(self.folder / "slurm.conf")
         code, said = self.head.run(command, cwd=self.project, **environment)
         assert code == 0, said
         return said
 
     def submit(self, *arguments: str, **environment: str) -> int:
-        """Hand in a job; returns its number."""
+        """Submit a job; returns its number."""
         return int(self.say("sbatch", "--parsable", f"--output={self.folder}/%j.out", *arguments, **environment))
 
     def job(self, number: int) -> dict[str, str]:
-        """What SLURM knows of a job."""
+        """SLURM's fields of a job."""
         return dict(re.findall(r"(\w+)=(\S*)", self.say("scontrol", "show", "job", str(number), "--oneliner")))
 
     def wait(self, number: int, seconds: float = 400) -> dict[str, str]:
-        """The job when it is over."""
+        """Wait for the job's end; returns its fields."""
         end = time.monotonic() + seconds
         while (job := self.job(number))["JobState"] not in OVER:
             assert time.monotonic() < end, self.said(number)
@@ -89,21 +89,21 @@ class Slurm:
         return job
 
     def wait_for(self, number: int, path: Path, seconds: float = 400) -> None:
-        """Until the job has made a file."""
+        """Wait until the job has created a file."""
         end = time.monotonic() + seconds
         while not path.exists():
             assert time.monotonic() < end, self.said(number)
             time.sleep(0.1)
 
     def said(self, number: int) -> str:
-        """What the job printed, and its nodes."""
+        """Output of the job, and its nodes."""
         logs = [self.folder / f"{number}.out", *sorted((self.project / ".slurm" / str(number)).glob("*.log"))]
         return "\n".join(f"--- {log.name}\n{log.read_text()[-3000:]}" for log in logs if log.exists())
 
 
 @contextmanager
 def slurm(folder: Path) -> Iterator[Slurm]:
-    """Have a SLURM of two hosts within the block."""
+    """Run the block with a SLURM of two hosts."""
     key = folder / "munge.key"
     key.write_bytes(os.urandom(128))
     key.chmod(0o600)

@@ -1,4 +1,4 @@
-"""What somebody without the token is told: ``python -m tests.launch.stranger ADDRESS:PORT ...`` prints a JSON object.
+"""Probes ports without a token: ``python -m tests.launch.stranger ADDRESS:PORT ...`` prints a JSON object.
 
 Each port is ``refused`` (HTTP 401 or 403, gRPC UNAUTHENTICATED), ``unreachable``, or ``open`` with what it answered.
 """
@@ -25,12 +25,12 @@ METHODS = (
     "LogService/ListLogs",
     "RayletDriver/ClusterInfo",
 )
-"""One of every service that Ray has; a server answers UNIMPLEMENTED to those of others."""
+"""One method of every service of Ray; a server answers UNIMPLEMENTED to those of others."""
 NO_ANSWERS = {grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
 
 
 def over_http(host: str, port: int) -> Iterator[str]:
-    """Status of each path; nothing where it is no HTTP server."""
+    """Status of each path; empty if the server does not speak HTTP."""
     for path in PATHS:
         with socket.create_connection((host, port), timeout=SECONDS) as link:
             link.sendall(f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
@@ -44,7 +44,7 @@ def over_http(host: str, port: int) -> Iterator[str]:
 
 
 def over_grpc(host: str, port: int) -> Iterator[str]:
-    """Status of each method that the server has."""
+    """Status of each method that the server implements."""
     with grpc.insecure_channel(f"{host}:{port}") as channel:
         for method in METHODS:
             try:
@@ -56,7 +56,7 @@ def over_grpc(host: str, port: int) -> Iterator[str]:
 
 
 def told(place: str) -> str:
-    """What one port says."""
+    """Result for one port."""
     host, _, port = place.rpartition(":")
     try:
         answers = set(over_http(host, int(port))) or set(over_grpc(host, int(port)))

@@ -1,4 +1,4 @@
-"""Model folders that cannot be what the recipe wants of them are refused before anything starts, by key."""
+"""Model folders that do not fit their role in the recipe are refused before anything starts, by key."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.rlhf.tiny_classifiers import pair_tokenizer, tiny_classifier
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Data, and a policy, its finished reward model, one with two labels, and an encoder."""
+    """Data, a policy, a finished reward model, one with two labels, and an encoder."""
     root = tmp_path_factory.mktemp("given")
     make_small_data(root)
     made: dict[str, Any] = {

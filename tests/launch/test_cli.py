@@ -1,4 +1,4 @@
-"""Mistakes of users, through the command itself: exit code 2, a message that helps, no traceback, nothing written."""
+"""Users' mistakes on the command line: exit code 2, a helpful message, no traceback, no files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def refused(command: str, folder: Path, runs: Path, *settings: str, capsys: pytest.CaptureFixture[str]) -> str:
-    """Run a command that must be refused; returns what it said."""
+    """Run a command that must be refused; returns its output."""
     capsys.readouterr()
     code = main([command, str(RECIPE), *overrides(folder, "refused"), f"runs_dir={runs}", *settings])
     said = capsys.readouterr().err

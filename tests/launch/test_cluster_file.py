@@ -1,4 +1,4 @@
-"""``cluster.yaml``: Ray's own schema takes it, it is closed to strangers, and Ray's provider for tests starts it."""
+"""``cluster.yaml``: it satisfies Ray's schema, requires a token, and is started by Ray's provider for tests."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_nothing_starts_without_the_token() -> None:
 
 @pytest.fixture
 def head(tmp_path: Path) -> Iterator[Host]:
-    """A host that was set up as the file says, up to the start commands, for Ray's provider for tests."""
+    """A host set up by the file's commands, except the start commands, for Ray's provider for tests."""
     with hosts(tmp_path, ["head"]) as made:
         home = made["head"].home
         (home / "rlhf").symlink_to(ROOT)
@@ -84,6 +84,6 @@ def test_its_commands_start_a_head_and_its_workers_and_more_when_asked_for(head:
 
 
 def _monitor(head: Host) -> str:
-    """The end of what Ray's autoscaler wrote."""
+    """The last output of Ray's autoscaler."""
     logs = (head.folder / "tmp/ray").glob("session_2*/logs/monitor*")
     return "\n".join(f"--- {log.name}\n{log.read_text()[-4000:]}" for log in logs)

@@ -1,4 +1,4 @@
-"""Which node of a cluster says how many cores a rank may have."""
+"""The node of a cluster that limits the cores of a rank."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``rlhf data`` shows what a run of the recipe would read, and leaves nothing behind."""
+"""``rlhf data`` shows the data that a run of the recipe would read, and writes no files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The launchers' files are what ``launch/files.py`` renders, and agree with what the rest of the project says."""
+"""The launchers' files are those rendered by ``launch/files.py``, and agree with the rest of the project."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_hadolint_has_nothing_to_say() -> None:
 
 
 def test_the_image_is_made_from_what_the_environment_is_made_from() -> None:
-    """What ``setup_env.sh`` reads is copied before it runs, so that the image holds the environment of ``make env``."""
+    """Files that ``setup_env.sh`` reads are copied first, so that the image has the environment of ``make env``."""
     text = (ROOT / "launch/Containerfile").read_text(encoding="utf-8")
     before = text.partition("RUN launch/setup_env.sh")[0]
     copied = {source for line in re.findall(r"^COPY (.+) \S+$", before, re.MULTILINE) for source in line.split()}
@@ -104,7 +104,7 @@ def test_the_head_listens_where_workers_look_for_it() -> None:
 
 
 def test_the_packages_folder_of_data_code_is_copied_to_nodes() -> None:
-    """``data`` and ``runs`` are left behind where they stand at the top only: there is a package of that name."""
+    """``data`` and ``runs`` are left out at the top level only, because a package has the same name."""
     cluster = yaml.safe_load(render("cluster.yaml", Settings()))
     assert "/data" in cluster["rsync_exclude"]
     assert "data" not in cluster["rsync_exclude"]

@@ -1,4 +1,4 @@
-"""A cluster that takes what it is asked and does not answer: a dead head behind a forwarded port looks like that."""
+"""A cluster that accepts requests and does not answer, like a dead head behind a forwarded port."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_dashboard_that_is_silent_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         assert main(["submit", "--list", "--address", f"http://127.0.0.1:{silent.getsockname()[1]}"]) == 3
-    assert "took a request and said nothing for 1 s" in capsys.readouterr().err
+    assert "accepted a request and sent no reply for 1 s" in capsys.readouterr().err
 
 
 def test_a_log_that_is_silent_does_not_hide_that_the_job_has_ended() -> None:
-    """The connection for the log stays open, says nothing more, and is kept: Ray has room for few."""
+    """The log's connection stays open without data, and is kept, because Ray allows only few."""
     dashboard, shown = Dashboard(ends_after=2), []
     with dashboard.serving() as address:
         assert Jobs(address).follow("job", shown.append) == 75
@@ -46,16 +46,16 @@ def test_a_dashboard_that_falls_silent_is_followed_no_further() -> None:
 
 
 class Dashboard:
-    """Answers as Ray's does: a job that ends after it was asked for so often, and a log that breaks off."""
+    """Answers like Ray: a job that ends after a number of requests, and a log that breaks off."""
 
     def __init__(self, ends_after: int, answers: int = 10**6) -> None:
-        """Args: answers is how many requests are answered before all goes silent."""
+        """Args: answers is the number of requests to answer before going silent."""
         self.ends_after, self.answers, self.asked, self.tails = ends_after, answers, 0, 0
         self.over = asyncio.Event()
 
     @contextmanager
     def serving(self) -> Iterator[str]:
-        """Within the block; gives the address."""
+        """Run the block with this server; yields its address."""
         loop, place = asyncio.new_event_loop(), socket.create_server(("127.0.0.1", 0))
         runner = web.AppRunner(self._app(), shutdown_timeout=0.1)
         loop.run_until_complete(runner.setup())

@@ -1,4 +1,4 @@
-"""The Kubernetes files hold what KubeRay's and Kubernetes' schemas know, and nothing open."""
+"""The Kubernetes files satisfy the schemas of KubeRay and Kubernetes, and open no port without a token."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def cluster_of(resource: dict[str, Any]) -> dict[str, Any]:
 
 
 def pods(resource: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Every pod template of a resource: head, workers, and the one that submits."""
+    """Every pod template of a resource: head, workers, and the submitter."""
     cluster = cluster_of(resource)
     yield cluster["headGroupSpec"]["template"]
     yield from (group["template"] for group in cluster["workerGroupSpecs"])
@@ -41,7 +41,7 @@ def pods(resource: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def check(resource: dict[str, Any]) -> None:
-    """Against the schema of its kind, and its pods against Kubernetes' own."""
+    """Check a resource by the schema of its kind, and its pods by Kubernetes' own."""
     Draft202012Validator(SCHEMAS[resource["kind"]]).validate(resource)
     for template in pods(resource):
         pod = {"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "pod"}, "template": template}
@@ -117,7 +117,7 @@ def test_pods_have_no_more_rights_than_they_need(file: str, queue: str) -> None:
 
 @each_ray_file
 def test_the_pods_have_the_environment_of_all_launchers(file: str, queue: str) -> None:
-    """The token's mode is KubeRay's to set."""
+    """The token mode is set by KubeRay."""
     cluster = cluster_of(load(file, queue))
     for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
         [container] = group["template"]["spec"]["containers"]
@@ -137,7 +137,7 @@ def test_every_node_sees_the_same_runs() -> None:
 
 @pytest.mark.parametrize("file", [CLUSTER, JOB])
 def test_kueue_is_given_a_cluster_of_one_size(file: str) -> None:
-    """It refuses one that may grow by itself."""
+    """Kueue refuses a cluster that may grow by itself."""
     resource = load(file, "team-a")
     cluster = cluster_of(resource)
     assert resource["metadata"]["labels"] == {"kueue.x-k8s.io/queue-name": "team-a"}

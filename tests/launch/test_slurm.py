@@ -1,4 +1,4 @@
-"""``launch/slurm.sh`` under a real SLURM of two hosts: a run to its end, and one that is preempted and goes on."""
+"""``launch/slurm.sh`` under a real SLURM of two hosts: a complete run, and one that is preempted and resumes."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""How ``launch/slurm.sh`` ends a job, and when it has it done again: under a real SLURM, with stand-ins for Ray and the
-run that do as they are told. What the real ones do there is in ``test_slurm.py``.
+"""How ``launch/slurm.sh`` ends and requeues a job: under a real SLURM, with stubs for Ray and the run.
+
+The real ones are tested in ``test_slurm.py``.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def submit(cluster: Slurm, *words: str) -> int:
 
 
 def ended(cluster: Slurm, number: int) -> tuple[str, str, str]:
-    """State, exit code and restarts of a job that is over."""
+    """State, exit code and restarts of a finished job."""
     job = cluster.wait(number, 60)
     return job["JobState"], job["ExitCode"], job["Restarts"]
 

@@ -1,4 +1,4 @@
-"""What ``rlhf submit`` refuses before anything leaves this machine, what it uploads, and what it tells of itself."""
+"""What ``rlhf submit`` refuses before an upload, what it uploads, and its own output."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SETTINGS = (
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A user's folder, which is the current one."""
+    """A user's folder, which is the current folder."""
     for name in FILES:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)
@@ -114,7 +114,7 @@ def test_secrets_are_no_part_of_a_job() -> None:
 
 
 def test_a_variable_that_is_not_set_is_refused() -> None:
-    with pytest.raises(UserError, match="NCCL_DEBUG: it is not set here"):
+    with pytest.raises(UserError, match="NCCL_DEBUG is not set here"):
         passed_on(["NCCL_DEBUG"], {})
 
 

@@ -1,4 +1,4 @@
-"""The sweep as W&B's own agent runs it: its process, its environment, its command line."""
+"""The sweep as W&B's agent runs it: its process, its environment, its command line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rlhf.config.named_files import check_name
 ROOT = Path(__file__).parents[2]
 SWEEP: dict[str, Any] = yaml.safe_load((ROOT / "launch/sweep.yaml").read_text(encoding="utf-8"))
 CHOSEN: dict[str, Any] = {"ppo.optimizer.lr": 0.00012, "algorithm.epochs": 4, "algorithm.clip_range": 0.15}
-"""What the server could draw."""
+"""Values that the server could draw."""
 
 STAND_IN = """#!{python}
 import json, os, sys
@@ -30,7 +30,7 @@ with open({out!r}, "w") as file:
 
 @pytest.fixture
 def called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What the agent's child was called with; in the place of ``rlhf`` stands a program that writes it down."""
+    """Arguments of the agent's child; a stub for ``rlhf`` writes them to a file."""
     out, program = tmp_path / "called.json", tmp_path / SWEEP["program"]
     program.write_text(STAND_IN.format(python=sys.executable, out=str(out)))
     program.chmod(0o755)

@@ -27,7 +27,7 @@ def test_without_the_library_it_is_said_how_to_get_it(
 
 
 def test_the_library_accepts_it() -> None:
-    """Only where somebody has installed it: it is no requirement."""
+    """Runs only if the library is installed, which is no requirement."""
     workspaces = pytest.importorskip("wandb_workspaces.workspaces")
     reports = pytest.importorskip("wandb_workspaces.reports.v2")
     made = build("me", "rlhf", workspaces, reports)._to_model().model_dump(by_alias=True)

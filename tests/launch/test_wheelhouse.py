@@ -1,7 +1,7 @@
-"""A wheelhouse is made on one machine, and the environment from it where there is no network.
+"""A wheelhouse is built on one machine, and an environment from it on one without a network.
 
-The scripts are the real ones, on a project with a few small packages. Wheels are packed from what is installed here;
-stand-ins of no content take the place of those that are gigabytes, with DeepSpeed's as source, as it is.
+The scripts are the real ones, on a project with a few small packages. Wheels are packed from the installed packages;
+empty stubs replace packages of several gigabytes, with DeepSpeed's as a source package, as in reality.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MODULES = [
     "vllm.v1.engine.async_llm",
     "wandb",
 ]
-"""What the set-up imports to prove the environment."""
+"""Packages that the set-up imports to check the environment."""
 NO_NETWORK = ["unshare", "--net"]
 
 
@@ -44,7 +44,7 @@ pytestmark = pytest.mark.skipif(not can_unshare(), reason="the kernel does not l
 
 
 def installed() -> list[str]:
-    """Those of ``REAL`` that are here; without uv the set-up uses pip."""
+    """Packages of ``REAL`` that are installed; without uv the set-up uses pip."""
     names = []
     for name in REAL:
         try:
@@ -56,7 +56,7 @@ def installed() -> list[str]:
 
 
 def pack(name: str, folder: Path) -> None:
-    """A wheel of an installed package."""
+    """Pack a wheel of an installed package."""
     package = distribution(name)
     info = next(file.parent.name for file in package.files or () if file.name == "RECORD")
     stem = info.removesuffix(".dist-info")
@@ -107,7 +107,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def wheelhouse(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What ``wheelhouse.sh`` makes of it, with a folder in the place of a package index, and within the project."""
+    """The output of ``wheelhouse.sh``, with a folder as package index."""
     index, made = tmp_path_factory.mktemp("index"), project / "packed" / "wheels"
     for name in installed():
         pack(name, index)
@@ -130,7 +130,7 @@ def unpacked(wheelhouse: Path, tmp_path: Path) -> Path:
 
 
 def set_up(folder: Path, wheelhouse: Path) -> subprocess.CompletedProcess[str]:
-    """``setup_env.sh`` in a network namespace where there is not even a loopback."""
+    """Run ``setup_env.sh`` in a network namespace without even a loopback."""
     command = [*NO_NETWORK, "launch/setup_env.sh", "cpu", ".venv", sys._base_executable]
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "UV_", "VIRTUAL_ENV"))}
     environment = {**kept, "WHEELHOUSE": str(wheelhouse)}

@@ -171,9 +171,13 @@ def test_the_betas_of_a_run_are_those_of_its_state() -> None:
 GARBAGE = [np.nan, np.inf, -np.inf, 1e30]
 
 
+WHITENED = [  # Dr. GRPO refuses the division by a standard deviation
+    (name, whiten) for whiten in (False, True) for name in get_args(AlgorithmName) if not (whiten and name == "dr_grpo")
+]
+
+
 @pytest.mark.parametrize("garbage", GARBAGE)
-@pytest.mark.parametrize("name", get_args(AlgorithmName))
-@pytest.mark.parametrize("whiten", [False, True])
+@pytest.mark.parametrize(("name", "whiten"), WHITENED)
 def test_nothing_leaks_from_outside_the_mask(name: AlgorithmName, whiten: bool, garbage: float) -> None:
     """A gap in one response, and another response that is masked whole: each tensor may hold anything there."""
     outside = bools(0, 0, 0, 1, 0)

@@ -1,4 +1,4 @@
-"""Deadlines: what hangs and what crashes is told by name, and keeps nobody waiting."""
+"""Deadlines: hangs and crashes are reported by name, and delay no other question."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The bounds of a clock's skew, by hand."""
+"""Bounds of a clock's skew, computed by hand."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from launch.doctor.clock import ClockReading, Skew, check_clock, skew
 
 
 def test_readings_narrow_the_bounds() -> None:
-    """Between 10 and 12 the other says 11.5: ahead by −0.5 to 1.5. Between 20 and 20.5 it says 20.25: −0.25 to 0.25."""
+    """Read 11.5 between 10 and 12: ahead by −0.5 to 1.5. Read 20.25 between 20 and 20.5: −0.25 to 0.25."""
     readings = [ClockReading(asked=10, there=11.5, heard=12), ClockReading(asked=20, there=20.25, heard=20.5)]
     assert skew(readings[:1]) == Skew(least=-0.5, most=1.5)
     assert skew(readings) == Skew(least=-0.25, most=0.25)

@@ -1,4 +1,4 @@
-"""``rlhf doctor`` as it is typed: here, and on every node of a cluster of two raylets."""
+"""``rlhf doctor`` on the command line: for this machine, and for a cluster of two raylets."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PROGRAM = "import sys; from launch.cli import main; sys.exit(main(sys.argv[1:]))
 
 @pytest.fixture(autouse=True)
 def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No token and no key of whoever runs the tests."""
+    """Hide tokens and keys of the user who runs the tests."""
     for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS", "WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -31,17 +31,17 @@ def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def rows_of(said: str) -> dict[str, dict[str, Any]]:
-    """Rows of the JSON by check, one node's."""
+    """Rows of one node in the JSON, by check."""
     return {row["check"]: row for row in json.loads(said)["rows"]}
 
 
 def test_this_machine(capfd: pytest.CaptureFixture[str]) -> None:
-    """Whatever else this machine lacks, there is a row for each check, and each that failed has a fix."""
+    """Every check has a row, and every failed row has a fix, whatever this machine lacks."""
     code = main(["doctor", RECIPE, "ppo.steps=3", "--json"])
     out, err = capfd.readouterr()
     rows = rows_of(out)
     assert {"versions", "GPUs", "NCCL", "/dev/shm", "runs folder", "ports", "W&B", "plan"} <= rows.keys()
-    assert "a checkpoint is" in rows["runs folder"]["found"] and "the plan takes" in rows["host memory"]["found"]
+    assert "a checkpoint is" in rows["runs folder"]["found"] and "the plan needs" in rows["host memory"]["found"]
     bad = [row for row in rows.values() if row["status"] == "failed"]
     assert all(row["fix"] for row in bad)
     assert (code == 2) == bool(bad) and ("failed:" in err) == bool(bad)
@@ -54,7 +54,7 @@ def test_what_the_user_can_mend_ends_with_2(
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     assert main(["doctor", RECIPE, f"runs_dir={tmp_path}/file/runs"]) == 2
     out, err = capfd.readouterr()
-    said = " ".join(out.replace("│", " ").split())  # a long path has the table break lines
+    said = " ".join(out.replace("│", " ").split())  # a long path wraps in the table
     assert "ray get-auth-token --generate" in said and "cannot be written to" in said
     assert "Ray's token" in err and "runs folder" in err and "Traceback" not in out + err
 
@@ -87,7 +87,7 @@ def test_a_wrong_recipe_is_refused_as_everywhere(capfd: pytest.CaptureFixture[st
 
 @pytest.fixture
 def two_raylets(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    """Ray's own cluster of two raylets on one host, without a token."""
+    """A Ray cluster of two raylets on one host, without a token."""
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     head = {"num_cpus": 1, "object_store_memory": STORE, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=head)
@@ -97,7 +97,7 @@ def two_raylets(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
 
 
 def test_every_node_of_a_cluster_is_examined(two_raylets: Cluster) -> None:
-    """Another process joins, as a user's would; both nodes answer every check, and reach each other."""
+    """Join from another process, as a user's would; both nodes answer every check, and reach each other."""
     command = [sys.executable, "-c", PROGRAM, "doctor", RECIPE, "--address", two_raylets.address, "--json"]
     done = subprocess.run(
         command, cwd=ROOT, env={**os.environ}, capture_output=True, text=True, timeout=120, check=False

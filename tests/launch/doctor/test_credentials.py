@@ -1,4 +1,4 @@
-"""W&B's key and Ray's token: never shown, and told apart by who may read them."""
+"""W&B's key and Ray's token are never shown, and are checked for permissions."""
 
 from __future__ import annotations
 

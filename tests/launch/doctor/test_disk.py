@@ -1,4 +1,4 @@
-"""Room on disk."""
+"""Checks of disk space."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The whole examination on hand-made facts, and on this machine."""
+"""All checks on hand-made facts, and on this machine."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_a_machine_alone_has_no_rows_about_others() -> None:
 
 
 def test_each_fact_that_is_bad_fails_its_own_row() -> None:
-    """One thing wrong at a time, and no other row moves."""
+    """A single fault changes only its own row."""
     late = Fault(reason="no answer within 10 s")
     bad = {
         "versions": replace(GOOD, versions=replace(HERE, packages={})),

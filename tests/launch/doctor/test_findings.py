@@ -1,4 +1,4 @@
-"""A check that crashes, or has nothing to go on, is a failed row with its reason."""
+"""A check that crashes, or whose facts are missing, is a failed row with its reason."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from launch.doctor.findings import Fault, Finding, gib, judged, ok
 
 
 def of_number(number: int, divisor: int) -> Finding:
-    """A check that some facts crash."""
+    """A check that crashes on some facts."""
     return ok(str(number // divisor))
 
 

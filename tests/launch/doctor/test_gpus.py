@@ -1,4 +1,4 @@
-"""GPUs and driver, from what ``nvidia-smi`` prints. A stand-in of it is a program on the PATH."""
+"""GPUs and driver, from the output of ``nvidia-smi``, for which a stub program is on the PATH."""
 
 from __future__ import annotations
 

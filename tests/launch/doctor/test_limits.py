@@ -1,4 +1,4 @@
-"""Open files."""
+"""Check of the open files limit."""
 
 from __future__ import annotations
 

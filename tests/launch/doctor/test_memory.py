@@ -1,4 +1,4 @@
-"""Memory from files as the kernel writes them, and its checks."""
+"""Memory from files in the kernel's format, and its checks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ GOOD = NodeMemory(host=128 * GIB, available=100 * GIB, shared=64 * GIB, shared_f
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Path:
-    """A host of 64 GiB, 32 of them free."""
+    """A host of 64 GiB with 32 GiB free."""
     proc, job = tmp_path / "proc", tmp_path / "cgroup/slurm/job_7/step_0"
     (proc / "self").mkdir(parents=True)
     job.mkdir(parents=True)
@@ -30,7 +30,7 @@ def test_without_a_limit_the_host_is_all_there_is(machine: Path) -> None:
 
 
 def test_a_limit_of_a_group_around_the_job_counts(machine: Path) -> None:
-    """10 GiB, of which 6 are used, 2 of those by a cache that is given back: 6 are left."""
+    """A limit of 10 GiB with 6 in use, of which 2 are reclaimable cache: 6 are available."""
     group = machine / "cgroup/slurm/job_7"
     (group / "memory.max").write_text(f"{10 * GIB}\n")
     (group / "memory.current").write_text(f"{6 * GIB}\n")

@@ -1,4 +1,4 @@
-"""NCCL's row from the outcome of its all-reduce; where there is no GPU, the same program over gloo."""
+"""NCCL's row from the outcome of its all-reduce; without a GPU, the same program with gloo."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_without_gpus_there_is_nothing_to_check() -> None:
     [
         (NCCL(gpus=8), "no NCCL is installed"),
         (NCCL(package="2.29.7", gpus=8, outcome=LATE), "no answer within 120 s"),
-        (NCCL(package="2.29.7", gpus=8), "was not made"),
+        (NCCL(package="2.29.7", gpus=8), "was not run"),
     ],
 )
 def test_a_sum_that_did_not_come(facts: NCCL, said: str) -> None:
@@ -39,7 +39,7 @@ def test_a_sum_that_did_not_come(facts: NCCL, said: str) -> None:
 
 def test_nobody_is_disturbed_on_a_gpu_in_use() -> None:
     found = check_nccl(NCCL(package="2.29.7", gpus=8, are_busy=True))
-    assert found.status == "warning" and "no all-reduce was made" in found.found
+    assert found.status == "warning" and "all-reduce skipped" in found.found
 
 
 def test_over_nodes() -> None:
@@ -59,7 +59,7 @@ def test_the_program_sums_over_two_processes(across_hosts: bool, tmp_path: Path)
 
 
 def test_a_program_that_fails_says_why_and_one_that_hangs_is_ended(tmp_path: Path) -> None:
-    """The second waits for a rank that never comes."""
+    """The second plan waits for a rank that never starts."""
     wrong = run_apart(AllReducePlan(local=1, meeting="nowhere://", backend="gloo"), 400)
     assert isinstance(wrong, Fault) and "nowhere" in wrong.reason
     alone = run_apart(AllReducePlan(local=1, meeting=f"file://{tmp_path / 'met'}", world=2, backend="gloo"), 1)

@@ -1,4 +1,4 @@
-"""What a recipe takes, against counts made by hand from the models' public sizes."""
+"""Needs of recipes, against counts by hand from the models' public sizes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rlhf.placement.machine import Stage
 
 ROOT = Path(__file__).parents[3]
 LLAMA_70B, LLAMA_8B, LLAMA_8B_SCALAR = 70_553_706_496, 8_030_261_248, 7_504_928_768
-"""Parameters: of two policies; of the 8B model with one output in place of its vocabulary's."""
+"""Parameters of two policies, and of the 8B model with one output instead of its vocabulary's."""
 H100 = GPU(name="NVIDIA H100 80GB HBM3", memory=81559 * 2**20, used=0, mode="Default")
 EIGHT_NODES = Hardware(nodes=8, cpus=96, gpus=8, gpu=H100)
 
@@ -35,7 +35,7 @@ def needed(of: Recipe, stage: Stage, hardware: Hardware) -> Needs:
 
 
 def test_the_disk_of_the_70b_recipe() -> None:
-    """16 bytes for each weight that is trained; two of the newest, the best, and one being written; three models."""
+    """16 bytes per trained weight; the two newest, the best, and the one being written; three models."""
     room = needed(recipe("llama_70b_cluster.yaml"), "pipeline", EIGHT_NODES).room
     checkpoint = 16 * (LLAMA_70B + LLAMA_8B_SCALAR)
     models = 2 * (LLAMA_70B + LLAMA_8B_SCALAR + LLAMA_70B)
@@ -43,9 +43,9 @@ def test_the_disk_of_the_70b_recipe() -> None:
 
 
 def test_the_memory_of_its_fullest_node() -> None:
-    """Eight of 32 ranks of the policy, each with its part of two snapshots, and a GiB for each process.
+    """Eight of 32 policy ranks, each with its part of two snapshots, and a GiB for each process.
 
-    A node of an engine over eight GPUs has nine processes.
+    A node with an engine over eight GPUs has nine processes.
     """
     found = needed(recipe("llama_70b_cluster.yaml"), "ppo", EIGHT_NODES)
     assert found.snapshots == 2 * 8 * (16 * LLAMA_70B // 32)
@@ -54,7 +54,7 @@ def test_the_memory_of_its_fullest_node() -> None:
 
 
 def test_offloading_takes_host_memory() -> None:
-    """Under ZeRO-3: the rank's part of weights, and 16 bytes for each weight that it trains."""
+    """Under ZeRO-3: the rank's part of the weights, and 16 bytes per weight that it trains."""
     plain, off = (
         needed(recipe("llama_70b_cluster.yaml", f"placement.policy.offload={value}"), "sft", EIGHT_NODES).host
         for value in ("false", "true")
@@ -64,9 +64,9 @@ def test_offloading_takes_host_memory() -> None:
 
 
 def test_what_rests_is_counted_twice_and_in_snapshots() -> None:
-    """Of the policy and the critic of the 8B recipe 16 bytes for each number, float32 gradients among them.
+    """16 bytes per number of the 8B recipe's policy and critic, float32 gradients included.
 
-    Beside them there are two snapshots, and 32 processes of ranks and 16 of engines.
+    In addition, two snapshots, and 32 rank processes and 16 engine processes.
     """
     found = needed(recipe("llama_8b_8gpu.yaml"), "ppo", Hardware(nodes=1, gpus=8, cpus=64, gpu=H100))
     trained = LLAMA_8B + LLAMA_8B_SCALAR
@@ -76,7 +76,7 @@ def test_what_rests_is_counted_twice_and_in_snapshots() -> None:
 
 
 def test_without_gpus_everything_is_in_host_memory() -> None:
-    """Six processes of ranks, two of the engine, and its KV cache of 1 GiB; the models are small beside them."""
+    """Six rank processes, two of the engine, and its KV cache of 1 GiB; the models are small in comparison."""
     found = needed(recipe("quickstart.yaml"), "pipeline", Hardware(nodes=1, cpus=2))
     assert 9 * GIB < found.host < 10 * GIB
     assert found.weights == 512 * 2**20
@@ -139,7 +139,7 @@ def test_a_model_of_unknown_shape_is_no_fault(tmp_path: Path) -> None:
     ],
 )
 def test_numbers_that_others_state(name: str, file: str, constant: str) -> None:
-    """They are kept twice since what states them imports torch or Ray."""
+    """They are defined twice, because their first definitions import torch or Ray."""
     line = re.search(rf"^{constant} = ([\d *]+)", (ROOT / file).read_text(encoding="utf-8"), flags=re.MULTILINE)
     assert line is not None
     assert getattr(needs, name) == eval(line[1])

@@ -1,4 +1,4 @@
-"""Ports and reach, over real sockets of this machine."""
+"""Ports and reachability, over real sockets of this machine."""
 
 from __future__ import annotations
 

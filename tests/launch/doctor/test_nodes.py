@@ -1,4 +1,4 @@
-"""What nodes do not say: errors, silence, and a node that is gone, each as a fault with its reason."""
+"""Nodes that fail, hang or are gone: each is a fault with its reason."""
 
 from __future__ import annotations
 

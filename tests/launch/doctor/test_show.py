@@ -1,4 +1,4 @@
-"""The table and the JSON."""
+"""Findings as table and JSON."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_rows_of_one_check_stand_together() -> None:
 
 
 def test_the_table() -> None:
-    """A failed row has its fix under it; what a machine says can neither style nor move anything."""
+    """A failed row has its fix below it; a machine's text can neither style nor move anything."""
     stream = StringIO()
     show(ROWS, stream)
     said = stream.getvalue()

@@ -1,4 +1,4 @@
-"""Versions against the pins, and against another node's."""
+"""Versions against the pins, and against another node."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def versions(packages: dict[str, str], python: str = "3.11.7", **others: str) ->
 
 @pytest.mark.parametrize(("packages", "has_gpus"), [(CPU, False), (GPU, True), (GPU, False)])
 def test_each_environment_is_as_pinned(packages: dict[str, str], has_gpus: bool) -> None:
-    """The environment for GPUs is right on a node without one too: a head, for instance."""
+    """The GPU environment is correct on a node without a GPU too, for example a head."""
     assert check_pins(versions(packages), PINS, has_gpus).status == "ok"
 
 

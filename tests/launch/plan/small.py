@@ -26,11 +26,11 @@ TINY = ModelShape(
 
 
 def recipe(model: str = "meta-llama/Llama-3.1-8B", **settings: Any) -> Recipe:
-    """A recipe in bfloat16; settings have ``__`` for dots."""
+    """A recipe in bfloat16; setting names have ``__`` for dots."""
     dotted = {key.replace("__", "."): value for key, value in settings.items()}
     return changed(Recipe(name="small"), {"model.path": model, "model.dtype": "bfloat16", **dotted})
 
 
 def find(name: str) -> ModelShape:
-    """``tiny``, or a public model, whatever lies in the hub cache of this machine."""
+    """Find ``tiny`` or a public model, independent of this machine's hub cache."""
     return TINY if name == "tiny" else find_shape(name, {"HF_HOME": "/nowhere"})

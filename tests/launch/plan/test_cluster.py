@@ -1,4 +1,4 @@
-"""The cluster's text."""
+"""Parsing of the cluster's text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``rlhf plan`` as it is typed: what it prints, its exit codes, and that it needs neither Ray nor torch."""
+"""``rlhf plan`` on the command line: its output, its exit codes, and that it imports neither Ray nor torch."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_what_does_not_fit_is_an_answer(capsys: pytest.CaptureFixture[str]) -> N
         (("--cluster", "gpus=8,gpu=h10-80"), "did you mean h100-80?"),
         ((*CLUSTER, "model.path=meta-llama/Llama-3.1-71B"), "did you mean meta-llama/Llama-3.1-70B?"),
         ((*CLUSTER, "ppo.batch_sise=4"), "ppo.batch_size"),
-        ((*CLUSTER, "placement.device=cpu"), "a plan is about GPUs"),
+        ((*CLUSTER, "placement.device=cpu"), "a plan is for GPUs"),
     ],
 )
 def test_mistakes_end_with_2(arguments: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]) -> None:

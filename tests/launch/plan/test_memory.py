@@ -1,4 +1,4 @@
-"""Memory: ZeRO by hand, the formulas against what DeepSpeed, autograd and the allocator really hold on the CPU."""
+"""Memory: ZeRO by hand, and the formulas against tensors, autograd and the allocator on the CPU."""
 
 from __future__ import annotations
 
@@ -16,7 +16,18 @@ from transformers import AutoModelForCausalLM
 
 from launch.plan import memory
 from launch.plan.members import Head, PlannedRole
-from launch.plan.memory import GIB, GPUMemory, engine, held, on_host, passing, saved, scoring, sending, waiting
+from launch.plan.memory import (
+    GIB,
+    GPUMemory,
+    engine_memory,
+    host_bytes,
+    pass_memory,
+    persistent_memory,
+    publish_memory,
+    saved_activations,
+    scoring_memory,
+    waiting_memory,
+)
 from launch.plan.shapes import ModelShape, shape_of
 from rlhf.config.schema import ModelConfig, OptimizerConfig, RoleConfig, RolloutConfig
 from rlhf.models.load import switch_dropout_off
@@ -58,7 +69,7 @@ ZERO = [
 
 @pytest.mark.parametrize(("dtype", "stage", "bytes_each"), ZERO)
 def test_zero_by_hand(dtype: str, stage: int, bytes_each: tuple[float, ...]) -> None:
-    found = held(member(zero_stage=stage, ranks=4), dtype)
+    found = persistent_memory(member(zero_stage=stage, ranks=4), dtype)
     parts = (found.weights, found.gradients, found.master, found.optimizer)
     assert parts == tuple(pytest.approx(each * TINY.parameters, abs=1) for each in bytes_each)
 
@@ -66,22 +77,25 @@ def test_zero_by_hand(dtype: str, stage: int, bytes_each: tuple[float, ...]) -> 
 def test_a_frozen_role_holds_weights_alone() -> None:
     whole = 2 * TINY.classifier
     for stage in (0, 1, 2):
-        assert held(member(head="scalar", trains=False, zero_stage=stage, ranks=4), "bfloat16").weights == whole
-    sharded = held(member(head="scalar", trains=False, zero_stage=3, ranks=4), "bfloat16")
+        assert (
+            persistent_memory(member(head="scalar", trains=False, zero_stage=stage, ranks=4), "bfloat16").weights
+            == whole
+        )
+    sharded = persistent_memory(member(head="scalar", trains=False, zero_stage=3, ranks=4), "bfloat16")
     assert sharded == GPUMemory(weights=whole // 4, process=memory.PROCESS)
 
 
 def test_offloading_moves_states_to_the_host() -> None:
     offloaded = member(zero_stage=3, ranks=4, offload=True)
-    assert held(offloaded, "bfloat16") == GPUMemory(process=memory.PROCESS)
-    assert on_host(offloaded, "bfloat16") == pytest.approx((2 + 16) * TINY.parameters / 4, abs=2)
-    states_alone = held(member(zero_stage=2, ranks=4, offload=True), "bfloat16")
+    assert persistent_memory(offloaded, "bfloat16") == GPUMemory(process=memory.PROCESS)
+    assert host_bytes(offloaded, "bfloat16") == pytest.approx((2 + 16) * TINY.parameters / 4, abs=2)
+    states_alone = persistent_memory(member(zero_stage=2, ranks=4, offload=True), "bfloat16")
     assert states_alone == GPUMemory(weights=2 * TINY.parameters, process=memory.PROCESS)
-    assert on_host(member(zero_stage=2, ranks=4), "bfloat16") == 0
+    assert host_bytes(member(zero_stage=2, ranks=4), "bfloat16") == 0
 
 
 def held_in_tensors(rank: Rank, stage: int, dtype: str) -> tuple[int, int, int]:
-    """Bytes that this rank holds in the middle of its second update, the bucket's among them, and the parameters."""
+    """Bytes that this rank holds during its second update, including the bucket's, and its number of parameters."""
     place = join(rank)
     before = storages()  # kept: an address that is freed may be given to what is to be counted
     lm = tiny_model(AutoModelForCausalLM, "llama", **SIZES).to(getattr(torch, dtype))
@@ -102,7 +116,7 @@ def held_in_tensors(rank: Rank, stage: int, dtype: str) -> tuple[int, int, int]:
 
 
 def left_at_rest(rank: Rank, stage: int, dtype: str) -> list[int]:
-    """Bytes that a rank holds after an update: with its states at rest, then its weights too; and those on the host."""
+    """Bytes of a rank after an update: with its states offloaded, then its weights too; and those on the host."""
     place = join(rank)
     before = storages()
     lm = tiny_model(AutoModelForCausalLM, "llama", **SIZES).to(getattr(torch, dtype))
@@ -118,18 +132,18 @@ def left_at_rest(rank: Rank, stage: int, dtype: str) -> list[int]:
 
 @pytest.mark.parametrize(("stage", "dtype"), [(0, "float32"), (1, "bfloat16"), (2, "float32"), (3, "bfloat16")])
 def test_what_rests_leaves_the_device_and_lies_on_the_host(stage: int, dtype: str, two_ranks: Crew) -> None:
-    """Whoever holds the memory: all tensors that Python knows of are counted, not those that were asked to leave."""
+    """Count all tensors that Python knows, not only those that should be offloaded."""
     role = member(shape_of(tiny_config("llama", **SIZES).to_dict(), "tiny"), zero_stage=stage, ranks=2)
-    weights = waiting(role, dtype, "states").total - memory.PROCESS
-    assert waiting(role, dtype, "all") == GPUMemory(process=memory.PROCESS)
+    weights = waiting_memory(role, dtype, "states").total - memory.PROCESS
+    assert waiting_memory(role, dtype, "all") == GPUMemory(process=memory.PROCESS)
     for states_away, all_away, host in two_ranks.run(left_at_rest, stage, dtype):
         assert states_away == pytest.approx(weights, rel=0.02)
         assert all_away < 0.02 * weights
-        assert host == pytest.approx(on_host(role, dtype, "all"), rel=0.02)
+        assert host == pytest.approx(host_bytes(role, dtype, "all"), rel=0.02)
 
 
 def storages() -> dict[int, torch.UntypedStorage]:
-    """Every tensor's memory that Python knows of, by address; gradients that hang on parameters too."""
+    """The storage of every tensor that Python knows, by address, including gradients of parameters."""
     gc.collect()
     tensors = [each for each in gc.get_objects() if type(each) in (torch.Tensor, torch.nn.Parameter)]
     parameters = [each for each in tensors if each.is_leaf]
@@ -143,7 +157,7 @@ def test_what_training_holds_is_what_the_formula_says(stage: int, dtype: str, tw
     """Within 2%: shards are padded, and there are inputs and rotary tables."""
     shape = shape_of(tiny_config("llama", **SIZES).to_dict(), "tiny")
     role = member(shape, zero_stage=stage, ranks=2)
-    formula = held(role, dtype).total - memory.PROCESS
+    formula = persistent_memory(role, dtype).total - memory.PROCESS
     for found, bucket, parameters in two_ranks.run(held_in_tensors, stage, dtype):
         assert parameters == shape.parameters
         assert found - bucket == pytest.approx(formula, rel=0.02)
@@ -152,7 +166,7 @@ def test_what_training_holds_is_what_the_formula_says(stage: int, dtype: str, tw
 
 
 def row_of(tokens: int) -> PackedRow:
-    """Four sequences, a third of whose tokens are response."""
+    """Four sequences, of whose tokens a third are response."""
     return pack_row(random_sequences(*[(tokens // 4 - 12, 12)] * 4), range(4), "cpu")
 
 
@@ -168,7 +182,7 @@ def network(architecture: str, dtype: str, layers: int, **changes: Any) -> tuple
 
 
 def saved_bytes(net: PolicyNet, row: PackedRow) -> int:
-    """Bytes of all that autograd saves of a pass, weights left out."""
+    """Bytes that autograd saves in a pass, without weights."""
     weights = {parameter.untyped_storage().data_ptr() for parameter in net.parameters()}
     found: dict[int, torch.Tensor] = {}
 
@@ -182,26 +196,26 @@ def saved_bytes(net: PolicyNet, row: PackedRow) -> int:
 
 
 GROUPED = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
-"""Two heads of queries for each of keys and values."""
+"""Two query heads per key head."""
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("architecture", [*ARCHITECTURES, "grouped"])
 def test_what_a_layer_saves_is_what_autograd_records(architecture: str, dtype: str) -> None:
-    """Two layers more save twice what the formula says of one; what is saved beside layers is within its bound."""
+    """Two more layers save twice the formula's value for one; the rest is within its bound."""
     row, b = row_of(128), memory.size_of(dtype)
     changes: dict[str, Any] = {"attn_pdrop": 0.0} if architecture == "gpt2" else {}
     if architecture == "grouped":
         architecture, changes = "llama", GROUPED
     (one, shape), (three, _) = (network(architecture, dtype, layers, **changes) for layers in (1, 3))
     first = saved_bytes(one, row)
-    layer = saved(shape, 128, b)
+    layer = saved_activations(shape, 128, b)
     assert saved_bytes(three, row) - first == pytest.approx(2 * layer, rel=1e-3)
     assert first - layer <= memory._outside(shape, 128, b) + 128 * b * shape.hidden
 
 
 def test_what_is_saved_grows_with_tokens_and_not_with_their_square() -> None:
-    """Sequences twice as long: twice the bytes at most. Scores, or a mask, would be four times as large."""
+    """Sequences twice as long take at most twice the bytes. Scores, or a mask, would take four times as much."""
     net, _ = network("llama", "float32", 2)
     assert saved_bytes(net, row_of(256)) <= 2 * saved_bytes(net, row_of(128))
 
@@ -210,7 +224,7 @@ LARGE_HEAD = {"vocab_size": 4096, "hidden_size": 64, "intermediate_size": 160}
 
 
 def peak(net: PolicyNet, row: PackedRow, trains: bool) -> int:
-    """Most bytes that were alive at one time in a pass, weights and their gradients left out."""
+    """Peak of the bytes in a pass, without weights and their gradients."""
     tracker = MemTracker()
     tracker.track_external(net)
     with tracker, torch.set_grad_enabled(trains):
@@ -227,14 +241,14 @@ def peak(net: PolicyNet, row: PackedRow, trains: bool) -> int:
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("vocabulary", [61, 4096])
 def test_the_peak_of_an_update_is_within_the_formula(vocabulary: int, checkpointing: bool, dtype: str) -> None:
-    """61 logits: the peak is in a layer. 4096: it is at the logits. The formula takes every token for a response's."""
+    """With 61 logits the peak is in a layer, with 4096 at the logits. The formula assumes only response tokens."""
     net, shape = network("llama", dtype, 4, **{**LARGE_HEAD, "vocab_size": vocabulary})
     if checkpointing:
         net.lm.gradient_checkpointing_enable({"use_reentrant": False})
     row = row_of(64)
-    planned = passing(member(shape), ModelConfig(dtype=dtype, gradient_checkpointing=checkpointing), 64)
+    planned = pass_memory(member(shape), ModelConfig(dtype=dtype, gradient_checkpointing=checkpointing), 64)
     bucket = memory._bucket(member(shape), memory.size_of(dtype))
-    spare = memory.logits(member(shape), 64) - memory.logits(member(shape), 48) if planned.logits else 0
+    spare = memory.logits_bytes(member(shape), 64) - memory.logits_bytes(member(shape), 48) if planned.logits else 0
     most = planned.total - bucket
     assert 0.65 * (most - spare) < peak(net, row, trains=True) < most
 
@@ -243,59 +257,62 @@ def test_the_peak_of_an_update_is_within_the_formula(vocabulary: int, checkpoint
 @pytest.mark.parametrize("vocabulary", [61, 4096])
 def test_the_peak_of_scoring_is_within_the_formula(vocabulary: int, dtype: str) -> None:
     net, shape = network("llama", dtype, 4, **{**LARGE_HEAD, "vocab_size": vocabulary})
-    planned = scoring(member(shape, trains=False, micro_batch_tokens=64), ModelConfig(dtype=dtype))
+    planned = scoring_memory(member(shape, trains=False, micro_batch_tokens=64), ModelConfig(dtype=dtype))
     spare = planned.logits // 4  # of 64 tokens 48 are predicted
     assert 0.75 * (planned.total - spare) < peak(net, row_of(64), trains=False) < planned.total
 
 
 def test_logits_by_hand() -> None:
-    """Five float32 tensors of 2,048 tokens over 128,256 words: 5.25 GB; a critic has none."""
+    """Five float32 tensors of 2,048 tokens times 128,256 words: 5.25 GB; a critic has none."""
     shape = find("meta-llama/Llama-3.1-8B")
-    assert memory.logits(member(shape), 8192) == 20 * 2048 * 128_256
-    assert memory.logits(member(shape, head="scalar"), 8192) == 0
+    assert memory.logits_bytes(member(shape), 8192) == 20 * 2048 * 128_256
+    assert memory.logits_bytes(member(shape, head="scalar"), 8192) == 0
 
 
 def test_a_shared_row_by_hand() -> None:
-    """Llama 8B, 32,768 tokens over 4 ranks, 8,192 each, and 2·4,096 bytes a token for what comes back."""
+    """Llama 8B, 32,768 tokens over 4 ranks, 8,192 each, and 2·4,096 bytes per token for the second exchange."""
     shape = find("meta-llama/Llama-3.1-8B")
     alone = 2 * 8 * 4096 + 2 * 2 * (4096 + 1024) + 8 * 14336 + 8 + 4 * 32
-    assert saved(shape, 32_768, 2) == 32_768 * alone
-    assert saved(shape, 32_768, 2, ranks=4) == 8192 * (alone + 2 * 4096)
+    assert saved_activations(shape, 32_768, 2) == 32_768 * alone
+    assert saved_activations(shape, 32_768, 2, ranks=4) == 8192 * (alone + 2 * 4096)
     four = member(shape, ranks=4, sequence_parallel=4, micro_batch_tokens=32_768)
-    assert memory.logits(four, 4096) == 20 * 1024 * 128_256
-    whole, part = passing(member(shape), ModelConfig(), 32_768), passing(four, ModelConfig(), 32_768)
+    assert memory.logits_bytes(four, 4096) == 20 * 1024 * 128_256
+    whole, part = pass_memory(member(shape), ModelConfig(), 32_768), pass_memory(four, ModelConfig(), 32_768)
     assert part.activations == pytest.approx(whole.activations / 4, rel=0.05)
 
 
 def test_gathers_by_hand() -> None:
-    """Llama 70B frozen: the head, the embedding of equal size (a layer has less), and what is fetched ahead."""
+    """Llama 70B frozen: the head, the equally large embedding (a layer is smaller), and prefetched weights."""
     shape = find("meta-llama/Llama-3.1-70B")
     assert shape.layer < shape.embedding == 128_256 * 8192
     frozen = member(shape, trains=False, zero_stage=3, ranks=8)
-    assert memory.gathered(frozen, 2) == 2 * (2 * 128_256 * 8192 + 50_000_000)
-    assert memory.gathered(member(shape, zero_stage=3, ranks=8), 2) - memory.gathered(frozen, 2) == 2 * 10**9
-    assert memory.gathered(member(shape, zero_stage=2, ranks=8), 2) == 0
-    assert memory.gathered(member(TINY, zero_stage=3, ranks=8), 2) == 2 * TINY.parameters
+    assert memory.gathered_weights(frozen, 2) == 2 * (2 * 128_256 * 8192 + 50_000_000)
+    assert (
+        memory.gathered_weights(member(shape, zero_stage=3, ranks=8), 2) - memory.gathered_weights(frozen, 2)
+        == 2 * 10**9
+    )
+    assert memory.gathered_weights(member(shape, zero_stage=2, ranks=8), 2) == 0
+    assert memory.gathered_weights(member(TINY, zero_stage=3, ranks=8), 2) == 2 * TINY.parameters
 
 
 def test_an_engine_by_hand() -> None:
-    """Half of 80 GiB: 16.06 GB of weights, workspace, CUDA; the rest over 131,072 bytes a token."""
+    """Half of 80 GiB: 16.06 GB of weights, workspace, CUDA; the rest at 131,072 bytes per token."""
     shape = find("meta-llama/Llama-3.1-8B")
-    found = engine(shape, RolloutConfig(gpu_memory_fraction=0.5, enforce_eager=True), "bfloat16", 80 * GIB, 2048)
+    found = engine_memory(shape, RolloutConfig(gpu_memory_fraction=0.5, enforce_eager=True), "bfloat16", 80 * GIB, 2048)
     workspace = 2 * 2048 * (3 * 14336 + 4 * 4096) + 12 * 128 * 128_256
     left = 40 * GIB - 2 * 8_030_261_248 - workspace - memory.PROCESS
     assert found.memory.kv_cache == left
     assert found.kv_tokens == left // 131_072
     assert found.at_once == found.kv_tokens // 2048
     assert found.memory.total == 40 * GIB
-    half = engine(shape, RolloutConfig(tensor_parallel=2), "bfloat16", 80 * GIB, 2048)
+    half = engine_memory(shape, RolloutConfig(tensor_parallel=2), "bfloat16", 80 * GIB, 2048)
     assert half.memory.weights == 8_030_261_248
     assert half.at_once == 128, "vLLM computes no more sequences at once"
 
 
 def test_an_engine_without_room_holds_no_sequence() -> None:
     shape = find("meta-llama/Llama-3.1-70B")
-    found = engine(shape, RolloutConfig(gpu_memory_fraction=0.9), "bfloat16", 80 * GIB, 2048)
+    found = engine_memory(shape, RolloutConfig(gpu_memory_fraction=0.9), "bfloat16", 80 * GIB, 2048)
     assert (found.kv_tokens, found.at_once) == (0, 0)
     assert found.memory.total > 80 * GIB
 
@@ -303,15 +320,15 @@ def test_an_engine_without_room_holds_no_sequence() -> None:
 def test_a_publish_holds_two_chunks() -> None:
     shape = find("meta-llama/Llama-3.1-8B")
     head = 2 * 128_256 * 4096
-    assert sending(
+    assert publish_memory(
         member(shape, zero_stage=1), "bfloat16"
     ).total == 2 * GIB + head + memory.HASHING - 2 * GIB + 2 * max(GIB, head)
-    sharded = sending(member(shape, zero_stage=3, ranks=8), "bfloat16").buffers
-    assert sharded - sending(member(shape, zero_stage=1), "bfloat16").buffers == 2 * head + 2 * memory.BUCKET
+    sharded = publish_memory(member(shape, zero_stage=3, ranks=8), "bfloat16").buffers
+    assert sharded - publish_memory(member(shape, zero_stage=1), "bfloat16").buffers == 2 * head + 2 * memory.BUCKET
 
 
 def test_constants_are_those_of_the_libraries() -> None:
-    """Read where they are defined: this page must not outlive a new version of any of them."""
+    """Compare the constants with their definitions in the libraries, which new versions may change."""
     zero = DeepSpeedZeroConfig(stage=3)
     assert (zero.reduce_bucket_size, zero.prefetch_bucket_size) == (memory.BUCKET, memory.PREFETCH)
     assert (zero.max_reuse_distance, zero.sub_group_size) == (memory.REUSED, memory.STEPPED)

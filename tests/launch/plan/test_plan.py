@@ -1,4 +1,4 @@
-"""Whole plans: places, batches, seconds, what does not fit and what mends it, by hand."""
+"""Whole plans by hand: slots, batches, seconds, what does not fit, and the changes that fix it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from launch.plan.cluster import parse_cluster
 from launch.plan.fit import ROLES, candidates, changed
 from launch.plan.members import PlannedRole, PlannedSlot, Shapes, members, seats
-from launch.plan.memory import PROCESS, held
+from launch.plan.memory import PROCESS, persistent_memory
 from launch.plan.plan import Placed
 from launch.plan.report import Plan, as_values, make_plan
 from launch.plan.show import show
@@ -50,7 +50,7 @@ def placed(made: Recipe, cluster: str) -> dict[str, list[tuple[int, tuple[int, .
 
 
 def test_separate_roles_by_hand() -> None:
-    """The largest first: three ranks of the policy, the engine of two GPUs, then critic, reference, reward."""
+    """Largest first: three policy ranks, the engine with two GPUs, then critic, reference, reward."""
     made = recipe(**SMALL, placement__policy__ranks=3, rollout__tensor_parallel=2)
     assert placed(made, "gpus=8,gpu=h100-80") == {
         "policy": [(0, (0,)), (0, (1,)), (0, (2,))],
@@ -94,7 +94,7 @@ def test_roles_and_what_they_train() -> None:
 
 
 def test_a_batch_by_hand() -> None:
-    """64 samples of 512 tokens: blocks of 16; an update of 32 over two ranks is 16 each, eight to a row of 4,096."""
+    """64 samples of 512 tokens: blocks of 16; an update of 32 over two ranks is 16 each, eight per row of 4,096."""
     made = recipe(
         ppo__batch_size=64,
         ppo__samples_per_prompt=4,
@@ -116,7 +116,7 @@ def machine(made: Recipe, cluster: str = "nodes=2,gpus=8,gpu=h100-80,network=25"
 
 
 def test_flops_by_hand() -> None:
-    """10 tokens of one sequence, 3 of them answers: 2·2·576 and 2·2·8·10 a token, 2·800 an answer."""
+    """10 tokens of one sequence, 3 of them response: 2·2·576 and 2·2·8·10 per token, 2·800 per response token."""
     policy = roles_of(recipe("tiny"))[0]
     assert policy.shape is TINY
     assert forward_flops(policy, 10, 10, 3) == 10 * (2304 + 320) + 3 * 1600
@@ -134,7 +134,7 @@ def test_links_by_hand() -> None:
 
 
 def test_exchanges_by_hand() -> None:
-    """Llama 8B, 4 ranks a row: 3/4 of 2·(32 + 8) heads 128 wide, 2 bytes, 32 layers, at .7 of a node's 450 GB/s."""
+    """Llama 8B, 4 ranks a row: 3/4 of 2·(32 + 8) heads of size 128, 2 bytes, 32 layers, at .7 of a node's 450 GB/s."""
     row = {"placement__policy__ranks": 8, "placement__policy__sequence_parallel": 4}
     made = recipe(placement__strategy="separate", **row)
     policy = roles_of(made)[0]
@@ -147,14 +147,14 @@ def test_exchanges_by_hand() -> None:
 
 
 def test_shared_matrices_by_hand() -> None:
-    """Llama 8B, 4 ranks a matrix, 8 in all: a layer's 218,103,808 numbers by 4, its two norms of 4,096 whole."""
+    """Llama 8B, 4 of 8 ranks per matrix: a layer's 218,103,808 numbers divided by 4, its two norms of 4,096 whole."""
     split = {"placement__policy__ranks": 8, "placement__policy__tensor_parallel": 4}
     made = recipe(placement__strategy="separate", **split)
     policy = roles_of(made)[0]
     outside = 8_030_261_248 - 32 * 218_103_808  # norms, embedding, output head
     own = outside + 32 * 218_103_808 // 4
     assert policy.own(policy.trained) == own and policy.shards == 2
-    memory = held(policy, "bfloat16")
+    memory = persistent_memory(policy, "bfloat16")
     assert (memory.weights, memory.gradients, memory.master) == (2 * own, 6 * own, 2 * own)
     added = 2 * 2 * 32 * 4000 * 4096 * 2 * 3 / 4  # twice a layer, sent about twice: the states of four ranks' tokens
     assert adding_seconds(policy, 1000, machine(made)) == pytest.approx(added / (SHARES["link"] * 450e9))
@@ -163,7 +163,7 @@ def test_shared_matrices_by_hand() -> None:
 
 
 def test_rows_that_are_too_long_are_shared() -> None:
-    """131,072 tokens take more than a GPU on each of eight ranks, whatever else is done."""
+    """131,072 tokens exceed a GPU on each of eight ranks, with any other change."""
     made = recipe(
         placement__strategy="separate",
         rollout__max_response_length=100_000,
@@ -184,7 +184,7 @@ def test_heads_that_ranks_cannot_share_are_a_problem() -> None:
 
 
 def test_decoding_by_hand() -> None:
-    """Memory is the limit of 16 sequences: weights and 16 · (256 + 128) tokens of KV cache a token, 256 times."""
+    """Bound by memory for 16 sequences: weights and 16 · (256 + 128) tokens of KV cache per token, 256 times."""
     made = recipe(ppo__batch_size=16, placement__strategy="separate")
     plan = planned(made, "nodes=1,gpus=8,gpu=h100-80").stages[0]
     engine = plan.placed.engine
@@ -217,7 +217,7 @@ def test_too_few_gpus_are_told_with_the_table_and_more_nodes_are_offered() -> No
 
 @pytest.mark.parametrize("stage", [0, 1])
 def test_what_does_not_fit_fits_with_the_change_that_is_offered(stage: int) -> None:
-    """8B in training at 16 to 20 bytes a parameter is twice a GPU: no row is short enough."""
+    """8B in training at 16 to 20 bytes per parameter is twice a GPU: no row is short enough."""
     made = recipe(
         placement__strategy="separate",
         placement__policy__ranks=4,
@@ -261,7 +261,7 @@ def sharing(offload: str, **settings: object) -> Placed:
 
 
 def test_states_are_on_a_shared_gpu_in_the_update_alone() -> None:
-    """494 million parameters, of which a scalar head leaves out the output head that the embedding is already."""
+    """494 million parameters; a scalar head replaces the output head, which is tied to the embedding."""
     stage, kept = sharing("auto"), sharing("none")
     assert stage.resting == dict.fromkeys(("policy", "critic", "reference", "reward model"), "states")
     [together], [before] = stage.shared, kept.shared
@@ -295,7 +295,7 @@ def test_a_judge_keeps_its_weights_beside_the_engines() -> None:
 
 
 def test_making_room_is_offered_where_it_suffices() -> None:
-    """An engine of nine tenths of the GPU leaves room for no role's weights beside it."""
+    """An engine with nine tenths of the GPU leaves no space for another role's weights."""
     engine = {"rollout__gpu_memory_fraction": 0.9, "model": "Qwen/Qwen2.5-1.5B"}
     made = recipe(**{**SMALL, "placement__strategy": "colocated", **engine})
     offered = [change for change in candidates(made, parse_cluster("gpus=1,gpu=h100-80")) if "offload" in str(change)]
@@ -306,7 +306,7 @@ def test_making_room_is_offered_where_it_suffices() -> None:
 
 
 def test_the_time_of_making_room_by_hand() -> None:
-    """Weights come and go, those of a frozen role only come; states come and go for an update."""
+    """Weights are copied both ways, a frozen role's only to the GPU; states are copied for an update."""
     stage, there = sharing("all"), machine(recipe(**SMALL))
     policy, reference = (next(m for m in stage.members if m.role == role) for role in ("policy", "reference"))
     link, parameters = SHARES["link"] * there.cluster.type.host, 494_032_768
@@ -331,7 +331,7 @@ def test_only_the_roles_that_share_are_counted_together() -> None:
     ("cluster", "offload"), [("gpus=4,gpu=h200-141", {}), ("gpus=4,gpu=h100-80", {"placement.policy.offload": True})]
 )
 def test_all_who_share_gpus_are_offered_fewer_together(cluster: str, offload: dict[str, bool]) -> None:
-    """One of them with fewer ranks alone would not sit where the others do."""
+    """With fewer ranks, one of the roles alone would have other slots than the rest."""
     made = load_recipe(ROOT / "recipes" / "llama_8b_8gpu.yaml")
     change = planned(made, cluster, "pipeline").change
     ranks = {f"placement.{role}.ranks": 4 for role in ROLES}

@@ -1,4 +1,4 @@
-"""Where shapes are found: a folder, the hub cache, the table."""
+"""Sources of shapes: a folder, the hub cache, the table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parameters and KV cache of models whose counts are public, and of real ones made small."""
+"""Parameters and KV cache of models with public counts, and of small real models."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ COUNTS = {
     "openai-community/gpt2-large": 774_030_080,
     "openai-community/gpt2-xl": 1_557_611_200,
 }
-"""As the models' pages on the hub count their safetensors."""
+"""The safetensors counts of the models' pages on the hub."""
 
 
 @pytest.mark.parametrize("name", COUNTS)
@@ -56,7 +56,7 @@ def test_parameters_are_those_of_the_real_model(architecture: str) -> None:
 
 
 def test_kv_cache_by_hand() -> None:
-    """Llama 3 8B: keys and values of 32 layers, 8 heads of 128, two bytes: 2·32·8·128·2 = 131,072 a token."""
+    """Llama 3 8B: keys and values of 32 layers, 8 heads of 128, two bytes: 2·32·8·128·2 = 131,072 per token."""
     shape = find("meta-llama/Llama-3.1-8B")
     assert shape.kv_bytes(2) == 131_072
     assert shape.kv_bytes(2, shards=4) == 131_072 // 4

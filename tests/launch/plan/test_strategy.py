@@ -1,4 +1,4 @@
-"""What ``auto`` stands for: apart where everything fits, together where it does not, and said why."""
+"""The choice for ``auto``: separate if everything fits, else colocated, with the reason."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_together_where_there_are_too_few() -> None:
 
 
 def test_together_where_a_role_alone_does_not_fit_on_its_gpu() -> None:
-    """A model of 8 billion on one GPU of 80 GB: training takes 16 bytes a parameter. Over 8 that all roles share, 2."""
+    """An 8B model on one GPU of 80 GB: training takes 16 bytes per parameter. Over 8 shared GPUs, 2."""
     ranks = {f"placement__{role}__ranks": 8 for role in ("policy", "critic", "reference", "reward")}
     ranks |= {f"placement__{role}__zero_stage": 3 for role in ("policy", "critic", "reference", "reward")}
     large = {"model": "meta-llama/Llama-3.1-8B", "rollout__gpu_memory_fraction": 0.3, "rollout__engines": 1}

@@ -1,4 +1,4 @@
-"""A headless Chromium that is driven over a pipe, by its own DevTools protocol: nothing but the standard library."""
+"""A headless Chromium driven over a pipe by its DevTools protocol, with only the standard library."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from typing import Any, Self
 
 NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 SECONDS = 60.0
-"""How long an answer of the browser may take."""
+"""Timeout of the browser's answers."""
 
 
 def find_browser() -> str | None:
-    """A Chromium of this machine; None where there is none."""
+    """Path of a Chromium on this machine, or None."""
     return next((found for name in NAMES if (found := shutil.which(name))), None)
 
 
 class Browser:
-    """A browser with one page. What the page asked of the network and complained about is kept."""
+    """A browser with one page, which records the page's network requests and errors."""
 
     def __init__(self, executable: str, profile: Path) -> None:
         """Args: profile is a folder for this browser alone."""
@@ -39,9 +39,9 @@ class Browser:
         os.close(answers)
         self._rest, self._last, self._session = b"", 0, ""
         self.requests: list[str] = []
-        """Addresses that the page asked for, itself among them."""
+        """Addresses that the page requested, including its own."""
         self.complaints: list[str] = []
-        """Errors and warnings of the console, exceptions, and what the policy forbade."""
+        """Errors and warnings of the console, exceptions, and violations of the policy."""
         self._loaded = False
 
     def __enter__(self) -> Self:
@@ -58,7 +58,7 @@ class Browser:
         os.close(self._from)
 
     def open(self, page: Path, width: int, height: int = 900) -> None:
-        """Open a file in a window of this size, in CSS pixels, and wait until it is there."""
+        """Open a file in a window of this size, in CSS pixels, and wait until it is loaded."""
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         self._loaded = False
         self.call("Page.navigate", url=page.resolve().as_uri())
@@ -67,32 +67,32 @@ class Browser:
             self._take(self._message(end))
 
     def value(self, expression: str) -> Any:
-        """What a JavaScript expression comes to in the page.
+        """Evaluate a JavaScript expression in the page.
 
         Raises:
-            AssertionError: it threw.
+            AssertionError: the expression threw.
         """
         found = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")
 
     def move(self, x: float, y: float) -> None:
-        """Move the pointer there."""
+        """Move the pointer to a position."""
         self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
 
     def click(self, x: float, y: float) -> None:
-        """Click there."""
+        """Click at a position."""
         self.move(x, y)
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
     def press(self, key: str) -> None:
-        """Press a key and let it go."""
+        """Press and release a key."""
         for kind in ("keyDown", "keyUp"):
             self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key)
 
     def middle(self, element: str) -> tuple[float, float]:
-        """Where the middle of an element, given by an expression, is in the window, once it is scrolled into sight."""
+        """Scroll an element, given by an expression, into view; returns the position of its middle in the window."""
         box = self.value(
             f"(() => {{ const e = {element}; e.scrollIntoView({{block: 'center'}});"
             " const b = e.getBoundingClientRect(); return [b.left + b.width / 2, b.top + b.height / 2]; })()"
@@ -100,12 +100,12 @@ class Browser:
         return box[0], box[1]
 
     def picture(self, path: Path, whole: bool = True) -> None:
-        """A picture of the page as a PNG file."""
+        """A screenshot of the page as a PNG file."""
         data = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)["data"]
         path.write_bytes(base64.b64decode(data))
 
     def call(self, method: str, **parameters: Any) -> Any:
-        """Have the browser do something; its answer.
+        """Send a command to the browser; returns its answer.
 
         Raises:
             AssertionError: it refused, died, or was late.

@@ -1,4 +1,4 @@
-"""A small run's folder, with hostile text wherever a run can hold text."""
+"""A small run's folder, with hostile text wherever a run can contain text."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def hostile_run(root: Path) -> Path:
-    """An unfinished PPO stage: five steps, one KL that is null, an actor that died, a torn last line."""
+    """An unfinished PPO stage: five steps, one KL that is null, an actor that died, an incomplete last line."""
     ppo = root / "ppo"
     metrics = [
         {"step": k, "objective/scores": k / 2, "objective/kl": None if k == 2 else k, "time/step": 4.0, HOSTILE: k}

@@ -1,4 +1,4 @@
-"""The page in a real browser: it draws, reads off values, sorts, asks nothing of a network, and fits a phone."""
+"""The page in a real browser: it draws, shows readings, sorts, makes no network request, and fits a phone."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def test_thinning_keeps_spikes_and_ends_in_order() -> None:
 
 
 def test_what_is_small_is_not_drawn_as_if_it_were_0() -> None:
-    """A gap of 1e-07 and one of 1.1e-07 are two heights, and the tick of 1e-07 is at the first."""
+    """Points at 1e-07 and 1.1e-07 have different heights, and the tick of 1e-07 is at the first."""
     _, values = axes_of(chart((0, 1e-7), (1, 1.1e-7), logarithmic=True))
     assert values.place(1e-7) > values.place(1.1e-7) and values.low == 0.5e-7
     assert axes_of(chart((0, 0.0), (1, 1e-7), logarithmic=True))[1].low == 1e-9

@@ -15,7 +15,7 @@ def test_an_unfinished_run_of_one_stage_is_read_as_far_as_it_goes(tmp_path: Path
     assert (run.name, stage.name) == ("r", "ppo")
     assert stage.metrics["objective/kl"] == ((0, 0.0), (1, 1.0), (2, None), (3, 3.0), (4, 4.0))
     assert (stage.first("objective/scores"), stage.last("objective/scores")) == (0.0, 2.0)
-    assert run.notes == ("ppo/metrics.jsonl: its last line is not whole and left out",)
+    assert run.notes == ("ppo/metrics.jsonl: its last line is incomplete and left out",)
 
 
 def test_lines_that_say_nothing_are_left_out_and_counted(tmp_path: Path) -> None:

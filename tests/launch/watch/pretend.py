@@ -1,4 +1,4 @@
-"""A stage's folder that is written to as a run of PPO writes to it, by the run's own means."""
+"""Writes a stage's folder as a PPO run does, with the run's own functions."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from rlhf.storage.jsonl import append_line
 from rlhf.tracking.run_folder import RunFolder
 
 HOSTILE = "\x1b[2J\x1b[31mred\x07\x9b5A\u202egnp.exe\x1b]0;owned\x07\r\n[bold]markup[/bold]\ud800 end"
-"""What a model may write: escape sequences, a reversal of the text's direction, markup, half a character."""
+"""Hostile output of a model: escape sequences, a reversal of the text's direction, markup, half a character."""
 MEMBERS = ("policy rank 0", "policy rank 1", "critic rank 0", "reference rank 0", "reward rank 0", "rollout engine 0")
 
 
 class Pretend:
-    """One stage in progress, held by this process. ``root`` is the run's folder."""
+    """A stage in progress, held by this process. ``root`` is the run's folder."""
 
     def __init__(self, root: Path, stage: str = "ppo", steps: int = 4) -> None:
         self.steps = steps
         self.run = RunFolder.create(root, stage, f"ppo:\n  steps: {steps}\n", "digest")
 
     def status(self, phase: str, step: int | None, dead: str = "", since: float | None = None) -> None:
-        """Come to a phase."""
+        """Enter a phase."""
         members = {
             name: {
                 "state": "dead" if name == dead else "serving",
@@ -56,13 +56,13 @@ class Pretend:
         append_line(self.run.samples, {"step": step, **sample})
 
     def event(self, kind: str, **details: Any) -> None:
-        """Record an event, now."""
+        """Record an event now."""
         now = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime(time.time() + 1))
         append_line(self.run.events, {"time": now, "kind": kind, **details})
 
 
 def go_on(root: Path, steps: int, seconds: float) -> None:
-    """A whole stage, a step every so many seconds."""
+    """Write a whole stage, with a step every few seconds."""
     run = Pretend(root, steps=steps)
     run.status("start", None)
     time.sleep(seconds)

@@ -1,4 +1,4 @@
-"""``rlhf watch`` as its users meet it: in a terminal, in a pipe, at the end of a run, and where there is none."""
+"""``rlhf watch`` in a terminal, in a pipe, at the end of a run, and without a run."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from rlhf.errors import MachineryError
 from tests.launch.watch.pretend import HOSTILE, Pretend
 
 ALTERNATE, BACK, SHOWN = b"\x1b[?1049h", b"\x1b[?1049l", b"\x1b[?25h"
-"""What switches a terminal to its second screen and back, and shows the cursor."""
+"""Sequences that switch a terminal to its second screen and back, and show the cursor."""
 COMMAND = (sys.executable, "-m", "launch.cli", "watch")
 SECONDS = 60.0
-"""Longest wait for what is to be seen."""
+"""Timeout for expected output."""
 
 
 class Terminal:
@@ -54,7 +54,7 @@ class Terminal:
         self.seen = b""
 
     def wait_for(self, *texts: bytes) -> None:
-        """Read until all the texts have been shown since the last call."""
+        """Read until all texts have been shown since the last call."""
         begin, end = len(self.seen), time.monotonic() + SECONDS
         while not all(text in self.seen[begin:] for text in texts):
             assert time.monotonic() < end and self._read(), self.seen[begin:].decode(errors="replace")
@@ -127,7 +127,7 @@ def test_ctrl_c_leaves_the_terminal_and_the_run_as_they_were(tmp_path: Path) -> 
         shown.wait_for(ALTERNATE, b"no step")
         shown.type(b"\x03")
         assert shown.end() == 0
-    assert b"the run goes on" in shown.seen[shown.seen.rindex(BACK) :]
+    assert b"the run continues" in shown.seen[shown.seen.rindex(BACK) :]
     assert SHOWN in shown.seen[shown.seen.rindex(ALTERNATE) :]
     assert b"Traceback" not in shown.seen
     assert not (run.run.path / "done.json").exists()
@@ -233,7 +233,7 @@ def test_a_job_that_cannot_be_followed_says_why() -> None:
     follower = Follower(follow, JobLog("job", "address"))
     follower.settle()
     ending = follower.standing(None).ending
-    assert ending is not None and ending.text == "followed no further: the job was killed"
+    assert ending is not None and ending.text == "no longer followed: the job was killed"
 
 
 def test_a_folder_of_before_the_job_is_not_its_own(tmp_path: Path) -> None:

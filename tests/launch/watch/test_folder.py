@@ -1,4 +1,4 @@
-"""How a run stands and ends, read from folders as runs leave them."""
+"""State and end of runs, read from their folders."""
 
 from __future__ import annotations
 
@@ -151,8 +151,8 @@ def test_a_process_that_is_gone_is_said_to_be(root: Path) -> None:
     (root / ".ppo.lock").write_text(f"process {_dead()} on {os.uname().nodename}\n")
     ending = look(root).ending
     assert ending is not None and not ending.good
-    assert "is gone without a word: last seen in update of step 5 0:0" in ending.text
-    assert ending.text.endswith("The same command goes on from checkpoints/step_10")
+    assert "ended without a message: last seen in update of step 5 0:0" in ending.text
+    assert ending.text.endswith("The same command resumes from checkpoints/step_10")
 
 
 def test_a_process_with_the_number_of_one_that_is_gone_is_another(root: Path) -> None:
@@ -179,7 +179,7 @@ def test_a_process_of_another_machine_cannot_be_seen(root: Path) -> None:
     later = FolderWatch(Place.of(root), lambda: time.time() + SILENT_SECONDS + 5).look()
     assert later is not None and later.ending is None
     assert "nothing new for 2:0" in later.warning
-    assert "whether process 1 on elsewhere lives cannot be seen from here" in later.warning
+    assert "whether process 1 on elsewhere is alive cannot be seen from here" in later.warning
 
 
 def test_the_stage_that_is_written_to_is_shown(root: Path) -> None:
@@ -203,7 +203,7 @@ def test_no_run_and_a_run_that_is_removed(root: Path) -> None:
 
 
 def _dead() -> int:
-    """The number of a process that has ended."""
+    """Id of a process that has ended."""
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
     return process.pid

@@ -1,4 +1,4 @@
-"""A growing file is read once, whole lines only, and anew when it was cut back."""
+"""A growing file is read once, complete lines only, and again after it was truncated."""
 
 from __future__ import annotations
 

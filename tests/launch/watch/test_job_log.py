@@ -1,4 +1,4 @@
-"""What a job's log tells, as the command prints it where there is no terminal."""
+"""A run's state from a job's log, as the command prints it without a terminal."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rlhf.tracking.console import Console
 
 
 def log_of(*steps: int) -> str:
-    """What the command prints itself."""
+    """The command's own output."""
     out, now = io.StringIO(), iter(range(0, 1000, 10))
     with Console(out, clock=lambda: float(next(now))).stage("PPO", 8) as report:
         for step in steps:

@@ -1,4 +1,4 @@
-"""The picture has the size of the terminal, says what matters, and holds nothing that moves the cursor."""
+"""The picture has the size of the terminal, shows the essentials, and cannot move the cursor."""
 
 from __future__ import annotations
 
@@ -128,6 +128,6 @@ def test_lines_tell_each_step_and_event_once(tmp_path: Path) -> None:
     assert new() == []
     run.run.metrics.write_text("")
     run.step(5)
-    assert new() == ["ppo  goes on after step 5"]
+    assert new() == ["ppo  resumed after step 5"]
     run.step(6)
     assert [line.split("  ")[1] for line in new()] == ["7/40"]

@@ -1,4 +1,4 @@
-"""What the data tests share: a tokenizer small enough to reason about, files of rows, and the real data where it is."""
+"""Fixtures of the data tests: small tokenizers, files of rows, and the real data where it exists."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Write = Callable[..., str]
 
 
 def byte_tokenizer(*specials: str, begin: str | None = None, **declared: str) -> PreTrainedTokenizerFast:
-    """Byte-level BPE that has learnt no merge: one token a byte after the special tokens, so lengths can be counted."""
+    """Byte-level BPE without merges: one token per byte after the special tokens, so that lengths can be counted."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -32,7 +32,7 @@ def byte_tokenizer(*specials: str, begin: str | None = None, **declared: str) ->
 
 @pytest.fixture
 def make_tokenizer() -> Callable[..., PreTrainedTokenizerFast]:
-    """``byte_tokenizer``, for tests of tokenizers that declare their special tokens otherwise."""
+    """``byte_tokenizer``, for tests with other special tokens."""
     return byte_tokenizer
 
 
@@ -44,13 +44,13 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 @pytest.fixture
 def begin_tokenizer() -> PreTrainedTokenizerFast:
-    """Sets the begin token 2 before every text; end token 0."""
+    """Puts the begin token 2 before every text; end token 0."""
     return byte_tokenizer("<end>", "<pad>", "<s>", begin="<s>", eos_token="<end>", pad_token="<pad>", bos_token="<s>")
 
 
 @pytest.fixture
 def write_jsonl(tmp_path: Path) -> Write:
-    """Write rows (objects, or lines as they are) and return the file's path."""
+    """Write rows (objects, or raw lines); returns the file's path."""
 
     def write(*rows: object, name: str = "rows.jsonl") -> str:
         lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
@@ -62,7 +62,7 @@ def write_jsonl(tmp_path: Path) -> Write:
 
 @pytest.fixture
 def shared_file() -> Callable[[str], str]:
-    """Path of a file of the real data, which stands beside the repository on some machines only."""
+    """Path of a file of the real data, which exists beside the repository on some machines only."""
 
     def find(name: str) -> str:
         if not (SHARED / name).exists():

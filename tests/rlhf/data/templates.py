@@ -1,7 +1,7 @@
-"""Chat templates of well-known models, shortened and otherwise as their authors wrote them, with their special tokens.
+"""Chat templates of well-known models, shortened but otherwise unchanged, with their special tokens.
 
-What they do to a conversation differs: some drop earlier reasoning, open a thought for the answer, have no system role,
-strip white space, or write today's date.
+They differ in their treatment of a conversation: some drop earlier reasoning, open a thought for the answer, have no
+system role, strip white space, or write today's date.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tests.rlhf.data.conftest import byte_tokenizer
 
 @dataclass(frozen=True)
 class Chat:
-    """A template and the special tokens of its model, ``end`` and ``begin`` among them."""
+    """A template and its model's special tokens, including ``end`` and ``begin``."""
 
     template: str
     specials: tuple[str, ...]
@@ -23,7 +23,7 @@ class Chat:
     begin: str | None = None
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
-        """One token a byte besides the special ones."""
+        """A tokenizer with one token per byte besides the special ones."""
         declared = {"bos_token": self.begin} if self.begin else {}
         made = byte_tokenizer(*self.specials, "<pad>", eos_token=self.end, pad_token="<pad>", **declared)
         made.add_special_tokens({"additional_special_tokens": list(self.specials)})

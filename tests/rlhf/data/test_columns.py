@@ -1,4 +1,4 @@
-"""Columns that are read, mapped by their standard meaning, found by a path, or named because nothing reads them."""
+"""Columns that are read, mapped by standard names, found by a path, or reported as not read."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def test_the_own_column_of_a_name_that_is_taken_is_not_read(write_jsonl: Write) 
 
 
 def test_a_prompts_row_is_whole_for_rewards(write_jsonl: Write) -> None:
-    """Under the names of the file, whatever was mapped."""
+    """Under the file's names, whatever was mapped."""
     row = {"question": "Sky?", "answer": "Blue.", "meta": {"a": 1}, "system": "Be brief."}
     [read] = load_prompts(DataConfig(path=write_jsonl(row))).rows
     assert read.prompt == "Be brief.\n\nSky?"

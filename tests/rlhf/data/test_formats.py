@@ -195,7 +195,7 @@ def test_a_prompt_is_read_the_same_with_and_without_its_answer(write_jsonl: Writ
 
 
 def test_answers_that_are_no_turns_are_ignored_beside_a_prompt(write_jsonl: Write) -> None:
-    """SQuAD's answers are lists of texts, which rewards are given."""
+    """SQuAD's answers are lists of texts, which reward functions get."""
     path = write_jsonl(
         {"question": "Sky?", "answer": ["Blue", "blue"]}, {"question": "Sky?", "answer": {"text": "Blue"}}
     )

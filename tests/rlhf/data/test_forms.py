@@ -1,4 +1,4 @@
-"""The form in which a template takes a turn without content, and the arguments of a call."""
+"""The forms in which a template accepts a turn without content, and the arguments of a call."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def takes_text(turns: list[Turn]) -> str:
 
 
 def takes_python(turns: list[Turn]) -> str:
-    """Writes an object as Python does, and refuses text."""
+    """A template that writes objects in Python syntax, and refuses text."""
     if any(isinstance(arguments_of(turn), str) for turn in turns):
         raise Unusable("text")
     return takes_text(turns)

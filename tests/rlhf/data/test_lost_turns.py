@@ -1,4 +1,4 @@
-"""Turns that a chat template does not write are found, whatever else stands in its text."""
+"""Turns that a chat template omits are found, whatever else its text contains."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_where_all_are_written_none_is_lost(contents: tuple[str, ...]) -> None:
 
 
 def test_long_turns_are_looked_for_in_the_text_alone() -> None:
-    """Another rendering of every row would take its time."""
+    """Rendering every row once more would cost time."""
 
     def write_again(form: list[Turn]) -> str:
         raise AssertionError("rendered once more")

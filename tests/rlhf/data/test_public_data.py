@@ -1,4 +1,4 @@
-"""Public data by the commands of docs/data.md: every row of a file is used or counted."""
+"""Public data with the settings of docs/data.md: every row of a file is used or counted."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_the_counts_add_up(shared_file: SharedFile, name: str, load, columns, ro
 
 @pytest.mark.parametrize("label", ["annotator1", "annotator1, annotator2, annotator3"])
 def test_pandalms_judgements(shared_file: SharedFile, label: str) -> None:
-    """Compared with a count over the file: a row is a tie, is won, or has an answer that is no text."""
+    """Compare with a count over the file: a row is a tie, has a winner, or has an answer that is no text."""
     path = shared_file("pandalm/testset-v1.json")
     loaded = load_preferences(DataConfig(path=path, columns={**PANDALM, "label": label}))
     with open(path, encoding="utf-8") as stream:
@@ -66,7 +66,7 @@ def test_pandalms_judgements(shared_file: SharedFile, label: str) -> None:
 
 
 def test_finegrained_pairs(shared_file: SharedFile, tmp_path: Path) -> None:
-    """2,616 pairs without ties, as its documentation says."""
+    """2,616 pairs without ties, according to its documentation."""
     write_pairs([shared_file("finegrained-rlhf/dev_feedback.json"), "--out", str(tmp_path / "pairs.jsonl")])
     loaded = load_preferences(DataConfig(path=str(tmp_path / "pairs.jsonl"), columns=FINEGRAINED))
     counted = Counter(bad.category for bad in loaded.bad)

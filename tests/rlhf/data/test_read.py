@@ -74,7 +74,7 @@ def written(path: Path, data: bytes) -> Path:
 
 
 def test_a_digest_is_of_the_content_and_not_of_name_or_packing(tmp_path: Path) -> None:
-    """BLAKE2b of 16 bytes over the lines, by `b2sum --length=128` of the file as it stands in the test."""
+    """BLAKE2b of 16 bytes over the lines, from `b2sum --length=128` of the test's file."""
     [(rows, digest)] = digests(written(tmp_path / "a.jsonl", b'{"a": 1}\n{"a": 2}\n'))
     assert (rows, digest) == (2, "3e91133d8bd8f00b3d06fa60a9953506")
     assert digests(written(tmp_path / "b.jsonl.gz", gzip.compress(b'{"a": 1}\n{"a": 2}\n'))) == [(2, digest)]
@@ -269,7 +269,7 @@ def test_what_a_folder_holds_beside_its_data_is_said(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_folders_is_refused_with_what_it_holds(tmp_path: Path) -> None:
-    """As a data set with several configurations has one for each."""
+    """As in a data set with several configurations, each of which has one."""
     for name in ("main", "socratic"):
         (tmp_path / name).mkdir()
     folder_of(tmp_path, "rows.csv", "README.md")

@@ -1,4 +1,4 @@
-"""A prompt that its answers say again stands once in what a model sees."""
+"""A prompt that is repeated by its answers is seen once by the model."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ def test_bad_rows_are_counted_by_reason_with_the_first_places() -> None:
     good = tuple(PromptRow("a", RowLocation("f", i)) for i in range(1500))
     rows = (bad(3, "empty prompt"), *(bad(i, f"not text: prompt is {i}") for i in (5, 6, 7, 8)))
     assert describe(Loaded(good, rows), "prompts").split("\n") == [
-        "prompts: 1,500 rows, 5 bad rows set aside",
+        "prompts: 1,500 rows, 5 bad rows quarantined",
         "  4 × not text: prompt is 5 (f.jsonl:5, f.jsonl:6, f.jsonl:7, ...)",
         "  1 × empty prompt (f.jsonl:3)",
     ]
@@ -25,11 +25,11 @@ def test_bad_rows_are_counted_by_reason_with_the_first_places() -> None:
 def test_ties_are_no_bad_rows() -> None:
     ties = tuple(replace(bad(i, "tie"), is_fault=False) for i in (2, 4))
     assert describe(Loaded((1,), ties), "pairs").split("\n") == [
-        "pairs: 1 rows, 2 ties set aside",
+        "pairs: 1 rows, 2 ties quarantined",
         "  2 × tie (f.jsonl:2, f.jsonl:4)",
     ]
     assert describe(Loaded((1,), (*ties, bad(3, "no label"))), "pairs").split("\n")[0] == (
-        "pairs: 1 rows, 1 bad row and 2 ties set aside"
+        "pairs: 1 rows, 1 bad row and 2 ties quarantined"
     )
 
 

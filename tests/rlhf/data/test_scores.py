@@ -1,4 +1,4 @@
-"""Scores beside two answers that say otherwise than chosen and rejected do are counted, or refused."""
+"""Scores that contradict chosen and rejected are counted, or refused."""
 
 from __future__ import annotations
 

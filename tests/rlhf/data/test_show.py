@@ -1,4 +1,4 @@
-"""The page of what a model will see, by hand."""
+"""The page of ``rlhf data``, by hand."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_trained_tokens_are_coloured_where_colours_are_seen(tokenizer: PreTraine
 
 
 def test_a_character_of_several_tokens_is_one_piece(tokenizer: PreTrainedTokenizerFast) -> None:
-    """Three bytes of 空 and four of 👍 are as many tokens here; each byte of a broken character stands alone."""
+    """Three bytes of 空 and four of 👍 are as many tokens here; each byte of a broken character is shown alone."""
     assert pieces_of(ids("空a👍", tokenizer).tolist(), tokenizer) == [("空", 3), ("a", 1), ("👍", 4)]
     broken = ids("空", tokenizer).tolist()[:2]
     assert [count for _, count in pieces_of([*broken, *ids("a", tokenizer).tolist()], tokenizer)] == [1, 1, 1]

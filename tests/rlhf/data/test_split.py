@@ -57,9 +57,9 @@ def test_the_share_is_met_on_average_and_seeds_differ() -> None:
     ],
 )
 def test_the_split_of_a_seed_is_this_one(seed: int, expected: list[int]) -> None:
-    """By ``hashlib.blake2b`` alone: the first 53 bits of its little-endian digest as a share of 2^53, below .3.
+    """From ``hashlib.blake2b`` alone: the first 53 bits of its little-endian digest as a fraction of 2^53, below .3.
 
-    A run that is resumed, or that shares its held-out prompts with others, depends on it.
+    A resumed run, or one that shares its held-out prompts with others, depends on it.
     """
     assert split_by_prompt([f"prompt {i}" for i in range(20)], 0.3, seed)[1] == expected
 

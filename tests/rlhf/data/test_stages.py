@@ -23,7 +23,7 @@ FACTS = ModelFacts(context=100, embedding_rows=1000, end_tokens=(0,))
 
 @pytest.fixture
 def recipe(write_jsonl) -> Recipe:
-    """Forty prompts, some too long, with a column beside each."""
+    """Forty prompts, some too long, with another column."""
     rows = [{"prompt": "x" * 90 if i % 5 == 0 else f"number {i}", "answer": i} for i in range(40)]
     data = DataConfig(path=write_jsonl(*rows), held_out_fraction=0.3, max_prompt_length=20)
     return Recipe(
@@ -62,7 +62,7 @@ def test_rows_are_kept_where_somebody_reads_them(recipe, tokenizer, changes, kep
 
 
 def test_comparisons_of_a_prompt_are_in_one_update() -> None:
-    """Prompts 7, 3, 9 and 4 with 2, 1, 3 and 1 comparisons, two prompts an update, two passes."""
+    """Prompts 7, 3, 9 and 4 with 2, 1, 3 and 1 comparisons, two prompts per update, two epochs."""
     token = np.zeros(1, dtype=np.int32)
     ids = [7, 3, 9, 7, 9, 4, 9]
     pairs = [Pair(prompt=token, chosen=token, rejected=token, margin=0.0, prompt_id=i) for i in ids]

@@ -1,6 +1,6 @@
-"""What well-known templates make of conversations, written down by hand: where generation begins, and what is trained.
+"""Renderings of conversations by well-known templates, by hand: where generation begins, and what is trained on.
 
-``|`` stands where the prompt ends; what is trained after it is in ``⟦⟧``.
+``|`` marks the end of the prompt; trained text after it is in ``⟦⟧``.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def tokenised(
 
 
 def shown(chat: ChatFormat, example: Example) -> str:
-    """The example as text, marked."""
+    """The example as marked text."""
     text = chat.tokenizer.decode(example.prompt) + "|"
     for trained, run in groupby(zip(example.response, example.mask, strict=True), key=lambda item: bool(item[1])):
         piece = chat.tokenizer.decode([token for token, _ in run])
@@ -209,7 +209,7 @@ def test_an_answer_is_trained_after_what_generation_begins_with(chat, prompt, an
 
 @pytest.mark.parametrize("chat", [t.CHATML, t.QWEN3, t.LLAMA3, t.GEMMA, t.ZEPHYR, t.SMOLLM3, t.TRACKED])
 def test_the_tokens_are_those_of_the_template(chat) -> None:
-    """By transformers' own tokenisation of the whole conversation, up to the end token."""
+    """Compare with transformers' tokenisation of the whole conversation, up to the end token."""
     written = format_of(chat)
     [example] = tokenised(written, TWICE, reply("6.")).items
     turns = [turn.as_dict() for turn in (*TWICE, reply("6."))]
@@ -264,7 +264,7 @@ def test_a_call_that_is_not_written_is_no_answer(chat) -> None:
 
 
 def test_an_answer_of_which_the_template_drops_a_part_is_set_aside() -> None:
-    """R1 drops what stands before ``</think>``, and this thought does not begin as its generation prompt."""
+    """R1 drops the text before ``</think>``, and this thought does not begin like its generation prompt."""
     rows = [
         Demonstration(ASKED, reply(text), RowLocation("f", i)) for i, text in enumerate(("Hm. Two.</think>4.", "4."))
     ]
@@ -273,7 +273,7 @@ def test_an_answer_of_which_the_template_drops_a_part_is_set_aside() -> None:
 
 
 def test_the_rest_of_a_turn_that_the_template_drops_is_set_aside() -> None:
-    """This template shows the first line of an answer, so that what continues it is lost."""
+    """This template writes the first line of an answer only, so that the continuation is lost."""
     first_line = t.CHATML.template.replace("m['content']", "m['content'].split('\\n')[0]")
     chat = format_of(replace(t.CHATML, template=first_line))
     assert [shown(chat, each) for each in tokenised(chat, (*ASKED, reply("It")), " is.").items] == [
@@ -293,9 +293,9 @@ JSON_TEXT = t.Chat(
     t.CHATML.specials,
     "<|im_end|>",
 )
-"""Adds JSON text to the name, as DeepSeek V3 does; an object raises."""
+"""A template that concatenates JSON text with the name, as DeepSeek V3 does, and fails on an object."""
 JSON_SHOWN = replace(JSON_TEXT, template=JSON_TEXT.template.replace(" + ' ' + ", " ~ ' ' ~ "))
-"""Shows whatever it is given: an object as Python does."""
+"""A template that writes any value, an object in Python syntax."""
 TELLS_NULL = t.Chat(
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.content is none %}[no text]{% else %}{{ m.content }}"
     "{% endif %}{% if m.tool_calls %}{{ m.tool_calls[0].function.arguments | tojson }}{% endif %}<|im_end|>\n"
@@ -398,7 +398,7 @@ def test_a_turn_that_is_not_to_be_trained_on_is_context() -> None:
 def test_a_row_whose_answer_is_not_to_be_trained_on_is_counted(train_on: Any) -> None:
     rows = [Demonstration(ASKED, answer, RowLocation("f", 1)) for answer in (untrained("5."), reply("4."))]
     out = tokenise_demonstrations(rows, format_of(t.CHATML), CONFIG, FACTS, train_on)
-    assert (len(out.items), out.dropped) == (1, {"no turn to train on: weight, train or loss says so": 1})
+    assert (len(out.items), out.dropped) == (1, {"no turn to train on, by weight, train or loss": 1})
 
 
 # Pairs
@@ -421,7 +421,7 @@ def test_answers_that_are_the_same_tokens_are_counted(other: str) -> None:
         Preference(ASKED, reply("Yes"), reply("No"), 0.0, RowLocation("f", 3)),
     ]
     out = tokenise_preferences(rows, format_of(t.CHATML), CONFIG, FACTS)
-    assert len(out.items) == 1 and out.dropped == {"the two answers are the same tokens": 2}
+    assert len(out.items) == 1 and out.dropped == {"the two answers have the same tokens": 2}
 
 
 # Control tokens
@@ -462,7 +462,7 @@ def test_a_thoughts_special_tokens_are_the_models_own() -> None:
 
 
 def test_an_end_token_that_cannot_be_written_as_text_sets_its_row_aside() -> None:
-    """An end token that is not declared special ends what the model says all the same."""
+    """An end token that is not declared special ends a response too."""
     tokenizer = byte_tokenizer("<|endoftext|>", eos_token="<|endoftext|>")
     tokenizer.add_tokens(["<|eot|>"])
     tokenizer.chat_template = (
@@ -553,7 +553,7 @@ def test_a_turn_has_the_role_that_the_template_knows(chat: t.Chat, role: str, ex
 
 
 def counted(chat: t.Chat, turns: tuple[Message, ...]) -> list[dict[str, int]]:
-    """What is said of the turns as a demonstration's prompt and as a prompt, beside a row that is used."""
+    """Remarks on the turns as a demonstration's prompt and as a prompt, beside a row that is used."""
     written = format_of(chat)
     answer = reply("<think>\nTwo.</think>4." if chat is t.DEEPSEEK_R1 else "4.")  # it opens a thought
     rows = [Demonstration(prompt, answer, RowLocation("f", 1)) for prompt in (turns, ASKED)]
@@ -619,7 +619,7 @@ def test_a_turn_that_is_written_otherwise_is_not_lost(chat: t.Chat, turns: tuple
 
 
 def test_a_template_that_refuses_marks_loses_nothing() -> None:
-    """It parses a tool's result, and the marks around it are no JSON."""
+    """The template parses a tool's result, and the marks around it are no JSON."""
     parses = "{% if m.role == 'tool' and m.content[:1] != '{' %}{{ raise_exception('no JSON') }}{% endif %}"
     chat = replace(t.CHATML, template=t.CHATML.template.replace("%}{{", "%}" + parses + "{{", 1))
     assert counted(chat, (*ASKED, Message("tool", '{"sum": 4}'))) == [{}, {}]

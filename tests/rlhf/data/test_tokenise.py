@@ -1,4 +1,4 @@
-"""The tokenizers here make one token of each byte, so every length below can be counted by hand."""
+"""Tokenisation with one token per byte, so that every length below can be counted by hand."""
 
 from __future__ import annotations
 
@@ -187,7 +187,10 @@ def test_nothing_left_is_refused_with_the_counts(tokenizer) -> None:
         (("a", "x" * 50), "raise data.max_response_length"),
         (("a" * 50, "x"), "raise data.max_prompt_length, or set data.long_prompts=truncate_left"),
         (("a", "b<end>c"), "correct the rows"),
-        (((Message("user", "a"),), "b"), "correct the turns, or give a template that takes them (model.chat_template)"),
+        (
+            ((Message("user", "a"),), "b"),
+            "correct the turns, or give a template that accepts them (model.chat_template)",
+        ),
     ],
 )
 def test_the_advice_is_that_of_the_cause(tokenizer, row: tuple[Any, str], advice: str) -> None:
@@ -250,7 +253,7 @@ def test_a_prompt_keeps_its_text_turns_and_row(tokenizer) -> None:
 
 
 def test_a_token_beyond_the_embedding_is_refused_with_its_row(tokenizer) -> None:
-    """Of 258 tokens the model knows the first 258; ``<think>`` was added as number 258."""
+    """Of 258 tokens the model has the first 258; ``<think>`` was added as number 258."""
     tokenizer.add_tokens(["<think>"])
     rows = shown(("ab", "c"), ("ab", "<think>c"))
     with pytest.raises(UserError, match=r"f\.jsonl:2: token '<think>' has id 258.*258 rows") as caught:
@@ -263,7 +266,7 @@ def test_a_token_beyond_the_embedding_is_refused_with_its_row(tokenizer) -> None
 
 
 def spaced(kind: str) -> PreTrainedTokenizerFast:
-    """Sets a space before every text, as Llama 2 does by its normaliser and other tokenizers by their pre-tokenizer."""
+    """A tokenizer that puts a space before every text, like Llama 2 (normaliser) and others (pre-tokenizer)."""
     backend = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
     if kind == "strip":
         backend.normalizer = normalizers.Strip()
@@ -306,7 +309,7 @@ def test_parts_are_tokenised_as_the_whole_text_is(kind: str, prompt: Any, comple
 
 @pytest.mark.parametrize("kind", ["always", "first"])
 def test_a_completion_within_a_word_brings_no_space(kind: str) -> None:
-    """``Ambe`` and ``r Inn``: the whole's tokens do not end with the prompt's; both parts stay what they are."""
+    """``Ambe`` and ``r Inn``: the tokens of the whole do not end with the prompt's; both parts are kept."""
     words = spaced(kind)
     prompt = words("The Ambe", add_special_tokens=False)["input_ids"]
     assert words("The Amber Inn", add_special_tokens=False)["input_ids"][: len(prompt)] != prompt
@@ -316,7 +319,7 @@ def test_a_completion_within_a_word_brings_no_space(kind: str) -> None:
 
 
 def test_a_tokenizer_that_drops_white_space_at_the_ends_is_seen_to_set_a_space() -> None:
-    """The line end that shows how other tokenizers continue a text is no token here."""
+    """The newline by which other tokenizers' continuations are found is no token here."""
     words = spaced("strip")
     assert words("\n", add_special_tokens=False)["input_ids"] == []
     [example] = tokenise_demonstrations(shown(("The Ambe", "r Inn")), words, config(), LONG).items

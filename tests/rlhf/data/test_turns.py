@@ -1,4 +1,4 @@
-"""Turns keep every field, say a prompt once, and refuse what is no text."""
+"""Turns keep every field, contain a prompt once, and refuse content that is no text."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_null_is_not_the_empty_text_for_a_template(write_jsonl: Write, content: 
 
 @pytest.mark.parametrize("empty", [{"tool_calls": []}, {"tool_calls": "[]"}, {"name": ""}, {"extra": {}}])
 def test_an_empty_field_is_not_there(write_jsonl: Write, empty: dict[str, object]) -> None:
-    """``{% if 'tool_calls' in message %}`` is true of a list without calls."""
+    """``{% if 'tool_calls' in message %}`` is true for an empty list of calls."""
     read = one_demonstration(write_jsonl({"messages": [{**USER, **empty}, {**HELLO, **empty}]}))
     assert (read.prompt, read.completion) == ((M_USER,), Message("assistant", "Hello."))
     nothing = {"role": "assistant", "content": None, **empty}
@@ -81,7 +81,7 @@ def test_an_empty_field_is_not_there(write_jsonl: Write, empty: dict[str, object
 
 @pytest.mark.parametrize("turn", [{"role": "assistant", "content": "Rain."}, {"from": "gpt", "value": "Rain."}])
 def test_messages_as_json_text_are_messages(write_jsonl: Write, turn: dict[str, str]) -> None:
-    """As tables hold them that have no lists."""
+    """As in tables without lists."""
     row = {"prompt": json.dumps([USER]), "completion": json.dumps([turn])}
     asked = load_prompts(DataConfig(path=write_jsonl(row))).rows[0].prompt
     for each in (row, {"messages": json.dumps([USER, turn])}, {"prompt": [USER], "completion": json.dumps(turn)}):
@@ -115,7 +115,7 @@ def test_json_text_is_messages_where_one_speaker_is_known(write_jsonl: Write) ->
 
 @pytest.mark.parametrize("write", [json.dumps, list])
 def test_lists_of_texts_are_what_was_said_in_turn(write_jsonl: Write, write) -> None:
-    """As in LMSYS's comparisons: a text for each turn."""
+    """As in LMSYS's comparisons: one text per turn."""
     columns = {"prompt": "prompt", "chosen": "response_a", "rejected": "response_b"}
     row = {"prompt": write(["Hi"]), "response_a": write(["Hello."]), "response_b": write(["What?"])}
     path = write_jsonl(row)
@@ -196,14 +196,14 @@ def test_messages_as_pythons_text_are_refused_with_advice(write_jsonl: Write) ->
     ],
 )
 def test_an_answer_that_is_json_is_text(write_jsonl: Write, text: str) -> None:
-    """The model is to write it."""
+    """The answer is text for the model to write."""
     assert one_demonstration(write_jsonl({"prompt": "Who?", "completion": text})).completion == text
     asked = load_prompts(DataConfig(path=write_jsonl({"prompt": "Who?", "completion": text}))).rows[0].prompt
     assert asked == "Who?"
 
 
 def test_json_text_is_parsed_where_templates_take_values(write_jsonl: Write) -> None:
-    """As OpenAI's API gives arguments, and as columns of ``datasets`` hold tools."""
+    """As OpenAI's API returns arguments, and as columns of ``datasets`` hold tools."""
     text = {"type": "function", "function": {"name": "weather", "arguments": '{"city": "Bresk", "day": null}'}}
     row = {"messages": [USER, {**CALLS, "tool_calls": [text]}], "tools": json.dumps(TOOLS)}
     read = one_demonstration(write_jsonl(row))
@@ -215,7 +215,7 @@ def test_json_text_is_parsed_where_templates_take_values(write_jsonl: Write) -> 
 
 @pytest.mark.parametrize("kind", ["parquet", "datasets"])
 def test_what_a_table_fills_in_is_not_there(tmp_path: Path, kind: str) -> None:
-    """A table gives every struct all fields; the message ``{role, content}`` comes back with three more."""
+    """A table adds all fields to every struct; the message ``{role, content}`` returns with three more."""
     row = {"messages": [USER, {**CALLS, "content": None}, RESULT, ANSWER], "tools": TOOLS}
     if kind == "parquet":
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "rows.parquet")
@@ -244,7 +244,7 @@ def test_conversations_of_from_and_value(write_jsonl: Write) -> None:
 
 
 def test_conversations_of_input_and_output(write_jsonl: Write) -> None:
-    """As Capybara has them."""
+    """As in Capybara."""
     pairs = [{"input": "Hi", "output": "Hello."}, {"input": "Weather in Bresk?", "output": "Rain."}]
     read = one_demonstration(write_jsonl({"conversation": pairs}))
     assert read.prompt == (Message("user", "Hi"), Message("assistant", "Hello."), M_USER)
@@ -253,7 +253,7 @@ def test_conversations_of_input_and_output(write_jsonl: Write) -> None:
 
 
 def test_turns_before_an_instruction_are_not_dropped(write_jsonl: Write) -> None:
-    """Alpaca's files of several turns have the earlier ones in a column of their own."""
+    """Alpaca's files of several turns have the earlier ones in a separate column."""
     row = {"instruction": "And?", "input": "", "output": "Rain.", "history": [["Hi", "Hello."]]}
     path = write_jsonl({**row, "history": []}, row)
     loaded = load_demonstrations(DataConfig(path=path))
@@ -275,7 +275,7 @@ IMAGE = {"type": "image_url", "image_url": {"url": "http://x/y.png"}}
         ),
         (
             {"messages": [USER, {"role": "assistant", "content": [{"type": "thinking", "thinking": "Rain?"}]}]},
-            "not text: messages has a part of type 'thinking'; what is no text is a field beside content",
+            "not text: messages has a part of type 'thinking'; other data belongs beside content, in fields",
         ),
         ({"prompt": "a", "completion": "b", "images": ["y.png"]}, "images, video or audio: the row has images"),
         ({"prompt": "a", "completion": "b", "image": {"bytes": "..."}}, "images, video or audio: the row has image"),
@@ -432,7 +432,7 @@ def test_a_turn_of_a_call_that_is_none_is_counted(write_jsonl: Write, value: str
     "value", [{"enable_thinking": None, "day": "Monday"}, '{"enable_thinking": null, "day": "Monday"}']
 )
 def test_what_is_null_is_not_given_to_the_template(write_jsonl: Write, value: object) -> None:
-    """A template that asks whether ``enable_thinking`` is defined takes null for false."""
+    """A template that tests whether ``enable_thinking`` is defined reads null as false."""
     row = {"messages": [HI, HELLO], "chat_template_kwargs": value}
     assert one_demonstration(write_jsonl(row)).variables == {"day": "Monday"}
 

@@ -1,4 +1,4 @@
-"""A column that says who won is read as the recipe says, or the run is refused."""
+"""A column that names the winner is read according to the recipe, or the run is refused."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_all_columns_that_may_say_who_won_are_named_at_once(write_jsonl: Write) 
     ],
 )
 def test_numbered_answers_are_judged_by_some_column(write_jsonl: Write, labels: tuple[object, ...]) -> None:
-    """The name says nothing here; the values do."""
+    """The column's name has no meaning here, but its values do."""
     rows = write_jsonl(*judged(*labels, name="gpt4"))
     with pytest.raises(UserError, match="the column 'gpt4' may say which"):
         load_preferences(DataConfig(path=rows, columns=NUMBERED))
@@ -98,7 +98,7 @@ def test_labels_that_can_be_read_in_one_way_only(write_jsonl: Write, labels, exp
 
 @pytest.mark.parametrize("labels", [(0, 1), (1, 1), (True, False), (-1, 1), ("x", "y"), ("good", 2), ([1], [2])])
 def test_labels_that_can_be_read_in_two_ways_are_refused(write_jsonl: Write, labels) -> None:
-    with pytest.raises(UserError, match=r"what they say is not certain|not one value"):
+    with pytest.raises(UserError, match=r"their meaning is ambiguous|not one value"):
         winners(write_jsonl(*judged(*labels)))
 
 
@@ -199,7 +199,7 @@ def test_a_label_is_the_column_of_its_own_name_or_number(write_jsonl: Write, nam
 )
 def test_numbers_that_count_otherwise_than_the_columns_are_refused(write_jsonl: Write, names, labels) -> None:
     path = write_jsonl(*named(names, *labels))
-    with pytest.raises(UserError, match="what they say is not certain"):
+    with pytest.raises(UserError, match="their meaning is ambiguous"):
         compared(path, names)
     assert len(compared(path, names, labels={str(label): "chosen" for label in labels})) == len(labels)
 
@@ -212,7 +212,7 @@ def test_items_of_a_list_are_counted_as_their_labels_count_them(write_jsonl: Wri
     if expected:
         assert compared(path, ("d.0", "d.1")) == expected
     else:
-        with pytest.raises(UserError, match="what they say is not certain"):
+        with pytest.raises(UserError, match="their meaning is ambiguous"):
             compared(path, ("d.0", "d.1"))
 
 
@@ -302,13 +302,13 @@ def test_two_keys_of_one_label_mean_the_same(write_jsonl: Write) -> None:
     ],
 )
 def test_the_advice_names_every_label_once(write_jsonl: Write, labels, example: str) -> None:
-    with pytest.raises(UserError, match="what they say is not certain") as caught:
+    with pytest.raises(UserError, match="their meaning is ambiguous") as caught:
         winners(write_jsonl(*judged(*labels)))
     assert f"data.labels='{example}'" in caught.value.fix
 
 
 def outcomes(*rows: tuple[object, ...], names: tuple[str, ...] = ("a", "b", "tie")) -> list[dict[str, object]]:
-    """LMSYS's rows: a column for each outcome, of which one is 1."""
+    """LMSYS's rows: one column per outcome, of which one is 1."""
     return [
         {"prompt": "q", "response_a": "one", "response_b": "two"}
         | {f"winner_{name}": value for name, value in zip(names, row, strict=True)}
@@ -340,7 +340,7 @@ def test_two_columns_of_outcomes_of_which_none_is_true_are_a_tie(write_jsonl: Wr
 def test_columns_of_which_two_are_true_are_votes(write_jsonl: Write) -> None:
     path = write_jsonl(*outcomes((1, 1, 0), (0, 0, 1)))
     columns = {**AB, "label": ALL}
-    with pytest.raises(UserError, match="what they say is not certain"):
+    with pytest.raises(UserError, match="their meaning is ambiguous"):
         load_preferences(DataConfig(path=path, columns=columns))
     votes = load_preferences(DataConfig(path=path, columns=columns, labels={"1": "chosen", "0": "rejected"}))
     assert [str(row.chosen) for row in votes.rows] == ["one", "two"]

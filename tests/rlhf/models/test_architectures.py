@@ -1,4 +1,4 @@
-"""Every architecture of ``tests/architectures.py`` computes here what plain PyTorch does, or is refused."""
+"""Every architecture of ``tests/architectures.py`` computes the same as plain PyTorch, or is refused."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ NOT_PACKED = {
     "Falcon H1",
     "Bamba",
 }
-"""Attention that cannot be exchanged, convolutions, recurrent states. The program has no such list."""
+"""Attention that cannot be replaced, convolutions, recurrent states. The program has no such list."""
 
 
 def sequences() -> Sequences:
-    """Longer than the sliding windows and chunks of the small models, but for the last."""
+    """All but the last are longer than the sliding windows and chunks of the small models."""
     random = np.random.default_rng(0)
     sizes = ((3, 14), (5, 35), (2, 7))
     return Sequences.pack((random.integers(2, VOCABULARY, p), random.integers(2, VOCABULARY, r)) for p, r in sizes)
@@ -49,7 +49,7 @@ def test_logprobs_gradients_and_adapters_are_plain_pytorchs(name: str) -> None:
 
 
 def test_adapters_that_a_model_passes_over_are_refused_with_those_it_computes() -> None:
-    """Mamba's kernel takes the weight of ``dt_proj`` and not its product."""
+    """Mamba's kernel uses the weight of ``dt_proj`` and not its output."""
     net = PolicyNet(small_model("Mamba"))
     add_adapters(net.lm, LoRAConfig(), seed=0)
     with pytest.raises(UserError, match="adapters of dt_proj are never computed") as caught:

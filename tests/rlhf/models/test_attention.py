@@ -1,4 +1,4 @@
-"""Attention by sequence against transformers' attention written out step by step ("eager"), one sequence at a time."""
+"""Attention by sequence against transformers' eager attention, one sequence at a time."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ HEADS = {"num_key_value_heads": 1, "head_dim": 32, "max_position_embeddings": 64
 
 @dataclass(frozen=True)
 class Case:
-    """An architecture whose attention has something of its own."""
+    """An architecture with a peculiarity in its attention."""
 
     config: str
     changes: dict[str, Any] = field(default_factory=dict)
@@ -139,7 +139,7 @@ BANDS = {
     "a hole": (lambda row, head, query, key: (key <= query) & ((query != 4) | (key != 2)), (9,), None),
     "one token": (window(2, 0), (1,), (-1, -1)),
 }
-"""Rules, lengths, and tokens before and behind that a token sees, as ``varlen_attn`` counts a window; -1: all."""
+"""Rules, lengths, and the visible tokens before and after, as in ``varlen_attn``'s window; -1: all."""
 
 
 @pytest.mark.parametrize("name", BANDS)

@@ -1,4 +1,4 @@
-"""Classifiers of any architecture against transformers' own forward pass on each sequence alone; what is refused."""
+"""Classifiers of any architecture against transformers' own forward pass on single sequences; refused folders."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 SEQUENCES = random_sequences((3, 5), (1, 4), (6, 1), (9, 20))
 EVERY = range(len(SEQUENCES))
 OVER_PADDED = ("bloom",)
-"""Decoders whose attention transformers lets nobody choose."""
+"""Decoders whose attention transformers does not allow to replace."""
 
 
 def alone(classifier: PreTrainedModel, label: int = 0) -> Tensor:
@@ -36,7 +36,7 @@ def alone(classifier: PreTrainedModel, label: int = 0) -> Tensor:
 
 
 def chosen(classifier: PreTrainedModel, label: int = 0) -> tuple[ScalarNet, Tensor]:
-    """The network as its probe leaves it, and the scores that it gives then."""
+    """The network after its probe, and its scores."""
     net = ScalarNet(classifier.eval(), label)
 
     def run(*arguments: Any) -> Tensor:
@@ -105,7 +105,7 @@ def test_a_head_of_several_layers_is_read_as_it_is(tmp_path: Path) -> None:
 
 
 def leak(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-    """As a convolution does, mix each token's embedding with that of the one before it in the row."""
+    """Mix each token's embedding with that of the previous token in the row, as a convolution does."""
     return output + nn.functional.pad(output, (0, 0, 1, 0))[:, :-1]
 
 
@@ -119,7 +119,7 @@ def test_a_model_that_mixes_neighbours_of_a_row_is_given_a_row_a_sequence() -> N
 
 
 def look_at_padding(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-    """Add the mean over the whole row, whatever is padding in it."""
+    """Add the mean over the whole row, including padding."""
     return output + output.mean(dim=1, keepdim=True)
 
 
@@ -167,7 +167,7 @@ def test_of_several_labels_the_one_that_is_named_is_the_score(
 
 
 def changed(folder: Path, **tensors: Tensor | None) -> None:
-    """Put tensors into the folder's weights, or take them out."""
+    """Add tensors to the folder's weights, or remove them."""
     weights = load_file(folder / "model.safetensors")
     for name, tensor in tensors.items():
         weights.pop(name, None)
@@ -228,7 +228,7 @@ def test_an_encoder_without_a_head_is_no_start(tmp_path: Path) -> None:
 def test_no_padding_token_is_made_that_the_embedding_lacks_or_that_ends_responses(
     pad: int | None, load: Any, tmp_path: Path
 ) -> None:
-    """The tokenizer's own padding token is beyond the embedding, as where it was added when none was left."""
+    """The tokenizer's padding token is outside the embedding, as if it had been added later."""
     tiny_model(AutoModelForCausalLM, "llama").save_pretrained(tmp_path)
     tokenizer = train_tokenizer([], 258)
     tokenizer.add_special_tokens({"pad_token": "<new>"})

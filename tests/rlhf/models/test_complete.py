@@ -1,4 +1,4 @@
-"""Folders whose tensors are not those of the model that their settings describe."""
+"""Folders whose tensors differ from those of the model in their config.json."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ QUERY, UP = "model.layers.0.self_attn.q_proj", "model.layers.1.mlp.up_proj.weigh
 
 
 def changed(folder: Path, change: Change, architecture: str = "llama") -> Path:
-    """A causal model's folder in which ``change`` has been made to the tensors."""
+    """A causal model's folder whose tensors were modified by ``change``."""
     tiny_model(AutoModelForCausalLM, architecture).save_pretrained(folder)
     train_tokenizer([], 258).save_pretrained(folder)
     tensors = load_file(folder / "model.safetensors")

@@ -1,4 +1,4 @@
-"""The examination on models of which it is known what is wrong with them."""
+"""The examination, on models with known faults."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.rlhf.tiny import VOCABULARY, tiny_config, tiny_model
 
 
 def as_made(name: str, dtype: torch.dtype) -> PreTrainedModel:
-    """A model with the small weights that an architecture begins with, in which little leaks."""
+    """A model with the small initial weights of an architecture, in which little leaks."""
     torch.manual_seed(0)
     return AutoModelForCausalLM.from_config(small_config(name)).eval().to(dtype)
 
@@ -70,7 +70,7 @@ def test_memory_that_runs_out_is_not_taken_for_a_model_that_cannot_be_packed(mon
 
 
 def test_positions_that_go_on_from_sequence_to_sequence_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are the same whatever the neighbours are: only the comparison with the sequence alone shows them."""
+    """They are independent of the neighbours: only the comparison with the sequence alone reveals them."""
 
     def going_on(row: PackedRow) -> dict[str, Tensor]:
         return inputs(replace(row, positions=torch.arange(row.tokens.shape[1])[None]))
@@ -143,6 +143,6 @@ def test_tokens_with_a_meaning_are_not_among_the_random_ones() -> None:
 
 
 def test_the_distance_is_relative_and_by_token() -> None:
-    """3-4-5: (3, 4) is √2 from (2, 3), over its own norm 5; a state of zeros counts as no distance from itself."""
+    """3-4-5: (3, 4) has distance √2 from (2, 3), over its own norm 5; two zero states have distance 0."""
     found = distances(torch.tensor([[2.0, 3.0], [0.0, 0.0]]), torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
     assert found.tolist() == pytest.approx([2**0.5 / 5, 0.0])

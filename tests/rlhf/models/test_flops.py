@@ -1,4 +1,4 @@
-"""FLOPs against PyTorch's own counter, which counts the products that are made, and by hand."""
+"""FLOPs against PyTorch's counter, which counts the products that are computed, and by hand."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.rlhf.tiny import ARCHITECTURES, VOCABULARY, tiny_model
 
 
 def counted(model: PreTrainedModel, tokens: int, backward: bool = False) -> int:
-    """FLOPs of a pass over one sequence as PyTorch counts them: of attention the whole square."""
+    """FLOPs of a pass over one sequence by PyTorch's counter, which counts the whole square of attention."""
     model.set_attn_implementation("eager")  # whose products are seen, where a fused kernel's may not be
     with FlopCounterMode(display=False) as counter:
         logits = model(torch.arange(tokens)[None] % VOCABULARY, use_cache=False).logits

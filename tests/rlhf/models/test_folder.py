@@ -1,4 +1,4 @@
-"""What a model's folder says: its tokenizer's padding, its facts, its end tokens, and the day its template is told."""
+"""Facts of a model's folder: its tokenizer's padding, its context, its end tokens, and its template's date."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_the_padding_token_is_never_the_end_token(
 
 
 def test_padding_beyond_the_embedding_is_not_used(make_tokenizer) -> None:
-    """Of 257 tokens and a padding token that was added later, a model of 257 rows knows the first 257 alone."""
+    """Of 257 tokens and a padding token added later, a model with 257 rows has only the first 257."""
     tokenizer = make_tokenizer("<end>", eos_token="<end>")
     tokenizer.add_special_tokens({"pad_token": "[PAD]"})
     assert tokenizer.pad_token_id == 257
@@ -67,7 +67,7 @@ ENDS_WITH_EOT = (
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Settings and tokenizer of a model that names end tokens in three places, one of them beyond its embedding."""
+    """Settings and tokenizer of a model that names end tokens in three places, one of them outside its embedding."""
     tokenizer = byte_tokenizer(*SEVERAL, eos_token="<|text|>", pad_token="<pad>")
     tokenizer.chat_template = ENDS_WITH_EOT
     tokenizer.save_pretrained(tmp_path)
@@ -91,7 +91,7 @@ def test_the_context_is_read_by_any_of_its_names(tmp_path: Path) -> None:
 
 
 def test_a_class_default_is_no_end_token(folder: Path) -> None:
-    """Llama's settings say 2 where the file says nothing: there it is an ordinary token."""
+    """Llama's class has a default of 2, which the file does not state: there it is an ordinary token."""
     (folder / "generation_config.json").unlink()
     settings = json.loads((folder / "config.json").read_text())
     del settings["eos_token_id"]

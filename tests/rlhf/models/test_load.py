@@ -65,7 +65,7 @@ def test_the_dtype_is_the_recipes(dtype: str, expected: torch.dtype, tmp_path: P
 
 @dataclass(frozen=True)
 class Trained:
-    """How often an update entered the first layer, and the weights after it."""
+    """Number of updates in the first layer, and the weights after them."""
 
     passes: int
     weights: dict[str, np.ndarray]
@@ -153,7 +153,7 @@ def test_padding_is_never_the_end(tmp_path: Path) -> None:
 
 
 def test_padding_without_a_row_in_the_embedding_is_not_the_classifiers(tmp_path: Path) -> None:
-    """The model knows 61 tokens; the padding token was added as number 258."""
+    """The model has 61 tokens; the padding token was added as number 258."""
     folder = saved(tmp_path)
     tokenizer = train_tokenizer([], 258)
     tokenizer.add_special_tokens({"pad_token": "[PAD]"})

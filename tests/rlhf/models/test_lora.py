@@ -29,7 +29,7 @@ def logits(model: PreTrainedModel) -> torch.Tensor:
 
 
 def learn(model: PreTrainedModel) -> PreTrainedModel:
-    """Give every B numbers, as training would; large enough to matter."""
+    """Fill every B with numbers, as training would; large enough to matter."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for adapter in adapters(model).values():
@@ -48,7 +48,7 @@ def test_merging_adds_the_scaled_product() -> None:
 
 
 def test_merging_is_in_float32() -> None:
-    """In bfloat16 256 + 1 is 256, and 3 · 1.0078125² has no place for its last digits."""
+    """In bfloat16 256 + 1 is 256, and 3 · 1.0078125² loses its last digits."""
     narrow = torch.tensor([[1.0078125]], dtype=torch.bfloat16)
     weight = torch.tensor([[256.0]], dtype=torch.bfloat16)
     found = Adapter(a=narrow, b=narrow, scale=3.0, is_transposed=False).merged(weight)
@@ -129,7 +129,7 @@ def test_layers_are_chosen_by_name_or_by_its_end(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("target", ["lm_head", "embed_tokens", "proj", "c_attn"])
 def test_what_is_no_linear_layer_of_the_model_is_refused(target: str, tmp_path: Path) -> None:
-    """The output head is used without its forward pass, and ``proj`` is the end of a name but not of a part of it."""
+    """The output head runs outside the forward pass, and ``proj`` is the end of a name but not a whole part of it."""
     config = ModelConfig(lora=LoRAConfig(targets=("q_proj", target)))
     with pytest.raises(UserError, match=f"no linear layer '{target}'") as caught:
         load_policy(saved(tmp_path, "llama"), config, seed=0)

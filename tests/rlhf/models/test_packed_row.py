@@ -55,7 +55,7 @@ def test_a_backbone_that_caches_by_default_is_run_without_its_cache(architecture
 
 
 def test_with_their_lengths_left_out_the_sequences_do_see_each_other() -> None:
-    """The other side of the test above: the comparison is fine enough to see a leak."""
+    """The converse of the test above: the comparison is sensitive enough to detect a leak."""
     backbone, sequences = tiny_model(AutoModel, "llama"), random_sequences((3, 4), (5, 2))
     use_row_attention(backbone)
     row = pack_row(sequences, [0, 1], "cpu")

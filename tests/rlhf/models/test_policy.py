@@ -17,11 +17,11 @@ TEMPERATURE = 0.7
 SEQUENCES = random_sequences((3, 5), (1, 4), (6, 1), (2, 7))
 EVERY = list(range(len(SEQUENCES)))
 WEIGHTS = torch.linspace(-1, 1, 17)
-"""One number a response token, so that the gradients of different tokens cannot cancel unseen."""
+"""One weight per response token, so that gradients of different tokens cannot cancel unnoticed."""
 
 
 def plain_logprobs(lm: PreTrainedModel, sequences: Sequences, temperature: float) -> tuple[Tensor, Tensor]:
-    """Log-probabilities and entropies from whole logits, one sequence at a time and without packing."""
+    """Log-probabilities and entropies from whole logits, one sequence at a time, unpacked."""
     logprobs, entropies = [], []
     for i in range(len(sequences)):
         tokens = torch.tensor([*sequences.prompt(i), *sequences.response(i)], dtype=torch.long)
@@ -34,7 +34,7 @@ def plain_logprobs(lm: PreTrainedModel, sequences: Sequences, temperature: float
 
 
 def gradients(module: nn.Module, loss: Tensor) -> dict[str, Tensor]:
-    """The gradient of every parameter; none may be missing, since under ZeRO its collective would be too."""
+    """The gradient of every parameter; none may be missing, because its collective would be missing under ZeRO."""
     module.zero_grad()
     loss.backward()
     return {name: parameter.grad.clone() for name, parameter in module.named_parameters()}
@@ -117,7 +117,7 @@ def test_no_more_than_a_chunk_of_logits_exists(with_gradient: bool, monkeypatch:
 
 
 def of_logits(logits: list[float], target: int, temperature: float = 1.0) -> tuple[float, float]:
-    """Log-probability of the target and entropy, of a head that gives these logits."""
+    """Log-probability of the target and entropy, for a head that returns these logits."""
     logprob, entropy = token_logprobs(
         torch.zeros(1, 1), lambda hidden: torch.tensor([logits]), torch.tensor([target]), temperature, "value"
     )
@@ -151,7 +151,7 @@ def test_entropy_of_a_uniform_distribution_is_the_logarithm_of_its_size() -> Non
 
 
 def entropy_gradient(logits: list[float], temperature: float = 1.0) -> list[float]:
-    """The gradient of the entropy by the logits."""
+    """The gradient of the entropy with respect to the logits."""
     bias = torch.tensor(logits, requires_grad=True)
     hidden = torch.zeros(1, 1, requires_grad=True)
     _, entropy = token_logprobs(hidden, lambda hidden: bias + 0 * hidden, torch.tensor([0]), temperature, "trained")

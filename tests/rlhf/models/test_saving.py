@@ -1,4 +1,4 @@
-"""Settings that transformers reads and does not write."""
+"""Settings that transformers reads and refuses to save."""
 
 from __future__ import annotations
 

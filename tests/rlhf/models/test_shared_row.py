@@ -1,4 +1,4 @@
-"""Rows that two ranks share, against each sequence alone through transformers, on one process."""
+"""Rows split over two ranks, against transformers on single sequences in one process."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from tests.rlhf.tiny import ARCHITECTURES, VOCABULARY, random_sequences, tiny_mo
 
 TEMPERATURE = 0.7
 ODD = ((3, 5), (1, 4), (6, 1), (2, 7))
-"""29 tokens: 15 on the first rank, 14 and one that fills the row up on the second; the border is inside a response."""
+"""29 tokens: 15 on the first rank, 14 and one of padding on the second; the border is inside a response."""
 SIZES = {"odd": ODD, "even": (*ODD, (4, 3)), "one sequence": ((2, 8),), "all on one rank": ((12, 2),)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A model and how it is run."""
+    """A model and the way in which it runs."""
 
     architecture: str = "llama"
     changes: dict[str, Any] = field(default_factory=dict)
@@ -38,7 +38,7 @@ class Case:
 
 
 class Mistral:
-    """Makes a Mistral of the sizes of the Llama that is asked for."""
+    """Builds a Mistral of the sizes of the requested Llama."""
 
     @staticmethod
     def from_config(llama: PreTrainedConfig, attn_implementation: str) -> PreTrainedModel:
@@ -55,7 +55,7 @@ def model(case: Case) -> PreTrainedModel:
 
 
 def weighted(logprobs: Tensor, entropy: Tensor) -> Tensor:
-    """A loss in which every token has its own part."""
+    """A loss in which every token has its own weight."""
     weights = torch.linspace(-1, 2, len(logprobs))
     return (weights * (logprobs + 0.3 * entropy)).sum()
 
@@ -76,7 +76,7 @@ def answer(lm: PreTrainedModel, logprobs: Tensor, entropy: Tensor) -> Answer:
 
 
 def alone(case: Case) -> Answer:
-    """Every sequence by itself, by transformers alone."""
+    """Every sequence separately, by transformers alone."""
     lm, sequences = model(case), random_sequences(*case.sizes)
     rows, entropies = [], []
     for i in range(len(sequences)):
@@ -88,7 +88,7 @@ def alone(case: Case) -> Answer:
 
 
 def shared(rank: Rank, case: Case) -> Answer:
-    """One packed row by all ranks together; each rank's own part of the gradient."""
+    """One packed row on all ranks together; each rank's own part of the gradient."""
     place = join(rank)
     net, sequences = PolicyNet(model(case)), random_sequences(*case.sizes)
     if case.checkpointing:
@@ -127,7 +127,7 @@ def test_the_sliding_window_makes_a_difference_that_would_be_seen() -> None:
 
 
 def empty(rank: Rank) -> tuple[int, float]:
-    """A row without a sample: numbers that it answers, and the largest gradient."""
+    """A row without samples: the number of its outputs, and the largest gradient."""
     place = join(rank)
     net = PolicyNet(model(Case()))
     net.share_rows(rank.rank, rank.world, rank.world, rank.timeout_seconds)
@@ -158,6 +158,6 @@ def test_heads_that_do_not_divide_are_refused() -> None:
     [(32, 8, 8, None), (32, 8, 16, None), (32, 8, 6, "=4; possible are 1, 2, 4, 8, 16, 32"), (6, 4, 3, "=2; possible")],
 )
 def test_which_heads_divide(heads: int, kv_heads: int, ranks: int, fix: str | None) -> None:
-    """32 queries on 16 ranks are two each, with a copy of one of 8 keys; 6 queries on 3 ranks would share 4 keys."""
+    """32 query heads on 16 ranks are two each, with a copy of one of 8 key heads; 6 on 3 ranks would share 4."""
     found = list(indivisible("policy", "a model", heads, kv_heads, ranks))
     assert [error.fix is not None and fix is not None and fix in error.fix for error in found] == [True] * bool(fix)
