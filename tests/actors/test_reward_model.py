@@ -30,7 +30,7 @@ class Ranks:
     def __init__(self) -> None:
         self.saved: dict[str, Any] = {}
         self.supervisor = SimpleNamespace(
-            steps=0, begin=lambda step: None, enter=lambda moment: None, memory=lambda: {}
+            steps=0, begin_step=lambda step: None, enter_phase=lambda moment: None, memory=lambda: {}
         )
 
     def ask(self, method: str, *arguments: Any, moment: Any) -> list[Any]:
