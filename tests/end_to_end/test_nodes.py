@@ -24,12 +24,13 @@ STEPS, STORE = 8, 256 * 2**20
 
 @dataclass(frozen=True, kw_only=True)
 class Survived:
-    """A run that is over, and who was on the node that was killed."""
+    """A run that is over, who was on the node that was killed, and who was on the other."""
 
     path: Path
     code: int
     said: str
     lost: set[str]
+    kept: set[str]
 
     def events(self, kind: str) -> list[dict[str, Any]]:
         return [event for event in read_lines(self.path / "events.jsonl") if event["kind"] == kind]
@@ -56,13 +57,12 @@ def survived(two_nodes: tuple[Cluster, Any], tmp_path_factory: pytest.TempPathFa
     lost = {name for name, member in members.items() if member["node_id"] == node.node_id}
     [raylet] = node.all_processes["raylet"]
     os.kill(raylet.process.pid, signal.SIGKILL)
-    return Survived(path=run.path, code=run.end(), said=run.said(), lost=lost)
+    return Survived(path=run.path, code=run.end(), said=run.said(), lost=lost, kept=set(members) - lost)
 
 
 def test_roles_were_on_both_nodes(survived: Survived) -> None:
-    """Actors are spread: one rank of the policy at least, or the critic, went with its node."""
-    assert 2 <= len(survived.lost) <= 4
-    assert survived.lost & {"policy rank 0", "policy rank 1", "critic rank 0"}
+    """Ray's spreading does its best and promises no even share: how many went with the node varies."""
+    assert survived.lost and survived.kept
 
 
 def test_the_run_ends_well_on_the_node_that_is_left(survived: Survived) -> None:

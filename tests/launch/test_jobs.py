@@ -41,7 +41,7 @@ def test_a_log_that_is_silent_does_not_hide_that_the_job_has_ended() -> None:
 
 def test_a_dashboard_that_falls_silent_is_followed_no_further() -> None:
     dashboard = Dashboard(ends_after=10**6, answers=3)
-    with dashboard.serving() as address, pytest.raises(MachineryError, match="said nothing"):
+    with dashboard.serving() as address, pytest.raises(MachineryError, match="sent no reply"):
         Jobs(address).follow("job", lambda text: None)
 
 
