@@ -11,7 +11,7 @@ from actors.engines import Engines
 from actors.placement import Placement
 from actors.session import Session
 from actors.supervisor import Supervisor
-from actors.waiting import Moment
+from actors.waiting import PhaseContext
 from rlhf.tracking.console import Report
 from rlhf.types import Prompt
 
@@ -61,10 +61,10 @@ def answers_of(engines: Engines, chosen: Sequence[int], tokenizer: Path, report:
     Raises:
         MachineryError: more than ``recovery.bad_samples`` prompts have no answer.
     """
-    moment, set_aside = Moment(phase="answers"), 0
+    context, set_aside = PhaseContext(phase="answers"), 0
     answers: dict[int, str] = {}
-    for block, answered in engines.generate(chosen, range(len(chosen)), moment):
-        set_aside += engines.supervisor.set_aside(answered.faults, set_aside, moment)
-        answers |= engines.decode(tokenizer, block, moment) | dict.fromkeys(answered.set_aside, "")
+    for block, answered in engines.generate(chosen, range(len(chosen)), context):
+        set_aside += engines.supervisor.set_aside(answered.faults, set_aside, context)
+        answers |= engines.decode(tokenizer, block, context) | dict.fromkeys(answered.set_aside, "")
         report(len(answers), {})
     return [answers[i] for i in range(len(chosen))]

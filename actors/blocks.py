@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import ray
 
-from actors.waiting import Moment
+from actors.waiting import PhaseContext
 from rlhf.checkpoints.files import FileEntry, write_files
 from rlhf.config.schema import Recipe
 from rlhf.data.order import OrderState, PromptOrder
 from rlhf.types import RolloutBlock, Sequences
 
 if TYPE_CHECKING:  # processes that read and write files import this module, and do not need the actors
-    from actors.crew import Crew
+    from actors.run_actors import RunActors
 
 SAMPLING = 10**9 + 1  # separates this random stream from other uses of the recipe's seed
 FOLDER = "rollouts"
@@ -55,16 +55,16 @@ def draw_step(recipe: Recipe, prompts: int, step: int, order: OrderState) -> Ste
     return StepPrompts(step=step, prompts=chosen, seeds=seeds, after=coming.state())
 
 
-def generate_blocks(crew: Crew, asked: StepPrompts, set_aside: int, moment: Moment) -> Iterator[Block]:
+def generate_blocks(actors: RunActors, asked: StepPrompts, set_aside: int, context: PhaseContext) -> Iterator[Block]:
     """Start generation at once, and return an iterator over finished blocks.
 
     ``set_aside`` is the number of samples quarantined earlier.
     """
-    answers = crew.engines.generate(asked.prompts, asked.seeds, moment)
+    answers = actors.engines.generate(asked.prompts, asked.seeds, context)
 
     def blocks(before: int) -> Iterator[Block]:
         for rollouts, answered in answers:
-            faults = crew.supervisor.set_aside(answered.faults, before, moment)
+            faults = actors.supervisor.set_aside(answered.faults, before, context)
             before += faults
             yield Block(rollouts=rollouts, samples=len(answered.places), set_aside=faults)
 

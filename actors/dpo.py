@@ -12,7 +12,7 @@ from actors.group import Group
 from actors.reward_model import SHORTER_WINS
 from actors.session import Session
 from actors.supervised import Loop, Summary, phase_seconds, running_group, select_metrics
-from actors.waiting import Moment
+from actors.waiting import PhaseContext
 from rlhf.config.stages import check_schedule
 from rlhf.data.stages import comparison_batches
 from rlhf.evaluation.accuracy import accuracy_ceiling, shorter_wins
@@ -49,7 +49,7 @@ def train_dpo(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
         with timer("reference"):
             reference, held_out = (_logprobs(group, side, "reference") for side in (data.train, data.held_out))
         train = PairData.pack(data.train).sequences
-        group.ask("use", ray.put(train), ray.put(reference), moment=Moment(phase="start"))
+        group.ask("use", ray.put(train), ray.put(reference), context=PhaseContext(phase="start"))
         loop = Loop(
             title="DPO",
             batches=batches,
@@ -59,7 +59,7 @@ def train_dpo(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
         )
         latest = loop.run(session, group, tracker, timer)
         with timer("save"), run.writing_model() as folder:
-            group.ask("save", folder.resolve(), moment=Moment(phase="save"))
+            group.ask("save", folder.resolve(), context=PhaseContext(phase="save"))
             session.tokenizer.save_pretrained(folder)
     shorter = shorter_wins(PairData.pack(data.held_out).sequences)
     baseline = {SHORTER_WINS: shorter, "held-out comparisons": float(len(data.held_out))}
@@ -71,7 +71,7 @@ def _logprobs(group: Group, pairs: Sequence[Pair], phase: str, step: int | None 
     blocks = [np.zeros(0, dtype=np.float32)]
     for begin in range(0, len(pairs), BLOCK):
         sequences = PairData.pack(pairs[begin : begin + BLOCK]).sequences
-        shares = group.ask("logprobs", ray.put(sequences), moment=Moment(phase=phase, step=step))
+        shares = group.ask("logprobs", ray.put(sequences), context=PhaseContext(phase=phase, step=step))
         blocks.append(response_logprobs(shares, sequences))
     return np.concatenate(blocks)
 

@@ -19,7 +19,7 @@ from actors.placement import Placement
 from actors.process import ProcessLocation
 from actors.rollout import Answered, RolloutActor
 from actors.supervisor import Supervisor
-from actors.waiting import ABANDON, START, Moment, fetch, wait
+from actors.waiting import ABANDON, START, PhaseContext, fetch, wait
 from rlhf.batching import share_prompts
 from rlhf.config.schema import Recipe
 from rlhf.device import weight_transfer_backend
@@ -55,7 +55,7 @@ class Generation:
 
     chosen: Sequence[int]
     seeds: Sequence[int]
-    moment: Moment
+    context: PhaseContext
 
     def at(self, positions: Sequence[int]) -> tuple[list[int], list[int]]:
         """Prompts and seeds at these positions of the call."""
@@ -93,8 +93,8 @@ class Engines:
         self.poison_prompts: set[int] = set()
         """Indices of prompts that killed an engine; they are not given to an engine again."""
         self.backend = weight_transfer_backend(placement.device, placement.engines_share) if publishes else None
-        self.restore_serving: Callable[[Moment], None] = self._wait_for_one
-        """Called when no engine serves; returns once one does. ``Crew`` replaces it with a publish by the trainer."""
+        self.restore_serving: Callable[[PhaseContext], None] = self._wait_for_one
+        """Called when no engine serves; returns once one does. ``RunActors`` replaces it by a publish of the policy."""
         environment = {
             "env_vars": worker_environment(recipe.placement.threads_per_rank, recipe.placement.ray_address is None)
         }
@@ -128,18 +128,20 @@ class Engines:
         """Wait until every engine has started, and give each the prompts."""
         self._prompts = ray.put(prompts)
         building = [engine.building for engine in self.all]
-        moment = Moment(phase=START)
-        locations = wait(building, [engine.name for engine in self.all], moment, self.supervisor.deadlines)
-        self._initialise(self.all, locations, moment)
+        context = PhaseContext(phase=START)
+        locations = wait(building, [engine.name for engine in self.all], context, self.supervisor.deadlines)
+        self._initialise(self.all, locations, context)
 
-    def _initialise(self, engines: Sequence[Engine], locations: Sequence[ProcessLocation], moment: Moment) -> None:
+    def _initialise(
+        self, engines: Sequence[Engine], locations: Sequence[ProcessLocation], context: PhaseContext
+    ) -> None:
         """Give prompts to engines that have started, and put them to sleep or to service. Any may fail meanwhile."""
         for engine, where in zip(engines, locations, strict=True):
             self.supervisor.built(where)
             engine.building = None
-        alive = [engine for engine, _ in self._each(engines, "use", moment, self._prompts)]
+        alive = [engine for engine, _ in self._each(engines, "use", context, self._prompts)]
         if self.sleeps:
-            alive = [engine for engine, _ in self._each(alive, "sleep", moment)]
+            alive = [engine for engine, _ in self._each(alive, "sleep", context)]
         if not self.publishes:
             for engine in alive:
                 self._start_serving(engine, 0)
@@ -153,36 +155,36 @@ class Engines:
         """Engines that have proven their weights."""
         return [engine for engine in self.all if engine.version is not None]
 
-    def admit(self, moment: Moment) -> list[Engine]:
+    def admit(self, context: PhaseContext) -> list[Engine]:
         """Engines that have started, and can receive weights; waits for the first one if none has."""
         while True:
-            self._collect_started(moment, wait_for_one=all(engine.building for engine in self.all))
+            self._collect_started(context, wait_for_one=all(engine.building for engine in self.all))
             started = [engine for engine in self.all if not engine.building]
             if started:
                 return started
 
-    def _collect_started(self, moment: Moment, wait_for_one: bool) -> None:
+    def _collect_started(self, context: PhaseContext, wait_for_one: bool) -> None:
         """Initialise the engines that have started by now; ``wait_for_one`` waits for the first."""
         building = {engine.building: engine for engine in self.all if engine.building}
         while building:
             names = {ref: engine.name for ref, engine in building.items()}
             if not wait_for_one and not ray.wait(list(names), timeout=0, fetch_local=False)[0]:
                 return
-            start = Moment(phase=START, step=moment.step)
+            start = PhaseContext(phase=START, step=context.step)
             try:
                 ref = self.supervisor.deadlines.next_ready(names, start)
                 where = fetch(ref, names[ref], start, self.supervisor.deadlines)
             except LostError as error:
                 self.replace_lost(self.supervisor.with_dead_actors(error), start)
                 return
-            self._initialise([building.pop(ref)], [where], moment)
+            self._initialise([building.pop(ref)], [where], context)
             wait_for_one = False
 
-    def _wait_for_one(self, moment: Moment) -> None:
+    def _wait_for_one(self, context: PhaseContext) -> None:
         while not self.serving:
-            self._collect_started(moment, wait_for_one=True)
+            self._collect_started(context, wait_for_one=True)
 
-    def replace_lost(self, error: LostError, moment: Moment, samples: int = 0) -> None:
+    def replace_lost(self, error: LostError, context: PhaseContext, samples: int = 0) -> None:
         """Replace failed engines; the replacements serve once they have proven the current weights.
 
         Args:
@@ -195,7 +197,7 @@ class Engines:
         failed = [engine for engine in self.all if engine.name in error.names]
         if not failed:
             raise error
-        self.supervisor.handle_loss(error.of(engine.name for engine in failed), moment, samples)
+        self.supervisor.handle_loss(error.of(engine.name for engine in failed), context, samples)
         self.replace(failed)
 
     def replace(self, engines: Sequence[Engine]) -> None:
@@ -206,7 +208,9 @@ class Engines:
                 ray.kill(engine.actor, no_restart=True)
             engine.start()
 
-    def generate(self, chosen: Sequence[int], seeds: Sequence[int], moment: Moment) -> Iterator[tuple[Any, Answered]]:
+    def generate(
+        self, chosen: Sequence[int], seeds: Sequence[int], context: PhaseContext
+    ) -> Iterator[tuple[Any, Answered]]:
         """Generate on all serving engines, which start at once; yields finished blocks as (reference, summary).
 
         A poison prompt, which kills engines, is quarantined in this and in every later call.
@@ -214,7 +218,7 @@ class Engines:
         Raises:
             MachineryError: the restart budget is spent.
         """
-        call, batches = Generation(chosen=chosen, seeds=seeds, moment=moment), RetryBatches.of(len(chosen))
+        call, batches = Generation(chosen=chosen, seeds=seeds, context=context), RetryBatches.of(len(chosen))
         return self._stream_answers(call, batches, self._dispatch_next(batches, call) if batches.waiting else {})
 
     def _stream_answers(
@@ -226,12 +230,12 @@ class Engines:
                 continue
             names = {stream: assignment.engine.name for stream, assignment in streams.items()}
             try:
-                stream = self.supervisor.deadlines.next_ready(names, call.moment)
-                answer = self._next_block(stream, names[stream], call.moment)
+                stream = self.supervisor.deadlines.next_ready(names, call.context)
+                answer = self._next_block(stream, names[stream], call.context)
             except LostError as found:
                 error = self.supervisor.with_dead_actors(found)
                 lost = [assignment for assignment in streams.values() if assignment.engine.name in error.names]
-                self.replace_lost(error, call.moment, sum(len(assignment.left) for assignment in lost))
+                self.replace_lost(error, call.context, sum(len(assignment.left) for assignment in lost))
                 streams = {stream: assignment for stream, assignment in streams.items() if assignment not in lost}
                 for assignment in lost:
                     quarantined = batches.lost(assignment.positions, sorted(assignment.left))
@@ -241,7 +245,7 @@ class Engines:
                 continue
             if answer is None:
                 if streams.pop(stream).left:
-                    raise MachineryError(f"{names[stream]} did not answer all prompts during {call.moment}") from None
+                    raise MachineryError(f"{names[stream]} did not answer all prompts during {call.context}") from None
                 continue
             streams[stream].left -= set(answer[1].places)
             yield answer
@@ -258,7 +262,7 @@ class Engines:
         if not positions:
             return {}
         if not self.serving:
-            self.restore_serving(call.moment)
+            self.restore_serving(call.context)
         engines = self.serving
         parts = share_prompts([call.chosen[i] for i in positions], len(engines))
         assignments = [Assignment(engine, [positions[i] for i in part]) for engine, part in zip(engines, parts)]
@@ -274,63 +278,63 @@ class Engines:
         """Placeholder block for abandoned samples, so that the batch keeps its size."""
         while positions:
             if not self.serving:
-                self.restore_serving(call.moment)
-            reason, moment = "the engine died of it", call.moment.of("set aside")
+                self.restore_serving(call.context)
+            reason, context = "the engine died of it", call.context.of("set aside")
             engine = self.serving[0]
             task = engine.actor.set_aside.options(num_returns=2)
             block, answered = task.remote(positions, *call.at(positions), reason)
             try:
-                yield block, fetch(answered, engine.name, moment, self.supervisor.deadlines)
+                yield block, fetch(answered, engine.name, context, self.supervisor.deadlines)
                 return
             except LostError as error:
-                self.replace_lost(self.supervisor.with_dead_actors(error), call.moment)
+                self.replace_lost(self.supervisor.with_dead_actors(error), call.context)
 
-    def _next_block(self, stream: Any, name: str, moment: Moment) -> tuple[Any, Answered] | None:
+    def _next_block(self, stream: Any, name: str, context: PhaseContext) -> tuple[Any, Answered] | None:
         """Next block of a stream and its summary; None at the end of the stream."""
         deadlines = self.supervisor.deadlines
         block = next(stream, None)
         if block is None:
             return None
-        deadlines.next_ready({stream: name}, moment)
+        deadlines.next_ready({stream: name}, context)
         answered = next(stream, block)  # the last item of a failed stream is its error, in place of a block
-        return block, fetch(answered, name, moment, deadlines)
+        return block, fetch(answered, name, context, deadlines)
 
-    def abandon(self, moment: Moment) -> None:
+    def abandon(self, context: PhaseContext) -> None:
         """Abort generation and any unfinished weight update on all started engines."""
-        self._each([engine for engine in self.all if not engine.building], ABANDON, moment)
+        self._each([engine for engine in self.all if not engine.building], ABANDON, context)
 
-    def decode(self, tokenizer: Path, block: ray.ObjectRef, moment: Moment) -> dict[int, str]:
+    def decode(self, tokenizer: Path, block: ray.ObjectRef, context: PhaseContext) -> dict[int, str]:
         """Responses of a block as text, by seed."""
         while True:
             if not self.serving:
-                self.restore_serving(moment)
+                self.restore_serving(context)
             for _, texts in self._each(
-                self.serving[:1], "decode", moment, str(tokenizer), self.trust_remote_code, block
+                self.serving[:1], "decode", context, str(tokenizer), self.trust_remote_code, block
             ):
                 return dict(texts)
 
-    def sleep(self, moment: Moment) -> None:
+    def sleep(self, context: PhaseContext) -> None:
         """Release GPU memory for the trainer, if they share GPUs. Engines that sleep already are not affected."""
         if self.sleeps:
-            self._each([engine for engine in self.all if not engine.building], "sleep", moment)
+            self._each([engine for engine in self.all if not engine.building], "sleep", context)
 
-    def wake(self, part: str, engines: Sequence[Engine], moment: Moment) -> None:
+    def wake(self, part: str, engines: Sequence[Engine], context: PhaseContext) -> None:
         """Reacquire GPU memory: ``weights`` before a publish, ``kv_cache`` after it."""
         if self.sleeps:
-            self._each(engines, "wake", moment, part)
+            self._each(engines, "wake", context, part)
 
-    def prove(self, engines: Sequence[Engine], sent: Fingerprint, version: int, moment: Moment) -> None:
+    def prove(self, engines: Sequence[Engine], sent: Fingerprint, version: int, context: PhaseContext) -> None:
         """Compare each engine's fingerprint with the trainer's; engines that agree serve ``version``.
 
         Raises:
             CanaryError: an engine's weights differ; the message names the layers.
         """
         proven = []
-        for engine, held in self._each(engines, "held_fingerprint", moment):
+        for engine, held in self._each(engines, "held_fingerprint", context):
             wrong = differences(sent, held)
             if wrong:
                 raise CanaryError(
-                    f"canary weights/fingerprint at {moment}: {engine.name} does not hold version {version} of the "
+                    f"canary weights/fingerprint at {context}: {engine.name} does not hold version {version} of the "
                     f"weights; different in {', '.join(wrong[:6])}"
                     f"{f' and {len(wrong) - 6} more' if len(wrong) > 6 else ''}\n"
                     "  usual causes: a tensor was not sent or was changed on the way; a tied output head was not sent "
@@ -338,7 +342,7 @@ class Engines:
                     "saved"
                 )
             proven.append(engine)
-        for engine, _ in self._each(proven, "serve", moment, version):
+        for engine, _ in self._each(proven, "serve", context, version):
             self._start_serving(engine, version)
 
     def mark_outdated(self, version: int) -> None:
@@ -348,11 +352,11 @@ class Engines:
             self.supervisor.published(engine.name, version)
 
     def _each(
-        self, engines: Sequence[Engine], method: str, moment: Moment, *arguments: Any
+        self, engines: Sequence[Engine], method: str, context: PhaseContext, *arguments: Any
     ) -> list[tuple[Engine, Any]]:
         """Call a method of each engine; returns the answers of those that did not fail, and replaces the others."""
         pending = {getattr(engine.actor, method).remote(*arguments): engine for engine in engines}
-        answers, deadlines, work = [], self.supervisor.deadlines, moment.of(method)
+        answers, deadlines, work = [], self.supervisor.deadlines, context.of(method)
         while pending:
             try:
                 ref = deadlines.next_ready({r: e.name for r, e in pending.items()}, work)
@@ -360,7 +364,7 @@ class Engines:
                 del pending[ref]
             except LostError as found:
                 error = self.supervisor.with_dead_actors(found)
-                self.replace_lost(error, moment)
+                self.replace_lost(error, context)
                 pending = {r: engine for r, engine in pending.items() if engine.name not in error.names}
         return answers
 

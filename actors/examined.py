@@ -9,7 +9,7 @@ from pathlib import Path
 from actors.group import Group
 from actors.session import Session
 from actors.supervised import Summary
-from actors.waiting import START, Moment
+from actors.waiting import START, PhaseContext
 from rlhf.models.ends import differing_ends, end_tokens
 from rlhf.models.examination import Examination
 from rlhf.tracking.tracker import Tracker
@@ -23,7 +23,7 @@ def record_examinations(session: Session, tracker: Tracker, groups: Mapping[str,
     """
     summary: Summary = {}
     for role, group in groups.items():
-        found: Examination = group.ask("examined", moment=Moment(phase=START))[0]
+        found: Examination = group.ask("examined", context=PhaseContext(phase=START))[0]
         tracker.event("examined", member=role, **asdict(found))
         summary[f"examined, {role}"] = found.line()
         session.console.print("\n".join([f"{role}: {found.line()}", *(f"  {note}" for note in found.notes)]))

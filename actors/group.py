@@ -12,14 +12,14 @@ import ray
 from actors.cluster import worker_environment
 from actors.placement import Placement
 from actors.supervisor import Supervisor
-from actors.waiting import START, Moment, fetch, wait
+from actors.waiting import START, PhaseContext, fetch, wait
 from actors.worker import HEARTBEAT, Builder, Worker
-from rlhf.placement.pools import Part, Resting
+from rlhf.placement.pools import OffloadMode, Part
 from rlhf.zero.rank import Rank
 
-REST = "rest"
+OFFLOAD = "offload"
 """Method of a role that offloads its state."""
-PARTS: dict[Resting, tuple[Part, ...]] = {"none": (), "states": ("states",), "all": ("states", "weights")}
+PARTS: dict[OffloadMode, tuple[Part, ...]] = {"none": (), "states": ("states",), "all": ("states", "weights")}
 """Parts that are offloaded in each mode."""
 
 
@@ -63,7 +63,7 @@ class Group:
 
     def ready(self) -> None:
         """Wait until every rank has built its role."""
-        for where in wait(self._building, self.names, Moment(phase=START), self.supervisor.deadlines):
+        for where in wait(self._building, self.names, PhaseContext(phase=START), self.supervisor.deadlines):
             self.supervisor.built(where)
 
     def rebuild(self) -> None:
@@ -77,7 +77,7 @@ class Group:
     def rendezvous_address(self) -> tuple[str, int]:
         """Address and free port on the first rank's node."""
         ref = self.workers[0].rendezvous_address.remote()
-        return fetch(ref, self.names[0], Moment(phase=START), self.supervisor.deadlines)
+        return fetch(ref, self.names[0], PhaseContext(phase=START), self.supervisor.deadlines)
 
     def _new_rendezvous(self) -> str:
         """URL of the ranks' rendezvous: a file, out of other users' reach, if this command started Ray; else TCP."""
@@ -108,15 +108,15 @@ class Group:
         """
         return [worker.compute.options(num_returns=2).remote(method, *arguments) for worker in self.workers]
 
-    def ask(self, method: str, *arguments: Any, moment: Moment) -> list[Any]:
+    def ask(self, method: str, *arguments: Any, context: PhaseContext) -> list[Any]:
         """Call a method on every rank with the same arguments, and wait for the results."""
-        return wait(self.call(method, *arguments), self.names, moment, self.supervisor.deadlines)
+        return wait(self.call(method, *arguments), self.names, context, self.supervisor.deadlines)
 
-    def offload(self, moment: Moment, keeps_weights: bool = False) -> None:
+    def offload(self, context: PhaseContext, keeps_weights: bool = False) -> None:
         """Offload every rank's state to host memory, as ``offload_mode`` says; ranks reload it when they use it."""
         if self.offload_mode is not None:
             parts = [part for part in PARTS[self.offload_mode] if part != "weights" or not keeps_weights]
-            self.ask("rest", parts, moment=moment.of(REST))
+            self.ask("offload", parts, context=context.of(OFFLOAD))
 
     def stop(self) -> None:
         """Kill every process of the group."""

@@ -13,7 +13,7 @@ from ray.exceptions import RayError
 
 from actors.blocks import FOLDER, Block, confirm_blocks, read_blocks, write_block
 from actors.cluster import worker_environment
-from actors.waiting import Moment, fetch, wait
+from actors.waiting import PhaseContext, fetch, wait
 from rlhf.checkpoints.checkpoint import Checkpoint
 from rlhf.checkpoints.compatible import data_changes
 from rlhf.checkpoints.files import FileEntry, write_files
@@ -26,7 +26,7 @@ from rlhf.tracking.run_folder import RunFolder
 from rlhf.tracking.tracker import Tracker
 
 if TYPE_CHECKING:  # processes that read and write files import this module, and do not need the actors
-    from actors.crew import Crew
+    from actors.run_actors import RunActors
 
 SNAPSHOT, CHECKPOINT, RESTORE = "snapshot", "checkpoint", "restore"
 
@@ -62,16 +62,22 @@ class Keeper:
     """
 
     def __init__(
-        self, crew: Crew, run: RunFolder, store: CheckpointStore, config_yaml: str, tracker: Tracker, timer: PhaseTimer
+        self,
+        actors: RunActors,
+        run: RunFolder,
+        store: CheckpointStore,
+        config_yaml: str,
+        tracker: Tracker,
+        timer: PhaseTimer,
     ) -> None:
-        self.crew, self.run, self.store, self.config_yaml = crew, run, store, config_yaml
-        self.tracker, self.timer, self.config = tracker, timer, crew.recipe.checkpoint
-        self.steps = crew.recipe.ppo.steps
+        self.actors, self.run, self.store, self.config_yaml = actors, run, store, config_yaml
+        self.tracker, self.timer, self.config = tracker, timer, actors.recipe.checkpoint
+        self.steps = actors.recipe.ppo.steps
         self.snapshot: Snapshot | None = None
         self.committed: Checkpoint | None = store.latest()
         self._writing: Writing | None = None
         self._failures = 0
-        environment = worker_environment(1, crew.recipe.placement.ray_address is None)
+        environment = worker_environment(1, actors.recipe.placement.ray_address is None)
         task = ray.remote(num_cpus=0, max_retries=0, runtime_env={"env_vars": environment})
         self._write, self._write_block, self._confirm = task(write_shard), task(write_block), task(confirm_blocks)
         self._read = task(read_blocks)
@@ -89,20 +95,20 @@ class Keeper:
 
     def take_snapshot(self, state: RunState, ahead: Sequence[Block] = (), score: float | None = None) -> None:
         """Take a snapshot, which replaces the last one. ``score`` ranks the checkpoint for ``checkpoint.keep_best``."""
-        moment = Moment(phase=SNAPSHOT, step=state.step - 1 if state.step else None)
-        self.crew.supervisor.enter_phase(moment)
-        with self.timer(SNAPSHOT, moment.step):
+        context = PhaseContext(phase=SNAPSHOT, step=state.step - 1 if state.step else None)
+        self.actors.supervisor.enter_phase(context)
+        with self.timer(SNAPSHOT, context.step):
             state = self._with_files(state)
-            taken = {role: group.compute("snapshot") for role, group in self.crew.trained.items()}
+            taken = {role: group.compute("snapshot") for role, group in self.actors.trained.items()}
             done = [ref for role in taken for _, ref in taken[role]]
-            names = [name for group in self.crew.trained.values() for name in group.names]
-            wait(done, names, moment, self.crew.supervisor.deadlines)
+            names = [name for group in self.actors.trained.values() for name in group.names]
+            wait(done, names, context, self.actors.supervisor.deadlines)
         shards = {role: [files for files, _ in refs] for role, refs in taken.items()}
         self.snapshot = Snapshot(state=state, shards=shards, ahead=ahead, score=score)
 
     def _with_files(self, state: RunState) -> RunState:
         """Add the current sizes of the run's files, the time account and the W&B run's id to the state."""
-        goodput = self.crew.supervisor.goodput.state()
+        goodput = self.actors.supervisor.goodput.state()
         return replace(state, sizes=self.run.sizes(), goodput=goodput, wandb_id=self.tracker.wandb_id)
 
     def begin_checkpoint(self) -> None:
@@ -138,18 +144,18 @@ class Keeper:
         if not wait_for_it and len(ray.wait(tasks, num_returns=len(tasks), timeout=0)[0]) < len(tasks):
             return
         writing, state = self._writing, self._writing.snapshot.state
-        moment = Moment(phase=CHECKPOINT, step=state.step - 1)
-        self.crew.supervisor.enter_phase(moment)
+        context = PhaseContext(phase=CHECKPOINT, step=state.step - 1)
+        self.actors.supervisor.enter_phase(context)
         try:
-            with self.timer(CHECKPOINT, moment.step):
-                entries = self._written(writing, moment)
+            with self.timer(CHECKPOINT, context.step):
+                entries = self._written(writing, context)
                 self.committed = self.store.commit(
                     state.step, entries, state.to_json(), self.config_yaml, writing.snapshot.score
                 )
         except (OSError, RayError, LostError) as error:
             self._writing = None
             # Running tasks must end before the next attempt. Cancelling them is no option: it may end this process.
-            ray.wait(tasks, num_returns=len(tasks), timeout=self.crew.supervisor.deadlines.learned.ceiling)
+            ray.wait(tasks, num_returns=len(tasks), timeout=self.actors.supervisor.deadlines.learned.ceiling)
             self.store.abandon(state.step)
             self._failed(state.step, error)
             return
@@ -159,14 +165,14 @@ class Keeper:
         if state.watch is not None and state.watch.watch.best is not None:
             self.run.prune_best(state.watch.watch.best.step)
 
-    def _written(self, writing: Writing, moment: Moment) -> list[FileEntry]:
+    def _written(self, writing: Writing, context: PhaseContext) -> list[FileEntry]:
         pending, entries = dict(writing.tasks), list[FileEntry]()
-        deadlines = self.crew.supervisor.deadlines
+        deadlines = self.actors.supervisor.deadlines
         while pending:
-            ref = deadlines.next_ready(pending, moment)
+            ref = deadlines.next_ready(pending, context)
             name = pending.pop(ref)
-            entries += ray.get(ref, timeout=deadlines.seconds(name, moment))
-            deadlines.looked_at(name, moment, is_sound=True)
+            entries += ray.get(ref, timeout=deadlines.seconds(name, context))
+            deadlines.looked_at(name, context, is_sound=True)
         return entries
 
     def _failed(self, step: int, error: Exception) -> None:
@@ -194,24 +200,24 @@ class Keeper:
         Raises:
             LostError: a rank was lost meanwhile.
         """
-        moment = Moment(phase=RESTORE)
-        self.crew.supervisor.enter_phase(moment)
-        state, ahead = self._from_memory(moment) or self._from_disk(moment) or self._from_start()
+        context = PhaseContext(phase=RESTORE)
+        self.actors.supervisor.enter_phase(context)
+        state, ahead = self._from_memory(context) or self._from_disk(context) or self._from_start()
         self.run.rewind(state.sizes)
-        for group in self.crew.trained.values():
-            self.crew.supervisor.serve(group.names)
+        for group in self.actors.trained.values():
+            self.actors.supervisor.serve(group.names)
         return state, ahead
 
-    def _from_memory(self, moment: Moment) -> ResumePoint | None:
+    def _from_memory(self, context: PhaseContext) -> ResumePoint | None:
         if self.snapshot is None:
             return None
         try:
-            for role, group in self.crew.trained.items():
-                group.ask("restore", *self.snapshot.shards[role], moment=moment)
-                group.offload(moment)
+            for role, group in self.actors.trained.items():
+                group.ask("restore", *self.snapshot.shards[role], context=context)
+                group.offload(context)
             blocks = [block.rollouts for block in self.snapshot.ahead]
             if blocks:
-                fetch(self._confirm.remote(*blocks), FOLDER, moment, self.crew.supervisor.deadlines)
+                fetch(self._confirm.remote(*blocks), FOLDER, context, self.actors.supervisor.deadlines)
         except LostError as error:
             if set(error.names) - {FOLDER}:
                 raise
@@ -220,41 +226,41 @@ class Keeper:
             return None
         return self.snapshot.state, self.snapshot.ahead
 
-    def _from_disk(self, moment: Moment) -> ResumePoint | None:
+    def _from_disk(self, context: PhaseContext) -> ResumePoint | None:
         self.finish_checkpoint(wait_for_it=True)  # it is newer than the last one that is committed
         if self.committed is None:
             return None
         self.committed.verify()
-        return self.load(self.committed, moment.of("load"))  # a separate deadline: disks are slower than memory
+        return self.load(self.committed, context.of("load"))  # a separate deadline: disks are slower than memory
 
-    def load(self, checkpoint: Checkpoint, moment: Moment) -> ResumePoint:
+    def load(self, checkpoint: Checkpoint, context: PhaseContext) -> ResumePoint:
         """Have the trained groups load a verified checkpoint; returns the same as ``restore``.
 
         If the data changed since, and the recipe accepts that, a new epoch begins.
         """
         state = RunState.from_json(checkpoint.state())
-        for role, group in self.crew.trained.items():
-            group.ask("load", str(checkpoint.path.resolve() / role), moment=moment)
-            group.offload(moment)
+        for role, group in self.actors.trained.items():
+            group.ask("load", str(checkpoint.path.resolve() / role), context=context)
+            group.offload(context)
         if data_changes(checkpoint.manifest.data, self.store.data or ()):
             return replace(state, order=OrderState(state.order.epoch + 1, 0)), ()
-        return state, self._blocks(checkpoint, moment)
+        return state, self._blocks(checkpoint, context)
 
-    def _blocks(self, checkpoint: Checkpoint, moment: Moment) -> Sequence[Block]:
+    def _blocks(self, checkpoint: Checkpoint, context: PhaseContext) -> Sequence[Block]:
         """Read the rollouts of a checkpoint, in their order."""
         names = [entry.name for entry in checkpoint.manifest.files if entry.name.startswith(f"{FOLDER}/")]
         paths = [(checkpoint.path / name).resolve() for name in sorted(names, key=lambda name: int(Path(name).stem))]
         if not paths:
             return ()
         counts, *blocks = self._read.options(num_returns=1 + len(paths)).remote(paths)
-        sizes = fetch(counts, FOLDER, moment, self.crew.supervisor.deadlines)
+        sizes = fetch(counts, FOLDER, context, self.actors.supervisor.deadlines)
         return [Block(rollouts=block, samples=n, set_aside=m) for block, (n, m) in zip(blocks, sizes, strict=True)]
 
     def _from_start(self) -> ResumePoint:
         """Rebuild the groups from the initial models: neither snapshot nor checkpoint exists."""
-        for group in self.crew.trained.values():
-            self.crew.rebuild(group)
-        return replace(RunState.start(self.crew.recipe), sizes=dict.fromkeys(self.run.sizes(), 0)), ()
+        for group in self.actors.trained.values():
+            self.actors.rebuild(group)
+        return replace(RunState.start(self.actors.recipe), sizes=dict.fromkeys(self.run.sizes(), 0)), ()
 
 
 def write_shard(files: Mapping[str, np.ndarray], folder: Path, role: str) -> list[FileEntry]:

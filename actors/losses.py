@@ -40,11 +40,11 @@ THRESHOLD = re.compile(r"exceeded threshold of (\d+)B")
 KILLED = re.compile(r"Selected to kill: .*?\bpid=(\d+), actual memory used=([\d.]+ ?\w+)")
 
 
-def own_error(error: RayError, who: str, moment: object, seconds: float = 0.0) -> RLHFError:
+def own_error(error: RayError, who: str, context: object, seconds: float = 0.0) -> RLHFError:
     """Translate the error that Ray returned in place of an answer of actor ``who``.
 
     Args:
-        moment: phase and step of the call, for the message.
+        context: phase and step of the call, for the message.
         seconds: duration of the wait.
 
     Returns:
@@ -52,18 +52,18 @@ def own_error(error: RayError, who: str, moment: object, seconds: float = 0.0) -
         error does not identify one; a ``MachineryError`` for a bug.
     """
     if isinstance(error, RayTaskError):
-        return _raised(error, who, moment)
+        return _raised(error, who, context)
     if isinstance(error, GetTimeoutError):
-        return LostError(late([who], moment, seconds), (who,), "stalled")
+        return LostError(late([who], context, seconds), (who,), "stalled")
     if isinstance(error, ObjectLostError):
-        return LostError(f"a result of {who} is lost, during {moment}: {reason(error)}", kind="failed")
+        return LostError(f"a result of {who} is lost, during {context}: {reason(error)}", kind="failed")
     if isinstance(error, DIED):
-        return LostError(f"{who} died during {moment}: {reason(error)}", (who,), "died")
-    what = f"the answer of {who} cannot be read, during {moment}: {reason(error)}"
+        return LostError(f"{who} died during {context}: {reason(error)}", (who,), "died")
+    what = f"the answer of {who} cannot be read, during {context}: {reason(error)}"
     return LostError(what, (who,), "failed")
 
 
-def _raised(error: RayTaskError, who: str, moment: object) -> RLHFError:
+def _raised(error: RayTaskError, who: str, context: object) -> RLHFError:
     """Translate an error raised in the process of ``who``, or in that of an actor whose result it used."""
     cause: BaseException = error
     while isinstance(cause, RayTaskError):
@@ -71,15 +71,15 @@ def _raised(error: RayTaskError, who: str, moment: object) -> RLHFError:
     if isinstance(cause, RLHFError):
         return cause
     if type(cause) is RayError:  # Ray's substitute for an error that could not be serialised
-        return LostError(f"{who} failed during {moment}: {reason(cause)}", (who,), "failed")
+        return LostError(f"{who} failed during {context}: {reason(cause)}", (who,), "failed")
     if isinstance(cause, RayError):
-        return LostError(f"an argument of {who} is lost, during {moment}: {reason(cause)}", kind="failed")
-    return MachineryError(f"{who} failed during {moment}: {str(error).strip().splitlines()[-1]}")
+        return LostError(f"an argument of {who} is lost, during {context}: {reason(cause)}", kind="failed")
+    return MachineryError(f"{who} failed during {context}: {str(error).strip().splitlines()[-1]}")
 
 
-def late(who: Sequence[str], moment: object, seconds: float) -> str:
+def late(who: Sequence[str], context: object, seconds: float) -> str:
     """Message for a missed deadline."""
-    return f"no answer within {seconds:.0f} s during {moment} from {', '.join(shortened(who))}"
+    return f"no answer within {seconds:.0f} s during {context} from {', '.join(shortened(who))}"
 
 
 def reason(error: BaseException) -> str:

@@ -17,7 +17,7 @@ from rlhf.config.schema import Recipe, Stage
 from rlhf.device import Device
 from rlhf.errors import MachineryError
 from rlhf.placement.machine import choose_strategy
-from rlhf.placement.pools import ENGINES, Pool, Resting, pack, pools, resting
+from rlhf.placement.pools import ENGINES, OffloadMode, Pool, offload_modes, pack, pools
 
 GPU_SHARE = 0.1
 """Fraction of a GPU reserved in Ray for each role that shares it, ten at most; Ray does not limit GPU memory."""
@@ -55,12 +55,12 @@ class Placement:
     def __init__(self, recipe: Recipe, device: Device, stage: Stage, gpus: int) -> None:
         self.recipe, self.device = recipe, device
         self.pools = pools(recipe, stage, choose_strategy(recipe, stage, gpus)) if device == "cuda" else ()
-        self._offload_modes = resting(recipe, stage, self.pools)
+        self._offload_modes = offload_modes(recipe, stage, self.pools)
         self._slots: dict[tuple[str, int], Slot] = {}
         if not self.pools:
             return
         try:
-            self._reserve([(pool, range(pool.seats)) for pool in self.pools])
+            self._reserve([(pool, range(pool.slots)) for pool in self.pools])
         except BaseException:
             self.free()
             raise
@@ -70,7 +70,7 @@ class Placement:
         """Whether engines share GPUs with other roles, and have to sleep while those compute."""
         return any(pool.shared and ENGINES in pool.roles for pool in self.pools)
 
-    def offload_mode(self, role: str) -> Resting | None:
+    def offload_mode(self, role: str) -> OffloadMode | None:
         """State that a role offloads to host memory between its phases; None if no other role needs the GPU memory."""
         kind = self._offload_modes.get(role, "none")
         shares = any(pool.shared and role in pool.roles for pool in self.pools)
@@ -90,7 +90,7 @@ class Placement:
 
     def _renew(self, pool: Pool) -> None:
         alive = {node["NodeID"] for node in nodes()}
-        lost = [slot for slot in range(pool.seats) if self._slots[pool.name, slot].node not in alive]
+        lost = [slot for slot in range(pool.slots) if self._slots[pool.name, slot].node not in alive]
         self._remove([self._slots[pool.name, slot].group for slot in lost])
         if lost:
             self._reserve([(pool, lost)])
@@ -105,7 +105,7 @@ class Placement:
             time.sleep(POLL_SECONDS)
         for chunk in chunks:
             pool, slots = wanted[chunk.pool]
-            self._take(pool, slots[chunk.first : chunk.first + chunk.seats], list(free)[chunk.node], end)
+            self._take(pool, slots[chunk.first : chunk.first + chunk.slots], list(free)[chunk.node], end)
 
     def _take(self, pool: Pool, slots: Sequence[int], node: str, end: float) -> None:
         """Reserve these slots of a pool on one node, in one placement group."""
@@ -122,7 +122,7 @@ class Placement:
             raise self._not_free([pool.of(len(slots))]) from error
 
     def _not_free(self, asked: Sequence[Pool]) -> MachineryError:
-        wanted = ", ".join(f"{' + '.join(pool.roles)} {pool.seats} x {pool.width}" for pool in asked)
+        wanted = ", ".join(f"{' + '.join(pool.roles)} {pool.slots} x {pool.width}" for pool in asked)
         free = ", ".join(str(node.gpus) for node in free_gpus().values())
         return MachineryError(
             f"GPUs, with a CPU for each actor, were not free within {self.recipe.placement.start_timeout_seconds:.0f} "

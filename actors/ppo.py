@@ -7,17 +7,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from actors.answering import answers_of, ignore_progress
-from actors.crew import Crew, Start, crew
 from actors.examined import record_examinations
 from actors.keeper import Keeper, ResumePoint
+from actors.run_actors import RunActors, Start, start_actors
 from actors.session import Session
 from actors.supervised import Summary, recorded_seconds, select_metrics
 from actors.supervisor import STATUS, Supervisor
 from actors.survival import Survivor
 from actors.timeline import TimelineCollector
 from actors.trainer import PPOTrainer
-from actors.waiting import Moment
-from actors.watch import Policy, Watcher, judged_prompts, outcome, watch_summary
+from actors.waiting import PhaseContext
+from actors.watch import Policy, Watcher, held_out_prompts, outcome, watch_summary
 from rlhf.checkpoints.store import CheckpointStore
 from rlhf.config.load import to_yaml
 from rlhf.config.schema import Recipe
@@ -50,7 +50,7 @@ def train_ppo(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
     if run.resumes and session.changes_of_data("ppo"):
         _forget_answers(run)
     compared = data.held_out[: _count_compared(run, recipe)]
-    judged = judged_prompts(recipe.early_stop, data.held_out)
+    judged = held_out_prompts(recipe.early_stop, data.held_out)
     start = Start(
         policy=session.policy_start,
         critic=session.critic_start,
@@ -60,14 +60,14 @@ def train_ppo(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
         prompts=[*data.train, *max(compared, judged, key=len)],  # the shorter list is a prefix of the longer one
         logs=run.logs,
         day=session.day,
-        judge_model=session.judge_model,
+        held_out_model=session.held_out_model,
         held_out=data.held_out,
     )
     timeline = TimelineCollector(tracker.timeline, tracker.spans)
     supervisor = Supervisor(recipe, tracker.event, session.check, run.path / STATUS, timeline)
     supervisor.steps = recipe.ppo.steps
     begun = timeline.spans.clock()
-    with crew(recipe, start, session.device, session.gpus, supervisor) as actors, supervisor.on_timeline():
+    with start_actors(recipe, start, session.device, session.gpus, supervisor) as actors, supervisor.on_timeline():
         timeline.spans.add("start", begun)
         examined = record_examinations(session, tracker, actors.networks, session.policy_start)
         trainer = PPOTrainer(actors, len(data.train))
@@ -99,7 +99,7 @@ def _resume_point(session: Session, keeper: Keeper, supervisor: Supervisor, trac
     checkpoint = session.checkpoint("ppo")
     if checkpoint is None:
         return RunState.start(session.recipe), ()
-    state, ahead = keeper.load(checkpoint, Moment(phase="load"))
+    state, ahead = keeper.load(checkpoint, PhaseContext(phase="load"))
     supervisor.resume(state.goodput, keeper.run.path / STATUS)
     tracker.event("resumed", step=state.step, path=str(checkpoint.path))
     return state, ahead
@@ -128,11 +128,11 @@ def _answers_before(run: RunFolder, survivor: Survivor, policy: Policy) -> list[
     return answers
 
 
-def _policy(session: Session, actors: Crew, compared: Sequence[int]) -> Policy:
+def _policy(session: Session, actors: RunActors, compared: Sequence[int]) -> Policy:
     """Access to the current policy: ranks save it, engines answer with it."""
 
     def save(folder: Path) -> None:
-        actors.save(folder.resolve(), Moment(phase="save"))
+        actors.save(folder.resolve(), PhaseContext(phase="save"))
         session.tokenizer.save_pretrained(folder)
 
     start = session.policy_start

@@ -9,7 +9,7 @@ from actors.examined import record_examinations
 from actors.group import Group
 from actors.session import Session
 from actors.supervised import Loop, Summary, phase_seconds, running_group, select_metrics
-from actors.waiting import Moment
+from actors.waiting import PhaseContext
 from rlhf.config.stages import check_schedule
 from rlhf.data.stages import comparison_batches
 from rlhf.errors import MachineryError
@@ -47,7 +47,7 @@ def train_reward(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
     start = session.model_of("sft", recipe.reward.init, session.base)
     with running_group(session, "reward", "reward", run, tracker, ROLE, str(start), len(batches)) as group:
         examined = record_examinations(session, tracker, {"reward": group}, session.base)
-        group.ask("use", ray.put(train), moment=Moment(phase="start"))
+        group.ask("use", ray.put(train), context=PhaseContext(phase="start"))
         loop = Loop(
             title="Reward model",
             batches=batches,
@@ -59,7 +59,7 @@ def train_reward(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
         with timer("normalise"):
             mean, spread = _demonstration_scores(group, session)
         with timer("save"), run.writing_model() as folder:
-            group.ask("save", folder.resolve(), -mean, moment=Moment(phase="save"))
+            group.ask("save", folder.resolve(), -mean, context=PhaseContext(phase="save"))
             session.tokenizer.save_pretrained(folder)
     baseline = {SHORTER_WINS: shorter_wins(held_out.sequences), "held-out comparisons": float(len(data.held_out))}
     scores = {"demonstrations' raw score (shifted to 0)": mean, "demonstrations' standard deviation": spread}
@@ -73,7 +73,7 @@ def _held_out_accuracy(group: Group, held_out: PairData, step: int) -> dict[str,
 
 
 def _rewards(group: Group, sequences: Sequences, step: int) -> Float32:
-    shares = group.ask("rewards", ray.put(sequences), moment=Moment(phase="evaluate", step=step))
+    shares = group.ask("rewards", ray.put(sequences), context=PhaseContext(phase="evaluate", step=step))
     return join_samples(shares, len(sequences))
 
 

@@ -10,7 +10,7 @@ import ray
 
 from actors.group import Group
 from actors.supervisor import Supervisor
-from actors.waiting import Moment, fetch
+from actors.waiting import PhaseContext, fetch
 from rlhf.errors import LostError
 from rlhf.placement.pools import turns
 from rlhf.roles.assemble import Contribution
@@ -36,7 +36,7 @@ class Task:
 
 
 class ScoringGroups(Protocol):
-    """The part of ``Crew`` that scoring uses: the scorers, offloading, and the replacement of lost groups."""
+    """The part of ``RunActors`` that scoring uses: the scorers, offloading, and the replacement of lost groups."""
 
     supervisor: Supervisor
 
@@ -44,13 +44,13 @@ class ScoringGroups(Protocol):
     def scorers(self) -> tuple[ScoringMethod, ...]:
         """Scorers of a step."""
 
-    def offload(self, groups: Sequence[Group], moment: Moment) -> None:
+    def offload(self, groups: Sequence[Group], context: PhaseContext) -> None:
         """Offload groups that share their GPUs."""
 
     def frozen_groups(self, error: LostError) -> list[Group]:
         """Groups with a lost rank; raises the error if one of them is trained."""
 
-    def revive(self, error: LostError, moment: Moment, samples: int) -> None:
+    def revive(self, error: LostError, context: PhaseContext, samples: int) -> None:
         """Rebuild frozen groups with a lost rank."""
 
 
@@ -60,9 +60,11 @@ class Scoring:
     Unfinished blocks of a scorer that failed are sent again to its replacement.
     """
 
-    def __init__(self, crew: ScoringGroups, moment: Moment, scorers: Sequence[ScoringMethod] | None = None) -> None:
-        """Args: scorers default to the crew's."""
-        self.crew, self.moment, self.scorers = crew, moment, crew.scorers if scorers is None else scorers
+    def __init__(
+        self, actors: ScoringGroups, context: PhaseContext, scorers: Sequence[ScoringMethod] | None = None
+    ) -> None:
+        """Args: scorers default to the run's."""
+        self.actors, self.context, self.scorers = actors, context, actors.scorers if scorers is None else scorers
         self.blocks: list[ray.ObjectRef] = []
         self.sizes: list[int] = []
         self._shares: dict[tuple[int, int, int], ray.ObjectRef] = {}
@@ -98,17 +100,17 @@ class Scoring:
                     for block in range(len(self.blocks)):
                         self._send(block, scorer)
             self._finish()
-            self.crew.offload(turn, self.moment)
+            self.actors.offload(turn, self.context)
         return [ref for block in range(len(self.blocks)) for ref in (self.blocks[block], *self._of(block))]
 
     def _finish(self) -> None:
         """Wait for all pending shares."""
-        deadlines = self.crew.supervisor.deadlines
+        deadlines = self.actors.supervisor.deadlines
         while self._pending:
             try:
                 names = {ref: self._name(task) for ref, task in self._pending.items()}
-                done = deadlines.next_ready(names, self.moment)
-                fetch(done, names[done], self.moment, deadlines)
+                done = deadlines.next_ready(names, self.context)
+                fetch(done, names[done], self.context, deadlines)
             except LostError as error:
                 self._redispatch(error)
                 continue
@@ -127,14 +129,14 @@ class Scoring:
 
     def _redispatch(self, error: LostError) -> None:
         """Rebuild lost frozen groups, and send them their unfinished blocks again."""
-        error = self.crew.supervisor.with_dead_actors(error)
-        lost = self.crew.frozen_groups(error)
+        error = self.actors.supervisor.with_dead_actors(error)
+        lost = self.actors.frozen_groups(error)
         unfinished = sorted(
             {(t.block, t.scorer) for t in self._pending.values() if self.scorers[t.scorer].group in lost}
         )
         self._pending = {
             ref: task for ref, task in self._pending.items() if (task.block, task.scorer) not in set(unfinished)
         }
-        self.crew.revive(error, self.moment, sum(self.sizes[block] for block, _ in unfinished))
+        self.actors.revive(error, self.context, sum(self.sizes[block] for block, _ in unfinished))
         for block, scorer in unfinished:
             self._send(block, scorer)

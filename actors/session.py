@@ -191,7 +191,7 @@ class Session:
         return {name: self.model_of("reward", None if path == TRAINED else path, None) for name, path in given.items()}
 
     @property
-    def judge_model(self) -> Path | None:
+    def held_out_model(self) -> Path | None:
         """Folder of the held-out scorer of ``early_stop``, if it is a model."""
         path = self.recipe.early_stop.scorer.model if self.recipe.early_stop else None
         return None if path is None else self.model_of("reward", None if path == TRAINED else path, None)

@@ -8,7 +8,7 @@ from actors.examined import record_examinations
 from actors.group import Group
 from actors.session import Session
 from actors.supervised import Loop, Summary, phase_seconds, running_group, select_metrics
-from actors.waiting import Moment
+from actors.waiting import PhaseContext
 from rlhf.config.stages import check_schedule
 from rlhf.data.order import epoch_batches
 from rlhf.roles.examples import ExampleData
@@ -32,7 +32,7 @@ def train_sft(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
         session, "policy", "sft", run, tracker, "rlhf.roles.sft:SFTRole", str(session.base), len(batches)
     ) as group:
         examined = record_examinations(session, tracker, {"policy": group}, session.base)
-        group.ask("use", ray.put(train), ray.put(held_out), moment=Moment(phase="start"))
+        group.ask("use", ray.put(train), ray.put(held_out), context=PhaseContext(phase="start"))
         loop = Loop(
             title="SFT",
             batches=batches,
@@ -42,7 +42,7 @@ def train_sft(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
         )
         latest = loop.run(session, group, tracker, timer)
         with timer("save"), run.writing_model() as folder:
-            group.ask("save", folder.resolve(), moment=Moment(phase="save"))
+            group.ask("save", folder.resolve(), context=PhaseContext(phase="save"))
             session.tokenizer.save_pretrained(folder)
     return {**select_metrics(latest, SHOWN), **examined, **phase_seconds(timer)}
 
@@ -50,5 +50,5 @@ def train_sft(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
 def _held_out_loss(group: Group, held_out: ExampleData, step: int) -> dict[str, float]:
     if not len(held_out):
         return {}
-    shares = group.ask("held_out_logprobs", moment=Moment(phase="evaluate", step=step))
+    shares = group.ask("held_out_logprobs", context=PhaseContext(phase="evaluate", step=step))
     return {"eval/loss": -float(join_tokens(shares, held_out.sequences)[held_out.mask].mean())}

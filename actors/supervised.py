@@ -12,7 +12,7 @@ from actors.placement import Placement
 from actors.session import Session
 from actors.supervisor import STATUS, Supervisor
 from actors.timeline import TimelineCollector
-from actors.waiting import Moment
+from actors.waiting import PhaseContext
 from actors.worker import Builder
 from rlhf.config.schema import Stage
 from rlhf.tracking.phases import PhaseTimer
@@ -78,12 +78,12 @@ class Loop:
         return latest
 
     def _step(self, step: int, chosen: Sequence[int], group: Group, timer: PhaseTimer) -> dict[str, float]:
-        moment = Moment(phase="update", step=step)
-        group.supervisor.enter_phase(moment)
+        context = PhaseContext(phase="update", step=step)
+        group.supervisor.enter_phase(context)
         with timer("update", step):
-            metrics: dict[str, float] = group.ask("update", chosen, moment=moment)[0]
+            metrics: dict[str, float] = group.ask("update", chosen, context=context)[0]
         if (step + 1) % self.eval_every == 0 or step + 1 == len(self.batches):
-            group.supervisor.enter_phase(Moment(phase="evaluate", step=step))
+            group.supervisor.enter_phase(PhaseContext(phase="evaluate", step=step))
             with timer("evaluate", step):
                 metrics |= self.evaluate(step)
         return metrics

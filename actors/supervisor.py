@@ -17,7 +17,7 @@ from actors.losses import own_error
 from actors.memory import MemoryWatch
 from actors.process import ProcessLocation
 from actors.timeline import Actors, TimelineCollector
-from actors.waiting import START, AnswerDeadlines, Moment
+from actors.waiting import START, AnswerDeadlines, PhaseContext
 from rlhf.config.schema import Recipe
 from rlhf.errors import LostError, MachineryError
 from rlhf.recovery.budget import Budget, History
@@ -76,7 +76,7 @@ class Supervisor:
         self._history = History()
         self._actors: dict[str, ActorRecord] = {}
         self._memory = MemoryWatch()
-        self._moment = Moment(phase=START)
+        self._context = PhaseContext(phase=START)
         self._lost_kind = "died"
         """Kind of the last failure."""
 
@@ -126,9 +126,9 @@ class Supervisor:
         if any(replaced):
             self._write_status()  # once for all: a group may have hundreds of ranks
 
-    def enter_phase(self, moment: Moment) -> None:
+    def enter_phase(self, context: PhaseContext) -> None:
         """Set the current phase and step, and write the status file."""
-        self.phase, self._moment = moment.phase, moment
+        self.phase, self._context = context.phase, context
         self._write_status()
         self.timeline.collect()
 
@@ -155,12 +155,12 @@ class Supervisor:
     def _write_status(self) -> None:
         if self._status is None:
             return
-        moment = self._moment
+        context = self._context
         members = {
             name: {"state": str(record.member.state), "heard": record.heard, **_place(record.where)}
             for name, record in self._actors.items()
         }
-        at = {"phase": moment.phase, "step": moment.step, "steps": self.steps}
+        at = {"phase": context.phase, "step": context.step, "steps": self.steps}
         status = {**at, "since": time.time(), "members": members}
         partial = self._status.with_suffix(".partial")
         with suppress(OSError):  # the status file is informative: a failure to write it must not end the run
@@ -201,7 +201,7 @@ class Supervisor:
         """Count the seconds of an aborted step as lost."""
         self.goodput.lost(error.kind if isinstance(error, LostError) else "failed", seconds)
 
-    def set_aside(self, faults: Sequence[tuple[int, str]], before: int, moment: Moment) -> int:
+    def set_aside(self, faults: Sequence[tuple[int, str]], before: int, context: PhaseContext) -> int:
         """Record quarantined samples, by prompt and reason; returns their number.
 
         Args:
@@ -211,13 +211,13 @@ class Supervisor:
             MachineryError: they are more than ``recovery.bad_samples``.
         """
         for prompt, reason in faults:
-            self._report("sample_set_aside", prompt=prompt, reason=reason, phase=moment.phase, step=moment.step)
+            self._report("sample_set_aside", prompt=prompt, reason=reason, phase=context.phase, step=context.step)
         self.goodput.set_aside += len(faults)
         if before + len(faults) > self._bad_samples:
             prompt, reason = faults[-1]
             raise MachineryError(
                 f"{before + len(faults)} samples were quarantined, more than "
-                f"recovery.bad_samples = {self._bad_samples}; the last during {moment}: prompt {prompt}: {reason}"
+                f"recovery.bad_samples = {self._bad_samples}; the last during {context}: prompt {prompt}: {reason}"
             )
         return len(faults)
 
@@ -243,7 +243,7 @@ class Supervisor:
         """Whether failures without a dead actor occurred twice within one step."""
         return self._history.in_a_row.get(CLUSTER, 0) > 1
 
-    def handle_loss(self, error: LostError, moment: Moment, samples: int = 0) -> None:
+    def handle_loss(self, error: LostError, context: PhaseContext, samples: int = 0) -> None:
         """Report lost actors with a diagnosis, kill their remaining processes, and wait for the backoff.
 
         Actors that are lost together count as one restart, whether one rank or all ranks of a group.
@@ -256,7 +256,7 @@ class Supervisor:
         """
         self._lost_kind = error.kind
         with self.time_lost():
-            incidents = self._incidents(error, moment) or [self._unattributed_incident(error, moment)]
+            incidents = self._incidents(error, context) or [self._unattributed_incident(error, context)]
             self._history = self._history.after(*incidents)
             self.goodput.restarts += 1
             self.goodput.redispatched += samples
@@ -277,9 +277,9 @@ class Supervisor:
             ) from error
         self._sleep(max(wait or 0.0 for wait in waits))
 
-    def final_error(self, error: LostError, moment: Moment) -> MachineryError:
+    def final_error(self, error: LostError, context: PhaseContext) -> MachineryError:
         """Report lost actors that are not replaced, and return the error that ends the run."""
-        incidents = self._incidents(error, moment)
+        incidents = self._incidents(error, context)
         for incident in incidents:
             self._report(f"actor_{incident.kind}", **incident.details())
         text = "\n".join(incident.text() for incident in incidents)
@@ -291,10 +291,10 @@ class Supervisor:
         try:
             yield
         except (LostError, RayError) as error:
-            moment = Moment(phase=self.phase)
-            raise self.final_error(self.with_dead_actors(as_loss(error, moment)), moment) from error
+            context = PhaseContext(phase=self.phase)
+            raise self.final_error(self.with_dead_actors(as_loss(error, context)), context) from error
 
-    def _incidents(self, error: LostError, moment: Moment) -> list[Incident]:
+    def _incidents(self, error: LostError, context: PhaseContext) -> list[Incident]:
         """Diagnose lost actors, one incident per role.
 
         If some of them block the others, only these are named: one stopped rank makes all ranks of its group late.
@@ -304,9 +304,9 @@ class Supervisor:
         roles: dict[str, list[str]] = {}
         for name in guilty:
             roles.setdefault(_role(name), []).append(name)
-        return [self._incident(names, error, moment, facts[names[0]]) for names in roles.values()]
+        return [self._incident(names, error, context, facts[names[0]]) for names in roles.values()]
 
-    def _incident(self, names: Sequence[str], error: LostError, moment: Moment, facts: Facts) -> Incident:
+    def _incident(self, names: Sequence[str], error: LostError, context: PhaseContext, facts: Facts) -> Incident:
         """Incident of actors of one role; ``facts`` are the first one's."""
         where = self._actors[names[0]].where
         found = diagnose(facts)
@@ -318,8 +318,8 @@ class Supervisor:
             rank=int(names[0].rpartition(" ")[2]),
             node=where.node if where else None,
             process=where.process if where else None,
-            step=moment.step,
-            phase=moment.phase,
+            step=context.step,
+            phase=context.phase,
             kind=error.kind,  # type: ignore[arg-type]
             what=error.message,
             cause=found.cause,
@@ -327,7 +327,7 @@ class Supervisor:
             facts=facts,
         )
 
-    def _unattributed_incident(self, error: LostError, moment: Moment) -> Incident:
+    def _unattributed_incident(self, error: LostError, context: PhaseContext) -> Incident:
         """Incident of a lost result, with no lost actor: an object that was stored on a failed node, for example."""
         found, again = diagnose(Facts(alive=False, exit_text=error.message)), self._history.in_a_row.get(CLUSTER, 0)
         follows = "the faulty one is not known, all are replaced" if again else "it is computed again"
@@ -335,8 +335,8 @@ class Supervisor:
             when=time.time(),
             member="a result",
             role=CLUSTER,
-            step=moment.step,
-            phase=moment.phase,
+            step=context.step,
+            phase=context.phase,
             kind="failed",
             what=f"{error.message}; all actors are alive: {follows}",
             cause=found.cause,
@@ -386,7 +386,7 @@ def _place(where: ProcessLocation | None) -> dict[str, Any]:
     return {"node": where.node, "node_id": where.node_id, "process": where.process, "children": list(where.children)}
 
 
-def as_loss(error: LostError | RayError, moment: Moment) -> LostError:
+def as_loss(error: LostError | RayError, context: PhaseContext) -> LostError:
     """Convert an error to a ``LostError``; an error of Ray in the controller's own calls has no names.
 
     Raises:
@@ -394,7 +394,7 @@ def as_loss(error: LostError | RayError, moment: Moment) -> LostError:
     """
     if isinstance(error, LostError):
         return error
-    own = own_error(error, "the controller", moment)
+    own = own_error(error, "the controller", context)
     if not isinstance(own, LostError):
         raise own from error
     return own.of(())

@@ -13,7 +13,7 @@ from ray.exceptions import RayError
 from actors.keeper import Keeper, ResumePoint
 from actors.supervisor import as_loss
 from actors.trainer import PPOTrainer
-from actors.waiting import Moment
+from actors.waiting import PhaseContext
 from rlhf.algorithms import canaries
 from rlhf.errors import LostError, MachineryError, RLHFError, Stopped
 from rlhf.roles.assemble import BatchReport
@@ -39,7 +39,7 @@ class Survivor:
     def __init__(self, trainer: PPOTrainer, keeper: Keeper, kept: ResumePoint) -> None:
         self.trainer, self.keeper = trainer, keeper
         self.state, self.ahead = kept
-        self.crew, self.supervisor = trainer.crew, trainer.crew.supervisor
+        self.actors, self.supervisor = trainer.actors, trainer.actors.supervisor
         self.steps = trainer.recipe.ppo.steps
         trainer.between_phases = lambda: keeper.finish_checkpoint(wait_for_it=False)
         self.limits = canaries.Limits.of(
@@ -48,13 +48,13 @@ class Survivor:
 
     def begin(self) -> None:
         """Publish the current policy to the engines, and take the snapshot to which the first step can roll back."""
-        moment = Moment(phase="publish", step=self.state.step)
+        context = PhaseContext(phase="publish", step=self.state.step)
         try:
-            self.crew.publish(self.state.step, moment)
+            self.actors.publish(self.state.step, context)
             if self.trainer.recipe.checkpoint.snapshot_every:
                 self.keeper.take_snapshot(self.state, self.ahead)
         except (LostError, RayError) as error:
-            self._recover(error, moment)
+            self._recover(error, context)
 
     def run(self, observer: Observer | None) -> Iterator[Row]:
         """Yield each step's number and report.
@@ -68,7 +68,7 @@ class Survivor:
         try:
             yield from self._run(observer)
         except Stopped as stop:
-            self.crew.engines.kill()  # their answers are not needed, and the checkpoint needs the CPUs
+            self.actors.engines.kill()  # their answers are not needed, and the checkpoint needs the CPUs
             with self.supervisor.deadlines.undisturbed():
                 self.keeper.begin_checkpoint()
                 self.keeper.finish_checkpoint(wait_for_it=True)
@@ -89,7 +89,7 @@ class Survivor:
                 return call()
             except (LostError, RayError) as error:
                 step = self.state.step
-                self._recover(error, Moment(phase=self.supervisor.phase, step=step))
+                self._recover(error, PhaseContext(phase=self.supervisor.phase, step=step))
                 if self.state.step != step:
                     raise MachineryError(
                         f"{error}; the policy of step {step} is lost with it. {self.keeper.describe_last()} The "
@@ -108,7 +108,7 @@ class Survivor:
                 report = self._step(observer)
             except (LostError, RayError) as error:
                 self.supervisor.record_wasted(error, time.perf_counter() - self.supervisor.seconds_lost - begin)
-                self._recover(error, Moment(phase=self.supervisor.phase, step=self.state.step))
+                self._recover(error, PhaseContext(phase=self.supervisor.phase, step=self.state.step))
                 continue
             step = self.state.step - 1
             self.supervisor.step_done(step, time.perf_counter() - self.supervisor.seconds_lost - begin)
@@ -136,32 +136,32 @@ class Survivor:
         try:
             self.keeper.keep(self.state, self.ahead, report.metrics)
         except (LostError, RayError) as error:
-            self._recover(error, Moment(phase=self.supervisor.phase, step=self.state.step - 1))
+            self._recover(error, PhaseContext(phase=self.supervisor.phase, step=self.state.step - 1))
 
-    def _recover(self, error: LostError | RayError, moment: Moment) -> None:
+    def _recover(self, error: LostError | RayError, context: PhaseContext) -> None:
         """Replace lost actors, restore policy and critic from the last snapshot or checkpoint, and publish the policy.
 
         Raises:
             MachineryError: the restart budget is spent.
         """
         while True:
-            loss = self.supervisor.with_dead_actors(as_loss(error, moment))
-            self.supervisor.handle_loss(loss, moment)
+            loss = self.supervisor.with_dead_actors(as_loss(error, context))
+            self.supervisor.handle_loss(loss, context)
             try:
                 with self.supervisor.time_lost():
-                    return self._roll_back(loss, moment)
+                    return self._roll_back(loss, context)
             except (LostError, RayError) as again:
                 error = again
 
-    def _roll_back(self, error: LostError, moment: Moment) -> None:
-        crew, engines = self.crew, self.crew.engines
+    def _roll_back(self, error: LostError, context: PhaseContext) -> None:
+        actors, engines = self.actors, self.actors.engines
         should_replace_all = not error.names and self.supervisor.should_replace_all
         engines.replace([engine for engine in engines.all if should_replace_all or engine.name in error.names])
-        engines.abandon(moment)
-        engines.sleep(moment)  # on shared GPUs, the restored state needs their memory
-        for group in list(crew.groups.values()) if should_replace_all else crew.lost_groups(error):
-            crew.rebuild(group)
+        engines.abandon(context)
+        engines.sleep(context)  # on shared GPUs, the restored state needs their memory
+        for group in list(actors.groups.values()) if should_replace_all else actors.lost_groups(error):
+            actors.rebuild(group)
         self.state, self.ahead = self.keeper.restore()
         self.trainer.timer.metrics()  # discard the times of the aborted step
         self.supervisor.goodput.set_aside = self.state.set_aside
-        self.crew.publish(self.state.step, Moment(phase="publish", step=self.state.step))
+        self.actors.publish(self.state.step, PhaseContext(phase="publish", step=self.state.step))

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from actors.blocks import Block, StepPrompts, draw_step, generate_blocks
-from actors.crew import Crew
+from actors.run_actors import RunActors
 from actors.scoring import Scoring
-from actors.waiting import Moment
+from actors.waiting import PhaseContext
 from rlhf.roles.assemble import BatchReport
 from rlhf.run_state import RunState
 from rlhf.tracking.phases import PhaseTimer
@@ -18,9 +18,9 @@ from rlhf.tracking.phases import PhaseTimer
 class PPOTrainer:
     """Runs one PPO step on the run's actors. ``survival.py`` runs many steps and recovers from failures."""
 
-    def __init__(self, crew: Crew, prompts: int) -> None:
-        self.crew, self.recipe, self.prompts = crew, crew.recipe, prompts
-        self.timer = PhaseTimer(spans=crew.supervisor.timeline.spans)
+    def __init__(self, actors: RunActors, prompts: int) -> None:
+        self.actors, self.recipe, self.prompts = actors, actors.recipe, prompts
+        self.timer = PhaseTimer(spans=actors.supervisor.timeline.spans)
         self.between_phases: Callable[[], None] = lambda: None
         """Called between phases, to advance background work such as a checkpoint that is being written."""
 
@@ -33,35 +33,35 @@ class PPOTrainer:
         Returns:
             The step's report, the state after it, and the next step's rollouts if they were generated meanwhile.
         """
-        crew, step = self.crew, state.step
+        actors, step = self.actors, state.step
         with self.timer("step", step):
             # 1. Prompts: the next ones of a seeded order, repeated for each sample, and a sampling seed for each sample
             asked = draw_step(self.recipe, self.prompts, step, state.order)
 
             # 2. Rollout, and 3. Score: all scoring models process a block while the next one is still being generated
-            scoring, set_aside = Scoring(crew, Moment(phase="score", step=step)), state.set_aside
-            with self.phase("rollout", step) as moment:
-                for block in ahead or generate_blocks(crew, asked, set_aside, moment):
+            scoring, set_aside = Scoring(actors, PhaseContext(phase="score", step=step)), state.set_aside
+            with self.phase("rollout", step) as context:
+                for block in ahead or generate_blocks(actors, asked, set_aside, context):
                     scoring.send(block.rollouts, block.samples)
                     set_aside += block.set_aside
                 coming = self.begin_next(asked, set_aside)
-            with self.phase("score", step) as moment:
-                crew.engines.sleep(moment)
+            with self.phase("score", step) as context:
+                actors.engines.sleep(context)
                 parts = scoring.settle()
 
             # 4. Advantages: over the global batch, in one process
             with self.phase("advantages", step):
-                experience, report = crew.assemble(step, state.algorithm, parts)
+                experience, report = actors.assemble(step, state.algorithm, parts)
 
             # 5. Update: critic and policy in parallel, with the same number of passes on every rank
             with self.phase("update", step):
-                metrics = crew.update(experience, step)
+                metrics = actors.update(experience, step)
 
             # 6. Publish: rollouts by the old version are finished first; an engine proves the new one before it serves
             with self.phase("rollout", step):
                 ahead = tuple(coming)
-            with self.phase("publish", step) as moment:
-                crew.publish(step + 1, moment)
+            with self.phase("publish", step) as context:
+                actors.publish(step + 1, context)
         after = replace(state, step=step + 1, order=asked.after, algorithm=report.state, set_aside=set_aside)
         return self.record(step, report, metrics), after, ahead
 
@@ -71,16 +71,16 @@ class PPOTrainer:
         if not self.recipe.ppo.staleness or step == self.recipe.ppo.steps:
             return iter(())
         following = draw_step(self.recipe, self.prompts, step, asked.after)
-        return generate_blocks(self.crew, following, set_aside, Moment(phase="rollout", step=step))
+        return generate_blocks(self.actors, following, set_aside, PhaseContext(phase="rollout", step=step))
 
     @contextmanager
-    def phase(self, name: str, step: int) -> Iterator[Moment]:
+    def phase(self, name: str, step: int) -> Iterator[PhaseContext]:
         """Context of one phase: times it, and writes it to the status file."""
         self.between_phases()
-        moment = Moment(phase=name, step=step)
-        self.crew.supervisor.enter_phase(moment)
+        context = PhaseContext(phase=name, step=step)
+        self.actors.supervisor.enter_phase(context)
         with self.timer(name, step):
-            yield moment
+            yield context
 
     def record(self, step: int, report: BatchReport, metrics: dict[str, float]) -> BatchReport:
         """7. Record: add the metrics of the update, the phases' seconds and the throughput to the report."""

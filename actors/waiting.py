@@ -31,7 +31,7 @@ ABANDON = "abandon"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Moment:
+class PhaseContext:
     """Phase and step of a call, for messages and deadlines."""
 
     phase: str
@@ -43,7 +43,7 @@ class Moment:
         phase = self.phase if self.step is None else f"{self.phase} of step {self.step}"
         return f"{self.work} in {phase}" if self.work else phase
 
-    def of(self, work: str) -> Moment:
+    def of(self, work: str) -> PhaseContext:
         """The same phase and step, for other work than the phase's own; it has separate deadlines."""
         return replace(self, work=work)
 
@@ -78,15 +78,15 @@ class AnswerDeadlines:
         self._taken: dict[tuple[str, Work], float] = {}
         """Seconds waited for results that are ready and not yet fetched, by actor and work."""
 
-    def seconds(self, who: str, moment: Moment) -> float:
+    def seconds(self, who: str, context: PhaseContext) -> float:
         """Deadline: longest time without an answer of this actor."""
-        if moment.phase == START:
+        if context.phase == START:
             return self.start_seconds
-        if moment.work == ABANDON:
+        if context.work == ABANDON:
             return self.learned.shortest
-        if moment.phase in self.unhurried and not moment.work:
+        if context.phase in self.unhurried and not context.work:
             return self.learned.ceiling
-        return self.learned.of(moment.work_of(who))
+        return self.learned.of(context.work_of(who))
 
     @contextmanager
     def undisturbed(self) -> Iterator[None]:
@@ -97,7 +97,7 @@ class AnswerDeadlines:
         finally:
             self.check = check
 
-    def next_ready(self, pending: Mapping[Any, str], moment: Moment) -> Any:
+    def next_ready(self, pending: Mapping[Any, str], context: PhaseContext) -> Any:
         """Wait for the first ready reference or stream; ``pending`` maps each to its actor's name.
 
         The time without an answer of an actor accumulates over calls while one of the same references is pending.
@@ -106,7 +106,7 @@ class AnswerDeadlines:
             LostError: an actor gave no result within its deadline, even if others did.
         """
         silences, since = self._of(pending), self.spans.clock()
-        limits = {name: self.seconds(name, moment) for name in silences}
+        limits = {name: self.seconds(name, context) for name in silences}
         while True:
             self.check()
             begin = time.monotonic()
@@ -120,11 +120,11 @@ class AnswerDeadlines:
             if names:
                 for name in names:
                     del self._silences[name]
-                raise LostError(late(names, moment, min(limits[name] for name in names)), names, "stalled")
+                raise LostError(late(names, context, min(limits[name] for name in names)), names, "stalled")
             if done:
-                self._heard(pending[done[0]], moment)
+                self._heard(pending[done[0]], context)
                 if self.spans.clock() - since >= WAIT_SECONDS:
-                    self.spans.add(f"wait for {pending[done[0]]}", since, moment.step)
+                    self.spans.add(f"wait for {pending[done[0]]}", since, context.step)
                 return done[0]
 
     def _of(self, pending: Mapping[Any, str]) -> dict[str, Silence]:
@@ -138,13 +138,13 @@ class AnswerDeadlines:
             self._silences[name] = Silence(refs=refs, seconds=seconds)
         return {name: self._silences[name] for name in owed}
 
-    def _heard(self, name: str, moment: Moment) -> None:
-        seconds, work = self._silences.pop(name).seconds, moment.work_of(name)
+    def _heard(self, name: str, context: PhaseContext) -> None:
+        seconds, work = self._silences.pop(name).seconds, context.work_of(name)
         self._taken[name, work] = max(seconds, self._taken.get((name, work), 0.0))
 
-    def looked_at(self, who: str, moment: Moment, is_sound: bool) -> None:
+    def looked_at(self, who: str, context: PhaseContext, is_sound: bool) -> None:
         """Learn the duration of work whose result was fetched; a failure (``is_sound`` false) is not learned."""
-        work = moment.work_of(who)
+        work = context.work_of(who)
         seconds = self._taken.pop((who, work), None)
         if is_sound and seconds is not None:
             self.learned.took(work, seconds)
@@ -160,7 +160,9 @@ def service_phases(recipe: Recipe) -> frozenset[str]:
     return frozenset(phase for phase, sources in parts.items() if any(source.endpoint for source in sources))
 
 
-def wait(refs: Sequence[ray.ObjectRef], who: Sequence[str], moment: Moment, deadlines: AnswerDeadlines) -> list[Any]:
+def wait(
+    refs: Sequence[ray.ObjectRef], who: Sequence[str], context: PhaseContext, deadlines: AnswerDeadlines
+) -> list[Any]:
     """Return the values of all references, in their order; fails as soon as one of them fails.
 
     Args:
@@ -173,26 +175,26 @@ def wait(refs: Sequence[ray.ObjectRef], who: Sequence[str], moment: Moment, dead
     pending = dict(zip(refs, who, strict=True))
     fetched: dict[ray.ObjectRef, Any] = {}
     while pending:
-        ref = deadlines.next_ready(pending, moment)
+        ref = deadlines.next_ready(pending, context)
         name = pending.pop(ref)
         try:
-            fetched[ref] = fetch(ref, name, moment, deadlines)
+            fetched[ref] = fetch(ref, name, context, deadlines)
         except LostError as error:
-            raise _culprit(error, pending, moment) from error
+            raise _culprit(error, pending, context) from error
     return [fetched[ref] for ref in refs]
 
 
-def fetch(ref: ray.ObjectRef, who: str, moment: Moment, deadlines: AnswerDeadlines) -> Any:
+def fetch(ref: ray.ObjectRef, who: str, context: PhaseContext, deadlines: AnswerDeadlines) -> Any:
     """Return the value of one reference; errors of Ray become the project's own."""
-    is_sound, seconds = False, deadlines.seconds(who, moment)
+    is_sound, seconds = False, deadlines.seconds(who, context)
     try:
         value = ray.get(ref, timeout=seconds)
         is_sound = True
         return value
     except RayError as error:
-        raise own_error(error, who, moment, seconds) from error
+        raise own_error(error, who, context, seconds) from error
     finally:
-        deadlines.looked_at(who, moment, is_sound)
+        deadlines.looked_at(who, context, is_sound)
 
 
 def _is_late(silence: Silence, limit: float) -> bool:
@@ -201,7 +203,7 @@ def _is_late(silence: Silence, limit: float) -> bool:
     return silence.seconds >= limit and not ray.wait(refs, num_returns=1, timeout=0, fetch_local=False)[0]
 
 
-def _culprit(error: LostError, pending: Mapping[ray.ObjectRef, str], moment: Moment) -> LostError:
+def _culprit(error: LostError, pending: Mapping[ray.ObjectRef, str], context: PhaseContext) -> LostError:
     """Return the death of a rank in place of its peer's error, if the peer failed first."""
     if error.kind != "failed":
         return error
@@ -210,16 +212,16 @@ def _culprit(error: LostError, pending: Mapping[ray.ObjectRef, str], moment: Mom
     while left and time.monotonic() < end:
         done, _ = ray.wait(list(left), num_returns=1, timeout=SLICE_SECONDS, fetch_local=False)
         for ref in done:
-            died = _death(ref, left.pop(ref), moment)
+            died = _death(ref, left.pop(ref), context)
             if died is not None:
                 return died
     return error
 
 
-def _death(ref: ray.ObjectRef, name: str, moment: Moment) -> LostError | None:
+def _death(ref: ray.ObjectRef, name: str, context: PhaseContext) -> LostError | None:
     try:
         ray.get(ref, timeout=0)
     except RayError as error:
-        own = own_error(error, name, moment)
+        own = own_error(error, name, context)
         return own if isinstance(own, LostError) and own.kind == "died" else None
     return None

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from actors.crew import Crew
+from actors.run_actors import RunActors
 from actors.scoring import Scoring, ScoringMethod
 from actors.supervised import Summary
-from actors.waiting import Moment, fetch
+from actors.waiting import PhaseContext, fetch
 from rlhf.config.schema import EarlyStopConfig
 from rlhf.errors import MachineryError, UserError
-from rlhf.evaluation.overoptimisation import Judgement, Watch, difference_interval, mean_by_prompt
+from rlhf.evaluation.overoptimisation import HeldOutEvaluation, Watch, difference_interval, mean_by_prompt
 from rlhf.roles.assemble import BatchReport, Contribution
 from rlhf.roles.forward import join_samples
 from rlhf.run_state import RunState, WatchState
@@ -31,7 +31,7 @@ LEAST_GIVEN = 0.9
 """Smallest fraction of answers with a score: an evaluation of only a few answers could replace the best policy."""
 
 
-def judged_prompts(config: EarlyStopConfig | None, held_out: Sequence[Prompt]) -> Sequence[Prompt]:
+def held_out_prompts(config: EarlyStopConfig | None, held_out: Sequence[Prompt]) -> Sequence[Prompt]:
     """Held-out prompts of ``early_stop``; none if it is not configured.
 
     Raises:
@@ -67,7 +67,7 @@ class Watcher:
     def __init__(
         self,
         config: EarlyStopConfig,
-        crew: Crew,
+        actors: RunActors,
         timer: PhaseTimer,
         asked: Sequence[int],
         prompts: Sequence[Prompt],
@@ -76,17 +76,17 @@ class Watcher:
         tracker: Tracker,
     ) -> None:
         """Args: asked are the indices, among the engines' prompts, of the held-out ``prompts``."""
-        self.config, self.crew, self.timer, self.asked, self.policy = config, crew, timer, asked, policy
+        self.config, self.actors, self.timer, self.asked, self.policy = config, actors, timer, asked, policy
         self.prompts = [prompt.tokens for prompt in prompts]
         self.run, self.tracker = run, tracker
-        self.steps = crew.recipe.ppo.steps
+        self.steps = actors.recipe.ppo.steps
         endpoint = config.scorer.endpoint
         self._may_drop = endpoint is not None and endpoint.on_failure == "drop"
 
     def begin(self) -> WatchState:
         """Evaluate the policy before the first step."""
         watch = Watch(judgements=1 + ceil(self.steps / self.config.every), patience=self.config.patience)
-        return self._judge(WatchState(watch=watch), 0, "start_score")
+        return self._evaluate(WatchState(watch=watch), 0, "start_score")
 
     def after(self, state: RunState, report: BatchReport) -> tuple[Mapping[str, float], WatchState]:
         """Evaluate the policy after a step if that is due; returns metrics to record with the step, and the state."""
@@ -95,11 +95,11 @@ class Watcher:
         watch, done = replace(state.watch, rewards=(*state.watch.rewards, *rewards)), state.step
         times: Mapping[str, float] = {}
         if done % self.config.every == 0 or done == self.steps:
-            watch = self._judge(watch, done, "score")
+            watch = self._evaluate(watch, done, "score")
             times = self.timer.metrics()
         return {**watch.unrecorded, **times}, replace(watch, unrecorded={})
 
-    def _judge(self, state: WatchState, done: int, name: str) -> WatchState:
+    def _evaluate(self, state: WatchState, done: int, name: str) -> WatchState:
         """Evaluate the engines' policy after ``done`` steps; returns the state, with metrics yet to be recorded.
 
         Args:
@@ -114,13 +114,13 @@ class Watcher:
         if given.mean() < LEAST_GIVEN:
             self.tracker.event("judgement_without_scores", step=done, given=int(given.sum()), asked=len(given))
             return state
-        watch, decision = state.watch.judge(done, state.rewards, mean_by_prompt(scores, self.prompts).tolist())
+        watch, decision = state.watch.evaluate(done, state.rewards, mean_by_prompt(scores, self.prompts).tolist())
         if decision.is_best:
             self._keep(done)
         if decision.is_lower:
             over = decision.is_over_optimised
             self.tracker.event("held_out_score_fell", step=done, over_optimised=over, why=decision.why)
-        last, best = _judgements(watch)
+        last, best = _last_and_best(watch)
         low, high = last.interval
         names = (f"holdout/{name}", f"holdout/{name}_ci_low", f"holdout/{name}_ci_high", "holdout/best_step")
         numbers = dict(zip(names, (last.mean, low, high, float(best.step)), strict=True))
@@ -143,21 +143,25 @@ class Watcher:
         Raises:
             MachineryError: more than ``recovery.bad_samples`` prompts of this evaluation have no answer.
         """
-        crew, moment, count = self.crew, Moment(phase="judge", step=done), len(self.asked)
-        assert crew.judge is not None
-        crew.supervisor.enter_phase(moment)
-        whole = Contribution(kind="score", ranks=len(crew.judge.workers), name="judge")
-        scoring = Scoring(crew, moment, [ScoringMethod(group=crew.judge, method="scores", contribution=whole)])
+        actors, context, count = self.actors, PhaseContext(phase="judge", step=done), len(self.asked)
+        assert actors.held_out_scorer is not None
+        actors.supervisor.enter_phase(context)
+        whole = Contribution(kind="score", ranks=len(actors.held_out_scorer.workers), name="judge")
+        scoring = Scoring(
+            actors, context, [ScoringMethod(group=actors.held_out_scorer, method="scores", contribution=whole)]
+        )
         blocks, answered = [], np.ones(count, dtype=np.bool_)
-        for block, summary in crew.engines.generate(self.asked, range(count), moment):
+        for block, summary in actors.engines.generate(self.asked, range(count), context):
             scoring.send(block, len(summary.places))
             blocks.append(list(summary.places))
-            crew.supervisor.set_aside(summary.faults, int((~answered).sum()), moment)
+            actors.supervisor.set_aside(summary.faults, int((~answered).sum()), context)
             answered[list(summary.set_aside)] = False
         scores, parts = np.full(count, np.nan), iter(scoring.settle())
         for positions in blocks:
             next(parts)  # the block itself is not needed here
-            shares = [fetch(next(parts), name, moment, crew.supervisor.deadlines) for name in crew.judge.names]
+            shares = [
+                fetch(next(parts), name, context, actors.supervisor.deadlines) for name in actors.held_out_scorer.names
+            ]
             scores[positions] = join_samples(shares, len(positions))
         return np.where(answered, scores * self.config.scorer.weight, np.nan), answered
 
@@ -193,7 +197,7 @@ class Watcher:
         return best is not None and best.step == kept_step(state)
 
 
-def _judgements(watch: Watch) -> tuple[Judgement, Judgement]:
+def _last_and_best(watch: Watch) -> tuple[HeldOutEvaluation, HeldOutEvaluation]:
     """Last and best held-out evaluation."""
     assert watch.last is not None and watch.best is not None
     return watch.last, watch.best
@@ -202,7 +206,7 @@ def _judgements(watch: Watch) -> tuple[Judgement, Judgement]:
 def kept_step(state: RunState) -> int:
     """Step of the policy that becomes the run's model: the best's if the last one is lower, else the last one's."""
     assert state.watch is not None
-    return _judgements(state.watch.watch)[1].step if state.watch.watch.keeps_best else state.step
+    return _last_and_best(state.watch.watch)[1].step if state.watch.watch.keeps_best else state.step
 
 
 def outcome(state: RunState, steps: int) -> str:
@@ -211,7 +215,7 @@ def outcome(state: RunState, steps: int) -> str:
     watch = state.watch.watch
     if watch.last is None:
         return "PPO done. The model is the last policy: the held-out scorer never gave a score."
-    last, best = _judgements(watch)
+    last, best = _last_and_best(watch)
     if state.watch.stop:
         ended = f"PPO stopped early, after step {state.step} of {steps}: {state.watch.stop}"
         return f"{ended}. The model is the policy after step {best.step}."
@@ -226,7 +230,7 @@ def watch_summary(state: RunState, steps: int) -> Summary:
     assert state.watch is not None
     if state.watch.watch.last is None:
         return {"held-out judge": "gave no score"}
-    last, best = _judgements(state.watch.watch)
+    last, best = _last_and_best(state.watch.watch)
     early = f"early, after step {state.step} of {steps}: {state.watch.stop}"
     return {
         "stopped": early if state.step < steps else "after the last step",

@@ -165,7 +165,7 @@ def check_models_of_ppo(session: Session) -> None:
     Raises:
         UserError: an initial model of PPO is missing, or was trained with another configuration.
     """
-    _ = session.policy_start, session.reward_models, session.judge_model
+    _ = session.policy_start, session.reward_models, session.held_out_model
     if session.recipe.algorithm.has_critic:
         _ = session.critic_start
 

@@ -13,8 +13,8 @@ from rlhf.config.schema import Recipe, RoleConfig, ScratchConfig, Stage
 from rlhf.config.stages import check_schedule, critic_updates, policy_updates, stages_of
 from rlhf.errors import UserError
 from rlhf.placement.machine import Machine, check_devices
+from rlhf.placement.parallelism import check_parallelism, data_parallel_size
 from rlhf.placement.pools import check_sharing
-from rlhf.placement.shared_rows import check_shared_rows, groups
 
 ENGINE_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256)
 """Widths of an attention head for which vLLM has a CPU kernel; another one fails when the engine first runs."""
@@ -43,7 +43,7 @@ def validate(recipe: Recipe, stage: Stage, machine: Machine) -> None:
         *_scratch(recipe),
         *_lengths(recipe, stages, machine),
         *_roles(recipe, stages),
-        *check_shared_rows(recipe, _stages_by_role(recipe, stages)),
+        *check_parallelism(recipe, _stages_by_role(recipe, stages)),
         *_batches(recipe, stages),
         *_schedules(recipe, stages),
         *_evaluation(recipe, stage),
@@ -186,7 +186,7 @@ def _parts(name: str, role: RoleConfig, minibatches: int | None = None) -> dict[
     """What a batch is divided by before a role has it, by the name that the recipe gives it."""
     sharing = [key for key in ("sequence_parallel", "tensor_parallel") if getattr(role, key) > 1]
     key = " / ".join(f"placement.{name}.{part}" for part in ("ranks", *sharing))
-    count = max(1, groups(role))
+    count = max(1, data_parallel_size(role))
     return {key: count} if minibatches is None else {f"algorithm.minibatches * {key}": minibatches * count}
 
 

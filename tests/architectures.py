@@ -17,7 +17,7 @@ from rlhf.models.examine import Examiner
 from rlhf.models.lora import ALL, adapters, add_adapters, merged, plain_tensors
 from rlhf.models.packed_row import pack_row, without_cache
 from rlhf.models.policy import PolicyNet
-from rlhf.models.shared_row import RowNet
+from rlhf.models.sequence_parallel import RowNet
 from rlhf.types import Sequences
 
 VOCABULARY = 128

@@ -21,7 +21,7 @@ from rlhf.config.schema import Recipe, Stage
 from rlhf.errors import UserError
 from rlhf.gpus import GPUS, gpu_named
 from rlhf.placement.machine import Machine, check_devices, choose_strategy
-from rlhf.placement.pools import NodeGPUs, Resting, pools, resting
+from rlhf.placement.pools import NodeGPUs, OffloadMode, offload_modes, pools
 
 BYTES_PER_WEIGHT = 16
 """Most bytes of a snapshot or checkpoint per weight, as in ``rlhf/zero/checkpoint.py``, which imports torch."""
@@ -95,7 +95,9 @@ def _by_node(
 ) -> tuple[int, int]:
     """Host memory of the fullest node, and most bytes of snapshots on a node."""
     roles = {member.role: member for member in found}
-    rests = resting(recipe, stage, pools(recipe, stage, choose_strategy(recipe, stage, hardware.nodes * hardware.gpus)))
+    rests = offload_modes(
+        recipe, stage, pools(recipe, stage, choose_strategy(recipe, stage, hardware.nodes * hardware.gpus))
+    )
     host: Counter[int] = Counter()
     snapshots: Counter[int] = Counter()
     for seat in _slots(recipe, stage, found, hardware):
@@ -122,7 +124,7 @@ def _slots(recipe: Recipe, stage: Stage, found: tuple[PlannedRole, ...], hardwar
     )
 
 
-def _rank(recipe: Recipe, stage: Stage, member: PlannedRole, hardware: Hardware, rests: Resting) -> int:
+def _rank(recipe: Recipe, stage: Stage, member: PlannedRole, hardware: Hardware, rests: OffloadMode) -> int:
     if hardware.gpus:
         dtype = recipe.model.dtype
         return PROCESS + bytes_of.host_bytes(member, dtype, rests) + bytes_of.snapshot_bytes(member, dtype, rests)

@@ -1,6 +1,6 @@
 """Lists the models of a stage with their shapes, and the GPUs of each of their ranks.
 
-This mirrors ``actors/crew.py`` and ``actors/placement.py``, without building or reserving anything.
+This mirrors ``actors/run_actors.py`` and ``actors/placement.py``, without building or reserving anything.
 """
 
 from __future__ import annotations
@@ -16,8 +16,13 @@ from launch.plan.shapes import ModelShape, scratch_shape
 from rlhf.config.schema import TRAINED, Recipe, RewardSourceConfig, RoleConfig, Stage
 from rlhf.errors import UserError
 from rlhf.placement.machine import choose_strategy
+from rlhf.placement.parallelism import (
+    TENSOR_PARALLEL_TYPES,
+    model_parallel_size,
+    sequence_parallel_problems,
+    tensor_parallel_problems,
+)
 from rlhf.placement.pools import ENGINES, NodeGPUs, pack, pools
-from rlhf.placement.shared_rows import SPLIT_TYPES, indivisible, row_ranks, unsplittable
 
 Head = Literal["language", "scalar"]
 ENGINE = ENGINES
@@ -165,21 +170,21 @@ def _scalar(recipe: Recipe, role: str, key: str, shape: ModelShape, trains: bool
 def indivisible_heads(member: PlannedRole) -> Iterator[UserError]:
     """The error of a role whose heads or matrices do not divide by its sequence-parallel or tensor-parallel size."""
     shape, role = member.shape, member.config
-    yield from indivisible(member.key, shape.name, shape.heads, shape.kv_heads, role.sequence_parallel)
+    yield from sequence_parallel_problems(member.key, shape.name, shape.heads, shape.kv_heads, role.sequence_parallel)
     if role.tensor_parallel > 1 and shape.kind != "gated":
         yield UserError(
             f"placement.{member.key}.tensor_parallel = {role.tensor_parallel} and {shape.name}",
-            f"the supported model types are {', '.join(SPLIT_TYPES)}",
+            f"the supported model types are {', '.join(TENSOR_PARALLEL_TYPES)}",
             f"placement.{member.key}.tensor_parallel=1",
         )
         return
     widths = shape.heads, shape.kv_heads, shape.intermediate
-    yield from unsplittable(member.key, shape.name, *widths, role.tensor_parallel)
+    yield from tensor_parallel_problems(member.key, shape.name, *widths, role.tensor_parallel)
 
 
 def check_heads(recipe: Recipe, stages: Iterable[str], shapes: Shapes) -> Iterator[UserError]:
     """Errors of ``indivisible_heads`` for all roles of some stages; ranks check roles of unknown shape."""
-    if all(row_ranks(getattr(recipe.placement, role)) == 1 for role in ROLES):
+    if all(model_parallel_size(getattr(recipe.placement, role)) == 1 for role in ROLES):
         return
     for stage in stages:
         try:
@@ -198,7 +203,7 @@ def seats(recipe: Recipe, stage: Stage, cluster: Cluster) -> tuple[PlannedSlot, 
     places: dict[tuple[int, int], tuple[int, tuple[int, ...]]] = {}
     for chunk in chunks or ():
         width = wanted[chunk.pool].width
-        for place in range(chunk.first, chunk.first + chunk.seats):
+        for place in range(chunk.first, chunk.first + chunk.slots):
             first = taken[chunk.node]
             taken[chunk.node] += width
             places[chunk.pool, place] = chunk.node, tuple(range(first, first + width))

@@ -16,7 +16,7 @@ from dataclasses import dataclass, fields
 from launch.plan.members import PlannedRole
 from launch.plan.shapes import ModelShape
 from rlhf.config.schema import ModelConfig, RolloutConfig
-from rlhf.placement.pools import Resting
+from rlhf.placement.pools import OffloadMode
 
 GIB = 2**30
 LOGITS_CHUNK = 2048
@@ -122,7 +122,7 @@ def update_states(member: PlannedRole, dtype: str) -> GPUMemory:
     return GPUMemory(gradients=whole.gradients, master=whole.master, optimizer=whole.optimizer, buffers=bucket)
 
 
-def waiting_memory(member: PlannedRole, dtype: str, resting: Resting) -> GPUMemory:
+def waiting_memory(member: PlannedRole, dtype: str, resting: OffloadMode) -> GPUMemory:
     """GPU memory of a rank while another role works."""
     bucket = GPUMemory(buffers=_bucket(member, size_of(dtype), always=True))
     kept = {
@@ -133,7 +133,7 @@ def waiting_memory(member: PlannedRole, dtype: str, resting: Resting) -> GPUMemo
     return kept[resting]
 
 
-def offloaded_bytes(member: PlannedRole, dtype: str, resting: Resting) -> tuple[int, int]:
+def offloaded_bytes(member: PlannedRole, dtype: str, resting: OffloadMode) -> tuple[int, int]:
     """Bytes of weights and of states that are offloaded between phases; buckets are freed without a copy."""
     if resting == "none":
         return 0, 0
@@ -149,7 +149,7 @@ def _lasting_gradients(member: PlannedRole, whole: GPUMemory, dtype: str) -> int
     return whole.gradients if member.config.zero_stage == 3 else 0
 
 
-def host_bytes(member: PlannedRole, dtype: str, resting: Resting = "none") -> int:
+def host_bytes(member: PlannedRole, dtype: str, resting: OffloadMode = "none") -> int:
     """Bytes of host memory that offloading takes for this rank."""
     role, between = member.config, sum(offloaded_bytes(member, dtype, resting))
     if not role.offload or not role.zero_stage:
@@ -158,7 +158,7 @@ def host_bytes(member: PlannedRole, dtype: str, resting: Resting = "none") -> in
     return between + weights + 16 * member.trained // role.ranks
 
 
-def snapshot_bytes(member: PlannedRole, dtype: str, resting: Resting) -> int:
+def snapshot_bytes(member: PlannedRole, dtype: str, resting: OffloadMode) -> int:
     """Bytes of the host copy for snapshots, for an offloaded role."""
     return sum(offloaded_bytes(member, dtype, resting)) if member.trained else 0
 

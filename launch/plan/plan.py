@@ -18,7 +18,7 @@ from rlhf.config.stages import stages_of
 from rlhf.errors import UserError
 from rlhf.placement.machine import Machine as Asked
 from rlhf.placement.machine import check_devices, choose_strategy, gpus_needed
-from rlhf.placement.pools import NodeGPUs, Resting, pools, resting, turns
+from rlhf.placement.pools import NodeGPUs, OffloadMode, pools, resting, turns
 from rlhf.validate import validate
 
 STAGES: tuple[Stage, ...] = ("sft", "reward", "dpo", "ppo", "pipeline")
@@ -69,7 +69,7 @@ class Placed:
     shared: tuple[Use, ...]
     """Memory of the roles that share GPUs, for each set of such roles."""
     engine: EngineMemory | None
-    resting: dict[str, Resting]
+    resting: dict[str, OffloadMode]
     """Role → state that it offloads to host memory between its phases."""
     problems: tuple[str, ...]
     missing: int
@@ -162,7 +162,7 @@ def planned_stages(recipe: Recipe, stage: Stage) -> tuple[Stage, ...]:
     return stages_of(recipe, stage)  # type: ignore[return-value]
 
 
-def _use(recipe: Recipe, stage: Stage, member: PlannedRole, cluster: Cluster, rests: Resting) -> Use:
+def _use(recipe: Recipe, stage: Stage, member: PlannedRole, cluster: Cluster, rests: OffloadMode) -> Use:
     """Memory of one role."""
     dtype, names = recipe.model.dtype, PHASES.get(stage, ("update",))
     waiting = bytes_of.waiting_memory(member, dtype, rests)
@@ -178,7 +178,7 @@ def _use(recipe: Recipe, stage: Stage, member: PlannedRole, cluster: Cluster, re
     )
 
 
-def _working(recipe: Recipe, stage: Stage, member: PlannedRole, phase: str, rests: Resting) -> GPUMemory | None:
+def _working(recipe: Recipe, stage: Stage, member: PlannedRole, phase: str, rests: OffloadMode) -> GPUMemory | None:
     """Memory of a role in a phase in which it works; None in other phases.
 
     Scoring overlaps generation, except for roles whose weights are offloaded for the engines.
@@ -220,7 +220,7 @@ def _engine_use(recipe: Recipe, engine: EngineMemory, shapes: Shapes, cluster: C
     )
 
 
-def _together(uses: Sequence[Use], rests: Mapping[str, Resting], name: str | None) -> Use:
+def _together(uses: Sequence[Use], rests: Mapping[str, OffloadMode], name: str | None) -> Use:
     """Memory of roles that share GPUs, on the fullest: the GPU of their first ranks; each phase in its worst turn."""
     phases = {
         phase: max((_in_turn(uses, phase, turn) for turn in _turns(uses, rests)), key=lambda memory: memory.total)
@@ -238,7 +238,7 @@ def _together(uses: Sequence[Use], rests: Mapping[str, Resting], name: str | Non
     )
 
 
-def _turns(uses: Sequence[Use], rests: Mapping[str, Resting]) -> tuple[tuple[str, ...], ...]:
+def _turns(uses: Sequence[Use], rests: Mapping[str, OffloadMode]) -> tuple[tuple[str, ...], ...]:
     return turns({use.role: rests.get(use.role, "none") for use in uses})
 
 
@@ -299,7 +299,7 @@ def _seconds(
     }
 
 
-def _rests(placed: Placed, member: PlannedRole) -> Resting:
+def _rests(placed: Placed, member: PlannedRole) -> OffloadMode:
     return placed.resting.get(member.role, "none")
 
 

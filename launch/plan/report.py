@@ -16,7 +16,7 @@ from launch.plan.shapes import ModelShape
 from launch.plan.strategy import choose, decided
 from launch.plan.timing import SHARES
 from rlhf.config.schema import Recipe, Stage
-from rlhf.placement.pools import Resting
+from rlhf.placement.pools import OffloadMode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +98,7 @@ def _stage(stage: StagePlan) -> dict[str, Any]:
     }
 
 
-def _model(member: PlannedRole, resting: Mapping[str, Resting]) -> dict[str, Any]:
+def _model(member: PlannedRole, resting: Mapping[str, OffloadMode]) -> dict[str, Any]:
     return {
         "shape": member.shape.name,
         "parameters": member.parameters,

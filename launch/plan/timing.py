@@ -16,8 +16,8 @@ from launch.plan.memory import EngineMemory, offloaded_bytes, size_of
 from launch.plan.shapes import ModelShape
 from launch.plan.work import StepWork
 from rlhf.config.schema import Recipe
-from rlhf.placement.pools import Resting
-from rlhf.placement.shared_rows import row_ranks
+from rlhf.placement.parallelism import model_parallel_size
+from rlhf.placement.pools import OffloadMode
 
 SHARES = {"training": 0.4, "prefill": 0.5, "memory": 0.7, "link": 0.7}
 """Assumed fractions of the data sheet's rates: FLOP/s in training and scoring, FLOP/s of an engine's prefill and
@@ -60,7 +60,7 @@ class ComputeRates:
         nodes: dict[int, set[int]] = {}
         for seat in self.seats:
             if seat.role == member.role:
-                nodes.setdefault(seat.rank // row_ranks(member.config), set()).add(seat.node)
+                nodes.setdefault(seat.rank // model_parallel_size(member.config), set()).add(seat.node)
         return SHARES["link"] * self.cluster.link(max(map(len, nodes.values()), default=1))
 
 
@@ -167,7 +167,9 @@ def step_seconds(member: PlannedRole, machine: ComputeRates) -> float:
     return own * 40 / machine.memory
 
 
-def resting_seconds(member: PlannedRole, resting: Resting, machine: ComputeRates, weights_alone: bool = False) -> float:
+def resting_seconds(
+    member: PlannedRole, resting: OffloadMode, machine: ComputeRates, weights_alone: bool = False
+) -> float:
     """Seconds to reload the offloaded state for a phase and to offload it again; frozen weights are not copied back.
 
     Args:

@@ -12,7 +12,7 @@ from launch.plan.members import PlannedRole
 from rlhf.batching import plan
 from rlhf.config.schema import Recipe
 from rlhf.config.stages import policy_updates
-from rlhf.placement.shared_rows import groups
+from rlhf.placement.parallelism import data_parallel_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,9 @@ def row_tokens(recipe: Recipe, stage: str, member: PlannedRole) -> int:
 
 def passes(samples: int, length: int, member: PlannedRole) -> int:
     """Rows on each rank, or on its sequence-parallel group, for this many samples of equal length."""
-    return len(plan(range(samples), [length] * samples, groups(member.config), member.config.micro_batch_tokens)[0])
+    return len(
+        plan(range(samples), [length] * samples, data_parallel_size(member.config), member.config.micro_batch_tokens)[0]
+    )
 
 
 def _ppo(recipe: Recipe, found: tuple[PlannedRole, ...]) -> StepWork:

@@ -574,7 +574,7 @@ class RoleConfig:
 
 
 @section
-class EngineSeatConfig:
+class EnginePlacementConfig:
     """Where the engines sit; how many there are and how wide is in ``rollout``."""
 
     share_with: Literal["policy"] | None = None
@@ -601,7 +601,7 @@ class PlacementConfig:
     """The frozen reference in PPO."""
     reward: RoleConfig = field(default_factory=RoleConfig)
     """The frozen reward model in PPO, and the model being trained in the reward stage."""
-    rollout: EngineSeatConfig = field(default_factory=EngineSeatConfig)
+    rollout: EnginePlacementConfig = field(default_factory=EnginePlacementConfig)
     """The vLLM engines."""
     threads_per_rank: Count = 1
     """CPU threads of each process when it computes on the CPU; more than the cores have to give slows everything."""

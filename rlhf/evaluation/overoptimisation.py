@@ -23,7 +23,7 @@ CHANCE = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judgement:
+class HeldOutEvaluation:
     """One held-out evaluation of the policy.
 
     Shape: scores (n,), one for each of n distinct prompts, always the same and in the same order; NaN where the scorer
@@ -76,8 +76,8 @@ class Watch:
     """Number of evaluations of the whole run, at least 2; the significance level is corrected for it."""
     patience: int
     """Consecutive over-optimised evaluations after which the run stops."""
-    best: Judgement | None = None
-    last: Judgement | None = None
+    best: HeldOutEvaluation | None = None
+    last: HeldOutEvaluation | None = None
     in_a_row: int = 0
     """Consecutive over-optimised evaluations up to the last one."""
 
@@ -85,16 +85,16 @@ class Watch:
     def keeps_best(self) -> bool:
         """Whether the run should return the best policy: whether the last one is lower, without a correction of level.
 
-        An error here costs little, because the two policies are then alike; an error in ``judge`` ends the run early.
+        An error here costs little, because the two policies are then alike; one in ``evaluate`` ends the run early.
         """
         return self.best is not None and self.last is not None and is_lower(self.last, self.best, CHANCE)
 
     @property
     def level(self) -> float:
-        """Significance level of one comparison in ``judge``: 5% over all pairs of evaluations (Bonferroni)."""
+        """Significance level of one comparison in ``evaluate``: 5% over all pairs of evaluations (Bonferroni)."""
         return CHANCE / math.comb(self.judgements, 2)
 
-    def judge(self, step: int, rewards: Sequence[float], scores: Sequence[float]) -> tuple[Watch, Decision]:
+    def evaluate(self, step: int, rewards: Sequence[float], scores: Sequence[float]) -> tuple[Watch, Decision]:
         """Add a held-out evaluation; returns the new state and the decision.
 
         Args:
@@ -102,7 +102,7 @@ class Watch:
             rewards: (k,) mean reward of each training step since the previous evaluation.
             scores: (n,) scores of the held-out scorer; NaN where it gave none.
         """
-        new = Judgement(step=step, reward=fmean(rewards) if rewards else None, scores=tuple(map(float, scores)))
+        new = HeldOutEvaluation(step=step, reward=fmean(rewards) if rewards else None, scores=tuple(map(float, scores)))
         best = _with_reward(self.best, rewards)
         if best is None or _mean_difference(new, best) > 0:
             decision = Decision(
@@ -141,42 +141,42 @@ def mean_by_prompt(scores: ArrayLike, prompts: Sequence[Hashable]) -> np.ndarray
     return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
 
 
-def is_lower(judgement: Judgement, best: Judgement, level: float) -> bool:
+def is_lower(new: HeldOutEvaluation, best: HeldOutEvaluation, level: float) -> bool:
     """Whether a policy's held-out score is significantly lower than the best, by a one-sided paired t-test.
 
     ``level`` is the significance level. False if fewer than two prompts have both scores.
     """
-    difference = _differences(judgement, best)
+    difference = _differences(new, best)
     n = len(difference)
     if n < 2:
         return False
     return bool(difference.mean() + stdtrit(n - 1, 1 - level) * difference.std(ddof=1) / math.sqrt(n) < 0)
 
 
-def difference_interval(judgement: Judgement, best: Judgement) -> tuple[float, float]:
+def difference_interval(new: HeldOutEvaluation, best: HeldOutEvaluation) -> tuple[float, float]:
     """95% interval of the mean over prompts of (score − score at the best)."""
-    return mean_interval(_differences(judgement, best))
+    return mean_interval(_differences(new, best))
 
 
-def _with_reward(start: Judgement | None, rewards: Sequence[float]) -> Judgement | None:
+def _with_reward(start: HeldOutEvaluation | None, rewards: Sequence[float]) -> HeldOutEvaluation | None:
     """Set the reward of the evaluation before the first step to that of the first step, which its policy sampled."""
     if start is None or start.reward is not None or not rewards:
         return start
     return replace(start, reward=rewards[0])
 
 
-def _differences(judgement: Judgement, best: Judgement) -> np.ndarray:
+def _differences(new: HeldOutEvaluation, best: HeldOutEvaluation) -> np.ndarray:
     """(m,) score differences over the m ≤ n prompts that have both scores."""
-    difference = np.array([new - old for new, old in zip(judgement.scores, best.scores, strict=True)])
+    difference = np.array([new - old for new, old in zip(new.scores, best.scores, strict=True)])
     return difference[np.isfinite(difference)]
 
 
-def _mean_difference(judgement: Judgement, best: Judgement) -> float:
-    difference = _differences(judgement, best)
+def _mean_difference(new: HeldOutEvaluation, best: HeldOutEvaluation) -> float:
+    difference = _differences(new, best)
     return float(difference.mean()) if len(difference) else 0.0
 
 
-def _explain(new: Judgement, best: Judgement, lower: bool, over: bool) -> str:
+def _explain(new: HeldOutEvaluation, best: HeldOutEvaluation, lower: bool, over: bool) -> str:
     if not lower:
         return f"not significantly lower than the best, after step {best.step}, over {len(new.given)} prompts"
     fell = f"the held-out score fell from {best.mean:.4g} (after step {best.step}) to {new.mean:.4g}"

@@ -190,8 +190,8 @@ def attend(
     """Attention of one layer: query (B, H, N, D), key and value (B, K, N, D) → (B, N, H, D).
 
     Args:
-        over: Ulysses attention, for a row split over ranks (``rlhf/models/shared_row.py``): it exchanges tokens for
-            heads before and after.
+        over: Ulysses attention, for a row split over ranks (``rlhf/models/sequence_parallel.py``): it exchanges tokens
+            for heads before and after.
     """
     if over is None:
         return by_sequence(module, query, key, value, attention_mask, **rest)

@@ -48,9 +48,9 @@ def choose_reader(network: ScalarNet, reads_ends: bool, run: Run, agreed: Agreed
             network.form = form
             if agreed(_is_close(run(row), expected, network.model.dtype)):
                 return _describe_reader(network)
-    if network.peers is not None:
+    if network.sequence_group is not None:
         raise UserError(
-            f"placement.reward.sequence_parallel = {network.peers.size} and a {type(network.model).__name__}",
+            f"placement.reward.sequence_parallel = {network.sequence_group.size} and a {type(network.model).__name__}",
             "its scores over a row split across ranks differ from those of its own forward pass",
             "placement.reward.sequence_parallel=1",
         )
@@ -61,7 +61,7 @@ def choose_reader(network: ScalarNet, reads_ends: bool, run: Run, agreed: Agreed
 
 def _supported_readers(network: ScalarNet, reads_ends: bool) -> list[tuple[Reader, Form]]:
     """Readers and forms that this network supports."""
-    if network.peers is not None:
+    if network.sequence_group is not None:
         return [("head", "packed")]
     padding = getattr(network.model.config.get_text_config(), "pad_token_id", None)
     forms = ("packed", "padded") if network.form == "packed" else ("padded",)
@@ -77,8 +77,8 @@ def is_causal(network: ScalarNet, run: Run, agreed: Agreed, device: torch.device
 
     Sequence parallelism is only used for models known to be causal.
     """
-    if network.peers is not None or network.model.config.is_encoder_decoder:
-        return network.peers is not None
+    if network.sequence_group is not None or network.model.config.is_encoder_decoder:
+        return network.sequence_group is not None
     network.use("head")
     whole = _probe(network.model).response(0)
     beginning = len(whole) // 2

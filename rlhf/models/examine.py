@@ -30,7 +30,7 @@ from rlhf.models.folder import CONTEXTS
 from rlhf.models.lora import adapter_layers
 from rlhf.models.packed_row import UNFIT, Form, PackedRow, pack_row
 from rlhf.models.policy import PolicyNet
-from rlhf.models.shared_row import RowNet
+from rlhf.models.sequence_parallel import RowNet
 from rlhf.types import Int32, Sequences
 
 TOKENS = 336
@@ -93,12 +93,12 @@ class Examiner:
         Raises:
             UserError: no form is correct, or sequence parallelism needs packed rows and they are not correct.
         """
-        peers, self.network.peers = self.network.peers, None
+        sequence_group, self.network.sequence_group = self.network.sequence_group, None
         try:
             found = self._compare_forms()
         finally:
-            self.network.peers = peers
-        if peers is not None and found.form == "padded":
+            self.network.sequence_group = sequence_group
+        if sequence_group is not None and found.form == "padded":
             raise self._sharing_error(found)
         self.network.form = found.form
         if isinstance(self.network, PolicyNet):

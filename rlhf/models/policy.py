@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from rlhf.models.attention import own_attention
 from rlhf.models.head import OutputHead
 from rlhf.models.packed_row import PackedRow, without_cache
-from rlhf.models.shared_row import RowNet
+from rlhf.models.sequence_parallel import RowNet
 
 CHUNK = 2048
 """Response tokens whose logits exist at one time: 1.2 GB in float32 for a vocabulary of 150,000."""

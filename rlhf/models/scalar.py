@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from rlhf.models.classifier import head_names
 from rlhf.models.packed_row import PackedRow, pad_rows
-from rlhf.models.shared_row import RowNet
+from rlhf.models.sequence_parallel import RowNet
 
 Reader = Literal["head", "own", "own_alone"]
 """How a classifier is read: its head at positions of the rows, its own forward pass over padded rows, or its own

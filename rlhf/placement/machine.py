@@ -187,7 +187,7 @@ def _sharing(wanted: tuple[Pool, ...], strategy: Strategy) -> str:
 
 
 def _node_table(wanted: tuple[Pool, ...], machine: Machine) -> str:
-    lines = [f"    {', '.join(pool.roles)}: {pool.seats} x {pool.width} {pool.gpu_type or ''}" for pool in wanted]
+    lines = [f"    {', '.join(pool.roles)}: {pool.slots} x {pool.width} {pool.gpu_type or ''}" for pool in wanted]
     lines += [f"    node {i}: {node.gpus} {node.type or ''}" for i, node in enumerate(machine.nodes)]
     return "\n".join(line.rstrip() for line in lines)
 

@@ -10,12 +10,12 @@ from rlhf.config.schema import Recipe, Stage
 from rlhf.errors import UserError
 
 Strategy = Literal["colocated", "separate"]
-Resting = Literal["none", "states", "all"]
-"""What of a role lies in the host's memory between its phases."""
+OffloadMode = Literal["none", "states", "all"]
+"""State that a role offloads to host memory between its phases."""
 Part = Literal["weights", "states"]
 """What a forward pass needs, and what only an update does: Adam's moments, master weights, gradients, buffers."""
 
-ENGINES, JUDGE = "rollout", "judge"
+ENGINES, HELD_OUT_SCORER = "rollout", "judge"
 Role = TypeVar("Role")
 
 
@@ -39,7 +39,7 @@ class RoleRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Pool:
-    """GPUs that belong together: rank r of each of its roles sits on seat r, which is ``width`` GPUs of one node."""
+    """GPUs that belong together: rank r of each of its roles is in slot r, which is ``width`` GPUs of one node."""
 
     members: tuple[RoleRequest, ...]
     gpu_type: str | None = None
@@ -51,24 +51,24 @@ class Pool:
 
     @property
     def width(self) -> int:
-        """GPUs of a seat: one where roles share it."""
+        """GPUs of a slot: one where roles share it."""
         return 1 if self.shared else self.members[0].width
 
     @property
-    def seats(self) -> int:
+    def slots(self) -> int:
         """As many as its largest role takes."""
         return max(member.gpus for member in self.members) // self.width
 
     @property
     def gpus(self) -> int:
         """GPUs in all."""
-        return self.seats * self.width
+        return self.slots * self.width
 
-    def of(self, seats: int) -> Pool:
-        """The same with so many seats."""
-        first = replace(self.members[0], ranks=seats, width=self.width)
+    def of(self, slots: int) -> Pool:
+        """The same with so many slots."""
+        first = replace(self.members[0], ranks=slots, width=self.width)
         return replace(
-            self, members=(first, *(replace(each, ranks=min(each.ranks, seats)) for each in self.members[1:]))
+            self, members=(first, *(replace(each, ranks=min(each.ranks, slots)) for each in self.members[1:]))
         )
 
     @property
@@ -92,12 +92,12 @@ class NodeGPUs:
 
 @dataclass(frozen=True, kw_only=True)
 class Chunk:
-    """Seats of a pool that lie on one node: ``first`` and those after it."""
+    """Slots of a pool that lie on one node: ``first`` and those after it."""
 
     pool: int
     node: int
     first: int
-    seats: int
+    slots: int
 
 
 def asked(recipe: Recipe, stage: Stage) -> tuple[RoleRequest, ...]:
@@ -117,7 +117,7 @@ def asked(recipe: Recipe, stage: Stage) -> tuple[RoleRequest, ...]:
         roles.append(RoleRequest(role="reference", key="reference", ranks=place.reference.ranks))
     judges = [f"reward {name}" for name in recipe.reward_models]
     if recipe.early_stop is not None and recipe.early_stop.scorer.model is not None:
-        judges.append(JUDGE)
+        judges.append(HELD_OUT_SCORER)
     roles += [RoleRequest(role=name, key="reward", ranks=place.reward.ranks) for name in judges]
     return (*roles, engines)
 
@@ -138,22 +138,22 @@ def pools(recipe: Recipe, stage: Stage, strategy: Strategy) -> tuple[Pool, ...]:
     return tuple(found.values())
 
 
-def resting(recipe: Recipe, stage: Stage, wanted: Sequence[Pool]) -> dict[str, Resting]:
-    """What of each role that is a model lies in the host's memory between its phases. ``wanted`` are the GPUs."""
+def offload_modes(recipe: Recipe, stage: Stage, wanted: Sequence[Pool]) -> dict[str, OffloadMode]:
+    """The offload mode of each role that is a model. ``wanted`` are the pools of GPUs."""
     shared = {role for pool in wanted if pool.shared for role in pool.roles}
     models = [role for role in asked(recipe, stage) if role.role != ENGINES]
-    return {role.role: _resting(recipe, role, role.role in shared) for role in models if stage == "ppo"}
+    return {role.role: _offload_mode(recipe, role, role.role in shared) for role in models if stage == "ppo"}
 
 
-def _resting(recipe: Recipe, role: RoleRequest, shared: bool) -> Resting:
-    """The judge of ``early_stop`` scores beside engines that are awake, and keeps its weights where it is."""
+def _offload_mode(recipe: Recipe, role: RoleRequest, shared: bool) -> OffloadMode:
+    """The held-out scorer of ``early_stop`` never offloads its weights: it scores while the engines are awake."""
     chosen: Literal["auto", "none", "states", "all"] = getattr(recipe.placement, role.key).offload_between_phases
     if chosen == "auto":
         return "states" if shared else "none"
-    return "states" if chosen == "all" and role.role == JUDGE else chosen
+    return "states" if chosen == "all" and role.role == HELD_OUT_SCORER else chosen
 
 
-def turns(roles: Mapping[Role, Resting]) -> tuple[tuple[Role, ...], ...]:
+def turns(roles: Mapping[Role, OffloadMode]) -> tuple[tuple[Role, ...], ...]:
     """In which order roles on the same GPUs work: together, and after them, one by one, those that make room for each
     other."""
     together = tuple(role for role, kind in roles.items() if kind != "all")
@@ -190,7 +190,7 @@ def check_sharing(recipe: Recipe) -> Iterator[UserError]:
 
 
 def pack(wanted: Sequence[Pool], nodes: Sequence[NodeGPUs]) -> tuple[Chunk, ...] | None:
-    """A node for every seat, so that a pool lies in one node where it can; ``None`` where the GPUs do not suffice.
+    """A node for every slot, so that a pool lies in one node where it can; ``None`` where the GPUs do not suffice.
 
     The largest first, each on the node on which it leaves the least; one that fits in none takes the emptiest node
     whole and goes on with the next. Where that leaves no place for wide engines, these choose first.
@@ -205,21 +205,21 @@ def _packed(wanted: Sequence[Pool], order: Sequence[int], nodes: Sequence[NodeGP
     free, chunks = [node.gpus for node in nodes], []
     for index in order:
         pool, first = wanted[index], 0
-        while first < pool.seats:
+        while first < pool.slots:
             room = [n for n in _of_type(pool, nodes) if free[n] >= pool.width]
             if not room:
                 return None
             node = _best(room, free, _together(pool, first))
-            seats = min(_together(pool, first) // pool.width, free[node] // pool.width)
-            chunks.append(Chunk(pool=index, node=node, first=first, seats=seats))
-            free[node] -= seats * pool.width
-            first += seats
+            slots = min(_together(pool, first) // pool.width, free[node] // pool.width)
+            chunks.append(Chunk(pool=index, node=node, first=first, slots=slots))
+            free[node] -= slots * pool.width
+            first += slots
     return tuple(chunks)
 
 
 def _together(pool: Pool, first: int) -> int:
     """GPUs that had better be in one node. Engines do not speak with each other: each is placed by itself."""
-    return pool.width if pool.roles == (ENGINES,) else (pool.seats - first) * pool.width
+    return pool.width if pool.roles == (ENGINES,) else (pool.slots - first) * pool.width
 
 
 def _of_type(pool: Pool, nodes: Sequence[NodeGPUs]) -> Iterator[int]:

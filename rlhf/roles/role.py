@@ -21,9 +21,9 @@ from rlhf.models.flops import ModelFlops
 from rlhf.models.packed_row import PackedRow
 from rlhf.models.policy import PolicyNet
 from rlhf.models.saving import try_saving
-from rlhf.models.shared_row import RowNet
+from rlhf.models.sequence_parallel import RowNet
+from rlhf.placement.parallelism import data_parallel_size, model_parallel_size
 from rlhf.placement.pools import Part
-from rlhf.placement.shared_rows import groups, row_ranks
 from rlhf.roles.forward import BlockResult, forward_share
 from rlhf.types import Int32, RolloutBlock, Sequences
 from rlhf.zero import checkpoint
@@ -56,7 +56,9 @@ class Role(Generic[Network]):
         if config.tensor_parallel > 1:
             check_split(self.network.model, config.tensor_parallel)
         if config.sequence_parallel > 1:
-            self.network.share_rows(rank.rank, rank.world, config.sequence_parallel, rank.timeout_seconds)
+            self.network.enable_sequence_parallelism(
+                rank.rank, rank.world, config.sequence_parallel, rank.timeout_seconds
+            )
         self.engine = ZeroEngine(self.network, config, recipe.model.dtype, rank, self.device, optimizer, total_updates)
         del keep
         self.examination = self._examine(is_saved=optimizer is not None)
@@ -88,8 +90,8 @@ class Role(Generic[Network]):
         Args:
             lengths: tokens of every sample, chosen or not.
         """
-        group, is_padded = self.rank.rank // row_ranks(self.config), self.network.form == "padded"
-        return plan(samples, lengths, groups(self.config), self.row_tokens, is_padded)[group]
+        group, is_padded = self.rank.rank // model_parallel_size(self.config), self.network.form == "padded"
+        return plan(samples, lengths, data_parallel_size(self.config), self.row_tokens, is_padded)[group]
 
     @property
     def row_tokens(self) -> int:
@@ -106,7 +108,7 @@ class Role(Generic[Network]):
         """Run ``compute`` on this rank's part; in a sequence-parallel group only the first rank returns the results."""
         micro_batches = self.micro_batches(range(len(sequences)), sequences.lengths)
         share = forward_share(sequences, micro_batches, self.device, compute)
-        return BlockResult.empty() if self.rank.rank % row_ranks(self.config) else share
+        return BlockResult.empty() if self.rank.rank % model_parallel_size(self.config) else share
 
     @cached_property
     def flops(self) -> ModelFlops:
@@ -127,9 +129,9 @@ class Role(Generic[Network]):
         peak = peak_flops(*gpu, self.recipe.model.dtype) if gpu else None
         return {"perf/model_tflops": achieved / TERA} | ({"perf/mfu": achieved / peak} if peak else {})
 
-    def rest(self, parts: Sequence[Part]) -> None:
-        """Offload these parts of the network's state to the host: see ``ZeroEngine.rest``."""
-        self.engine.rest(parts)
+    def offload(self, parts: Sequence[Part]) -> None:
+        """Offload these parts of the network's state to the host: see ``ZeroEngine.offload``."""
+        self.engine.offload(parts)
 
     def snapshot(self) -> Files:
         """This rank's files of a checkpoint. Only for a role that trains."""

@@ -27,7 +27,7 @@ class ScalarRole(Role[ScalarNet]):
             try:
                 return super()._examine(is_saved)
             except (UserError, *UNFIT) as error:
-                if is_saved or self.network.peers is not None or isinstance(error, torch.OutOfMemoryError):
+                if is_saved or self.network.sequence_group is not None or isinstance(error, torch.OutOfMemoryError):
                     raise
                 note = f"its states cannot be read from a row of tokens: {first_line(error)}"
         self.network.form = "padded"

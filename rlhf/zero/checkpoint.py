@@ -99,7 +99,7 @@ def snapshot(engine: ZeroEngine) -> Files:
     """This rank's files: weights, optimizer, schedule, counters, random states (collective)."""
     trained = sum(math.prod(full_shape(p)) for p in engine.network.parameters() if p.requires_grad)
     with private_folder(BYTES_PER_WEIGHT * trained + SPARE_BYTES) as folder:
-        with engine.parking.on_host():
+        with engine.offloader.on_host():
             _save(engine, folder)
         return {path.name: np.fromfile(path, dtype=np.uint8) for path in sorted((folder / "files").iterdir())}
 
@@ -110,7 +110,7 @@ def restore(engine: ZeroEngine, shards: Sequence[Files]) -> None:
     Raises:
         UserError: the snapshots are of another model; the engine is unchanged.
     """
-    engine.parking.reload("weights", "states")
+    engine.offloader.reload("weights", "states")
     files = {name: content for shard in shards for name, content in shard.items()}
     if Topology.read(files[TOPOLOGY].tobytes().decode()).fits(Topology.of(engine)):
         files = {name: content for name, content in files.items() if _is_read_by(engine, name)}
@@ -158,7 +158,7 @@ def _is_read_by(engine: ZeroEngine, name: str) -> bool:
 
 
 def _load(engine: ZeroEngine, folder: Path) -> None:
-    engine.parking.reload("weights", "states")
+    engine.offloader.reload("weights", "states")
     saved, own = Topology.read((folder / TOPOLOGY).read_text()), Topology.of(engine)
     _check_compatible(saved, own)
     with _quiet():

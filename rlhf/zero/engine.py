@@ -2,10 +2,9 @@
 
 ``update`` divides the summed loss by a global count of tokens (or pairs) over all ranks, micro-batches and packed rows,
 so that the gradient does not depend on how the work is divided. DeepSpeed averages gradients over ranks; the factor
-``world`` undoes this. With sequence parallelism (``rlhf/models/shared_row.py``) each rank has the gradient of its token
-positions, and gradients are summed as over other ranks; but each rank of a group has the group's whole loss, which
-``all_reduce`` counts once. With tensor parallelism (``rlhf/zero/tensor_parallel.py``) DeepSpeed averages over the ranks
-that hold the same part.
+``world`` undoes this. With sequence parallelism each rank has the gradient of its token positions, and gradients are
+summed as over other ranks; but each rank of a group has the group's whole loss, which ``all_reduce`` counts once. With
+tensor parallelism DeepSpeed averages over the ranks that hold the same part.
 """
 
 from __future__ import annotations
@@ -27,11 +26,11 @@ from rlhf.config.schema import OptimizerConfig, RoleConfig
 from rlhf.device import release_cache
 from rlhf.errors import MachineryError
 from rlhf.models.lora import adapters, merged, parts, plain_tensors
+from rlhf.placement.parallelism import model_parallel_size
 from rlhf.placement.pools import Part
-from rlhf.placement.shared_rows import row_ranks
 from rlhf.weights.fingerprint import Fingerprint, fingerprint
 from rlhf.zero import tensor_parallel
-from rlhf.zero.parking import Offloader
+from rlhf.zero.offload import Offloader
 from rlhf.zero.rank import Rank
 from rlhf.zero.settings import SCHEDULES, deepspeed_config, optimizer_arguments
 
@@ -47,8 +46,8 @@ class ZeroEngine:
     With an optimizer all parameters that require gradients are trained; the optimizer has no state for the others.
     ``learning_rate`` is that of the last update, 0 before the first.
 
-    Under ZeRO-3 and with tensor parallelism every method except ``rest`` and ``skip_updates`` is collective: all ranks
-    must call it the same number of times. Offloaded state is reloaded automatically when it is used.
+    Under ZeRO-3 and with tensor parallelism every method except ``offload`` and ``skip_updates`` is collective: all
+    ranks must call it the same number of times. Offloaded state is reloaded automatically when it is used.
     """
 
     def __init__(
@@ -63,7 +62,7 @@ class ZeroEngine:
     ) -> None:
         self.rank, self.world, self.device, self.stage = rank.rank, rank.world, device, role.zero_stage
         self.network, self.dtype, self.learning_rate = network, dtype, 0.0
-        self.row_ranks, self.tensor_ranks = row_ranks(role), role.tensor_parallel
+        self.model_parallel_size, self.tensor_ranks = model_parallel_size(role), role.tensor_parallel
         if role.zero_stage == 3:
             deepspeed.zero.Init(module=network, config_dict_or_path=deepspeed_config(role, dtype, rank.world))
             for parameter in network.parameters():
@@ -79,7 +78,7 @@ class ZeroEngine:
                 self.engine = self._initialize(replace(role, zero_stage=0))  # nothing to shard without an optimizer
             else:
                 network.to(device)
-            self.parking = Offloader(network, device)
+            self.offloader = Offloader(network, device)
             return
         network.train()  # gradient checkpointing needs training mode; dropout is off in both modes
         trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
@@ -88,7 +87,7 @@ class ZeroEngine:
         if role.zero_stage < 3 and self.tensor_ranks == 1:
             network.to(device)
         self.engine = self._initialize(role, optimizer.max_grad_norm, optimizer=adam, lr_scheduler=schedule)
-        self.parking = Offloader(network, device, self.engine.optimizer, adam)
+        self.offloader = Offloader(network, device, self.engine.optimizer, adam)
 
     def _initialize(self, role: RoleConfig, max_grad_norm: float = 0.0, **training: Any) -> Any:
         config = deepspeed_config(role, self.dtype, self.world, max_grad_norm)
@@ -97,15 +96,15 @@ class ZeroEngine:
             engine.first_dataloader_check.remove()  # this hook compares inputs with ==, which fails for tensors
         return engine
 
-    def rest(self, parts: Sequence[Part]) -> None:
+    def offload(self, parts: Sequence[Part]) -> None:
         """Offload these parts to host memory until they are used, and empty PyTorch's cache on the device."""
         for part in parts:
-            self.parking.offload(part)
+            self.offloader.offload(part)
         release_cache(self.device)
 
     def forward(self, *arguments: Any) -> Any:
         """The network's output without gradients."""
-        self.parking.reload("weights")
+        self.offloader.reload("weights")
         with torch.no_grad():
             return self.engine(*arguments)
 
@@ -125,7 +124,7 @@ class ZeroEngine:
             loss: maps a micro-batch to the *sum* of its losses; it calls the network through ``self.engine``.
             count: divisor of the sum over all ranks and micro-batches.
         """
-        self.parking.reload("weights", "states")
+        self.offloader.reload("weights", "states")
         for index, micro_batch in enumerate(micro_batches):
             self.engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
             self.engine.backward(loss(micro_batch) * (self.world // self.tensor_ranks / max(1, count)))
@@ -145,7 +144,7 @@ class ZeroEngine:
     def all_reduce(self, sums: Tensor) -> Tensor:
         """Sum over ranks in float64; a sequence-parallel group, whose ranks have equal values, counts once."""
         total = sums.to(self.device, torch.float64)
-        if self.rank % self.row_ranks:
+        if self.rank % self.model_parallel_size:
             total = torch.zeros_like(total)
         if self.world > 1:
             torch.distributed.all_reduce(total)
@@ -183,7 +182,7 @@ class ZeroEngine:
 
     def full(self, tensors: Sequence[Tensor]) -> Any:
         """Context in which the tensors are whole on every rank (collective if the engine ``gathers``)."""
-        self.parking.reload("weights")
+        self.offloader.reload("weights")
         if self.tensor_ranks > 1:
             return tensor_parallel.whole(tensors)
         return deepspeed.zero.GatheredParameters(list(tensors)) if self.stage == 3 else nullcontext()

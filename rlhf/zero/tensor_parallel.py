@@ -25,7 +25,7 @@ from torch import Tensor, distributed
 from transformers import PreTrainedModel
 
 from rlhf.errors import UserError
-from rlhf.placement.shared_rows import SPLIT_TYPES, unsplittable
+from rlhf.placement.parallelism import TENSOR_PARALLEL_TYPES, tensor_parallel_problems
 
 BY_OUTPUT = r".*\.layers\.\d+\.(self_attn\.[qkv]|mlp\.(gate|up))_proj\.weight$"
 BY_INPUT = r".*\.layers\.\d+\.(self_attn\.o|mlp\.down)_proj\.weight$"
@@ -50,14 +50,14 @@ def check_model(model: PreTrainedModel, ranks: int) -> None:
         UserError: the model's type is not supported, or its widths are not divisible by ``ranks``.
     """
     config = model.config
-    if config.model_type not in SPLIT_TYPES:
+    if config.model_type not in TENSOR_PARALLEL_TYPES:
         raise UserError(
             f"placement.<role>.tensor_parallel = {ranks} and a model of type {config.model_type!r}",
-            f"tensor parallelism supports the types {', '.join(SPLIT_TYPES)}",
+            f"tensor parallelism supports the types {', '.join(TENSOR_PARALLEL_TYPES)}",
             "placement.<role>.tensor_parallel=1",
         )
     widths = (config.num_attention_heads, config.num_key_value_heads, config.intermediate_size)
-    for problem in unsplittable("<role>", f"its {config.model_type} model", *widths, ranks):
+    for problem in tensor_parallel_problems("<role>", f"its {config.model_type} model", *widths, ranks):
         raise problem
 
 

@@ -11,7 +11,7 @@ import pytest
 from actors.answering import _unrecorded, answers_of, ignore_progress
 from actors.rollout import Answered
 from actors.supervisor import Supervisor
-from actors.waiting import Moment
+from actors.waiting import PhaseContext
 from rlhf.config.schema import Recipe, RecoveryConfig
 from rlhf.errors import MachineryError
 
@@ -33,10 +33,12 @@ class Engines:
     def _report(self, kind: str, **details: Any) -> None:
         self.events.append((kind, details["prompt"], details["reason"]))
 
-    def generate(self, chosen: Sequence[int], seeds: Sequence[int], moment: Moment) -> Iterator[tuple[int, Answered]]:
+    def generate(
+        self, chosen: Sequence[int], seeds: Sequence[int], context: PhaseContext
+    ) -> Iterator[tuple[int, Answered]]:
         yield from enumerate(TOLD)
 
-    def decode(self, tokenizer: Path, block: int, moment: Moment) -> dict[int, str]:
+    def decode(self, tokenizer: Path, block: int, context: PhaseContext) -> dict[int, str]:
         """A set-aside sample is text as well: whatever its end token is."""
         return {place: f"answer {place}" for place in TOLD[block].places}
 

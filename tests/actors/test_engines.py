@@ -19,14 +19,14 @@ from actors.placement import Placement
 from actors.process import ProcessLocation, locate_process
 from actors.rollout import Answered
 from actors.supervisor import Supervisor
-from actors.waiting import Moment
+from actors.waiting import PhaseContext
 from rlhf.config.schema import Recipe, RecoveryConfig, RolloutConfig
 from rlhf.errors import LostError, MachineryError
 from rlhf.types import FinishReason, Prompt, Rollout, RolloutBlock
 
 POISON, ONCE = 100, 200
 """Prompts that an engine dies of: always, and only where it has not died of it before."""
-MOMENT = Moment(phase="rollout", step=2)
+CONTEXT = PhaseContext(phase="rollout", step=2)
 
 
 def rollout(prompt: int, seed: int, reason: FinishReason) -> Rollout:
@@ -96,7 +96,7 @@ class Fleet:
     def answers(self, chosen: Sequence[int]) -> dict[int, tuple[int, int]]:
         """By seed: the prompt that was answered, and why the answer ended. A seed that came twice fails."""
         found: dict[int, tuple[int, int]] = {}
-        for ref, answered in self.engines.generate(chosen, range(len(chosen)), MOMENT):
+        for ref, answered in self.engines.generate(chosen, range(len(chosen)), CONTEXT):
             block = ray.get(ref)
             assert len(block) == len(answered.places)
             for seed, prompt, reason in zip(block.seeds, block.prompt_ids, block.finish_reasons, strict=True):

@@ -17,7 +17,7 @@ import ray
 from actors.blocks import Block
 from actors.keeper import Keeper
 from actors.supervisor import Supervisor
-from actors.waiting import Moment
+from actors.waiting import PhaseContext
 from rlhf.checkpoints.store import CheckpointStore
 from rlhf.config.schema import CheckpointConfig, Recipe
 from rlhf.data.order import OrderState
@@ -43,15 +43,15 @@ class Group:
     def compute(self, method: str) -> list[tuple[Any, Any]]:
         return [(ray.put({"weights": np.array([self.held], np.uint8)}), ray.put(None))]
 
-    def ask(self, method: str, what: Any, moment: Any) -> None:
+    def ask(self, method: str, what: Any, context: Any) -> None:
         if self.is_lost and method == "restore":
             raise LostError("it went with its node")
         files = ray.get(what) if method == "restore" else {"weights": np.fromfile(Path(what) / "weights", np.uint8)}
         self.held = int(files["weights"][0])
         self.asked.append(method)
 
-    def offload(self, moment: Any) -> None:
-        self.asked.append("rest")
+    def offload(self, context: Any) -> None:
+        self.asked.append("offload")
 
 
 class Running:
@@ -63,11 +63,11 @@ class Running:
         self.supervisor = Supervisor(RECIPE, self.event, self.check)
         self.supervisor.started("policy rank 0", None)
         self.supervisor.serve = lambda names: None  # type: ignore[method-assign]
-        crew: Any = SimpleNamespace(recipe=RECIPE, trained={"policy": self.group}, supervisor=self.supervisor)
+        actors: Any = SimpleNamespace(recipe=RECIPE, trained={"policy": self.group}, supervisor=self.supervisor)
         tracker: Any = SimpleNamespace(event=self.event, checkpoint=self.committed, wandb_id="")
         self.events: list[tuple[str, dict[str, Any]]] = []
         store = CheckpointStore(self.run.checkpoints, 2, 0)
-        self.keeper = Keeper(crew, self.run, store, "name: x\n", tracker, PhaseTimer())
+        self.keeper = Keeper(actors, self.run, store, "name: x\n", tracker, PhaseTimer())
 
     def event(self, kind: str, **details: Any) -> None:
         self.events.append((kind, details))
@@ -118,10 +118,10 @@ def test_with_other_data_an_epoch_of_the_new_prompts_begins(running: Running) ->
     keeper.begin_checkpoint()
     keeper.finish_checkpoint(wait_for_it=True)
     assert keeper.committed is not None and keeper.committed.manifest.data == keeper.store.data
-    state, ahead = keeper.load(keeper.committed, Moment(phase="load"))
+    state, ahead = keeper.load(keeper.committed, PhaseContext(phase="load"))
     assert (state.order, len(ahead)) == (OrderState(0, 3), 1)
     keeper.store.data = (DataFile("rows.jsonl", 2, "bb"),)
-    state, ahead = keeper.load(keeper.committed, Moment(phase="load"))
+    state, ahead = keeper.load(keeper.committed, PhaseContext(phase="load"))
     assert (state.step, state.order, ahead) == (3, OrderState(1, 0), ())
 
 
@@ -157,7 +157,7 @@ def test_the_snapshot_is_what_a_run_goes_back_to_and_its_record_with_it(running:
     running.state(3)
     state, ahead = running.keeper.restore()
     assert (state.step, state.order, running.group.held, list(ahead)) == (2, OrderState(0, 2), 2, [])
-    assert running.group.asked == ["restore", "rest"], "it makes room for the engines again"
+    assert running.group.asked == ["restore", "offload"], "it makes room for the engines again"
     assert [row["step"] for row in read_lines(running.run.metrics)] == [0, 1]
 
 

@@ -15,14 +15,14 @@ from ray import exceptions
 from ray.exceptions import RayError, RayTaskError
 
 from actors.losses import own_error
-from actors.waiting import AnswerDeadlines, Moment, fetch
+from actors.waiting import AnswerDeadlines, PhaseContext, fetch
 from rlhf.config.schema import Recipe
 from rlhf.errors import LostError, MachineryError, RLHFError, UserError
 from rlhf.recovery.diagnosis import Cause, diagnose
 from rlhf.recovery.facts import Facts, host_memory
 
 ROOT = Path(__file__).parents[2]
-MOMENT, NAME = Moment(phase="update", step=7), "policy rank 3"
+CONTEXT, NAME = PhaseContext(phase="update", step=7), "policy rank 3"
 OBJECT = ("00ff", b"", "")
 """Of an object that is lost: its id, its owner's address, and where it was made."""
 KILLED = """2 worker(s) were killed due to the node running low on memory. Memory on the node (IP: 127.0.0.1, ID: 0018) was \
@@ -63,7 +63,7 @@ OBJECTS: list[RayError] = [
 
 
 def loss(error: RayError) -> LostError:
-    own = own_error(error, NAME, MOMENT)
+    own = own_error(error, NAME, CONTEXT)
     assert isinstance(own, LostError) and "during update of step 7" in str(own)
     return own
 
@@ -97,7 +97,7 @@ def test_whoever_was_given_a_failure_is_innocent_of_it(error: RayError) -> None:
     "own", [UserError("wrong", "why", "fix"), LostError("gone", ("critic rank 0",), "died"), MachineryError("a bug")]
 )
 def test_what_an_actor_raised_on_purpose_is_passed_on_through_those_that_were_given_it(own: RLHFError) -> None:
-    assert own_error(RayTaskError("a", "", RayTaskError("b", "", own)), NAME, MOMENT) is own
+    assert own_error(RayTaskError("a", "", RayTaskError("b", "", own)), NAME, CONTEXT) is own
 
 
 def test_the_memory_monitor_is_named_with_its_figures_and_what_to_do() -> None:
@@ -164,10 +164,10 @@ def test_real_errors_of_real_actors_name_the_actor_and_not_those_that_were_given
     actor, peer = make.remote(), make.remote()
     ref = getattr(actor, method).remote()
     with pytest.raises(LostError, match=said) as caught:
-        fetch(ref, NAME, MOMENT, deadlines)
+        fetch(ref, NAME, CONTEXT, deadlines)
     assert (caught.value.names, caught.value.kind) == ((NAME,), how)
     with pytest.raises(LostError, match="critic rank 0") as caught:
-        fetch(peer.take.remote(ref), "critic rank 0", MOMENT, deadlines)
+        fetch(peer.take.remote(ref), "critic rank 0", CONTEXT, deadlines)
     assert caught.value.names == () or method == "fail_unsendably"  # Ray does not say in whose process that was
 
 
@@ -180,7 +180,7 @@ os.environ["RAY_memory_monitor_refresh_ms"] = "100"
 import ray
 from actors.cluster import cluster
 from actors.supervisor import Supervisor
-from actors.waiting import Moment, fetch
+from actors.waiting import PhaseContext, fetch
 from actors.worker import HEARTBEAT, Worker
 from rlhf.config.schema import Recipe
 from rlhf.errors import LostError
@@ -194,7 +194,7 @@ class Hungry:
             time.sleep(0.02)
 
 ray.cloudpickle.register_pickle_by_value(__import__("__main__"))
-name, moment = "policy rank 0", Moment(phase="update", step=7)
+name, context = "policy rank 0", PhaseContext(phase="update", step=7)
 events = []
 with cluster(None, has_gpus=False):
     supervisor = Supervisor(Recipe(name="x"), lambda kind, **details: events.append({"kind": kind, **details}))
@@ -204,12 +204,12 @@ with cluster(None, has_gpus=False):
     supervisor.built(ray.get(worker.build.remote(Hungry)))
     for _ in range(2):  # it is the answer to all that the actor is asked from now on
         try:
-            fetch(worker.call.remote("eat"), name, moment, supervisor.deadlines)
+            fetch(worker.call.remote("eat"), name, context, supervisor.deadlines)
         except LostError as error:
             loss = error
             print(loss.names, loss.kind)
     print(supervisor.with_dead_actors(LostError("nobody knows")).names)
-    supervisor.handle_loss(loss, moment)
+    supervisor.handle_loss(loss, context)
 print(events[0]["cause"], "|", events[0]["what"])
 """
 

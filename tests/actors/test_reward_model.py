@@ -30,10 +30,10 @@ class Ranks:
     def __init__(self) -> None:
         self.saved: dict[str, Any] = {}
         self.supervisor = SimpleNamespace(
-            steps=0, begin_step=lambda step: None, enter_phase=lambda moment: None, memory=lambda: {}
+            steps=0, begin_step=lambda step: None, enter_phase=lambda context: None, memory=lambda: {}
         )
 
-    def ask(self, method: str, *arguments: Any, moment: Any) -> list[Any]:
+    def ask(self, method: str, *arguments: Any, context: Any) -> list[Any]:
         return [getattr(self, method)(*arguments)]
 
     def use(self, train: Any) -> None:

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import ray
 
-from actors.crew import Crew
 from actors.group import Group
 from actors.placement import Placement
 from actors.rollout import Answered
+from actors.run_actors import RunActors
 from actors.scoring import Scoring, ScoringMethod
 from actors.supervisor import Supervisor
-from actors.waiting import Moment
+from actors.waiting import PhaseContext
 from actors.watch import Watcher
 from rlhf.config.schema import EarlyStopConfig, PlacementConfig, Recipe, RecoveryConfig, RewardSourceConfig, RoleConfig
 from rlhf.errors import LostError, MachineryError
@@ -29,7 +29,7 @@ from rlhf.tracking.phases import PhaseTimer
 from rlhf.types import FinishReason, Prompt, Rollout, RolloutBlock
 from rlhf.zero.rank import Rank
 
-MOMENT = Moment(phase="score", step=2)
+CONTEXT = PhaseContext(phase="score", step=2)
 BLOCKS = ([10, 11, 12], [20, 21], [30, 31, 32, 33])
 """Prompts of each block; a block is known by its first."""
 RANKS = {"policy": 1, "critic": 1, "reference": 1, "reward": 2, "judge": 2}
@@ -93,7 +93,7 @@ class Role:
 
 
 class Small:
-    """Crew of fake roles that score, one rank of which dies at a block; records the reported events."""
+    """RunActors of fake roles that score, one rank of which dies at a block; records the reported events."""
 
     def __init__(
         self,
@@ -120,13 +120,13 @@ class Small:
             generate=self._generate,
             mark_outdated=lambda version: None,
             serving=[],
-            admit=lambda moment: [engine],
+            admit=lambda context: [engine],
             backend="",
         )
         engine = SimpleNamespace(name="rollout engine 0", building=None, actor=None)
-        engines.wake = lambda part, who, moment: self.note(f"wake {part}")
-        engines.prove = lambda whole, sent, version, moment: engines.serving.append(engine)
-        self.crew = Crew(recipe, "", self.groups, engines, supervisor)
+        engines.wake = lambda part, who, context: self.note(f"wake {part}")
+        engines.prove = lambda whole, sent, version, context: engines.serving.append(engine)
+        self.actors = RunActors(recipe, "", self.groups, engines, supervisor)
 
     def note(self, what: str) -> None:
         with (self.folder / "asked").open("a") as file:
@@ -139,7 +139,9 @@ class Small:
         path.unlink(missing_ok=True)
         return lines
 
-    def _generate(self, chosen: Sequence[int], seeds: Sequence[int], moment: Moment) -> Iterator[tuple[Any, Answered]]:
+    def _generate(
+        self, chosen: Sequence[int], seeds: Sequence[int], context: PhaseContext
+    ) -> Iterator[tuple[Any, Answered]]:
         """The blocks, backwards; the first prompt of each has no answer."""
         assert seeds == range(len(chosen))
         for block in BLOCKS[::-1]:
@@ -154,7 +156,7 @@ class Small:
             )
             for role in roles
         ]
-        scoring = Scoring(self.crew, MOMENT, scorers)
+        scoring = Scoring(self.actors, CONTEXT, scorers)
         for block in BLOCKS:
             scoring.send(packed(block), len(block))
         parts, found = iter(ray.get(scoring.settle())), []
@@ -172,8 +174,8 @@ class Small:
 
 
 @pytest.fixture
-def crew(local_ray: None, tmp_path: Path) -> Iterator[Any]:
-    """Makes a crew, and ends it."""
+def actors(local_ray: None, tmp_path: Path) -> Iterator[Any]:
+    """Starts actors, and ends them."""
     crews = []
 
     def make(*arguments: Any, **options: Any) -> Small:
@@ -186,8 +188,8 @@ def crew(local_ray: None, tmp_path: Path) -> Iterator[Any]:
             group.stop()
 
 
-def test_what_a_dead_rank_had_not_finished_is_sent_again_and_nothing_else(crew: Any) -> None:
-    small = crew(["reward", "reference"], ("reward", 1, 20))
+def test_what_a_dead_rank_had_not_finished_is_sent_again_and_nothing_else(actors: Any) -> None:
+    small = actors(["reward", "reference"], ("reward", 1, 20))
     found = small.scores("reward", "reference")
     assert [scores.tolist() for scores in found] == [[*block] for block in BLOCKS for _ in range(2)]
     for rank in (0, 1):
@@ -203,8 +205,8 @@ def test_what_a_dead_rank_had_not_finished_is_sent_again_and_nothing_else(crew: 
     ]
 
 
-def test_a_role_that_has_learned_something_is_not_replaced_here(crew: Any) -> None:
-    small = crew(["reference"], ("policy", 0, 20))
+def test_a_role_that_has_learned_something_is_not_replaced_here(actors: Any) -> None:
+    small = actors(["reference"], ("policy", 0, 20))
     with pytest.raises(LostError) as caught:
         small.scores("policy", "reference")
     assert caught.value.names == ("policy rank 0",)
@@ -214,8 +216,8 @@ def test_a_role_that_has_learned_something_is_not_replaced_here(crew: Any) -> No
 REST, LEAVE = "rest ['states']", "rest ['states', 'weights']"
 
 
-def test_roles_that_make_room_score_after_the_others_and_one_by_one(crew: Any) -> None:
-    small = crew(["reference", "critic"], ("nobody", 0, 0), rests={"reference": "all", "critic": "all"})
+def test_roles_that_make_room_score_after_the_others_and_one_by_one(actors: Any) -> None:
+    small = actors(["reference", "critic"], ("nobody", 0, 0), rests={"reference": "all", "critic": "all"})
     kinds = {role: group.offload_mode for role, group in small.groups.items()}
     assert kinds == {"policy": None, "reference": "all", "critic": "all"}
     found = small.scores("reference", "policy", "critic")
@@ -227,46 +229,46 @@ def test_roles_that_make_room_score_after_the_others_and_one_by_one(crew: Any) -
     assert small.asked() == [*of_policy, *of_reference, f"reference: {LEAVE}", *of_critic, f"critic: {LEAVE}"]
 
 
-def test_a_frozen_role_that_dies_while_it_makes_room_is_replaced(crew: Any) -> None:
-    small = crew(["reference"], ("reference", 0, 2), rests={"reference": "all"})
+def test_a_frozen_role_that_dies_while_it_makes_room_is_replaced(actors: Any) -> None:
+    small = actors(["reference"], ("reference", 0, 2), rests={"reference": "all"})
     found = small.scores("reference")
     assert [scores.tolist() for scores in found] == [[*block] for block in BLOCKS]
     assert small.kinds() == [("actor_died", "reference rank 0"), ("actor_replaced", "reference rank 0")]
     assert small.asked()[-2:] == [f"reference: {LEAVE}"] * 2, "who takes its place makes room as well"
 
 
-def test_critic_and_policy_update_in_turn_and_the_policy_leaves_after_the_publish(crew: Any) -> None:
-    small = crew(["critic"], ("nobody", 0, 0), rests={"policy": "all", "critic": "all"})
-    small.crew._connected = (None,)
-    assert small.crew.update("update", 7) == {"critic": 7.0, "policy": 7.0}
+def test_critic_and_policy_update_in_turn_and_the_policy_leaves_after_the_publish(actors: Any) -> None:
+    small = actors(["critic"], ("nobody", 0, 0), rests={"policy": "all", "critic": "all"})
+    small.actors._connected = (None,)
+    assert small.actors.update("update", 7) == {"critic": 7.0, "policy": 7.0}
     told = ["critic: update of step 7", f"critic: {LEAVE}", "policy: update of step 7", f"policy: {REST}"]
     assert small.asked() == told
-    small.crew.publish(8, MOMENT)
+    small.actors.publish(8, CONTEXT)
     assert small.asked() == [
         f"policy: {REST}", f"critic: {LEAVE}", "wake weights", "policy: publish", f"policy: {LEAVE}", "wake kv_cache",
     ]  # fmt: skip
 
 
-def test_roles_with_states_alone_to_move_update_together(crew: Any) -> None:
-    small = crew(["critic"], ("nobody", 0, 0), rests={"policy": "states", "critic": "states"})
-    small.crew.update("update", 7)
+def test_roles_with_states_alone_to_move_update_together(actors: Any) -> None:
+    small = actors(["critic"], ("nobody", 0, 0), rests={"policy": "states", "critic": "states"})
+    small.actors.update("update", 7)
     told = small.asked()
     assert sorted(told[:2]) == ["critic: update of step 7", "policy: update of step 7"]
     assert told[2:] == [f"critic: {REST}", f"policy: {REST}"]
 
 
 def judge(small: Small) -> Watcher:
-    """A watch over answers to all prompts, which the crew's judge scores twice as high."""
+    """A watch over answers to all prompts, which the run's judge scores twice as high."""
     config = EarlyStopConfig(scorer=RewardSourceConfig(function="x:y", weight=2.0))
     asked = [prompt for block in BLOCKS for prompt in block]
     unused: Any = None
     prompts = [Prompt(id=prompt, tokens=(prompt,)) for prompt in asked]
-    return Watcher(config, small.crew, PhaseTimer(), asked, prompts, unused, unused, unused)
+    return Watcher(config, small.actors, PhaseTimer(), asked, prompts, unused, unused, unused)
 
 
-def test_a_judge_that_loses_a_rank_is_rebuilt_and_goes_on(crew: Any) -> None:
+def test_a_judge_that_loses_a_rank_is_rebuilt_and_goes_on(actors: Any) -> None:
     """Not its first rank: the others are known by name as well. Prompts without an answer have no score."""
-    small = crew(["judge"], ("judge", 1, 20))
+    small = actors(["judge"], ("judge", 1, 20))
     scores, answered = judge(small)._scores(7)
     nan = float("nan")
     np.testing.assert_array_equal(scores, [nan, 22, 24, nan, 42, nan, 62, 64, 66])
@@ -279,6 +281,6 @@ def test_a_judge_that_loses_a_rank_is_rebuilt_and_goes_on(crew: Any) -> None:
     ]  # fmt: skip
 
 
-def test_a_judgement_bears_only_so_many_prompts_without_an_answer(crew: Any) -> None:
+def test_a_judgement_bears_only_so_many_prompts_without_an_answer(actors: Any) -> None:
     with pytest.raises(MachineryError, match=r"3 samples were quarantined, more than recovery\.bad_samples = 2"):
-        judge(crew(["judge"], ("nobody", 0, 0), bad_samples=2))._scores(7)
+        judge(actors(["judge"], ("nobody", 0, 0), bad_samples=2))._scores(7)

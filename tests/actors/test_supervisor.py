@@ -18,7 +18,7 @@ from actors import inspection
 from actors import supervisor as supervisor_module
 from actors.process import ProcessLocation
 from actors.supervisor import Supervisor
-from actors.waiting import Moment, wait
+from actors.waiting import PhaseContext, wait
 from actors.worker import HEARTBEAT, Worker
 from rlhf.config.schema import PlacementConfig, Recipe, RecoveryConfig
 from rlhf.errors import LostError, MachineryError
@@ -27,7 +27,7 @@ from rlhf.recovery.budget import Budget
 from rlhf.recovery.diagnosis import Cause
 from rlhf.recovery.goodput import Goodput
 
-MOMENT = Moment(phase="update", step=7)
+CONTEXT = PhaseContext(phase="update", step=7)
 NAME, PEER = "policy rank 0", "policy rank 1"
 
 
@@ -81,7 +81,7 @@ class Watched:
             time.sleep(0.01)
         os.kill(self.where.process, sign)
         with pytest.raises(LostError) as caught:
-            wait([ref], [NAME], MOMENT, self.supervisor.deadlines)
+            wait([ref], [NAME], CONTEXT, self.supervisor.deadlines)
         return caught.value
 
 
@@ -89,7 +89,7 @@ def test_a_stopped_process_is_found_diagnosed_and_ended(local_ray: None, tmp_pat
     watched = Watched(tmp_path)
     error = watched.lose(signal.SIGSTOP)
     assert (error.kind, error.names) == ("stalled", (NAME,))
-    watched.supervisor.handle_loss(error, MOMENT, samples=12)
+    watched.supervisor.handle_loss(error, CONTEXT, samples=12)
     [event] = watched.events
     assert (event["kind"], event["role"], event["rank"], event["step"], event["phase"]) == (
         "actor_stalled", "policy", 0, 7, "update",
@@ -105,7 +105,7 @@ def test_a_stopped_process_is_found_diagnosed_and_ended(local_ray: None, tmp_pat
 def test_a_busy_process_writes_its_stacks_before_it_is_ended(local_ray: None, tmp_path: Path) -> None:
     watched = Watched(tmp_path)
     error = watched.lose(signal.SIGCONT)  # which changes nothing: it is only late
-    watched.supervisor.handle_loss(error, MOMENT)
+    watched.supervisor.handle_loss(error, CONTEXT)
     assert watched.events[0]["doing"].startswith("hang for ")
     assert "busy" in watched.events[0]["cause"]
     assert "in hang" in (tmp_path / "policy-0.log").read_text()
@@ -113,10 +113,10 @@ def test_a_busy_process_writes_its_stacks_before_it_is_ended(local_ray: None, tm
 
 def test_a_killed_process_is_named_once_too_often(local_ray: None, tmp_path: Path) -> None:
     watched = Watched(tmp_path, restarts=1)
-    watched.supervisor.handle_loss(watched.lose(signal.SIGKILL), MOMENT)
+    watched.supervisor.handle_loss(watched.lose(signal.SIGKILL), CONTEXT)
     watched.start()
     with pytest.raises(MachineryError, match=r"more than recovery\.restarts = 1") as caught:
-        watched.supervisor.handle_loss(watched.lose(signal.SIGKILL), MOMENT)
+        watched.supervisor.handle_loss(watched.lose(signal.SIGKILL), CONTEXT)
     history = [
         line for line in str(caught.value).splitlines() if "UTC policy rank 0 died during update of step 7" in line
     ]
@@ -127,7 +127,7 @@ def test_what_an_actor_started_is_ended_with_it(local_ray: None, tmp_path: Path)
     watched = Watched(tmp_path)
     child = ray.get(watched.worker.call.remote("children"), timeout=30)
     watched.supervisor._actors[NAME].where = replace(watched.where, children=(child,))
-    watched.supervisor.handle_loss(watched.lose(signal.SIGKILL), MOMENT)
+    watched.supervisor.handle_loss(watched.lose(signal.SIGKILL), CONTEXT)
     assert not alive(child)
 
 
@@ -137,9 +137,9 @@ def test_of_a_group_in_which_one_is_stopped_one_is_at_fault_and_all_are_ended(lo
     refs = [worker.call.remote("hang") for worker in (watched.worker, peer)]
     os.kill(where.process, signal.SIGSTOP)
     with pytest.raises(LostError) as caught:
-        wait(refs, [NAME, PEER], MOMENT, watched.supervisor.deadlines)
+        wait(refs, [NAME, PEER], CONTEXT, watched.supervisor.deadlines)
     assert caught.value.names == (NAME, PEER), "who waits for a stopped peer is late itself"
-    watched.supervisor.handle_loss(caught.value, MOMENT)
+    watched.supervisor.handle_loss(caught.value, CONTEXT)
     assert [(event["kind"], event["member"]) for event in watched.events] == [("actor_stalled", PEER)]
     assert watched.supervisor.goodput.restarts == 1
     assert not alive(watched.where.process) and not alive(where.process)
@@ -150,8 +150,8 @@ def test_a_group_that_stalls_as_a_whole_is_one_restart(local_ray: None, tmp_path
     names = [NAME, PEER, "policy rank 2"]
     workers = [watched.worker, *(watched.rank(name)[0] for name in names[1:])]
     with pytest.raises(LostError) as caught:
-        wait([worker.call.remote("hang") for worker in workers], names, MOMENT, watched.supervisor.deadlines)
-    watched.supervisor.handle_loss(caught.value, MOMENT, samples=5)
+        wait([worker.call.remote("hang") for worker in workers], names, CONTEXT, watched.supervisor.deadlines)
+    watched.supervisor.handle_loss(caught.value, CONTEXT, samples=5)
     [event] = watched.events
     assert (event["kind"], event["member"], event["others"]) == ("actor_stalled", NAME, names[1:])
     numbers = watched.supervisor.goodput.metrics()
@@ -167,7 +167,7 @@ def test_many_ranks_are_looked_at_in_the_time_of_one(local_ray: None, tmp_path: 
         watched.supervisor.started(name, watched.worker)
         watched.supervisor.built(replace(watched.where, name=name))
     begin = time.monotonic()
-    watched.supervisor.handle_loss(LostError("late", tuple(names), "stalled"), MOMENT)
+    watched.supervisor.handle_loss(LostError("late", tuple(names), "stalled"), CONTEXT)
     assert time.monotonic() - begin < 20
     assert len(watched.events[-1]["others"]) == 39
     assert not alive(watched.where.process)
@@ -183,7 +183,7 @@ def test_who_is_gone_is_found_where_an_error_does_not_say(local_ray: None, tmp_p
         time.sleep(0.1)
     assert (found.names, found.kind) == ((PEER,), "died")
     assert watched.supervisor.with_dead_actors(LostError("late", (NAME,), "stalled")).names == (NAME, PEER)
-    watched.supervisor.handle_loss(found, MOMENT)
+    watched.supervisor.handle_loss(found, CONTEXT)
     assert [(event["kind"], event["member"]) for event in watched.events] == [("actor_died", PEER)]
 
 
@@ -194,7 +194,7 @@ def test_a_loss_of_nobody_is_one_of_a_result_and_the_next_one_one_of_all() -> No
     supervisor.started(NAME, None)
     suspected = []
     for _ in range(2):
-        supervisor.handle_loss(supervisor.with_dead_actors(LostError("an object is lost")), MOMENT)
+        supervisor.handle_loss(supervisor.with_dead_actors(LostError("an object is lost")), CONTEXT)
         suspected.append(supervisor.should_replace_all)
     assert suspected == [False, True]
     assert [event["what"].partition(": ")[2] for event in events] == [
@@ -217,7 +217,7 @@ def test_what_killed_processes_had_in_memory_is_removed(
     snapshot.mkdir()
     (snapshot / "optimizer").touch()
     (others := tmp_path / "rlhf-weights-1-ef").touch()
-    watched.supervisor.handle_loss(watched.lose(signal.SIGKILL), MOMENT)
+    watched.supervisor.handle_loss(watched.lose(signal.SIGKILL), CONTEXT)
     assert not weights.exists() and snapshot.exists()
     watched.rank(PEER)  # which is started again for its peer's sake
     assert not snapshot.exists() and others.exists()
@@ -246,7 +246,7 @@ def test_time_is_lost_where_the_run_waits_and_nowhere_else(tmp_path: Path) -> No
     for name in names:
         start(name)
     supervisor.serve(names)
-    supervisor.handle_loss(LostError("gone", (names[0],)), MOMENT)
+    supervisor.handle_loss(LostError("gone", (names[0],)), CONTEXT)
     clock.now += 60  # the other serves
     start(names[0])
     supervisor.serve(names)
@@ -282,7 +282,7 @@ def test_what_the_kernel_killed_is_counted_on_the_node_where_the_actor_lived(mon
         supervisor.started(NAME, None)
         there = ProcessLocation(name=NAME, node="other", node_id="other", process=dead.pid, oom_kills=before)
         supervisor.built(there)
-        supervisor.final_error(LostError("policy rank 0 died: connection error code 2", (NAME,), "died"), MOMENT)
+        supervisor.final_error(LostError("policy rank 0 died: connection error code 2", (NAME,), "died"), CONTEXT)
     assert causes == [Cause.SILENT, Cause.HOST_MEMORY]
 
 
@@ -292,7 +292,7 @@ def test_status_tells_where_everybody_is(local_ray: None, tmp_path: Path) -> Non
     watched = Watched(tmp_path)
     assert watched.where.oom_kills == facts.oom_kills()
     watched.supervisor.steps = 120
-    watched.supervisor.enter_phase(MOMENT)
+    watched.supervisor.enter_phase(CONTEXT)
     status = json.loads((tmp_path / "status.json").read_text())
     assert (status["phase"], status["step"], status["steps"]) == ("update", 7, 120)
     assert status["members"][NAME]["process"] == watched.where.process
@@ -304,13 +304,13 @@ def test_samples_may_be_set_aside_up_to_a_limit(tmp_path: Path) -> None:
     events: list[dict[str, Any]] = []
     recipe = Recipe(name="x", recovery=RecoveryConfig(bad_samples=3))
     supervisor = Supervisor(recipe, lambda kind, **details: events.append({"kind": kind, **details}))
-    assert supervisor.set_aside(((5, "too long"), (6, "too long")), 0, MOMENT) == 2
+    assert supervisor.set_aside(((5, "too long"), (6, "too long")), 0, CONTEXT) == 2
     assert [(event["kind"], event["prompt"], event["reason"]) for event in events] == [
         ("sample_set_aside", 5, "too long"), ("sample_set_aside", 6, "too long"),
     ]  # fmt: skip
-    assert supervisor.set_aside((), 2, MOMENT) == 0
+    assert supervisor.set_aside((), 2, CONTEXT) == 0
     with pytest.raises(MachineryError, match=r"4 samples were quarantined, more than recovery\.bad_samples = 3"):
-        supervisor.set_aside(((7, "no response"), (8, "no response")), 2, MOMENT)
+        supervisor.set_aside(((7, "no response"), (8, "no response")), 2, CONTEXT)
 
 
 def alive(process: int) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from ray.exceptions import ObjectStoreFullError
 
-from actors.crew import Crew
+from actors.run_actors import RunActors
 from actors.supervisor import Supervisor
 from actors.survival import Survivor
 from rlhf.config.schema import Recipe, RecoveryConfig
@@ -23,7 +23,7 @@ POLICY, REWARD, ENGINES = (
 
 
 class Running:
-    """A ``Survivor`` with a fake crew, which records replaced actors and its supervisor's events."""
+    """A ``Survivor`` with fake actors, which records replaced actors and its supervisor's events."""
 
     def __init__(self, restarts: int = 20) -> None:
         recipe = Recipe(name="x", recovery=RecoveryConfig(backoff_seconds=0.0, restarts=restarts))
@@ -32,20 +32,20 @@ class Running:
         self.supervisor = Supervisor(recipe, lambda kind, **details: self.events.append({"kind": kind, **details}))
         for name in (*POLICY, *REWARD, *ENGINES):
             self.supervisor.started(name, None)
-        crew = SimpleNamespace(
+        actors = SimpleNamespace(
             supervisor=self.supervisor,
             groups={names[0]: SimpleNamespace(names=names) for names in (POLICY, REWARD)},
             rebuild=lambda group: self._replace(group.names),
-            publish=lambda version, moment: None,
+            publish=lambda version, context: None,
         )
-        crew.lost_groups = lambda error: Crew.lost_groups(crew, error)  # type: ignore[arg-type]
-        crew.engines = SimpleNamespace(
+        actors.lost_groups = lambda error: RunActors.lost_groups(actors, error)  # type: ignore[arg-type]
+        actors.engines = SimpleNamespace(
             all=[SimpleNamespace(name=name) for name in ENGINES],
             replace=lambda engines: self._replace([engine.name for engine in engines]),
-            abandon=lambda moment: None,
-            sleep=lambda moment: None,
+            abandon=lambda context: None,
+            sleep=lambda context: None,
         )
-        trainer: Any = SimpleNamespace(crew=crew, recipe=recipe, timer=SimpleNamespace(metrics=dict))
+        trainer: Any = SimpleNamespace(actors=actors, recipe=recipe, timer=SimpleNamespace(metrics=dict))
         state = RunState.start(recipe)
         self.survivor = Survivor(trainer, SimpleNamespace(restore=lambda: (state, ())), (state, ()))  # type: ignore[arg-type]
 

@@ -11,12 +11,12 @@ import pytest
 import ray
 
 from actors.cluster import node_address
-from actors.waiting import AnswerDeadlines, Moment, wait
+from actors.waiting import AnswerDeadlines, PhaseContext, wait
 from actors.worker import HEARTBEAT, Worker
 from rlhf.config.schema import EarlyStopConfig, EndpointConfig, PlacementConfig, Recipe, RewardSourceConfig
 from rlhf.errors import LostError, MachineryError, Stopped, UserError
 
-MOMENT = Moment(phase="update", step=7)
+CONTEXT = PhaseContext(phase="update", step=7)
 
 
 class Held:
@@ -66,7 +66,7 @@ def worker(local_ray: None, tmp_path: Path) -> Iterator[ray.actor.ActorHandle]:
 
 
 def ask(worker: ray.actor.ActorHandle, method: str, *arguments: int, seconds: float = 30) -> list:  # type: ignore[type-arg]
-    return wait([worker.call.remote(method, *arguments)], ["policy rank 3"], MOMENT, deadlines(seconds))
+    return wait([worker.call.remote(method, *arguments)], ["policy rank 3"], CONTEXT, deadlines(seconds))
 
 
 def deadlines(seconds: float, check: Callable[[], None] = lambda: None) -> AnswerDeadlines:
@@ -75,7 +75,7 @@ def deadlines(seconds: float, check: Callable[[], None] = lambda: None) -> Answe
 
 def test_values_come_in_the_order_of_the_references(worker: ray.actor.ActorHandle) -> None:
     refs = [worker.call.remote("double", x) for x in (1, 2, 3)]
-    assert wait(refs, ["a", "b", "c"], MOMENT, deadlines(30)) == [2, 4, 6]
+    assert wait(refs, ["a", "b", "c"], CONTEXT, deadlines(30)) == [2, 4, 6]
 
 
 def test_a_users_mistake_is_passed_on_whole(worker: ray.actor.ActorHandle) -> None:
@@ -132,7 +132,7 @@ def test_of_two_ranks_the_one_that_died_is_blamed(worker: ray.actor.ActorHandle,
     ray.get(other.build.remote(Held), timeout=60)
     refs = [worker.call.remote("lose_peer"), other.call.remote("die_soon")]
     with pytest.raises(LostError, match="rank 4 died") as caught:
-        wait(refs, ["policy rank 3", "rank 4"], MOMENT, deadlines(30))
+        wait(refs, ["policy rank 3", "rank 4"], CONTEXT, deadlines(30))
     assert caught.value.names == ("rank 4",)
 
 
@@ -142,32 +142,34 @@ def test_a_wait_ends_when_the_run_is_to_stop(worker: ray.actor.ActorHandle) -> N
 
     stopping = deadlines(60, stop)
     with stopping.undisturbed():
-        assert wait([worker.call.remote("double", 2)], ["policy rank 3"], MOMENT, stopping) == [4]
+        assert wait([worker.call.remote("double", 2)], ["policy rank 3"], CONTEXT, stopping) == [4]
     with pytest.raises(Stopped):
-        wait([worker.call.remote("hang")], ["policy rank 3"], MOMENT, stopping)
+        wait([worker.call.remote("hang")], ["policy rank 3"], CONTEXT, stopping)
 
 
 def test_a_phase_that_has_been_fast_may_not_take_for_ever(worker: ray.actor.ActorHandle) -> None:
     quick = deadlines(1000)
-    assert quick.seconds("policy rank 3", MOMENT) == 1000
-    wait([worker.call.remote("double", 2)], ["policy rank 3"], MOMENT, quick)
-    assert quick.seconds("policy rank 0", MOMENT) == 120, "the floor, since twenty times a moment is less"
-    assert quick.seconds("critic rank 0", MOMENT) == 1000, "another role's update says nothing of its own"
+    assert quick.seconds("policy rank 3", CONTEXT) == 1000
+    wait([worker.call.remote("double", 2)], ["policy rank 3"], CONTEXT, quick)
+    assert quick.seconds("policy rank 0", CONTEXT) == 120, "the floor, since twenty times a moment is less"
+    assert quick.seconds("critic rank 0", CONTEXT) == 1000, "another role's update says nothing of its own"
 
 
 def test_other_work_in_a_phase_teaches_nothing_of_how_long_the_phase_takes(worker: ray.actor.ActorHandle) -> None:
     quick = deadlines(1000)
-    wait([worker.call.remote("double", 2)], ["policy rank 3"], MOMENT.of("rest"), quick)
-    assert quick.seconds("policy rank 3", MOMENT) == 1000
-    assert quick.seconds("policy rank 3", Moment(phase="score").of("rest")) == 120, "the same work in any phase"
-    assert quick.seconds("rollout engine 0", MOMENT.of("abandon")) == 120, "it computes nothing: the floor at once"
+    wait([worker.call.remote("double", 2)], ["policy rank 3"], CONTEXT.of("offload"), quick)
+    assert quick.seconds("policy rank 3", CONTEXT) == 1000
+    assert quick.seconds("policy rank 3", PhaseContext(phase="score").of("offload")) == 120, (
+        "the same work in any phase"
+    )
+    assert quick.seconds("rollout engine 0", CONTEXT.of("abandon")) == 120, "it computes nothing: the floor at once"
 
 
 def test_a_failure_teaches_nothing_of_how_long_a_phase_takes(worker: ray.actor.ActorHandle) -> None:
     quick = deadlines(1000)
     with pytest.raises(LostError):
-        wait([worker.call.remote("die")], ["policy rank 3"], MOMENT, quick)
-    assert quick.seconds("policy rank 3", MOMENT) == 1000, "it died at once: what others take is not known"
+        wait([worker.call.remote("die")], ["policy rank 3"], CONTEXT, quick)
+    assert quick.seconds("policy rank 3", CONTEXT) == 1000, "it died at once: what others take is not known"
 
 
 def test_who_is_silent_is_late_however_much_others_say(worker: ray.actor.ActorHandle, tmp_path: Path) -> None:
@@ -178,7 +180,7 @@ def test_who_is_silent_is_late_however_much_others_say(worker: ray.actor.ActorHa
     def others_go_on() -> None:
         while True:
             answer = other.call.remote("double_slowly", 2)
-            assert impatient.next_ready({silent: "policy rank 3", answer: "rank 4"}, MOMENT) == answer
+            assert impatient.next_ready({silent: "policy rank 3", answer: "rank 4"}, CONTEXT) == answer
 
     with pytest.raises(LostError, match="no answer within 2 s during update of step 7 from policy rank 3$") as caught:
         others_go_on()
@@ -187,7 +189,7 @@ def test_who_is_silent_is_late_however_much_others_say(worker: ray.actor.ActorHa
 
 def test_who_answers_one_after_another_is_not_late(worker: ray.actor.ActorHandle) -> None:
     refs = [worker.call.remote("double_slowly", x) for x in range(4)]
-    assert wait(refs, ["policy rank 3"] * 4, MOMENT, deadlines(2)) == [0, 2, 4, 6], "3 s in all, of 2 s for each"
+    assert wait(refs, ["policy rank 3"] * 4, CONTEXT, deadlines(2)) == [0, 2, 4, 6], "3 s in all, of 2 s for each"
 
 
 def test_own_ray_is_on_loopback(local_ray: None) -> None:
@@ -201,8 +203,8 @@ def test_a_phase_that_asks_a_service_may_always_take_all_its_time() -> None:
     watched = Recipe(name="x", early_stop=EarlyStopConfig(scorer=service))
     for recipe, limits in ((asks, (1800.0, 120.0, 120.0)), (watched, (120.0, 1800.0, 120.0))):
         deadlines = AnswerDeadlines(recipe)
-        moments = [Moment(phase=phase) for phase in ("score", "judge", "update")]
-        for moment in moments:
-            deadlines.learned.took(moment.work_of("judge rank 0"), 1.0)
-        assert tuple(deadlines.seconds("judge rank 0", moment) for moment in moments) == limits
-        assert deadlines.seconds("judge rank 0", moments[0].of("rest")) == 1800, "which has yet to be seen"
+        contexts = [PhaseContext(phase=phase) for phase in ("score", "judge", "update")]
+        for context in contexts:
+            deadlines.learned.took(context.work_of("judge rank 0"), 1.0)
+        assert tuple(deadlines.seconds("judge rank 0", context) for context in contexts) == limits
+        assert deadlines.seconds("judge rank 0", contexts[0].of("offload")) == 1800, "which has yet to be seen"

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from actors.supervised import Summary
-from actors.watch import Policy, Watcher, judged_prompts, outcome, watch_summary
+from actors.watch import Policy, Watcher, held_out_prompts, outcome, watch_summary
 from rlhf.config.schema import (
     EarlyStopConfig,
     EndpointConfig,
@@ -63,10 +63,10 @@ class Watched:
         self.run = RunFolder.create(folder, "ppo", "", "abc")
         recipe = Recipe(name="x", tracking=TrackingConfig(wandb="disabled"), ppo=PPOConfig(steps=len(rewards)))
         policy = Policy(save=self._save, answers=lambda: [f"by version {self.state.step}"])
-        crew: Any = SimpleNamespace(recipe=recipe)
+        actors: Any = SimpleNamespace(recipe=recipe)
         config = EarlyStopConfig(every=1, scorer=scorer)
         prompts, tracker = [Prompt(id=i, tokens=(i,)) for i in range(20)], Tracker(self.run, recipe)
-        self.watcher = Scripted(config, crew, PhaseTimer(), range(20), prompts, policy, self.run, tracker)
+        self.watcher = Scripted(config, actors, PhaseTimer(), range(20), prompts, policy, self.run, tracker)
         self.watcher.means, self.rewards, self.steps = means, rewards, len(rewards)
         self.state = RunState.start(recipe)
 
@@ -204,12 +204,12 @@ def test_an_older_best_stays_until_a_checkpoint_knows_of_the_newer_one(tmp_path:
 
 def test_too_few_held_out_prompts_are_refused() -> None:
     prompts = [Prompt(id=i, tokens=(i,)) for i in range(5)]
-    assert judged_prompts(None, prompts) == ()
-    assert judged_prompts(EarlyStopConfig(scorer=SERVICE, prompts=3), prompts) == prompts[:3]
+    assert held_out_prompts(None, prompts) == ()
+    assert held_out_prompts(EarlyStopConfig(scorer=SERVICE, prompts=3), prompts) == prompts[:3]
     with pytest.raises(UserError, match="1 different held-out prompts") as caught:
-        judged_prompts(EarlyStopConfig(scorer=SERVICE), prompts[:1])
+        held_out_prompts(EarlyStopConfig(scorer=SERVICE), prompts[:1])
     with pytest.raises(UserError, match="1 different held-out prompts"):
-        judged_prompts(EarlyStopConfig(scorer=SERVICE), [Prompt(id=i, tokens=(7,)) for i in range(5)])
+        held_out_prompts(EarlyStopConfig(scorer=SERVICE), [Prompt(id=i, tokens=(7,)) for i in range(5)])
     assert "data.held_out_fraction" in caught.value.fix
 
 

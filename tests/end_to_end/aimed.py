@@ -110,7 +110,7 @@ def main() -> int:
     import actors.ppo
     from launch.cli import main as command
 
-    actors.ppo.crew = partial(actors.ppo.crew, policy_role="tests.end_to_end.aimed:AimedPolicy")  # type: ignore[assignment]
+    actors.ppo.start_actors = partial(actors.ppo.start_actors, policy_role="tests.end_to_end.aimed:AimedPolicy")  # type: ignore[assignment]
     return command()
 
 

@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from actors.cluster import cluster
-from actors.crew import Start, crew
+from actors.run_actors import Start, start_actors
 from actors.session import Session
 from actors.supervisor import Supervisor
 from actors.trainer import PPOTrainer
-from actors.waiting import Moment
+from actors.waiting import PhaseContext
 from rlhf.algorithms import canaries
 from rlhf.config.load import load_recipe
 from rlhf.models.load import load_causal
@@ -27,7 +27,7 @@ from rlhf.weights.fingerprint import differences, fingerprint
 from tests.end_to_end.small import RECIPE, make_small_data, overrides
 
 REWARD = f"{__file__}:vowels"
-MOMENT = Moment(phase="test")
+CONTEXT = PhaseContext(phase="test")
 
 
 def vowels(prompts: list[str], responses: list[str]) -> list[float]:
@@ -60,14 +60,14 @@ def trainer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PPOTrainer]:
         logs=folder / "logs",
     )
     supervisor = Supervisor(recipe, lambda kind, **details: None)
-    with cluster(None, has_gpus=False), crew(recipe, start, "cpu", 0, supervisor) as actors:
+    with cluster(None, has_gpus=False), start_actors(recipe, start, "cpu", 0, supervisor) as actors:
         yield PPOTrainer(actors, len(start.prompts))
 
 
 @pytest.fixture(scope="module")
 def reports(trainer: PPOTrainer) -> list[BatchReport]:
     """Three steps, each from proven weights to the next proven weights."""
-    trainer.crew.publish(0, MOMENT)
+    trainer.actors.publish(0, CONTEXT)
     reports, state = [], RunState.start(trainer.recipe)
     for _ in range(trainer.recipe.ppo.steps):
         report, state, _ = trainer.step(state)
@@ -76,9 +76,9 @@ def reports(trainer: PPOTrainer) -> list[BatchReport]:
 
 
 def test_there_is_no_reference_beside_the_policy(trainer: PPOTrainer) -> None:
-    assert trainer.crew.reference is None
-    [scorer] = [scorer for scorer in trainer.crew.scorers if scorer.contribution.kind == "ref_logprobs"]
-    assert (scorer.group, scorer.method) == (trainer.crew.policy, "reference_logprobs")
+    assert trainer.actors.reference is None
+    [scorer] = [scorer for scorer in trainer.actors.scorers if scorer.contribution.kind == "ref_logprobs"]
+    assert (scorer.group, scorer.method) == (trainer.actors.policy, "reference_logprobs")
 
 
 def test_the_policy_starts_as_its_reference_exactly(reports: list[BatchReport]) -> None:
@@ -114,11 +114,11 @@ def plain(folder: Path) -> dict[str, Tensor]:
 
 def test_saved_model_is_what_the_engine_holds(trainer: PPOTrainer, reports: list[BatchReport], tmp_path: Path) -> None:
     """Merged, and the adapter by itself beside it."""
-    trainer.crew.policy.ask("save", tmp_path, moment=MOMENT)
-    trainer.crew.publish(9, MOMENT)
-    sent, _ = trainer.crew.policy.ask("publish", 30.0, moment=MOMENT)[0]
+    trainer.actors.policy.ask("save", tmp_path, context=CONTEXT)
+    trainer.actors.publish(9, CONTEXT)
+    sent, _ = trainer.actors.policy.ask("publish", 30.0, context=CONTEXT)[0]
     assert differences(sent, fingerprint(plain(tmp_path).items())) == []
-    base = Path(trainer.crew.tokenizer)
+    base = Path(trainer.actors.tokenizer)
     changed = differences(fingerprint(plain(base).items()), sent)
     assert changed == ["layers.0", "layers.1"]
     adapted = PeftModel.from_pretrained(load_causal(base, trainer.recipe.model), tmp_path / "adapter")

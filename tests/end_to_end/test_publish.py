@@ -14,12 +14,12 @@ import torch
 from safetensors.torch import load_file
 
 from actors.cluster import cluster
-from actors.crew import Start, crew
+from actors.run_actors import Start, start_actors
 from actors.scoring import Scoring
 from actors.session import Session
 from actors.supervisor import Supervisor
 from actors.trainer import PPOTrainer
-from actors.waiting import Moment
+from actors.waiting import PhaseContext
 from rlhf.algorithms import canaries
 from rlhf.config.load import load_recipe
 from rlhf.errors import CanaryError
@@ -32,7 +32,7 @@ from tests.end_to_end.sabotage import SabotagedPolicy
 from tests.end_to_end.small import RECIPE, make_small_data, overrides
 
 REWARD = f"{__file__}:vowels"
-MOMENT = Moment(phase="test")
+CONTEXT = PhaseContext(phase="test")
 
 
 def vowels(prompts: list[str], responses: list[str]) -> list[float]:
@@ -64,14 +64,14 @@ def trainer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PPOTrainer]:
         logs=folder / "logs",
     )
     supervisor = Supervisor(recipe, lambda kind, **details: None)
-    with cluster(None, has_gpus=False), crew(recipe, start, "cpu", 0, supervisor, SabotagedPolicy) as actors:
+    with cluster(None, has_gpus=False), start_actors(recipe, start, "cpu", 0, supervisor, SabotagedPolicy) as actors:
         yield PPOTrainer(actors, len(start.prompts))
 
 
 @pytest.fixture(scope="module")
 def first_step(trainer: PPOTrainer) -> BatchReport:
     """A whole step, from proven weights to the next proven weights."""
-    trainer.crew.publish(0, MOMENT)
+    trainer.actors.publish(0, CONTEXT)
     return trainer.step(RunState.start(trainer.recipe))[0]
 
 
@@ -88,27 +88,27 @@ def test_a_step_on_zero3_keeps_every_canary(trainer: PPOTrainer, first_step: Bat
 def test_a_sabotaged_publish_stops_the_run(
     trainer: PPOTrainer, first_step: BatchReport, fault: str, where: str
 ) -> None:
-    trainer.crew.publish(1, MOMENT)
-    trainer.crew.policy.ask("sabotage", fault, moment=MOMENT)
-    trainer.crew.update(_experience(trainer, step=1), step=1)
+    trainer.actors.publish(1, CONTEXT)
+    trainer.actors.policy.ask("sabotage", fault, context=CONTEXT)
+    trainer.actors.update(_experience(trainer, step=1), step=1)
     with pytest.raises(CanaryError, match="weights/fingerprint") as caught:
-        trainer.crew.publish(2, MOMENT)
+        trainer.actors.publish(2, CONTEXT)
     assert where in str(caught.value)
     assert "usual causes" in str(caught.value)
-    [engine] = trainer.crew.engines.all
-    assert trainer.crew.engines.serving == []
+    [engine] = trainer.actors.engines.all
+    assert trainer.actors.engines.serving == []
     with pytest.raises(Exception, match="before its weights were verified"):
         ray.get(next(engine.actor.generate.options(num_returns="streaming").remote([0], [0], [0], 1)))
-    trainer.crew.policy.ask("sabotage", "", moment=MOMENT)
-    trainer.crew.publish(1, MOMENT)
+    trainer.actors.policy.ask("sabotage", "", context=CONTEXT)
+    trainer.actors.publish(1, CONTEXT)
 
 
 @pytest.mark.parametrize("fault", ["nothing sent", "half a layer sent", "a chunk that does not fit"])
 def test_an_update_that_its_sender_left_open_is_closed(
     trainer: PPOTrainer, first_step: BatchReport, fault: str, tmp_path: Path
 ) -> None:
-    engines, [engine] = trainer.crew.engines, trainer.crew.engines.all
-    trainer.crew.publish(1, MOMENT)
+    engines, [engine] = trainer.actors.engines, trainer.actors.engines.all
+    trainer.actors.publish(1, CONTEXT)
     held = ray.get(engine.actor.held_fingerprint.remote())
     for is_abandoned in (True, False):  # the next start closes it as well
         ray.get(engine.actor.start_weight_update.remote())
@@ -119,26 +119,26 @@ def test_an_update_that_its_sender_left_open_is_closed(
             with pytest.raises(ray.exceptions.RayTaskError) if size == 63 else nullcontext():
                 ray.get(ref)
         if is_abandoned:
-            engines.abandon(MOMENT)
+            engines.abandon(CONTEXT)
             assert ray.get(engine.actor.held_fingerprint.remote()) == held, "as if nothing had been sent"
-        trainer.crew.publish(1, MOMENT)
+        trainer.actors.publish(1, CONTEXT)
         assert engines.serving == [engine]
 
 
 def _experience(trainer: PPOTrainer, step: int) -> ray.ObjectRef:
     """Fresh rollouts, scored and put together, as the loop does it."""
-    scoring = Scoring(trainer.crew, MOMENT)
-    for block, answered in trainer.crew.engines.generate([0, 1, 2, 3] * 4, range(16), MOMENT):
+    scoring = Scoring(trainer.actors, CONTEXT)
+    for block, answered in trainer.actors.engines.generate([0, 1, 2, 3] * 4, range(16), CONTEXT):
         scoring.send(block, len(answered.places))
-    return trainer.crew.assemble(step, RunState.start(trainer.recipe).algorithm, scoring.settle())[0]
+    return trainer.actors.assemble(step, RunState.start(trainer.recipe).algorithm, scoring.settle())[0]
 
 
 def test_saved_zero3_model_is_what_the_engine_holds(
     trainer: PPOTrainer, first_step: BatchReport, tmp_path: Path
 ) -> None:
-    trainer.crew.policy.ask("save", tmp_path, moment=MOMENT)
-    trainer.crew.publish(9, MOMENT)
-    sent, _ = trainer.crew.policy.ask("publish", 30.0, moment=MOMENT)[0]
+    trainer.actors.policy.ask("save", tmp_path, context=CONTEXT)
+    trainer.actors.publish(9, CONTEXT)
+    sent, _ = trainer.actors.policy.ask("publish", 30.0, context=CONTEXT)[0]
     saved = load_file(tmp_path / "model.safetensors")
     saved["lm_head.weight"] = saved["model.embed_tokens.weight"]
     assert differences(sent, fingerprint(saved.items())) == []

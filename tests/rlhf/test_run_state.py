@@ -13,10 +13,10 @@ from rlhf.algorithms.moments import Moments
 from rlhf.config.schema import Recipe
 from rlhf.data.order import OrderState
 from rlhf.errors import UserError
-from rlhf.evaluation.overoptimisation import Judgement, Watch
+from rlhf.evaluation.overoptimisation import HeldOutEvaluation, Watch
 from rlhf.run_state import RunState, WatchState
 
-JUDGED = Judgement(step=4, reward=1 / 3, scores=(0.1, math.inf, -0.0))
+JUDGED = HeldOutEvaluation(step=4, reward=1 / 3, scores=(0.1, math.inf, -0.0))
 STATE = RunState(
     step=7,
     order=OrderState(epoch=1, position=3),

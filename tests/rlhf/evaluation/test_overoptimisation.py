@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from rlhf.evaluation.overoptimisation import Decision, Judgement, Watch, difference_interval, is_lower, mean_by_prompt
+from rlhf.evaluation.overoptimisation import (
+    Decision,
+    HeldOutEvaluation,
+    Watch,
+    difference_interval,
+    is_lower,
+    mean_by_prompt,
+)
 
 SPREAD = np.linspace(-5.0, 5.0, 40)
 """Differences between prompts, some of which are far easier than others."""
@@ -32,7 +39,7 @@ def follow(watch: Watch, series: list[tuple[float, float]]) -> tuple[Watch, list
     """Evaluate policies of (reward, held-out mean), the first before the first step."""
     decisions = []
     for step, (reward, mean) in enumerate(series):
-        watch, decision = watch.judge(10 * step, [reward] if step else [], scores(mean, step))
+        watch, decision = watch.evaluate(10 * step, [reward] if step else [], scores(mean, step))
         decisions.append(decision)
     return watch, decisions
 
@@ -72,7 +79,7 @@ def test_the_best_of_many_by_chance_does_not_stop_a_run_either() -> None:
     for _ in range(runs):
         watch, stops = watching(), []
         for step in range(10):
-            watch, decision = watch.judge(step, [float(step)] if step else [], list(draw.normal(size=50)))
+            watch, decision = watch.evaluate(step, [float(step)] if step else [], list(draw.normal(size=50)))
             stops.append(decision.stop)
         stopped += any(stops)
     assert stopped <= scipy.stats.binom.ppf(0.999, runs, 0.05)
@@ -93,35 +100,35 @@ def test_patience_counts_judgements_in_a_row(means: list[float], stops: list[boo
 
 
 def test_a_tie_leaves_the_earlier_one_the_best() -> None:
-    watch, _ = watching().judge(0, [], [1.0, 2.0, 3.0])
-    watch, decision = watch.judge(5, [9.0], [3.0, 2.0, 1.0])
+    watch, _ = watching().evaluate(0, [], [1.0, 2.0, 3.0])
+    watch, decision = watch.evaluate(5, [9.0], [3.0, 2.0, 1.0])
     assert not decision.is_best and not decision.is_lower
     assert watch.best is not None and watch.best.step == 0
 
 
 def test_the_start_has_the_reward_of_the_first_step() -> None:
     """Its policy sampled the first step's responses. The reward falls; its mean over three steps, 2, is below 3."""
-    watch, _ = watching().judge(0, [], scores(1.0, 0))
-    watch, decision = watch.judge(3, [3.0, 2.0, 1.0], scores(0.0, 1))
+    watch, _ = watching().evaluate(0, [], scores(1.0, 0))
+    watch, decision = watch.evaluate(3, [3.0, 2.0, 1.0], scores(0.0, 1))
     assert decision.is_lower and not decision.is_over_optimised
     assert watch.best is not None and watch.best.reward == 3.0
-    _, decision = watch.judge(6, [4.0], scores(0.0, 2))
+    _, decision = watch.evaluate(6, [4.0], scores(0.0, 2))
     assert decision.stop
 
 
 def test_with_one_step_between_judgements_the_first_cannot_stop_the_run() -> None:
     """The only reward known is that of the start itself."""
-    watch, _ = watching().judge(0, [], scores(1.0, 0))
-    _, decision = watch.judge(1, [3.0], scores(0.0, 1))
+    watch, _ = watching().evaluate(0, [], scores(1.0, 0))
+    _, decision = watch.evaluate(1, [3.0], scores(0.0, 1))
     assert decision.is_lower and not decision.stop
 
 
 def test_lower_is_what_the_paired_one_sided_test_calls_lower() -> None:
     """Near the threshold, compared with SciPy's test, at the level of 45 pairs of ten evaluations."""
-    best = Judgement(step=0, reward=0.0, scores=tuple(SPREAD))
+    best = HeldOutEvaluation(step=0, reward=0.0, scores=tuple(SPREAD))
     noise, verdicts = wobble(7) - wobble(7).mean(), []
     for shift in np.linspace(-0.12, 0.0, 121):
-        other = Judgement(step=1, reward=1.0, scores=tuple(SPREAD + noise + shift))
+        other = HeldOutEvaluation(step=1, reward=1.0, scores=tuple(SPREAD + noise + shift))
         expected = scipy.stats.ttest_rel(other.scores, best.scores, alternative="less").pvalue < 0.05 / 45
         assert is_lower(other, best, watching().level) == expected
         verdicts.append(expected)
@@ -132,8 +139,8 @@ def test_lower_is_what_the_paired_one_sided_test_calls_lower() -> None:
 
 def test_prompts_without_a_score_are_left_out_of_the_pairs() -> None:
     nan = math.nan
-    watch, _ = watching().judge(0, [], [1.0, 1.0, 1.0, 1.0, nan, 100.0])
-    watch, decision = watch.judge(1, [0.0, 1.0], [0.9, 0.89, 0.91, 0.9, 0.0, nan])
+    watch, _ = watching().evaluate(0, [], [1.0, 1.0, 1.0, 1.0, nan, 100.0])
+    watch, decision = watch.evaluate(1, [0.0, 1.0], [0.9, 0.89, 0.91, 0.9, 0.0, nan])
     assert decision.stop
     assert watch.last is not None and watch.last.mean == pytest.approx(3.6 / 5)
     assert watch.best is not None and watch.best.mean == pytest.approx(104 / 5)
@@ -148,8 +155,8 @@ def test_keeping_the_best_asks_for_less_than_stopping_does() -> None:
 
 
 def test_one_prompt_shows_nothing() -> None:
-    watch, _ = watching().judge(0, [], [1.0])
-    watch, decision = watch.judge(1, [0.0, 1.0], [-100.0])
+    watch, _ = watching().evaluate(0, [], [1.0])
+    watch, decision = watch.evaluate(1, [0.0, 1.0], [-100.0])
     assert not decision.is_lower and not watch.keeps_best
 
 
@@ -161,6 +168,6 @@ def test_answers_to_one_prompt_are_averaged_and_what_is_missing_is_left_out() ->
 
 
 def test_scores_of_other_prompts_are_refused() -> None:
-    watch, _ = watching().judge(0, [], [1.0, 2.0])
+    watch, _ = watching().evaluate(0, [], [1.0, 2.0])
     with pytest.raises(ValueError, match="shorter"):
-        watch.judge(1, [1.0], [1.0, 2.0, 3.0])
+        watch.evaluate(1, [1.0], [1.0, 2.0, 3.0])

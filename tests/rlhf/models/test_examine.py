@@ -109,7 +109,7 @@ def test_a_model_that_is_wrong_in_rows_of_its_own_too_is_refused(monkeypatch: py
 
 def test_ranks_cannot_share_rows_of_a_model_that_leaks() -> None:
     net = PolicyNet(small_model("LFM2"))
-    net.peers = object()  # type: ignore[assignment]  # it is not asked anything: the model is refused before
+    net.sequence_group = object()  # type: ignore[assignment]  # it is not asked anything: the model is refused before
     with pytest.raises(UserError, match="sequence_parallel and a model of type 'lfm2'") as caught:
         examined(net)
     assert "change each other" in caught.value.why

@@ -13,14 +13,14 @@ from rlhf.config.schema import (
     TRAINED,
     AlgorithmConfig,
     EarlyStopConfig,
-    EngineSeatConfig,
+    EnginePlacementConfig,
     PlacementConfig,
     Recipe,
     RewardSourceConfig,
     RoleConfig,
     RolloutConfig,
 )
-from rlhf.placement.pools import ENGINES, NodeGPUs, Pool, RoleRequest, check_sharing, pack, pools, resting, turns
+from rlhf.placement.pools import ENGINES, NodeGPUs, Pool, RoleRequest, check_sharing, offload_modes, pack, pools, turns
 
 
 def recipe(algorithm: str = "ppo", **placement: Any) -> Recipe:
@@ -47,7 +47,7 @@ def where(wanted: list[Pool], there: list[NodeGPUs]) -> dict[str, list[int]]:
     assert chunks is not None
     found: dict[str, list[int]] = {}
     for chunk in sorted(chunks, key=lambda each: (each.pool, each.first)):
-        found.setdefault(wanted[chunk.pool].name, []).extend([chunk.node] * chunk.seats)
+        found.setdefault(wanted[chunk.pool].name, []).extend([chunk.node] * chunk.slots)
     return found
 
 
@@ -58,11 +58,15 @@ def test_who_rests_is_who_shares_where_the_recipe_leaves_it_open() -> None:
     made = replace(recipe(**said), early_stop=judged)
     apart = pools(made, "ppo", "separate")
     expected = {"policy": "states", "critic": "none", "reference": "states", "reward model": "all", "judge": "states"}
-    assert resting(made, "ppo", apart) == expected
-    together = resting(made, "ppo", pools(made, "ppo", "colocated"))
+    assert offload_modes(made, "ppo", apart) == expected
+    together = offload_modes(made, "ppo", pools(made, "ppo", "colocated"))
     assert together == {**expected, "critic": "states"}
-    assert resting(made, "sft", pools(made, "sft", "colocated")) == {}
-    assert resting(made, "ppo", ()) == {**dict.fromkeys(expected, "none"), "reward model": "all", "judge": "states"}
+    assert offload_modes(made, "sft", pools(made, "sft", "colocated")) == {}
+    assert offload_modes(made, "ppo", ()) == {
+        **dict.fromkeys(expected, "none"),
+        "reward model": "all",
+        "judge": "states",
+    }
 
 
 def test_who_makes_room_takes_turns_after_the_others() -> None:
@@ -88,10 +92,10 @@ def test_guests_sit_with_their_host_and_a_pool_is_as_large_as_its_largest_role()
     shared = recipe(
         reference=RoleConfig(ranks=2, share_with="policy"),
         reward=RoleConfig(ranks=6, share_with="critic"),
-        rollout=EngineSeatConfig(share_with="policy"),
+        rollout=EnginePlacementConfig(share_with="policy"),
     )
     found = pools(shared, "ppo", "separate")
-    assert [(each.roles, each.seats) for each in found] == [
+    assert [(each.roles, each.slots) for each in found] == [
         (("policy", "reference", "rollout"), 4),
         (("critic", "reward model"), 6),
     ]
@@ -147,10 +151,10 @@ def test_no_packing_breaks_its_rules(sizes: list[tuple[int, int]], gpus: list[in
         return
     for i, each in enumerate(wanted):
         own = sorted((chunk for chunk in chunks if chunk.pool == i), key=lambda chunk: chunk.first)
-        assert [chunk.first for chunk in own] == [sum(c.seats for c in own[:k]) for k in range(len(own))]
-        assert sum(chunk.seats for chunk in own) == each.seats
+        assert [chunk.first for chunk in own] == [sum(c.slots for c in own[:k]) for k in range(len(own))]
+        assert sum(chunk.slots for chunk in own) == each.slots
     for n, node in enumerate(there):
-        assert sum(c.seats * wanted[c.pool].width for c in chunks if c.node == n) <= node.gpus
+        assert sum(c.slots * wanted[c.pool].width for c in chunks if c.node == n) <= node.gpus
 
 
 @pytest.mark.parametrize(

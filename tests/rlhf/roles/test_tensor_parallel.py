@@ -165,7 +165,7 @@ def go_on(rank: Rank, path: Path, folder: Path, recipe: Recipe) -> tuple[list[An
     went_on, again = two(role), []
     for restore in (lambda engine: checkpoint.restore(engine, found), lambda engine: checkpoint.load(engine, folder)):
         fresh = PolicyRole(recipe, str(path), rank)
-        fresh.rest(("states", "weights"))
+        fresh.offload(("states", "weights"))
         restore(fresh.engine)
         again.append(two(fresh))
     return went_on, again
@@ -197,7 +197,7 @@ def score(rank: Rank, path: Path, recipe: Recipe) -> Any:
     role = ReferenceRole(recipe, str(path), rank)
     rollouts = policies.experience().rollouts
     first = role.logprobs(rollouts)
-    role.rest(("states", "weights"))
+    role.offload(("states", "weights"))
     again = role.logprobs(rollouts)
     np.testing.assert_array_equal(first.values, again.values)
     return first

@@ -1,4 +1,4 @@
-"""Tests of the crew with late and lost actors: real processes and a real policy rank's publish, without a model."""
+"""Tests of the actors with late and lost actors: real processes and a real policy rank's publish, without a model."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
-from actors import crew as crew_module
+from actors import actors as crew_module
 from actors import engines as engines_module
-from actors.crew import Crew, Start, crew
 from actors.engines import Engines
 from actors.group import Group
 from actors.placement import Placement
 from actors.process import ProcessLocation, dump_stacks_on_signal, locate_process
+from actors.run_actors import RunActors, Start, start_actors
 from actors.supervisor import Supervisor
-from actors.waiting import Moment
+from actors.waiting import PhaseContext
 from rlhf.config.schema import PlacementConfig, Recipe, RecoveryConfig, RewardSourceConfig, RolloutConfig
 from rlhf.errors import LostError, MachineryError
 from rlhf.recovery.deadlines import Work
@@ -26,7 +26,7 @@ from rlhf.recovery.goodput import Goodput
 from rlhf.roles.policy import PolicyRole
 from rlhf.zero.rank import Rank
 
-MOMENT = Moment(phase="publish", step=2)
+CONTEXT = PhaseContext(phase="publish", step=2)
 LATE, SOUND = "rollout engine 0", "rollout engine 1"
 VALUE = 7
 """What stands for the weights; an engine starts with 0."""
@@ -146,20 +146,20 @@ def test_an_engine_that_is_late_with_the_weights_is_replaced_and_not_asked_for_a
     engines = Engines(running.recipe, running.placement, tmp_path, 8, [1], tmp_path, running.supervisor, publishes=True)
     engines.ready([])
     groups = {"policy": running.group("policy", tmp_path, Sending), "reward one": None}
-    actors = Crew(running.recipe, "", groups, engines, running.supervisor)  # type: ignore[arg-type]
+    actors = RunActors(running.recipe, "", groups, engines, running.supervisor)  # type: ignore[arg-type]
     try:
-        actors.publish(1, MOMENT)
+        actors.publish(1, CONTEXT)
         assert [engine.name for engine in engines.serving] == [SOUND]
         [lost] = [event for event in running.events if event["kind"] != "actor_replaced"]
         assert (lost["kind"], lost["member"], lost["phase"], lost["step"]) == ("actor_stalled", LATE, "publish", 2)
         longest = running.supervisor.deadlines.learned.longest
         assert Work(role="policy", kind="publish") not in longest, "half of 8 s was waited in vain"
         while len(engines.serving) < 2:
-            actors.publish(2, MOMENT)
+            actors.publish(2, CONTEXT)
         actors.version = 3  # the policy has learned while they answered (ppo.staleness), and all of them are lost
         for engine in engines.all:
             engine.version = None
-        engines.restore_serving(MOMENT)
+        engines.restore_serving(CONTEXT)
         assert {engine.version for engine in engines.serving} == {3}
     finally:
         engines.stop()
@@ -175,19 +175,19 @@ def test_engines_that_share_gpus_sleep_until_the_first_publish_and_hold_weights_
     engines = Engines(running.recipe, running.placement, tmp_path, 8, [1], tmp_path, running.supervisor, publishes=True)
     engines.sleeps = True
     groups = {"policy": running.group("policy", tmp_path, Sending)}
-    actors = Crew(replace(running.recipe, rewards={}), "", groups, engines, running.supervisor)
+    actors = RunActors(replace(running.recipe, rewards={}), "", groups, engines, running.supervisor)
 
     def parts() -> list[tuple[list[str], list[str]]]:
-        return [found for _, found in engines._each(engines.all, "parts", MOMENT)]
+        return [found for _, found in engines._each(engines.all, "parts", CONTEXT)]
 
     try:
         engines.ready([])
         assert parts() == [([], [])] * 2, "nothing has been given to them yet, and others load"
-        actors.publish(1, MOMENT)
+        actors.publish(1, CONTEXT)
         assert parts() == [(["kv_cache", "weights"], ["weights"])] * 2
-        engines.sleep(MOMENT)
+        engines.sleep(CONTEXT)
         engines.mark_outdated(1)
-        engines.sleep(MOMENT)  # as a run that goes back does, whatever they are doing
+        engines.sleep(CONTEXT)  # as a run that goes back does, whatever they are doing
         assert parts() == [([], ["weights"])] * 2
     finally:
         engines.stop()
@@ -196,11 +196,11 @@ def test_engines_that_share_gpus_sleep_until_the_first_publish_and_hold_weights_
 
 def test_ranks_leave_no_meeting_behind(local_ray: None, tmp_path: Path) -> None:
     group = Running().group("policy", tmp_path, Meeting)
-    moment = Moment(phase="test")
-    [first] = group.ask("where", moment=moment)
+    context = PhaseContext(phase="test")
+    [first] = group.ask("where", context=context)
     assert first.exists()
     group.rebuild()
-    [second] = group.ask("where", moment=moment)
+    [second] = group.ask("where", context=context)
     assert not first.exists() and second.exists()
     group.stop()
     assert not second.exists()
@@ -215,7 +215,7 @@ class Slow:
     def rebuild(self) -> None:
         self.now[0] += 60
 
-    def offload(self, moment: Moment) -> None:
+    def offload(self, context: PhaseContext) -> None:
         """It shares no GPU."""
 
     def mark_outdated(self, version: int) -> None:
@@ -227,11 +227,11 @@ def test_the_time_in_which_the_run_waits_for_others_is_lost() -> None:
     running, now = Running(), [1000.0]
     running.supervisor.goodput = Goodput(lambda: now[0])
     slow: Any = Slow(now)
-    actors = Crew(running.recipe, "", {"policy": slow, "reward one": slow}, slow, running.supervisor)
+    actors = RunActors(running.recipe, "", {"policy": slow, "reward one": slow}, slow, running.supervisor)
     with suppress(KeyError):  # the supervisor knows none of these
         actors.rebuild(slow)
     assert running.supervisor.seconds_lost == 60
-    slow.restore_serving(MOMENT)
+    slow.restore_serving(CONTEXT)
     assert running.supervisor.seconds_lost == 120
 
 
@@ -254,7 +254,7 @@ def test_who_is_lost_in_loading_is_told_with_a_cause(tmp_path: Path, monkeypatch
     start = Start(
         policy=tmp_path, critic=tmp_path, reward_models={}, max_length=8, end_tokens=[1], prompts=[], logs=tmp_path
     )
-    starting = crew(running.recipe, start, "cpu", 0, running.supervisor)
+    starting = start_actors(running.recipe, start, "cpu", 0, running.supervisor)
     with pytest.raises(MachineryError, match="likely cause: .*; what to do: ") as caught, starting:
         """It does not come so far."""
     assert not isinstance(caught.value, LostError)

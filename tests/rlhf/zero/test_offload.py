@@ -10,9 +10,9 @@ import torch
 
 from rlhf.config.schema import RoleConfig
 from rlhf.placement.pools import Part
-from rlhf.zero import checkpoint, parking
+from rlhf.zero import checkpoint, offload
 from rlhf.zero.engine import ZeroEngine
-from rlhf.zero.parking import Offloader, find_tensors
+from rlhf.zero.offload import Offloader, find_tensors
 from rlhf.zero.process_group import join
 from rlhf.zero.rank import Rank
 from tests.rlhf.ranks import Crew
@@ -36,33 +36,33 @@ WIDE = Setup(width=64)
 
 def filled(engine: ZeroEngine) -> dict[Part, int]:
     """Bytes of a network on its device, by part."""
-    own = engine.parking
+    own = engine.offloader
     weights, states = own._storages(own._weights()), own._storages(own._states())
     return {"weights": sum(size for _, size in weights.values()), "states": sum(size for _, size in states.values())}
 
 
 def rest_between(rank: Rank, setup: Setup) -> None:
     """Two engines make the same updates; one is offloaded before each update and before a snapshot."""
-    busy, restful = build(rank, setup), build(rank, setup)
+    busy, offloading = build(rank, setup), build(rank, setup)
     tokens = torch.arange(6)
     for update in range(3):
-        assert train(busy, update, 1) == train(restful, update, 1)
-        restful.rest(ALL[:1])
-        assert filled(restful)["states"] == 0 < filled(restful)["weights"]
-        assert torch.equal(busy.forward(tokens), restful.forward(tokens)) and filled(restful)["states"] == 0
-        restful.rest(ALL)
-        restful.rest(ALL)  # no effect: it is offloaded already
-        assert filled(restful) == {"weights": 0, "states": 0}
-        assert_same(contents(checkpoint.snapshot(restful)), contents(checkpoint.snapshot(busy)))
-        assert filled(restful) == {"weights": 0, "states": 0}, "a snapshot is taken from the host"
-        assert torch.equal(busy.forward(tokens), restful.forward(tokens)) and filled(restful)["states"] == 0
-        assert busy.frozen_fingerprint == restful.frozen_fingerprint
-    restful.rest(ALL)
-    assert train(busy, 3) == train(restful, 3)
-    restful.rest(ALL)
-    for name, weight in weights(restful).items():
+        assert train(busy, update, 1) == train(offloading, update, 1)
+        offloading.offload(ALL[:1])
+        assert filled(offloading)["states"] == 0 < filled(offloading)["weights"]
+        assert torch.equal(busy.forward(tokens), offloading.forward(tokens)) and filled(offloading)["states"] == 0
+        offloading.offload(ALL)
+        offloading.offload(ALL)  # no effect: it is offloaded already
+        assert filled(offloading) == {"weights": 0, "states": 0}
+        assert_same(contents(checkpoint.snapshot(offloading)), contents(checkpoint.snapshot(busy)))
+        assert filled(offloading) == {"weights": 0, "states": 0}, "a snapshot is taken from the host"
+        assert torch.equal(busy.forward(tokens), offloading.forward(tokens)) and filled(offloading)["states"] == 0
+        assert busy.frozen_fingerprint == offloading.frozen_fingerprint
+    offloading.offload(ALL)
+    assert train(busy, 3) == train(offloading, 3)
+    offloading.offload(ALL)
+    for name, weight in weights(offloading).items():
         np.testing.assert_array_equal(weight, weights(busy)[name], err_msg=name)
-    assert filled(restful)["states"] == 0, "a model is saved without the optimizer"
+    assert filled(offloading)["states"] == 0, "a model is saved without the optimizer"
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -80,15 +80,15 @@ def restore_while_resting(rank: Rank, setup: Setup) -> None:
     """An offloaded engine restores a snapshot taken while it was offloaded, and continues like another engine."""
     engine = build(rank, setup)
     train(engine, 0)
-    engine.rest(ALL)
+    engine.offload(ALL)
     shards = of_all_ranks(engine)
     told = train(engine, 2)
     ended = contents(checkpoint.snapshot(engine))
     fresh = build(rank, replace(setup, shift=1.0))
     for again in (engine, fresh):
-        again.rest(ALL)
+        again.offload(ALL)
         checkpoint.restore(again, shards)
-        again.rest(ALL)  # restoring may have replaced tensors
+        again.offload(ALL)  # restoring may have replaced tensors
         assert train(again, 2) == told
         assert_same(contents(checkpoint.snapshot(again)), ended)
 
@@ -105,11 +105,11 @@ def rest_frozen(rank: Rank, stage: int) -> tuple[bool, list[int], list[bool]]:
     tokens, answers, sizes, copied = torch.arange(6), [], [], []
     for _ in range(3):
         answers.append(engine.forward(tokens))
-        for chunk in engine.parking._lots["weights"]._chunks:
+        for chunk in engine.offloader._lots["weights"]._chunks:
             chunk.zero_()  # to see whether the weights are copied again
-        engine.rest(ALL)
+        engine.offload(ALL)
         sizes.append(filled(engine)["weights"])
-        copied.append(any(bool(chunk.any()) for chunk in engine.parking._lots["weights"]._chunks))
+        copied.append(any(bool(chunk.any()) for chunk in engine.offloader._lots["weights"]._chunks))
         if not copied[-1]:
             return all(torch.equal(each, answers[0]) for each in answers), sizes, copied
     return False, sizes, copied
@@ -124,7 +124,7 @@ def test_frozen_weights_are_copied_to_the_host_once(stage: int, two_ranks: Crew)
 
 def test_views_of_one_storage_come_back_as_views(monkeypatch: pytest.MonkeyPatch) -> None:
     """A storage over several chunks, seen by three tensors; a small one stays, as flags do."""
-    monkeypatch.setattr(parking, "CHUNK", 1024)
+    monkeypatch.setattr(offload, "CHUNK", 1024)
     network = torch.nn.Linear(40, 30, bias=False)
     flat, flag = torch.arange(3000.0), torch.ones(2)
     holder = torch.optim.SGD([torch.nn.Parameter(flat[100:200])], lr=1.0)
@@ -150,6 +150,6 @@ def test_tensors_are_found_behind_objects_of_the_libraries_alone() -> None:
     parameter.grad, parameter.shard = torch.ones(2)[:1], torch.ones(3)  # type: ignore[attr-defined]
     optimizer = torch.optim.SGD([parameter], lr=1.0)
     optimizer.state[parameter]["average"] = torch.ones(4)
-    optimizer.itself, optimizer.foreign = [optimizer], parking.HostBuffer(torch.device("cpu"), changes=True)  # type: ignore[attr-defined]
+    optimizer.itself, optimizer.foreign = [optimizer], offload.HostBuffer(torch.device("cpu"), changes=True)  # type: ignore[attr-defined]
     optimizer.foreign._chunks.append(torch.ones(5))  # type: ignore[attr-defined]
     assert sorted(each.untyped_storage().nbytes() // 4 for each in find_tensors(optimizer)) == [1, 2, 3, 4]

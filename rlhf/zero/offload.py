@@ -37,29 +37,29 @@ class Offloader:
     def __init__(self, network: nn.Module, device: torch.device, *optimizers: object) -> None:
         self._network, self._device, self._optimizers = network, device, optimizers
         changes = bool(optimizers)
-        self._lots: dict[Part, HostBuffer] = {
+        self._buffers: dict[Part, HostBuffer] = {
             "weights": HostBuffer(device, changes),
             "states": HostBuffer(device, changes),
         }
 
     def offload(self, part: Part) -> None:
         """Move a part to host memory, unless it is offloaded already."""
-        lot = self._lots[part]
-        if not lot.is_offloaded:
+        buffer = self._buffers[part]
+        if not buffer.is_offloaded:
             scratch = set(self._storages(self._buckets()))
             found = self._storages(self._weights() if part == "weights" else self._states())
             held = [stored for address, stored in found.items() if address not in scratch]
-            lot.offload(held, [found[address] for address in scratch & found.keys()])
+            buffer.offload(held, [found[address] for address in scratch & found.keys()])
 
     def reload(self, *parts: Part) -> None:
         """Move those of the parts that are offloaded back to the device."""
         for part in parts:
-            self._lots[part].reload()
+            self._buffers[part].reload()
 
     @contextmanager
     def on_host(self) -> Iterator[None]:
         """Context in which offloaded tensors point to copies in ordinary host memory, without use of the device."""
-        copies = {address: copy for lot in self._lots.values() for address, copy in lot.copies()}
+        copies = {address: copy for buffer in self._buffers.values() for address, copy in buffer.copies()}
         offloaded = [tensor for tensor in self._all() if tensor.untyped_storage()._cdata in copies] if copies else []
         own = [tensor.data for tensor in offloaded]
         try:

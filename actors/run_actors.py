@@ -17,14 +17,14 @@ from actors.group import Group
 from actors.placement import Placement
 from actors.scoring import ScoringMethod
 from actors.supervisor import Supervisor
-from actors.waiting import START, Moment, fetch, wait
+from actors.waiting import START, PhaseContext, fetch, wait
 from actors.weight_client import EngineClient
 from actors.worker import Builder
 from rlhf.algorithms.controller import AlgorithmState
 from rlhf.config.schema import Recipe
 from rlhf.device import Device
 from rlhf.errors import LostError
-from rlhf.placement.pools import turns
+from rlhf.placement.pools import HELD_OUT_SCORER, turns
 from rlhf.roles.assemble import BatchReport, Contribution, StepInputs, assemble
 from rlhf.types import UNVERIFIED, Prompt
 from rlhf.weights.fingerprint import Fingerprint
@@ -35,12 +35,12 @@ CLIENT_SHARE = 0.5
 """Fraction of the policy's deadline granted to an engine, so that a slow engine is reported and not the policy."""
 
 
-class Crew:
+class RunActors:
     """The actor groups and rollout engines of a PPO run.
 
-    ``tokenizer`` is the policy's folder; ``rewards`` maps the names of the recipe's rewards to groups. ``judge`` is the
-    held-out scorer of ``early_stop``, if configured. If ``reference`` is None, the policy with its adapters disabled is
-    the reference.
+    ``tokenizer`` is the policy's folder. ``rewards`` maps the names of the recipe's rewards to groups;
+    ``held_out_scorer`` is that of ``early_stop``, if configured. If ``reference`` is None, the policy with its adapters
+    disabled is the reference.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Crew:
         self.recipe, self.tokenizer, self.groups = recipe, tokenizer, groups
         self.engines, self.supervisor = engines, supervisor
         self.policy, self.critic = groups["policy"], groups.get("critic")
-        self.reference, self.judge = groups.get("reference"), groups.get("judge")
+        self.reference, self.held_out_scorer = groups.get("reference"), groups.get(HELD_OUT_SCORER)
         self.rewards = {name: groups[_reward(name)] for name in recipe.rewards}
         self.version = UNVERIFIED
         """Version of the policy's weights."""
@@ -66,7 +66,7 @@ class Crew:
         """Groups that hold a network, by name; rewards that are functions or services are left out."""
         scorers = {_reward(name): source for name, source in self.recipe.rewards.items()}
         if self.recipe.early_stop is not None:
-            scorers["judge"] = self.recipe.early_stop.scorer
+            scorers[HELD_OUT_SCORER] = self.recipe.early_stop.scorer
         return {
             name: group for name, group in self.groups.items() if name not in scorers or scorers[name].model is not None
         }
@@ -100,26 +100,26 @@ class Crew:
             recipe=self.recipe, tokenizer=self.tokenizer, step=step, state=state, contributions=contributions
         )
         experience, report = self.policy.workers[0].run.options(num_returns=2).remote(assemble, batch, *parts)
-        moment = Moment(phase="advantages", step=step)
-        return experience, fetch(report, self.policy.names[0], moment, self.supervisor.deadlines)
+        context = PhaseContext(phase="advantages", step=step)
+        return experience, fetch(report, self.policy.names[0], context, self.supervisor.deadlines)
 
     def update(self, experience: ray.ObjectRef, step: int) -> dict[str, float]:
         """Train critic and policy and return their metrics.
 
         They train in parallel unless one offloads for the other; the policy is not trained while the critic warms up.
         """
-        waits, moment = step < self.recipe.algorithm.critic_warmup_steps, Moment(phase="update", step=step)
+        waits, context = step < self.recipe.algorithm.critic_warmup_steps, PhaseContext(phase="update", step=step)
         groups = [group for group in (self.critic, None if waits else self.policy) if group is not None]
         answers = []
         for turn in turns({group: group.offload_mode or "none" for group in groups}):
             refs = [ref for group in turn for ref in group.call("update", experience, step)]
             names = [name for group in turn for name in group.names]
-            answers += wait(refs, names, moment, self.supervisor.deadlines)
-            self.offload(turn, moment, publishes=True)
+            answers += wait(refs, names, context, self.supervisor.deadlines)
+            self.offload(turn, context, publishes=True)
         self.version = step + 1
         return {name: value for answer in answers for name, value in answer.items()}
 
-    def offload(self, groups: Sequence[Group], moment: Moment, publishes: bool = False) -> None:
+    def offload(self, groups: Sequence[Group], context: PhaseContext, publishes: bool = False) -> None:
         """Offload groups that share their GPUs; a frozen group that fails meanwhile is replaced.
 
         Args:
@@ -127,82 +127,82 @@ class Crew:
         """
         for group in groups:
             try:
-                group.offload(moment, keeps_weights=publishes and group is self.policy)
+                group.offload(context, keeps_weights=publishes and group is self.policy)
             except LostError as error:
-                self.revive(self.supervisor.with_dead_actors(error), moment)
+                self.revive(self.supervisor.with_dead_actors(error), context)
 
-    def save(self, folder: Path, moment: Moment) -> None:
+    def save(self, folder: Path, context: PhaseContext) -> None:
         """Write the policy's model to a folder; engines that use its GPUs sleep meanwhile."""
         needs_gpu = self.policy.offload_mode == "all" and self.engines.sleeps
         if needs_gpu:
-            self.engines.sleep(moment)
-        self.policy.ask("save", folder, moment=moment)
-        self.policy.offload(moment)
+            self.engines.sleep(context)
+        self.policy.ask("save", folder, context=context)
+        self.policy.offload(context)
         if needs_gpu:
-            self.publish(self.version, replace(moment, phase="publish"))
+            self.publish(self.version, replace(context, phase="publish"))
 
-    def publish(self, version: int, moment: Moment) -> None:
+    def publish(self, version: int, context: PhaseContext) -> None:
         """Send the policy's weights to the engines; each serves once its fingerprint proves that it holds them.
 
         A failed engine is replaced, and joins when it has started. On return at least one engine serves.
         """
         self.version = version
         self.engines.mark_outdated(version)
-        self._publish(moment)
+        self._publish(context)
 
-    def _publish(self, moment: Moment) -> None:
+    def _publish(self, context: PhaseContext) -> None:
         while not self.engines.serving:
             with self.supervisor.time_lost():
-                receiving = self.engines.admit(moment)
-            self.offload(tuple(self.trained.values()), moment, publishes=True)
-            self.engines.wake("weights", receiving, moment)
+                receiving = self.engines.admit(context)
+            self.offload(tuple(self.trained.values()), context, publishes=True)
+            self.engines.wake("weights", receiving, context)
             receiving = [engine for engine in receiving if not engine.building]  # an engine may fail while waking
             if not receiving:
                 continue
             self._connect(receiving)
-            sent, left_out = self._send(moment)
-            self.offload([self.policy], moment)
-            self._lose({receiving[place].name: kind for place, kind in left_out.items()}, moment)
+            sent, left_out = self._send(context)
+            self.offload([self.policy], context)
+            self._lose({receiving[place].name: kind for place, kind in left_out.items()}, context)
             whole = [engine for place, engine in enumerate(receiving) if place not in left_out]
-            self.engines.prove(whole, sent, self.version, moment)
-            self.engines.wake("kv_cache", self.engines.serving, moment)
+            self.engines.prove(whole, sent, self.version, context)
+            self.engines.wake("kv_cache", self.engines.serving, context)
 
-    def _send(self, moment: Moment) -> tuple[Fingerprint, Mapping[int, str]]:
+    def _send(self, context: PhaseContext) -> tuple[Fingerprint, Mapping[int, str]]:
         """Have the policy send its weights; returns the result of ``PolicyRole.publish``."""
         deadlines = self.supervisor.deadlines.learned
         known = dict(deadlines.longest)
-        seconds = CLIENT_SHARE * self.supervisor.deadlines.seconds(self.policy.names[0], moment)
-        sent, left_out = self.policy.ask("publish", seconds, moment=moment)[0]
+        seconds = CLIENT_SHARE * self.supervisor.deadlines.seconds(self.policy.names[0], context)
+        sent, left_out = self.policy.ask("publish", seconds, context=context)[0]
         if left_out:
             deadlines.longest = known  # time spent waiting for a failed engine must not lengthen the deadline
         return sent, left_out
 
-    def _lose(self, left_out: Mapping[str, str], moment: Moment) -> None:
+    def _lose(self, left_out: Mapping[str, str], context: PhaseContext) -> None:
         """Replace engines that did not receive all weights; ``left_out`` maps names to kinds of failure."""
         for kind in sorted(set(left_out.values())):
             names = tuple(name for name in left_out if left_out[name] == kind)
-            text = f"{', '.join(names)} {kind} during {moment}: not all weights were received"
-            self.engines.replace_lost(LostError(text, names, kind), moment)
+            text = f"{', '.join(names)} {kind} during {context}: not all weights were received"
+            self.engines.replace_lost(LostError(text, names, kind), context)
 
-    def _restore_serving(self, moment: Moment) -> None:
+    def _restore_serving(self, context: PhaseContext) -> None:
         """Publish the policy's weights to the first engine that starts, because no engine serves.
 
         The weights are the failed engines' version, or one version newer if training continued (``ppo.staleness``).
         """
         with self.supervisor.time_lost():
             self.engines.mark_outdated(self.version)
-            self._publish(replace(moment, phase="publish"))
+            self._publish(replace(context, phase="publish"))
 
     def _connect(self, engines: Sequence[Engine]) -> None:
         """Connect the policy to this set of engines, unless it is connected to exactly this set."""
         actors = tuple(engine.actor for engine in engines)
         if actors == self._connected:
             return
-        moment, width = Moment(phase="connect"), self.recipe.rollout.tensor_parallel
-        seconds = CLIENT_SHARE * self.supervisor.deadlines.seconds(self.policy.names[0], moment)
+        context, width = PhaseContext(phase="connect"), self.recipe.rollout.tensor_parallel
+        seconds = CLIENT_SHARE * self.supervisor.deadlines.seconds(self.policy.names[0], context)
         client = EngineClient(actors, width, seconds)
         address, port = self.policy.rendezvous_address()
-        self.policy.ask("connect", client, self.engines.backend, len(actors) * width, address, port, moment=moment)
+        self.policy.ask("connect", client, self.engines.backend, len(actors) * width, address, port, context=context)
         self._connected = actors
 
     def lost_groups(self, error: LostError) -> list[Group]:
@@ -220,7 +220,7 @@ class Crew:
             raise error
         return lost
 
-    def revive(self, error: LostError, moment: Moment, samples: int = 0) -> None:
+    def revive(self, error: LostError, context: PhaseContext, samples: int = 0) -> None:
         """Rebuild frozen groups with a lost rank, and count one restart. ``samples`` is how many are re-dispatched.
 
         Raises:
@@ -228,7 +228,7 @@ class Crew:
         """
         groups = self.frozen_groups(error)
         mine = {name for group in groups for name in group.names}
-        self.supervisor.handle_loss(error.of(name for name in error.names if name in mine), moment, samples)
+        self.supervisor.handle_loss(error.of(name for name in error.names if name in mine), context, samples)
         for group in groups:
             self.rebuild(group)
 
@@ -238,7 +238,7 @@ class Crew:
             self._connected = ()
         with self.supervisor.time_lost():
             group.rebuild()
-            group.offload(Moment(phase=START))
+            group.offload(PhaseContext(phase=START))
         if group not in self.trained.values():  # a trained group serves only after its state is restored
             self.supervisor.serve(group.names)
 
@@ -247,8 +247,8 @@ class Crew:
 class Start:
     """Inputs of a PPO run's actors: model folders, the engines' limits, the prompts, and the folder of the logs.
 
-    ``reward_models`` maps the rewards that are models to folders; ``judge_model`` is the folder of the held-out scorer
-    if that is a model. ``held_out`` are the prompts of held-out evaluation; ``day`` is the date for chat templates.
+    ``reward_models`` maps the rewards that are models to folders; ``held_out_model`` is the folder of the held-out
+    scorer if that is a model. ``held_out`` are its prompts; ``day`` is the date for chat templates.
     """
 
     policy: Path
@@ -258,20 +258,20 @@ class Start:
     end_tokens: Sequence[int]
     prompts: Sequence[Prompt]
     logs: Path
-    judge_model: Path | None = None
+    held_out_model: Path | None = None
     held_out: Sequence[Prompt] = ()
     day: date = field(default_factory=date.today)
 
 
 @contextmanager
-def crew(
+def start_actors(
     recipe: Recipe,
     start: Start,
     device: Device,
     gpus: int,
     supervisor: Supervisor,
     policy_role: Builder = POLICY,
-) -> Iterator[Crew]:
+) -> Iterator[RunActors]:
     """Context in which all actors of a PPO run exist, loaded and with their prompts; stops them at its end.
 
     Raises:
@@ -291,7 +291,7 @@ def crew(
         _start(groups, recipe, start, policy_role, supervisor)
         if not placement.engines_share:
             engines.ready(start.prompts)
-        yield Crew(recipe, str(start.policy), groups, engines, supervisor)
+        yield RunActors(recipe, str(start.policy), groups, engines, supervisor)
 
 
 def _reward(name: str) -> str:
@@ -318,7 +318,7 @@ def _groups(
     for name, source in recipe.rewards.items():
         add("reward", _reward(name), has_network=source.model is not None)
     if recipe.early_stop is not None:
-        add("reward", "judge", has_network=recipe.early_stop.scorer.model is not None)
+        add("reward", HELD_OUT_SCORER, has_network=recipe.early_stop.scorer.model is not None)
     return groups
 
 
@@ -334,9 +334,9 @@ def _builders(recipe: Recipe, start: Start, policy_role: Builder) -> dict[str, t
         folder = str(start.reward_models[name]) if source.model else None
         builders[_reward(name)] = (REWARD, recipe, source, policy, folder, prompts, start.day)
     if recipe.early_stop is not None:
-        folder = str(start.judge_model) if start.judge_model else None
+        folder = str(start.held_out_model) if start.held_out_model else None
         scorer = recipe.early_stop.scorer
-        builders["judge"] = (REWARD, recipe, scorer, policy, folder, start.held_out, start.day)
+        builders[HELD_OUT_SCORER] = (REWARD, recipe, scorer, policy, folder, start.held_out, start.day)
     return builders
 
 
@@ -351,4 +351,4 @@ def _start(
         for name in turn:
             groups[name].ready()
             supervisor.serve(groups[name].names)
-            groups[name].offload(Moment(phase=START))
+            groups[name].offload(PhaseContext(phase=START))

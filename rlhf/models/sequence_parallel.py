@@ -28,7 +28,7 @@ from rlhf.errors import UserError
 from rlhf.models.attention import by_sequence, own_attention, use_row_attention
 from rlhf.models.head import backbone_of
 from rlhf.models.packed_row import Form, PackedRow, hidden_states, without_cache
-from rlhf.placement.shared_rows import MODEL_TYPES, indivisible
+from rlhf.placement.parallelism import SEQUENCE_PARALLEL_TYPES, sequence_parallel_problems
 
 
 class SequenceParallelGroup:
@@ -65,13 +65,13 @@ def check_model(model: PreTrainedModel, size: int) -> None:
         UserError: the model's type is not supported, or its heads do not divide by ``size``.
     """
     config = model.config
-    if config.model_type not in MODEL_TYPES:
+    if config.model_type not in SEQUENCE_PARALLEL_TYPES:
         raise UserError(
             f"placement.<role>.sequence_parallel = {size} and a model of type {config.model_type!r}",
-            f"only these types are known to mix tokens in attention alone: {', '.join(MODEL_TYPES)}",
+            f"only these types are known to mix tokens in attention alone: {', '.join(SEQUENCE_PARALLEL_TYPES)}",
             "placement.<role>.sequence_parallel=1",
         )
-    for problem in indivisible("<role>", f"its {config.model_type} model", *_heads(config), size):
+    for problem in sequence_parallel_problems("<role>", f"its {config.model_type} model", *_heads(config), size):
         raise problem
 
 
@@ -91,15 +91,15 @@ class PositionStates:
     hidden: Tensor
     own: slice | Tensor
     count: int
-    peers: SequenceParallelGroup | None
+    sequence_group: SequenceParallelGroup | None
 
     def gather(self, values: Tensor) -> Tensor:
         """(k,) values at this rank's positions → (K,) values of the whole group; gradients stay with their rank."""
-        if self.peers is None or self.count == 0:
+        if self.sequence_group is None or self.count == 0:
             return values
         assert isinstance(self.own, Tensor)
         spread = values.new_zeros(self.count).index_copy(0, self.own, values)
-        gathered: Tensor = _SumOverGroup.apply(spread, self.peers.group)
+        gathered: Tensor = _SumOverGroup.apply(spread, self.sequence_group.group)
         return gathered
 
 
@@ -119,23 +119,27 @@ class _SumOverGroup(torch.autograd.Function):
 
 
 def read(
-    backbone: nn.Module, row: PackedRow, positions: Tensor, peers: SequenceParallelGroup | None, form: Form = "packed"
+    backbone: nn.Module,
+    row: PackedRow,
+    positions: Tensor,
+    sequence_group: SequenceParallelGroup | None,
+    form: Form = "packed",
 ) -> PositionStates:
     """Last hidden states at ``positions`` (K,) of a row; with a group, at those of this rank's range."""
-    if peers is None:
+    if sequence_group is None:
         hidden = hidden_states(backbone, row, form)[positions]
-        return PositionStates(hidden=hidden, own=slice(None), count=len(positions), peers=None)
-    begin, part = _split_row(row, peers)
+        return PositionStates(hidden=hidden, own=slice(None), count=len(positions), sequence_group=None)
+    begin, part = _split_row(row, sequence_group)
     end = begin + part.tokens.shape[1]
     own = ((positions >= begin) & (positions < end)).nonzero()[:, 0]
-    hidden = hidden_states(backbone, part, over=peers.attention)[positions[own] - begin]
-    return PositionStates(hidden=hidden, own=own, count=len(positions), peers=peers)
+    hidden = hidden_states(backbone, part, over=sequence_group.attention)[positions[own] - begin]
+    return PositionStates(hidden=hidden, own=own, count=len(positions), sequence_group=sequence_group)
 
 
 class RowNet(nn.Module):
     """A network that runs over packed rows, on this rank alone or with a sequence-parallel group."""
 
-    peers: SequenceParallelGroup | None = None
+    sequence_group: SequenceParallelGroup | None = None
     """The group that splits rows, if any."""
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -148,9 +152,9 @@ class RowNet(nn.Module):
         """The model whose backbone is run."""
         raise NotImplementedError
 
-    def share_rows(self, rank: int, world: int, size: int, timeout_seconds: float) -> None:
+    def enable_sequence_parallelism(self, rank: int, world: int, size: int, timeout_seconds: float) -> None:
         """Split rows over ``size`` ranks from now on (collective)."""
-        self.peers = SequenceParallelGroup(self.model, rank, world, size, timeout_seconds)
+        self.sequence_group = SequenceParallelGroup(self.model, rank, world, size, timeout_seconds)
 
     def states(self, row: PackedRow, form: Form) -> Tensor:
         """(N, d) last hidden states of a row, computed by this rank alone."""
@@ -165,17 +169,17 @@ class RowNet(nn.Module):
 
     def read(self, row: PackedRow, positions: Tensor) -> PositionStates:
         """Last hidden states at ``positions`` (K,) of a row: all of them, or those of this rank's range."""
-        return read(backbone_of(self.model), row, positions, self.peers, self.form)
+        return read(backbone_of(self.model), row, positions, self.sequence_group, self.form)
 
 
-def _split_row(row: PackedRow, peers: SequenceParallelGroup) -> tuple[int, PackedRow]:
+def _split_row(row: PackedRow, sequence_group: SequenceParallelGroup) -> tuple[int, PackedRow]:
     """This rank's range of positions: its begin, and its part of the row with the lengths of the whole row.
 
     The row is padded to S·n tokens by an extra sequence that is never read.
     """
     tokens = row.tokens.shape[1]
-    each = -(-tokens // peers.size)
-    filling, begin = each * peers.size - tokens, each * peers.rank
+    each = -(-tokens // sequence_group.size)
+    filling, begin = each * sequence_group.size - tokens, each * sequence_group.rank
     run = slice(begin, begin + each)
     rest = torch.arange(filling, device=row.tokens.device)[None]
     part = PackedRow(

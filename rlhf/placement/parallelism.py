@@ -11,25 +11,25 @@ from collections.abc import Iterable, Iterator
 from rlhf.config.schema import Recipe, RoleConfig
 from rlhf.errors import UserError
 
-MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "gpt_neox", "gpt2")
+SEQUENCE_PARALLEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "gpt_neox", "gpt2")
 """``model_type`` of the models in which tokens are known to meet in attention alone, through transformers' interface
 for attention functions: all else can be computed for a part of a row by itself."""
-SPLIT_TYPES = ("llama", "mistral", "qwen2", "qwen3")
+TENSOR_PARALLEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 """``model_type`` of the models whose layers' matrices are known by the names that ``rlhf/zero/tensor_parallel.py``
 splits."""
 
 
-def row_ranks(role: RoleConfig) -> int:
+def model_parallel_size(role: RoleConfig) -> int:
     """Neighbouring ranks that have the same rows."""
     return role.sequence_parallel * role.tensor_parallel
 
 
-def groups(role: RoleConfig) -> int:
+def data_parallel_size(role: RoleConfig) -> int:
     """Parts into which a role's samples are dealt: its ranks, or groups of ranks that have the same rows."""
-    return role.ranks // row_ranks(role)
+    return role.ranks // model_parallel_size(role)
 
 
-def check_shared_rows(recipe: Recipe, roles: Iterable[str]) -> Iterator[UserError]:
+def check_parallelism(recipe: Recipe, roles: Iterable[str]) -> Iterator[UserError]:
     """One error for each of the roles whose ranks, or whose model made from nothing, cannot be divided so."""
     for name in roles:
         role: RoleConfig = getattr(recipe.placement, name)
@@ -44,8 +44,8 @@ def check_shared_rows(recipe: Recipe, roles: Iterable[str]) -> Iterator[UserErro
             )
         if recipe.model.scratch is not None:
             made = recipe.model.scratch
-            yield from indivisible(name, "model.scratch", made.heads, made.heads, role.sequence_parallel)
-            yield from unsplittable(
+            yield from sequence_parallel_problems(name, "model.scratch", made.heads, made.heads, role.sequence_parallel)
+            yield from tensor_parallel_problems(
                 name, "model.scratch", made.heads, made.heads, made.intermediate_size, role.tensor_parallel
             )
 
@@ -94,7 +94,7 @@ def _tensor_parallel(recipe: Recipe, name: str, role: RoleConfig) -> Iterator[Us
         )
 
 
-def indivisible(role: str, model: str, heads: int, kv_heads: int, ranks: int) -> Iterator[UserError]:
+def sequence_parallel_problems(role: str, model: str, heads: int, kv_heads: int, ranks: int) -> Iterator[UserError]:
     """The error of a role whose model's heads cannot be dealt to so many ranks that share rows, if they cannot.
 
     Queries are dealt out evenly; of keys and values each rank may have a copy where there are fewer of them than ranks.
@@ -105,7 +105,7 @@ def indivisible(role: str, model: str, heads: int, kv_heads: int, ranks: int) ->
         yield _cannot(f"placement.{role}.sequence_parallel", ranks, fitting, f"{model} has {has}", why)
 
 
-def unsplittable(
+def tensor_parallel_problems(
     role: str, model: str, heads: int, kv_heads: int, intermediate: int, ranks: int
 ) -> Iterator[UserError]:
     """The error of a role whose model's matrices cannot be split over so many ranks, if they cannot."""

@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM, MistralConfig, PreTrainedConfig, 
 from rlhf.errors import UserError
 from rlhf.models.packed_row import pack_row
 from rlhf.models.policy import PolicyNet
-from rlhf.models.shared_row import check_model
-from rlhf.placement.shared_rows import indivisible
+from rlhf.models.sequence_parallel import check_model
+from rlhf.placement.parallelism import sequence_parallel_problems
 from rlhf.zero.process_group import join
 from rlhf.zero.rank import Rank
 from tests.rlhf.ranks import Crew
@@ -94,7 +94,7 @@ def shared(rank: Rank, case: Case) -> Answer:
     if case.checkpointing:
         net.lm.gradient_checkpointing_enable({"use_reentrant": False})
         net.train()
-    net.share_rows(rank.rank, rank.world, rank.world, rank.timeout_seconds)
+    net.enable_sequence_parallelism(rank.rank, rank.world, rank.world, rank.timeout_seconds)
     return answer(net.lm, *net(pack_row(sequences, range(len(sequences)), place), TEMPERATURE, "trained"))
 
 
@@ -130,7 +130,7 @@ def empty(rank: Rank) -> tuple[int, float]:
     """A row without samples: the number of its outputs, and the largest gradient."""
     place = join(rank)
     net = PolicyNet(model(Case()))
-    net.share_rows(rank.rank, rank.world, rank.world, rank.timeout_seconds)
+    net.enable_sequence_parallelism(rank.rank, rank.world, rank.world, rank.timeout_seconds)
     (logprobs,) = net(pack_row(random_sequences((1, 1)), [], place), TEMPERATURE)
     logprobs.sum().backward()
     return len(logprobs), max(float(p.grad.abs().max()) for p in net.lm.model.parameters())
@@ -159,5 +159,5 @@ def test_heads_that_do_not_divide_are_refused() -> None:
 )
 def test_which_heads_divide(heads: int, kv_heads: int, ranks: int, fix: str | None) -> None:
     """32 query heads on 16 ranks are two each, with a copy of one of 8 key heads; 6 on 3 ranks would share 4."""
-    found = list(indivisible("policy", "a model", heads, kv_heads, ranks))
+    found = list(sequence_parallel_problems("policy", "a model", heads, kv_heads, ranks))
     assert [error.fix is not None and fix is not None and fix in error.fix for error in found] == [True] * bool(fix)
