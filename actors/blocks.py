@@ -12,7 +12,7 @@ import numpy as np
 import ray
 
 from actors.waiting import PhaseContext
-from rlhf.checkpoints.files import FileEntry, write_files
+from rlhf.checkpoints.manifest import FileEntry, write_files
 from rlhf.config.schema import Recipe
 from rlhf.data.order import OrderState, PromptOrder
 from rlhf.types import RolloutBlock, Sequences
@@ -66,7 +66,7 @@ def generate_blocks(actors: RunActors, asked: StepPrompts, set_aside: int, conte
         for rollouts, answered in answers:
             faults = actors.supervisor.set_aside(answered.faults, before, context)
             before += faults
-            yield Block(rollouts=rollouts, samples=len(answered.places), set_aside=faults)
+            yield Block(rollouts=rollouts, samples=len(answered.positions), set_aside=faults)
 
     return blocks(set_aside)
 

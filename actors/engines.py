@@ -247,7 +247,7 @@ class Engines:
                 if streams.pop(stream).left:
                     raise MachineryError(f"{names[stream]} did not answer all prompts during {call.context}") from None
                 continue
-            streams[stream].left -= set(answer[1].places)
+            streams[stream].left -= set(answer[1].positions)
             yield answer
         yield from self._placeholder_block(batches.set_aside, call)
 

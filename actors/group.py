@@ -15,7 +15,7 @@ from actors.supervisor import Supervisor
 from actors.waiting import START, PhaseContext, fetch, wait
 from actors.worker import HEARTBEAT, Builder, Worker
 from rlhf.placement.pools import OffloadMode, Part
-from rlhf.zero.rank import Rank
+from rlhf.zero.process_group import Rank
 
 OFFLOAD = "offload"
 """Method of a role that offloads its state."""
@@ -91,7 +91,7 @@ class Group:
         return Rank(
             rank=index,
             world=len(self.workers),
-            meeting=rendezvous,
+            rendezvous=rendezvous,
             device=self.device,
             threads=self.config.threads_per_rank,
             timeout_seconds=self.config.phase_timeout_seconds,

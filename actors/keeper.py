@@ -14,10 +14,9 @@ from ray.exceptions import RayError
 from actors.blocks import FOLDER, Block, confirm_blocks, read_blocks, write_block
 from actors.cluster import worker_environment
 from actors.waiting import PhaseContext, fetch, wait
-from rlhf.checkpoints.checkpoint import Checkpoint
 from rlhf.checkpoints.compatible import data_changes
-from rlhf.checkpoints.files import FileEntry, write_files
-from rlhf.checkpoints.store import CheckpointStore
+from rlhf.checkpoints.manifest import FileEntry, write_files
+from rlhf.checkpoints.store import Checkpoint, CheckpointStore
 from rlhf.data.order import OrderState
 from rlhf.errors import LostError, MachineryError
 from rlhf.run_state import RunState
@@ -172,7 +171,7 @@ class Keeper:
             ref = deadlines.next_ready(pending, context)
             name = pending.pop(ref)
             entries += ray.get(ref, timeout=deadlines.seconds(name, context))
-            deadlines.looked_at(name, context, is_sound=True)
+            deadlines.learn_duration(name, context, is_sound=True)
         return entries
 
     def _failed(self, step: int, error: Exception) -> None:

@@ -13,7 +13,7 @@ from actors.reward_model import train_reward
 from actors.session import Session
 from actors.sft import train_sft
 from actors.supervised import Summary
-from rlhf.checkpoints.checkpoint import latest_checkpoint
+from rlhf.checkpoints.store import latest_checkpoint
 from rlhf.config.load import to_yaml
 from rlhf.config.stages import stages_of
 from rlhf.errors import MachineryError, RLHFError, Stopped, UserError

@@ -37,7 +37,7 @@ class Answered:
     ``set_aside`` are the positions of quarantined samples, ``faults`` their (prompt id, reason).
     """
 
-    places: tuple[int, ...]
+    positions: tuple[int, ...]
     set_aside: tuple[int, ...]
     faults: tuple[tuple[int, str], ...]
 
@@ -81,14 +81,14 @@ class RolloutActor:
         self.prompts = prompts
 
     async def generate(
-        self, places: Sequence[int], chosen: Sequence[int], seeds: Sequence[int], block_size: int
+        self, positions: Sequence[int], chosen: Sequence[int], seeds: Sequence[int], block_size: int
     ) -> AsyncIterator[RolloutBlock | Answered]:
         """Generate a response to each chosen prompt; yields a block and its summary in turn.
 
         A deterministic engine puts the same prompts into the same blocks; otherwise a block has what finished together.
 
         Args:
-            places: (n,) the caller's positions of the samples.
+            positions: (n,) the caller's positions of the samples.
             chosen: (n,) indices into the prompts given to ``use``.
             seeds: (n,) sampling seeds.
         """
@@ -102,19 +102,19 @@ class RolloutActor:
                 yield RolloutBlock.pack([answer.rollout for answer in block])
                 without = [answer for answer in block if answer.fault]
                 yield Answered(
-                    places=tuple(places[answer.place] for answer in block),
-                    set_aside=tuple(places[answer.place] for answer in without),
+                    positions=tuple(positions[answer.position] for answer in block),
+                    set_aside=tuple(positions[answer.position] for answer in without),
                     faults=tuple((answer.rollout.prompt.id, answer.fault) for answer in without),
                 )
 
     async def set_aside(
-        self, places: Sequence[int], chosen: Sequence[int], seeds: Sequence[int], fault: str
+        self, positions: Sequence[int], chosen: Sequence[int], seeds: Sequence[int], fault: str
     ) -> tuple[RolloutBlock, Answered]:
         """Return a placeholder block of quarantined samples, and its summary."""
         prompts = [self.prompts[i] for i in chosen]
         answers = [self.engine.without(0, prompt, seed, fault) for prompt, seed in zip(prompts, seeds, strict=True)]
         faults = tuple((prompt.id, fault) for prompt in prompts)
-        answered = Answered(places=tuple(places), set_aside=tuple(places), faults=faults)
+        answered = Answered(positions=tuple(positions), set_aside=tuple(positions), faults=faults)
         return RolloutBlock.pack([answer.rollout for answer in answers]), answered
 
     async def abandon(self) -> None:
@@ -206,7 +206,7 @@ async def in_order(answers: AsyncIterator[Answer], count: int, size: int) -> Asy
     finished: dict[int, Answer] = {}
     begin = 0
     async for answer in answers:
-        finished[answer.place] = answer
-        while begin < count and all(place in finished for place in range(begin, min(begin + size, count))):
-            yield [finished.pop(place) for place in range(begin, min(begin + size, count))]
+        finished[answer.position] = answer
+        while begin < count and all(position in finished for position in range(begin, min(begin + size, count))):
+            yield [finished.pop(position) for position in range(begin, min(begin + size, count))]
             begin += size

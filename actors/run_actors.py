@@ -162,8 +162,8 @@ class RunActors:
             self._connect(receiving)
             sent, left_out = self._send(context)
             self.offload([self.policy], context)
-            self._lose({receiving[place].name: kind for place, kind in left_out.items()}, context)
-            whole = [engine for place, engine in enumerate(receiving) if place not in left_out]
+            self._lose({receiving[index].name: kind for index, kind in left_out.items()}, context)
+            whole = [engine for index, engine in enumerate(receiving) if index not in left_out]
             self.engines.prove(whole, sent, self.version, context)
             self.engines.wake("kv_cache", self.engines.serving, context)
 

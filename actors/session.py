@@ -13,8 +13,8 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from rlhf.checkpoints.checkpoint import Checkpoint, latest_checkpoint
 from rlhf.checkpoints.compatible import data_changes, differing_keys, require_same, require_same_data
+from rlhf.checkpoints.store import Checkpoint, latest_checkpoint
 from rlhf.config.load import recipe_digest, to_yaml
 from rlhf.config.schema import TRAINED, Recipe
 from rlhf.data import stages

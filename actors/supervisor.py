@@ -260,8 +260,8 @@ class Supervisor:
             self._history = self._history.after(*incidents)
             self.goodput.restarts += 1
             self.goodput.redispatched += samples
-            for place, incident in enumerate(incidents):
-                redone = samples if place == 0 else 0
+            for index, incident in enumerate(incidents):
+                redone = samples if index == 0 else 0
                 self._report(f"actor_{incident.kind}", **{**incident.details(), "samples_redone": redone})
                 print(incident.text(), flush=True)
             self.end([name for name in error.names if name in self._actors], error.kind)

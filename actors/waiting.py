@@ -122,7 +122,7 @@ class AnswerDeadlines:
                     del self._silences[name]
                 raise LostError(late(names, context, min(limits[name] for name in names)), names, "stalled")
             if done:
-                self._heard(pending[done[0]], context)
+                self._record_answer(pending[done[0]], context)
                 if self.spans.clock() - since >= WAIT_SECONDS:
                     self.spans.add(f"wait for {pending[done[0]]}", since, context.step)
                 return done[0]
@@ -138,11 +138,11 @@ class AnswerDeadlines:
             self._silences[name] = Silence(refs=refs, seconds=seconds)
         return {name: self._silences[name] for name in owed}
 
-    def _heard(self, name: str, context: PhaseContext) -> None:
+    def _record_answer(self, name: str, context: PhaseContext) -> None:
         seconds, work = self._silences.pop(name).seconds, context.work_of(name)
         self._taken[name, work] = max(seconds, self._taken.get((name, work), 0.0))
 
-    def looked_at(self, who: str, context: PhaseContext, is_sound: bool) -> None:
+    def learn_duration(self, who: str, context: PhaseContext, is_sound: bool) -> None:
         """Learn the duration of work whose result was fetched; a failure (``is_sound`` false) is not learned."""
         work = context.work_of(who)
         seconds = self._taken.pop((who, work), None)
@@ -194,7 +194,7 @@ def fetch(ref: ray.ObjectRef, who: str, context: PhaseContext, deadlines: Answer
     except RayError as error:
         raise own_error(error, who, context, seconds) from error
     finally:
-        deadlines.looked_at(who, context, is_sound)
+        deadlines.learn_duration(who, context, is_sound)
 
 
 def _is_late(silence: Silence, limit: float) -> bool:

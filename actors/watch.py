@@ -152,8 +152,8 @@ class Watcher:
         )
         blocks, answered = [], np.ones(count, dtype=np.bool_)
         for block, summary in actors.engines.generate(self.asked, range(count), context):
-            scoring.send(block, len(summary.places))
-            blocks.append(list(summary.places))
+            scoring.send(block, len(summary.positions))
+            blocks.append(list(summary.positions))
             actors.supervisor.set_aside(summary.faults, int((~answered).sum()), context)
             answered[list(summary.set_aside)] = False
         scores, parts = np.full(count, np.nan), iter(scoring.settle())

@@ -183,7 +183,7 @@ def measure(names: list[str]) -> list[str]:
     import os
 
     from rlhf.device import engine_environment
-    from rlhf.zero.rank import Rank
+    from rlhf.zero.process_group import Rank
     from tests.architectures import compare
     from tests.rlhf.models.test_architectures import sequences
 
@@ -192,7 +192,7 @@ def measure(names: list[str]) -> list[str]:
     rows = []
     with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         meeting = (Path(folder) / "meeting").as_uri()
-        rank = Rank(rank=0, world=1, meeting=meeting, device="cpu", threads=1, timeout_seconds=60.0)
+        rank = Rank(rank=0, world=1, rendezvous=meeting, device="cpu", threads=1, timeout_seconds=60.0)
         for name in names:
             found = compare(name, sequences())
             sent = publish(name, Path(folder) / "model", pool, rank)

@@ -100,7 +100,7 @@ def _rank(index: int, plan: AllReducePlan) -> None:
     import torch
     import torch.distributed as group
 
-    from rlhf.zero.meeting import IS_TCP, meet
+    from rlhf.zero.process_group import IS_TCP, connect_store
 
     rank, on_gpus = plan.first + index, plan.backend == "nccl"
     device = torch.device("cuda", index) if on_gpus else torch.device("cpu")
@@ -110,7 +110,7 @@ def _rank(index: int, plan: AllReducePlan) -> None:
     group.init_process_group(
         plan.backend,
         init_method=None if across_hosts else plan.meeting,
-        store=meet(plan.meeting, rank, plan.ranks, plan.seconds) if across_hosts else None,
+        store=connect_store(plan.meeting, rank, plan.ranks, plan.seconds) if across_hosts else None,
         rank=rank,
         world_size=plan.ranks,
         timeout=timedelta(seconds=plan.seconds),

@@ -18,7 +18,7 @@ from rlhf.config.stages import stages_of
 from rlhf.errors import UserError
 from rlhf.placement.machine import Machine as Asked
 from rlhf.placement.machine import check_devices, choose_strategy, gpus_needed
-from rlhf.placement.pools import NodeGPUs, OffloadMode, pools, resting, turns
+from rlhf.placement.pools import NodeGPUs, OffloadMode, offload_modes, pools, turns
 from rlhf.validate import validate
 
 STAGES: tuple[Stage, ...] = ("sft", "reward", "dpo", "ppo", "pipeline")
@@ -120,7 +120,7 @@ def place(recipe: Recipe, stage: Stage, cluster: Cluster, shapes: Shapes) -> Pla
     wanted = pools(recipe, stage, strategy)
     sharing = [pool.roles for pool in wanted if pool.shared]
     guests = {role for roles in sharing for role in roles}
-    rests = resting(recipe, stage, wanted)
+    rests = offload_modes(recipe, stage, wanted)
     engine = _engine(recipe, cluster, shapes) if stage == "ppo" else None
     uses = tuple(_use(recipe, stage, member, cluster, rests.get(member.role, "none")) for member in found)
     if engine is not None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from rlhf.checkpoints.checkpoint import Checkpoint
+from rlhf.checkpoints.store import Checkpoint
 from rlhf.config.keys import join
 from rlhf.config.load import to_yaml
 from rlhf.config.schema import Recipe

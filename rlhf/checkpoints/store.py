@@ -1,7 +1,14 @@
-"""Writes a run's checkpoints: in a partial folder, committed by one rename, after which old ones are removed.
+"""The folder ``checkpoints/`` of a run: writing, committing, reading and removing checkpoints.
 
-``begin`` creates the folder, ``write_files`` writes into it from the nodes that hold the data, and ``commit`` completes
-it. All nodes share the file system.
+``begin`` creates a partial folder, ``write_files`` writes into it from the nodes that hold the data, and ``commit``
+completes it by one rename, after which old checkpoints are removed. All nodes share the file system.
+
+A checkpoint's state is its folder's name alone, which changes atomically:
+
+``step_<N>``            committed: complete and on disk
+``step_<N>.partial``    being written; never read
+``step_<N>.replaced``   committed, and being replaced by a repetition of the same step
+``step_<N>.removed``    being removed
 """
 
 from __future__ import annotations
@@ -10,8 +17,12 @@ import errno
 import json
 import math
 import platform
-from collections.abc import Mapping, Sequence
+import re
+import shutil
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import distributions
@@ -21,14 +32,177 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rlhf.checkpoints.checkpoint import Checkpoint, latest_checkpoint, read_checkpoint
-from rlhf.checkpoints.files import FileEntry, require_inside, write_files
-from rlhf.checkpoints.folders import BEST, LATEST, PARTIAL, REPLACED, clean, committed, remove
-from rlhf.checkpoints.manifest import CONFIG, MANIFEST, OWN, STATE, VERSIONS, Manifest, encode
-from rlhf.checkpoints.retention import by_score, kept
+from rlhf.checkpoints.manifest import (
+    CONFIG,
+    MANIFEST,
+    OWN,
+    STATE,
+    VERSIONS,
+    FileEntry,
+    Manifest,
+    decode,
+    encode,
+    fault_of,
+    json_mapping,
+    require_inside,
+    write_files,
+)
 from rlhf.errors import UserError
 from rlhf.records import DataFile
 from rlhf.storage.durable import sync, write_atomically
+
+PARTIAL, REPLACED, REMOVED = ".partial", ".replaced", ".removed"
+LATEST, BEST = "latest", "best"
+_COMMITTED = re.compile(r"step_(0|[1-9]\d*)", re.ASCII)
+_LEFT = re.compile(r"(step_\d+\.(partial|replaced|removed)|(latest|best)\.partial)", re.ASCII)
+READERS = 4
+"""Number of files that are hashed in parallel."""
+
+
+def committed(folder: Path) -> dict[int, Path]:
+    """Folders of committed checkpoints by step, the oldest first; their content is not read."""
+    if not folder.is_dir():
+        return {}
+    found = {int(match[1]): path for path in folder.iterdir() if (match := _COMMITTED.fullmatch(path.name))}
+    return dict(sorted(found.items()))
+
+
+def clean(folder: Path, in_work: Collection[Path] = ()) -> None:
+    """Remove the remains of killed attempts, except the paths ``in_work``; only the folder's single writer may do this.
+
+    A ``.replaced`` checkpoint whose replacement is missing gets its name back.
+    """
+    for path in list(folder.iterdir()) if folder.is_dir() else []:
+        if path in in_work or not _LEFT.fullmatch(path.name):
+            continue
+        if path.suffix == REPLACED and not path.with_suffix("").exists():
+            path.rename(path.with_suffix(""))
+        else:
+            remove(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or folder as far as possible, without raising; remains no longer have a committed name."""
+    going = path if path.suffix in (PARTIAL, REMOVED) else path.with_name(path.stem + REMOVED)
+    with suppress(OSError):
+        if going != path:  # a half-removed checkpoint must not look like one
+            shutil.rmtree(going, ignore_errors=True)
+            path.rename(going)
+        if going.is_dir() and not going.is_symlink():
+            shutil.rmtree(going, ignore_errors=True)
+        else:
+            going.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A folder that was complete when it was committed. Its files are ``path / entry.name``."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def step(self) -> int:
+        """Number of completed steps."""
+        return self.manifest.step
+
+    @property
+    def score(self) -> float | None:
+        """Score of the policy, higher is better; None if unknown."""
+        return self.manifest.score
+
+    def verify(self) -> None:
+        """Read every file and compare it with the manifest. Files that the manifest does not name are ignored.
+
+        Raises:
+            UserError: a file is missing or differs.
+        """
+        files = self.manifest.files
+        with ThreadPoolExecutor(READERS) as pool:
+            faults = list(pool.map(lambda entry: fault_of(entry, self.path), files))
+        wrong = [f"{entry.name} {fault}" for entry, fault in zip(files, faults) if fault is not None]
+        if wrong:
+            more = f"; {len(wrong) - 1} more of its {len(files)} files are damaged" if len(wrong) > 1 else ""
+            raise damaged(self.path, f"{self.path}/{wrong[0]}{more}")
+
+    def state(self) -> dict[str, Any]:
+        """Read the controller's state.
+
+        Raises:
+            UserError: its file is damaged.
+        """
+        text = self._text(STATE)
+        try:
+            return json_mapping(text)
+        except ValueError as error:
+            raise damaged(self.path, f"{self.path / STATE} {error}") from error
+
+    def config(self) -> str:
+        """Read the resolved recipe of the checkpoint's run, as YAML.
+
+        Raises:
+            UserError: its file is damaged.
+        """
+        return self._text(CONFIG)
+
+    def _text(self, name: str) -> str:
+        entry = next(entry for entry in self.manifest.files if entry.name == name)
+        if (fault := fault_of(entry, self.path)) is not None:
+            raise damaged(self.path, f"{self.path / name} {fault}")
+        try:
+            return (self.path / name).read_text(encoding="utf-8")
+        except ValueError as error:
+            raise damaged(self.path, f"{self.path / name} is not text: {error}") from error
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Return the checkpoint in the folder ``step_<N>``; reads only the manifest.
+
+    Raises:
+        UserError: the manifest is missing, damaged, or of another step.
+    """
+    try:
+        manifest = decode((path / MANIFEST).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise damaged(path, f"{path / MANIFEST} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise damaged(path, f"{path / MANIFEST} {error}") from error
+    if path.name != f"step_{manifest.step}":
+        raise damaged(path, f"{path / MANIFEST} is the manifest of step_{manifest.step}")
+    return Checkpoint(path=path, manifest=manifest)
+
+
+def latest_checkpoint(folder: Path) -> Checkpoint | None:
+    """Return the newest committed checkpoint in ``checkpoints/``; None without one.
+
+    Raises:
+        UserError: its manifest is damaged; an older checkpoint is not used silently.
+    """
+    found = committed(folder)
+    return read_checkpoint(found[max(found)]) if found else None
+
+
+def damaged(path: Path, what: str) -> UserError:
+    """Error for a damaged checkpoint, which names the next older one to resume from."""
+    others = [step for step, other in committed(path.parent).items() if other != path]
+    otherwise = f"resume from step_{max(others)}" if others else "start again"
+    return UserError(what, "a run cannot resume from a damaged checkpoint", f"delete {path} to {otherwise}")
+
+
+def by_score(scores: Mapping[int, float | None]) -> list[int]:
+    """Steps with a score, the best first; ties are ordered by step, the newer first."""
+    known = {step: score for step, score in scores.items() if score is not None}
+    return sorted(known, key=lambda step: (known[step], step), reverse=True)
+
+
+def kept(scores: Mapping[int, float | None], keep_last: int, keep_best: int) -> set[int]:
+    """Return the ``keep_last`` newest steps and the ``keep_best`` best ones, which may overlap.
+
+    Args:
+        scores: scores by step, None if unknown; higher is better.
+    """
+    newest = sorted(scores, reverse=True)[:keep_last]
+    return {*newest, *by_score(scores)[:keep_best]}
 
 
 class CheckpointStore:

@@ -36,7 +36,7 @@ Request: TypeAlias = RequestOutputCollector | str
 class Answer:
     """The result for one prompt of a call."""
 
-    place: int
+    position: int
     """Index of the prompt in the call."""
     rollout: Rollout
     """The response, or a placeholder if generation failed."""
@@ -153,9 +153,9 @@ class RolloutEngine:
         if self.deterministic:
             await self.llm.pause_generation(mode="keep", clear_cache=True)
         try:
-            for place, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
+            for position, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
                 request = await self._submit(prompt, seed)
-                tasks.append(self._start(self._wait_for_answer(place, prompt, seed, request, self.version)))
+                tasks.append(self._start(self._wait_for_answer(position, prompt, seed, request, self.version)))
         finally:
             if self.deterministic:
                 await self.llm.resume_generation()
@@ -182,9 +182,11 @@ class RolloutEngine:
         except Exception as error:  # a prompt that the engine refuses is quarantined; the run continues
             return f"{type(error).__name__}: {error}"
 
-    async def _wait_for_answer(self, place: int, prompt: Prompt, seed: int, request: Request, version: int) -> Answer:
+    async def _wait_for_answer(
+        self, position: int, prompt: Prompt, seed: int, request: Request, version: int
+    ) -> Answer:
         if isinstance(request, str):
-            return self.without(place, prompt, seed, request)
+            return self.without(position, prompt, seed, request)
         try:
             output = await request.get()
         except EngineDeadError as error:
@@ -193,14 +195,14 @@ class RolloutEngine:
             await self.llm.abort(request.request_id, internal=True)
             raise
         except Exception as error:
-            return self.without(place, prompt, seed, f"{type(error).__name__}: {error}")
+            return self.without(position, prompt, seed, f"{type(error).__name__}: {error}")
         self.prompt_tokens += len(prompt.tokens)
         self.cached_tokens += getattr(output, "num_cached_tokens", 0) or 0
         if fault := _fault(output):
-            return self.without(place, prompt, seed, fault)
-        return Answer(place=place, rollout=_rollout(prompt, output, version, seed))
+            return self.without(position, prompt, seed, fault)
+        return Answer(position=position, rollout=_rollout(prompt, output, version, seed))
 
-    def without(self, place: int, prompt: Prompt, seed: int, fault: str) -> Answer:
+    def without(self, position: int, prompt: Prompt, seed: int, fault: str) -> Answer:
         """Placeholder for a failed prompt: a single end token that is not trained on.
 
         It does not contain the prompt's tokens, because other models might fail on them too.
@@ -215,7 +217,7 @@ class RolloutEngine:
             finish_reason=FinishReason.SET_ASIDE,
             seed=seed,
         )
-        return Answer(place=place, rollout=rollout, fault=fault)
+        return Answer(position=position, rollout=rollout, fault=fault)
 
     async def sleep(self) -> None:
         """Free the GPU's memory during training; the weights are discarded, because new ones follow."""

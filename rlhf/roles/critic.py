@@ -21,7 +21,7 @@ from rlhf.roles.forward import BlockResult, token_index
 from rlhf.roles.scalar_role import ScalarRole
 from rlhf.types import Experience, RolloutBlock
 from rlhf.zero.engine import finite
-from rlhf.zero.rank import Rank
+from rlhf.zero.process_group import Rank
 
 
 class CriticRole(ScalarRole):

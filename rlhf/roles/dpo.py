@@ -27,7 +27,7 @@ from rlhf.roles.role import Role
 from rlhf.roles.save import save_model
 from rlhf.types import Float32, Sequences
 from rlhf.zero.engine import finite
-from rlhf.zero.rank import Rank
+from rlhf.zero.process_group import Rank
 
 TEMPERATURE = 1.0
 """The responses were not sampled by the policy: their log-probabilities are those of the unscaled distribution."""

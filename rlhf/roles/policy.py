@@ -28,7 +28,7 @@ from rlhf.roles.save import save_model
 from rlhf.types import Experience, Float32, RolloutBlock
 from rlhf.weights.fingerprint import Fingerprint
 from rlhf.zero.engine import finite
-from rlhf.zero.rank import Rank
+from rlhf.zero.process_group import Rank
 
 if TYPE_CHECKING:
     from rlhf.weights.sender import TimedClient

@@ -25,7 +25,7 @@ from rlhf.roles.pairs import PairData
 from rlhf.roles.save import save_model
 from rlhf.roles.scalar_role import ScalarRole
 from rlhf.types import Sequences
-from rlhf.zero.rank import Rank
+from rlhf.zero.process_group import Rank
 
 
 class PreferenceRole(ScalarRole):

@@ -6,7 +6,7 @@ from rlhf.config.schema import Recipe
 from rlhf.models.load import load_causal
 from rlhf.models.policy import PolicyNet
 from rlhf.roles.role import LanguageRole
-from rlhf.zero.rank import Rank
+from rlhf.zero.process_group import Rank
 
 
 class ReferenceRole(LanguageRole):

@@ -19,7 +19,7 @@ from rlhf.roles.retokenise import Retokeniser, same_tokens
 from rlhf.roles.text import BlockReader, TextReward
 from rlhf.roles.text_pairs import TextPairs
 from rlhf.types import Prompt
-from rlhf.zero.rank import Rank
+from rlhf.zero.process_group import Rank
 
 if TYPE_CHECKING:
     from rlhf.roles.reward_model import Encode, RewardRole

@@ -11,7 +11,7 @@ from rlhf.models.scalar import ScalarNet
 from rlhf.roles.forward import BlockResult
 from rlhf.roles.scalar_role import ScalarRole
 from rlhf.types import RolloutBlock, Sequences
-from rlhf.zero.rank import Rank
+from rlhf.zero.process_group import Rank
 
 Encode = Callable[[RolloutBlock], Sequences]
 """Converts a block to the tokens that a reward model reads."""

@@ -29,8 +29,7 @@ from rlhf.types import Int32, RolloutBlock, Sequences
 from rlhf.zero import checkpoint
 from rlhf.zero.checkpoint import Files
 from rlhf.zero.engine import ZeroEngine, full_shape, shard_while_loading
-from rlhf.zero.process_group import join, seed_process
-from rlhf.zero.rank import Rank
+from rlhf.zero.process_group import Rank, join, seed_process
 from rlhf.zero.tensor_parallel import check_model as check_split
 
 Network = TypeVar("Network", bound=RowNet)

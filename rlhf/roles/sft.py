@@ -18,7 +18,7 @@ from rlhf.roles.examples import ExampleData
 from rlhf.roles.forward import BlockResult
 from rlhf.roles.role import Role
 from rlhf.roles.save import save_model
-from rlhf.zero.rank import Rank
+from rlhf.zero.process_group import Rank
 
 
 class SFTRole(Role[PolicyNet]):

@@ -19,8 +19,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
-from rlhf.checkpoints.folders import clean, committed
 from rlhf.checkpoints.manifest import data_file
+from rlhf.checkpoints.store import clean, committed
 from rlhf.errors import UserError
 from rlhf.records import DataFile
 from rlhf.storage.durable import sync, sync_tree, write_atomically

@@ -31,7 +31,7 @@ from rlhf.placement.pools import Part
 from rlhf.weights.fingerprint import Fingerprint, fingerprint
 from rlhf.zero import tensor_parallel
 from rlhf.zero.offload import Offloader
-from rlhf.zero.rank import Rank
+from rlhf.zero.process_group import Rank
 from rlhf.zero.settings import SCHEDULES, deepspeed_config, optimizer_arguments
 
 

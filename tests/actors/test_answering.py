@@ -16,9 +16,9 @@ from rlhf.config.schema import Recipe, RecoveryConfig
 from rlhf.errors import MachineryError
 
 TOLD = (
-    Answered(places=(3, 0), set_aside=(), faults=()),
-    Answered(places=(1, 2), set_aside=(2,), faults=((72, "the engine died of it"),)),
-    Answered(places=(4,), set_aside=(4,), faults=((74, "too long"),)),
+    Answered(positions=(3, 0), set_aside=(), faults=()),
+    Answered(positions=(1, 2), set_aside=(2,), faults=((72, "the engine died of it"),)),
+    Answered(positions=(4,), set_aside=(4,), faults=((74, "too long"),)),
 )
 
 
@@ -40,7 +40,7 @@ class Engines:
 
     def decode(self, tokenizer: Path, block: int, context: PhaseContext) -> dict[int, str]:
         """A set-aside sample is text as well: whatever its end token is."""
-        return {place: f"answer {place}" for place in TOLD[block].places}
+        return {place: f"answer {place}" for place in TOLD[block].positions}
 
 
 def answers(engines: Any) -> list[str]:

@@ -11,7 +11,7 @@ import pytest
 
 from actors import blocks
 from actors.blocks import draw_step, read_blocks, write_block
-from rlhf.checkpoints.files import fault_of
+from rlhf.checkpoints.manifest import fault_of
 from rlhf.config.schema import PPOConfig, Recipe
 from rlhf.data.order import OrderState
 from rlhf.types import FinishReason, RolloutBlock, Sequences

@@ -54,14 +54,14 @@ class Engine:
         """The prompts are their own numbers here."""
 
     async def generate(
-        self, places: Sequence[int], chosen: Sequence[int], seeds: Sequence[int], block_size: int
+        self, positions: Sequence[int], chosen: Sequence[int], seeds: Sequence[int], block_size: int
     ) -> AsyncIterator[Any]:
-        for begin in range(0, len(places), block_size):
-            some = range(begin, min(begin + block_size, len(places)))
+        for begin in range(0, len(positions), block_size):
+            some = range(begin, min(begin + block_size, len(positions)))
             for i in some:
                 self._die_of(chosen[i])
             yield RolloutBlock.pack([rollout(chosen[i], seeds[i], FinishReason.STOP) for i in some])
-            yield Answered(places=tuple(places[i] for i in some), set_aside=(), faults=())
+            yield Answered(positions=tuple(positions[i] for i in some), set_aside=(), faults=())
 
     def _die_of(self, prompt: int) -> None:
         mark = self.folder / f"died-of-{prompt}"
@@ -69,10 +69,10 @@ class Engine:
             mark.touch()
             os._exit(1)
 
-    async def set_aside(self, places: Sequence[int], chosen: Sequence[int], seeds: Sequence[int], fault: str) -> Any:
+    async def set_aside(self, positions: Sequence[int], chosen: Sequence[int], seeds: Sequence[int], fault: str) -> Any:
         block = RolloutBlock.pack([rollout(p, s, FinishReason.SET_ASIDE) for p, s in zip(chosen, seeds, strict=True)])
         faults = tuple((prompt, fault) for prompt in chosen)
-        return block, Answered(places=tuple(places), set_aside=tuple(places), faults=faults)
+        return block, Answered(positions=tuple(positions), set_aside=tuple(positions), faults=faults)
 
     async def stop(self) -> None:
         """Nothing of its own has to be ended."""
@@ -98,7 +98,7 @@ class Fleet:
         found: dict[int, tuple[int, int]] = {}
         for ref, answered in self.engines.generate(chosen, range(len(chosen)), CONTEXT):
             block = ray.get(ref)
-            assert len(block) == len(answered.places)
+            assert len(block) == len(answered.positions)
             for seed, prompt, reason in zip(block.seeds, block.prompt_ids, block.finish_reasons, strict=True):
                 assert int(seed) not in found
                 found[int(seed)] = (int(prompt), int(reason))

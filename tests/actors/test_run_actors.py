@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from actors import actors as crew_module
 from actors import engines as engines_module
+from actors import run_actors
 from actors.engines import Engines
 from actors.group import Group
 from actors.placement import Placement
@@ -24,7 +24,7 @@ from rlhf.errors import LostError, MachineryError
 from rlhf.recovery.deadlines import Work
 from rlhf.recovery.goodput import Goodput
 from rlhf.roles.policy import PolicyRole
-from rlhf.zero.rank import Rank
+from rlhf.zero.process_group import Rank
 
 CONTEXT = PhaseContext(phase="publish", step=2)
 LATE, SOUND = "rollout engine 0", "rollout engine 1"
@@ -105,14 +105,14 @@ class Sending:
 
 
 class Meeting:
-    """A rank that leaves its mark at the meeting point, as torch.distributed does."""
+    """A rank that leaves its mark at the rendezvous, as torch.distributed does."""
 
     def __init__(self, rank: Rank) -> None:
-        self.meeting = Path(rank.meeting.removeprefix("file://"))
-        self.meeting.touch()
+        self.rendezvous = Path(rank.rendezvous.removeprefix("file://"))
+        self.rendezvous.touch()
 
     def where(self) -> Path:
-        return self.meeting
+        return self.rendezvous
 
 
 class Running:
@@ -248,9 +248,9 @@ def test_who_is_lost_in_loading_is_told_with_a_cause(tmp_path: Path, monkeypatch
         def stop(self) -> None:
             """There is nothing to end."""
 
-    monkeypatch.setattr(crew_module, "Engines", Dying)
-    monkeypatch.setattr(crew_module, "_groups", lambda *_: {})
-    monkeypatch.setattr(crew_module, "_start", lambda *_: None)
+    monkeypatch.setattr(run_actors, "Engines", Dying)
+    monkeypatch.setattr(run_actors, "_groups", lambda *_: {})
+    monkeypatch.setattr(run_actors, "_start", lambda *_: None)
     start = Start(
         policy=tmp_path, critic=tmp_path, reward_models={}, max_length=8, end_tokens=[1], prompts=[], logs=tmp_path
     )

@@ -27,7 +27,7 @@ from rlhf.roles.assemble import Contribution
 from rlhf.roles.forward import BlockResult, join_samples
 from rlhf.tracking.phases import PhaseTimer
 from rlhf.types import FinishReason, Prompt, Rollout, RolloutBlock
-from rlhf.zero.rank import Rank
+from rlhf.zero.process_group import Rank
 
 CONTEXT = PhaseContext(phase="score", step=2)
 BLOCKS = ([10, 11, 12], [20, 21], [30, 31, 32, 33])
@@ -146,7 +146,7 @@ class Small:
         assert seeds == range(len(chosen))
         for block in BLOCKS[::-1]:
             places = tuple(chosen.index(prompt) for prompt in block)
-            yield packed(block), Answered(places=places, set_aside=places[:1], faults=((block[0], "too long"),))
+            yield packed(block), Answered(positions=places, set_aside=places[:1], faults=((block[0], "too long"),))
 
     def scores(self, *roles: str) -> list[np.ndarray]:
         """What each role says of each block."""

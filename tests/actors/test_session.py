@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification
 
 from actors.pipeline import STAGES, run_stage
 from actors.session import Session
-from rlhf.checkpoints.files import write_files
+from rlhf.checkpoints.manifest import write_files
 from rlhf.checkpoints.store import CheckpointStore
 from rlhf.config.load import load_recipe, to_yaml
 from rlhf.config.schema import RewardSourceConfig

@@ -50,7 +50,7 @@ def see(folder: Path) -> Seen:
 
     async def log_probabilities(engine: RolloutEngine) -> list[list[float]]:
         answers = [answer async for answer in engine.generate(others, range(len(others)))]
-        return [answer.rollout.logprobs.tolist() for answer in sorted(answers, key=lambda answer: answer.place)]
+        return [answer.rollout.logprobs.tolist() for answer in sorted(answers, key=lambda answer: answer.position)]
 
     async def run() -> Seen:
         config = RolloutConfig(max_response_length=4, enforce_eager=True)
@@ -70,7 +70,7 @@ def see(folder: Path) -> Seen:
         assert len([answer async for answer in engine.generate([prompt] * 3, range(3))]) == 3
         twice = [once, await log_probabilities(engine)]
         engine.stop()
-        return Seen(cached=counts, bad=sorted(bad, key=lambda answer: answer.place), twice=twice)
+        return Seen(cached=counts, bad=sorted(bad, key=lambda answer: answer.position), twice=twice)
 
     return asyncio.run(run())
 
@@ -100,7 +100,7 @@ def test_a_prompt_that_the_engine_does_not_take_costs_that_prompt_alone(seen: Se
     for answer in bad:
         assert answer.fault
         assert answer.rollout.finish_reason == FinishReason.SET_ASIDE
-        assert answer.rollout.prompt.id == answer.place
+        assert answer.rollout.prompt.id == answer.position
         assert not answer.rollout.mask.any()
     assert "maximum" in bad[0].fault or "long" in bad[0].fault
     assert RolloutBlock.pack([answer.rollout for answer in seen.bad]).set_aside.tolist() == [False, True, True, True]

@@ -129,7 +129,7 @@ def _experience(trainer: PPOTrainer, step: int) -> ray.ObjectRef:
     """Fresh rollouts, scored and put together, as the loop does it."""
     scoring = Scoring(trainer.actors, CONTEXT)
     for block, answered in trainer.actors.engines.generate([0, 1, 2, 3] * 4, range(16), CONTEXT):
-        scoring.send(block, len(answered.places))
+        scoring.send(block, len(answered.positions))
     return trainer.actors.assemble(step, RunState.start(trainer.recipe).algorithm, scoring.settle())[0]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.errors import RLHFError
-from rlhf.zero.rank import Rank
+from rlhf.zero.process_group import Rank
 
 DEADLINE_SECONDS = 240.0
 
@@ -31,7 +31,7 @@ class Crew:
         spawn = multiprocessing.get_context("spawn")
         self.processes = [ProcessPoolExecutor(1, mp_context=spawn) for _ in range(self.world)]
         self.ranks = [
-            Rank(rank=r, world=self.world, meeting=meeting, device="cpu", threads=1, timeout_seconds=60.0)
+            Rank(rank=r, world=self.world, rendezvous=meeting, device="cpu", threads=1, timeout_seconds=60.0)
             for r in range(self.world)
         ]
 

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from rlhf.algorithms.advantages import group_advantages
 from rlhf.errors import CanaryError
-from rlhf.zero.rank import Rank
+from rlhf.zero.process_group import Rank
 from tests.rlhf.algorithms import test_optimum as optimum
 from tests.rlhf.algorithms import test_oracles as oracles
 from tests.rlhf.algorithms.tabular import BANDIT, END, STOPPING, TOKEN_CLASS, Trained, in_class, train

@@ -34,8 +34,7 @@ from rlhf.models.load import switch_dropout_off
 from rlhf.models.packed_row import PackedRow, pack_row
 from rlhf.models.policy import CHUNK, PolicyNet
 from rlhf.zero.engine import ZeroEngine
-from rlhf.zero.process_group import join
-from rlhf.zero.rank import Rank
+from rlhf.zero.process_group import Rank, join
 from tests.launch.plan.small import TINY, find
 from tests.rlhf.ranks import Crew
 from tests.rlhf.tiny import ARCHITECTURES, random_sequences, tiny_config, tiny_model

@@ -39,11 +39,11 @@ from rlhf.roles.critic import CriticRole
 from rlhf.roles.forward import join_tokens
 from rlhf.roles.policy import PolicyRole
 from rlhf.types import FinishReason, RolloutBlock, Sequences
-from rlhf.zero.rank import Rank
+from rlhf.zero.process_group import Rank
 from rlhf.zero.settings import SCHEDULES, optimizer_arguments
 
 Array = np.ndarray
-HERE = Rank(rank=0, world=1, meeting="", device="cpu", threads=1, timeout_seconds=1.0)
+HERE = Rank(rank=0, world=1, rendezvous="", device="cpu", threads=1, timeout_seconds=1.0)
 
 
 def softmax(logits: Array) -> Array:

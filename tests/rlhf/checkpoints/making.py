@@ -8,9 +8,8 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from rlhf.checkpoints.checkpoint import Checkpoint
-from rlhf.checkpoints.files import write_files
-from rlhf.checkpoints.store import CheckpointStore
+from rlhf.checkpoints.manifest import write_files
+from rlhf.checkpoints.store import Checkpoint, CheckpointStore
 
 MEMORY = "/dev/shm"
 CONFIG = "name: demo\nppo:\n  steps: 4\n"

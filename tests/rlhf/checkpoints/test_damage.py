@@ -13,9 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf.checkpoints.checkpoint import Checkpoint, latest_checkpoint
-from rlhf.checkpoints.files import write_files
-from rlhf.checkpoints.store import CheckpointStore
+from rlhf.checkpoints.manifest import write_files
+from rlhf.checkpoints.store import Checkpoint, CheckpointStore, latest_checkpoint
 from rlhf.errors import UserError
 from tests.rlhf.checkpoints.making import arrays, assert_whole, commit
 

@@ -11,7 +11,7 @@ import pytest
 SCRIPT = """
 import resource, signal, sys
 from pathlib import Path
-from rlhf.checkpoints.files import write_files
+from rlhf.checkpoints.manifest import write_files
 from rlhf.checkpoints.store import CheckpointStore
 from tests.rlhf.checkpoints.making import CONFIG, arrays, assert_whole, commit, names
 folder, limit = Path(sys.argv[1]), int(sys.argv[2])

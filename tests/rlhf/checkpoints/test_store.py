@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf.checkpoints.checkpoint import latest_checkpoint
-from rlhf.checkpoints.files import FileEntry, write_files
-from rlhf.checkpoints.store import CheckpointStore
+from rlhf.checkpoints.manifest import FileEntry, write_files
+from rlhf.checkpoints.store import CheckpointStore, by_score, clean, committed, kept, latest_checkpoint, remove
 from tests.rlhf.checkpoints.making import CONFIG, arrays, assert_whole, commit, memory_folder, names
 
 
@@ -172,3 +171,50 @@ def test_the_steps_that_survive_are_those_of_a_simple_model(
             pointer = Path(folder) / "best"
             assert (pointer.read_text() if best else "") == (f"step_{best[0][1]}\n" if best else "")
             assert store.latest().step == step
+
+
+def test_only_committed_folders_count_and_by_their_numbers(tmp_path: Path) -> None:
+    for name in ("step_9", "step_10", "step_0", "step_11.partial", "step_12.removed", "step_013", "step_x", "latest"):
+        (tmp_path / name).mkdir()
+    assert list(committed(tmp_path)) == [0, 9, 10]
+    assert committed(tmp_path / "none") == {}
+
+
+def test_leftovers_go_and_what_a_person_put_there_stays(tmp_path: Path) -> None:
+    for name in ("step_1", "step_2.partial", "step_3.partial", "step_4.removed", "step_1.replaced", "mine.partial"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x").write_text("x")
+    (tmp_path / "latest.partial").write_text("step_1")
+    clean(tmp_path, [tmp_path / "step_3.partial"])
+    assert names(tmp_path) == ["mine.partial", "step_1", "step_3.partial"]
+
+
+def test_a_checkpoint_whose_replacement_did_not_come_gets_its_name_back(tmp_path: Path) -> None:
+    (tmp_path / "step_5.replaced").mkdir()
+    (tmp_path / "step_5.partial").mkdir()
+    clean(tmp_path)
+    assert names(tmp_path) == ["step_5"]
+
+
+def test_removing_survives_whatever_is_there(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "step_1").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "step_2.partial").write_text("a file")
+    (tmp_path / "step_3.removed" / "deep").mkdir(parents=True)
+    (tmp_path / "step_3").mkdir()
+    for name in ("step_1", "step_2.partial", "step_3", "step_4", "step_5.partial", "elsewhere/step_6/step_7.partial"):
+        remove(tmp_path / name)
+    assert names(tmp_path) == ["elsewhere"]
+
+
+def test_the_newest_and_the_best_stay() -> None:
+    scores = {10: 0.9, 20: 0.7, 30: 0.8, 40: 0.1, 50: 0.2}
+    assert kept(scores, keep_last=2, keep_best=0) == {40, 50}
+    assert kept(scores, keep_last=2, keep_best=2) == {10, 30, 40, 50}
+    assert kept(scores, keep_last=9, keep_best=9) == set(scores)
+    assert kept({10: 0.1, 20: 0.9}, keep_last=1, keep_best=1) == {20}
+
+
+def test_no_score_is_never_best_and_the_newer_wins_a_tie() -> None:
+    assert by_score({1: None, 2: -5.0, 3: None, 4: -5.0, 5: 0.0}) == [5, 4, 2]
+    assert kept({1: None, 2: None}, keep_last=1, keep_best=1) == {2}

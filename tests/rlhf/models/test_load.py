@@ -22,8 +22,7 @@ from rlhf.models.packed_row import pack_row
 from rlhf.models.policy import PolicyNet
 from rlhf.models.scratch import train_tokenizer
 from rlhf.zero.engine import ZeroEngine
-from rlhf.zero.process_group import join
-from rlhf.zero.rank import Rank
+from rlhf.zero.process_group import Rank, join
 from tests.rlhf.ranks import Crew
 from tests.rlhf.tiny import ARCHITECTURES, random_sequences, tiny_model
 

@@ -16,8 +16,7 @@ from rlhf.models.packed_row import pack_row
 from rlhf.models.policy import PolicyNet
 from rlhf.models.sequence_parallel import check_model
 from rlhf.placement.parallelism import sequence_parallel_problems
-from rlhf.zero.process_group import join
-from rlhf.zero.rank import Rank
+from rlhf.zero.process_group import Rank, join
 from tests.rlhf.ranks import Crew
 from tests.rlhf.tiny import ARCHITECTURES, VOCABULARY, random_sequences, tiny_model, whole
 

@@ -29,7 +29,7 @@ from rlhf.models.scratch import train_tokenizer
 from rlhf.roles.critic import CriticRole
 from rlhf.roles.forward import join_tokens, token_index
 from rlhf.types import Experience, FinishReason, RolloutBlock
-from rlhf.zero.rank import Rank
+from rlhf.zero.process_group import Rank
 from tests.rlhf.ranks import Crew
 from tests.rlhf.tiny import random_sequences, tiny_model, whole
 from tests.rlhf.tiny_classifiers import pair_tokenizer, tiny_classifier

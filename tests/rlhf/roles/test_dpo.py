@@ -25,7 +25,7 @@ from rlhf.roles.dpo import DPORole
 from rlhf.roles.forward import BlockResult
 from rlhf.roles.held_out_pairs import held_out_metrics, response_logprobs
 from rlhf.types import Float32, Sequences
-from rlhf.zero.rank import Rank
+from rlhf.zero.process_group import Rank
 from tests.rlhf.ranks import Crew
 from tests.rlhf.tiny import random_sequences, tiny_model, whole
 

@@ -20,7 +20,7 @@ from rlhf.roles.role import Role
 from rlhf.roles.scalar_role import ScalarRole
 from rlhf.roles.sft import SFTRole
 from rlhf.types import Sequences
-from rlhf.zero.rank import Rank
+from rlhf.zero.process_group import Rank
 from tests.architectures import small_model
 from tests.rlhf.ranks import Crew
 from tests.rlhf.tiny import random_sequences

@@ -37,7 +37,7 @@ from rlhf.roles.critic import CriticRole
 from rlhf.roles.forward import token_index
 from rlhf.roles.policy import PolicyRole
 from rlhf.types import Experience, FinishReason, RolloutBlock, Sequences
-from rlhf.zero.rank import Rank
+from rlhf.zero.process_group import Rank
 from tests.rlhf.ranks import Crew
 from tests.rlhf.tiny import ARCHITECTURES, VOCABULARY, random_sequences, tiny_model
 

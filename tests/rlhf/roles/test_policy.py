@@ -28,7 +28,7 @@ from rlhf.models.load import load_causal
 from rlhf.roles.forward import join_tokens, token_index
 from rlhf.roles.policy import PolicyRole, update_metrics
 from rlhf.types import Experience, FinishReason, RolloutBlock, Sequences
-from rlhf.zero.rank import Rank
+from rlhf.zero.process_group import Rank
 from tests.rlhf.ranks import Crew
 from tests.rlhf.tiny import VOCABULARY, random_sequences, tiny_model
 

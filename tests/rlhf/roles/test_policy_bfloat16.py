@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from rlhf.config.schema import ModelConfig, PlacementConfig, Recipe, RoleConfig
 from rlhf.roles.policy import PolicyRole
-from rlhf.zero.rank import Rank
+from rlhf.zero.process_group import Rank
 from tests.rlhf.ranks import Crew
 from tests.rlhf.tiny import tiny_model
 

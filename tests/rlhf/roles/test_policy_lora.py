@@ -35,7 +35,7 @@ from rlhf.roles.reference import ReferenceRole
 from rlhf.roles.sft import SFTRole
 from rlhf.types import Experience, FinishReason, RolloutBlock
 from rlhf.weights.fingerprint import differences, fingerprint
-from rlhf.zero.rank import Rank
+from rlhf.zero.process_group import Rank
 from tests.rlhf.ranks import Crew
 from tests.rlhf.tiny import VOCABULARY, random_sequences, tiny_model, whole
 

@@ -19,7 +19,7 @@ from rlhf.roles.forward import BlockResult, join_samples
 from rlhf.roles.pairs import PairData
 from rlhf.roles.preference import PreferenceRole
 from rlhf.types import Pair
-from rlhf.zero.rank import Rank
+from rlhf.zero.process_group import Rank
 from tests.rlhf.ranks import Crew
 from tests.rlhf.tiny import random_sequences, tiny_model, whole
 from tests.rlhf.tiny_classifiers import tiny_classifier

@@ -21,7 +21,7 @@ from rlhf.records import Message
 from rlhf.roles.forward import BlockResult, join_samples
 from rlhf.roles.reward import make_reward
 from rlhf.types import FinishReason, Prompt, RolloutBlock
-from rlhf.zero.rank import Rank
+from rlhf.zero.process_group import Rank
 from tests.rlhf.ranks import Crew
 from tests.rlhf.roles.test_retokenise import rollout
 from tests.rlhf.service import serve
@@ -143,7 +143,7 @@ def test_an_encoder_scores_prompt_and_response_as_a_pair(
 
 def alone(source: RewardSourceConfig, policy: Path) -> BlockResult:
     """Scores by a part that is not a model."""
-    rank = Rank(rank=0, world=1, meeting="", device="cpu", threads=1, timeout_seconds=60.0)
+    rank = Rank(rank=0, world=1, rendezvous="", device="cpu", threads=1, timeout_seconds=60.0)
     return make_reward(recipe(), source, str(policy), None, PROMPTS, DAY, rank).scores(block())
 
 

@@ -24,7 +24,7 @@ from rlhf.models.load import load_causal
 from rlhf.roles.examples import ExampleData
 from rlhf.roles.forward import join_tokens
 from rlhf.roles.sft import SFTRole
-from rlhf.zero.rank import Rank
+from rlhf.zero.process_group import Rank
 from tests.rlhf.ranks import Crew
 from tests.rlhf.tiny import random_sequences, tiny_model, whole
 

@@ -21,7 +21,7 @@ from rlhf.roles.reference import ReferenceRole
 from rlhf.roles.save import save_model
 from rlhf.weights.fingerprint import fingerprint
 from rlhf.zero import checkpoint
-from rlhf.zero.rank import Rank
+from rlhf.zero.process_group import Rank
 from rlhf.zero.source import ZeroSource
 from tests.rlhf.ranks import Crew
 from tests.rlhf.roles import test_critic as critics

@@ -33,8 +33,7 @@ from rlhf.roles.role import Role
 from rlhf.zero import checkpoint
 from rlhf.zero.checkpoint import Files
 from rlhf.zero.engine import ZeroEngine
-from rlhf.zero.process_group import join
-from rlhf.zero.rank import Rank
+from rlhf.zero.process_group import Rank, join
 from tests.rlhf.ranks import Crew
 from tests.rlhf.tiny import random_sequences, tiny_model
 

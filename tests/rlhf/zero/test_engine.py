@@ -17,8 +17,7 @@ from rlhf.errors import MachineryError
 from rlhf.models.packed_row import pack_row
 from rlhf.models.policy import PolicyNet
 from rlhf.zero.engine import ZeroEngine, finite, full_shape
-from rlhf.zero.process_group import join
-from rlhf.zero.rank import Rank
+from rlhf.zero.process_group import Rank, join
 from tests.rlhf.ranks import Crew
 from tests.rlhf.tiny import random_sequences, tiny_model
 

@@ -13,8 +13,7 @@ from rlhf.placement.pools import Part
 from rlhf.zero import checkpoint, offload
 from rlhf.zero.engine import ZeroEngine
 from rlhf.zero.offload import Offloader, find_tensors
-from rlhf.zero.process_group import join
-from rlhf.zero.rank import Rank
+from rlhf.zero.process_group import Rank, join
 from tests.rlhf.ranks import Crew
 from tests.rlhf.zero.test_checkpoint import (
     DTYPES,

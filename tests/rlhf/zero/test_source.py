@@ -15,8 +15,7 @@ from rlhf.models.lora import adapters, add_adapters
 from rlhf.models.policy import PolicyNet
 from rlhf.weights.fingerprint import Fingerprint, fingerprint
 from rlhf.zero.engine import ZeroEngine
-from rlhf.zero.process_group import join
-from rlhf.zero.rank import Rank
+from rlhf.zero.process_group import Rank, join
 from rlhf.zero.source import ZeroSource
 from tests.architectures import small_model
 from tests.rlhf.ranks import Crew

@@ -7,17 +7,17 @@ import threading
 
 import pytest
 
-from rlhf.zero.meeting import meet
+from rlhf.zero.process_group import connect_store
 
 
-def test_the_meeting_place_listens_on_its_own_address_alone() -> None:
+def test_the_rendezvous_store_listens_on_its_own_address_alone() -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    meeting = f"tcp://127.0.0.1:{port}"
+    rendezvous = f"tcp://127.0.0.1:{port}"
     stores = {}
-    other = threading.Thread(target=lambda: stores.update(other=meet(meeting, 1, 2, 20.0)))
+    other = threading.Thread(target=lambda: stores.update(other=connect_store(rendezvous, 1, 2, 20.0)))
     other.start()
-    stores["first"] = meet(meeting, 0, 2, 20.0)  # waits for the other
+    stores["first"] = connect_store(rendezvous, 0, 2, 20.0)  # waits for the other
     other.join(timeout=20)
     stores["first"].set("word", "heard")
     assert stores["other"].get("word") == b"heard"
