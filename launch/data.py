@@ -37,8 +37,8 @@ def run(options: argparse.Namespace) -> None:
     """
     from rlhf.config.load import load_recipe
     from rlhf.config.named_files import check_data, check_models
-    from rlhf.config.problems import raise_all
     from rlhf.config.stages import stages_of
+    from rlhf.errors import raise_all
 
     recipe = load_recipe(options.recipe, options.overrides)
     stages = [

@@ -12,13 +12,12 @@ from launch.plan.cluster import Cluster
 from launch.plan.members import Shapes, check_heads
 from launch.plan.strategy import choose, decided
 from rlhf.config.load import load_recipe
-from rlhf.config.problems import raise_all
 from rlhf.config.schema import TRAINED, DPOConfig, Recipe, RewardConfig, RewardSourceConfig, SFTConfig, Stage
 from rlhf.config.stages import check_schedule, stages_of
 from rlhf.data.order import epoch_batches
 from rlhf.data.stages import comparison_batches
 from rlhf.device import Device
-from rlhf.errors import UserError
+from rlhf.errors import UserError, raise_all
 from rlhf.evaluation.accuracy import accuracy_ceiling
 from rlhf.evaluation.scorers import load_scorer
 from rlhf.gpus import GPUS, gpu_named

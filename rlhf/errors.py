@@ -8,7 +8,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+
+MOST_PROBLEMS = 12
+"""Largest number of problems that one error lists, to fit on one screen."""
 
 
 def first_line(error: BaseException) -> str:
@@ -94,3 +97,21 @@ class Stopped(RLHFError):
         return (
             f"stopped on request ({self.why}); the last checkpoint is {self.commit}, the same command resumes from it"
         )
+
+
+def raise_all(problems: Sequence[UserError], heading: str) -> None:
+    """Raise several problems as one ``UserError``, so that the user can correct all of them at once.
+
+    Args:
+        problems: the problems, in the order in which they are shown; if there are none, nothing is raised.
+        heading: first line of the message if there are several, such as the name of the file.
+    """
+    if not problems:
+        return
+    if len(problems) == 1:
+        raise problems[0]
+    lines = [f"{heading}: {len(problems)} problems"]
+    lines += [f"{number}. {problem}" for number, problem in enumerate(problems[:MOST_PROBLEMS], start=1)]
+    if len(problems) > MOST_PROBLEMS:
+        lines.append(f"... and {len(problems) - MOST_PROBLEMS} more")
+    raise UserError("\n".join(lines))

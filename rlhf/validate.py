@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from rlhf.config.algorithm_rules import check_algorithm
 from rlhf.config.named_files import check_data, check_models, check_name, check_scorer, check_tracking
-from rlhf.config.problems import raise_all
-from rlhf.config.reward_rules import check_rewards
+from rlhf.config.ppo_rules import check_algorithm, check_rewards
 from rlhf.config.schema import Recipe, RoleConfig, ScratchConfig, Stage
 from rlhf.config.stages import check_schedule, critic_updates, policy_updates, stages_of
-from rlhf.errors import UserError
+from rlhf.errors import UserError, raise_all
 from rlhf.placement.machine import Machine, check_devices
 from rlhf.placement.parallelism import check_parallelism, data_parallel_size
 from rlhf.placement.pools import check_sharing

@@ -13,10 +13,9 @@ from pydantic import ValidationError
 
 from rlhf.config.fields import HERE, MOST_WHOLE, RuleError
 from rlhf.config.keys import describe, join, limit_of, named_section_of, nearest, section_of, types_of, without_none
-from rlhf.config.problems import MOST_SHOWN
 from rlhf.config.schema import Recipe
 from rlhf.config.source import RecipeText
-from rlhf.errors import UserError
+from rlhf.errors import MOST_PROBLEMS, UserError
 
 
 def explain(refusal: ValidationError, settings: dict[Any, Any], source: RecipeText) -> list[UserError]:
@@ -34,7 +33,7 @@ def explain(refusal: ValidationError, settings: dict[Any, Any], source: RecipeTe
         if found.key in seen and error["type"] != "value_error":
             continue  # items of one list, or kinds of one union
         seen.add(found.key)
-        enough = len(problems) >= MOST_SHOWN
+        enough = len(problems) >= MOST_PROBLEMS
         problems += [UserError(found.key)] if enough else _translate(error, found, settings, source)
     return problems
 

@@ -14,10 +14,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from rlhf.config.explain import explain
 from rlhf.config.keys import fields_of, section_of, types_of, without_none
-from rlhf.config.problems import raise_all
 from rlhf.config.schema import Recipe
 from rlhf.config.source import Dumper, read_source
-from rlhf.errors import UserError
+from rlhf.errors import UserError, raise_all
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:

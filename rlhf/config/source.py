@@ -10,8 +10,7 @@ from typing import Any
 
 import yaml
 
-from rlhf.config.problems import raise_all
-from rlhf.errors import UserError
+from rlhf.errors import UserError, raise_all
 
 OVERRIDE_FIX = "write key.path=value, for example ppo.steps=50"
 LONGEST_RECIPE = 2**20

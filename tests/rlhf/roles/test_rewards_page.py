@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from rlhf.config.load import load_recipe
-from rlhf.config.reward_rules import check_rewards
+from rlhf.config.ppo_rules import check_rewards
 from rlhf.config.schema import EndpointConfig
 from rlhf.evaluation.scorers import load_scorer
 from rlhf.roles.endpoint import Endpoint

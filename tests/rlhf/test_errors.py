@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from rlhf.config.problems import MOST_SHOWN, raise_all
-from rlhf.errors import UserError
+from rlhf.errors import MOST_PROBLEMS, UserError, raise_all
 
 
 def test_nothing_wrong_raises_nothing():
@@ -25,6 +24,6 @@ def test_several_problems_are_numbered_with_reason_and_way_out():
 
 def test_more_than_a_screen_is_counted():
     with pytest.raises(UserError) as error:
-        raise_all([UserError(f"problem {number}") for number in range(MOST_SHOWN + 3)], "run.yaml")
+        raise_all([UserError(f"problem {number}") for number in range(MOST_PROBLEMS + 3)], "run.yaml")
     lines = str(error.value).splitlines()
-    assert len(lines) == MOST_SHOWN + 2 and lines[-1] == "... and 3 more"
+    assert len(lines) == MOST_PROBLEMS + 2 and lines[-1] == "... and 3 more"

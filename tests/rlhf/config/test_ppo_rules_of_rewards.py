@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from rlhf.config.reward_rules import check_rewards
+from rlhf.config.ppo_rules import check_rewards
 from rlhf.config.schema import (
     TRAINED,
     EarlyStopConfig,

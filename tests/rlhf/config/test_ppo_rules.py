@@ -12,8 +12,8 @@ from typing import Any, get_args
 import pytest
 from pydantic import ValidationError
 
-from rlhf.config.algorithm_rules import check_algorithm
 from rlhf.config.load import load_recipe
+from rlhf.config.ppo_rules import check_algorithm
 from rlhf.config.schema import (
     AdaptiveKLConfig,
     AlgorithmConfig,
