@@ -16,10 +16,9 @@ from actors.waiting import PhaseContext
 from rlhf.config.stages import check_schedule
 from rlhf.data.stages import comparison_batches
 from rlhf.evaluation.accuracy import accuracy_ceiling, shorter_wins
-from rlhf.roles.held_out_pairs import held_out_metrics, response_logprobs
-from rlhf.roles.pairs import PairData, prompt_ids
-from rlhf.tracking.phases import PhaseTimer
+from rlhf.roles.supervised_data import PairData, held_out_metrics, prompt_ids, response_logprobs
 from rlhf.tracking.run_folder import RunFolder
+from rlhf.tracking.spans import PhaseTimer
 from rlhf.tracking.tracker import Tracker
 from rlhf.types import Float32, Pair
 

@@ -20,8 +20,8 @@ from rlhf.checkpoints.store import Checkpoint, CheckpointStore
 from rlhf.data.order import OrderState
 from rlhf.errors import LostError, MachineryError
 from rlhf.run_state import RunState
-from rlhf.tracking.phases import PhaseTimer
 from rlhf.tracking.run_folder import RunFolder
+from rlhf.tracking.spans import PhaseTimer
 from rlhf.tracking.tracker import Tracker
 
 if TYPE_CHECKING:  # processes that read and write files import this module, and do not need the actors

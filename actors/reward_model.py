@@ -14,11 +14,10 @@ from rlhf.config.stages import check_schedule
 from rlhf.data.stages import comparison_batches
 from rlhf.errors import MachineryError
 from rlhf.evaluation.accuracy import accuracy_ceiling, preference_accuracy, shorter_wins
-from rlhf.roles.examples import ExampleData
 from rlhf.roles.forward import join_samples
-from rlhf.roles.pairs import PairData
-from rlhf.tracking.phases import PhaseTimer
+from rlhf.roles.supervised_data import ExampleData, PairData
 from rlhf.tracking.run_folder import RunFolder
+from rlhf.tracking.spans import PhaseTimer
 from rlhf.tracking.tracker import Tracker
 from rlhf.types import Float32, Sequences
 
@@ -59,7 +58,7 @@ def train_reward(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
         with timer("normalise"):
             mean, spread = _demonstration_scores(group, session)
         with timer("save"), run.writing_model() as folder:
-            group.ask("save", folder.resolve(), -mean, context=PhaseContext(phase="save"))
+            group.ask("save_shifted", folder.resolve(), -mean, context=PhaseContext(phase="save"))
             session.tokenizer.save_pretrained(folder)
     baseline = {SHORTER_WINS: shorter_wins(held_out.sequences), "held-out comparisons": float(len(data.held_out))}
     scores = {"demonstrations' raw score (shifted to 0)": mean, "demonstrations' standard deviation": spread}

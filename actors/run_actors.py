@@ -30,7 +30,7 @@ from rlhf.types import UNVERIFIED, Prompt
 from rlhf.weights.fingerprint import Fingerprint
 
 POLICY, CRITIC = "rlhf.roles.policy:PolicyRole", "rlhf.roles.critic:CriticRole"
-REFERENCE, REWARD = "rlhf.roles.reference:ReferenceRole", "rlhf.roles.reward:make_reward"
+REFERENCE, REWARD = "rlhf.roles.policy:ReferenceRole", "rlhf.roles.reward:make_reward"
 CLIENT_SHARE = 0.5
 """Fraction of the policy's deadline granted to an engine, so that a slow engine is reported and not the policy."""
 

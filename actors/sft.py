@@ -11,10 +11,10 @@ from actors.supervised import Loop, Summary, phase_seconds, running_group, selec
 from actors.waiting import PhaseContext
 from rlhf.config.stages import check_schedule
 from rlhf.data.order import epoch_batches
-from rlhf.roles.examples import ExampleData
 from rlhf.roles.forward import join_tokens
-from rlhf.tracking.phases import PhaseTimer
+from rlhf.roles.supervised_data import ExampleData
 from rlhf.tracking.run_folder import RunFolder
+from rlhf.tracking.spans import PhaseTimer
 from rlhf.tracking.tracker import Tracker
 
 SHOWN = {"loss": "train/loss", "held-out loss": "eval/loss"}

@@ -15,8 +15,8 @@ from actors.timeline import TimelineCollector
 from actors.waiting import PhaseContext
 from actors.worker import Builder
 from rlhf.config.schema import Stage
-from rlhf.tracking.phases import PhaseTimer
 from rlhf.tracking.run_folder import RunFolder
+from rlhf.tracking.spans import PhaseTimer
 from rlhf.tracking.tracker import Tracker
 
 Summary = dict[str, float | str]

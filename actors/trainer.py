@@ -12,7 +12,7 @@ from actors.scoring import Scoring
 from actors.waiting import PhaseContext
 from rlhf.roles.assemble import BatchReport
 from rlhf.run_state import RunState
-from rlhf.tracking.phases import PhaseTimer
+from rlhf.tracking.spans import PhaseTimer
 
 
 class PPOTrainer:

@@ -20,8 +20,8 @@ from rlhf.evaluation.overoptimisation import HeldOutEvaluation, Watch, differenc
 from rlhf.roles.assemble import BatchReport, Contribution
 from rlhf.roles.forward import join_samples
 from rlhf.run_state import RunState, WatchState
-from rlhf.tracking.phases import PhaseTimer
 from rlhf.tracking.run_folder import RunFolder, write_atomically
+from rlhf.tracking.spans import PhaseTimer
 from rlhf.tracking.tracker import Tracker
 from rlhf.types import Bool, Prompt
 

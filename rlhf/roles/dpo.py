@@ -8,9 +8,7 @@ Shapes: K pairs, 2K samples, chosen and rejected alternating; R response tokens 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -24,7 +22,6 @@ from rlhf.models.packed_row import pack_row
 from rlhf.models.policy import PolicyNet
 from rlhf.roles.forward import BlockResult
 from rlhf.roles.role import Role
-from rlhf.roles.save import save_model
 from rlhf.types import Float32, Sequences
 from rlhf.zero.engine import finite
 from rlhf.zero.process_group import Rank
@@ -80,17 +77,13 @@ class DPORole(Role[PolicyNet]):
             sums.add_(_stack_sums(terms, logprobs.detach(), reference).double().cpu())
             return terms.loss
 
-        begun = time.perf_counter()
-        norm = self.engine.update(micro_batches, loss, len(chosen))
         samples = np.array([2 * pair + side for pair in chosen for side in (0, 1)])
         predicted = int(self.train.response_lengths[samples].sum())
-        rates = self.utilisation(lengths[samples], predicted, time.perf_counter() - begun)
+        metrics = self.train_step(micro_batches, loss, len(chosen), lengths[samples], predicted)
         *totals, distance = self.engine.all_reduce(sums).tolist()
         self._check_start(chosen, distance)
-        metrics = {name: total / len(chosen) for name, total in zip(MEANS, totals, strict=True)}
-        margin = metrics["rewards/chosen"] - metrics["rewards/rejected"]
-        metrics |= {"rewards/margins": margin, "train/grad_norm": norm, "lr": self.engine.learning_rate}
-        return metrics | rates
+        means = {name: total / len(chosen) for name, total in zip(MEANS, totals, strict=True)}
+        return {**means, "rewards/margins": means["rewards/chosen"] - means["rewards/rejected"], **metrics}
 
     def _response_logprobs(self, pairs: list[int]) -> tuple[Tensor, Tensor]:
         """(2, K) log-probabilities of whole responses under policy and reference; row 0 chosen, row 1 rejected."""
@@ -112,10 +105,6 @@ class DPORole(Role[PolicyNet]):
         tokens = int((lengths[0::2] + lengths[1::2])[np.asarray(chosen)].sum())
         limits = Limits.of(self.recipe.canaries, self.recipe.model.dtype)
         check({"objective/logratio_abs_mean": distance / tokens}, 0, limits)
-
-    def save(self, folder: Path) -> None:
-        """Write the model in Hugging Face format (collective; rank 0 writes)."""
-        save_model(self.engine, self.network.lm, folder)
 
 
 def _stack_sums(terms: DPOLoss, logprobs: Tensor, reference: Tensor) -> Tensor:

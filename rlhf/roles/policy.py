@@ -1,11 +1,13 @@
-"""One rank of the policy: computes log-probabilities of rollouts, runs the PPO update, and publishes weights."""
+"""One rank of the policy: computes log-probabilities of rollouts, runs the PPO update, and publishes weights.
+
+The reference model, which is the policy before PPO, frozen, only computes log-probabilities.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,13 +20,12 @@ from rlhf.batching import minibatches
 from rlhf.config.schema import Recipe
 from rlhf.config.stages import policy_updates
 from rlhf.device import peak_memory_gib
-from rlhf.models.load import DTYPES, load_policy
+from rlhf.models.load import DTYPES, load_causal, load_policy
 from rlhf.models.lora import adapters_off
 from rlhf.models.packed_row import PackedRow, pack_row
 from rlhf.models.policy import Entropy, PolicyNet
 from rlhf.roles.forward import BlockResult, token_index
-from rlhf.roles.role import LanguageRole
-from rlhf.roles.save import save_model
+from rlhf.roles.role import Role
 from rlhf.types import Experience, Float32, RolloutBlock
 from rlhf.weights.fingerprint import Fingerprint
 from rlhf.zero.engine import finite
@@ -53,6 +54,22 @@ class PolicyBatch:
     advantages: Tensor
     importance: Tensor
     weights: Tensor
+
+
+class LanguageRole(Role[PolicyNet]):
+    """A role that computes log-probabilities of rollouts: the policy or the reference model."""
+
+    def logprobs(self, block: RolloutBlock) -> BlockResult:
+        """This rank's share of the response tokens' log-probabilities, at the sampling temperature, in nats."""
+        temperature = self.recipe.rollout.temperature
+        return self.compute_share(block.sequences, lambda row: self.engine.forward(row, temperature)[0])
+
+
+class ReferenceRole(LanguageRole):
+    """The reference model on one rank: computes log π_ref."""
+
+    def __init__(self, recipe: Recipe, folder: str, rank: Rank) -> None:
+        super().__init__(recipe, recipe.placement.reference, rank, lambda: PolicyNet(load_causal(folder, recipe.model)))
 
 
 class PolicyRole(LanguageRole):
@@ -198,10 +215,6 @@ class PolicyRole(LanguageRole):
         self.client.seconds = seconds
         self.sender.send_weights()
         return self.source.fingerprint, self.client.left_out
-
-    def save(self, folder: Path) -> None:
-        """Write the model in Hugging Face format (collective; rank 0 writes)."""
-        save_model(self.engine, self.lm, folder)
 
 
 def _mean_of(total: Tensor, name: str) -> float:

@@ -5,7 +5,6 @@ Each pair is packed as two sequences: pair i is samples 2i (chosen) and 2i + 1 (
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,9 +20,8 @@ from rlhf.models.load import REWARD_SHIFT, load_classifier
 from rlhf.models.packed_row import pack_row
 from rlhf.models.scalar import ScalarNet, init_reward_head
 from rlhf.roles.forward import BlockResult
-from rlhf.roles.pairs import PairData
-from rlhf.roles.save import save_model
 from rlhf.roles.scalar_role import ScalarRole
+from rlhf.roles.supervised_data import PairData
 from rlhf.types import Sequences
 from rlhf.zero.process_group import Rank
 
@@ -75,18 +73,15 @@ class PreferenceRole(ScalarRole):
             sums.add_(torch.stack([value.detach(), (rewards[0::2] > rewards[1::2]).sum()]).double().cpu())
             return value
 
-        begun = time.perf_counter()
-        norm = self.engine.update(micro_batches, loss, len(chosen))
         answers = self.train.sequences.lengths.reshape(-1, 2)[np.asarray(chosen)].ravel()
-        rates = self.utilisation(answers, 0, time.perf_counter() - begun)
+        metrics = self.train_step(micro_batches, loss, len(chosen), answers, predicted=0)
         mean_loss, accuracy = (self.engine.all_reduce(sums) / len(chosen)).tolist()
-        rate = self.engine.learning_rate
-        return {"train/loss": mean_loss, "train/accuracy": accuracy, "train/grad_norm": norm, "lr": rate, **rates}
+        return {"train/loss": mean_loss, "train/accuracy": accuracy, **metrics}
 
     def rewards(self, sequences: Sequences) -> BlockResult:
         """This rank's share of the raw rewards, one per sample."""
         return self.compute_share(sequences, lambda row: self.engine.forward(row))
 
-    def save(self, folder: Path, shift: float) -> None:
+    def save_shifted(self, folder: Path, shift: float) -> None:
         """Write the model in Hugging Face format, with the shift that makes demonstrations score 0 on average."""
-        save_model(self.engine, self.network.classifier, folder, **{REWARD_SHIFT: shift})
+        self.save(folder, **{REWARD_SHIFT: shift})

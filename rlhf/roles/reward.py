@@ -13,11 +13,9 @@ from rlhf.config.schema import Recipe, RewardSourceConfig
 from rlhf.errors import UserError
 from rlhf.evaluation.scorers import load_scorer
 from rlhf.models.folder import context_length, from_folder, load_chat, read_facts
+from rlhf.roles.encoders import BlockTruncator, LengthLimit, Retokeniser, TextPairs, same_tokens
 from rlhf.roles.endpoint import Endpoint
-from rlhf.roles.length_limit import BlockTruncator, LengthLimit
-from rlhf.roles.retokenise import Retokeniser, same_tokens
 from rlhf.roles.text import BlockReader, TextReward
-from rlhf.roles.text_pairs import TextPairs
 from rlhf.types import Prompt
 from rlhf.zero.process_group import Rank
 

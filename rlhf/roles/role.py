@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
+from safetensors.torch import save_file
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from rlhf.batching import MicroBatches, plan
 from rlhf.config.schema import OptimizerConfig, Recipe, RoleConfig
@@ -18,14 +21,14 @@ from rlhf.device import gpu_of_process
 from rlhf.gpus import TERA, peak_flops
 from rlhf.models.examine import Examination, Examiner
 from rlhf.models.flops import ModelFlops
+from rlhf.models.lora import adapter_settings, adapter_tensors
 from rlhf.models.packed_row import PackedRow
-from rlhf.models.policy import PolicyNet
 from rlhf.models.saving import try_saving
 from rlhf.models.sequence_parallel import RowNet
 from rlhf.placement.parallelism import data_parallel_size, model_parallel_size
 from rlhf.placement.pools import Part
 from rlhf.roles.forward import BlockResult, forward_share
-from rlhf.types import Int32, RolloutBlock, Sequences
+from rlhf.types import Int32, Sequences
 from rlhf.zero import checkpoint
 from rlhf.zero.checkpoint import Files
 from rlhf.zero.engine import ZeroEngine, full_shape, shard_while_loading
@@ -33,6 +36,8 @@ from rlhf.zero.process_group import Rank, join, seed_process
 from rlhf.zero.tensor_parallel import check_model as check_split
 
 Network = TypeVar("Network", bound=RowNet)
+ADAPTER = "adapter"
+"""Subfolder of a model's folder that holds its adapter."""
 
 
 class Role(Generic[Network]):
@@ -128,6 +133,25 @@ class Role(Generic[Network]):
         peak = peak_flops(*gpu, self.recipe.model.dtype) if gpu else None
         return {"perf/model_tflops": achieved / TERA} | ({"perf/mfu": achieved / peak} if peak else {})
 
+    def train_step(
+        self,
+        micro_batches: MicroBatches,
+        loss: Callable[[list[int]], Tensor],
+        count: int,
+        lengths: np.ndarray,
+        predicted: int,
+    ) -> dict[str, float]:
+        """Take one optimizer step of a supervised stage; returns the gradient norm, learning rate and utilisation.
+
+        Args:
+            micro_batches, loss, count: see ``ZeroEngine.update``.
+            lengths, predicted: see ``utilisation``.
+        """
+        begun = time.perf_counter()
+        norm = self.engine.update(micro_batches, loss, count)
+        rates = self.utilisation(lengths, predicted, time.perf_counter() - begun)
+        return {"train/grad_norm": norm, "lr": self.engine.learning_rate, **rates}
+
     def offload(self, parts: Sequence[Part]) -> None:
         """Offload these parts of the network's state to the host: see ``ZeroEngine.offload``."""
         self.engine.offload(parts)
@@ -144,11 +168,33 @@ class Role(Generic[Network]):
         """Resume from a folder with the files of all ranks that took the snapshot."""
         checkpoint.load(self.engine, Path(folder))
 
+    def save(self, folder: Path, **config: Any) -> None:
+        """Write the model in Hugging Face format, with the entries ``config`` added (collective; rank 0 writes)."""
+        save_model(self.engine, self.network.model, folder, **config)
 
-class LanguageRole(Role[PolicyNet]):
-    """A role that computes log-probabilities of rollouts: the policy or the reference model."""
 
-    def logprobs(self, block: RolloutBlock) -> BlockResult:
-        """This rank's share of the response tokens' log-probabilities, at the sampling temperature, in nats."""
-        temperature = self.recipe.rollout.temperature
-        return self.compute_share(block.sequences, lambda row: self.engine.forward(row, temperature)[0])
+def save_model(engine: ZeroEngine, model: PreTrainedModel, folder: Path, **config: Any) -> None:
+    """Write weights (safetensors) and config with the entries ``config`` added (collective; rank 0 writes).
+
+    Adapters are merged into the weights, and also written separately to ``adapter``, in PEFT's format.
+    """
+    state = {}
+    for name, tensor in engine.full_state(model):
+        if engine.rank == 0:
+            state[name] = tensor
+    if engine.rank == 0:
+        for key, value in config.items():
+            setattr(model.config, key, value)
+        model.save_pretrained(folder, state_dict=state)
+    _save_adapter(engine, model, folder / ADAPTER)
+
+
+def _save_adapter(engine: ZeroEngine, model: PreTrainedModel, folder: Path) -> None:
+    settings, tensors = adapter_settings(model), adapter_tensors(model)
+    if settings is None:
+        return
+    with engine.full(list(tensors.values())):
+        whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        if engine.rank == 0:
+            settings.save_pretrained(str(folder))
+            save_file(whole, folder / "adapter_model.safetensors", metadata={"format": "pt"})

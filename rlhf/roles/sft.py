@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,10 +12,9 @@ from rlhf.config.schema import Recipe
 from rlhf.models.load import load_policy
 from rlhf.models.packed_row import pack_row
 from rlhf.models.policy import PolicyNet
-from rlhf.roles.examples import ExampleData
 from rlhf.roles.forward import BlockResult
 from rlhf.roles.role import Role
-from rlhf.roles.save import save_model
+from rlhf.roles.supervised_data import ExampleData
 from rlhf.zero.process_group import Rank
 
 
@@ -55,22 +52,9 @@ class SFTRole(Role[PolicyNet]):
             total.sub_(logprobs.detach().sum().double().cpu())
             return -logprobs.sum()
 
-        begun = time.perf_counter()
-        norm = self.engine.update(micro_batches, loss, count)
-        rates = self.utilisation(sequences.lengths[np.asarray(chosen)], count, time.perf_counter() - begun)
-        mean = float(self.engine.all_reduce(total)) / count
-        return {
-            "train/loss": mean,
-            "train/grad_norm": norm,
-            "lr": self.engine.learning_rate,
-            "train/tokens": float(count),
-            **rates,
-        }
+        metrics = self.train_step(micro_batches, loss, count, sequences.lengths[np.asarray(chosen)], count)
+        return {"train/loss": float(self.engine.all_reduce(total)) / count, "train/tokens": float(count), **metrics}
 
     def held_out_logprobs(self) -> BlockResult:
         """This rank's share of the log-probabilities of held-out response tokens, in nats; the mask is not applied."""
         return self.compute_share(self.held_out.sequences, lambda row: self.engine.forward(row, 1.0)[0])
-
-    def save(self, folder: Path) -> None:
-        """Write the model in Hugging Face format (collective; rank 0 writes)."""
-        save_model(self.engine, self.network.lm, folder)

@@ -1,9 +1,9 @@
-"""Spans: named time intervals of a process, kept in a bounded buffer until they are collected."""
+"""Measures time: spans of a process, kept in a bounded buffer until they are collected, and seconds by phase."""
 
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -77,3 +77,32 @@ def boot() -> str:
     with suppress(OSError):
         return _BOOT.read_text().strip()
     return ""
+
+
+class PhaseTimer:
+    """Collects the seconds spent in named phases: ``with timer("rollout", step): ...``."""
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter, spans: Spans | None = None) -> None:
+        """Args: spans records the phases for the timeline."""
+        self._clock, self.spans = clock, spans or Spans()
+        self._step: defaultdict[str, float] = defaultdict(float)
+        self.totals: defaultdict[str, float] = defaultdict(float)
+        """Seconds by phase since the timer was created."""
+
+    @contextmanager
+    def __call__(self, phase: str, step: int | None = None) -> Iterator[None]:
+        """Add the block's seconds to ``phase``, even if it raises."""
+        start = self._clock()
+        try:
+            with self.spans(phase, step):
+                yield
+        finally:
+            seconds = self._clock() - start
+            self._step[phase] += seconds
+            self.totals[phase] += seconds
+
+    def metrics(self) -> dict[str, float]:
+        """``time/<phase>`` in seconds since the last call of this method."""
+        metrics = {f"time/{phase}": seconds for phase, seconds in self._step.items()}
+        self._step.clear()
+        return metrics

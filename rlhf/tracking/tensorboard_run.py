@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -24,25 +24,26 @@ class TensorBoardRun(Sink):
 
     name = "tensorboard"
 
-    def __init__(self, run: RunFolder, recipe: Recipe, report: Callable[..., None], next_step: int) -> None:
+    def __init__(self, run: RunFolder, recipe: Recipe, next_step: int) -> None:
         """Args: next_step is the first step to be logged; earlier events of this and later steps are hidden."""
-        super().__init__(report)
         self._folder, self._recipe, self._next_step, self._last = run.path / FOLDER, recipe, next_step, next_step
-        self._attempt("start", self._start)
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Open the event file and write the configuration."""
         from torch.utils.tensorboard import SummaryWriter
 
         purge = self._next_step if self._folder.exists() else None
         self._writer: Any = SummaryWriter(str(self._folder), purge_step=purge, flush_secs=FLUSH_SECONDS)
         self._text("config", without_secrets(asdict(self._recipe)), self._next_step)
 
-    def _log(self, step: int, metrics: Mapping[str, float]) -> None:
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Write the metrics of one step."""
         self._last = step
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
 
-    def _histograms(self, step: int, histograms: Histograms) -> None:
+    def histograms(self, step: int, histograms: Histograms) -> None:
+        """Write the histograms of one step."""
         for name, h in histograms.items():
             self._writer.add_histogram_raw(
                 name,
@@ -56,11 +57,13 @@ class TensorBoardRun(Sink):
                 global_step=step,
             )
 
-    def _table(self, name: str, step: int, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    def table(self, name: str, step: int, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Write a table as text, one block of JSON per row."""
         named = [dict(zip(columns, row, strict=True)) for row in rows]
         self._writer.add_text(name, "\n\n".join(_code(row) for row in named), step)
 
-    def _finish(self, summary: Mapping[str, Any], exit_code: int) -> None:
+    def finish(self, summary: Mapping[str, Any], exit_code: int) -> None:
+        """Write the summary and close the event file."""
         self._text("summary", {**summary, "exit_code": exit_code}, self._last)
         self._writer.close()
 

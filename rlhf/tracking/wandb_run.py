@@ -1,4 +1,4 @@
-"""The Weights & Biases sink: it gets every metric, and none of its failures ends a run."""
+"""The Weights & Biases sink."""
 
 from __future__ import annotations
 
@@ -68,14 +68,14 @@ def key_is_configured() -> bool:
 
 
 class WandbRun(Sink):
-    """One stage as a W&B run. A failure is reported as an event, and the stage continues without W&B."""
+    """One stage as a W&B run; if it cannot be started, an event is reported and the stage continues without W&B."""
 
     name = "wandb"
 
     def __init__(self, run: RunFolder, recipe: Recipe, report: Callable[..., None]) -> None:
         """Args: report writes an event, ``report(kind, **details)``."""
-        super().__init__(report)
-        self._log_file, self._recipe, self._stage = run.logs / "wandb.log", recipe, run.stage
+        self._report, self._recipe, self._stage = report, recipe, run.stage
+        self._log_file = run.logs / "wandb.log"
         self.id = ""
         """Id of the W&B run, stored in the stage's folder, so that a resumed stage resumes the W&B run."""
         self._run: Any = None
@@ -86,14 +86,6 @@ class WandbRun(Sink):
             if self._run is None and mode != "disabled":
                 self._start("offline", run, recipe)
         self.works = self._run is not None
-
-    def finish(self, summary: Mapping[str, Any], exit_code: int) -> None:
-        """Finish as every sink does, with W&B's output redirected to its log."""
-        worked = self.works
-        with quiet_framework_logs(self._log_file):
-            super().finish(summary, exit_code)
-            if self._run is not None and not worked:
-                _forget_process()
 
     def _start(self, mode: Mode, run: RunFolder, recipe: Recipe) -> None:
         import wandb
@@ -128,25 +120,29 @@ class WandbRun(Sink):
             self.id = str(self._run.id)
             write_atomically(known, self.id + "\n")
 
-    def _log(self, step: int, metrics: Mapping[str, float]) -> None:
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Log the metrics of one step."""
         self._run.log(dict(metrics), step=step)
 
-    def _histograms(self, step: int, histograms: Histograms) -> None:
+    def histograms(self, step: int, histograms: Histograms) -> None:
+        """Log the histograms of one step."""
         import wandb
 
         shown = {name: wandb.Histogram(np_histogram=(list(h.counts), h.edges)) for name, h in histograms.items()}
         self._run.log(shown, step=step)
 
-    def _table(self, name: str, step: int, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    def table(self, name: str, step: int, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Log a table."""
         import wandb
 
         table = wandb.Table(columns=list(columns), data=[list(row) for row in rows], allow_mixed_types=True)
         self._run.log({name: table}, step=step)
 
-    def _alert(self, alert: Alert) -> None:
+    def alert(self, alert: Alert) -> None:
+        """Send a warning, which W&B passes on by mail or chat."""
         self._run.alert(title=alert.title, text=alert.text, level=alert.level, wait_duration=0)
 
-    def _artifact(self, kind: str, folder: Path, details: Mapping[str, Any]) -> None:
+    def artifact(self, kind: str, folder: Path, details: Mapping[str, Any]) -> None:
         """Upload a folder. A checkpoint is copied first, because it may be removed before W&B has read it."""
         import wandb
 
@@ -157,22 +153,25 @@ class WandbRun(Sink):
             artifact.add_dir(str(folder), policy="mutable" if kind == "checkpoint" else "immutable")
             self._run.log_artifact(artifact, aliases=aliases)
 
-    def _finish(self, summary: Mapping[str, Any], exit_code: int) -> None:
-        self._run.summary.update(dict(summary))
-        if exit_code == Stopped.exit_code:
-            self._run.mark_preempting()
-        self._run.finish(exit_code=exit_code)
+    def finish(self, summary: Mapping[str, Any], exit_code: int) -> None:
+        """Set the run's summary and end it, as preempted if it was stopped on request."""
+        with quiet_framework_logs(self._log_file):
+            self._run.summary.update(dict(summary))
+            if exit_code == Stopped.exit_code:
+                self._run.mark_preempting()
+            self._run.finish(exit_code=exit_code)
 
+    def release(self) -> None:
+        """Release W&B's process, which may have ended before the run: Ray stops a job's children.
 
-def _forget_process() -> None:
-    """Release W&B's process if it ended before the run, because Ray stops a job's children.
+        Otherwise W&B would raise again when this process exits, after the run's last output.
+        """
+        if self._run is None:
+            return
+        import wandb
 
-    Otherwise W&B would raise again when this process exits, after the run's last output.
-    """
-    import wandb
-
-    with suppress(Exception):
-        wandb.teardown()
+        with quiet_framework_logs(self._log_file), suppress(Exception):
+            wandb.teardown()
 
 
 @contextmanager

@@ -25,8 +25,8 @@ from rlhf.errors import LostError, MachineryError, Stopped
 from rlhf.records import DataFile
 from rlhf.run_state import RunState
 from rlhf.storage.jsonl import append_line, read_lines
-from rlhf.tracking.phases import PhaseTimer
 from rlhf.tracking.run_folder import RunFolder
+from rlhf.tracking.spans import PhaseTimer
 from tests.actors.test_blocks import BLOCK
 
 RECIPE = Recipe(name="x", checkpoint=CheckpointConfig(every=1, failures=3, keep_last=2))

@@ -25,7 +25,7 @@ DEMONSTRATIONS = (1.0, 2.0, 6.0)
 
 
 class Ranks:
-    """Fake rank whose reward of a response is its first token; it records the arguments of ``save``."""
+    """Fake rank whose reward of a response is its first token; it records the arguments of ``save_shifted``."""
 
     def __init__(self) -> None:
         self.saved: dict[str, Any] = {}
@@ -46,7 +46,7 @@ class Ranks:
         firsts = [float(sequences.response(i)[0]) for i in range(len(sequences))]
         return BlockResult(samples=np.arange(len(sequences)), values=np.array(firsts, dtype=np.float32))
 
-    def save(self, folder: Path, shift: float) -> None:
+    def save_shifted(self, folder: Path, shift: float) -> None:
         self.saved = {"shift": shift}
         (folder / "model.safetensors").touch()
 

@@ -25,7 +25,7 @@ from rlhf.config.schema import EarlyStopConfig, PlacementConfig, Recipe, Recover
 from rlhf.errors import LostError, MachineryError
 from rlhf.roles.assemble import Contribution
 from rlhf.roles.forward import BlockResult, join_samples
-from rlhf.tracking.phases import PhaseTimer
+from rlhf.tracking.spans import PhaseTimer
 from rlhf.types import FinishReason, Prompt, Rollout, RolloutBlock
 from rlhf.zero.process_group import Rank
 

@@ -26,8 +26,8 @@ from rlhf.errors import MachineryError, UserError
 from rlhf.roles.assemble import BatchReport
 from rlhf.run_state import RunState
 from rlhf.storage.jsonl import read_lines
-from rlhf.tracking.phases import PhaseTimer
 from rlhf.tracking.run_folder import RunFolder
+from rlhf.tracking.spans import PhaseTimer
 from rlhf.tracking.tracker import Tracker
 from rlhf.types import Prompt
 

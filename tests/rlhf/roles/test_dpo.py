@@ -23,7 +23,7 @@ from rlhf.errors import CanaryError
 from rlhf.models.load import load_causal
 from rlhf.roles.dpo import DPORole
 from rlhf.roles.forward import BlockResult
-from rlhf.roles.held_out_pairs import held_out_metrics, response_logprobs
+from rlhf.roles.supervised_data import held_out_metrics, response_logprobs
 from rlhf.types import Float32, Sequences
 from rlhf.zero.process_group import Rank
 from tests.rlhf.ranks import Crew

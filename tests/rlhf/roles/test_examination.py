@@ -15,10 +15,10 @@ from rlhf.errors import UserError
 from rlhf.models import policy
 from rlhf.models.examination import Examination
 from rlhf.models.scalar import ScalarNet
-from rlhf.roles.examples import ExampleData
 from rlhf.roles.role import Role
 from rlhf.roles.scalar_role import ScalarRole
 from rlhf.roles.sft import SFTRole
+from rlhf.roles.supervised_data import ExampleData
 from rlhf.types import Sequences
 from rlhf.zero.process_group import Rank
 from tests.architectures import small_model

@@ -28,11 +28,10 @@ from rlhf.models.load import load_causal, load_policy
 from rlhf.models.lora import adapter_tensors, adapters
 from rlhf.models.packed_row import pack_row
 from rlhf.models.policy import PolicyNet
-from rlhf.roles.examples import ExampleData
 from rlhf.roles.forward import join_tokens
-from rlhf.roles.policy import PolicyRole
-from rlhf.roles.reference import ReferenceRole
+from rlhf.roles.policy import PolicyRole, ReferenceRole
 from rlhf.roles.sft import SFTRole
+from rlhf.roles.supervised_data import ExampleData
 from rlhf.types import Experience, FinishReason, RolloutBlock
 from rlhf.weights.fingerprint import differences, fingerprint
 from rlhf.zero.process_group import Rank

@@ -16,8 +16,8 @@ from rlhf.models.load import load_classifier, reward_shift
 from rlhf.models.scalar import init_reward_head
 from rlhf.models.scratch import train_tokenizer
 from rlhf.roles.forward import BlockResult, join_samples
-from rlhf.roles.pairs import PairData
 from rlhf.roles.preference import PreferenceRole
+from rlhf.roles.supervised_data import PairData
 from rlhf.types import Pair
 from rlhf.zero.process_group import Rank
 from tests.rlhf.ranks import Crew
@@ -71,7 +71,7 @@ def train(rank: Rank, folder: Path, recipe: Recipe, out: Path) -> dict[str, Any]
     role.use(pairs())
     metrics = [role.update(CHOSEN) for _ in range(2)]
     share = role.rewards(pairs().sequences)
-    role.save(out, shift=-0.25)
+    role.save_shifted(out, shift=-0.25)
     return {"metrics": metrics, "share": share}
 
 

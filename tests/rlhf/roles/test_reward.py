@@ -23,7 +23,7 @@ from rlhf.roles.reward import make_reward
 from rlhf.types import FinishReason, Prompt, RolloutBlock
 from rlhf.zero.process_group import Rank
 from tests.rlhf.ranks import Crew
-from tests.rlhf.roles.test_retokenise import rollout
+from tests.rlhf.roles.test_encoders_retokeniser import rollout
 from tests.rlhf.service import serve
 from tests.rlhf.tiny import tiny_model
 from tests.rlhf.tiny_classifiers import pair_tokenizer, tiny_classifier

@@ -21,9 +21,9 @@ from rlhf.config.schema import (
     SFTConfig,
 )
 from rlhf.models.load import load_causal
-from rlhf.roles.examples import ExampleData
 from rlhf.roles.forward import join_tokens
 from rlhf.roles.sft import SFTRole
+from rlhf.roles.supervised_data import ExampleData
 from rlhf.zero.process_group import Rank
 from tests.rlhf.ranks import Crew
 from tests.rlhf.tiny import random_sequences, tiny_model, whole

@@ -16,9 +16,8 @@ from rlhf.config.schema import ModelConfig, Recipe
 from rlhf.errors import UserError
 from rlhf.models.load import load_causal
 from rlhf.models.scratch import train_tokenizer
-from rlhf.roles.policy import PolicyRole
-from rlhf.roles.reference import ReferenceRole
-from rlhf.roles.save import save_model
+from rlhf.roles.policy import PolicyRole, ReferenceRole
+from rlhf.roles.role import save_model
 from rlhf.weights.fingerprint import fingerprint
 from rlhf.zero import checkpoint
 from rlhf.zero.process_group import Rank

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from rlhf.tracking.spans import Spans
+from rlhf.tracking.spans import PhaseTimer, Spans
 
 
 class Clock:
@@ -49,3 +49,38 @@ def test_memory_is_bounded_and_what_is_lost_is_counted() -> None:
 
 def test_processes_of_one_machine_have_their_clock_in_common() -> None:
     assert Spans().take().boot == Spans().take().boot
+
+
+class StoppedClock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_seconds_add_up_by_phase_and_step() -> None:
+    clock = StoppedClock()
+    timer = PhaseTimer(clock)
+    for phase, seconds in (("rollout", 2.0), ("update", 3.0), ("rollout", 0.5)):
+        with timer(phase):
+            clock.now += seconds
+    assert timer.metrics() == {"time/rollout": 2.5, "time/update": 3.0}
+    with timer("update"):
+        clock.now += 1.0
+    assert timer.metrics() == {"time/update": 1.0}
+    assert timer.totals == {"rollout": 2.5, "update": 4.0}
+
+
+def test_a_phase_that_raises_is_counted() -> None:
+    clock = StoppedClock()
+    timer = PhaseTimer(clock)
+
+    def fail() -> None:
+        with timer("rollout"):
+            clock.now += 1.5
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert timer.totals == {"rollout": 1.5}

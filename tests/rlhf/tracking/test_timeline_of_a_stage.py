@@ -9,9 +9,8 @@ import pytest
 
 from rlhf.config.schema import Recipe, TrackingConfig
 from rlhf.storage.jsonl import read_lines
-from rlhf.tracking.phases import PhaseTimer
 from rlhf.tracking.run_folder import RunFolder
-from rlhf.tracking.spans import Span
+from rlhf.tracking.spans import PhaseTimer, Span
 from rlhf.tracking.tracker import Tracker
 
 RECIPE = Recipe(name="demo", tracking=TrackingConfig(wandb="disabled"))

@@ -13,7 +13,7 @@ from rlhf.data.chat import ChatFormat
 from rlhf.errors import UserError
 from rlhf.models.scratch import train_tokenizer
 from rlhf.records import Message
-from rlhf.roles.retokenise import Retokeniser, same_tokens
+from rlhf.roles.encoders import Retokeniser, same_tokens
 from rlhf.roles.text import BlockReader
 from rlhf.types import FinishReason, ModelFacts, Prompt, Rollout, RolloutBlock
 

@@ -10,11 +10,10 @@ from rlhf.data.chat import ChatFormat
 from rlhf.errors import UserError
 from rlhf.models.scratch import train_tokenizer
 from rlhf.records import Message
-from rlhf.roles.length_limit import BlockTruncator, LengthLimit
+from rlhf.roles.encoders import BlockTruncator, LengthLimit, TextPairs, pair_frame
 from rlhf.roles.text import BlockReader
-from rlhf.roles.text_pairs import TextPairs, pair_frame
 from rlhf.types import FinishReason, Prompt
-from tests.rlhf.roles.test_retokenise import POLICY, asked, block
+from tests.rlhf.roles.test_encoders_retokeniser import POLICY, asked, block
 from tests.rlhf.tiny_classifiers import pair_tokenizer
 
 STOP, LENGTH = FinishReason.STOP, FinishReason.LENGTH

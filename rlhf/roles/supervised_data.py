@@ -1,0 +1,89 @@
+"""Packed data of the supervised stages (SFT, reward model, DPO), and DPO's metrics on held-out pairs.
+
+Separate from the roles, which import DeepSpeed and transformers and so take seconds to import.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from rlhf.algorithms.losses import dpo_loss
+from rlhf.config.schema import DPOConfig
+from rlhf.evaluation.accuracy import preference_accuracy
+from rlhf.roles.forward import BlockResult, join_tokens, token_index
+from rlhf.types import Bool, Example, Float32, Int64, Pair, Sequences
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExampleData:
+    """Packed demonstrations. Shapes: ``sequences`` B samples, R response tokens; mask (R,) true where trained on."""
+
+    sequences: Sequences
+    mask: Bool
+
+    @classmethod
+    def pack(cls, examples: Sequence[Example]) -> ExampleData:
+        """Pack demonstrations, in order."""
+        masks = [np.zeros(0, dtype=np.bool_), *(example.mask for example in examples)]
+        return cls(
+            sequences=Sequences.pack((example.prompt, example.response) for example in examples),
+            mask=np.concatenate(masks),
+        )
+
+    def __len__(self) -> int:
+        return len(self.sequences)
+
+    def mask_of(self, samples: Sequence[int]) -> Bool:
+        """Mask of the given samples' response tokens, in the order of the samples."""
+        return self.mask[token_index(self.sequences, samples)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairData:
+    """K packed pairs: pair i is samples 2i (chosen) and 2i + 1 (rejected).
+
+    Shapes: ``sequences`` 2K samples; margins, prompt_ids (K,).
+    """
+
+    sequences: Sequences
+    margins: Float32
+    prompt_ids: Int64
+    """Equal for all pairs of one prompt."""
+
+    @classmethod
+    def pack(cls, pairs: Sequence[Pair]) -> PairData:
+        """Pack pairs, in order."""
+        samples = [(pair.prompt, answer) for pair in pairs for answer in (pair.chosen, pair.rejected)]
+        margins = np.array([pair.margin for pair in pairs], dtype=np.float32)
+        return cls(sequences=Sequences.pack(samples), margins=margins, prompt_ids=prompt_ids(pairs))
+
+
+def prompt_ids(pairs: Sequence[Pair]) -> Int64:
+    """(K,) prompt id of each pair."""
+    return np.array([pair.prompt_id for pair in pairs], dtype=np.int64)
+
+
+def response_logprobs(shares: Sequence[BlockResult], sequences: Sequences) -> Float32:
+    """(2K,) log-probabilities of whole responses, in nats, from the ranks' shares of token log-probabilities."""
+    tokens = join_tokens(shares, sequences)
+    owner = np.repeat(np.arange(len(sequences)), sequences.response_lengths)
+    return np.bincount(owner, weights=tokens, minlength=len(sequences)).astype(np.float32)
+
+
+def held_out_metrics(logprobs: Float32, reference: Float32, prompt_ids: Int64, config: DPOConfig) -> dict[str, float]:
+    """Loss, reward margin, and accuracy of the implicit reward β log(π/π_ref) on held-out pairs.
+
+    Shapes: logprobs, reference (2K,), of whole responses, K ≥ 1; prompt_ids (K,) equal for the pairs of one prompt.
+    """
+    count = len(logprobs) // 2
+    policy, start = torch.from_numpy(logprobs).view(-1, 2).T, torch.from_numpy(reference).view(-1, 2).T
+    terms = dpo_loss(policy[0], policy[1], start[0], start[1], config.beta, config.label_smoothing)
+    return {
+        **preference_accuracy(config.beta * (logprobs - reference), np.zeros(count, dtype=np.float32), prompt_ids),
+        "eval/loss": float(terms.loss) / count,
+        "eval/rewards_margin": float(terms.chosen_rewards - terms.rejected_rewards) / count,
+    }
