@@ -1,4 +1,4 @@
-"""Keep keys and passwords out of what leaves the machine."""
+"""Removes keys and passwords from data that leaves the machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _NAME = (
 )
 _SECRET_NAME = re.compile(rf"(^|[_-]){_NAME}$", re.IGNORECASE)
 _SECRET_OPTION = re.compile(rf"-{{1,2}}(?:[\w-]*[_-])?{_NAME}", re.IGNORECASE)
-"""An option of a command line whose value is the next word."""
+"""A command-line option whose value is the next word."""
 _VALUE = r"(?:\"[^\"]*\"|'[^']*'|[^\s\"'&,)}\]]{3,})"
 _ORDINARY = r"(?:[-+.\d]+(?:e[-+]?\d+)?|none|null|true|false|\*\*\*)(?![^\s,;&)}\]#])"
 _SECRET_SETTING = re.compile(  # tracking.api_key=…, --token=…, WANDB_API_KEY=…
@@ -32,15 +32,15 @@ _SECRET_IN_URL = re.compile(
     r"[^&;#\s]+",
     re.IGNORECASE,
 )
-_SHORTEST_SECRET = 8  # a shorter value of such a variable ("1", "none") would be found everywhere
+_SHORTEST_SECRET = 8  # shorter values of such variables ("1", "none") would be found everywhere
 
 
 def without_secrets(value: Any) -> Any:
-    """A copy of a nested configuration in which every secret reads ``***``.
+    """A copy of a nested configuration in which every secret is replaced by ``***``.
 
-    A secret is text under a key that is named like one, also where both stand in a text (``--token=…``,
-    ``Authorization: Bearer …``), credentials within a URL, or, anywhere, the value of an environment variable that is
-    named like one.
+    Secrets are: text under a key with the name of a secret, also within one text (``--token=…``,
+    ``Authorization: Bearer …``); credentials within a URL; and, anywhere, the value of an environment variable with the
+    name of a secret.
     """
     known = [text for name, text in os.environ.items() if _SECRET_NAME.search(name) and len(text) >= _SHORTEST_SECRET]
     return _hide(value, known)

@@ -1,4 +1,4 @@
-"""Refuse, before anything starts, a recipe that cannot work: all problems at once, each with a reason and a way out."""
+"""Checks a recipe against rules between sections and against the machine, before anything starts."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from rlhf.placement.parallelism import check_parallelism, data_parallel_size
 from rlhf.placement.pools import check_sharing
 
 ENGINE_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256)
-"""Widths of an attention head for which vLLM has a CPU kernel; another one fails when the engine first runs."""
+"""Widths of an attention head for which vLLM has a CPU kernel; others fail when the engine first runs."""
 LARGEST_SCRATCH = 2e9
-"""Parameters of the largest model that is made from nothing: 8 GB in the memory of the process that makes it."""
+"""Largest number of parameters of a model that this project initialises: 8 GB in the memory of one process."""
 
 
 def validate(recipe: Recipe, stage: Stage, machine: Machine) -> None:
     """Check a recipe for one stage, or for a whole pipeline, against a machine.
 
-    What a section can tell by itself was checked when it was constructed.
+    Rules within one section were checked when it was constructed.
 
     Raises:
         UserError: lists every problem found.
     """
-    if stage == "generate":  # its model and prompts are not the recipe's
+    if stage == "generate":  # model and prompts are arguments of the command
         problems = list(check_name(recipe)) or list(check_devices(recipe, stage, machine))
         return raise_all(problems, f"the recipe {recipe.name!r}")
     stages = stages_of(recipe, stage)
@@ -68,7 +68,7 @@ def _scratch(recipe: Recipe) -> Iterator[UserError]:
     if (parameters := _parameters(scratch)) > LARGEST_SCRATCH:
         yield UserError(
             f"model.scratch makes a model of {parameters:.1e} parameters",
-            f"models made from nothing are small: up to {LARGEST_SCRATCH:.0e}",
+            f"randomly initialised models are small: up to {LARGEST_SCRATCH:.0e}",
             "lower hidden_size, layers, intermediate_size or vocab_size, or name a pretrained model in model.path",
         )
     width, remainder = divmod(scratch.hidden_size, scratch.heads)
@@ -77,19 +77,19 @@ def _scratch(recipe: Recipe) -> Iterator[UserError]:
         yield UserError(f"{shape} is not a whole number", "each head takes an equal share", _scratch_fix(scratch.heads))
     elif width not in ENGINE_HEAD_SIZES:
         sizes = ", ".join(map(str, ENGINE_HEAD_SIZES))
-        why = f"vLLM's attention takes heads {sizes} wide"
+        why = f"vLLM's attention supports head widths of {sizes}"
         yield UserError(f"{shape} makes heads {width} wide", why, _scratch_fix(scratch.heads))
     gpus = recipe.rollout.tensor_parallel
     if scratch.heads % gpus:
         yield UserError(
             f"model.scratch.heads = {scratch.heads} is not divisible by rollout.tensor_parallel = {gpus}",
-            "an engine shares the heads out over its GPUs",
+            "an engine distributes the heads over its GPUs",
             "rollout.tensor_parallel=1",
         )
 
 
 def _parameters(scratch: ScratchConfig) -> float:
-    """Weights of the layers and, once, of the embedding."""
+    """Number of weights of the layers and, once, of the embedding."""
     layer = 4.0 * scratch.hidden_size**2 + 3.0 * scratch.hidden_size * scratch.intermediate_size
     return scratch.layers * layer + scratch.hidden_size * scratch.vocab_size
 
@@ -99,7 +99,7 @@ def _scratch_fix(heads: int) -> str:
 
 
 def _longest(recipe: Recipe, stage: str) -> tuple[str, int]:
-    """The longest sequence of a stage in tokens, with the keys that make it."""
+    """The longest sequence of a stage in tokens, preceded by the keys that determine it."""
     prompt = recipe.data.max_prompt_length
     key, response = ("data.max_response_length", recipe.data.max_response_length)
     if stage == "ppo":
@@ -136,7 +136,7 @@ def _roles(recipe: Recipe, stages: tuple[str, ...]) -> Iterator[UserError]:
         if role.offload and role.zero_stage == 0:
             yield UserError(
                 f"placement.{name}.offload needs ZeRO, and placement.{name}.zero_stage is 0",
-                "DeepSpeed moves to host memory only what ZeRO manages",
+                "DeepSpeed offloads only state that ZeRO manages",
                 f"placement.{name}.zero_stage=1 or higher, or placement.{name}.offload=false",
             )
 
@@ -181,7 +181,7 @@ def _batches(recipe: Recipe, stages: tuple[str, ...]) -> Iterator[UserError]:
 
 
 def _parts(name: str, role: RoleConfig, minibatches: int | None = None) -> dict[str, int]:
-    """What a batch is divided by before a role has it, by the name that the recipe gives it."""
+    """Divisor of a batch over a role's groups of ranks, by its keys in the recipe."""
     sharing = [key for key in ("sequence_parallel", "tensor_parallel") if getattr(role, key) > 1]
     key = " / ".join(f"placement.{name}.{part}" for part in ("ranks", *sharing))
     count = max(1, data_parallel_size(role))
@@ -189,8 +189,8 @@ def _parts(name: str, role: RoleConfig, minibatches: int | None = None) -> dict[
 
 
 def _uneven(key: str, size: int, divisors: dict[str, int]) -> Iterator[UserError]:
-    """A batch that cannot be shared out evenly, with the nearest sizes that satisfy all divisors together."""
-    by_value = {divisor: name for name, divisor in reversed(divisors.items())}  # the simplest name of equal divisors
+    """The error of a batch that cannot be divided evenly, with the nearest sizes that satisfy all divisors."""
+    by_value = {divisor: name for name, divisor in reversed(divisors.items())}  # of equal divisors, the simplest name
     broken = [f"{name} = {divisor}" for divisor, name in reversed(by_value.items()) if size % divisor]
     if not broken:
         return
@@ -203,7 +203,7 @@ def _uneven(key: str, size: int, divisors: dict[str, int]) -> Iterator[UserError
 
 def _schedules(recipe: Recipe, stages: tuple[str, ...]) -> Iterator[UserError]:
     if "ppo" not in stages:
-        return  # updates of the other stages depend on the number of rows: checked when these are read
+        return  # updates of the other stages depend on the number of rows: they are checked when the data is read
     warmup, steps = recipe.algorithm.critic_warmup_steps, recipe.ppo.steps
     schedules = []
     if recipe.algorithm.has_critic:
@@ -213,7 +213,7 @@ def _schedules(recipe: Recipe, stages: tuple[str, ...]) -> Iterator[UserError]:
     else:
         yield UserError(
             f"algorithm.critic_warmup_steps = {warmup} leaves the policy none of the run's ppo.steps = {steps}",
-            "the policy rests while only the critic learns",
+            "the policy is not trained while the critic warms up",
             "a few steps are enough: algorithm.critic_warmup_steps=0 or more ppo.steps",
         )
     for key, optimizer, updates in schedules:
@@ -229,7 +229,7 @@ def _time_limit(recipe: Recipe) -> Iterator[UserError]:
         yield UserError(
             f"checkpoint.time_limit_seconds = {limit:g} is not above checkpoint.before_deadline = {before:g}",
             "the run would stop before its first step, every time",
-            "a smaller checkpoint.before_deadline: what a checkpoint takes, and some seconds more",
+            "a smaller checkpoint.before_deadline: the duration of a checkpoint and a few seconds",
         )
 
 

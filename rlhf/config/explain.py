@@ -1,4 +1,4 @@
-"""Translates pydantic's refusal of a recipe into errors for its user: place, key, value, expectation and a way out."""
+"""Translates pydantic's errors into errors for the user, with location, key, value, expected type and fix."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from rlhf.errors import MOST_PROBLEMS, UserError
 
 
 def explain(refusal: ValidationError, settings: dict[Any, Any], source: RecipeText) -> list[UserError]:
-    """One error for each wrong key and broken rule, of which only those that will be shown are written out.
+    """One error for each wrong key and broken rule; errors that are not shown have only the key as their text.
 
     Args:
-        refusal: what pydantic raised.
-        settings: what it was given.
-        source: knows where each key was written. To find the places of thousands takes minutes.
+        refusal: pydantic's exception.
+        settings: the settings that it refused.
+        source: the recipe's text, for the locations of keys. Finding thousands of them would take minutes.
     """
     problems: list[UserError] = []
     seen: set[str] = set()
     for error in refusal.errors(include_url=False):
         found = _Field(error["loc"])
         if found.key in seen and error["type"] != "value_error":
-            continue  # items of one list, or kinds of one union
+            continue  # items of one list, or members of one union
         seen.add(found.key)
         enough = len(problems) >= MOST_PROBLEMS
         problems += [UserError(found.key)] if enough else _translate(error, found, settings, source)
@@ -39,7 +39,7 @@ def explain(refusal: ValidationError, settings: dict[Any, Any], source: RecipeTe
 
 
 class _Field:
-    """The field that an error's location leads to. Items of lists, kinds of unions and names belong to their field."""
+    """The field at an error's location. Items of lists, members of unions and names belong to their field."""
 
     def __init__(self, location: Sequence[str | int]) -> None:
         parts = location[:-2] if location[-1:] == ("[key]",) else location
@@ -61,7 +61,7 @@ class _Field:
 def _translate(
     error: Mapping[str, Any], field: _Field, settings: dict[Any, Any], source: RecipeText
 ) -> Iterator[UserError]:
-    """The errors of this project for one of pydantic's, by its type."""
+    """This project's errors for one of pydantic's, by its type."""
     kind, context = error["type"], error.get("ctx", {})
     place, key = source.place(field.key), field.key
     value = reduce(lambda inner, part: inner.get(part, {}), field.path, settings)
@@ -88,7 +88,7 @@ def _translate(
 
 
 def _other_key(field: _Field) -> str:
-    """What to do about a key that does not exist."""
+    """Fix for a key that does not exist."""
     guess = nearest(field.key)
     if guess == field.key:
         return "in a file, write one line for each part: the section, a colon, and its keys indented below it"

@@ -1,6 +1,6 @@
-"""Building blocks of the schema: the section decorator, numbers with their limits, and errors of a section's own rules.
+"""Building blocks of the schema: the section decorator, numbers with limits, and errors of rules within a section.
 
-The text in a number's annotation states its limit in messages and in ``docs/configuration.md``.
+The text in a number's annotation describes its limit in messages and in ``docs/configuration.md``.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from rlhf.secrets import without_secrets
 
 T = TypeVar("T")
 HERE = "{here}"
-"""In the text of a rule: the dotted key that the error is reported for."""
+"""Placeholder, in the text of a rule's error, for the dotted key of the error."""
 MOST_WHOLE = 2**32 - 1
-"""Largest whole number: seeds have 32 bits and counts fewer."""
+"""Largest whole number: seeds have 32 bits, and counts are smaller."""
 MOST = 3.4e38
-"""Largest size of any other number: tensors are in single precision."""
+"""Largest absolute value of any other number: tensors are in single precision."""
 PART_NAME = re.compile(r"[A-Za-z0-9_-]{1,60}")
 
 
@@ -40,7 +40,7 @@ def section(cls: type[T]) -> type[T]:
 
 
 class RuleError(ValueError):
-    """Values of one section that cannot work together. Each problem's text begins with the key to blame."""
+    """Values of one section that cannot work together. Each problem's text begins with the key at fault."""
 
     def __init__(self, problems: Iterable[UserError]) -> None:
         self.problems = list(problems)
@@ -48,34 +48,34 @@ class RuleError(ValueError):
 
 
 def refuse(problems: Iterable[UserError]) -> None:
-    """Raise the problems as one ``RuleError``; return when there are none."""
+    """Raise the problems, if there are any, as one ``RuleError``."""
     if found := list(problems):
         raise RuleError(found)
 
 
 def _number(value: object) -> object:
-    """A number in quotes, such as "1e-5", as a number."""
+    """Convert a number in quotes, such as "1e-5"."""
     return float(value) if isinstance(value, str) and NUMBER.fullmatch(value) else value
 
 
 def _exact_int(value: object) -> object:
-    """Hide what only equals an int (1.0, true) from ``Literal``, which compares."""
+    """Hide values that only equal an int (1.0, true) from ``Literal``, which compares."""
     return value if type(value) is int else None
 
 
 def _sequence(value: object) -> object:
-    """Hide what has no order (a set of YAML's) from ``tuple``, which takes it."""
+    """Hide collections without an order (YAML sets) from ``tuple``, which would accept them."""
     return value if isinstance(value, list | tuple) else None
 
 
 def _off(value: object) -> object:
-    """YAML 1.1 reads a bare off as false."""
+    """Convert false to "off": YAML 1.1 reads a bare off as false."""
     return "off" if value is False else value
 
 
 def _part_name(name: str) -> str:
     if not PART_NAME.fullmatch(name):
-        why = "the name becomes that of a metric and of a log file"
+        why = "the name is used in a metric and a log file"
         fix = "use up to 60 letters, digits, dashes and underscores"
         raise RuleError([UserError(f"{HERE} has a part named {name!r}", why, fix)])
     return name
@@ -86,8 +86,8 @@ def _is_http(url: str) -> bool:
 
     try:
         parts = urlsplit(url)
-        port = parts.port  # raises where it is no number up to 65535
-        httpx.URL(url)  # the client that sends the requests has rules of its own
+        port = parts.port  # raises if it is not a number up to 65535
+        httpx.URL(url)  # the client that sends the requests has further rules
     except (ValueError, httpx.InvalidURL):
         return False
     return parts.scheme in ("http", "https") and bool(parts.hostname) and port != 0 and url.isascii() and " " not in url
@@ -110,9 +110,9 @@ def _collector(url: str) -> str:
 
 
 ExactInt = BeforeValidator(_exact_int)
-"""In front of a ``Literal`` of ints."""
+"""Validator before a ``Literal`` of ints."""
 OffSwitch = BeforeValidator(_off)
-"""In front of a ``Literal`` with the option ``off``."""
+"""Validator before a ``Literal`` with the option ``off``."""
 Texts = Annotated[tuple[StrictStr, ...], BeforeValidator(_sequence)]
 PartName = Annotated[StrictStr, AfterValidator(_part_name)]
 ServiceUrl = Annotated[StrictStr, AfterValidator(_service)]
@@ -140,4 +140,4 @@ BelowOne = Annotated[Number, Field(ge=0, lt=1), "from 0 to below 1"]
 BelowHalf = Annotated[Number, Field(ge=0, lt=0.5), "from 0 to below 0.5"]
 Share = Annotated[Number, Field(gt=0, le=1), "above 0, at most 1"]
 Seconds = Annotated[Number, Field(gt=0, le=1e9), "above 0, at most 1e9"]
-"""The waits of the operating system end before 1e10."""
+"""The operating system does not support waits of 1e10 seconds."""

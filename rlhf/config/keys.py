@@ -1,4 +1,4 @@
-"""The schema as data: its dotted keys, its types in words, and the key nearest to one that does not exist."""
+"""Inspects the schema: dotted keys, descriptions of types, and the key most similar to an unknown one."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from pydantic.fields import FieldInfo
 from rlhf.config.schema import Recipe
 
 SCALARS = {str: "text", bool: "true or false", int: "a whole number", float: "a number"}
-"""Types of single values → their names in messages and in the reference."""
+"""Type of a single value → description in messages and in the reference."""
 PLURALS = {str: "texts", int: "whole numbers", float: "numbers"}
 CLOSE_ENOUGH = 0.6
-"""Smallest similarity (difflib's ratio) at which a key is offered in place of an unknown one."""
+"""Smallest similarity (difflib's ratio) at which a key is suggested for an unknown one."""
 
 
 @cache
 def types_of(section: type) -> dict[str, Any]:
-    """Field name → resolved type of one section of the schema, without limits."""
+    """Field name → resolved type, without limits, of one section of the schema."""
     return get_type_hints(section)
 
 
 def fields_of(section: type) -> dict[str, FieldInfo]:
-    """Field name → pydantic's record of it: default, and the docstring under it as description."""
+    """Field name → pydantic's field: its default, and its docstring as the description."""
     return cast(dict[str, FieldInfo], vars(section)["__pydantic_fields__"])
 
 
 def limit_of(section: type, name: str) -> str:
-    """The limit of a number in words; empty for a field that holds no number."""
+    """Description of a number's limits; empty for other fields."""
     return _limit(get_type_hints(section, include_extras=True)[name])
 
 
@@ -44,7 +44,7 @@ def _limit(kind: Any) -> str:
 
 
 def without_none(kind: Any) -> tuple[Any, bool]:
-    """The type without ``None``, or a union of those that are left, and whether ``None`` was allowed."""
+    """The type without ``None``, and whether ``None`` was allowed."""
     options = get_args(kind)
     if get_origin(kind) is Literal or NoneType not in options:
         return kind, False
@@ -52,18 +52,18 @@ def without_none(kind: Any) -> tuple[Any, bool]:
 
 
 def section_of(kind: Any) -> type | None:
-    """The dataclass when a field holds a section (possibly none), otherwise ``None``."""
+    """The section's class if a field is a section, which may be optional, else None."""
     inner, _ = without_none(kind)
     return inner if isinstance(inner, type) and is_dataclass(inner) else None
 
 
 def named_section_of(kind: Any) -> type | None:
-    """The dataclass when a field maps names of the user's own to sections, otherwise ``None``."""
+    """The section's class if a field maps user-defined names to sections, else None."""
     return section_of(get_args(kind)[1]) if get_origin(kind) is dict else None
 
 
 def describe(kind: Any) -> str:
-    """A field's type in words."""
+    """Description of a field's type."""
     inner, optional = without_none(kind)
     return _describe(inner) + (" or null" if optional else "")
 
@@ -84,7 +84,7 @@ def _describe(kind: Any) -> str:
 
 
 def sections(section: type = Recipe, prefix: str = "") -> Iterator[tuple[str, type]]:
-    """Every section as (dotted prefix, dataclass), the recipe itself first under the empty prefix."""
+    """Yield every section as (dotted prefix, class), first the recipe itself with an empty prefix."""
     yield prefix, section
     for name, kind in types_of(section).items():
         if inner := section_of(kind):
@@ -105,11 +105,10 @@ def all_keys() -> tuple[str, ...]:
 
 
 def nearest(key: str) -> str | None:
-    """The existing key that an unknown one most likely means.
+    """The key most similar to an unknown one; None if no key is similar.
 
-    The last part of the key counts most, so that a right name in the wrong section is found where it belongs; where
-    nothing is called like it, resembling sections alone make no guess.
-    """
+    The last part has the largest weight, so that a correct name in the wrong section is found; similar sections alone
+    do not suffice."""
     if len(key) > 2 * max(map(len, all_keys())):
         return None
     best = max(all_keys(), key=lambda candidate: _similarity(key, candidate))

@@ -1,4 +1,4 @@
-"""From a YAML file and overrides to a typed recipe, and back."""
+"""Loads a typed recipe from a YAML file and overrides, and writes it back."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe.
 
     Args:
-        path: YAML file; keys that it leaves out keep their defaults.
-        overrides: ``key.path=value``, the value read as YAML; they win over the file, the later over the earlier.
+        path: YAML file; absent keys have their defaults.
+        overrides: ``key.path=value`` with a YAML value; they take precedence over the file, in their order.
 
     Raises:
-        UserError: everything that is wrong with the file and the overrides, with line and nearest key.
+        UserError: lists all problems of the file and the overrides, with lines and similar keys.
     """
     source, problems = read_source(path, overrides), list[UserError]()
     settings = _complete(Recipe, source.settings)
@@ -40,12 +40,12 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def to_yaml(recipe: Recipe) -> str:
-    """The whole recipe, defaults included; ``load_recipe`` reads it back to an equal one."""
+    """The whole recipe as YAML, defaults included; ``load_recipe`` restores an equal one."""
     return str(yaml.dump(asdict(recipe), Dumper=Dumper, sort_keys=False, allow_unicode=True))
 
 
 def recipe_digest(recipe: Recipe, sections: Sequence[str]) -> str:
-    """Twelve hexadecimal digits that change when, and only when, one of the named top-level keys changes.
+    """Digest (12 hexadecimal digits) of the values of the given top-level keys.
 
     Raises:
         KeyError: the recipe has no such key.
@@ -56,12 +56,13 @@ def recipe_digest(recipe: Recipe, sections: Sequence[str]) -> str:
 
 
 def _complete(kind: Any, given: Any, factory: Any = None) -> Any:
-    """Prepare settings for validation: defaults that a parent tunes, sections without keys, and names as text.
+    """Prepare settings for validation: apply defaults that a parent changes, complete empty sections, convert names to
+    text.
 
     Args:
         kind: type of the field that the settings are for.
         given: its settings.
-        factory: makes the default of a section where it stands; none where it has no default.
+        factory: creates the default of the section at this place; None if it has no default.
     """
     inner, optional = without_none(kind)
     if get_origin(inner) is dict and isinstance(given, dict):
@@ -82,5 +83,5 @@ def _complete(kind: Any, given: Any, factory: Any = None) -> Any:
 
 
 def _as_text(name: Any) -> Any:
-    """A name in a mapping as text: {1: chosen} and {true: chosen} mean labels in data, or names of columns."""
+    """Convert a name in a mapping to text: {1: chosen} and {true: chosen} are labels in data, or names of columns."""
     return str(name).lower() if isinstance(name, bool | int | float) else name

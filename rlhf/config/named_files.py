@@ -1,4 +1,4 @@
-"""Names, paths, functions and addresses that a recipe refers to: checked before anything starts, and none imported."""
+"""Checks names, paths, functions and URLs in a recipe before anything starts, without importing any function."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from rlhf.secrets import without_secrets
 
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 DATA_FILE = re.compile(r".+\.(jsonl|json|parquet|csv|txt)(\.\w+)?", re.IGNORECASE)
-"""A file's name by its ending; a hub name such as ``Qwen/Qwen2.5-0.5B`` has dots, but none of these endings."""
+"""A file name, by its extension; a hub name such as ``Qwen/Qwen2.5-0.5B`` has dots, but none of these extensions."""
 STAGE_DATA = {"sft": "demonstrations", "reward": "preferences", "dpo": "preferences", "ppo": "prompts"}
-"""Stage → its own key in ``data``."""
+"""Stage → its key in ``data``."""
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 MODULE_SPEC = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 SCORER_FIX = "write package.module:function or file.py:function, for example examples/travel/guideline.py:quality"
 
 
 def check_name(recipe: Recipe) -> Iterator[UserError]:
-    """The run's name becomes a folder: no separators, no hidden or empty name."""
+    """Check that the run's name can be a folder name, and that ``runs_dir`` can be a folder."""
     if not SAFE_NAME.fullmatch(recipe.name):
         yield UserError(
             f"name = {recipe.name!r} cannot be a folder's name",
@@ -30,11 +30,12 @@ def check_name(recipe: Recipe) -> Iterator[UserError]:
             "use up to 100 letters, digits, dots, dashes and underscores, beginning with a letter or digit",
         )
     if not recipe.runs_dir or not _is_path(recipe.runs_dir) or _exists(recipe.runs_dir, file=True):
-        yield UserError(f"runs_dir = {recipe.runs_dir!r} is not a folder", fix="name a folder; a missing one is made")
+        fix = "name a folder; it is created if it does not exist"
+        yield UserError(f"runs_dir = {recipe.runs_dir!r} is not a folder", fix=fix)
 
 
 def check_data(recipe: Recipe, stages: Sequence[str]) -> Iterator[UserError]:
-    """Every stage has data, and what looks like a file is there."""
+    """Check that every stage has data, and that local files exist."""
     paths: dict[str, str] = {}
     for stage in stages:
         own = f"data.{STAGE_DATA[stage]}"
@@ -53,12 +54,12 @@ def check_data(recipe: Recipe, stages: Sequence[str]) -> Iterator[UserError]:
 
 
 def check_models(recipe: Recipe, stages: Sequence[str]) -> Iterator[UserError]:
-    """One source for the model, and the folders that the stages start from are there."""
+    """Check that the model has one source, and that the folders from which the stages start exist."""
     if (recipe.model.path is None) == (recipe.model.scratch is None):
         given = "neither is" if recipe.model.path is None else "both are"
         yield UserError(
             f"exactly one of model.path and model.scratch is needed: {given} given",
-            fix="model.path=<folder or hub name> to load a model, model.scratch={} to make one; null for the other",
+            fix="model.path=<folder or hub name> to load a model, model.scratch={} to create one; null for the other",
         )
     paths = {"model.path": recipe.model.path}
     if "reward" in stages:
@@ -76,7 +77,7 @@ def check_models(recipe: Recipe, stages: Sequence[str]) -> Iterator[UserError]:
 
 
 def check_scorer(key: str, spec: str) -> Iterator[UserError]:
-    """A scorer is ``package.module:function`` or ``file.py:function``, and the file is there."""
+    """Check that a scorer is ``package.module:function`` or ``file.py:function``, and that the file exists."""
     source, colon, function = spec.rpartition(":")
     if not colon or not function.isidentifier():
         yield UserError(f"{key} = {spec!r} does not name a function", fix=SCORER_FIX)
@@ -88,7 +89,7 @@ def check_scorer(key: str, spec: str) -> Iterator[UserError]:
 
 
 def check_path(key: str, path: str) -> Iterator[UserError]:
-    """A path is given, and is there if it can only be a local one; what may be a hub name passes."""
+    """Check that a path is not empty, and that it exists unless it may be a hub name."""
     if not path:
         yield UserError(f"{key} is empty", fix=f"{key}=<file, folder or hub name>, or {key}=null to leave it out")
     elif _looks_local(path) and not _exists(path):
@@ -96,21 +97,21 @@ def check_path(key: str, path: str) -> Iterator[UserError]:
 
 
 def check_tracking(recipe: Recipe) -> Iterator[UserError]:
-    """The address that the timeline is sent to holds no secret."""
+    """Check that the URL of the timeline's collector contains no secret."""
     if recipe.tracking.opentelemetry is not None:
         how = "set OTEL_EXPORTER_OTLP_HEADERS in the environment, as 'authorization=Bearer%20...'"
         yield from check_secret("tracking.opentelemetry", recipe.tracking.opentelemetry, how)
 
 
 def check_secret(key: str, url: str, fix: str) -> Iterator[UserError]:
-    """An address holds no password, and no token of the environment."""
+    """Check that a URL contains no password and no secret of the environment."""
     if (shown := without_secrets(url)) != url:
-        why = "the whole recipe is written into the run's folder"
+        why = "the recipe is written to the run's folder"
         yield UserError(f"{key} = {shown!r} holds a password or token (shown as ***)", why, fix)
 
 
 def _looks_local(path: str) -> bool:
-    """Whether a name can only be meant as a path: no hub name, a data file's ending, or in a folder that is here."""
+    """Whether a name can only be a path: it cannot be a hub name, has a data file's extension, or its folder exists."""
     if not HUB_NAME.fullmatch(path) or DATA_FILE.fullmatch(path):
         return True
     return "/" in path and _exists(path.partition("/")[0])
@@ -125,7 +126,7 @@ def _exists(path: str, file: bool = False) -> bool:
 
 
 def _is_path(path: str) -> bool:
-    """Whether there could be a file or folder of that name."""
+    """Whether a file or folder of this name could exist."""
     try:
         Path(path).expanduser().exists()
         os.fsencode(path)

@@ -22,19 +22,19 @@ def check_algorithm(recipe: Recipe) -> Iterator[UserError]:
     if algorithm.name in COMPARES_A_GROUP and ppo.samples_per_prompt < 2:
         yield UserError(
             f"algorithm.name = {algorithm.name} with ppo.samples_per_prompt = {ppo.samples_per_prompt}",
-            "a response is compared with the others to its prompt, and there are none: only itself",
+            "a response is compared with the other responses to its prompt, and there are none",
             "ppo.samples_per_prompt=8, or algorithm.name=reinforce++, which compares over the whole batch",
         )
     if ppo.critic_init is not None and not algorithm.has_critic:
         yield UserError(
             f"ppo.critic_init = {ppo.critic_init}: {algorithm.name} has no critic",
-            "nothing would start from it",
+            "no model would be initialised from it",
             "leave out ppo.critic_init, or algorithm.name=ppo",
         )
     if ppo.staleness and algorithm.importance_sampling == "none":
         yield UserError(
             f"ppo.staleness = {ppo.staleness} with algorithm.importance_sampling = none",
-            "rollouts of older weights are not samples of the policy, and nothing would correct for that",
+            "rollouts by older weights are not samples of the policy, and need a correction",
             "leave out algorithm.importance_sampling, or ppo.staleness=0",
         )
     yield from _adaptive_kl(recipe)
@@ -48,13 +48,13 @@ def _adaptive_kl(recipe: Recipe) -> Iterator[UserError]:
     if adaptive.horizon < recipe.ppo.batch_size:
         yield UserError(
             f"algorithm.adaptive_kl.horizon = {adaptive.horizon} is less than ppo.batch_size = {recipe.ppo.batch_size}",
-            "one step would change β by more than a fifth, and a short horizon even turn its sign",
+            "one step could change β by more than a fifth, or even change its sign",
             "algorithm.adaptive_kl.horizon=10000",
         )
     if cap is not None and adaptive.target >= cap:
         yield UserError(
             f"algorithm.adaptive_kl.target = {adaptive.target} is not below canaries.max_kl = {cap}",
-            "β would steer the KL to where the canary stops the run",
+            "β would drive the KL to a value at which the canary stops the run",
             f"canaries.max_kl={2 * adaptive.target:g}, or a lower target",
         )
 
@@ -63,30 +63,28 @@ def _early_stop(recipe: Recipe) -> Iterator[UserError]:
     watch, steps = recipe.early_stop, recipe.ppo.steps
     if watch is None:
         return
-    chances = (steps - 1) // watch.every  # judgements before the last step
-    if chances < watch.patience:
+    evaluations = (steps - 1) // watch.every  # before the last step
+    if evaluations < watch.patience:
         yield UserError(
-            f"early_stop.patience = {watch.patience} with {chances} judgements before the last of {steps} steps",
+            f"early_stop.patience = {watch.patience} with {evaluations} evaluations before the last of {steps} steps",
             "the run could never stop early",
             f"early_stop.every={max(1, (steps - 1) // (watch.patience + 1))} or less, or early_stop=null",
         )
     if recipe.data.held_out_fraction == 0:
         yield UserError(
             "early_stop with data.held_out_fraction = 0",
-            "it judges answers to prompts that are kept out of training, and there are none",
+            "the held-out scorer needs prompts that are held out of training, and there are none",
             "data.held_out_fraction=0.1, or early_stop=null",
         )
 
 
 def check_rewards(recipe: Recipe) -> Iterator[UserError]:
-    """The parts exist and have an effect together, and the scorer of ``early_stop`` is none of them."""
+    """Errors in the parts of the reward, or in the held-out scorer of ``early_stop``."""
     if not recipe.rewards:
         yield UserError("rewards has no part", "PPO's score is the weighted sum of its parts", EXAMPLE)
     elif not any(source.weight for source in recipe.rewards.values()):
         weights = ", ".join(f"rewards.{name}.weight" for name in recipe.rewards)
-        yield UserError(
-            f"{weights}: all are 0", "every score would be 0, and nothing could be learned from it", EXAMPLE
-        )
+        yield UserError(f"{weights}: all are 0", "every score would be 0", EXAMPLE)
     for name, source in recipe.rewards.items():
         yield from _source(recipe, f"rewards.{name}", source)
     trained = [f"rewards.{name}.model" for name, source in recipe.rewards.items() if source.model == TRAINED]
@@ -94,7 +92,7 @@ def check_rewards(recipe: Recipe) -> Iterator[UserError]:
         yield UserError(
             f"{' and '.join(trained)} are all {TRAINED!r}",
             "a run trains one reward model",
-            "keep one of them and give it the sum of the weights, or give the others a model folder",
+            "keep one of them, with the sum of the weights, or set the others to a model folder",
         )
     if recipe.early_stop is not None:
         yield from _source(recipe, "early_stop.scorer", recipe.early_stop.scorer)
@@ -114,7 +112,7 @@ def _source(recipe: Recipe, key: str, source: RewardSourceConfig) -> Iterator[Us
     if seconds >= longest:
         yield UserError(
             f"{key}.endpoint.timeout_seconds = {seconds:g} is not under placement.phase_timeout_seconds = {longest:g}",
-            "the run would end before the request is late",
+            "the run would end before the request times out",
             f"{key}.endpoint.timeout_seconds=30, or a longer placement.phase_timeout_seconds",
         )
 
@@ -125,6 +123,6 @@ def _held_out(recipe: Recipe, scorer: RewardSourceConfig) -> Iterator[UserError]
         if any(who) and part.weight and who == (part.model, part.function, part.endpoint and part.endpoint.url):
             yield UserError(
                 f"early_stop.scorer is the same as rewards.{name}",
-                "what the policy is trained on cannot tell that it is over-optimised: a held-out scorer is another one",
+                "over-optimisation can only be detected by a scorer that the policy is not trained on",
                 "name a reward model trained on other comparisons, a function or a service that is not in rewards",
             )

@@ -26,50 +26,50 @@ On the command line `key.path=value` changes any key for one run, for example
     rlhf ppo recipes/quickstart.yaml ppo.steps=50 placement.policy.ranks=2
 
 A key that does not exist, a value of the wrong type and a combination that cannot work are refused before anything
-starts. The resolved recipe, defaults included, is kept as `config.yaml` in the run's folder.
+starts. The resolved recipe, defaults included, is stored as `config.yaml` in the run's folder.
 """
 
 
 @dataclass(frozen=True)
 class PageSection:
-    """One section of the page: a dataclass, and the dotted prefixes under which it stands in a recipe."""
+    """One section of the page: a section's class, and its dotted prefixes in a recipe."""
 
     section: type
     prefixes: tuple[str, ...]
     defaults: tuple[Any, ...]
-    """The default instance under each prefix; ``None`` where the recipe has none."""
+    """The default instance under each prefix; None if the recipe has none."""
     purposes: tuple[str, ...]
-    """What the section is for under each prefix, from the field that holds it; may be empty."""
+    """Description of the section under each prefix, from the docstring of its field; may be empty."""
 
 
 def render() -> str:
-    """The page in Markdown."""
+    """Render the page in Markdown."""
     page = "\n".join([INTRODUCTION, *(_render_block(block) for block in _blocks())])
     return page.replace("\n\n\n", "\n\n")
 
 
 def _blocks() -> list[PageSection]:
-    """Sections in the schema's order; one that stands in several places, such as the optimizer, comes once."""
-    places: dict[type, list[str]] = {}
+    """Sections in the schema's order; one with several prefixes, such as the optimizer, is included once."""
+    prefixes: dict[type, list[str]] = {}
     purposes: dict[str, str] = {}
     for prefix, section in sections():
-        places.setdefault(section, []).append(prefix)
+        prefixes.setdefault(section, []).append(prefix)
         purposes |= {join(prefix, name): field.description or "" for name, field in fields_of(section).items()}
     return [
         PageSection(
             section=section,
-            prefixes=tuple(prefixes),
-            defaults=tuple(_default_at(prefix) for prefix in prefixes),
-            purposes=tuple(purposes.get(prefix, "") for prefix in prefixes),
+            prefixes=tuple(own),
+            defaults=tuple(_default_at(prefix) for prefix in own),
+            purposes=tuple(purposes.get(prefix, "") for prefix in own),
         )
-        for section, prefixes in places.items()
+        for section, own in prefixes.items()
     ]
 
 
 def _default_at(prefix: str) -> Any:
     instance: Any = Recipe(name="")
     for part in prefix.split(".") if prefix else ():
-        instance = getattr(instance, part, None)  # none inside an optional section, or one that the user names
+        instance = getattr(instance, part, None)  # None inside an optional or a user-named section
     return instance
 
 
@@ -94,7 +94,7 @@ def _heading(block: PageSection) -> str:
 
 
 def _key(block: PageSection, name: str) -> str:
-    """The dotted key; the common end of it where the section stands in several places."""
+    """The dotted key; only its end if the section has several prefixes."""
     return join(block.prefixes[0], name) if len(block.prefixes) == 1 else f"….{name}"
 
 

@@ -1,8 +1,8 @@
 """Every option of a run, with its meaning under it. ``docs/configuration.md`` is generated from this file.
 
-All sections are frozen and keyword-only, and validate their values when they are constructed: types, limits of single
-numbers, and rules that concern one section alone. Rules between sections are in ``validate``. A default is what a
-careful user would start from; a field exists only because some run needs another value.
+All sections are frozen and keyword-only, and validate their values when they are constructed: types, limits of numbers,
+and rules within one section. Rules between sections are in ``rlhf/validate.py``. A default is what a careful user would
+start from; a field exists only because some run needs another value.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ from rlhf.errors import UserError
 
 @section
 class ScratchConfig:
-    """A small Llama-style model made from nothing, with a tokenizer trained on the run's own text."""
+    """A small, randomly initialised Llama-style model, with a tokenizer trained on the run's own text."""
 
     hidden_size: Count = 128
-    """Width of the residual stream: ``heads`` times a head width that vLLM has a kernel for: 32, 64, 80, 96, ..."""
+    """Width of the residual stream: ``heads`` times a head width that vLLM supports: 32, 64, 80, 96, ..."""
     layers: Count = 4
     """Number of decoder layers."""
     heads: Count = 4
@@ -68,7 +68,7 @@ class ScratchConfig:
 class LoRAConfig:
     """Low-rank adapters (Hu et al. 2021) in place of training all weights: W + (alpha/rank)·B·A, B zero at the start.
 
-    The frozen weights are the reference for free. Engines, and the saved model, get the merged weights.
+    The frozen weights serve as the reference. Engines and the saved model get the merged weights.
     """
 
     rank: Count = 16
@@ -76,7 +76,7 @@ class LoRAConfig:
     alpha: Positive = 32.0
     """Scale of the update, over ``rank``."""
     targets: Texts = ("all-linear",)
-    """Names of the linear layers that get adapters; ``all-linear`` is every one but the output head."""
+    """Names of the linear layers that get adapters; ``all-linear`` means all except the output head."""
 
 
 @section
@@ -84,66 +84,68 @@ class ModelConfig:
     """The language model that every role starts from."""
 
     path: StrictStr | None = None
-    """Folder or hub name of a pretrained causal language model that vLLM serves; give this or ``scratch``."""
+    """Folder or hub name of a pretrained causal language model that vLLM supports; set either this or ``scratch``."""
     scratch: ScratchConfig | None = None
-    """Make a small model from nothing instead of loading one."""
+    """Create a small, randomly initialised model instead of loading one."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of forward and backward passes and of the engine; master weights and optimizer states stay float32."""
     lora: LoRAConfig | None = None
     """Train adapters instead of all weights, in SFT, DPO and PPO."""
     gradient_checkpointing: StrictBool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    """Recompute activations in the backward pass: takes less memory and about a third more time."""
     packing: Annotated[Literal["auto", "off"], OffSwitch] = "auto"
-    """Whether sequences share a row without padding. ``auto`` tries every model before its stage begins, and gives each
-    sequence a row of its own where the model lets neighbours in a row change each other; ``off`` always does."""
+    """Whether sequences share a row without padding. ``auto`` probes every model before its stage begins, and gives
+    each sequence a separate row if sequences in one row would influence each other; ``off`` always gives separate
+    rows."""
     trust_remote_code: StrictBool = False
-    """Run Python code that comes with the model. Leave it off unless you have read that code."""
+    """Run Python code that comes with the model. Leave it off unless you have read this code."""
     chat_template: StrictStr | None = None
-    """Path of a Jinja chat template, for a tokenizer without one or in place of its own."""
+    """Path of a Jinja chat template, which replaces the tokenizer's own, if any."""
 
 
 @section
 class DataConfig:
-    """Where the human data is and how it is read. A stage's own path wins over ``path``."""
+    """Location and format of the human data. A stage's own path takes precedence over ``path``."""
 
     path: StrictStr | None = None
-    """File, folder or hub name that serves all stages (a preference file does: chosen answers teach SFT, prompts serve
-    PPO)."""
+    """File, folder or hub name of data for all stages: a preference file, whose chosen answers are used in SFT and
+    whose prompts are used in PPO."""
     demonstrations: StrictStr | None = None
     """Data of the SFT stage: prompt-completion rows, ``messages``, or preferences whose chosen answers are used."""
     preferences: StrictStr | None = None
     """Data of the reward and DPO stages: rows with chosen and rejected answers."""
     prompts: StrictStr | None = None
-    """Data of the PPO stage: rows with a prompt; answers in them are ignored."""
+    """Data of the PPO stage: rows with a prompt; their answers are ignored."""
     format: Literal["auto", "jsonl", "json", "parquet", "datasets", "hh"] = "auto"
-    """How files are read; ``auto`` goes by the name's ending and the first row. ``hh`` is Anthropic's transcripts."""
+    """Format of the files; ``auto`` detects it from the file name extension and the first row. ``hh`` is the format of
+    Anthropic's transcripts."""
     split: StrictStr = "train"
-    """Which split of a ``datasets`` folder or hub dataset is read, or of a folder of files by their names."""
+    """Split of a ``datasets`` folder or hub dataset to read, or, by file names, of a folder of files."""
     columns: dict[StrictStr, StrictStr] = field(default_factory=dict)
-    """Renames: the name that rlhf knows (prompt, completion, chosen, rejected, messages, text, label, margin, system,
-    input, tools, documents, chat_template_kwargs) to the name in your file, or to a dotted path into a nested column
-    (``outputs.0.text``). Beside two answers ``label`` says which of them won; several (``a, b, c``) are votes, or
-    stand for one outcome each."""
+    """Column names: maps a name that rlhf reads (prompt, completion, chosen, rejected, messages, text, label, margin,
+    system, input, tools, documents, chat_template_kwargs) to the name in the file, or to a dotted path into a nested
+    column (``outputs.0.text``). For rows with two answers ``label`` names the column of the winner; several columns
+    (``a, b, c``) are votes, or represent one outcome each."""
     labels: dict[StrictStr, StrictStr] = field(default_factory=dict)
-    """What a label beside two answers says: its value to ``chosen``, ``rejected`` (the column of that name won) or
-    ``tie``. Empty: 1, 2 and 0, a and b, and the columns' own names and numbers are understood where they are
+    """Meaning of labels in rows with two answers: maps a label to ``chosen`` or ``rejected`` (the column of this name
+    won) or ``tie``. If empty, 1, 2 and 0, a and b, and the columns' own names and numbers are understood if they are
     unambiguous."""
     ignore: Texts = ()
-    """Columns of the file, or dotted paths into them, that are not to be read, on purpose."""
+    """Columns of the file, or dotted paths into them, to ignore without a remark."""
     held_out_fraction: BelowOne = 0.1
-    """Share of the prompts kept out of training for evaluation; the split is by prompt, so no prompt is on both
-    sides."""
+    """Fraction of the prompts held out of training for evaluation; the split is by prompt, so that no prompt is in both
+    parts."""
     max_prompt_length: Count = 256
-    """Longest prompt in tokens. Longer prompts are handled as ``long_prompts`` says."""
+    """Longest prompt in tokens; ``long_prompts`` defines how longer ones are handled."""
     max_response_length: Count = 256
-    """Longest response in tokens, end token included, in training data. A longer one is set aside and counted, never
-    cut."""
+    """Longest response in training data, in tokens, end token included. Longer ones are left out and counted, never
+    truncated."""
     long_prompts: Literal["drop", "truncate_left", "error"] = "drop"
-    """What happens to a longer prompt: set aside and counted, cut at its beginning and counted, or refused."""
+    """How a longer prompt is handled: left out and counted, truncated at its beginning and counted, or an error."""
     bad_rows: Literal["skip", "error"] = "skip"
-    """A malformed row is reported with file and line; then it is skipped and counted, or the run is refused."""
+    """How a malformed row is handled, which is always reported with file and line: skipped and counted, or an error."""
     max_rows: Count | None = None
-    """Read no more than this many rows of each file."""
+    """Largest number of rows to read of each file."""
 
 
 @section
@@ -153,9 +155,9 @@ class OptimizerConfig:
     lr: Positive = 1e-5
     """Peak learning rate."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
-    """How the rate falls after warm-up; ``linear`` and ``cosine`` reach 0 at the last update."""
+    """Learning rate after warm-up; ``linear`` and ``cosine`` decay to 0 at the last update."""
     warmup_steps: CountOrZero = 0
-    """Updates over which the rate rises from 0 to ``lr``."""
+    """Number of updates over which the rate rises from 0 to ``lr``."""
     betas: tuple[BelowOne, BelowOne] = (0.9, 0.95)
     """Adam's decay rates of the first and second moment."""
     eps: Positive = 1e-5
@@ -163,17 +165,16 @@ class OptimizerConfig:
     weight_decay: NotNegative = 0.0
     """Decoupled weight decay."""
     max_grad_norm: NotNegative = 1.0
-    """Gradients are scaled down to this global norm; 0 switches clipping off."""
+    """Gradients are scaled down to this global norm; 0 disables clipping."""
 
 
 @section
 class SFTConfig:
-    """Supervised fine-tuning on demonstrations: the loss is on the completion, its end token included."""
+    """Supervised fine-tuning on demonstrations. The loss covers the completion, end token included."""
 
     train_on: Literal["last", "all"] = "last"
-    """Which of the assistant's turns in a conversation carry the loss: the last one or all of them. A conversation is
-    one example for all its turns where the chat template writes each of them the same whether or not others follow,
-    else one example for each turn."""
+    """Assistant turns of a conversation that are trained on: the last one or all. With ``all``, a conversation is one
+    example if the chat template renders each turn independently of the turns after it, else one example per turn."""
     epochs: Count = 1
     """Passes over the demonstrations."""
     batch_size: Count = 32
@@ -181,7 +182,7 @@ class SFTConfig:
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=2e-5))
     """Optimizer and schedule."""
     eval_every: Count = 50
-    """Updates between evaluations on held-out demonstrations; the last update is always evaluated."""
+    """Number of updates between evaluations on held-out demonstrations; the last update is always evaluated."""
 
 
 @section
@@ -189,42 +190,42 @@ class RewardConfig:
     """The reward model: a sequence classifier trained on comparisons, −log σ(r_chosen − r_rejected − margin)."""
 
     epochs: Count = 1
-    """Passes over the comparisons; more than one over-fits (InstructGPT, section 3.5)."""
+    """Passes over the comparisons; more than one overfits (InstructGPT, section 3.5)."""
     batch_size: Count = 32
     """Prompts per update, over all ranks; all comparisons of one prompt stay together."""
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-5))
     """Optimizer and schedule."""
     eval_every: Count = 50
-    """Updates between evaluations on held-out comparisons; the last update is always evaluated."""
+    """Number of updates between evaluations on held-out comparisons; the last update is always evaluated."""
     init: StrictStr | None = None
-    """Model folder to start from; without it the SFT stage's model of the same run, or ``model`` when there is none."""
+    """Model folder to start from; by default the SFT stage's model of the same run, or ``model`` if there is none."""
     ceiling: StrictStr | None = None
-    """JSON file whose ``accuracy_ceiling`` is the best accuracy that the labels' noise allows, where that is known;
-    shown beside the model's."""
+    """JSON file whose ``accuracy_ceiling`` is the best accuracy that the noise of the labels allows, if it is known; it
+    is shown next to the model's accuracy."""
 
 
 @section
 class EndpointConfig:
-    """A service that scores: it is sent ``{"prompts": [...], "responses": [...], "rows": [...]}`` as JSON and answers
-    ``{"scores": [...]}``, one finite number a response."""
+    """An HTTP service that scores responses: it receives ``{"prompts": [...], "responses": [...], "rows": [...]}`` as
+    JSON and answers ``{"scores": [...]}``, one finite number per response."""
 
     url: ServiceUrl
-    """Address that takes a POST request, for example ``http://127.0.0.1:8000/score``."""
+    """URL for POST requests, for example ``http://127.0.0.1:8000/score``."""
     batch_size: Count = 32
     """Samples per request."""
     connections: Count = 4
-    """Requests under way at one time, over connections that are kept open."""
+    """Number of concurrent requests, over connections that stay open."""
     timeout_seconds: Seconds = 30.0
-    """Longest time that one request may take."""
+    """Timeout of one request."""
     retries: CountOrZero = 3
-    """Further attempts after a request that failed or was late, each after twice the wait of the one before."""
+    """Number of retries of a request that failed or timed out, with exponential backoff."""
     on_failure: Literal["fail", "retry", "drop"] = "fail"
-    """When all attempts failed: stop the run, go on trying until ``placement.phase_timeout_seconds``, or leave the
+    """Action after the last failed attempt: stop the run, retry until ``placement.phase_timeout_seconds``, or leave the
     request's samples out of the update and count them."""
 
 
 TRAINED = "trained"
-"""In place of a model's folder: the model of the run's reward stage."""
+"""Value for the model of the run's reward stage, instead of a folder."""
 REWARD_KINDS = ("model", "function", "endpoint")
 
 
@@ -233,16 +234,17 @@ class RewardSourceConfig:
     """One part of the reward: exactly one of ``model``, ``function`` and ``endpoint``."""
 
     model: StrictStr | None = None
-    """Folder or hub name of a sequence classifier of any architecture, or ``trained``: that of the run's reward stage.
-    With a tokenizer other than the policy's it is given the text; an encoder is given prompt and response as a pair."""
+    """Folder or hub name of a sequence classifier of any architecture, or ``trained`` for that of the run's reward
+    stage. If its tokenizer differs from the policy's, it reads the text; an encoder reads prompt and response as a
+    pair."""
     label: StrictInt | StrictStr | None = None
-    """Which of a model's labels is the score, by index or name: its logit as it is. Needed where there are several."""
+    """Label of the model whose logit is the score, by index or name; required if the model has several labels."""
     max_length: Count | None = None
-    """Longest sequence in tokens that a model is given; what exceeds it is cut at the prompt's beginning and counted.
-    By default the model's own context."""
+    """Longest sequence for a model, in tokens; longer ones are truncated at the prompt's beginning and counted. The
+    default is the model's context."""
     function: StrictStr | None = None
     """A Python function, ``package.module:function`` or ``file.py:function``, that takes lists of prompts and responses
-    and returns a list of floats; a third parameter named ``rows`` is given each prompt's data row."""
+    and returns a list of floats; a third parameter named ``rows`` receives the prompts' data rows."""
     endpoint: EndpointConfig | None = None
     """An HTTP service."""
     weight: Number = 1.0
@@ -259,7 +261,7 @@ class RewardSourceConfig:
             yield UserError(
                 f"{HERE} has {' and '.join(given) or 'none'} of {', '.join(REWARD_KINDS)}",
                 "a part of the reward is exactly one of them",
-                f"keep one; a second one is a part of its own under another name, and {HERE}.<kind>=null leaves one out"
+                f"keep one, and put the other into a separate part; {HERE}.<kind>=null leaves one out"
                 if given
                 else f"{HERE}.function=file.py:function, {HERE}.model=<folder, or {TRAINED}>, or "
                 f"{HERE}.endpoint.url=http://...",
@@ -267,7 +269,7 @@ class RewardSourceConfig:
         for name in ("label", "max_length"):
             value = getattr(self, name)
             if value is not None and self.model is None:
-                why = "it is about a model that is read"
+                why = "it applies to models only"
                 yield UserError(f"{HERE}.{name} = {value!r} and no model folder", why, f"leave out {HERE}.{name}")
         if self.label is not None and self.model == TRAINED:
             what = f"{HERE}.label = {self.label!r} and {HERE}.model = {TRAINED!r}"
@@ -280,43 +282,43 @@ class AdaptiveKLConfig:
     1 + clip(KL/target − 1, ±0.2) · batch_size/horizon."""
 
     target: Positive = 6.0
-    """KL to the reference that is aimed at, in nats a response: summed over tokens, averaged over responses."""
+    """Target KL to the reference, in nats per response: summed over tokens, averaged over responses."""
     horizon: Count = 10000
-    """Responses over which β may change by a fifth."""
+    """Number of responses over which β may change by a fifth."""
 
 
 Stage = Literal["sft", "reward", "dpo", "ppo", "pipeline", "generate"]
 """A command that runs a recipe."""
 CRITIC_OPTIONS = ("gamma", "lam", "value_clip_range", "critic_warmup_steps")
-"""Options of the algorithm that only a critic's advantages or updates use."""
+"""Options of the algorithm that apply only with a critic."""
 LossMean = Literal["token", "sequence", "constant"]
 AlgorithmName = Literal["ppo", "grpo", "dr_grpo", "rloo", "reinforce++", "reinforce++_baseline"]
 
 
 @section
 class AlgorithmConfig:
-    """What the policy is trained by; names as in the papers, a page for each in ``docs/algorithms/``.
+    """The algorithm that trains the policy; names as in the papers, with a page for each in ``docs/algorithms/``.
 
-    ``kl_in``, ``loss_mean`` and ``whiten_advantages`` are the algorithm's own where the recipe leaves them out.
+    The defaults of ``kl_in``, ``loss_mean`` and ``whiten_advantages`` depend on the algorithm.
     """
 
     name: AlgorithmName = "ppo"
-    """``ppo`` has a critic; the others compare responses to one prompt, or to the whole batch (``reinforce++``)."""
+    """``ppo`` has a critic; the others compare responses to one prompt, or over the whole batch (``reinforce++``)."""
     kl_coef: NotNegative = 0.05
     """β: weight of the KL to the reference."""
     kl_in: Literal["reward", "loss"] | None = None
-    """Where the KL goes: into each token's reward (the estimator k1), or into the loss (the value of k3 with the
+    """Whether the KL is part of each token's reward (the estimator k1) or of the loss (the value of k3 with the
     gradient of the reverse KL)."""
     adaptive_kl: AdaptiveKLConfig | None = None
-    """Let β follow a target KL, starting from ``kl_coef``."""
+    """Adapt β to a target KL, starting from ``kl_coef``."""
     clip_range: OpenFraction = 0.2
     """ε: the ratio is clipped to [1 − ε, 1 + ε]."""
     clip_range_high: Positive | None = None
-    """Upper ε where it differs: the ratio is clipped to [1 − clip_range, 1 + clip_range_high]."""
+    """Upper ε, if it differs: the ratio is clipped to [1 − clip_range, 1 + clip_range_high]."""
     dual_clip: AboveOne | None = None
-    """c > 1: where the advantage is negative, the loss is at most −c·Â (Ye et al. 2020); none leaves it unbounded."""
+    """c > 1: for a negative advantage the loss is at most −c·Â (Ye et al. 2020); null leaves it unbounded."""
     value_clip_range: Positive | None = 0.2
-    """ε_v: the new value is clipped to within this of the old one; none switches it off."""
+    """ε_v: the new value is clipped to within this distance of the old one; null disables clipping."""
     entropy_coef: NotNegative = 0.0
     """Weight of the entropy bonus in the loss."""
     gamma: Fraction = 1.0
@@ -326,34 +328,35 @@ class AlgorithmConfig:
     whiten_advantages: StrictBool | None = None
     """Shift and scale advantages to mean 0 and variance 1 over the response tokens of the global batch."""
     loss_mean: LossMean | None = None
-    """What the loss is an average of, always over the global batch: all tokens; responses, each the mean of its tokens;
-    or responses, each the sum of its tokens over ``rollout.max_response_length``."""
+    """Average of the loss over the global batch: over all tokens (``token``); over responses, each the mean of its
+    tokens (``sequence``); or over responses, each the sum of its tokens over ``rollout.max_response_length``
+    (``constant``)."""
     missing_eos: Literal["replace", "subtract"] = "replace"
-    """A response without an end token: the penalty stands in place of its score, or is taken off it."""
+    """Whether the penalty for a response without an end token replaces the score or is subtracted from it."""
     missing_eos_penalty: NotNegative | None = 1.0
-    """Size of that penalty; none switches it off."""
+    """Size of this penalty; null disables it."""
     length_penalty: NotNegative = 0.0
-    """Taken off the score for every token of the response."""
+    """Subtracted from the score for every token of the response."""
     reward_scale: Literal["none", "running_std"] = "none"
-    """Divide scores by their standard deviation over all steps so far; β then weighs against scaled scores."""
+    """Divide scores by their standard deviation over all steps so far; β then applies to scaled scores."""
     reward_clip: Positive | None = None
-    """Scores, after scaling, are clipped to within this of 0."""
+    """Scores are clipped to this absolute value, after scaling."""
     epochs: Count = 4
     """Passes over each batch of rollouts."""
     minibatches: Count = 1
     """Updates per pass; ``ppo.batch_size`` is divisible by it."""
     target_kl: Positive | None = None
-    """End the policy's updates of a step early once one finds it this far from where the step began: mean of
-    ½ (log ratio)² over tokens, in nats. The critic makes all of its updates."""
+    """Skip the remaining policy updates of a step after an update in which the policy is this far from that of the
+    step's beginning: mean of ½ (log ratio)² over tokens, in nats. The critic's updates are not skipped."""
     importance_sampling: Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] = (
         "token_truncate"
     )
-    """Correction where the engine's probabilities differ from the trainer's: weights π_trainer/π_engine of tokens or
-    of whole responses, cut off at ``importance_cap`` (truncate), or 0 beyond it (mask)."""
+    """Correction for differences between the engine's and the trainer's probabilities: weights π_trainer/π_engine of
+    tokens or of whole responses, limited to ``importance_cap`` (truncate), or 0 above it (mask)."""
     importance_cap: AtLeastOne = 2.0
     """Largest importance weight."""
     critic_warmup_steps: CountOrZero = 0
-    """First steps in which only the critic learns."""
+    """Number of first steps in which only the critic is trained."""
 
     @model_validator(mode="after")
     def _validate(self) -> Self:
@@ -364,14 +367,14 @@ class AlgorithmConfig:
         return self
 
     def _problems(self) -> Iterator[UserError]:
-        """Options that could never act, or that undo each other. What is merely unusual passes."""
+        """Options that have no effect, or that contradict each other. Options that are only unusual pass."""
         changed = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
         given = {f"algorithm.{key}": changed[key] for key in CRITIC_OPTIONS if key in changed}
         if given and not self.has_critic:
             shown = (f"{key} = {'null' if value is None else value}" for key, value in given.items())
             yield UserError(
                 f"{', '.join(shown)}: {self.name} has no critic",
-                "they shape the critic's values and the advantages made from them, and would do nothing",
+                "they apply to the critic's values and the advantages computed from them, and would have no effect",
                 f"leave out {', '.join(given)}, or algorithm.name=ppo",
             )
         if self.name == "dr_grpo" and self.whiten_advantages:
@@ -395,7 +398,7 @@ class AlgorithmConfig:
         if self.missing_eos == "subtract" and self.missing_eos_penalty is None:
             yield UserError(
                 "algorithm.missing_eos = subtract with algorithm.missing_eos_penalty = null",
-                "there is nothing to take off the score",
+                "there is nothing to subtract from the score",
                 "algorithm.missing_eos_penalty=1.0, or leave out algorithm.missing_eos",
             )
         edge = 1 + self.clip_high
@@ -410,13 +413,13 @@ class AlgorithmConfig:
         if self.importance_sampling == "none" and "importance_cap" in changed:
             yield UserError(
                 f"algorithm.importance_cap = {self.importance_cap} with algorithm.importance_sampling = none",
-                "without importance weights there is nothing to cut off",
+                "without importance weights there is nothing to limit",
                 "leave out algorithm.importance_cap, or algorithm.importance_sampling=token_truncate",
             )
         if self.target_kl is not None and self.epochs * self.minibatches == 1:
             yield UserError(
                 f"algorithm.target_kl = {self.target_kl} with a single update per step",
-                "it ends a step's further updates, and there are none",
+                "it skips a step's further updates, and there are none",
                 "leave out algorithm.target_kl, or raise algorithm.epochs or algorithm.minibatches",
             )
 
@@ -427,7 +430,7 @@ class AlgorithmConfig:
 
     @property
     def averaging(self) -> LossMean:
-        """``loss_mean``, which is never none once the algorithm has filled it in."""
+        """``loss_mean``, after the algorithm's default is filled in."""
         assert self.loss_mean is not None
         return self.loss_mean
 
@@ -445,18 +448,18 @@ ALGORITHM_DEFAULTS: dict[str, dict[str, str | bool]] = {
     "reinforce++": {"kl_in": "reward", "loss_mean": "token", "whiten_advantages": True},
     "reinforce++_baseline": {"kl_in": "loss", "loss_mean": "token", "whiten_advantages": True},
 }
-"""What each algorithm's paper does, where a recipe says nothing."""
+"""Defaults of each algorithm, as in its paper."""
 
 
 @section
 class DPOConfig:
-    """Direct preference optimisation (Rafailov et al. 2023): the policy learns from comparisons without a reward model,
+    """Direct preference optimisation (Rafailov et al. 2023): trains the policy on comparisons without a reward model,
     −log σ(β [(log π_c − log π_r) − (log ref_c − log ref_r)])."""
 
     beta: Positive = 0.1
-    """β: how strongly the policy is held to the reference."""
+    """β: strength of the regularisation towards the reference."""
     label_smoothing: BelowHalf = 0.0
-    """Share of the comparisons that are taken to be the wrong way round (conservative DPO)."""
+    """Assumed fraction of comparisons with swapped labels (conservative DPO)."""
     epochs: Count = 1
     """Passes over the comparisons."""
     batch_size: Count = 32
@@ -464,26 +467,27 @@ class DPOConfig:
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-6))
     """Optimizer and schedule."""
     eval_every: Count = 50
-    """Updates between evaluations on held-out comparisons; the last update is always evaluated."""
+    """Number of updates between evaluations on held-out comparisons; the last update is always evaluated."""
     init: StrictStr | None = None
-    """Model folder to start from; without it the SFT stage's model of the same run, or ``model.path`` when there is
+    """Model folder to start from; by default the SFT stage's model of the same run, or ``model.path`` if there is
     none."""
 
 
 @section
 class EarlyStopConfig:
-    """Watch for over-optimisation in PPO: a scorer that the policy is not trained on judges answers to held-out prompts
-    as the run goes on, and the best policy by that scorer is kept."""
+    """Early stopping of PPO on over-optimisation: a held-out scorer, which the policy is not trained on, evaluates
+    answers to held-out prompts during the run, and the policy with the best held-out score is kept."""
 
     scorer: RewardSourceConfig
-    """Who judges: a second reward model, a function, or a service."""
+    """The held-out scorer: a second reward model, a function, or a service."""
     every: Count = 10
-    """Steps between judgements; the policy before the first step and after the last one is always judged."""
+    """Number of steps between held-out evaluations; the policy before the first and after the last step is always
+    evaluated."""
     prompts: Count = 100
-    """Held-out prompts answered each time, always the same."""
+    """Number of held-out prompts, the same in every evaluation."""
     patience: Count = 1
-    """Judgements in a row at which the held-out score is lower than the best (paired; 5% over a whole run) while the
-    reward is higher, before the run stops. The best policy becomes the run's model."""
+    """Number of consecutive evaluations with a held-out score significantly lower than the best (paired test; 5% over a
+    whole run) and a higher reward, after which the run stops. The best policy becomes the run's model."""
 
     @model_validator(mode="after")
     def _validate(self) -> Self:
@@ -494,276 +498,276 @@ class EarlyStopConfig:
 
 @section
 class PPOConfig:
-    """The loop: how much, how long, how fast."""
+    """Length, batch size, optimizers and initial models of a PPO run."""
 
     steps: Count = 100
-    """Rollout-and-update steps."""
+    """Number of steps, each a rollout and an update."""
     batch_size: Count = 128
     """Rollouts per step, over all ranks and engines."""
     samples_per_prompt: Count = 1
-    """Responses drawn for each prompt of a step; ``batch_size`` is divisible by it."""
+    """Responses sampled for each prompt of a step; ``batch_size`` is divisible by it."""
     staleness: ZeroOrOne = 0
-    """Versions of the weights by which rollouts may be older than the policy that learns from them. 0: each step
-    generates, then trains. 1: while a step trains, the engines generate the next one's rollouts, on GPUs of their
-    own; ``algorithm.importance_sampling`` corrects for the older weights."""
+    """Number of weight versions by which rollouts may be older than the policy that is trained on them. 0: each step
+    generates, then trains. 1: while a step trains, the engines generate the next step's rollouts, on separate GPUs;
+    ``algorithm.importance_sampling`` corrects for the older weights."""
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-6))
     """The policy's optimizer."""
     critic_optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=9e-6))
     """The critic's optimizer."""
     policy_init: StrictStr | None = None
-    """Model folder of the policy and the reference; without it the SFT stage's model of the same run."""
+    """Model folder of the policy and the reference; by default the SFT stage's model of the same run."""
     critic_init: StrictStr | None = None
-    """Model folder that the critic starts from, with a new head; without it the first reward model among ``rewards``,
-    or the policy's start where there is none."""
+    """Model folder from which the critic is initialised, with a new head; by default the first reward model of
+    ``rewards``, or the initial policy if there is none."""
 
 
 @section
 class RolloutConfig:
-    """vLLM engines that answer prompts."""
+    """The vLLM engines that generate responses."""
 
     engines: Count = 1
-    """Number of engines, each its own actor."""
+    """Number of engines; each is a separate actor."""
     tensor_parallel: Count = 1
     """GPUs per engine."""
     temperature: Positive = 1.0
-    """Sampling temperature; the trainer's log-probabilities use the same. Sampling is otherwise untouched (no top-p,
-    top-k or penalties)."""
+    """Sampling temperature, also of the trainer's log-probabilities. There is no top-p, top-k or penalty."""
     max_response_length: Count = 256
     """Longest response in tokens, end token included."""
     block_size: Count = 32
-    """Finished samples that leave an engine together to be scored while the rest are still being generated."""
+    """Number of finished samples that an engine returns together; they are scored while others are still generated."""
     memory_gib: Positive = 1.0
     """KV cache of an engine on CPU, in GiB."""
     gpu_memory_fraction: Share = 0.5
-    """Share of a GPU's memory that an engine may take."""
+    """Fraction of a GPU's memory that an engine may use."""
     enforce_eager: StrictBool = False
-    """Run without compilation or CUDA graphs: slower, starts sooner."""
+    """Run without compilation and CUDA graphs: starts faster and generates more slowly."""
 
 
 @section
 class RoleConfig:
-    """Where one model lives and how it is sharded."""
+    """Processes of one model, and how it is sharded over them."""
 
     ranks: Count = 1
-    """Processes; on GPUs, one GPU each. Samples are dealt out to them, or to groups of them where
+    """Number of processes; on GPUs, one GPU each. Samples are distributed over ranks, or over groups of ranks if
     ``sequence_parallel`` or ``tensor_parallel`` is above 1."""
     sequence_parallel: Count = 1
-    """Neighbouring ranks that share each packed row, for rows that are too long for one: each computes its part of the
-    places, and in attention its part of the heads (DeepSpeed Ulysses). Divides ``ranks`` and the model's heads."""
+    """Number of neighbouring ranks that split each packed row, for rows that are too long for one rank: each computes a
+    range of token positions, and in attention a part of the heads (DeepSpeed Ulysses). Divides ``ranks`` and the
+    model's heads."""
     tensor_parallel: Count = 1
-    """Neighbouring ranks that share each decoder layer's matrices and compute every row together (DeepSpeed AutoTP).
-    Divides ``ranks``, the model's heads and the width of its feed-forward blocks; with ZeRO 1 or 2."""
+    """Number of neighbouring ranks that split the matrices of each decoder layer (DeepSpeed AutoTP). Divides ``ranks``,
+    the model's heads and the width of its feed-forward blocks; requires ZeRO stage 1 or 2."""
     zero_stage: Annotated[Literal[0, 1, 2, 3], ExactInt] = 1
-    """What DeepSpeed shards over the ranks: nothing, optimizer states, also gradients, also parameters."""
+    """ZeRO stage; DeepSpeed shards nothing (0), optimizer states (1), also gradients (2), also parameters (3)."""
     offload: StrictBool = False
-    """Keep optimizer states (and for stage 3 the parameters) in host memory all the time; the optimizer steps there."""
+    """Keep optimizer states (at stage 3 also parameters) in host memory at all times, and run the optimizer there."""
     offload_between_phases: Literal["auto", "none", "states", "all"] = "auto"
-    """What of a role of PPO lies in host memory while it has nothing to do with it: ``none``; ``states``, which only an
-    update needs (moments, master weights, gradients); or ``all``, its weights too. Roles with ``all`` work one after
-    another, and score when all responses are there. ``auto`` is ``states`` where the role shares its GPUs, else
-    ``none``."""
+    """State that a role of PPO offloads to host memory while it does not use it: ``none``; ``states``, which only
+    updates use (moments, master weights, gradients); or ``all``, which includes the weights. Roles with ``all`` run one
+    after another, and score after the last response is generated. ``auto`` is ``states`` if the role shares its GPUs,
+    else ``none``."""
     micro_batch_tokens: Count = 4096
-    """Token budget of one packed row, shared or not; sequences are packed into it without padding. At least one full
-    sequence; a pair of answers, in reward training and DPO, stays together and may exceed it. A larger one means fewer
-    passes and, in proportion, more memory."""
+    """Token budget of a packed row, into which sequences are packed without padding; at least the longest sequence. A
+    pair of answers, in reward training and DPO, stays in one row and may exceed it. A larger budget means fewer passes
+    and proportionally more memory."""
     share_with: Literal["policy", "critic", "reference", "reward"] | None = None
-    """With ``separate``: the role whose GPUs this one uses too, rank by rank, instead of GPUs of its own. Only in PPO:
-    the other stages have one role each."""
+    """With ``separate``: the role whose GPUs this one shares, rank by rank, instead of having its own. Only in PPO: the
+    other stages have one role each."""
     gpu_type: StrictStr | None = None
-    """Type of its GPUs as ``ray status`` names it after ``accelerator_type:``, ``H100`` for example. For clusters."""
+    """Type of its GPUs, on a cluster: the name after ``accelerator_type:`` in ``ray status``, for example ``H100``."""
 
 
 @section
 class EnginePlacementConfig:
-    """Where the engines sit; how many there are and how wide is in ``rollout``."""
+    """GPUs of the engines; their number and tensor-parallel size are in ``rollout``."""
 
     share_with: Literal["policy"] | None = None
-    """With ``separate``: whether engine i uses the GPU of policy rank i, and sleeps while that trains."""
+    """With ``separate``: whether engine i shares the GPU of policy rank i, and sleeps during training."""
     gpu_type: StrictStr | None = None
     """Type of their GPUs, as for the other roles."""
 
 
 @section
 class PlacementConfig:
-    """Which role gets which processes and GPUs."""
+    """Processes and GPUs of each role."""
 
     strategy: Literal["auto", "colocated", "separate"] = "auto"
-    """``colocated``: all roles share every GPU, vLLM sleeps while training, weights move by CUDA IPC. ``separate``:
-    each role owns its GPUs, weights move by NCCL. ``auto``: separate when there are GPUs enough and everything fits by
-    the figures of `rlhf plan`, otherwise colocated; the run says why. Without GPUs all are CPU processes."""
+    """``colocated``: all roles share every GPU, vLLM sleeps during training, weights are transferred by CUDA IPC.
+    ``separate``: each role has its own GPUs, weights are transferred by NCCL. ``auto``: separate if there are enough
+    GPUs and everything fits by the estimates of `rlhf plan`, else colocated; the run logs the reason. Without GPUs all
+    roles are CPU processes."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """``auto`` takes GPUs when the machine or cluster has them."""
+    """``auto`` uses GPUs if the machine or cluster has any."""
     policy: RoleConfig = field(default_factory=RoleConfig)
-    """The policy in PPO, and the model being trained in SFT and DPO."""
+    """The policy in PPO, and the trained model in SFT and DPO."""
     critic: RoleConfig = field(default_factory=RoleConfig)
     """The critic in PPO."""
     reference: RoleConfig = field(default_factory=RoleConfig)
     """The frozen reference in PPO."""
     reward: RoleConfig = field(default_factory=RoleConfig)
-    """The frozen reward model in PPO, and the model being trained in the reward stage."""
+    """The frozen reward models in PPO, and the trained model in the reward stage."""
     rollout: EnginePlacementConfig = field(default_factory=EnginePlacementConfig)
     """The vLLM engines."""
     threads_per_rank: Count = 1
-    """CPU threads of each process when it computes on the CPU; more than the cores have to give slows everything."""
+    """CPU threads of each process that computes on the CPU; more threads than cores slow the run down."""
     ray_address: StrictStr | None = None
-    """Address of a running Ray cluster, or ``auto`` to find it; without it a Ray of this machine's own is started,
-    listening on 127.0.0.1."""
+    """Address of a running Ray cluster, or ``auto`` to find it; by default a local Ray is started, which listens on
+    127.0.0.1."""
     start_timeout_seconds: Seconds = 600.0
     """Deadline for all actors to be placed and loaded."""
     phase_timeout_seconds: Seconds = 1800.0
-    """Longest time without any answer within one phase of a step."""
+    """Longest time without an answer of an actor within one phase of a step."""
 
     def host_of(self, role: str) -> str | None:
-        """The role whose GPUs a role uses; ``None`` where it has its own."""
+        """The role whose GPUs a role shares; None if it has its own."""
         host: str | None = getattr(self, role).share_with
         return host
 
     def gpu_type_of(self, role: str) -> str | None:
-        """The type of GPUs that a role asks for."""
+        """The type of GPUs that a role requests, if any."""
         kind: str | None = getattr(self, role).gpu_type
         return kind
 
 
 @section
 class CheckpointConfig:
-    """What is kept of a PPO run so that the same command goes on where it ended, whatever ended it."""
+    """Checkpoints and snapshots of a PPO run, from which the same command resumes after any failure."""
 
     every: Count = 10
-    """Steps between checkpoints; the last step always has one, and so has a stop on request."""
+    """Number of steps between checkpoints; one is also written after the last step and on a stop request."""
     keep_last: Count = 2
-    """Newest checkpoints that are kept. An older one goes only after a newer one is whole on the disk."""
+    """Number of newest checkpoints to keep. Older ones are removed only after a newer one is complete on the disk."""
     keep_best: CountOrZero = 1
-    """Best checkpoints that are kept besides, by ``best_metric``; 0 keeps none."""
+    """Number of best checkpoints to keep as well, by ``best_metric``."""
     best_metric: StrictStr = "objective/rlhf_reward"
-    """Metric of the step at which a checkpoint was made that says how good it is: higher is better."""
+    """Metric by which checkpoints are ranked, at the step of the checkpoint; higher is better."""
     snapshot_every: CountOrZero = 1
-    """Steps between snapshots in the nodes' memory, from which a policy or critic that died is rebuilt; 0 makes none
-    between checkpoints, and what was trained since the last checkpoint is trained again."""
+    """Number of steps between snapshots in the nodes' memory, from which a failed policy or critic is restored. With 0,
+    snapshots are taken only for checkpoints, and the steps since the last one are repeated after a failure."""
     failures: Count = 3
-    """Checkpoints in a row that may fail to be written (a full disk) before the run stops."""
+    """Number of consecutive failed checkpoints (on a full disk, for example) after which the run stops."""
     grace_seconds: Seconds = 120.0
     """Longest time between a request to stop (SIGTERM, SIGINT) and the end of the process."""
     time_limit_seconds: Seconds | None = None
-    """How long a scheduler lets this command run, where it has a limit; in a SLURM job its end is known without."""
+    """Time limit of the scheduler for this command, if any; in a SLURM job it is found automatically."""
     before_deadline: NotNegative = 300.0
-    """Seconds before that limit at which the run commits a checkpoint and ends with exit code 75."""
+    """Seconds before this limit at which the run commits a checkpoint and ends with exit code 75."""
     changed_data: Literal["refuse", "accept"] = "refuse"
-    """What happens where a data file has other content than when the checkpoint was made or the stage was finished:
-    the run is refused, or it goes on on purpose: a finished stage is kept as it is, PPO begins an epoch of the new
-    prompts."""
+    """Action if a data file has changed since the checkpoint was made or the stage was finished: refuse to run, or
+    accept the change. If it is accepted, a finished stage stays valid, and PPO begins an epoch of the new prompts."""
 
 
 @section
 class RecoveryConfig:
-    """What a run bears before it gives up."""
+    """Limits of recovery, and deadlines of actors."""
 
     restarts: CountOrZero = 20
-    """Restarts in one command; one more loss ends it with exit code 3 and the history. Whatever is lost at one moment,
-    one actor or all ranks of a group, is one restart."""
+    """Largest number of restarts in one command; the next failure ends it with exit code 3 and the history. Actors that
+    fail together, such as all ranks of a group, count as one restart."""
     backoff_seconds: NotNegative = 0.5
-    """Wait before a role is restarted that has died before; it doubles with each death of the role in a row."""
+    """Wait before a role is restarted that has failed before; it doubles with each consecutive failure of the role."""
     backoff_limit_seconds: NotNegative = 60.0
-    """Longest such wait."""
+    """Longest wait before a restart."""
     stall_factor: AboveOne = 20.0
-    """An answer is late after this many times the longest that the same work of the same role has taken so far; never
-    later than ``placement.phase_timeout_seconds``, which is the limit of work that has not been done before."""
+    """Deadline of an answer, as a multiple of the longest duration so far of the same work of the same role. It is at
+    most ``placement.phase_timeout_seconds``, which is also the deadline of work that has not been done before."""
     stall_floor_seconds: Seconds = 120.0
-    """An answer is never late before this, however fast the work has been."""
+    """Shortest deadline of an answer, however fast the work has been."""
     bad_samples: CountOrZero = 100
-    """Samples that may be set aside in all, because the engine failed on their prompt or gave no response."""
+    """Largest number of quarantined samples in a run: the engine failed on their prompt or returned no response."""
 
 
 @section
 class CanaryConfig:
-    """Limits of the numbers that must hold on every run; outside them the run stops and says which one, by how much and
-    why it may be."""
+    """Canaries: invariants that are checked on every step. A run whose metrics leave these limits stops with an error
+    that gives the value, the limit and the usual causes."""
 
     ratio_tolerance: Positive | None = None
-    """First pass over fresh rollouts: |mean ratio − 1| and approximate KL stay under this. Default 1e-4 in float32,
-    0.02 in bfloat16."""
+    """Limit of |mean ratio − 1| and of the approximate KL in the first pass over fresh rollouts. Default 1e-4 in
+    float32, 0.02 in bfloat16."""
     clipfrac_limit: Fraction | None = None
-    """First pass over fresh rollouts: share of tokens whose ratio is clipped, at most. Default 0 in float32, 0.01 in
+    """Largest fraction of clipped tokens in the first pass over fresh rollouts. Default 0 in float32, 0.01 in
     bfloat16."""
     step0_kl_limit: Positive | None = None
-    """KL to the reference before the first update, in nats a token, at most in size. Default 1e-4 in float32, 0.02 in
+    """Largest absolute KL to the reference before the first update, in nats per token. Default 1e-4 in float32, 0.02 in
     bfloat16."""
     logprob_gap_limit: Positive | None = None
-    """Mean |log-probability by the trainer − by the engine| over response tokens, on every step. Default 1e-4 in
-    float32, 0.05 in bfloat16."""
+    """Largest mean |log-probability by the trainer − by the engine| over response tokens, on every step. Default 1e-4
+    in float32, 0.05 in bfloat16."""
     min_kl: NotPositive = -1.0
-    """Mean sequence KL to the reference in nats, at least: a negative value means that sampling and log-probabilities
+    """Smallest mean sequence KL to the reference, in nats: a negative KL means that sampling and log-probabilities
     disagree."""
     max_kl: Positive | None = None
-    """Mean sequence KL to the reference in nats, at most: the recipe's cap. None leaves it open."""
+    """Largest mean sequence KL to the reference, in nats; null means no limit."""
 
 
 @section
 class AlertConfig:
-    """Warnings while PPO goes on: events of the kind ``alert``, and W&B's alerts, which reach people by mail or chat.
-    None of them stops a run; ``canaries`` do."""
+    """Warnings during PPO: events of the kind ``alert``, and W&B alerts, which are sent by mail or chat. They never
+    stop a run; ``canaries`` do."""
 
     max_kl: Positive | None = None
-    """Mean sequence KL to the reference in nats above which there is one. Without it, four fifths of
-    ``canaries.max_kl``, where that is set."""
+    """Mean sequence KL to the reference, in nats, above which a warning is sent. Default: four fifths of
+    ``canaries.max_kl``, if that is set."""
     length_share: BelowOne = 0.5
-    """Share of the mean length of the first five steps' responses below which there is one; 0 switches it off."""
+    """Fraction of the mean response length in the first five steps below which a warning is sent; 0 disables it."""
     entropy_share: BelowOne = 0.2
     """The same for the policy's entropy."""
     restarts: CountOrZero = 1
-    """Restarts of actors, since the last such warning, for which there is one; 0 switches it off."""
+    """Number of restarts since the last such warning at which a warning is sent; 0 disables it."""
     repeat_steps: Count = 50
-    """Steps for which a warning of the same kind is not given again."""
+    """Number of steps within which a warning of the same kind is not repeated."""
 
 
 @section
 class TrackingConfig:
-    """What is written down and shown while a run goes on."""
+    """Records and displays of a run."""
 
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
     """``auto`` is online when an API key is configured and offline otherwise (``wandb sync`` uploads later)."""
     project: StrictStr = "rlhf"
     """W&B project."""
     run_name: StrictStr | None = None
-    """W&B name of the run, the recipe's own by default; the stage is put after it."""
+    """W&B name of the run, to which the stage is appended; by default the recipe's name."""
     group: StrictStr | None = None
     """W&B group; the stages of one pipeline share the recipe's name by default."""
     tags: Texts = ()
     """W&B tags."""
     artifacts: Literal["none", "model", "checkpoints"] = "none"
-    """What is handed to W&B as artifacts: nothing, the finished model, or that and every checkpoint. Each checkpoint is
-    copied first, while the run waits."""
+    """Artifacts uploaded to W&B: none, the finished model, or the model and every checkpoint. A checkpoint is copied
+    first, while the run waits."""
     tensorboard: StrictBool = False
-    """Write TensorBoard's event files too, into ``tensorboard/`` in the stage's folder."""
+    """Also write TensorBoard event files, to ``tensorboard/`` in the stage's folder."""
     samples_per_step: CountOrZero = 4
-    """Rows of ``samples.jsonl`` per PPO step, drawn at random; of three or more, two are chosen so that the best and
-    the worst response of the batch are there."""
+    """Number of rows of ``samples.jsonl`` per PPO step, drawn at random; if there are three or more, two of them are
+    the best and the worst of the other responses."""
     table_every: Count = 10
-    """Steps between tables of samples in W&B and TensorBoard."""
+    """Number of steps between tables of samples in W&B and TensorBoard."""
     table_rows: Count = 30
-    """Rows of such a table at most: the best, the worst and random ones of these steps, a third each."""
+    """Largest number of rows of such a table: the best, the worst and random samples of these steps, a third each."""
     histogram_every: Count = 10
-    """Steps between histograms."""
+    """Number of steps between histograms."""
     opentelemetry: CollectorUrl | None = None
-    """An OpenTelemetry collector's address, such as ``http://127.0.0.1:4318``: the timeline is sent there too, by OTLP
-    over HTTP. Headers, with a token say, come from ``OTEL_EXPORTER_OTLP_HEADERS``."""
+    """Address of an OpenTelemetry collector, for example ``http://127.0.0.1:4318``, to which the timeline is also
+    exported, by OTLP over HTTP. Headers, with a token for example, are read from ``OTEL_EXPORTER_OTLP_HEADERS``."""
     progress: StrictBool = True
-    """Show progress bars on a terminal; without a terminal one line per report is printed."""
+    """Show progress bars on a terminal; without a terminal, one line per report is printed."""
     alerts: AlertConfig = field(default_factory=AlertConfig)
-    """When people are to be warned."""
+    """Warnings about the run."""
 
 
 @section
 class EvaluationConfig:
-    """The comparison at the end of ``rlhf pipeline``: the same held-out prompts answered by the SFT model and by the
-    policy."""
+    """The comparison at the end of ``rlhf pipeline``: answers of the SFT model and of the policy to the same held-out
+    prompts."""
 
     scorer: StrictStr | None = None
-    """Quality judge: ``package.module:function`` or ``file.py:function``, taking lists of prompts and responses and
-    returning floats. Without it the two models' answers are kept, and nothing is compared."""
+    """Judge of quality: ``package.module:function`` or ``file.py:function``, which takes lists of prompts and responses
+    and returns floats. Without it the answers of both models are stored and not compared."""
     prompts: Count = 200
-    """Held-out prompts answered by each side."""
+    """Number of held-out prompts."""
     show: CountOrZero = 3
-    """Prompts whose two answers are printed side by side."""
+    """Number of prompts whose two answers are printed side by side."""
 
 
 @section
@@ -777,8 +781,8 @@ class Recipe:
     runs_dir: StrictStr = "runs"
     """Folder that holds the runs' folders."""
     deterministic: StrictBool = False
-    """The same numbers to the last bit whenever this recipe runs on the same kind of machine; generation waits for the
-    slowest of each block."""
+    """Compute bit-identical numbers whenever this recipe runs on the same kind of machine; each block of rollouts then
+    waits for its slowest response."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     sft: SFTConfig = field(default_factory=SFTConfig)
@@ -786,12 +790,12 @@ class Recipe:
     rewards: dict[PartName, RewardSourceConfig] = field(
         default_factory=lambda: {"model": RewardSourceConfig(model=TRAINED)}
     )
-    """What PPO's score is the weighted sum of, each part under a name of its own."""
+    """Parts of the reward, by name; PPO's score is their weighted sum."""
     dpo: DPOConfig = field(default_factory=DPOConfig)
     ppo: PPOConfig = field(default_factory=PPOConfig)
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
     early_stop: EarlyStopConfig | None = None
-    """Stop on over-optimisation; none leaves the run to its last step."""
+    """Stop on over-optimisation; null runs all steps."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     placement: PlacementConfig = field(default_factory=PlacementConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -807,11 +811,11 @@ class Recipe:
 
     @property
     def trains_reward(self) -> bool:
-        """Whether PPO is scored, or watched, by the model of the run's own reward stage."""
-        judge = () if self.early_stop is None else (self.early_stop.scorer,)
-        return any(source.model == TRAINED for source in (*self.rewards.values(), *judge))
+        """Whether the reward or the held-out scorer of PPO is the model of the run's own reward stage."""
+        held_out = () if self.early_stop is None else (self.early_stop.scorer,)
+        return any(source.model == TRAINED for source in (*self.rewards.values(), *held_out))
 
     @property
     def has_reference(self) -> bool:
-        """Whether PPO has a reference model of its own; a policy of adapters is its own reference."""
+        """Whether PPO has a separate reference model; a policy with adapters is its own reference."""
         return self.model.lora is None

@@ -1,4 +1,4 @@
-"""A recipe's text before it is typed: the YAML file, the overrides laid over it, and where each key was written."""
+"""Reads a recipe as untyped settings: the YAML file, the overrides, and the location of each key."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from rlhf.errors import UserError, raise_all
 
 OVERRIDE_FIX = "write key.path=value, for example ppo.steps=50"
 LONGEST_RECIPE = 2**20
-"""Characters: many times the longest recipe, and soon read where the path is of something else."""
+"""Characters; many times the longest recipe, and quickly read if the path is that of another file."""
 MOST_PARTS = 16
-"""Parts of an override's key: several times those of the deepest section."""
+"""Largest number of parts of an override's key; several times that of the deepest key."""
 MOST_MERGED = 10_000
-"""Keys that ``<<`` may copy: merges of merges can double a file at every line."""
+"""Largest number of keys that ``<<`` may copy: nested merges can double a file at every line."""
 CORE: Mapping[str, str] = {
     "null": r"~|null|Null|NULL|",
     "bool": r"true|True|TRUE|false|False|FALSE",
@@ -26,15 +26,15 @@ CORE: Mapping[str, str] = {
     "float": r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
     "merge": r"<<",
 }
-"""What is no text without quotes, by YAML 1.2's core schema (10.3.2) and, from 1.1, the merge key."""
+"""Plain scalars that are not text: YAML 1.2's core schema (10.3.2) and the merge key of YAML 1.1."""
 NUMBER = re.compile(CORE["float"])
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, which reads YAML 1.1, with four repairs.
+    """PyYAML's safe loader, which reads YAML 1.1, with four changes.
 
-    Single values follow YAML 1.2: 010 is ten, 1:30, 1_000, yes and dates are text. A key given twice is refused, an
-    impossible value has a place, and merges have an end.
+    Scalars follow YAML 1.2: 010 is ten; 1:30, 1_000, yes and dates are text. Duplicate keys are refused, errors of
+    invalid values have a position, and the number of merged keys is limited.
     """
 
     merged = 0
@@ -66,7 +66,7 @@ class _Loader(yaml.SafeLoader):
             raise yaml.constructor.ConstructorError(None, None, "<< merges too many keys", node.start_mark)
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        # PyYAML lets the exceptions of int(), date() and its own lookups through for values such as 2024-13-45.
+        # For values such as 2024-13-45 PyYAML passes on the exceptions of int(), date() and its own lookups.
         try:
             return super().construct_object(node, deep)
         except (ValueError, LookupError, AttributeError, TypeError, OverflowError) as error:
@@ -74,7 +74,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class Dumper(yaml.SafeDumper):
-    """Writes what every reader reads alike: text that YAML 1.1 or 1.2 would take for something else is quoted."""
+    """Writes YAML that all readers understand alike: text that YAML 1.1 or 1.2 would not read as text is quoted."""
 
 
 _Loader.yaml_implicit_resolvers = {}  # instead of YAML 1.1's; the dumper has both
@@ -89,8 +89,8 @@ _Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_core_float)
 class RecipeText:
     """Untyped settings of one run.
 
-    ``settings`` is the file's mapping with the overrides laid over it; ``root`` is the parsed file, which knows lines;
-    ``overridden`` are the keys that the command line set.
+    ``settings`` is the file's mapping with the overrides applied; ``root`` is the parsed file, with line numbers;
+    ``overridden`` are the keys set on the command line.
     """
 
     file: str
@@ -99,7 +99,7 @@ class RecipeText:
     overridden: tuple[str, ...]
 
     def place(self, key: str) -> str:
-        """Where a dotted key was written: ``file:line``, or the command line."""
+        """Location of a dotted key: ``file:line``, or the command line."""
         if any(f"{key}.".startswith(f"{given}.") for given in self.overridden):
             return "command line"
         if line := _line(self.root, key.split(".")):
@@ -109,10 +109,10 @@ class RecipeText:
 
 
 def read_source(path: str | Path, overrides: Sequence[str]) -> RecipeText:
-    """Read a recipe and lay ``key.path=value`` overrides over it, the later over the earlier.
+    """Read a recipe and apply ``key.path=value`` overrides, in order.
 
     Raises:
-        UserError: the file cannot be read or is not a YAML mapping, or overrides are malformed (all of them are named).
+        UserError: the file cannot be read or is not a YAML mapping, or overrides are malformed; all are listed.
     """
     root, settings = _parse_file(path)
     problems: list[UserError] = []
@@ -133,7 +133,7 @@ def _parse_file(path: str | Path) -> tuple[yaml.Node, dict[Any, Any]]:
         root, settings = _parse(_read_text(path))
     except yaml.YAMLError as error:
         what = f"{path}{_position(error)}: not valid YAML: {_reason(error)}"
-        raise UserError(what, fix="mend it there, or start from one of the files in recipes/") from None
+        raise UserError(what, fix="correct it there, or start from one of the files in recipes/") from None
     if root is None or settings is None:
         raise UserError(f"{path} is empty", fix="start from one of the files in recipes/")
     if not isinstance(settings, dict):
@@ -210,7 +210,7 @@ def _parse_override(override: str) -> tuple[str, Any]:
 
 
 def _set(settings: dict[Any, Any], parts: list[str], value: Any, override: str) -> dict[Any, Any]:
-    """A copy with one key set. A copy, because YAML anchors let two sections share one mapping."""
+    """Return a copy with one key set; a copy because two sections may share one mapping through a YAML anchor."""
     head, *rest = parts
     if not rest:
         return {**settings, head: value}
@@ -223,7 +223,7 @@ def _set(settings: dict[Any, Any], parts: list[str], value: Any, override: str) 
 
 
 def _line(node: yaml.Node, parts: list[str]) -> int | None:
-    """Line of a key in the file, or ``None`` when the file does not have it."""
+    """Line of a key in the file; None if the file does not have it."""
     if not isinstance(node, yaml.MappingNode):
         return None
     head, *rest = parts

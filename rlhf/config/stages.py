@@ -1,4 +1,4 @@
-"""The stages that a command runs, and how many optimizer updates they make."""
+"""The stages of a command, and their numbers of optimizer updates."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from rlhf.errors import UserError
 
 
 def stages_of(recipe: Recipe, stage: Stage) -> tuple[str, ...]:
-    """The stages that a command runs: a pipeline runs all three, but for those whose model or function is given."""
+    """The stages of a command: a pipeline runs all three, except those whose result the recipe names."""
     if stage != "pipeline":
         return (stage,)
     given = {
@@ -24,22 +24,25 @@ def critic_updates(recipe: Recipe) -> int:
 
 
 def policy_updates(recipe: Recipe) -> int:
-    """Optimizer updates of the policy in a PPO run: it rests while only the critic learns."""
+    """Optimizer updates of the policy in a PPO run; during the critic's warm-up there are none."""
     learning_steps = recipe.ppo.steps - recipe.algorithm.critic_warmup_steps
     return learning_steps * recipe.algorithm.epochs * recipe.algorithm.minibatches
 
 
 def check_schedule(optimizer: OptimizerConfig, total_updates: int, key: str) -> None:
-    """Refuse a warm-up that the run ends in, where the peak rate would never be used.
+    """Check that the warm-up is shorter than the run, so that the peak rate is reached.
 
     Args:
         optimizer: the schedule.
         total_updates: optimizer updates of the whole run.
         key: dotted key of the optimizer, for the message.
+
+    Raises:
+        UserError: it is not.
     """
     if optimizer.warmup_steps >= total_updates:
         raise UserError(
             f"{key}.warmup_steps = {optimizer.warmup_steps} is not shorter than the run of {total_updates} updates",
-            "the learning rate would still be rising when the run ends",
+            "the learning rate would not reach its peak",
             f"{key}.warmup_steps={total_updates // 10}, or train for longer",
         )

@@ -72,8 +72,8 @@ class Role:
         self._note(f"{experience} of step {step}")
         return {self.role: float(step)}
 
-    def rest(self, parts: Sequence[str]) -> None:
-        self._note(f"rest {sorted(parts)}")
+    def offload(self, parts: Sequence[str]) -> None:
+        self._note(f"offload {sorted(parts)}")
         self._die_of(len(parts) if self.role == "reference" else -1)
 
     def publish(self, seconds: float) -> tuple[dict[str, int], dict[int, str]]:
@@ -213,7 +213,7 @@ def test_a_role_that_has_learned_something_is_not_replaced_here(actors: Any) -> 
     assert small.times("policy rank 0", 20) == 1 and small.events == []
 
 
-REST, LEAVE = "rest ['states']", "rest ['states', 'weights']"
+STATES, ALL = "offload ['states']", "offload ['states', 'weights']"
 
 
 def test_roles_that_make_room_score_after_the_others_and_one_by_one(actors: Any) -> None:
@@ -226,7 +226,7 @@ def test_roles_that_make_room_score_after_the_others_and_one_by_one(actors: Any)
     of_policy, of_reference, of_critic = (
         [f"{role}: {block}" for block in blocks] for role in ("policy", "reference", "critic")
     )
-    assert small.asked() == [*of_policy, *of_reference, f"reference: {LEAVE}", *of_critic, f"critic: {LEAVE}"]
+    assert small.asked() == [*of_policy, *of_reference, f"reference: {ALL}", *of_critic, f"critic: {ALL}"]
 
 
 def test_a_frozen_role_that_dies_while_it_makes_room_is_replaced(actors: Any) -> None:
@@ -234,18 +234,18 @@ def test_a_frozen_role_that_dies_while_it_makes_room_is_replaced(actors: Any) ->
     found = small.scores("reference")
     assert [scores.tolist() for scores in found] == [[*block] for block in BLOCKS]
     assert small.kinds() == [("actor_died", "reference rank 0"), ("actor_replaced", "reference rank 0")]
-    assert small.asked()[-2:] == [f"reference: {LEAVE}"] * 2, "who takes its place makes room as well"
+    assert small.asked()[-2:] == [f"reference: {ALL}"] * 2, "who takes its place makes room as well"
 
 
 def test_critic_and_policy_update_in_turn_and_the_policy_leaves_after_the_publish(actors: Any) -> None:
     small = actors(["critic"], ("nobody", 0, 0), rests={"policy": "all", "critic": "all"})
     small.actors._connected = (None,)
     assert small.actors.update("update", 7) == {"critic": 7.0, "policy": 7.0}
-    told = ["critic: update of step 7", f"critic: {LEAVE}", "policy: update of step 7", f"policy: {REST}"]
+    told = ["critic: update of step 7", f"critic: {ALL}", "policy: update of step 7", f"policy: {STATES}"]
     assert small.asked() == told
     small.actors.publish(8, CONTEXT)
     assert small.asked() == [
-        f"policy: {REST}", f"critic: {LEAVE}", "wake weights", "policy: publish", f"policy: {LEAVE}", "wake kv_cache",
+        f"policy: {STATES}", f"critic: {ALL}", "wake weights", "policy: publish", f"policy: {ALL}", "wake kv_cache",
     ]  # fmt: skip
 
 
@@ -254,7 +254,7 @@ def test_roles_with_states_alone_to_move_update_together(actors: Any) -> None:
     small.actors.update("update", 7)
     told = small.asked()
     assert sorted(told[:2]) == ["critic: update of step 7", "policy: update of step 7"]
-    assert told[2:] == [f"critic: {REST}", f"policy: {REST}"]
+    assert told[2:] == [f"critic: {STATES}", f"policy: {STATES}"]
 
 
 def judge(small: Small) -> Watcher:

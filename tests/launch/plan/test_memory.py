@@ -124,9 +124,9 @@ def left_at_rest(rank: Rank, stage: int, dtype: str) -> list[int]:
     engine.update([[0], [1]], lambda chosen: engine.engine(pack_row(sequences, chosen, place), 1.0)[0].sum(), 9)
     for parts in (("states",), ("states", "weights")):
         engine.offload(parts)  # type: ignore[arg-type]
-        room = {chunk.data_ptr() for lot in engine.offloader._lots.values() for chunk in lot._chunks}
+        room = {chunk.data_ptr() for buffer in engine.offloader._buffers.values() for chunk in buffer._chunks}
         found.append(sum(each.nbytes() for key, each in storages().items() if key not in {*before, *room}))
-    return [*found, sum(size for lot in engine.offloader._lots.values() for _, size in lot._held)]
+    return [*found, sum(size for buffer in engine.offloader._buffers.values() for _, size in buffer._held)]
 
 
 @pytest.mark.parametrize(("stage", "dtype"), [(0, "float32"), (1, "bfloat16"), (2, "float32"), (3, "bfloat16")])

@@ -27,7 +27,7 @@ def test_a_section_in_several_places_shows_the_defaults_of_each():
     assert "## `sft.optimizer`, `reward.optimizer`, `dpo.optimizer`, `ppo.optimizer`, `ppo.critic_optimizer`" in page
     assert "## `rewards.<name>`, `early_stop.scorer`" in page
     assert "`1e-06` in `ppo.optimizer`, `9e-06` in `ppo.critic_optimizer`" in page
-    assert "- `placement.policy`: The policy in PPO, and the model being trained in SFT and DPO." in page
+    assert "- `placement.policy`: The policy in PPO, and the trained model in SFT and DPO." in page
 
 
 def test_every_row_has_five_cells():

@@ -104,11 +104,11 @@ def rest_frozen(rank: Rank, stage: int) -> tuple[bool, list[int], list[bool]]:
     tokens, answers, sizes, copied = torch.arange(6), [], [], []
     for _ in range(3):
         answers.append(engine.forward(tokens))
-        for chunk in engine.offloader._lots["weights"]._chunks:
+        for chunk in engine.offloader._buffers["weights"]._chunks:
             chunk.zero_()  # to see whether the weights are copied again
         engine.offload(ALL)
         sizes.append(filled(engine)["weights"])
-        copied.append(any(bool(chunk.any()) for chunk in engine.offloader._lots["weights"]._chunks))
+        copied.append(any(bool(chunk.any()) for chunk in engine.offloader._buffers["weights"]._chunks))
         if not copied[-1]:
             return all(torch.equal(each, answers[0]) for each in answers), sizes, copied
     return False, sizes, copied
