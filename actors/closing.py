@@ -13,9 +13,9 @@ from rlhf.algorithms.canaries import Limits
 from rlhf.evaluation.accuracy import CEILING
 from rlhf.evaluation.comparison import ANSWERS, Comparison, compare_answers
 from rlhf.evaluation.scorers import load_scorer
+from rlhf.storage.durable import write_atomically
 from rlhf.storage.jsonl import read_lines
 from rlhf.tracking.plots import Marks, plot_pipeline
-from rlhf.tracking.run_folder import write_atomically
 
 
 def report_pipeline(session: Session, summaries: Mapping[str, Summary], seconds: float) -> None:

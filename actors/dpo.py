@@ -7,11 +7,18 @@ from collections.abc import Sequence
 import numpy as np
 import ray
 
-from actors.examined import record_examinations
 from actors.group import Group
 from actors.reward_model import SHORTER_WINS
 from actors.session import Session
-from actors.supervised import Loop, Summary, phase_seconds, running_group, select_metrics
+from actors.supervised import (
+    Loop,
+    Summary,
+    phase_seconds,
+    record_examinations,
+    running_group,
+    save_model,
+    select_metrics,
+)
 from actors.waiting import PhaseContext
 from rlhf.config.stages import check_schedule
 from rlhf.data.stages import comparison_batches
@@ -57,9 +64,7 @@ def train_dpo(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
             shown={"loss": "train/loss", "margin": "rewards/margins", "held-out accuracy": "eval/accuracy"},
         )
         latest = loop.run(session, group, tracker, timer)
-        with timer("save"), run.writing_model() as folder:
-            group.ask("save", folder.resolve(), context=PhaseContext(phase="save"))
-            session.tokenizer.save_pretrained(folder)
+        save_model(session, run, group, timer)
     shorter = shorter_wins(PairData.pack(data.held_out).sequences)
     baseline = {SHORTER_WINS: shorter, "held-out comparisons": float(len(data.held_out))}
     return {**select_metrics(latest, SHOWN), **ceiling, **baseline, **examined, **phase_seconds(timer)}

@@ -202,7 +202,7 @@ class Engines:
 
     def replace(self, engines: Sequence[Engine]) -> None:
         """Kill these engines and start replacements."""
-        self.supervisor.end([engine.name for engine in engines])
+        self.supervisor.terminate([engine.name for engine in engines])
         for engine in engines:
             with suppress(Exception):
                 ray.kill(engine.actor, no_restart=True)

@@ -69,7 +69,7 @@ class Group:
     def rebuild(self) -> None:
         """Replace all ranks with new ones built from the same arguments: ranks that lost a peer cannot continue."""
         self.stop()
-        self.supervisor.end(self.names)  # in one call: a group may have hundreds of ranks
+        self.supervisor.terminate(self.names)  # in one call: a group may have hundreds of ranks
         self._spawn()
         self.start(*self._build)
         self.ready()

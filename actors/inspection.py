@@ -72,13 +72,13 @@ def inspect(processes: Sequence[ProcessLocation], dump: bool) -> dict[str, Inspe
     return found
 
 
-def end(processes: Sequence[ProcessLocation], spare_owner: bool) -> None:
+def terminate(processes: Sequence[ProcessLocation], spare_owner: bool) -> None:
     """Kill processes and their children, and remove their files in shared memory.
 
     Args:
         spare_owner: kill only the children; the processes are dead, and their ids may be reused by now.
     """
-    on_nodes(end_here, _by_node(processes), spare_owner)
+    on_nodes(terminate_here, _by_node(processes), spare_owner)
 
 
 def on_nodes(
@@ -134,8 +134,8 @@ def _last_lines(log: str) -> str:
         return ""
 
 
-def end_here(processes: Sequence[ProcessLocation], spare_owner: bool) -> None:
-    """Do what ``end`` does, on this node."""
+def terminate_here(processes: Sequence[ProcessLocation], spare_owner: bool) -> None:
+    """``terminate`` for processes of this node."""
     for where in processes:
         for process in where.children if spare_owner else (where.process, *where.children):
             with suppress(ProcessLookupError, PermissionError):

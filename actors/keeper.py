@@ -226,7 +226,7 @@ class Keeper:
         return self.snapshot.state, self.snapshot.ahead
 
     def _from_disk(self, context: PhaseContext) -> ResumePoint | None:
-        self.finish_checkpoint(wait_for_it=True)  # it is newer than the last one that is committed
+        self.finish_checkpoint(wait_for_it=True)  # it is newer than the last committed one
         if self.committed is None:
             return None
         self.committed.verify()

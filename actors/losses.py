@@ -40,7 +40,7 @@ THRESHOLD = re.compile(r"exceeded threshold of (\d+)B")
 KILLED = re.compile(r"Selected to kill: .*?\bpid=(\d+), actual memory used=([\d.]+ ?\w+)")
 
 
-def own_error(error: RayError, who: str, context: object, seconds: float = 0.0) -> RLHFError:
+def translate_error(error: RayError, who: str, context: object, seconds: float = 0.0) -> RLHFError:
     """Translate the error that Ray returned in place of an answer of actor ``who``.
 
     Args:
@@ -54,12 +54,12 @@ def own_error(error: RayError, who: str, context: object, seconds: float = 0.0) 
     if isinstance(error, RayTaskError):
         return _raised(error, who, context)
     if isinstance(error, GetTimeoutError):
-        return LostError(late([who], context, seconds), (who,), "stalled")
+        return LostError(format_late([who], context, seconds), (who,), "stalled")
     if isinstance(error, ObjectLostError):
-        return LostError(f"a result of {who} is lost, during {context}: {reason(error)}", kind="failed")
+        return LostError(f"a result of {who} is lost, during {context}: {extract_reason(error)}", kind="failed")
     if isinstance(error, DIED):
-        return LostError(f"{who} died during {context}: {reason(error)}", (who,), "died")
-    what = f"the answer of {who} cannot be read, during {context}: {reason(error)}"
+        return LostError(f"{who} died during {context}: {extract_reason(error)}", (who,), "died")
+    what = f"the answer of {who} cannot be read, during {context}: {extract_reason(error)}"
     return LostError(what, (who,), "failed")
 
 
@@ -71,19 +71,19 @@ def _raised(error: RayTaskError, who: str, context: object) -> RLHFError:
     if isinstance(cause, RLHFError):
         return cause
     if type(cause) is RayError:  # Ray's substitute for an error that could not be serialised
-        return LostError(f"{who} failed during {context}: {reason(cause)}", (who,), "failed")
+        return LostError(f"{who} failed during {context}: {extract_reason(cause)}", (who,), "failed")
     if isinstance(cause, RayError):
-        return LostError(f"an argument of {who} is lost, during {context}: {reason(cause)}", kind="failed")
+        return LostError(f"an argument of {who} is lost, during {context}: {extract_reason(cause)}", kind="failed")
     return MachineryError(f"{who} failed during {context}: {str(error).strip().splitlines()[-1]}")
 
 
-def late(who: Sequence[str], context: object, seconds: float) -> str:
-    """Message for a missed deadline."""
+def format_late(who: Sequence[str], context: object, seconds: float) -> str:
+    """Message of a missed deadline."""
     return f"no answer within {seconds:.0f} s during {context} from {', '.join(shortened(who))}"
 
 
-def reason(error: BaseException) -> str:
-    """Return the reason of an error in one line; Ray writes it at the end of its text."""
+def extract_reason(error: BaseException) -> str:
+    """Return the reason of an error in one line: Ray writes it at the end of the error's text."""
     text = str(error)
     if isinstance(error, OutOfMemoryError):
         return _memory(text)

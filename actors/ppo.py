@@ -7,17 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from actors.answering import answers_of, ignore_progress
-from actors.examined import record_examinations
+from actors.early_stop import EarlyStopping, Policy, describe_outcome, held_out_prompts, summarise_early_stop
 from actors.keeper import Keeper, ResumePoint
 from actors.run_actors import RunActors, Start, start_actors
 from actors.session import Session
-from actors.supervised import Summary, recorded_seconds, select_metrics
+from actors.supervised import Summary, record_examinations, recorded_seconds, select_metrics
 from actors.supervisor import STATUS, Supervisor
 from actors.survival import Survivor
 from actors.timeline import TimelineCollector
 from actors.trainer import PPOTrainer
 from actors.waiting import PhaseContext
-from actors.watch import Policy, Watcher, held_out_prompts, outcome, watch_summary
 from rlhf.checkpoints.store import CheckpointStore
 from rlhf.config.load import to_yaml
 from rlhf.config.schema import Recipe
@@ -50,14 +49,14 @@ def train_ppo(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
     if run.resumes and session.changes_of_data("ppo"):
         _forget_answers(run)
     compared = data.held_out[: _count_compared(run, recipe)]
-    judged = held_out_prompts(recipe.early_stop, data.held_out)
+    held_out = held_out_prompts(recipe.early_stop, data.held_out)
     start = Start(
         policy=session.policy_start,
         critic=session.critic_start,
         reward_models=session.reward_models,
         max_length=session.longest,
         end_tokens=session.end_tokens(session.policy_start),
-        prompts=[*data.train, *max(compared, judged, key=len)],  # the shorter list is a prefix of the longer one
+        prompts=[*data.train, *max(compared, held_out, key=len)],  # the shorter list is a prefix of the longer one
         logs=run.logs,
         day=session.day,
         held_out_model=session.held_out_model,
@@ -78,19 +77,19 @@ def train_ppo(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
         policy = _policy(session, actors, range(len(data.train), len(data.train) + len(compared)))
         survivor.begin()
         before = _answers_before(run, survivor, policy)
-        judged_indices = range(len(data.train), len(data.train) + len(judged))
-        watcher = (
-            Watcher(recipe.early_stop, actors, trainer.timer, judged_indices, judged, policy, run, tracker)
+        held_out_indices = range(len(data.train), len(data.train) + len(held_out))
+        early_stop = (
+            EarlyStopping(recipe.early_stop, actors, trainer.timer, held_out_indices, held_out, policy, run, tracker)
             if recipe.early_stop
             else None
         )
         was_over = survivor.is_over
-        _run_steps(session, tracker, survivor, watcher)
-        after = _answers_after(run, survivor, policy, watcher, was_over)
+        _run_steps(session, tracker, survivor, early_stop)
+        after = _answers_after(run, survivor, policy, early_stop, was_over)
     texts = [session.tokenizer.decode(prompt.tokens, skip_special_tokens=True) for prompt in compared]
     write_answers(run.path, texts, before, after)
     history = [{name: value for name, value in row.items() if value is not None} for row in read_lines(run.metrics)]
-    watched = _report_watch(session, run, survivor.state) if watcher else {}
+    watched = _report_watch(session, run, survivor.state) if early_stop else {}
     return {**learned(history), **watched, **examined, **supervisor.summary(), **recorded_seconds(history)}
 
 
@@ -139,10 +138,10 @@ def _policy(session: Session, actors: RunActors, compared: Sequence[int]) -> Pol
     return Policy(save=save, answers=lambda: answers_of(actors.engines, compared, start, ignore_progress))
 
 
-def _run_steps(session: Session, tracker: Tracker, survivor: Survivor, watcher: Watcher | None) -> None:
+def _run_steps(session: Session, tracker: Tracker, survivor: Survivor, early_stop: EarlyStopping | None) -> None:
     """Run all steps; record each and show it on the console."""
     with session.console.stage("PPO", session.recipe.ppo.steps) as report:
-        for step, result in survivor.run(watcher):
+        for step, result in survivor.run(early_stop):
             tracker.log(step, result.metrics)
             tracker.samples(step, result.samples)
             tracker.histograms(step, result.histograms)
@@ -150,7 +149,7 @@ def _run_steps(session: Session, tracker: Tracker, survivor: Survivor, watcher: 
 
 
 def _answers_after(
-    run: RunFolder, survivor: Survivor, policy: Policy, watcher: Watcher | None, was_over: bool
+    run: RunFolder, survivor: Survivor, policy: Policy, early_stop: EarlyStopping | None, was_over: bool
 ) -> list[str]:
     """Save the run's model, and return its answers for the comparison.
 
@@ -158,9 +157,9 @@ def _answers_after(
     """
     stored = run.path / AFTER
     if not (was_over and stored.exists() and run.model.exists()):
-        answers = survivor.retry(lambda: watcher.answers(survivor.state) if watcher else policy.answers())
+        answers = survivor.retry(lambda: early_stop.answers(survivor.state) if early_stop else policy.answers())
         write_atomically(stored, json.dumps(answers, ensure_ascii=False))
-        survivor.retry(lambda: watcher.leave_model(survivor.state) if watcher else _save(policy, run))
+        survivor.retry(lambda: early_stop.leave_model(survivor.state) if early_stop else _save(policy, run))
     after: list[str] = json.loads(stored.read_text(encoding="utf-8"))
     return after
 
@@ -172,6 +171,6 @@ def _save(policy: Policy, run: RunFolder) -> None:
 
 def _report_watch(session: Session, run: RunFolder, state: RunState) -> Summary:
     """Print the outcome of early stopping, and plot held-out score against training reward."""
-    session.console.print(outcome(state, session.recipe.ppo.steps))
+    session.console.print(describe_outcome(state, session.recipe.ppo.steps))
     plot_overoptimisation(run.metrics, run.path / "overoptimisation.png")
-    return watch_summary(state, session.recipe.ppo.steps)
+    return summarise_early_stop(state, session.recipe.ppo.steps)

@@ -5,10 +5,17 @@ from __future__ import annotations
 import numpy as np
 import ray
 
-from actors.examined import record_examinations
 from actors.group import Group
 from actors.session import Session
-from actors.supervised import Loop, Summary, phase_seconds, running_group, select_metrics
+from actors.supervised import (
+    Loop,
+    Summary,
+    phase_seconds,
+    record_examinations,
+    running_group,
+    save_model,
+    select_metrics,
+)
 from actors.waiting import PhaseContext
 from rlhf.config.stages import check_schedule
 from rlhf.data.stages import comparison_batches
@@ -57,9 +64,7 @@ def train_reward(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
         latest = loop.run(session, group, tracker, timer)
         with timer("normalise"):
             mean, spread = _demonstration_scores(group, session)
-        with timer("save"), run.writing_model() as folder:
-            group.ask("save_shifted", folder.resolve(), -mean, context=PhaseContext(phase="save"))
-            session.tokenizer.save_pretrained(folder)
+        save_model(session, run, group, timer, "save_shifted", -mean)
     baseline = {SHORTER_WINS: shorter_wins(held_out.sequences), "held-out comparisons": float(len(data.held_out))}
     scores = {"demonstrations' raw score (shifted to 0)": mean, "demonstrations' standard deviation": spread}
     return {**select_metrics(latest, SHOWN), **ceiling, **baseline, **scores, **examined, **phase_seconds(timer)}

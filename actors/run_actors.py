@@ -31,7 +31,7 @@ from rlhf.weights.fingerprint import Fingerprint
 
 POLICY, CRITIC = "rlhf.roles.policy:PolicyRole", "rlhf.roles.critic:CriticRole"
 REFERENCE, REWARD = "rlhf.roles.policy:ReferenceRole", "rlhf.roles.reward:make_reward"
-CLIENT_SHARE = 0.5
+CLIENT_FRACTION = 0.5
 """Fraction of the policy's deadline granted to an engine, so that a slow engine is reported and not the policy."""
 
 
@@ -108,8 +108,8 @@ class RunActors:
 
         They train in parallel unless one offloads for the other; the policy is not trained while the critic warms up.
         """
-        waits, context = step < self.recipe.algorithm.critic_warmup_steps, PhaseContext(phase="update", step=step)
-        groups = [group for group in (self.critic, None if waits else self.policy) if group is not None]
+        is_warmup, context = step < self.recipe.algorithm.critic_warmup_steps, PhaseContext(phase="update", step=step)
+        groups = [group for group in (self.critic, None if is_warmup else self.policy) if group is not None]
         answers = []
         for turn in turns({group: group.offload_mode or "none" for group in groups}):
             refs = [ref for group in turn for ref in group.call("update", experience, step)]
@@ -120,7 +120,7 @@ class RunActors:
         return {name: value for answer in answers for name, value in answer.items()}
 
     def offload(self, groups: Sequence[Group], context: PhaseContext, publishes: bool = False) -> None:
-        """Offload groups that share their GPUs; a frozen group that fails meanwhile is replaced.
+        """Offload groups that share their GPUs; a frozen group that fails during this is replaced.
 
         Args:
             publishes: keep the policy's weights on the GPU, because a publish follows.
@@ -132,7 +132,7 @@ class RunActors:
                 self.revive(self.supervisor.with_dead_actors(error), context)
 
     def save(self, folder: Path, context: PhaseContext) -> None:
-        """Write the policy's model to a folder; engines that use its GPUs sleep meanwhile."""
+        """Write the policy's model to a folder; engines that share its GPUs sleep until it is written."""
         needs_gpu = self.policy.offload_mode == "all" and self.engines.sleeps
         if needs_gpu:
             self.engines.sleep(context)
@@ -162,22 +162,22 @@ class RunActors:
             self._connect(receiving)
             sent, left_out = self._send(context)
             self.offload([self.policy], context)
-            self._lose({receiving[index].name: kind for index, kind in left_out.items()}, context)
-            whole = [engine for index, engine in enumerate(receiving) if index not in left_out]
-            self.engines.prove(whole, sent, self.version, context)
+            self._replace_incomplete({receiving[index].name: kind for index, kind in left_out.items()}, context)
+            complete = [engine for index, engine in enumerate(receiving) if index not in left_out]
+            self.engines.prove(complete, sent, self.version, context)
             self.engines.wake("kv_cache", self.engines.serving, context)
 
     def _send(self, context: PhaseContext) -> tuple[Fingerprint, Mapping[int, str]]:
         """Have the policy send its weights; returns the result of ``PolicyRole.publish``."""
         deadlines = self.supervisor.deadlines.learned
         known = dict(deadlines.longest)
-        seconds = CLIENT_SHARE * self.supervisor.deadlines.seconds(self.policy.names[0], context)
+        seconds = CLIENT_FRACTION * self.supervisor.deadlines.seconds(self.policy.names[0], context)
         sent, left_out = self.policy.ask("publish", seconds, context=context)[0]
         if left_out:
             deadlines.longest = known  # time spent waiting for a failed engine must not lengthen the deadline
         return sent, left_out
 
-    def _lose(self, left_out: Mapping[str, str], context: PhaseContext) -> None:
+    def _replace_incomplete(self, left_out: Mapping[str, str], context: PhaseContext) -> None:
         """Replace engines that did not receive all weights; ``left_out`` maps names to kinds of failure."""
         for kind in sorted(set(left_out.values())):
             names = tuple(name for name in left_out if left_out[name] == kind)
@@ -199,7 +199,7 @@ class RunActors:
         if actors == self._connected:
             return
         context, width = PhaseContext(phase="connect"), self.recipe.rollout.tensor_parallel
-        seconds = CLIENT_SHARE * self.supervisor.deadlines.seconds(self.policy.names[0], context)
+        seconds = CLIENT_FRACTION * self.supervisor.deadlines.seconds(self.policy.names[0], context)
         client = EngineClient(actors, width, seconds)
         address, port = self.policy.rendezvous_address()
         self.policy.ask("connect", client, self.engines.backend, len(actors) * width, address, port, context=context)

@@ -68,9 +68,9 @@ class Session:
     device: Device
     gpus: int
     stop: StopRequest | None = None
-    """Tells whether the command should stop early; None if it cannot be asked to."""
+    """Stop requests (signals, time limit); None if the command does not support them."""
     today: Callable[[], date] = date.today
-    """Returns the current date."""
+    """Returns the current date; replaced in tests."""
 
     def check(self) -> None:
         """Raise if the command should stop; called during every wait.
@@ -209,10 +209,10 @@ class Session:
             start = Path(self.recipe.ppo.critic_init).expanduser()
             self.require_vocabulary("ppo.critic_init", start)
             return start
-        fitting = (model for model in self.reward_models.values() if self._can_value(model))
+        fitting = (model for model in self.reward_models.values() if self._can_initialise_critic(model))
         return next(fitting, self.policy_start)
 
-    def _can_value(self, model: Path) -> bool:
+    def _can_initialise_critic(self, model: Path) -> bool:
         """Whether a reward model can initialise the critic: it has the policy's vocabulary and a linear head."""
         from rlhf.models.classifier import inspect_classifier  # a slow import that only PPO needs
 

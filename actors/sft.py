@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import ray
 
-from actors.examined import record_examinations
 from actors.group import Group
 from actors.session import Session
-from actors.supervised import Loop, Summary, phase_seconds, running_group, select_metrics
+from actors.supervised import (
+    Loop,
+    Summary,
+    phase_seconds,
+    record_examinations,
+    running_group,
+    save_model,
+    select_metrics,
+)
 from actors.waiting import PhaseContext
 from rlhf.config.stages import check_schedule
 from rlhf.data.order import epoch_batches
@@ -41,9 +48,7 @@ def train_sft(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
             shown=SHOWN,
         )
         latest = loop.run(session, group, tracker, timer)
-        with timer("save"), run.writing_model() as folder:
-            group.ask("save", folder.resolve(), context=PhaseContext(phase="save"))
-            session.tokenizer.save_pretrained(folder)
+        save_model(session, run, group, timer)
     return {**select_metrics(latest, SHOWN), **examined, **phase_seconds(timer)}
 
 

@@ -1,10 +1,11 @@
-"""The training loop of the stages SFT, reward model and DPO: one group of ranks, updates, and held-out evaluations."""
+"""The stages SFT, reward model and DPO: one group of ranks, its training loop, and the results of a stage."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from actors.group import Group
@@ -12,9 +13,11 @@ from actors.placement import Placement
 from actors.session import Session
 from actors.supervisor import STATUS, Supervisor
 from actors.timeline import TimelineCollector
-from actors.waiting import PhaseContext
+from actors.waiting import START, PhaseContext
 from actors.worker import Builder
 from rlhf.config.schema import Stage
+from rlhf.models.ends import differing_ends, end_tokens
+from rlhf.models.examination import Examination
 from rlhf.tracking.run_folder import RunFolder
 from rlhf.tracking.spans import PhaseTimer
 from rlhf.tracking.tracker import Tracker
@@ -87,6 +90,35 @@ class Loop:
             with timer("evaluate", step):
                 metrics |= self.evaluate(step)
         return metrics
+
+
+def save_model(
+    session: Session, run: RunFolder, group: Group, timer: PhaseTimer, method: str = "save", *arguments: Any
+) -> None:
+    """Save the group's model, by a method of its role, and the tokenizer to ``run.model``."""
+    with timer("save"), run.writing_model() as folder:
+        group.ask(method, folder.resolve(), *arguments, context=PhaseContext(phase="save"))
+        session.tokenizer.save_pretrained(folder)
+
+
+def record_examinations(session: Session, tracker: Tracker, groups: Mapping[str, Group], model: Path) -> Summary:
+    """Record and print each role's examination of its model; returns lines for the stage's summary.
+
+    Args:
+        model: folder of the language model whose end tokens are used.
+    """
+    summary: Summary = {}
+    for role, group in groups.items():
+        found: Examination = group.ask("examined", context=PhaseContext(phase=START))[0]
+        tracker.event("examined", member=role, **asdict(found))
+        summary[f"examined, {role}"] = found.line()
+        session.console.print("\n".join([f"{role}: {found.line()}", *(f"  {note}" for note in found.notes)]))
+    ends = end_tokens(session.tokenizer, model)
+    tracker.event("end_tokens", **ends)
+    if note := differing_ends(ends):
+        session.console.print(note)
+        summary["end tokens"] = note
+    return summary
 
 
 def select_metrics(metrics: Mapping[str, float], names: Mapping[str, str]) -> Summary:

@@ -12,8 +12,8 @@ from typing import Any
 
 from ray.exceptions import RayError
 
-from actors.inspection import collect_activity, dead_actors, end, inspect
-from actors.losses import own_error
+from actors.inspection import collect_activity, dead_actors, inspect, terminate
+from actors.losses import translate_error
 from actors.memory import MemoryWatch
 from actors.process import ProcessLocation
 from actors.timeline import Actors, TimelineCollector
@@ -87,7 +87,7 @@ class Supervisor:
             member = Member(name=name, since=now)
             self._actors[name] = ActorRecord(member=member, actor=actor, heard=now, oom_kills_here=kills)
             return
-        self.end([name])  # its own process may still run, if only a peer failed
+        self.terminate([name])  # its own process may still run, if only a peer failed
         record.member, record.actor, record.where = record.member.restarted(now), actor, None
         record.oom_kills_here = kills
 
@@ -181,7 +181,7 @@ class Supervisor:
     def summary(self) -> dict[str, float | str]:
         """Goodput and failure counts, for the summary at the end of the run."""
         numbers = self.goodput.metrics()
-        shown = {"restarts": "health/restarts", "samples given out again": "health/redispatched"}
+        shown = {"restarts": "health/restarts", "samples re-dispatched": "health/redispatched"}
         shown |= {"samples set aside": "health/set_aside", "seconds lost": "health/seconds_lost"}
         return {
             "goodput": numbers["perf/goodput"],
@@ -264,7 +264,7 @@ class Supervisor:
                 redone = samples if index == 0 else 0
                 self._report(f"actor_{incident.kind}", **{**incident.details(), "samples_redone": redone})
                 print(incident.text(), flush=True)
-            self.end([name for name in error.names if name in self._actors], error.kind)
+            self.terminate([name for name in error.names if name in self._actors], error.kind)
             self._write_status()
             self._back_off(incidents, error)
 
@@ -364,11 +364,11 @@ class Supervisor:
             for name, record in actors.items()
         }
 
-    def end(self, names: Sequence[str], kind: str = "failed") -> None:
+    def terminate(self, names: Sequence[str], kind: str = "failed") -> None:
         """Kill actors' remaining processes: a stopped one could resume, and an engine's child would keep its memory."""
         now = time.time()
         records = [self._actors[name] for name in names if self._actors[name].member.has_process]
-        end([each.where for each in records if each.where is not None], spare_owner=kind == "died")
+        terminate([each.where for each in records if each.where is not None], spare_owner=kind == "died")
         for each in records:
             each.member = (each.member.stalled(now) if kind == "stalled" else each.member).died(now)
             each.lost_at = each.lost_at or now
@@ -394,7 +394,7 @@ def as_loss(error: LostError | RayError, context: PhaseContext) -> LostError:
     """
     if isinstance(error, LostError):
         return error
-    own = own_error(error, "the controller", context)
+    own = translate_error(error, "the controller", context)
     if not isinstance(own, LostError):
         raise own from error
     return own.of(())

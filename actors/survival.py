@@ -36,9 +36,9 @@ class Observer(Protocol):
 class Survivor:
     """Runs the steps from a resume point, keeps snapshots and checkpoints, and repeats a step that lost an actor."""
 
-    def __init__(self, trainer: PPOTrainer, keeper: Keeper, kept: ResumePoint) -> None:
+    def __init__(self, trainer: PPOTrainer, keeper: Keeper, start: ResumePoint) -> None:
         self.trainer, self.keeper = trainer, keeper
-        self.state, self.ahead = kept
+        self.state, self.ahead = start
         self.actors, self.supervisor = trainer.actors, trainer.actors.supervisor
         self.steps = trainer.recipe.ppo.steps
         trainer.between_phases = lambda: keeper.finish_checkpoint(wait_for_it=False)
@@ -103,7 +103,9 @@ class Survivor:
 
     def _run(self, observer: Observer | None) -> Iterator[Row]:
         while not self.is_over:
-            begin = time.perf_counter() - self.supervisor.seconds_lost  # seconds lost meanwhile are counted elsewhere
+            begin = (
+                time.perf_counter() - self.supervisor.seconds_lost
+            )  # lost seconds are counted separately
             try:
                 report = self._step(observer)
             except (LostError, RayError) as error:

@@ -136,6 +136,6 @@ class TimelineCollector:
         step = self._step_at(begin) if span.step is None else span.step
         return replace(span, begin=begin + self._calendar, end=end + self._calendar, step=step)
 
-    def _step_at(self, context: float) -> int | None:
+    def _step_at(self, time: float) -> int | None:
         """Step at a time of the controller's clock; None before the first step."""
-        return next((step for begin, step in reversed(self._steps) if begin <= context), None)
+        return next((step for begin, step in reversed(self._steps) if begin <= time), None)

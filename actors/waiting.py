@@ -11,7 +11,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from actors.losses import late, own_error
+from actors.losses import format_late, translate_error
 from rlhf.config.schema import Recipe
 from rlhf.errors import LostError
 from rlhf.recovery.deadlines import Deadlines, Work
@@ -120,7 +120,7 @@ class AnswerDeadlines:
             if names:
                 for name in names:
                     del self._silences[name]
-                raise LostError(late(names, context, min(limits[name] for name in names)), names, "stalled")
+                raise LostError(format_late(names, context, min(limits[name] for name in names)), names, "stalled")
             if done:
                 self._record_answer(pending[done[0]], context)
                 if self.spans.clock() - since >= WAIT_SECONDS:
@@ -192,7 +192,7 @@ def fetch(ref: ray.ObjectRef, who: str, context: PhaseContext, deadlines: Answer
         is_sound = True
         return value
     except RayError as error:
-        raise own_error(error, who, context, seconds) from error
+        raise translate_error(error, who, context, seconds) from error
     finally:
         deadlines.learn_duration(who, context, is_sound)
 
@@ -222,6 +222,6 @@ def _death(ref: ray.ObjectRef, name: str, context: PhaseContext) -> LostError | 
     try:
         ray.get(ref, timeout=0)
     except RayError as error:
-        own = own_error(error, name, context)
+        own = translate_error(error, name, context)
         return own if isinstance(own, LostError) and own.kind == "died" else None
     return None

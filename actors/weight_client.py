@@ -15,7 +15,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
-from actors.losses import own_error
+from actors.losses import translate_error
 from rlhf.errors import LostError
 
 
@@ -71,7 +71,7 @@ class EngineClient:
             try:
                 answers[index] = ray.get(ref, timeout=max(0.0, end - time.monotonic()))
             except RayError as error:
-                own = own_error(error, f"engine {index} of {len(self.engines)}", method, self.seconds)
+                own = translate_error(error, f"engine {index} of {len(self.engines)}", method, self.seconds)
                 if not isinstance(own, LostError):
                     raise
                 print(f"publish continues without one engine: {own}", flush=True)

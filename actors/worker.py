@@ -39,7 +39,7 @@ class Worker:
         dump_stacks_on_signal()
         self.where = locate_process(name, log)
         self.activity = Activity()
-        self.held: Any = None
+        self.role: Any = None
 
     @ray.method(concurrency_group=HEARTBEAT)
     def heartbeat(self) -> tuple[str, float]:
@@ -67,13 +67,13 @@ class Worker:
         """Build the role's rank; returns the worker's location."""
         with self.activity("start"), named_failures(self.where, "start"):
             make = resolve_name(builder) if isinstance(builder, str) else builder
-            self.held = make(*arguments)
+            self.role = make(*arguments)
         return self.where
 
     def call(self, method: str, *arguments: Any) -> Any:
         """Call a method of the role's rank. Ray has replaced references among the arguments by their values."""
         with self.activity(method), named_failures(self.where, method):
-            return getattr(self.held, method)(*arguments)
+            return getattr(self.role, method)(*arguments)
 
     def compute(self, method: str, *arguments: Any) -> tuple[Any, None]:
         """Like ``call``; the second return value is small, and shows completion or failure without the result."""

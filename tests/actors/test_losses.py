@@ -14,7 +14,7 @@ import ray
 from ray import exceptions
 from ray.exceptions import RayError, RayTaskError
 
-from actors.losses import own_error
+from actors.losses import translate_error
 from actors.waiting import AnswerDeadlines, PhaseContext, fetch
 from rlhf.config.schema import Recipe
 from rlhf.errors import LostError, MachineryError, RLHFError, UserError
@@ -63,7 +63,7 @@ OBJECTS: list[RayError] = [
 
 
 def loss(error: RayError) -> LostError:
-    own = own_error(error, NAME, CONTEXT)
+    own = translate_error(error, NAME, CONTEXT)
     assert isinstance(own, LostError) and "during update of step 7" in str(own)
     return own
 
@@ -97,7 +97,7 @@ def test_whoever_was_given_a_failure_is_innocent_of_it(error: RayError) -> None:
     "own", [UserError("wrong", "why", "fix"), LostError("gone", ("critic rank 0",), "died"), MachineryError("a bug")]
 )
 def test_what_an_actor_raised_on_purpose_is_passed_on_through_those_that_were_given_it(own: RLHFError) -> None:
-    assert own_error(RayTaskError("a", "", RayTaskError("b", "", own)), NAME, CONTEXT) is own
+    assert translate_error(RayTaskError("a", "", RayTaskError("b", "", own)), NAME, CONTEXT) is own
 
 
 def test_the_memory_monitor_is_named_with_its_figures_and_what_to_do() -> None:

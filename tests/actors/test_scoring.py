@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import ray
 
+from actors.early_stop import EarlyStopping
 from actors.group import Group
 from actors.placement import Placement
 from actors.rollout import Answered
@@ -20,7 +21,6 @@ from actors.run_actors import RunActors
 from actors.scoring import Scoring, ScoringMethod
 from actors.supervisor import Supervisor
 from actors.waiting import PhaseContext
-from actors.watch import Watcher
 from rlhf.config.schema import EarlyStopConfig, PlacementConfig, Recipe, RecoveryConfig, RewardSourceConfig, RoleConfig
 from rlhf.errors import LostError, MachineryError
 from rlhf.roles.assemble import Contribution
@@ -257,13 +257,13 @@ def test_roles_with_states_alone_to_move_update_together(actors: Any) -> None:
     assert told[2:] == [f"critic: {STATES}", f"policy: {STATES}"]
 
 
-def judge(small: Small) -> Watcher:
+def judge(small: Small) -> EarlyStopping:
     """A watch over answers to all prompts, which the run's judge scores twice as high."""
     config = EarlyStopConfig(scorer=RewardSourceConfig(function="x:y", weight=2.0))
     asked = [prompt for block in BLOCKS for prompt in block]
     unused: Any = None
     prompts = [Prompt(id=prompt, tokens=(prompt,)) for prompt in asked]
-    return Watcher(config, small.actors, PhaseTimer(), asked, prompts, unused, unused, unused)
+    return EarlyStopping(config, small.actors, PhaseTimer(), asked, prompts, unused, unused, unused)
 
 
 def test_a_judge_that_loses_a_rank_is_rebuilt_and_goes_on(actors: Any) -> None:

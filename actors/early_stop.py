@@ -1,4 +1,4 @@
-"""Early stopping on over-optimisation: scores the policy on held-out prompts regularly, and keeps the best one."""
+"""Early stopping on over-optimisation: scores the policy on held-out prompts at intervals, and keeps the best one."""
 
 from __future__ import annotations
 
@@ -17,18 +17,20 @@ from actors.waiting import PhaseContext, fetch
 from rlhf.config.schema import EarlyStopConfig
 from rlhf.errors import MachineryError, UserError
 from rlhf.evaluation.overoptimisation import HeldOutEvaluation, Watch, difference_interval, mean_by_prompt
+from rlhf.placement.pools import HELD_OUT_SCORER
 from rlhf.roles.assemble import BatchReport, Contribution
 from rlhf.roles.forward import join_samples
 from rlhf.run_state import RunState, WatchState
-from rlhf.tracking.run_folder import RunFolder, write_atomically
+from rlhf.storage.durable import write_atomically
+from rlhf.tracking.run_folder import RunFolder
 from rlhf.tracking.spans import PhaseTimer
 from rlhf.tracking.tracker import Tracker
 from rlhf.types import Bool, Prompt
 
 ANSWERS = "answers.json"
-"""File beside the best policy's weights with its answers for the comparison."""
+"""File in the best policy's folder with its answers for the comparison before and after PPO."""
 LEAST_GIVEN = 0.9
-"""Smallest fraction of answers with a score: an evaluation of only a few answers could replace the best policy."""
+"""Smallest fraction of answers with a score: otherwise a few answers could decide which policy is the best."""
 
 
 def held_out_prompts(config: EarlyStopConfig | None, held_out: Sequence[Prompt]) -> Sequence[Prompt]:
@@ -39,15 +41,15 @@ def held_out_prompts(config: EarlyStopConfig | None, held_out: Sequence[Prompt])
     """
     if config is None:
         return ()
-    judged = held_out[: config.prompts]
-    different = len({prompt.tokens for prompt in judged})
+    held_out = held_out[: config.prompts]
+    different = len({prompt.tokens for prompt in held_out})
     if different < 2:
         raise UserError(
-            f"early_stop has {different} different held-out prompts to score answers to",
+            f"early_stop has {different} different held-out prompts",
             "a fall of the score cannot be distinguished from chance with fewer than 2, and hardly with fewer than 50",
             "early_stop.prompts=100 with a larger data.held_out_fraction or more prompts",
         )
-    return judged
+    return held_out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +60,7 @@ class Policy:
     answers: Callable[[], list[str]]
 
 
-class Watcher:
+class EarlyStopping:
     """Evaluates the policy on held-out prompts before the first step, every ``every`` steps and after the last one.
 
     The policy with the best held-out score is kept.
@@ -144,24 +146,21 @@ class Watcher:
             MachineryError: more than ``recovery.bad_samples`` prompts of this evaluation have no answer.
         """
         actors, context, count = self.actors, PhaseContext(phase="judge", step=done), len(self.asked)
-        assert actors.held_out_scorer is not None
-        actors.supervisor.enter_phase(context)
-        whole = Contribution(kind="score", ranks=len(actors.held_out_scorer.workers), name="judge")
-        scoring = Scoring(
-            actors, context, [ScoringMethod(group=actors.held_out_scorer, method="scores", contribution=whole)]
-        )
+        scorer, supervisor = actors.held_out_scorer, actors.supervisor
+        assert scorer is not None
+        supervisor.enter_phase(context)
+        whole = Contribution(kind="score", ranks=len(scorer.workers), name=HELD_OUT_SCORER)
+        scoring = Scoring(actors, context, [ScoringMethod(group=scorer, method="scores", contribution=whole)])
         blocks, answered = [], np.ones(count, dtype=np.bool_)
         for block, summary in actors.engines.generate(self.asked, range(count), context):
             scoring.send(block, len(summary.positions))
             blocks.append(list(summary.positions))
-            actors.supervisor.set_aside(summary.faults, int((~answered).sum()), context)
+            supervisor.set_aside(summary.faults, int((~answered).sum()), context)
             answered[list(summary.set_aside)] = False
         scores, parts = np.full(count, np.nan), iter(scoring.settle())
         for positions in blocks:
             next(parts)  # the block itself is not needed here
-            shares = [
-                fetch(next(parts), name, context, actors.supervisor.deadlines) for name in actors.held_out_scorer.names
-            ]
+            shares = [fetch(next(parts), name, context, supervisor.deadlines) for name in scorer.names]
             scores[positions] = join_samples(shares, len(positions))
         return np.where(answered, scores * self.config.scorer.weight, np.nan), answered
 
@@ -209,7 +208,7 @@ def kept_step(state: RunState) -> int:
     return _last_and_best(state.watch.watch)[1].step if state.watch.watch.keeps_best else state.step
 
 
-def outcome(state: RunState, steps: int) -> str:
+def describe_outcome(state: RunState, steps: int) -> str:
     """Why the run ended, and which policy its model is, in one line."""
     assert state.watch is not None
     watch = state.watch.watch
@@ -225,11 +224,11 @@ def outcome(state: RunState, steps: int) -> str:
     return "PPO done. The model is the last policy: no earlier one scored clearly higher."
 
 
-def watch_summary(state: RunState, steps: int) -> Summary:
+def summarise_early_stop(state: RunState, steps: int) -> Summary:
     """Early stopping's entries of the stage's summary."""
     assert state.watch is not None
     if state.watch.watch.last is None:
-        return {"held-out judge": "gave no score"}
+        return {"held-out scorer": "gave no score"}
     last, best = _last_and_best(state.watch.watch)
     early = f"early, after step {state.step} of {steps}: {state.watch.stop}"
     return {
@@ -241,7 +240,7 @@ def watch_summary(state: RunState, steps: int) -> Summary:
         "last held-out score": last.mean,
         "last held-out score, 95% interval": _between(last.interval),
         "last against best, paired, 95% interval": _between(difference_interval(last, best), sign="+"),
-        "held-out prompts judged": float(len(last.given)),
+        "held-out prompts scored": float(len(last.given)),
     }
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from actors.early_stop import EarlyStopping, Policy, describe_outcome, held_out_prompts, summarise_early_stop
 from actors.supervised import Summary
-from actors.watch import Policy, Watcher, held_out_prompts, outcome, watch_summary
 from rlhf.config.schema import (
     EarlyStopConfig,
     EndpointConfig,
@@ -34,8 +34,8 @@ from rlhf.types import Prompt
 SPREAD = np.linspace(-1.0, 1.0, 20)
 
 
-class Scripted(Watcher):
-    """A ``Watcher`` with a fixed mean score for each evaluation; NaN means no scores."""
+class Scripted(EarlyStopping):
+    """A ``EarlyStopping`` with a fixed mean score for each evaluation; NaN means no scores."""
 
     means: Sequence[float] = ()
     missing: Mapping[int, int] = {}
@@ -94,11 +94,11 @@ class Watched:
         self.watcher.leave_model(self.state)
         return answers
 
-    def outcome(self) -> str:
-        return outcome(self.state, self.steps)
+    def describe_outcome(self) -> str:
+        return describe_outcome(self.state, self.steps)
 
     def summary(self) -> Summary:
-        return watch_summary(self.state, self.steps)
+        return summarise_early_stop(self.state, self.steps)
 
     def model(self) -> str:
         return (self.run.model / "version").read_text()
@@ -114,7 +114,7 @@ def test_a_stopped_run_ends_with_the_best_policy_and_its_answers(tmp_path: Path)
     assert all("time/judge" in step for step in steps)
     assert watched.finish() == ["by version 2"]
     assert watched.model() == "2"
-    assert watched.outcome() == (
+    assert watched.describe_outcome() == (
         "PPO stopped early, after step 3 of 5: the held-out score fell from 2 (after step 2) to 1 while the reward "
         "rose from 1 to 2. The model is the policy after step 2."
     )
@@ -130,7 +130,7 @@ def test_the_last_policy_is_kept_where_none_was_clearly_better(tmp_path: Path) -
     assert watched.finish() == ["by version 2"]
     assert watched.model() == "2"
     assert not watched.run.best.exists()
-    assert watched.outcome() == "PPO done. The model is the last policy: no earlier one scored clearly higher."
+    assert watched.describe_outcome() == "PPO done. The model is the last policy: no earlier one scored clearly higher."
     assert watched.summary()["stopped"] == "after the last step"
 
 
@@ -140,7 +140,7 @@ def test_a_policy_that_got_worse_is_not_kept_even_if_its_reward_fell_too(tmp_pat
     assert watched.finish() == ["by version 1"]
     assert watched.model() == "1"
     assert "The model is the policy after step 1: its held-out score was 1, the last one's is 0.5." in (
-        watched.outcome()
+        watched.describe_outcome()
     )
     events = read_lines(watched.run.events)
     assert [(event["step"], event["over_optimised"]) for event in events] == [(2, False), (3, False)]
@@ -162,8 +162,8 @@ def test_a_judge_that_is_away_is_passed_over(tmp_path: Path) -> None:
     never = Watched(tmp_path / "never", rewards=[0.0], means=[nan, nan], scorer=SERVICE)
     never.go()
     assert never.finish() == ["by version 1"]
-    assert "never gave a score" in never.outcome()
-    assert never.summary() == {"held-out judge": "gave no score"}
+    assert "never gave a score" in never.describe_outcome()
+    assert never.summary() == {"held-out scorer": "gave no score"}
 
 
 def test_a_judge_that_scores_a_few_answers_says_nothing_of_the_policy(tmp_path: Path) -> None:
@@ -189,7 +189,7 @@ def test_a_judge_need_not_score_what_was_not_answered(tmp_path: Path) -> None:
     watched.watcher.unanswered = 2
     [step] = watched.go()
     assert step["holdout/score"] == pytest.approx(1.0 + SPREAD[2:].mean(), abs=0.01)
-    assert watched.summary()["held-out prompts judged"] == 18
+    assert watched.summary()["held-out prompts scored"] == 18
 
 
 def test_an_older_best_stays_until_a_checkpoint_knows_of_the_newer_one(tmp_path: Path) -> None:
@@ -223,4 +223,4 @@ def test_a_prompt_that_is_judged_several_times_is_one_observation(tmp_path: Path
     [step] = watched.go()
     assert step["holdout/start_score"] == pytest.approx(0.5)
     assert step["holdout/start_score_ci_high"] - 0.5 == pytest.approx(0.455953, abs=0.01)
-    assert watched.summary()["held-out prompts judged"] == 10.0
+    assert watched.summary()["held-out prompts scored"] == 10.0
