@@ -34,7 +34,7 @@ class Group:
         environment = worker_environment(self.config.threads_per_rank, self.config.ray_address is None)
         self._environment = {"env_vars": environment}
         self.offload_mode = placement.offload_mode(role)
-        """What the role offloads to host memory between phases; None: it is never offloaded."""
+        """State that the role offloads between phases; None: it is never offloaded."""
         self._build: tuple[Any, ...] = ()
         self._rendezvous_file: Path | None = None
         """File of the ranks' rendezvous, if it is a file."""
@@ -44,14 +44,13 @@ class Group:
     def _spawn(self) -> None:
         make = ray.remote(concurrency_groups={HEARTBEAT: 1})(Worker)
         self.workers = [
-            make.options(**self._options(rank)).remote(name, (self.logs / f"{self.role}-{rank}.log").resolve())
+            make.options(runtime_env=self._environment, **self._placement.actor_options(self.role, rank)).remote(
+                name, (self.logs / f"{self.role}-{rank}.log").resolve()
+            )
             for rank, name in enumerate(self.names)
         ]
         for name, worker in zip(self.names, self.workers, strict=True):
             self.supervisor.started(name, worker)
-
-    def _options(self, rank: int) -> dict[str, Any]:
-        return {"runtime_env": self._environment, **self._placement.actor_options(self.role, rank)}
 
     def start(self, builder: Builder, *arguments: Any) -> None:
         """Have every rank build ``builder(*arguments, rank)``."""

@@ -70,6 +70,7 @@ class Keeper:
         timer: PhaseTimer,
     ) -> None:
         self.actors, self.run, self.store, self.config_yaml = actors, run, store, config_yaml
+        self.supervisor = actors.supervisor
         self.tracker, self.timer, self.config = tracker, timer, actors.recipe.checkpoint
         self.steps = actors.recipe.ppo.steps
         self.snapshot: Snapshot | None = None
@@ -95,19 +96,19 @@ class Keeper:
     def take_snapshot(self, state: RunState, ahead: Sequence[Block] = (), score: float | None = None) -> None:
         """Take a snapshot, which replaces the last one. ``score`` ranks the checkpoint for ``checkpoint.keep_best``."""
         context = PhaseContext(phase=SNAPSHOT, step=state.step - 1 if state.step else None)
-        self.actors.supervisor.enter_phase(context)
+        self.supervisor.enter_phase(context)
         with self.timer(SNAPSHOT, context.step):
             state = self._with_files(state)
             taken = {role: group.compute("snapshot") for role, group in self.actors.trained.items()}
             done = [ref for role in taken for _, ref in taken[role]]
             names = [name for group in self.actors.trained.values() for name in group.names]
-            wait(done, names, context, self.actors.supervisor.deadlines)
+            wait(done, names, context, self.supervisor.deadlines)
         shards = {role: [files for files, _ in refs] for role, refs in taken.items()}
         self.snapshot = Snapshot(state=state, shards=shards, ahead=ahead, score=score)
 
     def _with_files(self, state: RunState) -> RunState:
         """Add the current sizes of the run's files, the time account and the W&B run's id to the state."""
-        goodput = self.actors.supervisor.goodput.state()
+        goodput = self.supervisor.goodput.state()
         return replace(state, sizes=self.run.sizes(), goodput=goodput, wandb_id=self.tracker.wandb_id)
 
     def begin_checkpoint(self) -> None:
@@ -144,7 +145,7 @@ class Keeper:
             return
         writing, state = self._writing, self._writing.snapshot.state
         context = PhaseContext(phase=CHECKPOINT, step=state.step - 1)
-        self.actors.supervisor.enter_phase(context)
+        self.supervisor.enter_phase(context)
         try:
             with self.timer(CHECKPOINT, context.step):
                 entries = self._written(writing, context)
@@ -154,7 +155,7 @@ class Keeper:
         except (OSError, RayError, LostError) as error:
             self._writing = None
             # Running tasks must end before the next attempt. Cancelling them is no option: it may end this process.
-            ray.wait(tasks, num_returns=len(tasks), timeout=self.actors.supervisor.deadlines.learned.ceiling)
+            ray.wait(tasks, num_returns=len(tasks), timeout=self.supervisor.deadlines.learned.ceiling)
             self.store.abandon(state.step)
             self._failed(state.step, error)
             return
@@ -166,7 +167,7 @@ class Keeper:
 
     def _written(self, writing: Writing, context: PhaseContext) -> list[FileEntry]:
         pending, entries = dict(writing.tasks), list[FileEntry]()
-        deadlines = self.actors.supervisor.deadlines
+        deadlines = self.supervisor.deadlines
         while pending:
             ref = deadlines.next_ready(pending, context)
             name = pending.pop(ref)
@@ -200,11 +201,11 @@ class Keeper:
             LostError: a rank was lost meanwhile.
         """
         context = PhaseContext(phase=RESTORE)
-        self.actors.supervisor.enter_phase(context)
+        self.supervisor.enter_phase(context)
         state, ahead = self._from_memory(context) or self._from_disk(context) or self._from_start()
         self.run.rewind(state.sizes)
         for group in self.actors.trained.values():
-            self.actors.supervisor.serve(group.names)
+            self.supervisor.serve(group.names)
         return state, ahead
 
     def _from_memory(self, context: PhaseContext) -> ResumePoint | None:
@@ -216,7 +217,7 @@ class Keeper:
                 group.offload(context)
             blocks = [block.rollouts for block in self.snapshot.ahead]
             if blocks:
-                fetch(self._confirm.remote(*blocks), FOLDER, context, self.actors.supervisor.deadlines)
+                fetch(self._confirm.remote(*blocks), FOLDER, context, self.supervisor.deadlines)
         except LostError as error:
             if set(error.names) - {FOLDER}:
                 raise
@@ -252,7 +253,7 @@ class Keeper:
         if not paths:
             return ()
         counts, *blocks = self._read.options(num_returns=1 + len(paths)).remote(paths)
-        sizes = fetch(counts, FOLDER, context, self.actors.supervisor.deadlines)
+        sizes = fetch(counts, FOLDER, context, self.supervisor.deadlines)
         return [Block(rollouts=block, samples=n, set_aside=m) for block, (n, m) in zip(blocks, sizes, strict=True)]
 
     def _from_start(self) -> ResumePoint:

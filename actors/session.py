@@ -55,6 +55,13 @@ DEPENDS_ON: Mapping[str, tuple[str, ...]] = {
 """Sections of the recipe that a stage's result depends on; changes in other sections keep a finished stage valid."""
 
 
+DATA_OF_STAGE: Mapping[str, tuple[str, ...]] = {
+    "sft": ("demonstrations",),
+    "reward": ("demonstrations", "preferences"),
+    "dpo": ("preferences",),
+    "ppo": ("prompts",),
+}
+"""Properties of ``Session`` with the data that a stage reads."""
 DATA_PATHS = ("data.path", "data.demonstrations", "data.preferences", "data.prompts")
 """Keys of the recipe with paths to data: the data's content is compared instead of the paths."""
 
@@ -288,25 +295,15 @@ class Session:
         RunFolder(self.root, stage).require(self.digest(stage))
         self.checkpoint(stage)
         try_saving_tokenizer(self.tokenizer)
-        needed = {
-            "sft": ["demonstrations"],
-            "reward": ["demonstrations", "preferences"],
-            "dpo": ["dpo_start", "preferences"],
-            "ppo": ["prompts"],
-        }
-        for name in needed[stage]:
-            getattr(self, name)
-        self._require_same_data(stage)
+        if stage == "dpo":
+            _ = self.dpo_start  # checks its vocabulary
+        self._require_same_data(stage)  # reads the data
 
     def files_of(self, stage: str) -> tuple[DataFile, ...]:
         """Data files that a stage reads, and its chat template file if one is configured."""
-        parts = {
-            "sft": ("demonstrations",),
-            "reward": ("demonstrations", "preferences"),
-            "dpo": ("preferences",),
-            "ppo": ("prompts",),
-        }
-        data: list[StageData[Any]] = [getattr(self, name) for name in parts[stage]]  # reads only this stage's data
+        data: list[StageData[Any]] = [
+            getattr(self, name) for name in DATA_OF_STAGE[stage]
+        ]  # reads only this stage's data
         template = self.recipe.model.chat_template
         files = [file for part in data for file in part.files]
         return tuple(dict.fromkeys([*files, *([digest_of(template)] if template else [])]))

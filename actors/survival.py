@@ -103,9 +103,7 @@ class Survivor:
 
     def _run(self, observer: Observer | None) -> Iterator[Row]:
         while not self.is_over:
-            begin = (
-                time.perf_counter() - self.supervisor.seconds_lost
-            )  # lost seconds are counted separately
+            begin = time.perf_counter() - self.supervisor.seconds_lost  # lost seconds are counted separately
             try:
                 report = self._step(observer)
             except (LostError, RayError) as error:

@@ -19,7 +19,7 @@ from rlhf.records import DataFile
 ABSENT = "(not there)"
 """Value of a key that one of two configurations does not have."""
 SHOWN = 10
-"""Largest number of differing keys that an error lists, to fit on one screen."""
+"""Largest number of differences that an error lists, to fit on one screen."""
 
 
 def differing_keys(then_yaml: str, now_yaml: str, sections: Sequence[str]) -> list[tuple[str, Any, Any]]:
@@ -51,11 +51,9 @@ def require_same(checkpoint: Checkpoint, now_yaml: str, sections: Sequence[str],
     rows = [row for row in differing_keys(checkpoint.config(), now_yaml, sections) if row[0] not in but_for]
     if not rows:
         return
-    lines = [f"  {key}: {reprlib.repr(then)} then, {reprlib.repr(now)} now" for key, then, now in rows[:SHOWN]]
-    if len(rows) > SHOWN:
-        lines.append(f"  and {len(rows) - SHOWN} more")
+    lines = [f"{key}: {reprlib.repr(then)} then, {reprlib.repr(now)} now" for key, then, now in rows]
     raise UserError(
-        "\n".join([f"{checkpoint.path} was made with another configuration:", *lines]),
+        f"{checkpoint.path} was made with another configuration:{_list(lines)}",
         "a run that resumes from it would be a mixture of two",
         f"give this run another name (name=...), restore the values, or delete {checkpoint.path.parent} to start again",
     )
@@ -96,15 +94,18 @@ def require_same_data(holder: str, changes: Sequence[str], path: Path) -> None:
     """
     if not changes:
         return
-    lines = [f"  {line}" for line in changes[:SHOWN]]
-    if len(changes) > SHOWN:
-        lines.append(f"  and {len(changes) - SHOWN} more")
     raise UserError(
-        "\n".join([f"{holder} was made with other data:", *lines]),
+        f"{holder} was made with other data:{_list(changes)}",
         "a resumed run would be a mixture of two: rows seen twice or never, and others held out",
         f"restore the data, give this run another name (name=...), delete {path} to start again, or accept the change "
         "with checkpoint.changed_data=accept",
     )
+
+
+def _list(lines: Sequence[str]) -> str:
+    """Up to ``SHOWN`` indented lines, each after a line break."""
+    more = [f"and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
+    return "".join(f"\n  {line}" for line in (*lines[:SHOWN], *more))
 
 
 def _differences(then: Any, now: Any, key: str, default: Any) -> Iterator[tuple[str, Any, Any]]:

@@ -13,7 +13,6 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import httpx
 import numpy as np
@@ -23,6 +22,7 @@ from rlhf.config.schema import EndpointConfig
 from rlhf.errors import MachineryError, UserError
 from rlhf.evaluation.scorers import check_scores, name_sample
 from rlhf.secrets import without_secrets
+from rlhf.storage.jsonl import json_safe
 
 TOKEN = "RLHF_REWARD_TOKEN"
 """Environment variable whose value is sent as ``Authorization: Bearer``; it is never written to a file or message."""
@@ -60,8 +60,8 @@ class _Request:
 
     def body(self) -> bytes:
         """The request's body as standard JSON."""
-        rows = [_to_json(row) for row in self.rows]
-        return json.dumps({"prompts": self.prompts, "responses": self.responses, "rows": rows}).encode()
+        content = {"prompts": self.prompts, "responses": self.responses, "rows": json_safe(list(self.rows))}
+        return json.dumps(content).encode()
 
 
 class Endpoint:
@@ -214,14 +214,3 @@ def _wait(state: RetryCallState) -> float:
 def _parse_retry_after(header: str | None) -> float:
     """``Retry-After`` in seconds; 0 for a date."""
     return float(header) if header and header.isascii() and header.isdigit() else 0.0
-
-
-def _to_json(value: Any) -> Any:
-    """Convert a value to JSON types: numbers that are not finite to null, other objects (a date, bytes) to text."""
-    if isinstance(value, Mapping):
-        return {str(key): _to_json(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_to_json(inner) for inner in value]
-    if isinstance(value, float):
-        return value if np.isfinite(value) else None
-    return value if value is None or isinstance(value, (str, int)) else str(value)
