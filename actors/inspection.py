@@ -120,11 +120,13 @@ def inspect_here(processes: Sequence[ProcessLocation], dump: bool) -> dict[str, 
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(where.process, DUMP_SIGNAL)
         time.sleep(DUMP_SECONDS)
-    return {where.name: (_facts(where), _last_lines(where.log)) for where in processes}
-
-
-def _facts(where: ProcessLocation) -> Facts:
-    return read_facts(where.process, children=where.children, oom_kills_before=where.oom_kills)
+    return {
+        where.name: (
+            read_facts(where.process, children=where.children, oom_kills_before=where.oom_kills),
+            _last_lines(where.log),
+        )
+        for where in processes
+    }
 
 
 def _last_lines(log: str) -> str:

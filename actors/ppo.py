@@ -47,7 +47,8 @@ def train_ppo(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
     data = session.prompts
     session.report_data(data, run)
     if run.resumes and session.changes_of_data("ppo"):
-        _forget_answers(run)
+        for name in (BEFORE, AFTER):  # stored answers belong to the prompts of the earlier data
+            (run.path / name).unlink(missing_ok=True)
     compared = data.held_out[: _count_compared(run, recipe)]
     held_out = held_out_prompts(recipe.early_stop, data.held_out)
     start = Start(
@@ -102,12 +103,6 @@ def _resume_point(session: Session, keeper: Keeper, supervisor: Supervisor, trac
     supervisor.resume(state.goodput, keeper.run.path / STATUS)
     tracker.event("resumed", step=state.step, path=str(checkpoint.path))
     return state, ahead
-
-
-def _forget_answers(run: RunFolder) -> None:
-    """Delete stored answers: the data changed, so that they belong to other prompts."""
-    for name in (BEFORE, AFTER):
-        (run.path / name).unlink(missing_ok=True)
 
 
 def _count_compared(run: RunFolder, recipe: Recipe) -> int:

@@ -101,14 +101,19 @@ class Scoring:
                         self._send(block, scorer)
             self._finish()
             self.actors.offload(turn, self.context)
-        return [ref for block in range(len(self.blocks)) for ref in (self.blocks[block], *self._of(block))]
+        keys = [(scorer, rank) for scorer, by in enumerate(self.scorers) for rank in range(len(by.group.workers))]
+        return [
+            ref
+            for number, block in enumerate(self.blocks)
+            for ref in (block, *(self._shares[number, *key] for key in keys))
+        ]
 
     def _finish(self) -> None:
         """Wait for all pending shares."""
         deadlines = self.actors.supervisor.deadlines
         while self._pending:
             try:
-                names = {ref: self._name(task) for ref, task in self._pending.items()}
+                names = {ref: self.scorers[task.scorer].group.names[task.rank] for ref, task in self._pending.items()}
                 done = deadlines.next_ready(names, self.context)
                 fetch(done, names[done], self.context, deadlines)
             except LostError as error:
@@ -116,16 +121,6 @@ class Scoring:
                 continue
             task = self._pending.pop(done)
             self._shares[task.block, task.scorer, task.rank] = task.share
-
-    def _name(self, task: Task) -> str:
-        return self.scorers[task.scorer].group.names[task.rank]
-
-    def _of(self, block: int) -> list[ray.ObjectRef]:
-        return [
-            self._shares[block, scorer, rank]
-            for scorer, by in enumerate(self.scorers)
-            for rank in range(len(by.group.workers))
-        ]
 
     def _redispatch(self, error: LostError) -> None:
         """Rebuild lost frozen groups, and send them their unfinished blocks again."""

@@ -17,7 +17,7 @@ from actors.losses import translate_error
 from actors.memory import MemoryWatch
 from actors.process import ProcessLocation
 from actors.timeline import Actors, TimelineCollector
-from actors.waiting import START, AnswerDeadlines, PhaseContext
+from actors.waiting import SLICE_SECONDS, START, AnswerDeadlines, PhaseContext
 from rlhf.config.schema import Recipe
 from rlhf.errors import LostError, MachineryError
 from rlhf.recovery.budget import Budget, History
@@ -188,18 +188,9 @@ class Supervisor:
             **{name: numbers[key] for name, key in shown.items() if numbers[key]},
         }
 
-    @property
-    def seconds_lost(self) -> float:
-        """Seconds lost to failures so far."""
-        return self.goodput.seconds_lost
-
     def time_lost(self) -> AbstractContextManager[None]:
         """Context whose duration counts as lost to the last failure: the run waits for replacements."""
         return self.goodput.waiting(self._lost_kind)
-
-    def record_wasted(self, error: LostError | RayError, seconds: float) -> None:
-        """Count the seconds of an aborted step as lost."""
-        self.goodput.lost(error.kind if isinstance(error, LostError) else "failed", seconds)
 
     def set_aside(self, faults: Sequence[tuple[int, str]], before: int, context: PhaseContext) -> int:
         """Record quarantined samples, by prompt and reason; returns their number.
@@ -275,7 +266,10 @@ class Supervisor:
                 f"{incidents[-1].text()}\n  more than recovery.restarts = {self._budget.restarts} restarts:\n"
                 f"{self._history.text()}"
             ) from error
-        self._sleep(max(wait or 0.0 for wait in waits))
+        ends = time.monotonic() + max(wait or 0.0 for wait in waits)
+        while (left := ends - time.monotonic()) > 0:
+            self.deadlines.check()
+            time.sleep(min(left, SLICE_SECONDS))
 
     def final_error(self, error: LostError, context: PhaseContext) -> MachineryError:
         """Report lost actors that are not replaced, and return the error that ends the run."""
@@ -372,12 +366,6 @@ class Supervisor:
         for each in records:
             each.member = (each.member.stalled(now) if kind == "stalled" else each.member).died(now)
             each.lost_at = each.lost_at or now
-
-    def _sleep(self, seconds: float) -> None:
-        end_at = time.monotonic() + seconds
-        while (left := end_at - time.monotonic()) > 0:
-            self.deadlines.check()
-            time.sleep(min(left, 0.25))
 
 
 def _place(where: ProcessLocation | None) -> dict[str, Any]:

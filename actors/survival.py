@@ -103,21 +103,26 @@ class Survivor:
 
     def _run(self, observer: Observer | None) -> Iterator[Row]:
         while not self.is_over:
-            begin = time.perf_counter() - self.supervisor.seconds_lost  # lost seconds are counted separately
+            begin = self._clock()
             try:
                 report = self._step(observer)
             except (LostError, RayError) as error:
-                self.supervisor.record_wasted(error, time.perf_counter() - self.supervisor.seconds_lost - begin)
+                kind = error.kind if isinstance(error, LostError) else "failed"
+                self.supervisor.goodput.lost(kind, self._clock() - begin)
                 self._recover(error, PhaseContext(phase=self.supervisor.phase, step=self.state.step))
                 continue
             step = self.state.step - 1
-            self.supervisor.step_done(step, time.perf_counter() - self.supervisor.seconds_lost - begin)
+            self.supervisor.step_done(step, self._clock() - begin)
             report = report.with_metrics(
                 {**self.supervisor.memory(), **report.metrics, **self.supervisor.goodput.metrics()}
             )
             yield step, report
             canaries.check(report.metrics, step, self.limits)
             self._keep(report)
+
+    def _clock(self) -> float:
+        """Seconds on a clock that stands still while seconds are counted as lost."""
+        return time.perf_counter() - self.supervisor.goodput.seconds_lost
 
     def _step(self, observer: Observer | None) -> BatchReport:
         """Run one step and the observer after it; the state changes only if both are completed."""

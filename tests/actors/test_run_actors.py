@@ -230,9 +230,9 @@ def test_the_time_in_which_the_run_waits_for_others_is_lost() -> None:
     actors = RunActors(running.recipe, "", {"policy": slow, "reward one": slow}, slow, running.supervisor)
     with suppress(KeyError):  # the supervisor knows none of these
         actors.rebuild(slow)
-    assert running.supervisor.seconds_lost == 60
+    assert running.supervisor.goodput.seconds_lost == 60
     slow.restore_serving(CONTEXT)
-    assert running.supervisor.seconds_lost == 120
+    assert running.supervisor.goodput.seconds_lost == 120
 
 
 def test_who_is_lost_in_loading_is_told_with_a_cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

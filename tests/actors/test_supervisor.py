@@ -250,7 +250,7 @@ def test_time_is_lost_where_the_run_waits_and_nowhere_else(tmp_path: Path) -> No
     clock.now += 60  # the other serves
     start(names[0])
     supervisor.serve(names)
-    assert supervisor.seconds_lost == 0
+    assert supervisor.goodput.seconds_lost == 0
     with supervisor.time_lost():
         clock.now += 7
     assert dict(supervisor.goodput.lost_by_kind) == {"died": 7.0}
