@@ -114,8 +114,9 @@ class AnswerDeadlines:
             done, _ = ray.wait(
                 list(pending), num_returns=1, timeout=min(SLICE_SECONDS, max(left, 0.0)), fetch_local=False
             )
+            waited = time.monotonic() - begin  # the same for all: actors with one deadline are late together
             for silence in silences.values():
-                silence.seconds += time.monotonic() - begin
+                silence.seconds += waited
             names = tuple(sorted(name for name, silence in silences.items() if _is_late(silence, limits[name])))
             if names:
                 for name in names:
