@@ -27,8 +27,8 @@ def check_complete(
         is_needed: whether the tensor of this name has to come from the folder.
 
     Raises:
-        UserError: a needed tensor is missing or has another shape, an existing layer of the model lacks a tensor
-            of the folder, or the output head differs from the embedding although config.json ties them.
+        UserError: a needed tensor is missing or has another shape, the model omits a layer of the folder or a tensor
+            of a layer, or the output head differs from the embedding although config.json ties them.
     """
     what, kind = f"the model in {folder}", type(model).__name__
     missing = sorted(filter(is_needed, info["missing_keys"]))
@@ -47,6 +47,13 @@ def check_complete(
         )
     layers = dict(model.named_modules())
     unused = sorted(info["unexpected_keys"])
+    omitted = [name for name in unused if is_needed(name) and _repeats_layer(name, layers)]
+    if omitted:
+        raise UserError(
+            f"{what} has {_listed(omitted)}, of layers beyond the number in its config.json",
+            f"{kind} would compute without these layers, and would be another model",
+            "correct the number of layers in config.json, or give the model that belongs to it",
+        )
     ignored = [name for name in unused if is_needed(name) and _extends_layer(name, layers)]
     if ignored:
         raise UserError(
@@ -73,6 +80,13 @@ def _has_untied_head(model: PreTrainedModel) -> bool:
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     is_tied = getattr(model.config.get_text_config(), "tie_word_embeddings", False) and bool(model._tied_weights_keys)
     return is_tied and head is not None and head.weight is not embedding.weight
+
+
+def _repeats_layer(name: str, layers: Mapping[str, nn.Module]) -> bool:
+    """Whether the tensor belongs to a further layer of one of the model's lists of layers."""
+    parts = name.split(".")
+    lists = ((layers.get(".".join(parts[:i])), int(part)) for i, part in enumerate(parts) if part.isdecimal())
+    return any(isinstance(found, nn.ModuleList) and number >= len(found) for found, number in lists)
 
 
 def _extends_layer(name: str, layers: Mapping[str, nn.Module]) -> bool:

@@ -20,6 +20,7 @@ from tests.rlhf.tiny import tiny_model
 
 Change = Callable[[dict[str, Tensor]], object]
 QUERY, UP = "model.layers.0.self_attn.q_proj", "model.layers.1.mlp.up_proj.weight"
+BEYOND = "model.layers.2.mlp.up_proj.weight"
 
 
 def changed(folder: Path, change: Change, architecture: str = "llama") -> Path:
@@ -39,8 +40,9 @@ def changed(folder: Path, change: Change, architecture: str = "llama") -> Path:
         (lambda t: t.pop("lm_head.weight"), "lacks lm_head.weight"),
         (lambda t: t.update({UP: torch.ones(5, 64)}), f"has {UP} in other shapes"),
         (lambda t: t.update({f"{QUERY}.bias": torch.ones(64)}), f"has {QUERY}.bias, which its config.json does not"),
+        (lambda t: t.update({BEYOND: t[UP].clone()}), f"has {BEYOND}, of layers beyond the number in its config.json"),
     ],
-    ids=["missing", "no head", "shape", "bias"],
+    ids=["missing", "no head", "shape", "bias", "one layer more"],
 )
 def test_a_policy_that_would_not_be_the_folders_is_refused(change: Change, says: str, tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
