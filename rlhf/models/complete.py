@@ -43,7 +43,7 @@ def check_complete(
     reshaped = sorted(filter(is_needed, (str(name) for name, *_ in info["mismatched_keys"])))
     if reshaped:
         raise UserError(
-            f"{what} has {_listed(reshaped)} in other shapes than its config.json says",
+            f"{what} has {_listed(reshaped)} in other shapes than its config.json declares",
             "they cannot be loaded",
             "fix config.json, or give the model that belongs to it",
         )
