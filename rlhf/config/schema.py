@@ -36,6 +36,7 @@ from rlhf.config.fields import (
     Seed,
     ServiceUrl,
     Share,
+    Temperature,
     Texts,
     ZeroOrOne,
     refuse,
@@ -529,7 +530,7 @@ class RolloutConfig:
     """Number of engines; each is a separate actor."""
     tensor_parallel: Count = 1
     """GPUs per engine."""
-    temperature: Positive = 1.0
+    temperature: Temperature = 1.0
     """Sampling temperature, also of the trainer's log-probabilities. There is no top-p, top-k or penalty."""
     max_response_length: Count = 256
     """Longest response in tokens, end token included."""
