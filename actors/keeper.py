@@ -98,18 +98,14 @@ class Keeper:
         context = PhaseContext(phase=SNAPSHOT, step=state.step - 1 if state.step else None)
         self.supervisor.enter_phase(context)
         with self.timer(SNAPSHOT, context.step):
-            state = self._with_files(state)
+            goodput = self.supervisor.goodput.state()
+            state = replace(state, sizes=self.run.sizes(), goodput=goodput, wandb_id=self.tracker.wandb_id)
             taken = {role: group.compute("snapshot") for role, group in self.actors.trained.items()}
             done = [ref for role in taken for _, ref in taken[role]]
             names = [name for group in self.actors.trained.values() for name in group.names]
             wait(done, names, context, self.supervisor.deadlines)
         shards = {role: [files for files, _ in refs] for role, refs in taken.items()}
         self.snapshot = Snapshot(state=state, shards=shards, ahead=ahead, score=score)
-
-    def _with_files(self, state: RunState) -> RunState:
-        """Add the current sizes of the run's files, the time account and the W&B run's id to the state."""
-        goodput = self.supervisor.goodput.state()
-        return replace(state, sizes=self.run.sizes(), goodput=goodput, wandb_id=self.tracker.wandb_id)
 
     def begin_checkpoint(self) -> None:
         """Start Ray tasks that write the last snapshot as a checkpoint, one per shard."""

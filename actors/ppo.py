@@ -90,8 +90,12 @@ def train_ppo(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
     texts = [session.tokenizer.decode(prompt.tokens, skip_special_tokens=True) for prompt in compared]
     write_answers(run.path, texts, before, after)
     history = [{name: value for name, value in row.items() if value is not None} for row in read_lines(run.metrics)]
-    watched = _report_watch(session, run, survivor.state) if early_stop else {}
-    return {**learned(history), **watched, **examined, **supervisor.summary(), **recorded_seconds(history)}
+    stopping: Summary = {}
+    if early_stop:
+        session.console.print(describe_outcome(survivor.state, recipe.ppo.steps))
+        plot_overoptimisation(run.metrics, run.path / "overoptimisation.png")
+        stopping = summarise_early_stop(survivor.state, recipe.ppo.steps)
+    return {**learned(history), **stopping, **examined, **supervisor.summary(), **recorded_seconds(history)}
 
 
 def _resume_point(session: Session, keeper: Keeper, supervisor: Supervisor, tracker: Tracker) -> ResumePoint:
@@ -162,10 +166,3 @@ def _answers_after(
 def _save(policy: Policy, run: RunFolder) -> None:
     with run.writing_model() as folder:
         policy.save(folder)
-
-
-def _report_watch(session: Session, run: RunFolder, state: RunState) -> Summary:
-    """Print the outcome of early stopping, and plot held-out score against training reward."""
-    session.console.print(describe_outcome(state, session.recipe.ppo.steps))
-    plot_overoptimisation(run.metrics, run.path / "overoptimisation.png")
-    return summarise_early_stop(state, session.recipe.ppo.steps)

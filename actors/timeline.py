@@ -133,9 +133,7 @@ class TimelineCollector:
 
     def _on_calendar(self, span: Span, ahead: float) -> Span:
         begin, end = span.begin - ahead, span.end - ahead
-        step = self._step_at(begin) if span.step is None else span.step
+        step = span.step
+        if step is None:  # the last step that began before it; None before the first step
+            step = next((step for since, step in reversed(self._steps) if since <= begin), None)
         return replace(span, begin=begin + self._calendar, end=end + self._calendar, step=step)
-
-    def _step_at(self, time: float) -> int | None:
-        """Step at a time of the controller's clock; None before the first step."""
-        return next((step for begin, step in reversed(self._steps) if begin <= time), None)
