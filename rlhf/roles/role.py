@@ -13,7 +13,6 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from rlhf.batching import MicroBatches, plan
 from rlhf.config.schema import OptimizerConfig, Recipe, RoleConfig
@@ -36,8 +35,6 @@ from rlhf.zero.process_group import Rank, join, seed_process
 from rlhf.zero.tensor_parallel import check_model as check_split
 
 Network = TypeVar("Network", bound=RowNet)
-ADAPTER = "adapter"
-"""Subfolder of a model's folder that holds its adapter."""
 
 
 class Role(Generic[Network]):
@@ -169,32 +166,24 @@ class Role(Generic[Network]):
         checkpoint.load(self.engine, Path(folder))
 
     def save(self, folder: Path, **config: Any) -> None:
-        """Write the model in Hugging Face format, with the entries ``config`` added (collective; rank 0 writes)."""
-        save_model(self.engine, self.network.model, folder, **config)
+        """Write the model in Hugging Face format, with the entries ``config`` added (collective; rank 0 writes).
 
-
-def save_model(engine: ZeroEngine, model: PreTrainedModel, folder: Path, **config: Any) -> None:
-    """Write weights (safetensors) and config with the entries ``config`` added (collective; rank 0 writes).
-
-    Adapters are merged into the weights, and also written separately to ``adapter``, in PEFT's format.
-    """
-    state = {}
-    for name, tensor in engine.full_state(model):
+        Adapters are merged into the weights, and also written separately to ``adapter``, in PEFT's format.
+        """
+        engine, model = self.engine, self.network.model
+        state: dict[str, Tensor] = {}
+        for name, tensor in engine.full_state(model):
+            if engine.rank == 0:
+                state[name] = tensor
         if engine.rank == 0:
-            state[name] = tensor
-    if engine.rank == 0:
-        for key, value in config.items():
-            setattr(model.config, key, value)
-        model.save_pretrained(folder, state_dict=state)
-    _save_adapter(engine, model, folder / ADAPTER)
-
-
-def _save_adapter(engine: ZeroEngine, model: PreTrainedModel, folder: Path) -> None:
-    settings, tensors = adapter_settings(model), adapter_tensors(model)
-    if settings is None:
-        return
-    with engine.full(list(tensors.values())):
-        whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        if engine.rank == 0:
-            settings.save_pretrained(str(folder))
-            save_file(whole, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+            for key, value in config.items():
+                setattr(model.config, key, value)
+            model.save_pretrained(folder, state_dict=state)
+        if (adapter := adapter_settings(model)) is None:
+            return
+        tensors = adapter_tensors(model)
+        with engine.full(list(tensors.values())):
+            whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+            if engine.rank == 0:
+                adapter.save_pretrained(str(folder / "adapter"))
+                save_file(whole, folder / "adapter" / "adapter_model.safetensors", metadata={"format": "pt"})

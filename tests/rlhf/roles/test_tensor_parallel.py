@@ -17,7 +17,6 @@ from rlhf.errors import UserError
 from rlhf.models.load import load_causal
 from rlhf.models.scratch import train_tokenizer
 from rlhf.roles.policy import PolicyRole, ReferenceRole
-from rlhf.roles.role import save_model
 from rlhf.weights.fingerprint import fingerprint
 from rlhf.zero import checkpoint
 from rlhf.zero.process_group import Rank
@@ -127,7 +126,7 @@ def streamed(rank: Rank, path: Path, folder: Path, recipe: Recipe) -> tuple[Any,
     source = ZeroSource(role.engine, role.lm, torch.float32)
     sent = {name: tensor.detach().clone().numpy() for name, tensor in source}
     shapes = [(meta.name, tuple(meta.shape)) for meta in source.metadata()]
-    save_model(role.engine, role.lm, folder)
+    role.save(folder)
     return sent, shapes, source.fingerprint, {name: tuple(p.shape) for name, p in role.lm.named_parameters()}
 
 
