@@ -21,7 +21,6 @@ from rlhf.placement.machine import check_devices, choose_strategy, gpus_needed
 from rlhf.placement.pools import NodeGPUs, Resting, pools, resting, turns
 from rlhf.validate import validate
 
-STAGES: tuple[Stage, ...] = ("sft", "reward", "dpo", "ppo", "pipeline")
 PHASES = {"ppo": ("rollout", "score", "update", "publish")}
 """Stage → phases of a step; other stages have only ``update``."""
 EVERY_ROLE = "all roles"
