@@ -84,23 +84,22 @@ class Supervisor:
         """Record that a process for this actor is starting: the first, or a replacement."""
         now, kills, record = time.time(), oom_kills(), self._actors.get(name)
         if record is None:
-            member = Member(name=name, since=now)
-            self._actors[name] = ActorRecord(member=member, actor=actor, heard=now, oom_kills_here=kills)
+            self._actors[name] = ActorRecord(member=Member(name=name), actor=actor, heard=now, oom_kills_here=kills)
             return
         self.end([name])  # its own process may still run, if only a peer failed
-        record.member, record.actor, record.where = record.member.restarted(now), actor, None
+        record.member, record.actor, record.where = record.member.restarted(), actor, None
         record.oom_kills_here = kills
 
     def built(self, where: ProcessLocation) -> None:
         """Record that an actor has loaded; the version of its weights is not proven yet."""
         record = self._actors[where.name]
         record.where, record.heard = where, time.time()
-        record.member = record.member.loaded(record.heard)
+        record.member = record.member.loaded()
 
     def published(self, name: str, version: int) -> None:
         """Record that an actor has to prove ``version`` of the weights."""
         record = self._actors[name]
-        record.member = record.member.published_to(version, time.time())
+        record.member = record.member.published_to(version)
 
     def proven(self, name: str, version: int) -> None:
         """Record that an actor has proven ``version`` of the weights, and serves."""
@@ -110,7 +109,7 @@ class Supervisor:
     def _admit(self, name: str, version: int) -> bool:
         """Mark an actor as serving; returns whether it replaces a failed one."""
         now, record = time.time(), self._actors[name]
-        record.member = record.member.proved(version, now).admitted(now)
+        record.member = record.member.proved(version)
         record.heard = now
         if record.lost_at is None:
             return False
@@ -370,7 +369,7 @@ class Supervisor:
         records = [self._actors[name] for name in names if self._actors[name].member.has_process]
         end([each.where for each in records if each.where is not None], spare_owner=kind == "died")
         for each in records:
-            each.member = (each.member.stalled(now) if kind == "stalled" else each.member).died(now)
+            each.member = each.member.died()
             each.lost_at = each.lost_at or now
 
     def _sleep(self, seconds: float) -> None:
