@@ -132,22 +132,22 @@ def _driver_rows(recipe: Recipe | None) -> list[Row]:
     """Checks of the machine on which a run is started."""
     from launch.doctor.asking import answer
     from launch.doctor.credentials import check_login, gather_login
-    from launch.doctor.findings import Row, judged
+    from launch.doctor.findings import Row, run_check
     from rlhf.config.schema import TrackingConfig
 
     login = answer(partial(gather_login, recipe.tracking if recipe else TrackingConfig()), 2 * SECONDS)
-    return [Row(check="W&B", node=HERE, finding=judged(check_login, login))]
+    return [Row(check="W&B", node=HERE, finding=run_check(check_login, login))]
 
 
 def _plan_rows(recipe: Recipe | None, stage: Any, hardware: Hardware) -> list[Row]:
     from launch.doctor.asking import answer
-    from launch.doctor.findings import Row, judged
+    from launch.doctor.findings import Row, run_check
     from launch.doctor.needs import check_plan
 
     if recipe is None:
         return []
     finding = answer(partial(check_plan, recipe, stage, hardware), SECONDS)
-    return [Row(check="plan", node=ALL, finding=judged(lambda made: made, finding))]
+    return [Row(check="plan", node=ALL, finding=run_check(lambda made: made, finding))]
 
 
 def _examined(address: str, asked: NodeRequest) -> Examined | Fault:
@@ -209,13 +209,13 @@ def _not_joined(address: str, fault: Fault) -> Row:
 
 def _together_rows(examined: Examined) -> list[Row]:
     """Checks of all nodes together."""
-    from launch.doctor.findings import Row, judged, ok
+    from launch.doctor.findings import Row, ok, run_check
     from launch.doctor.nccl import check_across
 
     nodes = [each.node for each in examined.answers]
     gpus, cpus = sum(node.counted.gpus for node in nodes), sum(node.cpus for node in nodes)
     found = f"{len(nodes)} node{'s' if len(nodes) > 1 else ''}, {gpus} GPUs and {cpus} cores by Ray's count"
-    across = judged(check_across, examined.across)
+    across = run_check(check_across, examined.across)
     return [Row(check="cluster", node=ALL, finding=ok(found)), Row(check="NCCL of all", node=ALL, finding=across)]
 
 

@@ -56,7 +56,7 @@ def failed(found: str, fix: str) -> Finding:
     return Finding(status="failed", found=found, fix=fix)
 
 
-def judged(check: Callable[..., Finding], *facts: object) -> Finding:
+def run_check(check: Callable[..., Finding], *facts: object) -> Finding:
     """Run a check on facts; ``failed`` if one of them is a fault, or if the check raises an error."""
     faults = [fact.reason for fact in facts if isinstance(fact, Fault)]
     if faults:

@@ -191,7 +191,7 @@ def check_heads(recipe: Recipe, stages: Iterable[str], shapes: Shapes) -> Iterat
             yield from indivisible_heads(member)
 
 
-def seats(recipe: Recipe, stage: Stage, cluster: Cluster) -> tuple[PlannedSlot, ...]:
+def assign_slots(recipe: Recipe, stage: Stage, cluster: Cluster) -> tuple[PlannedSlot, ...]:
     """Slots of every rank and engine, by pool, role and rank; empty if the cluster is too small."""
     wanted = pools(recipe, stage, choose_strategy(recipe, stage, cluster.total))
     chunks = pack(wanted, [NodeGPUs(gpus=cluster.gpus)] * cluster.nodes)

@@ -37,7 +37,7 @@ class ComputeRates:
     """GPUs, links and dtype with which the members of a run compute."""
 
     cluster: Cluster
-    seats: tuple[PlannedSlot, ...]
+    slots: tuple[PlannedSlot, ...]
     dtype: str
 
     @property
@@ -52,15 +52,15 @@ class ComputeRates:
 
     def link(self, roles: Sequence[str]) -> float:
         """Bytes per second between the GPUs of these roles."""
-        nodes = {seat.node for seat in self.seats if seat.role in roles}
+        nodes = {slot.node for slot in self.slots if slot.role in roles}
         return SHARES["link"] * self.cluster.link(len(nodes))
 
     def link_in_rows(self, member: PlannedRole) -> float:
         """Bytes per second between the ranks of a role that process the same rows, on the slowest link."""
         nodes: dict[int, set[int]] = {}
-        for seat in self.seats:
-            if seat.role == member.role:
-                nodes.setdefault(seat.rank // row_ranks(member.config), set()).add(seat.node)
+        for slot in self.slots:
+            if slot.role == member.role:
+                nodes.setdefault(slot.rank // row_ranks(member.config), set()).add(slot.node)
         return SHARES["link"] * self.cluster.link(max(map(len, nodes.values()), default=1))
 
 

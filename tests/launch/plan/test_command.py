@@ -22,7 +22,7 @@ def test_the_70b_recipe_fits_on_the_hardware_that_its_header_names(capsys: pytes
     assert values["fits"] and list(values["stages"]) == ["sft", "reward", "ppo"]
     ppo = values["stages"]["ppo"]
     assert ppo["models"]["policy"]["parameters"] == 70_553_706_496
-    assert sum(len(seat["gpus"]) for seat in ppo["places"]) == 64
+    assert sum(len(slot["gpus"]) for slot in ppo["places"]) == 64
 
 
 def test_the_same_as_a_table(capsys: pytest.CaptureFixture[str]) -> None:
