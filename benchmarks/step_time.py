@@ -73,7 +73,7 @@ def table(found: dict[str, Steps]) -> str:
 
 
 def main() -> None:
-    """Time everything; print the table, and write the seconds of every step where ``--out`` says."""
+    """Time everything; print the table, and write the seconds of every step to ``--out``."""
     parser = argparse.ArgumentParser(
         description="Seconds of a PPO step at several token budgets, beside bare vLLM and torch."
     )

@@ -5,7 +5,7 @@
 
 A row of <https://github.com/allenai/FineGrainedRLHF> (``tasks/qa_feedback/data``) holds a question, four answers and
 six judgements: of answers 1 and 2, 1 and 3, 1 and 4, 2 and 3, 2 and 4, 3 and 4. A judgement is 1 or 2, the better one
-of the pair, or 0 where there is none. All six are written, ties too: whoever reads the file counts them.
+of the pair, or 0 where there is none. All six are written, ties too: readers of the file count them.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def pairs_of(row: Mapping[str, Any], passages: int) -> Iterator[dict[str, object
             f"a row has no {min(missing) if missing else f'{len(pairs)} judgements in preference'}",
             fix="give train_feedback.json or dev_feedback.json of FineGrainedRLHF's qa_feedback",
         )
-    told = [" ".join(passage) for passage in row["passages"][:passages]]
-    prompt = "\n\n".join([*told, row["question"]])
+    texts = [" ".join(passage) for passage in row["passages"][:passages]]
+    prompt = "\n\n".join([*texts, row["question"]])
     for (first, second), label in zip(pairs, row["preference"], strict=True):
         answers = {"answer_1": row[f"prediction {first}"], "answer_2": row[f"prediction {second}"]}
         yield {"prompt": f"{prompt}\n", **answers, "label": label}

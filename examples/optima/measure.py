@@ -1,4 +1,4 @@
-"""What a finished run says: the policy on disk and the logged metrics, held against the known optimum."""
+"""Compares a finished run, its policy on disk and its logged metrics, with the known optimum."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def sampled_hazards(model: PreTrainedModel, responses: int) -> tuple[np.ndarray,
         visited[position] = float(alive.mean())
         hazards[position] = float((alive * likely[:, end]).sum() / alive.sum())
         alive *= 1 - likely[:, end]
-        likely[:, end] = 0.0  # go on as if it had not ended, and weigh by how likely that is
+        likely[:, end] = 0.0  # continue as if it had not ended, weighted by the probability of that
         tokens = torch.cat([tokens, torch.multinomial(likely, 1, generator=random)], dim=1)
     return hazards, visited
 

@@ -35,7 +35,7 @@ def make_tokenizer(letters: str, end: str = END) -> PreTrainedTokenizerFast:
     """One token a letter, with ids in the order given; the end token is among them, the padding token comes last.
 
     A byte-level BPE without merges: transformers rebuilds the tokenizers of some families (Qwen2, GPT-2) as such, from
-    the vocabulary alone, whatever the folder says.
+    the vocabulary alone, not on the folder.
     """
     vocabulary = {letter: i for i, letter in enumerate([*letters, PAD])}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))

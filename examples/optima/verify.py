@@ -1,6 +1,6 @@
 """Run the problems and write what came of them: ``python -m examples.optima.verify --out docs/verification.md``.
 
-A run that is finished is not run again, so that a verification that was interrupted goes on where it was.
+A run that is finished is not run again, so that an interrupted verification resumes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def solve(problem: Problem, folder: Path, seed: int) -> None:
     """Run the problem's stages by the command line, as a user would.
 
     Raises:
-        RuntimeError: a stage failed; the message holds the end of what it said.
+        RuntimeError: a stage failed; the message holds the end of its output.
     """
     path = recipe(problem, folder, seed)
     for stage in ("reward", "ppo") if problem.letter == "D" else ("ppo",):

@@ -366,8 +366,8 @@ def _require_alternation(turns: Messages, column: str) -> Messages:
 def _require_said_again(prompt: str, conversation: Messages, column: str) -> None:
     """Refuse a conversation that does not contain the text prompt, as one turn or as the whole transcript."""
     asked = [" ".join(turn.content.split()) for turn in conversation if turn.role == "user"]
-    said = " ".join(prompt.split())
-    if asked and said and not (asked[-1] in said or said in " ".join(asked)):
+    shown = " ".join(prompt.split())
+    if asked and shown and not (asked[-1] in shown or shown in " ".join(asked)):
         raise RowError(
             f"prompts differ: {column} is a conversation that does not hold the prompt (data.ignore=[prompt] where it "
             "is none)"

@@ -105,7 +105,7 @@ def check_labels(labels: Mapping[str, str]) -> None:
     """
     wrong = [meaning for meaning in labels.values() if meaning not in SIDES]
     if wrong:
-        raise UserError(f"data.labels says '{wrong[0]}'", fix=f"a label means one of {', '.join(SIDES)}")
+        raise UserError(f"data.labels has the meaning '{wrong[0]}'", fix=f"a label means one of {', '.join(SIDES)}")
     given = _given_labels(labels)
     twice = [label for label, meaning in labels.items() if given[as_text(label)] != meaning]
     if twice:
@@ -200,8 +200,8 @@ def _are_items(names: Names) -> bool:
 
 def _ambiguous_labels(labels: set[str], config: DataConfig) -> UserError:
     shown = ", ".join(sorted(labels)[:6]) + (", ..." if len(labels) > 6 else "")
-    told = zip([*sorted(labels), *(_OTHER.get(label, "2") for label in labels if len(labels) == 1)], SIDES)
-    example = "{" + ", ".join(f'"{label:.20}": {side}' for label, side in told) + "}"
+    meanings = zip([*sorted(labels), *(_OTHER.get(label, "2") for label in labels if len(labels) == 1)], SIDES)
+    example = "{" + ", ".join(f'"{label:.20}": {side}' for label, side in meanings) + "}"
     return UserError(
         f"the labels of data.columns.label={config.columns['label']} are {shown}: their meaning is ambiguous",
         "1 may be the first answer (of 1 and 2) or the second (of 0 and 1), and training on swapped pairs teaches "

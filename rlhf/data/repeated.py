@@ -21,16 +21,16 @@ Columns = Mapping[str, object]
 def without_prompts(raws: Sequence[RawRow | BadRow]) -> tuple[list[RawRow | BadRow], int]:
     """Remove repeated prompts from answers; returns all rows, and the number of changed rows."""
     rows = [raw for raw in raws if isinstance(raw, RawRow) and _answers(raw.columns)]
-    mended = {id(raw): rest for raw in rows if (rest := _text_after_prompts(raw.columns))}
+    shortened = {id(raw): rest for raw in rows if (rest := _text_after_prompts(raw.columns))}
     of_file = Counter(raw.source.file for raw in rows)
-    repeating = Counter(raw.source.file for raw in rows if id(raw) in mended)
+    repeating = Counter(raw.source.file for raw in rows if id(raw) in shortened)
     found: list[RawRow | BadRow] = []
     repeated = 0
     for raw in raws:
-        if id(raw) not in mended or not isinstance(raw, RawRow):
+        if id(raw) not in shortened or not isinstance(raw, RawRow):
             found.append(raw)
             continue
-        rest = mended[id(raw)]
+        rest = shortened[id(raw)]
         is_usual = 2 * repeating[raw.source.file] > of_file[raw.source.file]
         is_certain = len(rest) == 2 and len(str(raw.columns["prompt"]).strip()) >= LONG
         is_repeated = is_usual or is_certain

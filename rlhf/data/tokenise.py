@@ -1,7 +1,7 @@
 """Converts records to tokens, cut where generation begins: prompt tokens are those given to the model at generation.
 
 Nothing is cut silently. Responses are never cut, because their end teaches the model to stop; prompts are cut only at
-their beginning and only if ``DataConfig.long_prompts`` says so. Rows that do not fit are dropped, counted by reason.
+their beginning and only if ``DataConfig.long_prompts`` allows it. Rows that do not fit are dropped, counted by reason.
 """
 
 from __future__ import annotations

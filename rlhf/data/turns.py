@@ -73,17 +73,17 @@ def _alternating(row: Mapping[str, object]) -> dict[str, object]:
     given = {name: row[name] for name in ("prompt", *_ANSWERS) if name in row}
     if len(given) > 1 and all(map(are_broken_texts, given.values())):
         raise _not_json("prompt", "a list of turns")
-    texts = {name: said for name, value in given.items() if (said := texts_in(value)) is not None}
+    texts = {name: turns for name, value in given.items() if (turns := texts_in(value)) is not None}
     if len(texts) < len(given) or not texts.get("prompt"):
         return {}
     asked, *answers = texts.values()
-    if any(len(said) != len(asked) for said in answers or [[None]]):
+    if any(len(turns) != len(asked) for turns in answers or [[None]]):
         raise RowError(
-            f"unequal lists of turns: {', '.join(f'{len(said)} texts in {name}' for name, said in texts.items())}; a "
+            f"unequal lists of turns: {', '.join(f'{len(turns)} texts in {name}' for name, turns in texts.items())}; a "
             "prompt's list has one text for each turn of the user, and an answer's one for each reply"
         )
-    turns = {name: _in_turn(asked, said) for name, said in texts.items() if name != "prompt"}
-    return {"prompt": next(iter(turns.values()), _in_turn(asked, asked))[:-1], **turns}
+    paired = {name: _in_turn(asked, turns) for name, turns in texts.items() if name != "prompt"}
+    return {"prompt": next(iter(paired.values()), _in_turn(asked, asked))[:-1], **paired}
 
 
 def _in_turn(asked: Sequence[str | None], answered: Sequence[str | None]) -> list[object]:

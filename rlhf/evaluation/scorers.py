@@ -186,7 +186,7 @@ def load_scorer(spec: str) -> Scorer:
 
 def _check_signature(function: ScoreFunction, spec: str) -> None:
     """Refuse a function that cannot be called with two lists and perhaps ``rows``, before any model is loaded."""
-    more: dict[str, list[object]] = {"rows": []} if _rows_parameter(function) else {}
+    more: dict[str, object] = {"rows": []} if _rows_parameter(function) else {}
     try:
         signature = inspect.signature(function)
     except (ValueError, TypeError):  # functions written in C may have no signature

@@ -131,7 +131,7 @@ def test_several_columns_are_votes(write_jsonl: Write) -> None:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"labels": {"1": "first"}, "columns": {**NUMBERED, "label": "label"}}, "data.labels says 'first'"),
+        ({"labels": {"1": "first"}, "columns": {**NUMBERED, "label": "label"}}, "data.labels has the meaning 'first'"),
         ({"labels": {"1": "chosen"}, "columns": NUMBERED}, "no column to read labels from"),
         ({"columns": {**NUMBERED, "prompt": "input, label"}}, "several columns for one"),
     ],

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from rlhf.config.schema import ModelConfig
 from rlhf.errors import UserError
-from rlhf.models.complete import unused_tensors
+from rlhf.models.complete import check_complete, unused_tensors
 from rlhf.models.load import load_causal, load_classifier
 from rlhf.models.scratch import train_tokenizer
 from tests.rlhf.tiny import tiny_model
@@ -74,6 +74,18 @@ def test_a_tied_head_of_its_own_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="differs from its embedding") as caught:
         load_causal(folder, ModelConfig())
     assert "tie_word_embeddings" in caught.value.fix
+
+
+def test_a_tied_head_of_its_own_is_found_in_the_files(tmp_path: Path) -> None:
+    """Under ZeRO-3 transformers compares empty tensors, and ties what differs."""
+    folder = changed(tmp_path, lambda t: t.update({"lm_head.weight": t[EMBEDDING].clone()}), "qwen2")
+    model = load_causal(folder, ModelConfig())
+    tensors = load_file(folder / "model.safetensors")
+    tensors["lm_head.weight"][-1, -1] += 1
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    info = {"missing_keys": (), "mismatched_keys": (), "unexpected_keys": ()}
+    with pytest.raises(UserError, match="differs from its embedding"):
+        check_complete(folder, model, info, lambda name: True)
 
 
 def test_a_tied_head_may_stand_in_the_checkpoint_too(tmp_path: Path) -> None:
