@@ -15,22 +15,19 @@ from launch.report.read import RunRecord, StageRecord, number, read_run
 from launch.report.strip import strip
 from launch.report.timeline import Timeline
 from rlhf.errors import UserError
-from rlhf.metrics import QUESTIONS, TIME
+from rlhf.metrics import METRICS, QUESTIONS, TIME
 from rlhf.storage.durable import write_atomically
 
 TITLES = {"sft": "Supervised fine-tuning", "reward": "Reward model", "dpo": "DPO", "ppo": "PPO"}
 NAME = "report.html"
 
-HEADLINE = (
-    ("sft", "eval/loss", "held-out loss, SFT"),
-    ("reward", "eval/accuracy", "held-out accuracy, reward model"),
-    ("dpo", "eval/accuracy", "held-out accuracy, DPO"),
-    ("ppo", "objective/scores", "score, last step"),
-    ("ppo", "objective/kl", "KL, last step"),
-    ("ppo", "perf/goodput", "goodput"),
-    ("ppo", "health/restarts", "restarts"),
-)
-"""Stage, metric and label of the numbers at the top."""
+HEADLINE = {
+    "sft": ("eval/loss",),
+    "reward": ("eval/accuracy",),
+    "dpo": ("eval/accuracy",),
+    "ppo": ("objective/scores", "objective/kl", "perf/goodput", "health/restarts"),
+}
+"""Metrics whose last values are at the top, by stage."""
 
 
 def write_report(root: Path, out: Path | None = None) -> Path:
@@ -98,12 +95,12 @@ def _top(run: RunRecord, made: datetime) -> Markup:
 
 
 def _headline(run: RunRecord) -> Iterator[tuple[str, str]]:
-    stages = {stage.name: stage for stage in run.stages}
     if (rate := number(run.comparison.get("win rate"))) is not None:
         yield "win rate, after against before", f"{rate:.1%}"
-    for name, metric, title in HEADLINE:
-        if name in stages and (value := stages[name].last(metric)) is not None:
-            yield title, shown(value)
+    for stage in run.stages:
+        for metric in HEADLINE[stage.name]:
+            if (value := stage.last(metric)) is not None:
+                yield f"{METRICS[metric].label}, {TITLES[stage.name]}", shown(value)
 
 
 def _sections(run: RunRecord, charts: list[Chart]) -> Iterator[tuple[str, Markup]]:

@@ -11,19 +11,14 @@ from typing import Any
 from launch.report.markup import Cell, Markup, element, folded, joined, table, text
 from launch.report.read import Row, RunRecord, StageRecord, flat, number
 from launch.report.timeline import Timeline
+from rlhf.metrics import labelled
 
 MOST_EVENTS, MOST_ANSWERS, SAMPLED_STEPS, MOST_ACTORS = 1000, 60, 10, 200
 """Most rows on the page; the files hold all."""
 WHOLE = "step"
 """The phase that contains the others."""
 TROUBLE = ("actor_died", "actor_stalled", "actor_failed")
-COUNTS = {
-    "restarts": "health/restarts",
-    "samples given out again": "health/redispatched",
-    "samples set aside": "health/set_aside",
-    "seconds lost": "health/seconds_lost",
-    "goodput": "perf/goodput",
-}
+COUNTS = labelled("health/restarts", "health/redispatched", "health/set_aside", "health/seconds_lost", "perf/goodput")
 _SAID = ("what", "message", "why", "error", "reason", "path", "where")  # the first of these is what an event says
 _COLUMNS = ("time", "kind", "step", "member", "seconds")
 

@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from launch.report.read import number
 from launch.watch.follow import Recent, Row
+from rlhf.metrics import METRICS, labelled
 from rlhf.recovery.member import role_of
 
-NUMBERS: Mapping[str, str] = {
-    "score": "objective/scores",
-    "KL": "objective/kl",
-    "entropy": "policy/entropy_avg",
-    "length": "rollout/length_mean",
-    "gap": "rollout/logprob_gap_mean",
-    "goodput": "perf/goodput",
-    "held out": "holdout/score",
-    "loss": "train/loss",
-    "accuracy": "train/accuracy",
-    "margin": "rewards/margins",
-    "held-out loss": "eval/loss",
-    "held-out accuracy": "eval/accuracy",
-}
+NUMBERS = labelled(
+    *("objective/scores", "objective/kl", "policy/entropy_avg", "rollout/length_mean", "rollout/logprob_gap_mean"),
+    *("perf/goodput", "holdout/score", "train/loss", "train/accuracy", "rewards/margins", "eval/loss", "eval/accuracy"),
+)
 """Name on the screen → metric; a stage has some of them."""
-RATES: Mapping[str, str] = {
-    "samples/s": "perf/samples_per_second",
-    "tokens/s written": "perf/rollout_tokens_per_second",
-    "tokens/s trained": "perf/train_tokens_per_second",
-}
+RATES = labelled("perf/samples_per_second", "perf/rollout_tokens_per_second", "perf/train_tokens_per_second")
 STEP = "time/step"
 """Seconds of a whole step, beside those of its phases."""
 RECENT_STEPS = 10
@@ -111,7 +97,7 @@ def rates(standing: Standing) -> dict[str, float]:
     found = {name: number(row.get(metric)) for name, metric in RATES.items()}
     tokens, seconds = number(row.get("train/tokens")), number(row.get("time/update"))
     if tokens is not None and seconds:
-        found["tokens/s trained"] = tokens / seconds
+        found[METRICS["perf/train_tokens_per_second"].label] = tokens / seconds
     return {name: value for name, value in found.items() if value is not None}
 
 

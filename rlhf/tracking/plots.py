@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from rlhf.evaluation.win_rate import WinRate
+from rlhf.metrics import PANEL, Panel
 from rlhf.storage.jsonl import read_lines
 from rlhf.tracking.run_folder import RunFolder
 
@@ -114,7 +115,7 @@ def read_series(metrics: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _loss(axes: Axes, metrics: Path) -> None:
-    _title(axes, "SFT: loss", "update", "loss (nats per token)")
+    _title_panel(axes, "SFT", PANEL["Loss"], "update")
     _curve(axes, metrics, "train/loss", "training batch")
     steps, values = read_series(metrics, "eval/loss")
     if len(steps):
@@ -122,7 +123,7 @@ def _loss(axes: Axes, metrics: Path) -> None:
 
 
 def _accuracy(axes: Axes, metrics: Path, marks: Marks) -> None:
-    _title(axes, "Reward model: held-out accuracy", "update", "share of pairs ranked as people did")
+    _title_panel(axes, "Reward model", PANEL["Accuracy"], "update")
     steps, accuracy = read_series(metrics, "eval/accuracy")
     if not len(steps):
         return
@@ -138,23 +139,22 @@ def _accuracy(axes: Axes, metrics: Path, marks: Marks) -> None:
 
 
 def _score(axes: Axes, metrics: Path, sft_score: float | None) -> None:
-    _title(axes, "PPO: mean reward", "step", "score")
+    _title_panel(axes, "PPO", PANEL["Score"], "step")
     if _curve(axes, metrics, "objective/scores", "batch mean"):
         _level(axes, sft_score, "SFT model", GREY)
 
 
 def _kl(axes: Axes, metrics: Path, max_kl: float | None) -> None:
-    _title(axes, "PPO: KL to the SFT model", "step", "KL (nats per response)")
+    _title_panel(axes, "PPO", PANEL["KL to the reference"], "step")
     if _curve(axes, metrics, "objective/kl", "batch mean"):
         _level(axes, max_kl, "cap", RED)
 
 
 def _gap(axes: Axes, metrics: Path, limit: float | None) -> None:
-    _title(axes, "PPO: trainer against engine", "step", "mean |Δ log p| (nats per token)")
+    _title_panel(axes, "PPO", PANEL["Trainer against engine"], "step")
     steps, gap = read_series(metrics, "rollout/logprob_gap_mean")
     if not len(steps):
         return
-    axes.set_yscale("log")
     shown = np.maximum(gap, SMALLEST)
     axes.plot(steps, shown, ".-", color=BLUE, markersize=5, label=f"gap (largest {gap.max():.1e})")
     _level(axes, limit, "limit", RED)
@@ -196,6 +196,11 @@ def _curve(axes: Axes, metrics: Path, name: str, label: str) -> bool:
 def _level(axes: Axes, value: float | None, name: str, color: str) -> None:
     if value is not None:
         axes.axhline(value, color=color, linestyle="--", linewidth=1.4, label=f"{name} ({value:.3g})")
+
+
+def _title_panel(axes: Axes, stage: str, panel: Panel, x: str) -> None:
+    _title(axes, f"{stage}: {panel.title}", x, panel.unit)
+    axes.set_yscale("log" if panel.logarithmic else "linear")
 
 
 def _title(axes: Axes, title: str, x: str, y: str) -> None:

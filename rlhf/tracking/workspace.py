@@ -1,4 +1,4 @@
-"""Layout of a W&B workspace: the report's panels, grouped by question, with histograms and tables."""
+"""Layout of a W&B workspace: the panels of ``rlhf.metrics`` by question, with histograms and tables."""
 
 from __future__ import annotations
 
@@ -6,41 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf.metrics import BROKE, LEARNING, PANELS, QUESTIONS, STABLE, TIME, Panel
+from rlhf.metrics import LEARNING, PANELS, QUESTIONS, STABLE, Panel
 
-MORE = (
-    Panel(
-        question=TIME,
-        title="Phases",
-        unit="seconds in each step",
-        lines={f"time/{phase}": phase for phase in ("rollout", "score", "advantages", "update", "publish", "snapshot")},
-    ),
-    Panel(
-        question=TIME,
-        title="Samples",
-        unit="per second",
-        lines={"perf/samples_per_second": "samples"},
-    ),
-    Panel(
-        question=TIME,
-        title="Host memory",
-        unit="GiB, all ranks of a role",
-        lines={
-            "memory/rollout_host_gib": "rollout",
-            "memory/policy_host_gib": "policy",
-            "memory/critic_host_gib": "critic",
-            "memory/reference_host_gib": "reference",
-            "memory/reward_model_host_gib": "reward model",
-        },
-    ),
-    Panel(
-        question=BROKE,
-        title="Samples without a score",
-        unit="in each step",
-        lines={"rollout/dropped": "dropped", "rollout/set_aside": "set aside"},
-    ),
-)
-"""Line plots in addition to the report's panels."""
 HISTOGRAMS: Mapping[str, tuple[str, ...]] = {
     LEARNING: ("histogram/scores", "histogram/advantages"),
     STABLE: ("histogram/log_ratio_to_reference", "histogram/log_ratio_to_engine", "histogram/response_length"),
@@ -68,7 +35,7 @@ def sections() -> list[Section]:
     return [
         Section(
             question=question,
-            curves=tuple(panel for panel in (*PANELS, *MORE) if panel.question == question),
+            curves=tuple(panel for panel in PANELS if panel.question == question),
             histograms=HISTOGRAMS.get(question, ()),
             tables=TABLES.get(question, ()),
         )
