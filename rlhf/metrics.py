@@ -221,8 +221,6 @@ def _panel(question: str, title: str, unit: str, logarithmic: bool = False, **li
     return Panel(question=question, title=title, unit=unit, lines=metrics, logarithmic=logarithmic)
 
 
-_PHASES = ("rollout", "score", "advantages", "update", "publish", "snapshot")
-_ROLES = ("rollout", "policy", "critic", "reference", "reward_model")
 PANELS = (
     _panel(LEARNING, "Loss", "nats", update="train/loss", held_out="eval/loss"),
     _panel(
@@ -245,13 +243,27 @@ PANELS = (
     _panel(STABLE, "Critic", "explained variance", critic="critic/explained_variance"),
     _panel(STABLE, "Gradient's norm", "before clipping", policy="policy/grad_norm", update="train/grad_norm"),
     _panel(STABLE, "Staleness", "versions", versions="rollout/staleness_mean"),
-    _panel(TIME, "Phases", "seconds in each step", **{phase: f"time/{phase}" for phase in _PHASES}),
+    Panel(
+        question=TIME,
+        title="Phases",
+        unit="seconds in each step",
+        lines={f"time/{phase}": phase for phase in ("rollout", "score", "advantages", "update", "publish", "snapshot")},
+    ),
     _panel(TIME, "Goodput", "share of the time spent on steps that are kept", goodput="perf/goodput"),
     _panel(
         TIME, "Tokens", "per second", rollout="perf/rollout_tokens_per_second", training="perf/train_tokens_per_second"
     ),
     _panel(TIME, "Samples", "per second", samples="perf/samples_per_second"),
-    _panel(TIME, "Host memory", "GiB, all ranks of a role", **{role: f"memory/{role}_host_gib" for role in _ROLES}),
+    _panel(
+        TIME,
+        "Host memory",
+        "GiB, all ranks of a role",
+        rollout="memory/rollout_host_gib",
+        policy="memory/policy_host_gib",
+        critic="memory/critic_host_gib",
+        reference="memory/reference_host_gib",
+        reward_model="memory/reward_model_host_gib",
+    ),
     _panel(BROKE, "Restarts", "actors, so far", restarts="health/restarts"),
     _panel(BROKE, "Re-dispatched", "samples, so far", redispatched="health/redispatched", set_aside="health/set_aside"),
     _panel(BROKE, "Samples without a score", "in each step", dropped="rollout/dropped", set_aside="rollout/set_aside"),

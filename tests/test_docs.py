@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.cli import COMMANDS, TOOLS, parser
+from launch.cli import COMMANDS, parse
 from rlhf.config.keys import all_keys
 from rlhf.config.load import load_recipe
 from rlhf.config.schema import DataConfig
@@ -68,14 +68,14 @@ def test_named_files_are_there(page: Path) -> None:
 @each_page
 def test_commands_parse_and_their_recipes_load(page: Path) -> None:
     for arguments in commands(page):
-        options = parser().parse_args(arguments)
-        if getattr(options, "recipe", None):
-            load_recipe(ROOT / options.recipe, options.overrides)
+        options = parse(arguments).options
+        if options.get("recipe"):
+            load_recipe(ROOT / options["recipe"], options["overrides"])
 
 
 def test_the_front_page_shows_every_command_and_both_first_targets() -> None:
     readme = ROOT / "README.md"
-    assert {arguments[0] for arguments in commands(readme)} == {*COMMANDS, *TOOLS}
+    assert {arguments[0] for arguments in commands(readme)} == set(COMMANDS)
     assert {"quickstart", "test", "gpu-check"} <= targets(readme)
 
 

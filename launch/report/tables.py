@@ -62,12 +62,13 @@ def time_by_phase(stage: StageRecord) -> list[Markup]:
     if not parts:
         return []
     whole = sum(seconds.get(WHOLE, ())) or sum(map(sum, parts.values())) or 1.0
-    rows = [_phase(phase, values, sum(values) / whole) for phase, values in parts.items()]
+    longest_first = sorted(parts.items(), key=lambda item: sum(item[1]), reverse=True)
+    rows = [_phase(phase, values, sum(values) / whole) for phase, values in longest_first]
     columns = ("phase", "seconds", "steps", "mean", "longest", "share of the steps' time, %", "")
-    return [table(columns, sorted(rows, key=lambda row: -float(row[1])), f"time by phase, {stage.name}")]
+    return [table(columns, rows, f"time by phase, {stage.name}")]
 
 
-def _phase(phase: str, values: Sequence[float], share: float) -> list[Any]:
+def _phase(phase: str, values: Sequence[float], share: float) -> list[Cell]:
     total, bar = sum(values), ShareBar(min(max(share, 0.0), 1.0))
     return [phase, round(total, 3), len(values), total / len(values), max(values), round(100 * share, 2), bar]
 
