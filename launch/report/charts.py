@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from launch.report.read import Points
-from launch.report.render import render, shown
+from launch.report.render import format_value, render
 
 WIDTH, HEIGHT = 480, 230
 LEFT, RIGHT, TOP, BOTTOM = 58, 470, 10, 204
@@ -59,7 +59,7 @@ class Axis:
     end: float
     logarithmic: bool = False
 
-    def place(self, value: float) -> float:
+    def position(self, value: float) -> float:
         """Position of a value on the drawing."""
         low, high, value = (self._linear(number) for number in (self.low, self.high, value))
         return round(self.start + (value - low) / (high - low) * (self.end - self.start), 2)
@@ -117,7 +117,7 @@ def _logarithmic_ends(values: Sequence[float]) -> tuple[float, float]:
     return max(low / 2, SMALLEST), high * 2
 
 
-def thinned(points: Points) -> Points:
+def thin(points: Points) -> Points:
     """Reduce to about ``MOST_POINTS``: the lowest and highest of each stretch, so that no spike is lost.
 
     A non-finite value is kept if its stretch has nothing else.
@@ -143,9 +143,9 @@ def draw(chart: Chart, number: int) -> Markup:
         chart=chart,
         number=number,
         box=BOX,
-        values=[(values.place(value), name) for value, name in _label_ticks(values)],
-        steps=[(steps.place(step), name) for step, name in _label_ticks(steps) if step == int(step)],
-        levels=[values.place(level) for _, level in chart.levels if values.low <= level <= values.high],
+        values=[(values.position(value), name) for value, name in _label_ticks(values)],
+        steps=[(steps.position(step), name) for step, name in _label_ticks(steps) if step == int(step)],
+        levels=[values.position(level) for _, level in chart.levels if values.low <= level <= values.high],
         strokes=[_stroke(line, k % COLOURS, steps, values) for k, line in enumerate(chart.lines)],
     )
 
@@ -175,8 +175,13 @@ class Stroke:
 
 
 def _stroke(line: Line, colour: int, steps: Axis, values: Axis) -> Stroke:
-    runs = [[(steps.place(s), values.place(v)) for s, v in run] for run in _runs(thinned(line.points))]
-    edge = [(steps.place(s), values.place(v)) for part in (line.low, line.high[::-1]) for s, v in part if v is not None]
+    runs = [[(steps.position(s), values.position(v)) for s, v in run] for run in _runs(thin(line.points))]
+    edge = [
+        (steps.position(s), values.position(v))
+        for part in (line.low, line.high[::-1])
+        for s, v in part
+        if v is not None
+    ]
     return Stroke(
         last=_last(line),
         colour=colour,
@@ -192,7 +197,7 @@ def _path(points: Sequence[tuple[float, float]]) -> str:
 
 def _last(line: Line) -> str:
     values = [value for _, value in line.points if value is not None]
-    return f"{line.name}, last {shown(values[-1])}" if values else f"{line.name}, no number"
+    return f"{line.name}, last {format_value(values[-1])}" if values else f"{line.name}, no number"
 
 
 def _runs(points: Points) -> list[list[tuple[float, float]]]:
@@ -210,7 +215,7 @@ def readings(chart: Chart) -> list[list[float | str]]:
     """For the pointer: the position of every drawn step, and the lines' values as text."""
     axis, found = axes_of(chart)[0], dict[float, list[str]]()
     for line in chart.lines:
-        for step, value in thinned(line.points):
-            said = "not finite" if value is None else f"{value:.6g}"
-            found.setdefault(step, []).append(f"{line.name} {said}" if len(chart.lines) > 1 else said)
-    return [[axis.place(step), f"step {step:g}: {', '.join(found[step])}"] for step in sorted(found)]
+        for step, value in thin(line.points):
+            reading = "not finite" if value is None else f"{value:.6g}"
+            found.setdefault(step, []).append(f"{line.name} {reading}" if len(chart.lines) > 1 else reading)
+    return [[axis.position(step), f"step {step:g}: {', '.join(found[step])}"] for step in sorted(found)]

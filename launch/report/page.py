@@ -14,8 +14,8 @@ from launch.report import tables
 from launch.report.charts import Chart, draw, readings
 from launch.report.panels import OTHER, charts_of, utilisation_chart
 from launch.report.read import RunRecord, StageRecord, number, read_run
-from launch.report.render import render, script_json, shown
-from launch.report.strip import strip
+from launch.report.render import format_value, render, script_json
+from launch.report.strip import draw_strip
 from launch.report.timeline import Timeline
 from rlhf.errors import UserError
 from rlhf.metrics import METRICS, QUESTIONS, TIME
@@ -72,7 +72,7 @@ class Section:
 
 
 def page(run: RunRecord, made: datetime) -> str:
-    """The HTML of a run; ``made`` is the time shown as the page's own."""
+    """The HTML of a run; ``made`` is the time format_value as the page's own."""
     charts = Charts()
     sections = [_stage(stage, charts) for stage in run.stages] + [section for section in _tables(run) if section.blocks]
     script, style = (files("launch.report").joinpath(f"report.{kind}").read_text("utf-8") for kind in ("js", "css"))
@@ -108,7 +108,7 @@ def _headline(run: RunRecord) -> Iterator[tuple[str, str]]:
     for stage in run.stages:
         for metric in HEADLINE[stage.name]:
             if (value := stage.last(metric)) is not None:
-                yield f"{METRICS[metric].label}, {TITLES[stage.name]}", shown(value)
+                yield f"{METRICS[metric].label}, {TITLES[stage.name]}", format_value(value)
 
 
 def _stage(stage: StageRecord, charts: Charts) -> Section:
@@ -128,7 +128,7 @@ def _stage(stage: StageRecord, charts: Charts) -> Section:
 def _utilisation(timeline: Timeline, charts: Charts) -> Block:
     """The actors' busy times, and the last steps."""
     curves = charts.draw([utilisation_chart(timeline)]) if len(timeline.steps) > 1 else []
-    return Block(heading="Who was busy?", charts=curves, parts=[tables.utilisation(timeline), strip(timeline)])
+    return Block(heading="Who was busy?", charts=curves, parts=[tables.utilisation(timeline), draw_strip(timeline)])
 
 
 def _tables(run: RunRecord) -> Iterator[Section]:

@@ -31,7 +31,7 @@ def _make_visible(value: Any) -> Any:
     return _CONTROL.sub(lambda found: chr(0x2421 if found[0] == "\x7f" else _CONTROL_PICTURES + ord(found[0])), plain)
 
 
-def shown(value: Any) -> str:
+def format_value(value: Any) -> str:
     """Format a value for the page: four digits of a number, a dash for a missing value."""
     if value is None:
         return "\u2013"
@@ -62,4 +62,4 @@ _ENVIRONMENT = jinja2.Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-_ENVIRONMENT.filters |= {"shown": shown, "source_hash": source_hash}
+_ENVIRONMENT.filters |= {"format_value": format_value, "source_hash": source_hash}

@@ -9,7 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from launch.report.charts import COLOURS
-from launch.report.render import render, shown
+from launch.report.render import format_value, render
 from launch.report.timeline import Bar, Interval, Timeline
 
 STEPS, MOST_ROWS = 3, 40
@@ -23,7 +23,7 @@ SMALLEST = 0.4
 OTHERS = "others"
 
 
-def strip(timeline: Timeline) -> Markup:
+def draw_strip(timeline: Timeline) -> Markup:
     """A figure of the last steps."""
     steps = list(timeline.steps.items())[-STEPS:]
     window = min(begin for _, (begin, _) in steps), max(end for _, (_, end) in steps)
@@ -32,7 +32,7 @@ def strip(timeline: Timeline) -> Markup:
     colours = _colours(drawn)
     first, last = steps[0][0], steps[-1][0]
     title = f"steps {first} to {last}" if first != last else f"step {first}"
-    seconds = f"{shown(round(window[1] - window[0], 3))} s"
+    seconds = f"{format_value(round(window[1] - window[0], 3))} s"
     return render(
         "strip",
         title=title,
@@ -75,16 +75,16 @@ def _colours(rows: Mapping[str, Sequence[Bar]]) -> dict[str, int]:
     return {name: k for k, name in enumerate(names[: COLOURS - 1])} | {OTHERS: COLOURS - 1}
 
 
-def _place(moment: float, window: Interval) -> float:
-    return round(LEFT + (moment - window[0]) / (window[1] - window[0]) * (WIDTH - LEFT), 2)
+def _position(seconds: float, window: Interval) -> float:
+    return round(LEFT + (seconds - window[0]) / (window[1] - window[0]) * (WIDTH - LEFT), 2)
 
 
 def _step(step: int, interval: Interval, window: Interval) -> tuple[float, str]:
     """Position of a step's begin, and as much of its name as there is room for."""
     begin, end = interval
-    x = _place(begin, window)
-    names = f"step {step}, {shown(round(end - begin, 3))} s", f"step {step}", f"{step}", ""
-    return x, next(name for name in names if LETTER * len(name) <= max(0.0, _place(end, window) - x - 3))
+    x = _position(begin, window)
+    names = f"step {step}, {format_value(round(end - begin, 3))} s", f"step {step}", f"{step}", ""
+    return x, next(name for name in names if LETTER * len(name) <= max(0.0, _position(end, window) - x - 3))
 
 
 def _row(name: str, bars: Sequence[Bar], y: int, window: Interval, colours: Mapping[str, int]) -> dict[str, Any]:
@@ -92,10 +92,10 @@ def _row(name: str, bars: Sequence[Bar], y: int, window: Interval, colours: Mapp
 
 
 def _bar(bar: Bar, window: Interval, colours: Mapping[str, int]) -> dict[str, Any]:
-    x, end = _place(bar.begin, window), _place(bar.end, window)
+    x, end = _position(bar.begin, window), _position(bar.end, window)
     return {
         "colour": colours.get(bar.name, colours.get(OTHERS, 0)),
         "x": x,
         "width": max(round(end - x, 2), SMALLEST),
-        "title": f"{bar.name}, {shown(round(bar.end - bar.begin, 4))} s",
+        "title": f"{bar.name}, {format_value(round(bar.end - bar.begin, 4))} s",
     }

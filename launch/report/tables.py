@@ -11,7 +11,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from launch.report.read import Row, RunRecord, StageRecord, flat, number
+from launch.report.read import LOSSES, Row, RunRecord, StageRecord, flatten, number
 from launch.report.render import render
 from launch.report.timeline import Timeline
 from rlhf.metrics import labelled
@@ -20,9 +20,16 @@ MOST_EVENTS, MOST_ANSWERS, SAMPLED_STEPS, MOST_ACTORS = 1000, 60, 10, 200
 """Most rows on the page; the files hold all."""
 WHOLE = "step"
 """The phase that contains the others."""
-TROUBLE = ("actor_died", "actor_stalled", "actor_failed")
 COUNTS = labelled("health/restarts", "health/redispatched", "health/set_aside", "health/seconds_lost", "perf/goodput")
-_SAID = ("what", "message", "why", "error", "reason", "path", "where")  # the first of these is what an event says
+_TEXT_FIELDS = (
+    "what",
+    "message",
+    "why",
+    "error",
+    "reason",
+    "path",
+    "where",
+)  # the first of these is what an event says
 _COLUMNS = ("time", "kind", "step", "member", "seconds")
 
 
@@ -61,9 +68,9 @@ def time_by_phase(stage: StageRecord) -> list[Markup]:
     parts = {phase: values for phase, values in seconds.items() if phase != WHOLE and values}
     if not parts:
         return []
-    whole = sum(seconds.get(WHOLE, ())) or sum(map(sum, parts.values())) or 1.0
+    total = sum(seconds.get(WHOLE, ())) or sum(map(sum, parts.values())) or 1.0
     longest_first = sorted(parts.items(), key=lambda item: sum(item[1]), reverse=True)
-    rows = [_phase(phase, values, sum(values) / whole) for phase, values in longest_first]
+    rows = [_phase(phase, values, sum(values) / total) for phase, values in longest_first]
     columns = ("phase", "seconds", "steps", "mean", "longest", "share of the steps' time, %", "")
     return [table(columns, rows, f"time by phase, {stage.name}")]
 
@@ -95,8 +102,8 @@ def utilisation(timeline: Timeline) -> Markup:
 def _busy(actor: str, timeline: Timeline) -> list[Cell]:
     shares, bubbles = timeline.busy(actor), timeline.bubbles(actor)
     lengths = {step: end - begin for step, (begin, end) in timeline.steps.items()}
-    whole = sum(shares[step] * lengths[step] for step in shares) / sum(lengths.values())
-    percents = [round(100 * share, 1) for share in (whole, min(shares.values()), max(shares.values()))]
+    mean = sum(shares[step] * lengths[step] for step in shares) / sum(lengths.values())
+    percents = [round(100 * share, 1) for share in (mean, min(shares.values()), max(shares.values()))]
     seconds, step, phase = max(bubbles, default=(0.0, None, None))
     return [actor, *percents, sum(length for length, *_ in bubbles) / len(lengths), round(seconds, 3), step, phase]
 
@@ -112,7 +119,7 @@ def members(run: RunRecord) -> list[Markup]:
     lost: defaultdict[tuple[str, str], list[Row]] = defaultdict(list)
     for stage in run.stages:
         for event in stage.events:
-            if event.get("kind") in (*TROUBLE, "actor_replaced"):
+            if event.get("kind") in (*LOSSES, "actor_replaced"):
                 lost[stage.name, str(event.get("member"))].append(event)
     rows = [_member(*key, events) for key, events in lost.items()]
     columns = ("stage", "actor", "died", "stalled", "failed", "replaced", "seconds until replaced, mean", "longest")
@@ -123,7 +130,7 @@ def _member(stage: str, name: str, events: Sequence[Row]) -> list[Cell]:
     times = [number(event.get("seconds")) for event in events if event.get("kind") == "actor_replaced"]
     seconds = [value for value in times if value is not None]
     mean = sum(seconds) / len(seconds) if seconds else None
-    deaths = [sum(event.get("kind") == kind for event in events) for kind in TROUBLE]
+    deaths = [sum(event.get("kind") == kind for event in events) for kind in LOSSES]
     return [stage, name, *deaths, len(times), mean, max(seconds, default=None)]
 
 
@@ -139,10 +146,12 @@ def events(run: RunRecord) -> list[Markup]:
 
 
 def _event(stage: str, event: Row) -> list[Cell]:
-    said = next((key for key in _SAID if event.get(key)), "")
-    rest = {key: value for key, value in event.items() if key not in (*_COLUMNS, said) and value not in (None, "")}
+    text_field = next((key for key in _TEXT_FIELDS if event.get(key)), "")
+    rest = {
+        key: value for key, value in event.items() if key not in (*_COLUMNS, text_field) and value not in (None, "")
+    }
     details = Details(
-        _as_plain_text(event.get(said)) if said else "",
+        _as_plain_text(event.get(text_field)) if text_field else "",
         [f"{key}: {_as_plain_text(value)}" for key, value in rest.items()],
     )
     time, kind, step, member, seconds = (_cell(event.get(key)) for key in _COLUMNS)
@@ -159,7 +168,7 @@ def answers(stage: StageRecord) -> Markup:
 
 def samples(stage: StageRecord) -> Markup:
     """For steps spread over the run: the best response, the worst, and a random one."""
-    cells = [[which, *_sample(row)] for row, which in chosen(stage.samples)]
+    cells = [[which, *_sample(row)] for row, which in select_samples(stage.samples)]
     columns = ("which", "step", "score", "KL", "end", "prompt", "response")
     omitted = _omission_note(len(cells), len(stage.samples), "samples", "samples.jsonl")
     return table(columns, cells, f"samples along {stage.name}", omitted)
@@ -169,7 +178,7 @@ def _sample(row: Row) -> list[Cell]:
     return [_cell(row.get(key)) for key in ("step", "score", "kl", "finish_reason", "prompt", "response")]
 
 
-def chosen(rows: Sequence[Row]) -> Iterator[tuple[Row, str]]:
+def select_samples(rows: Sequence[Row]) -> Iterator[tuple[Row, str]]:
     """Rows to show, each with its label; no row twice."""
     steps: defaultdict[float, list[Row]] = defaultdict(list)
     for row in rows:
@@ -194,7 +203,7 @@ def _spread_steps(steps: Sequence[float]) -> list[float]:
 
 def configuration(run: RunRecord) -> list[Markup]:
     """A table of all settings, if they are recorded; with a column for each stage if stages ran with different ones."""
-    configs = {stage.name: dict(flat(stage.config)) for stage in run.stages if stage.config}
+    configs = {stage.name: dict(flatten(stage.config)) for stage in run.stages if stage.config}
     if not configs:
         return []
     if all(config == next(iter(configs.values())) for config in configs.values()):

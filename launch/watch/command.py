@@ -17,14 +17,14 @@ from launch.options import ADDRESS, Address
 from rlhf.errors import UserError
 
 if TYPE_CHECKING:
-    from launch.watch.standing import Standing
+    from launch.watch.view import RunView
 
-Look = Callable[[], "Standing | None"]
+Poll = Callable[[], "RunView | None"]
 
 PURPOSE = "watch a run in progress"
 EXAMPLE = "rlhf watch runs/quickstart"
 
-LOOK_SECONDS = 0.5
+POLL_SECONDS = 0.5
 """Seconds between two polls of a run."""
 WAIT_SECONDS = 10.0
 """Time that a run may take to appear, unless ``--wait`` is given."""
@@ -67,16 +67,16 @@ def run(
         if job:
             from launch.watch.job import watch_job
 
-            look: Look = watch_job(job, address, folder)
+            poll: Poll = watch_job(job, address, folder)
         else:
-            look = _watch_folder(folder or Path())
-        standing = _wait_for_run(look, folder or Path(), seconds)
+            poll = _watch_folder(folder or Path())
+        view = _wait_for_run(poll, folder or Path(), seconds)
         if once:
-            _show_picture(standing)
+            _show_picture(view)
         elif _is_screen():
-            _follow_on_screen(look, standing)
+            _follow_on_screen(poll, view)
         else:
-            _follow_in_lines(look, standing)
+            _follow_in_lines(poll, view)
     except KeyboardInterrupt:
         print("the run continues; only the view ended", file=sys.stderr)
     except BrokenPipeError:  # the reader of the lines closed the pipe
@@ -84,35 +84,35 @@ def run(
     return 0
 
 
-def _watch_folder(path: Path) -> Look:
-    from launch.watch.folder import FolderWatch, Place
+def _watch_folder(path: Path) -> Poll:
+    from launch.watch.folder import FolderWatch, WatchedFolder
 
-    watch = FolderWatch(Place.of(path))
+    watch = FolderWatch(WatchedFolder.of(path))
 
-    def look() -> Standing | None:
+    def poll() -> RunView | None:
         try:
-            return watch.look()
+            return watch.poll()
         except PermissionError as error:
             raise UserError(f"cannot read {error.filename or path}", str(error.strerror)) from error
 
-    return look
+    return poll
 
 
-def _wait_for_run(look: Look, path: Path, seconds: float) -> Standing:
+def _wait_for_run(poll: Poll, path: Path, seconds: float) -> RunView:
     """Wait for the run to exist; returns its first state.
 
     Raises:
         UserError: it does not appear in time.
     """
     begin, is_reported = time.monotonic(), False
-    while (standing := look()) is None:
+    while (view := poll()) is None:
         if time.monotonic() - begin >= seconds:
             raise _no_run(path, seconds)
         if not is_reported:
             print(f"{path}: no run there yet; waiting {seconds:.0f} s for it", file=sys.stderr, flush=True)
             is_reported = True
-        time.sleep(min(LOOK_SECONDS, seconds))
-    return standing
+        time.sleep(min(POLL_SECONDS, seconds))
+    return view
 
 
 def _no_run(path: Path, seconds: float) -> UserError:
@@ -132,7 +132,7 @@ def _is_screen() -> bool:
     return sys.stdout.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown", "")
 
 
-def _show_picture(standing: Standing) -> None:
+def _show_picture(view: RunView) -> None:
     """Show a single picture."""
     from rich.console import Console
 
@@ -141,46 +141,46 @@ def _show_picture(standing: Standing) -> None:
     width, height = PLAIN_SIZE
     console = Console() if sys.stdout.isatty() else Console(width=width, height=height)
     width, height = console.size
-    console.print(picture(standing, width, height - 1), height=height - 1)
+    console.print(picture(view, width, height - 1), height=height - 1)
 
 
-def _follow_on_screen(look: Look, standing: Standing) -> None:
+def _follow_on_screen(poll: Poll, view: RunView) -> None:
     from rich.console import Console
     from rich.live import Live
 
     from launch.watch.screen import picture
 
-    console, last = Console(), standing
+    console, last = Console(), view
     with _leaving_on_signals(), Live(console=console, screen=True, auto_refresh=False) as live:
         while True:
             live.update(picture(last, *console.size, FOOTER), refresh=True)
             if last.ending is not None:
                 break
-            time.sleep(LOOK_SECONDS)
-            last = look() or last
+            time.sleep(POLL_SECONDS)
+            last = poll() or last
     _show_picture(last)
     print(_describe_end(last), flush=True)
 
 
-def _follow_in_lines(look: Look, standing: Standing) -> None:
+def _follow_in_lines(poll: Poll, view: RunView) -> None:
     from launch.watch.lines import Lines
 
-    lines, last = Lines(), standing
+    lines, last = Lines(), view
     while True:
         for line in lines.new(last):
             print(line, flush=True)
         if last.ending is not None:
             print(_describe_end(last), flush=True)
             return
-        time.sleep(LOOK_SECONDS)
-        last = look() or last
+        time.sleep(POLL_SECONDS)
+        last = poll() or last
 
 
-def _describe_end(standing: Standing) -> str:
+def _describe_end(view: RunView) -> str:
     from rlhf.tracking.console import one_line
 
-    assert standing.ending is not None
-    return f"{one_line(standing.title)}: {one_line(standing.ending.text)}"
+    assert view.ending is not None
+    return f"{one_line(view.title)}: {one_line(view.ending.text)}"
 
 
 @contextmanager

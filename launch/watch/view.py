@@ -30,7 +30,7 @@ class ActorRow:
     state: str
     node: str = ""
     process: int | None = None
-    heard: float | None = None
+    heartbeat_age: float | None = None
     """Seconds since its last heartbeat, if the run reports it."""
 
     @property
@@ -48,12 +48,12 @@ class Ending:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Standing:
+class RunView:
     """State of a run; unknown fields are empty or None."""
 
     title: str
     """Name of the run or its job."""
-    place: str
+    source: str
     """The watched folder, or a cluster's address."""
     stage: str = ""
     finished: tuple[str, ...] = ()
@@ -81,19 +81,19 @@ class Standing:
     ending: Ending | None = None
 
 
-def history(standing: Standing) -> dict[str, list[float | None]]:
+def history(view: RunView) -> dict[str, list[float | None]]:
     """Values of the ``NUMBERS`` in the steps, by their names on the screen; None for values that were not finite."""
     found = {}
     for name, metric in NUMBERS.items():
-        values = [number(row[metric]) for row in standing.metrics.items if metric in row]
+        values = [number(row[metric]) for row in view.metrics.items if metric in row]
         if any(value is not None for value in values):
             found[name] = values
     return found
 
 
-def rates(standing: Standing) -> dict[str, float]:
+def rates(view: RunView) -> dict[str, float]:
     """Throughput of the last step."""
-    row = standing.metrics.items[-1] if standing.metrics.items else {}
+    row = view.metrics.items[-1] if view.metrics.items else {}
     found = {name: number(row.get(metric)) for name, metric in RATES.items()}
     tokens, seconds = number(row.get("train/tokens")), number(row.get("time/update"))
     if tokens is not None and seconds:
@@ -101,9 +101,9 @@ def rates(standing: Standing) -> dict[str, float]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def phases(standing: Standing) -> dict[str, float]:
+def phases(view: RunView) -> dict[str, float]:
     """Seconds of each phase of the last step, in order."""
-    row = standing.metrics.items[-1] if standing.metrics.items else {}
+    row = view.metrics.items[-1] if view.metrics.items else {}
     found = {name.removeprefix("time/"): number(row[name]) for name in row if name.startswith("time/") and name != STEP}
     return {phase: seconds for phase, seconds in found.items() if seconds is not None}
 
