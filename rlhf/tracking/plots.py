@@ -58,8 +58,8 @@ def plot_pipeline(root: Path, out: Path, marks: Marks = Marks()) -> None:
     axes = figure.subplots(2, 3)
     _loss(axes[0, 0], sft)
     _accuracy(axes[0, 1], reward, marks)
-    _score(axes[0, 2], ppo, marks.sft_score)
-    _kl(axes[1, 0], ppo, marks.max_kl)
+    _metric(axes[0, 2], ppo, PANEL["Score"], "objective/scores", marks.sft_score, "SFT model", GREY)
+    _metric(axes[1, 0], ppo, PANEL["KL to the reference"], "objective/kl", marks.max_kl, "cap", RED)
     _gap(axes[1, 1], ppo, marks.logprob_gap_limit)
     _win_rate(axes[1, 2], marks.win_rate, marks.judge)
     for panel in axes.flat:
@@ -138,16 +138,13 @@ def _accuracy(axes: Axes, metrics: Path, marks: Marks) -> None:
     axes.set_ylim(low - 0.4 * (high - low), high)  # room for the legend under the lowest level
 
 
-def _score(axes: Axes, metrics: Path, sft_score: float | None) -> None:
-    _title_panel(axes, "PPO", PANEL["Score"], "step")
-    if _curve(axes, metrics, "objective/scores", "batch mean"):
-        _level(axes, sft_score, "SFT model", GREY)
-
-
-def _kl(axes: Axes, metrics: Path, max_kl: float | None) -> None:
-    _title_panel(axes, "PPO", PANEL["KL to the reference"], "step")
-    if _curve(axes, metrics, "objective/kl", "batch mean"):
-        _level(axes, max_kl, "cap", RED)
+def _metric(
+    axes: Axes, metrics: Path, panel: Panel, name: str, level: float | None, level_name: str, color: str
+) -> None:
+    """Plot a metric of PPO with a reference value."""
+    _title_panel(axes, "PPO", panel, "step")
+    if _curve(axes, metrics, name, "batch mean"):
+        _level(axes, level, level_name, color)
 
 
 def _gap(axes: Axes, metrics: Path, limit: float | None) -> None:

@@ -13,7 +13,6 @@ from rlhf.tracking.memory import ActorMemory, by_role
 ROOT = Path(__file__).parents[2]
 SHOWING = (
     "metrics",
-    "tracking/workspace",
     "tracking/plots",
     "tracking/outcome",
     "tracking/alerts",
