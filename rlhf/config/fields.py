@@ -130,6 +130,8 @@ Number = Annotated[
     float, Strict(), Field(ge=-MOST, le=MOST, allow_inf_nan=False), BeforeValidator(_number), "any number"
 ]
 Positive = Annotated[Number, Field(gt=0), "above 0"]
+Temperature = Annotated[Number, Field(ge=0.01), "at least 0.01"]
+"""vLLM raises lower temperatures to 0.01."""
 NotNegative = Annotated[Number, Field(ge=0), "at least 0"]
 NotPositive = Annotated[Number, Field(le=0), "at most 0"]
 AtLeastOne = Annotated[Number, Field(ge=1), "at least 1"]

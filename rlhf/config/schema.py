@@ -36,6 +36,7 @@ from rlhf.config.fields import (
     Seed,
     ServiceUrl,
     Share,
+    Temperature,
     Texts,
     ZeroOrOne,
     refuse,
@@ -525,7 +526,7 @@ class RolloutConfig:
     """Number of engines, each its own actor."""
     tensor_parallel: Count = 1
     """GPUs per engine."""
-    temperature: Positive = 1.0
+    temperature: Temperature = 1.0
     """Sampling temperature; the trainer's log-probabilities use the same. Sampling is otherwise untouched (no top-p,
     top-k or penalties)."""
     max_response_length: Count = 256

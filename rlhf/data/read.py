@@ -297,13 +297,32 @@ def _read_jsonl(file: Path, update: Update) -> Rows:
 
 def _read_line(line: bytes, source: RowLocation) -> RawRow | BadRow:
     try:
-        return _row(json.loads(line.decode("utf-8")), source)
+        return _row(_DECODER.decode(line.decode("utf-8")), source)
     except UnicodeDecodeError as error:
         return BadRow(source, f"not UTF-8: {error.reason} at byte {error.start + 1} of the line")
     except json.JSONDecodeError as error:
         return BadRow(source, f"not JSON: {error.msg} at column {error.colno}")
+    except RepeatedKeyError as error:
+        return BadRow(source, f"ambiguous: {error}")
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, or deeply nested brackets
         return BadRow(source, f"not JSON: {error}")
+
+
+class RepeatedKeyError(ValueError):
+    """An object of JSON has two values for one key."""
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """A JSON object as a dictionary; of several values of a key Python's decoder would silently keep the last."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise RepeatedKeyError(f"the key {repeated!r:.60} occurs twice in one object")
+    return found
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)
 
 
 def _row(value: object, source: RowLocation) -> RawRow | BadRow:
@@ -315,7 +334,6 @@ def _row(value: object, source: RowLocation) -> RawRow | BadRow:
 def _read_json(file: Path, update: Update) -> Rows:
     """Yield the rows of a JSON list, decoded one by one so that each row has the line on which it begins."""
     text = _read_text(file, update)
-    decoder = json.JSONDecoder()
     position = counted = _skip_gap(text, 0)
     line = 1 + text.count("\n", 0, position)
     if text[position : position + 1] != "[":
@@ -324,7 +342,7 @@ def _read_json(file: Path, update: Update) -> Rows:
     while text[position : position + 1] != "]":
         line, counted = line + text.count("\n", counted, position), position
         try:
-            value, position = decoder.raw_decode(text, position)
+            value, position = _DECODER.raw_decode(text, position)
         except (ValueError, RecursionError) as error:
             raise _broken_json(file, line, f"the row that begins here is not JSON ({error})") from error
         yield _row(value, RowLocation(str(file), line))

@@ -166,7 +166,8 @@ def load_scorer(spec: str) -> Scorer:
     """Load a scorer from ``package.module:function`` or ``path/to/file.py:function``.
 
     Raises:
-        UserError: the module, file or function does not exist, is not callable, or its import failed.
+        UserError: the module, file or function does not exist, is not callable, or takes other parameters, or its
+            import failed.
     """
     source, _, name = spec.rpartition(":")
     if not source or not name:
@@ -179,7 +180,22 @@ def load_scorer(spec: str) -> Scorer:
         close = difflib.get_close_matches(name, names, n=1) or sorted(names)
         fix = f"name one of its functions: {', '.join(close) or 'it has none'}"
         raise UserError(f"scorer {spec}: {source} has no function {name!r}", "", fix)
+    _check_signature(function, spec)
     return Scorer(spec, function, Path(module.__file__ or source).resolve().parent)
+
+
+def _check_signature(function: ScoreFunction, spec: str) -> None:
+    """Refuse a function that cannot be called with two lists and perhaps ``rows``, before any model is loaded."""
+    more: dict[str, object] = {"rows": []} if _rows_parameter(function) else {}
+    try:
+        signature = inspect.signature(function)
+    except (ValueError, TypeError):  # functions written in C may have no signature
+        return
+    try:
+        signature.bind([], [], **more)
+    except TypeError as error:
+        fix = "give it the parameters (prompts, responses), or (prompts, responses, rows)"
+        raise UserError(f"scorer {spec} has the parameters {signature}: {error}", CONTRACT, fix) from error
 
 
 def _import_file(path: Path, spec: str) -> ModuleType:

@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rlhf.errors import UserError
@@ -27,8 +29,8 @@ def check_complete(
         is_needed: whether the tensor of this name has to come from the folder.
 
     Raises:
-        UserError: a needed tensor is missing or has another shape, an existing layer of the model lacks a tensor
-            of the folder, or the output head differs from the embedding although config.json ties them.
+        UserError: a needed tensor is missing or has another shape, the model omits a layer of the folder or a tensor
+            of a layer, or the output head differs from the embedding although config.json ties them.
     """
     what, kind = f"the model in {folder}", type(model).__name__
     missing = sorted(filter(is_needed, info["missing_keys"]))
@@ -47,6 +49,13 @@ def check_complete(
         )
     layers = dict(model.named_modules())
     unused = sorted(info["unexpected_keys"])
+    omitted = [name for name in unused if is_needed(name) and _repeats_layer(name, layers)]
+    if omitted:
+        raise UserError(
+            f"{what} has {_listed(omitted)}, of layers beyond the number in its config.json",
+            f"{kind} would compute without these layers, and would be another model",
+            "correct the number of layers in config.json, or give the model that belongs to it",
+        )
     ignored = [name for name in unused if is_needed(name) and _extends_layer(name, layers)]
     if ignored:
         raise UserError(
@@ -54,7 +63,7 @@ def check_complete(
             f"{kind} would compute without them, and would be another model",
             "fix config.json (biases, norms), or give the model that belongs to it",
         )
-    if _has_untied_head(model):
+    if _has_untied_head(folder, model):
         raise UserError(
             f"{what} has an output head that differs from its embedding, and its config.json ties the two",
             "transformers would compute with the head, and an inference engine with the embedding",
@@ -68,11 +77,38 @@ def unused_tensors(model: PreTrainedModel) -> tuple[str, ...]:
     return getattr(model, UNUSED, ())
 
 
-def _has_untied_head(model: PreTrainedModel) -> bool:
-    """Whether the configuration ties the output head to the embedding, but the checkpoint has another tensor for it."""
+def _has_untied_head(folder: str | Path, model: PreTrainedModel) -> bool:
+    """Whether the configuration ties the output head to the embedding, but the checkpoint has another tensor for it.
+
+    transformers keeps the two apart if they differ, unless ZeRO-3 has partitioned them: of partitioned parameters it
+    compares empty tensors. So the files are compared too.
+    """
+    tied: Mapping[str, str] = model._tied_weights_keys or {}
+    if not tied or not getattr(model.config.get_text_config(), "tie_word_embeddings", False):
+        return False
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    is_tied = getattr(model.config.get_text_config(), "tie_word_embeddings", False) and bool(model._tied_weights_keys)
-    return is_tied and head is not None and head.weight is not embedding.weight
+    return (head is not None and head.weight is not embedding.weight) or _differ_in_files(Path(folder), tied)
+
+
+def _differ_in_files(folder: Path, tied: Mapping[str, str]) -> bool:
+    """Whether the folder's files have two tensors of a tied pair, and these differ."""
+    files: dict[str, Path] = {}
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as tensors:
+            files |= dict.fromkeys(tensors.keys(), path)
+
+    def read(name: str) -> Tensor:
+        with safe_open(files[name], framework="pt") as tensors:
+            return tensors.get_tensor(name)
+
+    return any(not torch.equal(read(a), read(b)) for a, b in tied.items() if a in files and b in files)
+
+
+def _repeats_layer(name: str, layers: Mapping[str, nn.Module]) -> bool:
+    """Whether the tensor belongs to a further layer of one of the model's lists of layers."""
+    parts = name.split(".")
+    lists = ((layers.get(".".join(parts[:i])), int(part)) for i, part in enumerate(parts) if part.isdecimal())
+    return any(isinstance(found, nn.ModuleList) and number >= len(found) for found, number in lists)
 
 
 def _extends_layer(name: str, layers: Mapping[str, nn.Module]) -> bool:

@@ -19,6 +19,7 @@ from rlhf.data.chat import ChatFormat
 from rlhf.data.template import DATE, template_date
 from rlhf.errors import UserError, first_line
 from rlhf.models.ends import settings_ends
+from rlhf.models.unloadable import advise
 from rlhf.types import ModelFacts as ModelFacts
 
 if TYPE_CHECKING:
@@ -172,10 +173,10 @@ def from_folder(auto: Any, folder: str | Path, model: ModelConfig, **options: An
     try:
         return auto.from_pretrained(str(folder), trust_remote_code=model.trust_remote_code, **options)
     except Exception as error:
-        if auto.__name__ not in TEXTS and not isinstance(error, (OSError, ValueError, SafetensorError)):
+        if auto.__name__ not in TEXTS and not isinstance(error, (OSError, ValueError, KeyError, SafetensorError)):
             raise
         raise UserError(
             f"cannot load {auto.__name__} from {str(folder)!r}",
             why=first_line(error),
-            fix="give a folder with a Hugging Face model in safetensors, or a hub name that this machine can reach",
+            fix=advise(folder, auto.__name__, error),
         ) from error

@@ -29,12 +29,8 @@ def make_data_and_reward(folder: Path, seconds: float = 0.0) -> None:
     (folder / "reward.py").write_text(REWARD.format(seconds=seconds))
 
 
-def overrides(folder: Path, name: str, eager: bool = True) -> list[str]:
-    """Settings that make the quickstart small. Data is read from, and runs are written to, ``folder``.
-
-    Args:
-        eager: without compilation engines start sooner.
-    """
+def overrides(folder: Path, name: str) -> list[str]:
+    """Settings that make the quickstart small. Data is read from, and runs are written to, ``folder``."""
     return [
         f"name={name}",
         f"runs_dir={folder / 'runs'}",
@@ -52,7 +48,6 @@ def overrides(folder: Path, name: str, eager: bool = True) -> list[str]:
         "algorithm.critic_warmup_steps=1",
         "rollout.max_response_length=40",
         "rollout.block_size=8",
-        f"rollout.enforce_eager={'true' if eager else 'false'}",
         "evaluation.prompts=8",
         "evaluation.show=1",
     ]

@@ -19,6 +19,7 @@ from rlhf.storage.jsonl import read_lines
 from tests.end_to_end.faults import Run, from_nothing
 from tests.end_to_end.small import make_data_and_reward
 
+pytestmark = pytest.mark.slow  # a run beside which two raylets start; test_survival.py loses actors
 STEPS, STORE = 8, 256 * 2**20
 
 

@@ -29,7 +29,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A finished small pipeline: its folder, and what it printed."""
     folder = tmp_path_factory.mktemp("pipeline")
     make_small_data(folder)
-    done = rlhf("pipeline", str(RECIPE), *overrides(folder, "small", eager=False), UNTIED)
+    done = rlhf("pipeline", str(RECIPE), *overrides(folder, "small"), UNTIED)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return folder, done.stdout
 
@@ -110,10 +110,10 @@ def test_screen_shows_results_and_no_chatter(run: tuple[Path, str]) -> None:
 
 def test_finished_stages_are_skipped_and_another_configuration_is_refused(run: tuple[Path, str]) -> None:
     folder, _ = run
-    again = rlhf("pipeline", str(RECIPE), *overrides(folder, "small", eager=False), UNTIED)
+    again = rlhf("pipeline", str(RECIPE), *overrides(folder, "small"), UNTIED)
     assert again.returncode == 0, again.stderr[-2000:]
     assert again.stdout.count("finished before") == 3
-    other = rlhf("sft", str(RECIPE), *overrides(folder, "small", eager=False), UNTIED, "sft.batch_size=8")
+    other = rlhf("sft", str(RECIPE), *overrides(folder, "small"), UNTIED, "sft.batch_size=8")
     assert other.returncode == 2
     assert "Traceback" not in other.stderr
 

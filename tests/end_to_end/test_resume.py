@@ -193,6 +193,7 @@ def test_a_damaged_checkpoint_is_refused_by_file(folder: Path, broken: Ended) ->
     assert "Traceback" not in run.said()
 
 
+@pytest.mark.slow  # a whole start; tests/rlhf/recovery/test_stop.py has the limit
 def test_a_time_limit_that_is_near_stops_the_run_with_what_it_has(folder: Path, broken: Ended) -> None:
     """The limit comes while the actors load: nothing is added, and what is there is named."""
     shutil.rmtree(broken.path / "checkpoints" / f"step_{STEPS}")

@@ -28,7 +28,7 @@ from tests.rlhf.service import serve
 from tests.rlhf.tiny_classifiers import pair_tokenizer, tiny_classifier
 
 SIZES = ScratchConfig(hidden_size=64, layers=2, heads=2, intermediate_size=128, vocab_size=600, max_length=128)
-BATCH, SHIFT = 16, 0.5
+STEPS, BATCH, SHIFT = 3, 16, 0.5
 WEIGHTS = {"bonus": 0.5, "length": -0.25, "judge": 2.0, "encoder": 1.5}
 FUNCTION = """
 def bonus(prompts, responses, rows):
@@ -64,7 +64,8 @@ def is_dropped(row: dict[str, Any]) -> bool:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, float]]:
-    """Two steps of GRPO: the stage's folder, and the prompts' column."""
+    """Steps of GRPO, whose rollouts are generated while the step before trains: the stage's folder, and the prompts'
+    column."""
     folder = tmp_path_factory.mktemp("rewards")
     bonus = make_rows(folder)
     make_models(folder, list(bonus))
@@ -77,7 +78,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, float
             f"rewards.judge={{model: '{folder}/judge', weight: {WEIGHTS['judge']}}}",
             f"rewards.encoder={{model: '{folder}/encoder', label: LABEL_1, weight: {WEIGHTS['encoder']}}}",
             f"ppo.policy_init={folder}/policy",
-            "ppo.steps=2",
+            f"ppo.steps={STEPS}",
+            "ppo.staleness=1",
             "placement.policy.ranks=1",
             "ppo.samples_per_prompt=2",
             "algorithm.name=grpo",
@@ -119,7 +121,7 @@ def test_every_score_is_the_weighted_sum_and_dropped_samples_are_left_out(run: t
     judge = load_classifier(folder.parents[2] / "judge", ModelConfig())
     own = load_tokenizer(folder.parents[2] / "judge", ModelConfig())
     samples, metrics = read_lines(folder / "samples.jsonl"), read_lines(folder / "metrics.jsonl")
-    assert len(metrics) == 2
+    assert len(metrics) == STEPS
     dropped_in_all = 0
     for step, measured in enumerate(metrics):
         kept = [sample for sample in samples if sample["step"] == step]  # all that have a score are shown
@@ -141,7 +143,7 @@ def test_every_score_is_the_weighted_sum_and_dropped_samples_are_left_out(run: t
             assert measured[f"objective/scores/{name}"] == pytest.approx(mean, abs=1e-4)
         total = sum(weight * measured[f"objective/scores/{name}"] for name, weight in WEIGHTS.items())
         assert measured["objective/raw_scores"] == pytest.approx(total, abs=1e-4)
-    assert 0 < dropped_in_all < 2 * BATCH, "the seed has prompts of both kinds"
+    assert 0 < dropped_in_all < STEPS * BATCH, "the seed has prompts of both kinds"
 
 
 def test_each_part_says_how_it_works_in_its_own_log(run: tuple[Path, dict[str, float]]) -> None:
@@ -158,7 +160,11 @@ def test_each_part_says_how_it_works_in_its_own_log(run: tuple[Path, dict[str, f
 
 
 def test_the_policy_is_sound_and_trained(run: tuple[Path, dict[str, float]]) -> None:
+    """Only the first rollouts are the policy's own; the importance weights correct for the age of the others."""
     metrics = read_lines(run[0] / "metrics.jsonl")
-    assert all(step["rollout/logprob_gap_mean"] < 1e-4 for step in metrics)
+    assert [step["rollout/staleness_mean"] for step in metrics] == [0.0] + [1.0] * (STEPS - 1)
+    assert metrics[0]["rollout/logprob_gap_mean"] < 1e-4
+    assert abs(metrics[0]["rollout/importance_weight_mean"] - 1) < 1e-4
+    assert all(abs(step["rollout/importance_weight_max"] - 1) > 1e-3 for step in metrics[1:])
     assert all(abs(step["first_pass/ratio"] - 1) < 1e-4 for step in metrics)
     assert all(step["policy/grad_norm"] > 0 for step in metrics)

@@ -17,6 +17,7 @@ from tests.end_to_end.faults import Fault, Run
 from tests.end_to_end.small import make_data_and_reward
 from tests.end_to_end.test_resume import Ended, settings
 
+pytestmark = pytest.mark.slow  # test_rewards.py trains on rollouts of the version before
 STEPS = 5
 
 
@@ -76,7 +77,6 @@ def test_a_checkpoint_holds_the_rollouts_of_the_next_step(whole: Ended) -> None:
     assert not (whole.path / "checkpoints" / f"step_{STEPS}" / "rollouts").exists(), "there is no step after the last"
 
 
-@pytest.mark.slow  # two whole starts; test_resume.py has the same without staleness
 def test_the_resumed_run_is_the_run_to_the_bit(whole: Ended, broken: Ended) -> None:
     assert broken.codes == (-signal.SIGKILL, 0)
     [resumed] = broken.events("resumed")
@@ -87,7 +87,6 @@ def test_the_resumed_run_is_the_run_to_the_bit(whole: Ended, broken: Ended) -> N
     assert model.keys() == again.keys() and all(torch.equal(model[name], again[name]) for name in model)
 
 
-@pytest.mark.slow
 def test_what_a_lost_engine_had_not_answered_is_answered_by_newer_weights(lost: Ended) -> None:
     [died] = lost.events("actor_died")
     assert died["member"] == "rollout engine 0" and died["samples_redone"] > 0

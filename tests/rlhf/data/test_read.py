@@ -133,6 +133,7 @@ def test_lines_are_counted_with_the_blank_ones(tmp_path: Path) -> None:
         (b"null", "not an object", "NoneType"),
         (b"[" * 100_000, "not JSON", "recursion"),
         (b'{"a": ' + b"9" * 5000 + b"}", "not JSON", "4300 digits"),
+        (b'{"a": {"b": 1, "c": 2, "b": 3}}', "ambiguous", "the key 'b' occurs twice"),
     ],
 )
 def test_a_broken_line_is_a_bad_row_and_the_rest_is_read(
@@ -155,7 +156,15 @@ def test_rows_of_a_json_list_know_the_line_on_which_they_begin(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("text", "line"), [('[{"a": 1},\n{"a": ', 2), ('[{"a": 1}\n', 2), ('{"a": 1}', 1), ("[]\n[]", 1), ("", 1)]
+    ("text", "line"),
+    [
+        ('[{"a": 1},\n{"a": ', 2),
+        ('[{"a": 1},\n{"a": 1, "a": 2}]', 2),
+        ('[{"a": 1}\n', 2),
+        ('{"a": 1}', 1),
+        ("[]\n[]", 1),
+        ("", 1),
+    ],
 )
 def test_a_broken_json_list_is_refused_with_its_line(tmp_path: Path, text: str, line: int) -> None:
     (tmp_path / "rows.json").write_text(text)

@@ -340,3 +340,13 @@ def test_control_tokens_are_text_without_another_space(kind: str) -> None:
     assert found.tokens.count(2) == other.tokens.count(2) == 1
     assert "</s>" in words.decode(found.tokens[1:-2]).replace(" ", "")
     assert found.tokens[:3] == other.tokens[:3], "the text begins as it does without a control token in it"
+
+
+def test_text_that_the_tokenizer_does_not_know_is_counted() -> None:
+    words = {"<unk>": 0, "</s>": 1, "yes": 2, "no": 3}
+    backend = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    by_words = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", eos_token="</s>")
+    rows = shown(("yes", "no"), ("maybe", "no"), ("yes", "never"), ("no", "yes"))
+    out = tokenise_demonstrations(rows, by_words, config(), LONG)
+    assert out.rows == 4 and out.remarks == {"text that the tokenizer does not know, read as <unk>": 2}

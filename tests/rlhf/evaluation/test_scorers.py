@@ -113,13 +113,6 @@ def test_a_wrong_answer_is_refused(tmp_path: Path, body: str, what: str) -> None
     assert what in failure(tmp_path, body).what
 
 
-def test_a_function_of_other_arguments_is_explained(tmp_path: Path) -> None:
-    judge = scorer(tmp_path, "def score(response):\n    return 0.0\n")
-    with pytest.raises(UserError) as caught:
-        judge(PROMPTS, RESPONSES)
-    assert "takes 1 positional argument but 2 were given" in caught.value.why
-
-
 @pytest.mark.parametrize(
     ("spec", "what"),
     [
@@ -230,3 +223,27 @@ def test_an_async_function_that_raises_is_named_with_its_sample(tmp_path: Path) 
     judge = scorer(tmp_path, "async def score(prompts, responses):\n    return [1 / len(r) for r in responses]\n")
     with pytest.raises(UserError, match="failed on sample 1, prompt 'p1'"):
         judge(PROMPTS, RESPONSES)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "fits"),
+    [
+        ("prompts, responses", True),
+        ("prompts, responses, rows", True),
+        ("prompts, responses, *, rows=None", True),
+        ("*lists", True),
+        ("prompts, responses, strict=True", True),
+        ("responses", False),
+        ("prompts, responses, references", False),
+        ("prompts, *, responses", False),
+        ("rows, prompts", False),
+    ],
+)
+def test_parameters_are_checked_when_the_function_is_loaded(tmp_path: Path, parameters: str, fits: bool) -> None:
+    body = f"def score({parameters}):\n    return []\n"
+    if fits:
+        scorer(tmp_path, body)
+        return
+    with pytest.raises(UserError, match="has the parameters") as caught:
+        scorer(tmp_path, body)
+    assert "(prompts, responses)" in caught.value.fix

@@ -13,13 +13,14 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from rlhf.config.schema import ModelConfig
 from rlhf.errors import UserError
-from rlhf.models.complete import unused_tensors
+from rlhf.models.complete import check_complete, unused_tensors
 from rlhf.models.load import load_causal, load_classifier
 from rlhf.models.scratch import train_tokenizer
 from tests.rlhf.tiny import tiny_model
 
 Change = Callable[[dict[str, Tensor]], object]
 QUERY, UP = "model.layers.0.self_attn.q_proj", "model.layers.1.mlp.up_proj.weight"
+BEYOND = "model.layers.2.mlp.up_proj.weight"
 
 
 def changed(folder: Path, change: Change, architecture: str = "llama") -> Path:
@@ -39,8 +40,9 @@ def changed(folder: Path, change: Change, architecture: str = "llama") -> Path:
         (lambda t: t.pop("lm_head.weight"), "lacks lm_head.weight"),
         (lambda t: t.update({UP: torch.ones(5, 64)}), f"has {UP} in other shapes"),
         (lambda t: t.update({f"{QUERY}.bias": torch.ones(64)}), f"has {QUERY}.bias, which its config.json does not"),
+        (lambda t: t.update({BEYOND: t[UP].clone()}), f"has {BEYOND}, of layers beyond the number in its config.json"),
     ],
-    ids=["missing", "no head", "shape", "bias"],
+    ids=["missing", "no head", "shape", "bias", "one layer more"],
 )
 def test_a_policy_that_would_not_be_the_folders_is_refused(change: Change, says: str, tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
@@ -72,6 +74,18 @@ def test_a_tied_head_of_its_own_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="differs from its embedding") as caught:
         load_causal(folder, ModelConfig())
     assert "tie_word_embeddings" in caught.value.fix
+
+
+def test_a_tied_head_of_its_own_is_found_in_the_files(tmp_path: Path) -> None:
+    """Under ZeRO-3 transformers compares empty tensors, and ties what differs."""
+    folder = changed(tmp_path, lambda t: t.update({"lm_head.weight": t[EMBEDDING].clone()}), "qwen2")
+    model = load_causal(folder, ModelConfig())
+    tensors = load_file(folder / "model.safetensors")
+    tensors["lm_head.weight"][-1, -1] += 1
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    info = {"missing_keys": (), "mismatched_keys": (), "unexpected_keys": ()}
+    with pytest.raises(UserError, match="differs from its embedding"):
+        check_complete(folder, model, info, lambda name: True)
 
 
 def test_a_tied_head_may_stand_in_the_checkpoint_too(tmp_path: Path) -> None:

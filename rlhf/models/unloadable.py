@@ -1,0 +1,66 @@
+"""Finds out why a model folder cannot be loaded, and what its user can do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+ANY_FIX = "give a folder with a Hugging Face model in safetensors, or a hub name that this machine can reach"
+ADAPTER, INDEX = "adapter_config.json", "model.safetensors.index.json"
+LFS_POINTER = b"version https://git-lfs"
+TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+
+
+def advise(folder: str | Path, architecture: str, error: Exception) -> str:
+    """The way to correct a folder that ``architecture`` (an ``Auto`` class of transformers) could not load."""
+    return next(_advice(Path(folder), architecture, error), ANY_FIX)
+
+
+def _advice(folder: Path, architecture: str, error: Exception) -> Iterator[str]:
+    """Advice for each problem found, the most specific first."""
+    if not folder.is_dir():
+        return
+    files = {path.name: path for path in folder.iterdir() if path.is_file()}
+    if pointers := sorted(name for name, path in files.items() if _is_pointer(path)):
+        yield f"{pointers[0]} is a pointer of Git LFS, not the file itself: run `git lfs pull` in {folder}"
+    if ADAPTER in files and "config.json" not in files:
+        yield "the folder holds only adapters: merge them into the base model (peft's merge_and_unload), and save that"
+    if architecture == "AutoTokenizer" and files.keys().isdisjoint(TOKENIZERS):
+        yield "the folder has no tokenizer: copy tokenizer.json and tokenizer_config.json of the model it came from"
+    if architecture.startswith("AutoModel"):
+        if "Unrecognized configuration class" in str(error):
+            yield "give a decoder-only language model (docs/models.md lists kinds that were tried)"
+        yield from _advice_on_weights(files, error)
+
+
+def _advice_on_weights(files: dict[str, Path], error: Exception) -> Iterator[str]:
+    if absent := sorted(_shards(files) - files.keys()):
+        yield f"{absent[0]} is listed in {INDEX} and absent ({len(absent)} such files): download the model again"
+    weights = [name for name in files if name.endswith(".safetensors")]
+    pickles = sorted(name for name in files if name.endswith((".bin", ".pt", ".pth")))
+    if pickles and not weights:
+        yield f"{pickles[0]} is a pickle, which can run code: save the model as safetensors where you trust it"
+    if INDEX not in files and any("-of-" in name for name in weights):
+        yield f"{INDEX} is absent beside numbered files of weights: copy it from where the model came from"
+    if not weights:
+        yield "the folder has no weights (model.safetensors): download the model again"
+    elif isinstance(error, SafetensorError):
+        yield "a file of weights is damaged or incomplete: download the model again"
+
+
+def _shards(files: dict[str, Path]) -> set[str]:
+    """Names of the weight files that the index lists."""
+    if INDEX not in files:
+        return set()
+    with suppress(OSError, ValueError, AttributeError):
+        return set(json.loads(files[INDEX].read_bytes())["weight_map"].values())
+    return set()
+
+
+def _is_pointer(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(LFS_POINTER)) == LFS_POINTER

@@ -1,0 +1,67 @@
+"""Model folders as people have them: adapters, pickles, pointers, damaged and incomplete downloads."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForCausalLM, T5Config
+
+from rlhf.config.schema import ModelConfig
+from rlhf.errors import UserError
+from rlhf.models.folder import load_tokenizer
+from rlhf.models.load import load_causal
+from rlhf.models.scratch import train_tokenizer
+from tests.rlhf.tiny import tiny_model
+
+WEIGHTS = "model.safetensors"
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n"
+
+
+def only_adapters(folder: Path) -> None:
+    (folder / "config.json").rename(folder / "adapter_config.json")
+
+
+def cut(folder: Path) -> None:
+    (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:-1000])
+
+
+def listed_and_absent(folder: Path) -> None:
+    (folder / WEIGHTS).rename(folder / "model-00001-of-00002.safetensors")
+    index = {"metadata": {}, "weight_map": {"lm_head.weight": "model-00002-of-00002.safetensors"}}
+    (folder / f"{WEIGHTS}.index.json").write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize(
+    ("change", "fix"),
+    [
+        (only_adapters, "merge them into the base model"),
+        (lambda folder: (folder / WEIGHTS).rename(folder / "pytorch_model.bin"), "pytorch_model.bin is a pickle"),
+        (lambda folder: (folder / WEIGHTS).write_text(POINTER), f"{WEIGHTS} is a pointer of Git LFS"),
+        (lambda folder: (folder / WEIGHTS).unlink(), "has no weights"),
+        (lambda folder: (folder / WEIGHTS).rename(folder / "model-00001-of-00001.safetensors"), "index.json is absent"),
+        (cut, "damaged or incomplete"),
+        (listed_and_absent, "model-00002-of-00002.safetensors is listed"),
+        (lambda folder: T5Config(d_model=8).save_pretrained(folder), "decoder-only"),
+    ],
+    ids=["adapters", "pickle", "pointer", "no weights", "no index", "cut", "shard", "encoder-decoder"],
+)
+def test_a_folder_that_cannot_be_loaded_is_refused_with_its_remedy(
+    change: Callable[[Path], object], fix: str, tmp_path: Path
+) -> None:
+    tiny_model(AutoModelForCausalLM, "llama").save_pretrained(tmp_path)
+    change(tmp_path)
+    with pytest.raises(UserError) as caught:
+        load_causal(tmp_path, ModelConfig())
+    assert fix in caught.value.fix
+
+
+def test_a_folder_without_a_tokenizer_is_refused_with_its_remedy(tmp_path: Path) -> None:
+    tiny_model(AutoModelForCausalLM, "llama").save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=re.escape("copy tokenizer.json")):
+        load_tokenizer(tmp_path, ModelConfig())
+    train_tokenizer([], 258).save_pretrained(tmp_path)
+    load_tokenizer(tmp_path, ModelConfig())
