@@ -57,7 +57,7 @@ SECTIONS: Mapping[str, tuple[Metric, ...]] = {
         Metric(
             "objective/logratio_abs_mean",
             "nats per token",
-            "mean |log π_old − log π_ref|: 0 at step 0, or the run stops",
+            "mean |log π_old − log π_ref|; not 0 at step 0 stops the run",
         ),
     ),
     "Updates of policy and critic": (
@@ -72,11 +72,7 @@ SECTIONS: Mapping[str, tuple[Metric, ...]] = {
         Metric("policy/tokens", "tokens", "response tokens trained on, counted once per epoch"),
         Metric("val/ratio", "", "mean of ρ = π/π_old"),
         Metric("val/ratio_var", "", "variance of ρ"),
-        Metric(
-            "val/clipfrac_avg",
-            "share",
-            "values whose clip binds; near 1: `value_clip_range` is small for these rewards",
-        ),
+        Metric("val/clipfrac_avg", "share", "values whose clip binds; near 1, `value_clip_range` is too small"),
         Metric(
             "critic/explained_variance", "", "1 − var(R − V)/var(R): 1 for a perfect critic, 0 for a constant", "higher"
         ),
@@ -90,12 +86,7 @@ SECTIONS: Mapping[str, tuple[Metric, ...]] = {
         Metric("rollout/length_mean", "tokens per response", "mean length of responses", None, "length"),
         Metric("rollout/tokens", "tokens", "tokens of all responses of the step"),
         Metric("rollout/truncated_fraction", "share", "responses that ended at the length limit", "lower"),
-        Metric(
-            "rollout/dropped",
-            "samples",
-            "without a score or a response, so excluded from the policy's metrics",
-            "lower",
-        ),
+        Metric("rollout/dropped", "samples", "without score or response; excluded from other metrics", "lower"),
         Metric("rollout/set_aside", "samples", "quarantined in this step, because their prompt kept failing", "lower"),
         Metric("rollout/logprob_gap_mean", "nats per token", "mean |Δ log p| of trainer and engine", "lower", "gap"),
         Metric("rollout/logprob_gap_max", "nats", "largest |Δ log p| of a token between trainer and engine", "lower"),
@@ -157,7 +148,7 @@ SECTIONS: Mapping[str, tuple[Metric, ...]] = {
         Metric(
             "perf/rollout_tokens_per_second",
             "tokens/s",
-            "response tokens by time of the rollout; absent with `ppo.staleness`, where generation overlaps updates",
+            "response tokens by time of the rollout; absent with `ppo.staleness`",
             "higher",
             "tokens/s written",
         ),

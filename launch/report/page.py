@@ -14,7 +14,7 @@ from launch.report import tables
 from launch.report.charts import Chart, draw, readings
 from launch.report.panels import OTHER, charts_of, utilisation_chart
 from launch.report.read import RunRecord, StageRecord, number, read_run
-from launch.report.render import format_value, render, script_json
+from launch.report.render import format_value, render
 from launch.report.strip import draw_strip
 from launch.report.timeline import Timeline
 from rlhf.errors import UserError
@@ -83,7 +83,7 @@ def page(run: RunRecord, made: datetime) -> str:
         headline=list(_headline(run)),
         made=made.isoformat(sep=" ", timespec="minutes"),
         sections=sections,
-        readings=script_json(charts.readings),
+        readings=charts.readings,
         script=script,
         style=style,
     )

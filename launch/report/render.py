@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -43,12 +42,6 @@ def _is_count(value: object) -> bool:
     return whole and not isinstance(value, bool) and abs(value) < 1e15  # type: ignore[arg-type]
 
 
-def script_json(value: Any) -> Markup:
-    """Encode JSON for a ``<script>`` element, without ``<``, which could end the element or open a comment."""
-    plain = json.dumps(value, allow_nan=False, separators=(",", ":"))
-    return Markup(plain.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
-
-
 def source_hash(source: str) -> str:
     """The hash by which a Content-Security-Policy allows an inline script or style."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()}'"
@@ -62,4 +55,5 @@ _ENVIRONMENT = jinja2.Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
+_ENVIRONMENT.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
 _ENVIRONMENT.filters |= {"format_value": format_value, "source_hash": source_hash}

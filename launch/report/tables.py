@@ -21,15 +21,8 @@ MOST_EVENTS, MOST_ANSWERS, SAMPLED_STEPS, MOST_ACTORS = 1000, 60, 10, 200
 WHOLE = "step"
 """The phase that contains the others."""
 COUNTS = labelled("health/restarts", "health/redispatched", "health/set_aside", "health/seconds_lost", "perf/goodput")
-_TEXT_FIELDS = (
-    "what",
-    "message",
-    "why",
-    "error",
-    "reason",
-    "path",
-    "where",
-)  # the first of these is what an event says
+_TEXT_FIELDS = ("what", "message", "why", "error", "reason", "path", "where")
+"""Fields of an event, of which the first one present is its text."""
 _COLUMNS = ("time", "kind", "step", "member", "seconds")
 
 
