@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from rlhf.metrics import PANELS
+from rlhf.metrics import PANELS, unknown_metrics
 from rlhf.storage.jsonl import read_lines
 from tests.end_to_end.small import RECIPE, ROOT, make_small_data, overrides
 
@@ -91,6 +91,7 @@ def test_every_panel_of_the_workspace_shows_what_the_stages_record(run: tuple[Pa
     asked = {name for panel in PANELS for name in panel.lines}
     of_other_runs = {name for name in asked if name.startswith(("rewards/", "holdout/"))} | {"eval/rewards_margin"}
     assert asked - of_other_runs - recorded == set()
+    assert unknown_metrics([dict.fromkeys(recorded)]) == set()
 
 
 def test_screen_shows_results_and_no_chatter(run: tuple[Path, str]) -> None:
