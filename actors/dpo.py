@@ -16,6 +16,7 @@ from actors.waiting import Moment
 from rlhf.config.stages import check_schedule
 from rlhf.data.stages import comparison_batches
 from rlhf.evaluation.accuracy import accuracy_ceiling, shorter_wins
+from rlhf.metrics import labelled
 from rlhf.roles.held_out_pairs import held_out_metrics, response_logprobs
 from rlhf.roles.pairs import PairData, prompt_ids
 from rlhf.tracking.phases import PhaseTimer
@@ -55,7 +56,7 @@ def train_dpo(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
             batches=batches,
             evaluate=lambda step: _evaluate(session, group, held_out, step),
             eval_every=recipe.dpo.eval_every,
-            shown={"loss": "train/loss", "margin": "rewards/margins", "held-out accuracy": "eval/accuracy"},
+            shown=labelled("train/loss", "rewards/margins", "eval/accuracy"),
         )
         latest = loop.run(session, group, tracker, timer)
         with timer("save"), run.writing_model() as folder:

@@ -11,13 +11,14 @@ from actors.supervised import Loop, Summary, phase_seconds, running_group, selec
 from actors.waiting import Moment
 from rlhf.config.stages import check_schedule
 from rlhf.data.order import epoch_batches
+from rlhf.metrics import labelled
 from rlhf.roles.examples import ExampleData
 from rlhf.roles.forward import join_tokens
 from rlhf.tracking.phases import PhaseTimer
 from rlhf.tracking.run_folder import RunFolder
 from rlhf.tracking.tracker import Tracker
 
-SHOWN = {"loss": "train/loss", "held-out loss": "eval/loss"}
+SHOWN = labelled("train/loss", "eval/loss")
 
 
 def train_sft(session: Session, run: RunFolder, tracker: Tracker) -> Summary:

@@ -20,6 +20,7 @@ from actors.timeline import Actors, TimelineCollector
 from actors.waiting import START, AnswerDeadlines, Moment
 from rlhf.config.schema import Recipe
 from rlhf.errors import LostError, MachineryError
+from rlhf.metrics import labelled
 from rlhf.recovery.budget import Budget, History
 from rlhf.recovery.diagnosis import FRESH_SECONDS, diagnose
 from rlhf.recovery.facts import Facts, oom_kills, oom_kills_since
@@ -180,11 +181,10 @@ class Supervisor:
     def summary(self) -> dict[str, float | str]:
         """Goodput and failure counts, for the summary at the end of the run."""
         numbers = self.goodput.metrics()
-        shown = {"restarts": "health/restarts", "samples given out again": "health/redispatched"}
-        shown |= {"samples set aside": "health/set_aside", "seconds lost": "health/seconds_lost"}
+        failures = labelled("health/restarts", "health/redispatched", "health/set_aside", "health/seconds_lost")
         return {
             "goodput": numbers["perf/goodput"],
-            **{name: numbers[key] for name, key in shown.items() if numbers[key]},
+            **{label: numbers[name] for label, name in failures.items() if numbers[name]},
         }
 
     @property

@@ -25,6 +25,7 @@ from rlhf.config.fields import (
     CountOrZero,
     ExactInt,
     Fraction,
+    MetricName,
     NotNegative,
     NotPositive,
     Number,
@@ -635,7 +636,7 @@ class CheckpointConfig:
     """Newest checkpoints that are kept. An older one goes only after a newer one is whole on the disk."""
     keep_best: CountOrZero = 1
     """Best checkpoints that are kept besides, by ``best_metric``; 0 keeps none."""
-    best_metric: StrictStr = "objective/rlhf_reward"
+    best_metric: MetricName = "objective/rlhf_reward"
     """Metric of the step at which a checkpoint was made that says how good it is: higher is better."""
     snapshot_every: CountOrZero = 1
     """Steps between snapshots in the nodes' memory, from which a policy or critic that died is rebuilt; 0 makes none
