@@ -23,6 +23,7 @@ from actors.waiting import PhaseContext
 from rlhf.config.stages import check_schedule
 from rlhf.data.stages import comparison_batches
 from rlhf.evaluation.accuracy import accuracy_ceiling, shorter_wins
+from rlhf.metrics import labelled
 from rlhf.roles.supervised_data import PairData, held_out_metrics, prompt_ids, response_logprobs
 from rlhf.tracking.run_folder import RunFolder
 from rlhf.tracking.spans import PhaseTimer
@@ -61,7 +62,7 @@ def train_dpo(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
             batches=batches,
             evaluate=lambda step: _evaluate(session, group, held_out, step),
             eval_every=recipe.dpo.eval_every,
-            shown={"loss": "train/loss", "margin": "rewards/margins", "held-out accuracy": "eval/accuracy"},
+            shown=labelled("train/loss", "rewards/margins", "eval/accuracy"),
         )
         latest = loop.run(session, group, tracker, timer)
         save_model(session, run, group, timer)

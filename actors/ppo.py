@@ -22,6 +22,7 @@ from rlhf.config.load import to_yaml
 from rlhf.config.schema import Recipe
 from rlhf.evaluation.comparison import write_answers
 from rlhf.evaluation.progress import learned
+from rlhf.metrics import labelled
 from rlhf.run_state import RunState
 from rlhf.storage.durable import write_atomically
 from rlhf.storage.jsonl import read_lines
@@ -31,14 +32,11 @@ from rlhf.tracking.tracker import Tracker
 
 BEFORE, AFTER = "before.json", "after.json"
 """Files in the stage's folder: the policy's answers to held-out prompts before the first and after the last step."""
-SHOWN = {
-    "score": "objective/scores",
-    "KL": "objective/kl",
-    "entropy": "policy/entropy_avg",
-    "length": "rollout/length_mean",
-    "gap": "rollout/logprob_gap_mean",
-    "held out": "holdout/score",
-}
+SHOWN = labelled(
+    *("objective/scores", "objective/kl", "policy/entropy_avg", "rollout/length_mean", "rollout/logprob_gap_mean"),
+    "holdout/score",
+)
+"""Metrics on the progress line."""
 
 
 def train_ppo(session: Session, run: RunFolder, tracker: Tracker) -> Summary:

@@ -21,6 +21,7 @@ from rlhf.config.stages import check_schedule
 from rlhf.data.stages import comparison_batches
 from rlhf.errors import MachineryError
 from rlhf.evaluation.accuracy import accuracy_ceiling, preference_accuracy, shorter_wins
+from rlhf.metrics import labelled
 from rlhf.roles.forward import join_samples
 from rlhf.roles.supervised_data import ExampleData, PairData
 from rlhf.tracking.run_folder import RunFolder
@@ -59,7 +60,7 @@ def train_reward(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
             batches=batches,
             evaluate=lambda step: _held_out_accuracy(group, held_out, step),
             eval_every=recipe.reward.eval_every,
-            shown={"loss": "train/loss", "held-out accuracy": "eval/accuracy"},
+            shown=labelled("train/loss", "eval/accuracy"),
         )
         latest = loop.run(session, group, tracker, timer)
         with timer("normalise"):

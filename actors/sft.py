@@ -18,13 +18,14 @@ from actors.supervised import (
 from actors.waiting import PhaseContext
 from rlhf.config.stages import check_schedule
 from rlhf.data.order import epoch_batches
+from rlhf.metrics import labelled
 from rlhf.roles.forward import join_tokens
 from rlhf.roles.supervised_data import ExampleData
 from rlhf.tracking.run_folder import RunFolder
 from rlhf.tracking.spans import PhaseTimer
 from rlhf.tracking.tracker import Tracker
 
-SHOWN = {"loss": "train/loss", "held-out loss": "eval/loss"}
+SHOWN = labelled("train/loss", "eval/loss")
 
 
 def train_sft(session: Session, run: RunFolder, tracker: Tracker) -> Summary:

@@ -20,6 +20,7 @@ from actors.timeline import Actors, TimelineCollector
 from actors.waiting import SLICE_SECONDS, START, AnswerDeadlines, PhaseContext
 from rlhf.config.schema import Recipe
 from rlhf.errors import LostError, MachineryError
+from rlhf.metrics import labelled
 from rlhf.recovery.budget import Budget, History
 from rlhf.recovery.diagnosis import FRESH_SECONDS, diagnose
 from rlhf.recovery.facts import Facts, oom_kills, oom_kills_since
@@ -84,23 +85,22 @@ class Supervisor:
         """Record that a process for this actor is starting: the first, or a replacement."""
         now, kills, record = time.time(), oom_kills(), self._actors.get(name)
         if record is None:
-            member = Member(name=name, since=now)
-            self._actors[name] = ActorRecord(member=member, actor=actor, heard=now, oom_kills_here=kills)
+            self._actors[name] = ActorRecord(member=Member(name=name), actor=actor, heard=now, oom_kills_here=kills)
             return
         self.terminate([name])  # its own process may still run, if only a peer failed
-        record.member, record.actor, record.where = record.member.restarted(now), actor, None
+        record.member, record.actor, record.where = record.member.restarted(), actor, None
         record.oom_kills_here = kills
 
     def built(self, where: ProcessLocation) -> None:
         """Record that an actor has loaded; the version of its weights is not proven yet."""
         record = self._actors[where.name]
         record.where, record.heard = where, time.time()
-        record.member = record.member.loaded(record.heard)
+        record.member = record.member.loaded()
 
     def published(self, name: str, version: int) -> None:
         """Record that an actor has to prove ``version`` of the weights."""
         record = self._actors[name]
-        record.member = record.member.published_to(version, time.time())
+        record.member = record.member.published_to(version)
 
     def proven(self, name: str, version: int) -> None:
         """Record that an actor has proven ``version`` of the weights, and serves."""
@@ -110,7 +110,7 @@ class Supervisor:
     def _admit(self, name: str, version: int) -> bool:
         """Mark an actor as serving; returns whether it replaces a failed one."""
         now, record = time.time(), self._actors[name]
-        record.member = record.member.proved(version, now).admitted(now)
+        record.member = record.member.proved(version)
         record.heard = now
         if record.lost_at is None:
             return False
@@ -181,11 +181,10 @@ class Supervisor:
     def summary(self) -> dict[str, float | str]:
         """Goodput and failure counts, for the summary at the end of the run."""
         numbers = self.goodput.metrics()
-        shown = {"restarts": "health/restarts", "samples re-dispatched": "health/redispatched"}
-        shown |= {"samples set aside": "health/set_aside", "seconds lost": "health/seconds_lost"}
+        failures = labelled("health/restarts", "health/redispatched", "health/set_aside", "health/seconds_lost")
         return {
             "goodput": numbers["perf/goodput"],
-            **{name: numbers[key] for name, key in shown.items() if numbers[key]},
+            **{label: numbers[name] for label, name in failures.items() if numbers[name]},
         }
 
     def time_lost(self) -> AbstractContextManager[None]:
@@ -364,7 +363,7 @@ class Supervisor:
         records = [self._actors[name] for name in names if self._actors[name].member.has_process]
         terminate([each.where for each in records if each.where is not None], spare_owner=kind == "died")
         for each in records:
-            each.member = (each.member.stalled(now) if kind == "stalled" else each.member).died(now)
+            each.member = each.member.died()
             each.lost_at = each.lost_at or now
 
 

@@ -1,19 +1,20 @@
-"""The ``rlhf`` command."""
+"""The ``rlhf`` command: parses the command line, runs the command, and turns errors into messages and exit codes.
+
+``rlhf --install-completion`` sets up completion of commands and options in the user's shell.
+"""
 
 from __future__ import annotations
 
-import argparse
 import os
-import shutil
 import sys
-import time
 import traceback
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
-from functools import partial
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import wraps
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import Any
+
+import typer
 
 import launch.data
 import launch.doctor.command
@@ -21,62 +22,132 @@ import launch.plan.command
 import launch.report.command
 import launch.submit
 import launch.watch.command
-from launch.options import add_recipe
-from rlhf.config.stages import stages_of
+from launch.options import Overrides, RecipePath, Run
+from launch.run import run_generate, run_stages
 from rlhf.errors import RLHFError, UserError
-from rlhf.recovery.stop import before_the_start
-
-if TYPE_CHECKING:
-    from actors.session import Session
-
-COMMANDS = {
-    "sft": ("fine-tune a model on demonstrations", "rlhf sft recipes/quickstart.yaml"),
-    "reward": ("train a reward model on comparisons", "rlhf reward recipes/quickstart.yaml reward.epochs=2"),
-    "dpo": ("learn from comparisons without a reward model", "rlhf dpo recipes/quickstart.yaml dpo.beta=0.2"),
-    "ppo": ("improve the policy against the reward model", "rlhf ppo recipes/quickstart.yaml ppo.steps=20"),
-    "pipeline": ("all stages of a recipe, skipping finished ones", "rlhf pipeline recipes/quickstart.yaml"),
-    "generate": (
-        "answer a JSONL file of prompts",
-        "rlhf generate recipes/quickstart.yaml --model runs/quickstart/ppo/model --prompts p.jsonl",
-    ),
-}
-"""Commands that run a recipe's stages in this process."""
-
-TOOLS: dict[str, ModuleType] = {
-    "data": launch.data,
-    "plan": launch.plan.command,
-    "doctor": launch.doctor.command,
-    "submit": launch.submit,
-    "watch": launch.watch.command,
-    "report": launch.report.command,
-}
-"""Commands around a run: modules with ``PURPOSE``, ``EXAMPLE``, ``add_options`` and ``run``, which returns the exit
-code or None."""
 
 SCREEN_LINES, SCREEN_WIDTH = 38, 500
 """Longest message, in lines, and longest line, in characters."""
 
+SHORT_HELP = {"help_option_names": ["-h", "--help"]}
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: its function, whose parameters are its arguments and options, and its help."""
+
+    run: Callable[..., int | None]
+    """Returns the exit code, or None for 0."""
+    purpose: str
+    example: str
+
+
+@dataclass(frozen=True)
+class Call:
+    """A parsed command line."""
+
+    command: str
+    options: Mapping[str, Any]
+
+
+def _stage(name: Run, purpose: str, example: str) -> Command:
+    def run(recipe: RecipePath, overrides: Overrides) -> None:
+        run_stages(name, recipe, overrides)
+
+    return Command(run, purpose, example)
+
+
+def _tool(module: ModuleType) -> Command:
+    return Command(module.run, module.PURPOSE, module.EXAMPLE)
+
+
+COMMANDS = {
+    "sft": _stage("sft", "fine-tune a model on demonstrations", "rlhf sft recipes/quickstart.yaml"),
+    "reward": _stage(
+        "reward", "train a reward model on comparisons", "rlhf reward recipes/quickstart.yaml reward.epochs=2"
+    ),
+    "dpo": _stage(
+        "dpo", "learn from comparisons without a reward model", "rlhf dpo recipes/quickstart.yaml dpo.beta=0.2"
+    ),
+    "ppo": _stage(
+        "ppo", "improve the policy against the reward model", "rlhf ppo recipes/quickstart.yaml ppo.steps=20"
+    ),
+    "pipeline": _stage(
+        "pipeline", "all stages of a recipe, skipping finished ones", "rlhf pipeline recipes/quickstart.yaml"
+    ),
+    "generate": Command(
+        run_generate,
+        "answer a JSONL file of prompts",
+        "rlhf generate recipes/quickstart.yaml --model runs/quickstart/ppo/model --prompts p.jsonl",
+    ),
+    "data": _tool(launch.data),
+    "plan": _tool(launch.plan.command),
+    "doctor": _tool(launch.doctor.command),
+    "submit": _tool(launch.submit),
+    "watch": _tool(launch.watch.command),
+    "report": _tool(launch.report.command),
+}
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0 done, 2 the input is wrong, 3 the machinery failed, 75 stopped."""
-    options = parse(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    name = " ".join(["rlhf", *(word for word in arguments[:1] if word in COMMANDS)])
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
-        if options.command in TOOLS:
-            return int(TOOLS[options.command].run(options) or 0)
-        with before_the_start():
-            _run(options)
+        call = parse(arguments)
+        return COMMANDS[call.command].run(**call.options) or 0
     except RLHFError as error:
-        print(on_one_screen(f"rlhf {options.command}: {error}"), file=sys.stderr)
+        print(on_one_screen(f"{name}: {error}"), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
     except Exception:
         traceback.print_exc()
-        print(f"rlhf {options.command}: unexpected error; the traceback is above", file=sys.stderr)
+        print(f"{name}: unexpected error; the traceback is above", file=sys.stderr)
         return 3
-    return 0
+
+
+def parse(arguments: Sequence[str]) -> Call:
+    """Parse a command line; ``key.path=value`` settings may stand anywhere after the recipe.
+
+    Raises:
+        UserError: it cannot be understood.
+        SystemExit: it asks for help or for completion, which has been printed.
+    """
+    try:
+        call = typer.main.get_command(_build_parser()).main(arguments, prog_name="rlhf", standalone_mode=False)
+    except typer.TyperException as error:
+        words = ["rlhf", *arguments[:1], "--help"] if arguments and arguments[0] in COMMANDS else ["rlhf", "--help"]
+        raise UserError(error.format_message(), fix=f"`{' '.join(words)}` shows what can be given") from error
+    if not isinstance(call, Call):
+        raise SystemExit(call)
+    return call
+
+
+def _build_parser() -> typer.Typer:
+    """The parser, in which each command returns its ``Call``. Help is plain text: rich's frames cost 0.3 s."""
+    parser = typer.Typer(
+        help="From human feedback to a better policy.", rich_markup_mode=None, context_settings=SHORT_HELP
+    )
+    for name, command in COMMANDS.items():
+        parser.command(
+            name,
+            help=command.purpose,
+            short_help=command.purpose,
+            epilog=f"example: {command.example}",
+            context_settings=SHORT_HELP,
+        )(_deferred(name, command.run))
+    return parser
+
+
+def _deferred(name: str, function: Callable[..., int | None]) -> Callable[..., Call]:
+    @wraps(function)
+    def call(**options: Any) -> Call:
+        return Call(name, options)
+
+    return call
 
 
 def on_one_screen(message: str) -> str:
@@ -92,112 +163,6 @@ def on_one_screen(message: str) -> str:
 
 def _shorten(line: str) -> str:
     return line if len(line) <= SCREEN_WIDTH else f"{line[: SCREEN_WIDTH - 103]}...{line[-100:]}"
-
-
-def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse a command line; ``key.path=value`` settings may stand anywhere after the recipe."""
-    options, rest = parser().parse_known_args(arguments)
-    takes_settings = "overrides" in options
-    if takes_settings and options.recipe is None and rest and "=" not in rest[0] and not rest[0].startswith("-"):
-        options.recipe = rest.pop(0)  # argparse finds an optional positional only before the options
-    unknown = [word for word in rest if word.startswith("-") or "=" not in word or not takes_settings]
-    if unknown:
-        parser().error(f"unrecognized arguments: {' '.join(unknown)}")
-    if takes_settings:
-        options.overrides += rest
-    return options
-
-
-def parser() -> argparse.ArgumentParser:
-    """The parser of the command line."""
-    top = argparse.ArgumentParser(prog="rlhf", description="From human feedback to a better policy.")
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    def added(name: str, purpose: str, example: str) -> argparse.ArgumentParser:
-        return commands.add_parser(name, help=purpose, description=purpose, epilog=f"example: {example}")
-
-    for name, texts in COMMANDS.items():
-        command = added(name, *texts)
-        add_recipe(command)
-        if name == "generate":
-            command.add_argument("--model", required=True, help="model folder or hub name")
-            command.add_argument(
-                "--prompts", required=True, help="rows with a prompt, as JSONL or any format that data.format reads"
-            )
-            command.add_argument("--out", help="file to write; without it answers go to standard output")
-    for name, tool in TOOLS.items():
-        tool.add_options(added(name, tool.PURPOSE, tool.EXAMPLE))
-    return top
-
-
-def _run(options: argparse.Namespace) -> None:
-    """Check everything that can be checked, then start."""
-    started = time.time()
-    from launch.preflight import prepare
-
-    recipe, device, gpus = prepare(options.recipe, options.overrides, options.command)
-    from actors.cluster import cluster
-    from actors.session import Session
-    from rlhf.recovery.stop import StopRequest
-    from rlhf.tracking.console import Console
-    from rlhf.tracking.quiet import quiet_framework_logs
-
-    session = Session(recipe=recipe, console=Console(sys.stdout), device=device, gpus=gpus)
-    new = [folder for folder in (session.root, session.root.parent) if not folder.exists()]
-    with quiet_framework_logs(_logs(session.root) / f"driver-{options.command}.log") as stdout:
-        session.console = Console(stdout, progress=recipe.tracking.progress)
-        session.stop = StopRequest(recipe.checkpoint, started, time.time, os.environ)
-        go = _read_data(options, session, new)
-        with ExitStack() as signals, cluster(recipe.placement.ray_address, device == "cuda"):
-            signals.enter_context(session.stop.install())  # after Ray, which handles SIGTERM too, until Ray has ended
-            go()
-
-
-def _read_data(options: argparse.Namespace, session: Session, new: Sequence[Path]) -> Callable[[], object]:
-    """Check the data before anything is started; returns the function that runs the command.
-
-    If the data is bad, the folders in ``new`` are removed again.
-    """
-    try:
-        return _load_command(options, session)
-    except BaseException:
-        if session.root in new:
-            shutil.rmtree(session.root)
-        if session.root.parent in new:
-            with suppress(OSError):  # another run may use it by now
-                session.root.parent.rmdir()
-        raise
-
-
-def _load_command(options: argparse.Namespace, session: Session) -> Callable[[], object]:
-    from actors.pipeline import run_pipeline, run_stage
-    from launch.preflight import check_classifiers, check_models_of_ppo, check_updates
-
-    if options.command == "generate":
-        from launch.generate import generate, read_questions
-
-        return partial(generate, read_questions(session, options.model, options.prompts, options.out))
-    for stage in stages_of(session.recipe, options.command):
-        session.read_data(stage)
-        check_updates(session, stage)
-        check_classifiers(session, stage)
-    if options.command == "ppo":
-        check_models_of_ppo(session)
-    return (
-        partial(run_pipeline, session)
-        if options.command == "pipeline"
-        else partial(run_stage, session, options.command)
-    )
-
-
-def _logs(root: Path) -> Path:
-    try:
-        (root / "logs").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"cannot write to {root}", str(error), "set runs_dir to a folder that you may write to"
-        ) from error
-    return root / "logs"
 
 
 if __name__ == "__main__":

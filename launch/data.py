@@ -5,13 +5,14 @@ It needs the data, a tokenizer and a model's settings, and no weights, so it run
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from launch.options import add_recipe, add_stage
+import typer
+
+from launch.options import Overrides, RecipePath, Run
 
 if TYPE_CHECKING:
     from actors.session import Session
@@ -22,14 +23,12 @@ PURPOSE = "show what the models will see of a recipe's data, token by token, and
 EXAMPLE = "rlhf data recipes/quickstart.yaml --rows 3"
 
 
-def add_options(command: argparse.ArgumentParser) -> None:
-    """Add the recipe, the stages, and the number of rows to show."""
-    add_recipe(command)
-    command.add_argument("--rows", type=int, default=2, help="rows of each stage shown token by token (default 2)")
-    add_stage(command, "the command whose data is shown")
-
-
-def run(options: argparse.Namespace) -> None:
+def run(
+    recipe: RecipePath,
+    overrides: Overrides,
+    rows: Annotated[int, typer.Option(help="rows of each stage shown token by token")] = 2,
+    stage: Annotated[Run, typer.Option(help="the command whose data is shown")] = "pipeline",
+) -> None:
     """Print the page.
 
     Raises:
@@ -40,14 +39,12 @@ def run(options: argparse.Namespace) -> None:
     from rlhf.config.stages import stages_of
     from rlhf.errors import raise_all
 
-    recipe = load_recipe(options.recipe, options.overrides)
-    stages = [
-        stage for stage in stages_of(recipe, options.stage) if options.stage != "pipeline" or _has_data(recipe, stage)
-    ]
-    problems = [*check_models(recipe, stages), *check_data(recipe, stages)]
-    raise_all(problems, f"the recipe {recipe.name!r}")
+    loaded = load_recipe(recipe, overrides)
+    stages = [name for name in stages_of(loaded, stage) if stage != "pipeline" or _has_data(loaded, name)]
+    problems = [*check_models(loaded, stages), *check_data(loaded, stages)]
+    raise_all(problems, f"the recipe {loaded.name!r}")
     with tempfile.TemporaryDirectory() as folder:
-        _show(recipe, stages, options.rows, Path(folder))
+        _show(loaded, stages, rows, Path(folder))
 
 
 def _has_data(recipe: Recipe, stage: str) -> bool:

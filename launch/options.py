@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import argparse
+from typing import Annotated, Literal
 
-RUNS = ("sft", "reward", "dpo", "ppo", "pipeline")
+import typer
+
+Run = Literal["sft", "reward", "dpo", "ppo", "pipeline"]
 """Commands that train."""
+ADDRESS = "http://127.0.0.1:8265"
+"""Ray's dashboard on this machine."""
 
-
-def add_recipe(
-    command: argparse.ArgumentParser,
-    help: str = "YAML file, see recipes/ and docs/configuration.md",
-    is_needed: bool = True,
-) -> None:
-    """Add a recipe and settings that override its own."""
-    command.add_argument("recipe", nargs=None if is_needed else "?", help=help)
-    command.add_argument("overrides", nargs="*", metavar="key.path=value", help="settings that replace the recipe's")
-
-
-def add_stage(command: argparse.ArgumentParser, help: str) -> None:
-    """Add the command whose stages are meant, for tools that do not run the recipe."""
-    command.add_argument("--stage", default="pipeline", choices=RUNS, help=help)
+_RECIPE = typer.Argument(metavar="RECIPE", help="YAML file, see recipes/ and docs/configuration.md")
+RecipePath = Annotated[str, _RECIPE]
+OptionalRecipePath = Annotated[str | None, _RECIPE]
+Overrides = Annotated[
+    list[str],
+    typer.Argument(
+        default_factory=list, show_default=False, metavar="key.path=value", help="settings that replace the recipe's"
+    ),
+]
+Address = Annotated[
+    str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", metavar="URL", help="the dashboard of a job's cluster")
+]

@@ -45,11 +45,11 @@ def prepare(recipe_path: str, overrides: Sequence[str], command: Stage) -> tuple
         raise
     validate(recipe, command, replace(machine, context_length=context))
     if command != "generate":
-        heads = list(check_heads(recipe, stages_of(recipe, command), Shapes(recipe)))
-        raise_all(list({problem.what: problem for problem in heads}.values()), f"the recipe {recipe.name!r}")
-    if command != "generate":
+        stages = stages_of(recipe, command)
+        heads = {problem.what: problem for problem in check_heads(recipe, stages, Shapes(recipe))}
+        raise_all(list(heads.values()), f"the recipe {recipe.name!r}")
         _import_functions(recipe, command)
-        accuracy_ceiling(recipe.reward.ceiling if {"reward", "dpo"} & {*stages_of(recipe, command)} else None)
+        accuracy_ceiling(recipe.reward.ceiling if {"reward", "dpo"} & {*stages} else None)
     resolve_mode(recipe.tracking)
     on_gpus = uses_gpus(recipe, machine)
     if recipe.placement.ray_address and command != "generate":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import shlex
@@ -12,23 +11,20 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from launch.options import RUNS, add_recipe
-from launch.upload import RECIPE, is_elsewhere, named_functions, named_paths, stage
-from rlhf.config.load import load_recipe
-from rlhf.config.schema import Recipe, Stage
+import typer
+
+from launch.options import ADDRESS, Address, OptionalRecipePath, Overrides, Run
 from rlhf.errors import UserError
-from rlhf.placement.machine import Machine
-from rlhf.tracking.console import one_line
 
 if TYPE_CHECKING:
     from launch.jobs import Jobs
+    from rlhf.config.schema import Recipe, Stage
 
 PURPOSE = "run a recipe as a job on a Ray cluster"
 EXAMPLE = "rlhf submit recipes/quickstart.yaml ppo.steps=20 --command pipeline"
 
-ADDRESS = "http://127.0.0.1:8265"
 PASSED = ("HF_HUB_OFFLINE", "WANDB_MODE", "WANDB_ENTITY")
 """Variables that are passed to a job if they are set. Everyone who can list the cluster's jobs can read them."""
 SECRET = re.compile(r"KEY|TOKEN|SECRET|PASS|CREDENTIAL|AUTH", re.IGNORECASE)
@@ -37,69 +33,65 @@ DETACHED = 130
 """Exit code after Ctrl-C, which detaches from the job."""
 
 
-def add_options(command: argparse.ArgumentParser) -> None:
-    """Add a recipe to submit, or an action on a submitted job."""
-    add_recipe(command, is_needed=False)
-    command.add_argument(
-        "--command",
-        default="pipeline",
-        dest="runs",
-        choices=RUNS,
-        help="what to run (default: pipeline)",
-    )
-    command.add_argument("--no-wait", action="store_true", help="do not follow the submitted job")
-    command.add_argument("--env", action="append", default=[], metavar="NAME", help="pass this variable on to the job")
-    command.add_argument("--follow", metavar="JOB", help="show the log of a job, and exit with its exit code")
-    command.add_argument("--stop", metavar="JOB", help="ask a job to commit a checkpoint and end")
-    command.add_argument("--list", action="store_true", help="list the jobs")
-    command.add_argument(
-        "--address",
-        default=os.environ.get("RAY_API_SERVER_ADDRESS", ADDRESS),
-        help=f"the cluster's dashboard (default: RAY_API_SERVER_ADDRESS, else {ADDRESS})",
-    )
-
-
-def run(options: argparse.Namespace) -> int:
+def run(
+    *,
+    recipe: OptionalRecipePath = None,
+    overrides: Overrides,
+    command: Annotated[Run, typer.Option(help="what to run")] = "pipeline",
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="do not follow the submitted job")] = False,
+    env: Annotated[
+        list[str],
+        typer.Option(default_factory=list, show_default=False, metavar="NAME", help="pass this variable on to the job"),
+    ],
+    follow: Annotated[
+        str | None, typer.Option(metavar="JOB", help="show the log of a job, and exit with its exit code")
+    ] = None,
+    stop: Annotated[str | None, typer.Option(metavar="JOB", help="ask a job to commit a checkpoint and end")] = None,
+    list_jobs: Annotated[bool, typer.Option("--list", help="list the jobs")] = False,
+    address: Address = ADDRESS,
+) -> int:
     """Submit, follow, stop or list; returns the exit code of the followed job.
 
     Raises:
         UserError: the recipe, the files that it names, or the token is wrong.
         MachineryError: the cluster does not answer, or the job was killed.
     """
-    if sum(map(bool, (options.recipe, options.follow, options.stop, options.list))) != 1:
+    if sum(map(bool, (recipe, follow, stop, list_jobs))) != 1:
         raise UserError("give one of RECIPE, --follow JOB, --stop JOB and --list", fix=f"for example {EXAMPLE}")
-    if options.recipe:
-        return _submit(options)
+    job = _submit(recipe, overrides, command, env, address) if recipe else follow
+    if recipe and no_wait:
+        return 0
     from launch.jobs import Jobs
 
-    jobs = Jobs(options.address)
-    if options.follow:
-        return _follow(jobs, options.follow)
-    return _stop(jobs, options.stop) if options.stop else _list(jobs)
+    jobs = Jobs(address)
+    if job:
+        return _follow(jobs, job)
+    return _stop(jobs, stop) if stop else _list(jobs)
 
 
-def _submit(options: argparse.Namespace) -> int:
-    recipe = checked(options.recipe, options.overrides, options.runs)
-    environment = passed_on(options.env, os.environ)
+def _submit(path: str, overrides: Sequence[str], command: Run, variables: Sequence[str], address: str) -> str:
+    """Submit a job; returns its name."""
+    from launch.upload import RECIPE, stage
+
+    recipe = checked(path, overrides, command)
+    environment = passed_on(variables, os.environ)
     with tempfile.TemporaryDirectory() as folder:
         files = stage(recipe, Path.cwd(), Path(folder))
         from launch.jobs import Jobs
 
-        jobs, job = Jobs(options.address), f"{recipe.name}-{uuid.uuid4().hex[:6]}"
+        job = f"{recipe.name}-{uuid.uuid4().hex[:6]}"
         run_folder = f"{recipe.runs_dir}/{recipe.name}"
-        jobs.submit(
+        Jobs(address).submit(
             job=job,
-            entrypoint=f"exec python -m launch.job {options.runs} {RECIPE}",
+            entrypoint=f"exec python -m launch.job {command} {RECIPE}",
             files=Path(folder),
             environment=environment,
-            metadata={"command": options.runs, "recipe": Path(options.recipe).name, "run": run_folder},
+            metadata={"command": command, "recipe": Path(path).name, "run": run_folder},
             grace_seconds=recipe.checkpoint.grace_seconds,
         )
-    print(
-        f"{job}: rlhf {options.runs} with {', '.join(map(str, files)) or 'no files'}; the run's folder on the cluster"
-    )
-    print(f"is {run_folder}\n{_usage(options.address, job)}", flush=True)
-    return 0 if options.no_wait else _follow(jobs, job)
+    print(f"{job}: rlhf {command} with {', '.join(map(str, files)) or 'no files'}; the run's folder on the cluster")
+    print(f"is {run_folder}\n{_usage(address, job)}", flush=True)
+    return job
 
 
 def checked(path: str, overrides: Sequence[str], command: Stage) -> Recipe:
@@ -110,6 +102,9 @@ def checked(path: str, overrides: Sequence[str], command: Stage) -> Recipe:
     Raises:
         UserError: lists every problem found.
     """
+    from launch.upload import is_elsewhere
+    from rlhf.config.load import load_recipe
+    from rlhf.placement.machine import Machine
     from rlhf.validate import validate
 
     recipe = load_recipe(path, overrides)
@@ -121,6 +116,8 @@ def checked(path: str, overrides: Sequence[str], command: Stage) -> Recipe:
 
 def _placeholders(recipe: Recipe) -> list[str]:
     """Placeholder settings for files on the nodes' storage, which this machine need not have."""
+    from launch.upload import is_elsewhere, named_functions, named_paths
+
     unseen = [
         key for key, path in named_paths(recipe).items() if is_elsewhere(path) and not Path(path).expanduser().exists()
     ]
@@ -186,6 +183,8 @@ def _stop(jobs: Jobs, job: str) -> int:
 
 
 def _list(jobs: Jobs) -> int:
+    from rlhf.tracking.console import one_line
+
     rows = [("job", "state", "started", "run's folder")]
     for job in jobs.all():
         started = time.strftime("%Y-%m-%d %H:%M", time.localtime((job.start_time or 0) / 1000))

@@ -8,16 +8,42 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from rlhf.errors import RLHFError, UserError
-from rlhf.tracking.workspace import Section, definition, sections
+from rlhf.metrics import LEARNING, PANELS, QUESTIONS, STABLE
 
+HISTOGRAMS: Mapping[str, tuple[str, ...]] = {
+    LEARNING: ("histogram/scores", "histogram/advantages"),
+    STABLE: ("histogram/log_ratio_to_reference", "histogram/log_ratio_to_engine", "histogram/response_length"),
+}
+TABLES: Mapping[str, tuple[str, ...]] = {LEARNING: ("samples",)}
 COLUMNS, ROWS = 3, 3
 """Size of a section's grid of visible panels."""
+
+
+def definition() -> dict[str, Any]:
+    """The workspace as JSON: a section for each question, with its curves, histograms and tables by logged name."""
+    return {"name": "rlhf", "sections": [{"name": name, "panels": list(_panels(name))} for name in QUESTIONS]}
+
+
+def _panels(question: str) -> Iterator[dict[str, Any]]:
+    for panel in PANELS:
+        if panel.question == question:
+            yield {
+                "type": "line",
+                "title": panel.title,
+                "unit": panel.unit,
+                "metrics": list(panel.lines),
+                "logarithmic": panel.logarithmic,
+            }
+    for name in HISTOGRAMS.get(question, ()):
+        yield {"type": "histogram", "title": name, "metrics": [name]}
+    for name in TABLES.get(question, ()):
+        yield {"type": "table", "title": name, "table": name}
 
 
 def build(entity: str, project: str, workspaces: Any, reports: Any) -> Any:
@@ -28,29 +54,24 @@ def build(entity: str, project: str, workspaces: Any, reports: Any) -> Any:
         reports: the module ``wandb_workspaces.reports.v2``.
     """
     layout = workspaces.SectionLayoutSettings(columns=COLUMNS, rows=ROWS)
-    return workspaces.Workspace(
-        entity=entity,
-        project=project,
-        name=definition()["name"],
-        sections=[
-            workspaces.Section(
-                name=section.question,
-                panels=list(_panels(section, reports)),
-                is_open=True,
-                layout_settings=layout,
-            )
-            for section in sections()
-        ],
-    )
+    whole = definition()
+    sections = [
+        workspaces.Section(
+            name=section["name"],
+            panels=[_build_panel(panel, reports) for panel in section["panels"]],
+            is_open=True,
+            layout_settings=layout,
+        )
+        for section in whole["sections"]
+    ]
+    return workspaces.Workspace(entity=entity, project=project, name=whole["name"], sections=sections)
 
 
-def _panels(section: Section, reports: Any) -> Iterator[Any]:
-    for panel in section.curves:
-        yield reports.LinePlot(title=panel.title, title_y=panel.unit, y=list(panel.lines), log_y=panel.logarithmic)
-    for name in section.histograms:
-        yield reports.LinePlot(title=name, y=[name])
-    for name in section.tables:
-        yield reports.WeavePanelSummaryTable(table_name=name)
+def _build_panel(panel: Mapping[str, Any], reports: Any) -> Any:
+    if panel["type"] == "table":
+        return reports.WeavePanelSummaryTable(table_name=panel["table"])
+    curve = {"title_y": panel["unit"], "log_y": panel["logarithmic"]} if panel["type"] == "line" else {}
+    return reports.LinePlot(title=panel["title"], y=panel["metrics"], **curve)
 
 
 def save(entity: str, project: str) -> str:

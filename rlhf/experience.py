@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from rlhf.algorithms.advantages import estimate_advantages, generalised_advantages, whiten
 from rlhf.algorithms.controller import AlgorithmState, next_kl_coef
@@ -23,7 +24,6 @@ from rlhf.algorithms.rewards import (
 )
 from rlhf.config.schema import AlgorithmConfig
 from rlhf.errors import MachineryError
-from rlhf.evaluation.correlation import length_correlation
 from rlhf.types import Bool, Experience, FinishReason, Float32, RolloutBlock
 
 
@@ -181,3 +181,12 @@ def _critic_metrics(experience: Experience) -> dict[str, float]:
     error = returns - experience.values[experience.response_mask]
     spread = float(returns.var()) if len(returns) else 0.0
     return {"critic/explained_variance": 1.0 - float(error.var()) / spread if spread > 0 else 0.0}
+
+
+def length_correlation(scores: ArrayLike, lengths: ArrayLike) -> float:
+    """Pearson correlation of ``scores`` (n,) with ``lengths`` (n,), which shows a length bias; 0 if n < 2 or one of
+    them is constant."""
+    x, y = np.asarray(scores, dtype=np.float64), np.asarray(lengths, dtype=np.float64)
+    if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return 0.0
+    return float(np.corrcoef(x, y)[0, 1])

@@ -221,7 +221,7 @@ OVERRIDES: dict[str, tuple[tuple[str, ...], str]] = {
     "no key": (("=3",), "cannot read the override '=3'"),
     "a dot too many": (("sft..epochs=3",), "cannot read the override"),
     "a space": (("sft.epochs =3",), "cannot read the override"),
-    "an option": (("--sft.epochs=3",), "unrecognized arguments: --sft.epochs=3"),
+    "an option": (("--sft.epochs=3",), "No such option: --sft.epochs"),
     "an unknown section": (("stf.epochs=3",), "there is no key stf"),
     "an equals sign in the value": (("sft.epochs=3=4",), "sft.epochs is '3=4'"),
     "an empty value": (("sft.epochs=",), "sft.epochs is null"),

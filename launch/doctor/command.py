@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import socket
@@ -12,9 +11,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from launch.options import add_recipe, add_stage
+import typer
+
+from launch.options import Overrides, Run
 
 if TYPE_CHECKING:
     from launch.doctor.examine import Bench, NodeRequest
@@ -33,16 +34,20 @@ SECONDS = 20.0
 HERE, ALL = "this machine", "all nodes"
 
 
-def add_options(command: argparse.ArgumentParser) -> None:
-    """Add an optional recipe, and the nodes to check."""
-    add_recipe(command, "YAML file: its needs of memory and disk are checked too", is_needed=False)
-    command.add_argument("--cluster", action="store_true", help="check every node of the running Ray cluster")
-    command.add_argument("--address", help="address of that cluster (default: placement.ray_address, or auto)")
-    add_stage(command, "the command that the recipe is checked for")
-    command.add_argument("--json", action="store_true", help="print the rows as JSON")
-
-
-def run(options: argparse.Namespace) -> None:
+def run(
+    *,
+    recipe: Annotated[
+        str | None, typer.Argument(metavar="RECIPE", help="YAML file: its needs of memory and disk are checked too")
+    ] = None,
+    overrides: Overrides,
+    cluster: Annotated[bool, typer.Option("--cluster", help="check every node of the running Ray cluster")] = False,
+    address: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="address of that cluster (default: placement.ray_address, or auto)"),
+    ] = None,
+    stage: Annotated[Run, typer.Option(help="the command that the recipe is checked for")] = "pipeline",
+    as_json: Annotated[bool, typer.Option("--json", help="print the rows as JSON")] = False,
+) -> None:
     """Print the table.
 
     Raises:
@@ -53,11 +58,11 @@ def run(options: argparse.Namespace) -> None:
     from rlhf.errors import UserError
     from rlhf.tracking.quiet import quiet_framework_logs
 
-    recipe = load_recipe(options.recipe, options.overrides) if options.recipe else None
-    address = options.address or (recipe and recipe.placement.ray_address) or ("auto" if options.cluster else None)
+    loaded = load_recipe(recipe, overrides) if recipe else None
+    address = address or (loaded and loaded.placement.ray_address) or ("auto" if cluster else None)
     with tempfile.TemporaryDirectory() as folder, quiet_framework_logs(Path(folder) / "log"):
-        rows = _cluster_rows(address, recipe, options.stage) if address else _own_rows(recipe, options.stage)
-    print(json.dumps(as_values(rows), indent=2)) if options.json else show(rows, sys.stdout)
+        rows = _cluster_rows(address, loaded, stage) if address else _own_rows(loaded, stage)
+    print(json.dumps(as_values(rows), indent=2)) if as_json else show(rows, sys.stdout)
     if count := counts(rows)["failed"]:
         names = ", ".join(dict.fromkeys(row.check for row in rows if row.finding.status == "failed"))
         fix = "each failed row has its own; docs/doctor.md explains them"
@@ -132,22 +137,22 @@ def _driver_rows(recipe: Recipe | None) -> list[Row]:
     """Checks of the machine on which a run is started."""
     from launch.doctor.asking import answer
     from launch.doctor.credentials import check_login, gather_login
-    from launch.doctor.findings import Row, judged
+    from launch.doctor.findings import Row, run_check
     from rlhf.config.schema import TrackingConfig
 
     login = answer(partial(gather_login, recipe.tracking if recipe else TrackingConfig()), 2 * SECONDS)
-    return [Row(check="W&B", node=HERE, finding=judged(check_login, login))]
+    return [Row(check="W&B", node=HERE, finding=run_check(check_login, login))]
 
 
 def _plan_rows(recipe: Recipe | None, stage: Any, hardware: Hardware) -> list[Row]:
     from launch.doctor.asking import answer
-    from launch.doctor.findings import Row, judged
+    from launch.doctor.findings import Row, run_check
     from launch.doctor.needs import check_plan
 
     if recipe is None:
         return []
     finding = answer(partial(check_plan, recipe, stage, hardware), SECONDS)
-    return [Row(check="plan", node=ALL, finding=judged(lambda made: made, finding))]
+    return [Row(check="plan", node=ALL, finding=run_check(lambda made: made, finding))]
 
 
 def _examined(address: str, asked: NodeRequest) -> Examined | Fault:
@@ -209,13 +214,13 @@ def _not_joined(address: str, fault: Fault) -> Row:
 
 def _together_rows(examined: Examined) -> list[Row]:
     """Checks of all nodes together."""
-    from launch.doctor.findings import Row, judged, ok
+    from launch.doctor.findings import Row, ok, run_check
     from launch.doctor.nccl import check_across
 
     nodes = [each.node for each in examined.answers]
     gpus, cpus = sum(node.counted.gpus for node in nodes), sum(node.cpus for node in nodes)
     found = f"{len(nodes)} node{'s' if len(nodes) > 1 else ''}, {gpus} GPUs and {cpus} cores by Ray's count"
-    across = judged(check_across, examined.across)
+    across = run_check(check_across, examined.across)
     return [Row(check="cluster", node=ALL, finding=ok(found)), Row(check="NCCL of all", node=ALL, finding=across)]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from launch.doctor import clock, credentials, disk, gpus, limits, memory, nccl, network, versions
 from launch.doctor.asking import Question, answers
-from launch.doctor.findings import Fault, Finding, Row, judged
+from launch.doctor.findings import Fault, Finding, Row, run_check
 from launch.doctor.needs import Needs
 
 SECONDS = {"versions": 20.0, "gpus": 45.0, "nccl": 150.0, "ports": 15.0}
@@ -120,41 +120,44 @@ Found = Iterator[tuple[str, Finding]]
 
 
 def _software(facts: NodeFacts, bench: Bench, joined: Joined | None) -> Found:
-    yield "versions", judged(versions.check_pins, facts.versions, bench.pins, facts.has_gpus)
+    yield "versions", run_check(versions.check_pins, facts.versions, bench.pins, facts.has_gpus)
     if joined is not None:
-        yield "same versions", judged(versions.check_same, facts.versions, bench.here, bench.pins)
+        yield "same versions", run_check(versions.check_same, facts.versions, bench.here, bench.pins)
 
 
 def _hardware(facts: NodeFacts, joined: Joined | None) -> Found:
-    yield "GPUs", judged(gpus.check_gpus, facts.gpus, None if joined is None else joined.counted.gpus)
-    yield "driver", judged(gpus.check_driver, facts.gpus)
-    yield "NCCL", judged(nccl.check_nccl, facts.nccl)
+    yield "GPUs", run_check(gpus.check_gpus, facts.gpus, None if joined is None else joined.counted.gpus)
+    yield "driver", run_check(gpus.check_driver, facts.gpus)
+    yield "NCCL", run_check(nccl.check_nccl, facts.nccl)
 
 
 def _memory(facts: NodeFacts, bench: Bench, joined: Joined | None) -> Found:
     needs, counted = bench.needs, None if joined is None else joined.counted
     host, weights = (needs.host, needs.weights) if isinstance(needs, Needs) else (None, 0)
-    yield "host memory", judged(memory.check_host, facts.memory, needs if isinstance(needs, Fault) else host)
-    yield "memory limit", judged(memory.check_limit, facts.memory, None if counted is None else counted.memory)
-    yield "/dev/shm", judged(memory.check_shared, facts.memory, counted.store if counted else bench.own_store, weights)
+    yield "host memory", run_check(memory.check_host, facts.memory, needs if isinstance(needs, Fault) else host)
+    yield "memory limit", run_check(memory.check_limit, facts.memory, None if counted is None else counted.memory)
+    yield (
+        "/dev/shm",
+        run_check(memory.check_shared, facts.memory, counted.store if counted else bench.own_store, weights),
+    )
     if isinstance(needs, Needs) and counted is not None:
-        yield "object store", judged(memory.check_store, counted.store, needs.snapshots)
+        yield "object store", run_check(memory.check_store, counted.store, needs.snapshots)
 
 
 def _disk(facts: NodeFacts, bench: Bench, joined: Joined | None) -> Found:
     needs = bench.needs
-    yield "runs folder", judged(disk.check_runs, facts.runs, needs.room if isinstance(needs, Needs) else needs)
+    yield "runs folder", run_check(disk.check_runs, facts.runs, needs.room if isinstance(needs, Needs) else needs)
     if joined is not None:
-        yield "shared folder", judged(disk.check_seen, joined.sees_runs)
-    yield "Ray's folder", judged(disk.check_ray, facts.ray)
+        yield "shared folder", run_check(disk.check_seen, joined.sees_runs)
+    yield "Ray's folder", run_check(disk.check_ray, facts.ray)
 
 
 def _system(facts: NodeFacts, joined: Joined | None) -> Found:
-    yield "open files", judged(limits.check_open_files, facts.files)
-    yield "Ray's token", judged(credentials.check_token, facts.token, joined is not None)
-    yield "ports", judged(network.check_ports, facts.ports, joined is not None)
+    yield "open files", run_check(limits.check_open_files, facts.files)
+    yield "Ray's token", run_check(credentials.check_token, facts.token, joined is not None)
+    yield "ports", run_check(network.check_ports, facts.ports, joined is not None)
 
 
 def _between(joined: Joined) -> Found:
-    yield "other nodes", judged(network.check_reach, joined.unreached, joined.others)
-    yield "clock", judged(clock.check_clock, joined.skew)
+    yield "other nodes", run_check(network.check_reach, joined.unreached, joined.others)
+    yield "clock", run_check(clock.check_clock, joined.skew)

@@ -56,7 +56,7 @@ def failed(found: str, fix: str) -> Finding:
     return Finding(status="failed", found=found, fix=fix)
 
 
-def judged(check: Callable[..., Finding], *facts: object) -> Finding:
+def run_check(check: Callable[..., Finding], *facts: object) -> Finding:
     """Run a check on facts; ``failed`` if one of them is a fault, or if the check raises an error."""
     faults = [fact.reason for fact in facts if isinstance(fact, Fault)]
     if faults:
@@ -74,10 +74,10 @@ def described(error: BaseException) -> str:
 
 
 def shortened(text: str, width: int = 240) -> str:
-    """A text's begin, where it is long."""
+    """Shorten a long text to its beginning."""
     return text if len(text) <= width else f"{text[: width - 3]}..."
 
 
 def gib(size: float) -> str:
-    """Bytes as people read them: ``81.6 GiB``, or MiB where that is less than one."""
+    """Format bytes: ``81.6 GiB``, or MiB below one GiB."""
     return f"{size / GIB:.1f} GiB" if size >= GIB else f"{size / 2**20:.0f} MiB"

@@ -7,9 +7,12 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.doctor.findings import GIB, Finding, failed, gib, not_applicable, ok, warning
-from rlhf.recovery.facts import CGROUP, PROC, host_memory
+import psutil
 
+from launch.doctor.findings import GIB, Finding, failed, gib, not_applicable, ok, warning
+from rlhf.recovery.facts import CGROUP, cgroup_memory
+
+OWN_GROUP = Path("/proc/self/cgroup")
 LEAST_SHARED = GIB
 """Minimum size of ``/dev/shm``: Docker's 64 MiB are too little for NCCL, vLLM and Ray."""
 LEAST_HOST = 4 * GIB
@@ -36,59 +39,29 @@ class NodeMemory:
         return self.host if self.limit is None else min(self.host, self.limit)
 
 
-def gather(proc: Path = PROC, cgroup: Path = CGROUP, shared: Path = Path("/dev/shm")) -> NodeMemory:
-    """Gather the memory of this machine.
+def gather(own: Path = OWN_GROUP, cgroup: Path = CGROUP, shared: Path = Path("/dev/shm")) -> NodeMemory:
+    """Gather the memory of this machine; ``own`` is the file that names this process's control group.
 
     Raises:
-        OSError: there is no ``/proc`` or no ``/dev/shm``.
+        OSError: there is no such file, or no ``/dev/shm``.
     """
-    disk, (total, available) = shutil.disk_usage(shared), host_memory(proc, cgroup)
-    groups = _groups(proc, cgroup)
-    limits = [limit for group in groups if (limit := _number(group / "memory.max")) is not None]
-    left = [_unused_in(group) for group in groups]
+    disk, host = shutil.disk_usage(shared), psutil.virtual_memory()
+    found = [cgroup_memory(group) for group in _groups(own, cgroup)]
     return NodeMemory(
-        host=_host_total(proc, total),
-        available=min(size for size in (available, *left) if size is not None),
-        limit=min(limits, default=None),
+        host=host.total,
+        available=min([host.available, *(left for _, left in found if left is not None)]),
+        limit=min((limit for limit, _ in found if limit is not None), default=None),
         shared=disk.total,
         shared_free=disk.free,
     )
 
 
-def _groups(proc: Path, cgroup: Path) -> list[Path]:
+def _groups(own: Path, cgroup: Path) -> list[Path]:
     """Folders of this process's control group (version 2) and its ancestors."""
-    lines = (proc / "self" / "cgroup").read_text(encoding="utf-8").splitlines()
-    own = next((line[3:] for line in lines if line.startswith("0::")), "/")
-    group = Path(os.path.normpath(f"{cgroup}/{own}"))
+    lines = own.read_text(encoding="utf-8").splitlines()
+    name = next((line[3:] for line in lines if line.startswith("0::")), "/")
+    group = Path(os.path.normpath(f"{cgroup}/{name}"))
     return [each for each in (group, *group.parents) if each.is_relative_to(cgroup)]
-
-
-def _unused_in(group: Path) -> int | None:
-    limit, used = _number(group / "memory.max"), _number(group / "memory.current")
-    return None if limit is None or used is None else max(0, limit - used + _reclaimable(group))
-
-
-def _reclaimable(group: Path) -> int:
-    """Reclaimable cache, which counts as used."""
-    try:
-        lines = (group / "memory.stat").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return 0
-    return sum(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
-
-
-def _number(file: Path) -> int | None:
-    """The number in a file; None if it is ``max`` or the file is missing."""
-    try:
-        text = file.read_text(encoding="utf-8").strip()
-    except OSError:
-        return None
-    return int(text) if text.isdigit() else None
-
-
-def _host_total(proc: Path, total: int | None) -> int:
-    lines = (proc / "meminfo").read_text(encoding="utf-8").splitlines()
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemTotal:")), total or 0)
 
 
 def check_host(facts: NodeMemory, need: int | None) -> Finding:

@@ -13,7 +13,7 @@ from launch.doctor.findings import GIB, Finding, failed, ok, warning
 from launch.doctor.gpus import GPU
 from launch.plan import memory as bytes_of
 from launch.plan.cluster import Cluster
-from launch.plan.members import ENGINE, PlannedRole, PlannedSlot, Shapes, members, seats
+from launch.plan.members import ENGINE, PlannedRole, PlannedSlot, Shapes, assign_slots, members
 from launch.plan.memory import PROCESS, size_of
 from launch.plan.plan import place, planned_stages
 from launch.plan.work import row_tokens
@@ -100,13 +100,13 @@ def _by_node(
     )
     host: Counter[int] = Counter()
     snapshots: Counter[int] = Counter()
-    for seat in _slots(recipe, stage, found, hardware):
-        member = roles.get(seat.role)
+    for slot in _slots(recipe, stage, found, hardware):
+        member = roles.get(slot.role)
         if member is None:
-            host[seat.node] += _engine(recipe, shapes, hardware)
+            host[slot.node] += _engine(recipe, shapes, hardware)
         else:
-            host[seat.node] += _rank(recipe, stage, member, hardware, rests.get(member.role, "none"))
-            snapshots[seat.node] += _snapshot(member) // member.config.ranks if stage == "ppo" else 0
+            host[slot.node] += _rank(recipe, stage, member, hardware, rests.get(member.role, "none"))
+            snapshots[slot.node] += _snapshot(member) // member.config.ranks if stage == "ppo" else 0
     return max(host.values()), SNAPSHOTS * max(snapshots.values())
 
 
@@ -114,7 +114,7 @@ def _slots(recipe: Recipe, stage: Stage, found: tuple[PlannedRole, ...], hardwar
     """Slots according to the plan; distributed over the nodes in turn if there are no or too few GPUs."""
     if hardware.gpus:
         cluster = Cluster(nodes=hardware.nodes, gpus=hardware.gpus, gpu=next(iter(GPUS)), network=1.0)
-        if placed := seats(recipe, stage, cluster):
+        if placed := assign_slots(recipe, stage, cluster):
             return placed
     asked = [(member.role, rank) for member in found for rank in range(member.config.ranks)]
     asked += [(ENGINE, rank) for rank in range(recipe.rollout.engines)] if stage == "ppo" else []

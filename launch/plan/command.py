@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import argparse
 import json
+from typing import Annotated
 
-from launch.options import add_recipe, add_stage
+import typer
+
+from launch.options import Overrides, RecipePath, Run
 
 PURPOSE = "estimate what a recipe needs on a cluster, without the cluster"
 EXAMPLE = "rlhf plan recipes/llama_70b_cluster.yaml --cluster nodes=8,gpus=8,gpu=h100-80"
 
 
-def add_options(command: argparse.ArgumentParser) -> None:
-    """Add the recipe and the cluster."""
-    add_recipe(command)
-    command.add_argument(
-        "--cluster",
-        required=True,
-        metavar="TEXT",
-        help="nodes=2,gpus=8,gpu=h100-80; network=50 sets GB/s between nodes",
-    )
-    add_stage(command, "the command that is planned")
-    command.add_argument("--json", action="store_true", help="print the plan as JSON, in bytes and seconds")
-
-
-def run(options: argparse.Namespace) -> None:
+def run(
+    recipe: RecipePath,
+    overrides: Overrides,
+    cluster: Annotated[
+        str, typer.Option(metavar="TEXT", help="nodes=2,gpus=8,gpu=h100-80; network=50 sets GB/s between nodes")
+    ],
+    stage: Annotated[Run, typer.Option(help="the command that is planned")] = "pipeline",
+    as_json: Annotated[bool, typer.Option("--json", help="print the plan as JSON, in bytes and seconds")] = False,
+) -> None:
     """Print the plan. A recipe that does not fit is a result, not an error.
 
     Raises:
@@ -35,6 +32,6 @@ def run(options: argparse.Namespace) -> None:
     from launch.plan.show import show
     from rlhf.config.load import load_recipe
 
-    cluster = parse_cluster(options.cluster)
-    made = make_plan(load_recipe(options.recipe, options.overrides), options.stage, cluster)
-    print(json.dumps(as_values(made), indent=2) if options.json else show(made))
+    hardware = parse_cluster(cluster)
+    made = make_plan(load_recipe(recipe, overrides), stage, hardware)
+    print(json.dumps(as_values(made), indent=2) if as_json else show(made))

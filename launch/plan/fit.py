@@ -82,8 +82,8 @@ def _without_idle(recipe: Recipe, changes: Changes, stage: Stage, cluster: Clust
     """Remove settings that are not needed to fit."""
     for key in list(changes):
         fewer = {name: value for name, value in changes.items() if name != key}
-        mended = changed(recipe, fewer)
-        if fewer and _lack(mended, stage, cluster, shapes) == 0 and _valid(mended, stage):
+        reduced = changed(recipe, fewer)
+        if fewer and _lack(reduced, stage, cluster, shapes) == 0 and _valid(reduced, stage):
             changes = fewer
     return changes
 
@@ -111,15 +111,15 @@ def candidates(recipe: Recipe, cluster: Cluster) -> Iterator[Changes]:
         yield from ({f"placement.{role}.zero_stage": stage} for stage in range(config.zero_stage + 1, 4))
     yield from _engines(recipe, cluster)
     yield from _ranks(recipe, cluster)
-    if _has_guests(recipe):
+    if _shares_gpus(recipe):
         yield from _half(recipe)
-    yield from _shared_rows(recipe)
+    yield from _sequence_parallel(recipe)
     for role in ROLES:
         config = getattr(recipe.placement, role)
         if not config.offload and config.zero_stage and (config.zero_stage == 3 or role in ("policy", "critic")):
             yield {f"placement.{role}.offload": True}
     for role in ROLES:
-        if _has_guests(recipe):
+        if _shares_gpus(recipe):
             yield from _between_phases(recipe, role)
     if recipe.placement.strategy != "colocated":
         width = {"rollout.tensor_parallel": 1, "rollout.engines": recipe.placement.policy.ranks}
@@ -128,7 +128,7 @@ def candidates(recipe: Recipe, cluster: Cluster) -> Iterator[Changes]:
         yield {"placement.strategy": "separate"}
 
 
-def _has_guests(recipe: Recipe) -> bool:
+def _shares_gpus(recipe: Recipe) -> bool:
     """Whether roles may share GPUs."""
     return recipe.placement.strategy == "colocated" or shares(recipe)
 
@@ -141,7 +141,7 @@ def _half(recipe: Recipe) -> Iterator[Changes]:
         yield change
 
 
-def _shared_rows(recipe: Recipe) -> Iterator[Changes]:
+def _sequence_parallel(recipe: Recipe) -> Iterator[Changes]:
     for role in ROLES:
         config = getattr(recipe.placement, role)
         if config.tensor_parallel == 1 and config.ranks % (2 * config.sequence_parallel) == 0:

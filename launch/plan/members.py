@@ -53,7 +53,7 @@ class PlannedRole:
 
     @property
     def own_shape(self) -> ModelShape:
-        """Shape of one rank's part under tensor parallelism."""
+        """Shape of one rank's layers under tensor parallelism."""
         ranks, shape = self.config.tensor_parallel, self.shape
         return replace(
             shape,
@@ -65,7 +65,8 @@ class PlannedRole:
     def own(self, parameters: int) -> int:
         """One rank's part under tensor parallelism of all trained, or all, parameters; ZeRO's sharding is not
         included."""
-        return parameters - self.shape.layers * (self.shape.layer - self.own_shape.layer) if parameters else 0
+        ranks = self.config.tensor_parallel
+        return parameters - self.shape.split * (ranks - 1) // ranks if parameters else 0
 
     @property
     def shards(self) -> int:
@@ -171,7 +172,7 @@ def indivisible_heads(member: PlannedRole) -> Iterator[UserError]:
     """The error of a role whose heads or matrices do not divide by its sequence-parallel or tensor-parallel size."""
     shape, role = member.shape, member.config
     yield from sequence_parallel_problems(member.key, shape.name, shape.heads, shape.kv_heads, role.sequence_parallel)
-    if role.tensor_parallel > 1 and shape.kind != "gated":
+    if role.tensor_parallel > 1 and not shape.split:
         yield UserError(
             f"placement.{member.key}.tensor_parallel = {role.tensor_parallel} and {shape.name}",
             f"the supported model types are {', '.join(TENSOR_PARALLEL_TYPES)}",
@@ -195,7 +196,7 @@ def check_heads(recipe: Recipe, stages: Iterable[str], shapes: Shapes) -> Iterat
             yield from indivisible_heads(member)
 
 
-def seats(recipe: Recipe, stage: Stage, cluster: Cluster) -> tuple[PlannedSlot, ...]:
+def assign_slots(recipe: Recipe, stage: Stage, cluster: Cluster) -> tuple[PlannedSlot, ...]:
     """Slots of every rank and engine, by pool, role and rank; empty if the cluster is too small."""
     wanted = pools(recipe, stage, choose_strategy(recipe, stage, cluster.total))
     chunks = pack(wanted, [NodeGPUs(gpus=cluster.gpus)] * cluster.nodes)

@@ -9,7 +9,7 @@ from typing import Any
 from launch.plan import memory as bytes_of
 from launch.plan import timing
 from launch.plan.cluster import Cluster
-from launch.plan.members import ENGINE, PlannedRole, PlannedSlot, Shapes, indivisible_heads, members, seats
+from launch.plan.members import ENGINE, PlannedRole, PlannedSlot, Shapes, assign_slots, indivisible_heads, members
 from launch.plan.memory import ASLEEP, GIB, NOTHING, EngineMemory, GPUMemory
 from launch.plan.work import StepWork, batch_of, longest, row_tokens
 from rlhf.config.named_files import STAGE_DATA
@@ -21,7 +21,6 @@ from rlhf.placement.machine import check_devices, choose_strategy, gpus_needed
 from rlhf.placement.pools import NodeGPUs, OffloadMode, offload_modes, pools, turns
 from rlhf.validate import validate
 
-STAGES: tuple[Stage, ...] = ("sft", "reward", "dpo", "ppo", "pipeline")
 PHASES = {"ppo": ("rollout", "score", "update", "publish")}
 """Stage → phases of a step; other stages have only ``update``."""
 EVERY_ROLE = "all roles"
@@ -63,7 +62,7 @@ class Placed:
     stage: Stage
     strategy: str
     members: tuple[PlannedRole, ...]
-    seats: tuple[PlannedSlot, ...]
+    slots: tuple[PlannedSlot, ...]
     uses: tuple[Use, ...]
     """Memory of each role."""
     shared: tuple[Use, ...]
@@ -77,10 +76,10 @@ class Placed:
     @property
     def excess(self) -> int:
         """Bytes by which the stage does not fit."""
-        return sum(max(0, -use.margin) for use in self.judged)
+        return sum(max(0, -use.margin) for use in self.must_fit)
 
     @property
-    def judged(self) -> tuple[Use, ...]:
+    def must_fit(self) -> tuple[Use, ...]:
         """The uses that must fit: roles that share GPUs together, the others separately."""
         together = {role for use in self.shared for role in use.roles}
         return (*(use for use in self.uses if use.role not in together), *self.shared)
@@ -137,7 +136,7 @@ def place(recipe: Recipe, stage: Stage, cluster: Cluster, shapes: Shapes) -> Pla
         stage=stage,
         strategy=strategy,
         members=found,
-        seats=seats(recipe, stage, cluster),
+        slots=assign_slots(recipe, stage, cluster),
         uses=uses,
         shared=together,
         engine=engine,
@@ -145,7 +144,7 @@ def place(recipe: Recipe, stage: Stage, cluster: Cluster, shapes: Shapes) -> Pla
         problems=tuple(problems),
         missing=max(0, gpus_needed(recipe, stage, strategy) - cluster.total),
     )
-    too_full = tuple(_too_full(use) for use in placed.judged if use.margin < 0)
+    too_full = tuple(_too_full(use) for use in placed.must_fit if use.margin < 0)
     return replace(placed, problems=(*too_full, *placed.problems))
 
 
@@ -153,7 +152,7 @@ def plan_stage(recipe: Recipe, stage: Stage, cluster: Cluster, shapes: Shapes) -
     """Plan one stage."""
     placed = place(recipe, stage, cluster, shapes)
     batch = batch_of(recipe, stage, placed.members)
-    seconds = {} if placed.problems or not placed.seats else _seconds(recipe, placed, batch, cluster, shapes)
+    seconds = {} if placed.problems or not placed.slots else _seconds(recipe, placed, batch, cluster, shapes)
     return StagePlan(placed=placed, batch=batch, seconds=seconds)
 
 
@@ -274,7 +273,7 @@ def _engine_problems(recipe: Recipe, engine: EngineMemory, shapes: Shapes) -> li
 def _seconds(
     recipe: Recipe, placed: Placed, batch: StepWork, cluster: Cluster, shapes: Shapes
 ) -> dict[str, dict[str, float]]:
-    machine = timing.ComputeRates(cluster=cluster, seats=placed.seats, dtype=recipe.model.dtype)
+    machine = timing.ComputeRates(cluster=cluster, slots=placed.slots, dtype=recipe.model.dtype)
     updates = {
         m.role: timing.update_seconds(m, batch, recipe, machine) + timing.resting_seconds(m, _rests(placed, m), machine)
         for m in placed.members

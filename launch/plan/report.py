@@ -8,8 +8,8 @@ from typing import Any
 
 from launch.plan.cluster import Cluster
 from launch.plan.fit import Changes, smallest_change, smallest_cluster
-from launch.plan.members import PlannedRole, PlannedSlot, Shapes
-from launch.plan.memory import ASLEEP, GRAPHS, PARTS, PROCESS, GPUMemory
+from launch.plan.members import PlannedRole, Shapes
+from launch.plan.memory import ASLEEP, GRAPHS, PROCESS
 from launch.plan.plan import StagePlan, Use, check, plan_stage, planned_stages
 from launch.plan.public import find_shape
 from launch.plan.shapes import ModelShape
@@ -87,7 +87,7 @@ def _stage(stage: StagePlan) -> dict[str, Any]:
     return {
         "strategy": placed.strategy,
         "models": {member.role: _model(member, placed.resting) for member in placed.members},
-        "places": [_seat(seat) for seat in placed.seats],
+        "places": [asdict(slot) for slot in placed.slots],
         "memory": {use.role: _use(use) for use in placed.uses},
         "shared_memory": [_use(use) for use in placed.shared],
         "kv_cache": None if engine is None else {"tokens": engine.kv_tokens, "sequences_at_once": engine.at_once},
@@ -112,19 +112,11 @@ def _model(member: PlannedRole, resting: Mapping[str, OffloadMode]) -> dict[str,
     }
 
 
-def _seat(seat: PlannedSlot) -> dict[str, Any]:
-    return {"role": seat.role, "rank": seat.rank, "node": seat.node, "gpus": list(seat.gpus)}
-
-
 def _use(use: Use) -> dict[str, Any]:
     return {
-        "phases": {phase: _memory(memory) for phase, memory in use.phases.items()},
+        "phases": {phase: {**asdict(memory), "total": memory.total} for phase, memory in use.phases.items()},
         "fullest": use.worst,
         "capacity": use.capacity,
         "margin": use.margin,
         "host_bytes_per_rank": use.host,
     }
-
-
-def _memory(memory: GPUMemory) -> dict[str, int]:
-    return {**{part: getattr(memory, part) for part in PARTS}, "total": memory.total}

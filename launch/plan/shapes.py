@@ -1,28 +1,45 @@
-"""A model's shape, from its ``config.json`` alone: its number of parameters and the sizes of its activations.
+"""A model's shape: its parameters, counted, and the sizes from which activations and KV cache follow.
 
-Shapes: h hidden size, L layers, f width inside the feed-forward block, V vocabulary, A all attention heads together,
-K all key-value heads together.
+transformers builds the network on PyTorch's meta device, where weights take no memory, and the network is counted. This
+takes seconds, mostly to import PyTorch and transformers, so both are imported only here and only when needed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from rlhf.config.schema import ScratchConfig
-from rlhf.errors import UserError
+from rlhf.errors import UserError, first_line
+from rlhf.placement.parallelism import TENSOR_PARALLEL_TYPES
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 Kind = Literal["gated", "neox", "gpt2"]
-KINDS: dict[str, Kind] = {
-    "llama": "gated",
-    "mistral": "gated",
-    "qwen2": "gated",
-    "qwen3": "gated",
-    "gpt_neox": "neox",
-    "gpt2": "gpt2",
-}
-"""``model_type`` of a config → structure of its layers."""
+SPLIT = re.compile(r"\.layers\.\d+\.\w+\.(?:(?:[qkv]|gate|up)_proj\.(?:weight|bias)|(?:o|down)_proj\.weight)$")
+"""Tensors that ``rlhf/zero/tensor_parallel.py`` splits, in models of ``TENSOR_PARALLEL_TYPES``."""
+LAYER = re.compile(r"\.\d+\.")
+"""Number of a decoder layer in the name of a tensor; the first such number."""
+WIDTHS = ("intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner")
+"""Configuration keys, over architectures, for the width of the feed-forward block."""
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+"""The same for the number of experts of a layer."""
+
+
+class Linear(NamedTuple):
+    """A linear layer that can have an adapter, in every decoder layer that contains it."""
+
+    name: str
+    """Name of the module, with ``*`` for the layer's number."""
+    inputs: int
+    outputs: int
+    number: int
+    """Number of such layers in the model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,61 +48,35 @@ class ModelShape:
 
     name: str
     kind: Kind
+    """The measured structure of layers that is closest to this model's; see ``saved_activations``."""
     layers: int
     hidden: int
     heads: int
     kv_heads: int
     head_dim: int
     intermediate: int
+    """Width of the feed-forward blocks that a token passes in one layer."""
     vocab: int
     context: int
     tied: bool
     """Whether embedding and output head share one matrix."""
-    biased: tuple[str, ...] = ()
-    """Linear layers with a bias."""
-    qk_norm: bool = False
-    """Whether queries and keys are normalised by head (Qwen3)."""
-
-    @property
-    def linears(self) -> dict[str, tuple[int, int]]:
-        """Linear layers inside one decoder layer: name → (inputs, outputs)."""
-        h, f, a, k = self.hidden, self.intermediate, self.heads * self.head_dim, self.kv_heads * self.head_dim
-        if self.kind == "gated":
-            attention = {"q_proj": (h, a), "k_proj": (h, k), "v_proj": (h, k), "o_proj": (a, h)}
-            return {**attention, "gate_proj": (h, f), "up_proj": (h, f), "down_proj": (f, h)}
-        if self.kind == "neox":
-            attention = {"query_key_value": (h, 3 * h), "dense": (h, h)}
-            return {**attention, "dense_h_to_4h": (h, f), "dense_4h_to_h": (f, h)}
-        return {"attn.c_attn": (h, 3 * h), "attn.c_proj": (h, h), "mlp.c_fc": (h, f), "mlp.c_proj": (f, h)}
-
-    @property
-    def matrices(self) -> int:
-        """Parameters of one layer's matrices; a token's forward pass takes 2 FLOPs for each."""
-        return sum(inputs * outputs for inputs, outputs in self.linears.values())
-
-    @property
-    def layer(self) -> int:
-        """Parameters of one decoder layer."""
-        biases = sum(self.linears[name][1] for name in self.biased)
-        norms = 2 * self.hidden if self.kind == "gated" else 4 * self.hidden
-        return self.matrices + biases + norms + (2 * self.head_dim if self.qk_norm else 0)
+    parameters: int
+    """Parameters of the language model."""
+    backbone: int
+    """Parameters without a separate output head."""
+    layer: int
+    """Parameters of the largest decoder layer."""
+    matrices: int
+    """Parameters of the decoder layers' matrices; of experts, only as many as process a token. A token's forward pass
+    takes 2 FLOPs for each."""
+    split: int
+    """Parameters that tensor parallelism divides over ranks; 0 if it does not support the model's type."""
+    linears: tuple[Linear, ...]
 
     @property
     def embedding(self) -> int:
         """Parameters of the token embedding, which equal those of the output head."""
         return self.vocab * self.hidden
-
-    @property
-    def backbone(self) -> int:
-        """Parameters without a separate output head."""
-        positions = self.context * self.hidden if self.kind == "gpt2" else 0
-        norm = self.hidden if self.kind == "gated" else 2 * self.hidden
-        return self.embedding + positions + self.layers * self.layer + norm
-
-    @property
-    def parameters(self) -> int:
-        """Parameters of the language model."""
-        return self.backbone + (0 if self.tied else self.embedding)
 
     @property
     def classifier(self) -> int:
@@ -94,120 +85,123 @@ class ModelShape:
 
     def adapters(self, rank: int, targets: Sequence[str]) -> int:
         """Parameters of LoRA's A and B over the layers in ``targets``."""
-        chosen = [
-            size
-            for name, size in self.linears.items()
-            if any(target in ("all-linear", name, name.rpartition(".")[2]) for target in targets)
-        ]
-        return self.layers * rank * sum(inputs + outputs for inputs, outputs in chosen)
+        return rank * sum(
+            linear.number * (linear.inputs + linear.outputs)
+            for linear in self.linears
+            if any(target == "all-linear" or f".{linear.name}".endswith(f".{target}") for target in targets)
+        )
 
     def kv_bytes(self, size: int, shards: int = 1) -> int:
         """KV cache bytes per token on each of ``shards`` GPUs, at ``size`` bytes per number; heads are not split."""
         return 2 * self.layers * -(-self.kv_heads // shards) * self.head_dim * size
 
 
-def shape_of(config: Mapping[str, Any], name: str) -> ModelShape:
-    """The shape described by a ``config.json``.
+def count_shape(config: PreTrainedConfig, name: str) -> ModelShape:
+    """Build the model that a configuration describes, without weights, and count it.
 
     Raises:
-        UserError: the model type is unknown, or a size is missing.
+        UserError: transformers cannot build it as a causal language model, or it has no attention heads.
     """
-    kind = config.get("model_type")
-    if kind not in KINDS:
+    model, text = _build(config, name), config.get_text_config()
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    heads, hidden = getattr(text, "num_attention_heads", None), text.hidden_size
+    if not heads:
+        what = f"the model {name!r} has no attention heads"
+        raise UserError(what, "the plan computes KV cache and attention", "plan with an attention model of its size")
+    tensors = dict(model.named_parameters())
+    layers: Counter[str] = Counter()
+    for path, tensor in tensors.items():
+        if number := LAYER.search(path):
+            layers[path[: number.end()]] += tensor.numel()
+    return ModelShape(
+        name=name,
+        kind=_kind(text, tensors),
+        layers=text.num_hidden_layers,
+        hidden=hidden,
+        heads=heads,
+        kv_heads=_kv_heads(text, heads),
+        head_dim=getattr(text, "head_dim", None) or hidden // heads,
+        intermediate=_intermediate(text),
+        vocab=text.vocab_size,
+        context=getattr(text, "max_position_embeddings", None) or getattr(text, "max_seq_len", None) or 2**31,
+        tied=head.weight is embedding.weight,
+        parameters=model.num_parameters(),
+        backbone=model.base_model.num_parameters(),
+        layer=max(layers.values()),
+        matrices=_matrices(tensors, text),
+        split=sum(tensor.numel() for path, tensor in tensors.items() if SPLIT.search(path))
+        if text.model_type in TENSOR_PARALLEL_TYPES
+        else 0,
+        linears=_linears(model, head),
+    )
+
+
+def _build(config: PreTrainedConfig, name: str) -> PreTrainedModel:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config)
+    except Exception as error:  # nothing but the configuration can be wrong
         raise UserError(
-            f"the config of {name!r} has model_type = {kind!r}",
-            f"model sizes can be computed for {', '.join(KINDS)}",
-            "plan with a model of one of these types and of similar size",
-        )
-    read = _Fields(config, name)
-    return _gpt2(read) if kind == "gpt2" else _rotary(read, str(kind))
+            f"the config of {name!r} describes no causal language model that transformers can build",
+            first_line(error),
+            "give the config.json that came with the model, or plan with a model of its size",
+        ) from error
 
 
-class _Fields:
-    """Reads whole numbers of a config, under one of several names."""
-
-    def __init__(self, config: Mapping[str, Any], name: str) -> None:
-        self.config, self.name = config, name
-
-    def number(self, key: str, default: int | None = None) -> int:
-        value = self.config.get(key)
-        if value is None and default is not None:
-            return default
-        if type(value) is not int or value < 1:
-            found = "is missing" if value is None else f"is {value!r:.40}"
-            raise UserError(
-                f"the config of {self.name!r}: {key} {found}",
-                "the model's size follows from it",
-                "give the config.json that came with the model",
-            )
-        return value
-
-    def flag(self, key: str, default: bool) -> bool:
-        return bool(self.config.get(key, default))
+def _kind(text: Any, names: Any) -> Kind:
+    if any("gate_proj" in name or "gate_up_proj" in name for name in names):
+        return "gated"
+    activation = getattr(text, "activation_function", None) or getattr(text, "hidden_act", None)
+    return "gpt2" if activation == "gelu_new" else "neox"
 
 
-def _rotary(read: _Fields, kind: str) -> ModelShape:
-    hidden, heads = read.number("hidden_size"), read.number("num_attention_heads")
-    neox = KINDS[kind] == "neox"
-    kv_heads = heads if neox else read.number("num_key_value_heads", heads)
-    return ModelShape(
-        name=read.name,
-        kind=KINDS[kind],
-        layers=read.number("num_hidden_layers"),
-        hidden=hidden,
-        heads=heads,
-        kv_heads=kv_heads,
-        head_dim=read.number("head_dim", max(1, hidden // heads)),
-        intermediate=read.number("intermediate_size"),
-        vocab=read.number("vocab_size"),
-        context=read.number("max_position_embeddings", 2**31),
-        tied=read.flag("tie_word_embeddings", False),
-        biased=_biased(read, kind),
-        qk_norm=kind == "qwen3",
-    )
+def _kv_heads(text: Any, heads: int) -> int:
+    if getattr(text, "multi_query", False) and not getattr(text, "new_decoder_architecture", False):
+        return 1
+    return getattr(text, "num_key_value_heads", None) or getattr(text, "num_kv_heads", None) or heads
 
 
-def _biased(read: _Fields, kind: str) -> tuple[str, ...]:
-    """Linear layers with a bias, as transformers builds them."""
-    if kind == "gpt_neox":
-        fused = ("query_key_value", "dense") if read.flag("attention_bias", True) else ()
-        return (*fused, "dense_h_to_4h", "dense_4h_to_h")
-    if kind == "qwen2":
-        return ("q_proj", "k_proj", "v_proj")
-    attention = ("q_proj", "k_proj", "v_proj", "o_proj") if read.flag("attention_bias", False) else ()
-    return (*attention, *(("gate_proj", "up_proj", "down_proj") if read.flag("mlp_bias", False) else ()))
+def _intermediate(text: Any) -> int:
+    given = (getattr(text, key, None) for key in WIDTHS)
+    dense = next((width for width in given if isinstance(width, int)), 4 * text.hidden_size)
+    chosen = getattr(text, "num_experts_per_tok", None) or 1
+    return max(dense, chosen * (getattr(text, "moe_intermediate_size", None) or dense))
 
 
-def _gpt2(read: _Fields) -> ModelShape:
-    hidden, heads = read.number("n_embd"), read.number("n_head")
-    return ModelShape(
-        name=read.name,
-        kind="gpt2",
-        layers=read.number("n_layer"),
-        hidden=hidden,
-        heads=heads,
-        kv_heads=heads,
-        head_dim=max(1, hidden // heads),
-        intermediate=read.number("n_inner", 4 * hidden),
-        vocab=read.number("vocab_size"),
-        context=read.number("n_positions"),
-        tied=read.flag("tie_word_embeddings", True),
-        biased=("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"),
-    )
+def _matrices(tensors: dict[str, Any], text: Any) -> int:
+    experts = next((number for key in EXPERTS if (number := getattr(text, key, None))), 1)
+    chosen = getattr(text, "num_experts_per_tok", None) or experts
+    inside = {path: tensor.numel() for path, tensor in tensors.items() if tensor.ndim > 1 and LAYER.search(path)}
+    return sum(size * chosen // experts if ".experts." in path else size for path, size in inside.items())
 
 
+def _linears(model: PreTrainedModel, head: Any) -> tuple[Linear, ...]:
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    found: Counter[tuple[str, int, int]] = Counter()
+    for path, module in model.named_modules():
+        if module is not head and isinstance(module, nn.Linear | Conv1D):
+            outputs, inputs = module.weight.shape if isinstance(module, nn.Linear) else reversed(module.weight.shape)
+            found[LAYER.sub(".*.", path), inputs, outputs] += 1
+    return tuple(Linear(*key, count) for key, count in found.items())
+
+
+@cache
 def scratch_shape(config: ScratchConfig) -> ModelShape:
     """The shape of a randomly initialised model, with the largest vocabulary that it may get."""
-    return ModelShape(
-        name="model.scratch",
-        kind="gated",
-        layers=config.layers,
-        hidden=config.hidden_size,
-        heads=config.heads,
-        kv_heads=config.heads,
-        head_dim=max(1, config.hidden_size // config.heads),
-        intermediate=config.intermediate_size,
-        vocab=config.vocab_size,
-        context=config.max_length,
-        tied=config.tie_embeddings,
+    from transformers import LlamaConfig
+
+    made = LlamaConfig(
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        max_position_embeddings=config.max_length,
+        tie_word_embeddings=config.tie_embeddings,
     )
+    return count_shape(made, "model.scratch")

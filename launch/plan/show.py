@@ -67,21 +67,21 @@ def _stage(stage: StagePlan) -> Iterator[str]:
 
 
 def _places(placed: Placed) -> Iterator[str]:
-    if not placed.seats:
+    if not placed.slots:
         return
     yield "  slots"
-    roles = dict.fromkeys(seat.role for seat in placed.seats)
+    roles = dict.fromkeys(slot.role for slot in placed.slots)
     for role in roles:
-        own = [seat for seat in placed.seats if seat.role == role]
+        own = [slot for slot in placed.slots if slot.role == role]
         each = "" if len(own[0].gpus) == 1 else f" of {len(own[0].gpus)} GPUs"
         kind = "engine" if role == "rollout" else "rank"
         yield f"    {role:<14} {_counted(len(own), kind)}{each}: {_where(own)}"
 
 
-def _where(seats: Sequence[PlannedSlot]) -> str:
+def _where(slots: Sequence[PlannedSlot]) -> str:
     by_node: dict[int, list[int]] = {}
-    for seat in seats:
-        by_node.setdefault(seat.node, []).extend(seat.gpus)
+    for slot in slots:
+        by_node.setdefault(slot.node, []).extend(slot.gpus)
     return "; ".join(f"node {node} GPU {_ranges(sorted(gpus))}" for node, gpus in sorted(by_node.items()))
 
 

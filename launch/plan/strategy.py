@@ -63,8 +63,8 @@ def _against(recipe: Recipe, strategy: Strategy, placed: Placed, cluster: Cluste
 
 
 def _why(strategy: Strategy, placed: Placed, cluster: Cluster, against: list[str]) -> str:
-    use = min(placed.judged, key=lambda each: each.margin)
+    use = min(placed.must_fit, key=lambda each: each.margin)
     taken = use.phases[use.worst].total / GIB
-    used = len({(seat.node, gpu) for seat in placed.seats for gpu in seat.gpus})
+    used = len({(slot.node, gpu) for slot in placed.slots for gpu in slot.gpus})
     full = f"the fullest with {taken:.1f} of {use.capacity / GIB:.1f} GiB ({use.role} in {use.worst}, by the plan)"
     return "; ".join([f"{strategy}: {used} of {cluster.total} GPUs, {full}", *against])

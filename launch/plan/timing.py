@@ -37,7 +37,7 @@ class ComputeRates:
     """GPUs, links and dtype with which the members of a run compute."""
 
     cluster: Cluster
-    seats: tuple[PlannedSlot, ...]
+    slots: tuple[PlannedSlot, ...]
     dtype: str
 
     @property
@@ -52,15 +52,15 @@ class ComputeRates:
 
     def link(self, roles: Sequence[str]) -> float:
         """Bytes per second between the GPUs of these roles."""
-        nodes = {seat.node for seat in self.seats if seat.role in roles}
+        nodes = {slot.node for slot in self.slots if slot.role in roles}
         return SHARES["link"] * self.cluster.link(len(nodes))
 
     def link_in_rows(self, member: PlannedRole) -> float:
         """Bytes per second between the ranks of a role that process the same rows, on the slowest link."""
         nodes: dict[int, set[int]] = {}
-        for seat in self.seats:
-            if seat.role == member.role:
-                nodes.setdefault(seat.rank // model_parallel_size(member.config), set()).add(seat.node)
+        for slot in self.slots:
+            if slot.role == member.role:
+                nodes.setdefault(slot.rank // model_parallel_size(member.config), set()).add(slot.node)
         return SHARES["link"] * self.cluster.link(max(map(len, nodes.values()), default=1))
 
 
@@ -73,7 +73,7 @@ def forward_flops(member: PlannedRole, tokens: float, length: int, answers: floa
     shape = member.shape
     attention = 2 * shape.layers * shape.heads * shape.head_dim * length
     head = 2 * shape.embedding * answers * member.config.tensor_parallel if member.head == "language" else 0
-    return tokens * (2 * shape.layers * shape.matrices + attention) + head
+    return tokens * (2 * shape.matrices + attention) + head
 
 
 def score_seconds(member: PlannedRole, batch: StepWork, machine: ComputeRates) -> float:
@@ -205,7 +205,7 @@ def _prefill_flops(shape: ModelShape, batch: StepWork, recipe: Recipe, share: in
     """FLOPs for the prompts of one engine; other samples of a prompt hit the prefix cache."""
     tokens = math.ceil(share / recipe.ppo.samples_per_prompt) * batch.prompt_tokens
     attention = 2 * shape.layers * shape.heads * shape.head_dim * batch.prompt_tokens
-    return tokens * (2 * shape.layers * shape.matrices + attention)
+    return tokens * (2 * shape.matrices + attention)
 
 
 def _decoding_step(shape: ModelShape, at_once: int, batch: StepWork, recipe: Recipe, machine: ComputeRates) -> float:
@@ -213,7 +213,7 @@ def _decoding_step(shape: ModelShape, at_once: int, batch: StepWork, recipe: Rec
     b, shards = size_of(machine.dtype), recipe.rollout.tensor_parallel
     context = batch.prompt_tokens + batch.response_tokens / 2
     read = b * shape.parameters / shards + at_once * context * shape.kv_bytes(b, shards)
-    flops = 2 * at_once * (shape.layers * shape.matrices + shape.embedding)
+    flops = 2 * at_once * (shape.matrices + shape.embedding)
     talking = 0.0
     if shards > 1:
         moved = 2 * at_once * shape.hidden * b * (shards - 1) / shards

@@ -1,6 +1,7 @@
-"""Draws curves as SVG. Colours are classes of the page's style, so one drawing serves light and dark mode.
+"""Draws curves as SVG, on which the page's script reads values at the pointer; on a picture by matplotlib it could not.
 
-Lengths are in units of the drawing, which the page scales to its width.
+Colours are classes of the page's style, so one drawing serves light and dark mode. Lengths are in units of the drawing,
+which the page scales to its width.
 """
 
 from __future__ import annotations
@@ -9,11 +10,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from launch.report.markup import Markup, element, joined, shown, text
-from launch.report.read import Points
+from markupsafe import Markup
 
-WIDTH, HEIGHT = 480.0, 230.0
-LEFT, RIGHT, TOP, BOTTOM = 58.0, 470.0, 10.0, 204.0
+from launch.report.read import Points
+from launch.report.render import format_value, render
+
+WIDTH, HEIGHT = 480, 230
+LEFT, RIGHT, TOP, BOTTOM = 58, 470, 10, 204
+BOX = {"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": RIGHT, "top": TOP, "bottom": BOTTOM}
+MOST_DOTS = 40
+"""Most points of a line that are drawn as dots too."""
 MOST_POINTS = 600
 """Most points of a line: more than the drawing has pixels are not visible."""
 COLOURS = 8
@@ -53,7 +59,7 @@ class Axis:
     end: float
     logarithmic: bool = False
 
-    def place(self, value: float) -> float:
+    def position(self, value: float) -> float:
         """Position of a value on the drawing."""
         low, high, value = (self._linear(number) for number in (self.low, self.high, value))
         return round(self.start + (value - low) / (high - low) * (self.end - self.start), 2)
@@ -111,7 +117,7 @@ def _logarithmic_ends(values: Sequence[float]) -> tuple[float, float]:
     return max(low / 2, SMALLEST), high * 2
 
 
-def thinned(points: Points) -> Points:
+def thin(points: Points) -> Points:
     """Reduce to about ``MOST_POINTS``: the lowest and highest of each stretch, so that no spike is lost.
 
     A non-finite value is kept if its stretch has nothing else.
@@ -130,50 +136,18 @@ def _extremes(points: Points) -> Points:
 
 
 def draw(chart: Chart, number: int) -> Markup:
-    """A figure: the drawing, the legend, and space for the readings that the page's script shows at the pointer."""
-    axes = axes_of(chart)
-    lines = [_line(line, k % COLOURS, *axes) for k, line in enumerate(chart.lines)]
-    cursor = f'<line class="cursor" x1="0" x2="0" y1="{TOP}" y2="{BOTTOM}" visibility="hidden"/>'
-    inside = joined([_grid(*axes), _levels(chart, axes[1]), *lines, cursor])
-    drawing = element(
-        "svg", inside, viewBox=f"0 0 {WIDTH:g} {HEIGHT:g}", role="img", tabindex=0, aria_label=_describe(chart)
+    """A figure of the chart that is number ``number`` on the page."""
+    steps, values = axes_of(chart)
+    return render(
+        "chart",
+        chart=chart,
+        number=number,
+        box=BOX,
+        values=[(values.position(value), name) for value, name in _label_ticks(values)],
+        steps=[(steps.position(step), name) for step, name in _label_ticks(steps) if step == int(step)],
+        levels=[values.position(level) for _, level in chart.levels if values.low <= level <= values.high],
+        strokes=[_stroke(line, k % COLOURS, steps, values) for k, line in enumerate(chart.lines)],
     )
-    unit = element("span", chart.unit, class_="unit")
-    head = Markup(f"<figcaption>{element('h4', chart.title)} {unit}</figcaption>")
-    foot = Markup(f"{_legend(chart)}<output></output>")
-    return element("figure", joined([head, drawing, foot]), class_="chart", data_chart=number)
-
-
-def _describe(chart: Chart) -> str:
-    ends = [_last(line) for line in chart.lines]
-    return f"{chart.title}: " + "; ".join(ends)
-
-
-def _last(line: Line) -> str:
-    values = [value for _, value in line.points if value is not None]
-    return f"{line.name}, last {shown(values[-1])}" if values else f"{line.name}, no number"
-
-
-def _legend(chart: Chart) -> Markup:
-    keys = [_key(f"line-{k % COLOURS}", _last(line)) for k, line in enumerate(chart.lines)]
-    return element("ul", joined(keys + [_key("level", f"{name}: {shown(value)}") for name, value in chart.levels]))
-
-
-def _key(kind: str, name: str) -> Markup:
-    return Markup(f'<li><svg class="key" viewBox="0 0 18 8"><path class="{kind}" d="M0 4H18"/></svg>{text(name)}</li>')
-
-
-def _grid(steps: Axis, values: Axis) -> Markup:
-    parts = []
-    for value, name in _label_ticks(values):
-        y = values.place(value)
-        parts.append(
-            f'<path class="grid" d="M{LEFT} {y}H{RIGHT}"/><text x="{LEFT - 6}" y="{y + 4}" class="y">{name}</text>'
-        )
-    for step, name in _label_ticks(steps):
-        if step == int(step):
-            parts.append(f'<text x="{steps.place(step)}" y="{BOTTOM + 18}" class="x">{name}</text>')
-    return joined(parts)
 
 
 def _label_ticks(axis: Axis) -> list[tuple[float, str]]:
@@ -187,19 +161,43 @@ def _label_ticks(axis: Axis) -> list[tuple[float, str]]:
     ]
 
 
-def _levels(chart: Chart, values: Axis) -> Markup:
-    heights = [values.place(level) for _, level in chart.levels if values.low <= level <= values.high]
-    return joined([f'<path class="level" d="M{LEFT} {y}H{RIGHT}"/>' for y in heights])
+@dataclass(frozen=True, kw_only=True)
+class Stroke:
+    """The drawing of a line."""
+
+    last: str
+    """Name and last value."""
+    colour: int
+    band: str
+    """Path around the interval; empty without one."""
+    paths: Sequence[str]
+    dots: Sequence[tuple[float, float]]
 
 
-def _line(line: Line, colour: int, steps: Axis, values: Axis) -> Markup:
-    parts: list[str] = [_band(line, colour, steps, values)]
-    for run in _runs(thinned(line.points)):
-        places = [(steps.place(step), values.place(value)) for step, value in run]
-        parts.append(f'<path class="line line-{colour}" d="M{"L".join(f"{x} {y}" for x, y in places)}"/>')
-        if len(run) == 1 or len(line.points) <= 40:
-            parts += [f'<circle class="dot dot-{colour}" cx="{x}" cy="{y}" r="2.5"/>' for x, y in places]
-    return joined(parts)
+def _stroke(line: Line, colour: int, steps: Axis, values: Axis) -> Stroke:
+    runs = [[(steps.position(s), values.position(v)) for s, v in run] for run in _runs(thin(line.points))]
+    edge = [
+        (steps.position(s), values.position(v))
+        for part in (line.low, line.high[::-1])
+        for s, v in part
+        if v is not None
+    ]
+    return Stroke(
+        last=_last(line),
+        colour=colour,
+        band=f"{_path(edge)}Z" if len(edge) >= 3 else "",
+        paths=[_path(run) for run in runs],
+        dots=[point for run in runs if len(run) == 1 or len(line.points) <= MOST_DOTS for point in run],
+    )
+
+
+def _path(points: Sequence[tuple[float, float]]) -> str:
+    return f"M{'L'.join(f'{x} {y}' for x, y in points)}"
+
+
+def _last(line: Line) -> str:
+    values = [value for _, value in line.points if value is not None]
+    return f"{line.name}, last {format_value(values[-1])}" if values else f"{line.name}, no number"
 
 
 def _runs(points: Points) -> list[list[tuple[float, float]]]:
@@ -213,18 +211,11 @@ def _runs(points: Points) -> list[list[tuple[float, float]]]:
     return [run for run in runs if run]
 
 
-def _band(line: Line, colour: int, steps: Axis, values: Axis) -> Markup:
-    edge = [(steps.place(s), values.place(v)) for part in (line.low, line.high[::-1]) for s, v in part if v is not None]
-    if len(edge) < 3:
-        return Markup()
-    return Markup(f'<path class="band band-{colour}" d="M{"L".join(f"{x} {y}" for x, y in edge)}Z"/>')
-
-
 def readings(chart: Chart) -> list[list[float | str]]:
     """For the pointer: the position of every drawn step, and the lines' values as text."""
     axis, found = axes_of(chart)[0], dict[float, list[str]]()
     for line in chart.lines:
-        for step, value in thinned(line.points):
-            said = "not finite" if value is None else f"{value:.6g}"
-            found.setdefault(step, []).append(f"{line.name} {said}" if len(chart.lines) > 1 else said)
-    return [[axis.place(step), f"step {step:g}: {', '.join(found[step])}"] for step in sorted(found)]
+        for step, value in thin(line.points):
+            reading = "not finite" if value is None else f"{value:.6g}"
+            found.setdefault(step, []).append(f"{line.name} {reading}" if len(chart.lines) > 1 else reading)
+    return [[axis.position(step), f"step {step:g}: {', '.join(found[step])}"] for step in sorted(found)]

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 PURPOSE = "write one HTML page about a run"
 EXAMPLE = "rlhf report runs/quickstart"
 
 
-def add_options(command: argparse.ArgumentParser) -> None:
-    """Add a run's folder and the output file."""
-    command.add_argument("run", type=Path, help="the run's folder, runs/<name>")
-    command.add_argument("--out", type=Path, metavar="FILE", help="file to write (default: report.html in that folder)")
-
-
-def run(options: argparse.Namespace) -> None:
+def run(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="the run's folder, runs/<name>")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="file to write (default: report.html in that folder)")
+    ] = None,
+) -> None:
     """Write the page and print its path.
 
     Raises:
@@ -23,4 +24,4 @@ def run(options: argparse.Namespace) -> None:
     """
     from launch.report.page import write_report
 
-    print(write_report(options.run, options.out))
+    print(write_report(folder, out))

@@ -2,35 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
 
+from markupsafe import Markup
+
 from launch.report import tables
 from launch.report.charts import Chart, draw, readings
-from launch.report.markup import Markup, element, folded, joined, script_json, shown, source_hash, text
 from launch.report.panels import OTHER, charts_of, utilisation_chart
 from launch.report.read import RunRecord, StageRecord, number, read_run
-from launch.report.strip import strip
+from launch.report.render import format_value, render
+from launch.report.strip import draw_strip
 from launch.report.timeline import Timeline
 from rlhf.errors import UserError
-from rlhf.metrics import QUESTIONS, TIME
+from rlhf.metrics import METRICS, QUESTIONS, TIME
 from rlhf.storage.durable import write_atomically
 
 TITLES = {"sft": "Supervised fine-tuning", "reward": "Reward model", "dpo": "DPO", "ppo": "PPO"}
 NAME = "report.html"
 
-HEADLINE = (
-    ("sft", "eval/loss", "held-out loss, SFT"),
-    ("reward", "eval/accuracy", "held-out accuracy, reward model"),
-    ("dpo", "eval/accuracy", "held-out accuracy, DPO"),
-    ("ppo", "objective/scores", "score, last step"),
-    ("ppo", "objective/kl", "KL, last step"),
-    ("ppo", "perf/goodput", "goodput"),
-    ("ppo", "health/restarts", "restarts"),
-)
-"""Stage, metric and label of the numbers at the top."""
+HEADLINE = {
+    "sft": ("eval/loss",),
+    "reward": ("eval/accuracy",),
+    "dpo": ("eval/accuracy",),
+    "ppo": ("objective/scores", "objective/kl", "perf/goodput", "health/restarts"),
+}
+"""Metrics whose last values are at the top, by stage."""
 
 
 def write_report(root: Path, out: Path | None = None) -> Path:
@@ -48,114 +48,103 @@ def write_report(root: Path, out: Path | None = None) -> Path:
     return target
 
 
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """A part of a section: charts side by side, and tables and figures below them."""
+
+    heading: str = ""
+    charts: Sequence[Markup] = ()
+    parts: Sequence[Markup] = ()
+    is_folded: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A part of the page with a title, to which its table of contents links."""
+
+    title: str
+    blocks: Sequence[Block]
+
+    @property
+    def anchor(self) -> str:
+        """An id for links, of letters and dashes."""
+        return "".join(letter if letter.isalnum() else "-" for letter in self.title.lower()).strip("-")
+
+
 def page(run: RunRecord, made: datetime) -> str:
-    """The HTML of a run; ``made`` is the time shown as the page's own."""
-    charts: list[Chart] = []
-    sections = [(title, body) for title, body in _sections(run, charts) if body]
-    links = [element("a", title, href=f"#{tables.anchor(title)}") for title, _ in sections]
-    main = [element("section", joined([tables.heading(2, title), body])) for title, body in sections]
-    data = script_json([readings(chart) for chart in charts])
+    """The HTML of a run; ``made`` is the time format_value as the page's own."""
+    charts = Charts()
+    sections = [_stage(stage, charts) for stage in run.stages] + [section for section in _tables(run) if section.blocks]
     script, style = (files("launch.report").joinpath(f"report.{kind}").read_text("utf-8") for kind in ("js", "css"))
-    return joined(
-        [
-            "<!DOCTYPE html>",
-            '<html lang="en">',
-            element("head", _head(run.name, script, style)),
-            "<body>",
-            _top(run, made),
-            element("nav", joined(links)),
-            element("main", joined(main)),
-            f'<script type="application/json" id="readings">{data}</script>',
-            f"<script>{script}</script>",
-            "</body></html>\n",
-        ]
+    return render(
+        "page",
+        run=run,
+        titles=TITLES,
+        headline=list(_headline(run)),
+        made=made.isoformat(sep=" ", timespec="minutes"),
+        sections=sections,
+        readings=charts.readings,
+        script=script,
+        style=style,
     )
 
 
-def _head(name: str, script: str, style: str) -> Markup:
-    """The policy comes first, because it applies to everything after it."""
-    allowed = f"script-src {source_hash(script)}; style-src {source_hash(style)}"
-    policy = f"default-src 'none'; {allowed}; base-uri 'none'; form-action 'none'"
-    return joined(
-        [
-            '<meta charset="utf-8">',
-            f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            '<meta name="referrer" content="no-referrer">',
-            element("title", f"{name}: report"),
-            f"<style>{style}</style>",
-        ]
-    )
+class Charts:
+    """Draws the page's charts, numbered in order, and collects the readings for its script."""
 
+    def __init__(self) -> None:
+        self.readings: list[list[list[float | str]]] = []
 
-def _top(run: RunRecord, made: datetime) -> Markup:
-    states = [element("li", f"{TITLES[stage.name]}: {stage.state}") for stage in run.stages]
-    tiles = [Markup(f"<div><b>{text(value)}</b><span>{text(name)}</span></div>") for name, value in _headline(run)]
-    notes = [element("p", note, class_="note") for note in run.notes]
-    when = element("p", f"made {made.isoformat(sep=' ', timespec='minutes')}", class_="note")
-    tiled = element("div", joined(tiles), class_="tiles")
-    return element("header", joined([element("h1", run.name), element("ul", joined(states)), tiled, *notes, when]))
+    def draw(self, charts: Sequence[Chart]) -> list[Markup]:
+        """Draw further charts."""
+        drawn = [draw(chart, len(self.readings) + k) for k, chart in enumerate(charts)]
+        self.readings += map(readings, charts)
+        return drawn
 
 
 def _headline(run: RunRecord) -> Iterator[tuple[str, str]]:
-    stages = {stage.name: stage for stage in run.stages}
     if (rate := number(run.comparison.get("win rate"))) is not None:
         yield "win rate, after against before", f"{rate:.1%}"
-    for name, metric, title in HEADLINE:
-        if name in stages and (value := stages[name].last(metric)) is not None:
-            yield title, shown(value)
-
-
-def _sections(run: RunRecord, charts: list[Chart]) -> Iterator[tuple[str, Markup]]:
-    """Titles and contents, empty if the run has no such data; ``charts`` collects all drawings."""
     for stage in run.stages:
-        yield TITLES[stage.name], _stage(stage, charts)
-    yield "What broke and was replaced", _broken(run)
-    yield "Before and after", _answers(run)
-    for stage in run.stages:
-        yield f"Samples along {TITLES[stage.name]}", tables.samples(stage) if stage.samples else Markup()
-    yield "Summary", joined([_summary(stage) for stage in run.stages if stage.summary])
-    yield "Configuration", tables.configuration(run)
+        for metric in HEADLINE[stage.name]:
+            if (value := stage.last(metric)) is not None:
+                yield f"{METRICS[metric].label}, {TITLES[stage.name]}", format_value(value)
 
 
-def _stage(stage: StageRecord, charts: list[Chart]) -> Markup:
-    parts: list[str] = []
-    found = charts_of(stage)
+def _stage(stage: StageRecord, charts: Charts) -> Section:
+    """The curves of a stage by question."""
+    found, blocks = charts_of(stage), []
     for question in QUESTIONS:
+        parts = tables.time_by_phase(stage) if question == TIME else []
         if found[question]:
-            parts += [element("h3", question), _drawn(found[question], charts)]
-            parts += [tables.time_by_phase(stage)] if question == TIME else []
-            parts += [_utilisation(stage.timeline, charts)] if question == TIME and stage.timeline else []
-    if found[OTHER]:
-        parts.append(folded(f"{OTHER} ({len(found[OTHER])})", _drawn(found[OTHER], charts)))
-    return joined(parts) if parts else element("p", "no metrics yet", class_="note")
+            blocks.append(Block(heading=question, charts=charts.draw(found[question]), parts=parts))
+        if question == TIME and stage.timeline and stage.timeline.actors:
+            blocks.append(_utilisation(stage.timeline, charts))
+    if others := found[OTHER]:
+        blocks.append(Block(heading=f"{OTHER} ({len(others)})", charts=charts.draw(others), is_folded=True))
+    return Section(title=TITLES[stage.name], blocks=blocks)
 
 
-def _utilisation(timeline: Timeline, charts: list[Chart]) -> Markup:
+def _utilisation(timeline: Timeline, charts: Charts) -> Block:
     """The actors' busy times, and the last steps."""
-    if not timeline.actors:
-        return Markup()
-    title = element("h3", "Who was busy?")
-    drawn = _drawn([utilisation_chart(timeline)], charts) if len(timeline.steps) > 1 else Markup()
-    return joined([title, drawn, tables.utilisation(timeline), strip(timeline)])
+    curves = charts.draw([utilisation_chart(timeline)]) if len(timeline.steps) > 1 else []
+    return Block(heading="Who was busy?", charts=curves, parts=[tables.utilisation(timeline), draw_strip(timeline)])
 
 
-def _drawn(new: list[Chart], charts: list[Chart]) -> Markup:
-    figures = [draw(chart, len(charts) + k) for k, chart in enumerate(new)]
-    charts += new
-    return element("div", joined(figures), class_="charts")
+def _tables(run: RunRecord) -> Iterator[Section]:
+    """The sections after the stages; without blocks if the run has no such data."""
+    counts = [table for stage in run.stages for table in tables.counts(stage)]
+    yield _section("What broke and was replaced", [*counts, *tables.members(run), *tables.events(run)])
+    compared = [tables.pairs(run.comparison)] if run.comparison else []
+    answers = [tables.answers(stage) for stage in run.stages if stage.answers]
+    yield _section("Before and after", compared + answers)
+    for stage in run.stages:
+        yield _section(f"Samples along {TITLES[stage.name]}", [tables.samples(stage)] if stage.samples else [])
+    summaries = [stage for stage in run.stages if stage.summary]
+    blocks = [Block(heading=TITLES[stage.name], parts=[tables.pairs(stage.summary)]) for stage in summaries]
+    yield Section(title="Summary", blocks=blocks)
+    yield _section("Configuration", tables.configuration(run))
 
 
-def _broken(run: RunRecord) -> Markup:
-    accounts = [tables.counts(stage) for stage in run.stages]
-    told = tables.events(run) if any(stage.events for stage in run.stages) else ""
-    return joined([part for part in (*accounts, tables.members(run), told) if part])
-
-
-def _answers(run: RunRecord) -> Markup:
-    judged = [tables.pairs(run.comparison)] if run.comparison else []
-    return joined(judged + [tables.answers(stage) for stage in run.stages if stage.answers])
-
-
-def _summary(stage: StageRecord) -> Markup:
-    return joined([element("h3", TITLES[stage.name]), tables.pairs(stage.summary)])
+def _section(title: str, parts: Sequence[Markup]) -> Section:
+    return Section(title=title, blocks=[Block(parts=parts)] if parts else [])

@@ -11,22 +11,22 @@ from launch.report.read import StageRecord, number
 from launch.report.timeline import Timeline
 from rlhf.algorithms.canaries import DEFAULTS
 from rlhf.evaluation.accuracy import CEILING
-from rlhf.metrics import PANELS, QUESTIONS, TIME, Panel
+from rlhf.metrics import INTERVAL, METRICS, PANELS, QUESTIONS, Panel
 from rlhf.recovery.member import role_of
 
 OTHER = "All other metrics"
-INTERVAL = ("_ci_low", "_ci_high")
+PHASES = "Phases"
+"""Title of the panel that shows all phases of a stage, and not only those of a step of PPO."""
 
 
 def charts_of(stage: StageRecord) -> dict[str, list[Chart]]:
     """The stage's charts by question; every metric is in one of them."""
     found: dict[str, list[Chart]] = {question: [] for question in (*QUESTIONS, OTHER)}
     for panel in PANELS:
-        lines = {metric: name for metric, name in panel.lines.items() if metric in stage.metrics}
-        if lines:
-            found[panel.question].append(_chart(panel, lines, stage))
-    if phases := [name for name in stage.metrics if name.startswith("time/")]:
-        found[TIME].insert(0, _phases(phases, stage))
+        phases = {name: name.removeprefix("time/") for name in stage.metrics if name.startswith("time/")}
+        lines = {**panel.lines, **(phases if panel.title == PHASES else {})}
+        if recorded := {metric: name for metric, name in lines.items() if metric in stage.metrics}:
+            found[panel.question].append(_chart(panel, recorded, stage))
     found[OTHER] = [_single_chart(metric, stage) for metric in sorted(_remaining_metrics(stage))]
     return found
 
@@ -34,7 +34,7 @@ def charts_of(stage: StageRecord) -> dict[str, list[Chart]]:
 def _chart(panel: Panel, lines: Mapping[str, str], stage: StageRecord) -> Chart:
     return Chart(
         title=panel.title,
-        unit=panel.unit,
+        unit=f"{panel.unit}; {panel.better} is better" if panel.better else panel.unit,
         lines=[_line(metric, name, stage) for metric, name in lines.items()],
         levels=[level for metric in lines for level in _levels(metric, stage)],
         logarithmic=panel.logarithmic,
@@ -44,11 +44,6 @@ def _chart(panel: Panel, lines: Mapping[str, str], stage: StageRecord) -> Chart:
 def _line(metric: str, name: str, stage: StageRecord) -> Line:
     low, high = (stage.metrics.get(metric + end, ()) for end in INTERVAL)
     return Line(name=name, points=stage.metrics[metric], low=low, high=high)
-
-
-def _phases(metrics: list[str], stage: StageRecord) -> Chart:
-    lines = [_line(metric, metric.removeprefix("time/"), stage) for metric in metrics]
-    return Chart(title="Phases", unit="seconds in each step", lines=lines)
 
 
 def utilisation_chart(timeline: Timeline) -> Chart:
@@ -65,7 +60,8 @@ def utilisation_chart(timeline: Timeline) -> Chart:
 
 
 def _single_chart(metric: str, stage: StageRecord) -> Chart:
-    return Chart(title=metric, unit="", lines=[_line(metric, metric, stage)])
+    known = METRICS.get(metric)
+    return Chart(title=metric, unit=known.unit if known else "", lines=[_line(metric, metric, stage)])
 
 
 def _remaining_metrics(stage: StageRecord) -> Iterator[str]:

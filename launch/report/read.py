@@ -21,6 +21,8 @@ from rlhf.storage.jsonl import parsed
 
 STAGES = ("sft", "reward", "dpo", "ppo")
 """Stages in the order in which they run and are shown."""
+LOSSES = ("actor_died", "actor_stalled", "actor_failed")
+"""Kinds of events about the loss of an actor."""
 
 Row = Mapping[str, Any]
 Points = tuple[tuple[float, float | None], ...]
@@ -190,10 +192,10 @@ def _config(path: Path, notes: list[str]) -> Row:
     return dict(without_secrets(config))
 
 
-def flat(config: Row, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(config: Row, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield every ``key.path`` of a nested configuration with its value; an empty mapping is a value."""
     for key, value in config.items():
         if isinstance(value, Mapping) and value:
-            yield from flat(value, f"{prefix}{key}.")
+            yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from markupsafe import Markup
 
 from launch.report.charts import COLOURS
-from launch.report.markup import Markup, element, joined, shown, text
+from launch.report.render import format_value, render
 from launch.report.timeline import Bar, Interval, Timeline
 
 STEPS, MOST_ROWS = 3, 40
 """Most steps, counted from the last, and most actors to draw."""
-WIDTH, LEFT, TOP, ROW, BAR = 960.0, 150.0, 22.0, 20.0, 14.0
+WIDTH, LEFT, TOP, ROW, BAR = 960, 150, 22, 20, 14
 """Lengths in units of the drawing: total width, start of the bars, height of a row and of a bar."""
 LETTER = 6.6
 """Upper bound of a letter's mean width."""
@@ -20,25 +23,27 @@ SMALLEST = 0.4
 OTHERS = "others"
 
 
-def strip(timeline: Timeline) -> Markup:
+def draw_strip(timeline: Timeline) -> Markup:
     """A figure of the last steps."""
     steps = list(timeline.steps.items())[-STEPS:]
     window = min(begin for _, (begin, _) in steps), max(end for _, (_, end) in steps)
     rows = {"phases": timeline.phases} | dict(list(timeline.actors.items())[:MOST_ROWS])
     drawn = {name: list(_visible(bars, window)) for name, bars in rows.items()}
     colours = _colours(drawn)
-    height = TOP + ROW * len(drawn) + 4
-    inside = [_steps(steps, window, height)]
-    inside += [_row(name, bars, k, window, colours) for k, (name, bars) in enumerate(drawn.items())]
-    numbers = [step for step, _ in steps]
-    title = f"steps {numbers[0]} to {numbers[-1]}" if len(numbers) > 1 else f"step {numbers[0]}"
-    seconds = f"{shown(round(window[1] - window[0], 3))} s"
-    label = f"what every actor did in {title}, {seconds}"
-    drawing = element("svg", joined(inside), viewBox=f"0 0 {WIDTH:g} {height:g}", role="img", aria_label=label)
-    unit = element("span", seconds, class_="unit")
-    head = Markup(f"<figcaption>{element('h4', f'The last of it: {title}')} {unit}</figcaption>")
-    box = element("div", drawing, class_="box", tabindex=0, role="region", aria_label=label)
-    return element("figure", joined([head, box, _legend(colours)]), class_="strip")
+    first, last = steps[0][0], steps[-1][0]
+    title = f"steps {first} to {last}" if first != last else f"step {first}"
+    seconds = f"{format_value(round(window[1] - window[0], 3))} s"
+    return render(
+        "strip",
+        title=title,
+        seconds=seconds,
+        label=f"what every actor did in {title}, {seconds}",
+        size={"width": WIDTH, "left": LEFT, "top": TOP, "bar": BAR},
+        height=TOP + ROW * len(drawn) + 4,
+        steps=[_step(step, interval, window) for step, interval in steps],
+        rows=[_row(name, bars, TOP + ROW * k, window, colours) for k, (name, bars) in enumerate(drawn.items())],
+        colours=colours,
+    )
 
 
 def _visible(bars: Sequence[Bar], window: Interval) -> Iterator[Bar]:
@@ -70,38 +75,27 @@ def _colours(rows: Mapping[str, Sequence[Bar]]) -> dict[str, int]:
     return {name: k for k, name in enumerate(names[: COLOURS - 1])} | {OTHERS: COLOURS - 1}
 
 
-def _place(moment: float, window: Interval) -> float:
-    return round(LEFT + (moment - window[0]) / (window[1] - window[0]) * (WIDTH - LEFT), 2)
+def _position(seconds: float, window: Interval) -> float:
+    return round(LEFT + (seconds - window[0]) / (window[1] - window[0]) * (WIDTH - LEFT), 2)
 
 
-def _steps(steps: Sequence[tuple[int, Interval]], window: Interval, height: float) -> Markup:
-    parts = []
-    for step, (begin, end) in steps:
-        x = _place(begin, window)
-        names = f"step {step}, {shown(round(end - begin, 3))} s", f"step {step}", f"{step}", ""
-        name = next(name for name in names if LETTER * len(name) <= max(0.0, _place(end, window) - x - 3))
-        parts.append(f'<path class="grid" d="M{x} {TOP - 6}V{height:g}"/><text x="{x + 3}" y="{TOP - 8}">{name}</text>')
-    return joined(parts)
+def _step(step: int, interval: Interval, window: Interval) -> tuple[float, str]:
+    """Position of a step's begin, and as much of its name as there is room for."""
+    begin, end = interval
+    x = _position(begin, window)
+    names = f"step {step}, {format_value(round(end - begin, 3))} s", f"step {step}", f"{step}", ""
+    return x, next(name for name in names if LETTER * len(name) <= max(0.0, _position(end, window) - x - 3))
 
 
-def _row(name: str, bars: Sequence[Bar], k: int, window: Interval, colours: Mapping[str, int]) -> Markup:
-    y = TOP + ROW * k
-    parts = [f'<text class="y" x="{LEFT - 8}" y="{y + BAR - 2:g}">{text(name)}</text>']
-    parts.append(f'<rect class="idle" x="{LEFT:g}" y="{y:g}" width="{WIDTH - LEFT:g}" height="{BAR:g}"/>')
-    for bar in bars:
-        x, end = _place(bar.begin, window), _place(bar.end, window)
-        colour = colours.get(bar.name, colours.get(OTHERS, 0))
-        told = element("title", f"{bar.name}, {shown(round(bar.end - bar.begin, 4))} s")
-        width = max(round(end - x, 2), SMALLEST)
-        parts.append(f'<rect class="dot-{colour}" x="{x}" y="{y:g}" width="{width}" height="{BAR:g}">{told}</rect>')
-    return joined(parts)
+def _row(name: str, bars: Sequence[Bar], y: int, window: Interval, colours: Mapping[str, int]) -> dict[str, Any]:
+    return {"name": name, "y": y, "bars": [_bar(bar, window, colours) for bar in bars]}
 
 
-def _legend(colours: Mapping[str, int]) -> Markup:
-    keys = [_key(f"dot-{colour}", name) for name, colour in colours.items()]
-    return element("ul", joined([*keys, _key("idle", "nothing to do")]))
-
-
-def _key(kind: str, name: str) -> Markup:
-    sign = f'<svg class="key" viewBox="0 0 18 8"><rect class="{kind}" width="18" height="8"/></svg>'
-    return Markup(f"<li>{sign}{text(name)}</li>")
+def _bar(bar: Bar, window: Interval, colours: Mapping[str, int]) -> dict[str, Any]:
+    x, end = _position(bar.begin, window), _position(bar.end, window)
+    return {
+        "colour": colours.get(bar.name, colours.get(OTHERS, 0)),
+        "x": x,
+        "width": max(round(end - x, 2), SMALLEST),
+        "title": f"{bar.name}, {format_value(round(bar.end - bar.begin, 4))} s",
+    }

@@ -6,30 +6,53 @@ import json
 import random
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from launch.report.markup import Cell, Markup, element, folded, joined, table, text
-from launch.report.read import Row, RunRecord, StageRecord, flat, number
+from markupsafe import Markup
+
+from launch.report.read import LOSSES, Row, RunRecord, StageRecord, flatten, number
+from launch.report.render import render
 from launch.report.timeline import Timeline
+from rlhf.metrics import labelled
 
 MOST_EVENTS, MOST_ANSWERS, SAMPLED_STEPS, MOST_ACTORS = 1000, 60, 10, 200
 """Most rows on the page; the files hold all."""
 WHOLE = "step"
 """The phase that contains the others."""
-TROUBLE = ("actor_died", "actor_stalled", "actor_failed")
-COUNTS = {
-    "restarts": "health/restarts",
-    "samples given out again": "health/redispatched",
-    "samples set aside": "health/set_aside",
-    "seconds lost": "health/seconds_lost",
-    "goodput": "perf/goodput",
-}
-_SAID = ("what", "message", "why", "error", "reason", "path", "where")  # the first of these is what an event says
+COUNTS = labelled("health/restarts", "health/redispatched", "health/set_aside", "health/seconds_lost", "perf/goodput")
+_TEXT_FIELDS = ("what", "message", "why", "error", "reason", "path", "where")
+"""Fields of an event, of which the first one present is its text."""
 _COLUMNS = ("time", "kind", "step", "member", "seconds")
 
 
-def time_by_phase(stage: StageRecord) -> Markup:
-    """Seconds of every ``time/<phase>``, and its share of the steps; phases may overlap."""
+@dataclass(frozen=True)
+class ShareBar:
+    """A cell with a bar for a share from 0 to 1."""
+
+    share: float
+
+
+@dataclass(frozen=True)
+class Details:
+    """A cell with a text, and details that the reader can open."""
+
+    text: str
+    details: Sequence[str]
+
+
+Cell = str | float | int | None | ShareBar | Details
+
+
+def table(
+    columns: Sequence[str], rows: Sequence[Sequence[Cell]], label: str, omitted: str = "", note: str = ""
+) -> Markup:
+    """Render a table. ``label`` describes its content, ``omitted`` the rows that are left out."""
+    return render("table", columns=columns, rows=rows, label=label, omitted=omitted, note=note)
+
+
+def time_by_phase(stage: StageRecord) -> list[Markup]:
+    """A table of the seconds of every ``time/<phase>``, and its share of the steps; phases may overlap."""
     seconds = {
         metric.removeprefix("time/"): [value for _, value in points if value is not None]
         for metric, points in stage.metrics.items()
@@ -37,17 +60,16 @@ def time_by_phase(stage: StageRecord) -> Markup:
     }
     parts = {phase: values for phase, values in seconds.items() if phase != WHOLE and values}
     if not parts:
-        return Markup()
-    whole = sum(seconds.get(WHOLE, ())) or sum(map(sum, parts.values())) or 1.0
-    rows = [_phase(phase, values, sum(values) / whole) for phase, values in parts.items()]
+        return []
+    total = sum(seconds.get(WHOLE, ())) or sum(map(sum, parts.values())) or 1.0
+    longest_first = sorted(parts.items(), key=lambda item: sum(item[1]), reverse=True)
+    rows = [_phase(phase, values, sum(values) / total) for phase, values in longest_first]
     columns = ("phase", "seconds", "steps", "mean", "longest", "share of the steps' time, %", "")
-    return table(columns, sorted(rows, key=lambda row: -float(row[1] or 0)), label=f"time by phase, {stage.name}")
+    return [table(columns, rows, f"time by phase, {stage.name}")]
 
 
 def _phase(phase: str, values: Sequence[float], share: float) -> list[Cell]:
-    width = f"{100 * min(max(share, 0.0), 1.0):.2f}"
-    bar = Markup(f'<svg class="bar" viewBox="0 0 100 6"><rect class="dot-0" width="{width}" height="6"/></svg>')
-    total = sum(values)
+    total, bar = sum(values), ShareBar(min(max(share, 0.0), 1.0))
     return [phase, round(total, 3), len(values), total / len(values), max(values), round(100 * share, 2), bar]
 
 
@@ -64,90 +86,92 @@ def utilisation(timeline: Timeline) -> Markup:
         "in step",
         "during",
     )
-    some = _omission_note(len(rows), len(timeline.actors), "actors", "trace.json")
-    older = "" if not timeline.older else f", of the newest of {timeline.older + 1} files"
-    note = element("p", f"from trace.json{older}: {len(timeline.steps)} steps; overlaps count once", class_="note")
-    return joined([some, table(columns, rows, label="busy share by actor"), note])
+    omitted = _omission_note(len(rows), len(timeline.actors), "actors", "trace.json")
+    older = f", of the newest of {timeline.older + 1} files" if timeline.older else ""
+    note = f"from trace.json{older}: {len(timeline.steps)} steps; overlaps count once"
+    return table(columns, rows, "busy share by actor", omitted, note)
 
 
 def _busy(actor: str, timeline: Timeline) -> list[Cell]:
     shares, bubbles = timeline.busy(actor), timeline.bubbles(actor)
     lengths = {step: end - begin for step, (begin, end) in timeline.steps.items()}
-    whole = sum(shares[step] * lengths[step] for step in shares) / sum(lengths.values())
-    percents = [round(100 * share, 1) for share in (whole, min(shares.values()), max(shares.values()))]
+    mean = sum(shares[step] * lengths[step] for step in shares) / sum(lengths.values())
+    percents = [round(100 * share, 1) for share in (mean, min(shares.values()), max(shares.values()))]
     seconds, step, phase = max(bubbles, default=(0.0, None, None))
     return [actor, *percents, sum(length for length, *_ in bubbles) / len(lengths), round(seconds, 3), step, phase]
 
 
-def counts(stage: StageRecord) -> Markup:
-    """The stage's counters of losses; empty if it has none."""
-    found = {name: stage.last(metric) for name, metric in COUNTS.items()}
-    if all(value is None for value in found.values()):
-        return Markup()
-    return pairs({f"{name}, {stage.name}": value for name, value in found.items()})
+def counts(stage: StageRecord) -> list[Markup]:
+    """A table of the stage's counters of losses, if it has any."""
+    found = {f"{name}, {stage.name}": stage.last(metric) for name, metric in COUNTS.items()}
+    return [] if all(value is None for value in found.values()) else [pairs(found)]
 
 
-def members(run: RunRecord) -> Markup:
-    """By actor: number and duration of its losses and replacements."""
+def members(run: RunRecord) -> list[Markup]:
+    """A table of actors that were lost: number and duration of losses and replacements."""
     lost: defaultdict[tuple[str, str], list[Row]] = defaultdict(list)
     for stage in run.stages:
         for event in stage.events:
-            if event.get("kind") in (*TROUBLE, "actor_replaced"):
+            if event.get("kind") in (*LOSSES, "actor_replaced"):
                 lost[stage.name, str(event.get("member"))].append(event)
     rows = [_member(*key, events) for key, events in lost.items()]
     columns = ("stage", "actor", "died", "stalled", "failed", "replaced", "seconds until replaced, mean", "longest")
-    return table(columns, rows, label="actors that were lost") if rows else Markup()
+    return [table(columns, rows, "actors that were lost")] if rows else []
 
 
 def _member(stage: str, name: str, events: Sequence[Row]) -> list[Cell]:
     times = [number(event.get("seconds")) for event in events if event.get("kind") == "actor_replaced"]
     seconds = [value for value in times if value is not None]
     mean = sum(seconds) / len(seconds) if seconds else None
-    deaths = [sum(event.get("kind") == kind for event in events) for kind in TROUBLE]
+    deaths = [sum(event.get("kind") == kind for event in events) for kind in LOSSES]
     return [stage, name, *deaths, len(times), mean, max(seconds, default=None)]
 
 
-def events(run: RunRecord) -> Markup:
-    """The newest ``MOST_EVENTS`` events."""
+def events(run: RunRecord) -> list[Markup]:
+    """A table of the newest ``MOST_EVENTS`` events, if there are any."""
     rows = [(str(event.get("time", "")), stage.name, event) for stage in run.stages for event in stage.events]
+    if not rows:
+        return []
     rows.sort(key=lambda row: row[0])
     cells = [_event(stage, event) for _, stage, event in rows[-MOST_EVENTS:]]
     columns = ("time", "stage", "event", "step", "actor", "seconds", "what happened")
-    return joined(
-        [_omission_note(len(cells), len(rows), "events", "events.jsonl"), table(columns, cells, label="events")]
-    )
+    return [table(columns, cells, "events", _omission_note(len(cells), len(rows), "events", "events.jsonl"))]
 
 
 def _event(stage: str, event: Row) -> list[Cell]:
-    said = next((key for key in _SAID if event.get(key)), "")
-    rest = {key: value for key, value in event.items() if key not in (*_COLUMNS, said) and value not in (None, "")}
-    told = element("div", _as_plain_text(event.get(said)) if said else "", class_="text")
-    more = folded("more", joined([element("p", f"{key}: {_as_plain_text(value)}") for key, value in rest.items()]))
+    text_field = next((key for key in _TEXT_FIELDS if event.get(key)), "")
+    rest = {
+        key: value for key, value in event.items() if key not in (*_COLUMNS, text_field) and value not in (None, "")
+    }
+    details = Details(
+        _as_plain_text(event.get(text_field)) if text_field else "",
+        [f"{key}: {_as_plain_text(value)}" for key, value in rest.items()],
+    )
     time, kind, step, member, seconds = (_cell(event.get(key)) for key in _COLUMNS)
-    return [time, stage, kind, step, member, seconds, Markup(told + more) if rest else Markup(told)]
+    return [time, stage, kind, step, member, seconds, details]
 
 
 def answers(stage: StageRecord) -> Markup:
     """Held-out prompts with both answers, changed ones first."""
     rows = sorted(stage.answers, key=lambda row: row.get("before") == row.get("after"))[:MOST_ANSWERS]
     cells = [[_cell(row.get(key)) for key in ("prompt", "before", "after")] for row in rows]
-    some = _omission_note(len(cells), len(stage.answers), "prompts", "answers.jsonl")
-    return joined([some, table(("prompt", "before", "after"), cells, label=f"answers before and after {stage.name}")])
+    omitted = _omission_note(len(cells), len(stage.answers), "prompts", "answers.jsonl")
+    return table(("prompt", "before", "after"), cells, f"answers before and after {stage.name}", omitted)
 
 
 def samples(stage: StageRecord) -> Markup:
     """For steps spread over the run: the best response, the worst, and a random one."""
-    cells = [[which, *_sample(row)] for row, which in chosen(stage.samples)]
+    cells = [[which, *_sample(row)] for row, which in select_samples(stage.samples)]
     columns = ("which", "step", "score", "KL", "end", "prompt", "response")
-    some = _omission_note(len(cells), len(stage.samples), "samples", "samples.jsonl")
-    return joined([some, table(columns, cells, label=f"samples along {stage.name}")])
+    omitted = _omission_note(len(cells), len(stage.samples), "samples", "samples.jsonl")
+    return table(columns, cells, f"samples along {stage.name}", omitted)
 
 
 def _sample(row: Row) -> list[Cell]:
     return [_cell(row.get(key)) for key in ("step", "score", "kl", "finish_reason", "prompt", "response")]
 
 
-def chosen(rows: Sequence[Row]) -> Iterator[tuple[Row, str]]:
+def select_samples(rows: Sequence[Row]) -> Iterator[tuple[Row, str]]:
     """Rows to show, each with its label; no row twice."""
     steps: defaultdict[float, list[Row]] = defaultdict(list)
     for row in rows:
@@ -170,26 +194,25 @@ def _spread_steps(steps: Sequence[float]) -> list[float]:
     return [steps[round(k * (len(steps) - 1) / (SAMPLED_STEPS - 1))] for k in range(SAMPLED_STEPS)]
 
 
-def configuration(run: RunRecord) -> Markup:
-    """All settings; with a column for each stage if stages ran with different ones."""
-    configs = {stage.name: dict(flat(stage.config)) for stage in run.stages if stage.config}
+def configuration(run: RunRecord) -> list[Markup]:
+    """A table of all settings, if they are recorded; with a column for each stage if stages ran with different ones."""
+    configs = {stage.name: dict(flatten(stage.config)) for stage in run.stages if stage.config}
     if not configs:
-        return Markup()
+        return []
     if all(config == next(iter(configs.values())) for config in configs.values()):
         configs = {"value": next(iter(configs.values()))}
     keys = dict.fromkeys(key for config in configs.values() for key in config)
     rows = [[key, *(_cell(config.get(key)) for config in configs.values())] for key in keys]
-    return table(("setting", *configs), rows, label="configuration")
+    return [table(("setting", *configs), rows, "configuration")]
 
 
 def pairs(rows: Row) -> Markup:
     """A table of names and values."""
-    return table(("", "value"), [[str(name), _cell(value)] for name, value in rows.items()], label="summary")
+    return table(("", "value"), [[str(name), _cell(value)] for name, value in rows.items()], "summary")
 
 
-def _omission_note(shown: int, there: int, what: str, file: str) -> Markup:
-    """A note on omitted rows."""
-    return element("p", f"{shown} of {there} {what}; all are in {file}", class_="note") if shown < there else Markup()
+def _omission_note(shown: int, total: int, what: str, file: str) -> str:
+    return f"{shown} of {total} {what}; all are in {file}" if shown < total else ""
 
 
 def _cell(value: Any) -> Cell:
@@ -200,13 +223,3 @@ def _cell(value: Any) -> Cell:
 def _as_plain_text(value: Any) -> str:
     """Text unchanged, other values as JSON."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-
-
-def heading(level: int, title: str) -> Markup:
-    """A heading that the table of contents can link to."""
-    return Markup(f'<h{level} id="{anchor(title)}">{text(title)}</h{level}>')
-
-
-def anchor(title: str) -> str:
-    """An id for links, of letters and dashes."""
-    return "".join(letter if letter.isalnum() else "-" for letter in title.lower()).strip("-")

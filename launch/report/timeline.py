@@ -47,12 +47,12 @@ class Timeline:
 
     def busy(self, actor: str) -> dict[int, float]:
         """Busy share of the actor by step, 0 to 1."""
-        work = united((bar.begin, bar.end) for bar in self.actors[actor])
+        work = merge_intervals((bar.begin, bar.end) for bar in self.actors[actor])
         return {step: _covered(work, window) / (window[1] - window[0]) for step, window in self.steps.items()}
 
     def bubbles(self, actor: str) -> list[tuple[float, int, str]]:
         """Idle times of an actor: (seconds, step, phase at the middle)."""
-        work = united((bar.begin, bar.end) for bar in self.actors[actor])
+        work = merge_intervals((bar.begin, bar.end) for bar in self.actors[actor])
         begins = [bar.begin for bar in self.phases]
         found = []
         for step, window in self.steps.items():
@@ -117,7 +117,7 @@ def _args(event: Event) -> Event:
     return args if isinstance(args, dict) else {}
 
 
-def united(intervals: Iterator[Interval]) -> list[Interval]:
+def merge_intervals(intervals: Iterator[Interval]) -> list[Interval]:
     """The same time without overlaps, in order."""
     found: list[Interval] = []
     for begin, end in sorted(intervals):

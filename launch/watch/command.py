@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 import sys
@@ -10,18 +9,22 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from launch.submit import ADDRESS
+import typer
+
+from launch.options import ADDRESS, Address
 from rlhf.errors import UserError
 
 if TYPE_CHECKING:
-    from launch.watch.standing import Standing
+    from launch.watch.view import RunView
+
+Poll = Callable[[], "RunView | None"]
 
 PURPOSE = "watch a run in progress"
 EXAMPLE = "rlhf watch runs/quickstart"
 
-LOOK_SECONDS = 0.5
+POLL_SECONDS = 0.5
 """Seconds between two polls of a run."""
 WAIT_SECONDS = 10.0
 """Time that a run may take to appear, unless ``--wait`` is given."""
@@ -30,47 +33,50 @@ PLAIN_SIZE = (120, 40)
 FOOTER = "Ctrl-C leaves; the run continues"
 
 
-def add_options(command: argparse.ArgumentParser) -> None:
-    """Add the run to watch, and the options of the view."""
-    command.add_argument(
-        "run", nargs="?", type=Path, help="the run's folder, runs/<name>, or that of one of its stages"
-    )
-    command.add_argument(
-        "--job", metavar="JOB", help="watch a submitted job, by its log and, if it is on this machine, its folder"
-    )
-    command.add_argument(
-        "--address",
-        default=os.environ.get("RAY_API_SERVER_ADDRESS", ADDRESS),
-        help=f"the cluster's dashboard, for --job (default: RAY_API_SERVER_ADDRESS, else {ADDRESS})",
-    )
-    command.add_argument(
-        "--wait",
-        type=float,
-        metavar="SECONDS",
-        help=f"how long to wait for a run that does not exist yet (default: {WAIT_SECONDS:.0f}, with --once 0)",
-    )
-    command.add_argument("--once", action="store_true", help="show the run's current state, and end")
-
-
-def run(options: argparse.Namespace) -> int:
+def run(
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="RUN", help="the run's folder, runs/<name>, or that of one of its stages")
+    ] = None,
+    job: Annotated[
+        str | None,
+        typer.Option(
+            metavar="JOB", help="watch a submitted job, by its log and its folder, if that is on this machine"
+        ),
+    ] = None,
+    address: Address = ADDRESS,
+    wait: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            help=f"how long to wait for a run that does not exist yet (default: {WAIT_SECONDS:.0f}, with --once 0)",
+        ),
+    ] = None,
+    once: Annotated[bool, typer.Option("--once", help="show the run's current state, and end")] = False,
+) -> int:
     """Show the run until it ends or the viewer leaves; returns 0 for both.
 
     Raises:
         UserError: there is no such run.
         MachineryError: the job's cluster does not answer.
     """
-    if not options.run and not options.job:
+    if not folder and not job:
         raise UserError("give a run's folder, or --job JOB", fix=f"for example {EXAMPLE}")
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
+    seconds = wait if wait is not None else 0.0 if once else WAIT_SECONDS
     try:
-        look = _job(options) if options.job else _folder(options.run)
-        standing = _wait_for_run(look, options)
-        if options.once:
-            _show_picture(standing)
-        elif _is_screen():
-            _follow_on_screen(look, standing)
+        if job:
+            from launch.watch.job import watch_job
+
+            poll: Poll = watch_job(job, address, folder)
         else:
-            _follow_in_lines(look, standing)
+            poll = _watch_folder(folder or Path())
+        view = _wait_for_run(poll, folder or Path(), seconds)
+        if once:
+            _show_picture(view)
+        elif _is_screen():
+            _follow_on_screen(poll, view)
+        else:
+            _follow_in_lines(poll, view)
     except KeyboardInterrupt:
         print("the run continues; only the view ended", file=sys.stderr)
     except BrokenPipeError:  # the reader of the lines closed the pipe
@@ -78,36 +84,35 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _folder(path: Path) -> Callable[[], Standing | None]:
-    from launch.watch.folder import FolderWatch, Place
+def _watch_folder(path: Path) -> Poll:
+    from launch.watch.folder import FolderWatch, WatchedFolder
 
-    watch = FolderWatch(Place.of(path))
+    watch = FolderWatch(WatchedFolder.of(path))
 
-    def look() -> Standing | None:
+    def poll() -> RunView | None:
         try:
-            return watch.look()
+            return watch.poll()
         except PermissionError as error:
             raise UserError(f"cannot read {error.filename or path}", str(error.strerror)) from error
 
-    return look
+    return poll
 
 
-def _wait_for_run(look: Callable[[], Standing | None], options: argparse.Namespace) -> Standing:
+def _wait_for_run(poll: Poll, path: Path, seconds: float) -> RunView:
     """Wait for the run to exist; returns its first state.
 
     Raises:
         UserError: it does not appear in time.
     """
-    seconds = options.wait if options.wait is not None else 0.0 if options.once else WAIT_SECONDS
-    begin, said = time.monotonic(), False
-    while (standing := look()) is None:
+    begin, is_reported = time.monotonic(), False
+    while (view := poll()) is None:
         if time.monotonic() - begin >= seconds:
-            raise _no_run(options.run, seconds)
-        if not said:
-            print(f"{options.run}: no run there yet; waiting {seconds:.0f} s for it", file=sys.stderr, flush=True)
-            said = True
-        time.sleep(min(LOOK_SECONDS, seconds))
-    return standing
+            raise _no_run(path, seconds)
+        if not is_reported:
+            print(f"{path}: no run there yet; waiting {seconds:.0f} s for it", file=sys.stderr, flush=True)
+            is_reported = True
+        time.sleep(min(POLL_SECONDS, seconds))
+    return view
 
 
 def _no_run(path: Path, seconds: float) -> UserError:
@@ -127,7 +132,7 @@ def _is_screen() -> bool:
     return sys.stdout.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown", "")
 
 
-def _show_picture(standing: Standing) -> None:
+def _show_picture(view: RunView) -> None:
     """Show a single picture."""
     from rich.console import Console
 
@@ -136,46 +141,46 @@ def _show_picture(standing: Standing) -> None:
     width, height = PLAIN_SIZE
     console = Console() if sys.stdout.isatty() else Console(width=width, height=height)
     width, height = console.size
-    console.print(picture(standing, width, height - 1), height=height - 1)
+    console.print(picture(view, width, height - 1), height=height - 1)
 
 
-def _follow_on_screen(look: Callable[[], Standing | None], standing: Standing) -> None:
+def _follow_on_screen(poll: Poll, view: RunView) -> None:
     from rich.console import Console
     from rich.live import Live
 
     from launch.watch.screen import picture
 
-    console, last = Console(), standing
+    console, last = Console(), view
     with _leaving_on_signals(), Live(console=console, screen=True, auto_refresh=False) as live:
         while True:
             live.update(picture(last, *console.size, FOOTER), refresh=True)
             if last.ending is not None:
                 break
-            time.sleep(LOOK_SECONDS)
-            last = look() or last
+            time.sleep(POLL_SECONDS)
+            last = poll() or last
     _show_picture(last)
     print(_describe_end(last), flush=True)
 
 
-def _follow_in_lines(look: Callable[[], Standing | None], standing: Standing) -> None:
+def _follow_in_lines(poll: Poll, view: RunView) -> None:
     from launch.watch.lines import Lines
 
-    lines, last = Lines(), standing
+    lines, last = Lines(), view
     while True:
         for line in lines.new(last):
             print(line, flush=True)
         if last.ending is not None:
             print(_describe_end(last), flush=True)
             return
-        time.sleep(LOOK_SECONDS)
-        last = look() or last
+        time.sleep(POLL_SECONDS)
+        last = poll() or last
 
 
-def _describe_end(standing: Standing) -> str:
+def _describe_end(view: RunView) -> str:
     from rlhf.tracking.console import one_line
 
-    assert standing.ending is not None
-    return f"{one_line(standing.title)}: {one_line(standing.ending.text)}"
+    assert view.ending is not None
+    return f"{one_line(view.title)}: {one_line(view.ending.text)}"
 
 
 @contextmanager
@@ -191,9 +196,3 @@ def _leaving_on_signals() -> Iterator[None]:
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
-
-
-def _job(options: argparse.Namespace) -> Callable[[], Standing | None]:
-    from launch.watch.job import watch_job
-
-    return watch_job(options.job, options.address, options.run)

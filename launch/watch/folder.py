@@ -17,7 +17,7 @@ import yaml
 from launch.report.read import STAGES, number
 from launch.watch.follow import Recent, Row, Rows, read_object
 from launch.watch.holder import Holder, holder_of
-from launch.watch.standing import ActorRow, Ending, Standing, seconds_left
+from launch.watch.view import ActorRow, Ending, RunView, seconds_left
 from rlhf.tracking.console import format_seconds, one_line
 
 KEPT_STEPS, KEPT_EVENTS, KEPT_SAMPLES = 512, 200, 64
@@ -52,8 +52,8 @@ class Stage:
 
     def steps(self, status: Row) -> int | None:
         """Planned number of steps, from the status; before there is one, from the recipe, for PPO."""
-        if isinstance(told := status.get("steps"), int):
-            return told
+        if isinstance(planned := status.get("steps"), int):
+            return planned
         path = self.folder / "config.yaml"
         if (written := _time_written(path)) != self._steps[0]:
             self._steps = written, _planned_steps(path) if self.folder.name == "ppo" else None
@@ -88,7 +88,7 @@ class Stage:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class WatchedFolder:
     """The folder to watch: a run's, or one of its stages."""
 
     root: Path
@@ -96,7 +96,7 @@ class Place:
     """The stage; empty for all."""
 
     @classmethod
-    def of(cls, path: Path) -> Place:
+    def of(cls, path: Path) -> WatchedFolder:
         """``runs/<name>``, or ``runs/<name>/<stage>``."""
         path = path.expanduser().absolute()
         if path.name in STAGES and not any(is_stage(path / name) for name in STAGES):
@@ -117,36 +117,36 @@ def is_stage(folder: Path) -> bool:
 class FolderWatch:
     """Polls a run's folder."""
 
-    def __init__(self, place: Place, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, watched: WatchedFolder, clock: Callable[[], float] = time.time) -> None:
         """Args: clock gives seconds since 1970."""
-        self.place, self._clock = place, clock
+        self.watched, self._clock = watched, clock
         self._stages: dict[str, Stage] = {}
         self._seen = False
 
-    def look(self) -> Standing | None:
+    def poll(self) -> RunView | None:
         """The current state of the run; None if there is none."""
-        known = [self.place.only] if self.place.only else list(STAGES)
-        there = [name for name in known if is_stage(self.place.root / name)]
-        if not there:
+        known = [self.watched.only] if self.watched.only else list(STAGES)
+        begun = [name for name in known if is_stage(self.watched.root / name)]
+        if not begun:
             return self._removed_folder() if self._seen else None
         self._seen = True
-        stages = [self._stages.setdefault(name, Stage(self.place.root / name)) for name in there]
+        stages = [self._stages.setdefault(name, Stage(self.watched.root / name)) for name in begun]
         current = max(reversed(stages), key=lambda stage: stage.changed)  # the last one of equals
         finished = tuple(stage.folder.name for stage in stages if stage.finished)
-        return self._standing(current, finished)
+        return self._view(current, finished)
 
-    def _standing(self, stage: Stage, finished: tuple[str, ...]) -> Standing:
+    def _view(self, stage: Stage, finished: tuple[str, ...]) -> RunView:
         now, name = self._clock(), stage.folder.name
-        holder = holder_of(self.place.root, name)  # first, so that the last writes of a process that ended are read
+        holder = holder_of(self.watched.root, name)  # first, so that the last writes of a process that ended are read
         status = stage.status()
         metrics, events, steps = stage.metrics(), stage.events(), stage.steps(status)
         phase, step, seconds = stage.phase(status, now)
         done = _recorded_steps(metrics)
         if name in finished:
             phase, seconds, status = "", None, {}  # its actors ended with it
-        return Standing(
-            title=self.place.root.name,
-            place=str(self.place.path),
+        return RunView(
+            title=self.watched.root.name,
+            source=str(self.watched.path),
             stage=name,
             finished=finished,
             phase=phase,
@@ -166,7 +166,7 @@ class FolderWatch:
     def _ending(self, stage: Stage, holder: Holder | None, events: Recent[Row], last_seen: str) -> Ending | None:
         alive = holder.alive if holder is not None else False
         if when := stage.finished:
-            over = self.place.only or alive is False
+            over = self.watched.only or alive is False
             over = over or (alive is None and self._clock() - stage.changed > SILENT_SECONDS)
             return Ending(text=f"{stage.folder.name} finished {when}", good=True) if over else None
         last = events.items[-1] if events.items else {}
@@ -177,10 +177,10 @@ class FolderWatch:
             return Ending(text=_describe_loss(who, last_seen, stage), good=False)
         return None
 
-    def _removed_folder(self) -> Standing:
+    def _removed_folder(self) -> RunView:
         text = "its folder was removed: a run that fails before its start leaves nothing; its output has the reason"
         ending = Ending(text=text, good=False)
-        return Standing(title=self.place.root.name, place=str(self.place.path), ending=ending)
+        return RunView(title=self.watched.root.name, source=str(self.watched.path), ending=ending)
 
 
 def _recorded_steps(metrics: Recent[Row]) -> int:
@@ -190,15 +190,15 @@ def _recorded_steps(metrics: Recent[Row]) -> int:
 
 def _members(status: Row, now: float) -> Iterator[ActorRow]:
     members = status.get("members")
-    for name, told in members.items() if isinstance(members, Mapping) else ():
-        if isinstance(told, Mapping):
-            process, heard = told.get("process"), number(told.get("heard"))
+    for name, record in members.items() if isinstance(members, Mapping) else ():
+        if isinstance(record, Mapping):
+            process, heartbeat = record.get("process"), number(record.get("heard"))
             yield ActorRow(
                 name=one_line(name),
-                state=one_line(told.get("state", "")),
-                node=one_line(told.get("node", "")),
+                state=one_line(record.get("state", "")),
+                node=one_line(record.get("node", "")),
                 process=process if isinstance(process, int) else None,
-                heard=None if heard is None else max(0.0, now - heard),
+                heartbeat_age=None if heartbeat is None else max(0.0, now - heartbeat),
             )
 
 
@@ -218,10 +218,10 @@ def _last_seen(phase: str, step: int | None, ago: float) -> str:
 
 
 def _describe_end(stage: Stage, event: Row) -> str:
-    said = one_line(event.get("message", ""))
+    message = one_line(event.get("message", ""))
     code = event.get("exit_code")
     ended = f"{stage.folder.name} {event['kind']}" + (f", exit code {code}" if code is not None else "")
-    return f"{ended}: {said}" if said else ended
+    return f"{ended}: {message}" if message else ended
 
 
 def _describe_loss(who: str, last_seen: str, stage: Stage) -> str:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Generic, TypeVar
+from typing import BinaryIO, Generic, TypeVar
 
+from launch.report.read import Row
 from rlhf.storage.jsonl import parsed
 
-Row = Mapping[str, Any]
 Item = TypeVar("Item")
 
 TAIL_BYTES = 4 * 2**20

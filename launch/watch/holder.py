@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
 import socket
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlhf.recovery.facts import PROC, is_alive
+import psutil
+
+from rlhf.recovery.facts import is_alive
 
 _CLOCK_SPARE_SECONDS = 2.0
 """Most seconds by which the clock of file dates may be behind the clock of process starts."""
@@ -26,7 +27,7 @@ class Holder:
     """Whether it is alive; None if it is on another machine."""
 
 
-def holder_of(root: Path, stage: str, proc: Path = PROC) -> Holder | None:
+def holder_of(root: Path, stage: str) -> Holder | None:
     """The last process that took ``root/stage``; None if there is none, or it is not recorded."""
     lock = root / f".{stage}.lock"
     try:
@@ -37,20 +38,13 @@ def holder_of(root: Path, stage: str, proc: Path = PROC) -> Holder | None:
     if found is None:
         return None
     process, host = int(found[1]), found[2]
-    alive = _is_same_process(process, since, proc) if host == socket.gethostname() else None
+    alive = _is_same_process(process, since) if host == socket.gethostname() else None
     return Holder(name=text, since=since, alive=alive)
 
 
-def _is_same_process(process: int, since: float, proc: Path) -> bool:
+def _is_same_process(process: int, since: float) -> bool:
     """Whether the process that existed at ``since`` is alive, and is no later one with the same id."""
-    started = _start_time(process, proc)
-    return is_alive(process, proc) and (started is None or started <= since + _CLOCK_SPARE_SECONDS)
-
-
-def _start_time(process: int, proc: Path) -> float | None:
     try:
-        words = (proc / str(process) / "stat").read_text().rpartition(")")[2].split()
-        booted = re.search(r"^btime (\d+)$", (proc / "stat").read_text(), flags=re.MULTILINE)
-        return None if booted is None else int(booted[1]) + int(words[19]) / os.sysconf("SC_CLK_TCK")
-    except (OSError, ValueError, IndexError):
-        return None
+        return is_alive(process) and psutil.Process(process).create_time() <= since + _CLOCK_SPARE_SECONDS
+    except psutil.Error:
+        return is_alive(process)

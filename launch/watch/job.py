@@ -11,9 +11,9 @@ from pathlib import Path
 
 from launch.jobs import Jobs
 from launch.report.read import STAGES
-from launch.watch.folder import FolderWatch, Place
+from launch.watch.folder import FolderWatch, WatchedFolder
 from launch.watch.job_log import JobLog
-from launch.watch.standing import Ending, Standing
+from launch.watch.view import Ending, RunView
 from rlhf.errors import RLHFError
 
 FIRST_SECONDS = 10.0
@@ -24,7 +24,7 @@ CLOCK_SPARE_SECONDS = 5.0
 """Most seconds by which this machine's file dates may be behind the cluster's clock."""
 
 
-def watch_job(job: str, address: str, run: Path | None) -> Callable[[], Standing]:
+def watch_job(job: str, address: str, run: Path | None) -> Callable[[], RunView]:
     """A function that returns the current state of a job.
 
     Args:
@@ -37,14 +37,14 @@ def watch_job(job: str, address: str, run: Path | None) -> Callable[[], Standing
     """
     jobs = Jobs(address)
     info = jobs.info(job)
-    told, started = (info.metadata or {}).get("run"), (info.start_time or 0) / 1000
-    place = Place.of(run) if run is not None else Place.of(Path(told)) if told else None
-    if place is not None and run is None and not was_taken(place.root, started):
-        place = None
-    watch = FolderWatch(place) if place is not None else None
+    recorded, started = (info.metadata or {}).get("run"), (info.start_time or 0) / 1000
+    watched = WatchedFolder.of(run) if run is not None else WatchedFolder.of(Path(recorded)) if recorded else None
+    if watched is not None and run is None and not was_taken(watched.root, started):
+        watched = None
+    watch = FolderWatch(watched) if watched is not None else None
     follower = Follower(lambda show: jobs.follow(job, show), JobLog(job, address))
     follower.settle()
-    return lambda: follower.standing(watch.look() if watch is not None else None)
+    return lambda: follower.view(watch.poll() if watch is not None else None)
 
 
 def was_taken(root: Path, since: float) -> bool:
@@ -73,13 +73,13 @@ class Follower:
         except queue.Empty:
             pass
 
-    def standing(self, of_folder: Standing | None) -> Standing:
+    def view(self, folder_view: RunView | None) -> RunView:
         """The job's current state, with details from its folder. The job's end counts, not that of a stage."""
         while not self._pieces.empty():
             self._take(self._pieces.get())
-        if of_folder is None:
-            return replace(self._log.standing(), ending=self._ending)
-        return replace(of_folder, title=self._log.job, log=self._log.lines(), ending=self._ending)
+        if folder_view is None:
+            return replace(self._log.view(), ending=self._ending)
+        return replace(folder_view, title=self._log.job, log=self._log.lines(), ending=self._ending)
 
     def _take(self, piece: str | Ending) -> None:
         if isinstance(piece, Ending):

@@ -6,7 +6,7 @@ import re
 from collections import deque
 
 from launch.watch.follow import Recent, Row
-from launch.watch.standing import NUMBERS, Standing
+from launch.watch.view import NUMBERS, RunView
 from rlhf.tracking.console import one_line
 
 KEPT_LINES, KEPT_STEPS = 400, 512
@@ -39,11 +39,11 @@ class JobLog:
         for line in lines:
             self._add_line(clean_line(line))
 
-    def standing(self) -> Standing:
+    def view(self) -> RunView:
         """The state of the run according to the log."""
-        return Standing(
+        return RunView(
             title=self.job,
-            place=self.address,
+            source=self.address,
             stage=self._stage,
             finished=self._finished,
             done=int(self._rows[-1]["step"]) + 1 if self._rows else 0,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from launch.report.read import number
+from launch.watch.describe import describe_event, local_time
 from launch.watch.follow import Row
-from launch.watch.said import clock, told
-from launch.watch.standing import NUMBERS, Standing, step_seconds
+from launch.watch.view import NUMBERS, RunView, step_seconds
 from rlhf.tracking.console import format_seconds
 
 FIRST = 10
@@ -23,59 +23,59 @@ class Lines:
         self._events, self._log = 0, 0
         self._warned = False
 
-    def new(self, standing: Standing) -> Iterator[str]:
+    def new(self, view: RunView) -> Iterator[str]:
         """The lines that are new in this state."""
-        if standing.stage != self._stage:
-            yield from self._begin(standing)
-        yield from self._told_log(standing)
-        if not standing.log.total:  # a job's log contains the steps
-            yield from self._told_steps(standing)
-        for event in standing.events.since(self._events):
-            yield "  ".join(filter(None, (clock(event), standing.stage, told(event))))
-        self._events = standing.events.total
-        if standing.warning and not self._warned:
-            yield f"{standing.stage}  {standing.warning}"
-        self._warned = bool(standing.warning)
+        if view.stage != self._stage:
+            yield from self._begin(view)
+        yield from self._log_lines(view)
+        if not view.log.total:  # a job's log contains the steps
+            yield from self._step_lines(view)
+        for event in view.events.since(self._events):
+            yield "  ".join(filter(None, (local_time(event), view.stage, describe_event(event))))
+        self._events = view.events.total
+        if view.warning and not self._warned:
+            yield f"{view.stage}  {view.warning}"
+        self._warned = bool(view.warning)
 
-    def _begin(self, standing: Standing) -> Iterator[str]:
+    def _begin(self, view: RunView) -> Iterator[str]:
         """Start a stage: only the last of its earlier lines are shown."""
-        steps = f", {standing.done} of {standing.steps} steps done" if standing.steps else ""
-        yield f"{standing.title}: {standing.stage} ({standing.place}){steps}"
+        steps = f", {view.done} of {view.steps} steps done" if view.steps else ""
+        yield f"{view.title}: {view.stage} ({view.source}){steps}"
         first = not self._stage
-        self._stage = standing.stage
-        recent = standing.metrics.items[-FIRST - 1 :] if first else ()
+        self._stage = view.stage
+        recent = view.metrics.items[-FIRST - 1 :] if first else ()
         self._step = number(recent[0].get("step")) if len(recent) > FIRST else None
-        self._events = max(0, standing.events.total - FIRST) if first else 0
+        self._events = max(0, view.events.total - FIRST) if first else 0
 
-    def _told_log(self, standing: Standing) -> Iterator[str]:
+    def _log_lines(self, view: RunView) -> Iterator[str]:
         if not self._log:
-            self._log = max(0, standing.log.total - FIRST)
-        yield from standing.log.since(self._log)
-        self._log = standing.log.total
+            self._log = max(0, view.log.total - FIRST)
+        yield from view.log.since(self._log)
+        self._log = view.log.total
 
-    def _told_steps(self, standing: Standing) -> Iterator[str]:
-        rows = standing.metrics.items
+    def _step_lines(self, view: RunView) -> Iterator[str]:
+        rows = view.metrics.items
         last = number(rows[-1].get("step")) if rows else None
         if last is None:
             return
         if self._step is not None and last < self._step:
-            yield f"{standing.stage}  resumed after step {last:.0f}"
+            yield f"{view.stage}  resumed after step {last:.0f}"
             self._step = last
         for row in rows:
             step = number(row.get("step"))
             if step is not None and (self._step is None or step > self._step):
-                yield step_line(standing, row)
+                yield step_line(view, row)
                 self._step = step
 
 
-def step_line(standing: Standing, row: Row) -> str:
+def step_line(view: RunView, row: Row) -> str:
     """A line of a step: its number, its metrics, its seconds, and the estimated remaining time."""
     step = int(number(row.get("step")) or 0) + 1
-    of = f"{step}/{standing.steps}" if standing.steps else f"{step}"
+    of = f"{step}/{view.steps}" if view.steps else f"{step}"
     values = {name: number(row.get(metric)) for name, metric in NUMBERS.items()}
-    parts = [f"{standing.stage}  {of}", *(f"{name} {v:.4g}" for name, v in values.items() if v is not None)]
+    parts = [f"{view.stage}  {of}", *(f"{name} {v:.4g}" for name, v in values.items() if v is not None)]
     if (seconds := step_seconds((row,))) is not None:
         parts.append(f"{seconds:.3g} s")
-    if step == standing.done and standing.seconds_left is not None:
-        parts.append(f"about {format_seconds(standing.seconds_left)} left")
+    if step == view.done and view.seconds_left is not None:
+        parts.append(f"about {format_seconds(view.seconds_left)} left")
     return "  ".join(parts)

@@ -20,10 +20,10 @@ from rich.table import Table
 from rich.text import Text
 
 from launch.report.read import STAGES
+from launch.watch.describe import GOOD, TROUBLE, describe_event, describe_sample, local_time
 from launch.watch.follow import Row
-from launch.watch.said import GOOD, TROUBLE, about, clock, told
 from launch.watch.spark import sparkline
-from launch.watch.standing import ActorRow, Standing, history, phases, rates, step_seconds
+from launch.watch.view import ActorRow, RunView, history, phases, rates, step_seconds
 from rlhf.tracking.console import format_seconds, one_line
 
 SMALLEST = (40, 10)
@@ -43,20 +43,20 @@ WIDE = 56
 _VALUE_COLUMNS, _SPAN_COLUMNS = 10, 24
 
 
-def picture(standing: Standing, width: int, height: int, footer: str = "") -> RenderableType:
+def picture(view: RunView, width: int, height: int, footer: str = "") -> RenderableType:
     """Draw the state of a run in ``width`` columns and ``height`` lines."""
     width, height = max(width, SMALLEST[0]), max(height, SMALLEST[1])
     rest = height - HEAD_LINES
-    members = len(standing.members)
-    wanted = FRAME + max(len(history(standing)), members if members <= MOST_MEMBERS else 0, 3)
+    members = len(view.members)
+    wanted = FRAME + max(len(history(view)), members if members <= MOST_MEMBERS else 0, 3)
     middle = min(wanted, max(3, rest * 45 // 100))
     below = rest - middle
     root = Layout()
-    parts = [Layout(_head(standing, width, footer), size=HEAD_LINES), Layout(name="middle", size=middle)]
-    texts = _texts(standing, width - 2 * FRAME, below)
+    parts = [Layout(_head(view, width, footer), size=HEAD_LINES), Layout(name="middle", size=middle)]
+    texts = _texts(view, width - 2 * FRAME, below)
     root.split_column(*parts, *texts)
-    left = Layout(_numbers(standing, width if not standing.members else width // 2, middle - FRAME))
-    sides = [left] if not standing.members else [left, Layout(_members(standing.members, middle - FRAME))]
+    left = Layout(_numbers(view, width if not view.members else width // 2, middle - FRAME))
+    sides = [left] if not view.members else [left, Layout(_members(view.members, middle - FRAME))]
     root["middle"].split_row(*sides)
     return root
 
@@ -68,21 +68,21 @@ def _panel(body: RenderableType, title: str, style: str = "cyan") -> Panel:
 # The head: the run's progress.
 
 
-def _head(standing: Standing, width: int, footer: str) -> RenderableType:
+def _head(view: RunView, width: int, footer: str) -> RenderableType:
     inner = width - 2 * FRAME
-    rows = [_stages(standing), _progress(standing, inner), _phases(standing, inner), _state(standing)]
+    rows = [_stages(view), _progress(view, inner), _phases(view, inner), _state(view)]
     for row in rows:
         row.truncate(inner, overflow="ellipsis")
-    panel = _panel(Group(*rows), f"{one_line(standing.title)} · {_shorten(standing.place, max(10, inner - 40))}")
-    panel.border_style = _colour(standing)
+    panel = _panel(Group(*rows), f"{one_line(view.title)} · {_shorten(view.source, max(10, inner - 40))}")
+    panel.border_style = _colour(view)
     panel.subtitle, panel.subtitle_align = Text(footer, style="dim"), "right"
     return panel
 
 
-def _colour(standing: Standing) -> str:
-    if standing.ending is not None:
-        return "green" if standing.ending.good else "red"
-    return "yellow" if standing.warning else "cyan"
+def _colour(view: RunView) -> str:
+    if view.ending is not None:
+        return "green" if view.ending.good else "red"
+    return "yellow" if view.warning else "cyan"
 
 
 def _shorten(text: str, width: int) -> str:
@@ -90,30 +90,30 @@ def _shorten(text: str, width: int) -> str:
     return text if len(text) <= width else "…" + text[len(text) - width + 1 :]
 
 
-def _stages(standing: Standing) -> Text:
+def _stages(view: RunView) -> Text:
     """``sft ✓  reward ✓  ppo``"""
     row = Text()
-    names = [name for name in STAGES if name in standing.finished or name == standing.stage]
+    names = [name for name in STAGES if name in view.finished or name == view.stage]
     for name in names:
-        over, here = name in standing.finished, name == standing.stage
+        over, here = name in view.finished, name == view.stage
         row.append(f"{name}", style="bold" if here else "")
         row.append(" ✓  " if over else "  ", style="green")
-    for name, value in rates(standing).items():
+    for name, value in rates(view).items():
         row.append(f"  {value:,.3g}" if value < 100 else f"  {value:,.0f}", style="bold")
         row.append(f" {name}", style="dim")
     return row
 
 
-def _progress(standing: Standing, width: int) -> Text:
+def _progress(view: RunView, width: int) -> Text:
     """``step 12 of 100 ━━━━╸──── 12%  about 5:32 left``"""
-    if standing.steps is None:
-        return Text(f"{standing.done} steps done" if standing.done else "no step done yet")
-    left = standing.seconds_left
-    time_left = "" if left is None or standing.ending is not None else f"  about {format_seconds(left)} left"
-    if (each := step_seconds(standing.metrics.items)) is not None:
+    if view.steps is None:
+        return Text(f"{view.done} steps done" if view.done else "no step done yet")
+    left = view.seconds_left
+    time_left = "" if left is None or view.ending is not None else f"  about {format_seconds(left)} left"
+    if (each := step_seconds(view.metrics.items)) is not None:
         time_left += f" {_seconds(each)} a step"
-    share = min(1.0, standing.done / max(1, standing.steps))
-    label, percent = f"step {standing.done} of {standing.steps} ", f" {100 * share:.0f}%"
+    share = min(1.0, view.done / max(1, view.steps))
+    label, percent = f"step {view.done} of {view.steps} ", f" {100 * share:.0f}%"
     length = max(8, min(60, width - len(label) - len(percent) - len(time_left)))
     full = int(share * length)
     row = Text(label, style="bold")
@@ -121,22 +121,22 @@ def _progress(standing: Standing, width: int) -> Text:
     return row.append(percent).append(time_left, style="cyan")
 
 
-def _phases(standing: Standing, width: int) -> Text:
+def _phases(view: RunView, width: int) -> Text:
     """The phases with their seconds in the last step; the current one is highlighted, with its own."""
-    last = phases(standing)
-    names = list(LOOP) if standing.stage == "ppo" and (last or standing.phase) else []
+    last = phases(view)
+    names = list(LOOP) if view.stage == "ppo" and (last or view.phase) else []
     names += [name for name in last if name not in names]
-    names += [standing.phase] if standing.phase and standing.phase not in names else []
-    row = _phase_row(names, last, standing)
-    return row if row.cell_len <= width else _phase_row(names, {}, standing)
+    names += [view.phase] if view.phase and view.phase not in names else []
+    row = _phase_row(names, last, view)
+    return row if row.cell_len <= width else _phase_row(names, {}, view)
 
 
-def _phase_row(names: Sequence[str], last: Mapping[str, float], standing: Standing) -> Text:
+def _phase_row(names: Sequence[str], last: Mapping[str, float], view: RunView) -> Text:
     row = Text()
     for name in names:
         row.append(" › " if row else "", style="dim")
-        if name == standing.phase and standing.ending is None:
-            row.append(f" {name} {format_seconds(standing.phase_seconds or 0.0)} ", style="bold reverse")
+        if name == view.phase and view.ending is None:
+            row.append(f" {name} {format_seconds(view.phase_seconds or 0.0)} ", style="bold reverse")
         else:
             row.append(name).append(_seconds(last.get(name)), style="dim")
     return row
@@ -148,29 +148,29 @@ def _seconds(seconds: float | None) -> str:
     return f" {seconds:.2g}s" if seconds < LONG_SECONDS else f" {format_seconds(seconds)}"
 
 
-def _state(standing: Standing) -> Text:
-    if standing.ending is not None:
-        return Text(one_line(standing.ending.text), style="bold green" if standing.ending.good else "bold red")
-    if standing.warning:
-        return Text(one_line(standing.warning), style="bold yellow")
-    if standing.stage in standing.finished:
-        return Text(f"{standing.stage} is finished; its process continues with the next stage", style="green")
-    if standing.step is not None and standing.phase:
-        return Text(f"in {standing.phase} of step {standing.step}, counted from 0", style="dim")
-    return Text("starting" if not standing.done else "", style="dim")
+def _state(view: RunView) -> Text:
+    if view.ending is not None:
+        return Text(one_line(view.ending.text), style="bold green" if view.ending.good else "bold red")
+    if view.warning:
+        return Text(one_line(view.warning), style="bold yellow")
+    if view.stage in view.finished:
+        return Text(f"{view.stage} is finished; its process continues with the next stage", style="green")
+    if view.step is not None and view.phase:
+        return Text(f"in {view.phase} of step {view.step}, counted from 0", style="dim")
+    return Text("starting" if not view.done else "", style="dim")
 
 
 # The middle: numbers and members.
 
 
-def _numbers(standing: Standing, width: int, lines: int) -> RenderableType:
+def _numbers(view: RunView, width: int, lines: int) -> RenderableType:
     table = Table.grid(padding=(0, 1), expand=False)
     table.add_column(no_wrap=True, style="dim")
     table.add_column(no_wrap=True, justify="right", style="bold")
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True, style="dim")
     spans = width >= WIDE
-    found = history(standing)
+    found = history(view)
     names = max(map(len, found), default=0)
     bars = max(4, width - names - _VALUE_COLUMNS - 2 * FRAME - (_SPAN_COLUMNS if spans else 2))
     for name, values in list(found.items())[:lines]:
@@ -196,7 +196,7 @@ def _members(members: Sequence[ActorRow], lines: int) -> RenderableType:
 
 
 def _where(member: ActorRow) -> str:
-    parts = [member.node, "" if member.heard is None else f"heard {format_seconds(member.heard)} ago"]
+    parts = [member.node, "" if member.heartbeat_age is None else f"heard {format_seconds(member.heartbeat_age)} ago"]
     return "  ".join(filter(None, parts)) or ("" if member.process is None else f"process {member.process}")
 
 
@@ -221,14 +221,14 @@ def _colour_state(state: str) -> Text:
 # Below: samples, events and log.
 
 
-def _texts(standing: Standing, width: int, lines: int) -> list[Layout]:
+def _texts(view: RunView, width: int, lines: int) -> list[Layout]:
     """Samples, events and a job's log, if present. Each has a share of the lines, and unused lines go to the first
     one."""
     panels: list[tuple[str, int, Callable[[int, int], RenderableType]]] = []
-    events, log = standing.events.items, standing.log.items
-    if standing.samples:
-        step = one_line(standing.samples[-1].get("step"))
-        panels.append((f"samples of step {step}", lines, partial(_samples, standing.samples)))
+    events, log = view.events.items, view.log.items
+    if view.samples:
+        step = one_line(view.samples[-1].get("step"))
+        panels.append((f"samples of step {step}", lines, partial(_samples, view.samples)))
     if log:
         panels.append(("the job's log", len(log), partial(_log, log)))
     if events or not log:
@@ -255,7 +255,7 @@ def _samples(samples: Sequence[Row], width: int, lines: int) -> RenderableType:
     each = max(3, lines // max(1, len(samples)))
     body: list[RenderableType] = []
     for sample in samples[: max(1, lines // each)]:
-        body.append(_cut(Text(about(sample), style="cyan"), width))
+        body.append(_cut(Text(describe_sample(sample), style="cyan"), width))
         body.append(_cut(Text(f"› {_end(one_line(sample.get('prompt', '')), width - 2)}", style="dim"), width))
         body += _wrap(one_line(sample.get("response", "")), width, each - 2)
     return Group(*body[:lines])
@@ -287,8 +287,8 @@ def _count_fitting(text: str, width: int) -> int:
 def _event(event: Row, width: int) -> Text:
     kind = event.get("kind")
     style = "red" if kind in TROUBLE else "green" if kind in GOOD else "yellow"
-    row = Text(clock(event) or " " * 8, style="dim")
-    return _cut(row.append("  ").append(told(event), style=style), width)
+    row = Text(local_time(event) or " " * 8, style="dim")
+    return _cut(row.append("  ").append(describe_event(event), style=style), width)
 
 
 def _cut(text: Text, width: int) -> Text:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import field
+from difflib import get_close_matches
 from typing import Annotated, TypeVar, cast, dataclass_transform
 from urllib.parse import urlsplit
 
@@ -16,6 +17,7 @@ from pydantic.dataclasses import dataclass
 
 from rlhf.config.source import NUMBER
 from rlhf.errors import UserError
+from rlhf.metrics import METRICS, unknown_metrics
 from rlhf.secrets import without_secrets
 
 T = TypeVar("T")
@@ -81,6 +83,14 @@ def _part_name(name: str) -> str:
     return name
 
 
+def _metric_name(name: str) -> str:
+    if not unknown_metrics([{name: 0.0}]):
+        return name
+    close = get_close_matches(name, METRICS, n=1)
+    fix = f"{HERE}={close[0]}" if close else "docs/metrics.md lists the metrics of a step"
+    raise RuleError([UserError(f"{HERE} = {name!r} is no metric", "no step would have it", fix)])
+
+
 def _is_http(url: str) -> bool:
     import httpx
 
@@ -115,6 +125,7 @@ OffSwitch = BeforeValidator(_off)
 """Validator before a ``Literal`` with the option ``off``."""
 Texts = Annotated[tuple[StrictStr, ...], BeforeValidator(_sequence)]
 PartName = Annotated[StrictStr, AfterValidator(_part_name)]
+MetricName = Annotated[StrictStr, AfterValidator(_metric_name)]
 ServiceUrl = Annotated[StrictStr, AfterValidator(_service)]
 CollectorUrl = Annotated[StrictStr, AfterValidator(_collector)]
 

@@ -25,6 +25,7 @@ from rlhf.config.fields import (
     CountOrZero,
     ExactInt,
     Fraction,
+    MetricName,
     NotNegative,
     NotPositive,
     Number,
@@ -640,7 +641,7 @@ class CheckpointConfig:
     """Number of newest checkpoints to keep. Older ones are removed only after a newer one is complete on the disk."""
     keep_best: CountOrZero = 1
     """Number of best checkpoints to keep as well, by ``best_metric``."""
-    best_metric: StrictStr = "objective/rlhf_reward"
+    best_metric: MetricName = "objective/rlhf_reward"
     """Metric by which checkpoints are ranked, at the step of the checkpoint; higher is better."""
     snapshot_every: CountOrZero = 1
     """Number of steps between snapshots in the nodes' memory, from which a failed policy or critic is restored. With 0,

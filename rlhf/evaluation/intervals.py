@@ -1,7 +1,7 @@
 """95% confidence intervals of measured shares and means.
 
 Values of one prompt are correlated: ten comparisons of one prompt carry less information than ten of ten prompts. With
-``clusters``, the prompt of each value, intervals use the effective sample size.
+``clusters``, the prompt of each value, intervals use the effective sample size, which scipy does not have.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import stdtrit
+from scipy.stats import t
 
 Z95 = 1.959963984540054
 """The standard normal distribution has 95% of its mass within ±this value."""
@@ -38,13 +38,13 @@ def effective_size(values: ArrayLike, clusters: ArrayLike) -> float:
         return float(n**2 / np.square(sizes).sum())
     between = np.square(np.bincount(cluster, weights=deviations)).sum()
     design_effect = between / np.square(deviations).sum() * (count / (count - 1)) * ((n - 1) / n)
-    return float(n / max(1.0, design_effect) * (stdtrit(n - 1, 0.975) / stdtrit(count - 1, 0.975)) ** 2)
+    return float(n / max(1.0, design_effect) * (t.ppf(0.975, n - 1) / t.ppf(0.975, count - 1)) ** 2)
 
 
 def wilson_interval(successes: float, n: float, z: float = Z95) -> tuple[float, float]:
     """Score interval of a share (Wilson 1927, J. Am. Stat. Assoc. 22, 209-212); (0, 1) without observations.
 
-    Both counts may be effective ones, which need not be integers.
+    Both counts may be effective ones, which need not be integers, as scipy's ``binomtest`` requires.
     """
     if n == 0:
         return 0.0, 1.0
@@ -66,11 +66,12 @@ def mean_interval(values: ArrayLike, clusters: ArrayLike | None = None) -> tuple
     """95% interval of the mean of ``values`` (n,) by Student's t; unbounded with fewer than two values or clusters.
 
     Without ``clusters`` the values are independent. With them the variance is cluster-robust, with G − 1 degrees of
-    freedom, but never less than the variance of independent values.
+    freedom, but never less than the variance of independent values. Equal values give an interval without width, where
+    scipy's ``t.interval`` gives NaN.
     """
     array = np.asarray(values, dtype=np.float64)
     if len(array) < 2 or (clusters is not None and len(np.unique(np.asarray(clusters))) < 2):
         return -math.inf, math.inf
     size = float(len(array)) if clusters is None else effective_size(array, clusters)
-    half_width = stdtrit(len(array) - 1, 0.975) * array.std(ddof=1) / math.sqrt(size)
+    half_width = t.ppf(0.975, len(array) - 1) * array.std(ddof=1) / math.sqrt(size)
     return float(array.mean() - half_width), float(array.mean() + half_width)

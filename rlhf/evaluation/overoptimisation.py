@@ -14,7 +14,7 @@ from statistics import fmean
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import stdtrit
+from scipy.stats import t
 
 from rlhf.evaluation.intervals import mean_interval
 
@@ -144,13 +144,14 @@ def mean_by_prompt(scores: ArrayLike, prompts: Sequence[Hashable]) -> np.ndarray
 def is_lower(new: HeldOutEvaluation, best: HeldOutEvaluation, level: float) -> bool:
     """Whether a policy's held-out score is significantly lower than the best, by a one-sided paired t-test.
 
-    ``level`` is the significance level. False if fewer than two prompts have both scores.
+    ``level`` is the significance level. False if fewer than two prompts have both scores. Computed from the quantile,
+    because scipy's ``ttest_1samp`` warns if all differences are equal.
     """
     difference = _differences(new, best)
     n = len(difference)
     if n < 2:
         return False
-    return bool(difference.mean() + stdtrit(n - 1, 1 - level) * difference.std(ddof=1) / math.sqrt(n) < 0)
+    return bool(difference.mean() + t.ppf(1 - level, n - 1) * difference.std(ddof=1) / math.sqrt(n) < 0)
 
 
 def difference_interval(new: HeldOutEvaluation, best: HeldOutEvaluation) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""What a run asks of the machine or cluster, what is there, and whether that is enough."""
+"""Checks a recipe's requested processes and GPUs against the machine or cluster."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from rlhf.errors import UserError
 from rlhf.placement.pools import ENGINES, NodeGPUs, Pool, Strategy, asked, pack, pools
 
 CPU_PROCESSES = 16
-"""Ranks and engines for each core of a machine without GPUs, at most: waiting for each other, all would be late."""
+"""Largest number of ranks and engines per core without GPUs; with more, all of them would miss their deadlines."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """What a recipe is checked against: a machine, or a cluster as a whole."""
+    """Hardware that a recipe is checked against: a machine, or a whole cluster."""
 
     gpus: int
-    """GPUs in all."""
+    """Total number of GPUs."""
     cpus: int
     """CPU cores of the smallest node."""
     nodes: tuple[NodeGPUs, ...] = ()
-    """GPUs of each node of a cluster; empty where all are in one."""
+    """GPUs of each node of a cluster; empty for a single machine."""
     context_length: int | None = None
-    """Longest sequence in tokens that the model of ``model.path`` takes; ``None`` where it is not known yet."""
+    """Context length of the model of ``model.path``, in tokens; None if it is not known yet."""
 
 
 def uses_gpus(recipe: Recipe, machine: Machine) -> bool:
@@ -33,7 +33,7 @@ def uses_gpus(recipe: Recipe, machine: Machine) -> bool:
 
 
 def gpus_by_role(recipe: Recipe, stage: Stage) -> dict[str, int]:
-    """GPUs that each role of a stage asks for where it shares none; parts of a reward are one role."""
+    """GPUs that each role of a stage requests if it shares none; parts of a reward count as one role."""
     found: dict[str, int] = {}
     for role in asked(recipe, stage):
         name = role.key if role.role.startswith("reward ") else role.role
@@ -42,9 +42,9 @@ def gpus_by_role(recipe: Recipe, stage: Stage) -> dict[str, int]:
 
 
 def choose_strategy(recipe: Recipe, stage: Stage, gpus: int) -> Strategy:
-    """The placement strategy with ``auto`` decided: separate where the GPUs suffice, otherwise colocated.
+    """The placement strategy; ``auto`` is separate if the GPUs suffice, otherwise colocated.
 
-    Without GPUs every role is a CPU process of its own, which is separate.
+    Without GPUs every rank is a separate CPU process, and the strategy is separate.
     """
     strategy = recipe.placement.strategy
     if strategy != "auto":
@@ -54,18 +54,18 @@ def choose_strategy(recipe: Recipe, stage: Stage, gpus: int) -> Strategy:
 
 
 def shares(recipe: Recipe) -> bool:
-    """Whether the recipe itself says who shares with whom: then that is done, whatever else would fit."""
+    """Whether the recipe sets which roles share GPUs; this takes precedence over the choice for ``auto``."""
     place = recipe.placement
     return any(each.share_with for each in (place.policy, place.critic, place.reference, place.reward, place.rollout))
 
 
 def gpus_needed(recipe: Recipe, stage: Stage, strategy: Strategy) -> int:
-    """GPUs of the whole run: of a pool that several roles share, those of its largest."""
+    """GPUs of the whole run; a shared pool counts with its largest role."""
     return sum(pool.gpus for pool in pools(recipe, stage, strategy))
 
 
 def check_devices(recipe: Recipe, stage: Stage, machine: Machine) -> Iterator[UserError]:
-    """One error for each thing that the run asks of the machine and the machine does not have."""
+    """Yield one error for each requested resource that the machine does not have."""
     place = recipe.placement
     if place.threads_per_rank > machine.cpus:
         yield UserError(
@@ -137,7 +137,7 @@ def _wide_engines(recipe: Recipe, stage: Stage, machine: Machine) -> Iterator[Us
 
 
 def _shared_engines(recipe: Recipe, sharing: str) -> Iterator[UserError]:
-    """What engines that sleep while others train on their GPUs cannot do."""
+    """Errors of engines on shared GPUs, which sleep while other roles use them."""
     rollout, ranks = recipe.rollout, recipe.placement.policy.ranks
     if rollout.tensor_parallel > 1:
         yield UserError(

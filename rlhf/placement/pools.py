@@ -21,7 +21,7 @@ Role = TypeVar("Role")
 
 @dataclass(frozen=True, kw_only=True)
 class RoleRequest:
-    """What a role asks for: ``ranks`` places of ``width`` GPUs each.
+    """Request of a role: ``ranks`` slots of ``width`` GPUs each.
 
     ``role`` is the name of its group, ``key`` that of its section of ``placement``.
     """
@@ -33,7 +33,7 @@ class RoleRequest:
 
     @property
     def gpus(self) -> int:
-        """GPUs that it asks for where it shares none."""
+        """Number of GPUs if it shares none."""
         return self.ranks * self.width
 
 
@@ -46,7 +46,7 @@ class Pool:
 
     @property
     def name(self) -> str:
-        """The role whose GPUs they are."""
+        """The role that owns the GPUs."""
         return self.members[0].role
 
     @property
@@ -73,18 +73,18 @@ class Pool:
 
     @property
     def shared(self) -> bool:
-        """Whether a GPU of it has several roles."""
+        """Whether several roles share its GPUs."""
         return len(self.members) > 1
 
     @property
     def roles(self) -> tuple[str, ...]:
-        """Its roles' names."""
+        """Names of its roles."""
         return tuple(member.role for member in self.members)
 
 
 @dataclass(frozen=True, kw_only=True)
 class NodeGPUs:
-    """GPUs of one node, and their type as Ray names it; ``None`` where it is not known."""
+    """GPUs of one node, and their type as Ray names it; None if it is not known."""
 
     gpus: int
     type: str | None = None
@@ -101,7 +101,7 @@ class Chunk:
 
 
 def asked(recipe: Recipe, stage: Stage) -> tuple[RoleRequest, ...]:
-    """What each role of a stage asks for. A pipeline asks for what PPO does, enough for its other stages too."""
+    """The requests of a stage's roles. A pipeline requests as much as PPO, which suffices for its other stages."""
     place = recipe.placement
     engines = RoleRequest(role=ENGINES, key=ENGINES, ranks=recipe.rollout.engines, width=recipe.rollout.tensor_parallel)
     if stage in ("sft", "dpo"):
@@ -123,7 +123,7 @@ def asked(recipe: Recipe, stage: Stage) -> tuple[RoleRequest, ...]:
 
 
 def pools(recipe: Recipe, stage: Stage, strategy: Strategy) -> tuple[Pool, ...]:
-    """The GPUs of a stage: one pool when all roles are colocated, otherwise one for each role that has its own."""
+    """The pools of a stage: one if all roles are colocated, otherwise one for each role that owns GPUs."""
     roles = asked(recipe, stage)
     if strategy == "colocated":
         return (Pool(members=roles, gpu_type=recipe.placement.gpu_type_of(roles[0].key)),)
@@ -162,7 +162,7 @@ def turns(roles: Mapping[Role, OffloadMode]) -> tuple[tuple[Role, ...], ...]:
 
 
 def check_sharing(recipe: Recipe) -> Iterator[UserError]:
-    """One error for each role of PPO that is to use GPUs which it cannot."""
+    """Yield one error for each role of PPO with an impossible ``share_with`` or ``gpu_type``."""
     place, keys = recipe.placement, {role.key for role in asked(recipe, "ppo")}
     for key in sorted(keys):
         host, kind = place.host_of(key), place.gpu_type_of(key)
@@ -192,8 +192,9 @@ def check_sharing(recipe: Recipe) -> Iterator[UserError]:
 def pack(wanted: Sequence[Pool], nodes: Sequence[NodeGPUs]) -> tuple[Chunk, ...] | None:
     """A node for every slot, so that a pool lies in one node where it can; ``None`` where the GPUs do not suffice.
 
-    The largest first, each on the node on which it leaves the least; one that fits in none takes the emptiest node
-    whole and goes on with the next. Where that leaves no place for wide engines, these choose first.
+    Pools are placed by size, the largest first, each on the node on which it leaves the fewest free GPUs; one that fits
+    on no node fills the emptiest node and continues on the next. If this leaves no space for wide engines, they are
+    placed first.
     """
     by_size = sorted(range(len(wanted)), key=lambda i: -wanted[i].gpus)
     by_width = sorted(by_size, key=lambda i: -wanted[i].width)
@@ -227,6 +228,6 @@ def _of_type(pool: Pool, nodes: Sequence[NodeGPUs]) -> Iterator[int]:
 
 
 def _best(room: Sequence[int], free: Sequence[int], size: int) -> int:
-    """The node on which ``size`` GPUs leave the least, or the emptiest where they fit on none."""
+    """The node on which ``size`` GPUs leave the fewest free, or the emptiest node if they fit on none."""
     whole = [n for n in room if free[n] >= size]
     return min(whole, key=lambda n: free[n]) if whole else max(room, key=lambda n: free[n])

@@ -97,14 +97,14 @@ def diagnose(facts: Facts) -> Diagnosis:
 
 
 def _cause(facts: Facts) -> Cause:
-    said = _explicit_cause(facts.exit_text)
+    named = _explicit_cause(facts.exit_text)
     lost_child = facts.alive and facts.children_alive is False
-    if said is Cause.MEMORY_MONITOR:
-        return said
-    if (facts.oom_kills_since_start or 0) > 0 and (not facts.alive or lost_child or said is Cause.ENGINE):
+    if named is Cause.MEMORY_MONITOR:
+        return named
+    if (facts.oom_kills_since_start or 0) > 0 and (not facts.alive or lost_child or named is Cause.ENGINE):
         return Cause.HOST_MEMORY
-    if said is not None:
-        return said
+    if named is not None:
+        return named
     if lost_child:
         return Cause.ENGINE
     if not facts.alive and (not facts.exit_text or SILENCE.search(facts.exit_text)):

@@ -1,18 +1,30 @@
-"""Reads facts about a process on its node, from Linux ``/proc`` and cgroup v2.
+"""Reads facts about a process and its node: with psutil, and from the kernel's files for cgroup limits and OOM kills.
 
 A value that cannot be read is None: a less certain diagnosis is better than a second error.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-PROC = Path("/proc")
+import psutil
+
+VMSTAT = Path("/proc/vmstat")
 CGROUP = Path("/sys/fs/cgroup")
 """In a container, the container's group; on a host the root group, which has no memory files."""
+LETTERS = {
+    psutil.STATUS_RUNNING: "R",
+    psutil.STATUS_SLEEPING: "S",
+    psutil.STATUS_IDLE: "I",
+    psutil.STATUS_DISK_SLEEP: "D",
+    psutil.STATUS_STOPPED: "T",
+    psutil.STATUS_TRACING_STOP: "t",
+    psutil.STATUS_ZOMBIE: "Z",
+    psutil.STATUS_DEAD: "X",
+}
+"""psutil's status of a process → the kernel's letter, which ``ps`` and ``events.jsonl`` show."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +34,7 @@ class Facts:
     alive: bool
     """Whether the process exists and is not a zombie (Z)."""
     process_state: str | None = None
-    """State letter of ``/proc/<pid>/stat``: R runs, S sleeps, D waits for a device, T is stopped, Z is dead."""
+    """The kernel's letter: R runs, S sleeps, D waits for a device, T and t are stopped, Z is dead."""
     rss_bytes: int | None = None
     """Resident memory of the process."""
     host_available_bytes: int | None = None
@@ -49,7 +61,6 @@ def read_facts(
     heartbeat_age_seconds: float | None = None,
     doing: str | None = None,
     exit_text: str = "",
-    proc: Path = PROC,
     cgroup: Path = CGROUP,
 ) -> Facts:
     """Read the facts about a process of this node.
@@ -58,69 +69,72 @@ def read_facts(
         children: processes that it started and needs.
         oom_kills_before: ``oom_kills()`` of this node when the process started.
     """
-    total, available = host_memory(proc, cgroup)
+    total, available = host_memory(cgroup)
     return Facts(
-        alive=is_alive(pid, proc),
-        process_state=process_state(pid, proc),
-        rss_bytes=rss_bytes(pid, proc),
+        alive=is_alive(pid),
+        process_state=process_state(pid),
+        rss_bytes=rss_bytes(pid),
         host_available_bytes=available,
         host_total_bytes=total,
-        oom_kills_since_start=oom_kills_since(oom_kills_before, proc, cgroup),
+        oom_kills_since_start=oom_kills_since(oom_kills_before, cgroup),
         heartbeat_age_seconds=heartbeat_age_seconds,
         doing=doing,
-        children_alive=all(is_alive(child, proc) for child in children) if children else None,
+        children_alive=all(map(is_alive, children)) if children else None,
         exit_text=exit_text,
     )
 
 
-def is_alive(pid: int, proc: Path = PROC) -> bool:
+def is_alive(pid: int) -> bool:
     """Whether the process exists, and is more than an entry in the kernel's table (states Z and X)."""
+    return psutil.pid_exists(pid) and process_state(pid) not in ("Z", "X")
+
+
+def process_state(pid: int) -> str | None:
+    """State letter of a process; None if it does not exist."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass  # it exists and belongs to another user
-    return process_state(pid, proc) not in ("Z", "X")
+        return LETTERS.get(psutil.Process(pid).status())
+    except psutil.Error:
+        return None
 
 
-def process_state(pid: int, proc: Path = PROC) -> str | None:
-    """State letter of a process. In its file the letter follows the name in brackets, which may contain brackets."""
-    words = (_text(proc / str(pid) / "stat") or "").rpartition(")")[2].split()
-    return words[0] if words else None
-
-
-def rss_bytes(pid: int, proc: Path = PROC) -> int | None:
+def rss_bytes(pid: int) -> int | None:
     """Resident memory of a process; None once it is dead."""
-    words = (_text(proc / str(pid) / "statm") or "").split()
-    return int(words[1]) * os.sysconf("SC_PAGE_SIZE") if len(words) > 1 else None
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.Error:
+        return None
 
 
-def oom_kills(proc: Path = PROC, cgroup: Path = CGROUP) -> int | None:
+def oom_kills(cgroup: Path = CGROUP, vmstat: Path = VMSTAT) -> int | None:
     """Number of processes that the OOM killer has killed so far: in this container, or else on this host.
 
     The container's counter is preferred, because the host's includes other containers.
     """
     inside = _counters(cgroup / "memory.events").get("oom_kill")
-    return inside if inside is not None else _counters(proc / "vmstat").get("oom_kill")
+    return inside if inside is not None else _counters(vmstat).get("oom_kill")
 
 
-def oom_kills_since(before: int | None, proc: Path = PROC, cgroup: Path = CGROUP) -> int | None:
+def oom_kills_since(before: int | None, cgroup: Path = CGROUP) -> int | None:
     """Increase over ``before``, an earlier ``oom_kills()`` of this node; None if either is unknown."""
-    kills = oom_kills(proc, cgroup)
+    kills = oom_kills(cgroup)
     return None if kills is None or before is None else kills - before
 
 
-def host_memory(proc: Path = PROC, cgroup: Path = CGROUP) -> tuple[int | None, int | None]:
+def host_memory(cgroup: Path = CGROUP) -> tuple[int, int]:
     """Total and available bytes of this host, or of the container if its limit is lower."""
-    kib = _counters(proc / "meminfo")
-    total, available = (kib[key] * 1024 if key in kib else None for key in ("MemTotal:", "MemAvailable:"))
-    limit, used = (_text(cgroup / name) or "" for name in ("memory.max", "memory.current"))
-    if not limit.strip().isdigit() or not used.strip().isdigit():
-        return total, available
-    cache = _counters(cgroup / "memory.stat").get("inactive_file", 0)  # counted as used, but reclaimable
-    left = max(0, int(limit) - int(used) + cache)
-    return min(int(limit), total or int(limit)), left if available is None else min(left, available)
+    host, (limit, left) = psutil.virtual_memory(), cgroup_memory(cgroup)
+    return min(host.total, limit or host.total), host.available if left is None else min(host.available, left)
+
+
+def cgroup_memory(group: Path) -> tuple[int | None, int | None]:
+    """Limit of a control group (version 2), and the bytes left under it; None without a limit."""
+    limit, used = (_text(group / name) or "" for name in ("memory.max", "memory.current"))
+    if not limit.strip().isdigit():
+        return None, None
+    if not used.strip().isdigit():
+        return int(limit), None
+    cache = _counters(group / "memory.stat").get("inactive_file", 0)  # counted as used, but reclaimable
+    return int(limit), max(0, int(limit) - int(used) + cache)
 
 
 def _counters(path: Path) -> dict[str, int]:
@@ -130,7 +144,7 @@ def _counters(path: Path) -> dict[str, int]:
 
 
 def _text(path: Path) -> str | None:
-    """A file's text; None if it is missing or not readable, or its process has just ended."""
+    """A file's text; None if it is missing or not readable."""
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:

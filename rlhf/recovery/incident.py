@@ -54,12 +54,10 @@ class Incident:
     """Seconds until a replacement serves; repeated steps are not included."""
     samples_redone: int = 0
     """Unfinished samples of the actor that are re-dispatched."""
-    prompts_lost: int = 0
-    """Always 0: quarantined prompts are separate events."""
 
     def text(self) -> str:
         """The incident in one line, for the log, the console and errors."""
-        parts = [f"{self._who()} {self.kind} during {self._moment()}: {self.what}", *self._signs()]
+        parts = [f"{self._actor()} {self.kind} during {self._when()}: {self.what}", *self._symptoms()]
         parts.append(f"likely cause: {self.cause}")
         if self.advice:
             parts.append(f"what to do: {self.advice}")
@@ -68,7 +66,7 @@ class Incident:
     def row(self) -> str:
         """The incident as one line of a history: time, member, phase, step, cause, and seconds lost if known."""
         moment = datetime.fromtimestamp(self.when, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-        what = f"{self.member}{self._and_others()} {self.kind} during {self._moment()}: {self.cause}"
+        what = f"{self.member}{self._peers()} {self.kind} during {self._when()}: {self.cause}"
         lost = f"; {self.seconds_lost:.0f} s lost" if self.seconds_lost else ""
         return one_line(f"{moment} {what}{lost}")
 
@@ -84,7 +82,6 @@ class Incident:
             "advice": self.advice,
             "seconds_lost": self.seconds_lost,
             "samples_redone": self.samples_redone,
-            "prompts_lost": self.prompts_lost,
             "heartbeat_age_seconds": facts.heartbeat_age_seconds,
             "process_state": facts.process_state,
             "doing": facts.doing,
@@ -92,18 +89,18 @@ class Incident:
             "host_memory_gib": None if facts.host_total_bytes is None else facts.host_total_bytes / GIB,
         }
 
-    def _who(self) -> str:
+    def _actor(self) -> str:
         place = [f"node {self.node}"] if self.node else []
         place += [f"process {self.process}"] if self.process is not None else []
-        return (f"{self.member} ({', '.join(place)})" if place else self.member) + self._and_others()
+        return (f"{self.member} ({', '.join(place)})" if place else self.member) + self._peers()
 
-    def _and_others(self) -> str:
+    def _peers(self) -> str:
         return f" and {', '.join(shortened(self.others))}" if self.others else ""
 
-    def _moment(self) -> str:
+    def _when(self) -> str:
         return self.phase if self.step is None else f"{self.phase} of step {self.step}"
 
-    def _signs(self) -> Iterator[str]:
+    def _symptoms(self) -> Iterator[str]:
         """Known facts about the process, as parts of the message."""
         if self.facts is None:
             return

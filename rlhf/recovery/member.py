@@ -1,11 +1,10 @@
 """The state machine of one actor: a rollout engine, or a rank of a group.
 
-    STARTING -> LOADED -> CURRENT -> SERVING        a publish moves CURRENT and SERVING back to LOADED
-    any of these -> STALLED -> DEAD                 or DEAD at once
-    DEAD -> STARTING                                or GONE, for good
+    STARTING -> LOADED -> SERVING        a publish moves SERVING back to LOADED
+    any of these -> DEAD -> STARTING
 
-DEAD and LOADED have no transition to SERVING: an actor becomes CURRENT only by proving the published weights, and only
-a CURRENT actor may serve. A transition that is not in the table is a bug and raises ValueError.
+An actor serves only once it has proved the published weights. A transition that is not in the table is a bug and raises
+ValueError.
 """
 
 from __future__ import annotations
@@ -15,8 +14,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from rlhf.types import UNVERIFIED
-
 
 class State(StrEnum):
     """State of an actor."""
@@ -25,26 +22,17 @@ class State(StrEnum):
     """Its process is being scheduled, or loads its model."""
     LOADED = "loaded"
     """It has loaded, and has not proved the version of its weights: it does not serve."""
-    CURRENT = "current"
-    """It has proved that it holds the published weights."""
     SERVING = "serving"
-    """It takes part in the run."""
-    STALLED = "stalled"
-    """It missed a deadline; its process is killed."""
+    """It has proved that it holds the published weights, and takes part in the run."""
     DEAD = "dead"
     """It has no process."""
-    GONE = "gone"
-    """It is dead and will not be restarted."""
 
 
 MOVES: Mapping[State, frozenset[State]] = {
-    State.STARTING: frozenset({State.LOADED, State.STALLED, State.DEAD}),
-    State.LOADED: frozenset({State.CURRENT, State.STALLED, State.DEAD}),
-    State.CURRENT: frozenset({State.SERVING, State.STALLED, State.DEAD}),
-    State.SERVING: frozenset({State.STALLED, State.DEAD}),
-    State.STALLED: frozenset({State.DEAD}),
-    State.DEAD: frozenset({State.STARTING, State.GONE}),
-    State.GONE: frozenset(),
+    State.STARTING: frozenset({State.LOADED, State.DEAD}),
+    State.LOADED: frozenset({State.SERVING, State.DEAD}),
+    State.SERVING: frozenset({State.DEAD}),
+    State.DEAD: frozenset({State.STARTING}),
 }
 """States that may follow each state; a publish is handled separately."""
 
@@ -56,22 +44,16 @@ def role_of(name: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Member:
-    """State of one actor. Methods return the member after a transition; ``now`` is the time in seconds.
+    """State of one actor. Methods return the member after a transition.
 
     A member whose weights never change (a reference, a reward model) proves version 0 once.
     """
 
     name: str
     """Name for messages: ``rollout engine 0``, ``policy rank 1``."""
-    since: float
-    """Time of the last transition, in seconds of the caller's clock."""
     published: int = 0
     """Version of the weights that it must hold."""
     state: State = State.STARTING
-    version: int = UNVERIFIED
-    """Version that it has proved: ``published`` while it is CURRENT or SERVING, UNVERIFIED otherwise."""
-    deaths: int = 0
-    """Number of times that its process ended."""
 
     @property
     def serves(self) -> bool:
@@ -80,52 +62,36 @@ class Member:
 
     @property
     def has_process(self) -> bool:
-        """Whether it has a process, healthy or stalled, that must be killed before a restart."""
-        return self.state not in (State.DEAD, State.GONE)
+        """Whether it has a process, which must be killed before a restart."""
+        return self.state is not State.DEAD
 
-    def loaded(self, now: float) -> Member:
+    def loaded(self) -> Member:
         """It has loaded."""
-        return self._to(State.LOADED, now)
+        return self._to(State.LOADED)
 
-    def proved(self, version: int, now: float) -> Member:
-        """It has proved that it holds ``version`` of the weights.
+    def proved(self, version: int) -> Member:
+        """It has proved that it holds ``version`` of the weights, and serves.
 
         Raises:
             ValueError: another version is published.
         """
         if version != self.published:
             raise ValueError(f"{self.name} proved version {version} of the weights; {self.published} is published")
-        return self._to(State.CURRENT, now, version=version)
+        return self._to(State.SERVING)
 
-    def admitted(self, now: float) -> Member:
-        """It serves from now on."""
-        return self._to(State.SERVING, now, version=self.version)
+    def published_to(self, version: int) -> Member:
+        """``version`` is published: a serving member has to prove it first."""
+        return replace(self, state=State.LOADED if self.serves else self.state, published=version)
 
-    def published_to(self, version: int, now: float) -> Member:
-        """``version`` is published: a member that had proved another version goes back to LOADED."""
-        if self.state not in (State.CURRENT, State.SERVING):
-            return replace(self, published=version)
-        return replace(self, state=State.LOADED, since=now, version=UNVERIFIED, published=version)
-
-    def stalled(self, now: float) -> Member:
-        """It missed a deadline."""
-        return self._to(State.STALLED, now)
-
-    def died(self, now: float) -> Member:
+    def died(self) -> Member:
         """Its process has ended, by itself or killed."""
-        return self._to(State.DEAD, now, deaths=self.deaths + 1)
+        return self._to(State.DEAD)
 
-    def restarted(self, now: float) -> Member:
+    def restarted(self) -> Member:
         """A new process is starting."""
-        return self._to(State.STARTING, now)
+        return self._to(State.STARTING)
 
-    def given_up(self, now: float) -> Member:
-        """It will not be restarted."""
-        return self._to(State.GONE, now)
-
-    def _to(self, state: State, now: float, version: int = UNVERIFIED, deaths: int | None = None) -> Member:
-        """Move to ``state``; the proved version is reset to ``version``."""
+    def _to(self, state: State) -> Member:
         if state not in MOVES[self.state]:
             raise ValueError(f"{self.name} cannot go from {self.state} to {state}")
-        deaths = self.deaths if deaths is None else deaths
-        return replace(self, state=state, since=now, version=version, deaths=deaths)
+        return replace(self, state=state)

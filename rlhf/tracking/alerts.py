@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rlhf.config.schema import AlertConfig
+from rlhf.metrics import METRICS
 
 Level = Literal["WARN", "ERROR"]
 
@@ -15,7 +16,8 @@ BASELINE_STEPS = 5
 """Number of first steps whose mean is the baseline of a collapse."""
 SHARE_OF_LIMIT = 0.8
 """Fraction of ``canaries.max_kl`` (at which the run stops) above which a warning is sent."""
-COLLAPSES = {"length": ("rollout/length_mean", "tokens a response"), "entropy": ("policy/entropy_avg", "nats a token")}
+COLLAPSES = {"length": "rollout/length_mean", "entropy": "policy/entropy_avg"}
+"""Metrics whose fall is a collapse, by the kind of the alert."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +61,7 @@ class Alerts:
     def _due(self, step: int, metrics: Mapping[str, float | None]) -> Iterator[Alert]:
         kl = metrics.get("objective/kl")
         if kl is not None and self.kl_limit is not None and kl > self.kl_limit:
-            text = f"step {step}: objective/kl is {kl:.4g} nats a response, above {self.kl_limit:.4g}"
+            text = f"step {step}: objective/kl is {kl:.4g} {METRICS['objective/kl'].unit}, above {self.kl_limit:.4g}"
             yield Alert(kind="kl", title="KL is high", text=text)
         for kind, share in (("length", self.config.length_share), ("entropy", self.config.entropy_share)):
             yield from self._collapse(kind, share, step, metrics)
@@ -72,7 +74,7 @@ class Alerts:
 
     def _collapse(self, kind: str, share: float, step: int, metrics: Mapping[str, float | None]) -> Iterator[Alert]:
         """Warn if a metric is far below its mean over the first steps that have it."""
-        metric, unit = COLLAPSES[kind]
+        metric = COLLAPSES[kind]
         value, first = metrics.get(metric), self._first[kind]
         if value is None:
             return
@@ -81,5 +83,6 @@ class Alerts:
             return
         baseline = sum(first.values()) / len(first)
         if value < share * baseline:
+            unit = METRICS[metric].unit
             text = f"step {step}: {metric} is {value:.4g} {unit}; it was {baseline:.4g} in the first steps"
             yield Alert(kind=kind, title=f"{kind.capitalize()} has collapsed", text=text)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlhf.recovery.facts import PROC, rss_bytes
+from rlhf.recovery.facts import rss_bytes
 from rlhf.recovery.member import role_of
 
 GIB = 2**30
@@ -25,23 +25,23 @@ class ActorMemory:
     """Peak of GPU memory if the process computes on a GPU, else of host memory; None if unknown."""
 
 
-def memory_here(children: Sequence[int] = (), proc: Path = PROC) -> ActorMemory:
+def memory_here(children: Sequence[int] = ()) -> ActorMemory:
     """Measure this process and its ``children``, whose GPU memory is not visible here."""
     import torch  # a slow import that the controller does not need
 
     processes = [os.getpid(), *children]
-    host = sum(rss_bytes(process, proc) or 0 for process in processes) / GIB
+    host = sum(rss_bytes(process) or 0 for process in processes) / GIB
     if torch.cuda.is_initialized():
         return ActorMemory(host=host, peak=torch.cuda.max_memory_allocated() / GIB)
     if torch.cuda.is_available():  # only the children may compute on the GPU
         return ActorMemory(host=host, peak=None)
-    return ActorMemory(host=host, peak=sum(_peak_bytes(process, proc) for process in processes) / GIB)
+    return ActorMemory(host=host, peak=sum(map(_peak_bytes, processes)) / GIB)
 
 
-def _peak_bytes(process: int, proc: Path) -> int:
-    """Peak host memory of a process; 0 if it cannot be read."""
+def _peak_bytes(process: int) -> int:
+    """Peak host memory of a process, which psutil does not report on Linux; 0 if it cannot be read."""
     try:
-        status = (proc / str(process) / "status").read_text(encoding="utf-8", errors="replace")
+        status = Path(f"/proc/{process}/status").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return 0
     found = re.search(r"^VmHWM:\s+(\d+) kB$", status, flags=re.MULTILINE)

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from rlhf.metrics import METRICS
 from rlhf.secrets import without_secrets
 
-BEST: Mapping[str, tuple[str, bool]] = {
-    "score": ("objective/scores", True),
-    "holdout_score": ("holdout/score", True),
-    "eval_accuracy": ("eval/accuracy", True),
-    "eval_loss": ("eval/loss", False),
+BEST: Mapping[str, str] = {
+    "score": "objective/scores",
+    "holdout_score": "holdout/score",
+    "eval_accuracy": "eval/accuracy",
+    "eval_loss": "eval/loss",
 }
-"""Metrics whose best value and step are reported, and whether higher is better."""
+"""Metrics whose best value and step are reported."""
 LAST: Mapping[str, str] = {
     "final_score": "objective/scores",
     "final_kl": "objective/kl",
@@ -29,17 +30,18 @@ DONE = "done"
 def outcome(history: Sequence[Mapping[str, Any]], exit_code: int, exit_reason: str) -> dict[str, Any]:
     """Compute the outcome from the rows of a stage's ``metrics.jsonl``; values of absent metrics are left out."""
     steps = {"steps": int(history[-1]["step"]) + 1} if history else {}
-    found = {key: value for name, (metric, up) in BEST.items() for key, value in _best(history, name, metric, up)}
+    found = {key: value for name, metric in BEST.items() for key, value in _best(history, name, metric)}
     for name, metric in LAST.items():
         values = [row[metric] for row in history if row.get(metric) is not None]
         found |= {name: values[-1]} if values else {}
     return {**steps, **found, "exit_code": exit_code, "exit_reason": without_secrets(exit_reason)}
 
 
-def _best(history: Sequence[Mapping[str, Any]], name: str, metric: str, up: bool) -> Iterator[tuple[str, Any]]:
+def _best(history: Sequence[Mapping[str, Any]], name: str, metric: str) -> Iterator[tuple[str, Any]]:
     values = [(row[metric], row["step"]) for row in history if row.get(metric) is not None]
     if values:
-        value, step = (max if up else min)(values, key=lambda pair: pair[0])
+        best = min if METRICS[metric].better == "lower" else max
+        value, step = best(values, key=lambda pair: pair[0])
         yield from ((f"best_{name}", value), (f"best_{name}_step", step))
 
 

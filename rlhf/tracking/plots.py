@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from rlhf.evaluation.win_rate import WinRate
+from rlhf.metrics import PANEL, Panel
 from rlhf.storage.jsonl import read_lines
 from rlhf.tracking.run_folder import RunFolder
 
@@ -57,8 +58,8 @@ def plot_pipeline(root: Path, out: Path, marks: Marks = Marks()) -> None:
     axes = figure.subplots(2, 3)
     _loss(axes[0, 0], sft)
     _accuracy(axes[0, 1], reward, marks)
-    _score(axes[0, 2], ppo, marks.sft_score)
-    _kl(axes[1, 0], ppo, marks.max_kl)
+    _metric(axes[0, 2], ppo, PANEL["Score"], "objective/scores", marks.sft_score, "SFT model", GREY)
+    _metric(axes[1, 0], ppo, PANEL["KL to the reference"], "objective/kl", marks.max_kl, "cap", RED)
     _gap(axes[1, 1], ppo, marks.logprob_gap_limit)
     _win_rate(axes[1, 2], marks.win_rate, marks.judge)
     for panel in axes.flat:
@@ -114,7 +115,7 @@ def read_series(metrics: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _loss(axes: Axes, metrics: Path) -> None:
-    _title(axes, "SFT: loss", "update", "loss (nats per token)")
+    _title_panel(axes, "SFT", PANEL["Loss"], "update")
     _curve(axes, metrics, "train/loss", "training batch")
     steps, values = read_series(metrics, "eval/loss")
     if len(steps):
@@ -122,7 +123,7 @@ def _loss(axes: Axes, metrics: Path) -> None:
 
 
 def _accuracy(axes: Axes, metrics: Path, marks: Marks) -> None:
-    _title(axes, "Reward model: held-out accuracy", "update", "share of pairs ranked as people did")
+    _title_panel(axes, "Reward model", PANEL["Accuracy"], "update")
     steps, accuracy = read_series(metrics, "eval/accuracy")
     if not len(steps):
         return
@@ -137,24 +138,20 @@ def _accuracy(axes: Axes, metrics: Path, marks: Marks) -> None:
     axes.set_ylim(low - 0.4 * (high - low), high)  # room for the legend under the lowest level
 
 
-def _score(axes: Axes, metrics: Path, sft_score: float | None) -> None:
-    _title(axes, "PPO: mean reward", "step", "score")
-    if _curve(axes, metrics, "objective/scores", "batch mean"):
-        _level(axes, sft_score, "SFT model", GREY)
-
-
-def _kl(axes: Axes, metrics: Path, max_kl: float | None) -> None:
-    _title(axes, "PPO: KL to the SFT model", "step", "KL (nats per response)")
-    if _curve(axes, metrics, "objective/kl", "batch mean"):
-        _level(axes, max_kl, "cap", RED)
+def _metric(
+    axes: Axes, metrics: Path, panel: Panel, name: str, level: float | None, level_name: str, color: str
+) -> None:
+    """Plot a metric of PPO with a reference value."""
+    _title_panel(axes, "PPO", panel, "step")
+    if _curve(axes, metrics, name, "batch mean"):
+        _level(axes, level, level_name, color)
 
 
 def _gap(axes: Axes, metrics: Path, limit: float | None) -> None:
-    _title(axes, "PPO: trainer against engine", "step", "mean |Δ log p| (nats per token)")
+    _title_panel(axes, "PPO", PANEL["Trainer against engine"], "step")
     steps, gap = read_series(metrics, "rollout/logprob_gap_mean")
     if not len(steps):
         return
-    axes.set_yscale("log")
     shown = np.maximum(gap, SMALLEST)
     axes.plot(steps, shown, ".-", color=BLUE, markersize=5, label=f"gap (largest {gap.max():.1e})")
     _level(axes, limit, "limit", RED)
@@ -196,6 +193,11 @@ def _curve(axes: Axes, metrics: Path, name: str, label: str) -> bool:
 def _level(axes: Axes, value: float | None, name: str, color: str) -> None:
     if value is not None:
         axes.axhline(value, color=color, linestyle="--", linewidth=1.4, label=f"{name} ({value:.3g})")
+
+
+def _title_panel(axes: Axes, stage: str, panel: Panel, x: str) -> None:
+    _title(axes, f"{stage}: {panel.title}", x, panel.unit)
+    axes.set_yscale("log" if panel.logarithmic else "linear")
 
 
 def _title(axes: Axes, title: str, x: str, y: str) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from rlhf.metrics import PANELS, unknown_metrics
 from rlhf.storage.jsonl import read_lines
-from rlhf.tracking.workspace import sections
 from tests.end_to_end.small import RECIPE, ROOT, make_small_data, overrides
 
 UNTIED = "model.scratch.tie_embeddings=false"
@@ -88,9 +88,10 @@ def test_policy_changed_and_its_samples_are_readable(run: tuple[Path, str]) -> N
 
 def test_every_panel_of_the_workspace_shows_what_the_stages_record(run: tuple[Path, str]) -> None:
     recorded = {name for stage in ("sft", "reward", "ppo") for row in metrics(run[0], stage) for name in row}
-    asked = {name for section in sections() for panel in section.curves for name in panel.lines}
+    asked = {name for panel in PANELS for name in panel.lines}
     of_other_runs = {name for name in asked if name.startswith(("rewards/", "holdout/"))} | {"eval/rewards_margin"}
     assert asked - of_other_runs - recorded == set()
+    assert unknown_metrics([dict.fromkeys(recorded)]) == set()
 
 
 def test_screen_shows_results_and_no_chatter(run: tuple[Path, str]) -> None:

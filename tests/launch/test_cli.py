@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from launch.cli import COMMANDS, TOOLS, main
+from launch.cli import COMMANDS, main
 from tests.end_to_end.small import RECIPE, make_small_data, overrides
 
 
@@ -121,9 +124,41 @@ def test_folder_that_cannot_be_written(data: Path, capsys: pytest.CaptureFixture
     assert code == 2 and "/proc/runs" in said
 
 
-@pytest.mark.parametrize("command", sorted({*COMMANDS, *TOOLS}))
+@pytest.mark.parametrize("command", sorted(COMMANDS))
 def test_help_shows_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main([command, "--help"])
     assert stopped.value.code == 0
     assert f"example: rlhf {command} r" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["pppo"], "No such command 'pppo'. Did you mean 'ppo'?"),
+        (["ppo", "r.yaml", "--stpes", "3"], "No such option: --stpes"),
+        (["ppo"], "Missing argument 'RECIPE'"),
+        ([], "Missing command"),
+        (["plan", "r.yaml"], "Missing option '--cluster'"),
+        (["submit", "r.yaml", "--command", "lunch"], "'lunch' is not one of 'sft', 'reward', 'dpo', 'ppo', 'pipeline'"),
+    ],
+)
+def test_a_wrong_command_line_is_refused(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    first, fix = capsys.readouterr().err.splitlines()
+    assert says in first and first.startswith("rlhf")
+    assert fix.startswith("  fix: `rlhf") and "--help" in fix
+
+
+def test_help_and_completion_are_fast() -> None:
+    """Neither loads the libraries of a run, which take seconds."""
+    program = "import sys; from launch.cli import main\n" + (
+        "try: main(sys.argv[1:])\n"
+        "finally: print([name for name in ('torch', 'ray', 'vllm', 'transformers', 'numpy') if name in sys.modules])"
+    )
+    command = [sys.executable, "-c", program]
+    shown = subprocess.run([*command, "ppo", "--help"], capture_output=True, text=True, check=True)
+    assert shown.stdout.endswith("\n[]\n")
+    bash = {"_RLHF_COMPLETE": "complete_bash", "COMP_WORDS": "rlhf submit --no", "COMP_CWORD": "2"}
+    completed = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **bash})
+    assert completed.stdout == "--no-wait\n[]\n"

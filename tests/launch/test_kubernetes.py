@@ -156,6 +156,6 @@ def test_kueue_admits_a_whole_job_or_none_of_it() -> None:
 
 def test_the_job_is_a_command_that_parses_with_a_recipe_that_loads() -> None:
     name, *arguments = load(JOB)["spec"]["entrypoint"].split()
-    options = parse_command(arguments)
+    options = parse_command(arguments).options
     assert name == "rlhf"
-    assert load_recipe(ROOT / options.recipe, options.overrides).placement.ray_address == "auto"
+    assert load_recipe(ROOT / options["recipe"], options["overrides"]).placement.ray_address == "auto"

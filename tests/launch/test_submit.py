@@ -101,8 +101,9 @@ def test_one_thing_at_a_time(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_settings_stand_anywhere() -> None:
-    options = parse(["submit", "--command", "ppo", "r.yaml", "a=b", "--no-wait", "c=d"])
-    assert (options.recipe, options.overrides, options.runs, options.no_wait) == ("r.yaml", ["a=b", "c=d"], "ppo", True)
+    options = parse(["submit", "--command", "ppo", "r.yaml", "a=b", "--no-wait", "c=d"]).options
+    assert (options["recipe"], options["overrides"], options["command"]) == ("r.yaml", ["a=b", "c=d"], "ppo")
+    assert options["no_wait"] is True
 
 
 def test_secrets_are_no_part_of_a_job() -> None:

@@ -50,9 +50,9 @@ def called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def test_the_agents_command_is_one_that_rlhf_understands(called: dict[str, Any]) -> None:
-    options = parse(called["arguments"])
-    assert options.command == "ppo"
-    recipe = load_recipe(ROOT / options.recipe, options.overrides)
+    call = parse(called["arguments"])
+    assert call.command == "ppo"
+    recipe = load_recipe(ROOT / call.options["recipe"], call.options["overrides"])
     assert (recipe.ppo.optimizer.lr, recipe.algorithm.epochs, recipe.algorithm.clip_range) == (0.00012, 4, 0.15)
     assert recipe.ppo.policy_init == "runs/quickstart/sft/model"
     assert recipe.rewards["model"].model == "runs/quickstart/reward/model"
@@ -60,8 +60,8 @@ def test_the_agents_command_is_one_that_rlhf_understands(called: dict[str, Any])
 
 
 def test_every_run_has_a_folder_of_its_own(called: dict[str, Any]) -> None:
-    options = parse(called["arguments"])
-    recipe = load_recipe(ROOT / options.recipe, options.overrides)
+    options = parse(called["arguments"]).options
+    recipe = load_recipe(ROOT / options["recipe"], options["overrides"])
     assert (recipe.name, called["run"]) == ("sweep_r7", "r7")
     assert list(check_name(recipe)) == []
 

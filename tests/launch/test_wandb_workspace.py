@@ -6,9 +6,20 @@ from pathlib import Path
 
 import pytest
 
-from launch.report.panels import QUESTIONS
-from launch.wandb_workspace import build, main
-from rlhf.tracking.workspace import definition, sections
+from launch.wandb_workspace import build, definition, main
+from rlhf.metrics import PANELS, QUESTIONS
+from tests.rlhf.tracking.test_histogram import experience, experience_histograms
+
+
+def shown(kind: str) -> list[str]:
+    """Logged names in panels of a kind."""
+    panels = [panel for section in definition()["sections"] for panel in section["panels"] if panel["type"] == kind]
+    return [name for panel in panels for name in panel["metrics"]]
+
+
+def test_it_shows_every_panel_and_every_histogram_that_a_run_logs() -> None:
+    assert sorted(shown("line")) == sorted(name for panel in PANELS for name in panel.lines)
+    assert sorted(shown("histogram")) == sorted(experience_histograms(experience([True, True, True])))
 
 
 def test_the_definition_is_written_without_a_network(tmp_path: Path) -> None:
@@ -32,7 +43,7 @@ def test_the_library_accepts_it() -> None:
     reports = pytest.importorskip("wandb_workspaces.reports.v2")
     made = build("me", "rlhf", workspaces, reports)._to_model().model_dump(by_alias=True)
     banks = made["spec"]["section"]["panelBankConfig"]["sections"]
-    wanted = [(s.question, len(s.curves) + len(s.histograms) + len(s.tables)) for s in sections()]
+    wanted = [(section["name"], len(section["panels"])) for section in definition()["sections"]]
     assert [(bank["name"], len(bank["panels"])) for bank in banks][: len(wanted)] == wanted
     drawn = [panel["config"]["metrics"] for panel in banks[0]["panels"] if "metrics" in panel["config"]]
-    assert drawn[0] == list(sections()[0].curves[0].lines)
+    assert drawn[0] == list(PANELS[0].lines)

@@ -14,7 +14,7 @@ from rlhf.algorithms.controller import AlgorithmState
 from rlhf.algorithms.moments import Moments
 from rlhf.config.schema import AdaptiveKLConfig, AlgorithmConfig, AlgorithmName
 from rlhf.errors import MachineryError
-from rlhf.experience import Scored, build_experience, experience_metrics, total_score
+from rlhf.experience import Scored, build_experience, experience_metrics, length_correlation, total_score
 from rlhf.types import Experience, FinishReason, RolloutBlock, Sequences
 
 
@@ -361,3 +361,15 @@ def test_gaps_to_the_engine_do_not_cancel() -> None:
     metrics = experience_metrics(built(batch, plain())[0], total(batch), version=5)
     assert metrics["rollout/logprob_gap_mean"] == pytest.approx((0.5 + 0.75) / 5)
     assert metrics["rollout/logprob_gap_max"] == pytest.approx(0.75)
+
+
+def test_anscombes_first_set() -> None:
+    """Anscombe 1973, The American Statistician 27, 17-21: r = 0.816."""
+    x = [10, 8, 13, 9, 11, 14, 6, 4, 12, 7, 5]
+    y = [8.04, 6.95, 7.58, 8.81, 8.33, 9.96, 7.24, 4.26, 10.84, 4.82, 5.68]
+    assert length_correlation(y, x) == pytest.approx(0.816, abs=5e-4)
+
+
+@pytest.mark.parametrize(("scores", "lengths"), [([], []), ([1.0], [3]), ([1.0, 1.0], [3, 4]), ([1.0, 2.0], [3, 3])])
+def test_undefined_is_zero(scores: list[float], lengths: list[int]) -> None:
+    assert length_correlation(scores, lengths) == 0.0

@@ -76,8 +76,8 @@ def test_a_cluster_that_is_not_there_is_a_failed_row(capfd: pytest.CaptureFixtur
     ],
 )
 def test_the_recipe_may_stand_before_or_behind_the_options(words: list[str]) -> None:
-    options = parse(["doctor", *words])
-    assert (options.recipe, options.overrides, options.json) == ("r.yaml", ["a.b=1"], True)
+    options = parse(["doctor", *words]).options
+    assert (options["recipe"], options["overrides"], options["as_json"]) == ("r.yaml", ["a.b=1"], True)
 
 
 def test_a_wrong_recipe_is_refused_as_everywhere(capfd: pytest.CaptureFixture[str]) -> None:

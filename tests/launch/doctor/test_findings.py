@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from launch.doctor.findings import Fault, Finding, gib, judged, ok
+from launch.doctor.findings import Fault, Finding, gib, ok, run_check
 
 
 def of_number(number: int, divisor: int) -> Finding:
@@ -11,11 +11,11 @@ def of_number(number: int, divisor: int) -> Finding:
 
 
 def test_a_sound_check_says_what_it_says() -> None:
-    assert judged(of_number, 6, 3) == ok("2")
+    assert run_check(of_number, 6, 3) == ok("2")
 
 
 def test_a_check_that_crashes_is_a_failed_row() -> None:
-    found = judged(of_number, 6, 0)
+    found = run_check(of_number, 6, 0)
     assert (found.status, found.found) == (
         "failed",
         "the check itself failed: ZeroDivisionError: integer division or modulo by zero",
@@ -24,7 +24,7 @@ def test_a_check_that_crashes_is_a_failed_row() -> None:
 
 
 def test_a_fact_that_was_not_had_fails_every_check_on_it() -> None:
-    found = judged(of_number, 6, Fault(reason="no answer within 10 s"))
+    found = run_check(of_number, 6, Fault(reason="no answer within 10 s"))
     assert (found.status, found.found) == ("failed", "could not be checked: no answer within 10 s")
 
 

@@ -1,9 +1,11 @@
-"""Memory from files in the kernel's format, and its checks."""
+"""Memory of a host and its control groups, and its checks."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from launch.doctor.findings import GIB
@@ -13,18 +15,17 @@ GOOD = NodeMemory(host=128 * GIB, available=100 * GIB, shared=64 * GIB, shared_f
 
 
 @pytest.fixture
-def machine(tmp_path: Path) -> Path:
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A host of 64 GiB with 32 GiB free."""
-    proc, job = tmp_path / "proc", tmp_path / "cgroup/slurm/job_7/step_0"
-    (proc / "self").mkdir(parents=True)
-    job.mkdir(parents=True)
-    (proc / "meminfo").write_text(f"MemTotal: {64 * 2**20} kB\nMemAvailable: {32 * 2**20} kB\n")
-    (proc / "self/cgroup").write_text("0::/slurm/job_7/step_0\n")
+    (tmp_path / "cgroup/slurm/job_7/step_0").mkdir(parents=True)
+    (tmp_path / "own").write_text("0::/slurm/job_7/step_0\n")
+    memory = SimpleNamespace(total=64 * GIB, available=32 * GIB)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
     return tmp_path
 
 
 def test_without_a_limit_the_host_is_all_there_is(machine: Path) -> None:
-    found = gather(machine / "proc", machine / "cgroup", machine)
+    found = gather(machine / "own", machine / "cgroup", machine)
     assert (found.host, found.available, found.limit, found.total) == (64 * GIB, 32 * GIB, None, 64 * GIB)
     assert 0 < found.shared_free <= found.shared
 
@@ -36,7 +37,7 @@ def test_a_limit_of_a_group_around_the_job_counts(machine: Path) -> None:
     (group / "memory.current").write_text(f"{6 * GIB}\n")
     (group / "memory.stat").write_text(f"anon 1\ninactive_file {2 * GIB}\nactive_file 5\n")
     (group / "step_0/memory.max").write_text("max\n")
-    found = gather(machine / "proc", machine / "cgroup", machine)
+    found = gather(machine / "own", machine / "cgroup", machine)
     assert (found.available, found.limit, found.total) == (6 * GIB, 10 * GIB, 10 * GIB)
 
 

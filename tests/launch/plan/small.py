@@ -4,23 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
+from transformers import LlamaConfig
+
 from launch.plan.fit import changed
 from launch.plan.public import find_shape
-from launch.plan.shapes import ModelShape
+from launch.plan.shapes import ModelShape, count_shape
 from rlhf.config.schema import Recipe
 
-TINY = ModelShape(
-    name="tiny",
-    kind="gated",
-    layers=2,
-    hidden=8,
-    heads=2,
-    kv_heads=1,
-    head_dim=4,
-    intermediate=16,
-    vocab=100,
-    context=64,
-    tied=False,
+TINY = count_shape(
+    LlamaConfig(
+        num_hidden_layers=2,
+        hidden_size=8,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        intermediate_size=16,
+        vocab_size=100,
+        max_position_embeddings=64,
+    ),
+    "tiny",
 )
 """A layer: q and o 8·8, k and v 8·4, three of 8·16: 576 in matrices, 592 with its norms."""
 

@@ -22,7 +22,7 @@ def test_the_70b_recipe_fits_on_the_hardware_that_its_header_names(capsys: pytes
     assert values["fits"] and list(values["stages"]) == ["sft", "reward", "ppo"]
     ppo = values["stages"]["ppo"]
     assert ppo["models"]["policy"]["parameters"] == 70_553_706_496
-    assert sum(len(seat["gpus"]) for seat in ppo["places"]) == 64
+    assert sum(len(slot["gpus"]) for slot in ppo["places"]) == 64
 
 
 def test_the_same_as_a_table(capsys: pytest.CaptureFixture[str]) -> None:
@@ -54,10 +54,22 @@ def test_mistakes_end_with_2(arguments: tuple[str, ...], said: str, capsys: pyte
     assert said in capsys.readouterr().err
 
 
-def test_a_config_that_lacks_a_size_ends_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "config.json").write_text('{"model_type": "llama", "hidden_size": 64}')
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ('{"model_type": "unheard_of"}', "unheard_of"),
+        ('{"hidden_size": 64}', "model_type"),
+        ('{"model_type": "llama", "hidden_size": 0}', "describes no causal language model"),
+        ('{"model_type": "llama", "hidden_size": "many"}', "hidden_size"),
+    ],
+)
+def test_a_config_without_a_known_model_ends_with_2(
+    config: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.json").write_text(config)
     assert main(["plan", RECIPE, f"model.path={tmp_path}", *CLUSTER]) == 2
-    assert "num_attention_heads is missing" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert said in shown and "fix: " in shown
 
 
 def test_neither_ray_nor_torch_is_imported() -> None:

@@ -28,7 +28,7 @@ from launch.plan.memory import (
     scoring_memory,
     waiting_memory,
 )
-from launch.plan.shapes import ModelShape, shape_of
+from launch.plan.shapes import ModelShape, count_shape
 from rlhf.config.schema import ModelConfig, OptimizerConfig, RoleConfig, RolloutConfig
 from rlhf.models.load import switch_dropout_off
 from rlhf.models.packed_row import PackedRow, pack_row
@@ -132,7 +132,7 @@ def left_at_rest(rank: Rank, stage: int, dtype: str) -> list[int]:
 @pytest.mark.parametrize(("stage", "dtype"), [(0, "float32"), (1, "bfloat16"), (2, "float32"), (3, "bfloat16")])
 def test_what_rests_leaves_the_device_and_lies_on_the_host(stage: int, dtype: str, two_ranks: Crew) -> None:
     """Count all tensors that Python knows, not only those that should be offloaded."""
-    role = member(shape_of(tiny_config("llama", **SIZES).to_dict(), "tiny"), zero_stage=stage, ranks=2)
+    role = member(count_shape(tiny_config("llama", **SIZES), "tiny"), zero_stage=stage, ranks=2)
     weights = waiting_memory(role, dtype, "states").total - memory.PROCESS
     assert waiting_memory(role, dtype, "all") == GPUMemory(process=memory.PROCESS)
     for states_away, all_away, host in two_ranks.run(left_at_rest, stage, dtype):
@@ -154,7 +154,7 @@ def storages() -> dict[int, torch.UntypedStorage]:
 @pytest.mark.parametrize(("stage", "dtype"), [(1, "bfloat16"), (3, "bfloat16"), (1, "float32")])
 def test_what_training_holds_is_what_the_formula_says(stage: int, dtype: str, two_ranks: Crew) -> None:
     """Within 2%: shards are padded, and there are inputs and rotary tables."""
-    shape = shape_of(tiny_config("llama", **SIZES).to_dict(), "tiny")
+    shape = count_shape(tiny_config("llama", **SIZES), "tiny")
     role = member(shape, zero_stage=stage, ranks=2)
     formula = persistent_memory(role, dtype).total - memory.PROCESS
     for found, bucket, parameters in two_ranks.run(held_in_tensors, stage, dtype):
@@ -177,7 +177,7 @@ def network(architecture: str, dtype: str, layers: int, **changes: Any) -> tuple
     for module in lm.modules():  # GPT-2 keeps attention's dropout as a number in its config
         if hasattr(module, "attn_dropout"):
             module.config.attn_pdrop = 0.0
-    return PolicyNet(lm), shape_of(lm.config.to_dict(), architecture)
+    return PolicyNet(lm), count_shape(lm.config, architecture)
 
 
 def saved_bytes(net: PolicyNet, row: PackedRow) -> int:

@@ -9,7 +9,7 @@ import pytest
 
 from launch.plan.cluster import parse_cluster
 from launch.plan.fit import ROLES, candidates, changed
-from launch.plan.members import PlannedRole, PlannedSlot, Shapes, members, seats
+from launch.plan.members import PlannedRole, PlannedSlot, Shapes, assign_slots, members
 from launch.plan.memory import PROCESS, persistent_memory
 from launch.plan.plan import Placed
 from launch.plan.report import Plan, as_values, make_plan
@@ -44,9 +44,9 @@ def planned(made: Recipe, cluster: str = "gpus=8,gpu=h100-80", command: str = "p
 
 def placed(made: Recipe, cluster: str) -> dict[str, list[tuple[int, tuple[int, ...]]]]:
     """Role → node and GPUs of each rank."""
-    found: tuple[PlannedSlot, ...] = seats(made, "ppo", parse_cluster(cluster))
-    roles = dict.fromkeys(seat.role for seat in found)
-    return {role: [(seat.node, seat.gpus) for seat in found if seat.role == role] for role in roles}
+    found: tuple[PlannedSlot, ...] = assign_slots(made, "ppo", parse_cluster(cluster))
+    roles = dict.fromkeys(slot.role for slot in found)
+    return {role: [(slot.node, slot.gpus) for slot in found if slot.role == role] for role in roles}
 
 
 def test_separate_roles_by_hand() -> None:
@@ -112,7 +112,7 @@ def test_a_batch_by_hand() -> None:
 
 def machine(made: Recipe, cluster: str = "nodes=2,gpus=8,gpu=h100-80,network=25") -> ComputeRates:
     parsed = parse_cluster(cluster)
-    return ComputeRates(cluster=parsed, seats=seats(made, "ppo", parsed), dtype=made.model.dtype)
+    return ComputeRates(cluster=parsed, slots=assign_slots(made, "ppo", parsed), dtype=made.model.dtype)
 
 
 def test_flops_by_hand() -> None:
@@ -321,7 +321,7 @@ def test_only_the_roles_that_share_are_counted_together() -> None:
     stage = planned(made, "gpus=3,gpu=h100-80").stages[0].placed
     [together] = stage.shared
     assert together.roles == ("policy", "reference", "rollout")
-    assert [use.role for use in stage.judged] == ["critic", "reward model", "policy + reference + rollout"]
+    assert [use.role for use in stage.must_fit] == ["critic", "reward model", "policy + reference + rollout"]
     found = placed(made, "gpus=3,gpu=h100-80")
     assert found["policy"] == found["reference"] == found["rollout"] == [(0, (0,))]
     assert {found["critic"][0], found["reward model"][0]} == {(0, (1,)), (0, (2,))}

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from launch.plan.public import PUBLIC, find_shape, public_config
-from launch.plan.shapes import shape_of
+from launch.plan.public import find_shape, public_shapes
 from rlhf.errors import UserError
+from tests.launch.plan.public_models import MODELS, count
 from tests.rlhf.tiny import tiny_config
 
-CONFIG = {**tiny_config("llama").to_dict(), "num_hidden_layers": 7}
+
+def save_config(folder: Path) -> None:
+    tiny_config("llama", num_hidden_layers=7).save_pretrained(folder)
 
 
-def test_every_row_of_the_table_is_a_shape() -> None:
-    for name in PUBLIC:
-        assert shape_of(public_config(name) or {}, name).parameters > 1e8
+@pytest.mark.parametrize("name", MODELS)
+def test_the_table_is_what_is_counted(name: str) -> None:
+    assert public_shapes()[name] == count(name)
+
+
+def test_the_table_has_no_other_model() -> None:
+    assert [*public_shapes()] == [*MODELS]
 
 
 def test_a_folder_wins_over_the_table(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    save_config(tmp_path)
     assert find_shape(str(tmp_path)).layers == 7
 
 
@@ -30,15 +36,21 @@ def test_the_hub_cache_wins_over_the_table(tmp_path: Path) -> None:
     snapshot = tmp_path / "hub" / "models--Qwen--Qwen2.5-0.5B" / "snapshots" / "abc"
     snapshot.mkdir(parents=True)
     assert find_shape(name, {"HF_HOME": str(tmp_path)}).layers == 24, "a snapshot without a config says nothing"
-    (snapshot / "config.json").write_text(json.dumps(CONFIG))
+    save_config(snapshot)
     assert find_shape(name, {"HF_HOME": str(tmp_path)}).layers == 7
     assert find_shape(name, {"HF_HUB_CACHE": str(tmp_path / "hub")}).layers == 7
 
 
 def test_an_instructed_model_has_the_shape_of_its_base() -> None:
-    assert public_config("mistralai/Mistral-7B-Instruct-v0.1") == public_config("mistralai/Mistral-7B-v0.1")
-    assert public_config("meta-llama/Llama-3.1-8B-Instruct") == public_config("meta-llama/Llama-3.1-8B")
-    assert public_config("meta-llama/Llama-3.1-8B-Instructed") is None
+    nowhere = {"HF_HOME": "/nowhere"}
+    for name, base in (
+        ("mistralai/Mistral-7B-Instruct-v0.1", "mistralai/Mistral-7B-v0.1"),
+        ("meta-llama/Llama-3.1-8B-Instruct", "meta-llama/Llama-3.1-8B"),
+        ("EleutherAI/pythia-12b-deduped", "EleutherAI/pythia-12b"),
+    ):
+        assert find_shape(name, nowhere) == replace(public_shapes()[base], name=name)
+    with pytest.raises(UserError, match="is not known here"):
+        find_shape("meta-llama/Llama-3.1-8B-Instructed", nowhere)
 
 
 def test_an_unknown_name_is_told_the_nearest(tmp_path: Path) -> None:

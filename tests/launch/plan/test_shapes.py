@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, T5Config
 
-from launch.plan.shapes import scratch_shape, shape_of
+from launch.plan.shapes import count_shape, scratch_shape
 from rlhf.config.schema import ScratchConfig
 from rlhf.errors import UserError
+from tests.architectures import CONFIGS, small_config
 from tests.launch.plan.small import TINY, find
-from tests.rlhf.tiny import ARCHITECTURES, tiny_config
 
 COUNTS = {
     "meta-llama/Meta-Llama-3-8B": 8_030_261_248,
@@ -26,6 +26,9 @@ COUNTS = {
     "Qwen/Qwen2.5-14B": 14_770_033_664,
     "Qwen/Qwen2.5-32B": 32_763_876_352,
     "Qwen/Qwen2.5-72B": 72_706_203_648,
+    "Qwen/Qwen3-8B": 8_190_735_360,
+    "google/gemma-2-9b": 9_241_705_984,
+    "mistralai/Mixtral-8x7B-v0.1": 46_702_792_704,
     "EleutherAI/pythia-160m": 162_322_944,
     "EleutherAI/pythia-410m": 405_334_016,
     "EleutherAI/pythia-1b": 1_011_781_632,
@@ -46,13 +49,30 @@ def test_parameters_are_those_that_the_models_page_counts(name: str) -> None:
     assert find(name).parameters == COUNTS[name]
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_parameters_are_those_of_the_real_model(architecture: str) -> None:
-    config = tiny_config(architecture)
-    shape = shape_of(config.to_dict(), architecture)
-    assert shape.parameters == AutoModelForCausalLM.from_config(config).num_parameters()
-    config.num_labels = 1
-    assert shape.classifier == AutoModelForSequenceClassification.from_config(config).num_parameters()
+ATTENTION = [name for name in CONFIGS if not name.startswith("Mamba")]
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_parameters_are_those_of_the_real_model(name: str) -> None:
+    config = small_config(name)
+    shape, model = count_shape(config, name), AutoModelForCausalLM.from_config(config)
+    assert shape.parameters == model.num_parameters()
+    assert shape.adapters(1, ("all-linear",)) > 0
+
+
+@pytest.mark.parametrize("name", ["Llama", "Qwen 2", "GPT-NeoX", "GPT-2", "Gemma 2"])
+def test_a_classifier_has_one_output_instead_of_the_vocabulary(name: str) -> None:
+    config = small_config(name, num_labels=1)
+    real = AutoModelForSequenceClassification.from_config(config)
+    assert count_shape(config, name).classifier == real.num_parameters()
+
+
+def test_a_token_passes_two_of_eight_experts() -> None:
+    """Mixtral-8x7B: 12,879,925,248 active parameters by its authors' count, of which embedding, head and norms."""
+    shape = find("mistralai/Mixtral-8x7B-v0.1")
+    norms = (2 * 32 + 1) * 4096
+    assert shape.matrices + 2 * shape.embedding + norms == 12_879_925_248
+    assert shape.intermediate == 2 * 14336
 
 
 def test_kv_cache_by_hand() -> None:
@@ -64,7 +84,7 @@ def test_kv_cache_by_hand() -> None:
 
 
 def test_a_layer_by_hand() -> None:
-    assert TINY.matrices == 2 * 64 + 2 * 32 + 3 * 128 == 576
+    assert TINY.matrices == 2 * (2 * 64 + 2 * 32 + 3 * 128) == 2 * 576
     assert TINY.parameters == 2 * (576 + 2 * 8) + 8 + 2 * 800
     assert TINY.classifier == 2 * (576 + 2 * 8) + 8 + 800 + 8
 
@@ -81,14 +101,14 @@ def test_a_model_from_nothing() -> None:
     assert shape.parameters == 4 * layer + 1024 * 128 + 128
 
 
-@pytest.mark.parametrize("lost", ["hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"])
-def test_a_config_without_a_size_is_refused_by_its_name(lost: str) -> None:
-    config = tiny_config("llama").to_dict()
-    for value in (None, "many", 0):
-        with pytest.raises(UserError, match=f"'mine': {lost} is"):
-            shape_of({**config, lost: value}, "mine")
+def test_tensor_parallelism_divides_matrices_and_the_biases_of_their_outputs() -> None:
+    """Qwen 2 by hand: two layers of four 64·64 and three 64·96 matrices, and 3·64 biases of q, k and v."""
+    assert count_shape(small_config("Qwen 2"), "mine").split == 2 * (4 * 64 * 64 + 3 * 64 * 96 + 3 * 64)
+    assert count_shape(small_config("Gemma 2"), "mine").split == 0
 
 
-def test_an_unknown_kind_of_model_is_refused() -> None:
-    with pytest.raises(UserError, match="model_type = 'mamba'"):
-        shape_of({"model_type": "mamba"}, "mine")
+def test_a_model_that_cannot_be_planned_is_refused() -> None:
+    with pytest.raises(UserError, match="'mine' has no attention heads"):
+        count_shape(small_config("Mamba"), "mine")
+    with pytest.raises(UserError, match="'mine' describes no causal language model"):
+        count_shape(T5Config(), "mine")

@@ -40,6 +40,9 @@ def hostile_run(root: Path) -> Path:
     config = {"name": HOSTILE, "canaries": {"max_kl": 5.0}, "tracking": {"api_key": "open sesame"}, HOSTILE: 1}
     (ppo / "config.yaml").write_text(json.dumps(config), encoding="utf-8")
     (ppo / "status.json").write_text(json.dumps({"phase": HOSTILE, "step": 5}), encoding="utf-8")
+    (ppo / "summary.json").write_text(json.dumps({HOSTILE: HOSTILE}), encoding="utf-8")
+    (root / "evaluation").mkdir()
+    (root / "evaluation" / "summary.json").write_text(json.dumps({HOSTILE: HOSTILE, "win rate": 0.5}), encoding="utf-8")
     timeline_of(ppo, steps=5)
     return root
 

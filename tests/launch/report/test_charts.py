@@ -12,7 +12,7 @@ from launch.report.charts import (
     axes_of,
     draw,
     readings,
-    thinned,
+    thin,
 )
 
 
@@ -22,10 +22,10 @@ def chart(*points: tuple[float, float | None], logarithmic: bool = False) -> Cha
 
 def test_an_axis_maps_its_ends_onto_its_lengths() -> None:
     axis = Axis(low=0, high=10, start=100, end=0)
-    assert [axis.place(value) for value in (0, 2.5, 10)] == [100, 75, 0]
+    assert [axis.position(value) for value in (0, 2.5, 10)] == [100, 75, 0]
     assert axis.ticks() == [0, 2, 4, 6, 8, 10]
     powers = Axis(low=1e-6, high=1e-2, start=0, end=4, logarithmic=True)
-    assert [powers.place(value) for value in (1e-6, 1e-4, 1e-2)] == [0, 2, 4]
+    assert [powers.position(value) for value in (1e-6, 1e-4, 1e-2)] == [0, 2, 4]
 
 
 def test_a_gap_ends_a_line_and_is_read_off_as_one() -> None:
@@ -47,7 +47,7 @@ def test_what_has_no_span_is_drawn_all_the_same() -> None:
 def test_thinning_keeps_spikes_and_ends_in_order() -> None:
     values = [0.0] * 100_000
     values[777], values[5000] = 9.0, -9.0
-    few = thinned(tuple(enumerate(values)))
+    few = thin(tuple(enumerate(values)))
     assert len(few) <= MOST_POINTS + 2
     assert (777, 9.0) in few and (5000, -9.0) in few
     assert list(few) == sorted(few)
@@ -56,5 +56,5 @@ def test_thinning_keeps_spikes_and_ends_in_order() -> None:
 def test_what_is_small_is_not_drawn_as_if_it_were_0() -> None:
     """Points at 1e-07 and 1.1e-07 have different heights, and the tick of 1e-07 is at the first."""
     _, values = axes_of(chart((0, 1e-7), (1, 1.1e-7), logarithmic=True))
-    assert values.place(1e-7) > values.place(1.1e-7) and values.low == 0.5e-7
+    assert values.position(1e-7) > values.position(1.1e-7) and values.low == 0.5e-7
     assert axes_of(chart((0, 0.0), (1, 1e-7), logarithmic=True))[1].low == 1e-9

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -7,9 +8,12 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from markupsafe import escape
 
-from launch.report.markup import script_json, source_hash, text
+from launch.report.charts import Chart, Line, draw
 from launch.report.page import write_report
+from launch.report.render import source_hash
+from launch.report.tables import Details, ShareBar, table
 from rlhf.errors import UserError
 from tests.launch.report.folder import HOSTILE, hostile_run, write_rows
 
@@ -56,6 +60,9 @@ def test_hostile_text_stays_text(html: str) -> None:
     # prompts of three samples, one response, prompt and answer of the comparison, event, config key and value, ...
     assert sum(HOSTILE in words for words in seen.texts["div"]) >= 8
     assert "open sesame" not in html
+    (readings,) = re.findall(r'id="readings">(.*?)</script>', html)
+    assert not set("<>&") & set(readings)
+    assert any("<script>" in words for chart in json.loads(readings) for _, words in chart)
 
 
 def test_the_policy_allows_this_script_and_style_alone(html: str) -> None:
@@ -68,8 +75,17 @@ def test_the_policy_allows_this_script_and_style_alone(html: str) -> None:
 
 
 def test_what_html_cannot_hold_is_made_visible() -> None:
-    assert text("a\x00\x7f\ud800<") == "a\u2400\u2421\\ud800&lt;"
-    assert script_json("</script>&") == '"\\u003c/script\\u003e\\u0026"'
+    assert "a\u2400\u2421\\ud800&lt;" in table(["a"], [["a\x00\x7f\ud800<"]], "t")
+
+
+def test_every_kind_of_cell_is_escaped() -> None:
+    cells = [HOSTILE, Details(HOSTILE, [HOSTILE]), None, True, 0.5, ShareBar(0.5)]
+    drawn = table([HOSTILE], [cells], HOSTILE, HOSTILE, HOSTILE)
+    assert not {"script", "img"} & {tag for tag, _ in Seen(drawn).tags}
+    assert drawn.count(escape(HOSTILE)) == 7  # head, cell, text, detail, label and two notes
+    chart = Chart(title=HOSTILE, unit=HOSTILE, lines=[Line(name=HOSTILE, points=((0, 1.0),))], levels=[(HOSTILE, 1.0)])
+    assert not {"script", "img"} & {tag for tag, _ in Seen(draw(chart, 0)).tags}
+    assert draw(chart, 0).count(escape(HOSTILE)) == 6  # title twice, unit, line twice, level
 
 
 def test_a_stage_without_a_single_number_makes_a_page(tmp_path: Path) -> None:

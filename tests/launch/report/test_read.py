@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.report.read import flat, read_run
+from launch.report.read import flatten, read_run
 from rlhf.errors import UserError
 from tests.launch.report.folder import hostile_run, write_rows
 
@@ -29,7 +29,7 @@ def test_lines_that_say_nothing_are_left_out_and_counted(tmp_path: Path) -> None
 
 def test_secrets_are_hidden_and_an_unreadable_configuration_is_not_shown(tmp_path: Path) -> None:
     config = read_run(hostile_run(tmp_path)).stages[0].config
-    assert dict(flat(config))["tracking.api_key"] == "***"
+    assert dict(flatten(config))["tracking.api_key"] == "***"
     (tmp_path / "ppo" / "config.yaml").write_text("api_key: [open sesame", encoding="utf-8")
     run = read_run(tmp_path)
     assert run.stages[0].config == {} and "ppo/config.yaml: unreadable" in run.notes

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from launch.report.panels import utilisation_chart
-from launch.report.strip import strip
-from launch.report.timeline import Bar, Timeline, read_timeline, united
+from launch.report.strip import draw_strip
+from launch.report.timeline import Bar, Timeline, merge_intervals, read_timeline
 from rlhf.tracking.spans import Span
 from rlhf.tracking.trace import TraceFile
 from tests.launch.report.folder import HOSTILE, timeline_of
@@ -39,7 +39,7 @@ def test_overlaps_count_once_and_what_sticks_out_of_a_step_is_cut() -> None:
     assert timeline.busy("x") == {4: 0.5, 5: 0.0}
     assert timeline.bubbles("x") == [(5.0, 4, "between phases"), (10.0, 5, "between phases")]
     assert timeline.busy("idle") == {4: 0.0, 5: 0.0}
-    assert united([(3, 4), (0, 2), (1, 2.5)]) == [(0, 2.5), (3, 4)]
+    assert merge_intervals([(3, 4), (0, 2), (1, 2.5)]) == [(0, 2.5), (3, 4)]
 
 
 def test_rows_of_one_actor_and_steps_that_were_done_again_are_one(tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_what_is_no_step_is_left_out(tmp_path: Path, event: str) -> None:
 
 
 def test_the_strip_has_a_row_for_each_and_hostile_names_stay_text(timeline: Timeline) -> None:
-    drawn = strip(timeline)
+    drawn = draw_strip(timeline)
     assert drawn.count('<text class="y"') == 4  # phases, engine, policy, and the hostile one
     # from 150 to 960 over 30 s: step 1's update, from 15 s to 20 s, begins at 555 and is 135 wide
     for y in (22, 62):  # in the rows of the phases and of the policy
@@ -85,12 +85,12 @@ def test_the_strip_has_a_row_for_each_and_hostile_names_stay_text(timeline: Time
 def test_many_short_calls_are_few_bars() -> None:
     bars = [Bar(name="scores", begin=k / 1000, end=(k + 0.9) / 1000) for k in range(100_000)]
     timeline = Timeline(steps={0: (0.0, 100.0)}, phases=[], actors={"reward rank 0": bars})
-    assert strip(timeline).count('<rect class="dot-') <= 2
+    assert draw_strip(timeline).count('<rect class="dot-') <= 2
 
 
 def test_a_step_is_named_as_far_as_there_is_room() -> None:
     """810 units over 100 s, and 6.6 a letter at most: 3 s have room for a number, 1 s for none."""
-    drawn = strip(Timeline(steps={8: (0.0, 1.0), 9: (1.0, 4.0), 10: (4.0, 100.0)}, phases=[], actors={}))
+    drawn = draw_strip(Timeline(steps={8: (0.0, 1.0), 9: (1.0, 4.0), 10: (4.0, 100.0)}, phases=[], actors={}))
     assert re.findall(r">([^<]*)</text>", drawn)[:3] == ["", "9", "step 10, 96 s"]
 
 

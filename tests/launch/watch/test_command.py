@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from launch.cli import main
-from launch.watch.folder import FolderWatch, Place
+from launch.watch.folder import FolderWatch, WatchedFolder
 from launch.watch.job import Follower, was_taken
 from launch.watch.job_log import JobLog
 from rlhf.errors import MachineryError
@@ -210,20 +210,18 @@ def test_a_job_is_followed_by_its_log(tmp_path: Path) -> None:
 
     follower = Follower(follow, JobLog("quickstart-1", "http://127.0.0.1:8265"))
     follower.settle()
-    standing = follower.standing(None)
-    assert (standing.title, standing.done, standing.steps, standing.ending) == ("quickstart-1", 1, 4, None)
+    view = follower.view(None)
+    assert (view.title, view.done, view.steps, view.ending) == ("quickstart-1", 1, 4, None)
     run = Pretend(tmp_path / "demo")
     run.event("failed", message="and is begun anew by the job")
-    standing = follower.standing(FolderWatch(Place.of(tmp_path / "demo")).look())
-    assert standing.ending is None  # the job goes on
-    assert (standing.title, standing.stage, standing.log.total) == ("quickstart-1", "ppo", 1)
+    view = follower.view(FolderWatch(WatchedFolder.of(tmp_path / "demo")).poll())
+    assert view.ending is None  # the job goes on
+    assert (view.title, view.stage, view.log.total) == ("quickstart-1", "ppo", 1)
     more.set()
     follower.settle()
-    standing = follower.standing(None)
-    assert standing.log.items[-1] == "saved"
-    assert (
-        standing.ending is not None and standing.ending.text == "ended with exit code 75" and not standing.ending.good
-    )
+    view = follower.view(None)
+    assert view.log.items[-1] == "saved"
+    assert view.ending is not None and view.ending.text == "ended with exit code 75" and not view.ending.good
 
 
 def test_a_job_that_cannot_be_followed_says_why() -> None:
@@ -232,7 +230,7 @@ def test_a_job_that_cannot_be_followed_says_why() -> None:
 
     follower = Follower(follow, JobLog("job", "address"))
     follower.settle()
-    ending = follower.standing(None).ending
+    ending = follower.view(None).ending
     assert ending is not None and ending.text == "no longer followed: the job was killed"
 
 

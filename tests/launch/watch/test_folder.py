@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from launch.watch.folder import SILENT_SECONDS, FolderWatch, Place
+from launch.watch.folder import SILENT_SECONDS, FolderWatch, WatchedFolder
 from launch.watch.holder import holder_of
-from launch.watch.standing import Standing, history, phases, rates
+from launch.watch.view import RunView, history, phases, rates
 from tests.launch.watch.pretend import MEMBERS, Pretend
 
 
@@ -22,10 +22,10 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "demo"
 
 
-def look(root: Path) -> Standing:
-    standing = FolderWatch(Place.of(root)).look()
-    assert standing is not None
-    return standing
+def poll(root: Path) -> RunView:
+    view = FolderWatch(WatchedFolder.of(root)).poll()
+    assert view is not None
+    return view
 
 
 def test_a_run_in_progress(root: Path) -> None:
@@ -33,47 +33,47 @@ def test_a_run_in_progress(root: Path) -> None:
     run.step(0)
     run.step(1)
     run.status("score", 2, since=time.time() - 7)
-    standing = look(root)
-    assert (standing.title, standing.stage, standing.phase, standing.step) == ("demo", "ppo", "score", 2)
-    assert standing.phase_seconds == pytest.approx(7, abs=1)
-    assert (standing.done, standing.steps, standing.seconds_left) == (2, 4, 4.0)  # 2 s a step
-    assert [member.name for member in standing.members] == list(MEMBERS)
-    assert standing.members[0].node == "10.0.0.1"
-    assert standing.members[0].heard == pytest.approx(3, abs=1)
-    assert history(standing) == {"score": [0.0, 0.25], "KL": [0.0, 0.5], "length": [20.0, 20.0]}
-    assert rates(standing) == {"samples/s": 16.0}
-    assert phases(standing) == {"rollout": 1.5, "update": 0.5}
-    assert standing.ending is None
-    assert standing.warning == ""
+    view = poll(root)
+    assert (view.title, view.stage, view.phase, view.step) == ("demo", "ppo", "score", 2)
+    assert view.phase_seconds == pytest.approx(7, abs=1)
+    assert (view.done, view.steps, view.seconds_left) == (2, 4, 4.0)  # 2 s a step
+    assert [member.name for member in view.members] == list(MEMBERS)
+    assert view.members[0].node == "10.0.0.1"
+    assert view.members[0].heartbeat_age == pytest.approx(3, abs=1)
+    assert history(view) == {"score": [0.0, 0.25], "KL": [0.0, 0.5], "length": [20.0, 20.0]}
+    assert rates(view) == {"samples/s": 16.0}
+    assert phases(view) == {"rollout": 1.5, "update": 0.5}
+    assert view.ending is None
+    assert view.warning == ""
 
 
 def test_a_stage_whose_steps_depend_on_the_data_says_how_many_they_are(root: Path) -> None:
     run = Pretend(root, "sft", steps=120)
     run.step(38)
     run.step(39)
-    assert (look(root).done, look(root).steps, look(root).seconds_left) == (40, None, None)
+    assert (poll(root).done, poll(root).steps, poll(root).seconds_left) == (40, None, None)
     run.status("update", 40)
-    assert (look(root).done, look(root).steps, look(root).seconds_left) == (40, 120, 160.0)  # 2 s a step
+    assert (poll(root).done, poll(root).steps, poll(root).seconds_left) == (40, 120, 160.0)  # 2 s a step
 
 
 def test_the_recipe_tells_ppos_steps_before_it_has_begun_and_the_run_itself_later(root: Path) -> None:
     run = Pretend(root, steps=4)
-    assert look(root).steps == 4
+    assert poll(root).steps == 4
     run.steps = 5
     run.status("rollout", 0)
-    assert look(root).steps == 5
+    assert poll(root).steps == 5
 
 
 def test_the_seconds_of_a_phase_go_on_when_a_member_changes(root: Path) -> None:
     run, now = Pretend(root), time.time()
-    watch = FolderWatch(Place.of(root), lambda: now + 10)
+    watch = FolderWatch(WatchedFolder.of(root), lambda: now + 10)
     run.status("update", 3, since=now)
-    watch.look()
+    watch.poll()
     run.status("update", 3, dead="critic rank 0", since=now + 5)
-    standing = watch.look()
-    assert standing is not None
-    assert standing.phase_seconds == pytest.approx(10)
-    assert standing.members[2].state == "dead"
+    view = watch.poll()
+    assert view is not None
+    assert view.phase_seconds == pytest.approx(10)
+    assert view.members[2].state == "dead"
 
 
 def test_looking_changes_nothing(root: Path) -> None:
@@ -81,7 +81,7 @@ def test_looking_changes_nothing(root: Path) -> None:
     run.step(0)
     run.status("rollout", 1)
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
-    look(root)
+    poll(root)
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
 
 
@@ -89,7 +89,7 @@ def test_a_value_that_was_not_finite_is_a_gap(root: Path) -> None:
     run = Pretend(root)
     run.step(0)
     run.step(1, **{"objective/scores": None})
-    assert history(look(root))["score"] == [0.0, None]
+    assert history(poll(root))["score"] == [0.0, None]
 
 
 def test_what_is_half_written_is_left_out(root: Path) -> None:
@@ -99,8 +99,8 @@ def test_what_is_half_written_is_left_out(root: Path) -> None:
         file.write('{"step": 1, "objective/sco')
     (run.run.path / "status.json").write_text('{"phase": "upd')
     (run.run.path / "config.yaml").write_text("ppo: {steps: [")
-    standing = look(root)
-    assert (standing.done, standing.phase, standing.steps, standing.members) == (1, "", None, ())
+    view = poll(root)
+    assert (view.done, view.phase, view.steps, view.members) == (1, "", None, ())
 
 
 @pytest.mark.parametrize(
@@ -109,20 +109,20 @@ def test_what_is_half_written_is_left_out(root: Path) -> None:
 def test_a_strange_status_is_no_error(root: Path, text: str) -> None:
     run = Pretend(root)
     (run.run.path / "status.json").write_text(text)
-    assert look(root).members == ()
+    assert poll(root).members == ()
 
 
 def test_a_run_ends_when_its_last_stage_is_finished_and_its_process_is_gone(root: Path) -> None:
     run = Pretend(root)
     run.step(0)
     run.run.finish({})
-    assert look(root).ending is None  # this process lives: another stage may follow
-    standing = look(root)
-    assert (standing.finished, standing.members) == (("ppo",), ()), "its actors have ended with it"
-    stage = look(root / "ppo").ending
+    assert poll(root).ending is None  # this process lives: another stage may follow
+    view = poll(root)
+    assert (view.finished, view.members) == (("ppo",), ()), "its actors have ended with it"
+    stage = poll(root / "ppo").ending
     assert stage is not None and stage.good
     (root / ".ppo.lock").write_text(f"process {_dead()} on {os.uname().nodename}\n")
-    ending = look(root).ending
+    ending = poll(root).ending
     assert ending is not None and ending.good
     assert ending.text.startswith("ppo finished ")
 
@@ -130,7 +130,7 @@ def test_a_run_ends_when_its_last_stage_is_finished_and_its_process_is_gone(root
 def test_a_run_that_failed_says_how(root: Path) -> None:
     run = Pretend(root)
     run.event("failed", error="MachineryError", exit_code=3, message="critic rank 0 died\n  \x1b[31mtwice")
-    ending = look(root).ending
+    ending = poll(root).ending
     assert ending is not None and not ending.good
     assert ending.text == "ppo failed, exit code 3: critic rank 0 died [31mtwice"
 
@@ -138,9 +138,9 @@ def test_a_run_that_failed_says_how(root: Path) -> None:
 def test_a_run_that_goes_on_after_it_was_stopped_has_not_ended(root: Path) -> None:
     run = Pretend(root)
     run.event("stopped", exit_code=75, message="on request")
-    assert look(root).ending is not None
+    assert poll(root).ending is not None
     os.utime(root / ".ppo.lock", (time.time() + 5, time.time() + 5))  # the same command takes the folder again
-    assert look(root).ending is None
+    assert poll(root).ending is None
 
 
 def test_a_process_that_is_gone_is_said_to_be(root: Path) -> None:
@@ -149,7 +149,7 @@ def test_a_process_that_is_gone_is_said_to_be(root: Path) -> None:
     (run.run.checkpoints / "step_9").mkdir(parents=True)
     (run.run.checkpoints / "step_10").mkdir()
     (root / ".ppo.lock").write_text(f"process {_dead()} on {os.uname().nodename}\n")
-    ending = look(root).ending
+    ending = poll(root).ending
     assert ending is not None and not ending.good
     assert "ended without a message: last seen in update of step 5 0:0" in ending.text
     assert ending.text.endswith("The same command resumes from checkpoints/step_10")
@@ -175,8 +175,8 @@ def test_a_process_of_another_machine_cannot_be_seen(root: Path) -> None:
     run = Pretend(root)
     run.step(0)
     (root / ".ppo.lock").write_text("process 1 on elsewhere\n")
-    assert look(root).warning == ""
-    later = FolderWatch(Place.of(root), lambda: time.time() + SILENT_SECONDS + 5).look()
+    assert poll(root).warning == ""
+    later = FolderWatch(WatchedFolder.of(root), lambda: time.time() + SILENT_SECONDS + 5).poll()
     assert later is not None and later.ending is None
     assert "nothing new for 2:0" in later.warning
     assert "whether process 1 on elsewhere is alive cannot be seen from here" in later.warning
@@ -186,19 +186,19 @@ def test_the_stage_that_is_written_to_is_shown(root: Path) -> None:
     Pretend(root, "sft").run.finish({})
     reward = Pretend(root, "reward")
     os.utime(reward.run.config, (time.time() + 1, time.time() + 1))
-    standing = look(root)
-    assert (standing.stage, standing.finished, standing.steps) == ("reward", ("sft",), None)
+    view = poll(root)
+    assert (view.stage, view.finished, view.steps) == ("reward", ("sft",), None)
 
 
 def test_no_run_and_a_run_that_is_removed(root: Path) -> None:
-    watch = FolderWatch(Place.of(root))
-    assert watch.look() is None
+    watch = FolderWatch(WatchedFolder.of(root))
+    assert watch.poll() is None
     root.mkdir()
-    assert watch.look() is None
+    assert watch.poll() is None
     Pretend(root)
-    assert watch.look() is not None
+    assert watch.poll() is not None
     shutil.rmtree(root)
-    gone = watch.look()
+    gone = watch.poll()
     assert gone is not None and gone.ending is not None and not gone.ending.good
 
 

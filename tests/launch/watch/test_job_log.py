@@ -6,7 +6,7 @@ import io
 
 from launch.watch.job_log import JobLog
 from launch.watch.lines import Lines
-from launch.watch.standing import history
+from launch.watch.view import history
 from rlhf.tracking.console import Console
 
 
@@ -24,11 +24,11 @@ def test_the_progress_lines_hold_the_numbers() -> None:
     text = "SFT  1/1  loss 2.5  0:05 passed, 0:00 left\nloading\n" + log_of(1, 2, 3)
     for i in range(0, len(text), 7):  # as it comes over a network
         log.add(text[i : i + 7])
-    standing = log.standing()
-    assert (standing.stage, standing.finished, standing.done, standing.steps) == ("ppo", ("sft",), 3, 8)
-    assert standing.seconds_left == 50.0
-    assert history(standing) == {"score": [0.25, 0.5, 0.75], "KL": [1e-7, 2e-7, 3e-7], "held out": [-0.5, -0.5, -0.5]}
-    assert standing.log.total == 5
+    view = log.view()
+    assert (view.stage, view.finished, view.done, view.steps) == ("ppo", ("sft",), 3, 8)
+    assert view.seconds_left == 50.0
+    assert history(view) == {"score": [0.25, 0.5, 0.75], "KL": [1e-7, 2e-7, 3e-7], "held out": [-0.5, -0.5, -0.5]}
+    assert view.log.total == 5
 
 
 def test_other_lines_are_shown_without_what_could_move_the_cursor() -> None:
@@ -40,8 +40,8 @@ def test_other_lines_are_shown_without_what_could_move_the_cursor() -> None:
 def test_lines_of_a_job_are_its_own() -> None:
     log, lines = JobLog("job", "address"), Lines()
     log.add("loading\n" + log_of(1))
-    first = list(lines.new(log.standing()))
+    first = list(lines.new(log.view()))
     assert first[0] == "job: ppo (address), 1 of 8 steps done"
     assert first[1:] == ["loading", "PPO  1/8  score 0.25  KL 1e-07  held out -0.5  0:10 passed, 1:10 left"]
     log.add("saved\n")
-    assert list(lines.new(log.standing())) == ["saved"]
+    assert list(lines.new(log.view())) == ["saved"]

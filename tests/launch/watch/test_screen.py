@@ -10,46 +10,46 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from launch.watch.folder import FolderWatch, Place
+from launch.watch.describe import describe_event
+from launch.watch.folder import FolderWatch, WatchedFolder
 from launch.watch.lines import Lines
-from launch.watch.said import told
 from launch.watch.screen import picture
 from launch.watch.spark import sparkline
-from launch.watch.standing import ActorRow, Standing
+from launch.watch.view import ActorRow, RunView
 from rlhf.tracking.console import one_line
 from tests.launch.watch.pretend import HOSTILE, Pretend
 
 
 @pytest.fixture
-def standing(tmp_path: Path) -> Standing:
+def view(tmp_path: Path) -> RunView:
     run = Pretend(tmp_path / "demo", steps=4)
     for step in range(3):
         run.step(step, HOSTILE)
     run.event("actor_died", member="critic rank 0", step=2, phase="update", cause=f"killed {HOSTILE}")
     run.event("alert", message="[red]KL is high[/red]")
     run.status("update", 3, dead="critic rank 0")
-    found = FolderWatch(Place.of(tmp_path / "demo")).look()
+    found = FolderWatch(WatchedFolder.of(tmp_path / "demo")).poll()
     assert found is not None
     return found
 
 
-def drawn(standing: Standing, width: int, height: int) -> list[str]:
+def drawn(view: RunView, width: int, height: int) -> list[str]:
     out = io.StringIO()
     console = Console(file=out, width=width, height=height, color_system=None)
-    console.print(picture(standing, width, height), height=height)
+    console.print(picture(view, width, height), height=height)
     return out.getvalue().splitlines()
 
 
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (140, 40), (300, 90), (40, 10), (60, 12)])
-def test_it_fills_the_terminal_and_no_more(standing: Standing, width: int, height: int) -> None:
-    lines = drawn(standing, width, height)
+def test_it_fills_the_terminal_and_no_more(view: RunView, width: int, height: int) -> None:
+    lines = drawn(view, width, height)
     assert len(lines) == height
     assert {cell_len(line) for line in lines} == {width}
 
 
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (140, 40)])
-def test_it_says_what_matters(standing: Standing, width: int, height: int) -> None:
-    text = "\n".join(drawn(standing, width, height))
+def test_it_says_what_matters(view: RunView, width: int, height: int) -> None:
+    text = "\n".join(drawn(view, width, height))
     for said in (
         "demo",
         "step 3 of 4",
@@ -67,24 +67,24 @@ def test_it_says_what_matters(standing: Standing, width: int, height: int) -> No
     assert "[red]KL is high[/red]" in text  # as it was written: it is no markup
 
 
-def test_a_model_cannot_move_the_cursor(standing: Standing) -> None:
-    text = "".join(drawn(standing, 140, 40))
+def test_a_model_cannot_move_the_cursor(view: RunView) -> None:
+    text = "".join(drawn(view, 140, 40))
     assert "[2J[31mred5Agnp.exe]0;owned [bold]markup[/bold]? end" in text
     assert [hex(ord(c)) for c in text if ord(c) < 32 or 127 <= ord(c) < 160 or c == "\u202e"] == []
-    lines = "".join(Lines().new(standing))
+    lines = "".join(Lines().new(view))
     assert [hex(ord(c)) for c in lines if ord(c) < 32 or 127 <= ord(c) < 160 or c == "\u202e"] == []
 
 
-def test_many_members_are_told_by_role_those_in_trouble_first(standing: Standing) -> None:
+def test_many_members_are_told_by_role_those_in_trouble_first(view: RunView) -> None:
     members = [ActorRow(name=f"policy rank {i}", state="serving", node=f"10.0.0.{i // 8}") for i in range(64)]
     members[17] = replace(members[17], state="stalled")
-    text = "\n".join(drawn(replace(standing, members=tuple(members)), 100, 30))
+    text = "\n".join(drawn(replace(view, members=tuple(members)), 100, 30))
     assert text.index("policy rank 17") < text.index("policy ×63")
     assert "on 8 nodes" in text
 
 
 def test_a_run_of_which_nothing_is_known_can_be_drawn() -> None:
-    text = "\n".join(drawn(Standing(title="new", place="runs/new", stage="sft"), 80, 24))
+    text = "\n".join(drawn(RunView(title="new", source="runs/new", stage="sft"), 80, 24))
     assert "no step done yet" in text
     assert "starting" in text
 
@@ -98,24 +98,24 @@ def test_sparkline() -> None:
 
 
 def test_events_and_texts_are_lines() -> None:
-    assert told({"kind": "actor_replaced", "member": "critic rank 0", "seconds": 12.986}) == (
+    assert describe_event({"kind": "actor_replaced", "member": "critic rank 0", "seconds": 12.986}) == (
         "critic rank 0 replaced: after 13.0 s"
     )
-    assert told({"kind": "metric_not_finite", "step": 3, "metrics": {"lr": "nan"}}) == (
+    assert describe_event({"kind": "metric_not_finite", "step": 3, "metrics": {"lr": "nan"}}) == (
         "metric not finite at step 3: metrics {'lr': 'nan'}"
     )
-    assert told({}) == "event"
+    assert describe_event({}) == "event"
     assert one_line("a\n\tb\u2028c \x1b d") == "a b c d"
 
 
 def test_lines_tell_each_step_and_event_once(tmp_path: Path) -> None:
     run, lines = Pretend(tmp_path / "demo", steps=40), Lines()
-    watch = FolderWatch(Place.of(tmp_path / "demo"))
+    watch = FolderWatch(WatchedFolder.of(tmp_path / "demo"))
 
     def new() -> list[str]:
-        standing = watch.look()
-        assert standing is not None
-        return list(lines.new(standing))
+        view = watch.poll()
+        assert view is not None
+        return list(lines.new(view))
 
     for step in range(12):
         run.step(step)

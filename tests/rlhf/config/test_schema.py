@@ -113,3 +113,12 @@ def test_a_broken_rule_is_placed_at_its_key_and_reported_with_all_others(tmp_pat
     assert "command line: algorithm.missing_eos = subtract with" in message
     assert f"{tmp_path}/run.yaml:4: algorithm.target_kl = 0.1 with a single update" in message
     assert "ppo.steps = 0 is out of range" in message and "3 problems" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "fix"),
+    [("objective/rlhf_rewards", "checkpoint.best_metric=objective/rlhf_reward"), ("x", "docs/metrics.md")],
+)
+def test_the_metric_that_ranks_checkpoints_is_one_of_the_table(tmp_path: Path, name: str, fix: str) -> None:
+    message = said(tmp_path, f"checkpoint.best_metric={name}")
+    assert f"checkpoint.best_metric = '{name}' is no metric" in message and fix in message

@@ -9,11 +9,13 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from rlhf.recovery.diagnosis import Cause, diagnose
-from rlhf.recovery.facts import host_memory, is_alive, oom_kills, process_state, read_facts, rss_bytes
+from rlhf.recovery.facts import host_memory, is_alive, oom_kills, process_state, read_facts
 
 Child = subprocess.Popen[bytes]
 
@@ -77,29 +79,19 @@ def test_this_host_counts_what_the_kernel_killed() -> None:
     assert read_facts(os.getpid(), oom_kills_before=kills - 2).oom_kills_since_start == 2
 
 
-def test_missing_files_are_unknown_never_an_error(tmp_path: Path) -> None:
-    facts = read_facts(os.getpid(), oom_kills_before=0, proc=tmp_path, cgroup=tmp_path)
-    assert facts.alive  # the kernel says so without any file
-    unknown = (facts.process_state, facts.rss_bytes, facts.host_total_bytes, facts.host_available_bytes)
-    assert unknown == (None, None, None, None) and facts.oom_kills_since_start is None
+def test_a_process_that_is_not_there_is_unknown_never_an_error(tmp_path: Path, child: Child) -> None:
+    child.kill()
+    child.wait(timeout=30)
+    facts = read_facts(child.pid, oom_kills_before=0, cgroup=tmp_path)
+    assert (facts.alive, facts.process_state, facts.rss_bytes) == (False, None, None)
+    assert oom_kills(tmp_path, tmp_path / "vmstat") is None
 
 
-def test_the_name_of_a_process_may_look_like_anything(tmp_path: Path) -> None:
-    (tmp_path / "7").mkdir()
-    (tmp_path / "7" / "stat").write_text("7 (ray::a) Z (b) D 1 7 7 0 -1 4194304\n")
-    (tmp_path / "7" / "statm").write_text("9000 250 100 1 0 200 0\n")
-    assert process_state(7, tmp_path) == "D"
-    assert rss_bytes(7, tmp_path) == 250 * os.sysconf("SC_PAGE_SIZE")
-
-
-def host(folder: Path) -> Path:
-    """A host with 1000 KiB, of which 400 are to be had, that has killed 5 processes."""
-    folder.mkdir()
-    (folder / "meminfo").write_text(
-        "MemTotal:    1000 kB\nMemFree:     100 kB\nMemAvailable:    400 kB\nHugePages_Total: 0\n"
-    )
-    (folder / "vmstat").write_text("nr_free_pages 25\noom_kill 5\n")
-    return folder
+@pytest.fixture
+def host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host with 1000 KiB, of which 400 are to be had."""
+    memory = SimpleNamespace(total=1000 * 1024, available=400 * 1024)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
 
 
 def container(folder: Path, limit: str) -> Path:
@@ -113,16 +105,16 @@ def container(folder: Path, limit: str) -> Path:
 
 
 def test_a_container_counts_for_itself(tmp_path: Path) -> None:
-    proc = host(tmp_path / "proc")
-    assert oom_kills(proc, tmp_path / "none") == 5
-    assert oom_kills(proc, container(tmp_path / "cgroup", "max")) == 1
+    (tmp_path / "vmstat").write_text("nr_free_pages 25\noom_kill 5\n")
+    assert oom_kills(tmp_path / "none", tmp_path / "vmstat") == 5
+    assert oom_kills(container(tmp_path / "cgroup", "max"), tmp_path / "vmstat") == 1
 
 
+@pytest.mark.usefixtures("host")
 def test_memory_is_the_host_s_unless_the_container_s_limit_is_nearer(tmp_path: Path) -> None:
-    proc = host(tmp_path / "proc")
     kib = 1024
-    assert host_memory(proc, tmp_path / "none") == (1000 * kib, 400 * kib)
-    assert host_memory(proc, container(tmp_path / "unlimited", "max")) == (1000 * kib, 400 * kib)
-    assert host_memory(proc, container(tmp_path / "small", str(500 * kib))) == (500 * kib, 300 * kib)
-    assert host_memory(proc, container(tmp_path / "wide", str(900 * kib))) == (900 * kib, 400 * kib)
-    assert host_memory(proc, container(tmp_path / "full", str(150 * kib))) == (150 * kib, 0)
+    assert host_memory(tmp_path / "none") == (1000 * kib, 400 * kib)
+    assert host_memory(container(tmp_path / "unlimited", "max")) == (1000 * kib, 400 * kib)
+    assert host_memory(container(tmp_path / "small", str(500 * kib))) == (500 * kib, 300 * kib)
+    assert host_memory(container(tmp_path / "wide", str(900 * kib))) == (900 * kib, 400 * kib)
+    assert host_memory(container(tmp_path / "full", str(150 * kib))) == (150 * kib, 0)

@@ -86,7 +86,6 @@ def test_events_keep_what_can_be_counted() -> None:
         "advice": "find out who stops it",
         "seconds_lost": 131.5,
         "samples_redone": 8,
-        "prompts_lost": 0,
         "heartbeat_age_seconds": 118.2,
         "process_state": "T",
         "doing": "update",

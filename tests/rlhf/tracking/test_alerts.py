@@ -58,4 +58,4 @@ def test_what_is_switched_off_is_not_told() -> None:
 
 def test_the_text_says_what_and_how_much() -> None:
     (alert,) = Alerts(AlertConfig(max_kl=5.0), None).observe(3, {KL: 6.25})
-    assert alert.text == "step 3: objective/kl is 6.25 nats a response, above 5"
+    assert alert.text == "step 3: objective/kl is 6.25 nats per response, above 5"

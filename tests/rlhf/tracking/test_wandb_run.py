@@ -194,7 +194,7 @@ def test_alerts_and_artifacts_are_there(offline_run: Offline) -> None:
     _, records = offline_run
     (alert,) = [record.alert for record in records if record.HasField("alert")]
     assert (alert.title, alert.level) == ("KL is high", "WARN")
-    assert alert.text == "step 1: objective/kl is 0.75 nats a response, above 0.6"
+    assert alert.text == "step 1: objective/kl is 0.75 nats per response, above 0.6"
     artifacts = [record.artifact for record in records if record.HasField("artifact")]
     own = [a for a in artifacts if a.type != "run_table"]  # a table is one too
     assert [(a.type, a.name, sorted(a.aliases)) for a in own] == [

@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from launch.report.read import number
 from launch.watch.follow import Recent, Row
+from rlhf.metrics import METRICS, labelled
 from rlhf.recovery.member import role_of
 
-NUMBERS: Mapping[str, str] = {
-    "score": "objective/scores",
-    "KL": "objective/kl",
-    "entropy": "policy/entropy_avg",
-    "length": "rollout/length_mean",
-    "gap": "rollout/logprob_gap_mean",
-    "goodput": "perf/goodput",
-    "held out": "holdout/score",
-    "loss": "train/loss",
-    "accuracy": "train/accuracy",
-    "margin": "rewards/margins",
-    "held-out loss": "eval/loss",
-    "held-out accuracy": "eval/accuracy",
-}
+NUMBERS = labelled(
+    *("objective/scores", "objective/kl", "policy/entropy_avg", "rollout/length_mean", "rollout/logprob_gap_mean"),
+    *("perf/goodput", "holdout/score", "train/loss", "train/accuracy", "rewards/margins", "eval/loss", "eval/accuracy"),
+)
 """Name on the screen → metric; a stage has some of them."""
-RATES: Mapping[str, str] = {
-    "samples/s": "perf/samples_per_second",
-    "tokens/s written": "perf/rollout_tokens_per_second",
-    "tokens/s trained": "perf/train_tokens_per_second",
-}
+RATES = labelled("perf/samples_per_second", "perf/rollout_tokens_per_second", "perf/train_tokens_per_second")
 STEP = "time/step"
 """Seconds of a whole step, beside those of its phases."""
 RECENT_STEPS = 10
@@ -44,7 +30,7 @@ class ActorRow:
     state: str
     node: str = ""
     process: int | None = None
-    heard: float | None = None
+    heartbeat_age: float | None = None
     """Seconds since its last heartbeat, if the run reports it."""
 
     @property
@@ -62,12 +48,12 @@ class Ending:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Standing:
+class RunView:
     """State of a run; unknown fields are empty or None."""
 
     title: str
     """Name of the run or its job."""
-    place: str
+    source: str
     """The watched folder, or a cluster's address."""
     stage: str = ""
     finished: tuple[str, ...] = ()
@@ -95,29 +81,29 @@ class Standing:
     ending: Ending | None = None
 
 
-def history(standing: Standing) -> dict[str, list[float | None]]:
+def history(view: RunView) -> dict[str, list[float | None]]:
     """Values of the ``NUMBERS`` in the steps, by their names on the screen; None for values that were not finite."""
     found = {}
     for name, metric in NUMBERS.items():
-        values = [number(row[metric]) for row in standing.metrics.items if metric in row]
+        values = [number(row[metric]) for row in view.metrics.items if metric in row]
         if any(value is not None for value in values):
             found[name] = values
     return found
 
 
-def rates(standing: Standing) -> dict[str, float]:
+def rates(view: RunView) -> dict[str, float]:
     """Throughput of the last step."""
-    row = standing.metrics.items[-1] if standing.metrics.items else {}
+    row = view.metrics.items[-1] if view.metrics.items else {}
     found = {name: number(row.get(metric)) for name, metric in RATES.items()}
     tokens, seconds = number(row.get("train/tokens")), number(row.get("time/update"))
     if tokens is not None and seconds:
-        found["tokens/s trained"] = tokens / seconds
+        found[METRICS["perf/train_tokens_per_second"].label] = tokens / seconds
     return {name: value for name, value in found.items() if value is not None}
 
 
-def phases(standing: Standing) -> dict[str, float]:
+def phases(view: RunView) -> dict[str, float]:
     """Seconds of each phase of the last step, in order."""
-    row = standing.metrics.items[-1] if standing.metrics.items else {}
+    row = view.metrics.items[-1] if view.metrics.items else {}
     found = {name.removeprefix("time/"): number(row[name]) for name in row if name.startswith("time/") and name != STEP}
     return {phase: seconds for phase, seconds in found.items() if seconds is not None}
 

@@ -5,21 +5,21 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from launch.report.read import number
+from launch.report.read import LOSSES, number
 from launch.watch.follow import Row
 from rlhf.secrets import without_secrets
 from rlhf.tracking.console import format_number, one_line
 
-TROUBLE = frozenset({"actor_died", "actor_stalled", "actor_failed", "failed", "checkpoint_failed", "snapshot_lost"})
+TROUBLE = frozenset({*LOSSES, "failed", "checkpoint_failed", "snapshot_lost"})
 """Kinds of events about failures."""
 GOOD = frozenset({"actor_replaced", "checkpoint", "resumed"})
 """Kinds of events about normal operation; all others are warnings."""
-_SAID = ("message", "why", "error", "reason", "cause", "what", "path", "where")
+_TEXT_FIELDS = ("message", "why", "error", "reason", "cause", "what", "path", "where")
 """Fields of an event, of which the first one present is its text."""
-_SHOWN_APART = ("time", "when", "kind", "step", "member", "phase")
+_OWN_FIELDS = ("time", "when", "kind", "step", "member", "phase")
 
 
-def told(event: Row) -> str:
+def describe_event(event: Row) -> str:
     """A line of an event: its kind, actor, time and text."""
     event = without_secrets(event)
     kind, step, phase = one_line(event.get("kind", "event")), event.get("step"), event.get("phase")
@@ -37,10 +37,10 @@ def _detail(event: Row) -> str:
     seconds = number(event.get("seconds"))
     if event.get("kind") == "actor_replaced" and seconds is not None:
         return f"after {seconds:.1f} s"
-    said = next((event[name] for name in _SAID if event.get(name)), None)
-    if said is not None:
-        return one_line(said)
-    rest = {name: value for name, value in event.items() if name not in _SHOWN_APART and value not in (None, "")}
+    text = next((event[name] for name in _TEXT_FIELDS if event.get(name)), None)
+    if text is not None:
+        return one_line(text)
+    rest = {name: value for name, value in event.items() if name not in _OWN_FIELDS and value not in (None, "")}
     return ", ".join(f"{one_line(name)} {_short(value)}" for name, value in rest.items())
 
 
@@ -48,7 +48,7 @@ def _short(value: Any) -> str:
     return one_line(format_number(value) if isinstance(value, float) else value)
 
 
-def clock(event: Row) -> str:
+def local_time(event: Row) -> str:
     """Local time of an event: ``14:05:09``; empty if it has none."""
     try:
         return datetime.fromisoformat(str(event.get("time"))).astimezone().strftime("%H:%M:%S")
@@ -56,7 +56,7 @@ def clock(event: Row) -> str:
         return ""
 
 
-def about(sample: Row) -> str:
+def describe_sample(sample: Row) -> str:
     """Details of a response besides its text: reason for showing it, score, KL, end."""
     parts = [one_line(sample["pick"])] if sample.get("pick") else []
     for name, key in (("score", "score"), ("KL", "kl"), ("advantage", "advantage")):

@@ -1,0 +1,116 @@
+"""Runs the stages of a recipe, or ``rlhf generate``, in this process, after checking everything that can be checked."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from launch.options import Overrides, RecipePath, Run
+from rlhf.errors import UserError
+
+if TYPE_CHECKING:
+    from actors.session import Session
+    from rlhf.config.schema import Stage
+
+Work = Callable[[], object]
+
+
+def run_stages(command: Run, recipe: RecipePath, overrides: Overrides) -> None:
+    """Run a stage of a recipe, or all of them."""
+    _run(command, recipe, overrides, partial(_load_stages, command))
+
+
+def run_generate(
+    recipe: RecipePath,
+    overrides: Overrides,
+    model: Annotated[str, typer.Option(metavar="MODEL", help="model folder or hub name")],
+    prompts: Annotated[
+        str, typer.Option(metavar="FILE", help="rows with a prompt, as JSONL or any format that data.format reads")
+    ],
+    out: Annotated[
+        str | None, typer.Option(metavar="FILE", help="file to write; without it answers go to standard output")
+    ] = None,
+) -> None:
+    """Answer a file of prompts."""
+
+    def load(session: Session) -> Work:
+        from launch.generate import generate, read_questions
+
+        return partial(generate, read_questions(session, model, prompts, out))
+
+    _run("generate", recipe, overrides, load)
+
+
+def _run(command: Stage, path: str, overrides: Sequence[str], load: Callable[[Session], Work]) -> None:
+    """Check everything that can be checked, then start.
+
+    Args:
+        load: reads and checks the data, and returns the function that runs the command.
+    """
+    from rlhf.recovery.stop import StopRequest, before_the_start
+
+    with before_the_start():
+        started = time.time()
+        from launch.preflight import prepare
+
+        recipe, device, gpus = prepare(path, overrides, command)
+        from actors.cluster import cluster
+        from actors.session import Session
+        from rlhf.tracking.console import Console
+        from rlhf.tracking.quiet import quiet_framework_logs
+
+        session = Session(recipe=recipe, console=Console(sys.stdout), device=device, gpus=gpus)
+        new = [folder for folder in (session.root, session.root.parent) if not folder.exists()]
+        with quiet_framework_logs(_logs(session.root) / f"driver-{command}.log") as stdout:
+            session.console = Console(stdout, progress=recipe.tracking.progress)
+            session.stop = StopRequest(recipe.checkpoint, started, time.time, os.environ)
+            go = _load(load, session, new)
+            with ExitStack() as signals, cluster(recipe.placement.ray_address, device == "cuda"):
+                signals.enter_context(session.stop.install())  # after Ray, which handles SIGTERM until it has ended
+                go()
+
+
+def _load(load: Callable[[Session], Work], session: Session, new: Sequence[Path]) -> Work:
+    """Check the data before anything is started. If it is bad, the folders in ``new`` are removed again."""
+    try:
+        return load(session)
+    except BaseException:
+        if session.root in new:
+            shutil.rmtree(session.root)
+        if session.root.parent in new:
+            with suppress(OSError):  # another run may use it by now
+                session.root.parent.rmdir()
+        raise
+
+
+def _load_stages(command: Run, session: Session) -> Work:
+    from actors.pipeline import run_pipeline, run_stage
+    from launch.preflight import check_classifiers, check_models_of_ppo, check_updates
+    from rlhf.config.stages import stages_of
+
+    for stage in stages_of(session.recipe, command):
+        session.read_data(stage)
+        check_updates(session, stage)
+        check_classifiers(session, stage)
+    if command == "ppo":
+        check_models_of_ppo(session)
+    return partial(run_pipeline, session) if command == "pipeline" else partial(run_stage, session, command)
+
+
+def _logs(root: Path) -> Path:
+    try:
+        (root / "logs").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {root}", str(error), "set runs_dir to a folder that you may write to"
+        ) from error
+    return root / "logs"
