@@ -48,7 +48,7 @@ def test_a_run_over_two_nodes_ends_well(cluster: Slurm) -> None:
 
 
 @pytest.mark.slow  # test_slurm_script.py preempts a stand-in
-def test_a_run_that_is_preempted_goes_on_from_its_checkpoint(cluster: Slurm) -> None:
+def test_a_preempted_run_resumes_from_its_checkpoint(cluster: Slurm) -> None:
     settings = from_nothing(cluster.folder, "preempted")
     run = cluster.folder / "runs/preempted/ppo"
     more = [f"ppo.steps={STEPS}", "checkpoint.every=1"]

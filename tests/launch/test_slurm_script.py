@@ -105,7 +105,7 @@ def test_a_head_that_fails_ends_the_job_at_once_and_its_log_is_shown(cluster: Sl
     assert "no head today" in (cluster.folder / f"{number}.out").read_text()
 
 
-def test_without_a_recipe_it_says_how_it_is_called(cluster: Slurm) -> None:
+def test_without_a_recipe_the_usage_is_printed(cluster: Slurm) -> None:
     number = submit(cluster)
     assert ended(cluster, number) == ("FAILED", "2:0", "0"), cluster.said(number)
     assert "fix: sbatch --nodes=2 launch/slurm.sh RECIPE" in cluster.said(number)

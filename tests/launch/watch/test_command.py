@@ -224,7 +224,7 @@ def test_a_job_is_followed_by_its_log(tmp_path: Path) -> None:
     assert view.ending is not None and view.ending.text == "ended with exit code 75" and not view.ending.good
 
 
-def test_a_job_that_cannot_be_followed_says_why() -> None:
+def test_a_job_that_cannot_be_followed_is_explained() -> None:
     def follow(show: object) -> int:
         raise MachineryError("the job was killed")
 

@@ -75,7 +75,7 @@ def test_a_model_cannot_move_the_cursor(view: RunView) -> None:
     assert [hex(ord(c)) for c in lines if ord(c) < 32 or 127 <= ord(c) < 160 or c == "\u202e"] == []
 
 
-def test_many_members_are_told_by_role_those_in_trouble_first(view: RunView) -> None:
+def test_many_members_are_grouped_by_role_with_failures_first(view: RunView) -> None:
     members = [ActorRow(name=f"policy rank {i}", state="serving", node=f"10.0.0.{i // 8}") for i in range(64)]
     members[17] = replace(members[17], state="stalled")
     text = "\n".join(drawn(replace(view, members=tuple(members)), 100, 30))

@@ -118,7 +118,7 @@ def test_a_quantised_model_is_refused(tmp_path: Path) -> None:
 DATED = "{% for m in messages %}{{ strftime_now('%d %b %Y') }}|{{ m.content }}{% endfor %}"
 
 
-def test_a_template_is_told_one_day_for_good(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_template_always_gets_the_same_date(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     tokenizer = load_tokenizer(folder, ModelConfig())
     tokenizer.chat_template = DATED
     tokenizer.save_pretrained(folder)

@@ -49,13 +49,13 @@ def test_restarts_are_counted_from_the_last_warning() -> None:
     assert told(alerts, RESTARTS, [0.0, 1.0, 2.0, 3.0, 3.0, 4.0]) == [(2, "restarts"), (5, "restarts")]
 
 
-def test_what_is_switched_off_is_not_told() -> None:
+def test_a_disabled_alert_is_not_raised() -> None:
     alerts = Alerts(AlertConfig(length_share=0.0, entropy_share=0.0, restarts=0), None)
     assert told(alerts, LENGTH, [10.0] * 5 + [0.0]) == []
     assert told(alerts, ENTROPY, [1.0] * 5 + [0.0]) == []
     assert told(alerts, RESTARTS, [9.0]) == []
 
 
-def test_the_text_says_what_and_how_much() -> None:
+def test_the_text_names_the_metric_and_its_value() -> None:
     (alert,) = Alerts(AlertConfig(max_kl=5.0), None).observe(3, {KL: 6.25})
     assert alert.text == "step 3: objective/kl is 6.25 nats per response, above 5"
