@@ -10,8 +10,8 @@ from actors.group import Group
 from actors.session import Session
 from actors.supervised import Summary
 from actors.waiting import START, Moment
-from rlhf.models.ends import differing_ends, end_tokens
 from rlhf.models.examination import Examination
+from rlhf.models.folder import differing_ends, end_tokens
 from rlhf.tracking.tracker import Tracker
 
 
