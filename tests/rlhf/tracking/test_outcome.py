@@ -44,10 +44,10 @@ def test_a_stage_without_a_step_still_reports_why_it_ended() -> None:
     ],
 )
 def test_reason(error: BaseException | None, code: int, text: str) -> None:
-    found, said = reason(error)
+    found, message = reason(error)
     assert found == code
-    assert said.startswith(text)
-    assert "\n" not in said
+    assert message.startswith(text)
+    assert "\n" not in message
 
 
 def test_no_secret_is_recorded() -> None:
