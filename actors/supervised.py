@@ -16,8 +16,8 @@ from actors.timeline import TimelineCollector
 from actors.waiting import START, PhaseContext
 from actors.worker import Builder
 from rlhf.config.schema import Stage
-from rlhf.models.ends import differing_ends, end_tokens
 from rlhf.models.examination import Examination
+from rlhf.models.folder import differing_ends, end_tokens
 from rlhf.tracking.run_folder import RunFolder
 from rlhf.tracking.spans import PhaseTimer
 from rlhf.tracking.tracker import Tracker

@@ -1,4 +1,4 @@
-"""A hundred recipes and overrides that cannot work, made from ``recipes/*.yaml`` by a seed, with what must be said."""
+"""Seeded invalid recipes and overrides, made from ``recipes/*.yaml``, with the text that each error must contain."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class BadRecipe:
     """What the user gives, and a part of what the refusal must say."""
 
     name: str
-    says: str
+    expected: str
     file: bytes | None = None
     """The recipe's content; None where ``path`` is given."""
     path: str = "run.yaml"
@@ -94,7 +94,7 @@ def _wrong(draw: random.Random, values: dict[str, tuple[object, ...]], count: in
 def _not_finite(draw: random.Random) -> list[BadRecipe]:
     words = (".nan", ".inf", "-.inf", "1e999", "nan")
     return [
-        BadRecipe(name=f"{key}={word}", says=key, file=_any(draw), overrides=(f"{key}={word}",))
+        BadRecipe(name=f"{key}={word}", expected=key, file=_any(draw), overrides=(f"{key}={word}",))
         for key, word in zip(NOT_FINITE, words, strict=True)
     ]
 
@@ -103,12 +103,12 @@ def _unknown(draw: random.Random) -> list[BadRecipe]:
     return [_case(draw, key, _with(draw, key, 1), offered) for key, offered in MISSPELT.items()]
 
 
-def _case(draw: random.Random, key: str, recipe: dict[str, Any], says: str) -> BadRecipe:
+def _case(draw: random.Random, key: str, recipe: dict[str, Any], expected: str) -> BadRecipe:
     value: Any = recipe
     for part in key.split("."):
         value = value[part]
     text = yaml.safe_dump(recipe, sort_keys=False).encode()
-    return BadRecipe(name=f"{key}: {value!r:.30}", says=says, file=text, command=draw.choice(COMMANDS))
+    return BadRecipe(name=f"{key}: {value!r:.30}", expected=expected, file=text, command=draw.choice(COMMANDS))
 
 
 def _any(draw: random.Random) -> bytes:
@@ -128,10 +128,10 @@ def _with(draw: random.Random, key: str, value: object) -> dict[str, Any]:
 
 
 def _nested_wrongly() -> list[BadRecipe]:
-    def changed(name: str, change: Callable[[dict[str, Any]], None], says: str) -> BadRecipe:
+    def changed(name: str, change: Callable[[dict[str, Any]], None], expected: str) -> BadRecipe:
         recipe = yaml.safe_load(QUICKSTART)
         change(recipe)
-        return BadRecipe(name=name, says=says, file=yaml.safe_dump(recipe, sort_keys=False).encode())
+        return BadRecipe(name=name, expected=expected, file=yaml.safe_dump(recipe, sort_keys=False).encode())
 
     return [
         changed("all in a section", lambda r: r.update(run=copy.deepcopy(r)), "there is no key run"),
@@ -198,8 +198,8 @@ BROKEN_TEXT: dict[str, tuple[str | bytes, str]] = {
 
 def _broken_text() -> list[BadRecipe]:
     return [
-        BadRecipe(name=name, says=says, file=text if isinstance(text, bytes) else text.encode())
-        for name, (text, says) in BROKEN_TEXT.items()
+        BadRecipe(name=name, expected=expected, file=text if isinstance(text, bytes) else text.encode())
+        for name, (text, expected) in BROKEN_TEXT.items()
     ]
 
 
@@ -211,7 +211,7 @@ def _not_a_file() -> list[BadRecipe]:
         "a name too long for any file": ("r" * 5000, "cannot read"),
         "a null character in the path": ("a\0b", "cannot read"),
     }
-    return [BadRecipe(name=name, says=says, path=path) for name, (path, says) in paths.items()]
+    return [BadRecipe(name=name, expected=expected, path=path) for name, (path, expected) in paths.items()]
 
 
 OVERRIDES: dict[str, tuple[tuple[str, ...], str]] = {
@@ -242,6 +242,6 @@ OVERRIDES: dict[str, tuple[tuple[str, ...], str]] = {
 
 def _overrides() -> list[BadRecipe]:
     return [
-        BadRecipe(name=name, says=says, file=QUICKSTART.encode(), overrides=overrides, command="pipeline")
-        for name, (overrides, says) in OVERRIDES.items()
+        BadRecipe(name=name, expected=expected, file=QUICKSTART.encode(), overrides=overrides, command="pipeline")
+        for name, (overrides, expected) in OVERRIDES.items()
     ]

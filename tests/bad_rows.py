@@ -23,7 +23,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class BadFile:
-    """A file, what is usable in it, and what must be said of the rest."""
+    """A file, its usable rows, and the expected reports of the others."""
 
     name: str
     file: str
@@ -35,7 +35,7 @@ class BadFile:
     bad: dict[int, str] = field(default_factory=dict)
     """Line → category of each bad row."""
     refused: str | None = None
-    """Part of the refusal where the file as a whole cannot be used, whatever ``data.bad_rows`` says."""
+    """Part of the refusal where the file as a whole cannot be used, for any ``data.bad_rows``."""
     settings: tuple[str, ...] = ()
     """More of ``data``'s settings."""
 
@@ -60,12 +60,12 @@ def lines_of(rows: list[Row]) -> list[bytes]:
 def bad_files() -> list[BadFile]:
     """All of them; the same whenever they are made."""
     draw = random.Random(SEED)
-    rows = [_with_bad_line(draw, name, stage, line, said) for name, (stage, line, said) in _bad_lines().items()]
+    rows = [_with_bad_line(draw, name, stage, line, reason) for name, (stage, line, reason) in _bad_lines().items()]
     return [*rows, *_several(), *_whole_files(), *_json_lists(), *_parquet(), *_folders_and_names()]
 
 
 def flipped_files() -> list[BadFile]:
-    """Files in which a few bits are wrong, anywhere: how much of one is usable is not said here."""
+    """Files in which a few bits are wrong, anywhere; the number of usable rows is not known."""
     draw = random.Random(SEED)
     rows = good_rows("preferences", 40)
     jsonl = b"\n".join(lines_of(rows))

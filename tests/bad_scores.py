@@ -52,7 +52,7 @@ ANSWERS: dict[str, tuple[Answer, str]] = {
         "not JSON",
     ),
 }
-"""Answers that break the contract, whatever ``on_failure`` says → what the error must say."""
+"""Answers that break the contract for any ``on_failure`` → expected text of the error."""
 
 FAILURES: dict[str, Answer] = {
     "an error of the service": 500,
@@ -133,7 +133,7 @@ MODULES: dict[str, tuple[str, str]] = {
 
 @contextmanager
 def speak(words: bytes | None) -> Iterator[str]:
-    """A port where every connection is told ``words`` and closed, or kept waiting; yields its address."""
+    """A port that sends ``words`` to every connection and closes it, or keeps it open; yields its address."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         threading.Thread(target=_tell, args=(listener, words), daemon=True).start()
         yield f"http://127.0.0.1:{listener.getsockname()[1]}/score"

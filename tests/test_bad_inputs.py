@@ -66,19 +66,19 @@ def tree(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 def refusal(workplace: Path, capsys: pytest.CaptureFixture[str], command: str, *arguments: str) -> str:
-    """What a command says that must be refused, having changed nothing."""
+    """Error output of a command that must be refused without any change to files."""
     before = tree(workplace)
     try:
         code = main([command, *arguments])
     except SystemExit as stopped:  # by the parser of the command line
         code = stopped.code
-    said = capsys.readouterr().err
-    assert code == 2, said
-    assert "Traceback" not in said
-    assert fits_a_screen(said), said
+    message = capsys.readouterr().err
+    assert code == 2, message
+    assert "Traceback" not in message
+    assert fits_a_screen(message), message
     assert {path: at for path, (_, at) in tree(workplace).items() if path not in before} == {}, "something was written"
     assert {path for path in before if not os.path.lexists(path)} == set()
-    return said
+    return message
 
 
 @pytest.mark.parametrize("case", bad_recipes(), ids=lambda case: case.name)
@@ -87,10 +87,10 @@ def test_a_recipe_that_cannot_work_is_refused(
 ) -> None:
     if case.file is not None:
         (workplace / case.path).write_bytes(case.file)
-    said = refusal(workplace, capsys, case.command, case.path, *case.overrides)
-    assert case.says in said
-    assert "\x1b" not in said
-    assert any(word in said for word in ("fix: ", "expected ", "usage: ")), "there is no way out"
+    message = refusal(workplace, capsys, case.command, case.path, *case.overrides)
+    assert case.expected in message
+    assert "\x1b" not in message
+    assert any(word in message for word in ("fix: ", "expected ", "usage: ")), "there is no way out"
 
 
 @pytest.mark.parametrize("setting", ["name=../elsewhere", "rollout.temperature=-1", "placement.device=cuda"])
@@ -98,20 +98,20 @@ def test_generate_refuses_a_recipe_as_the_stages_do(
     setting: str, workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (workplace / "run.yaml").write_text(QUICKSTART)
-    said = refusal(workplace, capsys, "generate", "run.yaml", setting, "--model", "m", "--prompts", "p.jsonl")
-    assert setting.partition("=")[0] in said
+    message = refusal(workplace, capsys, "generate", "run.yaml", setting, "--model", "m", "--prompts", "p.jsonl")
+    assert setting.partition("=")[0] in message
 
 
 @pytest.mark.parametrize(
-    ("out", "says"), [("nowhere/answers.jsonl", "--out nowhere"), (".", "--out ."), ("answers.jsonl", "'m'")]
+    ("out", "expected"), [("nowhere/answers.jsonl", "--out nowhere"), (".", "--out ."), ("answers.jsonl", "'m'")]
 )
 def test_generate_refuses_its_own_arguments(
-    out: str, says: str, workplace: Path, capsys: pytest.CaptureFixture[str]
+    out: str, expected: str, workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (workplace / "run.yaml").write_text(QUICKSTART)
     (workplace / "m").mkdir()
     arguments = ("run.yaml", "--model", "m", "--prompts", "p.jsonl", "--out", out)
-    assert says in refusal(workplace, capsys, "generate", *arguments)
+    assert expected in refusal(workplace, capsys, "generate", *arguments)
 
 
 @pytest.mark.parametrize(
@@ -206,10 +206,10 @@ def test_bad_rows_stop_the_command_before_anything_starts(
 ) -> None:
     settings = given(workplace, "demonstrations", "data.bad_rows=error", f"data.{case.stage}={case.file}")
     (workplace / case.file).write_bytes(case.data)
-    said = refusal(workplace, capsys, STAGES[case.stage], "run.yaml", *settings, *case.settings)
-    assert case.file in said or case.settings
+    message = refusal(workplace, capsys, STAGES[case.stage], "run.yaml", *settings, *case.settings)
+    assert case.file in message or case.settings
     if case.bad:
-        assert f"{case.file}:{min(case.bad)}: {case.bad[min(case.bad)]}" in said
+        assert f"{case.file}:{min(case.bad)}: {case.bad[min(case.bad)]}" in message
 
 
 @pytest.mark.parametrize("case", flipped_files(), ids=lambda case: case.name)
@@ -257,10 +257,10 @@ def ask(url: str, on_failure: str) -> list[float]:
 
 @pytest.mark.parametrize("name", bad_scores.ANSWERS)
 def test_a_service_that_breaks_the_contract_stops_the_run(name: str) -> None:
-    answer, says = bad_scores.ANSWERS[name]
+    answer, expected = bad_scores.ANSWERS[name]
     with serve(lambda number, asked: answer) as service, pytest.raises(UserError) as caught:
         ask(service.url, "patient")
-    assert says in str(caught.value) and service.url in str(caught.value)
+    assert expected in str(caught.value) and service.url in str(caught.value)
     assert caught.value.fix and fits_a_screen(str(caught.value))
 
 
@@ -303,20 +303,20 @@ def _judge(folder: Path, text: str) -> str:
 
 @pytest.mark.parametrize("name", bad_scores.FUNCTIONS)
 def test_a_function_that_breaks_the_contract_is_named(name: str, tmp_path: Path) -> None:
-    body, says = bad_scores.FUNCTIONS[name]
+    body, expected = bad_scores.FUNCTIONS[name]
     scorer = load_scorer(_judge(tmp_path, f"def score(prompts, responses):\n    {body}\n"))
     with pytest.raises(UserError) as caught:
         scorer(["p0", "p1"], ["r0", "r1"])
-    assert says in str(caught.value) and "judge.py:score" in caught.value.what
+    assert expected in str(caught.value) and "judge.py:score" in caught.value.what
     assert caught.value.fix and fits_a_screen(str(caught.value))
 
 
 @pytest.mark.parametrize("name", bad_scores.MODULES)
 def test_a_scorers_file_that_cannot_be_used_is_named(name: str, tmp_path: Path) -> None:
-    text, says = bad_scores.MODULES[name]
+    text, expected = bad_scores.MODULES[name]
     with pytest.raises(UserError) as caught:
         load_scorer(_judge(tmp_path, text))
-    assert says in str(caught.value) and caught.value.fix
+    assert expected in str(caught.value) and caught.value.fix
 
 
 def test_an_async_function_that_is_cancelled_is_named(tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def test_direct_requirements_are_what_the_files_import() -> None:
     assert set(pins(ROOT / f"requirements/{KIND}.txt", direct=True)) <= {name for names in needed for name in names}
 
 
-def test_every_direct_requirement_says_why_it_is_there() -> None:
+def test_every_direct_requirement_has_a_reason() -> None:
     reasons = (ROOT / "docs/dependencies.md").read_text(encoding="utf-8")
     direct = {name for path in REQUIREMENTS for name in pins(path, direct=True)}
     explained = {normalised(name) for name in re.findall(r"^\| `([^`]+)`", reasons, flags=re.MULTILINE)}

@@ -49,7 +49,7 @@ def test_there_are_recipes_and_the_table_knows_them():
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_it_can_run_where_its_header_says(file, stage, tmp_path):
+def test_it_can_run_on_the_hardware_of_its_header(file, stage, tmp_path):
     validate(load(file, tmp_path), stage, machine(file))
 
 
@@ -68,7 +68,7 @@ def test_it_asks_for_the_users_data(name):
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_its_header_says_command_hardware_and_data(file):
+def test_its_header_names_command_hardware_and_data(file):
     header = re.match(r"(#.*\n)+", file.read_text(encoding="utf-8")).group()
     assert f"rlhf pipeline recipes/{file.name}" in header
     assert "# Hardware: " in header and "Data: " in header
@@ -84,7 +84,7 @@ def test_it_fits_on_the_clusters_that_its_header_names(name):
         assert plan.fits, [problem for stage in plan.stages for problem in stage.placed.problems]
 
 
-def test_the_quickstarts_model_is_as_small_as_it_says(tmp_path):
+def test_the_quickstarts_model_has_the_stated_size(tmp_path):
     scratch = load(ROOT / "recipes" / "quickstart.yaml", tmp_path).model.scratch
     width = scratch.hidden_size
     layer = 4 * width**2 + 3 * width * scratch.intermediate_size + 2 * width

@@ -59,7 +59,7 @@ def test_ppo_prompts_are_unseen_and_unique(folder: Path) -> None:
     assert seen.isdisjoint(prompts)
 
 
-def test_pairs_differ_and_the_better_answer_is_chosen_as_often_as_the_ceiling_says(folder: Path) -> None:
+def test_pairs_differ_and_the_better_answer_is_chosen_at_the_rate_of_the_ceiling(folder: Path) -> None:
     rows = _rows(folder / "preferences.jsonl")
     assert all(row["chosen"] != row["rejected"] for row in rows)
     prompts = [row["prompt"] for row in rows]

@@ -117,7 +117,7 @@ class Host:
 
         The output goes to a file, because background processes such as those of ``ray start`` would keep a pipe open.
         """
-        output = self.folder / f"said-{time.time_ns()}"
+        output = self.folder / f"output-{time.time_ns()}"
         with output.open("w") as file:
             done = subprocess.run(
                 ["nsenter", "-t", str(self.first), *OWN, f"--wd={cwd}", *command],
@@ -146,8 +146,8 @@ class Host:
 
     def listeners(self) -> set[Listener]:
         """Listeners on this host."""
-        _, said = self.run(["ss", "-ltnpH"])
-        rows = [line.split() for line in said.splitlines()]
+        _, output = self.run(["ss", "-ltnpH"])
+        rows = [line.split() for line in output.splitlines()]
         return {_listener(row[3], row[5] if len(row) > 5 else "") for row in rows}
 
     def end(self) -> None:
@@ -190,8 +190,8 @@ class Hosts:
         self._wire("ip", "link", "add", plug, "type", "veth", "peer", "name", "eth0", "netns", str(host.first))
         self._wire("ip", "link", "set", plug, "master", "br0", "up")
         for words in (f"addr add {host.address}/24 dev eth0", "link set eth0 up"):
-            code, said = host.run(["ip", *words.split()])
-            assert code == 0, said
+            code, output = host.run(["ip", *words.split()])
+            assert code == 0, output
         return host
 
     def _wire(self, *command: str) -> None:

@@ -65,26 +65,26 @@ class Slurm:
         for name in ("launch", "rlhf", "actors", "examples", "recipes"):
             (self.project / name).symlink_to(ROOT / name)
 
-    def say(self, *command: str, **environment: str) -> str:
+    def run(self, *command: str, **environment: str) -> str:
         """Run a SLURM command; returns its output."""
         environment["SLURM_CONF"] = str(self.folder / "slurm.conf")
-        code, said = self.head.run(command, cwd=self.project, **environment)
-        assert code == 0, said
-        return said
+        code, output = self.head.run(command, cwd=self.project, **environment)
+        assert code == 0, output
+        return output
 
     def submit(self, *arguments: str, **environment: str) -> int:
         """Submit a job; returns its number."""
-        return int(self.say("sbatch", "--parsable", f"--output={self.folder}/%j.out", *arguments, **environment))
+        return int(self.run("sbatch", "--parsable", f"--output={self.folder}/%j.out", *arguments, **environment))
 
     def job(self, number: int) -> dict[str, str]:
         """SLURM's fields of a job."""
-        return dict(re.findall(r"(\w+)=(\S*)", self.say("scontrol", "show", "job", str(number), "--oneliner")))
+        return dict(re.findall(r"(\w+)=(\S*)", self.run("scontrol", "show", "job", str(number), "--oneliner")))
 
     def wait(self, number: int, seconds: float = 400) -> dict[str, str]:
         """Wait for the job's end; returns its fields."""
         end = time.monotonic() + seconds
         while (job := self.job(number))["JobState"] not in OVER:
-            assert time.monotonic() < end, self.said(number)
+            assert time.monotonic() < end, self.output(number)
             time.sleep(0.5)
         return job
 
@@ -92,10 +92,10 @@ class Slurm:
         """Wait until the job has created a file."""
         end = time.monotonic() + seconds
         while not path.exists():
-            assert time.monotonic() < end, self.said(number)
+            assert time.monotonic() < end, self.output(number)
             time.sleep(0.1)
 
-    def said(self, number: int) -> str:
+    def output(self, number: int) -> str:
         """Output of the job, and its nodes."""
         logs = [self.folder / f"{number}.out", *sorted((self.project / ".slurm" / str(number)).glob("*.log"))]
         return "\n".join(f"--- {log.name}\n{log.read_text()[-3000:]}" for log in logs if log.exists())
@@ -121,5 +121,5 @@ def slurm(folder: Path) -> Iterator[Slurm]:
 
 
 def _run(host: Host, *command: str) -> None:
-    code, said = host.run(command)
-    assert code == 0, said
+    code, output = host.run(command)
+    assert code == 0, output

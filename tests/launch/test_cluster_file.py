@@ -46,8 +46,8 @@ def head(tmp_path: Path) -> Iterator[Host]:
         whole = {**prepare_config(yaml.safe_load(render("cluster.yaml"))), **variant}
         validate_config(whole)
         (home / "ray_bootstrap_config.yaml").write_text(yaml.safe_dump(whole))
-        code, said = made["head"].run(["ray", "get-auth-token", "--generate"])
-        assert code == 0, said
+        code, output = made["head"].run(["ray", "get-auth-token", "--generate"])
+        assert code == 0, output
         yield made["head"]
 
 
@@ -70,17 +70,17 @@ def test_its_commands_start_a_head_and_its_workers_and_more_when_asked_for(head:
     """The command is the file's own; the workers are processes of the same host, of the file's type and number."""
     cluster = yaml.safe_load(render("cluster.yaml"))
     start = cluster["head_start_ray_commands"][-1]
-    code, said = head.run(["bash", "-c", start], RAY_FAKE_CLUSTER="1", AUTOSCALER_UPDATE_INTERVAL_S="1")
-    assert code == 0, said
+    code, output = head.run(["bash", "-c", start], RAY_FAKE_CLUSTER="1", AUTOSCALER_UPDATE_INTERVAL_S="1")
+    assert code == 0, output
     address = f"{head.address}:6379"
-    code, said = head.run(["python", "-c", SCALE, address, "3"], seconds=450, RAY_AUTH_MODE="token")
-    assert code == 0, said + _monitor(head)
-    assert "gpus [0, 8, 8, 8]" in said
-    code, said = head.run(
+    code, output = head.run(["python", "-c", SCALE, address, "3"], seconds=450, RAY_AUTH_MODE="token")
+    assert code == 0, output + _monitor(head)
+    assert "gpus [0, 8, 8, 8]" in output
+    code, output = head.run(
         ["python", "-c", f"import ray; ray.init('{address}')"], RAY_AUTH_TOKEN="a-stranger's", RAY_AUTH_MODE="token"
     )
     assert code != 0
-    assert "token" in said.lower()
+    assert "token" in output.lower()
 
 
 def _monitor(head: Host) -> str:

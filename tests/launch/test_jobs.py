@@ -25,7 +25,7 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(launch.jobs, name, 1.0)
 
 
-def test_a_dashboard_that_is_silent_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_silent_dashboard_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         assert main(["submit", "--list", "--address", f"http://127.0.0.1:{silent.getsockname()[1]}"]) == 3
     assert "accepted a request and sent no reply for 1 s" in capsys.readouterr().err

@@ -37,18 +37,18 @@ def test_a_run_over_two_nodes_ends_well(cluster: Slurm) -> None:
     secret = token.read_text()
     assert len(secret) == 64
     job = cluster.wait(number)
-    assert (job["JobState"], job["ExitCode"]) == ("COMPLETED", "0:0"), cluster.said(number)
+    assert (job["JobState"], job["ExitCode"]) == ("COMPLETED", "0:0"), cluster.output(number)
     assert (cluster.folder / "runs/plain/sft/model/model.safetensors").exists()
     assert not token.exists()
-    assert secret not in cluster.said(number)
+    assert secret not in cluster.output(number)
     [end] = re.findall(
-        "sft on 2 nodes, n1 n2; the head is 10.77.0.1; SLURM's end of the job: (\\d+)", cluster.said(number)
+        "sft on 2 nodes, n1 n2; the head is 10.77.0.1; SLURM's end of the job: (\\d+)", cluster.output(number)
     )
-    assert 0 < int(end) - time.time() < 1800, "the run is told when it has to end"
+    assert 0 < int(end) - time.time() < 1800, "the run knows its time limit"
 
 
 @pytest.mark.slow  # test_slurm_script.py preempts a stand-in
-def test_a_run_that_is_preempted_goes_on_from_its_checkpoint(cluster: Slurm) -> None:
+def test_a_preempted_run_resumes_from_its_checkpoint(cluster: Slurm) -> None:
     settings = from_nothing(cluster.folder, "preempted")
     run = cluster.folder / "runs/preempted/ppo"
     more = [f"ppo.steps={STEPS}", "checkpoint.every=1"]
@@ -57,7 +57,7 @@ def test_a_run_that_is_preempted_goes_on_from_its_checkpoint(cluster: Slurm) -> 
     urgent = cluster.submit("--partition=high", "--nodes=2", "--exclusive", "--wrap", "true")
     assert cluster.wait(urgent)["JobState"] == "COMPLETED"
     job = cluster.wait(number)
-    assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1"), cluster.said(number)
+    assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1"), cluster.output(number)
     events = read_lines(run / "events.jsonl")
     [stopped] = [event for event in events if event["kind"] == "stopped"]
     [resumed] = [event for event in events if event["kind"] == "resumed"]

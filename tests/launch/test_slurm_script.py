@@ -20,7 +20,7 @@ exec sleep 1000
 """,
     "python": "#!/bin/sh\n[ -e no-head ] && sleep 1000\nexit 0\n",  # waits for nodes
     "rlhf": """#!/bin/bash
-# Ends with 75 when it is asked to, and else with the exit code that the recipe says; the second time at once with 0.
+# Ends with 75 when it is asked to, and else with the exit code in the recipe; the second time at once with 0.
 # "early" cannot answer yet: a signal ends it.
 echo "$@"
 [[ -e $2.begun ]] && exit 0
@@ -56,16 +56,16 @@ def ended(cluster: Slurm, number: int) -> tuple[str, str, str]:
 
 def test_the_first_word_may_be_a_command_and_settings_follow(cluster: Slurm) -> None:
     number = submit(cluster, "ppo", "0", "ppo.steps=3")
-    assert ended(cluster, number) == ("COMPLETED", "0:0", "0"), cluster.said(number)
-    assert "ppo 0 ppo.steps=3 placement.ray_address=10.77.0.1:6379" in cluster.said(number)
-    assert "rlhf pipeline on" not in cluster.said(number)
+    assert ended(cluster, number) == ("COMPLETED", "0:0", "0"), cluster.output(number)
+    assert "ppo 0 ppo.steps=3 placement.ray_address=10.77.0.1:6379" in cluster.output(number)
+    assert "rlhf pipeline on" not in cluster.output(number)
 
 
 @pytest.mark.parametrize("code", ["2", "3"])
 def test_a_failure_ends_the_job_with_its_exit_code(cluster: Slurm, code: str) -> None:
     number = submit(cluster, code)
-    assert ended(cluster, number) == ("FAILED", f"{code}:0", "0"), cluster.said(number)
-    assert f"pipeline {code} placement" in cluster.said(number)
+    assert ended(cluster, number) == ("FAILED", f"{code}:0", "0"), cluster.output(number)
+    assert f"pipeline {code} placement" in cluster.output(number)
     assert not list(cluster.project.glob(".slurm/*/token"))
 
 
@@ -73,9 +73,9 @@ def test_a_failure_ends_the_job_with_its_exit_code(cluster: Slurm, code: str) ->
 def test_asked_by_slurm_it_stops_and_the_job_is_done_again(cluster: Slurm, recipe: str) -> None:
     number = submit(cluster, recipe)
     cluster.wait_for(number, cluster.project / f"{recipe}.begun", 60)
-    cluster.say("scancel", "--batch", "--signal=TERM", str(number))
-    assert ended(cluster, number) == ("COMPLETED", "0:0", "1"), cluster.said(number)
-    assert "ended with exit code 75\nit goes back into the queue" in cluster.said(number)
+    cluster.run("scancel", "--batch", "--signal=TERM", str(number))
+    assert ended(cluster, number) == ("COMPLETED", "0:0", "1"), cluster.output(number)
+    assert "ended with exit code 75\nit goes back into the queue" in cluster.output(number)
 
 
 def test_preempted_it_stops_and_is_done_again_when_there_is_room(cluster: Slurm) -> None:
@@ -83,16 +83,16 @@ def test_preempted_it_stops_and_is_done_again_when_there_is_room(cluster: Slurm)
     cluster.wait_for(number, cluster.project / "wait-2.begun", 60)
     urgent = cluster.submit("--partition=high", "--nodes=2", "--exclusive", "--wrap", "true")
     assert cluster.wait(urgent, 60)["JobState"] == "COMPLETED"
-    assert ended(cluster, number) == ("COMPLETED", "0:0", "1"), cluster.said(number)
-    assert "ended with exit code 75\nit goes back into the queue" in cluster.said(number)
+    assert ended(cluster, number) == ("COMPLETED", "0:0", "1"), cluster.output(number)
+    assert "ended with exit code 75\nit goes back into the queue" in cluster.output(number)
 
 
 def test_asked_by_its_user_it_stops_and_stays_stopped(cluster: Slurm) -> None:
     number = submit(cluster, "wait-no-more")
     cluster.wait_for(number, cluster.project / "wait-no-more.begun", 60)
-    cluster.say("scancel", "--batch", "--signal=INT", str(number))
-    assert ended(cluster, number) == ("FAILED", "75:0", "0"), cluster.said(number)
-    assert "queue" not in cluster.said(number)
+    cluster.run("scancel", "--batch", "--signal=INT", str(number))
+    assert ended(cluster, number) == ("FAILED", "75:0", "0"), cluster.output(number)
+    assert "queue" not in cluster.output(number)
 
 
 def test_a_head_that_fails_ends_the_job_at_once_and_its_log_is_shown(cluster: Slurm) -> None:
@@ -101,11 +101,11 @@ def test_a_head_that_fails_ends_the_job_at_once_and_its_log_is_shown(cluster: Sl
     number = submit(cluster, "4")
     state = ended(cluster, number)
     flag.unlink()
-    assert state == ("FAILED", "3:0", "0"), cluster.said(number)
+    assert state == ("FAILED", "3:0", "0"), cluster.output(number)
     assert "no head today" in (cluster.folder / f"{number}.out").read_text()
 
 
-def test_without_a_recipe_it_says_how_it_is_called(cluster: Slurm) -> None:
+def test_without_a_recipe_the_usage_is_printed(cluster: Slurm) -> None:
     number = submit(cluster)
-    assert ended(cluster, number) == ("FAILED", "2:0", "0"), cluster.said(number)
-    assert "fix: sbatch --nodes=2 launch/slurm.sh RECIPE" in cluster.said(number)
+    assert ended(cluster, number) == ("FAILED", "2:0", "0"), cluster.output(number)
+    assert "fix: sbatch --nodes=2 launch/slurm.sh RECIPE" in cluster.output(number)

@@ -88,7 +88,7 @@ def test_a_wrong_recipe_is_refused_before_a_cluster_is_asked(here: Path, capsys:
     assert "none.jsonl" in capsys.readouterr().err
 
 
-def test_where_no_cluster_answers_the_message_says_how_to_have_one(
+def test_without_a_cluster_the_message_explains_how_to_start_one(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["submit", "--list", "--address", "http://127.0.0.1:9"]) == 3

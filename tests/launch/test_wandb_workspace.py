@@ -29,7 +29,7 @@ def test_the_definition_is_written_without_a_network(tmp_path: Path) -> None:
     assert [section["name"] for section in written["sections"]] == list(QUESTIONS)
 
 
-def test_without_the_library_it_is_said_how_to_get_it(
+def test_a_missing_library_is_reported_with_its_installation(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb_workspaces", None)

@@ -1,4 +1,4 @@
-"""A scoring service for tests: a real HTTP server in a thread, which fails as it is told."""
+"""A scoring service for tests: a real HTTP server in a thread, which fails on request."""
 
 from __future__ import annotations
 

@@ -67,12 +67,12 @@ def test_scorers_are_checked_where_they_are_used(recipe):
 
 
 @pytest.mark.parametrize(
-    ("hidden", "heads", "said"),
+    ("hidden", "heads", "expected"),
     [(100, 3, "is not a whole number"), (160, 4, "makes heads 40 wide"), (4, 4, "makes heads 1 wide")],
 )
-def test_shape_of_a_scratch_model(recipe, hidden, heads, said):
+def test_shape_of_a_scratch_model(recipe, hidden, heads, expected):
     message = refused(recipe(f"model.scratch.hidden_size={hidden}", f"model.scratch.heads={heads}"), "sft")
-    assert said in message and f"model.scratch.hidden_size={32 * heads}" in message
+    assert expected in message and f"model.scratch.hidden_size={32 * heads}" in message
     validate(recipe(f"model.scratch.hidden_size={32 * heads}", f"model.scratch.heads={heads}"), "sft", CPU)
 
 
@@ -240,8 +240,8 @@ def test_problems_of_every_kind_come_together(recipe):
     )  # fmt: skip
     message = refused(wrong, "sft")
     assert message.startswith("the recipe 'a/b' cannot run `sft`: 5 problems\n")
-    for said in ("cannot be a folder's name", "both are given", "gone.jsonl", "sft.batch_size = 3", "threads_per_rank"):
-        assert said in message
+    for part in ("cannot be a folder's name", "both are given", "gone.jsonl", "sft.batch_size = 3", "threads_per_rank"):
+        assert part in message
 
 
 SMALL = st.integers(min_value=0, max_value=9)

@@ -169,7 +169,7 @@ def test_it_waits_for_a_run_that_is_about_to_begin(tmp_path: Path, capsys: pytes
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "expected"),
     [
         (["nowhere", "--once"], "nowhere is not there"),
         (["nowhere", "--wait", "0.1"], "is not there"),
@@ -179,13 +179,17 @@ def test_it_waits_for_a_run_that_is_about_to_begin(tmp_path: Path, capsys: pytes
     ],
 )
 def test_what_is_no_run_is_refused(
-    tmp_path: Path, arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    arguments: list[str],
+    expected: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
     assert main(["watch", *arguments]) == 2
-    assert said in capsys.readouterr().err
+    assert expected in capsys.readouterr().err
 
 
 def test_once_shows_a_single_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -213,7 +217,7 @@ def test_a_job_is_followed_by_its_log(tmp_path: Path) -> None:
     view = follower.view(None)
     assert (view.title, view.done, view.steps, view.ending) == ("quickstart-1", 1, 4, None)
     run = Pretend(tmp_path / "demo")
-    run.event("failed", message="and is begun anew by the job")
+    run.event("failed", message="and is restarted by the job")
     view = follower.view(FolderWatch(WatchedFolder.of(tmp_path / "demo")).poll())
     assert view.ending is None  # the job goes on
     assert (view.title, view.stage, view.log.total) == ("quickstart-1", "ppo", 1)
@@ -224,7 +228,7 @@ def test_a_job_is_followed_by_its_log(tmp_path: Path) -> None:
     assert view.ending is not None and view.ending.text == "ended with exit code 75" and not view.ending.good
 
 
-def test_a_job_that_cannot_be_followed_says_why() -> None:
+def test_a_job_that_cannot_be_followed_is_explained() -> None:
     def follow(show: object) -> int:
         raise MachineryError("the job was killed")
 

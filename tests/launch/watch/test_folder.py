@@ -47,7 +47,7 @@ def test_a_run_in_progress(root: Path) -> None:
     assert view.warning == ""
 
 
-def test_a_stage_whose_steps_depend_on_the_data_says_how_many_they_are(root: Path) -> None:
+def test_a_stage_whose_steps_depend_on_the_data_reports_their_number(root: Path) -> None:
     run = Pretend(root, "sft", steps=120)
     run.step(38)
     run.step(39)
@@ -127,7 +127,7 @@ def test_a_run_ends_when_its_last_stage_is_finished_and_its_process_is_gone(root
     assert ending.text.startswith("ppo finished ")
 
 
-def test_a_run_that_failed_says_how(root: Path) -> None:
+def test_a_failed_run_reports_the_reason(root: Path) -> None:
     run = Pretend(root)
     run.event("failed", error="MachineryError", exit_code=3, message="critic rank 0 died\n  \x1b[31mtwice")
     ending = poll(root).ending
@@ -135,7 +135,7 @@ def test_a_run_that_failed_says_how(root: Path) -> None:
     assert ending.text == "ppo failed, exit code 3: critic rank 0 died [31mtwice"
 
 
-def test_a_run_that_goes_on_after_it_was_stopped_has_not_ended(root: Path) -> None:
+def test_a_resumed_run_has_not_ended(root: Path) -> None:
     run = Pretend(root)
     run.event("stopped", exit_code=75, message="on request")
     assert poll(root).ending is not None
@@ -143,7 +143,7 @@ def test_a_run_that_goes_on_after_it_was_stopped_has_not_ended(root: Path) -> No
     assert poll(root).ending is None
 
 
-def test_a_process_that_is_gone_is_said_to_be(root: Path) -> None:
+def test_a_missing_process_is_reported(root: Path) -> None:
     run = Pretend(root)
     run.status("update", 5)
     (run.run.checkpoints / "step_9").mkdir(parents=True)

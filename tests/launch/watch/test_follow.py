@@ -48,7 +48,7 @@ def test_a_bad_line_is_left_out(tmp_path: Path) -> None:
     assert steps(Rows(path, keep=10)) == [0, 1]
 
 
-def test_a_file_that_was_cut_back_is_read_anew(tmp_path: Path) -> None:
+def test_a_truncated_file_is_read_from_the_start(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 0}\n{"step": 1}\n{"step": 2}\n')
     rows = Rows(path, keep=10)
@@ -59,7 +59,7 @@ def test_a_file_that_was_cut_back_is_read_anew(tmp_path: Path) -> None:
     assert rows.read().items[-1] == {"step": 1, "again": True}
 
 
-def test_a_file_that_was_cut_back_and_has_grown_longer_since_is_read_anew(tmp_path: Path) -> None:
+def test_a_truncated_file_that_grew_again_is_read_from_the_start(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 0}\n{"step": 1}\n')
     rows = Rows(path, keep=10)

@@ -50,7 +50,7 @@ def test_it_fills_the_terminal_and_no_more(view: RunView, width: int, height: in
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (140, 40)])
 def test_it_says_what_matters(view: RunView, width: int, height: int) -> None:
     text = "\n".join(drawn(view, width, height))
-    for said in (
+    for part in (
         "demo",
         "step 3 of 4",
         "75%",
@@ -61,9 +61,9 @@ def test_it_says_what_matters(view: RunView, width: int, height: int) -> None:
         "▁▅█",
         "critic rank 0",
     ):
-        assert said in text, said
-    for said in ("dead", "16 samples/s", "best · score 0.5 · KL 1", "› Where is it?", "critic rank 0 died in update"):
-        assert said in text, said
+        assert part in text, part
+    for part in ("dead", "16 samples/s", "best · score 0.5 · KL 1", "› Where is it?", "critic rank 0 died in update"):
+        assert part in text, part
     assert "[red]KL is high[/red]" in text  # as it was written: it is no markup
 
 
@@ -75,7 +75,7 @@ def test_a_model_cannot_move_the_cursor(view: RunView) -> None:
     assert [hex(ord(c)) for c in lines if ord(c) < 32 or 127 <= ord(c) < 160 or c == "\u202e"] == []
 
 
-def test_many_members_are_told_by_role_those_in_trouble_first(view: RunView) -> None:
+def test_many_members_are_grouped_by_role_with_failures_first(view: RunView) -> None:
     members = [ActorRow(name=f"policy rank {i}", state="serving", node=f"10.0.0.{i // 8}") for i in range(64)]
     members[17] = replace(members[17], state="stalled")
     text = "\n".join(drawn(replace(view, members=tuple(members)), 100, 30))

@@ -28,7 +28,7 @@ def test_messages_go_through_the_chat_template(tokenizer) -> None:
     assert answer_to(TURNS, "Blue.", tokenizer) == answer_to(TURNS, Message("assistant", "Blue."), tokenizer) == "Blue."
 
 
-def test_a_template_that_refuses_the_turns_says_so(tokenizer) -> None:
+def test_a_template_error_is_reported(tokenizer) -> None:
     tokenizer.chat_template = TEMPLATE
     with pytest.raises(Unusable, match="the chat template refuses the turns: roles"):
         prompt_of((TURNS[1], TURNS[1]), tokenizer)

@@ -329,7 +329,7 @@ def test_a_prompt_beside_a_conversation_stands_in_it(write_jsonl: Write, prompt,
         },
     ],
 )
-def test_an_answer_after_an_answer_is_set_aside(write_jsonl: Write, row: dict) -> None:
+def test_two_consecutive_answers_are_quarantined(write_jsonl: Write, row: dict) -> None:
     config = DataConfig(path=write_jsonl(row))
     loads = [load_demonstrations, load_prompts] + [load_preferences] * ("chosen" in row)
     for load in loads:
@@ -382,7 +382,7 @@ def test_a_stage_reads_its_own_path(write_jsonl: Write) -> None:
     assert load_preferences(config).rows[0].chosen == "c"
 
 
-def test_bad_rows_stop_the_run_where_the_recipe_says_so(write_jsonl: Write) -> None:
+def test_bad_rows_stop_the_run_if_the_recipe_asks(write_jsonl: Write) -> None:
     path = write_jsonl({"prompt": "a"}, {"prompt": 3})
     with pytest.raises(UserError, match=r"rows\.jsonl:2: not text: prompt is 3"):
         load_prompts(DataConfig(path=path, bad_rows="error"))

@@ -22,7 +22,7 @@ def test_each_epoch_holds_every_item_once_however_it_is_taken(n: int, seed: int,
 
 
 @given(n=st.integers(1, 20), seed=st.integers(0, 99), before=st.integers(0, 70), after=st.integers(1, 50))
-def test_a_restored_order_goes_on_as_if_it_had_never_stopped(n: int, seed: int, before: int, after: int) -> None:
+def test_a_restored_order_continues_without_a_gap(n: int, seed: int, before: int, after: int) -> None:
     order = PromptOrder(n, seed)
     order.take(before)
     restored = PromptOrder.restore(n, seed, order.state())

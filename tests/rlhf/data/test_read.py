@@ -263,7 +263,7 @@ def test_one_name_in_several_formats_is_refused(tmp_path: Path, other: str) -> N
     assert columns(tmp_path / "train.jsonl") == [{"of": "train.jsonl"}]
 
 
-def test_what_a_folder_holds_beside_its_data_is_said(tmp_path: Path) -> None:
+def test_other_files_of_a_data_folder_are_reported(tmp_path: Path) -> None:
     (tmp_path / "more").mkdir()
     (tmp_path / ".cache").mkdir()
     names = ("README.md", "LICENSE", ".gitattributes", "dataset_info.json", "rows.csv", "test.jsonl", "train_x.jsonl")

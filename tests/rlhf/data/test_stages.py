@@ -34,7 +34,7 @@ def recipe(write_jsonl) -> Recipe:
     )
 
 
-def test_a_prompts_id_is_its_place_though_rows_were_set_aside(recipe, tokenizer) -> None:
+def test_a_prompts_id_is_its_row_number_despite_quarantined_rows(recipe, tokenizer) -> None:
     data = stages.prompts(recipe, ChatFormat(tokenizer), FACTS)
     everyone = [*data.train, *data.held_out]
     assert len(everyone) == 32 and len(data.train) > 10 and len(data.held_out) > 3

@@ -248,7 +248,7 @@ def test_what_a_template_makes_nothing_of_is_counted(chat, answer, variables, lo
     assert sorted(remarks) == [f"{name}: the chat template ignores it" for name in lost]
 
 
-def test_without_a_template_fields_are_counted_and_calls_alone_set_aside() -> None:
+def test_without_a_template_fields_are_counted_and_bare_calls_quarantined() -> None:
     chat = t.CHATML.tokenizer()
     chat.chat_template = None
     out = tokenised(ChatFormat(chat), ASKED, reply("4.", tool_calls=CALL), tools=TOOLS)
@@ -263,7 +263,7 @@ def test_a_call_that_is_not_written_is_no_answer(chat) -> None:
         tokenised(format_of(chat), ASKED, reply("", tool_calls=CALL))
 
 
-def test_an_answer_of_which_the_template_drops_a_part_is_set_aside() -> None:
+def test_an_answer_that_the_template_shortens_is_quarantined() -> None:
     """R1 drops the text before ``</think>``, and this thought does not begin like its generation prompt."""
     rows = [
         Demonstration(ASKED, reply(text), RowLocation("f", i)) for i, text in enumerate(("Hm. Two.</think>4.", "4."))
@@ -272,7 +272,7 @@ def test_an_answer_of_which_the_template_drops_a_part_is_set_aside() -> None:
     assert (len(out.items), dict(out.dropped)) == (1, {"the chat template leaves out part of the answer": 1})
 
 
-def test_the_rest_of_a_turn_that_the_template_drops_is_set_aside() -> None:
+def test_a_turn_that_the_template_shortens_is_quarantined() -> None:
     """This template writes the first line of an answer only, so that the continuation is lost."""
     first_line = t.CHATML.template.replace("m['content']", "m['content'].split('\\n')[0]")
     chat = format_of(replace(t.CHATML, template=first_line))
@@ -476,7 +476,7 @@ def test_an_end_token_that_cannot_be_written_as_text_sets_its_row_aside() -> Non
         tokenised(chat, (user("a<|eot|>b"),), reply("4."))
 
 
-def test_an_end_inside_an_answer_is_set_aside() -> None:
+def test_an_answer_with_an_inner_end_token_is_quarantined() -> None:
     chat = format_of(t.CHATML)
     for prompt in (ASKED, "raw"):
         with pytest.raises(UserError, match="1 × the end token stands inside the response"):
@@ -580,13 +580,13 @@ CALLED = reply("", tool_calls=CALL)
          (user("A question\nof two lines and many words"),), "user"),
     ],
 )  # fmt: skip
-def test_a_row_of_which_the_template_leaves_out_a_turn_is_set_aside(chat, turns, role) -> None:
+def test_a_row_that_loses_a_turn_in_the_template_is_quarantined(chat, turns, role) -> None:
     lost = {f"the chat template leaves out the turn of role {role}": 1}
     assert counted(chat, turns) == [lost, lost]
 
 
 @pytest.mark.parametrize("chat", [t.LLAMA3, t.MISTRAL])
-def test_what_is_said_beside_an_earlier_call_is_counted_where_it_is_not_written(chat: t.Chat) -> None:
+def test_dropped_text_beside_an_earlier_call_is_counted(chat: t.Chat) -> None:
     beside = {"content beside tool_calls: the chat template ignores it": 1}
     assert counted(chat, (*ASKED, reply("Let me add.", tool_calls=CALL), RESULT)) == [beside, beside]
     assert counted(chat, (*ASKED, CALLED, RESULT)) == [{}, {}]

@@ -102,7 +102,7 @@ def test_text_without_a_prompt_follows_the_begin_or_the_end_token(tokenizer, beg
     assert tokenise_demonstrations(rows, begin_tokenizer, config(), LONG).items[0].prompt.tolist() == [BEGIN]
 
 
-def test_a_long_response_is_set_aside_and_never_cut(tokenizer) -> None:
+def test_a_long_response_is_quarantined_and_never_truncated(tokenizer) -> None:
     rows = shown(("a", "x" * 19), ("a", "x" * 20), ("a", "y" * 50))  # 19 bytes and the end token are 20
     out = tokenise_demonstrations(rows, tokenizer, config(), LONG)
     assert [len(example.response) for example in out.items] == [20]
@@ -110,14 +110,14 @@ def test_a_long_response_is_set_aside_and_never_cut(tokenizer) -> None:
     assert out.truncated == 0
 
 
-def test_what_exceeds_the_context_is_set_aside(tokenizer) -> None:
+def test_a_row_beyond_the_context_is_quarantined(tokenizer) -> None:
     rows = shown(("abcd", "efg"), ("abcd", "efgh"))  # 4 + 3 + end = 8
     out = tokenise_demonstrations(rows, tokenizer, config(), context_length=8)
     assert [tokenizer.decode(example.response) for example in out.items] == ["efg<end>"]
     assert out.dropped == {"prompt and response exceed the model's context of 8": 1}
 
 
-def test_an_end_token_inside_a_response_is_set_aside(tokenizer) -> None:
+def test_a_response_with_an_inner_end_token_is_quarantined(tokenizer) -> None:
     out = tokenise_demonstrations(shown(("a", "b<end>c"), ("a", "b")), tokenizer, config(), LONG)
     assert len(out.items) == 1 and out.dropped == {"the end token stands inside the response": 1}
 
@@ -159,7 +159,7 @@ def test_pairs_of_one_prompt_share_an_id(tokenizer) -> None:
     assert {pair.margin for pair in pairs} == {1.5}
 
 
-def test_a_pair_with_one_long_answer_is_set_aside_whole(tokenizer) -> None:
+def test_a_pair_with_one_long_answer_is_quarantined(tokenizer) -> None:
     rows = judged(("a", "x" * 50, "y"), ("a", "x", "y" * 50), ("a", "x", "y"))
     out = tokenise_preferences(rows, tokenizer, config(), LONG)
     assert len(out.items) == 1 and sum(out.dropped.values()) == 2
@@ -204,7 +204,7 @@ def test_no_rows_give_no_items(tokenizer) -> None:
     assert tokenise_preferences([], tokenizer, config(), LONG).items == ()
 
 
-def test_the_description_names_what_was_cut_and_set_aside(tokenizer) -> None:
+def test_the_description_counts_truncated_and_quarantined_rows(tokenizer) -> None:
     rows = asked("abcdefgh", "ab", "abc")
     out = tokenise_prompts(rows, tokenizer, config(max_prompt_length=2, long_prompts="truncate_left"), LONG, 10)
     assert describe_tokenised(out, "prompts") == "prompts: 3 tokenised, 2 prompts cut at their beginning"

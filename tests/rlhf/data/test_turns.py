@@ -114,7 +114,7 @@ def test_json_text_is_messages_where_one_speaker_is_known(write_jsonl: Write) ->
 
 
 @pytest.mark.parametrize("write", [json.dumps, list])
-def test_lists_of_texts_are_what_was_said_in_turn(write_jsonl: Write, write) -> None:
+def test_lists_of_texts_are_alternating_turns(write_jsonl: Write, write) -> None:
     """As in LMSYS's comparisons: one text per turn."""
     columns = {"prompt": "prompt", "chosen": "response_a", "rejected": "response_b"}
     row = {"prompt": write(["Hi"]), "response_a": write(["Hello."]), "response_b": write(["What?"])}
@@ -340,7 +340,7 @@ def messages(*turns: dict[str, str]) -> tuple[Message, ...]:
         ([{**HI, "content": "Hi "}], [HI], [{**HI, "content": "Hi "}]),
     ],
 )
-def test_a_prompt_that_is_said_again_stands_once(write_jsonl: Write, prompt, conversation, expected) -> None:
+def test_a_repeated_prompt_is_kept_once(write_jsonl: Write, prompt, conversation, expected) -> None:
     row = {"prompt": prompt, "chosen": [*conversation, HELLO], "rejected": [*conversation, NO]}
     read = one_preference(write_jsonl(row))
     assert (read.prompt, read.chosen, read.rejected) == (messages(*expected), *messages(HELLO, NO))
@@ -449,7 +449,7 @@ def test_what_is_null_is_not_given_to_the_template(write_jsonl: Write, value: ob
         ({"weight": 1, "loss": False}, False),
     ],
 )
-def test_a_turn_says_whether_it_is_trained_on(write_jsonl: Write, given: dict[str, object], trained: bool) -> None:
+def test_a_turn_can_be_excluded_from_training(write_jsonl: Write, given: dict[str, object], trained: bool) -> None:
     made = one_demonstration(write_jsonl({"messages": [{**HI, "weight": 0}, {**HELLO, **given}]}))
     assert made.completion == Message("assistant", "Hello.") and made.prompt == messages(HI)
     assert isinstance(made.completion, Message) and made.completion.trained is trained

@@ -26,14 +26,14 @@ def winners(path: str, **options: object) -> list[str]:
     ["label", "winner", "preference", "overall_preference", "better_response_id", "choice", "annotator1", "vote"],
 )
 @pytest.mark.parametrize("load", [load_preferences, load_demonstrations])
-def test_a_column_that_may_say_who_won_is_not_ignored(write_jsonl: Write, name: str, load) -> None:
+def test_a_possible_winner_column_is_not_ignored(write_jsonl: Write, name: str, load) -> None:
     config = DataConfig(path=write_jsonl(*judged(1, 2, name=name)), columns=NUMBERED)
     with pytest.raises(UserError, match=rf"rows\.jsonl:1: the column '{name}' may say which") as caught:
         load(config)
     assert f"data.columns.label={name}" in caught.value.fix and f"data.ignore=[{name}]" in caught.value.fix
 
 
-def test_all_columns_that_may_say_who_won_are_named_at_once(write_jsonl: Write) -> None:
+def test_all_possible_winner_columns_are_named_at_once(write_jsonl: Write) -> None:
     row = {"input": "q", "output_1": "a", "output_2": "b", "annotator1": 1, "annotator2": 2}
     with pytest.raises(UserError, match=r"'annotator1' may say .* \(so may annotator2\)") as caught:
         load_preferences(DataConfig(path=write_jsonl(row), columns=NUMBERED))
@@ -102,7 +102,7 @@ def test_labels_that_can_be_read_in_two_ways_are_refused(write_jsonl: Write, lab
         winners(write_jsonl(*judged(*labels)))
 
 
-def test_the_recipe_says_what_labels_mean(write_jsonl: Write) -> None:
+def test_the_recipe_defines_the_meaning_of_labels(write_jsonl: Write) -> None:
     path = write_jsonl(*judged(0, 1, 0.5, "?"))
     meaning = {"0": "chosen", "1": "rejected", "0.5": "tie"}
     assert winners(path, labels=meaning) == ["one", "two"]
@@ -323,7 +323,7 @@ ALL = "winner_a, winner_b, winner_tie"
 
 @pytest.mark.parametrize("columns", [AB, BA])
 @pytest.mark.parametrize(("yes", "no"), [(1, 0), (True, False), ("1", "0"), (1.0, 0.0)])
-def test_a_column_for_each_outcome_says_who_won(write_jsonl: Write, columns, yes, no) -> None:
+def test_one_column_per_outcome_gives_the_winner(write_jsonl: Write, columns, yes, no) -> None:
     path = write_jsonl(*outcomes((no, yes, no), (yes, no, no), (no, no, yes), (no, no, None), (no, yes, no)))
     loaded = load_preferences(DataConfig(path=path, columns={**columns, "label": ALL}))
     assert [str(row.chosen) for row in loaded.rows] == ["two", "one", "two"]
@@ -366,7 +366,7 @@ def test_one_column_of_several_outcomes_is_not_read_alone(write_jsonl: Write, la
         load_preferences(DataConfig(path=path, columns={**AB, "label": ALL}, labels={"1": "chosen"}))
 
 
-def test_one_of_two_outcomes_says_all_where_one_of_them_is_true(write_jsonl: Write) -> None:
+def test_one_of_two_outcome_columns_suffices_if_it_is_true(write_jsonl: Write) -> None:
     columns, labels = {**AB, "label": "winner_a"}, {"1": "chosen", "0": "rejected"}
     whole, tied = outcomes((1, 0), (0, 1), names=("a", "b")), outcomes((1, 0), (0, 0), names=("a", "b"))
     loaded = load_preferences(DataConfig(path=write_jsonl(*whole), columns=columns, labels=labels))

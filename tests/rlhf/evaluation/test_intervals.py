@@ -24,7 +24,7 @@ def test_wilson_agrees_with_scipy(successes: int, n: int) -> None:
     assert wilson_interval(successes, n) == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
-def test_nothing_observed_says_nothing() -> None:
+def test_no_observations_give_no_information() -> None:
     assert wilson_interval(0, 0) == (0.0, 1.0)
     assert mean_interval([]) == (-math.inf, math.inf)
     assert mean_interval([3.0]) == (-math.inf, math.inf)

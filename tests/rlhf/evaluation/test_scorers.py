@@ -82,7 +82,7 @@ def test_the_line_is_the_users_not_a_librarys(tmp_path: Path) -> None:
     assert error.why.endswith(f", at {tmp_path}/judge.py:2")
 
 
-def test_a_fault_of_the_whole_batch_is_told_apart(tmp_path: Path) -> None:
+def test_a_fault_of_the_whole_batch_is_distinguished(tmp_path: Path) -> None:
     error = failure(tmp_path, "return [0.0] if len(responses) == 1 else {}['batch']")
     assert "batch of 3" in error.what
     assert "KeyError: 'batch'" in error.why
@@ -137,7 +137,7 @@ def test_a_misspelt_function_is_guessed(tmp_path: Path) -> None:
     assert caught.value.fix == "name one of its functions: score"
 
 
-def test_a_file_that_fails_on_import_says_where(tmp_path: Path) -> None:
+def test_an_import_failure_names_its_line(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         scorer(tmp_path, "import math\nimport no_such_package\n")
     assert "cannot be imported" in caught.value.what

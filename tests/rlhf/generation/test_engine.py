@@ -102,7 +102,7 @@ def test_a_response_is_an_answer() -> None:
         ),
     ],
 )
-def test_what_is_no_response_is_set_aside_with_its_reason(given: Any, prompt: Prompt, fault: str) -> None:
+def test_an_invalid_response_is_quarantined_with_its_reason(given: Any, prompt: Prompt, fault: str) -> None:
     [answer] = asyncio.run(answers(engine(Core(given)), prompt))
     assert answer.fault == fault
     rollout = answer.rollout

@@ -53,7 +53,7 @@ def reloaded(folder: Path, label: int | str | None = None) -> tuple[ScalarNet, T
     return chosen(load_own(found, ModelConfig()), label_index(found, label, "key"))
 
 
-def test_memory_that_runs_out_says_nothing_of_what_a_token_sees() -> None:
+def test_out_of_memory_is_not_evidence_about_attention() -> None:
     def fails_with(error: Exception) -> bool:
         def run(*arguments: Any) -> Tensor:
             raise error

@@ -34,7 +34,7 @@ def changed(folder: Path, change: Change, architecture: str = "llama") -> Path:
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "expected"),
     [
         (lambda t: t.pop(UP), f"lacks {UP}"),
         (lambda t: t.pop("lm_head.weight"), "lacks lm_head.weight"),
@@ -44,10 +44,10 @@ def changed(folder: Path, change: Change, architecture: str = "llama") -> Path:
     ],
     ids=["missing", "no head", "shape", "bias", "one layer more"],
 )
-def test_a_policy_that_would_not_be_the_folders_is_refused(change: Change, says: str, tmp_path: Path) -> None:
+def test_a_policy_that_would_not_be_the_folders_is_refused(change: Change, expected: str, tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         load_causal(changed(tmp_path, change), ModelConfig())
-    assert says in caught.value.what and caught.value.fix
+    assert expected in caught.value.what and caught.value.fix
 
 
 def test_of_many_missing_tensors_a_few_are_named(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def test_a_leak_is_seen_through_a_head_of_zeros() -> None:
     assert (found.form, found.logprob_gap) == ("padded", 0.0)
 
 
-def test_a_model_whose_code_takes_no_packed_row_has_a_row_a_sequence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_rejects_packed_rows_gets_one_row_per_sequence(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(row: PackedRow) -> dict[str, Tensor]:
         raise AssertionError("batch size must be that of the cache\nand more")
 

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import date
 from pathlib import Path
 
 import pytest
+from transformers import AutoModelForCausalLM
 
 from rlhf.config.schema import ModelConfig
 from rlhf.data.chat import ChatFormat
 from rlhf.errors import UserError
-from rlhf.models.folder import context_length, load_chat, load_tokenizer, prepare_tokenizer, read_facts
+from rlhf.models.folder import (
+    context_length,
+    differing_ends,
+    end_tokens,
+    load_chat,
+    load_tokenizer,
+    prepare_tokenizer,
+    read_facts,
+    settings_ends,
+)
+from rlhf.models.scratch import train_tokenizer
 from rlhf.records import Message
 from tests.rlhf.data.conftest import byte_tokenizer
-from tests.rlhf.tiny import tiny_config
+from tests.rlhf.tiny import tiny_config, tiny_model
 
 
 @pytest.fixture
@@ -118,7 +130,7 @@ def test_a_quantised_model_is_refused(tmp_path: Path) -> None:
 DATED = "{% for m in messages %}{{ strftime_now('%d %b %Y') }}|{{ m.content }}{% endfor %}"
 
 
-def test_a_template_is_told_one_day_for_good(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_template_always_gets_the_same_date(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     tokenizer = load_tokenizer(folder, ModelConfig())
     tokenizer.chat_template = DATED
     tokenizer.save_pretrained(folder)
@@ -143,3 +155,40 @@ def test_a_byte_order_mark_of_the_folders_own_template_is_dropped(folder: Path, 
     (tmp_path / "chat_template.jinja").write_bytes(b"\xef\xbb\xbf{{ messages[0].content }}")
     chat = ChatFormat(load_tokenizer(tmp_path, ModelConfig()))
     assert chat.prompt((Message("user", "hi"),), {}).prompt == "hi"
+
+
+def test_end_tokens_by_source(tmp_path: Path) -> None:
+    tokenizer = train_tokenizer([], 258)
+    tiny_model(AutoModelForCausalLM, "llama", eos_token_id=[2, 1]).save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": 3}))
+    found = end_tokens(tokenizer, tmp_path)
+    assert found == {
+        "tokenizer": [tokenizer.eos_token_id],
+        "generation_config.json": [3],
+        "config.json": [1, 2],
+    }
+    (tmp_path / "generation_config.json").unlink()
+    assert end_tokens(tokenizer, tmp_path)["generation_config.json"] == []
+
+
+def test_only_differing_end_tokens_are_reported() -> None:
+    assert differing_ends({"tokenizer": [2], "generation_config.json": [], "config.json": [2]}) == ""
+    warning = differing_ends({"tokenizer": [3], "generation_config.json": [1, 2, 3], "config.json": [3]})
+    assert warning.startswith("end tokens differ: tokenizer 3; generation_config.json 1, 2, 3; config.json 3")
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ("{", "generation_config.json cannot be read"),
+        ("[]", "generation_config.json cannot be read"),
+        ('{"eos_token_id": "</s>"}', "eos_token_id has '</s>'"),
+        ('{"eos_token_id": [1, -1]}', "eos_token_id has -1"),
+        ('{"eos_token_id": true}', "eos_token_id has True"),
+        ('{"eos_token_id": 2.5}', "eos_token_id has 2.5"),
+    ],
+)
+def test_settings_that_name_no_tokens_are_refused(tmp_path: Path, written: str, message: str) -> None:
+    (tmp_path / "generation_config.json").write_text(written)
+    with pytest.raises(UserError, match=re.escape(message)):
+        settings_ends(tmp_path)

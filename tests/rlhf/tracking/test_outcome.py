@@ -28,7 +28,7 @@ def test_best_and_last_values() -> None:
     }
 
 
-def test_a_stage_without_a_step_still_says_why_it_ended() -> None:
+def test_a_stage_without_a_step_still_reports_why_it_ended() -> None:
     assert outcome([], 3, "why") == {"exit_code": 3, "exit_reason": "why"}
 
 
@@ -44,11 +44,11 @@ def test_a_stage_without_a_step_still_says_why_it_ended() -> None:
     ],
 )
 def test_reason(error: BaseException | None, code: int, text: str) -> None:
-    found, said = reason(error)
+    found, message = reason(error)
     assert found == code
-    assert said.startswith(text)
-    assert "\n" not in said
+    assert message.startswith(text)
+    assert "\n" not in message
 
 
-def test_no_secret_is_told() -> None:
+def test_no_secret_is_recorded() -> None:
     assert outcome([], 3, "no answer from http://a:b@host/")["exit_reason"] == "no answer from http://***@host/"

@@ -132,7 +132,7 @@ def test_two_processes_cannot_share_a_folder_and_death_frees_it(tmp_path: Path) 
     assert not RunFolder.create(tmp_path, "sft", "", "abc").is_finished("abc")
 
 
-def test_a_place_that_cannot_be_written_is_the_users_to_mend(tmp_path: Path) -> None:
+def test_an_unwritable_folder_is_a_user_error(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("a file where a folder should be")
     with pytest.raises(UserError, match="cannot write") as caught:
         RunFolder.create(tmp_path / "runs" / "demo", "sft", "", "abc")
@@ -157,7 +157,7 @@ def interrupted(root: Path) -> RunFolder:
     return run
 
 
-def test_an_attempt_with_a_checkpoint_goes_on_in_its_folder(tmp_path: Path) -> None:
+def test_an_attempt_with_a_checkpoint_resumes_in_its_folder(tmp_path: Path) -> None:
     interrupted(tmp_path)
     run = RunFolder.create(tmp_path, "ppo", "new", "xyz")
     assert run.resumes

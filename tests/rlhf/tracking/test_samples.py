@@ -74,7 +74,7 @@ def test_a_window_gives_the_steps_since_the_last_table() -> None:
     assert steps == [None, None, [0, 1, 2], None, None, [3, 4, 5]]
 
 
-def test_a_run_that_goes_on_shows_the_same_tables() -> None:
+def test_a_resumed_run_shows_the_same_tables() -> None:
     before = [row(step, float(step)) for step in range(5)]
     window = Window(3, before)
     assert window.add(5, [row(5, 5.0)]) == [*before[3:], row(5, 5.0)]

@@ -65,7 +65,7 @@ def test_scalars_histograms_samples_configuration_and_summary(run: RunFolder) ->
     assert {"win_rate": 0.7, "final_kl": 1.5, "exit_reason": "done"}.items() <= summary.items()
 
 
-def test_a_run_that_goes_on_shows_each_step_once(run: RunFolder) -> None:
+def test_a_resumed_run_shows_each_step_once(run: RunFolder) -> None:
     first = Tracker(run, RECIPE)
     for step in range(4):
         first.log(step, {"objective/kl": float(step)})

@@ -54,7 +54,7 @@ def test_what_overlaps_without_nesting_gets_a_row_of_its_own(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("torn", ["", ',\n{"ph": "X", "name": "half', ",\n", "\n]\n", "\n", "\n]"])
-def test_a_resumed_run_goes_on_in_the_file_whatever_became_of_its_end(tmp_path: Path, torn: str) -> None:
+def test_a_resumed_run_appends_to_a_file_with_a_damaged_end(tmp_path: Path, torn: str) -> None:
     path = tmp_path / "trace.json"
     TraceFile(path).add("n", "a", [span("one", 0, 1)])
     with path.open("a") as file:
@@ -80,7 +80,7 @@ def test_a_file_without_any_event_is_begun_again(tmp_path: Path, left: str) -> N
     assert isinstance(json.loads(path.read_text()), list)
 
 
-def test_a_large_file_is_put_aside_whole(tmp_path: Path) -> None:
+def test_a_large_file_is_rotated(tmp_path: Path) -> None:
     trace = TraceFile(tmp_path / "trace.json", most_bytes=1000)
     for k in range(40):
         trace.add("n", "a", [span(f"call {k}", k, k + 1)])

@@ -53,7 +53,7 @@ def test_an_error_is_not_swallowed_by_the_tracker(run: RunFolder) -> None:
         raise KeyError
 
 
-def test_an_alert_is_an_event_once_also_of_a_run_that_goes_on(run: RunFolder) -> None:
+def test_an_alert_is_an_event_once_even_after_a_resume(run: RunFolder) -> None:
     recipe = Recipe(name="demo", tracking=TrackingConfig(wandb="disabled", alerts=AlertConfig(max_kl=2.0)))
     for steps in ((0, 1), (2, 3)):
         tracker = Tracker(run, recipe)

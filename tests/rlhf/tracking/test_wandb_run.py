@@ -219,7 +219,7 @@ with Tracker(run, Recipe(name="demo", tracking=TrackingConfig(wandb="offline")))
 """
 
 
-def test_a_run_of_a_sweep_that_is_stopped_has_the_sweeps_name_and_says_why_it_ended(tmp_path: Path) -> None:
+def test_a_stopped_run_of_a_sweep_has_the_sweeps_name_and_its_reason(tmp_path: Path) -> None:
     environment = {**os.environ, "WANDB_SWEEP_ID": "sw33p", "WANDB_RUN_ID": "r1", "WANDB_MODE": "offline"}
     command = [sys.executable, "-c", ENDING_RUN, str(tmp_path)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
@@ -235,7 +235,7 @@ def test_a_run_of_a_sweep_that_is_stopped_has_the_sweeps_name_and_says_why_it_en
     assert [record.exit.exit_code for record in records if record.HasField("exit")] == [75]
 
 
-def test_an_unreachable_server_costs_an_event_and_the_run_goes_on_offline(
+def test_an_unreachable_server_is_an_event_and_the_run_continues_offline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_API_KEY", KEY)
