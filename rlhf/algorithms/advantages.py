@@ -95,9 +95,9 @@ def estimate_advantages(
 ) -> Float32:
     """(R,) advantages for the algorithms without a critic; 0 outside the mask.
 
-    ``reinforce++`` uses the return-to-go of each token; the batch mean that whitening subtracts later is its baseline.
-    ``reinforce++_baseline`` also subtracts the group's mean score. The other algorithms give every token the advantage
-    of its response, which includes the KL of the whole response when the KL is in the reward.
+    ``reinforce++`` uses the return-to-go of each token; its baseline is the batch mean, which ``whiten`` subtracts.
+    ``reinforce++_baseline`` also subtracts the group's mean score. The other algorithms assign the response's advantage
+    to every token; with ``kl_in: reward`` it is computed from the score minus β times the response's KL.
     """
     counts = count_by_sample(response_lengths, response_mask) > 0
     sample = sample_of_token(response_lengths)

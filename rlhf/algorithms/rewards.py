@@ -37,7 +37,7 @@ def shape_scores(
 
 
 def penalise_missing_eos(scores: np.ndarray, finish_reasons: Int32, algorithm: AlgorithmConfig) -> np.ndarray:
-    """(B,) scores; of a response without an end token −penalty, or the score minus the penalty (``missing_eos``)."""
+    """(B,) scores; a response without an end token gets −penalty (``replace``) or score − penalty (``subtract``)."""
     penalty = algorithm.missing_eos_penalty
     if penalty is None:
         return scores
@@ -48,7 +48,7 @@ def penalise_missing_eos(scores: np.ndarray, finish_reasons: Int32, algorithm: A
 def kl_per_token(old_logprobs: Float32, ref_logprobs: Float32) -> Float32:
     """(R,) k_t = log π_old(a_t|s_t) − log π_ref(a_t|s_t), in nats.
 
-    This is the estimator k1, the only one that has the right optimum when it is used as a reward.
+    This is the estimator k1. With k2 or k3 as a reward, policy gradients do not lead to the optimum of score − β KL.
     """
     return old_logprobs - ref_logprobs
 

@@ -27,7 +27,7 @@ from rlhf.zero.engine import finite
 from rlhf.zero.process_group import Rank
 
 TEMPERATURE = 1.0
-"""The responses were not sampled by the policy: their log-probabilities are those of the unscaled distribution."""
+"""The responses come from data, not from sampling: log-probabilities use temperature 1."""
 MEANS = ("train/loss", "rewards/chosen", "rewards/rejected", "rewards/accuracies", "logps/chosen", "logps/rejected")
 """Metrics that an update averages over its pairs, in the order of ``_stack_sums``."""
 
@@ -108,7 +108,7 @@ class DPORole(Role[PolicyNet]):
 
 
 def _stack_sums(terms: DPOLoss, logprobs: Tensor, reference: Tensor) -> Tensor:
-    """Sums over a micro-batch's pairs: those that ``MEANS`` names, then the distance to the reference."""
+    """Sums over a micro-batch's pairs, in the order of ``MEANS``, then Σ |log π − log π_ref|."""
     distance = (logprobs - reference).abs().sum()
     rewards = (terms.chosen_rewards, terms.rejected_rewards)
     return torch.stack([terms.loss.detach(), *rewards, terms.correct, *logprobs.sum(dim=1), distance])
