@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from rlhf.algorithms.controller import AlgorithmState
 from rlhf.algorithms.rewards import count_by_sample, kl_per_token, sum_by_sample
+from rlhf.algorithms.state import AlgorithmState
 from rlhf.config.schema import ModelConfig, PPOConfig, Recipe
 from rlhf.errors import MachineryError
 from rlhf.experience import Scored, build_experience, experience_metrics, total_score

@@ -18,12 +18,12 @@ import pytest
 import torch
 
 from rlhf.algorithms.advantages import generalised_advantages, whiten
-from rlhf.algorithms.controller import next_kl_coef
 from rlhf.algorithms.importance import importance_weights
 from rlhf.algorithms.losses import LOG_RATIO_LIMIT, PolicyLoss, kl_loss, policy_loss
 from rlhf.algorithms.moments import Moments
 from rlhf.algorithms.normaliser import normaliser, token_weights
 from rlhf.algorithms.rewards import kl_per_token, sum_by_sample, token_rewards
+from rlhf.algorithms.state import next_kl_coef
 from rlhf.config.schema import AdaptiveKLConfig, AlgorithmConfig, LossMean
 from rlhf.models.policy import token_logprobs
 from tests.rlhf.algorithms.oracles import ORACLES
