@@ -23,7 +23,7 @@ from rlhf.models.policy import PolicyNet
 from rlhf.roles.forward import BlockResult
 from rlhf.roles.role import Role
 from rlhf.types import Float32, Sequences
-from rlhf.zero.engine import finite
+from rlhf.zero.engine import require_finite
 from rlhf.zero.process_group import Rank
 
 TEMPERATURE = 1.0
@@ -56,7 +56,7 @@ class DPORole(Role[PolicyNet]):
             train: 2K samples.
             reference: (2K,) log-probabilities of the whole responses before the first update.
         """
-        finite("logprobs of the reference", torch.from_numpy(reference))
+        require_finite("logprobs of the reference", torch.from_numpy(reference))
         self.train, self.reference, self.is_fresh = train, reference, True
 
     def update(self, chosen: Sequence[int]) -> dict[str, float]:
@@ -89,7 +89,7 @@ class DPORole(Role[PolicyNet]):
         """(2, K) log-probabilities of whole responses under policy and reference; row 0 chosen, row 1 rejected."""
         samples = [sample for pair in pairs for sample in (2 * pair, 2 * pair + 1)]
         (tokens,) = self.engine.engine(pack_row(self.train, samples, self.device), TEMPERATURE)
-        finite("logprobs", tokens)
+        require_finite("logprobs", tokens)
         lengths = torch.from_numpy(self.train.response_lengths[samples].astype(np.int64)).to(self.device)
         owner = torch.arange(len(samples), device=self.device).repeat_interleave(lengths)
         logprobs = tokens.new_zeros(len(samples)).index_add(0, owner, tokens)

@@ -28,7 +28,7 @@ from rlhf.roles.forward import BlockResult, token_index
 from rlhf.roles.role import Role
 from rlhf.types import Experience, Float32, RolloutBlock
 from rlhf.weights.fingerprint import Fingerprint
-from rlhf.zero.engine import finite
+from rlhf.zero.engine import require_finite
 from rlhf.zero.process_group import Rank
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ class PolicyRole(LanguageRole):
         algorithm = self.recipe.algorithm
         wanted: Entropy = "trained" if algorithm.entropy_coef else "value"
         logprobs, entropy = self.engine.engine(batch.row, self.recipe.rollout.temperature, wanted)
-        logprobs, entropy = finite("logprobs", logprobs[batch.mask]), entropy[batch.mask]
+        logprobs, entropy = require_finite("logprobs", logprobs[batch.mask]), entropy[batch.mask]
         terms = policy_loss(
             logprobs,
             batch.old_logprobs,
