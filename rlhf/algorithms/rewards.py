@@ -16,7 +16,7 @@ LEAST_STD = 1e-8
 
 
 def shape_scores(
-    raw: Float32, lengths: Float32, finish_reasons: Int32, algorithm: AlgorithmConfig, seen: Moments
+    raw: Float32, lengths: Float32, finish_reasons: Int32, algorithm: AlgorithmConfig, moments: Moments
 ) -> Float32:
     """(B,) scores that the policy is trained on: scaled, clipped, then penalised; the penalties are not scaled.
 
@@ -25,11 +25,11 @@ def shape_scores(
     Args:
         raw: (B,) raw scores of the reward.
         lengths: (B,) response tokens inside the mask.
-        seen: moments of all raw scores so far, this batch included.
+        moments: those of all raw scores so far, this batch included.
     """
     scores = raw.astype(np.float64)
-    if algorithm.reward_scale == "running_std" and seen.std > LEAST_STD:
-        scores = scores / seen.std
+    if algorithm.reward_scale == "running_std" and moments.std > LEAST_STD:
+        scores = scores / moments.std
     if algorithm.reward_clip is not None:
         scores = scores.clip(-algorithm.reward_clip, algorithm.reward_clip)
     scores = penalise_missing_eos(scores, finish_reasons, algorithm)
