@@ -65,6 +65,7 @@ print("gpus", sorted(int(node["Resources"].get("GPU", 0)) for node in ray.nodes(
 """
 
 
+@pytest.mark.slow  # a head and three workers start
 @pytest.mark.skipif(bool(why_not()), reason=why_not())
 def test_its_commands_start_a_head_and_its_workers_and_more_when_asked_for(head: Host) -> None:
     """The command is the file's own; the workers are processes of the same host, of the file's type and number."""

@@ -26,6 +26,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
         yield made
 
 
+@pytest.mark.slow  # a whole stage; test_slurm_script.py has the script
 def test_a_run_over_two_nodes_ends_well(cluster: Slurm) -> None:
     number = cluster.submit(
         "--nodes=2", "--time=30", "launch/slurm.sh", "sft", RECIPE, *overrides(cluster.folder, "plain")

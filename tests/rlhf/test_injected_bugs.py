@@ -150,9 +150,9 @@ def test_importance_weights_upside_down_are_caught() -> None:
 
 def test_old_logprobs_at_another_temperature_are_caught() -> None:
     """By the canaries, on the first step whose policy is no longer uniform."""
-    role = "rlhf.roles.role"
+    policy = "rlhf.roles.policy"
     with (
-        mutated(role, "temperature = self.recipe.rollout.temperature", "temperature = 1.0"),
+        mutated(policy, "temperature = self.recipe.rollout.temperature", "temperature = 1.0"),
         pytest.raises(CanaryError, match=r"(?s)logprob_gap_mean = .* at step 1,.*first_pass/ratio"),
     ):
         trained_on_classes(replace(optimum.CLASS_BUDGET, temperature=0.7))
