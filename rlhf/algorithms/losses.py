@@ -78,8 +78,9 @@ def kl_loss(logprobs: Tensor, old_logprobs: Tensor, ref_logprobs: Tensor) -> Ten
     KL, and the gradient of k1 has expectation 0 (Schulman 2020, "Approximating KL divergence"; DeepSeek-V3.2, section
     3.1). Unlike the KL in the reward, the loss ignores the effect of a token on the KL of later states.
 
-    The gradient is written out because autograd would compute it as the difference of two numbers near e^x: their
-    rounding error exceeds the difference from x = 15 on, and beyond the clamp one term vanishes and the sign is wrong.
+    The gradient is written out because autograd would compute it as the difference of two numbers near e^x. In float32
+    their rounding errors reach 2% of the difference at x = 15, and exceed it near x = 20; beyond the clamp one term is
+    0 and the gradient has the wrong sign.
     """
     ratio = clamp_log_ratio(logprobs - old_logprobs).exp().detach()
     x = (ref_logprobs - logprobs).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).detach()
