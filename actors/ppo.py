@@ -21,7 +21,7 @@ from rlhf.checkpoints.store import CheckpointStore
 from rlhf.config.load import to_yaml
 from rlhf.config.schema import Recipe
 from rlhf.evaluation.comparison import write_answers
-from rlhf.evaluation.progress import learned
+from rlhf.evaluation.progress import summarise_progress
 from rlhf.metrics import labelled
 from rlhf.run_state import RunState
 from rlhf.storage.durable import write_atomically
@@ -93,7 +93,7 @@ def train_ppo(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
         session.console.print(describe_outcome(survivor.state, recipe.ppo.steps))
         plot_overoptimisation(run.metrics, run.path / "overoptimisation.png")
         stopping = summarise_early_stop(survivor.state, recipe.ppo.steps)
-    return {**learned(history), **stopping, **examined, **supervisor.summary(), **recorded_seconds(history)}
+    return {**summarise_progress(history), **stopping, **examined, **supervisor.summary(), **recorded_seconds(history)}
 
 
 def _resume_point(session: Session, keeper: Keeper, supervisor: Supervisor, tracker: Tracker) -> ResumePoint:

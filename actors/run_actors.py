@@ -20,7 +20,7 @@ from actors.supervisor import Supervisor
 from actors.waiting import START, PhaseContext, fetch, wait
 from actors.weight_client import EngineClient
 from actors.worker import Builder
-from rlhf.algorithms.controller import AlgorithmState
+from rlhf.algorithms.state import AlgorithmState
 from rlhf.config.schema import Recipe
 from rlhf.device import Device
 from rlhf.errors import LostError

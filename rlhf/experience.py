@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from rlhf.algorithms.advantages import estimate_advantages, generalised_advantages, whiten
-from rlhf.algorithms.controller import AlgorithmState, next_kl_coef
 from rlhf.algorithms.importance import importance_weights
 from rlhf.algorithms.rewards import (
     count_by_sample,
@@ -22,6 +21,7 @@ from rlhf.algorithms.rewards import (
     sum_by_sample,
     token_rewards,
 )
+from rlhf.algorithms.state import AlgorithmState, next_kl_coef
 from rlhf.config.schema import AlgorithmConfig
 from rlhf.errors import MachineryError
 from rlhf.types import Bool, Experience, FinishReason, Float32, RolloutBlock

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from rlhf.algorithms.controller import AlgorithmState
+from rlhf.algorithms.state import AlgorithmState
 from rlhf.config.schema import Recipe
 from rlhf.data.order import OrderState
 from rlhf.errors import UserError

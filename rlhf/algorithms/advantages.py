@@ -60,7 +60,7 @@ GROUP_EPSILON = 1e-4
 """Added to a group's standard deviation before the division, as in verl and TRL (1e-6 to 1e-4)."""
 
 
-def group_advantages(name: AlgorithmName, totals: Float32, prompt_ids: Int64, counts: Bool) -> Float32:
+def group_advantages(algorithm: AlgorithmName, totals: Float32, prompt_ids: Int64, is_counted: Bool) -> Float32:
     """(B,) advantage of each response relative to the other responses to its prompt.
 
     - ``grpo``: (R − mean)/(standard deviation + 1e-4) of the group (Shao et al. 2024, section 4.1).
@@ -70,16 +70,16 @@ def group_advantages(name: AlgorithmName, totals: Float32, prompt_ids: Int64, co
     Args:
         totals: (B,) R, the reward of each whole response.
         prompt_ids: (B,) equal for the responses of one group.
-        counts: (B,) false for samples that are left out: they enter no mean, and their advantage is 0.
+        is_counted: (B,) false for samples that are left out: they enter no mean, and their advantage is 0.
     """
     result = np.zeros(len(totals), dtype=np.float32)
-    for prompt in np.unique(prompt_ids[counts]):
-        members = np.flatnonzero((prompt_ids == prompt) & counts)
+    for prompt in np.unique(prompt_ids[is_counted]):
+        members = np.flatnonzero((prompt_ids == prompt) & is_counted)
         group = totals[members].astype(np.float64)
         above = group - group.mean()
-        if name == "grpo":
+        if algorithm == "grpo":
             above = above / (group.std(ddof=1) + GROUP_EPSILON) if len(group) > 1 else above
-        elif name == "rloo":
+        elif algorithm == "rloo":
             above = above * len(group) / max(len(group) - 1, 1)
         result[members] = above
     return result
@@ -95,18 +95,18 @@ def estimate_advantages(
 ) -> Float32:
     """(R,) advantages for the algorithms without a critic; 0 outside the mask.
 
-    ``reinforce++`` uses the return-to-go of each token; the batch mean that whitening subtracts later is its baseline.
-    ``reinforce++_baseline`` also subtracts the group's mean score. The other algorithms give every token the advantage
-    of its response, which includes the KL of the whole response when the KL is in the reward.
+    ``reinforce++`` uses the return-to-go of each token; its baseline is the batch mean, which ``whiten`` subtracts.
+    ``reinforce++_baseline`` also subtracts the group's mean score. The other algorithms assign the response's advantage
+    to every token; with ``kl_in: reward`` it is computed from the score minus β times the response's KL.
     """
-    counts = count_by_sample(response_lengths, response_mask) > 0
+    is_counted = count_by_sample(response_lengths, response_mask) > 0
     sample = sample_of_token(response_lengths)
     if algorithm.name == "reinforce++":
         return returns_to_go(token_rewards, response_lengths, response_mask)
     if algorithm.name == "reinforce++_baseline":
-        baseline = scores - group_advantages(algorithm.name, scores, prompt_ids, counts)
+        baseline = scores - group_advantages(algorithm.name, scores, prompt_ids, is_counted)
         to_go = returns_to_go(token_rewards, response_lengths, response_mask)
         return np.where(response_mask, to_go - baseline[sample], 0.0).astype(np.float32)
     totals = sum_by_sample(token_rewards, response_lengths, response_mask)
-    advantages = group_advantages(algorithm.name, totals, prompt_ids, counts)
+    advantages = group_advantages(algorithm.name, totals, prompt_ids, is_counted)
     return np.where(response_mask, advantages[sample], 0.0).astype(np.float32)

@@ -26,8 +26,8 @@ def importance_weights(
 ) -> Float32:
     """(R,) importance weights: 1 without correction, 0 outside the mask.
 
-    ``sequence_*`` gives every token of a response the product of the response's ratios. ``*_truncate`` limits weights
-    to the cap; ``*_mask`` sets weights above the cap to 0.
+    ``sequence_*`` multiplies the ratios of a response and assigns the product to each of its tokens. ``*_truncate``
+    limits weights to the cap; ``*_mask`` sets weights above the cap to 0.
     """
     kind, cap = algorithm.importance_sampling, algorithm.importance_cap
     if kind == "none":

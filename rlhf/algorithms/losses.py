@@ -20,8 +20,7 @@ LOG_RATIO_LIMIT = 20.0
 def clamp_log_ratio(log_ratio: Tensor) -> Tensor:
     """Clamp the log-ratio to ±``LOG_RATIO_LIMIT`` with a straight-through gradient of 1.
 
-    The derivative of a plain clamp is 0 beyond its limits, so that a token that has moved that far would get no
-    gradient. NaN and infinities become NaN.
+    A plain clamp has derivative 0 beyond its limits; such tokens would get no gradient. NaN and infinities become NaN.
     """
     return log_ratio + (log_ratio.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT) - log_ratio).detach()
 
@@ -74,14 +73,14 @@ def policy_loss(
 def kl_loss(logprobs: Tensor, old_logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     """KL to the reference as a loss: ρ·k3 of (T,) tokens, k3 = e^x − 1 − x with x = log π_ref − log π_new.
 
-    Its value is never negative. Its gradient, d(ρ·k3) = ρ·(log π_new − log π_ref)·d log π_new, is in expectation over
-    π_old the gradient of KL(π_new ‖ π_ref), also after the policy has moved away from π_old. Without the factor ρ the
-    gradient of k3 is that of the forward KL, and the gradient of k1 has expectation 0 (Schulman 2020, "Approximating KL
-    divergence"; DeepSeek-V3.2, section 3.1). The expectation is over the next token at visited states: unlike the KL in
-    the reward, this loss does not count the effect of a token on the KL of later states.
+    The value is ≥ 0. The gradient, d(ρ·k3) = ρ·(log π_new − log π_ref)·d log π_new, is in expectation over π_old that
+    of KL(π_new ‖ π_ref) per token at visited states, on later passes too. Without ρ, k3 has the gradient of the forward
+    KL, and the gradient of k1 has expectation 0 (Schulman 2020, "Approximating KL divergence"; DeepSeek-V3.2, section
+    3.1). Unlike the KL in the reward, the loss ignores the effect of a token on the KL of later states.
 
-    The gradient is written out because autograd would compute it as the difference of two numbers near e^x: their
-    rounding error exceeds the difference from x = 15 on, and beyond the clamp one term vanishes and the sign is wrong.
+    The gradient is written out because autograd would compute it as the difference of two numbers near e^x. In float32
+    their rounding errors reach 2% of the difference at x = 15, and exceed it near x = 20; beyond the clamp one term is
+    0 and the gradient has the wrong sign.
     """
     ratio = clamp_log_ratio(logprobs - old_logprobs).exp().detach()
     x = (ref_logprobs - logprobs).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).detach()

@@ -21,19 +21,19 @@ from rlhf.config.schema import LossMean
 from rlhf.types import Bool, Float32, Int32
 
 
-def token_weights(how: LossMean, response_lengths: Int32, response_mask: Bool) -> Float32:
+def token_weights(loss_mean: LossMean, response_lengths: Int32, response_mask: Bool) -> Float32:
     """(R,) weight w of each token in the loss; 0 outside the mask."""
     weights = response_mask.astype(np.float32)
-    if how != "sequence":
+    if loss_mean != "sequence":
         return weights
     counts = sum_by_sample(weights, response_lengths, response_mask)
     return weights / np.maximum(counts, 1)[sample_of_token(response_lengths)]
 
 
-def normaliser(how: LossMean, response_lengths: Int32, response_mask: Bool, max_length: int) -> int:
+def normaliser(loss_mean: LossMean, response_lengths: Int32, response_mask: Bool, max_length: int) -> int:
     """Normaliser n of a minibatch, given all of its samples; responses without a token in the mask do not count."""
-    if how == "token":
+    if loss_mean == "token":
         return int(np.count_nonzero(response_mask))
     counts = count_by_sample(response_lengths, response_mask)
     responses = int(np.count_nonzero(counts))
-    return responses if how == "sequence" else responses * max_length
+    return responses if loss_mean == "sequence" else responses * max_length

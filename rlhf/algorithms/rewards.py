@@ -16,7 +16,7 @@ LEAST_STD = 1e-8
 
 
 def shape_scores(
-    raw: Float32, lengths: Float32, finish_reasons: Int32, algorithm: AlgorithmConfig, seen: Moments
+    raw: Float32, lengths: Float32, finish_reasons: Int32, algorithm: AlgorithmConfig, moments: Moments
 ) -> Float32:
     """(B,) scores that the policy is trained on: scaled, clipped, then penalised; the penalties are not scaled.
 
@@ -25,11 +25,11 @@ def shape_scores(
     Args:
         raw: (B,) raw scores of the reward.
         lengths: (B,) response tokens inside the mask.
-        seen: moments of all raw scores so far, this batch included.
+        moments: those of all raw scores so far, this batch included.
     """
     scores = raw.astype(np.float64)
-    if algorithm.reward_scale == "running_std" and seen.std > LEAST_STD:
-        scores = scores / seen.std
+    if algorithm.reward_scale == "running_std" and moments.std > LEAST_STD:
+        scores = scores / moments.std
     if algorithm.reward_clip is not None:
         scores = scores.clip(-algorithm.reward_clip, algorithm.reward_clip)
     scores = penalise_missing_eos(scores, finish_reasons, algorithm)
@@ -37,7 +37,7 @@ def shape_scores(
 
 
 def penalise_missing_eos(scores: np.ndarray, finish_reasons: Int32, algorithm: AlgorithmConfig) -> np.ndarray:
-    """(B,) scores; of a response without an end token −penalty, or the score minus the penalty (``missing_eos``)."""
+    """(B,) scores; a response without an end token gets −penalty (``replace``) or score − penalty (``subtract``)."""
     penalty = algorithm.missing_eos_penalty
     if penalty is None:
         return scores
@@ -48,7 +48,7 @@ def penalise_missing_eos(scores: np.ndarray, finish_reasons: Int32, algorithm: A
 def kl_per_token(old_logprobs: Float32, ref_logprobs: Float32) -> Float32:
     """(R,) k_t = log π_old(a_t|s_t) − log π_ref(a_t|s_t), in nats.
 
-    This is the estimator k1, the only one that has the right optimum when it is used as a reward.
+    This is the estimator k1. With k2 or k3 as a reward, policy gradients do not lead to the optimum of score − β KL.
     """
     return old_logprobs - ref_logprobs
 

@@ -9,7 +9,7 @@ from rlhf.algorithms.rewards import LEAST_STD
 UNKNOWN_GAIN = "not known: the first step's scores are all equal"
 
 
-def learned(history: Sequence[Mapping[str, float]]) -> dict[str, float | str]:
+def summarise_progress(history: Sequence[Mapping[str, float]]) -> dict[str, float | str]:
     """Compare the first step with the last tenth, and report the worst canaries; steps without scores are left out."""
     history = [step for step in history if "objective/scores" in step]
     if not history:

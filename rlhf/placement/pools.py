@@ -1,4 +1,4 @@
-"""Which roles of a stage share which GPUs, and on which nodes those GPUs come to lie."""
+"""Assigns a stage's roles to pools of GPUs, and pools to nodes."""
 
 from __future__ import annotations
 
@@ -154,8 +154,7 @@ def _offload_mode(recipe: Recipe, role: RoleRequest, shared: bool) -> OffloadMod
 
 
 def turns(roles: Mapping[Role, OffloadMode]) -> tuple[tuple[Role, ...], ...]:
-    """In which order roles on the same GPUs work: together, and after them, one by one, those that make room for each
-    other."""
+    """Groups of roles that run at the same time, in order; roles with offload mode ``all`` run alone."""
     together = tuple(role for role, kind in roles.items() if kind != "all")
     alone = tuple((role,) for role, kind in roles.items() if kind == "all")
     return ((together,) if together else ()) + alone

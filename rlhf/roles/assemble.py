@@ -1,6 +1,6 @@
 """Assembles a step: joins the results of all roles' ranks into one ``Experience``.
 
-Runs in the process of the policy's first rank, so that the controller never holds a token.
+Runs in the process of the policy's first rank, so that the controller never holds a rollout's token.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from rlhf.algorithms.controller import AlgorithmState
 from rlhf.algorithms.rewards import count_by_sample, kl_per_token, sum_by_sample
+from rlhf.algorithms.state import AlgorithmState
 from rlhf.config.schema import ModelConfig, PPOConfig, Recipe
 from rlhf.errors import MachineryError
 from rlhf.experience import Scored, build_experience, experience_metrics, total_score
@@ -27,8 +27,8 @@ from rlhf.tracking.samples import SampleRow, pick
 from rlhf.types import Experience, FinishReason, Float32, RolloutBlock
 
 SAMPLE_STREAM = 10**9
-"""Second word of the seed that selects the samples to log. Minibatches are shuffled by (seed, step, epoch); no step
-reaches this number, so that the two random streams differ."""
+"""Seed component of the random stream that selects samples to log; larger than any step, so that the seed never equals
+that of a minibatch shuffle: (seed, step, epoch)."""
 
 MOST_NAMED = 6
 """Largest number of samples that a message names."""
@@ -51,7 +51,7 @@ class BatchReport:
 
 @dataclass(frozen=True, kw_only=True)
 class Contribution:
-    """One result that is computed for every block, and the number of its shares."""
+    """A per-block result (score, log-probabilities or values) and the number of ranks that return a share of it."""
 
     kind: str
     """``score``, ``old_logprobs``, ``ref_logprobs`` or ``values``."""
@@ -71,7 +71,7 @@ class StepInputs:
     step: int
     state: AlgorithmState
     contributions: tuple[Contribution, ...]
-    """Results for each block, in the order of their shares."""
+    """Results that each block needs, in the order in which their shares follow the block in ``parts``."""
 
 
 def assemble(batch: StepInputs, *parts: Any) -> tuple[Experience, BatchReport]:

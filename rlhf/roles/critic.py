@@ -20,7 +20,7 @@ from rlhf.models.scalar import ScalarNet, init_value_head
 from rlhf.roles.forward import BlockResult, token_index
 from rlhf.roles.scalar_role import ScalarRole
 from rlhf.types import Experience, RolloutBlock
-from rlhf.zero.engine import finite
+from rlhf.zero.engine import require_finite
 from rlhf.zero.process_group import Rank
 
 
@@ -85,7 +85,7 @@ class CriticRole(ScalarRole):
             assert experience.values is not None and experience.returns is not None
             arrays = (experience.response_mask, experience.values, experience.returns)
             kept, old, target = (torch.from_numpy(array[index]).to(self.device) for array in arrays)
-            values = finite("values", self.engine.engine(row, row.predict_at)[kept])
+            values = require_finite("values", self.engine.engine(row, row.predict_at)[kept])
             terms = value_loss(values, old[kept], target[kept], self.recipe.algorithm.value_clip_range)
             total = terms.loss.sum()
             sums.add_(torch.stack([total.detach(), terms.clipped.sum(), kept.sum()]).double().cpu())

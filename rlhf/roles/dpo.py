@@ -23,11 +23,11 @@ from rlhf.models.policy import PolicyNet
 from rlhf.roles.forward import BlockResult
 from rlhf.roles.role import Role
 from rlhf.types import Float32, Sequences
-from rlhf.zero.engine import finite
+from rlhf.zero.engine import require_finite
 from rlhf.zero.process_group import Rank
 
 TEMPERATURE = 1.0
-"""The responses were not sampled by the policy: their log-probabilities are those of the unscaled distribution."""
+"""The responses come from data, not from sampling: log-probabilities use temperature 1."""
 MEANS = ("train/loss", "rewards/chosen", "rewards/rejected", "rewards/accuracies", "logps/chosen", "logps/rejected")
 """Metrics that an update averages over its pairs, in the order of ``_stack_sums``."""
 
@@ -56,7 +56,7 @@ class DPORole(Role[PolicyNet]):
             train: 2K samples.
             reference: (2K,) log-probabilities of the whole responses before the first update.
         """
-        finite("logprobs of the reference", torch.from_numpy(reference))
+        require_finite("logprobs of the reference", torch.from_numpy(reference))
         self.train, self.reference, self.is_fresh = train, reference, True
 
     def update(self, chosen: Sequence[int]) -> dict[str, float]:
@@ -89,7 +89,7 @@ class DPORole(Role[PolicyNet]):
         """(2, K) log-probabilities of whole responses under policy and reference; row 0 chosen, row 1 rejected."""
         samples = [sample for pair in pairs for sample in (2 * pair, 2 * pair + 1)]
         (tokens,) = self.engine.engine(pack_row(self.train, samples, self.device), TEMPERATURE)
-        finite("logprobs", tokens)
+        require_finite("logprobs", tokens)
         lengths = torch.from_numpy(self.train.response_lengths[samples].astype(np.int64)).to(self.device)
         owner = torch.arange(len(samples), device=self.device).repeat_interleave(lengths)
         logprobs = tokens.new_zeros(len(samples)).index_add(0, owner, tokens)
@@ -108,7 +108,7 @@ class DPORole(Role[PolicyNet]):
 
 
 def _stack_sums(terms: DPOLoss, logprobs: Tensor, reference: Tensor) -> Tensor:
-    """Sums over a micro-batch's pairs: those that ``MEANS`` names, then the distance to the reference."""
+    """Sums over a micro-batch's pairs, in the order of ``MEANS``, then Σ |log π − log π_ref|."""
     distance = (logprobs - reference).abs().sum()
     rewards = (terms.chosen_rewards, terms.rejected_rewards)
     return torch.stack([terms.loss.detach(), *rewards, terms.correct, *logprobs.sum(dim=1), distance])

@@ -1,8 +1,8 @@
 """Encodes rollouts for a reward model that does not read the policy's tokens unchanged.
 
-``BlockTruncator`` truncates the policy's tokens to the model's context. ``Retokeniser`` decodes a rollout, renders it
-with the model's chat template and encodes it with its tokenizer. ``TextPairs`` encodes prompt and response as the pair
-of texts that an encoder reads. Only the reward model reads the new tokens; the policy is trained on the sampled ones.
+Only the reward model reads the new tokens; the policy is trained on the sampled ones. ``BlockTruncator`` truncates the
+policy's tokens to the model's context. ``Retokeniser`` decodes a rollout, renders it with the model's chat template and
+encodes it with its tokenizer. ``TextPairs`` encodes prompt and response as the pair of texts that an encoder reads.
 """
 
 from __future__ import annotations
@@ -132,7 +132,9 @@ class Retokeniser:
         return sequences
 
     def _render(self, prompt: Prompt, text: str, answer: str, folder: str = "") -> Rendered:
-        """Render prompt and answer for the reward model; the answer includes text that the policy's prompt prefilled.
+        """Render prompt and answer for the reward model.
+
+        The answer includes the assistant prefix that the policy's prompt already contains.
 
         Raises:
             UserError: the reward model's chat template refuses them.

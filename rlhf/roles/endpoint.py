@@ -65,8 +65,7 @@ class _Request:
 
 
 class Endpoint:
-    """Requests scores from a service: ``batch_size`` samples per request, over up to ``connections`` connections that
-    stay open between calls."""
+    """Requests scores: ``batch_size`` samples per request, over up to ``connections`` keep-alive connections."""
 
     def __init__(self, config: EndpointConfig, deadline: float) -> None:
         """Args: deadline is the longest duration of a call with all its attempts, in seconds."""

@@ -1,6 +1,6 @@
 """One rank of the policy: computes log-probabilities of rollouts, runs the PPO update, and publishes weights.
 
-The reference model, which is the policy before PPO, frozen, only computes log-probabilities.
+Also defines the reference model: a frozen copy of the initial policy, which only computes log-probabilities.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from rlhf.roles.forward import BlockResult, token_index
 from rlhf.roles.role import Role
 from rlhf.types import Experience, Float32, RolloutBlock
 from rlhf.weights.fingerprint import Fingerprint
-from rlhf.zero.engine import finite
+from rlhf.zero.engine import require_finite
 from rlhf.zero.process_group import Rank
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class PolicyRole(LanguageRole):
     def update(self, experience: Experience, step: int) -> dict[str, float]:
         """Run the epochs over the batch, fewer if ``target_kl`` stops them; returns metrics over all ranks.
 
-        A batch with only dropped samples takes no optimizer step, so that momentum does not move the policy either.
+        If all samples are dropped, no optimizer step is taken: Adam's momentum would still change the weights.
         """
         algorithm = self.recipe.algorithm
         plan = minibatches(len(experience.rollouts), algorithm.minibatches, algorithm.epochs, [self.recipe.seed, step])
@@ -159,7 +159,7 @@ class PolicyRole(LanguageRole):
         algorithm = self.recipe.algorithm
         wanted: Entropy = "trained" if algorithm.entropy_coef else "value"
         logprobs, entropy = self.engine.engine(batch.row, self.recipe.rollout.temperature, wanted)
-        logprobs, entropy = finite("logprobs", logprobs[batch.mask]), entropy[batch.mask]
+        logprobs, entropy = require_finite("logprobs", logprobs[batch.mask]), entropy[batch.mask]
         terms = policy_loss(
             logprobs,
             batch.old_logprobs,
@@ -210,7 +210,7 @@ class PolicyRole(LanguageRole):
     def publish(self, seconds: float) -> tuple[Fingerprint, dict[int, str]]:
         """Send the weights to every engine, with a timeout of ``seconds`` per engine and chunk.
 
-        Returns the fingerprint of the trainer's weights, and the failed engines: index → error.
+        Returns the fingerprint of the trainer's weights, and the kind of failure of each failed engine, by index.
         """
         self.client.seconds = seconds
         self.sender.send_weights()
@@ -224,8 +224,8 @@ def _mean_of(total: Tensor, name: str) -> float:
 def update_metrics(totals: Tensor) -> dict[str, float]:
     """Metrics of a step, averaged over its updates; the keys ``first_pass/*`` cover the first update only.
 
-    An update's statistics are those before its optimizer step. Updates without a token, all of whose samples were
-    dropped, are left out.
+    Statistics of an update come from its forward pass, before the optimizer step. Updates whose samples were all
+    dropped are left out.
 
     Args:
         totals: (updates, 8) sums over ranks in the order of ``SUMS``; the losses are already divided by the normaliser.

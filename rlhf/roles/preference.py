@@ -29,7 +29,7 @@ from rlhf.zero.process_group import Rank
 class PreferenceRole(ScalarRole):
     """A reward model trained on comparisons with −log σ(r_chosen − r_rejected − margin), averaged over pairs.
 
-    A folder that already holds a reward model keeps its head; a causal language model gets a head drawn from the seed.
+    A reward model keeps its head; a causal language model gets a head that is randomly initialised from the seed.
     """
 
     def __init__(self, recipe: Recipe, folder: str, total_updates: int, rank: Rank) -> None:

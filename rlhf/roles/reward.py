@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from rlhf.roles.reward_model import Encode, RewardRole
 
 ENDPOINT_FRACTION = 0.9
-"""Fraction of ``placement.phase_timeout_seconds`` granted to a service for one block, so that the service is reported
-and not the phase."""
+"""Fraction of ``placement.phase_timeout_seconds`` granted to a service for one block, so that the error names the
+service, not the phase."""
 
 
 def make_reward(

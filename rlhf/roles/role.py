@@ -65,7 +65,7 @@ class Role(Generic[Network]):
         self.examination = self._examine(is_saved=optimizer is not None)
 
     def _examine(self, is_saved: bool) -> Examination:
-        """Probe how the network's sequences can be packed, and try the steps that saving it needs."""
+        """Probe how the network's sequences can be packed; ``is_saved``: also check that the model can be saved."""
         examiner = Examiner(
             network=self.network,
             run=self.engine.run,

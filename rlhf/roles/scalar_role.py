@@ -18,9 +18,9 @@ class ScalarRole(Role[ScalarNet]):
     """A role whose network is a sequence classifier."""
 
     def _examine(self, is_saved: bool) -> Examination:
-        """Probe the network's packing; a frozen one that cannot be packed is run padded, by its own forward pass.
+        """Probe how the network's sequences can be packed.
 
-        An encoder-decoder is always run padded, since its states are not those of one row of tokens.
+        A frozen network that cannot be packed runs padded with its own forward pass, as encoder-decoders always do.
         """
         note = "an encoder-decoder, read by its own forward pass"
         if not self.network.model.config.is_encoder_decoder:

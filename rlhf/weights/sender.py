@@ -24,7 +24,7 @@ class TimedClient(VLLMWeightSyncClient, Protocol):
     seconds: float
     """Timeout of each call."""
     left_out: dict[int, str]
-    """Engines that failed: index → error."""
+    """Kind of failure of engines that failed, by index: ``died``, ``stalled`` or ``failed``."""
 
 
 def make_sender(

@@ -196,7 +196,7 @@ class ZeroEngine:
             yield name, whole
 
 
-def finite(name: str, tensor: Tensor) -> Tensor:
+def require_finite(name: str, tensor: Tensor) -> Tensor:
     """Return the tensor if all its elements are finite.
 
     Raises:

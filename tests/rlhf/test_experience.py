@@ -10,8 +10,8 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
-from rlhf.algorithms.controller import AlgorithmState
 from rlhf.algorithms.moments import Moments
+from rlhf.algorithms.state import AlgorithmState
 from rlhf.config.schema import AdaptiveKLConfig, AlgorithmConfig, AlgorithmName
 from rlhf.errors import MachineryError
 from rlhf.experience import Scored, build_experience, experience_metrics, length_correlation, total_score

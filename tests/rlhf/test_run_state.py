@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from rlhf.algorithms.controller import AlgorithmState
 from rlhf.algorithms.moments import Moments
+from rlhf.algorithms.state import AlgorithmState
 from rlhf.config.schema import Recipe
 from rlhf.data.order import OrderState
 from rlhf.errors import UserError

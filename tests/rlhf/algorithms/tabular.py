@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import get_scheduler
 
 from rlhf.algorithms import canaries
-from rlhf.algorithms.controller import AlgorithmState
+from rlhf.algorithms.state import AlgorithmState
 from rlhf.config.schema import (
     AlgorithmConfig,
     CanaryConfig,

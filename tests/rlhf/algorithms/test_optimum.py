@@ -12,7 +12,7 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from rlhf.algorithms.controller import AlgorithmState
+from rlhf.algorithms.state import AlgorithmState
 from rlhf.config.schema import AlgorithmConfig, AlgorithmName
 from rlhf.experience import build_experience
 from tests.rlhf.algorithms.tabular import (

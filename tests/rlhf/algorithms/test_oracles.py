@@ -18,12 +18,12 @@ import pytest
 import torch
 
 from rlhf.algorithms.advantages import generalised_advantages, whiten
-from rlhf.algorithms.controller import next_kl_coef
 from rlhf.algorithms.importance import importance_weights
 from rlhf.algorithms.losses import LOG_RATIO_LIMIT, PolicyLoss, kl_loss, policy_loss
 from rlhf.algorithms.moments import Moments
 from rlhf.algorithms.normaliser import normaliser, token_weights
 from rlhf.algorithms.rewards import kl_per_token, sum_by_sample, token_rewards
+from rlhf.algorithms.state import next_kl_coef
 from rlhf.config.schema import AdaptiveKLConfig, AlgorithmConfig, LossMean
 from rlhf.models.policy import token_logprobs
 from tests.rlhf.algorithms.oracles import ORACLES
@@ -209,10 +209,10 @@ def test_the_mean_of_both_estimators_is_the_kl_of_the_whole_distribution(name: s
     assert_close([(p * k1).sum(), (p * k3).sum()], [oracle.expected["kl"]] * 2, oracle.tol)
 
 
-def mean(losses: np.ndarray, mask: np.ndarray, sizes: np.ndarray, how: LossMean, longest: int = 3) -> float:
+def mean(losses: np.ndarray, mask: np.ndarray, sizes: np.ndarray, loss_mean: LossMean, longest: int = 3) -> float:
     """Σ w ℓ / n, as every loss of the project is averaged."""
-    weights = token_weights(how, sizes, mask)
-    return float((weights * losses).sum() / normaliser(how, sizes, mask, longest))
+    weights = token_weights(loss_mean, sizes, mask)
+    return float((weights * losses).sum() / normaliser(loss_mean, sizes, mask, longest))
 
 
 def ppo(given: dict[str, Any]) -> PolicyLoss:
@@ -256,8 +256,8 @@ def test_means_over_tokens_and_over_responses(name: str) -> None:
     oracle = ORACLES[name]
     losses, mask = flat(oracle.inputs["loss"]), flat(oracle.inputs["mask"]).astype(bool)
     sizes = lengths(oracle.inputs["loss"])
-    how: LossMean = "token" if "token" in name else "sequence"
-    assert mean(losses, mask, sizes, how) == pytest.approx(oracle.expected["value"], abs=oracle.tol)
+    loss_mean: LossMean = "token" if "token" in name else "sequence"
+    assert mean(losses, mask, sizes, loss_mean) == pytest.approx(oracle.expected["value"], abs=oracle.tol)
 
 
 @oracles("agg/openrlhf/grad_accum")

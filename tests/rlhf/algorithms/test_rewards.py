@@ -72,10 +72,10 @@ def test_or_the_penalty_is_taken_off_the_score() -> None:
     assert penalise_missing_eos(floats(0.5, 3.0, -4.0), REASONS, algorithm).tolist() == [0.5, 1.5, -5.5]
 
 
-def shaped(seen: Moments, **options: Any) -> np.ndarray:
+def shaped(moments: Moments, **options: Any) -> np.ndarray:
     """2, −6 and 1 shaped: responses of 3, 10 and 4 tokens, the second without an end."""
     reasons = np.array([FinishReason.STOP, FinishReason.LENGTH, FinishReason.STOP], dtype=np.int32)
-    scores = shape_scores(floats(2, -6, 1), floats(3, 10, 4), reasons, AlgorithmConfig(**options), seen)
+    scores = shape_scores(floats(2, -6, 1), floats(3, 10, 4), reasons, AlgorithmConfig(**options), moments)
     assert scores.dtype == np.float32
     return scores
 

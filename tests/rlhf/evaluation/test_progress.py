@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rlhf.evaluation.progress import learned
+from rlhf.evaluation.progress import summarise_progress
 
 
 def step(score: float, ratio: float | None, gap: float) -> dict[str, float]:
@@ -26,7 +26,7 @@ def test_first_against_last_tenth_and_the_worst_canaries() -> None:
         step(5.0, 0.97, 9.0),
         step(7.0, 1.0, 3.0),
     ]
-    summary = learned(history)
+    summary = summarise_progress(history)
     assert summary["score of the first step"] == 1.0
     assert summary["score of the last tenth of the steps"] == 6.0  # two of twenty steps
     assert summary["gain in standard deviations"] == pytest.approx(2.5)
@@ -39,12 +39,13 @@ def test_first_against_last_tenth_and_the_worst_canaries() -> None:
 def test_a_first_step_of_equal_scores_has_no_scale_for_a_gain(spread: float) -> None:
     """The reward is 0 for all samples of the first step: a gain of 0 would mean that nothing was learned."""
     history = [step(0.0, 1.0, 1.0) | {"objective/scores_std": spread}, step(7.0, 1.0, 1.0)]
-    assert learned(history)["gain in standard deviations"] == "not known: the first step's scores are all equal"
+    gain = summarise_progress(history)["gain in standard deviations"]
+    assert gain == "not known: the first step's scores are all equal"
 
 
 def test_steps_of_which_nothing_was_left_are_left_out() -> None:
     """Steps without a score, because all samples were dropped, can be the first, the last, or between."""
     nothing = {"rollout/dropped": 6.0}
-    found = learned([nothing, step(1.0, 1.0, 1.0), nothing, step(4.0, 1.0, 1.0), nothing])
-    assert found == learned([step(1.0, 1.0, 1.0), step(4.0, 1.0, 1.0)])
-    assert learned([nothing]) == {} == learned([])
+    found = summarise_progress([nothing, step(1.0, 1.0, 1.0), nothing, step(4.0, 1.0, 1.0), nothing])
+    assert found == summarise_progress([step(1.0, 1.0, 1.0), step(4.0, 1.0, 1.0)])
+    assert summarise_progress([nothing]) == {} == summarise_progress([])

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf.algorithms.controller import AlgorithmState
+from rlhf.algorithms.state import AlgorithmState
 from rlhf.config.schema import (
     AdaptiveKLConfig,
     AlgorithmConfig,

@@ -18,7 +18,7 @@ from deepspeed.utils import safe_get_full_grad
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from rlhf.algorithms.controller import AlgorithmState
+from rlhf.algorithms.state import AlgorithmState
 from rlhf.config.schema import (
     AlgorithmConfig,
     ModelConfig,

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from rlhf.algorithms.controller import AlgorithmState, next_kl_coef
 from rlhf.algorithms.moments import Moments
+from rlhf.algorithms.state import AlgorithmState, next_kl_coef
 from rlhf.config.schema import AdaptiveKLConfig, AlgorithmConfig
 
 TARGET_4 = AdaptiveKLConfig(target=4.0, horizon=1000)
