@@ -135,7 +135,10 @@ class Engines:
     def _initialise(
         self, engines: Sequence[Engine], locations: Sequence[ProcessLocation], context: PhaseContext
     ) -> None:
-        """Give prompts to engines that have started, and put them to sleep or to service. Any may fail meanwhile."""
+        """Give prompts to engines that have started, then offload them (shared GPUs) or let them serve (no publish).
+
+        Failed engines are replaced.
+        """
         for engine, where in zip(engines, locations, strict=True):
             self.supervisor.built(where)
             engine.building = None
@@ -241,7 +244,7 @@ class Engines:
                     quarantined = batches.lost(assignment.positions, sorted(assignment.left))
                     self.poison_prompts |= {call.chosen[i] for i in quarantined}
                 if batches.losses <= CHANCES and batches.waiting and self.serving:
-                    streams |= self._dispatch_next(batches, call)  # the other engines take it over at once
+                    streams |= self._dispatch_next(batches, call)  # dispatch to the remaining engines immediately
                 continue
             if answer is None:
                 if streams.pop(stream).left:
@@ -296,7 +299,7 @@ class Engines:
         if block is None:
             return None
         deadlines.next_ready({stream: name}, context)
-        answered = next(stream, block)  # the last item of a failed stream is its error, in place of a block
+        answered = next(stream, block)  # a failed stream ends with one item, its error; `fetch` raises it
         return block, fetch(answered, name, context, deadlines)
 
     def abandon(self, context: PhaseContext) -> None:

@@ -155,7 +155,8 @@ class Keeper:
             self.store.abandon(state.step)
             self._failed(state.step, error)
             return
-        self._writing, self._failures = None, 0  # not reached if the wait was interrupted: the tasks still write
+        # Skipped when a stop interrupts the wait, since the tasks are still writing.
+        self._writing, self._failures = None, 0
         size = sum(entry.bytes for entry in entries)
         self.tracker.checkpoint(state.step, size, self.committed.path)
         if state.watch is not None and state.watch.watch.best is not None:

@@ -1,4 +1,4 @@
-"""The third stage: PPO against the reward model."""
+"""The PPO stage: trains the policy against the reward."""
 
 from __future__ import annotations
 

@@ -106,7 +106,8 @@ class RunActors:
     def update(self, experience: ray.ObjectRef, step: int) -> dict[str, float]:
         """Train critic and policy and return their metrics.
 
-        They train in parallel unless one offloads for the other; the policy is not trained while the critic warms up.
+        Groups whose offload mode is ``all`` train one after another, the others in parallel. Before step
+        ``critic_warmup_steps`` only the critic trains.
         """
         is_warmup, context = step < self.recipe.algorithm.critic_warmup_steps, PhaseContext(phase="update", step=step)
         groups = [group for group in (self.critic, None if is_warmup else self.policy) if group is not None]
@@ -187,7 +188,8 @@ class RunActors:
     def _restore_serving(self, context: PhaseContext) -> None:
         """Publish the policy's weights to the first engine that starts, because no engine serves.
 
-        The weights are the failed engines' version, or one version newer if training continued (``ppo.staleness``).
+        The weights have the version that the failed engines had, or the next one if training continued
+        (``ppo.staleness``).
         """
         with self.supervisor.time_lost():
             self.engines.mark_outdated(self.version)
@@ -275,7 +277,7 @@ def start_actors(
     """Context in which all actors of a PPO run exist, loaded and with their prompts; stops them at its end.
 
     Raises:
-        MachineryError: an actor failed while it loaded, or later where it is not replaced.
+        MachineryError: an actor failed during loading, or failed later and is not replaceable.
     """
     placement = Placement(recipe, device, "ppo", gpus)
     with ExitStack() as stack, supervisor.diagnosed():

@@ -59,8 +59,8 @@ class Survivor:
     def run(self, observer: Observer | None) -> Iterator[Row]:
         """Yield each step's number and report.
 
-        A repeated step may be yielded again, after its earlier record was removed. A canary outside its limits ends the
-        run after its step was yielded.
+        A step that is rolled back after it was yielded is yielded again; its first record is removed from the run's
+        files. A canary outside its limits ends the run after its step was yielded.
 
         Raises:
             Stopped: a stop was requested; the last snapshot is committed as a checkpoint.

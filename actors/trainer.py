@@ -1,4 +1,4 @@
-"""One step of the PPO loop. The controller holds references, counts and versions; tokens go from actor to actor."""
+"""One PPO step. The controller holds references, counts and versions; a rollout's tokens go from actor to actor."""
 
 from __future__ import annotations
 

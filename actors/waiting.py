@@ -100,7 +100,7 @@ class AnswerDeadlines:
     def next_ready(self, pending: Mapping[Any, str], context: PhaseContext) -> Any:
         """Wait for the first ready reference or stream; ``pending`` maps each to its actor's name.
 
-        The time without an answer of an actor accumulates over calls while one of the same references is pending.
+        Waiting time accumulates per actor over calls as long as one of its references stays pending.
 
         Raises:
             LostError: an actor gave no result within its deadline, even if others did.
@@ -114,7 +114,8 @@ class AnswerDeadlines:
             done, _ = ray.wait(
                 list(pending), num_returns=1, timeout=min(SLICE_SECONDS, max(left, 0.0)), fetch_local=False
             )
-            waited = time.monotonic() - begin  # the same for all: actors with one deadline are late together
+            waited = time.monotonic() - begin
+            # All are charged the same time, so that actors with equal deadlines are reported together.
             for silence in silences.values():
                 silence.seconds += waited
             names = tuple(sorted(name for name, silence in silences.items() if _is_late(silence, limits[name])))
