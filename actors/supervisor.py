@@ -13,9 +13,9 @@ from typing import Any
 from ray.exceptions import RayError
 
 from actors.inspection import collect_activity, dead_actors, inspect, terminate
-from actors.losses import translate_error
 from actors.memory import MemoryWatch
 from actors.process import ProcessLocation
+from actors.ray_errors import translate_error
 from actors.timeline import Actors, TimelineCollector
 from actors.waiting import SLICE_SECONDS, START, AnswerDeadlines, PhaseContext
 from rlhf.config.schema import Recipe

@@ -11,7 +11,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from actors.losses import format_late, translate_error
+from actors.ray_errors import format_late, translate_error
 from rlhf.config.schema import Recipe
 from rlhf.errors import LostError
 from rlhf.recovery.deadlines import Deadlines, Work

@@ -15,7 +15,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
-from actors.losses import translate_error
+from actors.ray_errors import translate_error
 from rlhf.errors import LostError
 
 
