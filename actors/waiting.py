@@ -53,11 +53,8 @@ class PhaseContext:
 
 
 @dataclass(kw_only=True)
-class Silence:
-    """Time without an answer of an actor: ``refs`` are its pending results, ``seconds`` counts since its last result.
-
-    Only time spent waiting for it counts.
-    """
+class PendingWait:
+    """Pending results of an actor, and the seconds that were spent waiting for it since its last result."""
 
     refs: set[Any]
     seconds: float = 0.0
@@ -74,7 +71,7 @@ class AnswerDeadlines:
             floor=recovery.stall_floor_seconds, factor=recovery.stall_factor, ceiling=place.phase_timeout_seconds
         )
         self.unhurried = service_phases(recipe)
-        self._silences: dict[str, Silence] = {}
+        self._pending: dict[str, PendingWait] = {}
         self._taken: dict[tuple[str, Work], float] = {}
         """Seconds waited for results that are ready and not yet fetched, by actor and work."""
 
@@ -105,23 +102,23 @@ class AnswerDeadlines:
         Raises:
             LostError: an actor gave no result within its deadline, even if others did.
         """
-        silences, since = self._of(pending), self.spans.clock()
-        limits = {name: self.seconds(name, context) for name in silences}
+        waits, since = self._of(pending), self.spans.clock()
+        limits = {name: self.seconds(name, context) for name in waits}
         while True:
             self.check()
             begin = time.monotonic()
-            left = min(limits[name] - silence.seconds for name, silence in silences.items())
+            left = min(limits[name] - waiting.seconds for name, waiting in waits.items())
             done, _ = ray.wait(
                 list(pending), num_returns=1, timeout=min(SLICE_SECONDS, max(left, 0.0)), fetch_local=False
             )
             waited = time.monotonic() - begin
             # All are charged the same time, so that actors with equal deadlines are reported together.
-            for silence in silences.values():
-                silence.seconds += waited
-            names = tuple(sorted(name for name, silence in silences.items() if _is_late(silence, limits[name])))
+            for waiting in waits.values():
+                waiting.seconds += waited
+            names = tuple(sorted(name for name, waiting in waits.items() if _is_late(waiting, limits[name])))
             if names:
                 for name in names:
-                    del self._silences[name]
+                    del self._pending[name]
                 raise LostError(format_late(names, context, min(limits[name] for name in names)), names, "stalled")
             if done:
                 self._record_answer(pending[done[0]], context)
@@ -129,19 +126,19 @@ class AnswerDeadlines:
                     self.spans.add(f"wait for {pending[done[0]]}", since, context.step)
                 return done[0]
 
-    def _of(self, pending: Mapping[Any, str]) -> dict[str, Silence]:
+    def _of(self, pending: Mapping[Any, str]) -> dict[str, PendingWait]:
         """Time without an answer of each actor; it restarts at 0 if none of its references was pending before."""
         owed: dict[str, set[Any]] = {}
         for ref, name in pending.items():
             owed.setdefault(name, set()).add(ref)
         for name, refs in owed.items():
-            before = self._silences.get(name)
+            before = self._pending.get(name)
             seconds = before.seconds if before is not None and before.refs & refs else 0.0
-            self._silences[name] = Silence(refs=refs, seconds=seconds)
-        return {name: self._silences[name] for name in owed}
+            self._pending[name] = PendingWait(refs=refs, seconds=seconds)
+        return {name: self._pending[name] for name in owed}
 
     def _record_answer(self, name: str, context: PhaseContext) -> None:
-        seconds, work = self._silences.pop(name).seconds, context.work_of(name)
+        seconds, work = self._pending.pop(name).seconds, context.work_of(name)
         self._taken[name, work] = max(seconds, self._taken.get((name, work), 0.0))
 
     def learn_duration(self, who: str, context: PhaseContext, is_sound: bool) -> None:
@@ -199,10 +196,10 @@ def fetch(ref: ray.ObjectRef, who: str, context: PhaseContext, deadlines: Answer
         deadlines.learn_duration(who, context, is_sound)
 
 
-def _is_late(silence: Silence, limit: float) -> bool:
+def _is_late(waiting: PendingWait, limit: float) -> bool:
     """Whether the deadline passed and none of the actor's references is ready."""
-    refs = list(silence.refs)
-    return silence.seconds >= limit and not ray.wait(refs, num_returns=1, timeout=0, fetch_local=False)[0]
+    refs = list(waiting.refs)
+    return waiting.seconds >= limit and not ray.wait(refs, num_returns=1, timeout=0, fetch_local=False)[0]
 
 
 def _culprit(error: LostError, pending: Mapping[ray.ObjectRef, str], context: PhaseContext) -> LostError:
