@@ -70,7 +70,7 @@ class AnswerDeadlines:
         self.learned = Deadlines(
             floor=recovery.stall_floor_seconds, factor=recovery.stall_factor, ceiling=place.phase_timeout_seconds
         )
-        self.unhurried = service_phases(recipe)
+        self.service_phases = service_phases(recipe)
         self._pending: dict[str, PendingWait] = {}
         self._taken: dict[tuple[str, Work], float] = {}
         """Seconds waited for results that are ready and not yet fetched, by actor and work."""
@@ -81,7 +81,7 @@ class AnswerDeadlines:
             return self.start_seconds
         if context.work == ABANDON:
             return self.learned.shortest
-        if context.phase in self.unhurried and not context.work:
+        if context.phase in self.service_phases and not context.work:
             return self.learned.ceiling
         return self.learned.of(context.work_of(who))
 
