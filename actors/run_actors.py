@@ -157,7 +157,7 @@ class RunActors:
                 receiving = self.engines.admit(context)
             self.offload(tuple(self.trained.values()), context, publishes=True)
             self.engines.wake("weights", receiving, context)
-            receiving = [engine for engine in receiving if not engine.building]  # an engine may fail while waking
+            receiving = [engine for engine in receiving if not engine.start_ref]  # an engine may fail while waking
             if not receiving:
                 continue
             self._connect(receiving)
