@@ -64,10 +64,10 @@ class Generation:
 
 
 class Assignment:
-    """Samples assigned to one engine in a call: their positions, and those of the unanswered ones (``left``)."""
+    """Samples assigned to one engine in a call: their positions, and those of the unanswered ones."""
 
     def __init__(self, engine: Engine, positions: list[int]) -> None:
-        self.engine, self.positions, self.left = engine, positions, set(positions)
+        self.engine, self.positions, self.unanswered = engine, positions, set(positions)
 
 
 class Engines:
@@ -239,19 +239,19 @@ class Engines:
             except LostError as found:
                 error = self.supervisor.with_dead_actors(found)
                 lost = [assignment for assignment in streams.values() if assignment.engine.name in error.names]
-                self.replace_lost(error, call.context, sum(len(assignment.left) for assignment in lost))
+                self.replace_lost(error, call.context, sum(len(assignment.unanswered) for assignment in lost))
                 streams = {stream: assignment for stream, assignment in streams.items() if assignment not in lost}
                 for assignment in lost:
-                    quarantined = batches.lost(assignment.positions, sorted(assignment.left))
+                    quarantined = batches.lost(assignment.positions, sorted(assignment.unanswered))
                     self.poison_prompts |= {call.chosen[i] for i in quarantined}
                 if batches.losses <= CHANCES and batches.waiting and self.serving:
                     streams |= self._dispatch_next(batches, call)  # dispatch to the remaining engines immediately
                 continue
             if answer is None:
-                if streams.pop(stream).left:
+                if streams.pop(stream).unanswered:
                     raise MachineryError(f"{names[stream]} did not answer all prompts during {call.context}") from None
                 continue
-            streams[stream].left -= set(answer[1].positions)
+            streams[stream].unanswered -= set(answer[1].positions)
             yield answer
         yield from self._placeholder_block(batches.set_aside, call)
 
