@@ -307,13 +307,13 @@ class Engines:
         """Abort generation and any unfinished weight update on all started engines."""
         self._each([engine for engine in self.all if not engine.start_ref], ABANDON, context)
 
-    def decode(self, tokenizer: Path, block: ray.ObjectRef, context: PhaseContext) -> dict[int, str]:
+    def decode(self, tokenizer_folder: Path, block: ray.ObjectRef, context: PhaseContext) -> dict[int, str]:
         """Responses of a block as text, by seed."""
         while True:
             if not self.serving:
                 self.restore_serving(context)
             for _, texts in self._each(
-                self.serving[:1], "decode", context, str(tokenizer), self.trust_remote_code, block
+                self.serving[:1], "decode", context, str(tokenizer_folder), self.trust_remote_code, block
             ):
                 return dict(texts)
 

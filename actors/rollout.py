@@ -121,11 +121,13 @@ class RolloutActor:
         """Abort generation and an unfinished weight update."""
         await self._named("abandon", self.engine.abandon())
 
-    async def decode(self, tokenizer: str, trust_remote_code: bool, block: RolloutBlock) -> list[tuple[int, str]]:
+    async def decode(
+        self, tokenizer_folder: str, trust_remote_code: bool, block: RolloutBlock
+    ) -> list[tuple[int, str]]:
         """Return (seed, response as text) of each sample, without end and special tokens."""
         with translate_failures(self.where, "decode"):
             if self.tokenizer is None:
-                self.tokenizer = load_tokenizer(tokenizer, ModelConfig(trust_remote_code=trust_remote_code))
+                self.tokenizer = load_tokenizer(tokenizer_folder, ModelConfig(trust_remote_code=trust_remote_code))
             ends = set(self.engine.end_tokens)
             responses = [block.sequences.response(i) for i in range(len(block))]
             responses = [ids[:-1] if len(ids) and int(ids[-1]) in ends else ids for ids in responses]

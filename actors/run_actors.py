@@ -38,15 +38,20 @@ CLIENT_FRACTION = 0.5
 class RunActors:
     """The actor groups and rollout engines of a PPO run.
 
-    ``tokenizer`` is the policy's folder. ``rewards`` maps the names of the recipe's rewards to groups;
+    ``tokenizer_folder`` is the policy's folder. ``rewards`` maps the names of the recipe's rewards to groups;
     ``held_out_scorer`` is that of ``early_stop``, if configured. If ``reference`` is None, the policy with its adapters
     disabled is the reference.
     """
 
     def __init__(
-        self, recipe: Recipe, tokenizer: str, groups: Mapping[str, Group], engines: Engines, supervisor: Supervisor
+        self,
+        recipe: Recipe,
+        tokenizer_folder: str,
+        groups: Mapping[str, Group],
+        engines: Engines,
+        supervisor: Supervisor,
     ) -> None:
-        self.recipe, self.tokenizer, self.groups = recipe, tokenizer, groups
+        self.recipe, self.tokenizer_folder, self.groups = recipe, tokenizer_folder, groups
         self.engines, self.supervisor = engines, supervisor
         self.policy, self.critic = groups["policy"], groups.get("critic")
         self.reference, self.held_out_scorer = groups.get("reference"), groups.get(HELD_OUT_SCORER)
@@ -97,7 +102,11 @@ class RunActors:
         """
         contributions = tuple(scorer.contribution for scorer in self.scorers)
         batch = StepInputs(
-            recipe=self.recipe, tokenizer=self.tokenizer, step=step, state=state, contributions=contributions
+            recipe=self.recipe,
+            tokenizer_folder=self.tokenizer_folder,
+            step=step,
+            state=state,
+            contributions=contributions,
         )
         experience, report = self.policy.workers[0].run.options(num_returns=2).remote(assemble, batch, *parts)
         context = PhaseContext(phase="advantages", step=step)
