@@ -39,7 +39,7 @@ chaos: env ## one PPO run to which fifty things are done at random moments, into
 	$(BIN)/python -m tests.end_to_end.chaos --out docs/survival.md
 	$(BIN)/python -m tests.end_to_end.chaos --out docs/survival.md --append --runs runs/kills --kinds "controller killed" --faults 20 --steps 20
 
-gpu-check: env ## PPO on one GPU with every role on it: canaries, throughput, memory
+gpu-check: env ## SFT and PPO on one GPU with every role on it: canaries, throughput, memory
 	$(BIN)/python -m launch.gpu_check
 
 benchmark: env ## seconds of a PPO step at several row sizes, beside bare vLLM and PyTorch doing the same
