@@ -29,11 +29,9 @@ class PPOTrainer:
     ) -> tuple[BatchReport, RunState, Sequence[Block]]:
         """Run one step; its rollouts are sampled from version ``state.step`` of the weights, or from the one before.
 
-        Args:
-            pregenerated_blocks: rollouts of this step that were generated during the previous one (``ppo.staleness``).
-
-        Returns:
-            The step's report, the state after it, and the next step's rollouts if they were generated meanwhile.
+        ``pregenerated_blocks`` are rollouts of this step that were generated during the previous one
+        (``ppo.staleness``). Returns the step's report, the state after it, and the next step's rollouts if they were
+        generated meanwhile.
         """
         actors, step = self.actors, state.step
         with self.timer("step", step):
