@@ -1,4 +1,4 @@
 """How a run is distributed: one Ray actor per rank, groups of them, placement, and the loops that drive them.
 
-No algorithm in here.
+Contains no RL mathematics (see ``rlhf/algorithms/``).
 """

@@ -49,14 +49,14 @@ def ignore_progress(done: int, numbers: Mapping[str, float | str]) -> None:
     """Progress report that shows nothing."""
 
 
-def answers_of(engines: Engines, chosen: Sequence[int], tokenizer: Path, report: Report) -> list[str]:
+def answers_of(engines: Engines, chosen: Sequence[int], tokenizer_folder: Path, report: Report) -> list[str]:
     """Return one sampled answer to each of the engines' chosen prompts, in their order, without special tokens.
 
     The seed of an answer is its position, so that answers of two models differ only because of the models. The answer
     to a quarantined prompt is empty.
 
     Args:
-        tokenizer: folder of the tokenizer with which the engines' actors decode.
+        tokenizer_folder: folder of the tokenizer with which the engines' actors decode.
 
     Raises:
         MachineryError: more than ``recovery.bad_samples`` prompts have no answer.
@@ -65,6 +65,6 @@ def answers_of(engines: Engines, chosen: Sequence[int], tokenizer: Path, report:
     answers: dict[int, str] = {}
     for block, answered in engines.generate(chosen, range(len(chosen)), context):
         set_aside += engines.supervisor.set_aside(answered.faults, set_aside, context)
-        answers |= engines.decode(tokenizer, block, context) | dict.fromkeys(answered.set_aside, "")
+        answers |= engines.decode(tokenizer_folder, block, context) | dict.fromkeys(answered.set_aside, "")
         report(len(answers), {})
     return [answers[i] for i in range(len(chosen))]

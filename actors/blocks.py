@@ -46,13 +46,13 @@ class Block:
 
 def draw_step(recipe: Recipe, prompts: int, step: int, order: OrderState) -> StepPrompts:
     """Draw the next prompts of the seeded order over ``prompts`` prompts; a pure function of step and order."""
-    coming, each = PromptOrder.restore(prompts, recipe.seed, order), recipe.ppo.samples_per_prompt
-    chosen = [prompt for prompt in coming.take(recipe.ppo.batch_size // each) for _ in range(each)]
+    prompt_order, repeats = PromptOrder.restore(prompts, recipe.seed, order), recipe.ppo.samples_per_prompt
+    chosen = [prompt for prompt in prompt_order.take(recipe.ppo.batch_size // repeats) for _ in range(repeats)]
     draw = np.random.default_rng([recipe.seed, SAMPLING, step])
     seeds = draw.integers(2**31, size=len(chosen)).tolist()
-    while len(set(zip(chosen, seeds))) < len(chosen):  # a prompt's samples with the same seed would be one sample
+    while len(set(zip(chosen, seeds))) < len(chosen):  # the same prompt and seed would give identical samples
         seeds = draw.integers(2**31, size=len(chosen)).tolist()
-    return StepPrompts(step=step, prompts=chosen, seeds=seeds, after=coming.state())
+    return StepPrompts(step=step, prompts=chosen, seeds=seeds, after=prompt_order.state())
 
 
 def generate_blocks(actors: RunActors, asked: StepPrompts, set_aside: int, context: PhaseContext) -> Iterator[Block]:

@@ -36,10 +36,10 @@ SLOW = (
 MALLOC = ":".join(
     f"glibc.malloc.{name}={value}"
     for name, value in {
-        "hugetlb": 1,  # pages of 2 MiB: with pages of 4 KiB a pass over a long row spends up to a fifth in page faults
-        "arena_max": 1,  # one heap for all threads: the heaps of single threads do not ask for huge pages
-        "mmap_threshold": 32 * 2**20,  # and smaller tensors come from that heap,
-        "trim_threshold": 256 * 2**20,  # which keeps up to so many free bytes for the next pass
+        "hugetlb": 1,  # 2 MiB pages: page faults cost up to 20% of a pass with 4 KiB pages
+        "arena_max": 1,  # one arena: per-thread arenas do not use huge pages
+        "mmap_threshold": 32 * 2**20,  # tensors below 32 MiB use the arena
+        "trim_threshold": 256 * 2**20,  # keep up to 256 MiB free for reuse
     }.items()
 )
 """glibc's malloc in actors, set for large tensors that come and go (``make benchmark``, docs/results.md)."""
@@ -103,7 +103,7 @@ def _started(otherwise: str) -> Iterator[None]:
 
 @contextmanager
 def _own_signal() -> Iterator[None]:
-    """Context that keeps the previous SIGTERM handler: Ray's exits with a code that schedulers take for a failure."""
+    """Keeps the caller's SIGTERM handler: Ray's handler exits with a code that schedulers count as a failure."""
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield

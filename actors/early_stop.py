@@ -203,7 +203,10 @@ def _last_and_best(watch: Watch) -> tuple[HeldOutEvaluation, HeldOutEvaluation]:
 
 
 def kept_step(state: RunState) -> int:
-    """Step of the policy that becomes the run's model: the best's if the last one is lower, else the last one's."""
+    """Step of the policy that becomes the run's model.
+
+    It is the best policy's step if the last one scores clearly lower, otherwise the last step.
+    """
     assert state.watch is not None
     return _last_and_best(state.watch.watch)[1].step if state.watch.watch.keeps_best else state.step
 

@@ -43,7 +43,8 @@ class Engine:
     def start(self) -> None:
         """Start an actor without waiting for it."""
         self.actor = self._make()
-        self.building: ray.ObjectRef | None = self.actor.build.remote(*self._arguments)
+        self.start_ref: ray.ObjectRef | None = self.actor.build.remote(*self._arguments)
+        """Result of the actor's start; None once it has started."""
         self.version: int | None = None
         """Version of the weights that it has proven and serves with; None: it does not serve."""
         self._supervisor.started(self.name, self.actor)
@@ -63,10 +64,10 @@ class Generation:
 
 
 class Assignment:
-    """Samples assigned to one engine in a call: their positions, and those of the unanswered ones (``left``)."""
+    """Samples assigned to one engine in a call: their positions, and those of the unanswered ones."""
 
     def __init__(self, engine: Engine, positions: list[int]) -> None:
-        self.engine, self.positions, self.left = engine, positions, set(positions)
+        self.engine, self.positions, self.unanswered = engine, positions, set(positions)
 
 
 class Engines:
@@ -127,18 +128,21 @@ class Engines:
     def ready(self, prompts: Sequence[Prompt]) -> None:
         """Wait until every engine has started, and give each the prompts."""
         self._prompts = ray.put(prompts)
-        building = [engine.building for engine in self.all]
+        start_refs = [engine.start_ref for engine in self.all]
         context = PhaseContext(phase=START)
-        locations = wait(building, [engine.name for engine in self.all], context, self.supervisor.deadlines)
+        locations = wait(start_refs, [engine.name for engine in self.all], context, self.supervisor.deadlines)
         self._initialise(self.all, locations, context)
 
     def _initialise(
         self, engines: Sequence[Engine], locations: Sequence[ProcessLocation], context: PhaseContext
     ) -> None:
-        """Give prompts to engines that have started, and put them to sleep or to service. Any may fail meanwhile."""
+        """Give prompts to engines that have started, then offload them (shared GPUs) or let them serve (no publish).
+
+        Failed engines are replaced.
+        """
         for engine, where in zip(engines, locations, strict=True):
             self.supervisor.built(where)
-            engine.building = None
+            engine.start_ref = None
         alive = [engine for engine, _ in self._each(engines, "use", context, self._prompts)]
         if self.sleeps:
             alive = [engine for engine, _ in self._each(alive, "sleep", context)]
@@ -158,16 +162,16 @@ class Engines:
     def admit(self, context: PhaseContext) -> list[Engine]:
         """Engines that have started, and can receive weights; waits for the first one if none has."""
         while True:
-            self._collect_started(context, wait_for_one=all(engine.building for engine in self.all))
-            started = [engine for engine in self.all if not engine.building]
+            self._collect_started(context, wait_for_one=all(engine.start_ref for engine in self.all))
+            started = [engine for engine in self.all if not engine.start_ref]
             if started:
                 return started
 
     def _collect_started(self, context: PhaseContext, wait_for_one: bool) -> None:
         """Initialise the engines that have started by now; ``wait_for_one`` waits for the first."""
-        building = {engine.building: engine for engine in self.all if engine.building}
-        while building:
-            names = {ref: engine.name for ref, engine in building.items()}
+        starting = {engine.start_ref: engine for engine in self.all if engine.start_ref}
+        while starting:
+            names = {ref: engine.name for ref, engine in starting.items()}
             if not wait_for_one and not ray.wait(list(names), timeout=0, fetch_local=False)[0]:
                 return
             start = PhaseContext(phase=START, step=context.step)
@@ -177,7 +181,7 @@ class Engines:
             except LostError as error:
                 self.replace_lost(self.supervisor.with_dead_actors(error), start)
                 return
-            self._initialise([building.pop(ref)], [where], context)
+            self._initialise([starting.pop(ref)], [where], context)
             wait_for_one = False
 
     def _wait_for_one(self, context: PhaseContext) -> None:
@@ -235,19 +239,19 @@ class Engines:
             except LostError as found:
                 error = self.supervisor.with_dead_actors(found)
                 lost = [assignment for assignment in streams.values() if assignment.engine.name in error.names]
-                self.replace_lost(error, call.context, sum(len(assignment.left) for assignment in lost))
+                self.replace_lost(error, call.context, sum(len(assignment.unanswered) for assignment in lost))
                 streams = {stream: assignment for stream, assignment in streams.items() if assignment not in lost}
                 for assignment in lost:
-                    quarantined = batches.lost(assignment.positions, sorted(assignment.left))
+                    quarantined = batches.lost(assignment.positions, sorted(assignment.unanswered))
                     self.poison_prompts |= {call.chosen[i] for i in quarantined}
                 if batches.losses <= CHANCES and batches.waiting and self.serving:
-                    streams |= self._dispatch_next(batches, call)  # the other engines take it over at once
+                    streams |= self._dispatch_next(batches, call)  # dispatch to the remaining engines immediately
                 continue
             if answer is None:
-                if streams.pop(stream).left:
+                if streams.pop(stream).unanswered:
                     raise MachineryError(f"{names[stream]} did not answer all prompts during {call.context}") from None
                 continue
-            streams[stream].left -= set(answer[1].positions)
+            streams[stream].unanswered -= set(answer[1].positions)
             yield answer
         yield from self._placeholder_block(batches.set_aside, call)
 
@@ -296,27 +300,27 @@ class Engines:
         if block is None:
             return None
         deadlines.next_ready({stream: name}, context)
-        answered = next(stream, block)  # the last item of a failed stream is its error, in place of a block
+        answered = next(stream, block)  # a failed stream ends with one item, its error; `fetch` raises it
         return block, fetch(answered, name, context, deadlines)
 
     def abandon(self, context: PhaseContext) -> None:
         """Abort generation and any unfinished weight update on all started engines."""
-        self._each([engine for engine in self.all if not engine.building], ABANDON, context)
+        self._each([engine for engine in self.all if not engine.start_ref], ABANDON, context)
 
-    def decode(self, tokenizer: Path, block: ray.ObjectRef, context: PhaseContext) -> dict[int, str]:
+    def decode(self, tokenizer_folder: Path, block: ray.ObjectRef, context: PhaseContext) -> dict[int, str]:
         """Responses of a block as text, by seed."""
         while True:
             if not self.serving:
                 self.restore_serving(context)
             for _, texts in self._each(
-                self.serving[:1], "decode", context, str(tokenizer), self.trust_remote_code, block
+                self.serving[:1], "decode", context, str(tokenizer_folder), self.trust_remote_code, block
             ):
                 return dict(texts)
 
     def sleep(self, context: PhaseContext) -> None:
         """Release GPU memory for the trainer, if they share GPUs. Engines that sleep already are not affected."""
         if self.sleeps:
-            self._each([engine for engine in self.all if not engine.building], "sleep", context)
+            self._each([engine for engine in self.all if not engine.start_ref], "sleep", context)
 
     def wake(self, part: str, engines: Sequence[Engine], context: PhaseContext) -> None:
         """Reacquire GPU memory: ``weights`` before a publish, ``kv_cache`` after it."""
@@ -370,7 +374,7 @@ class Engines:
 
     def stop(self) -> None:
         """Stop every engine and its processes."""
-        running = [engine for engine in self.all if not engine.building]
+        running = [engine for engine in self.all if not engine.start_ref]
         with suppress(MachineryError):  # a dead or stuck engine is killed below
             refs = {engine.actor.stop.remote(): engine.name for engine in running}
             ray.wait(list(refs), num_returns=len(refs), timeout=STOP_SECONDS) if refs else None

@@ -76,7 +76,7 @@ def terminate(processes: Sequence[ProcessLocation], spare_owner: bool) -> None:
     """Kill processes and their children, and remove their files in shared memory.
 
     Args:
-        spare_owner: kill only the children; the processes are dead, and their ids may be reused by now.
+        spare_owner: kill only the children: the actor's own process has ended and its pid may be reused.
     """
     on_nodes(terminate_here, _by_node(processes), spare_owner)
 

@@ -42,7 +42,7 @@ class Snapshot:
 
     state: RunState
     shards: Mapping[str, Sequence[ray.ObjectRef]]
-    ahead: Sequence[Block]
+    pregenerated_blocks: Sequence[Block]
     score: float | None
 
 
@@ -82,18 +82,20 @@ class Keeper:
         self._write, self._write_block, self._confirm = task(write_shard), task(write_block), task(confirm_blocks)
         self._read = task(read_blocks)
 
-    def keep(self, state: RunState, ahead: Sequence[Block], metrics: Mapping[str, float]) -> None:
+    def keep(self, state: RunState, pregenerated_blocks: Sequence[Block], metrics: Mapping[str, float]) -> None:
         """Take a snapshot and begin a checkpoint if they are due after this step; commit one that is written."""
         is_due = state.step % self.config.every == 0 or state.step == self.steps
         if is_due and self.config.keep_best and self.config.best_metric not in metrics:
             self.tracker.event("no_best_metric", step=state.step, metric=self.config.best_metric)
         if is_due or (self.config.snapshot_every and state.step % self.config.snapshot_every == 0):
-            self.take_snapshot(state, ahead, metrics.get(self.config.best_metric))
+            self.take_snapshot(state, pregenerated_blocks, metrics.get(self.config.best_metric))
         if is_due:
             self.begin_checkpoint()
         self.finish_checkpoint(wait_for_it=state.step == self.steps)
 
-    def take_snapshot(self, state: RunState, ahead: Sequence[Block] = (), score: float | None = None) -> None:
+    def take_snapshot(
+        self, state: RunState, pregenerated_blocks: Sequence[Block] = (), score: float | None = None
+    ) -> None:
         """Take a snapshot, which replaces the last one. ``score`` ranks the checkpoint for ``checkpoint.keep_best``."""
         context = PhaseContext(phase=SNAPSHOT, step=state.step - 1 if state.step else None)
         self.supervisor.enter_phase(context)
@@ -105,7 +107,7 @@ class Keeper:
             names = [name for group in self.actors.trained.values() for name in group.names]
             wait(done, names, context, self.supervisor.deadlines)
         shards = {role: [files for files, _ in refs] for role, refs in taken.items()}
-        self.snapshot = Snapshot(state=state, shards=shards, ahead=ahead, score=score)
+        self.snapshot = Snapshot(state=state, shards=shards, pregenerated_blocks=pregenerated_blocks, score=score)
 
     def begin_checkpoint(self) -> None:
         """Start Ray tasks that write the last snapshot as a checkpoint, one per shard."""
@@ -124,7 +126,7 @@ class Keeper:
             for rank, files in enumerate(shards)
         } | {
             self._write_block.remote(block.rollouts, folder.resolve(), index): f"writer of block {index}"
-            for index, block in enumerate(snapshot.ahead)
+            for index, block in enumerate(snapshot.pregenerated_blocks)
         }
         self._writing = Writing(snapshot=snapshot, tasks=tasks)
 
@@ -155,7 +157,8 @@ class Keeper:
             self.store.abandon(state.step)
             self._failed(state.step, error)
             return
-        self._writing, self._failures = None, 0  # not reached if the wait was interrupted: the tasks still write
+        # Skipped when a stop interrupts the wait, since the tasks are still writing.
+        self._writing, self._failures = None, 0
         size = sum(entry.bytes for entry in entries)
         self.tracker.checkpoint(state.step, size, self.committed.path)
         if state.watch is not None and state.watch.watch.best is not None:
@@ -198,11 +201,11 @@ class Keeper:
         """
         context = PhaseContext(phase=RESTORE)
         self.supervisor.enter_phase(context)
-        state, ahead = self._from_memory(context) or self._from_disk(context) or self._from_start()
+        state, pregenerated_blocks = self._from_memory(context) or self._from_disk(context) or self._from_start()
         self.run.rewind(state.sizes)
         for group in self.actors.trained.values():
             self.supervisor.serve(group.names)
-        return state, ahead
+        return state, pregenerated_blocks
 
     def _from_memory(self, context: PhaseContext) -> ResumePoint | None:
         if self.snapshot is None:
@@ -211,7 +214,7 @@ class Keeper:
             for role, group in self.actors.trained.items():
                 group.ask("restore", *self.snapshot.shards[role], context=context)
                 group.offload(context)
-            blocks = [block.rollouts for block in self.snapshot.ahead]
+            blocks = [block.rollouts for block in self.snapshot.pregenerated_blocks]
             if blocks:
                 fetch(self._confirm.remote(*blocks), FOLDER, context, self.supervisor.deadlines)
         except LostError as error:
@@ -220,7 +223,7 @@ class Keeper:
             self.tracker.event("snapshot_lost", step=self.snapshot.state.step, error=str(error))
             self.snapshot = None  # part of it was stored on a node that failed
             return None
-        return self.snapshot.state, self.snapshot.ahead
+        return self.snapshot.state, self.snapshot.pregenerated_blocks
 
     def _from_disk(self, context: PhaseContext) -> ResumePoint | None:
         self.finish_checkpoint(wait_for_it=True)  # it is newer than the last committed one

@@ -20,7 +20,10 @@ from rlhf.placement.machine import choose_strategy
 from rlhf.placement.pools import ENGINES, OffloadMode, Pool, offload_modes, pack, pools
 
 GPU_SHARE = 0.1
-"""Fraction of a GPU reserved in Ray for each role that shares it, ten at most; Ray does not limit GPU memory."""
+"""Fraction of a GPU reserved in Ray for each role that shares it, so at most ten roles share a GPU.
+
+Ray does not limit GPU memory.
+"""
 TYPE_SHARE = 0.001
 """Amount that a slot reserves of the resource that names its node's type of GPU."""
 NODE_LABEL = "ray.io/node-id"
@@ -46,7 +49,7 @@ class Slot:
 class Placement:
     """Reserves GPUs, and assigns a slot to each actor. Without GPUs nothing is reserved.
 
-    Slots are reserved on the nodes that ``pack`` chooses: Ray may place small groups so that a large one does not fit.
+    Slots are reserved on the nodes that ``pack`` chooses, because Ray's own choice can fragment GPUs.
 
     Raises:
         MachineryError: the GPUs were not free before ``placement.start_timeout_seconds``.

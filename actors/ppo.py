@@ -1,4 +1,4 @@
-"""The third stage: PPO against the reward model."""
+"""The PPO stage: trains the policy against the reward."""
 
 from __future__ import annotations
 
@@ -101,10 +101,10 @@ def _resume_point(session: Session, keeper: Keeper, supervisor: Supervisor, trac
     checkpoint = session.checkpoint("ppo")
     if checkpoint is None:
         return RunState.start(session.recipe), ()
-    state, ahead = keeper.load(checkpoint, PhaseContext(phase="load"))
+    state, pregenerated_blocks = keeper.load(checkpoint, PhaseContext(phase="load"))
     supervisor.resume(state.goodput, keeper.run.path / STATUS)
     tracker.event("resumed", step=state.step, path=str(checkpoint.path))
-    return state, ahead
+    return state, pregenerated_blocks
 
 
 def _count_compared(run: RunFolder, recipe: Recipe) -> int:

@@ -14,7 +14,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from actors.process import Activity, ProcessLocation, dump_stacks_on_signal, locate_process
-from actors.worker import named_failures
+from actors.worker import translate_failures
 from rlhf.config.schema import ModelConfig
 from rlhf.device import Device, engine_environment
 from rlhf.models.folder import load_tokenizer
@@ -56,7 +56,7 @@ class RolloutActor:
 
     async def build(self, *arguments: Any) -> ProcessLocation:
         """Start the engine, see ``RolloutEngine``; returns the actor's location."""
-        with self.activity("start"), named_failures(self.where, "start"):
+        with self.activity("start"), translate_failures(self.where, "start"):
             from rlhf.generation.engine import RolloutEngine
 
             self.engine = RolloutEngine(*arguments)
@@ -92,7 +92,7 @@ class RolloutActor:
             chosen: (n,) indices into the prompts given to ``use``.
             seeds: (n,) sampling seeds.
         """
-        with self.activity("generate"), named_failures(self.where, "generate"):
+        with self.activity("generate"), translate_failures(self.where, "generate"):
             answers = self.engine.generate([self.prompts[i] for i in chosen], seeds)
             blocks = in_order if self.engine.deterministic else as_finished
             begin = self.activity.spans.clock()
@@ -121,11 +121,13 @@ class RolloutActor:
         """Abort generation and an unfinished weight update."""
         await self._named("abandon", self.engine.abandon())
 
-    async def decode(self, tokenizer: str, trust_remote_code: bool, block: RolloutBlock) -> list[tuple[int, str]]:
+    async def decode(
+        self, tokenizer_folder: str, trust_remote_code: bool, block: RolloutBlock
+    ) -> list[tuple[int, str]]:
         """Return (seed, response as text) of each sample, without end and special tokens."""
-        with named_failures(self.where, "decode"):
+        with translate_failures(self.where, "decode"):
             if self.tokenizer is None:
-                self.tokenizer = load_tokenizer(tokenizer, ModelConfig(trust_remote_code=trust_remote_code))
+                self.tokenizer = load_tokenizer(tokenizer_folder, ModelConfig(trust_remote_code=trust_remote_code))
             ends = set(self.engine.end_tokens)
             responses = [block.sequences.response(i) for i in range(len(block))]
             responses = [ids[:-1] if len(ids) and int(ids[-1]) in ends else ids for ids in responses]
@@ -186,7 +188,7 @@ class RolloutActor:
         self.engine.stop()
 
     async def _named(self, activity: str, call: Awaitable[Result]) -> Result:
-        with self.activity(activity), named_failures(self.where, activity):
+        with self.activity(activity), translate_failures(self.where, activity):
             return await call
 
 

@@ -38,15 +38,20 @@ CLIENT_FRACTION = 0.5
 class RunActors:
     """The actor groups and rollout engines of a PPO run.
 
-    ``tokenizer`` is the policy's folder. ``rewards`` maps the names of the recipe's rewards to groups;
+    ``tokenizer_folder`` is the policy's folder. ``rewards`` maps the names of the recipe's rewards to groups;
     ``held_out_scorer`` is that of ``early_stop``, if configured. If ``reference`` is None, the policy with its adapters
     disabled is the reference.
     """
 
     def __init__(
-        self, recipe: Recipe, tokenizer: str, groups: Mapping[str, Group], engines: Engines, supervisor: Supervisor
+        self,
+        recipe: Recipe,
+        tokenizer_folder: str,
+        groups: Mapping[str, Group],
+        engines: Engines,
+        supervisor: Supervisor,
     ) -> None:
-        self.recipe, self.tokenizer, self.groups = recipe, tokenizer, groups
+        self.recipe, self.tokenizer_folder, self.groups = recipe, tokenizer_folder, groups
         self.engines, self.supervisor = engines, supervisor
         self.policy, self.critic = groups["policy"], groups.get("critic")
         self.reference, self.held_out_scorer = groups.get("reference"), groups.get(HELD_OUT_SCORER)
@@ -97,7 +102,11 @@ class RunActors:
         """
         contributions = tuple(scorer.contribution for scorer in self.scorers)
         batch = StepInputs(
-            recipe=self.recipe, tokenizer=self.tokenizer, step=step, state=state, contributions=contributions
+            recipe=self.recipe,
+            tokenizer_folder=self.tokenizer_folder,
+            step=step,
+            state=state,
+            contributions=contributions,
         )
         experience, report = self.policy.workers[0].run.options(num_returns=2).remote(assemble, batch, *parts)
         context = PhaseContext(phase="advantages", step=step)
@@ -106,7 +115,8 @@ class RunActors:
     def update(self, experience: ray.ObjectRef, step: int) -> dict[str, float]:
         """Train critic and policy and return their metrics.
 
-        They train in parallel unless one offloads for the other; the policy is not trained while the critic warms up.
+        Groups whose offload mode is ``all`` train one after another, the others in parallel. Before step
+        ``critic_warmup_steps`` only the critic trains.
         """
         is_warmup, context = step < self.recipe.algorithm.critic_warmup_steps, PhaseContext(phase="update", step=step)
         groups = [group for group in (self.critic, None if is_warmup else self.policy) if group is not None]
@@ -156,7 +166,7 @@ class RunActors:
                 receiving = self.engines.admit(context)
             self.offload(tuple(self.trained.values()), context, publishes=True)
             self.engines.wake("weights", receiving, context)
-            receiving = [engine for engine in receiving if not engine.building]  # an engine may fail while waking
+            receiving = [engine for engine in receiving if not engine.start_ref]  # an engine may fail while waking
             if not receiving:
                 continue
             self._connect(receiving)
@@ -187,7 +197,8 @@ class RunActors:
     def _restore_serving(self, context: PhaseContext) -> None:
         """Publish the policy's weights to the first engine that starts, because no engine serves.
 
-        The weights are the failed engines' version, or one version newer if training continued (``ppo.staleness``).
+        The weights have the version that the failed engines had, or the next one if training continued
+        (``ppo.staleness``).
         """
         with self.supervisor.time_lost():
             self.engines.mark_outdated(self.version)
@@ -275,7 +286,7 @@ def start_actors(
     """Context in which all actors of a PPO run exist, loaded and with their prompts; stops them at its end.
 
     Raises:
-        MachineryError: an actor failed while it loaded, or later where it is not replaced.
+        MachineryError: an actor failed during loading, or failed later and is not replaceable.
     """
     placement = Placement(recipe, device, "ppo", gpus)
     with ExitStack() as stack, supervisor.diagnosed():

@@ -13,9 +13,9 @@ from typing import Any
 from ray.exceptions import RayError
 
 from actors.inspection import collect_activity, dead_actors, inspect, terminate
-from actors.losses import translate_error
 from actors.memory import MemoryWatch
 from actors.process import ProcessLocation
+from actors.ray_errors import translate_error
 from actors.timeline import Actors, TimelineCollector
 from actors.waiting import SLICE_SECONDS, START, AnswerDeadlines, PhaseContext
 from rlhf.config.schema import Recipe
@@ -290,7 +290,7 @@ class Supervisor:
     def _incidents(self, error: LostError, context: PhaseContext) -> list[Incident]:
         """Diagnose lost actors, one incident per role.
 
-        If some of them block the others, only these are named: one stopped rank makes all ranks of its group late.
+        If some are dead, stopped or unresponsive, only those are reported: their peers merely wait for them.
         """
         facts = self._facts([name for name in error.names if name in self._actors], error)
         guilty = [name for name, fact in facts.items() if is_blocking(fact)] or list(facts)
@@ -388,7 +388,10 @@ def as_loss(error: LostError | RayError, context: PhaseContext) -> LostError:
 
 
 def _role(name: str) -> str:
-    """Role in an actor's name: ``policy`` for ``policy rank 0``."""
+    """Role as in ``events.jsonl``: ``policy`` for ``policy rank 0``, ``rollout engine`` for ``rollout engine 0``.
+
+    Metrics and deadlines use the shorter ``role_of``, which returns ``rollout``.
+    """
     return name.rpartition(" ")[0].removesuffix(" rank")
 
 

@@ -38,7 +38,7 @@ class Survivor:
 
     def __init__(self, trainer: PPOTrainer, keeper: Keeper, start: ResumePoint) -> None:
         self.trainer, self.keeper = trainer, keeper
-        self.state, self.ahead = start
+        self.state, self.pregenerated_blocks = start
         self.actors, self.supervisor = trainer.actors, trainer.actors.supervisor
         self.steps = trainer.recipe.ppo.steps
         trainer.between_phases = lambda: keeper.finish_checkpoint(wait_for_it=False)
@@ -52,15 +52,15 @@ class Survivor:
         try:
             self.actors.publish(self.state.step, context)
             if self.trainer.recipe.checkpoint.snapshot_every:
-                self.keeper.take_snapshot(self.state, self.ahead)
+                self.keeper.take_snapshot(self.state, self.pregenerated_blocks)
         except (LostError, RayError) as error:
             self._recover(error, context)
 
     def run(self, observer: Observer | None) -> Iterator[Row]:
         """Yield each step's number and report.
 
-        A repeated step may be yielded again, after its earlier record was removed. A canary outside its limits ends the
-        run after its step was yielded.
+        A step that is rolled back after it was yielded is yielded again; its first record is removed from the run's
+        files. A canary outside its limits ends the run after its step was yielded.
 
         Raises:
             Stopped: a stop was requested; the last snapshot is committed as a checkpoint.
@@ -130,16 +130,16 @@ class Survivor:
         if observer is not None and state.watch is None:
             state = replace(state, watch=observer.begin())
         self.supervisor.begin_step(state.step)
-        report, state, ahead = self.trainer.step(state, self.ahead)
+        report, state, pregenerated_blocks = self.trainer.step(state, self.pregenerated_blocks)
         if observer is not None:
             seen, watch = observer.after(state, report)
             report, state = report.with_metrics(seen), replace(state, watch=watch)
-        self.state, self.ahead = state, ahead
+        self.state, self.pregenerated_blocks = state, pregenerated_blocks
         return report
 
     def _keep(self, report: BatchReport) -> None:
         try:
-            self.keeper.keep(self.state, self.ahead, report.metrics)
+            self.keeper.keep(self.state, self.pregenerated_blocks, report.metrics)
         except (LostError, RayError) as error:
             self._recover(error, PhaseContext(phase=self.supervisor.phase, step=self.state.step - 1))
 
@@ -166,7 +166,7 @@ class Survivor:
         engines.sleep(context)  # on shared GPUs, the restored state needs their memory
         for group in list(actors.groups.values()) if should_replace_all else actors.lost_groups(error):
             actors.rebuild(group)
-        self.state, self.ahead = self.keeper.restore()
+        self.state, self.pregenerated_blocks = self.keeper.restore()
         self.trainer.timer.metrics()  # discard the times of the aborted step
         self.supervisor.goodput.set_aside = self.state.set_aside
         self.actors.publish(self.state.step, PhaseContext(phase="publish", step=self.state.step))

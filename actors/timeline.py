@@ -51,8 +51,8 @@ def discard_spans(group: str, row: str, spans: Sequence[Span]) -> None:
 class TimelineCollector:
     """Collects spans without waiting for actors, except ``LAST_SECONDS`` at the end of a stage.
 
-    Times are the controller's monotonic clock plus the wall-clock time at its start, so that setting a clock causes no
-    jump. The pending spans of an actor are lost if it fails.
+    Times are the controller's monotonic clock plus the wall-clock time at its start, so that wall-clock adjustments do
+    not shift spans. The pending spans of an actor are lost if it fails.
     """
 
     def __init__(self, spans: Spans | None = None, record: Record = discard_spans) -> None:
@@ -116,10 +116,10 @@ class TimelineCollector:
         self._record_spans(f"node {request.where.node}", request.name, taken.spans, ahead)
 
     def _clock_offset(self, request: SpanRequest, taken: Taken) -> float:
-        """Lead of an actor's clock over the controller's: 0 on this machine.
+        """Lead of an actor's clock over the controller's: 0 on this host.
 
-        On other machines it is the smallest difference seen between an answer's time and its request's, which is too
-        large by the latency of a request.
+        On other hosts it is estimated as the minimum of (answer time − request time), which overestimates by the
+        latency.
         """
         if taken.boot and taken.boot == self._boot:
             return 0.0

@@ -1,4 +1,4 @@
-"""One step of the PPO loop. The controller holds references, counts and versions; tokens go from actor to actor."""
+"""One PPO step. The controller holds references, counts and versions; a rollout's tokens go from actor to actor."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class PPOTrainer:
         self.between_phases: Callable[[], None] = lambda: None
         """Called between phases, to advance background work such as a checkpoint that is being written."""
 
-    def step(self, state: RunState, ahead: Sequence[Block] = ()) -> tuple[BatchReport, RunState, Sequence[Block]]:
+    def step(
+        self, state: RunState, pregenerated_blocks: Sequence[Block] = ()
+    ) -> tuple[BatchReport, RunState, Sequence[Block]]:
         """Run one step; its rollouts are sampled from version ``state.step`` of the weights, or from the one before.
 
-        Args:
-            ahead: rollouts of this step that were generated during the previous one (``ppo.staleness``).
-
-        Returns:
-            The step's report, the state after it, and the next step's rollouts if they were generated meanwhile.
+        ``pregenerated_blocks`` are rollouts of this step that were generated during the previous one
+        (``ppo.staleness``). Returns the step's report, the state after it, and the next step's rollouts if they were
+        generated meanwhile.
         """
         actors, step = self.actors, state.step
         with self.timer("step", step):
@@ -41,7 +41,7 @@ class PPOTrainer:
             # 2. Rollout, and 3. Score: all scoring models process a block while the next one is still being generated
             scoring, set_aside = Scoring(actors, PhaseContext(phase="score", step=step)), state.set_aside
             with self.phase("rollout", step) as context:
-                for block in ahead or generate_blocks(actors, asked, set_aside, context):
+                for block in pregenerated_blocks or generate_blocks(actors, asked, set_aside, context):
                     scoring.send(block.rollouts, block.samples)
                     set_aside += block.set_aside
                 coming = self.begin_next(asked, set_aside)
@@ -59,11 +59,11 @@ class PPOTrainer:
 
             # 6. Publish: rollouts by the old version are finished first; an engine proves the new one before it serves
             with self.phase("rollout", step):
-                ahead = tuple(coming)
+                pregenerated_blocks = tuple(coming)
             with self.phase("publish", step) as context:
                 actors.publish(step + 1, context)
         after = replace(state, step=step + 1, order=asked.after, algorithm=report.state, set_aside=set_aside)
-        return self.record(step, report, metrics), after, ahead
+        return self.record(step, report, metrics), after, pregenerated_blocks
 
     def begin_next(self, asked: StepPrompts, set_aside: int) -> Iterator[Block]:
         """Start generating the next step's rollouts while this step trains, if ``ppo.staleness`` is set."""

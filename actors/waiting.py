@@ -11,7 +11,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from actors.losses import format_late, translate_error
+from actors.ray_errors import format_late, translate_error
 from rlhf.config.schema import Recipe
 from rlhf.errors import LostError
 from rlhf.recovery.deadlines import Deadlines, Work
@@ -53,11 +53,8 @@ class PhaseContext:
 
 
 @dataclass(kw_only=True)
-class Silence:
-    """Time without an answer of an actor: ``refs`` are its pending results, ``seconds`` counts since its last result.
-
-    Only time spent waiting for it counts.
-    """
+class PendingWait:
+    """Pending results of an actor, and the seconds that were spent waiting for it since its last result."""
 
     refs: set[Any]
     seconds: float = 0.0
@@ -73,8 +70,8 @@ class AnswerDeadlines:
         self.learned = Deadlines(
             floor=recovery.stall_floor_seconds, factor=recovery.stall_factor, ceiling=place.phase_timeout_seconds
         )
-        self.unhurried = service_phases(recipe)
-        self._silences: dict[str, Silence] = {}
+        self.service_phases = service_phases(recipe)
+        self._pending: dict[str, PendingWait] = {}
         self._taken: dict[tuple[str, Work], float] = {}
         """Seconds waited for results that are ready and not yet fetched, by actor and work."""
 
@@ -84,7 +81,7 @@ class AnswerDeadlines:
             return self.start_seconds
         if context.work == ABANDON:
             return self.learned.shortest
-        if context.phase in self.unhurried and not context.work:
+        if context.phase in self.service_phases and not context.work:
             return self.learned.ceiling
         return self.learned.of(context.work_of(who))
 
@@ -100,27 +97,28 @@ class AnswerDeadlines:
     def next_ready(self, pending: Mapping[Any, str], context: PhaseContext) -> Any:
         """Wait for the first ready reference or stream; ``pending`` maps each to its actor's name.
 
-        The time without an answer of an actor accumulates over calls while one of the same references is pending.
+        Waiting time accumulates per actor over calls as long as one of its references stays pending.
 
         Raises:
             LostError: an actor gave no result within its deadline, even if others did.
         """
-        silences, since = self._of(pending), self.spans.clock()
-        limits = {name: self.seconds(name, context) for name in silences}
+        waits, since = self._of(pending), self.spans.clock()
+        limits = {name: self.seconds(name, context) for name in waits}
         while True:
             self.check()
             begin = time.monotonic()
-            left = min(limits[name] - silence.seconds for name, silence in silences.items())
+            left = min(limits[name] - waiting.seconds for name, waiting in waits.items())
             done, _ = ray.wait(
                 list(pending), num_returns=1, timeout=min(SLICE_SECONDS, max(left, 0.0)), fetch_local=False
             )
-            waited = time.monotonic() - begin  # the same for all: actors with one deadline are late together
-            for silence in silences.values():
-                silence.seconds += waited
-            names = tuple(sorted(name for name, silence in silences.items() if _is_late(silence, limits[name])))
+            waited = time.monotonic() - begin
+            # All are charged the same time, so that actors with equal deadlines are reported together.
+            for waiting in waits.values():
+                waiting.seconds += waited
+            names = tuple(sorted(name for name, waiting in waits.items() if _is_late(waiting, limits[name])))
             if names:
                 for name in names:
-                    del self._silences[name]
+                    del self._pending[name]
                 raise LostError(format_late(names, context, min(limits[name] for name in names)), names, "stalled")
             if done:
                 self._record_answer(pending[done[0]], context)
@@ -128,19 +126,19 @@ class AnswerDeadlines:
                     self.spans.add(f"wait for {pending[done[0]]}", since, context.step)
                 return done[0]
 
-    def _of(self, pending: Mapping[Any, str]) -> dict[str, Silence]:
+    def _of(self, pending: Mapping[Any, str]) -> dict[str, PendingWait]:
         """Time without an answer of each actor; it restarts at 0 if none of its references was pending before."""
         owed: dict[str, set[Any]] = {}
         for ref, name in pending.items():
             owed.setdefault(name, set()).add(ref)
         for name, refs in owed.items():
-            before = self._silences.get(name)
+            before = self._pending.get(name)
             seconds = before.seconds if before is not None and before.refs & refs else 0.0
-            self._silences[name] = Silence(refs=refs, seconds=seconds)
-        return {name: self._silences[name] for name in owed}
+            self._pending[name] = PendingWait(refs=refs, seconds=seconds)
+        return {name: self._pending[name] for name in owed}
 
     def _record_answer(self, name: str, context: PhaseContext) -> None:
-        seconds, work = self._silences.pop(name).seconds, context.work_of(name)
+        seconds, work = self._pending.pop(name).seconds, context.work_of(name)
         self._taken[name, work] = max(seconds, self._taken.get((name, work), 0.0))
 
     def learn_duration(self, who: str, context: PhaseContext, is_sound: bool) -> None:
@@ -198,10 +196,10 @@ def fetch(ref: ray.ObjectRef, who: str, context: PhaseContext, deadlines: Answer
         deadlines.learn_duration(who, context, is_sound)
 
 
-def _is_late(silence: Silence, limit: float) -> bool:
+def _is_late(waiting: PendingWait, limit: float) -> bool:
     """Whether the deadline passed and none of the actor's references is ready."""
-    refs = list(silence.refs)
-    return silence.seconds >= limit and not ray.wait(refs, num_returns=1, timeout=0, fetch_local=False)[0]
+    refs = list(waiting.refs)
+    return waiting.seconds >= limit and not ray.wait(refs, num_returns=1, timeout=0, fetch_local=False)[0]
 
 
 def _culprit(error: LostError, pending: Mapping[ray.ObjectRef, str], context: PhaseContext) -> LostError:

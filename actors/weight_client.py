@@ -15,15 +15,15 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
-from actors.losses import translate_error
+from actors.ray_errors import translate_error
 from rlhf.errors import LostError
 
 
 class EngineClient:
     """Calls all engines in parallel. ``workers_per_engine`` is vLLM's tensor-parallel size.
 
-    An engine that dies or is late is left out from then on: its weights are old, or a mixture. ``seconds`` is the
-    deadline of one call.
+    An engine that dies or is late is left out from then on: its weights are stale or partially updated. ``seconds`` is
+    the deadline of one call.
     """
 
     def __init__(self, engines: Sequence[ActorHandle], workers_per_engine: int, seconds: float) -> None:

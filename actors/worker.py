@@ -65,14 +65,14 @@ class Worker:
 
     def build(self, builder: Builder, *arguments: Any) -> ProcessLocation:
         """Build the role's rank; returns the worker's location."""
-        with self.activity("start"), named_failures(self.where, "start"):
+        with self.activity("start"), translate_failures(self.where, "start"):
             make = resolve_name(builder) if isinstance(builder, str) else builder
             self.role = make(*arguments)
         return self.where
 
     def call(self, method: str, *arguments: Any) -> Any:
         """Call a method of the role's rank. Ray has replaced references among the arguments by their values."""
-        with self.activity(method), named_failures(self.where, method):
+        with self.activity(method), translate_failures(self.where, method):
             return getattr(self.role, method)(*arguments)
 
     def compute(self, method: str, *arguments: Any) -> tuple[Any, None]:
@@ -81,12 +81,12 @@ class Worker:
 
     def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call a function in this worker's process, for the controller."""
-        with self.activity(function.__name__), named_failures(self.where, function.__name__):
+        with self.activity(function.__name__), translate_failures(self.where, function.__name__):
             return function(*arguments)
 
 
 @contextmanager
-def named_failures(where: ProcessLocation, activity: str) -> Iterator[None]:
+def translate_failures(where: ProcessLocation, activity: str) -> Iterator[None]:
     """Context that converts unexpected errors to ``MachineryError`` with the actor's name.
 
     An error that shows a lost peer, or a failure of Ray itself, becomes a ``LostError``. The traceback goes to the log.

@@ -66,8 +66,7 @@ class StepInputs:
     """Context of the step to assemble."""
 
     recipe: Recipe
-    tokenizer: str
-    """Folder of the tokenizer."""
+    tokenizer_folder: str
     step: int
     state: AlgorithmState
     contributions: tuple[Contribution, ...]
@@ -176,7 +175,7 @@ def _sample_rows(batch: StepInputs, experience: Experience) -> tuple[SampleRow, 
     sequence_kl = sum_by_sample(kl, sequences.response_lengths, experience.response_mask)
     advantages = sum_by_sample(experience.advantages, sequences.response_lengths, experience.response_mask)
     counted = count_by_sample(sequences.response_lengths, experience.response_mask)
-    tokenizer = _tokenizer(batch.tokenizer, batch.recipe.model.trust_remote_code)
+    tokenizer = _tokenizer(batch.tokenizer_folder, batch.recipe.model.trust_remote_code)
     random = np.random.default_rng([batch.recipe.seed, SAMPLE_STREAM, batch.step])
     shuffled = random.permutation(np.flatnonzero(counted > 0))
     return tuple(

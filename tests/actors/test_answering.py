@@ -38,7 +38,7 @@ class Engines:
     ) -> Iterator[tuple[int, Answered]]:
         yield from enumerate(TOLD)
 
-    def decode(self, tokenizer: Path, block: int, context: PhaseContext) -> dict[int, str]:
+    def decode(self, tokenizer_folder: Path, block: int, context: PhaseContext) -> dict[int, str]:
         """A set-aside sample is text as well: whatever its end token is."""
         return {place: f"answer {place}" for place in TOLD[block].positions}
 

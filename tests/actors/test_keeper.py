@@ -118,11 +118,11 @@ def test_with_other_data_an_epoch_of_the_new_prompts_begins(running: Running) ->
     keeper.begin_checkpoint()
     keeper.finish_checkpoint(wait_for_it=True)
     assert keeper.committed is not None and keeper.committed.manifest.data == keeper.store.data
-    state, ahead = keeper.load(keeper.committed, PhaseContext(phase="load"))
-    assert (state.order, len(ahead)) == (OrderState(0, 3), 1)
+    state, pregenerated_blocks = keeper.load(keeper.committed, PhaseContext(phase="load"))
+    assert (state.order, len(pregenerated_blocks)) == (OrderState(0, 3), 1)
     keeper.store.data = (DataFile("rows.jsonl", 2, "bb"),)
-    state, ahead = keeper.load(keeper.committed, PhaseContext(phase="load"))
-    assert (state.step, state.order, ahead) == (3, OrderState(1, 0), ())
+    state, pregenerated_blocks = keeper.load(keeper.committed, PhaseContext(phase="load"))
+    assert (state.step, state.order, pregenerated_blocks) == (3, OrderState(1, 0), ())
 
 
 def test_one_that_is_written_makes_up_for_those_that_failed(running: Running) -> None:
@@ -155,8 +155,8 @@ def test_a_stop_during_the_wait_for_a_checkpoint_does_not_lose_it(running: Runni
 def test_the_snapshot_is_what_a_run_goes_back_to_and_its_record_with_it(running: Running) -> None:
     running.keeper.take_snapshot(running.state(2))
     running.state(3)
-    state, ahead = running.keeper.restore()
-    assert (state.step, state.order, running.group.held, list(ahead)) == (2, OrderState(0, 2), 2, [])
+    state, pregenerated_blocks = running.keeper.restore()
+    assert (state.step, state.order, running.group.held, list(pregenerated_blocks)) == (2, OrderState(0, 2), 2, [])
     assert running.group.asked == ["restore", "offload"], "it makes room for the engines again"
     assert [row["step"] for row in read_lines(running.run.metrics)] == [0, 1]
 
@@ -184,12 +184,12 @@ def test_rollouts_of_the_next_step_are_kept_with_both(running: Running) -> None:
     keeper.take_snapshot(running.state(1), given)
     keeper.begin_checkpoint()
     keeper.finish_checkpoint(wait_for_it=True)
-    _, ahead = keeper.restore()
-    assert list(ahead) == given
+    _, pregenerated_blocks = keeper.restore()
+    assert list(pregenerated_blocks) == given
     running.group.is_lost = True
-    _, ahead = keeper.restore()
-    assert [(block.samples, block.set_aside) for block in ahead] == [(1, 0), (1, 1)]
-    for block, part in zip(ahead, parts, strict=True):
+    _, pregenerated_blocks = keeper.restore()
+    assert [(block.samples, block.set_aside) for block in pregenerated_blocks] == [(1, 0), (1, 1)]
+    for block, part in zip(pregenerated_blocks, parts, strict=True):
         assert ray.get(block.rollouts).sequences.tokens.tolist() == part.sequences.tokens.tolist()
     assert json.loads((running.run.checkpoints / "step_1" / "state.json").read_text())["step"] == 1
 

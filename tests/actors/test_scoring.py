@@ -123,7 +123,7 @@ class Small:
             admit=lambda context: [engine],
             backend="",
         )
-        engine = SimpleNamespace(name="rollout engine 0", building=None, actor=None)
+        engine = SimpleNamespace(name="rollout engine 0", start_ref=None, actor=None)
         engines.wake = lambda part, who, context: self.note(f"wake {part}")
         engines.prove = lambda whole, sent, version, context: engines.serving.append(engine)
         self.actors = RunActors(recipe, "", self.groups, engines, supervisor)

@@ -128,7 +128,7 @@ def batch(
         tracking=TrackingConfig(samples_per_step=samples),
     )
     state = AlgorithmState.start(recipe.algorithm)
-    return StepInputs(recipe=recipe, tokenizer=folder, step=step, state=state, contributions=contributions)
+    return StepInputs(recipe=recipe, tokenizer_folder=folder, step=step, state=state, contributions=contributions)
 
 
 def assembled(folder: str, blocks: list[list[Rollout]], **options: Any) -> tuple[Experience, BatchReport]:

@@ -14,7 +14,7 @@ import ray
 from ray import exceptions
 from ray.exceptions import RayError, RayTaskError
 
-from actors.losses import translate_error
+from actors.ray_errors import translate_error
 from actors.waiting import AnswerDeadlines, PhaseContext, fetch
 from rlhf.config.schema import Recipe
 from rlhf.errors import LostError, MachineryError, RLHFError, UserError
