@@ -118,7 +118,7 @@ def test_saved_model_is_what_the_engine_holds(trainer: PPOTrainer, reports: list
     trainer.actors.publish(9, CONTEXT)
     sent, _ = trainer.actors.policy.ask("publish", 30.0, context=CONTEXT)[0]
     assert differences(sent, fingerprint(plain(tmp_path).items())) == []
-    base = Path(trainer.actors.tokenizer)
+    base = Path(trainer.actors.tokenizer_folder)
     changed = differences(fingerprint(plain(base).items()), sent)
     assert changed == ["layers.0", "layers.1"]
     adapted = PeftModel.from_pretrained(load_causal(base, trainer.recipe.model), tmp_path / "adapter")
