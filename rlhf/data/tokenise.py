@@ -95,20 +95,24 @@ class _Tokeniser:
         found = [_Tokens([], problem=str(each)) if isinstance(each, Unusable) else next(encoded) for each in rendered]
         for row, tokens in zip(rows, found, strict=True):
             self._require_known(row, tokens)
-        found = [self._note_unknown(tokens) for tokens in found]
+        unknown = self._unknown_token()
+        found = [self._note_unknown(tokens, unknown) for tokens in found]
         return [
             tokens if tokens.problem else self._fit_prompt(row, tokens) for row, tokens in zip(rows, found, strict=True)
         ]
 
-    def _note_unknown(self, tokens: _Tokens) -> _Tokens:
-        """Add a remark if text has no token of its own, so that the model cannot tell what it was."""
+    def _unknown_token(self) -> int | None:
+        """Id of the token for text that the tokenizer does not know; None if no text is unknown to it."""
         tokenizer = self.chat.tokenizer
         unknown = tokenizer.unk_token_id
-        if unknown in (None, tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id):
-            return tokens  # a byte-level tokenizer knows all text, and may name another token here
-        if unknown not in tokens.prompt and unknown not in tokens.response:
+        others = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+        return None if unknown in others else unknown  # a byte-level tokenizer may name another token here
+
+    def _note_unknown(self, tokens: _Tokens, unknown: int | None) -> _Tokens:
+        """Add a remark if text has no token of its own, so that the model cannot distinguish it from other text."""
+        if unknown is None or (unknown not in tokens.prompt and unknown not in tokens.response):
             return tokens
-        remark = f"text that the tokenizer does not know, read as {tokenizer.unk_token}"
+        remark = f"text that the tokenizer does not know, read as {self.chat.tokenizer.unk_token}"
         return replace(tokens, remarks=tokens.remarks | {remark})
 
     def _require_known(self, row: Row, tokens: _Tokens) -> None:

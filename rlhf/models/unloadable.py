@@ -56,7 +56,7 @@ def _shards(files: dict[str, Path]) -> set[str]:
     """Names of the weight files that the index lists."""
     if INDEX not in files:
         return set()
-    with suppress(OSError, ValueError, AttributeError):
+    with suppress(OSError, ValueError, KeyError, AttributeError):  # a damaged index
         return set(json.loads(files[INDEX].read_bytes())["weight_map"].values())
     return set()
 

@@ -29,6 +29,11 @@ def cut(folder: Path) -> None:
     (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:-1000])
 
 
+def damaged_index(folder: Path) -> None:
+    (folder / WEIGHTS).unlink()
+    (folder / f"{WEIGHTS}.index.json").write_text("{}")
+
+
 def listed_and_absent(folder: Path) -> None:
     (folder / WEIGHTS).rename(folder / "model-00001-of-00002.safetensors")
     index = {"metadata": {}, "weight_map": {"lm_head.weight": "model-00002-of-00002.safetensors"}}
@@ -44,10 +49,11 @@ def listed_and_absent(folder: Path) -> None:
         (lambda folder: (folder / WEIGHTS).unlink(), "has no weights"),
         (lambda folder: (folder / WEIGHTS).rename(folder / "model-00001-of-00001.safetensors"), "index.json is absent"),
         (cut, "damaged or incomplete"),
+        (damaged_index, "has no weights"),
         (listed_and_absent, "model-00002-of-00002.safetensors is listed"),
         (lambda folder: T5Config(d_model=8).save_pretrained(folder), "decoder-only"),
     ],
-    ids=["adapters", "pickle", "pointer", "no weights", "no index", "cut", "shard", "encoder-decoder"],
+    ids=["adapters", "pickle", "pointer", "no weights", "no index", "cut", "damaged index", "shard", "encoder-decoder"],
 )
 def test_a_folder_that_cannot_be_loaded_is_refused_with_its_remedy(
     change: Callable[[Path], object], fix: str, tmp_path: Path
