@@ -19,7 +19,7 @@ from rlhf.errors import MachineryError, UserError
 from rlhf.evaluation.overoptimisation import HeldOutEvaluation, Watch, difference_interval, mean_by_prompt
 from rlhf.placement.pools import HELD_OUT_SCORER
 from rlhf.roles.assemble import BatchReport, Contribution
-from rlhf.roles.forward import join_samples
+from rlhf.roles.block_result import join_samples
 from rlhf.run_state import RunState, WatchState
 from rlhf.storage.durable import write_atomically
 from rlhf.tracking.run_folder import RunFolder

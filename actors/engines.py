@@ -119,7 +119,7 @@ class Engines:
                 actor = ray.remote(RolloutActor).options(
                     runtime_env=environment, **placement.actor_options(ENGINES, index)
                 )
-                return actor.remote(name, log, placement.device, self.config.memory_gib, self.backend)
+                return actor.remote(name, log, placement.device, self.config, self.backend)
 
             return Engine(name, make, arguments, supervisor)
 

@@ -22,7 +22,7 @@ from rlhf.data.stages import comparison_batches
 from rlhf.errors import MachineryError
 from rlhf.evaluation.accuracy import accuracy_ceiling, preference_accuracy, shorter_wins
 from rlhf.metrics import labelled
-from rlhf.roles.forward import join_samples
+from rlhf.roles.block_result import join_samples
 from rlhf.roles.supervised_data import ExampleData, PairData
 from rlhf.tracking.run_folder import RunFolder
 from rlhf.tracking.spans import PhaseTimer

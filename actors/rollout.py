@@ -11,21 +11,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from actors.process import Activity, ProcessLocation, dump_stacks_on_signal, locate_process
 from actors.worker import translate_failures
-from rlhf.config.schema import ModelConfig
+from rlhf.config.schema import ModelConfig, RolloutConfig
 from rlhf.device import Device, engine_environment
+from rlhf.garbage import paused_collection
 from rlhf.models.folder import load_tokenizer
 from rlhf.tracking.memory import ActorMemory, memory_here
 from rlhf.tracking.quiet import redirect_output
 from rlhf.tracking.spans import Taken
 from rlhf.types import UNVERIFIED, Prompt, RolloutBlock
-from rlhf.weights.fingerprint import Fingerprint
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the controller, which imports this module, needs none of them
+    from transformers import PreTrainedTokenizerBase
+
     from rlhf.generation.engine import Answer
+    from rlhf.weights.fingerprint import Fingerprint
 
 Result = TypeVar("Result")
 
@@ -45,19 +47,20 @@ class Answered:
 class RolloutActor:
     """One engine. Only this class imports vLLM: its import is slow, and reads the environment that is set here."""
 
-    def __init__(self, name: str, log: Path, device: Device, memory_gib: float, backend: str | None) -> None:
+    def __init__(self, name: str, log: Path, device: Device, config: RolloutConfig, backend: str | None) -> None:
         redirect_output(log)
         dump_stacks_on_signal()
         self.where = locate_process(name, log)
         self.activity = Activity()
-        os.environ.update(engine_environment(device, memory_gib, backend))
+        os.environ.update(engine_environment(device, config, backend))
         self.prompts: Sequence[Prompt] = ()
         self.tokenizer: PreTrainedTokenizerBase | None = None
 
     async def build(self, *arguments: Any) -> ProcessLocation:
         """Start the engine, see ``RolloutEngine``; returns the actor's location."""
         with self.activity("start"), translate_failures(self.where, "start"):
-            from rlhf.generation.engine import RolloutEngine
+            with paused_collection():
+                from rlhf.generation.engine import RolloutEngine
 
             self.engine = RolloutEngine(*arguments)
             own = [child.pid for child in multiprocessing.active_children() if child.pid]

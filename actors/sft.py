@@ -19,7 +19,7 @@ from actors.waiting import PhaseContext
 from rlhf.config.stages import check_schedule
 from rlhf.data.order import epoch_batches
 from rlhf.metrics import labelled
-from rlhf.roles.forward import join_tokens
+from rlhf.roles.block_result import join_tokens
 from rlhf.roles.supervised_data import ExampleData
 from rlhf.tracking.run_folder import RunFolder
 from rlhf.tracking.spans import PhaseTimer

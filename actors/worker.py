@@ -17,6 +17,7 @@ from ray.exceptions import RayError, RayTaskError
 from actors.cluster import node_address
 from actors.process import Activity, ProcessLocation, dump_stacks_on_signal, locate_process
 from rlhf.errors import LostError, MachineryError, RLHFError
+from rlhf.garbage import paused_collection
 from rlhf.tracking.memory import ActorMemory, memory_here
 from rlhf.tracking.quiet import redirect_output
 from rlhf.tracking.spans import Taken
@@ -65,7 +66,7 @@ class Worker:
 
     def build(self, builder: Builder, *arguments: Any) -> ProcessLocation:
         """Build the role's rank; returns the worker's location."""
-        with self.activity("start"), translate_failures(self.where, "start"):
+        with self.activity("start"), translate_failures(self.where, "start"), paused_collection():
             make = resolve_name(builder) if isinstance(builder, str) else builder
             self.role = make(*arguments)
         return self.where

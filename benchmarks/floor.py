@@ -21,6 +21,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from benchmarks import workload as work
+from rlhf.config.schema import RolloutConfig
 from rlhf.device import engine_environment
 
 MICRO = work.SAMPLES // work.MINIBATCHES
@@ -32,7 +33,7 @@ class Engine:
     """vLLM in this process."""
 
     def __init__(self, folder: Path) -> None:
-        os.environ.update(engine_environment("cpu", 1.0, None))
+        os.environ.update(engine_environment("cpu", RolloutConfig(enforce_eager=True), None))
         from vllm import LLM, SamplingParams  # it reads the environment when it is imported
 
         self.llm = LLM(

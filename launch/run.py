@@ -16,6 +16,7 @@ import typer
 
 from launch.options import Overrides, RecipePath, Run
 from rlhf.errors import UserError
+from rlhf.garbage import paused_collection
 
 if TYPE_CHECKING:
     from actors.session import Session
@@ -60,13 +61,14 @@ def _run(command: Stage, path: str, overrides: Sequence[str], load: Callable[[Se
 
     with before_the_start():
         started = time.time()
-        from launch.preflight import prepare
+        with paused_collection():
+            from launch.preflight import prepare
 
-        recipe, device, gpus = prepare(path, overrides, command)
-        from actors.cluster import cluster
-        from actors.session import Session
-        from rlhf.tracking.console import Console
-        from rlhf.tracking.quiet import quiet_framework_logs
+            recipe, device, gpus = prepare(path, overrides, command)
+            from actors.cluster import cluster
+            from actors.session import Session
+            from rlhf.tracking.console import Console
+            from rlhf.tracking.quiet import quiet_framework_logs
 
         session = Session(recipe=recipe, console=Console(sys.stdout), device=device, gpus=gpus)
         new = [folder for folder in (session.root, session.root.parent) if not folder.exists()]
@@ -82,7 +84,8 @@ def _run(command: Stage, path: str, overrides: Sequence[str], load: Callable[[Se
 def _load(load: Callable[[Session], Work], session: Session, new: Sequence[Path]) -> Work:
     """Check the data before anything is started. If it is bad, the folders in ``new`` are removed again."""
     try:
-        return load(session)
+        with paused_collection():
+            return load(session)
     except BaseException:
         if session.root in new:
             shutil.rmtree(session.root)

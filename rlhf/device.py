@@ -39,7 +39,7 @@ def prepare_process(device: Device, threads: int) -> torch.device:
     return torch.device("cpu")
 
 
-def engine_environment(device: Device, memory_gib: float, backend: str | None) -> dict[str, str]:
+def engine_environment(device: Device, config: RolloutConfig, backend: str | None) -> dict[str, str]:
     """Environment variables that vLLM reads at start; ``backend`` is the weight-transfer backend, if any."""
     shared = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "INFO"}
     if backend == "ipc":
@@ -49,12 +49,14 @@ def engine_environment(device: Device, memory_gib: float, backend: str | None) -
     cores = sorted(os.sched_getaffinity(0))
     return {
         **shared,
-        "VLLM_CPU_KVCACHE_SPACE": str(max(1, round(memory_gib))),
+        "VLLM_CPU_KVCACHE_SPACE": str(max(1, round(config.memory_gib))),
         # vLLM's default leaves one core idle.
         "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)),
         # Without a separate worker process vLLM is imported once less, which saves about ten seconds.
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "OMP_NUM_THREADS": str(len(cores)),
+        # vLLM compiles a part of its sampler even so, in several seconds that no run on a CPU earns back.
+        **({"TORCHDYNAMO_DISABLE": "1"} if config.enforce_eager else {}),
     }
 
 

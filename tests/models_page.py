@@ -56,7 +56,7 @@ async def _serve(folder: str, pipe: Connection) -> None:
     async def generate(prompts: list[tuple[int, ...]]) -> Any:
         asked = [Prompt(id=i, tokens=tokens) for i, tokens in enumerate(prompts)]
         answers = [answer async for answer in engine.generate(asked, range(len(asked)))]
-        return [(a.place, a.rollout.tokens, a.rollout.logprobs, a.fault) for a in answers]
+        return [(a.position, a.rollout.tokens, a.rollout.logprobs, a.fault) for a in answers]
 
     await engine.adopt()
     calls: dict[str, Callable[..., Any]] = {
@@ -182,12 +182,13 @@ def measure(names: list[str]) -> list[str]:
     """A row of the table for each model."""
     import os
 
+    from rlhf.config.schema import RolloutConfig
     from rlhf.device import engine_environment
     from rlhf.zero.process_group import Rank
     from tests.architectures import compare
     from tests.rlhf.models.test_architectures import sequences
 
-    os.environ.update(engine_environment("cpu", 1.0, None))
+    os.environ.update(engine_environment("cpu", RolloutConfig(enforce_eager=True), None))
     multiprocessing.get_context("forkserver").set_forkserver_preload(["rlhf.generation.engine", "transformers"])
     rows = []
     with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:

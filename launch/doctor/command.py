@@ -31,6 +31,8 @@ JOIN_SECONDS = 60.0
 CONNECT_SECONDS = 10.0
 SECONDS = 20.0
 """Deadline of a question to this machine alone."""
+PLAN_SECONDS = 180.0
+"""Deadline of a computation with the plan, which may import PyTorch: long, since it depends on no other machine."""
 HERE, ALL = "this machine", "all nodes"
 
 
@@ -129,7 +131,7 @@ def _bench(recipe: Recipe | None, stage: Any, pins: Any, here: Any, hardware: Ha
     from launch.doctor.examine import Bench
     from launch.doctor.needs import OWN_STORE, needs_of
 
-    needs = None if recipe is None else answer(partial(needs_of, recipe, stage, hardware), SECONDS)
+    needs = None if recipe is None else answer(partial(needs_of, recipe, stage, hardware), PLAN_SECONDS)
     return Bench(pins=pins, here=here, needs=needs, own_store=0 if hardware.gpus else OWN_STORE)
 
 
@@ -151,7 +153,7 @@ def _plan_rows(recipe: Recipe | None, stage: Any, hardware: Hardware) -> list[Ro
 
     if recipe is None:
         return []
-    finding = answer(partial(check_plan, recipe, stage, hardware), SECONDS)
+    finding = answer(partial(check_plan, recipe, stage, hardware), PLAN_SECONDS)
     return [Row(check="plan", node=ALL, finding=run_check(lambda made: made, finding))]
 
 

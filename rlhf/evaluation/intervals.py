@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import t
+from scipy.special import stdtrit  # quantiles of Student's t: scipy.stats takes a second to import
 
 Z95 = 1.959963984540054
 """The standard normal distribution has 95% of its mass within ±this value."""
@@ -38,7 +38,7 @@ def effective_size(values: ArrayLike, clusters: ArrayLike) -> float:
         return float(n**2 / np.square(sizes).sum())
     between = np.square(np.bincount(cluster, weights=deviations)).sum()
     design_effect = between / np.square(deviations).sum() * (count / (count - 1)) * ((n - 1) / n)
-    return float(n / max(1.0, design_effect) * (t.ppf(0.975, n - 1) / t.ppf(0.975, count - 1)) ** 2)
+    return float(n / max(1.0, design_effect) * (stdtrit(n - 1, 0.975) / stdtrit(count - 1, 0.975)) ** 2)
 
 
 def wilson_interval(successes: float, n: float, z: float = Z95) -> tuple[float, float]:
@@ -73,5 +73,5 @@ def mean_interval(values: ArrayLike, clusters: ArrayLike | None = None) -> tuple
     if len(array) < 2 or (clusters is not None and len(np.unique(np.asarray(clusters))) < 2):
         return -math.inf, math.inf
     size = float(len(array)) if clusters is None else effective_size(array, clusters)
-    half_width = t.ppf(0.975, len(array) - 1) * array.std(ddof=1) / math.sqrt(size)
+    half_width = stdtrit(len(array) - 1, 0.975) * array.std(ddof=1) / math.sqrt(size)
     return float(array.mean() - half_width), float(array.mean() + half_width)

@@ -14,7 +14,7 @@ from statistics import fmean
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import t
+from scipy.special import stdtrit  # quantiles of Student's t: scipy.stats takes a second to import
 
 from rlhf.evaluation.intervals import mean_interval
 
@@ -151,7 +151,7 @@ def is_lower(new: HeldOutEvaluation, best: HeldOutEvaluation, level: float) -> b
     n = len(difference)
     if n < 2:
         return False
-    return bool(difference.mean() + t.ppf(1 - level, n - 1) * difference.std(ddof=1) / math.sqrt(n) < 0)
+    return bool(difference.mean() + stdtrit(n - 1, 1 - level) * difference.std(ddof=1) / math.sqrt(n) < 0)
 
 
 def difference_interval(new: HeldOutEvaluation, best: HeldOutEvaluation) -> tuple[float, float]:

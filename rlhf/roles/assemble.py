@@ -21,7 +21,7 @@ from rlhf.config.schema import ModelConfig, PPOConfig, Recipe
 from rlhf.errors import MachineryError
 from rlhf.experience import Scored, build_experience, experience_metrics, total_score
 from rlhf.models.folder import load_tokenizer
-from rlhf.roles.forward import BlockResult, join_samples, join_tokens, token_index
+from rlhf.roles.block_result import BlockResult, join_samples, join_tokens, token_index
 from rlhf.tracking.histogram import Histograms, experience_histograms
 from rlhf.tracking.samples import SampleRow, pick
 from rlhf.types import Experience, FinishReason, Float32, RolloutBlock

@@ -17,7 +17,7 @@ from rlhf.models.classifier import inspect_classifier
 from rlhf.models.load import load_classifier
 from rlhf.models.packed_row import pack_row
 from rlhf.models.scalar import ScalarNet, init_value_head
-from rlhf.roles.forward import BlockResult, token_index
+from rlhf.roles.block_result import BlockResult, token_index
 from rlhf.roles.scalar_role import ScalarRole
 from rlhf.types import Experience, RolloutBlock
 from rlhf.zero.engine import require_finite

@@ -20,7 +20,7 @@ from rlhf.config.schema import Recipe
 from rlhf.models.load import load_policy
 from rlhf.models.packed_row import pack_row
 from rlhf.models.policy import PolicyNet
-from rlhf.roles.forward import BlockResult
+from rlhf.roles.block_result import BlockResult
 from rlhf.roles.role import Role
 from rlhf.types import Float32, Sequences
 from rlhf.zero.engine import require_finite

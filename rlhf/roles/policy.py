@@ -24,7 +24,7 @@ from rlhf.models.load import DTYPES, load_causal, load_policy
 from rlhf.models.lora import adapters_off
 from rlhf.models.packed_row import PackedRow, pack_row
 from rlhf.models.policy import Entropy, PolicyNet
-from rlhf.roles.forward import BlockResult, token_index
+from rlhf.roles.block_result import BlockResult, token_index
 from rlhf.roles.role import Role
 from rlhf.types import Experience, Float32, RolloutBlock
 from rlhf.weights.fingerprint import Fingerprint

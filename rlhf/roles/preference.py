@@ -19,7 +19,7 @@ from rlhf.models.classifier import load_own, start_of_reward
 from rlhf.models.load import REWARD_SHIFT, load_classifier
 from rlhf.models.packed_row import pack_row
 from rlhf.models.scalar import ScalarNet, init_reward_head
-from rlhf.roles.forward import BlockResult
+from rlhf.roles.block_result import BlockResult
 from rlhf.roles.scalar_role import ScalarRole
 from rlhf.roles.supervised_data import PairData
 from rlhf.types import Sequences

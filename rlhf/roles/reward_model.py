@@ -8,7 +8,7 @@ from rlhf.config.schema import Recipe
 from rlhf.models.classifier import inspect_classifier, label_index, load_own
 from rlhf.models.load import reward_shift
 from rlhf.models.scalar import ScalarNet
-from rlhf.roles.forward import BlockResult
+from rlhf.roles.block_result import BlockResult
 from rlhf.roles.scalar_role import ScalarRole
 from rlhf.types import RolloutBlock, Sequences
 from rlhf.zero.process_group import Rank

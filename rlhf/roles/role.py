@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -21,12 +22,12 @@ from rlhf.gpus import TERA, peak_flops
 from rlhf.models.examine import Examination, Examiner
 from rlhf.models.flops import ModelFlops
 from rlhf.models.lora import adapter_settings, adapter_tensors
-from rlhf.models.packed_row import PackedRow
+from rlhf.models.packed_row import PackedRow, pack_row
 from rlhf.models.saving import try_saving
 from rlhf.models.sequence_parallel import RowNet
 from rlhf.placement.parallelism import data_parallel_size, model_parallel_size
 from rlhf.placement.pools import Part
-from rlhf.roles.forward import BlockResult, forward_share
+from rlhf.roles.block_result import BlockResult
 from rlhf.types import Int32, Sequences
 from rlhf.zero import checkpoint
 from rlhf.zero.checkpoint import Files
@@ -187,3 +188,12 @@ class Role(Generic[Network]):
             if engine.rank == 0:
                 adapter.save_pretrained(str(folder / "adapter"))
                 save_file(whole, folder / "adapter" / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def forward_share(
+    sequences: Sequences, micro_batches: MicroBatches, device: torch.device, compute: Callable[[PackedRow], Tensor]
+) -> BlockResult:
+    """Run ``compute`` on this rank's micro-batches, each packed into one row."""
+    outputs = [compute(pack_row(sequences, samples, device)).float().cpu().numpy() for samples in micro_batches]
+    samples = np.array([i for micro_batch in micro_batches for i in micro_batch], dtype=np.int64)
+    return BlockResult(samples=samples, values=np.concatenate(outputs).astype(np.float32))

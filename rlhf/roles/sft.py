@@ -12,7 +12,7 @@ from rlhf.config.schema import Recipe
 from rlhf.models.load import load_policy
 from rlhf.models.packed_row import pack_row
 from rlhf.models.policy import PolicyNet
-from rlhf.roles.forward import BlockResult
+from rlhf.roles.block_result import BlockResult
 from rlhf.roles.role import Role
 from rlhf.roles.supervised_data import ExampleData
 from rlhf.zero.process_group import Rank

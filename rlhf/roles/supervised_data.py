@@ -14,7 +14,7 @@ import torch
 from rlhf.algorithms.losses import dpo_loss
 from rlhf.config.schema import DPOConfig
 from rlhf.evaluation.accuracy import preference_accuracy
-from rlhf.roles.forward import BlockResult, join_tokens, token_index
+from rlhf.roles.block_result import BlockResult, join_tokens, token_index
 from rlhf.types import Bool, Example, Float32, Int64, Pair, Sequences
 
 

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from rlhf.data.chat import ChatFormat
-from rlhf.roles.forward import BlockResult
+from rlhf.roles.block_result import BlockResult
 from rlhf.types import Int32, Prompt, RolloutBlock
 
 Row = Mapping[str, object]

@@ -1,4 +1,6 @@
-"""Process groups: a process's rank within its role, the ranks' rendezvous, and joining the group."""
+"""Process groups: a process's rank within its role, the ranks' rendezvous, and joining the group.
+
+PyTorch is imported inside the functions, because the controller and its tests use ``Rank`` alone."""
 
 from __future__ import annotations
 
@@ -6,13 +8,16 @@ import os
 import socket
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch.distributed import Store, TCPStore
 
 from rlhf import device as devices
 from rlhf.device import Device
+
+if TYPE_CHECKING:
+    import torch
+    from torch.distributed import Store
 
 IS_TCP = "tcp://"
 
@@ -39,6 +44,8 @@ def connect_store(rendezvous: str, rank: int, world: int, seconds: float) -> Sto
     Args:
         seconds: timeout for the other ranks.
     """
+    from torch.distributed import TCPStore
+
     address, _, port = rendezvous.removeprefix(IS_TCP).rpartition(":")
     is_server = rank == 0
     return TCPStore(
@@ -60,7 +67,8 @@ def seed_process(seed: int, rank: int) -> None:
 
 def join(rank: Rank) -> torch.device:
     """Join the process group (collective) and return this rank's device."""
-    import deepspeed  # a slow import; the controller uses only ``Rank``
+    import deepspeed
+    import torch
 
     device = devices.prepare_process(rank.device, rank.threads)
     # On CPUs DeepSpeed would compile a C++ reduction at start-up, which takes half a minute and needs a compiler.

@@ -15,7 +15,7 @@ from actors import reward_model
 from actors.supervised import Summary
 from rlhf.config.schema import PlacementConfig, Recipe, RewardConfig, RoleConfig, TrackingConfig
 from rlhf.errors import MachineryError
-from rlhf.roles.forward import BlockResult
+from rlhf.roles.block_result import BlockResult
 from rlhf.tracking.run_folder import RunFolder
 from rlhf.tracking.tracker import Tracker
 from rlhf.types import Example, Pair, Sequences

@@ -24,7 +24,7 @@ from actors.waiting import PhaseContext
 from rlhf.config.schema import EarlyStopConfig, PlacementConfig, Recipe, RecoveryConfig, RewardSourceConfig, RoleConfig
 from rlhf.errors import LostError, MachineryError
 from rlhf.roles.assemble import Contribution
-from rlhf.roles.forward import BlockResult, join_samples
+from rlhf.roles.block_result import BlockResult, join_samples
 from rlhf.tracking.spans import PhaseTimer
 from rlhf.types import FinishReason, Prompt, Rollout, RolloutBlock
 from rlhf.zero.process_group import Rank

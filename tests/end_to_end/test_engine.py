@@ -33,12 +33,13 @@ class Seen:
 
 def see(folder: Path) -> Seen:
     """In a process of its own: vLLM reads its environment when it is imported."""
+    from rlhf.config.schema import ModelConfig, RolloutConfig
     from rlhf.device import engine_environment
 
-    os.environ.update(engine_environment("cpu", 1.0, None))
+    config = RolloutConfig(max_response_length=4, enforce_eager=True)
+    os.environ.update(engine_environment("cpu", config, None))
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from rlhf.config.schema import ModelConfig, RolloutConfig
     from rlhf.generation.engine import RolloutEngine
     from rlhf.types import Prompt
 
@@ -53,7 +54,6 @@ def see(folder: Path) -> Seen:
         return [answer.rollout.logprobs.tolist() for answer in sorted(answers, key=lambda answer: answer.position)]
 
     async def run() -> Seen:
-        config = RolloutConfig(max_response_length=4, enforce_eager=True)
         engine = RolloutEngine(folder, ModelConfig(), config, "cpu", 400, [63], None)
         counts = []
         for begin in range(3):

@@ -13,10 +13,13 @@ from rlhf.errors import RLHFError
 from rlhf.zero.process_group import Rank
 
 DEADLINE_SECONDS = 240.0
+FORKSERVER = multiprocessing.get_context("forkserver")
+"""Forks all ranks from one process that has imported what they need, which takes many seconds."""
+FORKSERVER.set_forkserver_preload(["deepspeed", "rlhf.roles.policy", "rlhf.roles.critic"])
 
 
 class Crew:
-    """Ranks that meet once and stay for many calls: a process takes many seconds to import what a rank needs.
+    """Ranks that meet once and stay for many calls.
 
     After a failure that no test wants, others take their place: one failing test shall not make the next ones fail.
     """
@@ -28,8 +31,7 @@ class Crew:
     def _start(self) -> None:
         self.folder = tempfile.TemporaryDirectory()
         meeting = (Path(self.folder.name) / "meeting").as_uri()
-        spawn = multiprocessing.get_context("spawn")
-        self.processes = [ProcessPoolExecutor(1, mp_context=spawn) for _ in range(self.world)]
+        self.processes = [ProcessPoolExecutor(1, mp_context=FORKSERVER) for _ in range(self.world)]
         self.ranks = [
             Rank(rank=r, world=self.world, rendezvous=meeting, device="cpu", threads=1, timeout_seconds=60.0)
             for r in range(self.world)

@@ -35,8 +35,8 @@ from rlhf.config.stages import critic_updates, policy_updates
 from rlhf.experience import Scored, build_experience, experience_metrics
 from rlhf.models.packed_row import PackedRow
 from rlhf.models.policy import Entropy, token_logprobs
+from rlhf.roles.block_result import join_tokens
 from rlhf.roles.critic import CriticRole
-from rlhf.roles.forward import join_tokens
 from rlhf.roles.policy import PolicyRole
 from rlhf.types import FinishReason, RolloutBlock, Sequences
 from rlhf.zero.process_group import Rank

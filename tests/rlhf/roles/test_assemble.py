@@ -25,7 +25,7 @@ from rlhf.errors import MachineryError
 from rlhf.models.folder import load_tokenizer
 from rlhf.models.scratch import make_scratch
 from rlhf.roles.assemble import BatchReport, Contribution, StepInputs, assemble
-from rlhf.roles.forward import BlockResult
+from rlhf.roles.block_result import BlockResult
 from rlhf.tracking.histogram import experience_histograms
 from rlhf.types import Experience, FinishReason, Prompt, Rollout, RolloutBlock
 

@@ -26,8 +26,8 @@ from rlhf.models.load import load_classifier
 from rlhf.models.packed_row import PackedRow
 from rlhf.models.scalar import init_value_head
 from rlhf.models.scratch import train_tokenizer
+from rlhf.roles.block_result import join_tokens, token_index
 from rlhf.roles.critic import CriticRole
-from rlhf.roles.forward import join_tokens, token_index
 from rlhf.types import Experience, FinishReason, RolloutBlock
 from rlhf.zero.process_group import Rank
 from tests.rlhf.ranks import Crew

@@ -21,8 +21,8 @@ from rlhf.config.schema import (
 )
 from rlhf.errors import CanaryError
 from rlhf.models.load import load_causal
+from rlhf.roles.block_result import BlockResult
 from rlhf.roles.dpo import DPORole
-from rlhf.roles.forward import BlockResult
 from rlhf.roles.supervised_data import held_out_metrics, response_logprobs
 from rlhf.types import Float32, Sequences
 from rlhf.zero.process_group import Rank

@@ -33,8 +33,8 @@ from rlhf.experience import Scored, build_experience
 from rlhf.models.load import load_causal, load_classifier
 from rlhf.models.scalar import init_value_head
 from rlhf.models.scratch import train_tokenizer
+from rlhf.roles.block_result import token_index
 from rlhf.roles.critic import CriticRole
-from rlhf.roles.forward import token_index
 from rlhf.roles.policy import PolicyRole
 from rlhf.types import Experience, FinishReason, RolloutBlock, Sequences
 from rlhf.zero.process_group import Rank

@@ -25,7 +25,7 @@ from rlhf.config.schema import (
 )
 from rlhf.errors import MachineryError
 from rlhf.models.load import load_causal
-from rlhf.roles.forward import join_tokens, token_index
+from rlhf.roles.block_result import join_tokens, token_index
 from rlhf.roles.policy import PolicyRole, update_metrics
 from rlhf.types import Experience, FinishReason, RolloutBlock, Sequences
 from rlhf.zero.process_group import Rank

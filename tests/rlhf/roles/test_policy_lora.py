@@ -28,7 +28,7 @@ from rlhf.models.load import load_causal, load_policy
 from rlhf.models.lora import adapter_tensors, adapters
 from rlhf.models.packed_row import pack_row
 from rlhf.models.policy import PolicyNet
-from rlhf.roles.forward import join_tokens
+from rlhf.roles.block_result import join_tokens
 from rlhf.roles.policy import PolicyRole, ReferenceRole
 from rlhf.roles.sft import SFTRole
 from rlhf.roles.supervised_data import ExampleData

@@ -15,7 +15,7 @@ from rlhf.errors import UserError
 from rlhf.models.load import load_classifier, reward_shift
 from rlhf.models.scalar import init_reward_head
 from rlhf.models.scratch import train_tokenizer
-from rlhf.roles.forward import BlockResult, join_samples
+from rlhf.roles.block_result import BlockResult, join_samples
 from rlhf.roles.preference import PreferenceRole
 from rlhf.roles.supervised_data import PairData
 from rlhf.types import Pair

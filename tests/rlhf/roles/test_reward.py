@@ -18,7 +18,7 @@ from rlhf.models.load import REWARD_SHIFT, load_classifier
 from rlhf.models.scalar import init_reward_head
 from rlhf.models.scratch import train_tokenizer
 from rlhf.records import Message
-from rlhf.roles.forward import BlockResult, join_samples
+from rlhf.roles.block_result import BlockResult, join_samples
 from rlhf.roles.reward import make_reward
 from rlhf.types import FinishReason, Prompt, RolloutBlock
 from rlhf.zero.process_group import Rank

@@ -21,7 +21,7 @@ from rlhf.config.schema import (
     SFTConfig,
 )
 from rlhf.models.load import load_causal
-from rlhf.roles.forward import join_tokens
+from rlhf.roles.block_result import join_tokens
 from rlhf.roles.sft import SFTRole
 from rlhf.roles.supervised_data import ExampleData
 from rlhf.zero.process_group import Rank

@@ -1,17 +1,13 @@
-"""Forward passes over a block: each rank computes a share, and the shares are joined."""
+"""Results of a block: each rank computes those of its share of the samples, and the shares are joined."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from rlhf.batching import MicroBatches
-from rlhf.models.packed_row import PackedRow, pack_row
 from rlhf.types import Float32, Int64, Sequences
 
 
@@ -29,15 +25,6 @@ class BlockResult:
     def empty(cls) -> Self:
         """Share without samples, for a rank whose results another rank returns."""
         return cls(samples=np.zeros(0, dtype=np.int64), values=np.zeros(0, dtype=np.float32))
-
-
-def forward_share(
-    sequences: Sequences, micro_batches: MicroBatches, device: torch.device, compute: Callable[[PackedRow], Tensor]
-) -> BlockResult:
-    """Run ``compute`` on this rank's micro-batches, each packed into one row."""
-    outputs = [compute(pack_row(sequences, samples, device)).float().cpu().numpy() for samples in micro_batches]
-    samples = np.array([i for micro_batch in micro_batches for i in micro_batch], dtype=np.int64)
-    return BlockResult(samples=samples, values=np.concatenate(outputs).astype(np.float32))
 
 
 def join_samples(shares: Sequence[BlockResult], count: int) -> Float32:

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from rlhf.batching import plan
 from rlhf.models.packed_row import PackedRow
-from rlhf.roles.forward import BlockResult, forward_share, join_samples, join_tokens, token_index
+from rlhf.roles.block_result import BlockResult, join_samples, join_tokens, token_index
+from rlhf.roles.role import forward_share
 from rlhf.types import Sequences
 from tests.rlhf.tiny import random_sequences
 
