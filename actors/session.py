@@ -16,7 +16,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from rlhf.checkpoints.compatible import data_changes, differing_keys, require_same, require_same_data
 from rlhf.checkpoints.store import Checkpoint, latest_checkpoint
 from rlhf.config.load import recipe_digest, to_yaml
-from rlhf.config.schema import TRAINED, Recipe
+from rlhf.config.schema import TRAINED, Recipe, Stage
+from rlhf.config.stages import stages_of
 from rlhf.data import stages
 from rlhf.data.chat import ChatFormat
 from rlhf.data.read import digest_of
@@ -114,6 +115,11 @@ class Session:
             (partial / marker.name).write_text(made_from)
             partial.rename(folder)
         return folder
+
+    def is_finished(self, command: Stage) -> bool:
+        """Whether all stages of a command are finished with this recipe."""
+        stages = stages_of(self.recipe, command)
+        return all(RunFolder(self.root, stage).is_finished(self.digest(stage)) for stage in stages)
 
     def digest(self, stage: str) -> str:
         """Digest of the configuration that a stage's result depends on.

@@ -7,7 +7,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -76,7 +76,9 @@ def _run(command: Stage, path: str, overrides: Sequence[str], load: Callable[[Se
             session.console = Console(stdout, progress=recipe.tracking.progress)
             session.stop = StopRequest(recipe.checkpoint, started, time.time, os.environ)
             go = _load(load, session, new)
-            with ExitStack() as signals, cluster(recipe.placement.ray_address, device == "cuda"):
+            is_finished = command != "generate" and session.is_finished(command)
+            ray = nullcontext() if is_finished else cluster(recipe.placement.ray_address, device == "cuda")
+            with ExitStack() as signals, ray:
                 signals.enter_context(session.stop.install())  # after Ray, which handles SIGTERM until it has ended
                 go()
 

@@ -26,7 +26,6 @@ BESIDE = (
     "test_engine",
     "test_lora",
     "test_optimum",
-    "test_pipeline",
     "test_publish",
     "test_rewards",
     "test_staleness",

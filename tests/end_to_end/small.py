@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from examples.travel.make_data import make_data
+from rlhf.storage.jsonl import read_lines
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "quickstart.yaml"
@@ -51,3 +56,47 @@ def overrides(folder: Path, name: str) -> list[str]:
         "evaluation.prompts=8",
         "evaluation.show=1",
     ]
+
+
+STEPS = 4
+"""Of PPO in the pipeline."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pipeline:
+    """A pipeline in ``folder``, its data beside it; PPO is deterministic, and keeps a checkpoint of each step."""
+
+    folder: Path
+
+    def settings(self, name: str) -> list[str]:
+        return [
+            *overrides(self.folder, name),
+            "model.scratch.tie_embeddings=false",  # other end-to-end tests publish a tied head
+            "deterministic=true",
+            f"ppo.steps={STEPS}",
+            "checkpoint.every=1",
+            f"checkpoint.keep_last={STEPS}",
+            "algorithm.adaptive_kl={target: 1.0, horizon: 100}",
+            "algorithm.reward_scale=running_std",
+        ]
+
+    def command(self, stage: str = "pipeline", *more: str) -> subprocess.CompletedProcess[str]:
+        """Give a command that belongs to it."""
+        return rlhf(stage, str(RECIPE), *self.settings("small"), *more)
+
+    def stage(self, stage: str) -> Path:
+        return self.folder / "runs" / "small" / stage
+
+    def metrics(self, stage: str) -> list[dict[str, Any]]:
+        return read_lines(self.stage(stage) / "metrics.jsonl")
+
+    @property
+    def screen(self) -> str:
+        """What it printed."""
+        return (self.folder / "screen").read_text()
+
+
+def rlhf(*arguments: str, timeout: float = 900) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process of its own."""
+    command = [sys.executable, "-m", "launch.cli", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False)
