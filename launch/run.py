@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from rlhf.config.schema import Stage
 
 Work = Callable[[], object]
+LOGS = "logs"
 
 
 def run_stages(command: Run, recipe: RecipePath, overrides: Overrides) -> None:
@@ -80,7 +81,17 @@ def _run(command: Stage, path: str, overrides: Sequence[str], load: Callable[[Se
             ray = nullcontext() if is_finished else cluster(recipe.placement.ray_address, device == "cuda")
             with ExitStack() as signals, ray:
                 signals.enter_context(session.stop.install())  # after Ray, which handles SIGTERM until it has ended
-                go()
+                _go(go, session, new)
+
+
+def _go(go: Work, session: Session, new: Sequence[Path]) -> None:
+    """Run the command. If its input is bad, folders in ``new`` that hold nothing but logs and the model from scratch are removed again."""
+    try:
+        go()
+    except UserError:
+        if {path.name for path in session.root.iterdir()} <= {LOGS, "base"}:
+            _remove(session, new)
+        raise
 
 
 def _load(load: Callable[[Session], Work], session: Session, new: Sequence[Path]) -> Work:
@@ -89,12 +100,16 @@ def _load(load: Callable[[Session], Work], session: Session, new: Sequence[Path]
         with paused_collection():
             return load(session)
     except BaseException:
-        if session.root in new:
-            shutil.rmtree(session.root)
-        if session.root.parent in new:
-            with suppress(OSError):  # another run may use it by now
-                session.root.parent.rmdir()
+        _remove(session, new)
         raise
+
+
+def _remove(session: Session, new: Sequence[Path]) -> None:
+    if session.root in new:
+        shutil.rmtree(session.root)
+    if session.root.parent in new:
+        with suppress(OSError):  # another run may use it by now
+            session.root.parent.rmdir()
 
 
 def _load_stages(command: Run, session: Session) -> Work:
@@ -113,9 +128,9 @@ def _load_stages(command: Run, session: Session) -> Work:
 
 def _logs(root: Path) -> Path:
     try:
-        (root / "logs").mkdir(parents=True, exist_ok=True)
+        (root / LOGS).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
             f"cannot write to {root}", str(error), "set runs_dir to a folder that you may write to"
         ) from error
-    return root / "logs"
+    return root / LOGS

@@ -89,6 +89,9 @@ def _translate(
 
 def _other_key(field: _Field) -> str:
     """Fix for a key that does not exist."""
+    name, colon, value = str(field.path[-1]).partition(":")
+    if colon and name in types_of(field.section):
+        return f"write {name}: {value}, with a space after the colon"
     guess = nearest(field.key)
     if guess == field.key:
         return "in a file, write one line for each part: the section, a colon, and its keys indented below it"

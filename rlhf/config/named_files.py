@@ -92,6 +92,9 @@ def check_path(key: str, path: str) -> Iterator[UserError]:
     """Check that a path is not empty, and that it exists unless it may be a hub name."""
     if not path:
         yield UserError(f"{key} is empty", fix=f"{key}=<file, folder or hub name>, or {key}=null to leave it out")
+    elif "://" in path:
+        why = "data and models are read from local files, and from the Hugging Face Hub by their name"
+        yield UserError(f"{key} = {without_secrets(path)!r} is a URL", why, f"download it, and set {key} to its path")
     elif _looks_local(path) and not _exists(path):
         yield UserError(f"{key} = {path!r}: there is no such file or folder", fix=_from_here())
 

@@ -51,6 +51,8 @@ def describe_bad(bad: Sequence[BadRow]) -> str:
 
 def _line(category: str, rows: list[BadRow]) -> str:
     detail = rows[0].reason.removeprefix(category)[:120]
+    if detail and len({row.reason for row in rows}) > 1:
+        detail = f", for example{detail}"
     places = ", ".join(f"{Path(row.source.file).name}:{row.source.line}" for row in rows[:PLACES_SHOWN])
     more = ", ..." if len(rows) > PLACES_SHOWN else ""
     return f"  {len(rows):,} × {category}{detail} ({places}{more})"

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
+from actors.session import Session
 from launch.cli import COMMANDS, main
+from rlhf.errors import UserError
 from tests.end_to_end.small import RECIPE, make_small_data, overrides
 
 
@@ -98,6 +101,22 @@ def test_invalid_settings_are_refused(
     assert "Traceback" not in message
     assert len(message.splitlines()) < 40, "more than a screen"
     assert not runs.exists() or not any(runs.iterdir()), "something was written"
+
+
+@pytest.mark.parametrize("writes", [False, True])
+def test_input_that_the_actors_refuse_leaves_nothing_but_what_was_there(
+    writes: bool, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuses(session: Session, stage: str) -> None:
+        if writes:
+            (session.root / "other stage").mkdir()
+        raise UserError("the model fails its examination")
+
+    monkeypatch.setattr("actors.cluster.cluster", lambda *_: nullcontext())
+    monkeypatch.setattr("actors.pipeline.run_stage", refuses)
+    assert main(["sft", str(RECIPE), *overrides(data, "refused"), f"runs_dir={tmp_path / 'runs'}"]) == 2
+    assert "the model fails its examination" in capsys.readouterr().err
+    assert (tmp_path / "runs").exists() == writes
 
 
 def test_folder_that_cannot_be_written(data: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -229,6 +229,12 @@ def test_unknown_key_names_the_nearest_of_the_whole_tree(refused, key, meant):
     assert f"did you mean {meant}?" in message and "command line: there is no key" in message
 
 
+def test_a_colon_without_a_space_is_explained(refused):
+    """YAML reads one long key."""
+    assert "write rank: 4, with a space after the colon" in refused("name: a\n", "model.lora={rank:4}")
+    assert "write hidden_size: 64, with a space" in refused("name: a\nmodel: {scratch: {hidden_size:64}}\n")
+
+
 def test_unknown_key_that_resembles_nothing_lists_the_keys_there(refused):
     assert "keys of ppo: steps, batch_size" in refused("name: a\nppo:\n  zzz: 1\n")
     assert "keys of ppo.optimizer: lr, schedule" in refused("name: a\n", "ppo.optimizer.learning_rate=1")

@@ -85,6 +85,15 @@ def test_missing_local_paths(path):
     assert f"data.path = {path!r}: there is no such file or folder" in message and str(Path.cwd()) in message
 
 
+@pytest.mark.parametrize(
+    "url", ["https://example.org/rows.jsonl", "s3://bucket/rows", "https://me:hunter2@example.org/x"]
+)
+def test_urls_are_refused_without_their_passwords(url):
+    message = said(check_data(data(path=url), ("sft",)))
+    assert "is a URL" in message and "download it, and set data.path to its path" in message
+    assert "hunter2" not in message
+
+
 @pytest.mark.parametrize("path", ["data/rows.jsonl", "data", "./data", "Anthropic/hh-rlhf", "imdb", "org/name.v2-0.5B"])
 def test_present_paths_and_hub_names_pass(path):
     assert not said(check_data(data(path=path), STAGES))

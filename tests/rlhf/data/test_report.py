@@ -15,9 +15,11 @@ def bad(line: int, reason: str) -> BadRow:
 def test_bad_rows_are_counted_by_reason_with_the_first_places() -> None:
     good = tuple(PromptRow("a", RowLocation("f", i)) for i in range(1500))
     rows = (bad(3, "empty prompt"), *(bad(i, f"not text: prompt is {i}") for i in (5, 6, 7, 8)))
+    rows += tuple(bad(i, "too long: 90 tokens") for i in (9, 10))
     assert describe(Loaded(good, rows), "prompts").split("\n") == [
-        "prompts: 1,500 rows, 5 bad rows quarantined",
-        "  4 × not text: prompt is 5 (f.jsonl:5, f.jsonl:6, f.jsonl:7, ...)",
+        "prompts: 1,500 rows, 7 bad rows quarantined",
+        "  4 × not text, for example: prompt is 5 (f.jsonl:5, f.jsonl:6, f.jsonl:7, ...)",
+        "  2 × too long: 90 tokens (f.jsonl:9, f.jsonl:10)",
         "  1 × empty prompt (f.jsonl:3)",
     ]
 
