@@ -85,7 +85,10 @@ def _run(command: Stage, path: str, overrides: Sequence[str], load: Callable[[Se
 
 
 def _go(go: Work, session: Session, new: Sequence[Path]) -> None:
-    """Run the command. If its input is bad, folders in ``new`` that hold nothing but logs and the model from scratch are removed again."""
+    """Run the command. If its input is bad, the folders in ``new`` are removed again.
+
+    They stay if they hold more than logs and a model from scratch, for example a finished stage.
+    """
     try:
         go()
     except UserError:
