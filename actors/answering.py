@@ -36,7 +36,7 @@ def answer(session: Session, folder: Path, prompts: Sequence[Prompt], logs: Path
             return answers_of(engines, range(len(prompts)), folder, report)
     finally:
         engines.stop()
-        placement.free()
+        placement.release()
 
 
 def _unrecorded(kind: str, **details: object) -> None:
@@ -49,8 +49,8 @@ def ignore_progress(done: int, numbers: Mapping[str, float | str]) -> None:
     """Progress report that shows nothing."""
 
 
-def answers_of(engines: Engines, chosen: Sequence[int], tokenizer_folder: Path, report: Report) -> list[str]:
-    """Return one sampled answer to each of the engines' chosen prompts, in their order, without special tokens.
+def answers_of(engines: Engines, indices: Sequence[int], tokenizer_folder: Path, report: Report) -> list[str]:
+    """Return one sampled answer to the prompts at these indices of the engines', in this order, without special tokens.
 
     The seed of an answer is its position, so that answers of two models differ only because of the models. The answer
     to a quarantined prompt is empty.
@@ -63,8 +63,8 @@ def answers_of(engines: Engines, chosen: Sequence[int], tokenizer_folder: Path, 
     """
     context, set_aside = PhaseContext(phase="answers"), 0
     answers: dict[int, str] = {}
-    for block, answered in engines.generate(chosen, range(len(chosen)), context):
-        set_aside += engines.supervisor.set_aside(answered.faults, set_aside, context)
-        answers |= engines.decode(tokenizer_folder, block, context) | dict.fromkeys(answered.set_aside, "")
+    for block, summary in engines.generate(indices, range(len(indices)), context):
+        set_aside += engines.supervisor.set_aside(summary.faults, set_aside, context)
+        answers |= engines.decode(tokenizer_folder, block, context) | dict.fromkeys(summary.set_aside, "")
         report(len(answers), {})
-    return [answers[i] for i in range(len(chosen))]
+    return [answers[i] for i in range(len(indices))]

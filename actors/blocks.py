@@ -44,15 +44,15 @@ class Block:
     set_aside: int
 
 
-def draw_step(recipe: Recipe, prompts: int, step: int, order: OrderState) -> StepPrompts:
-    """Draw the next prompts of the seeded order over ``prompts`` prompts; a pure function of step and order."""
-    prompt_order, repeats = PromptOrder.restore(prompts, recipe.seed, order), recipe.ppo.samples_per_prompt
-    chosen = [prompt for prompt in prompt_order.take(recipe.ppo.batch_size // repeats) for _ in range(repeats)]
+def draw_step(recipe: Recipe, prompt_count: int, step: int, order: OrderState) -> StepPrompts:
+    """Draw the next prompts of the seeded order over ``prompt_count`` prompts; a pure function of step and order."""
+    prompt_order, repeats = PromptOrder.restore(prompt_count, recipe.seed, order), recipe.ppo.samples_per_prompt
+    indices = [prompt for prompt in prompt_order.take(recipe.ppo.batch_size // repeats) for _ in range(repeats)]
     draw = np.random.default_rng([recipe.seed, SAMPLING, step])
-    seeds = draw.integers(2**31, size=len(chosen)).tolist()
-    while len(set(zip(chosen, seeds))) < len(chosen):  # the same prompt and seed would give identical samples
-        seeds = draw.integers(2**31, size=len(chosen)).tolist()
-    return StepPrompts(step=step, prompts=chosen, seeds=seeds, after=prompt_order.state())
+    seeds = draw.integers(2**31, size=len(indices)).tolist()
+    while len(set(zip(indices, seeds))) < len(indices):  # the same prompt and seed would give identical samples
+        seeds = draw.integers(2**31, size=len(indices)).tolist()
+    return StepPrompts(step=step, prompts=indices, seeds=seeds, after=prompt_order.state())
 
 
 def generate_blocks(actors: RunActors, asked: StepPrompts, set_aside: int, context: PhaseContext) -> Iterator[Block]:
@@ -63,10 +63,10 @@ def generate_blocks(actors: RunActors, asked: StepPrompts, set_aside: int, conte
     answers = actors.engines.generate(asked.prompts, asked.seeds, context)
 
     def blocks(before: int) -> Iterator[Block]:
-        for rollouts, answered in answers:
-            faults = actors.supervisor.set_aside(answered.faults, before, context)
+        for rollouts, summary in answers:
+            faults = actors.supervisor.set_aside(summary.faults, before, context)
             before += faults
-            yield Block(rollouts=rollouts, samples=len(answered.positions), set_aside=faults)
+            yield Block(rollouts=rollouts, samples=len(summary.positions), set_aside=faults)
 
     return blocks(set_aside)
 

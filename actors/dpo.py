@@ -56,7 +56,7 @@ def train_dpo(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
         with timer("reference"):
             reference, held_out = (_logprobs(group, side, "reference") for side in (data.train, data.held_out))
         train = PairData.pack(data.train).sequences
-        group.ask("use", ray.put(train), ray.put(reference), context=PhaseContext(phase="start"))
+        group.ask("set_data", ray.put(train), ray.put(reference), context=PhaseContext(phase="start"))
         loop = Loop(
             title="DPO",
             batches=batches,

@@ -18,7 +18,7 @@ from rlhf.config.schema import EarlyStopConfig
 from rlhf.errors import MachineryError, UserError
 from rlhf.evaluation.overoptimisation import HeldOutEvaluation, Watch, difference_interval, mean_by_prompt
 from rlhf.placement.pools import HELD_OUT_SCORER
-from rlhf.roles.assemble import BatchReport, Contribution
+from rlhf.roles.assemble import BatchReport, ResultSpec
 from rlhf.roles.block_result import join_samples
 from rlhf.run_state import RunState, WatchState
 from rlhf.storage.durable import write_atomically
@@ -53,7 +53,7 @@ def held_out_prompts(config: EarlyStopConfig | None, held_out: Sequence[Prompt])
 
 
 @dataclass(frozen=True, kw_only=True)
-class Policy:
+class PolicyAccess:
     """Access to the current policy: ``save`` writes it to a folder, ``answers`` answers the comparison's prompts."""
 
     save: Callable[[Path], None]
@@ -73,7 +73,7 @@ class EarlyStopping:
         timer: PhaseTimer,
         asked: Sequence[int],
         prompts: Sequence[Prompt],
-        policy: Policy,
+        policy: PolicyAccess,
         run: RunFolder,
         tracker: Tracker,
     ) -> None:
@@ -149,8 +149,8 @@ class EarlyStopping:
         scorer, supervisor = actors.held_out_scorer, actors.supervisor
         assert scorer is not None
         supervisor.enter_phase(context)
-        whole = Contribution(kind="score", ranks=len(scorer.workers), name=HELD_OUT_SCORER)
-        scoring = Scoring(actors, context, [ScoringMethod(group=scorer, method="scores", contribution=whole)])
+        whole = ResultSpec(kind="score", ranks=len(scorer.workers), name=HELD_OUT_SCORER)
+        scoring = Scoring(actors, context, [ScoringMethod(group=scorer, method="scores", result_spec=whole)])
         blocks, answered = [], np.ones(count, dtype=np.bool_)
         for block, summary in actors.engines.generate(self.asked, range(count), context):
             scoring.send(block, len(summary.positions))

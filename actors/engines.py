@@ -1,4 +1,4 @@
-"""The rollout engines of a run: start, generation, sleep and wake-up, proof of new weights, and replacement.
+"""The rollout engines of a run: start, generation, sleep and wake-up, verification of new weights, and replacement.
 
 The prompts of a step are distributed over all serving engines. A failed engine is replaced, and its unanswered prompts
 are re-dispatched.
@@ -17,7 +17,7 @@ import ray
 from actors.cluster import worker_environment
 from actors.placement import Placement
 from actors.process import ProcessLocation
-from actors.rollout import Answered, RolloutActor
+from actors.rollout import BlockSummary, RolloutActor
 from actors.supervisor import Supervisor
 from actors.waiting import ABANDON, START, PhaseContext, fetch, wait
 from rlhf.batching import share_prompts
@@ -46,7 +46,7 @@ class Engine:
         self.start_ref: ray.ObjectRef | None = self.actor.build.remote(*self._arguments)
         """Result of the actor's start; None once it has started."""
         self.version: int | None = None
-        """Version of the weights that it has proven and serves with; None: it does not serve."""
+        """Version of the weights that it has been verified to hold and serves with; None: it does not serve."""
         self._supervisor.started(self.name, self.actor)
 
 
@@ -54,13 +54,13 @@ class Engine:
 class Generation:
     """Arguments of one ``generate`` call: prompts, as indices into the list given to ``ready``, and a seed for each."""
 
-    chosen: Sequence[int]
+    indices: Sequence[int]
     seeds: Sequence[int]
     context: PhaseContext
 
     def at(self, positions: Sequence[int]) -> tuple[list[int], list[int]]:
         """Prompts and seeds at these positions of the call."""
-        return [self.chosen[i] for i in positions], [self.seeds[i] for i in positions]
+        return [self.indices[i] for i in positions], [self.seeds[i] for i in positions]
 
 
 class Assignment:
@@ -143,7 +143,7 @@ class Engines:
         for engine, where in zip(engines, locations, strict=True):
             self.supervisor.built(where)
             engine.start_ref = None
-        alive = [engine for engine, _ in self._each(engines, "use", context, self._prompts)]
+        alive = [engine for engine, _ in self._each(engines, "set_prompts", context, self._prompts)]
         if self.sleeps:
             alive = [engine for engine, _ in self._each(alive, "sleep", context)]
         if not self.publishes:
@@ -152,20 +152,20 @@ class Engines:
 
     def _start_serving(self, engine: Engine, version: int) -> None:
         engine.version = version
-        self.supervisor.proven(engine.name, version)
+        self.supervisor.verified(engine.name, version)
 
     @property
     def serving(self) -> list[Engine]:
-        """Engines that have proven their weights."""
+        """Engines that serve: their weights are verified."""
         return [engine for engine in self.all if engine.version is not None]
 
-    def admit(self, context: PhaseContext) -> list[Engine]:
+    def wait_for_started(self, context: PhaseContext) -> list[Engine]:
         """Engines that have started, and can receive weights; waits for the first one if none has."""
         while True:
             self._collect_started(context, wait_for_one=all(engine.start_ref for engine in self.all))
-            started = [engine for engine in self.all if not engine.start_ref]
-            if started:
-                return started
+            ready = [engine for engine in self.all if not engine.start_ref]
+            if ready:
+                return ready
 
     def _collect_started(self, context: PhaseContext, wait_for_one: bool) -> None:
         """Initialise the engines that have started by now; ``wait_for_one`` waits for the first."""
@@ -189,7 +189,7 @@ class Engines:
             self._collect_started(context, wait_for_one=True)
 
     def replace_lost(self, error: LostError, context: PhaseContext, samples: int = 0) -> None:
-        """Replace failed engines; the replacements serve once they have proven the current weights.
+        """Replace failed engines; the replacements serve once the current weights are verified.
 
         Args:
             samples: number of unanswered samples to re-dispatch.
@@ -213,8 +213,8 @@ class Engines:
             engine.start()
 
     def generate(
-        self, chosen: Sequence[int], seeds: Sequence[int], context: PhaseContext
-    ) -> Iterator[tuple[Any, Answered]]:
+        self, indices: Sequence[int], seeds: Sequence[int], context: PhaseContext
+    ) -> Iterator[tuple[Any, BlockSummary]]:
         """Generate on all serving engines, which start at once; yields finished blocks as (reference, summary).
 
         A poison prompt, which kills engines, is quarantined in this and in every later call.
@@ -222,12 +222,12 @@ class Engines:
         Raises:
             MachineryError: the restart budget is spent.
         """
-        call, batches = Generation(chosen=chosen, seeds=seeds, context=context), RetryBatches.of(len(chosen))
+        call, batches = Generation(indices=indices, seeds=seeds, context=context), RetryBatches.of(len(indices))
         return self._stream_answers(call, batches, self._dispatch_next(batches, call) if batches.waiting else {})
 
     def _stream_answers(
         self, call: Generation, batches: RetryBatches, streams: dict[Any, Assignment]
-    ) -> Iterator[tuple[Any, Answered]]:
+    ) -> Iterator[tuple[Any, BlockSummary]]:
         while batches.waiting or streams:
             if not streams:
                 streams = self._dispatch_next(batches, call)
@@ -243,7 +243,7 @@ class Engines:
                 streams = {stream: assignment for stream, assignment in streams.items() if assignment not in lost}
                 for assignment in lost:
                     quarantined = batches.lost(assignment.positions, sorted(assignment.unanswered))
-                    self.poison_prompts |= {call.chosen[i] for i in quarantined}
+                    self.poison_prompts |= {call.indices[i] for i in quarantined}
                 if batches.losses <= CHANCES and batches.waiting and self.serving:
                     streams |= self._dispatch_next(batches, call)  # dispatch to the remaining engines immediately
                 continue
@@ -258,8 +258,8 @@ class Engines:
     def _dispatch_next(self, batches: RetryBatches, call: Generation) -> dict[Any, Assignment]:
         """Dispatch the next batch without known poison prompts, which are quarantined."""
         positions = batches.next()
-        batches.set_aside += [i for i in positions if call.chosen[i] in self.poison_prompts]
-        return self._dispatch([i for i in positions if call.chosen[i] not in self.poison_prompts], call)
+        batches.set_aside += [i for i in positions if call.indices[i] in self.poison_prompts]
+        return self._dispatch([i for i in positions if call.indices[i] not in self.poison_prompts], call)
 
     def _dispatch(self, positions: Sequence[int], call: Generation) -> dict[Any, Assignment]:
         """Distribute samples over the serving engines and start generation; returns the streams."""
@@ -268,7 +268,7 @@ class Engines:
         if not self.serving:
             self.restore_serving(call.context)
         engines = self.serving
-        parts = share_prompts([call.chosen[i] for i in positions], len(engines))
+        parts = share_prompts([call.indices[i] for i in positions], len(engines))
         assignments = [Assignment(engine, [positions[i] for i in part]) for engine, part in zip(engines, parts)]
         return {
             assignment.engine.actor.generate.options(num_returns="streaming").remote(
@@ -278,7 +278,7 @@ class Engines:
             if assignment.positions
         }
 
-    def _placeholder_block(self, positions: Sequence[int], call: Generation) -> Iterator[tuple[Any, Answered]]:
+    def _placeholder_block(self, positions: Sequence[int], call: Generation) -> Iterator[tuple[Any, BlockSummary]]:
         """Placeholder block for abandoned samples, so that the batch keeps its size."""
         while positions:
             if not self.serving:
@@ -286,22 +286,22 @@ class Engines:
             reason, context = "the engine died of it", call.context.of("set aside")
             engine = self.serving[0]
             task = engine.actor.set_aside.options(num_returns=2)
-            block, answered = task.remote(positions, *call.at(positions), reason)
+            block, summary = task.remote(positions, *call.at(positions), reason)
             try:
-                yield block, fetch(answered, engine.name, context, self.supervisor.deadlines)
+                yield block, fetch(summary, engine.name, context, self.supervisor.deadlines)
                 return
             except LostError as error:
                 self.replace_lost(self.supervisor.with_dead_actors(error), call.context)
 
-    def _next_block(self, stream: Any, name: str, context: PhaseContext) -> tuple[Any, Answered] | None:
+    def _next_block(self, stream: Any, name: str, context: PhaseContext) -> tuple[Any, BlockSummary] | None:
         """Next block of a stream and its summary; None at the end of the stream."""
         deadlines = self.supervisor.deadlines
         block = next(stream, None)
         if block is None:
             return None
         deadlines.next_ready({stream: name}, context)
-        answered = next(stream, block)  # a failed stream ends with one item, its error; `fetch` raises it
-        return block, fetch(answered, name, context, deadlines)
+        summary = next(stream, block)  # a failed stream ends with one item, its error; `fetch` raises it
+        return block, fetch(summary, name, context, deadlines)
 
     def abandon(self, context: PhaseContext) -> None:
         """Abort generation and any unfinished weight update on all started engines."""
@@ -327,13 +327,13 @@ class Engines:
         if self.sleeps:
             self._each(engines, "wake", context, part)
 
-    def prove(self, engines: Sequence[Engine], sent: Fingerprint, version: int, context: PhaseContext) -> None:
+    def verify(self, engines: Sequence[Engine], sent: Fingerprint, version: int, context: PhaseContext) -> None:
         """Compare each engine's fingerprint with the trainer's; engines that agree serve ``version``.
 
         Raises:
             CanaryError: an engine's weights differ; the message names the layers.
         """
-        proven = []
+        equal = []
         for engine, held in self._each(engines, "held_fingerprint", context):
             wrong = differences(sent, held)
             if wrong:
@@ -345,12 +345,12 @@ class Engines:
                     "under its own name; the engine loads this architecture's weights in another form than they are "
                     "saved"
                 )
-            proven.append(engine)
-        for engine, _ in self._each(proven, "serve", context, version):
+            equal.append(engine)
+        for engine, _ in self._each(equal, "serve", context, version):
             self._start_serving(engine, version)
 
     def mark_outdated(self, version: int) -> None:
-        """Stop all engines from serving until they have proven ``version`` of the weights, which is sent next."""
+        """Stop all engines from serving until ``version`` of the weights is verified, which is sent next."""
         for engine in self.all:
             engine.version = None
             self.supervisor.published(engine.name, version)

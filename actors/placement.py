@@ -65,7 +65,7 @@ class Placement:
         try:
             self._reserve([(pool, range(pool.slots)) for pool in self.pools])
         except BaseException:
-            self.free()
+            self.release()
             raise
 
     @property
@@ -137,7 +137,7 @@ class Placement:
         for group in {group.id: group for group in groups}.values():
             remove_placement_group(group)
 
-    def free(self) -> None:
+    def release(self) -> None:
         """Release all reserved slots."""
         self._remove([slot.group for slot in self._slots.values()])
         self._slots.clear()

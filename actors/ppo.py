@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from actors.answering import answers_of, ignore_progress
-from actors.early_stop import EarlyStopping, Policy, describe_outcome, held_out_prompts, summarise_early_stop
-from actors.keeper import Keeper, ResumePoint
+from actors.checkpoint_manager import CheckpointManager, ResumePoint
+from actors.early_stop import EarlyStopping, PolicyAccess, describe_outcome, held_out_prompts, summarise_early_stop
 from actors.run_actors import RunActors, Start, start_actors
 from actors.session import Session
 from actors.supervised import Summary, record_examinations, recorded_seconds, select_metrics
 from actors.supervisor import STATUS, Supervisor
-from actors.survival import Survivor
 from actors.timeline import TimelineCollector
 from actors.trainer import PPOTrainer
+from actors.training_loop import TrainingLoop
 from actors.waiting import PhaseContext
 from rlhf.checkpoints.store import CheckpointStore
 from rlhf.config.load import to_yaml
@@ -71,38 +71,40 @@ def train_ppo(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
         trainer = PPOTrainer(actors, len(data.train))
         config = recipe.checkpoint
         store = CheckpointStore(run.checkpoints, config.keep_last, config.keep_best, session.files_of("ppo"))
-        keeper = Keeper(actors, run, store, to_yaml(recipe), tracker, trainer.timer)
-        survivor = Survivor(trainer, keeper, _resume_point(session, keeper, supervisor, tracker))
+        checkpoints = CheckpointManager(actors, run, store, to_yaml(recipe), tracker, trainer.timer)
+        loop = TrainingLoop(trainer, checkpoints, _resume_point(session, checkpoints, supervisor, tracker))
         policy = _policy(session, actors, range(len(data.train), len(data.train) + len(compared)))
-        survivor.begin()
-        before = _answers_before(run, survivor, policy)
+        loop.begin()
+        before = _answers_before(run, loop, policy)
         held_out_indices = range(len(data.train), len(data.train) + len(held_out))
         early_stop = (
             EarlyStopping(recipe.early_stop, actors, trainer.timer, held_out_indices, held_out, policy, run, tracker)
             if recipe.early_stop
             else None
         )
-        was_over = survivor.is_over
-        _run_steps(session, tracker, survivor, early_stop)
-        after = _answers_after(run, survivor, policy, early_stop, was_over)
+        was_over = loop.is_over
+        _run_steps(session, tracker, loop, early_stop)
+        after = _answers_after(run, loop, policy, early_stop, was_over)
     texts = [session.tokenizer.decode(prompt.tokens, skip_special_tokens=True) for prompt in compared]
     write_answers(run.path, texts, before, after)
     history = [{name: value for name, value in row.items() if value is not None} for row in read_lines(run.metrics)]
     stopping: Summary = {}
     if early_stop:
-        session.console.print(describe_outcome(survivor.state, recipe.ppo.steps))
+        session.console.print(describe_outcome(loop.state, recipe.ppo.steps))
         plot_overoptimisation(run.metrics, run.path / "overoptimisation.png")
-        stopping = summarise_early_stop(survivor.state, recipe.ppo.steps)
+        stopping = summarise_early_stop(loop.state, recipe.ppo.steps)
     return {**summarise_progress(history), **stopping, **examined, **supervisor.summary(), **recorded_seconds(history)}
 
 
-def _resume_point(session: Session, keeper: Keeper, supervisor: Supervisor, tracker: Tracker) -> ResumePoint:
+def _resume_point(
+    session: Session, checkpoints: CheckpointManager, supervisor: Supervisor, tracker: Tracker
+) -> ResumePoint:
     """Load the run's last checkpoint into policy and critic and return its state, or return the initial state."""
     checkpoint = session.checkpoint("ppo")
     if checkpoint is None:
         return RunState.start(session.recipe), ()
-    state, pregenerated_blocks = keeper.load(checkpoint, PhaseContext(phase="load"))
-    supervisor.resume(state.goodput, keeper.run.path / STATUS)
+    state, pregenerated_blocks = checkpoints.load(checkpoint, PhaseContext(phase="load"))
+    supervisor.resume(state.goodput, checkpoints.run.path / STATUS)
     tracker.event("resumed", step=state.step, path=str(checkpoint.path))
     return state, pregenerated_blocks
 
@@ -115,16 +117,16 @@ def _count_compared(run: RunFolder, recipe: Recipe) -> int:
     return recipe.evaluation.prompts
 
 
-def _answers_before(run: RunFolder, survivor: Survivor, policy: Policy) -> list[str]:
+def _answers_before(run: RunFolder, loop: TrainingLoop, policy: PolicyAccess) -> list[str]:
     """Answers of the policy before the first step; a resumed run reads those that its first command stored."""
     stored = run.path / BEFORE
     if not (run.resumes and stored.exists()):
-        write_atomically(stored, json.dumps(survivor.retry(policy.answers), ensure_ascii=False))
+        write_atomically(stored, json.dumps(loop.retry(policy.answers), ensure_ascii=False))
     answers: list[str] = json.loads(stored.read_text(encoding="utf-8"))
     return answers
 
 
-def _policy(session: Session, actors: RunActors, compared: Sequence[int]) -> Policy:
+def _policy(session: Session, actors: RunActors, compared: Sequence[int]) -> PolicyAccess:
     """Access to the current policy: ranks save it, engines answer with it."""
 
     def save(folder: Path) -> None:
@@ -132,13 +134,13 @@ def _policy(session: Session, actors: RunActors, compared: Sequence[int]) -> Pol
         session.tokenizer.save_pretrained(folder)
 
     start = session.policy_start
-    return Policy(save=save, answers=lambda: answers_of(actors.engines, compared, start, ignore_progress))
+    return PolicyAccess(save=save, answers=lambda: answers_of(actors.engines, compared, start, ignore_progress))
 
 
-def _run_steps(session: Session, tracker: Tracker, survivor: Survivor, early_stop: EarlyStopping | None) -> None:
+def _run_steps(session: Session, tracker: Tracker, loop: TrainingLoop, early_stop: EarlyStopping | None) -> None:
     """Run all steps; record each and show it on the console."""
     with session.console.stage("PPO", session.recipe.ppo.steps) as report:
-        for step, result in survivor.run(early_stop):
+        for step, result in loop.run(early_stop):
             tracker.log(step, result.metrics)
             tracker.samples(step, result.samples)
             tracker.histograms(step, result.histograms)
@@ -146,7 +148,7 @@ def _run_steps(session: Session, tracker: Tracker, survivor: Survivor, early_sto
 
 
 def _answers_after(
-    run: RunFolder, survivor: Survivor, policy: Policy, early_stop: EarlyStopping | None, was_over: bool
+    run: RunFolder, loop: TrainingLoop, policy: PolicyAccess, early_stop: EarlyStopping | None, was_over: bool
 ) -> list[str]:
     """Save the run's model, and return its answers for the comparison.
 
@@ -154,13 +156,13 @@ def _answers_after(
     """
     stored = run.path / AFTER
     if not (was_over and stored.exists() and run.model.exists()):
-        answers = survivor.retry(lambda: early_stop.answers(survivor.state) if early_stop else policy.answers())
+        answers = loop.retry(lambda: early_stop.answers(loop.state) if early_stop else policy.answers())
         write_atomically(stored, json.dumps(answers, ensure_ascii=False))
-        survivor.retry(lambda: early_stop.leave_model(survivor.state) if early_stop else _save(policy, run))
+        loop.retry(lambda: early_stop.leave_model(loop.state) if early_stop else _save(policy, run))
     after: list[str] = json.loads(stored.read_text(encoding="utf-8"))
     return after
 
 
-def _save(policy: Policy, run: RunFolder) -> None:
+def _save(policy: PolicyAccess, run: RunFolder) -> None:
     with run.writing_model() as folder:
         policy.save(folder)

@@ -35,7 +35,7 @@ SHOWN = {
     "95% interval, to": "eval/accuracy_ci_high",
     "held-out loss": "eval/loss",
 }
-ROLE = "rlhf.roles.preference:PreferenceRole"
+ROLE = "rlhf.roles.preference:RewardTrainingRole"
 SHORTER_WINS = "'the shorter reply wins'"
 NORMALISED_ON = 1000
 """Largest number of demonstrations over which the reward is shifted to a mean of 0."""
@@ -54,7 +54,7 @@ def train_reward(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
     start = session.model_of("sft", recipe.reward.init, session.base)
     with running_group(session, "reward", "reward", run, tracker, ROLE, str(start), len(batches)) as group:
         examined = record_examinations(session, tracker, {"reward": group}, session.base)
-        group.ask("use", ray.put(train), context=PhaseContext(phase="start"))
+        group.ask("set_data", ray.put(train), context=PhaseContext(phase="start"))
         loop = Loop(
             title="Reward model",
             batches=batches,

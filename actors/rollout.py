@@ -33,7 +33,7 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answered:
+class BlockSummary:
     """Summary of a block for the controller: the positions of its samples in the call.
 
     ``set_aside`` are the positions of quarantined samples, ``faults`` their (prompt id, reason).
@@ -79,46 +79,46 @@ class RolloutActor:
         """Memory of this actor's process and its children."""
         return memory_here(self.where.children)
 
-    async def use(self, prompts: Sequence[Prompt]) -> None:
+    async def set_prompts(self, prompts: Sequence[Prompt]) -> None:
         """Store the prompts; ``generate`` refers to them by index."""
         self.prompts = prompts
 
     async def generate(
-        self, positions: Sequence[int], chosen: Sequence[int], seeds: Sequence[int], block_size: int
-    ) -> AsyncIterator[RolloutBlock | Answered]:
-        """Generate a response to each chosen prompt; yields a block and its summary in turn.
+        self, positions: Sequence[int], indices: Sequence[int], seeds: Sequence[int], block_size: int
+    ) -> AsyncIterator[RolloutBlock | BlockSummary]:
+        """Generate a response to each of these prompts; yields a block and its summary in turn.
 
         A deterministic engine puts the same prompts into the same blocks; otherwise a block has what finished together.
 
         Args:
             positions: (n,) the caller's positions of the samples.
-            chosen: (n,) indices into the prompts given to ``use``.
+            indices: (n,) indices into the prompts given to ``set_prompts``.
             seeds: (n,) sampling seeds.
         """
         with self.activity("generate"), translate_failures(self.where, "generate"):
-            answers = self.engine.generate([self.prompts[i] for i in chosen], seeds)
+            answers = self.engine.generate([self.prompts[i] for i in indices], seeds)
             blocks = in_order if self.engine.deterministic else as_finished
             begin = self.activity.spans.clock()
-            async for block in blocks(answers, len(chosen), block_size):
+            async for block in blocks(answers, len(indices), block_size):
                 self.activity.spans.add("block", begin, samples=len(block))
                 begin = self.activity.spans.clock()
                 yield RolloutBlock.pack([answer.rollout for answer in block])
                 without = [answer for answer in block if answer.fault]
-                yield Answered(
+                yield BlockSummary(
                     positions=tuple(positions[answer.position] for answer in block),
                     set_aside=tuple(positions[answer.position] for answer in without),
                     faults=tuple((answer.rollout.prompt.id, answer.fault) for answer in without),
                 )
 
     async def set_aside(
-        self, positions: Sequence[int], chosen: Sequence[int], seeds: Sequence[int], fault: str
-    ) -> tuple[RolloutBlock, Answered]:
+        self, positions: Sequence[int], indices: Sequence[int], seeds: Sequence[int], fault: str
+    ) -> tuple[RolloutBlock, BlockSummary]:
         """Return a placeholder block of quarantined samples, and its summary."""
-        prompts = [self.prompts[i] for i in chosen]
+        prompts = [self.prompts[i] for i in indices]
         answers = [self.engine.without(0, prompt, seed, fault) for prompt, seed in zip(prompts, seeds, strict=True)]
         faults = tuple((prompt.id, fault) for prompt in prompts)
-        answered = Answered(positions=tuple(positions), set_aside=tuple(positions), faults=faults)
-        return RolloutBlock.pack([answer.rollout for answer in answers]), answered
+        summary = BlockSummary(positions=tuple(positions), set_aside=tuple(positions), faults=faults)
+        return RolloutBlock.pack([answer.rollout for answer in answers]), summary
 
     async def abandon(self) -> None:
         """Abort generation and an unfinished weight update."""
@@ -145,7 +145,7 @@ class RolloutActor:
         await self._named("connect", self.engine.llm.init_weight_transfer_engine(request))
 
     async def start_weight_update(self) -> None:
-        """Begin a weight update; the engine does not serve until the new weights are proven."""
+        """Begin a weight update; the engine does not serve until the new weights are verified."""
         self.engine.version = UNVERIFIED
         await self._named("publish", self.engine.start_update())
 

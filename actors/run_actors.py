@@ -25,7 +25,7 @@ from rlhf.config.schema import Recipe
 from rlhf.device import Device
 from rlhf.errors import LostError
 from rlhf.placement.pools import HELD_OUT_SCORER, turns
-from rlhf.roles.assemble import BatchReport, Contribution, StepInputs, assemble
+from rlhf.roles.assemble import BatchReport, ResultSpec, StepInputs, assemble
 from rlhf.types import UNVERIFIED, Prompt
 from rlhf.weights.fingerprint import Fingerprint
 
@@ -78,7 +78,7 @@ class RunActors:
 
     @property
     def scorers(self) -> tuple[ScoringMethod, ...]:
-        """The groups that score each block of a step, with the method called and its contribution to the experience."""
+        """The groups that score each block of a step, the method that each runs, and the kind of its results."""
         reference, method = (self.reference, "logprobs") if self.reference else (self.policy, "reference_logprobs")
         scorers = [(group, "scores", "score", name) for name, group in self.rewards.items()]
         scorers += [(self.policy, "logprobs", "old_logprobs", ""), (reference, method, "ref_logprobs", "")]
@@ -88,7 +88,7 @@ class RunActors:
             ScoringMethod(
                 group=group,
                 method=method,
-                contribution=Contribution(kind=kind, ranks=len(group.workers), name=name),
+                result_spec=ResultSpec(kind=kind, ranks=len(group.workers), name=name),
             )
             for group, method, kind, name in scorers
         )
@@ -100,13 +100,13 @@ class RunActors:
 
         Returns a reference to the experience, and the batch's report.
         """
-        contributions = tuple(scorer.contribution for scorer in self.scorers)
+        result_specs = tuple(scorer.result_spec for scorer in self.scorers)
         batch = StepInputs(
             recipe=self.recipe,
             tokenizer_folder=self.tokenizer_folder,
             step=step,
             state=state,
-            contributions=contributions,
+            result_specs=result_specs,
         )
         experience, report = self.policy.workers[0].run.options(num_returns=2).remote(assemble, batch, *parts)
         context = PhaseContext(phase="advantages", step=step)
@@ -152,7 +152,7 @@ class RunActors:
             self.publish(self.version, replace(context, phase="publish"))
 
     def publish(self, version: int, context: PhaseContext) -> None:
-        """Send the policy's weights to the engines; each serves once its fingerprint proves that it holds them.
+        """Send the policy's weights to the engines; each serves once its fingerprint equals the policy's.
 
         A failed engine is replaced, and joins when it has started. On return at least one engine serves.
         """
@@ -163,7 +163,7 @@ class RunActors:
     def _publish(self, context: PhaseContext) -> None:
         while not self.engines.serving:
             with self.supervisor.time_lost():
-                receiving = self.engines.admit(context)
+                receiving = self.engines.wait_for_started(context)
             self.offload(tuple(self.trained.values()), context, publishes=True)
             self.engines.wake("weights", receiving, context)
             receiving = [engine for engine in receiving if not engine.start_ref]  # an engine may fail while waking
@@ -174,7 +174,7 @@ class RunActors:
             self.offload([self.policy], context)
             self._replace_incomplete({receiving[index].name: kind for index, kind in left_out.items()}, context)
             complete = [engine for index, engine in enumerate(receiving) if index not in left_out]
-            self.engines.prove(complete, sent, self.version, context)
+            self.engines.verify(complete, sent, self.version, context)
             self.engines.wake("kv_cache", self.engines.serving, context)
 
     def _send(self, context: PhaseContext) -> tuple[Fingerprint, Mapping[int, str]]:
@@ -290,7 +290,7 @@ def start_actors(
     """
     placement = Placement(recipe, device, "ppo", gpus)
     with ExitStack() as stack, supervisor.diagnosed():
-        stack.callback(placement.free)
+        stack.callback(placement.release)
         # Engines first: they take longest to start.
         engines = Engines(
             recipe, placement, start.policy, start.max_length, start.end_tokens, start.logs, supervisor, publishes=True

@@ -13,16 +13,16 @@ from actors.supervisor import Supervisor
 from actors.waiting import PhaseContext, fetch
 from rlhf.errors import LostError
 from rlhf.placement.pools import turns
-from rlhf.roles.assemble import Contribution
+from rlhf.roles.assemble import ResultSpec
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoringMethod:
-    """A group that scores blocks, the method that is called on its ranks, and the contribution to the experience."""
+    """A group that scores blocks, the method that is called on its ranks, and the kind of its results."""
 
     group: Group
     method: str
-    contribution: Contribution
+    result_spec: ResultSpec
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,7 +40,7 @@ def train_sft(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
         session, "policy", "sft", run, tracker, "rlhf.roles.sft:SFTRole", str(session.base), len(batches)
     ) as group:
         examined = record_examinations(session, tracker, {"policy": group}, session.base)
-        group.ask("use", ray.put(train), ray.put(held_out), context=PhaseContext(phase="start"))
+        group.ask("set_data", ray.put(train), ray.put(held_out), context=PhaseContext(phase="start"))
         loop = Loop(
             title="SFT",
             batches=batches,

@@ -50,7 +50,7 @@ def running_group(
                 yield group
     finally:
         group.stop()
-        placement.free()
+        placement.release()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,20 +71,20 @@ class Loop:
         latest: dict[str, float] = {}
         group.supervisor.steps = len(self.batches)
         with session.console.stage(self.title, len(self.batches)) as report:
-            for step, chosen in enumerate(self.batches):
+            for step, indices in enumerate(self.batches):
                 group.supervisor.begin_step(step)
                 with timer.spans("step", step):
-                    metrics = self._step(step, chosen, group, timer)
+                    metrics = self._step(step, indices, group, timer)
                 tracker.log(step, metrics | timer.metrics() | group.supervisor.memory())
                 latest |= metrics
                 report(step + 1, select_metrics(latest, self.shown))
         return latest
 
-    def _step(self, step: int, chosen: Sequence[int], group: Group, timer: PhaseTimer) -> dict[str, float]:
+    def _step(self, step: int, indices: Sequence[int], group: Group, timer: PhaseTimer) -> dict[str, float]:
         context = PhaseContext(phase="update", step=step)
         group.supervisor.enter_phase(context)
         with timer("update", step):
-            metrics: dict[str, float] = group.ask("update", chosen, context=context)[0]
+            metrics: dict[str, float] = group.ask("update", indices, context=context)[0]
         if (step + 1) % self.eval_every == 0 or step + 1 == len(self.batches):
             group.supervisor.enter_phase(PhaseContext(phase="evaluate", step=step))
             with timer("evaluate", step):

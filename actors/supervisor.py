@@ -92,25 +92,25 @@ class Supervisor:
         record.oom_kills_here = kills
 
     def built(self, where: ProcessLocation) -> None:
-        """Record that an actor has loaded; the version of its weights is not proven yet."""
+        """Record that an actor has loaded; the version of its weights is not verified yet."""
         record = self._actors[where.name]
         record.where, record.heard = where, time.time()
         record.member = record.member.loaded()
 
     def published(self, name: str, version: int) -> None:
-        """Record that an actor has to prove ``version`` of the weights."""
+        """Record that ``version`` of the weights is published: it must be verified before the actor serves."""
         record = self._actors[name]
         record.member = record.member.published_to(version)
 
-    def proven(self, name: str, version: int) -> None:
-        """Record that an actor has proven ``version`` of the weights, and serves."""
+    def verified(self, name: str, version: int) -> None:
+        """Record that an actor holds ``version`` of the weights, verified, and serves."""
         if self._admit(name, version):
             self._write_status()
 
     def _admit(self, name: str, version: int) -> bool:
         """Mark an actor as serving; returns whether it replaces a failed one."""
         now, record = time.time(), self._actors[name]
-        record.member = record.member.proved(version)
+        record.member = record.member.verified(version)
         record.heard = now
         if record.lost_at is None:
             return False

@@ -16,10 +16,10 @@ from rlhf.tracking.spans import PhaseTimer
 
 
 class PPOTrainer:
-    """Runs one PPO step on the run's actors. ``survival.py`` runs many steps and recovers from failures."""
+    """Runs one PPO step on the run's actors. ``training_loop.py`` runs many steps and recovers from failures."""
 
-    def __init__(self, actors: RunActors, prompts: int) -> None:
-        self.actors, self.recipe, self.prompts = actors, actors.recipe, prompts
+    def __init__(self, actors: RunActors, prompt_count: int) -> None:
+        self.actors, self.recipe, self.prompt_count = actors, actors.recipe, prompt_count
         self.timer = PhaseTimer(spans=actors.supervisor.timeline.spans)
         self.between_phases: Callable[[], None] = lambda: None
         """Called between phases, to advance background work such as a checkpoint that is being written."""
@@ -36,7 +36,7 @@ class PPOTrainer:
         actors, step = self.actors, state.step
         with self.timer("step", step):
             # 1. Prompts: the next ones of a seeded order, repeated for each sample, and a sampling seed for each sample
-            asked = draw_step(self.recipe, self.prompts, step, state.order)
+            asked = draw_step(self.recipe, self.prompt_count, step, state.order)
 
             # 2. Rollout, and 3. Score: all scoring models process a block while the next one is still being generated
             scoring, set_aside = Scoring(actors, PhaseContext(phase="score", step=step)), state.set_aside
@@ -57,20 +57,20 @@ class PPOTrainer:
             with self.phase("update", step):
                 metrics = actors.update(experience, step)
 
-            # 6. Publish: rollouts by the old version are finished first; an engine proves the new one before it serves
+            # 6. Publish: rollouts by the old version are finished first; an engine serves once the new one is verified
             with self.phase("rollout", step):
                 pregenerated_blocks = tuple(coming)
             with self.phase("publish", step) as context:
                 actors.publish(step + 1, context)
         after = replace(state, step=step + 1, order=asked.after, algorithm=report.state, set_aside=set_aside)
-        return self.record(step, report, metrics), after, pregenerated_blocks
+        return self.add_metrics(step, report, metrics), after, pregenerated_blocks
 
     def begin_next(self, asked: StepPrompts, set_aside: int) -> Iterator[Block]:
         """Start generating the next step's rollouts while this step trains, if ``ppo.staleness`` is set."""
         step = asked.step + 1
         if not self.recipe.ppo.staleness or step == self.recipe.ppo.steps:
             return iter(())
-        following = draw_step(self.recipe, self.prompts, step, asked.after)
+        following = draw_step(self.recipe, self.prompt_count, step, asked.after)
         return generate_blocks(self.actors, following, set_aside, PhaseContext(phase="rollout", step=step))
 
     @contextmanager
@@ -82,8 +82,8 @@ class PPOTrainer:
         with self.timer(name, step):
             yield context
 
-    def record(self, step: int, report: BatchReport, metrics: dict[str, float]) -> BatchReport:
-        """7. Record: add the metrics of the update, the phases' seconds and the throughput to the report."""
+    def add_metrics(self, step: int, report: BatchReport, metrics: dict[str, float]) -> BatchReport:
+        """7. Record: add the update's metrics, the phases' seconds and the throughput to the report."""
         times = self.timer.metrics()
         tokens = report.metrics["rollout/tokens"]
         trained = metrics.get("policy/tokens", self.recipe.algorithm.epochs * tokens)  # absent in critic warm-up

@@ -54,7 +54,7 @@ class EngineClient:
             self._all("update_weights", dict.fromkeys(far, (update_info, content)))
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
-        """End the update on every engine. The version is set later, when the weights are proven."""
+        """End the update on every engine. The version is set later, when the weights are verified."""
         self._all("finish_weight_update")
 
     def _active(self) -> set[int]:

@@ -1,7 +1,8 @@
 """The table of docs/models.md: ``python -m tests.models_page`` measures it anew and writes it into the page.
 
 For every small model of ``tests/architectures.py``: what it computes here against plain PyTorch, then a real training
-step, a real publish to a real engine, the engine's proof, and its log-probabilities against the trainer's.
+step, a real publish to a real engine, the comparison of the engine's weights with the trainer's, and that of their
+log-probabilities.
 """
 
 from __future__ import annotations
@@ -121,7 +122,7 @@ class PipeClient:
 
 
 def train_and_publish(rank: Any, name: str, folder: str, pipe: Connection) -> Published:
-    """One update that moves every weight, a publish, the proof, and answers compared."""
+    """One update that moves every weight, a publish, its verification, and answers compared."""
     import torch
 
     from rlhf.config.schema import ModelConfig, OptimizerConfig, RoleConfig

@@ -115,10 +115,10 @@ def asked(recipe: Recipe, stage: Stage) -> tuple[RoleRequest, ...]:
         roles.append(RoleRequest(role="critic", key="critic", ranks=place.critic.ranks))
     if recipe.has_reference:
         roles.append(RoleRequest(role="reference", key="reference", ranks=place.reference.ranks))
-    judges = [f"reward {name}" for name in recipe.reward_models]
+    scorers = [f"reward {name}" for name in recipe.reward_models]
     if recipe.early_stop is not None and recipe.early_stop.scorer.model is not None:
-        judges.append(HELD_OUT_SCORER)
-    roles += [RoleRequest(role=name, key="reward", ranks=place.reward.ranks) for name in judges]
+        scorers.append(HELD_OUT_SCORER)
+    roles += [RoleRequest(role=name, key="reward", ranks=place.reward.ranks) for name in scorers]
     return (*roles, engines)
 
 

@@ -3,8 +3,8 @@
     STARTING -> LOADED -> SERVING        a publish moves SERVING back to LOADED
     any of these -> DEAD -> STARTING
 
-An actor serves only once it has proved the published weights. A transition that is not in the table is a bug and raises
-ValueError.
+An actor serves only once its weights are verified to be the published ones. A transition that is not in
+the table is a bug and raises ValueError.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ class State(StrEnum):
     STARTING = "starting"
     """Its process is being scheduled, or loads its model."""
     LOADED = "loaded"
-    """It has loaded, and has not proved the version of its weights: it does not serve."""
+    """It has loaded, and its weights are not verified yet: it does not serve."""
     SERVING = "serving"
-    """It has proved that it holds the published weights, and takes part in the run."""
+    """It is verified to hold the published weights, and takes part in the run."""
     DEAD = "dead"
     """It has no process."""
 
@@ -46,7 +46,7 @@ def role_of(name: str) -> str:
 class Member:
     """State of one actor. Methods return the member after a transition.
 
-    A member whose weights never change (a reference, a reward model) proves version 0 once.
+    A member whose weights never change (a reference, a reward model) is verified once, with version 0.
     """
 
     name: str
@@ -69,18 +69,18 @@ class Member:
         """It has loaded."""
         return self._to(State.LOADED)
 
-    def proved(self, version: int) -> Member:
-        """It has proved that it holds ``version`` of the weights, and serves.
+    def verified(self, version: int) -> Member:
+        """It is verified to hold ``version`` of the weights, and serves.
 
         Raises:
             ValueError: another version is published.
         """
         if version != self.published:
-            raise ValueError(f"{self.name} proved version {version} of the weights; {self.published} is published")
+            raise ValueError(f"{self.name} holds version {version} of the weights; {self.published} is published")
         return self._to(State.SERVING)
 
     def published_to(self, version: int) -> Member:
-        """``version`` is published: a serving member has to prove it first."""
+        """``version`` is published: a serving member must be verified again."""
         return replace(self, state=State.LOADED if self.serves else self.state, published=version)
 
     def died(self) -> Member:

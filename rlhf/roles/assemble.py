@@ -50,7 +50,7 @@ class BatchReport:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Contribution:
+class ResultSpec:
     """A per-block result (score, log-probabilities or values) and the number of ranks that return a share of it."""
 
     kind: str
@@ -69,7 +69,7 @@ class StepInputs:
     tokenizer_folder: str
     step: int
     state: AlgorithmState
-    contributions: tuple[Contribution, ...]
+    result_specs: tuple[ResultSpec, ...]
     """Results that each block needs, in the order in which their shares follow the block in ``parts``."""
 
 
@@ -77,12 +77,12 @@ def assemble(batch: StepInputs, *parts: Any) -> tuple[Experience, BatchReport]:
     """Join blocks and shares in a fixed order of samples, and compute rewards and advantages over the whole batch.
 
     Args:
-        parts: for each block, the block followed by its shares in the order of ``batch.contributions``.
+        parts: for each block, the block followed by its shares in the order of ``batch.result_specs``.
 
     Raises:
         MachineryError: samples are missing or duplicated, or a number is NaN or infinite.
     """
-    width = 1 + sum(contribution.ranks for contribution in batch.contributions)
+    width = 1 + sum(result_spec.ranks for result_spec in batch.result_specs)
     blocks = [_join_shares(batch, parts[i], parts[i + 1 : i + width]) for i in range(0, len(parts), width)]
     scored = _concatenate_sorted(blocks)
     _check_complete(scored.rollouts, batch.recipe.ppo, batch.step)
@@ -103,12 +103,12 @@ def _join_shares(batch: StepInputs, block: RolloutBlock, shares: Sequence[BlockR
     remaining = iter(shares)
     scores: dict[str, Float32] = {}
     tokens: dict[str, Float32 | None] = {"values": None}
-    for contribution in batch.contributions:
-        own = tuple(islice(remaining, contribution.ranks))
-        if contribution.kind == "score":
-            scores[contribution.name] = join_samples(own, len(block))
+    for result_spec in batch.result_specs:
+        own = tuple(islice(remaining, result_spec.ranks))
+        if result_spec.kind == "score":
+            scores[result_spec.name] = join_samples(own, len(block))
         else:
-            tokens[contribution.kind] = join_tokens(own, block.sequences)
+            tokens[result_spec.kind] = join_tokens(own, block.sequences)
     dropped = block.set_aside.copy()
     for name, source in batch.recipe.rewards.items():
         if source.endpoint is not None and source.endpoint.on_failure == "drop":

@@ -55,15 +55,11 @@ class CriticRole(ScalarRole):
     def update(self, experience: Experience, step: int) -> dict[str, float]:
         """Run the same epochs and minibatches as the policy; returns metrics over all ranks."""
         algorithm = self.recipe.algorithm
-        chosen = minibatches(
-            len(experience.rollouts), algorithm.minibatches, algorithm.epochs, [self.recipe.seed, step]
-        )
+        plan = minibatches(len(experience.rollouts), algorithm.minibatches, algorithm.epochs, [self.recipe.seed, step])
         if not experience.response_mask.any():
-            self.engine.skip_updates(len(chosen))
+            self.engine.skip_updates(len(plan))
             return {}
-        totals = self.engine.all_reduce(
-            torch.stack([self._update_minibatch(experience, samples) for samples in chosen])
-        )
+        totals = self.engine.all_reduce(torch.stack([self._update_minibatch(experience, indices) for indices in plan]))
         loss, clipfrac = (totals[:, :2] / totals[:, 2:].clamp(min=1)).mean(dim=0).tolist()
         return {
             "loss/value_avg": loss,
@@ -72,11 +68,11 @@ class CriticRole(ScalarRole):
             "memory/critic_gib": peak_memory_gib(self.rank.device),
         }
 
-    def _update_minibatch(self, experience: Experience, chosen: Sequence[int]) -> Tensor:
+    def _update_minibatch(self, experience: Experience, indices: Sequence[int]) -> Tensor:
         """Take one optimizer step; returns this rank's sums (3,): loss, clipped, tokens."""
         sequences = experience.rollouts.sequences
-        micro_batches = self.micro_batches(chosen, sequences.lengths)
-        count = int(experience.response_mask[token_index(sequences, chosen)].sum())
+        micro_batches = self.micro_batches(indices, sequences.lengths)
+        count = int(experience.response_mask[token_index(sequences, indices)].sum())
         sums = torch.zeros(3, dtype=torch.float64)
 
         def loss(samples: list[int]) -> Tensor:

@@ -49,7 +49,7 @@ class DPORole(Role[PolicyNet]):
         """This rank's share of the response tokens' log-probabilities, in nats."""
         return self.compute_share(sequences, lambda row: self.engine.forward(row, TEMPERATURE)[0])
 
-    def use(self, train: Sequences, reference: Float32) -> None:
+    def set_data(self, train: Sequences, reference: Float32) -> None:
         """Set the data; later calls identify pairs by index.
 
         Args:
@@ -59,14 +59,14 @@ class DPORole(Role[PolicyNet]):
         require_finite("logprobs of the reference", torch.from_numpy(reference))
         self.train, self.reference, self.is_fresh = train, reference, True
 
-    def update(self, chosen: Sequence[int]) -> dict[str, float]:
+    def update(self, indices: Sequence[int]) -> dict[str, float]:
         """Take one optimizer step on the given pairs; returns metrics over all ranks.
 
         Raises:
             CanaryError: the policy differs from the reference before the first step.
         """
         lengths = self.train.lengths
-        micro_batches = self.micro_batches(chosen, self.pair_lengths(lengths))
+        micro_batches = self.micro_batches(indices, self.pair_lengths(lengths))
         sums = torch.zeros(len(MEANS) + 1, dtype=torch.float64)
 
         config = self.recipe.dpo
@@ -77,12 +77,12 @@ class DPORole(Role[PolicyNet]):
             sums.add_(_stack_sums(terms, logprobs.detach(), reference).double().cpu())
             return terms.loss
 
-        samples = np.array([2 * pair + side for pair in chosen for side in (0, 1)])
+        samples = np.array([2 * pair + side for pair in indices for side in (0, 1)])
         predicted = int(self.train.response_lengths[samples].sum())
-        metrics = self.train_step(micro_batches, loss, len(chosen), lengths[samples], predicted)
+        metrics = self.train_step(micro_batches, loss, len(indices), lengths[samples], predicted)
         *totals, distance = self.engine.all_reduce(sums).tolist()
-        self._check_start(chosen, distance)
-        means = {name: total / len(chosen) for name, total in zip(MEANS, totals, strict=True)}
+        self._check_start(indices, distance)
+        means = {name: total / len(indices) for name, total in zip(MEANS, totals, strict=True)}
         return {**means, "rewards/margins": means["rewards/chosen"] - means["rewards/rejected"], **metrics}
 
     def _response_logprobs(self, pairs: list[int]) -> tuple[Tensor, Tensor]:
@@ -96,13 +96,13 @@ class DPORole(Role[PolicyNet]):
         reference = torch.from_numpy(self.reference[samples]).to(self.device)
         return logprobs.view(-1, 2).T, reference.view(-1, 2).T
 
-    def _check_start(self, chosen: Sequence[int], distance: float) -> None:
+    def _check_start(self, indices: Sequence[int], distance: float) -> None:
         """Before the first step, check that policy and reference agree; distance is Σ |log π − log π_ref|."""
         if not self.is_fresh:
             return
         self.is_fresh = False
         lengths = self.train.response_lengths
-        tokens = int((lengths[0::2] + lengths[1::2])[np.asarray(chosen)].sum())
+        tokens = int((lengths[0::2] + lengths[1::2])[np.asarray(indices)].sum())
         limits = Limits.of(self.recipe.canaries, self.recipe.model.dtype)
         check({"objective/logratio_abs_mean": distance / tokens}, 0, limits)
 

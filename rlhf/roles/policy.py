@@ -109,8 +109,8 @@ class PolicyRole(LanguageRole):
             self.engine.skip_updates(len(plan))
             return {"policy/updates": 0.0, "policy/tokens": 0.0}
         totals, norms, begun = [], [], time.perf_counter()
-        for done, chosen in enumerate(plan, start=1):
-            total, norm = self._update_minibatch(experience, chosen)
+        for done, indices in enumerate(plan, start=1):
+            total, norm = self._update_minibatch(experience, indices)
             totals.append(total)
             norms.append(norm)
             if algorithm.target_kl is not None and _mean_of(total, "approxkl") > algorithm.target_kl:
@@ -131,15 +131,15 @@ class PolicyRole(LanguageRole):
             }
         )
 
-    def _update_minibatch(self, experience: Experience, chosen: Sequence[int]) -> tuple[Tensor, float]:
+    def _update_minibatch(self, experience: Experience, indices: Sequence[int]) -> tuple[Tensor, float]:
         """Take one optimizer step.
 
         Returns the sums over all ranks in the order of ``SUMS``, the first two divided by the normaliser, and the
         gradient norm.
         """
         algorithm, sequences = self.recipe.algorithm, experience.rollouts.sequences
-        index = token_index(sequences, chosen)
-        lengths, mask = sequences.response_lengths[np.asarray(chosen)], experience.response_mask[index]
+        index = token_index(sequences, indices)
+        lengths, mask = sequences.response_lengths[np.asarray(indices)], experience.response_mask[index]
         count = normaliser(algorithm.averaging, lengths, mask, self.recipe.rollout.max_response_length)
         sums = torch.zeros(len(SUMS), dtype=torch.float64)
 
@@ -148,7 +148,7 @@ class PolicyRole(LanguageRole):
             sums.add_(statistics)
             return value
 
-        micro_batches = [self._make_batch(experience, part) for part in self.micro_batches(chosen, sequences.lengths)]
+        micro_batches = [self._make_batch(experience, part) for part in self.micro_batches(indices, sequences.lengths)]
         norm = self.engine.update(micro_batches, loss, count)
         total = self.engine.all_reduce(sums)
         total[:2] /= max(1, count)

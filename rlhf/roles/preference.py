@@ -26,7 +26,7 @@ from rlhf.types import Sequences
 from rlhf.zero.process_group import Rank
 
 
-class PreferenceRole(ScalarRole):
+class RewardTrainingRole(ScalarRole):
     """A reward model trained on comparisons with −log σ(r_chosen − r_rejected − margin), averaged over pairs.
 
     A reward model keeps its head; a causal language model gets a head that is randomly initialised from the seed.
@@ -56,13 +56,13 @@ class PreferenceRole(ScalarRole):
                 "start from a causal language model, or from a reward model that was trained from one",
             )
 
-    def use(self, train: PairData) -> None:
+    def set_data(self, train: PairData) -> None:
         """Set the data; later calls identify pairs by index."""
         self.train = train
 
-    def update(self, chosen: Sequence[int]) -> dict[str, float]:
+    def update(self, indices: Sequence[int]) -> dict[str, float]:
         """Take one optimizer step on the given pairs; returns metrics over all ranks."""
-        micro_batches = self.micro_batches(chosen, self.pair_lengths(self.train.sequences.lengths))
+        micro_batches = self.micro_batches(indices, self.pair_lengths(self.train.sequences.lengths))
         sums = torch.zeros(2, dtype=torch.float64)
 
         def loss(pairs: list[int]) -> Tensor:
@@ -73,9 +73,9 @@ class PreferenceRole(ScalarRole):
             sums.add_(torch.stack([value.detach(), (rewards[0::2] > rewards[1::2]).sum()]).double().cpu())
             return value
 
-        answers = self.train.sequences.lengths.reshape(-1, 2)[np.asarray(chosen)].ravel()
-        metrics = self.train_step(micro_batches, loss, len(chosen), answers, predicted=0)
-        mean_loss, accuracy = (self.engine.all_reduce(sums) / len(chosen)).tolist()
+        answers = self.train.sequences.lengths.reshape(-1, 2)[np.asarray(indices)].ravel()
+        metrics = self.train_step(micro_batches, loss, len(indices), answers, predicted=0)
+        mean_loss, accuracy = (self.engine.all_reduce(sums) / len(indices)).tolist()
         return {"train/loss": mean_loss, "train/accuracy": accuracy, **metrics}
 
     def rewards(self, sequences: Sequences) -> BlockResult:

@@ -34,15 +34,15 @@ class SFTRole(Role[PolicyNet]):
             total_updates,
         )
 
-    def use(self, train: ExampleData, held_out: ExampleData) -> None:
+    def set_data(self, train: ExampleData, held_out: ExampleData) -> None:
         """Set the data; later calls identify demonstrations by index."""
         self.train, self.held_out = train, held_out
 
-    def update(self, chosen: Sequence[int]) -> dict[str, float]:
+    def update(self, indices: Sequence[int]) -> dict[str, float]:
         """Take one optimizer step on the given demonstrations; returns metrics over all ranks."""
         sequences = self.train.sequences
-        micro_batches = self.micro_batches(chosen, sequences.lengths)
-        count = int(self.train.mask_of(chosen).sum())
+        micro_batches = self.micro_batches(indices, sequences.lengths)
+        count = int(self.train.mask_of(indices).sum())
         total = torch.zeros(1, dtype=torch.float64)
 
         def loss(samples: list[int]) -> Tensor:
@@ -52,7 +52,7 @@ class SFTRole(Role[PolicyNet]):
             total.sub_(logprobs.detach().sum().double().cpu())
             return -logprobs.sum()
 
-        metrics = self.train_step(micro_batches, loss, count, sequences.lengths[np.asarray(chosen)], count)
+        metrics = self.train_step(micro_batches, loss, count, sequences.lengths[np.asarray(indices)], count)
         return {"train/loss": float(self.engine.all_reduce(total)) / count, "train/tokens": float(count), **metrics}
 
     def held_out_logprobs(self) -> BlockResult:

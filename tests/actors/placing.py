@@ -34,7 +34,7 @@ def place(names: dict[str, str], recipe_path: str, settings: list[str]) -> Any:
         return str(error)
     finally:
         if placement is not None:
-            placement.free()
+            placement.release()
 
 
 def places(placement: Placement, names: dict[str, str]) -> dict[str, list[str]]:
@@ -52,7 +52,7 @@ def lose(own: Cluster, names: dict[str, str], recipe_path: str, settings: list[s
     [node] = [node for node in own.worker_nodes if names[node.node_id] == before["critic"][0]]
     own.remove_node(node)
     after = places(placement, names)
-    placement.free()
+    placement.release()
     return [before, after]
 
 

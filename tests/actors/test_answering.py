@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 
 from actors.answering import _unrecorded, answers_of, ignore_progress
-from actors.rollout import Answered
+from actors.rollout import BlockSummary
 from actors.supervisor import Supervisor
 from actors.waiting import PhaseContext
 from rlhf.config.schema import Recipe, RecoveryConfig
 from rlhf.errors import MachineryError
 
 TOLD = (
-    Answered(positions=(3, 0), set_aside=(), faults=()),
-    Answered(positions=(1, 2), set_aside=(2,), faults=((72, "the engine died of it"),)),
-    Answered(positions=(4,), set_aside=(4,), faults=((74, "too long"),)),
+    BlockSummary(positions=(3, 0), set_aside=(), faults=()),
+    BlockSummary(positions=(1, 2), set_aside=(2,), faults=((72, "the engine died of it"),)),
+    BlockSummary(positions=(4,), set_aside=(4,), faults=((74, "too long"),)),
 )
 
 
@@ -34,8 +34,8 @@ class Engines:
         self.events.append((kind, details["prompt"], details["reason"]))
 
     def generate(
-        self, chosen: Sequence[int], seeds: Sequence[int], context: PhaseContext
-    ) -> Iterator[tuple[int, Answered]]:
+        self, indices: Sequence[int], seeds: Sequence[int], context: PhaseContext
+    ) -> Iterator[tuple[int, BlockSummary]]:
         yield from enumerate(TOLD)
 
     def decode(self, tokenizer_folder: Path, block: int, context: PhaseContext) -> dict[int, str]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actors.early_stop import EarlyStopping, Policy, describe_outcome, held_out_prompts, summarise_early_stop
+from actors.early_stop import EarlyStopping, PolicyAccess, describe_outcome, held_out_prompts, summarise_early_stop
 from actors.supervised import Summary
 from rlhf.config.schema import (
     EarlyStopConfig,
@@ -62,7 +62,7 @@ class Watched:
     ) -> None:
         self.run = RunFolder.create(folder, "ppo", "", "abc")
         recipe = Recipe(name="x", tracking=TrackingConfig(wandb="disabled"), ppo=PPOConfig(steps=len(rewards)))
-        policy = Policy(save=self._save, answers=lambda: [f"by version {self.state.step}"])
+        policy = PolicyAccess(save=self._save, answers=lambda: [f"by version {self.state.step}"])
         actors: Any = SimpleNamespace(recipe=recipe)
         config = EarlyStopConfig(every=1, scorer=scorer)
         prompts, tracker = [Prompt(id=i, tokens=(i,)) for i in range(20)], Tracker(self.run, recipe)

@@ -17,7 +17,7 @@ from actors import engines as engines_module
 from actors.engines import Engines
 from actors.placement import Placement
 from actors.process import ProcessLocation, locate_process
-from actors.rollout import Answered
+from actors.rollout import BlockSummary
 from actors.supervisor import Supervisor
 from actors.waiting import PhaseContext
 from rlhf.config.schema import Recipe, RecoveryConfig, RolloutConfig
@@ -50,18 +50,18 @@ class Engine:
     async def build(self, *_: Any) -> ProcessLocation:
         return self.where
 
-    async def use(self, prompts: Any) -> None:
+    async def set_prompts(self, prompts: Any) -> None:
         """The prompts are their own numbers here."""
 
     async def generate(
-        self, positions: Sequence[int], chosen: Sequence[int], seeds: Sequence[int], block_size: int
+        self, positions: Sequence[int], indices: Sequence[int], seeds: Sequence[int], block_size: int
     ) -> AsyncIterator[Any]:
         for begin in range(0, len(positions), block_size):
             some = range(begin, min(begin + block_size, len(positions)))
             for i in some:
-                self._die_of(chosen[i])
-            yield RolloutBlock.pack([rollout(chosen[i], seeds[i], FinishReason.STOP) for i in some])
-            yield Answered(positions=tuple(positions[i] for i in some), set_aside=(), faults=())
+                self._die_of(indices[i])
+            yield RolloutBlock.pack([rollout(indices[i], seeds[i], FinishReason.STOP) for i in some])
+            yield BlockSummary(positions=tuple(positions[i] for i in some), set_aside=(), faults=())
 
     def _die_of(self, prompt: int) -> None:
         mark = self.folder / f"died-of-{prompt}"
@@ -69,10 +69,12 @@ class Engine:
             mark.touch()
             os._exit(1)
 
-    async def set_aside(self, positions: Sequence[int], chosen: Sequence[int], seeds: Sequence[int], fault: str) -> Any:
-        block = RolloutBlock.pack([rollout(p, s, FinishReason.SET_ASIDE) for p, s in zip(chosen, seeds, strict=True)])
-        faults = tuple((prompt, fault) for prompt in chosen)
-        return block, Answered(positions=tuple(positions), set_aside=tuple(positions), faults=faults)
+    async def set_aside(
+        self, positions: Sequence[int], indices: Sequence[int], seeds: Sequence[int], fault: str
+    ) -> Any:
+        block = RolloutBlock.pack([rollout(p, s, FinishReason.SET_ASIDE) for p, s in zip(indices, seeds, strict=True)])
+        faults = tuple((prompt, fault) for prompt in indices)
+        return block, BlockSummary(positions=tuple(positions), set_aside=tuple(positions), faults=faults)
 
     async def stop(self) -> None:
         """Nothing of its own has to be ended."""
@@ -93,10 +95,10 @@ class Fleet:
         self.engines = Engines(recipe, placement, folder, 8, [1], folder, supervisor, publishes=False)
         self.engines.ready([])
 
-    def answers(self, chosen: Sequence[int]) -> dict[int, tuple[int, int]]:
+    def answers(self, indices: Sequence[int]) -> dict[int, tuple[int, int]]:
         """By seed: the prompt that was answered, and why the answer ended. A seed that came twice fails."""
         found: dict[int, tuple[int, int]] = {}
-        for ref, answered in self.engines.generate(chosen, range(len(chosen)), CONTEXT):
+        for ref, answered in self.engines.generate(indices, range(len(indices)), CONTEXT):
             block = ray.get(ref)
             assert len(block) == len(answered.positions)
             for seed, prompt, reason in zip(block.seeds, block.prompt_ids, block.finish_reasons, strict=True):
@@ -122,11 +124,11 @@ def fleet(local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
 
 def test_what_an_engine_had_not_answered_is_answered_by_another_with_the_same_seed(fleet: Any) -> None:
     running = fleet(2)
-    chosen = [1, 2, 3, ONCE, 4, 5, 6, 7]
-    assert running.answers(chosen) == {seed: (prompt, FinishReason.STOP) for seed, prompt in enumerate(chosen)}
+    indices = [1, 2, 3, ONCE, 4, 5, 6, 7]
+    assert running.answers(indices) == {seed: (prompt, FinishReason.STOP) for seed, prompt in enumerate(indices)}
     [died] = [event for event in running.events if event["kind"] == "actor_died"]
     assert (died["phase"], died["step"]) == ("rollout", 2)
-    assert 0 < died["samples_redone"] <= len(chosen)
+    assert 0 < died["samples_redone"] <= len(indices)
 
 
 def test_engines_that_are_killed_together_are_one_restart(fleet: Any) -> None:
@@ -146,24 +148,24 @@ def test_engines_that_are_killed_together_are_one_restart(fleet: Any) -> None:
 
 def test_a_prompt_that_engines_die_of_is_set_aside_and_the_others_are_answered(fleet: Any) -> None:
     running = fleet(1)
-    chosen = [1, 2, POISON, 3]
-    answers = running.answers(chosen)
+    indices = [1, 2, POISON, 3]
+    answers = running.answers(indices)
     assert answers.pop(2) == (POISON, FinishReason.SET_ASIDE)
-    assert answers == {seed: (prompt, FinishReason.STOP) for seed, prompt in enumerate(chosen) if prompt != POISON}
+    assert answers == {seed: (prompt, FinishReason.STOP) for seed, prompt in enumerate(indices) if prompt != POISON}
 
 
 def test_a_prompt_that_engines_died_of_is_given_to_none_again(fleet: Any) -> None:
     """Neither its other samples in the same call, nor those of later ones, cost a death."""
     running = fleet(1)
     deaths = lambda: sum(event["kind"] == "actor_died" for event in running.events)  # noqa: E731
-    chosen = [POISON, POISON, 1, POISON]
+    indices = [POISON, POISON, 1, POISON]
     expected = {
         seed: (prompt, FinishReason.SET_ASIDE if prompt == POISON else FinishReason.STOP)
-        for seed, prompt in enumerate(chosen)
+        for seed, prompt in enumerate(indices)
     }
-    assert running.answers(chosen) == expected
+    assert running.answers(indices) == expected
     assert deaths() == 4, "two, and one for each halving of four"
-    assert running.answers(chosen) == expected
+    assert running.answers(indices) == expected
     assert running.answers([POISON]) == {0: (POISON, FinishReason.SET_ASIDE)}
     assert deaths() == 4
 

@@ -36,7 +36,7 @@ class Ranks:
     def ask(self, method: str, *arguments: Any, context: Any) -> list[Any]:
         return [getattr(self, method)(*arguments)]
 
-    def use(self, train: Any) -> None:
+    def set_data(self, train: Any) -> None:
         """Nothing is trained here."""
 
     def update(self, chosen: Any) -> dict[str, float]:

@@ -46,7 +46,7 @@ class Engine:
     async def heartbeat(self) -> tuple[str, float]:
         return "publish", 4.0
 
-    async def use(self, prompts: Any) -> None:
+    async def set_prompts(self, prompts: Any) -> None:
         """There are none."""
 
     async def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
@@ -138,7 +138,7 @@ class Running:
         return group
 
 
-def test_an_engine_that_is_late_with_the_weights_is_replaced_and_not_asked_for_a_proof(
+def test_an_engine_that_is_late_with_the_weights_is_replaced_and_not_asked_for_its_fingerprint(
     local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engines_module, "RolloutActor", Engine)

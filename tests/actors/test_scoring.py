@@ -16,14 +16,14 @@ import ray
 from actors.early_stop import EarlyStopping
 from actors.group import Group
 from actors.placement import Placement
-from actors.rollout import Answered
+from actors.rollout import BlockSummary
 from actors.run_actors import RunActors
 from actors.scoring import Scoring, ScoringMethod
 from actors.supervisor import Supervisor
 from actors.waiting import PhaseContext
 from rlhf.config.schema import EarlyStopConfig, PlacementConfig, Recipe, RecoveryConfig, RewardSourceConfig, RoleConfig
 from rlhf.errors import LostError, MachineryError
-from rlhf.roles.assemble import Contribution
+from rlhf.roles.assemble import ResultSpec
 from rlhf.roles.block_result import BlockResult, join_samples
 from rlhf.tracking.spans import PhaseTimer
 from rlhf.types import FinishReason, Prompt, Rollout, RolloutBlock
@@ -120,12 +120,12 @@ class Small:
             generate=self._generate,
             mark_outdated=lambda version: None,
             serving=[],
-            admit=lambda context: [engine],
+            wait_for_started=lambda context: [engine],
             backend="",
         )
         engine = SimpleNamespace(name="rollout engine 0", start_ref=None, actor=None)
         engines.wake = lambda part, who, context: self.note(f"wake {part}")
-        engines.prove = lambda whole, sent, version, context: engines.serving.append(engine)
+        engines.verify = lambda whole, sent, version, context: engines.serving.append(engine)
         self.actors = RunActors(recipe, "", self.groups, engines, supervisor)
 
     def note(self, what: str) -> None:
@@ -141,19 +141,17 @@ class Small:
 
     def _generate(
         self, chosen: Sequence[int], seeds: Sequence[int], context: PhaseContext
-    ) -> Iterator[tuple[Any, Answered]]:
+    ) -> Iterator[tuple[Any, BlockSummary]]:
         """The blocks, backwards; the first prompt of each has no answer."""
         assert seeds == range(len(chosen))
         for block in BLOCKS[::-1]:
             places = tuple(chosen.index(prompt) for prompt in block)
-            yield packed(block), Answered(positions=places, set_aside=places[:1], faults=((block[0], "too long"),))
+            yield packed(block), BlockSummary(positions=places, set_aside=places[:1], faults=((block[0], "too long"),))
 
     def scores(self, *roles: str) -> list[np.ndarray]:
         """What each role says of each block."""
         scorers = [
-            ScoringMethod(
-                group=self.groups[role], method="scores", contribution=Contribution(kind="", ranks=RANKS[role])
-            )
+            ScoringMethod(group=self.groups[role], method="scores", result_spec=ResultSpec(kind="", ranks=RANKS[role]))
             for role in roles
         ]
         scoring = Scoring(self.actors, CONTEXT, scorers)

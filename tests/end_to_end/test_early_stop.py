@@ -21,7 +21,7 @@ from rlhf.tracking.quiet import quiet_framework_logs
 from rlhf.tracking.run_folder import RunFolder
 from tests.end_to_end.small import RECIPE, make_small_data, overrides
 
-pytestmark = pytest.mark.slow  # tests/actors/test_early_stop.py and test_keeper.py have the parts
+pytestmark = pytest.mark.slow  # tests/actors/test_early_stop.py and test_checkpoint_manager.py have the parts
 STEPS, EVERY, ENOUGH = 18, 3, 0.15
 SCORERS = f"""
 def reward(prompts, responses):

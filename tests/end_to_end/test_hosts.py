@@ -281,7 +281,7 @@ def test_the_job_runs_to_its_end_and_its_log_is_followed(finished: Finished) -> 
 
 
 def test_weights_were_published_to_engines_on_other_hosts(finished: Finished, ended: Ended) -> None:
-    """A host sees neither the memory nor the temporary files of another; what an engine holds is proven every step.
+    """A host sees neither the memory nor the temporary files of another; what an engine holds is verified every step.
 
     Ray spreads actors at random: one of five engines at least is not where the weights come from.
     """

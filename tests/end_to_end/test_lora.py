@@ -66,7 +66,7 @@ def trainer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PPOTrainer]:
 
 @pytest.fixture(scope="module")
 def reports(trainer: PPOTrainer) -> list[BatchReport]:
-    """Three steps, each from proven weights to the next proven weights."""
+    """Three steps, each from verified weights to the next verified weights."""
     trainer.actors.publish(0, CONTEXT)
     reports, state = [], RunState.start(trainer.recipe)
     for _ in range(trainer.recipe.ppo.steps):
@@ -77,7 +77,7 @@ def reports(trainer: PPOTrainer) -> list[BatchReport]:
 
 def test_there_is_no_reference_beside_the_policy(trainer: PPOTrainer) -> None:
     assert trainer.actors.reference is None
-    [scorer] = [scorer for scorer in trainer.actors.scorers if scorer.contribution.kind == "ref_logprobs"]
+    [scorer] = [scorer for scorer in trainer.actors.scorers if scorer.result_spec.kind == "ref_logprobs"]
     assert (scorer.group, scorer.method) == (trainer.actors.policy, "reference_logprobs")
 
 

@@ -1,4 +1,4 @@
-"""Publishing from ZeRO-3 ranks to a real engine: proven when it is right, stopped when it is sabotaged."""
+"""Publishing from ZeRO-3 ranks to a real engine: verified when it is right, stopped when it is sabotaged."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def trainer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PPOTrainer]:
 
 @pytest.fixture(scope="module")
 def first_step(trainer: PPOTrainer) -> BatchReport:
-    """A whole step, from proven weights to the next proven weights."""
+    """A whole step, from verified weights to the next verified weights."""
     trainer.actors.publish(0, CONTEXT)
     return trainer.step(RunState.start(trainer.recipe))[0]
 

@@ -1,4 +1,4 @@
-"""Tests of a member's transitions: no member serves without having proved the published weights."""
+"""Tests of a member's transitions: no member serves without verification of the published weights."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from rlhf.recovery.member import Member, State, role_of
 
 MOVES: dict[str, Callable[[Member], Member]] = {
     "loaded": Member.loaded,
-    "proved": lambda member: member.proved(member.published),
+    "verified": lambda member: member.verified(member.published),
     "died": Member.died,
     "restarted": Member.restarted,
 }
 ALLOWED = {  # by hand: the drawing at the top of member.py
     ("starting", "loaded"): "loaded",
-    ("loaded", "proved"): "serving",
+    ("loaded", "verified"): "serving",
     ("starting", "died"): "dead",
     ("loaded", "died"): "dead",
     ("serving", "died"): "dead",
@@ -30,7 +30,7 @@ ALLOWED = {  # by hand: the drawing at the top of member.py
 def member_in(state: str, version: int = 3) -> Member:
     """A member that came to ``state`` by lawful moves."""
     starting = Member(name="rollout engine 0", published=version)
-    serving = starting.loaded().proved(version)
+    serving = starting.loaded().verified(version)
     members = [starting, starting.loaded(), serving, serving.died()]
     return {str(member.state): member for member in members}[state]
 
@@ -46,58 +46,58 @@ def test_only_the_moves_of_the_drawing_are_possible(state: str, move: str) -> No
             MOVES[move](member)
 
 
-def test_a_publish_sends_those_back_that_had_proved_other_weights() -> None:
+def test_a_publish_sends_those_back_that_held_other_weights() -> None:
     for state, after in (("starting", "starting"), ("loaded", "loaded"), ("serving", "loaded"), ("dead", "dead")):
         member = member_in(state).published_to(4)
         assert (member.state, member.published) == (after, 4)
 
 
-def test_a_proof_of_other_weights_than_those_published_is_refused() -> None:
+def test_a_verification_of_other_weights_than_those_published_is_refused() -> None:
     late = member_in("serving").published_to(4)
-    with pytest.raises(ValueError, match="rollout engine 0 proved version 3 of the weights; 4 is published"):
-        late.proved(3)
+    with pytest.raises(ValueError, match="rollout engine 0 holds version 3 of the weights; 4 is published"):
+        late.verified(3)
 
 
 def test_a_life() -> None:
-    member = Member(name="policy rank 1").loaded().proved(0)
+    member = Member(name="policy rank 1").loaded().verified(0)
     assert member.serves
     member = member.published_to(1)
     assert member.has_process and not member.serves
-    member = member.proved(1)
+    member = member.verified(1)
     assert member.serves
     member = member.died()
     assert not member.has_process and not member.serves
-    assert member.published_to(2).restarted().loaded().proved(2).serves
+    assert member.published_to(2).restarted().loaded().verified(2).serves
 
 
 class AnyOrder(RuleBasedStateMachine):
-    """Calls in any order, allowed or not, compared with a separate record of published and proved versions."""
+    """Calls in any order, allowed or not, compared with a separate record of published and verified versions."""
 
     def __init__(self) -> None:
         super().__init__()
         self.member = Member(name="engine")
         self.published = 0
-        self.has_proved = False  # since it was last started, and since the last publish
+        self.is_verified = False  # since it was last started, and since the last publish
 
-    @rule(move=st.sampled_from(sorted(set(MOVES) - {"proved"})))
+    @rule(move=st.sampled_from(sorted(set(MOVES) - {"verified"})))
     def move(self, move: str) -> None:
-        """Any move but a proof."""
+        """Any move but a verification."""
         with suppress(ValueError):
             self.member = MOVES[move](self.member)
         if self.member.state == State.DEAD:
-            self.has_proved = False
+            self.is_verified = False
 
     @rule(back=st.integers(0, 2))
-    def prove(self, back: int) -> None:
-        """A proof of the published version, or one that is late by some publishes."""
+    def verify(self, back: int) -> None:
+        """A verification of the published version, or one that is late by some publishes."""
         with suppress(ValueError):
-            self.member = self.member.proved(self.published - back)
-            self.has_proved = True
+            self.member = self.member.verified(self.published - back)
+            self.is_verified = True
 
     @rule()
     def publish(self) -> None:
         """The next version."""
-        self.published, self.has_proved = self.published + 1, False
+        self.published, self.is_verified = self.published + 1, False
         self.member = self.member.published_to(self.published)
 
     @precondition(lambda self: self.member.state in (State.STARTING, State.LOADED))
@@ -105,14 +105,14 @@ class AnyOrder(RuleBasedStateMachine):
     def get_on(self) -> None:
         """The next lawful move up, so that many examples come to serve."""
         if self.member.state is State.LOADED:
-            self.prove(0)
+            self.verify(0)
         else:
             self.move("loaded")
 
     @invariant()
-    def who_serves_has_proved_what_is_published(self) -> None:
+    def who_serves_is_verified_with_what_is_published(self) -> None:
         """The rule that all else is for."""
-        assert self.member.serves == self.has_proved
+        assert self.member.serves == self.is_verified
         assert self.member.published == self.published
 
 

@@ -24,20 +24,20 @@ from rlhf.config.schema import (
 from rlhf.errors import MachineryError
 from rlhf.models.folder import load_tokenizer
 from rlhf.models.scratch import make_scratch
-from rlhf.roles.assemble import BatchReport, Contribution, StepInputs, assemble
+from rlhf.roles.assemble import BatchReport, ResultSpec, StepInputs, assemble
 from rlhf.roles.block_result import BlockResult
 from rlhf.tracking.histogram import experience_histograms
 from rlhf.types import Experience, FinishReason, Prompt, Rollout, RolloutBlock
 
-CONTRIBUTIONS = (
-    Contribution(kind="score", ranks=1, name="quality"),
-    Contribution(kind="score", ranks=2, name="service"),
-    Contribution(kind="old_logprobs", ranks=2),
-    Contribution(kind="ref_logprobs", ranks=3),
-    Contribution(kind="values", ranks=2),
+RESULT_SPECS = (
+    ResultSpec(kind="score", ranks=1, name="quality"),
+    ResultSpec(kind="score", ranks=2, name="service"),
+    ResultSpec(kind="old_logprobs", ranks=2),
+    ResultSpec(kind="ref_logprobs", ranks=3),
+    ResultSpec(kind="values", ranks=2),
 )
 """Two rewards, the policy, the reference and the critic."""
-WITHOUT_CRITIC = CONTRIBUTIONS[:-1]
+WITHOUT_CRITIC = RESULT_SPECS[:-1]
 
 
 @pytest.fixture(scope="module")
@@ -88,10 +88,10 @@ COMPUTES = {
 }
 
 
-def shares(block: list[Rollout], contribution: Contribution) -> list[BlockResult]:
+def shares(block: list[Rollout], result_spec: ResultSpec) -> list[BlockResult]:
     """The block distributed over ranks round robin."""
-    compute = COMPUTES[contribution.name or contribution.kind]
-    dealt = [np.arange(rank, len(block), contribution.ranks) for rank in range(contribution.ranks)]
+    compute = COMPUTES[result_spec.name or result_spec.kind]
+    dealt = [np.arange(rank, len(block), result_spec.ranks) for rank in range(result_spec.ranks)]
     numbers = lambda samples: [np.atleast_1d(compute(block[i])) for i in samples]  # noqa: E731
     return [
         BlockResult(samples=samples, values=np.concatenate([np.zeros(0), *numbers(samples)]).astype(np.float32))
@@ -99,13 +99,13 @@ def shares(block: list[Rollout], contribution: Contribution) -> list[BlockResult
     ]
 
 
-def parts(blocks: list[list[Rollout]], contributions: tuple[Contribution, ...] = CONTRIBUTIONS) -> list[Any]:
+def parts(blocks: list[list[Rollout]], result_specs: tuple[ResultSpec, ...] = RESULT_SPECS) -> list[Any]:
     """The actors' results: each block with the shares of all roles."""
     handed_over: list[Any] = []
     for block in blocks:
         handed_over.append(RolloutBlock.pack(block))
-        for contribution in contributions:
-            handed_over += shares(block, contribution)
+        for result_spec in result_specs:
+            handed_over += shares(block, result_spec)
     return handed_over
 
 
@@ -114,7 +114,7 @@ def batch(
     step: int = 5,
     samples: int = 4,
     on_failure: Any = "drop",
-    contributions: tuple[Contribution, ...] = CONTRIBUTIONS,
+    result_specs: tuple[ResultSpec, ...] = RESULT_SPECS,
     **algorithm: Any,
 ) -> StepInputs:
     recipe = Recipe(
@@ -128,12 +128,12 @@ def batch(
         tracking=TrackingConfig(samples_per_step=samples),
     )
     state = AlgorithmState.start(recipe.algorithm)
-    return StepInputs(recipe=recipe, tokenizer_folder=folder, step=step, state=state, contributions=contributions)
+    return StepInputs(recipe=recipe, tokenizer_folder=folder, step=step, state=state, result_specs=result_specs)
 
 
 def assembled(folder: str, blocks: list[list[Rollout]], **options: Any) -> tuple[Experience, BatchReport]:
     described = batch(folder, **options)
-    return assemble(described, *parts(blocks, described.contributions))
+    return assemble(described, *parts(blocks, described.result_specs))
 
 
 def expected_score(rollout: Rollout) -> float:
@@ -157,7 +157,7 @@ def test_every_number_is_beside_its_token(folder: str) -> None:
     assert experience.scores.tolist() == [expected_score(r) for r in expected]
 
 
-@pytest.mark.parametrize("options", [{}, {"contributions": WITHOUT_CRITIC, "name": "grpo"}], ids=["ppo", "grpo"])
+@pytest.mark.parametrize("options", [{}, {"result_specs": WITHOUT_CRITIC, "name": "grpo"}], ids=["ppo", "grpo"])
 @given(order=st.permutations(range(6)), cuts=st.sets(st.integers(1, 5)))
 def test_nothing_depends_on_the_order_in_which_samples_and_blocks_finish(
     order: list[int], cuts: set[int], folder: str, options: dict[str, Any]
@@ -183,7 +183,7 @@ def test_nothing_depends_on_the_order_in_which_samples_and_blocks_finish(
 def test_a_share_that_is_missing_is_noticed(folder: str, name: str) -> None:
     nothing = BlockResult(samples=np.zeros(0, dtype=np.int64), values=np.zeros(0, dtype=np.float32))
     handed_over = parts([rollouts()])
-    names = [c.name or c.kind for c in CONTRIBUTIONS for _ in range(c.ranks)]
+    names = [c.name or c.kind for c in RESULT_SPECS for _ in range(c.ranks)]
     handed_over[1 + names.index(name)] = nothing
     with pytest.raises(MachineryError, match=f"NaN or infinite, in .*{name}"):
         assemble(batch(folder), *handed_over)
@@ -212,14 +212,14 @@ def test_a_step_has_every_sample_once(folder: str, chosen: list[int], message: s
 
 
 def test_without_a_critic_there_are_no_values(folder: str) -> None:
-    experience, report = assembled(folder, [rollouts()], contributions=WITHOUT_CRITIC, name="rloo")
+    experience, report = assembled(folder, [rollouts()], result_specs=WITHOUT_CRITIC, name="rloo")
     assert experience.values is None and experience.returns is None
     assert "critic/explained_variance" not in report.metrics
 
 
 def test_groups_are_those_of_the_prompts(folder: str) -> None:
     """Leave-one-out of the scores: each is its score less that of the other; the fourth is dropped, the third alone."""
-    experience, _ = assembled(folder, [rollouts()], contributions=WITHOUT_CRITIC, name="rloo", kl_coef=0.0)
+    experience, _ = assembled(folder, [rollouts()], result_specs=WITHOUT_CRITIC, name="rloo", kl_coef=0.0)
     score = [expected_score(r) for r in rollouts()]
     apart = [score[0] - score[1], score[1] - score[0], 0, 0, score[4] - score[5], score[5] - score[4]]
     starts = experience.rollouts.sequences.response_starts
@@ -241,11 +241,11 @@ def test_a_sample_that_a_service_gave_up_on_is_left_out_and_counted(folder: str)
 def test_a_sample_that_one_part_of_the_reward_gave_up_on_stays_dropped(folder: str) -> None:
     """The first service fails on seed 4, the second on seed 9, and the response with seed 6 is quarantined."""
     samples = [replace(r, finish_reason=FinishReason.SET_ASIDE) if r.seed == 6 else r for r in rollouts()]
-    contributions = tuple(Contribution(kind="score", ranks=1, name=name) for name in ("service", "another"))
-    described = batch(folder, contributions=(*contributions, *WITHOUT_CRITIC[2:]), name="rloo")
+    result_specs = tuple(ResultSpec(kind="score", ranks=1, name=name) for name in ("service", "another"))
+    described = batch(folder, result_specs=(*result_specs, *WITHOUT_CRITIC[2:]), name="rloo")
     drop = RewardSourceConfig(endpoint=EndpointConfig(url="http://h", on_failure="drop"))
     described = replace(described, recipe=replace(described.recipe, rewards={"service": drop, "another": drop}))
-    experience, report = assemble(described, *parts([samples], described.contributions))
+    experience, report = assemble(described, *parts([samples], described.result_specs))
     has_tokens = np.add.reduceat(experience.response_mask, experience.rollouts.sequences.response_starts) > 0
     assert has_tokens.tolist() == [True, False, True, False, True, False]
     assert (report.metrics["rollout/dropped"], report.metrics["rollout/set_aside"]) == (3, 1)

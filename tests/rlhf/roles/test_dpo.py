@@ -72,7 +72,7 @@ def train(rank: Rank, folder: Path, recipe: Recipe, out: Path) -> dict[str, Any]
     """Metrics of two updates, and held-out metrics after them; the model is saved."""
     role = DPORole(recipe, str(folder), 2, rank)
     reference, held_out = logprobs(role, TRAIN, rank), logprobs(role, HELD_OUT, rank)
-    role.use(TRAIN, reference)
+    role.set_data(TRAIN, reference)
     metrics = [role.update(CHOSEN) for _ in range(2)]
     evaluated = held_out_metrics(logprobs(role, HELD_OUT, rank), held_out, np.arange(len(HELD_OUT) // 2), recipe.dpo)
     role.save(out)
@@ -171,7 +171,7 @@ def test_two_updates_are_the_plain_ones_and_the_model_is_saved_as_it_is(
 def start_elsewhere(rank: Rank, folder: Path, recipe: Recipe) -> None:
     """A reference that differs from the policy by one nat per answer."""
     role = DPORole(recipe, str(folder), 2, rank)
-    role.use(TRAIN, logprobs(role, TRAIN, rank) + 1)
+    role.set_data(TRAIN, logprobs(role, TRAIN, rank) + 1)
     role.update(CHOSEN)
 
 

@@ -43,7 +43,7 @@ def recipe(stage: int, shared: int = 1, model: ModelConfig | None = None) -> Rec
 def first_update(rank: Rank, folder: Path, recipe: Recipe) -> tuple[Examination, dict[str, float]]:
     role = SFTRole(recipe, str(folder), 1, rank)
     data = ExampleData(sequences=TRAIN, mask=np.ones(int(TRAIN.response_lengths.sum()), np.bool_))
-    role.use(data, data)
+    role.set_data(data, data)
     return role.examined(), role.update(range(len(TRAIN)))
 
 
@@ -113,7 +113,7 @@ def in_chunks(rank: Rank, folder: Path, recipe: Recipe) -> list[float]:
     policy.CHUNK = 8
     role = SFTRole(recipe, str(folder), 2, rank)
     data = ExampleData(sequences=UNEVEN, mask=np.ones(20, np.bool_))
-    role.use(data, data)
+    role.set_data(data, data)
     losses = []
     for _ in range(2):
         role.held_out_logprobs()

@@ -340,7 +340,7 @@ def supervise(rank: Rank, folder: Path, recipe: Recipe, out: Path) -> dict[str, 
     """Two supervised updates of adapters; the model is saved."""
     role = SFTRole(recipe, str(folder), 2, rank)
     data = ExampleData(sequences=SEQUENCES, mask=np.ones(int(SEQUENCES.response_lengths.sum()), np.bool_))
-    role.use(data, data)
+    role.set_data(data, data)
     losses = [role.update(list(range(len(SEQUENCES))))["train/loss"] for _ in range(2)]
     held_out = gathered(role.held_out_logprobs(), rank)
     role.save(out)

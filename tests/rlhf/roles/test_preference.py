@@ -16,7 +16,7 @@ from rlhf.models.load import load_classifier, reward_shift
 from rlhf.models.scalar import init_reward_head
 from rlhf.models.scratch import train_tokenizer
 from rlhf.roles.block_result import BlockResult, join_samples
-from rlhf.roles.preference import PreferenceRole
+from rlhf.roles.preference import RewardTrainingRole
 from rlhf.roles.supervised_data import PairData
 from rlhf.types import Pair
 from rlhf.zero.process_group import Rank
@@ -67,8 +67,8 @@ def recipe(ranks: int, stage: int, budget: int, shared: int) -> Recipe:
 
 def train(rank: Rank, folder: Path, recipe: Recipe, out: Path) -> dict[str, Any]:
     """Metrics of two updates, rewards after them; the model is saved with a shift."""
-    role = PreferenceRole(recipe, str(folder), 2, rank)
-    role.use(pairs())
+    role = RewardTrainingRole(recipe, str(folder), 2, rank)
+    role.set_data(pairs())
     metrics = [role.update(CHOSEN) for _ in range(2)]
     share = role.rewards(pairs().sequences)
     role.save_shifted(out, shift=-0.25)
@@ -130,7 +130,7 @@ def test_two_updates_are_the_plain_ones_and_the_model_is_saved_as_it_is(
 
 def start(rank: Rank, folder: Path) -> BlockResult:
     """Rewards before any update."""
-    role = PreferenceRole(recipe(1, 0, 1000, 1), str(folder), 2, rank)
+    role = RewardTrainingRole(recipe(1, 0, 1000, 1), str(folder), 2, rank)
     return role.rewards(pairs().sequences)
 
 

@@ -59,7 +59,7 @@ def recipe(ranks: int, stage: int, budget: int, shared: int) -> Recipe:
 def train(rank: Rank, folder: Path, recipe: Recipe, out: Path) -> dict[str, Any]:
     """Metrics of two updates and log-probabilities of held-out completions after them; the model is saved."""
     role = SFTRole(recipe, str(folder), 2, rank)
-    role.use(
+    role.set_data(
         ExampleData(sequences=TRAIN, mask=np.array(MASK)),
         ExampleData(sequences=HELD_OUT, mask=np.ones(6, dtype=bool)),
     )

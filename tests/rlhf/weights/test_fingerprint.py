@@ -138,7 +138,7 @@ def test_differences_name_what_is_changed_missing_or_too_much() -> None:
     ]
 
 
-def test_a_tied_head_that_the_engine_has_not_is_proven_by_the_embedding() -> None:
+def test_a_tied_head_that_the_engine_has_not_is_verified_by_the_embedding() -> None:
     sent = {"embed_tokens.weight": 7, "lm_head.weight": 7, "layers.0": 3}
     assert differences(sent, {"embed_tokens.weight": 7, "layers.0": 3}) == []
     assert differences(sent, {"embed_tokens.weight": 8, "layers.0": 3}) == ["embed_tokens.weight"]

@@ -10,7 +10,7 @@ from typing import Protocol, TypeVar
 
 from ray.exceptions import RayError
 
-from actors.keeper import Keeper, ResumePoint
+from actors.checkpoint_manager import CheckpointManager, ResumePoint
 from actors.supervisor import as_loss
 from actors.trainer import PPOTrainer
 from actors.waiting import PhaseContext
@@ -33,15 +33,15 @@ class Observer(Protocol):
         """Evaluate the policy after a step; returns metrics to record with the step, and the observer's state."""
 
 
-class Survivor:
+class TrainingLoop:
     """Runs the steps from a resume point, keeps snapshots and checkpoints, and repeats a step that lost an actor."""
 
-    def __init__(self, trainer: PPOTrainer, keeper: Keeper, start: ResumePoint) -> None:
-        self.trainer, self.keeper = trainer, keeper
+    def __init__(self, trainer: PPOTrainer, checkpoints: CheckpointManager, start: ResumePoint) -> None:
+        self.trainer, self.checkpoints = trainer, checkpoints
         self.state, self.pregenerated_blocks = start
         self.actors, self.supervisor = trainer.actors, trainer.actors.supervisor
         self.steps = trainer.recipe.ppo.steps
-        trainer.between_phases = lambda: keeper.finish_checkpoint(wait_for_it=False)
+        trainer.between_phases = lambda: checkpoints.finish_checkpoint(wait_for_it=False)
         self.limits = canaries.Limits.of(
             trainer.recipe.canaries, trainer.recipe.model.dtype, trainer.recipe.ppo.staleness
         )
@@ -52,7 +52,7 @@ class Survivor:
         try:
             self.actors.publish(self.state.step, context)
             if self.trainer.recipe.checkpoint.snapshot_every:
-                self.keeper.take_snapshot(self.state, self.pregenerated_blocks)
+                self.checkpoints.take_snapshot(self.state, self.pregenerated_blocks)
         except (LostError, RayError) as error:
             self._recover(error, context)
 
@@ -70,12 +70,14 @@ class Survivor:
         except Stopped as stop:
             self.actors.engines.kill()  # their answers are not needed, and the checkpoint needs the CPUs
             with self.supervisor.deadlines.undisturbed():
-                self.keeper.begin_checkpoint()
-                self.keeper.finish_checkpoint(wait_for_it=True)
-            raise Stopped(stop.why, str(self.keeper.committed.path) if self.keeper.committed else "") from None
+                self.checkpoints.begin_checkpoint()
+                self.checkpoints.finish_checkpoint(wait_for_it=True)
+            raise Stopped(
+                stop.why, str(self.checkpoints.committed.path) if self.checkpoints.committed else ""
+            ) from None
         except RLHFError:
             with suppress(RLHFError), self.supervisor.deadlines.undisturbed():
-                self.keeper.finish_checkpoint(wait_for_it=True)  # it is of an earlier step, before the error
+                self.checkpoints.finish_checkpoint(wait_for_it=True)  # it is of an earlier step, before the error
             raise
 
     def retry(self, call: Callable[[], Result]) -> Result:
@@ -92,7 +94,7 @@ class Survivor:
                 self._recover(error, PhaseContext(phase=self.supervisor.phase, step=step))
                 if self.state.step != step:
                     raise MachineryError(
-                        f"{error}; the policy of step {step} is lost with it. {self.keeper.describe_last()} The "
+                        f"{error}; the policy of step {step} is lost with it. {self.checkpoints.describe_last()} The "
                         "same command resumes from there."
                     ) from error
 
@@ -139,7 +141,7 @@ class Survivor:
 
     def _keep(self, report: BatchReport) -> None:
         try:
-            self.keeper.keep(self.state, self.pregenerated_blocks, report.metrics)
+            self.checkpoints.keep(self.state, self.pregenerated_blocks, report.metrics)
         except (LostError, RayError) as error:
             self._recover(error, PhaseContext(phase=self.supervisor.phase, step=self.state.step - 1))
 
@@ -166,7 +168,7 @@ class Survivor:
         engines.sleep(context)  # on shared GPUs, the restored state needs their memory
         for group in list(actors.groups.values()) if should_replace_all else actors.lost_groups(error):
             actors.rebuild(group)
-        self.state, self.pregenerated_blocks = self.keeper.restore()
+        self.state, self.pregenerated_blocks = self.checkpoints.restore()
         self.trainer.timer.metrics()  # discard the times of the aborted step
         self.supervisor.goodput.set_aside = self.state.set_aside
         self.actors.publish(self.state.step, PhaseContext(phase="publish", step=self.state.step))

@@ -15,7 +15,7 @@ import pytest
 import ray
 
 from actors.blocks import Block
-from actors.keeper import Keeper
+from actors.checkpoint_manager import CheckpointManager
 from actors.supervisor import Supervisor
 from actors.waiting import PhaseContext
 from rlhf.checkpoints.store import CheckpointStore
@@ -55,7 +55,7 @@ class Group:
 
 
 class Running:
-    """A keeper, with all that it needs of a run."""
+    """A checkpoint manager, with all that it needs of a run."""
 
     def __init__(self, root: Path) -> None:
         self.group, self.stop = Group(), False
@@ -67,7 +67,7 @@ class Running:
         tracker: Any = SimpleNamespace(event=self.event, checkpoint=self.committed, wandb_id="")
         self.events: list[tuple[str, dict[str, Any]]] = []
         store = CheckpointStore(self.run.checkpoints, 2, 0)
-        self.keeper = Keeper(actors, self.run, store, "name: x\n", tracker, PhaseTimer())
+        self.checkpoints = CheckpointManager(actors, self.run, store, "name: x\n", tracker, PhaseTimer())
 
     def event(self, kind: str, **details: Any) -> None:
         self.events.append((kind, details))
@@ -98,79 +98,79 @@ def running(local_ray: None, tmp_path: Path) -> Iterator[Running]:
 
 
 def test_a_checkpoint_that_fails_costs_the_run_nothing_until_there_are_too_many(running: Running) -> None:
-    keeper = running.keeper
-    keeper.take_snapshot(running.state(1))
-    keeper.begin_checkpoint()
+    checkpoints = running.checkpoints
+    checkpoints.take_snapshot(running.state(1))
+    checkpoints.begin_checkpoint()
     shutil.rmtree(running.run.checkpoints)  # as if the disk were gone
     running.run.checkpoints.touch()
-    keeper.finish_checkpoint(wait_for_it=True)
-    keeper.keep(running.state(2), (), {})
+    checkpoints.finish_checkpoint(wait_for_it=True)
+    checkpoints.keep(running.state(2), (), {})
     assert [event["in_a_row"] for event in running.told("checkpoint_failed")] == [1, 2]
     with pytest.raises(MachineryError, match="failed 3 times in a row.*There is no checkpoint yet"):
-        keeper.keep(running.state(3), (), {})
+        checkpoints.keep(running.state(3), (), {})
 
 
 def test_with_other_data_an_epoch_of_the_new_prompts_begins(running: Running) -> None:
     """Places in the old order, and rollouts that were made ahead, are of prompts that are other ones now."""
-    keeper, block = running.keeper, Block(rollouts=ray.put(BLOCK), samples=2, set_aside=0)
-    keeper.store.data = (DataFile("rows.jsonl", 9, "aa"),)
-    keeper.take_snapshot(running.state(3), [block])
-    keeper.begin_checkpoint()
-    keeper.finish_checkpoint(wait_for_it=True)
-    assert keeper.committed is not None and keeper.committed.manifest.data == keeper.store.data
-    state, pregenerated_blocks = keeper.load(keeper.committed, PhaseContext(phase="load"))
+    checkpoints, block = running.checkpoints, Block(rollouts=ray.put(BLOCK), samples=2, set_aside=0)
+    checkpoints.store.data = (DataFile("rows.jsonl", 9, "aa"),)
+    checkpoints.take_snapshot(running.state(3), [block])
+    checkpoints.begin_checkpoint()
+    checkpoints.finish_checkpoint(wait_for_it=True)
+    assert checkpoints.committed is not None and checkpoints.committed.manifest.data == checkpoints.store.data
+    state, pregenerated_blocks = checkpoints.load(checkpoints.committed, PhaseContext(phase="load"))
     assert (state.order, len(pregenerated_blocks)) == (OrderState(0, 3), 1)
-    keeper.store.data = (DataFile("rows.jsonl", 2, "bb"),)
-    state, pregenerated_blocks = keeper.load(keeper.committed, PhaseContext(phase="load"))
+    checkpoints.store.data = (DataFile("rows.jsonl", 2, "bb"),)
+    state, pregenerated_blocks = checkpoints.load(checkpoints.committed, PhaseContext(phase="load"))
     assert (state.step, state.order, pregenerated_blocks) == (3, OrderState(1, 0), ())
 
 
 def test_one_that_is_written_makes_up_for_those_that_failed(running: Running) -> None:
-    keeper = running.keeper
+    checkpoints = running.checkpoints
     for step in (1, 2, 3, 4):
-        keeper.take_snapshot(running.state(step))
-        keeper.begin_checkpoint()
+        checkpoints.take_snapshot(running.state(step))
+        checkpoints.begin_checkpoint()
         if step != 2:
             shutil.rmtree(running.run.checkpoints)
-        keeper.finish_checkpoint(wait_for_it=True)
+        checkpoints.finish_checkpoint(wait_for_it=True)
     assert [event["in_a_row"] for event in running.told("checkpoint_failed")] == [1, 1, 2]
     assert [event["step"] for event in running.told("checkpoint")] == [2]
 
 
 def test_a_stop_during_the_wait_for_a_checkpoint_does_not_lose_it(running: Running) -> None:
-    keeper = running.keeper
-    keeper.take_snapshot(running.state(1))
-    keeper.begin_checkpoint()
+    checkpoints = running.checkpoints
+    checkpoints.take_snapshot(running.state(1))
+    checkpoints.begin_checkpoint()
     running.stop = True
     with pytest.raises(Stopped):
-        keeper.finish_checkpoint(wait_for_it=True)
+        checkpoints.finish_checkpoint(wait_for_it=True)
     with running.supervisor.deadlines.undisturbed():
-        keeper.begin_checkpoint()
-        keeper.finish_checkpoint(wait_for_it=True)
+        checkpoints.begin_checkpoint()
+        checkpoints.finish_checkpoint(wait_for_it=True)
     assert [event["step"] for event in running.told("checkpoint")] == [1]
-    assert keeper.committed is not None
-    keeper.committed.verify()
+    assert checkpoints.committed is not None
+    checkpoints.committed.verify()
 
 
 def test_the_snapshot_is_what_a_run_goes_back_to_and_its_record_with_it(running: Running) -> None:
-    running.keeper.take_snapshot(running.state(2))
+    running.checkpoints.take_snapshot(running.state(2))
     running.state(3)
-    state, pregenerated_blocks = running.keeper.restore()
+    state, pregenerated_blocks = running.checkpoints.restore()
     assert (state.step, state.order, running.group.held, list(pregenerated_blocks)) == (2, OrderState(0, 2), 2, [])
     assert running.group.asked == ["restore", "offload"], "it makes room for the engines again"
     assert [row["step"] for row in read_lines(running.run.metrics)] == [0, 1]
 
 
 def test_without_the_snapshot_it_is_the_checkpoint_that_was_being_written(running: Running) -> None:
-    keeper = running.keeper
-    keeper.take_snapshot(running.state(1))
-    keeper.begin_checkpoint()
-    keeper.finish_checkpoint(wait_for_it=True)
-    keeper.take_snapshot(running.state(2))
-    keeper.begin_checkpoint()
+    checkpoints = running.checkpoints
+    checkpoints.take_snapshot(running.state(1))
+    checkpoints.begin_checkpoint()
+    checkpoints.finish_checkpoint(wait_for_it=True)
+    checkpoints.take_snapshot(running.state(2))
+    checkpoints.begin_checkpoint()
     running.state(3)
     running.group.is_lost = True
-    state, _ = keeper.restore()
+    state, _ = checkpoints.restore()
     assert (state.step, running.group.held) == (2, 2)
     assert [event["step"] for event in running.told("snapshot_lost")] == [2]
     assert [event["step"] for event in running.told("checkpoint")] == [1, 2]
@@ -178,16 +178,16 @@ def test_without_the_snapshot_it_is_the_checkpoint_that_was_being_written(runnin
 
 
 def test_rollouts_of_the_next_step_are_kept_with_both(running: Running) -> None:
-    keeper = running.keeper
+    checkpoints = running.checkpoints
     parts = [BLOCK.select([0]), BLOCK.select([1])]
     given = [Block(rollouts=ray.put(part), samples=1, set_aside=i) for i, part in enumerate(parts)]
-    keeper.take_snapshot(running.state(1), given)
-    keeper.begin_checkpoint()
-    keeper.finish_checkpoint(wait_for_it=True)
-    _, pregenerated_blocks = keeper.restore()
+    checkpoints.take_snapshot(running.state(1), given)
+    checkpoints.begin_checkpoint()
+    checkpoints.finish_checkpoint(wait_for_it=True)
+    _, pregenerated_blocks = checkpoints.restore()
     assert list(pregenerated_blocks) == given
     running.group.is_lost = True
-    _, pregenerated_blocks = keeper.restore()
+    _, pregenerated_blocks = checkpoints.restore()
     assert [(block.samples, block.set_aside) for block in pregenerated_blocks] == [(1, 0), (1, 1)]
     for block, part in zip(pregenerated_blocks, parts, strict=True):
         assert ray.get(block.rollouts).sequences.tokens.tolist() == part.sequences.tokens.tolist()
@@ -195,6 +195,6 @@ def test_rollouts_of_the_next_step_are_kept_with_both(running: Running) -> None:
 
 
 def test_a_metric_that_is_not_there_cannot_say_which_checkpoint_is_best(running: Running) -> None:
-    running.keeper.keep(running.state(1), (), {"objective/kl": 1.0})
+    running.checkpoints.keep(running.state(1), (), {"objective/kl": 1.0})
     [told] = running.told("no_best_metric")
     assert told == {"step": 1, "metric": RECIPE.checkpoint.best_metric}

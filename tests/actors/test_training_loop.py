@@ -10,7 +10,7 @@ from ray.exceptions import ObjectStoreFullError
 
 from actors.run_actors import RunActors
 from actors.supervisor import Supervisor
-from actors.survival import Survivor
+from actors.training_loop import TrainingLoop
 from rlhf.config.schema import Recipe, RecoveryConfig
 from rlhf.errors import LostError, MachineryError
 from rlhf.run_state import RunState
@@ -23,7 +23,7 @@ POLICY, REWARD, ENGINES = (
 
 
 class Running:
-    """A ``Survivor`` with fake actors, which records replaced actors and its supervisor's events."""
+    """A ``TrainingLoop`` with fake actors, which records replaced actors and its supervisor's events."""
 
     def __init__(self, restarts: int = 20) -> None:
         recipe = Recipe(name="x", recovery=RecoveryConfig(backoff_seconds=0.0, restarts=restarts))
@@ -47,7 +47,7 @@ class Running:
         )
         trainer: Any = SimpleNamespace(actors=actors, recipe=recipe, timer=SimpleNamespace(metrics=dict))
         state = RunState.start(recipe)
-        self.survivor = Survivor(trainer, SimpleNamespace(restore=lambda: (state, ())), (state, ()))  # type: ignore[arg-type]
+        self.loop = TrainingLoop(trainer, SimpleNamespace(restore=lambda: (state, ())), (state, ()))  # type: ignore[arg-type]
 
     def _replace(self, names: Any) -> None:
         self.replaced += names
@@ -63,7 +63,7 @@ class Running:
                 raise left.pop(0)
             return "done"
 
-        return self.survivor.retry(call)
+        return self.loop.retry(call)
 
 
 def test_all_that_are_gone_are_replaced_and_it_is_one_restart() -> None:

@@ -54,7 +54,7 @@ class Writing:
     tasks: Mapping[ray.ObjectRef, str]
 
 
-class Keeper:
+class CheckpointManager:
     """Keeps the run's last snapshot and its checkpoints.
 
     The loop waits while a snapshot is copied to memory; a checkpoint is written from a snapshot in the background.
