@@ -50,7 +50,7 @@ def ignore_progress(done: int, numbers: Mapping[str, float | str]) -> None:
 
 
 def answers_of(engines: Engines, indices: Sequence[int], tokenizer_folder: Path, report: Report) -> list[str]:
-    """Return one sampled answer to the prompts at these indices of the engines', in this order, without special tokens.
+    """Return a sampled answer to each of the engines' prompts at ``indices``, in this order, without special tokens.
 
     The seed of an answer is its position, so that answers of two models differ only because of the models. The answer
     to a quarantined prompt is empty.

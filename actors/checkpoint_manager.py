@@ -192,8 +192,9 @@ class CheckpointManager:
         return f"The last checkpoint is {self.committed.path}, after step {self.committed.step}."
 
     def restore(self) -> ResumePoint:
-        """Restore the trained groups and the run's files to the last snapshot, or to the last checkpoint if it is lost.
+        """Restore the trained groups and the run's files to the last snapshot.
 
+        If there is none, or part of it is lost, to the last checkpoint; if there is none either, to the initial models.
         Returns the state, and the next step's rollouts if they were generated already.
 
         Raises:

@@ -30,7 +30,7 @@ from rlhf.types import Bool, Prompt
 ANSWERS = "answers.json"
 """File in the best policy's folder with its answers for the comparison before and after PPO."""
 LEAST_GIVEN = 0.9
-"""Smallest fraction of answers with a score: otherwise a few answers could decide which policy is the best."""
+"""Smallest fraction of held-out prompts with a score; below it, an evaluation has no effect on which policy is kept."""
 
 
 def held_out_prompts(config: EarlyStopConfig | None, held_out: Sequence[Prompt]) -> Sequence[Prompt]:
@@ -77,7 +77,7 @@ class EarlyStopping:
         run: RunFolder,
         tracker: Tracker,
     ) -> None:
-        """Args: asked are the indices, among the engines' prompts, of the held-out ``prompts``."""
+        """Args: ``prompts`` are the held-out prompts; ``asked`` are their indices among the engines' prompts."""
         self.config, self.actors, self.timer, self.asked, self.policy = config, actors, timer, asked, policy
         self.prompts = [prompt.tokens for prompt in prompts]
         self.run, self.tracker = run, tracker

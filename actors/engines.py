@@ -74,7 +74,7 @@ class Engines:
     """The rollout engines of a run.
 
     Args:
-        publishes: whether weights will be published; if not, the engines serve the folder's weights at once.
+        publishes: whether weights will be published; if not, the engines serve the weights of ``folder`` at once.
     """
 
     def __init__(

@@ -20,7 +20,7 @@ from rlhf.zero.process_group import Rank
 OFFLOAD = "offload"
 """Method of a role that offloads its state."""
 PARTS: dict[OffloadMode, tuple[Part, ...]] = {"none": (), "states": ("states",), "all": ("states", "weights")}
-"""Parts that are offloaded in each mode."""
+"""Parts that are offloaded in each mode; ``none`` only frees the memory that PyTorch caches."""
 
 
 class Group:
@@ -34,7 +34,7 @@ class Group:
         environment = worker_environment(self.config.threads_per_rank, self.config.ray_address is None)
         self._environment = {"env_vars": environment}
         self.offload_mode = placement.offload_mode(role)
-        """State that the role offloads between phases; None: it is never offloaded."""
+        """See ``Placement.offload_mode``; None: ``offload`` does nothing."""
         self._build: tuple[Any, ...] = ()
         self._rendezvous_file: Path | None = None
         """File of the ranks' rendezvous, if it is a file."""

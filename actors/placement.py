@@ -1,4 +1,4 @@
-"""Places the actors of a run: on GPUs in placement groups, one node each; without GPUs on any node."""
+"""Places the actors of a run: on GPUs in bundles of placement groups, each group on one node; without GPUs anywhere."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ POLL_SECONDS = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class Slot:
-    """A reserved slot: a bundle of a placement group that is on one node."""
+    """A reserved slot: one bundle of a placement group, and the id of the group's node."""
 
     group: PlacementGroup
     bundle: int
@@ -74,7 +74,11 @@ class Placement:
         return any(pool.shared and ENGINES in pool.roles for pool in self.pools)
 
     def offload_mode(self, role: str) -> OffloadMode | None:
-        """State that a role offloads to host memory between its phases; None if no other role needs the GPU memory."""
+        """State that a role offloads to host memory between its phases, whether or not it shares GPUs.
+
+        With mode ``none`` a role that shares GPUs only frees the memory that PyTorch caches; one that does not share
+        them does nothing, and its mode is None.
+        """
         kind = self._offload_modes.get(role, "none")
         shares = any(pool.shared and role in pool.roles for pool in self.pools)
         return kind if kind != "none" or shares else None

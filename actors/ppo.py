@@ -31,7 +31,7 @@ from rlhf.tracking.run_folder import RunFolder
 from rlhf.tracking.tracker import Tracker
 
 BEFORE, AFTER = "before.json", "after.json"
-"""Files in the stage's folder: the policy's answers to held-out prompts before the first and after the last step."""
+"""Files in the stage's folder: held-out answers of the policy before the first step, and of the kept policy."""
 SHOWN = labelled(
     *("objective/scores", "objective/kl", "policy/entropy_avg", "rollout/length_mean", "rollout/logprob_gap_mean"),
     "holdout/score",

@@ -45,7 +45,7 @@ class BlockSummary:
 
 
 class RolloutActor:
-    """One engine. Only this class imports vLLM: its import is slow, and reads the environment that is set here."""
+    """One engine. vLLM is imported in ``build``: the import is slow, and reads the environment that is set here."""
 
     def __init__(self, name: str, log: Path, device: Device, config: RolloutConfig, backend: str | None) -> None:
         redirect_output(log)

@@ -130,7 +130,7 @@ class RunActors:
         return {name: value for answer in answers for name, value in answer.items()}
 
     def offload(self, groups: Sequence[Group], context: PhaseContext, publishes: bool = False) -> None:
-        """Offload groups that share their GPUs; a frozen group that fails during this is replaced.
+        """Offload groups that have an offload mode; a frozen group that fails during this is replaced.
 
         Args:
             publishes: keep the policy's weights on the GPU, because a publish follows.
@@ -142,7 +142,7 @@ class RunActors:
                 self.revive(self.supervisor.with_dead_actors(error), context)
 
     def save(self, folder: Path, context: PhaseContext) -> None:
-        """Write the policy's model to a folder; engines that share its GPUs sleep until it is written."""
+        """Write the policy's model to a folder; engines on its GPUs sleep meanwhile if its offload mode is ``all``."""
         needs_gpu = self.policy.offload_mode == "all" and self.engines.sleeps
         if needs_gpu:
             self.engines.sleep(context)

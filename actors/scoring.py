@@ -45,7 +45,7 @@ class ScoringGroups(Protocol):
         """Scorers of a step."""
 
     def offload(self, groups: Sequence[Group], context: PhaseContext) -> None:
-        """Offload groups that share their GPUs."""
+        """Offload groups that have an offload mode."""
 
     def frozen_groups(self, error: LostError) -> list[Group]:
         """Groups with a lost rank; raises the error if one of them is trained."""
@@ -73,7 +73,7 @@ class Scoring:
     def send(self, block: ray.ObjectRef, samples: int) -> None:
         """Have every scoring rank compute its share of a block of ``samples`` samples.
 
-        Groups that offload their weights for the engines get the block in ``settle``.
+        Groups with offload mode ``all`` get the block in ``settle``, after generation.
         """
         self.blocks.append(block)
         self.sizes.append(samples)

@@ -84,7 +84,8 @@ class Session:
         """Raise if the command should stop; called during every wait.
 
         Raises:
-            Stopped: a stop was requested. The process is ended after the grace period, which leaves no partial commit.
+            Stopped: a stop was requested. A process that has not ended after the grace period is killed; an unfinished
+                checkpoint is not committed.
         """
         reason = self.stop.reason() if self.stop is not None else None
         if self.stop is not None and reason is not None:
@@ -329,8 +330,8 @@ class Session:
         run, checkpoint = RunFolder(self.root, stage), self.checkpoint(stage)
         holder = f"the finished {stage} stage in {run.path}" if checkpoint is None else str(checkpoint.path)
         changes = self.changes_of_data(stage)
-        judged = stage == "ppo" and checkpoint is not None and self.recipe.early_stop is not None
-        if self.recipe.checkpoint.changed_data == "refuse" or judged:  # early_stop compares answers to the same prompts
+        has_early_stop = stage == "ppo" and checkpoint is not None and self.recipe.early_stop is not None
+        if self.recipe.checkpoint.changed_data == "refuse" or has_early_stop:  # it compares answers to the same prompts
             require_same_data(holder, changes, run.path)
         elif changes:
             self.console.print("\n  ".join([f"{holder} was made with other data, which is accepted:", *changes]))

@@ -36,7 +36,10 @@ def running_group(
     builder: Builder,
     *arguments: Any,
 ) -> Iterator[Group]:
-    """Context in which a role's ranks run, each with ``builder(recipe, *arguments, rank)``. None is replaced."""
+    """Context in which a role's ranks run, each with ``builder(recipe, *arguments, rank)``.
+
+    Failed ranks are not replaced.
+    """
     placement = Placement(session.recipe, session.device, stage, session.gpus)
     timeline = TimelineCollector(tracker.timeline, tracker.spans)
     supervisor = Supervisor(session.recipe, tracker.event, session.check, run.path / STATUS, timeline)

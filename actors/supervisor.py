@@ -120,7 +120,7 @@ class Supervisor:
         return True
 
     def serve(self, names: Sequence[str]) -> None:
-        """Mark actors as serving whose weights never change or were just restored."""
+        """Mark actors as serving without a verification: their weights never change, or were just restored."""
         members = [self._actors[name].member for name in names]
         replaced = [self._admit(each.name, each.published) for each in members if not each.serves]
         if any(replaced):

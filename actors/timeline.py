@@ -27,7 +27,8 @@ REMEMBERED = 256
 Actors = Mapping[str, tuple[Any, ProcessLocation]]
 """Handle and location of each actor, by name."""
 Record = Callable[[str, str, Sequence[Span]], None]
-"""Receives group of rows, row, and spans with times of ``time.time``."""
+"""Function that records spans; its arguments are the group of rows, the row, and the spans with times of
+``time.time``."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""One PPO step. The controller holds references, counts and versions; a rollout's tokens go from actor to actor."""
+"""One PPO step. The controller holds Ray object references, counts and weight versions; no rollout's tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs the steps of a PPO run and recovers from failures: a step that lost the policy or the critic is repeated."""
+"""Runs the steps of a PPO run and recovers from failures: a loss of the policy or the critic is rolled back."""
 
 from __future__ import annotations
 
@@ -34,7 +34,10 @@ class Observer(Protocol):
 
 
 class TrainingLoop:
-    """Runs the steps from a resume point, keeps snapshots and checkpoints, and repeats a step that lost an actor."""
+    """Runs the steps from a resume point, and rolls back when the policy or the critic is lost, or an unknown actor.
+
+    A roll-back restores the last snapshot, and the steps since then are repeated.
+    """
 
     def __init__(self, trainer: PPOTrainer, checkpoints: CheckpointManager, start: ResumePoint) -> None:
         self.trainer, self.checkpoints = trainer, checkpoints
@@ -146,7 +149,7 @@ class TrainingLoop:
             self._recover(error, PhaseContext(phase=self.supervisor.phase, step=self.state.step - 1))
 
     def _recover(self, error: LostError | RayError, context: PhaseContext) -> None:
-        """Replace lost actors, restore policy and critic from the last snapshot or checkpoint, and publish the policy.
+        """Replace lost actors, restore policy and critic (see ``CheckpointManager.restore``), and publish the policy.
 
         Raises:
             MachineryError: the restart budget is spent.

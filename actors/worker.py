@@ -29,7 +29,7 @@ PEER_GONE = re.compile(r"gloo|NCCL|ProcessGroup|Connection (closed|reset) by pee
 Builder = str | Callable[..., Any]
 """Factory of a worker's role, or its name as ``module:name``, so that the controller need not import it."""
 ENGINE_GONE = "EngineDeadError"
-"""vLLM's error for a dead engine process; by name, because only rollout actors import vLLM."""
+"""vLLM's error for a dead engine process; by name, because only rollout actors import vLLM's engine."""
 
 
 class Worker:

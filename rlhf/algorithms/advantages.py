@@ -15,7 +15,7 @@ from rlhf.types import Bool, Float32, Int32, Int64
 def generalised_advantages(
     rewards: Float32, values: Float32, response_lengths: Int32, response_mask: Bool, gamma: float, lam: float
 ) -> tuple[Float32, Float32]:
-    """Advantages and returns, (R,) each: δ_t = r_t + γ V_{t+1} − V_t, A_t = Σ_l (γλ)^l δ_{t+l}, R_t = A_t + V_t.
+    """Advantages and returns, (R,) each: δ_t = r_t + γ V_{t+1} − V_t, A_t = Σ_l (γλ)^l δ_{t+l}; returns A_t + V_t.
 
     V after the last token is 0, also for a truncated response, which is treated as terminal (the common convention).
     Tokens outside the mask are removed before the recursion: they carry no value and add no step of decay. Their
@@ -41,7 +41,7 @@ def generalised_advantages(
 def whiten(values: Float32, response_mask: Bool) -> Float32:
     """Normalise (R,) values to mean 0 and variance 1 over the masked tokens of the global batch; 0 elsewhere.
 
-    Uses the unbiased variance, plus 1e-8 under the root, as in the code of Ziegler et al. (2019).
+    The variance is that over n − 1; 1e-8 is added under the root, as in the code of Ziegler et al. (2019).
     """
     chosen = values[response_mask].astype(np.float64)
     whitened = np.zeros(len(values), dtype=np.float32)
@@ -57,18 +57,18 @@ def returns_to_go(rewards: Float32, response_lengths: Int32, response_mask: Bool
 
 
 GROUP_EPSILON = 1e-4
-"""Added to a group's standard deviation before the division, as in verl and TRL (1e-6 to 1e-4)."""
+"""Added to a group's standard deviation before the division, as in TRL."""
 
 
 def group_advantages(algorithm: AlgorithmName, totals: Float32, prompt_ids: Int64, is_counted: Bool) -> Float32:
-    """(B,) advantage of each response relative to the other responses to its prompt.
+    """(B,) advantage of each response relative to its group, the responses to one prompt; r is a response's reward.
 
-    - ``grpo``: (R − mean)/(standard deviation + 1e-4) of the group (Shao et al. 2024, section 4.1).
-    - ``dr_grpo``, ``reinforce++_baseline``: R − mean (Liu et al. 2025, section 3; Hu 2025, section 3.3).
-    - ``rloo``: R − mean of the *others*, which is (R − mean) n/(n − 1) (Ahmadian et al. 2024, section 3).
+    - ``grpo``: (r − mean)/(standard deviation + 1e-4) of the group (Shao et al. 2024, section 4.1).
+    - ``dr_grpo``, ``reinforce++_baseline``: r − mean (Liu et al. 2025, section 3; Hu 2025, section 3.3).
+    - ``rloo``: r − mean of the *others*, which is (r − mean) n/(n − 1) (Ahmadian et al. 2024, section 3).
 
     Args:
-        totals: (B,) R, the reward of each whole response.
+        totals: (B,) r, the reward of each whole response.
         prompt_ids: (B,) equal for the responses of one group.
         is_counted: (B,) false for samples that are left out: they enter no mean, and their advantage is 0.
     """

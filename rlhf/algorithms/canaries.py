@@ -14,7 +14,7 @@ DEFAULTS = {
 }
 """Limits where the recipe sets none.
 
-bfloat16 has 8 bits of mantissa, so kernels that sum in different orders differ by up to this much.
+bfloat16 has 8 significant bits, so kernels that sum in different orders differ by up to this much.
 """
 
 

@@ -20,7 +20,7 @@ def shape_scores(
 ) -> Float32:
     """(B,) scores that the policy is trained on: scaled, clipped, then penalised; the penalties are not scaled.
 
-    The length penalty also applies to responses without an end token, so that running to the limit never pays.
+    The length penalty also applies to responses without an end token, so that not ending does not avoid it.
 
     Args:
         raw: (B,) raw scores of the reward.

@@ -1,6 +1,6 @@
 """State that an algorithm carries from step to step: β, and the moments of the scores.
 
-The state is immutable: a checkpoint keeps a reference to it, and a repeated step starts from the same numbers.
+The state is immutable: a snapshot keeps a reference to it, and a repeated step starts from the same numbers.
 """
 
 from __future__ import annotations

@@ -51,14 +51,14 @@ class BatchReport:
 
 @dataclass(frozen=True, kw_only=True)
 class ResultSpec:
-    """A per-block result (score, log-probabilities or values) and the number of ranks that return a share of it."""
+    """Describes a result that every block needs: its kind, and the number of ranks that each return a share of it."""
 
     kind: str
     """``score``, ``old_logprobs``, ``ref_logprobs`` or ``values``."""
     ranks: int
     """Number of shares, one per rank."""
     name: str = ""
-    """Part of the reward that computes a score; empty for the other kinds."""
+    """Name of the part of the reward, for a score; empty for the other kinds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,7 @@ class StepInputs:
     step: int
     state: AlgorithmState
     result_specs: tuple[ResultSpec, ...]
-    """Results that each block needs, in the order in which their shares follow the block in ``parts``."""
+    """Results that each block needs; their shares follow the block in ``parts`` in this order."""
 
 
 def assemble(batch: StepInputs, *parts: Any) -> tuple[Experience, BatchReport]:

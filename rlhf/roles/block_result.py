@@ -1,4 +1,4 @@
-"""Results of a block: each rank computes those of its share of the samples, and the shares are joined."""
+"""Results of a block: each rank computes those of some of its samples; this module joins them."""
 
 from __future__ import annotations
 

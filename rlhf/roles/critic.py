@@ -53,7 +53,10 @@ class CriticRole(ScalarRole):
         return self.compute_share(block.sequences, lambda row: self.engine.forward(row, row.predict_at))
 
     def update(self, experience: Experience, step: int) -> dict[str, float]:
-        """Run the same epochs and minibatches as the policy; returns metrics over all ranks."""
+        """Run all epochs, with the policy's minibatches; returns metrics over all ranks.
+
+        ``target_kl`` may end the policy's epochs early, never the critic's.
+        """
         algorithm = self.recipe.algorithm
         plan = minibatches(len(experience.rollouts), algorithm.minibatches, algorithm.epochs, [self.recipe.seed, step])
         if not experience.response_mask.any():

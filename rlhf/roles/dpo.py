@@ -33,7 +33,10 @@ MEANS = ("train/loss", "rewards/chosen", "rewards/rejected", "rewards/accuracies
 
 
 class DPORole(Role[PolicyNet]):
-    """A language model trained on comparisons with −log σ(β h), averaged over pairs (Rafailov et al. 2023)."""
+    """A language model trained on comparisons with −log σ(β h), averaged over pairs (Rafailov et al. 2023).
+
+    h = log π/π_ref of the chosen response minus that of the rejected one.
+    """
 
     def __init__(self, recipe: Recipe, folder: str, total_updates: int, rank: Rank) -> None:
         super().__init__(

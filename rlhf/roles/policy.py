@@ -101,7 +101,7 @@ class PolicyRole(LanguageRole):
     def update(self, experience: Experience, step: int) -> dict[str, float]:
         """Run the epochs over the batch, fewer if ``target_kl`` stops them; returns metrics over all ranks.
 
-        If all samples are dropped, no optimizer step is taken: Adam's momentum would still change the weights.
+        If all samples are dropped, no optimizer step is taken: Adam's momentum would change the weights even then.
         """
         algorithm = self.recipe.algorithm
         plan = minibatches(len(experience.rollouts), algorithm.minibatches, algorithm.epochs, [self.recipe.seed, step])

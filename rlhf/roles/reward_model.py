@@ -45,6 +45,9 @@ class RewardRole(ScalarRole):
         print(f"reward model {folder}: read {self.choose_reader()}", flush=True)
 
     def scores(self, block: RolloutBlock) -> BlockResult:
-        """This rank's share of the rewards, one per sample, shifted so that demonstrations score 0 on average."""
+        """This rank's share of the rewards, one per sample, plus the shift that the reward stage saved with the model.
+
+        With it demonstrations score 0 on average; it is 0 for models trained elsewhere.
+        """
         sequences = self.encode(block) if self.encode else block.sequences
         return self.compute_share(sequences, lambda row: self.engine.forward(row) + self.shift)

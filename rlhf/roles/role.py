@@ -39,7 +39,7 @@ Network = TypeVar("Network", bound=RowNet)
 
 
 class Role(Generic[Network]):
-    """One model on one rank. All ranks of the group call every method with the same arguments."""
+    """One model on one rank. Methods are collective: the controller calls them on all ranks with the same arguments."""
 
     def __init__(
         self,
@@ -87,10 +87,10 @@ class Role(Generic[Network]):
     def micro_batches(self, samples: Sequence[int], lengths: Sequence[int] | np.ndarray) -> MicroBatches:
         """This rank's micro-batches of the given samples; every rank has the same number.
 
-        The ranks of a sequence-parallel group have the same micro-batches.
+        The ranks of a model-parallel group (tensor and sequence parallelism) have the same micro-batches.
 
         Args:
-            lengths: tokens of every sample, chosen or not.
+            lengths: tokens of every sample of the data, also of those that are not in ``samples``.
         """
         group, is_padded = self.rank.rank // model_parallel_size(self.config), self.network.form == "padded"
         return plan(samples, lengths, data_parallel_size(self.config), self.row_tokens, is_padded)[group]
@@ -107,7 +107,7 @@ class Role(Generic[Network]):
         return lengths[0::2] + lengths[1::2]
 
     def compute_share(self, sequences: Sequences, compute: Callable[[PackedRow], Tensor]) -> BlockResult:
-        """Run ``compute`` on this rank's part; in a sequence-parallel group only the first rank returns the results."""
+        """Run ``compute`` on this rank's part; in a model-parallel group only the first rank returns the results."""
         micro_batches = self.micro_batches(range(len(sequences)), sequences.lengths)
         share = forward_share(sequences, micro_batches, self.device, compute)
         return BlockResult.empty() if self.rank.rank % model_parallel_size(self.config) else share

@@ -1,4 +1,4 @@
-"""Base class of reward models and critics: a sequence classifier whose attention and head are probed before use."""
+"""Base class of reward models and critics, tested at start: is attention causal, how is the score computed."""
 
 from __future__ import annotations
 

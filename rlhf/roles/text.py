@@ -1,4 +1,4 @@
-"""Rewards that read text: functions and services that score prompts, responses and data rows."""
+"""Rewards that read text: converts blocks of tokens to the text that functions and services score."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ class TextBlock:
 class BlockReader:
     """Converts blocks to text.
 
-    A prompt is the text that the user wrote; a response is its decoded tokens without end and special tokens.
+    A prompt is its text in the data, or its decoded tokens if that is unknown; a response is its decoded tokens without
+    end and special tokens.
     """
 
     def __init__(self, chat: ChatFormat, prompts: Sequence[Prompt]) -> None:
