@@ -279,7 +279,7 @@ class Engines:
         }
 
     def _placeholder_block(self, positions: Sequence[int], call: Generation) -> Iterator[tuple[Any, BlockSummary]]:
-        """Placeholder block for abandoned samples, so that the batch keeps its size."""
+        """Placeholder block for quarantined samples, so that the batch keeps its size."""
         while positions:
             if not self.serving:
                 self.restore_serving(call.context)

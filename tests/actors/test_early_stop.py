@@ -51,7 +51,7 @@ class Scripted(EarlyStopping):
 
 
 class Watched:
-    """A whole run under the watch, one judgement a step; the policy saves, and answers with, its version."""
+    """A whole run under the watch, one held-out evaluation per step; the policy saves, and answers with, its version."""
 
     def __init__(
         self,
@@ -149,7 +149,7 @@ def test_a_policy_that_got_worse_is_not_kept_even_if_its_reward_fell_too(tmp_pat
 SERVICE = RewardSourceConfig(endpoint=EndpointConfig(url="http://127.0.0.1/score", on_failure="drop"))
 
 
-def test_a_judge_that_is_away_is_passed_over(tmp_path: Path) -> None:
+def test_a_held_out_scorer_that_is_away_is_passed_over(tmp_path: Path) -> None:
     nan = float("nan")
     watched = Watched(tmp_path, rewards=[0.0, 1.0, 2.0], means=[0.0, nan, 1.0, nan], scorer=SERVICE)
     steps = watched.go()
@@ -157,7 +157,7 @@ def test_a_judge_that_is_away_is_passed_over(tmp_path: Path) -> None:
     assert [event["step"] for event in read_lines(watched.run.events)] == [1, 3]
     assert watched.state.watch is not None
     assert watched.state.watch.watch.last is not None
-    assert watched.state.watch.watch.last.reward == 0.5, "of both steps since the judgement before"
+    assert watched.state.watch.watch.last.reward == 0.5, "of both steps since the evaluation before"
     assert watched.finish() == ["by version 3"], "nothing says that the last is lower"
     never = Watched(tmp_path / "never", rewards=[0.0], means=[nan, nan], scorer=SERVICE)
     never.go()
@@ -166,10 +166,10 @@ def test_a_judge_that_is_away_is_passed_over(tmp_path: Path) -> None:
     assert never.summary() == {"held-out scorer": "gave no score"}
 
 
-def test_a_judge_that_scores_a_few_answers_says_nothing_of_the_policy(tmp_path: Path) -> None:
+def test_a_held_out_scorer_that_scores_a_few_answers_says_nothing_of_the_policy(tmp_path: Path) -> None:
     """On the one prompt that it scored the policy looks better; the best must not give way to that."""
     watched = Watched(tmp_path, rewards=[0.0, 1.0, 2.0], means=[0.0, 1.0, 5.0, 0.5], scorer=SERVICE)
-    watched.watcher.missing = {1: 17}  # answers without a score, by how many judgements are still to come
+    watched.watcher.missing = {1: 17}  # answers without a score, by how many evaluations are still to come
     steps = watched.go()
     assert [step.get("holdout/score") for step in steps] == [pytest.approx(1.0), None, pytest.approx(0.5)]
     assert steps[2]["holdout/best_step"] == 1
@@ -177,14 +177,14 @@ def test_a_judge_that_scores_a_few_answers_says_nothing_of_the_policy(tmp_path: 
     assert (event["given"], event["asked"]) == (3, 20)
 
 
-def test_a_judge_of_which_nothing_may_be_missing_stops_the_run_by_name(tmp_path: Path) -> None:
+def test_a_held_out_scorer_of_which_nothing_may_be_missing_stops_the_run_by_name(tmp_path: Path) -> None:
     watched = Watched(tmp_path, rewards=[0.0, 1.0], means=[0.0, 1.0, 2.0])
     watched.watcher.missing = {1: 1}
     with pytest.raises(MachineryError, match=r"NaN or infinite, in scores \(by the held-out scorer\): 1"):
         watched.go()
 
 
-def test_a_judge_need_not_score_what_was_not_answered(tmp_path: Path) -> None:
+def test_a_held_out_scorer_need_not_score_what_was_not_answered(tmp_path: Path) -> None:
     watched = Watched(tmp_path, rewards=[0.0], means=[0.0, 1.0])
     watched.watcher.unanswered = 2
     [step] = watched.go()
@@ -213,7 +213,7 @@ def test_too_few_held_out_prompts_are_refused() -> None:
     assert "data.held_out_fraction" in caught.value.fix
 
 
-def test_a_prompt_that_is_judged_several_times_is_one_observation(tmp_path: Path) -> None:
+def test_a_prompt_that_is_evaluated_several_times_is_one_observation(tmp_path: Path) -> None:
     """Ten prompts twice: means of neighbours, -18/19, -14/19 ... 18/19, whose interval is Student's of ten numbers.
 
     s² = (2/19)² · 4 · 82.5/9, so ±t_9 s/√10 = ±2.262157 · .637375/3.162278 = ±.455953 without the wobble of .01.

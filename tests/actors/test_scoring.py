@@ -255,8 +255,8 @@ def test_roles_with_states_alone_to_move_update_together(actors: Any) -> None:
     assert told[2:] == [f"critic: {STATES}", f"policy: {STATES}"]
 
 
-def judge(small: Small) -> EarlyStopping:
-    """A watch over answers to all prompts, which the run's judge scores twice as high."""
+def early_stop(small: Small) -> EarlyStopping:
+    """Early stopping over answers to all prompts, which the held-out scorer scores twice as high."""
     config = EarlyStopConfig(scorer=RewardSourceConfig(function="x:y", weight=2.0))
     asked = [prompt for block in BLOCKS for prompt in block]
     unused: Any = None
@@ -264,10 +264,10 @@ def judge(small: Small) -> EarlyStopping:
     return EarlyStopping(config, small.actors, PhaseTimer(), asked, prompts, unused, unused, unused)
 
 
-def test_a_judge_that_loses_a_rank_is_rebuilt_and_goes_on(actors: Any) -> None:
+def test_a_held_out_scorer_that_loses_a_rank_is_rebuilt_and_goes_on(actors: Any) -> None:
     """Not its first rank: the others are known by name as well. Prompts without an answer have no score."""
     small = actors(["judge"], ("judge", 1, 20))
-    scores, answered = judge(small)._scores(7)
+    scores, answered = early_stop(small)._scores(7)
     nan = float("nan")
     np.testing.assert_array_equal(scores, [nan, 22, 24, nan, 42, nan, 62, 64, 66])
     assert answered.tolist() == [False, True, True, False, True, False, True, True, True]
@@ -279,6 +279,6 @@ def test_a_judge_that_loses_a_rank_is_rebuilt_and_goes_on(actors: Any) -> None:
     ]  # fmt: skip
 
 
-def test_a_judgement_bears_only_so_many_prompts_without_an_answer(actors: Any) -> None:
+def test_an_evaluation_bears_only_so_many_prompts_without_an_answer(actors: Any) -> None:
     with pytest.raises(MachineryError, match=r"3 samples were quarantined, more than recovery\.bad_samples = 2"):
-        judge(actors(["judge"], ("nobody", 0, 0), bad_samples=2))._scores(7)
+        early_stop(actors(["judge"], ("nobody", 0, 0), bad_samples=2))._scores(7)

@@ -16,12 +16,14 @@ from rlhf.errors import UserError
 from rlhf.evaluation.overoptimisation import HeldOutEvaluation, Watch
 from rlhf.run_state import RunState, WatchState
 
-JUDGED = HeldOutEvaluation(step=4, reward=1 / 3, scores=(0.1, math.inf, -0.0))
+EVALUATED = HeldOutEvaluation(step=4, reward=1 / 3, scores=(0.1, math.inf, -0.0))
 STATE = RunState(
     step=7,
     order=OrderState(epoch=1, position=3),
     algorithm=AlgorithmState(kl_coef=0.1 / 3, scores=Moments(count=9, mean=math.pi, squares=1e-300)),
-    watch=WatchState(watch=Watch(judgements=3, patience=1, best=JUDGED, last=JUDGED), rewards=(0.5,), stop="it fell"),
+    watch=WatchState(
+        watch=Watch(judgements=3, patience=1, best=EVALUATED, last=EVALUATED), rewards=(0.5,), stop="it fell"
+    ),
     sizes={"metrics.jsonl": 123},
     set_aside=2,
     goodput={"useful": 1.5, "lost_by_kind": {"died": 0.25}},
@@ -42,8 +44,8 @@ def test_a_state_comes_back_as_it_was() -> None:
 
 def test_a_missing_score_comes_back_as_missing() -> None:
     assert STATE.watch is not None
-    judged = replace(JUDGED, scores=(math.nan, 1.0))
-    state = replace(STATE, watch=replace(STATE.watch, watch=replace(STATE.watch.watch, best=judged)))
+    evaluated = replace(EVALUATED, scores=(math.nan, 1.0))
+    state = replace(STATE, watch=replace(STATE.watch, watch=replace(STATE.watch.watch, best=evaluated)))
     again = through_a_file(state).watch
     assert again is not None
     assert again.watch.best is not None

@@ -286,9 +286,9 @@ def test_roles_that_make_room_are_counted_one_at_a_time() -> None:
     assert together.host == sharing("states").shared[0].host + weights
 
 
-def test_a_judge_keeps_its_weights_beside_the_engines() -> None:
-    judged = EarlyStopConfig(scorer=RewardSourceConfig(model="Qwen/Qwen2.5-0.5B"))
-    stage = sharing("all", early_stop=judged)
+def test_a_held_out_scorer_keeps_its_weights_beside_the_engines() -> None:
+    evaluated = EarlyStopConfig(scorer=RewardSourceConfig(model="Qwen/Qwen2.5-0.5B"))
+    stage = sharing("all", early_stop=evaluated)
     assert stage.resting["judge"] == "states" and stage.resting["reward model"] == "all"
     judge = next(use for use in stage.uses if use.role == "judge")
     assert judge.waiting["rollout"].weights == 2 * judge.parameters

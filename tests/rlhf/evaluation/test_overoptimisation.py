@@ -92,9 +92,9 @@ def test_the_best_of_many_by_chance_does_not_stop_a_run_either() -> None:
         ([0.0, 1.0, 0.5, 0.99, 0.5, 0.5], [False, False, False, False, False, True]),
         ([0.0, 1.0, 0.5, 1.5, 1.0, 1.0], [False, False, False, False, False, True]),
     ],
-    ids=["twice in a row", "begins anew after a judgement as high", "and after a new best"],
+    ids=["twice in a row", "begins anew after an evaluation as high", "and after a new best"],
 )
-def test_patience_counts_judgements_in_a_row(means: list[float], stops: list[bool]) -> None:
+def test_patience_counts_evaluations_in_a_row(means: list[float], stops: list[bool]) -> None:
     _, decisions = follow(watching(patience=2), [(float(step), mean) for step, mean in enumerate(means)])
     assert [each.stop for each in decisions] == stops
 
@@ -116,7 +116,7 @@ def test_the_start_has_the_reward_of_the_first_step() -> None:
     assert decision.stop
 
 
-def test_with_one_step_between_judgements_the_first_cannot_stop_the_run() -> None:
+def test_with_one_step_between_evaluations_the_first_cannot_stop_the_run() -> None:
     """The only reward known is that of the start itself."""
     watch, _ = watching().evaluate(0, [], scores(1.0, 0))
     _, decision = watch.evaluate(1, [3.0], scores(0.0, 1))
