@@ -63,7 +63,7 @@ class PolicyAccess:
 class EarlyStopping:
     """Evaluates the policy on held-out prompts before the first step, every ``every`` steps and after the last one.
 
-    The policy with the best held-out score is kept.
+    The policy with the best held-out score so far is saved; ``kept_step`` selects the run's model.
     """
 
     def __init__(

@@ -51,7 +51,7 @@ class Scripted(EarlyStopping):
 
 
 class Watched:
-    """A whole run under the watch, one held-out evaluation per step; the policy saves, and answers with, its version."""
+    """A whole run under the watch, one evaluation per step; the policy saves, and answers with, its version."""
 
     def __init__(
         self,
