@@ -42,6 +42,7 @@ class Engine:
             enforce_eager=True,
             max_model_len=work.PROMPT + work.NEW,
             enable_chunked_prefill=False,
+            kv_cache_memory_bytes=2**30,
             logprobs_mode="processed_logprobs",
         )
         self.sampling = SamplingParams(temperature=1.0, max_tokens=work.NEW, logprobs=0, detokenize=False)

@@ -49,7 +49,6 @@ def engine_environment(device: Device, config: RolloutConfig, backend: str | Non
     cores = sorted(os.sched_getaffinity(0))
     return {
         **shared,
-        "VLLM_CPU_KVCACHE_SPACE": str(max(1, round(config.memory_gib))),
         # vLLM's default leaves one core idle.
         "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)),
         # Without a separate worker process vLLM is imported once less, which saves about ten seconds.
@@ -64,8 +63,11 @@ def engine_arguments(device: Device, config: RolloutConfig, sleeps: bool) -> dic
     """Arguments of vLLM's engine that apply to one kind of device only."""
     if device == "cuda":
         return {"gpu_memory_utilization": config.gpu_memory_fraction, "enable_sleep_mode": sleeps}
-    # A chunked prefill rewinds the request's seeded generator, which CPU generators do not support: vLLM would crash.
-    return {"enable_chunked_prefill": False}
+    return {
+        "kv_cache_memory_bytes": int(config.memory_gib * 2**30),
+        # A chunked prefill rewinds a request's seeded generator, which CPU generators do not support: vLLM would crash.
+        "enable_chunked_prefill": False,
+    }
 
 
 def host_buffer(device: torch.device, size: int) -> torch.Tensor:

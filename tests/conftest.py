@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported, which reads it once
@@ -14,6 +15,7 @@ import torch
 from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadScopeScheduling
 
+gc.disable()  # while the tests are collected, which imports everything
 torch.set_num_threads(1)  # ranks and engines share few cores
 settings.register_profile("project", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("project")
@@ -41,6 +43,15 @@ class TestsByFile(LoadScopeScheduling):
         file = nodeid.partition("::")[0]
         is_alone = file.startswith(END_TO_END) and not file.removeprefix(END_TO_END).startswith(BESIDE)
         return END_TO_END if is_alone else file
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # some libraries report objects that are alive at the very end
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

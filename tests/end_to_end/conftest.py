@@ -1,11 +1,13 @@
-"""The finished pipeline, which several files read."""
+"""The finished pipeline, and its PPO once more with all that can happen to it; several files read them."""
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
 
+from tests.end_to_end.faults import FEW, Run, Survived, patient
 from tests.end_to_end.small import Pipeline, make_small_data
 
 
@@ -19,3 +21,20 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     (folder / "screen").write_text(done.stdout)
     return run
+
+
+@pytest.fixture(scope="session")
+def resumed(pipeline: Pipeline) -> Survived:
+    """The pipeline's PPO from the same models, killed in its second step, and resumed; then actors are lost."""
+    pipeline.copy_models("broken")
+    (pipeline.folder / "marks").mkdir()
+    settings = [*pipeline.settings("broken"), *patient(FEW)]
+    killed = Run(pipeline.folder, "broken", settings)
+    killed.wait_for(1, "rollout")
+    killed.wait_for_checkpoint(1)
+    killed.process.send_signal(signal.SIGKILL)
+    assert killed.end() == -signal.SIGKILL
+    marks = str(pipeline.folder / "marks")
+    run = Run(pipeline.folder, "broken", settings, program="tests.end_to_end.aimed", AIMED=FEW.aimed, AIMED_MARKS=marks)
+    hit = tuple(run.do(fault) for fault in FEW.sent)
+    return Survived(path=run.path, code=run.end(), hit=hit, said=run.said(), faults=FEW)

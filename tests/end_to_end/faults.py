@@ -16,8 +16,9 @@ from typing import Any
 
 from actors.session import Session
 from rlhf.config.load import load_recipe
+from rlhf.storage.jsonl import read_lines
 from rlhf.tracking.console import Console
-from tests.end_to_end.small import RECIPE, ROOT, overrides
+from tests.end_to_end.small import RECIPE, ROOT, STEPS, overrides
 
 POLL_SECONDS = 0.003
 
@@ -121,4 +122,73 @@ def from_nothing(folder: Path, name: str) -> list[str]:
         "rollout.max_response_length=60",
         "evaluation.prompts=4",
         "recovery.backoff_seconds=0.1",
+    ]
+
+
+ENGINE, REWARD_RANK = "rollout engine 0", "reward e rank 0"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Faults:
+    """All that is done to one run, and what is lost by it."""
+
+    steps: int
+    aimed: str
+    sent: tuple[Fault, ...]
+    lost: tuple[tuple[int, str, str, str], ...]
+    """Step, phase, member and kind of each loss, in their order."""
+    zero_stage: int = 1
+
+
+FEW = Faults(
+    steps=STEPS,
+    aimed="rank-dies@1 slow@1 sender-dies@2",
+    sent=(Fault(step=2, phase="rollout", member=ENGINE, delay=0.0),),
+    lost=(
+        (1, "update", "policy rank 1", "actor_died"),
+        (2, "rollout", ENGINE, "actor_died"),
+        (2, "publish", "policy rank 0", "actor_died"),
+    ),
+)
+"""Of the pipeline's PPO, whose first step is committed before."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Survived:
+    """A run that is over: its folder, its last command's exit code, the faults, and the processes that signals hit."""
+
+    path: Path
+    code: int
+    hit: tuple[int, ...]
+    said: str
+    faults: Faults
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        return read_lines(self.path / "events.jsonl")
+
+    @property
+    def losses(self) -> dict[tuple[int, str], dict[str, Any]]:
+        """By step and phase."""
+        kinds = ("actor_died", "actor_stalled", "actor_failed")
+        return {(event["step"], event["phase"]): event for event in self.events if event["kind"] in kinds}
+
+    def is_whole(self) -> bool:
+        """Whether it ended well, with every step once and every sample there."""
+        assert self.code == 0, self.said
+        rows = read_lines(self.path / "metrics.jsonl")
+        assert [row["step"] for row in rows] == list(range(self.faults.steps))
+        assert all(row["rollout/dropped"] == 0 and row["rollout/set_aside"] == 0 for row in rows)
+        assert all(row["rollout/staleness_mean"] == 0 for row in rows)
+        return (self.path / "model" / "model.safetensors").exists()
+
+
+def patient(faults: Faults) -> list[str]:
+    """Settings for a run that bears these faults: one restart for each loss, and short deadlines."""
+    return [
+        f"recovery.restarts={len(faults.lost)}",
+        "recovery.backoff_seconds=0.1",
+        "recovery.stall_floor_seconds=15",
+        "recovery.stall_factor=3",
+        *(f"placement.{role}.zero_stage={faults.zero_stage}" for role in ("policy", "critic")),
     ]

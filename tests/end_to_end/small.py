@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -53,6 +54,7 @@ def overrides(folder: Path, name: str) -> list[str]:
         "algorithm.critic_warmup_steps=1",
         "rollout.max_response_length=40",
         "rollout.block_size=8",
+        "rollout.memory_gib=0.1",
         "evaluation.prompts=8",
         "evaluation.show=1",
     ]
@@ -86,6 +88,11 @@ class Pipeline:
 
     def stage(self, stage: str) -> Path:
         return self.folder / "runs" / "small" / stage
+
+    def copy_models(self, name: str) -> None:
+        """Give another run of ``settings`` the models that its PPO starts from."""
+        for stage in ("sft", "reward"):
+            shutil.copytree(self.stage(stage), self.folder / "runs" / name / stage)
 
     def metrics(self, stage: str) -> list[dict[str, Any]]:
         return read_lines(self.stage(stage) / "metrics.jsonl")

@@ -26,6 +26,7 @@ from rlhf.tracking.console import Console
 from rlhf.weights.fingerprint import differences, fingerprint
 from tests.end_to_end.small import RECIPE, make_small_data, overrides
 
+pytestmark = pytest.mark.slow  # test_policy_lora.py has the steps, test_publish.py the engine
 REWARD = f"{__file__}:vowels"
 CONTEXT = PhaseContext(phase="test")
 

@@ -8,46 +8,16 @@ from __future__ import annotations
 
 import signal
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from rlhf.recovery.facts import host_memory
 from rlhf.storage.jsonl import read_lines
-from tests.end_to_end.faults import Fault, Run, from_nothing
+from tests.end_to_end.faults import ENGINE, FEW, REWARD_RANK, Fault, Faults, Run, Survived, from_nothing, patient
 from tests.end_to_end.small import make_data_and_reward
 
-ENGINE, REWARD_RANK = "rollout engine 0", "reward e rank 0"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Faults:
-    """All that is done to one run, and what is lost by it."""
-
-    steps: int
-    aimed: str
-    sent: tuple[Fault, ...]
-    lost: tuple[tuple[int, str, str, str], ...]
-    """Step, phase, member and kind of each loss, in their order."""
-    zero_stage: int = 1
-
-
-FEW = Faults(
-    steps=3,
-    aimed="rank-dies@0 slow@0 sender-dies@1",
-    sent=(
-        Fault(step=1, phase="rollout", member=ENGINE, delay=0.3),
-        Fault(step=2, phase="score", member=REWARD_RANK),
-    ),
-    lost=(
-        (0, "update", "policy rank 1", "actor_died"),
-        (1, "rollout", ENGINE, "actor_died"),
-        (1, "publish", "policy rank 0", "actor_died"),
-        (2, "score", REWARD_RANK, "actor_died"),
-    ),
-)
 MANY = Faults(
     steps=7,
     aimed="rank-dies@0 slow@0 sender-dies@1 group-stalls@4 unreadable@6",
@@ -72,46 +42,14 @@ MANY = Faults(
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Survived:
-    """A run that is over: its folder, its exit code, the faults, and the processes that signals hit."""
-
-    path: Path
-    code: int
-    hit: tuple[int, ...]
-    said: str
-    faults: Faults
-
-    @property
-    def events(self) -> list[dict[str, Any]]:
-        return read_lines(self.path / "events.jsonl")
-
-    @property
-    def losses(self) -> dict[tuple[int, str], dict[str, Any]]:
-        """By step and phase."""
-        kinds = ("actor_died", "actor_stalled", "actor_failed")
-        return {(event["step"], event["phase"]): event for event in self.events if event["kind"] in kinds}
-
-    def is_whole(self) -> bool:
-        """Whether it ended well, with every step once and every sample there."""
-        assert self.code == 0, self.said
-        rows = read_lines(self.path / "metrics.jsonl")
-        assert [row["step"] for row in rows] == list(range(self.faults.steps))
-        assert all(row["rollout/dropped"] == 0 and row["rollout/set_aside"] == 0 for row in rows)
-        assert all(row["rollout/staleness_mean"] == 0 for row in rows)
-        return (self.path / "model" / "model.safetensors").exists()
-
-
 def survive(folder: Path, faults: Faults, *settings: str) -> Survived:
     """One run to which all of it is done."""
     make_data_and_reward(folder, seconds=0.3)  # long enough to be killed in
     (folder / "marks").mkdir()
-    stages = [f"placement.{role}.zero_stage={faults.zero_stage}" for role in ("policy", "critic")]
-    stall = ("recovery.stall_floor_seconds=15", "recovery.stall_factor=3")
     run = Run(
         folder,
         "hit",
-        [*from_nothing(folder, "hit"), f"ppo.steps={faults.steps}", *stall, *stages, *settings],
+        [*from_nothing(folder, "hit"), f"ppo.steps={faults.steps}", *patient(faults), *settings],
         program="tests.end_to_end.aimed",
         AIMED=faults.aimed,
         AIMED_MARKS=str(folder / "marks"),
@@ -129,9 +67,11 @@ def survive(folder: Path, faults: Faults, *settings: str) -> Survived:
     ],
 )
 def survived(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Survived:
-    """A run that has the budget of one restart for each of its losses."""
-    folder, faults = tmp_path_factory.mktemp("survival"), request.param
-    return survive(folder, faults, f"recovery.restarts={len(faults.lost)}")
+    """A run that has the budget of one restart for each of its losses; with few of them it was also resumed."""
+    if request.param is FEW:
+        found: Survived = request.getfixturevalue("resumed")
+        return found
+    return survive(tmp_path_factory.mktemp("survival"), request.param)
 
 
 def test_the_run_ends_well_with_every_step_once_and_every_sample_there(survived: Survived) -> None:
@@ -152,7 +92,8 @@ def test_every_loss_is_recorded_with_role_rank_node_process_step_and_phase(survi
 
 def test_causes_are_recorded(survived: Survived) -> None:
     causes = {place: event["cause"] for place, event in survived.losses.items()}
-    assert "killed (SIGKILL leaves no trace)" in causes[1, "rollout"]
+    killed = next((step, phase) for step, phase, member, _ in survived.faults.lost if member == ENGINE)
+    assert "killed (SIGKILL leaves no trace)" in causes[killed]
     if survived.faults.lost != MANY.lost:
         return
     group, stopped, unread = (survived.losses[place] for place in ((4, "score"), (6, "rollout"), (6, "update")))
