@@ -26,7 +26,7 @@ quickstart: env ## the whole chain on a small model: SFT, reward model, PPO, and
 # In a container root may install SLURM and Chromium for the tests that drive them; without these those tests are skipped.
 test: env ## the tests, without a network
 	@test -d /run/systemd/system || tests/system_packages.sh || true
-	$(PYTEST) -n 3 --no-loadscope-reorder
+	$(PYTEST) -n 2 --no-loadscope-reorder
 
 mutants: env ## small bugs, put into a copy of the code one at a time: the tests must notice each (an hour or so)
 	$(BIN)/python -m tests.mutants.run

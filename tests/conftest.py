@@ -36,18 +36,13 @@ BESIDE = (
 
 
 class TestsByFile(LoadScopeScheduling):
-    """Which tests stay together on one worker: those of a file, which share what they set up.
-
-    End-to-end tests are two groups, so that no more than two of them share the machine. A third worker uses the time in
-    which these wait.
-    """
+    """Which tests stay together on one worker: those of a file, which share what they set up, and most end-to-end ones,
+    so that no more than two of them share the machine."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
-        if not file.startswith(END_TO_END):
-            return file
-        is_beside = file.removeprefix(END_TO_END).startswith(BESIDE)
-        return f"{END_TO_END}{'beside' if is_beside else 'alone'}"
+        is_alone = file.startswith(END_TO_END) and not file.removeprefix(END_TO_END).startswith(BESIDE)
+        return END_TO_END if is_alone else file
 
 
 def pytest_collection_finish() -> None:
