@@ -1,6 +1,7 @@
 """Process groups: a process's rank within its role, the ranks' rendezvous, and joining the group.
 
-PyTorch is imported inside the functions, because the controller and its tests use ``Rank`` alone."""
+PyTorch is imported inside the functions, because the controller and its tests use ``Rank`` alone.
+"""
 
 from __future__ import annotations
 

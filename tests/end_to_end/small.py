@@ -83,9 +83,9 @@ class Pipeline:
             "algorithm.reward_scale=running_std",
         ]
 
-    def command(self, stage: str = "pipeline", *more: str) -> subprocess.CompletedProcess[str]:
-        """Give a command that belongs to it."""
-        return rlhf(stage, str(RECIPE), *self.settings("small"), *more)
+    def command(self) -> subprocess.CompletedProcess[str]:
+        """Give its command, once more if it was given before."""
+        return rlhf("pipeline", str(RECIPE), *self.settings("small"))
 
     def stage(self, stage: str) -> Path:
         return self.folder / "runs" / "small" / stage
@@ -104,7 +104,7 @@ class Pipeline:
         return (self.folder / "screen").read_text()
 
 
-def rlhf(*arguments: str, timeout: float = 900) -> subprocess.CompletedProcess[str]:
+def rlhf(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the command line in a process of its own."""
     command = [sys.executable, "-m", "launch.cli", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)

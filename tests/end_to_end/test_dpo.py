@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,18 +15,10 @@ from examples.travel.make_data import make_data
 from rlhf.config.load import load_recipe
 from rlhf.storage.jsonl import read_lines
 from rlhf.tracking.console import Console
-from tests.end_to_end.small import DATA_SEED, RECIPE, ROOT, overrides
+from tests.end_to_end.small import DATA_SEED, RECIPE, overrides, rlhf
 
 SETTINGS = ["data.held_out_fraction=0.25", "dpo.optimizer.lr=2e-3", "dpo.optimizer.warmup_steps=0", "dpo.eval_every=10"]
 """A rate that the small model learns from few comparisons at, and enough of them held out to tell accuracies apart."""
-
-
-def rlhf(*arguments: str) -> str:
-    """Run the command line in a process of its own; returns what it printed."""
-    command = [sys.executable, "-m", "launch.cli", *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +28,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     make_data(folder, seed=DATA_SEED, demonstrations=320, preferences=800, prompts=20)
     settings = [*overrides(folder, "small"), *SETTINGS]
     start = Session(recipe=load_recipe(RECIPE, settings), console=Console(sys.stdout), device="cpu", gpus=0).base
-    return folder / "runs" / "small", rlhf("dpo", str(RECIPE), *settings, f"dpo.init={start}")
+    done = rlhf("dpo", str(RECIPE), *settings, f"dpo.init={start}")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return folder / "runs" / "small", done.stdout
 
 
 def metrics(root: Path) -> list[dict[str, float]]:
