@@ -42,13 +42,15 @@ def vowels(prompts: list[str], responses: list[str]) -> list[float]:
 
 @pytest.fixture(scope="module")
 def trainer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PPOTrainer]:
-    """A PPO run on two ZeRO-3 ranks with a tied head, started but not stepped."""
+    """A GRPO run on two ZeRO-3 ranks with a tied head, started but not stepped."""
     folder = tmp_path_factory.mktemp("publish")
     make_small_data(folder)
-    settings = ["placement.policy.zero_stage=3", "placement.critic.zero_stage=3", "placement.reference.zero_stage=3"]
-    settings += [
+    settings = [
+        "placement.policy.zero_stage=3",
+        "placement.reference.zero_stage=3",
         "ppo.optimizer.schedule=constant",
-        "placement.critic.ranks=2",
+        "algorithm.name=grpo",
+        "ppo.samples_per_prompt=2",
         f"rewards={{vowels: {{function: '{REWARD}'}}}}",
         "algorithm.critic_warmup_steps=0",
     ]
@@ -128,7 +130,7 @@ def test_an_update_that_its_sender_left_open_is_closed(
 def _experience(trainer: PPOTrainer, step: int) -> ray.ObjectRef:
     """Fresh rollouts, scored and put together, as the loop does it."""
     scoring = Scoring(trainer.actors, CONTEXT)
-    for block, answered in trainer.actors.engines.generate([0, 1, 2, 3] * 4, range(16), CONTEXT):
+    for block, answered in trainer.actors.engines.generate([i // 2 for i in range(16)], range(16), CONTEXT):
         scoring.send(block, len(answered.positions))
     return trainer.actors.assemble(step, RunState.start(trainer.recipe).algorithm, scoring.settle())[0]
 
