@@ -72,9 +72,10 @@ class Section:
 
 
 def page(run: RunRecord, made: datetime) -> str:
-    """The HTML of a run; ``made`` is the time format_value as the page's own."""
+    """The HTML of a run; ``made`` is the time that the page gives as its own."""
     charts = Charts()
-    sections = [_stage(stage, charts) for stage in run.stages] + [section for section in _tables(run) if section.subsections]
+    sections = [_stage(stage, charts) for stage in run.stages]
+    sections += [section for section in _tables(run) if section.subsections]
     script, style = (files("launch.report").joinpath(f"report.{kind}").read_text("utf-8") for kind in ("js", "css"))
     return render(
         "page",
@@ -128,7 +129,8 @@ def _stage(stage: StageRecord, charts: Charts) -> Section:
 def _utilisation(timeline: Timeline, charts: Charts) -> Subsection:
     """The actors' busy times, and the last steps."""
     curves = charts.draw([utilisation_chart(timeline)]) if len(timeline.steps) > 1 else []
-    return Subsection(heading="Who was busy?", charts=curves, parts=[tables.utilisation(timeline), draw_strip(timeline)])
+    tables_and_strip = [tables.utilisation(timeline), draw_strip(timeline)]
+    return Subsection(heading="Who was busy?", charts=curves, parts=tables_and_strip)
 
 
 def _tables(run: RunRecord) -> Iterator[Section]:
