@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from html.parser import HTMLParser
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,14 @@ from markupsafe import escape
 
 from launch.report.charts import Chart, Line, draw
 from launch.report.page import write_report
+from launch.report.panels import charts_of
+from launch.report.read import read_run
 from launch.report.render import source_hash
 from launch.report.tables import Details, ShareBar, table
 from rlhf.errors import UserError
 from tests.launch.report.folder import HOSTILE, hostile_run, write_rows
+
+GAP = "rollout/logprob_gap_mean"
 
 
 class Seen(HTMLParser):
@@ -101,6 +106,20 @@ def test_every_kind_of_stage_has_its_curves(tmp_path: Path) -> None:
     assert not (tmp_path / "report.html").exists()
     assert re.findall(r"<h4>(.*?)</h4>", html) == ["Loss", "Accuracy"]
     assert html.count('class="band band-0"') == 1
+
+
+@pytest.mark.parametrize(
+    ("limit", "staleness", "drawn"), [(0.25, 0, [0.25]), (0.0, 0, [0.0]), (None, 0, [1e-4]), (0.25, 1, [])]
+)
+def test_the_gap_has_the_limit_that_its_canary_checks(
+    limit: float | None, staleness: int, drawn: list[float], tmp_path: Path
+) -> None:
+    """Of float32 the default is 1e-4 (docs/canaries.md); stale samples have none."""
+    write_rows(tmp_path / "ppo" / "metrics.jsonl", [{"step": k, GAP: 1e-6} for k in range(2)])
+    config = {"canaries": {"logprob_gap_limit": limit}, "model": {"dtype": "float32"}, "ppo": {"staleness": staleness}}
+    (tmp_path / "ppo" / "config.yaml").write_text(json.dumps(config))
+    charts = chain.from_iterable(charts_of(read_run(tmp_path).stages[0]).values())
+    assert [level for chart in charts for _, level in chart.levels] == drawn
 
 
 def test_the_command_writes_or_refuses(tmp_path: Path) -> None:
