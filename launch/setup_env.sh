@@ -51,12 +51,19 @@ install_torch() {
 install_deepspeed_and_this() { DS_BUILD_OPS=0 install --no-build-isolation "$(pinned deepspeed)" --editable .; }
 
 # Proves the environment, and leaves the bytecode that every later process would otherwise compile again for itself.
+# PyTorch first, which both halves need, and then the halves beside each other.
 import_the_stack() {
-    env -u PYTHONDONTWRITEBYTECODE "$venv/bin/python" - <<'PYTHON'
-import datasets, deepspeed, matplotlib.pyplot, ray, scipy.stats, torch._inductor.compile_fx, wandb
-import transformers.models.llama.modeling_llama, vllm.model_executor.models.llama, vllm.v1.engine.async_llm
-PYTHON
+    local half
+    import_all torch
+    import_all torch._inductor.compile_fx vllm.model_executor.models.llama vllm.v1.engine.async_llm &
+    half=$!
+    import_all datasets deepspeed matplotlib.pyplot ray scipy.stats wandb transformers.models.llama.modeling_llama || {
+        wait "$half"
+        return 1
+    }
+    wait "$half"
 }
+import_all() { env -u PYTHONDONTWRITEBYTECODE "$venv/bin/python" -c "$(printf 'import %s\n' "$@")"; }
 
 step() { # step WHAT COMMAND...: its output goes to the log, and the end of it to the screen when it fails
     local what=$1 began=$SECONDS; shift

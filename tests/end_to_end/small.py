@@ -75,6 +75,7 @@ class Pipeline:
             *overrides(self.folder, name),
             "model.scratch.tie_embeddings=false",  # other end-to-end tests publish a tied head
             "deterministic=true",
+            "placement.reward.ranks=1",
             f"ppo.steps={STEPS}",
             "checkpoint.every=1",
             f"checkpoint.keep_last={STEPS}",

@@ -12,7 +12,7 @@ import pytest
 
 from tests.launch.slurm import Slurm, slurm, why_not
 
-pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(why_not()), reason=why_not())]
 PROGRAMS = {
     "ray": """#!/bin/sh
 if [ "$1 $2" = "start --head" ] && [ -e no-head ]; then echo "no head today"; exit 1; fi

@@ -40,7 +40,10 @@ def can_unshare() -> bool:
     return shutil.which("unshare") is not None and subprocess.run([*NO_NETWORK, "true"], check=False).returncode == 0
 
 
-pytestmark = pytest.mark.skipif(not can_unshare(), reason="the kernel does not let us make a network namespace")
+pytestmark = [
+    pytest.mark.slow,  # makes environments
+    pytest.mark.skipif(not can_unshare(), reason="the kernel does not let us make a network namespace"),
+]
 
 
 def installed() -> list[str]:

@@ -50,7 +50,7 @@ def test_over_nodes() -> None:
     assert check_across([LATE, other]).status == "failed"
 
 
-@pytest.mark.parametrize("across_hosts", [False, True])
+@pytest.mark.parametrize("across_hosts", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_program_sums_over_two_processes(across_hosts: bool, tmp_path: Path) -> None:
     meeting = f"tcp://127.0.0.1:{free_port('127.0.0.1')}" if across_hosts else f"file://{tmp_path / 'met'}"
     outcome = run_apart(AllReducePlan(local=2, meeting=meeting, backend="gloo", size=2**16), 400)

@@ -104,10 +104,10 @@ def test_in_a_terminal_it_follows_a_run_to_its_end(tmp_path: Path) -> None:
     run = Pretend(tmp_path / "demo", steps=3)
     run.status("rollout", 0)
     with terminal(str(tmp_path / "demo" / "ppo")) as shown:
-        shown.wait_for(ALTERNATE, b"demo", b"step 0 of 3", b" rollout 0:0")
+        shown.wait_for(ALTERNATE, b"demo", b"step 0 of 3", b" rollout 0:")
         run.step(0, HOSTILE)
         run.status("update", 1)
-        shown.wait_for(b"step 1 of 3", b"[2J[31mred5Agnp.exe", b" update 0:0")
+        shown.wait_for(b"step 1 of 3", b"[2J[31mred5Agnp.exe", b" update 0:")
         run.event("actor_died", member="critic rank 0", step=1, phase="update", cause="killed")
         shown.wait_for(b"critic rank 0 died in update of step 1: killed")
         run.step(1)
