@@ -183,7 +183,6 @@ def test_an_architecture_with_an_attention_of_its_own_keeps_it() -> None:
 def test_a_kernel_is_chosen_where_it_has_a_backward_pass(
     capability: tuple[int, int], widest: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """PyTorch's ``sdp_utils.cpp``: FlashAttention needs Ampere, and does not train heads of more than 192 on consumer
-    GPUs (8.6, 8.9, 12.0)."""
+    """PyTorch's ``sdp_utils.cpp``: FlashAttention needs 8.0, and trains no head above 192 on 8.6, 8.9 and 12.0."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert attention._widest_head.__wrapped__(torch.device("cuda")) == widest

@@ -141,7 +141,7 @@ def test_threads_fit_the_cores():
     assert "placement.threads_per_rank = 9 and there are 8 CPU cores" in message
 
 
-def test_processes_of_a_cluster_are_not_all_on_its_smallest_node():
+def test_processes_of_a_cluster_are_not_all_on_its_smallest_node() -> None:
     many = replace(recipe(), rollout=RolloutConfig(engines=40))
     (message,) = problems(many, gpus=0, cpus=2)
     assert "the run needs 48 processes" in message
