@@ -165,7 +165,7 @@ def test_shared_matrices_by_hand() -> None:
 
 @pytest.mark.parametrize(("checkpointing", "all_reduces"), [(False, 2 + 5), (True, 2 + 2 + 5)])
 def test_an_update_of_shared_matrices_by_hand(checkpointing: bool, all_reduces: int) -> None:
-    """Llama 8B, 4 ranks on two nodes, 64 samples of 512 tokens: only the states of a matrix's parts cross the network."""
+    """Llama 8B, 4 ranks on two nodes, 64 samples of 512 tokens: only states of a matrix's parts cross the network."""
     # A layer adds states up twice in a forward pass, which checkpointing repeats. In the backward pass it adds them up
     # once for each matrix whose outputs are divided: q, k, v, gate and up.
     split = {"placement__policy__ranks": 4, "placement__policy__tensor_parallel": 4}
