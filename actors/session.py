@@ -35,6 +35,9 @@ from rlhf.tracking.console import Console
 from rlhf.tracking.run_folder import RunFolder
 from rlhf.types import Example, ModelFacts, Pair, Prompt
 
+BASE = "base"
+"""Folder, in the run's, of a randomly initialised model."""
+
 DEPENDS_ON: Mapping[str, tuple[str, ...]] = {
     "sft": ("seed", "model", "data", "sft"),
     "reward": ("seed", "model", "data", "sft", "reward"),
@@ -54,7 +57,6 @@ DEPENDS_ON: Mapping[str, tuple[str, ...]] = {
     ),
 }
 """Sections of the recipe that a stage's result depends on; changes in other sections keep a finished stage valid."""
-
 
 DATA_OF_STAGE: Mapping[str, tuple[str, ...]] = {
     "sft": ("demonstrations",),
@@ -103,7 +105,7 @@ class Session:
         if self.recipe.model.path is not None:
             return Path(self.recipe.model.path).expanduser()
         assert self.recipe.model.scratch is not None
-        folder = self.root / "base"
+        folder = self.root / BASE
         made_from = recipe_digest(self.recipe, ("seed", "model", "data"))
         marker = folder / "made-from"
         if not marker.exists() or marker.read_text() != made_from:
@@ -111,7 +113,7 @@ class Session:
 
             all_text = list(texts(self.recipe))  # bad data must be refused before the old folder is removed
             shutil.rmtree(folder, ignore_errors=True)
-            partial = self.root / "base.partial"
+            partial = self.root / f"{BASE}.partial"
             make_scratch(self.recipe.model.scratch, all_text, partial, self.recipe.seed)
             (partial / marker.name).write_text(made_from)
             partial.rename(folder)

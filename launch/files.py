@@ -1,4 +1,4 @@
-"""Renders the files that start a cluster from templates with shared values.
+"""Renders the files of Ray's cluster launcher and of Kubernetes, which differ between clusters, from templates.
 
 ``python -m launch.files`` writes all files into the project. ``python -m launch.files FILE name=value ...`` prints one
 file with other sizes: ``python -m launch.files launch/kubernetes/rayjob.yaml queue=team-a max_workers=2``.
@@ -14,22 +14,16 @@ from typing import Any
 
 import jinja2
 
-from rlhf.errors import Stopped, UserError
+from rlhf.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 TEMPLATES = Path(__file__).parent / "templates"
 
 FILES = (
-    ".dockerignore",
     "cluster.yaml",
-    "launch/Containerfile",
-    "launch/head.sh",
     "launch/kubernetes/access.yaml",
     "launch/kubernetes/raycluster.yaml",
     "launch/kubernetes/rayjob.yaml",
-    "launch/slurm.sh",
-    "launch/wheelhouse.sh",
-    "launch/worker.sh",
 )
 """Rendered files, each from the template of the same name in ``launch/templates``."""
 
@@ -47,18 +41,7 @@ dashboard and the autoscaler have none, but Ray continues without them if their 
 """
 
 PORTS = {"head": 6379, "dashboard": 8265, "client": 6385}
-"""Ports on which a head listens, besides ``NODE_PORTS``."""
-
-NODE_PORTS = {
-    "node-manager-port": 6380,
-    "object-manager-port": 6381,
-    "runtime-env-agent-port": 6382,
-    "dashboard-agent-grpc-port": 6383,
-    "dashboard-agent-listen-port": 6384,
-    "min-worker-port": 10002,
-    "max-worker-port": 19999,
-}
-"""Ports on which every node listens, as options of `ray start` (docs/security.md). Actors choose further ports."""
+"""Ports on which a head listens, besides those that every node has in ``launch/ray_node.sh``."""
 
 PACKAGES = ("build-essential", "make", "python3-dev", "python3-venv")
 """Debian and Ubuntu packages for ``launch/setup_env.sh`` and for compiling kernels on first use."""
@@ -98,15 +81,12 @@ class Settings:
 def render(file: str, settings: Settings | None = None) -> str:
     """Render one of ``FILES``."""
     loader = jinja2.FileSystemLoader(TEMPLATES)
-    # In a shell script `{#` begins the length of a variable, not a comment.
     environment = jinja2.Environment(
         loader=loader,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        comment_start_string="<#",
-        comment_end_string="#>",
     )
     return environment.get_template(file.removeprefix("launch/")).render(_values(file, settings or Settings()))
 
@@ -119,12 +99,10 @@ def _values(file: str, settings: Settings) -> dict[str, Any]:
         "notice": f"Made by `python -m launch.files` from {template}: change that.",
         "environment": ENVIRONMENT,
         "ports": PORTS,
-        "node_ports": NODE_PORTS,
         "packages": " ".join(PACKAGES),
         "stays_here": STAYS_HERE,
         "not_copied": NOT_COPIED,
         "ray": ray_version(),
-        "go_on": Stopped.exit_code,
     }
 
 
@@ -159,7 +137,6 @@ def write_all(folder: Path = ROOT) -> None:
         path = folder / file
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(render(file), encoding="utf-8")
-        path.chmod(0o755 if path.suffix == ".sh" else 0o644)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -89,10 +89,12 @@ def _go(go: Work, session: Session, new: Sequence[Path]) -> None:
 
     They stay if they hold more than logs and a model from scratch, for example a finished stage.
     """
+    from actors.session import BASE
+
     try:
         go()
     except UserError:
-        if {path.name for path in session.root.iterdir()} <= {LOGS, "base"}:
+        if {path.name for path in session.root.iterdir()} <= {LOGS, BASE}:
             _remove(session, new)
         raise
 

@@ -1,6 +1,4 @@
 #!/usr/bin/env bash
-# Made by `python -m launch.files` from launch/templates/slurm.sh: change that.
-#
 # Runs a recipe on SLURM, on all nodes of the job. From the project's folder, which all nodes must see:
 #
 #   sbatch --nodes=2 --gpus-per-node=8 --time=24:00:00 launch/slurm.sh RECIPE [key.path=value ...]
@@ -39,11 +37,7 @@ ask() { asked=$1; [[ -z $run ]] || kill -TERM "$run" 2>/dev/null || true; }
 trap 'ask TERM' TERM
 trap 'ask INT' INT
 
-export RAY_AUTH_MODE=token
-export RAY_USAGE_STATS_ENABLED=0
-export RAY_enable_metrics_collection=0
-export DASHBOARD_METRIC_PORT=65536
-export AUTOSCALER_METRIC_PORT=65536
+source launch/ray_node.sh
 mine=.slurm/$SLURM_JOB_ID # visible to all nodes, readable only by you
 (umask 077; mkdir -p "$mine"; od -An -N32 -tx1 /dev/urandom | tr -d ' \n' >"$mine/token")
 export RAY_AUTH_TOKEN_PATH=$PWD/$mine/token

@@ -1,6 +1,4 @@
 #!/usr/bin/env bash
-# Made by `python -m launch.files` from launch/templates/wheelhouse.sh: change that.
-#
 # Packs the project with all its packages, for machines without a network.   launch/wheelhouse.sh cpu|gpu [FOLDER]
 #
 # It needs the environment of that kind (`make env`), with the same Python and system as the target machines, because
@@ -33,7 +31,7 @@ mkdir -p "$folder"
 wheels "$torch" || wheels --index-url "$torch_index" "$torch"
 grep -hE '^[^#]+==' "$requirements" requirements/{build,dev}.txt | grep -v '^torch==' | wheels --requirement /dev/stdin
 tar --create --gzip --file "$folder/rlhf.tar.gz" --exclude-vcs \
-    --anchored --exclude="./$(realpath --relative-to=. "$folder")" --exclude=./.venv --exclude=./.slurm --exclude=./runs --exclude=./data --exclude=./wandb --exclude=./wheelhouse \
+    --anchored --exclude="./$(realpath --relative-to=. "$folder")" --exclude=./{.venv,.slurm,runs,data,wandb,wheelhouse} \
     --no-anchored --exclude='__pycache__' --exclude='.*_cache' --exclude='*.egg-info' .
 (cd "$folder" && sha256sum -- *.whl rlhf.tar.gz >SHA256SUMS)
 du --human-readable --summarize "$folder"

@@ -49,7 +49,7 @@ def write_report(root: Path, out: Path | None = None) -> Path:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Block:
+class Subsection:
     """A part of a section: charts side by side, and tables and figures below them."""
 
     heading: str = ""
@@ -63,7 +63,7 @@ class Section:
     """A part of the page with a title, to which its table of contents links."""
 
     title: str
-    blocks: Sequence[Block]
+    subsections: Sequence[Subsection]
 
     @property
     def anchor(self) -> str:
@@ -72,9 +72,10 @@ class Section:
 
 
 def page(run: RunRecord, made: datetime) -> str:
-    """The HTML of a run; ``made`` is the time format_value as the page's own."""
+    """The HTML of a run; ``made`` is the time that the page gives as its own."""
     charts = Charts()
-    sections = [_stage(stage, charts) for stage in run.stages] + [section for section in _tables(run) if section.blocks]
+    sections = [_stage(stage, charts) for stage in run.stages]
+    sections += [section for section in _tables(run) if section.subsections]
     script, style = (files("launch.report").joinpath(f"report.{kind}").read_text("utf-8") for kind in ("js", "css"))
     return render(
         "page",
@@ -113,26 +114,27 @@ def _headline(run: RunRecord) -> Iterator[tuple[str, str]]:
 
 def _stage(stage: StageRecord, charts: Charts) -> Section:
     """The curves of a stage by question."""
-    found, blocks = charts_of(stage), []
+    found, subsections = charts_of(stage), []
     for question in QUESTIONS:
         parts = tables.time_by_phase(stage) if question == TIME else []
         if found[question]:
-            blocks.append(Block(heading=question, charts=charts.draw(found[question]), parts=parts))
+            subsections.append(Subsection(heading=question, charts=charts.draw(found[question]), parts=parts))
         if question == TIME and stage.timeline and stage.timeline.actors:
-            blocks.append(_utilisation(stage.timeline, charts))
+            subsections.append(_utilisation(stage.timeline, charts))
     if others := found[OTHER]:
-        blocks.append(Block(heading=f"{OTHER} ({len(others)})", charts=charts.draw(others), is_folded=True))
-    return Section(title=TITLES[stage.name], blocks=blocks)
+        subsections.append(Subsection(heading=f"{OTHER} ({len(others)})", charts=charts.draw(others), is_folded=True))
+    return Section(title=TITLES[stage.name], subsections=subsections)
 
 
-def _utilisation(timeline: Timeline, charts: Charts) -> Block:
+def _utilisation(timeline: Timeline, charts: Charts) -> Subsection:
     """The actors' busy times, and the last steps."""
     curves = charts.draw([utilisation_chart(timeline)]) if len(timeline.steps) > 1 else []
-    return Block(heading="Who was busy?", charts=curves, parts=[tables.utilisation(timeline), draw_strip(timeline)])
+    tables_and_strip = [tables.utilisation(timeline), draw_strip(timeline)]
+    return Subsection(heading="Who was busy?", charts=curves, parts=tables_and_strip)
 
 
 def _tables(run: RunRecord) -> Iterator[Section]:
-    """The sections after the stages; without blocks if the run has no such data."""
+    """The sections after the stages; without subsections if the run has no such data."""
     counts = [table for stage in run.stages for table in tables.counts(stage)]
     yield _section("What broke and was replaced", [*counts, *tables.members(run), *tables.events(run)])
     compared = [tables.pairs(run.comparison)] if run.comparison else []
@@ -141,10 +143,10 @@ def _tables(run: RunRecord) -> Iterator[Section]:
     for stage in run.stages:
         yield _section(f"Samples along {TITLES[stage.name]}", [tables.samples(stage)] if stage.samples else [])
     summaries = [stage for stage in run.stages if stage.summary]
-    blocks = [Block(heading=TITLES[stage.name], parts=[tables.pairs(stage.summary)]) for stage in summaries]
-    yield Section(title="Summary", blocks=blocks)
+    subsections = [Subsection(heading=TITLES[stage.name], parts=[tables.pairs(stage.summary)]) for stage in summaries]
+    yield Section(title="Summary", subsections=subsections)
     yield _section("Configuration", tables.configuration(run))
 
 
 def _section(title: str, parts: Sequence[Markup]) -> Section:
-    return Section(title=title, blocks=[Block(parts=parts)] if parts else [])
+    return Section(title=title, subsections=[Subsection(parts=parts)] if parts else [])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,58 +10,31 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor
 
-from actors.cluster import cluster
-from actors.run_actors import Start, start_actors
-from actors.session import Session
-from actors.supervisor import Supervisor
 from actors.trainer import PPOTrainer
 from actors.waiting import PhaseContext
 from rlhf.algorithms import canaries
-from rlhf.config.load import load_recipe
 from rlhf.models.load import load_causal
 from rlhf.roles.assemble import BatchReport
 from rlhf.run_state import RunState
-from rlhf.tracking.console import Console
 from rlhf.weights.fingerprint import differences, fingerprint
-from tests.end_to_end.small import RECIPE, make_small_data, overrides
+from tests.end_to_end.in_process import small_trainer
 
 pytestmark = pytest.mark.slow  # test_policy_lora.py has the steps, test_publish.py the engine
-REWARD = f"{__file__}:vowels"
 CONTEXT = PhaseContext(phase="test")
-
-
-def vowels(prompts: list[str], responses: list[str]) -> list[float]:
-    """A reward that any text has: the share of vowels."""
-    return [sum(letter in "aeiou" for letter in response) / max(1, len(response)) for response in responses]
 
 
 @pytest.fixture(scope="module")
 def trainer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PPOTrainer]:
     """A run on two ZeRO-3 ranks whose model, with a tied head, is random: adapters of all linear layers learn."""
     folder = tmp_path_factory.mktemp("lora")
-    make_small_data(folder)
     settings = [
         "model.lora={rank: 4, alpha: 8}",
         "placement.policy={ranks: 2, zero_stage: 3}",
         "ppo.optimizer={lr: 0.01, schedule: constant}",
-        f"rewards={{vowels: {{function: '{REWARD}'}}}}",
-        "algorithm.critic_warmup_steps=0",
         "rollout.temperature=0.7",
     ]
-    recipe = load_recipe(RECIPE, [*overrides(folder, "lora"), *settings])
-    session = Session(recipe=recipe, console=Console(sys.stdout), device="cpu", gpus=0)
-    start = Start(
-        policy=session.base,
-        critic=session.base,
-        reward_models={},
-        max_length=session.longest,
-        end_tokens=session.end_tokens(session.base),
-        prompts=session.prompts.train,
-        logs=folder / "logs",
-    )
-    supervisor = Supervisor(recipe, lambda kind, **details: None)
-    with cluster(None, has_gpus=False), start_actors(recipe, start, "cpu", 0, supervisor) as actors:
-        yield PPOTrainer(actors, len(start.prompts))
+    with small_trainer(folder, settings) as trainer:
+        yield trainer
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -13,59 +12,34 @@ import ray
 import torch
 from safetensors.torch import load_file
 
-from actors.cluster import cluster
-from actors.run_actors import Start, start_actors
 from actors.scoring import Scoring
-from actors.session import Session
-from actors.supervisor import Supervisor
 from actors.trainer import PPOTrainer
 from actors.waiting import PhaseContext
 from rlhf.algorithms import canaries
-from rlhf.config.load import load_recipe
 from rlhf.errors import CanaryError
 from rlhf.roles.assemble import BatchReport
 from rlhf.run_state import RunState
-from rlhf.tracking.console import Console
 from rlhf.weights.fingerprint import differences, fingerprint
 from rlhf.weights.shared_memory import write_chunk
+from tests.end_to_end.in_process import small_trainer
 from tests.end_to_end.sabotage import SabotagedPolicy
-from tests.end_to_end.small import RECIPE, make_small_data, overrides
 
-REWARD = f"{__file__}:vowels"
 CONTEXT = PhaseContext(phase="test")
-
-
-def vowels(prompts: list[str], responses: list[str]) -> list[float]:
-    """A reward that any text has: the share of vowels."""
-    return [sum(letter in "aeiou" for letter in response) / max(1, len(response)) for response in responses]
 
 
 @pytest.fixture(scope="module")
 def trainer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PPOTrainer]:
-    """A PPO run on two ZeRO-3 ranks with a tied head, started but not stepped."""
+    """A GRPO run on two ZeRO-3 ranks with a tied head, started but not stepped."""
     folder = tmp_path_factory.mktemp("publish")
-    make_small_data(folder)
-    settings = ["placement.policy.zero_stage=3", "placement.critic.zero_stage=3", "placement.reference.zero_stage=3"]
-    settings += [
+    settings = [
+        "placement.policy.zero_stage=3",
+        "placement.reference.zero_stage=3",
         "ppo.optimizer.schedule=constant",
-        "placement.critic.ranks=2",
-        f"rewards={{vowels: {{function: '{REWARD}'}}}}",
-        "algorithm.critic_warmup_steps=0",
+        "algorithm.name=grpo",
+        "ppo.samples_per_prompt=2",
     ]
-    recipe = load_recipe(RECIPE, [*overrides(folder, "zero3"), *settings])
-    session = Session(recipe=recipe, console=Console(sys.stdout), device="cpu", gpus=0)
-    start = Start(
-        policy=session.base,
-        critic=session.base,
-        reward_models={},
-        max_length=session.longest,
-        end_tokens=session.end_tokens(session.base),
-        prompts=session.prompts.train,
-        logs=folder / "logs",
-    )
-    supervisor = Supervisor(recipe, lambda kind, **details: None)
-    with cluster(None, has_gpus=False), start_actors(recipe, start, "cpu", 0, supervisor, SabotagedPolicy) as actors:
-        yield PPOTrainer(actors, len(start.prompts))
+    with small_trainer(folder, settings, SabotagedPolicy) as trainer:
+        yield trainer
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +102,7 @@ def test_an_update_that_its_sender_left_open_is_closed(
 def _experience(trainer: PPOTrainer, step: int) -> ray.ObjectRef:
     """Fresh rollouts, scored and put together, as the loop does it."""
     scoring = Scoring(trainer.actors, CONTEXT)
-    for block, answered in trainer.actors.engines.generate([0, 1, 2, 3] * 4, range(16), CONTEXT):
+    for block, answered in trainer.actors.engines.generate([i // 2 for i in range(16)], range(16), CONTEXT):
         scoring.send(block, len(answered.positions))
     return trainer.actors.assemble(step, RunState.start(trainer.recipe).algorithm, scoring.settle())[0]
 

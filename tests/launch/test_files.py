@@ -1,4 +1,4 @@
-"""The launchers' files are those rendered by ``launch/files.py``, and agree with the rest of the project."""
+"""The launchers' files agree with each other and with the rest of the project; some are rendered from templates."""
 
 from __future__ import annotations
 
@@ -13,20 +13,31 @@ from pathlib import Path
 import pytest
 import yaml
 
-from launch.files import ENVIRONMENT, FILES, PORTS, ROOT, TEMPLATES, Settings, main, parse, ray_version, render
+from launch.files import (
+    ENVIRONMENT,
+    FILES,
+    NOT_COPIED,
+    PACKAGES,
+    PORTS,
+    ROOT,
+    STAYS_HERE,
+    TEMPLATES,
+    Settings,
+    main,
+    parse,
+    ray_version,
+    render,
+)
 from rlhf.config.load import load_recipe
-from rlhf.errors import UserError
+from rlhf.errors import Stopped, UserError
 
-OTHER_SCRIPTS = ("launch/setup_env.sh", "tests/system_packages.sh", ".ci/run")
-SCRIPTS = [ROOT / file for file in (*(file for file in FILES if file.endswith(".sh")), *OTHER_SCRIPTS)]
+SCRIPTS = [*(ROOT / "launch").glob("*.sh"), ROOT / "tests/system_packages.sh", ROOT / ".ci/run"]
 TOOLS = Path(sys.executable).parent
 
 
 @pytest.mark.parametrize("file", FILES)
 def test_a_file_is_what_is_rendered(file: str) -> None:
-    path = ROOT / file
-    assert path.read_text(encoding="utf-8") == render(file), "python -m launch.files"
-    assert os.access(path, os.X_OK) == file.endswith(".sh")
+    assert (ROOT / file).read_text(encoding="utf-8") == render(file), "python -m launch.files"
 
 
 def test_every_template_is_rendered() -> None:
@@ -59,7 +70,8 @@ def test_versions_are_the_pinned_ones() -> None:
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_shellcheck_has_nothing_to_say(script: Path) -> None:
-    checked = subprocess.run([TOOLS / "shellcheck", script], capture_output=True, text=True, check=False)
+    command = [TOOLS / "shellcheck", "--external-sources", script]
+    checked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (checked.returncode, checked.stdout) == (0, "")
 
 
@@ -92,15 +104,44 @@ def test_without_a_token_nothing_starts(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["head", "worker", "slurm"])
 def test_every_node_has_the_same_environment(name: str) -> None:
-    script = render(f"launch/{name}.sh")
-    assert all(f"export {variable}={value}\n" in script for variable, value in ENVIRONMENT.items())
+    """Which is that of Kubernetes and of Ray's cluster launcher."""
+    assert "ray_node.sh" in (ROOT / f"launch/{name}.sh").read_text(encoding="utf-8")
+    printed = ["env", "-i", "bash", "-c", "source launch/ray_node.sh; env"]
+    done = subprocess.run(printed, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert {f"{variable}={value}" for variable, value in ENVIRONMENT.items()} <= set(done.stdout.splitlines())
     assert ENVIRONMENT["RAY_AUTH_MODE"] == "token"
 
 
 def test_the_head_listens_where_workers_look_for_it() -> None:
-    assert f"--port={PORTS['head']} " in render("launch/head.sh")
-    assert f'--address="$head:{PORTS["head"]}"' in render("launch/worker.sh")
-    assert "--dashboard-host=127.0.0.1" in render("launch/head.sh")
+    head, worker, slurm = ((ROOT / f"launch/{name}.sh").read_text() for name in ("head", "worker", "slurm"))
+    assert f"--port={PORTS['head']} " in head
+    assert f"--dashboard-port={PORTS['dashboard']} --ray-client-server-port={PORTS['client']} " in head
+    assert f'--address="$head:{PORTS["head"]}"' in worker
+    assert slurm.count(f'"$head:{PORTS["head"]}"') == 2
+    assert "--dashboard-host=127.0.0.1" in head
+
+
+def test_the_same_is_left_behind_everywhere() -> None:
+    """Of ``rsync``, of an image's context, and of a wheelhouse's archive, which has no ``.git`` by another option."""
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()[1:]
+    assert ignored == [*STAYS_HERE, *(f"**/{pattern}" for pattern in NOT_COPIED)]
+    archive = (ROOT / "launch/wheelhouse.sh").read_text()
+    assert "--exclude-vcs" in archive and f"--exclude=./{{{','.join(STAYS_HERE[1:])}}}" in archive
+    assert all(f"--exclude='{pattern}'" in archive for pattern in NOT_COPIED)
+
+
+def test_the_image_has_the_packages_and_the_environment_of_every_node() -> None:
+    """But for the token, which is required where the image is used."""
+    image = (ROOT / "launch/Containerfile").read_text()
+    assert " ".join(PACKAGES) in image
+    missing = [name for name, value in ENVIRONMENT.items() if f" {name}={value}" not in image]
+    assert missing == ["RAY_AUTH_MODE"]
+
+
+def test_slurm_requeues_on_the_code_of_a_run_that_can_be_resumed() -> None:
+    script = (ROOT / "launch/slurm.sh").read_text()
+    assert re.findall(r"code=(\d+)(?=\n|; fi)", script) == ["0", "75", "75"] and Stopped.exit_code == 75
+    assert "if [[ $code -eq 75 " in script
 
 
 def test_the_packages_folder_of_data_code_is_copied_to_nodes() -> None:
@@ -132,5 +173,5 @@ def test_what_the_page_submits_loads(words: str) -> None:
 def test_the_page_names_every_setting_and_every_file() -> None:
     assert len(PRINTED) == 4 and len(SUBMITTED) == 2
     assert [name for name in asdict(Settings()) if f"`{name}`" not in PAGE and name != "provider"] == []
-    shown = [Path(file).name for file in FILES if file.endswith((".sh", ".yaml", "Containerfile"))]
-    assert [name for name in shown if name not in PAGE and name not in ("head.sh", "worker.sh")] == []
+    shown = ["slurm.sh", "wheelhouse.sh", "Containerfile", *(Path(file).name for file in FILES)]
+    assert [name for name in shown if name not in PAGE] == []

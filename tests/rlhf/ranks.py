@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import tempfile
 from collections.abc import Callable
@@ -31,7 +32,11 @@ class Crew:
     def _start(self) -> None:
         self.folder = tempfile.TemporaryDirectory()
         meeting = (Path(self.folder.name) / "meeting").as_uri()
-        self.processes = [ProcessPoolExecutor(1, mp_context=FORKSERVER) for _ in range(self.world)]
+        self.processes = [
+            # ZeRO-3 collects garbage at its start: frozen, what was imported is not looked through every time.
+            ProcessPoolExecutor(1, mp_context=FORKSERVER, initializer=gc.freeze)
+            for _ in range(self.world)
+        ]
         self.ranks = [
             Rank(rank=r, world=self.world, rendezvous=meeting, device="cpu", threads=1, timeout_seconds=60.0)
             for r in range(self.world)
