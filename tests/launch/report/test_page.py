@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 from html.parser import HTMLParser
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,8 @@ from launch.report.page import write_report
 from launch.report.panels import charts_of
 from launch.report.read import read_run
 from launch.report.render import source_hash
-from launch.report.tables import Details, ShareBar, table
+from launch.report.tables import Details, ShareBar, _busy, select_samples, table
+from launch.report.timeline import Bar, Timeline
 from rlhf.errors import UserError
 from tests.launch.report.folder import HOSTILE, hostile_run, write_rows
 
@@ -131,3 +132,18 @@ def test_the_command_writes_or_refuses(tmp_path: Path) -> None:
     assert refused.returncode == 2 and "is no run's folder" in refused.stderr and "Traceback" not in refused.stderr
     with pytest.raises(UserError, match="cannot write"):
         write_report(tmp_path / "r", tmp_path / "missing" / "x.html")
+
+
+def test_samples_are_of_steps_over_the_whole_run() -> None:
+    rows = [{"step": step, "score": 0.5, "response": f"answer {step}"} for step in range(100)]
+    steps = [row["step"] for row, _ in select_samples(rows)]
+    assert len(steps) == 10 and (steps[0], steps[-1]) == (0, 99)
+    assert {after - before for before, after in pairwise(steps)} == {11}
+
+
+def test_a_busy_share_is_of_time_and_not_of_steps() -> None:
+    """Busy for the whole of a step of 10 s, idle in one of 90 s: a tenth of the time."""
+    work = [Bar(name="update", begin=0.0, end=10.0)]
+    timeline = Timeline(steps={0: (0.0, 10.0), 1: (10.0, 100.0)}, phases=[], actors={"policy rank 0": work})
+    _, mean, least, most, *_ = _busy("policy rank 0", timeline)
+    assert (mean, least, most) == (10.0, 0.0, 100.0)
