@@ -81,6 +81,7 @@ def _start_own(has_gpus: bool) -> None:
             _node_ip_address=LOCAL,
             include_dashboard=False,
             object_store_memory=None if has_gpus else OBJECT_STORE_BYTES,
+            _system_config={"prestart_worker_first_driver": False},  # one process per core, which no actor here can use
             **QUIET,
         )
 

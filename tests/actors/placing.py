@@ -21,6 +21,8 @@ from rlhf.errors import RLHFError
 from rlhf.placement.pools import asked
 
 STORE = 80 * 2**20
+LEAN: Any = {"_system_config": {"prestart_worker_first_driver": False}}
+"""Without a worker process for each of the CPUs, of which no task makes use."""
 KINDS = {8: "H100", 4: "A100"}
 
 
@@ -74,7 +76,7 @@ def refusal(recipe_path: str, settings: list[str]) -> str:
 
 def main() -> None:
     """Of each line of settings on standard input, a line of JSON in the file that is named: Ray itself prints."""
-    own = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": STORE})
+    own = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": STORE, **LEAN})
     names = {}
     for name, gpus in (("small", 4), ("left", 8), ("right", 8)):
         kind = {f"accelerator_type:{KINDS[gpus]}": 1}
