@@ -186,7 +186,7 @@ class Survived:
 def patient(faults: Faults) -> list[str]:
     """Settings for a run that bears these faults: one restart for each loss, and short deadlines."""
     return [
-        f"recovery.restarts={len(faults.lost)}",
+        f"recovery.restarts={len(faults.lost) or len(faults.aimed.split())}",
         "recovery.backoff_seconds=0.1",
         "recovery.stall_floor_seconds=15",
         "recovery.stall_factor=3",
