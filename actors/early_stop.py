@@ -180,7 +180,7 @@ class EarlyStopping:
         kept: list[str] = json.loads((self.run.best_of(kept_step(state)) / ANSWERS).read_text(encoding="utf-8"))
         return kept
 
-    def leave_model(self, state: RunState) -> None:
+    def save_final_model(self, state: RunState) -> None:
         """Save the best or the last policy as the run's model."""
         if self._keeps_best(state):
             self.run.keep_best(kept_step(state))

@@ -283,7 +283,7 @@ class Engines:
         while positions:
             if not self.serving:
                 self.restore_serving(call.context)
-            reason, context = "the engine died of it", call.context.of("set aside")
+            reason, context = "the prompt terminated the engine", call.context.of("quarantine")
             engine = self.serving[0]
             task = engine.actor.set_aside.options(num_returns=2)
             block, summary = task.remote(positions, *call.at(positions), reason)

@@ -158,7 +158,7 @@ def _answers_after(
     if not (was_over and stored.exists() and run.model.exists()):
         answers = loop.retry(lambda: early_stop.answers(loop.state) if early_stop else policy.answers())
         write_atomically(stored, json.dumps(answers, ensure_ascii=False))
-        loop.retry(lambda: early_stop.leave_model(loop.state) if early_stop else _save(policy, run))
+        loop.retry(lambda: early_stop.save_final_model(loop.state) if early_stop else _save(policy, run))
     after: list[str] = json.loads(stored.read_text(encoding="utf-8"))
     return after
 

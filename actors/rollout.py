@@ -172,7 +172,7 @@ class RolloutActor:
 
     async def held_fingerprint(self) -> Fingerprint:
         """Fingerprint of the weights that the engine computes with."""
-        return await self._named("prove", self.engine.held_fingerprint())
+        return await self._named("fingerprint", self.engine.held_fingerprint())
 
     async def serve(self, version: int) -> None:
         """Serve with this version of the weights, whose fingerprint agreed with the trainer's."""

@@ -32,7 +32,7 @@ class Task:
     block: int
     scorer: int
     rank: int
-    share: ray.ObjectRef
+    result: ray.ObjectRef
 
 
 class ScoringGroups(Protocol):
@@ -67,7 +67,7 @@ class Scoring:
         self.actors, self.context, self.scorers = actors, context, actors.scorers if scorers is None else scorers
         self.blocks: list[ray.ObjectRef] = []
         self.sizes: list[int] = []
-        self._shares: dict[tuple[int, int, int], ray.ObjectRef] = {}
+        self._results: dict[tuple[int, int, int], ray.ObjectRef] = {}
         self._pending: dict[ray.ObjectRef, Task] = {}
 
     def send(self, block: ray.ObjectRef, samples: int) -> None:
@@ -83,8 +83,8 @@ class Scoring:
 
     def _send(self, block: int, scorer: int) -> None:
         by = self.scorers[scorer]
-        for rank, (share, done) in enumerate(by.group.compute(by.method, self.blocks[block])):
-            self._pending[done] = Task(block=block, scorer=scorer, rank=rank, share=share)
+        for rank, (result, done) in enumerate(by.group.compute(by.method, self.blocks[block])):
+            self._pending[done] = Task(block=block, scorer=scorer, rank=rank, result=result)
 
     def settle(self) -> list[ray.ObjectRef]:
         """Wait for all shares; returns, for each block, the block and its shares in the order of the scorers.
@@ -105,7 +105,7 @@ class Scoring:
         return [
             ref
             for number, block in enumerate(self.blocks)
-            for ref in (block, *(self._shares[number, *key] for key in keys))
+            for ref in (block, *(self._results[number, *key] for key in keys))
         ]
 
     def _finish(self) -> None:
@@ -120,7 +120,7 @@ class Scoring:
                 self._redispatch(error)
                 continue
             task = self._pending.pop(done)
-            self._shares[task.block, task.scorer, task.rank] = task.share
+            self._results[task.block, task.scorer, task.rank] = task.result
 
     def _redispatch(self, error: LostError) -> None:
         """Rebuild lost frozen groups, and send them their unfinished blocks again."""

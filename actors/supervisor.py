@@ -157,7 +157,7 @@ class Supervisor:
             return
         context = self._context
         members = {
-            name: {"state": str(record.member.state), "heard": record.heard, **_place(record.where)}
+            name: {"state": str(record.member.state), "heard": record.heard, **_location_fields(record.where)}
             for name, record in self._actors.items()
         }
         at = {"phase": context.phase, "step": context.step, "steps": self.steps}
@@ -367,7 +367,7 @@ class Supervisor:
             each.lost_at = each.lost_at or now
 
 
-def _place(where: ProcessLocation | None) -> dict[str, Any]:
+def _location_fields(where: ProcessLocation | None) -> dict[str, Any]:
     if where is None:
         return {}
     return {"node": where.node, "node_id": where.node_id, "process": where.process, "children": list(where.children)}

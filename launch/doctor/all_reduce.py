@@ -29,7 +29,7 @@ class AllReducePlan:
     """The participants: ``local`` ranks of this node, from rank ``first`` of ``world`` on."""
 
     local: int
-    meeting: str
+    rendezvous: str
     """URL of the rendezvous, as for torch.distributed."""
     first: int = 0
     world: int | None = None
@@ -71,16 +71,16 @@ def run_apart(plan: AllReducePlan, seconds: float) -> Outcome | Fault:
             os.killpg(process.pid, signal.SIGKILL)
             return Fault(reason=f"no answer within {seconds:.0f} s")
     if process.returncode == 0:
-        return Outcome(**json.loads(out.splitlines()[-1])) if plan.first == 0 else _take_part(plan)
+        return Outcome(**json.loads(out.splitlines()[-1])) if plan.first == 0 else _participation(plan)
     return Fault(reason=_last_line(err) or f"ended with {process.returncode}")
 
 
-def _take_part(plan: AllReducePlan) -> Outcome:
+def _participation(plan: AllReducePlan) -> Outcome:
     return Outcome(ranks=plan.ranks, seconds=0.0, bandwidth=0.0, version="")
 
 
-def _last_line(said: str) -> str:
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
+def _last_line(output: str) -> str:
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
     errors = [line for line in lines if "Error" in line]
     return shortened((errors or lines or [""])[-1])
 
@@ -106,11 +106,11 @@ def _rank(index: int, plan: AllReducePlan) -> None:
     device = torch.device("cuda", index) if on_gpus else torch.device("cpu")
     if on_gpus:
         torch.cuda.set_device(device)
-    across_hosts = plan.meeting.startswith(IS_TCP)
+    across_hosts = plan.rendezvous.startswith(IS_TCP)
     group.init_process_group(
         plan.backend,
-        init_method=None if across_hosts else plan.meeting,
-        store=connect_store(plan.meeting, rank, plan.ranks, plan.seconds) if across_hosts else None,
+        init_method=None if across_hosts else plan.rendezvous,
+        store=connect_store(plan.rendezvous, rank, plan.ranks, plan.seconds) if across_hosts else None,
         rank=rank,
         world_size=plan.ranks,
         timeout=timedelta(seconds=plan.seconds),

@@ -86,7 +86,7 @@ def _stage(stage: StagePlan) -> dict[str, Any]:
     placed, engine = stage.placed, stage.placed.engine
     return {
         "strategy": placed.strategy,
-        "models": {member.role: _model(member, placed.resting) for member in placed.members},
+        "models": {member.role: _model(member, placed.offload_modes) for member in placed.members},
         "places": [asdict(slot) for slot in placed.slots],
         "memory": {use.role: _use(use) for use in placed.uses},
         "shared_memory": [_use(use) for use in placed.shared],
@@ -98,7 +98,7 @@ def _stage(stage: StagePlan) -> dict[str, Any]:
     }
 
 
-def _model(member: PlannedRole, resting: Mapping[str, OffloadMode]) -> dict[str, Any]:
+def _model(member: PlannedRole, modes: Mapping[str, OffloadMode]) -> dict[str, Any]:
     return {
         "shape": member.shape.name,
         "parameters": member.parameters,
@@ -108,7 +108,7 @@ def _model(member: PlannedRole, resting: Mapping[str, OffloadMode]) -> dict[str,
         "tensor_parallel": member.config.tensor_parallel,
         "zero_stage": member.config.zero_stage,
         "offload": member.config.offload,
-        "offload_between_phases": resting.get(member.role, "none"),
+        "offload_between_phases": modes.get(member.role, "none"),
     }
 
 

@@ -24,7 +24,7 @@ END_TIME = "SLURM_JOB_END_TIME"
 
 
 class StopRequest:
-    """Tells whether this command should stop, and why. It interrupts nothing: callers poll ``reason``."""
+    """Reports whether this command should stop, and why. It interrupts nothing: callers poll ``reason``."""
 
     def __init__(
         self, config: CheckpointConfig, started: float, clock: Callable[[], float], environment: Mapping[str, str]

@@ -83,7 +83,7 @@ def assemble(batch: StepInputs, *parts: Any) -> tuple[Experience, BatchReport]:
         MachineryError: samples are missing or duplicated, or a number is NaN or infinite.
     """
     width = 1 + sum(result_spec.ranks for result_spec in batch.result_specs)
-    blocks = [_join_shares(batch, parts[i], parts[i + 1 : i + width]) for i in range(0, len(parts), width)]
+    blocks = [_join_parts(batch, parts[i], parts[i + 1 : i + width]) for i in range(0, len(parts), width)]
     scored = _concatenate_sorted(blocks)
     _check_complete(scored.rollouts, batch.recipe.ppo, batch.step)
     sources = batch.recipe.rewards
@@ -99,7 +99,7 @@ def assemble(batch: StepInputs, *parts: Any) -> tuple[Experience, BatchReport]:
     )
 
 
-def _join_shares(batch: StepInputs, block: RolloutBlock, shares: Sequence[BlockResult]) -> Scored:
+def _join_parts(batch: StepInputs, block: RolloutBlock, shares: Sequence[BlockResult]) -> Scored:
     remaining = iter(shares)
     scores: dict[str, Float32] = {}
     tokens: dict[str, Float32 | None] = {"values": None}

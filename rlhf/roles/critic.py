@@ -50,7 +50,7 @@ class CriticRole(ScalarRole):
 
     def values(self, block: RolloutBlock) -> BlockResult:
         """This rank's share of V(s_t), the value of the state before each response token."""
-        return self.compute_share(block.sequences, lambda row: self.engine.forward(row, row.predict_at))
+        return self.compute_part(block.sequences, lambda row: self.engine.forward(row, row.predict_at))
 
     def update(self, experience: Experience, step: int) -> dict[str, float]:
         """Run all epochs, with the policy's minibatches; returns metrics over all ranks.

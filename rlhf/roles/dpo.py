@@ -50,7 +50,7 @@ class DPORole(Role[PolicyNet]):
 
     def logprobs(self, sequences: Sequences) -> BlockResult:
         """This rank's share of the response tokens' log-probabilities, in nats."""
-        return self.compute_share(sequences, lambda row: self.engine.forward(row, TEMPERATURE)[0])
+        return self.compute_part(sequences, lambda row: self.engine.forward(row, TEMPERATURE)[0])
 
     def set_data(self, train: Sequences, reference: Float32) -> None:
         """Set the data; later calls identify pairs by index.

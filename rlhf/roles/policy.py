@@ -62,7 +62,7 @@ class LanguageRole(Role[PolicyNet]):
     def logprobs(self, block: RolloutBlock) -> BlockResult:
         """This rank's share of the response tokens' log-probabilities, at the sampling temperature, in nats."""
         temperature = self.recipe.rollout.temperature
-        return self.compute_share(block.sequences, lambda row: self.engine.forward(row, temperature)[0])
+        return self.compute_part(block.sequences, lambda row: self.engine.forward(row, temperature)[0])
 
 
 class ReferenceRole(LanguageRole):

@@ -80,7 +80,7 @@ class RewardTrainingRole(ScalarRole):
 
     def rewards(self, sequences: Sequences) -> BlockResult:
         """This rank's share of the raw rewards, one per sample."""
-        return self.compute_share(sequences, lambda row: self.engine.forward(row))
+        return self.compute_part(sequences, lambda row: self.engine.forward(row))
 
     def save_shifted(self, folder: Path, shift: float) -> None:
         """Write the model in Hugging Face format, with the shift that makes demonstrations score 0 on average."""

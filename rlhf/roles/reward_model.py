@@ -50,4 +50,4 @@ class RewardRole(ScalarRole):
         With it demonstrations score 0 on average; it is 0 for models trained elsewhere.
         """
         sequences = self.encode(block) if self.encode else block.sequences
-        return self.compute_share(sequences, lambda row: self.engine.forward(row) + self.shift)
+        return self.compute_part(sequences, lambda row: self.engine.forward(row) + self.shift)

@@ -33,7 +33,7 @@ from rlhf.zero import checkpoint
 from rlhf.zero.checkpoint import Files
 from rlhf.zero.engine import ZeroEngine, full_shape, shard_while_loading
 from rlhf.zero.process_group import Rank, join, seed_process
-from rlhf.zero.tensor_parallel import check_model as check_split
+from rlhf.zero.tensor_parallel import check_model as check_tensor_parallel
 
 Network = TypeVar("Network", bound=RowNet)
 
@@ -56,7 +56,7 @@ class Role(Generic[Network]):
         keep = shard_while_loading(config, recipe.model.dtype, rank)
         self.network = build()
         if config.tensor_parallel > 1:
-            check_split(self.network.model, config.tensor_parallel)
+            check_tensor_parallel(self.network.model, config.tensor_parallel)
         if config.sequence_parallel > 1:
             self.network.enable_sequence_parallelism(
                 rank.rank, rank.world, config.sequence_parallel, rank.timeout_seconds
@@ -106,10 +106,10 @@ class Role(Generic[Network]):
             return 2 * np.maximum(lengths[0::2], lengths[1::2])
         return lengths[0::2] + lengths[1::2]
 
-    def compute_share(self, sequences: Sequences, compute: Callable[[PackedRow], Tensor]) -> BlockResult:
+    def compute_part(self, sequences: Sequences, compute: Callable[[PackedRow], Tensor]) -> BlockResult:
         """Run ``compute`` on this rank's part; in a model-parallel group only the first rank returns the results."""
         micro_batches = self.micro_batches(range(len(sequences)), sequences.lengths)
-        share = forward_share(sequences, micro_batches, self.device, compute)
+        share = forward_part(sequences, micro_batches, self.device, compute)
         return BlockResult.empty() if self.rank.rank % model_parallel_size(self.config) else share
 
     @cached_property
@@ -190,7 +190,7 @@ class Role(Generic[Network]):
                 save_file(whole, folder / "adapter" / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
-def forward_share(
+def forward_part(
     sequences: Sequences, micro_batches: MicroBatches, device: torch.device, compute: Callable[[PackedRow], Tensor]
 ) -> BlockResult:
     """Run ``compute`` on this rank's micro-batches, each packed into one row."""

@@ -57,4 +57,4 @@ class SFTRole(Role[PolicyNet]):
 
     def held_out_logprobs(self) -> BlockResult:
         """This rank's share of the log-probabilities of held-out response tokens, in nats; the mask is not applied."""
-        return self.compute_share(self.held_out.sequences, lambda row: self.engine.forward(row, 1.0)[0])
+        return self.compute_part(self.held_out.sequences, lambda row: self.engine.forward(row, 1.0)[0])
