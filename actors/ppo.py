@@ -110,7 +110,8 @@ def _resume_point(
 
 
 def _count_compared(run: RunFolder, recipe: Recipe) -> int:
-    """Number of prompts answered before and after PPO: as many as a resumed run has stored, else as the recipe says."""
+    """Number of prompts answered before and after PPO: as many as a resumed run has stored, otherwise
+    ``evaluation.prompts``."""
     stored = run.path / BEFORE
     if run.resumes and stored.exists():
         return len(json.loads(stored.read_text(encoding="utf-8")))

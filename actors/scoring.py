@@ -27,7 +27,7 @@ class ScoringMethod:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A block sent to a rank. ``share`` references the rank's result, which stays on its node."""
+    """A block sent to a rank. ``result`` references the rank's partial result, which stays on its node."""
 
     block: int
     scorer: int
@@ -63,7 +63,11 @@ class Scoring:
     def __init__(
         self, actors: ScoringGroups, context: PhaseContext, scorers: Sequence[ScoringMethod] | None = None
     ) -> None:
-        """Args: scorers default to the run's."""
+        """Prepare the scoring of one step's blocks.
+
+        Args:
+            scorers: the scoring methods; by default the run's.
+        """
         self.actors, self.context, self.scorers = actors, context, actors.scorers if scorers is None else scorers
         self.blocks: list[ray.ObjectRef] = []
         self.sizes: list[int] = []
@@ -71,7 +75,7 @@ class Scoring:
         self._pending: dict[ray.ObjectRef, Task] = {}
 
     def send(self, block: ray.ObjectRef, samples: int) -> None:
-        """Have every scoring rank compute its share of a block of ``samples`` samples.
+        """Have every scoring rank compute its part of the results of a block of ``samples`` samples.
 
         Groups with offload mode ``all`` get the block in ``settle``, after generation.
         """
@@ -87,7 +91,7 @@ class Scoring:
             self._pending[done] = Task(block=block, scorer=scorer, rank=rank, result=result)
 
     def settle(self) -> list[ray.ObjectRef]:
-        """Wait for all shares; returns, for each block, the block and its shares in the order of the scorers.
+        """Wait for all results; returns, for each block, the block and its partial results in the order of the scorers.
 
         Groups that offload their weights score now, one after another.
 
@@ -109,7 +113,7 @@ class Scoring:
         ]
 
     def _finish(self) -> None:
-        """Wait for all pending shares."""
+        """Wait for all pending results."""
         deadlines = self.actors.supervisor.deadlines
         while self._pending:
             try:

@@ -50,7 +50,7 @@ class ActorRecord:
 
 
 class Supervisor:
-    """Tracks the actors of a run. ``report`` writes an event; ``status`` is the status file's path."""
+    """State of a run's actors, their failures and the restarts that remain."""
 
     def __init__(
         self,
@@ -60,6 +60,14 @@ class Supervisor:
         status: Path | None = None,
         timeline: TimelineCollector | None = None,
     ) -> None:
+        """Begin without actors; ``started`` adds each.
+
+        Args:
+            report: writes an event, given its kind and details.
+            check: called regularly during waits, and ends the run by raising.
+            status: path of the status file; None writes none.
+            timeline: collects the actors' spans.
+        """
         config = recipe.recovery
         self.timeline = timeline or TimelineCollector()
         self.deadlines = AnswerDeadlines(recipe, lambda: self._poll(check), self.timeline.spans)

@@ -62,7 +62,12 @@ def make_plan(recipe: Recipe, command: Stage, cluster: Cluster, find: Callable[[
 
 
 def as_values(plan: Plan) -> dict[str, Any]:
-    """JSON values of the plan, in bytes and seconds, without rounding."""
+    """JSON values of the plan, in bytes and seconds, without rounding.
+
+    Keys: ``recipe``, ``command``, ``fits``, ``strategy_chosen`` (reason, or null), ``cluster``, ``assumed``
+    (``assumptions``), ``stages`` by name (``_stage``), and, if the recipe does not fit, ``change`` and
+    ``nodes_that_suffice``; otherwise these are null.
+    """
     return {
         "recipe": plan.recipe.name,
         "command": plan.command,

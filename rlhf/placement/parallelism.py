@@ -30,7 +30,7 @@ def data_parallel_size(role: RoleConfig) -> int:
 
 
 def check_parallelism(recipe: Recipe, roles: Iterable[str]) -> Iterator[UserError]:
-    """One error for each of the roles whose ranks, or whose model made from nothing, cannot be divided so."""
+    """Yield one error for each role whose ranks, or whose randomly initialised model, cannot be divided accordingly."""
     for name in roles:
         role: RoleConfig = getattr(recipe.placement, name)
         for key in ("sequence_parallel", "tensor_parallel"):

@@ -29,7 +29,11 @@ class StopRequest:
     def __init__(
         self, config: CheckpointConfig, started: float, clock: Callable[[], float], environment: Mapping[str, str]
     ) -> None:
-        """Args: started is the start time of the command; it and clock are in seconds since 1970.
+        """Read the time limits of the recipe and of the scheduler.
+
+        Args:
+            started: start time of the command, in seconds since 1970.
+            clock: returns the current time, in seconds since 1970.
 
         Raises:
             UserError: the environment's end of the job is not a number.

@@ -171,7 +171,7 @@ def _win_rate(axes: Axes, result: WinRate | None, judge: str) -> None:
     axes.errorbar(result.rate, 0.6, xerr=error, fmt="o", color="black", capsize=5, markersize=6, label=label)
     axes.vlines(0.5, -0.5, 0.85, color=GREY, linestyle="--", linewidth=1.4)  # ends below the legend
     axes.set(xlim=(0, 1), ylim=(-0.5, 2.2), yticks=[])
-    axes.set_xlabel(f"share of {result.n} held-out prompts" + (f"\njudged by {judge}" if judge else ""))
+    axes.set_xlabel(f"fraction of {result.n} held-out prompts" + (f"\njudged by {judge}" if judge else ""))
     axes.xaxis.set_major_formatter("{x:.0%}")
 
 
