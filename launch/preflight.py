@@ -220,10 +220,10 @@ def _import_functions(recipe: Recipe, command: Stage) -> None:
         for source in (*recipe.rewards.values(), *watcher):
             if source.function is not None:
                 load_scorer(source.function)
-    judge = recipe.evaluation.scorer
-    if command == "pipeline" and judge is not None and load_scorer(judge).needs_rows:
+    scorer = recipe.evaluation.scorer
+    if command == "pipeline" and scorer is not None and load_scorer(scorer).needs_rows:
         raise UserError(
-            f"evaluation.scorer = {judge!r} needs data rows",
+            f"evaluation.scorer = {scorer!r} needs data rows",
             "the comparison passes only prompts and answers to its scorer",
             "give its parameter a default, rows=None, or name another function",
         )

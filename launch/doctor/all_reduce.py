@@ -86,6 +86,7 @@ def run_apart(plan: AllReducePlan, seconds: float) -> Outcome | Fault:
 
 
 def _participation(plan: AllReducePlan) -> Outcome:
+    """Outcome on a node without rank 0, which has no measurement."""
     return Outcome(ranks=plan.ranks, seconds=0.0, bandwidth=0.0, version="")
 
 
