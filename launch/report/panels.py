@@ -76,11 +76,14 @@ def _remaining_metrics(stage: StageRecord) -> Iterator[str]:
 def _levels(metric: str, stage: StageRecord) -> Iterator[tuple[str, float]]:
     """Reference values: limits of the recipe, and values of the stage's summary; unknown ones are omitted."""
     canaries = _part(stage.config, "canaries")
-    dtype = _part(stage.config, "model").get("dtype")
-    limit = DEFAULTS.get(dtype, {}).get("gap") if isinstance(dtype, str) else None
+    dtype, gap = _part(stage.config, "model").get("dtype"), canaries.get("logprob_gap_limit")
+    if gap is None and isinstance(dtype, str):
+        gap = DEFAULTS.get(dtype, {}).get("gap")
+    if _part(stage.config, "ppo").get("staleness"):  # then the canary does not check it
+        gap = None
     known = {
         "objective/kl": ("limit", canaries.get("max_kl")),
-        "rollout/logprob_gap_mean": ("limit", canaries.get("logprob_gap_limit") or limit),
+        "rollout/logprob_gap_mean": ("limit", gap),
         "eval/accuracy": (CEILING, stage.summary.get(CEILING)),
         "objective/scores": ("before the first update", stage.first("objective/scores")),
     }

@@ -138,7 +138,8 @@ def _state(folder: Path) -> str:
         return f"finished {str(finished).replace('T', ' ').replace('+00:00', ' UTC')}"
     status = _object(folder / "status.json", [])
     if "phase" in status:
-        return f"unfinished; last seen in {status['phase']} of step {status.get('step')}"
+        step = status.get("step")  # null before the first step
+        return f"unfinished; last seen in {status['phase']}" + ("" if step is None else f" of step {step}")
     return "unfinished"
 
 

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from rlhf.algorithms.losses import value_loss
-from rlhf.batching import minibatches
 from rlhf.config.schema import Recipe
 from rlhf.config.stages import critic_updates
 from rlhf.device import peak_memory_gib
@@ -18,6 +17,7 @@ from rlhf.models.load import load_classifier
 from rlhf.models.packed_row import pack_row
 from rlhf.models.scalar import ScalarNet, init_value_head
 from rlhf.roles.block_result import BlockResult, token_index
+from rlhf.roles.role import plan_updates
 from rlhf.roles.scalar_role import ScalarRole
 from rlhf.types import Experience, RolloutBlock
 from rlhf.zero.engine import require_finite
@@ -59,13 +59,13 @@ class CriticRole(ScalarRole):
 
         ``target_kl`` may end the policy's epochs early, never the critic's.
         """
-        algorithm = self.recipe.algorithm
-        plan = minibatches(len(experience.rollouts), algorithm.minibatches, algorithm.epochs, [self.recipe.seed, step])
-        if not experience.response_mask.any():
-            self.engine.skip_updates(len(plan))
+        plan, skipped = plan_updates(self.recipe, experience, step)
+        sums = [self._update_minibatch(experience, indices) for indices in plan]
+        self.engine.skip_updates(skipped)
+        if not sums:
             return {}
-        totals = self.engine.all_reduce(torch.stack([self._update_minibatch(experience, indices) for indices in plan]))
-        loss, clipfrac = (totals[:, :2] / totals[:, 2:].clamp(min=1)).mean(dim=0).tolist()
+        totals = self.engine.all_reduce(torch.stack(sums))
+        loss, clipfrac = (totals[:, :2] / totals[:, 2:]).mean(dim=0).tolist()
         return {
             "loss/value_avg": loss,
             "val/clipfrac_avg": clipfrac,

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from rlhf.algorithms.losses import kl_loss, policy_loss
 from rlhf.algorithms.normaliser import normaliser, token_weights
-from rlhf.batching import minibatches
 from rlhf.config.schema import Recipe
 from rlhf.config.stages import policy_updates
 from rlhf.device import peak_memory_gib
@@ -26,7 +25,7 @@ from rlhf.models.lora import adapters_off
 from rlhf.models.packed_row import PackedRow, pack_row
 from rlhf.models.policy import Entropy, PolicyNet
 from rlhf.roles.block_result import BlockResult, token_index
-from rlhf.roles.role import Role
+from rlhf.roles.role import Role, plan_updates
 from rlhf.types import Experience, Float32, RolloutBlock
 from rlhf.weights.fingerprint import Fingerprint
 from rlhf.zero.engine import require_finite
@@ -100,23 +99,18 @@ class PolicyRole(LanguageRole):
             return self.logprobs(block)
 
     def update(self, experience: Experience, step: int) -> dict[str, float]:
-        """Run the epochs over the batch, fewer if ``target_kl`` stops them; returns metrics over all ranks.
-
-        If all samples are dropped, no optimizer step is taken: Adam's momentum would change the weights even then.
-        """
-        algorithm = self.recipe.algorithm
-        plan = minibatches(len(experience.rollouts), algorithm.minibatches, algorithm.epochs, [self.recipe.seed, step])
-        if not experience.response_mask.any():
-            self.engine.skip_updates(len(plan))
-            return {"policy/updates": 0.0, "policy/tokens": 0.0}
-        totals, norms, begun = [], [], time.perf_counter()
-        for done, indices in enumerate(plan, start=1):
+        """Run the epochs over the batch, fewer if ``target_kl`` stops them; returns metrics over all ranks."""
+        target_kl, totals, norms, begun = self.recipe.algorithm.target_kl, [], [], time.perf_counter()
+        plan, skipped = plan_updates(self.recipe, experience, step)
+        for indices in plan:
             total, norm = self._update_minibatch(experience, indices)
             totals.append(total)
             norms.append(norm)
-            if algorithm.target_kl is not None and _mean_of(total, "approxkl") > algorithm.target_kl:
-                self.engine.skip_updates(len(plan) - done)
+            if target_kl is not None and _mean_of(total, "approxkl") > target_kl:
                 break
+        self.engine.skip_updates(skipped + len(plan) - len(totals))
+        if not totals:
+            return {"policy/updates": 0.0, "policy/tokens": 0.0}
         sequences, seen = experience.rollouts.sequences, np.concatenate(plan[: len(totals)])
         predicted = int(sequences.response_lengths[seen].sum())
         rates = self.utilisation(sequences.lengths[seen], predicted, time.perf_counter() - begun)
@@ -233,17 +227,14 @@ def _mean_of(total: Tensor, name: str) -> float:
 def update_metrics(totals: Tensor) -> dict[str, float]:
     """Metrics of a step, averaged over its updates; the keys ``first_pass/*`` cover the first update only.
 
-    Statistics of an update come from its forward pass, before the optimizer step. Updates whose samples were all
-    dropped are left out.
+    Statistics of an update come from its forward pass, before the optimizer step.
 
     Args:
         totals: (updates, 8) sums over ranks in the order of ``SUMS``; the losses are already divided by the normaliser.
     """
-    first, tokens = totals[0], totals[:, -1]
-    totals = totals[tokens > 0] if tokens.any() else totals
     loss, kl = totals[:, :2].T
     ratio, square, approxkl, clipfrac, entropy = (totals[:, 2:-1] / totals[:, -1:].clamp(min=1)).T
-    metrics = {
+    return {
         "loss/policy_avg": float(loss.mean()),
         "loss/kl_avg": float(kl.mean()),
         "val/ratio": float(ratio.mean()),
@@ -251,8 +242,6 @@ def update_metrics(totals: Tensor) -> dict[str, float]:
         "policy/approxkl_avg": float(approxkl.mean()),
         "policy/clipfrac_avg": float(clipfrac.mean()),
         "policy/entropy_avg": float(entropy.mean()),
+        **{f"first_pass/{name}": _mean_of(totals[0], name) for name in ("ratio", "approxkl")},
+        "first_pass/clipfrac": _mean_of(totals[0], "clipped"),
     }
-    if first[-1]:
-        metrics |= {f"first_pass/{name}": _mean_of(first, name) for name in ("ratio", "approxkl")}
-        metrics["first_pass/clipfrac"] = _mean_of(first, "clipped")
-    return metrics

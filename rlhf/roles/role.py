@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rlhf.batching import MicroBatches, plan
+from rlhf.algorithms.rewards import count_by_sample
+from rlhf.batching import MicroBatches, minibatches, plan
 from rlhf.config.schema import OptimizerConfig, Recipe, RoleConfig
 from rlhf.device import gpu_of_process
 from rlhf.gpus import TERA, peak_flops
@@ -28,7 +29,7 @@ from rlhf.models.sequence_parallel import RowNet
 from rlhf.placement.parallelism import data_parallel_size, model_parallel_size
 from rlhf.placement.pools import Part
 from rlhf.roles.block_result import BlockResult
-from rlhf.types import Int32, Sequences
+from rlhf.types import Experience, Int32, Sequences
 from rlhf.zero import checkpoint
 from rlhf.zero.checkpoint import Files
 from rlhf.zero.engine import ZeroEngine, full_shape, shard_while_loading
@@ -211,6 +212,19 @@ class Role(Generic[Network]):
             if engine.rank == 0:
                 adapter.save_pretrained(str(folder / "adapter"))
                 save_file(whole, folder / "adapter" / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def plan_updates(recipe: Recipe, experience: Experience, step: int) -> tuple[list[list[int]], int]:
+    """The samples of every update of a step, and the number of updates that are left out.
+
+    Left out are minibatches whose samples were all dropped: Adam's momentum would change the weights even without a
+    gradient.
+    """
+    algorithm, rollouts = recipe.algorithm, experience.rollouts
+    tokens = count_by_sample(rollouts.sequences.response_lengths, experience.response_mask)
+    plan = minibatches(len(rollouts), algorithm.minibatches, algorithm.epochs, [recipe.seed, step])
+    trained = [indices for indices in plan if tokens[indices].any()]
+    return trained, len(plan) - len(trained)
 
 
 def forward_part(

@@ -161,6 +161,13 @@ def test_the_snapshot_is_what_a_run_goes_back_to_and_its_record_with_it(running:
     assert [row["step"] for row in read_lines(running.run.metrics)] == [0, 1]
 
 
+def test_with_nothing_kept_it_is_the_beginning(running: Running) -> None:
+    running.state(2)
+    state, pregenerated_blocks = running.checkpoints.restore()
+    assert (state.step, state.order, pregenerated_blocks) == (0, OrderState(0, 0), ())
+    assert read_lines(running.run.metrics) == [], "the steps that are repeated are recorded again"
+
+
 def test_without_the_snapshot_it_is_the_checkpoint_that_was_being_written(running: Running) -> None:
     checkpoints = running.checkpoints
     checkpoints.take_snapshot(running.state(1))
@@ -177,9 +184,18 @@ def test_without_the_snapshot_it_is_the_checkpoint_that_was_being_written(runnin
     assert len(read_lines(running.run.metrics)) == 2
 
 
-def test_rollouts_of_the_next_step_are_kept_with_both(running: Running) -> None:
+def test_a_checkpoint_is_made_every_so_many_steps_and_at_the_end(running: Running) -> None:
     checkpoints = running.checkpoints
-    parts = [BLOCK.select([0]), BLOCK.select([1])]
+    checkpoints.config, checkpoints.steps = CheckpointConfig(every=2, snapshot_every=0), 3
+    for step in (1, 2, 3):
+        checkpoints.keep(running.state(step), (), {checkpoints.config.best_metric: 0.0})
+        checkpoints.finish_checkpoint(wait_for_it=True)
+    assert [event["step"] for event in running.told("checkpoint")] == [2, 3]
+
+
+def test_rollouts_of_the_next_step_are_kept_with_both_in_their_order(running: Running) -> None:
+    checkpoints = running.checkpoints
+    parts = [BLOCK.select([i % 2]) for i in range(11)]  # files are listed by name, and 10 stands before 2
     given = [Block(rollouts=ray.put(part), samples=1, set_aside=i) for i, part in enumerate(parts)]
     checkpoints.take_snapshot(running.state(1), given)
     checkpoints.begin_checkpoint()
@@ -188,7 +204,7 @@ def test_rollouts_of_the_next_step_are_kept_with_both(running: Running) -> None:
     assert list(pregenerated_blocks) == given
     running.group.is_lost = True
     _, pregenerated_blocks = checkpoints.restore()
-    assert [(block.samples, block.set_aside) for block in pregenerated_blocks] == [(1, 0), (1, 1)]
+    assert [(block.samples, block.set_aside) for block in pregenerated_blocks] == [(1, i) for i in range(11)]
     for block, part in zip(pregenerated_blocks, parts, strict=True):
         assert ray.get(block.rollouts).sequences.tokens.tolist() == part.sequences.tokens.tolist()
     assert json.loads((running.run.checkpoints / "step_1" / "state.json").read_text())["step"] == 1

@@ -24,8 +24,8 @@ from rlhf.config.schema import Recipe, RecoveryConfig, RolloutConfig
 from rlhf.errors import LostError, MachineryError
 from rlhf.types import FinishReason, Prompt, Rollout, RolloutBlock
 
-POISON, ONCE = 100, 200
-"""Prompts that an engine dies of: always, and only where it has not died of it before."""
+POISON, LEFT_OUT, ONCE = 100, 150, 200
+"""Prompts that an engine dies of, leaves out of its answers, and dies of where it has not done so before."""
 CONTEXT = PhaseContext(phase="rollout", step=2)
 
 
@@ -57,7 +57,7 @@ class Engine:
         self, positions: Sequence[int], indices: Sequence[int], seeds: Sequence[int], block_size: int
     ) -> AsyncIterator[Any]:
         for begin in range(0, len(positions), block_size):
-            some = range(begin, min(begin + block_size, len(positions)))
+            some = [i for i in range(begin, min(begin + block_size, len(positions))) if indices[i] != LEFT_OUT]
             for i in some:
                 self._die_of(indices[i])
             yield RolloutBlock.pack([rollout(indices[i], seeds[i], FinishReason.STOP) for i in some])
@@ -168,6 +168,11 @@ def test_a_prompt_that_engines_died_of_is_given_to_none_again(fleet: Any) -> Non
     assert running.answers(indices) == expected
     assert running.answers([POISON]) == {0: (POISON, FinishReason.SET_ASIDE)}
     assert deaths() == 4
+
+
+def test_an_engine_that_leaves_a_prompt_out_is_not_believed(fleet: Any) -> None:
+    with pytest.raises(MachineryError, match="rollout engine 0 did not answer all prompts during rollout of step 2"):
+        fleet(1).answers([1, LEFT_OUT, 2])
 
 
 def test_nothing_to_answer_is_answered_at_once(fleet: Any) -> None:

@@ -6,6 +6,7 @@ import asyncio
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +20,14 @@ from actors.process import ProcessLocation, dump_stacks_on_signal, locate_proces
 from actors.run_actors import RunActors, Start, start_actors
 from actors.supervisor import Supervisor
 from actors.waiting import PhaseContext
-from rlhf.config.schema import PlacementConfig, Recipe, RecoveryConfig, RewardSourceConfig, RolloutConfig
+from rlhf.config.schema import (
+    AlgorithmConfig,
+    PlacementConfig,
+    Recipe,
+    RecoveryConfig,
+    RewardSourceConfig,
+    RolloutConfig,
+)
 from rlhf.errors import LostError, MachineryError
 from rlhf.recovery.deadlines import Work
 from rlhf.recovery.goodput import Goodput
@@ -233,6 +241,30 @@ def test_the_time_in_which_the_run_waits_for_others_is_lost() -> None:
     assert running.supervisor.goodput.seconds_lost == 60
     slow.restore_serving(CONTEXT)
     assert running.supervisor.goodput.seconds_lost == 120
+
+
+class Trained:
+    """A group that names itself where it is trained."""
+
+    def __init__(self, name: str) -> None:
+        self.names, self.offload_mode = (name,), None
+
+    def call(self, method: str, *_: Any) -> list[dict[str, int]]:
+        return [{self.names[0]: 1}]
+
+    def offload(self, *_: Any, **__: Any) -> None:
+        """It shares no GPU."""
+
+
+def test_in_the_first_steps_the_critic_learns_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_actors, "wait", lambda refs, *_: refs)
+    running = Running()
+    recipe = replace(running.recipe, rewards={}, algorithm=AlgorithmConfig(critic_warmup_steps=2))
+    groups: Any = {name: Trained(name) for name in ("policy", "critic")}
+    nothing: Any = SimpleNamespace()
+    actors = RunActors(recipe, "", groups, nothing, running.supervisor)
+    learned = [sorted(actors.update(nothing, step)) for step in range(4)]
+    assert learned == [["critic"], ["critic"], ["critic", "policy"], ["critic", "policy"]]
 
 
 def test_who_is_lost_in_loading_is_told_with_a_cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -228,3 +228,13 @@ def test_a_chat_template_is_part_of_the_data(session: Session, tmp_path: Path) -
     before = run.files_of("ppo")
     template.write_text("{{ messages[0].content }}\n")
     assert len(before) == 2 and before[0] == run.files_of("ppo")[0] and before[1] != run.files_of("ppo")[1]
+
+
+def test_an_engine_holds_a_prompt_and_the_longest_response_that_it_writes(session: Session) -> None:
+    """PPO's responses may be longer or shorter than those of the data; no sequence is longer than the context."""
+
+    def longest(response: int) -> int:
+        return with_recipe(session, rollout=replace(session.recipe.rollout, max_response_length=response)).longest
+
+    assert longest(7) - longest(3) == 4
+    assert longest(10**6) == session.facts.context

@@ -9,6 +9,7 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ import ray
 from actors import inspection
 from actors import supervisor as supervisor_module
 from actors.process import ProcessLocation
-from actors.supervisor import Supervisor
+from actors.supervisor import Supervisor, is_blocking
 from actors.waiting import PhaseContext, wait
 from actors.worker import HEARTBEAT, Worker
 from rlhf.config.schema import PlacementConfig, Recipe, RecoveryConfig
@@ -254,6 +255,30 @@ def test_time_is_lost_where_the_run_waits_and_nowhere_else(tmp_path: Path) -> No
     with supervisor.time_lost():
         clock.now += 7
     assert dict(supervisor.goodput.lost_by_kind) == {"died": 7.0}
+
+
+def test_an_actor_is_lost_until_one_serves_in_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first replacement dies too, 20 s after it was started; the second takes 30 s."""
+    clock = Clock()
+    events: list[dict[str, Any]] = []
+    monkeypatch.setattr(supervisor_module, "time", SimpleNamespace(time=clock, monotonic=time.monotonic))
+    recipe = Recipe(name="x", recovery=RecoveryConfig(backoff_seconds=0.0))
+    supervisor = Supervisor(recipe, lambda kind, **details: events.append({"kind": kind, **details}))
+    supervisor.started(NAME, None)
+    for seconds in (20, 30):
+        supervisor.handle_loss(LostError("gone", (NAME,), "died"), CONTEXT)
+        supervisor.started(NAME, None)
+        clock.now += seconds
+    supervisor.built(ProcessLocation(name=NAME, node="", node_id="", process=0))
+    supervisor.serve([NAME])
+    assert [event["seconds"] for event in events if event["kind"] == "actor_replaced"] == [50.0]
+
+
+@pytest.mark.parametrize("state", ["T", "t", "D"])
+def test_who_cannot_go_on_keeps_its_peers_waiting(state: str) -> None:
+    """States of ps: stopped by a signal or a debugger, or in a sleep that no signal ends."""
+    busy = facts.Facts(alive=True, process_state="R", heartbeat_age_seconds=1.0)
+    assert not is_blocking(busy) and is_blocking(replace(busy, process_state=state))
 
 
 def test_who_dies_in_loading_is_diagnosed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -88,3 +89,12 @@ def test_a_run_does_not_bear_it_for_ever() -> None:
     lost = LostError("an object is lost", kind="failed")
     with pytest.raises(MachineryError, match=r"more than recovery\.restarts = 2"):
         Running(restarts=2).bear(lost, lost, lost)
+
+
+def test_a_roll_back_counts_the_samples_that_were_set_aside_by_then() -> None:
+    running = Running()
+    then = replace(running.loop.state, set_aside=3)
+    running.loop.checkpoints = SimpleNamespace(restore=lambda: (then, ()))  # type: ignore[assignment]
+    running.supervisor.goodput.set_aside = 5  # two of them since
+    assert running.bear(LostError("killed", (POLICY[0],), "died")) == "done"
+    assert running.supervisor.goodput.set_aside == 3

@@ -11,8 +11,9 @@ import pytest
 import ray
 
 from actors.cluster import node_address
+from actors.process import ProcessLocation
 from actors.waiting import AnswerDeadlines, PhaseContext, wait
-from actors.worker import HEARTBEAT, Worker
+from actors.worker import HEARTBEAT, Worker, translate_failures
 from rlhf.config.schema import EarlyStopConfig, EndpointConfig, PlacementConfig, Recipe, RewardSourceConfig
 from rlhf.errors import LostError, MachineryError, Stopped, UserError
 
@@ -90,6 +91,13 @@ def test_a_bug_names_role_rank_node_process_and_what_it_did(worker: ray.actor.Ac
         match=r"policy rank 3 \(node 127\.0\.0\.1, process \d+\) failed in bug: ZeroDivisionError: one by",
     ):
         ask(worker, "bug")
+
+
+def test_an_error_without_a_text_is_told_by_its_kind() -> None:
+    where = ProcessLocation(name="policy rank 3", node="10.0.0.1", node_id="", process=7)
+    said = "policy rank 3 .* failed in update: AssertionError: ;"
+    with pytest.raises(MachineryError, match=said), translate_failures(where, "update"):
+        raise AssertionError
 
 
 def test_a_death_names_the_actor_and_the_moment(worker: ray.actor.ActorHandle) -> None:
@@ -208,3 +216,5 @@ def test_a_phase_that_asks_a_service_may_always_take_all_its_time() -> None:
             deadlines.learned.took(context.work_of("judge rank 0"), 1.0)
         assert tuple(deadlines.seconds("judge rank 0", context) for context in contexts) == limits
         assert deadlines.seconds("judge rank 0", contexts[0].of("offload")) == 1800, "which has yet to be seen"
+        deadlines.learned.took(contexts[0].of("offload").work_of("judge rank 0"), 1.0)
+        assert deadlines.seconds("judge rank 0", contexts[0].of("offload")) == 120, "no service is asked for that"

@@ -12,7 +12,9 @@ import pytest
 
 from actors.session import Session
 from launch.cli import COMMANDS, main
+from rlhf.config.load import to_yaml
 from rlhf.errors import UserError
+from rlhf.tracking.run_folder import RunFolder
 from tests.end_to_end.small import RECIPE, make_small_data, overrides
 
 
@@ -117,6 +119,30 @@ def test_input_that_the_actors_refuse_leaves_nothing_but_what_was_there(
     assert main(["sft", str(RECIPE), *overrides(data, "refused"), f"runs_dir={tmp_path / 'runs'}"]) == 2
     assert "the model fails its examination" in capsys.readouterr().err
     assert (tmp_path / "runs").exists() == writes
+
+
+def finish(session: Session, stage: str) -> None:
+    """Leave a stage's folder as a run that is over leaves it, without a model."""
+    digest, files = session.digest(stage), session.files_of(stage)
+    run = RunFolder.create(session.root, stage, to_yaml(session.recipe), digest, files)
+    run.finish({})
+
+
+def test_a_finished_stage_starts_no_ray_and_a_pipeline_with_more_to_do_starts_it(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    starts: list[str] = []
+    command = [str(RECIPE), *overrides(data, "finished"), f"runs_dir={tmp_path}"]
+    monkeypatch.setattr("actors.cluster.cluster", lambda *_: nullcontext(starts.append("Ray")))
+    monkeypatch.setattr("actors.pipeline.run_pipeline", lambda session: None)
+    with monkeypatch.context() as first:
+        first.setattr("actors.pipeline.run_stage", finish)
+        assert main(["sft", *command]) == 0
+    assert len(starts) == 1
+    assert main(["sft", *command]) == 0
+    assert len(starts) == 1 and "sft: finished before" in capfd.readouterr().out
+    assert main(["pipeline", *command]) == 0
+    assert len(starts) == 2
 
 
 def test_folder_that_cannot_be_written(data: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -39,6 +39,12 @@ def test_a_log_that_is_silent_does_not_hide_that_the_job_has_ended() -> None:
     assert "".join(shown) == LOG and dashboard.tails == 1
 
 
+def test_following_a_job_ends_with_its_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
+    with Dashboard(ends_after=0).serving() as address:
+        assert main(["submit", "--follow", "job", "--address", address]) == 75
+    assert capsys.readouterr().out == LOG
+
+
 def test_a_dashboard_that_falls_silent_is_followed_no_further() -> None:
     dashboard = Dashboard(ends_after=10**6, answers=3)
     with dashboard.serving() as address, pytest.raises(MachineryError, match="sent no reply"):

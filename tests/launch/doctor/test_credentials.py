@@ -44,6 +44,13 @@ def test_a_token_that_others_may_read(home: Path) -> None:
     assert (found.status, found.fix) == ("failed", f"chmod 600 {file}")
 
 
+@pytest.mark.parametrize("permissions", [0o640, 0o620, 0o604, 0o666])
+def test_a_token_is_for_its_owner_alone(permissions: int) -> None:
+    """As ssh demands of a private key: neither its group nor anybody else has any right."""
+    token = Token(mode="", source="/home/one/.ray/auth_token", permissions=permissions)
+    assert check_token(token, in_cluster=False).status == "failed"
+
+
 def test_a_folder_that_only_its_owner_enters_shields_what_is_in_it(home: Path) -> None:
     token_file(home, 0o644)
     (home / ".ray").chmod(0o700)

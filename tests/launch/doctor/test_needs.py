@@ -42,6 +42,15 @@ def test_the_disk_of_the_70b_recipe() -> None:
     assert room == Room(checkpoint=checkpoint, checkpoints=4 * checkpoint, models=models)
 
 
+def test_early_stopping_keeps_the_best_policy_beside_the_last() -> None:
+    plain, watched = (
+        needed(recipe("llama_70b_cluster.yaml", *settings), "ppo", EIGHT_NODES).room
+        for settings in ((), ("early_stop.scorer.function=judge.py:score",))
+    )
+    assert watched.models - plain.models == 2 * LLAMA_70B
+    assert watched.checkpoints == plain.checkpoints
+
+
 def test_the_memory_of_its_fullest_node() -> None:
     """Eight of 32 policy ranks, each with its part of two snapshots, and a GiB for each process.
 

@@ -93,6 +93,14 @@ def test_offloading_moves_states_to_the_host() -> None:
     assert host_bytes(member(zero_stage=2, ranks=4), "bfloat16") == 0
 
 
+def test_a_rest_moves_what_offloading_leaves_on_the_device() -> None:
+    """ZeRO-2: the optimizer of every parameter lies on the host in four parts; each rank's whole weights follow."""
+    offloaded = member(zero_stage=2, ranks=4, offload=True)
+    for_good = 16 * TINY.parameters // 4
+    assert host_bytes(offloaded, "bfloat16", "states") == for_good
+    assert host_bytes(offloaded, "bfloat16", "all") == for_good + 2 * TINY.parameters
+
+
 def held_in_tensors(rank: Rank, stage: int, dtype: str) -> tuple[int, int, int]:
     """Bytes that this rank holds during its second update, including the bucket's, and its number of parameters."""
     place = join(rank)
@@ -307,6 +315,17 @@ def test_an_engine_by_hand() -> None:
     half = engine_memory(shape, RolloutConfig(tensor_parallel=2), "bfloat16", 80 * GIB, 2048)
     assert half.memory.weights == 8_030_261_248
     assert half.at_once == 128, "vLLM computes no more sequences at once"
+
+
+def test_graphs_take_their_room_from_the_cache() -> None:
+    """vLLM captures graphs of an engine unless it is told to run eagerly."""
+    shape = find("meta-llama/Llama-3.1-8B")
+    eager, captured = (
+        engine_memory(shape, RolloutConfig(gpu_memory_fraction=0.5, enforce_eager=each), "bfloat16", 80 * GIB, 2048)
+        for each in (True, False)
+    )
+    assert eager.memory.kv_cache - captured.memory.kv_cache == GIB
+    assert captured.memory.total == eager.memory.total == 40 * GIB
 
 
 def test_an_engine_without_room_holds_no_sequence() -> None:

@@ -10,7 +10,7 @@ import pytest
 from launch.plan.cluster import parse_cluster
 from launch.plan.fit import ROLES, candidates, changed
 from launch.plan.members import PlannedRole, PlannedSlot, Shapes, assign_slots, members
-from launch.plan.memory import PROCESS, persistent_memory
+from launch.plan.memory import NOTHING, PROCESS, EngineMemory, persistent_memory
 from launch.plan.plan import Placed
 from launch.plan.report import Plan, as_values, make_plan
 from launch.plan.show import show
@@ -25,6 +25,7 @@ from launch.plan.timing import (
     publish_seconds,
     reduce_seconds,
     rollout_seconds,
+    update_seconds,
 )
 from launch.plan.work import batch_of, passes
 from rlhf.config.load import load_recipe
@@ -162,6 +163,23 @@ def test_shared_matrices_by_hand() -> None:
     assert passes(8, 2000, policy) == 2  # dealt to two groups, as rows are that ranks share
 
 
+@pytest.mark.parametrize(("checkpointing", "all_reduces"), [(False, 2 + 5), (True, 2 + 2 + 5)])
+def test_an_update_of_shared_matrices_by_hand(checkpointing: bool, all_reduces: int) -> None:
+    """Llama 8B, 4 ranks on two nodes, 64 samples of 512 tokens: only states of a matrix's parts cross the network."""
+    # A layer adds states up twice in a forward pass, which checkpointing repeats. In the backward pass it adds them up
+    # once for each matrix whose outputs are divided: q, k, v, gate and up.
+    split = {"placement__policy__ranks": 4, "placement__policy__tensor_parallel": 4}
+    batch = {"ppo__batch_size": 64, "algorithm__minibatches": 1, "algorithm__epochs": 1}
+    made = recipe(placement__strategy="separate", model__gradient_checkpointing=checkpointing, **split, **batch)
+    policy, step = roles_of(made)[0], batch_of(made, "ppo", roles_of(made))
+    slow, fast = (
+        update_seconds(policy, step, made, machine(made, f"nodes=4,gpus=2,gpu=h100-80,network={network}"))
+        for network in (25, 50)
+    )
+    moved = all_reduces * 32 * 2 * 64 * 512 * 4096 * 2 * 3 / 4  # all-reduces of 32 layers, each sent about twice
+    assert slow - fast == pytest.approx(moved / (SHARES["link"] * 50e9))
+
+
 def test_rows_that_are_too_long_are_shared() -> None:
     """131,072 tokens exceed a GPU on each of eight ranks, with any other change."""
     made = recipe(
@@ -192,6 +210,15 @@ def test_decoding_by_hand() -> None:
     read = 2 * 8_030_261_248 + 16 * 384 * 131_072
     seconds = rollout_seconds(find("meta-llama/Llama-3.1-8B"), engine, plan.batch, made, machine(made))
     assert seconds["decode"] == pytest.approx(256 * read / (SHARES["memory"] * 3350e9))
+
+
+def test_what_an_engine_does_not_hold_at_once_waits() -> None:
+    """300 samples where 128 fit: three times 100, each 256 steps of reading the weights and 384 tokens a sample."""
+    made = recipe(ppo__batch_size=300, placement__strategy="separate")
+    engine, batch = EngineMemory(memory=NOTHING, kv_tokens=10**6, at_once=128), batch_of(made, "ppo", roles_of(made))
+    seconds = rollout_seconds(find("meta-llama/Llama-3.1-8B"), engine, batch, made, machine(made))
+    read = 2 * 8_030_261_248 + 100 * 384 * 131_072
+    assert seconds["decode"] == pytest.approx(3 * 256 * read / (SHARES["memory"] * 3350e9))
 
 
 def test_a_plan_that_fits_says_so_and_is_json() -> None:
@@ -258,6 +285,16 @@ def sharing(offload: str, **settings: object) -> Placed:
     each = {f"placement__{role}__offload_between_phases": offload for role in ROLES}
     made = recipe(**{**SMALL, "placement__strategy": "colocated", **each, **settings})
     return planned(made, "gpus=1,gpu=h100-80").stages[0].placed
+
+
+def test_roles_that_share_a_gpu_compute_one_after_another() -> None:
+    each = {f"placement__{role}__offload_between_phases": "none" for role in ROLES}
+    made = recipe(**SMALL, **each, rollout__gpu_memory_fraction=0.2)
+    apart = planned(made).stages[0].seconds
+    together = planned(changed(made, {"placement.strategy": "colocated"}), "gpus=1,gpu=h100-80").stages[0].seconds
+    assert (len(apart["score"]), len(apart["update"])) == (4, 2)
+    for phase in ("score", "update"):
+        assert together[phase] == {"all roles": pytest.approx(sum(apart[phase].values()))}
 
 
 def test_states_are_on_a_shared_gpu_in_the_update_alone() -> None:

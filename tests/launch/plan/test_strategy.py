@@ -11,7 +11,10 @@ from launch.plan.cluster import parse_cluster
 from launch.plan.members import Shapes
 from launch.plan.report import make_plan
 from launch.plan.strategy import Choice, choose
+from launch.preflight import _with_strategy
 from rlhf.gpus import gpu_named
+from rlhf.placement.machine import Machine
+from rlhf.placement.pools import NodeGPUs
 from tests.launch.plan.small import find
 from tests.launch.plan.test_plan import SMALL, recipe
 
@@ -56,6 +59,14 @@ def test_where_nothing_fits_the_number_decides_and_that_is_said() -> None:
 def test_who_says_who_shares_with_whom_is_heard() -> None:
     choice = chosen("gpus=3,gpu=h100-80", placement__reference__share_with="policy")
     assert choice is not None and "colocated" not in choice.why
+
+
+def test_gpus_are_counted_as_the_smallest_node_has_them() -> None:
+    """Five roles cannot be apart on nodes of one and three GPUs."""
+    name = "NVIDIA H100 80GB HBM3"
+    machine = Machine(gpus=4, cpus=8, nodes=(NodeGPUs(gpus=1, type=name), NodeGPUs(gpus=3, type=name)))
+    made = recipe(**{**SMALL, "placement__strategy": "auto"}, rollout__gpu_memory_fraction=0.3)
+    assert _with_strategy(made, "ppo", machine).placement.strategy == "colocated"
 
 
 def test_nothing_is_chosen_where_the_recipe_says_it_or_one_role_is_alone() -> None:

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from html.parser import HTMLParser
+from itertools import chain, pairwise
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,15 @@ from markupsafe import escape
 
 from launch.report.charts import Chart, Line, draw
 from launch.report.page import write_report
+from launch.report.panels import charts_of
+from launch.report.read import read_run
 from launch.report.render import source_hash
-from launch.report.tables import Details, ShareBar, table
+from launch.report.tables import Details, ShareBar, _busy, select_samples, table
+from launch.report.timeline import Bar, Timeline
 from rlhf.errors import UserError
 from tests.launch.report.folder import HOSTILE, hostile_run, write_rows
+
+GAP = "rollout/logprob_gap_mean"
 
 
 class Seen(HTMLParser):
@@ -103,6 +109,20 @@ def test_every_kind_of_stage_has_its_curves(tmp_path: Path) -> None:
     assert html.count('class="band band-0"') == 1
 
 
+@pytest.mark.parametrize(
+    ("limit", "staleness", "drawn"), [(0.25, 0, [0.25]), (0.0, 0, [0.0]), (None, 0, [1e-4]), (0.25, 1, [])]
+)
+def test_the_gap_has_the_limit_that_its_canary_checks(
+    limit: float | None, staleness: int, drawn: list[float], tmp_path: Path
+) -> None:
+    """Of float32 the default is 1e-4 (docs/canaries.md); stale samples have none."""
+    write_rows(tmp_path / "ppo" / "metrics.jsonl", [{"step": k, GAP: 1e-6} for k in range(2)])
+    config = {"canaries": {"logprob_gap_limit": limit}, "model": {"dtype": "float32"}, "ppo": {"staleness": staleness}}
+    (tmp_path / "ppo" / "config.yaml").write_text(json.dumps(config))
+    charts = chain.from_iterable(charts_of(read_run(tmp_path).stages[0]).values())
+    assert [level for chart in charts for _, level in chart.levels] == drawn
+
+
 def test_the_command_writes_or_refuses(tmp_path: Path) -> None:
     hostile_run(tmp_path / "r")
     command = [sys.executable, "-m", "launch.cli", "report"]
@@ -112,3 +132,18 @@ def test_the_command_writes_or_refuses(tmp_path: Path) -> None:
     assert refused.returncode == 2 and "is no run's folder" in refused.stderr and "Traceback" not in refused.stderr
     with pytest.raises(UserError, match="cannot write"):
         write_report(tmp_path / "r", tmp_path / "missing" / "x.html")
+
+
+def test_samples_are_of_steps_over_the_whole_run() -> None:
+    rows = [{"step": step, "score": 0.5, "response": f"answer {step}"} for step in range(100)]
+    steps = [row["step"] for row, _ in select_samples(rows)]
+    assert len(steps) == 10 and (steps[0], steps[-1]) == (0, 99)
+    assert {after - before for before, after in pairwise(steps)} == {11}
+
+
+def test_a_busy_share_is_of_time_and_not_of_steps() -> None:
+    """Busy for the whole of a step of 10 s, idle in one of 90 s: a tenth of the time."""
+    work = [Bar(name="update", begin=0.0, end=10.0)]
+    timeline = Timeline(steps={0: (0.0, 10.0), 1: (10.0, 100.0)}, phases=[], actors={"policy rank 0": work})
+    _, mean, least, most, *_ = _busy("policy rank 0", timeline)
+    assert (mean, least, most) == (10.0, 0.0, 100.0)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,13 @@ def test_an_unfinished_run_of_one_stage_is_read_as_far_as_it_goes(tmp_path: Path
     assert stage.metrics["objective/kl"] == ((0, 0.0), (1, 1.0), (2, None), (3, 3.0), (4, 4.0))
     assert (stage.first("objective/scores"), stage.last("objective/scores")) == (0.0, 2.0)
     assert run.notes == ("ppo/metrics.jsonl: its last line is incomplete and left out",)
+
+
+@pytest.mark.parametrize(("step", "where"), [(3, "rollout of step 3"), (None, "rollout")])
+def test_an_unfinished_stage_is_where_it_was_last_seen(step: int | None, where: str, tmp_path: Path) -> None:
+    hostile_run(tmp_path)
+    (tmp_path / "ppo" / "status.json").write_text(json.dumps({"phase": "rollout", "step": step}))
+    assert read_run(tmp_path).stages[0].state == f"unfinished; last seen in {where}"
 
 
 def test_lines_that_say_nothing_are_left_out_and_counted(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from launch.watch.folder import SILENT_SECONDS, FolderWatch, WatchedFolder
@@ -45,6 +46,15 @@ def test_a_run_in_progress(root: Path) -> None:
     assert phases(view) == {"rollout": 1.5, "update": 0.5}
     assert view.ending is None
     assert view.warning == ""
+
+
+def test_the_remaining_steps_take_as_long_as_the_last_ones_with_what_is_between_them(root: Path) -> None:
+    """Twenty slow steps, then ten of 2 s, after each of which saving and evaluation take 3 s; ten are left."""
+    run = Pretend(root, steps=40)
+    for step in range(30):
+        seconds = {"time/step": 100.0 if step < 20 else 2.0, "time/checkpoint": 1.0, "time/judge": 2.0}
+        run.step(step, **seconds)
+    assert poll(root).seconds_left == pytest.approx(10 * 5)
 
 
 def test_a_stage_whose_steps_depend_on_the_data_reports_their_number(root: Path) -> None:
@@ -127,6 +137,16 @@ def test_a_run_ends_when_its_last_stage_is_finished_and_its_process_is_gone(root
     assert ending.text.startswith("ppo finished ")
 
 
+def test_a_run_on_another_machine_ends_when_nothing_follows_its_last_stage(root: Path) -> None:
+    run = Pretend(root)
+    run.step(0)
+    run.run.finish({})
+    (root / ".ppo.lock").write_text("process 1 on elsewhere\n")
+    assert poll(root).ending is None, "another stage may follow"
+    later = FolderWatch(WatchedFolder.of(root), lambda: time.time() + SILENT_SECONDS + 5).poll()
+    assert later is not None and later.ending is not None and later.ending.good
+
+
 def test_a_failed_run_reports_the_reason(root: Path) -> None:
     run = Pretend(root)
     run.event("failed", error="MachineryError", exit_code=3, message="critic rank 0 died\n  \x1b[31mtwice")
@@ -169,6 +189,16 @@ def test_a_process_with_the_number_of_one_that_is_gone_is_another(root: Path) ->
     finally:
         other.kill()
         other.wait()
+
+
+def test_a_process_is_the_same_where_the_clock_of_files_is_a_little_behind(root: Path) -> None:
+    Pretend(root)
+    lock, began = root / ".ppo.lock", psutil.Process().create_time()
+    lock.write_text(f"process {os.getpid()} on {os.uname().nodename}\n")
+    for behind, is_alive in ((1.0, True), (60.0, False)):
+        os.utime(lock, (began - behind, began - behind))
+        holder = holder_of(root, "ppo")
+        assert holder is not None and holder.alive is is_alive
 
 
 def test_a_process_of_another_machine_cannot_be_seen(root: Path) -> None:

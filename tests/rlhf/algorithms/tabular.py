@@ -206,6 +206,10 @@ class PlainEngine:
         self.schedule.step()
         return float(torch.nn.utils.get_total_norm([p.grad for p in self.parameters]))
 
+    def skip_updates(self, count: int) -> None:
+        for _ in range(count):
+            self.schedule.step()
+
     def all_reduce(self, sums: Tensor) -> Tensor:
         return sums
 

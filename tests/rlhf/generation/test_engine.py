@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from vllm import SamplingParams
 from vllm.logprobs import FlatLogprobs, Logprob
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.v1.engine.output_processor import RequestOutputCollector
@@ -27,12 +28,14 @@ class Core:
         """Args: answer is given to each request at once, where there is one; takes is how many it takes in time."""
         self.answer, self.takes = answer, takes
         self.running: dict[str, RequestOutputCollector] = {}
+        self.sampled: list[SamplingParams] = []
         self.is_full = False
 
     async def add_request(self, name: str, request: Any, sampling: Any) -> RequestOutputCollector:
         if len(self.running) == self.takes:
             self.is_full = True
             await asyncio.sleep(60)
+        self.sampled.append(sampling)
         queue = self.running[name] = RequestOutputCollector(sampling.output_kind, name)
         if self.answer is not None:
             queue.put(self.answer)
@@ -109,6 +112,16 @@ def test_an_invalid_response_is_quarantined_with_its_reason(given: Any, prompt: 
     assert (rollout.finish_reason, rollout.prompt.id, rollout.seed) == (FinishReason.SET_ASIDE, 7, 11)
     assert rollout.prompt.tokens == (END,) and rollout.tokens.tolist() == [END], "nothing of the prompt goes on"
     assert not rollout.mask.any() and rollout.weight_version == 3
+
+
+def test_the_policys_whole_distribution_is_sampled_at_the_recipes_temperature() -> None:
+    core = Core(output([4, END], "stop"))
+    sampling = engine(core)
+    sampling.config = RolloutConfig(temperature=0.7, max_response_length=5)
+    asyncio.run(answers(sampling, count=2))
+    assert [(each.temperature, each.max_tokens, each.seed) for each in core.sampled] == [(0.7, 5, 11), (0.7, 5, 12)]
+    assert all(each.top_p == 1 and each.top_k <= 0 and each.min_p == 0 for each in core.sampled), "nothing is cut off"
+    assert all(each.stop_token_ids == [END] for each in core.sampled)
 
 
 def abandoned(core: Core, calls: int, until: Callable[[], bool]) -> RolloutEngine:

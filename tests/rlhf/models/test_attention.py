@@ -19,6 +19,7 @@ from transformers.masking_utils import (
     sliding_window_causal_mask_function,
 )
 
+from rlhf.models import attention
 from rlhf.models.attention import RowMask, by_sequence, use_row_attention
 from rlhf.models.packed_row import Form, hidden_states, pack_row
 from tests.rlhf.tiny import VOCABULARY, random_sequences, whole
@@ -173,3 +174,15 @@ def test_an_architecture_with_an_attention_of_its_own_keeps_it() -> None:
     model = AutoModel.from_config(config)
     assert not use_row_attention(model)
     assert model.config._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize(
+    ("capability", "widest"),
+    [((7, 5), 0), ((8, 0), 256), ((8, 6), 192), ((8, 9), 192), ((9, 0), 256), ((12, 0), 192)],
+)
+def test_a_kernel_is_chosen_where_it_has_a_backward_pass(
+    capability: tuple[int, int], widest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch's ``sdp_utils.cpp``: FlashAttention needs 8.0, and trains no head above 192 on 8.6, 8.9 and 12.0."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert attention._widest_head.__wrapped__(torch.device("cuda")) == widest

@@ -82,6 +82,16 @@ def test_positions_that_go_on_from_sequence_to_sequence_are_seen(monkeypatch: py
     assert found.packed is not None and found.packed > 0.1
 
 
+def test_in_bfloat16_a_packed_row_may_differ_by_rounding_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Padded rows differ by a few thousandths there; a packed one that is off by a fifth is wrong."""
+    net = PolicyNet(as_made("Llama", torch.bfloat16))
+    right = net.states
+    monkeypatch.setattr(net, "states", lambda row, form: right(row, form) * (1.2 if form == "packed" else 1.0))
+    found = examined(net)
+    assert (found.form, found.neighbours) == ("padded", 0.0)
+    assert found.padded < 0.05 < 0.15 < (found.packed or 0.0) < 0.25
+
+
 def test_logprobs_that_are_not_the_models_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     net = PolicyNet(small_model("Llama"))
     monkeypatch.setattr(net.head, "logits", lambda hidden: 0.5 * net.lm.lm_head(hidden))

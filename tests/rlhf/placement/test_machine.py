@@ -139,3 +139,11 @@ def test_threads_fit_the_cores():
     assert problems(recipe(threads=8), "sft", gpus=0) == []
     (message,) = problems(recipe(threads=9), "sft", gpus=0)
     assert "placement.threads_per_rank = 9 and there are 8 CPU cores" in message
+
+
+def test_processes_of_a_cluster_are_not_all_on_its_smallest_node() -> None:
+    many = replace(recipe(), rollout=RolloutConfig(engines=40))
+    (message,) = problems(many, gpus=0, cpus=2)
+    assert "the run needs 48 processes" in message
+    elsewhere = replace(many, placement=replace(many.placement, ray_address="10.0.0.1:6379"))
+    assert problems(elsewhere, gpus=0, cpus=2) == []

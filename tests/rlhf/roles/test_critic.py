@@ -55,9 +55,10 @@ def recipe(
     clip: float | None = CLIP,
     shared: int = 1,
     schedule: Any = "constant",
+    momentum: float = 0.0,
     **algorithm: Any,
 ) -> Recipe:
-    optimizer = OptimizerConfig(lr=LR, schedule=schedule, betas=(0.0, 0.0), eps=1.0, max_grad_norm=0.0)
+    optimizer = OptimizerConfig(lr=LR, schedule=schedule, betas=(momentum, momentum), eps=1.0, max_grad_norm=0.0)
     role = RoleConfig(ranks=ranks, sequence_parallel=shared, zero_stage=stage, micro_batch_tokens=budget)
     return Recipe(
         name="test",
@@ -263,6 +264,21 @@ def test_a_batch_without_a_token_teaches_nothing(ranks: int, stage: int, folder:
         assert updated["next_rate"] == 0  # the schedule ends where it should
         for name, weight in classifier.state_dict().items():
             np.testing.assert_array_equal(updated["weights"][f"classifier.{name}"], weight.numpy(), err_msg=name)
+
+
+@pytest.mark.parametrize("empty", [0, 1])
+def test_a_minibatch_without_a_token_teaches_nothing(empty: int, folder: Path, two_ranks: Crew) -> None:
+    """Adam's first step is the same with any momentum, which would make a second step without a gradient."""
+    kept = token_index(SEQUENCES, minibatches(len(SEQUENCES), 2, 1, [0, 0])[1 - empty])
+    mask = np.zeros(TOKENS, dtype=bool)
+    mask[kept] = experience().response_mask[kept]
+    half, options = replace(experience(), response_mask=mask), {"epochs": 1, "schedule": "linear", "momentum": 0.9}
+    [once, _] = two_ranks.run(update, folder, recipe(2, 1, 20, **options), half)
+    [of_two, _] = two_ranks.run(update, folder, recipe(2, 1, 20, minibatches=2, **options), half)
+    assert of_two["metrics"]["loss/value_avg"] == pytest.approx(once["metrics"]["loss/value_avg"], rel=1e-5)
+    assert of_two["next_rate"] == 0
+    for name, weight in once["weights"].items():
+        np.testing.assert_allclose(of_two["weights"][name], weight, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
 def begin(rank: Rank, folder: Path) -> None:

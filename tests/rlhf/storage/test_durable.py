@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
-from rlhf.storage.durable import write_atomically
+import pytest
+
+from rlhf.storage.durable import sync_tree, write_atomically
 
 
 def test_an_atomic_write_replaces_the_whole_file(tmp_path: Path) -> None:
@@ -11,3 +14,16 @@ def test_an_atomic_write_replaces_the_whole_file(tmp_path: Path) -> None:
     write_atomically(path, "short")
     assert path.read_text() == "short"
     assert [item.name for item in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_tree_is_flushed_with_the_folders_that_hold_its_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """fsync(2) of a file does not flush the entry in its folder."""
+    tree = [tmp_path / "model", tmp_path / "model/part", tmp_path / "model/part/weights"]
+    tree[1].mkdir(parents=True)
+    tree[2].touch()
+    flushed: set[int] = set()
+    monkeypatch.setattr(os, "fsync", lambda handle: flushed.add(os.fstat(handle).st_ino))
+    sync_tree(tree[0])
+    assert flushed == {path.stat().st_ino for path in tree}

@@ -143,6 +143,20 @@ def test_views_of_one_storage_come_back_as_views(monkeypatch: pytest.MonkeyPatch
     assert holder.views[1][0, 0] == -1.0, "it is one storage still"  # type: ignore[attr-defined]
 
 
+def test_scales_of_quantised_weights_are_weights() -> None:
+    """bitsandbytes keeps them in an attribute of the parameter; every forward pass multiplies by them."""
+    network, scales = torch.nn.Linear(40, 30, bias=False), torch.arange(400.0)
+    network.weight.quant_state = {"absmax": scales}  # type: ignore[assignment]
+    own = Offloader(network, torch.device("cpu"), torch.optim.SGD(network.parameters(), lr=1.0))
+    sizes: list[int] = []  # a message of a failed assertion would read the tensor, whose memory may be gone
+    for what in ("states", "weights"):
+        own.offload(what)
+        sizes.append(scales.untyped_storage().nbytes())
+    assert sizes == [4 * 400, 0], "left where a forward pass finds them, until the weights rest too"
+    own.reload("weights")
+    assert torch.equal(scales, torch.arange(400.0))
+
+
 def test_tensors_are_found_behind_objects_of_the_libraries_alone() -> None:
     """Searches lists, dictionary keys, gradients and attributes, but not other objects; cycles end."""
     parameter = torch.nn.Parameter(torch.ones(1))
