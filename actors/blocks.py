@@ -27,12 +27,13 @@ FOLDER = "rollouts"
 
 @dataclass(frozen=True, kw_only=True)
 class StepPrompts:
-    """Prompts of a step, repeated for each sample, a seed for each sample, and the state of the order afterwards."""
+    """Indices of the step's prompts, each repeated for its samples, with a seed for each sample."""
 
     step: int
     prompts: Sequence[int]
     seeds: Sequence[int]
     after: OrderState
+    """State of the prompt order after this step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,12 +56,19 @@ def draw_step(recipe: Recipe, prompt_count: int, step: int, order: OrderState) -
     return StepPrompts(step=step, prompts=indices, seeds=seeds, after=prompt_order.state())
 
 
-def generate_blocks(actors: RunActors, asked: StepPrompts, set_aside: int, context: PhaseContext) -> Iterator[Block]:
+def generate_blocks(
+    actors: RunActors, step_prompts: StepPrompts, set_aside: int, context: PhaseContext
+) -> Iterator[Block]:
     """Start generation at once, and return an iterator over finished blocks.
 
-    ``set_aside`` is the number of samples quarantined earlier.
+    Args:
+        set_aside: number of samples quarantined earlier.
+
+    Raises:
+        MachineryError: during iteration, if more than ``recovery.bad_samples`` samples are quarantined, or as for
+            ``Engines.generate``.
     """
-    answers = actors.engines.generate(asked.prompts, asked.seeds, context)
+    answers = actors.engines.generate(step_prompts.prompts, step_prompts.seeds, context)
 
     def blocks(before: int) -> Iterator[Block]:
         for rollouts, summary in answers:

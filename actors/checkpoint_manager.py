@@ -83,7 +83,7 @@ class CheckpointManager:
         self._read = task(read_blocks)
 
     def keep(self, state: RunState, pregenerated_blocks: Sequence[Block], metrics: Mapping[str, float]) -> None:
-        """Take a snapshot and begin a checkpoint if they are due after this step; commit one that is written."""
+        """Take a snapshot and begin a checkpoint if they are due after this step; commit a finished checkpoint."""
         is_due = state.step % self.config.every == 0 or state.step == self.steps
         if is_due and self.config.keep_best and self.config.best_metric not in metrics:
             self.tracker.event("no_best_metric", step=state.step, metric=self.config.best_metric)
@@ -199,6 +199,7 @@ class CheckpointManager:
 
         Raises:
             LostError: a rank was lost meanwhile.
+            UserError: the last checkpoint is damaged.
         """
         context = PhaseContext(phase=RESTORE)
         self.supervisor.enter_phase(context)

@@ -43,8 +43,8 @@ def _compare(session: Session) -> Comparison | None:
 def _show(session: Session, comparison: Comparison) -> None:
     for i in range(min(session.recipe.evaluation.show, len(comparison.prompts))):
         session.console.side_by_side(comparison.prompts[i], comparison.before[i], comparison.after[i])
-    judge = {"judge": judge_name(session.recipe.evaluation.scorer)}
-    session.console.summary("Before and after PPO", judge | comparison.summary())
+    scorer = {"scorer": scorer_name(session.recipe.evaluation.scorer)}
+    session.console.summary("Before and after PPO", scorer | comparison.summary())
 
 
 def reference_lines(session: Session, summaries: Mapping[str, Summary], comparison: Comparison | None) -> Marks:
@@ -59,11 +59,11 @@ def reference_lines(session: Session, summaries: Mapping[str, Summary], comparis
         max_kl=recipe.canaries.max_kl,
         logprob_gap_limit=Limits.of(recipe.canaries, recipe.model.dtype).gap,
         win_rate=comparison.win_rate if comparison else None,
-        judge=judge_name(recipe.evaluation.scorer),
+        scorer=scorer_name(recipe.evaluation.scorer),
     )
 
 
-def judge_name(scorer: str | None) -> str:
+def scorer_name(scorer: str | None) -> str:
     """Name of a scorer for display: without folders."""
     return Path(scorer).name if scorer else ""
 

@@ -76,8 +76,8 @@ def _logprobs(group: Group, pairs: Sequence[Pair], phase: str, step: int | None 
     blocks = [np.zeros(0, dtype=np.float32)]
     for begin in range(0, len(pairs), BLOCK):
         sequences = PairData.pack(pairs[begin : begin + BLOCK]).sequences
-        shares = group.ask("logprobs", ray.put(sequences), context=PhaseContext(phase=phase, step=step))
-        blocks.append(response_logprobs(shares, sequences))
+        parts = group.ask("logprobs", ray.put(sequences), context=PhaseContext(phase=phase, step=step))
+        blocks.append(response_logprobs(parts, sequences))
     return np.concatenate(blocks)
 
 

@@ -77,7 +77,12 @@ class EarlyStopping:
         run: RunFolder,
         tracker: Tracker,
     ) -> None:
-        """Args: ``prompts`` are the held-out prompts; ``asked`` are their indices among the engines' prompts."""
+        """Prepare the evaluations; ``begin`` runs the first.
+
+        Args:
+            asked: indices of the held-out prompts among the engines' prompts.
+            prompts: the held-out prompts.
+        """
         self.config, self.actors, self.timer, self.asked, self.policy = config, actors, timer, asked, policy
         self.prompts = [prompt.tokens for prompt in prompts]
         self.run, self.tracker = run, tracker
@@ -160,8 +165,8 @@ class EarlyStopping:
         scores, parts = np.full(count, np.nan), iter(scoring.settle())
         for positions in blocks:
             next(parts)  # the block itself is not needed here
-            shares = [fetch(next(parts), name, context, supervisor.deadlines) for name in scorer.names]
-            scores[positions] = join_samples(shares, len(positions))
+            results = [fetch(next(parts), name, context, supervisor.deadlines) for name in scorer.names]
+            scores[positions] = join_samples(results, len(positions))
         return np.where(answered, scores * self.config.scorer.weight, np.nan), answered
 
     def _keep(self, done: int) -> None:
@@ -180,7 +185,7 @@ class EarlyStopping:
         kept: list[str] = json.loads((self.run.best_of(kept_step(state)) / ANSWERS).read_text(encoding="utf-8"))
         return kept
 
-    def leave_model(self, state: RunState) -> None:
+    def save_final_model(self, state: RunState) -> None:
         """Save the best or the last policy as the run's model."""
         if self._keeps_best(state):
             self.run.keep_best(kept_step(state))

@@ -1,4 +1,4 @@
-"""The rollout engines of a run: start, generation, sleep and wake-up, verification of new weights, and replacement.
+"""The rollout engines of a run: start, generation, offloading, verification of new weights, and replacement.
 
 The prompts of a step are distributed over all serving engines. A failed engine is replaced, and its unanswered prompts
 are re-dispatched.
@@ -71,11 +71,7 @@ class Assignment:
 
 
 class Engines:
-    """The rollout engines of a run.
-
-    Args:
-        publishes: whether weights will be published; if not, the engines serve the weights of ``folder`` at once.
-    """
+    """The rollout engines of a run."""
 
     def __init__(
         self,
@@ -88,6 +84,15 @@ class Engines:
         supervisor: Supervisor,
         publishes: bool,
     ) -> None:
+        """Start an actor for each engine, without waiting for them; ``ready`` waits.
+
+        Args:
+            folder: folder of the model.
+            max_length: longest sequence of prompt and response, in tokens.
+            end_tokens: token ids that end a response.
+            logs: folder for the actors' output.
+            publishes: whether weights will be published; if not, the engines serve the weights of ``folder`` at once.
+        """
         self.config, self.supervisor, self.publishes = recipe.rollout, supervisor, publishes
         self.trust_remote_code = recipe.model.trust_remote_code
         self.sleeps = publishes and placement.engines_share
@@ -215,12 +220,15 @@ class Engines:
     def generate(
         self, indices: Sequence[int], seeds: Sequence[int], context: PhaseContext
     ) -> Iterator[tuple[Any, BlockSummary]]:
-        """Generate on all serving engines, which start at once; yields finished blocks as (reference, summary).
+        """Generate on all serving engines; yields finished blocks as (reference, summary).
+
+        Generation starts on this call, not on first iteration.
 
         A poison prompt, which kills engines, is quarantined in this and in every later call.
 
         Raises:
-            MachineryError: the restart budget is spent.
+            MachineryError: the restart budget is spent, or an engine did not answer all prompts.
+            CanaryError: no engine served, and the weights published to a replacement were not verified.
         """
         call, batches = Generation(indices=indices, seeds=seeds, context=context), RetryBatches.of(len(indices))
         return self._stream_answers(call, batches, self._dispatch_next(batches, call) if batches.waiting else {})
@@ -283,7 +291,7 @@ class Engines:
         while positions:
             if not self.serving:
                 self.restore_serving(call.context)
-            reason, context = "the engine died of it", call.context.of("set aside")
+            reason, context = "the prompt terminated the engine", call.context.of("quarantine")
             engine = self.serving[0]
             task = engine.actor.set_aside.options(num_returns=2)
             block, summary = task.remote(positions, *call.at(positions), reason)

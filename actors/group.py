@@ -20,7 +20,7 @@ from rlhf.zero.process_group import Rank
 OFFLOAD = "offload"
 """Method of a role that offloads its state."""
 PARTS: dict[OffloadMode, tuple[Part, ...]] = {"none": (), "states": ("states",), "all": ("states", "weights")}
-"""Parts that are offloaded in each mode; ``none`` only frees the memory that PyTorch caches."""
+"""Parts that are offloaded in each mode; with ``none`` only PyTorch's cache is freed."""
 
 
 class Group:
@@ -112,7 +112,7 @@ class Group:
         return wait(self.call(method, *arguments), self.names, context, self.supervisor.deadlines)
 
     def offload(self, context: PhaseContext, keeps_weights: bool = False) -> None:
-        """Offload every rank's state to host memory, as ``offload_mode`` says; ranks reload it when they use it."""
+        """Offload every rank's state to host memory according to ``offload_mode``; ranks reload it when they use it."""
         if self.offload_mode is not None:
             parts = [part for part in PARTS[self.offload_mode] if part != "weights" or not keeps_weights]
             self.ask("offload", parts, context=context.of(OFFLOAD))

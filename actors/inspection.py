@@ -25,7 +25,7 @@ INSPECT_SECONDS = 10.0
 HEARTBEAT_SECONDS = 2.0
 """How long late actors have to answer a heartbeat."""
 LAST_LINES = 40
-"""Last lines of a lost actor's log, in which the reason is searched."""
+"""Number of last lines of a lost actor's log that are searched for the reason."""
 DUMP_SECONDS = 0.5
 """How long processes have to write their stacks before they are killed."""
 
@@ -44,7 +44,10 @@ def dead_actors(actors: Mapping[str, Any]) -> list[str]:
 
 
 def collect_activity(actors: Mapping[str, Any]) -> dict[str, str]:
-    """Return the current activity of actors, by name, without those that do not answer in time."""
+    """Return ``<activity> for <seconds> s`` of each actor, by name.
+
+    Actors that do not answer within ``HEARTBEAT_SECONDS`` are left out.
+    """
     asked = {}
     for name, actor in actors.items():
         with suppress(Exception):  # the actor of this handle no longer exists

@@ -19,7 +19,7 @@ class MemoryWatch:
         self._found: dict[str, ActorMemory] = {}
 
     def metrics(self, actors: Mapping[str, Any]) -> dict[str, float]:
-        """Return metrics by role from the latest answers of these actors, and send new requests."""
+        """Return metrics by role, in GiB, from the latest answers of these actors, and send new requests."""
         self._listen()
         self._found = {name: memory for name, memory in self._found.items() if name in actors}
         for name, actor in actors.items():

@@ -76,8 +76,7 @@ class Placement:
     def offload_mode(self, role: str) -> OffloadMode | None:
         """State that a role offloads to host memory between its phases, whether or not it shares GPUs.
 
-        With mode ``none`` a role that shares GPUs only frees the memory that PyTorch caches; one that does not share
-        them does nothing, and its mode is None.
+        ``none``: the role shares GPUs, and frees only PyTorch's cache. None: nothing to do.
         """
         kind = self._offload_modes.get(role, "none")
         shares = any(pool.shared and role in pool.roles for pool in self.pools)

@@ -110,7 +110,8 @@ def _resume_point(
 
 
 def _count_compared(run: RunFolder, recipe: Recipe) -> int:
-    """Number of prompts answered before and after PPO: as many as a resumed run has stored, else as the recipe says."""
+    """Number of prompts answered before and after PPO: as many as a resumed run has stored, otherwise
+    ``evaluation.prompts``."""
     stored = run.path / BEFORE
     if run.resumes and stored.exists():
         return len(json.loads(stored.read_text(encoding="utf-8")))
@@ -158,7 +159,7 @@ def _answers_after(
     if not (was_over and stored.exists() and run.model.exists()):
         answers = loop.retry(lambda: early_stop.answers(loop.state) if early_stop else policy.answers())
         write_atomically(stored, json.dumps(answers, ensure_ascii=False))
-        loop.retry(lambda: early_stop.leave_model(loop.state) if early_stop else _save(policy, run))
+        loop.retry(lambda: early_stop.save_final_model(loop.state) if early_stop else _save(policy, run))
     after: list[str] = json.loads(stored.read_text(encoding="utf-8"))
     return after
 

@@ -31,6 +31,7 @@ class ProcessLocation:
     node_id: str
     """Ray's id of its node."""
     process: int
+    """Its pid."""
     log: str = ""
     """File of its output."""
     children: tuple[int, ...] = ()

@@ -78,8 +78,8 @@ def _held_out_accuracy(group: Group, held_out: PairData, step: int) -> dict[str,
 
 
 def _rewards(group: Group, sequences: Sequences, step: int) -> Float32:
-    shares = group.ask("rewards", ray.put(sequences), context=PhaseContext(phase="evaluate", step=step))
-    return join_samples(shares, len(sequences))
+    parts = group.ask("rewards", ray.put(sequences), context=PhaseContext(phase="evaluate", step=step))
+    return join_samples(parts, len(sequences))
 
 
 def _demonstration_scores(group: Group, session: Session) -> tuple[float, float]:

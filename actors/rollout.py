@@ -88,7 +88,8 @@ class RolloutActor:
     ) -> AsyncIterator[RolloutBlock | BlockSummary]:
         """Generate a response to each of these prompts; yields a block and its summary in turn.
 
-        A deterministic engine puts the same prompts into the same blocks; otherwise a block has what finished together.
+        A deterministic engine puts the same prompts into the same blocks; otherwise blocks hold samples in completion
+        order.
 
         Args:
             positions: (n,) the caller's positions of the samples.
@@ -172,7 +173,7 @@ class RolloutActor:
 
     async def held_fingerprint(self) -> Fingerprint:
         """Fingerprint of the weights that the engine computes with."""
-        return await self._named("prove", self.engine.held_fingerprint())
+        return await self._named("fingerprint", self.engine.held_fingerprint())
 
     async def serve(self, version: int) -> None:
         """Serve with this version of the weights, whose fingerprint agreed with the trainer's."""
@@ -207,7 +208,7 @@ async def as_finished(answers: AsyncIterator[Answer], count: int, size: int) -> 
 
 
 async def in_order(answers: AsyncIterator[Answer], count: int, size: int) -> AsyncIterator[list[Answer]]:
-    """Yield the same blocks whatever finishes first: positions 0 to size − 1, then the next ones."""
+    """Yield blocks in prompt order: positions 0 to size − 1, then the next ones."""
     finished: dict[int, Answer] = {}
     begin = 0
     async for answer in answers:

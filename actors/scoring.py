@@ -27,12 +27,12 @@ class ScoringMethod:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A block sent to a rank. ``share`` references the rank's result, which stays on its node."""
+    """A block sent to a rank. ``result`` references the rank's partial result, which stays on its node."""
 
     block: int
     scorer: int
     rank: int
-    share: ray.ObjectRef
+    result: ray.ObjectRef
 
 
 class ScoringGroups(Protocol):
@@ -63,15 +63,19 @@ class Scoring:
     def __init__(
         self, actors: ScoringGroups, context: PhaseContext, scorers: Sequence[ScoringMethod] | None = None
     ) -> None:
-        """Args: scorers default to the run's."""
+        """Prepare the scoring of one step's blocks.
+
+        Args:
+            scorers: the scoring methods; by default the run's.
+        """
         self.actors, self.context, self.scorers = actors, context, actors.scorers if scorers is None else scorers
         self.blocks: list[ray.ObjectRef] = []
         self.sizes: list[int] = []
-        self._shares: dict[tuple[int, int, int], ray.ObjectRef] = {}
+        self._results: dict[tuple[int, int, int], ray.ObjectRef] = {}
         self._pending: dict[ray.ObjectRef, Task] = {}
 
     def send(self, block: ray.ObjectRef, samples: int) -> None:
-        """Have every scoring rank compute its share of a block of ``samples`` samples.
+        """Have every scoring rank compute its part of the results of a block of ``samples`` samples.
 
         Groups with offload mode ``all`` get the block in ``settle``, after generation.
         """
@@ -83,11 +87,11 @@ class Scoring:
 
     def _send(self, block: int, scorer: int) -> None:
         by = self.scorers[scorer]
-        for rank, (share, done) in enumerate(by.group.compute(by.method, self.blocks[block])):
-            self._pending[done] = Task(block=block, scorer=scorer, rank=rank, share=share)
+        for rank, (result, done) in enumerate(by.group.compute(by.method, self.blocks[block])):
+            self._pending[done] = Task(block=block, scorer=scorer, rank=rank, result=result)
 
     def settle(self) -> list[ray.ObjectRef]:
-        """Wait for all shares; returns, for each block, the block and its shares in the order of the scorers.
+        """Wait for all results; returns, for each block, the block and its partial results in the order of the scorers.
 
         Groups that offload their weights score now, one after another.
 
@@ -105,11 +109,11 @@ class Scoring:
         return [
             ref
             for number, block in enumerate(self.blocks)
-            for ref in (block, *(self._shares[number, *key] for key in keys))
+            for ref in (block, *(self._results[number, *key] for key in keys))
         ]
 
     def _finish(self) -> None:
-        """Wait for all pending shares."""
+        """Wait for all pending results."""
         deadlines = self.actors.supervisor.deadlines
         while self._pending:
             try:
@@ -120,7 +124,7 @@ class Scoring:
                 self._redispatch(error)
                 continue
             task = self._pending.pop(done)
-            self._shares[task.block, task.scorer, task.rank] = task.share
+            self._results[task.block, task.scorer, task.rank] = task.result
 
     def _redispatch(self, error: LostError) -> None:
         """Rebuild lost frozen groups, and send them their unfinished blocks again."""

@@ -71,7 +71,7 @@ DATA_PATHS = ("data.path", "data.demonstrations", "data.preferences", "data.prom
 
 @dataclass(kw_only=True)
 class Session:
-    """The context of one command."""
+    """Recipe, device, console, data and model folders of one command. Data is read on first access."""
 
     recipe: Recipe
     console: Console
@@ -191,7 +191,7 @@ class Session:
         """Check that a model's vocabulary is the run's.
 
         Raises:
-            UserError: it is another one.
+            UserError: the model has another vocabulary.
         """
         if not self._has_vocabulary(start):
             raise UserError(
@@ -219,7 +219,7 @@ class Session:
         The critic reads the policy's tokens, so that its vocabulary must be the same.
 
         Raises:
-            UserError: the recipe's has another vocabulary.
+            UserError: the model of ``ppo.critic_init`` has another vocabulary.
         """
         if self.recipe.ppo.critic_init is not None:
             start = Path(self.recipe.ppo.critic_init).expanduser()
@@ -279,10 +279,12 @@ class Session:
         return stages.prompts(self.recipe, self.chat, self.facts)
 
     def checkpoint(self, stage: str) -> Checkpoint | None:
-        """Return the checkpoint from which an unfinished stage resumes, after verifying all of its files; None without.
+        """Return the checkpoint from which an unfinished stage resumes, after verifying all of its files.
+
+        None if there is none.
 
         Raises:
-            UserError: it is damaged, or of another configuration.
+            UserError: the checkpoint is damaged, or of another configuration.
         """
         run = RunFolder(self.root, stage)
         if run.is_finished(self.digest(stage)):
@@ -300,7 +302,11 @@ class Session:
         return []
 
     def read_data(self, stage: str) -> None:
-        """Read a stage's data, so that bad data is refused before anything is started or rebuilt."""
+        """Read and check data, checkpoint and tokenizer of a stage, before anything is started or rebuilt.
+
+        Raises:
+            UserError: one of them is unusable, or was made with another configuration.
+        """
         RunFolder(self.root, stage).require(self.digest(stage))
         self.checkpoint(stage)
         try_saving_tokenizer(self.tokenizer)
@@ -327,7 +333,7 @@ class Session:
         """Check that the data is that of the finished stage or of the checkpoint, unless the recipe accepts changes.
 
         Raises:
-            UserError: it changed.
+            UserError: the data changed, and ``checkpoint.changed_data`` refuses that.
         """
         run, checkpoint = RunFolder(self.root, stage), self.checkpoint(stage)
         holder = f"the finished {stage} stage in {run.path}" if checkpoint is None else str(checkpoint.path)

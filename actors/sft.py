@@ -56,5 +56,5 @@ def train_sft(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
 def _held_out_loss(group: Group, held_out: ExampleData, step: int) -> dict[str, float]:
     if not len(held_out):
         return {}
-    shares = group.ask("held_out_logprobs", context=PhaseContext(phase="evaluate", step=step))
-    return {"eval/loss": -float(join_tokens(shares, held_out.sequences)[held_out.mask].mean())}
+    parts = group.ask("held_out_logprobs", context=PhaseContext(phase="evaluate", step=step))
+    return {"eval/loss": -float(join_tokens(parts, held_out.sequences)[held_out.mask].mean())}

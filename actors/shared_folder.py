@@ -37,7 +37,7 @@ def marker(folder: Path) -> Iterator[Path]:
         Path(name).unlink(missing_ok=True)
 
 
-def blind_nodes(folder: Path, has_gpus: bool, types: Collection[str] = ()) -> list[str]:
+def nodes_without_folder(folder: Path, has_gpus: bool, types: Collection[str] = ()) -> list[str]:
     """Names of the nodes that can run actors and do not see a folder of this machine.
 
     Args:
@@ -60,8 +60,8 @@ def blind_nodes(folder: Path, has_gpus: bool, types: Collection[str] = ()) -> li
             for name, node in compute.items()
         }
         done, _ = ray.wait(list(asked), num_returns=len(asked), timeout=START_SECONDS) if asked else ([], [])
-        blind = [asked[ref] for ref in done if _is_false(ref)]
-        return [f"{node['NodeManagerHostname']} {node['NodeManagerAddress']}" for node in blind]
+        unseen = [asked[ref] for ref in done if _is_false(ref)]
+        return [f"{node['NodeManagerHostname']} {node['NodeManagerAddress']}" for node in unseen]
 
 
 def _can_see(file: Path) -> bool:

@@ -50,7 +50,7 @@ class ActorRecord:
 
 
 class Supervisor:
-    """Tracks the actors of a run. ``report`` writes an event; ``status`` is the status file's path."""
+    """State of a run's actors, their failures and the restarts that remain."""
 
     def __init__(
         self,
@@ -60,6 +60,14 @@ class Supervisor:
         status: Path | None = None,
         timeline: TimelineCollector | None = None,
     ) -> None:
+        """Begin without actors; ``started`` adds each.
+
+        Args:
+            report: writes an event, given its kind and details.
+            check: called regularly during waits, and ends the run by raising.
+            status: path of the status file; None writes none.
+            timeline: collects the actors' spans.
+        """
         config = recipe.recovery
         self.timeline = timeline or TimelineCollector()
         self.deadlines = AnswerDeadlines(recipe, lambda: self._poll(check), self.timeline.spans)
@@ -157,7 +165,7 @@ class Supervisor:
             return
         context = self._context
         members = {
-            name: {"state": str(record.member.state), "heard": record.heard, **_place(record.where)}
+            name: {"state": str(record.member.state), "heard": record.heard, **_location_fields(record.where)}
             for name, record in self._actors.items()
         }
         at = {"phase": context.phase, "step": context.step, "steps": self.steps}
@@ -367,7 +375,7 @@ class Supervisor:
             each.lost_at = each.lost_at or now
 
 
-def _place(where: ProcessLocation | None) -> dict[str, Any]:
+def _location_fields(where: ProcessLocation | None) -> dict[str, Any]:
     if where is None:
         return {}
     return {"node": where.node, "node_id": where.node_id, "process": where.process, "children": list(where.children)}

@@ -57,7 +57,12 @@ class TimelineCollector:
     """
 
     def __init__(self, spans: Spans | None = None, record: Record = discard_spans) -> None:
-        """Args: spans are the controller's."""
+        """Begin an empty timeline.
+
+        Args:
+            spans: the controller's.
+            record: receives the collected spans; by default they are discarded.
+        """
         self.spans = spans or Spans()
         self._record = record
         self._calendar = time.time() - self.spans.clock()

@@ -1,4 +1,4 @@
-"""One PPO step. The controller holds Ray object references, counts and weight versions; no rollout's tokens."""
+"""One PPO step. The controller holds prompts, seeds, references, metrics and a few sample texts, no response tokens."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class PPOTrainer:
             with self.phase("advantages", step):
                 experience, report = actors.assemble(step, state.algorithm, parts)
 
-            # 5. Update: critic and policy in parallel, with the same number of passes on every rank
+            # 5. Update: critic and policy, in parallel unless one offloads its weights; in the warm-up only the critic
             with self.phase("update", step):
                 metrics = actors.update(experience, step)
 
@@ -83,7 +83,7 @@ class PPOTrainer:
             yield context
 
     def add_metrics(self, step: int, report: BatchReport, metrics: dict[str, float]) -> BatchReport:
-        """7. Record: add the update's metrics, the phases' seconds and the throughput to the report."""
+        """7. Record: add the update's metrics, the phases' seconds and the throughput. ``TrainingLoop`` adds others."""
         times = self.timer.metrics()
         tokens = report.metrics["rollout/tokens"]
         trained = metrics.get("policy/tokens", self.recipe.algorithm.epochs * tokens)  # absent in critic warm-up

@@ -34,9 +34,9 @@ class Observer(Protocol):
 
 
 class TrainingLoop:
-    """Runs the steps from a resume point, and rolls back when the policy or the critic is lost, or an unknown actor.
+    """Runs the steps from a resume point, and rolls back when the policy, the critic or an unidentified actor is lost.
 
-    A roll-back restores the last snapshot, and the steps since then are repeated.
+    A roll-back restores policy and critic (see ``CheckpointManager.restore``), and the steps since then are repeated.
     """
 
     def __init__(self, trainer: PPOTrainer, checkpoints: CheckpointManager, start: ResumePoint) -> None:

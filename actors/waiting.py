@@ -64,7 +64,12 @@ class AnswerDeadlines:
     """Waits for results under deadlines, which are learned from how long the same work took before."""
 
     def __init__(self, recipe: Recipe, check: Callable[[], None] = lambda: None, spans: Spans | None = None) -> None:
-        """Args: check is called regularly during a wait, and ends it by raising. spans records long waits."""
+        """Read the deadlines of the recipe.
+
+        Args:
+            check: called regularly during a wait, and ends it by raising.
+            spans: records long waits.
+        """
         place, recovery = recipe.placement, recipe.recovery
         self.check, self.start_seconds, self.spans = check, place.start_timeout_seconds, spans or Spans()
         self.learned = Deadlines(

@@ -30,7 +30,7 @@ class EngineClient:
         self.engines, self.workers_per_engine, self.seconds = list(engines), workers_per_engine, seconds
         self.left_out: dict[int, str] = {}
         """Kind of failure of lost engines, by index: ``died``, ``stalled`` or ``failed``."""
-        self.far: set[int] = set()
+        self.on_other_hosts: set[int] = set()
         """Indices of engines on other hosts, which do not see this host's files."""
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
@@ -47,11 +47,11 @@ class EngineClient:
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
         """Send one chunk to every engine; engines on other hosts get the file's content through Ray's object store."""
-        found = self._all("update_weights", dict.fromkeys(self._active() - self.far, (update_info,)))
-        self.far |= {index for index, is_found in found.items() if is_found is False}
-        if far := self._active() & self.far:
+        found = self._all("update_weights", dict.fromkeys(self._active() - self.on_other_hosts, (update_info,)))
+        self.on_other_hosts |= {index for index, is_found in found.items() if is_found is False}
+        if others := self._active() & self.on_other_hosts:
             content = ray.put(np.fromfile(update_info["path"], dtype=np.uint8))
-            self._all("update_weights", dict.fromkeys(far, (update_info, content)))
+            self._all("update_weights", dict.fromkeys(others, (update_info, content)))
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
         """End the update on every engine. The version is set later, when the weights are verified."""

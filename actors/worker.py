@@ -33,7 +33,7 @@ ENGINE_GONE = "EngineDeadError"
 
 
 class Worker:
-    """Builds a role's rank and calls its methods. Output goes to ``log``; errors name the actor."""
+    """Builds one rank of a role and calls its methods. Output goes to ``log``; errors name the actor."""
 
     def __init__(self, name: str, log: Path) -> None:
         redirect_output(log)
@@ -77,7 +77,7 @@ class Worker:
             return getattr(self.role, method)(*arguments)
 
     def compute(self, method: str, *arguments: Any) -> tuple[Any, None]:
-        """Like ``call``; the second return value is small, and shows completion or failure without the result."""
+        """Like ``call``, and also returns a small marker that becomes ready with the result and fails with it."""
         return self.call(method, *arguments), None
 
     def run(self, function: Callable[..., Any], *arguments: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Jobs of a Ray cluster: submit one, follow its log, stop it, and tell how it ended."""
+"""Jobs of a Ray cluster: submit one, follow its log, stop it, and report how it ended."""
 
 from __future__ import annotations
 
@@ -202,8 +202,8 @@ class Jobs:
         """The line in which a job reports that it stopped, else its last line."""
         with self._convert_errors(job):
             lines = [line for line in self._client.get_job_logs(job).splitlines() if line.strip()]
-        said = [line for line in lines if STOPPED in line] or lines
-        return said[-1] if said else ""
+        found = [line for line in lines if STOPPED in line] or lines
+        return found[-1] if found else ""
 
     def outcome(self, job: str) -> int:
         """The exit code of a job that has ended: 0, 2, 3 or 75.

@@ -100,21 +100,21 @@ def _cluster(address: str) -> Machine:
 
 
 def _check_all_nodes_see(recipe: Recipe, command: Stage, on_gpus: bool) -> None:
-    from actors.shared_folder import blind_nodes
+    from actors.shared_folder import nodes_without_folder
 
     runs = Path(recipe.runs_dir).absolute()
     strategy: Strategy = "colocated" if recipe.placement.strategy == "colocated" else "separate"
     types = {pool.gpu_type for pool in pools(recipe, command, strategy)}
     try:
-        blind = blind_nodes(runs, on_gpus, () if None in types else {kind for kind in types if kind})
+        nodes = nodes_without_folder(runs, on_gpus, () if None in types else {kind for kind in types if kind})
     except OSError as error:
         raise UserError(
             f"cannot write to {runs}", str(error), "set runs_dir to a folder that you may write to"
         ) from error
-    if blind:
+    if nodes:
         raise UserError(
             f"runs_dir = {runs} is not the same folder on every node, and ranks write models and checkpoints there",
-            f"files written here are not visible on {', '.join(blind[:6])}{' and others' if len(blind) > 6 else ''}",
+            f"files written here are not visible on {', '.join(nodes[:6])}{' and others' if len(nodes) > 6 else ''}",
             "set runs_dir to a folder of a file system that all nodes share, mounted at the same path",
         )
 
@@ -220,10 +220,10 @@ def _import_functions(recipe: Recipe, command: Stage) -> None:
         for source in (*recipe.rewards.values(), *watcher):
             if source.function is not None:
                 load_scorer(source.function)
-    judge = recipe.evaluation.scorer
-    if command == "pipeline" and judge is not None and load_scorer(judge).needs_rows:
+    scorer = recipe.evaluation.scorer
+    if command == "pipeline" and scorer is not None and load_scorer(scorer).needs_rows:
         raise UserError(
-            f"evaluation.scorer = {judge!r} needs data rows",
+            f"evaluation.scorer = {scorer!r} needs data rows",
             "the comparison passes only prompts and answers to its scorer",
             "give its parameter a default, rows=None, or name another function",
         )

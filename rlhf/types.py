@@ -193,7 +193,7 @@ class RolloutBlock:
 
     @property
     def set_aside(self) -> Bool:
-        """(B,) true for quarantined samples, which keep their place in the batch with an all-false response mask."""
+        """(B,) true for quarantined samples, which keep their position in the batch with an all-false response mask."""
         return self.finish_reasons == FinishReason.SET_ASIDE
 
     @classmethod

@@ -56,9 +56,9 @@ def validate(recipe: Recipe, stage: Stage, machine: Machine) -> None:
 def _scorers(recipe: Recipe, stage: Stage) -> Iterator[UserError]:
     if "ppo" in stages_of(recipe, stage):
         yield from check_rewards(recipe)
-    judge = recipe.evaluation.scorer
-    if judge is not None and stage == "pipeline":
-        yield from check_scorer("evaluation.scorer", judge)
+    scorer = recipe.evaluation.scorer
+    if scorer is not None and stage == "pipeline":
+        yield from check_scorer("evaluation.scorer", scorer)
 
 
 def _scratch(recipe: Recipe) -> Iterator[UserError]:

@@ -251,8 +251,8 @@ def _whole_files() -> list[BadFile]:
     files: dict[str, tuple[str, bytes, str]] = {
         "empty": ("rows.jsonl", b"", "no rows in"),
         "blank lines": ("rows.jsonl", b"\n  \n\t\n", "no rows in"),
-        "another ending": ("rows.csv", b"prompt,completion\na,b\n", "cannot tell the format"),
-        "no ending": ("rows", jsonl, "cannot tell the format"),
+        "another ending": ("rows.csv", b"prompt,completion\na,b\n", "cannot determine the format"),
+        "no ending": ("rows", jsonl, "cannot determine the format"),
         "UTF-16": ("rows.jsonl", jsonl.decode().encode("utf-16"), "is UTF-16"),
         "JSONL named Parquet": ("rows.parquet", jsonl, "cannot be read as Parquet"),
         "Parquet named JSONL": ("rows.jsonl", table, "no usable row"),

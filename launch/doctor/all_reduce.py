@@ -1,6 +1,7 @@
 """A short all-reduce over real devices, in a separate program, so that a hang or crash of NCCL stays there.
 
-``python -m launch.doctor.all_reduce '<Plan as JSON>'`` prints one line of JSON, ``Outcome``.
+``python -m launch.doctor.all_reduce '<AllReducePlan as JSON>'``: the process with rank 0 prints one line of JSON,
+``Outcome``; processes on other nodes print nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MIB = 2**20
+"""Bytes of a mebibyte."""
 ROUNDS = 5
+"""Number of timed all-reduces, after a first one that is not timed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,16 +32,16 @@ class AllReducePlan:
     """The participants: ``local`` ranks of this node, from rank ``first`` of ``world`` on."""
 
     local: int
-    meeting: str
+    rendezvous: str
     """URL of the rendezvous, as for torch.distributed."""
     first: int = 0
     world: int | None = None
     """Number of ranks on all nodes; by default this node's."""
     backend: str = "nccl"
     size: int = 64 * MIB
-    """Bytes that each rank sends."""
+    """Bytes of each rank's buffer."""
     seconds: float = 60.0
-    """Longest time that ranks wait for each other."""
+    """Timeout of torch.distributed: longest time that ranks wait for each other, at the rendezvous or in all-reduce."""
 
     @property
     def ranks(self) -> int:
@@ -54,13 +57,20 @@ class Outcome:
     seconds: float
     """Seconds of one all-reduce after the first."""
     bandwidth: float
-    """Bytes per second of each link: 2 (n − 1)/n times the size over the time, as in nccl-tests."""
+    """Bus bandwidth as defined by nccl-tests, in bytes per second: 2 (n − 1)/n times the size over the time."""
     version: str
     """NCCL's version; empty for another backend."""
 
 
 def run_apart(plan: AllReducePlan, seconds: float) -> Outcome | Fault:
-    """Run a plan in separate processes, which are killed at the deadline."""
+    """Run a plan in separate processes.
+
+    On nodes without rank 0 the outcome has no measurement: 0 seconds and bandwidth.
+
+    Args:
+        seconds: deadline of the whole program, including imports and the start of CUDA; then it is killed.
+            ``plan.seconds`` bounds only the waits of ranks for each other.
+    """
     command = [sys.executable, "-m", "launch.doctor.all_reduce", json.dumps(asdict(plan))]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -71,16 +81,17 @@ def run_apart(plan: AllReducePlan, seconds: float) -> Outcome | Fault:
             os.killpg(process.pid, signal.SIGKILL)
             return Fault(reason=f"no answer within {seconds:.0f} s")
     if process.returncode == 0:
-        return Outcome(**json.loads(out.splitlines()[-1])) if plan.first == 0 else _take_part(plan)
+        return Outcome(**json.loads(out.splitlines()[-1])) if plan.first == 0 else _participation(plan)
     return Fault(reason=_last_line(err) or f"ended with {process.returncode}")
 
 
-def _take_part(plan: AllReducePlan) -> Outcome:
+def _participation(plan: AllReducePlan) -> Outcome:
+    """Outcome on a node without rank 0, which has no measurement."""
     return Outcome(ranks=plan.ranks, seconds=0.0, bandwidth=0.0, version="")
 
 
-def _last_line(said: str) -> str:
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
+def _last_line(output: str) -> str:
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
     errors = [line for line in lines if "Error" in line]
     return shortened((errors or lines or [""])[-1])
 
@@ -106,11 +117,11 @@ def _rank(index: int, plan: AllReducePlan) -> None:
     device = torch.device("cuda", index) if on_gpus else torch.device("cpu")
     if on_gpus:
         torch.cuda.set_device(device)
-    across_hosts = plan.meeting.startswith(IS_TCP)
+    across_hosts = plan.rendezvous.startswith(IS_TCP)
     group.init_process_group(
         plan.backend,
-        init_method=None if across_hosts else plan.meeting,
-        store=connect_store(plan.meeting, rank, plan.ranks, plan.seconds) if across_hosts else None,
+        init_method=None if across_hosts else plan.rendezvous,
+        store=connect_store(plan.rendezvous, rank, plan.ranks, plan.seconds) if across_hosts else None,
         rank=rank,
         world_size=plan.ranks,
         timeout=timedelta(seconds=plan.seconds),

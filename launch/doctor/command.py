@@ -92,8 +92,8 @@ def _cluster_rows(address: str, recipe: Recipe | None, stage: Any) -> list[Row]:
     examined = _examined(address, asked)
     if isinstance(examined, Fault):
         return [_not_joined(address, examined), *_own_rows(recipe, stage)]
-    told = [each for each in examined.answers if not isinstance(each.facts, Fault)]
-    hardware = _hardware([each.facts for each in told], [each.node.cpus for each in told])
+    answered = [each for each in examined.answers if not isinstance(each.facts, Fault)]
+    hardware = _hardware([each.facts for each in answered], [each.node.cpus for each in answered])
     here = answer(partial(versions.gather, asked.packages), SECONDS)
     bench = _bench(recipe, stage, pins, here, hardware)
     rows = [*_together_rows(examined), *_driver_rows(recipe), *_plan_rows(recipe, stage, hardware)]

@@ -59,8 +59,10 @@ def gather(dev: Path = Path("/dev")) -> GPUs:
     command = ["nvidia-smi", f"--query-gpu={COLUMNS}", "--format=csv,noheader,nounits"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
     if done.returncode:
-        said = (done.stdout + done.stderr).strip().splitlines()
-        return GPUs(devices=devices, problem=said[0] if said else f"nvidia-smi ended with {done.returncode}", cuda=cuda)
+        output = (done.stdout + done.stderr).strip().splitlines()
+        return GPUs(
+            devices=devices, problem=output[0] if output else f"nvidia-smi ended with {done.returncode}", cuda=cuda
+        )
     gpus, driver = parse(done.stdout)
     return GPUs(gpus=gpus, driver=driver, devices=devices, cuda=cuda)
 

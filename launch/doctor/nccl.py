@@ -38,11 +38,11 @@ def gather() -> NCCL:
     count, are_busy = len(found), any(gpu.used > gpus.USED for gpu in found)
     if not count or not package or are_busy:
         return NCCL(package=package, gpus=count, are_busy=are_busy)
-    meeting = Path(tempfile.gettempdir()) / f"rlhf-{uuid.uuid4().hex}"
+    rendezvous = Path(tempfile.gettempdir()) / f"rlhf-{uuid.uuid4().hex}"
     try:
-        outcome = run_apart(AllReducePlan(local=count, meeting=f"file://{meeting}"), SECONDS)
+        outcome = run_apart(AllReducePlan(local=count, rendezvous=f"file://{rendezvous}"), SECONDS)
     finally:
-        meeting.unlink(missing_ok=True)
+        rendezvous.unlink(missing_ok=True)
     return NCCL(package=package, gpus=count, outcome=outcome)
 
 

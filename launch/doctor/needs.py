@@ -95,7 +95,7 @@ def _by_node(
 ) -> tuple[int, int]:
     """Host memory of the fullest node, and most bytes of snapshots on a node."""
     roles = {member.role: member for member in found}
-    rests = offload_modes(
+    modes = offload_modes(
         recipe, stage, pools(recipe, stage, choose_strategy(recipe, stage, hardware.nodes * hardware.gpus))
     )
     host: Counter[int] = Counter()
@@ -105,7 +105,7 @@ def _by_node(
         if member is None:
             host[slot.node] += _engine(recipe, shapes, hardware)
         else:
-            host[slot.node] += _rank(recipe, stage, member, hardware, rests.get(member.role, "none"))
+            host[slot.node] += _rank(recipe, stage, member, hardware, modes.get(member.role, "none"))
             snapshots[slot.node] += _snapshot(member) // member.config.ranks if stage == "ppo" else 0
     return max(host.values()), SNAPSHOTS * max(snapshots.values())
 
@@ -124,10 +124,10 @@ def _slots(recipe: Recipe, stage: Stage, found: tuple[PlannedRole, ...], hardwar
     )
 
 
-def _rank(recipe: Recipe, stage: Stage, member: PlannedRole, hardware: Hardware, rests: OffloadMode) -> int:
+def _rank(recipe: Recipe, stage: Stage, member: PlannedRole, hardware: Hardware, mode: OffloadMode) -> int:
     if hardware.gpus:
         dtype = recipe.model.dtype
-        return PROCESS + bytes_of.host_bytes(member, dtype, rests) + bytes_of.snapshot_bytes(member, dtype, rests)
+        return PROCESS + bytes_of.host_bytes(member, dtype, mode) + bytes_of.snapshot_bytes(member, dtype, mode)
     held, tokens = bytes_of.persistent_memory(member, recipe.model.dtype), row_tokens(recipe, stage, member)
     trains = bool(member.trained)
     added = (

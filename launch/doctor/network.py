@@ -76,7 +76,11 @@ class Listener:
     """A test socket that answers every connection until it is closed."""
 
     def __init__(self, address: str) -> None:
-        """Raises: OSError: no port is free, or the address is not this machine's."""
+        """Open the socket on a free port, and answer in a thread.
+
+        Raises:
+            OSError: no port is free, or the address is not this machine's.
+        """
         self._socket = socket.create_server((address, 0))
         port: int = self._socket.getsockname()[1]
         self.target = Target(address=address, port=port, word=secrets.token_hex(8))

@@ -172,7 +172,7 @@ def _probes(all_nodes: Sequence[Node]) -> Iterator[tuple[dict[str, Any], dict[st
     started = {node.name: make.options(scheduling_strategy=_pin_to(node)).remote() for node in all_nodes}
     try:
         first = collect({name: probe.clock.remote() for name, probe in started.items()}, START_SECONDS)
-        lost = {name: said for name, said in first.items() if isinstance(said, Fault)}
+        lost = {name: reply for name, reply in first.items() if isinstance(reply, Fault)}
         yield {name: probe for name, probe in started.items() if name not in lost}, lost
     finally:
         for probe in started.values():
@@ -256,6 +256,6 @@ def _across(ready: Sequence[tuple[Any, Node]]) -> list[Outcome | Fault]:
     port = collect({"it": first.free_port.remote(node.address)}, CALL_SECONDS)["it"]
     if isinstance(port, Fault):
         return [port] * world
-    plan = AllReducePlan(local=1, meeting=f"tcp://{node.address}:{port}", world=world)
+    plan = AllReducePlan(local=1, rendezvous=f"tcp://{node.address}:{port}", world=world)
     refs = {str(rank): probe.all_reduce.remote(replace(plan, first=rank)) for rank, (probe, _) in enumerate(ready)}
     return list(collect(refs, ALL_REDUCE_SECONDS + SLACK_SECONDS).values())

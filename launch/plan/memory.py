@@ -122,7 +122,7 @@ def update_states(member: PlannedRole, dtype: str) -> GPUMemory:
     return GPUMemory(gradients=whole.gradients, master=whole.master, optimizer=whole.optimizer, buffers=bucket)
 
 
-def waiting_memory(member: PlannedRole, dtype: str, resting: OffloadMode) -> GPUMemory:
+def waiting_memory(member: PlannedRole, dtype: str, mode: OffloadMode) -> GPUMemory:
     """GPU memory of a rank while another role works."""
     bucket = GPUMemory(buffers=_bucket(member, size_of(dtype), always=True))
     kept = {
@@ -130,16 +130,16 @@ def waiting_memory(member: PlannedRole, dtype: str, resting: OffloadMode) -> GPU
         "states": persistent_memory(member, dtype).without(update_states(member, dtype)),
         "all": GPUMemory(process=PROCESS),
     }
-    return kept[resting]
+    return kept[mode]
 
 
-def offloaded_bytes(member: PlannedRole, dtype: str, resting: OffloadMode) -> tuple[int, int]:
+def offloaded_bytes(member: PlannedRole, dtype: str, mode: OffloadMode) -> tuple[int, int]:
     """Bytes of weights and of states that are offloaded between phases; buckets are freed without a copy."""
-    if resting == "none":
+    if mode == "none":
         return 0, 0
     whole = persistent_memory(member, dtype)
     states = whole.master + whole.optimizer + _lasting_gradients(member, whole, dtype)
-    return whole.weights if resting == "all" else 0, states
+    return whole.weights if mode == "all" else 0, states
 
 
 def _lasting_gradients(member: PlannedRole, whole: GPUMemory, dtype: str) -> int:
@@ -149,18 +149,18 @@ def _lasting_gradients(member: PlannedRole, whole: GPUMemory, dtype: str) -> int
     return whole.gradients if member.config.zero_stage == 3 else 0
 
 
-def host_bytes(member: PlannedRole, dtype: str, resting: OffloadMode = "none") -> int:
+def host_bytes(member: PlannedRole, dtype: str, mode: OffloadMode = "none") -> int:
     """Bytes of host memory that offloading takes for this rank."""
-    role, between = member.config, sum(offloaded_bytes(member, dtype, resting))
+    role, between = member.config, sum(offloaded_bytes(member, dtype, mode))
     if not role.offload or not role.zero_stage:
         return between
     weights = size_of(dtype) * member.parameters // role.ranks if role.zero_stage == 3 else 0
     return between + weights + 16 * member.trained // role.ranks
 
 
-def snapshot_bytes(member: PlannedRole, dtype: str, resting: OffloadMode) -> int:
+def snapshot_bytes(member: PlannedRole, dtype: str, mode: OffloadMode) -> int:
     """Bytes of the host copy for snapshots, for an offloaded role."""
-    return sum(offloaded_bytes(member, dtype, resting)) if member.trained else 0
+    return sum(offloaded_bytes(member, dtype, mode)) if member.trained else 0
 
 
 def _gradients(member: PlannedRole, dtype: str) -> int:

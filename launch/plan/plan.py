@@ -68,7 +68,7 @@ class Placed:
     shared: tuple[Use, ...]
     """Memory of the roles that share GPUs, for each set of such roles."""
     engine: EngineMemory | None
-    resting: dict[str, OffloadMode]
+    offload_modes: dict[str, OffloadMode]
     """Role → state that it offloads to host memory between its phases."""
     problems: tuple[str, ...]
     missing: int
@@ -119,13 +119,13 @@ def place(recipe: Recipe, stage: Stage, cluster: Cluster, shapes: Shapes) -> Pla
     wanted = pools(recipe, stage, strategy)
     sharing = [pool.roles for pool in wanted if pool.shared]
     guests = {role for roles in sharing for role in roles}
-    rests = offload_modes(recipe, stage, wanted)
+    modes = offload_modes(recipe, stage, wanted)
     engine = _engine(recipe, cluster, shapes) if stage == "ppo" else None
-    uses = tuple(_use(recipe, stage, member, cluster, rests.get(member.role, "none")) for member in found)
+    uses = tuple(_use(recipe, stage, member, cluster, modes.get(member.role, "none")) for member in found)
     if engine is not None:
         uses += (_engine_use(recipe, engine, shapes, cluster, ENGINE in guests),)
     together = tuple(
-        _together([use for use in uses if use.role in roles], rests, EVERY_ROLE if strategy == "colocated" else None)
+        _together([use for use in uses if use.role in roles], modes, EVERY_ROLE if strategy == "colocated" else None)
         for roles in sharing
     )
     machine = Asked(gpus=cluster.total, cpus=MANY, nodes=(NodeGPUs(gpus=cluster.gpus),) * cluster.nodes)
@@ -140,7 +140,7 @@ def place(recipe: Recipe, stage: Stage, cluster: Cluster, shapes: Shapes) -> Pla
         uses=uses,
         shared=together,
         engine=engine,
-        resting=rests,
+        offload_modes=modes,
         problems=tuple(problems),
         missing=max(0, gpus_needed(recipe, stage, strategy) - cluster.total),
     )
@@ -161,11 +161,11 @@ def planned_stages(recipe: Recipe, stage: Stage) -> tuple[Stage, ...]:
     return stages_of(recipe, stage)  # type: ignore[return-value]
 
 
-def _use(recipe: Recipe, stage: Stage, member: PlannedRole, cluster: Cluster, rests: OffloadMode) -> Use:
+def _use(recipe: Recipe, stage: Stage, member: PlannedRole, cluster: Cluster, mode: OffloadMode) -> Use:
     """Memory of one role."""
     dtype, names = recipe.model.dtype, PHASES.get(stage, ("update",))
-    waiting = bytes_of.waiting_memory(member, dtype, rests)
-    phases = {phase: _working(recipe, stage, member, phase, rests) or waiting for phase in names}
+    waiting = bytes_of.waiting_memory(member, dtype, mode)
+    phases = {phase: _working(recipe, stage, member, phase, mode) or waiting for phase in names}
     return Use(
         role=member.role,
         parameters=member.parameters,
@@ -173,11 +173,11 @@ def _use(recipe: Recipe, stage: Stage, member: PlannedRole, cluster: Cluster, re
         phases=phases,
         waiting=dict.fromkeys(names, waiting),
         capacity=cluster.type.memory,
-        host=bytes_of.host_bytes(member, dtype, rests),
+        host=bytes_of.host_bytes(member, dtype, mode),
     )
 
 
-def _working(recipe: Recipe, stage: Stage, member: PlannedRole, phase: str, rests: OffloadMode) -> GPUMemory | None:
+def _working(recipe: Recipe, stage: Stage, member: PlannedRole, phase: str, mode: OffloadMode) -> GPUMemory | None:
     """Memory of a role in a phase in which it works; None in other phases.
 
     Scoring overlaps generation, except for roles whose weights are offloaded for the engines.
@@ -187,10 +187,10 @@ def _working(recipe: Recipe, stage: Stage, member: PlannedRole, phase: str, rest
     if phase == "update":
         rows = row_tokens(recipe, stage, member)
         return held + bytes_of.update_memory(member, recipe.model, rows) if member.trained else None
-    away = NOTHING if rests == "none" else bytes_of.update_states(member, dtype)
+    away = NOTHING if mode == "none" else bytes_of.update_states(member, dtype)
     if phase == "publish":
         return (held + bytes_of.publish_memory(member, dtype)).without(away) if member.role == "policy" else None
-    if phase == "rollout" and rests == "all":
+    if phase == "rollout" and mode == "all":
         return None
     return (held + bytes_of.scoring_memory(member, recipe.model)).without(away)
 
@@ -219,10 +219,10 @@ def _engine_use(recipe: Recipe, engine: EngineMemory, shapes: Shapes, cluster: C
     )
 
 
-def _together(uses: Sequence[Use], rests: Mapping[str, OffloadMode], name: str | None) -> Use:
+def _together(uses: Sequence[Use], modes: Mapping[str, OffloadMode], name: str | None) -> Use:
     """Memory of roles that share GPUs, on the fullest: the GPU of their first ranks; each phase in its worst turn."""
     phases = {
-        phase: max((_in_turn(uses, phase, turn) for turn in _turns(uses, rests)), key=lambda memory: memory.total)
+        phase: max((_in_turn(uses, phase, turn) for turn in _turns(uses, modes)), key=lambda memory: memory.total)
         for phase in uses[0].phases
     }
     return Use(
@@ -237,8 +237,8 @@ def _together(uses: Sequence[Use], rests: Mapping[str, OffloadMode], name: str |
     )
 
 
-def _turns(uses: Sequence[Use], rests: Mapping[str, OffloadMode]) -> tuple[tuple[str, ...], ...]:
-    return turns({use.role: rests.get(use.role, "none") for use in uses})
+def _turns(uses: Sequence[Use], modes: Mapping[str, OffloadMode]) -> tuple[tuple[str, ...], ...]:
+    return turns({use.role: modes.get(use.role, "none") for use in uses})
 
 
 def _in_turn(uses: Sequence[Use], phase: str, turn: Sequence[str]) -> GPUMemory:
@@ -275,7 +275,8 @@ def _seconds(
 ) -> dict[str, dict[str, float]]:
     machine = timing.ComputeRates(cluster=cluster, slots=placed.slots, dtype=recipe.model.dtype)
     updates = {
-        m.role: timing.update_seconds(m, batch, recipe, machine) + timing.resting_seconds(m, _rests(placed, m), machine)
+        m.role: timing.update_seconds(m, batch, recipe, machine)
+        + timing.offload_seconds(m, _offload_mode(placed, m), machine)
         for m in placed.members
         if m.trained
     }
@@ -285,7 +286,7 @@ def _seconds(
     policy = placed.members[0]
     scores = {
         m.role: timing.score_seconds(m, batch, machine)
-        + timing.resting_seconds(m, _rests(placed, m), machine, weights_alone=True)
+        + timing.offload_seconds(m, _offload_mode(placed, m), machine, weights_alone=True)
         for m in placed.members
     }
     if not recipe.has_reference:
@@ -298,8 +299,8 @@ def _seconds(
     }
 
 
-def _rests(placed: Placed, member: PlannedRole) -> OffloadMode:
-    return placed.resting.get(member.role, "none")
+def _offload_mode(placed: Placed, member: PlannedRole) -> OffloadMode:
+    return placed.offload_modes.get(member.role, "none")
 
 
 def _on_own_gpus(seconds: dict[str, float], placed: Placed) -> dict[str, float]:

@@ -21,7 +21,7 @@ from rlhf.errors import UserError
 
 TABLE = Path(__file__).with_name("public.json")
 SAME_SHAPE = re.compile(r"-Instruct(?=-v0|$)|-deduped$")
-"""Parts of names that leave the shape as it is without them."""
+"""Name suffixes that do not change the shape."""
 
 
 def find_shape(path: str, environment: Mapping[str, str] = os.environ) -> ModelShape:

@@ -62,7 +62,12 @@ def make_plan(recipe: Recipe, command: Stage, cluster: Cluster, find: Callable[[
 
 
 def as_values(plan: Plan) -> dict[str, Any]:
-    """JSON values of the plan, in bytes and seconds, without rounding."""
+    """JSON values of the plan, in bytes and seconds, without rounding.
+
+    Keys: ``recipe``, ``command``, ``fits``, ``strategy_chosen`` (reason, or null), ``cluster``, ``assumed``
+    (``assumptions``), ``stages`` by name (``_stage``), and, if the recipe does not fit, ``change`` and
+    ``nodes_that_suffice``; otherwise these are null.
+    """
     return {
         "recipe": plan.recipe.name,
         "command": plan.command,
@@ -86,7 +91,7 @@ def _stage(stage: StagePlan) -> dict[str, Any]:
     placed, engine = stage.placed, stage.placed.engine
     return {
         "strategy": placed.strategy,
-        "models": {member.role: _model(member, placed.resting) for member in placed.members},
+        "models": {member.role: _model(member, placed.offload_modes) for member in placed.members},
         "places": [asdict(slot) for slot in placed.slots],
         "memory": {use.role: _use(use) for use in placed.uses},
         "shared_memory": [_use(use) for use in placed.shared],
@@ -98,7 +103,7 @@ def _stage(stage: StagePlan) -> dict[str, Any]:
     }
 
 
-def _model(member: PlannedRole, resting: Mapping[str, OffloadMode]) -> dict[str, Any]:
+def _model(member: PlannedRole, modes: Mapping[str, OffloadMode]) -> dict[str, Any]:
     return {
         "shape": member.shape.name,
         "parameters": member.parameters,
@@ -108,7 +113,7 @@ def _model(member: PlannedRole, resting: Mapping[str, OffloadMode]) -> dict[str,
         "tensor_parallel": member.config.tensor_parallel,
         "zero_stage": member.config.zero_stage,
         "offload": member.config.offload,
-        "offload_between_phases": resting.get(member.role, "none"),
+        "offload_between_phases": modes.get(member.role, "none"),
     }
 
 

@@ -167,15 +167,15 @@ def step_seconds(member: PlannedRole, machine: ComputeRates) -> float:
     return own * 40 / machine.memory
 
 
-def resting_seconds(
-    member: PlannedRole, resting: OffloadMode, machine: ComputeRates, weights_alone: bool = False
+def offload_seconds(
+    member: PlannedRole, mode: OffloadMode, machine: ComputeRates, weights_alone: bool = False
 ) -> float:
     """Seconds to reload the offloaded state for a phase and to offload it again; frozen weights are not copied back.
 
     Args:
         weights_alone: whether the phase does not need the states of an update.
     """
-    weights, states = offloaded_bytes(member, machine.dtype, resting)
+    weights, states = offloaded_bytes(member, machine.dtype, mode)
     size = (2 if member.trained else 1) * weights + (0 if weights_alone else 2 * states)
     return size / (SHARES["link"] * machine.cluster.type.host)
 

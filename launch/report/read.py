@@ -40,22 +40,26 @@ class StageRecord:
     state: str
     """As text: when it finished, or its progress."""
     metrics: Mapping[str, Points]
+    """Recorded metrics by name."""
     samples: Sequence[Row]
+    """Rows of ``samples.jsonl``, in the file's order."""
     answers: Sequence[Row]
     """Held-out prompts with the answers ``before`` and ``after``."""
     events: Sequence[Row]
+    """Rows of ``events.jsonl``, oldest first, without secrets."""
     summary: Row
+    """Content of ``summary.json``; empty without one."""
     config: Row
     """The resolved recipe, without secrets."""
     timeline: Timeline | None = None
     """The timeline; None without one, or without a step in it."""
 
     def last(self, metric: str) -> float | None:
-        """The last finite value of a metric, or None."""
+        """The finite value of a metric at its highest step; None if it has none."""
         return next((value for _, value in reversed(self.metrics.get(metric, ())) if value is not None), None)
 
     def first(self, metric: str) -> float | None:
-        """The first finite value of a metric, or None."""
+        """The finite value of a metric at its lowest step; None if it has none."""
         return next((value for _, value in self.metrics.get(metric, ()) if value is not None), None)
 
 
@@ -151,7 +155,7 @@ def _series(rows: Sequence[Row]) -> dict[str, Points]:
 
 
 def number(value: Any) -> float | None:
-    """``value`` as a float if it is finite and can be drawn, else None."""
+    """``value`` as a float if its magnitude is below 1e300, so that it can be drawn; otherwise None."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < _MOST:
         return None
     return float(value) if math.isfinite(value) else None

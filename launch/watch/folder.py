@@ -118,7 +118,11 @@ class FolderWatch:
     """Polls a run's folder."""
 
     def __init__(self, watched: WatchedFolder, clock: Callable[[], float] = time.time) -> None:
-        """Args: clock gives seconds since 1970."""
+        """Begin without reading the folder; ``poll`` reads it.
+
+        Args:
+            clock: returns seconds since 1970.
+        """
         self.watched, self._clock = watched, clock
         self._stages: dict[str, Stage] = {}
         self._seen = False

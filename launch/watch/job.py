@@ -57,7 +57,11 @@ class Follower:
     """Follows a job's log in a thread beside the screen."""
 
     def __init__(self, follow: Callable[[Callable[[str], None]], int], log: JobLog) -> None:
-        """Args: follow shows the log piece by piece until the job ends, and returns its exit code."""
+        """Start the thread.
+
+        Args:
+            follow: passes on the log piece by piece until the job ends, and returns its exit code.
+        """
         self._follow, self._log = follow, log
         self._pieces: queue.SimpleQueue[str | Ending] = queue.SimpleQueue()
         self._ending: Ending | None = None

@@ -15,6 +15,7 @@ NUMBERS = labelled(
 )
 """Name on the screen → metric; a stage has some of them."""
 RATES = labelled("perf/samples_per_second", "perf/rollout_tokens_per_second", "perf/train_tokens_per_second")
+"""The same for throughput."""
 STEP = "time/step"
 """Seconds of a whole step, beside those of its phases."""
 RECENT_STEPS = 10
@@ -28,6 +29,7 @@ class ActorRow:
     name: str
     """``policy rank 1``, ``rollout engine 0``."""
     state: str
+    """Its state in ``status.json``."""
     node: str = ""
     process: int | None = None
     heartbeat_age: float | None = None
@@ -45,6 +47,7 @@ class Ending:
 
     text: str
     good: bool
+    """Whether the run succeeded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,12 +71,14 @@ class RunView:
     steps: int | None = None
     """Planned number of steps."""
     seconds_left: float | None = None
+    """Estimate for the remaining steps."""
     members: tuple[ActorRow, ...] = ()
     metrics: Recent[Row] = field(default_factory=Recent)
     """One row per step, with ``step`` and metrics by name."""
     samples: tuple[Row, ...] = ()
     """Samples of the last step that has any."""
     events: Recent[Row] = field(default_factory=Recent)
+    """Rows of ``events.jsonl``, oldest first."""
     log: Recent[str] = field(default_factory=Recent)
     """Lines of the job's log."""
     warning: str = ""
@@ -82,7 +87,10 @@ class RunView:
 
 
 def history(view: RunView) -> dict[str, list[float | None]]:
-    """Values of the ``NUMBERS`` in the steps, by their names on the screen; None for values that were not finite."""
+    """Values of the ``NUMBERS`` over the steps, by their names on the screen; None for values that were not finite.
+
+    Steps without a metric are left out of its list, and a metric without any finite value is left out.
+    """
     found = {}
     for name, metric in NUMBERS.items():
         values = [number(row[metric]) for row in view.metrics.items if metric in row]
@@ -92,7 +100,10 @@ def history(view: RunView) -> dict[str, list[float | None]]:
 
 
 def rates(view: RunView) -> dict[str, float]:
-    """Throughput of the last step."""
+    """Throughput of the last step, in samples or tokens per second, by name on the screen; empty before the first step.
+
+    For supervised stages tokens per second are computed from ``train/tokens`` and ``time/update``.
+    """
     row = view.metrics.items[-1] if view.metrics.items else {}
     found = {name: number(row.get(metric)) for name, metric in RATES.items()}
     tokens, seconds = number(row.get("train/tokens")), number(row.get("time/update"))
@@ -115,7 +126,11 @@ def step_seconds(rows: tuple[Row, ...]) -> float | None:
 
 
 def _seconds(row: Row) -> float | None:
-    """Seconds of a step: the larger of the sum of its phases and the whole step."""
+    """Seconds of a step; None if the row has no times.
+
+    ``time/step`` plus checkpoint, snapshot and held-out evaluation, which are outside it; without ``time/step``, the
+    sum of the phases.
+    """
     times = {name: number(value) or 0.0 for name, value in row.items() if name.startswith("time/")}
     if not times:
         return None
@@ -124,6 +139,6 @@ def _seconds(row: Row) -> float | None:
 
 
 def seconds_left(rows: tuple[Row, ...], done: int, steps: int | None) -> float | None:
-    """Estimated seconds of the remaining steps."""
+    """Estimated seconds of the remaining steps; None if their number is unknown or no step has times."""
     each = step_seconds(rows)
     return None if steps is None or each is None else each * max(0, steps - done)

@@ -20,6 +20,11 @@ def generalised_advantages(
     V after the last token is 0, also for a truncated response, which is treated as terminal (the common convention).
     Tokens outside the mask are removed before the recursion: they carry no value and add no step of decay. Their
     results are 0.
+
+    Args:
+        rewards, values: (R,) r_t and V_t of each response token.
+        response_lengths: (B,) response tokens of each sample.
+        response_mask: (R,) true for the tokens that are trained on.
     """
     sample = np.repeat(np.arange(len(response_lengths)), response_lengths)[response_mask]
     lengths = np.bincount(sample, minlength=len(response_lengths))
@@ -95,9 +100,17 @@ def estimate_advantages(
 ) -> Float32:
     """(R,) advantages for the algorithms without a critic; 0 outside the mask.
 
-    ``reinforce++`` uses the return-to-go of each token; its baseline is the batch mean, which ``whiten`` subtracts.
+    ``reinforce++`` uses the return-to-go of each token; its baseline is the batch mean, which the caller subtracts by
+    ``whiten`` if ``whiten_advantages`` is set.
     ``reinforce++_baseline`` also subtracts the group's mean score. The other algorithms assign the response's advantage
     to every token; with ``kl_in: reward`` it is computed from the score minus β times the response's KL.
+
+    Args:
+        scores: (B,) shaped score of each response.
+        token_rewards: (R,) result of ``token_rewards``.
+        prompt_ids: (B,) equal for the responses to one prompt.
+        response_lengths: (B,) response tokens of each sample.
+        response_mask: (R,) true for the tokens that are trained on.
     """
     is_counted = count_by_sample(response_lengths, response_mask) > 0
     sample = sample_of_token(response_lengths)

@@ -23,16 +23,23 @@ class Limits:
     """A recipe's limits with the defaults of its dtype filled in."""
 
     ratio: float
+    """Largest |mean ratio − 1|, and largest approximate KL in nats per token, in the first pass."""
     clipfrac: float
+    """Largest fraction of clipped tokens in the first pass."""
     step0_kl: float
+    """Largest mean |log π − log π_ref| at step 0, in nats per token."""
     gap: float
+    """Largest mean |log π by the trainer − log π by the engine|, in nats per token."""
     min_kl: float
+    """Smallest mean KL to the reference, in nats per response."""
     max_kl: float | None
+    """Largest mean KL to the reference, in nats per response; None: no limit."""
     staleness: int = 0
+    """Largest mean number of weight versions by which rollouts are older than the policy."""
 
     @classmethod
     def of(cls, config: CanaryConfig, dtype: str, staleness: int = 0) -> Limits:
-        """The recipe's limits, or the defaults of ``dtype`` where a limit is None."""
+        """The recipe's limits, with the defaults of ``dtype`` for those that are None; ``max_kl`` has no default."""
         default = DEFAULTS[dtype]
         return cls(
             ratio=default["ratio"] if config.ratio_tolerance is None else config.ratio_tolerance,

@@ -28,6 +28,11 @@ def importance_weights(
 
     ``sequence_*`` multiplies the ratios of a response and assigns the product to each of its tokens. ``*_truncate``
     limits weights to the cap; ``*_mask`` sets weights above the cap to 0.
+
+    Args:
+        old_logprobs, engine_logprobs: (R,) log-probabilities of the sampled tokens by trainer and engine, in nats.
+        response_lengths: (B,) response tokens of each sample.
+        response_mask: (R,) true for the tokens that are trained on.
     """
     kind, cap = algorithm.importance_sampling, algorithm.importance_cap
     if kind == "none":

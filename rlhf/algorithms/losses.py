@@ -47,7 +47,7 @@ def policy_loss(
     clip_high: float,
     dual_clip: float | None = None,
 ) -> PolicyLoss:
-    """max(−Âρ, −Â clip(ρ, 1−ε_low, 1+ε_high)) of (T,) tokens, ρ = exp(log π_new − log π_old).
+    """Clipped PPO policy loss per token: max(−Âρ, −Â clip(ρ, 1−ε_low, 1+ε_high)), (T,), ρ = exp(log π_new − log π_old).
 
     Schulman et al. 2017, eq. 7. With ``dual_clip`` c the loss of a token with Â < 0 is at most −cÂ (Ye et al. 2020,
     eq. 3), so that one token with a large ratio cannot dominate an update.
@@ -71,7 +71,7 @@ def policy_loss(
 
 
 def kl_loss(logprobs: Tensor, old_logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
-    """KL to the reference as a loss: ρ·k3 of (T,) tokens, k3 = e^x − 1 − x with x = log π_ref − log π_new.
+    """KL to the reference as a loss per token: ρ·k3, (T,), k3 = e^x − 1 − x with x = log π_ref − log π_new.
 
     The value is ≥ 0. The gradient, d(ρ·k3) = ρ·(log π_new − log π_ref)·d log π_new, is in expectation over π_old that
     of KL(π_new ‖ π_ref) per token at visited states, on later passes too. Without ρ, k3 has the gradient of the forward
@@ -99,7 +99,10 @@ class ValueLoss:
 
 
 def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip_range: float | None) -> ValueLoss:
-    """½ max((V−R)², (clip(V, V_old ± ε_v) − R)²) of (T,) tokens (Ziegler et al. 2019, code); None: ½ (V−R)²."""
+    """Clipped value loss per token: ½ max((V−R)², (clip(V, V_old ± ε_v) − R)²), (T,); without a range, ½ (V−R)².
+
+    As in the code of Ziegler et al. (2019).
+    """
     unclipped = (values - returns).square()
     if clip_range is None:
         return ValueLoss(loss=0.5 * unclipped, clipped=torch.zeros_like(unclipped))
@@ -110,7 +113,10 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip_range: 
 
 
 def preference_loss(chosen: Tensor, rejected: Tensor, margins: Tensor) -> Tensor:
-    """Σ −log σ(r_chosen − r_rejected − margin) over (K,) pairs (Bradley and Terry 1952; margin as in Llama 2)."""
+    """Preference loss, summed over (K,) pairs: Σ −log σ(r_chosen − r_rejected − margin).
+
+    Bradley and Terry (1952); margin as in Llama 2.
+    """
     return -functional.logsigmoid(chosen - rejected - margins).sum()
 
 
@@ -135,11 +141,12 @@ def dpo_loss(
     beta: float,
     label_smoothing: float = 0.0,
 ) -> DPOLoss:
-    """Σ −(1−e) log σ(βh) − e log σ(−βh) over (K,) pairs, h = (log π_c − log π_r) − (log ref_c − log ref_r), in nats.
+    """DPO loss, summed over (K,) pairs: Σ −(1−e) log σ(βh) − e log σ(−βh).
 
-    The arguments are log-probabilities of whole responses, summed over their tokens (Rafailov et al. 2023, eq. 7). A
-    label smoothing e > 0 assumes that a fraction e of the pairs is mislabelled (Mitchell 2023, "A note on DPO with
-    noisy preferences"): the loss then has its minimum at σ(βh) = 1 − e instead of at infinity.
+    h = (log π_c − log π_r) − (log ref_c − log ref_r), in nats. The arguments are log-probabilities of whole responses,
+    summed over their tokens (Rafailov et al. 2023, eq. 7). A label smoothing e > 0 assumes that a fraction e of the
+    pairs is mislabelled (Mitchell 2023, "A note on DPO with noisy preferences"): the loss then has its minimum at
+    σ(βh) = 1 − e instead of at infinity.
     """
     chosen_rewards, rejected_rewards = beta * (chosen - ref_chosen), beta * (rejected - ref_rejected)
     margins = chosen_rewards - rejected_rewards

@@ -12,7 +12,7 @@ from rlhf.config.schema import AlgorithmConfig
 from rlhf.types import Bool, FinishReason, Float32, Int32
 
 LEAST_STD = 1e-8
-"""Scores with a standard deviation up to this, such as a first batch of equal scores, are not divided by it."""
+"""At or below this standard deviation, as of a first batch of equal scores, scores are not scaled."""
 
 
 def shape_scores(
@@ -20,7 +20,7 @@ def shape_scores(
 ) -> Float32:
     """(B,) scores that the policy is trained on: scaled, clipped, then penalised; the penalties are not scaled.
 
-    The length penalty also applies to responses without an end token, so that not ending does not avoid it.
+    The length penalty also applies to truncated responses.
 
     Args:
         raw: (B,) raw scores of the reward.
@@ -56,7 +56,13 @@ def kl_per_token(old_logprobs: Float32, ref_logprobs: Float32) -> Float32:
 def token_rewards(
     scores: Float32, kl: Float32, response_lengths: Int32, response_mask: Bool, kl_coef: float
 ) -> Float32:
-    """(R,) r_t = −β k_t, plus the response's score (B,) at its last token inside the mask; 0 outside the mask."""
+    """(R,) reward of each token: r_t = −β k_t, plus the score at a response's last token inside the mask; 0 outside it.
+
+    Args:
+        scores: (B,) shaped score of each response.
+        kl: (R,) k_t, in nats.
+        kl_coef: β.
+    """
     rewards = np.where(response_mask, -kl_coef * kl, 0.0).astype(np.float64)
     kept = np.flatnonzero(response_mask)
     sample = sample_of_token(response_lengths)[kept]

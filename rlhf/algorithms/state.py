@@ -28,7 +28,7 @@ class AlgorithmState:
 
 
 def next_kl_coef(kl_coef: float, config: AdaptiveKLConfig | None, sequence_kl: float, responses: int) -> float:
-    """β ← β (1 + clip(KL/target − 1, ±.2) · n/horizon); unchanged without ``config``.
+    """Return the next step's β: β (1 + clip(KL/target − 1, ±0.2) · n/horizon); unchanged without ``config``.
 
     Args:
         sequence_kl: KL summed over a response's tokens and averaged over responses, in nats.

@@ -520,7 +520,7 @@ class PPOConfig:
     """Model folder of the policy and the reference; by default the SFT stage's model of the same run."""
     critic_init: StrictStr | None = None
     """Model folder from which the critic is initialised, with a new head; by default the first reward model of
-    ``rewards``, or the initial policy if there is none."""
+    ``rewards`` that has the policy's vocabulary and a linear head, or the initial policy if there is none."""
 
 
 @section
@@ -691,8 +691,8 @@ class CanaryConfig:
     """Largest fraction of clipped tokens in the first pass over fresh rollouts. Default 0 in float32, 0.01 in
     bfloat16."""
     step0_kl_limit: Positive | None = None
-    """Largest absolute KL to the reference before the first update, in nats per token. Default 1e-4 in float32, 0.02 in
-    bfloat16."""
+    """Largest mean |log-probability by the policy − by the reference| before the first update, in nats per token.
+    Default 1e-4 in float32, 0.02 in bfloat16."""
     logprob_gap_limit: Positive | None = None
     """Largest mean |log-probability by the trainer − by the engine| over response tokens, on every step. Default 1e-4
     in float32, 0.05 in bfloat16."""
@@ -764,8 +764,8 @@ class EvaluationConfig:
     prompts."""
 
     scorer: StrictStr | None = None
-    """Judge of quality: ``package.module:function`` or ``file.py:function``, which takes lists of prompts and responses
-    and returns floats. Without it the answers of both models are stored and not compared."""
+    """Scorer of the comparison: ``package.module:function`` or ``file.py:function``, which takes lists of prompts and
+    responses and returns floats. Without it the answers of both models are stored and not compared."""
     prompts: Count = 200
     """Number of held-out prompts."""
     show: CountOrZero = 3

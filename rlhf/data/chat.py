@@ -69,7 +69,11 @@ class ChatFormat:
     """The text format of conversations for one model: its template, its tokens, and the tokens that end a response."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, ends: Iterable[int] = ()) -> None:
-        """Args: ends are the end tokens of the model's settings; the tokenizer's and the template's are added."""
+        """Find the control tokens and end tokens of the format.
+
+        Args:
+            ends: end tokens of the model's settings; the tokenizer's and the template's are added.
+        """
         self.tokenizer = tokenizer
         self.template = Template(tokenizer)
         self.control = ControlTokens(tokenizer, ends)

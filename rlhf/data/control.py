@@ -22,7 +22,11 @@ class ControlTokens:
     """The special and end tokens of one tokenizer, as texts."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, ends: Iterable[int] = ()) -> None:
-        """Args: ends are end tokens, which the tokenizer may not declare special."""
+        """Collect the tokens as texts.
+
+        Args:
+            ends: end tokens, which the tokenizer may not declare special.
+        """
         declared = {str(token): token for token in tokenizer.added_tokens_decoder.values() if token.special}
         others = [*tokenizer.all_special_tokens, *map(tokenizer.convert_ids_to_tokens, ends)]
         self.texts = tuple(dict.fromkeys([*declared, *(str(token) for token in others if token)]))[: LAST - FIRST]

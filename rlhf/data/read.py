@@ -249,7 +249,7 @@ def _reader(file: Path, format: str) -> Callable[[Path, Update], Rows]:
         is_table = _suffix(file) in (".csv", ".tsv")
         how = "write its rows as JSONL, for example by pandas: read_csv(...).to_json('rows.jsonl', orient='records', "
         raise UserError(
-            f"cannot tell the format of '{file}' by its name",
+            f"cannot determine the format of '{file}' by its name",
             "text tables are not read" if is_table else "",
             f"{how}lines=True)" if is_table else "set data.format to jsonl, json or parquet",
         )

@@ -1,4 +1,4 @@
-"""95% confidence intervals of measured shares and means.
+"""95% confidence intervals of measured proportions and means.
 
 Values of one prompt are correlated: ten comparisons of one prompt carry less information than ten of ten prompts. With
 ``clusters``, the prompt of each value, intervals use the effective sample size, which scipy does not have.
@@ -42,21 +42,21 @@ def effective_size(values: ArrayLike, clusters: ArrayLike) -> float:
 
 
 def wilson_interval(successes: float, n: float, z: float = Z95) -> tuple[float, float]:
-    """Score interval of a share (Wilson 1927, J. Am. Stat. Assoc. 22, 209-212); (0, 1) without observations.
+    """Score interval of a proportion (Wilson 1927, J. Am. Stat. Assoc. 22, 209-212); (0, 1) without observations.
 
     Both counts may be effective ones, which need not be integers, as scipy's ``binomtest`` requires.
     """
     if n == 0:
         return 0.0, 1.0
-    share = successes / n
-    centre = share + z * z / (2 * n)
-    half_width = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    fraction = successes / n
+    centre = fraction + z * z / (2 * n)
+    half_width = z * math.sqrt(fraction * (1 - fraction) / n + z * z / (4 * n * n))
     scale = 1 + z * z / n
     return max(0.0, (centre - half_width) / scale), min(1.0, (centre + half_width) / scale)
 
 
 def share_interval(successes: ArrayLike, clusters: ArrayLike) -> tuple[float, float]:
-    """95% interval of the share of true values in ``successes`` (n,): Wilson's, with the effective sample size."""
+    """95% interval of the fraction of true values in ``successes`` (n,): Wilson's, with the effective sample size."""
     array = np.asarray(successes, dtype=np.bool_)
     size = effective_size(array, clusters) if len(array) else 0.0
     return wilson_interval(int(array.sum()) * (size / max(len(array), 1)), size)

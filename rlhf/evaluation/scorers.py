@@ -42,7 +42,12 @@ class Scorer:
     """A user's function whose results are checked. Created by ``load_scorer``."""
 
     def __init__(self, spec: str, function: ScoreFunction, folder: Path) -> None:
-        """Args: spec names the function in messages; folder holds its file."""
+        """Wrap a function, and find its parameter for data rows.
+
+        Args:
+            spec: name of the function in messages.
+            folder: folder of its file.
+        """
         self.spec, self._function, self._folder = spec, function, folder
         self._rows = _rows_parameter(function)
         self._loop: asyncio.Runner | None = None

@@ -59,7 +59,7 @@ def compare(before: ArrayLike, after: ArrayLike, prompts: ArrayLike | None = Non
 def win_rate_interval(wins: float, losses: float, n: float) -> tuple[float, float]:
     """95% interval of the win rate of ``n`` prompts, a tie counting one half; counts may be effective ones.
 
-    The win rate is ½ + ½ · (share won − share lost), a difference of two paired proportions. The interval is that of
+    The win rate is ½ + ½ · (fraction won − fraction lost), a difference of two paired proportions. Its interval is by
     Bonett and Price (2012, J. Educ. Behav. Stat. 37, 479-488), a Wald interval with one added win and one added loss.
     It keeps its coverage in small samples (Fagerland, Lydersen and Laake 2014, Stat. Med. 33, 2850-2875) and has a
     positive width when every prompt is won or tied. Ties narrow it.

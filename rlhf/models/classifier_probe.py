@@ -1,6 +1,6 @@
-"""Finds by trial how a loaded classifier can be read, without a list of known architectures.
+"""Finds a loaded classifier's scoring method by trial, without a list of known architectures.
 
-Random sequences are scored by the classifier's own forward pass, one at a time. The fastest reader that returns the
+Random sequences are scored by the classifier's own forward pass, one at a time. The fastest method that returns the
 same scores is used.
 """
 
@@ -21,7 +21,7 @@ from rlhf.types import Sequences
 LENGTHS = (17, 3, 9, 2, 33, 5)
 """Tokens of the probe's sequences. Short sequences reveal state that convolutions and recurrent layers carry over."""
 WAYS: tuple[tuple[Reader, Form], ...] = (("head", "packed"), ("head", "padded"), ("own", "padded"))
-"""Readers and forms to try, fastest first; if none agrees, each sequence is a forward pass of its own."""
+"""Scoring methods and forms to try, fastest first; if none agrees, each sequence is a forward pass of its own."""
 TOLERANCE = {torch.float32: (1e-3, 1e-5), torch.bfloat16: (0.1, 0.02)}
 """Largest difference, relative to the scores' standard deviation and to the largest score."""
 
@@ -32,7 +32,7 @@ Agreed = Callable[[bool], bool]
 
 
 def choose_reader(network: ScalarNet, reads_ends: bool, run: Run, agreed: Agreed, device: torch.device) -> str:
-    """Select the fastest reader that matches the classifier's own forward pass; returns a description of it.
+    """Select the fastest scoring method that matches the classifier's own forward pass; returns a description of it.
 
     Collective over the role's ranks. ``reads_ends``: whether the model ``is_causal``, so that it may be read at an end.
 
@@ -60,7 +60,7 @@ def choose_reader(network: ScalarNet, reads_ends: bool, run: Run, agreed: Agreed
 
 
 def _supported_readers(network: ScalarNet, reads_ends: bool) -> list[tuple[Reader, Form]]:
-    """Readers and forms that this network supports."""
+    """Scoring methods and forms that this network supports."""
     if network.sequence_group is not None:
         return [("head", "packed")]
     padding = getattr(network.model.config.get_text_config(), "pad_token_id", None)

@@ -89,8 +89,8 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, embedding_rows: int | 
     vocabulary = tokenizer.get_vocab()
 
     def is_known(token: str | None) -> bool:
-        place = vocabulary.get(token or "")
-        return place is not None and (embedding_rows is None or place < embedding_rows)
+        token_id = vocabulary.get(token or "")
+        return token_id is not None and (embedding_rows is None or token_id < embedding_rows)
 
     declared = tokenizer.pad_token
     if is_known(declared) and declared != tokenizer.eos_token:

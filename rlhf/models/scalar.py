@@ -25,7 +25,7 @@ from rlhf.models.packed_row import PackedRow, pad_rows
 from rlhf.models.sequence_parallel import RowNet
 
 Reader = Literal["head", "own", "own_alone"]
-"""How a classifier is read: its head at positions of the rows, its own forward pass over padded rows, or its own
+"""Scoring method of a classifier: its head at positions of the rows, its own forward pass over padded rows, or its own
 forward pass over one sequence at a time."""
 
 

@@ -1,7 +1,7 @@
 """Sequence parallelism: neighbouring ranks split each packed row, with DeepSpeed's Ulysses (Jacobs et al. 2023).
 
 All ranks of a group get the same row, and each computes an equal range of its token positions. In attention they
-exchange positions for heads (all-to-all) and back, so that each rank has the whole row for its share of the heads.
+exchange positions for heads (all-to-all) and back, so that each rank has the whole row for its part of the heads.
 Values read at positions of the row are gathered on every rank (``PositionStates.gather``), so that losses are computed
 as on a single rank.
 

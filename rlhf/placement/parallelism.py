@@ -1,4 +1,4 @@
-"""What it asks of a recipe that several ranks of a role have the same rows.
+"""Checks a recipe's sequence and tensor parallelism, in which several ranks of a role have the same rows.
 
 With ``placement.<role>.sequence_parallel`` each has a part of every row, with ``tensor_parallel`` a part of every
 matrix.
@@ -12,25 +12,25 @@ from rlhf.config.schema import Recipe, RoleConfig
 from rlhf.errors import UserError
 
 SEQUENCE_PARALLEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "gpt_neox", "gpt2")
-"""``model_type`` of the models in which tokens are known to meet in attention alone, through transformers' interface
-for attention functions: all else can be computed for a part of a row by itself."""
+"""``model_type`` of the models in which only attention combines tokens, through transformers' interface for attention
+functions: everything else can be computed for a part of a row separately."""
 TENSOR_PARALLEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 """``model_type`` of the models whose layers' matrices are known by the names that ``rlhf/zero/tensor_parallel.py``
 splits."""
 
 
 def model_parallel_size(role: RoleConfig) -> int:
-    """Neighbouring ranks that have the same rows."""
+    """Number of consecutive ranks that have the same rows."""
     return role.sequence_parallel * role.tensor_parallel
 
 
 def data_parallel_size(role: RoleConfig) -> int:
-    """Parts into which a role's samples are dealt: its ranks, or groups of ranks that have the same rows."""
+    """Number of parts into which a role's samples are divided: its ranks, or groups of ranks with the same rows."""
     return role.ranks // model_parallel_size(role)
 
 
 def check_parallelism(recipe: Recipe, roles: Iterable[str]) -> Iterator[UserError]:
-    """One error for each of the roles whose ranks, or whose model made from nothing, cannot be divided so."""
+    """Yield one error for each role whose ranks, or whose randomly initialised model, cannot be divided accordingly."""
     for name in roles:
         role: RoleConfig = getattr(recipe.placement, name)
         for key in ("sequence_parallel", "tensor_parallel"):
@@ -63,7 +63,7 @@ def _uneven_ranks(name: str, key: str, role: RoleConfig) -> Iterator[UserError]:
 
 
 def _tensor_parallel(recipe: Recipe, name: str, role: RoleConfig) -> Iterator[UserError]:
-    """What does not go together with matrices that are split."""
+    """Yield one error for each setting that tensor parallelism does not support."""
     key = f"placement.{name}.tensor_parallel"
     if role.tensor_parallel == 1:
         return
@@ -95,9 +95,9 @@ def _tensor_parallel(recipe: Recipe, name: str, role: RoleConfig) -> Iterator[Us
 
 
 def sequence_parallel_problems(role: str, model: str, heads: int, kv_heads: int, ranks: int) -> Iterator[UserError]:
-    """The error of a role whose model's heads cannot be dealt to so many ranks that share rows, if they cannot.
+    """Yield an error if a model's heads cannot be divided over the ranks of a sequence-parallel group.
 
-    Queries are dealt out evenly; of keys and values each rank may have a copy where there are fewer of them than ranks.
+    Query heads are divided evenly; key and value heads are copied if there are fewer of them than ranks.
     """
     fitting = [n for n in range(1, heads + 1) if heads % n == 0 and (kv_heads % n == 0 or n % kv_heads == 0)]
     if ranks not in fitting:
@@ -108,7 +108,7 @@ def sequence_parallel_problems(role: str, model: str, heads: int, kv_heads: int,
 def tensor_parallel_problems(
     role: str, model: str, heads: int, kv_heads: int, intermediate: int, ranks: int
 ) -> Iterator[UserError]:
-    """The error of a role whose model's matrices cannot be split over so many ranks, if they cannot."""
+    """Yield an error if a model's matrices cannot be divided over the ranks of a tensor-parallel group."""
     fitting = [n for n in range(1, heads + 1) if heads % n == kv_heads % n == intermediate % n == 0]
     if ranks not in fitting:
         has = f"{model} has {_heads(heads, kv_heads)}, and feed-forward blocks {intermediate} wide"

@@ -24,12 +24,16 @@ END_TIME = "SLURM_JOB_END_TIME"
 
 
 class StopRequest:
-    """Tells whether this command should stop, and why. It interrupts nothing: callers poll ``reason``."""
+    """Reports whether this command should stop, and why. It interrupts nothing: callers poll ``reason``."""
 
     def __init__(
         self, config: CheckpointConfig, started: float, clock: Callable[[], float], environment: Mapping[str, str]
     ) -> None:
-        """Args: started is the start time of the command; it and clock are in seconds since 1970.
+        """Read the time limits of the recipe and of the scheduler.
+
+        Args:
+            started: start time of the command, in seconds since 1970.
+            clock: returns the current time, in seconds since 1970.
 
         Raises:
             UserError: the environment's end of the job is not a number.

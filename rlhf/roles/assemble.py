@@ -1,6 +1,6 @@
 """Assembles a step: joins the results of all roles' ranks into one ``Experience``.
 
-Runs in the process of the policy's first rank, so that the controller never holds a rollout's token.
+Runs in the process of the policy's first rank, so that the controller holds no response tokens.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ class BatchReport:
 
 @dataclass(frozen=True, kw_only=True)
 class ResultSpec:
-    """Describes a result that every block needs: its kind, and the number of ranks that each return a share of it."""
+    """Describes a result that every block needs: its kind, and the number of ranks that each return a part of it."""
 
     kind: str
-    """``score``, ``old_logprobs``, ``ref_logprobs`` or ``values``."""
+    """Kind of a per-block result: ``score``, ``old_logprobs``, ``ref_logprobs`` or ``values``."""
     ranks: int
-    """Number of shares, one per rank."""
+    """Number of ranks that return parts."""
     name: str = ""
     """Name of the part of the reward, for a score; empty for the other kinds."""
 
@@ -70,20 +70,20 @@ class StepInputs:
     step: int
     state: AlgorithmState
     result_specs: tuple[ResultSpec, ...]
-    """Results that each block needs; their shares follow the block in ``parts`` in this order."""
+    """Results that each block needs; the parts of each follow the block in ``parts``, in this order."""
 
 
 def assemble(batch: StepInputs, *parts: Any) -> tuple[Experience, BatchReport]:
-    """Join blocks and shares in a fixed order of samples, and compute rewards and advantages over the whole batch.
+    """Join blocks and partial results in a fixed order of samples, and compute rewards and advantages over the batch.
 
     Args:
-        parts: for each block, the block followed by its shares in the order of ``batch.result_specs``.
+        parts: for each block, the block followed by its partial results in the order of ``batch.result_specs``.
 
     Raises:
         MachineryError: samples are missing or duplicated, or a number is NaN or infinite.
     """
     width = 1 + sum(result_spec.ranks for result_spec in batch.result_specs)
-    blocks = [_join_shares(batch, parts[i], parts[i + 1 : i + width]) for i in range(0, len(parts), width)]
+    blocks = [_join_parts(batch, parts[i], parts[i + 1 : i + width]) for i in range(0, len(parts), width)]
     scored = _concatenate_sorted(blocks)
     _check_complete(scored.rollouts, batch.recipe.ppo, batch.step)
     sources = batch.recipe.rewards
@@ -99,8 +99,8 @@ def assemble(batch: StepInputs, *parts: Any) -> tuple[Experience, BatchReport]:
     )
 
 
-def _join_shares(batch: StepInputs, block: RolloutBlock, shares: Sequence[BlockResult]) -> Scored:
-    remaining = iter(shares)
+def _join_parts(batch: StepInputs, block: RolloutBlock, results: Sequence[BlockResult]) -> Scored:
+    remaining = iter(results)
     scores: dict[str, Float32] = {}
     tokens: dict[str, Float32 | None] = {"values": None}
     for result_spec in batch.result_specs:

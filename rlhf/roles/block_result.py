@@ -1,4 +1,4 @@
-"""Results of a block: each rank computes those of some of its samples; this module joins them."""
+"""Joins the partial results that ranks compute for a block."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rlhf.types import Float32, Int64, Sequences
 
 @dataclass(frozen=True, kw_only=True)
 class BlockResult:
-    """One rank's results for a block.
+    """One rank's partial result for a block.
 
     Shapes: samples (b,) indices into the block; values, one per sample (b,) or one per response token, packed.
     """
@@ -23,23 +23,23 @@ class BlockResult:
 
     @classmethod
     def empty(cls) -> Self:
-        """Share without samples, for a rank whose results another rank returns."""
+        """Empty result: another rank of the group returns the values."""
         return cls(samples=np.zeros(0, dtype=np.int64), values=np.zeros(0, dtype=np.float32))
 
 
-def join_samples(shares: Sequence[BlockResult], count: int) -> Float32:
-    """Join shares of one number per sample into a (B,) array in the block's order; NaN where no share has one."""
+def join_samples(parts: Sequence[BlockResult], count: int) -> Float32:
+    """Join parts with one number per sample into a (B,) array in the block's order; NaN where no part has one."""
     joined = np.full(count, np.nan, dtype=np.float32)
-    for share in shares:
-        joined[share.samples] = share.values
+    for part in parts:
+        joined[part.samples] = part.values
     return joined
 
 
-def join_tokens(shares: Sequence[BlockResult], sequences: Sequences) -> Float32:
-    """Join shares of one number per response token into a packed (R,) array; NaN where no share has one."""
+def join_tokens(parts: Sequence[BlockResult], sequences: Sequences) -> Float32:
+    """Join parts with one number per response token into a packed (R,) array; NaN where no part has one."""
     joined = np.full(int(sequences.response_lengths.sum()), np.nan, dtype=np.float32)
-    for share in shares:
-        joined[token_index(sequences, share.samples)] = share.values
+    for part in parts:
+        joined[token_index(sequences, part.samples)] = part.values
     return joined
 
 

@@ -28,8 +28,10 @@ class CriticRole(ScalarRole):
     """The critic on one rank: a sequence classifier whose head is initialised to zeros."""
 
     def __init__(self, recipe: Recipe, folder: str, rank: Rank) -> None:
-        """Raises:
-        UserError: the folder's backbone lacks a weight, or its attention is not causal.
+        """Load the folder's backbone with a new head.
+
+        Raises:
+            UserError: the folder's backbone lacks a weight, or its attention is not causal.
         """
         key = "the critic's start" if recipe.ppo.critic_init is None else "ppo.critic_init"
         inspect_classifier(folder, recipe.model, own=False).require_backbone(key)
@@ -49,8 +51,8 @@ class CriticRole(ScalarRole):
             )
 
     def values(self, block: RolloutBlock) -> BlockResult:
-        """This rank's share of V(s_t), the value of the state before each response token."""
-        return self.compute_share(block.sequences, lambda row: self.engine.forward(row, row.predict_at))
+        """This rank's part of V(s_t), the value of the state before each response token."""
+        return self.compute_part(block.sequences, lambda row: self.engine.forward(row, row.predict_at))
 
     def update(self, experience: Experience, step: int) -> dict[str, float]:
         """Run all epochs, with the policy's minibatches; returns metrics over all ranks.

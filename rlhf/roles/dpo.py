@@ -29,7 +29,7 @@ from rlhf.zero.process_group import Rank
 TEMPERATURE = 1.0
 """The responses come from data, not from sampling: log-probabilities use temperature 1."""
 MEANS = ("train/loss", "rewards/chosen", "rewards/rejected", "rewards/accuracies", "logps/chosen", "logps/rejected")
-"""Metrics that an update averages over its pairs, in the order of ``_stack_sums``."""
+"""Metrics that an update averages over its pairs; ``_stack_sums`` returns their sums in this order."""
 
 
 class DPORole(Role[PolicyNet]):
@@ -49,8 +49,8 @@ class DPORole(Role[PolicyNet]):
         )
 
     def logprobs(self, sequences: Sequences) -> BlockResult:
-        """This rank's share of the response tokens' log-probabilities, in nats."""
-        return self.compute_share(sequences, lambda row: self.engine.forward(row, TEMPERATURE)[0])
+        """This rank's part of the response tokens' log-probabilities, in nats."""
+        return self.compute_part(sequences, lambda row: self.engine.forward(row, TEMPERATURE)[0])
 
     def set_data(self, train: Sequences, reference: Float32) -> None:
         """Set the data; later calls identify pairs by index.
@@ -111,7 +111,7 @@ class DPORole(Role[PolicyNet]):
 
 
 def _stack_sums(terms: DPOLoss, logprobs: Tensor, reference: Tensor) -> Tensor:
-    """Sums over a micro-batch's pairs, in the order of ``MEANS``, then Σ |log π − log π_ref|."""
+    """(7,) sums over a micro-batch's pairs: one for each of ``MEANS``, then Σ |log π − log π_ref|, in nats."""
     distance = (logprobs - reference).abs().sum()
     rewards = (terms.chosen_rewards, terms.rejected_rewards)
     return torch.stack([terms.loss.detach(), *rewards, terms.correct, *logprobs.sum(dim=1), distance])

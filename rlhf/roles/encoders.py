@@ -64,7 +64,7 @@ class BlockTruncator:
         self.limit = limit
 
     def __call__(self, block: RolloutBlock) -> Sequences:
-        """The block's samples, in order."""
+        """Encode the block; returns its (B) sequences in order."""
         whole = block.sequences
         fitted = [self.limit.fit(whole.prompt(i), whole.response(i)) for i in range(len(whole))]
         self.limit.report()
@@ -72,10 +72,10 @@ class BlockTruncator:
 
 
 def same_tokens(one: ChatFormat, other: ChatFormat, prompts: Sequence[Prompt]) -> bool:
-    """Whether both chat formats encode these prompts, and any response, to the same tokens.
+    """Whether both chat formats encode prompts and responses to the same tokens.
 
-    Padding tokens may differ, since models never see padding. Chat templates and their dates are compared only if a
-    prompt consists of messages.
+    Compares vocabularies, BOS and end tokens, and the encoding of one probe text. Padding tokens may differ, since
+    models never see padding. Chat templates and their dates are compared only if a prompt consists of messages.
     """
     first, second = one.tokenizer, other.tokenizer
     pads = {first.pad_token, second.pad_token}
@@ -92,7 +92,12 @@ class Retokeniser:
     """Encodes blocks with a reward model's chat template, end token and context length."""
 
     def __init__(self, own: ChatFormat, facts: ModelFacts, reader: BlockReader) -> None:
-        """Args: own is the reward model's chat format; facts are those of its folder."""
+        """Limit sequences to the reward model's context.
+
+        Args:
+            own: the reward model's chat format.
+            facts: those of its folder.
+        """
         self.own, self.facts, self.reader = own, facts, reader
         self.limit = LengthLimit(facts.context, own.tokenizer.bos_token_id)
 
@@ -115,7 +120,10 @@ class Retokeniser:
                 )
 
     def __call__(self, block: RolloutBlock) -> Sequences:
-        """The block's samples, in order; a response that is not truncated ends with the reward model's end token."""
+        """Encode the block; returns its (B) sequences in order.
+
+        A response that is not truncated ends with the reward model's end token.
+        """
         text = self.reader(block)
         rendered = [
             self._render(prompt, question, answer)
@@ -207,13 +215,21 @@ class TextPairs:
     """
 
     def __init__(self, own: PreTrainedTokenizerBase, limit: LengthLimit, reader: BlockReader) -> None:
-        """Args: own is the encoder's tokenizer; limit includes the special tokens."""
+        """Find the special tokens around a pair, and leave room for them in ``limit``.
+
+        Args:
+            own: the encoder's tokenizer.
+            limit: tokens of a pair, special tokens included.
+        """
         self.own, self.reader, self.frame = own, reader, pair_frame(own)
         self.limit = limit
         self.limit.tokens -= self.frame.tokens
 
     def __call__(self, block: RolloutBlock) -> Sequences:
-        """The block's samples, in order; the special tokens between the texts belong to the prompt."""
+        """Encode the block; returns its (B) sequences in order.
+
+        The special tokens between the texts belong to the prompt.
+        """
         text, prompts = self.reader(block), self.reader.prompts_of(block)
         questions = [_question(prompt, whole) for prompt, whole in zip(prompts, text.prompts, strict=True)]
         encoded = zip(self._encode(questions), self._encode(text.responses), strict=True)

@@ -68,7 +68,14 @@ class Endpoint:
     """Requests scores: ``batch_size`` samples per request, over up to ``connections`` keep-alive connections."""
 
     def __init__(self, config: EndpointConfig, deadline: float) -> None:
-        """Args: deadline is the longest duration of a call with all its attempts, in seconds."""
+        """Prepare the client; no connection is opened yet.
+
+        Args:
+            deadline: longest duration of a call with all its attempts, in seconds.
+
+        Raises:
+            UserError: the url, the proxy settings or the token in the environment are not usable.
+        """
         self.config, self.deadline = config, deadline
         self.name = f"reward endpoint {without_secrets(config.url)}"
         # One loop for all calls, because connections belong to a loop. A loop can enforce a deadline per request, which

@@ -1,6 +1,7 @@
 """One rank of the policy: computes log-probabilities of rollouts, runs the PPO update, and publishes weights.
 
-Also defines the reference model: a frozen copy of the initial policy, which only computes log-probabilities.
+Also defines the reference model, which only computes log-probabilities: a frozen copy of the initial policy. With LoRA
+no copy is needed: the reference is the policy with its adapters disabled.
 """
 
 from __future__ import annotations
@@ -59,9 +60,9 @@ class LanguageRole(Role[PolicyNet]):
     """A role that computes log-probabilities of rollouts: the policy or the reference model."""
 
     def logprobs(self, block: RolloutBlock) -> BlockResult:
-        """This rank's share of the response tokens' log-probabilities, at the sampling temperature, in nats."""
+        """This rank's part of the response tokens' log-probabilities, at the sampling temperature, in nats."""
         temperature = self.recipe.rollout.temperature
-        return self.compute_share(block.sequences, lambda row: self.engine.forward(row, temperature)[0])
+        return self.compute_part(block.sequences, lambda row: self.engine.forward(row, temperature)[0])
 
 
 class ReferenceRole(LanguageRole):
@@ -93,7 +94,7 @@ class PolicyRole(LanguageRole):
         return ZeroSource(self.engine, self.lm, DTYPES[self.recipe.model.dtype])
 
     def reference_logprobs(self, block: RolloutBlock) -> BlockResult:
-        """This rank's share of the reference log-probabilities: those of the base model with adapters disabled."""
+        """This rank's part of the reference log-probabilities: those of the base model with adapters disabled."""
         with adapters_off(self.lm):
             return self.logprobs(block)
 
@@ -195,7 +196,14 @@ class PolicyRole(LanguageRole):
         )
 
     def connect(self, client: TimedClient, backend: str, engine_workers: int, address: str, port: int) -> None:
-        """Set up the weight transfer to the engines; called again after engines are replaced."""
+        """Set up the weight transfer to the engines; called again after engines are replaced.
+
+        Args:
+            client: calls the engines.
+            backend: vLLM's weight-transfer backend.
+            engine_workers: number of processes of all engines together.
+            address, port: rendezvous of an NCCL group.
+        """
         from rlhf.weights.sender import make_sender  # imports vLLM
 
         self.client = client
@@ -204,7 +212,8 @@ class PolicyRole(LanguageRole):
     def publish(self, seconds: float) -> tuple[Fingerprint, dict[int, str]]:
         """Send the weights to every engine, with a timeout of ``seconds`` per engine and chunk.
 
-        Returns the fingerprint of the trainer's weights, and the kind of failure of each failed engine, by index.
+        Returns the fingerprint of the trainer's weights, empty except on rank 0, and the kind of failure of each failed
+        engine, by index.
         """
         self.client.seconds = seconds
         self.sender.send_weights()

@@ -33,8 +33,10 @@ class RewardTrainingRole(ScalarRole):
     """
 
     def __init__(self, recipe: Recipe, folder: str, total_updates: int, rank: Rank) -> None:
-        """Raises:
-        UserError: the folder lacks a weight, or the model does not read its score at the last token.
+        """Load the model, and probe how its score is computed.
+
+        Raises:
+            UserError: the folder lacks a weight, or the model does not read its score at the last token.
         """
         start = start_of_reward(folder, recipe.model)
 
@@ -79,8 +81,8 @@ class RewardTrainingRole(ScalarRole):
         return {"train/loss": mean_loss, "train/accuracy": accuracy, **metrics}
 
     def rewards(self, sequences: Sequences) -> BlockResult:
-        """This rank's share of the raw rewards, one per sample."""
-        return self.compute_share(sequences, lambda row: self.engine.forward(row))
+        """This rank's part of the raw rewards, one per sample."""
+        return self.compute_part(sequences, lambda row: self.engine.forward(row))
 
     def save_shifted(self, folder: Path, shift: float) -> None:
         """Write the model in Hugging Face format, with the shift that makes demonstrations score 0 on average."""

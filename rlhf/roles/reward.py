@@ -43,6 +43,10 @@ def make_reward(
         folder: folder of the reward model; None if the part is a function or a service.
         prompts: the run's prompts, looked up by a block's ``prompt_ids``.
         day: date that is passed to the chat templates of models whose folder stores none.
+
+    Raises:
+        UserError: the model cannot be used as a reward, ``max_length`` exceeds its context, it cannot read a prompt, or
+            the function or the endpoint is not usable.
     """
     reader = BlockReader(load_chat(policy, recipe.model, day), prompts)
     if folder is not None:

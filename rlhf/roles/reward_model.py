@@ -28,7 +28,10 @@ class RewardRole(ScalarRole):
     """Converts a block to the model's tokens; None if these are the policy's."""
 
     def __init__(self, recipe: Recipe, folder: str, rank: Rank, label: int | str | None = None) -> None:
-        """Args: label selects the logit that is the score, by index or name.
+        """Load the model, and probe how its score is computed.
+
+        Args:
+            label: selects the logit that is the score, by index or name; None if the model has one label.
 
         Raises:
             UserError: a weight is missing or would not be loaded, or the model has no such label.
@@ -45,9 +48,9 @@ class RewardRole(ScalarRole):
         print(f"reward model {folder}: read {self.choose_reader()}", flush=True)
 
     def scores(self, block: RolloutBlock) -> BlockResult:
-        """This rank's share of the rewards, one per sample, plus the shift that the reward stage saved with the model.
+        """This rank's part of the rewards, one per sample, plus the shift that the reward stage saved with the model.
 
         With it demonstrations score 0 on average; it is 0 for models trained elsewhere.
         """
         sequences = self.encode(block) if self.encode else block.sequences
-        return self.compute_share(sequences, lambda row: self.engine.forward(row) + self.shift)
+        return self.compute_part(sequences, lambda row: self.engine.forward(row) + self.shift)

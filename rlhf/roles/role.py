@@ -34,7 +34,7 @@ from rlhf.zero import checkpoint
 from rlhf.zero.checkpoint import Files
 from rlhf.zero.engine import ZeroEngine, full_shape, shard_while_loading
 from rlhf.zero.process_group import Rank, join, seed_process
-from rlhf.zero.tensor_parallel import check_model as check_split
+from rlhf.zero.tensor_parallel import check_model as check_tensor_parallel
 
 Network = TypeVar("Network", bound=RowNet)
 
@@ -51,13 +51,23 @@ class Role(Generic[Network]):
         optimizer: OptimizerConfig | None = None,
         total_updates: int = 0,
     ) -> None:
+        """Build the network under DeepSpeed, and probe how its sequences can be packed.
+
+        Args:
+            build: returns the network, once this process has joined the group of ranks.
+            optimizer: None for a frozen role.
+            total_updates: length of the learning-rate schedule, in optimizer steps.
+
+        Raises:
+            UserError: the model does not support the recipe's parallelism or packing.
+        """
         self.recipe, self.config, self.rank = recipe, config, rank
         self.device = join(rank)
         seed_process(recipe.seed, rank.rank)
         keep = shard_while_loading(config, recipe.model.dtype, rank)
         self.network = build()
         if config.tensor_parallel > 1:
-            check_split(self.network.model, config.tensor_parallel)
+            check_tensor_parallel(self.network.model, config.tensor_parallel)
         if config.sequence_parallel > 1:
             self.network.enable_sequence_parallelism(
                 rank.rank, rank.world, config.sequence_parallel, rank.timeout_seconds
@@ -107,11 +117,15 @@ class Role(Generic[Network]):
             return 2 * np.maximum(lengths[0::2], lengths[1::2])
         return lengths[0::2] + lengths[1::2]
 
-    def compute_share(self, sequences: Sequences, compute: Callable[[PackedRow], Tensor]) -> BlockResult:
-        """Run ``compute`` on this rank's part; in a model-parallel group only the first rank returns the results."""
+    def compute_part(self, sequences: Sequences, compute: Callable[[PackedRow], Tensor]) -> BlockResult:
+        """Run ``compute`` on this rank's samples; in a model-parallel group only the first rank returns the results.
+
+        Args:
+            compute: maps a row to (b,) values, one per sample, or (r,), one per response token.
+        """
         micro_batches = self.micro_batches(range(len(sequences)), sequences.lengths)
-        share = forward_share(sequences, micro_batches, self.device, compute)
-        return BlockResult.empty() if self.rank.rank % model_parallel_size(self.config) else share
+        part = forward_part(sequences, micro_batches, self.device, compute)
+        return BlockResult.empty() if self.rank.rank % model_parallel_size(self.config) else part
 
     @cached_property
     def flops(self) -> ModelFlops:
@@ -126,6 +140,7 @@ class Role(Generic[Network]):
         Args:
             lengths: tokens of each sequence of all ranks, repeated for each pass over it.
             predicted: number of tokens for which the output head was computed.
+            seconds: duration of the update.
         """
         achieved = self.flops.training(lengths, predicted) / max(seconds, 1e-9) / self.rank.world
         gpu = gpu_of_process(self.rank.device)
@@ -160,11 +175,19 @@ class Role(Generic[Network]):
         return checkpoint.snapshot(self.engine)
 
     def restore(self, *shards: Files) -> None:
-        """Resume from the snapshots of all ranks."""
+        """Resume from the snapshots of all ranks.
+
+        Raises:
+            UserError: the snapshots are of another model, or cannot be converted to this role's ranks and ZeRO stage.
+        """
         checkpoint.restore(self.engine, shards)
 
     def load(self, folder: str) -> None:
-        """Resume from a folder with the files of all ranks that took the snapshot."""
+        """Resume from a folder with the files of all ranks that took the snapshot.
+
+        Raises:
+            UserError: the folder holds no snapshot, or one that ``restore`` refuses.
+        """
         checkpoint.load(self.engine, Path(folder))
 
     def save(self, folder: Path, **config: Any) -> None:
@@ -204,10 +227,13 @@ def plan_updates(recipe: Recipe, experience: Experience, step: int) -> tuple[lis
     return trained, len(plan) - len(trained)
 
 
-def forward_share(
+def forward_part(
     sequences: Sequences, micro_batches: MicroBatches, device: torch.device, compute: Callable[[PackedRow], Tensor]
 ) -> BlockResult:
-    """Run ``compute`` on this rank's micro-batches, each packed into one row."""
+    """Run ``compute`` on this rank's micro-batches, each packed into one row.
+
+    ``compute`` maps a row to (b,) values, one per sample, or (r,), one per response token.
+    """
     outputs = [compute(pack_row(sequences, samples, device)).float().cpu().numpy() for samples in micro_batches]
     samples = np.array([i for micro_batch in micro_batches for i in micro_batch], dtype=np.int64)
     return BlockResult(samples=samples, values=np.concatenate(outputs).astype(np.float32))

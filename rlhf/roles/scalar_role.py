@@ -1,4 +1,4 @@
-"""Base class of reward models and critics, tested at start: is attention causal, how is the score computed."""
+"""Base class of reward models and critics; probes causality and the scoring method at start."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class ScalarRole(Role[ScalarNet]):
         return is_causal(self.network, self.engine.forward, self._is_true_on_all_ranks, self.device)
 
     def choose_reader(self) -> str:
-        """Probe how the classifier's score can be read, and set the reader; returns a description (collective)."""
+        """Probe and set the classifier's scoring method; returns its description (collective)."""
         return choose_reader(self.network, self.is_causal, self.engine.forward, self._is_true_on_all_ranks, self.device)
 
     def _is_true_on_all_ranks(self, value: bool) -> bool:

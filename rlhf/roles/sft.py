@@ -56,5 +56,5 @@ class SFTRole(Role[PolicyNet]):
         return {"train/loss": float(self.engine.all_reduce(total)) / count, "train/tokens": float(count), **metrics}
 
     def held_out_logprobs(self) -> BlockResult:
-        """This rank's share of the log-probabilities of held-out response tokens, in nats; the mask is not applied."""
-        return self.compute_share(self.held_out.sequences, lambda row: self.engine.forward(row, 1.0)[0])
+        """This rank's part of the log-probabilities of held-out response tokens, in nats; the mask is not applied."""
+        return self.compute_part(self.held_out.sequences, lambda row: self.engine.forward(row, 1.0)[0])

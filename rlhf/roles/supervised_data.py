@@ -67,9 +67,9 @@ def prompt_ids(pairs: Sequence[Pair]) -> Int64:
     return np.array([pair.prompt_id for pair in pairs], dtype=np.int64)
 
 
-def response_logprobs(shares: Sequence[BlockResult], sequences: Sequences) -> Float32:
-    """(2K,) log-probabilities of whole responses, in nats, from the ranks' shares of token log-probabilities."""
-    tokens = join_tokens(shares, sequences)
+def response_logprobs(parts: Sequence[BlockResult], sequences: Sequences) -> Float32:
+    """(2K,) log-probabilities of whole responses, in nats, from the ranks' parts of the token log-probabilities."""
+    tokens = join_tokens(parts, sequences)
     owner = np.repeat(np.arange(len(sequences)), sequences.response_lengths)
     return np.bincount(owner, weights=tokens, minlength=len(sequences)).astype(np.float32)
 

@@ -39,7 +39,12 @@ class BlockReader:
     """
 
     def __init__(self, chat: ChatFormat, prompts: Sequence[Prompt]) -> None:
-        """Args: chat is the policy's chat format; prompts are looked up by a block's ``prompt_ids``."""
+        """Index the prompts by id.
+
+        Args:
+            chat: the policy's chat format.
+            prompts: looked up by a block's ``prompt_ids``.
+        """
         self.chat = chat
         self.by_id = {prompt.id: prompt for prompt in prompts}
 

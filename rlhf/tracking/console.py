@@ -28,7 +28,12 @@ class Console:
     """Prints to the user's screen. Output of frameworks goes to a file, see ``rlhf.tracking.quiet``."""
 
     def __init__(self, stream: TextIO, *, progress: bool = True, clock: Callable[[], float] = time.monotonic) -> None:
-        """Args: progress draws bars if ``stream`` is a terminal, else lines are printed; clock returns seconds."""
+        """Prepare the output to ``stream``.
+
+        Args:
+            progress: draw bars if ``stream`` is a terminal; otherwise lines are printed.
+            clock: returns seconds.
+        """
         self._stream, self._clock = stream, clock
         self._rich = rich.console.Console(file=stream, width=None if stream.isatty() else PLAIN_WIDTH, highlight=False)
         self._bars = progress and self._rich.is_terminal

@@ -28,7 +28,11 @@ DONE = "done"
 
 
 def outcome(history: Sequence[Mapping[str, Any]], exit_code: int, exit_reason: str) -> dict[str, Any]:
-    """Compute the outcome from the rows of a stage's ``metrics.jsonl``; values of absent metrics are left out."""
+    """Compute the outcome from the rows of a stage's ``metrics.jsonl``; values of absent metrics are left out.
+
+    Keys: ``steps``, ``best_<name>`` and ``best_<name>_step`` for the names of ``BEST``, the names of ``LAST``,
+    ``exit_code`` and ``exit_reason``.
+    """
     steps = {"steps": int(history[-1]["step"]) + 1} if history else {}
     found = {key: value for name, metric in BEST.items() for key, value in _best(history, name, metric)}
     for name, metric in LAST.items():
@@ -46,7 +50,7 @@ def _best(history: Sequence[Mapping[str, Any]], name: str, metric: str) -> Itera
 
 
 def reason(error: BaseException | None) -> tuple[int, str]:
-    """Exit code and reason of a stage that ended with ``error``, or without one."""
+    """Exit code and reason of a stage that ended with ``error``; 0 and ``done`` if it is None."""
     if error is None:
         return 0, DONE
     first_line = (str(error).strip().splitlines() or [""])[0]

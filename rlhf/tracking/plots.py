@@ -40,7 +40,7 @@ class Marks:
     """Limit of the mean gap between the trainer's and the engine's log-probabilities in nats."""
     win_rate: WinRate | None = None
     """Outcome of the comparison with the SFT model."""
-    judge: str = ""
+    scorer: str = ""
     """Scorer of that comparison."""
 
 
@@ -61,7 +61,7 @@ def plot_pipeline(root: Path, out: Path, marks: Marks = Marks()) -> None:
     _metric(axes[0, 2], ppo, PANEL["Score"], "objective/scores", marks.sft_score, "SFT model", GREY)
     _metric(axes[1, 0], ppo, PANEL["KL to the reference"], "objective/kl", marks.max_kl, "cap", RED)
     _gap(axes[1, 1], ppo, marks.logprob_gap_limit)
-    _win_rate(axes[1, 2], marks.win_rate, marks.judge)
+    _win_rate(axes[1, 2], marks.win_rate, marks.scorer)
     for panel in axes.flat:
         _finish(panel)
     figure.savefig(out, format="png")
@@ -157,7 +157,7 @@ def _gap(axes: Axes, metrics: Path, limit: float | None) -> None:
     _level(axes, limit, "limit", RED)
 
 
-def _win_rate(axes: Axes, result: WinRate | None, judge: str) -> None:
+def _win_rate(axes: Axes, result: WinRate | None, scorer: str) -> None:
     _title(axes, "PPO against SFT, prompt by prompt", "", "")
     if result is None:
         return
@@ -171,7 +171,7 @@ def _win_rate(axes: Axes, result: WinRate | None, judge: str) -> None:
     axes.errorbar(result.rate, 0.6, xerr=error, fmt="o", color="black", capsize=5, markersize=6, label=label)
     axes.vlines(0.5, -0.5, 0.85, color=GREY, linestyle="--", linewidth=1.4)  # ends below the legend
     axes.set(xlim=(0, 1), ylim=(-0.5, 2.2), yticks=[])
-    axes.set_xlabel(f"share of {result.n} held-out prompts" + (f"\njudged by {judge}" if judge else ""))
+    axes.set_xlabel(f"fraction of {result.n} held-out prompts" + (f"\nscored by {scorer}" if scorer else ""))
     axes.xaxis.set_major_formatter("{x:.0%}")
 
 

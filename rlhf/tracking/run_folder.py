@@ -31,7 +31,11 @@ class RunFolder:
     """Paths of the files of a stage's folder; ``RunFolder.create`` opens one for writing."""
 
     def __init__(self, root: Path, stage: str) -> None:
-        """Args: root is the run's folder, ``runs/<name>``; the constructor reads and writes nothing."""
+        """Compose the paths; nothing is read or written.
+
+        Args:
+            root: the run's folder, ``runs/<name>``.
+        """
         self.root, self.stage = root, stage
         self.path = root / stage
         self.config = self.path / "config.yaml"

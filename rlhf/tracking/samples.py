@@ -72,7 +72,12 @@ class Window:
     """Samples since the last table, by step; a repeated step replaces its earlier samples."""
 
     def __init__(self, every: int, rows: Sequence[Row] = ()) -> None:
-        """Args: rows are a resumed run's earlier ones, of which those since its last table are kept."""
+        """Begin with the earlier samples of a resumed run.
+
+        Args:
+            every: steps between two tables.
+            rows: earlier samples, of which those since the last table are kept.
+        """
         self._every = every
         self._steps: dict[int, list[Row]] = {}
         for row in rows:

@@ -83,7 +83,11 @@ class PhaseTimer:
     """Collects the seconds spent in named phases: ``with timer("rollout", step): ...``."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter, spans: Spans | None = None) -> None:
-        """Args: spans records the phases for the timeline."""
+        """Begin without recorded phases.
+
+        Args:
+            spans: records the phases for the timeline.
+        """
         self._clock, self.spans = clock, spans or Spans()
         self._step: defaultdict[str, float] = defaultdict(float)
         self.totals: defaultdict[str, float] = defaultdict(float)

@@ -90,7 +90,12 @@ class Telemetry:
     """Exports the spans of a stage. ``report(kind, **details)`` writes an event."""
 
     def __init__(self, endpoint: str, about: Mapping[str, str], report: Callable[..., None]) -> None:
-        """Args: endpoint is the collector's address without the path; about are attributes of every resource."""
+        """Start the thread that sends spans to a collector.
+
+        Args:
+            endpoint: the collector's address without the path.
+            about: attributes of every resource.
+        """
         logging.getLogger("opentelemetry.exporter").setLevel(logging.CRITICAL)  # failures are reported as events
         self._endpoint, self._about, self._report = endpoint, dict(about), report
         self._exporter = CountingExporter(OTLPSpanExporter(endpoint=endpoint.rstrip("/") + PATH, timeout=SEND_SECONDS))

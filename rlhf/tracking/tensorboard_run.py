@@ -25,7 +25,11 @@ class TensorBoardRun(Sink):
     name = "tensorboard"
 
     def __init__(self, run: RunFolder, recipe: Recipe, next_step: int) -> None:
-        """Args: next_step is the first step to be logged; earlier events of this and later steps are hidden."""
+        """Prepare the run; ``start`` opens its event file.
+
+        Args:
+            next_step: first step to be logged; earlier events of this and later steps are hidden.
+        """
         self._folder, self._recipe, self._next_step, self._last = run.path / FOLDER, recipe, next_step, next_step
 
     def start(self) -> None:

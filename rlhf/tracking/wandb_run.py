@@ -73,7 +73,11 @@ class WandbRun(Sink):
     name = "wandb"
 
     def __init__(self, run: RunFolder, recipe: Recipe, report: Callable[..., None]) -> None:
-        """Args: report writes an event, ``report(kind, **details)``."""
+        """Start the W&B run, offline if it cannot be started online.
+
+        Args:
+            report: writes an event, ``report(kind, **details)``.
+        """
         self._report, self._recipe, self._stage = report, recipe, run.stage
         self._log_file = run.logs / "wandb.log"
         self.id = ""

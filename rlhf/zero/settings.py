@@ -22,7 +22,7 @@ def deepspeed_config(role: RoleConfig, dtype: str, world: int, max_grad_norm: fl
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
         if role.zero_stage == 3:
             zero["offload_param"] = {"device": "cpu", "pin_memory": True}
-    split = {"tensor_parallel": tensor_parallel.settings(role.tensor_parallel)} if role.tensor_parallel > 1 else {}
+    section = {"tensor_parallel": tensor_parallel.settings(role.tensor_parallel)} if role.tensor_parallel > 1 else {}
     return {
         "train_batch_size": world,
         "train_micro_batch_size_per_gpu": 1,
@@ -35,7 +35,7 @@ def deepspeed_config(role: RoleConfig, dtype: str, world: int, max_grad_norm: fl
         "data_types": {"grad_accum_dtype": "fp32" if role.zero_stage > 0 else None},
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
-        **split,
+        **section,
     }
 
 

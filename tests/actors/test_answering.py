@@ -17,7 +17,7 @@ from rlhf.errors import MachineryError
 
 TOLD = (
     BlockSummary(positions=(3, 0), set_aside=(), faults=()),
-    BlockSummary(positions=(1, 2), set_aside=(2,), faults=((72, "the engine died of it"),)),
+    BlockSummary(positions=(1, 2), set_aside=(2,), faults=((72, "the prompt terminated the engine"),)),
     BlockSummary(positions=(4,), set_aside=(4,), faults=((74, "too long"),)),
 )
 
@@ -51,7 +51,7 @@ def test_a_prompt_that_was_set_aside_has_an_empty_answer_and_is_reported() -> No
     engines = Engines(bad_samples=2)
     assert answers(engines) == ["answer 0", "answer 1", "", "answer 3", ""]
     assert engines.events == [
-        ("sample_set_aside", 72, "the engine died of it"),
+        ("sample_set_aside", 72, "the prompt terminated the engine"),
         ("sample_set_aside", 74, "too long"),
     ]
 

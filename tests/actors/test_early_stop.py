@@ -91,7 +91,7 @@ class Watched:
 
     def finish(self) -> list[str]:
         answers = self.watcher.answers(self.state)
-        self.watcher.leave_model(self.state)
+        self.watcher.save_final_model(self.state)
         return answers
 
     def describe_outcome(self) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from actors.shared_folder import blind_nodes, marker
+from actors.shared_folder import marker, nodes_without_folder
 
 pytestmark = pytest.mark.usefixtures("any_ray")
 
@@ -18,10 +18,10 @@ def test_a_folder_that_is_yet_to_be_made_is_looked_for_where_it_will_be(tmp_path
 
 
 def test_one_machine_sees_its_own_folder(tmp_path: Path) -> None:
-    assert blind_nodes(tmp_path / "runs", has_gpus=False) == []
+    assert nodes_without_folder(tmp_path / "runs", has_gpus=False) == []
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_written_to_is_an_error() -> None:
     with pytest.raises(OSError, match="/proc"):
-        blind_nodes(Path("/proc/runs"), has_gpus=False)
+        nodes_without_folder(Path("/proc/runs"), has_gpus=False)

@@ -52,15 +52,15 @@ def test_over_nodes() -> None:
 
 @pytest.mark.parametrize("across_hosts", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_program_sums_over_two_processes(across_hosts: bool, tmp_path: Path) -> None:
-    meeting = f"tcp://127.0.0.1:{free_port('127.0.0.1')}" if across_hosts else f"file://{tmp_path / 'met'}"
-    outcome = run_apart(AllReducePlan(local=2, meeting=meeting, backend="gloo", size=2**16), 400)
+    rendezvous = f"tcp://127.0.0.1:{free_port('127.0.0.1')}" if across_hosts else f"file://{tmp_path / 'met'}"
+    outcome = run_apart(AllReducePlan(local=2, rendezvous=rendezvous, backend="gloo", size=2**16), 400)
     assert isinstance(outcome, Outcome), outcome
     assert outcome.ranks == 2 and outcome.bandwidth > 0
 
 
 def test_a_program_that_fails_says_why_and_one_that_hangs_is_ended(tmp_path: Path) -> None:
     """The second plan waits for a rank that never starts."""
-    wrong = run_apart(AllReducePlan(local=1, meeting="nowhere://", backend="gloo"), 400)
+    wrong = run_apart(AllReducePlan(local=1, rendezvous="nowhere://", backend="gloo"), 400)
     assert isinstance(wrong, Fault) and "nowhere" in wrong.reason
-    alone = run_apart(AllReducePlan(local=1, meeting=f"file://{tmp_path / 'met'}", world=2, backend="gloo"), 1)
+    alone = run_apart(AllReducePlan(local=1, rendezvous=f"file://{tmp_path / 'met'}", world=2, backend="gloo"), 1)
     assert alone == Fault(reason="no answer within 1 s")

@@ -21,9 +21,9 @@ from launch.plan.timing import (
     exchange_seconds,
     forward_flops,
     gather_seconds,
+    offload_seconds,
     publish_seconds,
     reduce_seconds,
-    resting_seconds,
     rollout_seconds,
     update_seconds,
 )
@@ -300,7 +300,7 @@ def test_roles_that_share_a_gpu_compute_one_after_another() -> None:
 def test_states_are_on_a_shared_gpu_in_the_update_alone() -> None:
     """494 million parameters; a scalar head replaces the output head, which is tied to the embedding."""
     stage, kept = sharing("auto"), sharing("none")
-    assert stage.resting == dict.fromkeys(("policy", "critic", "reference", "reward model"), "states")
+    assert stage.offload_modes == dict.fromkeys(("policy", "critic", "reference", "reward model"), "states")
     [together], [before] = stage.shared, kept.shared
     assert together.phases["update"] == before.phases["update"]
     states = 16 + 2  # bytes a parameter: sum of gradients, master, moments; and gradients as autograd makes them
@@ -326,7 +326,7 @@ def test_roles_that_make_room_are_counted_one_at_a_time() -> None:
 def test_a_held_out_scorer_keeps_its_weights_beside_the_engines() -> None:
     evaluated = EarlyStopConfig(scorer=RewardSourceConfig(model="Qwen/Qwen2.5-0.5B"))
     stage = sharing("all", early_stop=evaluated)
-    assert stage.resting["judge"] == "states" and stage.resting["reward model"] == "all"
+    assert stage.offload_modes["judge"] == "states" and stage.offload_modes["reward model"] == "all"
     judge = next(use for use in stage.uses if use.role == "judge")
     assert judge.waiting["rollout"].weights == 2 * judge.parameters
 
@@ -347,10 +347,10 @@ def test_the_time_of_making_room_by_hand() -> None:
     stage, there = sharing("all"), machine(recipe(**SMALL))
     policy, reference = (next(m for m in stage.members if m.role == role) for role in ("policy", "reference"))
     link, parameters = SHARES["link"] * there.cluster.type.host, 494_032_768
-    assert resting_seconds(policy, "all", there) == pytest.approx((2 * 2 + 2 * 16) * parameters / link)
-    assert resting_seconds(policy, "all", there, weights_alone=True) == pytest.approx(2 * 2 * parameters / link)
-    assert resting_seconds(policy, "states", there, weights_alone=True) == 0
-    assert resting_seconds(reference, "all", there, weights_alone=True) == pytest.approx(2 * parameters / link)
+    assert offload_seconds(policy, "all", there) == pytest.approx((2 * 2 + 2 * 16) * parameters / link)
+    assert offload_seconds(policy, "all", there, weights_alone=True) == pytest.approx(2 * 2 * parameters / link)
+    assert offload_seconds(policy, "states", there, weights_alone=True) == 0
+    assert offload_seconds(reference, "all", there, weights_alone=True) == pytest.approx(2 * parameters / link)
 
 
 def test_only_the_roles_that_share_are_counted_together() -> None:

@@ -114,7 +114,7 @@ def test_every_kind_of_data_has_a_digest(tmp_path: Path, kind: str) -> None:
 def test_an_explicit_format_wins_over_the_name(tmp_path: Path) -> None:
     (tmp_path / "rows.txt").write_bytes(JSONL)
     assert columns(tmp_path / "rows.txt", format="jsonl") == ROWS
-    with pytest.raises(UserError, match="cannot tell the format"):
+    with pytest.raises(UserError, match="cannot determine the format"):
         columns(tmp_path / "rows.txt")
 
 
@@ -288,7 +288,7 @@ def test_a_folder_of_folders_is_refused_with_what_it_holds(tmp_path: Path) -> No
 
 
 def test_a_table_of_text_is_refused_with_advice(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="cannot tell the format") as caught:
+    with pytest.raises(UserError, match="cannot determine the format") as caught:
         columns(folder_of(tmp_path, "rows.CSV") / "rows.CSV")
     assert "read_csv" in caught.value.fix
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from rlhf.batching import plan
 from rlhf.models.packed_row import PackedRow
 from rlhf.roles.block_result import BlockResult, join_samples, join_tokens, token_index
-from rlhf.roles.role import forward_share
+from rlhf.roles.role import forward_part
 from rlhf.types import Sequences
 from tests.rlhf.tiny import random_sequences
 
@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 
 def shares(sequences: Sequences, world: int, budget: int, compute: object) -> list[BlockResult]:
     parts = plan(range(len(sequences)), sequences.lengths, world, budget)
-    return [forward_share(sequences, micro_batches, CPU, compute) for micro_batches in parts]
+    return [forward_part(sequences, micro_batches, CPU, compute) for micro_batches in parts]
 
 
 def target_and_place(row: PackedRow) -> torch.Tensor:
