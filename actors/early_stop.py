@@ -162,7 +162,7 @@ class EarlyStopping:
             blocks.append(list(summary.positions))
             supervisor.set_aside(summary.faults, int((~answered).sum()), context)
             answered[list(summary.set_aside)] = False
-        scores, parts = np.full(count, np.nan), iter(scoring.settle())
+        scores, parts = np.full(count, np.nan), iter(scoring.wait_for_results())
         for positions in blocks:
             next(parts)  # the block itself is not needed here
             results = [fetch(next(parts), name, context, supervisor.deadlines) for name in scorer.names]

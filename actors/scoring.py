@@ -77,7 +77,7 @@ class Scoring:
     def send(self, block: ray.ObjectRef, samples: int) -> None:
         """Have every scoring rank compute its part of the results of a block of ``samples`` samples.
 
-        Groups with offload mode ``all`` get the block in ``settle``, after generation.
+        Groups with offload mode ``all`` get the block in ``wait_for_results``, after generation.
         """
         self.blocks.append(block)
         self.sizes.append(samples)
@@ -90,7 +90,7 @@ class Scoring:
         for rank, (result, done) in enumerate(by.group.compute(by.method, self.blocks[block])):
             self._pending[done] = Task(block=block, scorer=scorer, rank=rank, result=result)
 
-    def settle(self) -> list[ray.ObjectRef]:
+    def wait_for_results(self) -> list[ray.ObjectRef]:
         """Wait for all results; returns, for each block, the block and its partial results in the order of the scorers.
 
         Groups that offload their weights score now, one after another.

@@ -47,7 +47,7 @@ class PPOTrainer:
                 coming = self.begin_next(asked, set_aside)
             with self.phase("score", step) as context:
                 actors.engines.sleep(context)
-                parts = scoring.settle()
+                parts = scoring.wait_for_results()
 
             # 4. Advantages: over the global batch, in one process
             with self.phase("advantages", step):

@@ -2,7 +2,7 @@
 # Makes the virtual environment.   setup_env.sh cpu|gpu VENV PYTHON
 #
 # The stamp says what the environment was made from and is written last. An environment without it, or with another one,
-# was interrupted, is out of date or was moved: it is made again from nothing. Where it agrees, there is nothing to do.
+# was interrupted, is out of date or was moved: it is made again. Where it agrees, there is nothing to do.
 #
 # With WHEELHOUSE=folder, which launch/wheelhouse.sh made on another machine, no network is needed.
 set -euo pipefail

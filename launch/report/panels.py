@@ -56,7 +56,7 @@ def utilisation_chart(timeline: Timeline) -> Chart:
         Line(name=role, points=tuple((float(step), sum(some) / len(some)) for step, some in steps.items()))
         for role, steps in shares.items()
     ]
-    return Chart(title="Busy", unit="share of the step, mean of the role's actors", lines=lines)
+    return Chart(title="Busy", unit="fraction of the step, mean of the role's actors", lines=lines)
 
 
 def _single_chart(metric: str, stage: StageRecord) -> Chart:

@@ -157,7 +157,7 @@ class Small:
         scoring = Scoring(self.actors, CONTEXT, scorers)
         for block in BLOCKS:
             scoring.send(packed(block), len(block))
-        parts, found = iter(ray.get(scoring.settle())), []
+        parts, found = iter(ray.get(scoring.wait_for_results())), []
         for block in BLOCKS:
             assert next(parts).prompt_ids.tolist() == block
             found += [join_samples([next(parts) for _ in range(RANKS[role])], len(block)) for role in roles]
