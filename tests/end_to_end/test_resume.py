@@ -71,6 +71,14 @@ def broken(resumed: Survived) -> Ended:
     return Ended(path=resumed.path)
 
 
+@pytest.fixture(scope="module")
+def unfinished(broken: Ended) -> Ended:
+    """The same run once more before its last step."""
+    (broken.path / "done.json").unlink()
+    shutil.rmtree(broken.path / "checkpoints" / f"step_{STEPS}")
+    return broken
+
+
 def test_it_went_on_from_the_last_commit(broken: Ended) -> None:
     assert [event["step"] for event in broken.events("resumed")] == [1]
     told = [event["step"] for event in broken.events("checkpoint")]
@@ -162,42 +170,45 @@ def test_a_damaged_checkpoint_is_refused_by_file(pipeline: Pipeline, broken: End
 
 
 @pytest.mark.slow  # a whole start; tests/rlhf/recovery/test_stop.py has the limit
-def test_a_time_limit_that_is_near_stops_the_run_with_what_it_has(pipeline: Pipeline, broken: Ended) -> None:
+def test_a_time_limit_that_is_near_stops_the_run_with_what_it_has(pipeline: Pipeline, unfinished: Ended) -> None:
     """The limit comes while the actors load: nothing is added, and what is there is named."""
-    shutil.rmtree(broken.path / "checkpoints" / f"step_{STEPS}")
     limit = ["checkpoint.time_limit_seconds=303", "checkpoint.before_deadline=300"]
     run = Run(pipeline.folder, "broken", [*settings(pipeline), *limit])
     assert run.end() == 75
     assert "s before the time limit); the last checkpoint is" in run.said() and "step_3" in run.said()
-    assert "before the time limit" in broken.events("stopped")[-1]["message"]
+    assert "before the time limit" in unfinished.events("stopped")[-1]["message"]
 
 
 @pytest.mark.slow  # a whole start; test_canaries.py has the limits, test_publish.py one that is raised
-def test_a_step_outside_a_canarys_limits_is_recorded_and_in_no_checkpoint(pipeline: Pipeline, broken: Ended) -> None:
+def test_a_step_outside_a_canarys_limits_is_recorded_and_in_no_checkpoint(
+    pipeline: Pipeline, unfinished: Ended
+) -> None:
     run = Run(pipeline.folder, "broken", [*settings(pipeline), "canaries.logprob_gap_limit=1e-12"])
     assert run.end() == 3
     assert "canary rollout/logprob_gap_mean" in run.said() and "Traceback" not in run.said()
-    assert broken.events("failed")[-1]["error"] == "CanaryError"
-    assert broken.rows()[-1]["step"] == 3
-    assert not (broken.path / "checkpoints" / f"step_{STEPS}").exists()
+    assert unfinished.events("failed")[-1]["error"] == "CanaryError"
+    assert unfinished.rows()[-1]["step"] == 3
+    assert not (unfinished.path / "checkpoints" / f"step_{STEPS}").exists()
 
 
 @pytest.mark.slow  # a whole start; tests/rlhf/zero/test_checkpoint.py has other ranks and stages
 def test_it_goes_on_to_its_end_with_other_ranks_and_another_stage(
-    pipeline: Pipeline, whole: Ended, broken: Ended
+    pipeline: Pipeline, whole: Ended, unfinished: Ended
 ) -> None:
     """The same prompts, weights and moments; gradients are added up in another order."""
     other = ["placement.policy.ranks=1", "placement.policy.zero_stage=2", "placement.critic.zero_stage=3"]
     run = Run(pipeline.folder, "broken", [*settings(pipeline), *other])
     assert run.end() == 0, run.said()
-    assert [event["step"] for event in broken.events("resumed")][-1] == 3
-    rows = [[row for row in read_lines(r.path / "samples.jsonl") if row["pick"] == "random"] for r in (whole, broken)]
+    assert [event["step"] for event in unfinished.events("resumed")][-1] == 3
+    rows = [
+        [row for row in read_lines(r.path / "samples.jsonl") if row["pick"] == "random"] for r in (whole, unfinished)
+    ]
     prompts = [[row["prompt"] for row in shown] for shown in rows]  # the best and the worst are so by a hair
     assert prompts[0] == prompts[1]
-    for row, expected in zip(broken.rows()[3:], whole.rows()[3:], strict=True):
+    for row, expected in zip(unfinished.rows()[3:], whole.rows()[3:], strict=True):
         for name in ("objective/scores", "objective/kl_coef", "lr", "rollout/length_mean"):
             assert row[name] == pytest.approx(expected[name], rel=0.05), name
-    model, again = (load_file(each.path / "model" / "model.safetensors") for each in (whole, broken))
+    model, again = (load_file(each.path / "model" / "model.safetensors") for each in (whole, unfinished))
     assert all(torch.allclose(model[name], again[name], atol=1e-3) for name in model)
 
 
