@@ -13,7 +13,13 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from rlhf.checkpoints.compatible import data_changes, differing_keys, require_same, require_same_data
+from rlhf.checkpoints.compatible import (
+    data_changes,
+    describe_differences,
+    differing_keys,
+    require_same,
+    require_same_data,
+)
 from rlhf.checkpoints.store import Checkpoint, latest_checkpoint
 from rlhf.config.load import recipe_digest, to_yaml
 from rlhf.config.schema import TRAINED, Recipe, Stage
@@ -142,6 +148,18 @@ class Session:
                 return str(finished)
         return own
 
+    def _require_same(self, stage: str) -> None:
+        """Check that a stage was not finished with another configuration.
+
+        Raises:
+            UserError: it was; the message names the keys that differ.
+        """
+        run, differences = RunFolder(self.root, stage), ""
+        with suppress(OSError, UserError, UnicodeDecodeError):  # the configuration is missing or cannot be read
+            then = run.config.read_text(encoding="utf-8")
+            differences = describe_differences(then, to_yaml(self.recipe), DEPENDS_ON[stage])
+        run.require(self.digest(stage), f":{differences}" if differences else "")
+
     def model_of(self, stage: str, given: str | None, otherwise: Path | None) -> Path:
         """Folder of a stage's model: the recipe's (``given``), the finished stage's, or ``otherwise``.
 
@@ -150,8 +168,8 @@ class Session:
         """
         if given is not None:
             return Path(given).expanduser()
+        self._require_same(stage)
         run = RunFolder(self.root, stage)
-        run.require(self.digest(stage))
         if run.is_finished(self.digest(stage)):
             return run.model
         if otherwise is not None:
@@ -307,7 +325,7 @@ class Session:
         Raises:
             UserError: one of them is unusable, or was made with another configuration.
         """
-        RunFolder(self.root, stage).require(self.digest(stage))
+        self._require_same(stage)
         self.checkpoint(stage)
         try_saving_tokenizer(self.tokenizer)
         if stage == "dpo":

@@ -76,6 +76,9 @@ def _run(command: Stage, path: str, overrides: Sequence[str], load: Callable[[Se
         with quiet_framework_logs(_logs(session.root) / f"driver-{command}.log") as stdout:
             session.console = Console(stdout, progress=recipe.tracking.progress)
             session.stop = StopRequest(recipe.checkpoint, started, time.time, os.environ)
+            session.stop.notice = lambda text: os.write(
+                stdout.fileno(), f"\n{text}\n".encode()
+            )  # a handler may not print
             go = _load(load, session, new)
             is_finished = command != "generate" and session.is_finished(command)
             ray = nullcontext() if is_finished else cluster(recipe.placement.ray_address, device == "cuda")

@@ -42,18 +42,23 @@ def differing_keys(then_yaml: str, now_yaml: str, sections: Sequence[str]) -> li
     ]
 
 
+def describe_differences(then_yaml: str, now_yaml: str, sections: Sequence[str], but_for: Collection[str] = ()) -> str:
+    """Lines for a message, one for each of ``differing_keys`` ``but_for`` these; empty if there is none."""
+    rows = [row for row in differing_keys(then_yaml, now_yaml, sections) if row[0] not in but_for]
+    return _list([f"{key}: {reprlib.repr(then)} then, {reprlib.repr(now)} now" for key, then, now in rows])
+
+
 def require_same(checkpoint: Checkpoint, now_yaml: str, sections: Sequence[str], but_for: Collection[str] = ()) -> None:
     """Check that a checkpoint has the current configuration, ``but_for`` these keys.
 
     Raises:
         UserError: values under ``sections`` differ, or the checkpoint's configuration is damaged.
     """
-    rows = [row for row in differing_keys(checkpoint.config(), now_yaml, sections) if row[0] not in but_for]
-    if not rows:
+    lines = describe_differences(checkpoint.config(), now_yaml, sections, but_for)
+    if not lines:
         return
-    lines = [f"{key}: {reprlib.repr(then)} then, {reprlib.repr(now)} now" for key, then, now in rows]
     raise UserError(
-        f"{checkpoint.path} was made with another configuration:{_list(lines)}",
+        f"{checkpoint.path} was made with another configuration:{lines}",
         "a run that resumes from it would be a mixture of two",
         f"give this run another name (name=...), restore the values, or delete {checkpoint.path.parent} to start again",
     )

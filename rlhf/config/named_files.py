@@ -59,7 +59,8 @@ def check_models(recipe: Recipe, stages: Sequence[str]) -> Iterator[UserError]:
         given = "neither is" if recipe.model.path is None else "both are"
         yield UserError(
             f"exactly one of model.path and model.scratch is needed: {given} given",
-            fix="model.path=<folder or hub name> to load a model, model.scratch={} to create one; null for the other",
+            fix="model.path=<folder or hub name> model.scratch=null to load a model, model.scratch={} model.path=null "
+            "to create one",
         )
     paths = {"model.path": recipe.model.path}
     if "reward" in stages:

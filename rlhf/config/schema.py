@@ -149,6 +149,18 @@ class DataConfig:
     max_rows: Count | None = None
     """Largest number of rows to read of each file."""
 
+    @model_validator(mode="after")
+    def _validate(self) -> Self:
+        if None not in (self.path, self.demonstrations, self.preferences, self.prompts):
+            error = UserError(
+                f"data.path = {self.path!r} has no effect",
+                "data.demonstrations, data.preferences and data.prompts are set, and each takes precedence",
+                "set the one that your file is for (data.preferences=...), or add data.demonstrations=null, "
+                "data.preferences=null or data.prompts=null for those that are to be read from data.path",
+            )
+            refuse([error])
+        return self
+
 
 @section
 class OptimizerConfig:

@@ -130,7 +130,7 @@ def _summary(
 ) -> str:
     ends = ", ".join(f"{chat.tokenizer.convert_ids_to_tokens(end)} ({end})" for end in sorted(chat.ends))
     limits = f"prompt {config.max_prompt_length:,}, response {config.max_response_length:,}"
-    form = "the chat template" if chat.has_template else "a transcript (there is no chat template)"
+    form = "the chat template" if chat.has_template else "a transcript (the tokenizer has no chat template)"
     return "\n".join(
         [
             data.report,

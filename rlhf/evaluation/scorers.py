@@ -182,8 +182,9 @@ def load_scorer(spec: str) -> Scorer:
     function = getattr(module, name, None)
     if not callable(function):
         names = [known for known, value in vars(module).items() if callable(value) and not known.startswith("_")]
-        close = difflib.get_close_matches(name, names, n=1) or sorted(names)
-        fix = f"name one of its functions: {', '.join(close) or 'it has none'}"
+        close = difflib.get_close_matches(name, names, n=1)
+        known = f"its functions are {', '.join(sorted(names))}" if names else "it has no function"
+        fix = f"did you mean {close[0]}? {known}" if close else known
         raise UserError(f"scorer {spec}: {source} has no function {name!r}", "", fix)
     _check_signature(function, spec)
     return Scorer(spec, function, Path(module.__file__ or source).resolve().parent)

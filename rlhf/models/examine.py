@@ -211,7 +211,8 @@ class Examiner:
         unused = unused_tensors(self.network.model)
         if not unused:
             return found
-        note = f"{len(unused)} tensors of the model's folder are not used: {', '.join(unused[:3])}, ..."
+        more = ", ..." if len(unused) > 3 else ""
+        note = f"tensors of the model's folder that are not used: {len(unused)} ({', '.join(unused[:3])}{more})"
         return replace(found, unused=unused, notes=(*found.notes, note))
 
     def _lengths(self) -> tuple[int, int, int]:

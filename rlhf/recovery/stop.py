@@ -44,6 +44,8 @@ class StopRequest:
         """Name of the received signal."""
         self.requested_at: float | None = None
         """Time of the signal, at which ``checkpoint.grace_seconds`` begin."""
+        self.notice: Callable[[str], object] = lambda text: None
+        """Shows a line to the user, when a signal is received."""
         self._first = 0.0
 
     @property
@@ -93,6 +95,7 @@ class StopRequest:
         now = time.monotonic()
         if self.requested is None:
             self.requested, self.requested_at, self._first = signal.Signals(number).name, self._clock(), now
+            self.notice(f"{self.requested}: stopping within {self._grace:.0f} s; a second one stops at once")
         elif now - self._first > SAME_SECONDS:
             os._exit(128 + number)
 

@@ -203,15 +203,18 @@ class RunFolder:
         except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, AttributeError):
             return None
 
-    def require(self, digest: str) -> None:
+    def require(self, digest: str, differences: str = "") -> None:
         """Check that the stage was not finished with another configuration.
+
+        Args:
+            differences: lines that are appended to the message.
 
         Raises:
             UserError: it was.
         """
         if self.finished_digest() not in (None, digest):
             raise UserError(
-                f"{self.path} holds a finished {self.stage} stage of another configuration",
+                f"{self.path} holds a finished {self.stage} stage of another configuration{differences}",
                 f"its configuration is in {self.config}; writing there would mix two runs",
                 f"give this run another name (name=...), or delete {self.path} if you no longer need it",
             )

@@ -105,7 +105,10 @@ def test_a_finished_model_is_used_and_one_of_another_configuration_refused(sessi
     run.finish({})
     assert session.policy_start == session.dpo_start == run.model
     other = with_recipe(session, sft=replace(session.recipe.sft, epochs=7))
-    with pytest.raises(UserError, match="another configuration"):
+    with pytest.raises(UserError, match=r"another configuration\n  why"):  # of which nothing more is known
+        _ = other.policy_start
+    run.config.write_text(to_yaml(session.recipe))
+    with pytest.raises(UserError, match=r"another configuration:\n  sft.epochs: 1 then, 7 now\n"):
         _ = other.policy_start
     given = with_recipe(session, ppo=replace(session.recipe.ppo, policy_init="elsewhere"))
     assert given.policy_start == Path("elsewhere")

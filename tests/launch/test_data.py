@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from launch.cli import main
-from tests.end_to_end.small import RECIPE, make_small_data, overrides
+from tests.end_to_end.small import RECIPE, ROOT, make_small_data, overrides
 
 
 @pytest.fixture(scope="module")
@@ -51,3 +55,21 @@ def test_data_that_cannot_be_used_is_refused(folder: Path, capfd: pytest.Capture
     given = [*overrides(folder, "judged"), f"data.preferences={folder / 'judged.jsonl'}", "--stage", "reward"]
     assert main(["data", str(RECIPE), *given]) == 2
     assert "the column 'winner' may say which of the two answers won" in capfd.readouterr().err
+
+
+def test_a_file_for_all_stages_that_no_stage_would_read_is_refused(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The recipe has a file for each of them, so that the user's own would be left out."""
+    assert main(["data", str(RECIPE), *overrides(folder, "own"), "data.path=mine.jsonl"]) == 2
+    assert "data.path = 'mine.jsonl' has no effect" in capfd.readouterr().err
+
+
+def test_whoever_reads_the_page_may_stop_reading(folder: Path) -> None:
+    """As in ``rlhf data RECIPE | head -1``, but without a race: nobody reads at all."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "launch.cli", "data", str(RECIPE), *overrides(folder, "piped")]
+    done = subprocess.run(command, cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")

@@ -134,7 +134,7 @@ def test_a_spec_that_leads_nowhere_is_refused(spec: str, what: str) -> None:
 def test_a_misspelt_function_is_guessed(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         scorer(tmp_path, "def score(p, r): ...\ndef other(p, r): ...\n", name="scroe")
-    assert caught.value.fix == "name one of its functions: score"
+    assert caught.value.fix == "did you mean score? its functions are other, score"
 
 
 def test_an_import_failure_names_its_line(tmp_path: Path) -> None:

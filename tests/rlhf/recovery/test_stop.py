@@ -20,8 +20,12 @@ import ctypes, os, signal, sys, time
 from rlhf.config.schema import CheckpointConfig
 from rlhf.recovery.stop import StopRequest
 
+def show(text):
+    os.write(1, (text + "\\n").encode())
+
 before = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
 stop = StopRequest(CheckpointConfig(), started=0.0, clock=lambda: 42.0, environment={})
+stop.notice = show
 try:
     with stop.install():
         print("ready", stop.reason(), flush=True)
@@ -43,6 +47,7 @@ finally:
 """
 
 Child = subprocess.Popen[str]
+NOTICE = "stopping within 120 s; a second one stops at once"
 
 
 @pytest.fixture
@@ -65,6 +70,7 @@ def said(process: Child) -> str:
 @pytest.mark.parametrize("child", ["leave"], indirect=True)
 def test_the_first_signal_is_a_request_and_handlers_are_restored(child: Child, number: signal.Signals) -> None:
     child.send_signal(number)
+    assert said(child) == f"{number.name}: {NOTICE}"
     assert said(child) == f"{number.name} 42.0"
     assert said(child) == "restored"
     assert child.wait(timeout=30) == -signal.SIGTERM
@@ -77,6 +83,7 @@ def test_the_second_signal_ends_the_process_at_once(
     child: Child, first: signal.Signals, second: signal.Signals
 ) -> None:
     child.send_signal(first)
+    assert said(child) == f"{first.name}: {NOTICE}"
     assert said(child) == f"{first.name} 42.0"
     time.sleep(0.1)  # at once it would be the same request
     child.send_signal(second)
@@ -87,6 +94,7 @@ def test_the_second_signal_ends_the_process_at_once(
 @pytest.mark.parametrize("child", ["stuck"], indirect=True)
 def test_the_second_signal_ends_also_a_process_that_is_stuck_in_native_code(child: Child) -> None:
     child.send_signal(signal.SIGTERM)
+    assert said(child) == f"SIGTERM: {NOTICE}"
     assert said(child) == "SIGTERM 42.0"
     while child.poll() is None:  # those that come at once after the first are taken for the same request
         child.send_signal(signal.SIGINT)
