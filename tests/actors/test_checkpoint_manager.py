@@ -63,7 +63,12 @@ class Running:
         self.supervisor = Supervisor(RECIPE, self.event, self.check)
         self.supervisor.started("policy rank 0", None)
         self.supervisor.serve = lambda names: None  # type: ignore[method-assign]
-        actors: Any = SimpleNamespace(recipe=RECIPE, trained={"policy": self.group}, supervisor=self.supervisor)
+        actors: Any = SimpleNamespace(
+            recipe=RECIPE,
+            trained={"policy": self.group},
+            supervisor=self.supervisor,
+            rebuild=lambda group: group.asked.append("rebuild"),
+        )
         tracker: Any = SimpleNamespace(event=self.event, checkpoint=self.committed, wandb_id="")
         self.events: list[tuple[str, dict[str, Any]]] = []
         store = CheckpointStore(self.run.checkpoints, 2, 0)
@@ -165,6 +170,7 @@ def test_with_nothing_kept_it_is_the_beginning(running: Running) -> None:
     running.state(2)
     state, pregenerated_blocks = running.checkpoints.restore()
     assert (state.step, state.order, pregenerated_blocks) == (0, OrderState(0, 0), ())
+    assert running.group.asked[0] == "rebuild"
     assert read_lines(running.run.metrics) == [], "the steps that are repeated are recorded again"
 
 
@@ -204,7 +210,7 @@ def test_rollouts_of_the_next_step_are_kept_with_both_in_their_order(running: Ru
     assert list(pregenerated_blocks) == given
     running.group.is_lost = True
     _, pregenerated_blocks = checkpoints.restore()
-    assert [(block.samples, block.set_aside) for block in pregenerated_blocks] == [(1, i) for i in range(11)]
+    assert [(block.samples, block.set_aside) for block in pregenerated_blocks] == [(1, i % 2) for i in range(11)]
     for block, part in zip(pregenerated_blocks, parts, strict=True):
         assert ray.get(block.rollouts).sequences.tokens.tolist() == part.sequences.tokens.tolist()
     assert json.loads((running.run.checkpoints / "step_1" / "state.json").read_text())["step"] == 1
