@@ -371,15 +371,16 @@ def test_a_rename_to_a_name_without_meaning_is_refused(write_jsonl: Write) -> No
 
 
 def test_a_stage_reads_its_own_path(write_jsonl: Write) -> None:
+    every = write_jsonl({"prompt": "all"}, name="all.jsonl")
     config = DataConfig(
-        path=write_jsonl({"prompt": "all"}, name="all.jsonl"),
+        path=every,
         prompts=write_jsonl({"prompt": "own"}, name="own.jsonl"),
         demonstrations=write_jsonl({"text": "shown"}, name="shown.jsonl"),
-        preferences=write_jsonl({"prompt": "p", "chosen": "c", "rejected": "r"}, name="judged.jsonl"),
     )
     assert load_prompts(config).rows[0].prompt == "own"
     assert load_demonstrations(config).rows[0].completion == "shown"
-    assert load_preferences(config).rows[0].chosen == "c"
+    judged = write_jsonl({"prompt": "p", "chosen": "c", "rejected": "r"}, name="judged.jsonl")
+    assert load_preferences(DataConfig(path=every, preferences=judged)).rows[0].chosen == "c"
 
 
 def test_bad_rows_stop_the_run_if_the_recipe_asks(write_jsonl: Write) -> None:
