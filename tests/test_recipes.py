@@ -33,8 +33,8 @@ def load(file: Path, tmp_path: Path) -> Recipe:
     """The recipe with data that exists: rows are made or given by the user."""
     rows = tmp_path / "rows.jsonl"
     rows.touch()
-    keys = ("path", "demonstrations", "preferences", "prompts")
-    return load_recipe(file, [f"data.{key}={rows}" for key in keys])
+    keys = ("demonstrations", "preferences", "prompts")
+    return load_recipe(file, ["data.path=null", *(f"data.{key}={rows}" for key in keys)])
 
 
 def machine(file: Path) -> Machine:

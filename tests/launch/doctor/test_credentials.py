@@ -47,7 +47,7 @@ def test_a_token_that_others_may_read(home: Path) -> None:
 @pytest.mark.parametrize("permissions", [0o640, 0o620, 0o604, 0o666])
 def test_a_token_is_for_its_owner_alone(permissions: int) -> None:
     """As ssh demands of a private key: neither its group nor anybody else has any right."""
-    token = Token(mode="", source="/home/one/.ray/auth_token", permissions=permissions)
+    token = Token(mode="", source="somewhere/auth_token", permissions=permissions)
     assert check_token(token, in_cluster=False).status == "failed"
 
 
