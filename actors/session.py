@@ -368,12 +368,13 @@ class Session:
         return min(self.facts.context, self.recipe.data.max_prompt_length + self.recipe.rollout.max_response_length)
 
     def report_data(self, data: StageData[Any], run: RunFolder) -> None:
-        """Print the report on the data; store the list of bad rows and the date for chat templates with the run."""
+        """Print the report on the data, before actors start; store bad rows and the date for chat templates."""
         self.console.print(data.report)
         if data.bad:
             write_bad_rows(run.path / "bad_rows.jsonl", data.bad)
         if template_date(self.tokenizer) is not None and not self._day_file.exists():
             write_atomically(self._day_file, self.day.isoformat())
+        self.console.print(f"starting the actors of the {run.stage} stage")
 
     def end_tokens(self, folder: Path) -> list[int]:
         """Token ids that end a response: those of the chat format, and those in the settings of a folder's model."""

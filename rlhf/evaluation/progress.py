@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from rlhf.algorithms.rewards import LEAST_STD
 
 UNKNOWN_GAIN = "not known: the first step's scores are all equal"
+UNTRAINED = "not known: the policy was not trained before the last step's rollout"
 
 
 def summarise_progress(history: Sequence[Mapping[str, float]]) -> dict[str, float | str]:
@@ -23,9 +24,7 @@ def summarise_progress(history: Sequence[Mapping[str, float]]) -> dict[str, floa
         "score of the first step": first["objective/scores"],
         "its standard deviation": spread,
         "score of the last tenth of the steps": late,
-        "gain in standard deviations": (late - first["objective/scores"]) / spread
-        if spread > LEAST_STD
-        else UNKNOWN_GAIN,
+        "gain in standard deviations": _gain(history, late),
         "sequence KL at the end, nats": history[-1]["objective/kl"],
         "log-probability gap, worst step": max(step["rollout/logprob_gap_mean"] for step in history),
         "first-pass ratio, farthest from 1": max(
@@ -34,3 +33,10 @@ def summarise_progress(history: Sequence[Mapping[str, float]]) -> dict[str, floa
         **({"rollout tokens per second": sum(rates) / len(rates)} if rates else {}),
         "score's correlation with length": tail[-1]["objective/score_length_correlation"],
     }
+
+
+def _gain(history: Sequence[Mapping[str, float]], late: float) -> float | str:
+    first, spread = history[0]["objective/scores"], history[0]["objective/scores_std"]
+    if not any("first_pass/ratio" in step for step in history[:-1]):  # such as the critic's warm-up
+        return UNTRAINED
+    return (late - first) / spread if spread > LEAST_STD else UNKNOWN_GAIN

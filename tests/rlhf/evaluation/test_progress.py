@@ -43,6 +43,14 @@ def test_a_first_step_of_equal_scores_has_no_scale_for_a_gain(spread: float) -> 
     assert gain == "not known: the first step's scores are all equal"
 
 
+@pytest.mark.parametrize("ratios", [[1.0], [None, None, 1.0]])
+def test_a_policy_that_was_not_trained_before_the_last_rollout_has_no_gain(ratios: list[float | None]) -> None:
+    """As in a short run, of which the first steps train the critic alone."""
+    history = [step(score, ratio, 1.0) for score, ratio in enumerate(ratios, start=1)]
+    gain = summarise_progress(history)["gain in standard deviations"]
+    assert gain == "not known: the policy was not trained before the last step's rollout"
+
+
 def test_steps_of_which_nothing_was_left_are_left_out() -> None:
     """Steps without a score, because all samples were dropped, can be the first, the last, or between."""
     nothing = {"rollout/dropped": 6.0}
