@@ -218,6 +218,24 @@ class Session:
                 f"leave out {key}, or name a model with the tokenizer of {self._vocabulary}",
             )
 
+    def _require_vocabulary_of_sft(self) -> None:
+        """Check that a finished SFT stage has the run's tokenizer: a scratch model's is trained on the data.
+
+        Raises:
+            UserError: it has another vocabulary.
+        """
+        run = RunFolder(self.root, "sft")
+        if (
+            run.is_finished(self.digest("sft"))
+            and self.base == self._vocabulary
+            and not self._has_vocabulary(run.model)
+        ):
+            raise UserError(
+                f"the finished sft stage's model in {run.model} has another vocabulary than {self.base}",
+                "prompts would be encoded as other text; the data changed from which the tokenizer was trained",
+                "restore the recipe's data and its paths, or give this run another name (name=...)",
+            )
+
     @property
     def reward_models(self) -> dict[str, Path]:
         """Folders of the rewards that are models, by name."""
@@ -330,6 +348,8 @@ class Session:
         try_saving_tokenizer(self.tokenizer)
         if stage == "dpo":
             _ = self.dpo_start  # checks its vocabulary
+        if stage in ("dpo", "ppo"):
+            self._require_vocabulary_of_sft()
         self._require_same_data(stage)  # reads the data
 
     def files_of(self, stage: str) -> tuple[DataFile, ...]:

@@ -26,6 +26,8 @@ from rlhf.errors import UserError
 
 ScoreFunction = Callable[..., Any]
 Row = Mapping[str, object]
+OF_PROMPTS, OF_RESPONSES = {"prompts", "questions"}, {"responses", "completions", "answers", "outputs"}
+"""Names of parameters that say what they are for."""
 CONTRACT = (
     "a scorer takes a list of prompts and a list of responses (and, if it has a parameter named rows, a list of data "
     "rows) and returns a list of floats, one per response"
@@ -202,6 +204,10 @@ def _check_signature(function: ScoreFunction, spec: str) -> None:
     except TypeError as error:
         fix = "give it the parameters (prompts, responses), or (prompts, responses, rows)"
         raise UserError(f"scorer {spec} has the parameters {signature}: {error}", CONTRACT, fix) from error
+    first, second = list(signature.parameters)[:2] if len(signature.parameters) > 1 else ("", "")
+    if first in OF_RESPONSES or second in OF_PROMPTS:
+        fix = "exchange its first two parameters: (prompts, responses)"
+        raise UserError(f"scorer {spec} has the parameters {signature}, and prompts are passed first", CONTRACT, fix)
 
 
 def _import_file(path: Path, spec: str) -> ModuleType:

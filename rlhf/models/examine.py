@@ -102,6 +102,7 @@ class Examiner:
             raise self._sharing_error(found)
         self.network.form = found.form
         if isinstance(self.network, PolicyNet):
+            self._require_causal()
             found = replace(found, logprob_gap=self._logprob_gap(self.network, found.tokens))
         return self._note_unused(found)
 
@@ -161,6 +162,24 @@ class Examiner:
             neighbours=neighbours,
             notes=tuple(notes),
         )
+
+    def _require_causal(self) -> None:
+        """Check that a token's state does not depend on the tokens after it.
+
+        Raises:
+            UserError: it does, so that the network would see each token before it predicts it.
+        """
+        [tokens] = self._row(random_sequences(self.network.model.config, self._lengths()[:1], SEED)).tokens
+        beginning = tokens[: len(tokens) // 2]
+        whole, alone = (self.run(self.network.own_states, each) for each in (tokens, beginning))
+        [change] = self.largest([float(distances(whole[: len(beginning)], alone).max())])
+        if not change <= self.tolerance.neighbours:
+            raise UserError(
+                f"the model of type {self.network.model.config.model_type!r} is not causal",
+                f"a token's hidden state changes by {change:.1e} of its size with the tokens after it: the model would "
+                "see every token before it predicts it",
+                "choose a model that generates text, such as those in docs/models.md",
+            )
 
     def _why_padded(self, failure: str, packed: float | None, neighbours: float | None) -> str:
         kind = self.network.model.config.model_type

@@ -238,7 +238,9 @@ def from_folder(auto: Any, folder: str | Path, model: ModelConfig, **options: An
     try:
         return auto.from_pretrained(str(folder), trust_remote_code=model.trust_remote_code, **options)
     except Exception as error:
-        if auto.__name__ not in TEXTS and not isinstance(error, (OSError, ValueError, KeyError, SafetensorError)):
+        if auto.__name__ not in TEXTS and not isinstance(
+            error, (OSError, ValueError, KeyError, ImportError, SafetensorError)
+        ):
             raise
         raise UserError(
             f"cannot load {auto.__name__} from {str(folder)!r}",

@@ -114,6 +114,20 @@ def test_a_finished_model_is_used_and_one_of_another_configuration_refused(sessi
     assert given.policy_start == Path("elsewhere")
 
 
+def test_a_finished_model_whose_tokenizer_is_not_the_runs_is_refused(session: Session) -> None:
+    """A scratch model's tokenizer is trained on the data, which may have changed since."""
+    run = RunFolder.create(session.root, "sft", "", session.digest("sft"))
+    with run.writing_model() as folder:
+        (folder / "model.safetensors").touch()
+        tiny_model(AutoModelForSequenceClassification, "llama", num_labels=1).config.save_pretrained(folder)
+        train_tokenizer([], 258).save_pretrained(folder)
+    run.finish({})
+    with pytest.raises(UserError, match="has another vocabulary than"):
+        session.read_data("ppo")
+    session.tokenizer.save_pretrained(run.model)
+    session.read_data("ppo")
+
+
 def test_a_template_is_told_one_day_in_all_commands_of_a_run(session: Session, tmp_path: Path) -> None:
     template = tmp_path / "dated.jinja"
     template.write_text("{{ strftime_now('%d %b') }}: {% for m in messages %}{{ m.content }}{% endfor %}")

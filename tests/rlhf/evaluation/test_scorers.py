@@ -247,3 +247,13 @@ def test_parameters_are_checked_when_the_function_is_loaded(tmp_path: Path, para
     with pytest.raises(UserError, match="has the parameters") as caught:
         scorer(tmp_path, body)
     assert "(prompts, responses)" in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    "parameters", ["responses, prompts", "completions, prompts", "answers, *, rows", "texts, prompts"]
+)
+def test_prompts_and_responses_in_the_other_order_are_refused(tmp_path: Path, parameters: str) -> None:
+    """They would be scored one for the other."""
+    with pytest.raises(UserError, match="prompts are passed first|has the parameters") as caught:
+        scorer(tmp_path, f"def score({parameters}):\n    return []\n")
+    assert "(prompts, responses" in caught.value.fix

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BertConfig, PreTrainedModel
 
 from rlhf.errors import UserError
 from rlhf.models import packed_row
@@ -34,6 +34,16 @@ def test_a_leak_is_seen_however_small_the_weights_are(name: str, dtype: torch.dt
         found.form == "padded" and found.neighbours is not None and found.neighbours > 3e-3 * (dtype != torch.float32)
     )
     assert "change each other" in found.notes[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_that_sees_later_tokens_is_refused(dtype: torch.dtype) -> None:
+    """An encoder, which transformers loads as a causal language model without a word."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 96}
+    bert = AutoModelForCausalLM.from_config(BertConfig(vocab_size=VOCABULARY, **sizes)).eval().to(dtype)
+    with pytest.raises(UserError, match="'bert' is not causal"):
+        examined(PolicyNet(bert))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
