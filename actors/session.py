@@ -154,11 +154,13 @@ class Session:
         Raises:
             UserError: it was; the message names the keys that differ.
         """
-        run, differences = RunFolder(self.root, stage), ""
+        run, digest, differences = RunFolder(self.root, stage), self.digest(stage), ""
+        if run.finished_digest() in (None, digest):
+            return
         with suppress(OSError, UserError, UnicodeDecodeError):  # the configuration is missing or cannot be read
             then = run.config.read_text(encoding="utf-8")
             differences = describe_differences(then, to_yaml(self.recipe), DEPENDS_ON[stage])
-        run.require(self.digest(stage), f":{differences}" if differences else "")
+        run.require(digest, f":{differences}" if differences else "")
 
     def model_of(self, stage: str, given: str | None, otherwise: Path | None) -> Path:
         """Folder of a stage's model: the recipe's (``given``), the finished stage's, or ``otherwise``.
