@@ -48,7 +48,7 @@ class Snapshot:
 
 @dataclass(frozen=True, kw_only=True)
 class Writing:
-    """A checkpoint that is being written by Ray tasks, one per shard; ``tasks`` maps them to names."""
+    """A checkpoint that is being written by Ray tasks, one per shard or block; ``tasks`` maps them to names."""
 
     snapshot: Snapshot
     tasks: Mapping[ray.ObjectRef, str]
@@ -110,7 +110,7 @@ class CheckpointManager:
         self.snapshot = Snapshot(state=state, shards=shards, pregenerated_blocks=pregenerated_blocks, score=score)
 
     def begin_checkpoint(self) -> None:
-        """Start Ray tasks that write the last snapshot as a checkpoint, one per shard."""
+        """Start Ray tasks that write the last snapshot as a checkpoint, one per shard or pregenerated block."""
         self.finish_checkpoint(wait_for_it=True)  # one checkpoint at a time
         snapshot = self.snapshot
         if snapshot is None or (self.committed is not None and self.committed.step == snapshot.state.step):
@@ -194,8 +194,8 @@ class CheckpointManager:
     def restore(self) -> ResumePoint:
         """Restore the trained groups and the run's files to the last snapshot.
 
-        If there is none, or part of it is lost, to the last checkpoint; if there is none either, to the initial models.
-        Returns the state, and the next step's rollouts if they were generated already.
+        Without a complete snapshot they are restored to the last checkpoint, and without a checkpoint to the initial
+        models. Returns the state, and the next step's rollouts if they were generated already.
 
         Raises:
             LostError: a rank was lost meanwhile.

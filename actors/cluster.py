@@ -42,7 +42,7 @@ MALLOC = ":".join(
         "trim_threshold": 256 * 2**20,  # keep up to 256 MiB free for reuse
     }.items()
 )
-"""glibc's malloc in actors, set for large tensors that come and go (``make benchmark``, docs/results.md)."""
+"""Settings of glibc's malloc in actors, for large tensors that are often allocated and freed (docs/results.md)."""
 
 QUIET = {"log_to_driver": False, "logging_level": "ERROR"}
 

@@ -110,7 +110,7 @@ class EarlyStopping:
         """Evaluate the engines' policy after ``done`` steps; returns the state, with metrics yet to be recorded.
 
         Args:
-            name: of the score among the metrics ``holdout/``.
+            name: name of the score's metric, without the prefix ``holdout/``.
         """
         with self.timer("judge", done):
             scores, answered = self._scores(done)

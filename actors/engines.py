@@ -118,6 +118,7 @@ class Engines:
         )
 
         def engine(index: int) -> Engine:
+            """The engine with this index; starts its actor."""
             name, log = f"rollout engine {index}", (logs / f"rollout-{index}.log").resolve()
 
             def make() -> Any:
@@ -141,7 +142,7 @@ class Engines:
     def _initialise(
         self, engines: Sequence[Engine], locations: Sequence[ProcessLocation], context: PhaseContext
     ) -> None:
-        """Give prompts to engines that have started, then offload them (shared GPUs) or let them serve (no publish).
+        """Give prompts to started engines. Then they sleep, on shared GPUs, or serve, if no weights will be published.
 
         Failed engines are replaced.
         """

@@ -1,4 +1,4 @@
-"""Places the actors of a run: on GPUs in bundles of placement groups, each group on one node; without GPUs anywhere."""
+"""Places a run's actors: with GPUs in bundles of placement groups, each group on one node; without GPUs on any node."""
 
 from __future__ import annotations
 
@@ -74,9 +74,9 @@ class Placement:
         return any(pool.shared and ENGINES in pool.roles for pool in self.pools)
 
     def offload_mode(self, role: str) -> OffloadMode | None:
-        """State that a role offloads to host memory between its phases, whether or not it shares GPUs.
+        """State that a role offloads to host memory between its phases; None if ``Group.offload`` has nothing to do.
 
-        ``none``: the role shares GPUs, and frees only PyTorch's cache. None: nothing to do.
+        A role with mode ``none`` that shares GPUs frees PyTorch's cache; on GPUs of its own the result is None.
         """
         kind = self._offload_modes.get(role, "none")
         shares = any(pool.shared and role in pool.roles for pool in self.pools)

@@ -259,7 +259,7 @@ class Start:
     """Inputs of a PPO run's actors: model folders, the engines' limits, the prompts, and the folder of the logs.
 
     ``reward_models`` maps the rewards that are models to folders; ``held_out_model`` is the folder of the held-out
-    scorer if that is a model. ``held_out`` are its prompts; ``day`` is the date for chat templates.
+    scorer if that is a model, ``held_out`` are that scorer's prompts. ``day`` is the date for chat templates.
     """
 
     policy: Path
@@ -354,7 +354,7 @@ def _builders(recipe: Recipe, start: Start, policy_role: Builder) -> dict[str, t
 def _start(
     groups: Mapping[str, Group], recipe: Recipe, start: Start, policy_role: Builder, supervisor: Supervisor
 ) -> None:
-    """Load all groups and wait for them. Groups that offload for each other load one after another."""
+    """Load all groups and wait for them. Groups with offload mode ``all`` load one after another."""
     builders = _builders(recipe, start, policy_role)
     for turn in turns({name: group.offload_mode or "none" for name, group in groups.items()}):
         for name in turn:

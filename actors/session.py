@@ -42,7 +42,7 @@ from rlhf.tracking.run_folder import RunFolder
 from rlhf.types import Example, ModelFacts, Pair, Prompt
 
 BASE = "base"
-"""Folder, in the run's, of a randomly initialised model."""
+"""Name of the run's subfolder with a randomly initialised model."""
 
 DEPENDS_ON: Mapping[str, tuple[str, ...]] = {
     "sft": ("seed", "model", "data", "sft"),
@@ -221,7 +221,7 @@ class Session:
             )
 
     def _require_vocabulary_of_sft(self) -> None:
-        """Check that a finished SFT stage has the run's tokenizer: a scratch model's is trained on the data.
+        """Check that a finished SFT stage has the run's tokenizer: without ``model.path`` it is trained on the data.
 
         Raises:
             UserError: it has another vocabulary.
@@ -254,7 +254,7 @@ class Session:
     def critic_start(self) -> Path:
         """Folder of the initial critic: the recipe's, the first suitable reward model, or the initial policy.
 
-        The critic reads the policy's tokens, so that its vocabulary must be the same.
+        The critic reads the policy's tokens, so it must have the same vocabulary.
 
         Raises:
             UserError: the model of ``ppo.critic_init`` has another vocabulary.

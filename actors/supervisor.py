@@ -42,11 +42,11 @@ class ActorRecord:
     actor: Any
     where: ProcessLocation | None = None
     heard: float = 0.0
-    """Time of its last sign of life."""
+    """Last time at which it was known to be alive."""
     lost_at: float | None = None
     """Time of its failure, until a replacement serves."""
     oom_kills_here: int | None = None
-    """``oom_kills()`` of the controller's node when its process was started; used until its own node is known."""
+    """``oom_kills()`` of the controller's node when the actor was started; used until the actor's node is known."""
 
 
 class Supervisor:
@@ -176,7 +176,7 @@ class Supervisor:
             partial.replace(self._status)
 
     def resume(self, account: Mapping[str, Any], last_status: Path) -> None:
-        """Resume the run's time account; the previous command ended when it last wrote its status file."""
+        """Resume the run's time account; the previous command's end is taken as its last write of the status file."""
         last_seen = last_status.stat().st_mtime if last_status.exists() else None
         self.goodput = Goodput.resumed(account, time.time, last_seen)
 

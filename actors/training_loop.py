@@ -1,4 +1,4 @@
-"""Runs the steps of a PPO run and recovers from failures: a loss of the policy or the critic is rolled back."""
+"""Runs the steps of a PPO run, and rolls back to a snapshot when the policy or the critic is lost."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class TrainingLoop:
         """Yield each step's number and report.
 
         A step that is rolled back after it was yielded is yielded again; its first record is removed from the run's
-        files. A canary outside its limits ends the run after its step was yielded.
+        files. A violated canary ends the run after its step was yielded.
 
         Raises:
             Stopped: a stop was requested; the last snapshot is committed as a checkpoint.
@@ -126,7 +126,7 @@ class TrainingLoop:
             self._keep(report)
 
     def _clock(self) -> float:
-        """Seconds on a clock that stands still while seconds are counted as lost."""
+        """Seconds on a clock that leaves out the seconds that were counted as lost."""
         return time.perf_counter() - self.supervisor.goodput.seconds_lost
 
     def _step(self, observer: Observer | None) -> BatchReport:

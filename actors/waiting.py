@@ -208,7 +208,7 @@ def _is_late(waiting: PendingWait, limit: float) -> bool:
 
 
 def _culprit(error: LostError, pending: Mapping[ray.ObjectRef, str], context: PhaseContext) -> LostError:
-    """Return the death of a rank in place of its peer's error, if the peer failed first."""
+    """The death of another rank, if Ray reports one within ``CULPRIT_SECONDS`` of a rank's failure; else the error."""
     if error.kind != "failed":
         return error
     end = time.monotonic() + CULPRIT_SECONDS

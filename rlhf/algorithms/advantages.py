@@ -46,7 +46,7 @@ def generalised_advantages(
 def whiten(values: Float32, response_mask: Bool) -> Float32:
     """Normalise (R,) values to mean 0 and variance 1 over the masked tokens of the global batch; 0 elsewhere.
 
-    The variance is that over n − 1; 1e-8 is added under the root, as in the code of Ziegler et al. (2019).
+    The variance has n − 1 as divisor; 1e-8 is added to it under the root, as in the code of Ziegler et al. (2019).
     """
     chosen = values[response_mask].astype(np.float64)
     whitened = np.zeros(len(values), dtype=np.float32)
@@ -101,9 +101,9 @@ def estimate_advantages(
     """(R,) advantages for the algorithms without a critic; 0 outside the mask.
 
     ``reinforce++`` uses the return-to-go of each token; its baseline is the batch mean, which the caller subtracts by
-    ``whiten`` if ``whiten_advantages`` is set.
-    ``reinforce++_baseline`` also subtracts the group's mean score. The other algorithms assign the response's advantage
-    to every token; with ``kl_in: reward`` it is computed from the score minus β times the response's KL.
+    ``whiten`` if ``whiten_advantages`` is set. ``reinforce++_baseline`` first subtracts the group's mean score from the
+    return-to-go. The other algorithms assign the response's advantage to every token; with ``kl_in: reward`` it is
+    computed from the score minus β times the response's KL.
 
     Args:
         scores: (B,) shaped score of each response.

@@ -91,7 +91,7 @@ def _watched(metrics: Mapping[str, float], step: int, limits: Limits) -> Iterato
         "rollout/staleness_mean": (0.0, limits.staleness),
         "objective/kl": (limits.min_kl, infinity if limits.max_kl is None else limits.max_kl),
     }
-    if metrics.get("rollout/staleness_mean"):  # older weights sampled: the gap measures how far training moved since
+    if metrics.get("rollout/staleness_mean"):  # sampled with older weights: the gap then measures the updates since
         del ranges["rollout/logprob_gap_mean"]
     if step == 0:
         ranges["objective/logratio_abs_mean"] = (0.0, limits.step0_kl)

@@ -17,7 +17,7 @@ class Moments:
 
     @property
     def std(self) -> float:
-        """The unbiased standard deviation; 1 before the second number, so that it can be a divisor."""
+        """The standard deviation, with n − 1 as divisor; 1 for fewer than two numbers, so that it can be divided by."""
         return float(np.sqrt(self.squares / (self.count - 1))) if self.count > 1 else 1.0
 
     def add(self, batch: np.ndarray) -> Moments:

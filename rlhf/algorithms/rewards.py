@@ -12,7 +12,7 @@ from rlhf.config.schema import AlgorithmConfig
 from rlhf.types import Bool, FinishReason, Float32, Int32
 
 LEAST_STD = 1e-8
-"""At or below this standard deviation, as of a first batch of equal scores, scores are not scaled."""
+"""Scores are not scaled if the standard deviation is at most this, for example after a first batch of equal scores."""
 
 
 def shape_scores(

@@ -48,6 +48,7 @@ class _Loader(yaml.SafeLoader):
         return float(text.replace(".inf", "inf").replace(".nan", "nan"))
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Compose a mapping; a key that is set twice is an error."""
         node = super().compose_mapping_node(anchor)
         seen: set[tuple[str, str]] = set()
         for key, _ in node.value:
@@ -59,6 +60,7 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Copy the keys that ``<<`` merges into a mapping; more than ``MOST_MERGED`` in a document are an error."""
         before = len(node.value)
         super().flatten_mapping(node)
         self.merged += max(len(node.value) - before, 0)
@@ -66,6 +68,7 @@ class _Loader(yaml.SafeLoader):
             raise yaml.constructor.ConstructorError(None, None, "<< merges too many keys", node.start_mark)
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """Construct a node's value; an invalid value is an error with its position."""
         # For values such as 2024-13-45 PyYAML passes on the exceptions of int(), date() and its own lookups.
         try:
             return super().construct_object(node, deep)

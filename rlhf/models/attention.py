@@ -221,6 +221,7 @@ def by_sequence(
     """
 
     def by_kernel(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention of equally long sequences, one per row, by PyTorch's scaled dot-product attention."""
         length, options = q.shape[2], {}
         is_causal = mask.is_causal(length)
         bias = None if is_causal or mask.is_full(length) else mask.bias(length, q.dtype)

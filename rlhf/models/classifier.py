@@ -153,6 +153,7 @@ def _with_biases(architecture: type[PreTrainedModel], biases: Collection[str]) -
     """A subclass whose linear layers have these biases too."""
 
     def build(self: PreTrainedModel, config: PreTrainedConfig, *arguments: Any, **options: Any) -> None:
+        """Initialise the model, and replace the linear layers that lack these biases by layers with a bias."""
         architecture.__init__(self, config, *arguments, **options)
         for bias in biases:
             name = bias.removesuffix(".bias")

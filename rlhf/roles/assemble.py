@@ -27,8 +27,10 @@ from rlhf.tracking.samples import SampleRow, pick
 from rlhf.types import Experience, FinishReason, Float32, RolloutBlock
 
 SAMPLE_STREAM = 10**9
-"""Seed component of the random stream that selects samples to log; larger than any step, so that the seed never equals
-that of a minibatch shuffle: (seed, step, epoch)."""
+"""Part of the seed (seed, ``SAMPLE_STREAM``, step) with which the samples to log are selected.
+
+It is larger than any step, so that this seed never equals that of a minibatch shuffle, (seed, step, epoch).
+"""
 
 MOST_NAMED = 6
 """Largest number of samples that a message names."""

@@ -20,8 +20,8 @@ Encode = Callable[[RolloutBlock], Sequences]
 class RewardRole(ScalarRole):
     """A frozen reward model on one rank, of any architecture for which transformers has a sequence classifier.
 
-    The score is read where the classifier reads it: at the last token of the (truncated) response, or, in an encoder,
-    from its pooler.
+    The score is read where the classifier reads it: in a decoder at the last token that is not the padding token, in an
+    encoder from its pooler.
     """
 
     encode: Encode | None = None
@@ -50,7 +50,7 @@ class RewardRole(ScalarRole):
     def scores(self, block: RolloutBlock) -> BlockResult:
         """This rank's part of the rewards, one per sample, plus the shift that the reward stage saved with the model.
 
-        With it demonstrations score 0 on average; it is 0 for models trained elsewhere.
+        The shift makes demonstrations score 0 on average; it is 0 for models trained elsewhere.
         """
         sequences = self.encode(block) if self.encode else block.sequences
         return self.compute_part(sequences, lambda row: self.engine.forward(row) + self.shift)

@@ -112,7 +112,7 @@ class Role(Generic[Network]):
         return self.config.micro_batch_tokens
 
     def pair_lengths(self, lengths: Int32) -> Int32:
-        """(K,) tokens that each pair takes in a micro-batch, from the lengths (2K,) of its two sequences."""
+        """(K,) tokens that each pair takes in a micro-batch; ``lengths`` (2K,) of the sequences, two for each pair."""
         if self.network.form == "padded":
             return 2 * np.maximum(lengths[0::2], lengths[1::2])
         return lengths[0::2] + lengths[1::2]
@@ -217,8 +217,8 @@ class Role(Generic[Network]):
 def plan_updates(recipe: Recipe, experience: Experience, step: int) -> tuple[list[list[int]], int]:
     """The samples of every update of a step, and the number of updates that are left out.
 
-    Left out are minibatches whose samples were all dropped: Adam's momentum would change the weights even without a
-    gradient.
+    An update is left out if all samples of its minibatch were dropped: Adam's momentum would change the weights even
+    without a gradient.
     """
     algorithm, rollouts = recipe.algorithm, experience.rollouts
     tokens = count_by_sample(rollouts.sequences.response_lengths, experience.response_mask)
