@@ -255,7 +255,7 @@ def _whole_files() -> list[BadFile]:
         "no ending": ("rows", jsonl, "cannot determine the format"),
         "UTF-16": ("rows.jsonl", jsonl.decode().encode("utf-16"), "is UTF-16"),
         "JSONL named Parquet": ("rows.parquet", jsonl, "cannot be read as Parquet"),
-        "Parquet named JSONL": ("rows.jsonl", table, "no usable row"),
+        "Parquet named JSONL": ("rows.jsonl", table, "is a Parquet file"),
         "empty Parquet": ("rows.parquet", b"", "cannot be read as Parquet"),
         "half of a Parquet file": ("rows.parquet", table[: len(table) // 2], "cannot be read as Parquet"),
         "half of a gzip stream": ("rows.jsonl.gz", packed[: len(packed) // 2], "cannot be read to its end"),

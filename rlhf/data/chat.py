@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, cast
 
+import regex
+
 from rlhf.data.control import ControlTokens
 from rlhf.data.encode import Encoder, Text
 from rlhf.data.forms import form_of
@@ -29,6 +31,17 @@ OTHER_NAMES = {
 """Roles that most templates name differently; a role that the template knows keeps its name."""
 INSIDE = "the end token stands inside the response"
 
+_NO_OPENING = (
+    "the chat template ignores add_generation_prompt: the header of an answer is trained and generated as part of it"
+)
+_NO_SPACE = (
+    "no white space between prompt and answer, which are joined as they stand: begin the answer with a space, or end "
+    "the prompt with a newline"
+)
+_UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}"
+"""Scripts without spaces between words."""
+_ENDS_A_WORD = regex.compile(rf"(?![{_UNSPACED}\u3000-\u303f\uff00-\uffef])[\p{{L}}\p{{N}}\p{{Pe}}\p{{Pf}}.,:;?!%]\Z")
+_BEGINS_A_WORD = regex.compile(rf"(?![{_UNSPACED}])\p{{L}}")
 _MARK = "◆"
 """A text that occurs in no template."""
 _LONGEST_HEADER = 200
@@ -109,7 +122,8 @@ class ChatFormat:
         turns = self._accepted_form(turns, variables)
         opening = self.template.opening(turns, variables, is_open(turns))
         ignored = self.template.ignored(turns, variables, lambda t, v: self.template.opening(t, v, is_open(t)), opening)
-        return self._by_template(opening, (), hides, ignored | self._require_written(turns, variables, opening))
+        remarks = ignored | self._require_written(turns, variables, opening) | self._unopened(is_open(turns))
+        return self._by_template(opening, (), hides, remarks)
 
     def exchange(self, prompt: Messages | str, answer: Message | str, variables: Variables) -> Rendered:
         """Render a prompt and its answer; if the prompt ends with an assistant turn, the answer continues it.
@@ -119,7 +133,7 @@ class ChatFormat:
         """
         if isinstance(prompt, str):
             lost = _template_only([answer], variables) if isinstance(answer, Message) else _template_only([], variables)
-            return self._as_text(prompt, text_of(answer), remarks=lost)
+            return self._as_text(prompt, text_of(answer), remarks=lost | _joined(prompt, text_of(answer)))
         reply = self._without_end(Message(ASSISTANT, answer) if isinstance(answer, str) else answer)
         turns, variables, hides = self._hide_control([*prompt, reply], variables)
         if not self.has_template:
@@ -240,7 +254,7 @@ class ChatFormat:
         turns = _merge_continued([*before, reply], continues)
         whole, tracked = self.template.whole(turns, variables)
         opening = self.template.opening(before, variables, continues)
-        remarks = self.template.ignored(turns, variables, self.template.render, whole)
+        remarks = self.template.ignored(turns, variables, self.template.render, whole) | self._unopened(continues)
         if continues and not whole.startswith(opening):  # the template renders the completed turn differently
             rest = str(reply.get("content") or "")
             return self._by_template(opening, (TextSpan(rest + self._end_text),), hides, remarks)
@@ -258,6 +272,10 @@ class ChatFormat:
             raise Unusable("the chat template writes nothing of the answer")
         remarks |= self._require_written(before, variables, prompt)
         return self._by_template(prompt, self._tracked_spans(prompt, response, tracked), hides, remarks)
+
+    def _unopened(self, continues: bool) -> frozenset[str]:
+        """A remark if an answer is begun and the template has no generation prompt for it."""
+        return frozenset({_NO_OPENING} if not continues and self.template.lacks_opening else ())
 
     def _require_written(self, turns: list[Turn], variables: Variables, prompt: str) -> frozenset[str]:
         """Check that the prompt contains every turn; returns a remark if an assistant's text beside a call is missing.
@@ -471,6 +489,11 @@ def _template_only(turns: Iterable[Message], variables: Variables) -> frozenset[
     """Remarks on fields and variables that are lost without a chat template."""
     names = {name for given in (variables, *(turn.fields for turn in turns)) for name in given_names(given)}
     return frozenset(f"{name}: only a chat template writes it" for name in names)
+
+
+def _joined(prompt: str, answer: str) -> frozenset[str]:
+    """A remark if an answer that is a word of its own follows a text prompt without a space."""
+    return frozenset({_NO_SPACE} if _ENDS_A_WORD.search(prompt) and _BEGINS_A_WORD.match(answer) else ())
 
 
 def _common_end(one: str, other: str) -> int:

@@ -22,7 +22,8 @@ conversation, in every stage. In addition, ``system`` is a turn before the promp
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice, pairwise
 from typing import TypeVar
@@ -32,6 +33,7 @@ import regex
 from rlhf.config.schema import DataConfig
 from rlhf.data.columns import COLUMNS, Missing, paths_of, rename, unused, value_at
 from rlhf.data.hh import looks_like_hh, rows_from_transcripts
+from rlhf.data.marks import without_marked
 from rlhf.data.read import RawRow, read_rows
 from rlhf.data.repeated import prompt_text, without_prompts
 from rlhf.data.report import describe_bad
@@ -47,17 +49,30 @@ from rlhf.data.turns import (
     require_unicode,
     without_gaps,
 )
-from rlhf.data.winner import choose_by_label
+from rlhf.data.winner import assumed_winner, choose_by_label
 from rlhf.errors import UserError
 from rlhf.records import BadRow, DataFile, Demonstration, Loaded, Message, Messages, Preference, PromptRow
 
 LARGEST_MARGIN = 3.4e38  # margins are single precision; beyond this they would be infinite
+_MOST_BAD = 0.9
+"""Share of bad rows above which a file is refused: the few others are hardly the data that is meant."""
+_FEWEST_TO_JUDGE = 20  # rows; of fewer, each bad one may be a mistake of its own
 _ROWS_TO_TELL = 10  # several, so that one malformed first row does not hide transcripts
 _CONVERSATIONS = ("prompt", "completion", "chosen", "rejected", "messages", "tools", "documents")
 # A run of characters, up to the end, of a script that puts spaces between words.
 _UNFINISHED_WORD = regex.compile(
     r"[^\s\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}ー\u3000-\u303f\uff00-\uffef]+\Z"
 )
+_ADVICE = {
+    "not JSON": "write one JSON object per line, or a JSON list of objects in a file that ends in .json (data.format)",
+    "not UTF-8": "save the file as UTF-8, for example with `iconv -f LATIN1 -t UTF-8 rows.jsonl > new.jsonl`",
+    "not an object": "write every row as an object, {column: value}",
+    "ambiguous": "write every key of an object once",
+    "marked as bad": "give demonstrations of good answers, or data.ignore=[<the column>] if it means something else",
+    "label is false": "give demonstrations of good answers, or data.ignore=[label] if it means something else",
+    "not a number": "correct the margins, or data.ignore=[margin] to train without them",
+}
+"""Category of bad rows → how to correct them."""
 
 T = TypeVar("T")
 Columns = Mapping[str, object]
@@ -91,8 +106,7 @@ def _load(path: str | None, config: DataConfig, parse: Parse[T], needs_answers: 
             fix="set data.path, or the stage's own data.demonstrations, .preferences or .prompts",
         )
     read = _read(path, config)
-    remarks = contradictions(read.rows, config) if needs_answers else ()
-    raws, repeated = without_prompts(list(choose_by_label(read.rows, config))) if needs_answers else (read.rows, 0)
+    raws, repeated, remarks = _prepare(read.rows, config, parse) if needs_answers else (read.rows, 0, ())
     rows: list[T] = []
     bad: list[BadRow] = []
     for outcome in _parse_all(raws, parse):
@@ -107,7 +121,18 @@ def _load(path: str | None, config: DataConfig, parse: Parse[T], needs_answers: 
             bad.append(outcome)
     if not rows:
         raise _no_usable_rows(path, bad)
+    _require_enough(path, len(rows), bad)
     return Loaded(tuple(rows), tuple(bad), tuple(read.unused), tuple(read.files), repeated, (*read.remarks, *remarks))
+
+
+def _prepare(
+    given: Sequence[RawRow | BadRow], config: DataConfig, parse: Parse[T]
+) -> tuple[Sequence[RawRow | BadRow], int, tuple[str, ...]]:
+    """Rows with the better answer as ``chosen`` and each prompt once; the number of repeated prompts; and remarks."""
+    judged = list(choose_by_label(given, config))
+    remarks = (*assumed_winner(judged, config), *contradictions(judged, config))
+    raws, repeated = without_prompts(judged)
+    return (list(without_marked(raws, config)) if parse is _demonstration else raws), repeated, remarks
 
 
 @dataclass(frozen=True)
@@ -213,10 +238,25 @@ def _no_usable_rows(path: str, bad: list[BadRow]) -> UserError:
         )
     if not bad:
         return UserError(f"no rows in '{path}'", fix="check data.path, data.split and data.max_rows")
-    why = f"all {len(bad):,} rows are bad:\n{describe_bad(bad)}"
-    return UserError(
-        f"no usable row in '{path}'", why, "rename columns with data.columns, set data.format, or correct the rows"
-    )
+    return UserError(f"no usable row in '{path}'", f"all {len(bad):,} rows are bad:\n{describe_bad(bad)}", _advice(bad))
+
+
+def _require_enough(path: str, used: int, bad: list[BadRow]) -> None:
+    """Refuse data of which almost all rows are bad, ties aside."""
+    faults = [row for row in bad if row.is_fault]
+    rows = used + len(faults)
+    if rows >= _FEWEST_TO_JUDGE and len(faults) > _MOST_BAD * rows:
+        raise UserError(
+            f"{len(faults):,} of {rows:,} rows in '{path}' are bad",
+            f"training on the other {used:,} is hardly meant:\n{describe_bad(faults)}",
+            f"{_advice(faults)}; to train on the others alone, write them to a file of their own",
+        )
+
+
+def _advice(bad: list[BadRow]) -> str:
+    """Advice on the most frequent reason for bad rows."""
+    [(category, _)] = Counter(row.category for row in bad).most_common(1)
+    return _ADVICE.get(category, "rename columns with data.columns, set data.format, or correct the rows")
 
 
 def _demonstration(raw: RawRow) -> Demonstration:
@@ -471,7 +511,10 @@ def _margin(row: Columns) -> float:
     if margin is None:  # the column is optional, and tables fill missing values with null
         return 0.0
     if isinstance(margin, bool) or not isinstance(margin, int | float) or not abs(margin) <= LARGEST_MARGIN:
-        raise RowError(f"not a number: margin is {margin!r:.40}")
+        raise RowError(
+            f"not a number: margin is {margin!r:.40}, not a finite number up to {LARGEST_MARGIN:g} "
+            "(data.ignore=[margin] to train without margins)"
+        )
     return float(margin)
 
 

@@ -38,6 +38,7 @@ _ANSWER = re.compile(
 
 _OTHER = {"0": "1", "2": "1", "true": "false", "false": "true"}
 """The other label of a likely pair of two."""
+_MOST_LISTED = 12  # labels; an error with more of them does not give each an example
 
 
 def as_text(label: object) -> str:
@@ -59,6 +60,12 @@ def may_name_one(text: str, names: Names) -> bool:
         return True
     found = _ANSWER.fullmatch(text) if _are_counted(parts_of(names)) else None
     return found is not None and (found["number"] is None or int(found["number"]) <= 2)
+
+
+def are_counted(names: Names) -> bool:
+    """Whether the names of the answers' columns only count them, so that neither says which answer is better."""
+    parts = parts_of(names)
+    return _are_counted(parts) or all(len(part) == 1 for part in parts)
 
 
 def names_of(columns: Mapping[str, str]) -> Names:
@@ -199,13 +206,59 @@ def _are_items(names: Names) -> bool:
 
 
 def _ambiguous_labels(labels: set[str], config: DataConfig) -> UserError:
-    shown = ", ".join(sorted(labels)[:6]) + (", ..." if len(labels) > 6 else "")
-    meanings = zip([*sorted(labels), *(_OTHER.get(label, "2") for label in labels if len(labels) == 1)], SIDES)
-    example = "{" + ", ".join(f'"{label:.20}": {side}' for label, side in meanings) + "}"
+    ordered = _in_numeric_order(labels)
+    shown = ", ".join(ordered[:6]) + (", ..." if len(labels) > 6 else "")
     return UserError(
         f"the labels of data.columns.label={config.columns['label']} are {shown}: their meaning is ambiguous",
-        "1 may be the first answer (of 1 and 2) or the second (of 0 and 1), and training on swapped pairs teaches "
-        "the opposite",
-        f"state it, for example data.labels='{example}' or the other way round; chosen and rejected are the answers "
-        "in these columns of data.columns",
+        f"{_why_ambiguous(labels)}, and training on swapped pairs teaches the opposite",
+        _way_to_state(ordered),
     )
+
+
+def _way_to_state(labels: Sequence[str]) -> str:
+    """Advice on how to give the labels a meaning."""
+    if len(labels) > _MOST_LISTED:
+        return (
+            "write a column of the winner to the file, for example 1 or 2, or 0 for a tie, and map it by "
+            "data.columns.label"
+        )
+    example = "{" + ", ".join(f'"{label:.20}": {side}' for label, side in _example(labels)) + "}"
+    more = f" (each of the {len(labels)} labels needs a meaning)" if len(labels) > len(_example(labels)) else ""
+    return (
+        f"state it, for example data.labels='{example}' or the other way round{more}; chosen and rejected are the "
+        "answers in these columns of data.columns"
+    )
+
+
+def _example(labels: Sequence[str]) -> list[tuple[str, Side]]:
+    """A likely meaning of labels in numeric order: by their sign, by the two halves of a scale, or one by one."""
+    numbers = _numbers(labels)
+    if numbers and min(numbers) < 0:
+        middle, given = 0.0, labels if len(labels) > 1 else _in_numeric_order({*labels, labels[0].removeprefix("-")})
+    elif numbers and len(labels) > len(SIDES):
+        middle, given = (min(numbers) + max(numbers)) / 2, labels
+    else:
+        return list(zip([*labels, *(_OTHER.get(label, "2") for label in labels if len(labels) == 1)], SIDES))
+    sides: list[Side] = [
+        "tie" if number == middle else "chosen" if number < middle else "rejected" for number in _numbers(given)
+    ]
+    return list(zip(given, sides, strict=True))
+
+
+def _why_ambiguous(labels: Iterable[str]) -> str:
+    numbers = _numbers(labels)
+    if numbers and (min(numbers) < 0 or len(numbers) > len(SIDES)):
+        return "a low number may stand for the first answer or for the second"
+    return "1 may be the first answer (of 1 and 2) or the second (of 0 and 1)"
+
+
+def _numbers(labels: Iterable[str]) -> list[float]:
+    """The labels as numbers; empty if one is no number."""
+    labels = list(labels)
+    return [float(label) for label in labels] if all(map(_NUMBER.fullmatch, labels)) else []
+
+
+def _in_numeric_order(labels: Iterable[str]) -> list[str]:
+    """The labels in the order of their numbers, or of their letters if one is no number."""
+    labels = sorted(labels)
+    return sorted(labels, key=float) if _numbers(labels) else labels

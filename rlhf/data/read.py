@@ -13,13 +13,14 @@ import json
 import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, TypeVar, cast
 
+from rlhf.data.containers import LONGEST_MAGIC, refuse_binary, refuse_columns
 from rlhf.errors import UserError
 from rlhf.records import BadRow, DataFile, RowLocation
 
@@ -40,6 +41,9 @@ _GZIP_MAGIC = b"\x1f\x8b"
 _UTF8_MARK = b"\xef\xbb\xbf"
 _WIDE = (b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff", b"{\0", b"\0{", b"[\0", b"\0[")
 """Beginnings of UTF-16 and UTF-32 files, with and without a byte order mark."""
+_FIRST_LINES = 2  # the first may be blank
+_WIDE_SHARE = (0.2, 0.8)
+"""Share of null bytes in text of UTF-16 or UTF-32: a half or three quarters, if most characters are ASCII."""
 _GAP = re.compile(r"[\s,]+")
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -245,6 +249,8 @@ def _listed(names: list[str]) -> str:
 def _reader(file: Path, format: str) -> Callable[[Path, Update], Rows]:
     readers = {"jsonl": _read_jsonl, "json": _read_json, "parquet": _read_parquet}
     kind = format if format in readers else _format_of(file)
+    if kind != "parquet":
+        refuse_binary(file, _first_bytes(file))
     if kind is None:
         is_table = _suffix(file) in (".csv", ".tsv")
         how = "write its rows as JSONL, for example by pandas: read_csv(...).to_json('rows.jsonl', orient='records', "
@@ -254,7 +260,7 @@ def _reader(file: Path, format: str) -> Callable[[Path, Update], Rows]:
             f"{how}lines=True)" if is_table else "set data.format to jsonl, json or parquet",
         )
     if kind == "json" and format != "json" and _first_character(file) != b"[":
-        kind = "jsonl"  # many files named .json hold one object per line
+        return _read_objects  # many files named .json hold one object per line
     return readers[kind]
 
 
@@ -264,15 +270,27 @@ def _open(file: Path) -> IO[bytes]:
     return cast(IO[bytes], gzip.open(file, "rb")) if packed else file.open("rb")
 
 
+def _first_bytes(file: Path) -> bytes:
+    with suppress(OSError), file.open("rb") as stream:  # refused with its reason when its rows are read
+        return stream.read(LONGEST_MAGIC)
+    return b""
+
+
 def _lines(file: Path) -> Iterator[bytes]:
     try:
         with _open(file) as stream:
             for number, line in enumerate(stream):
-                if number == 0 and line.startswith(_WIDE):
+                if number < _FIRST_LINES and _is_wide(line):
                     raise _not_utf8(file)
                 yield line.removeprefix(_UTF8_MARK)  # concatenated files have one in the middle too
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"'{file}' cannot be read to its end", str(error), "get a whole copy of the file") from error
+
+
+def _is_wide(line: bytes) -> bool:
+    low, high = _WIDE_SHARE
+    begun = line[:64]
+    return line.startswith(_WIDE) or low * len(begun) < begun.count(0) < high * len(begun)
 
 
 def _not_utf8(file: Path) -> UserError:
@@ -293,6 +311,44 @@ def _read_jsonl(file: Path, update: Update) -> Rows:
         if content := line.strip():
             update(content + b"\n")
             yield _read_line(line, RowLocation(str(file), number))
+
+
+def _read_objects(file: Path, update: Update) -> Rows:
+    """Rows of a JSON file that begins with an object: one per line.
+
+    Raises:
+        UserError: the file is one object, written by column or over several lines.
+    """
+    lines = (line for line in _lines(file) if line.strip())
+    first, more = next(lines, b""), next(lines, None)
+    if more is None or _is_begun(first):
+        _refuse_one_object(file, has_lines=more is not None)
+    return _read_jsonl(file, update)
+
+
+def _is_begun(line: bytes) -> bool:
+    """Whether a line is the beginning of a JSON object that other lines continue."""
+    try:
+        json.loads(line)
+    except json.JSONDecodeError as error:
+        return error.pos >= len(error.doc.rstrip())
+    except (ValueError, RecursionError):
+        pass
+    return False
+
+
+def _refuse_one_object(file: Path, has_lines: bool) -> None:
+    try:
+        whole = json.loads(b"".join(_lines(file)))
+    except (ValueError, RecursionError):  # its rows are read one by one
+        return
+    refuse_columns(file, whole)
+    if has_lines:
+        raise UserError(
+            f"'{file}' is one JSON object over several lines",
+            "a JSON data file is a list of rows, [{...}, {...}], or has one row per line",
+            f"write a list with this row in it, or `jq -c . {file.name} > rows.jsonl`",
+        )
 
 
 def _read_line(line: bytes, source: RowLocation) -> RawRow | BadRow:

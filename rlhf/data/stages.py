@@ -9,6 +9,7 @@ from typing import Generic, TypeVar
 from rlhf.config.schema import DataConfig, Recipe, RewardSourceConfig
 from rlhf.data.chat import ChatFormat, transcript
 from rlhf.data.formats import load_demonstrations, load_preferences, load_prompts
+from rlhf.data.lossy import remarks_on_lost_text, some_of
 from rlhf.data.order import epoch_batches
 from rlhf.data.report import describe
 from rlhf.data.split import split_by_prompt, split_key
@@ -20,7 +21,7 @@ from rlhf.data.tokenise import (
     tokenise_preferences,
     tokenise_prompts,
 )
-from rlhf.records import BadRow, DataFile, Loaded, text_of
+from rlhf.records import BadRow, DataFile, Demonstration, Loaded, PromptRow, text_of
 from rlhf.types import Example, ModelFacts, Pair, Prompt
 
 R = TypeVar("R", bound=Row)
@@ -45,6 +46,7 @@ def demonstrations(recipe: Recipe, chat: ChatFormat, facts: ModelFacts) -> Stage
     return _stage(
         recipe,
         loaded,
+        chat,
         "demonstrations",
         lambda rows: tokenise_demonstrations(rows, chat, recipe.data, facts, recipe.sft.train_on),
     )
@@ -53,7 +55,9 @@ def demonstrations(recipe: Recipe, chat: ChatFormat, facts: ModelFacts) -> Stage
 def preferences(recipe: Recipe, chat: ChatFormat, facts: ModelFacts) -> StageData[Pair]:
     """Comparisons of the reward stage."""
     loaded = load_preferences(recipe.data)
-    return _stage(recipe, loaded, "preferences", lambda rows: tokenise_preferences(rows, chat, recipe.data, facts))
+    return _stage(
+        recipe, loaded, chat, "preferences", lambda rows: tokenise_preferences(rows, chat, recipe.data, facts)
+    )
 
 
 def prompts(recipe: Recipe, chat: ChatFormat, facts: ModelFacts) -> StageData[Prompt]:
@@ -67,7 +71,9 @@ def prompts(recipe: Recipe, chat: ChatFormat, facts: ModelFacts) -> StageData[Pr
     if keeps_rows:
         loaded = replace(loaded, unused=())  # reward functions get the whole row
     longest = recipe.rollout.max_response_length
-    data = _stage(recipe, loaded, "prompts", lambda rows: tokenise_prompts(rows, chat, recipe.data, facts, longest))
+    data = _stage(
+        recipe, loaded, chat, "prompts", lambda rows: tokenise_prompts(rows, chat, recipe.data, facts, longest)
+    )
     prompts = [
         replace(prompt, id=i, row=prompt.row if keeps_rows else {})
         for i, prompt in enumerate((*data.train, *data.held_out))
@@ -81,8 +87,14 @@ def _reward_sources(recipe: Recipe) -> list[RewardSourceConfig]:
 
 
 def _stage(
-    recipe: Recipe, loaded: Loaded[R], name: str, tokenise: Callable[[Sequence[R]], Tokenised[T]]
+    recipe: Recipe,
+    loaded: Loaded[R],
+    chat: ChatFormat,
+    name: str,
+    tokenise: Callable[[Sequence[R]], Tokenised[T]],
 ) -> StageData[T]:
+    remarks = remarks_on_lost_text([_text_of_row(row) for row in some_of(loaded.rows)], chat.tokenizer)
+    loaded = replace(loaded, remarks=(*loaded.remarks, *remarks))
     keys = [split_key(row) for row in loaded.rows]
     train, held_out = split_by_prompt(keys, recipe.data.held_out_fraction, recipe.seed)
     sides = [
@@ -98,6 +110,12 @@ def _stage(
     return StageData(
         train=sides[0].items, held_out=sides[1].items, bad=loaded.bad, report="\n".join(lines), files=loaded.files
     )
+
+
+def _text_of_row(row: Row) -> str:
+    """The text of a row's prompt and of its answer, of two the better one."""
+    answer = "" if isinstance(row, PromptRow) else row.completion if isinstance(row, Demonstration) else row.chosen
+    return transcript(row.prompt) + text_of(answer)
 
 
 def _with_demonstrations(config: DataConfig) -> DataConfig:

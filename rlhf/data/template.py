@@ -9,10 +9,10 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from datetime import date
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, cast
 
-from rlhf.errors import first_line
+from rlhf.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -65,6 +65,7 @@ class Template:
 
         Raises:
             Unusable: on any error of the template, which may be unrelated to the turns.
+            UserError: the template is no valid Jinja.
         """
         from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -77,7 +78,7 @@ class Template:
                 **{"strftime_now": self._day.strftime, **self._specials, **given},
             )
         except Exception as error:
-            raise Unusable(f"the chat template refuses the turns: {first_line(error)[:160]}") from error
+            raise _failure(error) from error
         return str(texts[0]), tracked[0] if tracked else []
 
     def _chosen_template(self, variables: Variables) -> str:
@@ -154,6 +155,17 @@ class Template:
                 raise
             raise Unusable("the chat template does not show the turn that is to be continued") from error
 
+    @cached_property
+    def lacks_opening(self) -> bool:
+        """Whether the template ignores ``add_generation_prompt`` and writes a header before an answer."""
+        turns = [{"role": "user", "content": _MARKS[0]}]
+        try:
+            opening, header = self.opening(turns, {}, False), self.header(turns, {})
+            is_ignored = self.render(turns, {}) == opening
+        except Unusable:
+            return False
+        return is_ignored and header.startswith(opening) and bool(header[len(opening) :].strip())
+
     def header(self, before: list[Turn], variables: Variables) -> str:
         """The text that the template writes before the text of an answer."""
         probes = [self.render([*before, {"role": ASSISTANT, "content": mark}], variables) for mark in _MARKS]
@@ -163,6 +175,22 @@ class Template:
         """Whether an answer without text is rendered like an empty answer."""
         bare = {"role": ASSISTANT, "content": turns[-1].get("content")}
         return _same(partial(self.render, [*turns[:-1], bare], variables), whole)
+
+
+def _failure(error: Exception) -> Exception:
+    """The error to raise for an error of a template: by its own refusal of turns, its syntax, or while it runs."""
+    from jinja2 import TemplateError, TemplateSyntaxError
+
+    why = first_line(error)[:160]
+    if isinstance(error, TemplateSyntaxError):
+        return UserError(
+            f"the chat template is not valid Jinja: line {error.lineno}: {why}",
+            "no conversation can be written with it",
+            "correct the template: the file in model.chat_template, or chat_template in the model's folder",
+        )
+    if type(error) is TemplateError:  # raised by the template's raise_exception
+        return Unusable(f"the chat template refuses the turns: {why}")
+    return Unusable(f"the chat template fails: {type(error).__name__}: {why}")
 
 
 def template_date(tokenizer: PreTrainedTokenizerBase) -> date | None:

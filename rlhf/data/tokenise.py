@@ -26,6 +26,10 @@ _ADVICE = (
     ("data.max_prompt_length", "raise data.max_prompt_length, or set data.long_prompts=truncate_left"),
     ("data.max_response_length", "raise data.max_response_length"),
     ("the model's context", "use a model with a longer context, or shorter rows"),
+    (
+        "chat template fails",
+        "correct the chat template (model.chat_template, or the one in the model's folder), or the turns",
+    ),
     ("chat template", "correct the turns, or give a template that accepts them (model.chat_template)"),
     ("", "correct the rows"),
 )

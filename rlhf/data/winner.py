@@ -6,20 +6,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from functools import lru_cache
 
 from rlhf.config.schema import DataConfig
-from rlhf.data.columns import is_within, leaves, paths_of, value_at
+from rlhf.data.columns import paths_of, value_at
+from rlhf.data.comparing import are_neutral, comparing_columns, exchanging_columns, read_paths, unread_paths
 from rlhf.data.labels import (
     PAIR,
     SIDES,
-    Names,
     Side,
     as_text,
     check_labels,
-    may_name_one,
     meaning_of,
     names_of,
     outcomes_of,
@@ -37,8 +36,6 @@ _JUDGE_WORDS = {"annotator", "annotators", "annotation", "annotations", "rater",
 """Words in the name of a column of judgements, unless it holds their ids."""
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
 _BINARY = {"1": True, "true": True, "0": False, "false": False, "": False}
-_NOTHING = {"", "null", "nan", "n/a"}
-"""Values, normalised by ``as_text``, that mean "no label"."""
 _LONGEST_LABEL = 40  # characters; longer text explains a choice
 
 
@@ -55,6 +52,7 @@ def choose_by_label(raws: Sequence[RawRow | BadRow], config: DataConfig) -> Iter
         return
     pairs = [raw for raw in raws if isinstance(raw, RawRow) and _is_pair(raw)]
     _refuse_one_of_several(pairs, config)
+    _refuse_exchanged(pairs, config)
     outcomes = _outcomes(pairs, config)
     meaning = {} if outcomes else meaning_of({label for raw in pairs for label in _votes(raw) if label}, config)
     for raw in raws:
@@ -62,6 +60,14 @@ def choose_by_label(raws: Sequence[RawRow | BadRow], config: DataConfig) -> Iter
             yield _true_outcome(raw, outcomes) if outcomes else _by_label(raw, meaning)
         else:
             yield raw
+
+
+def assumed_winner(raws: Iterable[RawRow | BadRow], config: DataConfig) -> tuple[str, ...]:
+    """A remark if the recipe, and no column, says which of two counted answers is better."""
+    if "label" in config.columns or not are_neutral(config) or not any(map(_is_pair, raws)):
+        return ()
+    chosen, rejected = (config.columns[side] for side in PAIR)
+    return (f"{chosen} is trained on as better than {rejected} in every row: no column that names the winner is read",)
 
 
 def _is_pair(raw: RawRow | BadRow) -> bool:
@@ -124,7 +130,7 @@ def _refuse_one_of_several(pairs: Sequence[RawRow], config: DataConfig) -> None:
         return
     for begun in re.finditer(r"[_.-]", label):
         alike = [
-            path for path in _unread_paths(pairs[0], config) if path.startswith(label[: begun.end()]) and path != label
+            path for path in unread_paths(pairs[0], config) if path.startswith(label[: begun.end()]) and path != label
         ]
         columns = [label, *alike]
         if not _named_outcomes(columns, config):
@@ -155,35 +161,43 @@ def _with_winner(raw: RawRow, winner: Side) -> RawRow | BadRow:
         return BadRow(raw.source, "tie", is_fault=False)
     columns = {name: value for name, value in raw.columns.items() if name != "label"}
     if winner == "rejected":
+        names = {**raw.names, "chosen": _name(raw, "rejected"), "rejected": _name(raw, "chosen")}
         columns |= {"chosen": raw.columns["rejected"], "rejected": raw.columns["chosen"]}
+        return replace(raw, columns=columns, names=names)
     return replace(raw, columns=columns)
+
+
+def _name(raw: RawRow, side: Side) -> str:
+    """Name of an answer's column in the file."""
+    return raw.names.get(side, side)
 
 
 def _refuse_unread(raws: Sequence[RawRow | BadRow], config: DataConfig) -> None:
     pairs = [raw for raw in raws if isinstance(raw, RawRow) and _is_pair(raw)]
     for raw in pairs:
-        read = {*_read_paths(raw), *config.ignore}
+        read = {*read_paths(raw), *config.ignore}
         _refuse_columns(
             [path for name, value in raw.given.items() for path in _judgement_paths(value, name, name, read)],
             raw,
             config,
         )
     if pairs and all(side in config.columns for side in PAIR):
-        # if no column name suggests which answer is better, check the values of all columns
-        others, names = _unread_paths(pairs[0], config), names_of(config.columns)
-        _refuse_columns([path for path in others if _labels_all(path, pairs, names)], pairs[0], config)
+        # if no column name suggests which answer is better, examine the names and values of all columns
+        _refuse_columns(comparing_columns(pairs, config), pairs[0], config)
 
 
-def _unread_paths(raw: RawRow, config: DataConfig) -> list[str]:
-    """Paths to the values of a row that are neither read nor ignored."""
-    read = [*_read_paths(raw), *config.ignore]
-    paths = (path for name, value in raw.given.items() for path, _ in leaves(value, name))
-    return [path for path in paths if not is_within(path, read)]
-
-
-def _read_paths(raw: RawRow) -> list[str]:
-    """Columns and paths that are read, without labels."""
-    return [path for ours, theirs in raw.names.items() if ours != "label" for path in paths_of(theirs)]
+def _refuse_exchanged(pairs: Sequence[RawRow], config: DataConfig) -> None:
+    """Refuse a column by which a label may refer to the answers in the other order."""
+    if not (columns := exchanging_columns(pairs, config)):
+        return
+    label, listed = config.columns["label"], ", ".join(columns)
+    raise UserError(
+        f"{pairs[0].source}: the column '{columns[0]}' may say that the two answers were exchanged when they were "
+        "judged, and the recipe does not read it",
+        f"in such rows {label} would name the other answer, and training on swapped pairs teaches the opposite",
+        f"data.ignore=[{listed}] if {label} always refers to the columns of data.columns; otherwise correct {label} in "
+        "the file, in the rows that were exchanged",
+    )
 
 
 def _judgement_paths(value: object, path: str, name: str, read: Set[str], is_named: bool = False) -> Iterator[str]:
@@ -199,11 +213,6 @@ def _judgement_paths(value: object, path: str, name: str, read: Set[str], is_nam
     elif isinstance(value, list | tuple):
         for i, inner in enumerate(value):
             yield from _judgement_paths(inner, f"{path}.{i}", "", read, is_named)
-
-
-def _labels_all(path: str, pairs: Sequence[RawRow], names: Names) -> bool:
-    labels = {as_text(value_at(raw.given, path)) for raw in pairs} - _NOTHING
-    return len(labels) > 1 and all(may_name_one(label, names) for label in labels)
 
 
 def _refuse_columns(names: Sequence[str], raw: RawRow, config: DataConfig) -> None:

@@ -19,6 +19,7 @@ from rlhf.config.schema import ModelConfig
 from rlhf.data.chat import ChatFormat
 from rlhf.data.template import DATE, template_date
 from rlhf.errors import UserError, first_line
+from rlhf.models.tokenizer_dropout import switch_dropout_off
 from rlhf.models.unloadable import advise
 from rlhf.types import ModelFacts as ModelFacts
 
@@ -44,13 +45,16 @@ def load_tokenizer(folder: str | Path, config: ModelConfig, day: date | None = N
     from transformers import AutoTokenizer
 
     tokenizer = from_folder(AutoTokenizer, folder, config)
+    if remark := switch_dropout_off(tokenizer, folder):
+        print(f"tokenizer {folder}: {remark}", flush=True)
     if config.chat_template:
         template = Path(config.chat_template)
         if not template.is_file():
             raise UserError(f"model.chat_template: no file {template}", fix="give the path of a Jinja template")
         tokenizer.chat_template = _read_template(template)
     elif isinstance(tokenizer.chat_template, str):  # an edited template file may begin with a byte order mark
-        tokenizer.chat_template = tokenizer.chat_template.removeprefix("\ufeff")
+        own = tokenizer.chat_template.removeprefix("\ufeff")
+        tokenizer.chat_template = own if own.strip() else None
     rows = None
     with suppress(UserError):  # the folder may hold only a tokenizer
         rows = _embedding_rows(read_settings(folder, config))
@@ -220,9 +224,16 @@ def _embedding_rows(settings: Any) -> int:
 
 def _read_template(template: Path) -> str:
     try:
-        return template.read_text(encoding="utf-8-sig")
+        text = template.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"model.chat_template: {template} cannot be read", str(error), "save it as UTF-8") from error
+    if not text.strip():
+        raise UserError(
+            f"model.chat_template: {template} is empty",
+            "it would write nothing of a conversation",
+            "give a Jinja template, or leave model.chat_template out to use the one in the model's folder",
+        )
+    return text
 
 
 # Any error while loading these text files is the folder's fault. Loading a network may also run out of memory.

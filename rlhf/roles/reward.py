@@ -13,6 +13,7 @@ from rlhf.config.schema import Recipe, RewardSourceConfig
 from rlhf.errors import UserError
 from rlhf.evaluation.scorers import load_scorer
 from rlhf.models.folder import context_length, from_folder, load_chat, read_facts
+from rlhf.models.tokenizer_dropout import switch_dropout_off
 from rlhf.roles.encoders import BlockTruncator, LengthLimit, Retokeniser, TextPairs, same_tokens
 from rlhf.roles.endpoint import Endpoint
 from rlhf.roles.text import BlockReader, TextReward
@@ -75,6 +76,8 @@ def _choose_encoding(
     most = source.max_length or context
     if not role.is_causal:
         tokenizer = from_folder(AutoTokenizer, folder, recipe.model)
+        if remark := switch_dropout_off(tokenizer, folder):
+            _log(folder, remark)
         most = min(most, tokenizer.model_max_length)
         _log(folder, f"reads prompt and response as a pair of texts; at most {most:,} tokens")
         pairs = TextPairs(tokenizer, LengthLimit(most), reader)

@@ -232,6 +232,7 @@ def test_nothing_but_ties_is_refused_as_such(write_jsonl: Write) -> None:
         ({"prompt": "a", "chosen": "b", "rejected": "c", "margin": True}, "not a number: margin is True"),
         ({"prompt": "a", "chosen": "b", "rejected": "c", "margin": "2"}, "not a number: margin is '2'"),
         ({"prompt": "a", "chosen": "b", "rejected": "c", "margin": float("nan")}, "not a number: margin is nan"),
+        ('{"prompt": "a", "chosen": "b", "rejected": "c", "margin": 1e400}', "not a number: margin is inf, not"),
         ('{"prompt": "a", "chosen": "\\ud800", "rejected": "c"}', "not Unicode"),
         ("not json", "not JSON"),
     ],

@@ -79,7 +79,54 @@ def test_other_columns_are_no_scores(write_jsonl: Write, names, columns) -> None
     assert len(loaded.rows) == 1 and loaded.remarks == ()
 
 
-def test_where_a_label_decides_scores_are_not_asked(write_jsonl: Write) -> None:
-    path = write_jsonl(*pairs(("score_1", "score_2"), (1, 4), (2, 3), w=2), *pairs(("score_1", "score_2"), (4, 1), w=1))
-    loaded = load_preferences(DataConfig(path=path, columns={**NUMBERED, "label": "w"}))
-    assert [str(row.chosen) for row in loaded.rows] == ["two", "two", "one"] and loaded.remarks == ()
+WEBGPT = {"prompt": "prompt", "chosen": "answer_0", "rejected": "answer_1"}
+
+
+def answers(*scores: tuple[float, float], **others: object) -> list[dict[str, object]]:
+    return [
+        {"prompt": f"q{i}", "answer_0": "zero", "answer_1": "one", "score_0": a, "score_1": b, **others}
+        for i, (a, b) in enumerate(scores)
+    ]
+
+
+@pytest.mark.parametrize("against", [2, 8, 10])
+def test_scores_of_counted_answers_that_say_otherwise_in_some_rows_are_refused(write_jsonl: Write, against) -> None:
+    """They are the judgement: WebGPT's answers have no order."""
+    path = write_jsonl(*answers(*[(-1.0, 1.0)] * against, *[(1.0, -1.0)] * (20 - against)))
+    with pytest.raises(UserError, match=f"score_0 is worse than score_1 in {against} of the 20 rows") as caught:
+        load_preferences(DataConfig(path=path, columns=WEBGPT))
+    assert "write a column of the winner (answer_0 or answer_1)" in caught.value.fix
+    assert "data.ignore=[score_0, score_1]" in caught.value.fix
+
+
+def test_few_scores_of_counted_answers_that_say_otherwise_are_counted(write_jsonl: Write) -> None:
+    path = write_jsonl(*answers((-1.0, 1.0), *[(1.0, -1.0)] * 20))
+    remarks = load_preferences(DataConfig(path=path, columns=WEBGPT)).remarks
+    assert "1 × score_0 is worse than score_1: trained on as chosen and rejected say" in remarks
+
+
+def test_scores_that_say_otherwise_in_half_of_the_rows_are_refused(write_jsonl: Write) -> None:
+    path = write_jsonl(*pairs(("score_chosen", "score_rejected"), (1, 4), (4, 1), (2, 3), (3, 2)))
+    with pytest.raises(UserError, match="is worse than score_rejected in 2 of the 4 rows") as caught:
+        load_preferences(DataConfig(path=path))
+    assert "answers are swapped" not in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("labels", "remarks"),
+    [
+        ((1, 1, 0, 0), ()),
+        ((1, 1, 0, 1), ("1 × score_0 and score_1 contradict the label: trained on as the label says",)),
+        ((0, 0, 1, 1), None),
+        ((1, 0, 1, 0), None),
+    ],
+)
+def test_scores_are_compared_with_the_winner_by_label(write_jsonl: Write, labels, remarks) -> None:
+    scores = [(-1.0, 1.0), (-0.5, 0.5), (1.0, -1.0), (0.5, -0.5)]
+    rows = [{**row, "winner": label} for row, label in zip(answers(*scores), labels, strict=True)]
+    config = DataConfig(path=write_jsonl(*rows), columns={**WEBGPT, "label": "winner"})
+    if remarks is not None:
+        assert load_preferences(config).remarks == remarks
+        return
+    with pytest.raises(UserError, match=r"score_0 and score_1 contradict data\.columns\.label=winner in [24] of the 4"):
+        load_preferences(config)

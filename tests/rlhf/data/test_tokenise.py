@@ -200,6 +200,13 @@ def test_the_advice_is_that_of_the_cause(tokenizer, row: tuple[Any, str], advice
     assert caught.value.fix == advice
 
 
+def test_a_template_that_fails_is_to_be_corrected_itself(tokenizer) -> None:
+    tokenizer.chat_template = "{{ undefined.of }}"
+    with pytest.raises(UserError, match="the chat template fails") as caught:
+        tokenise_demonstrations(shown(((Message("user", "a"),), "b")), tokenizer, config(), LONG)
+    assert caught.value.fix.startswith("correct the chat template (model.chat_template, or the one")
+
+
 def test_no_rows_give_no_items(tokenizer) -> None:
     assert tokenise_preferences([], tokenizer, config(), LONG).items == ()
 
@@ -347,6 +354,6 @@ def test_text_that_the_tokenizer_does_not_know_is_counted() -> None:
     backend = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     by_words = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", eos_token="</s>")
-    rows = shown(("yes", "no"), ("maybe", "no"), ("yes", "never"), ("no", "yes"))
+    rows = shown(("yes", " no"), ("maybe", " no"), ("yes", " never"), ("no", " yes"))
     out = tokenise_demonstrations(rows, by_words, config(), LONG)
     assert out.rows == 4 and out.remarks == {"text that the tokenizer does not know, read as <unk>": 2}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from rlhf.config.schema import DataConfig
@@ -379,3 +381,117 @@ def test_columns_of_outcomes_that_are_not_read_are_named_together(write_jsonl: W
     with pytest.raises(UserError, match="the column 'winner_a' may say which") as caught:
         load_preferences(DataConfig(path=write_jsonl(*outcomes((1, 0, 0), (0, 0, 1))), columns=AB))
     assert f"data.columns.label='{ALL}'" in caught.value.fix
+
+
+def comparisons(column: str, *values: object) -> list[dict[str, object]]:
+    return [{"q": f"q{i}", "answer_a": "one", "answer_b": "two", column: value} for i, value in enumerate(values)]
+
+
+COUNTED = {"prompt": "q", "chosen": "answer_a", "rejected": "answer_b"}
+
+
+@pytest.mark.parametrize(
+    ("column", "values"),
+    [
+        ("overall_pref", (1.5, 2.5)),
+        ("pref", ("strong", "weak")),
+        ("ranking", ("A>B", "B>A")),
+        ("ranking", (4, 7)),
+        ("p_a_wins", (0.9, 0.2)),
+        ("p", (0.9, 0.2)),
+        ("elo_diff", (120, 30)),
+        ("gap", (120.5, -30)),
+        ("swap", (True, False)),
+        ("flipped", (1, 1)),
+        ("is_first", (True, False)),
+        ("ok", ("yes", "no")),
+        ("output", ("1\n\n### Reason: it is short", "2\n\n### Reason: it is right")),
+        ("output", ("Output (a)", "Output (b)")),
+        ("says", ("[[A]]", "[[B]]")),
+        ("says", ("A is better, as it is short.", "B is better, as it is right.", "Tie")),
+        ("m", ({"delta": 3}, {"delta": 4})),
+    ],
+)
+def test_a_column_of_any_name_beside_counted_answers_may_name_the_winner(
+    write_jsonl: Write, column: str, values: tuple[object, ...]
+) -> None:
+    path = write_jsonl(*comparisons(column, *values))
+    found = "m.delta" if column == "m" else column
+    with pytest.raises(UserError, match=f"the column '{found}' may say which of the two answers won") as caught:
+        load_preferences(DataConfig(path=path, columns=COUNTED))
+    assert f"data.columns.label={found}" in caught.value.fix and f"data.ignore=[{found}]" in caught.value.fix
+    loaded = load_preferences(DataConfig(path=path, columns=COUNTED, ignore=(found,)))
+    assert len(loaded.rows) == len(values)
+
+
+@pytest.mark.parametrize(
+    ("column", "values"),
+    [
+        ("source", ("wiki", "books")),
+        ("length", (120, 340)),
+        ("date", ("2024-01-02", "2024-03-04")),
+        ("comment", ("The first one is too long.", "Both are short.")),
+        ("rank_id", (12, 31)),
+        ("difficulty", (3, 5)),
+        ("is_english", (True, True)),
+    ],
+)
+def test_other_columns_beside_counted_answers_are_no_labels(write_jsonl: Write, column: str, values) -> None:
+    loaded = load_preferences(DataConfig(path=write_jsonl(*comparisons(column, *values)), columns=COUNTED))
+    assert len(loaded.rows) == 2 and loaded.unused == (column,)
+    remark = "answer_a is trained on as better than answer_b in every row: no column that names the winner is read"
+    assert loaded.remarks == (remark,)
+
+
+def test_a_column_for_each_answer_is_no_label(write_jsonl: Write) -> None:
+    rows = [{**row, "is_long_a": i > 0, "is_long_b": i == 0} for i, row in enumerate(comparisons("source", "x", "y"))]
+    assert len(load_preferences(DataConfig(path=write_jsonl(*rows), columns=COUNTED)).rows) == 2
+
+
+def test_names_that_say_which_answer_is_better_need_no_label(write_jsonl: Write) -> None:
+    rows = [{"q": "q", "better": "one", "worse": "two", "elo_diff": value, "rank": 1} for value in (10, -3)]
+    columns = {"prompt": "q", "chosen": "better", "rejected": "worse"}
+    loaded = load_preferences(DataConfig(path=write_jsonl(*rows), columns=columns))
+    assert len(loaded.rows) == 2 and loaded.remarks == ()
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "is_refused"),
+    [
+        ("swap", (True, False), True),
+        ("is_flipped", (1, 0), True),
+        ("reversed", ("yes", "no"), True),
+        ("order", ("ab", "ba"), True),
+        ("swap", (False, False), False),
+        ("swap_reason", (None, None), False),
+        ("order", (1, 2), False),
+        ("source", ("wiki", "books"), False),
+    ],
+)
+def test_a_column_of_exchanged_answers_beside_a_label_is_not_ignored(
+    write_jsonl: Write, column: str, values, is_refused: bool
+) -> None:
+    rows = [{**row, "winner": label} for row, label in zip(comparisons(column, *values), ("a", "b"), strict=True)]
+    config = DataConfig(path=write_jsonl(*rows), columns={**COUNTED, "label": "winner"})
+    if is_refused:
+        with pytest.raises(UserError, match=f"the column '{column}' may say that the two answers were exchanged"):
+            load_preferences(config)
+        config = replace(config, ignore=(column,))
+    assert [str(row.chosen) for row in load_preferences(config).rows] == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "advice"),
+    [
+        ((-3, -1, 0, 2, 3), '{"-3": chosen, "-1": chosen, "0": tie, "2": rejected, "3": rejected}'),
+        ((-1, 0, 1), '{"-1": chosen, "0": tie, "1": rejected}'),
+        ((-1, 1), '{"-1": chosen, "1": rejected}'),
+        ((3, 4, 5, 6, 7), '{"3": chosen, "4": chosen, "5": tie, "6": rejected, "7": rejected}'),
+        (("w", "x", "y", "z"), '{"w": chosen, "x": rejected, "y": tie}'),
+        (tuple(i / 30 for i in range(30)), "write a column of the winner to the file"),
+    ],
+)
+def test_the_advice_fits_a_scale(write_jsonl: Write, labels, advice: str) -> None:
+    with pytest.raises(UserError, match="their meaning is ambiguous") as caught:
+        winners(write_jsonl(*judged(*labels)))
+    assert advice in caught.value.fix

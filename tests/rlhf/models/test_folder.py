@@ -157,6 +157,15 @@ def test_a_byte_order_mark_of_the_folders_own_template_is_dropped(folder: Path, 
     assert chat.prompt((Message("user", "hi"),), {}).prompt == "hi"
 
 
+@pytest.mark.parametrize("content", [b"", b"\n \n", b"\xef\xbb\xbf"])
+def test_an_empty_template_is_refused(folder: Path, tmp_path: Path, content: bytes) -> None:
+    template = tmp_path / "chat.jinja"
+    template.write_bytes(content)
+    with pytest.raises(UserError, match=r"model\.chat_template: .*chat\.jinja is empty") as caught:
+        load_tokenizer(folder, ModelConfig(chat_template=str(template)))
+    assert "leave model.chat_template out" in caught.value.fix
+
+
 def test_end_tokens_by_source(tmp_path: Path) -> None:
     tokenizer = train_tokenizer([], 258)
     tiny_model(AutoModelForCausalLM, "llama", eos_token_id=[2, 1]).save_pretrained(tmp_path)
