@@ -191,3 +191,19 @@ def test_help_and_completion_are_fast() -> None:
     bash = {"_RLHF_COMPLETE": "complete_bash", "COMP_WORDS": "rlhf submit --no", "COMP_CWORD": "2"}
     completed = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **bash})
     assert completed.stdout == "--no-wait\n[]\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [(["--help"], 3), (["plan", str(RECIPE), "--cluster", "nodes=1,gpus=8,gpu=h100-80"], 3), (["pppo"], 2)],
+)
+def test_output_on_a_full_device_is_one_line_and_no_traceback(arguments: list[str], code: int) -> None:
+    command = [sys.executable, "-c", "import sys; from launch.cli import main; sys.exit(main(sys.argv[1:]))"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*command, *arguments], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        silent = subprocess.run([*command, *arguments], stdout=full, stderr=full, check=False)
+    assert (done.returncode, silent.returncode) == (code, code), done.stderr
+    assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
+    if code == 3:
+        assert done.stderr.splitlines()[0].endswith("give the command again.") and len(done.stderr.splitlines()) == 1
+        assert "the output cannot be written: No space left on device" in done.stderr
