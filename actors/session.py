@@ -167,7 +167,7 @@ class Session:
         if finished in (None, own) or not run.config.is_file():
             return own
         paths = DATA_PATHS if run.finished_data() is not None else ()
-        with suppress(UserError, UnicodeDecodeError):  # a configuration that cannot be read counts as different
+        with suppress(OSError, UserError, UnicodeDecodeError):  # one that cannot be read counts as different
             then = run.config.read_text(encoding="utf-8")
             differ = differing_keys(then, to_yaml(self.recipe), DEPENDS_ON[stage])
             if all(key in paths for key, _, _ in differ):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -144,6 +146,44 @@ def test_a_finished_stage_starts_no_ray_and_a_pipeline_with_more_to_do_starts_it
     assert len(starts) == 1 and "sft: finished before" in capfd.readouterr().out
     assert main(["pipeline", *command]) == 0
     assert len(starts) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "expected"),
+    [
+        pytest.param("sft/model/tokenizer.json", lambda path: path.write_text("{}"), "was changed", id="altered model"),
+        pytest.param("sft/model/tokenizer.json", Path.unlink, "is missing", id="incomplete model"),
+        pytest.param("sft/done.json", lambda path: path.write_text("{"), "is not JSON", id="damaged mark"),
+        pytest.param("sft/done.json", lambda path: (path.unlink(), path.mkdir()), "Is a directory", id="mark: folder"),
+        pytest.param("sft/summary.json", lambda path: path.write_bytes(b"\xff"), "is not UTF-8", id="damaged summary"),
+        pytest.param("base/made-from", lambda path: path.write_bytes(b"\xff"), "is not UTF-8", id="damaged made-from"),
+        pytest.param("base/model.safetensors", Path.unlink, "is missing", id="incomplete initial model"),
+        pytest.param(
+            "base", lambda path: (shutil.rmtree(path), path.touch()), "is a file", id="file in place of the model"
+        ),
+    ],
+)
+def test_damaged_files_of_a_finished_stage_are_named(
+    name: str,
+    damage: Callable[[Path], object],
+    expected: str,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    command = ["sft", str(RECIPE), *overrides(data, "finished"), f"runs_dir={tmp_path}"]
+    monkeypatch.setattr("actors.cluster.cluster", lambda *_: nullcontext())
+    with monkeypatch.context() as first:
+        first.setattr("actors.pipeline.run_stage", finish)
+        assert main(command) == 0
+    path = tmp_path / "finished" / name
+    damage(path)
+    capfd.readouterr()
+    assert main(command) == 2
+    message = capfd.readouterr().err
+    assert str(path) in message and expected in message and "fix: " in message
+    assert "Traceback" not in message
 
 
 def test_folder_that_cannot_be_written(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
