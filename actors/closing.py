@@ -85,4 +85,5 @@ def _headline(root: Path, summaries: Mapping[str, Summary], picture: Path, secon
         "picture": str(picture),
         "metrics, samples, logs": str(root),
         "the policy": str(root / "ppo" / "model"),
+        "all of it on one page": f"rlhf report {root}",
     }

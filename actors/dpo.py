@@ -14,6 +14,7 @@ from actors.supervised import (
     Loop,
     Summary,
     phase_seconds,
+    read_ceiling,
     record_examinations,
     running_group,
     save_model,
@@ -22,7 +23,7 @@ from actors.supervised import (
 from actors.waiting import PhaseContext
 from rlhf.config.stages import check_schedule
 from rlhf.data.stages import comparison_batches
-from rlhf.evaluation.accuracy import accuracy_ceiling, shorter_wins
+from rlhf.evaluation.accuracy import shorter_wins
 from rlhf.metrics import labelled
 from rlhf.roles.supervised_data import PairData, held_out_metrics, prompt_ids, response_logprobs
 from rlhf.tracking.run_folder import RunFolder
@@ -45,9 +46,9 @@ BLOCK = 1024
 def train_dpo(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
     """Train the policy on comparisons and save it to ``run.model``; returns the stage's summary."""
     recipe, timer = session.recipe, PhaseTimer(spans=tracker.timeline)
-    ceiling = accuracy_ceiling(recipe.reward.ceiling)  # a property of the labels, so that it applies to DPO too
     data = session.preferences
     session.report_data(data, run)
+    ceiling = read_ceiling(session)  # a property of the labels, so that it applies to DPO too
     config = recipe.dpo
     batches = comparison_batches(data.train, config.batch_size, config.epochs, recipe.seed)
     check_schedule(recipe.dpo.optimizer, len(batches), "dpo.optimizer")

@@ -22,6 +22,7 @@ from rlhf.roles.assemble import BatchReport, ResultSpec
 from rlhf.roles.block_result import join_samples
 from rlhf.run_state import RunState, WatchState
 from rlhf.storage.durable import write_atomically
+from rlhf.storage.reading import read_json
 from rlhf.tracking.run_folder import RunFolder
 from rlhf.tracking.spans import PhaseTimer
 from rlhf.tracking.tracker import Tracker
@@ -182,7 +183,8 @@ class EarlyStopping:
         """
         if not self._keeps_best(state):
             return self.policy.answers()
-        kept: list[str] = json.loads((self.run.best_of(kept_step(state)) / ANSWERS).read_text(encoding="utf-8"))
+        fix = f"restore the file, or delete {self.run.path} to train the ppo stage again"
+        kept: list[str] = read_json(self.run.best_of(kept_step(state)) / ANSWERS, list, fix)
         return kept
 
     def save_final_model(self, state: RunState) -> None:

@@ -42,6 +42,7 @@ def run_stage(session: Session, stage: str) -> Summary:
             summary["seconds in all"] = time.perf_counter() - start
             tracker.close(summary)
         run.finish(summary)
+        session.trust(run.model)
     except UserError:
         if not run.metrics.exists():
             run.discard()

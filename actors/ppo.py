@@ -26,6 +26,7 @@ from rlhf.metrics import labelled
 from rlhf.run_state import RunState
 from rlhf.storage.durable import write_atomically
 from rlhf.storage.jsonl import read_lines
+from rlhf.storage.reading import read_json
 from rlhf.tracking.plots import plot_overoptimisation
 from rlhf.tracking.run_folder import RunFolder
 from rlhf.tracking.tracker import Tracker
@@ -114,7 +115,7 @@ def _count_compared(run: RunFolder, recipe: Recipe) -> int:
     ``evaluation.prompts``."""
     stored = run.path / BEFORE
     if run.resumes and stored.exists():
-        return len(json.loads(stored.read_text(encoding="utf-8")))
+        return len(_read_answers(stored))
     return recipe.evaluation.prompts
 
 
@@ -123,8 +124,7 @@ def _answers_before(run: RunFolder, loop: TrainingLoop, policy: PolicyAccess) ->
     stored = run.path / BEFORE
     if not (run.resumes and stored.exists()):
         write_atomically(stored, json.dumps(loop.retry(policy.answers), ensure_ascii=False))
-    answers: list[str] = json.loads(stored.read_text(encoding="utf-8"))
-    return answers
+    return _read_answers(stored)
 
 
 def _policy(session: Session, actors: RunActors, compared: Sequence[int]) -> PolicyAccess:
@@ -160,8 +160,13 @@ def _answers_after(
         answers = loop.retry(lambda: early_stop.answers(loop.state) if early_stop else policy.answers())
         write_atomically(stored, json.dumps(answers, ensure_ascii=False))
         loop.retry(lambda: early_stop.save_final_model(loop.state) if early_stop else _save(policy, run))
-    after: list[str] = json.loads(stored.read_text(encoding="utf-8"))
-    return after
+    return _read_answers(stored)
+
+
+def _read_answers(stored: Path) -> list[str]:
+    fix = f"restore the file, or delete {stored.parent} to train the ppo stage again"
+    answers: list[str] = read_json(stored, list, fix)
+    return answers
 
 
 def _save(policy: PolicyAccess, run: RunFolder) -> None:

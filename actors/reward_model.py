@@ -11,6 +11,7 @@ from actors.supervised import (
     Loop,
     Summary,
     phase_seconds,
+    read_ceiling,
     record_examinations,
     running_group,
     save_model,
@@ -20,7 +21,7 @@ from actors.waiting import PhaseContext
 from rlhf.config.stages import check_schedule
 from rlhf.data.stages import comparison_batches
 from rlhf.errors import MachineryError
-from rlhf.evaluation.accuracy import accuracy_ceiling, preference_accuracy, shorter_wins
+from rlhf.evaluation.accuracy import preference_accuracy, shorter_wins
 from rlhf.metrics import labelled
 from rlhf.roles.block_result import join_samples
 from rlhf.roles.supervised_data import ExampleData, PairData
@@ -44,9 +45,9 @@ NORMALISED_ON = 1000
 def train_reward(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
     """Train a reward model and save it to ``run.model``; returns the stage's summary."""
     recipe, timer = session.recipe, PhaseTimer(spans=tracker.timeline)
-    ceiling = accuracy_ceiling(recipe.reward.ceiling)
     data = session.preferences
     session.report_data(data, run)
+    ceiling = read_ceiling(session)
     train, held_out = PairData.pack(data.train), PairData.pack(data.held_out)
     config = recipe.reward
     batches = comparison_batches(data.train, config.batch_size, config.epochs, recipe.seed)

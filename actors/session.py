@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import date
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,7 @@ from rlhf.checkpoints.compatible import (
     require_same,
     require_same_data,
 )
+from rlhf.checkpoints.manifest import file_entries, find_faults, hash_files
 from rlhf.checkpoints.store import Checkpoint, latest_checkpoint
 from rlhf.config.load import recipe_digest, to_yaml
 from rlhf.config.schema import TRAINED, Recipe, Stage
@@ -37,12 +39,18 @@ from rlhf.models.saving import try_saving_tokenizer
 from rlhf.records import DataFile
 from rlhf.recovery.stop import StopRequest, end_within
 from rlhf.storage.durable import write_atomically
+from rlhf.storage.reading import damaged, read_json, read_text, require_folder
 from rlhf.tracking.console import Console
-from rlhf.tracking.run_folder import RunFolder
+from rlhf.tracking.run_folder import MODEL, RunFolder
 from rlhf.types import Example, ModelFacts, Pair, Prompt
 
+LARGE_MODEL = 8 * 2**30
+"""Size in bytes from which the verification of a model is announced, because it takes seconds."""
 BASE = "base"
 """Name of the run's subfolder with a randomly initialised model."""
+
+HASHES = "hashes.json"
+"""File in that folder with the hashes of the others."""
 
 DEPENDS_ON: Mapping[str, tuple[str, ...]] = {
     "sft": ("seed", "model", "data", "sft"),
@@ -109,21 +117,39 @@ class Session:
     def base(self) -> Path:
         """Folder of the model that SFT starts from; a randomly initialised one is created on first access."""
         if self.recipe.model.path is not None:
-            return Path(self.recipe.model.path).expanduser()
+            # Not announced: the standard output of `rlhf generate` is only for answers.
+            return self.verified(Path(self.recipe.model.path).expanduser(), is_announced=False)
         assert self.recipe.model.scratch is not None
-        folder = self.root / BASE
+        folder, partial = self.root / BASE, self.root / f"{BASE}.partial"
+        for place in (folder, partial):
+            require_folder(place, "move the file elsewhere, or give this run another name (name=...)")
         made_from = recipe_digest(self.recipe, ("seed", "model", "data"))
         marker = folder / "made-from"
-        if not marker.exists() or marker.read_text() != made_from:
+        again = f"delete the folder {folder}: the same model is created again from the recipe's seed and data"
+        if not marker.exists() or read_text(marker, again) != made_from:
             from rlhf.models.scratch import make_scratch  # a slow import that most runs do not need
 
             all_text = list(texts(self.recipe))  # bad data must be refused before the old folder is removed
             shutil.rmtree(folder, ignore_errors=True)
-            partial = self.root / f"{BASE}.partial"
+            shutil.rmtree(partial, ignore_errors=True)  # of a killed attempt
             make_scratch(self.recipe.model.scratch, all_text, partial, self.recipe.seed)
-            (partial / marker.name).write_text(made_from)
+            files = [asdict(entry) for entry in hash_files(partial)]
+            write_atomically(partial / HASHES, json.dumps(files) + "\n")
+            write_atomically(partial / marker.name, made_from)
             partial.rename(folder)
+        elif (folder / HASHES).exists():  # an earlier version recorded none
+            self._verify_base(folder / HASHES, again)
         return folder
+
+    def _verify_base(self, hashes: Path, again: str) -> None:
+        """Check that the run's randomly initialised model is as it was created."""
+        rows = read_json(hashes, list, again)
+        try:
+            files = file_entries(rows)
+        except (TypeError, ValueError) as error:
+            raise damaged(hashes, f"does not list the model's files: {error}", again) from error
+        if wrong := find_faults(files, hashes.parent):
+            raise damaged(hashes.parent / wrong[0].partition(" ")[0], wrong[0].partition(" ")[2], again)
 
     def is_finished(self, command: Stage) -> bool:
         """Whether all stages of a command are finished with this recipe."""
@@ -141,7 +167,7 @@ class Session:
         if finished in (None, own) or not run.config.is_file():
             return own
         paths = DATA_PATHS if run.finished_data() is not None else ()
-        with suppress(UserError, UnicodeDecodeError):  # a configuration that cannot be read counts as different
+        with suppress(OSError, UserError, UnicodeDecodeError):  # one that cannot be read counts as different
             then = run.config.read_text(encoding="utf-8")
             differ = differing_keys(then, to_yaml(self.recipe), DEPENDS_ON[stage])
             if all(key in paths for key, _, _ in differ):
@@ -166,14 +192,14 @@ class Session:
         """Folder of a stage's model: the recipe's (``given``), the finished stage's, or ``otherwise``.
 
         Raises:
-            UserError: the stage was finished with another configuration, or no model exists.
+            UserError: the stage was finished with another configuration, its model was changed, or no model exists.
         """
         if given is not None:
-            return Path(given).expanduser()
+            return self.verified(Path(given).expanduser())
         self._require_same(stage)
         run = RunFolder(self.root, stage)
         if run.is_finished(self.digest(stage)):
-            return run.model
+            return self.verified(run.model)
         if otherwise is not None:
             return otherwise
         raise UserError(
@@ -182,6 +208,33 @@ class Session:
             f"run `rlhf {stage}` with the same recipe first, run `rlhf pipeline`, or give "
             f"{'ppo.policy_init (in DPO, dpo.init)' if stage == 'sft' else 'rewards.model.model'} a model folder",
         )
+
+    def verified(self, model: Path, is_announced: bool = True) -> Path:
+        """Return a model's folder after comparing its files with the hashes of the stage that wrote them.
+
+        Each folder is read once per command, by this process alone. A folder that no stage wrote, or one of an earlier
+        version, which recorded no hashes, is returned unread.
+
+        Raises:
+            UserError: a file was changed since the stage ended.
+        """
+        if model.name != MODEL or model.absolute() in self._verified_models:
+            return model
+        run = RunFolder(model.parent.parent, model.parent.name)
+        size = sum(entry.bytes for entry in run.finished_model())
+        if is_announced and size >= LARGE_MODEL:
+            self.console.print(f"verifying {model}: {size / 2**30:,.0f} GiB")
+        run.verify_model()
+        self.trust(model)
+        return model
+
+    def trust(self, model: Path) -> None:
+        """Do not verify a model in this command: it was verified, or this command wrote it."""
+        self._verified_models.add(model.absolute())
+
+    @cached_property
+    def _verified_models(self) -> set[Path]:
+        return set()
 
     @property
     def policy_start(self) -> Path:
@@ -260,7 +313,7 @@ class Session:
             UserError: the model of ``ppo.critic_init`` has another vocabulary.
         """
         if self.recipe.ppo.critic_init is not None:
-            start = Path(self.recipe.ppo.critic_init).expanduser()
+            start = self.verified(Path(self.recipe.ppo.critic_init).expanduser())
             self.require_vocabulary("ppo.critic_init", start)
             return start
         fitting = (model for model in self.reward_models.values() if self._can_initialise_critic(model))
@@ -280,7 +333,14 @@ class Session:
     @cached_property
     def day(self) -> date:
         """Date for chat templates that use one, the same in all stages and commands of the run."""
-        return date.fromisoformat(self._day_file.read_text()) if self._day_file.exists() else self.today()
+        if not self._day_file.exists():
+            return self.today()
+        fix = f"write the day of the run's first command as YYYY-MM-DD, or delete {self._day_file}: today is then used"
+        text = read_text(self._day_file, fix)
+        try:
+            return date.fromisoformat(text.strip())
+        except ValueError as error:
+            raise damaged(self._day_file, f"holds {text[:40]!r} and no date", fix) from error
 
     @property
     def _day_file(self) -> Path:
@@ -289,7 +349,7 @@ class Session:
     @property
     def _vocabulary(self) -> Path:
         given = self.recipe.ppo.policy_init
-        return Path(given).expanduser() if given is not None else self.base
+        return self.verified(Path(given).expanduser()) if given is not None else self.base
 
     @cached_property
     def facts(self) -> ModelFacts:
@@ -346,6 +406,9 @@ class Session:
             UserError: one of them is unusable, or was made with another configuration.
         """
         self._require_same(stage)
+        run = RunFolder(self.root, stage)
+        if run.is_finished(self.digest(stage)):
+            self.verified(run.model)
         self.checkpoint(stage)
         try_saving_tokenizer(self.tokenizer)
         if stage == "dpo":

@@ -16,6 +16,7 @@ from actors.timeline import TimelineCollector
 from actors.waiting import START, PhaseContext
 from actors.worker import Builder
 from rlhf.config.schema import Stage
+from rlhf.evaluation.accuracy import accuracy_ceiling
 from rlhf.models.examination import Examination
 from rlhf.models.folder import differing_ends, end_tokens
 from rlhf.tracking.run_folder import RunFolder
@@ -102,6 +103,15 @@ def save_model(
     with timer("save"), run.writing_model() as folder:
         group.ask(method, folder.resolve(), *arguments, context=PhaseContext(phase="save"))
         session.tokenizer.save_pretrained(folder)
+
+
+def read_ceiling(session: Session) -> Summary:
+    """The accuracy that the labels' noise permits, for the summary, if it was computed from these comparisons."""
+    file = session.recipe.reward.ceiling
+    found = accuracy_ceiling(file, session.preferences.files)
+    if file is not None and not found:
+        session.console.print(f"reward.ceiling: {file} was computed for other comparisons, so it is not shown")
+    return found
 
 
 def record_examinations(session: Session, tracker: Tracker, groups: Mapping[str, Group], model: Path) -> Summary:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -13,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from types import ModuleType
-from typing import Any
+from typing import Any, TextIO
 
 import typer
 
@@ -29,6 +30,9 @@ from rlhf.errors import RLHFError, UserError
 
 SCREEN_LINES, SCREEN_WIDTH = 38, 500
 """Longest message, in lines, and longest line, in characters."""
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+"""Errors of a full device, or of a user who has used all of a quota."""
 
 SHORT_HELP = {"help_option_names": ["-h", "--help"]}
 
@@ -91,26 +95,63 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0 done, 2 the input is wrong, 3 the machinery failed, 75 stopped."""
+    """Run a command; returns the exit code: 0 done, 2 the input is wrong, 3 the machinery failed, 75 stopped.
+
+    Standard output is flushed here: Python itself would report a failure only at its end, with a traceback.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     name = " ".join(["rlhf", *(word for word in arguments[:1] if word in COMMANDS)])
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    code = _run(name, arguments)
+    try:
+        sys.stdout.flush()
+    except OSError:  # the command has failed, and its reason is reported
+        _discard(sys.stdout)
+    return code
+
+
+def _run(name: str, arguments: Sequence[str]) -> int:
     try:
         call = parse(arguments)
-        return COMMANDS[call.command].run(**call.options) or 0
+        code = COMMANDS[call.command].run(**call.options) or 0
+        sys.stdout.flush()
+        return code
     except RLHFError as error:
-        print(on_one_screen(f"{name}: {error}"), file=sys.stderr)
+        _report(on_one_screen(f"{name}: {error}"))
         return error.exit_code
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        _report("interrupted")
         return 130
     except BrokenPipeError:  # the reader of the output has seen enough, as in `rlhf data ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains again when it ends
+        _discard(sys.stdout)
         return 128 + signal.SIGPIPE
-    except Exception:
-        traceback.print_exc()
-        print(f"{name}: unexpected error; the traceback is above", file=sys.stderr)
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in NO_SPACE:
+            _report(on_one_screen(f"{name}: {_describe_full(error)}"))
+            _discard(sys.stdout)
+            return 3
+        _report(f"{traceback.format_exc()}{name}: unexpected error; the traceback is above")
         return 3
+
+
+def _report(message: str) -> None:
+    """Print to standard error, which may be full too: then the exit code is all."""
+    try:
+        print(message, file=sys.stderr, flush=True)
+    except OSError:
+        _discard(sys.stderr)
+
+
+def _describe_full(error: OSError) -> str:
+    """The message of a device without space; the error of a stream names no file."""
+    where = error.filename or "the output"
+    fix = "Free space there, or write elsewhere, and give the command again."
+    return f"{where} cannot be written: {error.strerror}. {fix}"
+
+
+def _discard(stream: TextIO) -> None:
+    """Redirect a stream to nowhere: Python writes its buffered text when it ends, and would fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def parse(arguments: Sequence[str]) -> Call:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from launch.doctor.memory import gather
 from launch.plan.cluster import Cluster
 from launch.plan.members import Shapes, check_heads
 from launch.plan.strategy import choose, decided
@@ -86,7 +87,11 @@ def _own_gpu() -> str | None:
 def _this_machine() -> Machine:
     import torch
 
-    return Machine(gpus=torch.cuda.device_count(), cpus=len(os.sched_getaffinity(0)))
+    try:
+        memory: int | None = gather().total
+    except OSError:  # a system without control groups or shared memory
+        memory = None
+    return Machine(gpus=torch.cuda.device_count(), cpus=len(os.sched_getaffinity(0)), memory=memory)
 
 
 def _cluster(address: str) -> Machine:
@@ -187,19 +192,19 @@ def check_classifiers(session: Session, stage: str) -> None:
 
     if stage == "reward":
         if recipe.reward.init is not None and is_here(recipe.reward.init):
-            start = Path(recipe.reward.init).expanduser()
+            start = session.verified(Path(recipe.reward.init).expanduser())
             session.require_vocabulary("reward.init", start)
             start_of_reward(start, recipe.model)
         return
     for key, source in _named_models(recipe):
         assert source.model is not None
         if is_here(source.model):
-            found = inspect_classifier(Path(source.model).expanduser(), recipe.model, own=True)
+            found = inspect_classifier(session.verified(Path(source.model).expanduser()), recipe.model, own=True)
             found.require_whole(f"{key}.model")
             label_index(found, source.label, f"{key}.label")
     critic = recipe.ppo.critic_init
     if critic is not None and recipe.algorithm.has_critic and is_here(critic):
-        start = Path(critic).expanduser()
+        start = session.verified(Path(critic).expanduser())
         session.require_vocabulary("ppo.critic_init", start)
         found = inspect_classifier(start, recipe.model, own=False)
         found.require_backbone("ppo.critic_init")

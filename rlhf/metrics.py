@@ -76,7 +76,7 @@ SECTIONS: Mapping[str, tuple[Metric, ...]] = {
         Metric(
             "critic/explained_variance", "", "1 − var(R − V)/var(R): 1 for a perfect critic, 0 for a constant", "higher"
         ),
-        Metric("first_pass/ratio", "", "mean of ρ in the first update: 1, or the run stops"),
+        Metric("first_pass/ratio", "", "mean of ρ in the first update: 1, or the run stops", None, "first-pass ratio"),
         Metric("first_pass/approxkl", "½ (log ρ)²", "the same distance in the first update: 0, or the run stops"),
         Metric("first_pass/clipfrac", "fraction", "clipped tokens in the first update: 0, or the run stops"),
         Metric("lr", "", "learning rate of the last update"),

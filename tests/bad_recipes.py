@@ -233,6 +233,8 @@ OVERRIDES: dict[str, tuple[tuple[str, ...], str]] = {
     "a folder's name with a null character": (('runs_dir="a\\0b"',), "runs_dir"),
     "a folder's name of half a character": (('runs_dir="\\ud800"',), "runs_dir"),
     "a folder's name that is too long": (("runs_dir=" + "r" * 5000,), "runs_dir"),
+    "a store's address for the folder of runs": (("runs_dir=s3://bucket/runs",), "is a URL"),
+    "more memory than any machine": (("rollout.memory_gib=1e9",), "GiB of memory"),
     "a run's name that leads elsewhere": (("name=../elsewhere",), "cannot be a folder's name"),
     "several at once": (("sft", "sft.epochs=[", "name.x=1"), "3 problems"),
     "more parameters than any memory": (("model.scratch.hidden_size=6400000", "model.scratch.layers=4"), "parameters"),

@@ -15,7 +15,10 @@ from examples.travel.answers import write_answer, write_flawed_answer, write_ide
 from examples.travel.guideline import quality
 from examples.travel.raters import RATERS, Comparison, ceiling, label
 from examples.travel.world import make_prompts, make_world
+from rlhf.data.read import read_rows
 from rlhf.errors import UserError
+from rlhf.evaluation.accuracy import CEILING_DATA
+from rlhf.records import DataFile
 
 FLAWED_SHARE = 0.25
 """Share of the comparisons in which one answer has a flaw of a policy under optimisation."""
@@ -37,19 +40,20 @@ def make_data(out: Path, seed: int, demonstrations: int, preferences: int, promp
     ppo_prompts, known_prompts = _split_prompts(seed, demonstrations, preferences, prompts)
     rows = _demonstrations(known_prompts, demonstrations, random.Random(f"demonstrations-{seed}"))
     comparisons = _comparisons(known_prompts, preferences, random.Random(f"comparisons-{seed}"))
+    out.mkdir(parents=True, exist_ok=True)
+    _write_lines(out / "demonstrations.jsonl", rows)
+    _write_lines(out / "preferences.jsonl", _labelled(comparisons, random.Random(f"labels-{seed}")))
+    _write_lines(out / "prompts.jsonl", ({"prompt": prompt} for prompt in ppo_prompts))
     meta = {
         "seed": seed,
         "counts": {"demonstrations": demonstrations, "preferences": preferences, "prompts": prompts},
         "raters": [asdict(rater) for rater in RATERS],
         "flawed_share": FLAWED_SHARE,
         "accuracy_ceiling": ceiling(comparisons),
+        CEILING_DATA: [_digest(out / "preferences.jsonl")],
         "demonstration_quality": _mean_quality(rows),
         "best_quality": _mean_quality(_answer_all(ppo_prompts, write_ideal_answer, random.Random(f"ideal-{seed}"))),
     }
-    out.mkdir(parents=True, exist_ok=True)
-    _write_lines(out / "demonstrations.jsonl", rows)
-    _write_lines(out / "preferences.jsonl", _labelled(comparisons, random.Random(f"labels-{seed}")))
-    _write_lines(out / "prompts.jsonl", ({"prompt": prompt} for prompt in ppo_prompts))
     (out / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
     return meta
 
@@ -108,6 +112,14 @@ def _draw(prompts: list[str], count: int, rng: random.Random) -> list[str]:
 
 def _mean_quality(rows: list[Row]) -> float:
     return fmean(quality([row["prompt"] for row in rows], [row["completion"] for row in rows]))
+
+
+def _digest(path: Path) -> str:
+    """The digest by which a run recognises these rows."""
+    files: list[DataFile] = []
+    for _ in read_rows(str(path), files=files):
+        pass
+    return files[0].digest
 
 
 def _write_lines(path: Path, rows: Iterable[Row]) -> None:

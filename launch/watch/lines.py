@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from launch.report.read import number
-from launch.watch.describe import describe_event, local_time
+from launch.watch.describe import local_time
+from launch.watch.events import fit_events, fold_events
 from launch.watch.follow import Row
 from launch.watch.view import NUMBERS, RunView, step_seconds
 from rlhf.tracking.console import format_seconds
@@ -25,13 +26,15 @@ class Lines:
 
     def new(self, view: RunView) -> Iterator[str]:
         """The lines that are new in this state."""
-        if view.stage != self._stage:
+        begins = view.stage != self._stage
+        if begins:
             yield from self._begin(view)
         yield from self._log_lines(view)
         if not view.log.total:  # a job's log contains the steps
             yield from self._step_lines(view)
-        for event in view.events.since(self._events):
-            yield "  ".join(filter(None, (local_time(event), view.stage, describe_event(event))))
+        groups = fold_events(view.events.since(self._events))
+        for group in fit_events(groups, FIRST) if begins else groups:
+            yield "  ".join(filter(None, (local_time(group.last), view.stage, group.describe())))
         self._events = view.events.total
         if view.warning and not self._warned:
             yield f"{view.stage}  {view.warning}"
@@ -45,7 +48,7 @@ class Lines:
         self._stage = view.stage
         recent = view.metrics.items[-FIRST - 1 :] if first else ()
         self._step = number(recent[0].get("step")) if len(recent) > FIRST else None
-        self._events = max(0, view.events.total - FIRST) if first else 0
+        self._events = 0
 
     def _log_lines(self, view: RunView) -> Iterator[str]:
         if not self._log:

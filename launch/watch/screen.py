@@ -20,7 +20,8 @@ from rich.table import Table
 from rich.text import Text
 
 from launch.report.read import STAGES
-from launch.watch.describe import GOOD, TROUBLE, describe_event, describe_sample, local_time
+from launch.watch.describe import GOOD, TROUBLE, describe_sample, local_time
+from launch.watch.events import EventGroup, fit_events, fold_events
 from launch.watch.follow import Row
 from launch.watch.spark import sparkline
 from launch.watch.view import ActorRow, RunView, history, phases, rates, step_seconds
@@ -225,7 +226,7 @@ def _texts(view: RunView, width: int, lines: int) -> list[Layout]:
     """Samples, events and a job's log, if present. Each has a share of the lines, and unused lines go to the first
     one."""
     panels: list[tuple[str, int, Callable[[int, int], RenderableType]]] = []
-    events, log = view.events.items, view.log.items
+    events, log = fold_events(view.events.items), view.log.items
     if view.samples:
         step = one_line(view.samples[-1].get("step"))
         panels.append((f"samples of step {step}", lines, partial(_samples, view.samples)))
@@ -242,8 +243,10 @@ def _texts(view: RunView, width: int, lines: int) -> list[Layout]:
     ]
 
 
-def _events(events: Sequence[Row], width: int, lines: int) -> RenderableType:
-    return Group(*(_event(row, width) for row in events[-lines:])) if events else Text("none so far", style="dim")
+def _events(events: Sequence[EventGroup], width: int, lines: int) -> RenderableType:
+    if not events:
+        return Text("none so far", style="dim")
+    return Group(*(_event(group, width) for group in fit_events(events, lines)))
 
 
 def _log(log: Sequence[str], width: int, lines: int) -> RenderableType:
@@ -284,11 +287,10 @@ def _count_fitting(text: str, width: int) -> int:
     return count
 
 
-def _event(event: Row, width: int) -> Text:
-    kind = event.get("kind")
-    style = "red" if kind in TROUBLE else "green" if kind in GOOD else "yellow"
-    row = Text(local_time(event) or " " * 8, style="dim")
-    return _cut(row.append("  ").append(describe_event(event), style=style), width)
+def _event(group: EventGroup, width: int) -> Text:
+    style = "red" if group.kind in TROUBLE else "green" if group.kind in GOOD else "yellow"
+    row = Text(local_time(group.last) or " " * 8, style="dim")
+    return _cut(row.append("  ").append(group.describe(), style="dim" if group.is_routine else style), width)
 
 
 def _cut(text: Text, width: int) -> Text:

@@ -11,6 +11,7 @@ import reprlib
 import stat
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -27,6 +28,8 @@ OWN = (STATE, CONFIG, VERSIONS)
 """Files that every checkpoint has, besides those of its models."""
 _LARGEST = 2**63
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+READERS = 4
+"""Number of files that are hashed in parallel."""
 BLOCK_BYTES = 16 * 2**20
 """Block size of writing and hashing, small enough for a block to be hashed from the CPU's cache."""
 
@@ -103,6 +106,31 @@ def fault_of(entry: FileEntry, folder: Path) -> str | None:
     return None if same else "has other content than was written"
 
 
+def hash_files(folder: Path) -> tuple[FileEntry, ...]:
+    """Size and hash of every file below ``folder``, by name; empty if there is no such folder.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    with ThreadPoolExecutor(READERS) as pool:
+        return tuple(pool.map(lambda name: _hash_file(name, folder), names))
+
+
+def _hash_file(name: str, folder: Path) -> FileEntry:
+    path = folder / name
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return FileEntry(name=name, bytes=path.stat().st_size, sha256=digest)
+
+
+def find_faults(entries: Sequence[FileEntry], folder: Path) -> list[str]:
+    """Verify files; returns a sentence for each that has not the expected content, in the order of ``entries``."""
+    with ThreadPoolExecutor(READERS) as pool:
+        faults = list(pool.map(lambda entry: fault_of(entry, folder), entries))
+    return [f"{entry.name} {fault}" for entry, fault in zip(entries, faults, strict=True) if fault is not None]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
     """Content of a checkpoint."""
@@ -167,8 +195,7 @@ def _digest(body: Mapping[str, Any]) -> str:
 
 
 def _typed(body: Mapping[str, Any]) -> Manifest:
-    files = tuple(_entry(**entry) for entry in body["files"])
-    require_inside([entry.name for entry in files])
+    files = file_entries(body["files"])
     if missing := set(OWN) - {entry.name for entry in files}:
         raise ValueError(f"it does not list {', '.join(sorted(missing))}")
     score, written = body["score"], body["written"]
@@ -193,6 +220,18 @@ def data_file(*, file: Any, rows: Any, digest: Any) -> DataFile:
     if not isinstance(file, str) or not isinstance(digest, str):
         raise TypeError(f"file {reprlib.repr(file)}, digest {reprlib.repr(digest)}")
     return DataFile(file=file, rows=_count(rows), digest=digest)
+
+
+def file_entries(rows: Any) -> tuple[FileEntry, ...]:
+    """Convert JSON records of files, from a manifest or a finished stage.
+
+    Raises:
+        TypeError: a value has the wrong type.
+        ValueError: a name leads out of the folder.
+    """
+    files = tuple(_entry(**row) for row in rows)
+    require_inside([entry.name for entry in files])
+    return files
 
 
 def _entry(*, name: Any, bytes: Any, sha256: Any) -> FileEntry:

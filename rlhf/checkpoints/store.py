@@ -20,7 +20,6 @@ import platform
 import re
 import shutil
 from collections.abc import Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -43,6 +42,7 @@ from rlhf.checkpoints.manifest import (
     decode,
     encode,
     fault_of,
+    find_faults,
     json_mapping,
     require_inside,
     write_files,
@@ -55,8 +55,6 @@ PARTIAL, REPLACED, REMOVED = ".partial", ".replaced", ".removed"
 LATEST, BEST = "latest", "best"
 _COMMITTED = re.compile(r"step_(0|[1-9]\d*)", re.ASCII)
 _LEFT = re.compile(r"(step_\d+\.(partial|replaced|removed)|(latest|best)\.partial)", re.ASCII)
-READERS = 4
-"""Number of files that are hashed in parallel."""
 
 
 def committed(folder: Path) -> dict[int, Path]:
@@ -118,10 +116,7 @@ class Checkpoint:
             UserError: a file is missing or differs.
         """
         files = self.manifest.files
-        with ThreadPoolExecutor(READERS) as pool:
-            faults = list(pool.map(lambda entry: fault_of(entry, self.path), files))
-        wrong = [f"{entry.name} {fault}" for entry, fault in zip(files, faults) if fault is not None]
-        if wrong:
+        if wrong := find_faults(files, self.path):
             more = f"; {len(wrong) - 1} more of its {len(files)} files are damaged" if len(wrong) > 1 else ""
             raise damaged(self.path, f"{self.path}/{wrong[0]}{more}")
 

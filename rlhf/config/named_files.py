@@ -29,7 +29,13 @@ def check_name(recipe: Recipe) -> Iterator[UserError]:
             "a run's files go to <runs_dir>/<name>",
             "use up to 100 letters, digits, dots, dashes and underscores, beginning with a letter or digit",
         )
-    if not recipe.runs_dir or not _is_path(recipe.runs_dir) or _exists(recipe.runs_dir, file=True):
+    if "://" in recipe.runs_dir:
+        yield UserError(
+            f"runs_dir = {without_secrets(recipe.runs_dir)!r} is a URL",
+            "a run writes, renames and locks local files; a folder of this name would be created here",
+            "name a folder, on a cluster one of a file system that all nodes share; copy the finished run to the store",
+        )
+    elif not recipe.runs_dir or not _is_path(recipe.runs_dir) or _exists(recipe.runs_dir, file=True):
         fix = "name a folder; it is created if it does not exist"
         yield UserError(f"runs_dir = {recipe.runs_dir!r} is not a folder", fix=fix)
 

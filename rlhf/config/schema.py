@@ -215,7 +215,8 @@ class RewardConfig:
     """Model folder to start from; by default the SFT stage's model of the same run, or ``model`` if there is none."""
     ceiling: StrictStr | None = None
     """JSON file whose ``accuracy_ceiling`` is the best accuracy that the noise of the labels allows, if it is known; it
-    is shown next to the model's accuracy."""
+    is shown next to the model's accuracy. If the file's ``accuracy_ceiling_data`` lists digests of data files, only
+    with these files."""
 
 
 @section

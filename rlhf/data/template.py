@@ -194,9 +194,22 @@ def _failure(error: Exception) -> Exception:
 
 
 def template_date(tokenizer: PreTrainedTokenizerBase) -> date | None:
-    """The stored date for the tokenizer's chat template, or None."""
+    """The stored date for the tokenizer's chat template, or None.
+
+    Raises:
+        UserError: it is no date.
+    """
     kept = tokenizer.init_kwargs.get(DATE)
-    return date.fromisoformat(kept) if isinstance(kept, str) else None
+    if kept is None:
+        return None
+    try:
+        return date.fromisoformat(kept)
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"{DATE} = {kept!r:.40} in tokenizer_config.json of {tokenizer.name_or_path!r} is no date",
+            "the chat template writes it into every prompt",
+            "write the date as YYYY-MM-DD, or delete the entry: the date of the first command is then used",
+        ) from error
 
 
 def given_names(values: Mapping[str, object]) -> list[str]:

@@ -6,15 +6,19 @@ Shapes: K pairs, 2K rewards and sequences, chosen and rejected alternating.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from rlhf.errors import MachineryError, UserError
 from rlhf.evaluation.intervals import share_interval
+from rlhf.records import DataFile
 from rlhf.types import Float32, Int64, Sequences
 
 CEILING = "ceiling by the raters' noise"
+CEILING_DATA = "accuracy_ceiling_data"
+"""Key of the digests of the comparisons that a ceiling was computed from."""
 
 
 def preference_accuracy(rewards: Float32, margins: Float32, prompt_ids: Int64) -> dict[str, float]:
@@ -47,12 +51,21 @@ def shorter_wins(pairs: Sequences) -> float:
     return float(((chosen < rejected) + 0.5 * (chosen == rejected)).mean()) if len(chosen) else 0.0
 
 
-def accuracy_ceiling(file: str | None) -> dict[str, float | str]:
-    """Read the highest accuracy that the label noise permits from the file that the recipe names."""
+def accuracy_ceiling(file: str | None, data: Sequence[DataFile] | None = None) -> dict[str, float | str]:
+    """Read the highest accuracy that the label noise permits from the file that the recipe names.
+
+    Args:
+        data: files of the comparisons. If the file names the digests of those that it was computed from, and they are
+            others, there is no ceiling. None: the file is only checked.
+    """
     if file is None:
         return {}
     try:
-        return {CEILING: float(json.loads(Path(file).read_text(encoding="utf-8-sig"))["accuracy_ceiling"])}
-    except (OSError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
+        content = json.loads(Path(file).read_text(encoding="utf-8-sig"))
+        ceiling, of = float(content["accuracy_ceiling"]), content.get(CEILING_DATA)
+        if data is not None and of is not None and {part.digest for part in data} != {*of}:
+            return {}
+        return {CEILING: ceiling}
+    except (OSError, KeyError, TypeError, ValueError, OverflowError, RecursionError, AttributeError) as error:
         what = f"reward.ceiling: {file} gives no number accuracy_ceiling"
         raise UserError(what, str(error), "give a JSON file with that number, or leave the key out") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from rlhf.algorithms.rewards import LEAST_STD
+from rlhf.metrics import METRICS
 
 UNKNOWN_GAIN = "not known: the first step's scores are all equal"
 UNTRAINED = "not known: the policy was not trained before the last step's rollout"
@@ -27,7 +28,7 @@ def summarise_progress(history: Sequence[Mapping[str, float]]) -> dict[str, floa
         "gain in standard deviations": _gain(history, late),
         "sequence KL at the end, nats": history[-1]["objective/kl"],
         "log-probability gap, worst step": max(step["rollout/logprob_gap_mean"] for step in history),
-        "first-pass ratio, farthest from 1": max(
+        f"{METRICS['first_pass/ratio'].label}, farthest from 1": max(
             (step.get("first_pass/ratio", 1.0) for step in history), key=lambda r: abs(r - 1)
         ),
         **({"rollout tokens per second": sum(rates) / len(rates)} if rates else {}),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import difflib
+import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -23,11 +24,14 @@ from typing import Any
 import numpy as np
 
 from rlhf.errors import UserError
+from rlhf.evaluation.helpers import hidden_helper, importing_from
 
 ScoreFunction = Callable[..., Any]
 Row = Mapping[str, object]
 OF_PROMPTS, OF_RESPONSES = {"prompts", "questions"}, {"responses", "completions", "answers", "outputs"}
 """Names of parameters that say what they are for."""
+SINGLE_RESULTS = {"float", "int", "bool", "str", "dict", "None"}
+"""Annotations of functions that return something else than one score per response."""
 CONTRACT = (
     "a scorer takes a list of prompts and a list of responses (and, if it has a parameter named rows, a list of data "
     "rows) and returns a list of floats, one per response"
@@ -43,14 +47,15 @@ LARGEST = float(np.finfo(np.float32).max)
 class Scorer:
     """A user's function whose results are checked. Created by ``load_scorer``."""
 
-    def __init__(self, spec: str, function: ScoreFunction, folder: Path) -> None:
+    def __init__(self, spec: str, function: ScoreFunction, folder: Path, root: Path) -> None:
         """Wrap a function, and find its parameter for data rows.
 
         Args:
             spec: name of the function in messages.
             folder: folder of its file.
+            root: folder from which it imports: that of a file, or the current one for a module.
         """
-        self.spec, self._function, self._folder = spec, function, folder
+        self.spec, self._function, self._folder, self._root = spec, function, folder, root
         self._rows = _rows_parameter(function)
         self._loop: asyncio.Runner | None = None
 
@@ -84,7 +89,7 @@ class Scorer:
 
     def _run(self, prompts: Sequence[str], responses: Sequence[str], rows: Sequence[Row] | None) -> Any:
         more = {} if rows is None else {"rows": list(rows)}
-        with _importable(self._folder):  # functions may import modules beside them when they are called
+        with importing_from(self._root):  # functions may import modules beside them when they are called
             result = self._function(list(prompts), list(responses), **more)
             return self._await(result) if inspect.isawaitable(result) else result
 
@@ -180,7 +185,8 @@ def load_scorer(spec: str) -> Scorer:
     if not source or not name:
         fix = "write package.module:function or path/to/file.py:function"
         raise UserError(f"scorer {spec!r} names no function", "", fix)
-    module = _import_file(Path(source), spec) if source.endswith(".py") else _import_module(source, spec)
+    root = Path(source).expanduser().resolve().parent if source.endswith(".py") else Path.cwd().resolve()
+    module = _import_file(Path(source), spec) if source.endswith(".py") else _import_module(source, spec, root)
     function = getattr(module, name, None)
     if not callable(function):
         names = [known for known, value in vars(module).items() if callable(value) and not known.startswith("_")]
@@ -189,7 +195,7 @@ def load_scorer(spec: str) -> Scorer:
         fix = f"did you mean {close[0]}? {known}" if close else known
         raise UserError(f"scorer {spec}: {source} has no function {name!r}", "", fix)
     _check_signature(function, spec)
-    return Scorer(spec, function, Path(module.__file__ or source).resolve().parent)
+    return Scorer(spec, function, Path(module.__file__ or source).resolve().parent, root)
 
 
 def _check_signature(function: ScoreFunction, spec: str) -> None:
@@ -208,6 +214,27 @@ def _check_signature(function: ScoreFunction, spec: str) -> None:
     if first in OF_RESPONSES or second in OF_PROMPTS:
         fix = "exchange its first two parameters: (prompts, responses)"
         raise UserError(f"scorer {spec} has the parameters {signature}, and prompts are passed first", CONTRACT, fix)
+    _check_kind(function, signature, spec)
+
+
+def _check_kind(function: ScoreFunction, signature: inspect.Signature, spec: str) -> None:
+    """Refuse what can be called with two lists but returns no list: its first call is long after the start."""
+    fix = "write a function that takes and returns lists"
+    if inspect.isclass(function):
+        fix = f"name a function, or an object with a method __call__, for example an instance of {function.__name__}"
+        raise UserError(f"scorer {spec} is a class: a call creates an object, not scores", CONTRACT, fix)
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise UserError(f"scorer {spec} is a generator: it yields, and does not return a list", CONTRACT, fix)
+    texts = list(signature.parameters.values())[:2]
+    if one := next((text.name for text in texts if _type_name(text.annotation) == "str"), None):
+        raise UserError(f"scorer {spec} has the parameters {signature}: {one} is one text, not a list", CONTRACT, fix)
+    if (result := _type_name(signature.return_annotation)) in SINGLE_RESULTS:
+        raise UserError(f"scorer {spec} returns {result} by its annotation, not a list", CONTRACT, fix)
+
+
+def _type_name(annotation: object) -> str:
+    """Name of an annotated type, which may be written as text."""
+    return annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")
 
 
 def _import_file(path: Path, spec: str) -> ModuleType:
@@ -215,19 +242,24 @@ def _import_file(path: Path, spec: str) -> ModuleType:
     if not path.is_file():
         fix = "give a path relative to the current folder"
         raise UserError(f"scorer {spec}: there is no file {path}", "", fix)
-    # With the prefix a file such as random.py does not replace the standard module of that name.
-    name = f"rlhf_scorer_{path.stem}"
+    # With the prefix a file such as random.py does not replace the standard module of that name; with the digest, files
+    # of one name in two folders do not replace each other.
+    name = f"rlhf_scorer_{path.stem}_{hashlib.sha256(bytes(path)).hexdigest()[:8]}"
     module_spec = importlib.util.spec_from_file_location(name, path)
     assert module_spec is not None and module_spec.loader is not None  # every .py file has a loader
     module = importlib.util.module_from_spec(module_spec)
     sys.modules[name] = module  # dataclasses and pickle look up modules by name
-    with _importable(path.parent), _import_errors(spec, path.parent):
-        module_spec.loader.exec_module(module)
+    with importing_from(path.parent):
+        if hidden := hidden_helper(path):
+            what = f"scorer {spec} imports {hidden}, which lies beside it, and would get another module {hidden}"
+            raise UserError(what, "this program has already loaded one of that name", f"rename {path.parent / hidden}")
+        with _import_errors(spec, path.parent):
+            module_spec.loader.exec_module(module)
     return module
 
 
-def _import_module(name: str, spec: str) -> ModuleType:
-    with _importable(Path.cwd()), _import_errors(spec, Path.cwd()):
+def _import_module(name: str, spec: str, root: Path) -> ModuleType:
+    with importing_from(root), _import_errors(spec, root):
         return importlib.import_module(name)
 
 
@@ -238,16 +270,6 @@ def _import_errors(spec: str, folder: Path) -> Iterator[None]:
     except _FAULTS as error:
         why = _describe(error, folder)
         raise UserError(f"scorer {spec} cannot be imported", why, "check its name and its imports") from error
-
-
-@contextmanager
-def _importable(folder: Path) -> Iterator[None]:
-    """Context in which ``import`` finds the modules in ``folder``."""
-    sys.path.insert(0, str(folder))
-    try:
-        yield
-    finally:
-        sys.path.remove(str(folder))
 
 
 def _describe(error: BaseException, folder: Path) -> str:

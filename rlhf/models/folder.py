@@ -256,5 +256,5 @@ def from_folder(auto: Any, folder: str | Path, model: ModelConfig, **options: An
         raise UserError(
             f"cannot load {auto.__name__} from {str(folder)!r}",
             why=first_line(error),
-            fix=advise(folder, auto.__name__, error),
+            fix=advise(folder, auto.__name__, error, model.trust_remote_code),
         ) from error

@@ -10,13 +10,23 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 ANY_FIX = "give a folder with a Hugging Face model in safetensors, or a hub name that this machine can reach"
+CODE_FIX = (
+    "the model comes with Python code of its own (auto_map in config.json), which would run with your permissions on "
+    "every node: read the model's *.py files, and only if you trust them set model.trust_remote_code=true"
+)
 ADAPTER, INDEX = "adapter_config.json", "model.safetensors.index.json"
 LFS_POINTER = b"version https://git-lfs"
 TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
 
-def advise(folder: str | Path, architecture: str, error: Exception) -> str:
-    """The way to correct a folder that ``architecture`` (an ``Auto`` class of transformers) could not load."""
+def advise(folder: str | Path, architecture: str, error: Exception, is_trusted: bool = False) -> str:
+    """The way to correct a folder that ``architecture`` (an ``Auto`` class of transformers) could not load.
+
+    Args:
+        is_trusted: whether ``model.trust_remote_code`` is on.
+    """
+    if not is_trusted and (_has_own_code(Path(folder)) or "trust_remote_code" in str(error)):
+        return CODE_FIX
     return next(_advice(Path(folder), architecture, error), ANY_FIX)
 
 
@@ -59,6 +69,15 @@ def _shards(files: dict[str, Path]) -> set[str]:
     with suppress(OSError, ValueError, KeyError, AttributeError):  # a damaged index
         return set(json.loads(files[INDEX].read_bytes())["weight_map"].values())
     return set()
+
+
+def _has_own_code(folder: Path) -> bool:
+    """Whether a settings file of the folder names classes in the folder's own Python files."""
+    for name in ("config.json", "tokenizer_config.json"):
+        with suppress(OSError, ValueError, AttributeError, RecursionError):
+            if json.loads((folder / name).read_bytes()).get("auto_map"):
+                return True
+    return False
 
 
 def _is_pointer(path: Path) -> bool:

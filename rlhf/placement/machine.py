@@ -9,6 +9,7 @@ from rlhf.config.schema import Recipe, Stage
 from rlhf.errors import UserError
 from rlhf.placement.pools import ENGINES, NodeGPUs, Pool, Strategy, asked, pack, pools
 
+GIB = 2**30
 CPU_PROCESSES = 16
 """Largest number of ranks and engines per core without GPUs; with more, all of them would miss their deadlines."""
 
@@ -25,6 +26,8 @@ class Machine:
     """GPUs of each node of a cluster; empty for a single machine."""
     context_length: int | None = None
     """Context length of the model of ``model.path``, in tokens; None if it is not known yet."""
+    memory: int | None = None
+    """Bytes of host memory that a run's processes may take, if it is a single machine and this is known."""
 
 
 def uses_gpus(recipe: Recipe, machine: Machine) -> bool:
@@ -76,6 +79,7 @@ def check_devices(recipe: Recipe, stage: Stage, machine: Machine) -> Iterator[Us
     if not uses_gpus(recipe, machine):
         yield from _cpu_processes(recipe, stage, machine)
         yield from _cpu_engines(recipe, stage)
+        yield from _cpu_caches(recipe, stage, machine)
     elif machine.gpus == 0:
         yield UserError(
             "placement.device = cuda and there is no GPU",
@@ -103,6 +107,18 @@ def _cpu_engines(recipe: Recipe, stage: Stage) -> Iterator[UserError]:
             f"rollout.tensor_parallel = {recipe.rollout.tensor_parallel} without GPUs",
             "an engine on the CPU is one process",
             "rollout.tensor_parallel=1; rollout.engines sets how many engines there are",
+        )
+
+
+def _cpu_caches(recipe: Recipe, stage: Stage, machine: Machine) -> Iterator[UserError]:
+    rollout = recipe.rollout
+    asked = rollout.engines * rollout.memory_gib
+    if stage in ("ppo", "pipeline", "generate") and machine.memory is not None and asked > machine.memory / GIB:
+        yield UserError(
+            f"rollout.memory_gib = {rollout.memory_gib:g} with rollout.engines = {rollout.engines}, and this machine "
+            f"has {machine.memory / GIB:.1f} GiB of memory",
+            "without GPUs each engine reserves its KV cache in the host's memory, beside the models",
+            "lower rollout.memory_gib: 1 GiB is plenty for a small model, and the models need memory too",
         )
 
 

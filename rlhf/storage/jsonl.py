@@ -10,6 +10,8 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from rlhf.storage.reading import damaged
+
 _BLOCK_BYTES = 64 * 2**10
 
 
@@ -47,11 +49,26 @@ def append_line(path: Path, row: Mapping[str, Any]) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Read the rows of ``path``, without an incomplete last line; empty if the file does not exist."""
+    """Read the rows of ``path``, without an incomplete last line; empty if the file does not exist.
+
+    Raises:
+        UserError: the file cannot be read, or a line is no JSON object.
+    """
     if not path.exists():
         return []
-    with path.open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file if line.endswith("\n")]
+    fix = "restore the file, or remove what is damaged"
+    try:
+        lines = path.read_bytes().splitlines(keepends=True)
+    except OSError as error:
+        raise damaged(path, f"cannot be read: {error.strerror or error}", fix) from error
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        if not line.endswith(b"\n"):
+            continue
+        if (row := parsed(line)) is None:
+            raise damaged(path, f"has no JSON object in line {number}", fix)
+        rows.append(row)
+    return rows
 
 
 def parsed(text: bytes) -> dict[str, Any] | None:

@@ -1,8 +1,8 @@
 """The folder of one stage, ``runs/<name>/<stage>/``, with its files and its lock.
 
-A stage is finished if ``done.json`` exists, which is written last and atomically. An unfinished attempt resumes from
-its newest checkpoint; an attempt without a checkpoint is renamed, never deleted and never mixed with the next one. One
-process at a time writes to a stage's folder.
+A stage is finished if ``done.json`` exists, which is written last and atomically; it holds the hashes of the model's
+files. An unfinished attempt resumes from its newest checkpoint; an attempt without a checkpoint is renamed, never
+deleted and never mixed with the next one. One process at a time writes to a stage's folder.
 """
 
 from __future__ import annotations
@@ -19,12 +19,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
-from rlhf.checkpoints.manifest import data_file
+from rlhf.checkpoints.manifest import FileEntry, data_file, file_entries, find_faults, hash_files
 from rlhf.checkpoints.store import clean, committed
 from rlhf.errors import UserError
 from rlhf.records import DataFile
 from rlhf.storage.durable import sync, sync_tree, write_atomically
 from rlhf.storage.jsonl import json_safe
+from rlhf.storage.reading import damaged, read_json
+
+MODEL = "model"
+"""Folder of a finished stage's model, in the stage's folder."""
 
 
 class RunFolder:
@@ -44,7 +48,7 @@ class RunFolder:
         self.events = self.path / "events.jsonl"
         self.trace = self.path / "trace.json"
         self.logs = self.path / "logs"
-        self.model = self.path / "model"
+        self.model = self.path / MODEL
         self.best = self.path / "best"
         self.checkpoints = self.path / "checkpoints"
         self.summary = self.path / "summary.json"
@@ -78,6 +82,9 @@ class RunFolder:
             else:
                 run.release()
                 run.require(digest)
+        except UserError:
+            run.release()
+            raise
         except OSError as error:
             run.release()
             raise UserError(
@@ -112,17 +119,18 @@ class RunFolder:
                 sync(file)
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Write ``summary.json``, then ``done.json``, and release the folder."""
+        """Write ``summary.json``, then ``done.json`` with the hashes of the model's files, and release the folder."""
         write_atomically(self.summary, json.dumps(json_safe(summary), indent=2, ensure_ascii=False) + "\n")
         finished = datetime.now(UTC).isoformat(timespec="seconds")
         data = None if self._data is None else [asdict(file) for file in self._data]
-        done = {"digest": self._digest, "finished": finished, "data": data}
+        model = [asdict(entry) for entry in hash_files(self.model)]
+        done = {"digest": self._digest, "finished": finished, "data": data, "model": model}
         write_atomically(self._done, json.dumps(done) + "\n")
         self.release()
 
     def read_summary(self) -> dict[str, Any]:
         """Read the summary of a finished stage."""
-        return dict(json.loads(self.summary.read_text(encoding="utf-8")))
+        return dict(read_json(self.summary, dict, self._fix_of_finished))
 
     def discard(self) -> None:
         """Remove the folder of an attempt that trained nothing; a folder with a checkpoint is kept."""
@@ -189,19 +197,74 @@ class RunFolder:
         return aside
 
     def finished_digest(self) -> str | None:
-        """Digest in ``done.json``; None if the stage is unfinished or the file is not readable."""
-        try:
-            return str(json.loads(self._done.read_text(encoding="utf-8"))["digest"])
-        except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+        """Digest in ``done.json``; None if the stage is unfinished.
+
+        Raises:
+            UserError: the file is damaged: training a finished stage again must be the user's decision.
+        """
+        done = self._read_done()
+        if done is None:
             return None
+        if not isinstance(done.get("digest"), str):
+            raise damaged(self._done, "has no digest of the stage's configuration", self._fix_of_mark)
+        return str(done["digest"])
 
     def finished_data(self) -> tuple[DataFile, ...] | None:
-        """Data files of the finished stage; None if they were not recorded."""
+        """Data files of the finished stage; None if they were not recorded.
+
+        Raises:
+            UserError: ``done.json`` is damaged.
+        """
+        rows = (self._read_done() or {}).get("data")
         try:
-            rows = json.loads(self._done.read_text(encoding="utf-8")).get("data")
             return None if rows is None else tuple(data_file(**row) for row in rows)
-        except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, AttributeError):
+        except (ValueError, TypeError) as error:
+            raise damaged(self._done, f"does not list the stage's data files: {error}", self._fix_of_mark) from error
+
+    def finished_model(self) -> tuple[FileEntry, ...]:
+        """Files of the finished stage's model with their hashes; empty if they were not recorded.
+
+        Raises:
+            UserError: ``done.json`` is damaged.
+        """
+        try:
+            return file_entries((self._read_done() or {}).get("model") or ())
+        except (ValueError, TypeError) as error:
+            raise damaged(self._done, f"does not list the model's files: {error}", self._fix_of_mark) from error
+
+    def verify_model(self) -> None:
+        """Read every recorded file of the finished stage's model and compare it with its hash.
+
+        Raises:
+            UserError: a file is missing or differs.
+        """
+        files = self.finished_model()
+        if wrong := find_faults(files, self.model):
+            more = f"; {len(wrong) - 1} more of its {len(files)} files differ" if len(wrong) > 1 else ""
+            raise UserError(
+                f"the model of the finished {self.stage} stage was changed: {self.model}/{wrong[0]}{more}",
+                f"its files had other content when the stage ended, as recorded in {self._done}",
+                f"restore the files, or {self._fix_of_finished}; to use the changed model, copy the folder elsewhere "
+                "and name the copy in the recipe",
+            )
+
+    @property
+    def _fix_of_finished(self) -> str:
+        return f"delete {self.path} to train the {self.stage} stage again with the same command"
+
+    @property
+    def _fix_of_mark(self) -> str:
+        again = (
+            f"the stage then resumes from its last checkpoint, or starts again and the folder {self.path} is renamed"
+        )
+        return f"restore the file, or delete it: {again}"
+
+    def _read_done(self) -> dict[str, Any] | None:
+        """Content of ``done.json``; None if the stage is unfinished."""
+        if not self._done.exists():
             return None
+        done: dict[str, Any] = read_json(self._done, dict, self._fix_of_mark)
+        return done
 
     def require(self, digest: str, differences: str = "") -> None:
         """Check that the stage was not finished with another configuration.
@@ -221,7 +284,7 @@ class RunFolder:
 
     def _take_lock(self) -> None:
         # The lock is outside the stage's folder, because that is renamed when an attempt is moved aside.
-        lock = (self.root / f".{self.stage}.lock").open("a+", encoding="utf-8")
+        lock = (self.root / f".{self.stage}.lock").open("a+", encoding="utf-8", errors="replace")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

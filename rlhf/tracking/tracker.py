@@ -151,7 +151,7 @@ class Tracker:
         """The outcome of the stage; also shows the table of samples from all steps."""
         try:
             history, samples = read_lines(self._run.metrics), read_lines(self._run.samples)
-        except (OSError, ValueError) as error:  # the stage's exit reason must still be reported
+        except UserError as error:  # the stage's exit reason must still be reported
             self.event("record_unreadable", error=str(error))
             history, samples = [], []
         if history and samples:

@@ -16,6 +16,7 @@ from rlhf.config.schema import Recipe, TrackingConfig
 from rlhf.errors import Stopped, UserError
 from rlhf.secrets import without_secrets
 from rlhf.storage.durable import write_atomically
+from rlhf.storage.reading import read_text
 from rlhf.tracking.alerts import Alert
 from rlhf.tracking.histogram import Histograms
 from rlhf.tracking.quiet import quiet_framework_logs
@@ -95,9 +96,10 @@ class WandbRun(Sink):
         import wandb
 
         config, known = recipe.tracking, run.path / ID
-        own = known.read_text(encoding="utf-8").strip() if known.exists() else uuid.uuid4().hex[:8]
         in_sweep = SWEEP in os.environ  # a sweep's server assigns the run's id and project
         try:
+            fix = "delete the file: the stage then starts a new W&B run"
+            own = read_text(known, fix).strip() if known.exists() else uuid.uuid4().hex[:8]
             with arguments_without_secrets():
                 self._run = wandb.init(
                     mode=mode,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -255,3 +256,105 @@ def test_an_engine_holds_a_prompt_and_the_longest_response_that_it_writes(sessio
 
     assert longest(7) - longest(3) == 4
     assert longest(10**6) == session.facts.context
+
+
+def test_a_changed_model_of_a_finished_stage_is_refused_where_it_is_used(session: Session, tmp_path: Path) -> None:
+    """Each use refuses it: skipping the stage, starting from it, and naming its folder. It is read once per command."""
+    run = with_recipe(session, name="changed")
+    done = RunFolder.create(run.root, "sft", to_yaml(run.recipe), run.digest("sft"))
+    with done.writing_model() as folder:
+        (folder / "model.safetensors").write_bytes(b"weights")
+        session.tokenizer.save_pretrained(folder)
+    done.finish({})
+    known = with_recipe(run)
+    assert known.policy_start == done.model
+    (done.model / "model.safetensors").write_bytes(b"weighty")
+    assert known.policy_start == done.model, "it was verified, and is not read again"
+    named = replace(run.recipe.ppo, policy_init=str(done.model))
+    for use in (
+        lambda: with_recipe(run).policy_start,
+        lambda: with_recipe(run).dpo_start,
+        lambda: with_recipe(run).read_data("sft"),
+        lambda: with_recipe(run, ppo=named).policy_start,
+        lambda: with_recipe(run, model=replace(run.recipe.model, path=str(done.model), scratch=None)).base,
+        lambda: with_recipe(run, ppo=replace(run.recipe.ppo, critic_init=str(done.model))).critic_start,
+    ):
+        with pytest.raises(UserError, match=r"model\.safetensors has other content than was written"):
+            use()
+    copy = tmp_path / "copy"
+    shutil.copytree(done.model, copy)
+    given = with_recipe(run, ppo=replace(run.recipe.ppo, policy_init=str(copy)))
+    assert given.policy_start == copy, "the fix that the message names"
+
+
+def test_a_pipeline_does_not_read_a_model_that_it_wrote(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    def train(session: Session, run: RunFolder, tracker: object) -> dict[str, float | str]:
+        with run.writing_model() as folder:
+            (folder / "model.safetensors").touch()
+        return {}
+
+    monkeypatch.setitem(STAGES, "sft", train)
+    run = with_recipe(session, name="written")
+    run_stage(run, "sft")
+    monkeypatch.setattr(RunFolder, "verify_model", lambda run: pytest.fail("read again"))
+    assert run.policy_start == RunFolder(run.root, "sft").model
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "what"),
+    [
+        ("base", Path.touch, "base is a file"),
+        ("base.partial", Path.touch, "base.partial is a file"),
+        ("base/made-from", lambda path: path.write_bytes(b"\xff"), "made-from is not UTF-8"),
+        ("base/made-from", Path.mkdir, "made-from cannot be read: Is a directory"),
+        ("chat_template_date", lambda path: path.write_bytes(b"\xff"), "chat_template_date is not UTF-8"),
+        ("chat_template_date", lambda path: path.write_text("soon"), "chat_template_date holds 'soon' and no date"),
+        ("chat_template_date", lambda path: path.write_text(""), "chat_template_date holds '' and no date"),
+        ("chat_template_date", Path.mkdir, "chat_template_date cannot be read: Is a directory"),
+        ("sft/done.json", Path.mkdir, r"done\.json cannot be read: Is a directory"),
+        ("chat_template_date", lambda path: path.write_text("2026-02-03\n"), ""),
+    ],
+)
+def test_damaged_files_of_a_run_are_named(
+    session: Session, tmp_path: Path, name: str, make: Callable[[Path], object], what: str
+) -> None:
+    run = with_recipe(session, runs_dir=str(tmp_path))
+    path = run.root / name
+    path.parent.mkdir(parents=True)
+    make(path)
+
+    def use() -> object:
+        return (run.day, run.digest("sft"), run.base)
+
+    if not what:
+        assert use()[0] == date(2026, 2, 3)  # type: ignore[index]
+        return
+    with pytest.raises(UserError, match=what) as caught:
+        use()
+    assert str(run.root) in caught.value.what and caught.value.fix
+    assert path.exists(), "nothing was removed"
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (lambda base: (base / "model.safetensors").write_bytes(b"cut"), r"model\.safetensors has 3 of \d+ bytes"),
+        (lambda base: (base / "tokenizer.json").unlink(), r"tokenizer\.json is missing"),
+        (lambda base: (base / "hashes.json").write_text("{"), r"hashes\.json is not JSON"),
+        (lambda base: (base / "hashes.json").write_text("[3]"), r"hashes\.json does not list"),
+        (lambda base: (base / "hashes.json").unlink(), ""),  # of an earlier version
+    ],
+)
+def test_a_changed_initial_model_is_refused(
+    session: Session, tmp_path: Path, change: Callable[[Path], object], what: str
+) -> None:
+    shutil.copytree(session.base, tmp_path / session.recipe.name / "base")
+    run = with_recipe(session, runs_dir=str(tmp_path))
+    assert run.base == tmp_path / session.recipe.name / "base"
+    change(run.base)
+    if not what:
+        assert with_recipe(run).base == run.base
+        return
+    with pytest.raises(UserError, match=what) as caught:
+        _ = with_recipe(run).base
+    assert f"delete the folder {run.base}" in caught.value.fix

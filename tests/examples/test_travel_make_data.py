@@ -11,7 +11,10 @@ import pytest
 
 from examples.travel.guideline import quality
 from examples.travel.make_data import make_data
+from rlhf.config.schema import DataConfig
+from rlhf.data.formats import load_preferences
 from rlhf.errors import UserError
+from rlhf.evaluation.accuracy import accuracy_ceiling
 
 ROOT = Path(__file__).parents[2]
 FILES = ("demonstrations.jsonl", "preferences.jsonl", "prompts.jsonl", "meta.json")
@@ -115,3 +118,9 @@ def test_a_wrong_count_on_the_command_line_exits_with_2(tmp_path: Path) -> None:
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert result.returncode == 2
     assert "too many" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_the_ceiling_names_the_comparisons_as_a_run_reads_them(folder: Path) -> None:
+    own = load_preferences(DataConfig(preferences=str(folder / "preferences.jsonl"))).files
+    other = load_preferences(DataConfig(preferences=str(folder / "preferences.jsonl"), max_rows=10)).files
+    assert accuracy_ceiling(str(folder / "meta.json"), own) and not accuracy_ceiling(str(folder / "meta.json"), other)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -146,6 +148,44 @@ def test_a_finished_stage_starts_no_ray_and_a_pipeline_with_more_to_do_starts_it
     assert len(starts) == 2
 
 
+@pytest.mark.parametrize(
+    ("name", "damage", "expected"),
+    [
+        pytest.param("sft/model/tokenizer.json", lambda path: path.write_text("{}"), "was changed", id="altered model"),
+        pytest.param("sft/model/tokenizer.json", Path.unlink, "is missing", id="incomplete model"),
+        pytest.param("sft/done.json", lambda path: path.write_text("{"), "is not JSON", id="damaged mark"),
+        pytest.param("sft/done.json", lambda path: (path.unlink(), path.mkdir()), "Is a directory", id="mark: folder"),
+        pytest.param("sft/summary.json", lambda path: path.write_bytes(b"\xff"), "is not UTF-8", id="damaged summary"),
+        pytest.param("base/made-from", lambda path: path.write_bytes(b"\xff"), "is not UTF-8", id="damaged made-from"),
+        pytest.param("base/model.safetensors", Path.unlink, "is missing", id="incomplete initial model"),
+        pytest.param(
+            "base", lambda path: (shutil.rmtree(path), path.touch()), "is a file", id="file in place of the model"
+        ),
+    ],
+)
+def test_damaged_files_of_a_finished_stage_are_named(
+    name: str,
+    damage: Callable[[Path], object],
+    expected: str,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    command = ["sft", str(RECIPE), *overrides(data, "finished"), f"runs_dir={tmp_path}"]
+    monkeypatch.setattr("actors.cluster.cluster", lambda *_: nullcontext())
+    with monkeypatch.context() as first:
+        first.setattr("actors.pipeline.run_stage", finish)
+        assert main(command) == 0
+    path = tmp_path / "finished" / name
+    damage(path)
+    capfd.readouterr()
+    assert main(command) == 2
+    message = capfd.readouterr().err
+    assert str(path) in message and expected in message and "fix: " in message
+    assert "Traceback" not in message
+
+
 def test_folder_that_cannot_be_written(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code = main(["sft", str(RECIPE), *overrides(data, "refused"), "runs_dir=/proc/runs"])
     assert code == 2 and "/proc/runs" in capsys.readouterr().err
@@ -191,3 +231,19 @@ def test_help_and_completion_are_fast() -> None:
     bash = {"_RLHF_COMPLETE": "complete_bash", "COMP_WORDS": "rlhf submit --no", "COMP_CWORD": "2"}
     completed = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **bash})
     assert completed.stdout == "--no-wait\n[]\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [(["--help"], 3), (["plan", str(RECIPE), "--cluster", "nodes=1,gpus=8,gpu=h100-80"], 3), (["pppo"], 2)],
+)
+def test_output_on_a_full_device_is_one_line_and_no_traceback(arguments: list[str], code: int) -> None:
+    command = [sys.executable, "-c", "import sys; from launch.cli import main; sys.exit(main(sys.argv[1:]))"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*command, *arguments], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        silent = subprocess.run([*command, *arguments], stdout=full, stderr=full, check=False)
+    assert (done.returncode, silent.returncode) == (code, code), done.stderr
+    assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
+    if code == 3:
+        assert done.stderr.splitlines()[0].endswith("give the command again.") and len(done.stderr.splitlines()) == 1
+        assert "the output cannot be written: No space left on device" in done.stderr

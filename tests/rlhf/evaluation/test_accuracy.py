@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from rlhf.errors import MachineryError, UserError
-from rlhf.evaluation.accuracy import CEILING, accuracy_ceiling, preference_accuracy, shorter_wins
+from rlhf.evaluation.accuracy import CEILING, CEILING_DATA, accuracy_ceiling, preference_accuracy, shorter_wins
+from rlhf.records import DataFile
 from rlhf.types import Sequences
 
 
@@ -68,3 +69,32 @@ def test_the_ceiling_comes_from_the_file_or_is_refused(tmp_path: Path) -> None:
     file.write_text("{}")
     with pytest.raises(UserError, match="accuracy_ceiling"):
         accuracy_ceiling(str(file))
+
+
+@pytest.mark.parametrize(
+    ("of", "data", "is_shown"),
+    [
+        (["a"], ["a"], True),
+        (["a", "b"], ["b", "a"], True),
+        (["a"], ["b"], False),
+        (["a"], ["a", "b"], False),
+        (["a"], [], False),
+        (None, ["b"], True),
+        (["a"], None, True),
+    ],
+)
+def test_a_ceiling_is_shown_only_with_the_data_that_it_was_computed_from(
+    tmp_path: Path, of: list[str] | None, data: list[str] | None, is_shown: bool
+) -> None:
+    file = tmp_path / "meta.json"
+    file.write_text(json.dumps({"accuracy_ceiling": 0.75, **({CEILING_DATA: of} if of else {})}))
+    files = None if data is None else [DataFile(f"{digest}.jsonl", 3, digest) for digest in data]
+    assert accuracy_ceiling(str(file), files) == ({CEILING: 0.75} if is_shown else {})
+
+
+@pytest.mark.parametrize("of", [3, [["a"]], [{}]])
+def test_digests_of_another_type_are_refused(tmp_path: Path, of: object) -> None:
+    file = tmp_path / "meta.json"
+    file.write_text(json.dumps({"accuracy_ceiling": 0.75, CEILING_DATA: of}))
+    with pytest.raises(UserError, match=r"reward\.ceiling"):
+        accuracy_ceiling(str(file), [DataFile("a.jsonl", 3, "a")])

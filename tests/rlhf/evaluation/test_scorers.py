@@ -52,6 +52,91 @@ def test_a_file_may_import_its_neighbours_now_and_later(tmp_path: Path) -> None:
     assert sys.path == path
 
 
+HELPED = "import helper\ndef score(prompts, responses):\n    return [helper.VALUE] * len(prompts)\n"
+HELPED_LATE = "def score(prompts, responses):\n    import helper\n    return [helper.VALUE] * len(prompts)\n"
+HELPED_BY_A_PACKAGE = (
+    "from helper.deep import VALUE\ndef score(prompts, responses):\n    return [VALUE] * len(prompts)\n"
+)
+
+
+def helped(folder: Path, body: str, value: float, file: str = "judge.py") -> Scorer:
+    """A scorer that returns the value of a helper beside it, which is a module or a package."""
+    folder.mkdir()
+    package = "helper.deep" in body
+    helper = folder / "helper" / "deep.py" if package else folder / "helper.py"
+    helper.parent.mkdir(exist_ok=True)
+    helper.write_text(f"VALUE = {value}\n")
+    if package:
+        (folder / "helper" / "__init__.py").touch()
+    (folder / file).write_text(body)
+    return load_scorer(f"{folder / file}:score")
+
+
+@pytest.mark.parametrize("first", [HELPED, HELPED_LATE, HELPED_BY_A_PACKAGE])
+@pytest.mark.parametrize("second", [HELPED, HELPED_LATE, HELPED_BY_A_PACKAGE])
+def test_each_folder_has_its_own_helpers(tmp_path: Path, first: str, second: str) -> None:
+    """Python keeps one module per name: the second file would get the first one's helper."""
+    one, two = helped(tmp_path / "one", first, 1.0), helped(tmp_path / "two", second, 2.0)
+    for _ in range(2):
+        assert [scorer(["p"], ["r"]).tolist() for scorer in (one, two)] == [[1.0], [2.0]]
+    assert [name for name in sys.modules if name.partition(".")[0] == "helper"] == []
+
+
+def test_scorers_of_one_folder_share_their_helpers(tmp_path: Path) -> None:
+    """A helper that loads a model does so once."""
+    body = "import helper\ndef score(prompts, responses):\n    helper.VALUE += 1\n    return [helper.VALUE]\n"
+    one = helped(tmp_path / "one", body, 0.0)
+    (tmp_path / "one" / "other.py").write_text(body)
+    two = load_scorer(f"{tmp_path}/one/other.py:score")
+    assert [scorer(["p"], ["r"]).tolist() for scorer in (one, two)] == [[1.0], [2.0]]
+
+
+def test_a_module_and_a_file_have_their_own_helpers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    helped(tmp_path / "one", HELPED_LATE, 1.0, "judge_by_name.py")
+    monkeypatch.chdir(tmp_path / "one")
+    one, two = load_scorer("judge_by_name:score"), helped(tmp_path / "two", HELPED, 2.0)
+    monkeypatch.chdir(tmp_path)
+    assert [scorer(["p"], ["r"]).tolist() for scorer in (one, two)] == [[1.0], [2.0]]
+
+
+@pytest.mark.parametrize(
+    ("helper", "line", "is_refused"),
+    [
+        ("numpy.py", "import numpy", True),
+        ("numpy.py", "from numpy.linalg import norm", True),
+        ("rlhf/__init__.py", "import rlhf.errors", True),
+        ("numpy/data.txt", "import numpy", False),  # a folder of data
+        ("numpy.py", "import json", False),
+        ("json.py", "import json", False),  # the standard library's is meant
+        ("judge.py", "import numpy", False),
+    ],
+)
+def test_a_helper_that_would_not_be_found_is_refused(tmp_path: Path, helper: str, line: str, is_refused: bool) -> None:
+    (tmp_path / helper).parent.mkdir(exist_ok=True)
+    (tmp_path / helper).touch()
+    body = f"{line}\ndef score(prompts, responses):\n    return [0.0] * len(prompts)\n"
+    if not is_refused:
+        assert scorer(tmp_path, body)(["p"], ["r"]).tolist() == [0.0]
+        return
+    with pytest.raises(UserError, match="lies beside it") as caught:
+        scorer(tmp_path, body)
+    assert "rename" in caught.value.fix
+
+
+def test_files_of_one_name_do_not_replace_each_other(tmp_path: Path) -> None:
+    """A dataclass or a pickle finds its module by name."""
+    body = (
+        "import pickle\nclass Answer:\n    value = {}\n"
+        "def score(prompts, responses):\n    return [pickle.loads(pickle.dumps(Answer())).value] * len(prompts)\n"
+    )
+    scorers = []
+    for name, value in (("one", 1.0), ("two", 2.0)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "judge.py").write_text(body.format(value))
+        scorers.append(load_scorer(f"{tmp_path}/{name}/judge.py:score"))
+    assert [scorer(["p"], ["r"]).tolist() for scorer in scorers] == [[1.0], [2.0]]
+
+
 def test_a_file_does_not_hide_a_module_of_its_name(tmp_path: Path) -> None:
     import random
 
@@ -257,3 +342,31 @@ def test_prompts_and_responses_in_the_other_order_are_refused(tmp_path: Path, pa
     with pytest.raises(UserError, match="prompts are passed first|has the parameters") as caught:
         scorer(tmp_path, f"def score({parameters}):\n    return []\n")
     assert "(prompts, responses" in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("body", "what"),
+    [
+        ("class score:\n    def __init__(self, prompts, responses): ...\n", "is a class"),
+        ("def score(prompts, responses):\n    yield 0.0\n", "is a generator"),
+        ("async def score(prompts, responses):\n    yield 0.0\n", "is a generator"),
+        ("def score(prompt: str, response: str):\n    return 0.0\n", "prompt is one text"),
+        ("def score(prompts: list[str], response: 'str'):\n    return []\n", "response is one text"),
+        ("def score(prompts, responses) -> float:\n    return 0.0\n", "returns float by its annotation"),
+        ("from __future__ import annotations\ndef score(p, r) -> dict:\n    return {}\n", "returns dict by its"),
+        ("class Score:\n    def __call__(self, prompts, responses): return []\nscore = Score()\n", ""),
+        ("def score(prompts: list[str], responses: list[str]) -> list[float]:\n    return []\n", ""),
+        ("def score(prompts, responses, model: str = 'a'):\n    return []\n", ""),
+        ("async def score(prompts, responses):\n    return []\n", ""),
+        ("score = lambda prompts, responses: []\n", ""),
+        ("import functools\nscore = functools.partial(lambda a, p, r: [], 1)\n", ""),
+    ],
+)
+def test_what_cannot_return_a_list_of_scores_is_refused_when_it_is_loaded(tmp_path: Path, body: str, what: str) -> None:
+    """Its first call is after the actors have started."""
+    if not what:
+        scorer(tmp_path, body)
+        return
+    with pytest.raises(UserError, match=what) as caught:
+        scorer(tmp_path, body)
+    assert caught.value.fix

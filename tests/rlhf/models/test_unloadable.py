@@ -15,6 +15,7 @@ from rlhf.errors import UserError
 from rlhf.models.folder import load_tokenizer
 from rlhf.models.load import load_causal
 from rlhf.models.scratch import train_tokenizer
+from rlhf.models.unloadable import advise
 from tests.rlhf.tiny import tiny_model
 
 WEIGHTS = "model.safetensors"
@@ -71,3 +72,35 @@ def test_a_folder_without_a_tokenizer_is_refused_with_its_remedy(tmp_path: Path)
         load_tokenizer(tmp_path, ModelConfig())
     train_tokenizer([], 258).save_pretrained(tmp_path)
     load_tokenizer(tmp_path, ModelConfig())
+
+
+CODE = {"config.json": {"auto_map": {"AutoConfig": "own.Config"}, "model_type": "of_its_own"}}
+
+
+@pytest.mark.parametrize(
+    ("files", "is_trusted", "is_named"),
+    [
+        (CODE, False, True),
+        (CODE, True, False),
+        ({"config.json": {"model_type": "of_its_own"}}, False, False),
+        ({"config.json": {"auto_map": {"AutoModelForCausalLM": "own.Model"}, "model_type": "x"}}, False, True),
+        ({"tokenizer_config.json": {"auto_map": {"AutoTokenizer": ["own.Tokenizer", None]}}}, False, True),
+        ({"config.json": ["auto_map"]}, False, False),
+    ],
+)
+def test_a_model_with_code_of_its_own_names_the_setting_and_its_risk(
+    files: dict[str, object], is_trusted: bool, is_named: bool, tmp_path: Path
+) -> None:
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    (tmp_path / "own.py").write_text("raise ValueError('the code fails')\n")
+    with pytest.raises(UserError) as caught:
+        load_tokenizer(tmp_path, ModelConfig(trust_remote_code=is_trusted))
+    fix = caught.value.fix
+    assert ("model.trust_remote_code=true" in fix and "your permissions" in fix and "read" in fix) == is_named
+
+
+def test_the_setting_is_named_for_a_hub_model_too() -> None:
+    error = ValueError("Please pass the argument `trust_remote_code=True` to allow custom code to be run.")
+    assert "model.trust_remote_code=true" in advise("owner/model", "AutoConfig", error)
+    assert "model.trust_remote_code" not in advise("owner/model", "AutoConfig", error, is_trusted=True)

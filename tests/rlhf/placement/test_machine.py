@@ -147,3 +147,25 @@ def test_processes_of_a_cluster_are_not_all_on_its_smallest_node() -> None:
     assert "the run needs 48 processes" in message
     elsewhere = replace(many, placement=replace(many.placement, ray_address="10.0.0.1:6379"))
     assert problems(elsewhere, gpus=0, cpus=2) == []
+
+
+@pytest.mark.parametrize(
+    ("engines", "gib", "memory", "stage", "gpus", "is_refused"),
+    [
+        (1, 1e9, 16, "ppo", 0, True),
+        (1, 1e9, 16, "pipeline", 0, True),
+        (1, 1e9, 16, "generate", 0, True),
+        (4, 5, 16, "ppo", 0, True),
+        (4, 4, 16, "ppo", 0, False),
+        (1, 1e9, 16, "sft", 0, False),
+        (1, 1e9, 16, "ppo", 8, False),
+        (1, 1e9, None, "ppo", 0, False),
+    ],
+)
+def test_caches_larger_than_the_memory_are_refused_on_cpus(
+    engines: int, gib: float, memory: int | None, stage: str, gpus: int, is_refused: bool
+) -> None:
+    asked = Recipe(name="a", rollout=RolloutConfig(engines=engines, memory_gib=gib))
+    found = problems(asked, stage, gpus=gpus, memory=None if memory is None else memory * 2**30)
+    assert ["rollout.memory_gib" in problem for problem in found] == [True] * is_refused
+    assert not is_refused or "16.0 GiB" in found[0]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -50,12 +51,97 @@ def test_unfinished_attempts_are_kept_aside_in_order(tmp_path: Path) -> None:
     assert [(tmp_path / name / "config.yaml").read_text() for name in names] == ["one", "two", "three"]
 
 
-def test_an_unreadable_mark_counts_as_unfinished(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "holds list and not dict"),
+        ("{}", "has no digest"),
+        ('{"digest": 3}', "has no digest"),
+        (None, "cannot be read: Is a directory"),
+    ],
+)
+def test_a_damaged_mark_is_refused(tmp_path: Path, content: str | None, what: str) -> None:
+    """Whether a finished stage is trained again is the user's decision."""
     RunFolder.create(tmp_path, "sft", "one", "abc").finish({})
-    (tmp_path / "sft" / "done.json").write_text("{")
-    run = RunFolder.create(tmp_path, "sft", "two", "abc")
-    assert not run.is_finished("abc")
-    assert (tmp_path / "sft.interrupted-1" / "config.yaml").read_text() == "one"
+    mark = tmp_path / "sft" / "done.json"
+    mark.unlink()
+    if content is None:
+        mark.mkdir()
+    else:
+        mark.write_text(content)
+    for _ in range(2):  # the first attempt does not keep the lock
+        with pytest.raises(UserError, match=what) as caught:
+            RunFolder.create(tmp_path, "sft", "two", "abc")
+        assert str(mark) in caught.value.what and "delete it" in caught.value.fix
+    assert (tmp_path / "sft" / "config.yaml").read_text() == "one"
+
+
+@pytest.mark.parametrize("key", ["data", "model"])
+@pytest.mark.parametrize("value", [3, [3], [{"file": 3}], [{"name": "../x", "bytes": 1, "sha256": "0" * 64}]])
+def test_a_mark_with_wrong_lists_is_refused(tmp_path: Path, key: str, value: object) -> None:
+    run = RunFolder.create(tmp_path, "sft", "", "abc")
+    run.finish({})
+    (run.path / "done.json").write_text(json.dumps({"digest": "abc", key: value}))
+    with pytest.raises(UserError, match="done.json does not list"):
+        run.finished_data() if key == "data" else run.finished_model()
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff", b"[]"])
+def test_a_damaged_summary_is_refused(tmp_path: Path, content: bytes) -> None:
+    run = RunFolder.create(tmp_path, "sft", "", "abc")
+    run.finish({"loss": 1.0})
+    assert run.read_summary() == {"loss": 1.0}
+    run.summary.write_bytes(content)
+    with pytest.raises(UserError, match=r"summary\.json") as caught:
+        run.read_summary()
+    assert f"delete {run.path}" in caught.value.fix
+
+
+def finished_with_model(root: Path) -> RunFolder:
+    run = RunFolder.create(root, "sft", "", "abc")
+    with run.writing_model() as folder:
+        (folder / "model.safetensors").write_bytes(b"weights")
+        (folder / "sub").mkdir()
+        (folder / "sub" / "tokenizer.json").write_text("{}")
+    run.finish({})
+    return run
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (lambda model: (model / "model.safetensors").write_bytes(b"weight"), "has 6 of 7 bytes"),
+        (lambda model: (model / "model.safetensors").write_bytes(b"weighty"), "has other content than was written"),
+        (lambda model: (model / "model.safetensors").unlink(), "is missing"),
+        (lambda model: (model / "sub" / "tokenizer.json").write_text("[]"), "sub/tokenizer.json has other content"),
+        (lambda model: model.rename(model.with_name("moved")), "is missing; 1 more of its 2 files differ"),
+        (lambda model: (model / "README.md").write_text("mine"), ""),
+        (lambda model: (model / "model.safetensors").touch(), ""),
+    ],
+)
+def test_a_finished_model_that_was_changed_is_refused(
+    tmp_path: Path, change: Callable[[Path], object], what: str
+) -> None:
+    run = finished_with_model(tmp_path)
+    run.verify_model()
+    change(run.model)
+    if not what:
+        run.verify_model()
+        return
+    with pytest.raises(UserError, match=what) as caught:
+        run.verify_model()
+    assert str(run.model) in caught.value.what and f"delete {run.path}" in caught.value.fix
+
+
+def test_a_stage_of_an_earlier_version_has_no_hashes(tmp_path: Path) -> None:
+    run = finished_with_model(tmp_path)
+    done = json.loads((run.path / "done.json").read_text())
+    assert [entry["name"] for entry in done.pop("model")] == ["model.safetensors", "sub/tokenizer.json"]
+    (run.path / "done.json").write_text(json.dumps(done))
+    (run.model / "model.safetensors").write_bytes(b"other")
+    run.verify_model()
+    assert run.finished_model() == () and run.is_finished("abc")
 
 
 def test_a_model_appears_whole_or_not_at_all(tmp_path: Path) -> None:
