@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import nullcontext
@@ -63,8 +62,7 @@ class RolloutActor:
                 from rlhf.generation.engine import RolloutEngine
 
             self.engine = RolloutEngine(*arguments)
-            own = [child.pid for child in multiprocessing.active_children() if child.pid]
-            self.where = replace(self.where, children=tuple({*own, *await self.engine.adopt()}))
+            self.where = replace(self.where, children=tuple(await self.engine.prepare_workers()))
         return self.where
 
     async def heartbeat(self) -> tuple[str, float]:
@@ -140,10 +138,7 @@ class RolloutActor:
 
     async def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
         """Connect to the trainer."""
-        from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
-
-        request = WeightTransferInitRequest(init_info=init_info)
-        await self._named("connect", self.engine.llm.init_weight_transfer_engine(request))
+        await self._named("connect", self.engine.connect(init_info))
 
     async def start_weight_update(self) -> None:
         """Begin a weight update; the engine does not serve until the new weights are verified."""
@@ -156,20 +151,17 @@ class RolloutActor:
         Args:
             content: (bytes,) content of the chunk's file, if that is on another host.
         """
-        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
-
         from rlhf.weights.shared_memory import local_copy
 
         if content is None and not os.path.exists(update_info.get("path", "/")):
             return False
         with nullcontext(update_info) if content is None else local_copy(update_info, content) as chunk:
-            request = WeightTransferUpdateRequest(update_info=chunk)
-            await self._named("publish", self.engine.llm.update_weights(request))
+            await self._named("publish", self.engine.update(chunk))
         return True
 
     async def finish_weight_update(self) -> None:
         """End a weight update."""
-        await self._named("publish", self.engine.llm.finish_weight_update())
+        await self._named("publish", self.engine.finish_update())
 
     async def held_fingerprint(self) -> Fingerprint:
         """Fingerprint of the weights that the engine computes with."""

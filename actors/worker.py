@@ -28,8 +28,6 @@ PEER_GONE = re.compile(r"gloo|NCCL|ProcessGroup|Connection (closed|reset) by pee
 """Messages of torch.distributed for a peer that is gone: not every backend has an error type for it."""
 Builder = str | Callable[..., Any]
 """Factory of a worker's role, or its name as ``module:name``, so that the controller need not import it."""
-ENGINE_GONE = "EngineDeadError"
-"""vLLM's error for a dead engine process; by name, because only rollout actors import vLLM's engine."""
 
 
 class Worker:
@@ -102,8 +100,6 @@ def translate_failures(where: ProcessLocation, activity: str) -> Iterator[None]:
         traceback.print_exc()
         reason = (str(error).strip().splitlines() or [""])[0]
         what = f"{where} failed in {activity}: {type(error).__name__}: {reason}; traceback in the run's logs/"
-        if type(error).__name__ == ENGINE_GONE:
-            raise LostError(what, (where.name,), "died") from None
         is_rays = isinstance(error, RayError) and not isinstance(error, RayTaskError)  # a bug in another actor
         if is_rays or (isinstance(error, RuntimeError) and PEER_GONE.search(str(error))):
             raise LostError(what, (where.name,), "failed") from None

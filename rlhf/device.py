@@ -41,7 +41,11 @@ def prepare_process(device: Device, threads: int) -> torch.device:
 
 def engine_environment(device: Device, config: RolloutConfig, backend: str | None) -> dict[str, str]:
     """Environment variables that vLLM reads at start; ``backend`` is the weight-transfer backend, if any."""
-    shared = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "INFO"}
+    shared = {
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": "INFO",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine computes in its actor's process
+    }
     if backend == "ipc":
         shared["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # CUDA IPC handles are pickled, between processes of this run
     if device == "cuda":
@@ -51,8 +55,6 @@ def engine_environment(device: Device, config: RolloutConfig, backend: str | Non
         **shared,
         # vLLM's default leaves one core idle.
         "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)),
-        # Without a separate worker process vLLM is imported once less, which saves about ten seconds.
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "OMP_NUM_THREADS": str(len(cores)),
         # vLLM compiles a part of its sampler even so, in several seconds that no run on a CPU earns back.
         **({"TORCHDYNAMO_DISABLE": "1"} if config.enforce_eager else {}),

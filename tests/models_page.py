@@ -59,27 +59,21 @@ async def _serve(folder: str, pipe: Connection) -> None:
         answers = [answer async for answer in engine.generate(asked, range(len(asked)))]
         return [(a.position, a.rollout.tokens, a.rollout.logprobs, a.fault) for a in answers]
 
-    await engine.adopt()
+    await engine.prepare_workers()
     calls: dict[str, Callable[..., Any]] = {
         "generate": generate,
         "held_fingerprint": engine.held_fingerprint,
         "serve": engine.serve,
-        "init_weight_transfer_engine": lambda info: engine.llm.init_weight_transfer_engine(_request("Init", info)),
-        "start_weight_update": engine.llm.start_weight_update,
-        "update_weights": lambda info: engine.llm.update_weights(_request("Update", info)),
-        "finish_weight_update": engine.llm.finish_weight_update,
+        "init_weight_transfer_engine": engine.connect,
+        "start_weight_update": engine.start_update,
+        "update_weights": engine.update,
+        "finish_weight_update": engine.finish_update,
     }
     pipe.send("ready")
     while (call := await asyncio.to_thread(pipe.recv)) is not None:
         name, arguments = call
         pipe.send(await calls[name](*arguments))
     engine.stop()
-
-
-def _request(kind: str, info: dict[str, Any]) -> Any:
-    from vllm.distributed.weight_transfer import base
-
-    return getattr(base, f"WeightTransfer{kind}Request")(**{f"{kind.lower()}_info": info})
 
 
 class PipeClient:

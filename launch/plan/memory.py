@@ -34,7 +34,7 @@ SEND_BUFFER = GIB
 """Chunk size of vLLM's packed weight transfer."""
 SEND_BUFFERS = 2
 ENGINE_TOKENS, ENGINE_SEQUENCES = 2048, 128
-"""vLLM's ``max_num_batched_tokens`` and ``max_num_seqs`` for an ``AsyncLLM``."""
+"""vLLM's ``max_num_batched_tokens`` and ``max_num_seqs`` for an ``LLMEngine``."""
 HASHING = 3 * 2**27
 """Temporary memory of the fingerprint: three int64 arrays of 2^24 elements."""
 PROCESS = GIB

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import traceback
 import uuid
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 from vllm import SamplingParams
 from vllm.config.weight_transfer import WeightTransferConfig
-from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.engine.arg_utils import EngineArgs
 from vllm.inputs.engine import tokens_input
 from vllm.logprobs import FlatLogprobs
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind
-from vllm.v1.engine.async_llm import AsyncLLM
-from vllm.v1.engine.exceptions import EngineDeadError
-from vllm.v1.engine.output_processor import RequestOutputCollector
+from vllm.v1.engine.llm_engine import LLMEngine
 
 from rlhf.config.schema import ModelConfig, RolloutConfig
 from rlhf.device import Device, engine_arguments
@@ -27,9 +27,10 @@ from rlhf.errors import LostError, MachineryError
 from rlhf.types import UNVERIFIED, FinishReason, Prompt, Rollout
 from rlhf.weights.fingerprint import Fingerprint, add
 
+Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
-Request: TypeAlias = RequestOutputCollector | str
-"""The queue for a prompt's output, or the reason why the engine refused the prompt."""
+Request = tuple[str, Prompt, int]
+"""A request's id, its prompt and its sampling seed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +46,11 @@ class Answer:
 
 
 class RolloutEngine:
-    """An ``AsyncLLM`` that generates only with weights whose version has been verified.
+    """vLLM in this process; it generates only with weights whose version has been verified.
+
+    A process of its own for vLLM's loop, as ``AsyncLLM`` has, costs an import of vLLM at the start and a message per
+    step. Here one thread makes all calls to vLLM, so that the event loop stays free to answer; it is always the same
+    thread because vLLM binds the thread that starts it, and that thread's helpers, to cores.
 
     ``prompt_tokens`` counts the prompt tokens of all finished samples, ``cached_tokens`` those of them that came from
     the prefix cache.
@@ -74,10 +79,8 @@ class RolloutEngine:
     ) -> None:
         self.config, self.end_tokens, self.deterministic = config, list(end_tokens), deterministic
         self.prompt_tokens = self.cached_tokens = 0
-        self._pending: set[asyncio.Task[Any]] = set()
-        """Tasks of all calls: two calls run at once when the engine takes over a failed engine's prompts."""
         self.version = UNVERIFIED if transfer_backend else 0
-        arguments = AsyncEngineArgs(
+        arguments = EngineArgs(
             model=str(folder),
             dtype=model.dtype,
             trust_remote_code=model.trust_remote_code,
@@ -95,111 +98,144 @@ class RolloutEngine:
             disable_log_stats=True,
             **engine_arguments(device, config, sleeps),
         )
-        self.llm = AsyncLLM.from_engine_args(arguments)
+        self._thread = ThreadPoolExecutor(1, "vllm")
+        self._unanswered: dict[str, asyncio.Queue[RequestOutput | BaseException]] = {}
+        """Where each request's output goes, by request id. Two calls run at once when the engine takes over a failed
+        engine's prompts."""
+        self._steps: asyncio.Task[None] | None = None
+        """Takes vLLM's steps while requests are unanswered."""
+        self.llm: LLMEngine = self._thread.submit(LLMEngine.from_engine_args, arguments).result()
         self.vocabulary = self.llm.model_config.get_vocab_size()
 
-    async def adopt(self) -> list[int]:
-        """Bind the engine's processes to this one, so that they end whenever it ends; returns their ids."""
-        await self.llm.collective_rpc("pass_over_absent_head")
-        return list(await self.llm.collective_rpc("end_with_parent"))
+    async def _call(
+        self, function: Callable[Parameters, Result], *args: Parameters.args, **kwargs: Parameters.kwargs
+    ) -> Result:
+        """Call a function in vLLM's thread, after all earlier calls."""
+        return await asyncio.wrap_future(self._thread.submit(function, *args, **kwargs))
+
+    async def call_workers(self, method: str, **arguments: Any) -> list[Any]:
+        """Call a method of vLLM's workers; returns one result per tensor-parallel shard.
+
+        Raises:
+            LostError: a worker that is a process of its own is gone.
+        """
+        try:
+            return await self._call(self.llm.collective_rpc, method, kwargs=arguments)
+        except Exception as error:
+            if getattr(self.llm.model_executor, "is_failed", False):
+                raise _vllm_failed(error) from error
+            raise
+
+    async def prepare_workers(self) -> list[int]:
+        """Prepare the workers for new weights; returns the ids of those that are processes of their own.
+
+        Such processes are bound to this one, so that they end whenever it ends.
+        """
+        await self.call_workers("pass_over_absent_head")
+        return await self.call_workers("end_with_parent") if self.config.tensor_parallel > 1 else []
 
     async def generate(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> AsyncIterator[Answer]:
         """Generate for all prompts concurrently; yield each answer when it is complete, in any order.
 
         Raises:
-            LostError: the engine's process has died.
+            LostError: vLLM has failed, and the engine must be replaced.
             MachineryError: the engine's weights have not been verified.
         """
         if self.version == UNVERIFIED:
             raise MachineryError("the engine was called before its weights were verified")
-        tasks: list[asyncio.Task[Answer]] = []
+        requests = [(uuid.uuid4().hex, prompt, seed) for prompt, seed in zip(prompts, seeds, strict=True)]
+        positions = {name: position for position, (name, _, _) in enumerate(requests)}
+        outputs: asyncio.Queue[RequestOutput | BaseException] = asyncio.Queue()
+        self._unanswered |= dict.fromkeys(positions, outputs)
         try:
-            await self._start(self._submit_all(prompts, seeds, tasks))
-            for task in asyncio.as_completed(tasks):
-                yield await task
-        except EngineDeadError as error:
-            raise LostError("the engine's own process is gone") from error
+            refused = await self._call(self._submit, requests)
+            version = self.version
+            for name, fault in refused.items():
+                self._unanswered.pop(name, None)
+                _, prompt, seed = requests[positions[name]]
+                yield self.without(positions[name], prompt, seed, fault)
+            if self._steps is None or self._steps.done():
+                self._steps = asyncio.create_task(self._take_steps())
+            for _ in range(len(requests) - len(refused)):
+                output = await outputs.get()
+                if isinstance(output, BaseException):
+                    raise output
+                position = positions[output.request_id]
+                _, prompt, seed = requests[position]
+                yield self._answer(position, prompt, seed, output, version)
         finally:
-            _cancel(tasks)
+            self._abort(positions)
+
+    def _submit(self, requests: Sequence[Request]) -> dict[str, str]:
+        """Submit the requests in order, before the next step; returns why vLLM refused some, by id.
+
+        The other prompts of a batch affect the last bits of a prompt's log-probabilities. A deterministic engine
+        therefore starts each call with an empty cache.
+        """
+        if self.deterministic:
+            self.llm.reset_prefix_cache()
+        refused = {}
+        for name, prompt, seed in requests:
+            sampling = SamplingParams(
+                temperature=self.config.temperature,
+                max_tokens=self.config.max_response_length,
+                stop_token_ids=self.end_tokens,
+                logprobs=0,  # of the sampled token alone
+                flat_logprobs=True,
+                seed=seed,
+                detokenize=False,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            )
+            if not all(0 <= token < self.vocabulary for token in prompt.tokens):  # would crash vLLM
+                refused[name] = f"a token id is not below {self.vocabulary:,}, the model's vocabulary"
+                continue
+            try:
+                self.llm.add_request(name, tokens_input(list(prompt.tokens)), sampling)
+            except Exception as error:  # the prompt is quarantined; the run continues
+                refused[name] = f"{type(error).__name__}: {error}"
+        return refused
+
+    async def _take_steps(self) -> None:
+        """Take vLLM's steps until all requests are answered."""
+        try:
+            while self._unanswered:
+                for output in await self._call(self.llm.step):
+                    if outputs := self._unanswered.pop(output.request_id, None):
+                        outputs.put_nowait(output)
+        except Exception as error:
+            traceback.print_exc()
+            self._fail(self._unanswered, _vllm_failed(error))
+
+    def _fail(self, requests: Iterable[str], error: BaseException) -> list[str]:
+        """Answer those of the requests that are unanswered with an error; returns them."""
+        unanswered = {name: outputs for name in list(requests) if (outputs := self._unanswered.pop(name, None))}
+        for outputs in unanswered.values():
+            outputs.put_nowait(error)
+        return list(unanswered)
+
+    def _abort(self, requests: Iterable[str]) -> asyncio.Future[None]:
+        """Abort those of the requests that are unanswered; the result is ready when vLLM has dropped them."""
+        unanswered = self._fail(requests, asyncio.CancelledError())
+        return asyncio.wrap_future(self._thread.submit(self.llm.abort_request, unanswered))
 
     async def abandon(self) -> None:
         """Abort all requests and an open update; on return the engine has dropped them. Pending calls fail."""
-        while tasks := list(self._pending):
-            await asyncio.sleep(0)  # a task that is cancelled before its first step would not abort its request
-            _cancel(tasks)
-            await asyncio.gather(*tasks, return_exceptions=True)
-        await self.llm.collective_rpc("close_weight_update")
+        await self._abort(self._unanswered)
+        await self._call(self._finish_steps)
+        await self.call_workers("close_weight_update")
 
-    async def start_update(self) -> None:
-        """Start an update of the weights, after closing one that its sender did not finish."""
-        await self.llm.collective_rpc("close_weight_update")
-        await self.llm.start_weight_update()
+    def _finish_steps(self) -> None:
+        """Finish steps that vLLM has begun ahead of their turn, when no request is left."""
+        core = self.llm.engine_core.engine_core
+        while core.batch_queue:
+            self.llm.step()
 
-    def _start(self, work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
-        """Start a task that ``abandon`` cancels."""
-        task = asyncio.create_task(work)
-        self._pending.add(task)
-        task.add_done_callback(self._pending.discard)
-        return task
-
-    async def _submit_all(
-        self, prompts: Sequence[Prompt], seeds: Sequence[int], tasks: list[asyncio.Task[Answer]]
-    ) -> None:
-        """Submit all prompts in order, and append to ``tasks`` a task per answer.
-
-        The other prompts of a batch affect the last bits of a prompt's log-probabilities. A deterministic engine
-        therefore starts only when it has all prompts, and with an empty cache.
-        """
-        if self.deterministic:
-            await self.llm.pause_generation(mode="keep", clear_cache=True)
-        try:
-            for position, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
-                request = await self._submit(prompt, seed)
-                tasks.append(self._start(self._wait_for_answer(position, prompt, seed, request, self.version)))
-        finally:
-            if self.deterministic:
-                await self.llm.resume_generation()
-
-    async def _submit(self, prompt: Prompt, seed: int) -> Request:
-        sampling = SamplingParams(
-            temperature=self.config.temperature,
-            max_tokens=self.config.max_response_length,
-            stop_token_ids=self.end_tokens,
-            logprobs=0,  # of the sampled token alone
-            flat_logprobs=True,
-            seed=seed,
-            detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
-        if not all(0 <= token < self.vocabulary for token in prompt.tokens):
-            return f"a token id is not below {self.vocabulary:,}, the model's vocabulary"  # would crash the engine
-        # Not a list of ids, which vLLM renders in a thread pool, where prompts can overtake each other.
-        tokens = tokens_input(list(prompt.tokens))
-        try:
-            return await self.llm.add_request(uuid.uuid4().hex, tokens, sampling)
-        except EngineDeadError:
-            raise
-        except Exception as error:  # a prompt that the engine refuses is quarantined; the run continues
-            return f"{type(error).__name__}: {error}"
-
-    async def _wait_for_answer(
-        self, position: int, prompt: Prompt, seed: int, request: Request, version: int
-    ) -> Answer:
-        if isinstance(request, str):
-            return self.without(position, prompt, seed, request)
-        try:
-            output = await request.get()
-        except EngineDeadError as error:
-            raise LostError("the engine's own process is gone") from error
-        except asyncio.CancelledError:
-            await self.llm.abort(request.request_id, internal=True)
-            raise
-        except Exception as error:
-            return self.without(position, prompt, seed, f"{type(error).__name__}: {error}")
+    def _answer(self, position: int, prompt: Prompt, seed: int, output: object, version: int) -> Answer:
         self.prompt_tokens += len(prompt.tokens)
         self.cached_tokens += getattr(output, "num_cached_tokens", 0) or 0
         if fault := _fault(output):
             return self.without(position, prompt, seed, fault)
+        assert isinstance(output, RequestOutput)
         return Answer(position=position, rollout=_rollout(prompt, output, version, seed))
 
     def without(self, position: int, prompt: Prompt, seed: int, fault: str) -> Answer:
@@ -222,15 +258,32 @@ class RolloutEngine:
     async def sleep(self) -> None:
         """Free the GPU's memory during training; the weights are discarded, because new ones follow."""
         self.version = UNVERIFIED
-        await self.llm.sleep(level=2)
+        await self._call(self.llm.sleep, level=2)
 
     async def wake(self, part: str) -> None:
         """Reallocate memory: ``weights`` before a weight transfer, ``kv_cache`` after it."""
-        await self.llm.wake_up(tags=[part])
+        await self._call(self.llm.wake_up, tags=[part])
+
+    async def connect(self, init_info: dict[str, Any]) -> None:
+        """Connect to the trainer that sends new weights."""
+        await self.call_workers("init_weight_transfer_engine", init_info=init_info)
+
+    async def start_update(self) -> None:
+        """Start an update of the weights, after closing one that its sender did not finish."""
+        await self.call_workers("close_weight_update")
+        await self.call_workers("start_weight_update")
+
+    async def update(self, update_info: dict[str, Any]) -> None:
+        """Load one chunk of weights."""
+        await self.call_workers("update_weights", update_info=update_info)
+
+    async def finish_update(self) -> None:
+        """Finish an update of the weights."""
+        await self.call_workers("finish_weight_update")
 
     async def held_fingerprint(self) -> Fingerprint:
         """Fingerprint of the weights that the engine computes with, over all its shards."""
-        return add(await self.llm.collective_rpc("held_fingerprint"))
+        return add(await self.call_workers("held_fingerprint"))
 
     async def serve(self, version: int) -> None:
         """Serve under this version from now on, after clearing the prefix cache of older weights.
@@ -238,7 +291,7 @@ class RolloutEngine:
         Raises:
             MachineryError: the engine still has requests, so that the cache cannot be cleared.
         """
-        if not await self.llm.reset_prefix_cache():
+        if not await self._call(self.llm.reset_prefix_cache):
             raise MachineryError(
                 f"the engine cannot serve version {version}: it still has requests with older weights, so that its "
                 "prefix cache cannot be cleared"
@@ -246,15 +299,13 @@ class RolloutEngine:
         self.version = version
 
     def stop(self) -> None:
-        """Stop the engine and its worker processes."""
-        self.llm.shutdown()
+        """Stop vLLM and its worker processes."""
+        self._thread.submit(self.llm.engine_core.shutdown).result()
+        self._thread.shutdown()
 
 
-def _cancel(tasks: Sequence[asyncio.Task[Any]]) -> None:
-    """Cancel each task once: a second time would interrupt a task that is aborting its request."""
-    for task in tasks:
-        if not task.cancelling():
-            task.cancel()
+def _vllm_failed(error: Exception) -> LostError:
+    return LostError(f"vLLM failed: {type(error).__name__}: {error}", kind="failed")
 
 
 def _fault(output: object) -> str:

@@ -24,7 +24,7 @@ class Cause(StrEnum):
     HOST_MEMORY = "the host ran out of memory"
     GPU_MEMORY = "the GPU ran out of memory"
     CRASHED = "it crashed in native code"
-    ENGINE = "the inference engine's own process is gone"
+    ENGINE = "the inference engine failed"
     PEER = "it lost another rank of its group"
     KILLED = "it was killed by a signal"
     NODE = "its node is gone"
@@ -74,7 +74,7 @@ EXPLICIT: tuple[tuple[Cause, re.Pattern[str]], ...] = tuple(
         (Cause.HOST_MEMORY, r"Cannot allocate memory|std::bad_alloc|\bMemoryError\b"),
         (Cause.CRASHED, r"SIGSEGV|SIGBUS|SIGILL|SIGFPE|SIGABRT|Segmentation fault|Bus error|Fatal Python error"),
         (Cause.NODE, r"NodeDiedError|its node has died|node was terminated|node (?:is|was) (?:dead|lost)"),
-        (Cause.ENGINE, r"EngineDeadError|EngineCore encountered an issue|Engine core proc\S* .*died"),
+        (Cause.ENGINE, r"\bvLLM failed"),
         (Cause.PEER, r"(?:gloo|nccl|c10d|ProcessGroup).*(?:peer|remote|time(?:d )?out|abort)"),
         (Cause.KILLED, r"SIG(?:KILL|TERM|INT|HUP)|\bsignal (?:1|2|9|15)\b|(?:code|status)[ :=]+(?:-9|-15|137|143)\b"),
     )

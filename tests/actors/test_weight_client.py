@@ -38,7 +38,7 @@ class Engine:
         if self.fault == "hangs":
             await asyncio.sleep(60)
         if self.fault == "child dies":
-            raise LostError("the engine's own process is gone", ("rollout engine 0",), "died")
+            raise LostError("vLLM failed", ("rollout engine 0",), "died")
         if self.fault == "bug":
             raise MachineryError("a tensor of another shape")
 

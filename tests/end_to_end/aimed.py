@@ -11,11 +11,14 @@ import sys
 import time
 from collections.abc import Iterator
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from actors.process import ProcessLocation
+from actors.rollout import RolloutActor
 from rlhf.models.load import DTYPES
 from rlhf.roles.policy import PolicyRole
 from rlhf.types import Experience, RolloutBlock
@@ -24,6 +27,8 @@ from rlhf.zero.source import ZeroSource
 CHUNK_BYTES = 60_000
 """Several chunks a publish, however small the model."""
 STUCK_SECONDS = 600.0
+MANY_STEPS = 20
+"""Steps of vLLM after which a rollout is in its middle."""
 
 
 class Unreadable:
@@ -105,11 +110,32 @@ class AimedPolicy(PolicyRole):
         return Unreadable() if self.aims.rank == 0 and self.aims.hit("unreadable", step) else metrics
 
 
+class AimedEngine(RolloutActor):
+    """The engine's actor, in which vLLM fails in the middle of a rollout."""
+
+    async def build(self, *arguments: Any) -> ProcessLocation:
+        where = await super().build(*arguments)
+        aims, llm, steps = Aims(0), self.engine.llm, count()
+        step = llm.step
+
+        def fail_or_step() -> list[Any]:
+            if next(steps) > MANY_STEPS and aims.hit("vllm-fails", self.engine.version):
+                raise RuntimeError("out of blocks")
+            found: list[Any] = step()
+            return found
+
+        llm.step = fail_or_step  # type: ignore[method-assign]
+        return where
+
+
 def main() -> int:
-    """The command line with that policy."""
+    """The command line with that policy and that engine."""
+    import actors.engines
     import actors.ppo
     from launch.cli import main as command
+    from tests.end_to_end.aimed import AimedEngine
 
+    actors.engines.RolloutActor = AimedEngine  # type: ignore[misc]
     actors.ppo.start_actors = partial(actors.ppo.start_actors, policy_role="tests.end_to_end.aimed:AimedPolicy")  # type: ignore[assignment]
     return command()
 

@@ -40,13 +40,11 @@ class Kind:
 
     member: str
     signal: signal.Signals = signal.SIGKILL
-    child: bool = False
     weight: float = 1.0
 
 
 KINDS: Mapping[str, Kind] = {
     "engine killed": Kind(member="rollout engine 0", weight=2),
-    "the engine's own process killed": Kind(member="rollout engine 0", child=True),
     "engine stopped (SIGSTOP)": Kind(member="rollout engine 0", signal=signal.SIGSTOP, weight=0.5),
     "reward killed": Kind(member="reward e rank 0", weight=2),
     "reference killed": Kind(member="reference rank 0"),
@@ -116,7 +114,7 @@ class Chaos:
         if kind.member == DRIVER:
             self._restart(kind.signal)
         else:
-            fault = Fault(step=step, phase=phase, member=kind.member, signal=kind.signal, child=kind.child, delay=0)
+            fault = Fault(step=step, phase=phase, member=kind.member, signal=kind.signal, delay=0)
             before = [len(self._losses(kind.member)), len(self._replacements(kind.member))]
             self.run.strike(fault, status)
             self._await(lambda: len(self._losses(kind.member)) > before[0], kind.member, begin)

@@ -25,13 +25,12 @@ POLL_SECONDS = 0.003
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """A signal to an actor's process, or to the first process that it started, some time into a phase of a step."""
+    """A signal to an actor's process, some time into a phase of a step."""
 
     step: int
     phase: str
     member: str
     signal: signal.Signals = signal.SIGKILL
-    child: bool = False
     delay: float = 0.05
 
 
@@ -90,7 +89,7 @@ class Run:
     def strike(self, fault: Fault, status: dict[str, Any]) -> int:
         """The same at once."""
         member = status["members"][fault.member]
-        process = int(member["children"][0] if fault.child else member["process"])
+        process = int(member["process"])
         os.kill(process, fault.signal)
         return process
 

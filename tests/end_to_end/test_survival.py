@@ -20,10 +20,9 @@ from tests.end_to_end.small import make_data_and_reward
 
 MANY = Faults(
     steps=7,
-    aimed="rank-dies@0 slow@0 sender-dies@1 group-stalls@4 unreadable@6",
+    aimed="rank-dies@0 slow@0 sender-dies@1 vllm-fails@2 group-stalls@4 unreadable@6",
     sent=(
         Fault(step=1, phase="rollout", member=ENGINE, delay=0.3),
-        Fault(step=2, phase="rollout", member=ENGINE, child=True, delay=0.3),
         Fault(step=3, phase="score", member=REWARD_RANK),
         Fault(step=5, phase="update", member="critic rank 0"),
         Fault(step=6, phase="rollout", member=ENGINE, signal=signal.SIGSTOP, delay=0.3),
@@ -32,7 +31,7 @@ MANY = Faults(
         (0, "update", "policy rank 1", "actor_died"),
         (1, "rollout", ENGINE, "actor_died"),
         (1, "publish", "policy rank 0", "actor_died"),
-        (2, "rollout", ENGINE, "actor_died"),
+        (2, "rollout", ENGINE, "actor_failed"),
         (3, "score", REWARD_RANK, "actor_died"),
         (4, "score", "policy rank 0", "actor_stalled"),
         (5, "update", "critic rank 0", "actor_died"),
@@ -87,7 +86,7 @@ def test_every_loss_is_recorded_with_role_rank_node_process_step_and_phase(survi
     assert recorded == list(survived.faults.lost)
     assert {event["node"] for event in survived.losses.values()} == {"127.0.0.1"}
     for fault, process in zip(survived.faults.sent, survived.hit, strict=True):
-        assert fault.child or survived.losses[fault.step, fault.phase]["process"] == process
+        assert survived.losses[fault.step, fault.phase]["process"] == process
 
 
 def test_causes_are_recorded(survived: Survived) -> None:
@@ -97,7 +96,7 @@ def test_causes_are_recorded(survived: Survived) -> None:
     if survived.faults.lost != MANY.lost:
         return
     group, stopped, unread = (survived.losses[place] for place in ((4, "score"), (6, "rollout"), (6, "update")))
-    assert causes[2, "rollout"] == "the inference engine's own process is gone"
+    assert causes[2, "rollout"] == "the inference engine failed"
     assert {group["member"], *group["others"]} <= {"policy rank 0", "policy rank 1"}, "a group that stalls is one loss"
     assert "busy" in group["cause"] and group["doing"].startswith("logprobs for ")
     assert stopped["cause"] == "the process is stopped (SIGSTOP, or a debugger)"

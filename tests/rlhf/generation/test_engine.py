@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from copy import copy
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from vllm import SamplingParams
 from vllm.logprobs import FlatLogprobs, Logprob
 from vllm.outputs import CompletionOutput, RequestOutput
-from vllm.v1.engine.output_processor import RequestOutputCollector
 
 from rlhf.config.schema import RolloutConfig
-from rlhf.errors import MachineryError
+from rlhf.errors import LostError, MachineryError
 from rlhf.generation.engine import Answer, RolloutEngine
 from rlhf.types import UNVERIFIED, FinishReason, Prompt
 
@@ -22,37 +25,54 @@ END, VOCABULARY = 2, 10
 
 
 class Core:
-    """Fake vLLM engine: accepts requests, which run until they are answered or aborted."""
+    """Fake vLLM: accepts requests, which run until they are answered or aborted."""
 
     def __init__(self, answer: Any = None, takes: int = 100) -> None:
-        """Args: answer is given to each request at once, where there is one; takes is how many it takes in time."""
+        """Args: answer is given to each request in the next step, if there is one; takes is how many it takes before
+        it waits for ``go_on``."""
         self.answer, self.takes = answer, takes
-        self.running: dict[str, RequestOutputCollector] = {}
+        self.running: list[str] = []
+        self.ahead: list[str] = []
+        """Steps begun ahead of their turn."""
         self.sampled: list[SamplingParams] = []
-        self.is_full = False
+        self.is_full, self.go_on = threading.Event(), threading.Event()
+        self.engine_core = SimpleNamespace(engine_core=SimpleNamespace(batch_queue=self.ahead))
 
-    async def add_request(self, name: str, request: Any, sampling: Any) -> RequestOutputCollector:
+    def add_request(self, name: str, request: Any, sampling: Any) -> None:
         if len(self.running) == self.takes:
-            self.is_full = True
-            await asyncio.sleep(60)
+            self.is_full.set()
+            self.go_on.wait(60)
+        if isinstance(self.answer, ValueError):
+            raise self.answer
         self.sampled.append(sampling)
-        queue = self.running[name] = RequestOutputCollector(sampling.output_kind, name)
-        if self.answer is not None:
-            queue.put(self.answer)
-            del self.running[name]
-        return queue
+        self.running.append(name)
 
-    async def abort(self, name: str, internal: bool) -> None:
-        await asyncio.sleep(0)
-        del self.running[name]
+    def step(self) -> list[RequestOutput]:
+        del self.ahead[:1]
+        if isinstance(self.answer, RuntimeError):
+            raise self.answer
+        if self.answer is None:
+            return []
+        answered, self.running = self.running, []
+        return [replace_id(self.answer, name) for name in answered]
 
-    async def collective_rpc(self, method: str) -> list[Any]:
+    def abort_request(self, names: list[str]) -> None:
+        self.running = [name for name in self.running if name not in names]
+
+    def collective_rpc(self, method: str, kwargs: dict[str, Any]) -> list[Any]:
         """No weights are sent here, so that no update is ever open."""
         return []
 
-    async def reset_prefix_cache(self) -> bool:
+    def reset_prefix_cache(self) -> bool:
         """Like vLLM's block pool, refuses while requests hold blocks."""
         return not self.running
+
+
+def replace_id(answer: RequestOutput, name: str) -> RequestOutput:
+    """The same answer to the request of this name."""
+    found = copy(answer)
+    found.request_id = name
+    return found
 
 
 def engine(core: Core) -> RolloutEngine:
@@ -60,7 +80,8 @@ def engine(core: Core) -> RolloutEngine:
     made = object.__new__(RolloutEngine)
     made.config, made.end_tokens, made.vocabulary = RolloutConfig(), [END], VOCABULARY
     made.deterministic, made.prompt_tokens, made.cached_tokens, made.version = False, 0, 0, 3
-    made.llm, made._pending = core, set()
+    made.llm, made._unanswered, made._steps = core, {}, None
+    made._thread = ThreadPoolExecutor(1)
     return made
 
 
@@ -124,6 +145,34 @@ def test_the_policys_whole_distribution_is_sampled_at_the_recipes_temperature() 
     assert all(each.stop_token_ids == [END] for each in core.sampled)
 
 
+def test_a_failure_of_vllm_is_the_loss_of_the_engine_for_all_calls() -> None:
+    async def scenario() -> None:
+        made = engine(Core(RuntimeError("out of blocks")))
+        calls = [asyncio.create_task(answers(made, count=2)) for _ in range(2)]
+        for result in await asyncio.gather(*calls, return_exceptions=True):
+            assert isinstance(result, LostError) and "vLLM failed: RuntimeError: out of blocks" in str(result)
+
+    asyncio.run(scenario())
+
+
+def test_a_call_that_is_given_up_after_its_first_answer_leaves_nothing_running() -> None:
+    async def scenario() -> None:
+        made = engine(core := Core(output([4, END], "stop")))
+        call = made.generate([PROMPT] * 2, [11, 12])
+        await anext(call)
+        core.answer = None
+        other = asyncio.create_task(answers(made, count=2))
+        while len(core.running) < 2:
+            await asyncio.sleep(0)
+        await call.aclose()
+        assert len(core.running) == 2, "the other call's"
+        await made.abandon()
+        assert not core.running
+        await asyncio.gather(other, return_exceptions=True)
+
+    asyncio.run(scenario())
+
+
 def abandoned(core: Core, calls: int, until: Callable[[], bool]) -> RolloutEngine:
     """An engine with pending calls of two prompts each, all of which fail when it abandons them."""
 
@@ -132,8 +181,10 @@ def abandoned(core: Core, calls: int, until: Callable[[], bool]) -> RolloutEngin
         running: list[Awaitable[Any]] = [asyncio.create_task(answers(made, count=2)) for _ in range(calls)]
         while not until():
             await asyncio.sleep(0)
+        core.ahead += ["a step"]
+        asyncio.get_running_loop().call_later(0.01, core.go_on.set)
         await made.abandon()
-        assert not core.running, "on return"
+        assert not core.running and not core.ahead, "on return"
         results = await asyncio.gather(*running, return_exceptions=True)
         assert [type(result) for result in results] == [asyncio.CancelledError] * calls
         await made.serve(4)
@@ -151,7 +202,7 @@ def test_all_calls_are_abandoned_not_the_last_alone() -> None:
 @pytest.mark.parametrize("taken", [0, 1])
 def test_a_call_that_is_still_being_handed_over_is_abandoned_too(taken: int) -> None:
     core = Core(takes=taken)
-    assert abandoned(core, calls=1, until=lambda: core.is_full).version == 4
+    assert abandoned(core, calls=1, until=core.is_full.is_set).version == 4
 
 
 def test_no_version_is_served_while_something_of_an_older_one_is_computed() -> None:

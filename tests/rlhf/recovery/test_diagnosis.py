@@ -60,8 +60,14 @@ MUTE = replace(IDLE, heartbeat_age_seconds=118.0)
         (replace(DEAD, exit_text="The actor died because its node has died. Node Id: 5f"), Cause.NODE),
         (replace(DEAD, children_alive=False), Cause.SILENT),  # children go with their parent
         # It answered with an error.
-        (replace(WELL, exit_text="EngineDeadError: EngineCore encountered an issue. See stack trace"), Cause.ENGINE),
-        (replace(WELL, exit_text="EngineCore encountered an issue.", oom_kills_since_start=1), Cause.HOST_MEMORY),
+        (
+            replace(WELL, exit_text="lost in generate: vLLM failed: RuntimeError: Executor failed."),
+            Cause.ENGINE,
+        ),
+        (
+            replace(WELL, exit_text="vLLM failed: RuntimeError: Executor failed.", oom_kills_since_start=1),
+            Cause.HOST_MEMORY,
+        ),
         (replace(WELL, exit_text="[../gloo/transport/tcp/pair.cc:547] Connection closed by peer [::1]"), Cause.PEER),
         (
             replace(WELL, exit_text="torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB"),
