@@ -202,6 +202,7 @@ class RolloutEngine:
                 for output in await self._call(self.llm.step):
                     if outputs := self._unanswered.pop(output.request_id, None):
                         outputs.put_nowait(output)
+            await self._call(self._finish_steps)
         except Exception as error:
             traceback.print_exc()
             self._fail(self._unanswered, _vllm_failed(error))
@@ -225,9 +226,12 @@ class RolloutEngine:
         await self.call_workers("close_weight_update")
 
     def _finish_steps(self) -> None:
-        """Finish steps that vLLM has begun ahead of their turn, when no request is left."""
+        """Let vLLM clear its batch when no request is left, and finish steps that it has begun ahead of their turn.
+
+        What is left of earlier requests in the batch would change the order of the next ones.
+        """
         core = self.llm.engine_core.engine_core
-        while core.batch_queue:
+        while not self.llm.has_unfinished_requests() and (core.scheduler.has_requests() or core.batch_queue):
             self.llm.step()
 
     def _answer(self, position: int, prompt: Prompt, seed: int, output: object, version: int) -> Answer:

@@ -36,7 +36,10 @@ class Core:
         """Steps begun ahead of their turn."""
         self.sampled: list[SamplingParams] = []
         self.is_full, self.go_on = threading.Event(), threading.Event()
-        self.engine_core = SimpleNamespace(engine_core=SimpleNamespace(batch_queue=self.ahead))
+        self.is_dirty = False
+        """Whether the batch holds requests that have ended, as vLLM's does until the next step."""
+        scheduler = SimpleNamespace(has_requests=lambda: bool(self.running) or self.is_dirty)
+        self.engine_core = SimpleNamespace(engine_core=SimpleNamespace(batch_queue=self.ahead, scheduler=scheduler))
 
     def add_request(self, name: str, request: Any, sampling: Any) -> None:
         if len(self.running) == self.takes:
@@ -49,19 +52,25 @@ class Core:
 
     def step(self) -> list[RequestOutput]:
         del self.ahead[:1]
+        self.is_dirty = False
         if isinstance(self.answer, RuntimeError):
             raise self.answer
         if self.answer is None:
             return []
         answered, self.running = self.running, []
+        self.is_dirty = bool(answered)
         return [replace_id(self.answer, name) for name in answered]
 
     def abort_request(self, names: list[str]) -> None:
+        self.is_dirty = self.is_dirty or bool(names)
         self.running = [name for name in self.running if name not in names]
 
     def collective_rpc(self, method: str, kwargs: dict[str, Any]) -> list[Any]:
         """No weights are sent here, so that no update is ever open."""
         return []
+
+    def has_unfinished_requests(self) -> bool:
+        return bool(self.running)
 
     def reset_prefix_cache(self) -> bool:
         """Like vLLM's block pool, refuses while requests hold blocks."""
@@ -145,6 +154,18 @@ def test_the_policys_whole_distribution_is_sampled_at_the_recipes_temperature() 
     assert all(each.stop_token_ids == [END] for each in core.sampled)
 
 
+def test_the_batch_is_clear_after_a_call() -> None:
+    """Otherwise the order of the next call's requests in it would depend on this call."""
+
+    async def scenario() -> None:
+        made = engine(core := Core(output([4, END], "stop")))
+        await answers(made, count=2)
+        await made.serve(4)
+        assert not core.is_dirty
+
+    asyncio.run(scenario())
+
+
 def test_a_failure_of_vllm_is_the_loss_of_the_engine_for_all_calls() -> None:
     async def scenario() -> None:
         made = engine(Core(RuntimeError("out of blocks")))
@@ -184,7 +205,7 @@ def abandoned(core: Core, calls: int, until: Callable[[], bool]) -> RolloutEngin
         core.ahead += ["a step"]
         asyncio.get_running_loop().call_later(0.01, core.go_on.set)
         await made.abandon()
-        assert not core.running and not core.ahead, "on return"
+        assert not core.running and not core.ahead and not core.is_dirty, "on return"
         results = await asyncio.gather(*running, return_exceptions=True)
         assert [type(result) for result in results] == [asyncio.CancelledError] * calls
         await made.serve(4)
