@@ -61,6 +61,18 @@ def engine_environment(device: Device, config: RolloutConfig, backend: str | Non
     }
 
 
+def prepare_engine_thread(device: Device) -> None:
+    """Have PyTorch compute on all cores in the calling thread, from which vLLM is started.
+
+    ``OMP_NUM_THREADS`` has no effect where the process imported PyTorch before it was set, as Ray's workers may have
+    done; the number of threads changes the last bits of results.
+    """
+    if device == "cpu":
+        import torch
+
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
+
+
 def engine_arguments(device: Device, config: RolloutConfig, sleeps: bool) -> dict[str, Any]:
     """Arguments of vLLM's engine that apply to one kind of device only."""
     if device == "cuda":

@@ -22,7 +22,7 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.llm_engine import LLMEngine
 
 from rlhf.config.schema import ModelConfig, RolloutConfig
-from rlhf.device import Device, engine_arguments
+from rlhf.device import Device, engine_arguments, prepare_engine_thread
 from rlhf.errors import LostError, MachineryError
 from rlhf.types import UNVERIFIED, FinishReason, Prompt, Rollout
 from rlhf.weights.fingerprint import Fingerprint, add
@@ -98,7 +98,7 @@ class RolloutEngine:
             disable_log_stats=True,
             **engine_arguments(device, config, sleeps),
         )
-        self._thread = ThreadPoolExecutor(1, "vllm")
+        self._thread = ThreadPoolExecutor(1, "vllm", prepare_engine_thread, (device,))
         self._unanswered: dict[str, asyncio.Queue[RequestOutput | BaseException]] = {}
         """Where each request's output goes, by request id. Two calls run at once when the engine takes over a failed
         engine's prompts."""

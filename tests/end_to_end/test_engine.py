@@ -24,11 +24,12 @@ PROMPT, SAMPLES = 300, 4
 class Seen:
     """``cached`` tokens of four samples of one prompt, of four more, and of four more after new weights; what came of
     ``bad`` prompts among good ones; and log-probabilities of the same prompts asked ``twice``, after other prompts the
-    second time."""
+    second time; and the ``threads`` that vLLM computes with."""
 
     cached: list[int]
     bad: list[Answer]
     twice: list[list[list[float]]]
+    threads: int
 
 
 def see(folder: Path) -> Seen:
@@ -37,6 +38,9 @@ def see(folder: Path) -> Seen:
     from rlhf.device import engine_environment
 
     config = RolloutConfig(max_response_length=4, enforce_eager=True)
+    import torch
+
+    torch.set_num_threads(1)  # as in a worker of Ray's that had imported PyTorch before it became an engine
     os.environ.update(engine_environment("cpu", config, None))
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -69,8 +73,9 @@ def see(folder: Path) -> Seen:
         once = await log_probabilities(engine)
         assert len([answer async for answer in engine.generate([prompt] * 3, range(3))]) == 3
         twice = [once, await log_probabilities(engine)]
+        threads = await engine._call(torch.get_num_threads)
         engine.stop()
-        return Seen(cached=counts, bad=sorted(bad, key=lambda answer: answer.position), twice=twice)
+        return Seen(cached=counts, bad=sorted(bad, key=lambda answer: answer.position), twice=twice, threads=threads)
 
     return asyncio.run(run())
 
@@ -104,6 +109,10 @@ def test_a_prompt_that_the_engine_does_not_take_costs_that_prompt_alone(seen: Se
         assert not answer.rollout.mask.any()
     assert "maximum" in bad[0].fault or "long" in bad[0].fault
     assert RolloutBlock.pack([answer.rollout for answer in seen.bad]).set_aside.tolist() == [False, True, True, True]
+
+
+def test_the_engine_computes_on_all_cores_whatever_its_process_did_before(seen: Seen) -> None:
+    assert seen.threads == len(os.sched_getaffinity(0))
 
 
 def test_a_deterministic_engine_gives_the_same_answers_to_the_bit(seen: Seen) -> None:
