@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from vllm import SamplingParams
@@ -22,6 +22,7 @@ from rlhf.types import UNVERIFIED, FinishReason, Prompt
 
 PROMPT = Prompt(id=7, tokens=(5, 6))
 END, VOCABULARY = 2, 10
+T = TypeVar("T")
 
 
 class Core:
@@ -94,6 +95,11 @@ def engine(core: Core) -> RolloutEngine:
     return made
 
 
+def run(scenario: Coroutine[Any, Any, T]) -> T:
+    """Its result; a call that never ends is a failure."""
+    return asyncio.run(asyncio.wait_for(scenario, 20))
+
+
 async def answers(to: RolloutEngine, prompt: Prompt = PROMPT, count: int = 1) -> list[Answer]:
     return [answer async for answer in to.generate([prompt] * count, range(11, 11 + count))]
 
@@ -115,7 +121,7 @@ def output(tokens: list[int], reason: str) -> RequestOutput:
 
 
 def test_a_response_is_an_answer() -> None:
-    [answer] = asyncio.run(answers(engine(Core(output([4, END], "stop")))))
+    [answer] = run(answers(engine(Core(output([4, END], "stop")))))
     assert (answer.fault, answer.rollout.finish_reason, answer.rollout.seed) == ("", FinishReason.STOP, 11)
     assert answer.rollout.tokens.tolist() == [4, END] and answer.rollout.mask.all()
     assert answer.rollout.weight_version == 3
@@ -136,7 +142,7 @@ def test_a_response_is_an_answer() -> None:
     ],
 )
 def test_an_invalid_response_is_quarantined_with_its_reason(given: Any, prompt: Prompt, fault: str) -> None:
-    [answer] = asyncio.run(answers(engine(Core(given)), prompt))
+    [answer] = run(answers(engine(Core(given)), prompt))
     assert answer.fault == fault
     rollout = answer.rollout
     assert (rollout.finish_reason, rollout.prompt.id, rollout.seed) == (FinishReason.SET_ASIDE, 7, 11)
@@ -148,7 +154,7 @@ def test_the_policys_whole_distribution_is_sampled_at_the_recipes_temperature() 
     core = Core(output([4, END], "stop"))
     sampling = engine(core)
     sampling.config = RolloutConfig(temperature=0.7, max_response_length=5)
-    asyncio.run(answers(sampling, count=2))
+    run(answers(sampling, count=2))
     assert [(each.temperature, each.max_tokens, each.seed) for each in core.sampled] == [(0.7, 5, 11), (0.7, 5, 12)]
     assert all(each.top_p == 1 and each.top_k <= 0 and each.min_p == 0 for each in core.sampled), "nothing is cut off"
     assert all(each.stop_token_ids == [END] for each in core.sampled)
@@ -163,7 +169,7 @@ def test_the_batch_is_clear_after_a_call() -> None:
         await made.serve(4)
         assert not core.is_dirty
 
-    asyncio.run(scenario())
+    run(scenario())
 
 
 def test_a_failure_of_vllm_is_the_loss_of_the_engine_for_all_calls() -> None:
@@ -173,7 +179,7 @@ def test_a_failure_of_vllm_is_the_loss_of_the_engine_for_all_calls() -> None:
         for result in await asyncio.gather(*calls, return_exceptions=True):
             assert isinstance(result, LostError) and "vLLM failed: RuntimeError: out of blocks" in str(result)
 
-    asyncio.run(scenario())
+    run(scenario())
 
 
 def test_a_call_that_is_given_up_after_its_first_answer_leaves_nothing_running() -> None:
@@ -191,7 +197,7 @@ def test_a_call_that_is_given_up_after_its_first_answer_leaves_nothing_running()
         assert not core.running
         await asyncio.gather(other, return_exceptions=True)
 
-    asyncio.run(scenario())
+    run(scenario())
 
 
 def abandoned(core: Core, calls: int, until: Callable[[], bool]) -> RolloutEngine:
@@ -211,7 +217,7 @@ def abandoned(core: Core, calls: int, until: Callable[[], bool]) -> RolloutEngin
         await made.serve(4)
         return made
 
-    return asyncio.run(scenario())
+    return run(scenario())
 
 
 def test_all_calls_are_abandoned_not_the_last_alone() -> None:
@@ -238,4 +244,4 @@ def test_no_version_is_served_while_something_of_an_older_one_is_computed() -> N
         running.cancel()
         return made
 
-    assert asyncio.run(scenario()).version == UNVERIFIED
+    assert run(scenario()).version == UNVERIFIED
