@@ -22,7 +22,8 @@ PROMPT, SAMPLES = 300, 4
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """``cached`` tokens of four samples of one prompt, of four more, and of four more after new weights; what came of
+    """``cached`` tokens of four samples of one prompt, of four more, of four more after new weights, and twice of four
+    more by the engine that gives the same answers; what came of
     ``bad`` prompts among good ones; and log-probabilities of the same prompts asked ``twice``, after other prompts the
     second time; and the ``threads`` that vLLM computes with."""
 
@@ -71,7 +72,10 @@ def see(folder: Path) -> Seen:
         bad = [answer async for answer in engine.generate(asked, range(4))]
         engine.deterministic = True
         once = await log_probabilities(engine)
-        assert len([answer async for answer in engine.generate([prompt] * 3, range(3))]) == 3
+        for _ in range(2):
+            before = engine.cached_tokens
+            assert len([a async for a in engine.generate([prompt] * SAMPLES, range(SAMPLES))]) == SAMPLES
+            counts.append(engine.cached_tokens - before)
         twice = [once, await log_probabilities(engine)]
         threads = await engine._call(torch.get_num_threads)
         engine.stop()
@@ -88,13 +92,13 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
 
 def test_samples_of_a_prompt_share_its_prefix(seen: Seen) -> None:
     """Whole blocks of the prompt, 256 of its 300 tokens with blocks of 128, by all samples but the first."""
-    first, second, _ = seen.cached
+    first, second, *_ = seen.cached
     assert first >= (SAMPLES - 1) * 128
     assert second > first
 
 
 def test_nothing_computed_with_older_weights_is_reused(seen: Seen) -> None:
-    first, _, after_new_weights = seen.cached
+    first, _, after_new_weights, *_ = seen.cached
     assert after_new_weights == first
 
 
@@ -118,4 +122,6 @@ def test_the_engine_computes_on_all_cores_whatever_its_process_did_before(seen: 
 def test_a_deterministic_engine_gives_the_same_answers_to_the_bit(seen: Seen) -> None:
     once, again = seen.twice
     assert once == again
+    *_, first, second = seen.cached
+    assert first == second, "nothing is left in the cache by an earlier call"
     assert len(once) == 24
