@@ -1,8 +1,8 @@
 """Access tokens of raters and administrators: signed, with an expiry, one valid token for each alias.
 
 A token is ``payload.signature`` in URL-safe base64: a JSON object with project, alias, role, expiry and serial, and its
-HMAC-SHA256. The key is in the project's file and not beside it: a project that is moved or restored from its backup keeps
-its links, and whoever reads the file can change votes without a token anyway. Exports hold no key.
+HMAC-SHA256. The key is in the project's file and not beside it: a project that is moved or restored from its backup
+keeps its links, and a person who can write the file needs no token to change votes. Exports hold no key.
 
 The serial is random and stored for each alias, so that a new token, or the rater's deletion, revokes the old one, also
 if the alias is used again.
@@ -17,7 +17,7 @@ import hmac
 import json
 import secrets
 import sqlite3
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 
 from rlhf.errors import UserError
@@ -82,6 +82,20 @@ class Access:
     """Unix time in seconds."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Payload:
+    """What a token's signature covers."""
+
+    project: str
+    alias: str
+    role: str
+    expires: int
+    serial: str
+
+
+_TYPES = {"project": str, "alias": str, "role": str, "expires": int, "serial": str}
+
+
 def issue_token(store: Store, alias: str, role: Role, *, seconds: float, now: float) -> str:
     """Make a token for an alias, valid for ``seconds`` from ``now``; an earlier token of the alias becomes invalid.
 
@@ -96,14 +110,8 @@ def issue_token(store: Store, alias: str, role: Role, *, seconds: float, now: fl
         db.execute("INSERT OR REPLACE INTO access VALUES (?, ?, ?)", (alias, role, serial))
         record(db, store.clock(), "token issued", alias=alias, detail=role)
         meta = _meta(db)
-    payload = {
-        "project": meta["project"],
-        "alias": alias,
-        "role": role,
-        "expires": int(now + seconds),
-        "serial": serial,
-    }
-    text = _encode(canonical(payload).encode())
+    payload = _Payload(project=meta["project"], alias=alias, role=role, expires=int(now + seconds), serial=serial)
+    text = _encode(canonical(asdict(payload)).encode())
     return f"{text}.{_encode(_sign(meta['secret'], text))}"
 
 
@@ -125,16 +133,16 @@ def verify_token(store: Store, token: str, now: float) -> Access:
     text, payload, signature = _parse(token)
     with store.reading() as db:
         meta = _meta(db)
-        row = db.execute("SELECT serial FROM access WHERE alias = ?", (payload["alias"],)).fetchone()
-    if payload["project"] != meta["project"]:
+        row = db.execute("SELECT serial FROM access WHERE alias = ?", (payload.alias,)).fetchone()
+    if payload.project != meta["project"]:
         raise TokenError(TokenFault.OTHER_PROJECT)
     if not hmac.compare_digest(_sign(meta["secret"], text), signature):
         raise TokenError(TokenFault.TAMPERED)
-    if payload["expires"] <= now:
+    if payload.expires <= now:
         raise TokenError(TokenFault.EXPIRED)
-    if row is None or row["serial"] != payload["serial"]:
+    if row is None or row["serial"] != payload.serial:
         raise TokenError(TokenFault.REVOKED)
-    return Access(alias=payload["alias"], role=Role(payload["role"]), expires=payload["expires"])
+    return Access(alias=payload.alias, role=Role(payload.role), expires=payload.expires)
 
 
 def _require_role(db: sqlite3.Connection, alias: str, role: Role) -> None:
@@ -163,7 +171,7 @@ def _decode(text: str) -> bytes:
     return base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
 
 
-def _parse(token: str) -> tuple[str, dict[str, str | int], bytes]:
+def _parse(token: str) -> tuple[str, _Payload, bytes]:
     """The signed text, its content, whose types are checked, and the signature."""
     text, _, signature = token.partition(".")
     try:
@@ -173,7 +181,4 @@ def _parse(token: str) -> tuple[str, dict[str, str | int], bytes]:
         raise TokenError(TokenFault.MALFORMED) from error
     if not isinstance(payload, dict) or {key: type(value) for key, value in payload.items()} != _TYPES:
         raise TokenError(TokenFault.MALFORMED)
-    return text, payload, decoded
-
-
-_TYPES = {"project": str, "alias": str, "role": str, "expires": int, "serial": str}
+    return text, _Payload(**payload), decoded

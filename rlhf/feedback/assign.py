@@ -32,7 +32,8 @@ REPEAT_GAP = 10
 """Votes between an item and its repeat, so that the rater does not remember the first judgement."""
 
 _CALIBRATION = """
-SELECT number, id FROM (SELECT number, id FROM items WHERE purpose = 'calibration' ORDER BY number LIMIT :count) AS first
+SELECT number, id FROM
+    (SELECT number, id FROM items WHERE purpose = 'calibration' ORDER BY number LIMIT :count) AS first
 WHERE NOT EXISTS (SELECT 1 FROM votes WHERE rater = :rater AND item = first.number) ORDER BY number LIMIT 1
 """
 _GOLD = """
