@@ -8,7 +8,7 @@ raters, and gold and calibration items do not. Repeats measure self-consistency 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import combinations
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf.feedback.bootstrap import Estimate, Statistic, estimate
+from rlhf.feedback.bootstrap import Estimate, Measure, estimate
 from rlhf.feedback.coefficients import (
     Float64,
     Scale,
@@ -29,13 +29,15 @@ from rlhf.feedback.coefficients import (
     raw_agreement,
     table_agreement,
 )
-from rlhf.feedback.judgements import OUTCOMES, Judgements, clusters, independent
+from rlhf.feedback.judgements import OUTCOMES, Judgements, independent
 from rlhf.feedback.records import Item, Vote
 from rlhf.storage.jsonl import json_safe
 from rlhf.types import Int64
 
 ONE_CATEGORY = "all votes are in one category, so agreement by chance is complete"
 _K = len(OUTCOMES)
+Bootstrap = Callable[[Sequence[Measure], Int64], tuple[Estimate, ...]]
+"""From measures and the items' clusters to estimates."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +68,7 @@ class RaterAgreement:
     raw: Estimate
     """Mean over items of the fraction of the others' votes that agree with the rater's."""
     kappa: Estimate
-    """Cohen's kappa against the others: each other vote weighs 1/(the item's others) (Schouten 1982, Stat. Neerl. 36)."""
+    """Cohen's kappa against the others, whose votes share a weight of 1 per item (Schouten 1982, Stat. Neerl. 36)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +87,7 @@ class Agreement:
 
     overall: Coefficients
     guidelines: Mapping[int | None, Coefficients]
-    """Version of the guidelines (None: unknown) → agreement of the votes made under it."""
+    """Version of the guidelines (None: unknown) → agreement of its votes; empty if no version is known."""
     raters: tuple[RaterAgreement, ...]
     pairs: tuple[PairAgreement, ...]
     """Pairs of raters with at least one item in common."""
@@ -101,8 +103,7 @@ def agreement(items: Sequence[Item], votes: Sequence[Vote], *, seed: int = 0, re
     """Agreement of the raters of ``items``; votes on other items are counted as left out."""
     judged = independent(items, votes)
     bootstrap = partial(estimate, undefined=ONE_CATEGORY, seed=seed, resamples=resamples)
-    versions = sorted({vote.guideline for vote in judged.votes}, key=lambda version: (version is None, version or 0))
-    by_version = {version: judged.select(vote.guideline == version for vote in judged.votes) for version in versions}
+    by_version = _by_version(judged)
     return Agreement(
         overall=_coefficients(judged, bootstrap),
         guidelines={version: _coefficients(some, bootstrap) for version, some in by_version.items()},
@@ -112,27 +113,32 @@ def agreement(items: Sequence[Item], votes: Sequence[Vote], *, seed: int = 0, re
     )
 
 
-def _coefficients(judged: Judgements, bootstrap: partial[Estimate]) -> Coefficients:
+def _by_version(judged: Judgements) -> dict[int | None, Judgements]:
+    versions = sorted({vote.guideline for vote in judged.votes}, key=lambda version: (version is None, version or 0))
+    if versions in ([], [None]):
+        return {}
+    return {version: judged.select(vote.guideline == version for vote in judged.votes) for version in versions}
+
+
+def _coefficients(judged: Judgements, bootstrap: Bootstrap) -> Coefficients:
     nominal, ordered, strengths = judged.counts(), judged.counts(3), _strength_counts(judged)
-    has_pair = nominal.sum(1) > 1
-    cluster = clusters(judged.items)[has_pair]
-
-    def over(parts: Float64, statistic: Statistic) -> Estimate:
-        return bootstrap(parts[has_pair], cluster, statistic)
-
-    def alpha(counts: Int64, scale: Scale) -> Estimate:
-        return over(coincidences(counts), partial(krippendorff_alpha, scale=scale))
-
     unanimous = (nominal.max(1, initial=0) == nominal.sum(1)).astype(np.float64)
-    return Coefficients(
-        raw=over(fleiss_parts(nominal), raw_agreement),
-        unanimous=over(np.column_stack([unanimous, np.ones(len(unanimous))]), _mean),
-        fleiss=over(fleiss_parts(nominal), fleiss_kappa),
-        nominal=alpha(nominal, Scale.NOMINAL),
-        ordinal=alpha(ordered, Scale.ORDINAL),
-        interval=alpha(ordered, Scale.INTERVAL),
-        strength=alpha(strengths, Scale.ORDINAL),
-    )
+    has_pair = nominal.sum(1) > 1
+
+    def alpha(counts: Int64, scale: Scale) -> Measure:
+        return Measure(coincidences(counts)[has_pair], partial(krippendorff_alpha, scale=scale))
+
+    measures = {
+        "raw": Measure(fleiss_parts(nominal)[has_pair], raw_agreement),
+        "unanimous": Measure(np.column_stack([unanimous, np.ones(len(unanimous))])[has_pair], _mean),
+        "fleiss": Measure(fleiss_parts(nominal)[has_pair], fleiss_kappa),
+        "nominal": alpha(nominal, Scale.NOMINAL),
+        "ordinal": alpha(ordered, Scale.ORDINAL),
+        "interval": alpha(ordered, Scale.INTERVAL),
+        "strength": alpha(strengths, Scale.ORDINAL),
+    }
+    found = bootstrap(tuple(measures.values()), judged.clusters[has_pair])
+    return Coefficients(**dict(zip(measures, found)))
 
 
 def _mean(parts: Float64) -> Float64:
@@ -145,7 +151,7 @@ def _strength_counts(judged: Judgements) -> Int64:
     return np.bincount(cells, minlength=len(judged.items) * 5).reshape(len(judged.items), 5)
 
 
-def _against_others(judged: Judgements, rater: int, bootstrap: partial[Estimate]) -> RaterAgreement:
+def _against_others(judged: Judgements, rater: int, bootstrap: Bootstrap) -> RaterAgreement:
     own = judged.rater == rater
     item, outcome = judged.item[own], judged.category[own]
     others = judged.counts()[item].astype(np.float64)
@@ -161,13 +167,14 @@ def _shares(counts: Float64) -> Float64:
 
 
 def _table_estimates(
-    judged: Judgements, item: Int64, tables: Float64, bootstrap: partial[Estimate]
+    judged: Judgements, item: Int64, tables: Float64, bootstrap: Bootstrap
 ) -> tuple[Estimate, Estimate]:
-    cluster = clusters(judged.items)[item]
-    return bootstrap(tables, cluster, table_agreement), bootstrap(tables, cluster, cohen_kappa)
+    measures = (Measure(tables, table_agreement), Measure(tables, cohen_kappa))
+    raw, kappa = bootstrap(measures, judged.clusters[item])
+    return raw, kappa
 
 
-def _pairs(judged: Judgements, bootstrap: partial[Estimate]) -> tuple[PairAgreement, ...]:
+def _pairs(judged: Judgements, bootstrap: Bootstrap) -> tuple[PairAgreement, ...]:
     found = []
     for (first, second), cells in sorted(_common_items(judged).items()):
         item, a, b = np.array(cells).T

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 
 import numpy as np
 
@@ -67,6 +68,11 @@ class Judgements:
         found = np.where(self.category < categories, self.category, TIE)
         cells = np.bincount(self.item * categories + found, minlength=len(self.items) * categories)
         return cells.reshape(len(self.items), categories)
+
+    @cached_property
+    def clusters(self) -> Int64:
+        """(U,) number of each item's cluster."""
+        return cluster_numbers(self.items)
 
     def select(self, is_kept: Iterable[bool]) -> Judgements:
         """Those judgements, over their own items and raters."""
@@ -126,7 +132,7 @@ def cluster_of(item: Item) -> Hashable:
     return item.group or item.prompt
 
 
-def clusters(items: Sequence[Item]) -> Int64:
+def cluster_numbers(items: Sequence[Item]) -> Int64:
     """(len(items),) number of each item's cluster."""
     numbers: dict[Hashable, int] = {}
     return np.array([numbers.setdefault(cluster_of(item), len(numbers)) for item in items], dtype=np.int64)
