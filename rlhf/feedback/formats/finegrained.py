@@ -11,7 +11,7 @@ from itertools import combinations
 
 from rlhf.data.read import RawRow
 from rlhf.data.turns import RowError
-from rlhf.feedback.formats.judged import Judged, digest, make_item, make_vote, text_at, without
+from rlhf.feedback.formats.judged import Judged, digest, imported_item, make_vote, text_at, without
 from rlhf.feedback.records import Answer, Choice
 
 ANSWERS = 4
@@ -32,9 +32,9 @@ def parse(raw: RawRow, rater: str) -> list[Judged]:
     found = []
     for (one, other), judgement in zip(pairs, judgements, strict=True):
         answers = Answer(text=texts[one], policy=one), Answer(text=texts[other], policy=other)
-        item = make_item(question, answers, raw.source, group=group, extra=extra)
+        item = imported_item(question, answers, raw.source, group=group, extra=extra)
         choice = CHOICES.get(judgement) if type(judgement) is int else None
         bad = () if choice else (f"not a label: {one} against {other} is {judgement!r:.40}, not 0, 1 or 2",)
         votes = (make_vote(item, rater, choice),) if choice else ()
-        found.append(Judged(item=item, votes=votes, bad_votes=bad))
+        found.append(Judged(source=raw.source, item=item, votes=votes, bad_votes=bad))
     return found

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from rlhf.data.read import RawRow
 from rlhf.data.turns import RowError, require_unicode
-from rlhf.feedback.items import item_id
-from rlhf.feedback.records import Answer, Choice, Item, Purpose, Thumb, Vote
+from rlhf.feedback.items import make_item
+from rlhf.feedback.records import Answer, Choice, Item, Thumb, Vote
 from rlhf.records import Messages, RowLocation
 
 LONGEST_ALIAS = 40  # characters, as the store allows
@@ -27,6 +27,7 @@ _NOT_IN_ALIAS = re.compile(r"[^A-Za-z0-9._:-]+")
 class Judged:
     """What one row says: a comparison with its votes, or a thumb."""
 
+    source: RowLocation
     item: Item | None = None
     votes: tuple[Vote, ...] = ()
     thumb: Thumb | None = None
@@ -50,7 +51,7 @@ def alias(format: str, name: str) -> str:
     return f"{format}:{tidy}"
 
 
-def make_item(
+def imported_item(
     prompt: Messages | str,
     answers: tuple[Answer, Answer],
     source: RowLocation,
@@ -58,15 +59,8 @@ def make_item(
     group: str = "",
     extra: Mapping[str, object] | None = None,
 ) -> Item:
-    """An item to label, with its id."""
-    return Item(
-        id=item_id(prompt, answers, Purpose.LABEL),
-        prompt=prompt,
-        answers=answers,
-        source=f"{Path(source.file).name}:{source.line}",
-        group=group,
-        extra=extra or {},
-    )
+    """An item to label. Its source is the file's name and the line, without the folder."""
+    return make_item(prompt, answers, source=f"{Path(source.file).name}:{source.line}", group=group, extra=extra)
 
 
 def make_vote(item: Item, rater: str, choice: Choice, **fields: object) -> Vote:

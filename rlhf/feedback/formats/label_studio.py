@@ -21,7 +21,16 @@ from datetime import datetime
 
 from rlhf.data.read import RawRow
 from rlhf.data.turns import RowError
-from rlhf.feedback.formats.judged import Judged, alias, make_item, make_vote, mapping_at, preferred, text_at, without
+from rlhf.feedback.formats.judged import (
+    Judged,
+    alias,
+    imported_item,
+    make_vote,
+    mapping_at,
+    preferred,
+    text_at,
+    without,
+)
 from rlhf.feedback.records import Answer, Choice, Item, Vote
 
 PAIRS = (("answer1", "answer2"), ("text1", "text2"), ("response1", "response2"), ("answer_a", "answer_b"))
@@ -40,7 +49,7 @@ def parse(raw: RawRow, rater: str) -> list[Judged]:
     prompt = next((name for name in PROMPTS if name in data), None)
     answers = tuple(Answer(text=text_at(data, name, is_empty_allowed=True)) for name in names)
     assert len(answers) == 2
-    item = make_item(
+    item = imported_item(
         text_at(data, prompt) if prompt else "",
         answers,
         raw.source,
@@ -53,7 +62,7 @@ def parse(raw: RawRow, rater: str) -> list[Judged]:
             votes.append(_vote(item, annotation, rater))
         except RowError as error:
             bad.append(str(error))
-    return [Judged(item=item, votes=tuple(votes), bad_votes=tuple(bad))]
+    return [Judged(source=raw.source, item=item, votes=tuple(votes), bad_votes=tuple(bad))]
 
 
 def _names(annotations: list[object], data: Mapping[str, object]) -> tuple[str, str]:

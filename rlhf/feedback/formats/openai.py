@@ -32,7 +32,7 @@ from rlhf.feedback.formats.judged import (
     alias,
     as_text,
     digest,
-    make_item,
+    imported_item,
     make_vote,
     mapping_at,
     preferred,
@@ -62,11 +62,11 @@ def parse_comparison(raw: RawRow, rater: str) -> list[Judged]:
     )
     info = mapping_at(row, "info")
     group = str(info.get("id") or "")
-    item = make_item(_post(info), (first, second), raw.source, group=group, extra=_other_fields(row))
+    item = imported_item(_post(info), (first, second), raw.source, group=group, extra=_other_fields(row))
     notes = [f"{i}: {note}" for i, each in enumerate(summaries, start=1) if (note := each.get("note"))]
     worker = row.get("worker")
     who = alias("openai", worker) if isinstance(worker, str) and worker else rater
-    return [Judged(item=item, votes=(make_vote(item, who, _choice(row), comment="\n".join(notes)),))]
+    return [Judged(source=raw.source, item=item, votes=(make_vote(item, who, _choice(row), comment="\n".join(notes)),))]
 
 
 def _choice(row: Mapping[str, object]) -> Choice:
@@ -98,7 +98,7 @@ def parse_webgpt(raw: RawRow, rater: str) -> list[Judged]:
     one, other = (_score(row, f"score_{i}") for i in (0, 1))
     if not math.isclose(one, -other, abs_tol=1e-6):
         raise RowError(f"not a label: score_0 is {one:g} and score_1 is {other:g}, which do not sum to 0")
-    item = make_item(
+    item = imported_item(
         as_text(question.get("full_text"), "question.full_text"),
         (first, second),
         raw.source,
@@ -109,7 +109,7 @@ def parse_webgpt(raw: RawRow, rater: str) -> list[Judged]:
         },
     )
     choice = Choice.TIE if one == 0 else preferred(one > 0, is_strong=abs(one) >= STRONG)
-    return [Judged(item=item, votes=(make_vote(item, rater, choice),))]
+    return [Judged(source=raw.source, item=item, votes=(make_vote(item, rater, choice),))]
 
 
 def _score(row: Mapping[str, object], column: str) -> float:
@@ -135,6 +135,10 @@ def parse_best_of(raw: RawRow, rater: str) -> list[Judged]:
             continue
         pair = sorted((names[best], other))
         answers = Answer(text=texts[pair[0]], policy=pair[0]), Answer(text=texts[pair[1]], policy=pair[1])
-        item = make_item(query, answers, raw.source, group=digest(query), extra=without(row, "query", "best", *names))
-        found.append(Judged(item=item, votes=(make_vote(item, rater, preferred(pair[0] == names[best])),)))
+        item = imported_item(
+            query, answers, raw.source, group=digest(query), extra=without(row, "query", "best", *names)
+        )
+        found.append(
+            Judged(source=raw.source, item=item, votes=(make_vote(item, rater, preferred(pair[0] == names[best])),))
+        )
     return found

@@ -10,7 +10,7 @@ from __future__ import annotations
 from rlhf.data.read import RawRow
 from rlhf.data.repeated import prompt_text
 from rlhf.data.turns import RowError
-from rlhf.feedback.formats.judged import Judged, alias, make_item, make_vote, text_at, without
+from rlhf.feedback.formats.judged import Judged, alias, imported_item, make_vote, text_at, without
 from rlhf.feedback.records import Answer, Choice
 
 CHOICES = {0: Choice.TIE, 1: Choice.FIRST_SLIGHTLY, 2: Choice.SECOND_SLIGHTLY}
@@ -31,11 +31,11 @@ def parse(raw: RawRow, rater: str) -> list[Judged]:
     annotators = sorted(name for name in row if name.startswith("annotator"))
     if not annotators:
         raise RowError("columns missing: needs annotator1, annotator2, ...")
-    item = make_item(prompt, (first, second), raw.source, extra=without(row, *_READ, *annotators))
+    item = imported_item(prompt, (first, second), raw.source, extra=without(row, *_READ, *annotators))
     labels = {name: row[name] for name in annotators}
     votes = [make_vote(item, alias("pandalm", name), CHOICES[label]) for name, label in labels.items() if _is(label)]  # type: ignore[index]
     bad = [f"not a label: {name} is {label!r:.40}, not 0, 1 or 2" for name, label in labels.items() if not _is(label)]
-    return [Judged(item=item, votes=tuple(votes), bad_votes=tuple(bad))]
+    return [Judged(source=raw.source, item=item, votes=tuple(votes), bad_votes=tuple(bad))]
 
 
 def _is(label: object) -> bool:

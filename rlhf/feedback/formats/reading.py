@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rlhf.data.read import RawRow, read_rows
+from rlhf.data.read import read_rows
 from rlhf.data.turns import RowError
 from rlhf.errors import UserError
 from rlhf.feedback.formats import finegrained, label_studio, openai, pandalm, trl
@@ -41,24 +41,19 @@ def _by_row(parse: Parse) -> Read:
         rows: list[Judged] = []
         bad: list[BadRow] = []
         for raw in read_rows(path, files=files):
-            outcome = [raw] if isinstance(raw, BadRow) else _parsed(parse, raw, rater)
-            for each in outcome:
-                if isinstance(each, BadRow):
-                    bad.append(each)
-                else:
-                    rows.append(each)
-                    assert isinstance(raw, RawRow)
-                    bad += [BadRow(raw.source, reason) for reason in each.bad_votes]
+            if isinstance(raw, BadRow):
+                bad.append(raw)
+                continue
+            try:
+                found = parse(raw, rater)
+            except RowError as error:
+                bad.append(BadRow(raw.source, str(error)))
+                continue
+            rows += found
+            bad += [BadRow(raw.source, reason) for each in found for reason in each.bad_votes]
         return Loaded(tuple(rows), tuple(bad), files=tuple(files))
 
     return read
-
-
-def _parsed(parse: Parse, raw: RawRow, rater: str) -> list[Judged] | list[BadRow]:
-    try:
-        return parse(raw, rater)
-    except RowError as error:
-        return [BadRow(raw.source, str(error))]
 
 
 FORMATS: Mapping[str, Read] = {
@@ -98,33 +93,38 @@ def read_feedback(path: str, format: str) -> Feedback:
         raise UserError(
             f"no row of '{path}' is feedback in the format {format}", first, "check --format and docs/feedback.md"
         )
+    votes, too_many = number_votes(loaded.rows, person)
     items = {row.item.id: row.item for row in reversed(loaded.rows) if row.item is not None}
     return Feedback(
         items=tuple(reversed(items.values())),
-        votes=tuple(number_votes((vote for row in loaded.rows for vote in row.votes), person)),
+        votes=tuple(votes),
         thumbs=tuple(row.thumb for row in loaded.rows if row.thumb is not None),
-        bad=loaded.bad,
+        bad=(*loaded.bad, *too_many),
         files=loaded.files,
         remarks=loaded.remarks,
     )
 
 
-def number_votes(votes: Iterable[Vote], person: Callable[[int], str]) -> list[Vote]:
-    """Votes with their ids.
+def number_votes(rows: Iterable[Judged], person: Callable[[int], str]) -> tuple[list[Vote], list[BadRow]]:
+    """Votes with their ids, and those that are one too many.
 
-    A second vote of one alias on an item is a repeat if the file named the rater. If it did not, the alias stands for
-    all votes of the file, and the second vote is another person's.
+    A second vote of one alias on an item is a repeat if the file named the rater, and a third one is refused. If the
+    file named none, the alias stands for all votes of the file, and the second vote is another person's.
 
     Args:
         person: alias of a file's n-th person without a name, counted from 1.
     """
     seen: Counter[tuple[str, str]] = Counter()
-    found = []
-    for vote in votes:
+    votes: list[Vote] = []
+    bad: list[BadRow] = []
+    for row, vote in ((each, vote) for each in rows for vote in each.votes):
         seen[vote.item, vote.rater] += 1
         number = seen[vote.item, vote.rater]
         is_named = vote.rater != person(1)
+        if is_named and number > 2:
+            bad.append(BadRow(row.source, f"a third vote: {vote.rater} judged the same answers twice before"))
+            continue
         rater = vote.rater if is_named else person(number)
         vote = replace(vote, rater=rater, is_repeat=is_named and number > 1)
-        found.append(replace(vote, id=vote_id(vote, number)))
-    return found
+        votes.append(replace(vote, id=vote_id(vote, number)))
+    return votes, bad

@@ -20,7 +20,7 @@ from rlhf.data.labels import PAIR
 from rlhf.data.read import RawRow, read_rows
 from rlhf.data.split import canonical_prompt
 from rlhf.data.turns import RowError
-from rlhf.feedback.formats.judged import Judged, digest, make_item, make_vote, ordered, preferred, without
+from rlhf.feedback.formats.judged import Judged, digest, imported_item, make_vote, ordered, preferred, without
 from rlhf.feedback.records import Answer, Thumb
 from rlhf.records import BadRow, LabelledAnswer, Loaded, Message, Preference, RowLocation
 
@@ -76,8 +76,8 @@ def _comparison(pair: Preference, rater: str, raw: RawRow) -> Judged:
     )
     answers, is_exchanged = ordered(chosen, rejected)
     extra = without(raw.columns, *_READ_UNDER_ANY_NAME)
-    item = make_item(pair.prompt, answers, pair.source, extra=extra)
-    return Judged(item=item, votes=(make_vote(item, rater, preferred(not is_exchanged)),))
+    item = imported_item(pair.prompt, answers, pair.source, extra=extra)
+    return Judged(source=raw.source, item=item, votes=(make_vote(item, rater, preferred(not is_exchanged)),))
 
 
 def _thumb(row: LabelledAnswer, seen: Counter[str]) -> Judged:
@@ -86,7 +86,7 @@ def _thumb(row: LabelledAnswer, seen: Counter[str]) -> Judged:
     content = digest(canonical_prompt(row.prompt), answer.text, str(row.is_good))
     seen[content] += 1
     id = digest(content, str(seen[content]))
-    return Judged(thumb=Thumb(id=id, prompt=row.prompt, answer=answer, is_good=row.is_good))
+    return Judged(source=row.source, thumb=Thumb(id=id, prompt=row.prompt, answer=answer, is_good=row.is_good))
 
 
 def _text(answer: Message | str, column: str) -> str:

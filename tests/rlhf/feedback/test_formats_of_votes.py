@@ -258,8 +258,9 @@ def test_rows_that_disagree_are_two_votes_on_one_item(tmp_path: Path) -> None:
 
 
 def test_a_second_vote_of_a_named_rater_is_a_repeat(tmp_path: Path) -> None:
-    feedback = read(tmp_path, "openai", SUMMARY, {**SUMMARY, "choice": 0})
+    feedback = read(tmp_path, "openai", SUMMARY, {**SUMMARY, "choice": 0}, SUMMARY)
     assert [vote.is_repeat for vote in feedback.votes] == [False, True]
+    assert [(row.source.line, row.category) for row in feedback.bad] == [(3, "a third vote")]
     assert len({vote.id for vote in feedback.votes}) == 2
 
 
