@@ -164,8 +164,7 @@ def restore(store: Store, contents: Contents) -> None:
             store.suspend(rater.alias, rater.suspension_reason)
     store.add_items(contents.items)
     store.import_votes(contents.votes)
-    for thumb in contents.thumbs:
-        store.add_thumb(thumb)
+    store.import_thumbs(contents.thumbs)
 
 
 def _require_same_guidelines(known: Iterable[Guideline], given: Iterable[Guideline]) -> None:
