@@ -78,6 +78,20 @@ class Preference:
 
 
 @dataclass(frozen=True)
+class LabelledAnswer:
+    """A prompt and one answer that a person found good or bad: an unpaired label.
+
+    Prompt, answer and ``variables`` are as in a ``Demonstration``.
+    """
+
+    prompt: Messages | str
+    completion: Message | str
+    is_good: bool
+    source: RowLocation
+    variables: Mapping[str, object] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True)
 class PromptRow:
     """A prompt without an answer; ``columns`` are the other columns of its row, by name.
 
