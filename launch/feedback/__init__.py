@@ -1,0 +1,1 @@
+"""Human feedback: the labelling page, and the commands of a project."""
