@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
 import typer
 
 from launch.options import Overrides, RecipePath
@@ -16,12 +14,13 @@ from launch.run import Work, run_work
 from rlhf.errors import UserError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from actors.answering import SampledAnswers
     from actors.session import Session
     from rlhf.feedback.records import Item
-    from rlhf.feedback.store import Store
     from rlhf.records import PromptRow
-    from rlhf.types import Float32, Prompt
+    from rlhf.types import Prompt
 
 PURPOSE = "sample answers from a model and add pairs of them to a project, as one round"
 EXAMPLE = "rlhf feedback sample recipes/quickstart.yaml feedback.project=feedback.db feedback.answers=4"
@@ -74,6 +73,7 @@ def plan_round(session: Session, name: str = "") -> RoundPlan:
             "name another round, or leave --round out for the next number",
         )
     policy = _policy(session)
+    _check_ensemble(session)
     loaded = load_prompts(recipe.data)
     chosen = choose_prompts([row.prompt for row in loaded.rows], items, config.prompts, recipe.seed)
     rows = [loaded.rows[i] for i in chosen]
@@ -105,6 +105,15 @@ def _policy(session: Session) -> Path:
     return session.base
 
 
+def _check_ensemble(session: Session) -> None:
+    """Check the folders of the reward models that select pairs."""
+    from rlhf.models.classifier import inspect_classifier
+
+    for folder in session.recipe.feedback.ensemble:
+        found = inspect_classifier(session.verified(Path(folder).expanduser()), session.recipe.model, own=True)
+        found.require_whole("feedback.ensemble")
+
+
 def sample(plan: RoundPlan) -> str:
     """Sample the round's answers, add its pairs to the project, and print a summary; returns the round's name."""
     from actors.answering import sample_answers
@@ -128,3 +137,64 @@ def sample(plan: RoundPlan) -> str:
         },
     )
     return plan.name
+
+
+def _select_pairs(
+    plan: RoundPlan, answers: SampledAnswers, logs: Path
+) -> tuple[list[tuple[int, int]], dict[str, float | str]]:
+    """Pairs of indices of answers, and lines for the summary."""
+    import numpy as np
+
+    from rlhf.feedback.selection import candidate_pairs, disagreement, select
+
+    config = plan.session.recipe.feedback
+    found = candidate_pairs(answers.rollouts.prompt_ids.tolist(), answers.texts)
+    lines: dict[str, float | str] = {"identical pairs dropped": found.identical, "selection": config.selection}
+    if config.selection == "random":
+        priority = np.random.default_rng(answers.rollouts.seeds[:1]).random(len(found.pairs))
+    else:
+        scores = _ensemble_scores(plan, answers, logs)
+        priority = disagreement(found.pairs, scores)
+    chosen = select(found.pairs, priority, config.pairs)
+    if config.selection == "uncertainty" and chosen:
+        ours = disagreement(chosen, scores).mean()
+        lines["disagreement, chosen / all candidates"] = f"{ours:.4f} / {priority.mean():.4f}"
+    return [(pair.first, pair.second) for pair in chosen], lines
+
+
+def _ensemble_scores(plan: RoundPlan, answers: SampledAnswers, logs: Path) -> np.ndarray:
+    """(M, A) scores of all answers by the ensemble's models, one after another."""
+    import numpy as np
+
+    from actors.answer_scoring import score_answers
+    from rlhf.config.schema import RewardSourceConfig
+
+    folders = plan.session.recipe.feedback.ensemble
+    return np.stack(
+        [
+            score_answers(
+                plan.session,
+                RewardSourceConfig(model=folder),
+                answers.rollouts,
+                plan.prompts,
+                logs,
+                f"Scores {i + 1}/{len(folders)}",
+            )
+            for i, folder in enumerate(folders)
+        ]
+    )
+
+
+def _item(plan: RoundPlan, answers: SampledAnswers, first: int, second: int) -> Item:
+    from rlhf.feedback.items import make_item
+    from rlhf.feedback.records import Answer
+
+    rollout = plan.session.recipe.rollout
+    sampling = {"temperature": rollout.temperature, "max_response_length": rollout.max_response_length}
+
+    def answer(i: int) -> Answer:
+        seed = int(answers.rollouts.seeds[i])
+        return Answer(text=answers.texts[i], policy=str(plan.policy), seed=seed, sampling=sampling)
+
+    prompt = plan.rows[int(answers.rollouts.prompt_ids[first])].prompt
+    return make_item(prompt, (answer(first), answer(second)), round=plan.name)
