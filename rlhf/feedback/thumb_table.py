@@ -1,0 +1,37 @@
+"""Users' reactions in production, in the store."""
+
+from __future__ import annotations
+
+import json
+
+from rlhf.errors import UserError
+from rlhf.feedback.database import Database
+from rlhf.feedback.encoding import canonical, decode_thumb, encode_thumb
+from rlhf.feedback.records import Thumb
+
+
+class ThumbTable(Database):
+    """Thumbs up and down."""
+
+    def add_thumb(self, thumb: Thumb) -> bool:
+        """Store a thumb; False if it is stored under this id already, with whichever time.
+
+        Raises:
+            UserError: the id belongs to another thumb.
+        """
+        with self.writing() as db:
+            row = db.execute("SELECT body FROM thumbs WHERE id = ?", (thumb.id,)).fetchone()
+            if row is None:
+                db.execute("INSERT INTO thumbs (id, body) VALUES (?, ?)", (thumb.id, canonical(encode_thumb(thumb))))
+                return True
+        again = json.loads(canonical(encode_thumb(thumb)))
+        if {**json.loads(row["body"]), "time": again["time"]} != again:
+            raise UserError(f"thumb {thumb.id} is stored with another content", "", "send it with a new id")
+        return False
+
+    def thumbs(self) -> list[Thumb]:
+        """All thumbs, in the order in which they were stored."""
+        with self.connection() as db:
+            return [
+                decode_thumb(json.loads(row["body"])) for row in db.execute("SELECT body FROM thumbs ORDER BY number")
+            ]
