@@ -62,7 +62,9 @@ def check_guidelines(markdown: str, name: str) -> None:
                 read_example(token)
             except ValueError as error:
                 line = token.map[0] + 1 if token.map else 0
-                problems.append(UserError(f"{name}:{line}: {error}", "", f"give the example the keys {', '.join(_KEYS)}"))
+                problems.append(
+                    UserError(f"{name}:{line}: {error}", "", f"give the example the keys {', '.join(_KEYS)}")
+                )
     raise_all(problems, name)
 
 

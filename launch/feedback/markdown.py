@@ -1,6 +1,7 @@
 """Markdown to HTML that is safe for text of unknown origin: a model's answers, and the project's guidelines.
 
-Links, images and HTML are shown as the text that they are, so that a page with an answer can lead nowhere and load nothing.
+Links, images and HTML are shown as the text that they are, so that a page with an answer leads nowhere and loads
+nothing.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from functools import lru_cache
 
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from launch.visible import make_visible
 
@@ -50,8 +51,3 @@ def render_tokens(tokens: Sequence[Token]) -> Markup:
         elif align := token.attrs.pop("style", None):
             token.attrSet("class", str(align).replace("text-align:", "to-"))
     return Markup(_PARSER.renderer.render(tokens, _PARSER.options, {}))
-
-
-def as_text(text: str) -> Markup:
-    """A text as it is written, escaped."""
-    return Markup('<div class="plain">{}</div>').format(escape(make_visible(text)))

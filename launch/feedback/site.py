@@ -12,8 +12,8 @@ from launch.feedback.limits import Rate, RateLimit
 from launch.feedback.project_progress import ProjectProgress
 from launch.feedback.session_time import SessionTimes
 from launch.feedback.status_tables import StatusSource
-from launch.feedback.tickets import Tickets, derive_key
-from rlhf.feedback.access import project_secret
+from launch.feedback.tickets import Tickets
+from rlhf.feedback.access import derive_key
 from rlhf.feedback.store import Store
 
 RATER_RATE = Rate(burst=100, per_second=20)
@@ -38,8 +38,7 @@ class Site:
 
 def make_site(store: Store, status_sources: Sequence[StatusSource] = ()) -> Site:
     """The site of an open project; its keys are derived from the project's secret."""
-    secret = project_secret(store)
-    tickets, csrf_key = Tickets(secret), derive_key(secret, "csrf")
+    tickets, csrf_key = Tickets(derive_key(store, "tickets")), derive_key(store, "forms")
     return Site(store=store, tickets=tickets, csrf_key=csrf_key, status_sources=status_sources)
 
 

@@ -39,7 +39,10 @@ TEXTS: Mapping[str, Mapping[Language, str]] = {
         "ja": "Escで入力欄を離れます。氏名などの個人情報は書かないでください。",
     },
     "undo": {"en": "Undo", "ja": "取り消す"},
-    "undone": {"en": "The last vote is undone. Vote again.", "ja": "直前の判定を取り消しました。もう一度判定してください。"},
+    "undone": {
+        "en": "The last vote is undone. Vote again.",
+        "ja": "直前の判定を取り消しました。もう一度判定してください。",
+    },
     "nothing_to_undo": {"en": "There is no vote to undo.", "ja": "取り消せる判定はありません。"},
     "closed": {
         "en": "That comparison is not open any more. This is the next one.",
@@ -81,7 +84,10 @@ TEXTS: Mapping[str, Mapping[Language, str]] = {
     "back": {"en": "Back to the comparisons", "ja": "比較に戻る"},
     # calibration
     "practice": {"en": "Practice", "ja": "練習"},
-    "practice_right": {"en": "Your judgement agrees with the guidelines.", "ja": "あなたの判定はガイドラインと一致しています。"},
+    "practice_right": {
+        "en": "Your judgement agrees with the guidelines.",
+        "ja": "あなたの判定はガイドラインと一致しています。",
+    },
     "practice_wrong": {
         "en": "Your judgement differs from the guidelines.",
         "ja": "あなたの判定はガイドラインと異なります。",
@@ -125,7 +131,10 @@ TEXTS: Mapping[str, Mapping[Language, str]] = {
         "ja": "リクエストが多すぎます。少し待ってからやり直してください。",
     },
     "error_not_found": {"en": "There is no such page.", "ja": "そのページはありません。"},
-    "error_input": {"en": "The request is not complete, or not valid.", "ja": "リクエストが不完全か、正しくありません。"},
+    "error_input": {
+        "en": "The request is not complete, or not valid.",
+        "ja": "リクエストが不完全か、正しくありません。",
+    },
 }
 """Texts by name. ``{...}`` is filled in by the page."""
 

@@ -1,15 +1,13 @@
 """Tickets: what a page knows of the item that it shows, encrypted.
 
-An item's id is a digest of its texts and its purpose, so a rater who knew it could tell gold items from others. The form
-of a comparison therefore carries the id, and with it the sides and the rater, as a ticket that only the server reads. A
-ticket outlives a restart of the server.
+An item's id is a digest of its texts and its purpose, so a rater who knew it could tell gold items from others. The
+form of a comparison therefore carries the id, and with it the sides and the rater, as a ticket that only the server
+reads. A ticket outlives a restart of the server.
 """
 
 from __future__ import annotations
 
 import base64
-import hashlib
-import hmac
 import json
 from dataclasses import dataclass
 
@@ -33,9 +31,9 @@ class Ticket:
 class Tickets:
     """Makes and reads tickets of one project."""
 
-    def __init__(self, secret: bytes) -> None:
-        """Args: secret is the project's, from which the key is derived."""
-        self._fernet = Fernet(base64.urlsafe_b64encode(derive_key(secret, "ticket")))
+    def __init__(self, key: bytes) -> None:
+        """Args: key has 32 bytes, and no other use."""
+        self._fernet = Fernet(base64.urlsafe_b64encode(key))
 
     def seal(self, ticket: Ticket) -> str:
         """The ticket as text for a form."""
@@ -54,12 +52,5 @@ class Tickets:
         except (InvalidToken, UnicodeEncodeError) as error:
             raise ValueError("the ticket is not valid") from error
         swapped, repeat, adjudication = map(bool, flags)
-        ticket = Ticket(
-            item=item, rater=rater, is_swapped=swapped, is_repeat=repeat, is_adjudication=adjudication
-        )
+        ticket = Ticket(item=item, rater=rater, is_swapped=swapped, is_repeat=repeat, is_adjudication=adjudication)
         return ticket, float(made)
-
-
-def derive_key(secret: bytes, use: str) -> bytes:
-    """A key of 32 bytes for one use, so that no two uses share one."""
-    return hmac.digest(secret, f"rlhf feedback {use}".encode(), hashlib.sha256)

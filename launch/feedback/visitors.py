@@ -18,7 +18,7 @@ from launch.feedback.errors import PageError
 from launch.feedback.responses import set_cookie
 from launch.feedback.site import Site, site_of
 from rlhf.errors import UserError
-from rlhf.feedback.access import Access, Role, read_token
+from rlhf.feedback.access import Access, Role, verify_token
 
 COOKIE = "rlhf_feedback"
 RATERS = (Role.RATER, Role.ADJUDICATOR)
@@ -42,7 +42,7 @@ def enter(request: Request, token: str) -> Access:
     """
     site = site_of(request)
     try:
-        return read_token(site.store, token, site.clock())
+        return verify_token(site.store, token, site.clock())
     except UserError as error:
         raise PageError(401, "error_expired") from error
 
