@@ -10,7 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 
-from launch.feedback import guidelines, labelling, status, thumbs, visitors
+from launch.feedback import guidelines, labelling, practice, status, thumbs, visitors
 from launch.feedback.errors import PageError
 from launch.feedback.guard import Application, Guard
 from launch.feedback.render import FOLDER
@@ -30,7 +30,7 @@ def create_app(site: Site, hosts: Collection[str] = LOCAL_HOSTS) -> Application:
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.state.site = site
     app.mount("/static", StaticFiles(directory=FOLDER / "static"))
-    for room in (labelling, guidelines, status, thumbs):
+    for room in (labelling, practice, guidelines, status, thumbs):
         app.include_router(room.router)
     app.add_api_route("/enter", enter, response_model=None)
     app.add_exception_handler(PageError, _on_page_error)

@@ -9,11 +9,11 @@ from fastapi.responses import HTMLResponse, Response
 
 from launch.feedback.errors import PageError
 from launch.feedback.examples import guidelines_html
-from launch.feedback.labelling import Rater, must_acknowledge
+from launch.feedback.labelling import must_acknowledge
 from launch.feedback.render import render
 from launch.feedback.responses import go_to, language_of, page
 from launch.feedback.site import site_of
-from launch.feedback.visitors import check_form
+from launch.feedback.visitors import Rater, check_form
 
 router = APIRouter()
 

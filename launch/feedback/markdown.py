@@ -16,7 +16,7 @@ from markupsafe import Markup
 from launch.visible import make_visible
 
 LONGEST = 20_000
-"""Longest text, in characters, that is rendered as Markdown. The parser takes 0.1 s for a hostile text of this length."""
+"""Longest text, in characters, that is rendered as Markdown: a hostile one of this length takes the parser 0.15 s."""
 CACHED = 512
 """Number of rendered texts kept: each is shown to several raters."""
 

@@ -25,10 +25,10 @@ def _finalize(value: Any) -> Any:
 
 
 def format_cell(value: object) -> str:
-    """A table's cell: three decimals of a number, a dash for a missing value."""
+    """A table's cell: three digits of a number, a dash for a missing value."""
     if value is None:
         return "–"
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 _ENVIRONMENT = jinja2.Environment(

@@ -61,9 +61,9 @@ TEXTS: Mapping[str, Mapping[Language, str]] = {
     "minutes": {"en": "{minutes} min", "ja": "{minutes}分"},
     "guidelines": {"en": "Guidelines", "ja": "ガイドライン"},
     "close": {"en": "Close", "ja": "閉じる"},
-    "keys": {"en": "Key shortcuts", "ja": "キー操作"},
-    "keys_on": {"en": "on", "ja": "オン"},
-    "keys_off": {"en": "off", "ja": "オフ"},
+    "shortcuts": {"en": "Key shortcuts", "ja": "キー操作"},
+    "shortcuts_on": {"en": "on", "ja": "オン"},
+    "shortcuts_off": {"en": "off", "ja": "オフ"},
     "language": {"en": "Language", "ja": "言語"},
     "saving": {"en": "Saving …", "ja": "保存しています…"},
     "retrying": {

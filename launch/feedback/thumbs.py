@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import uuid
-from typing import Annotated, Literal
+from typing import Literal
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from launch.feedback.site import site_of
-from launch.feedback.visitors import Visitor, service_of
+from launch.feedback.visitors import Service
 from rlhf.errors import UserError
 from rlhf.feedback.records import Answer, Thumb
 from rlhf.records import Message, Messages
 
 router = APIRouter()
-Service = Annotated[Visitor, Depends(service_of)]
 
 
 class Turn(BaseModel):

@@ -9,9 +9,10 @@ import base64
 import hashlib
 import hmac
 from dataclasses import dataclass
+from typing import Annotated
 from urllib.parse import urlsplit
 
-from fastapi import Request
+from fastapi import Depends, Request
 from fastapi.responses import Response
 
 from launch.feedback.errors import PageError
@@ -68,6 +69,9 @@ def rater_of(request: Request) -> Visitor:
     return visitor
 
 
+Rater = Annotated[Visitor, Depends(rater_of)]
+
+
 def admin_of(request: Request) -> Visitor:
     """The administrator who asks, by cookie or, in a program, by a bearer token.
 
@@ -80,6 +84,9 @@ def admin_of(request: Request) -> Visitor:
     return visitor
 
 
+Admin = Annotated[Visitor, Depends(admin_of)]
+
+
 def service_of(request: Request) -> Visitor:
     """The program that sends thumbs, by a bearer token.
 
@@ -90,6 +97,9 @@ def service_of(request: Request) -> Visitor:
     if visitor.role is not Role.SERVICE:
         raise PageError(403, "error_forbidden")
     return visitor
+
+
+Service = Annotated[Visitor, Depends(service_of)]
 
 
 def bearer(request: Request) -> str:
