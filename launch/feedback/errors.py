@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 
-
-@dataclass(frozen=True)
 class PageError(Exception):
-    """A request that cannot be served."""
+    """A request that cannot be served.
 
-    status: int
-    """Status of HTTP."""
-    text: str
-    """Name of the text that explains it, see ``texts.py``."""
-    retry_seconds: float = 0.0
-    """After how long the request may be tried again; 0 if it need not wait."""
+    Args:
+        status: status of HTTP.
+        text: name of the text that explains it, see ``texts.py``.
+        retry_seconds: after how long the request may be tried again; 0 if it need not wait.
+    """
+
+    def __init__(self, status: int, text: str, retry_seconds: float = 0.0) -> None:
+        super().__init__(status, text, retry_seconds)
+        self.status, self.text, self.retry_seconds = status, text, retry_seconds

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Collection, MutableMapping
-from dataclasses import dataclass
 from typing import Any
 
 from launch.feedback.limits import Rate, RateLimit
@@ -38,13 +37,12 @@ NO_STORE, NO_CACHE = "no-store", "no-cache"
 """Pages are kept nowhere; styles and scripts are kept, and compared with the server's each time."""
 
 
-@dataclass(frozen=True)
 class Refusal(Exception):
-    """A request that is not passed on."""
+    """A request that is not passed on: its status of HTTP, the reason in English, and further headers."""
 
-    status: int
-    reason: str
-    headers: tuple[tuple[str, str], ...] = ()
+    def __init__(self, status: int, reason: str, headers: tuple[tuple[str, str], ...] = ()) -> None:
+        super().__init__(status, reason)
+        self.status, self.reason, self.headers = status, reason, headers
 
 
 class Guard:

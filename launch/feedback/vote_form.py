@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Annotated
@@ -87,6 +88,11 @@ def _seconds(measured: str, elapsed: float) -> float:
     """The page's own measure, which leaves out the time in the background, within what the server knows.
 
     A ticket's time is a whole second, so up to one second more than ``elapsed`` may be right.
+
+    Raises:
+        ValueError: the measure is no number.
     """
-    most = elapsed + 1.0
-    return round(min(max(float(measured), 0.0), most), 1) if measured else round(elapsed, 1)
+    seconds = float(measured or elapsed)
+    if not math.isfinite(seconds):
+        raise ValueError(f"{measured} is no number of seconds")
+    return round(min(max(seconds, 0.0), elapsed + 1.0), 1)

@@ -136,9 +136,17 @@ function showSession() {
   session.querySelector("b").textContent = session.dataset.text.replace("{minutes}", String(Math.floor(seconds / 60)));
 }
 
+// The last turn is what the answers answer; earlier ones may be scrolled to.
+function showLastTurn() {
+  const turns = find(".turns");
+  const last = turns?.lastElementChild;
+  if (last && last !== turns.firstElementChild) turns.scrollTop = last.offsetTop - turns.offsetTop;
+}
+
 find("#keys")?.addEventListener("click", toggleKeys);
 find("#guidelines-link")?.addEventListener("click", openPanel);
 find("#panel-close")?.addEventListener("click", closePanel);
 showKeys();
+showLastTurn();
 setInterval(showSession, 15000);
 setTimeout(() => announce(find("#status")?.dataset.text || ""), 100);
