@@ -101,7 +101,7 @@ def connect(path: Path) -> sqlite3.Connection:
         check_same_thread=False,
     )
     db.row_factory = sqlite3.Row
-    for pragma in ("foreign_keys = ON", "synchronous = FULL", "secure_delete = ON"):
+    for pragma in ("foreign_keys = ON", "synchronous = FULL", "secure_delete = ON", "cache_size = -64000"):
         db.execute(f"PRAGMA {pragma}")
     return db
 
