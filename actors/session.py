@@ -34,6 +34,7 @@ from rlhf.data.stages import StageData, texts
 from rlhf.data.template import DATE, template_date
 from rlhf.device import Device
 from rlhf.errors import Stopped, UserError
+from rlhf.feedback.project import load_demonstrations, load_preferences, load_prompts
 from rlhf.models.folder import from_folder, load_tokenizer, read_facts
 from rlhf.models.saving import try_saving_tokenizer
 from rlhf.records import DataFile
@@ -129,7 +130,9 @@ class Session:
         if not marker.exists() or read_text(marker, again) != made_from:
             from rlhf.models.scratch import make_scratch  # a slow import that most runs do not need
 
-            all_text = list(texts(self.recipe))  # bad data must be refused before the old folder is removed
+            all_text = list(
+                texts(self.recipe, load_demonstrations)
+            )  # bad data must be refused before the old folder is removed
             shutil.rmtree(folder, ignore_errors=True)
             shutil.rmtree(partial, ignore_errors=True)  # of a killed attempt
             make_scratch(self.recipe.model.scratch, all_text, partial, self.recipe.seed)
@@ -365,17 +368,17 @@ class Session:
     @cached_property
     def demonstrations(self) -> StageData[Example]:
         """Data of SFT."""
-        return stages.demonstrations(self.recipe, self.chat, self.facts)
+        return stages.demonstrations(self.recipe, self.chat, self.facts, load_demonstrations)
 
     @cached_property
     def preferences(self) -> StageData[Pair]:
         """Data of the reward-model stage and of DPO."""
-        return stages.preferences(self.recipe, self.chat, self.facts)
+        return stages.preferences(self.recipe, self.chat, self.facts, load_preferences)
 
     @cached_property
     def prompts(self) -> StageData[Prompt]:
         """Prompts of PPO."""
-        return stages.prompts(self.recipe, self.chat, self.facts)
+        return stages.prompts(self.recipe, self.chat, self.facts, load_prompts)
 
     def checkpoint(self, stage: str) -> Checkpoint | None:
         """Return the checkpoint from which an unfinished stage resumes, after verifying all of its files.

@@ -75,6 +75,8 @@ class Preference:
     margin: float
     source: RowLocation
     variables: Mapping[str, object] = field(default_factory=dict, hash=False)
+    is_tie: bool = False
+    """One of two rows that state a tie, one in each order: for training, not for evaluation."""
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""Human feedback: the labelling page, and the commands of a project."""
+"""The labelling page, where people compare answers, and the commands of ``rlhf feedback``."""

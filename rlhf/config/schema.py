@@ -111,12 +111,19 @@ class DataConfig:
     """Location and format of the human data. A stage's own path takes precedence over ``path``."""
 
     path: StrictStr | None = None
-    """File, folder or hub name of data for all stages: a preference file, whose chosen answers are used in SFT and
-    whose prompts are used in PPO."""
+    """File, folder or hub name of data for all stages: a preference file or feedback project, whose chosen answers are
+    used in SFT and whose prompts are used in PPO."""
     demonstrations: StrictStr | None = None
     """Data of the SFT stage: prompt-completion rows, ``messages``, or preferences whose chosen answers are used."""
     preferences: StrictStr | None = None
-    """Data of the reward and DPO stages: rows with chosen and rejected answers."""
+    """Data of the reward and DPO stages: rows with chosen and rejected answers, or a feedback project."""
+    aggregation: Literal["majority", "dawid_skene", "bradley_terry"] | None = None
+    """How several votes on two answers of a feedback project become one preference, and its margin; null: by
+    ``majority``. ``dawid_skene`` weighs each rater by an estimated accuracy, ``bradley_terry`` fits strengths of all
+    answers that were compared with each other. ``data.ignore=[margin]`` trains without the margin."""
+    ties: Literal["drop", "both_orders"] | None = None
+    """How two answers of a feedback project that are equally good are handled: left out and counted (``drop``, also
+    null), or trained on in both orders with margin 0, which pulls their scores together."""
     prompts: StrictStr | None = None
     """Data of the PPO stage: rows with a prompt; their answers are ignored."""
     format: Literal["auto", "jsonl", "json", "parquet", "datasets", "hh"] = "auto"

@@ -39,6 +39,8 @@ class Role(StrEnum):
     """Decide items whose raters disagree."""
     ADMIN = "admin"
     """See progress and quality; labels nothing."""
+    SERVICE = "service"
+    """A program that sends thumbs from production; sees nothing."""
 
 
 class TokenFault(StrEnum):
@@ -99,7 +101,7 @@ _TYPES = {"project": str, "alias": str, "role": str, "expires": int, "serial": s
 def issue_token(store: Store, alias: str, role: Role, *, seconds: float, now: float) -> str:
     """Make a token for an alias, valid for ``seconds`` from ``now``; an earlier token of the alias becomes invalid.
 
-    A rater or adjudicator is in the project before; an administrator needs no entry there.
+    A rater or adjudicator is in the project before; an administrator or a service needs no entry there.
 
     Raises:
         UserError: there is no such rater, or the rater is imported or has another role; or the alias is malformed.
@@ -145,8 +147,15 @@ def verify_token(store: Store, token: str, now: float) -> Access:
     return Access(alias=payload.alias, role=Role(payload.role), expires=payload.expires)
 
 
+def derive_key(store: Store, use: str) -> bytes:
+    """A key of 32 bytes, derived from the project's secret for one use, such as the page's forms."""
+    with store.reading() as db:
+        secret = _meta(db)["secret"]
+    return _sign(secret, f"key for {use}")  # no token's text holds a space
+
+
 def _require_role(db: sqlite3.Connection, alias: str, role: Role) -> None:
-    if role == Role.ADMIN:
+    if role in (Role.ADMIN, Role.SERVICE):
         return require_alias(alias, is_imported=False)
     rater = rater_row(db, alias)
     if rater["is_imported"] or bool(rater["is_adjudicator"]) != (role == Role.ADJUDICATOR):

@@ -6,7 +6,8 @@
 2. an adjudicator: a complete item whose votes disagree, and nothing else;
 3. calibration items, in the order in which they were added;
 4. for a fraction of the rater's items, chosen by hash of rater and number: a gold item, or a repeat of an earlier item;
-5. label items, those with the most votes first, so that items become complete before new ones are begun.
+5. label items, those with the most votes first, so that items become complete before new ones are begun. An item that
+   more raters than the overlap have skipped is not shown again.
 
 Sides, gold items and repeats are functions of the project's seed, the rater and the item, and do not depend on time.
 
@@ -44,13 +45,14 @@ _QUEUE = """
 SELECT number, id, turn,
     EXISTS (SELECT 1 FROM votes WHERE rater = :rater AND item = items.number)
     OR (SELECT count(*) FROM votes JOIN raters ON raters.number = rater
-        WHERE item = items.number AND choice = 'skip' AND is_repeat = 0 AND is_suspended = 0) >= :overlap AS is_done,
+        WHERE item = items.number AND choice = 'skip' AND is_repeat = 0 AND is_suspended = 0) > :overlap AS is_done,
     (SELECT count(*) FROM leases
         WHERE item = items.number AND expires > :now AND is_repeat = 0 AND is_adjudication = 0) AS held
 FROM items WHERE purpose = 'label' AND counted = :level AND turn > :turn ORDER BY turn
 """
 _DISPUTED = """
-SELECT number, id FROM items WHERE purpose = 'label' AND dispute > 0 AND counted >= :overlap AND dispute >= :lowest
+SELECT number, id FROM items INDEXED BY items_dispute
+WHERE purpose = 'label' AND dispute > 0 AND counted >= :overlap AND dispute >= :lowest
 AND NOT EXISTS (SELECT 1 FROM votes WHERE rater = :rater AND item = items.number)
 AND NOT EXISTS (SELECT 1 FROM leases WHERE item = items.number AND is_adjudication = 1 AND expires > :now)
 ORDER BY counted, turn LIMIT 1

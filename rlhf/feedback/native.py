@@ -6,9 +6,8 @@ in the file: access tokens belong to a project's own store, and the audit and un
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from sqlite3 import Connection
 from typing import Any
 
 from rlhf.data.read import read_rows
@@ -142,49 +141,4 @@ def _damaged(source: RowLocation, why: str) -> UserError:
         f"{source}: this is no line of a project that was exported in the format native",
         why,
         "export the project again, or name the file's own format with --format",
-    )
-
-
-def restore(store: Store, contents: Contents) -> None:
-    """Add a file's content to a project: what the project has already stays as it is.
-
-    The steps are transactions of their own. After a kill, importing the file again does the rest.
-
-    Raises:
-        UserError: the project has another text in one of the file's versions of the guidelines, or another rater, item
-            or vote under the same name.
-    """
-    _require_same_guidelines(store.guidelines(), contents.guidelines)
-    for rater in contents.raters:
-        store.add_rater(rater.alias, is_adjudicator=rater.is_adjudicator, is_imported=rater.is_imported)
-    with store.writing() as db:
-        _restore_people(db, contents)
-    for rater in contents.raters:
-        if rater.is_suspended:
-            store.suspend(rater.alias, rater.suspension_reason)
-    store.add_items(contents.items)
-    store.import_votes(contents.votes)
-    store.import_thumbs(contents.thumbs)
-
-
-def _require_same_guidelines(known: Iterable[Guideline], given: Iterable[Guideline]) -> None:
-    texts = {guideline.version: guideline.markdown for guideline in known}
-    for guideline in given:
-        if texts.get(guideline.version, guideline.markdown) != guideline.markdown:
-            raise UserError(
-                f"version {guideline.version} of the guidelines has another text in the project than in the file",
-                "the votes say by which version they were made, and would get another meaning",
-                "import the file into a new project",
-            )
-
-
-def _restore_people(db: Connection, contents: Contents) -> None:
-    """Guidelines, acknowledgements, and the times of both and of the raters, which the store would set to now."""
-    guidelines = [(each.version, each.markdown, each.created) for each in contents.guidelines]
-    db.executemany("INSERT OR IGNORE INTO guidelines VALUES (?, ?, ?)", guidelines)
-    created = [(each.created, each.alias) for each in contents.raters]
-    db.executemany("UPDATE raters SET created = min(created, ?) WHERE alias = ?", created)
-    db.executemany(
-        "INSERT OR IGNORE INTO acknowledgements SELECT number, ?, ? FROM raters WHERE alias = ?",
-        [(version, time, each.alias) for each in contents.raters for version, time in each.acknowledged],
     )

@@ -53,5 +53,8 @@ def lowest_dispute(rule: Disagreement) -> int:
 
 
 def _count_disputed(db: sqlite3.Connection, overlap: int, lowest: int) -> int:
-    query = "SELECT count(*) FROM items WHERE purpose = 'label' AND dispute > 0 AND counted >= ? AND dispute >= ?"
+    query = (
+        "SELECT count(*) FROM items INDEXED BY items_dispute"
+        " WHERE purpose = 'label' AND dispute > 0 AND counted >= ? AND dispute >= ?"
+    )
     return int(db.execute(query, (overlap, lowest)).fetchone()[0])

@@ -94,9 +94,12 @@ def read_feedback(path: str, format: str) -> Feedback:
             f"no row of '{path}' is feedback in the format {format}", first, "check --format and docs/feedback.md"
         )
     votes, too_many = number_votes(loaded.rows, person)
-    items = {row.item.id: row.item for row in reversed(loaded.rows) if row.item is not None}
+    items: dict[str, Item] = {}
+    for row in loaded.rows:
+        if row.item is not None:
+            items.setdefault(row.item.id, row.item)
     return Feedback(
-        items=tuple(reversed(items.values())),
+        items=tuple(items.values()),
         votes=tuple(votes),
         thumbs=tuple(row.thumb for row in loaded.rows if row.thumb is not None),
         bad=(*loaded.bad, *too_many),

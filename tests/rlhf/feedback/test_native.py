@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from rlhf.errors import UserError
+from rlhf.feedback.importing import Added, restore
 from rlhf.feedback.items import make_item
-from rlhf.feedback.native import project_rows, read_project, restore
+from rlhf.feedback.native import project_rows, read_project
 from rlhf.feedback.records import Answer, Choice, Item, Purpose, Thumb, Vote
 from rlhf.feedback.settings import ProjectSettings
 from rlhf.feedback.store import Store
@@ -111,7 +112,7 @@ def test_20000_votes_survive_export_and_import_unchanged(project: Path, tmp_path
     contents = read_project(str(file))
     assert (len(contents.votes), len(contents.items)) == (20_000, ITEMS)
     with Store.open(project) as old, Store.create(tmp_path / "new.db", contents.settings) as new:
-        restore(new, contents)
+        assert restore(new, contents) == Added(items=ITEMS, votes=20_000, thumbs=3, raters=RATERS + 2)
         assert new.digest() == old.digest()
         assert new.items() == old.items()
         assert new.votes() == old.votes()
@@ -148,7 +149,7 @@ def test_a_second_import_adds_nothing(small: Path, tmp_path: Path) -> None:
     contents = read_project(str(small))
     with Store.open(tmp_path / "small.db") as store:
         before = store.digest()
-        restore(store, contents)
+        assert restore(store, contents) == Added(items=0, votes=0, thumbs=0, raters=0)
         assert store.digest() == before
         assert (len(store.votes()), len(store.thumbs()), len(store.guidelines())) == (1, 1, 1)
 
