@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+import launch.feedback.transfer
+
 if TYPE_CHECKING:
     from launch.feedback.status_tables import Table
 
@@ -232,5 +234,6 @@ COMMANDS: Mapping[str, tuple[Callable[..., int | None], str, str]] = {
     ),
     "backup": (backup, "copy a project while it is served", "rlhf feedback backup votes.db votes-backup.db"),
     "status": (status, "print progress, raters, agreement and flags", "rlhf feedback status votes.db --json"),
+    **launch.feedback.transfer.COMMANDS,
 }
 """Function, purpose and example of each command, by name."""

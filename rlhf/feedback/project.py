@@ -224,9 +224,10 @@ def _counts(snapshot: Snapshot, aggregated: Aggregated, rule: str, ties: Ties) -
     raters = len({vote.rater for vote in snapshot.votes})
     suspended = len({vote.rater for vote in snapshot.votes if vote.is_suspended})
     by = f"{raters:,} rater{'s' * (raters != 1)}" + (f", {suspended} of them suspended" if suspended else "")
+    handled = "dropped" if ties is Ties.DROP else "in both orders, in training only"
     lines = [
         f"{len(snapshot.votes):,} votes of {by}, on {len(snapshot.labels):,} items to label; aggregated by {rule}",
-        f"{aggregated.ties:,} tie{'s' * (aggregated.ties != 1)}, {'dropped' if ties is Ties.DROP else 'in both orders, in training only'}",
+        f"{aggregated.ties:,} tie{'s' * (aggregated.ties != 1)}, {handled}",
     ]
     if aggregated.left_out:
         lines.append("left out: " + ", ".join(f"{count:,} × {reason}" for reason, count in aggregated.left_out.items()))
