@@ -6,7 +6,9 @@ preferences by ``data.aggregation``. Only label items are read: what raters were
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -68,11 +70,9 @@ def is_project(path: str | Path) -> bool:
                 return False
     except (OSError, ValueError, RuntimeError):  # no file, or a name that no file can have
         return False
-    db = connect(place)
-    try:
+    with suppress(sqlite3.DatabaseError), closing(connect(place)) as db:  # a damaged one is refused by whoever reads it
         return bool(db.execute("PRAGMA application_id").fetchone()[0] == APPLICATION_ID)
-    finally:
-        db.close()
+    return False
 
 
 def read_snapshot(path: str | Path) -> Snapshot:
