@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from launch.feedback import sample
+import launch.feedback.sample
+import launch.feedback.transfer
 
 if TYPE_CHECKING:
     from launch.feedback.status_tables import Table
@@ -233,7 +234,8 @@ COMMANDS: Mapping[str, tuple[Callable[..., int | None], str, str]] = {
         "rlhf feedback delete-rater votes.db rater-07 --yes",
     ),
     "backup": (backup, "copy a project while it is served", "rlhf feedback backup votes.db votes-backup.db"),
-    "sample": (sample.run, sample.PURPOSE, sample.EXAMPLE),
+    "sample": (launch.feedback.sample.run, launch.feedback.sample.PURPOSE, launch.feedback.sample.EXAMPLE),
     "status": (status, "print progress, raters, agreement and flags", "rlhf feedback status votes.db --json"),
+    **launch.feedback.transfer.COMMANDS,
 }
 """Function, purpose and example of each command, by name."""
