@@ -1,8 +1,8 @@
 """How long a vote takes while many raters label at the same time.
 
-``python -m benchmarks.feedback_raters --raters 50 --votes 20 --pause 2`` starts the server as a process, lets each rater
-vote after a pause, as a person would, and prints one line of JSON: seconds of a vote (the form is sent, the vote is on
-the disk, the answer is back) and of the next page, and the number of votes that were lost.
+``python -m benchmarks.feedback_raters --raters 50 --votes 20 --pause 2`` starts the server as a process, lets each
+rater vote after a pause, as a person would, and prints one line of JSON: seconds of a vote (the form is sent, the vote
+is on the disk, the answer is back) and of the next page, and the number of votes that were lost.
 """
 
 from __future__ import annotations
