@@ -137,7 +137,8 @@ def bradley_terry(items: Sequence[Item], votes: Sequence[Vote], ties: Ties = Tie
     """The answer with the greater Bradley-Terry strength wins.
 
     Items that share an answer to a prompt are fitted jointly. The margin is the difference of strengths in logits,
-    shrunk by a ridge (``fit_bradley_terry``), and the probability its sigmoid. A tie counts half a win for each. An isolated pair gets the share of its votes, smoothed towards ½.
+    shrunk by a ridge (``fit_bradley_terry``), and the probability its sigmoid. A tie counts half a win for each. An
+    isolated pair gets the share of its votes, smoothed towards ½.
     """
     ballots = _ballots(items, votes)
     first, second = _answer_numbers(ballots.judged.items)
