@@ -27,7 +27,11 @@ setup(
     python_requires=">=3.11,<3.13",
     package_dir={"": "."},  # an editable install is then one line of a .pth file: no import hook in every process
     packages=find_packages(include=["rlhf", "rlhf.*", "actors", "actors.*", "launch", "launch.*"]),
-    package_data={"launch.plan": ["public.json"], "launch.report": ["*.jinja", "report.js", "report.css"]},
+    package_data={
+        "launch.plan": ["public.json"],
+        "launch.report": ["*.jinja", "report.js", "report.css"],
+        "launch.feedback": ["templates/*.jinja", "static/*"],
+    },
     extras_require={name: pins(name) for name in ("cpu", "gpu", "dev")},
     entry_points={
         "console_scripts": ["rlhf = launch.cli:main"],

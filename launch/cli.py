@@ -20,6 +20,7 @@ import typer
 
 import launch.data
 import launch.doctor.command
+import launch.feedback.commands
 import launch.plan.command
 import launch.report.command
 import launch.submit
@@ -48,10 +49,21 @@ class Command:
 
 
 @dataclass(frozen=True)
+class Group:
+    """Commands with a common first word, by their second."""
+
+    commands: Mapping[str, Command]
+    purpose: str
+    example: str
+
+
+@dataclass(frozen=True)
 class Call:
     """A parsed command line."""
 
     command: str
+    """The words that name the command."""
+    run: Callable[..., int | None]
     options: Mapping[str, Any]
 
 
@@ -66,7 +78,13 @@ def _tool(module: ModuleType) -> Command:
     return Command(module.run, module.PURPOSE, module.EXAMPLE)
 
 
-COMMANDS = {
+def _group(module: ModuleType) -> Group:
+    """The group of a module whose ``COMMANDS`` holds function, purpose and example of each, by name."""
+    commands = {name: Command(*entry) for name, entry in module.COMMANDS.items()}
+    return Group(commands, module.PURPOSE, module.EXAMPLE)
+
+
+COMMANDS: Mapping[str, Command | Group] = {
     "sft": _stage("sft", "fine-tune a model on demonstrations", "rlhf sft recipes/quickstart.yaml"),
     "reward": _stage(
         "reward", "train a reward model on comparisons", "rlhf reward recipes/quickstart.yaml reward.epochs=2"
@@ -91,6 +109,7 @@ COMMANDS = {
     "submit": _tool(launch.submit),
     "watch": _tool(launch.watch.command),
     "report": _tool(launch.report.command),
+    "feedback": _group(launch.feedback.commands),
 }
 
 
@@ -100,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Standard output is flushed here: Python itself would report a failure only at its end, with a traceback.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    name = " ".join(["rlhf", *(word for word in arguments[:1] if word in COMMANDS)])
+    name = " ".join(["rlhf", *_command_words(arguments)])
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     code = _run(name, arguments)
     try:
@@ -113,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(name: str, arguments: Sequence[str]) -> int:
     try:
         call = parse(arguments)
-        code = COMMANDS[call.command].run(**call.options) or 0
+        code = call.run(**call.options) or 0
         sys.stdout.flush()
         return code
     except RLHFError as error:
@@ -164,11 +183,20 @@ def parse(arguments: Sequence[str]) -> Call:
     try:
         call = typer.main.get_command(_build_parser()).main(arguments, prog_name="rlhf", standalone_mode=False)
     except typer.TyperException as error:
-        words = ["rlhf", *arguments[:1], "--help"] if arguments and arguments[0] in COMMANDS else ["rlhf", "--help"]
-        raise UserError(error.format_message(), fix=f"`{' '.join(words)}` shows what can be given") from error
+        words = " ".join(["rlhf", *_command_words(arguments), "--help"])
+        raise UserError(error.format_message(), fix=f"`{words}` shows what can be given") from error
     if not isinstance(call, Call):
         raise SystemExit(call)
     return call
+
+
+def _command_words(arguments: Sequence[str]) -> list[str]:
+    """The first words of a command line that name a command: none, one, or two where the first is a group's."""
+    entry = COMMANDS.get(arguments[0]) if arguments else None
+    if entry is None:
+        return []
+    is_grouped = isinstance(entry, Group) and len(arguments) > 1 and arguments[1] in entry.commands
+    return list(arguments[: 2 if is_grouped else 1])
 
 
 def _build_parser() -> typer.Typer:
@@ -176,21 +204,39 @@ def _build_parser() -> typer.Typer:
     parser = typer.Typer(
         help="From human feedback to a better policy.", rich_markup_mode=None, context_settings=SHORT_HELP
     )
-    for name, command in COMMANDS.items():
-        parser.command(
-            name,
-            help=command.purpose,
-            short_help=command.purpose,
-            epilog=f"example: {command.example}",
-            context_settings=SHORT_HELP,
-        )(_deferred(name, command.run))
+    for name, entry in COMMANDS.items():
+        if isinstance(entry, Group):
+            parser.add_typer(_build_group(name, entry), name=name, **_help(entry))
+        else:
+            _add(parser, name, entry)
     return parser
 
 
-def _deferred(name: str, function: Callable[..., int | None]) -> Callable[..., Call]:
+def _build_group(first: str, group: Group) -> typer.Typer:
+    parser = typer.Typer(rich_markup_mode=None)
+    for name, command in group.commands.items():
+        _add(parser, f"{first} {name}", command)
+    return parser
+
+
+def _add(parser: typer.Typer, words: str, command: Command) -> None:
+    parser.command(words.split()[-1], **_help(command))(_deferred(words, command.run))
+
+
+def _help(entry: Command | Group) -> dict[str, Any]:
+    """What typer shows of a command."""
+    return {
+        "help": entry.purpose,
+        "short_help": entry.purpose,
+        "epilog": f"example: {entry.example}",
+        "context_settings": SHORT_HELP,
+    }
+
+
+def _deferred(words: str, function: Callable[..., int | None]) -> Callable[..., Call]:
     @wraps(function)
     def call(**options: Any) -> Call:
-        return Call(name, options)
+        return Call(words, function, options)
 
     return call
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what tests/launch/test_slurm.py and tests/launch/report/test_browser.py need, from Debian's or Ubuntu's packages.
+# Installs what tests/launch/test_slurm.py and tests/launch/**/test_*browser*.py need, from Debian's or Ubuntu's packages.
 #
 # `make test` calls it in a container; the tests themselves install nothing. It takes root and a network: where they are
 # missing it says which tests will be skipped, and ends well.

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import re
 from pathlib import Path
 from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
-_CONTROL_PICTURES = 0x2400
-"""Unicode's visible signs for ASCII control characters, which HTML cannot contain, start here."""
+from launch.visible import make_visible
 
 
 def render(template: str, **values: Any) -> Markup:
@@ -21,13 +18,9 @@ def render(template: str, **values: Any) -> Markup:
     return Markup(_ENVIRONMENT.get_template(f"{template}.jinja").render(values))
 
 
-def _make_visible(value: Any) -> Any:
-    """Replace characters that HTML cannot contain, in text that comes from a run."""
-    if not isinstance(value, str) or isinstance(value, Markup):
-        return value
-    # backslashreplace: JSON can contain lone surrogates, which UTF-8 cannot encode
-    plain = value.encode(errors="backslashreplace").decode().replace("\r\n", "\n")
-    return _CONTROL.sub(lambda found: chr(0x2421 if found[0] == "\x7f" else _CONTROL_PICTURES + ord(found[0])), plain)
+def _finalize(value: Any) -> Any:
+    """Make text that comes from a run fit for HTML."""
+    return make_visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def format_value(value: Any) -> str:
@@ -50,7 +43,7 @@ def source_hash(source: str) -> str:
 _ENVIRONMENT = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent),
     autoescape=True,
-    finalize=_make_visible,
+    finalize=_finalize,
     undefined=jinja2.StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,

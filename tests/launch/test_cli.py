@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from actors.session import Session
-from launch.cli import COMMANDS, main
+from launch.cli import COMMANDS, Group, main
 from rlhf.config.load import to_yaml
 from rlhf.errors import UserError
 from rlhf.tracking.run_folder import RunFolder
@@ -191,12 +191,15 @@ def test_folder_that_cannot_be_written(data: Path, capsys: pytest.CaptureFixture
     assert code == 2 and "/proc/runs" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", sorted(COMMANDS))
+GROUPED = [f"{name} {word}" for name, group in COMMANDS.items() if isinstance(group, Group) for word in group.commands]
+
+
+@pytest.mark.parametrize("command", sorted([*COMMANDS, *GROUPED]))
 def test_help_shows_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
-        main([command, "--help"])
+        main([*command.split(), "--help"])
     assert stopped.value.code == 0
-    assert f"example: rlhf {command} r" in " ".join(capsys.readouterr().out.split())
+    assert f"example: rlhf {command} " in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize(
@@ -207,6 +210,9 @@ def test_help_shows_an_example(command: str, capsys: pytest.CaptureFixture[str])
         (["ppo"], "Missing argument 'RECIPE'"),
         ([], "Missing command"),
         (["plan", "r.yaml"], "Missing option '--cluster'"),
+        (["feedback"], "Missing command"),
+        (["feedback", "serv"], "No such command 'serv'. Did you mean 'serve'?"),
+        (["feedback", "token", "votes.db"], "Missing argument 'ALIAS'"),
         (["submit", "r.yaml", "--command", "lunch"], "'lunch' is not one of 'sft', 'reward', 'dpo', 'ppo', 'pipeline'"),
     ],
 )

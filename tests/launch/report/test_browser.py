@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from launch.report.page import write_report
-from tests.launch.report.browser import Browser, find_browser
+from tests.browser import Browser, find_browser
 from tests.launch.report.folder import hostile_run
 
 EXECUTABLE = find_browser()

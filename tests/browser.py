@@ -57,11 +57,11 @@ class Browser:
         os.close(self._to)
         os.close(self._from)
 
-    def open(self, page: Path, width: int, height: int = 900) -> None:
-        """Open a file in a window of this size, in CSS pixels, and wait until it is loaded."""
+    def open(self, page: Path | str, width: int, height: int = 900) -> None:
+        """Open a file or an address in a window of this size, in CSS pixels, and wait until it is loaded."""
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         self._loaded = False
-        self.call("Page.navigate", url=page.resolve().as_uri())
+        self.call("Page.navigate", url=page if isinstance(page, str) else page.resolve().as_uri())
         end = time.monotonic() + SECONDS
         while not self._loaded:
             self._take(self._message(end))
@@ -75,6 +75,20 @@ class Browser:
         found = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")
+
+    def wait_for(self, expression: str, seconds: float = 20.0) -> Any:
+        """Evaluate an expression until it is true, also while the page changes; returns its value.
+
+        Raises:
+            AssertionError: it is not true in time.
+        """
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            found = self.call_or_none("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+            if found and "exceptionDetails" not in found and found["result"].get("value"):
+                return found["result"]["value"]
+            time.sleep(0.01)
+        raise AssertionError(f"not true within {seconds:g} s: {expression}")
 
     def move(self, x: float, y: float) -> None:
         """Move the pointer to a position."""
@@ -110,6 +124,15 @@ class Browser:
         Raises:
             AssertionError: it refused, died, or was late.
         """
+        message = self._exchange(method, parameters)
+        assert "error" not in message, f"{method}: {message['error']}"
+        return message["result"]
+
+    def call_or_none(self, method: str, **parameters: Any) -> Any:
+        """As ``call``, with None if the browser refuses, as it does while a page is left."""
+        return self._exchange(method, parameters).get("result")
+
+    def _exchange(self, method: str, parameters: dict[str, Any]) -> dict[str, Any]:
         self._last += 1
         command: dict[str, Any] = {"id": self._last, "method": method, "params": parameters}
         if self._session:
@@ -118,8 +141,7 @@ class Browser:
         end = time.monotonic() + SECONDS
         while (message := self._message(end)).get("id") != self._last:
             self._take(message)
-        assert "error" not in message, f"{method}: {message['error']}"
-        return message["result"]
+        return message
 
     def _take(self, message: dict[str, Any]) -> None:
         told = message.get("params", {})

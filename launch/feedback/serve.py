@@ -1,0 +1,101 @@
+"""Serves the labelling page of a project until it is stopped."""
+
+from __future__ import annotations
+
+import ipaddress
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import uvicorn
+
+from launch.feedback.app import LOCAL_HOSTS, create_app
+from launch.feedback.site import make_site
+from rlhf.errors import UserError
+from rlhf.feedback.store import Store
+
+MOST_CONNECTIONS = 500
+"""Requests at the same time; further ones get 503, and the page tries again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Address:
+    """Where and behind what the page is served."""
+
+    host: str = "127.0.0.1"
+    port: int = 8450
+    allowed_hosts: Sequence[str] = ()
+    """Names that the header ``Host`` may give, beside those of this machine and ``host``."""
+    root_path: str = ""
+    """Path under which a proxy serves the page, and that it strips."""
+    trusted_proxies: Sequence[str] = ()
+    """Addresses of proxies whose ``X-Forwarded-For`` and ``X-Forwarded-Proto`` are believed."""
+
+    def __post_init__(self) -> None:
+        if self.root_path and (not self.root_path.startswith("/") or self.root_path.endswith("/")):
+            raise UserError(
+                f"--root-path is {self.root_path!r}", "it is a path without the host", "write it as in /labelling"
+            )
+        for proxy in self.trusted_proxies:
+            _require_network(proxy)
+
+
+def serve(store: Store, address: Address) -> None:
+    """Serve a project until SIGINT or SIGTERM; requests in progress are finished.
+
+    Raises:
+        UserError: the address cannot be used.
+    """
+    warn_of_exposure(address)
+    server = make_server(store, address)
+    print(f"{store.path} is served at {local_url(address)} – links: rlhf feedback token {store.path} ALIAS")
+    try:
+        server.run()
+    except SystemExit as error:  # uvicorn has logged why
+        raise UserError(
+            f"cannot serve at {address.host}:{address.port}", "see above", "choose another --host or --port"
+        ) from error
+
+
+def make_server(store: Store, address: Address) -> uvicorn.Server:
+    """A server that has not begun. It writes no access log: a link's token would be in it."""
+    hosts = (*LOCAL_HOSTS, address.host, *address.allowed_hosts)
+    config = uvicorn.Config(
+        create_app(make_site(store), [host.lower() for host in hosts]),
+        host=address.host,
+        port=address.port,
+        root_path=address.root_path,
+        proxy_headers=bool(address.trusted_proxies),
+        forwarded_allow_ips=list(address.trusted_proxies),
+        access_log=False,
+        log_level="warning",
+        server_header=False,
+        limit_concurrency=MOST_CONNECTIONS,
+        timeout_graceful_shutdown=5,
+    )
+    return uvicorn.Server(config)
+
+
+def warn_of_exposure(address: Address) -> None:
+    """Warn if others can reach the page without an encrypting proxy."""
+    if not address.host.startswith("127.") and address.host not in ("localhost", "::1"):
+        print(
+            f"warning: {address.host} can be reached from other machines, and links and votes travel unencrypted; "
+            "serve at 127.0.0.1 behind a proxy with TLS instead, see docs/feedback.md",
+            file=sys.stderr,
+        )
+
+
+def local_url(address: Address) -> str:
+    """The page's address without a proxy."""
+    host = f"[{address.host}]" if ":" in address.host else address.host
+    return f"http://{host}:{address.port}{address.root_path}"
+
+
+def _require_network(text: str) -> None:
+    try:
+        ipaddress.ip_network(text)
+    except ValueError as error:
+        raise UserError(
+            f"--trusted-proxy is {text!r}", str(error), "give an address or a network, such as 10.0.0.0/8"
+        ) from error
