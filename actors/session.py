@@ -34,6 +34,7 @@ from rlhf.data.stages import StageData, texts
 from rlhf.data.template import DATE, template_date
 from rlhf.device import Device
 from rlhf.errors import Stopped, UserError
+from rlhf.feedback.project import load_demonstrations, load_preferences, load_prompts
 from rlhf.models.folder import from_folder, load_tokenizer, read_facts
 from rlhf.models.saving import try_saving_tokenizer
 from rlhf.records import DataFile
@@ -129,7 +130,9 @@ class Session:
         if not marker.exists() or read_text(marker, again) != made_from:
             from rlhf.models.scratch import make_scratch  # a slow import that most runs do not need
 
-            all_text = list(texts(self.recipe))  # bad data must be refused before the old folder is removed
+            all_text = list(
+                texts(self.recipe, load_demonstrations)
+            )  # bad data must be refused before the old folder is removed
             shutil.rmtree(folder, ignore_errors=True)
             shutil.rmtree(partial, ignore_errors=True)  # of a killed attempt
             make_scratch(self.recipe.model.scratch, all_text, partial, self.recipe.seed)
@@ -268,9 +271,9 @@ class Session:
         """
         if not self._has_vocabulary(start):
             raise UserError(
-                f"{key} = {start} has another vocabulary than {self._vocabulary}",
+                f"{key} = {start} has another vocabulary than {self.tokenizer_folder}",
                 "the model would read the token ids as other text",
-                f"leave out {key}, or name a model with the tokenizer of {self._vocabulary}",
+                f"leave out {key}, or name a model with the tokenizer of {self.tokenizer_folder}",
             )
 
     def _require_vocabulary_of_sft(self) -> None:
@@ -282,7 +285,7 @@ class Session:
         run = RunFolder(self.root, "sft")
         if (
             run.is_finished(self.digest("sft"))
-            and self.base == self._vocabulary
+            and self.base == self.tokenizer_folder
             and not self._has_vocabulary(run.model)
         ):
             raise UserError(
@@ -328,7 +331,7 @@ class Session:
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The run's tokenizer: that of ``ppo.policy_init`` if given, else the base model's."""
-        return load_tokenizer(self._vocabulary, self.recipe.model, self.day)
+        return load_tokenizer(self.tokenizer_folder, self.recipe.model, self.day)
 
     @cached_property
     def day(self) -> date:
@@ -347,14 +350,15 @@ class Session:
         return self.root / DATE
 
     @property
-    def _vocabulary(self) -> Path:
+    def tokenizer_folder(self) -> Path:
+        """Folder of the run's tokenizer."""
         given = self.recipe.ppo.policy_init
         return self.verified(Path(given).expanduser()) if given is not None else self.base
 
     @cached_property
     def facts(self) -> ModelFacts:
         """Facts from the model's folder: context length, number of embedding rows, end tokens."""
-        return read_facts(self._vocabulary, self.recipe.model, self.tokenizer)
+        return read_facts(self.tokenizer_folder, self.recipe.model, self.tokenizer)
 
     @cached_property
     def chat(self) -> ChatFormat:
@@ -364,17 +368,17 @@ class Session:
     @cached_property
     def demonstrations(self) -> StageData[Example]:
         """Data of SFT."""
-        return stages.demonstrations(self.recipe, self.chat, self.facts)
+        return stages.demonstrations(self.recipe, self.chat, self.facts, load_demonstrations)
 
     @cached_property
     def preferences(self) -> StageData[Pair]:
         """Data of the reward-model stage and of DPO."""
-        return stages.preferences(self.recipe, self.chat, self.facts)
+        return stages.preferences(self.recipe, self.chat, self.facts, load_preferences)
 
     @cached_property
     def prompts(self) -> StageData[Prompt]:
         """Prompts of PPO."""
-        return stages.prompts(self.recipe, self.chat, self.facts)
+        return stages.prompts(self.recipe, self.chat, self.facts, load_prompts)
 
     def checkpoint(self, stage: str) -> Checkpoint | None:
         """Return the checkpoint from which an unfinished stage resumes, after verifying all of its files.
@@ -463,5 +467,5 @@ class Session:
 
     def end_tokens(self, folder: Path) -> list[int]:
         """Token ids that end a response: those of the chat format, and those in the settings of a folder's model."""
-        facts = self.facts if folder == self._vocabulary else read_facts(folder, self.recipe.model, self.tokenizer)
+        facts = self.facts if folder == self.tokenizer_folder else read_facts(folder, self.recipe.model, self.tokenizer)
         return sorted(self.chat.ends | set(facts.end_tokens))

@@ -82,12 +82,26 @@ def stage(recipe: Recipe, here: Path, folder: Path) -> list[Path]:
 def _files(recipe: Recipe, here: Path) -> Iterator[Path]:
     for key, path in named_paths(recipe).items():
         if not is_elsewhere(path) and (here / path).exists():
+            _refuse_project(key, here / path)
             yield from _files_in(here, _normalise(key, path))
     for key, source in named_functions(recipe).items():
         if not is_elsewhere(source):
             yield from _code_files(
                 here, _normalise(key, source) if source.endswith(".py") else Path(source.partition(".")[0])
             )
+
+
+def _refuse_project(key: str, path: Path) -> None:
+    """Refuse a feedback project: it holds the key of the raters' tokens, and its newest votes are in a second file."""
+    from rlhf.feedback.project import is_project  # a slow import
+
+    if is_project(path):
+        raise UserError(
+            f"{key} = {path.name!r} is a feedback project, which is not uploaded",
+            "raters may be working on it, and it holds the key of their links",
+            f"write its preferences by `rlhf feedback export {path.name} votes.jsonl --format trl`, and set "
+            f"{key}=votes.jsonl",
+        )
 
 
 def _normalise(key: str, path: str) -> Path:

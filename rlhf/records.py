@@ -75,6 +75,22 @@ class Preference:
     margin: float
     source: RowLocation
     variables: Mapping[str, object] = field(default_factory=dict, hash=False)
+    is_tie: bool = False
+    """One of two rows that state a tie, one in each order: for training, not for evaluation."""
+
+
+@dataclass(frozen=True)
+class LabelledAnswer:
+    """A prompt and one answer that a person found good or bad: an unpaired label.
+
+    Prompt, answer and ``variables`` are as in a ``Demonstration``.
+    """
+
+    prompt: Messages | str
+    completion: Message | str
+    is_good: bool
+    source: RowLocation
+    variables: Mapping[str, object] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ columns                       meaning
 ============================  ==========================================================
 prompt                        a prompt
 prompt, completion            a demonstration
-prompt, completion, label     the same where ``label`` is true; a bad row where it is false
+prompt, completion, label     the same where ``label`` is true; a bad row where it is false. For ``load_labelled``, a
+                              good or a bad answer
 [prompt,] chosen, rejected    a preference; without a prompt, the common beginning is the prompt
 messages                      a conversation; its last assistant turn is the completion
 text                          a demonstration without a prompt
@@ -51,7 +52,17 @@ from rlhf.data.turns import (
 )
 from rlhf.data.winner import assumed_winner, choose_by_label
 from rlhf.errors import UserError
-from rlhf.records import BadRow, DataFile, Demonstration, Loaded, Message, Messages, Preference, PromptRow
+from rlhf.records import (
+    BadRow,
+    DataFile,
+    Demonstration,
+    LabelledAnswer,
+    Loaded,
+    Message,
+    Messages,
+    Preference,
+    PromptRow,
+)
 
 LARGEST_MARGIN = 3.4e38  # margins are single precision; beyond this they would be infinite
 _MOST_BAD = 0.9
@@ -92,6 +103,11 @@ def load_demonstrations(config: DataConfig) -> Loaded[Demonstration]:
 def load_preferences(config: DataConfig) -> Loaded[Preference]:
     """Load the preferences of ``config.preferences`` or ``config.path``. Raises as ``load_demonstrations``."""
     return _load(config.preferences or config.path, config, _preference)
+
+
+def load_labelled(config: DataConfig) -> Loaded[LabelledAnswer]:
+    """Load the unpaired labels of ``config.preferences`` or ``config.path``. Raises as ``load_demonstrations``."""
+    return _load(config.preferences or config.path, config, _labelled)
 
 
 def load_prompts(config: DataConfig) -> Loaded[PromptRow]:
@@ -311,6 +327,16 @@ def _preference(raw: RawRow) -> Preference:
     if chosen == rejected:
         raise RowError("chosen equals rejected")
     return Preference(prompt, chosen, rejected, _margin(row), raw.source, read_variables(row))
+
+
+def _labelled(raw: RawRow) -> LabelledAnswer:
+    row = raw.columns
+    if "completion" not in row or "label" not in row:
+        raise _no_column(row, "prompt, completion and label")
+    label = row["label"]
+    if not isinstance(label, bool):
+        raise RowError(f"not a label: label is {label!r:.40}, not true or false")
+    return LabelledAnswer(*_answered(row, "completion"), label, raw.source, read_variables(row))
 
 
 def _prompt_row(raw: RawRow) -> PromptRow:

@@ -21,7 +21,7 @@ from rlhf.data.tokenise import (
     tokenise_preferences,
     tokenise_prompts,
 )
-from rlhf.records import BadRow, DataFile, Demonstration, Loaded, PromptRow, text_of
+from rlhf.records import BadRow, DataFile, Demonstration, Loaded, Preference, PromptRow, text_of
 from rlhf.types import Example, ModelFacts, Pair, Prompt
 
 R = TypeVar("R", bound=Row)
@@ -40,9 +40,15 @@ class StageData(Generic[T]):
     """The files that the rows were read from."""
 
 
-def demonstrations(recipe: Recipe, chat: ChatFormat, facts: ModelFacts) -> StageData[Example]:
+Load = Callable[[DataConfig], Loaded[R]]
+"""Loads the rows of a recipe; by default files, and a feedback project where the caller knows of these."""
+
+
+def demonstrations(
+    recipe: Recipe, chat: ChatFormat, facts: ModelFacts, load: Load[Demonstration] = load_demonstrations
+) -> StageData[Example]:
     """Demonstrations of the SFT stage; without any, the chosen answers of the preferences."""
-    loaded = load_demonstrations(_with_demonstrations(recipe.data))
+    loaded = load(_with_demonstrations(recipe.data))
     return _stage(
         recipe,
         loaded,
@@ -52,21 +58,30 @@ def demonstrations(recipe: Recipe, chat: ChatFormat, facts: ModelFacts) -> Stage
     )
 
 
-def preferences(recipe: Recipe, chat: ChatFormat, facts: ModelFacts) -> StageData[Pair]:
-    """Comparisons of the reward stage."""
-    loaded = load_preferences(recipe.data)
+def preferences(
+    recipe: Recipe, chat: ChatFormat, facts: ModelFacts, load: Load[Preference] = load_preferences
+) -> StageData[Pair]:
+    """Comparisons of the reward stage. A tie in both orders is never held out: one of the two would be wrong."""
+    loaded = load(recipe.data)
     return _stage(
-        recipe, loaded, chat, "preferences", lambda rows: tokenise_preferences(rows, chat, recipe.data, facts)
+        recipe,
+        loaded,
+        chat,
+        "preferences",
+        lambda rows: tokenise_preferences(rows, chat, recipe.data, facts),
+        recipe.data.preference_fraction,
     )
 
 
-def prompts(recipe: Recipe, chat: ChatFormat, facts: ModelFacts) -> StageData[Prompt]:
+def prompts(
+    recipe: Recipe, chat: ChatFormat, facts: ModelFacts, load: Load[PromptRow] = load_prompts
+) -> StageData[Prompt]:
     """Prompts of the PPO stage; the held-out ones are for evaluation.
 
     A prompt's ``id`` is its index in the training prompts followed by the held-out ones. Data rows are kept if a reward
     source needs them.
     """
-    loaded = load_prompts(recipe.data)
+    loaded = load(recipe.data)
     keeps_rows = any(source.function or source.endpoint for source in _reward_sources(recipe))
     if keeps_rows:
         loaded = replace(loaded, unused=())  # reward functions get the whole row
@@ -92,16 +107,21 @@ def _stage(
     chat: ChatFormat,
     name: str,
     tokenise: Callable[[Sequence[R]], Tokenised[T]],
+    train_fraction: float = 1.0,
 ) -> StageData[T]:
     remarks = remarks_on_lost_text([_text_of_row(row) for row in some_of(loaded.rows)], chat.tokenizer)
     loaded = replace(loaded, remarks=(*loaded.remarks, *remarks))
     keys = [split_key(row) for row in loaded.rows]
-    train, held_out = split_by_prompt(keys, recipe.data.held_out_fraction, recipe.seed)
+    train, held_out = split_by_prompt(keys, recipe.data.held_out_fraction, recipe.seed, train_fraction)
+    unused = len(keys) - len(train) - len(held_out)
+    held_out = [i for i in held_out if not _is_tie(loaded.rows[i])]
     sides = [
         tokenise([loaded.rows[i] for i in side]) if side else Tokenised((), {}, 0, 0) for side in (train, held_out)
     ]
+    part = f"  {unused:,} × outside the fraction of the training prompts that is used"
     lines = [
         describe(loaded, name),
+        *([part] if unused else []),
         *(
             describe_tokenised(side, n)
             for side, n in zip(sides, (f"{name} to train on", f"{name} held out"), strict=True)
@@ -110,6 +130,10 @@ def _stage(
     return StageData(
         train=sides[0].items, held_out=sides[1].items, bad=loaded.bad, report="\n".join(lines), files=loaded.files
     )
+
+
+def _is_tie(row: Row) -> bool:
+    return isinstance(row, Preference) and row.is_tie
 
 
 def _text_of_row(row: Row) -> str:
@@ -124,9 +148,9 @@ def _with_demonstrations(config: DataConfig) -> DataConfig:
     return config
 
 
-def texts(recipe: Recipe) -> Iterator[str]:
+def texts(recipe: Recipe, load: Load[Demonstration] = load_demonstrations) -> Iterator[str]:
     """Texts for training a new tokenizer: the demonstrations of the training prompts."""
-    loaded = load_demonstrations(_with_demonstrations(recipe.data))
+    loaded = load(_with_demonstrations(recipe.data))
     train, _ = split_by_prompt([split_key(row) for row in loaded.rows], recipe.data.held_out_fraction, recipe.seed)
     for i in train:
         row = loaded.rows[i]

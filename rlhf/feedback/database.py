@@ -18,6 +18,13 @@ from rlhf.errors import MachineryError
 BUSY_SECONDS = 30.0
 """How long a transaction waits for another writer; a write takes milliseconds."""
 
+_PRAGMAS = (
+    "foreign_keys = ON",
+    "synchronous = FULL",
+    "secure_delete = ON",  # deleted votes and aliases are overwritten
+    "cache_size = -64000",  # KiB: 30,000 items are added three times as fast as with the default
+)
+
 
 class Database:
     """A file and its open connections. Each transaction takes an idle connection or opens one.
@@ -101,7 +108,7 @@ def connect(path: Path) -> sqlite3.Connection:
         check_same_thread=False,
     )
     db.row_factory = sqlite3.Row
-    for pragma in ("foreign_keys = ON", "synchronous = FULL", "secure_delete = ON", "cache_size = -64000"):
+    for pragma in _PRAGMAS:
         db.execute(f"PRAGMA {pragma}")
     return db
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 from rlhf.feedback.records import Answer, Choice, Item, Purpose, Thumb, Vote
@@ -70,7 +69,7 @@ def decode_item(row: Mapping[str, Any]) -> Item:
 
 def encode_vote(vote: Vote) -> dict[str, Any]:
     """A vote as a JSON object with the fields of ``Vote``."""
-    return {**asdict(vote), "choice": vote.choice.value, "reasons": list(vote.reasons)}
+    return {**vars(vote), "choice": vote.choice.value, "reasons": list(vote.reasons)}
 
 
 def decode_vote(row: Mapping[str, Any]) -> Vote:

@@ -21,6 +21,9 @@ from rlhf.config.load import load_recipe, to_yaml
 from rlhf.config.schema import RewardSourceConfig
 from rlhf.data.template import template_date
 from rlhf.errors import UserError
+from rlhf.feedback.items import make_item
+from rlhf.feedback.records import Answer, Choice, Vote
+from rlhf.feedback.store import Store
 from rlhf.models.folder import load_tokenizer
 from rlhf.models.scratch import train_tokenizer
 from rlhf.records import Message
@@ -358,3 +361,28 @@ def test_a_changed_initial_model_is_refused(
     with pytest.raises(UserError, match=what) as caught:
         _ = with_recipe(run).base
     assert f"delete the folder {run.base}" in caught.value.fix
+
+
+def test_preferences_are_read_from_a_feedback_project(session: Session, tmp_path: Path) -> None:
+    items = [make_item(f"Question {i}?", (Answer(text=" yes"), Answer(text=" no"))) for i in range(8)]
+    with Store.create(tmp_path / "votes.db") as store:
+        store.add_rater("ann")
+        store.add_rater("bo")
+        store.add_items(items)
+        store.import_votes([Vote(id=f"a{i.id}", item=i.id, rater="ann", choice=Choice.FIRST_MUCH) for i in items])
+
+    def reading() -> Session:
+        data = replace(session.recipe.data, preferences=str(tmp_path / "votes.db"), aggregation="majority")
+        return with_recipe(session, data=data)
+
+    before = reading()
+    pairs = [*before.preferences.train, *before.preferences.held_out]
+    assert len(pairs) == 8 and {pair.margin for pair in pairs} == {1.0}
+    assert {session.tokenizer.decode(pair.chosen, skip_special_tokens=True) for pair in pairs} == {" yes"}
+    assert "8 votes of 1 rater" in before.preferences.report
+    with Store.open(tmp_path / "votes.db") as store:
+        assert store.digest() in [file.digest for file in before.files_of("dpo")]
+        store.import_votes([Vote(id="b", item=items[0].id, rater="bo", choice=Choice.SECOND_MUCH)])
+    assert reading().files_of("dpo") != before.files_of("dpo")
+    other = with_recipe(session, data=replace(before.recipe.data, aggregation="bradley_terry"))
+    assert other.digest("dpo") != before.digest("dpo")

@@ -16,6 +16,7 @@ from rlhf.config.schema import (
 from rlhf.data import stages
 from rlhf.data.chat import ChatFormat
 from rlhf.data.split import split_by_prompt
+from rlhf.records import Loaded, Preference, RowLocation
 from rlhf.types import ModelFacts, Pair
 
 FACTS = ModelFacts(context=100, embedding_rows=1000, end_tokens=(0,))
@@ -80,3 +81,18 @@ def test_held_out_prompts_are_those_of_the_split_and_no_others(recipe, tokenizer
     train, held_out = split_by_prompt(texts, 0.3, recipe.seed)
     assert [prompt.text for prompt in data.held_out] == [texts[i] for i in held_out if i % 5]
     assert [prompt.text for prompt in data.train] == [texts[i] for i in train if i % 5]
+
+
+def test_a_tie_in_both_orders_is_trained_on_and_never_held_out(recipe, tokenizer) -> None:
+    def pair(prompt: str, chosen: str, is_tie: bool) -> Preference:
+        other = {"yes": "no", "no": "yes"}[chosen]
+        return Preference(prompt, chosen, other, 0.0, RowLocation("votes.db", 1), is_tie=is_tie)
+
+    asked = [f"number {i}" for i in range(40)]
+    rows = [pair(prompt, chosen, True) for prompt in asked for chosen in ("yes", "no")]
+    rows += [pair(prompt, "yes", False) for prompt in asked]
+    data = stages.preferences(recipe, ChatFormat(tokenizer), FACTS, lambda _: Loaded(tuple(rows), ()))
+    held_out = len(data.held_out)
+    assert 3 < held_out < 30
+    assert len(data.train) == 3 * (40 - held_out)
+    assert {tokenizer.decode(pair.chosen) for pair in data.held_out} == {"yes<end>"}

@@ -49,6 +49,8 @@ def test_a_rater_who_asks_again_gets_the_held_item(tmp_path: Path) -> None:
         assert next_item(store, "a", NOW + 800) == first
         assert next_item(store, "a", NOW + 1600) == first  # renewed at 800
         assert held_item(store, "a", NOW + 1600) == first
+        with Store.open(store.path) as restarted:
+            assert next_item(restarted, "a", NOW + 1600) == first
         store.add_vote(vote_on(first, "a"))
         assert held_item(store, "a", NOW) is None
         assert next_item(store, "a", NOW).item != first.item

@@ -14,7 +14,7 @@ from rlhf.feedback.store import Store
 from tests.rlhf.feedback.projects import golds, labels, project, vote_on
 
 RATERS = ("a", "b", "c", "d", "e")
-ITEMS = 150
+ITEMS = 100
 
 KILLED = """
 import os, random, signal, sys, time

@@ -276,6 +276,22 @@ def test_a_damaged_file_is_an_error_that_names_it(tmp_path: Path) -> None:
         Store.open(path).items()
 
 
+def test_a_lock_that_another_process_keeps_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rlhf.feedback.database.BUSY_SECONDS", 0.05)
+    with project(tmp_path, labels(1)) as store, store.writing(), pytest.raises(MachineryError, match="is locked"):
+        store.add_rater("ann")
+
+
+def test_a_full_disk_is_reported_and_nothing_is_half_stored(tmp_path: Path) -> None:
+    with project(tmp_path, labels(1)) as store:
+        with store.connection() as db:
+            db.execute(f"PRAGMA max_page_count = {db.execute('PRAGMA page_count').fetchone()[0]}")
+        with pytest.raises(MachineryError, match="is full"):
+            store.add_items(labels(500))
+        assert len(store.items()) == 1
+        assert store.check() == []
+
+
 def test_an_exception_rolls_the_transaction_back(tmp_path: Path) -> None:
     def lose_all(store: Store) -> None:
         with store.writing() as db:

@@ -1,0 +1,261 @@
+"""A feedback project as training data: its preferences, demonstrations and prompts, wherever a recipe names a project.
+
+Each loader reads a project if the recipe's path is one, and otherwise files, through ``rlhf.data``. Votes become
+preferences by ``data.aggregation``. Only label items are read: what raters were checked with is no training data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TypeVar
+
+from rlhf.config.schema import DataConfig
+from rlhf.data import formats
+from rlhf.data.split import canonical_prompt
+from rlhf.data.turns import RowError, read_variables
+from rlhf.errors import UserError
+from rlhf.feedback.aggregate import Aggregated, Outcome, Ties, bradley_terry, dawid_skene, majority
+from rlhf.feedback.database import connect
+from rlhf.feedback.records import Item, Purpose, Thumb, Vote
+from rlhf.feedback.schema import APPLICATION_ID
+from rlhf.feedback.store import Store
+from rlhf.records import BadRow, DataFile, Demonstration, Loaded, Preference, PromptRow, RowLocation
+
+T = TypeVar("T", Preference, Demonstration, PromptRow)
+S = TypeVar("S", Item, Outcome)
+
+RULES: Mapping[str, Callable[..., Aggregated]] = {
+    "majority": majority,
+    "dawid_skene": dawid_skene,
+    "bradley_terry": bradley_terry,
+}
+"""``data.aggregation`` → how the votes on an item become a preference."""
+DEFAULT_RULE = "majority"
+_SQLITE = b"SQLite format 3\0"
+_ATTEMPTS = 5  # to read a project between two votes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """One state of a project."""
+
+    path: str
+    items: tuple[Item, ...]
+    votes: tuple[Vote, ...]
+    thumbs: tuple[Thumb, ...]
+    digest: str
+
+    @cached_property
+    def locations(self) -> Mapping[str, RowLocation]:
+        """Item → where it is: the project, and the item's number from 1."""
+        return {item.id: RowLocation(self.path, number) for number, item in enumerate(self.items, start=1)}
+
+    @property
+    def labels(self) -> list[Item]:
+        """The items that become training data."""
+        return [item for item in self.items if item.purpose is Purpose.LABEL]
+
+
+def is_project(path: str | Path) -> bool:
+    """Whether a path is a feedback project: a SQLite file with the mark of one."""
+    try:
+        place = Path(path).expanduser()
+        with place.open("rb") as file:
+            if file.read(len(_SQLITE)) != _SQLITE:
+                return False
+    except (OSError, ValueError, RuntimeError):  # no file, or a name that no file can have
+        return False
+    db = connect(place)
+    try:
+        return bool(db.execute("PRAGMA application_id").fetchone()[0] == APPLICATION_ID)
+    finally:
+        db.close()
+
+
+def read_snapshot(path: str | Path) -> Snapshot:
+    """Read a project while raters may work on it.
+
+    Raises:
+        UserError: it is no project, or votes arrive so fast that no state could be read.
+    """
+    with Store.open(Path(path).expanduser()) as store:
+        before = store.digest()
+        for _ in range(_ATTEMPTS):
+            found = (tuple(store.items()), tuple(store.votes()), tuple(store.thumbs()))
+            after = store.digest()
+            if before == after:
+                items, votes, thumbs = found
+                return Snapshot(path=str(path), items=items, votes=votes, thumbs=thumbs, digest=after)
+            before = after
+    raise UserError(
+        f"{path} changes while it is read",
+        "votes arrive faster than the project can be read",
+        "copy it by `rlhf feedback backup`, and train on the copy",
+    )
+
+
+def aggregate(snapshot: Snapshot, rule: str, ties: Ties) -> Aggregated:
+    """The preferences of a project's votes by one of ``RULES``."""
+    return RULES[rule](snapshot.items, snapshot.votes, ties)
+
+
+def load_preferences(config: DataConfig) -> Loaded[Preference]:
+    """The preferences of ``config.preferences`` or ``config.path``: a project's by its votes, or those of files.
+
+    Raises:
+        UserError: as ``rlhf.data.formats.load_preferences``; or a key of the recipe has no effect on this kind of data.
+    """
+    path = config.preferences or config.path
+    if path is None or not is_project(path):
+        _refuse_keys_of_projects(config)
+        return formats.load_preferences(config)
+    loaded = _load(path, config, _preference)
+    if "margin" in config.ignore:
+        return replace(loaded, rows=tuple(replace(pair, margin=0.0) for pair in loaded.rows))
+    return loaded
+
+
+def load_demonstrations(config: DataConfig) -> Loaded[Demonstration]:
+    """The demonstrations of ``config.demonstrations`` or ``config.path``; of a project, the preferred answers.
+
+    Raises as ``load_preferences``.
+    """
+    path = config.demonstrations or config.path
+    if path is None or not is_project(path):
+        return formats.load_demonstrations(config)
+    return _load(path, config, _demonstration)
+
+
+def load_prompts(config: DataConfig) -> Loaded[PromptRow]:
+    """The prompts of ``config.prompts`` or ``config.path``; of a project, those of its items, each once.
+
+    Raises as ``load_preferences``.
+    """
+    path = config.prompts or config.path
+    if path is None or not is_project(path):
+        return formats.load_prompts(config)
+    _refuse_keys_of_files(path, config)
+    snapshot = read_snapshot(path)
+    items: dict[str, Item] = {}
+    for item in snapshot.labels:
+        items.setdefault(canonical_prompt(item.prompt), item)
+    return _loaded(snapshot, tuple(items.values()), lambda item: _prompt(snapshot, item), ())
+
+
+def _load(path: str, config: DataConfig, convert: Callable[[Snapshot, Outcome], T]) -> Loaded[T]:
+    _refuse_keys_of_files(path, config)
+    snapshot = read_snapshot(path)
+    rule, ties = config.aggregation or DEFAULT_RULE, Ties(config.ties or Ties.DROP)
+    aggregated = aggregate(snapshot, rule, ties)
+    if not aggregated.outcomes:
+        raise UserError(
+            f"no preference in '{path}'",
+            "; ".join(_counts(snapshot, aggregated, rule, ties)),
+            "collect votes by `rlhf feedback serve`, or import some by `rlhf feedback import`",
+        )
+    remarks = _counts(snapshot, aggregated, rule, ties)
+    return _loaded(snapshot, aggregated.outcomes, lambda outcome: convert(snapshot, outcome), remarks)
+
+
+def _loaded(snapshot: Snapshot, given: Sequence[S], convert: Callable[[S], T], remarks: Sequence[str]) -> Loaded[T]:
+    rows: list[T] = []
+    bad: list[BadRow] = []
+    for each in given:
+        item = each.item if isinstance(each, Outcome) else each
+        try:
+            rows.append(convert(each))
+        except RowError as error:
+            bad.append(BadRow(snapshot.locations[item.id], str(error)))
+    if not rows:
+        why = f"{bad[0].source}: {bad[0].reason}" if bad else "it has no item to label"
+        raise UserError(f"no usable row in '{snapshot.path}'", why, "add items whose answers are not empty")
+    file = DataFile(snapshot.path, len(snapshot.votes), snapshot.digest)
+    return Loaded(tuple(rows), tuple(bad), files=(file,), remarks=tuple(remarks))
+
+
+def _preference(snapshot: Snapshot, outcome: Outcome) -> Preference:
+    item = outcome.item
+    chosen, rejected = outcome_texts(outcome)
+    _require_prompt(item)
+    _require_text(chosen, "chosen")
+    _require_text(rejected, "rejected")
+    if chosen == rejected:
+        raise RowError("chosen equals rejected")
+    source, variables = snapshot.locations[item.id], read_variables(item.extra)
+    return Preference(item.prompt, chosen, rejected, outcome.margin, source, variables, is_tie(outcome))
+
+
+def _demonstration(snapshot: Snapshot, outcome: Outcome) -> Demonstration:
+    pair = _preference(snapshot, outcome)
+    return Demonstration(pair.prompt, pair.chosen, pair.source, pair.variables)
+
+
+def _prompt(snapshot: Snapshot, item: Item) -> PromptRow:
+    _require_prompt(item)
+    return PromptRow(item.prompt, snapshot.locations[item.id], {}, read_variables(item.extra))
+
+
+def _require_prompt(item: Item) -> None:
+    if isinstance(item.prompt, str):
+        _require_text(item.prompt, "prompt")
+
+
+def _require_text(text: str, column: str) -> None:
+    if not text.strip():
+        raise RowError(f"empty {column}")
+
+
+def is_tie(outcome: Outcome) -> bool:
+    """Whether an outcome is one of the two orders of a tie."""
+    return outcome.margin == 0 and outcome.probability == 0.5
+
+
+def outcome_texts(outcome: Outcome) -> tuple[str, str]:
+    """The texts of the better and of the worse answer."""
+    first, second = (answer.text for answer in outcome.item.answers)
+    return (first, second) if outcome.first_wins else (second, first)
+
+
+def _counts(snapshot: Snapshot, aggregated: Aggregated, rule: str, ties: Ties) -> list[str]:
+    """What a project's votes became, and what they did not."""
+    raters = len({vote.rater for vote in snapshot.votes})
+    suspended = len({vote.rater for vote in snapshot.votes if vote.is_suspended})
+    by = f"{raters:,} rater{'s' * (raters != 1)}" + (f", {suspended} of them suspended" if suspended else "")
+    lines = [
+        f"{len(snapshot.votes):,} votes of {by}, on {len(snapshot.labels):,} items to label; aggregated by {rule}",
+        f"{aggregated.ties:,} tie{'s' * (aggregated.ties != 1)}, {'dropped' if ties is Ties.DROP else 'in both orders, in training only'}",
+    ]
+    if aggregated.left_out:
+        lines.append("left out: " + ", ".join(f"{count:,} × {reason}" for reason, count in aggregated.left_out.items()))
+    if not aggregated.is_converged:
+        lines.append(f"the fit of {rule} did not reach its tolerance")
+    return lines
+
+
+def _refuse_keys_of_projects(config: DataConfig) -> None:
+    if any(path and is_project(path) for path in (config.path, config.demonstrations, config.prompts)):
+        return  # they are for that one
+    for key in ("aggregation", "ties"):
+        if (value := getattr(config, key)) is not None:
+            raise UserError(
+                f"data.{key} = {value} has no effect",
+                f"'{config.preferences or config.path}' is no feedback project, and has no votes to aggregate",
+                f"set data.{key}=null, or name a project in data.preferences",
+            )
+
+
+def _refuse_keys_of_files(path: str, config: DataConfig) -> None:
+    """Refuse keys that say how to read files; the project may still be one of several sources of a pipeline."""
+    if {config.demonstrations, config.preferences, config.prompts, config.path} - {path, None}:
+        return  # they may be meant for the others
+    set_here = [name for name in ("columns", "labels", "max_rows") if getattr(config, name)]
+    set_here += ["ignore"] * bool({*config.ignore} - {"margin"}) + ["format"] * (config.format != "auto")
+    if set_here:
+        raise UserError(
+            f"data.{set_here[0]} has no effect on the feedback project '{path}'",
+            "a project has no columns and is read as a whole",
+            f"leave out {', '.join(f'data.{name}' for name in set_here)}",
+        )
