@@ -12,6 +12,7 @@ import pytest
 from launch.cli import main
 from launch.feedback.serve import Address, warn_of_exposure
 from rlhf.errors import UserError
+from rlhf.feedback.records import Choice, Vote
 from rlhf.feedback.store import Store
 from tests.launch.feedback.live import served
 from tests.launch.feedback.project import GUIDELINES, comparison, make_project, token_of
@@ -49,6 +50,34 @@ def test_a_project_from_init_to_deletion(tmp_path: Path, capsys: pytest.CaptureF
     assert capsys.readouterr().out.splitlines()[-1] == "rater-07 is deleted, with 0 votes"
     with Store.open(copy) as kept, Store.open(project) as store:
         assert ([rater.alias for rater in kept.raters()], store.raters()) == (["rater-07"], [])
+
+
+def test_status_shows_agreement_and_flags(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two raters agree on three of four items; a third clicks on the left, fast. One of four items is unanimous."""
+    store = make_project(tmp_path / "votes.db", items := [comparison(number) for number in range(60)], raters=3)
+    left = [number % 2 == 0 for number in range(60)]
+    votes = [
+        Vote(
+            id=f"{rater}-{n}", item=item.id, rater=rater, choice=_choice(rater, n), is_swapped=left[n], seconds=seconds
+        )
+        for n, item in enumerate(items)
+        for rater, seconds in (("r1", 9.0), ("r2", 8.0), ("r3", 0.5))
+    ]
+    store.import_votes(votes)
+    store.close()
+    assert run("status", tmp_path / "votes.db", "--json") == 0
+    status = json.loads(capsys.readouterr().out)
+    raw = next(row for row in status["agreement"] if row["measure"] == "unanimous items")
+    assert raw["value"] == 15 / 60
+    assert {(row["alias"], row["reason"]) for row in status["flags"]} >= {("r3", "side"), ("r3", "fast")}
+    assert {row["alias"] for row in status["flags"]} == {"r3"}
+    assert [(row["alias"], row["left"]) for row in status["quality"]][2] == ("r3", 1.0)
+
+
+def _choice(rater: str, number: int) -> Choice:
+    """The first answer is better, r2 errs on every fourth item; r3 takes the left one, on even items the second."""
+    is_first = {"r1": True, "r2": number % 4 != 3, "r3": number % 2 == 1}[rater]
+    return Choice.FIRST_MUCH if is_first else Choice.SECOND_MUCH
 
 
 @pytest.mark.parametrize(
