@@ -42,7 +42,8 @@ def random_sequences(*sizes: tuple[int, int], seed: int = 0) -> Sequences:
     """Random tokens with these (prompt, response) lengths."""
     random = np.random.default_rng(seed)
     return Sequences.pack(
-        (random.integers(0, VOCABULARY, p, np.int32), random.integers(0, VOCABULARY, r, np.int32)) for p, r in sizes
+        (random.integers(0, VOCABULARY, p).astype(np.int32), random.integers(0, VOCABULARY, r).astype(np.int32))
+        for p, r in sizes
     )
 
 
