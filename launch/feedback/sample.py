@@ -86,16 +86,19 @@ def plan_round(session: Session, name: str = "") -> RoundPlan:
 
 
 def _policy(session: Session) -> Path:
-    """Folder of the model that answers: the recipe's, that of the last finished stage, or the base model."""
+    """Folder of the model that answers: the recipe's, that of the last finished stage, or the base model.
+
+    A stage may have been finished with other settings of training, but not with another vocabulary.
+    """
     from rlhf.tracking.run_folder import RunFolder
 
+    runs = [RunFolder(session.root, stage) for stage in ("ppo", "dpo", "sft")]
+    finished = [run.model for run in runs if run.finished_digest() is not None]
     given = session.recipe.feedback.policy
-    if given is not None:
-        return session.verified(Path(given).expanduser())
-    for stage in ("ppo", "dpo", "sft"):
-        run = RunFolder(session.root, stage)
-        if run.is_finished(session.digest(stage)):
-            return session.verified(run.model)
+    if given is not None or finished:
+        folder = session.verified(finished[0] if given is None else Path(given).expanduser())
+        session.require_vocabulary("feedback.policy", folder)
+        return folder
     if session.recipe.model.path is None:
         raise UserError(
             f"{session.root} has no finished model, and the base model is randomly initialised",

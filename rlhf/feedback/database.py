@@ -41,7 +41,7 @@ class Database:
         self._idle: list[sqlite3.Connection] = []
         self._is_closed = False
         self._writer = threading.Lock()
-        """Threads queue here: SQLite's own waiting sleeps for up to 0.1 s at a time, and some would wait for seconds."""
+        """Threads queue here: SQLite's waiting sleeps for up to 0.1 s at a time, and some would wait for seconds."""
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:

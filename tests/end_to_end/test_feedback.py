@@ -68,7 +68,6 @@ def voted(pipeline: Pipeline) -> Voted:
         "reward.batch_size=4",
         "reward.optimizer.warmup_steps=0",
         "reward.ceiling=null",
-        "data.held_out_fraction=0.2",
     ]
     first = start_round(settings)
     with Store.open(project) as store:
