@@ -1,11 +1,15 @@
-"""Generates answers as text: for ``rlhf generate``, and for the comparison before and after PPO."""
+"""Generates answers: for ``rlhf generate``, the comparison before and after PPO, and pairs for raters."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+import ray
 
 from actors.engines import Engines
 from actors.placement import Placement
@@ -13,11 +17,12 @@ from actors.session import Session
 from actors.supervisor import Supervisor
 from actors.waiting import PhaseContext
 from rlhf.tracking.console import Report
-from rlhf.types import Prompt
+from rlhf.types import Prompt, RolloutBlock
 
 
-def answer(session: Session, folder: Path, prompts: Sequence[Prompt], logs: Path, shown: bool) -> list[str]:
-    """Start engines with a folder's model, and return one sampled answer to each prompt, in their order."""
+@contextmanager
+def running_engines(session: Session, folder: Path, prompts: Sequence[Prompt], logs: Path) -> Iterator[Engines]:
+    """Context in which engines serve a folder's model, and answer ``prompts``."""
     placement = Placement(session.recipe, session.device, "generate", session.gpus)
     supervisor = Supervisor(session.recipe, _unrecorded, session.check)
     engines = Engines(
@@ -32,11 +37,54 @@ def answer(session: Session, folder: Path, prompts: Sequence[Prompt], logs: Path
     )
     try:
         engines.ready(prompts)
-        with session.console.stage("Answers", len(prompts)) if shown else nullcontext(ignore_progress) as report:
-            return answers_of(engines, range(len(prompts)), folder, report)
+        yield engines
     finally:
         engines.stop()
         placement.release()
+
+
+def answer(session: Session, folder: Path, prompts: Sequence[Prompt], logs: Path, shown: bool) -> list[str]:
+    """Start engines with a folder's model, and return one sampled answer to each prompt, in their order."""
+    progress = session.console.stage("Answers", len(prompts)) if shown else nullcontext(ignore_progress)
+    with running_engines(session, folder, prompts, logs) as engines, progress as report:
+        return answers_of(engines, range(len(prompts)), folder, report)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampledAnswers:
+    """Answers to prompts; ``rollouts`` and ``texts`` are parallel, in the order of the seeds."""
+
+    rollouts: RolloutBlock
+    """``prompt_ids`` are indices of the prompts."""
+    texts: tuple[str, ...]
+
+
+def sample_answers(
+    session: Session, folder: Path, prompts: Sequence[Prompt], each: int, first_seed: int, logs: Path
+) -> SampledAnswers:
+    """Start engines with a folder's model, and sample ``each`` answers to every prompt.
+
+    Answer j of prompt i has the seed ``first_seed + i · each + j``. Quarantined samples are left out.
+
+    Args:
+        prompts: their ``id`` is their index.
+    """
+    indices = [i for i in range(len(prompts)) for _ in range(each)]
+    seeds, context = range(first_seed, first_seed + len(indices)), PhaseContext(phase="answers")
+    blocks, texts = list[RolloutBlock](), dict[int, str]()
+    progress, set_aside = session.console.stage("Answers", len(indices)), 0
+    with running_engines(session, folder, prompts, logs) as engines, progress as report:
+        for block, summary in engines.generate(indices, seeds, context):
+            set_aside += engines.supervisor.set_aside(summary.faults, set_aside, context)
+            texts |= engines.decode(folder, block, context)
+            blocks.append(ray.get(block))
+            report(sum(map(len, blocks)), {})
+    rollouts = RolloutBlock.concatenate(blocks)
+    kept = np.flatnonzero(~rollouts.set_aside)
+    kept = kept[np.argsort(rollouts.seeds[kept], kind="stable")]
+    return SampledAnswers(
+        rollouts=rollouts.select(kept), texts=tuple(texts[seed] for seed in rollouts.seeds[kept].tolist())
+    )
 
 
 def _unrecorded(kind: str, **details: object) -> None:

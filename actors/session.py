@@ -271,9 +271,9 @@ class Session:
         """
         if not self._has_vocabulary(start):
             raise UserError(
-                f"{key} = {start} has another vocabulary than {self._vocabulary}",
+                f"{key} = {start} has another vocabulary than {self.tokenizer_folder}",
                 "the model would read the token ids as other text",
-                f"leave out {key}, or name a model with the tokenizer of {self._vocabulary}",
+                f"leave out {key}, or name a model with the tokenizer of {self.tokenizer_folder}",
             )
 
     def _require_vocabulary_of_sft(self) -> None:
@@ -285,7 +285,7 @@ class Session:
         run = RunFolder(self.root, "sft")
         if (
             run.is_finished(self.digest("sft"))
-            and self.base == self._vocabulary
+            and self.base == self.tokenizer_folder
             and not self._has_vocabulary(run.model)
         ):
             raise UserError(
@@ -331,7 +331,7 @@ class Session:
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The run's tokenizer: that of ``ppo.policy_init`` if given, else the base model's."""
-        return load_tokenizer(self._vocabulary, self.recipe.model, self.day)
+        return load_tokenizer(self.tokenizer_folder, self.recipe.model, self.day)
 
     @cached_property
     def day(self) -> date:
@@ -350,14 +350,15 @@ class Session:
         return self.root / DATE
 
     @property
-    def _vocabulary(self) -> Path:
+    def tokenizer_folder(self) -> Path:
+        """Folder of the run's tokenizer."""
         given = self.recipe.ppo.policy_init
         return self.verified(Path(given).expanduser()) if given is not None else self.base
 
     @cached_property
     def facts(self) -> ModelFacts:
         """Facts from the model's folder: context length, number of embedding rows, end tokens."""
-        return read_facts(self._vocabulary, self.recipe.model, self.tokenizer)
+        return read_facts(self.tokenizer_folder, self.recipe.model, self.tokenizer)
 
     @cached_property
     def chat(self) -> ChatFormat:
@@ -475,5 +476,5 @@ class Session:
 
     def end_tokens(self, folder: Path) -> list[int]:
         """Token ids that end a response: those of the chat format, and those in the settings of a folder's model."""
-        facts = self.facts if folder == self._vocabulary else read_facts(folder, self.recipe.model, self.tokenizer)
+        facts = self.facts if folder == self.tokenizer_folder else read_facts(folder, self.recipe.model, self.tokenizer)
         return sorted(self.chat.ends | set(facts.end_tokens))

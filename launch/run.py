@@ -28,7 +28,7 @@ LOGS = "logs"
 
 def run_stages(command: Run, recipe: RecipePath, overrides: Overrides) -> None:
     """Run a stage of a recipe, or all of them."""
-    _run(command, recipe, overrides, partial(_load_stages, command))
+    run_work(command, recipe, overrides, partial(_load_stages, command))
 
 
 def run_generate(
@@ -49,14 +49,18 @@ def run_generate(
 
         return partial(generate, read_questions(session, model, prompts, out))
 
-    _run("generate", recipe, overrides, load)
+    run_work("generate", recipe, overrides, load)
 
 
-def _run(command: Stage, path: str, overrides: Sequence[str], load: Callable[[Session], Work]) -> None:
+def run_work(
+    command: Stage, path: str, overrides: Sequence[str], load: Callable[[Session], Work], log: str | None = None
+) -> None:
     """Check everything that can be checked, then start.
 
     Args:
+        command: ``generate`` if it trains nothing: the recipe needs no data then.
         load: reads and checks the data, and returns the function that runs the command.
+        log: the command's name in the name of its log; by default ``command``.
     """
     from rlhf.recovery.stop import StopRequest, before_the_start
 
@@ -73,7 +77,7 @@ def _run(command: Stage, path: str, overrides: Sequence[str], load: Callable[[Se
 
         session = Session(recipe=recipe, console=Console(sys.stdout), device=device, gpus=gpus)
         new = [folder for folder in (session.root, session.root.parent) if not folder.exists()]
-        with quiet_framework_logs(_logs(session.root) / f"driver-{command}.log") as stdout:
+        with quiet_framework_logs(_logs(session.root) / f"driver-{log or command}.log") as stdout:
             session.console = Console(stdout, progress=recipe.tracking.progress)
             session.stop = StopRequest(recipe.checkpoint, started, time.time, os.environ)
             session.stop.notice = lambda text: os.write(

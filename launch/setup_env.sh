@@ -55,7 +55,7 @@ install_deepspeed_and_this() { DS_BUILD_OPS=0 install --no-build-isolation "$(pi
 import_the_stack() {
     local half
     import_all torch
-    import_all torch._inductor.compile_fx vllm.model_executor.models.llama vllm.v1.engine.async_llm &
+    import_all torch._inductor.compile_fx vllm.model_executor.models.llama vllm.v1.engine.llm_engine &
     half=$!
     import_all datasets deepspeed matplotlib.pyplot ray scipy.stats wandb transformers.models.llama.modeling_llama || {
         wait "$half"

@@ -195,11 +195,12 @@ def status(
     Raises:
         UserError: there is no such project.
     """
+    from launch.feedback.quality_tables import quality_tables
     from launch.feedback.status_tables import as_json, read_status
     from rlhf.feedback.store import Store
 
     with Store.open(project) as store:
-        tables = read_status(store)
+        tables = read_status(store, [quality_tables])
     if is_json:
         print(json.dumps(as_json(tables), ensure_ascii=False, indent=1))
     else:

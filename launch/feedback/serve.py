@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import uvicorn
 
 from launch.feedback.app import LOCAL_HOSTS, create_app
+from launch.feedback.quality_tables import quality_tables
 from launch.feedback.site import make_site
 from rlhf.errors import UserError
 from rlhf.feedback.store import Store
@@ -61,7 +62,7 @@ def make_server(store: Store, address: Address) -> uvicorn.Server:
     """A server that has not begun. It writes no access log: a link's token would be in it."""
     hosts = (*LOCAL_HOSTS, address.host, *address.allowed_hosts)
     config = uvicorn.Config(
-        create_app(make_site(store), [host.lower() for host in hosts]),
+        create_app(make_site(store, [quality_tables]), [host.lower() for host in hosts]),
         host=address.host,
         port=address.port,
         root_path=address.root_path,

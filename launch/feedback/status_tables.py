@@ -1,4 +1,4 @@
-"""Tables about a project's progress, for the status page, its JSON, and the command line."""
+"""Tables about a project, and those about its progress, for the status page, its JSON, and the command line."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ class Tickets:
         try:
             item, rater, *flags = json.loads(self._fernet.decrypt(text, ttl=LONGEST_SECONDS))
             made = self._fernet.extract_timestamp(text)
-        except (InvalidToken, UnicodeEncodeError) as error:
+        except (InvalidToken, ValueError) as error:
             raise ValueError("the ticket is not valid") from error
         swapped, repeat, adjudication = map(bool, flags)
         ticket = Ticket(item=item, rater=rater, is_swapped=swapped, is_repeat=repeat, is_adjudication=adjudication)

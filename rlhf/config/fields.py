@@ -131,6 +131,7 @@ CollectorUrl = Annotated[StrictStr, AfterValidator(_collector)]
 
 Whole = Annotated[int, Strict(), Field(le=MOST_WHOLE)]
 Count = Annotated[Whole, Field(ge=1), "at least 1"]
+Several = Annotated[Whole, Field(ge=2), "at least 2"]
 CountOrZero = Annotated[Whole, Field(ge=0), "at least 0"]
 ZeroOrOne = Annotated[Whole, Field(ge=0, le=1), "0 or 1"]
 Seed = Annotated[Whole, Field(ge=0), f"from 0 to {MOST_WHOLE}"]

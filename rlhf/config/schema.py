@@ -36,6 +36,7 @@ from rlhf.config.fields import (
     Seconds,
     Seed,
     ServiceUrl,
+    Several,
     Share,
     Temperature,
     Texts,
@@ -145,6 +146,9 @@ class DataConfig:
     held_out_fraction: BelowOne = 0.1
     """Fraction of the prompts held out of training for evaluation; the split is by prompt, so that no prompt is in both
     parts."""
+    preference_fraction: Share = 1.0
+    """Fraction of the training prompts whose comparisons are used, for curves over the number of labels: the held-out
+    comparisons stay the same, and a smaller fraction is part of a larger one."""
     max_prompt_length: Count = 256
     """Longest prompt in tokens; ``long_prompts`` defines how longer ones are handled."""
     max_response_length: Count = 256
@@ -819,6 +823,44 @@ class EvaluationConfig:
 
 
 @section
+class FeedbackConfig:
+    """Rounds of human feedback: sampling answers for raters, collecting their votes, and retraining on them."""
+
+    project: StrictStr = "feedback.db"
+    """The project's file, made by ``rlhf feedback init``."""
+    policy: StrictStr | None = None
+    """Folder of the model that answers; by default the run's last finished stage of PPO, DPO and SFT, or its base
+    model."""
+    prompts: Count = 100
+    """Prompts of a round: those of ``data.prompts`` that were answered least often before, in an order of the seed."""
+    answers: Several = 2
+    """Answers sampled per prompt; every two that differ are a candidate pair."""
+    pairs: Count = 100
+    """Pairs that a round adds to the project."""
+    selection: Literal["random", "uncertainty"] = "random"
+    """Which candidates become pairs: any, or those about whose order the ``ensemble`` is least sure."""
+    ensemble: Texts = ()
+    """Folders of at least two reward models, for ``uncertainty``: trained with other seeds, or on other samples."""
+    votes: Count = 300
+    """Votes on a round's pairs after which ``rlhf feedback round`` trains."""
+
+    @model_validator(mode="after")
+    def _validate(self) -> Self:
+        if self.selection == "uncertainty" and len(self.ensemble) < 2:
+            refuse(
+                [
+                    UserError(
+                        f"{HERE}.selection = 'uncertainty' and {len(self.ensemble)} models in {HERE}.ensemble",
+                        "uncertainty is the models' disagreement",
+                        f"{HERE}.ensemble='[folder, folder, folder]' with reward models of different seeds, or "
+                        f"{HERE}.selection=random",
+                    )
+                ]
+            )
+        return self
+
+
+@section
 class Recipe:
     """One run."""
 
@@ -851,6 +893,7 @@ class Recipe:
     canaries: CanaryConfig = field(default_factory=CanaryConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    feedback: FeedbackConfig = field(default_factory=FeedbackConfig)
 
     @property
     def reward_models(self) -> dict[str, RewardSourceConfig]:

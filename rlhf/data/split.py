@@ -36,7 +36,9 @@ def canonical_prompt(prompt: Messages | str) -> str:
     return "".join(f"\n\n{ROLES_IN_HH.get(role, role.capitalize())}: {text}" for role, text in turns) + ends
 
 
-def split_by_prompt(keys: Sequence[str], held_out_fraction: float, seed: int) -> tuple[list[int], list[int]]:
+def split_by_prompt(
+    keys: Sequence[str], held_out_fraction: float, seed: int, train_fraction: float = 1.0
+) -> tuple[list[int], list[int]]:
     """Indices of training rows and of held-out rows, each in order.
 
     A hash of the prompt's text and the seed decides for each row: a prompt is on the same side in every file, and
@@ -47,12 +49,17 @@ def split_by_prompt(keys: Sequence[str], held_out_fraction: float, seed: int) ->
         keys: ``split_key`` of each row; rows with equal keys stay together.
         held_out_fraction: fraction of the prompts to hold out, in [0, 1).
         seed: different seeds hold out different prompts.
+        train_fraction: fraction of the training prompts to use, in (0, 1]; the rest is on neither side. The prompts of
+            a smaller fraction are among those of a larger one, and at least one is used.
     """
     draws = {key: _uniform(key, seed) for key in keys}
     held_out = {key for key, draw in draws.items() if draw < held_out_fraction}
     if held_out_fraction > 0 and draws:
         held_out = (held_out | {min(draws, key=draws.__getitem__)}) - {max(draws, key=draws.__getitem__)}
-    train = [i for i, key in enumerate(keys) if key not in held_out]
+    least = 1 - train_fraction * (1 - held_out_fraction)
+    used = {key for key, draw in draws.items() if draw >= least or train_fraction == 1}
+    used = (used | {max(draws, key=draws.__getitem__)} if draws else used) - held_out
+    train = [i for i, key in enumerate(keys) if key in used]
     return train, [i for i, key in enumerate(keys) if key in held_out]
 
 

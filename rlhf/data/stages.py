@@ -65,7 +65,12 @@ def preferences(
     """Comparisons of the reward stage. A tie in both orders is never held out: one of the two would be wrong."""
     loaded = load(recipe.data)
     return _stage(
-        recipe, loaded, chat, "preferences", lambda rows: tokenise_preferences(rows, chat, recipe.data, facts)
+        recipe,
+        loaded,
+        chat,
+        "preferences",
+        lambda rows: tokenise_preferences(rows, chat, recipe.data, facts),
+        recipe.data.preference_fraction,
     )
 
 
@@ -111,17 +116,21 @@ def _stage(
     chat: ChatFormat,
     name: str,
     tokenise: Callable[[Sequence[R]], Tokenised[T]],
+    train_fraction: float = 1.0,
 ) -> StageData[T]:
     remarks = remarks_on_lost_text([_text_of_row(row) for row in some_of(loaded.rows)], chat.tokenizer)
     loaded = replace(loaded, remarks=(*loaded.remarks, *remarks))
     keys = [split_key(row) for row in loaded.rows]
-    train, held_out = split_by_prompt(keys, recipe.data.held_out_fraction, recipe.seed)
+    train, held_out = split_by_prompt(keys, recipe.data.held_out_fraction, recipe.seed, train_fraction)
+    unused = len(keys) - len(train) - len(held_out)
     held_out = [i for i in held_out if not _is_tie(loaded.rows[i])]
     sides = [
         tokenise([loaded.rows[i] for i in side]) if side else Tokenised((), {}, 0, 0) for side in (train, held_out)
     ]
+    part = f"  {unused:,} × outside the fraction of the training prompts that is used"
     lines = [
         describe(loaded, name),
+        *([part] if unused else []),
         *(
             describe_tokenised(side, n)
             for side, n in zip(sides, (f"{name} to train on", f"{name} held out"), strict=True)

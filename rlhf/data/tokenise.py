@@ -56,6 +56,8 @@ class Tokenised(Generic[T]):
     """Number of used rows with losses or omissions, by remark."""
     ends: str = ""
     """If several tokens end a response: these tokens, and those that end the responses of the data."""
+    row_of_item: tuple[int, ...] = ()
+    """Index of each item's row."""
 
 
 @dataclass(frozen=True)
@@ -391,13 +393,15 @@ def _collect(outcomes: Sequence[Sequence[_Outcome[T]]], chat: ChatFormat) -> Tok
     dropped: Counter[str] = Counter()
     remarks: Counter[str] = Counter()
     kept: list[_Outcome[T]] = []
+    row_of_item: list[int] = []
     used = 0
-    for of_row in outcomes:
+    for row, of_row in enumerate(outcomes):
         good = [outcome for outcome in of_row if outcome.problem is None]
         problems = [outcome.problem for outcome in of_row if outcome.problem is not None]
         if good:
             used += 1
             kept += good
+            row_of_item += [row] * len(good)
             remarks.update(set().union(*(outcome.remarks for outcome in good)))
             remarks.update(f"turn left out: {problem}" for problem in problems)
         else:
@@ -410,7 +414,7 @@ def _collect(outcomes: Sequence[Sequence[_Outcome[T]]], chat: ChatFormat) -> Tok
         )
     items = tuple(outcome.item for outcome in kept if outcome.item is not None)
     truncated = sum(outcome.truncated for outcome in kept)
-    return Tokenised(items, dict(dropped), truncated, used, dict(remarks), _ends(items, chat))
+    return Tokenised(items, dict(dropped), truncated, used, dict(remarks), _ends(items, chat), tuple(row_of_item))
 
 
 def _ends(items: Sequence[object], chat: ChatFormat) -> str:

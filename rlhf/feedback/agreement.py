@@ -29,13 +29,13 @@ from rlhf.feedback.coefficients import (
     raw_agreement,
     table_agreement,
 )
-from rlhf.feedback.judgements import OUTCOMES, Judgements, independent
+from rlhf.feedback.judgements import CATEGORIES, Judgements, independent
 from rlhf.feedback.records import Item, Vote
 from rlhf.storage.jsonl import json_safe
 from rlhf.types import Int64
 
 ONE_CATEGORY = "all votes are in one category, so agreement by chance is complete"
-_K = len(OUTCOMES)
+_K = len(CATEGORIES)
 Bootstrap = Callable[[Sequence[Measure], Int64], tuple[Estimate, ...]]
 """From measures and the items' clusters to estimates."""
 

@@ -8,6 +8,7 @@ vote a few times a minute.
 from __future__ import annotations
 
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -39,6 +40,8 @@ class Database:
         self.path, self.clock = path, clock
         self._idle: list[sqlite3.Connection] = []
         self._is_closed = False
+        self._writer = threading.Lock()
+        """Threads queue here: SQLite's own waiting sleeps for up to 0.1 s at a time, and some would wait for seconds."""
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
@@ -49,7 +52,7 @@ class Database:
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
         """A transaction that excludes other writers from its begin; an exception rolls it back."""
-        with self._transaction("BEGIN IMMEDIATE") as db:
+        with self._writer, self._transaction("BEGIN IMMEDIATE") as db:
             yield db
 
     @contextmanager

@@ -20,7 +20,7 @@ from rlhf.feedback.records import Choice, Item, Purpose, Vote
 from rlhf.types import Int64
 
 
-class Outcome(StrEnum):
+class Category(StrEnum):
     """A choice without its strength."""
 
     FIRST = "first"
@@ -29,13 +29,13 @@ class Outcome(StrEnum):
     BOTH_BAD = "both_bad"
 
 
-OUTCOMES = tuple(Outcome)
-"""Category → outcome; a category is an index into this tuple."""
+CATEGORIES = tuple(Category)
+"""In arrays a category is its index in this tuple."""
 FIRST, TIE, SECOND, BOTH_BAD = range(4)
 
 
 def category(choice: Choice) -> int | None:
-    """Index of a choice's outcome in ``OUTCOMES``; None for a skip."""
+    """Index of a choice's category in ``CATEGORIES``; None for a skip."""
     if choice is Choice.BOTH_BAD:
         return BOTH_BAD
     strength = choice.strength
@@ -55,7 +55,7 @@ class Judgements:
     rater: Int64
     """Index into ``raters``."""
     category: Int64
-    """Index into ``OUTCOMES``."""
+    """Index into ``CATEGORIES``."""
     strength: Int64
     """2, 1, 0, −1, −2: how much the first answer is preferred."""
     votes: tuple[Vote, ...]
@@ -63,7 +63,7 @@ class Judgements:
     left_out: Mapping[str, int]
     """Reason → number of votes that are no judgements."""
 
-    def counts(self, categories: int = len(OUTCOMES)) -> Int64:
+    def counts(self, categories: int = len(CATEGORIES)) -> Int64:
         """(U, categories) judgements of each item in each category; both bad joins the ties if there are only 3."""
         found = np.where(self.category < categories, self.category, TIE)
         cells = np.bincount(self.item * categories + found, minlength=len(self.items) * categories)

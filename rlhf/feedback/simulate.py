@@ -90,7 +90,7 @@ def simulate_votes(
     The raters with the fewest votes are assigned first, and sides are drawn for every vote. A fraction of the votes on
     label items is followed at the end by the same rater's repeat.
     """
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng([seed, 1])  # another stream than that of the items
     loads, votes, repeats = np.zeros(len(raters)), [], []
     for number in random.permutation(len(simulated.items)):
         item, difference = simulated.items[number], float(simulated.differences[number])

@@ -29,7 +29,7 @@ MODULES = [
     "torch._inductor.compile_fx",
     "transformers.models.llama.modeling_llama",
     "vllm.model_executor.models.llama",
-    "vllm.v1.engine.async_llm",
+    "vllm.v1.engine.llm_engine",
     "wandb",
 ]
 """Packages that the set-up imports to check the environment."""

@@ -127,3 +127,22 @@ def test_texts_without_a_prompt_are_split_like_prompts(seed: int) -> None:
     held_out = split_by_prompt([*texts, *prompts], 0.1, seed)[1]
     assert 60 <= sum(i < 1000 for i in held_out) <= 140
     assert 1 <= sum(i >= 1000 for i in held_out) <= 22
+
+
+def test_a_smaller_fraction_of_the_training_prompts_is_part_of_a_larger_one() -> None:
+    keys = [f"prompt {i % 500}" for i in range(1000)]
+    whole, held_out = split_by_prompt(keys, 0.2, seed=3)
+    sides = [split_by_prompt(keys, 0.2, seed=3, train_fraction=fraction) for fraction in (0.1, 0.25, 0.5, 1.0)]
+    assert all(side[1] == held_out for side in sides)
+    assert sides[-1][0] == whole
+    assert all({*small} < {*large} for (small, _), (large, _) in zip(sides, sides[1:]))
+    assert [len(side[0]) / len(whole) for side in sides] == pytest.approx([0.1, 0.25, 0.5, 1.0], abs=0.05)
+
+
+@given(keys=prompts, fraction=fractions, part=st.floats(1e-6, 1.0))
+def test_a_fraction_leaves_a_prompt_to_train_on_and_holds_out_the_same(
+    keys: list[str], fraction: float, part: float
+) -> None:
+    train, held_out = split_by_prompt(keys, fraction, 0, part)
+    whole, same = split_by_prompt(keys, fraction, 0)
+    assert held_out == same and {*train} <= {*whole} and bool(train) == bool(whole)
