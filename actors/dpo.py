@@ -1,14 +1,15 @@
-"""The DPO stage: trains the policy on comparisons directly, without a reward model."""
+"""The DPO stage: trains the policy on comparisons, or by KTO on single answers, directly, without a reward model."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import ray
 
 from actors.group import Group
-from actors.reward_model import SHORTER_WINS
+from actors.reward_model import SHORTER_WINS, label_baseline
 from actors.session import Session
 from actors.supervised import (
     Loop,
@@ -21,17 +22,26 @@ from actors.supervised import (
     select_metrics,
 )
 from actors.waiting import PhaseContext
-from rlhf.config.stages import check_schedule
+from rlhf.config.stages import check_schedule, is_unpaired
 from rlhf.data.stages import comparison_batches
 from rlhf.evaluation.accuracy import shorter_wins
 from rlhf.metrics import labelled
-from rlhf.roles.supervised_data import PairData, held_out_metrics, prompt_ids, response_logprobs
+from rlhf.roles.supervised_data import (
+    LabelledData,
+    PairData,
+    held_out_kto_metrics,
+    held_out_metrics,
+    mismatched_pairs,
+    prompt_ids,
+    response_logprobs,
+)
 from rlhf.tracking.run_folder import RunFolder
 from rlhf.tracking.spans import PhaseTimer
 from rlhf.tracking.tracker import Tracker
-from rlhf.types import Float32, Pair
+from rlhf.types import Bool, Float32, Pair
 
-ROLE = "rlhf.roles.dpo:DPORole"
+ROLES = {"dpo": "rlhf.roles.dpo:DPORole", "kto": "rlhf.roles.kto:KTORole"}
+"""Loss → role."""
 SHOWN = {
     "held-out accuracy": "eval/accuracy",
     "95% interval, from": "eval/accuracy_ci_low",
@@ -44,32 +54,73 @@ BLOCK = 1024
 
 
 def train_dpo(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
-    """Train the policy on comparisons and save it to ``run.model``; returns the stage's summary."""
+    """Train the policy on what people judged and save it to ``run.model``; returns the stage's summary."""
     recipe, timer = session.recipe, PhaseTimer(spans=tracker.timeline)
-    data = session.preferences
-    session.report_data(data, run)
-    ceiling = read_ceiling(session)  # a property of the labels, so that it applies to DPO too
-    config = recipe.dpo
+    session.report_data(session.judged("dpo"), run)
+    config, role = recipe.dpo, ROLES[recipe.dpo.loss]
+    data = _data(session)
     batches = comparison_batches(data.train, config.batch_size, config.epochs, recipe.seed)
     check_schedule(recipe.dpo.optimizer, len(batches), "dpo.optimizer")
-    with running_group(session, "policy", "dpo", run, tracker, ROLE, str(session.dpo_start), len(batches)) as group:
+    with running_group(session, "policy", "dpo", run, tracker, role, str(session.dpo_start), len(batches)) as group:
         examined = record_examinations(session, tracker, {"policy": group}, session.dpo_start)
         with timer("reference"):
             reference, held_out = (_logprobs(group, side, "reference") for side in (data.train, data.held_out))
         train = PairData.pack(data.train).sequences
         group.ask("set_data", ray.put(train), ray.put(reference), context=PhaseContext(phase="start"))
+        if data.labels is not None:
+            group.ask("set_labels", ray.put(data.labels), context=PhaseContext(phase="start"))
         loop = Loop(
-            title="DPO",
+            title=config.loss.upper(),
             batches=batches,
-            evaluate=lambda step: _evaluate(session, group, held_out, step),
+            evaluate=lambda step: _evaluate(data, group, held_out, step),
             eval_every=recipe.dpo.eval_every,
             shown=labelled("train/loss", "rewards/margins", "eval/accuracy"),
         )
         latest = loop.run(session, group, tracker, timer)
         save_model(session, run, group, timer)
+    return {**select_metrics(latest, SHOWN), **data.baseline, **examined, **phase_seconds(timer)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Data:
+    """Pairs of two responses, for KTO of a response and a mismatched one, and how held-out ones are evaluated."""
+
+    train: Sequence[Pair]
+    held_out: Sequence[Pair]
+    metrics: Callable[[Float32, Float32], dict[str, float]]
+    """Held-out metrics from log-probabilities of policy and reference, (2K,) each."""
+    baseline: Summary
+    labels: Bool | None = None
+    """(K,) whether each training response is good, for KTO."""
+
+
+def _data(session: Session) -> _Data:
+    return _labels(session) if is_unpaired(session.recipe, "dpo") else _comparisons(session)
+
+
+def _comparisons(session: Session) -> _Data:
+    data, config = session.preferences, session.recipe.dpo
+    ids = prompt_ids(data.held_out)
     shorter = shorter_wins(PairData.pack(data.held_out).sequences)
-    baseline = {SHORTER_WINS: shorter, "held-out comparisons": float(len(data.held_out))}
-    return {**select_metrics(latest, SHOWN), **ceiling, **baseline, **examined, **phase_seconds(timer)}
+    ceiling = read_ceiling(session)  # a property of the labels, so that it applies to DPO too
+    return _Data(
+        train=data.train,
+        held_out=data.held_out,
+        metrics=lambda logprobs, reference: held_out_metrics(logprobs, reference, ids, config),
+        baseline={**ceiling, SHORTER_WINS: shorter, "held-out comparisons": float(len(data.held_out))},
+    )
+
+
+def _labels(session: Session) -> _Data:
+    data, config = session.labelled, session.recipe.dpo
+    held_out = LabelledData.pack(data.held_out)
+    return _Data(
+        train=mismatched_pairs(data.train, session.facts.context),
+        held_out=mismatched_pairs(data.held_out, session.facts.context),
+        metrics=lambda logprobs, reference: held_out_kto_metrics(logprobs, reference, held_out, config),
+        baseline=label_baseline(held_out),
+        labels=LabelledData.pack(data.train).is_good,
+    )
 
 
 def _logprobs(group: Group, pairs: Sequence[Pair], phase: str, step: int | None = None) -> Float32:
@@ -82,9 +133,7 @@ def _logprobs(group: Group, pairs: Sequence[Pair], phase: str, step: int | None 
     return np.concatenate(blocks)
 
 
-def _evaluate(session: Session, group: Group, reference: Float32, step: int) -> dict[str, float]:
+def _evaluate(data: _Data, group: Group, reference: Float32, step: int) -> dict[str, float]:
     if not len(reference):
         return {}
-    pairs = session.preferences.held_out
-    logprobs = _logprobs(group, pairs, "evaluate", step)
-    return held_out_metrics(logprobs, reference, prompt_ids(pairs), session.recipe.dpo)
+    return data.metrics(_logprobs(group, data.held_out, "evaluate", step), reference)

@@ -1,6 +1,9 @@
-"""The reward-model stage: trains a reward model on comparisons."""
+"""The reward-model stage: trains a reward model on comparisons, or on single answers that were good or bad."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import ray
@@ -18,13 +21,13 @@ from actors.supervised import (
     select_metrics,
 )
 from actors.waiting import PhaseContext
-from rlhf.config.stages import check_schedule
+from rlhf.config.stages import check_schedule, is_unpaired
 from rlhf.data.stages import comparison_batches
 from rlhf.errors import MachineryError
-from rlhf.evaluation.accuracy import preference_accuracy, shorter_wins
+from rlhf.evaluation.accuracy import label_accuracy, most_frequent_label, preference_accuracy, shorter_wins
 from rlhf.metrics import labelled
 from rlhf.roles.block_result import join_samples
-from rlhf.roles.supervised_data import ExampleData, PairData
+from rlhf.roles.supervised_data import ExampleData, LabelledData, PairData
 from rlhf.tracking.run_folder import RunFolder
 from rlhf.tracking.spans import PhaseTimer
 from rlhf.tracking.tracker import Tracker
@@ -37,6 +40,7 @@ SHOWN = {
     "held-out loss": "eval/loss",
 }
 ROLE = "rlhf.roles.preference:RewardTrainingRole"
+LABELLED_ROLE = "rlhf.roles.labelled_reward:LabelledRewardRole"
 SHORTER_WINS = "'the shorter reply wins'"
 NORMALISED_ON = 1000
 """Largest number of demonstrations over which the reward is shifted to a mean of 0."""
@@ -45,21 +49,20 @@ NORMALISED_ON = 1000
 def train_reward(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
     """Train a reward model and save it to ``run.model``; returns the stage's summary."""
     recipe, timer = session.recipe, PhaseTimer(spans=tracker.timeline)
-    data = session.preferences
-    session.report_data(data, run)
-    ceiling = read_ceiling(session)
-    train, held_out = PairData.pack(data.train), PairData.pack(data.held_out)
+    judged = session.judged("reward")
+    session.report_data(judged, run)
+    data = _labels(session) if is_unpaired(recipe, "reward") else _comparisons(session)
     config = recipe.reward
-    batches = comparison_batches(data.train, config.batch_size, config.epochs, recipe.seed)
+    batches = comparison_batches(judged.train, config.batch_size, config.epochs, recipe.seed)
     check_schedule(recipe.reward.optimizer, len(batches), "reward.optimizer")
     start = session.model_of("sft", recipe.reward.init, session.base)
-    with running_group(session, "reward", "reward", run, tracker, ROLE, str(start), len(batches)) as group:
+    with running_group(session, "reward", "reward", run, tracker, data.role, str(start), len(batches)) as group:
         examined = record_examinations(session, tracker, {"reward": group}, session.base)
-        group.ask("set_data", ray.put(train), context=PhaseContext(phase="start"))
+        group.ask(data.method, ray.put(data.train), context=PhaseContext(phase="start"))
         loop = Loop(
             title="Reward model",
             batches=batches,
-            evaluate=lambda step: _held_out_accuracy(group, held_out, step),
+            evaluate=lambda step: data.evaluate(group, step),
             eval_every=recipe.reward.eval_every,
             shown=labelled("train/loss", "eval/accuracy"),
         )
@@ -67,9 +70,58 @@ def train_reward(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
         with timer("normalise"):
             mean, spread = _demonstration_scores(group, session)
         save_model(session, run, group, timer, "save_shifted", -mean)
-    baseline = {SHORTER_WINS: shorter_wins(held_out.sequences), "held-out comparisons": float(len(data.held_out))}
     scores = {"demonstrations' raw score (shifted to 0)": mean, "demonstrations' standard deviation": spread}
-    return {**select_metrics(latest, SHOWN), **ceiling, **baseline, **scores, **examined, **phase_seconds(timer)}
+    return {**select_metrics(latest, SHOWN), **data.baseline, **scores, **examined, **phase_seconds(timer)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Data:
+    """Packed training data, the role that trains on it, and how held-out data is evaluated."""
+
+    role: str
+    method: str
+    """The role's method that receives ``train``."""
+    train: PairData | LabelledData
+    evaluate: Callable[[Group, int], dict[str, float]]
+    """Held-out metrics at a step."""
+    baseline: Summary
+
+
+def _comparisons(session: Session) -> _Data:
+    data = session.preferences
+    held_out = PairData.pack(data.held_out)
+    shorter = shorter_wins(held_out.sequences)
+    return _Data(
+        role=ROLE,
+        method="set_data",
+        train=PairData.pack(data.train),
+        evaluate=lambda group, step: _held_out_accuracy(group, held_out, step),
+        baseline={**read_ceiling(session), SHORTER_WINS: shorter, "held-out comparisons": float(len(data.held_out))},
+    )
+
+
+def _labels(session: Session) -> _Data:
+    data = session.labelled
+    held_out = LabelledData.pack(data.held_out)
+    return _Data(
+        role=LABELLED_ROLE,
+        method="set_labelled",
+        train=LabelledData.pack(data.train),
+        evaluate=lambda group, step: _held_out_label_accuracy(group, held_out, step),
+        baseline=label_baseline(held_out),
+    )
+
+
+def label_baseline(held_out: LabelledData) -> Summary:
+    """The accuracy without a model, and the number of held-out labels."""
+    frequent = most_frequent_label(held_out.is_good)
+    return {"'always the more frequent label'": frequent, "held-out labels": float(len(held_out.is_good))}
+
+
+def _held_out_label_accuracy(group: Group, held_out: LabelledData, step: int) -> dict[str, float]:
+    if not len(held_out.is_good):
+        return {}
+    return label_accuracy(_rewards(group, held_out.sequences, step), held_out.is_good, held_out.prompt_ids)
 
 
 def _held_out_accuracy(group: Group, held_out: PairData, step: int) -> dict[str, float]:

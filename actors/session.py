@@ -25,7 +25,7 @@ from rlhf.checkpoints.manifest import file_entries, find_faults, hash_files
 from rlhf.checkpoints.store import Checkpoint, latest_checkpoint
 from rlhf.config.load import recipe_digest, to_yaml
 from rlhf.config.schema import TRAINED, Recipe, Stage
-from rlhf.config.stages import stages_of
+from rlhf.config.stages import is_unpaired, stages_of
 from rlhf.data import stages
 from rlhf.data.chat import ChatFormat
 from rlhf.data.read import digest_of
@@ -34,7 +34,7 @@ from rlhf.data.stages import StageData, texts
 from rlhf.data.template import DATE, template_date
 from rlhf.device import Device
 from rlhf.errors import Stopped, UserError
-from rlhf.feedback.project import load_demonstrations, load_preferences, load_prompts
+from rlhf.feedback.project import load_demonstrations, load_labelled, load_preferences, load_prompts
 from rlhf.models.folder import from_folder, load_tokenizer, read_facts
 from rlhf.models.saving import try_saving_tokenizer
 from rlhf.records import DataFile
@@ -43,7 +43,7 @@ from rlhf.storage.durable import write_atomically
 from rlhf.storage.reading import damaged, read_json, read_text, require_folder
 from rlhf.tracking.console import Console
 from rlhf.tracking.run_folder import MODEL, RunFolder
-from rlhf.types import Example, ModelFacts, Pair, Prompt
+from rlhf.types import Example, LabelledResponse, ModelFacts, Pair, Prompt
 
 LARGE_MODEL = 8 * 2**30
 """Size in bytes from which the verification of a model is announced, because it takes seconds."""
@@ -75,11 +75,11 @@ DEPENDS_ON: Mapping[str, tuple[str, ...]] = {
 
 DATA_OF_STAGE: Mapping[str, tuple[str, ...]] = {
     "sft": ("demonstrations",),
-    "reward": ("demonstrations", "preferences"),
-    "dpo": ("preferences",),
+    "reward": ("demonstrations", "judged"),
+    "dpo": ("judged",),
     "ppo": ("prompts",),
 }
-"""Properties of ``Session`` with the data that a stage reads."""
+"""Data that a stage reads: properties of ``Session``, or ``Session.judged``."""
 DATA_PATHS = ("data.path", "data.demonstrations", "data.preferences", "data.prompts")
 """Keys of the recipe with paths to data: the data's content is compared instead of the paths."""
 
@@ -376,6 +376,15 @@ class Session:
         return stages.preferences(self.recipe, self.chat, self.facts, load_preferences)
 
     @cached_property
+    def labelled(self) -> StageData[LabelledResponse]:
+        """Unpaired labels of the reward-model stage and of KTO."""
+        return stages.labelled(self.recipe, self.chat, self.facts, load_labelled)
+
+    def judged(self, stage: str) -> StageData[Pair] | StageData[LabelledResponse]:
+        """What people judged, as the reward-model stage or DPO reads it."""
+        return self.labelled if is_unpaired(self.recipe, stage) else self.preferences
+
+    @cached_property
     def prompts(self) -> StageData[Prompt]:
         """Prompts of PPO."""
         return stages.prompts(self.recipe, self.chat, self.facts, load_prompts)
@@ -424,7 +433,7 @@ class Session:
     def files_of(self, stage: str) -> tuple[DataFile, ...]:
         """Data files that a stage reads, and its chat template file if one is configured."""
         data: list[StageData[Any]] = [
-            getattr(self, name) for name in DATA_OF_STAGE[stage]
+            self.judged(stage) if name == "judged" else getattr(self, name) for name in DATA_OF_STAGE[stage]
         ]  # reads only this stage's data
         template = self.recipe.model.chat_template
         files = [file for part in data for file in part.files]

@@ -73,8 +73,11 @@ def _show(recipe: Recipe, stages: list[str], rows: int, folder: Path) -> None:
 
 
 def _data_of(session: Session, stage: str) -> tuple[str, Shown]:
+    from rlhf.config.stages import is_unpaired
+
     if stage == "sft":
         return "sft: demonstrations", session.demonstrations
     if stage == "ppo":
         return "ppo: prompts", session.prompts
-    return f"{stage}: comparisons", session.preferences
+    kind = "unpaired labels" if is_unpaired(session.recipe, stage) else "comparisons"
+    return f"{stage}: {kind}", session.judged(stage)

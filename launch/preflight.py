@@ -157,7 +157,7 @@ def check_updates(session: Session, stage: str) -> None:
         batches = epoch_batches(len(session.demonstrations.train), config.batch_size, config.epochs, recipe.seed)
     elif stage in ("reward", "dpo"):
         config = recipe.reward if stage == "reward" else recipe.dpo
-        batches = comparison_batches(session.preferences.train, config.batch_size, config.epochs, recipe.seed)
+        batches = comparison_batches(session.judged(stage).train, config.batch_size, config.epochs, recipe.seed)
     else:
         return  # the recipe states the number of PPO's updates
     check_schedule(config.optimizer, len(batches), f"{stage}.optimizer")

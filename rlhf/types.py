@@ -95,6 +95,16 @@ class Pair:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LabelledResponse:
+    """One response that a person found good or bad; ``prompt_id`` as of a ``Pair``."""
+
+    prompt: Int32
+    response: Int32
+    is_good: bool
+    prompt_id: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Rollout:
     """One sampled response.
 

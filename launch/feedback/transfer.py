@@ -155,7 +155,8 @@ def export(
 def _rows(project: Path, format: str, aggregation: str | None, ties: str | None) -> Iterator[Mapping[str, Any]]:
     from rlhf.feedback.aggregate import Ties
     from rlhf.feedback.native import project_rows
-    from rlhf.feedback.project import DEFAULT_RULE, aggregate, read_snapshot
+    from rlhf.feedback.project import DEFAULT_RULE, aggregate
+    from rlhf.feedback.snapshot import read_snapshot
     from rlhf.feedback.store import Store
     from rlhf.feedback.training_rows import labelled_rows, preference_rows
 

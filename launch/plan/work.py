@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from launch.plan.members import PlannedRole
 from rlhf.batching import plan
 from rlhf.config.schema import Recipe
-from rlhf.config.stages import policy_updates
+from rlhf.config.stages import is_unpaired, policy_updates
 from rlhf.placement.parallelism import data_parallel_size
 
 
@@ -56,7 +56,7 @@ def longest(recipe: Recipe, stage: str) -> tuple[int, int]:
 
 def row_tokens(recipe: Recipe, stage: str, member: PlannedRole) -> int:
     """Tokens of the longest row: the budget, or a longer sequence (for comparisons, a pair)."""
-    sequences = 2 if stage in ("reward", "dpo") else 1
+    sequences = _answers(recipe, stage) if stage != "ppo" else 1
     return max(member.config.micro_batch_tokens, sequences * sum(longest(recipe, stage)))
 
 
@@ -86,10 +86,15 @@ def _ppo(recipe: Recipe, found: tuple[PlannedRole, ...]) -> StepWork:
     )
 
 
+def _answers(recipe: Recipe, stage: str) -> int:
+    """Sequences of one row of a supervised stage: both answers of a comparison."""
+    return 1 if stage == "sft" or is_unpaired(recipe, stage) else 2
+
+
 def _supervised(recipe: Recipe, stage: str, found: tuple[PlannedRole, ...]) -> StepWork:
     size = {"sft": recipe.sft.batch_size, "reward": recipe.reward.batch_size, "dpo": recipe.dpo.batch_size}[stage]
     prompt, response = longest(recipe, stage)
-    answers = 1 if stage == "sft" else 2
+    answers = _answers(recipe, stage)
     rows = {m.role: passes(size, answers * (prompt + response), m) for m in found}
     return StepWork(
         samples=answers * size,

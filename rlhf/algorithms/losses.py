@@ -157,3 +157,62 @@ def dpo_loss(
         rejected_rewards=rejected_rewards.detach().sum(),
         correct=(margins > 0).detach().sum(),
     )
+
+
+def label_loss(rewards: Tensor, is_good: Tensor) -> Tensor:
+    """Loss of unpaired labels, summed over (K,) answers: Σ −log σ(r) of good ones, −log σ(−r) of bad ones.
+
+    Binary cross-entropy with P(good) = σ(r), as of outcome-supervised reward models (Lightman et al. 2023).
+
+    Args:
+        is_good: (K,) boolean.
+    """
+    return -functional.logsigmoid(torch.where(is_good, rewards, -rewards)).sum()
+
+
+@dataclass(frozen=True, kw_only=True)
+class KTOLoss:
+    """Loss and detached values of (K,) answers."""
+
+    loss: Tensor
+    """() sum over the answers, to minimise."""
+    rewards: Tensor
+    """(K,) implicit rewards β log(π/π_ref)."""
+    correct: Tensor
+    """() number of answers whose reward is on the right side of the reference point βz."""
+
+
+def kto_loss(
+    logprobs: Tensor,
+    reference: Tensor,
+    is_good: Tensor,
+    kl: float,
+    beta: float,
+    weights: tuple[float, float] = (1.0, 1.0),
+) -> KTOLoss:
+    """KTO loss, summed over (K,) answers: Σ λ (1 − σ(β(h − z))) of good ones, λ (1 − σ(β(z − h))) of bad ones.
+
+    h = log π(y|x) − log π_ref(y|x), in nats, of whole responses; z ≥ 0 is an estimate of KL(π ‖ π_ref) without
+    gradient (Ethayarajh et al. 2024, eq. 8).
+
+    Args:
+        is_good: (K,) boolean.
+        kl: z, see ``kl_estimate``.
+        weights: λ of good and of bad answers.
+    """
+    log_ratios = logprobs - reference
+    values = torch.where(is_good, log_ratios - kl, kl - log_ratios)
+    good, bad = (torch.full_like(values, weight) for weight in weights)
+    return KTOLoss(
+        loss=(torch.where(is_good, good, bad) * torch.sigmoid(-beta * values)).sum(),
+        rewards=beta * log_ratios.detach(),
+        correct=(values > 0).detach().sum(),
+    )
+
+
+def kl_estimate(log_ratio_sum: float, count: int) -> float:
+    """KTO's z: the mean log-ratio of ``count`` mismatched answers, those of other prompts, and at least 0.
+
+    Ethayarajh et al. (2024), section 4.1. It is biased, and needs no answers of the policy.
+    """
+    return max(0.0, log_ratio_sum / count)

@@ -116,7 +116,8 @@ class DataConfig:
     demonstrations: StrictStr | None = None
     """Data of the SFT stage: prompt-completion rows, ``messages``, or preferences whose chosen answers are used."""
     preferences: StrictStr | None = None
-    """Data of the reward and DPO stages: rows with chosen and rejected answers, or a feedback project."""
+    """Data of the reward and DPO stages: rows with chosen and rejected answers, for ``reward.loss: pointwise`` and
+    ``dpo.loss: kto`` rows with completion and label, or a feedback project."""
     aggregation: Literal["majority", "dawid_skene", "bradley_terry"] | None = None
     """How several votes on two answers of a feedback project become one preference, and its margin; null: by
     ``majority``. ``dawid_skene`` weighs each rater by an estimated accuracy, ``bradley_terry`` fits strengths of all
@@ -212,8 +213,12 @@ class SFTConfig:
 
 @section
 class RewardConfig:
-    """The reward model: a sequence classifier trained on comparisons, −log σ(r_chosen − r_rejected − margin)."""
+    """The reward model: a sequence classifier trained on comparisons, −log σ(r_chosen − r_rejected − margin), or on
+    single answers."""
 
+    loss: Literal["pairwise", "pointwise"] = "pairwise"
+    """``pairwise``: the loss above. ``pointwise``: −log σ(r) of good answers and −log σ(−r) of bad ones, on unpaired
+    data: rows with prompt, completion and label (true or false), or the thumbs of a feedback project."""
     epochs: Count = 1
     """Passes over the comparisons; more than one overfits (InstructGPT, section 3.5)."""
     batch_size: Count = 32
@@ -480,8 +485,15 @@ ALGORITHM_DEFAULTS: dict[str, dict[str, str | bool]] = {
 @section
 class DPOConfig:
     """Direct preference optimisation (Rafailov et al. 2023): trains the policy on comparisons without a reward model,
-    −log σ(β [(log π_c − log π_r) − (log ref_c − log ref_r)])."""
+    −log σ(β [(log π_c − log π_r) − (log ref_c − log ref_r)]); or KTO, on single answers."""
 
+    loss: Literal["dpo", "kto"] = "dpo"
+    """``dpo``: the loss above. ``kto`` (Ethayarajh et al. 2024): on unpaired data, as ``reward.loss: pointwise``."""
+    desirable_weight: Positive = 1.0
+    """λ of good answers in KTO. With few good or few bad answers, the weights times their numbers should be in a ratio
+    from 1 to 4/3."""
+    undesirable_weight: Positive = 1.0
+    """λ of bad answers in KTO."""
     beta: Positive = 0.1
     """β: strength of the regularisation towards the reference."""
     label_smoothing: BelowHalf = 0.0
@@ -497,6 +509,20 @@ class DPOConfig:
     init: StrictStr | None = None
     """Model folder to start from; by default the SFT stage's model of the same run, or ``model.path`` if there is
     none."""
+
+    @model_validator(mode="after")
+    def _validate(self) -> Self:
+        others = ("label_smoothing",) if self.loss == "kto" else ("desirable_weight", "undesirable_weight")
+        defaults = {"label_smoothing": 0.0, "desirable_weight": 1.0, "undesirable_weight": 1.0}
+        refuse(
+            UserError(
+                f"dpo.{key} = {getattr(self, key):g} has no effect with dpo.loss = {self.loss}",
+                fix=f"leave dpo.{key} out, or set dpo.loss={'dpo' if self.loss == 'kto' else 'kto'}",
+            )
+            for key in others
+            if getattr(self, key) != defaults[key]
+        )
+        return self
 
 
 @section

@@ -18,6 +18,11 @@ def stages_of(recipe: Recipe, stage: Stage) -> tuple[str, ...]:
     return tuple(name for name, is_given in given.items() if not is_given)
 
 
+def is_unpaired(recipe: Recipe, stage: str) -> bool:
+    """Whether a stage trains on single answers that people found good or bad, instead of on comparisons."""
+    return (stage == "reward" and recipe.reward.loss == "pointwise") or (stage == "dpo" and recipe.dpo.loss == "kto")
+
+
 def critic_updates(recipe: Recipe) -> int:
     """Optimizer updates of the critic in a PPO run."""
     return recipe.ppo.steps * recipe.algorithm.epochs * recipe.algorithm.minibatches

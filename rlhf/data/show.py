@@ -12,13 +12,13 @@ from rlhf.config.schema import DataConfig
 from rlhf.data.chat import ChatFormat
 from rlhf.data.stages import StageData
 from rlhf.tracking.console import plain_text
-from rlhf.types import Example, Int64, ModelFacts, Pair, Prompt
+from rlhf.types import Example, Int64, LabelledResponse, ModelFacts, Pair, Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Item = Example | Pair | Prompt
-Shown = StageData[Example] | StageData[Pair] | StageData[Prompt]
+Item = Example | Pair | LabelledResponse | Prompt
+Shown = StageData[Example] | StageData[Pair] | StageData[LabelledResponse] | StageData[Prompt]
 Part = tuple[str, Sequence[int], Sequence[bool]]
 """Name, tokens, and whether each token is trained on."""
 
@@ -66,6 +66,9 @@ def parts_of(item: Item) -> list[Part]:
     prompt: Part = ("prompt", item.prompt.tolist(), [False] * len(item.prompt))
     if isinstance(item, Example):
         return [prompt, ("response", item.response.tolist(), item.mask.tolist())]
+    if isinstance(item, LabelledResponse):
+        answer = "good answer" if item.is_good else "bad answer"
+        return [prompt, (answer, item.response.tolist(), [True] * len(item.response))]
     answers = {"chosen": item.chosen.tolist(), "rejected": item.rejected.tolist()}
     return [prompt, *((name, ids, [True] * len(ids)) for name, ids in answers.items())]
 

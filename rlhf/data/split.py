@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from hashlib import blake2b
 
 from rlhf.data.hh import ROLES, messages
-from rlhf.records import Demonstration, Message, Messages, Preference, PromptRow, text_of
+from rlhf.records import Demonstration, LabelledAnswer, Message, Messages, Preference, PromptRow, text_of
 
 ROLES_IN_HH = {role: name for name, role in ROLES.items()}
 
 
-def split_key(row: Demonstration | Preference | PromptRow) -> str:
+def split_key(row: Demonstration | Preference | LabelledAnswer | PromptRow) -> str:
     """The key by which a row is split: its prompt or, without one, its text."""
     key = canonical_prompt(row.prompt)
     return key if key or not isinstance(row, Demonstration) else text_of(row.completion).strip()

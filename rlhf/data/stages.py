@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 
 from rlhf.config.schema import DataConfig, Recipe, RewardSourceConfig
 from rlhf.data.chat import ChatFormat, transcript
-from rlhf.data.formats import load_demonstrations, load_preferences, load_prompts
+from rlhf.data.formats import load_demonstrations, load_labelled, load_preferences, load_prompts
 from rlhf.data.lossy import remarks_on_lost_text, some_of
 from rlhf.data.order import epoch_batches
 from rlhf.data.report import describe
@@ -18,11 +18,12 @@ from rlhf.data.tokenise import (
     Tokenised,
     describe_tokenised,
     tokenise_demonstrations,
+    tokenise_labelled,
     tokenise_preferences,
     tokenise_prompts,
 )
-from rlhf.records import BadRow, DataFile, Demonstration, Loaded, Preference, PromptRow, text_of
-from rlhf.types import Example, ModelFacts, Pair, Prompt
+from rlhf.records import BadRow, DataFile, Demonstration, LabelledAnswer, Loaded, Preference, PromptRow, text_of
+from rlhf.types import Example, LabelledResponse, ModelFacts, Pair, Prompt
 
 R = TypeVar("R", bound=Row)
 T = TypeVar("T")
@@ -71,6 +72,14 @@ def preferences(
         lambda rows: tokenise_preferences(rows, chat, recipe.data, facts),
         recipe.data.preference_fraction,
     )
+
+
+def labelled(
+    recipe: Recipe, chat: ChatFormat, facts: ModelFacts, load: Load[LabelledAnswer] = load_labelled
+) -> StageData[LabelledResponse]:
+    """Unpaired labels of the reward stage and of KTO."""
+    loaded = load(recipe.data)
+    return _stage(recipe, loaded, chat, "labels", lambda rows: tokenise_labelled(rows, chat, recipe.data, facts))
 
 
 def prompts(
@@ -138,7 +147,7 @@ def _is_tie(row: Row) -> bool:
 
 def _text_of_row(row: Row) -> str:
     """The text of a row's prompt and of its answer, of two the better one."""
-    answer = "" if isinstance(row, PromptRow) else row.completion if isinstance(row, Demonstration) else row.chosen
+    answer = "" if isinstance(row, PromptRow) else row.chosen if isinstance(row, Preference) else row.completion
     return transcript(row.prompt) + text_of(answer)
 
 
@@ -157,15 +166,19 @@ def texts(recipe: Recipe, load: Load[Demonstration] = load_demonstrations) -> It
         yield transcript(row.prompt) + text_of(row.completion)
 
 
-def by_prompt(pairs: Sequence[Pair]) -> list[list[int]]:
-    """Indices of the comparisons of each prompt, which belong in one batch."""
+Judged = Pair | LabelledResponse
+"""What people judged: two responses to a prompt, or one."""
+
+
+def by_prompt(pairs: Sequence[Judged]) -> list[list[int]]:
+    """Indices of the comparisons, or labels, of each prompt, which belong in one batch."""
     groups: dict[int, list[int]] = {}
     for i, pair in enumerate(pairs):
         groups.setdefault(pair.prompt_id, []).append(i)
     return list(groups.values())
 
 
-def comparison_batches(pairs: Sequence[Pair], prompts: int, epochs: int, seed: int) -> list[list[int]]:
+def comparison_batches(pairs: Sequence[Judged], prompts: int, epochs: int, seed: int) -> list[list[int]]:
     """Comparisons of every update: those of ``prompts`` whole prompts, so that a prompt's are in one gradient."""
     groups = by_prompt(pairs)
     order = epoch_batches(len(groups), prompts, epochs, seed)

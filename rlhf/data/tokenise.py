@@ -19,8 +19,8 @@ from rlhf.data.chat import INSIDE, ChatFormat, Rendered, TextSpan, transcript
 from rlhf.data.encode import Ids, Text
 from rlhf.data.template import Unusable
 from rlhf.errors import UserError
-from rlhf.records import Demonstration, Message, Preference, PromptRow
-from rlhf.types import Example, Int32, ModelFacts, Pair, Prompt
+from rlhf.records import Demonstration, LabelledAnswer, Message, Preference, PromptRow
+from rlhf.types import Example, Int32, LabelledResponse, ModelFacts, Pair, Prompt
 
 _ADVICE = (
     ("data.max_prompt_length", "raise data.max_prompt_length, or set data.long_prompts=truncate_left"),
@@ -38,7 +38,7 @@ _ADVICE = (
 _NOT_TRAINED = "no turn to train on, by weight, train or loss"
 
 T = TypeVar("T")
-Row = Demonstration | Preference | PromptRow
+Row = Demonstration | Preference | LabelledAnswer | PromptRow
 
 
 @dataclass(frozen=True)
@@ -266,6 +266,34 @@ def tokenise_preferences(
     return _collect(outcomes, chat)
 
 
+def tokenise_labelled(
+    rows: Sequence[LabelledAnswer], chat: ChatFormat, config: DataConfig, facts: ModelFacts
+) -> Tokenised[LabelledResponse]:
+    """Tokenise unpaired labels; ``prompt_id`` is as of ``tokenise_preferences``.
+
+    Raises as ``tokenise_demonstrations``.
+    """
+    tokeniser = _Tokeniser(chat, config, facts)
+    rendered = [_render_answer(row, chat) for row in rows]
+    ids: dict[str, int] = {}
+    outcomes = []
+    for row, written, tokens in zip(rows, rendered, tokeniser.tokens(rows, rendered), strict=True):
+        prompt = written.prompt if isinstance(written, Rendered) else ""
+        item = LabelledResponse(
+            prompt=_array(tokens.prompt),
+            response=_array(tokens.response),
+            is_good=row.is_good,
+            prompt_id=ids.setdefault(prompt, len(ids)),
+        )
+        problem = tokens.problem or tokeniser.misfit(tokens)
+        outcomes.append([_Outcome(item, problem, tokens.truncated, tokens.remarks)])
+    return _collect(outcomes, chat)
+
+
+def _render_answer(row: LabelledAnswer, chat: ChatFormat) -> Rendered | Unusable:
+    return _try_render(lambda: chat.exchange(row.prompt, row.completion, row.variables))
+
+
 def _pair(row: Preference, chat: ChatFormat) -> tuple[Rendered | Unusable, Rendered | Unusable]:
     """Render both answers after the same prompt; if only one of them opens a thought, the prompt ends before it."""
     chosen = _try_render(lambda: chat.exchange(row.prompt, row.chosen, row.variables))
@@ -405,7 +433,7 @@ def _ends(items: Sequence[object], chat: ChatFormat) -> str:
 def _responses(item: object) -> Iterable[Int32]:
     if isinstance(item, Pair):
         return [item.chosen, item.rejected]
-    return [item.response] if isinstance(item, Example) else []
+    return [item.response] if isinstance(item, Example | LabelledResponse) else []
 
 
 def _reasons(counts: Mapping[str, int]) -> list[str]:

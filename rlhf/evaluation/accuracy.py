@@ -14,7 +14,7 @@ import numpy as np
 from rlhf.errors import MachineryError, UserError
 from rlhf.evaluation.intervals import share_interval
 from rlhf.records import DataFile
-from rlhf.types import Float32, Int64, Sequences
+from rlhf.types import Bool, Float32, Int64, Sequences
 
 CEILING = "ceiling by the raters' noise"
 CEILING_DATA = "accuracy_ceiling_data"
@@ -31,9 +31,7 @@ def preference_accuracy(rewards: Float32, margins: Float32, prompt_ids: Int64) -
     Raises:
         MachineryError: a reward is NaN or infinite.
     """
-    bad = int(np.count_nonzero(~np.isfinite(rewards)))
-    if bad:
-        raise MachineryError(f"numbers that are NaN or infinite, in held-out rewards: {bad} of {len(rewards)}")
+    _require_finite(rewards)
     difference = rewards[0::2].astype(np.float64) - rewards[1::2].astype(np.float64)
     correct = difference > 0
     low, high = share_interval(correct, prompt_ids)
@@ -43,6 +41,38 @@ def preference_accuracy(rewards: Float32, margins: Float32, prompt_ids: Int64) -
         "eval/accuracy_ci_high": high,
         "eval/loss": float(np.logaddexp(0.0, margins - difference).mean()),
     }
+
+
+def label_accuracy(rewards: Float32, is_good: Bool, prompt_ids: Int64) -> dict[str, float]:
+    """Fraction of answers whose reward is positive exactly if people found them good, its interval, and the mean loss.
+
+    The interval is as of ``preference_accuracy``, the loss −log σ(±r).
+
+    Shapes: (K,) each, K ≥ 1.
+
+    Raises:
+        MachineryError: a reward is NaN or infinite.
+    """
+    _require_finite(rewards)
+    correct = (rewards > 0) == is_good
+    low, high = share_interval(correct, prompt_ids)
+    return {
+        "eval/accuracy": float(correct.mean()),
+        "eval/accuracy_ci_low": low,
+        "eval/accuracy_ci_high": high,
+        "eval/loss": float(np.logaddexp(0.0, np.where(is_good, -rewards, rewards)).mean()),
+    }
+
+
+def _require_finite(rewards: Float32) -> None:
+    bad = int(np.count_nonzero(~np.isfinite(rewards)))
+    if bad:
+        raise MachineryError(f"numbers that are NaN or infinite, in held-out rewards: {bad} of {len(rewards)}")
+
+
+def most_frequent_label(is_good: Bool) -> float:
+    """Fraction of the more frequent label, a baseline of accuracy."""
+    return float(max(is_good.mean(), 1 - is_good.mean())) if len(is_good) else 0.0
 
 
 def shorter_wins(pairs: Sequences) -> float:

@@ -9,8 +9,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,13 +20,23 @@ from rlhf.data.turns import RowError, read_variables
 from rlhf.errors import UserError
 from rlhf.feedback.aggregate import Aggregated, Outcome, Ties, bradley_terry, dawid_skene, majority
 from rlhf.feedback.database import connect
-from rlhf.feedback.records import Item, Purpose, Thumb, Vote
+from rlhf.feedback.labelled import LabelledOutcome, labelled_answers
+from rlhf.feedback.records import Item
 from rlhf.feedback.schema import APPLICATION_ID
-from rlhf.feedback.store import Store
-from rlhf.records import BadRow, DataFile, Demonstration, Loaded, Preference, PromptRow, RowLocation
+from rlhf.feedback.snapshot import Snapshot, read_snapshot
+from rlhf.records import (
+    BadRow,
+    DataFile,
+    Demonstration,
+    LabelledAnswer,
+    Loaded,
+    Preference,
+    PromptRow,
+    RowLocation,
+)
 
-T = TypeVar("T", Preference, Demonstration, PromptRow)
-S = TypeVar("S", Item, Outcome)
+T = TypeVar("T", Preference, Demonstration, PromptRow, LabelledAnswer)
+S = TypeVar("S", Item, Outcome, LabelledOutcome)
 
 RULES: Mapping[str, Callable[..., Aggregated]] = {
     "majority": majority,
@@ -37,28 +46,6 @@ RULES: Mapping[str, Callable[..., Aggregated]] = {
 """``data.aggregation`` → how the votes on an item become a preference."""
 DEFAULT_RULE = "majority"
 _SQLITE = b"SQLite format 3\0"
-_ATTEMPTS = 5  # to read a project between two votes
-
-
-@dataclass(frozen=True, kw_only=True)
-class Snapshot:
-    """One state of a project."""
-
-    path: str
-    items: tuple[Item, ...]
-    votes: tuple[Vote, ...]
-    thumbs: tuple[Thumb, ...]
-    digest: str
-
-    @cached_property
-    def locations(self) -> Mapping[str, RowLocation]:
-        """Item → where it is: the project, and the item's number from 1."""
-        return {item.id: RowLocation(self.path, number) for number, item in enumerate(self.items, start=1)}
-
-    @property
-    def labels(self) -> list[Item]:
-        """The items that become training data."""
-        return [item for item in self.items if item.purpose is Purpose.LABEL]
 
 
 def is_project(path: str | Path) -> bool:
@@ -73,28 +60,6 @@ def is_project(path: str | Path) -> bool:
     with suppress(sqlite3.DatabaseError), closing(connect(place)) as db:  # a damaged one is refused by whoever reads it
         return bool(db.execute("PRAGMA application_id").fetchone()[0] == APPLICATION_ID)
     return False
-
-
-def read_snapshot(path: str | Path) -> Snapshot:
-    """Read a project while raters may work on it.
-
-    Raises:
-        UserError: it is no project, or votes arrive so fast that no state could be read.
-    """
-    with Store.open(Path(path).expanduser()) as store:
-        before = store.digest()
-        for _ in range(_ATTEMPTS):
-            found = (tuple(store.items()), tuple(store.votes()), tuple(store.thumbs()))
-            after = store.digest()
-            if before == after:
-                items, votes, thumbs = found
-                return Snapshot(path=str(path), items=items, votes=votes, thumbs=thumbs, digest=after)
-            before = after
-    raise UserError(
-        f"{path} changes while it is read",
-        "votes arrive faster than the project can be read",
-        "copy it by `rlhf feedback backup`, and train on the copy",
-    )
 
 
 def aggregate(snapshot: Snapshot, rule: str, ties: Ties) -> Aggregated:
@@ -112,7 +77,8 @@ def load_preferences(config: DataConfig) -> Loaded[Preference]:
     if path is None or not is_project(path):
         _refuse_keys_of_projects(config)
         return formats.load_preferences(config)
-    loaded = _load(path, config, _preference)
+    _refuse_keys_of_files(path, config)
+    loaded = _load(read_snapshot(path), config, _preference)
     if "margin" in config.ignore:
         return replace(loaded, rows=tuple(replace(pair, margin=0.0) for pair in loaded.rows))
     return loaded
@@ -121,12 +87,40 @@ def load_preferences(config: DataConfig) -> Loaded[Preference]:
 def load_demonstrations(config: DataConfig) -> Loaded[Demonstration]:
     """The demonstrations of ``config.demonstrations`` or ``config.path``; of a project, the preferred answers.
 
-    Raises as ``load_preferences``.
+    A project without comparisons gives the answers with a thumb up. Raises as ``load_preferences``.
     """
     path = config.demonstrations or config.path
     if path is None or not is_project(path):
         return formats.load_demonstrations(config)
-    return _load(path, config, _demonstration)
+    _refuse_keys_of_files(path, config)
+    snapshot = read_snapshot(path)
+    good = [each for each in labelled_answers(snapshot) if each.is_good]
+    if good and not snapshot.votes:
+        return _loaded(snapshot, good, _good_answer, (f"{len(good):,} answers with a thumb up",))
+    return _load(snapshot, config, _demonstration)
+
+
+def load_labelled(config: DataConfig) -> Loaded[LabelledAnswer]:
+    """The unpaired labels of ``config.preferences`` or ``config.path``; of a project, its ``labelled_answers``.
+
+    Raises as ``load_preferences``.
+    """
+    path = config.preferences or config.path
+    if path is None or not is_project(path):
+        _refuse_keys_of_projects(config)
+        return formats.load_labelled(config)
+    _refuse_keys_of_files(path, config)
+    snapshot = read_snapshot(path)
+    found = list(labelled_answers(snapshot))
+    if not found:
+        raise UserError(
+            f"no thumb in '{path}', and no item whose answers are both bad",
+            "these are a project's unpaired labels",
+            "collect thumbs, or import some by `rlhf feedback import`, or train on the project's comparisons",
+        )
+    bad = len(found) - len(snapshot.thumbs)
+    remarks = (f"{len(snapshot.thumbs):,} thumbs, and {bad:,} answers of items of which both are bad",)
+    return _loaded(snapshot, found, _labelled, remarks)
 
 
 def load_prompts(config: DataConfig) -> Loaded[PromptRow]:
@@ -142,33 +136,32 @@ def load_prompts(config: DataConfig) -> Loaded[PromptRow]:
     items: dict[str, Item] = {}
     for item in snapshot.labels:
         items.setdefault(canonical_prompt(item.prompt), item)
-    return _loaded(snapshot, tuple(items.values()), lambda item: _prompt(snapshot, item), ())
+    return _loaded(snapshot, tuple(items.values()), _prompt, ())
 
 
-def _load(path: str, config: DataConfig, convert: Callable[[Snapshot, Outcome], T]) -> Loaded[T]:
-    _refuse_keys_of_files(path, config)
-    snapshot = read_snapshot(path)
+def _load(snapshot: Snapshot, config: DataConfig, convert: Callable[[Snapshot, Outcome], T]) -> Loaded[T]:
     rule, ties = config.aggregation or DEFAULT_RULE, Ties(config.ties or Ties.DROP)
     aggregated = aggregate(snapshot, rule, ties)
     if not aggregated.outcomes:
         raise UserError(
-            f"no preference in '{path}'",
+            f"no preference in '{snapshot.path}'",
             "; ".join(_counts(snapshot, aggregated, rule, ties)),
             "collect votes by `rlhf feedback serve`, or import some by `rlhf feedback import`",
         )
     remarks = _counts(snapshot, aggregated, rule, ties)
-    return _loaded(snapshot, aggregated.outcomes, lambda outcome: convert(snapshot, outcome), remarks)
+    return _loaded(snapshot, aggregated.outcomes, convert, remarks)
 
 
-def _loaded(snapshot: Snapshot, given: Sequence[S], convert: Callable[[S], T], remarks: Sequence[str]) -> Loaded[T]:
+def _loaded(
+    snapshot: Snapshot, given: Sequence[S], convert: Callable[[Snapshot, S], T], remarks: Sequence[str]
+) -> Loaded[T]:
     rows: list[T] = []
     bad: list[BadRow] = []
     for each in given:
-        item = each.item if isinstance(each, Outcome) else each
         try:
-            rows.append(convert(each))
+            rows.append(convert(snapshot, each))
         except RowError as error:
-            bad.append(BadRow(snapshot.locations[item.id], str(error)))
+            bad.append(BadRow(_location(snapshot, each), str(error)))
     if not rows:
         why = f"{bad[0].source}: {bad[0].reason}" if bad else "it has no item to label"
         raise UserError(f"no usable row in '{snapshot.path}'", why, "add items whose answers are not empty")
@@ -186,6 +179,28 @@ def _preference(snapshot: Snapshot, outcome: Outcome) -> Preference:
         raise RowError("chosen equals rejected")
     source, variables = snapshot.locations[item.id], read_variables(item.extra)
     return Preference(item.prompt, chosen, rejected, outcome.margin, source, variables, is_tie(outcome))
+
+
+def _location(snapshot: Snapshot, given: Item | Outcome | LabelledOutcome) -> RowLocation:
+    """Where a row came from: an item by its number, a thumb by its number after all items."""
+    if isinstance(given, LabelledOutcome) and given.thumb is not None:
+        return RowLocation(snapshot.path, 1 + len(snapshot.items) + snapshot.thumbs.index(given.thumb))
+    item = given if isinstance(given, Item) else given.item
+    assert item is not None
+    return snapshot.locations[item.id]
+
+
+def _labelled(snapshot: Snapshot, given: LabelledOutcome) -> LabelledAnswer:
+    if isinstance(given.prompt, str):
+        _require_text(given.prompt, "prompt")
+    _require_text(given.answer.text, "completion")
+    variables = read_variables(given.item.extra) if given.item else {}
+    return LabelledAnswer(given.prompt, given.answer.text, given.is_good, _location(snapshot, given), variables)
+
+
+def _good_answer(snapshot: Snapshot, given: LabelledOutcome) -> Demonstration:
+    row = _labelled(snapshot, given)
+    return Demonstration(row.prompt, row.completion, row.source, row.variables)
 
 
 def _demonstration(snapshot: Snapshot, outcome: Outcome) -> Demonstration:

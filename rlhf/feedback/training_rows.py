@@ -11,9 +11,10 @@ from typing import Any
 
 from rlhf.data.turns import VARIABLES
 from rlhf.feedback.aggregate import Aggregated
-from rlhf.feedback.judgements import independent
-from rlhf.feedback.project import Snapshot, is_tie, outcome_texts
-from rlhf.feedback.records import Answer, Choice, Item, Thumb, Vote
+from rlhf.feedback.labelled import LabelledOutcome, labelled_answers
+from rlhf.feedback.project import is_tie, outcome_texts
+from rlhf.feedback.records import Answer, Item, Vote
+from rlhf.feedback.snapshot import Snapshot
 from rlhf.records import Messages
 
 
@@ -46,40 +47,22 @@ def preference_rows(snapshot: Snapshot, aggregated: Aggregated, rule: str) -> It
 
 
 def labelled_rows(snapshot: Snapshot) -> Iterator[dict[str, Any]]:
-    """Unpaired labels as ``prompt``, ``completion``, ``label`` and ``provenance``.
-
-    The labels are the users' thumbs; and both answers of an item are bad that an adjudicator, or most of its raters,
-    found so. A preferred answer is not written as good: it is better than the other one, which may be bad too.
-    """
-    for thumb in snapshot.thumbs:
-        yield _labelled(thumb.prompt, thumb.answer, thumb.is_good, _of_thumb(snapshot, thumb))
-    for item, votes in _both_bad(snapshot):
-        for answer in item.answers:
-            people = {**_of_people(votes), "judgements": len(votes), "aggregation": "most say both bad"}
-            yield _labelled(item.prompt, answer, False, {**_of_item(snapshot, item, [answer]), **people})
+    """Unpaired labels (``labelled_answers``) as ``prompt``, ``completion``, ``label`` and ``provenance``."""
+    for each in labelled_answers(snapshot):
+        yield {
+            "prompt": _prompt(each.prompt),
+            "completion": _reply(each.prompt, each.answer.text),
+            "label": each.is_good,
+            "provenance": _of_label(snapshot, each),
+        }
 
 
-def _labelled(prompt: Messages | str, answer: Answer, is_good: bool, provenance: object) -> dict[str, Any]:
-    return {
-        "prompt": _prompt(prompt),
-        "completion": _reply(prompt, answer.text),
-        "label": is_good,
-        "provenance": provenance,
-    }
-
-
-def _both_bad(snapshot: Snapshot) -> Iterator[tuple[Item, list[Vote]]]:
-    """Items of which both answers are bad, with the votes that say so: the adjudicator's, or more than all others."""
-    judged = independent(snapshot.items, snapshot.votes)
-    by_item: dict[str, list[Vote]] = {}
-    for vote in judged.votes:
-        by_item.setdefault(vote.item, []).append(vote)
-    decided = {vote.item: vote for vote in snapshot.votes if vote.is_adjudication and not vote.is_suspended}
-    for item in snapshot.labels:
-        votes = [decided[item.id]] if item.id in decided else by_item.get(item.id, [])
-        bad = [vote for vote in votes if vote.choice is Choice.BOTH_BAD]
-        if 2 * len(bad) > len(votes):
-            yield item, bad
+def _of_label(snapshot: Snapshot, each: LabelledOutcome) -> dict[str, Any]:
+    if each.thumb is not None:
+        return {"project": snapshot.digest, "thumb": each.thumb.id, **_of_answers([each.answer])}
+    assert each.item is not None
+    people = {**_of_people(each.votes), "judgements": len(each.votes), "aggregation": "most say both bad"}
+    return {**_of_item(snapshot, each.item, [each.answer]), **people}
 
 
 def _prompt(prompt: Messages | str) -> str | list[dict[str, object]]:
@@ -100,10 +83,6 @@ def _of_item(snapshot: Snapshot, item: Item, answers: Sequence[Answer]) -> dict[
         "group": item.group,
         **_of_answers(answers),
     }
-
-
-def _of_thumb(snapshot: Snapshot, thumb: Thumb) -> dict[str, Any]:
-    return {"project": snapshot.digest, "thumb": thumb.id, **_of_answers([thumb.answer])}
 
 
 def _of_answers(answers: Sequence[Answer]) -> dict[str, Any]:

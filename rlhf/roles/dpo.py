@@ -22,7 +22,7 @@ from rlhf.models.packed_row import pack_row
 from rlhf.models.policy import PolicyNet
 from rlhf.roles.block_result import BlockResult
 from rlhf.roles.role import Role
-from rlhf.types import Float32, Sequences
+from rlhf.types import Float32, Int64, Sequences
 from rlhf.zero.engine import require_finite
 from rlhf.zero.process_group import Rank
 
@@ -84,28 +84,31 @@ class DPORole(Role[PolicyNet]):
         predicted = int(self.train.response_lengths[samples].sum())
         metrics = self.train_step(micro_batches, loss, len(indices), lengths[samples], predicted)
         *totals, distance = self.engine.all_reduce(sums).tolist()
-        self._check_start(indices, distance)
+        self.check_start(samples, distance)
         means = {name: total / len(indices) for name, total in zip(MEANS, totals, strict=True)}
         return {**means, "rewards/margins": means["rewards/chosen"] - means["rewards/rejected"], **metrics}
 
     def _response_logprobs(self, pairs: list[int]) -> tuple[Tensor, Tensor]:
         """(2, K) log-probabilities of whole responses under policy and reference; row 0 chosen, row 1 rejected."""
         samples = [sample for pair in pairs for sample in (2 * pair, 2 * pair + 1)]
+        logprobs, reference = self.answer_logprobs(samples)
+        return logprobs.view(-1, 2).T, reference.view(-1, 2).T
+
+    def answer_logprobs(self, samples: list[int]) -> tuple[Tensor, Tensor]:
+        """(n,) log-probabilities of the samples' whole responses under policy, with gradient, and reference."""
         (tokens,) = self.engine.engine(pack_row(self.train, samples, self.device), TEMPERATURE)
         require_finite("logprobs", tokens)
         lengths = torch.from_numpy(self.train.response_lengths[samples].astype(np.int64)).to(self.device)
         owner = torch.arange(len(samples), device=self.device).repeat_interleave(lengths)
         logprobs = tokens.new_zeros(len(samples)).index_add(0, owner, tokens)
-        reference = torch.from_numpy(self.reference[samples]).to(self.device)
-        return logprobs.view(-1, 2).T, reference.view(-1, 2).T
+        return logprobs, torch.from_numpy(self.reference[samples]).to(self.device)
 
-    def _check_start(self, indices: Sequence[int], distance: float) -> None:
-        """Before the first step, check that policy and reference agree; distance is Σ |log π − log π_ref|."""
+    def check_start(self, samples: Int64, distance: float) -> None:
+        """Before the first step, check that policy and reference agree; distance is Σ |log π − log π_ref| of these."""
         if not self.is_fresh:
             return
         self.is_fresh = False
-        lengths = self.train.response_lengths
-        tokens = int((lengths[0::2] + lengths[1::2])[np.asarray(indices)].sum())
+        tokens = int(self.train.response_lengths[samples].sum())
         limits = Limits.of(self.recipe.canaries, self.recipe.model.dtype)
         check({"objective/logratio_abs_mean": distance / tokens}, 0, limits)
 

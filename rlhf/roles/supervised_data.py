@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from rlhf.algorithms.losses import dpo_loss
+from rlhf.algorithms.losses import dpo_loss, kl_estimate, kto_loss
 from rlhf.config.schema import DPOConfig
-from rlhf.evaluation.accuracy import preference_accuracy
+from rlhf.evaluation.accuracy import label_accuracy, preference_accuracy
 from rlhf.roles.block_result import BlockResult, join_tokens, token_index
-from rlhf.types import Bool, Example, Float32, Int64, Pair, Sequences
+from rlhf.types import Bool, Example, Float32, Int64, LabelledResponse, Pair, Sequences
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +62,47 @@ class PairData:
         return cls(sequences=Sequences.pack(samples), margins=margins, prompt_ids=prompt_ids(pairs))
 
 
+@dataclass(frozen=True, kw_only=True)
+class LabelledData:
+    """K packed responses that people found good or bad. Shapes: ``sequences`` K samples; is_good, prompt_ids (K,)."""
+
+    sequences: Sequences
+    is_good: Bool
+    prompt_ids: Int64
+    """Equal for all responses to one prompt."""
+
+    @classmethod
+    def pack(cls, labelled: Sequence[LabelledResponse]) -> LabelledData:
+        """Pack responses, in order."""
+        return cls(
+            sequences=Sequences.pack((each.prompt, each.response) for each in labelled),
+            is_good=np.array([each.is_good for each in labelled], dtype=np.bool_),
+            prompt_ids=np.array([each.prompt_id for each in labelled], dtype=np.int64),
+        )
+
+
+def mismatched_pairs(labelled: Sequence[LabelledResponse], context: int) -> list[Pair]:
+    """For each response, a pair with the next response in order that answers another prompt, as KTO's KL term needs it.
+
+    The pair's ``rejected`` is that response, cut where prompt and response would exceed ``context`` tokens. In data of
+    one prompt it is the response itself.
+    """
+    pairs = []
+    for i, each in enumerate(labelled):
+        others = (labelled[(i + step) % len(labelled)] for step in range(1, len(labelled)))
+        other = next((found for found in others if found.prompt_id != each.prompt_id), each)
+        pairs.append(
+            Pair(
+                prompt=each.prompt,
+                chosen=each.response,
+                rejected=other.response[: context - len(each.prompt)],
+                margin=0.0,
+                prompt_id=each.prompt_id,
+            )
+        )
+    return pairs
+
+
 def prompt_ids(pairs: Sequence[Pair]) -> Int64:
     """(K,) prompt id of each pair."""
     return np.array([pair.prompt_id for pair in pairs], dtype=np.int64)
@@ -86,4 +127,27 @@ def held_out_metrics(logprobs: Float32, reference: Float32, prompt_ids: Int64, c
         **preference_accuracy(config.beta * (logprobs - reference), np.zeros(count, dtype=np.float32), prompt_ids),
         "eval/loss": float(terms.loss) / count,
         "eval/rewards_margin": float(terms.chosen_rewards - terms.rejected_rewards) / count,
+    }
+
+
+def held_out_kto_metrics(
+    logprobs: Float32, reference: Float32, data: LabelledData, config: DPOConfig
+) -> dict[str, float]:
+    """Loss, accuracy and rewards of KTO on held-out answers.
+
+    Shapes: logprobs, reference (2K,) of whole responses, true and mismatched alternating, K ≥ 1. An answer counts as
+    right if its log-ratio is above the KL estimate and it is good, or below and it is bad.
+    """
+    log_ratios = logprobs.astype(np.float64) - reference
+    kl = kl_estimate(float(log_ratios[1::2].sum()), len(data.is_good))
+    policy, start, is_good = (torch.from_numpy(array) for array in (logprobs[0::2], reference[0::2], data.is_good))
+    weights = (config.desirable_weight, config.undesirable_weight)
+    terms = kto_loss(policy, start, is_good, kl, config.beta, weights)
+    rewards = (config.beta * (log_ratios[0::2] - kl)).astype(np.float32)
+    good, bad = rewards[data.is_good], rewards[~data.is_good]
+    margin = {"eval/rewards_margin": float(good.mean() - bad.mean())} if len(good) and len(bad) else {}
+    return {
+        **label_accuracy(rewards, data.is_good, data.prompt_ids),
+        "eval/loss": float(terms.loss) / len(data.is_good),
+        **margin,
     }

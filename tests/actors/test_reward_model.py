@@ -87,9 +87,11 @@ def finished(folder: Path, monkeypatch: pytest.MonkeyPatch, ranks: Ranks) -> Sum
         Example(prompt=array(9), response=array(reward), mask=np.ones(1, np.bool_)) for reward in DEMONSTRATIONS
     )
     held_out = (pair(0, 5, 2), pair(0, 5, 3), pair(1, 4, 7), pair(1, 4, 8))  # all of a prompt alike: two observations
+    comparisons = SimpleNamespace(train=(pair(0, 1, 2), pair(1, 2, 1)), held_out=held_out, files=())
     session: Any = SimpleNamespace(
         recipe=recipe,
-        preferences=SimpleNamespace(train=(pair(0, 1, 2), pair(1, 2, 1)), held_out=held_out, files=()),
+        preferences=comparisons,
+        judged=lambda stage: comparisons,
         demonstrations=SimpleNamespace(train=examples),
         report_data=lambda data, run: None,
         model_of=lambda *arguments: folder,

@@ -6,7 +6,16 @@ import pytest
 import torch
 from torch import Tensor, tensor
 
-from rlhf.algorithms.losses import PolicyLoss, kl_loss, policy_loss, preference_loss, value_loss
+from rlhf.algorithms.losses import (
+    PolicyLoss,
+    kl_estimate,
+    kl_loss,
+    kto_loss,
+    label_loss,
+    policy_loss,
+    preference_loss,
+    value_loss,
+)
 
 
 def test_policy_loss_agrees_with_nemo() -> None:
@@ -238,3 +247,35 @@ def test_preference_loss_is_finite_far_from_zero() -> None:
     loss.backward()
     assert float(loss.detach()) == pytest.approx(1e4)
     torch.testing.assert_close(chosen.grad, tensor([-1.0, 0.0]))
+
+
+def test_label_loss_by_hand() -> None:
+    rewards, is_good = tensor([0.0, 2.0, 2.0, -1.0]), torch.tensor([True, True, False, False])
+    # ln 2, ln(1 + e⁻²), ln(1 + e²), ln(1 + e⁻¹)
+    assert float(label_loss(rewards, is_good)) == pytest.approx(0.693147 + 0.126928 + 2.126928 + 0.313262, abs=1e-5)
+    rewards = tensor([50.0, -50.0]).requires_grad_()
+    label_loss(rewards, torch.tensor([False, False])).backward()
+    assert rewards.grad is not None and rewards.grad.tolist() == pytest.approx([1.0, 0.0])
+
+
+def test_kto_loss_by_hand() -> None:
+    policy, reference = tensor([-10.0, -12.0, -8.0]), tensor([-11.0, -11.0, -8.0])  # h = 1, −1, 0
+    terms = kto_loss(policy, reference, torch.tensor([True, False, True]), kl=0.5, beta=2.0, weights=(1.0, 3.0))
+    # good, h − z = ½: 1 − σ(1) = .268941; bad, z − h = 1½: 3 (1 − σ(3)) = 3 × .047426; good, −½: 1 − σ(−1) = .731059
+    assert float(terms.loss) == pytest.approx(0.268941 + 3 * 0.047426 + 0.731059, abs=1e-5)
+    assert terms.rewards.tolist() == [2.0, -2.0, 0.0]
+    assert int(terms.correct) == 2
+
+
+def test_kto_starts_at_half_its_weights_and_pushes_each_answer_to_its_side() -> None:
+    policy = torch.zeros(2, requires_grad=True)
+    terms = kto_loss(policy, torch.zeros(2), torch.tensor([True, False]), kl=0.0, beta=0.1, weights=(1.0, 2.0))
+    assert terms.loss.item() == pytest.approx(0.5 + 1.0)
+    terms.loss.backward()
+    assert policy.grad is not None
+    assert policy.grad.tolist() == pytest.approx([-0.1 / 4, 2 * 0.1 / 4])  # ∓ λ β σ'(0)
+
+
+def test_the_estimate_of_the_kl_divergence_is_a_mean_and_never_negative() -> None:
+    assert kl_estimate(6.0, 4) == 1.5
+    assert kl_estimate(-6.0, 4) == 0.0

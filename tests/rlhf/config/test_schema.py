@@ -122,3 +122,16 @@ def test_a_broken_rule_is_placed_at_its_key_and_reported_with_all_others(tmp_pat
 def test_the_metric_that_ranks_checkpoints_is_one_of_the_table(tmp_path: Path, name: str, fix: str) -> None:
     message = said(tmp_path, f"checkpoint.best_metric={name}")
     assert f"checkpoint.best_metric = '{name}' is no metric" in message and fix in message
+
+
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [
+        ({"loss": "kto", "label_smoothing": 0.1}, "label_smoothing"),
+        ({"loss": "dpo", "desirable_weight": 2.0}, "desirable_weight"),
+        ({"undesirable_weight": 0.5}, "undesirable_weight"),
+    ],
+)
+def test_settings_of_the_other_loss_are_refused(tmp_path: Path, settings: dict[str, Any], key: str) -> None:
+    assert f"dpo.{key}" in said(tmp_path, dpo=settings)
+    assert "has no effect with dpo.loss" in said(tmp_path, dpo=settings)

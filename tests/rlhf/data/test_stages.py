@@ -96,3 +96,28 @@ def test_a_tie_in_both_orders_is_trained_on_and_never_held_out(recipe, tokenizer
     assert 3 < held_out < 30
     assert len(data.train) == 3 * (40 - held_out)
     assert {tokenizer.decode(pair.chosen) for pair in data.held_out} == {"yes<end>"}
+
+
+def test_unpaired_labels_are_read_and_split_by_prompt(recipe, tokenizer, write_jsonl) -> None:
+    rows = [
+        {"prompt": f"number {i}", "completion": f" {answer}", "label": answer == "yes"}
+        for i in range(20)
+        for answer in ("yes", "no")
+    ]
+    rows += [
+        {"prompt": "number 0", "completion": "x" * 300, "label": True},
+        {"prompt": "p", "completion": "q", "label": 1},
+    ]
+    data = stages.labelled(
+        replace(recipe, data=replace(recipe.data, path=write_jsonl(*rows))), ChatFormat(tokenizer), FACTS
+    )
+    everyone = [*data.train, *data.held_out]
+    assert len(everyone) == 40 and data.held_out
+    assert {tokenizer.decode(each.response): each.is_good for each in everyone} == {
+        " yes<end>": True,
+        " no<end>": False,
+    }
+    for side in (data.train, data.held_out):
+        assert all(2 * sum(each.prompt_id == other.prompt_id for other in side) == 4 for each in side)
+    assert [(bad.source.line, bad.category) for bad in data.bad] == [(42, "not a label")]
+    assert "1 × response longer" in data.report

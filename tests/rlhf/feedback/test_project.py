@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rlhf.config.schema import DataConfig
-from rlhf.data.formats import load_labelled
+from rlhf.data.formats import load_labelled as load_labelled_file
 from rlhf.data.formats import load_preferences as load_file
 from rlhf.errors import UserError
 from rlhf.feedback.aggregate import Ties
@@ -19,11 +19,12 @@ from rlhf.feedback.project import (
     aggregate,
     is_project,
     load_demonstrations,
+    load_labelled,
     load_preferences,
     load_prompts,
-    read_snapshot,
 )
 from rlhf.feedback.records import Answer, Choice, Item, Purpose, Thumb, Vote
+from rlhf.feedback.snapshot import read_snapshot
 from rlhf.feedback.store import Store
 from rlhf.feedback.training_rows import labelled_rows, preference_rows
 from rlhf.records import Message
@@ -271,7 +272,7 @@ def test_unpaired_rows_are_thumbs_and_answers_that_are_both_bad(project: Path, t
         store.import_votes([bad, good])
     snapshot = read_snapshot(project)
     rows = list(labelled_rows(snapshot))
-    loaded = load_labelled(DataConfig(preferences=write(tmp_path / "rows.jsonl", rows))).rows
+    loaded = load_labelled_file(DataConfig(preferences=write(tmp_path / "rows.jsonl", rows))).rows
     assert [(row.prompt, row.is_good) for row in loaded] == [
         ("Hi", True),
         ((Message("user", "Hi"),), False),
@@ -297,3 +298,29 @@ def test_most_raters_decide_that_both_answers_are_bad(project: Path) -> None:
         ("Question 3?", "no", False),
     ]
     assert rows[0]["provenance"]["judged_by"] == ["rater-1", "rater-2"]
+
+
+def test_unpaired_labels_of_a_project_are_thumbs_and_answers_that_are_both_bad(project: Path) -> None:
+    with Store.open(project) as store:
+        store.add_thumb(Thumb(id="t1", prompt="Hi", answer=Answer(text="Hello"), is_good=True))
+        store.add_thumb(Thumb(id="t2", prompt="Hi", answer=Answer(text=" "), is_good=False))
+    loaded = load_labelled(DataConfig(preferences=str(project)))
+    assert [(row.prompt, row.completion, row.is_good) for row in loaded.rows] == [
+        ("Hi", "Hello", True),
+        ("Question 3?", "yes", False),
+        ("Question 3?", "no", False),
+    ]
+    assert [(row.source.line, row.category) for row in loaded.bad] == [(8, "empty completion")]  # 6 items, second thumb
+    assert loaded.remarks == ("2 thumbs, and 2 answers of items of which both are bad",)
+
+
+def test_a_project_of_thumbs_alone_gives_good_answers_as_demonstrations(tmp_path: Path) -> None:
+    path = make(tmp_path / "votes.db", (question(0), []))
+    with pytest.raises(UserError, match="no thumb in"):
+        load_labelled(DataConfig(preferences=str(path)))
+    with Store.open(path) as store:
+        for name in ("good", "bad"):
+            answer = Answer(text=name)
+            store.add_thumb(Thumb(id=name, prompt="Hi", answer=answer, is_good=name == "good"))
+    rows = load_demonstrations(DataConfig(path=str(path))).rows
+    assert [(row.prompt, row.completion) for row in rows] == [("Hi", "good")]
