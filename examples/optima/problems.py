@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import ascii_lowercase, ascii_uppercase, digits
@@ -116,7 +116,7 @@ def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def _write_prompts(folder: Path, prompts: str) -> None:
+def _write_prompts(folder: Path, prompts: Sequence[str]) -> None:
     lines = [json.dumps({"prompt": prompt}) + "\n" for prompt in prompts]
     (folder / "prompts.jsonl").write_text("".join(lines), encoding="utf-8")
 

@@ -147,7 +147,7 @@ def read_prompt(prompt: str) -> Task:
     match = PROMPT.match(prompt)
     place = re.match(r"(\w+): (\w+ (\w+)),", match["notes"]) if match else None
     topics = [topic for topic, words in TOPIC_WORDS.items() if match and words.search(match["question"].lower())]
-    if place is None or len(topics) != 1:
+    if match is None or place is None or len(topics) != 1:
         raise UserError(
             f"not a prompt of the travel example: {prompt[:120]!r}",
             "its guideline reads the facts and the question out of the prompt",

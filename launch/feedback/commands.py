@@ -11,6 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+import launch.feedback.learning_report
+import launch.feedback.round
+import launch.feedback.sample
+import launch.feedback.transfer
+
 if TYPE_CHECKING:
     from launch.feedback.status_tables import Table
 
@@ -232,6 +237,14 @@ COMMANDS: Mapping[str, tuple[Callable[..., int | None], str, str]] = {
         "rlhf feedback delete-rater votes.db rater-07 --yes",
     ),
     "backup": (backup, "copy a project while it is served", "rlhf feedback backup votes.db votes-backup.db"),
+    "report": (
+        launch.feedback.learning_report.run,
+        launch.feedback.learning_report.PURPOSE,
+        launch.feedback.learning_report.EXAMPLE,
+    ),
+    "round": (launch.feedback.round.run, launch.feedback.round.PURPOSE, launch.feedback.round.EXAMPLE),
+    "sample": (launch.feedback.sample.run, launch.feedback.sample.PURPOSE, launch.feedback.sample.EXAMPLE),
     "status": (status, "print progress, raters, agreement and flags", "rlhf feedback status votes.db --json"),
+    **launch.feedback.transfer.COMMANDS,
 }
 """Function, purpose and example of each command, by name."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ipaddress
 import sys
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import uvicorn
@@ -15,6 +17,7 @@ from launch.feedback.site import make_site
 from rlhf.errors import UserError
 from rlhf.feedback.store import Store
 
+POLL_SECONDS = 1.0
 MOST_CONNECTIONS = 500
 """Requests at the same time; further ones get 503, and the page tries again."""
 
@@ -48,14 +51,31 @@ def serve(store: Store, address: Address) -> None:
         UserError: the address cannot be used.
     """
     warn_of_exposure(address)
-    server = make_server(store, address)
     print(f"{store.path} is served at {local_url(address)} – links: rlhf feedback token {store.path} ALIAS")
+    run_server(store, address)
+
+
+def run_server(store: Store, address: Address, is_done: Callable[[], bool] | None = None) -> None:
+    """Run the server until SIGINT or SIGTERM, or until ``is_done``, which is asked every second, is true.
+
+    Raises:
+        UserError: the address cannot be used.
+    """
+    server = make_server(store, address)
+    if is_done is not None:
+        threading.Thread(target=_stop_when, args=(server, is_done), daemon=True).start()
     try:
         server.run()
     except SystemExit as error:  # uvicorn has logged why
         raise UserError(
             f"cannot serve at {address.host}:{address.port}", "see above", "choose another --host or --port"
         ) from error
+
+
+def _stop_when(server: uvicorn.Server, is_done: Callable[[], bool]) -> None:
+    while not (server.should_exit or is_done()):
+        time.sleep(POLL_SECONDS)
+    server.should_exit = True
 
 
 def make_server(store: Store, address: Address) -> uvicorn.Server:

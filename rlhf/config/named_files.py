@@ -12,7 +12,7 @@ from rlhf.errors import UserError
 from rlhf.secrets import without_secrets
 
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
-DATA_FILE = re.compile(r".+\.(jsonl|json|parquet|csv|txt)(\.\w+)?", re.IGNORECASE)
+DATA_FILE = re.compile(r".+\.(jsonl|json|parquet|csv|txt|db)(\.\w+)?", re.IGNORECASE)
 """A file name, by its extension; a hub name such as ``Qwen/Qwen2.5-0.5B`` has dots, but none of these extensions."""
 STAGE_DATA = {"sft": "demonstrations", "reward": "preferences", "dpo": "preferences", "ppo": "prompts"}
 """Stage → its key in ``data``."""

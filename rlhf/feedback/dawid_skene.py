@@ -12,8 +12,8 @@ import numpy as np
 from rlhf.feedback.coefficients import Float64
 from rlhf.types import Int64
 
-MOST_ITERATIONS = 1000
-TOLERANCE = 1e-7
+MOST_ITERATIONS = 2000
+TOLERANCE = 1e-5
 """EM has converged when no item's class probability changes by more."""
 
 

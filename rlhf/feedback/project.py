@@ -6,7 +6,9 @@ preferences by ``data.aggregation``. Only label items are read: what raters were
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -68,11 +70,9 @@ def is_project(path: str | Path) -> bool:
                 return False
     except (OSError, ValueError, RuntimeError):  # no file, or a name that no file can have
         return False
-    db = connect(place)
-    try:
+    with suppress(sqlite3.DatabaseError), closing(connect(place)) as db:  # a damaged one is refused by whoever reads it
         return bool(db.execute("PRAGMA application_id").fetchone()[0] == APPLICATION_ID)
-    finally:
-        db.close()
+    return False
 
 
 def read_snapshot(path: str | Path) -> Snapshot:
@@ -224,9 +224,10 @@ def _counts(snapshot: Snapshot, aggregated: Aggregated, rule: str, ties: Ties) -
     raters = len({vote.rater for vote in snapshot.votes})
     suspended = len({vote.rater for vote in snapshot.votes if vote.is_suspended})
     by = f"{raters:,} rater{'s' * (raters != 1)}" + (f", {suspended} of them suspended" if suspended else "")
+    handled = "dropped" if ties is Ties.DROP else "in both orders, in training only"
     lines = [
         f"{len(snapshot.votes):,} votes of {by}, on {len(snapshot.labels):,} items to label; aggregated by {rule}",
-        f"{aggregated.ties:,} tie{'s' * (aggregated.ties != 1)}, {'dropped' if ties is Ties.DROP else 'in both orders, in training only'}",
+        f"{aggregated.ties:,} tie{'s' * (aggregated.ties != 1)}, {handled}",
     ]
     if aggregated.left_out:
         lines.append("left out: " + ", ".join(f"{count:,} × {reason}" for reason, count in aggregated.left_out.items()))

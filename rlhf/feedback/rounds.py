@@ -18,8 +18,14 @@ SEEDS_OF_A_ROUND = 10**6
 
 def next_round(items: Sequence[Item]) -> str:
     """Name of a new round: ``round-<n>``, n one above the highest number in the project."""
+    last = last_round(items)
+    return f"round-{int(last.removeprefix('round-')) + 1 if last else 1}"
+
+
+def last_round(items: Sequence[Item]) -> str:
+    """Name of the round with the highest number; empty if there is none."""
     numbers = [int(found[1]) for item in items if (found := ROUND_NAME.fullmatch(item.round))]
-    return f"round-{max(numbers, default=0) + 1}"
+    return f"round-{max(numbers)}" if numbers else ""
 
 
 def first_seed(seed: int, round: str) -> int:

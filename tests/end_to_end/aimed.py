@@ -95,7 +95,7 @@ class AimedPolicy(PolicyRole):
 
     def logprobs(self, block: RolloutBlock) -> Any:
         """All ranks are stuck at once."""
-        if self.aims.hit("group-stalls", self.source.step + 1):  # type: ignore[attr-defined]
+        if self.aims.hit("group-stalls", self.source.step + 1):
             time.sleep(STUCK_SECONDS)
         return super().logprobs(block)
 
@@ -106,7 +106,7 @@ class AimedPolicy(PolicyRole):
         if self.aims.has_happened("rank-dies", 1) and self.aims.hit("slow", step):
             time.sleep(self.slow_seconds)
         metrics = super().update(experience, step)
-        self.source.step = step  # type: ignore[attr-defined]
+        self.source.step = step
         return Unreadable() if self.aims.rank == 0 and self.aims.hit("unreadable", step) else metrics
 
 
@@ -124,7 +124,7 @@ class AimedEngine(RolloutActor):
             found: list[Any] = step()
             return found
 
-        llm.step = fail_or_step  # type: ignore[method-assign]
+        llm.step = fail_or_step
         return where
 
 
@@ -136,7 +136,7 @@ def main() -> int:
     from tests.end_to_end.aimed import AimedEngine
 
     actors.engines.RolloutActor = AimedEngine  # type: ignore[misc]
-    actors.ppo.start_actors = partial(actors.ppo.start_actors, policy_role="tests.end_to_end.aimed:AimedPolicy")  # type: ignore[assignment]
+    actors.ppo.start_actors = partial(actors.ppo.start_actors, policy_role="tests.end_to_end.aimed:AimedPolicy")
     return command()
 
 

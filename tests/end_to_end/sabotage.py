@@ -22,7 +22,7 @@ class SabotagedSource(ZeroSource):
 
     fault = ""
 
-    def metadata(self) -> list:  # type: ignore[type-arg]
+    def metadata(self) -> list:
         """What will be sent."""
         return [meta for meta in super().metadata() if not self._is_kept_back(meta.name)]
 
@@ -47,4 +47,4 @@ class SabotagedPolicy(PolicyRole):
 
     def sabotage(self, fault: str) -> None:
         """From now on: ``dropped``, ``altered``, ``head``, or nothing."""
-        self.source.fault = fault  # type: ignore[attr-defined]
+        self.source.fault = fault

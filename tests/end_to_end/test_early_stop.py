@@ -81,7 +81,7 @@ def _settings(folder: Path) -> list[str]:
     ]
 
 
-def _copying(copies: Path):  # type: ignore[no-untyped-def]
+def _copying(copies: Path):
     """``writing_best`` as it is, and a copy of what was saved then."""
     original = RunFolder.writing_best
 
@@ -137,7 +137,7 @@ def test_the_model_on_disk_is_the_best_policys(finished: Finished) -> None:
 def test_the_answers_compared_are_the_best_policys(finished: Finished) -> None:
     """They are as full of the letter as the best policy's, far less than the last one's."""
     scorers: dict[str, Callable[[list[str], list[str]], list[float]]] = {}
-    exec(SCORERS, scorers)  # type: ignore[arg-type]
+    exec(SCORERS, scorers)
     answers = read_lines(finished.run / "answers.jsonl")
     shares = scorers["reward"]([], [row["after"] for row in answers])
     rewards = [row["objective/scores"] for row in read_lines(finished.run / "metrics.jsonl")]

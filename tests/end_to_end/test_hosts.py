@@ -181,7 +181,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         made_of = Cluster(hosts=made, folder=user)
         start = ["sh", "-c", "umask 077; ray get-auth-token --generate >/dev/null"]
         for command in (start, [f"{ROOT}/launch/head.sh", made_of.head.address, *SIZE]):
-            code, said = made_of.head.run(command, **QUICK)
+            code, said = made_of.head.run(command, **QUICK)  # type: ignore[arg-type]
             assert code == 0, said
         for name in WORKERS:
             made_of.join(name)
@@ -375,7 +375,7 @@ def test_without_the_token_no_job_is_submitted(cluster: Cluster) -> None:
     command = [sys.executable, "-m", "launch.cli", "submit", "--list"]
     wrong = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
     for environment, told in (({}, "it requires a token"), (wrong, "the token is not the cluster's")):
-        code, said = cluster.head.run(command, HOME="/nonexistent", **environment)
+        code, said = cluster.head.run(command, HOME="/nonexistent", **environment)  # type: ignore[arg-type]
         assert code == 2 and told in said
 
 

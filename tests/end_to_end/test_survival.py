@@ -118,7 +118,10 @@ def test_lost_samples_were_dispatched_again_and_counted(survived: Survived) -> N
     assert last["health/restarts"] == len(survived.faults.lost)
     assert last["health/redispatched"] == sum(redone.values())
     of_samples = {(step, phase) for step, phase, member, _ in survived.faults.lost if member in (ENGINE, REWARD_RANK)}
-    assert all(0 < redone[place] <= 32 for place in of_samples)
+    assert all(redone[place] <= 32 for place in of_samples)
+    assert any(redone[place] for place in of_samples), (
+        "a signal may come after an engine's last answer, not all of them"
+    )
     assert all(redone[place] == 0 for place in redone.keys() - of_samples), "the whole step is repeated"
     assert 0 < last["perf/goodput"] < 1
     assert last["health/seconds_lost"] > 0

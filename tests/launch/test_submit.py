@@ -13,6 +13,7 @@ from launch.jobs import ENDED, exit_code
 from launch.submit import checked, passed_on
 from rlhf.config.load import load_recipe
 from rlhf.errors import UserError
+from rlhf.feedback.store import Store
 from tests.end_to_end.small import RECIPE
 
 FILES = ("votes.jsonl", "code/reward.py", "code/words.py", "code/notes.txt", "model/config.json", "model/.git/index")
@@ -64,6 +65,13 @@ def test_a_file_above_this_folder_is_refused(here: Path, tmp_path: Path) -> None
     (here.parent / "outside.jsonl").write_text("")
     with pytest.raises(UserError, match="data.path = '../outside.jsonl' is not below the current folder"):
         upload.stage(checked(str(RECIPE), [*SETTINGS, "data.path=../outside.jsonl"], "sft"), here, tmp_path / "staged")
+
+
+def test_a_feedback_project_is_not_uploaded(here: Path, tmp_path: Path) -> None:
+    Store.create(here / "votes.db").close()
+    recipe = checked(str(RECIPE), [*SETTINGS, "data.preferences=votes.db"], "reward")
+    with pytest.raises(UserError, match="data.preferences = 'votes.db' is a feedback project, which is not uploaded"):
+        upload.stage(recipe, here, tmp_path / "staged")
 
 
 def test_more_than_the_limit_is_refused_and_the_largest_file_named(here: Path, tmp_path: Path) -> None:

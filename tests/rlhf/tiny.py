@@ -41,7 +41,10 @@ def tiny_model(auto: Any, architecture: str, **changes: Any) -> PreTrainedModel:
 def random_sequences(*sizes: tuple[int, int], seed: int = 0) -> Sequences:
     """Random tokens with these (prompt, response) lengths."""
     random = np.random.default_rng(seed)
-    return Sequences.pack((random.integers(0, VOCABULARY, p), random.integers(0, VOCABULARY, r)) for p, r in sizes)
+    return Sequences.pack(
+        (random.integers(0, VOCABULARY, p).astype(np.int32), random.integers(0, VOCABULARY, r).astype(np.int32))
+        for p, r in sizes
+    )
 
 
 def whole(sequences: Sequences, i: int) -> torch.Tensor:

@@ -67,6 +67,7 @@ def test_a_path_that_no_stage_of_the_command_reads_is_not_checked():
     [
         "gone.jsonl",
         "gone.jsonl.gz",
+        "gone.db",
         "gone.PARQUET",
         "./gone",
         "../gone",

@@ -76,9 +76,10 @@ def test_a_project_is_recognised_by_its_mark(project: Path, tmp_path: Path) -> N
     other.close()
     (tmp_path / "rows.jsonl").write_text("{}\n")
     (tmp_path / "empty.db").write_bytes(b"")
+    (tmp_path / "damaged.db").write_bytes(b"SQLite format 3\0" + b"x" * 4096)
     assert is_project(str(project))
     assert is_project(project)
-    for name in ("other.db", "rows.jsonl", "empty.db", "missing.db", ".", "x" * 5000, "\0"):
+    for name in ("other.db", "rows.jsonl", "empty.db", "damaged.db", "missing.db", ".", "x" * 5000, "\0"):
         assert not is_project(str(tmp_path / name) if name != "\0" else name)
 
 

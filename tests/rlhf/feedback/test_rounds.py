@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from rlhf.feedback.records import Answer, Item
-from rlhf.feedback.rounds import SEEDS_OF_A_ROUND, choose_prompts, first_seed, next_round
+from rlhf.feedback.rounds import SEEDS_OF_A_ROUND, choose_prompts, first_seed, last_round, next_round
 from rlhf.records import Message
 
 
@@ -10,14 +10,15 @@ def item(prompt: str, round: str = "") -> Item:
 
 
 def test_rounds_are_numbered_and_other_names_are_no_numbers() -> None:
-    assert next_round([]) == "round-1"
+    assert next_round([]) == "round-1" and last_round([item("p", "pilot")]) == ""
     assert next_round([item("p", "pilot"), item("p", "round-9"), item("p", "round-10"), item("p")]) == "round-11"
+    assert last_round([item("p", "round-10"), item("p", "round-9")]) == "round-10"
 
 
 def test_rounds_and_runs_have_other_seeds() -> None:
     starts = {first_seed(seed, f"round-{n}") for seed in range(3) for n in range(1, 20)}
     assert len(starts) == 57
-    assert all(0 <= start and start + SEEDS_OF_A_ROUND < 2**32 for start in starts)
+    assert min(starts) >= 0 and max(starts) + SEEDS_OF_A_ROUND < 2**32
 
 
 def test_prompts_that_were_asked_least_come_first() -> None:

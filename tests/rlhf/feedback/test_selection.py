@@ -27,7 +27,8 @@ def test_models_that_disagree_are_uncertain_and_models_that_agree_on_a_coin_are_
 def test_a_constant_that_a_model_adds_to_all_scores_changes_nothing() -> None:
     scores = np.random.default_rng(0).normal(size=(3, 4))
     pairs = [pair(0, 0, 1), pair(0, 2, 3)]
-    assert disagreement(pairs, scores + np.array([[1.0], [-7.0], [100.0]])) == pytest.approx(disagreement(pairs, scores))
+    shifted = scores + np.array([[1.0], [-7.0], [100.0]])
+    assert disagreement(pairs, shifted) == pytest.approx(disagreement(pairs, scores))
 
 
 def test_every_prompts_best_pair_comes_before_a_second_one() -> None:

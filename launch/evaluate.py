@@ -1,0 +1,120 @@
+"""``rlhf evaluate``: compares a reward model with people's votes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from launch.options import Overrides, RecipePath
+from launch.run import Work, run_work
+from rlhf.errors import UserError
+
+if TYPE_CHECKING:
+    from actors.session import Session
+    from rlhf.feedback.judged_pairs import JudgedPair
+    from rlhf.feedback.reward_accuracy import Accuracy, RewardAccuracy
+    from rlhf.types import Pair
+
+PURPOSE = "compare a reward model with people's votes: accuracy, calibration, by rater and by guideline version"
+EXAMPLE = "rlhf evaluate recipes/quickstart.yaml --reward-model runs/quickstart/reward/model --preferences feedback.db"
+
+
+def run(
+    recipe: RecipePath,
+    overrides: Overrides,
+    reward_model: Annotated[str, typer.Option(metavar="MODEL", help="folder or hub name of a reward model")],
+    preferences: Annotated[str, typer.Option(metavar="FILE", help="a feedback project, or a file of comparisons")],
+    out: Annotated[Path | None, typer.Option(metavar="FILE.json", help="file to write the numbers to")] = None,
+) -> None:
+    """Score both answers of every comparison, and print how often the model agrees."""
+
+    def load(session: Session) -> Work:
+        return partial(evaluate, read_comparisons(session, reward_model, preferences, out))
+
+    run_work("generate", recipe, overrides, load, log="evaluate")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparisons:
+    """What is evaluated, checked before any model is loaded."""
+
+    session: Session
+    model: str
+    pairs: tuple[JudgedPair, ...]
+    tokens: tuple[Pair, ...]
+    """The pairs' tokens, parallel to ``pairs``."""
+    out: Path | None
+
+
+def read_comparisons(session: Session, model: str, preferences: str, out: Path | None) -> Comparisons:
+    """Read and tokenise the comparisons.
+
+    Raises:
+        UserError: the model or the comparisons cannot be used, or the output file cannot be written.
+    """
+    from rlhf.data.tokenise import describe_tokenised, tokenise_preferences
+    from rlhf.feedback.judged_pairs import load_judged_pairs
+    from rlhf.models.classifier import inspect_classifier
+
+    if out is not None and not out.absolute().parent.is_dir():
+        raise UserError(f"--out {out}: there is no folder {out.parent}", fix="name a file in an existing folder")
+    data = replace(session.recipe.data, preferences=preferences)
+    session = replace(session, recipe=replace(session.recipe, data=data))
+    folder = session.verified(Path(model).expanduser())
+    inspect_classifier(folder, session.recipe.model, own=True).require_whole("--reward-model")
+    pairs = load_judged_pairs(data)
+    tokenised = tokenise_preferences([pair.row for pair in pairs], session.chat, data, session.facts)
+    session.console.print(describe_tokenised(tokenised, "comparisons"))
+    kept = tuple(pairs[i] for i in tokenised.row_of_item)
+    return Comparisons(session=session, model=str(folder), pairs=kept, tokens=tokenised.items, out=out)
+
+
+def evaluate(comparisons: Comparisons) -> RewardAccuracy:
+    """Score the answers, print and write the result."""
+    from actors.answer_scoring import block_of_pairs, score_answers
+    from rlhf.config.schema import RewardSourceConfig
+    from rlhf.feedback.reward_accuracy import reward_accuracy
+    from rlhf.storage.durable import write_atomically
+
+    session, pairs = comparisons.session, comparisons.pairs
+    block, prompts = block_of_pairs(comparisons.tokens, [pair.row for pair in pairs])
+    source = RewardSourceConfig(model=comparisons.model)
+    scores = score_answers(session, source, block, prompts, session.root / "logs", "Scores")
+    differences = (scores[0::2].astype(float) - scores[1::2]).tolist()
+    judged = list(zip(pairs, differences, strict=True))
+    outcomes = [found for pair, difference in judged if (found := pair.outcome(difference)) is not None]
+    if not outcomes:
+        raise UserError("every comparison is a tie", "accuracy counts preferences", "collect more votes")
+    result = reward_accuracy(outcomes, [vote for pair, difference in judged for vote in pair.judgements(difference)])
+    _show(session, comparisons.model, result)
+    if comparisons.out is not None:
+        write_atomically(comparisons.out, json.dumps(result.as_json(), indent=2, allow_nan=False) + "\n")
+        session.console.print(f"→ {comparisons.out}")
+    return result
+
+
+def _show(session: Session, model: str, result: RewardAccuracy) -> None:
+    session.console.summary(
+        f"{model}: {result.overall.judgements:,} comparisons",
+        {
+            "accuracy": _describe(result.overall),
+            "log loss (a coin: 0.693)": result.log_loss,
+            "Brier score (a coin: 0.25)": result.brier,
+            "calibration error": result.calibration_error,
+            **{
+                f"predicted {each.predicted:.2f}": f"won {each.observed:.2f} of {each.judgements:,}"
+                for each in result.calibration
+            },
+            **{f"rater {name}": _describe(each) for name, each in result.by_rater.items()},
+            **{f"guidelines {name}": _describe(each) for name, each in result.by_guideline.items()},
+        },
+    )
+
+
+def _describe(found: Accuracy) -> str:
+    return f"{found.accuracy:.3f} [{found.low:.3f}, {found.high:.3f}] of {found.judgements:,}"
