@@ -41,7 +41,7 @@ class Database:
         self._idle: list[sqlite3.Connection] = []
         self._is_closed = False
         self._writer = threading.Lock()
-        """Threads queue here: SQLite's waiting sleeps for up to 0.1 s at a time, and some would wait for seconds."""
+        """Threads queue here: SQLite's own waiting sleeps for up to 0.1 s at a time, and some wait for seconds."""
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
@@ -52,7 +52,7 @@ class Database:
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
         """A transaction that excludes other writers from its begin; an exception rolls it back."""
-        with self._writer, self._transaction("BEGIN IMMEDIATE") as db:
+        with self._place_in_queue(), self._transaction("BEGIN IMMEDIATE") as db:
             yield db
 
     @contextmanager
@@ -74,6 +74,16 @@ class Database:
         self._is_closed = True
         while self._idle:
             self._idle.pop().close()
+
+    @contextmanager
+    def _place_in_queue(self) -> Iterator[None]:
+        with translated(self.path):
+            if not self._writer.acquire(timeout=BUSY_SECONDS):
+                raise sqlite3.OperationalError("database is locked")
+        try:
+            yield
+        finally:
+            self._writer.release()
 
     @contextmanager
     def _transaction(self, begin: str) -> Iterator[sqlite3.Connection]:
