@@ -41,6 +41,7 @@ def test_numbers_by_hand() -> None:
 def test_the_second_answer_may_win() -> None:
     assert reward_accuracy([judgement(-2.0, False), judgement(2.0, True)]).overall.accuracy == 1.0
     assert reward_accuracy([judgement(2.0, False), judgement(-2.0, True)]).overall.accuracy == 0.0
+    assert reward_accuracy([judgement(0.0, False), judgement(0.0, True)]).overall.accuracy == 0.0
 
 
 def test_the_interval_is_wilsons_and_several_judgements_of_a_prompt_count_less() -> None:
