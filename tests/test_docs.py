@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.cli import COMMANDS, parse
+from launch.cli import COMMANDS, Group, parse
 from rlhf.config.keys import all_keys
 from rlhf.config.load import load_recipe
 from rlhf.config.schema import DataConfig
@@ -43,7 +43,13 @@ def commands(page: Path) -> list[list[str]]:
     """Arguments of every whole ``rlhf`` command: of each line that is one, and of those in back-ticks."""
     lines = [line.strip() for line in page.read_text(encoding="utf-8").splitlines()] + quoted(page)
     words = [shlex.split(line, comments=True) for line in lines if re.match(r"(\.venv/bin/)?rlhf \w+ ", line)]
-    return [line[1:] for line in words if len(line) > 2]
+    return [line[1:] for line in words if len(line) > 2 and not is_name(line[1:])]
+
+
+def is_name(words: list[str]) -> bool:
+    """Whether words are the name of a command of a group and no more."""
+    group = COMMANDS.get(words[0])
+    return isinstance(group, Group) and words[1:] in [[name] for name in group.commands]
 
 
 def targets(page: Path) -> set[str]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
+import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import uvicorn
@@ -65,11 +67,24 @@ def run_server(store: Store, address: Address, is_done: Callable[[], bool] | Non
     if is_done is not None:
         threading.Thread(target=_stop_when, args=(server, is_done), daemon=True).start()
     try:
-        server.run()
+        with _signals_end_quietly():
+            server.run()
     except SystemExit as error:  # uvicorn has logged why
         raise UserError(
             f"cannot serve at {address.host}:{address.port}", "see above", "choose another --host or --port"
         ) from error
+
+
+@contextmanager
+def _signals_end_quietly() -> Iterator[None]:
+    """Context in which SIGINT and SIGTERM are uvicorn's: it raises them again after its end, which would kill us."""
+    names = (signal.SIGINT, signal.SIGTERM)
+    before = {name: signal.signal(name, lambda *_: None) for name in names}
+    try:
+        yield
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)
 
 
 def _stop_when(server: uvicorn.Server, is_done: Callable[[], bool]) -> None:
