@@ -113,7 +113,7 @@ def next_item(store: Store, rater: str, now: float) -> Assignment | None:
     Raises:
         UserError: the rater is unknown, suspended or imported.
     """
-    with store.writing() as db:
+    with store.writing(is_flushed=False) as db:  # a lost lease is granted again
         row = active_rater_row(db, rater)
         turn = _turn(db, row, now)
         lease = _held(turn) or (_disputed(turn) if row["is_adjudicator"] else _labelled(turn))

@@ -46,14 +46,21 @@ class Database:
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
         """A transaction that sees one state of the file, whatever others write meanwhile."""
-        with self._transaction("BEGIN") as db:
+        with self.connection() as db, _transaction(db, "BEGIN"):
             yield db
 
     @contextmanager
-    def writing(self) -> Iterator[sqlite3.Connection]:
-        """A transaction that excludes other writers from its begin; an exception rolls it back."""
-        with self._place_in_queue(), self._transaction("BEGIN IMMEDIATE") as db:
-            yield db
+    def writing(self, *, is_flushed: bool = True) -> Iterator[sqlite3.Connection]:
+        """A transaction that excludes other writers from its begin; an exception rolls it back.
+
+        Args:
+            is_flushed: whether the end waits until the disk has it. Otherwise it survives a killed process, but perhaps
+                no power loss, until the next transaction that is flushed.
+        """
+        with self._place_in_queue(), self.connection() as db:
+            db.execute(f"PRAGMA synchronous = {'FULL' if is_flushed else 'NORMAL'}")
+            with _transaction(db, "BEGIN IMMEDIATE"):
+                yield db
 
     @contextmanager
     def connection(self) -> Iterator[sqlite3.Connection]:
@@ -85,17 +92,6 @@ class Database:
         finally:
             self._writer.release()
 
-    @contextmanager
-    def _transaction(self, begin: str) -> Iterator[sqlite3.Connection]:
-        with self.connection() as db:
-            db.execute(begin)
-            try:
-                yield db
-                db.commit()
-            except BaseException:
-                db.rollback()
-                raise
-
     def _take(self) -> sqlite3.Connection:
         if self._is_closed:
             raise ValueError(f"{self.path} is closed")
@@ -109,6 +105,17 @@ class Database:
             db.close()
         else:
             self._idle.append(db)
+
+
+@contextmanager
+def _transaction(db: sqlite3.Connection, begin: str) -> Iterator[None]:
+    db.execute(begin)
+    try:
+        yield
+        db.commit()
+    except BaseException:
+        db.rollback()
+        raise
 
 
 def connect(path: Path) -> sqlite3.Connection:

@@ -282,6 +282,14 @@ def test_a_lock_that_another_process_keeps_is_reported(tmp_path: Path, monkeypat
         store.add_rater("ann")
 
 
+def test_votes_are_flushed_to_the_disk_and_leases_are_not(tmp_path: Path) -> None:
+    query = "PRAGMA synchronous"  # 1: NORMAL, 2: FULL
+    with project(tmp_path, labels(1)) as store:
+        for is_flushed, expected in ((True, 2), (False, 1), (True, 2)):
+            with store.writing(is_flushed=is_flushed) as db:
+                assert db.execute(query).fetchone()[0] == expected
+
+
 def test_a_full_disk_is_reported_and_nothing_is_half_stored(tmp_path: Path) -> None:
     with project(tmp_path, labels(1)) as store:
         with store.connection() as db:
