@@ -137,3 +137,18 @@ def test_the_next_round_asks_what_two_reward_models_disagree_about(voted: Voted)
     line = next(line for line in done.stdout.splitlines() if "disagreement, chosen" in line)
     chosen, every = (float(number) for number in line.split("│")[2].split("/"))
     assert chosen > every > 0
+
+
+@pytest.mark.slow
+def test_the_report_trains_on_parts_of_the_labels_and_trains_none_again(voted: Voted) -> None:
+    report = ["feedback", "report", str(RECIPE), *voted.settings, f"data.preferences={voted.project}"]
+    done = rlhf(*report)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads((voted.folder / "runs" / "small" / "feedback_report.json").read_text())
+    labels = [point["labels"] for point in found["points"]]
+    assert len(labels) == 4 and labels == sorted(labels) and 0 < labels[0] < labels[-1] <= VOTES
+    assert all(point["low"] <= point["accuracy"] <= point["high"] for point in found["points"])
+    assert found["ceiling"]["accuracy_ceiling"] is None, "one vote an item shows no noise"
+    assert found["cost"]["minutes"] == pytest.approx(1000 * found["cost"]["seconds_per_vote"] / 60)
+    assert (voted.folder / "runs" / "small" / "feedback_report.png").stat().st_size > 10_000
+    assert rlhf(*report).stdout.count("reward: finished before") == 4
