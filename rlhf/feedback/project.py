@@ -6,6 +6,7 @@ preferences by ``data.aggregation``. Only label items are read: what raters were
 
 from __future__ import annotations
 
+import hashlib
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
@@ -165,8 +166,16 @@ def _loaded(
     if not rows:
         why = f"{bad[0].source}: {bad[0].reason}" if bad else "it has no item to label"
         raise UserError(f"no usable row in '{snapshot.path}'", why, "add items whose answers are not empty")
-    file = DataFile(snapshot.path, len(snapshot.votes), snapshot.digest)
+    file = DataFile(snapshot.path, len(snapshot.votes), _digest(rows))
     return Loaded(tuple(rows), tuple(bad), files=(file,), remarks=tuple(remarks))
+
+
+def _digest(rows: Sequence[T]) -> str:
+    """SHA-256 of the rows in the order of their text: what is not trained on, such as an item without a vote, a thumb
+    beside comparisons, or a vote that changes no preference, does not count."""
+    nowhere = RowLocation("", 0)
+    lines = sorted(repr(replace(row, source=nowhere)) for row in rows)
+    return hashlib.sha256("\n".join(lines).encode(errors="backslashreplace")).hexdigest()
 
 
 def _preference(snapshot: Snapshot, outcome: Outcome) -> Preference:
