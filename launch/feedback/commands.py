@@ -130,6 +130,61 @@ def _read_guidelines(file: Path) -> str:
     return text
 
 
+def checks(
+    project: Project,
+    file: Annotated[str, typer.Argument(metavar="FILE", help="rows with prompt, chosen, rejected, explanation")],
+    purpose: Annotated[
+        Literal["gold", "calibration"], typer.Option(help="shown silently among the others, or first and explained")
+    ] = "gold",
+) -> None:
+    """Add items whose better answer is known.
+
+    Raises:
+        UserError: the project or the file cannot be used.
+    """
+    from rlhf.feedback.known_items import read_known_items
+    from rlhf.feedback.records import Purpose
+    from rlhf.feedback.store import Store
+
+    with Store.open(project) as store:
+        items = read_known_items(file, Purpose(purpose))
+        added = store.add_items(items)
+        count = store.settings.calibration_items
+    print(f"{project}: {added} {purpose} items added of {len(items)} in {file}")
+    if purpose == "calibration" and count == 0:
+        print(f"raters see none of them yet: rlhf feedback settings {project} calibration_items={len(items)}")
+
+
+def settings(
+    project: Project,
+    values: Annotated[
+        list[str] | None, typer.Argument(metavar="name=value", help="settings to change, such as overlap=2")
+    ] = None,
+) -> None:
+    """Change settings of a project, and print all of them.
+
+    Raises:
+        UserError: there is no such setting, or a value is outside its range.
+    """
+    from dataclasses import asdict, replace
+
+    import yaml
+
+    from rlhf.feedback.settings import ProjectSettings, parse_settings
+    from rlhf.feedback.store import Store
+
+    with Store.open(project) as store:
+        current: ProjectSettings = store.settings
+        if values:
+            current = replace(current, **parse_settings(values))
+            store.set_settings(current)
+    print(yaml.safe_dump({name: _plain(value) for name, value in asdict(current).items()}, sort_keys=False).strip())
+
+
+def _plain(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else str(value) if isinstance(value, str) else value
+
+
 def suspend(
     project: Project, alias: Alias, reason: Annotated[str, typer.Option(help="why, for the record")] = ""
 ) -> None:
@@ -229,6 +284,12 @@ COMMANDS: Mapping[str, tuple[Callable[..., int | None], str, str]] = {
     "serve": (serve, "serve the labelling page", "rlhf feedback serve votes.db"),
     "token": (token, "print a link for a rater", "rlhf feedback token votes.db rater-07 --days 14"),
     "guidelines": (guidelines, "add a version of the guidelines", "rlhf feedback guidelines votes.db guidelines.md"),
+    "checks": (
+        checks,
+        "add gold or calibration items, whose better answer is known",
+        "rlhf feedback checks votes.db gold.jsonl --purpose gold",
+    ),
+    "settings": (settings, "show or change a project's settings", "rlhf feedback settings votes.db overlap=2"),
     "suspend": (suspend, "suspend a rater", 'rlhf feedback suspend votes.db rater-07 --reason "votes too fast"'),
     "reinstate": (reinstate, "end a rater's suspension", "rlhf feedback reinstate votes.db rater-07"),
     "delete-rater": (

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
+from typing import Any
+
+import yaml
 
 from rlhf.errors import UserError
 
@@ -72,6 +75,38 @@ class ProjectSettings:
 MOST_CHECKS = 0.5
 
 
+def parse_settings(words: Sequence[str]) -> dict[str, Any]:
+    """Settings from ``name=value`` with YAML values.
+
+    Raises:
+        UserError: a word has another form, or there is no such setting, or its value is of another type.
+    """
+    kinds = {field.name: type(getattr(ProjectSettings(), field.name)) for field in fields(ProjectSettings)}
+    found: dict[str, Any] = {}
+    for word in words:
+        name, equals, text = word.partition("=")
+        if not equals or name not in kinds:
+            raise UserError(
+                f"{word!r} is no setting of a project", f"the settings are {', '.join(kinds)}", "name=value"
+            )
+        found[name] = _converted(name, text, kinds[name])
+    return found
+
+
+def _converted(name: str, text: str, kind: type) -> Any:
+    try:
+        value = yaml.safe_load(text)
+        if kind is tuple and isinstance(value, list):
+            return tuple(map(str, value))
+        if kind in (int, float) and type(value) in (int, kind):
+            return kind(value)
+        if issubclass(kind, str):
+            return kind(value)
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"{name}={text}", str(error).splitlines()[0], f"give a {kind.__name__}") from error
+    raise UserError(f"{name}={text} is no {kind.__name__}", "", f"give a {kind.__name__}")
+
+
 def write_settings(db: sqlite3.Connection, settings: ProjectSettings) -> None:
     """Store the settings, inside the caller's transaction."""
     db.execute("INSERT OR REPLACE INTO meta VALUES ('settings', ?)", (json.dumps(asdict(settings)),))
@@ -88,4 +123,4 @@ def read_settings(db: sqlite3.Connection) -> ProjectSettings:
 
 def _require(is_right: bool, what: str, why: str) -> None:
     if not is_right:
-        raise UserError(what, why, "choose another value in the project's settings")
+        raise UserError(what, why, "choose another value: `rlhf feedback settings`")
