@@ -156,6 +156,7 @@ def _write(root: Path, found: LearningReport) -> None:
     from rlhf.storage.durable import write_atomically
 
     content = {
+        "accuracy_ceiling": found.accuracy_ceiling,
         "points": [asdict(point) for point in found.points],
         "ceiling": found.ceiling.as_json(),
         "forecast": found.forecast.as_json(),

@@ -112,7 +112,7 @@ def _start_model(recipe: Recipe) -> Path:
 
 
 def serve_until_voted(store: Store, address: Address, name: str, votes: int) -> None:
-    """Serve the labelling page until a round has ``votes`` votes, or no place for more.
+    """Serve the labelling page until a round has ``votes`` votes, or its items need no more.
 
     Raises:
         UserError: the address cannot be used.
@@ -139,5 +139,5 @@ def serve_until_voted(store: Store, address: Address, name: str, votes: int) -> 
 
 
 def _has_votes(progress: tuple[int, int], votes: int) -> bool:
-    given, places = progress
-    return given >= votes or places == 0
+    given, open_slots = progress
+    return given >= votes or open_slots == 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 PAUSE_SECONDS = 1800.0
-"""A longer time without a vote ends a session."""
+"""A longer time without a vote or a page view ends a session."""
 
 
 class SessionTimes:

@@ -128,7 +128,9 @@ def export(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="JSONL file to write")],
     format: Annotated[
         ExportFormat,
-        typer.Option(help="native: all of a project, to be imported again; trl: preferences; trl-unpaired: thumbs"),
+        typer.Option(
+            help="native: all of a project, to be imported again; trl: preferences; trl-unpaired: thumbs, both-bad answers"
+        ),
     ] = "native",
     aggregation: Annotated[
         Aggregation | None, typer.Option(help="how votes become preferences (default: majority)")

@@ -1,4 +1,4 @@
-"""Access tokens of raters and administrators: signed, with an expiry, one valid token for each alias.
+"""Access tokens of raters, adjudicators, administrators and services: signed, with an expiry, one for each alias.
 
 A token is ``payload.signature`` in URL-safe base64: a JSON object with project, alias, role, expiry and serial, and its
 HMAC-SHA256. The key is in the project's file and not beside it: a project that is moved or restored from its backup

@@ -2,14 +2,14 @@
 
 ``next_item`` decides in one write transaction, so that two raters never take the last place of an item. The order:
 
-1. the item that the rater holds, if it still has a place for the vote;
+1. the item that the rater holds, if it still needs votes;
 2. an adjudicator: a complete item whose votes disagree, and nothing else;
 3. calibration items, in the order in which they were added;
 4. for a fraction of the rater's items, chosen by hash of rater and number: a gold item, or a repeat of an earlier item;
 5. label items, those with the most votes first, so that items become complete before new ones are begun. An item that
    more raters than the overlap have skipped is not shown again.
 
-Sides, gold items and repeats are functions of the project's seed, the rater and the item, and do not depend on time.
+Sides are a function of the project's seed, the rater and the item; checks of seed, rater and the number of votes.
 
 Finding a label item costs the same in the first and in the last hour: for each number of votes a cursor remembers, for
 each rater, up to which turn of the queue the rater has judged all items. An item that changes goes to the queue's end.
@@ -104,7 +104,7 @@ class _Turn:
 def next_item(store: Store, rater: str, now: float) -> Assignment | None:
     """The item that a rater judges next, reserved for the rater until its lease expires; None if there is none.
 
-    Asking again gives the same item, with a new expiry.
+    A second call returns the same item, with a new expiry.
 
     Args:
         rater: alias.
@@ -232,7 +232,7 @@ def _repeat(turn: _Turn) -> Lease | None:
 
 
 def _from_queue(turn: _Turn) -> sqlite3.Row | None:
-    """The first label item with a place for the rater, those with the most votes first."""
+    """The first label item that needs a vote of the rater, those with the most votes first."""
     for level in reversed(range(turn.settings.overlap)):
         if (item := _from_level(turn, level)) is not None:
             return item

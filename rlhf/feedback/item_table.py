@@ -61,12 +61,12 @@ class ItemTable(Database):
     def round_progress(self, round: str, overlap: int) -> tuple[int, int]:
         """Votes that count on a round's label items, and how many more those items can get."""
         query = (
-            "SELECT coalesce(sum(counted), 0) AS votes, coalesce(sum(max(?2 - counted, 0)), 0) AS places "
+            "SELECT coalesce(sum(counted), 0) AS votes, coalesce(sum(max(?2 - counted, 0)), 0) AS open_slots "
             "FROM items WHERE round = ?1 AND purpose = 'label'"
         )
         with self.connection() as db:
             row = db.execute(query, (round, overlap)).fetchone()
-        return row["votes"], row["places"]
+        return row["votes"], row["open_slots"]
 
     def item(self, id: str) -> Item | None:
         """The item of an id; None if there is none."""

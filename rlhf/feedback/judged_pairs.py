@@ -19,7 +19,7 @@ from rlhf.records import Preference
 
 @dataclass(frozen=True, kw_only=True)
 class JudgedPair:
-    """Two answers, and what people said of them."""
+    """Two answers, and the votes on them."""
 
     row: Preference
     """``chosen`` is the first answer, ``rejected`` the second, whoever won."""

@@ -1,7 +1,8 @@
 """Independent judgements of raters as arrays, and the count of votes that are none.
 
 A judgement is a rater's vote on an item, made alone: adjudications, repeats, skips and votes of suspended raters
-are no judgements, and only items of the wanted purpose have any. Every statistic of this room counts these judgements.
+are no judgements, and only items of the wanted purpose have any. Statistics of this
+package count only these, unless they state otherwise.
 
 Shapes: n judgements of U items by R raters.
 """

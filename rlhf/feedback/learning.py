@@ -76,7 +76,8 @@ def forecast(
     is wider than need be.
 
     It is refused if there are fewer than three different numbers of labels, if the accuracy of the largest number does
-    not exceed that of the smallest by more than the noise of both (z < 1.96), or if the forecast is for more than four
+    not exceed that of the smallest by more than the noise of both (z < 1.96), if the interval of an accuracy lies above
+    the ceiling, or if the forecast is for more than four
     times the largest number: then the data do not determine b and g.
 
     Args:

@@ -1,7 +1,7 @@
 """Leases: an item is reserved for the rater to whom it was shown, so that no item gets more votes than planned.
 
 The rule that every grant and every vote keeps: the votes counted for a label item and the unexpired leases of other
-raters are fewer than the overlap. An expired lease is worth as much as a valid one while the place is still free.
+raters are fewer than the overlap. A vote under an expired lease is accepted while the item still needs votes.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def release(db: sqlite3.Connection, rater: int) -> None:
 
 
 def has_place(db: sqlite3.Connection, rater: int, lease: Lease, overlap: int, now: float) -> bool:
-    """Whether the item still has a place for the holder's vote.
+    """Whether the item still needs the holder's vote.
 
     A repeat, and a vote on a gold or calibration item, takes no place. An adjudication takes the only one.
     """

@@ -55,7 +55,7 @@ def active_rater_row(db: sqlite3.Connection, alias: str) -> sqlite3.Row:
     """
     row = rater_row(db, alias)
     if row["is_suspended"]:
-        raise UserError(f"rater {alias} is suspended", row["suspension_reason"], "reinstate the rater to go on")
+        raise UserError(f"rater {alias} is suspended", row["suspension_reason"], "reinstate the rater to continue")
     if row["is_imported"]:
         raise UserError(f"rater {alias} is imported", "imported raters do not label", "use another alias")
     return row

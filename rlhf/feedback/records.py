@@ -1,8 +1,8 @@
 """Items that people compare, their votes, and the words of both.
 
 A vote is kept in the item's own order of answers (``Choice.FIRST_*`` prefers ``item.answers[0]``), whichever side the
-rater saw that answer on; ``Vote.is_swapped`` tells the sides. Every statistic therefore reads votes without knowing the
-page.
+rater saw that answer on; ``Vote.is_swapped`` records the sides. Every statistic therefore reads votes without
+knowing the page.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Choice(StrEnum):
 
     @property
     def swapped(self) -> Choice:
-        """The same judgement if the two answers trade places."""
+        """The same judgement if the two answers are swapped."""
         return _SWAPPED.get(self, self)
 
 
@@ -116,7 +116,7 @@ class Vote:
     reasons: tuple[str, ...] = ()
     comment: str = ""
     seconds: float | None = None
-    """From showing the item to the vote; None if unknown, as for imported votes."""
+    """Seconds for which the page was visible; None if unknown, as for imported votes."""
     guideline: int | None = None
     """Version of the guidelines that the rater had acknowledged; None if the project has none."""
     time: float = 0.0

@@ -114,7 +114,7 @@ class Store(ItemTable, RaterTable, GuidelineTable, VoteTable, ThumbTable, AuditT
             return find_faults(db)
 
     def backup(self, path: str | Path) -> None:
-        """Write a copy of the project as of now, while others go on working, readable by its owner alone.
+        """Write a copy of the project as of now, while others work, readable by its owner alone.
 
         Raises:
             UserError: there is such a file, or its folder is missing or cannot be written.

@@ -35,7 +35,7 @@ class VoteTable(Database):
     def add_vote(self, vote: Vote) -> bool:
         """Store a vote and release its rater's lease; False if the same judgement is stored under this id already.
 
-        The lease is judged at ``vote.time``, or now if that is 0.
+        The lease is checked at ``vote.time``, or now if that is 0.
 
         Raises:
             UserError: the id belongs to another vote or to one that was undone, the rater is unknown, suspended or

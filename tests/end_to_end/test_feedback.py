@@ -148,7 +148,7 @@ def test_the_report_trains_on_parts_of_the_labels_and_trains_none_again(voted: V
     labels = [point["labels"] for point in found["points"]]
     assert len(labels) == 4 and labels == sorted(labels) and 0 < labels[0] < labels[-1] <= VOTES
     assert all(point["low"] <= point["accuracy"] <= point["high"] for point in found["points"])
-    assert found["ceiling"]["accuracy_ceiling"] is None, "one vote an item shows no noise"
+    assert found["accuracy_ceiling"] is None, "one vote an item shows no noise"
     assert found["cost"]["minutes"] == pytest.approx(1000 * found["cost"]["seconds_per_vote"] / 60)
     assert (voted.folder / "runs" / "small" / "feedback_report.png").stat().st_size > 10_000
     assert rlhf(*report).stdout.count("reward: finished before") == 4

@@ -64,7 +64,7 @@ def imported_item(
 
 
 def make_vote(item: Item, rater: str, choice: Choice, **fields: object) -> Vote:
-    """An imported vote; ``votes_of_file`` gives it its final id."""
+    """An imported vote; ``number_votes`` gives it its final id."""
     return Vote(id="", item=item.id, rater=rater, choice=choice, **fields)  # type: ignore[arg-type]
 
 
