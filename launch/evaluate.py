@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,12 +13,12 @@ import typer
 
 from launch.options import Overrides, RecipePath
 from launch.run import Work, run_work
-from rlhf.errors import UserError
+from rlhf.errors import UserError, raise_all
 
 if TYPE_CHECKING:
     from actors.session import Session
     from rlhf.feedback.judged_pairs import JudgedPair
-    from rlhf.feedback.reward_accuracy import Accuracy, RewardAccuracy
+    from rlhf.feedback.reward_accuracy import Accuracy, RewardAccuracy, ScoredJudgement
     from rlhf.types import Pair
 
 PURPOSE = "compare a reward model with people's votes: accuracy, calibration, by rater and by guideline version"
@@ -57,6 +58,7 @@ def read_comparisons(session: Session, model: str, preferences: str, out: Path |
     Raises:
         UserError: the model or the comparisons cannot be used, or the output file cannot be written.
     """
+    from rlhf.config.named_files import check_path
     from rlhf.data.tokenise import describe_tokenised, tokenise_preferences
     from rlhf.feedback.judged_pairs import load_judged_pairs
     from rlhf.models.classifier import inspect_classifier
@@ -65,6 +67,7 @@ def read_comparisons(session: Session, model: str, preferences: str, out: Path |
         raise UserError(f"--out {out}: there is no folder {out.parent}", fix="name a file in an existing folder")
     data = replace(session.recipe.data, preferences=preferences)
     session = replace(session, recipe=replace(session.recipe, data=data))
+    raise_all(list(check_path("--reward-model", model)), "rlhf evaluate")
     folder = session.verified(Path(model).expanduser())
     inspect_classifier(folder, session.recipe.model, own=True).require_whole("--reward-model")
     pairs = load_judged_pairs(data)
@@ -91,18 +94,30 @@ def evaluate(comparisons: Comparisons) -> RewardAccuracy:
     if not outcomes:
         raise UserError("every comparison is a tie", "accuracy counts preferences", "collect more votes")
     result = reward_accuracy(outcomes, [vote for pair, difference in judged for vote in pair.judgements(difference)])
-    _show(session, comparisons.model, result)
+    _show(session, comparisons.model, result, _held_out(session, outcomes))
     if comparisons.out is not None:
         write_atomically(comparisons.out, json.dumps(result.as_json(), indent=2, allow_nan=False) + "\n")
         session.console.print(f"→ {comparisons.out}")
     return result
 
 
-def _show(session: Session, model: str, result: RewardAccuracy) -> None:
+def _held_out(session: Session, outcomes: Sequence[ScoredJudgement]) -> Accuracy | None:
+    """The accuracy on prompts that the recipe holds out of training; None if it holds out none of these."""
+    from rlhf.data.split import split_by_prompt
+    from rlhf.feedback.reward_accuracy import reward_accuracy
+
+    keys = [str(each.prompt) for each in outcomes]
+    _, held_out = split_by_prompt(keys, session.recipe.data.held_out_fraction, session.recipe.seed)
+    return reward_accuracy([outcomes[i] for i in held_out]).overall if held_out else None
+
+
+def _show(session: Session, model: str, result: RewardAccuracy, held_out: Accuracy | None) -> None:
+    unseen = {} if held_out is None else {"accuracy, prompts that the recipe holds out": _describe(held_out)}
     session.console.summary(
-        f"{model}: {result.overall.judgements:,} comparisons",
+        f"{model}: {result.overall.judgements:,} comparisons that prefer an answer",
         {
-            "accuracy": _describe(result.overall),
+            "accuracy, all": _describe(result.overall),
+            **unseen,
             "log loss (a coin: 0.693)": result.log_loss,
             "Brier score (a coin: 0.25)": result.brier,
             "calibration error": result.calibration_error,

@@ -83,6 +83,8 @@ def main() -> int:
         print(error, file=sys.stderr)
         return error.exit_code
     print(f"{given:,} votes → {arguments.project}")
+    if given < arguments.votes:
+        print("no item is left for these raters: more raters (--raters) or more pairs can be judged")
     return 0
 
 

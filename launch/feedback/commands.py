@@ -55,10 +55,16 @@ def init(
 def serve(
     project: Project,
     allow_host: Annotated[
-        list[str], typer.Option(default_factory=list, metavar="NAME", help="host name of the page, as raters type it")
+        list[str],
+        typer.Option(
+            default_factory=list, show_default=False, metavar="NAME", help="host name of the page, as raters type it"
+        ),
     ],
     trusted_proxy: Annotated[
-        list[str], typer.Option(default_factory=list, metavar="ADDRESS", help="proxy whose X-Forwarded-* is believed")
+        list[str],
+        typer.Option(
+            default_factory=list, show_default=False, metavar="ADDRESS", help="proxy whose X-Forwarded-* is believed"
+        ),
     ],
     host: Annotated[str, typer.Option(help="address to listen at")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="port to listen at")] = 8450,
@@ -281,15 +287,17 @@ def _align(row: list[str], widths: list[int]) -> str:
 
 COMMANDS: Mapping[str, tuple[Callable[..., int | None], str, str]] = {
     "init": (init, "create a project", "rlhf feedback init votes.db --guidelines guidelines.md --overlap 3"),
-    "serve": (serve, "serve the labelling page", "rlhf feedback serve votes.db"),
-    "token": (token, "print a link for a rater", "rlhf feedback token votes.db rater-07 --days 14"),
+    "settings": (settings, "show or change a project's settings", "rlhf feedback settings votes.db overlap=2"),
     "guidelines": (guidelines, "add a version of the guidelines", "rlhf feedback guidelines votes.db guidelines.md"),
     "checks": (
         checks,
         "add gold or calibration items, whose better answer is known",
         "rlhf feedback checks votes.db gold.jsonl --purpose gold",
     ),
-    "settings": (settings, "show or change a project's settings", "rlhf feedback settings votes.db overlap=2"),
+    "sample": (launch.feedback.sample.run, launch.feedback.sample.PURPOSE, launch.feedback.sample.EXAMPLE),
+    "token": (token, "print a link for a rater", "rlhf feedback token votes.db rater-07 --days 14"),
+    "serve": (serve, "serve the labelling page", "rlhf feedback serve votes.db"),
+    "status": (status, "print progress, raters, agreement and flags", "rlhf feedback status votes.db --json"),
     "suspend": (suspend, "suspend a rater", 'rlhf feedback suspend votes.db rater-07 --reason "votes too fast"'),
     "reinstate": (reinstate, "end a rater's suspension", "rlhf feedback reinstate votes.db rater-07"),
     "delete-rater": (
@@ -297,15 +305,13 @@ COMMANDS: Mapping[str, tuple[Callable[..., int | None], str, str]] = {
         "delete a rater with all votes and comments",
         "rlhf feedback delete-rater votes.db rater-07 --yes",
     ),
-    "backup": (backup, "copy a project while it is served", "rlhf feedback backup votes.db votes-backup.db"),
+    "round": (launch.feedback.round.run, launch.feedback.round.PURPOSE, launch.feedback.round.EXAMPLE),
     "report": (
         launch.feedback.learning_report.run,
         launch.feedback.learning_report.PURPOSE,
         launch.feedback.learning_report.EXAMPLE,
     ),
-    "round": (launch.feedback.round.run, launch.feedback.round.PURPOSE, launch.feedback.round.EXAMPLE),
-    "sample": (launch.feedback.sample.run, launch.feedback.sample.PURPOSE, launch.feedback.sample.EXAMPLE),
-    "status": (status, "print progress, raters, agreement and flags", "rlhf feedback status votes.db --json"),
+    "backup": (backup, "copy a project while it is served", "rlhf feedback backup votes.db votes-backup.db"),
     **launch.feedback.transfer.COMMANDS,
 }
 """Function, purpose and example of each command, by name."""

@@ -43,6 +43,7 @@ def load(session: Session, more: int = 1000) -> Work:
     Raises:
         UserError: ``data.preferences`` is no project, no model to start from exists, or the labels are too few.
     """
+    from launch.preflight import check_updates
     from rlhf.feedback.project import is_project, read_snapshot
 
     path = session.recipe.data.preferences or session.recipe.data.path
@@ -52,22 +53,30 @@ def load(session: Session, more: int = 1000) -> Work:
             "the report needs the single votes",
             "data.preferences=feedback.db, a project made by `rlhf feedback init`",
         )
-    sessions = [_session_of(session, percent) for percent in PERCENTS]
+    digest = session.preferences.files[0].digest
+    sessions = [_session_of(session, percent, digest) for percent in PERCENTS]
     for each in sessions:
         each.read_data("reward")
+        check_updates(each, "reward")
     return partial(report, session, sessions, read_snapshot(path), more)
 
 
-def _session_of(session: Session, percent: int) -> Session:
-    """The session of a run ``<name>-labels-<percent>``, which trains a reward model on a part of the labels."""
+def _session_of(session: Session, percent: int, digest: str) -> Session:
+    """The session of a run that trains a reward model on a part of the labels.
+
+    Its name has the labels' digest: after more votes, models are trained anew. The warm-up is that part of the recipe's.
+    """
     recipe = session.recipe
     start = session.tokenizer_folder if recipe.reward.init else session.model_of("sft", None, session.base)
+    warmup = recipe.reward.optimizer.warmup_steps * percent // 100
+    optimizer = replace(recipe.reward.optimizer, warmup_steps=warmup)
     smaller = replace(
         recipe,
-        name=f"{recipe.name}-labels-{percent}",
+        name=f"{recipe.name}-labels-{digest[:8]}-{percent}",
         model=replace(recipe.model, path=str(start), scratch=None),
         data=replace(recipe.data, preference_fraction=percent / 100),
         ppo=replace(recipe.ppo, policy_init=None),
+        reward=replace(recipe.reward, optimizer=optimizer),
     )
     return replace(session, recipe=smaller)
 
@@ -134,7 +143,10 @@ def _show(session: Session, found: LearningReport, more: int) -> None:
     top, expected = found.ceiling.majority, found.forecast
     lines["ceiling by the raters' noise"] = _interval(top.value, top.low, top.high) or f"unknown: {top.reason}"
     gain = _interval(expected.gain, expected.gain_low, expected.gain_high)
-    lines[f"{more:,} more labels"] = f"accuracy + {gain}" if gain else f"no forecast: {expected.reason}"
+    accuracy = _interval(expected.accuracy, expected.low, expected.high)
+    lines[f"{more:,} more labels, by the fitted curve"] = (
+        f"accuracy {accuracy}, gain {gain}" if gain else f"no forecast: {expected.reason}"
+    )
     if found.cost is not None:
         lines[f"cost of {more:,} labels"] = (
             f"{found.cost.minutes:,.0f} rater minutes ({found.votes_per_label:.1f} votes a label, "

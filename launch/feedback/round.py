@@ -44,7 +44,9 @@ def run(
     from launch.feedback.serve import Address
 
     name = _open_round(recipe, overrides)
-    if not name:
+    if name:
+        print(f"{name} is sampled already: the command continues it", flush=True)
+    else:
         launch.feedback.sample.run(recipe, overrides)
         name = _open_round(recipe, overrides)
     if not name:
@@ -65,12 +67,14 @@ def _recipe(path: str, overrides: list[str]) -> Recipe:
 
 def _open_round(path: str, overrides: list[str]) -> str:
     """Name of the newest round if no model is trained on it yet; else empty."""
+    from launch.feedback.sample import require_project
     from rlhf.feedback.records import Purpose
     from rlhf.feedback.rounds import last_round
     from rlhf.feedback.store import Store
     from rlhf.tracking.run_folder import RunFolder
 
     recipe = _recipe(path, overrides)
+    require_project(recipe.feedback.project)
     with Store.open(recipe.feedback.project) as store:
         last = last_round(store.items(Purpose.LABEL))
     is_trained = RunFolder(_root(recipe, last), "reward").finished_digest() is not None
@@ -118,14 +122,12 @@ def serve_until_voted(store: Store, address: Address, name: str, votes: int) -> 
         UserError: the address cannot be used.
         Stopped: SIGINT or SIGTERM came first; the votes are kept.
     """
-    from launch.feedback.serve import local_url, run_server, warn_of_exposure
+    from launch.feedback.serve import run_server
     from rlhf.tracking.console import Console
 
     overlap = store.settings.overlap
     if _has_votes(store.round_progress(name, overlap), votes):
         return
-    warn_of_exposure(address)
-    print(f"{name} is served at {local_url(address)} – links: rlhf feedback token {store.path} ALIAS", flush=True)
     with Console(sys.stdout).stage("Votes", votes) as report:
 
         def is_done() -> bool:
@@ -133,7 +135,7 @@ def serve_until_voted(store: Store, address: Address, name: str, votes: int) -> 
             report(min(progress[0], votes), {})
             return _has_votes(progress, votes)
 
-        run_server(store, address, is_done)
+        run_server(store, address, name, is_done)
     if not is_done():
         raise Stopped("the labelling page was stopped")
 

@@ -63,6 +63,7 @@ def plan_round(session: Session, name: str = "") -> RoundPlan:
     from rlhf.feedback.store import Store
 
     recipe, config = session.recipe, session.recipe.feedback
+    require_project(config.project)
     with Store.open(config.project) as store:
         items = store.items(Purpose.LABEL)
     name = name or next_round(items)
@@ -83,6 +84,20 @@ def plan_round(session: Session, name: str = "") -> RoundPlan:
     return RoundPlan(
         session=session, project=Path(config.project), name=name, policy=policy, rows=kept, prompts=prompts
     )
+
+
+def require_project(path: str) -> None:
+    """Check that ``feedback.project`` exists.
+
+    Raises:
+        UserError: it does not.
+    """
+    if not Path(path).exists():
+        raise UserError(
+            f"feedback.project = {path!r}: there is no such file",
+            "a round adds its pairs to a project",
+            f"name your project, feedback.project=votes.db, or make one: rlhf feedback init {path}",
+        )
 
 
 def _policy(session: Session) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import signal
+import socket
 import sys
 import threading
 import time
@@ -52,27 +53,40 @@ def serve(store: Store, address: Address) -> None:
     Raises:
         UserError: the address cannot be used.
     """
-    warn_of_exposure(address)
-    print(f"{store.path} is served at {local_url(address)} – links: rlhf feedback token {store.path} ALIAS")
-    run_server(store, address)
+    run_server(store, address, str(store.path))
 
 
-def run_server(store: Store, address: Address, is_done: Callable[[], bool] | None = None) -> None:
-    """Run the server until SIGINT or SIGTERM, or until ``is_done``, which is asked every second, is true.
+def run_server(store: Store, address: Address, name: str, is_done: Callable[[], bool] | None = None) -> None:
+    """Run the server until SIGINT or SIGTERM, or until ``is_done``, which is called every second, is true.
+
+    Args:
+        name: of what is served, for the line with the address.
 
     Raises:
         UserError: the address cannot be used.
     """
+    warn_of_exposure(address)
     server = make_server(store, address)
-    if is_done is not None:
-        threading.Thread(target=_stop_when, args=(server, is_done), daemon=True).start()
+    with _bound(address) as listener, _signals_end_quietly():
+        print(f"{name} is served at {local_url(address)} – links: rlhf feedback token {store.path} ALIAS", flush=True)
+        if is_done is not None:
+            threading.Thread(target=_stop_when, args=(server, is_done), daemon=True).start()
+        server.run(sockets=[listener])
+
+
+@contextmanager
+def _bound(address: Address) -> Iterator[socket.socket]:
+    """A socket that listens at the address, before anything is announced."""
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     try:
-        with _signals_end_quietly():
-            server.run()
-    except SystemExit as error:  # uvicorn has logged why
+        listener = socket.create_server((address.host, address.port), family=family, backlog=MOST_CONNECTIONS)
+    except (OSError, OverflowError) as error:
+        why = getattr(error, "strerror", None) or str(error)
         raise UserError(
-            f"cannot serve at {address.host}:{address.port}", "see above", "choose another --host or --port"
+            f"cannot serve at {address.host}:{address.port}", why, "choose another --host or --port"
         ) from error
+    with listener:
+        yield listener
 
 
 @contextmanager

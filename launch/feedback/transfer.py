@@ -129,7 +129,7 @@ def export(
     format: Annotated[
         ExportFormat,
         typer.Option(
-            help="native: all of a project, to be imported again; trl: preferences; trl-unpaired: thumbs, both-bad answers"
+            help="native: all of a project, to import again; trl: preferences; trl-unpaired: thumbs, both-bad answers"
         ),
     ] = "native",
     aggregation: Annotated[

@@ -156,6 +156,8 @@ def derive_key(store: Store, use: str) -> bytes:
 
 def _require_role(db: sqlite3.Connection, alias: str, role: Role) -> None:
     if role in (Role.ADMIN, Role.SERVICE):
+        if db.execute("SELECT 1 FROM raters WHERE alias = ?", (alias,)).fetchone():
+            raise UserError(f"{alias} is a rater, and gets no token as {role}", "", "use another alias")
         return require_alias(alias, is_imported=False)
     rater = rater_row(db, alias)
     if rater["is_imported"] or bool(rater["is_adjudicator"]) != (role == Role.ADJUDICATOR):

@@ -23,8 +23,8 @@ from rlhf.feedback.records import Choice, Item, Purpose, Vote
 from rlhf.types import Int64
 
 PSEUDO_VOTES = np.eye(3) + 0.25
-"""Of ``dawid_skene``: a rater without votes is right with probability 1.25/1.75, so with few votes the result equals the
-majority's."""
+"""Of ``dawid_skene``: a rater without votes is right with probability 1.25/1.75, so with few votes the result equals
+the majority's."""
 RIDGE = 0.5
 """Of ``bradley_terry``: one vote on an isolated pair gives a probability of 0.74, ten equal votes 0.93."""
 NO_OUTCOME = "items without outcome"

@@ -43,7 +43,11 @@ def rater_row(db: sqlite3.Connection, alias: str) -> sqlite3.Row:
     """
     row = db.execute("SELECT * FROM raters WHERE alias = ?", (alias,)).fetchone()
     if row is None:
-        raise UserError(f"there is no rater {alias!r} in the project", "", "add the rater, or correct the alias")
+        raise UserError(
+            f"there is no rater {alias!r} in the project",
+            "",
+            "correct the alias (`rlhf feedback status` lists all), or add the rater by `rlhf feedback token`",
+        )
     return row
 
 

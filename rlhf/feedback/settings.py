@@ -123,4 +123,4 @@ def read_settings(db: sqlite3.Connection) -> ProjectSettings:
 
 def _require(is_right: bool, what: str, why: str) -> None:
     if not is_right:
-        raise UserError(what, why, "choose another value: `rlhf feedback settings`")
+        raise UserError(what, why, "choose another value")
