@@ -63,8 +63,8 @@ def read_comparisons(session: Session, model: str, preferences: str, out: Path |
     from rlhf.feedback.judged_pairs import load_judged_pairs
     from rlhf.models.classifier import inspect_classifier
 
-    if out is not None and not out.absolute().parent.is_dir():
-        raise UserError(f"--out {out}: there is no folder {out.parent}", fix="name a file in an existing folder")
+    if out is not None and (out.is_dir() or not out.absolute().parent.is_dir()):
+        raise UserError(f"--out {out}: no file can be written there", fix="name a file in an existing folder")
     data = replace(session.recipe.data, preferences=preferences)
     session = replace(session, recipe=replace(session.recipe, data=data))
     raise_all(list(check_path("--reward-model", model)), "rlhf evaluate")

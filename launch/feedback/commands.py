@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,6 +25,7 @@ Project = Annotated[Path, typer.Argument(metavar="PROJECT.db", help="the project
 Alias = Annotated[str, typer.Argument(metavar="ALIAS", help="a rater's alias, such as rater-07; never a name")]
 RoleName = Literal["rater", "adjudicator", "admin", "service"]
 DAY = 24 * 3600.0
+LONGEST_DAYS = 3650.0
 
 
 def init(
@@ -102,8 +102,9 @@ def token(
     from rlhf.feedback.access import Role, issue_token
     from rlhf.feedback.store import Store
 
-    if not (days > 0 and math.isfinite(days)):
-        raise UserError(f"--days is {days:g}", "a link must be valid for some time", "give a number above 0")
+    if not 0 < days <= LONGEST_DAYS:
+        why = "a link must be valid for some time, and expire"
+        raise UserError(f"--days is {days:g}", why, f"give a number above 0, and up to {LONGEST_DAYS:g}")
     with Store.open(project) as store:
         if role in ("rater", "adjudicator"):
             store.add_rater(alias, is_adjudicator=role == "adjudicator")

@@ -64,7 +64,8 @@ def load(session: Session, more: int = 1000) -> Work:
 def _session_of(session: Session, percent: int, digest: str) -> Session:
     """The session of a run that trains a reward model on a part of the labels.
 
-    Its name has the labels' digest: after more votes, models are trained anew. The warm-up is that part of the recipe's.
+    Its name has the labels' digest: after more votes, models are trained anew. The warm-up is
+    that part of the recipe's.
     """
     recipe = session.recipe
     start = session.tokenizer_folder if recipe.reward.init else session.model_of("sft", None, session.base)
@@ -102,6 +103,7 @@ def report(session: Session, sessions: Sequence[Session], snapshot: Snapshot, mo
     """Train, estimate, print, plot, and write the numbers to the run's folder."""
     from actors.pipeline import run_stage
     from rlhf.feedback.ceiling import estimate_ceiling
+    from rlhf.feedback.judgements import independent
     from rlhf.feedback.learning import CurvePoint, forecast, label_cost
 
     points = []
@@ -117,13 +119,13 @@ def report(session: Session, sessions: Sequence[Session], snapshot: Snapshot, mo
         accuracy, low, high = (float(summary[f"{name}"]) for name in _ACCURACY)
         points.append(CurvePoint(labels=len(each.preferences.train), accuracy=accuracy, low=low, high=high))
     ceiling = estimate_ceiling(snapshot.items, snapshot.votes)
-    labelled = {vote.item for vote in snapshot.votes}
-    votes_per_label = len(snapshot.votes) / max(1, len(labelled))
+    judged = independent(snapshot.items, snapshot.votes)
+    votes_per_label = len(judged.votes) / max(1, len(judged.items))
     found = LearningReport(
         points=tuple(points),
         ceiling=ceiling,
         forecast=forecast(points, more, ceiling.majority.value or 1.0),
-        cost=label_cost(snapshot.votes, more, votes_per_label),
+        cost=label_cost(judged.votes, more, votes_per_label),
         votes_per_label=votes_per_label,
     )
     _show(session, found, more)

@@ -87,14 +87,20 @@ def _root(recipe: Recipe, round: str) -> Path:
 
 def _serve(path: str, overrides: list[str], name: str, address: Address) -> list[str]:
     """Serve the round until its votes are in, and copy the project; returns the settings of its training run."""
+    from dataclasses import replace
+
+    from rlhf.feedback.project import load_preferences
     from rlhf.feedback.store import Store
+    from rlhf.tracking.run_folder import RunFolder
 
     recipe = _recipe(path, overrides)
     copy = _root(recipe, name) / SNAPSHOT
     start = _start_model(recipe)  # refused now, not after the votes
-    if not copy.exists():
+    is_used = copy.exists() and RunFolder(copy.parent, "reward").path.exists()
+    if not is_used:  # a copy that nothing was trained on is made anew
         with Store.open(recipe.feedback.project) as store:
             serve_until_voted(store, address, name, recipe.feedback.votes)
+            load_preferences(replace(recipe.data, preferences=recipe.feedback.project))  # refused before it is copied
             copy.parent.mkdir(parents=True, exist_ok=True)
             partial = copy.with_suffix(".partial")
             partial.unlink(missing_ok=True)

@@ -67,11 +67,14 @@ def run_server(store: Store, address: Address, name: str, is_done: Callable[[], 
     """
     warn_of_exposure(address)
     server = make_server(store, address)
-    with _bound(address) as listener, _signals_end_quietly():
+    failed: list[Exception] = []
+    with _bound(address) as listener, _signals_stop(server):
         print(f"{name} is served at {local_url(address)} – links: rlhf feedback token {store.path} ALIAS", flush=True)
         if is_done is not None:
-            threading.Thread(target=_stop_when, args=(server, is_done), daemon=True).start()
+            threading.Thread(target=_stop_when, args=(server, is_done, failed), daemon=True).start()
         server.run(sockets=[listener])
+    if failed:
+        raise failed[0]
 
 
 @contextmanager
@@ -90,10 +93,15 @@ def _bound(address: Address) -> Iterator[socket.socket]:
 
 
 @contextmanager
-def _signals_end_quietly() -> Iterator[None]:
-    """Context in which SIGINT and SIGTERM are uvicorn's: it raises them again after its end, which would kill us."""
+def _signals_stop(server: uvicorn.Server) -> Iterator[None]:
+    """Context in which SIGINT and SIGTERM stop the server, also before it handles them itself. It raises them again
+    after its end, which would kill the process without this."""
+
+    def stop(*_: object) -> None:
+        server.should_exit = True
+
     names = (signal.SIGINT, signal.SIGTERM)
-    before = {name: signal.signal(name, lambda *_: None) for name in names}
+    before = {name: signal.signal(name, stop) for name in names}
     try:
         yield
     finally:
@@ -101,9 +109,13 @@ def _signals_end_quietly() -> Iterator[None]:
             signal.signal(name, handler)
 
 
-def _stop_when(server: uvicorn.Server, is_done: Callable[[], bool]) -> None:
-    while not (server.should_exit or is_done()):
-        time.sleep(POLL_SECONDS)
+def _stop_when(server: uvicorn.Server, is_done: Callable[[], bool], failed: list[Exception]) -> None:
+    """Stop the server when ``is_done`` is true, or fails: the error goes to ``failed``."""
+    try:
+        while not (server.should_exit or is_done()):
+            time.sleep(POLL_SECONDS)
+    except Exception as error:
+        failed.append(error)
     server.should_exit = True
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import uuid
-from typing import Literal
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from launch.feedback.site import site_of
 from launch.feedback.visitors import Service
@@ -18,24 +18,33 @@ from rlhf.records import Message, Messages
 router = APIRouter()
 
 
+def _require_unicode(text: str) -> str:
+    text.encode()  # a lone surrogate is a ValueError, which pydantic reports
+    return text
+
+
+Unicode = Annotated[str, AfterValidator(_require_unicode)]
+"""Text that a tokenizer can read."""
+
+
 class Turn(BaseModel):
     """One message of a prompt."""
 
     model_config = ConfigDict(extra="forbid")
-    role: str = Field(min_length=1)
-    content: str
+    role: Unicode = Field(min_length=1)
+    content: Unicode
 
 
 class Reaction(BaseModel):
     """Body of ``POST /feedback``."""
 
     model_config = ConfigDict(extra="forbid")
-    prompt: str | list[Turn]
-    answer: str
-    model: str = Field(min_length=1, max_length=200)
+    prompt: Unicode | list[Turn]
+    answer: Unicode
+    model: Unicode = Field(min_length=1, max_length=200)
     """Name and version of the model that answered."""
     thumb: Literal["up", "down"]
-    comment: str = Field(default="", max_length=10_000)
+    comment: Unicode = Field(default="", max_length=10_000)
     id: str = Field(default_factory=lambda: uuid.uuid4().hex, pattern=r"^[A-Za-z0-9._:-]{1,100}$")
     """Made by the sender: a reaction that is sent twice is stored once. A new one if it is missing."""
 

@@ -117,7 +117,7 @@ def check_form(request: Request, visitor: Visitor, csrf: str) -> None:
     origin = urlsplit(request.headers.get("origin", ""))
     if (origin.scheme, origin.netloc) != (request.url.scheme, request.url.netloc):
         raise PageError(403, "error_forbidden")
-    if not hmac.compare_digest(csrf.encode(), visitor.csrf.encode()):
+    if not hmac.compare_digest(csrf.encode(errors="replace"), visitor.csrf.encode()):
         raise PageError(403, "error_stale")
 
 

@@ -188,6 +188,7 @@ def _parse(token: str) -> tuple[str, _Payload, bytes]:
     try:
         payload = json.loads(_decode(text)) if len(token) <= LONGEST_TOKEN else None
         decoded = _decode(signature)
+        json.dumps(payload, ensure_ascii=False).encode()  # SQLite takes no half of a surrogate pair
     except (ValueError, binascii.Error, RecursionError) as error:
         raise TokenError(TokenFault.MALFORMED) from error
     if not isinstance(payload, dict) or {key: type(value) for key, value in payload.items()} != _TYPES:

@@ -18,7 +18,7 @@ from scipy.special import expit, logit
 from rlhf.feedback.bradley_terry import fit_bradley_terry
 from rlhf.feedback.coefficients import Float64
 from rlhf.feedback.dawid_skene import fit_dawid_skene
-from rlhf.feedback.judgements import BOTH_BAD, FIRST, SECOND, TIE, Judgements, independent
+from rlhf.feedback.judgements import BOTH_BAD, FIRST, SECOND, TIE, Judgements, decisions, independent
 from rlhf.feedback.records import Choice, Item, Purpose, Vote
 from rlhf.types import Int64
 
@@ -168,9 +168,9 @@ def _ballots(items: Sequence[Item], votes: Sequence[Vote]) -> _Ballots:
 
 
 def _adjudications(items: Sequence[Item], votes: Sequence[Vote]) -> dict[str, Vote]:
-    """Label item → its last adjudication."""
+    """Label item → its last adjudication; a skip decides nothing."""
     labels = {item.id for item in items if item.purpose is Purpose.LABEL}
-    return {v.item: v for v in votes if v.is_adjudication and not v.is_suspended and v.item in labels}
+    return {v.item: v for v in decisions(votes) if v.item in labels}
 
 
 def _why_not(vote: Vote, decided: Mapping[str, Vote], is_bad: bool) -> str:

@@ -77,17 +77,18 @@ def restore(store: Store, contents: Contents) -> Added:
         store.add_rater(rater.alias, is_adjudicator=rater.is_adjudicator, is_imported=rater.is_imported)
         for rater in contents.raters
     )
-    with store.writing() as db:
-        _restore_people(db, contents)
-    for rater in contents.raters:
-        if rater.is_suspended:
-            store.suspend(rater.alias, rater.suspension_reason)
-    return Added(
+    added = Added(
         raters=raters,
         items=store.add_items(contents.items),
         votes=store.import_votes(contents.votes),
         thumbs=store.import_thumbs(contents.thumbs),
     )
+    with store.writing() as db:
+        _restore_people(db, contents)
+    for rater in contents.raters:  # last: a file that is refused suspends nobody
+        if rater.is_suspended:
+            store.suspend(rater.alias, rater.suspension_reason)
+    return added
 
 
 def _require_same_guidelines(known: Iterable[Guideline], given: Iterable[Guideline]) -> None:

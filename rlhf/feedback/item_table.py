@@ -61,8 +61,11 @@ class ItemTable(Database):
     def round_progress(self, round: str, overlap: int) -> tuple[int, int]:
         """Votes that count on a round's label items, and how many more those items can get."""
         query = (
-            "SELECT coalesce(sum(counted), 0) AS votes, coalesce(sum(max(?2 - counted, 0)), 0) AS open_slots "
-            "FROM items WHERE round = ?1 AND purpose = 'label'"
+            "SELECT coalesce(sum(counted), 0) AS votes, "
+            "coalesce(sum(CASE WHEN skips < ?2 THEN max(?2 - counted, 0) ELSE 0 END), 0) AS open_slots FROM "
+            "(SELECT counted, (SELECT count(*) FROM votes JOIN raters ON raters.number = rater "
+            "WHERE item = items.number AND choice = 'skip' AND is_repeat = 0 AND is_suspended = 0) AS skips "
+            "FROM items WHERE round = ?1 AND purpose = 'label')"
         )
         with self.connection() as db:
             row = db.execute(query, (round, overlap)).fetchone()

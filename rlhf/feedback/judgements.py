@@ -99,6 +99,11 @@ def independent(items: Sequence[Item], votes: Iterable[Vote], purpose: Purpose =
     return _as_arrays(by_id, list(kept.values()), left_out)
 
 
+def decisions(votes: Iterable[Vote]) -> list[Vote]:
+    """Adjudications that decide: those of suspended adjudicators, and skips, do not."""
+    return [v for v in votes if v.is_adjudication and not v.is_suspended and v.choice is not Choice.SKIP]
+
+
 def _why_none(vote: Vote, item: Item | None, purpose: Purpose) -> str:
     """Why a vote is no judgement; empty if it is one."""
     reasons = {

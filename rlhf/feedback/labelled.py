@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from rlhf.feedback.judgements import independent
+from rlhf.feedback.judgements import decisions, independent
 from rlhf.feedback.records import Answer, Choice, Item, Thumb, Vote
 from rlhf.feedback.snapshot import Snapshot
 from rlhf.records import Messages
@@ -41,7 +41,7 @@ def _both_bad(snapshot: Snapshot) -> Iterator[tuple[Item, list[Vote]]]:
     by_item: dict[str, list[Vote]] = {}
     for vote in judged.votes:
         by_item.setdefault(vote.item, []).append(vote)
-    decided = {vote.item: vote for vote in snapshot.votes if vote.is_adjudication and not vote.is_suspended}
+    decided = {vote.item: vote for vote in decisions(snapshot.votes)}
     for item in snapshot.labels:
         votes = [decided[item.id]] if item.id in decided else by_item.get(item.id, [])
         bad = [vote for vote in votes if vote.choice is Choice.BOTH_BAD]

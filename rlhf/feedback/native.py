@@ -11,12 +11,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from rlhf.data.read import read_rows
+from rlhf.data.turns import RowError
 from rlhf.errors import UserError
 from rlhf.feedback.encoding import decode_item, decode_thumb, decode_vote, encode_item, encode_thumb, encode_vote
 from rlhf.feedback.guideline_table import Guideline
 from rlhf.feedback.records import Item, Thumb, Vote
 from rlhf.feedback.settings import ProjectSettings
 from rlhf.feedback.store import Store
+from rlhf.feedback.typed import require_types
 from rlhf.records import BadRow, DataFile, RowLocation
 
 VERSION = 1
@@ -106,8 +108,10 @@ def _decode(columns: Mapping[str, Any], source: RowLocation) -> tuple[str, Any]:
     if kind not in _DECODERS:
         raise _damaged(source, f"kind is {kind!r:.40}, not {', '.join(_DECODERS)}")
     try:
-        return kind, _DECODERS[kind](row)
-    except (KeyError, TypeError, ValueError) as error:
+        decoded = _DECODERS[kind](row)
+        require_types(decoded)
+        return kind, decoded
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError, RowError) as error:
         raise _damaged(source, f"{kind}: {type(error).__name__}: {error}") from error
 
 

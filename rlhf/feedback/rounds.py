@@ -11,7 +11,7 @@ from rlhf.data.chat import transcript
 from rlhf.feedback.records import Item
 from rlhf.records import Messages
 
-ROUND_NAME = re.compile(r"round-(\d+)")
+ROUND_NAME = re.compile(r"round-([0-9]{1,9})")
 SEEDS_OF_A_ROUND = 10**6
 """Seeds that each round has for its answers."""
 
@@ -19,13 +19,17 @@ SEEDS_OF_A_ROUND = 10**6
 def next_round(items: Sequence[Item]) -> str:
     """Name of a new round: ``round-<n>``, n one above the highest number in the project."""
     last = last_round(items)
-    return f"round-{int(last.removeprefix('round-')) + 1 if last else 1}"
+    return f"round-{_number(last) + 1}"
 
 
 def last_round(items: Sequence[Item]) -> str:
     """Name of the round with the highest number; empty if there is none."""
-    numbers = [int(found[1]) for item in items if (found := ROUND_NAME.fullmatch(item.round))]
-    return f"round-{max(numbers)}" if numbers else ""
+    return max((item.round for item in items if ROUND_NAME.fullmatch(item.round)), key=_number, default="")
+
+
+def _number(round: str) -> int:
+    found = ROUND_NAME.fullmatch(round)
+    return int(found[1]) if found else 0
 
 
 def first_seed(seed: int, round: str) -> int:

@@ -55,7 +55,7 @@ class ProjectSettings:
     def __post_init__(self) -> None:
         object.__setattr__(self, "reasons", tuple(self.reasons))
         object.__setattr__(self, "disagreement_to_adjudicate", Disagreement(self.disagreement_to_adjudicate))
-        _require(self.overlap >= 1, f"overlap is {self.overlap}", "each item needs at least one vote")
+        _require(1 <= self.overlap <= 1000, f"overlap is {self.overlap}", "each item needs 1 to 1,000 votes")
         for name in ("gold_fraction", "repeat_fraction"):
             _require(
                 0 <= getattr(self, name) < 1, f"{name} is {getattr(self, name)}", "a fraction is at least 0, below 1"

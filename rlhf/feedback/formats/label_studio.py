@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime
 
 from rlhf.data.read import RawRow
@@ -59,10 +60,15 @@ def parse(raw: RawRow, rater: str) -> list[Judged]:
     bad: list[str] = []
     for annotation in annotations:
         try:
-            votes.append(_vote(item, annotation, rater))
+            vote = _vote(item, annotation, rater)
+            votes.append(replace(vote, choice=vote.choice.swapped) if _is_reversed(annotation, names) else vote)
         except RowError as error:
             bad.append(str(error))
     return [Judged(source=raw.source, item=item, votes=tuple(votes), bad_votes=tuple(bad))]
+
+
+LONGEST = 1e9
+"""A longer time for one vote, in seconds, is none."""
 
 
 def _names(annotations: list[object], data: Mapping[str, object]) -> tuple[str, str]:
@@ -75,6 +81,12 @@ def _names(annotations: list[object], data: Mapping[str, object]) -> tuple[str, 
         if all(name in data for name in pair):
             return pair
     raise RowError(f"columns missing: needs two answers in data; has {', '.join(data) or 'none'}")
+
+
+def _is_reversed(annotation: object, names: tuple[str, str]) -> bool:
+    """Whether an annotation names the two answers in the other order."""
+    given = [[name.strip() for name in str(each.get("to_name", "")).split(",")] for each in _pairwise(annotation)]
+    return [names[1], names[0]] in given
 
 
 def _pairwise(annotation: object) -> list[Mapping[str, object]]:
@@ -91,7 +103,7 @@ def _vote(item: Item, annotation: object, rater: str) -> Vote:
         item,
         _rater(annotation.get("completed_by"), rater),
         _choice(annotation),
-        seconds=float(seconds) if isinstance(seconds, int | float) and seconds >= 0 else None,
+        seconds=float(seconds) if isinstance(seconds, int | float) and 0 <= seconds < LONGEST else None,
         time=_time(annotation.get("created_at")),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -346,6 +347,9 @@ def test_thumbs_from_production(make_store: MakeStore) -> None:
     (thumb,) = store.thumbs()
     assert (thumb.id, thumb.answer.text, thumb.answer.policy, thumb.is_good) == ("a-1", "Hello.", "m-2", True)
     assert isinstance(thumb, Thumb) and [turn.content for turn in thumb.prompt] == ["Hi"]  # type: ignore[union-attr]
+    half = json.dumps({**body, "id": "a-2", "answer": "half of a pair: \ud800"}).encode()
+    typed = {**bearer, "content-type": "application/json"}
+    assert client.post("/feedback", content=half, headers=typed).status_code == 422
     wrong = client.post("/feedback", json={**body, "thumb": "sideways"}, headers=bearer)
     assert wrong.status_code == 422 and wrong.json()["problems"][0]["field"] == "thumb"
     assert client.post("/feedback", json=body).status_code == 401

@@ -141,3 +141,17 @@ def test_dawid_skene_weighs_raters() -> None:
     assert found.is_converged
     assert sum(right) > 180 > sum(by_majority)
     assert len(independent(simulated.items, votes).votes) == 1000
+
+
+def test_an_adjudicators_skip_decides_nothing() -> None:
+    item = Item(id="i", prompt="p", answers=(Answer(text="a"), Answer(text="b")))
+    votes = [
+        Vote(id=str(i), item="i", rater=f"r{i}", choice=choice)
+        for i, choice in enumerate([Choice.FIRST_MUCH, Choice.FIRST_MUCH, Choice.SECOND_MUCH])
+    ]
+    skip = Vote(id="s", item="i", rater="judge", choice=Choice.SKIP, is_adjudication=True)
+    [outcome] = majority([item], [*votes, skip]).outcomes
+    assert outcome.first_wins and outcome.probability == pytest.approx(2 / 3)
+    decided = Vote(id="d", item="i", rater="judge-2", choice=Choice.SECOND_MUCH, is_adjudication=True)
+    [outcome] = majority([item], [*votes, decided, skip]).outcomes
+    assert not outcome.first_wins and outcome.probability == 1.0

@@ -317,3 +317,17 @@ def test_every_statement_of_the_labelling_page_uses_an_index(tmp_path: Path) -> 
     searches = [detail for detail, _ in plans if detail.startswith("SEARCH")]
     for index in ("items_queue (purpose=? AND counted=? AND turn>?)", "items_dispute", "votes_rater", "leases_item"):
         assert any(index in detail for detail in searches), index
+
+
+def test_a_round_needs_no_vote_on_an_item_that_everybody_skips(tmp_path: Path) -> None:
+    rounds = [replace(each, round="round-1") for each in labels(2)]
+    with project(tmp_path, rounds, "ann", "bob", overlap=1) as store:
+        assert store.round_progress("round-1", 1) == (0, 2)
+        first = next_item(store, "ann", NOW)
+        assert first is not None
+        store.add_vote(vote_on(first, "ann", Choice.SKIP))
+        assert store.round_progress("round-1", 1) == (0, 1)
+        second = next_item(store, "ann", NOW)
+        assert second is not None
+        store.add_vote(vote_on(second, "ann"))
+        assert store.round_progress("round-1", 1) == (1, 0)

@@ -211,6 +211,17 @@ def test_label_studio(tmp_path: Path) -> None:
     assert "ann@example.org" not in repr(feedback)
 
 
+def test_label_studio_may_show_the_answers_in_another_order_to_each_rater(tmp_path: Path) -> None:
+    def annotation(number: int, names: str, selected: str) -> dict[str, object]:
+        result = [{"type": "pairwise", "to_name": names, "value": {"selected": selected}}]
+        return {"completed_by": number, "result": result, "lead_time": 10**400 if number == 1 else 3}
+
+    annotations = [annotation(1, "a,b", "left"), annotation(2, "b,a", "right"), annotation(3, "b,a", "left")]
+    feedback = read(tmp_path, "label-studio", {"id": 3, "data": {"a": "A", "b": "B"}, "annotations": annotations})
+    assert [vote.choice.strength for vote in feedback.votes] == [1, 1, -1]
+    assert [vote.seconds for vote in feedback.votes] == [None, 3.0, 3.0]
+
+
 def test_label_studio_names_the_left_answer_first(tmp_path: Path) -> None:
     data = {"second": "B", "first": "A"}
     result = [{"type": "pairwise", "to_name": "first,second", "value": {"selected": "left"}}]

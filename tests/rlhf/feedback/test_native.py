@@ -191,3 +191,51 @@ def test_a_damaged_file_is_refused_as_a_whole(small: Path, change, message: str)
     small.write_text("\n".join(change(lines)) + "\n", encoding="utf-8")
     with pytest.raises(UserError, match=message):
         read_project(str(small))
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "value"),
+    [
+        ("vote", "guideline", 2**70),
+        ("vote", "seconds", "abc"),
+        ("vote", "seconds", [1]),
+        ("vote", "time", None),
+        ("vote", "comment", "half of a pair: \ud800"),
+        ("vote", "is_repeat", "false"),
+        ("rater", "alias", 5),
+        ("rater", "is_suspended", "false"),
+        ("item", "extra", [1]),
+        ("item", "answers", [{"text": 5}, {"text": "b"}]),
+        ("guideline", "version", 2**70),
+    ],
+)
+def test_a_field_of_another_type_is_refused_with_its_line(kind: str, field: str, value: object, tmp_path: Path) -> None:
+    with Store.create(tmp_path / "votes.db") as store:
+        store.add_items([item(1)])
+        store.add_rater("ann", is_imported=True)
+        store.add_guideline("# Be fair")
+        store.import_votes([vote(item(1), "ann", 1)])
+        rows = list(project_rows(store))
+    number = next(i for i, row in enumerate(rows) if row["kind"] == kind)
+    rows[number] = {**rows[number], field: value}
+    path = tmp_path / "project.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match=f"project.jsonl:{number + 1}"):
+        read_project(str(path))
+
+
+def test_a_file_that_is_refused_suspends_nobody(tmp_path: Path) -> None:
+    with Store.create(tmp_path / "given.db") as given:
+        given.add_items([item(1)])
+        given.add_rater("ann", is_imported=True)
+        given.import_votes([vote(item(1), "ann", 1)])
+        given.suspend("ann", "too fast")
+        path = tmp_path / "given.jsonl"
+        path.write_text("".join(map(to_line, project_rows(given))))
+    with Store.create(tmp_path / "kept.db") as kept:
+        kept.add_items([item(1)])
+        kept.add_rater("ann", is_imported=True)
+        kept.import_votes([vote(item(1), "ann", 2)])
+        with pytest.raises(UserError):
+            restore(kept, read_project(str(path)))
+        assert [rater.is_suspended for rater in kept.raters()] == [False]

@@ -13,6 +13,8 @@ def test_rounds_are_numbered_and_other_names_are_no_numbers() -> None:
     assert next_round([]) == "round-1" and last_round([item("p", "pilot")]) == ""
     assert next_round([item("p", "pilot"), item("p", "round-9"), item("p", "round-10"), item("p")]) == "round-11"
     assert last_round([item("p", "round-10"), item("p", "round-9")]) == "round-10"
+    assert last_round([item("p", "round-05"), item("p", "round-\u0669")]) == "round-05"
+    assert next_round([item("p", "round-05")]) == "round-6"
 
 
 def test_rounds_and_runs_have_other_seeds() -> None:
