@@ -67,15 +67,14 @@ def _recipe(path: str, overrides: list[str]) -> Recipe:
 
 def _open_round(path: str, overrides: list[str]) -> str:
     """Name of the newest round if no model is trained on it yet; else empty."""
-    from launch.feedback.sample import require_project
+    from launch.feedback.sample import project_path
     from rlhf.feedback.records import Purpose
     from rlhf.feedback.rounds import last_round
     from rlhf.feedback.store import Store
     from rlhf.tracking.run_folder import RunFolder
 
     recipe = _recipe(path, overrides)
-    require_project(recipe.feedback.project)
-    with Store.open(recipe.feedback.project) as store:
+    with Store.open(project_path(recipe)) as store:
         last = last_round(store.items(Purpose.LABEL))
     is_trained = RunFolder(_root(recipe, last), "reward").finished_digest() is not None
     return "" if not last or is_trained else last
@@ -89,6 +88,7 @@ def _serve(path: str, overrides: list[str], name: str, address: Address) -> list
     """Serve the round until its votes are in, and copy the project; returns the settings of its training run."""
     from dataclasses import replace
 
+    from launch.feedback.sample import project_path
     from rlhf.feedback.project import load_preferences
     from rlhf.feedback.store import Store
     from rlhf.tracking.run_folder import RunFolder
@@ -98,9 +98,10 @@ def _serve(path: str, overrides: list[str], name: str, address: Address) -> list
     start = _start_model(recipe)  # refused now, not after the votes
     is_used = copy.exists() and RunFolder(copy.parent, "reward").path.exists()
     if not is_used:  # a copy that nothing was trained on is made anew
-        with Store.open(recipe.feedback.project) as store:
+        project = project_path(recipe)
+        with Store.open(project) as store:
             serve_until_voted(store, address, name, recipe.feedback.votes)
-            load_preferences(replace(recipe.data, preferences=recipe.feedback.project))  # refused before it is copied
+            load_preferences(replace(recipe.data, preferences=str(project)))  # refused before it is copied
             copy.parent.mkdir(parents=True, exist_ok=True)
             partial = copy.with_suffix(".partial")
             partial.unlink(missing_ok=True)

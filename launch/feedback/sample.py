@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from actors.answering import SampledAnswers
     from actors.session import Session
+    from rlhf.config.schema import Recipe
     from rlhf.feedback.records import Item
     from rlhf.records import PromptRow
     from rlhf.types import Prompt
@@ -63,13 +64,13 @@ def plan_round(session: Session, name: str = "") -> RoundPlan:
     from rlhf.feedback.store import Store
 
     recipe, config = session.recipe, session.recipe.feedback
-    require_project(config.project)
-    with Store.open(config.project) as store:
+    project = project_path(recipe)
+    with Store.open(project) as store:
         items = store.items(Purpose.LABEL)
     name = name or next_round(items)
     if any(item.round == name for item in items):
         raise UserError(
-            f"{config.project} has a round {name!r}",
+            f"{project} has a round {name!r}",
             "a round is sampled once",
             "name another round, or leave --round out for the next number",
         )
@@ -81,23 +82,23 @@ def plan_round(session: Session, name: str = "") -> RoundPlan:
     tokenised = tokenise_prompts(rows, session.chat, recipe.data, session.facts, recipe.rollout.max_response_length)
     kept = tuple(rows[i] for i in tokenised.row_of_item)
     prompts = tuple(replace(prompt, id=i) for i, prompt in enumerate(tokenised.items))
-    return RoundPlan(
-        session=session, project=Path(config.project), name=name, policy=policy, rows=kept, prompts=prompts
-    )
+    return RoundPlan(session=session, project=project, name=name, policy=policy, rows=kept, prompts=prompts)
 
 
-def require_project(path: str) -> None:
-    """Check that ``feedback.project`` exists.
+def project_path(recipe: Recipe) -> Path:
+    """The file of ``feedback.project``.
 
     Raises:
-        UserError: it does not.
+        UserError: it does not exist.
     """
-    if not Path(path).exists():
+    path = recipe.feedback.project
+    if not Path(path).expanduser().exists():
         raise UserError(
             f"feedback.project = {path!r}: there is no such file",
             "a round adds its pairs to a project",
             f"name your project, feedback.project=votes.db, or make one: rlhf feedback init {path}",
         )
+    return Path(path).expanduser()
 
 
 def _policy(session: Session) -> Path:

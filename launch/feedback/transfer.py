@@ -157,7 +157,7 @@ def export(
 def _rows(project: Path, format: str, aggregation: str | None, ties: str | None) -> Iterator[Mapping[str, Any]]:
     from rlhf.feedback.aggregate import Ties
     from rlhf.feedback.native import project_rows
-    from rlhf.feedback.project import DEFAULT_RULE, aggregate
+    from rlhf.feedback.project import DEFAULT_RULE, aggregate, describe_votes
     from rlhf.feedback.snapshot import read_snapshot
     from rlhf.feedback.store import Store
     from rlhf.feedback.training_rows import labelled_rows, preference_rows
@@ -170,8 +170,10 @@ def _rows(project: Path, format: str, aggregation: str | None, ties: str | None)
     if format == "trl-unpaired":
         yield from labelled_rows(snapshot)
         return
-    rule = aggregation or DEFAULT_RULE
-    yield from preference_rows(snapshot, aggregate(snapshot, rule, Ties(ties or Ties.DROP)), rule)
+    rule, how = aggregation or DEFAULT_RULE, Ties(ties or Ties.DROP)
+    aggregated = aggregate(snapshot, rule, how)
+    print("\n".join(describe_votes(snapshot, aggregated, rule, how)))
+    yield from preference_rows(snapshot, aggregated, rule)
 
 
 def _write(out: Path, rows: Iterator[Mapping[str, Any]]) -> int:

@@ -146,10 +146,10 @@ def _load(snapshot: Snapshot, config: DataConfig, convert: Callable[[Snapshot, O
     if not aggregated.outcomes:
         raise UserError(
             f"no preference in '{snapshot.path}'",
-            "; ".join(_counts(snapshot, aggregated, rule, ties)),
+            "; ".join(describe_votes(snapshot, aggregated, rule, ties)),
             "collect votes by `rlhf feedback serve`, or import some by `rlhf feedback import`",
         )
-    remarks = _counts(snapshot, aggregated, rule, ties)
+    remarks = describe_votes(snapshot, aggregated, rule, ties)
     return _loaded(snapshot, aggregated.outcomes, convert, remarks)
 
 
@@ -243,8 +243,8 @@ def outcome_texts(outcome: Outcome) -> tuple[str, str]:
     return (first, second) if outcome.first_wins else (second, first)
 
 
-def _counts(snapshot: Snapshot, aggregated: Aggregated, rule: str, ties: Ties) -> list[str]:
-    """What a project's votes became, and what they did not."""
+def describe_votes(snapshot: Snapshot, aggregated: Aggregated, rule: str, ties: Ties) -> list[str]:
+    """What a project's votes became, and how many became nothing, one line each."""
     raters = len({vote.rater for vote in snapshot.votes})
     suspended = len({vote.rater for vote in snapshot.votes if vote.is_suspended})
     by = f"{raters:,} rater{'s' * (raters != 1)}" + (f", {suspended} of them suspended" if suspended else "")
