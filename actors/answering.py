@@ -13,6 +13,7 @@ import ray
 
 from actors.engines import Engines
 from actors.placement import Placement
+from actors.rollout import BlockSummary
 from actors.session import Session
 from actors.supervisor import Supervisor
 from actors.waiting import PhaseContext
@@ -68,15 +69,17 @@ def sample_answers(
 
     Args:
         prompts: their ``id`` is their index.
+
+    Raises:
+        MachineryError: more than ``recovery.bad_samples`` samples have no answer.
     """
     indices = [i for i in range(len(prompts)) for _ in range(each)]
-    seeds, context = range(first_seed, first_seed + len(indices)), PhaseContext(phase="answers")
+    seeds = range(first_seed, first_seed + len(indices))
     blocks, texts = list[RolloutBlock](), dict[int, str]()
-    progress, set_aside = session.console.stage("Answers", len(indices)), 0
+    progress = session.console.stage("Answers", len(indices))
     with running_engines(session, folder, prompts, logs) as engines, progress as report:
-        for block, summary in engines.generate(indices, seeds, context):
-            set_aside += engines.supervisor.set_aside(summary.faults, set_aside, context)
-            texts |= engines.decode(folder, block, context)
+        for block, _, decoded in _decoded_blocks(engines, indices, seeds, folder):
+            texts |= decoded
             blocks.append(ray.get(block))
             report(sum(map(len, blocks)), {})
     rollouts = RolloutBlock.concatenate(blocks)
@@ -109,10 +112,18 @@ def answers_of(engines: Engines, indices: Sequence[int], tokenizer_folder: Path,
     Raises:
         MachineryError: more than ``recovery.bad_samples`` prompts have no answer.
     """
-    context, set_aside = PhaseContext(phase="answers"), 0
     answers: dict[int, str] = {}
-    for block, summary in engines.generate(indices, range(len(indices)), context):
-        set_aside += engines.supervisor.set_aside(summary.faults, set_aside, context)
-        answers |= engines.decode(tokenizer_folder, block, context) | dict.fromkeys(summary.set_aside, "")
+    for _, summary, decoded in _decoded_blocks(engines, indices, range(len(indices)), tokenizer_folder):
+        answers |= decoded | dict.fromkeys(summary.set_aside, "")
         report(len(answers), {})
     return [answers[i] for i in range(len(indices))]
+
+
+def _decoded_blocks(
+    engines: Engines, indices: Sequence[int], seeds: Sequence[int], tokenizer_folder: Path
+) -> Iterator[tuple[ray.ObjectRef, BlockSummary, dict[int, str]]]:
+    """Generate; yields each finished block as (reference, summary, texts by seed)."""
+    context, set_aside = PhaseContext(phase="answers"), 0
+    for block, summary in engines.generate(indices, seeds, context):
+        set_aside += engines.supervisor.set_aside(summary.faults, set_aside, context)
+        yield block, summary, engines.decode(tokenizer_folder, block, context)

@@ -82,7 +82,7 @@ def train_dpo(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Data:
+class _PolicyData:
     """Pairs of two responses, for KTO of a response and a mismatched one, and how held-out ones are evaluated."""
 
     train: Sequence[Pair]
@@ -94,16 +94,16 @@ class _Data:
     """(K,) whether each training response is good, for KTO."""
 
 
-def _data(session: Session) -> _Data:
+def _data(session: Session) -> _PolicyData:
     return _labels(session) if is_unpaired(session.recipe, "dpo") else _comparisons(session)
 
 
-def _comparisons(session: Session) -> _Data:
+def _comparisons(session: Session) -> _PolicyData:
     data, config = session.preferences, session.recipe.dpo
     ids = prompt_ids(data.held_out)
     shorter = shorter_wins(PairData.pack(data.held_out).sequences)
     ceiling = read_ceiling(session)  # a property of the labels, so that it applies to DPO too
-    return _Data(
+    return _PolicyData(
         train=data.train,
         held_out=data.held_out,
         metrics=lambda logprobs, reference: held_out_metrics(logprobs, reference, ids, config),
@@ -111,10 +111,10 @@ def _comparisons(session: Session) -> _Data:
     )
 
 
-def _labels(session: Session) -> _Data:
+def _labels(session: Session) -> _PolicyData:
     data, config = session.labelled, session.recipe.dpo
     held_out = LabelledData.pack(data.held_out)
-    return _Data(
+    return _PolicyData(
         train=mismatched_pairs(data.train, session.facts.context),
         held_out=mismatched_pairs(data.held_out, session.facts.context),
         metrics=lambda logprobs, reference: held_out_kto_metrics(logprobs, reference, held_out, config),
@@ -133,7 +133,7 @@ def _logprobs(group: Group, pairs: Sequence[Pair], phase: str, step: int | None 
     return np.concatenate(blocks)
 
 
-def _evaluate(data: _Data, group: Group, reference: Float32, step: int) -> dict[str, float]:
+def _evaluate(data: _PolicyData, group: Group, reference: Float32, step: int) -> dict[str, float]:
     if not len(reference):
         return {}
     return data.metrics(_logprobs(group, data.held_out, "evaluate", step), reference)

@@ -75,7 +75,7 @@ def train_reward(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Data:
+class _RewardData:
     """Packed training data, the role that trains on it, and how held-out data is evaluated."""
 
     role: str
@@ -87,11 +87,11 @@ class _Data:
     baseline: Summary
 
 
-def _comparisons(session: Session) -> _Data:
+def _comparisons(session: Session) -> _RewardData:
     data = session.preferences
     held_out = PairData.pack(data.held_out)
     shorter = shorter_wins(held_out.sequences)
-    return _Data(
+    return _RewardData(
         role=ROLE,
         method="set_data",
         train=PairData.pack(data.train),
@@ -100,10 +100,10 @@ def _comparisons(session: Session) -> _Data:
     )
 
 
-def _labels(session: Session) -> _Data:
+def _labels(session: Session) -> _RewardData:
     data = session.labelled
     held_out = LabelledData.pack(data.held_out)
-    return _Data(
+    return _RewardData(
         role=LABELLED_ROLE,
         method="set_labelled",
         train=LabelledData.pack(data.train),

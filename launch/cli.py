@@ -50,7 +50,7 @@ class Command:
 
 
 @dataclass(frozen=True)
-class Group:
+class CommandGroup:
     """Commands with a common first word, by their second."""
 
     commands: Mapping[str, Command]
@@ -79,13 +79,13 @@ def _tool(module: ModuleType) -> Command:
     return Command(module.run, module.PURPOSE, module.EXAMPLE)
 
 
-def _group(module: ModuleType) -> Group:
+def _group(module: ModuleType) -> CommandGroup:
     """The group of a module whose ``COMMANDS`` holds function, purpose and example of each, by name."""
     commands = {name: Command(*entry) for name, entry in module.COMMANDS.items()}
-    return Group(commands, module.PURPOSE, module.EXAMPLE)
+    return CommandGroup(commands, module.PURPOSE, module.EXAMPLE)
 
 
-COMMANDS: Mapping[str, Command | Group] = {
+COMMANDS: Mapping[str, Command | CommandGroup] = {
     "sft": _stage("sft", "fine-tune a model on demonstrations", "rlhf sft recipes/quickstart.yaml"),
     "reward": _stage(
         "reward", "train a reward model on comparisons", "rlhf reward recipes/quickstart.yaml reward.epochs=2"
@@ -197,7 +197,7 @@ def _command_words(arguments: Sequence[str]) -> list[str]:
     entry = COMMANDS.get(arguments[0]) if arguments else None
     if entry is None:
         return []
-    is_grouped = isinstance(entry, Group) and len(arguments) > 1 and arguments[1] in entry.commands
+    is_grouped = isinstance(entry, CommandGroup) and len(arguments) > 1 and arguments[1] in entry.commands
     return list(arguments[: 2 if is_grouped else 1])
 
 
@@ -207,14 +207,14 @@ def _build_parser() -> typer.Typer:
         help="From human feedback to a better policy.", rich_markup_mode=None, context_settings=SHORT_HELP
     )
     for name, entry in COMMANDS.items():
-        if isinstance(entry, Group):
+        if isinstance(entry, CommandGroup):
             parser.add_typer(_build_group(name, entry), name=name, **_help(entry))
         else:
             _add(parser, name, entry)
     return parser
 
 
-def _build_group(first: str, group: Group) -> typer.Typer:
+def _build_group(first: str, group: CommandGroup) -> typer.Typer:
     parser = typer.Typer(rich_markup_mode=None)
     for name, command in group.commands.items():
         _add(parser, f"{first} {name}", command)
@@ -225,7 +225,7 @@ def _add(parser: typer.Typer, words: str, command: Command) -> None:
     parser.command(words.split()[-1], **_help(command))(_deferred(words, command.run))
 
 
-def _help(entry: Command | Group) -> dict[str, Any]:
+def _help(entry: Command | CommandGroup) -> dict[str, Any]:
     """What typer shows of a command."""
     return {
         "help": entry.purpose,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.cli import COMMANDS, Group, parse
+from launch.cli import COMMANDS, CommandGroup, parse
 from rlhf.config.keys import all_keys
 from rlhf.config.load import load_recipe
 from rlhf.config.schema import DataConfig
@@ -49,7 +49,7 @@ def commands(page: Path) -> list[list[str]]:
 def is_name(words: list[str]) -> bool:
     """Whether words are the name of a command of a group and no more."""
     group = COMMANDS.get(words[0])
-    return isinstance(group, Group) and words[1:] in [[name] for name in group.commands]
+    return isinstance(group, CommandGroup) and words[1:] in [[name] for name in group.commands]
 
 
 def targets(page: Path) -> set[str]:

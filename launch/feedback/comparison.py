@@ -20,7 +20,7 @@ def comparison_texts(item: Item, is_swapped: bool, language: Language) -> dict[s
 
 
 @dataclass(frozen=True, kw_only=True)
-class Turn:
+class ShownTurn:
     """A turn of a prompt as the page shows it."""
 
     role: str
@@ -30,13 +30,13 @@ class Turn:
     html: Markup
 
 
-def _turns(item: Item, language: Language) -> list[Turn]:
+def _turns(item: Item, language: Language) -> list[ShownTurn]:
     if isinstance(item.prompt, str):
-        return [Turn(role="", kind="user", html=to_html(item.prompt))]
+        return [ShownTurn(role="", kind="user", html=to_html(item.prompt))]
     return [_turn(turn.role, turn.content, language) for turn in item.prompt]
 
 
-def _turn(role: str, content: str, language: Language) -> Turn:
+def _turn(role: str, content: str, language: Language) -> ShownTurn:
     text = TEXTS.get(f"role_{role}")
     name = text[language] if text else role
-    return Turn(role=name, kind="assistant" if role == "assistant" else "user", html=to_html(content))
+    return ShownTurn(role=name, kind="assistant" if role == "assistant" else "user", html=to_html(content))

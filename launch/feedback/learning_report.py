@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from actors.session import Session
     from rlhf.feedback.ceiling import Ceiling
     from rlhf.feedback.learning import CurvePoint, Forecast, LabelCost
-    from rlhf.feedback.project import Snapshot
+    from rlhf.feedback.project import ProjectSnapshot
 
 PURPOSE = "show the learning curve over the labels, its ceiling, and what more labels would buy and cost"
 EXAMPLE = "rlhf feedback report recipes/quickstart.yaml data.preferences=feedback.db"
@@ -99,7 +99,7 @@ class LearningReport:
         return self.ceiling.majority.value
 
 
-def report(session: Session, sessions: Sequence[Session], snapshot: Snapshot, more: int) -> LearningReport:
+def report(session: Session, sessions: Sequence[Session], snapshot: ProjectSnapshot, more: int) -> LearningReport:
     """Train, estimate, print, plot, and write the numbers to the run's folder."""
     from actors.pipeline import run_stage
     from rlhf.feedback.ceiling import estimate_ceiling
@@ -164,8 +164,6 @@ def _interval(value: float | None, low: float | None, high: float | None) -> str
 
 
 def _write(root: Path, found: LearningReport) -> None:
-    from dataclasses import asdict
-
     from rlhf.feedback.plots import plot_learning_curve
     from rlhf.storage.durable import write_atomically
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
 from launch.feedback.texts import NAMES, Language, texts
-from launch.visible import make_visible
+from launch.visible import template_environment
 
 FOLDER = Path(__file__).parent
 
@@ -20,10 +19,6 @@ def render(template: str, language: Language, **values: Any) -> Markup:
     return Markup(_ENVIRONMENT.get_template(f"{template}.jinja").render(shown))
 
 
-def _finalize(value: Any) -> Any:
-    return make_visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
-
-
 def format_cell(value: object) -> str:
     """A table's cell: three digits of a number, a dash for a missing value."""
     if value is None:
@@ -31,13 +26,5 @@ def format_cell(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-_ENVIRONMENT = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(FOLDER / "templates"),
-    autoescape=True,
-    finalize=_finalize,
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    auto_reload=False,
-)
+_ENVIRONMENT = template_environment(FOLDER / "templates")
 _ENVIRONMENT.filters |= {"cell": format_cell}

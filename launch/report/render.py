@@ -7,20 +7,14 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
-from launch.visible import make_visible
+from launch.visible import template_environment
 
 
 def render(template: str, **values: Any) -> Markup:
     """Fill a template of this folder."""
     return Markup(_ENVIRONMENT.get_template(f"{template}.jinja").render(values))
-
-
-def _finalize(value: Any) -> Any:
-    """Make text that comes from a run fit for HTML."""
-    return make_visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def format_value(value: Any) -> str:
@@ -40,13 +34,6 @@ def source_hash(source: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()}'"
 
 
-_ENVIRONMENT = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(Path(__file__).parent),
-    autoescape=True,
-    finalize=_finalize,
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
+_ENVIRONMENT = template_environment(Path(__file__).parent)
 _ENVIRONMENT.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
 _ENVIRONMENT.filters |= {"format_value": format_value, "source_hash": source_hash}

@@ -11,7 +11,7 @@ from rlhf.data.split import canonical_prompt
 from rlhf.data.turns import read_variables
 from rlhf.errors import UserError
 from rlhf.feedback.aggregate import Ties
-from rlhf.feedback.project import DEFAULT_RULE, Snapshot, aggregate, is_project, read_snapshot
+from rlhf.feedback.project import DEFAULT_RULE, ProjectSnapshot, aggregate, is_project, read_snapshot
 from rlhf.feedback.records import Item, Vote
 from rlhf.feedback.reward_accuracy import ScoredJudgement
 from rlhf.records import Preference
@@ -67,7 +67,7 @@ def load_judged_pairs(config: DataConfig) -> tuple[JudgedPair, ...]:
     return pairs
 
 
-def _pairs_of_project(snapshot: Snapshot, config: DataConfig) -> tuple[JudgedPair, ...]:
+def _pairs_of_project(snapshot: ProjectSnapshot, config: DataConfig) -> tuple[JudgedPair, ...]:
     aggregated = aggregate(snapshot, config.aggregation or DEFAULT_RULE, Ties.DROP)
     winners = {outcome.item.id: outcome.first_wins for outcome in aggregated.outcomes}
     votes: dict[str, list[Vote]] = {}
@@ -77,7 +77,9 @@ def _pairs_of_project(snapshot: Snapshot, config: DataConfig) -> tuple[JudgedPai
     return tuple(_pair(snapshot, item, winners, votes) for item in snapshot.labels if item.id in votes)
 
 
-def _pair(snapshot: Snapshot, item: Item, winners: Mapping[str, bool], votes: Mapping[str, list[Vote]]) -> JudgedPair:
+def _pair(
+    snapshot: ProjectSnapshot, item: Item, winners: Mapping[str, bool], votes: Mapping[str, list[Vote]]
+) -> JudgedPair:
     first, second = (answer.text for answer in item.answers)
     where, variables = snapshot.locations[item.id], read_variables(item.extra)
     row = Preference(item.prompt, first, second, 0.0, where, variables)

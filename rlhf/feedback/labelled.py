@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from rlhf.feedback.judgements import decisions, independent
 from rlhf.feedback.records import Answer, Choice, Item, Thumb, Vote
-from rlhf.feedback.snapshot import Snapshot
+from rlhf.feedback.snapshot import ProjectSnapshot
 from rlhf.records import Messages
 
 
@@ -23,7 +23,7 @@ class LabelledOutcome:
     votes: tuple[Vote, ...] = ()
 
 
-def labelled_answers(snapshot: Snapshot) -> Iterator[LabelledOutcome]:
+def labelled_answers(snapshot: ProjectSnapshot) -> Iterator[LabelledOutcome]:
     """The users' thumbs; and both answers of an item as bad that an adjudicator, or most of its raters, found so.
 
     A preferred answer is not good: it is better than the other one, which may be bad too.
@@ -35,7 +35,7 @@ def labelled_answers(snapshot: Snapshot) -> Iterator[LabelledOutcome]:
             yield LabelledOutcome(prompt=item.prompt, answer=answer, is_good=False, item=item, votes=tuple(votes))
 
 
-def _both_bad(snapshot: Snapshot) -> Iterator[tuple[Item, list[Vote]]]:
+def _both_bad(snapshot: ProjectSnapshot) -> Iterator[tuple[Item, list[Vote]]]:
     """Items of which both answers are bad, with the votes that say so: the adjudicator's, or more than all others."""
     judged = independent(snapshot.items, snapshot.votes)
     by_item: dict[str, list[Vote]] = {}

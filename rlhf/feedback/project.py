@@ -24,7 +24,7 @@ from rlhf.feedback.database import connect
 from rlhf.feedback.labelled import LabelledOutcome, labelled_answers
 from rlhf.feedback.records import Item
 from rlhf.feedback.schema import APPLICATION_ID
-from rlhf.feedback.snapshot import Snapshot, read_snapshot
+from rlhf.feedback.snapshot import ProjectSnapshot, read_snapshot
 from rlhf.records import (
     BadRow,
     DataFile,
@@ -63,7 +63,7 @@ def is_project(path: str | Path) -> bool:
     return False
 
 
-def aggregate(snapshot: Snapshot, rule: str, ties: Ties) -> Aggregated:
+def aggregate(snapshot: ProjectSnapshot, rule: str, ties: Ties) -> Aggregated:
     """The preferences of a project's votes by one of ``RULES``."""
     return RULES[rule](snapshot.items, snapshot.votes, ties)
 
@@ -140,7 +140,7 @@ def load_prompts(config: DataConfig) -> Loaded[PromptRow]:
     return _loaded(snapshot, tuple(items.values()), _prompt, ())
 
 
-def _load(snapshot: Snapshot, config: DataConfig, convert: Callable[[Snapshot, Outcome], T]) -> Loaded[T]:
+def _load(snapshot: ProjectSnapshot, config: DataConfig, convert: Callable[[ProjectSnapshot, Outcome], T]) -> Loaded[T]:
     rule, ties = config.aggregation or DEFAULT_RULE, Ties(config.ties or Ties.DROP)
     aggregated = aggregate(snapshot, rule, ties)
     if not aggregated.outcomes:
@@ -154,7 +154,7 @@ def _load(snapshot: Snapshot, config: DataConfig, convert: Callable[[Snapshot, O
 
 
 def _loaded(
-    snapshot: Snapshot, given: Sequence[S], convert: Callable[[Snapshot, S], T], remarks: Sequence[str]
+    snapshot: ProjectSnapshot, given: Sequence[S], convert: Callable[[ProjectSnapshot, S], T], remarks: Sequence[str]
 ) -> Loaded[T]:
     rows: list[T] = []
     bad: list[BadRow] = []
@@ -178,7 +178,7 @@ def _digest(rows: Sequence[T]) -> str:
     return hashlib.sha256("\n".join(lines).encode(errors="backslashreplace")).hexdigest()
 
 
-def _preference(snapshot: Snapshot, outcome: Outcome) -> Preference:
+def _preference(snapshot: ProjectSnapshot, outcome: Outcome) -> Preference:
     item = outcome.item
     chosen, rejected = outcome_texts(outcome)
     _require_prompt(item)
@@ -190,7 +190,7 @@ def _preference(snapshot: Snapshot, outcome: Outcome) -> Preference:
     return Preference(item.prompt, chosen, rejected, outcome.margin, source, variables, is_tie(outcome))
 
 
-def _location(snapshot: Snapshot, given: Item | Outcome | LabelledOutcome) -> RowLocation:
+def _location(snapshot: ProjectSnapshot, given: Item | Outcome | LabelledOutcome) -> RowLocation:
     """Where a row came from: an item by its number, a thumb by its number after all items."""
     if isinstance(given, LabelledOutcome) and given.thumb is not None:
         return RowLocation(snapshot.path, 1 + len(snapshot.items) + snapshot.thumbs.index(given.thumb))
@@ -199,7 +199,7 @@ def _location(snapshot: Snapshot, given: Item | Outcome | LabelledOutcome) -> Ro
     return snapshot.locations[item.id]
 
 
-def _labelled(snapshot: Snapshot, given: LabelledOutcome) -> LabelledAnswer:
+def _labelled(snapshot: ProjectSnapshot, given: LabelledOutcome) -> LabelledAnswer:
     if isinstance(given.prompt, str):
         _require_text(given.prompt, "prompt")
     _require_text(given.answer.text, "completion")
@@ -207,17 +207,17 @@ def _labelled(snapshot: Snapshot, given: LabelledOutcome) -> LabelledAnswer:
     return LabelledAnswer(given.prompt, given.answer.text, given.is_good, _location(snapshot, given), variables)
 
 
-def _good_answer(snapshot: Snapshot, given: LabelledOutcome) -> Demonstration:
+def _good_answer(snapshot: ProjectSnapshot, given: LabelledOutcome) -> Demonstration:
     row = _labelled(snapshot, given)
     return Demonstration(row.prompt, row.completion, row.source, row.variables)
 
 
-def _demonstration(snapshot: Snapshot, outcome: Outcome) -> Demonstration:
+def _demonstration(snapshot: ProjectSnapshot, outcome: Outcome) -> Demonstration:
     pair = _preference(snapshot, outcome)
     return Demonstration(pair.prompt, pair.chosen, pair.source, pair.variables)
 
 
-def _prompt(snapshot: Snapshot, item: Item) -> PromptRow:
+def _prompt(snapshot: ProjectSnapshot, item: Item) -> PromptRow:
     _require_prompt(item)
     return PromptRow(item.prompt, snapshot.locations[item.id], {}, read_variables(item.extra))
 
@@ -243,7 +243,7 @@ def outcome_texts(outcome: Outcome) -> tuple[str, str]:
     return (first, second) if outcome.first_wins else (second, first)
 
 
-def describe_votes(snapshot: Snapshot, aggregated: Aggregated, rule: str, ties: Ties) -> list[str]:
+def describe_votes(snapshot: ProjectSnapshot, aggregated: Aggregated, rule: str, ties: Ties) -> list[str]:
     """What a project's votes became, and how many became nothing, one line each."""
     raters = len({vote.rater for vote in snapshot.votes})
     suspended = len({vote.rater for vote in snapshot.votes if vote.is_suspended})

@@ -16,7 +16,7 @@ _ATTEMPTS = 5  # to read a project between two votes
 
 
 @dataclass(frozen=True, kw_only=True)
-class Snapshot:
+class ProjectSnapshot:
     """One state of a project."""
 
     path: str
@@ -36,7 +36,7 @@ class Snapshot:
         return [item for item in self.items if item.purpose is Purpose.LABEL]
 
 
-def read_snapshot(path: str | Path) -> Snapshot:
+def read_snapshot(path: str | Path) -> ProjectSnapshot:
     """Read a project while raters may work on it.
 
     Raises:
@@ -49,7 +49,7 @@ def read_snapshot(path: str | Path) -> Snapshot:
             after = store.digest()
             if before == after:
                 items, votes, thumbs = found
-                return Snapshot(path=str(path), items=items, votes=votes, thumbs=thumbs, digest=after)
+                return ProjectSnapshot(path=str(path), items=items, votes=votes, thumbs=thumbs, digest=after)
             before = after
     raise UserError(
         f"{path} changes while it is read",

@@ -14,11 +14,11 @@ from rlhf.feedback.aggregate import Aggregated
 from rlhf.feedback.labelled import LabelledOutcome, labelled_answers
 from rlhf.feedback.project import is_tie, outcome_texts
 from rlhf.feedback.records import Answer, Item, Vote
-from rlhf.feedback.snapshot import Snapshot
+from rlhf.feedback.snapshot import ProjectSnapshot
 from rlhf.records import Messages
 
 
-def preference_rows(snapshot: Snapshot, aggregated: Aggregated, rule: str) -> Iterator[dict[str, Any]]:
+def preference_rows(snapshot: ProjectSnapshot, aggregated: Aggregated, rule: str) -> Iterator[dict[str, Any]]:
     """Preferences as ``prompt``, ``chosen``, ``rejected``, ``margin`` and ``provenance``.
 
     Args:
@@ -46,7 +46,7 @@ def preference_rows(snapshot: Snapshot, aggregated: Aggregated, rule: str) -> It
         }
 
 
-def labelled_rows(snapshot: Snapshot) -> Iterator[dict[str, Any]]:
+def labelled_rows(snapshot: ProjectSnapshot) -> Iterator[dict[str, Any]]:
     """Unpaired labels (``labelled_answers``) as ``prompt``, ``completion``, ``label`` and ``provenance``."""
     for each in labelled_answers(snapshot):
         yield {
@@ -57,7 +57,7 @@ def labelled_rows(snapshot: Snapshot) -> Iterator[dict[str, Any]]:
         }
 
 
-def _of_label(snapshot: Snapshot, each: LabelledOutcome) -> dict[str, Any]:
+def _of_label(snapshot: ProjectSnapshot, each: LabelledOutcome) -> dict[str, Any]:
     if each.thumb is not None:
         return {"project": snapshot.digest, "thumb": each.thumb.id, **_of_answers([each.answer])}
     assert each.item is not None
@@ -74,7 +74,7 @@ def _reply(prompt: Messages | str, text: str) -> str | list[dict[str, str]]:
     return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
 
 
-def _of_item(snapshot: Snapshot, item: Item, answers: Sequence[Answer]) -> dict[str, Any]:
+def _of_item(snapshot: ProjectSnapshot, item: Item, answers: Sequence[Answer]) -> dict[str, Any]:
     return {
         "project": snapshot.digest,
         "item": item.id,
@@ -99,7 +99,7 @@ def _of_people(votes: Sequence[Vote]) -> dict[str, Any]:
     return {"judged_by": sorted({vote.rater for vote in votes}), "guidelines": sorted(guidelines)}
 
 
-def _votes_by_item(snapshot: Snapshot) -> Mapping[str, list[Vote]]:
+def _votes_by_item(snapshot: ProjectSnapshot) -> Mapping[str, list[Vote]]:
     """Item → votes that can have decided: no repeats, none of suspended raters."""
     found: dict[str, list[Vote]] = {}
     for vote in snapshot.votes:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from actors.session import Session
-from launch.cli import COMMANDS, Group, main
+from launch.cli import COMMANDS, CommandGroup, main
 from rlhf.config.load import to_yaml
 from rlhf.errors import UserError
 from rlhf.tracking.run_folder import RunFolder
@@ -191,7 +191,9 @@ def test_folder_that_cannot_be_written(data: Path, capsys: pytest.CaptureFixture
     assert code == 2 and "/proc/runs" in capsys.readouterr().err
 
 
-GROUPED = [f"{name} {word}" for name, group in COMMANDS.items() if isinstance(group, Group) for word in group.commands]
+GROUPED = [
+    f"{name} {word}" for name, group in COMMANDS.items() if isinstance(group, CommandGroup) for word in group.commands
+]
 
 
 @pytest.mark.parametrize("command", sorted([*COMMANDS, *GROUPED]))
