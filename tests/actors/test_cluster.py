@@ -179,7 +179,11 @@ def test_large_memory_of_an_actor_lies_in_huge_pages() -> None:
     assert done.stdout.strip() == "[True]"
 
 
-def test_a_users_own_tuning_of_malloc_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "value"), [("GLIBC_TUNABLES", "glibc.malloc.hugetlb=0"), ("OMP_WAIT_POLICY", "ACTIVE")]
+)
+def test_a_users_own_tuning_stays(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     """It reaches the actors as it is."""
-    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=0")
-    assert worker_environment(threads=1, own_ray=True)["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=0"
+    monkeypatch.setenv(name, value)
+    assert worker_environment(threads=1, own_ray=True)[name] == value
+
