@@ -162,8 +162,8 @@ def worker_environment(threads: int, own_ray: bool) -> dict[str, str]:
         **{key: os.environ[key] for key in kept if key in os.environ},
         **({"GLOO_SOCKET_IFNAME": "lo"} if own_ray and "GLOO_SOCKET_IFNAME" not in os.environ else {}),
         "OMP_NUM_THREADS": str(threads),
-        # A waiting thread sleeps: where it spins, it takes the core from another process, and an engine whose cores other
-        # actors use is several times slower (docs/results.md).
+        # Waiting threads sleep: spinning takes cores from other processes, and an engine that shares its cores with
+        # other actors is several times slower (docs/results.md).
         "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
         "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", MALLOC),
         "TOKENIZERS_PARALLELISM": "false",
