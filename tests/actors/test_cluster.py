@@ -186,4 +186,3 @@ def test_a_users_own_tuning_stays(monkeypatch: pytest.MonkeyPatch, name: str, va
     """It reaches the actors as it is."""
     monkeypatch.setenv(name, value)
     assert worker_environment(threads=1, own_ray=True)[name] == value
-
