@@ -1,7 +1,7 @@
 """A short all-reduce over real devices, in a separate program, so that a hang or crash of NCCL stays there.
 
 ``python -m launch.doctor.all_reduce '<AllReducePlan as JSON>'``: the process with rank 0 prints one line of JSON,
-``Outcome``; processes on other nodes print nothing.
+``AllReduceResult``; processes on other nodes print nothing.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class AllReducePlan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class AllReduceResult:
     """Result of a correct all-reduce, with its speed."""
 
     ranks: int
@@ -62,7 +62,7 @@ class Outcome:
     """NCCL's version; empty for another backend."""
 
 
-def run_apart(plan: AllReducePlan, seconds: float) -> Outcome | Fault:
+def run_apart(plan: AllReducePlan, seconds: float) -> AllReduceResult | Fault:
     """Run a plan in separate processes.
 
     On nodes without rank 0 the outcome has no measurement: 0 seconds and bandwidth.
@@ -81,13 +81,13 @@ def run_apart(plan: AllReducePlan, seconds: float) -> Outcome | Fault:
             os.killpg(process.pid, signal.SIGKILL)
             return Fault(reason=f"no answer within {seconds:.0f} s")
     if process.returncode == 0:
-        return Outcome(**json.loads(out.splitlines()[-1])) if plan.first == 0 else _participation(plan)
+        return AllReduceResult(**json.loads(out.splitlines()[-1])) if plan.first == 0 else _participation(plan)
     return Fault(reason=_last_line(err) or f"ended with {process.returncode}")
 
 
-def _participation(plan: AllReducePlan) -> Outcome:
-    """Outcome on a node without rank 0, which has no measurement."""
-    return Outcome(ranks=plan.ranks, seconds=0.0, bandwidth=0.0, version="")
+def _participation(plan: AllReducePlan) -> AllReduceResult:
+    """Result on a node without rank 0, which has no measurement."""
+    return AllReduceResult(ranks=plan.ranks, seconds=0.0, bandwidth=0.0, version="")
 
 
 def _last_line(output: str) -> str:
@@ -130,7 +130,9 @@ def _rank(index: int, plan: AllReducePlan) -> None:
     if rank == 0:
         version = ".".join(str(part) for part in torch.cuda.nccl.version()) if on_gpus else ""
         bandwidth = 2 * (plan.ranks - 1) / plan.ranks * plan.size / seconds
-        print(json.dumps(asdict(Outcome(ranks=plan.ranks, seconds=seconds, bandwidth=bandwidth, version=version))))
+        print(
+            json.dumps(asdict(AllReduceResult(ranks=plan.ranks, seconds=seconds, bandwidth=bandwidth, version=version)))
+        )
     group.destroy_process_group()
 
 

@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 
 from launch.doctor import gpus
-from launch.doctor.all_reduce import AllReducePlan, Outcome, run_apart
+from launch.doctor.all_reduce import AllReducePlan, AllReduceResult, run_apart
 from launch.doctor.findings import Fault, Finding, failed, not_applicable, ok, warning
 
 PACKAGES = ("nvidia-nccl-cu13", "nvidia-nccl-cu12")
@@ -26,8 +26,8 @@ class NCCL:
     package: str = ""
     """Installed version; empty without one."""
     gpus: int = 0
-    outcome: Outcome | Fault | None = None
-    """Outcome of the all-reduce over the node's GPUs; None if it was not run."""
+    outcome: AllReduceResult | Fault | None = None
+    """Result of the all-reduce over the node's GPUs; None if it was not run."""
     are_busy: bool = False
     """Whether other processes use a GPU's memory: an all-reduce could take theirs, and is not run."""
 
@@ -64,13 +64,13 @@ def check_nccl(facts: NCCL) -> Finding:
     if facts.are_busy:
         fix = "run `rlhf doctor` again when they are free"
         return warning(f"NCCL {facts.package}, {facts.gpus} GPUs, some in use: all-reduce skipped", fix)
-    if not isinstance(facts.outcome, Outcome):
+    if not isinstance(facts.outcome, AllReduceResult):
         reason = facts.outcome.reason if facts.outcome else "the all-reduce was not run"
         return failed(f"NCCL {facts.package}, {facts.gpus} GPUs: {reason}", _fix("on this node"))
     return ok(_describe(facts.outcome, facts.package))
 
 
-def check_across(outcomes: Sequence[Outcome | Fault]) -> Finding:
+def check_across(outcomes: Sequence[AllReduceResult | Fault]) -> Finding:
     """Check that NCCL sums correctly over nodes, with one GPU of each.
 
     Args:
@@ -79,13 +79,13 @@ def check_across(outcomes: Sequence[Outcome | Fault]) -> Finding:
     if not outcomes:
         return not_applicable("fewer than two nodes have GPUs that sum correctly on their own")
     faults = [outcome.reason for outcome in outcomes if isinstance(outcome, Fault)]
-    if faults or not isinstance(outcomes[0], Outcome):
+    if faults or not isinstance(outcomes[0], AllReduceResult):
         fix = _fix("on every node, with NCCL_SOCKET_IFNAME naming the interface that joins them")
         return failed(f"{len(faults)} of {len(outcomes)} nodes: {faults[0]}", fix)
     return ok(_describe(outcomes[0], outcomes[0].version))
 
 
-def _describe(outcome: Outcome, version: str) -> str:
+def _describe(outcome: AllReduceResult, version: str) -> str:
     if outcome.ranks == 1:
         return f"NCCL {version} starts; there is one GPU to sum over"
     return f"NCCL {version}: a sum over {outcome.ranks} GPUs is right, {outcome.bandwidth / GB:.1f} GB/s"

@@ -17,7 +17,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.cluster import nodes, worker_environment
-from launch.doctor.all_reduce import AllReducePlan, Outcome, run_apart
+from launch.doctor.all_reduce import AllReducePlan, AllReduceResult, run_apart
 from launch.doctor.asking import answer
 from launch.doctor.clock import ClockReading, Skew, skew
 from launch.doctor.examine import Joined, NodeFacts, NodeRequest, NodeResources, gather, longest
@@ -68,7 +68,7 @@ class Probe:
         """A free port of this node for a rendezvous."""
         return free_port(address)
 
-    def all_reduce(self, plan: AllReducePlan) -> Outcome | Fault:
+    def all_reduce(self, plan: AllReducePlan) -> AllReduceResult | Fault:
         """Take part in an all-reduce over nodes."""
         return run_apart(plan, ALL_REDUCE_SECONDS)
 
@@ -104,7 +104,7 @@ class Examined:
     """Answers of all nodes, and of their common checks."""
 
     answers: tuple[NodeReply, ...]
-    across: tuple[Outcome | Fault, ...]
+    across: tuple[AllReduceResult | Fault, ...]
     """Outcomes of the all-reduce over the nodes whose GPUs sum correctly; empty for fewer than two."""
 
 
@@ -245,10 +245,14 @@ def _visible_markers(probes: Mapping[str, Any], marker: Path | Fault) -> dict[st
 
 def _sums_correctly(facts: NodeFacts | Fault) -> bool:
     """Whether the sum over the node's own GPUs is correct."""
-    return isinstance(facts, NodeFacts) and isinstance(facts.nccl, NCCL) and isinstance(facts.nccl.outcome, Outcome)
+    return (
+        isinstance(facts, NodeFacts)
+        and isinstance(facts.nccl, NCCL)
+        and isinstance(facts.nccl.outcome, AllReduceResult)
+    )
 
 
-def _across(ready: Sequence[tuple[Any, Node]]) -> list[Outcome | Fault]:
+def _across(ready: Sequence[tuple[Any, Node]]) -> list[AllReduceResult | Fault]:
     """Run an all-reduce over the first GPU of each node."""
     if len(ready) < 2:
         return []

@@ -18,7 +18,7 @@ from launch.feedback.tickets import Ticket
 from launch.feedback.visitors import Rater, Visitor, check_form
 from launch.feedback.vote_form import VoteForm, read_vote, vote_form
 from rlhf.errors import UserError
-from rlhf.feedback.assign import Assignment, next_item
+from rlhf.feedback.assign import AssignedItem, next_item
 from rlhf.feedback.records import Purpose
 from rlhf.feedback.store import Store
 
@@ -55,7 +55,7 @@ def _shared(site: Site, rater: Visitor) -> dict[str, Any]:
     return {"csrf": rater.csrf, "can_undo": done > 0, "progress_done": done}
 
 
-def _comparison(request: Request, rater: Visitor, assignment: Assignment) -> dict[str, Any]:
+def _comparison(request: Request, rater: Visitor, assignment: AssignedItem) -> dict[str, Any]:
     """What the page of a comparison shows; nothing of it depends on the item's purpose or policies."""
     site, item, language = site_of(request), assignment.item, language_of(request)
     guideline = site.store.guideline()
@@ -76,7 +76,7 @@ def _comparison(request: Request, rater: Visitor, assignment: Assignment) -> dic
     }
 
 
-def _ticket(rater: Visitor, assignment: Assignment) -> Ticket:
+def _ticket(rater: Visitor, assignment: AssignedItem) -> Ticket:
     return Ticket(
         item=assignment.item.id,
         rater=rater.alias,

@@ -67,7 +67,7 @@ ORDER BY number LIMIT 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Assignment:
+class AssignedItem:
     """An item for a rater, and how to show it. The rater must see neither the flags nor the item's purpose."""
 
     item: Item
@@ -101,7 +101,7 @@ class _Turn:
         return self.hash(*words) / 2**64
 
 
-def next_item(store: Store, rater: str, now: float) -> Assignment | None:
+def next_item(store: Store, rater: str, now: float) -> AssignedItem | None:
     """The item that a rater judges next, reserved for the rater until its lease expires; None if there is none.
 
     A second call returns the same item, with a new expiry.
@@ -123,7 +123,7 @@ def next_item(store: Store, rater: str, now: float) -> Assignment | None:
         return _assignment(turn, lease)
 
 
-def held_item(store: Store, rater: str, now: float) -> Assignment | None:
+def held_item(store: Store, rater: str, now: float) -> AssignedItem | None:
     """The item that a rater holds, without a change of its expiry; None if there is none.
 
     Raises:
@@ -147,9 +147,9 @@ def _turn(db: sqlite3.Connection, row: sqlite3.Row, now: float) -> _Turn:
     )
 
 
-def _assignment(turn: _Turn, lease: Lease) -> Assignment:
+def _assignment(turn: _Turn, lease: Lease) -> AssignedItem:
     body = turn.db.execute("SELECT body FROM items WHERE number = ?", (lease.item,)).fetchone()["body"]
-    return Assignment(
+    return AssignedItem(
         item=read_item(body),
         is_swapped=lease.is_swapped,
         is_repeat=lease.is_repeat,

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from launch.doctor.all_reduce import AllReducePlan, Outcome, run_apart
+from launch.doctor.all_reduce import AllReducePlan, AllReduceResult, run_apart
 from launch.doctor.findings import Fault
 from launch.doctor.nccl import NCCL, check_across, check_nccl
 from launch.doctor.network import free_port
 
-GOOD = Outcome(ranks=8, seconds=0.001, bandwidth=400e9, version="2.29.7")
+GOOD = AllReduceResult(ranks=8, seconds=0.001, bandwidth=400e9, version="2.29.7")
 LATE = Fault(reason="no answer within 120 s")
 
 
@@ -43,7 +43,7 @@ def test_nobody_is_disturbed_on_a_gpu_in_use() -> None:
 
 
 def test_over_nodes() -> None:
-    other = Outcome(ranks=2, seconds=0.0, bandwidth=0.0, version="")
+    other = AllReduceResult(ranks=2, seconds=0.0, bandwidth=0.0, version="")
     assert check_across([]).status == "not applicable"
     assert check_across([GOOD, other]).status == "ok"
     assert check_across([GOOD, LATE]).found == "1 of 2 nodes: no answer within 120 s"
@@ -54,7 +54,7 @@ def test_over_nodes() -> None:
 def test_the_program_sums_over_two_processes(across_hosts: bool, tmp_path: Path) -> None:
     rendezvous = f"tcp://127.0.0.1:{free_port('127.0.0.1')}" if across_hosts else f"file://{tmp_path / 'met'}"
     outcome = run_apart(AllReducePlan(local=2, rendezvous=rendezvous, backend="gloo", size=2**16), 400)
-    assert isinstance(outcome, Outcome), outcome
+    assert isinstance(outcome, AllReduceResult), outcome
     assert outcome.ranks == 2 and outcome.bandwidth > 0
 
 

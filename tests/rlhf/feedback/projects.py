@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from uuid import uuid4
 
-from rlhf.feedback.assign import Assignment, next_item
+from rlhf.feedback.assign import AssignedItem, next_item
 from rlhf.feedback.items import make_item
 from rlhf.feedback.records import Answer, Choice, Item, Purpose, Vote
 from rlhf.feedback.settings import ProjectSettings
@@ -45,7 +45,7 @@ def project(folder: Path, items: list[Item], *raters: str, **settings: object) -
     return store
 
 
-def vote_on(assignment: Assignment, rater: str, choice: Choice = Choice.FIRST_MUCH, *, now: float = NOW) -> Vote:
+def vote_on(assignment: AssignedItem, rater: str, choice: Choice = Choice.FIRST_MUCH, *, now: float = NOW) -> Vote:
     """The vote that answers an assignment."""
     return Vote(
         id=uuid4().hex,
@@ -59,7 +59,7 @@ def vote_on(assignment: Assignment, rater: str, choice: Choice = Choice.FIRST_MU
     )
 
 
-def label(store: Store, rater: str, choice: Choice = Choice.FIRST_MUCH, *, now: float = NOW) -> Assignment | None:
+def label(store: Store, rater: str, choice: Choice = Choice.FIRST_MUCH, *, now: float = NOW) -> AssignedItem | None:
     """Let a rater judge the next item; None if there was none."""
     assignment = next_item(store, rater, now)
     if assignment is not None:
@@ -67,9 +67,9 @@ def label(store: Store, rater: str, choice: Choice = Choice.FIRST_MUCH, *, now: 
     return assignment
 
 
-def label_all(store: Store, *raters: str) -> list[Assignment]:
+def label_all(store: Store, *raters: str) -> list[AssignedItem]:
     """Let raters judge in turn until there is no item for any of them."""
-    found: list[Assignment] = []
+    found: list[AssignedItem] = []
     while new := [assignment for rater in raters if (assignment := label(store, rater)) is not None]:
         found += new
     return found
