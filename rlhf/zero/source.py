@@ -24,9 +24,15 @@ class ZeroSource(WeightSource):
 
     def __init__(self, engine: ZeroEngine, model: nn.Module, dtype: torch.dtype) -> None:
         self.engine, self.model, self.dtype = engine, model, dtype
-        head = model.get_output_embeddings()
-        self.head = next((name for name, module in model.named_modules() if module is head), "lm_head")
+        self.head = self._saved_head()
         self.fingerprint: Fingerprint = {}
+
+    def _saved_head(self) -> str:
+        """The output head's name in a saved model; in memory it may have another (GPT-NeoX: ``embed_out``)."""
+        head = self.model.get_output_embeddings()
+        name = next((name for name, module in self.model.named_modules() if module is head), "lm_head")
+        weight = torch.empty(full_shape(head.weight), device="meta")
+        return next(iter(self._as_saved({f"{name}.weight": weight}))).rpartition(".")[0]
 
     def _parameters(self) -> dict[str, Tensor]:
         named = self.engine.named_tensors(self.model)

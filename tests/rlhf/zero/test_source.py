@@ -140,21 +140,36 @@ def test_adapters_are_sent_merged_under_the_plain_names(
         assert streamed.fingerprint == (fingerprint(sent.items()) if rank == 0 else {})
 
 
-def stream_experts(rank: Rank, stage: int) -> Streamed:
-    """The source of a small Mixtral, whose experts transformers stores as one tensor per layer."""
-    place, lm = join(rank), small_model("Mixtral")
+def stream_small_model(rank: Rank, name: str, stage: int) -> Streamed:
+    """The source of a model of ``tests/architectures.py``."""
+    place, lm = join(rank), small_model(name)
     engine = ZeroEngine(PolicyNet(lm), RoleConfig(zero_stage=stage), "float32", rank, place, OptimizerConfig(), 1)
     return read_source(ZeroSource(engine, lm, torch.float32))
 
 
 @pytest.mark.parametrize("stage", [1, 3])
 def test_experts_are_sent_as_a_saved_model_has_them(stage: int, two_ranks: Crew, tmp_path: Path) -> None:
+    """In memory transformers stores the experts of a Mixtral as one tensor per layer."""
     small_model("Mixtral").save_pretrained(tmp_path)
     saved = load_file(tmp_path / "model.safetensors")
     assert any(".experts.3.w2." in name for name in saved)
-    for rank, streamed in enumerate(two_ranks.run(stream_experts, stage)):
+    for rank, streamed in enumerate(two_ranks.run(stream_small_model, "Mixtral", stage)):
         assert streamed.tensors.keys() == saved.keys()
         for name, tensor in saved.items():
             np.testing.assert_array_equal(streamed.tensors[name], tensor.numpy(), err_msg=name)
         assert streamed.metadata == [(n, "torch.float32", t.shape) for n, t in streamed.tensors.items()]
         assert streamed.fingerprint == (fingerprint(saved.items()) if rank == 0 else {})
+
+
+def test_an_output_head_that_is_saved_under_another_name_has_the_engines_name_in_the_fingerprint(
+    one_rank: Crew, tmp_path: Path
+) -> None:
+    """transformers saves a GPT-NeoX's ``lm_head`` as ``embed_out``."""
+    lm = small_model("GPT-NeoX")
+    lm.save_pretrained(tmp_path)
+    saved = load_file(tmp_path / "model.safetensors")
+    assert "embed_out.weight" in saved
+    [streamed] = one_rank.run(stream_small_model, "GPT-NeoX", 1)
+    assert streamed.tensors.keys() == saved.keys()
+    held = {("lm_head.weight" if name == "embed_out.weight" else name): tensor for name, tensor in saved.items()}
+    assert streamed.fingerprint == fingerprint(held.items())
