@@ -17,7 +17,7 @@ from pathlib import Path
 
 from examples.travel.raters import RATERS, Comparison, Rater
 from rlhf.errors import UserError
-from rlhf.feedback.assign import Assignment, next_item
+from rlhf.feedback.assign import AssignedItem, next_item
 from rlhf.feedback.records import Choice, Vote
 from rlhf.feedback.store import Store
 
@@ -45,7 +45,7 @@ def rate(store: Store, votes: int, raters: int, seed: int) -> int:
     return given
 
 
-def _vote(assignment: Assignment, rater: Rater, seed: int, guideline: int | None) -> Vote:
+def _vote(assignment: AssignedItem, rater: Rater, seed: int, guideline: int | None) -> Vote:
     item = assignment.item
     rng = random.Random(f"{seed} {rater.name} {item.id} {assignment.is_repeat}")
     prompt = item.prompt if isinstance(item.prompt, str) else item.prompt[-1].content

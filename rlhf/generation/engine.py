@@ -132,6 +132,7 @@ class RolloutEngine:
         Such processes are bound to this one, so that they end whenever it ends.
         """
         await self.call_workers("pass_over_absent_head")
+        await self.call_workers("repack_experts")
         return await self.call_workers("end_with_parent") if self.config.tensor_parallel > 1 else []
 
     async def generate(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> AsyncIterator[Answer]:

@@ -8,12 +8,14 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rlhf.weights.fingerprint import HEAD, Fingerprint, fingerprint
+from rlhf.weights.fingerprint import HEAD, Fingerprint, fingerprint, group_of
 
 PR_SET_PDEATHSIG = 1
 """Option of Linux's prctl(2): the signal that this process receives when its parent ends."""
@@ -23,10 +25,16 @@ _ROWS = 1024  # rows of the identity multiplied at a time
 def held_tensors(model: nn.Module, first_shard: bool = True) -> Iterator[tuple[str, Tensor]]:
     """Yield (name, tensor) of all weights that the model computes with, fused as in the engine.
 
-    Shared modules appear under each of their names, because a tied output head may have a repacked copy, which is then
-    the one in use. Tensors that are replicated over tensor-parallel shards are yielded for the first shard only.
+    A module that is shared between layers appears in each, because a tied output head may have a repacked copy, which
+    is then the one in use; one that has two names within a layer (a router) appears once. Tensors that are replicated
+    over tensor-parallel shards are yielded for the first shard only.
     """
+    seen = set()
     for path, module in model.named_modules(remove_duplicate=False):
+        place = group_of(f"{path}.weight"), module
+        if place in seen:
+            continue
+        seen.add(place)
         repacked = getattr(module, "cpu_linear", None)
         for name, parameter in module.named_parameters(recurse=False):
             if not (first_shard or _is_sharded(module, name)):
@@ -58,6 +66,12 @@ def _recover_matrix(module: nn.Module, parameter: Tensor) -> Tensor:
     width = next(getattr(module, name) for name in widths if getattr(module, name, None))
     identity = torch.eye(width, dtype=parameter.dtype)
     return torch.cat([module.cpu_linear(rows, parameter, None) for rows in identity.split(_ROWS)]).T
+
+
+def _setup_and_repack(setup: Callable[..., None], experts: Any, layer: nn.Module, **weights: Tensor) -> None:
+    """vLLM's ``_setup_kernel`` in an update, followed by the packing that it leaves out."""
+    setup(layer=layer, **weights)
+    experts.process_weights_after_loading(layer)
 
 
 class HeldWeights:
@@ -107,6 +121,21 @@ class HeldWeights:
             return
         load = model.load_weights
         model.load_weights = lambda weights: load(each for each in weights if each[0] != HEAD)
+
+    def repack_experts(self) -> None:
+        """Have every update repack a mixture of experts, as the first load does.
+
+        On CPUs vLLM computes experts from a packed layout, which it makes only once: after an update the layer would
+        hold the new numbers in the plain layout and compute nonsense from them. The fingerprint, a sum over a layer's
+        elements, cannot notice that.
+        """
+        from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUUnquantizedExperts
+
+        for layer in self.model_runner.model.modules():  # type: ignore[attr-defined]
+            method: Any = getattr(layer, "quant_method", None)
+            experts = getattr(getattr(method, "moe_kernel", None), "fused_experts", None)
+            if isinstance(experts, CPUUnquantizedExperts):
+                method._setup_kernel = partial(_setup_and_repack, method._setup_kernel, experts)
 
     def held_fingerprint(self) -> Fingerprint:
         """Fingerprint of this worker's shard of the model."""

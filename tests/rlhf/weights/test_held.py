@@ -71,6 +71,16 @@ def test_the_width_of_a_router_is_its_inputs() -> None:
     assert torch.equal(found, weight)
 
 
+def test_a_router_with_two_names_in_its_layer_counts_once_and_a_shared_head_twice() -> None:
+    """vLLM gives its experts the router of their layer too; a tied head has the embedding's numbers, maybe repacked."""
+    router, table = Layer(random(4, 5)), Layer(random(9, 5))
+    block = nn.ModuleDict({"gate": router, "experts": nn.ModuleDict({"gate": router})})
+    model = nn.ModuleDict({"model": nn.ModuleDict({"embed_tokens": table, "layers": nn.ModuleList([block])})})
+    model["lm_head"] = table
+    names = [name for name, _ in held_tensors(model)]
+    assert names == ["model.embed_tokens.weight", "model.layers.0.gate.weight", "lm_head.weight"]
+
+
 def test_a_model_without_a_head_is_spared_the_head_that_it_is_sent() -> None:
     """vLLM's Gemma 2 computes logits with its embedding, and refuses a name that it does not know."""
 
