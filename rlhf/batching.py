@@ -7,6 +7,7 @@ that a rank with one pass fewer than the others would hang them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from heapq import heappop, heappush
 
 import numpy as np
 
@@ -22,12 +23,13 @@ def balance(lengths: Sequence[int] | np.ndarray, parts: int) -> list[list[int]]:
     """
     base, extra = divmod(len(lengths), parts)
     room = [base + (p < extra) for p in range(parts)]
-    load = [0] * parts
     members: list[list[int]] = [[] for _ in range(parts)]
+    loads = [(0, part) for part in range(parts) if room[part]]  # a heap of the parts that still have room
     for i in np.argsort(-np.asarray(lengths), kind="stable").tolist():
-        part = min((p for p in range(parts) if len(members[p]) < room[p]), key=lambda p: (load[p], p))
+        load, part = heappop(loads)
         members[part].append(i)
-        load[part] += int(lengths[i])
+        if len(members[part]) < room[part]:
+            heappush(loads, (load + int(lengths[i]), part))
     return [sorted(m) for m in members]
 
 
@@ -101,6 +103,8 @@ def share_prompts(chosen: Sequence[int], engines: int) -> list[list[int]]:
     Samples of one prompt stay on one engine, which reuses the prompt's prefix cache. With fewer runs than engines the
     samples themselves are dealt round robin, so that no engine is idle.
     """
-    changes = [i > 0 and chosen[i] != chosen[i - 1] for i in range(len(chosen))]
-    run = np.cumsum(changes) if sum(changes) + 1 >= engines else np.arange(len(chosen))
-    return [np.flatnonzero(run % engines == engine).tolist() for engine in range(engines)]
+    prompts = np.asarray(chosen)
+    run = np.cumsum(np.diff(prompts, prepend=prompts[:1]) != 0)
+    engine = (run if run.max(initial=-1) + 1 >= engines else np.arange(len(prompts))) % engines
+    shares = np.split(np.argsort(engine, kind="stable"), np.cumsum(np.bincount(engine, minlength=engines))[:-1])
+    return [share.tolist() for share in shares]

@@ -171,6 +171,14 @@ class Sequences:
             response_lengths=np.array([len(r) for _, r in pairs], dtype=np.int32),
         )
 
+    def select(self, samples: Int64) -> Sequences:
+        """The given samples, in the given order."""
+        return Sequences(
+            tokens=self.tokens[packed_index(self.starts[samples], self.lengths[samples])],
+            prompt_lengths=self.prompt_lengths[samples],
+            response_lengths=self.response_lengths[samples],
+        )
+
     @classmethod
     def concatenate(cls, parts: Sequence[Sequences]) -> Sequences:
         """Join several batches into one, in order."""
@@ -180,6 +188,11 @@ class Sequences:
 def exclusive_sum(lengths: NDArray[np.integer]) -> Int64:
     """(B,) sum of the elements before each one: the start offsets of packed items."""
     return np.concatenate([[0], np.cumsum(lengths[:-1], dtype=np.int64)]) if len(lengths) else np.zeros(0, np.int64)
+
+
+def packed_index(starts: Int64, lengths: NDArray[np.integer]) -> Int64:
+    """(Σ lengths,) indices of items in a packed array: for each item, ``lengths[i]`` integers from ``starts[i]`` on."""
+    return np.repeat(starts - exclusive_sum(lengths), lengths) + np.arange(int(lengths.sum()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,12 +235,10 @@ class RolloutBlock:
     def select(self, samples: Sequence[int] | Int64) -> RolloutBlock:
         """The block of the given samples, in the given order."""
         chosen = np.asarray(samples, dtype=np.int64)
-        parts = [(self.sequences.prompt(i), self.sequences.response(i)) for i in chosen]
-        starts, lengths = self.sequences.response_starts, self.sequences.response_lengths
-        tokens = np.concatenate([np.arange(starts[i], starts[i] + lengths[i]) for i in chosen] or [np.zeros(0, int)])
+        tokens = packed_index(self.sequences.response_starts[chosen], self.sequences.response_lengths[chosen])
         per_sample = ("prompt_ids", "weight_versions", "finish_reasons", "seeds")
         return RolloutBlock(
-            sequences=Sequences.pack(parts),
+            sequences=self.sequences.select(chosen),
             logprobs=self.logprobs[tokens],
             response_mask=self.response_mask[tokens],
             **{name: getattr(self, name)[chosen] for name in per_sample},

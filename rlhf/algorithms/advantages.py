@@ -9,7 +9,7 @@ import numpy as np
 
 from rlhf.algorithms.rewards import count_by_sample, sample_of_token, sum_by_sample
 from rlhf.config.schema import AlgorithmConfig, AlgorithmName
-from rlhf.types import Bool, Float32, Int32, Int64
+from rlhf.types import Bool, Float32, Int32, Int64, exclusive_sum
 
 
 def generalised_advantages(
@@ -26,21 +26,37 @@ def generalised_advantages(
         response_lengths: (B,) response tokens of each sample.
         response_mask: (R,) true for the tokens that are trained on.
     """
-    sample = np.repeat(np.arange(len(response_lengths)), response_lengths)[response_mask]
-    lengths = np.bincount(sample, minlength=len(response_lengths))
-    width = int(lengths.max(initial=0))
-    column = np.arange(len(sample)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    r, v = np.zeros((2, len(lengths), width + 1))
-    r[sample, column] = rewards[response_mask]
-    v[sample, column] = values[response_mask]
-    advantage = np.zeros((len(lengths), width + 1))
-    for t in reversed(range(width)):  # vectorised over samples: after a sample's end r, v and A are 0
-        advantage[:, t] = r[:, t] + gamma * v[:, t + 1] - v[:, t] + gamma * lam * advantage[:, t + 1]
+    sample = sample_of_token(response_lengths)[response_mask]
+    r, v = (array[response_mask].astype(np.float64) for array in (rewards, values))
+    next_v = np.where(np.diff(sample, append=-1) != 0, 0.0, np.roll(v, -1))
+    advantage = discounted_sums(r + gamma * next_v - v, sample, gamma * lam)
     advantages = np.zeros(len(rewards), dtype=np.float32)
     returns = np.zeros(len(rewards), dtype=np.float32)
-    advantages[response_mask] = advantage[sample, column]
-    returns[response_mask] = (advantage + v)[sample, column]
+    advantages[response_mask] = advantage
+    returns[response_mask] = advantage + v
     return advantages, returns
+
+
+def discounted_sums(terms: np.ndarray, sample: np.ndarray, discount: float) -> np.ndarray:
+    """(T,) Σ_l discount^l x_{t+l} within each sample, by the recursion S_t = x_t + discount · S_{t+1}.
+
+    Takes O(T) time and memory: each pass adds one token of every sample that is long enough, from the last token on.
+
+    Args:
+        terms: (T,) x of each token, samples one after another.
+        sample: (T,) index of each token's sample, ascending.
+    """
+    lengths = np.bincount(sample)
+    from_end = np.cumsum(lengths)[sample] - 1 - np.arange(len(sample))
+    counts = np.bincount(from_end)  # samples with more than so many tokens
+    begins = exclusive_sum(counts)
+    longest_first = np.argsort(np.argsort(-lengths, kind="stable"))
+    slots = begins[from_end] + longest_first[sample]  # the tokens of one pass are neighbours, in the same order in all
+    sums = np.empty(len(terms))
+    sums[slots] = terms
+    for before, begin, count in zip(begins, begins[1:], counts[1:]):
+        sums[begin : begin + count] += discount * sums[before : before + count]
+    return sums[slots]
 
 
 def whiten(values: Float32, response_mask: Bool) -> Float32:
@@ -78,8 +94,10 @@ def group_advantages(algorithm: AlgorithmName, totals: Float32, prompt_ids: Int6
         is_counted: (B,) false for samples that are left out: they enter no mean, and their advantage is 0.
     """
     result = np.zeros(len(totals), dtype=np.float32)
-    for prompt in np.unique(prompt_ids[is_counted]):
-        members = np.flatnonzero((prompt_ids == prompt) & is_counted)
+    counted = np.flatnonzero(is_counted)
+    members_by_prompt = counted[np.argsort(prompt_ids[counted], kind="stable")]
+    edges = np.flatnonzero(np.diff(prompt_ids[members_by_prompt])) + 1
+    for members in np.split(members_by_prompt, edges) if len(counted) else ():
         group = totals[members].astype(np.float64)
         above = group - group.mean()
         if algorithm == "grpo":

@@ -8,7 +8,7 @@ from typing import Self
 
 import numpy as np
 
-from rlhf.types import Float32, Int64, Sequences
+from rlhf.types import Float32, Int64, Sequences, packed_index
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,4 @@ def join_tokens(parts: Sequence[BlockResult], sequences: Sequences) -> Float32:
 def token_index(sequences: Sequences, samples: Sequence[int] | Int64) -> Int64:
     """Indices into a packed (R,) array of the given samples' response tokens, in the order of the samples."""
     samples = np.asarray(samples, dtype=np.int64)
-    lengths = sequences.response_lengths[samples].astype(np.int64)
-    begins = sequences.response_starts[samples]
-    within = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    return np.repeat(begins, lengths) + within
+    return packed_index(sequences.response_starts[samples], sequences.response_lengths[samples])

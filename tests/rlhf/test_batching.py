@@ -130,3 +130,16 @@ def test_one_long_sample_does_not_leave_its_rank_alone_with_it() -> None:
 def test_the_first_rank_is_not_always_the_one_with_the_most_rows() -> None:
     """6 and 1 tokens fit into a row of 7, two of 5 do not: the rank with one row splits it to have two."""
     assert plan(range(4), [6, 5, 5, 1], ranks=2, budget=7) == [[[0], [3]], [[1], [2]]]
+
+
+def test_parts_that_can_hold_nothing_more_are_passed_over() -> None:
+    """Two samples in three parts: one each in the first two. Five in three: 9 2 | 5 3 | 4, as the third holds one."""
+    assert balance([4, 9], 3) == [[1], [0], []]
+    assert balance([9, 5, 4, 3, 2], 3) == [[0, 4], [1, 3], [2]]
+
+
+def test_prompts_are_dealt_in_turn_and_samples_where_there_are_fewer_prompts_than_engines() -> None:
+    """Runs of equal prompts: 7 7 | 3 | 7 go to engines 0, 1, 0. Of one prompt, each sample goes to the next engine."""
+    assert share_prompts([7, 7, 3, 7], 2) == [[0, 1, 3], [2]]
+    assert share_prompts([7, 7, 7], 2) == [[0, 2], [1]]
+    assert share_prompts([], 3) == [[], [], []]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -120,6 +121,46 @@ def test_a_sample_does_not_see_its_neighbours(lengths: list[int], seed: int) -> 
             together[:, part], np.stack(gae(rewards[part], values[part], 0.9, 0.8, mask[part]))
         )
         begin += length
+
+
+def dense_gae(r: np.ndarray, v: np.ndarray, lengths: list[int], gamma: float, lam: float) -> tuple[np.ndarray, ...]:
+    """The recursion as the paper writes it, token by token, in float64."""
+    advantages = np.zeros(len(r))
+    ends = np.cumsum(lengths) - 1
+    for t in reversed(range(len(r))):
+        is_last = t in ends
+        delta = r[t] + gamma * (0.0 if is_last else v[t + 1]) - v[t]
+        advantages[t] = delta + gamma * lam * (0.0 if is_last else advantages[t + 1])
+    return advantages.astype(np.float32), (advantages + v).astype(np.float32)
+
+
+@given(
+    lengths=st.lists(st.integers(1, 9), min_size=1, max_size=7),
+    gamma=st.floats(0, 1),
+    lam=st.floats(0, 1),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_the_last_bits_are_those_of_the_recursion_token_by_token(
+    lengths: list[int], gamma: float, lam: float, seed: int
+) -> None:
+    rewards, values = np.random.default_rng(seed).normal(size=(2, sum(lengths))).astype(np.float32)
+    found = gae(rewards, values, gamma, lam, lengths=tuple(lengths))
+    expected = dense_gae(rewards.astype(np.float64), values.astype(np.float64), lengths, gamma, lam)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_one_long_response_among_many_short_ones_costs_only_its_own_tokens() -> None:
+    """A dense array of samples by longest response would be 20,001 × 50,000 numbers of 8 bytes."""
+    lengths = np.array([50_000, *[1] * 20_000], dtype=np.int32)
+    rewards = np.zeros(lengths.sum(), dtype=np.float32)
+    rewards[49_999:] = 2.0
+    tracemalloc.start()
+    advantages, _ = generalised_advantages(rewards, np.zeros_like(rewards), lengths, rewards > -1, 1.0, 1.0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert advantages.tolist() == [2.0] * 70_000
+    assert peak < 200 * len(rewards), "bytes a token"
 
 
 def test_whitened_values_are_those_of_a_calculation_by_hand() -> None:
