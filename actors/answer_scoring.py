@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,14 @@ import ray
 
 from actors.group import Group
 from actors.placement import Placement
+from actors.scoring import ScoringMethod
 from actors.session import Session
 from actors.supervisor import Supervisor
-from actors.waiting import PhaseContext
+from actors.waiting import PhaseContext, wait
 from rlhf.config.schema import RewardSourceConfig
 from rlhf.data.chat import transcript
 from rlhf.records import Preference
+from rlhf.roles.assemble import ResultSpec
 from rlhf.roles.block_result import join_samples
 from rlhf.types import FinishReason, Float32, Pair, Prompt, Rollout, RolloutBlock
 
@@ -52,20 +55,29 @@ def score_answers(
         with supervisor.diagnosed():
             group.start(ROLE, session.recipe, source, str(session.tokenizer_folder), folder, prompts, session.day)
             group.ready()
-            return _score_blocks(group, answers, session, title)
+            role = None if folder is None else session.recipe.placement.reward
+            scorer = ScoringMethod.by_role(group, "scores", ResultSpec(kind="score"), role)
+            return _score_blocks(scorer, answers, session, title)
     finally:
         group.stop()
         placement.release()
 
 
-def _score_blocks(group: Group, answers: RolloutBlock, session: Session, title: str) -> Float32:
-    scores = np.empty(len(answers), dtype=np.float32)
+def _score_blocks(scorer: ScoringMethod, answers: RolloutBlock, session: Session, title: str) -> Float32:
+    """Score rounds of blocks, one for each set of ranks that takes a unit."""
+    group, scores = scorer.group, np.empty(len(answers), dtype=np.float32)
+    sets = [range(first, first + scorer.unit_ranks) for first in range(0, len(group.workers), scorer.unit_ranks)]
     with session.console.stage(title, len(answers)) as report:
-        for first in range(0, len(answers), BLOCK):
-            block = answers.select(range(first, min(first + BLOCK, len(answers))))
-            parts = group.ask("scores", ray.put(block), context=PhaseContext(phase="score"))
-            scores[first : first + BLOCK] = join_samples(parts, len(block))
-            report(first + len(block), {})
+        for first in range(0, len(answers), BLOCK * len(sets)):
+            begins = range(first, min(first + BLOCK * len(sets), len(answers)), BLOCK)
+            blocks = [answers.select(range(begin, min(begin + BLOCK, len(answers)))) for begin in begins]
+            sent = [group.score("scores", [ray.put(block)], ranks) for block, ranks in zip(blocks, sets)]
+            names = [group.names[rank] for _, ranks in zip(sent, sets) for rank in ranks]
+            results = [result for parts in sent for result, _ in parts]
+            values = iter(wait(results, names, PhaseContext(phase="score"), group.supervisor.deadlines))
+            for begin, block in zip(begins, blocks):
+                scores[begin : begin + BLOCK] = join_samples(list(islice(values, scorer.unit_ranks)), len(block))
+            report(begins[-1] + len(blocks[-1]), {})
     return scores
 
 

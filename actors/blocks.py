@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from io import BytesIO
 from pathlib import Path
@@ -18,6 +18,7 @@ from rlhf.data.order import OrderState, PromptOrder
 from rlhf.types import RolloutBlock, Sequences
 
 if TYPE_CHECKING:  # processes that read and write files import this module, and do not need the actors
+    from actors.rollout import BlockSummary
     from actors.run_actors import RunActors
 
 SAMPLING = 10**9 + 1  # separates this random stream from other uses of the recipe's seed
@@ -38,11 +39,17 @@ class StepPrompts:
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """Reference to a block of rollouts, with its number of samples and how many of them are quarantined."""
+    """Reference to a block of rollouts, with its number of samples, how many of them are quarantined, and its tokens.
+
+    Blocks of one ``stream`` have a fixed order. In a deterministic run that is an engine; else all have one order, that
+    of completion.
+    """
 
     rollouts: ray.ObjectRef
     samples: int
     set_aside: int
+    tokens: int
+    stream: str = ""
 
 
 def draw_step(recipe: Recipe, prompt_count: int, step: int, order: OrderState) -> StepPrompts:
@@ -74,31 +81,52 @@ def generate_blocks(
         for rollouts, summary in answers:
             faults = actors.supervisor.set_aside(summary.faults, before, context)
             before += faults
-            yield Block(rollouts=rollouts, samples=len(summary.positions), set_aside=faults)
+            yield make_block(actors.recipe, rollouts, summary)
 
     return blocks(set_aside)
 
 
-def write_block(block: RolloutBlock, folder: Path, index: int) -> list[FileEntry]:
-    """Write a block into the ``rollouts`` subfolder of a checkpoint."""
+def make_block(recipe: Recipe, rollouts: ray.ObjectRef, summary: BlockSummary) -> Block:
+    """Describe a block that an engine returned."""
+    return Block(
+        rollouts=rollouts,
+        samples=len(summary.positions),
+        set_aside=len(summary.set_aside),
+        tokens=summary.tokens,
+        stream=summary.engine if recipe.deterministic else "",
+    )
+
+
+def write_block(block: RolloutBlock, folder: Path, index: int, stream: str) -> list[FileEntry]:
+    """Write a block into the ``rollouts`` subfolder of a checkpoint, with the name of its stream."""
     data, arrays = BytesIO(), {f.name: getattr(block, f.name) for f in fields(block) if f.name != "sequences"}
-    np.savez(data, **arrays, **{f.name: getattr(block.sequences, f.name) for f in fields(Sequences)})
+    packed = {f.name: getattr(block.sequences, f.name) for f in fields(Sequences)}
+    np.savez(data, **arrays, **packed, stream=np.array(stream))
     return write_files({f"{FOLDER}/{index}.npz": np.frombuffer(data.getbuffer(), np.uint8)}, folder)
 
 
-def read_block(path: Path) -> RolloutBlock:
-    """Read a block written by ``write_block``; the caller has verified its hash."""
+def read_block(path: Path) -> tuple[RolloutBlock, str]:
+    """Read a block written by ``write_block``, and the name of its stream; the caller has verified its hash."""
     with np.load(path, allow_pickle=False) as file:
-        arrays: Mapping[str, Any] = dict(file)
-    packed = {f.name: arrays[f.name] for f in fields(Sequences)}
-    rest = {name: array for name, array in arrays.items() if name not in packed}
-    return RolloutBlock(sequences=Sequences(**packed), **rest)
+        arrays: dict[str, Any] = dict(file)
+    stream = str(arrays.pop("stream", ""))  # absent in checkpoints of earlier versions
+    packed = {f.name: arrays.pop(f.name) for f in fields(Sequences)}
+    return RolloutBlock(sequences=Sequences(**packed), **arrays), stream
 
 
 def read_blocks(paths: Sequence[Path]) -> list[Any]:
-    """Read blocks; returns a list of (samples, quarantined samples) for each, followed by the blocks."""
-    blocks = [read_block(path) for path in paths]
-    return [[(len(block), int(block.set_aside.sum())) for block in blocks], *blocks]
+    """Read blocks; returns a list with the other fields of each ``Block``, followed by the rollouts."""
+    blocks, streams = zip(*map(read_block, paths))
+    described = [
+        {
+            "samples": len(block),
+            "set_aside": int(block.set_aside.sum()),
+            "tokens": len(block.sequences.tokens),
+            "stream": stream,
+        }
+        for block, stream in zip(blocks, streams)
+    ]
+    return [described, *blocks]
 
 
 def confirm_blocks(*blocks: RolloutBlock) -> None:

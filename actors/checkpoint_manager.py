@@ -13,6 +13,7 @@ from ray.exceptions import RayError
 
 from actors.blocks import FOLDER, Block, confirm_blocks, read_blocks, write_block
 from actors.cluster import worker_environment
+from actors.pending import Pending
 from actors.waiting import PhaseContext, fetch, wait
 from rlhf.checkpoints.compatible import data_changes
 from rlhf.checkpoints.manifest import FileEntry, write_files
@@ -125,7 +126,7 @@ class CheckpointManager:
             for role, shards in snapshot.shards.items()
             for rank, files in enumerate(shards)
         } | {
-            self._write_block.remote(block.rollouts, folder.resolve(), index): f"writer of block {index}"
+            self._write_block.remote(block.rollouts, folder.resolve(), index, block.stream): f"writer of block {index}"
             for index, block in enumerate(snapshot.pregenerated_blocks)
         }
         self._writing = Writing(snapshot=snapshot, tasks=tasks)
@@ -165,11 +166,10 @@ class CheckpointManager:
             self.run.prune_best(state.watch.watch.best.step)
 
     def _written(self, writing: Writing, context: PhaseContext) -> list[FileEntry]:
-        pending, entries = dict(writing.tasks), list[FileEntry]()
+        pending, entries = Pending(writing.tasks), list[FileEntry]()
         deadlines = self.supervisor.deadlines
         while pending:
-            ref = deadlines.next_ready(pending, context)
-            name = pending.pop(ref)
+            ref, name = deadlines.next_ready(pending, context)
             entries += ray.get(ref, timeout=deadlines.seconds(name, context))
             deadlines.learn_duration(name, context, is_sound=True)
         return entries
@@ -253,9 +253,9 @@ class CheckpointManager:
         paths = [(checkpoint.path / name).resolve() for name in sorted(names, key=lambda name: int(Path(name).stem))]
         if not paths:
             return ()
-        counts, *blocks = self._read.options(num_returns=1 + len(paths)).remote(paths)
-        sizes = fetch(counts, FOLDER, context, self.supervisor.deadlines)
-        return [Block(rollouts=block, samples=n, set_aside=m) for block, (n, m) in zip(blocks, sizes, strict=True)]
+        described, *blocks = self._read.options(num_returns=1 + len(paths)).remote(paths)
+        descriptions = fetch(described, FOLDER, context, self.supervisor.deadlines)
+        return [Block(rollouts=block, **fields) for block, fields in zip(blocks, descriptions, strict=True)]
 
     def _from_start(self) -> ResumePoint:
         """Rebuild the groups from the initial models: neither snapshot nor checkpoint exists."""

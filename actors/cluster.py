@@ -44,6 +44,13 @@ MALLOC = ":".join(
 )
 """Settings of glibc's malloc in actors, for large tensors that are often allocated and freed (docs/results.md)."""
 
+INLINED_BYTES = 1000
+"""Largest result that an actor returns in its message; larger ones stay in the object store of the actor's node.
+
+By Ray's default blocks and their scores, which are under 100 KB, would all be kept by the controller. Markers and the
+summary of a block are smaller.
+"""
+
 QUIET = {"log_to_driver": False, "logging_level": "ERROR"}
 
 
@@ -161,6 +168,7 @@ def worker_environment(threads: int, own_ray: bool) -> dict[str, str]:
     return {
         **{key: os.environ[key] for key in kept if key in os.environ},
         **({"GLOO_SOCKET_IFNAME": "lo"} if own_ray and "GLOO_SOCKET_IFNAME" not in os.environ else {}),
+        "RAY_max_direct_call_object_size": str(INLINED_BYTES),
         "OMP_NUM_THREADS": str(threads),
         # Waiting threads sleep: spinning takes cores from other processes, and an engine that shares its cores with
         # other actors is several times slower (docs/results.md).

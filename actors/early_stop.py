@@ -5,20 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from math import ceil
 from pathlib import Path
 
 import numpy as np
 
+from actors.blocks import make_block
 from actors.run_actors import RunActors
-from actors.scoring import Scoring, ScoringMethod
+from actors.scoring import Scoring
 from actors.supervised import Summary
 from actors.waiting import PhaseContext, fetch
 from rlhf.config.schema import EarlyStopConfig
 from rlhf.errors import MachineryError, UserError
 from rlhf.evaluation.overoptimisation import HeldOutEvaluation, Watch, difference_interval, mean_by_prompt
 from rlhf.placement.pools import HELD_OUT_SCORER
-from rlhf.roles.assemble import BatchReport, ResultSpec
+from rlhf.roles.assemble import BatchReport
 from rlhf.roles.block_result import join_samples
 from rlhf.run_state import RunState, WatchState
 from rlhf.storage.durable import write_atomically
@@ -155,19 +157,19 @@ class EarlyStopping:
         scorer, supervisor = actors.held_out_scorer, actors.supervisor
         assert scorer is not None
         supervisor.enter_phase(context)
-        whole = ResultSpec(kind="score", ranks=len(scorer.workers), name=HELD_OUT_SCORER)
-        scoring = Scoring(actors, context, [ScoringMethod(group=scorer, method="scores", result_spec=whole)])
+        scoring = Scoring(actors, context, [actors.reward_scorer(HELD_OUT_SCORER, scorer, self.config.scorer)])
         blocks, answered = [], np.ones(count, dtype=np.bool_)
         for block, summary in actors.engines.generate(self.asked, range(count), context):
-            scoring.send(block, len(summary.positions))
-            blocks.append(list(summary.positions))
+            scoring.send(make_block(actors.recipe, block, summary))
+            blocks.append(summary.positions)
             supervisor.set_aside(summary.faults, int((~answered).sum()), context)
             answered[list(summary.set_aside)] = False
-        scores, parts = np.full(count, np.nan), iter(scoring.wait_for_results())
-        for positions in blocks:
-            next(parts)  # the block itself is not needed here
-            results = [fetch(next(parts), name, context, supervisor.deadlines) for name in scorer.names]
-            scores[positions] = join_samples(results, len(positions))
+        scores, scored = np.full(count, np.nan), scoring.wait_for_results()
+        results = iter(scored.refs[len(blocks) :])
+        for unit in scored.units:
+            positions = [position for block in unit.blocks for position in blocks[block]]
+            parts = [fetch(ref, scorer.names[0], context, supervisor.deadlines) for ref in islice(results, unit.parts)]
+            scores[positions] = join_samples(parts, len(positions))
         return np.where(answered, scores * self.config.scorer.weight, np.nan), answered
 
     def _keep(self, done: int) -> None:

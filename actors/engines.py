@@ -6,7 +6,7 @@ are re-dispatched.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 import ray
 
 from actors.cluster import worker_environment
+from actors.pending import Pending
 from actors.placement import Placement
 from actors.process import ProcessLocation
 from actors.rollout import BlockSummary, RolloutActor
@@ -70,6 +71,33 @@ class Assignment:
         self.engine, self.positions, self.unanswered = engine, positions, set(positions)
 
 
+class Streams:
+    """The streams of blocks of one call, which are pending until their end, and the samples of each."""
+
+    def __init__(self) -> None:
+        self.assignments: dict[Any, Assignment] = {}
+        self.pending = Pending()
+
+    def add(self, assignments: Mapping[Any, Assignment]) -> None:
+        """Await the first block of streams."""
+        self.assignments |= assignments
+        for stream, assignment in assignments.items():
+            self.pending.add(stream, assignment.engine.name)
+
+    def answered(self, stream: Any, summary: BlockSummary) -> None:
+        """Record a block, and await the next one."""
+        self.assignments[stream].unanswered.difference_update(summary.positions)
+        self.pending.add(stream, self.assignments[stream].engine.name)
+
+    def take_lost(self, names: Sequence[str]) -> list[Assignment]:
+        """Remove the streams of lost engines and return their assignments; the others stay, or become, pending."""
+        lost = [stream for stream, assignment in self.assignments.items() if assignment.engine.name in names]
+        self.pending.discard(lost)
+        taken = [self.assignments.pop(stream) for stream in lost]
+        self.pending.replace({stream: assignment.engine.name for stream, assignment in self.assignments.items()})
+        return taken
+
+
 class Engines:
     """The rollout engines of a run."""
 
@@ -96,6 +124,8 @@ class Engines:
         self.config, self.supervisor, self.publishes = recipe.rollout, supervisor, publishes
         self.trust_remote_code = recipe.model.trust_remote_code
         self.sleeps = publishes and placement.engines_share
+        self._starting = Pending()
+        """Starts of replacements."""
         self.poison_prompts: set[int] = set()
         """Indices of prompts that killed an engine; they are not given to an engine again."""
         self.backend = weight_transfer_backend(placement.device, placement.engines_share) if publishes else None
@@ -176,18 +206,16 @@ class Engines:
     def _collect_started(self, context: PhaseContext, wait_for_one: bool) -> None:
         """Initialise the engines that have started by now; ``wait_for_one`` waits for the first."""
         starting = {engine.start_ref: engine for engine in self.all if engine.start_ref}
-        while starting:
-            names = {ref: engine.name for ref, engine in starting.items()}
-            if not wait_for_one and not ray.wait(list(names), timeout=0, fetch_local=False)[0]:
-                return
-            start = PhaseContext(phase=START, step=context.step)
+        self._starting.replace({ref: engine.name for ref, engine in starting.items()})
+        start = PhaseContext(phase=START, step=context.step)
+        while self._starting and (wait_for_one or self._starting.wait(0.0)):
             try:
-                ref = self.supervisor.deadlines.next_ready(names, start)
-                where = fetch(ref, names[ref], start, self.supervisor.deadlines)
+                ref, name = self.supervisor.deadlines.next_ready(self._starting, start)
+                where = fetch(ref, name, start, self.supervisor.deadlines)
             except LostError as error:
                 self.replace_lost(self.supervisor.with_dead_actors(error), start)
                 return
-            self._initialise([starting.pop(ref)], [where], context)
+            self._initialise([starting[ref]], [where], context)
             wait_for_one = False
 
     def _wait_for_one(self, context: PhaseContext) -> None:
@@ -232,37 +260,40 @@ class Engines:
             CanaryError: no engine served, and the weights published to a replacement were not verified.
         """
         call, batches = Generation(indices=indices, seeds=seeds, context=context), RetryBatches.of(len(indices))
-        return self._stream_answers(call, batches, self._dispatch_next(batches, call) if batches.waiting else {})
+        streams = Streams()
+        if batches.waiting:
+            streams.add(self._dispatch_next(batches, call))
+        return self._stream_answers(call, batches, streams)
 
     def _stream_answers(
-        self, call: Generation, batches: RetryBatches, streams: dict[Any, Assignment]
+        self, call: Generation, batches: RetryBatches, streams: Streams
     ) -> Iterator[tuple[Any, BlockSummary]]:
-        while batches.waiting or streams:
-            if not streams:
-                streams = self._dispatch_next(batches, call)
+        while batches.waiting or streams.assignments:
+            if not streams.assignments:
+                streams.add(self._dispatch_next(batches, call))
                 continue
-            names = {stream: assignment.engine.name for stream, assignment in streams.items()}
             try:
-                stream = self.supervisor.deadlines.next_ready(names, call.context)
-                answer = self._next_block(stream, names[stream], call.context)
+                stream, name = self.supervisor.deadlines.next_ready(streams.pending, call.context)
+                answer = self._next_block(stream, name, call.context)
             except LostError as found:
-                error = self.supervisor.with_dead_actors(found)
-                lost = [assignment for assignment in streams.values() if assignment.engine.name in error.names]
-                self.replace_lost(error, call.context, sum(len(assignment.unanswered) for assignment in lost))
-                streams = {stream: assignment for stream, assignment in streams.items() if assignment not in lost}
-                for assignment in lost:
-                    quarantined = batches.lost(assignment.positions, sorted(assignment.unanswered))
-                    self.poison_prompts |= {call.indices[i] for i in quarantined}
-                if batches.losses <= CHANCES and batches.waiting and self.serving:
-                    streams |= self._dispatch_next(batches, call)  # dispatch to the remaining engines immediately
+                self._redispatch(self.supervisor.with_dead_actors(found), call, batches, streams)
                 continue
-            if answer is None:
-                if streams.pop(stream).unanswered:
-                    raise MachineryError(f"{names[stream]} did not answer all prompts during {call.context}") from None
-                continue
-            streams[stream].unanswered -= set(answer[1].positions)
-            yield answer
+            if answer is not None:
+                streams.answered(stream, answer[1])
+                yield answer
+            elif streams.assignments.pop(stream).unanswered:
+                raise MachineryError(f"{name} did not answer all prompts during {call.context}") from None
         yield from self._placeholder_block(batches.set_aside, call)
+
+    def _redispatch(self, error: LostError, call: Generation, batches: RetryBatches, streams: Streams) -> None:
+        """Replace lost engines, and dispatch their unanswered samples to those that remain, or later."""
+        lost = streams.take_lost(error.names)
+        self.replace_lost(error, call.context, sum(len(assignment.unanswered) for assignment in lost))
+        for assignment in lost:
+            quarantined = batches.lost(assignment.positions, sorted(assignment.unanswered))
+            self.poison_prompts |= {call.indices[i] for i in quarantined}
+        if batches.losses <= CHANCES and batches.waiting and self.serving:
+            streams.add(self._dispatch_next(batches, call))
 
     def _dispatch_next(self, batches: RetryBatches, call: Generation) -> dict[Any, Assignment]:
         """Dispatch the next batch without known poison prompts, which are quarantined."""
@@ -304,13 +335,11 @@ class Engines:
 
     def _next_block(self, stream: Any, name: str, context: PhaseContext) -> tuple[Any, BlockSummary] | None:
         """Next block of a stream and its summary; None at the end of the stream."""
-        deadlines = self.supervisor.deadlines
         block = next(stream, None)
         if block is None:
             return None
-        deadlines.next_ready({stream: name}, context)
         summary = next(stream, block)  # a failed stream ends with one item, its error; `fetch` raises it
-        return block, fetch(summary, name, context, deadlines)
+        return block, fetch(summary, name, context, self.supervisor.deadlines)
 
     def abandon(self, context: PhaseContext) -> None:
         """Abort generation and any unfinished weight update on all started engines."""
@@ -368,17 +397,17 @@ class Engines:
         self, engines: Sequence[Engine], method: str, context: PhaseContext, *arguments: Any
     ) -> list[tuple[Engine, Any]]:
         """Call a method of each engine; returns the answers of those that did not fail, and replaces the others."""
-        pending = {getattr(engine.actor, method).remote(*arguments): engine for engine in engines}
+        asked = {getattr(engine.actor, method).remote(*arguments): engine for engine in engines}
+        pending = Pending({ref: engine.name for ref, engine in asked.items()})
         answers, deadlines, work = [], self.supervisor.deadlines, context.of(method)
         while pending:
             try:
-                ref = deadlines.next_ready({r: e.name for r, e in pending.items()}, work)
-                answers.append((pending[ref], fetch(ref, pending[ref].name, work, deadlines)))
-                del pending[ref]
+                ref, name = deadlines.next_ready(pending, work)
+                answers.append((asked[ref], fetch(ref, name, work, deadlines)))
             except LostError as found:
                 error = self.supervisor.with_dead_actors(found)
                 self.replace_lost(error, context)
-                pending = {r: engine for r, engine in pending.items() if engine.name not in error.names}
+                pending.discard([ref for ref, engine in asked.items() if engine.name in error.names])
         return answers
 
     def stop(self) -> None:

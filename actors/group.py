@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,10 @@ class Group:
         Returns a pair of references for each rank: the result, and one that becomes ready with it and is small.
         """
         return [worker.compute.options(num_returns=2).remote(method, *arguments) for worker in self.workers]
+
+    def score(self, method: str, blocks: Sequence[ray.ObjectRef], ranks: range) -> list[tuple[ray.ObjectRef, ...]]:
+        """Have these ranks score a unit of blocks; returns the same references as ``compute``."""
+        return [self.workers[rank].score.options(num_returns=2).remote(method, *blocks) for rank in ranks]
 
     def ask(self, method: str, *arguments: Any, context: PhaseContext) -> list[Any]:
         """Call a method on every rank with the same arguments, and wait for the results."""

@@ -33,11 +33,13 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, kw_only=True)
 class BlockSummary:
-    """Summary of a block for the controller: the positions of its samples in the call.
+    """Summary of a block for the controller: the engine, the block's tokens, and its samples' positions in the call.
 
     ``set_aside`` are the positions of quarantined samples, ``faults`` their (prompt id, reason).
     """
 
+    engine: str
+    tokens: int
     positions: tuple[int, ...]
     set_aside: tuple[int, ...]
     faults: tuple[tuple[int, str], ...]
@@ -101,9 +103,12 @@ class RolloutActor:
             async for block in blocks(answers, len(indices), block_size):
                 self.activity.spans.add("block", begin, samples=len(block))
                 begin = self.activity.spans.clock()
-                yield RolloutBlock.pack([answer.rollout for answer in block])
+                packed = RolloutBlock.pack([answer.rollout for answer in block])
+                yield packed
                 without = [answer for answer in block if answer.fault]
                 yield BlockSummary(
+                    engine=self.where.name,
+                    tokens=len(packed.sequences.tokens),
                     positions=tuple(positions[answer.position] for answer in block),
                     set_aside=tuple(positions[answer.position] for answer in without),
                     faults=tuple((answer.rollout.prompt.id, answer.fault) for answer in without),
@@ -116,8 +121,11 @@ class RolloutActor:
         prompts = [self.prompts[i] for i in indices]
         answers = [self.engine.without(0, prompt, seed, fault) for prompt, seed in zip(prompts, seeds, strict=True)]
         faults = tuple((prompt.id, fault) for prompt in prompts)
-        summary = BlockSummary(positions=tuple(positions), set_aside=tuple(positions), faults=faults)
-        return RolloutBlock.pack([answer.rollout for answer in answers]), summary
+        packed, where = RolloutBlock.pack([answer.rollout for answer in answers]), tuple(positions)
+        tokens = len(packed.sequences.tokens)
+        return packed, BlockSummary(
+            engine=self.where.name, tokens=tokens, positions=where, set_aside=where, faults=faults
+        )
 
     async def abandon(self) -> None:
         """Abort generation and an unfinished weight update."""

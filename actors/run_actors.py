@@ -15,13 +15,13 @@ from ray.actor import ActorHandle
 from actors.engines import Engine, Engines
 from actors.group import Group
 from actors.placement import Placement
-from actors.scoring import ScoringMethod
+from actors.scoring import ScoredBlocks, ScoringMethod
 from actors.supervisor import Supervisor
 from actors.waiting import START, PhaseContext, fetch, wait
 from actors.weight_client import EngineClient
 from actors.worker import Builder
 from rlhf.algorithms.state import AlgorithmState
-from rlhf.config.schema import Recipe
+from rlhf.config.schema import Recipe, RewardSourceConfig
 from rlhf.device import Device
 from rlhf.errors import LostError
 from rlhf.placement.pools import HELD_OUT_SCORER, turns
@@ -80,22 +80,25 @@ class RunActors:
     def scorers(self) -> tuple[ScoringMethod, ...]:
         """The groups that score each block of a step, the method that each runs, and the kind of its results."""
         reference, method = (self.reference, "logprobs") if self.reference else (self.policy, "reference_logprobs")
-        scorers = [(group, "scores", "score", name) for name, group in self.rewards.items()]
-        scorers += [(self.policy, "logprobs", "old_logprobs", ""), (reference, method, "ref_logprobs", "")]
+        place = self.recipe.placement
+        scorers = [self.reward_scorer(name, self.rewards[name], source) for name, source in self.recipe.rewards.items()]
+        networks = [
+            (self.policy, "logprobs", "old_logprobs", place.policy),
+            (reference, method, "ref_logprobs", place.reference if self.reference else place.policy),
+        ]
         if self.critic is not None:
-            scorers.append((self.critic, "values", "values", ""))
-        return tuple(
-            ScoringMethod(
-                group=group,
-                method=method,
-                result_spec=ResultSpec(kind=kind, ranks=len(group.workers), name=name),
-            )
-            for group, method, kind, name in scorers
-        )
+            networks.append((self.critic, "values", "values", place.critic))
+        scorers += [
+            ScoringMethod.by_role(group, method, ResultSpec(kind=kind), role) for group, method, kind, role in networks
+        ]
+        return tuple(scorers)
 
-    def assemble(
-        self, step: int, state: AlgorithmState, parts: Sequence[ray.ObjectRef]
-    ) -> tuple[ray.ObjectRef, BatchReport]:
+    def reward_scorer(self, name: str, group: Group, source: RewardSourceConfig) -> ScoringMethod:
+        """Scorer of a part of the reward, or of the held-out scorer."""
+        role = None if source.model is None else self.recipe.placement.reward
+        return ScoringMethod.by_role(group, "scores", ResultSpec(kind="score", name=name), role)
+
+    def assemble(self, step: int, state: AlgorithmState, scored: ScoredBlocks) -> tuple[ray.ObjectRef, BatchReport]:
         """Assemble blocks and scores into the experience, on the policy's first rank.
 
         Returns a reference to the experience, and the batch's report.
@@ -108,7 +111,8 @@ class RunActors:
             state=state,
             result_specs=result_specs,
         )
-        experience, report = self.policy.workers[0].run.options(num_returns=2).remote(assemble, batch, *parts)
+        task = self.policy.workers[0].run_on_values.options(num_returns=2)
+        experience, report = task.remote(assemble, scored.refs, batch, scored.units)
         context = PhaseContext(phase="advantages", step=step)
         return experience, fetch(report, self.policy.names[0], context, self.supervisor.deadlines)
 

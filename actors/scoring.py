@@ -1,38 +1,74 @@
-"""Scores a step's blocks on the ranks of the scoring groups, while other blocks are still being generated."""
+"""Scores a step's blocks on the ranks of the scoring groups, while other blocks are still being generated.
+
+Blocks are joined to units that fill the rows of a forward pass. A unit goes to the ranks whose passes depend on each
+other: one rank, a model-parallel group, or under ZeRO-3 all ranks. Which of several such sets it is does not influence
+the results.
+"""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 import ray
 
+from actors.blocks import Block
 from actors.group import Group
+from actors.pending import Pending
 from actors.supervisor import Supervisor
 from actors.waiting import PhaseContext, fetch
+from rlhf.batching import Unit, UnitBuilder
+from rlhf.config.schema import RoleConfig
 from rlhf.errors import LostError
+from rlhf.placement.parallelism import forward_ranks, model_parallel_size
 from rlhf.placement.pools import turns
-from rlhf.roles.assemble import ResultSpec
+from rlhf.roles.assemble import ResultSpec, ScoredUnit
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoringMethod:
-    """A group that scores blocks, the method that is called on its ranks, and the kind of its results."""
+    """A group that scores units of blocks, the method that is called on its ranks, and the kind of its results."""
 
     group: Group
     method: str
     result_spec: ResultSpec
+    unit_tokens: int = 0
+    """Tokens that fill a unit."""
+    unit_ranks: int = 1
+    """Number of consecutive ranks that get a unit, each of which computes a part of it."""
+
+    @classmethod
+    def by_role(cls, group: Group, method: str, result_spec: ResultSpec, role: RoleConfig | None) -> Self:
+        """Scorer whose units fill one row of each data-parallel rank that gets them.
+
+        Without a ``role``, a function or a service scores, and gets every block at once.
+        """
+        if role is None:
+            return cls(group=group, method=method, result_spec=result_spec)
+        ranks = forward_ranks(role)
+        tokens = role.micro_batch_tokens * (ranks // model_parallel_size(role))
+        return cls(group=group, method=method, result_spec=result_spec, unit_tokens=tokens, unit_ranks=ranks)
+
+
+@dataclass(kw_only=True, eq=False)
+class Task:
+    """A unit sent to ranks of a scorer. ``results`` are references: the ranks' partial results stay on their nodes."""
+
+    scorer: int
+    unit: Unit
+    results: tuple[ray.ObjectRef, ...]
+    unfinished: int
+    """Number of ranks that have not finished."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
-    """A block sent to a rank. ``result`` references the rank's partial result, which stays on its node."""
+class ScoredBlocks:
+    """References to all blocks, followed by the results of all units in the order of ``units``."""
 
-    block: int
-    scorer: int
-    rank: int
-    result: ray.ObjectRef
+    refs: list[ray.ObjectRef]
+    units: tuple[ScoredUnit, ...]
 
 
 class ScoringGroups(Protocol):
@@ -55,9 +91,9 @@ class ScoringGroups(Protocol):
 
 
 class Scoring:
-    """Sends blocks to the scorers as they arrive, and waits for all scores at the end.
+    """Sends units of blocks to the scorers as blocks arrive, and waits for all scores at the end.
 
-    Unfinished blocks of a scorer that failed are sent again to its replacement.
+    Unfinished units of a scorer that failed are sent again to its replacement.
     """
 
     def __init__(
@@ -69,29 +105,45 @@ class Scoring:
             scorers: the scoring methods; by default the run's.
         """
         self.actors, self.context, self.scorers = actors, context, actors.scorers if scorers is None else scorers
-        self.blocks: list[ray.ObjectRef] = []
-        self.sizes: list[int] = []
-        self._results: dict[tuple[int, int, int], ray.ObjectRef] = {}
-        self._pending: dict[ray.ObjectRef, Task] = {}
+        self.blocks: list[Block] = []
+        self._builders = [UnitBuilder(by.unit_tokens) for by in self.scorers]
+        self._sent: defaultdict[tuple[Group, int], int] = defaultdict(int)
+        """Tokens sent to each group's set of ranks, by the set's first rank."""
+        self._pending = Pending()
+        self._tasks: dict[ray.ObjectRef, tuple[Task, str]] = {}
+        """Task and name of the rank of each pending marker."""
+        self._done: list[Task] = []
 
-    def send(self, block: ray.ObjectRef, samples: int) -> None:
-        """Have every scoring rank compute its part of the results of a block of ``samples`` samples.
+    def send(self, block: Block) -> None:
+        """Have every scorer score a block, with its neighbours, as soon as they fill a unit.
 
         Groups with offload mode ``all`` get the block in ``wait_for_results``, after generation.
         """
         self.blocks.append(block)
-        self.sizes.append(samples)
         for scorer, by in enumerate(self.scorers):
             if by.group.offload_mode != "all":
-                self._send(len(self.blocks) - 1, scorer)
+                self._add(len(self.blocks) - 1, scorer)
 
-    def _send(self, block: int, scorer: int) -> None:
+    def _add(self, block: int, scorer: int) -> None:
+        described = self.blocks[block]
+        unit = self._builders[scorer].add(block, described.tokens, described.stream)
+        if unit is not None:
+            self._send(unit, scorer)
+
+    def _send(self, unit: Unit, scorer: int) -> None:
+        """Send a unit to the ranks that have got the fewest tokens."""
         by = self.scorers[scorer]
-        for rank, (result, done) in enumerate(by.group.compute(by.method, self.blocks[block])):
-            self._pending[done] = Task(block=block, scorer=scorer, rank=rank, result=result)
+        first = min(range(0, len(by.group.workers), by.unit_ranks), key=lambda rank: (self._sent[by.group, rank], rank))
+        self._sent[by.group, first] += unit.tokens
+        ranks, blocks = range(first, first + by.unit_ranks), [self.blocks[block].rollouts for block in unit.blocks]
+        results, markers = zip(*by.group.score(by.method, blocks, ranks), strict=True)
+        task = Task(scorer=scorer, unit=unit, results=results, unfinished=len(markers))
+        for rank, marker in zip(ranks, markers, strict=True):
+            self._tasks[marker] = task, by.group.names[rank]
+            self._pending.add(marker, by.group.names[rank])
 
-    def wait_for_results(self) -> list[ray.ObjectRef]:
-        """Wait for all results; returns, for each block, the block and its partial results in the order of the scorers.
+    def wait_for_results(self) -> ScoredBlocks:
+        """Wait for all results.
 
         Groups that offload their weights score now, one after another.
 
@@ -100,42 +152,48 @@ class Scoring:
         """
         for turn in turns({by.group: by.group.offload_mode or "none" for by in self.scorers}):
             for scorer, by in enumerate(self.scorers):
-                if by.group in turn and by.group.offload_mode == "all":
-                    for block in range(len(self.blocks)):
-                        self._send(block, scorer)
+                if by.group in turn:
+                    self._send_rest(scorer)
             self._finish()
             self.actors.offload(turn, self.context)
-        keys = [(scorer, rank) for scorer, by in enumerate(self.scorers) for rank in range(len(by.group.workers))]
-        return [
-            ref
-            for number, block in enumerate(self.blocks)
-            for ref in (block, *(self._results[number, *key] for key in keys))
-        ]
+        refs = [block.rollouts for block in self.blocks] + [ref for task in self._done for ref in task.results]
+        units = tuple(
+            ScoredUnit(scorer=task.scorer, blocks=tuple(task.unit.blocks), parts=len(task.results))
+            for task in self._done
+        )
+        return ScoredBlocks(refs=refs, units=units)
+
+    def _send_rest(self, scorer: int) -> None:
+        if self.scorers[scorer].group.offload_mode == "all":
+            for block in range(len(self.blocks)):
+                self._add(block, scorer)
+        for unit in self._builders[scorer].rest():
+            self._send(unit, scorer)
 
     def _finish(self) -> None:
         """Wait for all pending results."""
         deadlines = self.actors.supervisor.deadlines
         while self._pending:
             try:
-                names = {ref: self.scorers[task.scorer].group.names[task.rank] for ref, task in self._pending.items()}
-                done = deadlines.next_ready(names, self.context)
-                fetch(done, names[done], self.context, deadlines)
+                marker, name = deadlines.next_ready(self._pending, self.context)
+                fetch(marker, name, self.context, deadlines)
             except LostError as error:
                 self._redispatch(error)
                 continue
-            task = self._pending.pop(done)
-            self._results[task.block, task.scorer, task.rank] = task.result
+            task, _ = self._tasks.pop(marker)
+            task.unfinished -= 1
+            if not task.unfinished:
+                self._done.append(task)
 
     def _redispatch(self, error: LostError) -> None:
-        """Rebuild lost frozen groups, and send them their unfinished blocks again."""
+        """Rebuild lost frozen groups, and send them their unfinished units again."""
         error = self.actors.supervisor.with_dead_actors(error)
         lost = self.actors.frozen_groups(error)
-        unfinished = sorted(
-            {(t.block, t.scorer) for t in self._pending.values() if self.scorers[t.scorer].group in lost}
-        )
-        self._pending = {
-            ref: task for ref, task in self._pending.items() if (task.block, task.scorer) not in set(unfinished)
-        }
-        self.actors.revive(error, self.context, sum(self.sizes[block] for block, _ in unfinished))
-        for block, scorer in unfinished:
-            self._send(block, scorer)
+        tasks = [task for task, _ in self._tasks.values() if self.scorers[task.scorer].group in lost]
+        unfinished = dict.fromkeys(tasks)
+        self._tasks = {marker: sent for marker, sent in self._tasks.items() if sent[0] not in unfinished}
+        self._pending.replace({marker: name for marker, (_, name) in self._tasks.items()})
+        samples = sum(self.blocks[block].samples for task in unfinished for block in task.unit.blocks)
+        self.actors.revive(error, self.context, samples)
+        for task in unfinished:
+            self._send(task.unit, task.scorer)

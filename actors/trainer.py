@@ -42,16 +42,16 @@ class PPOTrainer:
             scoring, set_aside = Scoring(actors, PhaseContext(phase="score", step=step)), state.set_aside
             with self.phase("rollout", step) as context:
                 for block in pregenerated_blocks or generate_blocks(actors, asked, set_aside, context):
-                    scoring.send(block.rollouts, block.samples)
+                    scoring.send(block)
                     set_aside += block.set_aside
                 coming = self.begin_next(asked, set_aside)
             with self.phase("score", step) as context:
                 actors.engines.sleep(context)
-                parts = scoring.wait_for_results()
+                scored = scoring.wait_for_results()
 
             # 4. Advantages: over the global batch, in one process
             with self.phase("advantages", step):
-                experience, report = actors.assemble(step, state.algorithm, parts)
+                experience, report = actors.assemble(step, state.algorithm, scored)
 
             # 5. Update: critic and policy, in parallel unless one offloads its weights; in the warm-up only the critic
             with self.phase("update", step):

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import ray
 from ray.exceptions import RayError
 
+from actors.pending import Pending
 from actors.ray_errors import format_late, translate_error
 from rlhf.config.schema import Recipe
 from rlhf.errors import LostError
@@ -52,14 +54,6 @@ class PhaseContext:
         return Work(role=role_of(who), kind=self.work or self.phase)
 
 
-@dataclass(kw_only=True)
-class PendingWait:
-    """Pending results of an actor, and the seconds that were spent waiting for it since its last result."""
-
-    refs: set[Any]
-    seconds: float = 0.0
-
-
 class AnswerDeadlines:
     """Waits for results under deadlines, which are learned from how long the same work took before."""
 
@@ -76,7 +70,6 @@ class AnswerDeadlines:
             floor=recovery.stall_floor_seconds, factor=recovery.stall_factor, ceiling=place.phase_timeout_seconds
         )
         self.service_phases = service_phases(recipe)
-        self._pending: dict[str, PendingWait] = {}
         self._taken: dict[tuple[str, Work], float] = {}
         """Seconds waited for results that are ready and not yet fetched, by actor and work."""
 
@@ -99,51 +92,28 @@ class AnswerDeadlines:
         finally:
             self.check = check
 
-    def next_ready(self, pending: Mapping[Any, str], context: PhaseContext) -> Any:
-        """Wait for the first ready reference or stream; ``pending`` maps each to its actor's name.
-
-        Waiting time accumulates per actor over calls as long as one of its references stays pending.
+    def next_ready(self, pending: Pending, context: PhaseContext) -> tuple[Any, str]:
+        """Wait for a ready result and take it; returns its key and its actor's name.
 
         Raises:
             LostError: an actor gave no result within its deadline, even if others did.
         """
-        waits, since = self._of(pending), self.spans.clock()
-        limits = {name: self.seconds(name, context) for name in waits}
+        deadline, since = partial(self.seconds, context=context), self.spans.clock()
         while True:
             self.check()
-            begin = time.monotonic()
-            left = min(limits[name] - waiting.seconds for name, waiting in waits.items())
-            done, _ = ray.wait(
-                list(pending), num_returns=1, timeout=min(SLICE_SECONDS, max(left, 0.0)), fetch_local=False
-            )
-            waited = time.monotonic() - begin
-            # All are charged the same time, so that actors with equal deadlines are reported together.
-            for waiting in waits.values():
-                waiting.seconds += waited
-            names = tuple(sorted(name for name, waiting in waits.items() if _is_late(waiting, limits[name])))
-            if names:
-                for name in names:
-                    del self._pending[name]
-                raise LostError(format_late(names, context, min(limits[name] for name in names)), names, "stalled")
-            if done:
-                self._record_answer(pending[done[0]], context)
+            is_ready = pending.wait(min(SLICE_SECONDS, max(pending.seconds_left(deadline), 0.0)))
+            if names := pending.late(deadline):
+                pending.restart(names)
+                raise LostError(format_late(names, context, min(map(deadline, names))), names, "stalled")
+            if is_ready:
+                key, name, seconds = pending.pop()
+                self._record_answer(name, seconds, context)
                 if self.spans.clock() - since >= WAIT_SECONDS:
-                    self.spans.add(f"wait for {pending[done[0]]}", since, context.step)
-                return done[0]
+                    self.spans.add(f"wait for {name}", since, context.step)
+                return key, name
 
-    def _of(self, pending: Mapping[Any, str]) -> dict[str, PendingWait]:
-        """Time without an answer of each actor; it restarts at 0 if none of its references was pending before."""
-        owed: dict[str, set[Any]] = {}
-        for ref, name in pending.items():
-            owed.setdefault(name, set()).add(ref)
-        for name, refs in owed.items():
-            before = self._pending.get(name)
-            seconds = before.seconds if before is not None and before.refs & refs else 0.0
-            self._pending[name] = PendingWait(refs=refs, seconds=seconds)
-        return {name: self._pending[name] for name in owed}
-
-    def _record_answer(self, name: str, context: PhaseContext) -> None:
-        seconds, work = self._pending.pop(name).seconds, context.work_of(name)
+    def _record_answer(self, name: str, seconds: float, context: PhaseContext) -> None:
+        work = context.work_of(name)
         self._taken[name, work] = max(seconds, self._taken.get((name, work), 0.0))
 
     def learn_duration(self, who: str, context: PhaseContext, is_sound: bool) -> None:
@@ -176,11 +146,10 @@ def wait(
         UserError, CanaryError, MachineryError: raised deliberately by the actor, passed on unchanged.
         LostError: an actor died, lost a peer, or was late.
     """
-    pending = dict(zip(refs, who, strict=True))
+    pending = Pending(dict(zip(refs, who, strict=True)))
     fetched: dict[ray.ObjectRef, Any] = {}
     while pending:
-        ref = deadlines.next_ready(pending, context)
-        name = pending.pop(ref)
+        ref, name = deadlines.next_ready(pending, context)
         try:
             fetched[ref] = fetch(ref, name, context, deadlines)
         except LostError as error:
@@ -201,22 +170,15 @@ def fetch(ref: ray.ObjectRef, who: str, context: PhaseContext, deadlines: Answer
         deadlines.learn_duration(who, context, is_sound)
 
 
-def _is_late(waiting: PendingWait, limit: float) -> bool:
-    """Whether the deadline passed and none of the actor's references is ready."""
-    refs = list(waiting.refs)
-    return waiting.seconds >= limit and not ray.wait(refs, num_returns=1, timeout=0, fetch_local=False)[0]
-
-
-def _culprit(error: LostError, pending: Mapping[ray.ObjectRef, str], context: PhaseContext) -> LostError:
+def _culprit(error: LostError, pending: Pending, context: PhaseContext) -> LostError:
     """The death of another rank, if Ray reports one within ``CULPRIT_SECONDS`` of a rank's failure; else the error."""
     if error.kind != "failed":
         return error
     end = time.monotonic() + CULPRIT_SECONDS
-    left = dict(pending)
-    while left and time.monotonic() < end:
-        done, _ = ray.wait(list(left), num_returns=1, timeout=SLICE_SECONDS, fetch_local=False)
-        for ref in done:
-            died = _death(ref, left.pop(ref), context)
+    while pending and (left := end - time.monotonic()) > 0:
+        if pending.wait(left):
+            ref, name, _ = pending.pop()
+            died = _death(ref, name, context)
             if died is not None:
                 return died
     return error

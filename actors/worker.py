@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import socket
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from pkgutil import resolve_name
@@ -21,6 +21,7 @@ from rlhf.garbage import paused_collection
 from rlhf.tracking.memory import ActorMemory, memory_here
 from rlhf.tracking.quiet import redirect_output
 from rlhf.tracking.spans import Taken
+from rlhf.types import RolloutBlock
 
 HEARTBEAT = "heartbeat"
 """Ray concurrency group whose thread answers while the actor computes."""
@@ -78,10 +79,23 @@ class Worker:
         """Like ``call``, and also returns a small marker that becomes ready with the result and fails with it."""
         return self.call(method, *arguments), None
 
+    def score(self, method: str, *blocks: RolloutBlock) -> tuple[Any, None]:
+        """Call a scoring method with blocks joined to one; returns its result, and a marker as ``compute`` does."""
+        return self.compute(method, RolloutBlock.concatenate(blocks))
+
     def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call a function in this worker's process, for the controller."""
         with self.activity(function.__name__), translate_failures(self.where, function.__name__):
             return function(*arguments)
+
+    def run_on_values(self, function: Callable[..., Any], refs: Sequence[ray.ObjectRef], *arguments: Any) -> Any:
+        """``run`` with the values of ``refs`` as last argument: many, which Ray passes as one where a list holds them.
+
+        A lost value is no failure of this worker: Ray's error passes unchanged.
+        """
+        with self.activity(function.__name__):
+            values = ray.get(list(refs))
+        return self.run(function, *arguments, values)
 
 
 @contextmanager

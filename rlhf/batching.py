@@ -7,6 +7,7 @@ that a rank with one pass fewer than the others would hang them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
 import numpy as np
@@ -82,6 +83,49 @@ def _split_to_count(groups: MicroBatches, count: int) -> MicroBatches:
             groups.append(groups[largest][half:])
             groups[largest] = groups[largest][:half]
     return groups
+
+
+@dataclass(kw_only=True)
+class Unit:
+    """Blocks that are scored together, and the sum of their tokens."""
+
+    blocks: list[int] = field(default_factory=list)
+    tokens: int = 0
+
+
+class UnitBuilder:
+    """Joins blocks to units of scoring that nearly fill their rows.
+
+    A unit holds neighbouring blocks of one stream, so that the units depend only on each stream's own order; what
+    remains of the streams at the end is joined in the order of their names.
+    """
+
+    def __init__(self, tokens: int) -> None:
+        """Begin without blocks; ``tokens`` fill a unit."""
+        self.tokens = tokens
+        self._open: dict[str, Unit] = {}
+        self._sizes: dict[int, int] = {}
+        """Tokens of each block that is in no full unit."""
+
+    def add(self, block: int, tokens: int, stream: str) -> Unit | None:
+        """Add a block; returns the unit if it is full, which it is when another block of its mean size does not fit."""
+        unit, self._sizes[block] = self._open.setdefault(stream, Unit()), tokens
+        unit.blocks.append(block)
+        unit.tokens += tokens
+        count = len(unit.blocks)
+        if unit.tokens * (count + 1) <= self.tokens * count:
+            return None
+        for each in unit.blocks:
+            del self._sizes[each]
+        return self._open.pop(stream)
+
+    def rest(self) -> list[Unit]:
+        """Take the units of all remaining blocks; only the last one may be far from full."""
+        blocks = [block for stream in sorted(self._open) for block in self._open.pop(stream).blocks]
+        units = [unit for block in blocks if (unit := self.add(block, self._sizes[block], ""))]
+        last = [self._open.pop(stream) for stream in list(self._open)]
+        self._sizes.clear()
+        return units + last
 
 
 def minibatches(samples: int, count: int, epochs: int, seed: Sequence[int]) -> list[list[int]]:

@@ -29,6 +29,14 @@ def data_parallel_size(role: RoleConfig) -> int:
     return role.ranks // model_parallel_size(role)
 
 
+def forward_ranks(role: RoleConfig) -> int:
+    """Number of consecutive ranks whose forward passes call each other, so that all must make the same passes.
+
+    Under ZeRO-3 every pass gathers the weights from all ranks.
+    """
+    return role.ranks if role.zero_stage == 3 else model_parallel_size(role)
+
+
 def check_parallelism(recipe: Recipe, roles: Iterable[str]) -> Iterator[UserError]:
     """Yield one error for each role whose ranks, or whose randomly initialised model, cannot be divided accordingly."""
     for name in roles:

@@ -5,12 +5,12 @@ Runs in the process of the policy's first rank, so that the controller holds no 
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -24,7 +24,7 @@ from rlhf.models.folder import load_tokenizer
 from rlhf.roles.block_result import BlockResult, join_samples, join_tokens, token_index
 from rlhf.tracking.histogram import Histograms, experience_histograms
 from rlhf.tracking.samples import SampleRow, pick
-from rlhf.types import Experience, FinishReason, Float32, RolloutBlock
+from rlhf.types import Experience, FinishReason, Float32, RolloutBlock, exclusive_sum, packed_index
 
 SAMPLE_STREAM = 10**9
 """Part of the seed (seed, ``SAMPLE_STREAM``, step) with which the samples to log are selected.
@@ -53,14 +53,24 @@ class BatchReport:
 
 @dataclass(frozen=True, kw_only=True)
 class ResultSpec:
-    """Describes a result that every block needs: its kind, and the number of ranks that each return a part of it."""
+    """Describes a result that every block needs."""
 
     kind: str
-    """Kind of a per-block result: ``score``, ``old_logprobs``, ``ref_logprobs`` or ``values``."""
-    ranks: int
-    """Number of ranks that return parts."""
+    """Kind of the result: ``score``, ``old_logprobs``, ``ref_logprobs`` or ``values``."""
     name: str = ""
     """Name of the part of the reward, for a score; empty for the other kinds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredUnit:
+    """A unit of blocks that one scorer has scored; its samples are those of its blocks, one block after another."""
+
+    scorer: int
+    """Index of the scorer, and of its ``ResultSpec``."""
+    blocks: tuple[int, ...]
+    """Indices of the blocks."""
+    parts: int
+    """Number of partial results, one of each rank that the unit was sent to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,21 +82,21 @@ class StepInputs:
     step: int
     state: AlgorithmState
     result_specs: tuple[ResultSpec, ...]
-    """Results that each block needs; the parts of each follow the block in ``parts``, in this order."""
+    """Results that each block needs, one from each scorer."""
 
 
-def assemble(batch: StepInputs, *parts: Any) -> tuple[Experience, BatchReport]:
+def assemble(
+    batch: StepInputs, units: Sequence[ScoredUnit], values: Sequence[RolloutBlock | BlockResult]
+) -> tuple[Experience, BatchReport]:
     """Join blocks and partial results in a fixed order of samples, and compute rewards and advantages over the batch.
 
     Args:
-        parts: for each block, the block followed by its partial results in the order of ``batch.result_specs``.
+        values: all blocks, followed by the partial results of all units, in the order of ``units``.
 
     Raises:
         MachineryError: samples are missing or duplicated, or a number is NaN or infinite.
     """
-    width = 1 + sum(result_spec.ranks for result_spec in batch.result_specs)
-    blocks = [_join_parts(batch, parts[i], parts[i + 1 : i + width]) for i in range(0, len(parts), width)]
-    scored = _concatenate_sorted(blocks)
+    scored = _sorted(_join(batch, units, values))
     _check_complete(scored.rollouts, batch.recipe.ppo, batch.step)
     sources = batch.recipe.rewards
     raw = total_score(scored.scores, {name: source.weight for name, source in sources.items()}, scored.dropped)
@@ -101,42 +111,53 @@ def assemble(batch: StepInputs, *parts: Any) -> tuple[Experience, BatchReport]:
     )
 
 
-def _join_parts(batch: StepInputs, block: RolloutBlock, results: Sequence[BlockResult]) -> Scored:
-    remaining = iter(results)
+def _join(batch: StepInputs, units: Sequence[ScoredUnit], values: Sequence[RolloutBlock | BlockResult]) -> Scored:
+    """Join blocks in the given order, and put every partial result beside its samples."""
+    count = len(values) - sum(unit.parts for unit in units)
+    blocks = cast(Sequence[RolloutBlock], values[:count])
+    rollouts, parts = RolloutBlock.concatenate(blocks), _parts_by_scorer(blocks, units, values[count:])
     scores: dict[str, Float32] = {}
     tokens: dict[str, Float32 | None] = {"values": None}
-    for result_spec in batch.result_specs:
-        own = tuple(islice(remaining, result_spec.ranks))
+    for scorer, result_spec in enumerate(batch.result_specs):
         if result_spec.kind == "score":
-            scores[result_spec.name] = join_samples(own, len(block))
+            scores[result_spec.name] = join_samples(parts[scorer], len(rollouts))
         else:
-            tokens[result_spec.kind] = join_tokens(own, block.sequences)
-    dropped = block.set_aside.copy()
+            tokens[result_spec.kind] = join_tokens(parts[scorer], rollouts.sequences)
+    dropped = rollouts.set_aside.copy()
     for name, source in batch.recipe.rewards.items():
         if source.endpoint is not None and source.endpoint.on_failure == "drop":
             dropped |= np.isnan(scores[name])
-    return Scored(rollouts=block, scores=scores, dropped=dropped, **tokens)  # type: ignore[arg-type]
+    return Scored(rollouts=rollouts, scores=scores, dropped=dropped, **tokens)  # type: ignore[arg-type]
 
 
-def _concatenate_sorted(blocks: Sequence[Scored]) -> Scored:
-    """Concatenate blocks and sort by prompt and seed, so that the result does not depend on the order of completion."""
-    rollouts = RolloutBlock.concatenate([block.rollouts for block in blocks])
+def _parts_by_scorer(
+    blocks: Sequence[RolloutBlock], units: Sequence[ScoredUnit], results: Sequence[Any]
+) -> defaultdict[int, list[BlockResult]]:
+    """Partial results by scorer; their ``samples`` become indices into all blocks, instead of those of their unit."""
+    sizes = np.array([len(block) for block in blocks])
+    begins, remaining = exclusive_sum(sizes), iter(results)
+    parts: defaultdict[int, list[BlockResult]] = defaultdict(list)
+    for unit in units:
+        members = list(unit.blocks)
+        samples = packed_index(begins[members], sizes[members])
+        parts[unit.scorer] += [
+            replace(result, samples=samples[result.samples]) for result in islice(remaining, unit.parts)
+        ]
+    return parts
+
+
+def _sorted(scored: Scored) -> Scored:
+    """Sort samples by prompt and seed, so that the result does not depend on the order of completion."""
+    rollouts = scored.rollouts
     order = np.lexsort((rollouts.seeds, rollouts.prompt_ids))
     tokens = token_index(rollouts.sequences, order)
-
-    def joined(name: str) -> Float32 | None:
-        parts = [getattr(block, name) for block in blocks]
-        return None if parts[0] is None else np.concatenate(parts)[tokens]
-
-    old, ref = joined("old_logprobs"), joined("ref_logprobs")
-    assert old is not None and ref is not None
     return Scored(
         rollouts=rollouts.select(order),
-        scores={name: np.concatenate([block.scores[name] for block in blocks])[order] for name in blocks[0].scores},
-        dropped=np.concatenate([block.dropped for block in blocks])[order],
-        old_logprobs=old,
-        ref_logprobs=ref,
-        values=joined("values"),
+        scores={name: score[order] for name, score in scored.scores.items()},
+        dropped=scored.dropped[order],
+        old_logprobs=scored.old_logprobs[tokens],
+        ref_logprobs=scored.ref_logprobs[tokens],
+        values=None if scored.values is None else scored.values[tokens],
     )
 
 

@@ -51,8 +51,8 @@ class CriticRole(ScalarRole):
             )
 
     def values(self, block: RolloutBlock) -> BlockResult:
-        """This rank's part of V(s_t), the value of the state before each response token."""
-        return self.compute_part(block.sequences, lambda row: self.engine.forward(row, row.predict_at))
+        """This rank's part of a unit's V(s_t), the value of the state before each response token."""
+        return self.compute_unit(block.sequences, lambda row: self.engine.forward(row, row.predict_at))
 
     def update(self, experience: Experience, step: int) -> dict[str, float]:
         """Run all epochs, with the policy's minibatches; returns metrics over all ranks.

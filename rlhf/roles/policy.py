@@ -60,9 +60,9 @@ class LanguageRole(Role[PolicyNet]):
     """A role that computes log-probabilities of rollouts: the policy or the reference model."""
 
     def logprobs(self, block: RolloutBlock) -> BlockResult:
-        """This rank's part of the response tokens' log-probabilities, at the sampling temperature, in nats."""
+        """This rank's part of a unit's log-probabilities of response tokens, at the sampling temperature, in nats."""
         temperature = self.recipe.rollout.temperature
-        return self.compute_part(block.sequences, lambda row: self.engine.forward(row, temperature)[0])
+        return self.compute_unit(block.sequences, lambda row: self.engine.forward(row, temperature)[0])
 
 
 class ReferenceRole(LanguageRole):
@@ -94,7 +94,7 @@ class PolicyRole(LanguageRole):
         return ZeroSource(self.engine, self.lm, DTYPES[self.recipe.model.dtype])
 
     def reference_logprobs(self, block: RolloutBlock) -> BlockResult:
-        """This rank's part of the reference log-probabilities: those of the base model with adapters disabled."""
+        """This rank's part of a unit's reference log-probabilities: those of the base model with adapters disabled."""
         with adapters_off(self.lm):
             return self.logprobs(block)
 

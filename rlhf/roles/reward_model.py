@@ -53,4 +53,4 @@ class RewardRole(ScalarRole):
         The shift makes demonstrations score 0 on average; it is 0 for models trained elsewhere.
         """
         sequences = self.encode(block) if self.encode else block.sequences
-        return self.compute_part(sequences, lambda row: self.engine.forward(row) + self.shift)
+        return self.compute_unit(sequences, lambda row: self.engine.forward(row) + self.shift)

@@ -26,7 +26,7 @@ from rlhf.models.lora import adapter_settings, adapter_tensors
 from rlhf.models.packed_row import PackedRow, pack_row
 from rlhf.models.saving import try_saving
 from rlhf.models.sequence_parallel import RowNet
-from rlhf.placement.parallelism import data_parallel_size, model_parallel_size
+from rlhf.placement.parallelism import forward_ranks, model_parallel_size
 from rlhf.placement.pools import Part
 from rlhf.roles.block_result import BlockResult
 from rlhf.types import Experience, Int32, Sequences
@@ -103,8 +103,12 @@ class Role(Generic[Network]):
         Args:
             lengths: tokens of every sample of the data, also of those that are not in ``samples``.
         """
-        group, is_padded = self.rank.rank // model_parallel_size(self.config), self.network.form == "padded"
-        return plan(samples, lengths, data_parallel_size(self.config), self.row_tokens, is_padded)[group]
+        return self._divide(samples, lengths, self.config.ranks)
+
+    def _divide(self, samples: Sequence[int], lengths: Sequence[int] | np.ndarray, ranks: int) -> MicroBatches:
+        """``micro_batches`` of samples that ``ranks`` consecutive ranks have, among them this one."""
+        width, is_padded = model_parallel_size(self.config), self.network.form == "padded"
+        return plan(samples, lengths, ranks // width, self.row_tokens, is_padded)[self.rank.rank % ranks // width]
 
     @property
     def row_tokens(self) -> int:
@@ -118,12 +122,20 @@ class Role(Generic[Network]):
         return lengths[0::2] + lengths[1::2]
 
     def compute_part(self, sequences: Sequences, compute: Callable[[PackedRow], Tensor]) -> BlockResult:
-        """Run ``compute`` on this rank's samples; in a model-parallel group only the first rank returns the results.
+        """Run ``compute`` on this rank's part of samples that every rank of the role has.
 
         Args:
             compute: maps a row to (b,) values, one per sample, or (r,), one per response token.
         """
-        micro_batches = self.micro_batches(range(len(sequences)), sequences.lengths)
+        return self._compute_part(sequences, compute, self.config.ranks)
+
+    def compute_unit(self, sequences: Sequences, compute: Callable[[PackedRow], Tensor]) -> BlockResult:
+        """``compute_part`` of a unit of scoring, which only the ``forward_ranks`` of this rank have."""
+        return self._compute_part(sequences, compute, forward_ranks(self.config))
+
+    def _compute_part(self, sequences: Sequences, compute: Callable[[PackedRow], Tensor], ranks: int) -> BlockResult:
+        """Divide samples over ``ranks`` ranks; in a model-parallel group only the first rank returns the results."""
+        micro_batches = self._divide(range(len(sequences)), sequences.lengths, ranks)
         part = forward_part(sequences, micro_batches, self.device, compute)
         return BlockResult.empty() if self.rank.rank % model_parallel_size(self.config) else part
 

@@ -42,11 +42,15 @@ def test_the_same_step_asks_the_same() -> None:
 
 
 def test_blocks_come_back_as_they_were(tmp_path: Path) -> None:
-    entries = [entry for index in (0, 1) for entry in write_block(BLOCK.select([index]), tmp_path, index)]
+    written = [write_block(BLOCK.select([index]), tmp_path, index, f"engine {index}") for index in (0, 1)]
+    entries = [entry for each in written for entry in each]
     assert [entry.name for entry in entries] == ["rollouts/0.npz", "rollouts/1.npz"]
     assert [fault_of(entry, tmp_path) for entry in entries] == [None, None]
-    counts, *read = read_blocks([tmp_path / entry.name for entry in entries])
-    assert counts == [(1, 0), (1, 1)]
+    described, *read = read_blocks([tmp_path / entry.name for entry in entries])
+    assert described == [
+        {"samples": 1, "set_aside": 0, "tokens": 5, "stream": "engine 0"},
+        {"samples": 1, "set_aside": 1, "tokens": 1, "stream": "engine 1"},
+    ]
     again = RolloutBlock.concatenate(read)
     for field in fields(RolloutBlock)[1:]:
         one, other = getattr(again, field.name), getattr(BLOCK, field.name)

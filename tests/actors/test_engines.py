@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,10 @@ def rollout(prompt: int, seed: int, reason: FinishReason) -> Rollout:
     )
 
 
+def summary(positions: Iterable[int]) -> BlockSummary:
+    return BlockSummary(engine="", tokens=0, positions=tuple(positions), set_aside=(), faults=())
+
+
 class Engine:
     """Fake engine that answers in blocks; the prompts that killed it are recorded in a folder, which outlives it."""
 
@@ -61,7 +66,7 @@ class Engine:
             for i in some:
                 self._die_of(indices[i])
             yield RolloutBlock.pack([rollout(indices[i], seeds[i], FinishReason.STOP) for i in some])
-            yield BlockSummary(positions=tuple(positions[i] for i in some), set_aside=(), faults=())
+            yield summary(positions[i] for i in some)
 
     def _die_of(self, prompt: int) -> None:
         mark = self.folder / f"died-of-{prompt}"
@@ -74,7 +79,7 @@ class Engine:
     ) -> Any:
         block = RolloutBlock.pack([rollout(p, s, FinishReason.SET_ASIDE) for p, s in zip(indices, seeds, strict=True)])
         faults = tuple((prompt, fault) for prompt in indices)
-        return block, BlockSummary(positions=tuple(positions), set_aside=tuple(positions), faults=faults)
+        return block, replace(summary(positions), set_aside=tuple(positions), faults=faults)
 
     async def stop(self) -> None:
         """Nothing of its own has to be ended."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import ray
 
+from actors.blocks import Block
 from actors.early_stop import EarlyStopping
 from actors.group import Group
 from actors.placement import Placement
@@ -33,6 +35,12 @@ CONTEXT = PhaseContext(phase="score", step=2)
 BLOCKS = ([10, 11, 12], [20, 21], [30, 31, 32, 33])
 """Prompts of each block; a block is known by its first."""
 RANKS = {"policy": 1, "critic": 1, "reference": 1, "reward": 2, "judge": 2}
+
+
+ZERO_3 = RoleConfig(ranks=2, zero_stage=3, micro_batch_tokens=8)
+"""The reward's and the judge's: both ranks get every unit, and each scores a part of it."""
+BIG = 1000
+"""Tokens of a block that fills every unit alone."""
 
 
 def packed(prompts: Sequence[int]) -> ray.ObjectRef:
@@ -67,6 +75,11 @@ class Role:
         self._die_of(first)
         mine = np.arange(self.rank.rank, len(block), self.rank.world)
         return BlockResult(samples=mine, values=block.prompt_ids[mine].astype(np.float32))
+
+    def scores_alone(self, block: RolloutBlock) -> BlockResult:
+        """All scores of a unit that no other rank has."""
+        self._note(f"unit {block.prompt_ids.tolist()}")
+        return BlockResult(samples=np.arange(len(block)), values=block.prompt_ids.astype(np.float32))
 
     def update(self, experience: str, step: int) -> dict[str, float]:
         self._note(f"{experience} of step {step}")
@@ -105,7 +118,9 @@ class Small:
     ) -> None:
         self.events: list[dict[str, Any]] = []
         recovery = RecoveryConfig(backoff_seconds=0.0, bad_samples=bad_samples)
-        place = PlacementConfig(**{role: RoleConfig(offload_between_phases=kind) for role, kind in rests.items()})
+        place = PlacementConfig(
+            reward=ZERO_3, **{role: RoleConfig(offload_between_phases=kind) for role, kind in rests.items()}
+        )
         recipe = Recipe(name="x", rewards={}, recovery=recovery, placement=place)
         supervisor = Supervisor(recipe, lambda kind, **details: self.events.append({"kind": kind, **details}))
         placement = Placement(recipe, "cpu", "ppo", 0)
@@ -146,22 +161,41 @@ class Small:
         assert seeds == range(len(chosen))
         for block in BLOCKS[::-1]:
             places = tuple(chosen.index(prompt) for prompt in block)
-            yield packed(block), BlockSummary(positions=places, set_aside=places[:1], faults=((block[0], "too long"),))
+            faults = ((block[0], "too long"),)
+            yield (
+                packed(block),
+                BlockSummary(engine="", tokens=BIG, positions=places, set_aside=places[:1], faults=faults),
+            )
 
     def scores(self, *roles: str) -> list[np.ndarray]:
         """What each role says of each block."""
         scorers = [
-            ScoringMethod(group=self.groups[role], method="scores", result_spec=ResultSpec(kind="", ranks=RANKS[role]))
+            ScoringMethod(
+                group=self.groups[role], method="scores", result_spec=ResultSpec(kind=role), unit_ranks=RANKS[role]
+            )
             for role in roles
         ]
         scoring = Scoring(self.actors, CONTEXT, scorers)
         for block in BLOCKS:
-            scoring.send(packed(block), len(block))
-        parts, found = iter(ray.get(scoring.wait_for_results())), []
-        for block in BLOCKS:
-            assert next(parts).prompt_ids.tolist() == block
-            found += [join_samples([next(parts) for _ in range(RANKS[role])], len(block)) for role in roles]
-        return found
+            scoring.send(Block(rollouts=packed(block), samples=len(block), set_aside=0, tokens=BIG))
+        scored = scoring.wait_for_results()
+        values = ray.get(scored.refs)
+        assert [block.prompt_ids.tolist() for block in values[: len(BLOCKS)]] == list(BLOCKS)
+        parts, found = iter(values[len(BLOCKS) :]), {}
+        for unit in scored.units:
+            [block] = unit.blocks
+            found[block, unit.scorer] = join_samples(list(islice(parts, unit.parts)), len(BLOCKS[block]))
+        return [found[block, scorer] for block in range(len(BLOCKS)) for scorer in range(len(roles))]
+
+    def units(self, role: str, sizes: Sequence[int], streams: Sequence[str], **by: int) -> list[tuple[int, ...]]:
+        """The units of blocks 0, 1, 2, ... of so many tokens that a role got, in the order in which they were sent."""
+        scorer = ScoringMethod(
+            group=self.groups[role], method="scores_alone", result_spec=ResultSpec(kind="score"), **by
+        )
+        scoring = Scoring(self.actors, CONTEXT, [scorer])
+        for number, (size, stream) in enumerate(zip(sizes, streams, strict=True)):
+            scoring.send(Block(rollouts=packed([number]), samples=1, set_aside=0, tokens=size, stream=stream))
+        return [unit.blocks for unit in scoring.wait_for_results().units]
 
     def times(self, name: str, block: int) -> int:
         """How often a rank was asked for a block."""
@@ -201,6 +235,25 @@ def test_what_a_dead_rank_had_not_finished_is_sent_again_and_nothing_else(actors
         ("actor_replaced", "reward rank 0"),
         ("actor_replaced", "reward rank 1"),
     ]
+
+
+def test_neighbours_in_a_stream_are_scored_together_as_many_as_fill_a_row(actors: Any) -> None:
+    """Rows of 10 tokens. Stream a: 4 + 4, then 6 alone, as another would not fit. The rest, 1 of a and 3 + 3 of b."""
+    small = actors(["reference"], ("nobody", 0, 0))
+    sizes, streams = [4, 3, 4, 6, 3, 1], ["a", "b", "a", "a", "b", "a"]
+    assert small.units("reference", sizes, streams, unit_tokens=10) == [(0, 2), (3,), (5, 1, 4)]
+    assert small.asked() == ["reference: unit [0, 2]", "reference: unit [3]", "reference: unit [5, 1, 4]"]
+
+
+def test_a_unit_goes_to_the_rank_that_has_got_the_fewest_tokens(actors: Any) -> None:
+    """5 to the first, 2 and 2 to the second, and 9 to the second, which has 4 then."""
+    small = actors(["reward"], ("nobody", 0, 0))
+    units = small.units("reward", [5, 2, 2, 9, 1], [""] * 5)
+    assert sorted(units) == [(0,), (1,), (2,), (3,), (4,)]
+    assert sorted(small.asked()) == [
+        "reward rank 1: unit [1]", "reward rank 1: unit [2]", "reward rank 1: unit [3]", "reward: unit [0]",
+        "reward: unit [4]",
+    ]  # fmt: skip
 
 
 def test_a_role_that_has_learned_something_is_not_replaced_here(actors: Any) -> None:
@@ -257,7 +310,7 @@ def test_roles_with_states_alone_to_move_update_together(actors: Any) -> None:
 
 def early_stop(small: Small) -> EarlyStopping:
     """Early stopping over answers to all prompts, which the held-out scorer scores twice as high."""
-    config = EarlyStopConfig(scorer=RewardSourceConfig(function="x:y", weight=2.0))
+    config = EarlyStopConfig(scorer=RewardSourceConfig(model="x", weight=2.0))
     asked = [prompt for block in BLOCKS for prompt in block]
     unused: Any = None
     prompts = [Prompt(id=prompt, tokens=(prompt,)) for prompt in asked]

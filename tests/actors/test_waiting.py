@@ -11,6 +11,7 @@ import pytest
 import ray
 
 from actors.cluster import node_address
+from actors.pending import Pending
 from actors.process import ProcessLocation
 from actors.waiting import AnswerDeadlines, PhaseContext, wait
 from actors.worker import HEARTBEAT, Worker, translate_failures
@@ -183,12 +184,13 @@ def test_a_failure_teaches_nothing_of_how_long_a_phase_takes(worker: ray.actor.A
 def test_who_is_silent_is_late_however_much_others_say(worker: ray.actor.ActorHandle, tmp_path: Path) -> None:
     other = make_worker("rank 4", tmp_path / "other")
     ray.get(other.build.remote(Held), timeout=60)
-    impatient, silent = deadlines(2), worker.call.remote("hang")
+    impatient, pending = deadlines(2), Pending({worker.call.remote("hang"): "policy rank 3"})
 
     def others_go_on() -> None:
         while True:
             answer = other.call.remote("double_slowly", 2)
-            assert impatient.next_ready({silent: "policy rank 3", answer: "rank 4"}, CONTEXT) == answer
+            pending.add(answer, "rank 4")
+            assert impatient.next_ready(pending, CONTEXT) == (answer, "rank 4")
 
     with pytest.raises(LostError, match="no answer within 2 s during update of step 7 from policy rank 3$") as caught:
         others_go_on()

@@ -12,6 +12,7 @@ import ray
 import torch
 from safetensors.torch import load_file
 
+from actors.blocks import make_block
 from actors.scoring import Scoring
 from actors.trainer import PPOTrainer
 from actors.waiting import PhaseContext
@@ -103,7 +104,7 @@ def _experience(trainer: PPOTrainer, step: int) -> ray.ObjectRef:
     """Fresh rollouts, scored and put together, as the loop does it."""
     scoring = Scoring(trainer.actors, CONTEXT)
     for block, answered in trainer.actors.engines.generate([i // 2 for i in range(16)], range(16), CONTEXT):
-        scoring.send(block, len(answered.positions))
+        scoring.send(make_block(trainer.recipe, block, answered))
     return trainer.actors.assemble(step, RunState.start(trainer.recipe).algorithm, scoring.wait_for_results())[0]
 
 

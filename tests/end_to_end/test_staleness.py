@@ -80,7 +80,7 @@ def test_rollouts_are_one_version_old_but_the_first_ones(whole: Ended) -> None:
 
 def test_a_checkpoint_holds_the_rollouts_of_the_next_step(whole: Ended) -> None:
     files = (whole.path / "checkpoints" / "step_4" / "rollouts").glob("*.npz")
-    versions = np.concatenate([read_block(file).weight_versions for file in files])
+    versions = np.concatenate([read_block(file)[0].weight_versions for file in files])
     assert versions.tolist() == [3] * 32
     assert not (whole.path / "checkpoints" / f"step_{STEPS}" / "rollouts").exists(), "there is no step after the last"
 

@@ -24,20 +24,22 @@ from rlhf.config.schema import (
 from rlhf.errors import MachineryError
 from rlhf.models.folder import load_tokenizer
 from rlhf.models.scratch import make_scratch
-from rlhf.roles.assemble import BatchReport, ResultSpec, StepInputs, assemble
+from rlhf.roles.assemble import BatchReport, ResultSpec, ScoredUnit, StepInputs, assemble
 from rlhf.roles.block_result import BlockResult
 from rlhf.tracking.histogram import experience_histograms
 from rlhf.types import Experience, FinishReason, Prompt, Rollout, RolloutBlock
 
 RESULT_SPECS = (
-    ResultSpec(kind="score", ranks=1, name="quality"),
-    ResultSpec(kind="score", ranks=2, name="service"),
-    ResultSpec(kind="old_logprobs", ranks=2),
-    ResultSpec(kind="ref_logprobs", ranks=3),
-    ResultSpec(kind="values", ranks=2),
+    ResultSpec(kind="score", name="quality"),
+    ResultSpec(kind="score", name="service"),
+    ResultSpec(kind="old_logprobs"),
+    ResultSpec(kind="ref_logprobs"),
+    ResultSpec(kind="values"),
 )
 """Two rewards, the policy, the reference and the critic."""
 WITHOUT_CRITIC = RESULT_SPECS[:-1]
+RANKS = {"quality": 1, "service": 2, "another": 1, "old_logprobs": 2, "ref_logprobs": 3, "values": 2}
+"""Ranks that each have a part of a unit."""
 
 
 @pytest.fixture(scope="module")
@@ -88,25 +90,30 @@ COMPUTES = {
 }
 
 
-def shares(block: list[Rollout], result_spec: ResultSpec) -> list[BlockResult]:
-    """The block distributed over ranks round robin."""
-    compute = COMPUTES[result_spec.name or result_spec.kind]
-    dealt = [np.arange(rank, len(block), result_spec.ranks) for rank in range(result_spec.ranks)]
-    numbers = lambda samples: [np.atleast_1d(compute(block[i])) for i in samples]  # noqa: E731
+def shares(unit: list[Rollout], result_spec: ResultSpec) -> list[BlockResult]:
+    """A unit distributed over ranks round robin."""
+    name = result_spec.name or result_spec.kind
+    dealt = [np.arange(rank, len(unit), RANKS[name]) for rank in range(RANKS[name])]
+    numbers = lambda samples: [np.atleast_1d(COMPUTES[name](unit[i])) for i in samples]  # noqa: E731
     return [
         BlockResult(samples=samples, values=np.concatenate([np.zeros(0), *numbers(samples)]).astype(np.float32))
         for samples in dealt
     ]
 
 
-def parts(blocks: list[list[Rollout]], result_specs: tuple[ResultSpec, ...] = RESULT_SPECS) -> list[Any]:
-    """The actors' results: each block with the shares of all roles."""
-    handed_over: list[Any] = []
-    for block in blocks:
-        handed_over.append(RolloutBlock.pack(block))
-        for result_spec in result_specs:
-            handed_over += shares(block, result_spec)
-    return handed_over
+def parts(
+    blocks: list[list[Rollout]], result_specs: tuple[ResultSpec, ...] = RESULT_SPECS
+) -> tuple[list[ScoredUnit], list[Any]]:
+    """The actors' results. Scorers have units of one, two and three blocks; the last unit is finished first."""
+    units, values = [], []
+    for scorer, result_spec in enumerate(result_specs):
+        size = scorer % 3 + 1
+        for begin in reversed(range(0, len(blocks), size)):
+            members = tuple(range(begin, min(begin + size, len(blocks))))
+            found = shares([rollout for member in members for rollout in blocks[member]], result_spec)
+            units.append(ScoredUnit(scorer=scorer, blocks=members, parts=len(found)))
+            values += found
+    return units, [*map(RolloutBlock.pack, blocks), *values]
 
 
 def batch(
@@ -182,11 +189,11 @@ def test_nothing_depends_on_the_order_in_which_samples_and_blocks_finish(
 @pytest.mark.parametrize("name", ["quality", "old_logprobs", "ref_logprobs", "values"])
 def test_a_share_that_is_missing_is_noticed(folder: str, name: str) -> None:
     nothing = BlockResult(samples=np.zeros(0, dtype=np.int64), values=np.zeros(0, dtype=np.float32))
-    handed_over = parts([rollouts()])
-    names = [c.name or c.kind for c in RESULT_SPECS for _ in range(c.ranks)]
-    handed_over[1 + names.index(name)] = nothing
+    units, values = parts([rollouts()])
+    names = [name for c in RESULT_SPECS for name in [c.name or c.kind] * RANKS[c.name or c.kind]]
+    values[1 + names.index(name)] = nothing
     with pytest.raises(MachineryError, match=f"NaN or infinite, in .*{name}"):
-        assemble(batch(folder), *handed_over)
+        assemble(batch(folder), units, values)
 
 
 @pytest.mark.parametrize(
@@ -241,7 +248,7 @@ def test_a_sample_that_a_service_gave_up_on_is_left_out_and_counted(folder: str)
 def test_a_sample_that_one_part_of_the_reward_gave_up_on_stays_dropped(folder: str) -> None:
     """The first service fails on seed 4, the second on seed 9, and the response with seed 6 is quarantined."""
     samples = [replace(r, finish_reason=FinishReason.SET_ASIDE) if r.seed == 6 else r for r in rollouts()]
-    result_specs = tuple(ResultSpec(kind="score", ranks=1, name=name) for name in ("service", "another"))
+    result_specs = tuple(ResultSpec(kind="score", name=name) for name in ("service", "another"))
     described = batch(folder, result_specs=(*result_specs, *WITHOUT_CRITIC[2:]), name="rloo")
     drop = RewardSourceConfig(endpoint=EndpointConfig(url="http://h", on_failure="drop"))
     described = replace(described, recipe=replace(described.recipe, rewards={"service": drop, "another": drop}))
