@@ -157,7 +157,7 @@ class EarlyStopping:
         scorer, supervisor = actors.held_out_scorer, actors.supervisor
         assert scorer is not None
         supervisor.enter_phase(context)
-        scoring = Scoring(actors, context, [actors.reward_scorer(HELD_OUT_SCORER, scorer, self.config.scorer)])
+        scoring = Scoring(actors, context, count, [actors.reward_scorer(HELD_OUT_SCORER, scorer, self.config.scorer)])
         blocks, answered = [], np.ones(count, dtype=np.bool_)
         for block, summary in actors.engines.generate(self.asked, range(count), context):
             scoring.send(make_block(actors.recipe, block, summary))

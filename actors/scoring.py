@@ -7,9 +7,9 @@ the results.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from heapq import heapreplace
 from typing import Protocol, Self
 
 import ray
@@ -26,6 +26,10 @@ from rlhf.placement.parallelism import forward_ranks, model_parallel_size
 from rlhf.placement.pools import turns
 from rlhf.roles.assemble import ResultSpec, ScoredUnit
 
+UNITS_PER_RANK = 4
+"""Fewest units of a step for each set of ranks that takes them in turn, even if rows stay empty: with fewer, scoring
+would begin late and its end leave ranks idle. Under ZeRO-3 one set has all ranks, and each unit gathers the model."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScoringMethod:
@@ -38,6 +42,13 @@ class ScoringMethod:
     """Tokens that fill a unit."""
     unit_ranks: int = 1
     """Number of consecutive ranks that get a unit, each of which computes a part of it."""
+
+    def builder(self, samples: int) -> UnitBuilder:
+        """Builder of the units of a step with so many samples."""
+        sets = len(self.group.workers) // self.unit_ranks
+        return UnitBuilder(
+            self.unit_tokens, samples if sets == 1 < self.unit_ranks else -(-samples // (UNITS_PER_RANK * sets))
+        )
 
     @classmethod
     def by_role(cls, group: Group, method: str, result_spec: ResultSpec, role: RoleConfig | None) -> Self:
@@ -97,18 +108,24 @@ class Scoring:
     """
 
     def __init__(
-        self, actors: ScoringGroups, context: PhaseContext, scorers: Sequence[ScoringMethod] | None = None
+        self,
+        actors: ScoringGroups,
+        context: PhaseContext,
+        samples: int,
+        scorers: Sequence[ScoringMethod] | None = None,
     ) -> None:
-        """Prepare the scoring of one step's blocks.
+        """Prepare the scoring of one step's blocks, which have ``samples`` samples.
 
         Args:
             scorers: the scoring methods; by default the run's.
         """
         self.actors, self.context, self.scorers = actors, context, actors.scorers if scorers is None else scorers
         self.blocks: list[Block] = []
-        self._builders = [UnitBuilder(by.unit_tokens) for by in self.scorers]
-        self._sent: defaultdict[tuple[Group, int], int] = defaultdict(int)
-        """Tokens sent to each group's set of ranks, by the set's first rank."""
+        self._builders = [by.builder(samples) for by in self.scorers]
+        self._loads = {
+            by.group: [(0, rank) for rank in range(0, len(by.group.workers), by.unit_ranks)] for by in self.scorers
+        }
+        """A heap for each group: the tokens sent to each set of ranks that gets a unit, and the set's first rank."""
         self._pending = Pending()
         self._tasks: dict[ray.ObjectRef, tuple[Task, str]] = {}
         """Task and name of the rank of each pending marker."""
@@ -126,15 +143,15 @@ class Scoring:
 
     def _add(self, block: int, scorer: int) -> None:
         described = self.blocks[block]
-        unit = self._builders[scorer].add(block, described.tokens, described.stream)
+        unit = self._builders[scorer].add(block, described.samples, described.tokens, described.stream)
         if unit is not None:
             self._send(unit, scorer)
 
     def _send(self, unit: Unit, scorer: int) -> None:
         """Send a unit to the ranks that have got the fewest tokens."""
         by = self.scorers[scorer]
-        first = min(range(0, len(by.group.workers), by.unit_ranks), key=lambda rank: (self._sent[by.group, rank], rank))
-        self._sent[by.group, first] += unit.tokens
+        load, first = self._loads[by.group][0]
+        heapreplace(self._loads[by.group], (load + unit.tokens, first))
         ranks, blocks = range(first, first + by.unit_ranks), [self.blocks[block].rollouts for block in unit.blocks]
         results, markers = zip(*by.group.score(by.method, blocks, ranks), strict=True)
         task = Task(scorer=scorer, unit=unit, results=results, unfinished=len(markers))

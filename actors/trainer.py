@@ -39,7 +39,8 @@ class PPOTrainer:
             asked = draw_step(self.recipe, self.prompt_count, step, state.order)
 
             # 2. Rollout, and 3. Score: all scoring models process a block while the next one is still being generated
-            scoring, set_aside = Scoring(actors, PhaseContext(phase="score", step=step)), state.set_aside
+            context, set_aside = PhaseContext(phase="score", step=step), state.set_aside
+            scoring = Scoring(actors, context, self.recipe.ppo.batch_size)
             with self.phase("rollout", step) as context:
                 for block in pregenerated_blocks or generate_blocks(actors, asked, set_aside, context):
                     scoring.send(block)

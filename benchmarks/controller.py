@@ -192,7 +192,7 @@ class Simulation:
     def _score(self, actors: Any, recipe: Recipe) -> tuple[ScoredBlocks, int]:
         """Steps 1 to 4 of ``PPOTrainer.step``, but for what actors compute."""
         prompt_count, context = recipe.ppo.batch_size, PhaseContext(phase="rollout", step=0)
-        scoring = Scoring(actors, replace(context, phase="score"))
+        scoring = Scoring(actors, replace(context, phase="score"), recipe.ppo.batch_size)
         for block in generate_blocks(actors, draw_step(recipe, prompt_count, 0, OrderState(0, 0)), 0, context):
             scoring.send(block)
         scored = scoring.wait_for_results()

@@ -87,33 +87,39 @@ def _split_to_count(groups: MicroBatches, count: int) -> MicroBatches:
 
 @dataclass(kw_only=True)
 class Unit:
-    """Blocks that are scored together, and the sum of their tokens."""
+    """Blocks that are scored together, with the sums of their samples and tokens."""
 
     blocks: list[int] = field(default_factory=list)
+    samples: int = 0
     tokens: int = 0
+
+    def add(self, block: int, samples: int, tokens: int) -> None:
+        """Add a block."""
+        self.blocks.append(block)
+        self.samples += samples
+        self.tokens += tokens
 
 
 class UnitBuilder:
-    """Joins blocks to units of scoring that nearly fill their rows.
+    """Joins blocks to units of scoring that nearly fill their rows, or have the given number of samples.
 
     A unit holds neighbouring blocks of one stream, so that the units depend only on each stream's own order; what
     remains of the streams at the end is joined in the order of their names.
     """
 
-    def __init__(self, tokens: int) -> None:
-        """Begin without blocks; ``tokens`` fill a unit."""
-        self.tokens = tokens
+    def __init__(self, tokens: int, samples: int) -> None:
+        """Begin without blocks; ``tokens`` or ``samples`` fill a unit."""
+        self.tokens, self.samples = tokens, samples
         self._open: dict[str, Unit] = {}
-        self._sizes: dict[int, int] = {}
-        """Tokens of each block that is in no full unit."""
+        self._sizes: dict[int, tuple[int, int]] = {}
+        """Samples and tokens of each block that is in no full unit."""
 
-    def add(self, block: int, tokens: int, stream: str) -> Unit | None:
-        """Add a block; returns the unit if it is full, which it is when another block of its mean size does not fit."""
-        unit, self._sizes[block] = self._open.setdefault(stream, Unit()), tokens
-        unit.blocks.append(block)
-        unit.tokens += tokens
+    def add(self, block: int, samples: int, tokens: int, stream: str) -> Unit | None:
+        """Add a block; returns the unit if it is full, as it is when another block of its mean size does not fit."""
+        unit, self._sizes[block] = self._open.setdefault(stream, Unit()), (samples, tokens)
+        unit.add(block, samples, tokens)
         count = len(unit.blocks)
-        if unit.tokens * (count + 1) <= self.tokens * count:
+        if unit.tokens * (count + 1) <= self.tokens * count and unit.samples < self.samples:
             return None
         for each in unit.blocks:
             del self._sizes[each]
@@ -122,7 +128,7 @@ class UnitBuilder:
     def rest(self) -> list[Unit]:
         """Take the units of all remaining blocks; only the last one may be far from full."""
         blocks = [block for stream in sorted(self._open) for block in self._open.pop(stream).blocks]
-        units = [unit for block in blocks if (unit := self.add(block, self._sizes[block], ""))]
+        units = [unit for block in blocks if (unit := self.add(block, *self._sizes[block], ""))]
         last = [self._open.pop(stream) for stream in list(self._open)]
         self._sizes.clear()
         return units + last

@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import cache
 
 
 class State(StrEnum):
@@ -37,6 +38,7 @@ MOVES: Mapping[State, frozenset[State]] = {
 """States that may follow each state; a publish is handled separately."""
 
 
+@cache
 def role_of(name: str) -> str:
     """Role in a name: ``policy`` for ``policy rank 3``, ``rollout`` for ``rollout engine 0``; else the name itself."""
     return re.sub(r"( (rank|engine))? \d+$", "", name)

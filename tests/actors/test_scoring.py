@@ -175,7 +175,7 @@ class Small:
             )
             for role in roles
         ]
-        scoring = Scoring(self.actors, CONTEXT, scorers)
+        scoring = Scoring(self.actors, CONTEXT, 9, scorers)
         for block in BLOCKS:
             scoring.send(Block(rollouts=packed(block), samples=len(block), set_aside=0, tokens=BIG))
         scored = scoring.wait_for_results()
@@ -187,12 +187,14 @@ class Small:
             found[block, unit.scorer] = join_samples(list(islice(parts, unit.parts)), len(BLOCKS[block]))
         return [found[block, scorer] for block in range(len(BLOCKS)) for scorer in range(len(roles))]
 
-    def units(self, role: str, sizes: Sequence[int], streams: Sequence[str], **by: int) -> list[tuple[int, ...]]:
+    def units(
+        self, role: str, sizes: Sequence[int], streams: Sequence[str], samples: int = 99, **by: int
+    ) -> list[tuple[int, ...]]:
         """The units of blocks 0, 1, 2, ... of so many tokens that a role got, in the order in which they were sent."""
         scorer = ScoringMethod(
             group=self.groups[role], method="scores_alone", result_spec=ResultSpec(kind="score"), **by
         )
-        scoring = Scoring(self.actors, CONTEXT, [scorer])
+        scoring = Scoring(self.actors, CONTEXT, samples, [scorer])
         for number, (size, stream) in enumerate(zip(sizes, streams, strict=True)):
             scoring.send(Block(rollouts=packed([number]), samples=1, set_aside=0, tokens=size, stream=stream))
         return [unit.blocks for unit in scoring.wait_for_results().units]
@@ -243,6 +245,14 @@ def test_neighbours_in_a_stream_are_scored_together_as_many_as_fill_a_row(actors
     sizes, streams = [4, 3, 4, 6, 3, 1], ["a", "b", "a", "a", "b", "a"]
     assert small.units("reference", sizes, streams, unit_tokens=10) == [(0, 2), (3,), (5, 1, 4)]
     assert small.asked() == ["reference: unit [0, 2]", "reference: unit [3]", "reference: unit [5, 1, 4]"]
+
+
+def test_a_small_step_has_units_of_fewer_samples_so_that_all_ranks_have_work(actors: Any) -> None:
+    """Four units for each of two ranks: of 16 samples, 2 each; where both take every unit, one that fills the row."""
+    small = actors(["reward"], ("nobody", 0, 0))
+    pairs = [(0, 1), (2, 3), (4, 5), (6, 7)]
+    assert sorted(small.units("reward", [1] * 8, [""] * 8, samples=16, unit_tokens=100)) == pairs
+    assert small.units("reward", [1] * 8, [""] * 8, samples=16, unit_tokens=100, unit_ranks=2) == [tuple(range(8))]
 
 
 def test_a_unit_goes_to_the_rank_that_has_got_the_fewest_tokens(actors: Any) -> None:

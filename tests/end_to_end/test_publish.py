@@ -102,7 +102,7 @@ def test_an_update_that_its_sender_left_open_is_closed(
 
 def _experience(trainer: PPOTrainer, step: int) -> ray.ObjectRef:
     """Fresh rollouts, scored and put together, as the loop does it."""
-    scoring = Scoring(trainer.actors, CONTEXT)
+    scoring = Scoring(trainer.actors, CONTEXT, 16)
     for block, answered in trainer.actors.engines.generate([i // 2 for i in range(16)], range(16), CONTEXT):
         scoring.send(make_block(trainer.recipe, block, answered))
     return trainer.actors.assemble(step, RunState.start(trainer.recipe).algorithm, scoring.wait_for_results())[0]

@@ -148,17 +148,23 @@ def test_prompts_are_dealt_in_turn_and_samples_where_there_are_fewer_prompts_tha
 
 def test_units_are_full_when_another_block_of_their_mean_size_would_not_fit() -> None:
     """Of 10 tokens: 4 and 4 make 8, and another 4 would be too many; 5 and 5 fit exactly; 6 is alone, and so is 30."""
-    builder = UnitBuilder(10)
+    builder = UnitBuilder(10, 99)
     sizes = [4, 4, 5, 5, 6, 30, 2]
-    units = [unit for block, size in enumerate(sizes) if (unit := builder.add(block, size, "a"))] + builder.rest()
+    units = [unit for block, size in enumerate(sizes) if (unit := builder.add(block, 1, size, "a"))] + builder.rest()
     assert [(unit.blocks, unit.tokens) for unit in units] == [([0, 1], 8), ([2, 3], 10), ([4], 6), ([5], 30), ([6], 2)]
     assert builder.rest() == []
 
 
+def test_units_are_full_with_so_many_samples_however_few_tokens() -> None:
+    builder = UnitBuilder(100, 4)
+    units = [unit for block in range(5) if (unit := builder.add(block, 2, 1, "a"))] + builder.rest()
+    assert [(unit.blocks, unit.samples) for unit in units] == [([0, 1], 4), ([2, 3], 4), ([4], 2)]
+
+
 def test_blocks_that_nothing_fills_are_units_of_their_own() -> None:
     """A function's or a service's, which gets every block at once."""
-    builder = UnitBuilder(0)
-    assert [builder.add(block, 1, "").blocks for block in (0, 1)] == [[0], [1]]
+    builder = UnitBuilder(0, 99)
+    assert [builder.add(block, 1, 1, "").blocks for block in (0, 1)] == [[0], [1]]
 
 
 STREAMS = st.lists(st.lists(st.integers(0, 9), max_size=8), min_size=1, max_size=4)
@@ -168,11 +174,11 @@ STREAMS = st.lists(st.lists(st.integers(0, 9), max_size=8), min_size=1, max_size
 def test_units_do_not_depend_on_which_stream_is_faster(streams: list[list[int]], tokens: int, seed: int) -> None:
     def units(order: list[int]) -> list[list[tuple[int, int]]]:
         """Units as (stream, position), sorted; ``order`` names the stream of each next block."""
-        builder, names, found = UnitBuilder(tokens), list[tuple[int, int]](), []
+        builder, names, found = UnitBuilder(tokens, 3), list[tuple[int, int]](), []
         for stream in order:
             position = sum(1 for each, _ in names if each == stream)
             names.append((stream, position))
-            found.append(builder.add(len(names) - 1, streams[stream][position], str(stream)))
+            found.append(builder.add(len(names) - 1, 1, streams[stream][position], str(stream)))
         full = [unit for unit in found if unit is not None] + builder.rest()
         assert sorted(block for unit in full for block in unit.blocks) == list(range(len(order)))
         assert all(unit.tokens == sum(streams[a][b] for a, b in (names[i] for i in unit.blocks)) for unit in full)
