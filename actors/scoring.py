@@ -46,9 +46,8 @@ class ScoringMethod:
     def builder(self, samples: int) -> UnitBuilder:
         """Builder of the units of a step with so many samples."""
         sets = len(self.group.workers) // self.unit_ranks
-        return UnitBuilder(
-            self.unit_tokens, samples if sets == 1 < self.unit_ranks else -(-samples // (UNITS_PER_RANK * sets))
-        )
+        fewest = 1 if sets == 1 < self.unit_ranks else UNITS_PER_RANK * sets
+        return UnitBuilder(self.unit_tokens, -(-samples // fewest))
 
     @classmethod
     def by_role(cls, group: Group, method: str, result_spec: ResultSpec, role: RoleConfig | None) -> Self:

@@ -33,14 +33,13 @@ class PPOTrainer:
         (``ppo.staleness``). Returns the step's report, the state after it, and the next step's rollouts if they were
         generated meanwhile.
         """
-        actors, step = self.actors, state.step
+        actors, step, set_aside = self.actors, state.step, state.set_aside
         with self.timer("step", step):
             # 1. Prompts: the next ones of a seeded order, repeated for each sample, and a sampling seed for each sample
             asked = draw_step(self.recipe, self.prompt_count, step, state.order)
 
             # 2. Rollout, and 3. Score: all scoring models process a block while the next one is still being generated
-            context, set_aside = PhaseContext(phase="score", step=step), state.set_aside
-            scoring = Scoring(actors, context, self.recipe.ppo.batch_size)
+            scoring = Scoring(actors, PhaseContext(phase="score", step=step), len(asked.seeds))
             with self.phase("rollout", step) as context:
                 for block in pregenerated_blocks or generate_blocks(actors, asked, set_aside, context):
                     scoring.send(block)
