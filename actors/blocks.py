@@ -18,8 +18,8 @@ from rlhf.data.order import OrderState, PromptOrder
 from rlhf.types import RolloutBlock, Sequences
 
 if TYPE_CHECKING:  # processes that read and write files import this module, and do not need the actors
+    from actors.engines import Engines
     from actors.rollout import BlockSummary
-    from actors.run_actors import RunActors
 
 SAMPLING = 10**9 + 1  # separates this random stream from other uses of the recipe's seed
 FOLDER = "rollouts"
@@ -41,8 +41,7 @@ class StepPrompts:
 class Block:
     """Reference to a block of rollouts, with its number of samples, how many of them are quarantined, and its tokens.
 
-    Blocks of one ``stream`` have a fixed order. In a deterministic run that is an engine; else all have one order, that
-    of completion.
+    ``stream``: see ``BlockSummary``.
     """
 
     rollouts: ray.ObjectRef
@@ -64,7 +63,7 @@ def draw_step(recipe: Recipe, prompt_count: int, step: int, order: OrderState) -
 
 
 def generate_blocks(
-    actors: RunActors, step_prompts: StepPrompts, set_aside: int, context: PhaseContext
+    engines: Engines, step_prompts: StepPrompts, set_aside: int, context: PhaseContext
 ) -> Iterator[Block]:
     """Start generation at once, and return an iterator over finished blocks.
 
@@ -75,25 +74,25 @@ def generate_blocks(
         MachineryError: during iteration, if more than ``recovery.bad_samples`` samples are quarantined, or as for
             ``Engines.generate``.
     """
-    answers = actors.engines.generate(step_prompts.prompts, step_prompts.seeds, context)
+    answers = engines.generate(step_prompts.prompts, step_prompts.seeds, context)
 
     def blocks(before: int) -> Iterator[Block]:
         for rollouts, summary in answers:
-            faults = actors.supervisor.set_aside(summary.faults, before, context)
+            faults = engines.supervisor.set_aside(summary.faults, before, context)
             before += faults
-            yield make_block(actors.recipe, rollouts, summary)
+            yield make_block(rollouts, summary)
 
     return blocks(set_aside)
 
 
-def make_block(recipe: Recipe, rollouts: ray.ObjectRef, summary: BlockSummary) -> Block:
+def make_block(rollouts: ray.ObjectRef, summary: BlockSummary) -> Block:
     """Describe a block that an engine returned."""
     return Block(
         rollouts=rollouts,
         samples=len(summary.positions),
         set_aside=len(summary.set_aside),
         tokens=summary.tokens,
-        stream=summary.engine if recipe.deterministic else "",
+        stream=summary.stream,
     )
 
 

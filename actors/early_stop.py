@@ -160,7 +160,7 @@ class EarlyStopping:
         scoring = Scoring(actors, context, count, [actors.reward_scorer(HELD_OUT_SCORER, scorer, self.config.scorer)])
         blocks, answered = [], np.ones(count, dtype=np.bool_)
         for block, summary in actors.engines.generate(self.asked, range(count), context):
-            scoring.send(make_block(actors.recipe, block, summary))
+            scoring.send(make_block(block, summary))
             blocks.append(summary.positions)
             supervisor.set_aside(summary.faults, int((~answered).sum()), context)
             answered[list(summary.set_aside)] = False

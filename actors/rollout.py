@@ -33,12 +33,13 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, kw_only=True)
 class BlockSummary:
-    """Summary of a block for the controller: the engine, the block's tokens, and its samples' positions in the call.
+    """Summary of a block for the controller: its number of tokens, and its samples' positions in the call.
 
-    ``set_aside`` are the positions of quarantined samples, ``faults`` their (prompt id, reason).
+    ``set_aside`` are the positions of quarantined samples, ``faults`` their (prompt id, reason). Blocks of one
+    ``stream`` have a fixed order: that is an engine, if it is deterministic; all others are one stream.
     """
 
-    engine: str
+    stream: str
     tokens: int
     positions: tuple[int, ...]
     set_aside: tuple[int, ...]
@@ -79,6 +80,11 @@ class RolloutActor:
         """Memory of this actor's process and its children."""
         return memory_here(self.where.children)
 
+    @property
+    def _stream(self) -> str:
+        """See ``BlockSummary``."""
+        return self.where.name if self.engine.deterministic else ""
+
     async def set_prompts(self, prompts: Sequence[Prompt]) -> None:
         """Store the prompts; ``generate`` refers to them by index."""
         self.prompts = prompts
@@ -107,7 +113,7 @@ class RolloutActor:
                 yield packed
                 without = [answer for answer in block if answer.fault]
                 yield BlockSummary(
-                    engine=self.where.name,
+                    stream=self._stream,
                     tokens=len(packed.sequences.tokens),
                     positions=tuple(positions[answer.position] for answer in block),
                     set_aside=tuple(positions[answer.position] for answer in without),
@@ -123,9 +129,7 @@ class RolloutActor:
         faults = tuple((prompt.id, fault) for prompt in prompts)
         packed, where = RolloutBlock.pack([answer.rollout for answer in answers]), tuple(positions)
         tokens = len(packed.sequences.tokens)
-        return packed, BlockSummary(
-            engine=self.where.name, tokens=tokens, positions=where, set_aside=where, faults=faults
-        )
+        return packed, BlockSummary(stream=self._stream, tokens=tokens, positions=where, set_aside=where, faults=faults)
 
     async def abandon(self) -> None:
         """Abort generation and an unfinished weight update."""

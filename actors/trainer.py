@@ -41,7 +41,7 @@ class PPOTrainer:
             # 2. Rollout, and 3. Score: all scoring models process a block while the next one is still being generated
             scoring = Scoring(actors, PhaseContext(phase="score", step=step), len(asked.seeds))
             with self.phase("rollout", step) as context:
-                for block in pregenerated_blocks or generate_blocks(actors, asked, set_aside, context):
+                for block in pregenerated_blocks or generate_blocks(actors.engines, asked, set_aside, context):
                     scoring.send(block)
                     set_aside += block.set_aside
                 coming = self.begin_next(asked, set_aside)
@@ -71,7 +71,7 @@ class PPOTrainer:
         if not self.recipe.ppo.staleness or step == self.recipe.ppo.steps:
             return iter(())
         following = draw_step(self.recipe, self.prompt_count, step, asked.after)
-        return generate_blocks(self.actors, following, set_aside, PhaseContext(phase="rollout", step=step))
+        return generate_blocks(self.actors.engines, following, set_aside, PhaseContext(phase="rollout", step=step))
 
     @contextmanager
     def phase(self, name: str, step: int) -> Iterator[PhaseContext]:

@@ -92,7 +92,7 @@ class StandInEngine:
             part = slice(begin, begin + block_size)
             yield RolloutBlock.pack([_rollout(prompt, seed) for prompt, seed in zip(indices[part], seeds[part])])
             tokens, where = SAMPLE_TOKENS * len(positions[part]), tuple(positions[part])
-            yield BlockSummary(engine=self.where.name, tokens=tokens, positions=where, set_aside=(), faults=())
+            yield BlockSummary(stream="", tokens=tokens, positions=where, set_aside=(), faults=())
 
     async def stop(self) -> None:
         """Nothing has to be ended."""
@@ -193,7 +193,7 @@ class Simulation:
         """Steps 1 to 4 of ``PPOTrainer.step``, but for what actors compute."""
         prompt_count, context = recipe.ppo.batch_size, PhaseContext(phase="rollout", step=0)
         scoring = Scoring(actors, replace(context, phase="score"), recipe.ppo.batch_size)
-        for block in generate_blocks(actors, draw_step(recipe, prompt_count, 0, OrderState(0, 0)), 0, context):
+        for block in generate_blocks(self.engines, draw_step(recipe, prompt_count, 0, OrderState(0, 0)), 0, context):
             scoring.send(block)
         scored = scoring.wait_for_results()
         task = self.workers[0].run_on_values.options(num_returns=2)

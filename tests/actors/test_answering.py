@@ -16,11 +16,11 @@ from rlhf.config.schema import Recipe, RecoveryConfig
 from rlhf.errors import MachineryError
 
 TOLD = (
-    BlockSummary(engine="", tokens=0, positions=(3, 0), set_aside=(), faults=()),
+    BlockSummary(stream="", tokens=0, positions=(3, 0), set_aside=(), faults=()),
     BlockSummary(
-        engine="", tokens=0, positions=(1, 2), set_aside=(2,), faults=((72, "the prompt terminated the engine"),)
+        stream="", tokens=0, positions=(1, 2), set_aside=(2,), faults=((72, "the prompt terminated the engine"),)
     ),
-    BlockSummary(engine="", tokens=0, positions=(4,), set_aside=(4,), faults=((74, "too long"),)),
+    BlockSummary(stream="", tokens=0, positions=(4,), set_aside=(4,), faults=((74, "too long"),)),
 )
 
 

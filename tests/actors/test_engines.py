@@ -43,7 +43,7 @@ def rollout(prompt: int, seed: int, reason: FinishReason) -> Rollout:
 
 
 def summary(positions: Iterable[int]) -> BlockSummary:
-    return BlockSummary(engine="", tokens=0, positions=tuple(positions), set_aside=(), faults=())
+    return BlockSummary(stream="", tokens=0, positions=tuple(positions), set_aside=(), faults=())
 
 
 class Engine:

@@ -164,7 +164,7 @@ class Small:
             faults = ((block[0], "too long"),)
             yield (
                 packed(block),
-                BlockSummary(engine="", tokens=BIG, positions=places, set_aside=places[:1], faults=faults),
+                BlockSummary(stream="", tokens=BIG, positions=places, set_aside=places[:1], faults=faults),
             )
 
     def scores(self, *roles: str) -> list[np.ndarray]:

@@ -104,7 +104,7 @@ def _experience(trainer: PPOTrainer, step: int) -> ray.ObjectRef:
     """Fresh rollouts, scored and put together, as the loop does it."""
     scoring = Scoring(trainer.actors, CONTEXT, 16)
     for block, answered in trainer.actors.engines.generate([i // 2 for i in range(16)], range(16), CONTEXT):
-        scoring.send(make_block(trainer.recipe, block, answered))
+        scoring.send(make_block(block, answered))
     return trainer.actors.assemble(step, RunState.start(trainer.recipe).algorithm, scoring.wait_for_results())[0]
 
 
