@@ -36,7 +36,7 @@ class Engine:
     """vLLM in this process."""
 
     def __init__(self, folder: Path, work: Workload, device: Device = "cpu") -> None:
-        config = RolloutConfig(enforce_eager=device == "cpu", max_response_length=work.new)
+        config = RolloutConfig(**workload.rollout(work, device))
         os.environ.update(engine_environment(device, config, None))
         from vllm import LLM, SamplingParams  # it reads the environment when it is imported
 
@@ -107,10 +107,10 @@ class Floor:
         def load(auto: Any, name: str) -> Any:
             return auto.from_pretrained(folder / name, dtype=getattr(torch, work.dtype)).to(device)
 
-        self.work, self.device = work, torch.device(device)
+        self.work, self.micro, self.device = work, work.micro or work.minibatch, torch.device(device)
         self.policy, self.reference = (load(AutoModelForCausalLM, "policy") for _ in range(2))
         self.reward = load(AutoModelForSequenceClassification, "reward")
-        self.critic = load(AutoModelForSequenceClassification, "critic") if work.algorithm == "ppo" else None
+        self.critic = load(AutoModelForSequenceClassification, "reward") if work.algorithm == "ppo" else None
         self.trained = [Trained(model) for model in (self.policy, self.critic) if model is not None]
 
     def pad(self, prompts: Sequence[list[int]], responses: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
@@ -124,7 +124,7 @@ class Floor:
     @torch.no_grad()
     def experience(self, tokens: Tensor, mask: Tensor) -> Experience:
         """Score (B, T) tokens with all models, and compute advantages."""
-        parts = [self._score(*rows) for rows in zip(*(x.split(self.work.minibatch) for x in (tokens, mask)))]
+        parts = [self._score(*rows) for rows in zip(*(x.split(self.micro) for x in (tokens, mask)))]
         old, reference, scores, value = (torch.cat(part) for part in zip(*parts, strict=True))
         shared = {"tokens": tokens, "mask": mask, "old": old, "reference": reference}
         if self.critic is None:
@@ -146,9 +146,11 @@ class Floor:
     def update(self, experience: Experience) -> None:
         """All epochs and minibatches."""
         for chosen in self._minibatches():
-            self._policy_loss(experience, chosen).backward()
-            if self.critic is not None:
-                self._value_loss(experience, chosen).backward()
+            tokens = experience.mask[chosen].sum()
+            for rows in chosen.split(self.micro):
+                self._policy_loss(experience, rows, tokens).backward()
+                if self.critic is not None:
+                    self._value_loss(experience, rows, tokens).backward()
             for each in self.trained:
                 each.step()
 
@@ -157,26 +159,27 @@ class Floor:
         for _ in range(self.work.epochs):
             yield from torch.randperm(self.work.samples, device=self.device).chunk(self.work.minibatches)
 
-    def _policy_loss(self, e: Experience, chosen: Tensor) -> Tensor:
-        """The clipped surrogate: in PPO its mean over tokens; in GRPO, with the KL's k3, over responses."""
+    def _policy_loss(self, e: Experience, chosen: Tensor, tokens: Tensor) -> Tensor:
+        """The clipped surrogate: in PPO its mean over the minibatch's tokens; in GRPO, with the KL's k3, over its
+        responses."""
         advantage, mask = e.advantages[chosen], e.mask[chosen]
         new = logprobs(self.policy, e.tokens[chosen])
         ratio = (new - e.old[chosen]).exp()
         clipped = ratio.clamp(1 - workload.CLIP, 1 + workload.CLIP)
         losses = torch.maximum(-advantage * ratio, -advantage * clipped)
         if self.work.algorithm == "ppo":
-            return (losses * mask).sum() / mask.sum()
+            return (losses * mask).sum() / tokens
         distance = e.reference[chosen] - new
         losses = losses + workload.BETA * (distance.exp() - distance - 1)
-        return ((losses * mask).sum(dim=1) / mask.sum(dim=1)).mean()
+        return ((losses * mask).sum(dim=1) / mask.sum(dim=1)).sum() / self.work.minibatch
 
-    def _value_loss(self, e: Experience, chosen: Tensor) -> Tensor:
+    def _value_loss(self, e: Experience, chosen: Tensor, tokens: Tensor) -> Tensor:
         assert self.critic is not None and e.values is not None and e.returns is not None
         new, before = values(self.critic, e.tokens[chosen]), e.values[chosen]
         target, mask = e.returns[chosen], e.mask[chosen]
         near = before + (new - before).clamp(-workload.CLIP, workload.CLIP)
         losses = 0.5 * torch.maximum((new - target).square(), (near - target).square())
-        return (losses * mask).sum() / mask.sum()
+        return (losses * mask).sum() / tokens
 
 
 def states(model: nn.Module, rows: Tensor) -> Tensor:

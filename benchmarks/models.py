@@ -11,61 +11,68 @@ from string import ascii_uppercase, digits
 import torch
 from scipy.optimize import brentq
 from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
     AutoModelForSequenceClassification,
-    LlamaConfig,
-    LlamaForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 
 from benchmarks import workload
 from benchmarks.workload import Size, Workload
+from rlhf.device import Device
 from rlhf.models.scratch import train_tokenizer
 
 NEVER = -1e4
 """Weight of the end token that makes its probability 0."""
-CALIBRATED = 512
-"""Sequences by which the end token's weight is fitted."""
+CALIBRATED = 64
+"""Random texts by which the end token's weight is fitted."""
+CONTEXT = 1024
+BYTES = 512
+"""Vocabulary of the tokenizer: every byte, two special tokens, and what it joins."""
 
 
-def make(work: Workload, folder: Path) -> None:
-    """Write the workload's models under ``folder``, and ``prompts.jsonl``; what is there already stays."""
-    tokenizer, models = train_tokenizer(["a small text of small letters"], workload.VOCABULARY), folder / work.models
-    if not (models / "critic" / "config.json").exists():
-        _make_models(work, models, tokenizer)
+def make(work: Workload, folder: Path, device: Device = "cpu") -> None:
+    """Write the workload's models under ``folder``, and ``prompts.jsonl``; what is there already stays.
+
+    ``policy`` is also the reference, and ``reward`` the critic's initial model.
+    """
+    tokenizer, models = train_tokenizer(["a small text of small letters"], BYTES), folder / work.models
+    if not (models / "reward" / "config.json").exists():
+        with torch.device(device):
+            _make_models(work, models, tokenizer)
     lines = [json.dumps({"prompt": prompt}) + "\n" for prompt in prompts(work.samples)]
     (folder / "prompts.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
 def _make_models(work: Workload, models: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     torch.manual_seed(workload.SEED)
-    policy = build(workload.SIZES[work.size], tokenizer)
+    policy = build(workload.SIZES[work.size], work.dtype, tokenizer)
     steer_end(policy, 0.0 if work.mean is None else end_probability(work.mean, work.new))
     policy.save_pretrained(models / "policy")
-    for name in ("policy", "reward", "critic"):
+    reward = AutoModelForSequenceClassification.from_pretrained(models / "policy", dtype=policy.dtype, num_labels=1)
+    reward.save_pretrained(models / "reward")
+    for name in ("policy", "reward"):
         tokenizer.save_pretrained(models / name)
-    for name in ("reward", "critic"):
-        scalar = AutoModelForSequenceClassification.from_pretrained(models / "policy", num_labels=1)
-        scalar.save_pretrained(models / name)
 
 
-def build(size: Size, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """A randomly initialised Llama."""
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=workload.VOCABULARY,
-            hidden_size=size.hidden,
-            intermediate_size=size.intermediate,
-            num_hidden_layers=size.layers,
-            num_attention_heads=size.heads,
-            num_key_value_heads=size.heads,
-            max_position_embeddings=512,
-            tie_word_embeddings=True,
-            bos_token_id=None,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
+def build(size: Size, dtype: str, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    """A randomly initialised causal language model."""
+    config = AutoConfig.for_model(
+        size.architecture,
+        vocab_size=size.vocabulary,
+        hidden_size=size.hidden,
+        intermediate_size=size.intermediate,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        num_key_value_heads=size.kv_heads,
+        max_position_embeddings=CONTEXT,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
     )
+    return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
 
 
 def end_probability(mean: float, longest: int) -> float:
@@ -96,7 +103,7 @@ def steer_end(model: PreTrainedModel, probability: float) -> None:
 def _end_weight(model: PreTrainedModel, end: int, probability: float) -> float:
     """The weight whose mean probability over random texts is the wanted one."""
     draw = torch.Generator().manual_seed(workload.SEED)
-    tokens = torch.randint(2, model.config.vocab_size, (CALIBRATED // 8, 128), generator=draw)
+    tokens = torch.randint(2, model.config.vocab_size, (CALIBRATED, 128), generator=draw)
     states = model.model(input_ids=tokens, use_cache=False).last_hidden_state.flatten(0, 1).float()
     logits = states @ model.get_output_embeddings().weight.float().T
     logits[:, end] = -torch.inf

@@ -11,31 +11,46 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from rlhf.device import Device
+
 PROMPT = 16
 """Tokens of every prompt."""
 GROUP = 8
 """Responses to one prompt in GRPO."""
-VOCABULARY = 512
 LEARNING_RATE = 1e-5
 BETA, GAMMA, LAMBDA = 0.05, 1.0, 0.95
 CLIP = 0.2
 SEED = 0
+GPU_FRACTION = 0.35
+"""Of a GPU's memory, for an engine that shares it with all roles."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """Sizes of a Llama whose input embedding is its output head."""
+    """Sizes of a model whose input embedding is its output head."""
 
     hidden: int
     intermediate: int
     layers: int
     heads: int
+    kv_heads: int
+    vocabulary: int = 512
+    architecture: str = "llama"
+    """transformers' ``model_type``."""
 
 
 SIZES = {
-    "3M": Size(hidden=256, intermediate=688, layers=4, heads=4),
-    "25M": Size(hidden=512, intermediate=1376, layers=8, heads=8),
+    "tiny": Size(hidden=64, intermediate=128, layers=2, heads=2, kv_heads=1, architecture="qwen2"),
+    "3M": Size(hidden=256, intermediate=688, layers=4, heads=4, kv_heads=4),
+    "25M": Size(hidden=512, intermediate=1376, layers=8, heads=8, kv_heads=8),
+    "0.5B": Size(
+        hidden=896, intermediate=4864, layers=24, heads=14, kv_heads=2, vocabulary=151_936, architecture="qwen2"
+    ),
+    "1.5B": Size(
+        hidden=1536, intermediate=8960, layers=28, heads=12, kv_heads=2, vocabulary=151_936, architecture="qwen2"
+    ),
 }
+"""The last two are those of Qwen2.5."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +69,8 @@ class Workload:
     """Mean number of tokens of a response; None: every response has the longest length."""
     epochs: int = 4
     minibatches: int = 2
+    micro: int | None = None
+    """Samples that the floor has in one pass; None: those of a minibatch."""
     staleness: int = 0
 
     @property
@@ -69,7 +86,7 @@ class Workload:
     @property
     def models(self) -> str:
         """Name of the folder with its models, which workloads of equal size and lengths share."""
-        return f"{self.size}-{'fixed' if self.mean is None else f'mean{self.mean}-of-{self.new}'}"
+        return f"{self.size}-{self.dtype}-{'fixed' if self.mean is None else f'mean{self.mean}-of-{self.new}'}"
 
     def to_argument(self) -> str:
         """This workload as an argument of a process."""
@@ -130,10 +147,10 @@ def recipe(work: Workload, folder: Path, name: str, budget: int | None, steps: i
             "staleness": work.staleness,
             "policy_init": str(models / "policy"),
             "optimizer": optimizer,
-            **({"critic_init": str(models / "critic"), "critic_optimizer": optimizer} if has_critic else {}),
+            **({"critic_init": str(models / "reward"), "critic_optimizer": optimizer} if has_critic else {}),
         },
         "algorithm": _algorithm(work),
-        "rollout": {"max_response_length": work.new, "enforce_eager": True},
+        "rollout": rollout(work, "cpu"),
         "placement": {
             "device": "cpu",
             **{each: dict(role) for each in ("critic", "reference", "reward")},
@@ -141,6 +158,12 @@ def recipe(work: Workload, folder: Path, name: str, budget: int | None, steps: i
         },
         "tracking": {"progress": False, "samples_per_step": 1},
     }
+
+
+def rollout(work: Workload, device: Device) -> dict[str, Any]:
+    """The section ``rollout``, from which the floor's engine too is configured."""
+    on_device = {"enforce_eager": True} if device == "cpu" else {"gpu_memory_fraction": GPU_FRACTION}
+    return {"max_response_length": work.new, **on_device}
 
 
 def _algorithm(work: Workload) -> dict[str, Any]:

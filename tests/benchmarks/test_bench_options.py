@@ -22,7 +22,7 @@ from rlhf.validate import validate
 def test_every_recipe_is_valid(work: Workload, budget: int | None, tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     (tmp_path / "prompts.jsonl").write_text("", encoding="utf-8")
-    for role in ("policy", "reward", "critic"):
+    for role in ("policy", "reward"):
         (tmp_path / work.models / role).mkdir(parents=True)
     path.write_text(yaml.safe_dump(recipe(work, tmp_path, "run", budget, 3)), encoding="utf-8")
     loaded = load_recipe(path)
