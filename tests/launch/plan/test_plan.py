@@ -96,7 +96,7 @@ def test_roles_and_what_they_train() -> None:
 
 
 def test_a_rank_gets_whole_samples() -> None:
-    """10 samples over 4 ranks are 3 for the busiest; over two groups of two ranks 5 for a group, half of each a rank."""
+    """10 samples over 4 ranks are 3 for the busiest; over two groups of two ranks 5 a group, half of each per rank."""
     policy = roles_of(recipe(placement__policy__ranks=4))[0]
     split = roles_of(recipe(placement__policy__ranks=4, placement__policy__sequence_parallel=2))[0]
     assert (samples_per_rank(10, policy), samples_per_rank(1, policy), samples_per_rank(10, split)) == (3, 1, 2.5)
