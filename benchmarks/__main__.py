@@ -11,15 +11,19 @@ import datetime
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from benchmarks import machine, models
 from benchmarks.contestants import contestants
+from benchmarks.processes import run_python
 from benchmarks.results import FOLDER, Results
 from benchmarks.table import ratio_table, step_table
 from benchmarks.workload import WORKLOADS, Workload
 
 BUDGETS = (320, 1280, 8192)
 QUICK = ("fixed-ppo", "fixed-grpo", "real-grpo")
+CONTROLLED = (25_000, 50_000)
+"""Samples of the simulated steps of the controller; the last is reported."""
 TRL_FOLDER = Path(".venv-bench")
 
 
@@ -61,6 +65,13 @@ def trl_packages(options: argparse.Namespace) -> Path | None:
     return TRL_FOLDER if options.trl else None
 
 
+def time_controller(folder: Path) -> dict[str, Any]:
+    """The controller's time for each sample of a large step, simulated."""
+    arguments = ["-m", "benchmarks.controller", "--samples", *map(str, CONTROLLED)]
+    found: dict[str, Any] = run_python(arguments, folder / "controller.log").last_json()
+    return found
+
+
 def main() -> None:
     """Time everything, write the results and print the tables."""
     options = parse()
@@ -76,6 +87,9 @@ def main() -> None:
     for number in range(1, options.rounds + 1):
         for work in works:
             _time(work, results, options, packages)
+            results.save(path)
+        if number == options.rounds and not options.only:
+            results.controller = time_controller(options.folder)
             results.save(path)
         print(f"After round {number} of {options.rounds}:\n\n{step_table(results)}\n{ratio_table(results)}", flush=True)
 

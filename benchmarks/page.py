@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks import fit, scale
 from benchmarks.gpu_figures import gpu_table
-from benchmarks.results import Results, figures, load, newest
+from benchmarks.results import Results, load, newest
 from benchmarks.table import ratio_table, step_table, to_markdown
 from rlhf.storage.jsonl import read_lines
 
@@ -111,9 +111,9 @@ def controller_table(predictions: Sequence[scale.Prediction], us_per_sample: flo
 
 
 def _controller(results: Results | None) -> float:
-    """Microseconds a sample, as measured on the first workload."""
-    found = figures(results.entries) if results else {}
-    return next((f[key] for f in found.values() if f[key := "controller_us_per_sample"]), CONTROLLER_GOAL)
+    """Microseconds a sample, as simulated with many."""
+    line = results.controller if results else None
+    return CONTROLLER_GOAL if line is None else float(line["controller_us_per_sample"])
 
 
 def current_tables() -> dict[str, str]:

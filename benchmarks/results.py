@@ -68,6 +68,8 @@ class Results:
     options: dict[str, Any]
     workloads: dict[str, Workload]
     entries: Entries = field(default_factory=dict)
+    controller: dict[str, Any] | None = None
+    """The line of ``benchmarks.controller`` for the most samples, if it was run."""
 
     def entry(self, work: Workload, contestant: str) -> Entry:
         """The entry of a contestant, an empty one if it is new."""
@@ -101,7 +103,8 @@ def figures(entries: Entries) -> dict[str, dict[str, Any]]:
 
     ``step_time_over_floor``: median step over the floor's; where responses have different lengths it is named
     ``real_lengths_over_padded_floor``. ``weights_sync_over_step``: median publish over median step.
-    ``controller_us_per_sample``: median of the starts. ``samples_per_second``, and ``peak_gib`` of the process tree.
+    ``controller_us_per_sample``: of the controller's process, median of the starts; with few samples mostly what a step
+    costs however few it has. ``samples_per_second``, and ``peak_gib`` of the process tree.
     """
     return {work: _figures(work, found, entries) for work, found in entries.items() if OURS in found}
 

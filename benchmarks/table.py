@@ -47,9 +47,16 @@ def ratio_table(results: Results) -> str:
         ["default `micro_batch_tokens` over the best", _number(default_over_best(entries))],
         ["float32 step over bfloat16 step", _number(ratio(entries, (ANCHOR, OURS), ("bf16-ppo", OURS)))],
         ["publish over step, largest", _number(_largest(found, "weights_sync_over_step"), digits=3)],
-        ["controller, µs of CPU a sample, largest", _number(_largest(found, "controller_us_per_sample"), digits=0)],
+        ["controller's process, µs of CPU a sample, largest", _number(_largest(found, "controller_us_per_sample"), 0)],
+        *([] if results.controller is None else [_controller(results.controller)]),
     ]
     return to_markdown(("figure", "value"), [row for row in rows if row[1] != "–"])
+
+
+def _controller(line: dict[str, Any]) -> list[str]:
+    """A row for the simulated controller."""
+    figure = f"controller, µs of CPU a sample, simulated with {line['samples']:,} samples and {line['ranks']} ranks"
+    return [figure, _number(line["controller_us_per_sample"], digits=0)]
 
 
 def _largest(found: dict[str, dict[str, Any]], figure: str) -> float | None:

@@ -83,8 +83,11 @@ def test_tables(results: Results) -> None:
         "| default `micro_batch_tokens` over the best | 1.00 |",
         "| float32 step over bfloat16 step | 1.60 |",
         "| publish over step, largest | 0.100 |",
-        "| controller, µs of CPU a sample, largest | 40 |",
+        "| controller's process, µs of CPU a sample, largest | 40 |",
     ]
+    results.controller = {"samples": 50_000, "ranks": 256, "controller_us_per_sample": 21.4}
+    last = "| controller, µs of CPU a sample, simulated with 50,000 samples and 256 ranks | 21 |"
+    assert ratio_table(results).splitlines()[-1] == last
 
 
 def test_results_are_read_as_they_were_written(results: Results, tmp_path: Path) -> None:
