@@ -43,7 +43,7 @@ chaos: env ## one PPO run to which fifty things are done at random moments, into
 gpu-check: env ## SFT and PPO on one GPU with every role on it: canaries, throughput, memory
 	$(BIN)/python -m launch.gpu_check
 
-bench: env .venv-bench/made-from ## steps of PPO and GRPO beside bare vLLM and PyTorch and beside TRL (half an hour, alone on the machine)
+bench: env .venv-bench/made-from ## steps of PPO and GRPO beside bare vLLM and PyTorch and beside TRL (forty minutes, alone on the machine)
 	$(BIN)/python -m benchmarks $(BENCH)
 
 bench-gpu: env ## models of 0.5B and 1.5B parameters on one GPU, beside bare vLLM and PyTorch (under ten minutes)

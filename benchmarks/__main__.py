@@ -20,7 +20,7 @@ from benchmarks.results import FOLDER, Results
 from benchmarks.table import ratio_table, step_table
 from benchmarks.workload import WORKLOADS, Workload
 
-BUDGETS = (320, 1280, 8192)
+BUDGETS = (320, 8192)
 QUICK = ("fixed-ppo", "fixed-grpo", "real-grpo")
 CONTROLLED = (25_000, 50_000)
 """Samples of the simulated steps of the controller; the last is reported."""

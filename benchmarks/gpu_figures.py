@@ -44,7 +44,7 @@ def gpu_table(lines: Lines) -> str:
     columns = {size: gpu_figures(found, size) for size in sizes}
     rows = [[name, *(_number(columns[size][name]) for size in sizes)] for name in next(iter(columns.values()))]
     made = next((line for line in found if line["part"] == "make" and "error" not in line), {})
-    where = f"{made.get('gpu')}, torch {made.get('torch')}, {made.get('date')}\n\n"
+    where = f"{made.get('gpu') or 'no GPU'}, torch {made.get('torch')}, {made.get('date')}\n\n"
     return where + to_markdown(("figure", *sizes), rows)
 
 
