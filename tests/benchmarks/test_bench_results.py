@@ -73,11 +73,12 @@ def test_ratios(results: Results) -> None:
 
 def test_tables(results: Results) -> None:
     steps = step_table(results).splitlines()
-    assert steps[3] == "| fixed-ppo | rlhf | 1.00 | 0.50 | 2.40 | 0.10 | 4.00 | 3.00, 9.00 | 2.00 | 4.0 | 3.0 |"
-    assert steps[5] == "| stale-ppo | rlhf | 1.00 | 0.50 | -0.60 | 0.10 | 1.00 | 1.00, 1.00 | 0.50 | 16.0 | 1.0 |"
+    assert steps[3] == "| fixed-ppo | rlhf | 1.00 | 0.50 | 2.40 | 0.10 | 4.00 | 3.00, 9.00 | 2.00 | 4.0 | 64 | 3.0 |"
+    assert steps[5] == "| stale-ppo | rlhf | 1.00 | 0.50 | -0.60 | 0.10 | 1.00 | 1.00, 1.00 | 0.50 | 16.0 | 64 | 1.0 |"
     assert steps[-1].split(" | ")[8] == "–"
     assert ratio_table(results).splitlines()[2:] == [
         "| step over its floor, fixed-ppo | 2.00 |",
+        "| step over its floor, stale-ppo | 0.50 |",
         "| step over its floor, real-grpo | 0.25 |",
         "| samples/s over TRL's, real-grpo | 8.00 |",
         "| default `micro_batch_tokens` over the best | 1.00 |",
