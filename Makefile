@@ -1,6 +1,7 @@
 # Two commands for a newcomer: `make quickstart` and `make test`. Each makes what it needs; the second time it is there.
 #
-# Choices, given on the command line: ENV=cpu or ENV=gpu (otherwise what the machine has), PYTHON=..., VENV=folder.
+# Choices, given on the command line: ENV=cpu or ENV=gpu (otherwise what the machine has), PYTHON=..., VENV=folder,
+# BENCH='options of the benchmark'.
 # They are assigned with := because some GPU images have a variable named ENV of their own.
 ENV := $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 PYTHON := $(or $(firstword $(foreach name,python3.11 python3 python3.12,$(shell command -v $(name)))),python3.11)
@@ -13,7 +14,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 # Each run starts dozens of Python processes. Without bytecode on disk each of them would compile the libraries again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help quickstart test mutants verify chaos gpu-check benchmark lint env clean
+.PHONY: help quickstart test mutants verify chaos gpu-check bench bench-gpu lint env clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -42,8 +43,17 @@ chaos: env ## one PPO run to which fifty things are done at random moments, into
 gpu-check: env ## SFT and PPO on one GPU with every role on it: canaries, throughput, memory
 	$(BIN)/python -m launch.gpu_check
 
-benchmark: env ## seconds of a PPO step at several row sizes, beside bare vLLM and PyTorch doing the same
-	$(BIN)/python -m benchmarks.step_time
+bench: env .venv-bench/made-from ## steps of PPO and GRPO beside bare vLLM and PyTorch and beside TRL (forty minutes, alone on the machine)
+	$(BIN)/python -m benchmarks $(BENCH)
+
+bench-gpu: env ## models of 0.5B and 1.5B parameters on one GPU, beside bare vLLM and PyTorch (under ten minutes)
+	$(BIN)/python -m benchmarks.gpu $(BENCH)
+
+# TRL alone, in a folder of its own: it runs on the packages of $(VENV).
+.venv-bench/made-from: requirements/bench.txt
+	rm -rf $(@D)
+	$(BIN)/pip install --quiet --no-deps --target $(@D) -r $<
+	cp $< $@
 
 lint: env ## style, imports and types
 	$(BIN)/ruff check .
@@ -53,5 +63,5 @@ env: ## the pinned environment in $(VENV)
 	@launch/setup_env.sh $(ENV) $(VENV) $(PYTHON)
 
 clean: ## remove the environment and caches; runs and data stay
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) .venv-bench build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -1,112 +1,180 @@
-"""The work that is timed: a step of PPO with four small models and responses of one length.
+"""The work that is timed: steps of PPO and GRPO with small models, as data and as this project's recipe.
 
-A Llama of 3.3 million parameters in float32; 128 prompts of 16 tokens, 64 new tokens each; policy, reference, reward
-model and critic; 4 epochs over 2 minibatches of 64 samples.
+Policy, reference, reward model and, in PPO, critic have the same shape. A step draws ``samples`` responses to prompts
+of 16 tokens, scores them, and takes ``epochs`` passes over ``minibatches`` minibatches.
 """
 
 from __future__ import annotations
 
 import json
-import random
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from string import ascii_uppercase, digits
-from typing import Any
+from typing import Any, Literal
 
-import torch
-from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForCausalLM
+from rlhf.device import Device
 
-from rlhf.models.scratch import train_tokenizer
-
-SAMPLES, PROMPT, NEW = 128, 16, 64
-EPOCHS, MINIBATCHES = 4, 2
-VOCABULARY = 512
+PROMPT = 16
+"""Tokens of every prompt."""
+GROUP = 8
+"""Responses to one prompt in GRPO."""
 LEARNING_RATE = 1e-5
 BETA, GAMMA, LAMBDA = 0.05, 1.0, 0.95
 CLIP = 0.2
 SEED = 0
+GPU_FRACTION = 0.35
+"""Of a GPU's memory, for an engine that shares it with all roles."""
 
 
-def make(folder: Path) -> None:
-    """Write the models and the prompts' file into ``folder``."""
-    torch.manual_seed(SEED)
-    tokenizer = train_tokenizer(["a small text of small letters"], VOCABULARY)
-    policy = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=256,
-            intermediate_size=688,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            num_key_value_heads=4,
-            max_position_embeddings=512,
-            tie_word_embeddings=True,
-            bos_token_id=None,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """Sizes of a model whose input embedding is its output head."""
+
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    kv_heads: int
+    vocabulary: int = 512
+    architecture: str = "llama"
+    """transformers' ``model_type``."""
+
+
+SIZES = {
+    "tiny": Size(hidden=64, intermediate=128, layers=2, heads=2, kv_heads=1, architecture="qwen2"),
+    "3M": Size(hidden=256, intermediate=688, layers=4, heads=4, kv_heads=4),
+    "25M": Size(hidden=512, intermediate=1376, layers=8, heads=8, kv_heads=8),
+    "0.5B": Size(
+        hidden=896, intermediate=4864, layers=24, heads=14, kv_heads=2, vocabulary=151_936, architecture="qwen2"
+    ),
+    "1.5B": Size(
+        hidden=1536, intermediate=8960, layers=28, heads=12, kv_heads=2, vocabulary=151_936, architecture="qwen2"
+    ),
+}
+"""The last two are those of Qwen2.5."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """One kind of step."""
+
+    name: str
+    algorithm: Literal["ppo", "grpo"] = "ppo"
+    size: str = "3M"
+    """Key in ``SIZES``."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    samples: int = 128
+    new: int = 64
+    """Tokens of the longest response."""
+    mean: int | None = None
+    """Mean number of tokens of a response; None: every response has the longest length."""
+    epochs: int = 4
+    minibatches: int = 2
+    micro: int | None = None
+    """Samples that the floor has in one pass; None: those of a minibatch."""
+    staleness: int = 0
+
+    @property
+    def group(self) -> int:
+        """Responses to one prompt."""
+        return GROUP if self.algorithm == "grpo" else 1
+
+    @property
+    def minibatch(self) -> int:
+        """Samples of an update."""
+        return self.samples // self.minibatches
+
+    @property
+    def models(self) -> str:
+        """Name of the folder with its models, which workloads of equal size and lengths share."""
+        return f"{self.size}-{self.dtype}-{'fixed' if self.mean is None else f'mean{self.mean}-of-{self.new}'}"
+
+    def to_argument(self) -> str:
+        """This workload as an argument of a process."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_argument(cls, text: str) -> Workload:
+        """The inverse of ``to_argument``."""
+        return cls(**json.loads(text))
+
+
+WORKLOADS = {
+    work.name: work
+    for work in (
+        Workload(name="fixed-ppo"),
+        Workload(name="fixed-grpo", algorithm="grpo"),
+        Workload(name="real-ppo", new=256, mean=64, epochs=2),
+        Workload(name="real-grpo", algorithm="grpo", new=256, mean=64, epochs=2),
+        Workload(name="25m-ppo", size="25M", samples=64, epochs=1),
+        Workload(name="bf16-ppo", dtype="bfloat16"),
+        Workload(name="stale-ppo", staleness=1),
+        Workload(name="long-ppo", samples=64, new=192, epochs=1),
     )
-    never_end(policy, tokenizer.eos_token_id)
-    policy.save_pretrained(folder / "policy")
-    for name in ("reward", "critic"):
-        scalar = AutoModelForSequenceClassification.from_pretrained(folder / "policy", num_labels=1)
-        scalar.save_pretrained(folder / name)
-    for name in ("policy", "reward", "critic"):
-        tokenizer.save_pretrained(folder / name)
-    lines = [json.dumps({"prompt": prompt}) + "\n" for prompt in prompts()]
-    (folder / "prompts.jsonl").write_text("".join(lines), encoding="utf-8")
+}
+"""``long-ppo`` has another length, so that fixed and proportional seconds of generation can be told apart."""
 
 
-def never_end(model: LlamaForCausalLM, end: int) -> None:
-    """Make the end token impossible, so that every response has its longest length.
+def recipe(work: Workload, folder: Path, name: str, budget: int | None, steps: int) -> dict[str, Any]:
+    """The workload as a recipe of this project, for two cores.
 
-    The first dimension of every embedding is large beside what the layers add to it, so that it stays positive in the
-    last hidden state; the output head, which is the embedding, gives the end token a large negative weight there.
+    In PPO policy and critic train at the same time, on a core each; in GRPO the policy has both cores, as two ranks.
+
+    Args:
+        folder: where ``models.make`` wrote the models and the prompts.
+        name: of the run.
+        budget: ``micro_batch_tokens`` of every role; None for the default.
+        steps: number of steps.
     """
-    with torch.no_grad():
-        weight = model.get_input_embeddings().weight
-        weight[:, 0] = 1.0
-        weight[end, 0] = -40.0
-
-
-def prompts() -> list[str]:
-    """Texts of 16 tokens: the tokenizer has joined small letters alone."""
-    draw = random.Random(SEED)
-    return ["".join(draw.choices(ascii_uppercase + digits, k=PROMPT)) for _ in range(SAMPLES)]
-
-
-def recipe(folder: Path, name: str, budget: int, steps: int) -> dict[str, Any]:
-    """The same work as a recipe: ``budget`` tokens a row, one rank and one thread for each role."""
-    role = {"micro_batch_tokens": budget}
+    models, has_critic = folder / work.models, work.algorithm == "ppo"
+    role = {} if budget is None else {"micro_batch_tokens": budget}
     optimizer = {"lr": LEARNING_RATE, "schedule": "constant", "max_grad_norm": 0.0}
     return {
         "name": name,
         "runs_dir": str(folder / "runs"),
         "seed": SEED,
-        "model": {"path": str(folder / "policy"), "dtype": "float32"},
+        "model": {"path": str(models / "policy"), "dtype": work.dtype},
         "data": {
             "prompts": str(folder / "prompts.jsonl"),
             "held_out_fraction": 0.0,
             "max_prompt_length": PROMPT,
-            "max_response_length": NEW,
+            "max_response_length": work.new,
         },
-        "rewards": {"model": {"model": str(folder / "reward")}},
+        "rewards": {"model": {"model": str(models / "reward")}},
         "ppo": {
             "steps": steps,
-            "batch_size": SAMPLES,
-            "policy_init": str(folder / "policy"),
-            "critic_init": str(folder / "critic"),
+            "batch_size": work.samples,
+            "samples_per_prompt": work.group,
+            "staleness": work.staleness,
+            "policy_init": str(models / "policy"),
             "optimizer": optimizer,
-            "critic_optimizer": optimizer,
+            **({"critic_init": str(models / "reward"), "critic_optimizer": optimizer} if has_critic else {}),
         },
-        "algorithm": {
-            "epochs": EPOCHS,
-            "minibatches": MINIBATCHES,
-            "kl_coef": BETA,
-            "gamma": GAMMA,
-            "lam": LAMBDA,
-            "clip_range": CLIP,
+        "algorithm": _algorithm(work),
+        "rollout": rollout(work, "cpu"),
+        "placement": {
+            "device": "cpu",
+            **{each: dict(role) for each in ("critic", "reference", "reward")},
+            "policy": {**role, "ranks": 1 if has_critic else 2},
         },
-        "rollout": {"max_response_length": NEW, "enforce_eager": True},
-        "placement": {"device": "cpu", **dict.fromkeys(("policy", "critic", "reference", "reward"), role)},
         "tracking": {"progress": False, "samples_per_step": 1},
+    }
+
+
+def rollout(work: Workload, device: Device) -> dict[str, Any]:
+    """The section ``rollout``, from which the floor's engine too is configured."""
+    on_device = {"enforce_eager": True} if device == "cpu" else {"gpu_memory_fraction": GPU_FRACTION}
+    return {"max_response_length": work.new, **on_device}
+
+
+def _algorithm(work: Workload) -> dict[str, Any]:
+    """The section ``algorithm``; scores are the reward model's alone."""
+    critic = {"gamma": GAMMA, "lam": LAMBDA} if work.algorithm == "ppo" else {}
+    return {
+        "name": work.algorithm,
+        "epochs": work.epochs,
+        "minibatches": work.minibatches,
+        "kl_coef": BETA,
+        "clip_range": CLIP,
+        "missing_eos_penalty": None,
+        **critic,
     }

@@ -16,7 +16,7 @@ from launch.plan.memory import EngineMemory, offloaded_bytes, size_of
 from launch.plan.shapes import ModelShape
 from launch.plan.work import StepWork
 from rlhf.config.schema import Recipe
-from rlhf.placement.parallelism import model_parallel_size
+from rlhf.placement.parallelism import data_parallel_size, model_parallel_size
 from rlhf.placement.pools import OffloadMode
 
 SHARES = {"training": 0.4, "prefill": 0.5, "memory": 0.7, "link": 0.7}
@@ -76,9 +76,15 @@ def forward_flops(member: PlannedRole, tokens: float, length: int, answers: floa
     return tokens * (2 * shape.matrices + attention) + head
 
 
+def samples_per_rank(samples: int, member: PlannedRole) -> float:
+    """Largest share of these samples that a rank processes: whole samples for each data-parallel group, of which a rank
+    does its part."""
+    return math.ceil(samples / data_parallel_size(member.config)) / model_parallel_size(member.config)
+
+
 def score_seconds(member: PlannedRole, batch: StepWork, machine: ComputeRates) -> float:
     """Seconds for a role's ranks to score all blocks of a step."""
-    samples = batch.samples / member.config.ranks
+    samples = samples_per_rank(batch.samples, member)
     flops = forward_flops(member, samples * batch.length, batch.length, samples * batch.response_tokens)
     computing = flops / (SHARES["training"] * machine.flops)
     gathering = batch.score_passes[member.role] * gather_seconds(member, machine)
@@ -125,24 +131,27 @@ def gather_seconds(member: PlannedRole, machine: ComputeRates) -> float:
     return moved / machine.link((member.role,)) + fetched / (SHARES["link"] * machine.cluster.type.host)
 
 
-def update_seconds(member: PlannedRole, batch: StepWork, recipe: Recipe, machine: ComputeRates) -> float:
-    """Seconds of all updates of a step by one role.
+def update_flops(member: PlannedRole, batch: StepWork, recipe: Recipe) -> float:
+    """FLOPs of the busiest rank in one update.
 
     A backward pass takes twice the FLOPs of a forward pass (frozen weights under adapters once, which is counted in
     full); checkpointing adds a forward pass, and logits are computed twice except for the last chunk of a row.
     """
-    samples = batch.samples_per_update / member.config.ranks
-    answers = samples * batch.response_tokens
+    samples = samples_per_rank(batch.samples_per_update, member)
     body = forward_flops(member, samples * batch.length, batch.length, 0)
-    head = forward_flops(member, 0, 0, answers)
-    flops = body * (4 if recipe.model.gradient_checkpointing else 3) + 4 * head
+    head = forward_flops(member, 0, 0, samples * batch.response_tokens)
+    return body * (4 if recipe.model.gradient_checkpointing else 3) + 4 * head
+
+
+def update_seconds(member: PlannedRole, batch: StepWork, recipe: Recipe, machine: ComputeRates) -> float:
+    """Seconds of all updates of a step by one role."""
     rows = batch.update_passes[member.role]
-    computing = flops / (SHARES["training"] * machine.flops)
+    computing = update_flops(member, batch, recipe) / (SHARES["training"] * machine.flops)
     moving = rows * 2 * gather_seconds(member, machine) + reduce_seconds(member, rows, machine)
     overlapped = member.config.zero_stage == 3
     one = max(computing, moving) if overlapped else computing + moving
     exchanges = 3 if recipe.model.gradient_checkpointing else 2
-    tokens = samples * batch.length
+    tokens = samples_per_rank(batch.samples_per_update, member) * batch.length
     one += exchanges * exchange_seconds(member, tokens, machine)
     one += (exchanges - 1 + ADDED_BACKWARD / 2) * adding_seconds(member, tokens, machine)
     return batch.updates * (one + step_seconds(member, machine))
@@ -208,12 +217,17 @@ def _prefill_flops(shape: ModelShape, batch: StepWork, recipe: Recipe, share: in
     return tokens * (2 * shape.matrices + attention)
 
 
+def token_flops(shape: ModelShape) -> float:
+    """FLOPs of an engine for one more token of one response, without attention."""
+    return 2 * (shape.matrices + shape.embedding)
+
+
 def _decoding_step(shape: ModelShape, at_once: int, batch: StepWork, recipe: Recipe, machine: ComputeRates) -> float:
     """Seconds per token for all sequences: bound by reading weights and KV cache once, or by FLOPs."""
     b, shards = size_of(machine.dtype), recipe.rollout.tensor_parallel
     context = batch.prompt_tokens + batch.response_tokens / 2
     read = b * shape.parameters / shards + at_once * context * shape.kv_bytes(b, shards)
-    flops = 2 * at_once * (shape.matrices + shape.embedding)
+    flops = at_once * token_flops(shape)
     talking = 0.0
     if shards > 1:
         moved = 2 * at_once * shape.hidden * b * (shards - 1) / shards

