@@ -16,6 +16,7 @@ from rlhf.config.named_files import STAGE_DATA
 from rlhf.config.schema import Recipe, Stage
 from rlhf.config.stages import stages_of
 from rlhf.errors import UserError
+from rlhf.generation.limits import gpu_limits
 from rlhf.placement.machine import Machine as Asked
 from rlhf.placement.machine import check_devices, choose_strategy, gpus_needed
 from rlhf.placement.pools import NodeGPUs, OffloadMode, offload_modes, pools, turns
@@ -196,8 +197,9 @@ def _working(recipe: Recipe, stage: Stage, member: PlannedRole, phase: str, mode
 
 
 def _engine(recipe: Recipe, cluster: Cluster, shapes: Shapes) -> EngineMemory:
-    length = sum(longest(recipe, "ppo"))
-    return bytes_of.engine_memory(shapes.policy, recipe.rollout, recipe.model.dtype, cluster.type.memory, length)
+    length, rollout, memory = sum(longest(recipe, "ppo")), recipe.rollout, cluster.type.memory
+    limits = gpu_limits(rollout, length, cluster.gpu, memory)
+    return bytes_of.engine_memory(shapes.policy, rollout, recipe.model.dtype, memory, length, limits)
 
 
 def _engine_use(recipe: Recipe, engine: EngineMemory, shapes: Shapes, cluster: Cluster, shared: bool) -> Use:

@@ -593,6 +593,13 @@ class RolloutConfig:
     """Fraction of a GPU's memory that an engine may use."""
     enforce_eager: StrictBool = False
     """Run without compilation and CUDA graphs: starts faster and generates more slowly."""
+    max_num_seqs: Count | None = None
+    """Most sequences that an engine computes at a time. null: vLLM's default for offline use on its device: 1,024 on a
+    GPU of 70 GiB or more other than an A100, 256 on smaller ones, on a CPU 256 times ``tensor_parallel``."""
+    max_num_batched_tokens: Count | None = None
+    """Most tokens that an engine computes at a time, at least ``max_num_seqs``; on a CPU also at least the longest
+    sequence, because prompts are not split there. null: vLLM's default for offline use on its device: 16,384 on a GPU
+    of 70 GiB or more other than an A100, 8,192 on smaller ones, on a CPU 4,096 times ``tensor_parallel``."""
 
 
 @section

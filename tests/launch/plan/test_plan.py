@@ -32,6 +32,7 @@ from rlhf.config.load import load_recipe
 from rlhf.config.named_files import STAGE_DATA
 from rlhf.config.schema import EarlyStopConfig, Recipe, RewardSourceConfig
 from rlhf.errors import UserError
+from rlhf.generation.limits import EngineLimits
 from tests.launch.plan.small import TINY, find, recipe
 
 ROOT = Path(__file__).parents[3]
@@ -215,7 +216,9 @@ def test_decoding_by_hand() -> None:
 def test_what_an_engine_does_not_hold_at_once_waits() -> None:
     """300 samples where 128 fit: three times 100, each 256 steps of reading the weights and 384 tokens a sample."""
     made = recipe(ppo__batch_size=300, placement__strategy="separate")
-    engine, batch = EngineMemory(memory=NOTHING, kv_tokens=10**6, at_once=128), batch_of(made, "ppo", roles_of(made))
+    limits = EngineLimits(sequences=128, tokens=2048)
+    engine = EngineMemory(memory=NOTHING, kv_tokens=10**6, at_once=128, limits=limits)
+    batch = batch_of(made, "ppo", roles_of(made))
     seconds = rollout_seconds(find("meta-llama/Llama-3.1-8B"), engine, batch, made, machine(made))
     read = 2 * 8_030_261_248 + 100 * 384 * 131_072
     assert seconds["decode"] == pytest.approx(3 * 256 * read / (SHARES["memory"] * 3350e9))
