@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,11 @@ class Group:
     def ask(self, method: str, *arguments: Any, context: PhaseContext) -> list[Any]:
         """Call a method on every rank with the same arguments, and wait for the results."""
         return wait(self.call(method, *arguments), self.names, context, self.supervisor.deadlines)
+
+    def ask_each(self, method: str, arguments: Sequence[Sequence[Any]], context: PhaseContext) -> list[Any]:
+        """Call a method on every rank, each with its own arguments, and wait for the results."""
+        refs = [worker.call.remote(method, *own) for worker, own in zip(self.workers, arguments, strict=True)]
+        return wait(refs, self.names, context, self.supervisor.deadlines)
 
     def offload(self, context: PhaseContext, keeps_weights: bool = False) -> None:
         """Offload every rank's state to host memory according to ``offload_mode``; ranks reload it when they use it."""

@@ -700,9 +700,10 @@ class CheckpointConfig:
     """Number of best checkpoints to keep as well, by ``best_metric``."""
     best_metric: MetricName = "objective/rlhf_reward"
     """Metric by which checkpoints are ranked, at the step of the checkpoint; higher is better."""
-    snapshot_every: CountOrZero = 1
-    """Number of steps between snapshots in the nodes' memory, from which a failed policy or critic is restored. With 0,
-    snapshots are taken only for checkpoints, and the steps since the last one are repeated after a failure."""
+    snapshot_every: Literal["auto"] | CountOrZero = "auto"
+    """Number of steps between snapshots in the nodes' memory, from which a failed policy or critic is restored; the
+    steps since the last one are repeated. ``auto``: as often as keeps the measured cost under 2% of the time since the
+    last one. With 0, snapshots are taken only for checkpoints."""
     failures: Count = 3
     """Number of consecutive failed checkpoints (on a full disk, for example) after which the run stops."""
     grace_seconds: Seconds = 120.0
