@@ -90,7 +90,7 @@ def _write(name: str, content: Content, folder: Path) -> FileEntry:
 
 
 def _blocks(content: Content) -> Iterator[memoryview]:
-    for array in content if isinstance(content, (list, tuple)) else [content]:
+    for array in content if isinstance(content, Sequence) else [content]:
         data = array.reshape(-1).view(np.uint8).data
         for start in range(0, len(data), BLOCK_BYTES):
             yield data[start : start + BLOCK_BYTES]
