@@ -36,6 +36,8 @@ class Group:
         self._environment = {"env_vars": environment}
         self.offload_mode = placement.offload_mode(role)
         """See ``Placement.offload_mode``; None: ``offload`` does nothing."""
+        self.sharing = placement.sharing(role)
+        """How the role shares its GPUs with others."""
         self._build: tuple[Any, ...] = ()
         self._rendezvous_file: Path | None = None
         """File of the ranks' rendezvous, if it is a file."""

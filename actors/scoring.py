@@ -69,6 +69,7 @@ class Scoring:
             scorers: the scoring methods; by default the run's.
         """
         self.actors, self.context, self.scorers = actors, context, actors.scorers if scorers is None else scorers
+        self._turns = turns({by.group: by.group.sharing.key for by in self.scorers})
         self.blocks: list[ray.ObjectRef] = []
         self.sizes: list[int] = []
         self._results: dict[tuple[int, int, int], ray.ObjectRef] = {}
@@ -77,13 +78,16 @@ class Scoring:
     def send(self, block: ray.ObjectRef, samples: int) -> None:
         """Have every scoring rank compute its part of the results of a block of ``samples`` samples.
 
-        Groups with offload mode ``all`` get the block in ``wait_for_results``, after generation.
+        Groups that share GPUs with the engines, or wait for another group, get it in ``wait_for_results``.
         """
         self.blocks.append(block)
         self.sizes.append(samples)
         for scorer, by in enumerate(self.scorers):
-            if by.group.offload_mode != "all":
+            if self._is_sent_at_once(by.group):
                 self._send(len(self.blocks) - 1, scorer)
+
+    def _is_sent_at_once(self, group: Group) -> bool:
+        return group in self._turns[0] and not group.sharing.is_after_rollout
 
     def _send(self, block: int, scorer: int) -> None:
         by = self.scorers[scorer]
@@ -93,14 +97,14 @@ class Scoring:
     def wait_for_results(self) -> list[ray.ObjectRef]:
         """Wait for all results; returns, for each block, the block and its partial results in the order of the scorers.
 
-        Groups that offload their weights score now, one after another.
+        Groups that share GPUs score one after another.
 
         Raises:
             LostError: a trained group is lost; it is not replaced here.
         """
-        for turn in turns({by.group: by.group.offload_mode or "none" for by in self.scorers}):
+        for turn in self._turns:
             for scorer, by in enumerate(self.scorers):
-                if by.group in turn and by.group.offload_mode == "all":
+                if by.group in turn and not self._is_sent_at_once(by.group):
                     for block in range(len(self.blocks)):
                         self._send(block, scorer)
             self._finish()
