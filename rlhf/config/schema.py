@@ -622,9 +622,9 @@ class RoleConfig:
     """Keep optimizer states (at stage 3 also parameters) in host memory at all times, and run the optimizer there."""
     offload_between_phases: Literal["auto", "none", "states", "all"] = "auto"
     """State that a role of PPO offloads to host memory while it does not use it: ``none``; ``states``, which only
-    updates use (moments, master weights, gradients); or ``all``, which includes the weights. Roles with ``all`` run one
-    after another, and score after the last response is generated. ``auto`` is ``states`` if the role shares its GPUs,
-    else ``none``."""
+    updates use (moments, master weights, gradients); or ``all``, which includes the weights. Roles that share GPUs, and
+    roles with ``all``, run one after another; with ``all``, or on the engines' GPUs, they score after the last response
+    is generated. ``auto`` is ``states`` if the role shares its GPUs, else ``none``."""
     micro_batch_tokens: Count = 4096
     """Token budget of a packed row, into which sequences are packed without padding; at least the longest sequence. A
     pair of answers, in reward training and DPO, stays in one row and may exceed it. A larger budget means fewer passes
