@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import ray
 from ray.exceptions import RayError
 
@@ -16,10 +16,12 @@ from actors.cluster import worker_environment
 from actors.pending import Pending
 from actors.waiting import PhaseContext, fetch, wait
 from rlhf.checkpoints.compatible import data_changes
-from rlhf.checkpoints.manifest import FileEntry, write_files
+from rlhf.checkpoints.manifest import Content, FileEntry, write_files
 from rlhf.checkpoints.store import Checkpoint, CheckpointStore
 from rlhf.data.order import OrderState
 from rlhf.errors import LostError, MachineryError
+from rlhf.placement.parallelism import snapshots_read_by
+from rlhf.recovery.snapshot_pace import SnapshotPace
 from rlhf.run_state import RunState
 from rlhf.tracking.run_folder import RunFolder
 from rlhf.tracking.spans import PhaseTimer
@@ -77,7 +79,7 @@ class CheckpointManager:
         self.snapshot: Snapshot | None = None
         self.committed: Checkpoint | None = store.latest()
         self._writing: Writing | None = None
-        self._failures = 0
+        self._failures, self._pace = 0, SnapshotPace()
         environment = worker_environment(1, actors.recipe.placement.ray_address is None)
         task = ray.remote(num_cpus=0, max_retries=0, runtime_env={"env_vars": environment})
         self._write, self._write_block, self._confirm = task(write_shard), task(write_block), task(confirm_blocks)
@@ -88,11 +90,17 @@ class CheckpointManager:
         is_due = state.step % self.config.every == 0 or state.step == self.steps
         if is_due and self.config.keep_best and self.config.best_metric not in metrics:
             self.tracker.event("no_best_metric", step=state.step, metric=self.config.best_metric)
-        if is_due or (self.config.snapshot_every and state.step % self.config.snapshot_every == 0):
+        if is_due or self._is_snapshot_due(state.step):
             self.take_snapshot(state, pregenerated_blocks, metrics.get(self.config.best_metric))
         if is_due:
             self.begin_checkpoint()
         self.finish_checkpoint(wait_for_it=state.step == self.steps)
+
+    def _is_snapshot_due(self, step: int) -> bool:
+        every = self.config.snapshot_every
+        if every == "auto":
+            return self._pace.is_due(time.monotonic())
+        return every > 0 and step % every == 0
 
     def take_snapshot(
         self, state: RunState, pregenerated_blocks: Sequence[Block] = (), score: float | None = None
@@ -100,6 +108,7 @@ class CheckpointManager:
         """Take a snapshot, which replaces the last one. ``score`` ranks the checkpoint for ``checkpoint.keep_best``."""
         context = PhaseContext(phase=SNAPSHOT, step=state.step - 1 if state.step else None)
         self.supervisor.enter_phase(context)
+        begin = time.monotonic()
         with self.timer(SNAPSHOT, context.step):
             goodput = self.supervisor.goodput.state()
             state = replace(state, sizes=self.run.sizes(), goodput=goodput, wandb_id=self.tracker.wandb_id)
@@ -108,6 +117,7 @@ class CheckpointManager:
             names = [name for group in self.actors.trained.values() for name in group.names]
             wait(done, names, context, self.supervisor.deadlines)
         shards = {role: [files for files, _ in refs] for role, refs in taken.items()}
+        self._pace.took(begin, time.monotonic())
         self.snapshot = Snapshot(state=state, shards=shards, pregenerated_blocks=pregenerated_blocks, score=score)
 
     def begin_checkpoint(self) -> None:
@@ -214,7 +224,9 @@ class CheckpointManager:
             return None
         try:
             for role, group in self.actors.trained.items():
-                group.ask("restore", *self.snapshot.shards[role], context=context)
+                shards, config = self.snapshot.shards[role], getattr(self.actors.recipe.placement, role)
+                read = [[shards[r] for r in snapshots_read_by(rank, config)] for rank in range(len(shards))]
+                group.ask_each("restore", read, context)
                 group.offload(context)
             blocks = [block.rollouts for block in self.snapshot.pregenerated_blocks]
             if blocks:
@@ -264,6 +276,6 @@ class CheckpointManager:
         return replace(RunState.start(self.actors.recipe), sizes=dict.fromkeys(self.run.sizes(), 0)), ()
 
 
-def write_shard(files: Mapping[str, np.ndarray], folder: Path, role: str) -> list[FileEntry]:
+def write_shard(files: Mapping[str, Content], folder: Path, role: str) -> list[FileEntry]:
     """Write one rank's files into the role's subfolder of a checkpoint."""
     return write_files({f"{role}/{name}": content for name, content in files.items()}, folder)

@@ -43,12 +43,25 @@ class Engine:
 
     def start(self) -> None:
         """Start an actor without waiting for it."""
-        self.actor = self._make()
+        self.actor: Any = self._make()
+        """Its actor; None after ``kill``, until ``start``."""
         self.start_ref: ray.ObjectRef | None = self.actor.build.remote(*self._arguments)
         """Result of the actor's start; None once it has started."""
         self.version: int | None = None
         """Version of the weights that it has been verified to hold and serves with; None: it does not serve."""
         self._supervisor.started(self.name, self.actor)
+
+    def kill(self) -> None:
+        """Kill the actor, if there is one."""
+        if self.actor is not None:
+            with suppress(Exception):
+                ray.kill(self.actor, no_restart=True)
+        self.actor = self.start_ref = self.version = None
+
+    @property
+    def is_started(self) -> bool:
+        """Whether it has an actor that has loaded the model."""
+        return self.actor is not None and self.start_ref is None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,12 +209,19 @@ class Engines:
         return [engine for engine in self.all if engine.version is not None]
 
     def wait_for_started(self, context: PhaseContext) -> list[Engine]:
-        """Engines that have started, and can receive weights; waits for the first one if none has."""
+        """Engines that have started, and can receive weights; waits for the first one if none has.
+
+        On shared GPUs replacements start in this call, which waits for all of them: no role computes meanwhile.
+        """
         while True:
-            self._collect_started(context, wait_for_one=all(engine.start_ref for engine in self.all))
-            ready = [engine for engine in self.all if not engine.start_ref]
-            if ready:
-                return ready
+            for engine in self.all:
+                if engine.actor is None:
+                    engine.start()
+            ready = [engine for engine in self.all if engine.is_started]
+            is_complete = len(ready) == len(self.all) if self.sleeps else bool(ready)
+            self._collect_started(context, wait_for_one=not is_complete)
+            if is_complete:
+                return [engine for engine in self.all if engine.is_started]
 
     def _collect_started(self, context: PhaseContext, wait_for_one: bool) -> None:
         """Initialise the engines that have started by now; ``wait_for_one`` waits for the first."""
@@ -239,12 +259,15 @@ class Engines:
         self.replace(failed)
 
     def replace(self, engines: Sequence[Engine]) -> None:
-        """Kill these engines and start replacements."""
+        """Kill these engines and start replacements, on shared GPUs in the next ``wait_for_started``.
+
+        vLLM measures the GPU's free memory while it starts, and fails if another process frees some meanwhile.
+        """
         self.supervisor.terminate([engine.name for engine in engines])
         for engine in engines:
-            with suppress(Exception):
-                ray.kill(engine.actor, no_restart=True)
-            engine.start()
+            engine.kill()
+            if not self.sleeps:
+                engine.start()
 
     def generate(
         self, indices: Sequence[int], seeds: Sequence[int], context: PhaseContext
@@ -343,7 +366,7 @@ class Engines:
 
     def abandon(self, context: PhaseContext) -> None:
         """Abort generation and any unfinished weight update on all started engines."""
-        self._each([engine for engine in self.all if not engine.start_ref], ABANDON, context)
+        self._each([engine for engine in self.all if engine.is_started], ABANDON, context)
 
     def decode(self, tokenizer_folder: Path, block: ray.ObjectRef, context: PhaseContext) -> dict[int, str]:
         """Responses of a block as text, by seed."""
@@ -358,7 +381,7 @@ class Engines:
     def sleep(self, context: PhaseContext) -> None:
         """Release GPU memory for the trainer, if they share GPUs. Engines that sleep already are not affected."""
         if self.sleeps:
-            self._each([engine for engine in self.all if not engine.start_ref], "sleep", context)
+            self._each([engine for engine in self.all if engine.is_started], "sleep", context)
 
     def wake(self, part: str, engines: Sequence[Engine], context: PhaseContext) -> None:
         """Reacquire GPU memory: ``weights`` before a publish, ``kv_cache`` after it."""
@@ -412,7 +435,7 @@ class Engines:
 
     def stop(self) -> None:
         """Stop every engine and its processes."""
-        running = [engine for engine in self.all if not engine.start_ref]
+        running = [engine for engine in self.all if engine.is_started]
         with suppress(MachineryError):  # a dead or stuck engine is killed below
             refs = {engine.actor.stop.remote(): engine.name for engine in running}
             ray.wait(list(refs), num_returns=len(refs), timeout=STOP_SECONDS) if refs else None
@@ -421,5 +444,5 @@ class Engines:
     def kill(self) -> None:
         """Kill every engine at once; Ray ends its child processes."""
         for engine in self.all:
-            ray.kill(engine.actor, no_restart=True)
+            engine.kill()
         self.all = []

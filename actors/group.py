@@ -36,6 +36,8 @@ class Group:
         self._environment = {"env_vars": environment}
         self.offload_mode = placement.offload_mode(role)
         """See ``Placement.offload_mode``; None: ``offload`` does nothing."""
+        self.sharing = placement.sharing(role)
+        """How the role shares its GPUs with others."""
         self._build: tuple[Any, ...] = ()
         self._rendezvous_file: Path | None = None
         """File of the ranks' rendezvous, if it is a file."""
@@ -115,6 +117,11 @@ class Group:
     def ask(self, method: str, *arguments: Any, context: PhaseContext) -> list[Any]:
         """Call a method on every rank with the same arguments, and wait for the results."""
         return wait(self.call(method, *arguments), self.names, context, self.supervisor.deadlines)
+
+    def ask_each(self, method: str, arguments: Sequence[Sequence[Any]], context: PhaseContext) -> list[Any]:
+        """Call a method on every rank, each with its own arguments, and wait for the results."""
+        refs = [worker.call.remote(method, *own) for worker, own in zip(self.workers, arguments, strict=True)]
+        return wait(refs, self.names, context, self.supervisor.deadlines)
 
     def offload(self, context: PhaseContext, keeps_weights: bool = False) -> None:
         """Offload every rank's state to host memory according to ``offload_mode``; ranks reload it when they use it."""

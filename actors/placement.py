@@ -17,7 +17,7 @@ from rlhf.config.schema import Recipe, Stage
 from rlhf.device import Device
 from rlhf.errors import MachineryError
 from rlhf.placement.machine import choose_strategy
-from rlhf.placement.pools import ENGINES, OffloadMode, Pool, offload_modes, pack, pools
+from rlhf.placement.pools import ENGINES, OffloadMode, Pool, Sharing, offload_modes, pack, pools, sharing
 
 GPU_SHARE = 0.1
 """Fraction of a GPU reserved in Ray for each role that shares it, so at most ten roles share a GPU.
@@ -59,6 +59,7 @@ class Placement:
         self.recipe, self.device = recipe, device
         self.pools = pools(recipe, stage, choose_strategy(recipe, stage, gpus)) if device == "cuda" else ()
         self._offload_modes = offload_modes(recipe, stage, self.pools)
+        self._sharing = sharing(self.pools, self._offload_modes)
         self._slots: dict[tuple[str, int], Slot] = {}
         if not self.pools:
             return
@@ -81,6 +82,10 @@ class Placement:
         kind = self._offload_modes.get(role, "none")
         shares = any(pool.shared and role in pool.roles for pool in self.pools)
         return kind if kind != "none" or shares else None
+
+    def sharing(self, role: str) -> Sharing:
+        """How a role shares GPUs; a reward that is no model shares none."""
+        return self._sharing.get(role, Sharing())
 
     def actor_options(self, role: str, rank: int) -> dict[str, Any]:
         """Ray's options for a rank of a role; without GPUs, any node.

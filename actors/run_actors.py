@@ -119,13 +119,13 @@ class RunActors:
     def update(self, experience: ray.ObjectRef, step: int) -> dict[str, float]:
         """Train critic and policy and return their metrics.
 
-        Groups whose offload mode is ``all`` train one after another, the others in parallel. Before step
-        ``critic_warmup_steps`` only the critic trains.
+        Groups that share GPUs train one after another, the others in parallel. Before step ``critic_warmup_steps`` only
+        the critic trains.
         """
         is_warmup, context = step < self.recipe.algorithm.critic_warmup_steps, PhaseContext(phase="update", step=step)
         groups = [group for group in (self.critic, None if is_warmup else self.policy) if group is not None]
         answers = []
-        for turn in turns({group: group.offload_mode or "none" for group in groups}):
+        for turn in turns({group: group.sharing.key for group in groups}):
             refs = [ref for group in turn for ref in group.call("update", experience, step)]
             names = [name for group in turn for name in group.names]
             answers += wait(refs, names, context, self.supervisor.deadlines)
@@ -166,11 +166,11 @@ class RunActors:
 
     def _publish(self, context: PhaseContext) -> None:
         while not self.engines.serving:
+            self.offload(tuple(self.trained.values()), context, publishes=True)  # first: an engine that starts measures
             with self.supervisor.time_lost():
                 receiving = self.engines.wait_for_started(context)
-            self.offload(tuple(self.trained.values()), context, publishes=True)
             self.engines.wake("weights", receiving, context)
-            receiving = [engine for engine in receiving if not engine.start_ref]  # an engine may fail while waking
+            receiving = [engine for engine in receiving if engine.is_started]  # an engine may fail while waking
             if not receiving:
                 continue
             self._connect(receiving)
@@ -360,7 +360,8 @@ def _start(
 ) -> None:
     """Load all groups and wait for them. Groups with offload mode ``all`` load one after another."""
     builders = _builders(recipe, start, policy_role)
-    for turn in turns({name: group.offload_mode or "none" for name, group in groups.items()}):
+    alone = [name for name, group in groups.items() if group.offload_mode == "all"]
+    for turn in ([name for name in groups if name not in alone], *([name] for name in alone)):
         for name in turn:
             groups[name].start(*builders[name])
         for name in turn:

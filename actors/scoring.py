@@ -119,6 +119,7 @@ class Scoring:
             scorers: the scoring methods; by default the run's.
         """
         self.actors, self.context, self.scorers = actors, context, actors.scorers if scorers is None else scorers
+        self._turns = turns({by.group: by.group.sharing.key for by in self.scorers})
         self.blocks: list[Block] = []
         self._builders = [by.builder(samples) for by in self.scorers]
         self._loads = {
@@ -133,12 +134,15 @@ class Scoring:
     def send(self, block: Block) -> None:
         """Have every scorer score a block, with its neighbours, as soon as they fill a unit.
 
-        Groups with offload mode ``all`` get the block in ``wait_for_results``, after generation.
+        Groups that share GPUs with the engines, or wait for another group, get it in ``wait_for_results``.
         """
         self.blocks.append(block)
         for scorer, by in enumerate(self.scorers):
-            if by.group.offload_mode != "all":
+            if self._is_sent_at_once(by.group):
                 self._add(len(self.blocks) - 1, scorer)
+
+    def _is_sent_at_once(self, group: Group) -> bool:
+        return group in self._turns[0] and not group.sharing.is_after_rollout
 
     def _add(self, block: int, scorer: int) -> None:
         described = self.blocks[block]
@@ -161,12 +165,12 @@ class Scoring:
     def wait_for_results(self) -> ScoredBlocks:
         """Wait for all results.
 
-        Groups that offload their weights score now, one after another.
+        Groups that share GPUs score one after another.
 
         Raises:
             LostError: a trained group is lost; it is not replaced here.
         """
-        for turn in turns({by.group: by.group.offload_mode or "none" for by in self.scorers}):
+        for turn in self._turns:
             for scorer, by in enumerate(self.scorers):
                 if by.group in turn:
                     self._send_rest(scorer)
@@ -180,7 +184,7 @@ class Scoring:
         return ScoredBlocks(refs=refs, units=units)
 
     def _send_rest(self, scorer: int) -> None:
-        if self.scorers[scorer].group.offload_mode == "all":
+        if not self._is_sent_at_once(self.scorers[scorer].group):
             for block in range(len(self.blocks)):
                 self._add(block, scorer)
         for unit in self._builders[scorer].rest():

@@ -53,7 +53,7 @@ class PPOTrainer:
             with self.phase("advantages", step):
                 experience, report = actors.assemble(step, state.algorithm, scored)
 
-            # 5. Update: critic and policy, in parallel unless one offloads its weights; in the warm-up only the critic
+            # 5. Update: critic and policy, in parallel unless they share GPUs; in the warm-up only the critic
             with self.phase("update", step):
                 metrics = actors.update(experience, step)
 

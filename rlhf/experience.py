@@ -151,6 +151,7 @@ def experience_metrics(experience: Experience, raw: Float32, version: int) -> di
         "rollout/dropped": float(len(is_trained) - is_trained.sum()),
         "rollout/set_aside": float(rollouts.set_aside.sum()),
         "rollout/tokens": float(lengths.sum()),
+        "rollout/prefix_cache_hit_rate": float(rollouts.cached_tokens.sum() / rollouts.sequences.prompt_lengths.sum()),
     }
     if not is_trained.any():
         return always

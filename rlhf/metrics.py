@@ -88,6 +88,13 @@ SECTIONS: Mapping[str, tuple[Metric, ...]] = {
         Metric("rollout/truncated_fraction", "fraction", "responses that ended at the length limit", "lower"),
         Metric("rollout/dropped", "samples", "without score or response; excluded from other metrics", "lower"),
         Metric("rollout/set_aside", "samples", "quarantined in this step, because their prompt kept failing", "lower"),
+        Metric(
+            "rollout/prefix_cache_hit_rate",
+            "fraction",
+            "prompt tokens that engines took from their prefix caches",
+            "higher",
+            "cache hits",
+        ),
         Metric("rollout/logprob_gap_mean", "nats per token", "mean |Δ log p| of trainer and engine", "lower", "gap"),
         Metric("rollout/logprob_gap_max", "nats", "largest |Δ log p| of a token between trainer and engine", "lower"),
         Metric("rollout/importance_weight_mean", "", "mean truncated importance weight, which corrects for staleness"),
@@ -270,6 +277,7 @@ PANELS = (
         TIME, "Tokens", "per second", rollout="perf/rollout_tokens_per_second", training="perf/train_tokens_per_second"
     ),
     _panel(TIME, "Samples", "per second", samples="perf/samples_per_second"),
+    _panel(TIME, "Prefix cache", "fraction of prompt tokens found", hits="rollout/prefix_cache_hit_rate"),
     _panel(
         TIME,
         "Host memory",

@@ -110,7 +110,7 @@ class Rollout:
 
     Shapes: tokens (R_i,), including the end token if ``finish_reason`` is STOP; logprobs (R_i,) of the sampled tokens
     at the sampling temperature, computed by the engine, in nats; mask (R_i,) true for tokens that the policy sampled,
-    false for tokens that an environment inserted.
+    false for tokens that an environment inserted. ``cached_tokens`` of the prompt came from the engine's prefix cache.
     """
 
     prompt: Prompt
@@ -120,6 +120,7 @@ class Rollout:
     weight_version: int
     finish_reason: FinishReason
     seed: int
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,7 +201,7 @@ class RolloutBlock:
     """Several rollouts, packed; the unit that actors exchange.
 
     Shapes: ``sequences`` B samples; logprobs (R,) computed by the engine; response_mask (R,) true for tokens that the
-    policy sampled; prompt_ids, weight_versions, finish_reasons, seeds (B,).
+    policy sampled; prompt_ids, weight_versions, finish_reasons, seeds, cached_tokens (B,).
     """
 
     sequences: Sequences
@@ -210,6 +211,8 @@ class RolloutBlock:
     weight_versions: Int64
     finish_reasons: Int32
     seeds: Int64
+    cached_tokens: Int32
+    """Prompt tokens that came from the engine's prefix cache."""
 
     def __len__(self) -> int:
         return len(self.sequences)
@@ -230,13 +233,14 @@ class RolloutBlock:
             weight_versions=np.array([r.weight_version for r in rollouts], dtype=np.int64),
             finish_reasons=np.array([r.finish_reason for r in rollouts], dtype=np.int32),
             seeds=np.array([r.seed for r in rollouts], dtype=np.int64),
+            cached_tokens=np.array([r.cached_tokens for r in rollouts], dtype=np.int32),
         )
 
     def select(self, samples: Sequence[int] | Int64) -> RolloutBlock:
         """The block of the given samples, in the given order."""
         chosen = np.asarray(samples, dtype=np.int64)
         tokens = packed_index(self.sequences.response_starts[chosen], self.sequences.response_lengths[chosen])
-        per_sample = ("prompt_ids", "weight_versions", "finish_reasons", "seeds")
+        per_sample = ("prompt_ids", "weight_versions", "finish_reasons", "seeds", "cached_tokens")
         return RolloutBlock(
             sequences=self.sequences.select(chosen),
             logprobs=self.logprobs[tokens],

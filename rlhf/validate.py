@@ -10,7 +10,8 @@ from rlhf.config.ppo_rules import check_algorithm, check_rewards
 from rlhf.config.schema import Recipe, RoleConfig, ScratchConfig, Stage
 from rlhf.config.stages import check_schedule, critic_updates, policy_updates, stages_of
 from rlhf.errors import UserError, raise_all
-from rlhf.placement.machine import Machine, check_devices
+from rlhf.generation.limits import check_limits
+from rlhf.placement.machine import Machine, check_devices, uses_gpus
 from rlhf.placement.parallelism import check_parallelism, data_parallel_size
 from rlhf.placement.pools import check_sharing
 
@@ -29,7 +30,8 @@ def validate(recipe: Recipe, stage: Stage, machine: Machine) -> None:
         UserError: lists every problem found.
     """
     if stage == "generate":  # model and prompts are arguments of the command
-        problems = list(check_name(recipe)) or list(check_devices(recipe, stage, machine))
+        limits = check_limits(recipe, uses_gpus(recipe, machine))
+        problems = list(check_name(recipe)) or [*limits, *check_devices(recipe, stage, machine)]
         return raise_all(problems, f"the recipe {recipe.name!r}")
     stages = stages_of(recipe, stage)
     problems = [
@@ -47,7 +49,7 @@ def validate(recipe: Recipe, stage: Stage, machine: Machine) -> None:
         *_evaluation(recipe, stage),
         *_time_limit(recipe),
     ]
-    problems += check_algorithm(recipe) if "ppo" in stages else []
+    problems += [*check_algorithm(recipe), *check_limits(recipe, uses_gpus(recipe, machine))] if "ppo" in stages else []
     wrong = list(check_sharing(recipe)) if "ppo" in stages else []
     problems += wrong or check_devices(recipe, stage, machine)
     raise_all(problems, f"the recipe {recipe.name!r} cannot run `{stage}`")

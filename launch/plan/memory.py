@@ -16,6 +16,7 @@ from dataclasses import dataclass, fields
 from launch.plan.members import PlannedRole
 from launch.plan.shapes import ModelShape
 from rlhf.config.schema import ModelConfig, RolloutConfig
+from rlhf.generation.limits import EngineLimits
 from rlhf.placement.pools import OffloadMode
 
 GIB = 2**30
@@ -33,8 +34,6 @@ PREFETCH, REUSED, STEPPED = 50_000_000, 1_000_000_000, 1_000_000_000
 SEND_BUFFER = GIB
 """Chunk size of vLLM's packed weight transfer."""
 SEND_BUFFERS = 2
-ENGINE_TOKENS, ENGINE_SEQUENCES = 2048, 128
-"""vLLM's ``max_num_batched_tokens`` and ``max_num_seqs`` for an ``LLMEngine``."""
 HASHING = 3 * 2**27
 """Temporary memory of the fingerprint: three int64 arrays of 2^24 elements."""
 PROCESS = GIB
@@ -302,21 +301,26 @@ class EngineMemory:
     """Tokens that its KV cache holds."""
     at_once: int
     """Number of longest sequences that it computes at a time."""
+    limits: EngineLimits
+    """Largest batch, by vLLM's settings."""
 
 
-def engine_memory(shape: ModelShape, config: RolloutConfig, dtype: str, gpu: int, longest: int) -> EngineMemory:
+def engine_memory(
+    shape: ModelShape, config: RolloutConfig, dtype: str, gpu: int, longest: int, limits: EngineLimits
+) -> EngineMemory:
     """An engine's share of a GPU of ``gpu`` bytes: vLLM fills what weights and workspace leave of it with KV cache."""
     b, shards = size_of(dtype), config.tensor_parallel
     weights = b * shape.parameters // shards
     widest = 3 * shape.intermediate // shards + 4 * shape.hidden
-    workspace = b * ENGINE_TOKENS * widest + 12 * ENGINE_SEQUENCES * shape.vocab
+    workspace = b * limits.tokens * widest + 12 * limits.sequences * shape.vocab
     workspace += 0 if config.enforce_eager else GRAPHS
     left = int(config.gpu_memory_fraction * gpu) - weights - workspace - PROCESS
     kv_tokens = max(0, left) // shape.kv_bytes(b, shards)
     return EngineMemory(
         memory=GPUMemory(weights=weights, kv_cache=max(0, left), buffers=workspace, process=PROCESS),
         kv_tokens=kv_tokens,
-        at_once=min(ENGINE_SEQUENCES, kv_tokens // longest),
+        at_once=min(limits.sequences, kv_tokens // longest),
+        limits=limits,
     )
 
 

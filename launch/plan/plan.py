@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,9 +16,10 @@ from rlhf.config.named_files import STAGE_DATA
 from rlhf.config.schema import Recipe, Stage
 from rlhf.config.stages import stages_of
 from rlhf.errors import UserError
+from rlhf.generation.limits import gpu_limits
 from rlhf.placement.machine import Machine as Asked
 from rlhf.placement.machine import check_devices, choose_strategy, gpus_needed
-from rlhf.placement.pools import NodeGPUs, OffloadMode, offload_modes, pools, turns
+from rlhf.placement.pools import HELD_OUT_SCORER, NodeGPUs, OffloadMode, Sharing, offload_modes, pools, sharing
 from rlhf.validate import validate
 
 PHASES = {"ppo": ("rollout", "score", "update", "publish")}
@@ -117,16 +118,20 @@ def place(recipe: Recipe, stage: Stage, cluster: Cluster, shapes: Shapes) -> Pla
     found = members(recipe, stage, shapes)
     strategy = choose_strategy(recipe, stage, cluster.total)
     wanted = pools(recipe, stage, strategy)
-    sharing = [pool.roles for pool in wanted if pool.shared]
-    guests = {role for roles in sharing for role in roles}
+    residents = [pool.roles for pool in wanted if pool.shared]
+    guests = {role for roles in residents for role in roles}
     modes = offload_modes(recipe, stage, wanted)
     engine = _engine(recipe, cluster, shapes) if stage == "ppo" else None
-    uses = tuple(_use(recipe, stage, member, cluster, modes.get(member.role, "none")) for member in found)
+    shares = sharing(wanted, modes)
+    uses = tuple(
+        _use(recipe, stage, member, cluster, modes.get(member.role, "none"), shares.get(member.role, Sharing()))
+        for member in found
+    )
     if engine is not None:
         uses += (_engine_use(recipe, engine, shapes, cluster, ENGINE in guests),)
     together = tuple(
-        _together([use for use in uses if use.role in roles], modes, EVERY_ROLE if strategy == "colocated" else None)
-        for roles in sharing
+        _together([use for use in uses if use.role in roles], EVERY_ROLE if strategy == "colocated" else None)
+        for roles in residents
     )
     machine = Asked(gpus=cluster.total, cpus=MANY, nodes=(NodeGPUs(gpus=cluster.gpus),) * cluster.nodes)
     problems = [error.what for error in check_devices(recipe, stage, machine)]
@@ -161,11 +166,13 @@ def planned_stages(recipe: Recipe, stage: Stage) -> tuple[Stage, ...]:
     return stages_of(recipe, stage)  # type: ignore[return-value]
 
 
-def _use(recipe: Recipe, stage: Stage, member: PlannedRole, cluster: Cluster, mode: OffloadMode) -> Use:
+def _use(
+    recipe: Recipe, stage: Stage, member: PlannedRole, cluster: Cluster, mode: OffloadMode, shares: Sharing
+) -> Use:
     """Memory of one role."""
     dtype, names = recipe.model.dtype, PHASES.get(stage, ("update",))
     waiting = bytes_of.waiting_memory(member, dtype, mode)
-    phases = {phase: _working(recipe, stage, member, phase, mode) or waiting for phase in names}
+    phases = {phase: _working(recipe, stage, member, phase, mode, shares) or waiting for phase in names}
     return Use(
         role=member.role,
         parameters=member.parameters,
@@ -177,10 +184,13 @@ def _use(recipe: Recipe, stage: Stage, member: PlannedRole, cluster: Cluster, mo
     )
 
 
-def _working(recipe: Recipe, stage: Stage, member: PlannedRole, phase: str, mode: OffloadMode) -> GPUMemory | None:
+def _working(
+    recipe: Recipe, stage: Stage, member: PlannedRole, phase: str, mode: OffloadMode, shares: Sharing
+) -> GPUMemory | None:
     """Memory of a role in a phase in which it works; None in other phases.
 
-    Scoring overlaps generation, except for roles whose weights are offloaded for the engines.
+    Scoring overlaps generation, except for roles on the engines' GPUs. There only the held-out scorer scores while the
+    engines hold their memory.
     """
     dtype = recipe.model.dtype
     held = bytes_of.persistent_memory(member, dtype)
@@ -190,14 +200,15 @@ def _working(recipe: Recipe, stage: Stage, member: PlannedRole, phase: str, mode
     away = NOTHING if mode == "none" else bytes_of.update_states(member, dtype)
     if phase == "publish":
         return (held + bytes_of.publish_memory(member, dtype)).without(away) if member.role == "policy" else None
-    if phase == "rollout" and mode == "all":
+    if phase == "rollout" and shares.is_after_rollout and member.role != HELD_OUT_SCORER:
         return None
     return (held + bytes_of.scoring_memory(member, recipe.model)).without(away)
 
 
 def _engine(recipe: Recipe, cluster: Cluster, shapes: Shapes) -> EngineMemory:
-    length = sum(longest(recipe, "ppo"))
-    return bytes_of.engine_memory(shapes.policy, recipe.rollout, recipe.model.dtype, cluster.type.memory, length)
+    length, rollout, memory = sum(longest(recipe, "ppo")), recipe.rollout, cluster.type.memory
+    limits = gpu_limits(rollout, length, cluster.gpu, memory)
+    return bytes_of.engine_memory(shapes.policy, rollout, recipe.model.dtype, memory, length, limits)
 
 
 def _engine_use(recipe: Recipe, engine: EngineMemory, shapes: Shapes, cluster: Cluster, shared: bool) -> Use:
@@ -219,10 +230,10 @@ def _engine_use(recipe: Recipe, engine: EngineMemory, shapes: Shapes, cluster: C
     )
 
 
-def _together(uses: Sequence[Use], modes: Mapping[str, OffloadMode], name: str | None) -> Use:
+def _together(uses: Sequence[Use], name: str | None) -> Use:
     """Memory of roles that share GPUs, on the fullest: the GPU of their first ranks; each phase in its worst turn."""
     phases = {
-        phase: max((_in_turn(uses, phase, turn) for turn in _turns(uses, modes)), key=lambda memory: memory.total)
+        phase: max((_in_turn(uses, phase, use.role) for use in uses), key=lambda memory: memory.total)
         for phase in uses[0].phases
     }
     return Use(
@@ -237,13 +248,9 @@ def _together(uses: Sequence[Use], modes: Mapping[str, OffloadMode], name: str |
     )
 
 
-def _turns(uses: Sequence[Use], modes: Mapping[str, OffloadMode]) -> tuple[tuple[str, ...], ...]:
-    return turns({use.role: modes.get(use.role, "none") for use in uses})
-
-
-def _in_turn(uses: Sequence[Use], phase: str, turn: Sequence[str]) -> GPUMemory:
-    """Memory of all roles while those of ``turn`` work."""
-    return sum((use.phases[phase] if use.role in turn else use.waiting[phase] for use in uses), NOTHING)
+def _in_turn(uses: Sequence[Use], phase: str, working: str) -> GPUMemory:
+    """Memory of all roles while one works."""
+    return sum((use.phases[phase] if use.role == working else use.waiting[phase] for use in uses), NOTHING)
 
 
 def _too_full(use: Use) -> str:

@@ -96,6 +96,7 @@ def _stage(stage: StagePlan) -> dict[str, Any]:
         "memory": {use.role: _use(use) for use in placed.uses},
         "shared_memory": [_use(use) for use in placed.shared],
         "kv_cache": None if engine is None else {"tokens": engine.kv_tokens, "sequences_at_once": engine.at_once},
+        "engine_limits": None if engine is None else asdict(engine.limits),
         "batch": {**asdict(stage.batch), "length": stage.batch.length},
         "seconds": stage.seconds,
         "step_seconds": stage.step_seconds if stage.seconds else None,

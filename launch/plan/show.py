@@ -141,8 +141,10 @@ def _batch(stage: StagePlan) -> Iterator[str]:
         + (f", {batch.total_updates:,} in the run" if batch.total_updates is not None else "")
     )
     if engine is not None:
+        limits = engine.limits
+        yield f"    an engine computes at most {limits.sequences:,} sequences and {limits.tokens:,} tokens at a time"
         yield (
-            f"    an engine's KV cache holds {engine.kv_tokens:,} tokens: {engine.at_once} of the longest sequences at "
+            f"    its KV cache holds {engine.kv_tokens:,} tokens: {engine.at_once} of the longest sequences at "
             f"once; scored in {batch.blocks} blocks"
         )
     for role, passes in batch.score_passes.items():

@@ -10,7 +10,7 @@ import re
 import reprlib
 import stat
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
@@ -30,6 +30,8 @@ _LARGEST = 2**63
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 READERS = 4
 """Number of files that are hashed in parallel."""
+Content = NDArray[Any] | Sequence[NDArray[Any]]
+"""Bytes of a file: those of an array, or of several end to end."""
 BLOCK_BYTES = 16 * 2**20
 """Block size of writing and hashing, small enough for a block to be hashed from the CPU's cache."""
 
@@ -51,8 +53,8 @@ def is_inside(name: str) -> bool:
     return name.isprintable() and "\\" not in name and not {"", ".", ".."} & set(name.split("/"))
 
 
-def write_files(files: Mapping[str, NDArray[Any]], folder: Path) -> list[FileEntry]:
-    """Write the bytes of each array to a file below ``folder``, and flush each to the disk.
+def write_files(files: Mapping[str, Content], folder: Path) -> list[FileEntry]:
+    """Write files below ``folder``, and flush each to the disk.
 
     Args:
         files: contents by name, relative to the checkpoint's folder (``policy/...``); subfolders are created.
@@ -64,7 +66,7 @@ def write_files(files: Mapping[str, NDArray[Any]], folder: Path) -> list[FileEnt
         OSError: the disk is full, the folder is gone, ...
     """
     require_inside(list(files))
-    return [_write(name, array, folder) for name, array in files.items()]
+    return [_write(name, content, folder) for name, content in files.items()]
 
 
 def require_inside(names: Sequence[str]) -> None:
@@ -74,18 +76,24 @@ def require_inside(names: Sequence[str]) -> None:
             raise ValueError(f"not a name for one file of a checkpoint: {reprlib.repr(name)}")
 
 
-def _write(name: str, array: NDArray[Any], folder: Path) -> FileEntry:
+def _write(name: str, content: Content, folder: Path) -> FileEntry:
     for parent in list(PurePosixPath(name).parents)[-2::-1]:  # outermost first, without the folder itself
         (folder / parent).mkdir(exist_ok=True)
-    content, digest = array.reshape(-1).view(np.uint8).data, hashlib.sha256()
+    digest = hashlib.sha256()
     with (folder / name).open("wb") as file:
-        for start in range(0, len(content), BLOCK_BYTES):
-            block = content[start : start + BLOCK_BYTES]
+        for block in _blocks(content):
             file.write(block)
             digest.update(block)
         file.flush()
         os.fsync(file.fileno())
-    return FileEntry(name=name, bytes=len(content), sha256=digest.hexdigest())
+        return FileEntry(name=name, bytes=file.tell(), sha256=digest.hexdigest())
+
+
+def _blocks(content: Content) -> Iterator[memoryview]:
+    for array in content if isinstance(content, Sequence) else [content]:
+        data = array.reshape(-1).view(np.uint8).data
+        for start in range(0, len(data), BLOCK_BYTES):
+            yield data[start : start + BLOCK_BYTES]
 
 
 def fault_of(entry: FileEntry, folder: Path) -> str | None:

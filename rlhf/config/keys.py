@@ -8,7 +8,7 @@ from dataclasses import is_dataclass
 from functools import cache, reduce
 from operator import or_
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, cast, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 from pydantic.fields import FieldInfo
 
@@ -70,10 +70,10 @@ def describe(kind: Any) -> str:
 
 def _describe(kind: Any) -> str:
     origin, arguments = get_origin(kind), get_args(kind)
-    if origin is UnionType:
+    if origin in (UnionType, Union):  # with a Literal among its members Python makes the latter
         return " or ".join(map(_describe, arguments))
     if origin is Literal:
-        return "one of " + ", ".join(str(option) for option in arguments)
+        return ("one of " if len(arguments) > 1 else "") + ", ".join(str(option) for option in arguments)
     if origin is dict:
         return "a mapping of names to sections" if named_section_of(kind) else "a mapping of text to text"
     if origin is tuple and arguments[-1] is Ellipsis:

@@ -593,6 +593,13 @@ class RolloutConfig:
     """Fraction of a GPU's memory that an engine may use."""
     enforce_eager: StrictBool = False
     """Run without compilation and CUDA graphs: starts faster and generates more slowly."""
+    max_num_seqs: Count | None = None
+    """Most sequences that an engine computes at a time. null: vLLM's default for offline use on its device: 1,024 on a
+    GPU of 70 GiB or more other than an A100, 256 on smaller ones, on a CPU 256 times ``tensor_parallel``."""
+    max_num_batched_tokens: Count | None = None
+    """Most tokens that an engine computes at a time, at least ``max_num_seqs``; on a CPU also at least the longest
+    sequence, because prompts are not split there. null: vLLM's default for offline use on its device: 16,384 on a GPU
+    of 70 GiB or more other than an A100, 8,192 on smaller ones, on a CPU 4,096 times ``tensor_parallel``."""
 
 
 @section
@@ -615,9 +622,9 @@ class RoleConfig:
     """Keep optimizer states (at stage 3 also parameters) in host memory at all times, and run the optimizer there."""
     offload_between_phases: Literal["auto", "none", "states", "all"] = "auto"
     """State that a role of PPO offloads to host memory while it does not use it: ``none``; ``states``, which only
-    updates use (moments, master weights, gradients); or ``all``, which includes the weights. Roles with ``all`` run one
-    after another, and score after the last response is generated. ``auto`` is ``states`` if the role shares its GPUs,
-    else ``none``."""
+    updates use (moments, master weights, gradients); or ``all``, which includes the weights. Roles that share GPUs, and
+    roles with ``all``, run one after another; with ``all``, or on the engines' GPUs, they score after the last response
+    is generated. ``auto`` is ``states`` if the role shares its GPUs, else ``none``."""
     micro_batch_tokens: Count = 4096
     """Token budget of a packed row, into which sequences are packed without padding; at least the longest sequence. A
     pair of answers, in reward training and DPO, stays in one row and may exceed it. A larger budget means fewer passes
@@ -693,9 +700,10 @@ class CheckpointConfig:
     """Number of best checkpoints to keep as well, by ``best_metric``."""
     best_metric: MetricName = "objective/rlhf_reward"
     """Metric by which checkpoints are ranked, at the step of the checkpoint; higher is better."""
-    snapshot_every: CountOrZero = 1
-    """Number of steps between snapshots in the nodes' memory, from which a failed policy or critic is restored. With 0,
-    snapshots are taken only for checkpoints, and the steps since the last one are repeated after a failure."""
+    snapshot_every: Literal["auto"] | CountOrZero = "auto"
+    """Number of steps between snapshots in the nodes' memory, from which a failed policy or critic is restored; the
+    steps since the last one are repeated. ``auto``: as often as keeps the measured cost under 2% of the time since the
+    last one. With 0, snapshots are taken only for checkpoints."""
     failures: Count = 3
     """Number of consecutive failed checkpoints (on a full disk, for example) after which the run stops."""
     grace_seconds: Seconds = 120.0

@@ -19,6 +19,7 @@ from vllm.inputs.engine import tokens_input
 from vllm.logprobs import FlatLogprobs
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind
+from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.llm_engine import LLMEngine
 
 from rlhf.config.schema import ModelConfig, RolloutConfig
@@ -52,9 +53,6 @@ class RolloutEngine:
     step. Here one thread makes all calls to vLLM, so that the event loop stays free to answer; it is always the same
     thread because vLLM binds the thread that starts it, and that thread's helpers, to cores.
 
-    ``prompt_tokens`` counts the prompt tokens of all finished samples, ``cached_tokens`` those of them that came from
-    the prefix cache.
-
     Args:
         folder: the model to load.
         max_length: longest sequence of prompt and response, in tokens.
@@ -78,7 +76,6 @@ class RolloutEngine:
         deterministic: bool = False,
     ) -> None:
         self.config, self.end_tokens, self.deterministic = config, list(end_tokens), deterministic
-        self.prompt_tokens = self.cached_tokens = 0
         self.version = UNVERIFIED if transfer_backend else 0
         arguments = EngineArgs(
             model=str(folder),
@@ -90,6 +87,8 @@ class RolloutEngine:
             # Inside an actor vLLM would choose Ray and reserve its own bundles; its workers must run within this actor.
             distributed_executor_backend="mp" if config.tensor_parallel > 1 else None,
             enforce_eager=config.enforce_eager,
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=config.max_num_batched_tokens,
             skip_tokenizer_init=True,  # tokens in, tokens out
             logprobs_mode="processed_logprobs",  # after temperature, like the trainer's
             generation_config="vllm",  # ignores sampling defaults in the model's folder
@@ -104,7 +103,9 @@ class RolloutEngine:
         engine's prompts."""
         self._steps: asyncio.Task[None] | None = None
         """Takes vLLM's steps while requests are unanswered."""
-        self.llm: LLMEngine = self._thread.submit(LLMEngine.from_engine_args, arguments).result()
+        # The context of vLLM's class LLM has the limits for offline use; those of other contexts are lower.
+        start = self._thread.submit(LLMEngine.from_engine_args, arguments, UsageContext.LLM_CLASS)
+        self.llm: LLMEngine = start.result()
         self.vocabulary = self.llm.model_config.get_vocab_size()
 
     async def _call(
@@ -236,8 +237,6 @@ class RolloutEngine:
             self.llm.step()
 
     def _answer(self, position: int, prompt: Prompt, seed: int, output: object, version: int) -> Answer:
-        self.prompt_tokens += len(prompt.tokens)
-        self.cached_tokens += getattr(output, "num_cached_tokens", 0) or 0
         if fault := _fault(output):
             return self.without(position, prompt, seed, fault)
         assert isinstance(output, RequestOutput)
@@ -257,6 +256,7 @@ class RolloutEngine:
             weight_version=self.version,
             finish_reason=FinishReason.SET_ASIDE,
             seed=seed,
+            cached_tokens=0,
         )
         return Answer(position=position, rollout=rollout, fault=fault)
 
@@ -335,4 +335,5 @@ def _rollout(prompt: Prompt, output: RequestOutput, version: int, seed: int) -> 
         weight_version=version,
         finish_reason=FinishReason.STOP if answer.finish_reason == "stop" else FinishReason.LENGTH,
         seed=seed,
+        cached_tokens=output.num_cached_tokens or 0,
     )

@@ -24,6 +24,14 @@ def model_parallel_size(role: RoleConfig) -> int:
     return role.sequence_parallel * role.tensor_parallel
 
 
+def snapshots_read_by(rank: int, role: RoleConfig) -> tuple[int, ...]:
+    """Ranks whose snapshots a rank reads when the same number of ranks is restored.
+
+    The first tensor-parallel group has weights and topology in its snapshots; the optimizer's state is in each rank's.
+    """
+    return tuple(sorted({*range(role.tensor_parallel), rank}))
+
+
 def data_parallel_size(role: RoleConfig) -> int:
     """Number of parts into which a role's samples are divided: its ranks, or groups of ranks with the same rows."""
     return role.ranks // model_parallel_size(role)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
@@ -153,11 +154,48 @@ def _offload_mode(recipe: Recipe, role: RoleRequest, shared: bool) -> OffloadMod
     return "states" if chosen == "all" and role.role == HELD_OUT_SCORER else chosen
 
 
-def turns(roles: Mapping[Role, OffloadMode]) -> tuple[tuple[Role, ...], ...]:
-    """Groups of roles that run at the same time, in order; roles with offload mode ``all`` run alone."""
-    together = tuple(role for role, kind in roles.items() if kind != "all")
-    alone = tuple((role,) for role, kind in roles.items() if kind == "all")
-    return ((together,) if together else ()) + alone
+@dataclass(frozen=True, kw_only=True)
+class Sharing:
+    """How a role shares GPUs with others."""
+
+    key: str | None = None
+    """Roles with the same key compute one after another; None: the role waits for no other. See ``turns``."""
+    is_after_rollout: bool = False
+    """Whether the role scores only after generation, because the engines compute on its GPUs or take its memory."""
+
+
+def sharing(wanted: Sequence[Pool], modes: Mapping[str, OffloadMode]) -> dict[str, Sharing]:
+    """How each role of ``modes`` shares GPUs; ``wanted`` are the pools of GPUs.
+
+    Processes that compute on one GPU at the same time get slices of its time in turn, and collectives wait for the
+    slowest rank. Roles with offload mode ``all`` also take turns without GPUs.
+    """
+    shared = {role: pool for pool in wanted if pool.shared for role in pool.roles}
+    found = {}
+    for role, mode in modes.items():
+        pool = shared.get(role)
+        with_engines = pool is not None and ENGINES in pool.roles
+        key = pool.name if pool is not None else "host" if mode == "all" else None
+        found[role] = Sharing(key=key, is_after_rollout=with_engines or mode == "all")
+    return found
+
+
+def turns(roles: Mapping[Role, str | None]) -> tuple[tuple[Role, ...], ...]:
+    """Groups of roles that compute at the same time, in order: no two of a group have the same key.
+
+    Args:
+        roles: the key of each role, see ``Sharing``; roles with the key None are in the first group.
+    """
+    found: list[list[Role]] = []
+    count = Counter[str]()
+    for role, key in roles.items():
+        turn = 0 if key is None else count[key]
+        if key is not None:
+            count[key] += 1
+        if turn == len(found):
+            found.append([])
+        found[turn].append(role)
+    return tuple(map(tuple, found))
 
 
 def check_sharing(recipe: Recipe) -> Iterator[UserError]:

@@ -31,8 +31,8 @@ from rlhf.placement.pools import Part
 from rlhf.roles.block_result import BlockResult
 from rlhf.types import Experience, Int32, Sequences
 from rlhf.zero import checkpoint
-from rlhf.zero.checkpoint import Files
 from rlhf.zero.engine import ZeroEngine, full_shape, shard_while_loading
+from rlhf.zero.file_segments import Files
 from rlhf.zero.process_group import Rank, join, seed_process
 from rlhf.zero.tensor_parallel import check_model as check_tensor_parallel
 
@@ -183,11 +183,11 @@ class Role(Generic[Network]):
         self.engine.offload(parts)
 
     def snapshot(self) -> Files:
-        """This rank's files of a checkpoint. Only for a role that trains."""
+        """This rank's files of a checkpoint, see ``checkpoint.snapshot``. Only for a role that trains."""
         return checkpoint.snapshot(self.engine)
 
     def restore(self, *shards: Files) -> None:
-        """Resume from the snapshots of all ranks.
+        """Resume from the snapshots of the ranks whose files this rank reads.
 
         Raises:
             UserError: the snapshots are of another model, or cannot be converted to this role's ranks and ZeRO stage.

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -31,8 +32,8 @@ from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from rlhf.recovery.leftovers import prefix, roomy_folder
 
 NAME = "shared_memory"
-CHUNK_BYTES = 512 * 2**20
-"""Size from which on a chunk is sent; a larger tensor forms a chunk by itself."""
+CHUNK_BYTES = 256 * 2**20
+"""Size from which on a chunk is sent; a larger tensor forms a chunk by itself. Two chunks exist at a time."""
 
 
 @dataclass
@@ -97,7 +98,7 @@ class SharedMemorySender(TrainerWeightTransferEngine[SharedMemoryTrainerInit]):
     """Sender on every trainer rank.
 
     All ranks iterate over the source, because gathering a ZeRO-3 tensor is collective; rank 0 writes the chunks and
-    calls the engines.
+    calls the engines, which load a chunk while the next one is gathered and written.
     """
 
     init_info_cls = SharedMemoryTrainerInit
@@ -120,11 +121,26 @@ class SharedMemorySender(TrainerWeightTransferEngine[SharedMemoryTrainerInit]):
                 pass
             return
         self.client.start_weight_update()
-        for chunk in _chunks(self.source):
-            size = sum(tensor.nbytes for _, tensor in chunk)
-            with tempfile.NamedTemporaryFile(dir=roomy_folder(size), prefix=prefix("weights")) as file:
-                self.client.update_weights(asdict(write_chunk(Path(file.name), chunk)))
+        sent: Future[None] | None = None
+        with ExitStack() as files, ThreadPoolExecutor(1) as calls:
+            for chunk in _chunks(self.source):
+                size = sum(tensor.nbytes for _, tensor in chunk)
+                # Closed by the stack if the chunk before fails, else as soon as the engines have it.
+                file = files.enter_context(
+                    tempfile.NamedTemporaryFile(dir=roomy_folder(size), prefix=prefix("weights"))
+                )
+                update = write_chunk(Path(file.name), chunk)
+                if sent is not None:
+                    sent.result()
+                sent = calls.submit(self._send_chunk, file, update)
+        if sent is not None:
+            sent.result()
         self.client.finish_weight_update()
+
+    def _send_chunk(self, file: AbstractContextManager[Any], update: SharedMemoryUpdate) -> None:
+        """Have the engines load a chunk, and remove its file."""
+        with file:
+            self.client.update_weights(asdict(update))
 
 
 @contextmanager

@@ -26,23 +26,18 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from rlhf.errors import UserError
 from rlhf.recovery.leftovers import prefix, roomy_folder
 from rlhf.weights.fingerprint import differences
 from rlhf.zero.engine import ZeroEngine, full_shape
+from rlhf.zero.file_segments import Files, SegmentCollector, Segments, file_bytes, save_to_segments, write_segments
 from rlhf.zero.reshape import Saved, load_reshaped
-
-Files = Mapping[str, NDArray[np.uint8]]
-"""File name in the checkpoint's folder → (bytes,) content."""
 
 TOPOLOGY = "topology.json"
 FORMAT = 1
 BYTES_PER_WEIGHT = 16
 """Largest size of all ranks' files per weight: weight, master copy and Adam's two averages, in float32."""
-SPARE_BYTES = 64 * 2**20
-"""Space for state other than weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,28 +91,50 @@ class Topology:
 
 
 def snapshot(engine: ZeroEngine) -> Files:
-    """This rank's files: weights, optimizer, schedule, counters, random states (collective)."""
-    trained = sum(math.prod(full_shape(p)) for p in engine.network.parameters() if p.requires_grad)
-    with private_folder(BYTES_PER_WEIGHT * trained + SPARE_BYTES) as folder:
-        with engine.offloader.on_host():
-            _save(engine, folder)
-        return {path.name: np.fromfile(path, dtype=np.uint8) for path in sorted((folder / "files").iterdir())}
+    """This rank's files: weights, optimizer, schedule, counters, random states (collective).
+
+    State in host memory is not copied: copy or write the files before the next update. Ray copies what a task returns.
+    """
+    collector = SegmentCollector()
+    with engine.offloader.on_host(), _saving_to(collector, engine.engine):
+        topology = Topology.of(engine)
+        engine.engine.save_checkpoint("memory", tag="files", save_latest=False, exclude_frozen_parameters=True)
+    files = {**collector.files, f"rank_{engine.rank}.pt": save_to_segments(_process_state(engine))}
+    if engine.rank == 0:
+        files[TOPOLOGY] = (np.frombuffer(json.dumps(asdict(topology)).encode(), np.uint8),)
+    return files
+
+
+@contextmanager
+def _saving_to(collector: SegmentCollector, engine: Any) -> Iterator[None]:
+    """Context in which DeepSpeed saves into memory, and does not add its conversion scripts to the checkpoint."""
+    own = engine.checkpoint_engine
+    engine.checkpoint_engine, engine._copy_recovery_script = collector, lambda folder: None
+    try:
+        yield
+    finally:
+        engine.checkpoint_engine = own
+        del engine._copy_recovery_script
 
 
 def restore(engine: ZeroEngine, shards: Sequence[Files]) -> None:
-    """Resume from the snapshots of all ranks (collective).
+    """Resume from the snapshots of all ranks, or of those in ``snapshots_read_by`` (collective).
 
     Raises:
         UserError: the snapshots are of another model; the engine is unchanged.
     """
     engine.offloader.reload("weights", "states")
     files = {name: content for shard in shards for name, content in shard.items()}
-    if Topology.read(files[TOPOLOGY].tobytes().decode()).fits(Topology.of(engine)):
+    if Topology.read(_text(files[TOPOLOGY])).fits(Topology.of(engine)):
         files = {name: content for name, content in files.items() if _is_read_by(engine, name)}
-    with private_folder(engine.world * sum(content.nbytes for content in files.values())) as folder:
+    with private_folder(engine.world * sum(map(file_bytes, files.values()))) as folder:
         for name, content in files.items():
-            content.tofile(folder / name)
+            write_segments(content, folder / name)
         _load(engine, folder)
+
+
+def _text(content: Segments) -> str:
+    return b"".join(segment.tobytes() for segment in content).decode()
 
 
 def load(engine: ZeroEngine, folder: Path) -> None:
@@ -139,16 +156,6 @@ def private_folder(size: int) -> Iterator[Path]:
     """A temporary folder with space for ``size`` bytes, in shared memory if it has the space, else on disk."""
     with tempfile.TemporaryDirectory(prefix=prefix("checkpoint"), dir=roomy_folder(size)) as folder:
         yield Path(folder)
-
-
-def _save(engine: ZeroEngine, folder: Path) -> None:
-    """Write this rank's files to ``folder/files``."""
-    engine.engine.save_checkpoint(str(folder), tag="files", save_latest=False, exclude_frozen_parameters=True)
-    files, topology = folder / "files", Topology.of(engine)
-    files.mkdir(exist_ok=True)  # DeepSpeed creates it only on ranks that write to it
-    torch.save(_process_state(engine), files / f"rank_{engine.rank}.pt")
-    if engine.rank == 0:
-        (files / TOPOLOGY).write_text(json.dumps(asdict(topology)))
 
 
 def _is_read_by(engine: ZeroEngine, name: str) -> bool:

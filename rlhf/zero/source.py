@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +20,19 @@ class ZeroSource(WeightSource):
 
     The engine always receives the plain model: it loads no adapters, and verifies merged weights like any others. A
     tied output head is also sent under its own name, because the engine would otherwise silently keep a stale copy.
-    ``fingerprint`` is that of the last iteration, computed from the trainer's tensors; only rank 0 computes it.
     """
 
     def __init__(self, engine: ZeroEngine, model: nn.Module, dtype: torch.dtype) -> None:
         self.engine, self.model, self.dtype = engine, model, dtype
         self.head = self._saved_head()
-        self.fingerprint: Fingerprint = {}
+        self._hashing = ThreadPoolExecutor(1, "fingerprint")
+        self._sums: list[Future[Fingerprint]] = []
+        """Fingerprints of the layers of the last iteration."""
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """Fingerprint of the tensors of the last iteration; empty except on rank 0. Waits until it is computed."""
+        return add(sums.result() for sums in self._sums)
 
     def _saved_head(self) -> str:
         """The output head's name in a saved model; in memory it may have another (GPT-NeoX: ``embed_out``)."""
@@ -53,15 +60,17 @@ class ZeroSource(WeightSource):
         return saved
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        self.fingerprint = {}
+        self._sums = []
         plain, adapted = self._parameters(), adapters(self.model)
         for group in _consecutive_groups(list(plain)):
             with self.engine.full(parts(group, plain, adapted)):
                 whole = {name: merged(name, plain, adapted).to(self.dtype, copy=self.engine.gathers) for name in group}
             tensors = self._as_saved(whole)
             if self.engine.rank == 0:
-                named = ((self._engine_name(name), tensor) for name, tensor in tensors.items())
-                self.fingerprint = add([self.fingerprint, fingerprint(named)])
+                named = [(self._engine_name(name), tensor) for name, tensor in tensors.items()]
+                self._sums.append(self._hashing.submit(fingerprint, named))  # while the tensors are sent
+                if self.engine.gathers:
+                    self._sums[-1].result()  # so that gathered tensors do not pile up
             yield from tensors.items()
 
     def _engine_name(self, name: str) -> str:

@@ -25,6 +25,7 @@ BLOCK = RolloutBlock(
     weight_versions=np.array([4, 4]),
     finish_reasons=np.array([FinishReason.STOP, FinishReason.SET_ASIDE], np.int32),
     seeds=np.array([2**31 - 1, 0]),
+    cached_tokens=np.array([1, 0], np.int32),
 )
 
 

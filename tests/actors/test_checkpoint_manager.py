@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +24,7 @@ from rlhf.config.schema import CheckpointConfig, Recipe
 from rlhf.data.order import OrderState
 from rlhf.errors import LostError, MachineryError, Stopped
 from rlhf.records import DataFile
+from rlhf.recovery.snapshot_pace import SnapshotPace
 from rlhf.run_state import RunState
 from rlhf.storage.jsonl import append_line, read_lines
 from rlhf.tracking.run_folder import RunFolder
@@ -49,6 +51,10 @@ class Group:
         files = ray.get(what) if method == "restore" else {"weights": np.fromfile(Path(what) / "weights", np.uint8)}
         self.held = int(files["weights"][0])
         self.asked.append(method)
+
+    def ask_each(self, method: str, arguments: Sequence[Sequence[Any]], context: Any) -> None:
+        for own in arguments:
+            self.ask(method, *own, context)
 
     def offload(self, context: Any) -> None:
         self.asked.append("offload")
@@ -197,6 +203,21 @@ def test_a_checkpoint_is_made_every_so_many_steps_and_at_the_end(running: Runnin
         checkpoints.keep(running.state(step), (), {checkpoints.config.best_metric: 0.0})
         checkpoints.finish_checkpoint(wait_for_it=True)
     assert [event["step"] for event in running.told("checkpoint")] == [2, 3]
+
+
+def test_snapshots_wait_until_they_pay(running: Running) -> None:
+    checkpoints, taken = running.checkpoints, []
+    checkpoints.config = CheckpointConfig(every=100)
+    for step, last in (
+        (1, SnapshotPace()),
+        (2, SnapshotPace(seconds=60.0, ended=time.monotonic())),
+        (3, SnapshotPace()),
+    ):
+        checkpoints._pace = last
+        checkpoints.keep(running.state(step), (), {})
+        taken.append(checkpoints.snapshot and checkpoints.snapshot.state.step)
+    assert taken == [1, 1, 3]
+    assert 0 < checkpoints._pace.seconds < 60 and checkpoints._pace.ended <= time.monotonic()
 
 
 def test_rollouts_of_the_next_step_are_kept_with_both_in_their_order(running: Running) -> None:

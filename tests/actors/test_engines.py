@@ -81,6 +81,9 @@ class Engine:
         faults = tuple((prompt, fault) for prompt in indices)
         return block, replace(summary(positions), set_aside=tuple(positions), faults=faults)
 
+    async def sleep(self) -> None:
+        """It holds no memory."""
+
     async def stop(self) -> None:
         """Nothing of its own has to be ended."""
 
@@ -178,6 +181,30 @@ def test_a_prompt_that_engines_died_of_is_given_to_none_again(fleet: Any) -> Non
 def test_an_engine_that_leaves_a_prompt_out_is_not_believed(fleet: Any) -> None:
     with pytest.raises(MachineryError, match="rollout engine 0 did not answer all prompts during rollout of step 2"):
         fleet(1).answers([1, LEFT_OUT, 2])
+
+
+def test_on_shared_gpus_a_replacement_starts_when_no_role_computes(fleet: Any) -> None:
+    """vLLM measures free memory while it starts: between publishes roles allocate and free."""
+    running = fleet(2)
+    engines, names = running.engines, [engine.name for engine in running.engines.all]
+    engines.sleeps = True
+    engines.replace(engines.all[:1])
+    assert [engine.is_started for engine in engines.all] == [False, True]
+    assert [engine.actor is None for engine in engines.all] == [True, False]
+    assert engines.serving == engines.all[1:]
+    assert len(running.answers([1, 2, 3])) == 3 and engines.all[0].actor is None, "the other engine answers"
+    engines.sleep(CONTEXT)  # of those that have an actor
+    assert [engine.name for engine in engines.wait_for_started(CONTEXT)] == names, "it waits for all"
+    assert all(engine.is_started for engine in engines.all)
+    assert [engine.version for engine in engines.all] == [0, 0]
+
+
+def test_on_gpus_of_its_own_a_replacement_starts_at_once(fleet: Any) -> None:
+    running = fleet(2)
+    engines = running.engines
+    engines.replace(engines.all[:1])
+    assert engines.all[0].actor is not None and not engines.all[0].is_started
+    assert engines.wait_for_started(CONTEXT)[-1] is engines.all[1], "it waits for none as long as one is there"
 
 
 def test_nothing_to_answer_is_answered_at_once(fleet: Any) -> None:

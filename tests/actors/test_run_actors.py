@@ -29,6 +29,7 @@ from rlhf.config.schema import (
     RolloutConfig,
 )
 from rlhf.errors import LostError, MachineryError
+from rlhf.placement.pools import Sharing
 from rlhf.recovery.deadlines import Work
 from rlhf.recovery.goodput import Goodput
 from rlhf.roles.policy import PolicyRole
@@ -247,7 +248,7 @@ class Trained:
     """A group that names itself where it is trained."""
 
     def __init__(self, name: str) -> None:
-        self.names, self.offload_mode = (name,), None
+        self.names, self.sharing = (name,), Sharing()
 
     def call(self, method: str, *_: Any) -> list[dict[str, int]]:
         return [{self.names[0]: 1}]

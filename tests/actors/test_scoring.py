@@ -25,6 +25,7 @@ from actors.supervisor import Supervisor
 from actors.waiting import PhaseContext
 from rlhf.config.schema import EarlyStopConfig, PlacementConfig, Recipe, RecoveryConfig, RewardSourceConfig, RoleConfig
 from rlhf.errors import LostError, MachineryError
+from rlhf.placement.pools import Sharing
 from rlhf.roles.assemble import ResultSpec
 from rlhf.roles.block_result import BlockResult, join_samples
 from rlhf.tracking.spans import PhaseTimer
@@ -115,6 +116,7 @@ class Small:
         dies: tuple[str, int, int],
         bad_samples: int = 100,
         rests: Mapping[str, Any] = MappingProxyType({}),
+        shares: Mapping[str, Sharing] = MappingProxyType({}),
     ) -> None:
         self.events: list[dict[str, Any]] = []
         recovery = RecoveryConfig(backoff_seconds=0.0, bad_samples=bad_samples)
@@ -127,6 +129,7 @@ class Small:
         self.folder = folder
         self.groups = {role: Group(role, RANKS[role], placement, folder, supervisor) for role in ("policy", *roles)}
         for role, group in self.groups.items():
+            group.sharing = shares.get(role, group.sharing)
             group.start(Role, folder, role, dies)
         for group in self.groups.values():
             group.ready()
@@ -138,7 +141,7 @@ class Small:
             wait_for_started=lambda context: [engine],
             backend="",
         )
-        engine = SimpleNamespace(name="rollout engine 0", start_ref=None, actor=None)
+        engine = SimpleNamespace(name="rollout engine 0", is_started=True, actor=None)
         engines.wake = lambda part, who, context: self.note(f"wake {part}")
         engines.verify = lambda whole, sent, version, context: engines.serving.append(engine)
         self.actors = RunActors(recipe, "", self.groups, engines, supervisor)
@@ -277,7 +280,7 @@ def test_a_role_that_has_learned_something_is_not_replaced_here(actors: Any) -> 
 STATES, ALL = "offload ['states']", "offload ['states', 'weights']"
 
 
-def test_roles_that_make_room_score_after_the_others_and_one_by_one(actors: Any) -> None:
+def test_roles_that_make_room_score_one_by_one(actors: Any) -> None:
     small = actors(["reference", "critic"], ("nobody", 0, 0), rests={"reference": "all", "critic": "all"})
     kinds = {role: group.offload_mode for role, group in small.groups.items()}
     assert kinds == {"policy": None, "reference": "all", "critic": "all"}
@@ -287,7 +290,37 @@ def test_roles_that_make_room_score_after_the_others_and_one_by_one(actors: Any)
     of_policy, of_reference, of_critic = (
         [f"{role}: {block}" for block in blocks] for role in ("policy", "reference", "critic")
     )
-    assert small.asked() == [*of_policy, *of_reference, f"reference: {ALL}", *of_critic, f"critic: {ALL}"]
+    told = small.asked()
+    assert [line for line in told if line in of_policy] == of_policy, "it waits for nobody"
+    others = [line for line in told if line not in of_policy]
+    assert others == [*of_reference, f"reference: {ALL}", *of_critic, f"critic: {ALL}"]
+
+
+@pytest.mark.parametrize("after", [True, False])
+def test_roles_on_the_same_gpus_score_one_by_one(after: bool, actors: Any) -> None:
+    """Whether the engines are on these GPUs too, so that all wait for the end of the rollout, or not."""
+    roles = ("policy", "reference", "critic")
+    shares = dict.fromkeys(roles, Sharing(key="policy", is_after_rollout=after))
+    small = actors(roles[1:], ("nobody", 0, 0), rests={"critic": "states"}, shares=shares)
+    found = small.scores("reference", "policy", "critic")
+    assert [scores.tolist() for scores in found] == [[*block] for block in BLOCKS for _ in range(3)]
+    expected = [f"{role}: {block[0]}" for role in ("reference", "policy", "critic") for block in BLOCKS]
+    assert small.asked() == [*expected, f"critic: {STATES}"]
+
+
+def test_a_role_on_the_engines_gpus_scores_nothing_during_the_rollout(actors: Any) -> None:
+    small = actors(["reference"], ("nobody", 0, 0), shares={"reference": Sharing(key="policy", is_after_rollout=True)})
+    specs = {role: ResultSpec(kind="", ranks=RANKS[role]) for role in ("policy", "reference")}
+    scorers = [
+        ScoringMethod(group=small.groups[role], method="scores", result_spec=spec) for role, spec in specs.items()
+    ]
+    scoring = Scoring(small.actors, CONTEXT, scorers)
+    for block in BLOCKS:
+        scoring.send(packed(block), len(block))
+    ray.get(small.groups["reference"].call("update", 0, 0))  # the actor has worked off what it was sent before
+    assert not any(small.times("reference rank 0", block[0]) for block in BLOCKS)
+    scoring.wait_for_results()
+    assert all(small.times("reference rank 0", block[0]) for block in BLOCKS)
 
 
 def test_a_frozen_role_that_dies_while_it_makes_room_is_replaced(actors: Any) -> None:
@@ -310,7 +343,16 @@ def test_critic_and_policy_update_in_turn_and_the_policy_leaves_after_the_publis
     ]  # fmt: skip
 
 
-def test_roles_with_states_alone_to_move_update_together(actors: Any) -> None:
+def test_critic_and_policy_on_the_same_gpus_update_in_turn(actors: Any) -> None:
+    """With offload mode ``states``, the default there."""
+    modes, shares = (dict.fromkeys(("policy", "critic"), each) for each in ("states", Sharing(key="policy")))
+    small = actors(["critic"], ("nobody", 0, 0), rests=modes, shares=shares)
+    small.actors.update("update", 7)
+    told = ["critic: update of step 7", f"critic: {STATES}", "policy: update of step 7", f"policy: {STATES}"]
+    assert small.asked() == told
+
+
+def test_roles_on_gpus_of_their_own_update_together(actors: Any) -> None:
     small = actors(["critic"], ("nobody", 0, 0), rests={"policy": "states", "critic": "states"})
     small.actors.update("update", 7)
     told = small.asked()

@@ -31,6 +31,8 @@ class Seen:
     bad: list[Answer]
     twice: list[list[list[float]]]
     threads: int
+    limits: tuple[int, int]
+    """Sequences and tokens of a batch."""
 
 
 def see(folder: Path) -> Seen:
@@ -58,28 +60,36 @@ def see(folder: Path) -> Seen:
         answers = [answer async for answer in engine.generate(others, range(len(others)))]
         return [answer.rollout.logprobs.tolist() for answer in sorted(answers, key=lambda answer: answer.position)]
 
+    async def cached_tokens(engine: RolloutEngine) -> int:
+        answers = [answer async for answer in engine.generate([prompt] * SAMPLES, range(SAMPLES))]
+        assert len(answers) == SAMPLES
+        return sum(answer.rollout.cached_tokens for answer in answers)
+
     async def run() -> Seen:
         engine = RolloutEngine(folder, ModelConfig(), config, "cpu", 400, [63], None)
         counts = []
         for begin in range(3):
             if begin == 2:
                 await engine.serve(version=1)
-            before = engine.cached_tokens
-            assert len([a async for a in engine.generate([prompt] * SAMPLES, range(SAMPLES))]) == SAMPLES
-            counts.append(engine.cached_tokens - before)
-        assert engine.prompt_tokens == 3 * SAMPLES * PROMPT
+            counts.append(await cached_tokens(engine))
         asked = [prompt, Prompt(id=1, tokens=(5,) * 500), Prompt(id=2, tokens=(63_000,)), Prompt(id=3, tokens=())]
         bad = [answer async for answer in engine.generate(asked, range(4))]
         engine.deterministic = True
         once = await log_probabilities(engine)
         for _ in range(2):
-            before = engine.cached_tokens
-            assert len([a async for a in engine.generate([prompt] * SAMPLES, range(SAMPLES))]) == SAMPLES
-            counts.append(engine.cached_tokens - before)
+            counts.append(await cached_tokens(engine))
         twice = [once, await log_probabilities(engine)]
         threads = await engine._call(torch.get_num_threads)
+        scheduler = engine.llm.vllm_config.scheduler_config
+        limits = scheduler.max_num_seqs, scheduler.max_num_batched_tokens
         engine.stop()
-        return Seen(cached=counts, bad=sorted(bad, key=lambda answer: answer.position), twice=twice, threads=threads)
+        return Seen(
+            cached=counts,
+            bad=sorted(bad, key=lambda answer: answer.position),
+            twice=twice,
+            threads=threads,
+            limits=limits,
+        )
 
     return asyncio.run(run())
 
@@ -117,6 +127,11 @@ def test_a_prompt_that_the_engine_does_not_take_costs_that_prompt_alone(seen: Se
 
 def test_the_engine_computes_on_all_cores_whatever_its_process_did_before(seen: Seen) -> None:
     assert seen.threads == len(os.sched_getaffinity(0))
+
+
+def test_an_engine_has_the_limits_of_offline_use(seen: Seen) -> None:
+    """Of vLLM's class ``LLM`` on a CPU, and not the 128 sequences and 2,048 tokens of an engine in an unknown use."""
+    assert seen.limits == (256, 4096)
 
 
 def test_a_deterministic_engine_gives_the_same_answers_to_the_bit(seen: Seen) -> None:

@@ -47,6 +47,7 @@ def scored(**changes: Any) -> Scored:
         weight_versions=np.array([3, 4]),
         finish_reasons=np.array([FinishReason.STOP, FinishReason.LENGTH], dtype=np.int32),
         seeds=np.array([0, 1]),
+        cached_tokens=np.array([0, 1], dtype=np.int32),
     )
     return Scored(rollouts=rollouts, **arrays)
 
@@ -290,6 +291,7 @@ def test_metrics_by_hand() -> None:
         "rollout/dropped": 0.0,
         "rollout/set_aside": 0.0,
         "rollout/tokens": 5.0,
+        "rollout/prefix_cache_hit_rate": 1 / 3,
     }
     assert {name: metrics[name] for name in expected} == pytest.approx(expected, abs=1e-6)
     assert metrics.keys() - expected.keys() == {"critic/explained_variance"}

@@ -30,6 +30,7 @@ from launch.plan.memory import (
 )
 from launch.plan.shapes import ModelShape, count_shape
 from rlhf.config.schema import ModelConfig, OptimizerConfig, RoleConfig, RolloutConfig
+from rlhf.generation.limits import EngineLimits
 from rlhf.models.load import switch_dropout_off
 from rlhf.models.packed_row import PackedRow, pack_row
 from rlhf.models.policy import CHUNK, PolicyNet
@@ -40,6 +41,7 @@ from tests.rlhf.ranks import Crew
 from tests.rlhf.tiny import ARCHITECTURES, random_sequences, tiny_config, tiny_model
 
 DTYPES = ("bfloat16", "float32")
+LIMITS = EngineLimits(sequences=128, tokens=2048)
 SIZES = {"hidden_size": 128, "vocab_size": 512, "num_hidden_layers": 4, "intermediate_size": 256}
 
 
@@ -305,14 +307,16 @@ def test_gathers_by_hand() -> None:
 def test_an_engine_by_hand() -> None:
     """Half of 80 GiB: 16.06 GB of weights, workspace, CUDA; the rest at 131,072 bytes per token."""
     shape = find("meta-llama/Llama-3.1-8B")
-    found = engine_memory(shape, RolloutConfig(gpu_memory_fraction=0.5, enforce_eager=True), "bfloat16", 80 * GIB, 2048)
+    found = engine_memory(
+        shape, RolloutConfig(gpu_memory_fraction=0.5, enforce_eager=True), "bfloat16", 80 * GIB, 2048, LIMITS
+    )
     workspace = 2 * 2048 * (3 * 14336 + 4 * 4096) + 12 * 128 * 128_256
     left = 40 * GIB - 2 * 8_030_261_248 - workspace - memory.PROCESS
     assert found.memory.kv_cache == left
     assert found.kv_tokens == left // 131_072
     assert found.at_once == found.kv_tokens // 2048
     assert found.memory.total == 40 * GIB
-    half = engine_memory(shape, RolloutConfig(tensor_parallel=2), "bfloat16", 80 * GIB, 2048)
+    half = engine_memory(shape, RolloutConfig(tensor_parallel=2), "bfloat16", 80 * GIB, 2048, LIMITS)
     assert half.memory.weights == 8_030_261_248
     assert half.at_once == 128, "vLLM computes no more sequences at once"
 
@@ -321,7 +325,9 @@ def test_graphs_take_their_room_from_the_cache() -> None:
     """vLLM captures graphs of an engine unless it is told to run eagerly."""
     shape = find("meta-llama/Llama-3.1-8B")
     eager, captured = (
-        engine_memory(shape, RolloutConfig(gpu_memory_fraction=0.5, enforce_eager=each), "bfloat16", 80 * GIB, 2048)
+        engine_memory(
+            shape, RolloutConfig(gpu_memory_fraction=0.5, enforce_eager=each), "bfloat16", 80 * GIB, 2048, LIMITS
+        )
         for each in (True, False)
     )
     assert eager.memory.kv_cache - captured.memory.kv_cache == GIB
@@ -330,7 +336,7 @@ def test_graphs_take_their_room_from_the_cache() -> None:
 
 def test_an_engine_without_room_holds_no_sequence() -> None:
     shape = find("meta-llama/Llama-3.1-70B")
-    found = engine_memory(shape, RolloutConfig(gpu_memory_fraction=0.9), "bfloat16", 80 * GIB, 2048)
+    found = engine_memory(shape, RolloutConfig(gpu_memory_fraction=0.9), "bfloat16", 80 * GIB, 2048, LIMITS)
     assert (found.kv_tokens, found.at_once) == (0, 0)
     assert found.memory.total > 80 * GIB
 
@@ -353,9 +359,6 @@ def test_constants_are_those_of_the_libraries() -> None:
     assert memory.LOGITS_CHUNK == CHUNK
     spec = find_spec("vllm")
     assert spec is not None and spec.origin is not None
-    scheduler = (Path(spec.origin).parent / "config/scheduler.py").read_text(encoding="utf-8")
-    assert f"DEFAULT_MAX_NUM_BATCHED_TOKENS: ClassVar[int] = {memory.ENGINE_TOKENS}\n" in scheduler
-    assert f"DEFAULT_MAX_NUM_SEQS: ClassVar[int] = {memory.ENGINE_SEQUENCES}\n" in scheduler
     packed = (Path(spec.origin).parent / "distributed/weight_transfer/packed_tensor.py").read_text(encoding="utf-8")
     assert re.search(r"DEFAULT_PACKED_BUFFER_SIZE_BYTES = 1024 \* 1024 \* 1024\b", packed)
     assert f"DEFAULT_PACKED_NUM_BUFFERS = {memory.SEND_BUFFERS}\n" in packed

@@ -359,4 +359,5 @@ def block_of(
         weight_versions=np.zeros(len(rows), dtype=np.int64),
         finish_reasons=np.where(stopped, FinishReason.STOP, FinishReason.LENGTH).astype(np.int32),
         seeds=np.zeros(len(rows), dtype=np.int64),
+        cached_tokens=np.zeros(len(rows), dtype=np.int32),
     )

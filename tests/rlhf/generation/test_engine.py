@@ -89,7 +89,7 @@ def engine(core: Core) -> RolloutEngine:
     """An engine that serves version 3."""
     made = object.__new__(RolloutEngine)
     made.config, made.end_tokens, made.vocabulary = RolloutConfig(), [END], VOCABULARY
-    made.deterministic, made.prompt_tokens, made.cached_tokens, made.version = False, 0, 0, 3
+    made.deterministic, made.version = False, 3
     made.llm, made._unanswered, made._steps = core, {}, None
     made._thread = ThreadPoolExecutor(1)
     return made

@@ -20,7 +20,19 @@ from rlhf.config.schema import (
     RoleConfig,
     RolloutConfig,
 )
-from rlhf.placement.pools import ENGINES, NodeGPUs, Pool, RoleRequest, check_sharing, offload_modes, pack, pools, turns
+from rlhf.placement.pools import (
+    ENGINES,
+    NodeGPUs,
+    Pool,
+    RoleRequest,
+    Sharing,
+    check_sharing,
+    offload_modes,
+    pack,
+    pools,
+    sharing,
+    turns,
+)
 
 
 def recipe(algorithm: str = "ppo", **placement: Any) -> Recipe:
@@ -69,10 +81,36 @@ def test_who_rests_is_who_shares_where_the_recipe_leaves_it_open() -> None:
     }
 
 
-def test_who_makes_room_takes_turns_after_the_others() -> None:
-    assert turns({"a": "all", "b": "states", "c": "none", "d": "all"}) == (("b", "c"), ("a",), ("d",))
-    assert turns({"a": "all"}) == (("a",),)
+def test_roles_with_one_key_take_turns_and_others_overlap_with_them() -> None:
+    assert turns({"a": "x", "b": None, "c": "x", "d": "y", "e": "x"}) == (("a", "b", "d"), ("c",), ("e",))
+    assert turns({"a": None, "b": None}) == (("a", "b"),)
     assert turns({}) == ()
+
+
+def test_colocated_roles_share_one_key_and_wait_for_the_rollout() -> None:
+    wanted = pools(recipe(), "ppo", "colocated")
+    shares = sharing(wanted, offload_modes(recipe(), "ppo", wanted))
+    assert set(shares) == {"policy", "critic", "reference", "reward model"}
+    assert set(shares.values()) == {Sharing(key="policy", is_after_rollout=True)}
+
+
+def test_guests_take_turns_with_their_host_alone() -> None:
+    """The reference on the policy's GPUs; the critic offloads everything on GPUs of its own."""
+    made = recipe(reference=RoleConfig(share_with="policy"), critic=RoleConfig(offload_between_phases="all"))
+    wanted = pools(made, "ppo", "separate")
+    assert sharing(wanted, offload_modes(made, "ppo", wanted)) == {
+        "policy": Sharing(key="policy"),
+        "reference": Sharing(key="policy"),
+        "critic": Sharing(key="host", is_after_rollout=True),
+        "reward model": Sharing(),
+    }
+
+
+def test_roles_on_the_engines_gpus_wait_for_the_rollout() -> None:
+    made = recipe(rollout=EnginePlacementConfig(share_with="policy"))
+    wanted = pools(made, "ppo", "separate")
+    shares = sharing(wanted, offload_modes(made, "ppo", wanted))
+    assert shares["policy"] == Sharing(key="policy", is_after_rollout=True) and shares["critic"] == Sharing()
 
 
 def test_every_role_has_a_pool_of_its_own_or_none_has() -> None:

@@ -95,6 +95,7 @@ def scored(order: tuple[int, ...]) -> tuple[Scored, np.ndarray]:
         weight_versions=np.zeros(SAMPLES, dtype=np.int64),
         finish_reasons=reasons[samples].astype(np.int32),
         seeds=samples,
+        cached_tokens=np.zeros(len(samples), dtype=np.int32),
     )
     old, ref, values = tokenwise
     scores = raw[samples].astype(np.float32)

@@ -101,6 +101,7 @@ def block(sequences: Sequences, mask: np.ndarray) -> RolloutBlock:
         weight_versions=np.zeros(samples, dtype=np.int64),
         finish_reasons=np.full(samples, FinishReason.STOP, dtype=np.int32),
         seeds=np.arange(samples),
+        cached_tokens=np.zeros(samples, dtype=np.int32),
     )
 
 

@@ -86,6 +86,7 @@ def block() -> RolloutBlock:
         weight_versions=np.zeros(samples, dtype=np.int64),
         finish_reasons=np.full(samples, FinishReason.STOP, dtype=np.int32),
         seeds=np.arange(samples),
+        cached_tokens=np.zeros(samples, dtype=np.int32),
     )
 
 

@@ -16,9 +16,11 @@ from rlhf.config.schema import ModelConfig, Recipe
 from rlhf.errors import UserError
 from rlhf.models.load import load_causal
 from rlhf.models.scratch import train_tokenizer
+from rlhf.placement.parallelism import snapshots_read_by
 from rlhf.roles.policy import PolicyRole, ReferenceRole
 from rlhf.weights.fingerprint import fingerprint
 from rlhf.zero import checkpoint
+from rlhf.zero.file_segments import write_segments
 from rlhf.zero.process_group import Rank
 from rlhf.zero.source import ZeroSource
 from tests.rlhf.ranks import Crew
@@ -156,12 +158,13 @@ def go_on(rank: Rank, path: Path, folder: Path, recipe: Recipe) -> tuple[list[An
     role.update(policies.experience(), step=0)
     files = checkpoint.snapshot(role.engine)
     for name, content in files.items():
-        content.tofile(folder / name)
+        write_segments(content, folder / name)
     torch.distributed.barrier()
     found: list[Any] = [None] * rank.world
     torch.distributed.all_gather_object(found, files)
     went_on, again = two(role), []
-    for restore in (lambda engine: checkpoint.restore(engine, found), lambda engine: checkpoint.load(engine, folder)):
+    read = [found[r] for r in snapshots_read_by(rank.rank, recipe.placement.policy)]
+    for restore in (lambda engine: checkpoint.restore(engine, read), lambda engine: checkpoint.load(engine, folder)):
         fresh = PolicyRole(recipe, str(path), rank)
         fresh.offload(("states", "weights"))
         restore(fresh.engine)

@@ -33,6 +33,7 @@ def experience(mask: list[bool]) -> Experience:
         weight_versions=np.zeros(3, dtype=np.int64),
         finish_reasons=np.array([FinishReason.STOP, FinishReason.STOP, FinishReason.SET_ASIDE], dtype=np.int32),
         seeds=np.arange(3),
+        cached_tokens=np.zeros(3, dtype=np.int32),
     )
     return Experience(
         rollouts=block,

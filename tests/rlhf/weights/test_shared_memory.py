@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -108,6 +109,52 @@ def test_an_update_is_a_start_its_chunks_and_a_finish(monkeypatch: pytest.Monkey
     assert client.calls == ["init", "start", "update", "update", "update", "finish"]
     assert [[name for name, _ in chunk] for chunk in client.chunks] == [["t0", "t1", "t2"], ["t3"], ["t4", "t5"]]
     assert_same([named for chunk in client.chunks for named in chunk], tensors)
+
+
+class WaitingClient(ReadingClient):
+    """Loads the first chunk only once the second one is being gathered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_gathering, self.was_gathered = Event(), False
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        if not self.chunks:
+            self.was_gathered = self.is_gathering.wait(30)
+        super().update_weights(update_info)
+
+
+def test_a_chunk_is_gathered_while_the_engines_load_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_memory, "CHUNK_BYTES", 40)
+    client = WaitingClient()
+
+    class Source(ListSource):
+        def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+            for name, tensor in self.tensors:
+                if name == "t1":
+                    client.is_gathering.set()
+                yield name, tensor
+
+    tensors = [(f"t{i}", torch.full((10,), float(i))) for i in range(3)]
+    make_sender("shared_memory", 0, 1, client, Source(tensors), "127.0.0.1", 0).send_weights()
+    assert client.was_gathered
+    assert_same([named for chunk in client.chunks for named in chunk], tensors)
+    assert [file.exists() for file in client.files] == [False] * 3
+
+
+def test_a_failed_call_ends_the_transfer_and_leaves_no_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(shared_memory, "CHUNK_BYTES", 40)
+    monkeypatch.setattr(shared_memory, "roomy_folder", lambda size: str(tmp_path))
+    client = ReadingClient()
+
+    def fail(update_info: dict[str, Any]) -> None:
+        raise RuntimeError("refused")
+
+    monkeypatch.setattr(client, "update_weights", fail)
+    source = ListSource([(f"t{i}", torch.zeros(10)) for i in range(3)])
+    with pytest.raises(RuntimeError, match="refused"):
+        make_sender("shared_memory", 0, 1, client, source, "127.0.0.1", 0).send_weights()
+    assert client.calls == ["init", "start"] and list(tmp_path.iterdir()) == []
 
 
 def test_a_small_model_is_one_chunk_and_leaves_no_file_behind() -> None:

@@ -1,0 +1,129 @@
+"""Files of ``torch.save`` in memory, as segments that are views of the saved tensors: nothing is copied or written.
+
+DeepSpeed saves through a checkpoint engine. ``SegmentCollector`` takes the place of the one that writes files, so that
+DeepSpeed decides what a checkpoint holds, and its own loader reads the files once they are written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointCommitInfo, CheckpointEngine
+from numpy.typing import NDArray
+from torch import Tensor
+
+Segments = Sequence[NDArray[np.uint8]]
+"""Content of a file, as arrays of bytes, end to end."""
+Files = Mapping[str, Segments]
+"""File name in the checkpoint's folder → content."""
+SMALL = 2**16
+"""Tensors below this many bytes are copied, so that a file has few segments."""
+
+
+class SegmentCollector(CheckpointEngine):
+    """DeepSpeed's checkpoint engine that keeps files in memory, in ``files``; it saves and does not load."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.files: dict[str, Segments] = {}
+
+    def create(self, info: CheckpointCommitInfo) -> None:
+        """Do nothing: there is no folder."""
+
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:
+        """Do nothing: there is no folder."""
+
+    def save(self, state_dict: Any, path: str) -> None:
+        """Keep one file."""
+        self.files[Path(path).name] = save_to_segments(state_dict)
+
+    def load(self, path: str, map_location: Any = None) -> Any:
+        """Refuse: files are loaded by DeepSpeed's own engine."""
+        raise NotImplementedError(path)
+
+    def commit(self, info: CheckpointCommitInfo) -> bool:
+        """Do nothing: all files are complete."""
+        return True
+
+
+def save_to_segments(state: Any) -> Segments:
+    """The file that ``torch.save`` writes for a state, as segments.
+
+    Tensors in host memory are not copied: the segments are valid until the tensors change. Of a view, only its own
+    elements are saved, and not its whole storage.
+    """
+    sink, checks = _Sink(), torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)  # checkpoints have SHA-256 sums; these would read all tensors
+    try:
+        torch.save(sink.as_saved(state), sink)
+    finally:
+        torch.serialization.set_crc32_options(checks)
+    return sink.segments()
+
+
+def file_bytes(content: Segments) -> int:
+    """Size of a file."""
+    return sum(segment.nbytes for segment in content)
+
+
+def write_segments(content: Segments, path: Path) -> None:
+    """Write a file."""
+    with path.open("wb") as file:
+        for segment in content:
+            file.write(segment.data)
+
+
+class _Sink:
+    """File object for ``torch.save``, which passes a tensor's own memory to ``write``: it is recognised by address."""
+
+    def __init__(self) -> None:
+        self._tensors: dict[tuple[int, int], NDArray[np.uint8]] = {}
+        """(address, bytes) of each large tensor → its memory."""
+        self._segments: list[NDArray[np.uint8]] = []
+        self._small = bytearray()
+        """Bytes since the last large tensor."""
+
+    def as_saved(self, state: Any) -> Any:
+        """The state with each tensor in host memory, as a storage of its own."""
+        if isinstance(state, Tensor):
+            return self._as_own_storage(state.detach().to("cpu").contiguous())
+        if isinstance(state, dict):
+            return type(state)({key: self.as_saved(value) for key, value in state.items()})
+        if type(state) in (list, tuple):
+            return type(state)(self.as_saved(value) for value in state)
+        return state
+
+    def _as_own_storage(self, tensor: Tensor) -> Tensor:
+        if tensor.nbytes < SMALL:
+            return tensor.clone()
+        memory = tensor.view(-1).view(torch.uint8).numpy()
+        self._tensors[memory.ctypes.data, memory.nbytes] = memory
+        return torch.from_numpy(memory).view(tensor.dtype).view(tensor.shape)
+
+    def write(self, data: Any) -> int:
+        """Take the file's next bytes."""
+        given = np.frombuffer(data, np.uint8)
+        own = self._tensors.get((given.ctypes.data, given.nbytes))
+        if own is None:
+            self._small += given.data
+        else:
+            self._end_segment()
+            self._segments.append(own)
+        return given.nbytes
+
+    def flush(self) -> None:
+        """Do nothing: nothing is buffered elsewhere."""
+
+    def _end_segment(self) -> None:
+        if self._small:
+            self._segments.append(np.frombuffer(bytes(self._small), np.uint8))
+            self._small.clear()
+
+    def segments(self) -> Segments:
+        """The file's content."""
+        self._end_segment()
+        return tuple(self._segments)
