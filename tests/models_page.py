@@ -138,7 +138,7 @@ def train_and_publish(rank: Any, name: str, folder: str, pipe: Connection) -> Pu
     engine = ZeroEngine(net, RoleConfig(), "float32", rank, place, optimizer, 1)
     random = np.random.default_rng(0)
     prompts = [tuple(int(t) for t in random.integers(2, VOCABULARY, 8)) for _ in range(PROMPTS)]
-    taught = Sequences.pack((prompt, random.integers(2, VOCABULARY, 30)) for prompt in prompts)
+    taught = Sequences.pack((prompt, random.integers(2, VOCABULARY, 30).astype(np.int32)) for prompt in prompts)
     engine.update([taught], lambda s: -engine.engine(pack_row(s, range(PROMPTS), place), 0.7)[0].sum(), 120)
     client = PipeClient(pipe)
     client.answer()  # it is ready

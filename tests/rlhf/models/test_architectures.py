@@ -35,7 +35,8 @@ def sequences() -> Sequences:
     """All but the last are longer than the sliding windows and chunks of the small models."""
     random = np.random.default_rng(0)
     sizes = ((3, 14), (5, 35), (2, 7))
-    return Sequences.pack((random.integers(2, VOCABULARY, p), random.integers(2, VOCABULARY, r)) for p, r in sizes)
+    drawn = [[random.integers(2, VOCABULARY, length).astype(np.int32) for length in pair] for pair in sizes]
+    return Sequences.pack((prompt, response) for prompt, response in drawn)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
