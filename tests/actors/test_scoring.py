@@ -170,8 +170,8 @@ class Small:
                 BlockSummary(stream="", tokens=BIG, positions=places, set_aside=places[:1], faults=faults),
             )
 
-    def scores(self, *roles: str) -> list[np.ndarray]:
-        """What each role says of each block."""
+    def send(self, *roles: str) -> Scoring:
+        """The scoring by these roles, to which every block was sent."""
         scorers = [
             ScoringMethod(
                 group=self.groups[role], method="scores", result_spec=ResultSpec(kind=role), unit_ranks=RANKS[role]
@@ -181,7 +181,11 @@ class Small:
         scoring = Scoring(self.actors, CONTEXT, 9, scorers)
         for block in BLOCKS:
             scoring.send(Block(rollouts=packed(block), samples=len(block), set_aside=0, tokens=BIG))
-        scored = scoring.wait_for_results()
+        return scoring
+
+    def scores(self, *roles: str) -> list[np.ndarray]:
+        """What each role says of each block."""
+        scored = self.send(*roles).wait_for_results()
         values = ray.get(scored.refs)
         assert [block.prompt_ids.tolist() for block in values[: len(BLOCKS)]] == list(BLOCKS)
         parts, found = iter(values[len(BLOCKS) :]), {}
@@ -310,13 +314,7 @@ def test_roles_on_the_same_gpus_score_one_by_one(after: bool, actors: Any) -> No
 
 def test_a_role_on_the_engines_gpus_scores_nothing_during_the_rollout(actors: Any) -> None:
     small = actors(["reference"], ("nobody", 0, 0), shares={"reference": Sharing(key="policy", is_after_rollout=True)})
-    specs = {role: ResultSpec(kind="", ranks=RANKS[role]) for role in ("policy", "reference")}
-    scorers = [
-        ScoringMethod(group=small.groups[role], method="scores", result_spec=spec) for role, spec in specs.items()
-    ]
-    scoring = Scoring(small.actors, CONTEXT, scorers)
-    for block in BLOCKS:
-        scoring.send(packed(block), len(block))
+    scoring = small.send("policy", "reference")
     ray.get(small.groups["reference"].call("update", 0, 0))  # the actor has worked off what it was sent before
     assert not any(small.times("reference rank 0", block[0]) for block in BLOCKS)
     scoring.wait_for_results()
