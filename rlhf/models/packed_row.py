@@ -88,7 +88,7 @@ def hidden_states(backbone: nn.Module, row: PackedRow, form: Form = "packed", **
     inputs = (_packed_inputs(row) if is_packed else _padded_inputs(row)) | without_cache(backbone)
     with rows_of(row.lengths):
         states = backbone(**inputs, **attending).last_hidden_state
-    return states[0] if is_packed else states[inputs["attention_mask"].bool()]
+    return states.squeeze(0) if is_packed else states[inputs["attention_mask"].bool()]
 
 
 def without_cache(model: nn.Module) -> dict[str, Any]:

@@ -23,7 +23,8 @@ from rlhf.device import peak_memory_gib
 from rlhf.models.load import DTYPES, load_causal, load_policy
 from rlhf.models.lora import adapters_off
 from rlhf.models.packed_row import PackedRow, pack_row
-from rlhf.models.policy import Entropy, PolicyNet
+from rlhf.models.logprobs import Entropy
+from rlhf.models.policy import PolicyNet
 from rlhf.roles.block_result import BlockResult, token_index
 from rlhf.roles.role import Role, plan_updates
 from rlhf.types import Experience, Float32, RolloutBlock

@@ -34,7 +34,7 @@ from rlhf.config.schema import (
 from rlhf.config.stages import critic_updates, policy_updates
 from rlhf.experience import Scored, build_experience, experience_metrics
 from rlhf.models.packed_row import PackedRow
-from rlhf.models.policy import Entropy, token_logprobs
+from rlhf.models.logprobs import Entropy, token_logprobs
 from rlhf.roles.block_result import join_tokens
 from rlhf.roles.critic import CriticRole
 from rlhf.roles.policy import PolicyRole
@@ -169,7 +169,7 @@ class LogitTable(nn.Module):
 
     def forward(self, row: PackedRow, temperature: float, entropy: Entropy = "none") -> tuple[Tensor, ...]:
         hidden = self.logits[states(row, row.predict_at).clamp(max=len(self.logits) - 1)]
-        return token_logprobs(hidden, lambda logits: logits, row.targets, temperature, entropy)
+        return token_logprobs(hidden, lambda logits: logits, row.targets, temperature, hidden.shape[1], entropy)
 
 
 class ValueTable(nn.Module):
