@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import resource
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
 
 from rlhf.config.schema import RolloutConfig
 
@@ -89,6 +92,19 @@ def host_buffer(device: torch.device, size: int) -> torch.Tensor:
     import torch
 
     return torch.empty(size, dtype=torch.uint8, pin_memory=device.type == "cuda")
+
+
+def copy_to_device(arrays: Sequence[np.ndarray], device: torch.device) -> tuple[torch.Tensor, ...]:
+    """Copy arrays of one dtype in one transfer, for which the host does not wait.
+
+    Shapes: (n,) each → (n,) each, views of one tensor.
+    """
+    import torch
+
+    joined = torch.from_numpy(np.concatenate(arrays))
+    if device.type == "cuda":
+        joined = joined.pin_memory().to(device, non_blocking=True)
+    return joined.split([len(array) for array in arrays])
 
 
 def wait_for_device(device: torch.device) -> None:

@@ -67,7 +67,7 @@ class _LogProbs(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor, temperature: float, entropy: Entropy) -> tuple[Tensor, ...]:
-        blocks = [_statistics(*block, temperature, entropy != "none") for block in _blocks(logits, targets)]
+        blocks = [_statistics(temperature, entropy != "none", *block) for block in _blocks(logits, targets)]
         logprobs, peaks, totals, *entropies = (torch.cat(each) for each in zip(*blocks, strict=True))
         trained = entropies if entropy == "trained" else []
         ctx.save_for_backward(logits, targets, peaks, totals, *trained)
@@ -94,7 +94,7 @@ def _blocks(logits: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
     return zip(*(table.split(rows) for table in tables), strict=True)
 
 
-def _statistics(logits: Tensor, targets: Tensor, temperature: float, with_entropy: bool) -> tuple[Tensor, ...]:
+def _statistics(temperature: float, with_entropy: bool, logits: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
     """Of (r, V) logits and (r, 1) targets, (r,) each: log-probability, m, Z and, on request, the entropy."""
     wide = _wide(logits)
     peaks = wide.amax(dim=1, keepdim=True)
