@@ -19,12 +19,13 @@ from rlhf.config.schema import ModelConfig, RolloutConfig
 from rlhf.placement.pools import OffloadMode
 
 GIB = 2**30
-LOGITS_CHUNK = 2048
-"""Response tokens whose logits exist at a time: ``CHUNK`` of ``rlhf/models/policy.py``, which imports torch."""
-LOGITS_COPIES = 5
-"""Float32 tensors of a chunk that exist at a time: logits, log-softmax, probabilities, and two of the entropy."""
-SCORED_COPIES = 2
-"""The same without entropy: logits and their log-softmax."""
+LOGITS_CHUNK, LOGITS_BLOCK = 2**28, 2**20
+"""Logits that exist at a time, and those of which float32 copies exist: ``CHUNK`` and ``BLOCK`` of
+``rlhf/models/logprobs.py``, which imports torch."""
+UPDATE_COPIES, SCORING_COPIES = 2, 1
+"""Tensors of a chunk that exist at a time, in the model's dtype: the logits and, in an update, their gradient."""
+BLOCK_COPIES = 3
+"""Float32 tensors of a block that exist at a time: scaled logits, probabilities, gradient."""
 BUCKET = 500_000_000
 """DeepSpeed's ``reduce_bucket_size``: gradients that are reduced together; its buffer has this size from the
 start."""
@@ -206,10 +207,16 @@ def forward_activations(shape: ModelShape, tokens: int, b: int, ranks: int = 1) 
     return own_tokens(tokens, ranks) * (b * (widest + 5 * shape.hidden) + INDICES)
 
 
-def logits_bytes(member: PlannedRole, tokens: int, copies: int = LOGITS_COPIES) -> int:
-    """A chunk of logits in float32; 0 for a model without them."""
-    rows = min(LOGITS_CHUNK, own_tokens(tokens, member.config.sequence_parallel))
-    return 4 * copies * rows * member.shape.vocab if member.head == "language" else 0
+def logits_bytes(member: PlannedRole, tokens: int, b: int, copies: int = UPDATE_COPIES) -> int:
+    """A chunk of logits, and what is computed from it; 0 for a model without them.
+
+    Not counted is what a model computes after its output layer, for example bounded logits (Gemma 2).
+    """
+    if member.head != "language":
+        return 0
+    vocab = member.shape.vocab
+    chunk = vocab * min(max(1, LOGITS_CHUNK // vocab), own_tokens(tokens, member.config.sequence_parallel))
+    return b * copies * chunk + 4 * BLOCK_COPIES * min(LOGITS_BLOCK, chunk)
 
 
 def gathered_weights(member: PlannedRole, b: int) -> int:
@@ -226,7 +233,10 @@ def scoring_memory(member: PlannedRole, model: ModelConfig) -> GPUMemory:
     """Additional memory of a pass without gradients."""
     b, tokens = size_of(model.dtype), member.config.micro_batch_tokens
     ranks = member.config.sequence_parallel
-    chunk, layer = logits_bytes(member, tokens, SCORED_COPIES), forward_activations(member.own_shape, tokens, b, ranks)
+    chunk, layer = (
+        logits_bytes(member, tokens, b, SCORING_COPIES),
+        forward_activations(member.own_shape, tokens, b, ranks),
+    )
     ends = 2 * b * member.shape.hidden * own_tokens(tokens, ranks)
     at_the_end = chunk + ends > layer
     return GPUMemory(
@@ -254,7 +264,7 @@ def pass_memory(member: PlannedRole, model: ModelConfig, tokens: int) -> GPUMemo
     stored = _outside(shape, tokens, b, ranks) + shape.layers * kept
     layer = 4 * b * shape.intermediate * own + (one if model.gradient_checkpointing else 0)
     buffers = _bucket(member, b) + gathered_weights(member, b)
-    at_the_logits = GPUMemory(activations=stored, logits=logits_bytes(member, tokens), buffers=buffers)
+    at_the_logits = GPUMemory(activations=stored, logits=logits_bytes(member, tokens, b), buffers=buffers)
     return max(at_the_logits, GPUMemory(activations=stored + layer, buffers=buffers), key=lambda moment: moment.total)
 
 
