@@ -23,9 +23,8 @@ LOGITS_CHUNK, LOGITS_BLOCK = 2**28, 2**20
 """Logits that exist at a time, and those of which float32 copies exist: ``CHUNK`` and ``BLOCK`` of
 ``rlhf/models/logprobs.py``, which imports torch."""
 UPDATE_COPIES, SCORING_COPIES = 2, 1
-"""Tensors of a chunk that exist at a time, in the model's dtype: the logits and, in an update, their gradient."""
-BLOCK_COPIES = 3
-"""Float32 tensors of a block that exist at a time: scaled logits, probabilities, gradient."""
+"""Tensors of a chunk that exist at a time, in the model's dtype: the logits and, in an update, their gradient. Of a
+block, the same and its probabilities exist in float32."""
 BUCKET = 500_000_000
 """DeepSpeed's ``reduce_bucket_size``: gradients that are reduced together; its buffer has this size from the
 start."""
@@ -42,8 +41,8 @@ PROCESS = GIB
 """Allowance for CUDA, cuBLAS and NCCL in each process."""
 ASLEEP = 3 * GIB // 2
 """Allowance for a sleeping engine: CUDA itself, and its graphs."""
-INDICES = 24
-"""Bytes of a token's integers: its id, its position, and the mask of ones."""
+INDICES = 40
+"""Bytes of a token's integers: its id and position, the position that predicts it, its target, the mask of ones."""
 GRAPHS = GIB
 """Allowance for an engine's CUDA graphs."""
 
@@ -216,7 +215,7 @@ def logits_bytes(member: PlannedRole, tokens: int, b: int, copies: int = UPDATE_
         return 0
     vocab = member.shape.vocab
     chunk = vocab * min(max(1, LOGITS_CHUNK // vocab), own_tokens(tokens, member.config.sequence_parallel))
-    return b * copies * chunk + 4 * BLOCK_COPIES * min(LOGITS_BLOCK, chunk)
+    return b * copies * chunk + 4 * (copies + 1) * min(LOGITS_BLOCK, chunk)
 
 
 def gathered_weights(member: PlannedRole, b: int) -> int:
@@ -233,10 +232,8 @@ def scoring_memory(member: PlannedRole, model: ModelConfig) -> GPUMemory:
     """Additional memory of a pass without gradients."""
     b, tokens = size_of(model.dtype), member.config.micro_batch_tokens
     ranks = member.config.sequence_parallel
-    chunk, layer = (
-        logits_bytes(member, tokens, b, SCORING_COPIES),
-        forward_activations(member.own_shape, tokens, b, ranks),
-    )
+    chunk = logits_bytes(member, tokens, b, SCORING_COPIES)
+    layer = forward_activations(member.own_shape, tokens, b, ranks)
     ends = 2 * b * member.shape.hidden * own_tokens(tokens, ranks)
     at_the_end = chunk + ends > layer
     return GPUMemory(

@@ -96,9 +96,8 @@ def _blocks(logits: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 def _statistics(temperature: float, with_entropy: bool, logits: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
     """Of (r, V) logits and (r, 1) targets, (r,) each: log-probability, m, Z and, on request, the entropy."""
-    wide = _wide(logits)
-    peaks = wide.amax(dim=1, keepdim=True)
-    scaled = (wide - peaks).div_(temperature)
+    peaks = logits.amax(dim=1, keepdim=True)
+    scaled = (_wide(logits) - peaks).div_(temperature)
     weights = scaled.exp()
     totals = weights.sum(dim=1)
     logprobs = scaled.gather(1, targets)[:, 0] - totals.log()
