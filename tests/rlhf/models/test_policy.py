@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rlhf.models import logprobs
@@ -105,3 +109,33 @@ def test_the_head_is_the_models_own_and_counted_once(architecture: str) -> None:
     assert [p.data_ptr() for p in net.external_parameters()] == [lm.get_output_embeddings().weight.data_ptr()]
     assert sum(p.numel() for p in net.parameters()) == sum(p.numel() for p in lm.parameters())
     assert all(name.startswith("lm.") for name in net.state_dict())
+
+
+class LargestTensor(TorchDispatchMode):
+    """Notes the number of elements of the largest tensor that an operation returns."""
+
+    size = 0
+
+    def __torch_dispatch__(self, operation: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+        result = operation(*arguments, **(options or {}))
+        for each in tree_leaves(result):
+            self.size = max(self.size, each.numel() if isinstance(each, Tensor) else 0)
+        return result
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_long_row_makes_no_tensor_of_its_square_nor_all_logits(
+    checkpointing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """32,768 tokens: the square has 2^30 elements, all logits 2^24; a chunk has 2^20, the row's states 2^20."""
+    monkeypatch.setattr(logprobs, "CHUNK", 2**20)
+    sizes = {"vocab_size": 1024, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
+    lm = tiny_model(AutoModelForCausalLM, "llama", **sizes, max_position_embeddings=256).train()
+    if checkpointing:
+        lm.gradient_checkpointing_enable({"use_reentrant": False})
+    row = pack_row(random_sequences(*[(128, 128)] * 128), range(128), "cpu")
+    assert row.tokens.shape == (1, 2**15) and row.targets.shape == (2**14,)
+    with LargestTensor() as seen:
+        chosen, entropy = PolicyNet(lm)(row, TEMPERATURE, "trained")
+        (chosen.sum() + entropy.sum()).backward()
+    assert 2**20 <= seen.size <= 2**21

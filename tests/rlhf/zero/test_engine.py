@@ -172,6 +172,26 @@ def test_a_gradient_that_is_no_number_stops_every_rank(stage: int, bad: float, t
         two_ranks.run(train_scale, stage, [[[1.0]], [[bad]]], 2, 1, PLAIN, "float32")
 
 
+def update_with(rank: Rank, numbers: list[float], stage: int) -> tuple[str, float]:
+    """The error of an update whose watched tensor holds this rank's number, and the weight after it."""
+    engine = ZeroEngine(Scale(), RoleConfig(ranks=2, zero_stage=stage), "float32", rank, join(rank), PLAIN, 1)
+
+    def loss(value: float) -> Tensor:
+        engine.finite.watch("values", torch.tensor([value, 1.0]))
+        return engine.engine(torch.ones(1))
+
+    with pytest.raises(MachineryError) as error:
+        engine.update([numbers[rank.rank]], loss, 2)
+    return str(error.value), float(dict(engine.full_state(engine.network))["w"])
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_watched_number_of_one_rank_stops_every_rank_before_the_step(stage: int, two_ranks: Crew) -> None:
+    for message, weight in two_ranks.run(update_with, [0.0, math.nan], stage):
+        assert message.endswith("in values: 1 of 4")
+        assert weight == 1.0
+
+
 def summed(rank: Rank) -> list[float]:
     """The ranks' numbers, 2^24 + rank, added up: in float32 the one would be lost."""
     engine = ZeroEngine(Scale(), RoleConfig(), "float32", rank, join(rank))
