@@ -25,9 +25,9 @@ LOGITS_CHUNK, LOGITS_BLOCK = 2**28, 2**20
 UPDATE_COPIES, SCORING_COPIES = 2, 1
 """Tensors of a chunk that exist at a time, in the model's dtype: the logits and, in an update, their gradient. Of a
 block, the same and its probabilities exist in float32."""
-BUCKET = 500_000_000
-"""DeepSpeed's ``reduce_bucket_size``: gradients that are reduced together; its buffer has this size from the
-start."""
+BUCKET = 100_000_000
+"""Gradients that are reduced together: ``REDUCE_BUCKET`` of ``rlhf/zero/settings.py``, which imports torch. The
+buffer has this size from the start; while one is reduced, stages 1 and 2 fill a second."""
 PREFETCH, REUSED, STEPPED = 50_000_000, 1_000_000_000, 1_000_000_000
 """DeepSpeed's ``stage3_prefetch_bucket_size``, ``stage3_max_reuse_distance`` and ``sub_group_size``, in parameters."""
 SEND_BUFFER = GIB
@@ -271,7 +271,9 @@ def _bucket(member: PlannedRole, b: int, always: bool = False) -> int:
         return 0
     stage, offload = member.config.zero_stage, member.config.offload
     in_backward = stage == 2 or (stage == 1 and (b == 4 or offload))
-    return BUCKET * b if stage == 3 or (in_backward and not always) else 0
+    if stage == 3:
+        return BUCKET * b
+    return BUCKET * b * (2 if member.shards > 1 else 1) if in_backward and not always else 0
 
 
 def _stepping(member: PlannedRole, dtype: str) -> int:

@@ -38,7 +38,7 @@ from rlhf.zero.settings import SCHEDULES, deepspeed_config, optimizer_arguments
 
 def shard_while_loading(role: RoleConfig, dtype: str, rank: Rank) -> object | None:
     """Under ZeRO-3, have transformers load a model directly into shards for as long as the returned object lives."""
-    return HfDeepSpeedConfig(deepspeed_config(role, dtype, rank.world)) if role.zero_stage == 3 else None
+    return HfDeepSpeedConfig(deepspeed_config(role, dtype, rank.world, rank.device)) if role.zero_stage == 3 else None
 
 
 class ZeroEngine:
@@ -62,12 +62,13 @@ class ZeroEngine:
         total_updates: int = 0,
     ) -> None:
         self.rank, self.world, self.device, self.stage = rank.rank, rank.world, device, role.zero_stage
-        self.network, self.dtype, self.learning_rate = network, dtype, 0.0
+        self.network, self.dtype, self.device_kind, self.learning_rate = network, dtype, rank.device, 0.0
         self.finite = FiniteCheck()
         """Checks the tensors that losses ``watch``."""
         self.model_parallel_size, self.tensor_ranks = model_parallel_size(role), role.tensor_parallel
         if role.zero_stage == 3:
-            deepspeed.zero.Init(module=network, config_dict_or_path=deepspeed_config(role, dtype, rank.world))
+            config = deepspeed_config(role, dtype, rank.world, rank.device)
+            deepspeed.zero.Init(module=network, config_dict_or_path=config)
             for parameter in network.parameters():
                 _padding(parameter, rank.rank).zero_()
             for parameter in network.external_parameters():
@@ -93,7 +94,7 @@ class ZeroEngine:
         self.offloader = Offloader(network, device, self.engine.optimizer, adam)
 
     def _initialize(self, role: RoleConfig, max_grad_norm: float = 0.0, **training: Any) -> Any:
-        config = deepspeed_config(role, self.dtype, self.world, max_grad_norm)
+        config = deepspeed_config(role, self.dtype, self.world, self.device_kind, max_grad_norm)
         engine = deepspeed.initialize(model=self.network, config=config, **training)[0]
         if self.tensor_ranks > 1:
             engine.first_dataloader_check.remove()  # this hook compares inputs with ==, which fails for tensors

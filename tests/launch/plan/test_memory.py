@@ -36,6 +36,7 @@ from rlhf.models.packed_row import PackedRow, pack_row
 from rlhf.models.policy import PolicyNet
 from rlhf.zero.engine import ZeroEngine
 from rlhf.zero.process_group import Rank, join
+from rlhf.zero.settings import REDUCE_BUCKET
 from tests.launch.plan.small import TINY, find
 from tests.rlhf.ranks import Crew
 from tests.rlhf.tiny import ARCHITECTURES, random_sequences, tiny_config, tiny_model
@@ -352,7 +353,7 @@ def test_a_publish_holds_two_chunks() -> None:
 def test_constants_are_those_of_the_libraries() -> None:
     """Compare the constants with their definitions in the libraries, which new versions may change."""
     zero = DeepSpeedZeroConfig(stage=3)
-    assert (zero.reduce_bucket_size, zero.prefetch_bucket_size) == (memory.BUCKET, memory.PREFETCH)
+    assert (REDUCE_BUCKET, zero.prefetch_bucket_size) == (memory.BUCKET, memory.PREFETCH)
     assert (zero.max_reuse_distance, zero.sub_group_size) == (memory.REUSED, memory.STEPPED)
     assert (memory.LOGITS_CHUNK, memory.LOGITS_BLOCK) == (CHUNK, BLOCK)
     spec = find_spec("vllm")

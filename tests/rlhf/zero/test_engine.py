@@ -192,6 +192,27 @@ def test_a_watched_number_of_one_rank_stops_every_rank_before_the_step(stage: in
         assert weight == 1.0
 
 
+def update_three_layers(rank: Rank, stage: int, overlaps: bool) -> list[list[float]]:
+    """Weights after two updates of two micro-batches, with gradients reduced after or during the backward pass."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rlhf.zero.settings.overlaps_collectives", lambda device: overlaps)
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3), nn.Tanh(), nn.Linear(3, 1))
+        network.external_parameters = list
+        role = RoleConfig(ranks=2, zero_stage=stage)
+        engine = ZeroEngine(network, role, "float32", rank, join(rank), OptimizerConfig(lr=0.1, schedule="constant"), 2)
+    for step in range(2):
+        inputs = torch.randn(2, 4, 5, generator=torch.Generator().manual_seed(10 * step + rank.rank))
+        engine.update(list(inputs), lambda x: engine.engine(x).square().sum(), 16)
+    return [tensor.flatten().tolist() for _, tensor in engine.full_state(network)]
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_overlapped_reductions_change_no_bit(stage: int, two_ranks: Crew) -> None:
+    after, during = (two_ranks.run(update_three_layers, stage, overlaps) for overlaps in (False, True))
+    assert during == after
+
+
 def summed(rank: Rank) -> list[float]:
     """The ranks' numbers, 2^24 + rank, added up: in float32 the one would be lost."""
     engine = ZeroEngine(Scale(), RoleConfig(), "float32", rank, join(rank))
