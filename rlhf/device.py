@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import os
 import resource
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
 
 from rlhf.config.schema import RolloutConfig
 
@@ -12,6 +16,8 @@ if TYPE_CHECKING:
     import torch
 
 Device = Literal["cpu", "cuda"]
+NVIDIA_GPUS = Path("/proc/driver/nvidia/gpus")
+"""A folder for each of the node's GPUs, also of those that this process does not see."""
 
 
 def collective_backend(device: Device) -> str:
@@ -33,10 +39,21 @@ def prepare_process(device: Device, threads: int) -> torch.device:
     if device == "cuda":
         torch.cuda.set_device(0)
         torch.backends.cuda.matmul.allow_tf32 = False  # log-probabilities in float32 are compared at 1e-4
+        torch.set_num_threads(max(threads, _cores_per_gpu()))  # for the optimizer of offloaded states
         return torch.device("cuda", 0)
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     torch.set_num_threads(threads)
     return torch.device("cpu")
+
+
+def _cores_per_gpu() -> int:
+    """CPU cores of this process, divided among the node's GPUs, each of which has a process."""
+    return len(os.sched_getaffinity(0)) // max(1, len(list(NVIDIA_GPUS.glob("*"))))
+
+
+def overlaps_collectives(device: Device) -> bool:
+    """Whether collectives run beside computation: on GPUs in streams of their own; on a CPU they take its cores."""
+    return device == "cuda"
 
 
 def engine_environment(device: Device, config: RolloutConfig, backend: str | None) -> dict[str, str]:
@@ -98,6 +115,19 @@ def slice_elements(device: torch.device) -> int:
     fills the device, and a temporary takes 128 MiB.
     """
     return 2**24 if device.type == "cuda" else 2**17
+
+
+def copy_to_device(arrays: Sequence[np.ndarray], device: torch.device) -> tuple[torch.Tensor, ...]:
+    """Copy arrays of one dtype in one transfer, for which the host does not wait.
+
+    Shapes: (n,) each → (n,) each, views of one tensor.
+    """
+    import torch
+
+    joined = torch.from_numpy(np.concatenate(arrays))
+    if device.type == "cuda":
+        joined = joined.pin_memory().to(device, non_blocking=True)
+    return joined.split([len(array) for array in arrays])
 
 
 def wait_for_device(device: torch.device) -> None:

@@ -20,15 +20,15 @@ from rlhf.generation.limits import EngineLimits
 from rlhf.placement.pools import OffloadMode
 
 GIB = 2**30
-LOGITS_CHUNK = 2048
-"""Response tokens whose logits exist at a time: ``CHUNK`` of ``rlhf/models/policy.py``, which imports torch."""
-LOGITS_COPIES = 5
-"""Float32 tensors of a chunk that exist at a time: logits, log-softmax, probabilities, and two of the entropy."""
-SCORED_COPIES = 2
-"""The same without entropy: logits and their log-softmax."""
-BUCKET = 500_000_000
-"""DeepSpeed's ``reduce_bucket_size``: gradients that are reduced together; its buffer has this size from the
-start."""
+LOGITS_CHUNK, LOGITS_BLOCK = 2**28, 2**20
+"""Logits that exist at a time, and those of which float32 copies exist: ``CHUNK`` and ``BLOCK`` of
+``rlhf/models/logprobs.py``, which imports torch."""
+UPDATE_COPIES, SCORING_COPIES = 2, 1
+"""Tensors of a chunk that exist at a time, in the model's dtype: the logits and, in an update, their gradient. Of a
+block, the same and its probabilities exist in float32."""
+BUCKET = 100_000_000
+"""Gradients that are reduced together: ``REDUCE_BUCKET`` of ``rlhf/zero/settings.py``, which imports torch. The
+buffer has this size from the start; while one is reduced, stages 1 and 2 fill a second."""
 PREFETCH, REUSED, STEPPED = 50_000_000, 1_000_000_000, 1_000_000_000
 """DeepSpeed's ``stage3_prefetch_bucket_size``, ``stage3_max_reuse_distance`` and ``sub_group_size``, in parameters."""
 SEND_BUFFER = GIB
@@ -40,8 +40,8 @@ PROCESS = GIB
 """Allowance for CUDA, cuBLAS and NCCL in each process."""
 ASLEEP = 3 * GIB // 2
 """Allowance for a sleeping engine: CUDA itself, and its graphs."""
-INDICES = 24
-"""Bytes of a token's integers: its id, its position, and the mask of ones."""
+INDICES = 40
+"""Bytes of a token's integers: its id and position, the position that predicts it, its target, the mask of ones."""
 GRAPHS = GIB
 """Allowance for an engine's CUDA graphs."""
 
@@ -205,10 +205,16 @@ def forward_activations(shape: ModelShape, tokens: int, b: int, ranks: int = 1) 
     return own_tokens(tokens, ranks) * (b * (widest + 5 * shape.hidden) + INDICES)
 
 
-def logits_bytes(member: PlannedRole, tokens: int, copies: int = LOGITS_COPIES) -> int:
-    """A chunk of logits in float32; 0 for a model without them."""
-    rows = min(LOGITS_CHUNK, own_tokens(tokens, member.config.sequence_parallel))
-    return 4 * copies * rows * member.shape.vocab if member.head == "language" else 0
+def logits_bytes(member: PlannedRole, tokens: int, b: int, copies: int = UPDATE_COPIES) -> int:
+    """A chunk of logits, and what is computed from it; 0 for a model without them.
+
+    Not counted is what a model computes after its output layer, for example bounded logits (Gemma 2).
+    """
+    if member.head != "language":
+        return 0
+    vocab = member.shape.vocab
+    chunk = vocab * min(max(1, LOGITS_CHUNK // vocab), own_tokens(tokens, member.config.sequence_parallel))
+    return b * copies * chunk + 4 * (copies + 1) * min(LOGITS_BLOCK, chunk)
 
 
 def gathered_weights(member: PlannedRole, b: int) -> int:
@@ -225,7 +231,8 @@ def scoring_memory(member: PlannedRole, model: ModelConfig) -> GPUMemory:
     """Additional memory of a pass without gradients."""
     b, tokens = size_of(model.dtype), member.config.micro_batch_tokens
     ranks = member.config.sequence_parallel
-    chunk, layer = logits_bytes(member, tokens, SCORED_COPIES), forward_activations(member.own_shape, tokens, b, ranks)
+    chunk = logits_bytes(member, tokens, b, SCORING_COPIES)
+    layer = forward_activations(member.own_shape, tokens, b, ranks)
     ends = 2 * b * member.shape.hidden * own_tokens(tokens, ranks)
     at_the_end = chunk + ends > layer
     return GPUMemory(
@@ -253,7 +260,7 @@ def pass_memory(member: PlannedRole, model: ModelConfig, tokens: int) -> GPUMemo
     stored = _outside(shape, tokens, b, ranks) + shape.layers * kept
     layer = 4 * b * shape.intermediate * own + (one if model.gradient_checkpointing else 0)
     buffers = _bucket(member, b) + gathered_weights(member, b)
-    at_the_logits = GPUMemory(activations=stored, logits=logits_bytes(member, tokens), buffers=buffers)
+    at_the_logits = GPUMemory(activations=stored, logits=logits_bytes(member, tokens, b), buffers=buffers)
     return max(at_the_logits, GPUMemory(activations=stored + layer, buffers=buffers), key=lambda moment: moment.total)
 
 
@@ -263,7 +270,9 @@ def _bucket(member: PlannedRole, b: int, always: bool = False) -> int:
         return 0
     stage, offload = member.config.zero_stage, member.config.offload
     in_backward = stage == 2 or (stage == 1 and (b == 4 or offload))
-    return BUCKET * b if stage == 3 or (in_backward and not always) else 0
+    if stage == 3:
+        return BUCKET * b
+    return BUCKET * b * (2 if member.shards > 1 else 1) if in_backward and not always else 0
 
 
 def _stepping(member: PlannedRole, dtype: str) -> int:

@@ -47,6 +47,8 @@ class OutputHead:
         self.backbones = [module for module in lm.modules() if isinstance(module, PreTrainedModel) and module is not lm]
         """The backbone, and parts of it that the language model may call directly (OPT's decoder)."""
         self.options = without_cache(lm)
+        self.vocabulary = int(lm.config.get_text_config().vocab_size)
+        """Number of logits of a position; models that pad their embedding have slightly more."""
         inside = {id(part) for backbone in self.backbones for part in backbone.modules()} - {*map(id, self.backbones)}
         output = lm.get_output_embeddings()
         self.called = [part for part in lm.modules() if id(part) not in inside or part is output]
@@ -63,7 +65,7 @@ class OutputHead:
         given = _GivenStates(last_hidden_state=hidden[None])
         with _forward_replaced(self.backbones, given), _without_hooks(self.called):
             logits: Tensor = self.lm.forward(tokens, **self.options).logits
-        return logits[0]
+        return logits.squeeze(0)  # unlike an index, its backward pass copies nothing
 
     def parameters(self) -> list[nn.Parameter]:
         """Parameters outside the backbone, and the output layer's, which may be tied to the backbone's embedding."""

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from rlhf.device import copy_to_device
 from rlhf.models.attention import rows_of
-from rlhf.types import Sequences
+from rlhf.types import Bool, Int64, Sequences
 
 Form = Literal["packed", "padded"]
 """Layout of a pass: all sequences end to end in one row, or one row each, padded to the longest."""
@@ -33,8 +34,9 @@ UNFIT = (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, Typ
 class PackedRow:
     """Several sequences as one row of a forward pass.
 
-    Shapes: tokens, positions (1, N); predict_at (R,) the position whose hidden state predicts each response token;
-    targets (R,) the response tokens; last (B,) the position of each sequence's last token; lengths (B,) of sequences.
+    Shapes: tokens, positions (1, N); predict_at (R,) the position whose hidden state predicts each response token that
+    is predicted; targets (R,) these tokens; last (B,) the position of each sequence's last token; lengths (B,) of
+    sequences.
     """
 
     tokens: Tensor
@@ -45,15 +47,16 @@ class PackedRow:
     lengths: tuple[int, ...]
 
 
-def pack_row(sequences: Sequences, samples: Sequence[int], device: torch.device | str) -> PackedRow:
+def pack_row(
+    sequences: Sequences, samples: Sequence[int], device: torch.device | str, kept: Bool | None = None
+) -> PackedRow:
     """Build the row of the selected samples, in the given order.
 
     Without samples it is one dummy token that predicts nothing: forward and backward pass run and contribute zero.
+
+    Args:
+        kept: true for the samples' response tokens that are predicted, in the order of the samples; by default all.
     """
-    if not samples:
-        zero = torch.zeros(1, 1, dtype=torch.long, device=device)
-        empty = torch.zeros(0, dtype=torch.long, device=device)
-        return PackedRow(tokens=zero, positions=zero, predict_at=empty, targets=empty, last=empty, lengths=(1,))
     tokens, positions, predict_at, targets, last = [], [], [], [], []
     offset = 0
     for i in samples:
@@ -65,18 +68,28 @@ def pack_row(sequences: Sequences, samples: Sequence[int], device: torch.device 
         targets.append(sequences.response(i))
         last.append(offset + length - 1)
         offset += length
-
-    def joined(parts: list[np.ndarray]) -> Tensor:
-        return torch.from_numpy(np.concatenate(parts).astype(np.int64)).to(device)
-
-    return PackedRow(
-        tokens=joined(tokens)[None],
-        positions=joined(positions)[None],
-        predict_at=joined(predict_at),
-        targets=joined(targets),
-        last=torch.tensor(last, device=device),
-        lengths=tuple(len(part) for part in tokens),
+    selected = slice(None) if kept is None else kept
+    dummy = [] if samples else [np.zeros(1)]
+    arrays = (
+        _joined(tokens + dummy),
+        _joined(positions + dummy),
+        _joined(predict_at)[selected],
+        _joined(targets)[selected],
+        np.array(last, dtype=np.int64),
     )
+    row, places, predicting, predicted, ends = copy_to_device(arrays, torch.device(device))
+    return PackedRow(
+        tokens=row[None],
+        positions=places[None],
+        predict_at=predicting,
+        targets=predicted,
+        last=ends,
+        lengths=tuple(len(part) for part in tokens) or (1,),
+    )
+
+
+def _joined(parts: Sequence[np.ndarray]) -> Int64:
+    return np.concatenate([np.zeros(0, np.int64), *parts]).astype(np.int64)
 
 
 def hidden_states(backbone: nn.Module, row: PackedRow, form: Form = "packed", **attending: Any) -> Tensor:
@@ -88,7 +101,7 @@ def hidden_states(backbone: nn.Module, row: PackedRow, form: Form = "packed", **
     inputs = (_packed_inputs(row) if is_packed else _padded_inputs(row)) | without_cache(backbone)
     with rows_of(row.lengths):
         states = backbone(**inputs, **attending).last_hidden_state
-    return states[0] if is_packed else states[inputs["attention_mask"].bool()]
+    return states.squeeze(0) if is_packed else states[inputs["attention_mask"].bool()]
 
 
 def without_cache(model: nn.Module) -> dict[str, Any]:

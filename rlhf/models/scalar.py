@@ -108,7 +108,8 @@ class ScalarNet(RowNet):
         lengths = torch.tensor(row.lengths, device=row.last.device)
         positions = torch.arange(row.tokens.shape[1], device=row.last.device)
         kept = positions.where(row.tokens[0] != self._padding, -1)
-        sequence = torch.arange(len(lengths), device=row.last.device).repeat_interleave(lengths)
+        indices = torch.arange(len(lengths), device=row.last.device)
+        sequence = indices.repeat_interleave(lengths, output_size=len(positions))  # known size: no wait for the device
         first = row.last + 1 - lengths
         return first.scatter_reduce(0, sequence, kept, "amax")
 

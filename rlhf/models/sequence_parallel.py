@@ -127,12 +127,12 @@ def read(
 ) -> PositionStates:
     """Last hidden states at ``positions`` (K,) of a row; with a group, at those of this rank's range."""
     if sequence_group is None:
-        hidden = hidden_states(backbone, row, form)[positions]
+        hidden = hidden_states(backbone, row, form).index_select(0, positions)
         return PositionStates(hidden=hidden, own=slice(None), count=len(positions), sequence_group=None)
     begin, part = _split_row(row, sequence_group)
     end = begin + part.tokens.shape[1]
     own = ((positions >= begin) & (positions < end)).nonzero()[:, 0]
-    hidden = hidden_states(backbone, part, over=sequence_group.attention)[positions[own] - begin]
+    hidden = hidden_states(backbone, part, over=sequence_group.attention).index_select(0, positions[own] - begin)
     return PositionStates(hidden=hidden, own=own, count=len(positions), sequence_group=sequence_group)
 
 

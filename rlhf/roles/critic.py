@@ -10,7 +10,7 @@ from torch import Tensor
 from rlhf.algorithms.losses import value_loss
 from rlhf.config.schema import Recipe
 from rlhf.config.stages import critic_updates
-from rlhf.device import peak_memory_gib
+from rlhf.device import copy_to_device, peak_memory_gib
 from rlhf.errors import UserError
 from rlhf.models.classifier import inspect_classifier
 from rlhf.models.load import load_classifier
@@ -20,7 +20,6 @@ from rlhf.roles.block_result import BlockResult, token_index
 from rlhf.roles.role import plan_updates
 from rlhf.roles.scalar_role import ScalarRole
 from rlhf.types import Experience, RolloutBlock
-from rlhf.zero.engine import require_finite
 from rlhf.zero.process_group import Rank
 
 
@@ -64,8 +63,7 @@ class CriticRole(ScalarRole):
         self.engine.skip_updates(skipped)
         if not sums:
             return {}
-        totals = self.engine.all_reduce(torch.stack(sums))
-        loss, clipfrac = (totals[:, :2] / totals[:, 2:]).mean(dim=0).tolist()
+        loss, clipfrac = self.engine.all_reduce(torch.stack(sums)).mean(dim=0).tolist()
         return {
             "loss/value_avg": loss,
             "val/clipfrac_avg": clipfrac,
@@ -74,23 +72,24 @@ class CriticRole(ScalarRole):
         }
 
     def _update_minibatch(self, experience: Experience, indices: Sequence[int]) -> Tensor:
-        """Take one optimizer step; returns this rank's sums (3,): loss, clipped, tokens."""
+        """Take one optimizer step; returns this rank's part of the means (2,) over tokens: loss, clipped."""
         sequences = experience.rollouts.sequences
         micro_batches = self.micro_batches(indices, sequences.lengths)
         count = int(experience.response_mask[token_index(sequences, indices)].sum())
-        sums = torch.zeros(3, dtype=torch.float64)
+        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
 
         def loss(samples: list[int]) -> Tensor:
-            row = pack_row(sequences, samples, self.device)
             index = token_index(sequences, samples)
+            kept = experience.response_mask[index]
+            row = pack_row(sequences, samples, self.device, kept)
             assert experience.values is not None and experience.returns is not None
-            arrays = (experience.response_mask, experience.values, experience.returns)
-            kept, old, target = (torch.from_numpy(array[index]).to(self.device) for array in arrays)
-            values = require_finite("values", self.engine.engine(row, row.predict_at)[kept])
-            terms = value_loss(values, old[kept], target[kept], self.recipe.algorithm.value_clip_range)
+            arrays = [array[index][kept] for array in (experience.values, experience.returns)]
+            old, target = copy_to_device(arrays, self.device)
+            values = self.engine.finite.watch("values", self.engine.engine(row, row.predict_at))
+            terms = value_loss(values, old, target, self.recipe.algorithm.value_clip_range)
             total = terms.loss.sum()
-            sums.add_(torch.stack([total.detach(), terms.clipped.sum(), kept.sum()]).double().cpu())
+            sums.add_(torch.stack([total.detach(), terms.clipped.sum()]))
             return total
 
         self.engine.update(micro_batches, loss, count)
-        return sums
+        return sums / max(1, count)

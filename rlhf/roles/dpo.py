@@ -16,14 +16,16 @@ from torch import Tensor
 
 from rlhf.algorithms.canaries import Limits, check
 from rlhf.algorithms.losses import DPOLoss, dpo_loss
+from rlhf.algorithms.rewards import sample_of_token
 from rlhf.config.schema import Recipe
+from rlhf.device import copy_to_device
 from rlhf.models.load import load_policy
 from rlhf.models.packed_row import pack_row
 from rlhf.models.policy import PolicyNet
 from rlhf.roles.block_result import BlockResult
 from rlhf.roles.role import Role
 from rlhf.types import Float32, Int64, Sequences
-from rlhf.zero.engine import require_finite
+from rlhf.zero.finite import require_finite
 from rlhf.zero.process_group import Rank
 
 TEMPERATURE = 1.0
@@ -70,14 +72,14 @@ class DPORole(Role[PolicyNet]):
         """
         lengths = self.train.lengths
         micro_batches = self.micro_batches(indices, self.pair_lengths(lengths))
-        sums = torch.zeros(len(MEANS) + 1, dtype=torch.float64)
+        sums = torch.zeros(len(MEANS) + 1, dtype=torch.float64, device=self.device)
 
         config = self.recipe.dpo
 
         def loss(pairs: list[int]) -> Tensor:
             logprobs, reference = self._response_logprobs(pairs)
             terms = dpo_loss(logprobs[0], logprobs[1], reference[0], reference[1], config.beta, config.label_smoothing)
-            sums.add_(_stack_sums(terms, logprobs.detach(), reference).double().cpu())
+            sums.add_(_stack_sums(terms, logprobs.detach(), reference))
             return terms.loss
 
         samples = np.array([2 * pair + side for pair in indices for side in (0, 1)])
@@ -97,11 +99,10 @@ class DPORole(Role[PolicyNet]):
     def answer_logprobs(self, samples: list[int]) -> tuple[Tensor, Tensor]:
         """(n,) log-probabilities of the samples' whole responses under policy, with gradient, and reference."""
         (tokens,) = self.engine.engine(pack_row(self.train, samples, self.device), TEMPERATURE)
-        require_finite("logprobs", tokens)
-        lengths = torch.from_numpy(self.train.response_lengths[samples].astype(np.int64)).to(self.device)
-        owner = torch.arange(len(samples), device=self.device).repeat_interleave(lengths)
-        logprobs = tokens.new_zeros(len(samples)).index_add(0, owner, tokens)
-        return logprobs, torch.from_numpy(self.reference[samples]).to(self.device)
+        self.engine.finite.watch("logprobs", tokens)
+        (owner,) = copy_to_device([sample_of_token(self.train.response_lengths[samples])], self.device)
+        (reference,) = copy_to_device([self.reference[samples]], self.device)
+        return tokens.new_zeros(len(samples)).index_add(0, owner, tokens), reference
 
     def check_start(self, samples: Int64, distance: float) -> None:
         """Before the first step, check that policy and reference agree; distance is Σ |log π − log π_ref| of these."""

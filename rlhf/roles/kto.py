@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from rlhf.algorithms.losses import kl_estimate, kto_loss
+from rlhf.device import copy_to_device
 from rlhf.roles.dpo import DPORole
 from rlhf.types import Bool
 
@@ -38,17 +39,17 @@ class KTORole(DPORole):
         config, lengths = self.recipe.dpo, self.train.lengths
         kl = kl_estimate(self._mismatched_log_ratios(indices), len(indices))
         samples = [2 * i for i in indices]
-        sums = torch.zeros(_SUMS, dtype=torch.float64)
+        sums = torch.zeros(_SUMS, dtype=torch.float64, device=self.device)
 
         def loss(micro_batch: list[int]) -> Tensor:
             logprobs, reference = self.answer_logprobs(micro_batch)
-            is_good = torch.from_numpy(self.is_good[np.asarray(micro_batch, dtype=np.int64) // 2]).to(self.device)
+            (is_good,) = copy_to_device([self.is_good[np.asarray(micro_batch, dtype=np.int64) // 2]], self.device)
             weights = (config.desirable_weight, config.undesirable_weight)
             terms = kto_loss(logprobs, reference, is_good, kl, config.beta, weights)
             good, bad = ((terms.rewards * side).sum() for side in (is_good, ~is_good))
             distance = (logprobs.detach() - reference).abs().sum()
             found = torch.stack([terms.loss.detach(), good, bad, terms.correct, is_good.sum(), distance])
-            sums.add_(found.double().cpu())
+            sums.add_(found)
             return terms.loss
 
         chosen = np.asarray(samples)
@@ -67,11 +68,11 @@ class KTORole(DPORole):
 
     def _mismatched_log_ratios(self, indices: Sequence[int]) -> float:
         """Σ log π − log π_ref of the mismatched responses, over all ranks."""
-        total = torch.zeros(1, dtype=torch.float64)
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
         with torch.no_grad():
             for micro_batch in self.micro_batches([2 * i + 1 for i in indices], self.train.lengths):
                 logprobs, reference = self.answer_logprobs(micro_batch)
-                total += (logprobs - reference).sum().double().cpu()
+                total += (logprobs - reference).sum()
         return float(self.engine.all_reduce(total))
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rlhf.algorithms.losses import label_loss
+from rlhf.device import copy_to_device
 from rlhf.models.packed_row import pack_row
 from rlhf.roles.preference import RewardTrainingRole
 from rlhf.roles.supervised_data import LabelledData
@@ -23,13 +24,14 @@ class LabelledRewardRole(RewardTrainingRole):
 
     def update(self, indices: Sequence[int]) -> dict[str, float]:
         """Take one optimizer step on the given answers; returns metrics over all ranks."""
-        sequences, sums = self.labelled.sequences, torch.zeros(2, dtype=torch.float64)
+        sequences = self.labelled.sequences
+        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
 
         def loss(samples: list[int]) -> Tensor:
             rewards = self.engine.engine(pack_row(sequences, samples, self.device))
-            is_good = torch.from_numpy(self.labelled.is_good[samples]).to(self.device)
+            (is_good,) = copy_to_device([self.labelled.is_good[samples]], self.device)
             value = label_loss(rewards, is_good)
-            sums.add_(torch.stack([value.detach(), ((rewards > 0) == is_good).sum()]).double().cpu())
+            sums.add_(torch.stack([value.detach(), ((rewards > 0) == is_good).sum()]))
             return value
 
         micro_batches = self.micro_batches(indices, sequences.lengths)

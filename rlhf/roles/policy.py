@@ -19,16 +19,16 @@ from rlhf.algorithms.losses import kl_loss, policy_loss
 from rlhf.algorithms.normaliser import normaliser, token_weights
 from rlhf.config.schema import Recipe
 from rlhf.config.stages import policy_updates
-from rlhf.device import peak_memory_gib
+from rlhf.device import copy_to_device, peak_memory_gib
 from rlhf.models.load import DTYPES, load_causal, load_policy
+from rlhf.models.logprobs import Entropy
 from rlhf.models.lora import adapters_off
 from rlhf.models.packed_row import PackedRow, pack_row
-from rlhf.models.policy import Entropy, PolicyNet
+from rlhf.models.policy import PolicyNet
 from rlhf.roles.block_result import BlockResult, token_index
 from rlhf.roles.role import Role, plan_updates
-from rlhf.types import Experience, Float32, RolloutBlock
+from rlhf.types import Experience, RolloutBlock
 from rlhf.weights.fingerprint import Fingerprint
-from rlhf.zero.engine import require_finite
 from rlhf.zero.process_group import Rank
 
 if TYPE_CHECKING:
@@ -43,12 +43,11 @@ SUMS = ("loss", "kl", "ratio", "ratio²", "approxkl", "clipped", "entropy", "tok
 class PolicyBatch:
     """Inputs of one micro-batch of the update.
 
-    Shapes: ``row`` R response tokens; mask (R,) true for the T tokens that are trained on; old_logprobs, ref_logprobs,
-    advantages, importance, weights (T,).
+    Shapes: ``row`` predicts the T response tokens that are trained on; old_logprobs, ref_logprobs, advantages,
+    importance, weights (T,).
     """
 
     row: PackedRow
-    mask: Tensor
     old_logprobs: Tensor
     ref_logprobs: Tensor
     advantages: Tensor
@@ -112,14 +111,14 @@ class PolicyRole(LanguageRole):
         if not totals:
             return {"policy/updates": 0.0, "policy/tokens": 0.0}
         sequences, seen = experience.rollouts.sequences, np.concatenate(plan[: len(totals)])
-        predicted = int(sequences.response_lengths[seen].sum())
-        rates = self.utilisation(sequences.lengths[seen], predicted, time.perf_counter() - begun)
+        tokens = int(torch.stack(totals)[:, -1].sum())
+        rates = self.utilisation(sequences.lengths[seen], tokens, time.perf_counter() - begun)
         return (
             update_metrics(torch.stack(totals))
             | rates
             | {
                 "policy/updates": float(len(totals)),
-                "policy/tokens": float(torch.stack(totals)[:, -1].sum()),
+                "policy/tokens": float(tokens),
                 "policy/grad_norm": float(np.mean(norms)),
                 "lr": self.engine.learning_rate,
                 "memory/policy_gib": peak_memory_gib(self.rank.device),
@@ -136,7 +135,7 @@ class PolicyRole(LanguageRole):
         index = token_index(sequences, indices)
         lengths, mask = sequences.response_lengths[np.asarray(indices)], experience.response_mask[index]
         count = normaliser(algorithm.averaging, lengths, mask, self.recipe.rollout.max_response_length)
-        sums = torch.zeros(len(SUMS), dtype=torch.float64)
+        sums = torch.zeros(len(SUMS), dtype=torch.float64, device=self.device)
 
         def loss(batch: PolicyBatch) -> Tensor:
             value, statistics = self._compute_loss(batch, experience.kl_coef)
@@ -154,7 +153,7 @@ class PolicyRole(LanguageRole):
         algorithm = self.recipe.algorithm
         wanted: Entropy = "trained" if algorithm.entropy_coef else "value"
         logprobs, entropy = self.engine.engine(batch.row, self.recipe.rollout.temperature, wanted)
-        logprobs, entropy = require_finite("logprobs", logprobs[batch.mask]), entropy[batch.mask]
+        self.engine.finite.watch("logprobs", logprobs)
         terms = policy_loss(
             logprobs,
             batch.old_logprobs,
@@ -168,12 +167,12 @@ class PolicyRole(LanguageRole):
             kl = (corrected * kl_loss(logprobs, batch.old_logprobs, batch.ref_logprobs)).sum()
         value = (corrected * terms.loss).sum()
         statistics = [value.detach(), kl.detach(), terms.ratio.sum(), terms.ratio.square().sum(), terms.approxkl.sum()]
-        statistics += [terms.clipped.sum(), entropy.detach().sum(), batch.mask.sum()]
+        statistics += [terms.clipped.sum(), entropy.detach().sum(), torch.full_like(value, len(logprobs))]
         if algorithm.kl_in == "loss":
             value = value + kl_coef * kl
         if algorithm.entropy_coef:
             value = value - algorithm.entropy_coef * (batch.weights * entropy).sum()
-        return value, torch.stack([each.double().cpu() for each in statistics])
+        return value, torch.stack([each.double() for each in statistics])
 
     def _make_batch(self, experience: Experience, samples: Sequence[int]) -> PolicyBatch:
         sequences = experience.rollouts.sequences
@@ -182,17 +181,21 @@ class PolicyRole(LanguageRole):
         lengths = sequences.response_lengths[np.asarray(samples, dtype=np.int64)]
         weights = token_weights(self.recipe.algorithm.averaging, lengths, kept)
 
-        def select(array: Float32) -> Tensor:
-            return torch.from_numpy(array[index][kept]).to(self.device)
-
+        arrays = (
+            experience.old_logprobs[index],
+            experience.ref_logprobs[index],
+            experience.advantages[index],
+            experience.importance_weights[index],
+            weights,
+        )
+        old, ref, advantages, importance, weight = copy_to_device([array[kept] for array in arrays], self.device)
         return PolicyBatch(
-            row=pack_row(sequences, samples, self.device),
-            mask=torch.from_numpy(kept).to(self.device),
-            old_logprobs=select(experience.old_logprobs),
-            ref_logprobs=select(experience.ref_logprobs),
-            advantages=select(experience.advantages),
-            importance=select(experience.importance_weights),
-            weights=torch.from_numpy(weights[kept]).to(self.device),
+            row=pack_row(sequences, samples, self.device, kept),
+            old_logprobs=old,
+            ref_logprobs=ref,
+            advantages=advantages,
+            importance=importance,
+            weights=weight,
         )
 
     def connect(self, client: TimedClient, backend: str, engine_workers: int, address: str, port: int) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rlhf.algorithms.losses import preference_loss
 from rlhf.config.schema import Recipe
+from rlhf.device import copy_to_device
 from rlhf.errors import UserError
 from rlhf.models.classifier import load_own, start_of_reward
 from rlhf.models.load import REWARD_SHIFT, load_classifier
@@ -65,14 +66,14 @@ class RewardTrainingRole(ScalarRole):
     def update(self, indices: Sequence[int]) -> dict[str, float]:
         """Take one optimizer step on the given pairs; returns metrics over all ranks."""
         micro_batches = self.micro_batches(indices, self.pair_lengths(self.train.sequences.lengths))
-        sums = torch.zeros(2, dtype=torch.float64)
+        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
 
         def loss(pairs: list[int]) -> Tensor:
             row = pack_row(self.train.sequences, [s for p in pairs for s in (2 * p, 2 * p + 1)], self.device)
             rewards = self.engine.engine(row)
-            margins = torch.from_numpy(self.train.margins[pairs]).to(self.device)
+            (margins,) = copy_to_device([self.train.margins[pairs]], self.device)
             value = preference_loss(rewards[0::2], rewards[1::2], margins)
-            sums.add_(torch.stack([value.detach(), (rewards[0::2] > rewards[1::2]).sum()]).double().cpu())
+            sums.add_(torch.stack([value.detach(), (rewards[0::2] > rewards[1::2]).sum()]))
             return value
 
         answers = self.train.sequences.lengths.reshape(-1, 2)[np.asarray(indices)].ravel()

@@ -246,6 +246,6 @@ def forward_part(
 
     ``compute`` maps a row to (b,) values, one per sample, or (r,), one per response token.
     """
-    outputs = [compute(pack_row(sequences, samples, device)).float().cpu().numpy() for samples in micro_batches]
+    outputs = torch.cat([compute(pack_row(sequences, samples, device)).float() for samples in micro_batches])
     samples = np.array([i for micro_batch in micro_batches for i in micro_batch], dtype=np.int64)
-    return BlockResult(samples=samples, values=np.concatenate(outputs).astype(np.float32))
+    return BlockResult(samples=samples, values=outputs.cpu().numpy())

@@ -43,14 +43,14 @@ class SFTRole(Role[PolicyNet]):
         sequences = self.train.sequences
         micro_batches = self.micro_batches(indices, sequences.lengths)
         count = int(self.train.mask_of(indices).sum())
-        total = torch.zeros(1, dtype=torch.float64)
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
 
         def loss(samples: list[int]) -> Tensor:
-            mask = torch.from_numpy(self.train.mask_of(samples)).to(self.device)
-            (logprobs,) = self.engine.engine(pack_row(sequences, samples, self.device), 1.0)
-            logprobs = logprobs.where(mask, 0.0)
-            total.sub_(logprobs.detach().sum().double().cpu())
-            return -logprobs.sum()
+            row = pack_row(sequences, samples, self.device, self.train.mask_of(samples))
+            (logprobs,) = self.engine.engine(row, 1.0)
+            value = -logprobs.sum()
+            total.add_(value.detach())
+            return value
 
         metrics = self.train_step(micro_batches, loss, count, sequences.lengths[np.asarray(indices)], count)
         return {"train/loss": float(self.engine.all_reduce(total)) / count, "train/tokens": float(count), **metrics}

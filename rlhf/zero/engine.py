@@ -30,6 +30,7 @@ from rlhf.placement.parallelism import model_parallel_size
 from rlhf.placement.pools import Part
 from rlhf.weights.fingerprint import Fingerprint, fingerprint
 from rlhf.zero import tensor_parallel
+from rlhf.zero.finite import FiniteCheck
 from rlhf.zero.offload import Offloader
 from rlhf.zero.process_group import Rank
 from rlhf.zero.settings import SCHEDULES, deepspeed_config, optimizer_arguments
@@ -37,7 +38,7 @@ from rlhf.zero.settings import SCHEDULES, deepspeed_config, optimizer_arguments
 
 def shard_while_loading(role: RoleConfig, dtype: str, rank: Rank) -> object | None:
     """Under ZeRO-3, have transformers load a model directly into shards for as long as the returned object lives."""
-    return HfDeepSpeedConfig(deepspeed_config(role, dtype, rank.world)) if role.zero_stage == 3 else None
+    return HfDeepSpeedConfig(deepspeed_config(role, dtype, rank.world, rank.device)) if role.zero_stage == 3 else None
 
 
 class ZeroEngine:
@@ -61,10 +62,13 @@ class ZeroEngine:
         total_updates: int = 0,
     ) -> None:
         self.rank, self.world, self.device, self.stage = rank.rank, rank.world, device, role.zero_stage
-        self.network, self.dtype, self.learning_rate = network, dtype, 0.0
+        self.network, self.dtype, self.device_kind, self.learning_rate = network, dtype, rank.device, 0.0
+        self.finite = FiniteCheck()
+        """Checks the tensors that losses ``watch``."""
         self.model_parallel_size, self.tensor_ranks = model_parallel_size(role), role.tensor_parallel
         if role.zero_stage == 3:
-            deepspeed.zero.Init(module=network, config_dict_or_path=deepspeed_config(role, dtype, rank.world))
+            config = deepspeed_config(role, dtype, rank.world, rank.device)
+            deepspeed.zero.Init(module=network, config_dict_or_path=config)
             for parameter in network.parameters():
                 _padding(parameter, rank.rank).zero_()
             for parameter in network.external_parameters():
@@ -90,7 +94,7 @@ class ZeroEngine:
         self.offloader = Offloader(network, device, self.engine.optimizer, adam)
 
     def _initialize(self, role: RoleConfig, max_grad_norm: float = 0.0, **training: Any) -> Any:
-        config = deepspeed_config(role, self.dtype, self.world, max_grad_norm)
+        config = deepspeed_config(role, self.dtype, self.world, self.device_kind, max_grad_norm)
         engine = deepspeed.initialize(model=self.network, config=config, **training)[0]
         if self.tensor_ranks > 1:
             engine.first_dataloader_check.remove()  # this hook compares inputs with ==, which fails for tensors
@@ -123,11 +127,15 @@ class ZeroEngine:
             micro_batches: the same number on every rank.
             loss: maps a micro-batch to the *sum* of its losses; it calls the network through ``self.engine``.
             count: divisor of the sum over all ranks and micro-batches.
+
+        Raises:
+            MachineryError: the gradient is not finite, or a watched tensor is not; then the weights are unchanged.
         """
         self.offloader.reload("weights", "states")
         for index, micro_batch in enumerate(micro_batches):
             self.engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
             self.engine.backward(loss(micro_batch) * (self.world // self.tensor_ranks / max(1, count)))
+        self.finite.require(self.all_reduce)
         # At stage 0 DeepSpeed may report no norm; every rank has whole gradients there, which the step then frees.
         whole = [p.grad for p in self.network.parameters() if p.grad is not None] if self.stage == 0 else []
         own_norm = torch.nn.utils.get_total_norm(whole)
@@ -194,20 +202,6 @@ class ZeroEngine:
             with self.full(parts([name], plain, adapted)):
                 whole = merged(name, plain, adapted).to("cpu", tensor.dtype, copy=True)
             yield name, whole
-
-
-def require_finite(name: str, tensor: Tensor) -> Tensor:
-    """Return the tensor if all its elements are finite.
-
-    Raises:
-        MachineryError: some are not; the message names the tensor.
-    """
-    bad = int((~torch.isfinite(tensor.detach())).sum())
-    if bad:
-        raise MachineryError(
-            f"numbers that are NaN or infinite during the update, in {name}: {bad} of {tensor.numel()}"
-        )
-    return tensor
 
 
 def _finite_norm(norm: float) -> float:

@@ -32,10 +32,12 @@ from launch.plan.shapes import ModelShape, count_shape
 from rlhf.config.schema import ModelConfig, OptimizerConfig, RoleConfig, RolloutConfig
 from rlhf.generation.limits import EngineLimits
 from rlhf.models.load import switch_dropout_off
+from rlhf.models.logprobs import BLOCK, CHUNK
 from rlhf.models.packed_row import PackedRow, pack_row
-from rlhf.models.policy import CHUNK, PolicyNet
+from rlhf.models.policy import PolicyNet
 from rlhf.zero.engine import ZeroEngine
 from rlhf.zero.process_group import Rank, join
+from rlhf.zero.settings import REDUCE_BUCKET
 from tests.launch.plan.small import TINY, find
 from tests.rlhf.ranks import Crew
 from tests.rlhf.tiny import ARCHITECTURES, random_sequences, tiny_config, tiny_model
@@ -257,7 +259,8 @@ def test_the_peak_of_an_update_is_within_the_formula(vocabulary: int, checkpoint
     row = row_of(64)
     planned = pass_memory(member(shape), ModelConfig(dtype=dtype, gradient_checkpointing=checkpointing), 64)
     bucket = memory._bucket(member(shape), memory.size_of(dtype))
-    spare = memory.logits_bytes(member(shape), 64) - memory.logits_bytes(member(shape), 48) if planned.logits else 0
+    full, predicted = (memory.logits_bytes(member(shape), tokens, memory.size_of(dtype)) for tokens in (64, 48))
+    spare = full - predicted if planned.logits else 0
     most = planned.total - bucket
     assert 0.65 * (most - spare) < peak(net, row, trains=True) < most
 
@@ -272,10 +275,12 @@ def test_the_peak_of_scoring_is_within_the_formula(vocabulary: int, dtype: str) 
 
 
 def test_logits_by_hand() -> None:
-    """Five float32 tensors of 2,048 tokens times 128,256 words: 5.25 GB; a critic has none."""
+    """The logits of 2,092 tokens and 128,256 words and their gradient in bfloat16, and three blocks: 1.09 GB."""
     shape = find("meta-llama/Llama-3.1-8B")
-    assert memory.logits_bytes(member(shape), 8192) == 20 * 2048 * 128_256
-    assert memory.logits_bytes(member(shape, head="scalar"), 8192) == 0
+    assert memory.logits_bytes(member(shape), 8192, 2) == 4 * 2092 * 128_256 + 12 * 2**20
+    assert memory.logits_bytes(member(shape), 8192, 4, memory.SCORING_COPIES) == 4 * 2092 * 128_256 + 8 * 2**20
+    assert memory.logits_bytes(member(shape), 1, 4) == 20 * 128_256  # one token is less than a block
+    assert memory.logits_bytes(member(shape, head="scalar"), 8192, 2) == 0
 
 
 def test_a_shared_row_by_hand() -> None:
@@ -285,7 +290,7 @@ def test_a_shared_row_by_hand() -> None:
     assert saved_activations(shape, 32_768, 2) == 32_768 * alone
     assert saved_activations(shape, 32_768, 2, ranks=4) == 8192 * (alone + 2 * 4096)
     four = member(shape, ranks=4, sequence_parallel=4, micro_batch_tokens=32_768)
-    assert memory.logits_bytes(four, 4096) == 20 * 1024 * 128_256
+    assert memory.logits_bytes(four, 4096, 2) == 4 * 1024 * 128_256 + 12 * 2**20
     whole, part = pass_memory(member(shape), ModelConfig(), 32_768), pass_memory(four, ModelConfig(), 32_768)
     assert part.activations == pytest.approx(whole.activations / 4, rel=0.05)
 
@@ -354,9 +359,9 @@ def test_a_publish_holds_two_chunks() -> None:
 def test_constants_are_those_of_the_libraries() -> None:
     """Compare the constants with their definitions in the libraries, which new versions may change."""
     zero = DeepSpeedZeroConfig(stage=3)
-    assert (zero.reduce_bucket_size, zero.prefetch_bucket_size) == (memory.BUCKET, memory.PREFETCH)
+    assert (REDUCE_BUCKET, zero.prefetch_bucket_size) == (memory.BUCKET, memory.PREFETCH)
     assert (zero.max_reuse_distance, zero.sub_group_size) == (memory.REUSED, memory.STEPPED)
-    assert memory.LOGITS_CHUNK == CHUNK
+    assert (memory.LOGITS_CHUNK, memory.LOGITS_BLOCK) == (CHUNK, BLOCK)
     spec = find_spec("vllm")
     assert spec is not None and spec.origin is not None
     packed = (Path(spec.origin).parent / "distributed/weight_transfer/packed_tensor.py").read_text(encoding="utf-8")

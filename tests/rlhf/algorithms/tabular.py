@@ -33,12 +33,13 @@ from rlhf.config.schema import (
 )
 from rlhf.config.stages import critic_updates, policy_updates
 from rlhf.experience import Scored, build_experience, experience_metrics
+from rlhf.models.logprobs import Entropy, token_logprobs
 from rlhf.models.packed_row import PackedRow
-from rlhf.models.policy import Entropy, token_logprobs
 from rlhf.roles.block_result import join_tokens
 from rlhf.roles.critic import CriticRole
 from rlhf.roles.policy import PolicyRole
 from rlhf.types import FinishReason, RolloutBlock, Sequences
+from rlhf.zero.finite import FiniteCheck
 from rlhf.zero.process_group import Rank
 from rlhf.zero.settings import SCHEDULES, optimizer_arguments
 
@@ -169,7 +170,7 @@ class LogitTable(nn.Module):
 
     def forward(self, row: PackedRow, temperature: float, entropy: Entropy = "none") -> tuple[Tensor, ...]:
         hidden = self.logits[states(row, row.predict_at).clamp(max=len(self.logits) - 1)]
-        return token_logprobs(hidden, lambda logits: logits, row.targets, temperature, entropy)
+        return token_logprobs(hidden, lambda logits: logits, row.targets, temperature, hidden.shape[1], entropy)
 
 
 class ValueTable(nn.Module):
@@ -189,7 +190,7 @@ class PlainEngine:
     """Stand-in for ``ZeroEngine``: one process, without DeepSpeed."""
 
     def __init__(self, network: nn.Module, config: OptimizerConfig, total_updates: int) -> None:
-        self.engine, self.parameters = network, list(network.parameters())
+        self.engine, self.parameters, self.finite = network, list(network.parameters()), FiniteCheck()
         self.optimizer = torch.optim.AdamW(self.parameters, **optimizer_arguments(config))
         self.schedule = get_scheduler(SCHEDULES[config.schedule], self.optimizer, 0, total_updates)
 
@@ -201,6 +202,7 @@ class PlainEngine:
         self.optimizer.zero_grad()
         for micro_batch in micro_batches:
             (loss(micro_batch) / max(1, count)).backward()
+        self.finite.require(self.all_reduce)
         self.learning_rate = self.schedule.get_last_lr()[0]
         self.optimizer.step()
         self.schedule.step()

@@ -25,7 +25,7 @@ from rlhf.algorithms.normaliser import normaliser, token_weights
 from rlhf.algorithms.rewards import kl_per_token, sum_by_sample, token_rewards
 from rlhf.algorithms.state import next_kl_coef
 from rlhf.config.schema import AdaptiveKLConfig, AlgorithmConfig, LossMean
-from rlhf.models.policy import token_logprobs
+from rlhf.models.logprobs import token_logprobs
 from tests.rlhf.algorithms.oracles import ORACLES
 
 FIXTURES = Path(__file__).parents[4] / "shared" / "oracles" / "fixtures.json"
@@ -331,7 +331,7 @@ def test_logprobs_of_labels(name: str) -> None:
     for case, expected in zip(oracle.inputs["cases"], oracle.expected["logprobs"], strict=True):
         logits = torch.tensor(np.array(case["logits"], dtype=np.float32)).clamp(min=-1e30)
         hidden, targets = logits.reshape(-1, logits.shape[-1]), torch.tensor(case["labels"]).reshape(-1)
-        (logprobs,) = token_logprobs(hidden, lambda logits: logits, targets, 1.0)
+        (logprobs,) = token_logprobs(hidden, lambda logits: logits, targets, 1.0, logits.shape[-1])
         assert_close(logprobs, expected, oracle.tol)
 
 

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
-import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from rlhf.models import policy
+from rlhf.models import logprobs
+from rlhf.models.logprobs import Entropy
 from rlhf.models.packed_row import pack_row
-from rlhf.models.policy import Entropy, PolicyNet, token_logprobs
+from rlhf.models.policy import PolicyNet
 from rlhf.types import Sequences
 from tests.rlhf.tiny import ARCHITECTURES, VOCABULARY, random_sequences, tiny_model
 
@@ -81,109 +84,22 @@ def test_an_empty_row_touches_every_parameter_and_contributes_zero(architecture:
     assert not any(gradient.any() for gradient in gradients(lm, logprobs.sum() + entropy.sum()).values())
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 17, 100])
-def test_chunks_change_neither_values_nor_gradients(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("rows", [1, 3, 16, 17, 100])
+def test_chunks_change_neither_values_nor_gradients(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     lm = tiny_model(AutoModelForCausalLM, "gpt_neox")
     row = pack_row(SEQUENCES, EVERY, "cpu")
 
     def of_row() -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        logprobs, entropy = PolicyNet(lm)(row, TEMPERATURE, "trained")
-        loss = (WEIGHTS * logprobs).sum() + (WEIGHTS.flip(0) * entropy).sum()
-        return logprobs, entropy, gradients(lm, loss)
+        chosen, entropy = PolicyNet(lm)(row, TEMPERATURE, "trained")
+        loss = (WEIGHTS * chosen).sum() + (WEIGHTS.flip(0) * entropy).sum()
+        return chosen, entropy, gradients(lm, loss)
 
     expected, expected_entropy, expected_gradients = of_row()
-    monkeypatch.setattr(policy, "CHUNK", chunk)
-    logprobs, entropy, found = of_row()
-    torch.testing.assert_close(logprobs, expected)
+    monkeypatch.setattr(logprobs, "CHUNK", rows * VOCABULARY)
+    chosen, entropy, found = of_row()
+    torch.testing.assert_close(chosen, expected)
     torch.testing.assert_close(entropy, expected_entropy)
     assert_same_gradients(found, expected_gradients)
-
-
-@pytest.mark.parametrize("with_gradient", [False, True])
-def test_no_more_than_a_chunk_of_logits_exists(with_gradient: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows, weight = [], torch.randn(3, 5)
-
-    def counting(hidden: Tensor) -> Tensor:
-        rows.append(len(hidden))
-        return hidden @ weight
-
-    monkeypatch.setattr(policy, "CHUNK", 4)
-    hidden = torch.randn(10, 3, requires_grad=with_gradient)
-    (logprobs,) = token_logprobs(hidden, counting, torch.zeros(10, dtype=torch.long), 1.0)
-    assert rows == [4, 4, 2]
-    if with_gradient:
-        logprobs.sum().backward()
-        assert sorted(rows) == [2, 4, 4, 4, 4]  # made again, but for the last, with which the backward pass begins
-
-
-def of_logits(logits: list[float], target: int, temperature: float = 1.0) -> tuple[float, float]:
-    """Log-probability of the target and entropy, for a head that returns these logits."""
-    logprob, entropy = token_logprobs(
-        torch.zeros(1, 1), lambda hidden: torch.tensor([logits]), torch.tensor([target]), temperature, "value"
-    )
-    return logprob.item(), entropy.item()
-
-
-@pytest.mark.parametrize(
-    ("logits", "target", "expected"),
-    [
-        ([0.0, 0.0], 1, -0.6931471805599453),
-        ([2.0, 2.0, 2.0], 2, -1.0986122886681098),
-        ([1.0, 0.0, -math.inf], 0, -0.3132616875182228),
-        ([2.0, 2.0], 0, -0.6931471805599453),
-        ([1.0, 0.0], 1, -1.3132616875182228),
-    ],
-)
-def test_logprobs_agree_with_openai(logits: list[float], target: int, expected: float) -> None:
-    """openai/summarize-from-feedback, summarize_from_feedback/utils/test_torch_utils.py (label_logprobs)."""
-    assert of_logits(logits, target)[0] == pytest.approx(expected, abs=1e-6)
-
-
-def test_temperature_divides_the_logits() -> None:
-    """Logits 1, 0 at temperature .5 are 2, 0: log σ(2), and the entropy of a coin with p = σ(2)."""
-    logprob, entropy = of_logits([1.0, 0.0], 0, temperature=0.5)
-    assert logprob == pytest.approx(-0.1269280110, abs=1e-6)
-    assert entropy == pytest.approx(0.3653338668, abs=1e-6)
-
-
-def test_entropy_of_a_uniform_distribution_is_the_logarithm_of_its_size() -> None:
-    assert of_logits([3.0] * 8, 0)[1] == pytest.approx(math.log(8), abs=1e-6)
-
-
-def entropy_gradient(logits: list[float], temperature: float = 1.0) -> list[float]:
-    """The gradient of the entropy with respect to the logits."""
-    bias = torch.tensor(logits, requires_grad=True)
-    hidden = torch.zeros(1, 1, requires_grad=True)
-    _, entropy = token_logprobs(hidden, lambda hidden: bias + 0 * hidden, torch.tensor([0]), temperature, "trained")
-    entropy.sum().backward()
-    return bias.grad.tolist()
-
-
-def test_the_entropys_gradient_by_hand() -> None:
-    """∂H/∂l_i = −p_i (log p_i + H); p = (¾, ¼): ¾ · ¼ · (log ¼ − log ¾) = −3/16 log 3, and its opposite."""
-    assert entropy_gradient([math.log(3), 0.0]) == pytest.approx([-3 / 16 * math.log(3), 3 / 16 * math.log(3)])
-    halved = [g / 2 for g in entropy_gradient([math.log(9), 0.0], temperature=1.0)]
-    assert entropy_gradient([2 * math.log(9), 0.0], temperature=2.0) == pytest.approx(halved)
-
-
-def test_the_entropys_gradient_is_0_at_its_largest_and_its_smallest() -> None:
-    assert entropy_gradient([1.0] * 5) == pytest.approx([0.0] * 5, abs=1e-7)
-    assert entropy_gradient([0.0, -1e4, -1e4]) == pytest.approx([0.0] * 3, abs=1e-7)
-
-
-def test_an_impossible_token_has_no_part_in_the_entropy_or_its_gradient() -> None:
-    assert of_logits([math.log(3), 0.0, -math.inf], 0)[1] == pytest.approx(0.5623351446, abs=1e-6)  # of (¾, ¼)
-    found = entropy_gradient([math.log(3), 0.0, -math.inf])
-    assert found == pytest.approx([-3 / 16 * math.log(3), 3 / 16 * math.log(3), 0.0])
-
-
-def test_softmax_is_in_float32_for_a_bfloat16_model() -> None:
-    random = torch.Generator().manual_seed(0)
-    hidden = torch.randn(1, 64, generator=random).to(torch.bfloat16).expand(VOCABULARY, 64)
-    weight = torch.randn(VOCABULARY, 64, generator=random).to(torch.bfloat16)
-    logprobs, entropy = token_logprobs(hidden, lambda h: h @ weight.T, torch.arange(VOCABULARY), TEMPERATURE, "value")
-    assert logprobs.dtype == entropy.dtype == torch.float32
-    assert float(logprobs.exp().sum()) == pytest.approx(1, abs=1e-5)  # a softmax in bfloat16 misses by about 1e-2
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
@@ -193,3 +109,33 @@ def test_the_head_is_the_models_own_and_counted_once(architecture: str) -> None:
     assert [p.data_ptr() for p in net.external_parameters()] == [lm.get_output_embeddings().weight.data_ptr()]
     assert sum(p.numel() for p in net.parameters()) == sum(p.numel() for p in lm.parameters())
     assert all(name.startswith("lm.") for name in net.state_dict())
+
+
+class LargestTensor(TorchDispatchMode):
+    """Notes the number of elements of the largest tensor that an operation returns."""
+
+    size = 0
+
+    def __torch_dispatch__(self, operation: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+        result = operation(*arguments, **(options or {}))
+        for each in tree_leaves(result):
+            self.size = max(self.size, each.numel() if isinstance(each, Tensor) else 0)
+        return result
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_long_row_makes_no_tensor_of_its_square_nor_all_logits(
+    checkpointing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """32,768 tokens: the square has 2^30 elements, all logits 2^24; a chunk has 2^20, the row's states 2^20."""
+    monkeypatch.setattr(logprobs, "CHUNK", 2**20)
+    sizes = {"vocab_size": 1024, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
+    lm = tiny_model(AutoModelForCausalLM, "llama", **sizes, max_position_embeddings=256).train()
+    if checkpointing:
+        lm.gradient_checkpointing_enable({"use_reentrant": False})
+    row = pack_row(random_sequences(*[(128, 128)] * 128), range(128), "cpu")
+    assert row.tokens.shape == (1, 2**15) and row.targets.shape == (2**14,)
+    with LargestTensor() as seen:
+        chosen, entropy = PolicyNet(lm)(row, TEMPERATURE, "trained")
+        (chosen.sum() + entropy.sum()).backward()
+    assert 2**20 <= seen.size <= 2**21

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from rlhf.config.schema import ModelConfig, OptimizerConfig, PlacementConfig, Recipe, RoleConfig, SFTConfig
 from rlhf.errors import UserError
-from rlhf.models import policy
+from rlhf.models import logprobs
 from rlhf.models.examination import Examination
 from rlhf.models.scalar import ScalarNet
 from rlhf.roles.role import Role
@@ -110,15 +110,15 @@ UNEVEN = random_sequences((2, 6), (2, 14))
 
 def in_chunks(rank: Rank, folder: Path, recipe: Recipe) -> list[float]:
     """Losses of two updates, held-out log-probabilities before each, with chunks of 8 tokens."""
-    policy.CHUNK = 8
-    role = SFTRole(recipe, str(folder), 2, rank)
+    role, before = SFTRole(recipe, str(folder), 2, rank), logprobs.CHUNK
+    logprobs.CHUNK = 8 * role.network.head.vocabulary
     data = ExampleData(sequences=UNEVEN, mask=np.ones(20, np.bool_))
     role.set_data(data, data)
     losses = []
     for _ in range(2):
         role.held_out_logprobs()
         losses.append(role.update([0, 1])["train/loss"])
-    policy.CHUNK = 2048
+    logprobs.CHUNK = before
     return losses
 
 

@@ -432,9 +432,9 @@ def counted_after_an_early_end(rank: Rank, folder: Path, recipe: Recipe) -> tupl
 
 
 def test_updates_that_were_not_made_cost_nothing(folder: Path, one_rank: Crew) -> None:
-    """All responses have 28 tokens, with their prompts 51: of one of three epochs, since the batch is far away."""
+    """The sequences have 51 tokens, 24 of them inside the mask: of one of three epochs, since the batch is far away."""
     [found] = one_rank.run(counted_after_an_early_end, folder, recipe(target_kl=1e-6))
-    assert found == (1.0, [51, 28])
+    assert found == (1.0, [51, 24])
 
 
 def infinite(rank: Rank, folder: Path, recipe: Recipe, batch: Experience) -> None:

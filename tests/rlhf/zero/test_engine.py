@@ -16,7 +16,7 @@ from rlhf.config.schema import OptimizerConfig, RoleConfig
 from rlhf.errors import MachineryError
 from rlhf.models.packed_row import pack_row
 from rlhf.models.policy import PolicyNet
-from rlhf.zero.engine import ZeroEngine, full_shape, require_finite
+from rlhf.zero.engine import ZeroEngine, full_shape
 from rlhf.zero.process_group import Rank, join
 from tests.rlhf.ranks import Crew
 from tests.rlhf.tiny import random_sequences, tiny_model
@@ -164,21 +164,53 @@ def test_skipped_updates_count_in_the_schedule(stage: int, crews: dict[int, Crew
             assert rates == pytest.approx([0, 0.2, 0.2, 0.1, 0])
 
 
-def test_finite_numbers_pass_and_others_are_named() -> None:
-    tensor = torch.tensor([1.0, -2.0, 0.0], requires_grad=True)
-    assert require_finite("logprobs", tensor) is tensor
-    assert require_finite("values", torch.zeros(0)).shape == (0,)
-    for bad in (math.nan, math.inf, -math.inf):
-        with pytest.raises(MachineryError, match="during the update, in logprobs: 2 of 3"):
-            require_finite("logprobs", torch.tensor([bad, 1.0, bad]))
-
-
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_gradient_that_is_no_number_stops_every_rank(stage: int, bad: float, two_ranks: Crew) -> None:
     """Only the second rank's gradient is not finite."""
     with pytest.raises(MachineryError, match="in the gradient: its norm is"):
         two_ranks.run(train_scale, stage, [[[1.0]], [[bad]]], 2, 1, PLAIN, "float32")
+
+
+def update_with(rank: Rank, numbers: list[float], stage: int) -> tuple[str, float]:
+    """The error of an update whose watched tensor holds this rank's number, and the weight after it."""
+    engine = ZeroEngine(Scale(), RoleConfig(ranks=2, zero_stage=stage), "float32", rank, join(rank), PLAIN, 1)
+
+    def loss(value: float) -> Tensor:
+        engine.finite.watch("values", torch.tensor([value, 1.0]))
+        return engine.engine(torch.ones(1))
+
+    with pytest.raises(MachineryError) as error:
+        engine.update([numbers[rank.rank]], loss, 2)
+    return str(error.value), float(dict(engine.full_state(engine.network))["w"])
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_watched_number_of_one_rank_stops_every_rank_before_the_step(stage: int, two_ranks: Crew) -> None:
+    for message, weight in two_ranks.run(update_with, [0.0, math.nan], stage):
+        assert message.endswith("in values: 1 of 4")
+        assert weight == 1.0
+
+
+def update_three_layers(rank: Rank, stage: int, overlaps: bool) -> list[list[float]]:
+    """Weights after two updates of two micro-batches, with gradients reduced after or during the backward pass."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rlhf.zero.settings.overlaps_collectives", lambda device: overlaps)
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3), nn.Tanh(), nn.Linear(3, 1))
+        network.external_parameters = list
+        role = RoleConfig(ranks=2, zero_stage=stage)
+        engine = ZeroEngine(network, role, "float32", rank, join(rank), OptimizerConfig(lr=0.1, schedule="constant"), 2)
+    for step in range(2):
+        inputs = torch.randn(2, 4, 5, generator=torch.Generator().manual_seed(10 * step + rank.rank))
+        engine.update(list(inputs), lambda x: engine.engine(x).square().sum(), 16)
+    return [tensor.flatten().tolist() for _, tensor in engine.full_state(network)]
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_overlapped_reductions_change_no_bit(stage: int, two_ranks: Crew) -> None:
+    after, during = (two_ranks.run(update_three_layers, stage, overlaps) for overlaps in (False, True))
+    assert during == after
 
 
 def summed(rank: Rank) -> list[float]:
