@@ -460,6 +460,30 @@ def score_then_update(rank: Rank, folder: Path, recipe: Recipe, batch: Experienc
     return {"logprobs": logprobs, "metrics": role.update(replace(batch, old_logprobs=logprobs), step=0)}
 
 
+def score_alone(rank: Rank, folder: Path, recipe: Recipe, batch: Experience) -> tuple[Any, float]:
+    """A unit that only the second rank gets, while the first makes no pass; then an update by both."""
+    role = PolicyRole(recipe, str(folder), rank)
+    part = role.logprobs(batch.rollouts) if rank.rank == 1 else None
+    return part, role.update(batch, step=0)["first_pass/ratio"]
+
+
+def score_whole(rank: Rank, folder: Path, recipe: Recipe, batch: Experience) -> tuple[Any, None]:
+    return PolicyRole(recipe, str(folder), rank).logprobs(batch.rollouts), None
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_below_zero_3_one_rank_scores_a_whole_unit_without_the_others(
+    stage: int, folder: Path, crews: dict[int, Crew]
+) -> None:
+    batch = experience()
+    (nothing, ratio), (part, other) = crews[2].run(score_alone, folder, recipe(2, stage, 20, minibatches=7), batch)
+    [(alone, _)] = crews[1].run(score_whole, folder, recipe(1, 0, 20, minibatches=7), batch)
+    assert nothing is None and ratio == other
+    assert sorted(part.samples.tolist()) == list(range(len(batch.rollouts)))
+    np.testing.assert_array_equal(part.samples, alone.samples)
+    np.testing.assert_array_equal(part.values, alone.values)
+
+
 @pytest.mark.parametrize(("ranks", "stage"), [(1, 0), (2, 3)])
 def test_the_first_pass_over_fresh_rollouts_has_ratio_1(
     ranks: int, stage: int, folder: Path, crews: dict[int, Crew]
