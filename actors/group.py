@@ -55,6 +55,11 @@ class Group:
         for name, worker in zip(self.names, self.workers, strict=True):
             self.supervisor.started(name, worker)
 
+    def preload(self, builder: Builder) -> None:
+        """Have every rank import what its role needs, without waiting; an error shows in ``start``."""
+        for worker in self.workers:
+            worker.preload.remote(builder)
+
     def start(self, builder: Builder, *arguments: Any) -> None:
         """Have every rank build ``builder(*arguments, rank)``."""
         self._build = (builder, *arguments)

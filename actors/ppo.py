@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from actors.supervisor import STATUS, Supervisor
 from actors.timeline import TimelineCollector
 from actors.trainer import PPOTrainer
 from actors.training_loop import TrainingLoop
-from actors.waiting import PhaseContext
+from actors.waiting import START, PhaseContext
 from rlhf.checkpoints.store import CheckpointStore
 from rlhf.config.load import to_yaml
 from rlhf.config.schema import Recipe
@@ -42,7 +43,7 @@ SHOWN = labelled(
 
 def train_ppo(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
     """Train the policy and save it to ``run.model``; returns the stage's summary."""
-    recipe = session.recipe
+    recipe, began = session.recipe, time.perf_counter()
     data = session.prompts
     session.report_data(data, run)
     if run.resumes and session.changes_of_data("ppo"):
@@ -84,6 +85,7 @@ def train_ppo(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
             else None
         )
         was_over = loop.is_over
+        trainer.timer.add(START, began)
         _run_steps(session, tracker, loop, early_stop)
         after = _answers_after(run, loop, policy, early_stop, was_over)
     texts = [session.tokenizer.decode(prompt.tokens, skip_special_tokens=True) for prompt in compared]

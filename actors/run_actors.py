@@ -301,9 +301,12 @@ def start_actors(
         )
         stack.callback(engines.stop)
         groups = _groups(recipe, placement, start.logs, supervisor, stack)
-        if placement.engines_share:
-            engines.ready(start.prompts)  # vLLM measures free GPU memory: no other model may load meanwhile
-        _start(groups, recipe, start, policy_role, supervisor)
+        builders = _builders(recipe, start, policy_role)
+        if placement.engines_share:  # vLLM measures free GPU memory: no other model may load meanwhile
+            for name, group in groups.items():
+                group.preload(builders[name][0])
+            engines.ready(start.prompts)
+        _start(groups, builders, supervisor)
         if not placement.engines_share:
             engines.ready(start.prompts)
         yield RunActors(recipe, str(start.policy), groups, engines, supervisor)
@@ -355,11 +358,8 @@ def _builders(recipe: Recipe, start: Start, policy_role: Builder) -> dict[str, t
     return builders
 
 
-def _start(
-    groups: Mapping[str, Group], recipe: Recipe, start: Start, policy_role: Builder, supervisor: Supervisor
-) -> None:
+def _start(groups: Mapping[str, Group], builders: Mapping[str, tuple[Any, ...]], supervisor: Supervisor) -> None:
     """Load all groups and wait for them. Groups with offload mode ``all`` load one after another."""
-    builders = _builders(recipe, start, policy_role)
     alone = [name for name, group in groups.items() if group.offload_mode == "all"]
     for turn in ([name for name in groups if name not in alone], *([name] for name in alone)):
         for name in turn:

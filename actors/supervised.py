@@ -74,6 +74,7 @@ class Loop:
         """Train; returns the last value of every metric."""
         latest: dict[str, float] = {}
         group.supervisor.steps = len(self.batches)
+        timer.add(START, timer.created)
         with session.console.stage(self.title, len(self.batches)) as report:
             for step, indices in enumerate(self.batches):
                 group.supervisor.begin_step(step)

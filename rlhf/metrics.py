@@ -155,6 +155,12 @@ SECTIONS: Mapping[str, tuple[Metric, ...]] = {
         Metric("holdout/best_step", "steps", "steps of training of the best policy so far; 0 is the initial one"),
     ),
     "Time and throughput": (
+        Metric(
+            "time/start",
+            "s",
+            "from the start of the stage to the first step of the command, with which it is recorded",
+            "lower",
+        ),
         Metric("time/step", "s", "the whole step, without saving and evaluation", "lower"),
         Metric("time/rollout", "s", "generation", "lower"),
         Metric("time/score", "s", "scoring after the end of the rollout, with which it overlaps", "lower"),

@@ -89,6 +89,8 @@ class PhaseTimer:
             spans: records the phases for the timeline.
         """
         self._clock, self.spans = clock, spans or Spans()
+        self.created = clock()
+        """Time of the timer's creation, on its clock."""
         self._step: defaultdict[str, float] = defaultdict(float)
         self.totals: defaultdict[str, float] = defaultdict(float)
         """Seconds by phase since the timer was created."""
@@ -101,9 +103,13 @@ class PhaseTimer:
             with self.spans(phase, step):
                 yield
         finally:
-            seconds = self._clock() - start
-            self._step[phase] += seconds
-            self.totals[phase] += seconds
+            self.add(phase, start)
+
+    def add(self, phase: str, begin: float) -> None:
+        """Add the seconds since ``begin``, a time of this timer's clock, to ``phase``."""
+        seconds = self._clock() - begin
+        self._step[phase] += seconds
+        self.totals[phase] += seconds
 
     def metrics(self) -> dict[str, float]:
         """``time/<phase>`` in seconds since the last call of this method."""

@@ -268,6 +268,32 @@ def test_in_the_first_steps_the_critic_learns_alone(monkeypatch: pytest.MonkeyPa
     assert learned == [["critic"], ["critic"], ["critic", "policy"], ["critic", "policy"]]
 
 
+@pytest.mark.parametrize("shares", [True, False])
+def test_on_shared_gpus_roles_import_while_engines_start_and_load_after_them(
+    shares: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running, told = Running(), list[str]()
+    engines = SimpleNamespace(ready=lambda prompts: told.append("engines are ready"), stop=lambda: None)
+    group = SimpleNamespace(preload=lambda builder: told.append(f"import {builder}"))
+    fakes: dict[str, Any] = {
+        "Placement": SimpleNamespace(engines_share=shares, release=lambda: None),
+        "Engines": engines,
+        "RunActors": None,
+        "_groups": {"policy": group},
+        "_builders": {"policy": ("module:Role", "argument")},
+    }
+    for name, made in fakes.items():
+        monkeypatch.setattr(run_actors, name, lambda *_, made=made, **__: made)
+    monkeypatch.setattr(run_actors, "_start", lambda *_: told.append("models load"))
+    start = Start(
+        policy=tmp_path, critic=tmp_path, reward_models={}, max_length=8, end_tokens=[1], prompts=[], logs=tmp_path
+    )
+    with start_actors(running.recipe, start, "cpu", 0, running.supervisor):
+        told.append("run")
+    on_shared = ["import module:Role", "engines are ready", "models load", "run"]
+    assert told == (on_shared if shares else ["models load", "engines are ready", "run"])
+
+
 def test_who_is_lost_in_loading_is_told_with_a_cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     running = Running()
 
@@ -282,8 +308,8 @@ def test_who_is_lost_in_loading_is_told_with_a_cause(tmp_path: Path, monkeypatch
             """There is nothing to end."""
 
     monkeypatch.setattr(run_actors, "Engines", Dying)
-    monkeypatch.setattr(run_actors, "_groups", lambda *_: {})
-    monkeypatch.setattr(run_actors, "_start", lambda *_: None)
+    for name in ("_groups", "_builders", "_start"):
+        monkeypatch.setattr(run_actors, name, lambda *_: {})
     start = Start(
         policy=tmp_path, critic=tmp_path, reward_models={}, max_length=8, end_tokens=[1], prompts=[], logs=tmp_path
     )

@@ -18,8 +18,9 @@ def test_every_stage_leaves_a_model_and_its_record(pipeline: Pipeline) -> None:
         assert load_file(stage_folder / "model" / "model.safetensors")
         for name in ("config.yaml", "metrics.jsonl", "summary.json", "done.json", "status.json"):
             assert (stage_folder / name).stat().st_size > 0
-        status = json.loads((stage_folder / "status.json").read_text())
-        assert status["steps"] == len(pipeline.metrics(stage))
+        status, first, *others = json.loads((stage_folder / "status.json").read_text()), *pipeline.metrics(stage)
+        assert status["steps"] == 1 + len(others)
+        assert first["time/start"] > 0 and not any("time/start" in row for row in others)
         assert list((stage_folder / "wandb").rglob("*.wandb")), "W&B recorded nothing"
     assert pipeline.stage("curves.png").stat().st_size > 10_000
     assert len(read_lines(pipeline.stage("evaluation") / "comparisons.jsonl")) == 8

@@ -72,6 +72,16 @@ def test_seconds_add_up_by_phase_and_step() -> None:
     assert timer.totals == {"rollout": 2.5, "update": 4.0}
 
 
+def test_seconds_since_an_earlier_time_are_added() -> None:
+    clock = StoppedClock()
+    clock.now = 3.0
+    timer = PhaseTimer(clock)
+    clock.now = 10.0
+    timer.add("start", timer.created)
+    timer.add("other", 9.5)
+    assert timer.metrics() == {"time/start": 7.0, "time/other": 0.5}
+
+
 def test_a_phase_that_raises_is_counted() -> None:
     clock = StoppedClock()
     timer = PhaseTimer(clock)
