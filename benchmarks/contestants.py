@@ -94,12 +94,13 @@ class RunContestant(Contestant):
         """See ``Contestant.measure``."""
         name = f"{self.work.name}-{self.name.replace(' ', '-')}"
         shutil.rmtree(folder / "runs" / name, ignore_errors=True)  # a finished run would not be run again
+        total = 1 + steps + self.work.staleness  # the last step of a stale run generates nothing, and is left out too
         path, results = folder / f"{name}.yaml", folder / "runs" / name / "ppo"
-        path.write_text(yaml.safe_dump(recipe(self.work, folder, name, self.budget, steps + 1)), encoding="utf-8")
+        path.write_text(yaml.safe_dump(recipe(self.work, folder, name, self.budget, total)), encoding="utf-8")
         clock = ControllerClock(results / "metrics.jsonl")
         finished = run_python(["-m", "launch.cli", "ppo", str(path)], self._log(folder), observe=clock.observe)
         return Measured(
-            steps=read_steps(results, self.work)[1:],
+            steps=read_steps(results, self.work)[1 : steps + 1],
             peak_pss=finished.peak_pss,
             controller_us_per_sample=clock.us_per_sample(self.work.samples),
         )
