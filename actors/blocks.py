@@ -108,7 +108,9 @@ def read_block(path: Path) -> tuple[RolloutBlock, str]:
     """Read a block written by ``write_block``, and the name of its stream; the caller has verified its hash."""
     with np.load(path, allow_pickle=False) as file:
         arrays: dict[str, Any] = dict(file)
-    stream = str(arrays.pop("stream", ""))  # absent in checkpoints of earlier versions
+    # Checkpoints of earlier versions lack the last two.
+    stream = str(arrays.pop("stream", ""))
+    arrays.setdefault("cached_tokens", np.zeros(len(arrays["seeds"]), np.int32))
     packed = {f.name: arrays.pop(f.name) for f in fields(Sequences)}
     return RolloutBlock(sequences=Sequences(**packed), **arrays), stream
 

@@ -61,6 +61,16 @@ def test_blocks_come_back_as_they_were(tmp_path: Path) -> None:
     assert again.sequences.response(0).tolist() == [3, 4, 5] and again.sequences.response(1).tolist() == []
 
 
+def test_a_block_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    """It names neither its stream nor the tokens that came from the cache."""
+    [entry] = write_block(BLOCK, tmp_path, 0, "engine 0")
+    arrays = dict(np.load(tmp_path / entry.name))
+    np.savez(tmp_path / "old.npz", **{k: v for k, v in arrays.items() if k not in ("stream", "cached_tokens")})
+    [described], block = read_blocks([tmp_path / "old.npz"])
+    assert described == {"samples": 2, "set_aside": 1, "tokens": 6, "stream": ""}
+    assert block.cached_tokens.tolist() == [0, 0]
+
+
 class Draws:
     """A stream of seeds whose first draw gives all samples of a prompt one seed."""
 
