@@ -12,7 +12,7 @@ from launch.plan.members import PlannedRole
 from rlhf.batching import plan
 from rlhf.config.schema import Recipe
 from rlhf.config.stages import is_unpaired, policy_updates
-from rlhf.placement.parallelism import data_parallel_size
+from rlhf.placement.parallelism import data_parallel_size, forward_ranks, model_parallel_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,9 +62,21 @@ def row_tokens(recipe: Recipe, stage: str, member: PlannedRole) -> int:
 
 def passes(samples: int, length: int, member: PlannedRole) -> int:
     """Rows on each rank, or on its sequence-parallel group, for this many samples of equal length."""
-    return len(
-        plan(range(samples), [length] * samples, data_parallel_size(member.config), member.config.micro_batch_tokens)[0]
-    )
+    return _rows(samples, length, data_parallel_size(member.config), member)
+
+
+def _rows(samples: int, length: int, parts: int, member: PlannedRole) -> int:
+    return len(plan(range(samples), [length] * samples, parts, member.config.micro_batch_tokens)[0])
+
+
+def score_passes(blocks: int, size: int, length: int, member: PlannedRole) -> int:
+    """Rows on each rank when blocks of ``size`` samples are scored in units, as many as fill the rows of a unit's ranks
+    (``ScoringMethod`` in ``actors/scoring.py``)."""
+    config = member.config
+    ranks = forward_ranks(config)
+    parts, sets = ranks // model_parallel_size(config), config.ranks // ranks
+    together = min(blocks, max(1, parts * config.micro_batch_tokens // (size * length)))
+    return math.ceil(math.ceil(blocks / together) / sets) * _rows(together * size, length, parts, member)
 
 
 def _ppo(recipe: Recipe, found: tuple[PlannedRole, ...]) -> StepWork:
@@ -81,7 +93,7 @@ def _ppo(recipe: Recipe, found: tuple[PlannedRole, ...]) -> StepWork:
         updates=algorithm.epochs * algorithm.minibatches,
         samples_per_update=one,
         total_updates=policy_updates(recipe),
-        score_passes={m.role: blocks * passes(size, prompt + response, m) for m in found},
+        score_passes={m.role: score_passes(blocks, size, prompt + response, m) for m in found},
         update_passes={m.role: passes(one, prompt + response, m) for m in found if m.trained},
     )
 

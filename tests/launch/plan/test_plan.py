@@ -120,6 +120,21 @@ def test_a_batch_by_hand() -> None:
     assert batch.score_passes == {"policy": 4, "critic": 8, "reference": 8, "reward model": 8}
 
 
+@pytest.mark.parametrize(("stage", "budget", "rows"), [(3, 16_384, 1), (1, 16_384, 1), (3, 4096, 4), (3, 8192, 2)])
+def test_blocks_are_scored_in_units_that_fill_rows(stage: int, budget: int, rows: int) -> None:
+    """Four blocks of 8,192 tokens on two ranks. Under ZeRO-3 a unit fills a row of 16,384 tokens on each: it has all
+    four blocks. Below, it fills one row of one rank, and each rank has one. Rows of 4,096: a block is one on each."""
+    made = recipe(
+        ppo__batch_size=64,
+        ppo__samples_per_prompt=4,
+        rollout__block_size=16,
+        placement__policy__ranks=2,
+        placement__policy__zero_stage=stage,
+        placement__policy__micro_batch_tokens=budget,
+    )
+    assert batch_of(made, "ppo", roles_of(made)).score_passes["policy"] == rows
+
+
 def machine(made: Recipe, cluster: str = "nodes=2,gpus=8,gpu=h100-80,network=25") -> ComputeRates:
     parsed = parse_cluster(cluster)
     return ComputeRates(cluster=parsed, slots=assign_slots(made, "ppo", parsed), dtype=made.model.dtype)
