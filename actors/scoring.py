@@ -26,7 +26,7 @@ from rlhf.placement.parallelism import forward_ranks, model_parallel_size
 from rlhf.placement.pools import turns
 from rlhf.roles.assemble import ResultSpec, ScoredUnit
 
-UNITS_PER_RANK = 4
+UNITS_PER_RANK = 2
 """Fewest units of a step for each set of ranks that takes them in turn, even if rows stay empty: with fewer, scoring
 would begin late and its end leave ranks idle. Under ZeRO-3 one set has all ranks, and each unit gathers the model."""
 

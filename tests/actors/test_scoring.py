@@ -255,11 +255,11 @@ def test_neighbours_in_a_stream_are_scored_together_as_many_as_fill_a_row(actors
 
 
 def test_a_small_step_has_units_of_fewer_samples_so_that_all_ranks_have_work(actors: Any) -> None:
-    """Four units for each of two ranks: of 16 samples, 2 each; where both take every unit, one that fills the row."""
+    """Two units for each of two ranks: of 8 samples, 2 each; where both take every unit, one that fills the row."""
     small = actors(["reward"], ("nobody", 0, 0))
     pairs = [(0, 1), (2, 3), (4, 5), (6, 7)]
-    assert sorted(small.units("reward", [1] * 8, [""] * 8, samples=16, unit_tokens=100)) == pairs
-    assert small.units("reward", [1] * 8, [""] * 8, samples=16, unit_tokens=100, unit_ranks=2) == [tuple(range(8))]
+    assert sorted(small.units("reward", [1] * 8, [""] * 8, samples=8, unit_tokens=100)) == pairs
+    assert small.units("reward", [1] * 8, [""] * 8, samples=8, unit_tokens=100, unit_ranks=2) == [tuple(range(8))]
 
 
 def test_a_unit_goes_to_the_rank_that_has_got_the_fewest_tokens(actors: Any) -> None:
