@@ -38,6 +38,7 @@ from actors.waiting import PhaseContext, fetch
 from actors.worker import HEARTBEAT, Worker
 from rlhf.config.schema import PlacementConfig, PPOConfig, Recipe, RoleConfig, RolloutConfig
 from rlhf.data.order import OrderState
+from rlhf.placement.pools import Sharing
 from rlhf.roles.assemble import ResultSpec, ScoredUnit
 from rlhf.roles.block_result import BlockResult
 from rlhf.types import FinishReason, Prompt, Rollout, RolloutBlock
@@ -160,7 +161,7 @@ class Simulation:
         group = Group.__new__(Group)  # its constructor would start a process for every rank
         group.workers = [self.workers[rank % PROCESSES] for rank in range(self.ranks)]
         group.names = [f"{name} rank {rank}" for rank in range(self.ranks)]
-        group.offload_mode = None
+        group.offload_mode, group.sharing = None, Sharing()
         return group
 
     def step(self, samples: int) -> Measured:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -54,9 +55,11 @@ def score(worker: Any) -> tuple[ray.ObjectRef, ray.ObjectRef]:
 
 def test_results_stay_in_the_object_store_and_outlive_the_actor(worker: Any) -> None:
     result, marker = score(worker)
-    where = get_object_locations([result, marker])
-    assert len(where[result]["node_ids"]) == 1, "not in the controller's own memory"
-    assert where[marker]["node_ids"] == [], "small enough to come with the message"
+    end = time.monotonic() + 60
+    while not (places := get_object_locations([result])[result]["node_ids"]) and time.monotonic() < end:
+        time.sleep(0.05)  # the store tells the owner later
+    assert len(places) == 1, "not in the controller's own memory"
+    assert get_object_locations([marker])[marker]["node_ids"] == [], "small enough to come with the message"
     ray.kill(worker)
     ids = BLOCK.prompt_ids.tolist()
     assert ray.get(result, timeout=60).samples.tolist() == ids * 2, "the blocks one after another"
