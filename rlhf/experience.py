@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from rlhf.algorithms.advantages import estimate_advantages, generalised_advantages, whiten
+from rlhf.algorithms.advantages import estimate_advantages, generalised_advantages, uniform_groups, whiten
 from rlhf.algorithms.importance import importance_weights
 from rlhf.algorithms.rewards import (
     count_by_sample,
@@ -76,19 +77,20 @@ def total_score(scores: Mapping[str, Float32], weights: Mapping[str, float], dro
 
 
 def build_experience(
-    scored: Scored, raw: Float32, algorithm: AlgorithmConfig, state: AlgorithmState
+    scored: Scored, raw: Float32, algorithm: AlgorithmConfig, state: AlgorithmState, max_length: int
 ) -> tuple[Experience, AlgorithmState]:
     """Compute shaped scores, token rewards, advantages and returns, and the algorithm's state for the next step.
 
     Args:
         raw: (B,) total score of each response.
+        max_length: longest allowed response, in tokens.
     """
     scored.check()
     block, mask = scored.rollouts, scored.mask
     lengths = block.sequences.response_lengths
     seen = replace(state, scores=state.scores.add(raw[~scored.dropped]))
     counted = count_by_sample(lengths, mask)
-    scores = shape_scores(raw, counted, block.finish_reasons, algorithm, seen.scores)
+    scores = shape_scores(raw, counted, block.finish_reasons, algorithm, seen.scores, max_length)
     old, ref = (np.where(mask, array, np.float32(0)) for array in (scored.old_logprobs, scored.ref_logprobs))
     kl = kl_per_token(old, ref)
     rewards = token_rewards(scores, kl, lengths, mask, state.kl_coef if algorithm.kl_in == "reward" else 0.0)
@@ -112,6 +114,22 @@ def build_experience(
         returns=returns,
     )
     return experience, _advance(seen, algorithm, kl, experience)
+
+
+def drop_uniform_groups(experience: Experience) -> tuple[Experience, float]:
+    """Leave groups of equal scores out of the update; returns it, and the fraction of responses left out.
+
+    Their tokens leave the response mask, so that losses and normalisers do not count them. Whitening, metrics and β are
+    over the whole batch: call it after them.
+    """
+    lengths, mask = experience.rollouts.sequences.response_lengths, experience.response_mask
+    is_counted = count_by_sample(lengths, mask) > 0
+    uniform = uniform_groups(experience.scores, experience.rollouts.prompt_ids, is_counted)
+    kept = mask & ~uniform[sample_of_token(lengths)]
+    per_token = ("old_logprobs", "ref_logprobs", "advantages", "importance_weights")
+    arrays: dict[str, Any] = {name: np.where(kept, getattr(experience, name), np.float32(0)) for name in per_token}
+    fraction = float(uniform[is_counted].mean()) if is_counted.any() else 0.0
+    return replace(experience, response_mask=kept, **arrays), fraction
 
 
 def _advance(seen: AlgorithmState, algorithm: AlgorithmConfig, kl: Float32, experience: Experience) -> AlgorithmState:

@@ -87,6 +87,11 @@ SECTIONS: Mapping[str, tuple[Metric, ...]] = {
         Metric("rollout/tokens", "tokens", "tokens of all responses of the step"),
         Metric("rollout/truncated_fraction", "fraction", "responses that ended at the length limit", "lower"),
         Metric("rollout/dropped", "samples", "without score or response; excluded from other metrics", "lower"),
+        Metric(
+            "rollout/uniform_fraction",
+            "fraction",
+            "responses whose group has equal scores, left out of the update (`drop_uniform_groups`)",
+        ),
         Metric("rollout/set_aside", "samples", "quarantined in this step, because their prompt kept failing", "lower"),
         Metric(
             "rollout/prefix_cache_hit_rate",

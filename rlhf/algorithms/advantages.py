@@ -77,6 +77,8 @@ def returns_to_go(rewards: Float32, response_lengths: Int32, response_mask: Bool
     return generalised_advantages(rewards, no_values, response_lengths, response_mask, 1.0, 1.0)[1]
 
 
+DIVIDES_BY_STD = ("grpo", "dapo", "gspo", "cispo")
+"""Algorithms with the advantages of GRPO."""
 GROUP_EPSILON = 1e-4
 """Added to a group's standard deviation before the division, as in TRL."""
 
@@ -84,7 +86,8 @@ GROUP_EPSILON = 1e-4
 def group_advantages(algorithm: AlgorithmName, totals: Float32, prompt_ids: Int64, is_counted: Bool) -> Float32:
     """(B,) advantage of each response relative to its group, the responses to one prompt; r is a response's reward.
 
-    - ``grpo``: (r − mean)/(standard deviation + 1e-4) of the group (Shao et al. 2024, section 4.1).
+    - ``grpo``, ``dapo``, ``gspo``, ``cispo``: (r − mean)/(standard deviation + 1e-4) of the group (Shao et al. 2024,
+      section 4.1).
     - ``dr_grpo``, ``reinforce++_baseline``: r − mean (Liu et al. 2025, section 3; Hu 2025, section 3.3).
     - ``rloo``: r − mean of the *others*, which is (r − mean) n/(n − 1) (Ahmadian et al. 2024, section 3).
 
@@ -100,12 +103,28 @@ def group_advantages(algorithm: AlgorithmName, totals: Float32, prompt_ids: Int6
     for members in np.split(members_by_prompt, edges) if len(counted) else ():
         group = totals[members].astype(np.float64)
         above = group - group.mean()
-        if algorithm == "grpo":
+        if algorithm in DIVIDES_BY_STD:
             above = above / (group.std(ddof=1) + GROUP_EPSILON) if len(group) > 1 else above
         elif algorithm == "rloo":
             above = above * len(group) / max(len(group) - 1, 1)
         result[members] = above
     return result
+
+
+def uniform_groups(scores: Float32, prompt_ids: Int64, is_counted: Bool) -> Bool:
+    """(B,) true for the responses of groups whose counted responses all have the same score (Yu et al. 2025, eq. 11).
+
+    Args:
+        scores: (B,) shaped score of each response.
+        prompt_ids: (B,) equal for the responses of one group.
+        is_counted: (B,) false for samples that are left out, whose score has no meaning.
+    """
+    _, group = np.unique(prompt_ids, return_inverse=True)
+    low, high = np.full(group.max(initial=-1) + 1, np.inf), np.full(group.max(initial=-1) + 1, -np.inf)
+    np.minimum.at(low, group[is_counted], scores[is_counted])
+    np.maximum.at(high, group[is_counted], scores[is_counted])
+    uniform: Bool = (low >= high)[group]
+    return uniform
 
 
 def estimate_advantages(

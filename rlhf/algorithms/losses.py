@@ -46,14 +46,19 @@ def policy_loss(
     clip_low: float,
     clip_high: float,
     dual_clip: float | None = None,
+    samples: Tensor | None = None,
 ) -> PolicyLoss:
     """Clipped PPO policy loss per token: max(−Âρ, −Â clip(ρ, 1−ε_low, 1+ε_high)), (T,), ρ = exp(log π_new − log π_old).
 
     Schulman et al. 2017, eq. 7. With ``dual_clip`` c the loss of a token with Â < 0 is at most −cÂ (Ye et al. 2020,
     eq. 3), so that one token with a large ratio cannot dominate an update.
+
+    Args:
+        samples: (T,) index of each token's sample, for GSPO: ρ is then that of the token's whole response, as
+            ``sequence_log_ratio`` computes it; ``approxkl`` stays that of the token.
     """
     log_ratio = clamp_log_ratio(logprobs - old_logprobs)
-    ratio = log_ratio.exp()
+    ratio = (log_ratio if samples is None else sequence_log_ratio(log_ratio, samples)).exp()
     unclipped = -advantages * ratio
     clipped = -advantages * ratio.clamp(1 - clip_low, 1 + clip_high)
     loss = torch.maximum(unclipped, clipped)
@@ -67,6 +72,36 @@ def policy_loss(
         ratio=ratio.detach(),
         approxkl=0.5 * log_ratio.detach().square(),
         clipped=binds.detach().to(ratio.dtype),
+    )
+
+
+def sequence_log_ratio(log_ratio: Tensor, samples: Tensor) -> Tensor:
+    """Mean log-ratio of each token's response, (T,), in nats per token (Zheng et al. 2025, eq. 7 and 14).
+
+    The gradient of each element is that of the token's own log-ratio (GSPO-token). Summed over a response with weights
+    1/length and equal advantages it is the gradient of GSPO; with unequal importance weights each token keeps its own.
+
+    Args:
+        samples: (T,) index of each token's sample, less than T. The mean is over a response's tokens that are given.
+    """
+    values = log_ratio.detach()
+    sums, lengths = (torch.zeros_like(values).index_add(0, samples, x) for x in (values, torch.ones_like(values)))
+    return (sums / lengths.clamp(min=1))[samples] + (log_ratio - values)
+
+
+def cispo_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip_high: float) -> PolicyLoss:
+    """CISPO loss per token: −sg[min(ρ, 1+ε_high)] Â log π_new, (T,); sg stops the gradient.
+
+    MiniMax (2025), eq. 4 and 5, without the lower limit. A token whose ratio is clipped keeps its gradient, unlike in
+    ``policy_loss``.
+    """
+    log_ratio = clamp_log_ratio(logprobs - old_logprobs).detach()
+    ratio = log_ratio.exp()
+    return PolicyLoss(
+        loss=-ratio.clamp(max=1 + clip_high) * advantages * logprobs,
+        ratio=ratio,
+        approxkl=0.5 * log_ratio.square(),
+        clipped=(ratio > 1 + clip_high).to(ratio.dtype),
     )
 
 

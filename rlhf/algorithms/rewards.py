@@ -16,16 +16,22 @@ LEAST_STD = 1e-8
 
 
 def shape_scores(
-    raw: Float32, lengths: Float32, finish_reasons: Int32, algorithm: AlgorithmConfig, moments: Moments
+    raw: Float32,
+    lengths: Float32,
+    finish_reasons: Int32,
+    algorithm: AlgorithmConfig,
+    moments: Moments,
+    max_length: int,
 ) -> Float32:
     """(B,) scores that the policy is trained on: scaled, clipped, then penalised; the penalties are not scaled.
 
-    The length penalty also applies to truncated responses.
+    The length penalties also apply to truncated responses.
 
     Args:
         raw: (B,) raw scores of the reward.
         lengths: (B,) response tokens inside the mask.
         moments: those of all raw scores so far, this batch included.
+        max_length: longest allowed response, in tokens.
     """
     scores = raw.astype(np.float64)
     if algorithm.reward_scale == "running_std" and moments.std > LEAST_STD:
@@ -33,7 +39,18 @@ def shape_scores(
     if algorithm.reward_clip is not None:
         scores = scores.clip(-algorithm.reward_clip, algorithm.reward_clip)
     scores = penalise_missing_eos(scores, finish_reasons, algorithm)
+    scores = scores - overlong_penalty(lengths, algorithm.overlong_buffer, max_length)
     return (scores - algorithm.length_penalty * lengths).astype(np.float32)
+
+
+def overlong_penalty(lengths: Float32, buffer: int | None, max_length: int) -> np.ndarray:
+    """(B,) soft overlong punishment (Yu et al. 2025, eq. 13), as a number to subtract; 0 without a ``buffer``.
+
+    It is 0 up to ``max_length`` − ``buffer`` tokens, and rises in a straight line to 1 at ``max_length``.
+    """
+    if buffer is None:
+        return np.zeros(len(lengths))
+    return np.clip((lengths.astype(np.float64) - (max_length - buffer)) / buffer, 0.0, 1.0)
 
 
 def penalise_missing_eos(scores: np.ndarray, finish_reasons: Int32, algorithm: AlgorithmConfig) -> np.ndarray:

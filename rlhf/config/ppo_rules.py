@@ -8,11 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from rlhf.config.named_files import check_path, check_scorer, check_secret
-from rlhf.config.schema import TRAINED, Recipe, RewardSourceConfig
+from rlhf.config.schema import COMPARES_A_GROUP, TRAINED, Recipe, RewardSourceConfig
 from rlhf.errors import UserError
 
-COMPARES_A_GROUP = ("grpo", "dr_grpo", "rloo", "reinforce++_baseline")
-"""Algorithms whose baseline is the other responses to the same prompt."""
 EXAMPLE = "rewards: {model: {model: trained}} in the recipe is the run's own reward model"
 
 
@@ -36,6 +34,13 @@ def check_algorithm(recipe: Recipe) -> Iterator[UserError]:
             f"ppo.staleness = {ppo.staleness} with algorithm.importance_sampling = none",
             "rollouts by older weights are not samples of the policy, and need a correction",
             "leave out algorithm.importance_sampling, or ppo.staleness=0",
+        )
+    buffer, longest = algorithm.overlong_buffer, recipe.rollout.max_response_length
+    if buffer is not None and buffer >= longest:
+        yield UserError(
+            f"algorithm.overlong_buffer = {buffer} is not below rollout.max_response_length = {longest}",
+            "every response would be punished for its length",
+            f"algorithm.overlong_buffer={max(1, longest // 5)}, a fifth as in the paper, or a longer response",
         )
     yield from _adaptive_kl(recipe)
     yield from _early_stop(recipe)

@@ -323,14 +323,19 @@ Stage = Literal["sft", "reward", "dpo", "ppo", "pipeline", "generate"]
 CRITIC_OPTIONS = ("gamma", "lam", "value_clip_range", "critic_warmup_steps")
 """Options of the algorithm that apply only with a critic."""
 LossMean = Literal["token", "sequence", "constant"]
-AlgorithmName = Literal["ppo", "grpo", "dr_grpo", "rloo", "reinforce++", "reinforce++_baseline"]
+AlgorithmName = Literal[
+    "ppo", "grpo", "dr_grpo", "rloo", "reinforce++", "reinforce++_baseline", "dapo", "gspo", "cispo"
+]
+COMPARES_A_GROUP = ("grpo", "dr_grpo", "rloo", "reinforce++_baseline", "dapo", "gspo", "cispo")
+"""Algorithms whose baseline is the other responses to the same prompt."""
 
 
 @section
 class AlgorithmConfig:
     """The algorithm that trains the policy; names as in the papers, with a page for each in ``docs/algorithms/``.
 
-    The defaults of ``kl_in``, ``loss_mean`` and ``whiten_advantages`` depend on the algorithm.
+    The defaults of ``kl_in``, ``loss_mean``, ``whiten_advantages``, ``clip_range``, ``clip_range_high`` and
+    ``drop_uniform_groups`` depend on the algorithm.
     """
 
     name: AlgorithmName = "ppo"
@@ -342,10 +347,12 @@ class AlgorithmConfig:
     gradient of the reverse KL)."""
     adaptive_kl: AdaptiveKLConfig | None = None
     """Adapt β to a target KL, starting from ``kl_coef``."""
-    clip_range: OpenFraction = 0.2
-    """ε: the ratio is clipped to [1 − ε, 1 + ε]."""
+    clip_range: OpenFraction | None = None
+    """ε: the ratio is clipped to [1 − ε, 1 + ε]. null: 0.2; 0.0003 in ``gspo``, whose ratio is that of a whole
+    response; ``cispo`` has no lower limit."""
     clip_range_high: Positive | None = None
-    """Upper ε, if it differs: the ratio is clipped to [1 − clip_range, 1 + clip_range_high]."""
+    """Upper ε, if it differs: the ratio is clipped to [1 − clip_range, 1 + clip_range_high]. null: ``clip_range``; 0.28
+    in ``dapo``, 0.0004 in ``gspo``; 4 in ``cispo``, whose importance weight is at most 1 + clip_range_high."""
     dual_clip: AboveOne | None = None
     """c > 1: for a negative advantage the loss is at most −c·Â (Ye et al. 2020); null leaves it unbounded."""
     value_clip_range: Positive | None = 0.2
@@ -368,6 +375,13 @@ class AlgorithmConfig:
     """Size of this penalty; null disables it."""
     length_penalty: NotNegative = 0.0
     """Subtracted from the score for every token of the response."""
+    overlong_buffer: Count | None = None
+    """Soft punishment of long responses (DAPO): over the last ``overlong_buffer`` tokens before
+    ``rollout.max_response_length`` a penalty rises from 0 to 1, which is subtracted from the score; null disables
+    it."""
+    drop_uniform_groups: StrictBool | None = None
+    """Leave the responses to a prompt out of the update if all of them have the same score: they carry no signal, and
+    would only increase the number by which the loss is divided."""
     reward_scale: Literal["none", "running_std"] = "none"
     """Divide scores by their standard deviation over all steps so far; β then applies to scaled scores."""
     reward_clip: Positive | None = None
@@ -420,6 +434,14 @@ class AlgorithmConfig:
                 "dr_grpo exists to leave the division by each response's length out",
                 "leave out algorithm.loss_mean, or use grpo: algorithm.name=grpo",
             )
+        yield from self._clip_problems()
+        if self.drop_uniform_groups and self.name not in COMPARES_A_GROUP:
+            yield UserError(
+                f"algorithm.drop_uniform_groups = true with algorithm.name = {self.name}",
+                "a response is not compared with the other responses to its prompt, so that one whose group has equal "
+                "scores carries a signal too",
+                "leave out algorithm.drop_uniform_groups, or algorithm.name=dapo",
+            )
         if self.adaptive_kl is not None and self.kl_coef == 0:
             yield UserError(
                 "algorithm.adaptive_kl with algorithm.kl_coef = 0",
@@ -431,15 +453,6 @@ class AlgorithmConfig:
                 "algorithm.missing_eos = subtract with algorithm.missing_eos_penalty = null",
                 "there is nothing to subtract from the score",
                 "algorithm.missing_eos_penalty=1.0, or leave out algorithm.missing_eos",
-            )
-        edge = 1 + self.clip_high
-        if self.dual_clip is not None and self.dual_clip < edge:
-            key = "clip_range" if self.clip_range_high is None else "clip_range_high"
-            yield UserError(
-                f"algorithm.dual_clip = {self.dual_clip} is less than 1 + algorithm.{key} = {edge:g}",
-                "for a negative advantage the loss is |Â|ρ from 1 − ε upwards, held at |Â|c: with c < 1 + ε a token "
-                "would lose its gradient at ratios ρ from c to 1 + ε, which the clip range allows",
-                f"algorithm.dual_clip=3.0, or at least {edge:g}",
             )
         if self.importance_sampling == "none" and "importance_cap" in changed:
             yield UserError(
@@ -454,6 +467,29 @@ class AlgorithmConfig:
                 "leave out algorithm.target_kl, or raise algorithm.epochs or algorithm.minibatches",
             )
 
+    def _clip_problems(self) -> Iterator[UserError]:
+        """Limits of the ratio that have no effect, or that contradict each other."""
+        if self.name == "cispo":
+            given = {f"algorithm.{key}": getattr(self, key) for key in ("clip_range", "dual_clip")}
+            shown = [f"{key} = {value:g}" for key, value in given.items() if value is not None]
+            if shown:
+                yield UserError(
+                    f"{', '.join(shown)} with algorithm.name = cispo",
+                    "cispo limits the importance weight only from above, by algorithm.clip_range_high, and clips no "
+                    "loss: it would have no effect",
+                    "leave it out, or set algorithm.clip_range_high",
+                )
+            return
+        edge = 1 + self.clip_high
+        if self.dual_clip is not None and self.dual_clip < edge:
+            key = "clip_range" if self.clip_range_high is None else "clip_range_high"
+            yield UserError(
+                f"algorithm.dual_clip = {self.dual_clip} is less than 1 + algorithm.{key} = {edge:g}",
+                "for a negative advantage the loss is |Â|ρ from 1 − ε upwards, held at |Â|c: with c < 1 + ε a token "
+                "would lose its gradient at ratios ρ from c to 1 + ε, which the clip range allows",
+                f"algorithm.dual_clip=3.0, or at least {edge:g}",
+            )
+
     @property
     def has_critic(self) -> bool:
         """Whether advantages come from a critic's values."""
@@ -466,20 +502,50 @@ class AlgorithmConfig:
         return self.loss_mean
 
     @property
+    def clip_low(self) -> float:
+        """Lower ε; ``cispo`` has none."""
+        assert self.clip_range is not None
+        return self.clip_range
+
+    @property
     def clip_high(self) -> float:
         """Upper ε."""
-        return self.clip_range if self.clip_range_high is None else self.clip_range_high
+        return self.clip_low if self.clip_range_high is None else self.clip_range_high
 
 
-ALGORITHM_DEFAULTS: dict[str, dict[str, str | bool]] = {
-    "ppo": {"kl_in": "reward", "loss_mean": "token", "whiten_advantages": True},
-    "grpo": {"kl_in": "loss", "loss_mean": "sequence", "whiten_advantages": False},
-    "dr_grpo": {"kl_in": "loss", "loss_mean": "constant", "whiten_advantages": False},
-    "rloo": {"kl_in": "reward", "loss_mean": "token", "whiten_advantages": False},
-    "reinforce++": {"kl_in": "reward", "loss_mean": "token", "whiten_advantages": True},
-    "reinforce++_baseline": {"kl_in": "loss", "loss_mean": "token", "whiten_advantages": True},
+_EACH: dict[str, str | bool | float] = {"clip_range": 0.2, "drop_uniform_groups": False}
+ALGORITHM_DEFAULTS: dict[str, dict[str, str | bool | float]] = {
+    "ppo": {**_EACH, "kl_in": "reward", "loss_mean": "token", "whiten_advantages": True},
+    "grpo": {**_EACH, "kl_in": "loss", "loss_mean": "sequence", "whiten_advantages": False},
+    "dr_grpo": {**_EACH, "kl_in": "loss", "loss_mean": "constant", "whiten_advantages": False},
+    "rloo": {**_EACH, "kl_in": "reward", "loss_mean": "token", "whiten_advantages": False},
+    "reinforce++": {**_EACH, "kl_in": "reward", "loss_mean": "token", "whiten_advantages": True},
+    "reinforce++_baseline": {**_EACH, "kl_in": "loss", "loss_mean": "token", "whiten_advantages": True},
+    "dapo": {
+        "kl_in": "loss",
+        "loss_mean": "token",
+        "whiten_advantages": False,
+        "clip_range": 0.2,
+        "clip_range_high": 0.28,
+        "drop_uniform_groups": True,
+    },
+    "gspo": {
+        "kl_in": "loss",
+        "loss_mean": "sequence",
+        "whiten_advantages": False,
+        "clip_range": 3e-4,
+        "clip_range_high": 4e-4,
+        "drop_uniform_groups": False,
+    },
+    "cispo": {
+        "kl_in": "loss",
+        "loss_mean": "token",
+        "whiten_advantages": False,
+        "clip_range_high": 4.0,
+        "drop_uniform_groups": False,
+    },
 }
-"""Defaults of each algorithm, as in its paper."""
+"""Defaults of each algorithm, as in its paper; the limit of ``cispo`` is that of Khatri et al. (2025)."""
 
 
 @section

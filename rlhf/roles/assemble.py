@@ -19,7 +19,7 @@ from rlhf.algorithms.rewards import count_by_sample, kl_per_token, sum_by_sample
 from rlhf.algorithms.state import AlgorithmState
 from rlhf.config.schema import ModelConfig, PPOConfig, Recipe
 from rlhf.errors import MachineryError
-from rlhf.experience import Scored, build_experience, experience_metrics, total_score
+from rlhf.experience import Scored, build_experience, drop_uniform_groups, experience_metrics, total_score
 from rlhf.models.folder import load_tokenizer
 from rlhf.roles.block_result import BlockResult, join_samples, join_tokens, token_index
 from rlhf.tracking.histogram import Histograms, experience_histograms
@@ -100,15 +100,20 @@ def assemble(
     _check_complete(scored.rollouts, batch.recipe.ppo, batch.step)
     sources = batch.recipe.rewards
     raw = total_score(scored.scores, {name: source.weight for name, source in sources.items()}, scored.dropped)
-    experience, state = build_experience(scored, raw, batch.recipe.algorithm, batch.state)
+    algorithm, longest = batch.recipe.algorithm, batch.recipe.rollout.max_response_length
+    experience, state = build_experience(scored, raw, algorithm, batch.state, longest)
     metrics = experience_metrics(experience, raw, batch.step) | _parts_metrics(scored)
     is_due = batch.step % batch.recipe.tracking.histogram_every == 0
-    return experience, BatchReport(
+    report = BatchReport(
         metrics=metrics,
         samples=_sample_rows(batch, experience),
         state=state,
         histograms=experience_histograms(experience) if is_due else {},
     )
+    if not algorithm.drop_uniform_groups:
+        return experience, report
+    trained, fraction = drop_uniform_groups(experience)
+    return trained, report.with_metrics({"rollout/uniform_fraction": fraction})
 
 
 def _join(batch: StepInputs, units: Sequence[ScoredUnit], values: Sequence[RolloutBlock | BlockResult]) -> Scored:

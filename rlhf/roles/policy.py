@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlhf.algorithms.losses import kl_loss, policy_loss
+from rlhf.algorithms.losses import PolicyLoss, cispo_loss, kl_loss, policy_loss
 from rlhf.algorithms.normaliser import normaliser, token_weights
+from rlhf.algorithms.rewards import sample_of_token
 from rlhf.config.schema import Recipe
 from rlhf.config.stages import policy_updates
 from rlhf.device import copy_to_device, peak_memory_gib
@@ -27,7 +28,7 @@ from rlhf.models.packed_row import PackedRow, pack_row
 from rlhf.models.policy import PolicyNet
 from rlhf.roles.block_result import BlockResult, token_index
 from rlhf.roles.role import Role, plan_updates
-from rlhf.types import Experience, RolloutBlock
+from rlhf.types import Bool, Experience, Int32, RolloutBlock
 from rlhf.weights.fingerprint import Fingerprint
 from rlhf.zero.process_group import Rank
 
@@ -44,7 +45,7 @@ class PolicyBatch:
     """Inputs of one micro-batch of the update.
 
     Shapes: ``row`` predicts the T response tokens that are trained on; old_logprobs, ref_logprobs, advantages,
-    importance, weights (T,).
+    importance, weights (T,); samples (T,) index of each token's sample among those that have tokens, for GSPO only.
     """
 
     row: PackedRow
@@ -53,6 +54,7 @@ class PolicyBatch:
     advantages: Tensor
     importance: Tensor
     weights: Tensor
+    samples: Tensor | None = None
 
 
 class LanguageRole(Role[PolicyNet]):
@@ -154,14 +156,7 @@ class PolicyRole(LanguageRole):
         wanted: Entropy = "trained" if algorithm.entropy_coef else "value"
         logprobs, entropy = self.engine.engine(batch.row, self.recipe.rollout.temperature, wanted)
         self.engine.finite.watch("logprobs", logprobs)
-        terms = policy_loss(
-            logprobs,
-            batch.old_logprobs,
-            batch.advantages,
-            algorithm.clip_range,
-            algorithm.clip_high,
-            algorithm.dual_clip,
-        )
+        terms = self._policy_loss(logprobs, batch)
         corrected = batch.weights * batch.importance
         with torch.set_grad_enabled(algorithm.kl_in == "loss"):
             kl = (corrected * kl_loss(logprobs, batch.old_logprobs, batch.ref_logprobs)).sum()
@@ -173,6 +168,12 @@ class PolicyRole(LanguageRole):
         if algorithm.entropy_coef:
             value = value - algorithm.entropy_coef * (batch.weights * entropy).sum()
         return value, torch.stack([each.double() for each in statistics])
+
+    def _policy_loss(self, logprobs: Tensor, batch: PolicyBatch) -> PolicyLoss:
+        algorithm, given = self.recipe.algorithm, (logprobs, batch.old_logprobs, batch.advantages)
+        if algorithm.name == "cispo":
+            return cispo_loss(*given, algorithm.clip_high)
+        return policy_loss(*given, algorithm.clip_low, algorithm.clip_high, algorithm.dual_clip, batch.samples)
 
     def _make_batch(self, experience: Experience, samples: Sequence[int]) -> PolicyBatch:
         sequences = experience.rollouts.sequences
@@ -196,7 +197,13 @@ class PolicyRole(LanguageRole):
             advantages=advantages,
             importance=importance,
             weights=weight,
+            samples=self._samples_of_tokens(lengths, kept) if self.recipe.algorithm.name == "gspo" else None,
         )
+
+    def _samples_of_tokens(self, lengths: Int32, kept: Bool) -> Tensor:
+        """(T,) index of each kept token's sample, among the samples that have one."""
+        owners = np.unique(sample_of_token(lengths)[kept], return_inverse=True)[1]
+        return copy_to_device([owners], self.device)[0]
 
     def connect(self, client: TimedClient, backend: str, engine_workers: int, address: str, port: int) -> None:
         """Set up the weight transfer to the engines; called again after engines are replaced.
@@ -230,13 +237,18 @@ def _mean_of(total: Tensor, name: str) -> float:
 def update_metrics(totals: Tensor) -> dict[str, float]:
     """Metrics of a step, averaged over its updates; the keys ``first_pass/*`` cover the first update only.
 
-    Statistics of an update come from its forward pass, before the optimizer step.
+    Statistics of an update come from its forward pass, before the optimizer step. Updates without a token, whose
+    responses are all left out, count in no average; without a token in the first one ``first_pass/*`` is absent.
 
     Args:
         totals: (updates, 8) sums over ranks in the order of ``SUMS``; the losses are already divided by the normaliser.
     """
+    first, totals = totals[0], totals[totals[:, -1] > 0]
+    if not len(totals):
+        return {}
     loss, kl = totals[:, :2].T
     ratio, square, approxkl, clipfrac, entropy = (totals[:, 2:-1] / totals[:, -1:].clamp(min=1)).T
+    names = {"ratio": "ratio", "approxkl": "approxkl", "clipfrac": "clipped"} if first[-1] > 0 else {}
     return {
         "loss/policy_avg": float(loss.mean()),
         "loss/kl_avg": float(kl.mean()),
@@ -245,6 +257,5 @@ def update_metrics(totals: Tensor) -> dict[str, float]:
         "policy/approxkl_avg": float(approxkl.mean()),
         "policy/clipfrac_avg": float(clipfrac.mean()),
         "policy/entropy_avg": float(entropy.mean()),
-        **{f"first_pass/{name}": _mean_of(totals[0], name) for name in ("ratio", "approxkl")},
-        "first_pass/clipfrac": _mean_of(totals[0], "clipped"),
+        **{f"first_pass/{name}": _mean_of(first, of) for name, of in names.items()},
     }

@@ -14,8 +14,18 @@ from rlhf.algorithms.moments import Moments
 from rlhf.algorithms.state import AlgorithmState
 from rlhf.config.schema import AdaptiveKLConfig, AlgorithmConfig, AlgorithmName
 from rlhf.errors import MachineryError
-from rlhf.experience import Scored, build_experience, experience_metrics, length_correlation, total_score
+from rlhf.experience import (
+    Scored,
+    build_experience,
+    drop_uniform_groups,
+    experience_metrics,
+    length_correlation,
+    total_score,
+)
 from rlhf.types import Experience, FinishReason, RolloutBlock, Sequences
+
+LONGEST = 10
+"""Longest allowed response, in tokens."""
 
 
 def floats(*values: float) -> np.ndarray:
@@ -59,7 +69,7 @@ def total(batch: Scored) -> np.ndarray:
 def built(
     batch: Scored, algorithm: AlgorithmConfig, state: AlgorithmState | None = None
 ) -> tuple[Experience, AlgorithmState]:
-    return build_experience(batch, total(batch), algorithm, state or AlgorithmState.start(algorithm))
+    return build_experience(batch, total(batch), algorithm, state or AlgorithmState.start(algorithm), LONGEST)
 
 
 def plain(**options: Any) -> AlgorithmConfig:
@@ -375,3 +385,33 @@ def test_anscombes_first_set() -> None:
 @pytest.mark.parametrize(("scores", "lengths"), [([], []), ([1.0], [3]), ([1.0, 1.0], [3, 4]), ([1.0, 2.0], [3, 3])])
 def test_undefined_is_zero(scores: list[float], lengths: list[int]) -> None:
     assert length_correlation(scores, lengths) == 0.0
+
+
+def test_groups_of_equal_scores_leave_the_update_and_nothing_else_changes() -> None:
+    """Both responses are to one prompt and score 2; the penalty would tell the second apart."""
+    algorithm = plain(name="dapo", lam=0.95, missing_eos_penalty=None)
+    same = {"values": None, "prompt_ids": np.array([4, 4])}
+    experience, _ = built(scored(scores={"quality": floats(2, 2)}, **same), algorithm)
+    dropped, fraction = drop_uniform_groups(experience)
+    assert fraction == 1 and not dropped.response_mask.any()
+    for name in ("old_logprobs", "ref_logprobs", "advantages", "importance_weights"):
+        assert not getattr(dropped, name).any()
+    assert dropped.scores.tolist() == [2, 2]
+    mixed, _ = built(scored(scores={"quality": floats(2, 3)}, **same), algorithm)
+    kept, fraction = drop_uniform_groups(mixed)
+    assert fraction == 0 and kept.response_mask.all()
+    assert_same(kept, mixed)
+
+
+def test_a_response_without_a_score_does_not_tell_a_group_apart() -> None:
+    batch = scored(scores={"quality": floats(2, np.nan)}, dropped=bools(0, 1), values=None, prompt_ids=np.array([4, 4]))
+    dropped, fraction = drop_uniform_groups(built(batch, plain(name="dapo", lam=0.95))[0])
+    assert fraction == 1 and not dropped.response_mask.any()
+    nothing, _ = built(scored(dropped=bools(1, 1), values=None), plain(name="dapo", lam=0.95))
+    assert drop_uniform_groups(nothing)[1] == 0
+
+
+def test_a_long_response_is_punished_by_the_limit_of_its_length() -> None:
+    """Of at most 10 tokens the last 8 are the buffer: a response of 3 is half a quarter, 1/8, into it."""
+    experience, _ = built(scored(), plain(overlong_buffer=8, missing_eos_penalty=None))
+    assert experience.scores.tolist() == [2, 5 - 1 / 8]

@@ -32,7 +32,7 @@ from rlhf.config.schema import (
     RolloutConfig,
 )
 from rlhf.config.stages import critic_updates, policy_updates
-from rlhf.experience import Scored, build_experience, experience_metrics
+from rlhf.experience import Scored, build_experience, drop_uniform_groups, experience_metrics
 from rlhf.models.logprobs import Entropy, token_logprobs
 from rlhf.models.packed_row import PackedRow
 from rlhf.roles.block_result import join_tokens
@@ -299,8 +299,11 @@ def train(problem: Problem, algorithm: AlgorithmConfig, budget: Budget) -> Train
         block, raw = sample(problem, policy.probabilities(), budget, random)
         block = replace(block, weight_versions=np.full(len(block), step))
         scored = score(block, raw, policy, reference, critic)
-        experience, state = build_experience(scored, raw, algorithm, state)
-        metrics = experience_metrics(experience, raw, step) | policy.update(experience, step)
+        experience, state = build_experience(scored, raw, algorithm, state, problem.longest)
+        metrics = experience_metrics(experience, raw, step)
+        if algorithm.drop_uniform_groups:
+            experience, _ = drop_uniform_groups(experience)
+        metrics |= policy.update(experience, step)
         if critic is not None:
             metrics |= critic.update(experience, step)
         canaries.check(metrics, step, limits)

@@ -13,6 +13,7 @@ from rlhf.algorithms.advantages import (
     generalised_advantages,
     group_advantages,
     returns_to_go,
+    uniform_groups,
     whiten,
 )
 from rlhf.config.schema import AlgorithmConfig, AlgorithmName
@@ -296,3 +297,16 @@ def test_advantages_without_a_critic_do_not_see_what_is_outside_the_mask(name: A
     np.testing.assert_allclose(gone, [*alone, 0, 0, 0], atol=1e-6)
     gap = estimated(name, [1, 1, 1, 0, 1], token_rewards=[-0.1, 2.05, -0.2, np.nan, -1.1])
     np.testing.assert_array_equal(gap, np.where([True, True, True, False, True], estimated(name), 0))
+
+
+@pytest.mark.parametrize("name", ["dapo", "gspo", "cispo"])
+def test_the_later_group_algorithms_have_the_advantages_of_grpo(name: AlgorithmName) -> None:
+    np.testing.assert_allclose(estimated(name), [1.625 / (STD + 1e-4)] * 2 + [-1.625 / (STD + 1e-4)] * 3, rtol=1e-5)
+
+
+def test_uniform_groups_by_hand() -> None:
+    """Prompt 7 has scores 1, 1; prompt 2 has 0, 1; of prompt 9 one response counts; of prompt 4 none."""
+    scores = np.array([1, 0, 5, 1, 1, 8, 3], dtype=np.float32)
+    prompts, counted = np.array([7, 2, 9, 7, 2, 9, 4]), np.array([1, 1, 1, 1, 1, 0, 0], dtype=bool)
+    assert uniform_groups(scores, prompts, counted).tolist() == [True, False, True, True, False, True, True]
+    assert uniform_groups(scores[:0], prompts[:0], counted[:0]).tolist() == []

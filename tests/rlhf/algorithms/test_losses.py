@@ -8,6 +8,7 @@ from torch import Tensor, tensor
 
 from rlhf.algorithms.losses import (
     PolicyLoss,
+    cispo_loss,
     kl_estimate,
     kl_loss,
     kto_loss,
@@ -77,8 +78,67 @@ def test_a_log_ratio_without_bounds_does_not_overflow() -> None:
     assert torch.isfinite(new.grad).all() and torch.isfinite(terms.ratio.square()).all()
 
 
+def of_sequences(new: Tensor, advantages: list[float], samples: Tensor, low: float, high: float) -> PolicyLoss:
+    """GSPO's loss of tokens whose old log-probabilities are 0."""
+    return policy_loss(new, torch.zeros(len(new)), tensor(advantages), low, high, None, samples)
+
+
+def test_the_ratio_of_a_sequence_is_the_geometric_mean_of_its_tokens() -> None:
+    """Ratios 4 and 1, 1/2, and 8, 1, 1: 2 for both tokens, 1/2, and 2 for all three, in any order of the tokens."""
+    new = torch.log(tensor([4.0, 8.0, 1.0, 0.5, 1.0, 1.0])).requires_grad_()
+    terms = of_sequences(new, [1, -1, 1, -1, -1, -1], tensor([0, 2, 0, 1, 2, 2]), 0.2, 0.5)
+    assert terms.ratio.tolist() == pytest.approx([2, 2, 2, 0.5, 2, 2])
+    # of a good response 1.5 at most; of a bad one −Âρ, where the ratio is below .8 at least .8
+    assert terms.loss.tolist() == pytest.approx([-1.5, 2, -1.5, 0.8, 2, 2])
+    assert terms.clipped.tolist() == [1, 0, 1, 1, 0, 0]
+    terms.loss.sum().backward()
+    assert new.grad.tolist() == pytest.approx([0, 2, 0, 0, 2, 2])
+    log = torch.log(tensor([4.0, 8.0, 1.0, 0.5, 1.0, 1.0]))
+    torch.testing.assert_close(terms.approxkl, log.square() / 2)  # of the tokens, as in all algorithms
+
+
+def gspo_objective(new: Tensor, old: Tensor, advantages: list[float], low: float, high: float) -> float:
+    """Zheng et al. (2025), eq. 5 and 7, written out for two responses of three tokens and two."""
+    total = 0.0
+    for part, advantage in zip((slice(0, 3), slice(3, 5)), advantages, strict=True):
+        s = math.exp(sum((new - old)[part].tolist()) / (part.stop - part.start))
+        total += min(s * advantage, min(max(s, 1 - low), 1 + high) * advantage)
+    return total
+
+
+@pytest.mark.parametrize("advantages", [[1.5, -0.5], [-1.0, 2.0]])
+def test_the_gradient_of_gspo_is_that_of_its_objective(advantages: list[float]) -> None:
+    """By finite differences; each token's loss has the weight 1/length."""
+    new, old = tensor([-1.0, -2.0, -0.5, -0.7, -1.1]).double(), tensor([-1.1, -1.9, -0.9, -0.8, -1.3]).double()
+    given = new.clone().requires_grad_()
+    each = torch.repeat_interleave(tensor(advantages).double(), tensor([3, 2]))
+    terms = policy_loss(given, old, each, 0.5, 0.5, None, tensor([0, 0, 0, 1, 1]))
+    weights = tensor([1 / 3, 1 / 3, 1 / 3, 1 / 2, 1 / 2]).double()
+    (weights * terms.loss).sum().backward()
+    assert (weights * terms.loss).sum().item() == pytest.approx(-gspo_objective(new, old, advantages, 0.5, 0.5))
+    for i in range(5):
+        step = torch.zeros(5).double()
+        step[i] = 1e-6
+        up, down = (gspo_objective(new + sign * step, old, advantages, 0.5, 0.5) for sign in (1, -1))
+        assert float(given.grad[i]) == pytest.approx(-(up - down) / 2e-6, rel=1e-6)
+
+
+def test_cispo_limits_the_weight_of_a_token_and_keeps_its_gradient() -> None:
+    """Weights .1, 1, 3 and, of 10, 1 + 4; ∂/∂log π of −w Â log π is −w Â, where PPO would have no gradient."""
+    new = torch.log(tensor([0.1, 1.0, 3.0, 10.0])).requires_grad_()
+    terms = cispo_loss(new, torch.zeros(4), tensor([1.0, -1.0, 1.0, 2.0]), 4.0)
+    terms.loss.sum().backward()
+    assert new.grad.tolist() == pytest.approx([-0.1, 1, -3, -10])
+    assert terms.loss.tolist() == pytest.approx([-0.1 * math.log(0.1), 0, -3 * math.log(3), -10 * math.log(10)])
+    assert terms.ratio.tolist() == pytest.approx([0.1, 1, 3, 10])
+    assert terms.clipped.tolist() == [0, 0, 0, 1]
+    assert terms.approxkl.tolist() == pytest.approx([0.5 * math.log(r) ** 2 for r in (0.1, 1, 3, 10)])
+
+
 def test_no_tokens_no_loss() -> None:
     nothing = torch.zeros(0, requires_grad=True)
+    assert cispo_loss(nothing, nothing, nothing, 4.0).loss.tolist() == []
+    assert of_sequences(nothing, [], torch.zeros(0, dtype=torch.long), 0.2, 0.2).loss.tolist() == []
     terms = policy_loss(nothing, torch.zeros(0), torch.zeros(0), 0.2, 0.2, 3.0)
     (terms.loss.sum() + kl_loss(nothing, torch.zeros(0), torch.zeros(0)).sum()).backward()
     assert [t.sum().item() for t in (terms.loss, terms.ratio, terms.approxkl, terms.clipped)] == [0, 0, 0, 0]

@@ -96,7 +96,7 @@ def test_the_objective_of_a_table_is_exact_on_lengths() -> None:
 
 def algorithm_for_answers(name: AlgorithmName, beta: float = 0.2) -> AlgorithmConfig:
     """With the KL in the reward where the algorithm divides by a standard deviation; the tests below say why."""
-    divides = name in ("grpo", "reinforce++_baseline")
+    divides = name in ("grpo", "reinforce++_baseline", "dapo", "gspo", "cispo")
     return AlgorithmConfig(name=name, kl_coef=beta, kl_in="reward" if divides else None, epochs=2)
 
 
@@ -168,7 +168,7 @@ def hazard_after_one_early_end() -> float:
     block = block_of(0 * one, tokens, one, np.full(tokens.shape, np.log(0.1)), one, one > 0)
     scored = score(block, one.astype(np.float32), policy, policy, None)
     experience, _ = build_experience(
-        scored, one.astype(np.float32), AlgorithmConfig(name="rloo"), AlgorithmState(kl_coef=0.2)
+        scored, one.astype(np.float32), AlgorithmConfig(name="rloo"), AlgorithmState(kl_coef=0.2), LENGTH_LIMIT
     )
     policy.update(replace(experience, advantages=one.astype(np.float32)), step=0)
     return float(policy.probabilities()[0, END])

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from rlhf.algorithms.moments import Moments
-from rlhf.algorithms.rewards import kl_per_token, penalise_missing_eos, shape_scores, sum_by_sample, token_rewards
+from rlhf.algorithms.rewards import (
+    kl_per_token,
+    overlong_penalty,
+    penalise_missing_eos,
+    shape_scores,
+    sum_by_sample,
+    token_rewards,
+)
 from rlhf.config.schema import AlgorithmConfig
 from rlhf.types import FinishReason
 
@@ -75,7 +82,7 @@ def test_or_the_penalty_is_taken_off_the_score() -> None:
 def shaped(moments: Moments, **options: Any) -> np.ndarray:
     """2, −6 and 1 shaped: responses of 3, 10 and 4 tokens, the second without an end."""
     reasons = np.array([FinishReason.STOP, FinishReason.LENGTH, FinishReason.STOP], dtype=np.int32)
-    scores = shape_scores(floats(2, -6, 1), floats(3, 10, 4), reasons, AlgorithmConfig(**options), moments)
+    scores = shape_scores(floats(2, -6, 1), floats(3, 10, 4), reasons, AlgorithmConfig(**options), moments, 20)
     assert scores.dtype == np.float32
     return scores
 
@@ -122,3 +129,17 @@ def test_a_last_response_of_no_tokens_has_a_sum_too() -> None:
     """One number for every sample, whatever there is of it: what follows lines them up."""
     assert sum_by_sample(floats(1, 2), lengths(2, 0, 0), np.ones(2, dtype=bool)).tolist() == [3, 0, 0]
     assert sum_by_sample(floats(1, 2), lengths(0, 2), np.ones(2, dtype=bool)).tolist() == [0, 3]
+
+
+def test_the_soft_overlong_punishment_by_hand() -> None:
+    """DAPO, eq. 13, with the paper's own numbers: L_max = 20,480 and L_cache = 4,096."""
+    responses = floats(1, 16384, 17408, 18432, 20479, 20480, 30000)
+    expected = [0, 0, 0.25, 0.5, 4095 / 4096, 1, 1]
+    np.testing.assert_allclose(overlong_penalty(responses, 4096, 20480), expected, rtol=1e-6)
+    assert overlong_penalty(responses, None, 20480).tolist() == [0] * 7
+
+
+def test_the_overlong_punishment_is_neither_scaled_nor_clipped() -> None:
+    """Responses of 3, 10 and 4 tokens of at most 20, a buffer of 16: −1, 3 and .5 scaled and clipped, 6/16 off."""
+    options = {"reward_scale": "running_std", "reward_clip": 2.0, "missing_eos_penalty": None, "overlong_buffer": 16}
+    np.testing.assert_allclose(shaped(STD_2, **options), [1, -2 - 6 / 16, 0.5], rtol=1e-6)

@@ -33,7 +33,7 @@ from rlhf.validate import validate
 
 NAMES = get_args(AlgorithmName)
 WITHOUT_CRITIC = [name for name in NAMES if name != "ppo"]
-GROUPS = ["grpo", "dr_grpo", "rloo", "reinforce++_baseline"]
+GROUPS = ["grpo", "dr_grpo", "rloo", "reinforce++_baseline", "dapo", "gspo", "cispo"]
 
 
 def recipe(samples: int = 4, critic_init: str | None = None, **algorithm: Any) -> Recipe:
@@ -153,6 +153,39 @@ def test_the_dual_clip_is_outside_the_clip_range(options: dict[str, float], work
     else:
         key = "clip_range_high" if "clip_range_high" in options else "clip_range"
         assert f"is less than 1 + algorithm.{key} = " in broken(**options).what
+
+
+@pytest.mark.parametrize("option", [{"clip_range": 0.2}, {"dual_clip": 6.0}, {"clip_range": 0.2, "dual_clip": 6.0}])
+def test_cispo_clips_weights_from_above_only(option: dict[str, float]) -> None:
+    assert f"algorithm.{next(iter(option))} = {next(iter(option.values())):g}" in broken(name="cispo", **option).what
+    assert passes(recipe(name="cispo", clip_range_high=2.0))
+    assert passes(recipe(name="gspo", **option)) and passes(recipe(name="dapo", **option))
+
+
+def test_the_limits_of_the_ratio_are_those_of_the_algorithms_paper() -> None:
+    limits = {name: (AlgorithmConfig(name=name).clip_range, AlgorithmConfig(name=name).clip_high) for name in NAMES}
+    assert limits.pop("dapo") == (0.2, 0.28) and limits.pop("gspo") == (3e-4, 4e-4) and limits.pop("cispo") == (None, 4)
+    assert set(limits.values()) == {(0.2, 0.2)}
+    assert AlgorithmConfig(name="gspo", clip_range=0.1, clip_range_high=0.3).clip_high == 0.3
+
+
+@pytest.mark.parametrize("name", ["ppo", "reinforce++"])
+def test_uniform_groups_are_left_out_only_where_groups_are_compared(name: AlgorithmName) -> None:
+    assert broken(name=name, drop_uniform_groups=True).what.startswith("algorithm.drop_uniform_groups = true with")
+    assert passes(recipe(name=name, drop_uniform_groups=False))
+    assert all(passes(recipe(name=group, drop_uniform_groups=True)) for group in GROUPS)
+    assert [group for group in NAMES if AlgorithmConfig(name=group).drop_uniform_groups] == ["dapo"]
+
+
+@pytest.mark.parametrize(("buffer", "works"), [(1, True), (255, True), (256, False), (300, False)])
+def test_the_overlong_buffer_is_shorter_than_the_longest_response(buffer: int, works: bool) -> None:
+    made = recipe(overlong_buffer=buffer)
+    if works:
+        assert passes(made)
+    else:
+        problem = refused(made)
+        assert problem.what == f"algorithm.overlong_buffer = {buffer} is not below rollout.max_response_length = 256"
+        assert problem.fix.startswith("algorithm.overlong_buffer=51")
 
 
 def test_a_cap_needs_importance_weights() -> None:

@@ -315,3 +315,15 @@ def test_the_report_measures_staleness_from_the_version_in_force(folder: str) ->
     _, report = assembled(folder, [rollouts()])
     assert report.metrics["rollout/staleness_mean"] == 2
     assert report.metrics["rollout/truncated_fraction"] == pytest.approx(1 / 3)
+
+
+def test_groups_of_equal_scores_are_left_out_of_the_update_and_counted(folder: str) -> None:
+    """Of prompt 1 one response counts. The metrics are over all five that do; the other two prompts are trained on."""
+    options = {"name": "dapo", "result_specs": WITHOUT_CRITIC}
+    experience, report = assembled(folder, [rollouts()], **options)
+    every, complete = assembled(folder, [rollouts()], **options, drop_uniform_groups=False)
+    assert report.metrics == {**complete.metrics, "rollout/uniform_fraction": 1 / 5}
+    assert "rollout/uniform_fraction" not in complete.metrics
+    trained = experience.rollouts.prompt_ids[np.repeat(np.arange(6), experience.rollouts.sequences.response_lengths)]
+    np.testing.assert_array_equal(experience.response_mask, every.response_mask & (trained != 1))
+    assert (every.response_mask & (trained == 1)).sum() == 3  # those of the response with seed 3

@@ -111,7 +111,7 @@ def scored(order: tuple[int, ...]) -> tuple[Scored, np.ndarray]:
 
 def experience(split: Split, algorithm: AlgorithmConfig) -> Experience:
     """The experience as a run builds it."""
-    built, _ = build_experience(*scored(split.order), algorithm, AlgorithmState.start(algorithm))
+    built, _ = build_experience(*scored(split.order), algorithm, AlgorithmState.start(algorithm), 100)
     return built
 
 

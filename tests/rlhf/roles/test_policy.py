@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,6 +45,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "entropy": {"entropy_coef": 0.3},
     "dual clip": {"dual_clip": 1.5},
     "clip": {"clip_range": 0.5, "clip_range_high": 1.5},
+    "gspo": {"name": "gspo", "clip_range": 0.3, "clip_range_high": 0.5, "kl_coef": 0.2},
+    "cispo": {"name": "cispo", "clip_range_high": 0.5, "kl_in": "reward"},
     "everything": {
         "loss_mean": "sequence",
         "kl_in": "loss",
@@ -182,17 +185,22 @@ def plain_losses(algorithm: AlgorithmConfig, rows: list[dict[str, torch.Tensor]]
     policy, kl, tokens = [], [], []
     for row in rows:
         ratio, advantage = (row["new"] - row["old_logprobs"]).exp(), row["advantages"]
-        within = ratio.clamp(1 - algorithm.clip_range, 1 + algorithm.clip_high)
+        token_ratio, low = ratio, -math.inf if algorithm.name == "cispo" else 1 - algorithm.clip_low
+        if algorithm.name == "gspo" and len(ratio):  # GSPO-token, eq. 14 of the paper
+            ratio = ratio.detach().prod() ** (1 / len(ratio)) * row["new"].exp() / row["new"].detach().exp()
+        within = ratio.clamp(low, 1 + algorithm.clip_high)
         gain = torch.minimum(ratio * advantage, within * advantage)
         binds = within * advantage < ratio * advantage
+        if algorithm.name == "cispo":
+            gain, binds = within.detach() * advantage * row["new"], ratio > 1 + algorithm.clip_high
         if algorithm.dual_clip is not None:
             floor = algorithm.dual_clip * advantage
             binds |= (advantage < 0) & (gain < floor)
             gain = torch.where(advantage < 0, torch.maximum(gain, floor), gain)
         to_reference = (row["ref_logprobs"] - row["new"]).exp() - 1 - (row["ref_logprobs"] - row["new"])
         policy.append(-gain * row["importance_weights"])
-        kl.append(ratio * to_reference * row["importance_weights"])
-        tokens.append(torch.stack([ratio, ratio.log().square() / 2, binds.float(), row["entropy"]]))
+        kl.append(token_ratio * to_reference * row["importance_weights"])
+        tokens.append(torch.stack([ratio, token_ratio.log().square() / 2, binds.float(), row["entropy"]]))
     how = algorithm.averaging
     losses = {"policy": average(how, policy), "kl": average(how, kl)}
     ratio, approxkl, clipfrac, entropy = torch.cat(tokens, dim=1).detach().mean(1)
@@ -275,7 +283,8 @@ def test_three_updates_are_the_plain_ones_on_any_ranks_stage_and_budget(
 
 
 @pytest.mark.parametrize(
-    ("option", "stage", "budget"), [("plain", 1, 1000), ("everything", 0, 20), ("everything", 2, 11), ("plain", 3, 20)]
+    ("option", "stage", "budget"),
+    [("plain", 1, 1000), ("everything", 0, 20), ("everything", 2, 11), ("plain", 3, 20), ("gspo", 1, 20)],
 )
 def test_three_updates_are_the_plain_ones_where_ranks_share_rows(
     option: str, stage: int, budget: int, folder: Path, expected: dict[str, Updated], two_ranks: Crew
@@ -516,3 +525,11 @@ def test_metrics_are_means_over_tokens_of_each_update_and_then_over_updates() ->
     assert update_metrics(SUMMED) == pytest.approx(AVERAGED | OF_THE_FIRST)
     second = {"first_pass/ratio": 1.5, "first_pass/approxkl": 0.25, "first_pass/clipfrac": 0.5}
     assert update_metrics(SUMMED.flip(0)) == pytest.approx(AVERAGED | second)
+
+
+def test_an_update_without_tokens_counts_in_no_average() -> None:
+    """All of its responses are left out: its ratio is unknown, and must not be taken for 0."""
+    empty = torch.zeros(1, SUMMED.shape[1], dtype=torch.float64)
+    assert update_metrics(torch.cat([SUMMED, empty])) == pytest.approx(AVERAGED | OF_THE_FIRST)
+    assert update_metrics(torch.cat([empty, SUMMED])) == pytest.approx(AVERAGED)
+    assert update_metrics(empty) == {}
