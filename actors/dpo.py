@@ -1,4 +1,4 @@
-"""The DPO stage: trains the policy on comparisons, or by KTO on single answers, directly, without a reward model."""
+"""The DPO stage: trains the policy on comparisons (DPO, IPO, ORPO) or single answers (KTO), without a reward model."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from actors.supervised import (
     select_metrics,
 )
 from actors.waiting import PhaseContext
+from rlhf.config.schema import DPOConfig
 from rlhf.config.stages import check_schedule, is_unpaired
 from rlhf.data.stages import comparison_batches
 from rlhf.evaluation.accuracy import shorter_wins
@@ -40,7 +41,8 @@ from rlhf.tracking.spans import PhaseTimer
 from rlhf.tracking.tracker import Tracker
 from rlhf.types import Bool, Float32, Pair
 
-ROLES = {"dpo": "rlhf.roles.dpo:DPORole", "kto": "rlhf.roles.kto:KTORole"}
+DPO = "rlhf.roles.dpo:DPORole"
+ROLES = {"dpo": DPO, "ipo": DPO, "orpo": DPO, "kto": "rlhf.roles.kto:KTORole"}
 """Loss → role."""
 SHOWN = {
     "held-out accuracy": "eval/accuracy",
@@ -64,7 +66,7 @@ def train_dpo(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
     with running_group(session, "policy", "dpo", run, tracker, role, str(session.dpo_start), len(batches)) as group:
         examined = record_examinations(session, tracker, {"policy": group}, session.dpo_start)
         with timer("reference"):
-            reference, held_out = (_logprobs(group, side, "reference") for side in (data.train, data.held_out))
+            reference, held_out = (_reference(group, side, config) for side in (data.train, data.held_out))
         train = PairData.pack(data.train).sequences
         group.ask("set_data", ray.put(train), ray.put(reference), context=PhaseContext(phase="start"))
         if data.labels is not None:
@@ -72,7 +74,7 @@ def train_dpo(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
         loop = Loop(
             title=config.loss.upper(),
             batches=batches,
-            evaluate=lambda step: _evaluate(data, group, held_out, step),
+            evaluate=lambda step: _evaluate(data, group, held_out, config, step),
             eval_every=recipe.dpo.eval_every,
             shown=labelled("train/loss", "rewards/margins", "eval/accuracy"),
         )
@@ -123,17 +125,25 @@ def _labels(session: Session) -> _PolicyData:
     )
 
 
-def _logprobs(group: Group, pairs: Sequence[Pair], phase: str, step: int | None = None) -> Float32:
+def _reference(group: Group, pairs: Sequence[Pair], config: DPOConfig) -> Float32:
+    """(2K,) log-probabilities before the first update; 0, and not computed, if the loss has no reference."""
+    if not config.has_reference:
+        return np.zeros(2 * len(pairs), dtype=np.float32)
+    return _logprobs(group, pairs, PhaseContext(phase="reference"))
+
+
+def _logprobs(group: Group, pairs: Sequence[Pair], context: PhaseContext, is_mean: bool = False) -> Float32:
     """(2K,) log-probabilities of whole responses under the current policy, chosen and rejected in turn."""
     blocks = [np.zeros(0, dtype=np.float32)]
     for begin in range(0, len(pairs), BLOCK):
         sequences = PairData.pack(pairs[begin : begin + BLOCK]).sequences
-        parts = group.ask("logprobs", ray.put(sequences), context=PhaseContext(phase=phase, step=step))
-        blocks.append(response_logprobs(parts, sequences))
+        parts = group.ask("logprobs", ray.put(sequences), context=context)
+        blocks.append(response_logprobs(parts, sequences, is_mean))
     return np.concatenate(blocks)
 
 
-def _evaluate(data: _PolicyData, group: Group, reference: Float32, step: int) -> dict[str, float]:
+def _evaluate(data: _PolicyData, group: Group, reference: Float32, config: DPOConfig, step: int) -> dict[str, float]:
     if not len(reference):
         return {}
-    return data.metrics(_logprobs(group, data.held_out, "evaluate", step), reference)
+    context = PhaseContext(phase="evaluate", step=step)
+    return data.metrics(_logprobs(group, data.held_out, context, not config.has_reference), reference)

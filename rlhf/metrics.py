@@ -140,14 +140,22 @@ SECTIONS: Mapping[str, tuple[Metric, ...]] = {
             "held-out accuracy",
             True,
         ),
-        Metric("rewards/chosen", "reward", "β log π/π_ref of chosen (in KTO: good) responses, mean over the update"),
+        Metric(
+            "rewards/chosen",
+            "reward",
+            "β log π/π_ref of chosen (in KTO: good) responses, mean over the update; in ORPO β log π per token",
+        ),
         Metric("rewards/rejected", "reward", "the same of rejected (in KTO: bad) responses"),
         Metric("rewards/margins", "reward", "the difference of the two", "higher", "margin"),
         Metric("eval/rewards_margin", "reward", "the same of held-out pairs", "higher", "held-out margin"),
         Metric(
             "rewards/accuracies", "fraction", "pairs of the update with a positive margin; first only noise", "higher"
         ),
-        Metric("logps/chosen", "nats per response", "log π of chosen responses; depends on length"),
+        Metric(
+            "logps/chosen",
+            "nats per response",
+            "log π of chosen responses; depends on length, except in ORPO, per token",
+        ),
         Metric("logps/rejected", "nats per response", "log π of rejected responses; depends on length"),
     ),
     "Held-out evaluation in PPO": (

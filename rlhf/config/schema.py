@@ -551,17 +551,20 @@ ALGORITHM_DEFAULTS: dict[str, dict[str, str | bool | float]] = {
 @section
 class DPOConfig:
     """Direct preference optimisation (Rafailov et al. 2023): trains the policy on comparisons without a reward model,
-    −log σ(β [(log π_c − log π_r) − (log ref_c − log ref_r)]); or KTO, on single answers."""
+    −log σ(β [(log π_c − log π_r) − (log ref_c − log ref_r)]); or IPO or ORPO, also on comparisons, or KTO, on single
+    answers."""
 
-    loss: Literal["dpo", "kto"] = "dpo"
-    """``dpo``: the loss above. ``kto`` (Ethayarajh et al. 2024): on unpaired data, as ``reward.loss: pointwise``."""
+    loss: Literal["dpo", "ipo", "orpo", "kto"] = "dpo"
+    """``dpo``: the loss above. ``ipo`` (Azar et al. 2023): pulls the same difference to 1/(2β). ``orpo`` (Hong et al.
+    2024): SFT on chosen answers and an odds ratio, without a reference. ``kto`` (Ethayarajh et al. 2024): on unpaired
+    data, as ``reward.loss: pointwise``."""
     desirable_weight: Positive = 1.0
     """λ of good answers in KTO. With few good or few bad answers, the weights times their numbers should be in a ratio
     from 1 to 4/3."""
     undesirable_weight: Positive = 1.0
     """λ of bad answers in KTO."""
     beta: Positive = 0.1
-    """β: strength of the regularisation towards the reference."""
+    """β: strength of the regularisation towards the reference (τ in IPO); in ORPO, weight of the odds ratio (λ)."""
     label_smoothing: BelowHalf = 0.0
     """Assumed fraction of comparisons with swapped labels (conservative DPO)."""
     epochs: Count = 1
@@ -578,17 +581,25 @@ class DPOConfig:
 
     @model_validator(mode="after")
     def _validate(self) -> Self:
-        others = ("label_smoothing",) if self.loss == "kto" else ("desirable_weight", "undesirable_weight")
-        defaults = {"label_smoothing": 0.0, "desirable_weight": 1.0, "undesirable_weight": 1.0}
+        defaults = {
+            "label_smoothing": (0.0, "dpo"),
+            "desirable_weight": (1.0, "kto"),
+            "undesirable_weight": (1.0, "kto"),
+        }
         refuse(
             UserError(
                 f"dpo.{key} = {getattr(self, key):g} has no effect with dpo.loss = {self.loss}",
-                fix=f"leave dpo.{key} out, or set dpo.loss={'dpo' if self.loss == 'kto' else 'kto'}",
+                fix=f"leave dpo.{key} out, or set dpo.loss={loss}",
             )
-            for key in others
-            if getattr(self, key) != defaults[key]
+            for key, (default, loss) in defaults.items()
+            if getattr(self, key) != default and self.loss != loss
         )
         return self
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether the loss compares the policy with the reference; otherwise it reads means over tokens."""
+        return self.loss != "orpo"
 
 
 @section

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from rlhf.algorithms.canaries import Limits, check
-from rlhf.algorithms.losses import DPOLoss, dpo_loss
+from rlhf.algorithms.losses import DPOLoss
+from rlhf.algorithms.pair_losses import comparison_loss
 from rlhf.algorithms.rewards import sample_of_token
 from rlhf.config.schema import Recipe
 from rlhf.device import copy_to_device
@@ -35,10 +36,7 @@ MEANS = ("train/loss", "rewards/chosen", "rewards/rejected", "rewards/accuracies
 
 
 class DPORole(Role[PolicyNet]):
-    """A language model trained on comparisons with −log σ(β h), averaged over pairs (Rafailov et al. 2023).
-
-    h = log π/π_ref of the chosen response minus that of the rejected one.
-    """
+    """A language model trained on comparisons with the loss ``dpo.loss``, averaged over pairs."""
 
     def __init__(self, recipe: Recipe, folder: str, total_updates: int, rank: Rank) -> None:
         super().__init__(
@@ -59,10 +57,11 @@ class DPORole(Role[PolicyNet]):
 
         Args:
             train: 2K samples.
-            reference: (2K,) log-probabilities of the whole responses before the first update.
+            reference: (2K,) log-probabilities of the whole responses before the first update; 0 if the loss has no
+                reference.
         """
         require_finite("logprobs of the reference", torch.from_numpy(reference))
-        self.train, self.reference, self.is_fresh = train, reference, True
+        self.train, self.reference, self.is_fresh = train, reference, self.recipe.dpo.has_reference
 
     def update(self, indices: Sequence[int]) -> dict[str, float]:
         """Take one optimizer step on the given pairs; returns metrics over all ranks.
@@ -78,7 +77,7 @@ class DPORole(Role[PolicyNet]):
 
         def loss(pairs: list[int]) -> Tensor:
             logprobs, reference = self._response_logprobs(pairs)
-            terms = dpo_loss(logprobs[0], logprobs[1], reference[0], reference[1], config.beta, config.label_smoothing)
+            terms = comparison_loss(logprobs, reference, config)
             sums.add_(_stack_sums(terms, logprobs.detach(), reference))
             return terms.loss
 
@@ -91,9 +90,15 @@ class DPORole(Role[PolicyNet]):
         return {**means, "rewards/margins": means["rewards/chosen"] - means["rewards/rejected"], **metrics}
 
     def _response_logprobs(self, pairs: list[int]) -> tuple[Tensor, Tensor]:
-        """(2, K) log-probabilities of whole responses under policy and reference; row 0 chosen, row 1 rejected."""
+        """(2, K) log-probabilities of whole responses under policy and reference; row 0 chosen, row 1 rejected.
+
+        Without a reference they are means over tokens.
+        """
         samples = [sample for pair in pairs for sample in (2 * pair, 2 * pair + 1)]
         logprobs, reference = self.answer_logprobs(samples)
+        if not self.recipe.dpo.has_reference:
+            (lengths,) = copy_to_device([self.train.response_lengths[samples]], self.device)
+            logprobs = logprobs / lengths
         return logprobs.view(-1, 2).T, reference.view(-1, 2).T
 
     def answer_logprobs(self, samples: list[int]) -> tuple[Tensor, Tensor]:

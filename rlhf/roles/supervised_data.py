@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from rlhf.algorithms.losses import dpo_loss, kl_estimate, kto_loss
+from rlhf.algorithms.losses import kl_estimate, kto_loss
+from rlhf.algorithms.pair_losses import comparison_loss
 from rlhf.config.schema import DPOConfig
 from rlhf.evaluation.accuracy import label_accuracy, preference_accuracy
 from rlhf.roles.block_result import BlockResult, join_tokens, token_index
@@ -108,21 +109,27 @@ def prompt_ids(pairs: Sequence[Pair]) -> Int64:
     return np.array([pair.prompt_id for pair in pairs], dtype=np.int64)
 
 
-def response_logprobs(parts: Sequence[BlockResult], sequences: Sequences) -> Float32:
-    """(2K,) log-probabilities of whole responses, in nats, from the ranks' parts of the token log-probabilities."""
+def response_logprobs(parts: Sequence[BlockResult], sequences: Sequences, is_mean: bool = False) -> Float32:
+    """(2K,) log-probabilities of whole responses, in nats, from the ranks' parts of the token log-probabilities.
+
+    Args:
+        is_mean: average over each response's tokens instead of summing.
+    """
     tokens = join_tokens(parts, sequences)
     owner = np.repeat(np.arange(len(sequences)), sequences.response_lengths)
-    return np.bincount(owner, weights=tokens, minlength=len(sequences)).astype(np.float32)
+    sums = np.bincount(owner, weights=tokens, minlength=len(sequences))
+    return (sums / sequences.response_lengths if is_mean else sums).astype(np.float32)
 
 
 def held_out_metrics(logprobs: Float32, reference: Float32, prompt_ids: Int64, config: DPOConfig) -> dict[str, float]:
     """Loss, reward margin, and accuracy of the implicit reward β log(π/π_ref) on held-out pairs.
 
-    Shapes: logprobs, reference (2K,), of whole responses, K ≥ 1; prompt_ids (K,) equal for the pairs of one prompt.
+    Shapes: logprobs, reference (2K,), of whole responses, K ≥ 1; prompt_ids (K,) equal for the pairs of one prompt. If
+    the loss has no reference, ``logprobs`` are means over tokens, and ``reference`` is 0.
     """
     count = len(logprobs) // 2
     policy, start = torch.from_numpy(logprobs).view(-1, 2).T, torch.from_numpy(reference).view(-1, 2).T
-    terms = dpo_loss(policy[0], policy[1], start[0], start[1], config.beta, config.label_smoothing)
+    terms = comparison_loss(policy, start, config)
     return {
         **preference_accuracy(config.beta * (logprobs - reference), np.zeros(count, dtype=np.float32), prompt_ids),
         "eval/loss": float(terms.loss) / count,

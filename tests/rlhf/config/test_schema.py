@@ -128,6 +128,9 @@ def test_the_metric_that_ranks_checkpoints_is_one_of_the_table(tmp_path: Path, n
     ("settings", "key"),
     [
         ({"loss": "kto", "label_smoothing": 0.1}, "label_smoothing"),
+        ({"loss": "ipo", "label_smoothing": 0.1}, "label_smoothing"),
+        ({"loss": "orpo", "label_smoothing": 0.1}, "label_smoothing"),
+        ({"loss": "orpo", "undesirable_weight": 0.5}, "undesirable_weight"),
         ({"loss": "dpo", "desirable_weight": 2.0}, "desirable_weight"),
         ({"undesirable_weight": 0.5}, "undesirable_weight"),
     ],

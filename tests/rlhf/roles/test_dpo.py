@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +45,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def recipe(ranks: int, stage: int, budget: int, shared: int = 1) -> Recipe:
+def recipe(ranks: int, stage: int, budget: int, shared: int = 1, loss: Any = "dpo") -> Recipe:
     """The sampling temperature is not 1: comparisons must not use it."""
     optimizer = OptimizerConfig(lr=LR, schedule="constant", betas=(0.0, 0.0), eps=1.0, max_grad_norm=0.0)
     role = RoleConfig(ranks=ranks, sequence_parallel=shared, zero_stage=stage, micro_batch_tokens=budget)
     return Recipe(
         name="test",
-        dpo=DPOConfig(beta=BETA, label_smoothing=SMOOTHING, optimizer=optimizer),
+        dpo=DPOConfig(loss=loss, beta=BETA, label_smoothing=SMOOTHING if loss == "dpo" else 0.0, optimizer=optimizer),
         rollout=RolloutConfig(temperature=0.5),
         placement=PlacementConfig(policy=role),
     )
@@ -65,13 +66,15 @@ def shares(own: BlockResult, rank: Rank) -> list[BlockResult]:
 
 
 def logprobs(role: DPORole, sequences: Sequences, rank: Rank) -> Float32:
-    return response_logprobs(shares(role.logprobs(sequences), rank), sequences)
+    is_mean = not role.recipe.dpo.has_reference
+    return response_logprobs(shares(role.logprobs(sequences), rank), sequences, is_mean)
 
 
 def train(rank: Rank, folder: Path, recipe: Recipe, out: Path) -> dict[str, Any]:
     """Metrics of two updates, and held-out metrics after them; the model is saved."""
     role = DPORole(recipe, str(folder), 2, rank)
-    reference, held_out = logprobs(role, TRAIN, rank), logprobs(role, HELD_OUT, rank)
+    has_reference = recipe.dpo.has_reference
+    reference, held_out = (logprobs(role, data, rank) * np.float32(has_reference) for data in (TRAIN, HELD_OUT))
     role.set_data(TRAIN, reference)
     metrics = [role.update(CHOSEN) for _ in range(2)]
     evaluated = held_out_metrics(logprobs(role, HELD_OUT, rank), held_out, np.arange(len(HELD_OUT) // 2), recipe.dpo)
@@ -98,9 +101,29 @@ def plain_terms(lm: PreTrainedModel, sequences: Sequences, reference: torch.Tens
     return {"loss": loss, "rewards": BETA * log_ratios, "margins": h}
 
 
+def plain_ipo(lm: PreTrainedModel, sequences: Sequences, reference: torch.Tensor) -> dict[str, torch.Tensor]:
+    terms = plain_terms(lm, sequences, reference)
+    return terms | {"loss": (terms["margins"] / BETA - 1 / (2 * BETA)) ** 2}
+
+
+def plain_orpo(lm: PreTrainedModel, sequences: Sequences, reference: torch.Tensor) -> dict[str, torch.Tensor]:
+    """−log P_c − λ log σ(log (odds_c/odds_r)), P the geometric mean of an answer's token probabilities."""
+    means = plain_logprobs(lm, sequences) / torch.from_numpy(sequences.response_lengths)
+    odds = means.exp() / (1 - means.exp())
+    ratio = odds[0::2] / odds[1::2]
+    rewards = BETA * means
+    loss = -means[0::2] - BETA * (ratio / (1 + ratio)).log()
+    return {"loss": loss, "rewards": rewards, "margins": rewards[0::2] - rewards[1::2]}
+
+
 @pytest.fixture(scope="module")
 def expected(folder: Path) -> dict[str, Any]:
     """Metrics and weights of two plain updates."""
+    return plain_training(folder, plain_terms)
+
+
+def plain_training(folder: Path, plain_terms: Callable[..., dict[str, torch.Tensor]]) -> dict[str, Any]:
+    """Metrics and weights of two plain updates with a loss."""
     lm = load_causal(folder, ModelConfig())
     with torch.no_grad():
         reference, held_out_reference = plain_logprobs(lm, TRAIN), plain_logprobs(lm, HELD_OUT)
@@ -166,6 +189,29 @@ def test_two_updates_are_the_plain_ones_and_the_model_is_saved_as_it_is(
     for name, weight in expected["weights"].items():
         scale = float(weight.abs().max())
         np.testing.assert_allclose(saved[name], weight, rtol=1e-5, atol=1e-5 * scale, err_msg=name)
+
+
+@pytest.mark.parametrize(("loss", "terms"), [("ipo", plain_ipo), ("orpo", plain_orpo)])
+@pytest.mark.parametrize(("ranks", "stage", "budget"), [(1, 1, 16), (2, 2, 100)])
+def test_the_updates_of_other_losses_are_the_plain_ones(
+    ranks: int, stage: int, budget: int, loss: str, terms: Any, folder: Path, crews: dict[int, Crew], tmp_path: Path
+) -> None:
+    """IPO's gradients are ten times those of DPO, and so are the differences that rounding makes."""
+    plain = plain_training(folder, terms)
+    for answer in crews[ranks].run(train, folder, recipe(ranks, stage, budget, loss=loss), tmp_path):
+        first, second = answer["metrics"]
+        assert second.pop("perf/model_tflops") > 0
+        row = plain["rows"][1]
+        if loss == "orpo":  # means over tokens
+            row = {name: value for name, value in row.items() if not name.startswith("logps")}
+            assert second["logps/chosen"] == pytest.approx(row["rewards/chosen"] / BETA, rel=2e-5)
+        assert {name: second[name] for name in row} == pytest.approx(row, rel=2e-5, abs=2e-5)
+        assert first["train/loss"] != pytest.approx(second["train/loss"], rel=1e-3)
+        assert answer["held_out"]["eval/loss"] == pytest.approx(plain["held_out"]["loss"].mean().item(), rel=1e-4)
+    saved = load_causal(tmp_path, ModelConfig()).state_dict()
+    for name, weight in plain["weights"].items():
+        scale = float(weight.abs().max())
+        np.testing.assert_allclose(saved[name], weight, rtol=1e-4, atol=1e-4 * scale, err_msg=name)
 
 
 def start_elsewhere(rank: Rank, folder: Path, recipe: Recipe) -> None:
