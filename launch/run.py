@@ -41,12 +41,19 @@ def run_generate(
     out: Annotated[
         str | None, typer.Option(metavar="FILE", help="file to write; without it answers go to standard output")
     ] = None,
+    best_of: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="of N answers write the best by the recipe's rewards, as data for rlhf sft"),
+    ] = None,
 ) -> None:
     """Answer a file of prompts."""
 
     def load(session: Session) -> Work:
+        from launch.best_of import generate_best_of, read_best_of
         from launch.generate import generate, read_questions
 
+        if best_of is not None:
+            return partial(generate_best_of, read_best_of(session, model, prompts, out, best_of))
         return partial(generate, read_questions(session, model, prompts, out))
 
     run_work("generate", recipe, overrides, load)
