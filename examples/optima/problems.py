@@ -175,7 +175,10 @@ def _comparison(random: np.random.Generator) -> dict[str, str]:
 
 
 def bandit(name: str, family: Family, algorithm: str = "ppo", **options: Any) -> Problem:
-    """Problem A under one algorithm; ``options`` are of its section in the recipe."""
+    """Problem A under one algorithm; ``options`` are of its section in the recipe.
+
+    Answers have one token, so that GSPO's ratio of a whole answer is that of a token, and needs a token's clip range.
+    """
     grouped = {} if algorithm in ("ppo", "reinforce++") else {"ppo.samples_per_prompt": 16}
     advantages = {"algorithm.lam": 1.0} if algorithm == "ppo" else {}
     return Problem(
@@ -283,7 +286,7 @@ PROBLEMS: Mapping[str, Problem] = {
         bandit("a-reinforce", "gpt_neox", "reinforce++"),
         bandit("a-reinforce-baseline", "gpt_neox", "reinforce++_baseline", kl_in="reward"),
         bandit("a-dapo", "gpt_neox", "dapo", kl_in="reward"),
-        bandit("a-gspo", "gpt_neox", "gspo", kl_in="reward"),
+        bandit("a-gspo", "gpt_neox", "gspo", kl_in="reward", clip_range=0.2, clip_range_high=0.2),
         bandit("a-cispo", "gpt_neox", "cispo", kl_in="reward"),
         token_class("b-05", "qwen2", beta=0.05, temperature=0.7, steps=60),
         token_class("b-10", "qwen2", beta=0.1, temperature=1.0, steps=30),
