@@ -107,6 +107,7 @@ def experience() -> Experience:
         weight_versions=np.zeros(4, dtype=np.int64),
         finish_reasons=np.full(4, FinishReason.STOP, dtype=np.int32),
         seeds=np.arange(4),
+        cached_tokens=np.zeros(4, dtype=np.int32),
     )
     return Experience(
         rollouts=rollouts,
@@ -122,14 +123,14 @@ def experience() -> Experience:
     )
 
 
-def recipe(stage: int) -> Recipe:
+def recipe(stage: int, name: Any = "ppo", loss: Any = "dpo") -> Recipe:
     optimizer, role = OptimizerConfig(schedule="constant"), RoleConfig(zero_stage=stage, micro_batch_tokens=12)
     return Recipe(
         name="test",
-        algorithm=AlgorithmConfig(kl_in="loss", entropy_coef=0.1, epochs=1, minibatches=1),
+        algorithm=AlgorithmConfig(name=name, kl_in="loss", entropy_coef=0.1, epochs=1, minibatches=1),
         ppo=PPOConfig(steps=1, optimizer=optimizer, critic_optimizer=optimizer),
         sft=SFTConfig(optimizer=optimizer),
-        dpo=DPOConfig(optimizer=optimizer),
+        dpo=DPOConfig(loss=loss, optimizer=optimizer),
         reward=RewardConfig(optimizer=optimizer),
         placement=PlacementConfig(policy=role, critic=role, reward=role),
     )
@@ -189,6 +190,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 def test_no_micro_batch_waits_for_the_device(run: Any, kind: Any, stage: int, folder: Path, one_rank: Crew) -> None:
     [(found, count)] = one_rank.run(run_in_rank, run, kind, folder, recipe(stage))
+    assert found == []
+    assert count > 1
+
+
+@pytest.mark.parametrize(
+    ("run", "kind", "options"),
+    [
+        (ppo, PolicyRole, {"name": "gspo"}),
+        (dpo, DPORole, {"loss": "orpo"}),
+    ],
+)
+def test_no_loss_of_another_algorithm_waits_for_the_device(
+    run: Any, kind: Any, options: dict[str, str], folder: Path, one_rank: Crew
+) -> None:
+    [(found, count)] = one_rank.run(run_in_rank, run, kind, folder, recipe(1, **options))
     assert found == []
     assert count > 1
 
