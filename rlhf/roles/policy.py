@@ -237,18 +237,13 @@ def _mean_of(total: Tensor, name: str) -> float:
 def update_metrics(totals: Tensor) -> dict[str, float]:
     """Metrics of a step, averaged over its updates; the keys ``first_pass/*`` cover the first update only.
 
-    Statistics of an update come from its forward pass, before the optimizer step. Updates without a token, whose
-    responses are all left out, count in no average; without a token in the first one ``first_pass/*`` is absent.
+    Statistics of an update come from its forward pass, before the optimizer step.
 
     Args:
         totals: (updates, 8) sums over ranks in the order of ``SUMS``; the losses are already divided by the normaliser.
     """
-    first, totals = totals[0], totals[totals[:, -1] > 0]
-    if not len(totals):
-        return {}
     loss, kl = totals[:, :2].T
     ratio, square, approxkl, clipfrac, entropy = (totals[:, 2:-1] / totals[:, -1:].clamp(min=1)).T
-    names = {"ratio": "ratio", "approxkl": "approxkl", "clipfrac": "clipped"} if first[-1] > 0 else {}
     return {
         "loss/policy_avg": float(loss.mean()),
         "loss/kl_avg": float(kl.mean()),
@@ -257,5 +252,6 @@ def update_metrics(totals: Tensor) -> dict[str, float]:
         "policy/approxkl_avg": float(approxkl.mean()),
         "policy/clipfrac_avg": float(clipfrac.mean()),
         "policy/entropy_avg": float(entropy.mean()),
-        **{f"first_pass/{name}": _mean_of(first, of) for name, of in names.items()},
+        **{f"first_pass/{name}": _mean_of(totals[0], name) for name in ("ratio", "approxkl")},
+        "first_pass/clipfrac": _mean_of(totals[0], "clipped"),
     }

@@ -525,11 +525,3 @@ def test_metrics_are_means_over_tokens_of_each_update_and_then_over_updates() ->
     assert update_metrics(SUMMED) == pytest.approx(AVERAGED | OF_THE_FIRST)
     second = {"first_pass/ratio": 1.5, "first_pass/approxkl": 0.25, "first_pass/clipfrac": 0.5}
     assert update_metrics(SUMMED.flip(0)) == pytest.approx(AVERAGED | second)
-
-
-def test_an_update_without_tokens_counts_in_no_average() -> None:
-    """All of its responses are left out: its ratio is unknown, and must not be taken for 0."""
-    empty = torch.zeros(1, SUMMED.shape[1], dtype=torch.float64)
-    assert update_metrics(torch.cat([SUMMED, empty])) == pytest.approx(AVERAGED | OF_THE_FIRST)
-    assert update_metrics(torch.cat([empty, SUMMED])) == pytest.approx(AVERAGED)
-    assert update_metrics(empty) == {}
