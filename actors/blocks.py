@@ -54,7 +54,7 @@ class Block:
 def draw_step(recipe: Recipe, prompt_count: int, step: int, order: OrderState) -> StepPrompts:
     """Draw the next prompts of the seeded order over ``prompt_count`` prompts; a pure function of step and order."""
     prompt_order, repeats = PromptOrder.restore(prompt_count, recipe.seed, order), recipe.ppo.samples_per_prompt
-    indices = [prompt for prompt in prompt_order.take(recipe.ppo.batch_size // repeats) for _ in range(repeats)]
+    indices = [prompt for prompt in prompt_order.take(recipe.ppo.rollouts_per_step // repeats) for _ in range(repeats)]
     draw = np.random.default_rng([recipe.seed, SAMPLING, step])
     seeds = draw.integers(2**31, size=len(indices)).tolist()
     while len(set(zip(indices, seeds))) < len(indices):  # the same prompt and seed would give identical samples

@@ -89,10 +89,10 @@ class PPOTrainer:
         trained = metrics.get("policy/tokens", self.recipe.algorithm.epochs * tokens)  # absent in critic warm-up
         rates = {
             "perf/train_tokens_per_second": trained / times["time/update"],
-            "perf/samples_per_second": self.recipe.ppo.batch_size / times["time/step"],
+            "perf/samples_per_second": self.recipe.ppo.rollouts_per_step / times["time/step"],
             "weights/sync_seconds": times["time/publish"],
             "weights/version": float(step + 1),
-            "episode": float((step + 1) * self.recipe.ppo.batch_size),
+            "episode": float((step + 1) * self.recipe.ppo.rollouts_per_step),
         }
         if not self.recipe.ppo.staleness:  # otherwise generation overlaps with the other phases
             rates["perf/rollout_tokens_per_second"] = tokens / times["time/rollout"]

@@ -116,11 +116,13 @@ def build_experience(
     return experience, _advance(seen, algorithm, kl, experience)
 
 
-def drop_uniform_groups(experience: Experience) -> tuple[Experience, float]:
-    """Leave groups of equal scores out of the update; returns it, and the fraction of responses left out.
+def drop_uniform_groups(experience: Experience, size: int, order: np.random.Generator) -> tuple[Experience, float]:
+    """Leave groups of equal scores out of the update (Yu et al. 2025, section 3.2); returns the update's experience,
+    and the fraction of all responses whose group has equal scores.
 
-    Their tokens leave the response mask, so that losses and normalisers do not count them. Whitening, metrics and β are
-    over the whole batch: call it after them.
+    Groups of unequal scores come first, each kind in the random ``order``; the first ``size`` responses remain. Of
+    these, tokens of groups of equal scores leave the response mask, so that losses and normalisers do not count them.
+    Whitening, metrics and β are over the whole batch: call it after them.
     """
     lengths, mask = experience.rollouts.sequences.response_lengths, experience.response_mask
     is_counted = count_by_sample(lengths, mask) > 0
@@ -129,7 +131,12 @@ def drop_uniform_groups(experience: Experience) -> tuple[Experience, float]:
     per_token = ("old_logprobs", "ref_logprobs", "advantages", "importance_weights")
     arrays: dict[str, Any] = {name: np.where(kept, getattr(experience, name), np.float32(0)) for name in per_token}
     fraction = float(uniform[is_counted].mean()) if is_counted.any() else 0.0
-    return replace(experience, response_mask=kept, **arrays), fraction
+    dropped = replace(experience, response_mask=kept, **arrays)
+    if size == len(uniform):
+        return dropped, fraction
+    _, group = np.unique(experience.rollouts.prompt_ids, return_inverse=True)
+    rank = order.permutation(group.max() + 1)[group]
+    return dropped.select(np.sort(np.lexsort((rank, uniform))[:size])), fraction
 
 
 def _advance(seen: AlgorithmState, algorithm: AlgorithmConfig, kl: Float32, experience: Experience) -> AlgorithmState:

@@ -90,7 +90,7 @@ SECTIONS: Mapping[str, tuple[Metric, ...]] = {
         Metric(
             "rollout/uniform_fraction",
             "fraction",
-            "responses whose group has equal scores, left out of the update (`drop_uniform_groups`)",
+            "responses whose group has equal scores, which the update leaves out (`drop_uniform_groups`)",
         ),
         Metric("rollout/set_aside", "samples", "quarantined in this step, because their prompt kept failing", "lower"),
         Metric(

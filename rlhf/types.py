@@ -276,3 +276,20 @@ class Experience:
     kl_coef: float
     values: Float32 | None = None
     returns: Float32 | None = None
+
+    def select(self, samples: Int64) -> Experience:
+        """The experience of the given samples, in the given order."""
+        sequences = self.rollouts.sequences
+        tokens = packed_index(sequences.response_starts[samples], sequences.response_lengths[samples])
+        return Experience(
+            rollouts=self.rollouts.select(samples),
+            scores=self.scores[samples],
+            response_mask=self.response_mask[tokens],
+            old_logprobs=self.old_logprobs[tokens],
+            ref_logprobs=self.ref_logprobs[tokens],
+            advantages=self.advantages[tokens],
+            importance_weights=self.importance_weights[tokens],
+            kl_coef=self.kl_coef,
+            values=None if self.values is None else self.values[tokens],
+            returns=None if self.returns is None else self.returns[tokens],
+        )

@@ -82,11 +82,11 @@ def score_passes(blocks: int, size: int, length: int, member: PlannedRole) -> in
 def _ppo(recipe: Recipe, found: tuple[PlannedRole, ...]) -> StepWork:
     ppo, algorithm = recipe.ppo, recipe.algorithm
     prompt, response = longest(recipe, "ppo")
-    size = min(recipe.rollout.block_size, math.ceil(ppo.batch_size / recipe.rollout.engines))
-    blocks, one = math.ceil(ppo.batch_size / size), ppo.batch_size // algorithm.minibatches
+    size = min(recipe.rollout.block_size, math.ceil(ppo.rollouts_per_step / recipe.rollout.engines))
+    blocks, one = math.ceil(ppo.rollouts_per_step / size), ppo.batch_size // algorithm.minibatches
     return StepWork(
-        samples=ppo.batch_size,
-        prompts=ppo.batch_size // ppo.samples_per_prompt,
+        samples=ppo.rollouts_per_step,
+        prompts=ppo.rollouts_per_step // ppo.samples_per_prompt,
         prompt_tokens=prompt,
         response_tokens=response,
         blocks=blocks,

@@ -35,6 +35,12 @@ def check_algorithm(recipe: Recipe) -> Iterator[UserError]:
             "rollouts by older weights are not samples of the policy, and need a correction",
             "leave out algorithm.importance_sampling, or ppo.staleness=0",
         )
+    if ppo.oversampling > 1 and not algorithm.drop_uniform_groups:
+        yield UserError(
+            f"ppo.oversampling = {ppo.oversampling} with algorithm.drop_uniform_groups = false",
+            "responses beyond ppo.batch_size only replace those of groups with equal scores",
+            "algorithm.name=dapo or algorithm.drop_uniform_groups=true, or leave out ppo.oversampling",
+        )
     buffer, longest = algorithm.overlong_buffer, recipe.rollout.max_response_length
     if buffer is not None and buffer >= longest:
         yield UserError(
@@ -50,9 +56,10 @@ def _adaptive_kl(recipe: Recipe) -> Iterator[UserError]:
     adaptive, cap = recipe.algorithm.adaptive_kl, recipe.canaries.max_kl
     if adaptive is None:
         return
-    if adaptive.horizon < recipe.ppo.batch_size:
+    if adaptive.horizon < recipe.ppo.rollouts_per_step:
+        size = "ppo.batch_size" if recipe.ppo.oversampling == 1 else "ppo.batch_size * ppo.oversampling"
         yield UserError(
-            f"algorithm.adaptive_kl.horizon = {adaptive.horizon} is less than ppo.batch_size = {recipe.ppo.batch_size}",
+            f"algorithm.adaptive_kl.horizon = {adaptive.horizon} is less than {size} = {recipe.ppo.rollouts_per_step}",
             "one step could change β by more than a fifth, or even change its sign",
             "algorithm.adaptive_kl.horizon=10000",
         )

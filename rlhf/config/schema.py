@@ -635,6 +635,10 @@ class PPOConfig:
     """Rollouts per step, over all ranks and engines."""
     samples_per_prompt: Count = 1
     """Responses sampled for each prompt of a step; ``batch_size`` is divisible by it."""
+    oversampling: Count = 1
+    """Factor by which a step samples more responses than ``batch_size``, so that groups of unequal scores can fill the
+    update (DAPO's dynamic sampling, in one round); needs ``algorithm.drop_uniform_groups``. Groups that are not needed
+    are discarded."""
     staleness: ZeroOrOne = 0
     """Number of weight versions by which rollouts may be older than the policy that is trained on them. 0: each step
     generates, then trains. 1: while a step trains, the engines generate the next step's rollouts, on separate GPUs;
@@ -648,6 +652,11 @@ class PPOConfig:
     critic_init: StrictStr | None = None
     """Model folder from which the critic is initialised, with a new head; by default the first reward model of
     ``rewards`` that has the policy's vocabulary and a linear head, or the initial policy if there is none."""
+
+    @property
+    def rollouts_per_step(self) -> int:
+        """Responses that a step samples and scores; it trains on ``batch_size`` of them."""
+        return self.batch_size * self.oversampling
 
 
 @section

@@ -32,6 +32,9 @@ SAMPLE_STREAM = 10**9
 It is larger than any step, so that this seed never equals that of a minibatch shuffle, (seed, step, epoch).
 """
 
+FILL_STREAM = 10**9 + 2
+"""The same of the order in which groups fill the update when a step samples more than ``ppo.batch_size``."""
+
 MOST_NAMED = 6
 """Largest number of samples that a message names."""
 
@@ -112,7 +115,8 @@ def assemble(
     )
     if not algorithm.drop_uniform_groups:
         return experience, report
-    trained, fraction = drop_uniform_groups(experience)
+    order = np.random.default_rng([batch.recipe.seed, FILL_STREAM, batch.step])
+    trained, fraction = drop_uniform_groups(experience, batch.recipe.ppo.batch_size, order)
     return trained, report.with_metrics({"rollout/uniform_fraction": fraction})
 
 
@@ -183,8 +187,9 @@ def _check_complete(rollouts: RolloutBlock, config: PPOConfig, step: int) -> Non
     if uneven:
         named = ", ".join(uneven[:MOST_NAMED])
         faults.append(f"prompts without {config.samples_per_prompt} responses (number of responses): {named}")
-    if faults or len(rollouts) != config.batch_size:
-        count = f"step {step} has {len(rollouts)} samples of ppo.batch_size = {config.batch_size}"
+    if faults or len(rollouts) != config.rollouts_per_step:
+        size = "ppo.batch_size" if config.oversampling == 1 else "ppo.batch_size * ppo.oversampling"
+        count = f"step {step} has {len(rollouts)} samples of {size} = {config.rollouts_per_step}"
         raise MachineryError("; ".join([count, *faults]))
 
 

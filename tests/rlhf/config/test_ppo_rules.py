@@ -177,6 +177,15 @@ def test_uniform_groups_are_left_out_only_where_groups_are_compared(name: Algori
     assert [group for group in NAMES if AlgorithmConfig(name=group).drop_uniform_groups] == ["dapo"]
 
 
+def test_more_responses_than_are_trained_on_need_groups_that_are_left_out() -> None:
+    more = replace(recipe(name="grpo"), ppo=PPOConfig(samples_per_prompt=4, oversampling=3))
+    assert refused(more).what == "ppo.oversampling = 3 with algorithm.drop_uniform_groups = false"
+    assert passes(replace(more, algorithm=AlgorithmConfig(name="dapo")))
+    assert passes(replace(more, algorithm=AlgorithmConfig(name="grpo", drop_uniform_groups=True)))
+    adaptive = AlgorithmConfig(name="dapo", adaptive_kl=AdaptiveKLConfig(horizon=383))
+    assert "ppo.batch_size * ppo.oversampling = 384" in refused(replace(more, algorithm=adaptive)).what
+
+
 @pytest.mark.parametrize(("buffer", "works"), [(1, True), (255, True), (256, False), (300, False)])
 def test_the_overlong_buffer_is_shorter_than_the_longest_response(buffer: int, works: bool) -> None:
     made = recipe(overlong_buffer=buffer)

@@ -121,12 +121,14 @@ def batch(
     step: int = 5,
     samples: int = 4,
     on_failure: Any = "drop",
+    size: int = 6,
+    oversampling: int = 1,
     result_specs: tuple[ResultSpec, ...] = RESULT_SPECS,
     **algorithm: Any,
 ) -> StepInputs:
     recipe = Recipe(
         name="test",
-        ppo=PPOConfig(batch_size=6, samples_per_prompt=2),
+        ppo=PPOConfig(batch_size=size, oversampling=oversampling, samples_per_prompt=2),
         algorithm=AlgorithmConfig(missing_eos_penalty=7.0, **algorithm),
         rewards={
             "quality": RewardSourceConfig(model="trained"),
@@ -327,3 +329,30 @@ def test_groups_of_equal_scores_are_left_out_of_the_update_and_counted(folder: s
     trained = experience.rollouts.prompt_ids[np.repeat(np.arange(6), experience.rollouts.sequences.response_lengths)]
     np.testing.assert_array_equal(experience.response_mask, every.response_mask & (trained != 1))
     assert (every.response_mask & (trained == 1)).sum() == 3  # those of the response with seed 3
+
+
+def test_a_step_of_more_responses_trains_on_groups_that_tell_them_apart(folder: str) -> None:
+    """Of three prompts two have unequal scores; one of these fills the update of two responses."""
+    options = {"name": "dapo", "result_specs": WITHOUT_CRITIC}
+    every, complete = assembled(folder, [rollouts()], **options)
+    chosen = set()
+    for step in range(8):
+        experience, report = assembled(folder, [rollouts()], **options, size=2, oversampling=3, step=step)
+        assert report.metrics["rollout/uniform_fraction"] == complete.metrics["rollout/uniform_fraction"]
+        assert report.metrics["objective/scores"] == complete.metrics["objective/scores"]
+        [prompt] = set(experience.rollouts.prompt_ids.tolist())
+        chosen.add(prompt)
+        samples = np.flatnonzero(every.rollouts.prompt_ids == prompt)
+        tokens = np.repeat(every.rollouts.prompt_ids, every.rollouts.sequences.response_lengths) == prompt
+        np.testing.assert_array_equal(experience.scores, every.scores[samples])
+        np.testing.assert_array_equal(experience.rollouts.seeds, every.rollouts.seeds[samples])
+        for name in ("response_mask", "old_logprobs", "ref_logprobs", "advantages", "importance_weights"):
+            np.testing.assert_array_equal(getattr(experience, name), getattr(every, name)[tokens], err_msg=name)
+    assert chosen == {0, 2}
+    again, _ = assembled(folder, [rollouts()[3:], rollouts()[:3]], **options, size=2, oversampling=3, step=7)
+    assert again.rollouts.prompt_ids.tolist() == experience.rollouts.prompt_ids.tolist()
+
+
+def test_a_step_of_more_responses_is_complete_with_all_of_them(folder: str) -> None:
+    with pytest.raises(MachineryError, match=r"6 samples of ppo.batch_size \* ppo.oversampling = 12$"):
+        assembled(folder, [rollouts()], name="dapo", result_specs=WITHOUT_CRITIC, oversampling=2)
