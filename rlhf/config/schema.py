@@ -632,7 +632,7 @@ class PPOConfig:
     steps: Count = 100
     """Number of steps, each a rollout and an update."""
     batch_size: Count = 128
-    """Rollouts per step, over all ranks and engines."""
+    """Rollouts that a step trains on, over all ranks and engines."""
     samples_per_prompt: Count = 1
     """Responses sampled for each prompt of a step; ``batch_size`` is divisible by it."""
     oversampling: Count = 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -35,6 +35,12 @@ def test_steps_share_out_an_epoch_and_each_prompt_is_asked_as_often_as_it_is_to_
     assert sorted(first.prompts + second.prompts) == sorted(2 * list(range(6)))
     assert [first.prompts[i] for i in (0, 2, 4)] == [first.prompts[i] for i in (1, 3, 5)]
     assert len({*first.seeds, *second.seeds}) == 12
+
+
+def test_a_step_may_ask_for_more_responses_than_it_trains_on() -> None:
+    more = replace(RECIPE, ppo=replace(RECIPE.ppo, oversampling=2))
+    asked = draw_step(more, 6, 0, OrderState(0, 0))
+    assert sorted(asked.prompts) == sorted(2 * list(range(6))) and len(set(asked.seeds)) == 12
 
 
 def test_the_same_step_asks_the_same() -> None:
