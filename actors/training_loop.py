@@ -45,8 +45,9 @@ class TrainingLoop:
         self.actors, self.supervisor = trainer.actors, trainer.actors.supervisor
         self.steps = trainer.recipe.ppo.steps
         trainer.between_phases = lambda: checkpoints.finish_checkpoint(wait_for_it=False)
+        recipe = trainer.recipe
         self.limits = canaries.Limits.of(
-            trainer.recipe.canaries, trainer.recipe.model.dtype, trainer.recipe.ppo.staleness
+            recipe.canaries, recipe.model.dtype, recipe.ppo.staleness, recipe.algorithm.narrowest_clip
         )
 
     def begin(self) -> None:

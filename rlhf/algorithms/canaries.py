@@ -38,9 +38,16 @@ class Limits:
     """Largest mean number of weight versions by which rollouts are older than the policy."""
 
     @classmethod
-    def of(cls, config: CanaryConfig, dtype: str, staleness: int = 0) -> Limits:
-        """The recipe's limits, with the defaults of ``dtype`` for those that are None; ``max_kl`` has no default."""
-        default = DEFAULTS[dtype]
+    def of(cls, config: CanaryConfig, dtype: str, staleness: int = 0, clip_range: float = 1.0) -> Limits:
+        """The recipe's limits, with the defaults of ``dtype`` for those that are None; ``max_kl`` has no default.
+
+        Args:
+            clip_range: the smaller ε. If it is within the dtype's tolerance of the ratio, as GSPO's in bfloat16,
+                rounding alone clips in the first pass, and by default any fraction is allowed.
+        """
+        default = dict(DEFAULTS[dtype])
+        if clip_range <= default["ratio"]:
+            default["clipfrac"] = 1.0
         return cls(
             ratio=default["ratio"] if config.ratio_tolerance is None else config.ratio_tolerance,
             clipfrac=default["clipfrac"] if config.clipfrac_limit is None else config.clipfrac_limit,

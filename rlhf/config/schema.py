@@ -508,6 +508,11 @@ class AlgorithmConfig:
         return self.clip_range
 
     @property
+    def narrowest_clip(self) -> float:
+        """The smaller ε of those that the algorithm has."""
+        return self.clip_high if self.clip_range is None else min(self.clip_range, self.clip_high)
+
+    @property
     def clip_high(self) -> float:
         """Upper ε."""
         return self.clip_low if self.clip_range_high is None else self.clip_range_high
@@ -832,8 +837,8 @@ class CanaryConfig:
     """Limit of |mean ratio − 1| and of the approximate KL in the first pass over fresh rollouts. Default 1e-4 in
     float32, 0.02 in bfloat16."""
     clipfrac_limit: Fraction | None = None
-    """Largest fraction of clipped tokens in the first pass over fresh rollouts. Default 0 in float32, 0.01 in
-    bfloat16."""
+    """Largest fraction of clipped tokens in the first pass over fresh rollouts. Default 0 in float32, 0.01 in bfloat16;
+    1 in bfloat16 if the clip range is at most 0.02, as in ``gspo``: rounding exceeds it."""
     step0_kl_limit: Positive | None = None
     """Largest mean |log-probability by the policy − by the reference| before the first update, in nats per token.
     Default 1e-4 in float32, 0.02 in bfloat16."""

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from rlhf.algorithms.canaries import CAUSES, Limits, check
-from rlhf.config.schema import CanaryConfig
+from rlhf.config.schema import AlgorithmConfig, CanaryConfig
 from rlhf.errors import CanaryError
 
 SOUND = {
@@ -88,6 +88,12 @@ def test_limits_are_the_recipes_where_it_names_them_and_else_those_of_its_dtype(
         ratio=1e-4, clipfrac=0.0, step0_kl=1e-4, gap=1e-4, min_kl=-1.0, max_kl=None
     )
     assert Limits.of(CanaryConfig(), "bfloat16").gap == 0.05
+    gspo = AlgorithmConfig(name="gspo").narrowest_clip
+    assert gspo == 3e-4 and AlgorithmConfig(name="cispo").narrowest_clip == 4
+    assert AlgorithmConfig(clip_range=0.2, clip_range_high=0.1).narrowest_clip == 0.1
+    assert [Limits.of(CanaryConfig(), dtype, 0, gspo).clipfrac for dtype in ("float32", "bfloat16")] == [0, 1]
+    assert Limits.of(CanaryConfig(), "bfloat16", 0, 0.2).clipfrac == 0.01
+    assert Limits.of(CanaryConfig(clipfrac_limit=0.1), "bfloat16", 0, gspo).clipfrac == 0.1
     strict = CanaryConfig(
         ratio_tolerance=1e-9, clipfrac_limit=0.1, step0_kl_limit=2e-9, logprob_gap_limit=3e-9, max_kl=5.0
     )
