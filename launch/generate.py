@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def read_questions(session: Session, model: str, prompts: str, out: str | None) 
     Raises:
         UserError: the model or the prompts cannot be used, or the output file cannot be written.
     """
-    place = None if out is None else _writable(out)
+    place = None if out is None else writable(out)
     data = replace(session.recipe.data, prompts=prompts)
     named = replace(session.recipe.model, path=model, scratch=None)
     recipe = replace(session.recipe, data=data, model=named, ppo=replace(session.recipe.ppo, policy_init=None))
@@ -56,21 +57,31 @@ def generate(questions: Questions) -> None:
     session, out = questions.session, questions.out
     answers = answer(session, questions.model, questions.prompts, session.root / "logs", shown=out is not None)
     rows = [
-        json.dumps({"prompt": _plain(questions.rows[prompt.id].prompt), "response": text}, ensure_ascii=False)
+        {"prompt": _plain(questions.rows[prompt.id].prompt), "response": text}
         for prompt, text in zip(questions.prompts, answers, strict=True)
     ]
+    write_rows(rows, out, session)
+
+
+def write_rows(rows: Sequence[Mapping[str, object]], out: Path | None, session: Session) -> None:
+    """Write rows as JSON lines to a file, or to standard output."""
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
     if out is None:
-        for row in rows:
-            session.console.line(row)
+        for line in lines:
+            session.console.line(line)
     else:
         partial = out.with_name(out.name + ".partial")
-        partial.write_text("\n".join(rows) + "\n", encoding="utf-8")
+        partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
         partial.replace(out)  # so that a file is never incomplete
-        session.console.print(f"{len(rows)} answers → {out}")
+        session.console.print(f"{len(lines)} answers → {out}")
 
 
-def _writable(out: str) -> Path:
-    """The output file, checked to be writable before anything is generated."""
+def writable(out: str) -> Path:
+    """The output file, checked to be writable before anything is generated.
+
+    Raises:
+        UserError: no file can be written there.
+    """
     place = Path(out).expanduser()
     other = place.exists() and not place.is_file()
     if other or not place.parent.is_dir() or not os.access(place.parent, os.W_OK):
