@@ -1,17 +1,19 @@
-"""The form of answers: a verbatim quote of a passage, then the final answer, between the tags of RAFT (section 3)."""
+"""The form of answers: verbatim quotes of a passage, then the final answer, between the tags of RAFT (section 3)."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 BEGIN_QUOTE, END_QUOTE, ANSWER = "##begin_quote##", "##end_quote##", "<ANSWER>:"
 TAGS = (BEGIN_QUOTE, END_QUOTE, ANSWER)
 _QUOTE = re.compile(f"{re.escape(BEGIN_QUOTE)}(.*?){re.escape(END_QUOTE)}", re.DOTALL)
 
 
-def compose(quote: str, answer: str) -> str:
+def compose(quotes: Sequence[str], answer: str) -> str:
     """The completion of a training row; it begins with the space that separates it from the prompt."""
-    return f" {BEGIN_QUOTE}{quote}{END_QUOTE} {ANSWER} {answer}"
+    parts = [*(f"{BEGIN_QUOTE}{quote}{END_QUOTE}" for quote in quotes), f"{ANSWER} {answer}"]
+    return "".join(f" {part}" for part in parts)
 
 
 def extract_answer(response: str) -> str:

@@ -20,7 +20,7 @@ from rlhf.retrieval.folder import read_manifest, written_folder
 from rlhf.retrieval.index import Index
 from rlhf.retrieval.mining import Miner
 from rlhf.retrieval.passages import Passage, Question, passages_digest
-from rlhf.retrieval.quotes import Quote, find_quote, given_quote
+from rlhf.retrieval.quotes import Evidence, find_evidence, given_evidence
 from rlhf.retrieval.split import SIDES, TRAIN, split_documents
 from rlhf.retrieval.template import PromptTemplate, require_template
 from rlhf.storage.jsonl import to_line
@@ -33,7 +33,7 @@ class RetrievalRow:
     """A question with its passages, in the order of the prompt."""
 
     question: Question
-    quote: Quote
+    evidence: Evidence
     passages: tuple[Passage, ...]
     side: str
     """``train`` or ``evaluation``."""
@@ -41,7 +41,7 @@ class RetrievalRow:
     @property
     def has_oracle(self) -> bool:
         """Whether the quoted passage is in the prompt."""
-        return self.quote.passage in self.passages
+        return self.evidence.passage in self.passages
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,31 +73,32 @@ class Builder:
             return f"unknown passage: {unknown[0]}"
         if has_tag(f"{question.text}\n{question.answer}"):
             return "a tag of answers in question or answer"
-        quote = _quote(question, [self._by_id[name] for name in question.oracles])
-        if isinstance(quote, str):
-            return quote
-        if has_tag(f"{quote.passage.title}\n{quote.passage.text}"):
-            return f"a tag of answers in the passage: {quote.passage.id}"
-        return self._row(question, quote)
+        evidence = _evidence(question, [self._by_id[name] for name in question.oracles])
+        if isinstance(evidence, str):
+            return evidence
+        if has_tag(f"{evidence.passage.title}\n{evidence.passage.text}"):
+            return f"a tag of answers in the passage: {evidence.passage.id}"
+        return self._row(question, evidence)
 
-    def _row(self, question: Question, quote: Quote) -> RetrievalRow | str:
-        side, count = self._side_of[quote.passage.id], self._config.distractors
-        rng = random.Random(f"retrieval-{self._seed}-{question.text}-{quote.passage.id}")
+    def _row(self, question: Question, evidence: Evidence) -> RetrievalRow | str:
+        oracle, count = evidence.passage, self._config.distractors
+        side = self._side_of[oracle.id]
+        rng = random.Random(f"retrieval-{self._seed}-{question.text}-{oracle.id}")
         is_given = rng.random() < self._config.oracle_probability or side != TRAIN
         wanted = count if is_given else count + 1
-        mined = [self._miner.index.passages[i] for i in self._miner.distractors(question, quote.text, side, wanted)]
+        mined = self._miner.distractors(question, evidence.quotes, side, wanted)
         if len(mined) < wanted:
             return f"too few distractors: {len(mined)} of {wanted} on the side {side}"
-        passages = [quote.passage, *mined] if is_given else mined
+        passages = [oracle, *mined] if is_given else mined
         rng.shuffle(passages)
-        return RetrievalRow(question=question, quote=quote, passages=tuple(passages), side=side)
+        return RetrievalRow(question=question, evidence=evidence, passages=tuple(passages), side=side)
 
 
-def _quote(question: Question, oracles: Sequence[Passage]) -> Quote | str:
-    """The verbatim quote of an oracle, or the reason why there is none."""
+def _evidence(question: Question, oracles: Sequence[Passage]) -> Evidence | str:
+    """Verbatim quotes of an oracle, or the reason why there are none."""
     if question.quote:
-        return given_quote(question.quote, question.answer, oracles) or "the quote is not in the oracle"
-    return find_quote(question.answer, oracles) or "no sentence of the oracle supports the answer"
+        return given_evidence(question.quote, oracles) or "the quote is not in the oracle"
+    return find_evidence(question.answer, oracles) or "no sentence of the oracle supports the answer"
 
 
 def build_rows(index: Index, questions: Sequence[Question], config: RetrievalConfig, seed: int) -> Built:
@@ -116,18 +117,18 @@ def build_rows(index: Index, questions: Sequence[Question], config: RetrievalCon
 
 
 def as_columns(row: RetrievalRow, template: PromptTemplate) -> Mapping[str, object]:
-    """A row of the files: prompt and completion for training; for evaluation and rewards question, answer, quote,
+    """A row of the files: prompt and completion for training; for evaluation and rewards question, answer, quotes,
     passages, their ids, and the oracle's."""
-    completion = compose(row.quote.text, row.question.answer)
+    completion = compose(row.evidence.quotes, row.question.answer)
     return {
         "prompt": template.prompt(row.question.text, row.passages),
         "completion": [{"role": "assistant", "content": completion.strip()}] if template.is_message else completion,
         "question": row.question.text,
         "answer": row.question.answer,
-        "quote": row.quote.text,
+        "quotes": row.evidence.quotes,
         "contexts": [passage.text for passage in row.passages],
         "context_ids": [passage.id for passage in row.passages],
-        "oracle": row.quote.passage.id,
+        "oracle": row.evidence.passage.id,
     }
 
 

@@ -9,40 +9,49 @@ from rlhf.retrieval.passages import Passage
 from rlhf.retrieval.words import sentences_of, words_of
 
 LEAST_SUPPORT = 0.5
-"""Smallest fraction of an answer's words that a sentence must contain to support it."""
+"""Smallest fraction of the words of an answer's sentence that a sentence of a passage must contain to support it."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Quote:
-    """A verbatim part of a passage, and the fraction of the answer's words in it."""
+class Evidence:
+    """Verbatim parts of a passage, in the order of the answer's sentences that they support."""
 
     passage: Passage
-    text: str
-    support: float
+    quotes: tuple[str, ...]
+    """At least one."""
 
 
-def given_quote(text: str, answer: str, oracles: Sequence[Passage]) -> Quote | None:
+def given_evidence(quote: str, oracles: Sequence[Passage]) -> Evidence | None:
     """The quote that a row gives, in the first oracle that contains it verbatim; None if none does."""
-    passage = next((passage for passage in oracles if text in passage.text), None)
-    return None if passage is None else Quote(passage=passage, text=text, support=support_of(text, answer))
+    passage = next((passage for passage in oracles if quote in passage.text), None)
+    return None if passage is None else Evidence(passage=passage, quotes=(quote,))
 
 
-def find_quote(answer: str, oracles: Sequence[Passage]) -> Quote | None:
-    """The sentence that supports the answer best, of all oracles; the first of several, the shortest first.
+def find_evidence(answer: str, oracles: Sequence[Passage]) -> Evidence | None:
+    """For each sentence of the answer the sentence that supports it best, all of the oracle that supports most words.
+
+    Of equal oracles the first is taken. Sentences of the answer without support have no quote.
 
     Returns:
-        None if no sentence contains ``LEAST_SUPPORT`` of the answer's words.
+        None if no sentence of the answer has support.
     """
-    found = [
-        Quote(passage=passage, text=sentence, support=support_of(sentence, answer))
-        for passage in oracles
-        for sentence in sentences_of(passage.text)
-    ]
-    best = max(found, key=lambda quote: (quote.support, -len(quote.text)), default=None)
-    return best if best is not None and best.support >= LEAST_SUPPORT else None
+    found = [Evidence(passage=passage, quotes=_supporting(answer, passage)) for passage in oracles]
+    best = max(found, key=lambda evidence: support_of(" ".join(evidence.quotes), answer), default=None)
+    return best if best is not None and best.quotes else None
 
 
-def support_of(sentence: str, answer: str) -> float:
-    """Fraction of the answer's distinct words that the sentence contains; 0 for an answer without words."""
+def _supporting(answer: str, passage: Passage) -> tuple[str, ...]:
+    """The passage's best sentence for each sentence of the answer, each once; the shortest of equally good ones."""
+    candidates = sentences_of(passage.text)
+    quotes: dict[str, None] = {}
+    for part in sentences_of(answer):
+        best = max(candidates, key=lambda sentence: (support_of(sentence, part), -len(sentence)))
+        if support_of(best, part) >= LEAST_SUPPORT:
+            quotes[best] = None
+    return tuple(quotes)
+
+
+def support_of(text: str, answer: str) -> float:
+    """Fraction of the answer's distinct words that a text contains; 0 for an answer without words."""
     wanted = set(words_of(answer))
-    return len(wanted & set(words_of(sentence))) / len(wanted) if wanted else 0.0
+    return len(wanted & set(words_of(text))) / len(wanted) if wanted else 0.0
