@@ -9,7 +9,7 @@ from rlhf.retrieval.passages import Passage
 from rlhf.retrieval.words import sentences_of, words_of
 
 LEAST_SUPPORT = 0.5
-"""Smallest fraction of the words of an answer's sentence that a sentence of a passage must contain to support it."""
+"""A sentence of a passage supports a sentence of an answer if it contains more than this fraction of its words."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ def _supporting(answer: str, passage: Passage) -> tuple[str, ...]:
     quotes: dict[str, None] = {}
     for part in sentences_of(answer):
         best = max(candidates, key=lambda sentence: (support_of(sentence, part), -len(sentence)))
-        if support_of(best, part) >= LEAST_SUPPORT:
+        if support_of(best, part) > LEAST_SUPPORT:
             quotes[best] = None
     return tuple(quotes)
 
