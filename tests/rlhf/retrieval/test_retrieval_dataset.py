@@ -66,7 +66,7 @@ def test_no_document_is_shared_by_the_sides(built: Built) -> None:
         side: {passage.document for row in built.of_side(side) for passage in row.passages}
         for side in ("train", "evaluation")
     }
-    assert documents["train"] & documents["evaluation"] == set()
+    assert len(documents["evaluation"]) > 50 and documents["train"] & documents["evaluation"] == set()
 
 
 def test_distractors_are_the_best_of_their_side() -> None:
