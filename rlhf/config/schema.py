@@ -881,7 +881,7 @@ class RetrievalConfig:
     """Questions for ``rlhf retrieval build``: rows with ``question``, ``answer``, ``oracle`` (the id of the passage
     that answers it, or a list of several), and optionally ``quote``."""
     dataset: StrictStr = "retrieval"
-    """Folder that ``rlhf retrieval build`` writes: ``train.jsonl``, ``evaluation.jsonl``, ``rejected.jsonl`` and a
+    """Folder that ``rlhf retrieval build`` writes: rows for training and for evaluation, rejected questions, and a
     manifest."""
     index: StrictStr = "index"
     """Folder that ``rlhf retrieval index`` writes, and ``rlhf retrieval ask`` reads."""
@@ -896,7 +896,7 @@ class RetrievalConfig:
     """Probability that the oracle is among the passages of a training prompt; otherwise one more distractor takes its
     place. It is always among those of an evaluation prompt."""
     evaluation_fraction: BelowOne = 0.1
-    """Fraction of the documents whose questions go to ``evaluation.jsonl``."""
+    """Fraction of the documents whose questions are for evaluation."""
     template: StrictStr | None = None
     """Path of a Jinja template of the prompt, with the variables ``passages`` (each has ``title`` and ``text``) and
     ``question``; null for the built-in one. Its digest is written into dataset and index."""
