@@ -32,7 +32,11 @@ def written_folder(folder: Path, kind: str, facts: Mapping[str, object]) -> Iter
     check_replaceable(folder, kind)
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # of a killed attempt
-    partial.mkdir(parents=True)
+    try:
+        partial.mkdir(parents=True)
+    except OSError as error:
+        fix = f"set retrieval.{kind} to a folder that you may write to"
+        raise UserError(f"{folder} cannot be written", str(error), fix) from error
     try:
         yield partial
         files = [asdict(entry) for entry in hash_files(partial)]

@@ -127,6 +127,9 @@ def test_a_folder_of_something_else_is_not_replaced(
     places = [f"retrieval.dataset={tmp_path}", f"retrieval.index={tmp_path}"]
     message = refused(tmp_path, capfd, "retrieval", command, str(RECIPE), *settings(folder), *places)
     assert "would be deleted" in message
+    below = [f"retrieval.{name}={tmp_path / 'thesis.txt' / 'x'}" for name in ("dataset", "index")]
+    message = refused(tmp_path, capfd, "retrieval", command, str(RECIPE), *settings(folder), *below)
+    assert "cannot be written" in message
 
 
 def test_another_template_is_refused_in_training_and_serving(
