@@ -172,8 +172,7 @@ def check_dataset_template(path: str, config: RetrievalConfig) -> None:
     Raises:
         UserError: the dataset was made with another template, or the recipe's cannot be used.
     """
-    place = Path(path).expanduser()
-    folder = place if place.is_dir() else place.parent
-    facts = read_manifest(folder)
-    if facts.get("kind") == KIND:
-        require_template(str(facts.get("template")), PromptTemplate.of(config), f"the dataset {str(folder)!r}")
+    for folder in (Path(path), Path(path).parent):
+        facts = read_manifest(folder)
+        if facts.get("kind") == KIND:
+            require_template(str(facts.get("template")), PromptTemplate.of(config), f"the dataset {str(folder)!r}")

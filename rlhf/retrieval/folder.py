@@ -13,7 +13,8 @@ from typing import Any
 from rlhf.checkpoints.manifest import file_entries, find_faults, hash_files
 from rlhf.errors import UserError
 from rlhf.storage.durable import sync_tree, write_atomically
-from rlhf.storage.reading import damaged, read_json
+from rlhf.storage.jsonl import parsed
+from rlhf.storage.reading import damaged
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -91,9 +92,8 @@ def read_folder(folder: Path, kind: str, fix: str) -> Mapping[str, Any]:
 
 
 def read_manifest(folder: Path) -> Mapping[str, Any]:
-    """The manifest of a folder; empty if it has none."""
-    path = folder / MANIFEST
-    if not path.is_file():
+    """The manifest of a folder; empty if it has none, or one of other software that is no JSON object."""
+    try:
+        return parsed((folder.expanduser() / MANIFEST).read_bytes()) or {}
+    except (OSError, ValueError, RuntimeError):  # absent, not permitted, or no name that a file can have
         return {}
-    found: Mapping[str, Any] = read_json(path, dict, "make the folder again")
-    return found

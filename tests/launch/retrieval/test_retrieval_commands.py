@@ -137,6 +137,8 @@ def test_another_template_is_refused_in_training_and_serving(
 ) -> None:
     words = [str(RECIPE), *settings(folder), "name=refused", "retrieval.messages=true"]
     assert "the dataset" in refused(folder, capfd, "sft", *words)
+    generate = ["generate", *words, "--model", "none", "--prompts", str(folder / "dataset" / "evaluation.jsonl")]
+    assert "the dataset" in refused(folder, capfd, *generate)
     ask = ["retrieval", "ask", *words, "--question", "Q?"]
     assert "the dataset" in refused(folder, capfd, *ask)
     assert "the index" in refused(folder, capfd, *ask, f"retrieval.dataset={folder / 'none'}")

@@ -160,4 +160,8 @@ def test_training_on_a_dataset_of_another_template_is_refused(built: Built, tmp_
         with pytest.raises(UserError, match="the dataset .* was made with the prompt template"):
             check_dataset_template(str(path), replace(CONFIG, messages=True))
     check_dataset_template(str(tmp_path / "other.jsonl"), replace(CONFIG, messages=True))
-    check_dataset_template("owner/name", CONFIG)
+    for name in ("owner/name", "x" * 5000, "\0", "~nobody-of-this-name/x"):
+        check_dataset_template(name, CONFIG)
+    for text in ("[1]", "no JSON", '{"kind": "of other software"}'):
+        (tmp_path / "manifest.json").write_text(text)
+        check_dataset_template(str(tmp_path / "rows.jsonl"), CONFIG)
