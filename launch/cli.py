@@ -24,6 +24,7 @@ import launch.evaluate
 import launch.feedback.commands
 import launch.plan.command
 import launch.report.command
+import launch.retrieval.commands
 import launch.submit
 import launch.watch.command
 from launch.options import Overrides, RecipePath, Run
@@ -112,6 +113,7 @@ COMMANDS: Mapping[str, Command | CommandGroup] = {
     "watch": _tool(launch.watch.command),
     "report": _tool(launch.report.command),
     "feedback": _group(launch.feedback.commands),
+    "retrieval": _group(launch.retrieval.commands),
 }
 
 

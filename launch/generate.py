@@ -15,6 +15,7 @@ from rlhf.data.report import describe
 from rlhf.data.tokenise import describe_tokenised, tokenise_prompts
 from rlhf.errors import UserError
 from rlhf.records import Messages, PromptRow
+from rlhf.retrieval.dataset import check_dataset_template
 from rlhf.types import Prompt
 
 
@@ -38,6 +39,7 @@ def read_questions(session: Session, model: str, prompts: str, out: str | None) 
         UserError: the model or the prompts cannot be used, or the output file cannot be written.
     """
     place = None if out is None else writable(out)
+    check_dataset_template(prompts, session.recipe.retrieval)
     data = replace(session.recipe.data, prompts=prompts)
     named = replace(session.recipe.model, path=model, scratch=None)
     recipe = replace(session.recipe, data=data, model=named, ppo=replace(session.recipe.ppo, policy_init=None))

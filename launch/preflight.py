@@ -13,6 +13,7 @@ from launch.plan.cluster import Cluster
 from launch.plan.members import Shapes, check_heads
 from launch.plan.strategy import choose, decided
 from rlhf.config.load import load_recipe
+from rlhf.config.named_files import STAGE_DATA
 from rlhf.config.schema import TRAINED, DPOConfig, Recipe, RewardConfig, RewardSourceConfig, SFTConfig, Stage
 from rlhf.config.stages import check_schedule, stages_of
 from rlhf.data.order import epoch_batches
@@ -24,6 +25,7 @@ from rlhf.evaluation.scorers import load_scorer
 from rlhf.gpus import GPUS, gpu_named
 from rlhf.placement.machine import Machine, uses_gpus
 from rlhf.placement.pools import Strategy, pools
+from rlhf.retrieval.dataset import check_dataset_template
 from rlhf.tracking.wandb_run import resolve_mode
 from rlhf.validate import validate
 
@@ -161,6 +163,18 @@ def check_updates(session: Session, stage: str) -> None:
     else:
         return  # the recipe states the number of PPO's updates
     check_schedule(config.optimizer, len(batches), f"{stage}.optimizer")
+
+
+def check_template(session: Session, stage: str) -> None:
+    """Check that a stage's prompts from ``rlhf retrieval build`` have the recipe's template.
+
+    Raises:
+        UserError: they have another one.
+    """
+    data = session.recipe.data
+    path = getattr(data, STAGE_DATA[stage]) or data.path
+    if path is not None:
+        check_dataset_template(path, session.recipe.retrieval)
 
 
 def check_models_of_ppo(session: Session) -> None:

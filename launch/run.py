@@ -133,11 +133,12 @@ def _remove(session: Session, new: Sequence[Path]) -> None:
 
 def _load_stages(command: Run, session: Session) -> Work:
     from actors.pipeline import run_pipeline, run_stage
-    from launch.preflight import check_classifiers, check_models_of_ppo, check_updates
+    from launch.preflight import check_classifiers, check_models_of_ppo, check_template, check_updates
     from rlhf.config.stages import stages_of
 
     for stage in stages_of(session.recipe, command):
         session.read_data(stage)
+        check_template(session, stage)
         check_updates(session, stage)
         check_classifiers(session, stage)
     if command == "ppo":

@@ -46,6 +46,13 @@ def prepare_process(device: Device, threads: int) -> torch.device:
     return torch.device("cpu")
 
 
+def local_device() -> torch.device:
+    """GPU 0 of this process if it sees one, else the CPU: for small models that a command itself runs."""
+    import torch
+
+    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+
+
 def _cores_per_gpu() -> int:
     """CPU cores of this process, divided among the node's GPUs, each of which has a process."""
     return len(os.sched_getaffinity(0)) // max(1, len(list(NVIDIA_GPUS.glob("*"))))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from launch.answering_model import answering_model
 from launch.options import Overrides, RecipePath
 from launch.run import Work, run_work
 from rlhf.errors import UserError
@@ -74,7 +75,7 @@ def plan_round(session: Session, name: str = "") -> RoundPlan:
             "a round is sampled once",
             "name another round, or leave --round out for the next number",
         )
-    policy = _policy(session)
+    policy = answering_model(session, "feedback.policy", recipe.feedback.policy, "raters would compare noise")
     _check_ensemble(session)
     loaded = load_prompts(recipe.data)
     chosen = choose_prompts([row.prompt for row in loaded.rows], items, config.prompts, recipe.seed)
@@ -99,29 +100,6 @@ def project_path(recipe: Recipe) -> Path:
             f"name your project, feedback.project=votes.db, or make one: rlhf feedback init {path}",
         )
     return Path(path).expanduser()
-
-
-def _policy(session: Session) -> Path:
-    """Folder of the model that answers: the recipe's, that of the last finished stage, or the base model.
-
-    A stage may have been finished with other settings of training, but not with another vocabulary.
-    """
-    from rlhf.tracking.run_folder import RunFolder
-
-    runs = [RunFolder(session.root, stage) for stage in ("ppo", "dpo", "sft")]
-    finished = [run.model for run in runs if run.finished_digest() is not None]
-    given = session.recipe.feedback.policy
-    if given is not None or finished:
-        folder = session.verified(finished[0] if given is None else Path(given).expanduser())
-        session.require_vocabulary("feedback.policy", folder)
-        return folder
-    if session.recipe.model.path is None:
-        raise UserError(
-            f"{session.root} has no finished model, and the base model is randomly initialised",
-            "raters would compare noise",
-            "run `rlhf sft` with the same recipe first, or set feedback.policy to a model folder",
-        )
-    return session.base
 
 
 def _check_ensemble(session: Session) -> None:

@@ -960,6 +960,57 @@ class FeedbackConfig:
 
 
 @section
+class RetrievalConfig:
+    """Answers from passages (RAFT, Zhang et al. 2024): training data with the passage that answers a question among
+    distractors, an index of the passages, and prompts with retrieved passages."""
+
+    passages: StrictStr | None = None
+    """Passages: rows with ``text``, and optionally ``id``, ``title`` and ``document``. Passages of one document are
+    never on both sides of the split; without ``document`` the title names it, without a title the passage is a
+    document."""
+    questions: StrictStr | None = None
+    """Questions for ``rlhf retrieval build``: rows with ``question``, ``answer``, ``oracle`` (the id of the passage
+    that answers it, or a list of several), and optionally ``quote``."""
+    dataset: StrictStr = "retrieval"
+    """Folder that ``rlhf retrieval build`` writes: rows for training and for evaluation, rejected questions, and a
+    manifest."""
+    index: StrictStr = "index"
+    """Folder that ``rlhf retrieval index`` writes, and ``rlhf retrieval ask`` reads."""
+    method: Literal["bm25", "dense"] = "bm25"
+    """How passages are ranked for a question: by their words (BM25), or by the cosine of an encoder's embeddings."""
+    encoder: StrictStr | None = None
+    """Folder or hub name of any transformers encoder, for ``method: dense``; its last hidden states are averaged."""
+    distractors: CountOrZero = 4
+    """Number of distractors beside the oracle: the passages that the ranking prefers, without the answer. ``ask``
+    retrieves one passage more than this, so that prompts have the same number of passages."""
+    oracle_probability: Fraction = 0.8
+    """Probability that the oracle is among the passages of a training prompt; otherwise one more distractor takes its
+    place. It is always among those of an evaluation prompt."""
+    evaluation_fraction: BelowOne = 0.1
+    """Fraction of the documents whose questions are for evaluation."""
+    template: StrictStr | None = None
+    """Path of a Jinja template of the prompt, with the variables ``passages`` (each has ``title`` and ``text``) and
+    ``question``; null for the built-in one. Its digest is written into dataset and index."""
+    messages: StrictBool = False
+    """Write each prompt as one user message, which goes through the model's chat template, instead of plain text."""
+    model: StrictStr | None = None
+    """Folder of the model that ``ask`` uses; by default the run's last finished stage of PPO, DPO and SFT, or its base
+    model."""
+
+    @model_validator(mode="after")
+    def _validate(self) -> Self:
+        if self.method == "dense" and self.encoder is None:
+            fix = f"{HERE}.encoder=<folder or hub name>, or {HERE}.method=bm25"
+            refuse(
+                [UserError(f"{HERE}.method = 'dense' and no {HERE}.encoder", "an encoder makes the embeddings", fix)]
+            )
+        if self.method == "bm25" and self.encoder is not None:
+            fix = f"{HERE}.method=dense, or {HERE}.encoder=null"
+            refuse([UserError(f"{HERE}.encoder = {self.encoder!r} has no effect", f"{HERE}.method is 'bm25'", fix)])
+        return self
+
+
+@section
 class Recipe:
     """One run."""
 
@@ -993,6 +1044,7 @@ class Recipe:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     feedback: FeedbackConfig = field(default_factory=FeedbackConfig)
+    retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
 
     @property
     def reward_models(self) -> dict[str, RewardSourceConfig]:

@@ -138,3 +138,17 @@ def test_the_metric_that_ranks_checkpoints_is_one_of_the_table(tmp_path: Path, n
 def test_settings_of_the_other_loss_are_refused(tmp_path: Path, settings: dict[str, Any], key: str) -> None:
     assert f"dpo.{key}" in said(tmp_path, dpo=settings)
     assert "has no effect with dpo.loss" in said(tmp_path, dpo=settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"method": "dense"}, "retrieval.method = 'dense' and no retrieval.encoder"),
+        ({"encoder": "e"}, "retrieval.encoder = 'e' has no effect"),
+        ({"method": "dense", "encoder": "e"}, ""),
+        ({}, ""),
+    ],
+)
+def test_an_encoder_belongs_to_dense_retrieval(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
+    found = said(tmp_path, retrieval=settings)
+    assert message in found and bool(message) == bool(found)

@@ -1,0 +1,1 @@
+"""``rlhf retrieval``: training data, index and answers from passages."""

@@ -1,0 +1,34 @@
+"""Words of a text, as the ranking and the search for quotes count them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+import regex
+
+_UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}ー"
+_PIECE = regex.compile(rf"(?P<unspaced>[{_UNSPACED}]+)|(?:(?![{_UNSPACED}])[\p{{L}}\p{{M}}\p{{N}}])+")
+_SENTENCE_END = regex.compile(r"(?<=[.!?][\"'”’)]*)\s+|(?<=[。！？])|\n+")
+
+
+def words_of(text: str) -> list[str]:
+    """Lower-case words, in order.
+
+    Runs of a script without spaces (Japanese, Chinese, Thai, ...) become overlapping pairs of characters, as in
+    Lucene's CJKAnalyzer; no list of stop words is used, since BM25 gives frequent words little weight.
+    """
+    return [word for match in _PIECE.finditer(text.lower()) for word in _split(match)]
+
+
+def _split(match: regex.Match[str]) -> Iterator[str]:
+    text = match.group()
+    if match.group("unspaced") is None or len(text) == 1:
+        yield text
+    else:
+        yield from (first + second for first, second in pairwise(text))
+
+
+def sentences_of(text: str) -> list[str]:
+    """Sentences, each a part of the text as it stands there, without the white space around it."""
+    return [sentence.strip() for sentence in _SENTENCE_END.split(text) if sentence and sentence.strip()]
