@@ -15,7 +15,7 @@ from enum import StrEnum
 import numpy as np
 from scipy.special import expit, logit
 
-from rlhf.evaluation.bradley_terry import fit_bradley_terry
+from rlhf.feedback.bradley_terry import fit_bradley_terry
 from rlhf.feedback.dawid_skene import fit_dawid_skene
 from rlhf.feedback.judgements import BOTH_BAD, FIRST, SECOND, TIE, Judgements, decisions, independent
 from rlhf.feedback.records import Choice, Item, Purpose, Vote

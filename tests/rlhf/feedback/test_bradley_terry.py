@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from rlhf.evaluation.bradley_terry import fit_bradley_terry
+from rlhf.feedback.bradley_terry import fit_bradley_terry
 
 
 def sigmoid(x: float) -> float:
