@@ -27,6 +27,8 @@ LONGEST_REPLY = 2**22
 """Bytes of the largest reply that is read."""
 REFUSED_STATUS = (401, 403, 404)
 """The whole service is meant wrongly: other refusals, such as 400 for a text that is too long, concern one question."""
+_MALFORMED = (ValueError, RecursionError, LookupError, TypeError, AttributeError)
+"""What reading a reply of another shape raises."""
 SHOWN = 160
 """Characters of a reply in a reason."""
 
@@ -217,7 +219,7 @@ class ChatEndpoint:
             return Reply(failure=f"HTTP {status}: {text}")
         try:
             return Reply(content=self._content(json.loads(body), schema))
-        except (ValueError, RecursionError, LookupError, TypeError, jsonschema.ValidationError) as error:
+        except (*_MALFORMED, jsonschema.ValidationError) as error:
             return Reply(failure=self._hide(f"{type(error).__name__} in the reply {text!r}"))
 
     def _content(self, answer: Any, schema: Mapping[str, Any] | None) -> Any:
@@ -228,7 +230,7 @@ class ChatEndpoint:
         if schema is None:
             return [float(value) for value in answer["data"][0]["embedding"]]
         content = json.loads(answer["choices"][0]["message"]["content"])
-        jsonschema.validate(content, dict(schema))
+        jsonschema.Draft202012Validator(dict(schema)).validate(content)
         return content
 
     def _hide(self, text: str) -> str:
