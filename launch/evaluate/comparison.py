@@ -12,6 +12,7 @@ from rlhf.errors import UserError
 
 if TYPE_CHECKING:
     from rlhf.arms.report import ComparisonReport
+    from rlhf.evaluation.agreement_with_people import Agreement
     from rlhf.evaluation.bootstrap import Estimate
     from rlhf.evaluation.metric_table import ArmResult
     from rlhf.tracking.console import Console
@@ -87,15 +88,16 @@ def show_power(difference: float) -> int:
 
 
 def show_report(console: Console, report: ComparisonReport) -> None:
-    """Print the report: one table a metric, the judge's comparisons, the rankings, and who may gate."""
+    """Print the report: one table of all metrics, the judge's comparisons, and the rankings."""
+    table: dict[str, str] = {}
     for agreement in report.agreement:
-        rows = [report.result(agreement.metric, arm) for arm in report.arms]
-        gate = "may gate" if not agreement.why_not else f"cannot gate: {agreement.why_not}"
-        title = f"{agreement.metric} of {report.items:,} items ({gate})"
-        console.summary(title, {row.arm: describe_result(row) for row in rows})
+        for arm in report.arms:
+            table[f"{agreement.metric}, {arm}"] = describe_result(report.result(agreement.metric, arm))
+        table[f"{agreement.metric}, agreement with people"] = describe_agreement(agreement)
+    console.summary(f"{report.items:,} items, {report.votes:,} votes of people", table)
     for arm, judged in report.judged.items():
         control = judged.length_controlled
-        controlled = "none" if control is None else f"{control.win_rate:.3f} [{control.low:.3f}, {control.high:.3f}]"
+        controlled = "none" if control is None else _interval(control.win_rate, control.low, control.high)
         note = ", answers of one side are nearly always longer" if control and control.is_confounded else ""
         console.summary(
             f"the judge on {arm} against {report.base}",
@@ -123,6 +125,13 @@ def describe_result(result: ArmResult) -> str:
     if result.difference is not None:
         text += f", above base {describe(result.difference)}"
     return f"{text}, {result.failed} failed" if result.failed else text
+
+
+def describe_agreement(agreement: Agreement) -> str:
+    """How a metric relates to people's votes, and whether it may gate."""
+    if agreement.why_not:
+        return f"cannot gate: {agreement.why_not}"
+    return f"{_interval(agreement.accuracy, agreement.low, agreement.high)} of {agreement.preferences:,}, may gate"
 
 
 def describe(found: Estimate) -> str:

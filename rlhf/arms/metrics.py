@@ -19,7 +19,7 @@ from rlhf.evaluation.judge import Exhibit, PairJudgements, judge_pairs, judge_sc
 from rlhf.evaluation.metric_table import MetricScores
 from rlhf.evaluation.retrieval_metrics import NEED_CONTEXTS, NEED_REFERENCE, RETRIEVAL_METRICS, RetrievalItem
 from rlhf.evaluation.scorers import Scorer, load_scorer
-from rlhf.evaluation.text_metrics import ROUGE, bert_score, bleu, chrf, corpus_bleu, corpus_chrf, rouge
+from rlhf.evaluation.text_metrics import ROUGE, bleu, chrf, corpus_bleu, corpus_chrf, rouge
 from rlhf.types import Float64
 
 
@@ -123,6 +123,8 @@ def _text_metric(name: str, arms: Arms, config: ComparisonConfig, device: str) -
     if name == "chrf":
         corpus = tuple(corpus_chrf(arm.first, references) for arm in arms.arms)
         return _by_arm(name, arms, lambda arm: chrf(arm.first, references), corpus)
+    from rlhf.evaluation.bertscore import bert_score  # torch and transformers take seconds
+
     encoder: BertScoreConfig | None = config.bert_score
     assert encoder is not None  # the schema refuses the metric without one
     model, layers = encoder.model, encoder.layers

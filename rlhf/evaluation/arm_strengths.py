@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import expit
 
-from rlhf.types import Float64, Int64
+from rlhf.types import Bool, Float64, Int64
 
 RIDGE = 0.01
 """Keeps the strength of an arm that always wins finite, and changes others by less than their rounding in print."""
@@ -41,7 +41,8 @@ class ArmStrength:
     """None if no comparison leads from the arm to the base."""
     low: float | None
     high: float | None
-    """Ends of the 95% percentile interval."""
+    """Ends of the 95% percentile interval; None if all resamples give one value, as for the base, or an arm that always
+    wins."""
 
 
 def rank_arms(
@@ -68,10 +69,14 @@ def rank_arms(
     resampled = fit_strengths(np.einsum("bg,gij->bij", drawn.astype(np.float64), wins))
     low, high = np.percentile(resampled - resampled[:, [base]], [2.5, 97.5], axis=0)
     linked = _linked(first, second, len(arms), base)
+    has_interval = linked & (high - low > 1e-9)
     return tuple(
-        ArmStrength(arm=arm, strength=float(strength[i]), low=float(low[i]), high=float(high[i]))
-        if linked[i]
-        else ArmStrength(arm=arm, strength=None, low=None, high=None)
+        ArmStrength(
+            arm=arm,
+            strength=float(strength[i]) if linked[i] else None,
+            low=float(low[i]) if has_interval[i] else None,
+            high=float(high[i]) if has_interval[i] else None,
+        )
         for i, arm in enumerate(arms)
     )
 
@@ -107,11 +112,11 @@ def _wins_by_cluster(first: Int64, second: Int64, value: Float64, clusters: Int6
     return wins
 
 
-def _linked(first: Int64, second: Int64, arms: int, base: int) -> list[bool]:
+def _linked(first: Int64, second: Int64, arms: int, base: int) -> Bool:
     """Whether comparisons lead from each arm to the base."""
     reached = {base}
     while True:
         more = {int(b) for a, b in zip((*first, *second), (*second, *first)) if a in reached} - reached
         if not more:
-            return [arm in reached for arm in range(arms)]
+            return np.array([arm in reached for arm in range(arms)])
         reached |= more

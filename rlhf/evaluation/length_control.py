@@ -36,8 +36,9 @@ class LengthControl:
     """A length-controlled win rate with its 95% percentile interval by resampled prompts."""
 
     win_rate: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
+    """None if ``is_confounded``: resampling cannot say how wrong the assumption is."""
     raw: float
     """Win rate without the control."""
     length_effect: float
@@ -63,17 +64,18 @@ def length_controlled(
     scale = difference.std() or np.abs(difference).mean() or 1.0
     shift = np.tanh(difference / scale)
     overlap = min(float((difference <= 0).mean()), float((difference >= 0).mean()))
-    spread = SPREAD if overlap >= LEAST_OVERLAP else SPREAD_IF_CONFOUNDED
+    is_confounded = overlap < LEAST_OVERLAP
+    spread = SPREAD_IF_CONFOUNDED if is_confounded else SPREAD
     drawn = fit(value, shift, _resampled(np.asarray(clusters)[is_known], seed, resamples), spread)
     arm, length = fit(value, shift, np.ones((1, len(value))), spread)[0]
     low, high = np.percentile(expit(drawn[:, 0]), [2.5, 97.5])
     return LengthControl(
         win_rate=float(expit(arm)),
-        low=float(low),
-        high=float(high),
+        low=None if is_confounded else float(low),
+        high=None if is_confounded else float(high),
         raw=float(value.mean()),
         length_effect=float(length),
-        is_confounded=overlap < LEAST_OVERLAP,
+        is_confounded=is_confounded,
     )
 
 

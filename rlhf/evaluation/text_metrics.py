@@ -1,8 +1,8 @@
 """Text metrics of answers against references, by their reference libraries, one value per answer.
 
-ROUGE (Lin 2004) by ``rouge-score``, BLEU (Papineni et al. 2002) and chrF (Popović 2015) by ``sacrebleu``, BERTScore
-(Zhang et al. 2020, arXiv:1904.09675) by ``bert-score``. Values of single answers are needed to resample prompts and to
-compare a metric with people; the corpus values that papers print are beside them.
+ROUGE (Lin 2004) by ``rouge-score``, BLEU (Papineni et al. 2002) and chrF (Popović 2015) by ``sacrebleu``. Values of
+single answers are needed to resample prompts and to compare a metric with people; the corpus values that papers print
+are beside them.
 
 Shapes: n answers, each with one or more references.
 """
@@ -14,7 +14,6 @@ from typing import Literal
 
 import numpy as np
 import regex
-from bert_score import BERTScorer
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics import BLEU, CHRF
 
@@ -26,8 +25,6 @@ References = Sequence[Sequence[str]]
 ROUGE = ("rouge1", "rouge2", "rougeL")
 BLEU_TOKENIZERS: Mapping[Language, str] = {"en": "13a", "ja": "char", "zh": "zh"}
 """sacrebleu's tokenizers. Japanese is split into characters: the result depends on no version of a dictionary."""
-_LONGEST = 10**6
-"""Tokenizers without a limit of their own state a larger one."""
 _TOKEN = regex.compile(
     r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}ー]|[\p{L}\p{N}\p{M}]+?(?=[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}ー]|[^\p{L}\p{N}\p{M}]|\Z)"
 )
@@ -80,22 +77,6 @@ def corpus_bleu(answers: Sequence[str], references: References, language: Langua
 def corpus_chrf(answers: Sequence[str], references: References) -> float:
     """chrF2 of all answers together."""
     return float(CHRF().corpus_score(list(answers), _streams(references)).score)
-
-
-def bert_score(
-    answers: Sequence[str], references: References, *, model: str, layers: int, device: str = "cpu"
-) -> Float64:
-    """F1 of BERTScore, (n,), of the best reference, without rescaling or idf weights.
-
-    Args:
-        model: folder or hub name of an encoder that reads the answers' language.
-        layers: the layer whose states are compared, from 1; ``bert-score`` recommends one for each public model.
-    """
-    scorer = BERTScorer(model_type=model, num_layers=layers, device=device)
-    tokenizer = scorer._tokenizer
-    if tokenizer.model_max_length > _LONGEST:
-        tokenizer.model_max_length = scorer._model.config.max_position_embeddings
-    return np.asarray(scorer.score(list(answers), [list(given) for given in references])[2], dtype=np.float64)
 
 
 def _by_answer(score: Callable[..., object], answers: Sequence[str], references: References) -> Float64:
