@@ -20,7 +20,7 @@ import typer
 
 import launch.data
 import launch.doctor.command
-import launch.evaluate
+import launch.evaluate.command
 import launch.feedback.commands
 import launch.plan.command
 import launch.report.command
@@ -105,7 +105,7 @@ COMMANDS: Mapping[str, Command | CommandGroup] = {
         "answer a JSONL file of prompts",
         "rlhf generate recipes/quickstart.yaml --model runs/quickstart/ppo/model --prompts p.jsonl",
     ),
-    "evaluate": _tool(launch.evaluate),
+    "evaluate": _tool(launch.evaluate.command),
     "data": _tool(launch.data),
     "plan": _tool(launch.plan.command),
     "doctor": _tool(launch.doctor.command),

@@ -19,6 +19,7 @@ from rlhf.records import Messages
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
 Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
 Bool = NDArray[np.bool_]
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from launch.cli import main
+from rlhf import http_retries
 from rlhf.config.load import load_recipe
 from rlhf.config.schema import DataConfig, EndpointConfig
 from rlhf.data.formats import load_demonstrations, load_preferences, load_prompts
@@ -240,8 +241,8 @@ def test_a_broken_datasets_folder_is_refused(name: str, tmp_path: Path) -> None:
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(endpoint_module, "FIRST_WAIT", 0.01)
-    monkeypatch.setattr(endpoint_module, "LONGEST_WAIT", 0.02)
+    monkeypatch.setattr(http_retries, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(http_retries, "LONGEST_WAIT", 0.02)
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY", endpoint_module.TOKEN):
         monkeypatch.delenv(name, raising=False)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from launch.feedback.status_tables import Cell, Table
+from rlhf.evaluation.bootstrap import Estimate
 from rlhf.feedback.agreement import Coefficients, agreement
-from rlhf.feedback.bootstrap import Estimate
 from rlhf.feedback.flags import FlagSettings, flags
 from rlhf.feedback.quality import RaterQuality, Share, rater_quality
 from rlhf.feedback.records import Item, Vote

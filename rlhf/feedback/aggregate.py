@@ -16,11 +16,10 @@ import numpy as np
 from scipy.special import expit, logit
 
 from rlhf.feedback.bradley_terry import fit_bradley_terry
-from rlhf.feedback.coefficients import Float64
 from rlhf.feedback.dawid_skene import fit_dawid_skene
 from rlhf.feedback.judgements import BOTH_BAD, FIRST, SECOND, TIE, Judgements, decisions, independent
 from rlhf.feedback.records import Choice, Item, Purpose, Vote
-from rlhf.types import Int64
+from rlhf.types import Float64, Int64
 
 PSEUDO_VOTES = np.eye(3) + 0.25
 """Of ``dawid_skene``: a rater without votes is right with probability 1.25/1.75, so with few votes the result equals

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf.feedback.bootstrap import Estimate, Measure, estimate
+from rlhf.evaluation.bootstrap import Estimate, Measure, estimate
 from rlhf.feedback.coefficients import (
     Float64,
     Scale,

@@ -9,8 +9,7 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from rlhf.feedback.coefficients import Float64
-from rlhf.types import Int64
+from rlhf.types import Float64, Int64
 
 GRADIENT_TOLERANCE = 1e-8
 

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 from scipy.special import bdtrc
 
-from rlhf.feedback.bootstrap import Estimate, Measure, estimate
-from rlhf.feedback.coefficients import Float64, divide, fleiss_parts, raw_agreement
+from rlhf.evaluation.bootstrap import Estimate, Measure, estimate
+from rlhf.feedback.coefficients import divide, fleiss_parts, raw_agreement
 from rlhf.feedback.judgements import FIRST, SECOND, Judgements, independent
 from rlhf.feedback.records import Item, Vote
 from rlhf.storage.jsonl import json_safe
-from rlhf.types import Int64
+from rlhf.types import Float64, Int64
 
 UNIDENTIFIED = "two votes on an item agree in half of the cases or fewer, as coins do: the error rate is not identified"
 

@@ -2,7 +2,7 @@
 
 A part is the contribution of one item; a coefficient is a function of the parts' sum. Sums of resampled items, stacked
 along leading axes, therefore give a bootstrap in one call. An undefined coefficient is NaN here, and becomes None with
-a reason in ``bootstrap.estimate``.
+a reason in ``rlhf.evaluation.bootstrap.estimate``.
 
 Shapes: U items, K categories; "..." any leading axes.
 """
@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from enum import StrEnum
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-Float64 = NDArray[np.float64]
+from rlhf.types import Float64
 
 
 class Scale(StrEnum):

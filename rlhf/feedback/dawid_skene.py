@@ -9,8 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rlhf.feedback.coefficients import Float64
-from rlhf.types import Int64
+from rlhf.types import Float64, Int64
 
 MOST_ITERATIONS = 2000
 TOLERANCE = 1e-5

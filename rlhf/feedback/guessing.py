@@ -18,10 +18,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import betaln, expit, logit
 
-from rlhf.feedback.coefficients import Float64
 from rlhf.feedback.judgements import FIRST, SECOND, Judgements, category, independent
 from rlhf.feedback.records import Item, Purpose, Vote
-from rlhf.types import Int64
+from rlhf.types import Float64, Int64
 
 ROUNDS = 30
 """Of belief propagation; posteriors settle in about ten."""

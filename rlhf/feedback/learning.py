@@ -17,9 +17,9 @@ import numpy as np
 from scipy.optimize import least_squares
 
 from rlhf.evaluation.intervals import Z95
-from rlhf.feedback.coefficients import Float64
 from rlhf.feedback.records import Vote
 from rlhf.storage.jsonl import json_safe
+from rlhf.types import Float64
 
 FEWEST_POINTS = 3
 FARTHEST = 4.0

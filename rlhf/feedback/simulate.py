@@ -12,8 +12,8 @@ from enum import StrEnum
 import numpy as np
 from scipy.special import expit
 
-from rlhf.feedback.coefficients import Float64
 from rlhf.feedback.records import Answer, Choice, Item, Purpose, Vote
+from rlhf.types import Float64
 
 BUTTONS = tuple(choice for choice in Choice if choice is not Choice.SKIP)
 

@@ -10,40 +10,27 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import httpx
 import numpy as np
-from tenacity import AsyncRetrying, RetryCallState, RetryError, retry_if_exception_type, wait_exponential_jitter
+from tenacity import AsyncRetrying, RetryCallState, RetryError, retry_if_exception_type
 
 from rlhf.config.schema import EndpointConfig
 from rlhf.errors import MachineryError, UserError
 from rlhf.evaluation.scorers import check_scores, name_sample
+from rlhf.http_retries import IDLE_SECONDS, TransientError, bearer, is_transient, parse_retry_after, seconds_to_wait
 from rlhf.secrets import without_secrets
 from rlhf.storage.jsonl import json_safe
 
 TOKEN = "RLHF_REWARD_TOKEN"
 """Environment variable whose value is sent as ``Authorization: Bearer``; it is never written to a file or message."""
 CONTRACT = 'the answer must be {"scores": [...]}, one finite number per response, in order'
-TRANSIENT_STATUS = (408, 425, 429)
-FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
-"""Seconds between attempts: doubled after each attempt, plus a random jitter of up to ``FIRST_WAIT``."""
-IDLE_SECONDS = 60.0
-"""Unused connections are closed after this time, because firewalls drop idle connections silently."""
 ANSWER_BYTES, SCORE_BYTES = 2**16, 2**10
 """Largest answer that is read: ``ANSWER_BYTES`` plus ``SCORE_BYTES`` per score."""
 
 Row = Mapping[str, object]
-
-
-class _TransientError(Exception):
-    """A transient failure; ``wait`` is the delay in seconds that the service requested."""
-
-    def __init__(self, reason: str, wait: float = 0.0) -> None:
-        super().__init__(reason)
-        self.wait = wait
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +73,7 @@ class Endpoint:
             max_keepalive_connections=config.connections,
             keepalive_expiry=IDLE_SECONDS,
         )
-        headers = {"Content-Type": "application/json", "Accept-Encoding": "identity", **_authorization()}
+        headers = {"Content-Type": "application/json", "Accept-Encoding": "identity", **bearer(TOKEN)}
         try:
             httpx.URL(config.url)
             self.client = httpx.AsyncClient(limits=limits, headers=headers, timeout=None, follow_redirects=False)
@@ -127,7 +114,7 @@ class Endpoint:
                 return True
             return self.config.on_failure != "retry" and state.attempt_number > self.config.retries
 
-        retrying = AsyncRetrying(stop=stop, wait=_wait, retry=retry_if_exception_type(_TransientError))
+        retrying = AsyncRetrying(stop=stop, wait=seconds_to_wait, retry=retry_if_exception_type(TransientError))
         try:
             return await retrying(self._attempt, request, slots, end)
         except RetryError as error:
@@ -150,9 +137,9 @@ class Endpoint:
                 async with asyncio.timeout_at(deadline):
                     status, body = await self._post(request)
             except TimeoutError:
-                raise _TransientError(f"no answer within {self.config.timeout_seconds:g} s") from None
+                raise TransientError(f"no answer within {self.config.timeout_seconds:g} s") from None
             except httpx.TransportError as error:
-                raise _TransientError(f"{type(error).__name__}: {error}") from None
+                raise TransientError(f"{type(error).__name__}: {error}") from None
             except httpx.DecodingError as error:
                 why = f"the request asks for no compression, and the answer is compressed incorrectly: {error}"
                 raise self._refusal(request, "a body that cannot be decompressed", why) from None
@@ -162,10 +149,8 @@ class Endpoint:
         """Send the request; returns status and body of the answer."""
         longest = ANSWER_BYTES + SCORE_BYTES * len(request.prompts)
         async with self.client.stream("POST", self.config.url, content=request.body()) as answer:
-            if answer.status_code in TRANSIENT_STATUS or answer.status_code >= 500:
-                raise _TransientError(
-                    f"HTTP {answer.status_code}", _parse_retry_after(answer.headers.get("Retry-After"))
-                )
+            if is_transient(answer.status_code):
+                raise TransientError(f"HTTP {answer.status_code}", parse_retry_after(answer.headers.get("Retry-After")))
             body = b""
             async for piece in answer.aiter_bytes():
                 body += piece
@@ -196,27 +181,3 @@ class Endpoint:
         first = name_sample(0, request.prompts, None, request.first)
         what = f"{self.name} answered {request} of a block with {answered}; {first}"
         return UserError(what, why, "correct the service, or the url in the recipe")
-
-
-def _authorization() -> dict[str, str]:
-    token = os.environ.get(TOKEN, "").strip()
-    if not token:
-        return {}
-    if not (token.isascii() and token.isprintable()):  # httpx would refuse it with its value in the message
-        raise UserError(
-            f"the environment variable {TOKEN} is not a valid token", "it has characters that a header may not contain"
-        )
-    return {"Authorization": f"Bearer {token}"}
-
-
-def _wait(state: RetryCallState) -> float:
-    """Seconds before the next attempt: exponential backoff, or the delay that the service requests if it is longer."""
-    failure = state.outcome.exception() if state.outcome else None
-    requested = failure.wait if isinstance(failure, _TransientError) else 0.0
-    doubled = wait_exponential_jitter(multiplier=FIRST_WAIT, max=LONGEST_WAIT, jitter=FIRST_WAIT)(state)
-    return max(doubled, min(requested, LONGEST_WAIT))
-
-
-def _parse_retry_after(header: str | None) -> float:
-    """``Retry-After`` in seconds; 0 for a date."""
-    return float(header) if header and header.isascii() and header.isdigit() else 0.0

@@ -10,6 +10,7 @@ from datetime import date
 import numpy as np
 import pytest
 
+from rlhf import http_retries
 from rlhf.config.schema import EndpointConfig
 from rlhf.errors import MachineryError, UserError
 from rlhf.roles import endpoint as module
@@ -21,7 +22,7 @@ PROMPTS, RESPONSES, ROWS = ["p0", "p1", "p2"], ["r", "", "rrr"], [{"answer": "18
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(http_retries, "FIRST_WAIT", 0.01)
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY", module.TOKEN):
         monkeypatch.delenv(name, raising=False)
 

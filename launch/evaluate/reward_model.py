@@ -1,4 +1,4 @@
-"""``rlhf evaluate``: compares a reward model with people's votes."""
+"""``rlhf evaluate RECIPE --reward-model``: compares a reward model with people's votes."""
 
 from __future__ import annotations
 
@@ -7,11 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
-from launch.options import Overrides, RecipePath
 from launch.run import Work, run_work
 from rlhf.errors import UserError, raise_all
 
@@ -21,16 +18,9 @@ if TYPE_CHECKING:
     from rlhf.feedback.reward_accuracy import Accuracy, RewardAccuracy, ScoredJudgement
     from rlhf.types import Pair
 
-PURPOSE = "compare a reward model with people's votes: accuracy, calibration, by rater and by guideline version"
-EXAMPLE = "rlhf evaluate recipes/quickstart.yaml --reward-model runs/quickstart/reward/model --preferences feedback.db"
 
-
-def run(
-    recipe: RecipePath,
-    overrides: Overrides,
-    reward_model: Annotated[str, typer.Option(metavar="MODEL", help="folder or hub name of a reward model")],
-    preferences: Annotated[str, typer.Option(metavar="FILE", help="a feedback project, or a file of comparisons")],
-    out: Annotated[Path | None, typer.Option(metavar="FILE.json", help="file to write the numbers to")] = None,
+def evaluate_reward_model(
+    recipe: str, overrides: Sequence[str], reward_model: str, preferences: str, out: Path | None
 ) -> None:
     """Score both answers of every comparison, and print how often the model agrees."""
 

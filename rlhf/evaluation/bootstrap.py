@@ -12,8 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rlhf.feedback.coefficients import Float64
-from rlhf.types import Int64
+from rlhf.types import Float64, Int64
 
 Statistic = Callable[[Float64], Float64]
 """From summed parts to values, over any leading axes; NaN where undefined."""

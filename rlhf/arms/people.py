@@ -1,0 +1,84 @@
+"""People's votes on the arms of a comparison, from a feedback project.
+
+An item of the project belongs to the comparison if its prompt is one of the items, and its two answers are those of two
+arms: an answer's ``policy`` is the name of its arm, or its text is that of one arm alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from rlhf.arms.answers import Arms
+from rlhf.data.split import canonical_prompt
+from rlhf.errors import UserError
+from rlhf.evaluation.agreement_with_people import Preference
+from rlhf.evaluation.arm_strengths import PairOutcome
+from rlhf.feedback.aggregate import Ties, majority
+from rlhf.feedback.project import is_project, is_tie
+from rlhf.feedback.records import Answer, Item
+from rlhf.feedback.snapshot import read_snapshot
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeoplesVotes:
+    """Majorities of people on pairs of this comparison's answers."""
+
+    preferences: tuple[Preference, ...]
+    outcomes: tuple[PairOutcome, ...]
+    """The same, and ties."""
+    votes: int
+    unmatched: int
+    """Voted items of the project that are not of this comparison."""
+
+
+def read_votes(path: str, arms: Arms) -> PeoplesVotes:
+    """Read the majority of each compared pair. Suspended raters, repeats and checks do not count.
+
+    Raises:
+        UserError: ``path`` is no feedback project, or has no vote on two answers of this comparison.
+    """
+    if not is_project(path):
+        raise UserError(f"votes: '{path}' is no feedback project", fix="name the file of `rlhf feedback init`")
+    snapshot = read_snapshot(path)
+    aggregated = majority(snapshot.items, snapshot.votes, Ties.BOTH_ORDERS)
+    index = {item.prompt: number for number, item in enumerate(arms.items)}
+    found: dict[str, PairOutcome] = {}
+    preferences: list[Preference] = []
+    unmatched, votes = set[str](), 0
+    for outcome in aggregated.outcomes:
+        matched = _match(outcome.item, arms, index)
+        if matched is None:
+            unmatched.add(outcome.item.id)
+            continue
+        item, first, second = matched
+        tie = is_tie(outcome)
+        if outcome.item.id not in found:
+            votes += outcome.votes
+        value = 0.5 if tie else float(outcome.first_wins)
+        found[outcome.item.id] = PairOutcome(item=item, first=first, second=second, value=value)
+        if not tie:
+            winner, loser = (first, second) if outcome.first_wins else (second, first)
+            preferences.append(Preference(item=item, winner=winner, loser=loser))
+    if not found:
+        why = f"none of its {len(unmatched)} voted items has a prompt of the items and answers of two arms"
+        raise UserError(f"votes: '{path}' has no vote on this comparison", why, "let people compare these answers")
+    return PeoplesVotes(
+        preferences=tuple(preferences), outcomes=tuple(found.values()), votes=votes, unmatched=len(unmatched)
+    )
+
+
+def _match(item: Item, arms: Arms, index: Mapping[str, int]) -> tuple[int, int, int] | None:
+    """Item and both arms of a project's item; None if it is of another comparison."""
+    number = index.get(canonical_prompt(item.prompt))
+    if number is None:
+        return None
+    first, second = (_arm_of(answer, number, arms) for answer in item.answers)
+    return None if first is None or second is None or first == second else (number, first, second)
+
+
+def _arm_of(answer: Answer, item: int, arms: Arms) -> int | None:
+    """The arm that gave an answer to an item; None if none did, or several with another ``policy`` did."""
+    given = [i for i, arm in enumerate(arms.arms) if answer.text.strip() in arm.answers[item][:1]]
+    named = [i for i in given if arms.names[i] == answer.policy]
+    return (named or given)[0] if named or len(given) == 1 else None

@@ -1,0 +1,135 @@
+"""The file of a comparison: items, arms, metrics, judge and votes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import field
+from pathlib import Path
+from typing import Any
+
+from pydantic import StrictBool, StrictStr, TypeAdapter, ValidationError, model_validator
+
+from rlhf.config.fields import Count, PartName, Seed, Texts, refuse, section
+from rlhf.config.source import read_source
+from rlhf.errors import UserError, raise_all
+from rlhf.evaluation.chat_endpoint import ServiceConfig
+from rlhf.evaluation.retrieval_metrics import RETRIEVAL_METRICS
+from rlhf.evaluation.text_metrics import ROUGE, Language
+
+TEXT_METRICS = (*ROUGE, "bleu", "chrf", "bert_score")
+JUDGE_METRICS = ("judge_win_rate", "judge_score")
+OTHER_METRICS = ("consistency", "length")
+METRICS = (*TEXT_METRICS, *JUDGE_METRICS, *RETRIEVAL_METRICS, *OTHER_METRICS)
+DEFAULT_METRICS = ("rouge1", "rougeL", "chrf", "length")
+
+
+@section
+class BertScoreConfig:
+    """The encoder of BERTScore."""
+
+    model: StrictStr
+    """Folder or hub name."""
+    layers: Count
+    """Layer whose states are compared."""
+
+
+@section
+class ComparisonConfig:
+    """What is compared, and by which metrics."""
+
+    items: StrictStr
+    """File of items: ``prompt``, and where a metric needs them ``reference`` (or a list ``references``), ``contexts``,
+    ``label`` and ``group``."""
+    arms: dict[PartName, StrictStr]
+    """Name of each arm → file of its answers, rows with ``prompt`` and ``response``, as ``rlhf generate`` writes."""
+    base: StrictStr
+    """The arm of the untouched base model, with which all others are compared."""
+    language: Language = "en"
+    """``ja`` and ``zh`` change the tokens of ROUGE and BLEU; ``en`` is for all languages with spaces."""
+    metrics: Texts = DEFAULT_METRICS
+    scorers: dict[PartName, StrictStr] = field(default_factory=dict)
+    """Name of a metric → ``module:function`` or ``file.py:function`` as in ``rewards.<name>.function``: a larger score
+    is better. ``rlhf.evaluation.refusals:answered`` is 1 for an answer and 0 for a refusal."""
+    bert_score: BertScoreConfig | None = None
+    judge: ServiceConfig | None = None
+    reference_guided: StrictBool = False
+    """The judge also sees the reference."""
+    votes: StrictStr | None = None
+    """A feedback project in which people compared answers of these arms."""
+    train: Texts = ()
+    """Files that models were trained on, for the lint."""
+    required: Texts = ()
+    """Columns that every item must have, for the lint."""
+    longest_answer: Count | None = None
+    """Longest reference in characters, for the lint."""
+    cache: StrictStr = "judge_replies.jsonl"
+    """File of the judge's replies, by a hash of the question: a second run asks nothing."""
+    seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _validate(self) -> ComparisonConfig:
+        refuse(_problems(self))
+        return self
+
+
+def _problems(config: ComparisonConfig) -> Iterable[UserError]:
+    """Rules between keys."""
+    if config.base not in config.arms:
+        why = "a change is only known against the model that it started from"
+        yield UserError(
+            f"base = {config.base!r} is no arm", why, f"name one of {', '.join(config.arms)}, or add its file"
+        )
+    unknown = [name for name in config.metrics if name not in METRICS]
+    if unknown:
+        yield UserError(f"metrics has {unknown[0]!r}", fix=f"the metrics are {', '.join(METRICS)}")
+    if "bert_score" in config.metrics and config.bert_score is None:
+        yield UserError("bert_score needs an encoder", fix="set bert_score.model and bert_score.layers")
+    if config.judge is None and (asked := {*JUDGE_METRICS, *RETRIEVAL_METRICS} & {*config.metrics}):
+        yield UserError(f"{min(asked)} needs a judge", fix="set judge.url and judge.model")
+    if twice := {*config.scorers} & {*METRICS}:
+        yield UserError(f"scorers has a metric named {min(twice)!r}", "the name is taken", "choose another")
+
+
+def load_comparison(path: str | Path, overrides: Sequence[str] = ()) -> ComparisonConfig:
+    """Read a comparison; file names in it are relative to its folder.
+
+    Args:
+        overrides: ``key.path=value``, relative to the current folder as in any command.
+
+    Raises:
+        UserError: lists what is wrong with the file or the overrides.
+    """
+    source = read_source(path, overrides)
+    try:
+        config = TypeAdapter(ComparisonConfig).validate_python(_beside(source.settings, Path(path), overrides))
+    except ValidationError as refusal:
+        raise_all([_translate(error) for error in refusal.errors(include_url=False)], str(path))
+        raise AssertionError("a refusal has an error") from refusal
+    return config
+
+
+def _beside(settings: Mapping[str, Any], path: Path, overrides: Sequence[str]) -> dict[str, Any]:
+    """Settings with the file names of the file itself made relative to its folder."""
+    given = {override.partition("=")[0] for override in overrides}
+    folder = Path(path).expanduser().parent
+
+    def place(key: str, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: place(f"{key}.{name}", inner) for name, inner in value.items()}
+        if isinstance(value, list):
+            return [place(key, inner) for inner in value]
+        return str(folder / Path(value).expanduser()) if isinstance(value, str) and key not in given else value
+
+    files = ("items", "arms", "votes", "train", "cache")
+    placed = {**settings, "cache": settings.get("cache", ComparisonConfig.__dataclass_fields__["cache"].default)}
+    return {key: place(key, value) if key in files else value for key, value in placed.items()}
+
+
+def _translate(error: Any) -> UserError:
+    """One of pydantic's errors with its key."""
+    key = ".".join(map(str, error["loc"])) or "the comparison"
+    if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        return UserError(f"{key} is no key of a comparison", fix="docs/evaluation.md lists the keys")
+    if error["type"] == "value_error":
+        return UserError(str(error["ctx"]["error"]))
+    return UserError(f"{key}: {error['msg']}", fix="docs/evaluation.md lists the keys and their values")

@@ -1,0 +1,122 @@
+"""Bradley-Terry strengths of arms from pairwise outcomes, with intervals by resampled prompts.
+
+Shapes: n outcomes, A arms, B resamples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import expit
+
+from rlhf.types import Bool, Float64, Int64
+
+RIDGE = 0.01
+"""Keeps the strength of an arm that always wins finite, and changes others by less than their rounding in print."""
+RESAMPLES = 1000
+STEPS = 40
+LARGEST_STEP = 2.0
+"""Of Newton's method, in logits: an arm that always wins would overshoot."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairOutcome:
+    """Outcome of two arms' answers to one item."""
+
+    item: int
+    first: int
+    second: int
+    value: float
+    """1 if the first arm wins, 0 if the second does; ½ for a tie."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmStrength:
+    """An arm's strength in logits relative to the base: P(arm beats base) = σ(strength)."""
+
+    arm: str
+    strength: float | None
+    """None if no comparison leads from the arm to the base."""
+    low: float | None
+    high: float | None
+    """Ends of the 95% percentile interval; None if all resamples give one value, as for the base, or an arm that always
+    wins."""
+
+
+def rank_arms(
+    outcomes: Sequence[PairOutcome],
+    arms: Sequence[str],
+    base: int,
+    clusters: Sequence[int],
+    seed: int,
+    resamples: int = RESAMPLES,
+) -> tuple[ArmStrength, ...]:
+    """Fit strengths and resample whole prompts, whose outcomes are correlated.
+
+    Args:
+        outcomes: at least one.
+        clusters: cluster of each item.
+    """
+    first, second = (np.array([getattr(o, side) for o in outcomes], dtype=np.int64) for side in ("first", "second"))
+    value = np.array([o.value for o in outcomes], dtype=np.float64)
+    wins = _wins_by_cluster(first, second, value, np.array([clusters[o.item] for o in outcomes]), len(arms))
+    groups = len(wins)
+    drawn = np.random.default_rng(seed).multinomial(groups, np.full(groups, 1 / groups), size=resamples)
+    strength = fit_strengths(wins.sum(0)[None])[0]
+    strength = strength - strength[base]
+    resampled = fit_strengths(np.einsum("bg,gij->bij", drawn.astype(np.float64), wins))
+    low, high = np.percentile(resampled - resampled[:, [base]], [2.5, 97.5], axis=0)
+    linked = _linked(first, second, len(arms), base)
+    has_interval = linked & (high - low > 1e-9)
+    return tuple(
+        ArmStrength(
+            arm=arm,
+            strength=float(strength[i]) if linked[i] else None,
+            low=float(low[i]) if has_interval[i] else None,
+            high=float(high[i]) if has_interval[i] else None,
+        )
+        for i, arm in enumerate(arms)
+    )
+
+
+def fit_strengths(wins: Float64) -> Float64:
+    """(B, A) strengths with P(i beats j) = σ(s_i − s_j), for B tables at once, by Newton's method.
+
+    Minimises −Σ_ij wins_ij log σ(s_i − s_j) + RIDGE/2 Σ s² (Bradley and Terry 1952, Biometrika 39, 324-345), which is
+    convex; ``rlhf.feedback.bradley_terry`` fits one large sparse table instead.
+
+    Args:
+        wins: (B, A, A) wins of i against j; a tie is half a win of either.
+    """
+    size = wins.shape[-1]
+    totals = wins + wins.transpose(0, 2, 1)
+    strengths = np.zeros(wins.shape[:2])
+    for _ in range(STEPS):
+        expected = expit(strengths[:, :, None] - strengths[:, None, :])
+        slope = (totals * expected - wins).sum(2) + RIDGE * strengths
+        weight = totals * expected * (1 - expected)
+        curve = np.eye(size) * (weight.sum(2)[:, :, None] + RIDGE) - weight
+        step = np.linalg.solve(curve, slope[..., None])[..., 0]
+        strengths = strengths - np.clip(step, -LARGEST_STEP, LARGEST_STEP)
+    return strengths
+
+
+def _wins_by_cluster(first: Int64, second: Int64, value: Float64, clusters: Int64, arms: int) -> Float64:
+    """(G, A, A) wins of i against j in each cluster."""
+    cluster = np.unique(clusters, return_inverse=True)[1]
+    wins = np.zeros((int(cluster.max()) + 1, arms, arms))
+    np.add.at(wins, (cluster, first, second), value)
+    np.add.at(wins, (cluster, second, first), 1 - value)
+    return wins
+
+
+def _linked(first: Int64, second: Int64, arms: int, base: int) -> Bool:
+    """Whether comparisons lead from each arm to the base."""
+    reached = {base}
+    while True:
+        more = {int(b) for a, b in zip((*first, *second), (*second, *first)) if a in reached} - reached
+        if not more:
+            return np.array([arm in reached for arm in range(arms)])
+        reached |= more

@@ -1,0 +1,238 @@
+"""Client of an OpenAI-compatible service: structured chat replies and embeddings, with a cache on disk.
+
+Failures are results here: a question whose reply could not be had, or is not what the schema asks for, has a reason and
+no content, and whoever asked counts it. Only a service that refuses everything is an error. Only useful replies are
+cached, so that the same command asks failed questions again, and nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import jsonschema
+from tenacity import AsyncRetrying, RetryCallState, RetryError, retry_if_exception_type
+
+from rlhf.config.fields import Count, CountOrZero, Seconds, ServiceUrl, Temperature, section
+from rlhf.errors import MachineryError, UserError
+from rlhf.evaluation.reply_cache import ReplyCache, content_key
+from rlhf.http_retries import IDLE_SECONDS, TransientError, bearer, is_transient, parse_retry_after, seconds_to_wait
+from rlhf.secrets import HIDDEN, without_secrets
+
+LONGEST_REPLY = 2**22
+"""Bytes of the largest reply that is read."""
+REFUSED_STATUS = (401, 403, 404)
+"""The whole service is meant wrongly: other refusals, such as 400 for a text that is too long, concern one question."""
+_MALFORMED = (ValueError, RecursionError, LookupError, TypeError, AttributeError)
+"""What reading a reply of another shape raises."""
+SHOWN = 160
+"""Characters of a reply in a reason."""
+
+
+@section
+class ServiceConfig:
+    """An OpenAI-compatible service, such as a vLLM server of one's own."""
+
+    url: ServiceUrl
+    """Address up to ``/v1``, for example ``http://127.0.0.1:8000/v1``."""
+    model: str
+    """Name of the model that judges."""
+    embedding_model: str | None = None
+    """Name of the model that embeds texts, for answer relevancy and answer correctness."""
+    key_variable: str = "RLHF_JUDGE_KEY"
+    """Environment variable that holds the key. The key is sent and never written."""
+    temperature: Temperature = 0.0
+    """Sampling temperature of the judge."""
+    max_tokens: Count = 1024
+    """Longest reply, in tokens."""
+    connections: Count = 8
+    """Number of concurrent requests."""
+    timeout_seconds: Seconds = 120.0
+    """Timeout of one request."""
+    retries: CountOrZero = 4
+    """Number of retries of a request that failed or timed out, with exponential backoff."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """A prompt whose reply is a JSON object of a schema."""
+
+    prompt: str
+    name: str
+    """Of the schema."""
+    schema: Mapping[str, Any] = field(hash=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reply:
+    """A reply, or the reason why there is none."""
+
+    content: Any = None
+    """What the schema describes, or a vector; None after a failure."""
+    failure: str = ""
+
+
+@dataclass(kw_only=True)
+class Usage:
+    """What questions have cost."""
+
+    calls: int = 0
+    """Requests that the service answered."""
+    cached: int = 0
+    """Replies from the cache."""
+    failures: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class ChatEndpoint:
+    """Asks questions over several connections; replies come back in the order of the questions."""
+
+    def __init__(self, config: ServiceConfig, cache: ReplyCache | None = None) -> None:
+        """Prepare the client; no connection is opened yet.
+
+        Raises:
+            UserError: url, proxy settings or key cannot be used.
+        """
+        self.config, self.usage, self._cache = config, Usage(), cache
+        self.name = f"judge {without_secrets(config.url)}"
+        self._loop = asyncio.Runner()
+        headers = {"Content-Type": "application/json", **bearer(config.key_variable)}
+        self._key = headers.get("Authorization", "").removeprefix("Bearer ")
+        limits = httpx.Limits(max_connections=config.connections, keepalive_expiry=IDLE_SECONDS)
+        try:
+            self._client = httpx.AsyncClient(limits=limits, headers=headers, timeout=None, follow_redirects=False)
+        except (ValueError, OSError, httpx.InvalidURL) as error:
+            fix = "correct the url, or HTTP_PROXY and similar variables"
+            raise UserError(f"{self.name} cannot be used", self._hide(str(error)), fix) from None
+
+    def ask(self, questions: Sequence[Question]) -> list[Reply]:
+        """Reply to each question; equal questions are asked once.
+
+        Raises:
+            UserError: the service refuses the key, the model or the address.
+            MachineryError: no question got a reply.
+        """
+        return self._run("chat/completions", [self._chat_body(q) for q in questions], [q.schema for q in questions])
+
+    def embed(self, texts: Sequence[str]) -> list[Reply]:
+        """The embedding of each text, a list of numbers. Raises as ``ask``.
+
+        Raises:
+            UserError: no embedding model is named.
+        """
+        if self.config.embedding_model is None:
+            what = "answer relevancy and answer correctness compare embeddings"
+            raise UserError(what, "no model is named that makes them", "set judge.embedding_model")
+        bodies = [{"model": self.config.embedding_model, "input": text} for text in texts]
+        return self._run("embeddings", bodies, [None] * len(texts))
+
+    def _chat_body(self, question: Question) -> dict[str, Any]:
+        shape = {"name": question.name, "strict": True, "schema": dict(question.schema)}
+        return {
+            "model": self.config.model,
+            "messages": [{"role": "user", "content": question.prompt}],
+            "temperature": self.config.temperature,
+            "max_tokens": self.config.max_tokens,
+            "response_format": {"type": "json_schema", "json_schema": shape},
+        }
+
+    def _run(
+        self, path: str, bodies: Sequence[dict[str, Any]], schemas: Sequence[Mapping[str, Any] | None]
+    ) -> list[Reply]:
+        keys = [content_key([without_secrets(self.config.url), path, body]) for body in bodies]
+        found = {key: Reply(content=content) for key in keys if (content := self._cached(key)) is not None}
+        self.usage.cached += len(found)
+        asked = {key: (body, schema) for key, body, schema in zip(keys, bodies, schemas) if key not in found}
+        new = self._loop.run(self._request_all(path, asked))
+        self.usage.failures += sum(bool(reply.failure) for reply in new.values())
+        if new and all(reply.failure for reply in new.values()) and not found:
+            raise MachineryError(f"{self.name} gave no reply; last failure: {[*new.values()][-1].failure}")
+        return [(found | new)[key] for key in keys]
+
+    def _cached(self, key: str) -> Any:
+        return None if self._cache is None else self._cache.get(key)
+
+    async def _request_all(self, path: str, asked: Mapping[str, tuple[dict[str, Any], Any]]) -> dict[str, Reply]:
+        slots = asyncio.Semaphore(self.config.connections)
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = {
+                    key: group.create_task(self._request(key, path, body, schema, slots))
+                    for key, (body, schema) in asked.items()
+                }
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        return {key: task.result() for key, task in tasks.items()}
+
+    async def _request(
+        self, key: str, path: str, body: dict[str, Any], schema: Mapping[str, Any] | None, slots: asyncio.Semaphore
+    ) -> Reply:
+        def stop(state: RetryCallState) -> bool:
+            return state.attempt_number > self.config.retries
+
+        retrying = AsyncRetrying(stop=stop, wait=seconds_to_wait, retry=retry_if_exception_type(TransientError))
+        try:
+            reply = self._parse(await retrying(self._attempt, path, body, slots), schema)
+        except RetryError as error:
+            why = f"no reply after {error.last_attempt.attempt_number} attempts: {error.last_attempt.exception()}"
+            return Reply(failure=self._hide(why))
+        if self._cache is not None and not reply.failure:
+            self._cache.put(key, reply.content)
+        return reply
+
+    async def _attempt(self, path: str, body: dict[str, Any], slots: asyncio.Semaphore) -> tuple[int, bytes]:
+        url = httpx.URL(self.config.url)
+        url = url.copy_with(path=f"{url.path.rstrip('/')}/{path}")
+        async with slots:
+            try:
+                async with asyncio.timeout(self.config.timeout_seconds):
+                    return await self._post(url, json.dumps(body).encode())
+            except TimeoutError:
+                raise TransientError(f"no answer within {self.config.timeout_seconds:g} s") from None
+            except (httpx.TransportError, httpx.DecodingError) as error:
+                raise TransientError(f"{type(error).__name__}: {error}") from None
+
+    async def _post(self, url: httpx.URL, content: bytes) -> tuple[int, bytes]:
+        async with self._client.stream("POST", url, content=content) as answer:
+            if is_transient(answer.status_code):
+                raise TransientError(f"HTTP {answer.status_code}", parse_retry_after(answer.headers.get("Retry-After")))
+            read = b""
+            async for piece in answer.aiter_bytes():
+                read += piece
+                if len(read) > LONGEST_REPLY:
+                    return 413, b"the reply is too long"
+        return answer.status_code, read
+
+    def _parse(self, answer: tuple[int, bytes], schema: Mapping[str, Any] | None) -> Reply:
+        status, body = answer
+        text = self._hide(body[:SHOWN].decode("utf-8", errors="replace"))
+        self.usage.calls += 1
+        if status in REFUSED_STATUS or status // 100 == 3:
+            fix = f"correct url or model, or put a valid key into the variable {self.config.key_variable}"
+            raise UserError(f"{self.name} refuses requests with HTTP {status}", text, fix)
+        if status // 100 != 2:
+            return Reply(failure=f"HTTP {status}: {text}")
+        try:
+            return Reply(content=self._content(json.loads(body), schema))
+        except (*_MALFORMED, jsonschema.ValidationError) as error:
+            return Reply(failure=self._hide(f"{type(error).__name__} in the reply {text!r}"))
+
+    def _content(self, answer: Any, schema: Mapping[str, Any] | None) -> Any:
+        """What a reply holds, checked; whatever is not as it should be raises."""
+        usage = answer.get("usage") or {}
+        self.usage.prompt_tokens += int(usage.get("prompt_tokens") or 0)
+        self.usage.completion_tokens += int(usage.get("completion_tokens") or 0)
+        if schema is None:
+            return [float(value) for value in answer["data"][0]["embedding"]]
+        content = json.loads(answer["choices"][0]["message"]["content"])
+        jsonschema.Draft202012Validator(dict(schema)).validate(content)
+        return content
+
+    def _hide(self, text: str) -> str:
+        """A text without the key, which a service may quote in its messages."""
+        return without_secrets(text.replace(self._key, HIDDEN) if self._key else text)

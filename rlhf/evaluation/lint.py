@@ -1,0 +1,185 @@
+"""Faults of an evaluation set that make its numbers wrong: each finding names its rows.
+
+Near-duplicates are found by MinHash (Broder 1997) with locality-sensitive hashing, by ``datasketch``; a candidate pair
+is reported only if the exact Jaccard similarity of its shingles is high enough, so that no finding is a collision.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from datasketch import MinHash, MinHashLSH
+
+from rlhf.records import RowLocation
+
+SHINGLE = 5
+"""Characters of a shingle; characters, so that scripts without spaces work too."""
+SIMILAR = 0.8
+"""Jaccard similarity of two texts' shingles from which they are near-duplicates."""
+PERMUTATIONS = 128
+CANDIDATE = 0.7
+"""Estimated similarity at which a pair is examined: below ``SIMILAR``, because the estimate is rough."""
+LARGEST_SHARE = 0.9
+"""Largest fraction of the rows that one label may have."""
+FEWEST_TO_BALANCE = 20
+"""Rows; in fewer, shares of labels mean little."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationRow:
+    """A row of an evaluation set, or of training data."""
+
+    location: RowLocation
+    prompt: str
+    answer: str = ""
+    """The reference; for training data the trained answer. Empty for none."""
+    label: str = ""
+    columns: Mapping[str, object] | None = None
+    """All columns of the row."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """A fault and where it is."""
+
+    kind: str
+    location: RowLocation
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.location}: {self.kind}: {self.text}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LintLimits:
+    """What a set must keep to."""
+
+    required: tuple[str, ...] = ()
+    """Columns that every row must have, not empty."""
+    longest_answer: int | None = None
+    """In characters."""
+
+
+def lint(rows: Sequence[EvaluationRow], train: Sequence[EvaluationRow], limits: LintLimits) -> list[Finding]:
+    """All findings, by kind and row.
+
+    Args:
+        train: rows that a model was trained on; empty if unknown.
+    """
+    return [
+        *missing_fields(rows, limits.required),
+        *too_long(rows, limits.longest_answer),
+        *imbalance(rows),
+        *duplicates(rows, "question", lambda row: row.prompt),
+        *duplicates(rows, "answer", lambda row: row.answer),
+        *leaks(rows, train),
+    ]
+
+
+def missing_fields(rows: Sequence[EvaluationRow], required: Sequence[str]) -> Iterator[Finding]:
+    """Rows without a required column, or with an empty one."""
+    for row in rows:
+        for name in required:
+            value = (row.columns or {}).get(name)
+            if value is None or value in ("", [], {}) or (isinstance(value, str) and not value.strip()):
+                yield Finding(kind="missing field", location=row.location, text=f"no {name}")
+
+
+def too_long(rows: Sequence[EvaluationRow], longest: int | None) -> Iterator[Finding]:
+    """Rows whose reference no model could write within the limit."""
+    for row in rows:
+        if longest is not None and len(row.answer) > longest:
+            text = f"{len(row.answer):,} characters, and the limit is {longest:,}"
+            yield Finding(kind="answer over the limit", location=row.location, text=text)
+
+
+def imbalance(rows: Sequence[EvaluationRow]) -> Iterator[Finding]:
+    """A label that nearly all rows have: a model that always answers it would look good."""
+    labels = Counter(row.label for row in rows if row.label)
+    total = labels.total()
+    if total < FEWEST_TO_BALANCE:
+        return
+    label, count = labels.most_common(1)[0]
+    if count > LARGEST_SHARE * total:
+        first = next(row for row in rows if row.label == label)
+        text = f"{count:,} of {total:,} rows have the label {label!r}"
+        yield Finding(kind="label imbalance", location=first.location, text=text)
+
+
+def duplicates(rows: Sequence[EvaluationRow], what: str, text_of: Callable[[EvaluationRow], str]) -> Iterator[Finding]:
+    """Rows whose text repeats, or nearly repeats, that of an earlier row; the earliest is named."""
+    index = _Index()
+    for number, row in enumerate(rows):
+        text = text_of(row)
+        if not text.strip():
+            continue
+        found = index.nearest(text)
+        index.add(number, text)
+        if found is not None:
+            yield _duplicate(what, row, rows[found[0]], found[1])
+
+
+def leaks(rows: Sequence[EvaluationRow], train: Sequence[EvaluationRow]) -> Iterator[Finding]:
+    """Rows whose question, or answer of some length, is in the training data."""
+    for what, texts, fewest in (
+        ("question", [row.prompt for row in train], 1),
+        ("answer", [row.answer for row in train], 40),
+    ):
+        index = _Index()
+        for number, text in enumerate(texts):
+            if len(text.strip()) >= fewest:
+                index.add(number, text)
+        for row in rows:
+            text = row.prompt if what == "question" else row.answer
+            found = index.nearest(text) if len(text.strip()) >= fewest else None
+            if found is not None:
+                yield _leak(what, row, train[found[0]], found[1])
+
+
+def _duplicate(what: str, row: EvaluationRow, other: EvaluationRow, similarity: float) -> Finding:
+    kind = f"duplicate {what}" if similarity == 1 else f"near-duplicate {what}"
+    return Finding(kind=kind, location=row.location, text=f"as in {other.location} (similarity {similarity:.2f})")
+
+
+def _leak(what: str, row: EvaluationRow, other: EvaluationRow, similarity: float) -> Finding:
+    text = f"{what} as in {other.location} (similarity {similarity:.2f})"
+    return Finding(kind="leak from training", location=row.location, text=text)
+
+
+class _Index:
+    """Texts by MinHash."""
+
+    def __init__(self) -> None:
+        self._buckets = MinHashLSH(threshold=CANDIDATE, num_perm=PERMUTATIONS)
+        self._shingles: dict[int, frozenset[str]] = {}
+
+    def add(self, number: int, text: str) -> None:
+        self._shingles[number] = shingles(text)
+        self._buckets.insert(number, _minhash(self._shingles[number]))
+
+    def nearest(self, text: str) -> tuple[int, float] | None:
+        """The most similar text, the earliest of equal ones, and its similarity; None below ``SIMILAR``."""
+        own = shingles(text)
+        candidates = sorted(self._buckets.query(_minhash(own)))
+        found = [(number, jaccard(own, self._shingles[number])) for number in candidates]
+        best = max(found, key=lambda each: (each[1], -each[0]), default=(0, 0.0))
+        return best if best[1] >= SIMILAR else None
+
+
+def shingles(text: str) -> frozenset[str]:
+    """Runs of ``SHINGLE`` characters of a text, case and white space apart; a shorter text is one shingle."""
+    plain = " ".join(text.casefold().split())
+    return frozenset(plain[i : i + SHINGLE] for i in range(max(1, len(plain) - SHINGLE + 1)))
+
+
+def jaccard(one: frozenset[str], other: frozenset[str]) -> float:
+    """Size of the intersection divided by that of the union."""
+    return len(one & other) / len(one | other)
+
+
+def _minhash(of: frozenset[str]) -> MinHash:
+    digest = MinHash(num_perm=PERMUTATIONS)
+    digest.update_batch([shingle.encode(errors="backslashreplace") for shingle in sorted(of)])
+    return digest

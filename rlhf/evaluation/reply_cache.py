@@ -1,0 +1,41 @@
+"""Replies on disk by a hash of what was asked: a second run asks nothing, and gives the same numbers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from rlhf.storage.jsonl import append_line, read_lines
+
+
+class ReplyCache:
+    """An append-only file of JSON lines ``{"key", "content"}``. It holds replies, and no question, address or key."""
+
+    def __init__(self, path: Path) -> None:
+        """Read the cache; the file need not exist.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        self._path = path
+        self._replies: dict[str, Any] = {str(row.get("key")): row.get("content") for row in read_lines(path)}
+
+    def __len__(self) -> int:
+        """Number of replies."""
+        return len(self._replies)
+
+    def get(self, key: str) -> Any:
+        """The reply to a question; None if it is unknown."""
+        return self._replies.get(key)
+
+    def put(self, key: str, content: Any) -> None:
+        """Keep a reply; it is in the file on return."""
+        append_line(self._path, {"key": key, "content": content})
+        self._replies[key] = content
+
+
+def content_key(asked: Any) -> str:
+    """SHA-256 of JSON values, in hexadecimal; the order of keys does not count."""
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()

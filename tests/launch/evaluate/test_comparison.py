@@ -1,0 +1,165 @@
+"""``rlhf evaluate --comparison`` as a user calls it: table, judge, votes, lint, power, and refusals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launch.cli import main
+from rlhf import http_retries
+from rlhf.feedback.records import Answer, Choice
+from tests.rlhf.arms.comparison_files import write_comparison, write_votes
+from tests.rlhf.evaluation.judge_service import judging, pick, tagged
+
+N = 30
+KEY = "sk-9QmZx4Tt71LcVb2n"
+ITEMS = [
+    {"prompt": f"Question {i}: what is worth seeing in town number {i * i}?", "reference": f"The castle on hill {i}"}
+    for i in range(N)
+]
+GOOD = [f"See the castle on hill {i}" for i in range(N)]
+BAD = ["There is nothing of interest to be found in that place, as far as anybody knows" for _ in range(N)]
+SCORERS = """
+def inverted(prompts, responses):
+    return [-float("castle" in text) for text in responses]
+
+def noise(prompts, responses):
+    return [float((len(prompt) * 31 + number * 17) % 7 + ("castle" in text) * ((number * 13) % 3 - 1) * 9)
+            for number, (prompt, text) in enumerate(zip(prompts, responses))]
+"""
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_retries, "FIRST_WAIT", 0.01)
+
+
+def evaluate(*arguments: object) -> int:
+    return main(["evaluate", *map(str, arguments)])
+
+
+def prefer_the_castle(prompt: str) -> object:
+    if "<answer_a>" not in prompt:
+        return {"reason": "", "score": 9 if "castle" in tagged(prompt, "answer") else 2}
+    return pick("castle" in tagged(prompt, "answer_a"))
+
+
+def comparison(folder: Path, **settings: Any) -> Path:
+    return write_comparison(folder, ITEMS, {"base": BAD, "arm": GOOD}, **settings)
+
+
+def test_one_table_with_the_judge_people_and_gates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MY_JUDGE", KEY)
+    (tmp_path / "scorers.py").write_text(SCORERS)
+    write_votes(
+        tmp_path / "votes.db",
+        [
+            (item["prompt"], Answer(text=bad), Answer(text=good), Choice.SECOND_MUCH)
+            for item, bad, good in zip(ITEMS, BAD, GOOD)
+        ],
+    )
+    with judging(prefer_the_castle) as service:
+        path = comparison(
+            tmp_path,
+            metrics=["rouge1", "judge_win_rate", "judge_score"],
+            scorers={name: f"{tmp_path}/scorers.py:{name}" for name in ("inverted", "noise")},
+            judge={
+                "url": f"http://127.0.0.1:{service.server_port}/v1",
+                "model": "judge",
+                "key_variable": "MY_JUDGE",
+            },
+            votes="votes.db",
+        )
+        assert evaluate("--comparison", path, "--out", tmp_path / "report.json") == 0
+        calls = len(service.asked)
+        assert calls == 2 * N + 2 * N  # both orders of each pair, and a score of each answer
+        first = (tmp_path / "report.json").read_text()
+        assert evaluate("--comparison", path, "--out", tmp_path / "report.json") == 0
+        assert len(service.asked) == calls
+    report = json.loads(first)
+    assert report["usage"]["failures"] == 0
+    again = json.loads((tmp_path / "report.json").read_text())
+    assert {**again, "usage": None} == {**report, "usage": None}
+    gates = {each["metric"]: (each["verdict"], each["can_gate"]) for each in report["agreement"]}
+    assert gates["rouge1"] == gates["judge_score"] == gates["judge_win_rate"] == ("agrees", True)
+    assert gates["inverted"] == ("inverted", False)
+    assert gates["noise"] == ("undecided", False)
+    cells = {(cell["metric"], cell["arm"]): cell for cell in report["table"]}
+    # "The castle on hill 3" in "See the castle on hill 3": 5 of 5 and of 6 words are common, so F = 10/11.
+    assert cells["rouge1", "arm"]["mean"]["value"] == pytest.approx(10 / 11)
+    assert cells["judge_score", "arm"]["difference"]["value"] == 7.0
+    assert report["judged"]["arm"]["pairs"]["corrected"]["value"] == 1.0
+    assert report["ranking_by_people"][1]["strength"] > 3
+    printed = capfd.readouterr().out
+    assert "may gate" in printed and "cannot gate: it prefers the answers that people reject" in printed
+    for file in tmp_path.rglob("*"):
+        assert file.is_dir() or KEY.encode() not in file.read_bytes(), file
+    assert KEY not in printed
+
+
+def test_without_votes_no_metric_may_gate(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert evaluate("--comparison", comparison(tmp_path), "--power", "0.1", "--out", tmp_path / "out.json") == 0
+    report = json.loads((tmp_path / "out.json").read_text())
+    assert {each["can_gate"] for each in report["agreement"]} == {False}
+    assert report["prompts_needed"]["rouge1"]["arm"] >= 2
+    assert "cannot gate: people voted on no two answers of this run" in " ".join(capfd.readouterr().out.split())
+
+
+def test_lint_exits_with_1_and_names_rows(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = comparison(tmp_path, required=["reference"])
+    assert evaluate("--comparison", path, "--lint", f"train=[{tmp_path}/arm.jsonl]") == 1
+    found = [line for line in capfd.readouterr().out.splitlines() if "leak from training: question" in line]
+    assert len(found) == N
+    assert f"{tmp_path}/items.jsonl:1: leak from training: question as in {tmp_path}/arm.jsonl:1" in found[0]
+
+
+def test_a_clean_set_passes_the_lint(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    prompts = ["Which ferry leaves first?", "Where do locals eat at noon?", "How cold is January up north?"]
+    items = [{"prompt": prompt, "reference": prompt[::-1]} for prompt in prompts]
+    path = write_comparison(tmp_path, items, {"base": prompts}, required=["reference"], longest_answer=50)
+    assert evaluate("--comparison", path, "--lint") == 0
+    assert "no findings" in capfd.readouterr().out
+
+
+def test_power_alone_prints_sample_sizes(capfd: pytest.CaptureFixture[str]) -> None:
+    assert evaluate("--power", "0.05") == 0
+    # z = 2.8016; the variance is 0.55 · 0.45 = 0.2475 without ties: 7.8489 · 0.2475/0.0025 = 777.04.
+    assert "778" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "nothing to evaluate"),
+        (["--lint"], "--lint has no effect with an evaluation without --comparison"),
+        (["--power", "0.7"], "a win rate has at most 0.5 above chance"),
+        (["--power", "-1"], "is no difference"),
+        (["--comparison", "{path}", "--reward-model", "m"], "--reward-model has no effect with --comparison"),
+        (["--comparison", "{path}", "--lint", "--power", "0.1"], "--power has no effect with --lint"),
+        (["--comparison", "{path}", "base=sft"], "base = 'sft' is no arm"),
+        (["--comparison", "{path}", "metrics=[rogue]"], "metrics has 'rogue'"),
+        (["--comparison", "{path}", "metrics=[judge_score]"], "judge_score needs a judge"),
+        (["--comparison", "{path}", "metrics=[bert_score]"], "bert_score needs an encoder"),
+        (["--comparison", "{path}", "metrics=[consistency]"], "consistency compares several answers"),
+        (["--comparison", "{path}", "metric=[length]"], "metric is no key of a comparison"),
+        (["--comparison", "{path}", "seed=-1"], "seed: "),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    path = comparison(tmp_path)
+    assert evaluate(*(each.format(path=path) for each in arguments)) == 2
+    assert message in " ".join(capfd.readouterr().err.split())
+
+
+def test_a_metric_without_its_column_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    items = [{"prompt": "One?", "reference": "1"}, {"prompt": "Two?"}]
+    path = write_comparison(tmp_path, items, {"base": ["1", "2"]}, metrics=["chrf"])
+    assert evaluate("--comparison", path) == 2
+    assert "chrf needs the column reference" in capfd.readouterr().err

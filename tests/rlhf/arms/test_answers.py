@@ -1,0 +1,97 @@
+"""Arms are compared on the same items only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rlhf.arms.answers import Arms, evaluation_rows, read_arms
+from rlhf.errors import UserError
+from tests.rlhf.arms.comparison_files import write_rows
+
+ITEMS = [
+    {"prompt": "Where?", "reference": "Here.", "contexts": ["c1", "c2"], "group": "places"},
+    {"prompt": [{"role": "user", "content": "When?"}], "references": ["Now.", "At once."], "group": "times"},
+    {"prompt": "Which place?", "group": "places"},
+]
+
+
+def read(folder: Path, **arms: list[dict[str, object]]) -> Arms:
+    items = str(write_rows(folder / "items.jsonl", ITEMS))
+    files = {name: str(write_rows(folder / f"{name}.jsonl", rows)) for name, rows in arms.items()}
+    return read_arms(items, files, "base")
+
+
+def answers(*texts: str, **columns: object) -> list[dict[str, object]]:
+    return [{"prompt": item["prompt"], "response": text, **columns} for item, text in zip(ITEMS, texts)]
+
+
+def test_answers_follow_the_items_whatever_their_order(tmp_path: Path) -> None:
+    found = read(tmp_path, other=answers("a", "b ", "c")[::-1], base=answers("x", "y", "z"))
+    assert found.names == ("other", "base")
+    assert found.base == 1
+    assert found.arms[0].first == ("a", "b", "c")
+    assert found.items[0].references == ("Here.",)
+    assert found.items[1].prompt == "When?"
+    assert found.items[1].references == ("Now.", "At once.")
+    assert found.arms[0].contexts == (("c1", "c2"), (), ())
+    clusters = found.clusters.tolist()
+    assert clusters[0] == clusters[2] != clusters[1]
+
+
+def test_an_arms_own_passages_replace_the_items(tmp_path: Path) -> None:
+    found = read(tmp_path, base=answers("a", "b", "c", contexts=["mine"]))
+    assert found.arms[0].contexts == (("mine",), ("mine",), ("mine",))
+
+
+def test_several_answers_per_item(tmp_path: Path) -> None:
+    found = read(tmp_path, base=[*answers("a", "b", "c"), *answers("d", "e", "f")])
+    assert found.arms[0].answers == (("a", "d"), ("b", "e"), ("c", "f"))
+    assert found.arms[0].first == ("a", "b", "c")
+
+
+def test_a_missing_answer_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"arm other has no answer to 1 of 3 items: .*items.jsonl:3"):
+        read(tmp_path, base=answers("a", "b", "c"), other=answers("a", "b"))
+
+
+def test_an_answer_to_another_prompt_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"arm base answers a prompt that is no item: .*base.jsonl:4"):
+        read(tmp_path, base=[*answers("a", "b", "c"), {"prompt": "Why?", "response": "So."}])
+
+
+def test_another_number_of_tries_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the number of answers per item differs: base: 1; other: 2"):
+        read(tmp_path, base=answers("a", "b", "c"), other=[*answers("a", "b", "c"), *answers("d", "e", "f")])
+
+
+def test_other_settings_of_sampling_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the column sampling differs between arms"):
+        read(
+            tmp_path,
+            base=answers("a", "b", "c", sampling={"temperature": 0}),
+            other=answers("a", "b", "c", sampling={"temperature": 1}),
+        )
+
+
+def test_repeated_items_and_rows_without_response_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has no response"):
+        read(tmp_path, base=[{"prompt": "Where?", "completion": "x"}])
+    items = str(write_rows(tmp_path / "twice.jsonl", [{"prompt": "Where?"}, {"prompt": " Where? "}]))
+    with pytest.raises(UserError, match=r"twice.jsonl:1 and .*twice.jsonl:2 have the same prompt"):
+        read_arms(items, {"base": items}, "base")
+
+
+def test_rows_of_the_lint_read_any_answer(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "a", "references": ["one", "two"], "label": 1},
+        {"prompt": "b", "completion": [{"role": "assistant", "content": "three"}]},
+        {"prompt": "c"},
+    ]
+    found = evaluation_rows(str(write_rows(tmp_path / "rows.jsonl", rows)), ("references", "completion"))
+    assert [(row.prompt, row.answer, row.label, row.location.line) for row in found] == [
+        ("a", "two", "1", 1),
+        ("b", "three", "", 2),
+        ("c", "", "", 3),
+    ]

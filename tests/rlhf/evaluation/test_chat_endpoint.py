@@ -1,0 +1,124 @@
+"""The judge's client over real sockets: cache, retries, malformed replies, cost, and the key that is never written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rlhf import http_retries
+from rlhf.errors import MachineryError, UserError
+from rlhf.evaluation.chat_endpoint import ChatEndpoint, Question
+from rlhf.evaluation.reply_cache import ReplyCache
+from tests.rlhf.evaluation.judge_service import Rule, config_of, judging
+
+SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"], "additionalProperties": False}
+KEY = "sk-3vJq9Zt7LmXw2Bn8"
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_retries, "FIRST_WAIT", 0.01)
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY", "RLHF_JUDGE_KEY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def question(text: str) -> Question:
+    return Question(prompt=text, name="number", schema=SCHEMA)
+
+
+def length(prompt: str) -> dict[str, int]:
+    return {"n": len(prompt)}
+
+
+def asked(rule: Rule, texts: list[str], cache: Path | None = None) -> tuple[list[object], ChatEndpoint]:
+    with judging(rule) as service:
+        endpoint = ChatEndpoint(config_of(service), ReplyCache(cache) if cache else None)
+        return [reply.content for reply in endpoint.ask([question(text) for text in texts])], endpoint
+
+
+def test_replies_come_in_order_and_equal_questions_are_asked_once() -> None:
+    with judging(length) as service:
+        endpoint = ChatEndpoint(config_of(service))
+        replies = endpoint.ask([question(text) for text in ("a", "bbb", "a", "cc")])
+        assert [reply.content["n"] for reply in replies] == [1, 3, 1, 2]
+        assert len(service.asked) == 3
+        assert (endpoint.usage.calls, endpoint.usage.prompt_tokens, endpoint.usage.completion_tokens) == (3, 30, 9)
+        body = service.asked[0]
+        assert (body["model"], body["temperature"]) == ("judge", 0.0)
+        assert body["response_format"]["json_schema"]["schema"] == SCHEMA
+
+
+def test_a_second_run_makes_no_calls(tmp_path: Path) -> None:
+    with judging(length) as service:
+        first = ChatEndpoint(config_of(service), ReplyCache(tmp_path / "replies.jsonl"))
+        before = first.ask([question(str(i)) for i in range(20)])
+        assert len(service.asked) == 20
+        second = ChatEndpoint(config_of(service), ReplyCache(tmp_path / "replies.jsonl"))
+        assert second.ask([question(str(i)) for i in range(20)]) == before
+        assert len(service.asked) == 20
+        assert (second.usage.calls, second.usage.cached) == (0, 20)
+        other = ChatEndpoint(config_of(service, temperature=0.5), ReplyCache(tmp_path / "replies.jsonl"))
+        other.ask([question("1")])
+        assert len(service.asked) == 21  # other settings are another question
+
+
+@pytest.mark.parametrize(
+    "reply", ["no JSON", '{"n": "three"}', '{"m": 3}', '{"n": 3, "more": 1}', "[1]", b"nothing", (200, {}, b"[]")]
+)
+def test_a_malformed_reply_is_a_counted_failure_and_is_not_cached(reply: object, tmp_path: Path) -> None:
+    def rule(prompt: str) -> object:
+        return reply if prompt == "bad" else {"n": 1}
+
+    contents, endpoint = asked(rule, ["good", "bad"], tmp_path / "replies.jsonl")
+    assert contents == [{"n": 1}, None]
+    assert endpoint.usage.failures == 1
+    assert len(ReplyCache(tmp_path / "replies.jsonl")) == 1
+
+
+def test_what_may_pass_is_asked_again() -> None:
+    left = [503, 429]
+
+    def rule(prompt: str) -> object:
+        return left.pop() if left else {"n": 7}
+
+    contents, endpoint = asked(rule, ["a"])
+    assert (contents, left, endpoint.usage.failures) == ([{"n": 7}], [], 0)
+
+
+def test_one_lasting_failure_is_counted_and_a_service_that_is_down_is_an_error() -> None:
+    contents, endpoint = asked(lambda prompt: 500 if prompt == "bad" else {"n": 1}, ["good", "bad"])
+    assert (contents, endpoint.usage.failures) == ([{"n": 1}, None], 1)
+    with pytest.raises(MachineryError, match="gave no reply; last failure: no reply after 3 attempts: HTTP 503"):
+        asked(lambda prompt: 503, ["a", "b"])
+
+
+def test_a_refused_key_is_the_users_error() -> None:
+    with pytest.raises(UserError, match="refuses requests with HTTP 401") as caught:
+        asked(lambda prompt: 401, ["a"])
+    assert "RLHF_JUDGE_KEY" in caught.value.fix
+
+
+def test_the_key_is_sent_and_is_in_no_file_and_no_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_JUDGE", KEY)
+    with judging(
+        lambda prompt: (401, {}, f"bad key {KEY}".encode()) if prompt == "refuse" else length(prompt)
+    ) as service:
+        endpoint = ChatEndpoint(config_of(service, key_variable="MY_JUDGE"), ReplyCache(tmp_path / "replies.jsonl"))
+        endpoint.ask([question("a")])
+        assert service.headers[0]["Authorization"] == f"Bearer {KEY}"
+        with pytest.raises(UserError) as caught:
+            endpoint.ask([question("refuse")])
+    assert KEY not in str(caught.value) + caught.value.why + caught.value.fix
+    assert [path.name for path in tmp_path.iterdir()] == ["replies.jsonl"]
+    assert KEY not in (tmp_path / "replies.jsonl").read_text()
+
+
+def test_embeddings_come_back_as_vectors_and_are_cached(tmp_path: Path) -> None:
+    with judging(length, lambda text: [float(len(text)), 1.0]) as service:
+        endpoint = ChatEndpoint(config_of(service), ReplyCache(tmp_path / "replies.jsonl"))
+        assert [reply.content for reply in endpoint.embed(["a", "bb"])] == [[1.0, 1.0], [2.0, 1.0]]
+        endpoint.embed(["bb", "a"])
+        assert len(service.asked) == 2
+        with pytest.raises(UserError, match="embeddings"):
+            ChatEndpoint(config_of(service, embedding_model=None)).embed(["a"])

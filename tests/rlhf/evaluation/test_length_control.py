@@ -1,0 +1,80 @@
+"""Length-controlled win rates: judges that reward length alone, and arms that are really better."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.special import expit
+
+from rlhf.evaluation.length_control import LengthControl, fit, length_controlled
+
+N = 600
+
+
+def controlled(values: np.ndarray, difference: np.ndarray) -> LengthControl:
+    lengths = 500 + difference.astype(np.int64)
+    found = length_controlled(values, lengths, np.full(len(values), 500), range(len(values)), seed=0)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize(
+    "difference",
+    [
+        pytest.param(lambda draw: draw.normal(150, 200, N), id="usually longer"),
+        pytest.param(lambda draw: draw.uniform(20, 600, N), id="always longer"),
+        pytest.param(lambda draw: np.full(N, 300.0), id="always longer by the same"),
+    ],
+)
+def test_a_padded_clone_wins_half(difference) -> None:
+    draw = np.random.default_rng(1)
+    by = difference(draw)
+    # The judge prefers the longer answer with a probability that gives the clone 70% of its wins.
+    share_longer = (by > 0).mean()
+    rate = (0.7 - (1 - share_longer)) / (2 * share_longer - 1)
+    values = np.empty(N)
+    for is_in, share in ((by > 0, rate), (by <= 0, 1 - rate)):
+        values[is_in] = draw.permutation(np.arange(is_in.sum()) < share * is_in.sum())
+    found = controlled(values, by)
+    assert found.raw == pytest.approx(0.7, abs=0.01)
+    assert found.win_rate == pytest.approx(0.5, abs=0.04)
+    assert found.length_effect > 0.5
+    assert found.is_confounded == (found.low is None) == bool((by > 0).mean() > 0.95)
+
+
+@pytest.mark.parametrize("mean", [0.0, 100.0])
+def test_a_better_arm_keeps_its_win_rate_if_length_changes_nothing(mean: float) -> None:
+    draw = np.random.default_rng(2)
+    found = controlled((draw.random(N) < 0.73).astype(float), draw.normal(mean, 150, N))
+    assert found.win_rate == pytest.approx(0.73, abs=0.04)
+    assert found.low is not None and found.high is not None
+    assert found.low < 0.73 < found.high
+    assert not found.is_confounded
+
+
+def test_quality_and_length_are_told_apart() -> None:
+    draw = np.random.default_rng(3)
+    by = draw.normal(100, 200, 4000)
+    values = (draw.random(4000) < expit(0.6 + 0.8 * np.tanh(by / by.std()))).astype(float)
+    found = length_controlled(
+        values, 1000 + by.astype(np.int64), np.full(4000, 1000), range(4000), seed=0, resamples=50
+    )
+    assert found is not None
+    assert found.win_rate == pytest.approx(expit(0.6), abs=0.025)
+    assert found.length_effect == pytest.approx(0.8, abs=0.12)
+    assert found.raw > found.win_rate + 0.03
+
+
+def test_the_fit_by_hand() -> None:
+    # Two groups of equal size: at +t 80% are won, at −t 60%. Without priors θ and φ t are half the sum and half the
+    # difference of the logits ln 4 and ln 1.5.
+    shift = np.array([0.5, -0.5])
+    theta, phi = fit(np.array([0.8, 0.6]), shift, np.full((1, 2), 1e6), 1.0)[0]
+    assert theta == pytest.approx((np.log(4) + np.log(1.5)) / 2, abs=1e-4)
+    assert 0.5 * phi == pytest.approx((np.log(4) - np.log(1.5)) / 2, abs=1e-4)
+
+
+def test_failures_do_not_count_and_nothing_judged_is_nothing() -> None:
+    values = np.array([1.0, 0.0, np.nan, 0.5])
+    assert controlled(values, np.array([10, -10, 5, 0])).raw == 0.5
+    assert length_controlled(np.array([np.nan]), np.array([1]), np.array([2]), [0], seed=0) is None
