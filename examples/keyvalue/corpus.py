@@ -11,18 +11,24 @@ from rlhf.retrieval.passages import Passage, Question
 CONSONANTS, VOWELS = "bdfgklmnprstvz", "aeiou"
 
 
-def make_corpus(documents: int, words: int, seed: int) -> tuple[list[Passage], list[Question]]:
-    """``documents`` passages ``bak dol: 47.`` of different keys from ``words`` first and second words, and as many
-    questions ``bak dol?``. Documents share words, so that other keys with one of the words are the nearest distractors.
+SECOND_WORDS = 16
+
+
+def make_corpus(documents: int, seed: int) -> tuple[list[Passage], list[Question]]:
+    """``documents`` passages ``bak dol 47.`` of different keys, and as many questions ``bak dol?``.
+
+    About 15 documents share a first word, and many more a second one. So the nearest distractors have the rarer first
+    word of the question, and only the second tells them apart.
     """
     rng = random.Random(f"keys-{seed}")
     syllables = ["".join(parts) for parts in product(CONSONANTS, VOWELS, CONSONANTS)]
-    chosen = rng.sample(syllables, 2 * words)
-    keys = rng.sample(list(product(chosen[:words], chosen[words:])), documents)
+    count = documents // (SECOND_WORDS - 1) + 1
+    chosen = rng.sample(syllables, SECOND_WORDS + count)
+    keys = rng.sample(list(product(chosen[SECOND_WORDS:], chosen[:SECOND_WORDS])), documents)
     passages, questions = [], []
     for line, (first, second) in enumerate(keys, start=1):
         name, value = f"{first} {second}", str(rng.randint(10, 99))
-        passages.append(Passage(id=name, text=f"{name}: {value}.", document=name))
+        passages.append(Passage(id=name, text=f"{name} {value}.", document=name))
         source = RowLocation("keys", line)
         questions.append(Question(text=f"{name}?", answer=value, oracles=(name,), source=source))
     return passages, questions

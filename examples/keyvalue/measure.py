@@ -47,8 +47,8 @@ from rlhf.roles.supervised_data import ExampleData
 from rlhf.zero.process_group import Rank
 
 TEMPLATE = Path(__file__).with_name("prompt.jinja")
-RETRIEVAL = RetrievalConfig(template=str(TEMPLATE), distractors=4, evaluation_fraction=0.1)
-SCRATCH = ScratchConfig(hidden_size=64, layers=3, heads=2, intermediate_size=128, vocab_size=700, max_length=128)
+RETRIEVAL = RetrievalConfig(template=str(TEMPLATE), distractors=4, oracle_probability=1.0, evaluation_fraction=0.1)
+SCRATCH = ScratchConfig(hidden_size=64, layers=3, heads=4, intermediate_size=128, vocab_size=1000, max_length=128)
 EVALUATED = 200
 """Evaluation questions."""
 LONGEST_RESPONSE = 48
@@ -67,14 +67,14 @@ class Scores:
     """After plain fine-tuning, without passages."""
 
 
-def measure(seed: int, documents: int, words: int, updates: int, threads: int, folder: Path) -> Scores:
+def measure(seed: int, documents: int, updates: int, threads: int, folder: Path) -> Scores:
     """Train and evaluate both arms.
 
     Args:
         threads: of PyTorch.
         folder: for models; empty.
     """
-    passages, questions = make_corpus(documents, words, seed)
+    passages, questions = make_corpus(documents, seed)
     built = build_rows(build_index(passages, RETRIEVAL), questions, RETRIEVAL, seed)
     train, held_out = built.of_side("train"), built.of_side("evaluation")[:EVALUATED]
     raft = [_row(row, _with_passages(row), compose(row.evidence.quotes, row.question.answer)) for row in train]
@@ -149,8 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Exact match after RAFT's training data and after plain fine-tuning.")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--documents", type=int, default=3000)
-    parser.add_argument("--words", type=int, default=64, help="first words, and second words, of keys")
-    parser.add_argument("--updates", type=int, default=1200, help="updates of each arm")
+    parser.add_argument("--updates", type=int, default=3000, help="updates of each arm")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
