@@ -105,7 +105,7 @@ def controller_table(predictions: Sequence[scale.Prediction], us_per_sample: flo
         [p.title, f"{1e-6 * us_per_sample * p.batch.samples:.2f}", f"{p.controller_share(us_per_sample):.2%}"]
         for p in predictions
     ]
-    return f"At {us_per_sample:.0f} µs a sample:\n\n" + to_markdown(
+    return f"Assuming {us_per_sample:.0f} µs a sample:\n\n" + to_markdown(
         ("model, GPUs, batch", "seconds", "of the step"), rows
     )
 

@@ -30,8 +30,9 @@ SNAPSHOTS = 2
 OWN_STORE = 512 * 2**20
 """Object store of the Ray that a run starts on a machine without GPUs: ``OBJECT_STORE_BYTES`` of
 ``actors/cluster.py``."""
-CHUNK = 512 * 2**20
-"""Chunk of weights in shared memory: ``CHUNK_BYTES`` of ``rlhf/weights/shared_memory.py``, which imports torch."""
+CHUNK = 256 * 2**20
+"""Chunk of weights in shared memory: ``CHUNK_BYTES`` of ``rlhf/weights/shared_memory.py``, which imports torch. Two exist
+at a time."""
 ENGINE_PROCESSES = 2
 """Processes per engine: its own, and its actor."""
 
@@ -85,7 +86,7 @@ def _needs(recipe: Recipe, stage: Stage, hardware: Hardware) -> Needs:
     return Needs(
         host=max(host + snapshots for host, snapshots in nodes),
         snapshots=max(snapshots for _, snapshots in nodes),
-        weights=CHUNK if "ppo" in stages and not hardware.gpus else 0,
+        weights=2 * CHUNK if "ppo" in stages and not hardware.gpus else 0,
         room=_room(recipe, found, policy),
     )
 

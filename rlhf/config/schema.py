@@ -784,7 +784,8 @@ class CheckpointConfig:
     """Checkpoints and snapshots of a PPO run, from which the same command resumes after any failure."""
 
     every: Count = 10
-    """Number of steps between checkpoints; one is also written after the last step and on a stop request."""
+    """Number of steps between checkpoints; one is also written after the last step. On a stop request the last snapshot
+    is written."""
     keep_last: Count = 2
     """Number of newest checkpoints to keep. Older ones are removed only after a newer one is complete on the disk."""
     keep_best: CountOrZero = 1
@@ -794,7 +795,7 @@ class CheckpointConfig:
     snapshot_every: Literal["auto"] | CountOrZero = "auto"
     """Number of steps between snapshots in the nodes' memory, from which a failed policy or critic is restored; the
     steps since the last one are repeated. ``auto``: as often as keeps the measured cost under 2% of the time since the
-    last one. With 0, snapshots are taken only for checkpoints."""
+    last one. With 0, snapshots are taken only for checkpoints, and a stop request loses the steps since the last one."""
     failures: Count = 3
     """Number of consecutive failed checkpoints (on a full disk, for example) after which the run stops."""
     grace_seconds: Seconds = 120.0
