@@ -10,18 +10,18 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in the actors: threads
 os.environ.setdefault("RAY_worker_niceness", "0")  # else the tests beside a run, which are nicer to nobody, starve it
 
 import sys
+from importlib import import_module
 from typing import Any
 
 import pytest
 import torch
-from absl import logging as absl_logging
 from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadScopeScheduling
 
 gc.disable()  # while the tests are collected, which imports everything
 # rouge-score and tensorboard log by absl, whose handler closes the stream it was made with when logging is set up anew:
 # pytest's own.
-absl_logging.get_absl_handler().python_handler.stream = sys.__stderr__
+import_module("absl.logging").get_absl_handler().python_handler.stream = sys.__stderr__
 torch.set_num_threads(1)  # ranks and engines share few cores
 settings.register_profile("project", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("project")

@@ -31,8 +31,8 @@ OWN_STORE = 512 * 2**20
 """Object store of the Ray that a run starts on a machine without GPUs: ``OBJECT_STORE_BYTES`` of
 ``actors/cluster.py``."""
 CHUNK = 256 * 2**20
-"""Chunk of weights in shared memory: ``CHUNK_BYTES`` of ``rlhf/weights/shared_memory.py``, which imports torch. Two exist
-at a time."""
+"""Chunk of weights in shared memory: ``CHUNK_BYTES`` of ``rlhf/weights/shared_memory.py``, which imports torch. There
+are two at a time."""
 ENGINE_PROCESSES = 2
 """Processes per engine: its own, and its actor."""
 

@@ -795,7 +795,7 @@ class CheckpointConfig:
     snapshot_every: Literal["auto"] | CountOrZero = "auto"
     """Number of steps between snapshots in the nodes' memory, from which a failed policy or critic is restored; the
     steps since the last one are repeated. ``auto``: as often as keeps the measured cost under 2% of the time since the
-    last one. With 0, snapshots are taken only for checkpoints, and a stop request loses the steps since the last one."""
+    last one. With 0, snapshots are taken only for checkpoints; a stop request then loses the steps since the last."""
     failures: Count = 3
     """Number of consecutive failed checkpoints (on a full disk, for example) after which the run stops."""
     grace_seconds: Seconds = 120.0
