@@ -87,14 +87,15 @@ class CheckpointManager:
 
     def keep(self, state: RunState, pregenerated_blocks: Sequence[Block], metrics: Mapping[str, float]) -> None:
         """Take a snapshot and begin a checkpoint if they are due after this step; commit a finished checkpoint."""
-        is_due = state.step % self.config.every == 0 or state.step == self.steps
+        is_last = state.step == self.steps or bool(state.watch and state.watch.stop)
+        is_due = state.step % self.config.every == 0 or is_last
         if is_due and self.config.keep_best and self.config.best_metric not in metrics:
             self.tracker.event("no_best_metric", step=state.step, metric=self.config.best_metric)
         if is_due or self._is_snapshot_due(state.step):
             self.take_snapshot(state, pregenerated_blocks, metrics.get(self.config.best_metric))
         if is_due:
             self.begin_checkpoint()
-        self.finish_checkpoint(wait_for_it=state.step == self.steps)
+        self.finish_checkpoint(wait_for_it=is_last)
 
     def _is_snapshot_due(self, step: int) -> bool:
         every = self.config.snapshot_every

@@ -235,8 +235,9 @@ class Engines:
             except LostError as error:
                 self.replace_lost(self.supervisor.with_dead_actors(error), start)
                 return
-            self._initialise([starting[ref]], [where], context)
-            wait_for_one = False
+            if starting[ref].start_ref is ref:  # otherwise it was lost and replaced meanwhile
+                self._initialise([starting[ref]], [where], context)
+                wait_for_one = False
 
     def _wait_for_one(self, context: PhaseContext) -> None:
         while not self.serving:
@@ -422,7 +423,8 @@ class Engines:
         """Call a method of each engine; returns the answers of those that did not fail, and replaces the others."""
         asked = {getattr(engine.actor, method).remote(*arguments): engine for engine in engines}
         pending = Pending({ref: engine.name for ref, engine in asked.items()})
-        answers, deadlines, work = [], self.supervisor.deadlines, context.of(method)
+        answers: list[tuple[Engine, Any]] = []
+        deadlines, work = self.supervisor.deadlines, context.of(method)
         while pending:
             try:
                 ref, name = deadlines.next_ready(pending, work)
@@ -431,6 +433,7 @@ class Engines:
                 error = self.supervisor.with_dead_actors(found)
                 self.replace_lost(error, context)
                 pending.discard([ref for ref, engine in asked.items() if engine.name in error.names])
+                answers = [(engine, answer) for engine, answer in answers if engine.name not in error.names]
         return answers
 
     def stop(self) -> None:

@@ -36,7 +36,7 @@ class BlockSummary:
     """Summary of a block for the controller: its number of tokens, and its samples' positions in the call.
 
     ``set_aside`` are the positions of quarantined samples, ``faults`` their (prompt id, reason). Blocks of one
-    ``stream`` have a fixed order: that is an engine, if it is deterministic; all others are one stream.
+    ``stream`` have a fixed order: those of one call of a deterministic engine; all others are one stream.
     """
 
     stream: str
@@ -56,6 +56,7 @@ class RolloutActor:
         self.activity = Activity()
         os.environ.update(engine_environment(device, config, backend))
         self.prompts: Sequence[Prompt] = ()
+        self.calls = 0
         self.tokenizer: PreTrainedTokenizerBase | None = None
 
     async def build(self, *arguments: Any) -> ProcessLocation:
@@ -80,10 +81,10 @@ class RolloutActor:
         """Memory of this actor's process and its children."""
         return memory_here(self.where.children)
 
-    @property
-    def _stream(self) -> str:
+    def _new_stream(self) -> str:
         """See ``BlockSummary``."""
-        return self.where.name if self.engine.deterministic else ""
+        self.calls += 1
+        return f"{self.where.name}/{self.calls}" if self.engine.deterministic else ""
 
     async def set_prompts(self, prompts: Sequence[Prompt]) -> None:
         """Store the prompts; ``generate`` refers to them by index."""
@@ -104,7 +105,7 @@ class RolloutActor:
         """
         with self.activity("generate"), translate_failures(self.where, "generate"):
             answers = self.engine.generate([self.prompts[i] for i in indices], seeds)
-            blocks = in_order if self.engine.deterministic else as_finished
+            blocks, stream = in_order if self.engine.deterministic else as_finished, self._new_stream()
             begin = self.activity.spans.clock()
             async for block in blocks(answers, len(indices), block_size):
                 self.activity.spans.add("block", begin, samples=len(block))
@@ -113,7 +114,7 @@ class RolloutActor:
                 yield packed
                 without = [answer for answer in block if answer.fault]
                 yield BlockSummary(
-                    stream=self._stream,
+                    stream=stream,
                     tokens=len(packed.sequences.tokens),
                     positions=tuple(positions[answer.position] for answer in block),
                     set_aside=tuple(positions[answer.position] for answer in without),
@@ -129,7 +130,9 @@ class RolloutActor:
         faults = tuple((prompt.id, fault) for prompt in prompts)
         packed, where = RolloutBlock.pack([answer.rollout for answer in answers]), tuple(positions)
         tokens = len(packed.sequences.tokens)
-        return packed, BlockSummary(stream=self._stream, tokens=tokens, positions=where, set_aside=where, faults=faults)
+        return packed, BlockSummary(
+            stream=self._new_stream(), tokens=tokens, positions=where, set_aside=where, faults=faults
+        )
 
     async def abandon(self) -> None:
         """Abort generation and an unfinished weight update."""

@@ -137,6 +137,14 @@ def copy_to_device(arrays: Sequence[np.ndarray], device: torch.device) -> tuple[
     return joined.split([len(array) for array in arrays])
 
 
+def wait_for_stream(device: torch.device) -> None:
+    """Wait until the work submitted to the current stream is complete, so that another thread may read its results."""
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.current_stream(device).synchronize()
+
+
 def wait_for_device(device: torch.device) -> None:
     """Wait until all work submitted to the device is complete."""
     if device.type == "cuda":

@@ -129,7 +129,7 @@ class ZeroEngine:
             count: divisor of the sum over all ranks and micro-batches.
 
         Raises:
-            MachineryError: the gradient is not finite, or a watched tensor is not; then the weights are unchanged.
+            MachineryError: a watched tensor is not finite, and the weights are unchanged; or the gradient was not.
         """
         self.offloader.reload("weights", "states")
         for index, micro_batch in enumerate(micro_batches):

@@ -7,6 +7,7 @@ DeepSpeed decides what a checkpoint holds, and its own loader reads the files on
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,9 @@ class _Sink:
         if isinstance(state, Tensor):
             return self._as_own_storage(state.detach().to("cpu").contiguous())
         if isinstance(state, dict):
-            return type(state)({key: self.as_saved(value) for key, value in state.items()})
+            saved = copy(state)  # keeps what else it holds, such as the versions of a state_dict
+            saved.update((key, self.as_saved(value)) for key, value in state.items())
+            return saved
         if type(state) in (list, tuple):
             return type(state)(self.as_saved(value) for value in state)
         return state

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers.core_model_loading import revert_weight_conversion
 from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
 
+from rlhf.device import wait_for_stream
 from rlhf.models.lora import adapters, merged, parts
 from rlhf.weights.fingerprint import Fingerprint, add, fingerprint, group_of
 from rlhf.zero.engine import ZeroEngine, full_shape
@@ -68,6 +69,7 @@ class ZeroSource(WeightSource):
             tensors = self._as_saved(whole)
             if self.engine.rank == 0:
                 named = [(self._engine_name(name), tensor) for name, tensor in tensors.items()]
+                wait_for_stream(self.engine.device)  # vLLM's sender has one of its own, which the thread does not know
                 self._sums.append(self._hashing.submit(fingerprint, named))  # while the tensors are sent
                 if self.engine.gathers:
                     self._sums[-1].result()  # so that gathered tensors do not pile up

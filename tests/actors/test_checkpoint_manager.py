@@ -23,9 +23,10 @@ from rlhf.checkpoints.store import CheckpointStore
 from rlhf.config.schema import CheckpointConfig, Recipe
 from rlhf.data.order import OrderState
 from rlhf.errors import LostError, MachineryError, Stopped
+from rlhf.evaluation.overoptimisation import Watch
 from rlhf.records import DataFile
 from rlhf.recovery.snapshot_pace import SnapshotPace
-from rlhf.run_state import RunState
+from rlhf.run_state import RunState, WatchState
 from rlhf.storage.jsonl import append_line, read_lines
 from rlhf.tracking.run_folder import RunFolder
 from rlhf.tracking.spans import PhaseTimer
@@ -203,6 +204,22 @@ def test_a_checkpoint_is_made_every_so_many_steps_and_at_the_end(running: Runnin
         checkpoints.keep(running.state(step), (), {checkpoints.config.best_metric: 0.0})
         checkpoints.finish_checkpoint(wait_for_it=True)
     assert [event["step"] for event in running.told("checkpoint")] == [2, 3]
+
+
+def test_a_step_at_which_the_run_stops_early_is_its_last(running: Running) -> None:
+    """Its policy is needed afterwards: for answers, and as the run's model."""
+    checkpoints = running.checkpoints
+    checkpoints.config, checkpoints._pace = (
+        CheckpointConfig(every=100),
+        SnapshotPace(seconds=60.0, ended=time.monotonic()),
+    )
+    checkpoints.keep(
+        replace(running.state(7), watch=WatchState(watch=Watch(judgements=2, patience=1), stop="the reward misleads")),
+        (),
+        {},
+    )
+    assert checkpoints.snapshot is not None and checkpoints.snapshot.state.step == 7
+    assert [event["step"] for event in running.told("checkpoint")] == [7], "committed on return"
 
 
 def test_snapshots_wait_until_they_pay(running: Running) -> None:

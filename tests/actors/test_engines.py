@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import time
@@ -83,6 +84,13 @@ class Engine:
 
     async def sleep(self) -> None:
         """It holds no memory."""
+
+    async def held_fingerprint(self) -> dict[str, int]:
+        """The second engine dies, after the first has answered."""
+        if self.where.name == "rollout engine 1":
+            await asyncio.sleep(1)
+            os._exit(1)
+        return {"layers.0": 1}
 
     async def stop(self) -> None:
         """Nothing of its own has to be ended."""
@@ -209,6 +217,17 @@ def test_on_gpus_of_its_own_a_replacement_starts_at_once(fleet: Any) -> None:
 
 def test_nothing_to_answer_is_answered_at_once(fleet: Any) -> None:
     assert fleet(1).answers([]) == {}
+
+
+def test_an_answer_of_an_engine_that_is_replaced_in_the_same_call_does_not_count(
+    fleet: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a node dies: the first engine has answered, and the second one's death shows that both are gone."""
+    engines: Engines = fleet(3).engines
+    lost = ("rollout engine 0", "rollout engine 1")
+    monkeypatch.setattr(engines.supervisor, "with_dead_actors", lambda error: LostError(str(error), lost, "died"))
+    answers = engines._each(engines.all, "held_fingerprint", CONTEXT)
+    assert [engine.name for engine, _ in answers] == ["rollout engine 2"]
 
 
 def test_a_run_does_not_bear_more_deaths_than_it_is_to(fleet: Any) -> None:
