@@ -43,8 +43,9 @@ def asked(*arguments):
     if {early}:
         threading.Timer(0.5, kill).start()
     with cluster(None, has_gpus=False):
-        kill()
-        time.sleep(5)
+        if not {early}:
+            kill()
+        time.sleep(60)
 launch.preflight.prepare = asked
 sys.exit(main(["sft", "any.yaml"]))
 """
