@@ -160,7 +160,8 @@ def test_old_logprobs_at_another_temperature_are_caught() -> None:
 
 def test_a_ratio_without_its_exponential_is_caught() -> None:
     """It is 0 on the first pass, where it must be 1."""
-    with mutated(LOSSES, "ratio = log_ratio.exp()", "ratio = log_ratio"):
+    ratio = "ratio = (log_ratio if samples is None else sequence_log_ratio(log_ratio, samples))"
+    with mutated(LOSSES, f"{ratio}.exp()", ratio):
         refuses(oracles.test_policy_loss, "ppo/nemo/clip")
         with pytest.raises(CanaryError, match="first_pass/ratio = 0 at step 0"):
             trained_on_classes()
@@ -174,13 +175,10 @@ def test_whitening_by_the_mean_over_the_mask_and_beyond_is_caught() -> None:
 
 def test_gaps_counted_in_the_decay_are_caught() -> None:
     """.9 · .5 is taken twice over a gap of one: .405 stands where .9 should."""
-    skipping = (
-        "width = int(lengths.max(initial=0))\n"
-        "    column = np.arange(len(sample)) - np.repeat(np.cumsum(lengths) - lengths, lengths)"
-    )
+    skipping = "advantage = discounted_sums(r + gamma * next_v - v, sample, gamma * lam)"
     counting = (
-        "width = int(response_lengths.max(initial=0)); starts = np.cumsum(response_lengths) - response_lengths; "
-        "column = (np.arange(len(rewards)) - np.repeat(starts, response_lengths))[response_mask]"
+        "every = np.zeros(len(rewards)); every[response_mask] = r + gamma * next_v - v; "
+        "advantage = discounted_sums(every, sample_of_token(response_lengths), gamma * lam)[response_mask]"
     )
     with mutated(ADVANTAGES, skipping, counting):
         refuses(oracles.test_gae_skips_a_gap, "gae/miles/gap1")
