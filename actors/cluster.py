@@ -170,9 +170,9 @@ def worker_environment(threads: int, own_ray: bool) -> dict[str, str]:
         **({"GLOO_SOCKET_IFNAME": "lo"} if own_ray and "GLOO_SOCKET_IFNAME" not in os.environ else {}),
         "RAY_max_direct_call_object_size": str(INLINED_BYTES),
         "OMP_NUM_THREADS": str(threads),
-        # Waiting threads sleep: spinning takes cores from other processes, and an engine that shares its cores with
+        # Waiting threads soon sleep: spinning takes cores from other processes, and an engine that shares its cores with
         # other actors is several times slower (docs/results.md).
-        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
+        "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "10000"),
         "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", MALLOC),
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",

@@ -6,7 +6,7 @@ import gc
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported, which reads it once
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in the actors: threads that wait leave the cores to others
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as in the actors: threads that wait leave the cores to others
 os.environ.setdefault("RAY_worker_niceness", "0")  # else the tests beside a run, which are nicer to nobody, starve it
 
 import sys
