@@ -170,8 +170,8 @@ def worker_environment(threads: int, own_ray: bool) -> dict[str, str]:
         **({"GLOO_SOCKET_IFNAME": "lo"} if own_ray and "GLOO_SOCKET_IFNAME" not in os.environ else {}),
         "RAY_max_direct_call_object_size": str(INLINED_BYTES),
         "OMP_NUM_THREADS": str(threads),
-        # Waiting threads soon sleep: spinning takes cores from other processes, and an engine that shares its cores with
-        # other actors is several times slower (docs/results.md).
+        # Waiting threads soon sleep: spinning takes cores from other processes, and makes an engine that shares its
+        # cores with other actors several times slower (docs/results.md).
         "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "10000"),
         "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", MALLOC),
         "TOKENIZERS_PARALLELISM": "false",

@@ -180,9 +180,7 @@ def test_large_memory_of_an_actor_lies_in_huge_pages() -> None:
     assert done.stdout.strip() == "[True]"
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), [("GLIBC_TUNABLES", "glibc.malloc.hugetlb=0"), ("GOMP_SPINCOUNT", "0")]
-)
+@pytest.mark.parametrize(("name", "value"), [("GLIBC_TUNABLES", "glibc.malloc.hugetlb=0"), ("GOMP_SPINCOUNT", "0")])
 def test_a_users_own_tuning_stays(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     """It reaches the actors as it is."""
     monkeypatch.setenv(name, value)
