@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import httpx
 from tenacity import RetryCallState, wait_exponential_jitter
 
 from rlhf.errors import UserError
@@ -26,6 +27,25 @@ class TransientError(Exception):
 def is_transient(status: int) -> bool:
     """Whether the same request may succeed later."""
     return status in TRANSIENT_STATUS or status >= 500
+
+
+async def post(
+    client: httpx.AsyncClient, url: httpx.URL | str, content: bytes, longest: int
+) -> tuple[int, bytes | None]:
+    """Send a request; returns status and body of the answer, None for a body of more than ``longest`` bytes.
+
+    Raises:
+        TransientError: the status is transient.
+    """
+    async with client.stream("POST", url, content=content) as answer:
+        if is_transient(answer.status_code):
+            raise TransientError(f"HTTP {answer.status_code}", parse_retry_after(answer.headers.get("Retry-After")))
+        body = b""
+        async for piece in answer.aiter_bytes():
+            body += piece
+            if len(body) > longest:
+                return answer.status_code, None
+    return answer.status_code, body
 
 
 def seconds_to_wait(state: RetryCallState) -> float:

@@ -20,7 +20,7 @@ from tenacity import AsyncRetrying, RetryCallState, RetryError, retry_if_excepti
 from rlhf.config.fields import Count, CountOrZero, Seconds, ServiceUrl, Temperature, section
 from rlhf.errors import MachineryError, UserError
 from rlhf.evaluation.reply_cache import ReplyCache, content_key
-from rlhf.http_retries import IDLE_SECONDS, TransientError, bearer, is_transient, parse_retry_after, seconds_to_wait
+from rlhf.http_retries import IDLE_SECONDS, TransientError, bearer, post, seconds_to_wait
 from rlhf.secrets import HIDDEN, without_secrets
 
 LONGEST_REPLY = 2**22
@@ -198,15 +198,8 @@ class ChatEndpoint:
                 raise TransientError(f"{type(error).__name__}: {error}") from None
 
     async def _post(self, url: httpx.URL, content: bytes) -> tuple[int, bytes]:
-        async with self._client.stream("POST", url, content=content) as answer:
-            if is_transient(answer.status_code):
-                raise TransientError(f"HTTP {answer.status_code}", parse_retry_after(answer.headers.get("Retry-After")))
-            read = b""
-            async for piece in answer.aiter_bytes():
-                read += piece
-                if len(read) > LONGEST_REPLY:
-                    return 413, b"the reply is too long"
-        return answer.status_code, read
+        status, body = await post(self._client, url, content, LONGEST_REPLY)
+        return (413, b"the reply is too long") if body is None else (status, body)
 
     def _parse(self, answer: tuple[int, bytes], schema: Mapping[str, Any] | None) -> Reply:
         status, body = answer

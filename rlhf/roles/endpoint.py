@@ -20,7 +20,7 @@ from tenacity import AsyncRetrying, RetryCallState, RetryError, retry_if_excepti
 from rlhf.config.schema import EndpointConfig
 from rlhf.errors import MachineryError, UserError
 from rlhf.evaluation.scorers import check_scores, name_sample
-from rlhf.http_retries import IDLE_SECONDS, TransientError, bearer, is_transient, parse_retry_after, seconds_to_wait
+from rlhf.http_retries import IDLE_SECONDS, TransientError, bearer, post, seconds_to_wait
 from rlhf.secrets import without_secrets
 from rlhf.storage.jsonl import json_safe
 
@@ -148,15 +148,10 @@ class Endpoint:
     async def _post(self, request: _Request) -> tuple[int, bytes]:
         """Send the request; returns status and body of the answer."""
         longest = ANSWER_BYTES + SCORE_BYTES * len(request.prompts)
-        async with self.client.stream("POST", self.config.url, content=request.body()) as answer:
-            if is_transient(answer.status_code):
-                raise TransientError(f"HTTP {answer.status_code}", parse_retry_after(answer.headers.get("Retry-After")))
-            body = b""
-            async for piece in answer.aiter_bytes():
-                body += piece
-                if len(body) > longest:
-                    raise self._refusal(request, f"more than {longest:,} bytes", CONTRACT)
-        return answer.status_code, body
+        status, body = await post(self.client, self.config.url, request.body(), longest)
+        if body is None:
+            raise self._refusal(request, f"more than {longest:,} bytes", CONTRACT)
+        return status, body
 
     def _parse(self, request: _Request, status: int, body: bytes) -> np.ndarray:
         text = body[:200].decode("utf-8", errors="replace")
