@@ -11,7 +11,7 @@ from rlhf.arms.people import read_votes
 from rlhf.arms.report import ComparisonReport, report
 from rlhf.arms.spec import ComparisonConfig
 from rlhf.evaluation.chat_endpoint import ChatEndpoint, Usage
-from rlhf.evaluation.lint import Finding, LintLimits, lint
+from rlhf.evaluation.lint import LintFinding, LintLimits, lint
 from rlhf.evaluation.reply_cache import ReplyCache
 
 REFERENCES = ("reference", "references")
@@ -43,7 +43,7 @@ def compare_arms(config: ComparisonConfig, device: str = "cpu") -> Compared:
     return Compared(arms=arms, measured=measured, report=report(arms, measured, people, usage, config.seed))
 
 
-def lint_items(config: ComparisonConfig) -> list[Finding]:
+def lint_items(config: ComparisonConfig) -> list[LintFinding]:
     """Faults of a comparison's items, also against the files of ``train``.
 
     Raises:

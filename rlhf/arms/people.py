@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from rlhf.arms.answers import Arms
 from rlhf.data.split import canonical_prompt
 from rlhf.errors import UserError
-from rlhf.evaluation.agreement_with_people import Preference
+from rlhf.evaluation.agreement_with_people import ArmPreference
 from rlhf.evaluation.arm_strengths import PairOutcome
 from rlhf.feedback.aggregate import Ties, majority
 from rlhf.feedback.project import is_project, is_tie
@@ -24,7 +24,7 @@ from rlhf.feedback.snapshot import read_snapshot
 class PeoplesVotes:
     """Majorities of people on pairs of this comparison's answers."""
 
-    preferences: tuple[Preference, ...]
+    preferences: tuple[ArmPreference, ...]
     outcomes: tuple[PairOutcome, ...]
     """The same, and ties."""
     votes: int
@@ -44,7 +44,7 @@ def read_votes(path: str, arms: Arms) -> PeoplesVotes:
     aggregated = majority(snapshot.items, snapshot.votes, Ties.BOTH_ORDERS)
     index = {item.prompt: number for number, item in enumerate(arms.items)}
     found: dict[str, PairOutcome] = {}
-    preferences: list[Preference] = []
+    preferences: list[ArmPreference] = []
     unmatched, votes = set[str](), 0
     for outcome in aggregated.outcomes:
         matched = _match(outcome.item, arms, index)
@@ -59,7 +59,7 @@ def read_votes(path: str, arms: Arms) -> PeoplesVotes:
         found[outcome.item.id] = PairOutcome(item=item, first=first, second=second, value=value)
         if not tie:
             winner, loser = (first, second) if outcome.first_wins else (second, first)
-            preferences.append(Preference(item=item, winner=winner, loser=loser))
+            preferences.append(ArmPreference(item=item, winner=winner, loser=loser))
     if not found:
         why = f"none of its {len(unmatched)} voted items has a prompt of the items and answers of two arms"
         raise UserError(f"votes: '{path}' has no vote on this comparison", why, "let people compare these answers")

@@ -35,7 +35,7 @@ class Verdict(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Preference:
+class ArmPreference:
     """People's decided preference between the answers of two arms to one item."""
 
     item: int
@@ -78,7 +78,7 @@ class Agreement:
         return {**asdict(self), "can_gate": not self.why_not, "why_not": self.why_not}
 
 
-def measure_agreement(scores: MetricScores, people: Sequence[Preference], clusters: Sequence[int]) -> Agreement:
+def measure_agreement(scores: MetricScores, people: Sequence[ArmPreference], clusters: Sequence[int]) -> Agreement:
     """Compare the sign of a metric's difference with people's majority.
 
     Args:

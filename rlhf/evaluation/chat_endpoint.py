@@ -58,7 +58,7 @@ class ServiceConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Question:
+class JudgeQuestion:
     """A prompt whose reply is a JSON object of a schema."""
 
     prompt: str
@@ -110,7 +110,7 @@ class ChatEndpoint:
             fix = "correct the url, or HTTP_PROXY and similar variables"
             raise UserError(f"{self.name} cannot be used", self._hide(str(error)), fix) from None
 
-    def ask(self, questions: Sequence[Question]) -> list[Reply]:
+    def ask(self, questions: Sequence[JudgeQuestion]) -> list[Reply]:
         """Reply to each question; equal questions are asked once.
 
         Raises:
@@ -131,7 +131,7 @@ class ChatEndpoint:
         bodies = [{"model": self.config.embedding_model, "input": text} for text in texts]
         return self._run("embeddings", bodies, [None] * len(texts))
 
-    def _chat_body(self, question: Question) -> dict[str, Any]:
+    def _chat_body(self, question: JudgeQuestion) -> dict[str, Any]:
         shape = {"name": question.name, "strict": True, "schema": dict(question.schema)}
         return {
             "model": self.config.model,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rlhf.evaluation.bootstrap import Estimate, Measure, estimate
-from rlhf.evaluation.chat_endpoint import ChatEndpoint, Question, Reply
+from rlhf.evaluation.chat_endpoint import ChatEndpoint, JudgeQuestion, Reply
 from rlhf.types import Float64, Int64
 
 LARGEST_SCORE = 10
@@ -52,22 +52,22 @@ class Exhibit:
         return f"<question>\n{self.prompt}\n</question>{given}"
 
 
-def pair_question(shown: Exhibit, a: str, b: str) -> Question:
+def pair_question(shown: Exhibit, a: str, b: str) -> JudgeQuestion:
     """Ask which of two answers is better."""
     prompt = (
         f"Compare two answers to a question. {_RULES}\n\n{shown.as_text()}\n<answer_a>\n{a}\n</answer_a>\n"
         f"<answer_b>\n{b}\n</answer_b>\n\nState a short reason, then the winner: a, b or tie."
     )
-    return Question(prompt=prompt, name="comparison", schema=PAIR_SCHEMA)
+    return JudgeQuestion(prompt=prompt, name="comparison", schema=PAIR_SCHEMA)
 
 
-def score_question(shown: Exhibit, answer: str) -> Question:
+def score_question(shown: Exhibit, answer: str) -> JudgeQuestion:
     """Ask how good one answer is."""
     prompt = (
         f"Score an answer to a question. {_RULES}\n\n{shown.as_text()}\n<answer>\n{answer}\n</answer>\n\n"
         f"State a short reason, then a score from 1 (useless) to {LARGEST_SCORE} (could not be better)."
     )
-    return Question(prompt=prompt, name="score", schema=SCORE_SCHEMA)
+    return JudgeQuestion(prompt=prompt, name="score", schema=SCORE_SCHEMA)
 
 
 def judge_scores(judge: ChatEndpoint, shown: Sequence[Exhibit], answers: Sequence[str]) -> Float64:

@@ -41,7 +41,7 @@ class EvaluationRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finding:
+class LintFinding:
     """A fault and where it is."""
 
     kind: str
@@ -62,7 +62,7 @@ class LintLimits:
     """In characters."""
 
 
-def lint(rows: Sequence[EvaluationRow], train: Sequence[EvaluationRow], limits: LintLimits) -> list[Finding]:
+def lint(rows: Sequence[EvaluationRow], train: Sequence[EvaluationRow], limits: LintLimits) -> list[LintFinding]:
     """All findings, by kind and row.
 
     Args:
@@ -78,24 +78,24 @@ def lint(rows: Sequence[EvaluationRow], train: Sequence[EvaluationRow], limits: 
     ]
 
 
-def missing_fields(rows: Sequence[EvaluationRow], required: Sequence[str]) -> Iterator[Finding]:
+def missing_fields(rows: Sequence[EvaluationRow], required: Sequence[str]) -> Iterator[LintFinding]:
     """Rows without a required column, or with an empty one."""
     for row in rows:
         for name in required:
             value = (row.columns or {}).get(name)
             if value is None or value in ("", [], {}) or (isinstance(value, str) and not value.strip()):
-                yield Finding(kind="missing field", location=row.location, text=f"no {name}")
+                yield LintFinding(kind="missing field", location=row.location, text=f"no {name}")
 
 
-def too_long(rows: Sequence[EvaluationRow], longest: int | None) -> Iterator[Finding]:
+def too_long(rows: Sequence[EvaluationRow], longest: int | None) -> Iterator[LintFinding]:
     """Rows whose reference no model could write within the limit."""
     for row in rows:
         if longest is not None and len(row.answer) > longest:
             text = f"{len(row.answer):,} characters, and the limit is {longest:,}"
-            yield Finding(kind="answer over the limit", location=row.location, text=text)
+            yield LintFinding(kind="answer over the limit", location=row.location, text=text)
 
 
-def imbalance(rows: Sequence[EvaluationRow]) -> Iterator[Finding]:
+def imbalance(rows: Sequence[EvaluationRow]) -> Iterator[LintFinding]:
     """A label that nearly all rows have: a model that always answers it would look good."""
     labels = Counter(row.label for row in rows if row.label)
     total = labels.total()
@@ -105,10 +105,12 @@ def imbalance(rows: Sequence[EvaluationRow]) -> Iterator[Finding]:
     if count > LARGEST_SHARE * total:
         first = next(row for row in rows if row.label == label)
         text = f"{count:,} of {total:,} rows have the label {label!r}"
-        yield Finding(kind="label imbalance", location=first.location, text=text)
+        yield LintFinding(kind="label imbalance", location=first.location, text=text)
 
 
-def duplicates(rows: Sequence[EvaluationRow], what: str, text_of: Callable[[EvaluationRow], str]) -> Iterator[Finding]:
+def duplicates(
+    rows: Sequence[EvaluationRow], what: str, text_of: Callable[[EvaluationRow], str]
+) -> Iterator[LintFinding]:
     """Rows whose text repeats, or nearly repeats, that of an earlier row; the earliest is named."""
     index = _Index()
     for number, row in enumerate(rows):
@@ -121,7 +123,7 @@ def duplicates(rows: Sequence[EvaluationRow], what: str, text_of: Callable[[Eval
             yield _duplicate(what, row, rows[found[0]], found[1])
 
 
-def leaks(rows: Sequence[EvaluationRow], train: Sequence[EvaluationRow]) -> Iterator[Finding]:
+def leaks(rows: Sequence[EvaluationRow], train: Sequence[EvaluationRow]) -> Iterator[LintFinding]:
     """Rows whose question, or answer of some length, is in the training data."""
     for what, texts, fewest in (
         ("question", [row.prompt for row in train], 1),
@@ -138,14 +140,14 @@ def leaks(rows: Sequence[EvaluationRow], train: Sequence[EvaluationRow]) -> Iter
                 yield _leak(what, row, train[found[0]], found[1])
 
 
-def _duplicate(what: str, row: EvaluationRow, other: EvaluationRow, similarity: float) -> Finding:
+def _duplicate(what: str, row: EvaluationRow, other: EvaluationRow, similarity: float) -> LintFinding:
     kind = f"duplicate {what}" if similarity == 1 else f"near-duplicate {what}"
-    return Finding(kind=kind, location=row.location, text=f"as in {other.location} (similarity {similarity:.2f})")
+    return LintFinding(kind=kind, location=row.location, text=f"as in {other.location} (similarity {similarity:.2f})")
 
 
-def _leak(what: str, row: EvaluationRow, other: EvaluationRow, similarity: float) -> Finding:
+def _leak(what: str, row: EvaluationRow, other: EvaluationRow, similarity: float) -> LintFinding:
     text = f"{what} as in {other.location} (similarity {similarity:.2f})"
-    return Finding(kind="leak from training", location=row.location, text=text)
+    return LintFinding(kind="leak from training", location=row.location, text=text)
 
 
 class _Index:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf.evaluation.chat_endpoint import ChatEndpoint, Question, Reply
+from rlhf.evaluation.chat_endpoint import ChatEndpoint, JudgeQuestion, Reply
 from rlhf.types import Float64
 
 QUESTIONS = 3
@@ -105,30 +105,30 @@ def _decided(verdict: str) -> dict[str, Any]:
     return _schema(statements=_list_of(_schema(statement=_TEXT, **{verdict: _TRUTH})))
 
 
-def faithfulness_question(item: RetrievalItem) -> Question:
+def faithfulness_question(item: RetrievalItem) -> JudgeQuestion:
     """Statements of the answer, and whether the passages support each."""
     prompt = (
         "Split the answer into simple statements that stand alone. For each, decide whether it can be inferred from "
         f"the passages alone. {_DATA}{_block('question', item.question)}{_block('passages', _joined(item.contexts))}"
         f"{_block('answer', item.answer)}"
     )
-    return Question(prompt=prompt, name="faithfulness", schema=_decided("supported"))
+    return JudgeQuestion(prompt=prompt, name="faithfulness", schema=_decided("supported"))
 
 
-def recall_question(item: RetrievalItem) -> Question:
+def recall_question(item: RetrievalItem) -> JudgeQuestion:
     """Statements of the reference, and whether the passages hold each."""
     prompt = (
         "Split the correct answer into simple statements that stand alone. For each, decide whether the passages "
         f"state it. {_DATA}{_block('question', item.question)}{_block('passages', _joined(item.contexts))}"
         f"{_block('correct_answer', item.reference)}"
     )
-    return Question(prompt=prompt, name="context_recall", schema=_decided("supported"))
+    return JudgeQuestion(prompt=prompt, name="context_recall", schema=_decided("supported"))
 
 
-def precision_questions(item: RetrievalItem) -> list[Question]:
+def precision_questions(item: RetrievalItem) -> list[JudgeQuestion]:
     """For each passage whether it is useful to arrive at the reference."""
     return [
-        Question(
+        JudgeQuestion(
             prompt=(
                 f"Decide whether the passage was useful to arrive at the correct answer. {_DATA}"
                 f"{_block('question', item.question)}{_block('passage', passage)}"
@@ -141,17 +141,17 @@ def precision_questions(item: RetrievalItem) -> list[Question]:
     ]
 
 
-def relevancy_question(item: RetrievalItem) -> Question:
+def relevancy_question(item: RetrievalItem) -> JudgeQuestion:
     """Questions that the answer would answer, and whether it evades."""
     prompt = (
         f"Write {QUESTIONS} questions that the answer would answer. Decide whether the answer is evasive: one that "
         f"does not commit to anything, such as 'I do not know'. {_DATA}{_block('answer', item.answer)}"
     )
     questions = {**_list_of(_TEXT), "minItems": 1}
-    return Question(prompt=prompt, name="answer_relevancy", schema=_schema(questions=questions, evasive=_TRUTH))
+    return JudgeQuestion(prompt=prompt, name="answer_relevancy", schema=_schema(questions=questions, evasive=_TRUTH))
 
 
-def correctness_question(item: RetrievalItem) -> Question:
+def correctness_question(item: RetrievalItem) -> JudgeQuestion:
     """Statements of answer and reference, sorted into correct, wrong and missing ones."""
     prompt = (
         "Split answer and correct answer into simple statements. Sort them: correct ones are in the answer and "
@@ -160,7 +160,7 @@ def correctness_question(item: RetrievalItem) -> Question:
         f"{_block('correct_answer', item.reference)}"
     )
     lists = {name: _list_of(_TEXT) for name in ("correct", "wrong", "missing")}
-    return Question(prompt=prompt, name="answer_correctness", schema=_schema(**lists))
+    return JudgeQuestion(prompt=prompt, name="answer_correctness", schema=_schema(**lists))
 
 
 def _joined(passages: Sequence[str]) -> str:

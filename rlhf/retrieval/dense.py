@@ -22,7 +22,7 @@ SAME_COSINE = 0.999
 """Least cosine between two embeddings of one text by one encoder: kernels of other devices differ in the last bits."""
 
 
-class Encoder:
+class PassageEncoder:
     """A transformers encoder on this process's CPU or GPU."""
 
     def __init__(self, folder: str) -> None:
@@ -66,16 +66,16 @@ class Encoder:
 class DenseRanker:
     """Cosines of all passages for a question."""
 
-    def __init__(self, encoder: Encoder, embeddings: Float32) -> None:
+    def __init__(self, encoder: PassageEncoder, embeddings: Float32) -> None:
         self._encoder, self._embeddings = encoder, embeddings
 
     @classmethod
-    def build(cls, passages: Sequence[Passage], encoder: Encoder) -> DenseRanker:
+    def build(cls, passages: Sequence[Passage], encoder: PassageEncoder) -> DenseRanker:
         """Embed passages, title and text."""
         return cls(encoder, encoder.embed(map(_text_of, passages)))
 
     @classmethod
-    def load(cls, folder: Path, passages: Sequence[Passage], encoder: Encoder) -> DenseRanker:
+    def load(cls, folder: Path, passages: Sequence[Passage], encoder: PassageEncoder) -> DenseRanker:
         """Read embeddings, without pickle, and embed the first passage again.
 
         Raises:

@@ -15,7 +15,7 @@ import numpy as np
 
 from rlhf.config.schema import RetrievalConfig
 from rlhf.errors import UserError
-from rlhf.retrieval.dense import DenseRanker, Encoder
+from rlhf.retrieval.dense import DenseRanker, PassageEncoder
 from rlhf.retrieval.folder import read_folder, written_folder
 from rlhf.retrieval.lexical import LexicalRanker
 from rlhf.retrieval.passages import Passage, passages_digest
@@ -64,7 +64,7 @@ def build_index(passages: Sequence[Passage], config: RetrievalConfig) -> Index:
     """
     if config.encoder is None:
         return Index(passages=tuple(passages), ranker=LexicalRanker.build(passages))
-    return Index(passages=tuple(passages), ranker=DenseRanker.build(passages, Encoder(config.encoder)))
+    return Index(passages=tuple(passages), ranker=DenseRanker.build(passages, PassageEncoder(config.encoder)))
 
 
 def save_index(index: Index, config: RetrievalConfig, template: PromptTemplate, folder: Path) -> None:
@@ -108,7 +108,7 @@ def load_index(config: RetrievalConfig, template: PromptTemplate) -> Index:
 def _load_ranker(folder: Path, passages: Sequence[Passage], config: RetrievalConfig) -> Ranker:
     if config.encoder is None:
         return LexicalRanker.load(folder)
-    return DenseRanker.load(folder, passages, Encoder(config.encoder))
+    return DenseRanker.load(folder, passages, PassageEncoder(config.encoder))
 
 
 def retrieve(index: Index, config: RetrievalConfig, question: str) -> tuple[Passage, ...]:

@@ -9,7 +9,7 @@ import pytest
 from rlhf.arms.answers import Arms, read_arms
 from rlhf.arms.people import read_votes
 from rlhf.errors import UserError
-from rlhf.evaluation.agreement_with_people import Preference
+from rlhf.evaluation.agreement_with_people import ArmPreference
 from rlhf.evaluation.arm_strengths import PairOutcome
 from rlhf.feedback.records import Answer, Choice
 from tests.rlhf.arms.comparison_files import write_rows, write_votes
@@ -42,9 +42,9 @@ def test_votes_become_outcomes_of_arms(tmp_path: Path) -> None:
     )
     found = read_votes(str(path), arms(tmp_path))
     assert found.preferences == (
-        Preference(item=0, winner=1, loser=0),
-        Preference(item=1, winner=2, loser=0),
-        Preference(item=3, winner=1, loser=2),
+        ArmPreference(item=0, winner=1, loser=0),
+        ArmPreference(item=1, winner=2, loser=0),
+        ArmPreference(item=3, winner=1, loser=2),
     )
     assert found.outcomes == (
         PairOutcome(item=0, first=0, second=1, value=0.0),

@@ -6,22 +6,22 @@ import numpy as np
 import pytest
 
 from rlhf.errors import UserError
-from rlhf.evaluation.agreement_with_people import Agreement, Preference, Verdict, measure_agreement, require_can_gate
+from rlhf.evaluation.agreement_with_people import Agreement, ArmPreference, Verdict, measure_agreement, require_can_gate
 from rlhf.evaluation.metric_table import MetricScores
 
 N = 200
 
 
-def agreement(values: np.ndarray, people: list[Preference], name: str = "m") -> Agreement:
+def agreement(values: np.ndarray, people: list[ArmPreference], name: str = "m") -> Agreement:
     return measure_agreement(MetricScores(name=name, values=values), people, range(len(values)))
 
 
-def planted() -> tuple[list[Preference], dict[str, np.ndarray]]:
+def planted() -> tuple[list[ArmPreference], dict[str, np.ndarray]]:
     """People follow a hidden quality with noise; a metric does so too, one is random, one is the quality's negative."""
     draw = np.random.default_rng(3)
     quality = draw.normal(size=(N, 2))
     seen = quality + draw.normal(0, 0.5, (N, 2))
-    people = [Preference(item=i, winner=int(row.argmax()), loser=int(row.argmin())) for i, row in enumerate(seen)]
+    people = [ArmPreference(item=i, winner=int(row.argmax()), loser=int(row.argmin())) for i, row in enumerate(seen)]
     metrics = {
         "agreeing": quality + draw.normal(0, 0.5, (N, 2)),
         "noise": draw.normal(size=(N, 2)),
@@ -48,7 +48,7 @@ def test_planted_metrics_get_their_verdicts_and_only_one_may_gate() -> None:
 
 def test_accuracy_by_hand_and_a_tie_is_one_half() -> None:
     values = np.array([[2.0, 1.0], [1.0, 2.0], [1.0, 1.0], [3.0, 0.0]])
-    people = [Preference(item=i, winner=0, loser=1) for i in range(4)]
+    people = [ArmPreference(item=i, winner=0, loser=1) for i in range(4)]
     found = agreement(values, people)
     assert (found.accuracy, found.ties, found.preferences, found.failed) == (2.5 / 4, 1, 4, 0)
     # Wilson's interval of 2.5 of 4, z² = 3.8415: centre (0.625 + z²/8)/(1 + z²/4) = 0.5638, half width
@@ -58,7 +58,7 @@ def test_accuracy_by_hand_and_a_tie_is_one_half() -> None:
 
 def test_failures_are_no_ties_and_too_many_close_the_gate() -> None:
     values = np.column_stack([np.ones(100), np.zeros(100)])
-    people = [Preference(item=i, winner=0, loser=1) for i in range(100)]
+    people = [ArmPreference(item=i, winner=0, loser=1) for i in range(100)]
     values[:5] = np.nan
     assert agreement(values, people).accuracy == 1.0
     assert agreement(values, people).why_not == ""
@@ -75,7 +75,7 @@ def test_without_votes_nothing_may_gate() -> None:
 
 def test_many_pairs_of_one_prompt_count_as_few() -> None:
     values = np.tile([1.0, 0.0], (40, 1))
-    people = [Preference(item=i, winner=0, loser=1) for i in range(40)]
+    people = [ArmPreference(item=i, winner=0, loser=1) for i in range(40)]
     scores = MetricScores(name="m", values=values)
     assert measure_agreement(scores, people, [0] * 40).verdict is Verdict.UNDECIDED
     assert measure_agreement(scores, people, range(40)).verdict is Verdict.AGREES

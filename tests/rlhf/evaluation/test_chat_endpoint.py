@@ -8,7 +8,7 @@ import pytest
 
 from rlhf import http_retries
 from rlhf.errors import MachineryError, UserError
-from rlhf.evaluation.chat_endpoint import ChatEndpoint, Question
+from rlhf.evaluation.chat_endpoint import ChatEndpoint, JudgeQuestion
 from rlhf.evaluation.reply_cache import ReplyCache
 from tests.rlhf.evaluation.judge_service import Rule, config_of, judging
 
@@ -23,8 +23,8 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def question(text: str) -> Question:
-    return Question(prompt=text, name="number", schema=SCHEMA)
+def question(text: str) -> JudgeQuestion:
+    return JudgeQuestion(prompt=text, name="number", schema=SCHEMA)
 
 
 def length(prompt: str) -> dict[str, int]:

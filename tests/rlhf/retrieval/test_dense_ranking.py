@@ -12,7 +12,7 @@ from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, PreTra
 
 from rlhf.config.schema import RetrievalConfig
 from rlhf.errors import UserError
-from rlhf.retrieval.dense import Encoder
+from rlhf.retrieval.dense import PassageEncoder
 from rlhf.retrieval.index import build_index, load_index, save_index
 from rlhf.retrieval.template import PromptTemplate
 from tests.rlhf.retrieval.corpora import texts
@@ -51,8 +51,8 @@ def test_scores_are_cosines_of_mean_hidden_states(encoder: str) -> None:
 
 
 def test_an_embedding_does_not_depend_on_other_texts_and_long_texts_are_cut(encoder: str) -> None:
-    embedded = Encoder(encoder).embed(["red hat", "old " * 8, "old " * 30])
-    np.testing.assert_array_equal(embedded[0], Encoder(encoder).embed(["red hat"])[0])
+    embedded = PassageEncoder(encoder).embed(["red hat", "old " * 8, "old " * 30])
+    np.testing.assert_array_equal(embedded[0], PassageEncoder(encoder).embed(["red hat"])[0])
     np.testing.assert_array_equal(embedded[1], embedded[2])
     np.testing.assert_allclose(np.linalg.norm(embedded, axis=1), 1.0, atol=1e-6)
 
