@@ -82,10 +82,9 @@ class RunActors:
         reference, method = (self.reference, "logprobs") if self.reference else (self.policy, "reference_logprobs")
         place = self.recipe.placement
         scorers = [self.reward_scorer(name, self.rewards[name], source) for name, source in self.recipe.rewards.items()]
-        networks = [
-            (self.policy, "logprobs", "old_logprobs", place.policy),
-            (reference, method, "ref_logprobs", place.reference if self.reference else place.policy),
-        ]
+        networks = [(reference, method, "ref_logprobs", place.reference if self.reference else place.policy)]
+        if self.recipe.algorithm.old_logprobs == "scoring":
+            networks.insert(0, (self.policy, "logprobs", "old_logprobs", place.policy))
         if self.critic is not None:
             networks.append((self.critic, "values", "values", place.critic))
         scorers += [

@@ -20,8 +20,8 @@ from rlhf.generation.limits import EngineLimits
 from rlhf.placement.pools import OffloadMode
 
 GIB = 2**30
-LOGITS_CHUNK, LOGITS_BLOCK = 2**28, 2**20
-"""Logits that exist at a time, and those of which float32 copies exist: ``CHUNK`` and ``BLOCK`` of
+LOGITS_CHUNK, LOGITS_BLOCK = 2**28, 2**24
+"""Logits that exist at a time, and those of which float32 copies exist: ``CHUNK`` and ``GPU_BLOCK`` of
 ``rlhf/models/logprobs.py``, which imports torch."""
 UPDATE_COPIES, SCORING_COPIES = 2, 1
 """Tensors of a chunk that exist at a time, in the model's dtype: the logits and, in an update, their gradient. Of a

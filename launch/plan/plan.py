@@ -295,9 +295,12 @@ def _seconds(
         m.role: timing.score_seconds(m, batch, machine)
         + timing.offload_seconds(m, _offload_mode(placed, m), machine, weights_alone=True)
         for m in placed.members
+        if m.role in batch.score_passes
     }
     if not recipe.has_reference:
         scores["policy, adapters off"] = scores["policy"]
+        if recipe.algorithm.old_logprobs == "update":
+            del scores["policy"]
     return {
         "rollout": timing.rollout_seconds(shapes.policy, placed.engine, batch, recipe, machine),
         "score": _on_own_gpus(scores, placed),

@@ -93,7 +93,11 @@ def _ppo(recipe: Recipe, found: tuple[PlannedRole, ...]) -> StepWork:
         updates=algorithm.epochs * algorithm.minibatches,
         samples_per_update=one,
         total_updates=policy_updates(recipe),
-        score_passes={m.role: score_passes(blocks, size, prompt + response, m) for m in found},
+        score_passes={
+            m.role: score_passes(blocks, size, prompt + response, m)
+            for m in found
+            if m.role != "policy" or algorithm.old_logprobs == "scoring" or not recipe.has_reference
+        },
         update_passes={m.role: passes(one, prompt + response, m) for m in found if m.trained},
     )
 

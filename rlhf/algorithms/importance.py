@@ -10,6 +10,7 @@ Shapes: B samples, R response tokens of all samples, packed.
 from __future__ import annotations
 
 import numpy as np
+from torch import Tensor
 
 from rlhf.algorithms.losses import LOG_RATIO_LIMIT
 from rlhf.algorithms.rewards import sample_of_token, sum_by_sample
@@ -45,3 +46,12 @@ def importance_weights(
     weights = np.exp(np.clip(difference, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT))
     weights = np.minimum(weights, cap) if kind.endswith("truncate") else np.where(weights > cap, 0.0, weights)
     return np.where(response_mask, weights, 0.0).astype(np.float32)
+
+
+def token_importance(old_logprobs: Tensor, engine_logprobs: Tensor, algorithm: AlgorithmConfig) -> Tensor:
+    """(T,) ``importance_weights`` of tokens inside the mask, on their device; not for ``sequence_*``."""
+    kind, cap = algorithm.importance_sampling, algorithm.importance_cap
+    weights = (old_logprobs - engine_logprobs).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
+    if kind == "none":
+        return weights.new_ones(weights.shape)
+    return weights.clamp(max=cap) if kind == "token_truncate" else weights.masked_fill(weights > cap, 0)

@@ -400,6 +400,10 @@ class AlgorithmConfig:
     tokens or of whole responses, limited to ``importance_cap`` (truncate), or 0 above it (mask)."""
     importance_cap: AtLeastOne = 2.0
     """Largest importance weight."""
+    old_logprobs: Literal["scoring", "update"] | None = None
+    """Whether log π_old is computed by a forward pass before the update, or by the update's own. The latter needs
+    epochs · minibatches = 1, so that π_old is the policy that is updated, and saves a forward pass; the canaries of the
+    first pass then compare nothing. null: ``update`` where it is possible."""
     critic_warmup_steps: CountOrZero = 0
     """Number of first steps in which only the critic is trained."""
 
@@ -408,6 +412,8 @@ class AlgorithmConfig:
         for key, value in ALGORITHM_DEFAULTS[self.name].items():
             if getattr(self, key) is None:
                 object.__setattr__(self, key, value)
+        if self.old_logprobs is None:
+            object.__setattr__(self, "old_logprobs", "scoring" if any(self._needs_scoring()) else "update")
         refuse(self._problems())
         return self
 
@@ -466,6 +472,29 @@ class AlgorithmConfig:
                 "it skips a step's further updates, and there are none",
                 "leave out algorithm.target_kl, or raise algorithm.epochs or algorithm.minibatches",
             )
+
+        if self.old_logprobs == "update":
+            for option, why in self._needs_scoring():
+                yield UserError(
+                    f"algorithm.old_logprobs = update with {option}",
+                    why,
+                    f"leave out algorithm.old_logprobs, or change {option.split(' ')[0]}",
+                )
+
+    def _needs_scoring(self) -> Iterator[tuple[str, str]]:
+        """Options that need log π_old before the update, with the reason."""
+        if self.epochs * self.minibatches > 1:
+            option = "epochs" if self.epochs > 1 else "minibatches"
+            why = "from the second update on the policy is no longer the one at the beginning of the step"
+            yield f"algorithm.{option} = {getattr(self, option)}", why
+        if self.kl_in == "reward" and self.kl_coef:
+            yield "algorithm.kl_in = reward", "rewards and advantages are computed before the update"
+        if self.importance_sampling.startswith("sequence"):
+            why = "the weight of a response is computed from all its tokens, before the update"
+            yield f"algorithm.importance_sampling = {self.importance_sampling}", why
+        if self.critic_warmup_steps:
+            why = "without an update of the policy nothing compares it with the engine"
+            yield f"algorithm.critic_warmup_steps = {self.critic_warmup_steps}", why
 
     def _clip_problems(self) -> Iterator[UserError]:
         """Limits of the ratio that have no effect, or that contradict each other."""

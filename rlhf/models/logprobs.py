@@ -21,8 +21,9 @@ from torch.utils.checkpoint import checkpoint
 
 CHUNK = 2**28
 """Logits that exist at a time: 1 GiB in float32; 2,048 positions for a vocabulary of 131,072."""
-BLOCK = 2**20
-"""Logits whose probabilities exist at a time: 4 MiB in float32, which fit into a cache."""
+BLOCK, GPU_BLOCK = 2**20, 2**24
+"""Logits whose probabilities exist at a time: 4 MiB in float32, which fit into a CPU's cache; on a GPU 64 MiB, because
+each block costs the launch of a dozen kernels."""
 Logits = Callable[[Tensor], Tensor]
 """(R, d) last hidden states → (R, V) logits."""
 Entropy = Literal["none", "value", "trained"]
@@ -89,7 +90,7 @@ class _LogProbs(torch.autograd.Function):
 
 def _blocks(logits: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Blocks of at most ``BLOCK`` logits: of (R, V) tensors their rows, of (R,) tensors columns (r, 1)."""
-    rows = max(1, BLOCK // logits.shape[1])
+    rows = max(1, (GPU_BLOCK if logits.is_cuda else BLOCK) // logits.shape[1])
     tables = (each if each.dim() == 2 else each[:, None] for each in (logits, *others))
     return zip(*(table.split(rows) for table in tables), strict=True)
 

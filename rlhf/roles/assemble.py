@@ -35,6 +35,16 @@ It is larger than any step, so that this seed never equals that of a minibatch s
 FILL_STREAM = 10**9 + 2
 """The same of the order in which groups fill the update when a step samples more than ``ppo.batch_size``."""
 
+NEEDS_OLD = (
+    "rollout/logprob_gap_mean",
+    "rollout/logprob_gap_max",
+    "rollout/importance_weight_mean",
+    "rollout/importance_weight_max",
+    "objective/logratio_abs_mean",
+    "histogram/log_ratio_to_engine",
+)
+"""What is unknown until the update where it computes log π_old; the engine's log-probabilities stand in for it."""
+
 MOST_NAMED = 6
 """Largest number of samples that a message names."""
 
@@ -107,11 +117,16 @@ def assemble(
     experience, state = build_experience(scored, raw, algorithm, batch.state, longest)
     metrics = experience_metrics(experience, raw, batch.step) | _parts_metrics(scored)
     is_due = batch.step % batch.recipe.tracking.histogram_every == 0
+    unknown = NEEDS_OLD if algorithm.old_logprobs == "update" else ()
     report = BatchReport(
-        metrics=metrics,
+        metrics={name: value for name, value in metrics.items() if name not in unknown},
         samples=_sample_rows(batch, experience),
         state=state,
-        histograms=experience_histograms(experience) if is_due else {},
+        histograms={
+            name: histogram
+            for name, histogram in (experience_histograms(experience) if is_due else {}).items()
+            if name not in unknown
+        },
     )
     if not algorithm.drop_uniform_groups:
         return experience, report
@@ -126,7 +141,7 @@ def _join(batch: StepInputs, units: Sequence[ScoredUnit], values: Sequence[Rollo
     blocks = cast(Sequence[RolloutBlock], values[:count])
     rollouts, parts = RolloutBlock.concatenate(blocks), _parts_by_scorer(blocks, units, values[count:])
     scores: dict[str, Float32] = {}
-    tokens: dict[str, Float32 | None] = {"values": None}
+    tokens: dict[str, Float32 | None] = {"values": None, "old_logprobs": rollouts.logprobs}
     for scorer, result_spec in enumerate(batch.result_specs):
         if result_spec.kind == "score":
             scores[result_spec.name] = join_samples(parts[scorer], len(rollouts))

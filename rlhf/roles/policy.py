@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from rlhf.algorithms.importance import token_importance
 from rlhf.algorithms.losses import PolicyLoss, cispo_loss, kl_loss, policy_loss
 from rlhf.algorithms.normaliser import normaliser, token_weights
 from rlhf.algorithms.rewards import sample_of_token
@@ -36,8 +37,12 @@ if TYPE_CHECKING:
     from rlhf.weights.sender import TimedClient
     from rlhf.zero.source import ZeroSource
 
-SUMS = ("loss", "kl", "ratio", "ratio²", "approxkl", "clipped", "entropy", "tokens")
-"""Sums over tokens that a forward pass accumulates; the first two are weighted like the loss."""
+SUMS = (
+    *("loss", "kl", "ratio", "ratio²", "approxkl", "clipped", "entropy"),
+    *("importance", "engine", "reference", "tokens"),
+)
+"""Sums over tokens that a forward pass accumulates; the first two are weighted like the loss. ``engine`` and
+``reference`` are the distances of log π to their log-probabilities; 0 unless the update computes log π_old."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +51,7 @@ class PolicyBatch:
 
     Shapes: ``row`` predicts the T response tokens that are trained on; old_logprobs, ref_logprobs, advantages,
     importance, weights (T,); samples (T,) index of each token's sample among those that have tokens, for GSPO only.
+    Where the update computes log π_old, ``old_logprobs`` are the engine's and ``importance`` is 1.
     """
 
     row: PackedRow
@@ -117,6 +123,7 @@ class PolicyRole(LanguageRole):
         rates = self.utilisation(sequences.lengths[seen], tokens, time.perf_counter() - begun)
         return (
             update_metrics(torch.stack(totals))
+            | (_old_metrics(totals[0]) if self.recipe.algorithm.old_logprobs == "update" else {})
             | rates
             | {
                 "policy/updates": float(len(totals)),
@@ -156,13 +163,19 @@ class PolicyRole(LanguageRole):
         wanted: Entropy = "trained" if algorithm.entropy_coef else "value"
         logprobs, entropy = self.engine.engine(batch.row, self.recipe.rollout.temperature, wanted)
         self.engine.finite.watch("logprobs", logprobs)
+        distances = logprobs.new_zeros(2)
+        if algorithm.old_logprobs == "update":
+            old, engine = logprobs.detach(), batch.old_logprobs
+            distances = torch.stack([(old - engine).abs().sum(), (old - batch.ref_logprobs).abs().sum()])
+            batch = replace(batch, old_logprobs=old, importance=token_importance(old, engine, algorithm))
         terms = self._policy_loss(logprobs, batch)
         corrected = batch.weights * batch.importance
         with torch.set_grad_enabled(algorithm.kl_in == "loss"):
             kl = (corrected * kl_loss(logprobs, batch.old_logprobs, batch.ref_logprobs)).sum()
         value = (corrected * terms.loss).sum()
         statistics = [value.detach(), kl.detach(), terms.ratio.sum(), terms.ratio.square().sum(), terms.approxkl.sum()]
-        statistics += [terms.clipped.sum(), entropy.detach().sum(), torch.full_like(value, len(logprobs))]
+        statistics += [terms.clipped.sum(), entropy.detach().sum(), batch.importance.sum(), *distances]
+        statistics.append(torch.full_like(value, len(logprobs)))
         if algorithm.kl_in == "loss":
             value = value + kl_coef * kl
         if algorithm.entropy_coef:
@@ -234,16 +247,25 @@ def _mean_of(total: Tensor, name: str) -> float:
     return float(total[SUMS.index(name)] / total[SUMS.index("tokens")].clamp(min=1))
 
 
+def _old_metrics(total: Tensor) -> dict[str, float]:
+    """Metrics of log π_old, which ``experience_metrics`` computes where it is known before the update."""
+    return {
+        "rollout/logprob_gap_mean": _mean_of(total, "engine"),
+        "rollout/importance_weight_mean": _mean_of(total, "importance"),
+        "objective/logratio_abs_mean": _mean_of(total, "reference"),
+    }
+
+
 def update_metrics(totals: Tensor) -> dict[str, float]:
     """Metrics of a step, averaged over its updates; the keys ``first_pass/*`` cover the first update only.
 
     Statistics of an update come from its forward pass, before the optimizer step.
 
     Args:
-        totals: (updates, 8) sums over ranks in the order of ``SUMS``; the losses are already divided by the normaliser.
+        totals: (updates, 11) sums over ranks in the order of ``SUMS``; the losses are divided by the normaliser.
     """
     loss, kl = totals[:, :2].T
-    ratio, square, approxkl, clipfrac, entropy = (totals[:, 2:-1] / totals[:, -1:].clamp(min=1)).T
+    ratio, square, approxkl, clipfrac, entropy, *_ = (totals[:, 2:-1] / totals[:, -1:].clamp(min=1)).T
     return {
         "loss/policy_avg": float(loss.mean()),
         "loss/kl_avg": float(kl.mean()),

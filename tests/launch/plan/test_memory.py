@@ -32,7 +32,7 @@ from launch.plan.shapes import ModelShape, count_shape
 from rlhf.config.schema import ModelConfig, OptimizerConfig, RoleConfig, RolloutConfig
 from rlhf.generation.limits import EngineLimits
 from rlhf.models.load import switch_dropout_off
-from rlhf.models.logprobs import BLOCK, CHUNK
+from rlhf.models.logprobs import CHUNK, GPU_BLOCK
 from rlhf.models.packed_row import PackedRow, pack_row
 from rlhf.models.policy import PolicyNet
 from rlhf.zero.engine import ZeroEngine
@@ -275,10 +275,10 @@ def test_the_peak_of_scoring_is_within_the_formula(vocabulary: int, dtype: str) 
 
 
 def test_logits_by_hand() -> None:
-    """The logits of 2,092 tokens and 128,256 words and their gradient in bfloat16, and three blocks: 1.09 GB."""
+    """The logits of 2,092 tokens and 128,256 words and their gradient in bfloat16, and three blocks: 1.27 GB."""
     shape = find("meta-llama/Llama-3.1-8B")
-    assert memory.logits_bytes(member(shape), 8192, 2) == 4 * 2092 * 128_256 + 12 * 2**20
-    assert memory.logits_bytes(member(shape), 8192, 4, memory.SCORING_COPIES) == 4 * 2092 * 128_256 + 8 * 2**20
+    assert memory.logits_bytes(member(shape), 8192, 2) == 4 * 2092 * 128_256 + 12 * 2**24
+    assert memory.logits_bytes(member(shape), 8192, 4, memory.SCORING_COPIES) == 4 * 2092 * 128_256 + 8 * 2**24
     assert memory.logits_bytes(member(shape), 1, 4) == 20 * 128_256  # one token is less than a block
     assert memory.logits_bytes(member(shape, head="scalar"), 8192, 2) == 0
 
@@ -290,7 +290,7 @@ def test_a_shared_row_by_hand() -> None:
     assert saved_activations(shape, 32_768, 2) == 32_768 * alone
     assert saved_activations(shape, 32_768, 2, ranks=4) == 8192 * (alone + 2 * 4096)
     four = member(shape, ranks=4, sequence_parallel=4, micro_batch_tokens=32_768)
-    assert memory.logits_bytes(four, 4096, 2) == 4 * 1024 * 128_256 + 12 * 2**20
+    assert memory.logits_bytes(four, 4096, 2) == 4 * 1024 * 128_256 + 12 * 2**24
     whole, part = pass_memory(member(shape), ModelConfig(), 32_768), pass_memory(four, ModelConfig(), 32_768)
     assert part.activations == pytest.approx(whole.activations / 4, rel=0.05)
 
@@ -361,7 +361,7 @@ def test_constants_are_those_of_the_libraries() -> None:
     zero = DeepSpeedZeroConfig(stage=3)
     assert (REDUCE_BUCKET, zero.prefetch_bucket_size) == (memory.BUCKET, memory.PREFETCH)
     assert (zero.max_reuse_distance, zero.sub_group_size) == (memory.REUSED, memory.STEPPED)
-    assert (memory.LOGITS_CHUNK, memory.LOGITS_BLOCK) == (CHUNK, BLOCK)
+    assert (memory.LOGITS_CHUNK, memory.LOGITS_BLOCK) == (CHUNK, GPU_BLOCK)
     spec = find_spec("vllm")
     assert spec is not None and spec.origin is not None
     packed = (Path(spec.origin).parent / "distributed/weight_transfer/packed_tensor.py").read_text(encoding="utf-8")

@@ -31,7 +31,7 @@ from launch.plan.timing import (
 from launch.plan.work import batch_of, passes
 from rlhf.config.load import load_recipe
 from rlhf.config.named_files import STAGE_DATA
-from rlhf.config.schema import EarlyStopConfig, Recipe, RewardSourceConfig
+from rlhf.config.schema import EarlyStopConfig, LoRAConfig, Recipe, RewardSourceConfig
 from rlhf.errors import UserError
 from rlhf.generation.limits import EngineLimits
 from tests.launch.plan.small import TINY, find, recipe
@@ -118,6 +118,14 @@ def test_a_batch_by_hand() -> None:
     assert (batch.updates, batch.samples_per_update, batch.total_updates) == (6, 32, 600)
     assert batch.update_passes == {"policy": 2, "critic": 4}
     assert batch.score_passes == {"policy": 4, "critic": 8, "reference": 8, "reward model": 8}
+
+
+def test_the_policy_scores_nothing_where_the_update_computes_the_old_logprobs() -> None:
+    once = {"algorithm__epochs": 1, "algorithm__kl_in": "loss", "algorithm__old_logprobs": "update"}
+    made = recipe(**once)
+    assert set(batch_of(made, "ppo", roles_of(made)).score_passes) == {"critic", "reference", "reward model"}
+    adapted = recipe(**once, model__lora=LoRAConfig())
+    assert "policy" in batch_of(adapted, "ppo", roles_of(adapted)).score_passes  # with its adapters disabled
 
 
 @pytest.mark.parametrize(("stage", "budget", "rows"), [(3, 16_384, 1), (1, 16_384, 1), (3, 4096, 4), (3, 8192, 2)])

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from rlhf.algorithms.importance import importance_weights
+from rlhf.algorithms.importance import importance_weights, token_importance
 from rlhf.config.schema import AlgorithmConfig
 
 MODES = ["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
@@ -93,3 +94,17 @@ def test_nothing_leaks_from_outside_the_mask(mode: Any, garbage: tuple[float, fl
 @pytest.mark.parametrize("mode", MODES)
 def test_weights_are_exactly_1_where_the_engine_agrees(mode: Any) -> None:
     assert weights([1.0] * 4, mode, 2.0, (1, 0, 3)) == [1.0] * 4
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [("none", [1, 1, 1]), ("token_truncate", [1.25, 0.25, 1.25]), ("token_mask", [0, 0.25, 1.25])],
+)
+def test_the_update_has_the_weights_of_tokens_by_hand(mode: Any, expected: list[float]) -> None:
+    """Ratios 2, ¼ and 1¼; the cap is 1¼, and a weight equal to it stays."""
+    algorithm = AlgorithmConfig(importance_sampling=mode, **({} if mode == "none" else {"importance_cap": 1.25}))
+    engine = torch.full((3,), math.log(0.5))
+    old = torch.tensor([1, 0.125, 0.625]).log()
+    found = token_importance(old, engine, algorithm)
+    assert found.tolist() == pytest.approx(expected, rel=1e-5)
+    assert torch.isfinite(token_importance(old + 1000, engine, algorithm)).all()

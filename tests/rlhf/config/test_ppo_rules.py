@@ -5,6 +5,7 @@ Options of the ``algorithm`` section alone are refused when it is constructed, t
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -260,3 +261,32 @@ def test_an_early_stop_that_never_comes_is_refused() -> None:
     assert passes(replace(recipe(), early_stop=replace(watch, patience=9)))
     with pytest.raises(ValidationError, match=r"early_stop\.scorer\.weight = 0"):
         replace(watch, scorer=replace(watch.scorer, weight=0.0))
+
+
+ONE_PASS: dict[str, Any] = {"name": "grpo", "epochs": 1, "minibatches": 1}
+
+
+def test_old_logprobs_come_from_the_update_where_it_is_the_only_one() -> None:
+    def chosen(**changed: Any) -> str | None:
+        return AlgorithmConfig(**{**ONE_PASS, **changed}).old_logprobs
+
+    assert chosen() == "update"
+    assert chosen(old_logprobs="scoring") == "scoring"
+    assert chosen(name="rloo", kl_coef=0.0) == chosen(name="ppo", kl_coef=0.0) == "update"
+    for name, value in NEEDS_SCORING.items():
+        assert chosen(**value) == "scoring", name
+
+
+NEEDS_SCORING: dict[str, dict[str, Any]] = {
+    "algorithm.epochs = 4": {"epochs": 4},
+    "algorithm.minibatches = 2": {"minibatches": 2},
+    "algorithm.kl_in = reward": {"kl_in": "reward"},
+    "algorithm.importance_sampling = sequence_mask": {"importance_sampling": "sequence_mask"},
+    "algorithm.critic_warmup_steps = 3": {"name": "ppo", "kl_coef": 0.0, "critic_warmup_steps": 3},
+}
+
+
+@pytest.mark.parametrize("option", NEEDS_SCORING)
+def test_old_logprobs_by_the_update_are_refused_where_they_are_needed_before(option: str) -> None:
+    with pytest.raises(ValidationError, match=re.escape(f"algorithm.old_logprobs = update with {option}")):
+        AlgorithmConfig(**{**ONE_PASS, **NEEDS_SCORING[option], "old_logprobs": "update"})

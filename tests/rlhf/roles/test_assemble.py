@@ -226,6 +226,23 @@ def test_without_a_critic_there_are_no_values(folder: str) -> None:
     assert "critic/explained_variance" not in report.metrics
 
 
+def test_where_the_update_computes_the_old_logprobs_the_engines_stand_in_and_are_compared_later(folder: str) -> None:
+    specs = tuple(spec for spec in WITHOUT_CRITIC if spec.kind != "old_logprobs")
+    samples = [replace(r, logprobs=of_tokens(7)(r).astype(np.float32)) for r in rollouts()]
+    experience, report = assembled(folder, [samples], result_specs=specs, name="grpo", epochs=1)
+    engine = np.concatenate([r.logprobs for r in samples])
+    np.testing.assert_array_equal(experience.old_logprobs, np.where(experience.response_mask, engine, 0))
+    np.testing.assert_array_equal(experience.importance_weights, experience.response_mask)
+    _, known = assembled(folder, [samples], result_specs=WITHOUT_CRITIC, name="grpo")
+    gone = {f"rollout/{name}_{kind}" for name in ("logprob_gap", "importance_weight") for kind in ("mean", "max")}
+    assert known.metrics.keys() - report.metrics.keys() == {*gone, "objective/logratio_abs_mean"}
+    histograms = [
+        set(assembled(folder, [samples], step=0, result_specs=chosen, name="grpo", epochs=epochs)[1].histograms)
+        for chosen, epochs in ((WITHOUT_CRITIC, 2), (specs, 1))
+    ]
+    assert histograms[0] - histograms[1] == {"histogram/log_ratio_to_engine"}
+
+
 def test_groups_are_those_of_the_prompts(folder: str) -> None:
     """Leave-one-out of the scores: each is its score less that of the other; the fourth is dropped, the third alone."""
     experience, _ = assembled(folder, [rollouts()], result_specs=WITHOUT_CRITIC, name="rloo", kl_coef=0.0)

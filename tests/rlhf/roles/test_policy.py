@@ -507,8 +507,11 @@ def test_the_first_pass_over_fresh_rollouts_has_ratio_1(
         np.testing.assert_array_equal(answer["logprobs"], answers[0]["logprobs"])
 
 
-SUMMED = torch.tensor([[2.0, 1, 4, 4, 0, 0, 12, 4], [1.0, 0, 3, 5, 0.5, 1, 2, 2]], dtype=torch.float64)
-"""Loss and KL, divided already; sums of ratio, ratio², ½ log², clipped, entropy, tokens: of 4 tokens and of 2."""
+SUMMED = torch.tensor(
+    [[2.0, 1, 4, 4, 0, 0, 12, 9, 9, 9, 4], [1.0, 0, 3, 5, 0.5, 1, 2, 9, 9, 9, 2]], dtype=torch.float64
+)
+"""Loss and KL, divided already; sums of ratio, ratio², ½ log², clipped, entropy, three that are not averaged here, and
+tokens: of 4 tokens and of 2."""
 AVERAGED = {
     "loss/policy_avg": (2 + 1) / 2,
     "loss/kl_avg": (1 + 0) / 2,
@@ -525,3 +528,41 @@ def test_metrics_are_means_over_tokens_of_each_update_and_then_over_updates() ->
     assert update_metrics(SUMMED) == pytest.approx(AVERAGED | OF_THE_FIRST)
     second = {"first_pass/ratio": 1.5, "first_pass/approxkl": 0.25, "first_pass/clipfrac": 0.5}
     assert update_metrics(SUMMED.flip(0)) == pytest.approx(AVERAGED | second)
+
+
+@pytest.mark.parametrize(("kl_in", "mode"), [("loss", "token_truncate"), ("loss", "token_mask"), ("loss", "none")])
+@pytest.mark.parametrize(("ranks", "stage", "budget"), [(1, 1, 20), (2, 2, 11)])
+def test_an_update_that_computes_the_old_logprobs_is_the_plain_one_with_them(
+    kl_in: Any, mode: Any, ranks: int, stage: int, budget: int, folder: Path, crews: dict[int, Crew]
+) -> None:
+    """The plain update gets log π_old from transformers, and weights π_old/π_engine, at most 1½, by NumPy."""
+    capped = {} if mode == "none" else {"importance_cap": 1.5}
+    made = recipe(ranks, stage, budget, epochs=1, kl_in=kl_in, importance_sampling=mode, **capped)
+    assert made.algorithm.old_logprobs == "update"
+    batch, kept = experience(), experience().response_mask
+    given = replace(batch, importance_weights=kept.astype(np.float32))  # its old_logprobs are the engine's
+    with torch.no_grad():
+        rows = one_by_one(load_causal(folder, ModelConfig()), batch, list(range(len(SIZES))))
+    own = np.zeros(len(kept), dtype=np.float32)
+    own[kept] = torch.cat([row["new"] for row in rows]).numpy()
+    ratios = np.exp(own - np.where(kept, batch.old_logprobs, 0))
+    ratio = {"none": np.ones_like(ratios), "token_truncate": np.minimum(ratios, 1.5), "token_mask": ratios}[mode]
+    weights = np.where(ratios > 1.5, 0, ratio) if mode == "token_mask" else ratio
+    known = replace(batch, old_logprobs=own, importance_weights=weights.astype(np.float32))
+    expected = plain_update(folder, known, made.algorithm)[0]
+    for updated in crews[ranks].run(update, folder, made, given):
+        assert_same(updated, expected)
+        metrics = updated.metrics
+        assert metrics["rollout/logprob_gap_mean"] == pytest.approx(
+            float(np.abs(own - batch.old_logprobs)[kept].mean()), rel=1e-5
+        )
+        assert metrics["objective/logratio_abs_mean"] == pytest.approx(
+            float(np.abs(own - batch.ref_logprobs)[kept].mean()), rel=1e-5
+        )
+        assert metrics["rollout/importance_weight_mean"] == pytest.approx(float(weights[kept].mean()), rel=1e-5)
+        assert metrics["val/ratio"] == 1 and metrics["policy/clipfrac_avg"] == 0
+
+
+def test_an_update_with_known_old_logprobs_reports_nothing_of_the_engine(folder: Path, one_rank: Crew) -> None:
+    [updated] = one_rank.run(update, folder, recipe(epochs=2), experience())
+    assert not any(name.startswith("rollout/") for name in updated.metrics)
