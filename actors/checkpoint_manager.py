@@ -1,4 +1,4 @@
-"""Takes snapshots of a PPO run in the nodes' memory, writes checkpoints to disk, and restores from either."""
+"""Takes snapshots of a stage in the nodes' memory, writes checkpoints to disk, and restores from either."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import ray
 from ray.exceptions import RayError
@@ -18,84 +18,116 @@ from actors.waiting import PhaseContext, fetch, wait
 from rlhf.checkpoints.compatible import data_changes
 from rlhf.checkpoints.manifest import Content, FileEntry, write_files
 from rlhf.checkpoints.store import Checkpoint, CheckpointStore
-from rlhf.data.order import OrderState
+from rlhf.config.load import to_yaml
 from rlhf.errors import LostError, MachineryError
 from rlhf.placement.parallelism import snapshots_read_by
 from rlhf.recovery.snapshot_pace import SnapshotPace
-from rlhf.run_state import RunState
+from rlhf.run_state import StageState
 from rlhf.tracking.run_folder import RunFolder
 from rlhf.tracking.spans import PhaseTimer
 from rlhf.tracking.tracker import Tracker
 
 if TYPE_CHECKING:  # processes that read and write files import this module, and do not need the actors
-    from actors.run_actors import RunActors
+    from actors.group import Group
+    from actors.session import Session
+    from actors.supervisor import Supervisor
+    from rlhf.config.schema import Recipe
 
 SNAPSHOT, CHECKPOINT, RESTORE = "snapshot", "checkpoint", "restore"
+HELD_OUT_LOSS = "eval/loss"
+"""Metric by which checkpoints of SFT, reward training and DPO are ranked; lower is better."""
 
-ResumePoint = tuple[RunState, Sequence[Block]]
-"""State to resume from, and the next step's rollouts if they were generated already."""
+State = TypeVar("State", bound=StageState)
+ResumePoint = tuple[State, Sequence[Block]]
+"""State to resume from, and PPO's rollouts of the next step if they were generated already."""
+
+
+class TrainedActors(Protocol):
+    """A stage's actors, as far as its checkpoints need them."""
+
+    recipe: Recipe
+    supervisor: Supervisor
+
+    @property
+    def trained(self) -> Mapping[str, Group]:
+        """Groups with trained weights, by role."""
+
+    def rebuild(self, group: Group) -> None:
+        """Replace a group's ranks with new ones, which hold the initial model."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Snapshot:
+class Snapshot(Generic[State]):
     """The state after a step, the shards of the trained groups, and the next step's rollouts if already generated.
 
-    ``shards`` references each rank's files, by group; ``score`` is the policy's value of ``checkpoint.best_metric``.
+    ``shards`` references each rank's files, by group; ``score`` ranks the model, higher is better.
     """
 
-    state: RunState
+    state: State
     shards: Mapping[str, Sequence[ray.ObjectRef]]
     pregenerated_blocks: Sequence[Block]
     score: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Writing:
+class Writing(Generic[State]):
     """A checkpoint that is being written by Ray tasks, one per shard or block; ``tasks`` maps them to names."""
 
-    snapshot: Snapshot
+    snapshot: Snapshot[State]
     tasks: Mapping[ray.ObjectRef, str]
 
 
-class CheckpointManager:
-    """Keeps the run's last snapshot and its checkpoints.
+class CheckpointManager(Generic[State]):
+    """Keeps the stage's last snapshot and its checkpoints.
 
     The loop waits while a snapshot is copied to memory; a checkpoint is written from a snapshot in the background.
     """
 
     def __init__(
         self,
-        actors: RunActors,
+        actors: TrainedActors,
         run: RunFolder,
         store: CheckpointStore,
-        config_yaml: str,
+        start: State,
         tracker: Tracker,
         timer: PhaseTimer,
     ) -> None:
-        self.actors, self.run, self.store, self.config_yaml = actors, run, store, config_yaml
+        """Find the last checkpoint; ``start`` is the state before the first step."""
+        self.actors, self.run, self.store, self.start = actors, run, store, start
         self.supervisor = actors.supervisor
         self.tracker, self.timer, self.config = tracker, timer, actors.recipe.checkpoint
-        self.steps = actors.recipe.ppo.steps
-        self.snapshot: Snapshot | None = None
+        self.snapshot: Snapshot[State] | None = None
         self.committed: Checkpoint | None = store.latest()
-        self._writing: Writing | None = None
-        self._failures, self._pace = 0, SnapshotPace()
+        self._writing: Writing[State] | None = None
+        self._failures, self._pace, self._config_yaml = 0, SnapshotPace(), to_yaml(actors.recipe)
         environment = worker_environment(1, actors.recipe.placement.ray_address is None)
         task = ray.remote(num_cpus=0, max_retries=0, runtime_env={"env_vars": environment})
         self._write, self._write_block, self._confirm = task(write_shard), task(write_block), task(confirm_blocks)
         self._read = task(read_blocks)
 
-    def keep(self, state: RunState, pregenerated_blocks: Sequence[Block], metrics: Mapping[str, float]) -> None:
-        """Take a snapshot and begin a checkpoint if they are due after this step; commit a finished checkpoint."""
-        is_last = state.step == self.steps or bool(state.watch and state.watch.stop)
-        is_due = state.step % self.config.every == 0 or is_last
-        if is_due and self.config.keep_best and self.config.best_metric not in metrics:
-            self.tracker.event("no_best_metric", step=state.step, metric=self.config.best_metric)
+    def keep(
+        self, state: State, pregenerated_blocks: Sequence[Block], metrics: Mapping[str, float], is_last: bool = False
+    ) -> None:
+        """Take a snapshot and begin a checkpoint if they are due after this step; commit a finished checkpoint.
+
+        Args:
+            is_last: a checkpoint is due, whatever the step, and is committed on return.
+        """
+        is_due = state.step % self.config.every_in(self.run.stage) == 0 or is_last
         if is_due or self._is_snapshot_due(state.step):
-            self.take_snapshot(state, pregenerated_blocks, metrics.get(self.config.best_metric))
+            self.take_snapshot(state, pregenerated_blocks, self._score(state.step, metrics, is_due))
         if is_due:
             self.begin_checkpoint()
         self.finish_checkpoint(wait_for_it=is_last)
+
+    def _score(self, step: int, metrics: Mapping[str, float], is_due: bool) -> float | None:
+        """Number by which a checkpoint is ranked, higher is better; None if this step has none."""
+        if self.run.stage != "ppo":
+            return -metrics[HELD_OUT_LOSS] if HELD_OUT_LOSS in metrics else None
+        metric = self.config.best_metric
+        if is_due and self.config.keep_best and metric not in metrics:
+            self.tracker.event("no_best_metric", step=step, metric=metric)
+        return metrics.get(metric)
 
     def _is_snapshot_due(self, step: int) -> bool:
         every = self.config.snapshot_every
@@ -104,7 +136,7 @@ class CheckpointManager:
         return every > 0 and step % every == 0
 
     def take_snapshot(
-        self, state: RunState, pregenerated_blocks: Sequence[Block] = (), score: float | None = None
+        self, state: State, pregenerated_blocks: Sequence[Block] = (), score: float | None = None
     ) -> None:
         """Take a snapshot, which replaces the last one. ``score`` ranks the checkpoint for ``checkpoint.keep_best``."""
         context = PhaseContext(phase=SNAPSHOT, step=state.step - 1 if state.step else None)
@@ -160,7 +192,7 @@ class CheckpointManager:
             with self.timer(CHECKPOINT, context.step):
                 entries = self._written(writing, context)
                 self.committed = self.store.commit(
-                    state.step, entries, state.to_json(), self.config_yaml, writing.snapshot.score
+                    state.step, entries, state.to_json(), self._config_yaml, writing.snapshot.score
                 )
         except (OSError, RayError, LostError) as error:
             self._writing = None
@@ -173,10 +205,10 @@ class CheckpointManager:
         self._writing, self._failures = None, 0
         size = sum(entry.bytes for entry in entries)
         self.tracker.checkpoint(state.step, size, self.committed.path)
-        if state.watch is not None and state.watch.watch.best is not None:
-            self.run.prune_best(state.watch.watch.best.step)
+        if state.best_step is not None:
+            self.run.prune_best(state.best_step)
 
-    def _written(self, writing: Writing, context: PhaseContext) -> list[FileEntry]:
+    def _written(self, writing: Writing[State], context: PhaseContext) -> list[FileEntry]:
         pending, entries = Pending(writing.tasks), list[FileEntry]()
         deadlines = self.supervisor.deadlines
         while pending:
@@ -202,7 +234,16 @@ class CheckpointManager:
             return "There is no checkpoint yet."
         return f"The last checkpoint is {self.committed.path}, after step {self.committed.step}."
 
-    def restore(self) -> ResumePoint:
+    def resume(self, checkpoint: Checkpoint | None) -> ResumePoint[State]:
+        """Load the checkpoint of an earlier command, if there is one; returns the same as ``restore``."""
+        if checkpoint is None:
+            return self.start, ()
+        state, pregenerated_blocks = self.load(checkpoint, PhaseContext(phase="load"))
+        self.supervisor.resume(state.goodput)
+        self.tracker.event("resumed", step=state.step, path=str(checkpoint.path))
+        return state, pregenerated_blocks
+
+    def restore(self) -> ResumePoint[State]:
         """Restore the trained groups and the run's files to the last snapshot.
 
         Without a complete snapshot they are restored to the last checkpoint, and without a checkpoint to the initial
@@ -220,7 +261,7 @@ class CheckpointManager:
             self.supervisor.serve(group.names)
         return state, pregenerated_blocks
 
-    def _from_memory(self, context: PhaseContext) -> ResumePoint | None:
+    def _from_memory(self, context: PhaseContext) -> ResumePoint[State] | None:
         if self.snapshot is None:
             return None
         try:
@@ -240,24 +281,25 @@ class CheckpointManager:
             return None
         return self.snapshot.state, self.snapshot.pregenerated_blocks
 
-    def _from_disk(self, context: PhaseContext) -> ResumePoint | None:
+    def _from_disk(self, context: PhaseContext) -> ResumePoint[State] | None:
         self.finish_checkpoint(wait_for_it=True)  # it is newer than the last committed one
         if self.committed is None:
             return None
         self.committed.verify()
         return self.load(self.committed, context.of("load"))  # a separate deadline: disks are slower than memory
 
-    def load(self, checkpoint: Checkpoint, context: PhaseContext) -> ResumePoint:
+    def load(self, checkpoint: Checkpoint, context: PhaseContext) -> ResumePoint[State]:
         """Have the trained groups load a verified checkpoint; returns the same as ``restore``.
 
-        If the data changed since, and the recipe accepts that, a new epoch begins.
+        If the data changed since, and the recipe accepts that, PPO begins a new epoch; other stages go on at the same
+        step of the new data's batches.
         """
-        state = RunState.from_json(checkpoint.state())
+        state = self.start.from_json(checkpoint.state())
         for role, group in self.actors.trained.items():
             group.ask("load", str(checkpoint.path.resolve() / role), context=context)
             group.offload(context)
         if data_changes(checkpoint.manifest.data, self.store.data or ()):
-            return replace(state, order=OrderState(state.order.epoch + 1, 0)), ()
+            return state.with_other_data(), ()
         return state, self._blocks(checkpoint, context)
 
     def _blocks(self, checkpoint: Checkpoint, context: PhaseContext) -> Sequence[Block]:
@@ -270,11 +312,24 @@ class CheckpointManager:
         descriptions = fetch(described, FOLDER, context, self.supervisor.deadlines)
         return [Block(rollouts=block, **fields) for block, fields in zip(blocks, descriptions, strict=True)]
 
-    def _from_start(self) -> ResumePoint:
+    def _from_start(self) -> ResumePoint[State]:
         """Rebuild the groups from the initial models: neither snapshot nor checkpoint exists."""
         for group in self.actors.trained.values():
             self.actors.rebuild(group)
-        return replace(RunState.start(self.actors.recipe), sizes=dict.fromkeys(self.run.sizes(), 0)), ()
+        return replace(self.start, sizes=dict.fromkeys(self.run.sizes(), 0)), ()
+
+
+def open_checkpoints(
+    session: Session, run: RunFolder, tracker: Tracker, actors: TrainedActors, timer: PhaseTimer, start: State
+) -> tuple[CheckpointManager[State], ResumePoint[State]]:
+    """Return the stage's checkpoints and the point from which it goes on.
+
+    That is its last checkpoint, which the trained groups have then loaded, or without one ``start``.
+    """
+    config, files = session.recipe.checkpoint, session.files_of(run.stage)
+    store = CheckpointStore(run.checkpoints, config.keep_last, config.keep_best, files)
+    checkpoints = CheckpointManager(actors, run, store, start, tracker, timer)
+    return checkpoints, checkpoints.resume(session.checkpoint(run.stage))
 
 
 def write_shard(files: Mapping[str, Content], folder: Path, role: str) -> list[FileEntry]:

@@ -12,15 +12,14 @@ from actors.group import Group
 from actors.reward_model import SHORTER_WINS, label_baseline
 from actors.session import Session
 from actors.supervised import (
-    Loop,
     Summary,
-    phase_seconds,
     read_ceiling,
     record_examinations,
     running_group,
     save_model,
     select_metrics,
 )
+from actors.supervised_loop import Training
 from actors.waiting import PhaseContext
 from rlhf.config.schema import DPOConfig
 from rlhf.config.stages import check_schedule, is_unpaired
@@ -67,20 +66,18 @@ def train_dpo(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
         examined = record_examinations(session, tracker, {"policy": group}, session.dpo_start)
         with timer("reference"):
             reference, held_out = (_reference(group, side, config) for side in (data.train, data.held_out))
-        train = PairData.pack(data.train).sequences
-        group.ask("set_data", ray.put(train), ray.put(reference), context=PhaseContext(phase="start"))
-        if data.labels is not None:
-            group.ask("set_labels", ray.put(data.labels), context=PhaseContext(phase="start"))
-        loop = Loop(
+        data_refs = ray.put(PairData.pack(data.train).sequences), ray.put(reference)
+        training = Training(
             title=config.loss.upper(),
             batches=batches,
+            prepare=lambda: _give_data(group, data_refs, data.labels),
             evaluate=lambda step: _evaluate(data, group, held_out, config, step),
             eval_every=recipe.dpo.eval_every,
+            finish=lambda: save_model(session, run, group, timer),
             shown=labelled("train/loss", "rewards/margins", "eval/accuracy"),
         )
-        latest = loop.run(session, group, tracker, timer)
-        save_model(session, run, group, timer)
-    return {**select_metrics(latest, SHOWN), **data.baseline, **examined, **phase_seconds(timer)}
+        done = training.run(session, run, group, tracker, timer)
+    return {**select_metrics(done.latest, SHOWN), **data.baseline, **examined, **done.costs}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +120,13 @@ def _labels(session: Session) -> _PolicyData:
         baseline=label_baseline(held_out),
         labels=LabelledData.pack(data.train).is_good,
     )
+
+
+def _give_data(group: Group, data_refs: Sequence[ray.ObjectRef], labels: Bool | None) -> None:
+    """Give ranks that were just built the pairs with their reference log-probabilities, and for KTO the labels."""
+    group.ask("set_data", *data_refs, context=PhaseContext(phase="start"))
+    if labels is not None:
+        group.ask("set_labels", labels, context=PhaseContext(phase="start"))
 
 
 def _reference(group: Group, pairs: Sequence[Pair], config: DPOConfig) -> Float32:

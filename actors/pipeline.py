@@ -17,7 +17,7 @@ from rlhf.checkpoints.store import latest_checkpoint
 from rlhf.config.load import to_yaml
 from rlhf.config.stages import stages_of
 from rlhf.errors import MachineryError, RLHFError, Stopped, UserError
-from rlhf.run_state import RunState
+from rlhf.run_state import StageState
 from rlhf.tracking.run_folder import RunFolder
 from rlhf.tracking.tracker import Tracker
 
@@ -57,7 +57,7 @@ def _resume(session: Session, stage: str, run: RunFolder) -> None:
     """Rewind the folder of an unfinished stage to its last checkpoint."""
     checkpoint = session.checkpoint(stage)
     assert checkpoint is not None
-    run.rewind(RunState.from_json(checkpoint.state()).sizes)
+    run.rewind(StageState.from_json(checkpoint.state()).sizes)
     run.accept(to_yaml(session.recipe))
     session.console.print(f"{stage}: resumes from {checkpoint.path}, after step {checkpoint.step}")
 

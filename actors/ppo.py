@@ -8,25 +8,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from actors.answering import answers_of, ignore_progress
-from actors.checkpoint_manager import CheckpointManager, ResumePoint
+from actors.checkpoint_manager import open_checkpoints
 from actors.early_stop import EarlyStopping, PolicyAccess, describe_outcome, held_out_prompts, summarise_early_stop
+from actors.ppo_loop import PPOLoop
 from actors.run_actors import RunActors, Start, start_actors
 from actors.session import Session
-from actors.supervised import Summary, record_examinations, recorded_seconds, select_metrics
+from actors.supervised import Summary, record_examinations, recorded_rows, recorded_seconds, select_metrics
 from actors.supervisor import STATUS, Supervisor
 from actors.timeline import TimelineCollector
 from actors.trainer import PPOTrainer
-from actors.training_loop import TrainingLoop
 from actors.waiting import START, PhaseContext
-from rlhf.checkpoints.store import CheckpointStore
-from rlhf.config.load import to_yaml
 from rlhf.config.schema import Recipe
 from rlhf.evaluation.comparison import write_answers
 from rlhf.evaluation.progress import summarise_progress
 from rlhf.metrics import labelled
 from rlhf.run_state import RunState
 from rlhf.storage.durable import write_atomically
-from rlhf.storage.jsonl import read_lines
 from rlhf.storage.reading import read_json
 from rlhf.tracking.plots import plot_overoptimisation
 from rlhf.tracking.run_folder import RunFolder
@@ -71,45 +68,33 @@ def train_ppo(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
         timeline.spans.add("start", begun)
         examined = record_examinations(session, tracker, actors.networks, session.policy_start)
         trainer = PPOTrainer(actors, len(data.train))
-        config = recipe.checkpoint
-        store = CheckpointStore(run.checkpoints, config.keep_last, config.keep_best, session.files_of("ppo"))
-        checkpoints = CheckpointManager(actors, run, store, to_yaml(recipe), tracker, trainer.timer)
-        loop = TrainingLoop(trainer, checkpoints, _resume_point(session, checkpoints, supervisor, tracker))
         policy = _policy(session, actors, range(len(data.train), len(data.train) + len(compared)))
-        loop.begin()
-        before = _answers_before(run, loop, policy)
         held_out_indices = range(len(data.train), len(data.train) + len(held_out))
         early_stop = (
             EarlyStopping(recipe.early_stop, actors, trainer.timer, held_out_indices, held_out, policy, run, tracker)
             if recipe.early_stop
             else None
         )
+        loop = PPOLoop(
+            trainer,
+            *open_checkpoints(session, run, tracker, actors, trainer.timer, RunState.start(recipe)),
+            early_stop,
+        )
+        loop.begin()
+        before = _answers_before(run, loop, policy)
         was_over = loop.is_over
         trainer.timer.add(START, began)
-        _run_steps(session, tracker, loop, early_stop)
+        _run_steps(session, tracker, loop)
         after = _answers_after(run, loop, policy, early_stop, was_over)
     texts = [session.tokenizer.decode(prompt.tokens, skip_special_tokens=True) for prompt in compared]
     write_answers(run.path, texts, before, after)
-    history = [{name: value for name, value in row.items() if value is not None} for row in read_lines(run.metrics)]
+    history = recorded_rows(run)
     stopping: Summary = {}
     if early_stop:
         session.console.print(describe_outcome(loop.state, recipe.ppo.steps))
         plot_overoptimisation(run.metrics, run.path / "overoptimisation.png")
         stopping = summarise_early_stop(loop.state, recipe.ppo.steps)
     return {**summarise_progress(history), **stopping, **examined, **supervisor.summary(), **recorded_seconds(history)}
-
-
-def _resume_point(
-    session: Session, checkpoints: CheckpointManager, supervisor: Supervisor, tracker: Tracker
-) -> ResumePoint:
-    """Load the run's last checkpoint into policy and critic and return its state, or return the initial state."""
-    checkpoint = session.checkpoint("ppo")
-    if checkpoint is None:
-        return RunState.start(session.recipe), ()
-    state, pregenerated_blocks = checkpoints.load(checkpoint, PhaseContext(phase="load"))
-    supervisor.resume(state.goodput, checkpoints.run.path / STATUS)
-    tracker.event("resumed", step=state.step, path=str(checkpoint.path))
-    return state, pregenerated_blocks
 
 
 def _count_compared(run: RunFolder, recipe: Recipe) -> int:
@@ -121,7 +106,7 @@ def _count_compared(run: RunFolder, recipe: Recipe) -> int:
     return recipe.evaluation.prompts
 
 
-def _answers_before(run: RunFolder, loop: TrainingLoop, policy: PolicyAccess) -> list[str]:
+def _answers_before(run: RunFolder, loop: PPOLoop, policy: PolicyAccess) -> list[str]:
     """Answers of the policy before the first step; a resumed run reads those that its first command stored."""
     stored = run.path / BEFORE
     if not (run.resumes and stored.exists()):
@@ -140,10 +125,10 @@ def _policy(session: Session, actors: RunActors, compared: Sequence[int]) -> Pol
     return PolicyAccess(save=save, answers=lambda: answers_of(actors.engines, compared, start, ignore_progress))
 
 
-def _run_steps(session: Session, tracker: Tracker, loop: TrainingLoop, early_stop: EarlyStopping | None) -> None:
+def _run_steps(session: Session, tracker: Tracker, loop: PPOLoop) -> None:
     """Run all steps; record each and show it on the console."""
     with session.console.stage("PPO", session.recipe.ppo.steps) as report:
-        for step, result in loop.run(early_stop):
+        for step, result in loop.run():
             tracker.log(step, result.metrics)
             tracker.samples(step, result.samples)
             tracker.histograms(step, result.histograms)
@@ -151,7 +136,7 @@ def _run_steps(session: Session, tracker: Tracker, loop: TrainingLoop, early_sto
 
 
 def _answers_after(
-    run: RunFolder, loop: TrainingLoop, policy: PolicyAccess, early_stop: EarlyStopping | None, was_over: bool
+    run: RunFolder, loop: PPOLoop, policy: PolicyAccess, early_stop: EarlyStopping | None, was_over: bool
 ) -> list[str]:
     """Save the run's model, and return its answers for the comparison.
 

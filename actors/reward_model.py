@@ -11,15 +11,14 @@ import ray
 from actors.group import Group
 from actors.session import Session
 from actors.supervised import (
-    Loop,
     Summary,
-    phase_seconds,
     read_ceiling,
     record_examinations,
     running_group,
     save_model,
     select_metrics,
 )
+from actors.supervised_loop import Training
 from actors.waiting import PhaseContext
 from rlhf.config.stages import check_schedule, is_unpaired
 from rlhf.data.stages import comparison_batches
@@ -58,20 +57,26 @@ def train_reward(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
     start = session.model_of("sft", recipe.reward.init, session.base)
     with running_group(session, "reward", "reward", run, tracker, data.role, str(start), len(batches)) as group:
         examined = record_examinations(session, tracker, {"reward": group}, session.base)
-        group.ask(data.method, ray.put(data.train), context=PhaseContext(phase="start"))
-        loop = Loop(
+        train = ray.put(data.train)
+        training = Training(
             title="Reward model",
             batches=batches,
+            prepare=lambda: group.ask(data.method, train, context=PhaseContext(phase="start")),
             evaluate=lambda step: data.evaluate(group, step),
             eval_every=recipe.reward.eval_every,
+            finish=lambda: _save_normalised(session, run, group, timer),
             shown=labelled("train/loss", "eval/accuracy"),
         )
-        latest = loop.run(session, group, tracker, timer)
-        with timer("normalise"):
-            mean, spread = _demonstration_scores(group, session)
-        save_model(session, run, group, timer, "save_shifted", -mean)
-    scores = {"demonstrations' raw score (shifted to 0)": mean, "demonstrations' standard deviation": spread}
-    return {**select_metrics(latest, SHOWN), **data.baseline, **scores, **examined, **phase_seconds(timer)}
+        done = training.run(session, run, group, tracker, timer)
+    return {**select_metrics(done.latest, SHOWN), **data.baseline, **done.results, **examined, **done.costs}
+
+
+def _save_normalised(session: Session, run: RunFolder, group: Group, timer: PhaseTimer) -> Summary:
+    """Save the model with the shift that makes demonstrations score 0 on average; returns their scores without it."""
+    with timer("normalise"):
+        mean, spread = _demonstration_scores(group, session)
+    save_model(session, run, group, timer, "save_shifted", -mean)
+    return {"demonstrations' raw score (shifted to 0)": mean, "demonstrations' standard deviation": spread}
 
 
 @dataclass(frozen=True, kw_only=True)

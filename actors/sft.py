@@ -6,15 +6,8 @@ import ray
 
 from actors.group import Group
 from actors.session import Session
-from actors.supervised import (
-    Loop,
-    Summary,
-    phase_seconds,
-    record_examinations,
-    running_group,
-    save_model,
-    select_metrics,
-)
+from actors.supervised import Summary, record_examinations, running_group, save_model, select_metrics
+from actors.supervised_loop import Training
 from actors.waiting import PhaseContext
 from rlhf.config.stages import check_schedule
 from rlhf.data.order import epoch_batches
@@ -40,17 +33,18 @@ def train_sft(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
         session, "policy", "sft", run, tracker, "rlhf.roles.sft:SFTRole", str(session.base), len(batches)
     ) as group:
         examined = record_examinations(session, tracker, {"policy": group}, session.base)
-        group.ask("set_data", ray.put(train), ray.put(held_out), context=PhaseContext(phase="start"))
-        loop = Loop(
+        data_refs = ray.put(train), ray.put(held_out)
+        training = Training(
             title="SFT",
             batches=batches,
+            prepare=lambda: group.ask("set_data", *data_refs, context=PhaseContext(phase="start")),
             evaluate=lambda step: _held_out_loss(group, held_out, step),
             eval_every=recipe.sft.eval_every,
+            finish=lambda: save_model(session, run, group, timer),
             shown=SHOWN,
         )
-        latest = loop.run(session, group, tracker, timer)
-        save_model(session, run, group, timer)
-    return {**select_metrics(latest, SHOWN), **examined, **phase_seconds(timer)}
+        done = training.run(session, run, group, tracker, timer)
+    return {**select_metrics(done.latest, SHOWN), **examined, **done.costs}
 
 
 def _held_out_loss(group: Group, held_out: ExampleData, step: int) -> dict[str, float]:

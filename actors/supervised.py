@@ -1,10 +1,10 @@
-"""The stages SFT, reward model and DPO: one group of ranks, its training loop, and the results of a stage."""
+"""The stages SFT, reward model and DPO: their group of ranks, its model, and the results of a stage."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from rlhf.config.schema import Stage
 from rlhf.evaluation.accuracy import accuracy_ceiling
 from rlhf.models.examination import Examination
 from rlhf.models.folder import differing_ends, end_tokens
+from rlhf.storage.jsonl import read_lines
 from rlhf.tracking.run_folder import RunFolder
 from rlhf.tracking.spans import PhaseTimer
 from rlhf.tracking.tracker import Tracker
@@ -39,7 +40,8 @@ def running_group(
 ) -> Iterator[Group]:
     """Context in which a role's ranks run, each with ``builder(recipe, *arguments, rank)``.
 
-    Failed ranks are not replaced.
+    Raises:
+        MachineryError: a rank failed before the first step, or ranks failed more often than it may be replaced.
     """
     placement = Placement(session.recipe, session.device, stage, session.gpus)
     timeline = TimelineCollector(tracker.timeline, tracker.spans)
@@ -51,58 +53,21 @@ def running_group(
             with supervisor.on_timeline():
                 with timeline.spans("start"):
                     group.ready()
+                    supervisor.serve(group.names)
                 yield group
     finally:
         group.stop()
         placement.release()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Loop:
-    """Updates on ``batches`` (indices into the ranks' data), with ``evaluate(step)`` at intervals and at the end.
-
-    ``shown`` maps the names on the progress line to metric names.
-    """
-
-    title: str
-    batches: Sequence[Sequence[int]]
-    evaluate: Callable[[int], Mapping[str, float]]
-    eval_every: int
-    shown: Mapping[str, str]
-
-    def run(self, session: Session, group: Group, tracker: Tracker, timer: PhaseTimer) -> dict[str, float]:
-        """Train; returns the last value of every metric."""
-        latest: dict[str, float] = {}
-        group.supervisor.steps = len(self.batches)
-        timer.add(START, timer.created)
-        with session.console.stage(self.title, len(self.batches)) as report:
-            for step, indices in enumerate(self.batches):
-                group.supervisor.begin_step(step)
-                with timer.spans("step", step):
-                    metrics = self._step(step, indices, group, timer)
-                tracker.log(step, metrics | timer.metrics() | group.supervisor.memory())
-                latest |= metrics
-                report(step + 1, select_metrics(latest, self.shown))
-        return latest
-
-    def _step(self, step: int, indices: Sequence[int], group: Group, timer: PhaseTimer) -> dict[str, float]:
-        context = PhaseContext(phase="update", step=step)
-        group.supervisor.enter_phase(context)
-        with timer("update", step):
-            metrics: dict[str, float] = group.ask("update", indices, context=context)[0]
-        if (step + 1) % self.eval_every == 0 or step + 1 == len(self.batches):
-            group.supervisor.enter_phase(PhaseContext(phase="evaluate", step=step))
-            with timer("evaluate", step):
-                metrics |= self.evaluate(step)
-        return metrics
-
-
 def save_model(
     session: Session, run: RunFolder, group: Group, timer: PhaseTimer, method: str = "save", *arguments: Any
 ) -> None:
     """Save the group's model, by a method of its role, and the tokenizer to ``run.model``."""
+    context = PhaseContext(phase="save")
+    group.supervisor.enter_phase(context)
     with timer("save"), run.writing_model() as folder:
-        group.ask(method, folder.resolve(), *arguments, context=PhaseContext(phase="save"))
+        group.ask(method, folder.resolve(), *arguments, context=context)
         session.tokenizer.save_pretrained(folder)
 
 
@@ -140,13 +105,18 @@ def select_metrics(metrics: Mapping[str, float], names: Mapping[str, str]) -> Su
     return {shown: metrics[metric] for shown, metric in names.items() if metric in metrics}
 
 
-def phase_seconds(timer: PhaseTimer) -> Summary:
-    """Total seconds of each phase."""
-    return {f"seconds, {phase}": total for phase, total in timer.totals.items()}
+def recorded_rows(run: RunFolder) -> list[dict[str, float]]:
+    """Rows of ``metrics.jsonl``, of all commands of the stage; numbers that are not finite are left out."""
+    return [{name: value for name, value in row.items() if value is not None} for row in read_lines(run.metrics)]
+
+
+def latest_values(history: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The last value of every metric."""
+    return {name: value for row in history for name, value in row.items()}
 
 
 def recorded_seconds(history: Sequence[Mapping[str, float]]) -> Summary:
-    """Total seconds of each phase over all rows of ``metrics.jsonl``, which may be of several commands."""
+    """Total seconds of each phase over rows of ``metrics.jsonl``, which may be of several commands."""
     totals: dict[str, float] = {}
     for row in history:
         for name, value in row.items():

@@ -175,9 +175,9 @@ class Supervisor:
             partial.write_text(json.dumps(status), encoding="utf-8")
             partial.replace(self._status)
 
-    def resume(self, account: Mapping[str, Any], last_status: Path) -> None:
+    def resume(self, account: Mapping[str, Any]) -> None:
         """Resume the run's time account; the previous command's end is taken as its last write of the status file."""
-        last_seen = last_status.stat().st_mtime if last_status.exists() else None
+        last_seen = self._status.stat().st_mtime if self._status and self._status.exists() else None
         self.goodput = Goodput.resumed(account, time.time, last_seen)
 
     def memory(self) -> dict[str, float]:

@@ -16,7 +16,7 @@ from rlhf.tracking.spans import PhaseTimer
 
 
 class PPOTrainer:
-    """Runs one PPO step on the run's actors. ``training_loop.py`` runs many steps and recovers from failures."""
+    """Runs one PPO step on the run's actors. ``ppo_loop.py`` runs many steps and recovers from failures."""
 
     def __init__(self, actors: RunActors, prompt_count: int) -> None:
         self.actors, self.recipe, self.prompt_count = actors, actors.recipe, prompt_count

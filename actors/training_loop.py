@@ -1,66 +1,67 @@
-"""Runs the steps of a PPO run, and rolls back to a snapshot when the policy or the critic is lost."""
+"""Runs the steps of a stage, and rolls back to a snapshot when a trained group is lost."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import replace
-from typing import Protocol, TypeVar
+from typing import Generic, TypeVar
 
 from ray.exceptions import RayError
 
-from actors.checkpoint_manager import CheckpointManager, ResumePoint
+from actors.checkpoint_manager import SNAPSHOT, CheckpointManager, ResumePoint, State, TrainedActors
 from actors.supervisor import as_loss
-from actors.trainer import PPOTrainer
 from actors.waiting import PhaseContext
-from rlhf.algorithms import canaries
-from rlhf.errors import LostError, MachineryError, RLHFError, Stopped
-from rlhf.roles.assemble import BatchReport
-from rlhf.run_state import RunState, WatchState
+from rlhf.errors import LostError, RLHFError, Stopped
+from rlhf.tracking.spans import PhaseTimer
+from rlhf.types import StepReport
 
-Row = tuple[int, BatchReport]
-Result = TypeVar("Result")
+Report = TypeVar("Report", bound=StepReport)
 
 
-class Observer(Protocol):
-    """Evaluates the policy between steps."""
+class TrainingLoop(ABC, Generic[State, Report]):
+    """Runs the steps from a resume point, and rolls back when a trained group or an unidentified actor is lost.
 
-    def begin(self) -> WatchState:
-        """Evaluate the policy before the first step."""
-
-    def after(self, state: RunState, report: BatchReport) -> tuple[Mapping[str, float], WatchState]:
-        """Evaluate the policy after a step; returns metrics to record with the step, and the observer's state."""
-
-
-class TrainingLoop:
-    """Runs the steps from a resume point, and rolls back when the policy, the critic or an unidentified actor is lost.
-
-    A roll-back restores policy and critic (see ``CheckpointManager.restore``), and the steps since then are repeated.
+    A roll-back restores the trained groups (see ``CheckpointManager.restore``), and the steps since then are repeated.
     """
 
-    def __init__(self, trainer: PPOTrainer, checkpoints: CheckpointManager, start: ResumePoint) -> None:
-        self.trainer, self.checkpoints = trainer, checkpoints
+    commits_last = False
+    """Whether a checkpoint is written after the last step, because the model is needed for more than saving it."""
+
+    def __init__(
+        self,
+        actors: TrainedActors,
+        checkpoints: CheckpointManager[State],
+        start: ResumePoint[State],
+        timer: PhaseTimer,
+        steps: int,
+    ) -> None:
+        self.checkpoints, self.timer, self.steps = checkpoints, timer, steps
         self.state, self.pregenerated_blocks = start
-        self.actors, self.supervisor = trainer.actors, trainer.actors.supervisor
-        self.steps = trainer.recipe.ppo.steps
-        trainer.between_phases = lambda: checkpoints.finish_checkpoint(wait_for_it=False)
-        recipe = trainer.recipe
-        self.limits = canaries.Limits.of(
-            recipe.canaries, recipe.model.dtype, recipe.ppo.staleness, recipe.algorithm.narrowest_clip
-        )
+        self.supervisor = actors.supervisor
+
+    @abstractmethod
+    def _step(self) -> Report:
+        """Run one step; the state changes only if it is completed."""
+
+    @abstractmethod
+    def _replace(self, error: LostError, context: PhaseContext) -> None:
+        """Replace what is lost by new processes, in which the trained groups hold no state yet."""
+
+    def _stop(self) -> None:
+        """End work whose results a stopped run does not need: the last checkpoint needs the CPUs."""
 
     def begin(self) -> None:
-        """Publish the current policy to the engines, and take the snapshot to which the first step can roll back."""
-        context = PhaseContext(phase="publish", step=self.state.step)
+        """Take the snapshot to which the first step can roll back."""
+        if not self.checkpoints.config.snapshot_every:
+            return
         try:
-            self.actors.publish(self.state.step, context)
-            if self.trainer.recipe.checkpoint.snapshot_every:
-                self.checkpoints.take_snapshot(self.state, self.pregenerated_blocks)
+            self.checkpoints.take_snapshot(self.state, self.pregenerated_blocks)
         except (LostError, RayError) as error:
-            self._recover(error, context)
+            self._recover(error, PhaseContext(phase=SNAPSHOT, step=self.state.step))
 
-    def run(self, observer: Observer | None) -> Iterator[Row]:
+    def run(self) -> Iterator[tuple[int, Report]]:
         """Yield each step's number and report.
 
         A step that is rolled back after it was yielded is yielded again; its first record is removed from the run's
@@ -70,9 +71,9 @@ class TrainingLoop:
             Stopped: a stop was requested; the last snapshot is committed as a checkpoint.
         """
         try:
-            yield from self._run(observer)
+            yield from self._run()
         except Stopped as stop:
-            self.actors.engines.kill()  # their answers are not needed, and the checkpoint needs the CPUs
+            self._stop()
             with self.supervisor.deadlines.undisturbed():
                 self.checkpoints.begin_checkpoint()
                 self.checkpoints.finish_checkpoint(wait_for_it=True)
@@ -84,34 +85,16 @@ class TrainingLoop:
                 self.checkpoints.finish_checkpoint(wait_for_it=True)  # it is of an earlier step, before the error
             raise
 
-    def retry(self, call: Callable[[], Result]) -> Result:
-        """Call a function that uses the current policy, between steps; recover and repeat it if an actor is lost.
-
-        Raises:
-            MachineryError: the policy was lost, and the last snapshot or checkpoint is of an earlier step.
-        """
-        while True:
-            try:
-                return call()
-            except (LostError, RayError) as error:
-                step = self.state.step
-                self._recover(error, PhaseContext(phase=self.supervisor.phase, step=step))
-                if self.state.step != step:
-                    raise MachineryError(
-                        f"{error}; the policy of step {step} is lost with it. {self.checkpoints.describe_last()} The "
-                        "same command resumes from there."
-                    ) from error
-
     @property
     def is_over(self) -> bool:
-        """Whether all steps are done, or early stopping has ended the run."""
-        return self.state.step >= self.steps or bool(self.state.watch and self.state.watch.stop)
+        """Whether all steps are done, or the stage has ended early."""
+        return self.state.step >= self.steps or self.state.stops
 
-    def _run(self, observer: Observer | None) -> Iterator[Row]:
+    def _run(self) -> Iterator[tuple[int, Report]]:
         while not self.is_over:
             begin = self._clock()
             try:
-                report = self._step(observer)
+                report = self._step()
             except (LostError, RayError) as error:
                 kind = error.kind if isinstance(error, LostError) else "failed"
                 self.supervisor.goodput.lost(kind, self._clock() - begin)
@@ -123,34 +106,22 @@ class TrainingLoop:
                 {**self.supervisor.memory(), **report.metrics, **self.supervisor.goodput.metrics()}
             )
             yield step, report
-            canaries.check(report.metrics, step, self.limits)
             self._keep(report)
 
     def _clock(self) -> float:
         """Seconds on a clock that leaves out the seconds that were counted as lost."""
         return time.perf_counter() - self.supervisor.goodput.seconds_lost
 
-    def _step(self, observer: Observer | None) -> BatchReport:
-        """Run one step and the observer after it; the state changes only if both are completed."""
-        state = self.state
-        if observer is not None and state.watch is None:
-            state = replace(state, watch=observer.begin())
-        self.supervisor.begin_step(state.step)
-        report, state, pregenerated_blocks = self.trainer.step(state, self.pregenerated_blocks)
-        if observer is not None:
-            seen, watch = observer.after(state, report)
-            report, state = report.with_metrics(seen), replace(state, watch=watch)
-        self.state, self.pregenerated_blocks = state, pregenerated_blocks
-        return report
-
-    def _keep(self, report: BatchReport) -> None:
+    def _keep(self, report: Report) -> None:
+        """Take snapshots and write checkpoints after a step."""
+        is_last = self.commits_last and self.is_over
         try:
-            self.checkpoints.keep(self.state, self.pregenerated_blocks, report.metrics)
+            self.checkpoints.keep(self.state, self.pregenerated_blocks, report.metrics, is_last)
         except (LostError, RayError) as error:
             self._recover(error, PhaseContext(phase=self.supervisor.phase, step=self.state.step - 1))
 
     def _recover(self, error: LostError | RayError, context: PhaseContext) -> None:
-        """Replace lost actors, restore policy and critic (see ``CheckpointManager.restore``), and publish the policy.
+        """Replace lost actors, and restore the trained groups (see ``CheckpointManager.restore``).
 
         Raises:
             MachineryError: the restart budget is spent.
@@ -165,14 +136,6 @@ class TrainingLoop:
                 error = again
 
     def _roll_back(self, error: LostError, context: PhaseContext) -> None:
-        actors, engines = self.actors, self.actors.engines
-        should_replace_all = not error.names and self.supervisor.should_replace_all
-        engines.replace([engine for engine in engines.all if should_replace_all or engine.name in error.names])
-        engines.abandon(context)
-        engines.sleep(context)  # on shared GPUs, the restored state needs their memory
-        for group in list(actors.groups.values()) if should_replace_all else actors.lost_groups(error):
-            actors.rebuild(group)
+        self._replace(error, context)
         self.state, self.pregenerated_blocks = self.checkpoints.restore()
-        self.trainer.timer.metrics()  # discard the times of the aborted step
-        self.supervisor.goodput.set_aside = self.state.set_aside
-        self.actors.publish(self.state.step, PhaseContext(phase="publish", step=self.state.step))
+        self.timer.metrics()  # discard the times of the aborted step

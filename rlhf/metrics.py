@@ -180,7 +180,7 @@ SECTIONS: Mapping[str, tuple[Metric, ...]] = {
         Metric("time/advantages", "s", "advantages and assembly of the batch", "lower"),
         Metric("time/update", "s", "updates of policy and critic", "lower"),
         Metric("time/publish", "s", "publishing of the weights", "lower"),
-        Metric("time/snapshot", "s", "wait for the snapshot from which a lost policy is restored", "lower"),
+        Metric("time/snapshot", "s", "wait for the snapshot from which a lost model is restored", "lower"),
         Metric("time/checkpoint", "s", "commit of a checkpoint", "lower"),
         Metric("time/judge", "s", "held-out evaluation in PPO", "lower"),
         Metric("time/evaluate", "s", "held-out evaluation in the other stages", "lower"),

@@ -1,4 +1,4 @@
-"""State of a PPO run's controller between steps; together with the models' checkpoints, all state of a run.
+"""State of a stage's controller between steps; together with the models' checkpoints, all state of a stage.
 
 The state is immutable: a repeated step starts from the same state.
 """
@@ -6,8 +6,8 @@ The state is immutable: a repeated step starts from the same state.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -32,42 +32,44 @@ class WatchState:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunState:
-    """State after ``step`` steps; ``step`` is also the version of the policy's weights."""
+class StageState:
+    """State after ``step`` steps; supervised stages have no more: their batches follow from data, seed and step."""
 
     step: int
-    order: OrderState
-    """Position in the order of prompts after the finished steps. The next step continues from here, with seeds that
-    depend only on its number."""
-    algorithm: AlgorithmState
-    watch: WatchState | None = None
     sizes: Mapping[str, int] = field(default_factory=dict)
     """Size in bytes of each append-only file of the run after this step."""
-    set_aside: int = 0
-    """Number of quarantined samples so far."""
     goodput: Mapping[str, Any] = field(default_factory=dict)
     """Useful and lost seconds so far."""
     wandb_id: str = ""
     """Id of the W&B run."""
 
-    @classmethod
-    def start(cls, recipe: Recipe) -> RunState:
-        """The state before the first step."""
-        return cls(step=0, order=OrderState(0, 0), algorithm=AlgorithmState.start(recipe.algorithm))
+    @property
+    def stops(self) -> bool:
+        """Whether the stage ends after this step, although it has more."""
+        return False
+
+    @property
+    def best_step(self) -> int | None:
+        """Step of the best model so far that the stage has saved; None without one."""
+        return None
+
+    def with_other_data(self) -> Self:
+        """The state from which to go on if the data has changed."""
+        return self
 
     def to_json(self) -> dict[str, Any]:
         """Convert to JSON types; floats keep all their bits."""
-        return dict(_STATES.dump_python(self))
+        return dict(TypeAdapter(type(self)).dump_python(self))
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> RunState:
-        """Restore from the result of ``to_json``.
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Restore from the result of ``to_json``; entries that only other stages have are ignored.
 
         Raises:
             UserError: ``data`` does not have this format.
         """
         try:
-            return _STATES.validate_python(data)
+            return TypeAdapter(cls).validate_python(data)
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(map(str, first["loc"]))
@@ -78,4 +80,33 @@ class RunState:
             ) from None
 
 
-_STATES: TypeAdapter[RunState] = TypeAdapter(RunState)
+@dataclass(frozen=True, kw_only=True)
+class RunState(StageState):
+    """State of a PPO run; ``step`` is also the version of the policy's weights."""
+
+    order: OrderState
+    """Position in the order of prompts after the finished steps. The next step continues from here, with seeds that
+    depend only on its number."""
+    algorithm: AlgorithmState
+    watch: WatchState | None = None
+    set_aside: int = 0
+    """Number of quarantined samples so far."""
+
+    @classmethod
+    def start(cls, recipe: Recipe) -> RunState:
+        """The state before the first step."""
+        return cls(step=0, order=OrderState(0, 0), algorithm=AlgorithmState.start(recipe.algorithm))
+
+    @property
+    def stops(self) -> bool:
+        """Whether early stopping has ended the run."""
+        return bool(self.watch and self.watch.stop)
+
+    @property
+    def best_step(self) -> int | None:
+        """Step of the policy with the best held-out score so far; None without ``early_stop``."""
+        return self.watch.watch.best.step if self.watch and self.watch.watch.best else None
+
+    def with_other_data(self) -> Self:
+        """The state from which to go on if the data has changed: an epoch of the new prompts begins."""
+        return replace(self, order=OrderState(self.order.epoch + 1, 0))

@@ -7,9 +7,10 @@ Arrays are NumPy arrays, which Ray shares between the processes of a node withou
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from enum import IntEnum
 from functools import cached_property
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +38,17 @@ class ModelFacts:
     """Valid token ids are smaller than this."""
     end_tokens: tuple[int, ...]
     """Token ids that end a response according to the tokenizer's and the model's settings, sorted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepReport:
+    """Report on a training step to the controller."""
+
+    metrics: dict[str, float]
+
+    def with_metrics(self, more: Mapping[str, float]) -> Self:
+        """Return a copy with ``more`` added to the metrics."""
+        return replace(self, metrics={**self.metrics, **more})
 
 
 class FinishReason(IntEnum):

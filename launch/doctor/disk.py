@@ -37,9 +37,9 @@ class Room:
     """Bytes that a recipe writes to its run's folder."""
 
     checkpoint: int = 0
-    """Bytes of one checkpoint."""
+    """Bytes of the largest checkpoint."""
     checkpoints: int = 0
-    """Bytes of all kept checkpoints, and of the one being written."""
+    """Bytes of each stage's kept checkpoints, and of the one being written."""
     models: int = 0
     """Bytes of the stages' finished models."""
 

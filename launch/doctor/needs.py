@@ -107,7 +107,7 @@ def _by_node(
             host[slot.node] += _engine(recipe, shapes, hardware)
         else:
             host[slot.node] += _rank(recipe, stage, member, hardware, modes.get(member.role, "none"))
-            snapshots[slot.node] += _snapshot(member) // member.config.ranks if stage == "ppo" else 0
+            snapshots[slot.node] += _snapshot(member) // member.config.ranks
     return max(host.values()), SNAPSHOTS * max(snapshots.values())
 
 
@@ -155,14 +155,14 @@ def _snapshot(member: PlannedRole) -> int:
 
 
 def _room(recipe: Recipe, found: dict[Stage, tuple[PlannedRole, ...]], policy: int) -> Room:
-    """Needs of disk space. Only PPO has checkpoints; ``early_stop`` keeps a second model."""
+    """Needs of disk space if every stage writes checkpoints; ``early_stop`` keeps a second model."""
     keep = recipe.checkpoint
-    checkpoint = sum(_snapshot(member) for member in found.get("ppo", ()))
+    checkpoints = [sum(map(_snapshot, each)) for each in found.values()]
     trained = [each[0] for each in found.values()]
     models = sum(size_of(recipe.model.dtype) * member.parameters for member in trained)
     best = policy if recipe.early_stop is not None and "ppo" in found else 0
     kept = keep.keep_last + keep.keep_best + 1
-    return Room(checkpoint=checkpoint, checkpoints=kept * checkpoint, models=models + best)
+    return Room(checkpoint=max(checkpoints), checkpoints=kept * sum(checkpoints), models=models + best)
 
 
 def check_plan(recipe: Recipe, stage: Stage, hardware: Hardware) -> Finding:

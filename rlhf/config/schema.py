@@ -810,20 +810,20 @@ class PlacementConfig:
 
 @section
 class CheckpointConfig:
-    """Checkpoints and snapshots of a PPO run, from which the same command resumes after any failure."""
+    """Checkpoints and snapshots of every stage, from which the same command resumes after any failure."""
 
-    every: Count = 10
-    """Number of steps between checkpoints; one is also written after the last step. On a stop request the last snapshot
-    is written."""
+    every: Count | None = None
+    """Number of steps between checkpoints. Default 10 in PPO, which also writes one after its last step, and 200 in
+    SFT, reward training and DPO, so that short stages write none. On a stop request the last snapshot is written."""
     keep_last: Count = 2
     """Number of newest checkpoints to keep. Older ones are removed only after a newer one is complete on the disk."""
     keep_best: CountOrZero = 1
-    """Number of best checkpoints to keep as well, by ``best_metric``."""
+    """Number of best checkpoints to keep as well: in PPO by ``best_metric``, in other stages by the held-out loss."""
     best_metric: MetricName = "objective/rlhf_reward"
-    """Metric by which checkpoints are ranked, at the step of the checkpoint; higher is better."""
+    """Metric by which PPO's checkpoints are ranked, at the step of the checkpoint; higher is better."""
     snapshot_every: Literal["auto"] | CountOrZero = "auto"
-    """Number of steps between snapshots in the nodes' memory, from which a failed policy or critic is restored; the
-    steps since the last one are repeated. ``auto``: as often as keeps the measured cost under 2% of the time since the
+    """Number of steps between snapshots in the nodes' memory, from which a failed trained model is restored; the steps
+    since the last one are repeated. ``auto``: as often as keeps the measured cost under 2% of the time since the
     last one. With 0, snapshots are taken only for checkpoints; a stop request then loses the steps since the last."""
     failures: Count = 3
     """Number of consecutive failed checkpoints (on a full disk, for example) after which the run stops."""
@@ -835,7 +835,12 @@ class CheckpointConfig:
     """Seconds before this limit at which the run commits a checkpoint and ends with exit code 75."""
     changed_data: Literal["refuse", "accept"] = "refuse"
     """Action if a data file has changed since the checkpoint was made or the stage was finished: refuse to run, or
-    accept the change. If it is accepted, a finished stage stays valid, and PPO begins an epoch of the new prompts."""
+    accept the change. If it is accepted, a finished stage stays valid, PPO begins an epoch of the new prompts, and the
+    other stages go on at the same step of the new data."""
+
+    def every_in(self, stage: str) -> int:
+        """Number of steps between checkpoints of a stage."""
+        return self.every or (10 if stage == "ppo" else 200)
 
 
 @section

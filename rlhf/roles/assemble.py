@@ -6,7 +6,7 @@ Runs in the process of the policy's first rank, so that the controller holds no 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import islice
@@ -24,7 +24,7 @@ from rlhf.models.folder import load_tokenizer
 from rlhf.roles.block_result import BlockResult, join_samples, join_tokens, token_index
 from rlhf.tracking.histogram import Histograms, experience_histograms
 from rlhf.tracking.samples import SampleRow, pick
-from rlhf.types import Experience, FinishReason, Float32, RolloutBlock, exclusive_sum, packed_index
+from rlhf.types import Experience, FinishReason, Float32, RolloutBlock, StepReport, exclusive_sum, packed_index
 
 SAMPLE_STREAM = 10**9
 """Part of the seed (seed, ``SAMPLE_STREAM``, step) with which the samples to log are selected.
@@ -50,18 +50,13 @@ MOST_NAMED = 6
 
 
 @dataclass(frozen=True, kw_only=True)
-class BatchReport:
-    """Report on a batch to the controller: metrics, a few samples as text, the algorithm's next state, and histograms
-    every ``tracking.histogram_every`` steps."""
+class BatchReport(StepReport):
+    """Report on a batch: also a few samples as text, the algorithm's next state, and histograms every
+    ``tracking.histogram_every`` steps."""
 
-    metrics: dict[str, float]
     samples: tuple[SampleRow, ...]
     state: AlgorithmState
     histograms: Histograms = field(default_factory=dict)
-
-    def with_metrics(self, more: Mapping[str, float]) -> BatchReport:
-        """Return a copy with ``more`` added to the metrics."""
-        return replace(self, metrics={**self.metrics, **more})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -61,7 +61,7 @@ class DPORole(Role[PolicyNet]):
                 reference.
         """
         require_finite("logprobs of the reference", torch.from_numpy(reference))
-        self.train, self.reference, self.is_fresh = train, reference, self.recipe.dpo.has_reference
+        self.train, self.reference = train, reference
 
     def update(self, indices: Sequence[int]) -> dict[str, float]:
         """Take one optimizer step on the given pairs; returns metrics over all ranks.
@@ -110,10 +110,14 @@ class DPORole(Role[PolicyNet]):
         return tokens.new_zeros(len(samples)).index_add(0, owner, tokens), reference
 
     def check_start(self, samples: Int64, distance: float) -> None:
-        """Before the first step, check that policy and reference agree; distance is Σ |log π − log π_ref| of these."""
-        if not self.is_fresh:
+        """At the first update, check that policy and reference agree before it.
+
+        Args:
+            samples: those of the update.
+            distance: Σ |log π − log π_ref| of these, before the update.
+        """
+        if self.engine.updates > 1 or not self.recipe.dpo.has_reference:
             return
-        self.is_fresh = False
         tokens = int(self.train.response_lengths[samples].sum())
         limits = Limits.of(self.recipe.canaries, self.recipe.model.dtype)
         check({"objective/logratio_abs_mean": distance / tokens}, 0, limits)

@@ -144,6 +144,11 @@ class ZeroEngine:
         norm = self.engine.get_global_grad_norm()
         return _finite_norm(float(own_norm if norm is None else norm))
 
+    @property
+    def updates(self) -> int:
+        """Number of optimizer steps so far, also of those before a checkpoint that was loaded."""
+        return int(self.engine.global_steps)
+
     def skip_updates(self, count: int) -> None:
         """Advance the learning-rate schedule by ``count`` updates that are not made."""
         for _ in range(count):

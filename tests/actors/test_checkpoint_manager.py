@@ -19,14 +19,13 @@ from actors.blocks import Block
 from actors.checkpoint_manager import CheckpointManager
 from actors.supervisor import Supervisor
 from actors.waiting import PhaseContext
-from rlhf.checkpoints.store import CheckpointStore
+from rlhf.checkpoints.store import CheckpointStore, committed, read_checkpoint
 from rlhf.config.schema import CheckpointConfig, Recipe
 from rlhf.data.order import OrderState
 from rlhf.errors import LostError, MachineryError, Stopped
-from rlhf.evaluation.overoptimisation import Watch
 from rlhf.records import DataFile
 from rlhf.recovery.snapshot_pace import SnapshotPace
-from rlhf.run_state import RunState, WatchState
+from rlhf.run_state import RunState
 from rlhf.storage.jsonl import append_line, read_lines
 from rlhf.tracking.run_folder import RunFolder
 from rlhf.tracking.spans import PhaseTimer
@@ -79,7 +78,7 @@ class Running:
         tracker: Any = SimpleNamespace(event=self.event, checkpoint=self.committed, wandb_id="")
         self.events: list[tuple[str, dict[str, Any]]] = []
         store = CheckpointStore(self.run.checkpoints, 2, 0)
-        self.checkpoints = CheckpointManager(actors, self.run, store, "name: x\n", tracker, PhaseTimer())
+        self.checkpoints = CheckpointManager(actors, self.run, store, RunState.start(RECIPE), tracker, PhaseTimer())
 
     def event(self, kind: str, **details: Any) -> None:
         self.events.append((kind, details))
@@ -199,25 +198,21 @@ def test_without_the_snapshot_it_is_the_checkpoint_that_was_being_written(runnin
 
 def test_a_checkpoint_is_made_every_so_many_steps_and_at_the_end(running: Running) -> None:
     checkpoints = running.checkpoints
-    checkpoints.config, checkpoints.steps = CheckpointConfig(every=2, snapshot_every=0), 3
+    checkpoints.config = CheckpointConfig(every=2, snapshot_every=0)
     for step in (1, 2, 3):
-        checkpoints.keep(running.state(step), (), {checkpoints.config.best_metric: 0.0})
+        checkpoints.keep(running.state(step), (), {checkpoints.config.best_metric: 0.0}, is_last=step == 3)
         checkpoints.finish_checkpoint(wait_for_it=True)
     assert [event["step"] for event in running.told("checkpoint")] == [2, 3]
 
 
-def test_a_step_at_which_the_run_stops_early_is_its_last(running: Running) -> None:
+def test_the_last_step_has_a_checkpoint_on_return(running: Running) -> None:
     """Its policy is needed afterwards: for answers, and as the run's model."""
     checkpoints = running.checkpoints
     checkpoints.config, checkpoints._pace = (
         CheckpointConfig(every=100),
         SnapshotPace(seconds=60.0, ended=time.monotonic()),
     )
-    checkpoints.keep(
-        replace(running.state(7), watch=WatchState(watch=Watch(judgements=2, patience=1), stop="the reward misleads")),
-        (),
-        {},
-    )
+    checkpoints.keep(running.state(7), (), {}, is_last=True)
     assert checkpoints.snapshot is not None and checkpoints.snapshot.state.step == 7
     assert [event["step"] for event in running.told("checkpoint")] == [7], "committed on return"
 
@@ -263,3 +258,29 @@ def test_a_metric_that_is_not_there_cannot_say_which_checkpoint_is_best(running:
     running.checkpoints.keep(running.state(1), (), {"objective/kl": 1.0})
     [told] = running.told("no_best_metric")
     assert told == {"step": 1, "metric": RECIPE.checkpoint.best_metric}
+
+
+def test_other_stages_rank_their_checkpoints_by_the_held_out_loss(running: Running) -> None:
+    """The lower, the better: of three the second and the newest stay. A step without an evaluation has no rank."""
+    checkpoints = running.checkpoints
+    running.run.stage, checkpoints.store = "sft", CheckpointStore(running.run.checkpoints, 1, 1)
+    for step, metrics in ((1, {"eval/loss": 2.5}), (2, {"eval/loss": 1.5}), (3, {"eval/loss": 2.0}), (4, {})):
+        checkpoints.keep(running.state(step), (), metrics)
+        checkpoints.finish_checkpoint(wait_for_it=True)
+    scores = {step: read_checkpoint(path).score for step, path in committed(running.run.checkpoints).items()}
+    assert scores == {2: -1.5, 4: None}
+    assert running.told("no_best_metric") == []
+
+
+def test_short_supervised_stages_write_no_checkpoint(running: Running) -> None:
+    checkpoints = running.checkpoints
+    checkpoints.config = CheckpointConfig(snapshot_every=0)
+    assert [checkpoints.config.every_in(stage) for stage in ("ppo", "sft", "reward", "dpo")] == [10, 200, 200, 200]
+    for stage, steps in (("sft", [200, 400]), ("ppo", [190, 200, 400])):
+        running.run.stage = stage
+        for step in (190, 199, 200, 400):
+            checkpoints.keep(replace(running.state(1), step=step), (), {checkpoints.config.best_metric: 0.0})
+            checkpoints.finish_checkpoint(wait_for_it=True)
+        assert [event["step"] for event in running.told("checkpoint")] == steps
+        running.events.clear()
+        checkpoints.committed = None

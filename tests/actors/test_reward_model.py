@@ -13,7 +13,8 @@ import pytest
 
 from actors import reward_model
 from actors.supervised import Summary
-from rlhf.config.schema import PlacementConfig, Recipe, RewardConfig, RoleConfig, TrackingConfig
+from actors.supervisor import Supervisor
+from rlhf.config.schema import CheckpointConfig, PlacementConfig, Recipe, RewardConfig, RoleConfig, TrackingConfig
 from rlhf.errors import MachineryError
 from rlhf.roles.block_result import BlockResult
 from rlhf.tracking.run_folder import RunFolder
@@ -27,11 +28,11 @@ DEMONSTRATIONS = (1.0, 2.0, 6.0)
 class Ranks:
     """Fake rank whose reward of a response is its first token; it records the arguments of ``save_shifted``."""
 
+    role = "reward"
+
     def __init__(self) -> None:
         self.saved: dict[str, Any] = {}
-        self.supervisor = SimpleNamespace(
-            steps=0, begin_step=lambda step: None, enter_phase=lambda context: None, memory=lambda: {}
-        )
+        self.supervisor = Supervisor(Recipe(name="t"), lambda kind, **details: None)
 
     def ask(self, method: str, *arguments: Any, context: Any) -> list[Any]:
         return [getattr(self, method)(*arguments)]
@@ -80,6 +81,7 @@ def finished(folder: Path, monkeypatch: pytest.MonkeyPatch, ranks: Ranks) -> Sum
     recipe = Recipe(
         name="t",
         reward=RewardConfig(batch_size=2),
+        checkpoint=CheckpointConfig(snapshot_every=0),
         placement=PlacementConfig(reward=RoleConfig()),
         tracking=TrackingConfig(wandb="disabled"),
     )
@@ -94,6 +96,8 @@ def finished(folder: Path, monkeypatch: pytest.MonkeyPatch, ranks: Ranks) -> Sum
         judged=lambda stage: comparisons,
         demonstrations=SimpleNamespace(train=examples),
         report_data=lambda data, run: None,
+        files_of=lambda stage: (),
+        checkpoint=lambda stage: None,
         model_of=lambda *arguments: folder,
         base=folder,
         console=Console(),

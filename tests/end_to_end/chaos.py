@@ -27,7 +27,8 @@ HEAD = """# Survival
 <!-- Written by `make chaos` (tests/end_to_end/chaos.py). -->
 
 Measured cost of faults, injected by signals to real processes. [failures.md](failures.md) describes how a run handles
-each failure.
+each failure. These are PPO runs; SFT, reward training and DPO are each killed at ten random moments by
+`tests/end_to_end/test_supervised_resume.py`, which compares the model with that of an uninterrupted stage, bit for bit.
 """
 DRIVER = "controller"
 CALM = ("rollout", "score", "advantages", "update", "publish", "snapshot", "checkpoint")

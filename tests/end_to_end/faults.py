@@ -35,19 +35,26 @@ class Fault:
 
 
 class Run:
-    """``rlhf ppo`` in a process of its own; its folder tells where it is."""
+    """A stage in a process of its own, by its own command or by ``command``; its folder tells where it is."""
 
     def __init__(
-        self, folder: Path, name: str, settings: Sequence[str], program: str = "launch.cli", **environment: str
+        self,
+        folder: Path,
+        name: str,
+        settings: Sequence[str],
+        program: str = "launch.cli",
+        stage: str = "ppo",
+        command: str = "",
+        **environment: str,
     ) -> None:
-        self.path = folder / "runs" / name / "ppo"
+        self.path = folder / "runs" / name / stage
         self.begun = time.time()
         self.output = folder / f"{name}-{time.time_ns()}.out"
-        command = [sys.executable, "-m", program, "ppo", str(RECIPE), *settings]
+        arguments = [sys.executable, "-m", program, command or stage, str(RECIPE), *settings]
         # A W&B service of this process would outlive the one that is killed, and hold its run.
         own = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
         self.process = subprocess.Popen(
-            command,
+            arguments,
             cwd=ROOT,
             env={**own, "HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline", **environment},
             stdout=self.output.open("w"),

@@ -14,7 +14,7 @@ from rlhf.config.schema import Recipe
 from rlhf.data.order import OrderState
 from rlhf.errors import UserError
 from rlhf.evaluation.overoptimisation import HeldOutEvaluation, Watch
-from rlhf.run_state import RunState, WatchState
+from rlhf.run_state import RunState, StageState, WatchState
 
 EVALUATED = HeldOutEvaluation(step=4, reward=1 / 3, scores=(0.1, math.inf, -0.0))
 STATE = RunState(
@@ -40,6 +40,18 @@ def test_a_state_comes_back_as_it_was() -> None:
     start = RunState.start(Recipe(name="x"))
     assert through_a_file(start) == start
     assert (start.step, start.order, start.algorithm.kl_coef) == (0, OrderState(0, 0), 0.05)
+
+
+def test_a_supervised_stage_s_state_comes_back_as_it_was_and_ignores_what_ppo_adds() -> None:
+    state = StageState(step=7, sizes={"metrics.jsonl": 123}, goodput=STATE.goodput, wandb_id="abc")
+    assert StageState.from_json(json.loads(json.dumps(state.to_json()))) == state
+    assert StageState.from_json(json.loads(json.dumps(STATE.to_json()))) == state
+
+
+def test_other_data_begins_an_epoch_of_prompts() -> None:
+    assert STATE.with_other_data() == replace(STATE, order=OrderState(epoch=2, position=0))
+    state = StageState(step=7)
+    assert state.with_other_data() == state
 
 
 def test_a_missing_score_comes_back_as_missing() -> None:

@@ -228,6 +228,28 @@ def test_a_reference_that_is_not_the_policy_is_refused_at_the_first_update(
         crews[1].run(start_elsewhere, folder, recipe(1, 0, 1000))
 
 
+def resume(rank: Rank, folder: Path, recipe: Recipe) -> tuple[dict[str, float], dict[str, float]]:
+    """Metrics of the second update, as it is and after a restart, whose reference is that of the start."""
+    role = DPORole(recipe, str(folder), 2, rank)
+    reference = logprobs(role, TRAIN, rank)
+    role.set_data(TRAIN, reference)
+    role.update(CHOSEN)
+    snapshot = role.snapshot()
+    files = {name: [part.copy() for part in parts] for name, parts in snapshot.items()}
+    second, again = role.update(CHOSEN), DPORole(recipe, str(folder), 2, rank)
+    again.set_data(TRAIN, reference)
+    again.restore(files)
+    return second, again.update(CHOSEN)
+
+
+def test_a_policy_that_resumes_is_not_compared_with_its_reference(folder: Path, crews: dict[int, Crew]) -> None:
+    """It has left it at the first update."""
+    [(second, again)] = crews[1].run(resume, folder, recipe(1, 1, 1000))
+    for metrics in (second, again):
+        assert metrics.pop("perf/model_tflops") > 0
+    assert second == again
+
+
 def test_held_out_metrics_by_hand() -> None:
     """βh = ±½ log 3: −log σ = log(1 + 3^−½) = .455746 and log(1 + 3^½) = 1.005053, mean .730399."""
     log3 = float(np.log(3))

@@ -151,7 +151,7 @@ def sft(kind: Any, rank: Rank, folder: Path, recipe: Recipe) -> tuple[list[str],
 def dpo(kind: Any, rank: Rank, folder: Path, recipe: Recipe) -> tuple[list[str], int]:
     role = kind(recipe, str(folder), 1, rank)
     role.set_data(SEQUENCES, np.zeros(4, dtype=np.float32))
-    role.is_fresh = False  # the reference is no model's
+    role.engine.engine.global_steps = 1  # no first update, whose reference would have to be the policy
     if kind is KTORole:
         role.set_labels(np.array([True, False]))
     return watched(role, lambda: role.update([0, 1]))

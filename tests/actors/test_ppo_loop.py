@@ -1,4 +1,4 @@
-"""Tests of which actors are replaced after a loss, with fakes and without processes."""
+"""Tests of which actors are replaced after a loss, and of the last step, with fakes and without processes."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 from ray.exceptions import ObjectStoreFullError
 
+from actors.ppo_loop import PPOLoop
 from actors.run_actors import RunActors
 from actors.supervisor import Supervisor
-from actors.training_loop import TrainingLoop
 from rlhf.config.schema import Recipe, RecoveryConfig
 from rlhf.errors import LostError, MachineryError
-from rlhf.run_state import RunState
+from rlhf.evaluation.overoptimisation import Watch
+from rlhf.roles.assemble import BatchReport
+from rlhf.run_state import RunState, WatchState
 
 POLICY, REWARD, ENGINES = (
     ("policy rank 0", "policy rank 1"),
@@ -24,7 +26,7 @@ POLICY, REWARD, ENGINES = (
 
 
 class Running:
-    """A ``TrainingLoop`` with fake actors, which records replaced actors and its supervisor's events."""
+    """A ``PPOLoop`` with fake actors, which records replaced actors and its supervisor's events."""
 
     def __init__(self, restarts: int = 20) -> None:
         recipe = Recipe(name="x", recovery=RecoveryConfig(backoff_seconds=0.0, restarts=restarts))
@@ -48,7 +50,12 @@ class Running:
         )
         trainer: Any = SimpleNamespace(actors=actors, recipe=recipe, timer=SimpleNamespace(metrics=dict))
         state = RunState.start(recipe)
-        self.loop = TrainingLoop(trainer, SimpleNamespace(restore=lambda: (state, ())), (state, ()))  # type: ignore[arg-type]
+        self.kept: list[tuple[int, bool]] = []
+        checkpoints: Any = SimpleNamespace(
+            restore=lambda: (state, ()),
+            keep=lambda state, blocks, metrics, is_last: self.kept.append((state.step, is_last)),
+        )
+        self.loop = PPOLoop(trainer, checkpoints, (state, ()))
 
     def _replace(self, names: Any) -> None:
         self.replaced += names
@@ -98,3 +105,16 @@ def test_a_roll_back_counts_the_samples_that_were_set_aside_by_then() -> None:
     running.supervisor.goodput.set_aside = 5  # two of them since
     assert running.bear(LostError("killed", (POLICY[0],), "died")) == "done"
     assert running.supervisor.goodput.set_aside == 3
+
+
+def test_the_step_at_which_a_run_stops_early_is_its_last() -> None:
+    """Its policy is needed afterwards: for answers, and as the run's model."""
+    running = Running()
+    stop = WatchState(watch=Watch(judgements=2, patience=1), stop="the reward misleads")
+    report = BatchReport(metrics={}, samples=(), state=running.loop.state.algorithm)
+    for state in (replace(running.loop.state, step=7), replace(running.loop.state, step=8, watch=stop)):
+        running.loop.state = state
+        running.loop._keep(report)
+    running.loop.state = replace(state, step=running.loop.steps, watch=None)
+    running.loop._keep(report)
+    assert running.kept == [(7, False), (8, True), (running.loop.steps, True)]

@@ -1,0 +1,254 @@
+"""Tests of how a supervised stage resumes and replaces ranks; its group holds one number, in this process."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+
+from actors.supervised_loop import Training, TrainingResult
+from actors.supervisor import Supervisor
+from actors.waiting import PhaseContext
+from rlhf.checkpoints.store import latest_checkpoint
+from rlhf.config.schema import CheckpointConfig, PlacementConfig, Recipe, RecoveryConfig, RoleConfig, TrackingConfig
+from rlhf.errors import LostError, MachineryError, Stopped
+from rlhf.records import DataFile
+from rlhf.run_state import StageState
+from rlhf.storage.jsonl import read_lines
+from rlhf.tracking.run_folder import RunFolder
+from rlhf.tracking.spans import PhaseTimer
+from rlhf.tracking.tracker import Tracker
+
+RANK = "policy rank 0"
+BATCHES = [[3], [1], [4], [1], [5], [9], [2], [6]]
+DATA = (DataFile("rows.jsonl", 9, "aa"),)
+CLOCKS = ("time/", "perf/", "health/")
+AFTER = (3, 7, 18, 37, 79, 167, 336, 678)
+"""The number after each update, which doubles it and adds the batch: by hand."""
+
+
+class Ranks:
+    """A group of one rank, which holds a number; calls in ``faults`` fail once, by method and step."""
+
+    role = "policy"
+
+    def __init__(self, supervisor: Supervisor, faults: dict[tuple[str, int | None], Exception]) -> None:
+        self.names, self.supervisor, self.faults = [RANK], supervisor, faults
+        self.number, self.has_data, self.rebuilt = 0, False, 0
+        supervisor.started(RANK, None)
+        supervisor._actors[RANK].member = supervisor._actors[RANK].member.loaded()
+        supervisor.serve(self.names)
+
+    def ask(self, method: str, *arguments: Any, context: Any) -> list[Any]:
+        if fault := self.faults.pop((method, context.step), None):
+            raise fault
+        return [getattr(self, method)(*arguments)]
+
+    def set_data(self) -> None:
+        self.has_data = True
+
+    def update(self, batch: Sequence[int]) -> dict[str, float]:
+        assert self.has_data
+        self.number = 2 * self.number + batch[0]
+        return {"train/loss": float(self.number)}
+
+    def compute(self, method: str) -> list[tuple[Any, Any]]:
+        content = np.frombuffer(str(self.number).encode(), np.uint8)
+        return [(ray.put({"number": content}), ray.put(None))]
+
+    def load(self, folder: str) -> None:
+        self.number = int((Path(folder) / "number").read_bytes())
+
+    def ask_each(self, method: str, arguments: Sequence[Sequence[Any]], context: Any) -> None:
+        [[shard]] = arguments
+        self.number = int(ray.get(shard)["number"].tobytes())
+
+    def offload(self, context: Any) -> None:
+        """It shares nothing."""
+
+    def rebuild(self) -> None:
+        self.number, self.has_data = 0, False
+        self.rebuilt += 1
+        self.supervisor.started(RANK, None)
+        self.supervisor._actors[RANK].member = self.supervisor._actors[RANK].member.loaded()
+
+
+class Stage:
+    """A supervised stage in a folder; each ``go`` is a command."""
+
+    def __init__(self, root: Path, **checkpoint: Any) -> None:
+        self.root, self.data, self.restarts = root, DATA, 2
+        self.checkpoint = CheckpointConfig(**{"every": 3, "snapshot_every": 0, **checkpoint})
+        self.saved = -1
+        self.ranks: Ranks
+
+    def go(
+        self, *faults: tuple[str, int | None, Exception], batches: Sequence[Sequence[int]] = BATCHES
+    ) -> TrainingResult:
+        recipe = Recipe(
+            name="t",
+            checkpoint=self.checkpoint,
+            recovery=RecoveryConfig(backoff_seconds=0.0, restarts=self.restarts),
+            placement=PlacementConfig(policy=RoleConfig()),
+            tracking=TrackingConfig(wandb="disabled"),
+        )
+        run = RunFolder.create(self.root, "sft", "name: t\n", "digest", self.data)
+        last = latest_checkpoint(run.checkpoints)
+        if last is not None:
+            run.rewind(StageState.from_json(last.state()).sizes)
+        session: Any = SimpleNamespace(
+            recipe=recipe,
+            files_of=lambda stage: self.data,
+            checkpoint=lambda stage: last,
+            console=SimpleNamespace(stage=shows_nothing),
+        )
+        try:
+            with Tracker(run, recipe) as tracker:
+                supervisor = Supervisor(recipe, tracker.event, status=run.path / "status.json")
+                self.ranks = ranks = Ranks(supervisor, {(method, step): error for method, step, error in faults})
+                group: Any = ranks
+
+                def finish() -> dict[str, float | str]:
+                    supervisor.enter_phase(PhaseContext(phase="save"))
+                    ranks.ask("offload", None, context=SimpleNamespace(step=None))
+                    self.saved = ranks.number
+                    return {"saved": float(ranks.number)}
+
+                training = Training(
+                    title="SFT",
+                    batches=batches,
+                    prepare=lambda: ranks.ask("set_data", context=SimpleNamespace(step=None)),
+                    evaluate=lambda step: {"eval/loss": 1 / (1 + step)},
+                    eval_every=3,
+                    finish=finish,
+                    shown={},
+                )
+                return training.run(session, run, group, tracker, PhaseTimer())
+        finally:
+            run.release()
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """What was recorded of each step, without clocks."""
+        rows = read_lines(self.root / "sft" / "metrics.jsonl")
+        return [{name: value for name, value in row.items() if not name.startswith(CLOCKS)} for row in rows]
+
+    def events(self, kind: str) -> list[dict[str, Any]]:
+        return [event for event in read_lines(self.root / "sft" / "events.jsonl") if event["kind"] == kind]
+
+
+@contextmanager
+def shows_nothing(title: str, steps: int) -> Iterator[Callable[..., None]]:
+    yield lambda step, shown: None
+
+
+def expected(losses: Sequence[int] = AFTER) -> list[dict[str, Any]]:
+    """Rows of all steps; the third, the sixth and the last are evaluated."""
+    evaluated = (2, 5, len(losses) - 1)
+    return [
+        {"step": step, "train/loss": float(loss), **({"eval/loss": 1 / (1 + step)} if step in evaluated else {})}
+        for step, loss in enumerate(losses)
+    ]
+
+
+BROKEN = MachineryError("a loss is not finite")
+"""No process is lost: nothing is replaced, and the command ends."""
+
+
+def died() -> LostError:
+    return LostError("killed", (RANK,), "died")
+
+
+@pytest.fixture
+def stage(local_ray: None, tmp_path: Path) -> Stage:
+    return Stage(tmp_path)
+
+
+def test_a_stage_runs_to_its_end(stage: Stage) -> None:
+    done = stage.go()
+    assert stage.rows == expected()
+    assert (done.latest["train/loss"], done.latest["eval/loss"], done.results) == (678.0, 0.125, {"saved": 678.0})
+    assert [event["step"] for event in stage.events("checkpoint")] == [3, 6]
+    assert {"seconds, update", "seconds, evaluate", "seconds, start", "goodput"} <= done.costs.keys()
+
+
+def test_a_stage_that_stops_commits_its_last_snapshot_and_goes_on_from_there(local_ray: None, tmp_path: Path) -> None:
+    stage = Stage(tmp_path, snapshot_every=1)
+    with pytest.raises(Stopped) as stopped:
+        stage.go(("update", 4, Stopped("SIGTERM")))
+    assert stopped.value.commit.endswith("step_4")
+    done = stage.go()
+    assert stage.rows == expected() and stage.saved == 678
+    assert [event["step"] for event in stage.events("resumed")] == [4]
+    assert done.latest["eval/loss"] == 0.125
+
+
+def test_a_stage_that_failed_goes_on_from_its_last_checkpoint(stage: Stage) -> None:
+    with pytest.raises(MachineryError, match="not finite"):
+        stage.go(("update", 4, BROKEN))
+    assert [row["step"] for row in stage.rows] == [0, 1, 2, 3]
+    stage.go()
+    assert stage.rows == expected() and stage.saved == 678
+    assert [event["step"] for event in stage.events("resumed")] == [3]
+
+
+def test_a_stage_that_failed_while_it_saved_repeats_only_what_is_not_kept(stage: Stage) -> None:
+    with pytest.raises(MachineryError, match="not finite"):
+        stage.go(("offload", None, BROKEN))
+    done = stage.go(batches=BATCHES[:6])
+    assert stage.events("resumed")[0]["step"] == 6
+    assert (done.latest["eval/loss"], done.results) == (1 / 6, {"saved": 167.0}), "there was no step left"
+
+
+@pytest.mark.parametrize("snapshots", [0, 1, "auto"])
+@pytest.mark.parametrize(("method", "step"), [("update", 0), ("update", 2), ("update", 7), ("offload", None)])
+def test_lost_ranks_are_replaced_and_every_step_is_recorded_once(
+    snapshots: Any, method: str, step: int | None, local_ray: None, tmp_path: Path
+) -> None:
+    """Also while the model is saved, for which all steps are done."""
+    stage = Stage(tmp_path, snapshot_every=snapshots)
+    stage.go((method, step, died()))
+    assert stage.rows == expected() and stage.saved == 678
+    [event] = stage.events("actor_died")
+    assert (event["role"], event["rank"], event["step"]) == ("policy", 0, step)
+    assert event["phase"] == ("update" if method == "update" else "save")
+    assert [event["member"] for event in stage.events("actor_replaced")] == [RANK]
+    assert stage.ranks.supervisor.goodput.restarts == 1
+
+
+def test_a_result_that_is_lost_is_computed_again_by_the_same_ranks(stage: Stage) -> None:
+    stage.go(("update", 4, LostError("an object is lost", kind="failed")))
+    assert stage.rows == expected() and stage.ranks.rebuilt == 0
+
+
+def test_a_stage_does_not_bear_it_for_ever(stage: Stage) -> None:
+    stage.restarts = 0
+    with pytest.raises(MachineryError, match=r"during update of step 4(.|\n)*more than recovery\.restarts = 0"):
+        stage.go(("update", 4, died()))
+    stage.go()
+    assert stage.rows == expected() and stage.saved == 678
+
+
+def test_with_other_data_a_stage_goes_on_at_the_same_step_of_the_new_batches(stage: Stage) -> None:
+    """18 after three steps of the old ones; then 2 · 18 + 7, and so on."""
+    with pytest.raises(MachineryError, match="not finite"):
+        stage.go(("update", 4, BROKEN))
+    stage.data = (DataFile("rows.jsonl", 9, "bb"),)
+    stage.go(batches=[[7]] * 5)
+    assert stage.rows == expected((3, 7, 18, 43, 93))
+
+
+def test_the_state_is_what_resuming_needs(stage: Stage) -> None:
+    stage.go()
+    folder = stage.root / "sft" / "checkpoints" / "step_6"
+    state, manifest = (json.loads((folder / name).read_text()) for name in ("state.json", "manifest.json"))
+    assert set(state) == {"step", "sizes", "goodput", "wandb_id"}
+    assert manifest["score"] == -1 / 6
+    assert (folder / "policy" / "number").read_text() == "167"

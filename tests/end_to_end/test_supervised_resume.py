@@ -1,0 +1,90 @@
+"""SFT, reward training and DPO that are killed, stopped, and lose ranks are the same stages, to the bit."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.faults import Fault, Run
+from tests.end_to_end.small import RECIPE, Pipeline, make_small_data, overrides, rlhf
+from tests.end_to_end.test_resume import Ended
+
+EVERY = 3
+KILLS = 10
+
+
+def weights(run: Ended) -> bytes:
+    return (run.path / "model" / "model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def broken(pipeline: Pipeline) -> Ended:
+    """The pipeline's SFT once more: killed in the middle, resumed, and a rank killed then."""
+    shutil.copytree(pipeline.stage("base"), pipeline.folder / "runs" / "sft" / "base")
+    settings = [*pipeline.settings("sft"), f"checkpoint.every={EVERY}", "recovery.backoff_seconds=0.1"]
+    killed = Run(pipeline.folder, "sft", settings, stage="sft")
+    killed.wait_for_checkpoint(2 * EVERY)
+    killed.process.send_signal(signal.SIGKILL)
+    assert killed.end() == -signal.SIGKILL
+    run = Run(pipeline.folder, "sft", settings, stage="sft")
+    status = run.wait_for(None, "update")
+    run.strike(Fault(step=status["step"], phase="update", member="policy rank 1"), status)
+    assert run.end() == 0, run.said()
+    return Ended(path=run.path)
+
+
+def test_a_stage_that_was_killed_and_lost_a_rank_is_the_same_to_the_bit(pipeline: Pipeline, broken: Ended) -> None:
+    whole = Ended(path=pipeline.stage("sft"))
+    assert json.dumps(broken.rows()) == json.dumps(whole.rows())
+    assert [row["step"] for row in broken.rows()] == list(range(len(broken.rows())))
+    assert weights(broken) == weights(whole)
+
+
+def test_what_happened_is_recorded_with_role_rank_step_and_phase(broken: Ended) -> None:
+    [resumed] = broken.events("resumed")
+    assert resumed["step"] >= 2 * EVERY and resumed["step"] % EVERY == 0
+    [died] = broken.events("actor_died")
+    assert (died["role"], died["rank"], died["member"]) == ("policy", 1, "policy rank 1")
+    assert died["step"] >= resumed["step"] and died["phase"] in ("update", "evaluate", "snapshot")
+    replaced = {event["member"] for event in broken.events("actor_replaced")}
+    assert replaced == {"policy rank 0", "policy rank 1"}, "a group is rebuilt whole: its ranks meet again"
+    assert broken.rows() and not (broken.path.parent / "sft.interrupted-1").exists()
+
+
+@pytest.mark.slow  # thirty whole starts
+@pytest.mark.parametrize("stage", ["sft", "reward", "dpo"])
+def test_ten_kills_at_random_moments_and_a_stop_change_nothing(stage: str, tmp_path: Path) -> None:
+    """The reward stage resumes within ``rlhf pipeline``, whose SFT is finished."""
+    make_small_data(tmp_path)
+    longer = ["sft.epochs=15", "reward.epochs=15", "dpo.batch_size=8", "dpo.epochs=15", "dpo.optimizer.lr=1e-4"]
+
+    def settings(name: str) -> list[str]:
+        return [*overrides(tmp_path, name), *longer, f"dpo.init={tmp_path}/runs/whole/sft/model", "checkpoint.every=5"]
+
+    for needed in dict.fromkeys(("sft", stage)):
+        done = rlhf(needed, str(RECIPE), *settings("whole"))
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    whole = Ended(path=tmp_path / "runs" / "whole" / stage)
+    for part in ("base", *(["sft"] if stage == "reward" else [])):
+        shutil.copytree(whole.path.parent / part, tmp_path / "runs" / "hit" / part)
+    moments, command = random.Random(stage), "pipeline" if stage == "reward" else stage
+    for sign in (*[signal.SIGKILL] * KILLS, signal.SIGTERM):
+        run = Run(tmp_path, "hit", settings("hit"), stage=stage, command=command)
+        run.wait_for(None, "update")
+        time.sleep(moments.uniform(0.0, 2.0))
+        run.process.send_signal(sign)
+        assert run.end() == (75 if sign == signal.SIGTERM else -sign), run.said()
+    assert "the last checkpoint is" in run.said()
+    run = Run(tmp_path, "hit", settings("hit"), stage=stage)
+    assert run.end() == 0, run.said()
+    hit = Ended(path=run.path)
+    steps = [event["step"] for event in hit.events("resumed")]
+    assert len(steps) == KILLS + 1 and steps == sorted(steps)
+    assert json.dumps(hit.rows()) == json.dumps(whole.rows())
+    assert weights(hit) == weights(whole)
