@@ -6,7 +6,7 @@ The state is immutable: a repeated step starts from the same state.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -45,6 +45,8 @@ class RunState:
     """Size in bytes of each append-only file of the run after this step."""
     set_aside: int = 0
     """Number of quarantined samples so far."""
+    extra_rounds: int = 0
+    """Number of rounds of sampling so far beyond one in each step."""
     goodput: Mapping[str, Any] = field(default_factory=dict)
     """Useful and lost seconds so far."""
     wandb_id: str = ""
@@ -54,6 +56,17 @@ class RunState:
     def start(cls, recipe: Recipe) -> RunState:
         """The state before the first step."""
         return cls(step=0, order=OrderState(0, 0), algorithm=AlgorithmState.start(recipe.algorithm))
+
+    def after_step(self, order: OrderState, algorithm: AlgorithmState, set_aside: int, rounds: int) -> RunState:
+        """The state after one more step, which had so many ``rounds`` of sampling."""
+        return replace(
+            self,
+            step=self.step + 1,
+            order=order,
+            algorithm=algorithm,
+            set_aside=set_aside,
+            extra_rounds=self.extra_rounds + rounds - 1,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Convert to JSON types; floats keep all their bits."""

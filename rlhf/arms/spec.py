@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import field
 from pathlib import Path
@@ -12,6 +13,7 @@ from pydantic import StrictBool, StrictStr, TypeAdapter, ValidationError, model_
 from rlhf.config.fields import Count, PartName, Seed, Texts, refuse, section
 from rlhf.config.source import read_source
 from rlhf.errors import UserError, raise_all
+from rlhf.evaluation.academic_tasks import AcademicTasksConfig
 from rlhf.evaluation.chat_endpoint import ServiceConfig
 from rlhf.evaluation.retrieval_metrics import RETRIEVAL_METRICS
 from rlhf.evaluation.text_metrics import ROUGE, Language
@@ -41,12 +43,16 @@ class ComparisonConfig:
     """File of items: ``prompt``, and where a metric needs them ``reference`` (or a list ``references``), ``contexts``,
     ``label`` and ``group``."""
     arms: dict[PartName, StrictStr]
-    """Name of each arm → file of its answers, rows with ``prompt`` and ``response``, as ``rlhf generate`` writes."""
+    """Name of each arm → file of its answers, rows with ``prompt`` and ``response``, as ``rlhf generate`` writes; or a
+    log of Inspect."""
     base: StrictStr
     """The arm of the untouched base model, with which all others are compared."""
     language: Language = "en"
     """``ja`` and ``zh`` change the tokens of ROUGE and BLEU; ``en`` is for all languages with spaces."""
     metrics: Texts = DEFAULT_METRICS
+    scores: Texts = ()
+    """Numbers that the arms' files hold, as metrics: the scorers of Inspect's logs, or entries of the column
+    ``scores``; a larger one is better."""
     scorers: dict[PartName, StrictStr] = field(default_factory=dict)
     """Name of a metric → ``module:function`` or ``file.py:function`` as in ``rewards.<name>.function``: a larger score
     is better. ``rlhf.evaluation.refusals:answered`` is 1 for an answer and 0 for a refusal."""
@@ -54,6 +60,8 @@ class ComparisonConfig:
     judge: ServiceConfig | None = None
     reference_guided: StrictBool = False
     """The judge also sees the reference."""
+    lm_eval: AcademicTasksConfig | None = None
+    """Academic tasks of the arms' models, by the optional package ``lm-eval``."""
     votes: StrictStr | None = None
     """A feedback project in which people compared answers of these arms."""
     train: Texts = ()
@@ -79,6 +87,9 @@ def _problems(config: ComparisonConfig) -> Iterable[UserError]:
         yield UserError(
             f"base = {config.base!r} is no arm", why, f"name one of {', '.join(config.arms)}, or add its file"
         )
+    if config.lm_eval is not None and (others := {*config.lm_eval.models} - {*config.arms}):
+        fix = f"name its models after {', '.join(config.arms)}"
+        yield UserError(f"lm_eval.models has {min(others)!r}, which is no arm", fix=fix)
     unknown = [name for name in config.metrics if name not in METRICS]
     if unknown:
         yield UserError(f"metrics has {unknown[0]!r}", fix=f"the metrics are {', '.join(METRICS)}")
@@ -86,8 +97,10 @@ def _problems(config: ComparisonConfig) -> Iterable[UserError]:
         yield UserError("bert_score needs an encoder", fix="set bert_score.model and bert_score.layers")
     if config.judge is None and (asked := {*JUDGE_METRICS, *RETRIEVAL_METRICS} & {*config.metrics}):
         yield UserError(f"{min(asked)} needs a judge", fix="set judge.url and judge.model")
-    if twice := {*config.scorers} & {*METRICS}:
-        yield UserError(f"scorers has a metric named {min(twice)!r}", "the name is taken", "choose another")
+    names = Counter((*config.metrics, *config.scores, *config.scorers))
+    twice = {name for name, count in names.items() if count > 1} | {*config.scores, *config.scorers} & {*METRICS}
+    if twice:
+        yield UserError(f"two metrics have the name {min(twice)!r}", "the report has a row for each", "choose another")
 
 
 def load_comparison(path: str | Path, overrides: Sequence[str] = ()) -> ComparisonConfig:
@@ -109,7 +122,7 @@ def load_comparison(path: str | Path, overrides: Sequence[str] = ()) -> Comparis
 
 
 def _beside(settings: Mapping[str, Any], path: Path, overrides: Sequence[str]) -> dict[str, Any]:
-    """Settings with the file names of the file itself made relative to its folder."""
+    """Settings with the file names of the file itself made relative to its folder; models may be hub names instead."""
     given = {override.partition("=")[0] for override in overrides}
     folder = Path(path).expanduser().parent
 
@@ -122,7 +135,19 @@ def _beside(settings: Mapping[str, Any], path: Path, overrides: Sequence[str]) -
 
     files = ("items", "arms", "votes", "train", "cache")
     placed = {**settings, "cache": settings.get("cache", ComparisonConfig.__dataclass_fields__["cache"].default)}
-    return {key: place(key, value) if key in files else value for key, value in placed.items()}
+    placed = {key: place(key, value) if key in files else value for key, value in placed.items()}
+    if isinstance(tasks := placed.get("lm_eval"), dict):
+        inner = {f"lm_eval.{key}": value for key, value in tasks.items()}
+        local = {key: place(key, inner[key]) for key in ("lm_eval.models", "lm_eval.folder") if key in inner}
+        placed["lm_eval"] = {key: _existing(local.get(f"lm_eval.{key}"), value) for key, value in tasks.items()}
+    return placed
+
+
+def _existing(local: Any, given: Any) -> Any:
+    """File names beside the comparison, where there is such a file or folder; else the names as they are."""
+    if isinstance(local, dict) and isinstance(given, dict):
+        return {name: _existing(local[name], value) for name, value in given.items()}
+    return local if isinstance(local, str) and Path(local).exists() else given
 
 
 def _translate(error: Any) -> UserError:

@@ -148,6 +148,15 @@ def test_power_alone_prints_sample_sizes(capfd: pytest.CaptureFixture[str]) -> N
         (["--comparison", "{path}", "metrics=[consistency]"], "consistency compares several answers"),
         (["--comparison", "{path}", "metric=[length]"], "metric is no key of a comparison"),
         (["--comparison", "{path}", "seed=-1"], "seed: "),
+        (["--comparison", "{path}", "scores=[reward]"], "arm base has no score 'reward' why: its rows have none"),
+        (["--comparison", "{path}", "scores=[chrf]"], "two metrics have the name 'chrf'"),
+        (["--comparison", "{path}", "lm_eval={{models: {{sft: m}}, tasks: [t]}}"], "has 'sft', which is no arm"),
+        (["--comparison", "{path}", "--category", "subset"], "--category has no effect with --comparison"),
+        (["--comparison", "{path}", "--out", "/dev/null"], "no file can be written there"),
+        (
+            ["--comparison", "{path}", "cache=/none/replies.jsonl", "judge={{url: 'http://127.0.0.1:1/v1', model: m}}"],
+            "'/none/replies.jsonl' cannot be written",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(

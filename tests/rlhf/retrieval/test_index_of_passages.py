@@ -120,3 +120,7 @@ def test_an_index_replaces_an_earlier_one_and_nothing_else(tmp_path: Path) -> No
         save_index(index, RetrievalConfig(), BUILT_IN, other)
     assert sorted(path.name for path in tmp_path.rglob("*") if "partial" in path.name) == []
     assert [path.name for path in other.iterdir()] == ["thesis.txt"]
+    (tmp_path / "index" / "notes").mkdir()
+    (tmp_path / "index" / "notes" / "mine.txt").write_text("mine")
+    with pytest.raises(UserError, match="holds notes/mine.txt, which is not of the index"):
+        saved(tmp_path, documents=2)
