@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -71,7 +72,7 @@ def run(
     return 0
 
 
-def _refuse(options: dict[str, object | None], use: str) -> None:
+def _refuse(options: Mapping[str, object | None], use: str) -> None:
     """Refuse options that a use does not read."""
     given = [name for name, value in options.items() if value is not None]
     if given:

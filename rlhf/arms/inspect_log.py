@@ -73,7 +73,7 @@ def _row(file: str, header: Mapping[str, Any], sample: Mapping[str, Any]) -> Pro
         "response": str((sample.get("output") or {}).get("completion") or ""),
         "references": [target] if isinstance(target, str) else target,
         "scores": dict(_numbers(sample.get("scores") or {})),
-        "sampling": header["eval"].get("model_generate_config"),
+        "sampling": header["plan"].get("config"),
     }
     where = f"{file}, sample {sample['id']}, epoch"
     return PromptRow(_prompt(sample["input"]), RowLocation(where, int(sample["epoch"])), columns)

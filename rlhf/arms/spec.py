@@ -12,6 +12,7 @@ from pydantic import StrictBool, StrictStr, TypeAdapter, ValidationError, model_
 
 from rlhf.config.fields import Count, PartName, Seed, Texts, refuse, section
 from rlhf.config.source import read_source
+from rlhf.data.columns import is_within
 from rlhf.errors import UserError, raise_all
 from rlhf.evaluation.academic_tasks import AcademicTasksConfig
 from rlhf.evaluation.chat_endpoint import ServiceConfig
@@ -23,6 +24,10 @@ JUDGE_METRICS = ("judge_win_rate", "judge_score")
 OTHER_METRICS = ("consistency", "length")
 METRICS = (*TEXT_METRICS, *JUDGE_METRICS, *RETRIEVAL_METRICS, *OTHER_METRICS)
 DEFAULT_METRICS = ("rouge1", "rougeL", "chrf", "length")
+FILES = ("items", "arms", "votes", "train", "cache")
+"""Keys with names of files."""
+PERHAPS_FILES = ("scorers", "bert_score.model", "lm_eval.models", "lm_eval.folder")
+"""Keys whose values may also be names of modules or of models on the hub: files if there is such a file."""
 
 
 @section
@@ -122,8 +127,8 @@ def load_comparison(path: str | Path, overrides: Sequence[str] = ()) -> Comparis
 
 
 def _beside(settings: Mapping[str, Any], path: Path, overrides: Sequence[str]) -> dict[str, Any]:
-    """Settings with the file names of the file itself made relative to its folder; models may be hub names instead."""
-    given = {override.partition("=")[0] for override in overrides}
+    """Settings with the file names of the file itself made relative to its folder."""
+    given = [override.partition("=")[0] for override in overrides]
     folder = Path(path).expanduser().parent
 
     def place(key: str, value: Any) -> Any:
@@ -131,23 +136,15 @@ def _beside(settings: Mapping[str, Any], path: Path, overrides: Sequence[str]) -
             return {name: place(f"{key}.{name}", inner) for name, inner in value.items()}
         if isinstance(value, list):
             return [place(key, inner) for inner in value]
-        return str(folder / Path(value).expanduser()) if isinstance(value, str) and key not in given else value
+        if not isinstance(value, str) or is_within(key, given):
+            return value
+        is_file = is_within(key, FILES) or (
+            is_within(key, PERHAPS_FILES) and (folder / value.partition(":")[0]).exists()
+        )
+        return str(folder / Path(value).expanduser()) if is_file else value
 
-    files = ("items", "arms", "votes", "train", "cache")
-    placed = {**settings, "cache": settings.get("cache", ComparisonConfig.__dataclass_fields__["cache"].default)}
-    placed = {key: place(key, value) if key in files else value for key, value in placed.items()}
-    if isinstance(tasks := placed.get("lm_eval"), dict):
-        inner = {f"lm_eval.{key}": value for key, value in tasks.items()}
-        local = {key: place(key, inner[key]) for key in ("lm_eval.models", "lm_eval.folder") if key in inner}
-        placed["lm_eval"] = {key: _existing(local.get(f"lm_eval.{key}"), value) for key, value in tasks.items()}
-    return placed
-
-
-def _existing(local: Any, given: Any) -> Any:
-    """File names beside the comparison, where there is such a file or folder; else the names as they are."""
-    if isinstance(local, dict) and isinstance(given, dict):
-        return {name: _existing(local[name], value) for name, value in given.items()}
-    return local if isinstance(local, str) and Path(local).exists() else given
+    cache = ComparisonConfig.__dataclass_fields__["cache"].default
+    return {key: place(key, value) for key, value in {"cache": cache, **settings}.items()}
 
 
 def _translate(error: Any) -> UserError:

@@ -518,7 +518,7 @@ class AlgorithmConfig:
 
 
 _EACH: dict[str, str | bool | float] = {"clip_range": 0.2, "drop_uniform_groups": False}
-ALGORITHM_DEFAULTS: dict[str, dict[str, str | bool | float]] = {
+ALGORITHM_DEFAULTS: dict[AlgorithmName, dict[str, str | bool | float]] = {
     "ppo": {**_EACH, "kl_in": "reward", "loss_mean": "token", "whiten_advantages": True},
     "grpo": {**_EACH, "kl_in": "loss", "loss_mean": "sequence", "whiten_advantages": False},
     "dr_grpo": {**_EACH, "kl_in": "loss", "loss_mean": "constant", "whiten_advantages": False},

@@ -8,10 +8,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import yaml
 
+from rlhf.config.schema import ScratchConfig
 from rlhf.errors import MachineryError, UserError
 from rlhf.evaluation import academic_tasks
 from rlhf.evaluation.academic_tasks import AcademicTasksConfig, TaskResult, command_of, read_results, run_tasks
+from rlhf.models.scratch import make_scratch
 
 CONFIG = AcademicTasksConfig(models={"base": "m,1", "ppo": "m2"}, tasks=("arc_easy", "own"), folder="tasks", limit=5)
 RESULTS = {
@@ -102,3 +105,30 @@ def test_a_killed_or_stuck_program_is_the_machinerys(
     config = AcademicTasksConfig(models={"base": "m"}, tasks=("own",), timeout_seconds=seconds)
     with pytest.raises(MachineryError, match=message):
         run_tasks(config)
+
+
+@pytest.mark.skipif(find_spec("lm_eval") is None, reason="lm-eval is not installed: it is optional")
+def test_the_package_evaluates_a_model_on_a_local_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A minute, most of it imports: only the package itself shows that command and results fit it."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    shape = ScratchConfig(hidden_size=64, layers=1, heads=2, vocab_size=300)
+    make_scratch(shape, ["Capital: Rome"] * 9, tmp_path / "m", 0)
+    rows = [{"question": f"Capital {i}?", "choices": ["Rome", "Milan"], "label": i % 2} for i in range(8)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = {
+        "task": "capitals",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(tmp_path / "rows.jsonl")}},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{question}}",
+        "doc_to_choice": "{{choices}}",
+        "doc_to_target": "{{label}}",
+        "metric_list": [{"metric": "acc"}],
+    }
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "capitals.yaml").write_text(yaml.safe_dump(task))
+    folder, models = str(tmp_path / "tasks"), {"base": str(tmp_path / "m")}
+    [result] = run_tasks(AcademicTasksConfig(models=models, tasks=("capitals",), folder=folder))
+    assert (result.arm, result.task, result.metric) == ("base", "capitals", "acc")
+    assert 0 <= result.value <= 1 and result.stderr == pytest.approx((result.value * (1 - result.value) / 7) ** 0.5)
