@@ -36,7 +36,11 @@ def writable(out: str | Path) -> Path:
         UserError: no file can be written there.
     """
     place = Path(out).expanduser()
-    other = place.exists() and not place.is_file()  # a device would be replaced
+    refusal = UserError(f"--out {out}: no file can be written there", fix="name a file in an existing folder")
+    try:
+        other = place.exists() and not place.is_file()  # a device would be replaced
+    except OSError as error:  # a name that is too long
+        raise refusal from error
     if other or not place.parent.is_dir() or not os.access(place.parent, os.W_OK):
-        raise UserError(f"--out {out}: no file can be written there", fix="name a file in an existing folder")
+        raise refusal
     return place

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -165,5 +166,5 @@ def _show_usage(console: Console, report: ComparisonReport) -> None:
 
 
 def _require_difference(power: float | None) -> None:
-    if power is not None and not power > 0:
+    if power is not None and not 0 < power < math.inf:
         raise UserError(f"--power {power:g} is no difference", "it is the smallest one that matters", "--power 0.05")

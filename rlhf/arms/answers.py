@@ -126,7 +126,10 @@ def _text(value: object) -> str:
 def _rows(file: str) -> tuple[PromptRow, ...]:
     if is_inspect_log(file):
         return read_inspect_log(file)
-    return load_prompts(DataConfig(prompts=file, bad_rows="error")).rows
+    try:
+        return load_prompts(DataConfig(prompts=file, bad_rows="error")).rows
+    except UserError as error:  # its remedy is a key of a recipe
+        raise UserError(error.what, error.why, f"correct '{file}', or name another file in the comparison") from error
 
 
 def _read_items(file: str) -> tuple[EvaluationItem, ...]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import field
 from pathlib import Path
 from typing import Any
 
 from pydantic import StrictBool, StrictStr, TypeAdapter, ValidationError, model_validator
 
-from rlhf.config.fields import Count, PartName, Seed, Texts, refuse, section
+from rlhf.config.fields import HERE, Count, PartName, RuleError, Seed, Texts, refuse, section
 from rlhf.config.source import read_source
 from rlhf.data.columns import is_within
 from rlhf.errors import UserError, raise_all
@@ -95,6 +95,8 @@ def _problems(config: ComparisonConfig) -> Iterable[UserError]:
     if config.lm_eval is not None and (others := {*config.lm_eval.models} - {*config.arms}):
         fix = f"name its models after {', '.join(config.arms)}"
         yield UserError(f"lm_eval.models has {min(others)!r}, which is no arm", fix=fix)
+    if config.lm_eval is not None and not (config.lm_eval.tasks and config.lm_eval.models):
+        yield UserError("lm_eval has no task or no model", "nothing would run", "name both, or leave lm_eval out")
     unknown = [name for name in config.metrics if name not in METRICS]
     if unknown:
         yield UserError(f"metrics has {unknown[0]!r}", fix=f"the metrics are {', '.join(METRICS)}")
@@ -121,7 +123,7 @@ def load_comparison(path: str | Path, overrides: Sequence[str] = ()) -> Comparis
     try:
         config = TypeAdapter(ComparisonConfig).validate_python(_beside(source.settings, Path(path), overrides))
     except ValidationError as refusal:
-        raise_all([_translate(error) for error in refusal.errors(include_url=False)], str(path))
+        raise_all([each for error in refusal.errors(include_url=False) for each in _translate(error)], str(path))
         raise AssertionError("a refusal has an error") from refusal
     return config
 
@@ -147,11 +149,12 @@ def _beside(settings: Mapping[str, Any], path: Path, overrides: Sequence[str]) -
     return {key: place(key, value) for key, value in {"cache": cache, **settings}.items()}
 
 
-def _translate(error: Any) -> UserError:
-    """One of pydantic's errors with its key."""
+def _translate(error: Any) -> Iterator[UserError]:
+    """One of pydantic's errors with its key; several if the rules between keys find several."""
     key = ".".join(map(str, error["loc"])) or "the comparison"
     if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        return UserError(f"{key} is no key of a comparison", fix="docs/evaluation.md lists the keys")
-    if error["type"] == "value_error":
-        return UserError(str(error["ctx"]["error"]))
-    return UserError(f"{key}: {error['msg']}", fix="docs/evaluation.md lists the keys and their values")
+        yield UserError(f"{key} is no key of a comparison", fix="docs/evaluation.md lists the keys")
+    elif isinstance(rule := error.get("ctx", {}).get("error"), RuleError):
+        yield from (UserError(*(part.replace(HERE, key) for part in problem.args)) for problem in rule.problems)
+    else:
+        yield UserError(f"{key}: {error['msg']}", fix="docs/evaluation.md lists the keys and their values")

@@ -31,7 +31,7 @@ def written_with_manifest(folder: Path, kind: str, facts: Mapping[str, object]) 
     with ExitStack() as stack:
         try:
             partial = stack.enter_context(written_folder(folder))
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: no name that a folder can have
             fix = f"set retrieval.{kind} to a folder that you may write to"
             raise UserError(f"{folder} cannot be written", str(error), fix) from error
         yield partial
@@ -44,11 +44,14 @@ def check_replaceable(folder: Path, kind: str) -> None:
     """Check that a folder is absent, empty, or an earlier one of this kind with no other files.
 
     Raises:
-        UserError: it is something else, or holds more, which would be deleted.
+        UserError: it is something else, or holds more, which would be deleted; or it cannot be a folder.
     """
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return
     fix = f"set retrieval.{kind} to another folder"
+    try:
+        if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+            return
+    except OSError as error:  # a name that is too long, or a folder that may not be read
+        raise UserError(f"{folder} cannot be used", str(error), fix) from error
     manifest = read_manifest(folder)
     if manifest.get("kind") != kind:
         raise UserError(f"{folder} exists and is no {kind} of rlhf", "what it holds would be deleted", fix)
