@@ -32,7 +32,7 @@ setup(
         "launch.report": ["*.jinja", "report.js", "report.css"],
         "launch.feedback": ["templates/*.jinja", "static/*"],
     },
-    extras_require={name: pins(name) for name in ("cpu", "gpu", "dev")},
+    extras_require={name: pins(name) for name in ("cpu", "gpu", "dev", "lm-eval")},
     entry_points={
         "console_scripts": ["rlhf = launch.cli:main"],
         "vllm.general_plugins": ["rlhf_shared_memory = rlhf.weights.shared_memory:register"],

@@ -28,13 +28,14 @@ FOLDER = "rollouts"
 
 @dataclass(frozen=True, kw_only=True)
 class StepPrompts:
-    """Indices of the step's prompts, each repeated for its samples, with a seed for each sample."""
+    """Indices of the prompts of one round of a step, each repeated for its samples, with a seed for each sample."""
 
     step: int
+    round: int
     prompts: Sequence[int]
     seeds: Sequence[int]
     after: OrderState
-    """State of the prompt order after this step."""
+    """State of the prompt order after them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,15 +52,25 @@ class Block:
     stream: str = ""
 
 
-def draw_step(recipe: Recipe, prompt_count: int, step: int, order: OrderState) -> StepPrompts:
-    """Draw the next prompts of the seeded order over ``prompt_count`` prompts; a pure function of step and order."""
+def draw_step(recipe: Recipe, prompt_count: int, step: int, order: OrderState, sampling_round: int = 0) -> StepPrompts:
+    """Draw the next prompts of the seeded order over ``prompt_count`` prompts; a function of step, round and order.
+
+    The seeds of each round have a range of their own: the same prompt and seed would give identical samples.
+    """
     prompt_order, repeats = PromptOrder.restore(prompt_count, recipe.seed, order), recipe.ppo.samples_per_prompt
     indices = [prompt for prompt in prompt_order.take(recipe.ppo.rollouts_per_step // repeats) for _ in range(repeats)]
     draw = np.random.default_rng([recipe.seed, SAMPLING, step])
-    seeds = draw.integers(2**31, size=len(indices)).tolist()
-    while len(set(zip(indices, seeds))) < len(indices):  # the same prompt and seed would give identical samples
-        seeds = draw.integers(2**31, size=len(indices)).tolist()
-    return StepPrompts(step=step, prompts=indices, seeds=seeds, after=prompt_order.state())
+    span = 2**31 // recipe.ppo.sampling_rounds
+    seeds = draw.integers(span, size=len(indices)).tolist()
+    while len(set(zip(indices, seeds))) < len(indices):
+        seeds = draw.integers(span, size=len(indices)).tolist()
+    return StepPrompts(
+        step=step,
+        round=sampling_round,
+        prompts=indices,
+        seeds=[span * sampling_round + seed for seed in seeds],
+        after=prompt_order.state(),
+    )
 
 
 def generate_blocks(

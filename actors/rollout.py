@@ -25,7 +25,7 @@ from rlhf.types import UNVERIFIED, Prompt, RolloutBlock
 if TYPE_CHECKING:  # the controller, which imports this module, needs none of them
     from transformers import PreTrainedTokenizerBase
 
-    from rlhf.generation.engine import Answer
+    from rlhf.generation.engine import GeneratedAnswer
     from rlhf.weights.fingerprint import Fingerprint
 
 Result = TypeVar("Result")
@@ -203,9 +203,11 @@ class RolloutActor:
             return await call
 
 
-async def as_finished(answers: AsyncIterator[Answer], count: int, size: int) -> AsyncIterator[list[Answer]]:
+async def as_finished(
+    answers: AsyncIterator[GeneratedAnswer], count: int, size: int
+) -> AsyncIterator[list[GeneratedAnswer]]:
     """Yield blocks of answers in the order in which they finish."""
-    finished: list[Answer] = []
+    finished: list[GeneratedAnswer] = []
     async for answer in answers:
         finished.append(answer)
         count -= 1
@@ -214,9 +216,11 @@ async def as_finished(answers: AsyncIterator[Answer], count: int, size: int) -> 
             finished = []
 
 
-async def in_order(answers: AsyncIterator[Answer], count: int, size: int) -> AsyncIterator[list[Answer]]:
+async def in_order(
+    answers: AsyncIterator[GeneratedAnswer], count: int, size: int
+) -> AsyncIterator[list[GeneratedAnswer]]:
     """Yield blocks in prompt order: positions 0 to size − 1, then the next ones."""
-    finished: dict[int, Answer] = {}
+    finished: dict[int, GeneratedAnswer] = {}
     begin = 0
     async for answer in answers:
         finished[answer.position] = answer

@@ -97,11 +97,14 @@ class RunActors:
         role = None if source.model is None else self.recipe.placement.reward
         return ScoringMethod.by_role(group, "scores", ResultSpec(kind="score", name=name), role)
 
-    def assemble(self, step: int, state: AlgorithmState, scored: ScoredBlocks) -> tuple[ray.ObjectRef, BatchReport]:
-        """Assemble blocks and scores into the experience, on the policy's first rank.
+    def assemble(
+        self, step: int, state: AlgorithmState, rounds: Sequence[ScoredBlocks]
+    ) -> tuple[ray.ObjectRef, BatchReport]:
+        """Assemble the blocks and scores of a step's rounds into the experience, on the policy's first rank.
 
         Returns a reference to the experience, and the batch's report.
         """
+        scored = ScoredBlocks.join(rounds)
         result_specs = tuple(scorer.result_spec for scorer in self.scorers)
         batch = StepInputs(
             recipe=self.recipe,
@@ -109,6 +112,7 @@ class RunActors:
             step=step,
             state=state,
             result_specs=result_specs,
+            rounds=len(rounds),
         )
         task = self.policy.workers[0].run_on_values.options(num_returns=2)
         experience, report = task.remote(assemble, scored.refs, batch, scored.units)

@@ -8,7 +8,7 @@ the results.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from heapq import heapreplace
 from typing import Protocol, Self
 
@@ -79,6 +79,17 @@ class ScoredBlocks:
 
     refs: list[ray.ObjectRef]
     units: tuple[ScoredUnit, ...]
+
+    @classmethod
+    def join(cls, rounds: Sequence[ScoredBlocks]) -> ScoredBlocks:
+        """The blocks and results of all rounds of a step."""
+        blocks, results, units = list[ray.ObjectRef](), list[ray.ObjectRef](), list[ScoredUnit]()
+        for each in rounds:
+            count, first = len(each.refs) - sum(unit.parts for unit in each.units), len(blocks)
+            units += [replace(unit, blocks=tuple(first + block for block in unit.blocks)) for unit in each.units]
+            blocks += each.refs[:count]
+            results += each.refs[count:]
+        return cls(refs=blocks + results, units=tuple(units))
 
 
 class ScoringGroups(Protocol):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -39,7 +38,7 @@ from rlhf.models.folder import from_folder, load_tokenizer, read_facts
 from rlhf.models.saving import try_saving_tokenizer
 from rlhf.records import DataFile
 from rlhf.recovery.stop import StopRequest, end_within
-from rlhf.storage.durable import write_atomically
+from rlhf.storage.durable import write_atomically, written_folder
 from rlhf.storage.reading import damaged, read_json, read_text, require_folder
 from rlhf.tracking.console import Console
 from rlhf.tracking.run_folder import MODEL, RunFolder
@@ -121,8 +120,8 @@ class Session:
             # Not announced: the standard output of `rlhf generate` is only for answers.
             return self.verified(Path(self.recipe.model.path).expanduser(), is_announced=False)
         assert self.recipe.model.scratch is not None
-        folder, partial = self.root / BASE, self.root / f"{BASE}.partial"
-        for place in (folder, partial):
+        folder = self.root / BASE
+        for place in (folder, self.root / f"{BASE}.partial"):
             require_folder(place, "move the file elsewhere, or give this run another name (name=...)")
         made_from = recipe_digest(self.recipe, ("seed", "model", "data"))
         marker = folder / "made-from"
@@ -133,13 +132,11 @@ class Session:
             all_text = list(
                 texts(self.recipe, load_demonstrations)
             )  # bad data must be refused before the old folder is removed
-            shutil.rmtree(folder, ignore_errors=True)
-            shutil.rmtree(partial, ignore_errors=True)  # of a killed attempt
-            make_scratch(self.recipe.model.scratch, all_text, partial, self.recipe.seed)
-            files = [asdict(entry) for entry in hash_files(partial)]
-            write_atomically(partial / HASHES, json.dumps(files) + "\n")
-            write_atomically(partial / marker.name, made_from)
-            partial.rename(folder)
+            with written_folder(folder) as partial:
+                make_scratch(self.recipe.model.scratch, all_text, partial, self.recipe.seed)
+                files = [asdict(entry) for entry in hash_files(partial)]
+                write_atomically(partial / HASHES, json.dumps(files) + "\n")
+                write_atomically(partial / marker.name, made_from)
         elif (folder / HASHES).exists():  # an earlier version recorded none
             self._verify_base(folder / HASHES, again)
         return folder

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 
 from actors.blocks import Block, StepPrompts, draw_step, generate_blocks
 from actors.run_actors import RunActors
-from actors.scoring import Scoring
+from actors.scoring import ScoredBlocks, Scoring
 from actors.waiting import PhaseContext
 from rlhf.roles.assemble import BatchReport
 from rlhf.run_state import RunState
+from rlhf.step_rates import step_rates
 from rlhf.tracking.spans import PhaseTimer
 
 
@@ -29,29 +29,24 @@ class PPOTrainer:
     ) -> tuple[BatchReport, RunState, Sequence[Block]]:
         """Run one step; its rollouts are sampled from version ``state.step`` of the weights, or from the one before.
 
-        ``pregenerated_blocks`` are rollouts of this step that were generated during the previous one
-        (``ppo.staleness``). Returns the step's report, the state after it, and the next step's rollouts if they were
-        generated meanwhile.
+        ``pregenerated_blocks`` were generated during the previous step (``ppo.staleness``). Returns the step's report,
+        the state after it, and the next step's rollouts if they were generated meanwhile.
         """
-        actors, step, set_aside = self.actors, state.step, state.set_aside
+        actors, step, order, set_aside = self.actors, state.step, state.order, state.set_aside
         with self.timer("step", step):
-            # 1. Prompts: the next ones of a seeded order, repeated for each sample, and a sampling seed for each sample
-            asked = draw_step(self.recipe, self.prompt_count, step, state.order)
+            rounds, is_full = list[ScoredBlocks](), False
+            while not is_full:  # one round, or with DAPO's dynamic sampling several until the update is full
+                # 1. Prompts: the next ones of a seeded order, repeated for each sample, and a seed for each sample
+                asked = draw_step(self.recipe, self.prompt_count, step, order, len(rounds))
 
-            # 2. Rollout, and 3. Score: all scoring models process a block while the next one is still being generated
-            scoring = Scoring(actors, PhaseContext(phase="score", step=step), len(asked.seeds))
-            with self.phase("rollout", step) as context:
-                for block in pregenerated_blocks or generate_blocks(actors.engines, asked, set_aside, context):
-                    scoring.send(block)
-                    set_aside += block.set_aside
-                coming = self.begin_next(asked, set_aside)
-            with self.phase("score", step) as context:
-                actors.engines.sleep(context)
-                scored = scoring.wait_for_results()
+                # 2. Rollout, and 3. Score: all scoring models process a block while the next one is being generated
+                scored, coming, set_aside = self.sample(asked, set_aside, pregenerated_blocks)
+                order, rounds = asked.after, [*rounds, scored]
 
-            # 4. Advantages: over the global batch, in one process
-            with self.phase("advantages", step):
-                experience, report = actors.assemble(step, state.algorithm, scored)
+                # 4. Advantages: over the global batch, in one process
+                with self.phase("advantages", step):
+                    experience, report = actors.assemble(step, state.algorithm, rounds)
+                is_full = report.is_full or len(rounds) == self.recipe.ppo.sampling_rounds
 
             # 5. Update: critic and policy, in parallel unless they share GPUs; in the warm-up only the critic
             with self.phase("update", step):
@@ -62,8 +57,29 @@ class PPOTrainer:
                 pregenerated_blocks = tuple(coming)
             with self.phase("publish", step) as context:
                 actors.publish(step + 1, context)
-        after = replace(state, step=step + 1, order=asked.after, algorithm=report.state, set_aside=set_aside)
-        return self.add_metrics(step, report, metrics), after, pregenerated_blocks
+        # 7. Record: the update's metrics, the phases' seconds and the throughput; ``TrainingLoop`` adds others
+        after = state.after_step(order, report.state, set_aside, len(rounds))
+        metrics |= self.timer.metrics()
+        rates = step_rates(self.recipe, after, len(rounds), report.metrics | metrics)
+        return report.with_metrics(metrics | rates), after, pregenerated_blocks
+
+    def sample(
+        self, asked: StepPrompts, set_aside: int, pregenerated_blocks: Sequence[Block]
+    ) -> tuple[ScoredBlocks, Iterator[Block], int]:
+        """Parts 2 and 3 of a step; returns also the next step's rollouts, and the quarantined samples so far."""
+        actors, step = self.actors, asked.step
+        if asked.round and actors.engines.sleeps:  # engines that sleep discard their weights
+            with self.phase("publish", step) as context:
+                actors.publish(step, context)
+        scoring = Scoring(actors, PhaseContext(phase="score", step=step), len(asked.seeds))
+        with self.phase("rollout", step) as context:
+            for block in pregenerated_blocks or generate_blocks(actors.engines, asked, set_aside, context):
+                scoring.send(block)
+                set_aside += block.set_aside
+            coming = self.begin_next(asked, set_aside)
+        with self.phase("score", step) as context:
+            actors.engines.sleep(context)
+            return scoring.wait_for_results(), coming, set_aside
 
     def begin_next(self, asked: StepPrompts, set_aside: int) -> Iterator[Block]:
         """Start generating the next step's rollouts while this step trains, if ``ppo.staleness`` is set."""
@@ -81,19 +97,3 @@ class PPOTrainer:
         self.actors.supervisor.enter_phase(context)
         with self.timer(name, step):
             yield context
-
-    def add_metrics(self, step: int, report: BatchReport, metrics: dict[str, float]) -> BatchReport:
-        """7. Record: add the update's metrics, the phases' seconds and the throughput. ``TrainingLoop`` adds others."""
-        times = self.timer.metrics()
-        tokens = report.metrics["rollout/tokens"]
-        trained = metrics.get("policy/tokens", self.recipe.algorithm.epochs * tokens)  # absent in critic warm-up
-        rates = {
-            "perf/train_tokens_per_second": trained / times["time/update"],
-            "perf/samples_per_second": self.recipe.ppo.rollouts_per_step / times["time/step"],
-            "weights/sync_seconds": times["time/publish"],
-            "weights/version": float(step + 1),
-            "episode": float((step + 1) * self.recipe.ppo.rollouts_per_step),
-        }
-        if not self.recipe.ppo.staleness:  # otherwise generation overlaps with the other phases
-            rates["perf/rollout_tokens_per_second"] = tokens / times["time/rollout"]
-        return report.with_metrics(metrics | times | rates)

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import httpx
 
-from rlhf.feedback.access import Role, issue_token
+from rlhf.feedback.access import AccessRole, issue_token
 from rlhf.feedback.items import make_item
 from rlhf.feedback.records import Answer, Item
 from rlhf.feedback.settings import ProjectSettings
@@ -61,7 +61,7 @@ def measure(path: Path, raters: int, votes: int, pause: float) -> dict[str, floa
     """Label in a new project; returns the numbers of the line."""
     port, times = _free_port(), Times()
     with _make_project(path, raters, votes) as store:
-        tokens = [issue_token(store, f"r{n}", Role.RATER, seconds=3600, now=time.time()) for n in range(raters)]
+        tokens = [issue_token(store, f"r{n}", AccessRole.RATER, seconds=3600, now=time.time()) for n in range(raters)]
         server = _start(path, port)
         try:
             asyncio.run(_label(f"http://127.0.0.1:{port}", tokens, votes, pause, times))

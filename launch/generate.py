@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from actors.answering import answer
 from actors.session import Session
+from launch.options import writable
 from rlhf.data.formats import load_prompts
 from rlhf.data.report import describe
 from rlhf.data.tokenise import describe_tokenised, tokenise_prompts
-from rlhf.errors import UserError
 from rlhf.records import Messages, PromptRow
 from rlhf.retrieval.dataset import check_dataset_template
+from rlhf.storage.durable import write_atomically
 from rlhf.types import Prompt
 
 
@@ -72,23 +72,8 @@ def write_rows(rows: Sequence[Mapping[str, object]], out: Path | None, session: 
         for line in lines:
             session.console.line(line)
     else:
-        partial = out.with_name(out.name + ".partial")
-        partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        partial.replace(out)  # so that a file is never incomplete
+        write_atomically(out, "\n".join(lines) + "\n")
         session.console.print(f"{len(lines)} answers → {out}")
-
-
-def writable(out: str) -> Path:
-    """The output file, checked to be writable before anything is generated.
-
-    Raises:
-        UserError: no file can be written there.
-    """
-    place = Path(out).expanduser()
-    other = place.exists() and not place.is_file()
-    if other or not place.parent.is_dir() or not os.access(place.parent, os.W_OK):
-        raise UserError(f"--out {out}: no file can be written there", fix="name a file in an existing folder")
-    return place
 
 
 def _plain(prompt: Messages | str) -> object:

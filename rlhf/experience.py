@@ -116,9 +116,13 @@ def build_experience(
     return experience, _advance(seen, algorithm, kl, experience)
 
 
-def drop_uniform_groups(experience: Experience, size: int, order: np.random.Generator) -> tuple[Experience, float]:
-    """Leave groups of equal scores out of the update (Yu et al. 2025, section 3.2); returns the update's experience,
-    and the fraction of all responses whose group has equal scores.
+def drop_uniform_groups(
+    experience: Experience, size: int, order: np.random.Generator
+) -> tuple[Experience, float, float]:
+    """Leave groups of equal scores out of the update (Yu et al. 2025, section 3.2).
+
+    Returns the update's experience, the fraction of all responses whose group has equal scores, and the fraction of the
+    update's ``size`` responses whose group has unequal ones.
 
     Groups of unequal scores come first, each kind in the random ``order``; the first ``size`` responses remain. Of
     these, tokens of groups of equal scores leave the response mask, so that losses and normalisers do not count them.
@@ -132,11 +136,12 @@ def drop_uniform_groups(experience: Experience, size: int, order: np.random.Gene
     arrays: dict[str, Any] = {name: np.where(kept, getattr(experience, name), np.float32(0)) for name in per_token}
     fraction = float(uniform[is_counted].mean()) if is_counted.any() else 0.0
     dropped = replace(experience, response_mask=kept, **arrays)
+    filled = min(1.0, float((~uniform).sum()) / size)
     if size == len(uniform):
-        return dropped, fraction
+        return dropped, fraction, filled
     _, group = np.unique(experience.rollouts.prompt_ids, return_inverse=True)
     rank = order.permutation(group.max() + 1)[group]
-    return dropped.select(np.sort(np.lexsort((rank, uniform))[:size])), fraction
+    return dropped.select(np.sort(np.lexsort((rank, uniform))[:size])), fraction, filled
 
 
 def _advance(seen: AlgorithmState, algorithm: AlgorithmConfig, kl: Float32, experience: Experience) -> AlgorithmState:

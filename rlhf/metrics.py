@@ -92,6 +92,10 @@ SECTIONS: Mapping[str, tuple[Metric, ...]] = {
             "fraction",
             "responses whose group has equal scores, which the update leaves out (`drop_uniform_groups`)",
         ),
+        Metric(
+            "rollout/filled_fraction", "fraction", "responses of the update whose group has unequal scores", "higher"
+        ),
+        Metric("rollout/sampling_rounds", "rounds", "of sampling in this step, at most `ppo.sampling_rounds`", "lower"),
         Metric("rollout/set_aside", "samples", "quarantined in this step, because their prompt kept failing", "lower"),
         Metric(
             "rollout/prefix_cache_hit_rate",

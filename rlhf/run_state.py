@@ -91,6 +91,8 @@ class RunState(StageState):
     watch: WatchState | None = None
     set_aside: int = 0
     """Number of quarantined samples so far."""
+    extra_rounds: int = 0
+    """Number of rounds of sampling so far beyond one in each step."""
 
     @classmethod
     def start(cls, recipe: Recipe) -> RunState:
@@ -110,3 +112,14 @@ class RunState(StageState):
     def with_other_data(self) -> Self:
         """The state from which to go on if the data has changed: an epoch of the new prompts begins."""
         return replace(self, order=OrderState(self.order.epoch + 1, 0))
+
+    def after_step(self, order: OrderState, algorithm: AlgorithmState, set_aside: int, rounds: int) -> RunState:
+        """The state after one more step, which had so many ``rounds`` of sampling."""
+        return replace(
+            self,
+            step=self.step + 1,
+            order=order,
+            algorithm=algorithm,
+            set_aside=set_aside,
+            extra_rounds=self.extra_rounds + rounds - 1,
+        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -103,3 +103,9 @@ def test_a_circle_is_found_between_files_and_between_rooms() -> None:
 
 def test_the_training_loop_fits_on_two_screens() -> None:
     assert len((ROOT / "actors" / "trainer.py").read_text(encoding="utf-8").splitlines()) < 100
+
+
+def test_a_class_name_exists_once() -> None:
+    trees = [ast.parse((ROOT / path).read_text(encoding="utf-8")) for path in MODULES]
+    names = Counter(node.name for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef))
+    assert [name for name, count in names.items() if count > 1 and not name.startswith("_")] == []

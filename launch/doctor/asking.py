@@ -12,14 +12,14 @@ from launch.doctor.findings import Fault, described
 
 
 @dataclass(frozen=True, kw_only=True)
-class Question:
+class TimedCall:
     """A function to call, and its deadline in seconds."""
 
     ask: Callable[[], Any]
     seconds: float
 
 
-def answers(questions: Mapping[str, Question]) -> dict[str, Any]:
+def answers(questions: Mapping[str, TimedCall]) -> dict[str, Any]:
     """Ask all questions at once, each in a thread; returns each answer or a ``Fault``.
 
     A thread that hangs (a dead file server, an unresponsive driver) is abandoned, and does not keep the process from
@@ -37,10 +37,10 @@ def answers(questions: Mapping[str, Question]) -> dict[str, Any]:
 
 def answer(ask: Callable[[], Any], seconds: float) -> Any:
     """Ask one question; returns the answer or a ``Fault``."""
-    return answers({"it": Question(ask=ask, seconds=seconds)})["it"]
+    return answers({"it": TimedCall(ask=ask, seconds=seconds)})["it"]
 
 
-def _start_thread(name: str, question: Question, given: dict[str, Any]) -> threading.Thread:
+def _start_thread(name: str, question: TimedCall, given: dict[str, Any]) -> threading.Thread:
     def ask() -> None:
         try:
             given[name] = question.ask()

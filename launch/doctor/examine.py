@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.doctor import clock, credentials, disk, gpus, limits, memory, nccl, network, versions
-from launch.doctor.asking import Question, answers
+from launch.doctor.asking import TimedCall, answers
 from launch.doctor.findings import Fault, Finding, Row, run_check
 from launch.doctor.needs import Needs
 
@@ -100,7 +100,7 @@ def gather(asked: NodeRequest) -> NodeFacts:
         "token": credentials.gather_token,
         "ports": partial(network.gather, asked.address),
     }
-    timed = {name: Question(ask=ask, seconds=SECONDS.get(name, OTHERS)) for name, ask in questions.items()}
+    timed = {name: TimedCall(ask=ask, seconds=SECONDS.get(name, OTHERS)) for name, ask in questions.items()}
     return NodeFacts(**answers(timed))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +25,10 @@ def run(
     preferences: Annotated[
         str | None, typer.Option(metavar="FILE", help="with a reward model: a feedback project, or comparisons")
     ] = None,
+    category: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help="with preferences: accuracy by this column (RewardBench: subset)"),
+    ] = None,
     comparison: Annotated[
         Path | None, typer.Option(metavar="FILE.yaml", help="items, arms, metrics and judge, see docs/evaluation.md")
     ] = None,
@@ -45,14 +50,17 @@ def run(
     if comparison is not None:
         from launch.evaluate.comparison import compare, show_lint
 
-        _refuse({"--reward-model": reward_model, "--preferences": preferences}, "--comparison")
+        given = {"--reward-model": reward_model, "--preferences": preferences, "--category": category}
+        _refuse(given, "--comparison")
         _refuse({"--power": power, "--out": out} if lint else {}, "--lint")
         return show_lint(comparison, settings) if lint else compare(comparison, settings, power, device, out)
     _refuse({"--lint": lint or None}, "an evaluation without --comparison")
     if power is not None:
         from launch.evaluate.comparison import show_power
 
-        _refuse({"--reward-model": reward_model, "RECIPE": recipe, "--out": out}, "--power alone")
+        _refuse(
+            {"--reward-model": reward_model, "RECIPE": recipe, "--category": category, "--out": out}, "--power alone"
+        )
         return show_power(power)
     if recipe is None or reward_model is None or preferences is None:
         what = "nothing to evaluate"
@@ -60,11 +68,11 @@ def run(
         raise UserError(what, "a comparison file, or a recipe, a reward model and preferences are needed", fix)
     from launch.evaluate.reward_model import evaluate_reward_model
 
-    evaluate_reward_model(recipe, overrides, reward_model, preferences, out)
+    evaluate_reward_model(recipe, overrides, reward_model, preferences, category, out)
     return 0
 
 
-def _refuse(options: dict[str, object | None], use: str) -> None:
+def _refuse(options: Mapping[str, object | None], use: str) -> None:
     """Refuse options that a use does not read."""
     given = [name for name, value in options.items() if value is not None]
     if given:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from launch.options import writable
 from rlhf.errors import UserError
 
 if TYPE_CHECKING:
     from rlhf.arms.report import ComparisonReport
-    from rlhf.evaluation.agreement_with_people import Agreement
+    from rlhf.evaluation.academic_tasks import TaskResult
+    from rlhf.evaluation.agreement_with_people import MetricAgreement
     from rlhf.evaluation.bootstrap import Estimate
     from rlhf.evaluation.metric_table import ArmResult
     from rlhf.tracking.console import Console
@@ -37,8 +40,7 @@ def compare(path: Path, settings: Sequence[str], power: float | None, device: st
     from rlhf.storage.durable import write_atomically
     from rlhf.tracking.console import Console
 
-    if out is not None and (out.is_dir() or not out.absolute().parent.is_dir()):
-        raise UserError(f"--out {out}: no file can be written there", fix="name a file in an existing folder")
+    place = None if out is None else writable(out)
     _require_difference(power)
     compared = compare_arms(load_comparison(path, settings), device)
     console, report = Console(sys.stdout), compared.report
@@ -48,9 +50,9 @@ def compare(path: Path, settings: Sequence[str], power: float | None, device: st
         content["prompts_needed"] = needed_prompts(compared.arms, compared.measured, power)
         for metric, arms in content["prompts_needed"].items():
             console.summary(f"{metric}: prompts to find a difference of {power:g}", {arm: arms[arm] for arm in arms})
-    if out is not None:
-        write_atomically(out, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-        console.print(f"→ {out}")
+    if place is not None:
+        write_atomically(place, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        console.print(f"→ {place}")
     return 0
 
 
@@ -95,6 +97,9 @@ def show_report(console: Console, report: ComparisonReport) -> None:
             table[f"{agreement.metric}, {arm}"] = describe_result(report.result(agreement.metric, arm))
         table[f"{agreement.metric}, agreement with people"] = describe_agreement(agreement)
     console.summary(f"{report.items:,} items, {report.votes:,} votes of people", table)
+    if report.academic:
+        tasks = {f"{each.task}, {each.metric}, {each.arm}": describe_task(each) for each in report.academic}
+        console.summary("academic tasks by lm-eval, with standard errors", tasks)
     for arm, judged in report.judged.items():
         control = judged.length_controlled
         controlled = "none" if control is None else _interval(control.win_rate, control.low, control.high)
@@ -127,7 +132,12 @@ def describe_result(result: ArmResult) -> str:
     return f"{text}, {result.failed} failed" if result.failed else text
 
 
-def describe_agreement(agreement: Agreement) -> str:
+def describe_task(result: TaskResult) -> str:
+    """A task's metric and its standard error as text."""
+    return f"{result.value:.4g}" if result.stderr is None else f"{result.value:.4g} ± {result.stderr:.2g}"
+
+
+def describe_agreement(agreement: MetricAgreement) -> str:
     """How a metric relates to people's votes, and whether it may gate."""
     if agreement.why_not:
         return f"cannot gate: {agreement.why_not}"
@@ -156,5 +166,5 @@ def _show_usage(console: Console, report: ComparisonReport) -> None:
 
 
 def _require_difference(power: float | None) -> None:
-    if power is not None and not power > 0:
+    if power is not None and not 0 < power < math.inf:
         raise UserError(f"--power {power:g} is no difference", "it is the smallest one that matters", "--power 0.05")

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from launch.options import writable
 from launch.run import Work, run_work
 from rlhf.errors import UserError, raise_all
 
@@ -20,12 +21,12 @@ if TYPE_CHECKING:
 
 
 def evaluate_reward_model(
-    recipe: str, overrides: Sequence[str], reward_model: str, preferences: str, out: Path | None
+    recipe: str, overrides: Sequence[str], reward_model: str, preferences: str, category: str | None, out: Path | None
 ) -> None:
     """Score both answers of every comparison, and print how often the model agrees."""
 
     def load(session: Session) -> Work:
-        return partial(evaluate, read_comparisons(session, reward_model, preferences, out))
+        return partial(evaluate, read_comparisons(session, reward_model, preferences, category, out))
 
     run_work("generate", recipe, overrides, load, log="evaluate")
 
@@ -42,8 +43,13 @@ class Comparisons:
     out: Path | None
 
 
-def read_comparisons(session: Session, model: str, preferences: str, out: Path | None) -> Comparisons:
+def read_comparisons(
+    session: Session, model: str, preferences: str, category: str | None, out: Path | None
+) -> Comparisons:
     """Read and tokenise the comparisons.
+
+    Args:
+        category: column with the category of a comparison; None for no accuracy by category.
 
     Raises:
         UserError: the model or the comparisons cannot be used, or the output file cannot be written.
@@ -53,18 +59,17 @@ def read_comparisons(session: Session, model: str, preferences: str, out: Path |
     from rlhf.feedback.judged_pairs import load_judged_pairs
     from rlhf.models.classifier import inspect_classifier
 
-    if out is not None and (out.is_dir() or not out.absolute().parent.is_dir()):
-        raise UserError(f"--out {out}: no file can be written there", fix="name a file in an existing folder")
+    place = None if out is None else writable(out)
     data = replace(session.recipe.data, preferences=preferences)
     session = replace(session, recipe=replace(session.recipe, data=data))
     raise_all(list(check_path("--reward-model", model)), "rlhf evaluate")
     folder = session.verified(Path(model).expanduser())
     inspect_classifier(folder, session.recipe.model, own=True).require_whole("--reward-model")
-    pairs = load_judged_pairs(data)
+    pairs = load_judged_pairs(data, category)
     tokenised = tokenise_preferences([pair.row for pair in pairs], session.chat, data, session.facts)
     session.console.print(describe_tokenised(tokenised, "comparisons"))
     kept = tuple(pairs[i] for i in tokenised.row_of_item)
-    return Comparisons(session=session, model=str(folder), pairs=kept, tokens=tokenised.items, out=out)
+    return Comparisons(session=session, model=str(folder), pairs=kept, tokens=tokenised.items, out=place)
 
 
 def evaluate(comparisons: Comparisons) -> RewardAccuracy:
@@ -119,7 +124,16 @@ def _show(session: Session, model: str, result: RewardAccuracy, held_out: Accura
             **{f"guidelines {name}": _describe(each) for name, each in result.by_guideline.items()},
         },
     )
+    if result.mean_accuracy is not None:
+        of = "RewardBench's sections" if result.by_section else "categories"
+        session.console.summary(
+            "accuracy by category",
+            {name: _describe(each) for name, each in result.by_category.items()}
+            | {f"section {name}": f"{accuracy:.3f}" for name, accuracy in result.by_section.items()}
+            | {f"mean over {of}": f"{result.mean_accuracy:.3f}", "all": _describe(result.overall)},
+        )
 
 
 def _describe(found: Accuracy) -> str:
-    return f"{found.accuracy:.3f} [{found.low:.3f}, {found.high:.3f}] of {found.judgements:,}"
+    ties = f", {found.ties:,} equal rewards" if found.ties else ""
+    return f"{found.accuracy:.3f} [{found.low:.3f}, {found.high:.3f}] of {found.judgements:,}{ties}"

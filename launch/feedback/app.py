@@ -16,7 +16,7 @@ from launch.feedback.guard import Application, Guard
 from launch.feedback.render import FOLDER
 from launch.feedback.responses import explain, go_to
 from launch.feedback.site import Site
-from rlhf.feedback.access import Role
+from rlhf.feedback.access import AccessRole
 
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "[::1]")
 
@@ -43,7 +43,7 @@ def create_app(site: Site, hosts: Collection[str] = LOCAL_HOSTS) -> Application:
 def enter(request: Request, token: str = "") -> Response:
     """Keep the token of a link in a cookie, and lead on to an address without it."""
     access = visitors.enter(request, token)
-    response = go_to(request, "/status" if access.role is Role.ADMIN else "/")
+    response = go_to(request, "/status" if access.role is AccessRole.ADMIN else "/")
     visitors.keep(request, response, token, access)
     return response
 

@@ -99,7 +99,7 @@ def token(
         UserError: the alias has another role, or is malformed.
     """
     from rlhf.errors import UserError
-    from rlhf.feedback.access import Role, issue_token
+    from rlhf.feedback.access import AccessRole, issue_token
     from rlhf.feedback.store import Store
 
     if not 0 < days <= LONGEST_DAYS:
@@ -108,7 +108,7 @@ def token(
     with Store.open(project) as store:
         if role in ("rater", "adjudicator"):
             store.add_rater(alias, is_adjudicator=role == "adjudicator")
-        made = issue_token(store, alias, Role(role), seconds=days * DAY, now=time.time())
+        made = issue_token(store, alias, AccessRole(role), seconds=days * DAY, now=time.time())
     print(made if role == "service" else f"{url.rstrip('/')}/enter?token={made}")
 
 

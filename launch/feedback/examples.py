@@ -24,7 +24,7 @@ _KEYS = ("prompt", "a", "b", "choice", "why")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Example:
+class WorkedExample:
     """Two answers, the judgement that the guidelines ask for, and why."""
 
     prompt: str
@@ -68,7 +68,7 @@ def check_guidelines(markdown: str, name: str) -> None:
     raise_all(problems, name)
 
 
-def read_example(token: Token) -> Example:
+def read_example(token: Token) -> WorkedExample:
     """The example of a fenced block.
 
     Raises:
@@ -80,12 +80,12 @@ def read_example(token: Token) -> Example:
         raise ValueError(f"the example is not YAML: {first_line(error)}") from error
     if not isinstance(fields, Mapping) or set(fields) != set(_KEYS):
         raise ValueError("the example has missing or unknown keys")
-    example = Example(**{key: str(value) for key, value in fields.items()})
+    example = WorkedExample(**{key: str(value) for key, value in fields.items()})
     if example.choice not in BUTTONS:
         raise ValueError(f"choice is {example.choice!r}, and may be {', '.join(BUTTONS)}")
     return example
 
 
-def _example_html(example: Example, language: Language) -> Markup:
+def _example_html(example: WorkedExample, language: Language) -> Markup:
     shown = {name: to_html(getattr(example, name)) for name in ("prompt", "a", "b", "why")}
     return render("example", language, choice=example.choice, **shown)

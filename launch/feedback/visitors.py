@@ -19,10 +19,10 @@ from launch.feedback.errors import PageError
 from launch.feedback.responses import set_cookie
 from launch.feedback.site import Site, site_of
 from rlhf.errors import UserError
-from rlhf.feedback.access import Access, Role, verify_token
+from rlhf.feedback.access import Access, AccessRole, verify_token
 
 COOKIE = "rlhf_feedback"
-RATERS = (Role.RATER, Role.ADJUDICATOR)
+RATERS = (AccessRole.RATER, AccessRole.ADJUDICATOR)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class Visitor:
     """Somebody whose token is valid."""
 
     alias: str
-    role: Role
+    role: AccessRole
     csrf: str
     """Proves that a form was made for this visitor."""
 
@@ -79,7 +79,7 @@ def admin_of(request: Request) -> Visitor:
         PageError: there is none.
     """
     visitor = _visitor(request, bearer(request) or request.cookies.get(COOKIE, ""))
-    if visitor.role is not Role.ADMIN:
+    if visitor.role is not AccessRole.ADMIN:
         raise PageError(403, "error_forbidden")
     return visitor
 
@@ -94,7 +94,7 @@ def service_of(request: Request) -> Visitor:
         PageError: there is none.
     """
     visitor = _visitor(request, bearer(request))
-    if visitor.role is not Role.SERVICE:
+    if visitor.role is not AccessRole.SERVICE:
         raise PageError(403, "error_forbidden")
     return visitor
 

@@ -17,14 +17,14 @@ ORDER: tuple[Strategy, ...] = ("separate", "colocated")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice:
+class StrategyChoice:
     """A strategy for PPO, and the reason for it."""
 
     strategy: Strategy
     why: str
 
 
-def decided(recipe: Recipe, choice: Choice | None) -> Recipe:
+def decided(recipe: Recipe, choice: StrategyChoice | None) -> Recipe:
     """The recipe with ``auto`` replaced by the choice."""
     return recipe if choice is None else with_strategy(recipe, choice.strategy)
 
@@ -34,7 +34,7 @@ def with_strategy(recipe: Recipe, strategy: Strategy) -> Recipe:
     return replace(recipe, placement=replace(recipe.placement, strategy=strategy))
 
 
-def choose(recipe: Recipe, stage: Stage, cluster: Cluster, shapes: Shapes) -> Choice | None:
+def choose(recipe: Recipe, stage: Stage, cluster: Cluster, shapes: Shapes) -> StrategyChoice | None:
     """Choose the strategy for ``auto`` on a cluster; None if the recipe sets it, or the stage has only one role.
 
     If nothing fits according to the plan, which overestimates, the number of GPUs decides.
@@ -49,10 +49,10 @@ def choose(recipe: Recipe, stage: Stage, cluster: Cluster, shapes: Shapes) -> Ch
         placed = place(with_strategy(recipe, strategy), "ppo", cluster, shapes)
         reason = _against(recipe, strategy, placed, cluster)
         if reason is None:
-            return Choice(strategy=strategy, why=_why(strategy, placed, cluster, against))
+            return StrategyChoice(strategy=strategy, why=_why(strategy, placed, cluster, against))
         against.append(reason)
     strategy = choose_strategy(recipe, "ppo", cluster.total)
-    return Choice(strategy=strategy, why=f"{strategy}, by the number of GPUs alone: {'; '.join(against)}")
+    return StrategyChoice(strategy=strategy, why=f"{strategy}, by the number of GPUs alone: {'; '.join(against)}")
 
 
 def _against(recipe: Recipe, strategy: Strategy, placed: Placed, cluster: Cluster) -> str | None:

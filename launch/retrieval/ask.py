@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from launch.answering_model import answering_model
-from launch.options import Overrides, RecipePath
+from launch.options import Overrides, RecipePath, writable
 from launch.run import Work, run_work
 from rlhf.errors import UserError
 
@@ -54,8 +54,6 @@ class Asked:
 
 
 def _load(given: list[str], file: str | None, out: str | None, session: Session) -> Work:
-    from launch.generate import writable
-
     place = None if out is None else writable(out)
     return partial(answer_questions, retrieve_passages(session, [*given, *read_questions(file)], place))
 

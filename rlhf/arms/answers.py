@@ -11,6 +11,7 @@ from functools import cached_property
 
 import numpy as np
 
+from rlhf.arms.inspect_log import LARGEST, is_inspect_log, read_inspect_log
 from rlhf.config.schema import DataConfig
 from rlhf.data.formats import load_prompts
 from rlhf.data.split import canonical_prompt
@@ -46,6 +47,8 @@ class ArmAnswers:
     """The n ≥ 1 answers to each item; metrics read the first one, ``consistency`` all."""
     contexts: tuple[tuple[str, ...], ...]
     """The passages that the arm retrieved for each item."""
+    scores: tuple[Mapping[str, float], ...] = ()
+    """By item, the numbers that the arm's rows hold, averaged over the item's answers."""
 
     @property
     def first(self) -> tuple[str, ...]:
@@ -78,8 +81,8 @@ def read_arms(items: str, arms: Mapping[str, str], base: str) -> Arms:
     """Read items and answers.
 
     Args:
-        items: file with the items.
-        arms: file of answers by arm.
+        items: file with the items: rows, or a log of Inspect.
+        arms: file of answers by arm: rows, or a log of Inspect.
         base: name of the arm that others are compared with.
 
     Raises:
@@ -121,19 +124,24 @@ def _text(value: object) -> str:
 
 
 def _rows(file: str) -> tuple[PromptRow, ...]:
-    return load_prompts(DataConfig(prompts=file, bad_rows="error")).rows
+    if is_inspect_log(file):
+        return read_inspect_log(file)
+    try:
+        return load_prompts(DataConfig(prompts=file, bad_rows="error")).rows
+    except UserError as error:  # its remedy is a key of a recipe
+        raise UserError(error.what, error.why, f"correct '{file}', or name another file in the comparison") from error
 
 
 def _read_items(file: str) -> tuple[EvaluationItem, ...]:
-    items = [_item(row) for row in _rows(file)]
     first: dict[str, EvaluationItem] = {}
-    for item in items:
-        if item.prompt in first:
+    repeats = is_inspect_log(file)  # a log has its samples once in each epoch
+    for item in map(_item, _rows(file)):
+        if item.prompt in first and not repeats:
             where = f"{first[item.prompt].location} and {item.location}"
             fix = "keep one of them; `rlhf evaluate --comparison FILE --lint` lists all repeated questions"
             raise UserError(f"{where} have the same prompt", "answers are matched to items by their prompt", fix)
-        first[item.prompt] = item
-    return tuple(items)
+        first.setdefault(item.prompt, item)
+    return tuple(first.values())
 
 
 def _item(row: PromptRow) -> EvaluationItem:
@@ -161,6 +169,7 @@ def _read_arm(
     """An arm's answers, and its settings of sampling as text."""
     answers: list[list[str]] = [[] for _ in items]
     contexts = [item.contexts for item in items]
+    scores: list[list[Mapping[str, float]]] = [[] for _ in items]
     sampling: set[str] = set()
     for row in _rows(file):
         number = index.get(canonical_prompt(row.prompt))
@@ -170,15 +179,37 @@ def _read_arm(
         if not isinstance(response, str):
             raise UserError(f"{row.source} has no response", "an arm's rows hold prompt and response")
         answers[number].append(response.strip())
+        scores[number].append(_scores(row))
         contexts[number] = _texts(row.columns.get("contexts"), row, "contexts") or contexts[number]
         sampling.add(repr(row.columns.get("sampling")))
     missing = [item for item, given in zip(items, answers) if not given]
     if missing:
         where = ", ".join(str(item.location) for item in missing[:SHOWN])
         raise _unequal(name, f"has no answer to {len(missing):,} of {len(items):,} items: {where}")
-    return ArmAnswers(name=name, answers=tuple(map(tuple, answers)), contexts=tuple(contexts)), ", ".join(
-        sorted(sampling)
+    arm = ArmAnswers(
+        name=name,
+        answers=tuple(map(tuple, answers)),
+        contexts=tuple(contexts),
+        scores=tuple(map(_mean_scores, scores)),
     )
+    return arm, ", ".join(sorted(sampling))
+
+
+def _scores(row: PromptRow) -> Mapping[str, float]:
+    given = row.columns.get("scores") or {}
+    if not isinstance(given, Mapping) or not all(_is_number(each) for each in given.values() if each is not None):
+        raise UserError(f"{row.source}: scores is no object of numbers", fix='write {"scores": {"name": 1.0}}')
+    return {str(name): float(each) for name, each in given.items() if each is not None}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and abs(value) <= LARGEST
+
+
+def _mean_scores(scores: Sequence[Mapping[str, float]]) -> Mapping[str, float]:
+    """The mean of each score over an item's answers that have it."""
+    names = {name for each in scores for name in each}
+    return {name: float(np.mean([each[name] for each in scores if name in each])) for name in names}
 
 
 def _unequal(name: str, what: str) -> UserError:

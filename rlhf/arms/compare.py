@@ -10,6 +10,7 @@ from rlhf.arms.metrics import Measured, measure
 from rlhf.arms.people import read_votes
 from rlhf.arms.report import ComparisonReport, report
 from rlhf.arms.spec import ComparisonConfig
+from rlhf.evaluation.academic_tasks import run_tasks
 from rlhf.evaluation.chat_endpoint import ChatEndpoint, Usage
 from rlhf.evaluation.lint import LintFinding, LintLimits, lint
 from rlhf.evaluation.reply_cache import ReplyCache
@@ -32,15 +33,17 @@ def compare_arms(config: ComparisonConfig, device: str = "cpu") -> Compared:
     """Read, measure and summarise.
 
     Raises:
-        UserError: items, answers, votes, scorers or the judge's settings cannot be used.
-        MachineryError: the judge replied to nothing.
+        UserError: items, answers, votes, scorers, academic tasks or the judge's settings cannot be used.
+        MachineryError: the judge replied to nothing, or academic tasks failed.
     """
     arms = read_arms(config.items, config.arms, config.base)
     people = read_votes(config.votes, arms) if config.votes else None  # refused before the judge is paid
+    academic = run_tasks(config.lm_eval) if config.lm_eval else ()
     judge = ChatEndpoint(config.judge, ReplyCache(Path(config.cache))) if config.judge else None
     measured = measure(arms, config, judge, device)
     usage = judge.usage if judge else Usage()
-    return Compared(arms=arms, measured=measured, report=report(arms, measured, people, usage, config.seed))
+    made = report(arms, measured, people, usage, config.seed, academic)
+    return Compared(arms=arms, measured=measured, report=made)
 
 
 def lint_items(config: ComparisonConfig) -> list[LintFinding]:

@@ -5,6 +5,7 @@ Shapes: I items, A arms.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -33,7 +34,7 @@ class Measured:
 
 
 def measure(arms: Arms, config: ComparisonConfig, judge: ChatEndpoint | None, device: str = "cpu") -> Measured:
-    """Compute the metrics that a comparison names, in that order, then its scorers.
+    """Compute the metrics that a comparison names, in that order, then the arms' own scores and the scorers.
 
     Args:
         judge: client of ``config.judge``.
@@ -47,6 +48,7 @@ def measure(arms: Arms, config: ComparisonConfig, judge: ChatEndpoint | None, de
     scorers = {name: load_scorer(spec) for name, spec in config.scorers.items()}
     pairs: dict[str, PairJudgements] = {}
     scores = [_measure(name, arms, config, judge, pairs, device) for name in config.metrics]
+    scores += [_given(name, arms) for name in config.scores]
     scores += [_scored(name, arms, scorer) for name, scorer in scorers.items()]
     return Measured(scores=tuple(scores), pairs=pairs)
 
@@ -70,6 +72,14 @@ def require_columns(arms: Arms, config: ComparisonConfig) -> None:
                 raise _lacking(metric, "contexts", len(empty), where)
         if metric == "consistency" and any(len(given) < 2 for given in arms.arms[0].answers):
             raise UserError("consistency compares several answers of an arm", "each item has one", "sample n answers")
+
+    for name in config.scores:
+        for arm in arms.arms:
+            found = sorted({score for each in arm.scores for score in each})
+            if name not in found:
+                why = f"its rows have {', '.join(found) or 'none'}"
+                fix = "name scores that every arm has: those of a log's scorers, or of the column scores"
+                raise UserError(f"arm {arm.name} has no score {name!r}", why, fix)
 
 
 def _lacking(metric: str, column: str, count: int, first: str) -> UserError:
@@ -105,6 +115,10 @@ def _measure(
 def _scored(name: str, arms: Arms, scorer: Scorer) -> MetricScores:
     prompts = [item.prompt for item in arms.items]
     return _by_arm(name, arms, lambda arm: scorer(prompts, arm.first))
+
+
+def _given(name: str, arms: Arms) -> MetricScores:
+    return _by_arm(name, arms, lambda arm: [each.get(name, math.nan) for each in arm.scores])
 
 
 def judge_all_pairs(arms: Arms, shown: Sequence[Exhibit], judge: ChatEndpoint) -> dict[str, PairJudgements]:

@@ -14,7 +14,8 @@ import numpy as np
 from rlhf.arms.answers import Arms
 from rlhf.arms.metrics import Measured
 from rlhf.arms.people import PeoplesVotes
-from rlhf.evaluation.agreement_with_people import Agreement, measure_agreement
+from rlhf.evaluation.academic_tasks import TaskResult
+from rlhf.evaluation.agreement_with_people import MetricAgreement, measure_agreement
 from rlhf.evaluation.arm_strengths import ArmStrength, PairOutcome, rank_arms
 from rlhf.evaluation.chat_endpoint import Usage
 from rlhf.evaluation.judge import PairJudgements, PairResult, summarise_pairs
@@ -46,12 +47,14 @@ class ComparisonReport:
     """By arm, without the base."""
     ranking_by_judge: tuple[ArmStrength, ...]
     ranking_by_people: tuple[ArmStrength, ...]
-    agreement: tuple[Agreement, ...]
+    agreement: tuple[MetricAgreement, ...]
     """Of each metric with the votes of people, in the order of the metrics."""
     votes: int
     unmatched_votes: int
     """Voted items of the project that are not of this comparison."""
     usage: Usage
+    academic: tuple[TaskResult, ...] = ()
+    """Results of ``lm_eval``."""
 
     def as_json(self) -> dict[str, Any]:
         """The report as JSON values; ``agreement`` holds ``can_gate`` and ``why_not`` for a later gate."""
@@ -68,7 +71,14 @@ class ComparisonReport:
         return {(each.metric, each.arm): each for each in self.table}[metric, arm]
 
 
-def report(arms: Arms, measured: Measured, people: PeoplesVotes | None, usage: Usage, seed: int) -> ComparisonReport:
+def report(
+    arms: Arms,
+    measured: Measured,
+    people: PeoplesVotes | None,
+    usage: Usage,
+    seed: int,
+    academic: tuple[TaskResult, ...] = (),
+) -> ComparisonReport:
     """Compute the statistics of measured metrics.
 
     Args:
@@ -88,6 +98,7 @@ def report(arms: Arms, measured: Measured, people: PeoplesVotes | None, usage: U
         votes=people.votes if people else 0,
         unmatched_votes=people.unmatched if people else 0,
         usage=usage,
+        academic=academic,
     )
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import field
 from pathlib import Path
 from typing import Any
 
 from pydantic import StrictBool, StrictStr, TypeAdapter, ValidationError, model_validator
 
-from rlhf.config.fields import Count, PartName, Seed, Texts, refuse, section
+from rlhf.config.fields import HERE, Count, PartName, RuleError, Seed, Texts, refuse, section
 from rlhf.config.source import read_source
+from rlhf.data.columns import is_within
 from rlhf.errors import UserError, raise_all
+from rlhf.evaluation.academic_tasks import AcademicTasksConfig
 from rlhf.evaluation.chat_endpoint import ServiceConfig
 from rlhf.evaluation.retrieval_metrics import RETRIEVAL_METRICS
 from rlhf.evaluation.text_metrics import ROUGE, Language
@@ -21,6 +24,10 @@ JUDGE_METRICS = ("judge_win_rate", "judge_score")
 OTHER_METRICS = ("consistency", "length")
 METRICS = (*TEXT_METRICS, *JUDGE_METRICS, *RETRIEVAL_METRICS, *OTHER_METRICS)
 DEFAULT_METRICS = ("rouge1", "rougeL", "chrf", "length")
+FILES = ("items", "arms", "votes", "train", "cache")
+"""Keys with names of files."""
+PERHAPS_FILES = ("scorers", "bert_score.model", "lm_eval.models", "lm_eval.folder")
+"""Keys whose values may also be names of modules or of models on the hub: files if there is such a file."""
 
 
 @section
@@ -41,12 +48,16 @@ class ComparisonConfig:
     """File of items: ``prompt``, and where a metric needs them ``reference`` (or a list ``references``), ``contexts``,
     ``label`` and ``group``."""
     arms: dict[PartName, StrictStr]
-    """Name of each arm → file of its answers, rows with ``prompt`` and ``response``, as ``rlhf generate`` writes."""
+    """Name of each arm → file of its answers, rows with ``prompt`` and ``response``, as ``rlhf generate`` writes; or a
+    log of Inspect."""
     base: StrictStr
     """The arm of the untouched base model, with which all others are compared."""
     language: Language = "en"
     """``ja`` and ``zh`` change the tokens of ROUGE and BLEU; ``en`` is for all languages with spaces."""
     metrics: Texts = DEFAULT_METRICS
+    scores: Texts = ()
+    """Numbers that the arms' files hold, as metrics: the scorers of Inspect's logs, or entries of the column
+    ``scores``; a larger one is better."""
     scorers: dict[PartName, StrictStr] = field(default_factory=dict)
     """Name of a metric → ``module:function`` or ``file.py:function`` as in ``rewards.<name>.function``: a larger score
     is better. ``rlhf.evaluation.refusals:answered`` is 1 for an answer and 0 for a refusal."""
@@ -54,6 +65,8 @@ class ComparisonConfig:
     judge: ServiceConfig | None = None
     reference_guided: StrictBool = False
     """The judge also sees the reference."""
+    lm_eval: AcademicTasksConfig | None = None
+    """Academic tasks of the arms' models, by the optional package ``lm-eval``."""
     votes: StrictStr | None = None
     """A feedback project in which people compared answers of these arms."""
     train: Texts = ()
@@ -79,6 +92,11 @@ def _problems(config: ComparisonConfig) -> Iterable[UserError]:
         yield UserError(
             f"base = {config.base!r} is no arm", why, f"name one of {', '.join(config.arms)}, or add its file"
         )
+    if config.lm_eval is not None and (others := {*config.lm_eval.models} - {*config.arms}):
+        fix = f"name its models after {', '.join(config.arms)}"
+        yield UserError(f"lm_eval.models has {min(others)!r}, which is no arm", fix=fix)
+    if config.lm_eval is not None and not (config.lm_eval.tasks and config.lm_eval.models):
+        yield UserError("lm_eval has no task or no model", "nothing would run", "name both, or leave lm_eval out")
     unknown = [name for name in config.metrics if name not in METRICS]
     if unknown:
         yield UserError(f"metrics has {unknown[0]!r}", fix=f"the metrics are {', '.join(METRICS)}")
@@ -86,8 +104,10 @@ def _problems(config: ComparisonConfig) -> Iterable[UserError]:
         yield UserError("bert_score needs an encoder", fix="set bert_score.model and bert_score.layers")
     if config.judge is None and (asked := {*JUDGE_METRICS, *RETRIEVAL_METRICS} & {*config.metrics}):
         yield UserError(f"{min(asked)} needs a judge", fix="set judge.url and judge.model")
-    if twice := {*config.scorers} & {*METRICS}:
-        yield UserError(f"scorers has a metric named {min(twice)!r}", "the name is taken", "choose another")
+    names = Counter((*config.metrics, *config.scores, *config.scorers))
+    twice = {name for name, count in names.items() if count > 1} | {*config.scores, *config.scorers} & {*METRICS}
+    if twice:
+        yield UserError(f"two metrics have the name {min(twice)!r}", "the report has a row for each", "choose another")
 
 
 def load_comparison(path: str | Path, overrides: Sequence[str] = ()) -> ComparisonConfig:
@@ -103,14 +123,14 @@ def load_comparison(path: str | Path, overrides: Sequence[str] = ()) -> Comparis
     try:
         config = TypeAdapter(ComparisonConfig).validate_python(_beside(source.settings, Path(path), overrides))
     except ValidationError as refusal:
-        raise_all([_translate(error) for error in refusal.errors(include_url=False)], str(path))
+        raise_all([each for error in refusal.errors(include_url=False) for each in _translate(error)], str(path))
         raise AssertionError("a refusal has an error") from refusal
     return config
 
 
 def _beside(settings: Mapping[str, Any], path: Path, overrides: Sequence[str]) -> dict[str, Any]:
     """Settings with the file names of the file itself made relative to its folder."""
-    given = {override.partition("=")[0] for override in overrides}
+    given = [override.partition("=")[0] for override in overrides]
     folder = Path(path).expanduser().parent
 
     def place(key: str, value: Any) -> Any:
@@ -118,18 +138,23 @@ def _beside(settings: Mapping[str, Any], path: Path, overrides: Sequence[str]) -
             return {name: place(f"{key}.{name}", inner) for name, inner in value.items()}
         if isinstance(value, list):
             return [place(key, inner) for inner in value]
-        return str(folder / Path(value).expanduser()) if isinstance(value, str) and key not in given else value
+        if not isinstance(value, str) or is_within(key, given):
+            return value
+        is_file = is_within(key, FILES) or (
+            is_within(key, PERHAPS_FILES) and (folder / value.partition(":")[0]).exists()
+        )
+        return str(folder / Path(value).expanduser()) if is_file else value
 
-    files = ("items", "arms", "votes", "train", "cache")
-    placed = {**settings, "cache": settings.get("cache", ComparisonConfig.__dataclass_fields__["cache"].default)}
-    return {key: place(key, value) if key in files else value for key, value in placed.items()}
+    cache = ComparisonConfig.__dataclass_fields__["cache"].default
+    return {key: place(key, value) for key, value in {"cache": cache, **settings}.items()}
 
 
-def _translate(error: Any) -> UserError:
-    """One of pydantic's errors with its key."""
+def _translate(error: Any) -> Iterator[UserError]:
+    """One of pydantic's errors with its key; several if the rules between keys find several."""
     key = ".".join(map(str, error["loc"])) or "the comparison"
     if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        return UserError(f"{key} is no key of a comparison", fix="docs/evaluation.md lists the keys")
-    if error["type"] == "value_error":
-        return UserError(str(error["ctx"]["error"]))
-    return UserError(f"{key}: {error['msg']}", fix="docs/evaluation.md lists the keys and their values")
+        yield UserError(f"{key} is no key of a comparison", fix="docs/evaluation.md lists the keys")
+    elif isinstance(rule := error.get("ctx", {}).get("error"), RuleError):
+        yield from (UserError(*(part.replace(HERE, key) for part in problem.args)) for problem in rule.problems)
+    else:
+        yield UserError(f"{key}: {error['msg']}", fix="docs/evaluation.md lists the keys and their values")

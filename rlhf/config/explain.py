@@ -69,7 +69,7 @@ def _translate(
         for what, why, fix in (problem.args for problem in rule.problems):
             what = what.replace(HERE, key)
             place = source.place(what.split()[0].rstrip(":,"))
-            yield UserError(f"{place}: {what}", why, fix.replace(HERE, key))
+            yield UserError(f"{place}: {what}", why.replace(HERE, key), fix.replace(HERE, key))
     elif kind in ("unexpected_keyword_argument", "invalid_key"):
         yield UserError(f"{place}: there is no key {_shorten(key)}", fix=_other_key(field))
     elif kind == "missing" and field.is_exact:

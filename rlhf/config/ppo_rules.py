@@ -41,6 +41,18 @@ def check_algorithm(recipe: Recipe) -> Iterator[UserError]:
             "responses beyond ppo.batch_size only replace those of groups with equal scores",
             "algorithm.name=dapo or algorithm.drop_uniform_groups=true, or leave out ppo.oversampling",
         )
+    if ppo.sampling_rounds > 1 and not algorithm.drop_uniform_groups:
+        yield UserError(
+            f"ppo.sampling_rounds = {ppo.sampling_rounds} with algorithm.drop_uniform_groups = false",
+            "further rounds only replace the responses of groups with equal scores",
+            "algorithm.name=dapo or algorithm.drop_uniform_groups=true, or leave out ppo.sampling_rounds",
+        )
+    if ppo.sampling_rounds > 1 and ppo.staleness:
+        yield UserError(
+            f"ppo.sampling_rounds = {ppo.sampling_rounds} with ppo.staleness = {ppo.staleness}",
+            "the next step's prompts are known only after the last round, and generation could not run ahead",
+            f"ppo.oversampling={ppo.sampling_rounds} samples as much in one round; or ppo.staleness=0",
+        )
     buffer, longest = algorithm.overlong_buffer, recipe.rollout.max_response_length
     if buffer is not None and buffer >= longest:
         yield UserError(
@@ -56,10 +68,12 @@ def _adaptive_kl(recipe: Recipe) -> Iterator[UserError]:
     adaptive, cap = recipe.algorithm.adaptive_kl, recipe.canaries.max_kl
     if adaptive is None:
         return
-    if adaptive.horizon < recipe.ppo.rollouts_per_step:
-        size = "ppo.batch_size" if recipe.ppo.oversampling == 1 else "ppo.batch_size * ppo.oversampling"
+    most = recipe.ppo.rollouts_per_step * recipe.ppo.sampling_rounds
+    if adaptive.horizon < most:
+        factors = [key for key in ("oversampling", "sampling_rounds") if getattr(recipe.ppo, key) > 1]
+        size = " * ".join(f"ppo.{key}" for key in ("batch_size", *factors))
         yield UserError(
-            f"algorithm.adaptive_kl.horizon = {adaptive.horizon} is less than {size} = {recipe.ppo.rollouts_per_step}",
+            f"algorithm.adaptive_kl.horizon = {adaptive.horizon} is less than {size} = {most}",
             "one step could change β by more than a fifth, or even change its sign",
             "algorithm.adaptive_kl.horizon=10000",
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from rlhf.config.keys import describe, fields_of, join, limit_of, named_section_of, section_of, sections, types_of
-from rlhf.config.schema import Recipe
+from rlhf.config.schema import ALGORITHM_DEFAULTS, AlgorithmConfig, Recipe
 
 PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
 
@@ -85,8 +86,25 @@ def _render_block(block: PageSection) -> str:
             continue
         cells = [f"`{_key(block, name)}`", describe(kind), _default(block, name, field)]
         cells += [limit_of(block.section, name), _one_line(field.description or "")]
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        lines.append(_row(cells))
+    if block.section is AlgorithmConfig:
+        lines += ["", *_algorithm_defaults()]
     return "\n".join(lines) + "\n"
+
+
+def _algorithm_defaults() -> list[str]:
+    """A table of the keys whose defaults depend on ``algorithm.name``."""
+    keys = [key for key in fields_of(AlgorithmConfig) if any(key in each for each in ALGORITHM_DEFAULTS.values())]
+    lines = ["Defaults of each algorithm; a dash is null: no limit, or for `clip_range_high` that of `clip_range`.", ""]
+    lines += [_row(["`algorithm.name`", *(f"`{key}`" for key in keys)]), "|---" * (1 + len(keys)) + "|"]
+    for name in ALGORITHM_DEFAULTS:
+        values = [getattr(AlgorithmConfig(name=name), key) for key in keys]
+        lines.append(_row([f"`{name}`", *("–" if value is None else f"`{json.dumps(value)}`" for value in values)]))
+    return lines
+
+
+def _row(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def _heading(block: PageSection) -> str:

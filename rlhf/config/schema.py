@@ -334,8 +334,7 @@ COMPARES_A_GROUP = ("grpo", "dr_grpo", "rloo", "reinforce++_baseline", "dapo", "
 class AlgorithmConfig:
     """The algorithm that trains the policy; names as in the papers, with a page for each in ``docs/algorithms/``.
 
-    The defaults of ``kl_in``, ``loss_mean``, ``whiten_advantages``, ``clip_range``, ``clip_range_high`` and
-    ``drop_uniform_groups`` depend on the algorithm.
+    Some defaults depend on the algorithm; ``docs/configuration.md`` shows those of ``ppo``, and then lists all of them.
     """
 
     name: AlgorithmName = "ppo"
@@ -548,7 +547,7 @@ class AlgorithmConfig:
 
 
 _EACH: dict[str, str | bool | float] = {"clip_range": 0.2, "drop_uniform_groups": False}
-ALGORITHM_DEFAULTS: dict[str, dict[str, str | bool | float]] = {
+ALGORITHM_DEFAULTS: dict[AlgorithmName, dict[str, str | bool | float]] = {
     "ppo": {**_EACH, "kl_in": "reward", "loss_mean": "token", "whiten_advantages": True},
     "grpo": {**_EACH, "kl_in": "loss", "loss_mean": "sequence", "whiten_advantages": False},
     "dr_grpo": {**_EACH, "kl_in": "loss", "loss_mean": "constant", "whiten_advantages": False},
@@ -671,8 +670,11 @@ class PPOConfig:
     """Responses sampled for each prompt of a step; ``batch_size`` is divisible by it."""
     oversampling: Count = 1
     """Factor by which a step samples more responses than ``batch_size``, so that groups of unequal scores can fill the
-    update (DAPO's dynamic sampling, in one round); needs ``algorithm.drop_uniform_groups``. Groups that are not needed
-    are discarded."""
+    update (DAPO's dynamic sampling); needs ``algorithm.drop_uniform_groups``. Groups that are not needed are
+    discarded."""
+    sampling_rounds: Count = 1
+    """Most rounds of sampling in a step: while groups of unequal scores do not fill the update, another round samples
+    as many responses to the next prompts. Needs ``algorithm.drop_uniform_groups``."""
     staleness: ZeroOrOne = 0
     """Number of weight versions by which rollouts may be older than the policy that is trained on them. 0: each step
     generates, then trains. 1: while a step trains, the engines generate the next step's rollouts, on separate GPUs;

@@ -44,7 +44,7 @@ class ArmPreference:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Agreement:
+class MetricAgreement:
     """Fraction of people's preferences that a metric ranks alike; a tie of the metric counts one half."""
 
     metric: str
@@ -78,7 +78,9 @@ class Agreement:
         return {**asdict(self), "can_gate": not self.why_not, "why_not": self.why_not}
 
 
-def measure_agreement(scores: MetricScores, people: Sequence[ArmPreference], clusters: Sequence[int]) -> Agreement:
+def measure_agreement(
+    scores: MetricScores, people: Sequence[ArmPreference], clusters: Sequence[int]
+) -> MetricAgreement:
     """Compare the sign of a metric's difference with people's majority.
 
     Args:
@@ -92,7 +94,7 @@ def measure_agreement(scores: MetricScores, people: Sequence[ArmPreference], clu
     n = len(correct)
     size = effective_size(correct, prompts) if n else 0.0
     low, high = wilson_interval(float(correct.sum()) * size / max(n, 1), size)
-    return Agreement(
+    return MetricAgreement(
         metric=scores.name,
         accuracy=float(correct.mean()) if n else None,
         low=low,

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from bert_score import BERTScorer
 
+from rlhf.errors import UserError, first_line
 from rlhf.types import Float64
 
 _LONGEST = 10**6
@@ -24,8 +25,16 @@ def bert_score(
     Args:
         model: folder or hub name of an encoder that reads the answers' language.
         layers: the layer whose states are compared, from 1; ``bert-score`` recommends one for each public model.
+
+    Raises:
+        UserError: the encoder cannot be loaded, or has fewer layers, or there is no such device.
     """
-    scorer = BERTScorer(model_type=model, num_layers=layers, device=device)
+    try:
+        scorer = BERTScorer(model_type=model, num_layers=layers, device=device)
+    except (OSError, ValueError, LookupError, AssertionError, RuntimeError) as error:
+        what = f"bert_score.model = {model!r} cannot be loaded with layer {layers} on {device!r}"
+        fix = "name a folder or hub name of a transformers encoder, one of its layers, and --device cpu or cuda"
+        raise UserError(what, first_line(error), fix) from error
     tokenizer = scorer._tokenizer
     if tokenizer.model_max_length > _LONGEST:
         tokenizer.model_max_length = scorer._model.config.max_position_embeddings

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,7 +29,7 @@ LONGEST_REPLY = 2**22
 """Bytes of the largest reply that is read."""
 REFUSED_STATUS = (401, 403, 404)
 """The whole service is meant wrongly: other refusals, such as 400 for a text that is too long, concern one question."""
-_MALFORMED = (ValueError, RecursionError, LookupError, TypeError, AttributeError)
+_MALFORMED = (ValueError, ArithmeticError, RecursionError, LookupError, TypeError, AttributeError)
 """What reading a reply of another shape raises."""
 SHOWN = 160
 """Characters of a reply in a reason."""
@@ -129,7 +131,7 @@ class ChatEndpoint:
             what = "answer relevancy and answer correctness compare embeddings"
             raise UserError(what, "no model is named that makes them", "set judge.embedding_model")
         bodies = [{"model": self.config.embedding_model, "input": text} for text in texts]
-        return self._run("embeddings", bodies, [None] * len(texts))
+        return _of_one_size(self._run("embeddings", bodies, [None] * len(texts)))
 
     def _chat_body(self, question: JudgeQuestion) -> dict[str, Any]:
         shape = {"name": question.name, "strict": True, "schema": dict(question.schema)}
@@ -145,7 +147,7 @@ class ChatEndpoint:
         self, path: str, bodies: Sequence[dict[str, Any]], schemas: Sequence[Mapping[str, Any] | None]
     ) -> list[Reply]:
         keys = [content_key([without_secrets(self.config.url), path, body]) for body in bodies]
-        found = {key: Reply(content=content) for key in keys if (content := self._cached(key)) is not None}
+        found = {key: reply for key, schema in zip(keys, schemas) if (reply := self._cached(key, schema)) is not None}
         self.usage.cached += len(found)
         asked = {key: (body, schema) for key, body, schema in zip(keys, bodies, schemas) if key not in found}
         new = self._loop.run(self._request_all(path, asked))
@@ -154,8 +156,13 @@ class ChatEndpoint:
             raise MachineryError(f"{self.name} gave no reply; last failure: {[*new.values()][-1].failure}")
         return [(found | new)[key] for key in keys]
 
-    def _cached(self, key: str) -> Any:
-        return None if self._cache is None else self._cache.get(key)
+    def _cached(self, key: str, schema: Mapping[str, Any] | None) -> Reply | None:
+        """The reply of the cache; None if it has none, or one of another shape."""
+        content = None if self._cache is None else self._cache.get(key)
+        try:
+            return None if content is None else Reply(content=_checked(content, schema))
+        except (*_MALFORMED, jsonschema.ValidationError):
+            return None
 
     async def _request_all(self, path: str, asked: Mapping[str, tuple[dict[str, Any], Any]]) -> dict[str, Reply]:
         slots = asyncio.Semaphore(self.config.connections)
@@ -221,11 +228,30 @@ class ChatEndpoint:
         self.usage.prompt_tokens += int(usage.get("prompt_tokens") or 0)
         self.usage.completion_tokens += int(usage.get("completion_tokens") or 0)
         if schema is None:
-            return [float(value) for value in answer["data"][0]["embedding"]]
-        content = json.loads(answer["choices"][0]["message"]["content"])
-        jsonschema.Draft202012Validator(dict(schema)).validate(content)
-        return content
+            return _checked(answer["data"][0]["embedding"], schema)
+        return _checked(json.loads(answer["choices"][0]["message"]["content"]), schema)
 
     def _hide(self, text: str) -> str:
         """A text without the key, which a service may quote in its messages."""
         return without_secrets(text.replace(self._key, HIDDEN) if self._key else text)
+
+
+def _of_one_size(vectors: list[Reply]) -> list[Reply]:
+    """Embeddings, of which those of another size than most have failed: they cannot be compared."""
+    sizes = Counter(len(reply.content) for reply in vectors if not reply.failure)
+    if len(sizes) < 2:
+        return vectors
+    usual = sizes.most_common(1)[0][0]
+    failed = Reply(failure=f"a vector of another size than {usual}")
+    return [reply if reply.failure or len(reply.content) == usual else failed for reply in vectors]
+
+
+def _checked(content: Any, schema: Mapping[str, Any] | None) -> Any:
+    """What a schema describes, or without one a vector of finite numbers; anything else raises."""
+    if schema is not None:
+        jsonschema.Draft202012Validator(dict(schema)).validate(content)
+        return content
+    vector = [float(value) for value in content]
+    if not vector or not all(map(math.isfinite, vector)):
+        raise ValueError("no finite numbers")
+    return vector

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
+from rlhf.errors import UserError
 from rlhf.storage.jsonl import append_line, read_lines
 
 
@@ -17,8 +19,12 @@ class ReplyCache:
         """Read the cache; the file need not exist.
 
         Raises:
-            UserError: the file is damaged.
+            UserError: the file is damaged, or cannot be written.
         """
+        is_other = path.exists() and not path.is_file()
+        if is_other or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+            fix = "name a file in an existing folder"
+            raise UserError(f"cache: '{path}' cannot be written", "replies that are paid for would be lost", fix)
         self._path = path
         self._replies: dict[str, Any] = {str(row.get("key")): row.get("content") for row in read_lines(path)}
 

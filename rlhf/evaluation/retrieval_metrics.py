@@ -101,28 +101,15 @@ def _block(tag: str, text: str) -> str:
     return f"\n<{tag}>\n{text}\n</{tag}>"
 
 
-def _decided(verdict: str) -> dict[str, Any]:
-    return _schema(statements=_list_of(_schema(statement=_TEXT, **{verdict: _TRUTH})))
-
-
-def faithfulness_question(item: RetrievalItem) -> JudgeQuestion:
-    """Statements of the answer, and whether the passages support each."""
+def support_question(item: RetrievalItem, name: str, tag: str, text: str) -> JudgeQuestion:
+    """Statements of a text of the item, and whether the passages support each."""
     prompt = (
-        "Split the answer into simple statements that stand alone. For each, decide whether it can be inferred from "
-        f"the passages alone. {_DATA}{_block('question', item.question)}{_block('passages', _joined(item.contexts))}"
-        f"{_block('answer', item.answer)}"
+        f"Split the {tag.replace('_', ' ')} into simple statements that stand alone. For each, decide whether it can "
+        f"be inferred from the passages alone. {_DATA}{_block('question', item.question)}"
+        f"{_block('passages', _joined(item.contexts))}{_block(tag, text)}"
     )
-    return JudgeQuestion(prompt=prompt, name="faithfulness", schema=_decided("supported"))
-
-
-def recall_question(item: RetrievalItem) -> JudgeQuestion:
-    """Statements of the reference, and whether the passages hold each."""
-    prompt = (
-        "Split the correct answer into simple statements that stand alone. For each, decide whether the passages "
-        f"state it. {_DATA}{_block('question', item.question)}{_block('passages', _joined(item.contexts))}"
-        f"{_block('correct_answer', item.reference)}"
-    )
-    return JudgeQuestion(prompt=prompt, name="context_recall", schema=_decided("supported"))
+    statements = _list_of(_schema(statement=_TEXT, supported=_TRUTH))
+    return JudgeQuestion(prompt=prompt, name=name, schema=_schema(statements=statements))
 
 
 def precision_questions(item: RetrievalItem) -> list[JudgeQuestion]:
@@ -172,12 +159,13 @@ def _joined(passages: Sequence[str]) -> str:
 
 def faithfulness(judge: ChatEndpoint, items: Sequence[RetrievalItem]) -> Float64:
     """Fraction of the answer's statements that the passages support."""
-    return _supported(judge.ask([faithfulness_question(item) for item in items]))
+    return _supported(judge.ask([support_question(item, "faithfulness", "answer", item.answer) for item in items]))
 
 
 def context_recall(judge: ChatEndpoint, items: Sequence[RetrievalItem]) -> Float64:
     """Fraction of the reference's statements that the passages hold."""
-    return _supported(judge.ask([recall_question(item) for item in items]))
+    asked = [support_question(item, "context_recall", "correct_answer", item.reference) for item in items]
+    return _supported(judge.ask(asked))
 
 
 def context_precision(judge: ChatEndpoint, items: Sequence[RetrievalItem]) -> Float64:

@@ -30,7 +30,7 @@ LONGEST_TOKEN = 1024
 """Longer texts are refused unread."""
 
 
-class Role(StrEnum):
+class AccessRole(StrEnum):
     """What the holder of a token may do."""
 
     RATER = "rater"
@@ -79,7 +79,7 @@ class Access:
     """The content of a valid token."""
 
     alias: str
-    role: Role
+    role: AccessRole
     expires: int
     """Unix time in seconds."""
 
@@ -98,7 +98,7 @@ class _Payload:
 _TYPES = {"project": str, "alias": str, "role": str, "expires": int, "serial": str}
 
 
-def issue_token(store: Store, alias: str, role: Role, *, seconds: float, now: float) -> str:
+def issue_token(store: Store, alias: str, role: AccessRole, *, seconds: float, now: float) -> str:
     """Make a token for an alias, valid for ``seconds`` from ``now``; an earlier token of the alias becomes invalid.
 
     A rater or adjudicator is in the project before; an administrator or a service needs no entry there.
@@ -144,7 +144,7 @@ def verify_token(store: Store, token: str, now: float) -> Access:
         raise TokenError(TokenFault.EXPIRED)
     if row is None or row["serial"] != payload.serial:
         raise TokenError(TokenFault.REVOKED)
-    return Access(alias=payload.alias, role=Role(payload.role), expires=payload.expires)
+    return Access(alias=payload.alias, role=AccessRole(payload.role), expires=payload.expires)
 
 
 def derive_key(store: Store, use: str) -> bytes:
@@ -154,13 +154,13 @@ def derive_key(store: Store, use: str) -> bytes:
     return _sign(secret, f"key for {use}")  # no token's text holds a space
 
 
-def _require_role(db: sqlite3.Connection, alias: str, role: Role) -> None:
-    if role in (Role.ADMIN, Role.SERVICE):
+def _require_role(db: sqlite3.Connection, alias: str, role: AccessRole) -> None:
+    if role in (AccessRole.ADMIN, AccessRole.SERVICE):
         if db.execute("SELECT 1 FROM raters WHERE alias = ?", (alias,)).fetchone():
             raise UserError(f"{alias} is a rater, and gets no token as {role}", "", "use another alias")
         return require_alias(alias, is_imported=False)
     rater = rater_row(db, alias)
-    if rater["is_imported"] or bool(rater["is_adjudicator"]) != (role == Role.ADJUDICATOR):
+    if rater["is_imported"] or bool(rater["is_adjudicator"]) != (role == AccessRole.ADJUDICATOR):
         kind = "imported" if rater["is_imported"] else "an adjudicator" if rater["is_adjudicator"] else "a rater"
         raise UserError(f"{alias} is {kind}, and gets no token as {role}", "", "use another alias, or the right role")
     return None

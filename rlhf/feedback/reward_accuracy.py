@@ -1,4 +1,4 @@
-"""Accuracy and calibration of a reward model on votes: overall, by rater, and by version of the guidelines.
+"""Accuracy and calibration of a reward model on votes: overall, by category, rater and version of the guidelines.
 
 A reward model predicts that the first of two answers wins with probability σ(r_first − r_second) (Bradley and Terry
 1952). Accuracy asks only for the sign; calibration asks whether answers that win by that probability win that often.
@@ -15,6 +15,7 @@ from scipy.special import expit
 
 from rlhf.errors import MachineryError
 from rlhf.evaluation.intervals import share_interval
+from rlhf.evaluation.reward_bench import section_accuracies
 
 BINS = 10
 """Bins of equal width of the predicted probability, from 0.5 to 1."""
@@ -32,6 +33,7 @@ class ScoredJudgement:
     """Judgements of one prompt are correlated."""
     rater: str = UNKNOWN_RATER
     guideline: int | None = None
+    category: str | None = None
 
     @property
     def is_correct(self) -> bool:
@@ -47,6 +49,8 @@ class Accuracy:
     accuracy: float
     low: float
     high: float
+    ties: int
+    """Judgements on answers of equal rewards, which count as wrong."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,10 +79,20 @@ class RewardAccuracy:
     """Bins with a judgement, by increasing probability."""
     by_rater: Mapping[str, Accuracy]
     by_guideline: Mapping[str, Accuracy]
+    by_category: Mapping[str, Accuracy]
+    """Of outcomes, by their category; empty without categories."""
+    by_section: Mapping[str, float]
+    """Accuracy of RewardBench's sections, if the categories are its subsets."""
+
+    @property
+    def mean_accuracy(self) -> float | None:
+        """Mean over the sections, which is RewardBench's score, or over the categories; None without categories."""
+        found = [*self.by_section.values()] or [each.accuracy for each in self.by_category.values()]
+        return float(np.mean(found)) if found else None
 
     def as_json(self) -> dict[str, object]:
         """The result as JSON values."""
-        return asdict(self)
+        return {**asdict(self), "mean_accuracy": self.mean_accuracy}
 
 
 def reward_accuracy(outcomes: Sequence[ScoredJudgement], votes: Sequence[ScoredJudgement] = ()) -> RewardAccuracy:
@@ -98,6 +112,7 @@ def reward_accuracy(outcomes: Sequence[ScoredJudgement], votes: Sequence[ScoredJ
     margin = np.array([each.difference if each.first_wins else -each.difference for each in outcomes])
     probability = expit(margin)
     bins = _calibration(margin)
+    categories = _grouped([each for each in outcomes if each.category is not None], lambda each: str(each.category))
     return RewardAccuracy(
         overall=_accuracy(outcomes),
         log_loss=float(np.logaddexp(0.0, -margin).mean()),
@@ -106,6 +121,11 @@ def reward_accuracy(outcomes: Sequence[ScoredJudgement], votes: Sequence[ScoredJ
         calibration=bins,
         by_rater=_grouped(votes, lambda each: each.rater),
         by_guideline=_grouped(votes, lambda each: NO_GUIDELINE if each.guideline is None else str(each.guideline)),
+        by_category=categories,
+        by_section=section_accuracies(
+            {name: each.accuracy for name, each in categories.items()},
+            {name: each.judgements for name, each in categories.items()},
+        ),
     )
 
 
@@ -113,7 +133,8 @@ def _accuracy(judgements: Sequence[ScoredJudgement]) -> Accuracy:
     correct = np.array([each.is_correct for each in judgements])
     prompts = {prompt: i for i, prompt in enumerate(dict.fromkeys(each.prompt for each in judgements))}
     low, high = share_interval(correct, [prompts[each.prompt] for each in judgements])
-    return Accuracy(judgements=len(judgements), accuracy=float(correct.mean()), low=low, high=high)
+    ties = sum(each.difference == 0 for each in judgements)
+    return Accuracy(judgements=len(judgements), accuracy=float(correct.mean()), low=low, high=high, ties=ties)
 
 
 def _grouped(judgements: Sequence[ScoredJudgement], key: Callable[[ScoredJudgement], str]) -> dict[str, Accuracy]:

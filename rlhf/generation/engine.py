@@ -35,7 +35,7 @@ Request = tuple[str, Prompt, int]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
+class GeneratedAnswer:
     """The result for one prompt of a call."""
 
     position: int
@@ -136,7 +136,7 @@ class RolloutEngine:
         await self.call_workers("repack_experts")
         return await self.call_workers("end_with_parent") if self.config.tensor_parallel > 1 else []
 
-    async def generate(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> AsyncIterator[Answer]:
+    async def generate(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> AsyncIterator[GeneratedAnswer]:
         """Generate for all prompts concurrently; yield each answer when it is complete, in any order.
 
         Raises:
@@ -236,13 +236,13 @@ class RolloutEngine:
         while not self.llm.has_unfinished_requests() and (core.scheduler.has_requests() or core.batch_queue):
             self.llm.step()
 
-    def _answer(self, position: int, prompt: Prompt, seed: int, output: object, version: int) -> Answer:
+    def _answer(self, position: int, prompt: Prompt, seed: int, output: object, version: int) -> GeneratedAnswer:
         if fault := _fault(output):
             return self.without(position, prompt, seed, fault)
         assert isinstance(output, RequestOutput)
-        return Answer(position=position, rollout=_rollout(prompt, output, version, seed))
+        return GeneratedAnswer(position=position, rollout=_rollout(prompt, output, version, seed))
 
-    def without(self, position: int, prompt: Prompt, seed: int, fault: str) -> Answer:
+    def without(self, position: int, prompt: Prompt, seed: int, fault: str) -> GeneratedAnswer:
         """Placeholder for a failed prompt: a single end token that is not trained on.
 
         It does not contain the prompt's tokens, because other models might fail on them too.
@@ -258,7 +258,7 @@ class RolloutEngine:
             seed=seed,
             cached_tokens=0,
         )
-        return Answer(position=position, rollout=rollout, fault=fault)
+        return GeneratedAnswer(position=position, rollout=rollout, fault=fault)
 
     async def sleep(self) -> None:
         """Free the GPU's memory during training; the weights are discarded, because new ones follow."""

@@ -16,7 +16,7 @@ from rlhf.config.schema import RetrievalConfig
 from rlhf.data.report import write_bad_rows
 from rlhf.records import BadRow
 from rlhf.retrieval.answers import compose, has_tag
-from rlhf.retrieval.folder import read_manifest, written_folder
+from rlhf.retrieval.folder import read_manifest, written_with_manifest
 from rlhf.retrieval.index import Index
 from rlhf.retrieval.mining import Miner
 from rlhf.retrieval.passages import Passage, Question, passages_digest
@@ -146,7 +146,7 @@ def save_dataset(built: Built, index: Index, template: PromptTemplate, seed: int
         "with_oracle": {side: sum(row.has_oracle for row in built.of_side(side)) for side in SIDES},
         "rejected": _count(built.rejected),
     }
-    with written_folder(folder, KIND, facts) as place:
+    with written_with_manifest(folder, KIND, facts) as place:
         for side in SIDES:
             (place / f"{side}.jsonl").write_text("".join(_lines(built.of_side(side), template)), encoding="utf-8")
         write_bad_rows(place / "rejected.jsonl", built.rejected)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rlhf.checkpoints.manifest import file_entries, find_faults, hash_files
 from rlhf.errors import UserError
-from rlhf.storage.durable import sync_tree, write_atomically
+from rlhf.storage.durable import write_atomically, written_folder
 from rlhf.storage.jsonl import parsed
 from rlhf.storage.reading import damaged
 
@@ -22,49 +21,44 @@ FORMAT = 1
 
 
 @contextmanager
-def written_folder(folder: Path, kind: str, facts: Mapping[str, object]) -> Iterator[Path]:
-    """Context in which files are written to a temporary folder, which then becomes ``folder`` with a manifest.
-
-    An earlier folder of the same kind is replaced, and stays if the context fails.
+def written_with_manifest(folder: Path, kind: str, facts: Mapping[str, object]) -> Iterator[Path]:
+    """As ``written_folder``, of a folder that gets a manifest, and replaces only one of the same kind.
 
     Raises:
         UserError: ``folder`` is something else, or cannot be written.
     """
     check_replaceable(folder, kind)
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a killed attempt
-    try:
-        partial.mkdir(parents=True)
-    except OSError as error:
-        fix = f"set retrieval.{kind} to a folder that you may write to"
-        raise UserError(f"{folder} cannot be written", str(error), fix) from error
-    try:
+    with ExitStack() as stack:
+        try:
+            partial = stack.enter_context(written_folder(folder))
+        except (OSError, ValueError) as error:  # ValueError: no name that a folder can have
+            fix = f"set retrieval.{kind} to a folder that you may write to"
+            raise UserError(f"{folder} cannot be written", str(error), fix) from error
         yield partial
         files = [asdict(entry) for entry in hash_files(partial)]
         body = {"kind": kind, "format": FORMAT, **facts, "files": files}
         write_atomically(partial / MANIFEST, json.dumps(body, indent=1) + "\n")
-        sync_tree(partial)
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 def check_replaceable(folder: Path, kind: str) -> None:
-    """Check that a folder is absent, empty, or an earlier one of this kind.
+    """Check that a folder is absent, empty, or an earlier one of this kind with no other files.
 
     Raises:
-        UserError: it is something else, which would be deleted.
+        UserError: it is something else, or holds more, which would be deleted; or it cannot be a folder.
     """
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return
-    if read_manifest(folder).get("kind") != kind:
-        raise UserError(
-            f"{folder} exists and is no {kind} of rlhf",
-            "what it holds would be deleted",
-            f"set retrieval.{kind} to another folder",
-        )
+    fix = f"set retrieval.{kind} to another folder"
+    try:
+        if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+            return
+    except OSError as error:  # a name that is too long, or a folder that may not be read
+        raise UserError(f"{folder} cannot be used", str(error), fix) from error
+    manifest = read_manifest(folder)
+    if manifest.get("kind") != kind:
+        raise UserError(f"{folder} exists and is no {kind} of rlhf", "what it holds would be deleted", fix)
+    listed = {str(entry.get("name")) for entry in manifest.get("files", ()) if isinstance(entry, dict)}
+    found = {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}
+    if others := found - listed - {MANIFEST}:
+        raise UserError(f"{folder} holds {min(others)}, which is not of the {kind}", "it would be deleted", fix)
 
 
 def read_folder(folder: Path, kind: str, fix: str) -> Mapping[str, Any]:

@@ -16,7 +16,7 @@ import numpy as np
 from rlhf.config.schema import RetrievalConfig
 from rlhf.errors import UserError
 from rlhf.retrieval.dense import DenseRanker, PassageEncoder
-from rlhf.retrieval.folder import read_folder, written_folder
+from rlhf.retrieval.folder import read_folder, written_with_manifest
 from rlhf.retrieval.lexical import LexicalRanker
 from rlhf.retrieval.passages import Passage, passages_digest
 from rlhf.retrieval.template import PromptTemplate, require_template
@@ -80,7 +80,7 @@ def save_index(index: Index, config: RetrievalConfig, template: PromptTemplate, 
         "passages": len(index.passages),
         "passages_digest": passages_digest(index.passages),
     }
-    with written_folder(folder, KIND, facts) as place:
+    with written_with_manifest(folder, KIND, facts) as place:
         rows = (to_line(asdict(passage)) for passage in index.passages)
         (place / PASSAGES).write_text("".join(rows), encoding="utf-8")
         index.ranker.save(place)

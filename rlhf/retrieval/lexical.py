@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from rlhf.errors import UserError
 from rlhf.retrieval.passages import Passage
 from rlhf.retrieval.words import words_of
 from rlhf.types import Float32
@@ -24,7 +25,11 @@ class LexicalRanker:
 
     @classmethod
     def build(cls, passages: Sequence[Passage]) -> LexicalRanker:
-        """Index passages. Words have ids by first occurrence, so that equal passages give equal files."""
+        """Index passages. Words have ids by first occurrence, so that equal passages give equal files.
+
+        Raises:
+            UserError: no passage has a word.
+        """
         from bm25s import BM25
         from bm25s.tokenization import Tokenized
 
@@ -33,6 +38,9 @@ class LexicalRanker:
             [vocabulary.setdefault(word, len(vocabulary)) for word in words_of(f"{passage.title} {passage.text}")]
             for passage in passages
         ]
+        if not vocabulary:
+            what, fix = "no passage has a word", "give passages with letters or digits, or retrieval.method=dense"
+            raise UserError(what, "BM25 ranks passages by their words", fix)
         bm25 = BM25()
         bm25.index(Tokenized(ids=ids, vocab=vocabulary), create_empty_token=False, show_progress=False)
         return cls(bm25)

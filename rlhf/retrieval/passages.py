@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from rlhf.data.read import RawRow, read_rows
 from rlhf.data.report import describe_bad
+from rlhf.data.turns import RowError, require_unicode
 from rlhf.errors import UserError
 from rlhf.records import BadRow, DataFile, Loaded, RowLocation
 
@@ -45,7 +46,7 @@ def load_passages(path: str) -> Loaded[Passage]:
     """Read passages: rows with ``text``, and optionally ``id``, ``title`` and ``document``.
 
     A missing id is a hash of title and text; a missing document is the title, or that hash. Rows without text, and rows
-    that repeat an id, are bad rows.
+    that repeat an id or are no Unicode, are bad rows.
 
     Raises:
         UserError: the file cannot be read, or no row can be used.
@@ -78,7 +79,7 @@ def _passage(columns: Mapping[str, object]) -> Passage | str:
     text, title = _text(columns, "text"), _text(columns, "title")
     if not text:
         return "no text"
-    hashed = blake2b(f"{title}\0{text}".encode(errors="surrogatepass"), digest_size=8).hexdigest()
+    hashed = blake2b(f"{title}\0{text}".encode(), digest_size=8).hexdigest()
     return Passage(
         id=_name(columns.get("id")) or hashed,
         text=text,
@@ -127,6 +128,10 @@ def _load(key: str, path: str, parse: Callable[[RawRow], T | str], known: Sequen
 
 
 def _parsed(raw: RawRow, parse: Callable[[RawRow], T | str]) -> T | BadRow:
+    try:
+        require_unicode(raw.columns, "the row")
+    except RowError as error:
+        return BadRow(raw.source, str(error))
     found = parse(raw)
     return BadRow(raw.source, found) if isinstance(found, str) else found
 
@@ -142,4 +147,4 @@ def passages_digest(passages: Sequence[Passage]) -> str:
 def _parts(passages: Sequence[Passage]) -> Iterator[bytes]:
     for passage in passages:
         for text in (passage.id, passage.title, passage.text, passage.document):
-            yield text.encode(errors="surrogatepass")
+            yield text.encode()

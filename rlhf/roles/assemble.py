@@ -45,6 +45,8 @@ NEEDS_OLD = (
 )
 """What is unknown until the update where it computes log π_old; the engine's log-probabilities stand in for it."""
 
+FILLED = "rollout/filled_fraction"
+
 MOST_NAMED = 6
 """Largest number of samples that a message names."""
 
@@ -57,6 +59,11 @@ class BatchReport(StepReport):
     samples: tuple[SampleRow, ...]
     state: AlgorithmState
     histograms: Histograms = field(default_factory=dict)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no response of the update is of a group of equal scores that ``drop_uniform_groups`` leaves out."""
+        return self.metrics.get(FILLED, 1.0) == 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +98,8 @@ class StepInputs:
     state: AlgorithmState
     result_specs: tuple[ResultSpec, ...]
     """Results that each block needs, one from each scorer."""
+    rounds: int = 1
+    """Rounds of sampling so far in this step."""
 
 
 def assemble(
@@ -105,7 +114,7 @@ def assemble(
         MachineryError: samples are missing or duplicated, or a number is NaN or infinite.
     """
     scored = _sorted(_join(batch, units, values))
-    _check_complete(scored.rollouts, batch.recipe.ppo, batch.step)
+    _check_complete(scored.rollouts, batch.recipe.ppo, batch.step, batch.rounds)
     sources = batch.recipe.rewards
     raw = total_score(scored.scores, {name: source.weight for name, source in sources.items()}, scored.dropped)
     algorithm, longest = batch.recipe.algorithm, batch.recipe.rollout.max_response_length
@@ -126,8 +135,9 @@ def assemble(
     if not algorithm.drop_uniform_groups:
         return experience, report
     order = np.random.default_rng([batch.recipe.seed, FILL_STREAM, batch.step])
-    trained, fraction = drop_uniform_groups(experience, batch.recipe.ppo.batch_size, order)
-    return trained, report.with_metrics({"rollout/uniform_fraction": fraction})
+    trained, uniform, filled = drop_uniform_groups(experience, batch.recipe.ppo.batch_size, order)
+    sampled = {"rollout/uniform_fraction": uniform, FILLED: filled, "rollout/sampling_rounds": float(batch.rounds)}
+    return trained, report.with_metrics(sampled)
 
 
 def _join(batch: StepInputs, units: Sequence[ScoredUnit], values: Sequence[RolloutBlock | BlockResult]) -> Scored:
@@ -180,7 +190,7 @@ def _sorted(scored: Scored) -> Scored:
     )
 
 
-def _check_complete(rollouts: RolloutBlock, config: PPOConfig, step: int) -> None:
+def _check_complete(rollouts: RolloutBlock, config: PPOConfig, step: int, rounds: int) -> None:
     """Check that the step has every sample exactly once, whichever actors failed during it.
 
     Quarantined samples are included. A sample is identified by its prompt and seed: a step draws distinct seeds for the
@@ -197,9 +207,10 @@ def _check_complete(rollouts: RolloutBlock, config: PPOConfig, step: int) -> Non
     if uneven:
         named = ", ".join(uneven[:MOST_NAMED])
         faults.append(f"prompts without {config.samples_per_prompt} responses (number of responses): {named}")
-    if faults or len(rollouts) != config.rollouts_per_step:
+    if faults or len(rollouts) != rounds * config.rollouts_per_step:
         size = "ppo.batch_size" if config.oversampling == 1 else "ppo.batch_size * ppo.oversampling"
-        count = f"step {step} has {len(rollouts)} samples of {size} = {config.rollouts_per_step}"
+        size += f" * {rounds} rounds" if rounds > 1 else ""
+        count = f"step {step} has {len(rollouts)} samples of {size} = {rounds * config.rollouts_per_step}"
         raise MachineryError("; ".join([count, *faults]))
 
 

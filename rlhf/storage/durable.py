@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -15,6 +18,26 @@ def write_atomically(path: Path, text: str) -> None:
         os.fsync(file.fileno())
     partial.replace(path)
     sync(path.parent)
+
+
+@contextmanager
+def written_folder(folder: Path) -> Iterator[Path]:
+    """Context with an empty folder to write to, which is flushed and renamed to ``folder`` at its end.
+
+    An earlier ``folder`` is replaced then; it stays if the context fails.
+    """
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a killed attempt
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        sync_tree(partial)
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    sync(folder.parent)
 
 
 def sync(path: Path) -> None:

@@ -23,7 +23,7 @@ from rlhf.checkpoints.manifest import FileEntry, data_file, file_entries, find_f
 from rlhf.checkpoints.store import clean, committed
 from rlhf.errors import UserError
 from rlhf.records import DataFile
-from rlhf.storage.durable import sync, sync_tree, write_atomically
+from rlhf.storage.durable import sync, write_atomically, written_folder
 from rlhf.storage.jsonl import json_safe
 from rlhf.storage.reading import damaged, read_json
 
@@ -146,7 +146,7 @@ class RunFolder:
     @contextmanager
     def writing_model(self) -> Iterator[Path]:
         """Context with a folder to save the model to, renamed to ``model/`` at its end, which is thus complete."""
-        with _whole(self.model) as partial:
+        with _written_model(self.model) as partial:
             yield partial
 
     @contextmanager
@@ -156,7 +156,7 @@ class RunFolder:
         Earlier ones are kept until ``prune_best``, because a run that resumes from an older checkpoint may need one.
         """
         self.best.mkdir(exist_ok=True)
-        with _whole(self.best_of(step)) as partial:
+        with _written_model(self.best_of(step)) as partial:
             yield partial
 
     def prune_best(self, step: int) -> None:
@@ -303,27 +303,21 @@ class RunFolder:
 
 
 @contextmanager
-def _whole(folder: Path) -> Iterator[Path]:
-    """Context with a partial folder to write a model to; it is flushed and renamed to ``folder`` at the end.
+def _written_model(folder: Path) -> Iterator[Path]:
+    """As ``written_folder``, of a model.
 
     Raises:
         UserError: the folder has no weights at the end: a rank on another node wrote them to a folder that is not
             shared.
     """
-    partial = folder.with_name(folder.name + ".partial")
-    for remains in (partial, folder):  # of a killed attempt
-        shutil.rmtree(remains, ignore_errors=True)
-    partial.mkdir()
-    yield partial
-    if not any(partial.glob("*.safetensors")):
-        raise UserError(
-            f"{partial} has no weights",
-            "the rank that wrote them is on a node that does not share this folder: they are at the same path there",
-            "set runs_dir to a folder that all nodes share",
-        )
-    sync_tree(partial)
-    partial.rename(folder)
-    sync(folder.parent)
+    with written_folder(folder) as partial:
+        yield partial
+        if not any(partial.glob("*.safetensors")):
+            raise UserError(
+                f"{partial} has no weights",
+                "the rank that wrote them is on a node that does not share this folder",
+                "set runs_dir to a folder that all nodes share",
+            )
 
 
 def _synced_size(file: Path) -> int:

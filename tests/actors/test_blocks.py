@@ -43,6 +43,17 @@ def test_a_step_may_ask_for_more_responses_than_it_trains_on() -> None:
     assert sorted(asked.prompts) == sorted(2 * list(range(6))) and len(set(asked.seeds)) == 12
 
 
+def test_a_further_round_asks_the_next_prompts_with_other_seeds() -> None:
+    """Three prompts in all: the second round asks the same ones again, of which no seed may repeat."""
+    rounds = replace(RECIPE, ppo=replace(RECIPE.ppo, sampling_rounds=2))
+    first = draw_step(rounds, 3, 5, OrderState(0, 0), 0)
+    second = draw_step(rounds, 3, 5, first.after, 1)
+    assert sorted(first.prompts) == sorted(second.prompts)
+    assert max(first.seeds) < 2**30 <= min(second.seeds) and max(second.seeds) < 2**31
+    assert second == draw_step(rounds, 3, 5, first.after, 1)
+    assert draw_step(RECIPE, 3, 6, second.after).prompts != second.prompts
+
+
 def test_the_same_step_asks_the_same() -> None:
     order = draw_step(RECIPE, 6, 0, OrderState(0, 0)).after
     assert draw_step(RECIPE, 6, 1, order) == draw_step(RECIPE, 6, 1, order)

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from actors.rollout import as_finished, in_order
-from rlhf.generation.engine import Answer
+from rlhf.generation.engine import GeneratedAnswer
 from rlhf.types import FinishReason, Prompt, Rollout
 
-Blocks = Callable[[AsyncIterator[Answer], int, int], AsyncIterator[list[Answer]]]
+Blocks = Callable[[AsyncIterator[GeneratedAnswer], int, int], AsyncIterator[list[GeneratedAnswer]]]
 
 
-def answer(position: int) -> Answer:
+def answer(position: int) -> GeneratedAnswer:
     rollout = Rollout(
         prompt=Prompt(id=position, tokens=(1,)),
         tokens=np.array([2], np.int32),
@@ -25,13 +25,13 @@ def answer(position: int) -> Answer:
         finish_reason=FinishReason.STOP,
         seed=position,
     )
-    return Answer(position=position, rollout=rollout)
+    return GeneratedAnswer(position=position, rollout=rollout)
 
 
 def positions(blocks: Blocks, finished: Sequence[int], size: int) -> list[list[int]]:
     """Positions of the answers in each block."""
 
-    async def stream() -> AsyncIterator[Answer]:
+    async def stream() -> AsyncIterator[GeneratedAnswer]:
         for position in finished:
             yield answer(position)
 

@@ -20,13 +20,13 @@ from actors.group import Group
 from actors.placement import Placement
 from actors.rollout import BlockSummary
 from actors.run_actors import RunActors
-from actors.scoring import Scoring, ScoringMethod
+from actors.scoring import ScoredBlocks, Scoring, ScoringMethod
 from actors.supervisor import Supervisor
 from actors.waiting import PhaseContext
 from rlhf.config.schema import EarlyStopConfig, PlacementConfig, Recipe, RecoveryConfig, RewardSourceConfig, RoleConfig
 from rlhf.errors import LostError, MachineryError
 from rlhf.placement.pools import Sharing
-from rlhf.roles.assemble import ResultSpec
+from rlhf.roles.assemble import ResultSpec, ScoredUnit
 from rlhf.roles.block_result import BlockResult, join_samples
 from rlhf.tracking.spans import PhaseTimer
 from rlhf.types import FinishReason, Prompt, Rollout, RolloutBlock
@@ -385,3 +385,15 @@ def test_a_held_out_scorer_that_loses_a_rank_is_rebuilt_and_goes_on(actors: Any)
 def test_an_evaluation_bears_only_so_many_prompts_without_an_answer(actors: Any) -> None:
     with pytest.raises(MachineryError, match=r"3 samples were quarantined, more than recovery\.bad_samples = 2"):
         early_stop(actors(["judge"], ("nobody", 0, 0), bad_samples=2))._scores(7)
+
+
+def test_rounds_join_to_one_list_of_blocks_and_one_of_results() -> None:
+    first = ScoredBlocks(refs=["b0", "b1", "r0", "r1"], units=(ScoredUnit(scorer=0, blocks=(0, 1), parts=2),))
+    second = ScoredBlocks(
+        refs=["c0", "c1", "s0", "s1"],
+        units=(ScoredUnit(scorer=0, blocks=(1,), parts=1), ScoredUnit(scorer=0, blocks=(0,), parts=1)),
+    )
+    joined = ScoredBlocks.join([first, second])
+    assert joined.refs == ["b0", "b1", "c0", "c1", "r0", "r1", "s0", "s1"]
+    assert [(unit.blocks, unit.parts) for unit in joined.units] == [((0, 1), 2), ((3,), 1), ((2,), 1)]
+    assert ScoredBlocks.join([first]) == first

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from actors.session import Session
 from examples.travel.make_data import make_data
 from rlhf.config.load import load_recipe
-from rlhf.storage.jsonl import read_lines
+from rlhf.storage.jsonl import read_lines, to_line
 from rlhf.tracking.console import Console
 from tests.end_to_end.small import DATA_SEED, RECIPE, overrides, rlhf
 
@@ -67,3 +67,38 @@ def test_it_leaves_a_model_that_others_load_and_its_record(run: tuple[Path, str]
     for shown in ("held-out accuracy", "held-out reward margin", "ceiling by the raters' noise", "seconds, reference"):
         assert shown in summary and shown in screen
     assert "WARNING" not in screen
+
+
+UNPAIRED = {"dpo": {"kto"}, "reward": {"pointwise"}}
+"""Losses on single answers, by stage."""
+
+
+def write_single_answers(folder: Path) -> str:
+    """The answers of the comparisons one by one, with a label each."""
+    pairs = read_lines(folder / "preferences.jsonl")
+    rows = [
+        {"prompt": pair["prompt"], "completion": pair[side], "label": side == "chosen"}
+        for pair in pairs
+        for side in ("chosen", "rejected")
+    ]
+    (folder / "answers.jsonl").write_text("".join(to_line(row) for row in rows))
+    return f"data.preferences={folder / 'answers.jsonl'}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("stage", "loss"), [("dpo", "ipo"), ("dpo", "orpo"), ("dpo", "kto"), ("reward", "pointwise")])
+def test_every_other_loss_learns_from_the_same_people(run: tuple[Path, str], stage: str, loss: str) -> None:
+    """Each takes a minute: the losses' values are tested elsewhere; only a run shows that data, reference, evaluation
+    and summary of each fit together."""
+    folder = run[0].parent.parent
+    settings = [*overrides(folder, loss), *SETTINGS, f"{stage}.loss={loss}", f"{stage}.init={run[0] / 'base'}"]
+    settings += [] if stage == "dpo" else ["reward.optimizer.lr=2e-3", "reward.eval_every=10"]
+    settings += [write_single_answers(folder)] if loss in UNPAIRED[stage] else []
+    done = rlhf(stage, str(RECIPE), *settings)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    evaluated = [step for step in read_lines(folder / "runs" / loss / stage / "metrics.jsonl") if "eval/loss" in step]
+    assert len(evaluated) > 2
+    assert evaluated[-1]["eval/loss"] < evaluated[0]["eval/loss"]
+    assert evaluated[-1]["eval/accuracy"] > max(0.52, evaluated[0]["eval/accuracy"])
+    assert (folder / "runs" / loss / stage / "model" / "config.json").exists()
+    assert "held-out accuracy" in done.stdout and "WARNING" not in done.stdout

@@ -15,7 +15,7 @@ import pytest
 from rlhf.types import FinishReason, RolloutBlock
 
 if TYPE_CHECKING:
-    from rlhf.generation.engine import Answer, RolloutEngine
+    from rlhf.generation.engine import GeneratedAnswer, RolloutEngine
 
 PROMPT, SAMPLES = 300, 4
 
@@ -28,7 +28,7 @@ class Seen:
     second time; and the ``threads`` that vLLM computes with."""
 
     cached: list[int]
-    bad: list[Answer]
+    bad: list[GeneratedAnswer]
     twice: list[list[list[float]]]
     threads: int
     limits: tuple[int, int]

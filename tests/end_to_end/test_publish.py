@@ -105,7 +105,7 @@ def _experience(trainer: PPOTrainer, step: int) -> ray.ObjectRef:
     scoring = Scoring(trainer.actors, CONTEXT, 16)
     for block, answered in trainer.actors.engines.generate([i // 2 for i in range(16)], range(16), CONTEXT):
         scoring.send(make_block(block, answered))
-    return trainer.actors.assemble(step, RunState.start(trainer.recipe).algorithm, scoring.wait_for_results())[0]
+    return trainer.actors.assemble(step, RunState.start(trainer.recipe).algorithm, [scoring.wait_for_results()])[0]
 
 
 def test_saved_zero3_model_is_what_the_engine_holds(

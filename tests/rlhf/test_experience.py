@@ -393,20 +393,20 @@ def test_groups_of_equal_scores_leave_the_update_and_nothing_else_changes() -> N
     algorithm = plain(name="dapo", lam=0.95, missing_eos_penalty=None)
     same = {"values": None, "prompt_ids": np.array([4, 4])}
     experience, _ = built(scored(scores={"quality": floats(2, 2)}, **same), algorithm)
-    dropped, fraction = drop_uniform_groups(experience, 2, ORDER)
-    assert fraction == 1 and not dropped.response_mask.any()
+    dropped, fraction, filled = drop_uniform_groups(experience, 2, ORDER)
+    assert (fraction, filled) == (1, 0) and not dropped.response_mask.any()
     for name in ("old_logprobs", "ref_logprobs", "advantages", "importance_weights"):
         assert not getattr(dropped, name).any()
     assert dropped.scores.tolist() == [2, 2]
     mixed, _ = built(scored(scores={"quality": floats(2, 3)}, **same), algorithm)
-    kept, fraction = drop_uniform_groups(mixed, 2, ORDER)
-    assert fraction == 0 and kept.response_mask.all()
+    kept, fraction, filled = drop_uniform_groups(mixed, 2, ORDER)
+    assert (fraction, filled) == (0, 1) and kept.response_mask.all()
     assert_same(kept, mixed)
 
 
 def test_a_response_without_a_score_does_not_tell_a_group_apart() -> None:
     batch = scored(scores={"quality": floats(2, np.nan)}, dropped=bools(0, 1), values=None, prompt_ids=np.array([4, 4]))
-    dropped, fraction = drop_uniform_groups(built(batch, plain(name="dapo", lam=0.95))[0], 2, ORDER)
+    dropped, fraction, _ = drop_uniform_groups(built(batch, plain(name="dapo", lam=0.95))[0], 2, ORDER)
     assert fraction == 1 and not dropped.response_mask.any()
     nothing, _ = built(scored(dropped=bools(1, 1), values=None), plain(name="dapo", lam=0.95))
     assert drop_uniform_groups(nothing, 2, ORDER)[1] == 0
@@ -421,5 +421,5 @@ def test_a_long_response_is_punished_by_the_limit_of_its_length() -> None:
 def test_where_groups_are_missing_those_of_equal_scores_keep_their_place_without_tokens() -> None:
     """Both prompts have one response, which is a group of equal scores: any of the two fills an update of one."""
     experience, _ = built(scored(values=None), plain(name="dapo", lam=0.95))
-    dropped, fraction = drop_uniform_groups(experience, 1, np.random.default_rng(0))
-    assert fraction == 1 and len(dropped.rollouts) == 1 and not dropped.response_mask.any()
+    dropped, fraction, filled = drop_uniform_groups(experience, 1, np.random.default_rng(0))
+    assert (fraction, filled) == (1, 0) and len(dropped.rollouts) == 1 and not dropped.response_mask.any()

@@ -54,6 +54,14 @@ def test_other_data_begins_an_epoch_of_prompts() -> None:
     assert state.with_other_data() == state
 
 
+def test_a_step_counts_its_further_rounds_of_sampling() -> None:
+    after = replace(STATE, extra_rounds=4).after_step(OrderState(2, 0), STATE.algorithm, 5, rounds=3)
+    assert (after.step, after.order, after.set_aside, after.extra_rounds) == (8, OrderState(2, 0), 5, 6)
+    assert through_a_file(after) == after
+    earlier = {key: value for key, value in STATE.to_json().items() if key != "extra_rounds"}
+    assert RunState.from_json(earlier).extra_rounds == 0  # checkpoints of earlier versions have none
+
+
 def test_a_missing_score_comes_back_as_missing() -> None:
     assert STATE.watch is not None
     evaluated = replace(EVALUATED, scores=(math.nan, 1.0))

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 
-from launch.doctor.asking import Question, answer, answers
+from launch.doctor.asking import TimedCall, answer, answers
 from launch.doctor.findings import Fault
 
 
@@ -18,9 +18,9 @@ def test_one_that_hangs_and_one_that_crashes_beside_one_that_answers() -> None:
     never = threading.Event()
     told = answers(
         {
-            "hangs": Question(ask=never.wait, seconds=0.2),
-            "crashes": Question(ask=crash, seconds=30),
-            "answers": Question(ask=lambda: 42, seconds=30),
+            "hangs": TimedCall(ask=never.wait, seconds=0.2),
+            "crashes": TimedCall(ask=crash, seconds=30),
+            "answers": TimedCall(ask=lambda: 42, seconds=30),
         }
     )
     never.set()

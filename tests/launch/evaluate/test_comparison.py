@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +19,7 @@ from rlhf.feedback.records import Answer, Choice
 from tests.rlhf.arms.comparison_files import write_comparison, write_votes
 from tests.rlhf.evaluation.judge_service import judging, pick, tagged
 
+ROOT = Path(__file__).parents[3]
 N = 30
 KEY = "sk-9QmZx4Tt71LcVb2n"
 ITEMS = [
@@ -148,6 +154,22 @@ def test_power_alone_prints_sample_sizes(capfd: pytest.CaptureFixture[str]) -> N
         (["--comparison", "{path}", "metrics=[consistency]"], "consistency compares several answers"),
         (["--comparison", "{path}", "metric=[length]"], "metric is no key of a comparison"),
         (["--comparison", "{path}", "seed=-1"], "seed: "),
+        (["--comparison", "{path}", "scores=[reward]"], "arm base has no score 'reward' why: its rows have none"),
+        (["--comparison", "{path}", "scores=[chrf]"], "two metrics have the name 'chrf'"),
+        (["--comparison", "{path}", "lm_eval={{models: {{sft: m}}, tasks: [t]}}"], "has 'sft', which is no arm"),
+        (["--comparison", "{path}", "lm_eval={{models: {{base: m}}, tasks: []}}"], "lm_eval has no task or no model"),
+        (["--comparison", "{path}", "--power", "inf"], "--power inf is no difference"),
+        (
+            ["--comparison", "{path}", "items=none.jsonl"],
+            "correct 'none.jsonl', or name another file in the comparison",
+        ),
+        (["--comparison", "{path}", "judge={{url: 'ftp://x', model: m}}"], "judge.url = 'ftp://x' is no address"),
+        (["--comparison", "{path}", "--category", "subset"], "--category has no effect with --comparison"),
+        (["--comparison", "{path}", "--out", "/dev/null"], "no file can be written there"),
+        (
+            ["--comparison", "{path}", "cache=/none/replies.jsonl", "judge={{url: 'http://127.0.0.1:1/v1', model: m}}"],
+            "'/none/replies.jsonl' cannot be written",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(
@@ -163,3 +185,32 @@ def test_a_metric_without_its_column_is_refused(tmp_path: Path, capfd: pytest.Ca
     path = write_comparison(tmp_path, items, {"base": ["1", "2"]}, metrics=["chrf"])
     assert evaluate("--comparison", path) == 2
     assert "chrf needs the column reference" in capfd.readouterr().err
+
+
+def test_ctrl_c_keeps_the_replies_that_were_paid_for(tmp_path: Path) -> None:
+    """In a process of its own: only there is a signal what Ctrl-C sends."""
+    held = threading.Event()
+
+    def rule(prompt: str) -> object:
+        if len(service.asked) > 10:
+            held.wait(60)
+        return prefer_the_castle(prompt)
+
+    with judging(rule) as service:
+        judge = {"url": f"http://127.0.0.1:{service.server_port}/v1", "model": "judge", "connections": 2}
+        path = comparison(tmp_path, metrics=["judge_score"], judge=judge)
+        command = [sys.executable, "-m", "launch.cli", "evaluate", "--comparison", str(path)]
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        end = time.monotonic() + 120
+        while len(service.asked) < 12:
+            assert process.poll() is None and time.monotonic() < end
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+        held.set()
+        assert process.returncode == 130 and "Traceback" not in errors, errors
+        kept = len((tmp_path / "judge_replies.jsonl").read_text().splitlines())
+        assert kept == 10
+        asked = len(service.asked)
+        assert evaluate("--comparison", path) == 0
+        assert len(service.asked) - asked == 2 * N - kept

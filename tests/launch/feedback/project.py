@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from rlhf.feedback.access import Role, issue_token
+from rlhf.feedback.access import AccessRole, issue_token
 from rlhf.feedback.items import make_item
 from rlhf.feedback.records import Answer, Choice, Item, Purpose
 from rlhf.feedback.settings import ProjectSettings
@@ -48,6 +48,6 @@ def make_project(path: Path, items: list[Item], *, raters: int = 1, **settings: 
     return store
 
 
-def token_of(store: Store, alias: str, role: Role = Role.RATER) -> str:
+def token_of(store: Store, alias: str, role: AccessRole = AccessRole.RATER) -> str:
     """A token that is valid for an hour."""
     return issue_token(store, alias, role, seconds=3600.0, now=time.time())

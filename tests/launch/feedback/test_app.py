@@ -17,7 +17,7 @@ from launch.feedback.guard import MOST_BYTES
 from launch.feedback.limits import Rate, RateLimit
 from launch.feedback.site import make_site
 from launch.feedback.visitors import COOKIE
-from rlhf.feedback.access import Role
+from rlhf.feedback.access import AccessRole
 from rlhf.feedback.records import Choice, Purpose, Thumb
 from rlhf.feedback.store import Store
 from tests.launch.feedback.project import GUIDELINES, POLICIES, comparison, make_project, token_of
@@ -39,7 +39,7 @@ def make_store(tmp_path: Path) -> Iterator[MakeStore]:
         store.close()
 
 
-def visit(store: Store, alias: str = "r1", role: Role = Role.RATER) -> TestClient:
+def visit(store: Store, alias: str = "r1", role: AccessRole = AccessRole.RATER) -> TestClient:
     """A browser that has opened its link."""
     client = TestClient(create_app(make_site(store)), base_url=BASE)
     client.headers.update({"origin": BASE, "accept-language": "en"})
@@ -306,20 +306,20 @@ def test_status_is_for_administrators(make_store: MakeStore) -> None:
     store = make_store(comparison(1), comparison(2))
     vote(visit(store), "skip")
     assert visit(store).get("/status").status_code == 403
-    assert visit(store, "judge", Role.ADJUDICATOR).get("/status.json").status_code == 403
-    admin = visit(store, "boss", Role.ADMIN)
+    assert visit(store, "judge", AccessRole.ADJUDICATOR).get("/status.json").status_code == 403
+    admin = visit(store, "boss", AccessRole.ADMIN)
     assert "items to label" in admin.get("/status").text
     assert admin.get("/").status_code == 403
     raters = admin.get("/status.json").json()["raters"]
     assert raters[0]["alias"] == "r1" and (raters[0]["votes"], raters[0]["skips"]) == (1, 1)
     bare = TestClient(create_app(make_site(store)), base_url=BASE)
-    bearer = {"authorization": f"Bearer {token_of(store, 'boss', Role.ADMIN)}"}
+    bearer = {"authorization": f"Bearer {token_of(store, 'boss', AccessRole.ADMIN)}"}
     assert bare.get("/status.json", headers=bearer).json()["progress"][0] == {"what": "items to label", "number": 2}
 
 
 def test_an_adjudicator_decides_what_raters_disagree_about(make_store: MakeStore) -> None:
     store = make_store(comparison(1), overlap=2, repeat_fraction=0.0, gold_fraction=0.0)
-    judge = visit(store, "judge", Role.ADJUDICATOR)
+    judge = visit(store, "judge", AccessRole.ADJUDICATOR)
     assert "Nothing is left" in judge.get("/").text
     for alias, wish in (("r1", "first"), ("r2", "second")):
         client = visit(store, alias)
@@ -333,7 +333,7 @@ def test_an_adjudicator_decides_what_raters_disagree_about(make_store: MakeStore
 def test_thumbs_from_production(make_store: MakeStore) -> None:
     store = make_store()
     client = TestClient(create_app(make_site(store)), base_url=BASE)
-    bearer = {"authorization": f"Bearer {token_of(store, 'shop', Role.SERVICE)}"}
+    bearer = {"authorization": f"Bearer {token_of(store, 'shop', AccessRole.SERVICE)}"}
     body = {
         "id": "a-1",
         "prompt": [{"role": "user", "content": "Hi"}],

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.feedback.access import Role
+from rlhf.feedback.access import AccessRole
 from rlhf.feedback.records import Choice, Item, Purpose
 from rlhf.feedback.store import Store
 from tests.browser import Browser, find_browser
@@ -45,8 +45,10 @@ def make(tmp_path: Path, items: list[Item], **settings: object) -> Store:
     return make_project(tmp_path / "votes.db", items, gold_fraction=0.0, repeat_fraction=0.0, **settings)
 
 
-def enter(browser: Browser, address: str, store: Store, role: Role = Role.RATER, width: int = DESKTOP) -> None:
-    alias = "boss" if role is Role.ADMIN else "r1"
+def enter(
+    browser: Browser, address: str, store: Store, role: AccessRole = AccessRole.RATER, width: int = DESKTOP
+) -> None:
+    alias = "boss" if role is AccessRole.ADMIN else "r1"
     browser.open(f"{address}/enter?token={token_of(store, alias, role)}", width)
     assert "token" not in browser.value("location.href")
 
@@ -186,7 +188,7 @@ def test_axe_finds_no_barrier(browser: Browser, tmp_path: Path, scheme: str, wid
         found = {}
         for path in PAGES:
             if path == "/status":
-                enter(browser, address, store, Role.ADMIN, width)
+                enter(browser, address, store, AccessRole.ADMIN, width)
             browser.open(address + path, width)
             problems = barriers(browser)
             found |= {path: problems} if problems else {}

@@ -10,7 +10,7 @@ import pytest
 from launch.plan.cluster import parse_cluster
 from launch.plan.members import Shapes
 from launch.plan.report import make_plan
-from launch.plan.strategy import Choice, choose
+from launch.plan.strategy import StrategyChoice, choose
 from launch.preflight import _with_strategy
 from rlhf.gpus import gpu_named
 from rlhf.placement.machine import Machine
@@ -21,7 +21,7 @@ from tests.launch.plan.test_plan import SMALL, recipe
 GIB = 2**30
 
 
-def chosen(cluster: str, **settings: Any) -> Choice | None:
+def chosen(cluster: str, **settings: Any) -> StrategyChoice | None:
     made = recipe(**{**SMALL, "placement__strategy": "auto", **settings})
     return choose(made, "ppo", parse_cluster(cluster), Shapes(made, find))
 

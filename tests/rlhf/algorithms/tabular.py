@@ -302,7 +302,7 @@ def train(problem: Problem, algorithm: AlgorithmConfig, budget: Budget) -> Train
         experience, state = build_experience(scored, raw, algorithm, state, problem.longest)
         metrics = experience_metrics(experience, raw, step)
         if algorithm.drop_uniform_groups:
-            experience, _ = drop_uniform_groups(experience, budget.batch, random)
+            experience, *_ = drop_uniform_groups(experience, budget.batch, random)
         metrics |= policy.update(experience, step)
         if critic is not None:
             metrics |= critic.update(experience, step)

@@ -95,3 +95,19 @@ def test_rows_of_the_lint_read_any_answer(tmp_path: Path) -> None:
         ("b", "three", "", 2),
         ("c", "", "", 3),
     ]
+
+
+def test_scores_of_rows_are_averaged_over_an_items_answers(tmp_path: Path) -> None:
+    rows = [
+        *answers("a", "b", "c", scores={"reward": 1, "turns": 4}),
+        *answers("d", "e", "f", scores={"reward": 0.5, "turns": None}),
+    ]
+    found = read(tmp_path, base=rows)
+    assert found.arms[0].scores == ({"reward": 0.75, "turns": 4.0},) * 3
+    assert read(tmp_path, base=answers("a", "b", "c")).arms[0].scores == ({}, {}, {})
+
+
+@pytest.mark.parametrize("scores", [[1.0], {"reward": "high"}, {"reward": float("inf")}, {"reward": 10**400}, 3])
+def test_scores_that_are_no_numbers_are_refused(tmp_path: Path, scores: object) -> None:
+    with pytest.raises(UserError, match=r"base.jsonl:1: (scores is no object of numbers|not JSON)"):
+        read(tmp_path, base=answers("a", "b", "c", scores=scores))

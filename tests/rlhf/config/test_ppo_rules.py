@@ -187,6 +187,17 @@ def test_more_responses_than_are_trained_on_need_groups_that_are_left_out() -> N
     assert "ppo.batch_size * ppo.oversampling = 384" in refused(replace(more, algorithm=adaptive)).what
 
 
+def test_further_rounds_need_groups_that_are_left_out_and_a_rollout_that_does_not_run_ahead() -> None:
+    more = replace(recipe(name="grpo"), ppo=PPOConfig(samples_per_prompt=4, sampling_rounds=3))
+    assert refused(more).what == "ppo.sampling_rounds = 3 with algorithm.drop_uniform_groups = false"
+    dapo = replace(more, algorithm=AlgorithmConfig(name="dapo"))
+    assert passes(dapo)
+    ahead = replace(dapo, ppo=PPOConfig(samples_per_prompt=4, sampling_rounds=3, staleness=1))
+    assert refused(ahead).what == "ppo.sampling_rounds = 3 with ppo.staleness = 1"
+    adaptive = AlgorithmConfig(name="dapo", adaptive_kl=AdaptiveKLConfig(horizon=383))
+    assert "ppo.batch_size * ppo.sampling_rounds = 384" in refused(replace(more, algorithm=adaptive)).what
+
+
 @pytest.mark.parametrize(("buffer", "works"), [(1, True), (255, True), (256, False), (300, False)])
 def test_the_overlong_buffer_is_shorter_than_the_longest_response(buffer: int, works: bool) -> None:
     made = recipe(overlong_buffer=buffer)

@@ -30,6 +30,16 @@ def test_a_section_in_several_places_shows_the_defaults_of_each():
     assert "- `placement.policy`: The policy in PPO, and the trained model in SFT and DPO." in page
 
 
-def test_every_row_has_five_cells():
-    rows = [row for row in render().splitlines() if row.startswith("|")]
-    assert all(row.replace("\\|", "").count("|") == 6 for row in rows)
+def test_the_algorithms_defaults_are_listed():
+    rows = render().splitlines()
+    header = "| `algorithm.name` | `kl_in` | `clip_range` | `clip_range_high` | `whiten_advantages` | `loss_mean` | "
+    assert header + "`drop_uniform_groups` |" in rows
+    assert '| `ppo` | `"reward"` | `0.2` | – | `true` | `"token"` | `false` |' in rows
+    assert '| `gspo` | `"loss"` | `0.0003` | `0.0004` | `false` | `"sequence"` | `false` |' in rows
+    assert '| `cispo` | `"loss"` | – | `4.0` | `false` | `"token"` | `false` |' in rows
+
+
+def test_every_row_has_as_many_cells_as_its_table():
+    for table in render().split("\n\n"):
+        rows = [row.replace("\\|", "").count("|") for row in table.splitlines() if row.startswith("|")]
+        assert rows in ([], [6] * len(rows), [8] * len(rows)), table

@@ -6,13 +6,19 @@ import numpy as np
 import pytest
 
 from rlhf.errors import UserError
-from rlhf.evaluation.agreement_with_people import Agreement, ArmPreference, Verdict, measure_agreement, require_can_gate
+from rlhf.evaluation.agreement_with_people import (
+    ArmPreference,
+    MetricAgreement,
+    Verdict,
+    measure_agreement,
+    require_can_gate,
+)
 from rlhf.evaluation.metric_table import MetricScores
 
 N = 200
 
 
-def agreement(values: np.ndarray, people: list[ArmPreference], name: str = "m") -> Agreement:
+def agreement(values: np.ndarray, people: list[ArmPreference], name: str = "m") -> MetricAgreement:
     return measure_agreement(MetricScores(name=name, values=values), people, range(len(values)))
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, BertTokenizerFast
 
+from rlhf.errors import UserError
 from rlhf.evaluation.bertscore import bert_score
 
 
@@ -40,3 +41,11 @@ def test_bert_score_is_greedy_matching_of_one_layers_states(encoder: Path) -> No
     found = bert_score(["a cat sat", "dog"], [["the cat"], ["bird", "dog"]], model=str(encoder), layers=1)
     assert found[0] == pytest.approx(expected, abs=1e-5)
     assert found[1] == pytest.approx(1.0, abs=1e-5)  # the best reference
+
+
+@pytest.mark.parametrize(("model", "layers", "device"), [("/none", 1, "cpu"), ("", 99, "cpu"), ("", 1, "gpu9")])
+def test_an_encoder_layer_or_device_that_does_not_exist_is_refused(
+    encoder: Path, model: str, layers: int, device: str
+) -> None:
+    with pytest.raises(UserError, match=f"cannot be loaded with layer {layers} on '{device}'"):
+        bert_score(["a"], [["a"]], model=model or str(encoder), layers=layers, device=device)

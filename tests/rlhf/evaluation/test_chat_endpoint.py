@@ -64,7 +64,13 @@ def test_a_second_run_makes_no_calls(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "reply", ["no JSON", '{"n": "three"}', '{"m": 3}', '{"n": 3, "more": 1}', "[1]", b"nothing", (200, {}, b"[]")]
+    "reply",
+    [
+        *("no JSON", '{"n": "three"}', '{"m": 3}', '{"n": 3, "more": 1}', "[1]", b"nothing", (200, {}, b"[]")),
+        (200, {}, b'{"usage": {"prompt_tokens": 1e999}, "choices": [{"message": {"content": "{\\"n\\": 1}"}}]}'),
+        (200, {}, b'{"usage": [], "choices": {}}'),
+        (200, {}, b"\xff" * 50),
+    ],
 )
 def test_a_malformed_reply_is_a_counted_failure_and_is_not_cached(reply: object, tmp_path: Path) -> None:
     def rule(prompt: str) -> object:
@@ -122,3 +128,27 @@ def test_embeddings_come_back_as_vectors_and_are_cached(tmp_path: Path) -> None:
         assert len(service.asked) == 2
         with pytest.raises(UserError, match="embeddings"):
             ChatEndpoint(config_of(service, embedding_model=None)).embed(["a"])
+
+
+@pytest.mark.parametrize("bad", [[], [float("nan"), 1.0], [1.0, 2.0, 3.0], ["1", None]])
+def test_a_vector_that_cannot_be_compared_is_a_failure(bad: list[float]) -> None:
+    with judging(length, lambda text: bad if text == "bad" else [1.0, 2.0]) as service:
+        replies = ChatEndpoint(config_of(service)).embed(["a", "bad", "b"])
+    assert [reply.content for reply in replies] == [[1.0, 2.0], None, [1.0, 2.0]]
+    assert replies[1].failure
+
+
+def test_a_cached_reply_of_another_shape_is_asked_again(tmp_path: Path) -> None:
+    with judging(length) as service:
+        file = tmp_path / "replies.jsonl"
+        ChatEndpoint(config_of(service), ReplyCache(file)).ask([question("a")])
+        file.write_text(file.read_text().replace('{"n": 1}', '{"n": "one"}').replace('{"n":1}', '{"n":"one"}'))
+        assert "one" in file.read_text()
+        assert ChatEndpoint(config_of(service), ReplyCache(file)).ask([question("a")])[0].content == {"n": 1}
+        assert len(service.asked) == 2
+
+
+@pytest.mark.parametrize("name", ["none/replies.jsonl", "."])
+def test_a_cache_that_cannot_be_written_is_refused_before_anything_is_asked(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match="cannot be written"):
+        ReplyCache(tmp_path / name)

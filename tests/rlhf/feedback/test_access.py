@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from rlhf.errors import UserError
-from rlhf.feedback.access import Access, Role, TokenError, TokenFault, issue_token, revoke_token, verify_token
+from rlhf.feedback.access import Access, AccessRole, TokenError, TokenFault, issue_token, revoke_token, verify_token
 from rlhf.feedback.store import Store
 from tests.rlhf.feedback.projects import NOW, project
 
@@ -25,7 +25,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
         yield opened
 
 
-def issued(store: Store, alias: str = "ann", role: Role = Role.RATER) -> str:
+def issued(store: Store, alias: str = "ann", role: AccessRole = AccessRole.RATER) -> str:
     return issue_token(store, alias, role, seconds=60, now=NOW)
 
 
@@ -45,7 +45,7 @@ def decoded(token: str) -> dict[str, object]:
 
 
 def test_a_token_says_who_holds_it_until_it_expires(store: Store) -> None:
-    for alias, role in (("ann", Role.RATER), ("judge", Role.ADJUDICATOR), ("boss", Role.ADMIN)):
+    for alias, role in (("ann", AccessRole.RATER), ("judge", AccessRole.ADJUDICATOR), ("boss", AccessRole.ADMIN)):
         token = issued(store, alias, role)
         assert verify_token(store, token, NOW + 59) == Access(alias=alias, role=role, expires=1060)
         assert fault(store, token, NOW + 60) == TokenFault.EXPIRED
@@ -115,11 +115,11 @@ def test_tokens_survive_a_move_and_a_backup(store: Store, tmp_path: Path) -> Non
 
 def test_a_token_needs_a_rater_of_its_role(store: Store) -> None:
     for alias, role, message in (
-        ("eve", Role.RATER, "no rater 'eve'"),
-        ("ann", Role.ADJUDICATOR, "ann is a rater"),
-        ("judge", Role.RATER, "judge is an adjudicator"),
-        ("file:1", Role.RATER, "file:1 is imported"),
-        ("a@b", Role.ADMIN, "no alias"),
+        ("eve", AccessRole.RATER, "no rater 'eve'"),
+        ("ann", AccessRole.ADJUDICATOR, "ann is a rater"),
+        ("judge", AccessRole.RATER, "judge is an adjudicator"),
+        ("file:1", AccessRole.RATER, "file:1 is imported"),
+        ("a@b", AccessRole.ADMIN, "no alias"),
     ):
         with pytest.raises(UserError, match=message):
             issued(store, alias, role)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -67,6 +68,40 @@ def test_each_rater_and_version_has_its_own_accuracy() -> None:
     }
     assert {name: each.accuracy for name, each in found.by_guideline.items()} == {"1": 0.5, "2": 1.0, "none": 1.0}
     assert found.overall.judgements == 1
+
+
+def in_category(category: str, *differences: float) -> list[ScoredJudgement]:
+    return [replace(judgement(each, prompt=f"{category} {i}"), category=category) for i, each in enumerate(differences)]
+
+
+def test_categories_count_alike_in_their_mean_and_by_rows_in_the_whole() -> None:
+    outcomes = [*in_category("poems", 1.0, 1.0, -1.0, 0.0), *in_category("code", 2.0)]
+    found = reward_accuracy(outcomes)
+    assert {name: (each.judgements, each.accuracy, each.ties) for name, each in found.by_category.items()} == {
+        "poems": (4, 0.5, 1),  # equal rewards prefer no answer
+        "code": (1, 1.0, 0),
+    }
+    # Wilson (1927) for 2 of 4 and z = 1.959964: (2 + 1.92073)/(4 + 3.84146) ± ... = 0.5 ± 0.349995
+    assert (found.by_category["poems"].low, found.by_category["poems"].high) == pytest.approx((0.15, 0.85), abs=1e-3)
+    assert found.mean_accuracy == (0.5 + 1.0) / 2 and found.overall.accuracy == 3 / 5
+    assert found.as_json()["mean_accuracy"] == 0.75 and found.by_section == {}
+
+
+def test_rewardbenchs_score_is_the_mean_over_its_sections() -> None:
+    # Chat 3/4: both subsets count by their rows. Safety 0. (3/4 + 0)/2, where the mean over three subsets is 4/9.
+    outcomes = [
+        *in_category("alpacaeval-easy", 1.0),
+        *in_category("mt-bench-med", 1.0, 1.0, -1.0),
+        *in_category("donotanswer", -1.0),
+    ]
+    found = reward_accuracy(outcomes)
+    assert found.by_section == {"Chat": 0.75, "Safety": 0.0}
+    assert found.mean_accuracy == 0.375
+
+
+def test_without_categories_there_is_no_mean() -> None:
+    found = reward_accuracy([judgement(1.0)])
+    assert found.by_category == {} and found.mean_accuracy is None
 
 
 def test_certain_predictions_stay_finite_and_are_json() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rlhf.errors import MachineryError, UserError
-from rlhf.feedback.access import Role, issue_token
+from rlhf.feedback.access import AccessRole, issue_token
 from rlhf.feedback.records import Answer, Choice, Purpose, Thumb, Vote
 from rlhf.feedback.settings import Disagreement, ProjectSettings
 from rlhf.feedback.store import Store
@@ -121,7 +121,7 @@ def test_a_deleted_rater_leaves_no_trace_in_any_byte(tmp_path: Path) -> None:
         store.add_rater("zebra-crossing")
         version = store.add_guideline("read")
         store.acknowledge("zebra-crossing", version)
-        issue_token(store, "zebra-crossing", Role.RATER, seconds=60, now=NOW)
+        issue_token(store, "zebra-crossing", AccessRole.RATER, seconds=60, now=NOW)
         votes = [
             Vote(id=f"v{n}", item=found.id, rater="zebra-crossing", choice=Choice.TIE, comment="quagmire")
             for n, found in enumerate(store.items())

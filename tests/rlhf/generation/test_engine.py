@@ -17,7 +17,7 @@ from vllm.outputs import CompletionOutput, RequestOutput
 
 from rlhf.config.schema import RolloutConfig
 from rlhf.errors import LostError, MachineryError
-from rlhf.generation.engine import Answer, RolloutEngine
+from rlhf.generation.engine import GeneratedAnswer, RolloutEngine
 from rlhf.types import UNVERIFIED, FinishReason, Prompt
 
 PROMPT = Prompt(id=7, tokens=(5, 6))
@@ -100,7 +100,7 @@ def run(scenario: Coroutine[Any, Any, T]) -> T:
     return asyncio.run(asyncio.wait_for(scenario, 20))
 
 
-async def answers(to: RolloutEngine, prompt: Prompt = PROMPT, count: int = 1) -> list[Answer]:
+async def answers(to: RolloutEngine, prompt: Prompt = PROMPT, count: int = 1) -> list[GeneratedAnswer]:
     return [answer async for answer in to.generate([prompt] * count, range(11, 11 + count))]
 
 

@@ -120,3 +120,18 @@ def test_an_index_replaces_an_earlier_one_and_nothing_else(tmp_path: Path) -> No
         save_index(index, RetrievalConfig(), BUILT_IN, other)
     assert sorted(path.name for path in tmp_path.rglob("*") if "partial" in path.name) == []
     assert [path.name for path in other.iterdir()] == ["thesis.txt"]
+    (tmp_path / "index" / "notes").mkdir()
+    (tmp_path / "index" / "notes" / "mine.txt").write_text("mine")
+    with pytest.raises(UserError, match="holds notes/mine.txt, which is not of the index"):
+        saved(tmp_path, documents=2)
+
+
+def test_passages_without_a_word_are_refused() -> None:
+    with pytest.raises(UserError, match="no passage has a word"):
+        build_index(texts("...", "!?"), RetrievalConfig())
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b"])
+def test_a_name_that_no_folder_can_have_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match=r"cannot be (used|written)"):
+        save_index(build_index(texts("a"), RetrievalConfig()), RetrievalConfig(), BUILT_IN, tmp_path / name)

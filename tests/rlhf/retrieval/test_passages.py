@@ -72,3 +72,17 @@ def test_the_digest_changes_with_every_field_and_the_order() -> None:
         passages_digest(some) for some in ([one], *([each] for each in changed), [moved], [one, two], [two, one])
     }
     assert len(digests) == 8
+
+
+def test_half_of_a_surrogate_pair_is_a_bad_row_of_both_files(tmp_path: Path) -> None:
+    """JSON can state it, and UTF-8, which hashes, files and tokenizers need, cannot."""
+    passages = write(tmp_path / "p.jsonl", {"text": "One \ud800.", "id": "a"}, {"text": "Two.", "id": "b"})
+    questions = write(
+        tmp_path / "q.jsonl",
+        {"question": "\ud800?", "answer": "Two", "oracle": "b"},
+        {"question": "Which?", "answer": "Two", "oracle": ["b", "\udfff"]},
+        {"question": "Which?", "answer": "Two", "oracle": "b"},
+    )
+    for loaded in (load_passages(passages), load_questions(questions)):
+        assert len(loaded.rows) == 1
+        assert {row.reason.partition(":")[0] for row in loaded.bad} == {"not Unicode"}

@@ -123,6 +123,7 @@ def batch(
     on_failure: Any = "drop",
     size: int = 6,
     oversampling: int = 1,
+    rounds: int = 1,
     result_specs: tuple[ResultSpec, ...] = RESULT_SPECS,
     **algorithm: Any,
 ) -> StepInputs:
@@ -137,7 +138,9 @@ def batch(
         tracking=TrackingConfig(samples_per_step=samples),
     )
     state = AlgorithmState.start(recipe.algorithm)
-    return StepInputs(recipe=recipe, tokenizer_folder=folder, step=step, state=state, result_specs=result_specs)
+    return StepInputs(
+        recipe=recipe, tokenizer_folder=folder, step=step, state=state, result_specs=result_specs, rounds=rounds
+    )
 
 
 def assembled(folder: str, blocks: list[list[Rollout]], **options: Any) -> tuple[Experience, BatchReport]:
@@ -341,7 +344,9 @@ def test_groups_of_equal_scores_are_left_out_of_the_update_and_counted(folder: s
     options = {"name": "dapo", "result_specs": WITHOUT_CRITIC}
     experience, report = assembled(folder, [rollouts()], **options)
     every, complete = assembled(folder, [rollouts()], **options, drop_uniform_groups=False)
-    assert report.metrics == {**complete.metrics, "rollout/uniform_fraction": 1 / 5}
+    sampled = {"rollout/uniform_fraction": 1 / 5, "rollout/filled_fraction": 4 / 6, "rollout/sampling_rounds": 1}
+    assert report.metrics == {**complete.metrics, **sampled}
+    assert complete.is_full and not report.is_full
     assert "rollout/uniform_fraction" not in complete.metrics
     trained = experience.rollouts.prompt_ids[np.repeat(np.arange(6), experience.rollouts.sequences.response_lengths)]
     np.testing.assert_array_equal(experience.response_mask, every.response_mask & (trained != 1))
@@ -357,6 +362,7 @@ def test_a_step_of_more_responses_trains_on_groups_that_tell_them_apart(folder: 
         experience, report = assembled(folder, [rollouts()], **options, size=2, oversampling=3, step=step)
         assert report.metrics["rollout/uniform_fraction"] == complete.metrics["rollout/uniform_fraction"]
         assert report.metrics["objective/scores"] == complete.metrics["objective/scores"]
+        assert report.is_full  # whichever groups beyond the two responses have equal scores
         [prompt] = set(experience.rollouts.prompt_ids.tolist())
         chosen.add(prompt)
         samples = np.flatnonzero(every.rollouts.prompt_ids == prompt)
@@ -368,6 +374,17 @@ def test_a_step_of_more_responses_trains_on_groups_that_tell_them_apart(folder: 
     assert chosen == {0, 2}
     again, _ = assembled(folder, [rollouts()[3:], rollouts()[:3]], **options, size=2, oversampling=3, step=7)
     assert again.rollouts.prompt_ids.tolist() == experience.rollouts.prompt_ids.tolist()
+
+
+def test_two_rounds_of_a_step_are_one_batch(folder: str) -> None:
+    """Two of four responses in each round: all are scored together, as in one round with twice the responses."""
+    options = {"name": "dapo", "result_specs": WITHOUT_CRITIC}
+    in_rounds, report = assembled(folder, [rollouts()], **options, size=3, rounds=2)
+    at_once, other = assembled(folder, [rollouts()], **options, size=3, oversampling=2)
+    assert report.metrics == {**other.metrics, "rollout/sampling_rounds": 2}
+    np.testing.assert_array_equal(in_rounds.advantages, at_once.advantages)
+    with pytest.raises(MachineryError, match=r"6 samples of ppo.batch_size \* 2 rounds = 12$"):
+        assembled(folder, [rollouts()], **options, size=6, rounds=2)
 
 
 def test_a_step_of_more_responses_is_complete_with_all_of_them(folder: str) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.storage.durable import sync_tree, write_atomically
+from rlhf.storage.durable import sync_tree, write_atomically, written_folder
 
 
 def test_an_atomic_write_replaces_the_whole_file(tmp_path: Path) -> None:
@@ -27,3 +27,20 @@ def test_a_tree_is_flushed_with_the_folders_that_hold_its_names(
     monkeypatch.setattr(os, "fsync", lambda handle: flushed.add(os.fstat(handle).st_ino))
     sync_tree(tree[0])
     assert flushed == {path.stat().st_ino for path in tree}
+
+
+def test_a_folder_is_replaced_whole_or_stays(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "model"
+    with written_folder(folder) as partial:
+        (partial / "a").write_text("1")
+        assert not folder.exists()
+    (tmp_path / "new" / "model.partial").mkdir()
+    (tmp_path / "new" / "model.partial" / "of a killed attempt").touch()
+    with written_folder(folder) as partial:
+        (partial / "b").write_text("2")
+        assert [path.name for path in folder.iterdir()] == ["a"]
+    assert [path.name for path in folder.iterdir()] == ["b"]
+    with pytest.raises(ZeroDivisionError), written_folder(folder) as partial:
+        (partial / "c").write_bytes(bytes(1 // 0))
+    assert [path.name for path in folder.iterdir()] == ["b"]
+    assert [path.name for path in folder.parent.iterdir()] == ["model"]
