@@ -44,11 +44,14 @@ def running_engines(session: Session, folder: Path, prompts: Sequence[Prompt], l
         placement.release()
 
 
-def answer(session: Session, folder: Path, prompts: Sequence[Prompt], logs: Path, shown: bool) -> list[str]:
-    """Start engines with a folder's model, and return one sampled answer to each prompt, in their order."""
-    progress = session.console.stage("Answers", len(prompts)) if shown else nullcontext(ignore_progress)
+def answer(
+    session: Session, folder: Path, prompts: Sequence[Prompt], logs: Path, shown: bool, each: int = 1
+) -> list[str]:
+    """Start engines with a folder's model, and return ``each`` sampled answers to every prompt, prompt by prompt."""
+    indices = [i for i in range(len(prompts)) for _ in range(each)]
+    progress = session.console.stage("Answers", len(indices)) if shown else nullcontext(ignore_progress)
     with running_engines(session, folder, prompts, logs) as engines, progress as report:
-        return answers_of(engines, range(len(prompts)), folder, report)
+        return answers_of(engines, indices, folder, report)
 
 
 @dataclass(frozen=True, kw_only=True)

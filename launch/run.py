@@ -41,12 +41,19 @@ def run_generate(
     out: Annotated[
         str | None, typer.Option(metavar="FILE", help="file to write; without it answers go to standard output")
     ] = None,
+    n: Annotated[int, typer.Option("--n", metavar="N", help="number of answers to every prompt, a row for each")] = 1,
     best_of: Annotated[
         int | None,
         typer.Option(metavar="N", help="of N answers write the best by the recipe's rewards, as data for rlhf sft"),
     ] = None,
 ) -> None:
-    """Answer a file of prompts."""
+    """Answer a file of prompts.
+
+    Raises:
+        UserError: ``n`` is given with ``best_of``, or what is named cannot be used.
+    """
+    if best_of is not None and n != 1:
+        raise UserError("--n with --best-of", "the best of N answers is one answer", "leave out one of them")
 
     def load(session: Session) -> Work:
         from launch.best_of import generate_best_of, read_best_of
@@ -54,7 +61,7 @@ def run_generate(
 
         if best_of is not None:
             return partial(generate_best_of, read_best_of(session, model, prompts, out, best_of))
-        return partial(generate, read_questions(session, model, prompts, out))
+        return partial(generate, read_questions(session, model, prompts, out, n))
 
     run_work("generate", recipe, overrides, load)
 

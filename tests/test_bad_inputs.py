@@ -116,6 +116,18 @@ def test_generate_refuses_its_own_arguments(
 
 
 @pytest.mark.parametrize(
+    ("options", "expected"),
+    [(("--n", "0"), "--n 0 asks for no answer"), (("--n", "2", "--best-of", "2"), "--n with --best-of")],
+)
+def test_generate_refuses_numbers_of_answers_that_mean_nothing(
+    options: tuple[str, ...], expected: str, workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (workplace / "run.yaml").write_text(QUICKSTART)
+    arguments = ("run.yaml", "--model", "m", "--prompts", "p.jsonl", *options)
+    assert expected in refusal(workplace, capsys, "generate", *arguments)
+
+
+@pytest.mark.parametrize(
     ("file", "content"),
     [
         ("config.json", b"[]"),

@@ -117,6 +117,11 @@ def quality(prompts: list[str], responses: list[str]) -> list[float]:
     return [assess(prompt, response).quality for prompt, response in zip(prompts, responses, strict=True)]
 
 
+def fact(prompts: list[str], responses: list[str]) -> list[float]:
+    """1 for a response that states the fact that was asked for, and no other place; else 0. Raises as ``quality``."""
+    return [float(assess(prompt, text).answer == 1.0) for prompt, text in zip(prompts, responses, strict=True)]
+
+
 def assess(prompt: str, response: str) -> Assessment:
     """Each criterion of the guideline for one response.
 

@@ -49,9 +49,13 @@ def questions_of(world: World) -> Iterator[Row]:
         for topic, (sentence, answer) in facts_of(place).items():
             for preface in PREFACES:
                 for wording in QUESTIONS[topic]:
-                    asked = wording.format(admission=ADMISSION[place.kind])
-                    text = f"{preface} About the {place.name}: {asked}".strip()
+                    text = ask_about(place, preface, wording)
                     yield {"question": text, "answer": answer, "quote": sentence, "oracle": place.name}
+
+
+def ask_about(place: Place, preface: str, wording: str) -> str:
+    """A question that names its place, to be asked without the office's notes."""
+    return f"{preface} About the {place.name}: {wording.format(admission=ADMISSION[place.kind])}".strip()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -109,9 +109,10 @@ def _places_of(kind: str, cities: tuple[str, ...], rng: random.Random) -> list[P
 def make_prompts(world: World) -> list[str]:
     """Every prompt that this world allows, each once, in a fixed order."""
     wordings = chain.from_iterable(QUESTIONS.values())
-    return [_prompt(*choice) for choice in product(world.places, PREFACES, wordings)]
+    return [make_prompt(*choice) for choice in product(world.places, PREFACES, wordings)]
 
 
-def _prompt(place: Place, preface: str, wording: str) -> str:
+def make_prompt(place: Place, preface: str, wording: str) -> str:
+    """The office's notes on a place, and a question about it."""
     question = wording.format(admission=ADMISSION[place.kind])
     return f"{place.notes}\nTraveller: {f'{preface} {question}'.strip()}\nAssistant:"

@@ -183,11 +183,11 @@ def _ensemble_scores(plan: RoundPlan, answers: SampledAnswers, logs: Path) -> np
 
 
 def _item(plan: RoundPlan, answers: SampledAnswers, first: int, second: int) -> Item:
+    from launch.generate import sampling_of
     from rlhf.feedback.items import make_item
     from rlhf.feedback.records import Answer
 
-    rollout = plan.session.recipe.rollout
-    sampling = {"temperature": rollout.temperature, "max_response_length": rollout.max_response_length}
+    sampling = sampling_of(plan.session.recipe.rollout)
 
     def answer(i: int) -> Answer:
         seed = int(answers.rollouts.seeds[i])

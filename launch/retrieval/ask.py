@@ -135,14 +135,16 @@ def _form(prompt: str | list[dict[str, str]]) -> Messages | str:
 
 
 def answer_questions(asked: Asked) -> None:
-    """Write one line per question: question, answer, quotes, the whole response, and the passages' ids and texts."""
+    """Write one line per question: question, answer, quotes, the whole response, the passages' ids and texts, and the
+    settings of sampling."""
     from actors.answering import answer
-    from launch.generate import write_rows
+    from launch.generate import sampling_of, write_rows
 
     session, logs = asked.session, asked.session.root / "logs"
     responses = answer(session, asked.model, asked.prompts, logs, shown=asked.out is not None)
+    sampling = sampling_of(session.recipe.rollout)
     rows = [
-        _row(question, response, passages)
+        {**_row(question, response, passages), "sampling": sampling}
         for question, response, passages in zip(asked.questions, responses, asked.passages, strict=True)
     ]
     write_rows(rows, asked.out, session)

@@ -20,6 +20,8 @@ from rlhf.evaluation.lint import EvaluationRow
 from rlhf.records import PromptRow, RowLocation
 from rlhf.types import Int64
 
+REFERENCES = ("references", "reference", "answer")
+"""Columns of the right answer: the first one that an item has. ``answer`` is that of ``rlhf retrieval build``."""
 SHOWN = 3
 """Prompts that a message quotes."""
 
@@ -146,7 +148,7 @@ def _read_items(file: str) -> tuple[EvaluationItem, ...]:
 
 def _item(row: PromptRow) -> EvaluationItem:
     columns = row.columns
-    given = columns.get("references", columns.get("reference"))
+    given = next((columns[name] for name in REFERENCES if columns.get(name) is not None), None)
     return EvaluationItem(
         prompt=canonical_prompt(row.prompt),
         location=row.source,

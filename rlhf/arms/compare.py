@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlhf.arms.answers import Arms, evaluation_rows, read_arms
+from rlhf.arms.answers import REFERENCES, Arms, evaluation_rows, read_arms
 from rlhf.arms.metrics import Measured, measure
 from rlhf.arms.people import read_votes
 from rlhf.arms.report import ComparisonReport, report
@@ -15,7 +15,6 @@ from rlhf.evaluation.chat_endpoint import ChatEndpoint, Usage
 from rlhf.evaluation.lint import LintFinding, LintLimits, lint
 from rlhf.evaluation.reply_cache import ReplyCache
 
-REFERENCES = ("reference", "references")
 TRAINED = ("completion", "response", "chosen", "reference", "text", "answer")
 """Columns of training rows that hold the trained answer."""
 

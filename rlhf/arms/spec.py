@@ -45,8 +45,8 @@ class ComparisonConfig:
     """What is compared, and by which metrics."""
 
     items: StrictStr
-    """File of items: ``prompt``, and where a metric needs them ``reference`` (or a list ``references``), ``contexts``,
-    ``label`` and ``group``."""
+    """File of items: ``prompt``, and where a metric needs them ``reference`` (or a list ``references``, or ``answer``),
+    ``contexts``, ``label`` and ``group``."""
     arms: dict[PartName, StrictStr]
     """Name of each arm → file of its answers, rows with ``prompt`` and ``response``, as ``rlhf generate`` writes; or a
     log of Inspect."""

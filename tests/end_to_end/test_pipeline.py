@@ -96,10 +96,16 @@ def test_generate_answers_a_file_of_prompts(pipeline: Pipeline) -> None:
         str(prompts),
         "--out",
         str(out),
+        "--n",
+        "2",
         *overrides(pipeline.folder, "answers"),
+        "rollout.temperature=0.9",
     ]
     done = rlhf("generate", str(RECIPE), *arguments)
     assert done.returncode == 0, done.stderr[-2000:]
     rows = read_lines(out)
-    assert [row["prompt"] for row in rows] == [json.loads(line)["prompt"] for line in prompts.read_text().splitlines()]
+    asked = [json.loads(line)["prompt"] for line in prompts.read_text().splitlines()]
+    assert [row["prompt"] for row in rows] == [prompt for prompt in asked for _ in range(2)]
     assert all(row["response"].strip() for row in rows)
+    assert len({row["response"] for row in rows}) == 6  # each answer has a seed of its own
+    assert {row["sampling"]["temperature"] for row in rows} == {0.9}

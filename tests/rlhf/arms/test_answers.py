@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.arms.answers import Arms, evaluation_rows, read_arms
+from rlhf.arms.answers import REFERENCES, Arms, evaluation_rows, read_arms
 from rlhf.errors import UserError
 from tests.rlhf.arms.comparison_files import write_rows
 
@@ -38,6 +38,16 @@ def test_answers_follow_the_items_whatever_their_order(tmp_path: Path) -> None:
     assert found.arms[0].contexts == (("c1", "c2"), (), ())
     clusters = found.clusters.tolist()
     assert clusters[0] == clusters[2] != clusters[1]
+
+
+def test_the_answer_column_of_retrieval_is_the_reference(tmp_path: Path) -> None:
+    items = [{"prompt": "Where?", "answer": "Here.", "contexts": ["c"]}, {"prompt": "When?", "reference": "Now."}]
+    items[1]["answer"] = "Whenever."
+    answers = [{"prompt": item["prompt"], "response": "x"} for item in items]
+    file, arm = (str(write_rows(tmp_path / name, rows)) for name, rows in (("i.jsonl", items), ("a.jsonl", answers)))
+    found = read_arms(file, {"base": arm}, "base")
+    assert [item.references for item in found.items] == [("Here.",), ("Now.",)]
+    assert [row.answer for row in evaluation_rows(file, REFERENCES)] == ["Here.", "Now."]
 
 
 def test_an_arms_own_passages_replace_the_items(tmp_path: Path) -> None:
