@@ -14,6 +14,7 @@ from rlhf.config.schema import RolloutConfig
 from rlhf.data.formats import load_prompts
 from rlhf.data.report import describe
 from rlhf.data.tokenise import describe_tokenised, tokenise_prompts
+from rlhf.errors import UserError
 from rlhf.records import Messages, PromptRow
 from rlhf.retrieval.dataset import check_dataset_template
 from rlhf.storage.durable import write_atomically
