@@ -12,7 +12,7 @@ from examples.travel.compare.findings import (
     find_contradiction,
 )
 from rlhf.arms.report import ComparisonReport
-from rlhf.evaluation.agreement_with_people import Agreement, Verdict
+from rlhf.evaluation.agreement_with_people import MetricAgreement, Verdict
 from rlhf.evaluation.arm_strengths import ArmStrength
 from rlhf.evaluation.bootstrap import Estimate
 from rlhf.evaluation.chat_endpoint import Usage
@@ -31,8 +31,8 @@ def estimate(value: float, reach: float) -> Estimate:
     return Estimate(value=value, low=value - reach, high=value + reach, items=100)
 
 
-def agreement(metric: str, accuracy: float, verdict: Verdict) -> Agreement:
-    return Agreement(
+def agreement(metric: str, accuracy: float, verdict: Verdict) -> MetricAgreement:
+    return MetricAgreement(
         metric=metric,
         accuracy=accuracy,
         low=accuracy - 0.05,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import permutations
 
 from rlhf.arms.report import ComparisonReport
-from rlhf.evaluation.agreement_with_people import Agreement, Verdict
+from rlhf.evaluation.agreement_with_people import MetricAgreement, Verdict
 from rlhf.evaluation.arm_strengths import ArmStrength
 from rlhf.evaluation.bootstrap import Estimate
 
@@ -27,7 +27,7 @@ class Contradiction:
     below: str
 
 
-def describe_agreements(agreements: Sequence[Agreement]) -> Iterator[str]:
+def describe_agreements(agreements: Sequence[MetricAgreement]) -> Iterator[str]:
     """One sentence for each verdict that a metric got."""
     for verdict, one, several in (
         (Verdict.AGREES, "ranks answers as people do", "rank answers as people do"),
@@ -40,7 +40,7 @@ def describe_agreements(agreements: Sequence[Agreement]) -> Iterator[str]:
             yield f"{_listed([_with_accuracy(each) for each in found])} {one if len(found) == 1 else several}."
 
 
-def _with_accuracy(agreement: Agreement) -> str:
+def _with_accuracy(agreement: MetricAgreement) -> str:
     accuracy = "" if agreement.accuracy is None else f" ({agreement.accuracy:.2f})"
     return f"`{agreement.metric}`{accuracy}"
 
