@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from rlhf.config.lora_rules import check_lora
 from rlhf.config.named_files import check_data, check_models, check_name, check_scorer, check_tracking
 from rlhf.config.ppo_rules import check_algorithm, check_rewards
 from rlhf.config.schema import Recipe, RoleConfig, ScratchConfig, Stage
@@ -44,6 +45,7 @@ def validate(recipe: Recipe, stage: Stage, machine: Machine) -> None:
         *_lengths(recipe, stages, machine),
         *_roles(recipe, stages),
         *check_parallelism(recipe, _stages_by_role(recipe, stages)),
+        *check_lora(recipe, stages),
         *_batches(recipe, stages),
         *_schedules(recipe, stages),
         *_evaluation(recipe, stage),

@@ -85,11 +85,21 @@ def _config(family: Family, vocabulary: int, eos: int, pad: int) -> PreTrainedCo
     return kind(**shared, **sizes, num_key_value_heads=HEADS)
 
 
-def give_logits(model: PreTrainedModel, prompts: Tensor, logits: Tensor) -> None:
-    """Choose the head so that the token after each one-token prompt (n,) has these logits (n, spoken)."""
+def give_logits(
+    model: PreTrainedModel, prompts: Tensor, logits: Tensor, body: PreTrainedModel | None = None, noise: float = 0.0
+) -> None:
+    """Choose the head so that the token after each one-token prompt (n,) has these logits (n, spoken).
+
+    Args:
+        body: computes the hidden states, if not ``model`` itself.
+        noise: size of random weights that these states do not reach. They let the logits of a head that is not trained
+            go wherever the states lead them.
+    """
     with torch.no_grad():
-        hidden = model.base_model(prompts[:, None], use_cache=False).last_hidden_state[:, 0].double()
-        solution = torch.linalg.pinv(hidden) @ logits.double()
+        body = body or model
+        hidden = body.base_model(prompts[:, None], use_cache=False).last_hidden_state[:, 0].double()
+        start = noise * torch.randn(hidden.shape[1], logits.shape[1], dtype=torch.double)
+        solution = start + torch.linalg.pinv(hidden) @ (logits.double() - hidden @ start)
         model.get_output_embeddings().weight[: logits.shape[1]] = solution.T.float()
 
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from string import ascii_lowercase, ascii_uppercase, digits
 from typing import Any
@@ -28,6 +30,8 @@ from examples.optima.models import (
     make_tokenizer,
     save,
 )
+from rlhf.config.schema import LoRAConfig
+from rlhf.models.lora import add_adapters
 
 CLASS_LETTERS, OTHER_LETTERS = ascii_uppercase[:CLASS], ascii_lowercase[: VOCABULARY - CLASS]
 START = "0"
@@ -121,12 +125,21 @@ def _write_prompts(folder: Path, prompts: Sequence[str]) -> None:
     (folder / "prompts.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
-def make_bandit(family: Family, seed: int, folder: Path) -> None:
-    """Problem A: eight answers and four prompts, of one token each. Nothing but answers is ever sampled."""
+def make_bandit(family: Family, seed: int, folder: Path, lora: LoRAConfig | None = None) -> None:
+    """Problem A: eight answers and four prompts, of one token each. Nothing but answers is ever sampled.
+
+    With ``lora``, the reference is the model as this quantises it, and its head can express every policy.
+    """
     prompts = digits[:PROMPTS]
     tokenizer = make_tokenizer(ascii_uppercase[:ANSWERS] + prompts + END)
     model = make_model(family, tokenizer, spoken=ANSWERS, seed=seed)
-    give_logits(model, torch.arange(PROMPTS) + ANSWERS, torch.from_numpy(closed_form.bandit_logits()))
+    tokens, logits = torch.arange(PROMPTS) + ANSWERS, torch.from_numpy(closed_form.bandit_logits())
+    if lora is None:
+        give_logits(model, tokens, logits)
+    else:
+        body = deepcopy(model).train()  # in evaluation mode bitsandbytes repacks the matrices
+        add_adapters(body, lora, seed)
+        give_logits(model, tokens, logits, body, noise=1.0)
     save(model, tokenizer, folder / "reference")
     _write_prompts(folder, prompts)
 
@@ -201,6 +214,18 @@ def bandit(name: str, family: Family, algorithm: str = "ppo", **options: Any) ->
             **{f"algorithm.{key}": value for key, value in options.items()},
         },
     )
+
+
+def quantised_bandit(name: str, family: Family) -> Problem:
+    """Problem A for adapters of a quantised model, whose head is frozen."""
+    lora = LoRAConfig(rank=8, alpha=16.0, quantization="nf4")
+    plain = bandit(name, family)
+    settings = {
+        **plain.settings,
+        "model.lora": asdict(lora) | {"targets": list(lora.targets)},
+        "ppo.optimizer.lr": 1e-2,
+    }
+    return replace(plain, make=partial(make_bandit, lora=lora), settings=settings)
 
 
 def token_class(name: str, family: Family, beta: float, temperature: float, steps: int) -> Problem:
@@ -280,6 +305,7 @@ PROBLEMS: Mapping[str, Problem] = {
     problem.name: problem
     for problem in (
         bandit("a-ppo", "llama"),
+        quantised_bandit("a-qlora", "llama"),
         bandit("a-grpo", "gpt_neox", "grpo", kl_in="reward"),
         bandit("a-dr-grpo", "gpt_neox", "dr_grpo"),
         bandit("a-rloo", "gpt_neox", "rloo"),

@@ -13,7 +13,7 @@ from typing import Literal
 from launch.plan.cluster import Cluster
 from launch.plan.public import find_shape
 from launch.plan.shapes import ModelShape, scratch_shape
-from rlhf.config.schema import TRAINED, Recipe, RewardSourceConfig, RoleConfig, Stage
+from rlhf.config.schema import TRAINED, LoRAConfig, Recipe, RewardSourceConfig, RoleConfig, Stage
 from rlhf.errors import UserError
 from rlhf.placement.machine import choose_strategy
 from rlhf.placement.parallelism import (
@@ -26,6 +26,8 @@ from rlhf.placement.pools import ENGINES, NodeGPUs, pack, pools
 
 Head = Literal["language", "scalar"]
 ENGINE = ENGINES
+SCALE_BYTES = 1 / 64 + 4 / (64 * 256)
+"""Bytes of scales for a weight in NF4, which itself takes four bits: one for 64 weights, and four for 256 of these."""
 ROLES = ("policy", "critic", "reference", "reward")
 """Sections of ``placement`` with ranks."""
 
@@ -45,6 +47,8 @@ class PlannedRole:
     """Number of trained parameters."""
     frozen: int
     """Number of frozen parameters."""
+    quantised: int = 0
+    """How many of them are stored in 4 bits."""
 
     @property
     def parameters(self) -> int:
@@ -67,6 +71,14 @@ class PlannedRole:
         included."""
         ranks = self.config.tensor_parallel
         return parameters - self.shape.split * (ranks - 1) // ranks if parameters else 0
+
+    def stored_bytes(self, size: int, shards: int = 1) -> int:
+        """Bytes of one rank's part of all parameters at ``size`` bytes per number, over ``shards`` ranks of ZeRO-3.
+
+        The scales of quantised parameters are not sharded.
+        """
+        sharded = size * (self.own(self.parameters) - self.quantised) + self.quantised // 2
+        return sharded // shards + int(SCALE_BYTES * self.quantised)
 
     @property
     def shards(self) -> int:
@@ -150,22 +162,33 @@ def members(recipe: Recipe, stage: str, shapes: Shapes) -> tuple[PlannedRole, ..
 
 
 def _language(recipe: Recipe, role: str, shape: ModelShape, trains: bool) -> PlannedRole:
-    lora, whole = recipe.model.lora, shape.parameters
-    if not trains:
-        trained, frozen = 0, whole
-    elif lora is None:
-        trained, frozen = whole, 0
-    else:
-        trained, frozen = shape.adapters(lora.rank, lora.targets), whole
-    config = getattr(recipe.placement, role)
-    return PlannedRole(role=role, key=role, config=config, shape=shape, head="language", trained=trained, frozen=frozen)
+    return _planned(recipe, role, role, shape, "language", trains, recipe.model.lora)
 
 
 def _scalar(recipe: Recipe, role: str, key: str, shape: ModelShape, trains: bool) -> PlannedRole:
-    whole = shape.classifier
-    trained, frozen = (whole, 0) if trains else (0, whole)
-    config = getattr(recipe.placement, key)
-    return PlannedRole(role=role, key=key, config=config, shape=shape, head="scalar", trained=trained, frozen=frozen)
+    lora = recipe.model.reward_lora if role == "reward" else None
+    return _planned(recipe, role, key, shape, "scalar", trains, lora)
+
+
+def _planned(
+    recipe: Recipe, role: str, key: str, shape: ModelShape, head: Head, trains: bool, lora: LoRAConfig | None
+) -> PlannedRole:
+    """A role; with ``lora``, training covers adapters and a classifier's head."""
+    whole, own_head = (shape.parameters, 0) if head == "language" else (shape.classifier, shape.hidden)
+    trained, frozen, quantised = (whole, 0, 0) if trains else (0, whole, 0)
+    if trains and lora is not None:
+        trained, frozen = shape.adapters(lora.rank, lora.targets) + own_head, whole - own_head
+        quantised = shape.linear_weights if lora.quantization else 0
+    return PlannedRole(
+        role=role,
+        key=key,
+        config=getattr(recipe.placement, key),
+        shape=shape,
+        head=head,
+        trained=trained,
+        frozen=frozen,
+        quantised=quantised,
+    )
 
 
 def indivisible_heads(member: PlannedRole) -> Iterator[UserError]:

@@ -96,7 +96,7 @@ def persistent_memory(member: PlannedRole, dtype: str) -> GPUMemory:
     """
     role, b = member.config, size_of(dtype)
     shards = member.shards if role.zero_stage == 3 else 1
-    weights = 0 if role.offload and role.zero_stage == 3 else b * member.own(member.parameters) // shards
+    weights = 0 if role.offload and role.zero_stage == 3 else member.stored_bytes(b, shards)
     if not member.trained:
         return GPUMemory(weights=weights, process=PROCESS)
     trained = member.own(member.trained)
@@ -153,7 +153,7 @@ def host_bytes(member: PlannedRole, dtype: str, mode: OffloadMode = "none") -> i
     role, between = member.config, sum(offloaded_bytes(member, dtype, mode))
     if not role.offload or not role.zero_stage:
         return between
-    weights = size_of(dtype) * member.parameters // role.ranks if role.zero_stage == 3 else 0
+    weights = member.stored_bytes(size_of(dtype), role.ranks) if role.zero_stage == 3 else 0
     return between + weights + 16 * member.trained // role.ranks
 
 
@@ -218,13 +218,14 @@ def logits_bytes(member: PlannedRole, tokens: int, b: int, copies: int = UPDATE_
 
 
 def gathered_weights(member: PlannedRole, b: int) -> int:
-    """Peak of gathered weights on a rank under ZeRO-3."""
+    """Peak of gathered weights on a rank under ZeRO-3, and the largest matrix of quantised ones, dequantised."""
+    matrix = b * max(linear.inputs * linear.outputs for linear in member.shape.linears) if member.quantised else 0
     if member.config.zero_stage < 3 or member.config.ranks == 1 and not member.config.offload:
-        return 0
+        return matrix
     shape = member.shape
     head = shape.embedding if member.head == "language" else 0
     live = head + max(shape.embedding, shape.layer) + PREFETCH + (REUSED if member.trained else 0)
-    return b * min(member.parameters, live)
+    return matrix + min(member.stored_bytes(b), b * live)
 
 
 def scoring_memory(member: PlannedRole, model: ModelConfig) -> GPUMemory:
@@ -296,7 +297,7 @@ def publish_memory(member: PlannedRole, dtype: str) -> GPUMemory:
     b, shape = size_of(dtype), member.shape
     largest = b * max(shape.embedding, shape.layer)
     gathers = member.config.zero_stage == 3 or member.config.tensor_parallel > 1
-    layers = 2 * largest if gathers else 0
+    layers = 2 * largest if gathers or member.quantised else 0
     chunks = SEND_BUFFERS * max(SEND_BUFFER, b * shape.embedding)
     return GPUMemory(buffers=_bucket(member, b, always=True) + chunks + layers + b * shape.embedding + HASHING)
 

@@ -91,6 +91,11 @@ class ModelShape:
             if any(target == "all-linear" or f".{linear.name}".endswith(f".{target}") for target in targets)
         )
 
+    @property
+    def linear_weights(self) -> int:
+        """Weights of all linear layers but the output head, without biases."""
+        return sum(linear.number * linear.inputs * linear.outputs for linear in self.linears)
+
     def kv_bytes(self, size: int, shards: int = 1) -> int:
         """KV cache bytes per token on each of ``shards`` GPUs, at ``size`` bytes per number; heads are not split."""
         return 2 * self.layers * -(-self.kv_heads // shards) * self.head_dim * size

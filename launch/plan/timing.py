@@ -126,8 +126,8 @@ def gather_seconds(member: PlannedRole, machine: ComputeRates) -> float:
     role, b = member.config, size_of(machine.dtype)
     if role.zero_stage < 3:
         return 0.0
-    moved = b * member.parameters * (role.ranks - 1) / role.ranks
-    fetched = b * member.parameters / role.ranks if role.offload else 0
+    moved = member.stored_bytes(b) * (role.ranks - 1) / role.ranks
+    fetched = member.stored_bytes(b, role.ranks) if role.offload else 0
     return moved / machine.link((member.role,)) + fetched / (SHARES["link"] * machine.cluster.type.host)
 
 

@@ -80,6 +80,9 @@ class LoRAConfig:
     """Scale of the update, over ``rank``."""
     targets: Texts = ("all-linear",)
     """Names of the linear layers that get adapters; ``all-linear`` means all except the output head."""
+    quantization: Literal["nf4"] | None = None
+    """Precision of the frozen linear layers: null for ``model.dtype``, ``nf4`` for 4 bits with double quantisation
+    (QLoRA, Dettmers et al. 2023). With ``nf4`` the reward stage trains adapters and its head too."""
 
 
 @section
@@ -104,6 +107,11 @@ class ModelConfig:
     """Run Python code that comes with the model. Leave it off unless you have read this code."""
     chat_template: StrictStr | None = None
     """Path of a Jinja chat template, which replaces the tokenizer's own, if any."""
+
+    @property
+    def reward_lora(self) -> LoRAConfig | None:
+        """Adapters of the reward stage, which trains them only on a quantised model."""
+        return self.lora if self.lora is not None and self.lora.quantization is not None else None
 
 
 @section

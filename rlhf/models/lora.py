@@ -8,7 +8,7 @@ Shapes: W (out, in), A (rank, in), B (out, rank). GPT-2's ``Conv1D`` keeps W as 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -22,6 +22,7 @@ from transformers.pytorch_utils import Conv1D
 
 from rlhf.config.schema import LoRAConfig
 from rlhf.errors import UserError
+from rlhf.models.stored import dequantised
 
 ALL = "all-linear"
 NAME = "default"  # peft's own name for the only adapter
@@ -39,20 +40,27 @@ class Adapter:
     """Whether the layer stores W as (in, out)."""
 
     def merged(self, weight: Tensor) -> Tensor:
-        """W + (alpha/rank)·B·A, in float32."""
+        """W + (alpha/rank)·B·A, in float32; W dequantised if it is quantised."""
         update = self.scale * (self.b.detach().float() @ self.a.detach().float())
-        return weight.detach().float() + (update.T if self.is_transposed else update)
+        return dequantised(weight).float() + (update.T if self.is_transposed else update)
 
 
-def add_adapters(model: PreTrainedModel, config: LoRAConfig, seed: int) -> None:
-    """Freeze the model and insert adapters into its linear layers, in place.
+def add_adapters(model: PreTrainedModel, config: LoRAConfig, seed: int, heads: Sequence[str] = ()) -> None:
+    """Freeze the model, quantise it if configured, and insert adapters into its linear layers, in place.
 
     B is zero and A is uniform as in peft, drawn from ``seed``: the same on every rank and at every ZeRO stage.
 
+    Args:
+        heads: names of a classifier's modules outside its backbone, which are trained as a whole.
+
     Raises:
-        UserError: a target names no linear layer, or there are no targets.
+        UserError: a target names no linear layer, there are no targets, or the model cannot be quantised.
     """
-    layers = _linear_layers(model)
+    layers = _linear_layers(model, heads)
+    if config.quantization is not None:
+        from rlhf.models.nf4 import quantise  # imports bitsandbytes
+
+        quantise(model, layers)
     settings = LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,  # type: ignore[arg-type]  # peft only divides it by the rank
@@ -60,22 +68,26 @@ def add_adapters(model: PreTrainedModel, config: LoRAConfig, seed: int) -> None:
         lora_dropout=0.0,
         fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in layers.values()),
         base_model_name_or_path=model.name_or_path,
-        task_type="CAUSAL_LM",
+        task_type="SEQ_CLS" if heads else "CAUSAL_LM",
     )
     with torch.random.fork_rng(devices=[]):  # A is drawn on the CPU, whatever the model's device
         torch.random.default_generator.manual_seed(int(np.random.default_rng([seed, DRAW]).integers(2**63)))
         holder = nn.ModuleList([model])  # hides the model's type, for which peft would redirect targets
+        holder.is_loaded_in_4bit = config.quantization is not None
         inject_adapter_in_model(settings, holder, NAME)
         model.peft_config = holder.peft_config
+    settings.modules_to_save = list(heads) or None  # for the saved file alone: peft would wrap them
+    for head in heads:
+        model.get_submodule(head).requires_grad_(True)
 
 
-def _linear_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
-    """Layers that can have adapters, by name: all linear layers but the output head, which runs outside the backbone.
+def _linear_layers(model: PreTrainedModel, heads: Sequence[str]) -> dict[str, nn.Module]:
+    """Layers that can have adapters, by name: all linear layers but those of heads, which run outside the backbone.
 
     A router that is a linear layer and returns more than its product is excluded.
     """
-    head = model.get_output_embeddings()
-    return {name: layer for name, layer in model.named_modules() if layer is not head and _is_linear(layer)}
+    outside = {model.get_output_embeddings(), *(part for head in heads for part in model.get_submodule(head).modules())}
+    return {name: layer for name, layer in model.named_modules() if layer not in outside and _is_linear(layer)}
 
 
 def _is_linear(layer: nn.Module) -> bool:
@@ -148,17 +160,14 @@ def parts(names: Iterable[str], plain: Mapping[str, Tensor], adapted: Mapping[st
 
 
 def merged(name: str, plain: Mapping[str, Tensor], adapted: Mapping[str, Adapter]) -> Tensor:
-    """The plain model's tensor of this name; if it has an adapter, merged in float32."""
-    return adapted[name].merged(plain[name]) if name in adapted else plain[name].detach()
+    """The plain model's tensor of this name, dequantised; if it has an adapter, merged in float32."""
+    return adapted[name].merged(plain[name]) if name in adapted else dequantised(plain[name])
 
 
 def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """All A and B, under the names of peft's files."""
-    tensors = {}
-    for name, layer in adapter_layers(model).items():
-        tensors[f"base_model.model.{name}.lora_A.weight"] = layer.lora_A[NAME].weight
-        tensors[f"base_model.model.{name}.lora_B.weight"] = layer.lora_B[NAME].weight
-    return tensors
+    """All trained tensors, A, B and a classifier's head, under the names of peft's files."""
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return {f"base_model.model.{name.replace(f'.{NAME}.', '.')}": parameter for name, parameter in trained.items()}
 
 
 def adapter_settings(model: nn.Module) -> LoraConfig | None:

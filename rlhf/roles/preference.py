@@ -16,8 +16,9 @@ from rlhf.algorithms.losses import preference_loss
 from rlhf.config.schema import Recipe
 from rlhf.device import copy_to_device
 from rlhf.errors import UserError
-from rlhf.models.classifier import load_own, start_of_reward
+from rlhf.models.classifier import head_names, load_own, start_of_reward
 from rlhf.models.load import REWARD_SHIFT, load_classifier
+from rlhf.models.lora import add_adapters
 from rlhf.models.packed_row import pack_row
 from rlhf.models.scalar import ScalarNet, init_reward_head
 from rlhf.roles.block_result import BlockResult
@@ -42,10 +43,11 @@ class RewardTrainingRole(ScalarRole):
         start = start_of_reward(folder, recipe.model)
 
         def build() -> ScalarNet:
-            if start.has_head:
-                return ScalarNet(load_own(start, recipe.model))
-            classifier = load_classifier(folder, recipe.model)
-            init_reward_head(classifier, recipe.seed)
+            classifier = load_own(start, recipe.model) if start.has_head else load_classifier(folder, recipe.model)
+            if not start.has_head:
+                init_reward_head(classifier, recipe.seed)
+            if recipe.model.reward_lora is not None:
+                add_adapters(classifier, recipe.model.reward_lora, recipe.seed, head_names(classifier))
             return ScalarNet(classifier)
 
         super().__init__(recipe, recipe.placement.reward, rank, build, recipe.reward.optimizer, total_updates)

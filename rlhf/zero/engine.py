@@ -26,6 +26,7 @@ from rlhf.config.schema import OptimizerConfig, RoleConfig
 from rlhf.device import release_cache
 from rlhf.errors import MachineryError
 from rlhf.models.lora import adapters, merged, parts, plain_tensors
+from rlhf.models.stored import dtype_of, shape_of, stored_tensors
 from rlhf.placement.parallelism import model_parallel_size
 from rlhf.placement.pools import Part
 from rlhf.weights.fingerprint import Fingerprint, fingerprint
@@ -176,7 +177,10 @@ class ZeroEngine:
     def frozen_fingerprint(self) -> Fingerprint:
         """Fingerprint of the frozen weights, by layer; computed once, since they do not change."""
         frozen = [(name, p) for name, p in self.network.named_parameters() if not p.requires_grad]
-        sums = fingerprint((name, own_part(p, self.rank)) for name, p in frozen)
+        parts = ((name, part) for name, p in frozen for part in stored_tensors(p))
+        # Under ZeRO-3 every rank has all scales of a quantised matrix: they count once.
+        counted = (each for each in parts if self.stage < 3 or self.rank == 0 or hasattr(each[1], "ds_tensor"))
+        sums = fingerprint((name, own_part(part, self.rank)) for name, part in counted)
         if self.stage < 3 or not sums:
             return sums
         total = torch.tensor(list(sums.values()), dtype=torch.int64, device=self.device)
@@ -200,7 +204,7 @@ class ZeroEngine:
         plain, adapted = self.named_tensors(model), adapters(model)
         for name, tensor in plain.items():
             with self.full(parts([name], plain, adapted)):
-                whole = merged(name, plain, adapted).to("cpu", tensor.dtype, copy=True)
+                whole = merged(name, plain, adapted).to("cpu", dtype_of(tensor), copy=True)
             yield name, whole
 
 
@@ -211,7 +215,9 @@ def _finite_norm(norm: float) -> float:
 
 
 def full_shape(tensor: Tensor) -> tuple[int, ...]:
-    """The full shape of a tensor that may be a ZeRO-3 shard or a tensor-parallel part."""
+    """The full shape of a tensor that may be a ZeRO-3 shard, a tensor-parallel part, or quantised."""
+    if hasattr(tensor, "quant_state"):
+        return shape_of(tensor)
     return tuple(getattr(tensor, "ds_shape", ())) or tensor_parallel.whole_shape(tensor)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import re
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from transformers import AutoModelForCausalLM
 
 from launch.plan import memory
-from launch.plan.members import Head, PlannedRole
+from launch.plan.members import Head, PlannedRole, Shapes, members
 from launch.plan.memory import (
     GIB,
     GPUMemory,
@@ -29,16 +30,18 @@ from launch.plan.memory import (
     waiting_memory,
 )
 from launch.plan.shapes import ModelShape, count_shape
-from rlhf.config.schema import ModelConfig, OptimizerConfig, RoleConfig, RolloutConfig
+from rlhf.config.schema import LoRAConfig, ModelConfig, OptimizerConfig, RoleConfig, RolloutConfig
 from rlhf.generation.limits import EngineLimits
-from rlhf.models.load import switch_dropout_off
+from rlhf.models.load import load_policy, switch_dropout_off
 from rlhf.models.logprobs import BLOCK, CHUNK
 from rlhf.models.packed_row import PackedRow, pack_row
 from rlhf.models.policy import PolicyNet
+from rlhf.models.stored import stored_tensors
 from rlhf.zero.engine import ZeroEngine
 from rlhf.zero.process_group import Rank, join
 from rlhf.zero.settings import REDUCE_BUCKET
 from tests.launch.plan.small import TINY, find
+from tests.launch.plan.small import recipe as small_recipe
 from tests.rlhf.ranks import Crew
 from tests.rlhf.tiny import ARCHITECTURES, random_sequences, tiny_config, tiny_model
 
@@ -86,6 +89,32 @@ def test_a_frozen_role_holds_weights_alone() -> None:
         )
     sharded = persistent_memory(member(head="scalar", trains=False, zero_stage=3, ranks=4), "bfloat16")
     assert sharded == GPUMemory(weights=whole // 4, process=memory.PROCESS)
+
+
+def test_a_quantised_base_by_hand() -> None:
+    """A weight takes half a byte; 64 share a byte, and 16,384 share four. Rank 4 trains 4·(inputs + outputs)."""
+    recipe = small_recipe("tiny", model__lora={"rank": 4, "quantization": "nf4"})
+    [role] = members(recipe, "sft", Shapes(recipe, find))
+    assert (role.frozen, role.quantised) == (TINY.parameters, 1152)
+    own, scales = 2 * (role.trained + TINY.parameters - 1152), int(1152 * (1 / 64 + 1 / 4096))
+    assert persistent_memory(role, "bfloat16").weights == own + 1152 // 2 + scales
+    sharded = replace(role, config=RoleConfig(zero_stage=3, ranks=4))
+    assert persistent_memory(sharded, "bfloat16").weights == (own + 1152 // 2) // 4 + scales
+    assert scoring_memory(role, recipe.model).buffers == 2 * 8 * 16  # the largest matrix, while it is dequantised
+    [reward] = members(recipe, "reward", Shapes(recipe, find))
+    assert (reward.trained, reward.frozen, reward.quantised) == (role.trained + 8, TINY.backbone, 1152)
+
+
+def test_a_quantised_base_takes_what_the_formula_says(tmp_path: Path) -> None:
+    """Weights alone; the tensors with which bitsandbytes rounds are left out."""
+    lm = tiny_model(AutoModelForCausalLM, "llama", **SIZES)
+    shape = count_shape(lm.config, "tiny")
+    role = replace(member(shape, trains=False), quantised=shape.linear_weights)
+    lm.save_pretrained(tmp_path)
+    for dtype in DTYPES:
+        model = load_policy(tmp_path, ModelConfig(dtype=dtype, lora=LoRAConfig(rank=1, quantization="nf4")), seed=0)
+        stored = sum(part.nbytes for p in model.parameters() if not p.requires_grad for part in stored_tensors(p))
+        assert stored == pytest.approx(persistent_memory(role, dtype).weights, rel=0.01)
 
 
 def test_offloading_moves_states_to_the_host() -> None:

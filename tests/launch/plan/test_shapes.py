@@ -95,6 +95,11 @@ def test_adapters_by_hand() -> None:
     assert TINY.adapters(4, ("all-linear",)) == 2 * 4 * (2 * 16 + 2 * 12 + 3 * 24)
 
 
+def test_weights_that_can_be_quantised_by_hand() -> None:
+    """Matrices of all layers, without head and embedding."""
+    assert TINY.linear_weights == TINY.matrices == 2 * 576
+
+
 def test_a_model_from_nothing() -> None:
     shape = scratch_shape(ScratchConfig())
     layer = 4 * 128**2 + 3 * 128 * 384 + 2 * 128
