@@ -25,7 +25,7 @@ TEMPERATURE = 0.7
 """Of the answers of all arms; PPO samples at 1."""
 SECONDS = "seconds.jsonl"
 """File of the commands' durations, in a seed's folder."""
-ADAPTERS = ("lora", ("model.lora={rank: 16, alpha: 32}", "sft.optimizer.lr=5.0e-3"))
+ADAPTERS = ("qlora", ("model.lora={rank: 16, alpha: 32, quantization: nf4}", "sft.optimizer.lr=5.0e-3"))
 """Name and settings of the arm that trains adapters."""
 
 
@@ -56,7 +56,7 @@ ARMS = (
         name=ADAPTERS[0],
         model=f"{ADAPTERS[0]}/sft",
         has_passages=False,
-        about="adapters, trained on the same demonstrations",
+        about="adapters on the base in 4 bits (NF4), trained on the same demonstrations",
     ),
     AnsweringArm(name="dpo", model="sft/dpo", has_passages=False, about="`sft`, then DPO on the comparisons"),
     AnsweringArm(
