@@ -12,8 +12,8 @@ import pytest
 from examples.travel.answers import CAREFUL, FLAWLESS, HASTY, Habits, compose
 from examples.travel.compare import judge
 from examples.travel.compare.__main__ import JudgeService, evaluate, join_seeds, main
-from examples.travel.compare.arms import ARMS, BASE, _answer_row
-from examples.travel.compare.data import Sizes, make_office, write_data, write_quoted_comparisons
+from examples.travel.compare.arms import ARMS, BASE, _answer_row, retrieve_all
+from examples.travel.compare.data import Sizes, ask, make_office, write_data, write_quoted_comparisons
 from examples.travel.compare.page import Circumstances, write_page
 from examples.travel.compare.people import OVERLAP, PAIRS, choose_pairs
 from examples.travel.guideline import fact, read_prompt
@@ -22,6 +22,7 @@ from rlhf.evaluation.agreement_with_people import Verdict
 from rlhf.evaluation.chat_endpoint import ChatEndpoint, ServiceConfig
 from rlhf.evaluation.judge import Exhibit, judge_pairs, judge_scores
 from rlhf.evaluation.retrieval_metrics import RetrievalItem, context_precision, context_recall, faithfulness
+from rlhf.retrieval.passages import Passage
 from rlhf.storage.jsonl import read_lines, to_line
 
 SIZES = Sizes(corpus=50, comparisons=40, items=30, steps=1)
@@ -53,9 +54,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows = []
         for item in items:
             text = compose(read_prompt(item["prompt"]), habits, rng)
-            passages = {"contexts": [item["prompt"].splitlines()[0], OTHER]} if arm.has_passages else {}
             row = {"response": f" ##begin_quote##x##end_quote## <ANSWER>:{text}", "sampling": {"temperature": 0.7}}
-            rows.append(_answer_row(item, row | passages))
+            shown = [item["prompt"].splitlines()[0], OTHER] if arm.has_passages else []
+            rows.append(_answer_row(item, [Passage(id=t, text=t, document=t) for t in shown], row))
         (root / "seed-4" / "answers" / f"{arm.name}.jsonl").write_text("".join(map(to_line, rows)))
     return root
 
@@ -69,7 +70,7 @@ def test_new_places_are_in_no_training_data(folder: Path) -> None:
     training += (data / "known_passages.jsonl").read_text()
     assert [place.name for place in office.new if place.name in training] == []
     asked = {row["prompt"] for row in read_lines(data / "demonstrations.jsonl")}
-    assert {item["asked"] for item in items} & asked == set() and len(asked) == 2385
+    assert {ask(item["question"]) for item in items} & asked == set() and len(asked) == 2385
     assert len(read_lines(data / "passages.jsonl")) == 48
     assert all(fact([item["prompt"]], [item["reference"]]) == [1.0] for item in items)
 
@@ -78,6 +79,13 @@ def test_equal_arguments_give_equal_bytes(folder: Path, tmp_path: Path) -> None:
     write_data(tmp_path, 4, SIZES)
     for file in tmp_path.iterdir():
         assert file.read_bytes() == (folder / "seed-4" / "data" / file.name).read_bytes(), file
+
+
+def test_the_card_of_a_new_place_is_retrieved(folder: Path) -> None:
+    items = [item for item in read_lines(folder / "seed-4" / "data" / "items.jsonl") if item["label"] == "new"]
+    found = retrieve_all(folder / "seed-4", [item["question"] for item in items])
+    for item, passages in zip(items, found, strict=True):
+        assert len(passages) == 3 and passages[0].text == item["prompt"].splitlines()[0]
 
 
 def test_comparisons_are_the_same_with_passages(tmp_path: Path) -> None:
@@ -95,10 +103,10 @@ def test_comparisons_are_the_same_with_passages(tmp_path: Path) -> None:
 
 def test_every_answer_is_the_text_after_the_answer_tag_or_all_of_it() -> None:
     item, sampling = {"prompt": PROMPT, "reference": "r"}, {"temperature": 0.7}
-    quoted = {"response": f" ##begin_quote##{CARD}##end_quote## <ANSWER>: 65 crowns. ", "contexts": [CARD]}
-    found = _answer_row(item, {**quoted, "sampling": sampling})
+    quoted = {"response": f" ##begin_quote##{CARD}##end_quote## <ANSWER>: 65 crowns. ", "sampling": sampling}
+    found = _answer_row(item, [Passage(id="a", text=CARD, document="a")], quoted)
     assert found == {"prompt": PROMPT, "response": "65 crowns.", "sampling": sampling, "contexts": [CARD]}
-    plain = _answer_row(item, {"response": " 65 crowns.", "sampling": sampling})
+    plain = _answer_row(item, (), {"response": " 65 crowns.", "sampling": sampling})
     assert plain == {"prompt": PROMPT, "response": "65 crowns.", "sampling": sampling}
 
 

@@ -5,21 +5,27 @@ Every command is ``rlhf`` as a user gives it. A finished stage, and a file of an
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from examples.commands import give_command
-from examples.travel.compare.data import TEMPLATE, Sizes, write_data, write_quoted_comparisons
+from examples.travel.compare.data import TEMPLATE, Sizes, ask, write_data, write_quoted_comparisons
+from rlhf.config.load import load_recipe
 from rlhf.retrieval.answers import extract_answer
+from rlhf.retrieval.index import build_index, retrieve
+from rlhf.retrieval.passages import Passage, load_passages
 from rlhf.storage.jsonl import append_line, read_lines, to_line
 
+Item = Mapping[str, Any]
+"""A row of a file."""
 RECIPE = Path(__file__).with_name("recipe.yaml")
 TEMPERATURE = 0.7
 """Of the answers of all arms; PPO samples at 1."""
 SECONDS = "seconds.jsonl"
 """File of the commands' durations, in a seed's folder."""
-ADAPTERS = ("lora", ("model.lora={rank: 16, alpha: 32}", "sft.optimizer.lr=5.0e-3"))
+ADAPTERS = ("qlora", ("model.lora={rank: 16, alpha: 32, quantization: nf4}", "sft.optimizer.lr=5.0e-3"))
 """Name and settings of the arm that trains adapters."""
 
 
@@ -50,7 +56,7 @@ ARMS = (
         name=ADAPTERS[0],
         model=f"{ADAPTERS[0]}/sft",
         has_passages=False,
-        about="adapters, trained on the same demonstrations",
+        about="adapters on the base in 4 bits (NF4), trained on the same demonstrations",
     ),
     AnsweringArm(name="dpo", model="sft/dpo", has_passages=False, about="`sft`, then DPO on the comparisons"),
     AnsweringArm(
@@ -91,7 +97,6 @@ def train(folder: Path, seed: int, sizes: Sizes) -> None:
 def _train_raft(folder: Path, seed: int, sizes: Sizes, tuned: list[str]) -> None:
     data = folder / "data"
     _rlhf(folder, seed, "retrieval build", "raft", [f"retrieval.passages={data}/known_passages.jsonl"])
-    _rlhf(folder, seed, "retrieval index", "raft", [f"retrieval.passages={data}/passages.jsonl"])
     write_quoted_comparisons(data)
     settings = [
         *tuned,
@@ -106,48 +111,66 @@ def _train_raft(folder: Path, seed: int, sizes: Sizes, tuned: list[str]) -> None
 def answer_all(folder: Path, seed: int) -> None:
     """Have every arm answer the held-out questions, with one decoding, into ``folder/answers``.
 
-    A prompt in these files is the item's, below the office's card; arms were asked without the card.
+    A prompt in these files is the item's, below the office's card; no arm was shown that card unless it was retrieved.
 
     Raises:
         MachineryError: a command failed.
     """
     (folder / "answers").mkdir(exist_ok=True)
     items = read_lines(folder / "data" / "items.jsonl")
-    for kind, column in (("asked", "prompt"), ("question", "question")):
-        rows = ({column: item[kind]} for item in items)
-        (folder / "data" / f"{kind}.jsonl").write_text("".join(map(to_line, rows)), encoding="utf-8")
-    for arm in ARMS:
-        out = folder / "answers" / f"{arm.name}.jsonl"
-        if not out.exists():
-            given = _answer(folder, seed, arm)
-            rows = (_answer_row(item, row) for item, row in zip(items, given, strict=True))
-            out.write_text("".join(map(to_line, rows)), encoding="utf-8")
+    passages = retrieve_all(folder, [item["question"] for item in items])
+    for model in dict.fromkeys(arm.model for arm in ARMS):
+        arms = [arm for arm in ARMS if arm.model == model]
+        asked = [ask(item["question"], found) for arm in arms for item, found in _shown(arm, items, passages)]
+        given = iter(_answer(folder, seed, model, asked))
+        for arm in arms:
+            rows = [_answer_row(item, found, next(given)) for item, found in _shown(arm, items, passages)]
+            (folder / "answers" / f"{arm.name}.jsonl").write_text("".join(map(to_line, rows)), encoding="utf-8")
 
 
-def _answer(folder: Path, seed: int, arm: AnsweringArm) -> list[dict[str, object]]:
-    """The rows that ``rlhf`` writes for an arm."""
-    model, raw = folder / "runs" / arm.model / "model", folder / "answers" / f"{arm.name}.raw"
-    settings = [f"rollout.temperature={TEMPERATURE}", "model.scratch=null", f"model.path={model}"]
-    if arm.has_passages:
-        asked = ["--questions", f"{folder}/data/question.jsonl", f"retrieval.model={model}"]
-        _rlhf(folder, seed, "retrieval ask", "answers", [*asked, *settings, "--out", str(raw)])
-    else:
-        asked = ["--prompts", f"{folder}/data/asked.jsonl", "--model", str(model)]
-        _rlhf(folder, seed, "generate", "answers", [*asked, *settings, "--out", str(raw)])
-    return list(read_lines(raw))
+def retrieve_all(folder: Path, questions: Sequence[str]) -> list[tuple[Passage, ...]]:
+    """The passages of each question, as ``rlhf retrieval ask`` finds them."""
+    config = load_recipe(str(RECIPE), []).retrieval
+    index = build_index(load_passages(str(folder / "data" / "passages.jsonl")).rows, config)
+    return [retrieve(index, config, question) for question in questions]
 
 
-def _answer_row(item: Mapping[str, object], row: Mapping[str, object]) -> dict[str, object]:
+def _shown(
+    arm: AnsweringArm, items: Sequence[Item], passages: Sequence[tuple[Passage, ...]]
+) -> Iterator[tuple[Item, tuple[Passage, ...]]]:
+    """Each item with the passages that an arm is shown."""
+    return ((item, found if arm.has_passages else ()) for item, found in zip(items, passages, strict=True))
+
+
+def _answer(folder: Path, seed: int, model: str, asked: Sequence[str]) -> list[Item]:
+    """A model's answers to prompts, as ``rlhf generate`` writes them."""
+    name = model.replace("/", "-")
+    prompts, out = folder / "data" / f"asked-{name}.jsonl", folder / "answers" / f"{name}.raw"
+    if not out.exists():
+        prompts.write_text("".join(to_line({"prompt": prompt}) for prompt in asked), encoding="utf-8")
+        path = str(folder / "runs" / model / "model")
+        settings = [f"rollout.temperature={TEMPERATURE}", "model.scratch=null", f"model.path={path}"]
+        words = ["--model", path, "--prompts", str(prompts), "--out", str(out)]
+        _rlhf(folder, seed, "generate", f"answers-{name}", [*settings, *words])
+    return read_lines(out)
+
+
+def _answer_row(item: Item, passages: Sequence[Passage], row: Item) -> dict[str, object]:
     """An arm's answer to an item: of every arm the text after the answer tag, if it wrote one."""
-    passages = {"contexts": row["contexts"]} if "contexts" in row else {}
     text = extract_answer(str(row["response"])).strip()
-    return {"prompt": item["prompt"], "response": text, "sampling": row["sampling"], **passages}
+    contexts = {"contexts": [passage.text for passage in passages]} if passages else {}
+    return {"prompt": item["prompt"], "response": text, "sampling": row["sampling"], **contexts}
 
 
 def _rlhf(folder: Path, seed: int, words: str, name: str, settings: list[str]) -> None:
-    """Give a command with the recipe, and add its duration to the seed's file. Raises as ``give_command``."""
-    places = [f"retrieval.{key}={folder}/data/{key}" for key in ("dataset", "index")]
-    places += [f"retrieval.questions={folder}/data/questions.jsonl", f"retrieval.template={TEMPLATE}"]
-    command = [*words.split(), str(RECIPE), f"name={name}", f"seed={seed}", f"runs_dir={folder}/runs", *places]
-    seconds = give_command(f"seed {seed}: rlhf {words}, {name}", [*command, *settings], folder / "log.txt")
+    """Give a command with the recipe, unless its stage is finished, and add its duration to the seed's file.
+
+    Raises as ``give_command``.
+    """
+    if (folder / "runs" / name / ("ppo" if words == "pipeline" else words) / "done.json").exists():
+        return
+    places = [f"retrieval.dataset={folder}/data/dataset", f"retrieval.questions={folder}/data/questions.jsonl"]
+    places += [f"retrieval.template={TEMPLATE}", f"runs_dir={folder}/runs", f"name={name}", f"seed={seed}"]
+    command = [*words.split(), str(RECIPE), *places, *settings]
+    seconds = give_command(f"seed {seed}: rlhf {words}, {name}", command, folder / "log.txt")
     append_line(folder / SECONDS, {"command": f"rlhf {words}", "run": name, "seconds": round(seconds, 1)})
