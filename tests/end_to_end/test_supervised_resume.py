@@ -6,11 +6,16 @@ import json
 import random
 import shutil
 import signal
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from actors.session import Session
+from rlhf.checkpoints.store import committed
+from rlhf.config.load import load_recipe
+from rlhf.tracking.console import Console
 from tests.end_to_end.faults import Fault, Run
 from tests.end_to_end.small import RECIPE, Pipeline, make_small_data, overrides, rlhf
 from tests.end_to_end.test_resume import Ended
@@ -57,34 +62,33 @@ def test_what_happened_is_recorded_with_role_rank_step_and_phase(broken: Ended) 
     assert broken.rows() and not (broken.path.parent / "sft.interrupted-1").exists()
 
 
-@pytest.mark.slow  # thirty whole starts
+@pytest.mark.slow  # thirty-nine whole starts
 @pytest.mark.parametrize("stage", ["sft", "reward", "dpo"])
 def test_ten_kills_at_random_moments_and_a_stop_change_nothing(stage: str, tmp_path: Path) -> None:
-    """The reward stage resumes within ``rlhf pipeline``, whose SFT is finished."""
+    """Every other kill may come before the next checkpoint. SFT is killed within ``rlhf pipeline``."""
     make_small_data(tmp_path)
-    longer = ["sft.epochs=15", "reward.epochs=15", "dpo.batch_size=8", "dpo.epochs=15", "dpo.optimizer.lr=1e-4"]
-
-    def settings(name: str) -> list[str]:
-        return [*overrides(tmp_path, name), *longer, f"dpo.init={tmp_path}/runs/whole/sft/model", "checkpoint.every=5"]
-
-    for needed in dict.fromkeys(("sft", stage)):
-        done = rlhf(needed, str(RECIPE), *settings("whole"))
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    whole = Ended(path=tmp_path / "runs" / "whole" / stage)
-    for part in ("base", *(["sft"] if stage == "reward" else [])):
-        shutil.copytree(whole.path.parent / part, tmp_path / "runs" / "hit" / part)
-    moments, command = random.Random(stage), "pipeline" if stage == "reward" else stage
-    for sign in (*[signal.SIGKILL] * KILLS, signal.SIGTERM):
-        run = Run(tmp_path, "hit", settings("hit"), stage=stage, command=command)
+    start = Session(
+        recipe=load_recipe(RECIPE, overrides(tmp_path, "start")), console=Console(sys.stdout), device="cpu", gpus=0
+    ).base
+    longer = [f"dpo.init={start}", "dpo.batch_size=8", "dpo.optimizer.lr=1e-4", f"{stage}.epochs=12"]
+    whole, hit = ([*overrides(tmp_path, name), *longer, "checkpoint.every=5"] for name in ("whole", "hit"))
+    done = rlhf(stage, str(RECIPE), *whole)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    moments, command, committed_steps = random.Random(stage), "pipeline" if stage == "sft" else stage, 0
+    for number, sign in enumerate((*[signal.SIGKILL] * KILLS, signal.SIGTERM)):
+        run = Run(tmp_path, "hit", hit, stage=stage, command=command)
         run.wait_for(None, "update")
-        time.sleep(moments.uniform(0.0, 2.0))
+        if number % 2 == 0:
+            run.wait_for_checkpoint(committed_steps + 5)
+        time.sleep(moments.uniform(0.0, 0.5))
         run.process.send_signal(sign)
         assert run.end() == (75 if sign == signal.SIGTERM else -sign), run.said()
-    assert "the last checkpoint is" in run.said()
-    run = Run(tmp_path, "hit", settings("hit"), stage=stage)
+        committed_steps = max(committed(run.path / "checkpoints"))
+    assert f"the last checkpoint is {run.path}/checkpoints/step_" in run.said()
+    run = Run(tmp_path, "hit", hit, stage=stage)
     assert run.end() == 0, run.said()
-    hit = Ended(path=run.path)
-    steps = [event["step"] for event in hit.events("resumed")]
-    assert len(steps) == KILLS + 1 and steps == sorted(steps)
-    assert json.dumps(hit.rows()) == json.dumps(whole.rows())
-    assert weights(hit) == weights(whole)
+    uninterrupted, interrupted = Ended(path=tmp_path / "runs" / "whole" / stage), Ended(path=run.path)
+    steps = [event["step"] for event in interrupted.events("resumed")]
+    assert len(steps) == KILLS + 1 and steps == sorted(steps) and steps[-1] < len(uninterrupted.rows())
+    assert json.dumps(interrupted.rows()) == json.dumps(uninterrupted.rows())
+    assert weights(interrupted) == weights(uninterrupted)
