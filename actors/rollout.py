@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # the controller, which imports this module, needs none of th
     from transformers import PreTrainedTokenizerBase
 
     from rlhf.generation.engine import GeneratedAnswer
+    from rlhf.weights.adapter import AdapterWeights
     from rlhf.weights.fingerprint import Fingerprint
 
 Result = TypeVar("Result")
@@ -177,6 +178,11 @@ class RolloutActor:
     async def finish_weight_update(self) -> None:
         """End a weight update."""
         await self._named("publish", self.engine.finish_update())
+
+    async def load_adapter(self, adapter: AdapterWeights) -> None:
+        """Replace the adapter; the engine does not serve until it is verified."""
+        self.engine.version = UNVERIFIED
+        await self._named("publish", self.engine.load_adapter(adapter))
 
     async def held_fingerprint(self) -> Fingerprint:
         """Fingerprint of the weights that the engine computes with."""

@@ -17,6 +17,7 @@ from ray.exceptions import RayError
 
 from actors.ray_errors import translate_error
 from rlhf.errors import LostError
+from rlhf.weights.adapter import AdapterWeights
 
 
 class EngineClient:
@@ -56,6 +57,10 @@ class EngineClient:
     def finish_weight_update(self, weight_version: str | None = None) -> None:
         """End the update on every engine. The version is set later, when the weights are verified."""
         self._all("finish_weight_update")
+
+    def load_adapter(self, adapter: AdapterWeights) -> None:
+        """Replace the adapter of every engine; A and B travel through Ray's object store."""
+        self._all("load_adapter", dict.fromkeys(self._active(), (ray.put(adapter),)))
 
     def _active(self) -> set[int]:
         """Indices of engines that are not left out."""

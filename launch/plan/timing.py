@@ -238,6 +238,10 @@ def _decoding_step(shape: ModelShape, at_once: int, batch: StepWork, recipe: Rec
 def publish_seconds(member: PlannedRole, recipe: Recipe, colocated: bool, machine: ComputeRates) -> dict[str, float]:
     """Seconds of a publish: weights over the link between policy and engines, and the fingerprint on both sides."""
     b, shape = size_of(machine.dtype), member.shape
+    if recipe.model.engine_lora is not None:  # the base was sent before the first step
+        sent = b * member.trained
+        proof = 2 * HASH_BYTES * member.trained / machine.memory
+        return {"send": sent / machine.link(("policy", ENGINE)), "prove": proof}
     sent = b * (shape.parameters + (shape.embedding if shape.tied else 0))
     if colocated:
         moving = 3 * sent / machine.memory  # packed, read and loaded within one GPU

@@ -83,6 +83,9 @@ class LoRAConfig:
     quantization: Literal["nf4"] | None = None
     """Precision of the frozen linear layers: null for ``model.dtype``, ``nf4`` for 4 bits with double quantisation
     (QLoRA, Dettmers et al. 2023). With ``nf4`` the reward stage trains adapters and its head too."""
+    publish: Literal["merged", "adapter"] = "merged"
+    """What PPO sends to the engines after each update: the merged weights, or A and B alone, which vLLM adds to the
+    outputs of the base model's layers."""
 
 
 @section
@@ -107,6 +110,11 @@ class ModelConfig:
     """Run Python code that comes with the model. Leave it off unless you have read this code."""
     chat_template: StrictStr | None = None
     """Path of a Jinja chat template, which replaces the tokenizer's own, if any."""
+
+    @property
+    def engine_lora(self) -> LoRAConfig | None:
+        """Adapters that the engines load, instead of merged weights."""
+        return self.lora if self.lora is not None and self.lora.publish == "adapter" else None
 
     @property
     def reward_lora(self) -> LoRAConfig | None:

@@ -17,15 +17,17 @@ from vllm.config.weight_transfer import WeightTransferConfig
 from vllm.engine.arg_utils import EngineArgs
 from vllm.inputs.engine import tokens_input
 from vllm.logprobs import FlatLogprobs
+from vllm.lora.request import LoRARequest
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind
 from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.llm_engine import LLMEngine
 
-from rlhf.config.schema import ModelConfig, RolloutConfig
+from rlhf.config.schema import LoRAConfig, ModelConfig, RolloutConfig
 from rlhf.device import Device, engine_arguments, prepare_engine_thread
-from rlhf.errors import LostError, MachineryError
+from rlhf.errors import LostError, MachineryError, UserError
 from rlhf.types import UNVERIFIED, FinishReason, Prompt, Rollout
+from rlhf.weights.adapter import NUMBER, RANKS, AdapterWeights
 from rlhf.weights.fingerprint import Fingerprint, add
 
 Parameters = ParamSpec("Parameters")
@@ -77,6 +79,7 @@ class RolloutEngine:
     ) -> None:
         self.config, self.end_tokens, self.deterministic = config, list(end_tokens), deterministic
         self.version = UNVERIFIED if transfer_backend else 0
+        lora = model.engine_lora if transfer_backend else None
         arguments = EngineArgs(
             model=str(folder),
             dtype=model.dtype,
@@ -95,8 +98,13 @@ class RolloutEngine:
             worker_extension_cls="rlhf.weights.held.HeldWeights",
             weight_transfer_config=WeightTransferConfig(backend=transfer_backend) if transfer_backend else None,
             disable_log_stats=True,
+            **(_adapter_arguments(lora) if lora else {}),
             **engine_arguments(device, config, sleeps),
         )
+        self._adapter = LoRARequest("policy", NUMBER, "memory") if lora else None
+        """What tells vLLM to compute a request with the adapter; the path is not read, as the adapter is loaded."""
+        self._base: Fingerprint | None = None
+        """Fingerprint of the weights without adapter; None while they change."""
         self._thread = ThreadPoolExecutor(1, "vllm", prepare_engine_thread, (device,))
         self._unanswered: dict[str, asyncio.Queue[RequestOutput | BaseException]] = {}
         """Where each request's output goes, by request id. Two calls run at once when the engine takes over a failed
@@ -105,7 +113,12 @@ class RolloutEngine:
         """Takes vLLM's steps while requests are unanswered."""
         # The context of vLLM's class LLM has the limits for offline use; those of other contexts are lower.
         start = self._thread.submit(LLMEngine.from_engine_args, arguments, UsageContext.LLM_CLASS)
-        self.llm: LLMEngine = start.result()
+        try:
+            self.llm: LLMEngine = start.result()
+        except ValueError as error:
+            if lora and "support LoRA" in str(error):
+                raise _no_adapters(error) from error
+            raise
         self.vocabulary = self.llm.model_config.get_vocab_size()
 
     async def _call(
@@ -192,7 +205,7 @@ class RolloutEngine:
                 refused[name] = f"a token id is not below {self.vocabulary:,}, the model's vocabulary"
                 continue
             try:
-                self.llm.add_request(name, tokens_input(list(prompt.tokens)), sampling)
+                self.llm.add_request(name, tokens_input(list(prompt.tokens)), sampling, lora_request=self._adapter)
             except Exception as error:  # the prompt is quarantined; the run continues
                 refused[name] = f"{type(error).__name__}: {error}"
         return refused
@@ -275,6 +288,7 @@ class RolloutEngine:
 
     async def start_update(self) -> None:
         """Start an update of the weights, after closing one that its sender did not finish."""
+        self._base = None
         await self.call_workers("close_weight_update")
         await self.call_workers("start_weight_update")
 
@@ -286,9 +300,26 @@ class RolloutEngine:
         """Finish an update of the weights."""
         await self.call_workers("finish_weight_update")
 
+    async def load_adapter(self, adapter: AdapterWeights) -> None:
+        """Replace the adapter.
+
+        Raises:
+            UserError: vLLM's model cannot adapt some of its layers.
+        """
+        [unknown] = await self.call_workers("load_adapter", adapter=adapter)
+        if unknown:
+            names = ", ".join(sorted({name.rpartition(".")[2] for name in unknown}))
+            raise UserError(
+                f"model.lora.publish = adapter and adapters of {names}",
+                "vLLM's model does not have these as layers that it can adapt",
+                "model.lora.publish=merged, or other model.lora.targets",
+            )
+
     async def held_fingerprint(self) -> Fingerprint:
-        """Fingerprint of the weights that the engine computes with, over all its shards."""
-        return add(await self.call_workers("held_fingerprint"))
+        """Fingerprint of the weights that the engine computes with, over all its shards, and of its adapter."""
+        if self._base is None:
+            self._base = add(await self.call_workers("held_fingerprint"))
+        return self._base | add(await self.call_workers("adapter_fingerprint") if self._adapter else [])
 
     async def serve(self, version: int) -> None:
         """Serve under this version from now on, after clearing the prefix cache of older weights.
@@ -307,6 +338,17 @@ class RolloutEngine:
         """Stop vLLM and its worker processes."""
         self._thread.submit(self.llm.engine_core.shutdown).result()
         self._thread.shutdown()
+
+
+def _adapter_arguments(lora: LoRAConfig) -> dict[str, Any]:
+    """vLLM's arguments for one adapter."""
+    rank = next(rank for rank in RANKS if rank >= lora.rank)
+    return {"enable_lora": True, "max_loras": 1, "max_cpu_loras": 1, "max_lora_rank": rank}
+
+
+def _no_adapters(error: ValueError) -> UserError:
+    fix = "model.lora.publish=merged"
+    return UserError("model.lora.publish = adapter and a model of which vLLM serves no adapters", str(error), fix)
 
 
 def _vllm_failed(error: Exception) -> LostError:

@@ -167,6 +167,12 @@ def _shared_engines(recipe: Recipe, sharing: str) -> Iterator[UserError]:
             "an engine takes its weights from the policy rank on the same GPU",
             f"rollout.engines={ranks}, or as many policy ranks as engines",
         )
+    if recipe.model.engine_lora is not None:
+        yield UserError(
+            f"model.lora.publish = adapter with {sharing}",
+            "the engines sleep while the others compute, and lose the base model, which is sent once",
+            "model.lora.publish=merged, or engines with GPUs of their own",
+        )
     if recipe.ppo.staleness:
         yield UserError(
             f"ppo.staleness = {recipe.ppo.staleness} with {sharing}",

@@ -19,12 +19,12 @@ from rlhf.algorithms.importance import token_importance
 from rlhf.algorithms.losses import PolicyLoss, cispo_loss, kl_loss, policy_loss
 from rlhf.algorithms.normaliser import normaliser, token_weights
 from rlhf.algorithms.rewards import sample_of_token
-from rlhf.config.schema import Recipe
+from rlhf.config.schema import LoRAConfig, Recipe
 from rlhf.config.stages import policy_updates
 from rlhf.device import copy_to_device, peak_memory_gib
 from rlhf.models.load import DTYPES, load_causal, load_policy
 from rlhf.models.logprobs import Entropy
-from rlhf.models.lora import adapters_off
+from rlhf.models.lora import adapters, adapters_off
 from rlhf.models.packed_row import PackedRow, pack_row
 from rlhf.models.policy import PolicyNet
 from rlhf.roles.block_result import BlockResult, token_index
@@ -93,12 +93,15 @@ class PolicyRole(LanguageRole):
         )
         self.lm = self.network.lm
         self.source = self.make_source()
+        self.base: Fingerprint | None = None
+        """Fingerprint of the base model that the connected engines hold; None if they have to receive all weights."""
 
     def make_source(self) -> ZeroSource:
         """The source of the weights that ``publish`` sends."""
         from rlhf.zero.source import ZeroSource  # imports vLLM, which takes seconds; the controller imports this file
 
-        return ZeroSource(self.engine, self.lm, DTYPES[self.recipe.model.dtype])
+        merges = self.recipe.model.engine_lora is None
+        return ZeroSource(self.engine, self.lm, DTYPES[self.recipe.model.dtype], merges)
 
     def reference_logprobs(self, block: RolloutBlock) -> BlockResult:
         """This rank's part of a unit's reference log-probabilities: those of the base model with adapters disabled."""
@@ -229,7 +232,7 @@ class PolicyRole(LanguageRole):
         """
         from rlhf.weights.sender import make_sender  # imports vLLM
 
-        self.client = client
+        self.client, self.base = client, None
         self.sender = make_sender(backend, self.rank.rank, engine_workers, client, self.source, address, port)
 
     def publish(self, seconds: float) -> tuple[Fingerprint, dict[int, str]]:
@@ -239,8 +242,25 @@ class PolicyRole(LanguageRole):
         engine, by index.
         """
         self.client.seconds = seconds
-        self.sender.send_weights()
-        return self.source.fingerprint, self.client.left_out
+        if self.base is None:
+            self.sender.send_weights()
+        if (lora := self.recipe.model.engine_lora) is None:
+            return self.source.fingerprint, self.client.left_out
+        self.base = self.source.fingerprint
+        return self.base | self._publish_adapter(lora), self.client.left_out
+
+    def _publish_adapter(self, lora: LoRAConfig) -> Fingerprint:
+        """Send A and B to the engines, which hold the base model; returns their fingerprint, empty except on rank 0."""
+        from rlhf.weights.adapter import AdapterWeights
+
+        own = {name.removesuffix(".weight"): adapter for name, adapter in adapters(self.lm).items()}
+        with self.engine.full([tensor for adapter in own.values() for tensor in (adapter.a, adapter.b)]):
+            if self.rank.rank:
+                return {}
+            a, b = ({name: getattr(each, part).detach().cpu() for name, each in own.items()} for part in "ab")
+            sent = AdapterWeights(a=a, b=b, rank=lora.rank, alpha=lora.alpha)
+            self.client.load_adapter(sent)
+            return sent.fingerprint
 
 
 def _mean_of(total: Tensor, name: str) -> float:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rlhf.weights.adapter import AdapterHolder
 from rlhf.weights.fingerprint import HEAD, Fingerprint, fingerprint, group_of
 
 PR_SET_PDEATHSIG = 1
@@ -31,6 +32,7 @@ def held_tensors(model: nn.Module, first_shard: bool = True) -> Iterator[tuple[s
     """
     seen = set()
     for path, module in model.named_modules(remove_duplicate=False):
+        path = path.replace(".base_layer", "")  # inside a layer that vLLM has wrapped to adapt it
         place = group_of(f"{path}.weight"), module
         if place in seen:
             continue
@@ -74,7 +76,7 @@ def _setup_and_repack(setup: Callable[..., None], experts: Any, layer: nn.Module
     experts.process_weights_after_loading(layer)
 
 
-class HeldWeights:
+class HeldWeights(AdapterHolder):
     """Methods that vLLM adds to its worker (``worker_extension_cls``)."""
 
     _weight_update_active: bool  # attribute of the worker: whether an update is open

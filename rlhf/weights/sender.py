@@ -16,6 +16,7 @@ from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactor
 from vllm.distributed.weight_transfer.packed_tensor import DEFAULT_PACKED_BUFFER_SIZE_BYTES
 
 from rlhf.weights import shared_memory
+from rlhf.weights.adapter import AdapterWeights
 
 
 class TimedClient(VLLMWeightSyncClient, Protocol):
@@ -25,6 +26,9 @@ class TimedClient(VLLMWeightSyncClient, Protocol):
     """Timeout of each call."""
     left_out: dict[int, str]
     """Kind of failure of engines that failed, by index: ``died``, ``stalled`` or ``failed``."""
+
+    def load_adapter(self, adapter: AdapterWeights) -> None:
+        """Have every engine replace its adapter."""
 
 
 def make_sender(

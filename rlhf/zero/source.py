@@ -19,12 +19,15 @@ from rlhf.zero.engine import ZeroEngine, full_shape
 class ZeroSource(WeightSource):
     """All parameters of a model under DeepSpeed, gathered layer by layer under ZeRO-3, with adapters merged.
 
-    The engine always receives the plain model: it loads no adapters, and verifies merged weights like any others. A
-    tied output head is also sent under its own name, because the engine would otherwise silently keep a stale copy.
+    The engine receives the plain model, and verifies merged weights like any others. A tied output head is also sent
+    under its own name, because the engine would otherwise silently keep a stale copy.
+
+    Args:
+        merges: whether adapters are merged; otherwise the tensors are those of the base model.
     """
 
-    def __init__(self, engine: ZeroEngine, model: nn.Module, dtype: torch.dtype) -> None:
-        self.engine, self.model, self.dtype = engine, model, dtype
+    def __init__(self, engine: ZeroEngine, model: nn.Module, dtype: torch.dtype, merges: bool = True) -> None:
+        self.engine, self.model, self.dtype, self.merges = engine, model, dtype, merges
         self.head = self._saved_head()
         self._hashing = ThreadPoolExecutor(1, "fingerprint")
         self._sums: list[Future[Fingerprint]] = []
@@ -62,7 +65,7 @@ class ZeroSource(WeightSource):
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         self._sums = []
-        plain, adapted = self._parameters(), adapters(self.model)
+        plain, adapted = self._parameters(), adapters(self.model) if self.merges else {}
         for group in _consecutive_groups(list(plain)):
             with self.engine.full(parts(group, plain, adapted)):
                 whole = {name: merged(name, plain, adapted).to(self.dtype, copy=self.engine.gathers) for name in group}

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rlhf.config.lora_rules import check_lora
+from rlhf.config.lora_rules import LARGEST_RANK, check_lora
 from rlhf.config.schema import (
     DataConfig,
     LoRAConfig,
@@ -17,12 +17,14 @@ from rlhf.config.schema import (
     Recipe,
     RewardSourceConfig,
     RoleConfig,
+    RolloutConfig,
     ScratchConfig,
     Stage,
 )
 from rlhf.errors import UserError
-from rlhf.placement.machine import Machine
+from rlhf.placement.machine import Machine, check_devices
 from rlhf.validate import validate
+from rlhf.weights.adapter import RANKS
 
 
 def recipe(folder: Path, **roles: RoleConfig) -> Recipe:
@@ -54,3 +56,38 @@ def test_a_reward_model_without_adapters_may_be_split(lora: Any, tmp_path: Path)
     assert list(check_lora(split, ["ppo"])) == []  # frozen there
     plain = replace(split, model=replace(split.model, lora=lora))
     assert list(check_lora(plain, ["sft", "reward", "ppo"])) == []
+
+
+def adapted(folder: Path, rollout: RolloutConfig, **lora: Any) -> Recipe:
+    """Engines load the adapter."""
+    base = recipe(folder)
+    return replace(base, model=replace(base.model, lora=LoRAConfig(publish="adapter", **lora)), rollout=rollout)
+
+
+@pytest.mark.parametrize(
+    ("rollout", "rank", "says"),
+    [
+        (RolloutConfig(), 513, "model.lora.publish = adapter and model.lora.rank = 513"),
+        (RolloutConfig(tensor_parallel=2), 4, "model.lora.publish = adapter and rollout.tensor_parallel = 2"),
+    ],
+)
+def test_adapters_that_engines_cannot_serve_are_refused(
+    rollout: RolloutConfig, rank: int, says: str, tmp_path: Path
+) -> None:
+    [problem] = check_lora(adapted(tmp_path, rollout, rank=rank), ["ppo"])
+    assert says in str(problem) and "model.lora.publish=merged" in str(problem)
+    assert list(check_lora(adapted(tmp_path, rollout, rank=rank), ["sft", "dpo"])) == []
+
+
+def test_adapters_that_engines_can_serve_pass(tmp_path: Path) -> None:
+    assert max(RANKS) == LARGEST_RANK
+    assert list(check_lora(adapted(tmp_path, RolloutConfig(), rank=512), ["ppo"])) == []
+
+
+def test_engines_that_sleep_get_merged_weights(tmp_path: Path) -> None:
+    base = adapted(tmp_path, RolloutConfig())
+    shared = replace(base, placement=replace(base.placement, strategy="colocated"))
+    gpus = Machine(gpus=1, cpus=8)
+    assert "model.lora.publish = adapter with" in "".join(map(str, check_devices(shared, "ppo", gpus)))
+    merged = replace(shared, model=replace(base.model, lora=LoRAConfig()))
+    assert "model.lora" not in "".join(map(str, check_devices(merged, "ppo", gpus)))
