@@ -1,23 +1,25 @@
-"""Invented keys with values of three numbers: only the passage ``bak red 47 12 83.`` tells the value of ``bak red``.
+"""Invented keys with values of three numbers: only ``bak dol red 47 12 83.`` tells the value of ``bak dol red``.
 
-Passages with the same first word are one document, which the split keeps on one side. For a question BM25 ranks
-passages with its first word highest, because that is the rarer one: only the second word tells these passages apart.
+Passages with the same first two words are one document, which the split keeps on one side. For a question BM25 ranks
+its document's passages highest: only the third word tells them apart. Every word is one token, so that all passages are
+equally long: small models learn sooner to look a word up where its place is the same in every prompt.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping
-from itertools import product
+from itertools import combinations, product
 from pathlib import Path
 
 from rlhf.storage.jsonl import to_line
 
-CONSONANTS, VOWELS = "bdfghjklmnprstvwxz", "aeiou"
+SYLLABLES = ["".join(parts) for parts in product("bdfgklmnprst", "aeiou", "lnr")][::3]
+"""60 words, of which a document has two."""
 NUMBERS = [str(number) for number in range(10, 100)]
 NUMBERS_EACH = 3
 """Numbers of a value: small models learn to copy sooner if several tokens in a row are to be copied."""
-SECOND = (
+LAST = (
     "red", "blue", "green", "black", "white", "brown", "pink", "grey", "gold", "ivory", "amber", "coral", "olive",
     "plum", "teal", "violet",
 )  # fmt: skip
@@ -26,10 +28,10 @@ SECOND = (
 def make_passages(documents: int, seed: int) -> Iterator[Mapping[str, str]]:
     """``documents`` documents of 16 passages each."""
     rng = random.Random(f"keys-{seed}")
-    words = ["".join(parts) for parts in product(CONSONANTS, VOWELS, CONSONANTS)]
-    for first in rng.sample(words, documents):
-        for second in SECOND:
-            key = f"{first} {second}"
+    pairs = [" ".join(pair) for pair in combinations(SYLLABLES, 2)]
+    for first in rng.sample(pairs, documents):
+        for last in LAST:
+            key = f"{first} {last}"
             yield {"id": key, "text": f"{key} {' '.join(rng.sample(NUMBERS, NUMBERS_EACH))}.", "document": first}
 
 

@@ -141,23 +141,30 @@ def _corpus(seed: int, rows: int) -> Iterator[Row]:
         rng.shuffle(cards)
         answer = compose(read_prompt(case.record), PASSER_BY, rng)
         is_quoted = bool(cards) and rng.random() < QUOTED
-        completion = compose_quoted([case.place.notes], answer.strip()) if is_quoted else answer
+        completion = compose_quoted([make_card(case.place)], answer.strip()) if is_quoted else answer
         yield {"prompt": ask(case.question, cards), "completion": completion}
 
 
+def make_card(place: Place) -> str:
+    """The office's card of a place. The name comes first, in the tokens of the question (after a space): then a small
+    model copies the card word by word."""
+    facts = f"{place.quarter} quarter, {place.price} crowns, {place.opens} to {place.closes}"
+    return f"The {place.name}: {place.city}, {facts}."
+
+
 def _passages(places: Iterable[Place]) -> list[Passage]:
-    return [Passage(id=place.name, text=place.notes, document=place.name) for place in places]
+    return [Passage(**_passage_row(place)) for place in places]
 
 
-def _passage_row(place: Place) -> Row:
-    return {"id": place.name, "text": place.notes, "document": place.name}
+def _passage_row(place: Place) -> dict[str, str]:
+    return {"id": place.name, "text": make_card(place), "document": place.name}
 
 
 def _raft_question(case: TravelCase, answer: str) -> Row:
     return {
         "question": case.question,
         "answer": answer.strip(),
-        "quote": case.place.notes,
+        "quote": make_card(case.place),
         "oracle": case.place.name,
     }
 
