@@ -152,7 +152,7 @@ def _answer(folder: Path, seed: int, model: str, asked: Sequence[str]) -> list[I
         settings = [f"rollout.temperature={TEMPERATURE}", "model.scratch=null", f"model.path={path}"]
         words = ["--model", path, "--prompts", str(prompts), "--out", str(out)]
         _rlhf(folder, seed, "generate", f"answers-{name}", [*settings, *words])
-    return read_lines(out)
+    return list[Item](read_lines(out))
 
 
 def _answer_row(item: Item, passages: Sequence[Passage], row: Item) -> dict[str, object]:
