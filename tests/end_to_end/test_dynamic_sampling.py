@@ -51,9 +51,10 @@ def test_rounds_go_on_until_the_update_is_full_and_a_killed_run_makes_the_same(t
     assert state["order"] == {"epoch": 0, "position": BATCH // 2 * sum(rounds)}
 
     killed = Run(tmp_path, "killed", settings(tmp_path, "killed"))
-    killed.wait_for(1, "score")
+    killed.wait_for(2, "score")
     killed.process.send_signal(signal.SIGKILL)
     killed.end()
     again = Run(tmp_path, "killed", settings(tmp_path, "killed"))
     assert again.end() == 0, again.said()
+    assert Ended(path=again.path).events("resumed")
     assert json.dumps(Ended(path=again.path).rows()) == json.dumps(Ended(path=run.path).rows())

@@ -23,6 +23,8 @@ RESULTS = {
             "alias": "own",
             "acc,none": 0.75,
             "acc_stderr,none": 0.25,
+            "acc,first-letter": 0.5,
+            "acc_stderr,first-letter": 0.125,
             "exact_match,strict-match": 0,
             "exact_match_stderr,strict-match": "N/A",
             "sample_len": 4,
@@ -62,6 +64,7 @@ def test_the_command_of_a_model() -> None:
 def test_each_metric_has_its_standard_error() -> None:
     assert list(read_results(RESULTS, "ppo")) == [
         TaskResult(arm="ppo", task="own", metric="acc", value=0.75, stderr=0.25),
+        TaskResult(arm="ppo", task="own", metric="acc (first-letter)", value=0.5, stderr=0.125),
         TaskResult(arm="ppo", task="own", metric="exact_match (strict-match)", value=0.0, stderr=None),
     ]
 
@@ -80,7 +83,7 @@ out.mkdir()
 (out / "results_2026.json").write_text({json.dumps(RESULTS)!r})
 """
     program(tmp_path, monkeypatch, body)
-    assert [(each.arm, each.metric) for each in run_tasks(CONFIG)][::2] == [("base", "acc"), ("ppo", "acc")]
+    assert [(each.arm, each.metric) for each in run_tasks(CONFIG)][::3] == [("base", "acc"), ("ppo", "acc")]
 
 
 def test_a_refused_task_is_the_users_with_the_packages_last_words(
