@@ -10,9 +10,9 @@ from examples.optima.problems import PROBLEMS
 from examples.optima.verify import verify
 
 
-@pytest.mark.parametrize("name", ["a-ppo"])
+@pytest.mark.parametrize("name", ["a-ppo", "a-qlora"])
 def test_the_optimum_is_found(name: str, tmp_path: Path) -> None:
-    """A Llama. ``make verify`` runs all problems and algorithms, with three seeds."""
+    """A Llama, and adapters of one in 4 bits. ``make verify`` runs all problems and algorithms, with three seeds."""
     found = verify(PROBLEMS[name], seed=0, root=tmp_path)
     assert len(found) > 4
     assert [check for check in found if not check.holds] == []

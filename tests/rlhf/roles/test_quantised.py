@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from bitsandbytes.nn import Linear4bit
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
-from rlhf.config.schema import DPOConfig, LoRAConfig, ModelConfig, OptimizerConfig, Recipe
+from rlhf.config.schema import DPOConfig, LoRAConfig, ModelConfig, OptimizerConfig, PlacementConfig, Recipe
 from rlhf.errors import UserError
 from rlhf.models.load import load_causal, load_classifier, load_policy
 from rlhf.models.lora import adapters, plain_tensors
@@ -178,9 +179,12 @@ def learn(rank: Rank, folder: Path, recipe: Recipe, updates: int, out: Path) -> 
     return {"losses": losses, "held_out": held_out, "trained": trained, "digests": (before, digest(role))}
 
 
-@pytest.mark.parametrize(("ranks", "stage", "dtype"), [(1, 0, "bfloat16"), (2, 2, "float32"), (2, 3, "bfloat16")])
+@pytest.mark.parametrize(
+    ("ranks", "stage", "dtype", "offload"),
+    [(1, 0, "bfloat16", False), (2, 2, "float32", True), (2, 3, "bfloat16", False), (2, 3, "float32", True)],
+)
 def test_the_loss_falls_by_a_third_with_adapters_below_a_twentieth_of_the_base(
-    ranks: int, stage: int, dtype: str, crews: dict[int, Crew], tmp_path: Path
+    ranks: int, stage: int, dtype: str, offload: bool, crews: dict[int, Crew], tmp_path: Path
 ) -> None:
     """Sixty updates. All else is frozen."""
     start = tmp_path / "start"
@@ -193,6 +197,7 @@ def test_the_loss_falls_by_a_third_with_adapters_below_a_twentieth_of_the_base(
         settings,
         model=replace(settings.model, lora=replace(settings.model.lora, rank=4)),
         sft=replace(settings.sft, optimizer=OptimizerConfig(lr=1e-2)),
+        placement=PlacementConfig(policy=replace(settings.placement.policy, offload=offload)),
     )
     for answer in crews[ranks].run(learn, start, settings, 60, tmp_path / "out"):
         first, *_, last = answer["losses"]
@@ -307,6 +312,8 @@ def assert_peft_scores(folder: Path, out: Path, rewards: np.ndarray) -> None:
     base: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1)
     base.config.pad_token_id = load_classifier(out, ModelConfig()).config.pad_token_id
     adapted = PeftModel.from_pretrained(base, out / "adapter").eval()
+    written = json.loads((out / "adapter" / "adapter_config.json").read_text())
+    assert (written["modules_to_save"], written["task_type"]) == (["score"], "SEQ_CLS")
     with torch.no_grad():
         np.testing.assert_allclose(read(adapted), rewards, rtol=1e-4, atol=1e-4)
 
