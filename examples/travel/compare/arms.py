@@ -144,7 +144,7 @@ def _shown(
     return ((item, found if arm.has_passages else ()) for item, found in zip(items, passages, strict=True))
 
 
-def _answer(folder: Path, seed: int, model: str, asked: Sequence[str]) -> list[Item]:
+def _answer(folder: Path, seed: int, model: str, asked: Sequence[str]) -> Sequence[Item]:
     """A model's answers to prompts, as ``rlhf generate`` writes them."""
     name = model.replace("/", "-")
     prompts, out = folder / "data" / f"asked-{name}.jsonl", folder / "answers" / f"{name}.raw"
