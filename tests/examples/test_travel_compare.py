@@ -70,7 +70,7 @@ def test_new_places_are_in_no_training_data(folder: Path) -> None:
     training += (data / "known_passages.jsonl").read_text()
     assert [place.name for place in office.new if place.name in training] == []
     asked = {row["prompt"] for row in read_lines(data / "demonstrations.jsonl")}
-    assert {ask(item["question"]) for item in items} & asked == set() and len(asked) == 2385
+    assert {ask(item["question"]) for item in items} & asked == set() and len(asked) == SIZES.demonstrations
     assert len(read_lines(data / "passages.jsonl")) == 48
     assert all(fact([item["prompt"]], [item["reference"]]) == [1.0] for item in items)
 

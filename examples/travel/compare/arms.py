@@ -21,6 +21,8 @@ from rlhf.storage.jsonl import append_line, read_lines, to_line
 Item = Mapping[str, Any]
 """A row of a file."""
 RECIPE = Path(__file__).with_name("recipe.yaml")
+BASE_EPOCHS = 4
+"""Passes over the base model's corpus: a small model learns late to copy from a card."""
 TEMPERATURE = 0.7
 """Of the answers of all arms; PPO samples at 1."""
 SECONDS = "seconds.jsonl"
@@ -87,7 +89,7 @@ def train(folder: Path, seed: int, sizes: Sizes) -> None:
     tuned = ["model.scratch=null", f"model.path={base}"]
     plain = [*tuned, f"data.demonstrations={data}/demonstrations.jsonl"]
     compared = f"data.preferences={data}/comparisons.jsonl"
-    _rlhf(folder, seed, "sft", "base", [f"data.demonstrations={data}/base.jsonl"])
+    _rlhf(folder, seed, "sft", "base", [f"data.demonstrations={data}/base.jsonl", f"sft.epochs={BASE_EPOCHS}"])
     _rlhf(folder, seed, "sft", "sft", plain)
     _rlhf(folder, seed, "dpo", "sft", [*plain, compared])
     _rlhf(folder, seed, "sft", ADAPTERS[0], [*plain, *ADAPTERS[1]])
@@ -142,7 +144,7 @@ def _shown(
     return ((item, found if arm.has_passages else ()) for item, found in zip(items, passages, strict=True))
 
 
-def _answer(folder: Path, seed: int, model: str, asked: Sequence[str]) -> list[Item]:
+def _answer(folder: Path, seed: int, model: str, asked: Sequence[str]) -> Sequence[Item]:
     """A model's answers to prompts, as ``rlhf generate`` writes them."""
     name = model.replace("/", "-")
     prompts, out = folder / "data" / f"asked-{name}.jsonl", folder / "answers" / f"{name}.raw"

@@ -50,6 +50,7 @@ class Sizes:
 
     corpus: int = 10_000
     """Rows of the base model's corpus."""
+    demonstrations: int = 2_300
     comparisons: int = 1_600
     items: int = 200
     """Held-out questions: one half about known places, the other about new ones."""
@@ -110,7 +111,8 @@ def _shuffled(cases: Sequence[TravelCase], rng: random.Random) -> list[TravelCas
 def write_data(folder: Path, seed: int, sizes: Sizes) -> None:
     """Write the files of a seed; the same arguments give the same bytes."""
     office = make_office(seed, sizes.items)
-    answered = [(case, write_answer(case.record, _rng("answer", seed, case))) for case in office.training]
+    cases = office.training[: sizes.demonstrations]
+    answered = [(case, write_answer(case.record, _rng("answer", seed, case))) for case in cases]
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder / "base.jsonl", _corpus(seed, sizes.corpus))
     _write(
@@ -119,7 +121,7 @@ def write_data(folder: Path, seed: int, sizes: Sizes) -> None:
     _write(folder / "questions.jsonl", (_raft_question(case, text) for case, text in answered))
     _write(folder / "known_passages.jsonl", map(_passage_row, office.known))
     _write(folder / "passages.jsonl", map(_passage_row, [*office.known, *office.new]))
-    _write(folder / "comparisons.jsonl", _comparisons(office.training, sizes.comparisons, seed))
+    _write(folder / "comparisons.jsonl", _comparisons(cases, sizes.comparisons, seed))
     _write(folder / "items.jsonl", (_item(case, office, seed) for case in office.items))
 
 
