@@ -99,6 +99,7 @@ class Sending:
 
     def __init__(self, rank: Rank) -> None:
         self.sender = self.source = self
+        self.base, self.recipe = None, Recipe(name="sending")
         self.fingerprint = {"layers.0": VALUE}
 
     def connect(self, client: Any, backend: str, workers: int, address: str, port: int) -> None:
