@@ -42,7 +42,7 @@ class Core:
         scheduler = SimpleNamespace(has_requests=lambda: bool(self.running) or self.is_dirty)
         self.engine_core = SimpleNamespace(engine_core=SimpleNamespace(batch_queue=self.ahead, scheduler=scheduler))
 
-    def add_request(self, name: str, request: Any, sampling: Any) -> None:
+    def add_request(self, name: str, request: Any, sampling: Any, lora_request: Any = None) -> None:
         if len(self.running) == self.takes:
             self.is_full.set()
             self.go_on.wait(60)
@@ -91,6 +91,7 @@ def engine(core: Core) -> RolloutEngine:
     made.config, made.end_tokens, made.vocabulary = RolloutConfig(), [END], VOCABULARY
     made.deterministic, made.version = False, 3
     made.llm, made._unanswered, made._steps = core, {}, None
+    made._adapter = made._base = None
     made._thread = ThreadPoolExecutor(1)
     return made
 
