@@ -25,7 +25,7 @@ from tests.end_to_end.in_process import small_trainer
 CONTEXT = PhaseContext(phase="test")
 
 
-@pytest.fixture(scope="module", params=["null", "nf4"])
+@pytest.fixture(scope="module", params=[pytest.param("null", marks=pytest.mark.slow), "nf4"])
 def trainer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PPOTrainer]:
     """A run on two ZeRO-3 ranks whose model, with a tied head, is random. vLLM pads rank 4 to 8."""
     settings = [
@@ -62,6 +62,7 @@ def start_gpt2(folder: Path) -> str:
     return str(refused.value)
 
 
+@pytest.mark.slow
 def test_a_model_of_which_vllm_serves_no_adapters_is_refused(tmp_path: Path) -> None:
     """In a process of its own: vLLM reads its environment when it is imported."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
