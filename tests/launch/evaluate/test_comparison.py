@@ -201,7 +201,14 @@ def test_ctrl_c_keeps_the_replies_that_were_paid_for(tmp_path: Path) -> None:
         judge = {"url": f"http://127.0.0.1:{service.server_port}/v1", "model": "judge", "connections": 2}
         path = comparison(tmp_path, metrics=["judge_score"], judge=judge)
         command = [sys.executable, "-m", "launch.cli", "evaluate", "--comparison", str(path)]
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's & has it ignored
+        )
         end = time.monotonic() + 120
         while len(service.asked) < 12:
             assert process.poll() is None and time.monotonic() < end
