@@ -830,9 +830,11 @@ class PlacementConfig:
 class CheckpointConfig:
     """Checkpoints and snapshots of every stage, from which the same command resumes after any failure."""
 
-    every: Count | None = None
-    """Number of steps between checkpoints. Default 10 in PPO, which also writes one after its last step, and 200 in
-    SFT, reward training and DPO, so that short stages write none. On a stop request the last snapshot is written."""
+    every: Count = 10
+    """Number of steps between PPO's checkpoints; there is also one after its last step. On a stop request the last
+    snapshot is written."""
+    supervised_every: Count = 200
+    """The same in SFT, reward training and DPO, whose steps are much shorter; stages with fewer steps write none."""
     keep_last: Count = 2
     """Number of newest checkpoints to keep. Older ones are removed only after a newer one is complete on the disk."""
     keep_best: CountOrZero = 1
@@ -858,7 +860,7 @@ class CheckpointConfig:
 
     def every_in(self, stage: str) -> int:
         """Number of steps between checkpoints of a stage."""
-        return self.every or (10 if stage == "ppo" else 200)
+        return self.every if stage == "ppo" else self.supervised_every
 
 
 @section

@@ -31,7 +31,7 @@ from rlhf.tracking.run_folder import RunFolder
 from rlhf.tracking.spans import PhaseTimer
 from tests.actors.test_blocks import BLOCK
 
-RECIPE = Recipe(name="x", checkpoint=CheckpointConfig(every=1, failures=3, keep_last=2))
+RECIPE = Recipe(name="x", checkpoint=CheckpointConfig(every=1, supervised_every=1, failures=3, keep_last=2))
 
 
 class Group:

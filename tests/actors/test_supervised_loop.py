@@ -85,7 +85,7 @@ class Stage:
 
     def __init__(self, root: Path, **checkpoint: Any) -> None:
         self.root, self.data, self.restarts = root, DATA, 2
-        self.checkpoint = CheckpointConfig(**{"every": 3, "snapshot_every": 0, **checkpoint})
+        self.checkpoint = CheckpointConfig(**{"supervised_every": 3, "snapshot_every": 0, **checkpoint})
         self.saved = -1
         self.ranks: Ranks
 

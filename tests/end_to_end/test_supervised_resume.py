@@ -32,7 +32,7 @@ def weights(run: Ended) -> bytes:
 def broken(pipeline: Pipeline) -> Ended:
     """The pipeline's SFT once more: killed in the middle, resumed, and a rank killed then."""
     shutil.copytree(pipeline.stage("base"), pipeline.folder / "runs" / "sft" / "base")
-    settings = [*pipeline.settings("sft"), f"checkpoint.every={EVERY}", "recovery.backoff_seconds=0.1"]
+    settings = [*pipeline.settings("sft"), f"checkpoint.supervised_every={EVERY}", "recovery.backoff_seconds=0.1"]
     killed = Run(pipeline.folder, "sft", settings, stage="sft")
     killed.wait_for_checkpoint(2 * EVERY)
     killed.process.send_signal(signal.SIGKILL)
@@ -71,7 +71,7 @@ def test_ten_kills_at_random_moments_and_a_stop_change_nothing(stage: str, tmp_p
         recipe=load_recipe(RECIPE, overrides(tmp_path, "start")), console=Console(sys.stdout), device="cpu", gpus=0
     ).base
     longer = [f"dpo.init={start}", "dpo.batch_size=8", "dpo.optimizer.lr=1e-4", f"{stage}.epochs=12"]
-    whole, hit = ([*overrides(tmp_path, name), *longer, "checkpoint.every=5"] for name in ("whole", "hit"))
+    whole, hit = ([*overrides(tmp_path, name), *longer, "checkpoint.supervised_every=5"] for name in ("whole", "hit"))
     done = rlhf(stage, str(RECIPE), *whole)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     moments, command, committed_steps = random.Random(stage), "pipeline" if stage == "sft" else stage, 0
