@@ -35,7 +35,7 @@ mutants: env ## small bugs, put into a copy of the code one at a time: the tests
 verify: env ## every problem with a known optimum, three seeds, into docs/verification.md
 	HF_HUB_OFFLINE=1 WANDB_MODE=disabled $(BIN)/python -m examples.optima.verify --out docs/verification.md
 
-compare: env ## base, SFT, QLoRA, DPO, RAFT and RLHF compared by metrics, a judge and (simulated) people (twenty minutes)
+compare: env ## base, SFT, QLoRA, DPO, RAFT and RLHF compared by metrics, a judge and (simulated) people
 	WANDB_MODE=disabled $(BIN)/python -m examples.travel.compare $(COMPARE)
 
 chaos: env ## one PPO run to which fifty things are done at random moments, into docs/survival.md
