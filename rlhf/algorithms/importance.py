@@ -9,6 +9,8 @@ Shapes: B samples, R response tokens of all samples, packed.
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 from torch import Tensor
 
@@ -16,6 +18,8 @@ from rlhf.algorithms.losses import LOG_RATIO_LIMIT
 from rlhf.algorithms.rewards import sample_of_token, sum_by_sample
 from rlhf.config.schema import AlgorithmConfig
 from rlhf.types import Bool, Float32, Int32
+
+Weights = TypeVar("Weights", Float32, Tensor)
 
 
 def importance_weights(
@@ -44,8 +48,7 @@ def importance_weights(
         totals = sum_by_sample(difference, response_lengths, response_mask)
         difference = totals[sample_of_token(response_lengths)]
     weights = np.exp(np.clip(difference, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT))
-    weights = np.minimum(weights, cap) if kind.endswith("truncate") else np.where(weights > cap, 0.0, weights)
-    return np.where(response_mask, weights, 0.0).astype(np.float32)
+    return np.where(response_mask, _limit(weights, kind, cap), 0.0).astype(np.float32)
 
 
 def token_importance(old_logprobs: Tensor, engine_logprobs: Tensor, algorithm: AlgorithmConfig) -> Tensor:
@@ -54,4 +57,9 @@ def token_importance(old_logprobs: Tensor, engine_logprobs: Tensor, algorithm: A
     weights = (old_logprobs - engine_logprobs).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
     if kind == "none":
         return weights.new_ones(weights.shape)
-    return weights.clamp(max=cap) if kind == "token_truncate" else weights.masked_fill(weights > cap, 0)
+    return _limit(weights, kind, cap)
+
+
+def _limit(weights: Weights, kind: str, cap: float) -> Weights:
+    """Limit weights to the cap (``*_truncate``), or set those above it to 0 (``*_mask``)."""
+    return weights.clip(max=cap) if kind.endswith("truncate") else weights * (weights <= cap)

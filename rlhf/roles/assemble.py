@@ -121,17 +121,12 @@ def assemble(
     experience, state = build_experience(scored, raw, algorithm, batch.state, longest)
     metrics = experience_metrics(experience, raw, batch.step) | _parts_metrics(scored)
     is_due = batch.step % batch.recipe.tracking.histogram_every == 0
-    unknown = NEEDS_OLD if algorithm.old_logprobs == "update" else ()
-    report = BatchReport(
-        metrics={name: value for name, value in metrics.items() if name not in unknown},
-        samples=_sample_rows(batch, experience),
-        state=state,
-        histograms={
-            name: histogram
-            for name, histogram in (experience_histograms(experience) if is_due else {}).items()
-            if name not in unknown
-        },
-    )
+    histograms = dict(experience_histograms(experience)) if is_due else {}
+    if algorithm.old_logprobs == "update":
+        for name in NEEDS_OLD:
+            metrics.pop(name, None)
+            histograms.pop(name, None)
+    report = BatchReport(metrics=metrics, samples=_sample_rows(batch, experience), state=state, histograms=histograms)
     if not algorithm.drop_uniform_groups:
         return experience, report
     order = np.random.default_rng([batch.recipe.seed, FILL_STREAM, batch.step])

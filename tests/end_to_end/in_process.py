@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import ray
+
 from actors.cluster import cluster
 from actors.run_actors import POLICY, Start, start_actors
 from actors.session import Session
@@ -15,12 +17,29 @@ from actors.trainer import PPOTrainer
 from actors.worker import Builder
 from rlhf.config.load import load_recipe
 from rlhf.tracking.console import Console
+from rlhf.weights.fingerprint import Fingerprint
 from tests.end_to_end.small import RECIPE, make_small_data, overrides
 
 
 def vowels(prompts: list[str], responses: list[str]) -> list[float]:
     """The share of vowels."""
     return [sum(letter in "aeiou" for letter in response) / max(1, len(response)) for response in responses]
+
+
+ADAPTED_RANKS = (
+    "placement.policy={ranks: 2, zero_stage: 3}",
+    "ppo.optimizer={lr: 0.01, schedule: constant}",
+    "ppo.steps=2",
+    "rollout.temperature=0.7",
+)
+"""Two ZeRO-3 ranks whose adapters soon change; ``model.lora`` is to be added."""
+
+
+def held_fingerprint(trainer: PPOTrainer) -> Fingerprint:
+    """Fingerprint of what the run's engine computes with."""
+    [engine] = trainer.actors.engines.all
+    found: Fingerprint = ray.get(engine.actor.held_fingerprint.remote())
+    return found
 
 
 @contextmanager

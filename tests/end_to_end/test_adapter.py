@@ -19,8 +19,8 @@ from rlhf.algorithms import canaries
 from rlhf.errors import CanaryError, UserError
 from rlhf.run_state import RunState
 from rlhf.weights.adapter import AdapterWeights
-from rlhf.weights.fingerprint import Fingerprint, differences
-from tests.end_to_end.in_process import small_trainer
+from rlhf.weights.fingerprint import differences
+from tests.end_to_end.in_process import ADAPTED_RANKS, held_fingerprint, small_trainer
 
 CONTEXT = PhaseContext(phase="test")
 
@@ -28,22 +28,9 @@ CONTEXT = PhaseContext(phase="test")
 @pytest.fixture(scope="module", params=[pytest.param("null", marks=pytest.mark.slow), "nf4"])
 def trainer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PPOTrainer]:
     """A run on two ZeRO-3 ranks whose model, with a tied head, is random. vLLM pads rank 4 to 8."""
-    settings = [
-        f"model.lora={{rank: 4, alpha: 8, publish: adapter, quantization: {request.param}}}",
-        "placement.policy={ranks: 2, zero_stage: 3}",
-        "ppo.optimizer={lr: 0.01, schedule: constant}",
-        "ppo.steps=2",
-        "rollout.temperature=0.7",
-    ]
+    settings = [f"model.lora={{rank: 4, alpha: 8, publish: adapter, quantization: {request.param}}}", *ADAPTED_RANKS]
     with small_trainer(tmp_path_factory.mktemp("adapter"), settings) as trainer:
         yield trainer
-
-
-def held(trainer: PPOTrainer) -> Fingerprint:
-    """What the engine computes with."""
-    [engine] = trainer.actors.engines.all
-    found: Fingerprint = ray.get(engine.actor.held_fingerprint.remote())
-    return found
 
 
 def start_gpt2(folder: Path) -> str:
@@ -72,7 +59,7 @@ def test_a_model_of_which_vllm_serves_no_adapters_is_refused(tmp_path: Path) -> 
 
 def test_engines_serve_the_adapter_that_was_trained(trainer: PPOTrainer) -> None:
     trainer.actors.publish(0, CONTEXT)
-    first, state = held(trainer), RunState.start(trainer.recipe)
+    first, state = held_fingerprint(trainer), RunState.start(trainer.recipe)
     assert {name for name in first if name.startswith("adapter")} == {"adapter of layers.0", "adapter of layers.1"}
     for step in range(2):
         report, state, _ = trainer.step(state)
@@ -80,7 +67,7 @@ def test_engines_serve_the_adapter_that_was_trained(trainer: PPOTrainer) -> None
         assert report.metrics["rollout/logprob_gap_mean"] < 1e-4
         assert report.metrics["first_pass/ratio"] == pytest.approx(1, abs=1e-4)
         assert (report.metrics["objective/kl"] == 0.0) is (step == 0)
-    last = held(trainer)
+    last = held_fingerprint(trainer)
     assert {name for name in first if first[name] != last[name]} == {"adapter of layers.0", "adapter of layers.1"}
 
 
@@ -89,7 +76,7 @@ def test_an_adapter_that_was_changed_on_the_way_stops_the_run(trainer: PPOTraine
     [engine] = trainer.actors.engines.all
     trainer.actors.publish(3, CONTEXT)
     sent, _ = trainer.actors.policy.ask("publish", 30.0, context=CONTEXT)[0]
-    assert differences(sent, held(trainer)) == []
+    assert differences(sent, held_fingerprint(trainer)) == []
     a, b = {"model.layers.0.mlp.down_proj": torch.ones(4, 128)}, {"model.layers.0.mlp.down_proj": torch.ones(64, 4)}
     ray.get(engine.actor.load_adapter.remote(AdapterWeights(a=a, b=b, rank=4, alpha=8.0)))
     trainer.actors.engines.mark_outdated(4)
@@ -112,7 +99,7 @@ def test_layers_that_vllm_does_not_adapt_are_named(trainer: PPOTrainer) -> None:
 def test_a_replaced_engine_gets_the_base_again(trainer: PPOTrainer) -> None:
     [engine] = trainer.actors.engines.all
     trainer.actors.publish(5, CONTEXT)
-    before = held(trainer)
+    before = held_fingerprint(trainer)
     trainer.actors.engines.replace([engine])
     trainer.actors.publish(6, CONTEXT)
-    assert held(trainer) == before
+    assert held_fingerprint(trainer) == before

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import ray
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -17,8 +16,8 @@ from rlhf.models.load import load_policy
 from rlhf.models.lora import plain_tensors
 from rlhf.models.stored import dequantised
 from rlhf.run_state import RunState
-from rlhf.weights.fingerprint import Fingerprint, differences, fingerprint
-from tests.end_to_end.in_process import small_trainer
+from rlhf.weights.fingerprint import differences, fingerprint
+from tests.end_to_end.in_process import ADAPTED_RANKS, held_fingerprint, small_trainer
 
 CONTEXT = PhaseContext(phase="test")
 
@@ -26,22 +25,9 @@ CONTEXT = PhaseContext(phase="test")
 @pytest.fixture(scope="module")
 def trainer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PPOTrainer]:
     """A run on two ZeRO-3 ranks whose model, with a tied head, is random; not stepped."""
-    settings = [
-        "model.lora={rank: 4, alpha: 8, quantization: nf4}",
-        "placement.policy={ranks: 2, zero_stage: 3}",
-        "ppo.optimizer={lr: 0.01, schedule: constant}",
-        "ppo.steps=2",
-        "rollout.temperature=0.7",
-    ]
+    settings = ["model.lora={rank: 4, alpha: 8, quantization: nf4}", *ADAPTED_RANKS]
     with small_trainer(tmp_path_factory.mktemp("qlora"), settings) as trainer:
         yield trainer
-
-
-def held(trainer: PPOTrainer) -> Fingerprint:
-    """What the engine computes with."""
-    [engine] = trainer.actors.engines.all
-    found: Fingerprint = ray.get(engine.actor.held_fingerprint.remote())
-    return found
 
 
 def with_head(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -56,10 +42,10 @@ def test_the_engine_holds_the_dequantised_base_from_step_0_and_the_merged_weight
     plain = with_head(load_file(folder / "model.safetensors"))
     quantised = load_policy(folder, trainer.recipe.model, seed=0)
     base = {name: dequantised(tensor) for name, tensor in plain_tensors(quantised).items()}
-    assert differences(fingerprint(plain.items()), held(trainer)) == []
+    assert differences(fingerprint(plain.items()), held_fingerprint(trainer)) == []
     trainer.actors.publish(0, CONTEXT)
-    assert differences(fingerprint(base.items()), held(trainer)) == []
-    assert differences(fingerprint(plain.items()), held(trainer)) == ["layers.0", "layers.1"]
+    assert differences(fingerprint(base.items()), held_fingerprint(trainer)) == []
+    assert differences(fingerprint(plain.items()), held_fingerprint(trainer)) == ["layers.0", "layers.1"]
 
     state = RunState.start(trainer.recipe)
     for step in range(2):
@@ -73,5 +59,5 @@ def test_the_engine_holds_the_dequantised_base_from_step_0_and_the_merged_weight
     trainer.actors.policy.ask("save", tmp_path, context=CONTEXT)
     trainer.actors.publish(9, CONTEXT)
     saved = with_head(load_file(tmp_path / "model.safetensors"))
-    assert differences(fingerprint(saved.items()), held(trainer)) == []
+    assert differences(fingerprint(saved.items()), held_fingerprint(trainer)) == []
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
