@@ -7,7 +7,7 @@ import secrets
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,9 @@ import ray
 from ray._private import ray_constants
 from ray._private.state import available_resources_per_node
 
+from actors.fork_server import executable
+from rlhf.config.schema import PlacementConfig
+from rlhf.device import Device
 from rlhf.errors import MachineryError
 from rlhf.placement.pools import NodeGPUs
 from rlhf.recovery.stop import AskedToStop
@@ -50,6 +53,9 @@ INLINED_BYTES = 1000
 By Ray's default blocks and their scores, which are under 100 KB, would all be kept by the controller. Markers and the
 summary of a block are smaller.
 """
+
+REGISTER_SECONDS = 600
+"""Deadline of a local Ray for a worker's first message: a forked one sends it after the server's imports."""
 
 QUIET = {"log_to_driver": False, "logging_level": "ERROR"}
 
@@ -88,7 +94,10 @@ def _start_own(has_gpus: bool) -> None:
             _node_ip_address=LOCAL,
             include_dashboard=False,
             object_store_memory=None if has_gpus else OBJECT_STORE_BYTES,
-            _system_config={"prestart_worker_first_driver": False},  # one process per core, which no actor here can use
+            _system_config={
+                "prestart_worker_first_driver": False,  # one process per core, which no actor here can use
+                "worker_register_timeout_seconds": REGISTER_SECONDS,
+            },
             **QUIET,
         )
 
@@ -160,6 +169,21 @@ def node_address() -> str:
     """Address of the calling actor's node, as registered in Ray: 127.0.0.1 in a local Ray."""
     here = ray.get_runtime_context().get_node_id()
     return next(str(node["NodeManagerAddress"]) for node in nodes() if node["NodeID"] == here)
+
+
+def runtime_environment(
+    place: PlacementConfig, device: Device, modules: Iterable[str], variables: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Ray's runtime environment of an actor that computes.
+
+    Args:
+        modules: what the process has imported when it starts, if processes are forked.
+        variables: environment variables beside those of ``worker_environment``.
+    """
+    is_own = place.ray_address is None
+    environment = {**worker_environment(place.threads_per_rank, is_own), **(variables or {})}
+    method = place.start_method or ("fork" if is_own and device == "cpu" else "spawn")
+    return {"env_vars": environment, **({"py_executable": executable(modules)} if method == "fork" else {})}
 
 
 def worker_environment(threads: int, own_ray: bool) -> dict[str, str]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import ray
 
-from actors.cluster import worker_environment
+from actors.cluster import runtime_environment
 from actors.pending import Pending
 from actors.placement import Placement
 from actors.process import ProcessLocation
@@ -23,13 +23,15 @@ from actors.supervisor import Supervisor
 from actors.waiting import ABANDON, START, PhaseContext, fetch, wait
 from rlhf.batching import share_prompts
 from rlhf.config.schema import Recipe
-from rlhf.device import weight_transfer_backend
+from rlhf.device import engine_environment, weight_transfer_backend
 from rlhf.errors import CanaryError, LostError, MachineryError
 from rlhf.placement.pools import ENGINES
 from rlhf.recovery.retry_batches import CHANCES, RetryBatches
 from rlhf.types import Prompt
 from rlhf.weights.fingerprint import Fingerprint, differences
 
+MODULES = ("actors.rollout", "rlhf.generation.engine")
+"""What an engine's process imports: with it vLLM."""
 STOP_SECONDS = 10.0
 """Seconds for engines to stop their own processes before they are killed."""
 
@@ -144,9 +146,8 @@ class Engines:
         self.backend = weight_transfer_backend(placement.device, placement.engines_share) if publishes else None
         self.restore_serving: Callable[[PhaseContext], None] = self._wait_for_one
         """Called when no engine serves; returns once one does. ``RunActors`` replaces it by a publish of the policy."""
-        environment = {
-            "env_vars": worker_environment(recipe.placement.threads_per_rank, recipe.placement.ray_address is None)
-        }
+        variables = engine_environment(placement.device, self.config, self.backend)
+        environment = runtime_environment(recipe.placement, placement.device, MODULES, variables)
         arguments = (
             folder,
             recipe.model,

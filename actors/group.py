@@ -10,7 +10,7 @@ from typing import Any
 
 import ray
 
-from actors.cluster import worker_environment
+from actors.cluster import runtime_environment
 from actors.placement import Placement
 from actors.supervisor import Supervisor
 from actors.waiting import START, PhaseContext, fetch, wait
@@ -20,6 +20,8 @@ from rlhf.zero.process_group import Rank
 
 OFFLOAD = "offload"
 """Method of a role that offloads its state."""
+ROLE_MODULES = ("actors.worker", "rlhf.roles.role")
+"""Modules of all roles: with them PyTorch, DeepSpeed and transformers."""
 PARTS: dict[OffloadMode, tuple[Part, ...]] = {"none": (), "states": ("states",), "all": ("states", "weights")}
 """Parts that are offloaded in each mode; with ``none`` only PyTorch's cache is freed."""
 
@@ -27,13 +29,25 @@ PARTS: dict[OffloadMode, tuple[Part, ...]] = {"none": (), "states": ("states",),
 class Group:
     """All ranks of a role. ``start`` returns at once; ``ready`` waits until every rank has built its role."""
 
-    def __init__(self, role: str, ranks: int, placement: Placement, logs: Path, supervisor: Supervisor) -> None:
+    def __init__(
+        self,
+        role: str,
+        ranks: int,
+        placement: Placement,
+        logs: Path,
+        supervisor: Supervisor,
+        modules: Sequence[str] = ROLE_MODULES,
+    ) -> None:
+        """Start an actor for each rank, without waiting for them.
+
+        Args:
+            modules: what the ranks import, see ``runtime_environment``.
+        """
         self.role, self.config = role, placement.recipe.placement
         self.device, self.logs, self.supervisor = placement.device, logs, supervisor
         self.names = [f"{role} rank {rank}" for rank in range(ranks)]
         self._placement = placement
-        environment = worker_environment(self.config.threads_per_rank, self.config.ray_address is None)
-        self._environment = {"env_vars": environment}
+        self._environment = runtime_environment(self.config, self.device, modules)
         self.offload_mode = placement.offload_mode(role)
         """See ``Placement.offload_mode``; None: ``offload`` does nothing."""
         self.sharing = placement.sharing(role)

@@ -13,7 +13,7 @@ import ray
 from ray.actor import ActorHandle
 
 from actors.engines import Engine, Engines
-from actors.group import Group
+from actors.group import ROLE_MODULES, Group
 from actors.placement import Placement
 from actors.scoring import ScoredBlocks, ScoringMethod
 from actors.supervisor import Supervisor
@@ -31,6 +31,8 @@ from rlhf.weights.fingerprint import Fingerprint
 
 POLICY, CRITIC = "rlhf.roles.policy:PolicyRole", "rlhf.roles.critic:CriticRole"
 REFERENCE, REWARD = "rlhf.roles.policy:ReferenceRole", "rlhf.roles.reward:make_reward"
+PUBLISHING = ("rlhf.zero.source", "rlhf.weights.sender")
+"""Modules with which the policy publishes its weights: with them vLLM."""
 CLIENT_FRACTION = 0.5
 """Fraction of the policy's deadline granted to an engine, so that a slow engine is reported and not the policy."""
 
@@ -328,7 +330,8 @@ def _groups(
 
     def add(role: str, name: str, has_network: bool = True) -> None:
         ranks = getattr(recipe.placement, role).ranks if has_network else 1
-        groups[name] = Group(name, ranks, placement, logs, supervisor)
+        modules = (*ROLE_MODULES, *PUBLISHING) if role == "policy" else ROLE_MODULES
+        groups[name] = Group(name, ranks, placement, logs, supervisor, modules)
         stack.callback(groups[name].stop)
 
     add("policy", "policy")

@@ -807,6 +807,10 @@ class PlacementConfig:
     """The vLLM engines."""
     threads_per_rank: Count = 1
     """CPU threads of each process that computes on the CPU; more threads than cores slow the run down."""
+    start_method: Literal["fork", "spawn"] | None = None
+    """How processes start. ``fork``: from a server that has imported PyTorch, DeepSpeed and vLLM once, in under a
+    second; only in a Ray that the command starts. ``spawn``: each imports for itself, in some ten seconds of a core.
+    By default ``fork`` on CPUs, and ``spawn`` on GPUs and on a running cluster."""
     ray_address: StrictStr | None = None
     """Address of a running Ray cluster, or ``auto`` to find it; by default a local Ray is started, which listens on
     127.0.0.1."""

@@ -1,0 +1,151 @@
+"""The fork server: its processes are as Ray's own would be, and nothing of it remains."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from actors import fork_client
+from actors.fork_client import RAYLET, address_of
+
+PROGRAM = """
+import json, os, random, signal, sys, time
+import numpy
+facts = {
+    "process": os.getpid(), "parent": os.getppid(), "group": os.getpgid(0), "arguments": sys.argv[1:],
+    "had": "slow_import" in sys.modules, "folder": os.getcwd(), "given": os.environ.get("GIVEN"),
+    "environment": sorted(os.environ), "name": __name__, "path": sys.path[0],
+    "blocked": [int(each) for each in signal.pthread_sigmask(signal.SIG_BLOCK, [])],
+    "drawn": [random.random(), float(numpy.random.rand())],
+}
+print(json.dumps(facts), flush=True)
+if "wait" in sys.argv:
+    time.sleep(300)
+sys.exit(7)
+"""
+"""A worker's program in these tests."""
+
+
+class Node:
+    """A node with a raylet of its own, and a client for it."""
+
+    def __init__(self, folder: Path, raylet: subprocess.Popen[bytes]) -> None:
+        self.folder, self.raylet = folder, raylet
+        (folder / "program.py").write_text(PROGRAM)
+        (folder / "slow_import.py").write_text("VALUE = 1\n")
+        (folder / "threaded.py").write_text(
+            "import threading\nthreading.Thread(target=threading.Event().wait, daemon=True).start()\n"
+        )
+
+    def start(self, modules: str, *arguments: str, **variables: str) -> subprocess.Popen[str]:
+        """A client that asks for the program."""
+        kept = {name: value for name, value in os.environ.items() if name != RAYLET}
+        search = os.pathsep.join([str(Path.cwd()), str(self.folder)])
+        own = {"PYTHONPATH": search, RAYLET: str(self.raylet.pid), "OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(
+            [sys.executable, "-I", "-S", fork_client.__file__, modules, str(self.folder / "program.py"), *arguments],
+            env={**kept, **own, **variables},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=self.folder,
+        )
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Node]:
+    """A node whose raylet is a process that sleeps; at the end no server is left."""
+    with subprocess.Popen(["sleep", "600"]) as raylet:
+        yield Node(tmp_path, raylet)
+        raylet.kill()
+    end = time.monotonic() + 10
+    while (left := servers(raylet.pid)) and time.monotonic() < end:
+        time.sleep(0.02)
+    assert not left, "the server ends with its raylet"
+
+
+def servers(raylet: int) -> list[psutil.Process]:
+    """Running fork servers of a raylet: their processes have the same command line, which Ray replaces later."""
+    found = dict[int, psutil.Process]()
+    for process in psutil.process_iter():
+        try:
+            is_server = "actors.fork_server" in process.cmdline() and process.environ().get(RAYLET) == str(raylet)
+        except psutil.Error:
+            continue
+        if is_server and process.status() != psutil.STATUS_ZOMBIE:
+            found[process.pid] = process
+    return [process for process in found.values() if process.ppid() not in found]
+
+
+def facts_of(client: subprocess.Popen[str]) -> dict[str, object]:
+    assert client.stdout is not None
+    line = client.stdout.readline()
+    assert line, client.communicate(timeout=60)
+    return dict(json.loads(line))
+
+
+def test_a_process_is_as_its_client_would_have_been(node: Node) -> None:
+    client = node.start("slow_import", "one", "two words", GIVEN="x", RAY_OTHER="y")
+    facts = facts_of(client)
+    assert client.wait(timeout=60) == 7, "the exit code is passed on"
+    assert facts["had"], "the module was imported before"
+    assert facts["arguments"] == ["one", "two words"] and facts["name"] == "__main__"
+    assert facts["folder"] == str(node.folder) == facts["path"]
+    assert facts["given"] == "x" and "RAY_OTHER" in facts["environment"]
+    assert "OPENBLAS_NUM_THREADS" not in facts["environment"] or "OPENBLAS_NUM_THREADS" in os.environ
+    assert facts["group"] == facts["process"], "Ray kills the group of a worker that ended"
+    assert facts["blocked"] == []
+    assert facts["process"] != client.pid
+
+
+def test_processes_of_one_environment_share_a_server(node: Node) -> None:
+    clients = [node.start("slow_import", RAY_JOB_ID=str(number)) for number in range(4)]
+    facts = [facts_of(client) for client in clients]
+    assert len({each["parent"] for each in facts}) == 1 == len(servers(node.raylet.pid))
+    assert len({str(each["drawn"]) for each in facts}) == 4, "no two draw the same random numbers"
+    other = facts_of(node.start("slow_import", OMP_NUM_THREADS="2"))
+    assert other["parent"] not in {each["parent"] for each in facts}, "read at import: another server"
+
+
+def test_the_address_depends_on_what_is_read_at_import() -> None:
+    base = {"OMP_NUM_THREADS": "1", RAYLET: "5", "RAY_JOB_ID": "1", "SHLVL": "1"}
+    assert address_of(base) == address_of({**base, "RAY_JOB_ID": "2", "SHLVL": "2"})
+    for name, value in {"OMP_NUM_THREADS": "2", RAYLET: "6", "NEW": ""}.items():
+        assert address_of(base) != address_of({**base, name: value}), name
+
+
+def test_a_killed_client_takes_its_process_with_it(node: Node) -> None:
+    clients = [node.start("slow_import", "wait") for _ in range(2)]
+    processes = [psutil.Process(int(str(facts_of(client)["process"]))) for client in clients]
+    clients[0].kill()
+    processes[0].wait(timeout=10)
+    assert processes[1].is_running(), "the other goes on"
+    os.kill(processes[1].pid, signal.SIGKILL)
+    assert clients[1].wait(timeout=10) == signal.SIGKILL, "a client ends with its process"
+    assert not processes[1].is_running(), "reaped: Ray would wait for a zombie"
+    assert facts_of(node.start("slow_import"))["had"], "the server goes on"
+
+
+def test_a_server_with_threads_is_not_forked(node: Node) -> None:
+    client = node.start("threaded")
+    facts = facts_of(client)
+    assert facts["process"] == client.pid, "the client became the process"
+    assert client.wait(timeout=60) == 7
+    assert client.stderr is not None
+    assert "2 threads" in client.stderr.read()
+
+
+def test_a_module_that_cannot_be_imported_is_the_processs_own_matter(node: Node) -> None:
+    client = node.start("no_such_module,slow_import")
+    assert client.wait(timeout=60) == 7
+    assert facts_of(client)["process"] != client.pid
