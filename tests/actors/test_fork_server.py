@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -87,7 +88,7 @@ def servers(raylet: int) -> list[psutil.Process]:
     return [process for process in found.values() if process.ppid() not in found]
 
 
-def facts_of(client: subprocess.Popen[str]) -> dict[str, object]:
+def facts_of(client: subprocess.Popen[str]) -> dict[str, Any]:
     assert client.stdout is not None
     line = client.stdout.readline()
     assert line, client.communicate(timeout=60)
@@ -109,10 +110,11 @@ def test_a_process_is_as_its_client_would_have_been(node: Node) -> None:
 
 
 def test_processes_of_one_environment_share_a_server(node: Node) -> None:
-    clients = [node.start("slow_import", RAY_JOB_ID=str(number)) for number in range(4)]
+    clients = [node.start("numpy", RAY_JOB_ID=str(number)) for number in range(4)]
     facts = [facts_of(client) for client in clients]
     assert len({each["parent"] for each in facts}) == 1 == len(servers(node.raylet.pid))
-    assert len({str(each["drawn"]) for each in facts}) == 4, "no two draw the same random numbers"
+    for drawn in zip(*(each["drawn"] for each in facts), strict=True):
+        assert len(set(drawn)) == 4, "no two draw the same random numbers"
     other = facts_of(node.start("slow_import", OMP_NUM_THREADS="2"))
     assert other["parent"] not in {each["parent"] for each in facts}, "read at import: another server"
 
