@@ -110,7 +110,7 @@ def test_a_process_is_as_its_client_would_have_been(node: Node) -> None:
 
 
 def test_processes_of_one_environment_share_a_server(node: Node) -> None:
-    clients = [node.start("numpy", RAY_JOB_ID=str(number)) for number in range(4)]
+    clients = [node.start("numpy.random", RAY_JOB_ID=str(number)) for number in range(4)]
     facts = [facts_of(client) for client in clients]
     assert len({each["parent"] for each in facts}) == 1 == len(servers(node.raylet.pid))
     for drawn in zip(*(each["drawn"] for each in facts), strict=True):
