@@ -23,15 +23,13 @@ from actors.supervisor import Supervisor
 from actors.waiting import ABANDON, START, PhaseContext, fetch, wait
 from rlhf.batching import share_prompts
 from rlhf.config.schema import Recipe
-from rlhf.device import engine_environment, weight_transfer_backend
+from rlhf.device import engine_environment, engine_modules, weight_transfer_backend
 from rlhf.errors import CanaryError, LostError, MachineryError
 from rlhf.placement.pools import ENGINES
 from rlhf.recovery.retry_batches import CHANCES, RetryBatches
 from rlhf.types import Prompt
 from rlhf.weights.fingerprint import Fingerprint, differences
 
-MODULES = ("actors.rollout", "rlhf.generation.engine")
-"""What an engine's process imports: with it vLLM."""
 STOP_SECONDS = 10.0
 """Seconds for engines to stop their own processes before they are killed."""
 
@@ -147,7 +145,8 @@ class Engines:
         self.restore_serving: Callable[[PhaseContext], None] = self._wait_for_one
         """Called when no engine serves; returns once one does. ``RunActors`` replaces it by a publish of the policy."""
         variables = engine_environment(placement.device, self.config, self.backend)
-        environment = runtime_environment(recipe.placement, placement.device, MODULES, variables)
+        modules = ("actors.rollout", *engine_modules(placement.device))
+        environment = runtime_environment(recipe.placement, placement.device, modules, variables)
         arguments = (
             folder,
             recipe.model,

@@ -85,6 +85,12 @@ def engine_environment(device: Device, config: RolloutConfig, backend: str | Non
     }
 
 
+def engine_modules(device: Device) -> tuple[str, ...]:
+    """Modules that an engine's process imports: with them vLLM, and its worker, which vLLM imports late."""
+    worker = "vllm.v1.worker.gpu_worker" if device == "cuda" else "vllm.v1.worker.cpu_worker"
+    return ("rlhf.generation.engine", worker)
+
+
 def prepare_engine_thread(device: Device) -> None:
     """Have PyTorch compute on all cores in the calling thread, from which vLLM is started.
 
