@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import signal
+import sys
 import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Mapping
@@ -120,8 +121,21 @@ def _started(otherwise: str) -> Iterator[None]:
 
 @contextmanager
 def _own_signal() -> Iterator[None]:
-    """Keeps the caller's SIGTERM handler: Ray's handler exits with a code that schedulers count as a failure."""
-    before = signal.getsignal(signal.SIGTERM)
+    """Keeps the caller's SIGTERM handler: Ray's handler exits with a code that schedulers count as a failure.
+
+    Where a signal arrives in a callback around a fork, Python ignores that exit, and only reports it: the caller's
+    handler is then called once Ray has started.
+    """
+    before, report = signal.getsignal(signal.SIGTERM), sys.unraisablehook
+    ignored_exits = list[object]()
+
+    def notice(unraisable: sys.UnraisableHookArgs) -> None:
+        if issubclass(unraisable.exc_type, SystemExit):
+            ignored_exits.append(unraisable.object)
+        else:
+            report(unraisable)
+
+    sys.unraisablehook = notice
     try:
         yield
     except SystemExit:
@@ -129,8 +143,11 @@ def _own_signal() -> Iterator[None]:
             raise AskedToStop from None
         raise
     finally:
+        sys.unraisablehook = report
         if callable(before) and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)
+    if ignored_exits and callable(before):
+        before(signal.SIGTERM, None)
 
 
 def make_token() -> None:

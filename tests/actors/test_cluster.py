@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import pytest
 import ray
 from ray.exceptions import RaySystemError, RpcError
 
-from actors.cluster import cluster, make_token, worker_environment
+from actors.cluster import cluster, join, make_token, worker_environment
 from launch import preflight
 from launch.cli import main
 from rlhf.errors import MachineryError
@@ -22,7 +24,7 @@ from rlhf.errors import MachineryError
 ROOT = Path(__file__).parents[2]
 START = """
 import os, pathlib, ray
-from actors.cluster import cluster, make_token
+from actors.cluster import cluster, join, make_token
 make_token()
 file = pathlib.Path.home() / ".ray" / "auth_token"
 made = file.read_text()
@@ -160,6 +162,37 @@ def test_a_command_that_is_stopped_before_its_run_begins_was_stopped_and_did_not
     )
     assert done.returncode == 75, done.stderr[-2000:]
     assert "stopped on request (SIGTERM)" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_stop_that_python_ignored_while_ray_started_is_heard_afterwards(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    heard = list[int]()
+    before = signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
+
+    def starts(*_: object, **__: object) -> None:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(15))  # as Ray does
+        os.register_at_fork(before=once)
+        pid = os.fork()
+        if pid == 0:
+            os._exit(0)
+        os.waitpid(pid, 0)
+        assert not heard, "the exit was ignored"
+
+    def once(sent: list[int] = []) -> None:  # noqa: B006  (registered for ever)
+        if not sent:
+            sent.append(os.getpid())
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0)  # the handler runs here
+
+    monkeypatch.setattr(ray, "init", starts)
+    try:
+        join("10.0.0.1:6379")
+        assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert heard == [signal.SIGTERM]
+    assert "ignored" not in capsys.readouterr().err
 
 
 LARGE = """
