@@ -1,0 +1,161 @@
+"""One KPI's data as an effect with its tests, oriented so that a larger effect is better.
+
+Shapes: U independent units: prompts, each the mean of its items.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import ndtri
+
+from rlhf.serving import fixed_tests, sequential_tests
+from rlhf.types import Float64
+
+PValue = Callable[[float], float]
+MOST_MORE = 10_000_000
+"""Samples beyond which no number is given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitValues:
+    """Values of independent units, (U,), in the order in which they came in."""
+
+    values: Float64
+    range: fixed_tests.Limits | None
+    """Lowest and highest possible value."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proportion:
+    """Successes among independent trials."""
+
+    successes: int
+    n: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """An effect and the tests of it."""
+
+    n: int
+    """Independent units; those of the smaller arm where both have their own."""
+    effect: float
+    """NaN without data."""
+    deviation: float
+    """Standard deviation of one unit's contribution to the effect."""
+    p_above: PValue
+    """Bar → p-value of "the effect is at most the bar"."""
+    p_below: PValue
+    """Bar → p-value of "the effect is at least the bar"."""
+    range: fixed_tests.Limits
+    """Where the effect can lie."""
+    method: str
+
+    def lower_bound(self, level: float) -> float:
+        """The largest bar that the effect is shown to exceed at a level; the range's end if there is none."""
+        return _crossing(self.p_above, level, self.range[0], self.effect)
+
+    def upper_bound(self, level: float) -> float:
+        """The smallest bar that the effect is shown to stay below."""
+        return _crossing(self.p_below, level, self.range[1], self.effect)
+
+
+def measure_values(data: UnitValues, is_sequential: bool) -> Measurement:
+    """The mean of values. Values of 0 and 1 alone are a proportion."""
+    values, limits = data.values, data.range
+    if limits in (None, (0.0, 1.0)) and np.isin(values, (0.0, 1.0)).all():
+        return measure_proportion(Proportion(successes=int(values.sum()), n=len(values)), is_sequential)
+    tests = sequential_tests if is_sequential else fixed_tests
+    mirrored = None if limits is None else (-limits[1], -limits[0])
+    effect = float(values.mean()) if len(values) else math.nan
+    deviation = float(values.std(ddof=1)) if len(values) > 1 else 0.0
+    spread = 100 * max(deviation, abs(effect), 1e-9)
+    return Measurement(
+        n=len(values),
+        effect=effect,
+        deviation=deviation,
+        p_above=lambda bar: tests.mean_p(values, bar, limits),
+        p_below=lambda bar: tests.mean_p(-values, -bar, mirrored),
+        range=limits or (effect - spread, effect + spread),
+        method="betting on a bounded mean" if is_sequential else "Student's t",
+    )
+
+
+def measure_proportion(data: Proportion, is_sequential: bool) -> Measurement:
+    """A proportion of independent trials."""
+    tests, successes, n = sequential_tests if is_sequential else fixed_tests, data.successes, data.n
+    return Measurement(
+        n=n,
+        effect=successes / n if n else math.nan,
+        deviation=_deviation(successes, n),
+        p_above=lambda bar: tests.proportion_p(successes, n, bar),
+        p_below=lambda bar: tests.proportion_p(n - successes, n, 1 - bar),
+        range=(0.0, 1.0),
+        method="mixture likelihood ratio of a proportion" if is_sequential else "exact binomial",
+    )
+
+
+def measure_difference(candidate: Proportion, production: Proportion, is_sequential: bool) -> Measurement:
+    """The difference of two independent proportions, candidate minus production."""
+    tests = sequential_tests if is_sequential else fixed_tests
+    won, n = (candidate.successes, production.successes), (candidate.n, production.n)
+    lost = (n[0] - won[0], n[1] - won[1])
+    # Per unit of the smaller arm, of which the larger one has n[i] / min(n).
+    variances = [_deviation(won[i], n[i]) ** 2 * min(n) / max(n[i], 1) for i in range(2)]
+    return Measurement(
+        n=min(n),
+        effect=won[0] / n[0] - won[1] / n[1] if min(n) else math.nan,
+        deviation=math.sqrt(sum(variances)),
+        p_above=lambda bar: tests.difference_p(won, n, bar),
+        p_below=lambda bar: tests.difference_p(lost, n, -bar),
+        range=(-1.0, 1.0),
+        method="mixture likelihood ratios of two proportions" if is_sequential else "score test of two proportions",
+    )
+
+
+def more_needed(found: Measurement, bar: float, level: float, power: float, is_sequential: bool) -> int | None:
+    """Units beyond those measured until the test decides with a probability of ``power``, if the observed effect is
+    the true one; None if the effect is at the bar, or far too many are needed.
+
+    ``fixed``: ((z_{1−level} + z_power) s / distance)². ``sequential``: the evidence grows by distance²/2s² a unit, and
+    must reach log(1/level) + ½ log n, about the cost of not knowing the effect (Robbins 1970), plus what chance may
+    take, z_power √(2 of that).
+    """
+    distance = abs(found.effect - bar)
+    deviation = max(found.deviation, 1 / math.sqrt(max(found.n, 1)) / 2)  # equal values do not mean that all are
+    if not distance > deviation * 1e-4:
+        return None
+    z = float(ndtri(power))
+    if not is_sequential:
+        needed = ((float(ndtri(1 - level)) + z) * deviation / distance) ** 2
+    else:
+        needed = 1.0
+        for _ in range(30):
+            goal = math.log(1 / level) + 0.5 * math.log(1 + needed)
+            needed = (math.sqrt(2 * goal) + z) ** 2 * (deviation / distance) ** 2
+    more = max(1, math.ceil(needed) - found.n)
+    return more if more < MOST_MORE else None
+
+
+def _deviation(successes: int, n: int) -> float:
+    """Of one trial, with one success and one failure added, so that a faultless arm has one too."""
+    rate = (successes + 1) / (n + 2)
+    return math.sqrt(rate * (1 - rate))
+
+
+def _crossing(p: PValue, level: float, end: float, effect: float) -> float:
+    """The bar between ``end`` and the effect where the p-value crosses the level, by bisection."""
+    if math.isnan(effect) or p(end) > level:
+        return end
+    shown, unknown = end, effect
+    for _ in range(40):
+        middle = (shown + unknown) / 2
+        if p(middle) <= level:
+            shown = middle
+        else:
+            unknown = middle
+    return shown
