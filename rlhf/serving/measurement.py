@@ -47,6 +47,8 @@ class Measurement:
     """NaN without data."""
     deviation: float
     """Standard deviation of one unit's contribution to the effect."""
+    deviation_at: Callable[[float], float]
+    """The same if the effect were the bar: another one for a proportion."""
     p_above: PValue
     """Bar → p-value of "the effect is at most the bar"."""
     p_below: PValue
@@ -65,19 +67,22 @@ class Measurement:
 
 
 def measure_values(data: UnitValues, is_sequential: bool) -> Measurement:
-    """The mean of values. Values of 0 and 1 alone are a proportion."""
+    """The mean of values. Values in [0, 1] that are all 0 or 1 are a proportion."""
     values, limits = data.values, data.range
-    if limits in (None, (0.0, 1.0)) and np.isin(values, (0.0, 1.0)).all():
+    if limits == (0.0, 1.0) and np.isin(values, (0.0, 1.0)).all():
         return measure_proportion(Proportion(successes=int(values.sum()), n=len(values)), is_sequential)
     tests = sequential_tests if is_sequential else fixed_tests
     mirrored = None if limits is None else (-limits[1], -limits[0])
     effect = float(values.mean()) if len(values) else math.nan
     deviation = float(values.std(ddof=1)) if len(values) > 1 else 0.0
+    if limits is not None:  # equal values do not mean that all are
+        deviation = max(deviation, (limits[1] - limits[0]) / 2 / math.sqrt(max(len(values), 1)))
     spread = 100 * max(deviation, abs(effect), 1e-9)
     return Measurement(
         n=len(values),
         effect=effect,
         deviation=deviation,
+        deviation_at=lambda bar: deviation,
         p_above=lambda bar: tests.mean_p(values, bar, limits),
         p_below=lambda bar: tests.mean_p(-values, -bar, mirrored),
         range=limits or (effect - spread, effect + spread),
@@ -92,6 +97,7 @@ def measure_proportion(data: Proportion, is_sequential: bool) -> Measurement:
         n=n,
         effect=successes / n if n else math.nan,
         deviation=_deviation(successes, n),
+        deviation_at=lambda bar: math.sqrt(max(0.0, bar * (1 - bar))),
         p_above=lambda bar: tests.proportion_p(successes, n, bar),
         p_below=lambda bar: tests.proportion_p(n - successes, n, 1 - bar),
         range=(0.0, 1.0),
@@ -110,6 +116,7 @@ def measure_difference(candidate: Proportion, production: Proportion, is_sequent
         n=min(n),
         effect=won[0] / n[0] - won[1] / n[1] if min(n) else math.nan,
         deviation=math.sqrt(sum(variances)),
+        deviation_at=lambda bar: math.sqrt(sum(variances)),
         p_above=lambda bar: tests.difference_p(won, n, bar),
         p_below=lambda bar: tests.difference_p(lost, n, -bar),
         range=(-1.0, 1.0),
@@ -121,22 +128,20 @@ def more_needed(found: Measurement, bar: float, level: float, power: float, is_s
     """Units beyond those measured until the test decides with a probability of ``power``, if the observed effect is
     the true one; None if the effect is at the bar, or far too many are needed.
 
-    ``fixed``: ((z_{1−level} + z_power) s / distance)². ``sequential``: the evidence grows by distance²/2s² a unit, and
-    must reach log(1/level) + ½ log n, about the cost of not knowing the effect (Robbins 1970), plus what chance may
-    take, z_power √(2 of that).
+    ``fixed``: ((z_{1−level} s₀ + z_power s) / distance)², with s₀ the deviation at the bar. ``sequential``: the
+    evidence grows by distance²/2s₀² a unit, and must reach log(1/level) + ½ log n, about the cost of not knowing the
+    effect (Robbins 1970); √2 times its root takes the place of z_{1−level}.
     """
     distance = abs(found.effect - bar)
-    deviation = max(found.deviation, 1 / math.sqrt(max(found.n, 1)) / 2)  # equal values do not mean that all are
+    deviation, at_bar = found.deviation, found.deviation_at(bar)
     if not distance > deviation * 1e-4:
         return None
-    z = float(ndtri(power))
-    if not is_sequential:
-        needed = ((float(ndtri(1 - level)) + z) * deviation / distance) ** 2
-    else:
-        needed = 1.0
-        for _ in range(30):
-            goal = math.log(1 / level) + 0.5 * math.log(1 + needed)
-            needed = (math.sqrt(2 * goal) + z) ** 2 * (deviation / distance) ** 2
+    z, quantile = float(ndtri(power)), float(ndtri(1 - level))
+    needed = 1.0
+    for _ in range(30 if is_sequential else 1):
+        if is_sequential:
+            quantile = math.sqrt(2 * (math.log(1 / level) + 0.5 * math.log(1 + needed)))
+        needed = ((quantile * at_bar + z * deviation) / distance) ** 2
     more = max(1, math.ceil(needed) - found.n)
     return more if more < MOST_MORE else None
 

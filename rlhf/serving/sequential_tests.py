@@ -17,7 +17,10 @@ from rlhf.types import Float64
 
 LARGEST_BET = 0.5
 """Largest fraction of the wealth that one value may lose."""
+NOT_BET = 0.1
+"""Fraction of the wealth that no bet on a proportion risks."""
 GRID = 101
+"""Probabilities of production, over each of two ranges, at which the evidence is computed."""
 
 
 def proportion_p(successes: float, n: int, bar: float) -> float:
@@ -70,13 +73,16 @@ def proportion_evidence(successes: Float64 | float, n: float, bar: Float64 | flo
     """Log-evidence against "the probability is at most the bar", from counts alone: their order does not matter.
 
     The likelihood, averaged over all larger probabilities alike, divided by that at the bar (Robbins 1970, Ann. Math.
-    Stat. 41, 1397-1409). Shapes: scalars, or arrays that broadcast.
+    Stat. 41, 1397-1409). A tenth is not bet, which bounds the loss where the data speak for the hypothesis.
+
+    Shapes: scalars, or arrays that broadcast.
     """
     inside = np.clip(np.asarray(bar, dtype=np.float64), 0, 1)
     with np.errstate(divide="ignore", invalid="ignore"):
         above = np.log(betaincc(successes + 1, n - successes + 1, inside))
         average = betaln(successes + 1, n - successes + 1) + above - np.log1p(-inside)
         found = average - xlogy(successes, inside) - xlog1py(n - successes, -inside)
+        found = np.logaddexp(math.log(1 - NOT_BET) + found, math.log(NOT_BET))
     found = np.where(inside >= 1, 0.0, found)  # the hypothesis cannot be wrong
     return np.where(np.asarray(bar) < 0, math.inf, found)  # nor right
 
