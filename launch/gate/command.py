@@ -115,13 +115,15 @@ def _write(folder: Path, decision: GateDecision, record: dict[str, Any], history
 
 def _show(decision: GateDecision, history: list[dict[str, Any]], folder: Path | None) -> None:
     from launch.gate.show import show_table
-    from rlhf.serving.gate_report import describe_gain, kpi_table, trend_table
+    from rlhf.serving.gate_report import describe_gain, describe_tests, kpi_table, trend_table
 
     config, content = decision.config, decision.content
     show_table(f"gate for {config.for_stage}", kpi_table(decision.kpis), sys.stdout)
+    lines = describe_tests(decision.kpis)
     if len(history) > 1:
         show_table("rounds", trend_table(history), sys.stdout)
-        print("\n".join(describe_gain(history)), end="\n" if describe_gain(history) else "")
+        lines += describe_gain(history)
+    print("\n".join(lines))
     subject = content["version"] or content["artefact"][:12] or "a candidate that no artefact is named for"
     print(f"{decision.outcome}: {subject}, for {config.for_stage}; digest {content['digest'][:12]}")
     if folder is not None:

@@ -11,7 +11,7 @@ from rlhf.serving.gate import KpiResult
 from rlhf.serving.gate_decision import GateDecision
 from rlhf.serving.markdown import escape_markdown, markdown_table
 
-KPI_COLUMNS = ("KPI", "outcome", "estimate", "bound", "must be", "n", "p pass", "p fail", "test", "remark")
+KPI_COLUMNS = ("KPI", "outcome", "estimate", "bound", "must be", "n", "p pass", "p fail")
 COSTS = {"rater_minutes": "rater minutes", "gpu_hours": "GPU hours", "judge_calls": "judge calls"}
 MOST_ROUNDS = 8
 
@@ -27,6 +27,15 @@ class GateTable:
 def kpi_table(kpis: Sequence[KpiResult]) -> GateTable:
     """One row for each KPI."""
     return GateTable(columns=KPI_COLUMNS, rows=tuple(map(_kpi_row, kpis)))
+
+
+def describe_tests(kpis: Sequence[KpiResult]) -> list[str]:
+    """By which test each KPI was decided; or why it was not, and how many more units would decide."""
+    lines = []
+    for kpi in kpis:
+        more = f"about {kpi.more:,} more would decide" if kpi.more else ""
+        lines.append("; ".join(filter(None, (f"{kpi.name}: {kpi.method}", kpi.reason, more))))
+    return lines
 
 
 def trend_table(history: Sequence[Mapping[str, Any]]) -> GateTable:
@@ -77,7 +86,9 @@ def gate_markdown(decision: GateDecision, history: Sequence[Mapping[str, Any]]) 
         f"compared with production `{content['baseline'] or 'not named'}`.",
         "",
         markdown_table(table.columns, table.rows),
-        f"{_describe_rule(decision)}",
+        *(f"- {escape_markdown(line)}" for line in describe_tests(decision.kpis)),
+        "",
+        _describe_rule(decision),
         "",
         "## Data",
         "",
@@ -109,9 +120,6 @@ def _describe_rule(decision: GateDecision) -> str:
 
 def _kpi_row(kpi: KpiResult) -> tuple[str, ...]:
     side = ">" if kpi.direction == "higher" else "<"
-    remark = kpi.reason or (f"about {kpi.more:,} more would decide" if kpi.more else "")
-    if kpi.more and kpi.reason:
-        remark = f"{kpi.reason}; about {kpi.more:,} more would decide"
     what = "" if kpi.decided_by == "absolute" else "difference "
     return (
         kpi.name,
@@ -122,8 +130,6 @@ def _kpi_row(kpi: KpiResult) -> tuple[str, ...]:
         f"{kpi.n:,}",
         f"{kpi.p_pass:.3g}",
         f"{kpi.p_fail:.3g}",
-        kpi.method,
-        remark,
     )
 
 

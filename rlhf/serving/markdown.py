@@ -17,8 +17,8 @@ def escape_markdown(value: object) -> str:
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A table; every cell is escaped."""
-    lines = [head, ["---"] * len(head)]
+    """A table; names and cells are escaped."""
+    lines = [[escape_markdown(name) for name in head], ["---"] * len(head)]
     text = ["| " + " | ".join(line) + " |" for line in lines]
     text += ["| " + " | ".join(map(escape_markdown, row)) + " |" for row in rows]
     return "\n".join(text) + "\n"

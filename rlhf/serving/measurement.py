@@ -55,6 +55,8 @@ class Measurement:
     """Bar → p-value of "the effect is at least the bar"."""
     range: fixed_tests.Limits
     """Where the effect can lie."""
+    unknowns: int = 1
+    """Parameters that a sequential test does not know: 2 for two arms with a proportion each."""
     method: str
 
     def lower_bound(self, level: float) -> float:
@@ -120,6 +122,7 @@ def measure_difference(candidate: Proportion, production: Proportion, is_sequent
         p_above=lambda bar: tests.difference_p(won, n, bar),
         p_below=lambda bar: tests.difference_p(lost, n, -bar),
         range=(-1.0, 1.0),
+        unknowns=2,
         method="mixture likelihood ratios of two proportions" if is_sequential else "score test of two proportions",
     )
 
@@ -129,8 +132,8 @@ def more_needed(found: Measurement, bar: float, level: float, power: float, is_s
     the true one; None if the effect is at the bar, or far too many are needed.
 
     ``fixed``: ((z_{1−level} s₀ + z_power s) / distance)², with s₀ the deviation at the bar. ``sequential``: the
-    evidence grows by distance²/2s₀² a unit, and must reach log(1/level) + ½ log n, about the cost of not knowing the
-    effect (Robbins 1970); √2 times its root takes the place of z_{1−level}.
+    evidence grows by distance²/2s₀² a unit, and must reach log(1/level) + ½ log(1 + n/30) for each unknown, about the
+    cost of not knowing it; √2 times its root takes the place of z_{1−level}.
     """
     distance = abs(found.effect - bar)
     deviation, at_bar = found.deviation, found.deviation_at(bar)
@@ -140,7 +143,9 @@ def more_needed(found: Measurement, bar: float, level: float, power: float, is_s
     needed = 1.0
     for _ in range(30 if is_sequential else 1):
         if is_sequential:
-            quantile = math.sqrt(2 * (math.log(1 / level) + 0.5 * math.log(1 + needed)))
+            quantile = math.sqrt(
+                2 * (math.log(1 / level) + found.unknowns / 2 * math.log1p(needed / sequential_tests.PRIOR_SIZE))
+            )
         needed = ((quantile * at_bar + z * deviation) / distance) ** 2
     more = max(1, math.ceil(needed) - found.n)
     return more if more < MOST_MORE else None

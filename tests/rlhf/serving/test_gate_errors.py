@@ -20,7 +20,7 @@ from rlhf.serving.measurement import Proportion
 REPETITIONS = 1000
 LEVEL = 0.05
 MOST = LEVEL + 3 * math.sqrt(LEVEL * (1 - LEVEL) / REPETITIONS)
-LOOKS = (100, 200, 300, 400)
+LOOKS = (100, 200, 400)
 Draw = Callable[[np.random.Generator, int], Series]
 """Draws a series of n items whose true effect is that of the test."""
 
@@ -72,7 +72,7 @@ def outcome(config: GateConfig, data: Series) -> GateOutcome:
 
 
 def shares(config: GateConfig, draw: Draw, repetitions: int = REPETITIONS) -> tuple[float, float]:
-    """Fractions of the repetitions that ever passed, and that ever failed; a sequential gate looks four times."""
+    """Fractions of the repetitions that ever passed, and that ever failed; a sequential gate looks three times."""
     random, passed, failed = np.random.default_rng(7), 0, 0
     for _ in range(repetitions):
         data = draw(random, LOOKS[-1])
@@ -127,7 +127,7 @@ def test_good_models_pass_and_bad_ones_fail(looks: str, kpi: dict[str, Any], goo
 
 
 def test_repeated_looks_with_the_plain_test_promote_falsely() -> None:
-    """Why a fixed gate looks once: the same four looks, each at 5%."""
+    """Why a fixed gate looks once: the same three looks, each at 5%."""
     config, random = gate("fixed", **BETTER), np.random.default_rng(7)
     draw, wrong = paired(0.1, 0.1), 0
     for _ in range(REPETITIONS):

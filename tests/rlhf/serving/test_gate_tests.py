@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import integrate, stats
 
 from rlhf.serving import fixed_tests, sequential_tests
 from rlhf.serving.gate import adjust, combine
@@ -52,10 +52,11 @@ def test_a_difference_of_proportions_is_tested_under_the_hypothesis() -> None:
 
 
 def test_evidence_of_a_proportion_by_hand() -> None:
-    """Two successes of two against 0.5: the likelihood q² averaged over q from ½ to 1, over ¼; a tenth is not bet."""
-    average = (1 - 1 / 8) / 3 / 0.5 / 0.25
-    expected = math.log(0.9 * average + 0.1)
-    assert float(sequential_tests.proportion_evidence(2, 2, 0.5)) == pytest.approx(expected)
+    """Five successes of six against 0.6, by numerical integration over the probabilities above it; a tenth not bet."""
+    prior = stats.beta(0.5 + 30 * 0.6, 0.5 + 30 * 0.4)
+    average = integrate.quad(lambda q: q**5 * (1 - q) * prior.pdf(q), 0.6, 1)[0] / prior.sf(0.6)
+    expected = math.log(0.9 * average / (0.6**5 * 0.4) + 0.1)
+    assert float(sequential_tests.proportion_evidence(5, 6, 0.6)) == pytest.approx(expected)
     assert float(sequential_tests.proportion_evidence(0, 5000, 0.5)) == pytest.approx(math.log(0.1), abs=0.01)
     assert sequential_tests.proportion_p(3, 9, 1.0) == 1.0
 
