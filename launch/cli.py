@@ -22,7 +22,9 @@ import launch.data
 import launch.doctor.command
 import launch.evaluate.command
 import launch.feedback.commands
+import launch.gate.command
 import launch.plan.command
+import launch.registry.commands
 import launch.report.command
 import launch.retrieval.commands
 import launch.submit
@@ -114,6 +116,8 @@ COMMANDS: Mapping[str, Command | CommandGroup] = {
     "report": _tool(launch.report.command),
     "feedback": _group(launch.feedback.commands),
     "retrieval": _group(launch.retrieval.commands),
+    "gate": _tool(launch.gate.command),
+    "registry": _group(launch.registry.commands),
 }
 
 

@@ -1,0 +1,1 @@
+"""Decisions about production: the gate, the registry of artefacts, and the model card."""
