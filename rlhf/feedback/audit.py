@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from dataclasses import dataclass
 
-from rlhf.feedback.database import Database
+from rlhf.storage.database import Database
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from rlhf.errors import UserError
 from rlhf.feedback.audit import record
-from rlhf.feedback.database import Database
 from rlhf.feedback.rater_table import rater_row
+from rlhf.storage.database import Database
 
 
 @dataclass(frozen=True, kw_only=True)

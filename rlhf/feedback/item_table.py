@@ -8,9 +8,9 @@ from collections.abc import Iterable
 
 from rlhf.errors import UserError
 from rlhf.feedback.audit import record
-from rlhf.feedback.database import Database
 from rlhf.feedback.encoding import canonical, decode_item, encode_item
 from rlhf.feedback.records import Item, Purpose
+from rlhf.storage.database import Database
 
 
 def read_item(body: str) -> Item:

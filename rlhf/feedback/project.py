@@ -20,7 +20,6 @@ from rlhf.data.split import canonical_prompt
 from rlhf.data.turns import RowError, read_variables
 from rlhf.errors import UserError
 from rlhf.feedback.aggregate import Aggregated, Outcome, Ties, bradley_terry, dawid_skene, majority
-from rlhf.feedback.database import connect
 from rlhf.feedback.labelled import LabelledOutcome, labelled_answers
 from rlhf.feedback.records import Item
 from rlhf.feedback.schema import APPLICATION_ID
@@ -35,6 +34,7 @@ from rlhf.records import (
     PromptRow,
     RowLocation,
 )
+from rlhf.storage.database import connect, is_sqlite
 
 T = TypeVar("T", Preference, Demonstration, PromptRow, LabelledAnswer)
 S = TypeVar("S", Item, Outcome, LabelledOutcome)
@@ -46,16 +46,14 @@ RULES: Mapping[str, Callable[..., Aggregated]] = {
 }
 """``data.aggregation`` → how the votes on an item become a preference."""
 DEFAULT_RULE = "majority"
-_SQLITE = b"SQLite format 3\0"
 
 
 def is_project(path: str | Path) -> bool:
     """Whether a path is a feedback project: a SQLite file with the mark of one."""
     try:
         place = Path(path).expanduser()
-        with place.open("rb") as file:
-            if file.read(len(_SQLITE)) != _SQLITE:
-                return False
+        if not is_sqlite(place):
+            return False
     except (OSError, ValueError, RuntimeError):  # no file, or a name that no file can have
         return False
     with suppress(sqlite3.DatabaseError), closing(connect(place)) as db:  # a damaged one is refused by whoever reads it

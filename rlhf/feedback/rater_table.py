@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from rlhf.errors import UserError
 from rlhf.feedback.audit import record
-from rlhf.feedback.database import Database
 from rlhf.feedback.feeds import recount
+from rlhf.storage.database import Database
 
 _ALIAS = re.compile(r"[A-Za-z0-9._-]{1,40}")
 _IMPORTED_ALIAS = re.compile(r"[A-Za-z0-9._:-]{1,40}")

@@ -11,6 +11,7 @@ import sqlite3
 from pathlib import Path
 
 from rlhf.errors import UserError
+from rlhf.storage.database import is_sqlite, pragma_value, split_statements
 
 APPLICATION_ID = 0x524C4846
 """Marks a SQLite file as a feedback project ("RLHF"), see ``PRAGMA application_id``."""
@@ -139,7 +140,6 @@ CREATE TABLE access (alias TEXT PRIMARY KEY, role TEXT NOT NULL, serial TEXT NOT
 MIGRATIONS = (_VERSION_1, _VERSION_2)
 """``MIGRATIONS[n]`` brings version n to n + 1. A released entry never changes; the schema changes by a new entry."""
 VERSION = len(MIGRATIONS)
-_MAGIC = b"SQLite format 3\0"
 
 
 def require_project(db: sqlite3.Connection, path: Path) -> None:
@@ -148,8 +148,8 @@ def require_project(db: sqlite3.Connection, path: Path) -> None:
     Raises:
         UserError: it is another program's file, or of a newer version.
     """
-    version = _pragma(db, "user_version")
-    if _pragma(db, "application_id") != APPLICATION_ID or version < 1:
+    version = pragma_value(db, "user_version")
+    if pragma_value(db, "application_id") != APPLICATION_ID or version < 1:
         raise _not_a_project(path, "another program wrote it")
     if version > VERSION:
         raise UserError(
@@ -166,15 +166,14 @@ def require_sqlite(path: Path) -> None:
         UserError: there is no such file, or it cannot be read, or is of another kind.
     """
     try:
-        with path.open("rb") as file:
-            begin = file.read(len(_MAGIC))
+        is_right = is_sqlite(path)
     except OSError as error:
         raise UserError(
             f"{path} cannot be read: {error.strerror}",
             "",
             "correct the path, or create a project by `rlhf feedback init`",
         ) from error
-    if begin != _MAGIC:
+    if not is_right:
         raise _not_a_project(path, "it is no SQLite file, or its creation was interrupted")
 
 
@@ -184,8 +183,8 @@ def _not_a_project(path: Path, why: str) -> UserError:
 
 def migrate(db: sqlite3.Connection) -> None:
     """Bring the schema to ``VERSION``, inside the caller's write transaction; an empty file gets all tables."""
-    for version in range(_pragma(db, "user_version"), VERSION):
-        for statement in _statements(MIGRATIONS[version]):
+    for version in range(pragma_value(db, "user_version"), VERSION):
+        for statement in split_statements(MIGRATIONS[version]):
             db.execute(statement)
         db.execute(f"PRAGMA user_version = {version + 1}")
     db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
@@ -193,19 +192,4 @@ def migrate(db: sqlite3.Connection) -> None:
 
 def is_current(db: sqlite3.Connection) -> bool:
     """Whether the schema needs no migration."""
-    return _pragma(db, "user_version") == VERSION
-
-
-def _pragma(db: sqlite3.Connection, name: str) -> int:
-    return int(db.execute(f"PRAGMA {name}").fetchone()[0])
-
-
-def _statements(script: str) -> list[str]:
-    """Split a script; ``executescript`` would commit the transaction first."""
-    statements, text = [], ""
-    for line in script.splitlines(keepends=True):
-        text += line
-        if sqlite3.complete_statement(text):
-            statements.append(text)
-            text = ""
-    return [statement for statement in statements if statement.strip()]
+    return pragma_value(db, "user_version") == VERSION

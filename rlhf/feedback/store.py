@@ -17,7 +17,6 @@ from typing import Self
 
 from rlhf.errors import UserError
 from rlhf.feedback.audit import AuditTable, record
-from rlhf.feedback.database import Database, translated
 from rlhf.feedback.guideline_table import GuidelineTable
 from rlhf.feedback.item_table import ItemTable
 from rlhf.feedback.progress import Counts, count_all
@@ -27,6 +26,7 @@ from rlhf.feedback.settings import ProjectSettings, read_settings, write_setting
 from rlhf.feedback.soundness import content_digest, find_faults
 from rlhf.feedback.thumb_table import ThumbTable
 from rlhf.feedback.vote_table import VoteTable
+from rlhf.storage.database import Database, translated
 
 
 class Store(ItemTable, RaterTable, GuidelineTable, VoteTable, ThumbTable, AuditTable):

@@ -7,9 +7,9 @@ import sqlite3
 from collections.abc import Iterable
 
 from rlhf.errors import UserError
-from rlhf.feedback.database import Database
 from rlhf.feedback.encoding import canonical, decode_thumb, encode_thumb
 from rlhf.feedback.records import Thumb
+from rlhf.storage.database import Database
 
 
 class ThumbTable(Database):

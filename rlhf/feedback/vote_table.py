@@ -9,7 +9,6 @@ from dataclasses import replace
 
 from rlhf.errors import UserError
 from rlhf.feedback.audit import record
-from rlhf.feedback.database import Database
 from rlhf.feedback.encoding import canonical
 from rlhf.feedback.feeds import feeds
 from rlhf.feedback.item_table import item_number
@@ -17,6 +16,7 @@ from rlhf.feedback.leases import Lease, find_lease, grant, has_place, release
 from rlhf.feedback.rater_table import active_rater_row, rater_row
 from rlhf.feedback.records import Choice, Purpose, Vote
 from rlhf.feedback.settings import read_settings
+from rlhf.storage.database import Database
 
 MOST_UNDONE = 20
 """A rater undoes at most this many votes below the rater's largest number of votes."""

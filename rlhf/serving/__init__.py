@@ -1,1 +1,1 @@
-"""From a checkpoint to production: the registry, and the decisions of the gateway; pure, with an injected clock."""
+"""Decisions about production: the gate, the registry of artefacts, the model card, and the gateway's rules."""

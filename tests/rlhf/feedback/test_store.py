@@ -277,7 +277,7 @@ def test_a_damaged_file_is_an_error_that_names_it(tmp_path: Path) -> None:
 
 
 def test_a_lock_that_another_process_keeps_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rlhf.feedback.database.BUSY_SECONDS", 0.05)
+    monkeypatch.setattr("rlhf.storage.database.BUSY_SECONDS", 0.05)
     with project(tmp_path, labels(1)) as store, store.writing(), pytest.raises(MachineryError, match="is locked"):
         store.add_rater("ann")
 

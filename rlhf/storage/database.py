@@ -1,8 +1,8 @@
-"""Connections to a project's SQLite file: transactions for several threads and processes, and their errors.
+"""Connections to a SQLite file: transactions for several threads and processes, and their errors.
 
 The file is in WAL mode: readers never wait for the writer. ``synchronous`` is FULL, so that a commit is on the disk: a
-vote that was acknowledged survives a killed process and a power loss. One flush per vote is affordable because people
-vote a few times a minute.
+vote or a promotion that was acknowledged survives a killed process and a power loss. One flush per commit is affordable
+because people vote a few times a minute, and promote a few times a week.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from rlhf.errors import MachineryError
 BUSY_SECONDS = 30.0
 """How long a transaction waits for another writer; a write takes milliseconds."""
 
+_MAGIC = b"SQLite format 3\0"
+
 _PRAGMAS = (
     "foreign_keys = ON",
     "synchronous = FULL",
@@ -34,10 +36,11 @@ class Database:
 
     Args:
         clock: Unix time in seconds, for what is dated.
+        subject: what the file is, in messages.
     """
 
-    def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
-        self.path, self.clock = path, clock
+    def __init__(self, path: Path, clock: Callable[[], float] = time.time, subject: str = "feedback project") -> None:
+        self.path, self.clock, self.subject = path, clock, subject
         self._idle: list[sqlite3.Connection] = []
         self._is_closed = False
         self._writer = threading.Lock()
@@ -69,7 +72,7 @@ class Database:
         Raises:
             MachineryError: the file cannot be read or written.
         """
-        with translated(self.path):
+        with translated(self.path, self.subject):
             db = self._take()
             try:
                 yield db
@@ -84,7 +87,7 @@ class Database:
 
     @contextmanager
     def _place_in_queue(self) -> Iterator[None]:
-        with translated(self.path):
+        with translated(self.path, self.subject):
             if not self._writer.acquire(timeout=BUSY_SECONDS):
                 raise sqlite3.OperationalError("database is locked")
         try:
@@ -134,7 +137,7 @@ def connect(path: Path) -> sqlite3.Connection:
 
 
 @contextmanager
-def translated(path: Path) -> Iterator[None]:
+def translated(path: Path, subject: str = "feedback project") -> Iterator[None]:
     """Turn SQLite's errors of file and disk into ``MachineryError``; violated constraints are left as they are."""
     try:
         yield
@@ -142,6 +145,32 @@ def translated(path: Path) -> Iterator[None]:
         raise
     except sqlite3.DatabaseError as error:
         raise MachineryError(
-            f"the feedback project {path} cannot be read or written: {error}; "
+            f"the {subject} {path} cannot be read or written: {error}; "
             "check disk and permissions, and whether another process holds it; restore a backup if it is damaged"
         ) from error
+
+
+def pragma_value(db: sqlite3.Connection, name: str) -> int:
+    """The value of a pragma that is a number, such as ``user_version``."""
+    return int(db.execute(f"PRAGMA {name}").fetchone()[0])
+
+
+def is_sqlite(path: Path) -> bool:
+    """Whether a file is a SQLite file, by its first bytes.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        return file.read(len(_MAGIC)) == _MAGIC
+
+
+def split_statements(script: str) -> list[str]:
+    """Split a script, to run it inside a transaction; ``executescript`` would commit the transaction first."""
+    statements, text = [], ""
+    for line in script.splitlines(keepends=True):
+        text += line
+        if sqlite3.complete_statement(text):
+            statements.append(text)
+            text = ""
+    return [statement for statement in statements if statement.strip()]
