@@ -25,6 +25,7 @@ import launch.feedback.commands
 import launch.plan.command
 import launch.report.command
 import launch.retrieval.commands
+import launch.serve.command
 import launch.submit
 import launch.watch.command
 from launch.options import Overrides, RecipePath, Run
@@ -114,6 +115,7 @@ COMMANDS: Mapping[str, Command | CommandGroup] = {
     "report": _tool(launch.report.command),
     "feedback": _group(launch.feedback.commands),
     "retrieval": _group(launch.retrieval.commands),
+    "serve": _tool(launch.serve.command),
 }
 
 

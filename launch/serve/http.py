@@ -25,9 +25,7 @@ class RefusedRequest(Exception):
     def body(self) -> bytes:
         """The error as the ``openai`` client reads it."""
         kind = "invalid_request_error" if self.status < 500 else "server_error"
-        return json.dumps(
-            {"error": {"message": self.message, "type": kind, "param": None, "code": self.code}}
-        ).encode()
+        return json.dumps({"error": {"message": self.message, "type": kind, "param": None, "code": self.code}}).encode()
 
 
 class ClientGone(Exception):

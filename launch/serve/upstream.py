@@ -6,6 +6,7 @@ aiohttp and not httpx: at 200 streams httpx takes several times the CPU time for
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -13,17 +14,22 @@ from dataclasses import dataclass, field
 import aiohttp
 
 from launch.serve.engine_process import EngineProcess
+from rlhf.http_retries import bearer
 
 IDLE_SECONDS = 4.0
 """Idle connections are closed after it: before uvicorn, which serves vLLM, closes them after 5 s."""
+AVOID_SECONDS = 5.0
+"""For how long a server that refused a connection is tried last."""
+ENGINE_KEY = "RLHF_ENGINE_KEY"
+"""Environment variable with the API key of the servers, if they require one; it is never written."""
 
 
 class UpstreamFailure(Exception):
     """A server gave no answer.
 
     Args:
-        reason: one of ``connection``, ``first_byte``, ``timeout``, ``status``, ``broken``, ``malformed``, ``too_long``,
-            ``low_score`` or ``withdrawn``; a label of metrics.
+        reason: one of ``connection``, ``first_byte``, ``timeout``, ``status``, ``refused`` (a status that blames the
+            request), ``broken``, ``malformed``, ``too_long``, ``low_score`` and ``withdrawn``; a label of metrics.
     """
 
     def __init__(self, reason: str, detail: str = "") -> None:
@@ -41,6 +47,8 @@ class Arm:
     process: EngineProcess | None = None
     """The server, if the gateway started it."""
     in_flight: dict[str, int] = field(default_factory=dict)
+    failed: dict[str, float] = field(default_factory=dict)
+    """Address → monotonic time of the last failed connection."""
 
     @property
     def is_running(self) -> bool:
@@ -53,8 +61,11 @@ class Arm:
         return sum(self.in_flight.values())
 
     def order(self) -> list[str]:
-        """Addresses, that with the fewest requests first."""
-        return sorted(self.urls, key=lambda url: self.in_flight.get(url, 0))
+        """Addresses, that with the fewest requests first; those that just refused a connection last."""
+        if len(self.urls) == 1:
+            return list(self.urls)
+        recent = time.monotonic() - AVOID_SECONDS
+        return sorted(self.urls, key=lambda url: (self.failed.get(url, 0.0) > recent, self.in_flight.get(url, 0)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,11 +110,18 @@ class Upstream:
 
         Args:
             connections: most at the same time; 0: any number.
+
+        Raises:
+            UserError: the servers' API key in the environment is malformed.
         """
         connector = aiohttp.TCPConnector(limit=connections, keepalive_timeout=IDLE_SECONDS)
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_seconds)
         self._session = aiohttp.ClientSession(
-            connector=connector, timeout=timeout, trust_env=False, cookie_jar=aiohttp.DummyCookieJar()
+            connector=connector,
+            timeout=timeout,
+            trust_env=False,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers=bearer(ENGINE_KEY),
         )
 
     async def close(self) -> None:
@@ -117,10 +135,10 @@ class Upstream:
         """Context of an answer; the server learns of its end, and stops generating if the answer is not complete.
 
         Raises:
-            UpstreamFailure: also for what happens to the answer within the context.
+            UpstreamFailure: also if the answer breaks off within the context.
         """
         headers = {"Content-Type": "application/json", "Accept-Encoding": "identity", "X-Request-Id": id}
-        has_begun = False
+        response: aiohttp.ClientResponse | None = None
         arm.in_flight[url] = arm.in_flight.get(url, 0) + 1
         try:
             async with asyncio.timeout(total_seconds) as deadline:
@@ -132,15 +150,16 @@ class Upstream:
                         first = await response.content.readany()
                 except TimeoutError:
                     raise UpstreamFailure("first_byte", f"nothing within {first_seconds:g} s") from None
-                has_begun = True
-                async with response:
-                    yield OpenAnswer(response=response, first=first, deadline=deadline)
+                yield OpenAnswer(response=response, first=first, deadline=deadline)
         except TimeoutError:
             raise UpstreamFailure("timeout", f"no end within {total_seconds:g} s") from None
         except (aiohttp.ClientError, OSError) as error:
-            raise UpstreamFailure("broken" if has_begun else "connection", type(error).__name__) from None
+            arm.failed[url] = time.monotonic()
+            raise UpstreamFailure("broken" if response else "connection", type(error).__name__) from None
         finally:
             arm.in_flight[url] -= 1
+            if response is not None:
+                response.close()  # of an incomplete answer the connection too
 
     async def get(self, url: str, seconds: float) -> tuple[int, bytes]:
         """Status and body of a small page; (0, b"") if there is none."""

@@ -82,10 +82,9 @@ def as_text(prompt: Messages | str) -> str:
 def _content(content: Any) -> str:
     if isinstance(content, str):
         return content
-    parts = content if isinstance(content, list) else [None]
-    if not all(isinstance(part, Mapping) and part.get("type") == "text" for part in parts):
+    if not isinstance(content, list) or not all(part["type"] == "text" for part in content):
         raise ValueError("a turn has other content than text")
-    return "".join(part["text"] for part in parts)
+    return "".join(str(part["text"]) for part in content)
 
 
 def _read_object(answer: Any) -> CompletionAnswer:
@@ -97,7 +96,7 @@ def _read_object(answer: Any) -> CompletionAnswer:
 
 def _text(choice: Mapping[str, Any], part: str) -> str:
     """Text of a choice of either API; the fields of a tool call count as its text."""
-    holder = choice[part] if part in choice else None
+    holder = choice.get(part)
     if holder is None:
         return str(choice.get("text") or "")
     if not isinstance(holder, Mapping):

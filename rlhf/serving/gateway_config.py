@@ -53,7 +53,7 @@ class ServedEnginesConfig:
     arguments: Texts = ()
     """Further arguments of ``vllm serve`` for servers that the gateway starts."""
     gpus: tuple[tuple[CountOrZero, ...], ...] = ()
-    """GPUs of each server that the gateway starts, for example ``[[0], [1], [2]]``; empty: all see all GPUs, or CPUs."""
+    """GPUs of each server that the gateway starts, for example ``[[0], [1], [2]]``; empty: no server's are limited."""
     start_seconds: Seconds = 900.0
     """Longest start of a server, in seconds, until it is healthy."""
     stop_seconds: Seconds = 15.0
