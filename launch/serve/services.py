@@ -7,6 +7,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from launch.serve.admission import Admission
 from launch.serve.exchange import Exchange
@@ -18,12 +19,14 @@ from launch.serve.roles import Roles
 from launch.serve.scoring import Scoring
 from launch.serve.shadow import Shadow
 from launch.serve.thumbs import Thumbs
-from launch.serve.tracing import Tracing
 from launch.serve.upstream import Upstream
 from rlhf.errors import UserError
 from rlhf.serving.api_keys import read_keys
 from rlhf.serving.gateway_config import GatewayConfig
 from rlhf.serving.registry import Registry
+
+if TYPE_CHECKING:
+    from launch.serve.tracing import Tracing
 
 KEYS_SECONDS = 2.0
 """Seconds between two looks at the file of keys."""
@@ -48,7 +51,7 @@ class Services:
         self._scoring = Scoring(scorer, self.roles, self.metrics, config.seed) if scorer else None
         self.thumbs = Thumbs(config.feedback) if config.feedback else None
         self._log = RequestLog(Path(config.log), config.log_content) if config.log else None
-        self._tracing = Tracing(config.opentelemetry, config.model) if config.opentelemetry else None
+        self._tracing = _tracing(config)
         self._upstream = Upstream(config.timeouts.connect_seconds)
         self._shadow = Shadow(config, self.roles, self.metrics, self._scoring)
         self.relay = Relay(config, self.roles, self._upstream, self._scoring, time.monotonic)
@@ -120,3 +123,12 @@ class Services:
                     except UserError as error:
                         print(f"gateway: the keys stay as they were: {error.what}", file=sys.stderr, flush=True)
             await asyncio.sleep(KEYS_SECONDS)
+
+
+def _tracing(config: GatewayConfig) -> Tracing | None:
+    """The exporter of spans, whose packages are imported only if a collector is named."""
+    if config.opentelemetry is None:
+        return None
+    from launch.serve.tracing import Tracing
+
+    return Tracing(config.opentelemetry, config.model)

@@ -25,6 +25,8 @@ from rlhf.serving.registry import Registry
 ROOT = Path(__file__).parents[3]
 SECONDS = 30.0
 MODEL = "travel"
+CLIENT = httpx.Client(verify=False, limits=httpx.Limits(max_keepalive_connections=0), timeout=SECONDS)
+"""Of all requests: a new client costs more time than a request."""
 BY = {"who": "a test", "why": "a test"}
 
 
@@ -41,11 +43,11 @@ class Stub:
         return f"http://127.0.0.1:{self.port}"
 
     def behave(self, mode: str) -> None:
-        httpx.post(f"{self.url}/control", json={"mode": mode}).raise_for_status()
+        CLIENT.post(f"{self.url}/control", json={"mode": mode}).raise_for_status()
 
     @property
     def control(self) -> dict[str, Any]:
-        found: dict[str, Any] = httpx.get(f"{self.url}/control").json()
+        found: dict[str, Any] = CLIENT.get(f"{self.url}/control").json()
         return found
 
     @property
@@ -101,7 +103,7 @@ def start_stub(name: str, *options: str) -> Stub:
 def get(url: str, **options: Any) -> int:
     """Status of a page; 0 if nobody answers."""
     try:
-        return httpx.get(url, **options).status_code
+        return CLIENT.get(url, **options).status_code
     except httpx.TransportError:
         return 0
 
@@ -151,12 +153,12 @@ class LiveGateway:
         return {"Authorization": f"Bearer {self.key}"}
 
     def get(self, path: str) -> httpx.Response:
-        return httpx.get(f"{self.url}{path}", headers=self.headers, timeout=SECONDS)
+        return CLIENT.get(f"{self.url}{path}", headers=self.headers, timeout=SECONDS)
 
     def chat(self, text: str = "Hi", *, conversation: str = "", **fields: Any) -> httpx.Response:
         body = {"model": MODEL, "messages": [{"role": "user", "content": text}], **fields}
         named = {"X-Conversation-Id": conversation} if conversation else {}
-        return httpx.post(
+        return CLIENT.post(
             f"{self.url}/v1/chat/completions", json=body, headers={**self.headers, **named}, timeout=SECONDS
         )
 
