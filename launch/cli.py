@@ -25,6 +25,7 @@ import launch.feedback.commands
 import launch.plan.command
 import launch.report.command
 import launch.retrieval.commands
+import launch.serve.batch_command
 import launch.serve.command
 import launch.submit
 import launch.watch.command
@@ -116,6 +117,7 @@ COMMANDS: Mapping[str, Command | CommandGroup] = {
     "feedback": _group(launch.feedback.commands),
     "retrieval": _group(launch.retrieval.commands),
     "serve": _tool(launch.serve.command),
+    "batch": _tool(launch.serve.batch_command),
 }
 
 

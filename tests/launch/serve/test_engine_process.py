@@ -90,7 +90,7 @@ def test_a_server_sees_its_gpus_and_answers_until_it_is_stopped(tmp_path: Path) 
         [sys.executable, "-m", "benchmarks.stub_engine", "--port", str(port)], port, tmp_path / "a.log", 5.0, (2, 3)
     )
     wait_for(lambda: get(f"{server.url}/health") == 200, "the server answers")
-    (listening,) = [each for each in psutil.Process(server._process.pid).children()]
+    (listening,) = psutil.Process(server._process.pid).children()
     assert listening.environ()["CUDA_VISIBLE_DEVICES"] == "2,3"
     asyncio.run(server.stop())
     assert get(f"{server.url}/health") == 0
