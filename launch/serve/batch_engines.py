@@ -90,7 +90,8 @@ class EngineBatch:
 
 
 def _why_unusable(error: UserError) -> str:
-    return " ".join((error.why or error.what).removeprefix("all were dropped:").split())
+    """The reason in the error that all rows of a file were dropped, where the file is one row."""
+    return " ".join((error.why or error.what).removeprefix("all were dropped:").split()).removeprefix("1 × ")
 
 
 def _result(answer: BlockAnswer) -> BatchResult:

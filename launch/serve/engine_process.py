@@ -75,7 +75,7 @@ def start_engine(
     """Start ``vllm serve`` with a folder's model under the public name."""
     port = free_port()
     command = [
-        *(sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(folder)),
+        *(sys.executable, "-m", "launch.serve.vllm_server", "--model", str(folder)),
         *("--served-model-name", model, "--host", "127.0.0.1", "--port", str(port)),
         *("--disable-uvicorn-access-log", *config.arguments),
     ]

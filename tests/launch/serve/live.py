@@ -204,9 +204,11 @@ def gateway(site: Site, waits: bool = True, **changes: Any) -> Iterator[LiveGate
         process.wait()
 
 
-def wait_for(is_true: Callable[[], object], what: str, live: LiveGateway | None = None) -> None:
-    end = time.monotonic() + SECONDS
+def wait_for(
+    is_true: Callable[[], object], what: str, live: LiveGateway | None = None, seconds: float = SECONDS
+) -> None:
+    end = time.monotonic() + seconds
     while not is_true():
         assert live is None or live.process.poll() is None, live.output()
-        assert time.monotonic() < end, f"not within {SECONDS:g} s: {what}\n{live.output() if live else ''}"
+        assert time.monotonic() < end, f"not within {seconds:g} s: {what}\n{live.output() if live else ''}"
         time.sleep(0.05)
