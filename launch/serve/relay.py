@@ -61,7 +61,6 @@ class Relay:
         """Let the canary answer; False if it could not, and nothing was sent."""
         _attribute(exchange, "canary", arm)
         limits = self._config.canary
-        total = self._config.timeouts.total_seconds if exchange.is_stream else limits.first_token_seconds
         begin = self._clock()
         try:
             async with self._upstream.post(
@@ -70,8 +69,8 @@ class Relay:
                 exchange.path,
                 exchange.request,
                 exchange.id,
-                first_seconds=limits.first_token_seconds,
-                total_seconds=min(total, limits.hold_seconds),
+                first_seconds=limits.first_token_seconds if exchange.is_stream else limits.hold_seconds,
+                total_seconds=limits.hold_seconds,
             ) as answer:
                 if exchange.is_stream:
                     exchange.first_seconds = self._clock() - begin

@@ -111,9 +111,10 @@ class CanaryShareConfig:
     """Bytes of a stream of the canary that are held back until the stream is complete: up to there its failure is
     invisible, and its first token is late. 0 sends each piece at once."""
     first_token_seconds: Seconds = 10.0
-    """Longest wait for the canary's first byte, or whole answer if it is not a stream; then production answers."""
+    """Longest wait for the first byte of the canary's stream; then production answers."""
     hold_seconds: Seconds = 60.0
-    """Longest time for which a stream is held back; then production answers."""
+    """Longest wait for the canary's whole answer, or for the part of a stream that is held back; then production
+    answers."""
 
 
 @section
