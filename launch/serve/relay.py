@@ -12,7 +12,7 @@ from collections.abc import Callable
 from launch.serve.exchange import Exchange
 from launch.serve.http import EVENTS, JSON, ClientGone, RefusedRequest, start_response
 from launch.serve.roles import Roles
-from launch.serve.scoring import Scoring
+from launch.serve.scoring import AnswerScoring
 from launch.serve.upstream import Arm, OpenAnswer, Upstream, UpstreamFailure
 from rlhf.serving.completions import CompletionAnswer, as_text, check_beginning, is_complete, parse_answer, prompt_of
 from rlhf.serving.gateway_config import GatewayConfig
@@ -35,7 +35,7 @@ class Relay:
         config: GatewayConfig,
         roles: Roles,
         upstream: Upstream,
-        scoring: Scoring | None,
+        scoring: AnswerScoring | None,
         clock: Callable[[], float],
     ) -> None:
         self._config, self._roles, self._upstream, self._clock = config, roles, upstream, clock
@@ -145,7 +145,7 @@ class Relay:
             raise UpstreamFailure("withdrawn")
         return None
 
-    async def _require_score(self, scoring: Scoring, exchange: Exchange, found: CompletionAnswer, arm: Arm) -> None:
+    async def _require_score(self, scoring: AnswerScoring, exchange: Exchange, found: CompletionAnswer, arm: Arm) -> None:
         try:
             prompt = as_text(prompt_of(exchange.body))
         except (ValueError, LookupError, TypeError):

@@ -22,7 +22,7 @@ SERVICE_THREADS = 8
 """Concurrent requests to a service; a function runs in one thread."""
 
 
-class Scoring:
+class AnswerScoring:
     """The scorer, its queue of sent answers, and what becomes of the scores."""
 
     def __init__(self, config: AnswerScorerConfig, roles: Roles, metrics: GatewayMetrics, seed: int) -> None:

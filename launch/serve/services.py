@@ -16,7 +16,7 @@ from launch.serve.reconciler import Reconciler
 from launch.serve.relay import Relay
 from launch.serve.request_log import RequestLog
 from launch.serve.roles import Roles
-from launch.serve.scoring import Scoring
+from launch.serve.scoring import AnswerScoring
 from launch.serve.shadow import Shadow
 from launch.serve.thumbs import Thumbs
 from launch.serve.upstream import Upstream
@@ -48,8 +48,8 @@ class Services:
         self.metrics = GatewayMetrics(lambda: self.admission.running, lambda: self.admission.waiting)
         self.roles = Roles(config, self.metrics, time.monotonic)
         scorer = config.scorer
-        self._scoring = Scoring(scorer, self.roles, self.metrics, config.seed) if scorer else None
-        self.thumbs = Thumbs(config.feedback) if config.feedback else None
+        self._scoring = AnswerScoring(scorer, self.roles, self.metrics, config.seed) if scorer else None
+        self.thumbs = Thumbs(config.thumbs) if config.thumbs else None
         self._log = RequestLog(Path(config.log), config.log_content) if config.log else None
         self._tracing = _tracing(config)
         self._upstream = Upstream(config.timeouts.connect_seconds)

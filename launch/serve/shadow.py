@@ -12,7 +12,7 @@ from typing import Any
 from launch.serve.exchange import Exchange
 from launch.serve.metrics import GatewayMetrics
 from launch.serve.roles import Roles
-from launch.serve.scoring import Scoring
+from launch.serve.scoring import AnswerScoring
 from launch.serve.upstream import Upstream, UpstreamFailure
 from rlhf.serving.completions import as_text, parse_answer, prompt_of
 from rlhf.serving.gateway_config import GatewayConfig
@@ -35,7 +35,7 @@ class Shadow:
     """The queue of copies, and the workers that send them over connections of their own."""
 
     def __init__(
-        self, config: GatewayConfig, roles: Roles, metrics: GatewayMetrics, scoring: Scoring | None = None
+        self, config: GatewayConfig, roles: Roles, metrics: GatewayMetrics, scoring: AnswerScoring | None = None
     ) -> None:
         self._config, self._roles, self._metrics, self._scoring = config, roles, metrics, scoring
         self._random = random.Random(config.seed)
@@ -93,7 +93,7 @@ class Shadow:
         return "answered"
 
     async def _score(
-        self, scoring: Scoring, body: Mapping[str, Any], texts: tuple[str, ...], version: str, digest: str
+        self, scoring: AnswerScoring, body: Mapping[str, Any], texts: tuple[str, ...], version: str, digest: str
     ) -> None:
         try:
             prompt = as_text(prompt_of(body))

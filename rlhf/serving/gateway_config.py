@@ -29,7 +29,7 @@ from rlhf.data.columns import is_within
 from rlhf.errors import UserError, raise_all
 from rlhf.serving.kpi import Kpi, KpiRule
 
-FILES = ("registry", "keys", "log", "engines.logs", "feedback.project")
+FILES = ("registry", "keys", "log", "engines.logs", "thumbs.project")
 """Keys with names of files, relative to the gateway's file."""
 KIBI, MEBI = 2**10, 2**20
 
@@ -190,7 +190,9 @@ class GatewayConfig:
     """Limits whose breach withdraws the canary."""
     shadow: ShadowTrafficConfig = field(default_factory=ShadowTrafficConfig)
     scorer: AnswerScorerConfig | None = None
-    feedback: ThumbsConfig | None = None
+    """What scores answers; without it none is scored."""
+    thumbs: ThumbsConfig | None = None
+    """Where users' thumbs go; without it `/feedback` answers 404."""
     log: StrictStr | None = None
     """File of one JSON line for each request; none by default."""
     log_content: StrictBool = False
@@ -217,8 +219,8 @@ def _problems(config: GatewayConfig) -> Iterable[UserError]:
         yield UserError("canary.check = before needs a scorer", fix="set scorer.function or scorer.url")
     if config.scorer is None and Kpi.LOW_SCORES in asked:
         yield UserError("the KPI low_scores needs a scorer", fix="set scorer.function or scorer.url")
-    if config.feedback is None and Kpi.THUMBS_DOWN in asked:
-        yield UserError("the KPI thumbs_down needs a feedback project", fix="set feedback.project")
+    if config.thumbs is None and Kpi.THUMBS_DOWN in asked:
+        yield UserError("the KPI thumbs_down needs a feedback project", fix="set thumbs.project")
     if config.listen.port > 65535:
         yield UserError(f"listen.port = {config.listen.port} is no port", fix="listen.port=8460")
 

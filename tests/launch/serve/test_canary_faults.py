@@ -99,7 +99,7 @@ def test_a_broken_kpi_withdraws_the_canary_for_good(here: Site, kpi: str) -> Non
     settings = {
         "canary": {"share": 1.0, "first_token_seconds": 5.0},
         "scorer": {"function": "scorer.py:score", "minimum": 0.5},
-        "feedback": {"project": "votes.db"},
+        "thumbs": {"project": "votes.db"},
         "kpis": [rule],
     }
     two, mode = (

@@ -39,7 +39,7 @@ def live(here: Site) -> Iterator[LiveGateway]:
     settings = {
         "canary": {"share": 0.5},
         "limits": {"body_bytes": 5000},
-        "feedback": {"project": "votes.db"},
+        "thumbs": {"project": "votes.db"},
         "log": "requests.jsonl",
         "shadow": {"waiting": 2, "concurrent": 1},
     }

@@ -20,7 +20,7 @@ def write(folder: Path, more: str = "") -> Path:
 
 def test_names_of_files_are_beside_the_file_except_those_of_the_command_line(tmp_path: Path) -> None:
     (tmp_path / "score.py").write_text("")
-    file = write(tmp_path, "log: a/log.jsonl\nscorer: {function: 'score.py:score'}\nfeedback: {project: votes.db}\n")
+    file = write(tmp_path, "log: a/log.jsonl\nscorer: {function: 'score.py:score'}\nthumbs: {project: votes.db}\n")
     config = load_gateway(file, ["registry=other.db"])
     assert config.registry == "other.db"
     assert config.keys == str(tmp_path / "gateway-keys.jsonl")
@@ -28,8 +28,8 @@ def test_names_of_files_are_beside_the_file_except_those_of_the_command_line(tmp
     assert config.log == str(tmp_path / "a/log.jsonl")
     assert config.scorer is not None
     assert config.scorer.function == str(tmp_path / "score.py") + ":score"
-    assert config.feedback is not None
-    assert config.feedback.project == str(tmp_path / "votes.db")
+    assert config.thumbs is not None
+    assert config.thumbs.project == str(tmp_path / "votes.db")
 
 
 @pytest.mark.parametrize(
