@@ -16,7 +16,7 @@ from launch.serve.exchange import Exchange
 from launch.serve.http import ClientGone, Receive, RefusedRequest, Scope, Send, header, read_body, respond
 from launch.serve.services import Services
 from rlhf.serving.conversation import conversation_key
-from rlhf.serving.kpi import Kpi
+from rlhf.serving.live_kpi import Kpi
 
 Handler = Callable[["Gateway", Scope, Receive, Send, str], Awaitable[None]]
 LONGEST_CONVERSATION_ID = 512

@@ -16,7 +16,7 @@ from launch.serve.scoring import AnswerScoring
 from launch.serve.upstream import Arm, OpenAnswer, Upstream, UpstreamFailure
 from rlhf.serving.completions import CompletionAnswer, as_text, check_beginning, is_complete, parse_answer, prompt_of
 from rlhf.serving.gateway_config import GatewayConfig
-from rlhf.serving.kpi import Kpi
+from rlhf.serving.live_kpi import Kpi
 
 TAIL_BYTES = 64
 STATUS_OF = {"first_byte": 504, "timeout": 504}
@@ -145,7 +145,9 @@ class Relay:
             raise UpstreamFailure("withdrawn")
         return None
 
-    async def _require_score(self, scoring: AnswerScoring, exchange: Exchange, found: CompletionAnswer, arm: Arm) -> None:
+    async def _require_score(
+        self, scoring: AnswerScoring, exchange: Exchange, found: CompletionAnswer, arm: Arm
+    ) -> None:
         try:
             prompt = as_text(prompt_of(exchange.body))
         except (ValueError, LookupError, TypeError):

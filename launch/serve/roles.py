@@ -8,8 +8,8 @@ from launch.serve.metrics import GatewayMetrics
 from launch.serve.upstream import Arm
 from rlhf.serving.conversation import is_in_share
 from rlhf.serving.gateway_config import GatewayConfig
-from rlhf.serving.kpi import Breach, CanaryWatch, Kpi
 from rlhf.serving.live_counts import LiveCounts
+from rlhf.serving.live_kpi import Breach, CanaryWatch, Kpi
 
 STAGES = ("production", "canary", "shadow")
 

@@ -16,7 +16,7 @@ from launch.serve.roles import Roles
 from rlhf.errors import RLHFError
 from rlhf.serving.completions import MALFORMED, as_text, parse_answer, prompt_of
 from rlhf.serving.gateway_config import AnswerScorerConfig
-from rlhf.serving.kpi import Kpi
+from rlhf.serving.live_kpi import Kpi
 
 SERVICE_THREADS = 8
 """Concurrent requests to a service; a function runs in one thread."""

@@ -16,7 +16,7 @@ from launch.serve.scoring import AnswerScoring
 from launch.serve.upstream import Upstream, UpstreamFailure
 from rlhf.serving.completions import as_text, parse_answer, prompt_of
 from rlhf.serving.gateway_config import GatewayConfig
-from rlhf.serving.kpi import Kpi
+from rlhf.serving.live_kpi import Kpi
 
 STREAMING = ("stream", "stream_options")
 """Fields that ask for a stream."""

@@ -27,7 +27,7 @@ from rlhf.config.fields import (
 from rlhf.config.source import read_source
 from rlhf.data.columns import is_within
 from rlhf.errors import UserError, raise_all
-from rlhf.serving.kpi import Kpi, KpiRule
+from rlhf.serving.live_kpi import Kpi, KpiRule
 
 FILES = ("registry", "keys", "log", "engines.logs", "thumbs.project")
 """Keys with names of files, relative to the gateway's file."""

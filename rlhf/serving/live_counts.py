@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from rlhf.serving.kpi import Kpi
+from rlhf.serving.live_kpi import Kpi
 
 GOOD = {Kpi.ERRORS: "answered", Kpi.SLOW: "fast", Kpi.THUMBS_DOWN: "thumbs_up", Kpi.LOW_SCORES: "good_scores"}
 """Name of the fraction of good events: one minus the KPI."""

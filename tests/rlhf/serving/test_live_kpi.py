@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from rlhf.serving.kpi import SLICES, CanaryWatch, Kpi, KpiRule, KpiWindow
 from rlhf.serving.live_counts import LiveCounts
+from rlhf.serving.live_kpi import SLICES, CanaryWatch, Kpi, KpiRule, KpiWindow
 
 
 class Clock:
