@@ -22,7 +22,9 @@ import launch.data
 import launch.doctor.command
 import launch.evaluate.command
 import launch.feedback.commands
+import launch.gate.command
 import launch.plan.command
+import launch.registry.commands
 import launch.report.command
 import launch.retrieval.commands
 import launch.serve.batch_command
@@ -118,6 +120,8 @@ COMMANDS: Mapping[str, Command | CommandGroup] = {
     "retrieval": _group(launch.retrieval.commands),
     "serve": _tool(launch.serve.command),
     "batch": _tool(launch.serve.batch_command),
+    "gate": _tool(launch.gate.command),
+    "registry": _group(launch.registry.commands),
 }
 
 

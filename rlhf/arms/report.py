@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,18 @@ class JudgedArm:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ItemValues:
+    """Every metric's value on every item, NaN where it failed."""
+
+    items: tuple[str, ...]
+    """Identifies each item by a hash of its prompt: a report holds no texts."""
+    clusters: tuple[int, ...]
+    """Cluster of each item."""
+    metrics: Mapping[str, Mapping[str, tuple[float, ...]]]
+    """Metric → arm → values."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ComparisonReport:
     """All results of a comparison."""
 
@@ -53,6 +66,8 @@ class ComparisonReport:
     unmatched_votes: int
     """Voted items of the project that are not of this comparison."""
     usage: Usage
+    values: ItemValues
+    """What the table is made of, for a gate."""
     academic: tuple[TaskResult, ...] = ()
     """Results of ``lm_eval``."""
 
@@ -98,6 +113,7 @@ def report(
         votes=people.votes if people else 0,
         unmatched_votes=people.unmatched if people else 0,
         usage=usage,
+        values=_values(arms, measured),
         academic=academic,
     )
 
@@ -128,6 +144,17 @@ def outcomes_of_judge(arms: Arms, pairs: Mapping[str, PairJudgements]) -> list[P
         for item, value in enumerate(pairs[name].values)
         if not np.isnan(value)
     ]
+
+
+def _values(arms: Arms, measured: Measured) -> ItemValues:
+    return ItemValues(
+        items=tuple(sha256(item.prompt.encode(errors="backslashreplace")).hexdigest()[:16] for item in arms.items),
+        clusters=tuple(arms.clusters.tolist()),
+        metrics={
+            scores.name: {arm: tuple(scores.values[:, i].tolist()) for i, arm in enumerate(arms.names)}
+            for scores in measured.scores
+        },
+    )
 
 
 def _judged(arms: Arms, pairs: Mapping[str, PairJudgements], clusters: Int64, seed: int) -> dict[str, JudgedArm]:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import field
 from pathlib import Path
 from typing import Any
 
-from pydantic import StrictBool, StrictStr, TypeAdapter, ValidationError, model_validator
+from pydantic import StrictBool, StrictStr, model_validator
 
-from rlhf.config.fields import HERE, Count, PartName, RuleError, Seed, Texts, refuse, section
+from rlhf.config.fields import Count, PartName, Seed, Texts, refuse, section
+from rlhf.config.plain_file import validate_settings
 from rlhf.config.source import read_source
 from rlhf.data.columns import is_within
-from rlhf.errors import UserError, raise_all
+from rlhf.errors import UserError
 from rlhf.evaluation.academic_tasks import AcademicTasksConfig
 from rlhf.evaluation.chat_endpoint import ServiceConfig
 from rlhf.evaluation.retrieval_metrics import RETRIEVAL_METRICS
@@ -120,12 +121,10 @@ def load_comparison(path: str | Path, overrides: Sequence[str] = ()) -> Comparis
         UserError: lists what is wrong with the file or the overrides.
     """
     source = read_source(path, overrides)
-    try:
-        config = TypeAdapter(ComparisonConfig).validate_python(_beside(source.settings, Path(path), overrides))
-    except ValidationError as refusal:
-        raise_all([each for error in refusal.errors(include_url=False) for each in _translate(error)], str(path))
-        raise AssertionError("a refusal has an error") from refusal
-    return config
+    settings = _beside(source.settings, Path(path), overrides)
+    return validate_settings(
+        ComparisonConfig, settings, file=str(path), subject="comparison", page="docs/evaluation.md"
+    )
 
 
 def _beside(settings: Mapping[str, Any], path: Path, overrides: Sequence[str]) -> dict[str, Any]:
@@ -147,14 +146,3 @@ def _beside(settings: Mapping[str, Any], path: Path, overrides: Sequence[str]) -
 
     cache = ComparisonConfig.__dataclass_fields__["cache"].default
     return {key: place(key, value) for key, value in {"cache": cache, **settings}.items()}
-
-
-def _translate(error: Any) -> Iterator[UserError]:
-    """One of pydantic's errors with its key; several if the rules between keys find several."""
-    key = ".".join(map(str, error["loc"])) or "the comparison"
-    if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        yield UserError(f"{key} is no key of a comparison", fix="docs/evaluation.md lists the keys")
-    elif isinstance(rule := error.get("ctx", {}).get("error"), RuleError):
-        yield from (UserError(*(part.replace(HERE, key) for part in problem.args)) for problem in rule.problems)
-    else:
-        yield UserError(f"{key}: {error['msg']}", fix="docs/evaluation.md lists the keys and their values")

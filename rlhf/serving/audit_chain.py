@@ -41,7 +41,7 @@ class RegistryEntry:
     operation: str
     """Key of the command, if it was given one: a repeated command with this key changes nothing."""
     detail: Mapping[str, Any]
-    """Of a registration: folder, digest and files. Of a promotion: the digest of the gate's baseline."""
+    """Of a registration: folder, digest and files. Of a promotion: the gate's baseline and a line for each KPI."""
     previous: str
     """Hash of the entry before."""
     hash: str

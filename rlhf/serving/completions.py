@@ -74,8 +74,13 @@ def prompt_of(body: Mapping[str, Any]) -> Messages | str:
     return tuple(Message(str(turn["role"]), _content(turn.get("content"))) for turn in body["messages"])
 
 
-def as_text(prompt: Messages | str) -> str:
-    """A prompt as one text, for a scorer: its turns in order, each after its role."""
+def prompt_text(body: Mapping[str, Any]) -> str | None:
+    """The prompt of a request as one text, for a scorer: its turns in order, each after its role; None if it has other
+    content than text."""
+    try:
+        prompt = prompt_of(body)
+    except MALFORMED:
+        return None
     return prompt if isinstance(prompt, str) else "\n\n".join(f"{turn.role}: {turn.content}" for turn in prompt)
 
 

@@ -80,10 +80,12 @@ class Ledger:
         _require_next_step(artefact, to)
         _require_gate(artefact, to, gate)
         production = self.at(ServingStage.PRODUCTION)
-        if gate.baseline and (production is None or production.digest != gate.baseline):
-            now = f"it is {production.version}, {production.digest[:12]}" if production else "there is none"
+        present = production.digest if production else ""
+        if gate.baseline != present and (gate.baseline or gate.is_compared):
+            now = f"it is {production.version}, {present[:12]}" if production else "there is none"
             raise UserError(
-                f"the gate compared {artefact.version} with {gate.baseline[:12]}, which is not in production",
+                f"the gate compared {artefact.version} with {gate.baseline[:12] or 'an unnamed artefact'}, "
+                "which is not in production",
                 now,
                 "measure against the present production artefact, and run the gate again",
             )

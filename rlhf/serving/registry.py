@@ -160,7 +160,7 @@ class Registry:
                 stage=to,
                 replaces=former.version if former else "",
                 gate=gate.digest,
-                detail={"baseline": gate.baseline},
+                detail={"baseline": gate.baseline, "summary": list(gate.summary)},
             )
 
         return self._change("promote", artefact.version, decide, who, why, operation)

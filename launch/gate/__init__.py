@@ -1,0 +1,1 @@
+"""``rlhf gate``: decides whether a candidate may go one step on."""

@@ -1,0 +1,130 @@
+"""``rlhf gate``: decides by a file of KPIs, and records the decision."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from launch.options import Overrides
+from rlhf.errors import UserError
+
+if TYPE_CHECKING:
+    from rlhf.serving.gate_decision import GateDecision, Subject
+
+PURPOSE = "decide by KPIs, with confidence, whether a candidate may go one step towards production"
+EXAMPLE = "rlhf gate gate.yaml --results report.json --registry registry.db --artefact travel-3 --out gates/travel-3"
+EXIT_CODES = {"pass": 0, "fail": 1, "inconclusive": 4}
+
+
+def run(
+    gate: Annotated[Path, typer.Argument(metavar="GATE.yaml", help="KPIs, see docs/production.md")],
+    overrides: Overrides,
+    results: Annotated[
+        list[str],
+        typer.Option(
+            default_factory=list, show_default=False, metavar="FILE", help="report, counts or JSONL of values"
+        ),
+    ],
+    registry: Annotated[
+        Path | None, typer.Option(metavar="REGISTRY.db", help="where the artefact and production are registered")
+    ] = None,
+    artefact: Annotated[
+        str | None, typer.Option(metavar="VERSION", help="with --registry: the artefact that was measured")
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="without --registry: the model folder that was measured")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="folder for gate.json, gate.md and history.jsonl")
+    ] = None,
+    wandb: Annotated[bool, typer.Option("--wandb", help="also log the tables to W&B; needs --out")] = False,
+) -> int:
+    """Decide; returns the exit code: 0 passed, 1 failed, 4 inconclusive.
+
+    Raises:
+        UserError: the gate, the results or the folder cannot be used, or another look is not allowed.
+    """
+    from rlhf.serving.gate_costs import read_costs
+    from rlhf.serving.gate_decision import run_gate
+    from rlhf.serving.gate_history import read_history
+    from rlhf.serving.gate_spec import load_gate
+
+    if wandb and out is None:
+        raise UserError("--wandb needs --out", "an offline run is kept there", "--out gates/travel-3")
+    folder = None if out is None else _folder(out)
+    config = load_gate(gate, overrides)
+    history = read_history(folder) if folder else []
+    subject = _subject(registry, artefact, model)
+    decision = run_gate(config, [*config.results, *results], subject, history)
+    costs = read_costs(config.costs, decision.judge_calls)
+    record = {"time": time.time(), **decision.content, "costs": costs}
+    history = [*[row for row in history if row.get("digest") != decision.content["digest"]], record]
+    if folder is not None:
+        _write(folder, decision, record, history)
+    _show(decision, history, folder)
+    if wandb and folder is not None:
+        from launch.gate.wandb_tables import log_gate
+
+        log_gate(folder, decision, history)
+    return EXIT_CODES[decision.outcome]
+
+
+def _subject(registry: Path | None, artefact: str | None, model: Path | None) -> Subject:
+    from rlhf.serving.artefact import artefact_digest, hash_model
+    from rlhf.serving.gate_decision import Subject
+
+    if (registry is None) != (artefact is None):
+        raise UserError("--registry and --artefact belong together", fix="give both, or --model, or none")
+    if registry is not None and model is not None:
+        raise UserError("--model has no effect with --registry", fix="leave one out")
+    if registry is None:
+        return Subject(artefact=artefact_digest(hash_model(model))) if model is not None else Subject()
+    from rlhf.serving.registry import Registry
+
+    with Registry(registry) as opened:
+        found = opened.verify(str(artefact))
+        production = opened.serving().production
+    return Subject(artefact=found.digest, version=found.version, baseline=production.digest if production else "")
+
+
+def _folder(out: Path) -> Path:
+    folder = out.expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out}: {error.strerror}", fix="name a folder that you may write to") from error
+    return folder
+
+
+def _write(folder: Path, decision: GateDecision, record: dict[str, Any], history: list[dict[str, Any]]) -> None:
+    """The history first: a decision that was shown is in it, whatever happens."""
+    from rlhf.serving.gate_history import add_decision
+    from rlhf.serving.gate_report import gate_markdown
+    from rlhf.storage.durable import write_atomically
+
+    add_decision(folder, record)
+    write_atomically(folder / "gate.md", gate_markdown(decision, history))
+    content = json.dumps(decision.content, indent=1, ensure_ascii=False, allow_nan=False)
+    write_atomically(folder / "gate.json", content + "\n")
+
+
+def _show(decision: GateDecision, history: list[dict[str, Any]], folder: Path | None) -> None:
+    from launch.gate.show import show_table
+    from rlhf.serving.gate_report import describe_gain, describe_tests, kpi_table, trend_table
+
+    config, content = decision.config, decision.content
+    show_table(f"gate for {config.for_stage}", kpi_table(decision.kpis), sys.stdout)
+    lines = describe_tests(decision.kpis)
+    if len(history) > 1:
+        show_table("rounds", trend_table(history), sys.stdout)
+        lines += describe_gain(history)
+    print("\n".join(lines))
+    subject = content["version"] or content["artefact"][:12] or "a candidate that no artefact is named for"
+    print(f"{decision.outcome}: {subject}, for {config.for_stage}; digest {content['digest'][:12]}")
+    if folder is not None:
+        print(f"→ {folder / 'gate.json'}")
