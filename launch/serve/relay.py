@@ -14,7 +14,7 @@ from launch.serve.http import EVENTS, JSON, ClientGone, RefusedRequest, start_re
 from launch.serve.roles import Roles
 from launch.serve.scoring import AnswerScoring
 from launch.serve.upstream import Arm, OpenAnswer, Upstream, UpstreamFailure
-from rlhf.serving.completions import CompletionAnswer, as_text, check_beginning, is_complete, parse_answer, prompt_of
+from rlhf.serving.completions import CompletionAnswer, check_beginning, is_complete, parse_answer, prompt_text
 from rlhf.serving.gateway_config import GatewayConfig
 from rlhf.serving.live_kpi import Kpi
 
@@ -148,10 +148,9 @@ class Relay:
     async def _require_score(
         self, scoring: AnswerScoring, exchange: Exchange, found: CompletionAnswer, arm: Arm
     ) -> None:
-        try:
-            prompt = as_text(prompt_of(exchange.body))
-        except (ValueError, LookupError, TypeError):
-            return  # no text that a scorer could read
+        prompt = prompt_text(exchange.body)
+        if prompt is None:
+            return  # nothing that a scorer could read
         score = await scoring.score(prompt, found.texts)
         if score is not None:
             scoring.record(arm.version, arm.digest, score)

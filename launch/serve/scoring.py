@@ -14,7 +14,7 @@ from launch.serve.exchange import Exchange
 from launch.serve.metrics import GatewayMetrics
 from launch.serve.roles import Roles
 from rlhf.errors import RLHFError
-from rlhf.serving.completions import MALFORMED, as_text, parse_answer, prompt_of
+from rlhf.serving.completions import parse_answer, prompt_text
 from rlhf.serving.gateway_config import AnswerScorerConfig
 from rlhf.serving.live_kpi import Kpi
 
@@ -69,11 +69,11 @@ class AnswerScoring:
         while True:
             exchange = await self._queue.get()
             try:
-                prompt = as_text(prompt_of(exchange.body))
                 texts = parse_answer(exchange.raw, exchange.is_stream).texts
-            except MALFORMED:
-                continue  # nothing that a scorer could read
-            score = await self.score_later(prompt, texts)
+            except ValueError:
+                continue
+            prompt = prompt_text(exchange.body)
+            score = await self.score_later(prompt, texts) if prompt is not None else None
             if score is not None:
                 self.record(exchange.version, exchange.digest, score)
 

@@ -14,7 +14,7 @@ from launch.serve.metrics import GatewayMetrics
 from launch.serve.roles import Roles
 from launch.serve.scoring import AnswerScoring
 from launch.serve.upstream import Upstream, UpstreamFailure
-from rlhf.serving.completions import as_text, parse_answer, prompt_of
+from rlhf.serving.completions import parse_answer, prompt_text
 from rlhf.serving.gateway_config import GatewayConfig
 from rlhf.serving.live_kpi import Kpi
 
@@ -95,11 +95,8 @@ class Shadow:
     async def _score(
         self, scoring: AnswerScoring, body: Mapping[str, Any], texts: tuple[str, ...], version: str, digest: str
     ) -> None:
-        try:
-            prompt = as_text(prompt_of(body))
-        except (ValueError, LookupError, TypeError):
-            return
-        if (score := await scoring.score_later(prompt, texts)) is not None:
+        prompt = prompt_text(body)
+        if prompt is not None and (score := await scoring.score_later(prompt, texts)) is not None:
             scoring.record(version, digest, score)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rlhf.records import Message
-from rlhf.serving.completions import answer_id, as_text, check_beginning, is_complete, parse_answer, prompt_of
+from rlhf.serving.completions import answer_id, check_beginning, is_complete, parse_answer, prompt_of, prompt_text
 
 
 def chat(text: object = "Hello", **more: Any) -> bytes:
@@ -71,8 +71,9 @@ def test_a_prompt_is_text_or_turns_of_text() -> None:
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": [{"type": "text", "text": "b"}]}]
     prompt = prompt_of({"messages": turns})
     assert prompt == (Message("user", "a"), Message("assistant", "b"))
-    assert as_text(prompt) == "user: a\n\nassistant: b"
-    assert as_text(prompt_of({"prompt": "Hi"})) == "Hi"
+    assert prompt_text({"messages": turns}) == "user: a\n\nassistant: b"
+    assert prompt_text({"prompt": "Hi"}) == "Hi"
     for body in ({"prompt": ["a", "b"]}, {}, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}):
         with pytest.raises((ValueError, LookupError)):
             prompt_of(body)
+        assert prompt_text(body) is None
