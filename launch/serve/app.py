@@ -101,10 +101,12 @@ class Gateway:
         try:
             await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
             if not work.done():
-                exchange.is_gone = True
-                work.cancel()
+                exchange.is_gone = True  # nothing more is sent, also where the answer is not interrupted at once
                 raise ClientGone
             work.result()
+        except ClientGone:
+            exchange.is_gone = True
+            raise
         finally:
             work.cancel()
             gone.cancel()

@@ -40,6 +40,8 @@ class Exchange:
     """Why the canary did not answer, if production did in its place."""
     ended: float = 0.0
     is_gone: bool = False
+    is_scored: bool = False
+    """Whether the scorer saw the answer before it was sent."""
     has_begun: bool = False
     """Whether the client got the beginning of an answer."""
     has_all: bool = True

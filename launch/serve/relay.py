@@ -152,6 +152,7 @@ class Relay:
         if prompt is None:
             return  # nothing that a scorer could read
         score = await scoring.score(prompt, found.texts)
+        exchange.is_scored = True
         if score is not None:
             scoring.record(arm.version, arm.digest, score)
         if score is None or score < scoring.minimum:  # a scorer that fails lets nothing pass

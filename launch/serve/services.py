@@ -106,8 +106,7 @@ class Services:
 
     def _score(self, exchange: Exchange) -> None:
         """Have an answer scored, unless it was scored before it was sent."""
-        check = self.config.canary.check
-        if self._scoring is not None and check != "off" and not (check == "before" and exchange.stage == "canary"):
+        if self._scoring is not None and self.config.canary.check != "off" and not exchange.is_scored:
             self._scoring.add(exchange)
 
     async def _watch_keys(self) -> None:
