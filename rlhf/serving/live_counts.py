@@ -1,4 +1,4 @@
-"""Good events by version and KPI, as ``rlhf gate`` reads them: live traffic decides the next promotion."""
+"""Events by version and KPI, as ``rlhf gate`` reads them: live traffic decides the next promotion."""
 
 from __future__ import annotations
 
@@ -6,9 +6,6 @@ from collections import Counter
 from typing import Any
 
 from rlhf.serving.live_kpi import Kpi
-
-GOOD = {Kpi.ERRORS: "answered", Kpi.SLOW: "fast", Kpi.THUMBS_DOWN: "thumbs_up", Kpi.LOW_SCORES: "good_scores"}
-"""Name of the fraction of good events: one minus the KPI."""
 
 
 class LiveCounts:
@@ -24,12 +21,11 @@ class LiveCounts:
         self._bad[digest, kpi] += is_bad
 
     def compared(self, candidate: str, production: str) -> dict[str, Any]:
-        """Counts of both artefacts, of the KPIs that have events of both."""
+        """Counts of both artefacts, of the KPIs that have events of both; a success is a bad event: lower is better."""
         shared = [kpi for kpi in Kpi if self._events[candidate, kpi] and self._events[production, kpi]]
         sides = {"candidate": candidate, "production": production}
-        counts = {GOOD[kpi]: {side: self._good(digest, kpi) for side, digest in sides.items()} for kpi in shared}
+        counts = {str(kpi): {side: self._counts(digest, kpi) for side, digest in sides.items()} for kpi in shared}
         return {"counts": counts, "artefact": candidate, "baseline": production}
 
-    def _good(self, digest: str, kpi: Kpi) -> dict[str, int]:
-        events = self._events[digest, kpi]
-        return {"successes": events - self._bad[digest, kpi], "n": events}
+    def _counts(self, digest: str, kpi: Kpi) -> dict[str, int]:
+        return {"successes": self._bad[digest, kpi], "n": self._events[digest, kpi]}

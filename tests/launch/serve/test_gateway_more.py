@@ -56,8 +56,8 @@ def test_an_error_that_blames_the_request_counts_if_production_answers_it(here: 
         wait_for(lambda: live.serving()["canary"] == "two", "the canary", live)
         here.stubs["two"].behave("refuse")
         assert '"one' in live.chat().text
-        counts = live.get("/kpis").json()["counts"]["answered"]
-        assert counts == {"candidate": {"successes": 0, "n": 1}, "production": {"successes": 1, "n": 1}}
+        counts = live.get("/kpis").json()["counts"]["errors"]
+        assert counts == {"candidate": {"successes": 1, "n": 1}, "production": {"successes": 0, "n": 1}}
         assert live.metric("rlhf_gateway_fallbacks_total", reason="refused") == 1
 
 

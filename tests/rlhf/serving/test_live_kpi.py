@@ -77,5 +77,5 @@ def test_live_counts_compare_the_kpis_that_both_have() -> None:
         counts.record("c", Kpi.ERRORS, is_bad)
     counts.record("p", Kpi.ERRORS, False)
     counts.record("p", Kpi.THUMBS_DOWN, True)
-    sides = {"candidate": {"successes": 2, "n": 3}, "production": {"successes": 1, "n": 1}}
-    assert counts.compared("c", "p") == {"counts": {"answered": sides}, "artefact": "c", "baseline": "p"}
+    sides = {"candidate": {"successes": 1, "n": 3}, "production": {"successes": 0, "n": 1}}
+    assert counts.compared("c", "p") == {"counts": {"errors": sides}, "artefact": "c", "baseline": "p"}
