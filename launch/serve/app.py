@@ -23,12 +23,10 @@ LONGEST_CONVERSATION_ID = 512
 
 
 class Gateway:
-    """Answers requests with the help of its services, which live as long as the application."""
+    """Answers requests with the help of its services, which it starts and ends."""
 
-    def __init__(self, make_services: Callable[[], Services]) -> None:
-        """Args: make_services is called when the server starts, in its event loop."""
-        self._make_services = make_services
-        self.services: Services
+    def __init__(self, services: Services) -> None:
+        self.services = services
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, or the server's start and end."""
@@ -41,7 +39,6 @@ class Gateway:
 
     async def _live(self, receive: Receive, send: Send) -> None:
         await receive()
-        self.services = self._make_services()
         self.services.start()
         await send({"type": "lifespan.startup.complete"})
         await receive()

@@ -7,16 +7,13 @@ import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import uvicorn
 
 from launch.serve.app import Gateway
 from launch.serve.services import Services
 from rlhf.errors import MachineryError, UserError
-from rlhf.serving.api_keys import read_keys
 from rlhf.serving.gateway_config import GatewayConfig
-from rlhf.serving.registry import Registry
 
 BACKLOG = 2048
 IDLE_SECONDS = 30
@@ -30,28 +27,13 @@ def serve(config: GatewayConfig) -> None:
         UserError: the registry, the keys, another file or the address cannot be used.
         MachineryError: the gateway could not start.
     """
-    read_keys(Path(config.keys))
-    Registry(Path(config.registry)).close()
     _warn_of_exposure(config)
-    made: list[Services] = []
-    failed: list[BaseException] = []
-
-    def make() -> Services:
-        try:
-            made.append(Services(config))
-        except BaseException as error:
-            failed.append(error)
-            raise
-        return made[0]
-
-    server = make_server(config, Gateway(make))
+    server = make_server(config, Gateway(Services(config)))
     with _bound(config) as listener, _signals_stop(server):
         print(f"{config.model} is served at http://{config.listen.host}:{config.listen.port}/v1", flush=True)
         server.run(sockets=[listener])
-    if failed and isinstance(failed[0], UserError):
-        raise failed[0]
-    if failed or not made:
-        raise MachineryError(f"the gateway could not start: {failed[0] if failed else 'see above'}")
+    if not server.started:
+        raise MachineryError("the gateway could not start; the reason is above")
 
 
 def make_server(config: GatewayConfig, app: Gateway) -> uvicorn.Server:

@@ -33,7 +33,7 @@ KEYS_SECONDS = 2.0
 
 
 class Services:
-    """Everything that requests need. Made in the server's event loop."""
+    """Everything that requests need. Made before the server listens, so that what cannot be used is refused first."""
 
     def __init__(self, config: GatewayConfig) -> None:
         """Open files and load the scorer.
@@ -44,6 +44,8 @@ class Services:
         self.config = config
         self.keys = read_keys(Path(config.keys))
         self._registry = Registry(Path(config.registry))
+        if self._registry.serving().production is None:
+            print("no model is in production yet: requests get 503 until one is promoted", file=sys.stderr)
         self.admission = Admission(config.limits, time.monotonic)
         self.metrics = GatewayMetrics(lambda: self.admission.running, lambda: self.admission.waiting)
         self.roles = Roles(config, self.metrics, time.monotonic)
@@ -65,7 +67,8 @@ class Services:
         return self.thumbs is not None or scores_later or (self._log is not None and self.config.log_content)
 
     def start(self) -> None:
-        """Start the work in the background."""
+        """Open connections and start the work in the background; needs the running event loop."""
+        self._upstream.open()
         work = [self._reconciler.run(), self._shadow.work(), self._watch_keys()]
         if self._scoring is not None:
             work.append(self._scoring.work())

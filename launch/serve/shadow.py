@@ -53,6 +53,7 @@ class Shadow:
     async def work(self) -> None:
         """Send queued copies until cancelled."""
         client = Upstream(self._config.timeouts.connect_seconds, self._config.shadow.concurrent)
+        client.open()
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(self._config.shadow.concurrent):

@@ -106,22 +106,22 @@ class Upstream:
     """A client with its own connections."""
 
     def __init__(self, connect_seconds: float, connections: int = 0) -> None:
-        """Needs a running event loop.
-
-        Args:
-            connections: most at the same time; 0: any number.
+        """Args: connections is the largest number at the same time; 0: any number.
 
         Raises:
             UserError: the servers' API key in the environment is malformed.
         """
-        connector = aiohttp.TCPConnector(limit=connections, keepalive_timeout=IDLE_SECONDS)
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_seconds)
+        self._connect_seconds, self._connections, self._headers = connect_seconds, connections, bearer(ENGINE_KEY)
+        self._session: aiohttp.ClientSession
+
+    def open(self) -> None:
+        """Prepare connections; needs the running event loop."""
         self._session = aiohttp.ClientSession(
-            connector=connector,
-            timeout=timeout,
+            connector=aiohttp.TCPConnector(limit=self._connections, keepalive_timeout=IDLE_SECONDS),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._connect_seconds),
             trust_env=False,
             cookie_jar=aiohttp.DummyCookieJar(),
-            headers=bearer(ENGINE_KEY),
+            headers=self._headers,
         )
 
     async def close(self) -> None:

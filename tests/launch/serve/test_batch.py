@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 import signal
@@ -14,6 +15,9 @@ from typing import Any
 
 import pytest
 
+from launch.serve.batch_endpoint import WINDOW, EndpointBatch, EndpointJob
+from rlhf.serving.batch_output import BatchOutput, inspect_input
+from rlhf.serving.batch_rows import BatchRow, read_batch
 from rlhf.storage.jsonl import read_lines
 from tests.launch.serve.live import ROOT, Stub, start_stub, wait_for
 from tests.rlhf.service import Answer, serve
@@ -204,3 +208,22 @@ def test_two_runs_of_a_job_and_wrong_options_are_refused(tmp_path: Path, slow_st
     (tmp_path / "in.jsonl").write_text("\n\n")
     empty = run(tmp_path, url)
     assert (empty.returncode, "has no rows" in empty.stderr) == (2, True)
+
+
+def test_memory_holds_a_window_of_rows_however_long_the_file_is(tmp_path: Path) -> None:
+    given = write(tmp_path, [{"prompt": f"q{number}"} for number in range(400)])
+    consumed, ahead = [0], [0]
+
+    def rows() -> Iterator[BatchRow]:
+        for row in read_batch(given):
+            consumed[0] += 1
+            ahead[0] = max(ahead[0], consumed[0] - len(service.asked))
+            yield row
+
+    with serve(echo) as service, BatchOutput(tmp_path / "out.jsonl", inspect_input(given), {}) as output:
+        url = f"http://127.0.0.1:{service.server_port}/v1"
+        job = EndpointJob(url=url, model="m", sampling={}, concurrency=3, retries=0, timeout_seconds=10.0)
+        assert asyncio.run(EndpointBatch(job).run(rows(), output, lambda done: None)) == ""
+        assert service.busiest <= 3
+        assert output.finish().rows == 400
+    assert ahead[0] <= WINDOW * 3
