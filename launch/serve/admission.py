@@ -59,7 +59,7 @@ class Admission:
         except BaseException as error:
             if turn.done() and not turn.cancelled():  # the turn came in the same moment: pass it on
                 self._leave()
-            else:
+            elif turn in self._queue:  # else ``_leave`` passed it over
                 self._queue.remove(turn)
             if isinstance(error, TimeoutError):
                 raise self._refusal() from None

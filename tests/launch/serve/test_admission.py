@@ -57,14 +57,14 @@ def test_a_client_that_leaves_while_it_waits_gives_its_turn_to_the_next() -> Non
             async with admission.turn():
                 await asyncio.sleep(0.01)
 
-        first = asyncio.create_task(hold())
-        await asyncio.sleep(0)
-        waiting = [asyncio.create_task(hold()) for _ in range(3)]
-        await asyncio.sleep(0)
-        waiting[0].cancel()
-        await first  # its end gives the turn on in the same moment
-        waiting[1].cancel()
+        async with admission.turn():
+            waiting = [asyncio.create_task(hold()) for _ in range(3)]
+            await asyncio.sleep(0)
+            waiting[0].cancel()
+        waiting[1].cancel()  # it got the turn in this moment, and never learns of it
         await waiting[2]
+        ends = await asyncio.gather(*waiting, return_exceptions=True)
+        assert [type(end) for end in ends] == [asyncio.CancelledError, asyncio.CancelledError, type(None)]
         assert (admission.running, admission.waiting) == (0, 0)
 
     asyncio.run(run())
