@@ -127,8 +127,7 @@ def test_kills_at_random_moments_lose_and_repeat_no_row(tmp_path: Path) -> None:
                 wait_for(lambda: len(service.asked) > target or process.poll() is not None, "requests")  # noqa: B023
                 process.kill()
                 kills += 1
-            process.wait(120)
-            assert kills < 10
+            assert process.wait(120) in (0, -signal.SIGKILL)
             if partial.exists():
                 with partial.open("ab") as file:
                     file.write(b'{"row": 1, "torn')  # what a kill in the middle of a write leaves
