@@ -31,7 +31,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_registered_model_is_served_by_vllm_and_leaves_no_process(tmp_path: Path, model: Path) -> None:
+    """One minute: only vLLM itself shows that its server takes the folder, the name and the ids that it is given."""
     with site(tmp_path) as here:
         here.registry.register("travel-1", model, who="a test", why="a test")
         bring(here.registry, "travel-1", ServingStage.PRODUCTION)

@@ -122,7 +122,7 @@ def test_kills_at_random_moments_lose_and_repeat_no_row(tmp_path: Path) -> None:
         while not (tmp_path / "out.jsonl").exists():
             before = len(service.asked)
             process = start(tmp_path, url)
-            if kills < 6:
+            if kills < 4:
                 target = before + chance.randrange(20, 200)
                 wait_for(lambda: len(service.asked) > target or process.poll() is not None, "requests")  # noqa: B023
                 process.kill()
@@ -134,8 +134,8 @@ def test_kills_at_random_moments_lose_and_repeat_no_row(tmp_path: Path) -> None:
     out = read_lines(tmp_path / "out.jsonl")
     assert [row["id"] for row in out] == list(range(rows))
     assert [row["response"] for row in out] == [f"re: q{number}" for number in range(rows)]
-    assert kills >= 4
-    assert len(service.asked) < rows + 6 * 200  # only what was in progress is asked again
+    assert kills >= 3
+    assert len(service.asked) < rows + 4 * 200  # only what was in progress is asked again
 
 
 def test_sigterm_writes_what_is_finished_and_the_same_command_continues(tmp_path: Path, slow_stub: Stub) -> None:
@@ -210,7 +210,7 @@ def test_two_runs_of_a_job_and_wrong_options_are_refused(tmp_path: Path, slow_st
 
 
 def test_memory_holds_a_window_of_rows_however_long_the_file_is(tmp_path: Path) -> None:
-    given = write(tmp_path, [{"prompt": f"q{number}"} for number in range(400)])
+    given = write(tmp_path, [{"prompt": f"q{number}"} for number in range(120)])
     consumed, ahead = [0], [0]
 
     def rows() -> Iterator[BatchRow]:
@@ -224,5 +224,5 @@ def test_memory_holds_a_window_of_rows_however_long_the_file_is(tmp_path: Path) 
         job = EndpointJob(url=url, model="m", sampling={}, concurrency=3, retries=0, timeout_seconds=10.0)
         assert asyncio.run(EndpointBatch(job).run(rows(), output, lambda done: None)) == ""
         assert service.busiest <= 3
-        assert output.finish().rows == 400
+        assert output.finish().rows == 120
     assert ahead[0] <= WINDOW * 3

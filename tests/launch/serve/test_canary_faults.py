@@ -23,7 +23,7 @@ def score(prompts, responses):
     return [0.0 if response.startswith({RUBBISH!r}) else 1.0 for response in responses]
 """
 WHOLE = "one w0 w1 w2 w3 w4 w5 w6"
-QUICK = {"first_token_seconds": 0.4, "hold_seconds": 2.0}
+QUICK = {"first_token_seconds": 0.4, "hold_seconds": 0.6}
 
 
 @pytest.fixture
@@ -92,7 +92,9 @@ def test_a_stream_too_long_to_hold_is_sent_as_it_comes_and_its_break_is_an_error
         assert "[DONE]" not in broken
 
 
-@pytest.mark.parametrize("kpi", ["errors", "slow", "low_scores", "thumbs_down"])
+@pytest.mark.parametrize(
+    "kpi", ["errors", "thumbs_down", *(pytest.param(kpi, marks=pytest.mark.slow) for kpi in ("slow", "low_scores"))]
+)
 def test_a_broken_kpi_withdraws_the_canary_for_good(here: Site, kpi: str) -> None:
     Store.create(here.folder / "votes.db").close()
     rule = {"kpi": kpi, "limit": 0.5, "window_seconds": 60, "minimum": 5, "slow_seconds": 0.2}
