@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import openai
 import psutil
@@ -41,7 +42,7 @@ def test_a_registered_model_is_served_by_vllm_and_leaves_no_process(tmp_path: Pa
         with gateway(here, waits=False, engines=engines) as live:
             assert live.get("/ready").status_code == 503
             wait_for(lambda: live.get("/ready").status_code == 200, "vLLM answers", live, seconds=300)
-            client = openai.OpenAI(base_url=f"{live.url}/v1", api_key=live.key, max_retries=0)
+            client: Any = openai.OpenAI(base_url=f"{live.url}/v1", api_key=live.key, max_retries=0)
             asked = [{"role": "user", "content": "Hello"}]
             whole = client.chat.completions.create(
                 model=MODEL, messages=asked, max_tokens=8, temperature=0, extra_body={"ignore_eos": True}
