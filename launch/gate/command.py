@@ -56,7 +56,7 @@ def run(
 
     if wandb and out is None:
         raise UserError("--wandb needs --out", "an offline run is kept there", "--out gates/travel-3")
-    folder = None if out is None else _folder(out)
+    folder = None if out is None else out.expanduser()
     config = load_gate(gate, overrides)
     history = read_history(folder) if folder else []
     subject = _subject(registry, artefact, model)
@@ -92,25 +92,24 @@ def _subject(registry: Path | None, artefact: str | None, model: Path | None) ->
     return Subject(artefact=found.digest, version=found.version, baseline=production.digest if production else "")
 
 
-def _folder(out: Path) -> Path:
-    folder = out.expanduser()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {out}: {error.strerror}", fix="name a folder that you may write to") from error
-    return folder
-
-
 def _write(folder: Path, decision: GateDecision, record: dict[str, Any], history: list[dict[str, Any]]) -> None:
-    """The history first: a decision that was shown is in it, whatever happens."""
+    """Write a decision, first into the history: what was shown is in it, whatever happens.
+
+    Raises:
+        UserError: nothing can be written there.
+    """
     from rlhf.serving.gate_history import add_decision
     from rlhf.serving.gate_report import gate_markdown
     from rlhf.storage.durable import write_atomically
 
-    add_decision(folder, record)
-    write_atomically(folder / "gate.md", gate_markdown(decision, history))
     content = json.dumps(decision.content, indent=1, ensure_ascii=False, allow_nan=False)
-    write_atomically(folder / "gate.json", content + "\n")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        add_decision(folder, record)
+        write_atomically(folder / "gate.md", gate_markdown(decision, history))
+        write_atomically(folder / "gate.json", content + "\n")
+    except OSError as error:
+        raise UserError(f"--out {folder}: {error.strerror}", fix="name a folder that you may write to") from error
 
 
 def _show(decision: GateDecision, history: list[dict[str, Any]], folder: Path | None) -> None:

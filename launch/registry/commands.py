@@ -42,10 +42,10 @@ def register(
     Raises:
         UserError: the folder is no model, or is registered otherwise.
     """
-    from rlhf.serving.artefact import hash_model
+    from rlhf.serving.artefact import require_model
     from rlhf.serving.registry import Registry
 
-    hash_model(folder.expanduser())  # a wrong folder creates no registry
+    require_model(folder.expanduser())  # a wrong folder creates no registry
     with Registry.open_or_create(registry) as opened:
         made = opened.register(version, folder, who=_name(who), why=why, operation=operation)
     print(f"{made.version} is a {made.stage}: {made.digest}")

@@ -66,22 +66,31 @@ def artefact_digest(files: Sequence[FileEntry]) -> str:
     return canonical_digest(sorted((asdict(entry) for entry in files), key=lambda entry: entry["name"]))
 
 
-def hash_model(folder: Path) -> tuple[FileEntry, ...]:
-    """Hash all files of a model folder.
+def require_model(folder: Path) -> None:
+    """Check, without reading files, that a folder is a model's.
 
     Raises:
-        UserError: it is no folder, cannot be read, or holds no weights in safetensors format.
+        UserError: it is no folder, or holds no weights in safetensors format.
     """
     fix = "give a folder with *.safetensors, such as the model/ of a finished stage"
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder", "an artefact is a model folder", fix)
-    try:
-        files = hash_files(folder)
-    except OSError as error:
-        raise UserError(f"{error.filename or folder} cannot be read: {error.strerror}", fix=fix) from error
-    if not any(entry.name.endswith(".safetensors") for entry in files):
+    if not any(folder.rglob("*.safetensors")):
         raise UserError(f"{folder} has no weights in safetensors format", "other formats can run code", fix)
-    return files
+
+
+def hash_model(folder: Path) -> tuple[FileEntry, ...]:
+    """Hash all files of a model folder.
+
+    Raises:
+        UserError: it is no model folder, or cannot be read.
+    """
+    require_model(folder)
+    try:
+        return hash_files(folder)
+    except OSError as error:
+        fix = "make all its files readable"
+        raise UserError(f"{error.filename or folder} cannot be read: {error.strerror}", fix=fix) from error
 
 
 def require_unchanged(artefact: Artefact, files: Sequence[FileEntry]) -> None:

@@ -54,6 +54,14 @@ class CountSeries:
     candidate: Proportion
     production: Proportion | None
 
+    def with_more(self, more: CountSeries) -> CountSeries:
+        """The counts of two periods, or of two gateways, together."""
+        both = (self.production, more.production)
+        return CountSeries(
+            candidate=self.candidate.with_more(more.candidate),
+            production=None if both[0] is None or both[1] is None else both[0].with_more(both[1]),
+        )
+
 
 Series = ItemSeries | CountSeries
 
@@ -87,7 +95,11 @@ class _Reader:
     judge_calls: int = 0
 
     def add(self, metric: str, found: Series, file: str) -> None:
-        if metric in self.origin:
+        before = self.series.get(metric)
+        if isinstance(before, CountSeries) and isinstance(found, CountSeries):
+            self.series[metric] = before.with_more(found)
+            return
+        if before is not None:
             what = f"{metric} is in {self.origin[metric]} and in {file}"
             raise UserError(what, "a gate does not choose between two measurements", "leave one of the files out")
         self.series[metric], self.origin[metric] = found, file
@@ -107,10 +119,10 @@ def read_gate_data(files: Sequence[str], metrics: Iterable[str], candidate: str,
     digests: dict[str, str] = {}
     for name in files:
         path = Path(name).expanduser()
-        try:
-            digests[str(name)] = hashlib.sha256(path.read_bytes()).hexdigest()
-        except OSError as error:
-            raise UserError(f"{name} cannot be read: {error.strerror}", fix="name files of results") from error
+        digest = _digest(path)
+        if digest in digests.values():
+            raise UserError(f"{name} is given twice, or holds the same as another file", "its data would count twice")
+        digests[str(name)] = digest
         if path.suffix == ".jsonl":
             _read_rows(reader, path)
             continue
@@ -131,6 +143,13 @@ def read_gate_data(files: Sequence[str], metrics: Iterable[str], candidate: str,
         baselines=frozenset(reader.baselines),
         judge_calls=reader.judge_calls,
     )
+
+
+def _digest(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}", fix="name files of results") from error
 
 
 def first_units_digest(values: Float64, count: int) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from rlhf.tracking.console import one_line
 
-_MARKS = re.compile(r"([\\`*_{}\[\]()#+!|~<>])")
+_MARKS = re.compile(r"([\\`*_{}\[\]()#+!|~])")
 
 
 def escape_markdown(value: object) -> str:

@@ -36,6 +36,10 @@ class Proportion:
     successes: int
     n: int
 
+    def with_more(self, more: Proportion) -> Proportion:
+        """Two groups of trials together."""
+        return Proportion(successes=self.successes + more.successes, n=self.n + more.n)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:

@@ -106,6 +106,16 @@ def test_live_counts_decide_and_name_what_they_measured(tmp_path: Path) -> None:
         run(gate, counts(tmp_path, artefact=ONE), artefact="c" * 64)
 
 
+def test_counts_of_several_files_add_up(tmp_path: Path) -> None:
+    """Those of two gateways, or from before and after a restart; but not one file twice."""
+    (tmp_path / "b").mkdir()
+    gate = write_gate(tmp_path, kpis={"resolved": {"decided_by": "superiority"}})
+    files = counts(tmp_path), counts(tmp_path / "b", artefact=ONE)
+    assert run(gate, *files).kpis[0].n == 1000
+    with pytest.raises(UserError, match="is given twice"):
+        run(gate, files[0], files[0])
+
+
 def report(folder: Path, can_gate: bool, name: str = "report.json") -> str:
     values = {"sft": [0.5] * 40 + [None], "ppo": [0.9, 0.8] * 20 + [0.9]}
     content = {
