@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from rlhf.config.schema import ScratchConfig
 from rlhf.models.scratch import make_scratch
 from rlhf.serving.artefact import ServingStage
 from rlhf.storage.jsonl import read_lines
-from tests.end_to_end.small import RECIPE, overrides, rlhf
+from tests.end_to_end.small import RECIPE, ROOT, overrides, rlhf
 from tests.launch.serve.live import CLIENT, MODEL, bring, gateway, site, wait_for
 
 TEXTS = ["What is the capital of Australia? Canberra.", "Hello, how are you today?"] * 50
@@ -72,25 +74,32 @@ def test_a_batch_by_a_recipes_model_continues_where_it_ended(tmp_path: Path, mod
     rows = [*asked[:9], long, {"custom_id": "x", "body": {"messages": asked[0]["messages"]}}, {"none": 1}, *asked[9:]]
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
-    def batch(out: Path) -> str:
-        files = ["--in", str(tmp_path / "in.jsonl"), "--out", str(out), "--block-rows", "8"]
-        done = rlhf("batch", *settings, "--model", str(model), *files)
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-        return done.stdout
+    def command(out: Path) -> list[str]:
+        files = ["--in", str(tmp_path / "in.jsonl"), "--out", str(out), "--block-rows", "2"]
+        return ["batch", *settings, "--model", str(model), *files]
 
-    screen = batch(tmp_path / "out.jsonl")
-    out = read_lines(tmp_path / "out.jsonl")
+    killed, partial = tmp_path / "out.jsonl", tmp_path / "out.jsonl.partial"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "launch.cli", *command(killed)], cwd=ROOT, stdout=subprocess.DEVNULL
+    )
+    wait_for(lambda: partial.exists() and partial.read_bytes().count(b"\n") >= 6, "three blocks", seconds=300)
+    process.kill()
+    process.wait()
+    written = partial.read_text().splitlines()
+    assert 6 <= len(written) < len(rows)
+    with partial.open("a") as file:
+        file.write('{"row": ')  # what a kill in the middle of a write leaves
+    done = rlhf(*command(killed))
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    lines = killed.read_text().splitlines()
+    assert lines[: len(written)] == written
+    out = [json.loads(line) for line in lines]
     assert [row["row"] for row in out if "row" in row] == [*range(1, 11), *range(12, 24)]
-    assert ["error" for row in out if row["error"]] == ["error"] * 2
+    assert sum(bool(row["error"]) for row in out) == 2
     assert out[9]["error"] == "line 10: prompt longer than data.max_prompt_length=48"
     assert out[10]["response"]["body"]["choices"][0]["message"]["role"] == "assistant"
     assert [row["id"] for row in out if row.get("response") and "id" in row and "row" in row] == list(range(20))
-    assert "failed, with the reason in their row" in screen
-    # A killed run leaves whole blocks and a torn line: the next one asks only for the rest.
-    (tmp_path / "again.jsonl.job.json").write_text((tmp_path / "out.jsonl.job.json").read_text())
-    lines = (tmp_path / "out.jsonl").read_text().splitlines(keepends=True)
-    (tmp_path / "again.jsonl.partial").write_text("".join(lines[:16]) + lines[16][:20])
-    batch(tmp_path / "again.jsonl")
-    again = read_lines(tmp_path / "again.jsonl")
-    assert again[:16] == out[:16]
-    assert [row.get("id") for row in again] == [row.get("id") for row in out]
+    assert "failed, with the reason in their row" in done.stdout
+    assert read_lines(tmp_path / "out.jsonl.quarantine.jsonl") == [row for row in out if row["error"]]
+    again = rlhf(*command(killed))  # starts no engine
+    assert (again.returncode, "is complete: 23 rows" in again.stdout) == (0, True)
