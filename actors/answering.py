@@ -18,7 +18,7 @@ from actors.session import Session
 from actors.supervisor import Supervisor
 from actors.waiting import PhaseContext
 from rlhf.tracking.console import Report
-from rlhf.types import Prompt, RolloutBlock
+from rlhf.types import FinishReason, Prompt, RolloutBlock
 
 
 @contextmanager
@@ -91,6 +91,51 @@ def sample_answers(
     return SampledAnswers(
         rollouts=rollouts.select(kept), texts=tuple(texts[seed] for seed in rollouts.seeds[kept].tolist())
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockAnswer:
+    """One answer of a block, or the reason why there is none."""
+
+    text: str
+    finish_reason: FinishReason
+    prompt_tokens: int
+    tokens: int
+    """Tokens of the response."""
+    fault: str = ""
+
+
+def answer_block(
+    engines: Engines, prompts: Sequence[Prompt], seeds: Sequence[int], tokenizer_folder: Path
+) -> dict[int, BlockAnswer]:
+    """Sample an answer to each prompt with its seed; returns them by seed. A quarantined prompt has a fault.
+
+    The prompts replace those that the engines had before, so that memory holds one block at a time.
+
+    Args:
+        seeds: all different.
+    """
+    if not prompts:
+        return {}
+    context, answers = PhaseContext(phase="answers"), dict[int, BlockAnswer]()
+    engines.set_prompts(prompts, context)
+    for reference, summary in engines.generate(range(len(prompts)), seeds, context):
+        faults, texts = dict(summary.faults), engines.decode(tokenizer_folder, reference, context)
+        block: RolloutBlock = ray.get(reference)
+        lengths = zip(block.sequences.prompt_lengths.tolist(), block.sequences.response_lengths.tolist(), strict=True)
+        named = zip(
+            block.seeds.tolist(), block.prompt_ids.tolist(), block.finish_reasons.tolist(), lengths, strict=True
+        )
+        for seed, prompt, reason, (before, after) in named:
+            is_quarantined = reason == FinishReason.SET_ASIDE
+            answers[seed] = BlockAnswer(
+                text=texts.get(seed, ""),
+                finish_reason=FinishReason(reason),
+                prompt_tokens=before,
+                tokens=after,
+                fault=faults.get(prompt, "no answer") if is_quarantined else "",
+            )
+    return answers
 
 
 def _unrecorded(kind: str, **details: object) -> None:

@@ -182,6 +182,12 @@ class Engines:
         locations = wait(start_refs, [engine.name for engine in self.all], context, self.supervisor.deadlines)
         self._initialise(self.all, locations, context)
 
+    def set_prompts(self, prompts: Sequence[Prompt], context: PhaseContext) -> None:
+        """Replace the prompts of all engines, also of those that start later; poison prompts are forgotten."""
+        self._prompts = ray.put(prompts)
+        self.poison_prompts = set()
+        self._each([engine for engine in self.all if engine.is_started], "set_prompts", context, self._prompts)
+
     def _initialise(
         self, engines: Sequence[Engine], locations: Sequence[ProcessLocation], context: PhaseContext
     ) -> None:

@@ -27,6 +27,8 @@ import launch.plan.command
 import launch.registry.commands
 import launch.report.command
 import launch.retrieval.commands
+import launch.serve.batch_command
+import launch.serve.command
 import launch.submit
 import launch.watch.command
 from launch.options import Overrides, RecipePath, Run
@@ -116,6 +118,8 @@ COMMANDS: Mapping[str, Command | CommandGroup] = {
     "report": _tool(launch.report.command),
     "feedback": _group(launch.feedback.commands),
     "retrieval": _group(launch.retrieval.commands),
+    "serve": _tool(launch.serve.command),
+    "batch": _tool(launch.serve.batch_command),
     "gate": _tool(launch.gate.command),
     "registry": _group(launch.registry.commands),
 }

@@ -1,1 +1,1 @@
-"""Decisions about production: the gate, the registry of artefacts, and the model card."""
+"""Decisions about production: the gate, the registry of artefacts, the model card, and the gateway's rules."""

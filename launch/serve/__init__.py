@@ -1,0 +1,1 @@
+"""``rlhf serve`` (the gateway in front of vLLM servers) and ``rlhf batch``."""

@@ -1,0 +1,94 @@
+"""Runs the gateway until it is stopped."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import uvicorn
+
+from launch.serve.app import Gateway
+from launch.serve.services import Services
+from rlhf.errors import MachineryError, UserError
+from rlhf.serving.gateway_config import GatewayConfig
+
+BACKLOG = 2048
+IDLE_SECONDS = 30
+"""Idle connections of clients are closed after it."""
+
+
+def serve(config: GatewayConfig) -> None:
+    """Serve until SIGINT or SIGTERM: answers in progress are finished within the grace period.
+
+    Raises:
+        UserError: the registry, the keys, another file or the address cannot be used.
+        MachineryError: the gateway could not start.
+    """
+    _warn_of_exposure(config)
+    server = make_server(config, Gateway(Services(config)))
+    with _bound(config) as listener, _signals_stop(server):
+        print(f"{config.model} is served at http://{config.listen.host}:{config.listen.port}/v1", flush=True)
+        server.run(sockets=[listener])
+    if not server.started:
+        raise MachineryError("the gateway could not start; the reason is above")
+
+
+def make_server(config: GatewayConfig, app: Gateway) -> uvicorn.Server:
+    """A server that has not begun. It writes no access log; ``log`` in the gateway's file does."""
+    settings = uvicorn.Config(
+        app,
+        access_log=False,
+        log_level="warning",
+        server_header=False,
+        date_header=False,
+        proxy_headers=False,
+        lifespan="on",
+        ws="none",
+        timeout_keep_alive=IDLE_SECONDS,
+        timeout_graceful_shutdown=int(config.timeouts.grace_seconds),
+    )
+    return uvicorn.Server(settings)
+
+
+@contextmanager
+def _bound(config: GatewayConfig) -> Iterator[socket.socket]:
+    """A socket that listens, before anything is announced."""
+    host, port = config.listen.host, config.listen.port
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except (OSError, OverflowError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"cannot serve at {host}:{port}", why, "choose another listen.host or listen.port") from error
+    with listener:
+        yield listener
+
+
+@contextmanager
+def _signals_stop(server: uvicorn.Server) -> Iterator[None]:
+    """Context in which SIGINT and SIGTERM stop the server, also before it handles them itself. It raises them again
+    after its end, which would kill the process without this."""
+
+    def stop(*_: object) -> None:
+        server.should_exit = True
+
+    names = (signal.SIGINT, signal.SIGTERM)
+    before = {name: signal.signal(name, stop) for name in names}
+    try:
+        yield
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)
+
+
+def _warn_of_exposure(config: GatewayConfig) -> None:
+    """Warn if others can reach the gateway without an encrypting proxy."""
+    if not config.listen.host.startswith("127.") and config.listen.host not in ("localhost", "::1"):
+        print(
+            f"warning: {config.listen.host} can be reached from other machines, and keys and texts travel unencrypted; "
+            "serve at 127.0.0.1 behind a proxy with TLS instead, see docs/serving.md",
+            file=sys.stderr,
+        )
