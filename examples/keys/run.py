@@ -2,9 +2,9 @@
 
     python -m examples.keys.run
 
-Both arms start from the same randomly initialised model, with the same questions, epochs and optimizer. The evaluation
-questions are about documents that are in no training data, with the oracle among 4 distractors; the plain arm is asked
-with the same passages, and once more without passages, as it was trained.
+Both arms start from the same base model, which can copy but has seen no key, with the same questions, epochs and
+optimizer. The evaluation questions are about documents that are in no training data, with the oracle among 4
+distractors; the plain arm is asked with the same passages, and once more without passages, as it was trained.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ ARMS = (
 
 
 def run(folder: Path, documents: int, seed: int, settings: Sequence[str]) -> MetricScores:
-    """Train both models and return the exact match of each arm's answer to each question.
+    """Train the base model and both arms, and return the exact match of each arm's answer to each question.
 
     Args:
         settings: of the recipe, for both arms.
@@ -69,12 +69,11 @@ def run(folder: Path, documents: int, seed: int, settings: Sequence[str]) -> Met
     given, log = [str(RECIPE), *places, *settings], folder / "log.txt"
     give_command("rlhf retrieval build", ["retrieval", "build", *given], log)
     _write_plain(data)
-    raft = [*given, "name=raft", f"data.demonstrations={data}/dataset/train.jsonl"]
-    base = ["model.scratch=null", f"model.path={runs}/raft/base"]
-    give_command("rlhf sft, raft", ["sft", *raft], log)
-    give_command(
-        "rlhf sft, plain", ["sft", *given, *base, "name=plain", f"data.demonstrations={data}/plain.jsonl"], log
-    )
+    base = ["model.scratch=null", f"model.path={runs}/base/sft/model"]
+    give_command("rlhf sft, base", ["sft", *given, "name=base", f"data.demonstrations={data}/repeats.jsonl"], log)
+    for name, file in (("raft", "dataset/train"), ("plain", "plain")):
+        tuned = ["sft", *given, *base, f"name={name}", f"data.demonstrations={data}/{file}.jsonl"]
+        give_command(f"rlhf sft, {name}", tuned, log)
     expected = [row["answer"] for row in read_lines(data / "with_passages.jsonl")]
     columns = []
     for number, arm in enumerate(ARMS):
@@ -123,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; exit code 1 if RAFT is not better by 20 points, by its interval."""
     parser = argparse.ArgumentParser(description="Exact match after RAFT and after plain SFT.")
     parser.add_argument("--runs", type=Path, default=Path("runs/keys"), help="folder of runs (default: %(default)s)")
-    parser.add_argument("--documents", type=int, default=1350, help="of 16 passages each (default: %(default)s)")
+    parser.add_argument("--documents", type=int, default=700, help="of 16 passages each (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings of the recipe, for both arms")
     options = parser.parse_args(arguments)

@@ -25,7 +25,7 @@ from rlhf.evaluation.retrieval_metrics import RetrievalItem, context_precision, 
 from rlhf.retrieval.passages import Passage
 from rlhf.storage.jsonl import read_lines, to_line
 
-SIZES = Sizes(corpus=50, comparisons=40, items=30, steps=1)
+SIZES = Sizes(corpus=50, repeats=20, comparisons=40, items=30, steps=1)
 CARD = "Bresk: Amber Inn, hill quarter, 65 crowns, 10 to 21."
 PROMPT = f"{CARD}\nTraveller: What do I pay?\nAssistant:"
 OTHER = "Bresk: Iris Inn, old quarter, 90 crowns, 9 to 20."

@@ -33,7 +33,7 @@ METRICS = (
 )  # fmt: skip
 GUIDELINE = Path(__file__).parents[1] / "guideline.py"
 SCORERS = {name: f"{GUIDELINE}:{name}" for name in ("fact", "quality")}
-SMALL = Sizes(corpus=640, demonstrations=640, comparisons=320, items=20, steps=3)
+SMALL = Sizes(corpus=640, repeats=64, demonstrations=640, comparisons=320, items=20, steps=3)
 """For tests: models that have learned little."""
 
 

@@ -1,8 +1,8 @@
 """Data of the comparison: what every arm learns from, and the held-out questions that all arms answer.
 
 The office has a card for each place. A part of the places is new: their cards are in the index of passages, and in no
-training data. The base model has read the cards of other countries, and knows neither this country nor the office's
-habits.
+training data. The base model has learned to copy and has read the cards of other countries; it knows neither this
+country nor the office's habits.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import chain, product
 from pathlib import Path
 
+from examples.repeats import SYLLABLES, make_repeats
 from examples.travel.answers import Habits, compose, write_answer, write_flawed_answer, write_ideal_answer
 from examples.travel.guideline import read_prompt
 from examples.travel.passages import ask_about
@@ -49,7 +50,9 @@ class Sizes:
     """Rows of each kind, and the PPO steps of the comparison."""
 
     corpus: int = 10_000
-    """Rows of the base model's corpus."""
+    """Rows of the base model's corpus about other countries."""
+    repeats: int = 14_000
+    """Rows of repeated random words in it, from which it learns to copy."""
     demonstrations: int = 2_300
     comparisons: int = 1_600
     items: int = 200
@@ -114,7 +117,7 @@ def write_data(folder: Path, seed: int, sizes: Sizes) -> None:
     cases = office.training[: sizes.demonstrations]
     answered = [(case, write_answer(case.record, _rng("answer", seed, case))) for case in cases]
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / "base.jsonl", _corpus(seed, sizes.corpus))
+    _write(folder / "base.jsonl", chain(_corpus(seed, sizes.corpus), make_repeats(SYLLABLES, sizes.repeats, seed)))
     _write(
         folder / "demonstrations.jsonl", ({"prompt": ask(case.question), "completion": text} for case, text in answered)
     )
