@@ -21,8 +21,8 @@ from rlhf.storage.jsonl import append_line, read_lines, to_line
 Item = Mapping[str, Any]
 """A row of a file."""
 RECIPE = Path(__file__).with_name("recipe.yaml")
-BASE_SETTINGS = ("sft.epochs=2", "sft.batch_size=32", "sft.optimizer.schedule=constant")
-"""Of the base model's training: small models learn late to copy, at a rate that must not have decayed by then."""
+COPYING = ("sft.batch_size=32", "sft.optimizer.lr=3.0e-3", "sft.optimizer.schedule=constant")
+"""Settings with which the base model learns to copy: all at once, at a rate that must not have decayed by then."""
 TEMPERATURE = 0.7
 """Of the answers of all arms; PPO samples at 1."""
 SECONDS = "seconds.jsonl"
@@ -89,7 +89,9 @@ def train(folder: Path, seed: int, sizes: Sizes) -> None:
     tuned = ["model.scratch=null", f"model.path={base}"]
     plain = [*tuned, f"data.demonstrations={data}/demonstrations.jsonl"]
     compared = f"data.preferences={data}/comparisons.jsonl"
-    _rlhf(folder, seed, "sft", "base", [f"data.demonstrations={data}/base.jsonl", *BASE_SETTINGS])
+    _rlhf(folder, seed, "sft", "copy", [f"data.demonstrations={data}/copy.jsonl", *COPYING])
+    copying = ["model.scratch=null", f"model.path={folder}/runs/copy/sft/model"]
+    _rlhf(folder, seed, "sft", "base", [*copying, f"data.demonstrations={data}/base.jsonl"])
     _rlhf(folder, seed, "sft", "sft", plain)
     _rlhf(folder, seed, "dpo", "sft", [*plain, compared])
     _rlhf(folder, seed, "sft", ADAPTERS[0], [*plain, *ADAPTERS[1]])

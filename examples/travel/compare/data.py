@@ -37,6 +37,8 @@ WITHOUT_CARD = 0.2
 QUOTED = 0.5
 """Fraction of the others that quote the card first: copying a text is what small models learn to read from."""
 MOST_CARDS = 3
+SHARE = 10
+"""Rows of repeated words for each row of the corpus among them, which is there for the tokenizer's sake."""
 NEW_PLACES = 16
 """Places of the 48 whose cards are in no training data."""
 FLAWED_SHARE = 0.25
@@ -50,9 +52,9 @@ class Sizes:
     """Rows of each kind, and the PPO steps of the comparison."""
 
     corpus: int = 10_000
-    """Rows of the base model's corpus about other countries."""
-    repeats: int = 14_000
-    """Rows of repeated random words in it, from which it learns to copy."""
+    """Rows of the base model's corpus."""
+    repeats: int = 16_000
+    """Rows of repeated random words, from which the base model first learns to copy."""
     demonstrations: int = 2_300
     comparisons: int = 1_600
     items: int = 200
@@ -117,7 +119,9 @@ def write_data(folder: Path, seed: int, sizes: Sizes) -> None:
     cases = office.training[: sizes.demonstrations]
     answered = [(case, write_answer(case.record, _rng("answer", seed, case))) for case in cases]
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / "base.jsonl", chain(_corpus(seed, sizes.corpus), make_repeats(SYLLABLES, sizes.repeats, seed)))
+    corpus = list(_corpus(seed, sizes.corpus))
+    _write(folder / "base.jsonl", corpus)
+    _write(folder / "copy.jsonl", [*make_repeats(SYLLABLES, sizes.repeats, seed), *corpus[: sizes.repeats // SHARE]])
     _write(
         folder / "demonstrations.jsonl", ({"prompt": ask(case.question), "completion": text} for case, text in answered)
     )
