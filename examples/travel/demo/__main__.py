@@ -8,6 +8,7 @@ Finished acts are kept in the folder of ``--runs``: a command that was stopped c
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -49,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     place = DemoPlace(root=options.runs, sizes=SMALL if options.small else FULL, seed=options.seed)
     begin = time.monotonic()
+    signal.signal(signal.SIGTERM, _end)
     try:
         results = play(place)
         page = write_page(place, results, options.out or options.runs / "demo.md")
@@ -58,6 +60,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     story = describe_story(results)
     print(f"\n{story.text}\n{(time.monotonic() - begin) / 60:.1f} minutes → {page}")
     return 0 if story.is_better else 1
+
+
+def _end(number: int, _: object) -> None:
+    """End as on Ctrl-C: what was started is stopped."""
+    raise SystemExit(128 + number)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -33,6 +34,7 @@ START_SECONDS = 420.0
 """Longest start of a vLLM server on a busy machine."""
 COUNT_SECONDS = 60.0
 END_SECONDS = 60.0
+"""In which the gateway must end: it stops its servers."""
 REQUEST_SECONDS = 60.0
 
 
@@ -147,16 +149,18 @@ def gateway(state: Path, name: str, demand: float) -> Iterator[LiveService]:
     places["engines.logs"] = "engine-logs"
     settings = [f"{setting}={(state / file).resolve()}" for setting, file in places.items()]
     command = [sys.executable, "-m", "launch.cli", "serve", str(CONFIG), *settings, f"listen.port={port}"]
+    guarded = [sys.executable, "-m", "launch.serve.guardian", str(END_SECONDS), *command]
     with (state / "gateway.txt").open("ab") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out)
+        process = subprocess.Popen(guarded, stdin=subprocess.PIPE, stdout=out, stderr=out, start_new_session=True)
+    assert process.stdin is not None
     try:
         yield LiveService(url=f"http://127.0.0.1:{port}", key=key, state=state, process=process, demand=demand)
     finally:
-        process.send_signal(signal.SIGTERM)
+        process.stdin.close()  # the guardian ends the gateway, also if this process is killed
         try:
-            process.wait(END_SECONDS)
+            process.wait(2 * END_SECONDS)
         except subprocess.TimeoutExpired:
-            process.kill()  # its servers end with it
+            os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
 

@@ -46,18 +46,9 @@ def decide(place: DemoPlace, state: Path, gate: str, version: str, results: Path
     """Run a gate on a file of results; returns its decision, whatever it is."""
     for_stage = next((text.removeprefix("for=") for text in settings if text.startswith("for=")), gate)
     folder = state / "gates" / f"{version}-{for_stage}"
-    words: list[str | Path] = [
-        "gate",
-        GATES / f"{gate}.yaml",
-        *settings,
-        "--results",
-        results,
-        "--registry",
-        state / "registry.db",
-    ]
-    place.rlhf(
-        f"rlhf gate, may {version} go to {for_stage}?", *words, "--artefact", version, "--out", folder, expect=DECIDED
-    )
+    file, registry = GATES / f"{gate}.yaml", state / "registry.db"
+    words: list[str | Path] = [file, *settings, "--results", results, "--registry", registry, "--artefact", version]
+    place.rlhf(f"rlhf gate, may {version} go to {for_stage}?", "gate", *words, "--out", folder, expect=DECIDED)
     content = json.loads((folder / "gate.json").read_text(encoding="utf-8"))
     print(f"   {content['outcome']}: {'; '.join(content['summary'])}", flush=True)
     kept = ("for", "outcome", "version", "summary", "digest")

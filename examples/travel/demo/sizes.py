@@ -11,7 +11,7 @@ class DemoSizes:
 
     demonstrations: int = 4000
     preferences: int = 3000
-    steps: int = 16
+    steps: int = 12
     """Of PPO."""
     faulty_rows: int = 1600
     """Demonstrations of the faulty candidate."""
@@ -28,7 +28,7 @@ class DemoSizes:
     after: int = 120
     """Users after a canary's return."""
     kto_epochs: int = 2
-    demand: float = 0.5
+    demand: float = 0.6
     """Quality with which half of the users are content."""
     settings: tuple[str, ...] = ()
     """Of the recipe, in every training."""
@@ -40,7 +40,7 @@ FULL = DemoSizes()
 SMALL = DemoSizes(
     demonstrations=1600,
     preferences=300,
-    steps=2,
+    steps=3,
     faulty_rows=600,
     offline=120,
     evaluation=80,
@@ -49,7 +49,7 @@ SMALL = DemoSizes(
     users=200,
     after=30,
     kto_epochs=1,
-    demand=0.3,
+    demand=0.12,
     settings=("ppo.batch_size=32", "evaluation.prompts=20"),
     gate_settings=("kpis.helpful.threshold=0.02",),
 )
