@@ -23,7 +23,7 @@ from examples.travel.demo.training import (
     train_first,
     train_on_thumbs,
 )
-from examples.travel.demo.users import draw_questions, split_by_topic
+from examples.travel.demo.users import UserQuestion, draw_questions, split_by_topic
 from examples.travel.guideline import quality
 from rlhf.errors import MachineryError
 from rlhf.evaluation.metric_table import MetricScores, summarise
@@ -51,7 +51,7 @@ def release(place: DemoPlace, state: Path) -> Result:
     """Bring the first model to production, step by step; each gate has its own part of the offline set."""
     register(place, state, FIRST, place.model(FIRST, STAGES[FIRST]), "SFT, reward model and PPO")
     prompts = offline_prompts(place)
-    rows = value_rows(prompts, answer_prompts(place, FIRST, "offline", prompts), None, place.sizes.demand)
+    rows = value_rows(prompts, answer_prompts(place, FIRST, prompts), None, place.sizes.demand)
     decisions = []
     for number, step in enumerate(STEPS):
         part = [row for row in rows if row["item"] % len(STEPS) == number]
@@ -69,7 +69,7 @@ def pass_offline(place: DemoPlace, state: Path) -> Result:
     register(place, state, FAULTY, place.model(FAULTY, STAGES[FAULTY]), "trained on the newest demonstrations")
     stale = state / "gates" / f"{FIRST}-shadow" / "gate.json"
     refusal = refuse_stale(place, state, FAULTY, {"for": "shadow", "version": FIRST, "file": str(stale)})
-    decision = compare_offline(place, state, FAULTY, "offline", offline_prompts(place))
+    decision = compare_offline(place, state, FAULTY, offline_prompts(place))
     require_pass(decision)
     promote(place, state, FAULTY, decision)
     return {"training_seconds": seconds, "refusal": refusal, "decision": decision}
@@ -95,7 +95,7 @@ def learn(place: DemoPlace, state: Path) -> Result:
     thumbs = thumbs_by_version(state)
     seconds = train_on_thumbs(place, state / "votes.db")
     prompts = evaluation_prompts(place)
-    answers = {version: answer_prompts(place, version, "evaluation", prompts) for version in (FIRST, FAULTY, NEXT)}
+    answers = {version: answer_prompts(place, version, prompts) for version in (FIRST, FAULTY, NEXT)}
     found = {version: quality(prompts, given) for version, given in answers.items()}
     is_missing = [prompt in set(split_by_topic(prompts)[0]) for prompt in prompts]
     parts = {"missing": is_missing, "others": [not each for each in is_missing]}
@@ -116,7 +116,7 @@ def learn(place: DemoPlace, state: Path) -> Result:
 def release_next(place: DemoPlace, state: Path) -> Result:
     """Bring the next round to production through shadow and canary, as far as its gates allow."""
     register(place, state, NEXT, place.model(NEXT, STAGES[NEXT]), "KTO on the users' thumbs")
-    decisions = [compare_offline(place, state, NEXT, "evaluation", evaluation_prompts(place))]
+    decisions = [compare_offline(place, state, NEXT, evaluation_prompts(place))]
     if decisions[0]["outcome"] == "pass":
         promote(place, state, NEXT, decisions[0])
         with gateway(state, "act-6", place.sizes.demand) as live:
@@ -151,14 +151,14 @@ def _pass_shadow(place: DemoPlace, state: Path, live: LiveService, version: str)
     return came
 
 
-def compare_offline(place: DemoPlace, state: Path, version: str, label: str, prompts: list[str]) -> Result:
+def compare_offline(place: DemoPlace, state: Path, version: str, prompts: list[str]) -> Result:
     """The gate for shadow: a candidate and the first model on the same questions."""
-    candidate, production = (answer_prompts(place, each, label, prompts) for each in (version, FIRST))
+    candidate, production = (answer_prompts(place, each, prompts) for each in (version, FIRST))
     rows = value_rows(prompts, candidate, production, place.sizes.demand)
     return decide(place, state, "shadow", version, write_values(state, f"{version}-shadow", rows))
 
 
-def questions_of(place: DemoPlace, label: str, count: int) -> list:
+def questions_of(place: DemoPlace, label: str, count: int) -> list[UserQuestion]:
     """Users and their questions."""
     return draw_questions(known_prompts(place), count, label, place.seed)
 

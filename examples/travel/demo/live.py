@@ -28,14 +28,18 @@ from rlhf.storage.durable import write_atomically
 
 CONFIG = Path(__file__).with_name("gateway.yaml")
 MODEL = "travel"
-AT_ONCE = 4
+AT_ONCE = 8
 """Users who wait for an answer at the same time."""
+READING_SECONDS = 0.2
+"""Between an answer and its user's thumb."""
 START_SECONDS = 420.0
 """Longest start of a vLLM server on a busy machine."""
 COUNT_SECONDS = 60.0
 END_SECONDS = 60.0
 """In which the gateway must end: it stops its servers."""
 REQUEST_SECONDS = 60.0
+SHARED_CORES = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
+"""Environment of the servers: by default each would bind its threads to the same core."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +115,7 @@ class LiveService:
             return f"{type(error).__name__}: {error}"
         if not gives_thumb(question.user):
             return ""
+        time.sleep(READING_SECONDS)
         is_good = is_content(question.prompt, answer.choices[0].text, self.demand, question.user)
         given = thumbs.post(f"{self.url}/feedback", json={"id": answer.id, "thumb": "up" if is_good else "down"})
         return "" if given.status_code == 201 else f"POST /feedback gives {given.status_code}"
@@ -151,7 +156,14 @@ def gateway(state: Path, name: str, demand: float) -> Iterator[LiveService]:
     command = [sys.executable, "-m", "launch.cli", "serve", str(CONFIG), *settings, f"listen.port={port}"]
     guarded = [sys.executable, "-m", "launch.serve.guardian", str(END_SECONDS), *command]
     with (state / "gateway.txt").open("ab") as out:
-        process = subprocess.Popen(guarded, stdin=subprocess.PIPE, stdout=out, stderr=out, start_new_session=True)
+        process = subprocess.Popen(
+            guarded,
+            stdin=subprocess.PIPE,
+            stdout=out,
+            stderr=out,
+            env={**os.environ, **SHARED_CORES},
+            start_new_session=True,
+        )
     assert process.stdin is not None
     try:
         yield LiveService(url=f"http://127.0.0.1:{port}", key=key, state=state, process=process, demand=demand)

@@ -85,14 +85,15 @@ def train_on_thumbs(place: DemoPlace, votes: Path) -> float:
     )
 
 
-def answer_prompts(place: DemoPlace, version: str, label: str, prompts: list[str]) -> list[str]:
-    """A version's answers, by ``rlhf generate``; made once."""
-    asked, out = (place.root / "answers" / f"{version}-{label}.{end}" for end in ("prompts.jsonl", "jsonl"))
+def answer_prompts(place: DemoPlace, version: str, prompts: list[str]) -> list[str]:
+    """A version's answers to prompts of the offline set and of the evaluation; all are made at once, and once."""
+    asked, out = place.root / "answers" / "prompts.jsonl", place.root / "answers" / f"{version}.jsonl"
     if not out.exists():
-        write_rows(asked, [{"prompt": prompt} for prompt in prompts])
+        every = [*offline_prompts(place), *evaluation_prompts(place)]
+        write_rows(asked, [{"prompt": prompt} for prompt in every])
         model = place.model(version, STAGES[version])
         place.rlhf(
-            f"rlhf generate: {version} answers {len(prompts)} {label} questions",
+            f"rlhf generate: {version} answers {len(every)} questions",
             "generate",
             RECIPE,
             *place.settings(f"answers-{version}"),
@@ -101,4 +102,5 @@ def answer_prompts(place: DemoPlace, version: str, label: str, prompts: list[str
             f"rollout.temperature={TEMPERATURE}",
             *("--model", model, "--prompts", asked, "--out", out),
         )
-    return [str(row["response"]) for row in read_lines(out)]
+    answers = {row["prompt"]: str(row["response"]) for row in read_lines(out)}
+    return [answers[prompt] for prompt in prompts]
