@@ -15,8 +15,10 @@ from examples.travel.demo.traffic import Traffic
 from rlhf.tracking.plots import BLUE, GREEN, GREY, ORANGE, RED
 
 COLOURS = {"travel-1": BLUE, "travel-2": RED, "travel-3": GREEN}
-SMOOTHED = 5
+SMOOTHED = 9
 """Bins over which the fraction of thumbs down is taken."""
+FEWEST = 5
+"""Thumbs below which no fraction is drawn."""
 NAMES = {"missing": "questions that the offline set lacks", "others": "other questions"}
 
 
@@ -36,7 +38,7 @@ def draw_traffic(traffic: Traffic, marks: Sequence[tuple[float, str]], out: Path
     for version, (thumbs, down) in traffic.thumbs.items():
         window = np.ones(SMOOTHED)
         count, bad = np.convolve(thumbs, window, "same"), np.convolve(down, window, "same")
-        is_known = count > 0
+        is_known = count >= FEWEST
         below.plot(middles[is_known], bad[is_known] / count[is_known], ".-", color=COLOURS[version])
     for axes in (above, below):
         for at, _ in marks:
@@ -45,7 +47,7 @@ def draw_traffic(traffic: Traffic, marks: Sequence[tuple[float, str]], out: Path
         axes.spines[["top", "right"]].set_visible(False)
     top = above.get_ylim()[1]
     for number, (at, name) in enumerate(marks):
-        above.text(at, top * (1.02 + 0.09 * (number % 2)), name, fontsize=9, ha="center", va="bottom")
+        above.text(at, top * (1.02 + 0.07 * (number % 2)), name, fontsize=9, ha="center", va="bottom")
     above.set_ylabel("answers per second")
     above.legend(loc="upper left", fontsize=9)
     below.set(ylabel="thumbs down", xlabel="seconds since the first request", ylim=(-0.05, 1.05))

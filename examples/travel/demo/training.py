@@ -79,6 +79,7 @@ def train_on_thumbs(place: DemoPlace, votes: Path) -> float:
         "dpo",
         NEXT,
         "dpo.loss=kto",
+        "dpo.optimizer.warmup_steps=4",  # there are a few hundred thumbs
         f"data.preferences={votes}",
         f"dpo.init={place.model(FIRST, STAGES[FIRST])}",
         f"dpo.epochs={place.sizes.kto_epochs}",
