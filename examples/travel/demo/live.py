@@ -32,7 +32,7 @@ AT_ONCE = 8
 """Users who wait for an answer at the same time."""
 READING_SECONDS = 0.2
 """Between an answer and its user's thumb."""
-START_SECONDS = 420.0
+START_SECONDS = 900.0
 """Longest start of a vLLM server on a busy machine."""
 COUNT_SECONDS = 60.0
 END_SECONDS = 60.0

@@ -57,12 +57,11 @@ def measure_traffic(rows: Sequence[Row], thumbs: Sequence[Thumb], bins: int) -> 
 
     Args:
         rows: of the gateway's log, at least one of which was answered.
-        thumbs: those before the first request are left out: they are of an earlier act.
+        thumbs: those before the first request are in no bin: they are of an earlier act.
     """
     answered = [row for row in rows if row["outcome"] == "answered"]
     first, last = min(row["time"] for row in answered), max(row["time"] for row in answered)
-    judged = [thumb for thumb in thumbs if thumb.time >= first]
-    end = max([last, *(thumb.time for thumb in judged)]) - first
+    end = max([last, *(thumb.time for thumb in thumbs)]) - first
     edges = np.linspace(0.0, max(end, 1e-3), bins + 1)
 
     def count(times: Sequence[float]) -> Float64:
@@ -74,8 +73,8 @@ def measure_traffic(rows: Sequence[Row], thumbs: Sequence[Thumb], bins: int) -> 
         answers={v: count([row["time"] for row in answered if row["version"] == v]) for v in versions},
         thumbs={
             v: (
-                count([each.time for each in judged if each.answer.policy == v]),
-                count([each.time for each in judged if each.answer.policy == v and not each.is_good]),
+                count([each.time for each in thumbs if each.answer.policy == v]),
+                count([each.time for each in thumbs if each.answer.policy == v and not each.is_good]),
             )
             for v in versions
         },
