@@ -34,7 +34,8 @@ READING_SECONDS = 0.2
 """Between an answer and its user's thumb."""
 START_SECONDS = 900.0
 """Longest start of a vLLM server on a busy machine."""
-COUNT_SECONDS = 60.0
+COUNT_SECONDS = 180.0
+"""Longest wait until the counts that a gate needs are there: copies follow the requests at their own pace."""
 END_SECONDS = 60.0
 """In which the gateway must end: it stops its servers."""
 REQUEST_SECONDS = 60.0
