@@ -189,7 +189,7 @@ def results(gain: tuple[float, float, float]) -> list[Result]:
         {"training_seconds": 41.0, "quality": means("SFT", "travel-1"), "steps": 3},
         {"decisions": [gate]},
         {"training_seconds": 9.0, "refusal": "the gate measured abc and not travel-2", "decision": gate},
-        {"users": 432, "audit": AUDIT, "thumbs": thumbs},
+        {"users": 432, "decision": gate, "audit": AUDIT, "thumbs": thumbs},
         {
             "training_seconds": 17.0,
             "thumbs": thumbs,

@@ -81,13 +81,14 @@ def return_canary(place: DemoPlace, state: Path) -> Result:
     with gateway(state, "act-4", sizes.demand) as live:
         live.wait_for("production", FIRST)
         came = live.serve_users(questions_of(place, "before", sizes.before))
-        came += _pass_shadow(place, state, live, FAULTY)
+        users, decision = _pass_shadow(place, state, live, FAULTY)
+        came += users
         asked = questions_of(place, "canary", sizes.users)
         came += live.serve_users(asked, lambda: stage_of(state, FAULTY) != "canary")
         came += live.serve_users(questions_of(place, "after", sizes.after))
     if stage_of(state, FAULTY) != "withdrawn":
         raise MachineryError(f"{FAULTY} was not withdrawn by the gateway within {sizes.users} users")
-    return {"users": came, "audit": audit_of(state), "thumbs": thumbs_by_version(state)}
+    return {"users": came, "decision": decision, "audit": audit_of(state), "thumbs": thumbs_by_version(state)}
 
 
 def learn(place: DemoPlace, state: Path) -> Result:
@@ -121,7 +122,7 @@ def release_next(place: DemoPlace, state: Path) -> Result:
         promote(place, state, NEXT, decisions[0])
         with gateway(state, "act-6", place.sizes.demand) as live:
             live.wait_for("production", FIRST)
-            _pass_shadow(place, state, live, NEXT)
+            decisions.append(_pass_shadow(place, state, live, NEXT)[1])
             asked = questions_of(place, "next", place.sizes.users)
             live.serve_users(asked, lambda: stage_of(state, NEXT) != "canary")
             if stage_of(state, NEXT) == "canary":
@@ -139,8 +140,8 @@ def release_next(place: DemoPlace, state: Path) -> Result:
     }
 
 
-def _pass_shadow(place: DemoPlace, state: Path, live: LiveService, version: str) -> int:
-    """Let a shadow answer copies, and promote it to canary; returns the users."""
+def _pass_shadow(place: DemoPlace, state: Path, live: LiveService, version: str) -> tuple[int, Result]:
+    """Let a shadow answer copies, and promote it to canary; returns the users and the gate's decision."""
     live.wait_for("shadow", version)
     came = live.serve_users(questions_of(place, f"shadow-{version}", place.sizes.warm_up))
     counts = live.write_counts(f"{version}-canary", "errors", SHADOW_EVENTS)
@@ -148,7 +149,7 @@ def _pass_shadow(place: DemoPlace, state: Path, live: LiveService, version: str)
     require_pass(decision)
     promote(place, state, version, decision)
     live.wait_for("canary", version)
-    return came
+    return came, decision
 
 
 def compare_offline(place: DemoPlace, state: Path, version: str, prompts: list[str]) -> Result:
