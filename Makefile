@@ -1,7 +1,7 @@
 # Two commands for a newcomer: `make quickstart` and `make test`. Each makes what it needs; the second time it is there.
 #
 # Choices, given on the command line: ENV=cpu or ENV=gpu (otherwise what the machine has), PYTHON=..., VENV=folder,
-# BENCH='options of the benchmark', COMPARE='options of the comparison'.
+# BENCH='options of the benchmark', COMPARE='options of the comparison', DEMO='options of the demo'.
 # They are assigned with := because some GPU images have a variable named ENV of their own.
 ENV := $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 PYTHON := $(or $(firstword $(foreach name,python3.11 python3 python3.12,$(shell command -v $(name)))),python3.11)
@@ -14,7 +14,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 # Each run starts dozens of Python processes. Without bytecode on disk each of them would compile the libraries again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help quickstart test mutants verify compare chaos gpu-check bench bench-gpu lint env clean
+.PHONY: help quickstart test mutants verify compare demo chaos gpu-check bench bench-gpu lint env clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -37,6 +37,9 @@ verify: env ## every problem with a known optimum, three seeds, into docs/verifi
 
 compare: env ## base, SFT, QLoRA, DPO, RAFT and RLHF compared by metrics, a judge and (simulated) people
 	WANDB_MODE=disabled $(BIN)/python -m examples.travel.compare $(COMPARE)
+
+demo: env ## a model to production, a bad canary that the gateway withdraws, and a round trained on the users' thumbs
+	WANDB_MODE=disabled $(BIN)/python -m examples.travel.demo $(DEMO)
 
 chaos: env ## one PPO run to which fifty things are done at random moments, into docs/survival.md
 	$(PYTEST) -m slow

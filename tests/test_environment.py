@@ -103,7 +103,7 @@ def test_quickstart_makes_environment_then_data_then_runs() -> None:
     ]
 
 
-@pytest.mark.parametrize("target", ["test", "gpu-check", "compare", "lint", "env", "clean"])
+@pytest.mark.parametrize("target", ["test", "gpu-check", "compare", "demo", "lint", "env", "clean"])
 def test_targets_exist(target: str) -> None:
     result = run("make", "-n", target, "ENV=cpu")
     assert result.returncode == 0, result.stderr

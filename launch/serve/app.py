@@ -114,6 +114,7 @@ class Gateway:
     async def _answer(self, exchange: Exchange) -> None:
         async with self.services.admission.turn():
             await self.services.relay.answer(exchange)
+            self.services.remember(exchange)
 
     def _parse(self, raw: bytes) -> Mapping[str, Any]:
         try:

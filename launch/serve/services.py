@@ -87,6 +87,11 @@ class Services:
         if self._tracing is not None:
             await asyncio.to_thread(self._tracing.close)
 
+    def remember(self, exchange: Exchange) -> None:
+        """Keep a good answer for its thumb, in the step that sent its end: the thumb may come in the next one."""
+        if self.thumbs is not None and exchange.outcome == "answered" and exchange.status == 200:
+            self.thumbs.remember(exchange)
+
     def finish(self, exchange: Exchange) -> None:
         """Count, log and copy a request that is over. The client has its answer; nothing here waits."""
         exchange.ended = time.monotonic()
@@ -99,8 +104,6 @@ class Services:
             self.metrics.fallbacks.labels(exchange.fallback).inc()
         if exchange.outcome == "answered" and exchange.status == 200:
             self._shadow.add(exchange)
-            if self.thumbs is not None:
-                self.thumbs.remember(exchange)
             self._score(exchange)
         if self._log is not None:
             self._log.write(exchange)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from launch.serve.app import Gateway
 from launch.serve.exchange import Exchange
 from launch.serve.http import RefusedRequest
 from launch.serve.thumbs import Thumbs
@@ -78,3 +82,33 @@ def test_what_is_no_text_cannot_be_judged(thumbs: Thumbs) -> None:
     image = [{"type": "image_url", "image_url": {"url": "http://x"}}]
     remember(thumbs, {"messages": [{"role": "user", "content": image}]}, "A picture.")
     assert send(thumbs) == 422
+
+
+def test_an_answer_can_be_judged_in_the_step_after_its_last_byte() -> None:
+    """uvloop may run a new request before what follows the request that was just answered."""
+    happened: list[str] = []
+
+    async def answer(exchange: Exchange) -> None:
+        await asyncio.sleep(0)
+        await exchange.send({"type": "http.response.body", "body": b"{}"})
+
+    async def receive() -> dict[str, Any]:
+        if not happened:
+            happened.append("received")
+            return {"type": "http.request", "body": b'{"model": "travel"}', "more_body": False}
+        return await asyncio.Future()
+
+    async def client(message: Any) -> None:
+        asyncio.get_running_loop().call_soon(happened.append, "the next step")
+
+    services: Any = SimpleNamespace(
+        config=SimpleNamespace(model="travel", limits=SimpleNamespace(body_bytes=1000, body_seconds=5.0)),
+        keeps_answers=True,
+        admission=SimpleNamespace(turn=nullcontext),
+        relay=SimpleNamespace(answer=answer),
+        remember=lambda exchange: happened.append("remembered"),
+        finish=lambda exchange: happened.append("finished"),
+    )
+    scope = {"path": "/v1/completions", "headers": []}
+    asyncio.run(Gateway(services).complete(scope, receive, client, "app"))
+    assert happened == ["received", "remembered", "the next step", "finished"]

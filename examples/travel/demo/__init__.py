@@ -1,0 +1,1 @@
+"""From training to production and back on the travel example: gate, canary, automatic return, thumbs, next round."""
