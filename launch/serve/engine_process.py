@@ -16,6 +16,8 @@ from rlhf.errors import MachineryError
 from rlhf.serving.gateway_config import ServedEnginesConfig
 
 QUIET = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+SHARED_CORES = {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+"""On CPUs, vLLM would by itself pin the threads of every server to the same cores. Read on CPUs only."""
 
 
 class EngineProcess:
@@ -38,7 +40,7 @@ class EngineProcess:
                     stdin=subprocess.PIPE,
                     stdout=output,
                     stderr=output,
-                    env={**os.environ, **QUIET, **seen},
+                    env={**SHARED_CORES, **os.environ, **QUIET, **seen},
                     cwd=Path(__file__).parents[2],
                     start_new_session=True,
                 )

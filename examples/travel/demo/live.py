@@ -39,8 +39,8 @@ COUNT_SECONDS = 180.0
 END_SECONDS = 60.0
 """In which the gateway must end: it stops its servers."""
 REQUEST_SECONDS = 60.0
-SHARED_CORES = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
-"""Environment of the servers: by default each would bind its threads to the same core."""
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+"""Environment of the servers, several of which share two cores."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +162,7 @@ def gateway(state: Path, name: str, demand: float) -> Iterator[LiveService]:
             stdin=subprocess.PIPE,
             stdout=out,
             stderr=out,
-            env={**os.environ, **SHARED_CORES},
+            env={**os.environ, **ONE_THREAD},
             start_new_session=True,
         )
     assert process.stdin is not None
