@@ -18,6 +18,7 @@ from typing import Any, TextIO
 
 import typer
 
+import launch.cycle.command
 import launch.data
 import launch.doctor.command
 import launch.evaluate.command
@@ -118,6 +119,7 @@ COMMANDS: Mapping[str, Command | CommandGroup] = {
     "retrieval": _group(launch.retrieval.commands),
     "gate": _tool(launch.gate.command),
     "registry": _group(launch.registry.commands),
+    "cycle": _tool(launch.cycle.command),
 }
 
 
