@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from launch.cli import main
+from launch.cycle import deciding
 from launch.cycle import votes as waiting
 from launch.report.cycle import cycle_page
 from rlhf.cycle.journal import CycleStep, StepState, last_end, read_journal
@@ -21,7 +22,7 @@ from rlhf.errors import Waiting
 from rlhf.feedback.records import Choice
 from rlhf.feedback.snapshot import read_snapshot
 from rlhf.feedback.store import Store
-from rlhf.serving.artefact import ServingStage
+from rlhf.serving.artefact import Artefact, ServingStage
 from rlhf.serving.gate_result import read_gate_result
 from rlhf.serving.registry import Registry
 from rlhf.storage.jsonl import read_lines
@@ -95,6 +96,11 @@ def test_the_next_round_improves_what_passed_and_takes_its_place_in_shadow(tmp_p
     weights = (rounds / "round_2" / "ppo" / "model" / "model.safetensors").read_text()
     assert weights.endswith(f"from {rounds / 'round_1' / 'ppo' / 'model'}")
     assert len(read_snapshot(rounds / "round_2" / "votes.db").votes) == 2 * PAIRS, "on all votes so far"
+    with Registry(tmp_path / "registry.db") as registry:
+        registry.withdraw("travel-2", who="gateway", why="too many thumbs down")
+    assert finish_round(tmp_path, [*settings, "cycle.rounds=3"]) == 0
+    weights = (rounds / "round_3" / "ppo" / "model" / "model.safetensors").read_text()
+    assert weights.endswith(f"from {rounds / 'round_1' / 'ppo' / 'model'}"), "it only made room for the second one"
 
 
 def test_what_failed_stays_a_candidate_and_the_next_round_starts_where_it_did(
@@ -136,6 +142,18 @@ def test_the_opponent_is_production_and_a_change_of_it_is_compared_anew(tmp_path
     assert cycle(more) == 0
     with Registry(tmp_path / "registry.db") as registry:
         assert read_gate_result(answers.parents[1] / "gate.json").baseline == registry.artefact("travel-1").digest
+
+
+def test_a_production_that_changes_just_before_the_gate_is_noticed(
+    tmp_path: Path, settings: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    other = Artefact(version="other", digest="5" * 64, folder=tmp_path, stage=ServingStage.PRODUCTION, registered=0.0)
+    with monkeypatch.context() as changed:
+        changed.setattr(deciding, "in_production", lambda plan: other)
+        assert finish_round(tmp_path, settings) == 2
+    assert "production changed while the round was evaluated" in capfd.readouterr().err
+    assert not (tmp_path / "runs" / "travel" / "gate").exists(), "the gate's only look is not spent"
+    assert cycle(settings) == 0
 
 
 def test_votes_of_a_file_count_and_a_wait_sees_them_come(
