@@ -13,6 +13,7 @@ from rlhf.errors import UserError, raise_all
 if TYPE_CHECKING:
     from rlhf.arms.spec import ComparisonConfig
     from rlhf.config.schema import CycleConfig, Recipe
+    from rlhf.records import Messages
 
 ROUNDS = "rounds"
 """Folder of the rounds, in the cycle's."""
@@ -147,13 +148,16 @@ def _check_files(plan: CyclePlan) -> None:
         UserError: one of them cannot be used.
     """
     from rlhf.config.schema import DataConfig
+    from rlhf.cycle.journal import JOURNAL
     from rlhf.cycle.preferences import CANDIDATE, PREFERRED, PRODUCTION
     from rlhf.data.formats import load_prompts
     from rlhf.serving.gate_spec import load_gate
     from rlhf.serving.registry import Registry
 
     config = plan.config
-    load_prompts(DataConfig(prompts=config.items, bad_rows="error"))
+    items = load_prompts(DataConfig(prompts=config.items, bad_rows="error")).rows
+    if not (plan.root / JOURNAL).exists():  # data may be large, and a begun cycle has been checked
+        _require_held_out(plan, [row.prompt for row in items])
     compared = _load_comparison(plan.recipe, {CANDIDATE: config.items, PRODUCTION: config.items}, None)
     gate = load_gate(Path(config.gate))
     if gate.for_stage != "shadow":
@@ -166,6 +170,21 @@ def _check_files(plan: CyclePlan) -> None:
         raise UserError(f"{config.gate}: nothing measures kpis.{unknown[0]}", why, "add it to cycle.comparison")
     if plan.registry.exists():
         Registry(plan.registry).close()
+
+
+def _require_held_out(plan: CyclePlan, items: Sequence[Messages | str]) -> None:
+    """Check that no item is a prompt of PPO or of the pairs that people label.
+
+    Raises:
+        UserError: one is, or the prompts cannot be read.
+    """
+    from rlhf.data.split import canonical_prompt
+    from rlhf.feedback.project import load_prompts
+
+    trained = {canonical_prompt(row.prompt) for row in load_prompts(plan.recipe.data).rows}
+    if shared := sum(canonical_prompt(item) in trained for item in items):
+        what = f"{shared:,} of the {len(items):,} prompts of cycle.items = {plan.config.items!r} are prompts of PPO"
+        raise UserError(what, "a model is compared on what it was not trained on", "leave them out of data.prompts")
 
 
 def _load_comparison(recipe: Recipe, arms: dict[str, str], votes: Path | None) -> ComparisonConfig:

@@ -1083,7 +1083,7 @@ class CycleConfig:
     again whenever the file has changed."""
     items: StrictStr = "items.jsonl"
     """Prompts that candidate and production answer: rows with ``prompt``, and with the columns that the metrics need.
-    None of them may be in the training data."""
+    None of them may be a prompt of PPO."""
     project: StrictStr = "comparisons.db"
     """Feedback project in which people compare those answers, made by ``rlhf feedback init``; not that of
     ``feedback.project``, since nothing is trained on these votes."""

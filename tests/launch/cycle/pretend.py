@@ -48,6 +48,7 @@ def prepare(folder: Path, **cycle: object) -> list[str]:
         Store.create(folder / name, plain, seed=0).close()
     (folder / "gate.yaml").write_text(GATE)
     (folder / "items.jsonl").write_text("".join(to_line({"prompt": f"Where is town {i}?"}) for i in range(ITEMS)))
+    (folder / "prompts.jsonl").write_text(to_line({"prompt": "Where is hill 1?"}))
     keys = {"items": "items.jsonl", "project": "comparisons.db", "gate": "gate.yaml", "registry": "registry.db"}
     named = {key: str(folder / name) for key, name in keys.items()} | cycle
     return [
@@ -55,6 +56,7 @@ def prepare(folder: Path, **cycle: object) -> list[str]:
         f"runs_dir={folder / 'runs'}",
         f"feedback={json.dumps({'project': str(folder / 'votes.db'), 'votes': PAIRS})}",
         f"cycle={json.dumps(named)}",
+        f"data.prompts={folder / 'prompts.jsonl'}",
         "reward.ceiling=null",
     ]
 

@@ -201,6 +201,7 @@ def test_votes_that_are_there_need_no_round_of_questions(tmp_path: Path, monkeyp
         ({"project": "other/votes.db"}, "cycle.project is feedback.project"),
         ({"project": "none.db"}, "there is no such file"),
         ({"items": "none.jsonl"}, "none.jsonl"),
+        ({"items": "other/prompts.jsonl"}, "1 of the 1 prompts of cycle.items"),
         ({"imports": {"feed.jsonl": "native"}}, "there is no such file"),
         ({"gate": "other.yaml"}, "nothing measures kpis.quality"),
     ],
