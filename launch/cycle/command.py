@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rlhf.cycle.journal import Journal
 
 PURPOSE = "rounds from votes to a candidate in shadow: sample, label, train, compare, gate, register"
-EXAMPLE = "rlhf cycle recipes/cycle.yaml --wait 24"
+EXAMPLE = "rlhf cycle examples/travel/cycle/recipe.yaml --wait 24"
 LONGEST_HOURS = 24 * 365.0
 
 

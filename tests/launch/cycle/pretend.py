@@ -122,6 +122,13 @@ def vote(project: Path, choose: Callable[[int], Choice] = lambda number: Choice.
     return len(votes)
 
 
+def finish_round(folder: Path, settings: Sequence[str], choose: Choice = Choice.FIRST_MUCH) -> int:
+    """Give the command and vote until the rounds are over; returns its exit code."""
+    while (code := cycle(settings)) == Waiting.exit_code:
+        assert vote(folder / "votes.db") + vote(folder / "comparisons.db", lambda number: choose)
+    return code
+
+
 def install(setattr: Callable[[object, str, object], object]) -> None:
     """Put the parts in place."""
     for part in (sample_pairs, train_stage, answer_items):

@@ -8,7 +8,6 @@ import sys
 import threading
 import time
 from collections import Counter
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,6 @@ import pytest
 from launch.cli import main
 from launch.cycle import deciding
 from launch.cycle import votes as waiting
-from launch.report.cycle import cycle_page
 from rlhf.cycle.journal import CycleStep, StepState, last_end, read_journal
 from rlhf.errors import Waiting
 from rlhf.feedback.records import Choice
@@ -26,7 +24,7 @@ from rlhf.serving.artefact import Artefact, ServingStage
 from rlhf.serving.gate_result import read_gate_result
 from rlhf.serving.registry import Registry
 from rlhf.storage.jsonl import read_lines
-from tests.launch.cycle.pretend import GATE, ITEMS, PAIRS, ROOT, cycle, install, prepare, vote
+from tests.launch.cycle.pretend import GATE, ITEMS, PAIRS, ROOT, cycle, finish_round, install, prepare, vote
 from tests.rlhf.serving.test_registry import passed
 
 WAITS = Waiting.exit_code
@@ -46,13 +44,6 @@ def made(folder: Path) -> Counter[str]:
 def ended(folder: Path) -> list[tuple[int, CycleStep]]:
     entries = read_journal(folder / "runs" / "travel" / "journal.jsonl")
     return [(entry.round, entry.step) for entry in entries if entry.state is StepState.FINISHED]
-
-
-def finish_round(folder: Path, settings: list[str], choose: Choice = Choice.FIRST_MUCH) -> int:
-    """Give the command and vote until the rounds are over; returns its exit code."""
-    while (code := cycle(settings)) == WAITS:
-        assert vote(folder / "votes.db") + vote(folder / "comparisons.db", lambda number: choose)
-    return code
 
 
 def test_a_round_waits_twice_and_ends_in_shadow(
@@ -246,25 +237,3 @@ def test_a_round_that_is_killed_anywhere_does_each_step_once(tmp_path: Path) -> 
     assert len(read_lines(tmp_path / "runs" / "travel" / "gate" / "history.jsonl")) == 1
     for name, count in (("votes.db", PAIRS), ("comparisons.db", ITEMS)):
         assert len(read_snapshot(tmp_path / name).items) == count
-
-
-def test_the_page_shows_all_rounds_and_escapes_what_others_wrote(tmp_path: Path, settings: list[str]) -> None:
-    root = tmp_path / "runs" / "travel"
-    assert cycle(settings) == WAITS
-    assert f"round 1: {PAIRS} votes are missing" in cycle_page(root, datetime.now(UTC))
-    assert finish_round(tmp_path, settings) == 0
-    assert finish_round(tmp_path, [*settings, "cycle.rounds=2"], Choice.SECOND_MUCH) == 1
-    with Registry(tmp_path / "registry.db") as registry:
-        registry.withdraw("travel-2", who="<script>alert(1)</script>", why="<b>bold</b>")
-    page = cycle_page(root, datetime.now(UTC))
-    assert "<script>alert" not in page and "&lt;script&gt;alert" in page and "<b>bold" not in page
-    for text in (
-        "travel-1",
-        "travel-2",
-        "preferred: pass",
-        "preferred: fail",
-        "rater minutes",
-        "in shadow",
-        "round 2: ",
-    ):
-        assert text in page, text
