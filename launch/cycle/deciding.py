@@ -91,9 +91,9 @@ def found_bad(plan: CyclePlan) -> list[str]:
         return []
     with Registry(plan.registry) as registry:
         ledger = registry.ledger()
-    replaced = {entry.version for entry in ledger.entries if entry.action == "withdraw" and entry.who == WHO}
+    last = {name: entry for entry in ledger.entries for name in (entry.version, entry.replaces)}
     withdrawn = [each for each in ledger.artefacts.values() if each.stage is ServingStage.WITHDRAWN]
-    return [each.digest for each in withdrawn if each.version not in replaced]
+    return [each.digest for each in withdrawn if last[each.version].who != WHO]
 
 
 def _register(contender: Contender) -> None:
