@@ -89,7 +89,15 @@ def _rounds(rounds: Sequence[RoundRecord]) -> Markup:
         ]
         for record in rounds
     ]
-    columns = ("round", "state", "votes to learn from", "votes on the candidate", "gate", "stage", "started from")
+    columns = (
+        "round",
+        "state",
+        "votes to learn from",
+        "votes on the candidate",
+        "gate",
+        "stage at its end",
+        "started from",
+    )
     note = "rlhf report <this folder>/rounds/round_<n> shows the training of a round"
     return tables.table(columns, rows, "rounds", note=note)
 
@@ -107,7 +115,10 @@ def _kpis(rounds: Sequence[RoundRecord], charts: Charts) -> Subsection:
         if arm in kpis.get(name, {})
     ]
     columns = ("metric", "round", "arm", "mean", "low", "high", "items")
-    note = "intervals of 95%; preferred: fraction of items on which people prefer the candidate, ties count half"
+    note = (
+        "intervals of 95%; preferred: fraction of items on which people prefer the candidate, ties count half; "
+        "production: the registry's, or the cycle's first model while nothing is in production"
+    )
     return Subsection(charts=drawn, parts=[tables.table(columns, rows, "numbers by round", note=note)] if rows else [])
 
 
@@ -156,7 +167,7 @@ def _costs(records: Sequence[RoundRecord]) -> Markup:
         [record.number, str(step), *(round(cost[key], 2) if key in cost else None for key in COSTS)]
         for record in records
         for step, cost in record.costs.items()
-        if any(cost.values())
+        if any(round(value, 2) for value in cost.values())
     ]
     note = "time of attempts that were killed counts in training only; waiting for votes costs no machine time"
     return tables.table(("round", "step", *COSTS.values()), rows, "costs by step", note=note)
