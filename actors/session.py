@@ -24,7 +24,7 @@ from rlhf.checkpoints.manifest import file_entries, find_faults, hash_files
 from rlhf.checkpoints.store import Checkpoint, latest_checkpoint
 from rlhf.config.load import recipe_digest, to_yaml
 from rlhf.config.schema import TRAINED, Recipe, Stage
-from rlhf.config.stages import is_unpaired, stages_of
+from rlhf.config.stages import DEPENDS_ON, is_unpaired, stages_of
 from rlhf.data import stages
 from rlhf.data.chat import ChatFormat
 from rlhf.data.read import digest_of
@@ -51,26 +51,6 @@ BASE = "base"
 
 HASHES = "hashes.json"
 """File in that folder with the hashes of the others."""
-
-DEPENDS_ON: Mapping[str, tuple[str, ...]] = {
-    "sft": ("seed", "model", "data", "sft"),
-    "reward": ("seed", "model", "data", "sft", "reward"),
-    "dpo": ("seed", "model", "data", "sft", "dpo"),
-    "ppo": (
-        "seed",
-        "deterministic",
-        "model",
-        "data",
-        "sft",
-        "reward",
-        "rewards",
-        "ppo",
-        "algorithm",
-        "early_stop",
-        "rollout",
-    ),
-}
-"""Sections of the recipe that a stage's result depends on; changes in other sections keep a finished stage valid."""
 
 DATA_OF_STAGE: Mapping[str, tuple[str, ...]] = {
     "sft": ("demonstrations",),

@@ -18,6 +18,7 @@ from typing import Any, TextIO
 
 import typer
 
+import launch.cycle.command
 import launch.data
 import launch.doctor.command
 import launch.evaluate.command
@@ -122,6 +123,7 @@ COMMANDS: Mapping[str, Command | CommandGroup] = {
     "batch": _tool(launch.serve.batch_command),
     "gate": _tool(launch.gate.command),
     "registry": _group(launch.registry.commands),
+    "cycle": _tool(launch.cycle.command),
 }
 
 

@@ -4,6 +4,7 @@
 ``MachineryError`` a process, a device or the network failed: exit 3, one line that names the location.
 ``CanaryError``    an invariant is violated: exit 3, its value, its limits and the usual causes.
 ``Stopped``        the run stopped on request without a failure: exit 75, the checkpoint from which it resumes.
+``Waiting``        people have to do something first: exit 75, what it is; the same command then goes on.
 """
 
 from __future__ import annotations
@@ -97,6 +98,24 @@ class Stopped(RLHFError):
         return (
             f"stopped on request ({self.why}); the last checkpoint is {self.commit}, the same command resumes from it"
         )
+
+
+class Waiting(RLHFError):
+    """The command cannot go on before people have done something; what it has done so far is kept.
+
+    Args:
+        what: what is missing, with numbers.
+        fix: what to do; the same command then continues.
+    """
+
+    exit_code = 75
+
+    def __init__(self, what: str, fix: str) -> None:
+        super().__init__(what, fix)  # both in args, so that the error can be pickled
+        self.what, self.fix = what, fix
+
+    def __str__(self) -> str:
+        return f"{self.what}\n  then: {self.fix}"
 
 
 def raise_all(problems: Sequence[UserError], heading: str) -> None:

@@ -39,7 +39,7 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """One drawing, with steps on the horizontal axis."""
+    """One drawing, by default with steps on the horizontal axis."""
 
     title: str
     unit: str
@@ -47,6 +47,8 @@ class Chart:
     levels: Sequence[tuple[str, float]] = ()
     """Named reference values: a limit, a baseline."""
     logarithmic: bool = False
+    axis: str = "step"
+    """What is on the horizontal axis."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,4 +220,4 @@ def readings(chart: Chart) -> list[list[float | str]]:
         for step, value in thin(line.points):
             reading = "not finite" if value is None else f"{value:.6g}"
             found.setdefault(step, []).append(f"{line.name} {reading}" if len(chart.lines) > 1 else reading)
-    return [[axis.position(step), f"step {step:g}: {', '.join(found[step])}"] for step in sorted(found)]
+    return [[axis.position(step), f"{chart.axis} {step:g}: {', '.join(found[step])}"] for step in sorted(found)]

@@ -1,4 +1,4 @@
-"""``rlhf report RUN``: writes the page of a run's folder."""
+"""``rlhf report RUN``: writes the page of a run's folder, or of a cycle's."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-PURPOSE = "write one HTML page about a run"
+PURPOSE = "write one HTML page about a run, or about the rounds of a cycle"
 EXAMPLE = "rlhf report runs/quickstart"
 
 
 def run(
-    folder: Annotated[Path, typer.Argument(metavar="RUN", help="the run's folder, runs/<name>")],
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="the folder of the run or the cycle, runs/<name>")],
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="file to write (default: report.html in that folder)")
     ] = None,
@@ -22,6 +22,12 @@ def run(
     Raises:
         UserError: the folder has no run, or the page cannot be written.
     """
-    from launch.report.page import write_report
+    from datetime import UTC, datetime
 
-    print(write_report(folder, out))
+    from launch.report.cycle import cycle_page, is_cycle
+    from launch.report.page import NAME, write_page, write_report
+
+    if is_cycle(folder):
+        print(write_page(cycle_page(folder, datetime.now(UTC)), out or folder / NAME))
+    else:
+        print(write_report(folder, out))

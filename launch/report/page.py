@@ -39,8 +39,15 @@ def write_report(root: Path, out: Path | None = None) -> Path:
     Raises:
         UserError: the folder is no run's, or the page cannot be written.
     """
-    target = out or root / NAME
-    html = page(read_run(root), datetime.now(UTC))
+    return write_page(page(read_run(root), datetime.now(UTC)), out or root / NAME)
+
+
+def write_page(html: str, target: Path) -> Path:
+    """Write a page; returns its path.
+
+    Raises:
+        UserError: it cannot be written.
+    """
     try:
         write_atomically(target, html)
     except OSError as error:
@@ -76,12 +83,24 @@ def page(run: RunRecord, made: datetime) -> str:
     charts = Charts()
     sections = [_stage(stage, charts) for stage in run.stages]
     sections += [section for section in _tables(run) if section.subsections]
+    return render_page(run, made, list(_headline(run)), sections, charts)
+
+
+def render_page(
+    run: RunRecord, made: datetime, headline: Sequence[tuple[str, str]], sections: Sequence[Section], charts: Charts
+) -> str:
+    """The whole file.
+
+    Args:
+        headline: names and values at the top.
+        charts: those that drew the sections' charts.
+    """
     script, style = (files("launch.report").joinpath(f"report.{kind}").read_text("utf-8") for kind in ("js", "css"))
     return render(
         "page",
         run=run,
         titles=TITLES,
-        headline=list(_headline(run)),
+        headline=headline,
         made=made.isoformat(sep=" ", timespec="minutes"),
         sections=sections,
         readings=charts.readings,

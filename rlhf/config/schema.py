@@ -1070,6 +1070,35 @@ class RetrievalConfig:
 
 
 @section
+class CycleConfig:
+    """Rounds from votes to a candidate in shadow, by ``rlhf cycle``."""
+
+    rounds: Count = 1
+    """Rounds in all: a larger number, later, adds rounds to those that are finished."""
+    sample: StrictBool = True
+    """Sample pairs for each round and wait for ``feedback.votes`` votes on them; false trains on the votes that
+    ``feedback.project`` holds, from wherever they came, as soon as there are as many."""
+    imports: dict[StrictStr, StrictStr] = field(default_factory=dict)
+    """Name of a file of votes → its format, as of ``rlhf feedback import``; added to the project before a wait, and
+    again whenever the file has changed."""
+    items: StrictStr = "items.jsonl"
+    """Prompts that candidate and production answer: rows with ``prompt``, and with the columns that the metrics need.
+    None of them may be a prompt of PPO."""
+    project: StrictStr = "comparisons.db"
+    """Feedback project in which people compare those answers, made by ``rlhf feedback init``; not that of
+    ``feedback.project``, since nothing is trained on these votes."""
+    comparison: StrictStr | None = None
+    """YAML file with the metrics, scorers and judge of a comparison; ``rlhf cycle`` adds items, arms, base and votes.
+    By default only lengths and people's votes are measured."""
+    gate: StrictStr = "shadow.yaml"
+    """The gate for shadow. Besides the comparison's metrics it can name ``preferred``: 1 where people prefer the
+    candidate, 0 where they prefer production, 0.5 where neither."""
+    registry: StrictStr = "registry.db"
+    """The registry's file, created if there is none. While nothing is in production, the model that the first round
+    starts from takes its place in the comparison."""
+
+
+@section
 class Recipe:
     """One run."""
 
@@ -1104,6 +1133,7 @@ class Recipe:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     feedback: FeedbackConfig = field(default_factory=FeedbackConfig)
     retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
+    cycle: CycleConfig = field(default_factory=CycleConfig)
 
     @property
     def reward_models(self) -> dict[str, RewardSourceConfig]:

@@ -1,9 +1,31 @@
-"""The stages of a command, and their numbers of optimizer updates."""
+"""The stages of a command, the settings that each depends on, and their numbers of optimizer updates."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from rlhf.config.schema import OptimizerConfig, Recipe, Stage
 from rlhf.errors import UserError
+
+DEPENDS_ON: Mapping[str, tuple[str, ...]] = {
+    "sft": ("seed", "model", "data", "sft"),
+    "reward": ("seed", "model", "data", "sft", "reward"),
+    "dpo": ("seed", "model", "data", "sft", "dpo"),
+    "ppo": (
+        "seed",
+        "deterministic",
+        "model",
+        "data",
+        "sft",
+        "reward",
+        "rewards",
+        "ppo",
+        "algorithm",
+        "early_stop",
+        "rollout",
+    ),
+}
+"""Sections of the recipe that a stage's result depends on; changes in other sections keep a finished stage valid."""
 
 
 def stages_of(recipe: Recipe, stage: Stage) -> tuple[str, ...]:

@@ -1,0 +1,1 @@
+"""``rlhf cycle``: rounds from votes to a candidate in shadow."""
