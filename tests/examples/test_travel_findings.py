@@ -11,7 +11,7 @@ from examples.travel.compare.findings import (
     describe_first,
     find_contradiction,
 )
-from rlhf.arms.report import ComparisonReport
+from rlhf.arms.report import ComparisonReport, ItemValues
 from rlhf.evaluation.agreement_with_people import MetricAgreement, Verdict
 from rlhf.evaluation.arm_strengths import ArmStrength
 from rlhf.evaluation.bootstrap import Estimate
@@ -63,6 +63,7 @@ def report(people: Mapping[str, float] = PEOPLE, reach: float = 0.05) -> Compari
         votes=300,
         unmatched_votes=0,
         usage=Usage(),
+        values=ItemValues(items=(), clusters=(), metrics={}),
     )
 
 

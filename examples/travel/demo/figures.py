@@ -38,13 +38,14 @@ def draw_traffic(traffic: Traffic, marks: Sequence[tuple[float, str]], out: Path
     for version, (thumbs, down) in traffic.thumbs.items():
         window = np.ones(SMOOTHED)
         count, bad = np.convolve(thumbs, window, "same"), np.convolve(down, window, "same")
-        is_known = count >= FEWEST
+        is_known = (count >= FEWEST) & (np.cumsum(thumbs) > 0) & (np.cumsum(thumbs[::-1])[::-1] > 0)
         below.plot(middles[is_known], bad[is_known] / count[is_known], ".-", color=COLOURS[version])
     for axes in (above, below):
         for at, _ in marks:
             axes.axvline(at, color="black", linestyle="--", linewidth=1.2)
         axes.grid(axis="y", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
+    above.set_ylim(top=1.2 * above.get_ylim()[1])  # room for the legend
     top = above.get_ylim()[1]
     for number, (at, name) in enumerate(marks):
         above.text(at, top * (1.02 + 0.07 * (number % 2)), name, fontsize=9, ha="center", va="bottom")
