@@ -156,18 +156,17 @@ def test_sigterm_writes_what_is_finished_and_the_same_command_continues(tmp_path
 
 def test_an_outage_is_an_error_and_no_row_is_given_up_for_it(tmp_path: Path) -> None:
     write(tmp_path, [{"prompt": f"q{number}"} for number in range(200)])
-    is_down = [False]
 
     def behaviour(number: int, asked: dict[str, Any]) -> Answer:
-        is_down[0] |= number == 50
-        return 503 if is_down[0] else echo(number, asked)
+        return echo(number, asked) if number < 50 else 503
 
     with serve(behaviour) as service:
         url = f"http://127.0.0.1:{service.server_port}/v1"
         down = run(tmp_path, url, "--retries", "0", "--concurrency", "4")
         assert down.returncode == 3
         assert "the same command goes on" in down.stderr
-        assert [row["error"] for row in read_lines(tmp_path / "out.jsonl.partial")] == [None] * 50
+        errors = [row["error"] for row in read_lines(tmp_path / "out.jsonl.partial")]
+        assert set(errors) == {None} and len(errors) <= 50, "four requests at a time reach the service in any order"
         service.behaviour = echo
         assert run(tmp_path, url, "--retries", "0").returncode == 0
     assert [row["error"] for row in read_lines(tmp_path / "out.jsonl")] == [None] * 200
