@@ -28,6 +28,8 @@ from actors import fork_client
 from actors.fork_client import FORKED, LENGTH, RAYLET
 
 DECLINED = b"D"
+READ_SECONDS = 10.0
+"""For a client to send its request; others wait meanwhile."""
 CUDA_DEVICE = "/dev/nvidia-uvm"
 """Opened by a process once it uses CUDA."""
 
@@ -61,17 +63,25 @@ class ForkRequest:
             os.close(stream)
 
 
-def _read(connection: socket.socket) -> ForkRequest:
+def read_request(connection: socket.socket) -> ForkRequest:
     """The request of a client.
 
     Raises:
-        OSError: the client has gone.
+        OSError: the client has gone, or does not send it.
     """
+    connection.settimeout(READ_SECONDS)
     header, streams, _, _ = socket.recv_fds(connection, LENGTH.size, 3)
-    if len(header) < LENGTH.size:
-        raise ConnectionError("the client has gone")
-    with connection.makefile("rb") as stream:
-        body = stream.read(LENGTH.unpack(header)[0])
+    try:
+        with connection.makefile("rb") as stream:
+            header += stream.read(LENGTH.size - len(header))
+            body = stream.read(LENGTH.unpack(header)[0]) if len(header) == LENGTH.size else b""
+        if len(header) < LENGTH.size or len(body) < LENGTH.unpack(header)[0]:
+            raise ConnectionError("the client has gone")
+    except OSError:
+        for descriptor in streams:
+            os.close(descriptor)
+        raise
+    connection.settimeout(None)
     return ForkRequest(**json.loads(body), connection=connection, streams=streams)
 
 
@@ -114,7 +124,7 @@ class ForkServer:
     def _accept(self) -> None:
         connection, _ = self._listener.accept()
         try:
-            self._requests.append(_read(connection))
+            self._requests.append(read_request(connection))
         except OSError:
             connection.close()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-from actors import fork_client
+from actors import fork_client, fork_server
 from actors.fork_client import RAYLET, address_of
 
 PROGRAM = """
@@ -151,3 +152,20 @@ def test_a_module_that_cannot_be_imported_is_the_processs_own_matter(node: Node)
     client = node.start("no_such_module,slow_import")
     assert client.wait(timeout=60) == 7
     assert facts_of(client)["process"] != client.pid
+
+
+def test_a_client_that_goes_or_sends_no_more_is_not_awaited_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fork_server, "READ_SECONDS", 0.05)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        with pytest.raises(OSError, match="timed out"):
+            fork_server.read_request(ours)
+        socket.send_fds(theirs, [fork_client.LENGTH.pack(100)], [0, 1, 2])
+        with pytest.raises(OSError, match="timed out"):
+            fork_server.read_request(ours)
+    for sent in (b"", b"\0", fork_client.LENGTH.pack(100) + b"{"):
+        ours, theirs = socket.socketpair()
+        theirs.sendall(sent)
+        theirs.close()
+        with ours, pytest.raises(ConnectionError):
+            fork_server.read_request(ours)
