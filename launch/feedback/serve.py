@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import ipaddress
-import signal
-import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import uvicorn
@@ -17,6 +14,7 @@ import uvicorn
 from launch.feedback.app import LOCAL_HOSTS, create_app
 from launch.feedback.quality_tables import quality_tables
 from launch.feedback.site import make_site
+from launch.listening import bound, signals_stop
 from rlhf.errors import UserError
 from rlhf.feedback.store import Store
 
@@ -68,45 +66,13 @@ def run_server(store: Store, address: Address, name: str, is_done: Callable[[], 
     warn_of_exposure(address)
     server = make_server(store, address)
     failed: list[Exception] = []
-    with _bound(address) as listener, _signals_stop(server):
+    with bound(address.host, address.port, MOST_CONNECTIONS, "--host or --port") as listener, signals_stop(server):
         print(f"{name} is served at {local_url(address)} – links: rlhf feedback token {store.path} ALIAS", flush=True)
         if is_done is not None:
             threading.Thread(target=_stop_when, args=(server, is_done, failed), daemon=True).start()
         server.run(sockets=[listener])
     if failed:
         raise failed[0]
-
-
-@contextmanager
-def _bound(address: Address) -> Iterator[socket.socket]:
-    """A socket that listens at the address, before anything is announced."""
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    try:
-        listener = socket.create_server((address.host, address.port), family=family, backlog=MOST_CONNECTIONS)
-    except (OSError, OverflowError) as error:
-        why = getattr(error, "strerror", None) or str(error)
-        raise UserError(
-            f"cannot serve at {address.host}:{address.port}", why, "choose another --host or --port"
-        ) from error
-    with listener:
-        yield listener
-
-
-@contextmanager
-def _signals_stop(server: uvicorn.Server) -> Iterator[None]:
-    """Context in which SIGINT and SIGTERM stop the server, also before it handles them itself. It raises them again
-    after its end, which would kill the process without this."""
-
-    def stop(*_: object) -> None:
-        server.should_exit = True
-
-    names = (signal.SIGINT, signal.SIGTERM)
-    before = {name: signal.signal(name, stop) for name in names}
-    try:
-        yield
-    finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)
 
 
 def _stop_when(server: uvicorn.Server, is_done: Callable[[], bool], failed: list[Exception]) -> None:

@@ -63,7 +63,7 @@ class _Source(Enum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Outcome:
+class _RowOutcome:
     row: BatchRow
     result: BatchResult
     source: _Source
@@ -76,11 +76,11 @@ class _Writer:
     def __init__(self, output: BatchOutput, report: Callable[[int], None]) -> None:
         self._output, self._report = output, report
         self._ready: list[dict[str, Any]] = []
-        self._held: list[_Outcome] = []
-        self.outages: list[_Outcome] = []
+        self._held: list[_RowOutcome] = []
+        self.outages: list[_RowOutcome] = []
         """The held ones that may be an outage."""
 
-    def add(self, outcome: _Outcome) -> None:
+    def add(self, outcome: _RowOutcome) -> None:
         """Take the next row's outcome."""
         self._held.append(outcome)
         if outcome.source is _Source.OUTAGE:
@@ -103,7 +103,7 @@ class _Writer:
             self._report(self._output.done)
 
 
-async def _first(window: deque[asyncio.Task[_Outcome]]) -> _Outcome:
+async def _first(window: deque[asyncio.Task[_RowOutcome]]) -> _RowOutcome:
     """The first row's outcome; the row leaves the window only when it has one."""
     outcome = await window[0]
     window.popleft()
@@ -160,7 +160,7 @@ class EndpointBatch:
         work.cancel()
 
     async def _ask_all(self, rows: Iterable[BatchRow], output: BatchOutput, report: Callable[[int], None]) -> None:
-        slots, window = asyncio.Semaphore(self._job.concurrency), deque[asyncio.Task[_Outcome]]()
+        slots, window = asyncio.Semaphore(self._job.concurrency), deque[asyncio.Task[_RowOutcome]]()
         writer = _Writer(output, report)
         try:
             for row in rows:
@@ -179,22 +179,22 @@ class EndpointBatch:
             await asyncio.gather(*window, return_exceptions=True)
             writer.flush()
 
-    def _write(self, writer: _Writer, outcome: _Outcome) -> None:
+    def _write(self, writer: _Writer, outcome: _RowOutcome) -> None:
         writer.add(outcome)
         if len(writer.outages) >= self._limit:
             raise self._outage(writer.outages)
 
-    def _outage(self, outages: list[_Outcome]) -> MachineryError:
+    def _outage(self, outages: list[_RowOutcome]) -> MachineryError:
         last = outages[-1].result.failure
         return MachineryError(
             f"{self._name} does not answer: {len(outages)} rows in a row failed, last: {last}; "
             "the same command goes on where this one ended"
         )
 
-    async def _answer(self, row: BatchRow, slots: asyncio.Semaphore) -> _Outcome:
+    async def _answer(self, row: BatchRow, slots: asyncio.Semaphore) -> _RowOutcome:
         if row.body is None:
             fault = BatchResult(failure=f"line {row.line}: {row.fault}")
-            return _Outcome(row=row, result=fault, source=_Source.FILE)
+            return _RowOutcome(row=row, result=fault, source=_Source.FILE)
         content = json.dumps({"model": self._job.model, **self._job.sampling, **row.body}).encode()
 
         def stop(state: RetryCallState) -> bool:
@@ -208,8 +208,8 @@ class EndpointBatch:
         except RetryError as error:
             attempts, last = error.last_attempt.attempt_number, error.last_attempt.exception()
             failure = f"no answer after {attempts} attempts: {without_secrets(str(last))}"
-            return _Outcome(row=row, result=BatchResult(failure=failure), source=_Source.OUTAGE)
-        return _Outcome(row=row, result=self._parse(row, status, body), source=_Source.SERVICE)
+            return _RowOutcome(row=row, result=BatchResult(failure=failure), source=_Source.OUTAGE)
+        return _RowOutcome(row=row, result=self._parse(row, status, body), source=_Source.SERVICE)
 
     async def _attempt(self, path: str, content: bytes, slots: asyncio.Semaphore) -> tuple[int, bytes]:
         url = self._job.url.rstrip("/") + path.removeprefix("/v1")

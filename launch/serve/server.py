@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import signal
-import socket
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import uvicorn
 
+from launch.listening import bound, signals_stop
 from launch.serve.app import Gateway
 from launch.serve.services import Services
-from rlhf.errors import MachineryError, UserError
+from rlhf.errors import MachineryError
 from rlhf.serving.gateway_config import GatewayConfig
 
 BACKLOG = 2048
@@ -29,8 +26,9 @@ def serve(config: GatewayConfig) -> None:
     """
     _warn_of_exposure(config)
     server = make_server(config, Gateway(Services(config)))
-    with _bound(config) as listener, _signals_stop(server):
-        print(f"{config.model} is served at http://{config.listen.host}:{config.listen.port}/v1", flush=True)
+    host, port = config.listen.host, config.listen.port
+    with bound(host, port, BACKLOG, "listen.host or listen.port") as listener, signals_stop(server):
+        print(f"{config.model} is served at http://{host}:{port}/v1", flush=True)
         server.run(sockets=[listener])
     if not server.started:
         raise MachineryError("the gateway could not start; the reason is above")
@@ -51,37 +49,6 @@ def make_server(config: GatewayConfig, app: Gateway) -> uvicorn.Server:
         timeout_graceful_shutdown=int(config.timeouts.grace_seconds),
     )
     return uvicorn.Server(settings)
-
-
-@contextmanager
-def _bound(config: GatewayConfig) -> Iterator[socket.socket]:
-    """A socket that listens, before anything is announced."""
-    host, port = config.listen.host, config.listen.port
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
-    except (OSError, OverflowError) as error:
-        why = getattr(error, "strerror", None) or str(error)
-        raise UserError(f"cannot serve at {host}:{port}", why, "choose another listen.host or listen.port") from error
-    with listener:
-        yield listener
-
-
-@contextmanager
-def _signals_stop(server: uvicorn.Server) -> Iterator[None]:
-    """Context in which SIGINT and SIGTERM stop the server, also before it handles them itself. It raises them again
-    after its end, which would kill the process without this."""
-
-    def stop(*_: object) -> None:
-        server.should_exit = True
-
-    names = (signal.SIGINT, signal.SIGTERM)
-    before = {name: signal.signal(name, stop) for name in names}
-    try:
-        yield
-    finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)
 
 
 def _warn_of_exposure(config: GatewayConfig) -> None:
