@@ -133,9 +133,12 @@ def join(rank: Rank) -> torch.device:
         RANK=str(rank.rank), WORLD_SIZE=str(rank.world), LOCAL_RANK="0", LOCAL_SIZE="1", DS_BUILD_OPS="0"
     )  # fmt: skip
     backend, timeout = devices.collective_backend(rank.device), timedelta(seconds=rank.timeout_seconds)
-    store = meet(rank)
-    store.set_timeout(timeout)
-    torch.distributed.init_process_group(backend, store=store, rank=rank.rank, world_size=rank.world, timeout=timeout)
+    if not torch.distributed.is_initialized():
+        store = meet(rank)
+        store.set_timeout(timeout)
+        torch.distributed.init_process_group(
+            backend, store=store, rank=rank.rank, world_size=rank.world, timeout=timeout
+        )
     deepspeed.init_distributed(  # uses the existing group
         dist_backend=backend,
         auto_mpi_discovery=False,
