@@ -58,6 +58,9 @@ summary of a block are smaller.
 REGISTER_SECONDS = 600
 """Deadline of a local Ray for a worker's first message: a forked one sends it after the server's imports."""
 
+CLOSED = {"RAY_enable_metrics_collection": "0", "DASHBOARD_METRIC_PORT": "65536", "AUTOSCALER_METRIC_PORT": "65536"}
+"""Variables that keep Ray's Prometheus servers closed, which require no token; ``launch/files.py`` has the same."""
+
 QUIET = {"log_to_driver": False, "logging_level": "ERROR"}
 
 
@@ -66,7 +69,7 @@ def cluster(address: str | None, has_gpus: bool) -> Iterator[None]:
     """Context in which Ray is available.
 
     Without ``address``, a local Ray is started, unless Ray is initialised already: it listens on 127.0.0.1, without a
-    dashboard, with token authentication.
+    dashboard, with token authentication on every port.
     """
     if address is not None:
         join(address)
@@ -88,6 +91,8 @@ def _start_own(has_gpus: bool) -> None:
     # Ray replaces 127.0.0.1 by the host's external address, unless it believes that clusters are not supported here.
     os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
     ray_constants.ENABLE_RAY_CLUSTER = False
+    for name, value in CLOSED.items():
+        os.environ.setdefault(name, value)
     with _started(f"Ray did not start on {LOCAL}"), _own_signal():
         make_token()
         ray.init(

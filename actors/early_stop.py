@@ -18,13 +18,13 @@ from actors.supervised import Summary
 from actors.waiting import PhaseContext, fetch
 from rlhf.config.schema import EarlyStopConfig
 from rlhf.errors import MachineryError, UserError
+from rlhf.evaluation.comparison import read_answers
 from rlhf.evaluation.overoptimisation import HeldOutEvaluation, Watch, difference_interval, mean_by_prompt
 from rlhf.placement.pools import HELD_OUT_SCORER
 from rlhf.roles.assemble import BatchReport
 from rlhf.roles.block_result import join_samples
 from rlhf.run_state import RunState, WatchState
 from rlhf.storage.durable import write_atomically
-from rlhf.storage.reading import read_json
 from rlhf.tracking.run_folder import RunFolder
 from rlhf.tracking.spans import PhaseTimer
 from rlhf.tracking.tracker import Tracker
@@ -186,8 +186,7 @@ class EarlyStopping:
         if not self._keeps_best(state):
             return self.policy.answers()
         fix = f"restore the file, or delete {self.run.path} to train the ppo stage again"
-        kept: list[str] = read_json(self.run.best_of(kept_step(state)) / ANSWERS, list, fix)
-        return kept
+        return read_answers(self.run.best_of(kept_step(state)) / ANSWERS, fix)
 
     def save_final_model(self, state: RunState) -> None:
         """Save the best or the last policy as the run's model."""

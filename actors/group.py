@@ -15,13 +15,15 @@ from actors.placement import Placement
 from actors.supervisor import Supervisor
 from actors.waiting import START, PhaseContext, fetch, wait
 from actors.worker import HEARTBEAT, Builder, Worker
-from rlhf.placement.pools import OffloadMode, Part
+from rlhf.placement.pools import OffloadMode, Part, section_of
 from rlhf.zero.process_group import Rank
 
 OFFLOAD = "offload"
 """Method of a role that offloads its state."""
 ROLE_MODULES = ("actors.worker", "rlhf.roles.role")
 """Modules of all roles: with them PyTorch, DeepSpeed and transformers."""
+RENDEZVOUS_SHARE = 0.8
+"""Fraction of ``placement.start_timeout_seconds`` after which ranks that wait for others report who is missing."""
 PARTS: dict[OffloadMode, tuple[Part, ...]] = {"none": (), "states": ("states",), "all": ("states", "weights")}
 """Parts that are offloaded in each mode; with ``none`` only PyTorch's cache is freed."""
 
@@ -116,6 +118,8 @@ class Group:
             device=self.device,
             threads=self.config.threads_per_rank,
             timeout_seconds=self.config.phase_timeout_seconds,
+            rendezvous_seconds=RENDEZVOUS_SHARE * self.config.start_timeout_seconds,
+            ranks_key=f"placement.{section_of(self.role)}.ranks",
         )
 
     def call(self, method: str, *arguments: Any) -> list[ray.ObjectRef]:

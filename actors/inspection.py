@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.process import DUMP_SIGNAL, ProcessLocation
+from rlhf.process_identity import send_signal, start_of
 from rlhf.recovery.facts import Facts, read_facts
 from rlhf.recovery.leftovers import remove_leftovers
 
@@ -120,16 +121,17 @@ def inspect_here(processes: Sequence[ProcessLocation], dump: bool) -> dict[str, 
     """Inspect processes of this node; returns facts and log tails, by the actor's name."""
     if dump:
         for where in processes:
-            with suppress(ProcessLookupError, PermissionError):
-                os.kill(where.process, DUMP_SIGNAL)
+            send_signal(where.process, where.started, DUMP_SIGNAL)
         time.sleep(DUMP_SECONDS)
-    return {
-        where.name: (
-            read_facts(where.process, children=where.children, oom_kills_before=where.oom_kills),
-            _last_lines(where.log),
-        )
-        for where in processes
-    }
+    return {where.name: (_facts_of(where), _last_lines(where.log)) for where in processes}
+
+
+def _facts_of(where: ProcessLocation) -> Facts:
+    """Facts about a process; if another one has its pid by now, it is dead."""
+    facts = read_facts(where.process, children=where.children, oom_kills_before=where.oom_kills)
+    if where.started in (None, start_of(where.process)):
+        return facts
+    return replace(facts, alive=False, process_state=None, rss_bytes=None)
 
 
 def _last_lines(log: str) -> str:
@@ -142,8 +144,9 @@ def _last_lines(log: str) -> str:
 def terminate_here(processes: Sequence[ProcessLocation], spare_owner: bool) -> None:
     """``terminate`` for processes of this node."""
     for where in processes:
-        for process in where.children if spare_owner else (where.process, *where.children):
-            with suppress(ProcessLookupError, PermissionError):
-                os.kill(process, signal.SIGKILL)
+        children = zip(where.children, where.children_started, strict=True)
+        for process, started in children if spare_owner else ((where.process, where.started), *children):
+            send_signal(process, started, signal.SIGKILL)
     for where in processes:
-        remove_leftovers(where.process)
+        if start_of(where.process) in (None, where.started):  # otherwise files of that pid are another process's
+            remove_leftovers(where.process)

@@ -19,18 +19,16 @@ from actors.timeline import TimelineCollector
 from actors.trainer import PPOTrainer
 from actors.waiting import START, PhaseContext
 from rlhf.config.schema import Recipe
-from rlhf.evaluation.comparison import write_answers
+from rlhf.evaluation.comparison import read_answers, write_answers
 from rlhf.evaluation.progress import summarise_progress
 from rlhf.metrics import labelled
 from rlhf.run_state import RunState
 from rlhf.storage.durable import write_atomically
-from rlhf.storage.reading import read_json
+from rlhf.storage.reading import damaged
 from rlhf.tracking.plots import plot_overoptimisation
 from rlhf.tracking.run_folder import RunFolder
 from rlhf.tracking.tracker import Tracker
 
-BEFORE, AFTER = "before.json", "after.json"
-"""Files in the stage's folder: held-out answers of the policy before the first step, and of the kept policy."""
 SHOWN = labelled(
     *("objective/scores", "objective/kl", "policy/entropy_avg", "rollout/length_mean", "rollout/logprob_gap_mean"),
     "holdout/score",
@@ -44,9 +42,9 @@ def train_ppo(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
     data = session.prompts
     session.report_data(data, run)
     if run.resumes and session.changes_of_data("ppo"):
-        for name in (BEFORE, AFTER):  # stored answers belong to the prompts of the earlier data
-            (run.path / name).unlink(missing_ok=True)
-    compared = data.held_out[: _count_compared(run, recipe)]
+        for stored in (run.before, run.after):  # stored answers belong to the prompts of the earlier data
+            stored.unlink(missing_ok=True)
+    compared = data.held_out[: _count_compared(run, recipe, len(data.held_out))]
     held_out = held_out_prompts(recipe.early_stop, data.held_out)
     start = Start(
         policy=session.policy_start,
@@ -86,6 +84,8 @@ def train_ppo(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
         trainer.timer.add(START, began)
         _run_steps(session, tracker, loop)
         after = _answers_after(run, loop, policy, early_stop, was_over)
+        if len(after) != len(before):
+            raise damaged(run.after, f"holds {len(after)} answers to {len(before)} prompts", _fix(run.after))
     texts = [session.tokenizer.decode(prompt.tokens, skip_special_tokens=True) for prompt in compared]
     write_answers(run.path, texts, before, after)
     history = recorded_rows(run)
@@ -97,18 +97,20 @@ def train_ppo(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
     return {**summarise_progress(history), **stopping, **examined, **supervisor.summary(), **recorded_seconds(history)}
 
 
-def _count_compared(run: RunFolder, recipe: Recipe) -> int:
+def _count_compared(run: RunFolder, recipe: Recipe, held_out: int) -> int:
     """Number of prompts answered before and after PPO: as many as a resumed run has stored, otherwise
     ``evaluation.prompts``."""
-    stored = run.path / BEFORE
-    if run.resumes and stored.exists():
-        return len(_read_answers(stored))
-    return recipe.evaluation.prompts
+    if not (run.resumes and run.before.exists()):
+        return recipe.evaluation.prompts
+    answers = len(_read_answers(run.before))
+    if answers > held_out:
+        raise damaged(run.before, f"holds {answers} answers to {held_out} held-out prompts", _fix(run.before))
+    return answers
 
 
 def _answers_before(run: RunFolder, loop: PPOLoop, policy: PolicyAccess) -> list[str]:
     """Answers of the policy before the first step; a resumed run reads those that its first command stored."""
-    stored = run.path / BEFORE
+    stored = run.before
     if not (run.resumes and stored.exists()):
         write_atomically(stored, json.dumps(loop.retry(policy.answers), ensure_ascii=False))
     return _read_answers(stored)
@@ -142,7 +144,7 @@ def _answers_after(
 
     Answers are stored before the model: a command that finds the model then finds them too.
     """
-    stored = run.path / AFTER
+    stored = run.after
     if not (was_over and stored.exists() and run.model.exists()):
         answers = loop.retry(lambda: early_stop.answers(loop.state) if early_stop else policy.answers())
         write_atomically(stored, json.dumps(answers, ensure_ascii=False))
@@ -151,9 +153,11 @@ def _answers_after(
 
 
 def _read_answers(stored: Path) -> list[str]:
-    fix = f"restore the file, or delete {stored.parent} to train the ppo stage again"
-    answers: list[str] = read_json(stored, list, fix)
-    return answers
+    return read_answers(stored, _fix(stored))
+
+
+def _fix(stored: Path) -> str:
+    return f"restore the file, or delete {stored.parent} to train the ppo stage again"
 
 
 def _save(policy: PolicyAccess, run: RunFolder) -> None:

@@ -6,14 +6,15 @@ import faulthandler
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import ray
 
 from actors.cluster import node_address
+from rlhf.process_identity import start_of
 from rlhf.recovery.facts import oom_kills
 from rlhf.tracking.spans import Spans
 
@@ -32,11 +33,19 @@ class ProcessLocation:
     """Ray's id of its node."""
     process: int
     """Its pid."""
+    started: int | None = None
+    """``rlhf.process_identity.start_of`` it: a later process may have its pid."""
     log: str = ""
     """File of its output."""
     children: tuple[int, ...] = ()
+    children_started: tuple[int | None, ...] = ()
+    """The same for each child."""
     oom_kills: int | None = None
     """``rlhf.recovery.facts.oom_kills()`` of its node when the process started."""
+
+    def with_children(self, children: Sequence[int]) -> ProcessLocation:
+        """The same process after it has started children."""
+        return replace(self, children=tuple(children), children_started=tuple(map(start_of, children)))
 
     def __str__(self) -> str:
         return f"{self.name} (node {self.node}, process {self.process})"
@@ -44,9 +53,15 @@ class ProcessLocation:
 
 def locate_process(name: str, log: Path) -> ProcessLocation:
     """Return the location of the calling actor's process."""
-    node_id = ray.get_runtime_context().get_node_id()
+    own = os.getpid()
     return ProcessLocation(
-        name=name, node=node_address(), node_id=node_id, process=os.getpid(), log=str(log), oom_kills=oom_kills()
+        name=name,
+        node=node_address(),
+        node_id=ray.get_runtime_context().get_node_id(),
+        process=own,
+        started=start_of(own),
+        log=str(log),
+        oom_kills=oom_kills(),
     )
 
 

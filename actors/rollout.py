@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -67,7 +67,7 @@ class RolloutActor:
                 from rlhf.generation.engine import RolloutEngine
 
             self.engine = RolloutEngine(*arguments)
-            self.where = replace(self.where, children=tuple(await self.engine.prepare_workers()))
+            self.where = self.where.with_children(await self.engine.prepare_workers())
         return self.where
 
     async def heartbeat(self) -> tuple[str, float]:

@@ -36,11 +36,14 @@ from rlhf.errors import Stopped, UserError
 from rlhf.feedback.project import load_demonstrations, load_labelled, load_preferences, load_prompts
 from rlhf.models.folder import from_folder, load_tokenizer, read_facts
 from rlhf.models.saving import try_saving_tokenizer
+from rlhf.models.unloadable import require_weights
 from rlhf.records import DataFile
 from rlhf.recovery.stop import StopRequest, end_within
+from rlhf.run_state import StageState
 from rlhf.storage.durable import write_atomically, written_folder
 from rlhf.storage.reading import damaged, read_json, read_text, require_folder
 from rlhf.tracking.console import Console
+from rlhf.tracking.record_check import check_kinds, check_record
 from rlhf.tracking.run_folder import MODEL, RunFolder
 from rlhf.types import Example, LabelledResponse, ModelFacts, Pair, Prompt
 
@@ -196,8 +199,9 @@ class Session:
         version, which recorded no hashes, is returned unread.
 
         Raises:
-            UserError: a file was changed since the stage ended.
+            UserError: the folder has no weights in safetensors format, or a file was changed since the stage ended.
         """
+        require_weights(model)
         if model.name != MODEL or model.absolute() in self._verified_models:
             return model
         run = RunFolder(model.parent.parent, model.parent.name)
@@ -395,11 +399,14 @@ class Session:
         Raises:
             UserError: one of them is unusable, or was made with another configuration.
         """
-        self._require_same(stage)
         run = RunFolder(self.root, stage)
+        check_kinds(run)
+        self._require_same(stage)
         if run.is_finished(self.digest(stage)):
+            check_record(run)
             self.verified(run.model)
-        self.checkpoint(stage)
+        elif (checkpoint := self.checkpoint(stage)) is not None:
+            check_record(run, StageState.from_json(checkpoint.state()).sizes)
         try_saving_tokenizer(self.tokenizer)
         if stage == "dpo":
             _ = self.dpo_start  # checks its vocabulary

@@ -19,7 +19,7 @@ from rlhf.config.schema import Stage
 from rlhf.evaluation.accuracy import accuracy_ceiling
 from rlhf.models.examination import Examination
 from rlhf.models.folder import differing_ends, end_tokens
-from rlhf.storage.jsonl import read_lines
+from rlhf.tracking.metric_rows import read_metric_rows
 from rlhf.tracking.run_folder import RunFolder
 from rlhf.tracking.spans import PhaseTimer
 from rlhf.tracking.tracker import Tracker
@@ -107,7 +107,8 @@ def select_metrics(metrics: Mapping[str, float], names: Mapping[str, str]) -> Su
 
 def recorded_rows(run: RunFolder) -> list[dict[str, float]]:
     """Rows of ``metrics.jsonl``, of all commands of the stage; numbers that are not finite are left out."""
-    return [{name: value for name, value in row.items() if value is not None} for row in read_lines(run.metrics)]
+    rows = read_metric_rows(run.metrics)
+    return [{name: value for name, value in row.items() if value is not None} for row in rows]
 
 
 def latest_values(history: Sequence[Mapping[str, float]]) -> dict[str, float]:

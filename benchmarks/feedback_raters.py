@@ -29,6 +29,7 @@ from rlhf.feedback.items import make_item
 from rlhf.feedback.records import Answer, Item
 from rlhf.feedback.settings import ProjectSettings
 from rlhf.feedback.store import Store
+from rlhf.ports import free_port
 
 OVERLAP = 3
 TEXT = (
@@ -59,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def measure(path: Path, raters: int, votes: int, pause: float) -> dict[str, float]:
     """Label in a new project; returns the numbers of the line."""
-    port, times = _free_port(), Times()
+    port, times = free_port(), Times()
     with _make_project(path, raters, votes) as store:
         tokens = [issue_token(store, f"r{n}", AccessRole.RATER, seconds=3600, now=time.time()) for n in range(raters)]
         server = _start(path, port)
@@ -130,12 +131,6 @@ async def _rate(address: str, token: str, votes: int, pause: float, times: Times
 
 def _quantile(seconds: list[float], percent: int) -> float:
     return round(statistics.quantiles(seconds, n=100, method="inclusive")[percent - 1], 4)
-
-
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ import httpx
 import psutil
 import yaml
 
-from launch.serve.engine_process import free_port
+from rlhf.ports import free_port
 from rlhf.serving.api_keys import add_key
 from rlhf.serving.artefact import STEPS, ServingStage
 from rlhf.serving.gate_result import GateOutcome, GateResult

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import signal
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-import uvicorn
+from typing import TYPE_CHECKING
 
 from rlhf.errors import UserError
+
+if TYPE_CHECKING:
+    import uvicorn
 
 
 @contextmanager
@@ -48,3 +51,18 @@ def signals_stop(server: uvicorn.Server) -> Iterator[None]:
     finally:
         for name, handler in before.items():
             signal.signal(name, handler)
+
+
+def warn_of_exposure(host: str, what: str, page: str) -> None:
+    """Warn if other machines can reach a service without an encrypting proxy.
+
+    Args:
+        what: what travels unencrypted then, for the message.
+        page: page of the documentation about the service.
+    """
+    if not host.startswith("127.") and host not in ("localhost", "::1"):
+        print(
+            f"warning: {host} can be reached from other machines, and {what} travel unencrypted; "
+            f"serve at 127.0.0.1 behind a proxy with TLS instead, see {page}",
+            file=sys.stderr,
+        )

@@ -1,14 +1,15 @@
 """Collects the files that a job uploads to the cluster: the whole recipe, and the local files that it names.
 
-A relative path is a file of the current folder and is uploaded. An absolute path, or one that begins with ``~``, is on
-storage that the cluster's nodes see, and is kept. So are hub names of models and data sets.
+A relative path is a file of the current folder and is uploaded; a link out of that folder is refused. An absolute path,
+or one that begins with ``~``, is on storage that the cluster's nodes see, and is kept. So are hub names of models and
+data sets.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from operator import attrgetter
 from pathlib import Path
 
@@ -68,7 +69,7 @@ def stage(recipe: Recipe, here: Path, folder: Path) -> list[Path]:
     """Copy a job's files from the folder ``here`` to ``folder``; returns their relative paths.
 
     Raises:
-        UserError: a file is not below ``here``, or the total is too large.
+        UserError: a file is not below ``here``, also behind a link, or the total is too large.
     """
     files = sorted(set(_files(recipe, here)))
     _refuse_too_much({file: (here / file).stat().st_size for file in files})
@@ -83,12 +84,11 @@ def _files(recipe: Recipe, here: Path) -> Iterator[Path]:
     for key, path in named_paths(recipe).items():
         if not is_elsewhere(path) and (here / path).exists():
             _refuse_project(key, here / path)
-            yield from _files_in(here, _normalise(key, path))
+            yield from _files_in(key, here, _normalise(key, path))
     for key, source in named_functions(recipe).items():
         if not is_elsewhere(source):
-            yield from _code_files(
-                here, _normalise(key, source) if source.endswith(".py") else Path(source.partition(".")[0])
-            )
+            place = _normalise(key, source) if source.endswith(".py") else Path(source.partition(".")[0])
+            yield from _code_files(key, here, place)
 
 
 def _refuse_project(key: str, path: Path) -> None:
@@ -116,24 +116,57 @@ def _normalise(key: str, path: str) -> Path:
     return Path(plain)
 
 
-def _files_in(here: Path, path: Path) -> Iterator[Path]:
+def _files_in(key: str, here: Path, path: Path) -> Iterator[Path]:
     """A file, or the files of a folder except hidden and compiled files and the output of runs."""
+    _require_inside(key, here, path)
     if (here / path).is_file():
         yield path
         return
     for folder, folders, names in os.walk(here / path, followlinks=True):
+        own = Path(folder).relative_to(here)
+        _require_inside(key, here, own)
+        if Path(folder).resolve() in {parent.resolve() for parent in Path(folder).parents}:  # a link to a folder above
+            folders.clear()
+            continue
         folders[:] = [name for name in folders if not name.startswith(".") and name not in SKIPPED]
-        yield from (Path(folder).relative_to(here) / name for name in names if not name.startswith("."))
+        yield from _checked(key, here, (own / name for name in names if not name.startswith(".")))
 
 
-def _code_files(here: Path, source: Path) -> Iterator[Path]:
+def _code_files(key: str, here: Path, source: Path) -> Iterator[Path]:
     """A function's file with the modules beside it, or its package, if this folder has one of that name."""
     if source.suffix == ".py":
-        yield from (file.relative_to(here) for file in (here / source).parent.glob("*.py"))
+        yield from _checked(key, here, _modules_in(here, source.parent))
     elif (here / source).is_dir() and source.name not in OURS:
-        yield from (file for file in _files_in(here, source) if file.suffix == ".py")
+        yield from (file for file in _files_in(key, here, source) if file.suffix == ".py")
     elif (here / source).with_suffix(".py").is_file():
-        yield from (file.relative_to(here) for file in here.glob("*.py"))
+        yield from _checked(key, here, _modules_in(here, Path()))
+
+
+def _modules_in(here: Path, folder: Path) -> Iterator[Path]:
+    return (file.relative_to(here) for file in (here / folder).glob("*.py") if not file.is_dir())
+
+
+def _checked(key: str, here: Path, files: Iterable[Path]) -> Iterator[Path]:
+    for file in files:
+        _require_inside(key, here, file)
+        yield file
+
+
+def _require_inside(key: str, here: Path, path: Path) -> None:
+    """Check that what a path leads to, also by links, is a file or a folder below the current one."""
+    try:
+        real = (here / path).resolve(strict=True)
+    except OSError as error:
+        what = f"{key}: {path} cannot be read: {error.strerror}"
+        raise UserError(what, "it is a link to nothing", "remove it, or restore what it leads to") from error
+    if not real.is_relative_to(here.resolve()):
+        raise UserError(
+            f"{key}: {path} is a link to {real}, which is not below the current folder",
+            "only files below the current folder are uploaded: a link could send any file of this machine",
+            "put a copy in its place, or give the whole path of a file that the cluster's nodes see",
+        )
+    if not (real.is_file() or real.is_dir()):
+        raise UserError(f"{key}: {path} is neither a file nor a folder", "it cannot be copied", "remove it")
 
 
 def _refuse_too_much(sizes: dict[Path, int]) -> None:

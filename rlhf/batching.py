@@ -72,6 +72,12 @@ def plan(
     return [_split_to_count(groups, count) for groups in packed]
 
 
+def count_rows(samples: int, length: int, ranks: int, budget: int) -> int:
+    """Number of micro-batches of each rank in ``plan``, for samples of equal length, without planning them."""
+    in_a_row = max(1, budget // length)
+    return max(1, -(-samples // (ranks * in_a_row)))
+
+
 def _split_to_count(groups: MicroBatches, count: int) -> MicroBatches:
     groups = [list(g) for g in groups]
     while len(groups) < count:

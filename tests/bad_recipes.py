@@ -49,14 +49,30 @@ WRONG_TYPES: dict[str, tuple[object, ...]] = {
 """Key → values of another type than the schema's."""
 OUT_OF_RANGE: dict[str, tuple[object, ...]] = {
     "seed": (-1, 2**32, 10**25),
-    "sft.epochs": (0, -3, 10**12),
-    "sft.batch_size": (0, -1, 2**64),
-    "sft.optimizer.lr": (0.0, -1e-5, 1e300),
+    "sft.epochs": (0, -3, 10**12, 100_001),
+    "sft.batch_size": (0, -1, 2**64, 2**24 + 1),
+    "sft.optimizer.lr": (0.0, -1e-5, 1e300, 1e-13, 10.5),
+    "sft.optimizer.eps": (0.0, 1.5),
+    "sft.optimizer.weight_decay": (-0.1, 1e7),
+    "reward.batch_size": (0, 2**31),
+    "dpo.beta": (0, 1e7),
+    "model.lora.rank": (0, 2**20 + 1),
+    "model.lora.alpha": (0, 1e7),
+    "model.scratch.layers": (0, 1001, 2**31),
+    "model.scratch.heads": (0, 2**31),
+    "placement.policy.ranks": (0, 10**6 + 1),
+    "rollout.engines": (0, 2**31),
+    "ppo.oversampling": (0, 1001),
+    "algorithm.kl_coef": (-0.1, 1e7),
+    "algorithm.length_penalty": (-1, 1e30),
+    "recovery.backoff_seconds": (-1, 1e10),
+    "checkpoint.before_deadline": (-1, 1e12),
+    "feedback.answers": (1, 1001),
     "sft.optimizer.betas": ([1.0, 0.9], [0.9, -0.1]),
     "data.held_out_fraction": (-0.1, 1.0, 5),
     "data.max_rows": (0, 10**30),
     "model.scratch.vocab_size": (257, 10**15),
-    "rollout.temperature": (0, -0.5),
+    "rollout.temperature": (0, -0.5, 100.5, 1e30),
     "rollout.gpu_memory_fraction": (0, 1.01),
     "algorithm.gamma": (1.1, -1),
     "placement.phase_timeout_seconds": (0, -1, 1e12),
@@ -82,7 +98,7 @@ MISSPELT = {
 def bad_recipes() -> list[BadRecipe]:
     """All of them; the same whenever they are made."""
     draw = random.Random(SEED)
-    cases = [*_wrong(draw, WRONG_TYPES, 16), *_wrong(draw, OUT_OF_RANGE, 12), *_not_finite(draw), *_unknown(draw)]
+    cases = [*_wrong(draw, WRONG_TYPES, 16), *_wrong(draw, OUT_OF_RANGE, 45), *_not_finite(draw), *_unknown(draw)]
     return [*cases, *_nested_wrongly(), *_broken_text(), *_not_a_file(), *_overrides()]
 
 
@@ -237,8 +253,15 @@ OVERRIDES: dict[str, tuple[tuple[str, ...], str]] = {
     "more memory than any machine": (("rollout.memory_gib=1e9",), "GiB of memory"),
     "a run's name that leads elsewhere": (("name=../elsewhere",), "cannot be a folder's name"),
     "several at once": (("sft", "sft.epochs=[", "name.x=1"), "3 problems"),
-    "more parameters than any memory": (("model.scratch.hidden_size=6400000", "model.scratch.layers=4"), "parameters"),
+    "more parameters than any memory": (("model.scratch.hidden_size=65536", "model.scratch.layers=4"), "parameters"),
     "more processes than any machine": (("rollout.engines=100000",), "processes"),
+    "a batch beyond any memory": (("reward.batch_size=2147483648",), "reward.batch_size = 2147483648 is out of range"),
+    "a learning rate of a thousand": (("sft.optimizer.lr=1000",), "choose a value: from 1e-12 to 10"),
+    "a temperature of a thousand": (("rollout.temperature=1000",), "choose a value: from 0.01 to 100"),
+    "a decay that turns weights round": (
+        ("sft.optimizer.lr=0.01", "sft.optimizer.weight_decay=100"),
+        "sft.optimizer.weight_decay = 100 with sft.optimizer.lr = 0.01",
+    ),
 }
 
 

@@ -114,6 +114,50 @@ FUNCTIONS: dict[str, tuple[str, str]] = {
     "an exit": ("import sys; sys.exit(0)", "failed on sample 0"),
     "recursion without end": ("return score(prompts, responses)", "failed on sample 0"),
     "an error of a megabyte": ("raise ValueError('x' * 1_000_000)", "failed on sample 0"),
+    "an interrupt": ("raise KeyboardInterrupt", "failed on sample 0"),
+    "the end of a generator": ("raise GeneratorExit", "failed on sample 0"),
+    "an exit with a reason": ("raise SystemExit('done')", "SystemExit: done"),
+    "an exception that is no Exception": ("raise type('Mine', (BaseException,), {})('no')", "Mine: no"),
+    "an interrupt at the second sample": (
+        "if 'p1' in prompts: raise KeyboardInterrupt\n    return [1.0] * len(prompts)",
+        "failed on sample 1, prompt 'p1'",
+    ),
+    "a list that cannot be read": (
+        "return type('Odd', (list,), {'__iter__': lambda self: __import__('sys').exit()})([1.0, 2.0])",
+        "returned Odd, whose iteration failed",
+    ),
+    "a list without end": (
+        "import itertools; return type('Odd', (list,), {'__iter__': lambda self: itertools.repeat(1.0)})([1.0, 2.0])",
+        "returned 3 scores for 2 responses",
+    ),
+    "a list that interrupts when it is asked": (
+        "def ask(self, name): raise KeyboardInterrupt\n    return type('Odd', (), {'__getattr__': ask})()",
+        "returned Odd, whose tolist() failed",
+    ),
+    "floats without a value": (
+        "return [type('Odd', (float,), {'__float__': lambda self: __import__('sys').exit()})(1.0)] * 2",
+        "returned 1.0 (Odd) for sample 0, prompt 'p0', which is no number",
+    ),
+    "NumPy numbers without a value": (
+        "import numpy; return [1.0, type('Odd', (numpy.float64,), {'__float__': lambda self: 1 / 0})(1.0)]",
+        "(Odd) for sample 1, prompt 'p1', which is no number",
+    ),
+    "floats that hide their size": (
+        "return [type('Odd', (float,), {'__abs__': lambda self: 0.0})('inf'), 1.0]",
+        "returned inf for sample 0",
+    ),
+    "objects that almost are numbers": (
+        "return [type('Odd', (), {'__float__': lambda self: 1.0})()] * 2",
+        "(Odd) for sample 0",
+    ),
+    "texts that cannot be shown": (
+        "return [type('Odd', (str,), {'__repr__': lambda self: __import__('sys').exit()})('1')] * 2",
+        "returned a value that cannot be shown (Odd) for sample 0",
+    ),
+    "fractions beyond any float": (
+        "import fractions; return [fractions.Fraction(10 ** 400), 1.0]",
+        "training cannot use a score that is not finite",
+    ),
     "an error without a text": (
         "raise type('Mute', (Exception,), {'__str__': lambda self: 1 / 0})",
         "(no message)",
@@ -123,6 +167,8 @@ FUNCTIONS: dict[str, tuple[str, str]] = {
 
 MODULES: dict[str, tuple[str, str]] = {
     "an exit on import": ("import sys\nsys.exit(0)\n", "SystemExit: 0"),
+    "an interrupt on import": ("raise KeyboardInterrupt\n", "KeyboardInterrupt"),
+    "an exception on import that is no Exception": ("raise type('Mine', (BaseException,), {})('no')\n", "Mine: no"),
     "a syntax error": ("def score(:\n", "SyntaxError"),
     "null bytes": ("score = 1\0\n", "cannot be imported"),
     "no such function": ("def scores(prompts, responses): return []\n", "has no function 'score'"),

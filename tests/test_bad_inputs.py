@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from transformers import LlamaConfig
 
 from launch.cli import main
 from rlhf import http_retries
@@ -20,6 +21,7 @@ from rlhf.data.read import read_rows
 from rlhf.data.report import describe
 from rlhf.errors import MachineryError, UserError
 from rlhf.evaluation.scorers import load_scorer
+from rlhf.models.scratch import train_tokenizer
 from rlhf.records import BadRow
 from rlhf.roles import endpoint as endpoint_module
 from rlhf.roles.endpoint import Endpoint
@@ -115,6 +117,20 @@ def test_generate_refuses_its_own_arguments(
     assert expected in refusal(workplace, capsys, "generate", *arguments)
 
 
+@pytest.mark.parametrize("weights", ["", "pytorch_model.bin"])
+def test_generate_refuses_a_model_without_weights_before_anything_starts(
+    weights: str, workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (workplace / "run.yaml").write_text(QUICKSTART)
+    (workplace / "p.jsonl").write_bytes(b"\n".join(lines_of(good_rows("prompts"))))
+    train_tokenizer([], 258).save_pretrained(workplace / "m")
+    LlamaConfig(vocab_size=258, max_position_embeddings=512).save_pretrained(workplace / "m")
+    if weights:
+        (workplace / "m" / weights).write_bytes(b"a pickle")
+    message = refusal(workplace, capsys, "generate", "run.yaml", "--model", "m", "--prompts", "p.jsonl")
+    assert "'m' has no complete weights" in message and (weights or "no weights") in message
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [(("--n", "0"), "--n 0 asks for no answer"), (("--n", "2", "--best-of", "2"), "--n with --best-of")],
@@ -158,7 +174,7 @@ def test_a_chat_template_that_fails_is_refused(
 
 
 def test_more_updates_than_any_run_makes_are_refused(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    settings = given(workplace, "demonstrations", "sft.epochs=1000000000")
+    settings = given(workplace, "demonstrations", "sft.epochs=100000", "sft.batch_size=2")
     assert "updates" in refusal(workplace, capsys, "sft", "run.yaml", *settings)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 from collections.abc import Mapping
@@ -28,6 +27,7 @@ from rlhf.cycle.preferences import (
 )
 from rlhf.storage.canonical import canonical_digest
 from rlhf.storage.durable import write_atomically, written_folder
+from rlhf.storage.hashing import file_sha256
 from rlhf.storage.jsonl import json_safe, read_lines, to_line
 from rlhf.storage.reading import read_json
 
@@ -90,14 +90,14 @@ def _answer(round: Round, steps: RoundSteps, candidate: Path, digest: str, oppon
                 work.answer_items(round.plan.path, round.settings, model, items, out)
 
     def read() -> StepOutcome:
-        content = [_file_digest(folder / f"{arm}.jsonl") for arm in (CANDIDATE, PRODUCTION)]
+        content = [file_sha256(folder / f"{arm}.jsonl") for arm in (CANDIDATE, PRODUCTION)]
         named = {"production": str(opponent.model), "baseline": opponent.digest}
         return StepOutcome(result={**named, "digest": canonical_digest(content)})
 
     inputs = {
         "candidate": digest,
         "production": opponent.digest or str(opponent.model),
-        "items": _file_digest(Path(items).expanduser()),
+        "items": file_sha256(Path(items).expanduser()),
         "sampling": recipe_digest(round.recipe, ("seed", "rollout")),
     }
     return str(steps.take(CycleStep.ANSWER, inputs, make, read, folder)["digest"])
@@ -170,13 +170,9 @@ def _evaluate(round: Round, steps: RoundSteps, answers: str, compared: Mapping[s
     def read() -> StepOutcome:
         report = read_json(folder / "report.json", dict, AGAIN)
         preferred = preference_kpi(read_lines(folder / "preferred.jsonl"))
-        digest = canonical_digest([_file_digest(folder / name) for name in ("report.json", "preferred.jsonl")])
+        digest = canonical_digest([file_sha256(folder / name) for name in ("report.json", "preferred.jsonl")])
         result = {"kpis": {PREFERRED: preferred, **metric_kpis(report)}, "digest": digest}
         return StepOutcome(result=result, cost={"judge_calls": float(report["usage"]["calls"])})
 
     inputs = {"answers": answers, "votes": compared["digest"], "comparison": json_safe(asdict(config))}
     return str(steps.take(CycleStep.EVALUATE, inputs, make, read, folder)["digest"])
-
-
-def _file_digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

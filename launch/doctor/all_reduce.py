@@ -7,8 +7,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -17,6 +15,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from launch.doctor.findings import Fault, shortened
+from rlhf.process_identity import kill_group
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -78,7 +77,7 @@ def run_apart(plan: AllReducePlan, seconds: float) -> AllReduceResult | Fault:
         try:
             out, err = process.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+            kill_group(process)
             return Fault(reason=f"no answer within {seconds:.0f} s")
     if process.returncode == 0:
         return AllReduceResult(**json.loads(out.splitlines()[-1])) if plan.first == 0 else _participation(plan)

@@ -123,14 +123,6 @@ def reach(target: Target, seconds: float = CONNECT_SECONDS) -> None:
         raise ConnectionError(f"another program answered at {target.address}:{target.port}")
 
 
-def free_port(address: str) -> int:
-    """A port that was free a moment ago."""
-    with socket.socket() as own:
-        own.bind((address, 0))
-        port: int = own.getsockname()[1]
-        return port
-
-
 def unreached(targets: Sequence[Target], seconds: float = CONNECT_SECONDS) -> dict[str, str]:
     """Addresses of test sockets that cannot be reached from here → reason."""
     problems: dict[str, str] = {}

@@ -24,7 +24,8 @@ from launch.doctor.examine import Joined, NodeFacts, NodeRequest, NodeResources,
 from launch.doctor.findings import Fault, described, shortened
 from launch.doctor.nccl import NCCL
 from launch.doctor.nccl import SECONDS as ALL_REDUCE_SECONDS
-from launch.doctor.network import CONNECT_SECONDS, Listener, Target, free_port, unreached
+from launch.doctor.network import CONNECT_SECONDS, Listener, Target, unreached
+from rlhf.ports import free_port
 
 START_SECONDS = 60.0
 """Time for a node to start an actor, which imports Ray and this package from its own disk."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -14,7 +13,7 @@ import uvicorn
 from launch.feedback.app import LOCAL_HOSTS, create_app
 from launch.feedback.quality_tables import quality_tables
 from launch.feedback.site import make_site
-from launch.listening import bound, signals_stop
+from launch.listening import bound, signals_stop, warn_of_exposure
 from rlhf.errors import UserError
 from rlhf.feedback.store import Store
 
@@ -63,7 +62,7 @@ def run_server(store: Store, address: Address, name: str, is_done: Callable[[], 
     Raises:
         UserError: the address cannot be used.
     """
-    warn_of_exposure(address)
+    warn_of_exposure(address.host, "links and votes", "docs/feedback.md")
     server = make_server(store, address)
     failed: list[Exception] = []
     with bound(address.host, address.port, MOST_CONNECTIONS, "--host or --port") as listener, signals_stop(server):
@@ -102,16 +101,6 @@ def make_server(store: Store, address: Address) -> uvicorn.Server:
         timeout_graceful_shutdown=5,
     )
     return uvicorn.Server(config)
-
-
-def warn_of_exposure(address: Address) -> None:
-    """Warn if others can reach the page without an encrypting proxy."""
-    if not address.host.startswith("127.") and address.host not in ("localhost", "::1"):
-        print(
-            f"warning: {address.host} can be reached from other machines, and links and votes travel unencrypted; "
-            "serve at 127.0.0.1 behind a proxy with TLS instead, see docs/feedback.md",
-            file=sys.stderr,
-        )
 
 
 def local_url(address: Address) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from launch.hashing import shown_hashing
 from launch.options import Overrides
 from rlhf.errors import UserError
 
@@ -82,11 +83,14 @@ def _subject(registry: Path | None, artefact: str | None, model: Path | None) ->
         raise UserError("--registry and --artefact belong together", fix="give both, or --model, or none")
     if registry is not None and model is not None:
         raise UserError("--model has no effect with --registry", fix="leave one out")
+    if model is not None:
+        with shown_hashing() as progress:
+            return Subject(artefact=artefact_digest(hash_model(model, progress)))
     if registry is None:
-        return Subject(artefact=artefact_digest(hash_model(model))) if model is not None else Subject()
+        return Subject()
     from rlhf.serving.registry import Registry
 
-    with Registry(registry) as opened:
+    with Registry(registry) as opened, shown_hashing() as opened.hashing:
         found = opened.verify(str(artefact))
         production = opened.serving().production
     return Subject(artefact=found.digest, version=found.version, baseline=production.digest if production else "")

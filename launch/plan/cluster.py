@@ -10,6 +10,8 @@ from rlhf.errors import UserError
 from rlhf.gpus import GB, GPUS, GPUType
 
 EXAMPLE = "nodes=2,gpus=8,gpu=h100-80"
+MOST = {"nodes": 10_000, "gpus": 1_000}
+"""Largest cluster that is planned: more than any has."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,9 +63,9 @@ def parse_cluster(text: str) -> Cluster:
 
 
 def _count(key: str, value: str, text: str) -> int:
-    if not (value.isascii() and value.isdigit() and int(value[:7]) >= 1 and len(value) < 7):
+    if not (value.isascii() and value.isdigit() and len(value) < 7 and 1 <= int(value) <= MOST[key]):
         raise UserError(
-            f"--cluster {text!r}: {key} = {value!r} is not a whole number of at least 1",
+            f"--cluster {text!r}: {key} = {value!r} is not a whole number from 1 to {MOST[key]}",
             fix=f"for example --cluster {EXAMPLE}",
         )
     return int(value)

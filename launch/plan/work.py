@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 
 from launch.plan.members import PlannedRole
-from rlhf.batching import plan
+from rlhf.batching import count_rows
 from rlhf.config.schema import Recipe
 from rlhf.config.stages import is_unpaired, policy_updates
 from rlhf.placement.parallelism import data_parallel_size, forward_ranks, model_parallel_size
@@ -62,11 +62,7 @@ def row_tokens(recipe: Recipe, stage: str, member: PlannedRole) -> int:
 
 def passes(samples: int, length: int, member: PlannedRole) -> int:
     """Rows on each rank, or on its sequence-parallel group, for this many samples of equal length."""
-    return _rows(samples, length, data_parallel_size(member.config), member)
-
-
-def _rows(samples: int, length: int, parts: int, member: PlannedRole) -> int:
-    return len(plan(range(samples), [length] * samples, parts, member.config.micro_batch_tokens)[0])
+    return count_rows(samples, length, data_parallel_size(member.config), member.config.micro_batch_tokens)
 
 
 def score_passes(blocks: int, size: int, length: int, member: PlannedRole) -> int:
@@ -76,7 +72,8 @@ def score_passes(blocks: int, size: int, length: int, member: PlannedRole) -> in
     ranks = forward_ranks(config)
     parts, sets = ranks // model_parallel_size(config), config.ranks // ranks
     together = min(blocks, max(1, parts * config.micro_batch_tokens // (size * length)))
-    return math.ceil(math.ceil(blocks / together) / sets) * _rows(together * size, length, parts, member)
+    rows = count_rows(together * size, length, parts, config.micro_batch_tokens)
+    return math.ceil(math.ceil(blocks / together) / sets) * rows
 
 
 def _ppo(recipe: Recipe, found: tuple[PlannedRole, ...]) -> StepWork:

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 import typer
 
 import launch.registry.card
+from launch.hashing import shown_hashing
 from rlhf.errors import UserError
 
 PURPOSE = "bring artefacts through shadow and canary to production, and back"
@@ -46,7 +47,7 @@ def register(
     from rlhf.serving.registry import Registry
 
     require_model(folder.expanduser())  # a wrong folder creates no registry
-    with Registry.open_or_create(registry) as opened:
+    with Registry.open_or_create(registry) as opened, shown_hashing() as opened.hashing:
         made = opened.register(version, folder, who=_name(who), why=why, operation=operation)
     print(f"{made.version} is a {made.stage}: {made.digest}")
 
@@ -83,7 +84,7 @@ def show(
     """
     from rlhf.serving.registry import Registry
 
-    with Registry(registry) as opened:
+    with Registry(registry) as opened, shown_hashing() as opened.hashing:
         found = opened.verify(version) if verify else opened.artefact(version)
         entries = [entry for entry in opened.audit() if found.version in (entry.version, entry.replaces)]
     rows = {"version": found.version, "stage": found.stage, "digest": found.digest, "folder": found.folder}
@@ -112,7 +113,7 @@ def promote(
     from rlhf.serving.registry import Registry
 
     result = read_gate_result(gate.expanduser())
-    with Registry(registry) as opened:
+    with Registry(registry) as opened, shown_hashing() as opened.hashing:
         found = opened.promote(version, ServingStage(to), result, who=_name(who), why=why, operation=operation)
     print(f"{found.version} is in {found.stage}")
 
@@ -134,7 +135,7 @@ def rollback(
     """
     from rlhf.serving.registry import Registry
 
-    with Registry(registry) as opened:
+    with Registry(registry) as opened, shown_hashing() as opened.hashing:
         found = opened.roll_back(who=_name(who), why=why, to_digest=to, operation=operation)
     print(f"{found.version} is in {found.stage}: {found.digest}")
 

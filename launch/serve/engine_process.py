@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -13,6 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from rlhf.errors import MachineryError
+from rlhf.ports import free_port
+from rlhf.process_identity import kill_group
 from rlhf.serving.gateway_config import ServedEnginesConfig
 
 QUIET = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -65,8 +65,7 @@ class EngineProcess:
 
     def kill(self) -> None:
         """Kill the server's process group."""
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        kill_group(self._process)
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(5.0)
 
@@ -83,10 +82,3 @@ def start_engine(
     ]
     log = Path(config.logs) / f"{''.join(c if c.isalnum() or c in '._-' else '_' for c in version)}.log"
     return EngineProcess(command, port, log, config.stop_seconds, gpus)
-
-
-def free_port() -> int:
-    """A port of 127.0.0.1 at which nobody listens."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-
 import uvicorn
 
-from launch.listening import bound, signals_stop
+from launch.listening import bound, signals_stop, warn_of_exposure
 from launch.serve.app import Gateway
 from launch.serve.services import Services
 from rlhf.errors import MachineryError
@@ -24,7 +22,7 @@ def serve(config: GatewayConfig) -> None:
         UserError: the registry, the keys, another file or the address cannot be used.
         MachineryError: the gateway could not start.
     """
-    _warn_of_exposure(config)
+    warn_of_exposure(config.listen.host, "keys and texts", "docs/serving.md")
     server = make_server(config, Gateway(Services(config)))
     host, port = config.listen.host, config.listen.port
     with bound(host, port, BACKLOG, "listen.host or listen.port") as listener, signals_stop(server):
@@ -49,13 +47,3 @@ def make_server(config: GatewayConfig, app: Gateway) -> uvicorn.Server:
         timeout_graceful_shutdown=int(config.timeouts.grace_seconds),
     )
     return uvicorn.Server(settings)
-
-
-def _warn_of_exposure(config: GatewayConfig) -> None:
-    """Warn if others can reach the gateway without an encrypting proxy."""
-    if not config.listen.host.startswith("127.") and config.listen.host not in ("localhost", "::1"):
-        print(
-            f"warning: {config.listen.host} can be reached from other machines, and keys and texts travel unencrypted; "
-            "serve at 127.0.0.1 behind a proxy with TLS instead, see docs/serving.md",
-            file=sys.stderr,
-        )

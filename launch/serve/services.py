@@ -20,14 +20,19 @@ from launch.serve.scoring import AnswerScoring
 from launch.serve.shadow import Shadow
 from launch.serve.thumbs import Thumbs
 from launch.serve.upstream import Upstream
-from rlhf.errors import UserError
+from rlhf.errors import MachineryError, UserError
 from rlhf.serving.api_keys import read_keys
 from rlhf.serving.gateway_config import GatewayConfig
+from rlhf.serving.gateway_state import GatewayState
+from rlhf.serving.live_counts import CountRow
+from rlhf.serving.recent_answers import AnswerChanges
 from rlhf.serving.registry import Registry
 
 if TYPE_CHECKING:
     from launch.serve.tracing import Tracing
 
+STATE_SECONDS = 2.0
+"""Seconds between two writes of the state: a killed gateway loses the last ones."""
 KEYS_SECONDS = 2.0
 """Seconds between two looks at the file of keys."""
 
@@ -51,7 +56,9 @@ class Services:
         self.roles = Roles(config, self.metrics, time.monotonic)
         scorer = config.scorer
         self._scoring = AnswerScoring(scorer, self.roles, self.metrics, config.seed) if scorer else None
-        self.thumbs = Thumbs(config.thumbs) if config.thumbs else None
+        self.thumbs = Thumbs(config.thumbs, config.state is not None) if config.thumbs else None
+        self._state = self._restored(Path(config.state)) if config.state else None
+        self._saved_counts: list[CountRow] = []
         self._log = RequestLog(Path(config.log), config.log_content) if config.log else None
         self._tracing = _tracing(config)
         self._upstream = Upstream(config.timeouts.connect_seconds)
@@ -66,12 +73,22 @@ class Services:
         scores_later = self._scoring is not None and self.config.canary.check != "off"
         return self.thumbs is not None or scores_later or (self._log is not None and self.config.log_content)
 
+    def _restored(self, path: Path) -> GatewayState:
+        """The state of an earlier gateway, taken over."""
+        state = GatewayState(path)
+        self.roles.counts.add(state.counts())
+        if self.thumbs is not None:
+            self.thumbs.answers.restore(state.answers())
+        return state
+
     def start(self) -> None:
         """Open connections and start the work in the background; needs the running event loop."""
         self._upstream.open()
         work = [self._reconciler.run(), self._shadow.work(), self._watch_keys()]
         if self._scoring is not None:
             work.append(self._scoring.work())
+        if self._state is not None:
+            work.append(self._keep_state(self._state))
         self._tasks = [asyncio.create_task(each) for each in work]
 
     async def close(self) -> None:
@@ -81,6 +98,9 @@ class Services:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._reconciler.close()
         await self._upstream.close()
+        if self._state is not None:
+            await self._save(self._state)
+            self._state.close()
         for service in (self._scoring, self.thumbs, self._log, self._registry):
             if service is not None:
                 service.close()
@@ -114,6 +134,24 @@ class Services:
         """Have an answer scored, unless it was scored before it was sent."""
         if self._scoring is not None and self.config.canary.check != "off" and not exchange.is_scored:
             self._scoring.add(exchange)
+
+    async def _keep_state(self, state: GatewayState) -> None:
+        while True:
+            await asyncio.sleep(STATE_SECONDS)
+            await self._save(state)
+
+    async def _save(self, state: GatewayState) -> None:
+        """Write what changed; users are served also if that fails."""
+        counts = self.roles.counts.rows()
+        changes = self.thumbs.answers.changes() if self.thumbs is not None else AnswerChanges()
+        if counts == self._saved_counts and changes == AnswerChanges():
+            return
+        self._saved_counts = counts
+        try:
+            await asyncio.to_thread(state.save, counts, changes)
+        except MachineryError as error:
+            self.metrics.failures.labels("state").inc()
+            print(f"gateway: {error}", file=sys.stderr, flush=True)
 
     async def _watch_keys(self) -> None:
         """Read the keys again when their file changes, so that a revoked key ends without a restart."""

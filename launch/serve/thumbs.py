@@ -49,14 +49,17 @@ class StoredThumb:
 class Thumbs:
     """The answers that may be judged, and the project."""
 
-    def __init__(self, config: ThumbsConfig) -> None:
+    def __init__(self, config: ThumbsConfig, has_changes: bool = False) -> None:
         """Open the project.
+
+        Args:
+            has_changes: see ``RecentAnswers``.
 
         Raises:
             UserError: it is no feedback project.
         """
         self._store = Store.open(Path(config.project))
-        self._answers = RecentAnswers(config.remember_bytes, config.remember_seconds, time.monotonic)
+        self.answers = RecentAnswers(config.remember_bytes, config.remember_seconds, time.monotonic, has_changes)
 
     def remember(self, exchange: Exchange) -> None:
         """Keep an answer that was sent whole."""
@@ -70,7 +73,7 @@ class Thumbs:
             version=exchange.version,
             owner=exchange.owner,
         )
-        self._answers.add(answer_id(raw), answer)
+        self.answers.add(answer_id(raw), answer)
 
     def store(self, body: bytes, owner: str) -> StoredThumb:
         """Store a thumb; blocks while the disk writes.
@@ -83,7 +86,7 @@ class Thumbs:
         except ValidationError as error:
             fields = ", ".join(".".join(map(str, each["loc"])) or "the body" for each in error.errors())
             raise RefusedRequest(422, "invalid_feedback", f"wrong: {fields}") from None
-        answer = self._answers.get(given.id)
+        answer = self.answers.get(given.id)
         if answer is None or answer.owner != owner:
             raise RefusedRequest(404, "answer_not_found", "no answer with this id is remembered for this key")
         thumb = _thumb(given, answer)

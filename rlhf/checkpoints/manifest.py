@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlhf.records import DataFile
+from rlhf.storage.hashing import Progress, file_sha256, no_progress
 
 FORMAT = 1
 """Format version; incremented if readers of the old format would misread the new one."""
@@ -105,8 +106,7 @@ def fault_of(entry: FileEntry, folder: Path) -> str | None:
             return "is not a file"
         if found.st_size != entry.bytes:
             return f"has {found.st_size} of {entry.bytes} bytes"
-        with path.open("rb") as file:
-            same = hashlib.file_digest(file, "sha256").hexdigest() == entry.sha256
+        same = file_sha256(path) == entry.sha256
     except (FileNotFoundError, NotADirectoryError):
         return "is missing"
     except OSError as error:
@@ -114,22 +114,29 @@ def fault_of(entry: FileEntry, folder: Path) -> str | None:
     return None if same else "has other content than was written"
 
 
-def hash_files(folder: Path) -> tuple[FileEntry, ...]:
+def hash_files(folder: Path, progress: Progress = no_progress) -> tuple[FileEntry, ...]:
     """Size and hash of every file below ``folder``, by name; empty if there is no such folder.
+
+    Args:
+        progress: called at the beginning, and after each file.
 
     Raises:
         OSError: a file cannot be read.
     """
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    total, done, entries = sum((folder / name).stat().st_size for name in names), 0, list[FileEntry]()
+    progress(done, total)
     with ThreadPoolExecutor(READERS) as pool:
-        return tuple(pool.map(lambda name: _hash_file(name, folder), names))
+        for entry in pool.map(lambda name: _hash_file(name, folder), names):
+            entries.append(entry)
+            done += entry.bytes
+            progress(done, total)
+    return tuple(entries)
 
 
 def _hash_file(name: str, folder: Path) -> FileEntry:
     path = folder / name
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return FileEntry(name=name, bytes=path.stat().st_size, sha256=digest)
+    return FileEntry(name=name, sha256=file_sha256(path), bytes=path.stat().st_size)
 
 
 def find_faults(entries: Sequence[FileEntry], folder: Path) -> list[str]:

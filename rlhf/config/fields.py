@@ -27,6 +27,10 @@ MOST_WHOLE = 2**32 - 1
 """Largest whole number: seeds have 32 bits, and counts are smaller."""
 MOST = 3.4e38
 """Largest absolute value of any other number: tensors are in single precision."""
+MOST_PROCESSES = 1_000_000
+"""Largest number of processes of a role: more than any cluster has."""
+MOST_WEIGHT = 1e6
+"""Largest factor of a part of the loss or the score: beyond it, single precision loses the other parts."""
 PART_NAME = re.compile(r"[A-Za-z0-9_-]{1,60}")
 
 
@@ -131,18 +135,28 @@ CollectorUrl = Annotated[StrictStr, AfterValidator(_collector)]
 
 Whole = Annotated[int, Strict(), Field(le=MOST_WHOLE)]
 Count = Annotated[Whole, Field(ge=1), "at least 1"]
-Several = Annotated[Whole, Field(ge=2), "at least 2"]
+Several = Annotated[Whole, Field(ge=2, le=1000), "from 2 to 1000"]
 CountOrZero = Annotated[Whole, Field(ge=0), "at least 0"]
 ZeroOrOne = Annotated[Whole, Field(ge=0, le=1), "0 or 1"]
 Seed = Annotated[Whole, Field(ge=0), f"from 0 to {MOST_WHOLE}"]
-ByteVocabulary = Annotated[Whole, Field(ge=258), "at least 258"]
+ByteVocabulary = Annotated[Whole, Field(ge=258, le=2**24), f"from 258 to {2**24}"]
 """256 bytes, the pad token and the end token."""
+Epochs = Annotated[Whole, Field(ge=1, le=100_000), "from 1 to 100000"]
+Batch = Annotated[Whole, Field(ge=1, le=2**24), f"from 1 to {2**24}"]
+"""Samples that are in memory at a time."""
+Factor = Annotated[Whole, Field(ge=1, le=1000), "from 1 to 1000"]
+Processes = Annotated[Whole, Field(ge=1, le=MOST_PROCESSES), f"from 1 to {MOST_PROCESSES}"]
+Layers = Annotated[Whole, Field(ge=1, le=1000), "from 1 to 1000"]
+Width = Annotated[Whole, Field(ge=1, le=2**20), f"from 1 to {2**20}"]
+"""Width of a matrix: of hidden states, a feed-forward block, an adapter."""
+Context = Annotated[Whole, Field(ge=1, le=2**24), f"from 1 to {2**24}"]
+"""Positions of a model; tables of rotary embeddings have a row for each."""
 
 Number = Annotated[
     float, Strict(), Field(ge=-MOST, le=MOST, allow_inf_nan=False), BeforeValidator(_number), "any number"
 ]
 Positive = Annotated[Number, Field(gt=0), "above 0"]
-Temperature = Annotated[Number, Field(ge=0.01), "at least 0.01"]
+Temperature = Annotated[Number, Field(ge=0.01, le=100), "from 0.01 to 100"]
 """vLLM raises lower temperatures to 0.01."""
 NotNegative = Annotated[Number, Field(ge=0), "at least 0"]
 NotPositive = Annotated[Number, Field(le=0), "at most 0"]
@@ -155,3 +169,11 @@ BelowHalf = Annotated[Number, Field(ge=0, lt=0.5), "from 0 to below 0.5"]
 Share = Annotated[Number, Field(gt=0, le=1), "above 0, at most 1"]
 Seconds = Annotated[Number, Field(gt=0, le=1e9), "above 0, at most 1e9"]
 """The operating system does not support waits of 1e10 seconds."""
+SecondsOrZero = Annotated[Number, Field(ge=0, le=1e9), "from 0 to 1e9"]
+LearningRate = Annotated[Number, Field(ge=1e-12, le=10), "from 1e-12 to 10"]
+"""Adam moves a weight by about this much in an update: less than 1e-12 is lost in rounding, more than 10 is noise."""
+Epsilon = Annotated[Number, Field(gt=0, le=1), "above 0, at most 1"]
+Coefficient = Annotated[Number, Field(ge=0, le=MOST_WEIGHT), "from 0 to 1e6"]
+"""Factor of a part of the loss or the score."""
+PositiveCoefficient = Annotated[Number, Field(gt=0, le=MOST_WEIGHT), "above 0, at most 1e6"]
+Weight = Annotated[Number, Field(ge=-MOST_WEIGHT, le=MOST_WEIGHT), "from -1e6 to 1e6"]

@@ -17,29 +17,41 @@ from rlhf.config.fields import (
     HERE,
     AboveOne,
     AtLeastOne,
+    Batch,
     BelowHalf,
     BelowOne,
     ByteVocabulary,
+    Coefficient,
     CollectorUrl,
+    Context,
     Count,
     CountOrZero,
+    Epochs,
+    Epsilon,
     ExactInt,
+    Factor,
     Fraction,
+    Layers,
+    LearningRate,
     MetricName,
     NotNegative,
     NotPositive,
-    Number,
     OffSwitch,
     OpenFraction,
     PartName,
     Positive,
+    PositiveCoefficient,
+    Processes,
     Seconds,
+    SecondsOrZero,
     Seed,
     ServiceUrl,
     Several,
     Share,
     Temperature,
     Texts,
+    Weight,
+    Width,
     ZeroOrOne,
     refuse,
     section,
@@ -51,17 +63,17 @@ from rlhf.errors import UserError
 class ScratchConfig:
     """A small, randomly initialised Llama-style model, with a tokenizer trained on the run's own text."""
 
-    hidden_size: Count = 128
+    hidden_size: Width = 128
     """Width of the residual stream: ``heads`` times a head width that vLLM supports: 32, 64, 80, 96, ..."""
-    layers: Count = 4
+    layers: Layers = 4
     """Number of decoder layers."""
-    heads: Count = 4
+    heads: Width = 4
     """Number of attention heads (and of key-value heads)."""
-    intermediate_size: Count = 384
+    intermediate_size: Width = 384
     """Width inside the feed-forward block."""
     vocab_size: ByteVocabulary = 1024
     """Largest vocabulary that the byte-level BPE tokenizer may learn, special tokens included."""
-    max_length: Count = 512
+    max_length: Context = 512
     """Longest sequence in tokens: the model's context."""
     tie_embeddings: StrictBool = True
     """Share the matrix of the input embedding and the output head."""
@@ -74,9 +86,9 @@ class LoRAConfig:
     The frozen weights serve as the reference. Engines and the saved model get the merged weights.
     """
 
-    rank: Count = 16
+    rank: Width = 16
     """Rank of A and B."""
-    alpha: Positive = 32.0
+    alpha: PositiveCoefficient = 32.0
     """Scale of the update, over ``rank``."""
     targets: Texts = ("all-linear",)
     """Names of the linear layers that get adapters; ``all-linear`` means all except the output head."""
@@ -165,9 +177,9 @@ class DataConfig:
     preference_fraction: Share = 1.0
     """Fraction of the training prompts whose comparisons are used, for curves over the number of labels: the held-out
     comparisons stay the same, and a smaller fraction is part of a larger one."""
-    max_prompt_length: Count = 256
+    max_prompt_length: Context = 256
     """Longest prompt in tokens; ``long_prompts`` defines how longer ones are handled."""
-    max_response_length: Count = 256
+    max_response_length: Context = 256
     """Longest response in training data, in tokens, end token included. Longer ones are left out and counted, never
     truncated."""
     long_prompts: Literal["drop", "truncate_left", "error"] = "drop"
@@ -194,7 +206,7 @@ class DataConfig:
 class OptimizerConfig:
     """AdamW and its schedule, the same for every trained model."""
 
-    lr: Positive = 1e-5
+    lr: LearningRate = 1e-5
     """Peak learning rate."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """Learning rate after warm-up; ``linear`` and ``cosine`` decay to 0 at the last update."""
@@ -202,12 +214,26 @@ class OptimizerConfig:
     """Number of updates over which the rate rises from 0 to ``lr``."""
     betas: tuple[BelowOne, BelowOne] = (0.9, 0.95)
     """Adam's decay rates of the first and second moment."""
-    eps: Positive = 1e-5
+    eps: Epsilon = 1e-5
     """Adam's epsilon; 1e-5 rather than 1e-8 keeps the first steps small (Ziegler et al. 2019; Huang et al. 2024)."""
-    weight_decay: NotNegative = 0.0
+    weight_decay: Coefficient = 0.0
     """Decoupled weight decay."""
     max_grad_norm: NotNegative = 1.0
     """Gradients are scaled down to this global norm; 0 disables clipping."""
+
+    @model_validator(mode="after")
+    def _validate(self) -> Self:
+        if self.lr * self.weight_decay >= 1:
+            refuse(
+                [
+                    UserError(
+                        f"{HERE}.weight_decay = {self.weight_decay:g} with {HERE}.lr = {self.lr:g}",
+                        "each update multiplies the weights by 1 - lr * weight_decay, which would not be above 0",
+                        f"{HERE}.weight_decay=0.1, or 0 for none",
+                    )
+                ]
+            )
+        return self
 
 
 @section
@@ -217,9 +243,9 @@ class SFTConfig:
     train_on: Literal["last", "all"] = "last"
     """Assistant turns of a conversation that are trained on: the last one or all. With ``all``, a conversation is one
     example if the chat template renders each turn independently of the turns after it, else one example per turn."""
-    epochs: Count = 1
+    epochs: Epochs = 1
     """Passes over the demonstrations."""
-    batch_size: Count = 32
+    batch_size: Batch = 32
     """Demonstrations per update, over all ranks."""
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=2e-5))
     """Optimizer and schedule."""
@@ -235,9 +261,9 @@ class RewardConfig:
     loss: Literal["pairwise", "pointwise"] = "pairwise"
     """``pairwise``: the loss above. ``pointwise``: −log σ(r) of good answers and −log σ(−r) of bad ones, on unpaired
     data: rows with prompt, completion and label (true or false), or the thumbs of a feedback project."""
-    epochs: Count = 1
+    epochs: Epochs = 1
     """Passes over the comparisons; more than one overfits (InstructGPT, section 3.5)."""
-    batch_size: Count = 32
+    batch_size: Batch = 32
     """Prompts per update, over all ranks; all comparisons of one prompt stay together."""
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-5))
     """Optimizer and schedule."""
@@ -258,9 +284,9 @@ class EndpointConfig:
 
     url: ServiceUrl
     """URL for POST requests, for example ``http://127.0.0.1:8000/score``."""
-    batch_size: Count = 32
+    batch_size: Batch = 32
     """Samples per request."""
-    connections: Count = 4
+    connections: Processes = 4
     """Number of concurrent requests, over connections that stay open."""
     timeout_seconds: Seconds = 30.0
     """Timeout of one request."""
@@ -286,7 +312,7 @@ class RewardSourceConfig:
     pair."""
     label: StrictInt | StrictStr | None = None
     """Label of the model whose logit is the score, by index or name; required if the model has several labels."""
-    max_length: Count | None = None
+    max_length: Context | None = None
     """Longest sequence for a model, in tokens; longer ones are truncated at the prompt's beginning and counted. The
     default is the model's context."""
     function: StrictStr | None = None
@@ -294,7 +320,7 @@ class RewardSourceConfig:
     and returns a list of floats; a third parameter named ``rows`` receives the prompts' data rows."""
     endpoint: EndpointConfig | None = None
     """An HTTP service."""
-    weight: Number = 1.0
+    weight: Weight = 1.0
     """Factor of this part in the sum."""
 
     @model_validator(mode="after")
@@ -328,7 +354,7 @@ class AdaptiveKLConfig:
     """β that follows a target (Ziegler et al. 2019): after each step β is multiplied by
     1 + clip(KL/target − 1, ±0.2) · batch_size/horizon."""
 
-    target: Positive = 6.0
+    target: PositiveCoefficient = 6.0
     """Target KL to the reference, in nats per response: summed over tokens, averaged over responses."""
     horizon: Count = 10000
     """Number of responses over which β may change by a fifth."""
@@ -355,7 +381,7 @@ class AlgorithmConfig:
 
     name: AlgorithmName = "ppo"
     """``ppo`` has a critic; the others compare responses to one prompt, or over the whole batch (``reinforce++``)."""
-    kl_coef: NotNegative = 0.05
+    kl_coef: Coefficient = 0.05
     """β: weight of the KL to the reference."""
     kl_in: Literal["reward", "loss"] | None = None
     """Whether the KL is part of each token's reward (the estimator k1) or of the loss (the value of k3 with the
@@ -372,7 +398,7 @@ class AlgorithmConfig:
     """c > 1: for a negative advantage the loss is at most −c·Â (Ye et al. 2020); null leaves it unbounded."""
     value_clip_range: Positive | None = 0.2
     """ε_v: the new value is clipped to within this distance of the old one; null disables clipping."""
-    entropy_coef: NotNegative = 0.0
+    entropy_coef: Coefficient = 0.0
     """Weight of the entropy bonus in the loss."""
     gamma: Fraction = 1.0
     """γ: discount per token."""
@@ -386,9 +412,9 @@ class AlgorithmConfig:
     (``constant``)."""
     missing_eos: Literal["replace", "subtract"] = "replace"
     """Whether the penalty for a response without an end token replaces the score or is subtracted from it."""
-    missing_eos_penalty: NotNegative | None = 1.0
+    missing_eos_penalty: Coefficient | None = 1.0
     """Size of this penalty; null disables it."""
-    length_penalty: NotNegative = 0.0
+    length_penalty: Coefficient = 0.0
     """Subtracted from the score for every token of the response."""
     overlong_buffer: Count | None = None
     """Soft punishment of long responses (DAPO): over the last ``overlong_buffer`` tokens before
@@ -401,9 +427,9 @@ class AlgorithmConfig:
     """Divide scores by their standard deviation over all steps so far; β then applies to scaled scores."""
     reward_clip: Positive | None = None
     """Scores are clipped to this absolute value, after scaling."""
-    epochs: Count = 4
+    epochs: Epochs = 4
     """Passes over each batch of rollouts."""
-    minibatches: Count = 1
+    minibatches: Batch = 1
     """Updates per pass; ``ppo.batch_size`` is divisible by it."""
     target_kl: Positive | None = None
     """Skip the remaining policy updates of a step after an update in which the policy is this far from that of the
@@ -607,18 +633,18 @@ class DPOConfig:
     """``dpo``: the loss above. ``ipo`` (Azar et al. 2023): pulls the same difference to 1/(2β). ``orpo`` (Hong et al.
     2024): SFT on chosen answers and an odds ratio, without a reference. ``kto`` (Ethayarajh et al. 2024): on unpaired
     data, as ``reward.loss: pointwise``."""
-    desirable_weight: Positive = 1.0
+    desirable_weight: PositiveCoefficient = 1.0
     """λ of good answers in KTO. With few good or few bad answers, the weights times their numbers should be in a ratio
     from 1 to 4/3."""
-    undesirable_weight: Positive = 1.0
+    undesirable_weight: PositiveCoefficient = 1.0
     """λ of bad answers in KTO."""
-    beta: Positive = 0.1
+    beta: PositiveCoefficient = 0.1
     """β: strength of the regularisation towards the reference (τ in IPO); in ORPO, weight of the odds ratio (λ)."""
     label_smoothing: BelowHalf = 0.0
     """Assumed fraction of comparisons with swapped labels (conservative DPO)."""
-    epochs: Count = 1
+    epochs: Epochs = 1
     """Passes over the comparisons."""
-    batch_size: Count = 32
+    batch_size: Batch = 32
     """Prompts per update, over all ranks; all comparisons of one prompt stay together."""
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-6))
     """Optimizer and schedule."""
@@ -680,15 +706,15 @@ class PPOConfig:
 
     steps: Count = 100
     """Number of steps, each a rollout and an update."""
-    batch_size: Count = 128
+    batch_size: Batch = 128
     """Rollouts that a step trains on, over all ranks and engines."""
-    samples_per_prompt: Count = 1
+    samples_per_prompt: Batch = 1
     """Responses sampled for each prompt of a step; ``batch_size`` is divisible by it."""
-    oversampling: Count = 1
+    oversampling: Factor = 1
     """Factor by which a step samples more responses than ``batch_size``, so that groups of unequal scores can fill the
     update (DAPO's dynamic sampling); needs ``algorithm.drop_uniform_groups``. Groups that are not needed are
     discarded."""
-    sampling_rounds: Count = 1
+    sampling_rounds: Factor = 1
     """Most rounds of sampling in a step: while groups of unequal scores do not fill the update, another round samples
     as many responses to the next prompts. Needs ``algorithm.drop_uniform_groups``."""
     staleness: ZeroOrOne = 0
@@ -715,13 +741,13 @@ class PPOConfig:
 class RolloutConfig:
     """The vLLM engines that generate responses."""
 
-    engines: Count = 1
+    engines: Processes = 1
     """Number of engines; each is a separate actor."""
-    tensor_parallel: Count = 1
+    tensor_parallel: Processes = 1
     """GPUs per engine."""
     temperature: Temperature = 1.0
     """Sampling temperature, also of the trainer's log-probabilities. There is no top-p, top-k or penalty."""
-    max_response_length: Count = 256
+    max_response_length: Context = 256
     """Longest response in tokens, end token included."""
     block_size: Count = 32
     """Number of finished samples that an engine returns together; they are scored while others are still generated."""
@@ -744,14 +770,14 @@ class RolloutConfig:
 class RoleConfig:
     """Processes of one model, and how it is sharded over them."""
 
-    ranks: Count = 1
+    ranks: Processes = 1
     """Number of processes; on GPUs, one GPU each. Samples are distributed over ranks, or over groups of ranks if
     ``sequence_parallel`` or ``tensor_parallel`` is above 1."""
-    sequence_parallel: Count = 1
+    sequence_parallel: Processes = 1
     """Number of neighbouring ranks that split each packed row, for rows that are too long for one rank: each computes a
     range of token positions, and in attention a part of the heads (DeepSpeed Ulysses). Divides ``ranks`` and the
     model's heads."""
-    tensor_parallel: Count = 1
+    tensor_parallel: Processes = 1
     """Number of neighbouring ranks that split the matrices of each decoder layer (DeepSpeed AutoTP). Divides ``ranks``,
     the model's heads and the width of its feed-forward blocks; requires ZeRO stage 1 or 2."""
     zero_stage: Annotated[Literal[0, 1, 2, 3], ExactInt] = 1
@@ -855,7 +881,7 @@ class CheckpointConfig:
     """Longest time between a request to stop (SIGTERM, SIGINT) and the end of the process."""
     time_limit_seconds: Seconds | None = None
     """Time limit of the scheduler for this command, if any; in a SLURM job it is found automatically."""
-    before_deadline: NotNegative = 300.0
+    before_deadline: SecondsOrZero = 300.0
     """Seconds before this limit at which the run commits a checkpoint and ends with exit code 75."""
     changed_data: Literal["refuse", "accept"] = "refuse"
     """Action if a data file has changed since the checkpoint was made or the stage was finished: refuse to run, or
@@ -874,9 +900,9 @@ class RecoveryConfig:
     restarts: CountOrZero = 20
     """Largest number of restarts in one command; the next failure ends it with exit code 3 and the history. Actors that
     fail together, such as all ranks of a group, count as one restart."""
-    backoff_seconds: NotNegative = 0.5
+    backoff_seconds: SecondsOrZero = 0.5
     """Wait before a role is restarted that has failed before; it doubles with each consecutive failure of the role."""
-    backoff_limit_seconds: NotNegative = 60.0
+    backoff_limit_seconds: SecondsOrZero = 60.0
     """Longest wait before a restart."""
     stall_factor: AboveOne = 20.0
     """Deadline of an answer, as a multiple of the longest duration so far of the same work of the same role. It is at

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +16,7 @@ from pydantic import StrictBool, StrictStr
 
 from rlhf.config.fields import Count, CountOrZero, PartName, Seconds, Texts, section
 from rlhf.errors import MachineryError, UserError
+from rlhf.process_identity import kill_group
 
 PACKAGE = "lm_eval"
 SHOWN = 600
@@ -129,8 +127,7 @@ def _run(command: list[str], seconds: float, arm: str) -> tuple[int, str]:
             what = f"lm-eval took longer than lm_eval.timeout_seconds = {seconds:g} on the arm {arm}"
             raise MachineryError(what) from error
         finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            kill_group(process)
     return process.returncode, output
 
 

@@ -17,8 +17,11 @@ from rlhf.evaluation.scorers import Scorer
 from rlhf.evaluation.win_rate import WinRate, compare
 from rlhf.storage.durable import write_atomically
 from rlhf.storage.jsonl import read_lines, to_line
+from rlhf.storage.reading import damaged, read_json
 
 ANSWERS = "answers.jsonl"
+COLUMNS = ("prompt", "before", "after")
+"""Keys of its rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,8 +93,34 @@ class Comparison:
 
 def write_answers(folder: Path, prompts: Sequence[str], before: Sequence[str], after: Sequence[str]) -> None:
     """Write the answers of both models to ``answers.jsonl``, one line per prompt; replaces an existing file."""
-    rows = [{"prompt": p, "before": old, "after": new} for p, old, new in zip(prompts, before, after, strict=True)]
+    rows = [dict(zip(COLUMNS, row, strict=True)) for row in zip(prompts, before, after, strict=True)]
     write_atomically(folder / ANSWERS, "".join(map(to_line, rows)))
+
+
+def read_answers(path: Path, fix: str) -> list[str]:
+    """Answers in a JSON file that a run wrote.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    answers: list[str] = read_json(path, list, fix)
+    if not all(isinstance(answer, str) for answer in answers):
+        raise damaged(path, "holds something else than texts", fix)
+    return answers
+
+
+def read_compared(folder: Path) -> tuple[tuple[str, ...], ...]:
+    """Prompts, answers before, and answers after, that ``write_answers`` wrote to a folder.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = folder / ANSWERS
+    rows = read_lines(path)
+    for number, row in enumerate(rows, start=1):
+        if not all(isinstance(row.get(column), str) for column in COLUMNS):
+            raise damaged(path, f"lacks a text in line {number}", f"delete {folder} to train the stage again")
+    return tuple(tuple(row[column] for row in rows) for column in COLUMNS)
 
 
 def compare_answers(folder: Path, scorer: Scorer, out: Path, seed: int) -> Comparison:
@@ -100,8 +129,7 @@ def compare_answers(folder: Path, scorer: Scorer, out: Path, seed: int) -> Compa
     Args:
         folder: the folder that ``write_answers`` wrote to.
     """
-    rows = read_lines(folder / ANSWERS)
-    prompts, before, after = (tuple(row[key] for row in rows) for key in ("prompt", "before", "after"))
+    prompts, before, after = read_compared(folder)
     sheet = blind(prompts, before, after, seed)
     out.mkdir(parents=True, exist_ok=True)
     sheet.write(out)

@@ -16,7 +16,6 @@ import sys
 import traceback
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from numbers import Real
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,6 +24,8 @@ import numpy as np
 
 from rlhf.errors import UserError
 from rlhf.evaluation.helpers import hidden_helper, importing_from
+from rlhf.evaluation.score_checks import check_scores, name_sample
+from rlhf.evaluation.user_code import UserCodeFault, message_of, own_faults
 
 ScoreFunction = Callable[..., Any]
 Row = Mapping[str, object]
@@ -38,10 +39,6 @@ CONTRACT = (
 )
 LONGEST_MESSAGE = 1000
 """Characters of a function's error message that are shown."""
-_FAULTS = (Exception, SystemExit, asyncio.CancelledError)
-"""Exceptions that are caught: a function that calls ``sys.exit`` must not end the run as if it were complete."""
-LARGEST = float(np.finfo(np.float32).max)
-"""Scores are stored in float32; larger ones would be infinite."""
 
 
 class Scorer:
@@ -83,13 +80,13 @@ class Scorer:
         rows = rows if self._rows is not None else None
         try:
             result = self._run(prompts, responses, rows)
-        except _FAULTS as error:
-            raise self._locate(prompts, responses, rows, error) from error
+        except UserCodeFault as fault:
+            raise self._locate(prompts, responses, rows, fault.error) from fault.error
         return check_scores(result, prompts, rows, CONTRACT, self._error)
 
     def _run(self, prompts: Sequence[str], responses: Sequence[str], rows: Sequence[Row] | None) -> Any:
         more = {} if rows is None else {"rows": list(rows)}
-        with importing_from(self._root):  # functions may import modules beside them when they are called
+        with importing_from(self._root), own_faults():  # functions may import modules beside them when called
             result = self._function(list(prompts), list(responses), **more)
             return self._await(result) if inspect.isawaitable(result) else result
 
@@ -109,62 +106,13 @@ class Scorer:
         for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
             try:
                 self._run([prompt], [response], None if rows is None else rows[i : i + 1])
-            except _FAULTS as single:
-                return self._error(f"failed on {name_sample(i, prompts, rows)}", _describe(single, self._folder))
+            except UserCodeFault as single:
+                return self._error(f"failed on {name_sample(i, prompts, rows)}", _describe(single.error, self._folder))
         whole = f"failed on a batch of {len(prompts)}, but on no single sample of it"
         return self._error(whole, _describe(error, self._folder))
 
     def _error(self, what: str, why: str) -> UserError:
         return UserError(f"scorer {self.spec} {what}", why, "correct the function")
-
-
-def check_scores(
-    result: Any,
-    prompts: Sequence[str],
-    rows: Sequence[Row] | None,
-    contract: str,
-    error: Callable[[str, str], UserError],
-    first: int = 0,
-) -> np.ndarray:
-    """Check that a scorer returned n finite numbers for n responses, and return them, (n,) float64.
-
-    Args:
-        contract: description of what the scorer must return.
-        error: builds the error from what is wrong ("returned ...") and why.
-        first: index of the first response, for messages.
-    """
-    try:
-        values = result.tolist() if hasattr(result, "tolist") else result  # NumPy arrays and tensors
-    except Exception as problem:
-        raise error(
-            f"returned {type(result).__name__}, whose tolist() failed", f"{type(problem).__name__}: {problem}"
-        ) from problem
-    if not isinstance(values, (list, tuple)):
-        raise error(f"returned {type(result).__name__}, not a list", contract)
-    if len(values) != len(prompts):
-        raise error(f"returned {len(values)} scores for {len(prompts)} responses", contract)
-    for i, value in enumerate(values):
-        where = f"for {name_sample(i, prompts, rows, first)}"
-        if not isinstance(value, Real) or isinstance(value, bool):
-            raise error(f"returned {_shown(value)} ({type(value).__name__}) {where}", contract)
-        size: Any = abs(value)
-        if not size <= LARGEST:  # also true for NaN
-            raise error(f"returned {_shown(value)} {where}", "training cannot use a score that is not finite")
-    return np.array([float(value) for value in values], dtype=np.float64)
-
-
-def _shown(value: object) -> str:
-    """The beginning of a returned value's text; some values have none, such as integers of too many digits."""
-    try:
-        return f"{value!r:.40}"
-    except Exception:
-        return "a value that cannot be shown"
-
-
-def name_sample(i: int, prompts: Sequence[str], rows: Sequence[Row] | None, first: int = 0) -> str:
-    """Name of sample i in messages; ``first`` is the index of the list's first sample."""
-    row = f", row {_excerpt(dict(rows[i]))}" if rows is not None else ""
-    return f"sample {first + i}, prompt {_excerpt(prompts[i])}{row}"
 
 
 def _rows_parameter(function: ScoreFunction) -> inspect.Parameter | None:
@@ -266,25 +214,16 @@ def _import_module(name: str, spec: str, root: Path) -> ModuleType:
 @contextmanager
 def _import_errors(spec: str, folder: Path) -> Iterator[None]:
     try:
-        yield
-    except _FAULTS as error:
-        why = _describe(error, folder)
-        raise UserError(f"scorer {spec} cannot be imported", why, "check its name and its imports") from error
+        with own_faults():
+            yield
+    except UserCodeFault as fault:
+        why = _describe(fault.error, folder)
+        raise UserError(f"scorer {spec} cannot be imported", why, "check its name and its imports") from fault.error
 
 
 def _describe(error: BaseException, folder: Path) -> str:
     """Type and message of an error, and the innermost line of its traceback in ``folder``, the user's own code."""
     own = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).is_relative_to(folder)]
     where = f", at {own[-1].filename}:{own[-1].lineno}" if own else ""
-    try:
-        text = str(error)
-    except Exception:  # an error whose __str__ fails
-        text = "(no message)"
+    text = message_of(error)
     return f"{type(error).__name__}: {text if len(text) <= LONGEST_MESSAGE else text[:LONGEST_MESSAGE] + '…'}{where}"
-
-
-def _excerpt(value: object, width: int = 60) -> str:
-    if isinstance(value, str):
-        return repr(value if len(value) <= width else value[:width] + "…")
-    text = repr(value)
-    return text if len(text) <= width else text[:width] + "…"

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 
 from safetensors import SafetensorError
+
+from rlhf.errors import UserError
 
 ANY_FIX = "give a folder with a Hugging Face model in safetensors, or a hub name that this machine can reach"
 CODE_FIX = (
@@ -15,6 +18,7 @@ CODE_FIX = (
     "every node: read the model's *.py files, and only if you trust them set model.trust_remote_code=true"
 )
 ADAPTER, INDEX = "adapter_config.json", "model.safetensors.index.json"
+WEIGHTS = ".safetensors"
 LFS_POINTER = b"version https://git-lfs"
 TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
@@ -30,13 +34,35 @@ def advise(folder: str | Path, architecture: str, error: Exception, is_trusted: 
     return next(_advice(Path(folder), architecture, error), ANY_FIX)
 
 
+def require_weights(folder: Path) -> None:
+    """Check, without reading them, that a model folder of this machine holds weights in safetensors format.
+
+    A hub name, or a folder that only other nodes see, is checked where it is loaded.
+
+    Raises:
+        UserError: it has none, or not all of them.
+    """
+    if not folder.is_dir():
+        return
+    try:
+        files = {path.name: path for path in folder.iterdir() if path.is_file()}
+        pointers = [name for name in sorted(files) if name.endswith(WEIGHTS) and _is_pointer(files[name])]
+    except OSError as error:
+        what = f"{error.filename or folder} cannot be read: {error.strerror}"
+        raise UserError(what, "it belongs to a model", "make the whole folder readable") from error
+    advice = (_pointer_advice(name, folder) for name in pointers)
+    if fix := next(chain(advice, _advice_on_weights(files, OSError())), None):
+        why = "models are loaded from safetensors alone: other formats can run code"
+        raise UserError(f"the model folder {str(folder)!r} has no complete weights", why, fix)
+
+
 def _advice(folder: Path, architecture: str, error: Exception) -> Iterator[str]:
     """Advice for each problem found, the most specific first."""
     if not folder.is_dir():
         return
     files = {path.name: path for path in folder.iterdir() if path.is_file()}
     if pointers := sorted(name for name, path in files.items() if _is_pointer(path)):
-        yield f"{pointers[0]} is a pointer of Git LFS, not the file itself: run `git lfs pull` in {folder}"
+        yield _pointer_advice(pointers[0], folder)
     if ADAPTER in files and "config.json" not in files:
         yield "the folder holds only adapters: merge them into the base model (peft's merge_and_unload), and save that"
     if architecture == "AutoTokenizer" and files.keys().isdisjoint(TOKENIZERS):
@@ -47,10 +73,14 @@ def _advice(folder: Path, architecture: str, error: Exception) -> Iterator[str]:
         yield from _advice_on_weights(files, error)
 
 
+def _pointer_advice(name: str, folder: Path) -> str:
+    return f"{name} is a pointer of Git LFS, not the file itself: run `git lfs pull` in {folder}"
+
+
 def _advice_on_weights(files: dict[str, Path], error: Exception) -> Iterator[str]:
     if absent := sorted(_shards(files) - files.keys()):
         yield f"{absent[0]} is listed in {INDEX} and absent ({len(absent)} such files): download the model again"
-    weights = [name for name in files if name.endswith(".safetensors")]
+    weights = [name for name in files if name.endswith(WEIGHTS)]
     pickles = sorted(name for name in files if name.endswith((".bin", ".pt", ".pth")))
     if pickles and not weights:
         yield f"{pickles[0]} is a pickle, which can run code: save the model as safetensors where you trust it"

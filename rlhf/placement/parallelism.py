@@ -6,6 +6,7 @@ matrix.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 
 from rlhf.config.schema import Recipe, RoleConfig
@@ -115,7 +116,7 @@ def sequence_parallel_problems(role: str, model: str, heads: int, kv_heads: int,
 
     Query heads are divided evenly; key and value heads are copied if there are fewer of them than ranks.
     """
-    fitting = [n for n in range(1, heads + 1) if heads % n == 0 and (kv_heads % n == 0 or n % kv_heads == 0)]
+    fitting = [n for n in _divisors(heads) if kv_heads % n == 0 or n % kv_heads == 0]
     if ranks not in fitting:
         has, why = _heads(heads, kv_heads), "in attention every rank has an equal share of the heads"
         yield _cannot(f"placement.{role}.sequence_parallel", ranks, fitting, f"{model} has {has}", why)
@@ -125,11 +126,17 @@ def tensor_parallel_problems(
     role: str, model: str, heads: int, kv_heads: int, intermediate: int, ranks: int
 ) -> Iterator[UserError]:
     """Yield an error if a model's matrices cannot be divided over the ranks of a tensor-parallel group."""
-    fitting = [n for n in range(1, heads + 1) if heads % n == kv_heads % n == intermediate % n == 0]
+    fitting = [n for n in _divisors(heads) if kv_heads % n == intermediate % n == 0]
     if ranks not in fitting:
         has = f"{model} has {_heads(heads, kv_heads)}, and feed-forward blocks {intermediate} wide"
         why = "every rank has an equal share of the heads and of each matrix"
         yield _cannot(f"placement.{role}.tensor_parallel", ranks, fitting, has, why)
+
+
+def _divisors(number: int) -> list[int]:
+    """All divisors of a number from 1 on, by rising size."""
+    small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
+    return sorted({*small, *(number // n for n in small)})
 
 
 def _heads(heads: int, kv_heads: int) -> str:

@@ -101,6 +101,11 @@ class Chunk:
     slots: int
 
 
+def section_of(role: str) -> str:
+    """Section of ``placement`` of a role, by the name of its group: ``reward`` for ``reward model``."""
+    return "reward" if role == HELD_OUT_SCORER else role.partition(" ")[0]
+
+
 def asked(recipe: Recipe, stage: Stage) -> tuple[RoleRequest, ...]:
     """The requests of a stage's roles. A pipeline requests as much as PPO, which suffices for its other stages."""
     place = recipe.placement
@@ -233,6 +238,8 @@ def pack(wanted: Sequence[Pool], nodes: Sequence[NodeGPUs]) -> tuple[Chunk, ...]
     on no node fills the emptiest node and continues on the next. If this leaves no space for wide engines, they are
     placed first.
     """
+    if sum(pool.gpus for pool in wanted) > sum(node.gpus for node in nodes):
+        return None
     by_size = sorted(range(len(wanted)), key=lambda i: -wanted[i].gpus)
     by_width = sorted(by_size, key=lambda i: -wanted[i].width)
     tries = (_packed(wanted, order, nodes) for order in (by_size, by_width))

@@ -19,7 +19,7 @@ from tenacity import AsyncRetrying, RetryCallState, RetryError, retry_if_excepti
 
 from rlhf.config.schema import EndpointConfig
 from rlhf.errors import MachineryError, UserError
-from rlhf.evaluation.scorers import check_scores, name_sample
+from rlhf.evaluation.score_checks import check_scores, name_sample
 from rlhf.http_retries import IDLE_SECONDS, TransientError, bearer, post, seconds_to_wait
 from rlhf.secrets import without_secrets
 from rlhf.storage.jsonl import json_safe

@@ -10,6 +10,7 @@ from pathlib import Path
 from rlhf.checkpoints.manifest import FileEntry, hash_files
 from rlhf.errors import UserError
 from rlhf.storage.canonical import canonical_digest
+from rlhf.storage.hashing import Progress, no_progress
 
 SHOWN = 5
 """Changed files that a message names."""
@@ -79,7 +80,7 @@ def require_model(folder: Path) -> None:
         raise UserError(f"{folder} has no weights in safetensors format", "other formats can run code", fix)
 
 
-def hash_model(folder: Path) -> tuple[FileEntry, ...]:
+def hash_model(folder: Path, progress: Progress = no_progress) -> tuple[FileEntry, ...]:
     """Hash all files of a model folder.
 
     Raises:
@@ -87,13 +88,13 @@ def hash_model(folder: Path) -> tuple[FileEntry, ...]:
     """
     require_model(folder)
     try:
-        return hash_files(folder)
+        return hash_files(folder, progress)
     except OSError as error:
         fix = "make all its files readable"
         raise UserError(f"{error.filename or folder} cannot be read: {error.strerror}", fix=fix) from error
 
 
-def require_unchanged(artefact: Artefact, files: Sequence[FileEntry]) -> None:
+def require_unchanged(artefact: Artefact, files: Sequence[FileEntry], progress: Progress = no_progress) -> None:
     """Hash an artefact's folder again and compare it with what was registered.
 
     Args:
@@ -107,7 +108,7 @@ def require_unchanged(artefact: Artefact, files: Sequence[FileEntry]) -> None:
     if not artefact.folder.is_dir():
         raise UserError(what, "there is no such folder", fix)
     try:
-        now = {entry.name: entry for entry in hash_files(artefact.folder)}
+        now = {entry.name: entry for entry in hash_files(artefact.folder, progress)}
     except OSError as error:
         raise UserError(what, f"{error.filename} cannot be read: {error.strerror}", fix) from error
     before = {entry.name: entry for entry in files}

@@ -7,7 +7,7 @@ from pathlib import Path
 from rlhf.errors import UserError
 from rlhf.feedback.snapshot import read_snapshot
 from rlhf.serving.gate_spec import CostConfig
-from rlhf.storage.jsonl import read_lines
+from rlhf.tracking.metric_rows import read_metric_rows
 
 LONGEST_VOTE_SECONDS = 600.0
 """A vote that took longer counts as this: the rater was away."""
@@ -43,5 +43,5 @@ def _hours(folder: Path) -> float:
     file = folder.expanduser() / "metrics.jsonl"
     if not file.exists():
         raise UserError(f"costs.runs: {folder} has no metrics.jsonl", fix="name folders of stages, runs/<name>/<stage>")
-    rows = read_lines(file)
+    rows = read_metric_rows(file)
     return sum(float(row.get(key) or 0.0) for row in rows for key in STEP_TIMES) / 3600

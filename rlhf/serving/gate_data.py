@@ -5,7 +5,6 @@ Shapes: I items, U units. A unit is a cluster of items, such as the samples of o
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from rlhf.errors import UserError
 from rlhf.evaluation.agreement_with_people import require_can_gate
 from rlhf.serving.measurement import Proportion
 from rlhf.storage.canonical import canonical_digest
+from rlhf.storage.hashing import file_sha256
 from rlhf.storage.reading import read_json
 from rlhf.types import Float64
 
@@ -147,7 +147,7 @@ def read_gate_data(files: Sequence[str], metrics: Iterable[str], candidate: str,
 
 def _digest(path: Path) -> str:
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return file_sha256(path)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}", fix="name files of results") from error
 

@@ -29,7 +29,7 @@ from rlhf.data.columns import is_within
 from rlhf.errors import UserError, raise_all
 from rlhf.serving.live_kpi import Kpi, KpiRule
 
-FILES = ("registry", "keys", "log", "engines.logs", "thumbs.project")
+FILES = ("registry", "keys", "state", "log", "engines.logs", "thumbs.project")
 """Keys with names of files, relative to the gateway's file."""
 KIBI, MEBI = 2**10, 2**20
 
@@ -193,6 +193,9 @@ class GatewayConfig:
     """What scores answers; without it none is scored."""
     thumbs: ThumbsConfig | None = None
     """Where users' thumbs go; without it `/feedback` answers 404."""
+    state: StrictStr | None = None
+    """SQLite file that keeps the counts of ``/kpis``, and the answers that may still be judged, over a restart. It
+    holds users' texts, and only its owner can read it. By default both are in memory alone."""
     log: StrictStr | None = None
     """File of one JSON line for each request; none by default."""
     log_content: StrictBool = False

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from rlhf.serving.live_kpi import Kpi
 
 
+@dataclass(frozen=True, kw_only=True)
+class CountRow:
+    """Events of one version and KPI."""
+
+    digest: str
+    kpi: Kpi
+    events: int
+    bad: int
+
+
 class LiveCounts:
-    """Events since the gateway started, by the digest of the artefact that answered."""
+    """Events since the gateway started, or since its ``state`` began, by the digest of the artefact that answered."""
 
     def __init__(self) -> None:
         self._events: Counter[tuple[str, Kpi]] = Counter()
@@ -19,6 +31,19 @@ class LiveCounts:
         """Count an event."""
         self._events[digest, kpi] += 1
         self._bad[digest, kpi] += is_bad
+
+    def rows(self) -> list[CountRow]:
+        """All counts."""
+        return [
+            CountRow(digest=digest, kpi=kpi, events=events, bad=self._bad[digest, kpi])
+            for (digest, kpi), events in self._events.items()
+        ]
+
+    def add(self, rows: Iterable[CountRow]) -> None:
+        """Add the counts of an earlier time."""
+        for row in rows:
+            self._events[row.digest, row.kpi] += row.events
+            self._bad[row.digest, row.kpi] += row.bad
 
     def compared(self, candidate: str, production: str) -> dict[str, Any]:
         """Counts of both artefacts, of the KPIs that have events of both; a success is a bad event: lower is better."""

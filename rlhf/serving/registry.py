@@ -28,6 +28,7 @@ from rlhf.serving.gate_result import GateResult
 from rlhf.serving.ledger import Ledger, replay
 from rlhf.serving.registry_file import COLUMNS, SUBJECT, create_file, read_rows, require_registry
 from rlhf.storage.database import Database
+from rlhf.storage.hashing import Progress, no_progress
 
 LONGEST_TEXT = 2000
 """Characters of a reason, a name or a key."""
@@ -51,6 +52,8 @@ class Registry:
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
         require_registry(path)
         self.path = path
+        self.hashing: Progress = no_progress
+        """Shows the progress while an artefact's files are hashed."""
         self._database = Database(path, clock, SUBJECT)
         self.ledger()
 
@@ -114,7 +117,7 @@ class Registry:
         """
         ledger = self.ledger()
         artefact = ledger.find(version)
-        require_unchanged(artefact, ledger.files(artefact.version))
+        require_unchanged(artefact, ledger.files(artefact.version), self.hashing)
         return artefact
 
     def register(self, version: str, folder: Path, *, who: str, why: str, operation: str = "") -> Artefact:
@@ -126,7 +129,7 @@ class Registry:
         if not PART_NAME.fullmatch(version):
             raise UserError(f"{version!r} is no version", fix="use up to 60 letters, digits, dashes and underscores")
         place = folder.expanduser().resolve()
-        files = hash_model(place)
+        files = hash_model(place, self.hashing)
         detail = {"digest": artefact_digest(files), "folder": str(place), "files": [asdict(entry) for entry in files]}
 
         def decide(ledger: Ledger) -> _Change | None:
@@ -195,7 +198,7 @@ class Registry:
         if ledger.by_operation(operation) is not None:
             return self._change("rollback", "", lambda _: None, who, why, operation)
         target = ledger.rollback_target(to_digest)
-        require_unchanged(target, ledger.files(target.version))
+        require_unchanged(target, ledger.files(target.version), self.hashing)
 
         def decide(now: Ledger) -> _Change | None:
             present = now.at(ServingStage.PRODUCTION)

@@ -48,8 +48,11 @@ def append_line(path: Path, row: Mapping[str, Any]) -> None:
         file.write(line.encode())
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path, size: int | None = None) -> list[dict[str, Any]]:
     """Read the rows of ``path``, without an incomplete last line; empty if the file does not exist.
+
+    Args:
+        size: read only the first ``size`` bytes.
 
     Raises:
         UserError: the file cannot be read, or a line is no JSON object.
@@ -58,7 +61,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         return []
     fix = "restore the file, or remove what is damaged"
     try:
-        lines = path.read_bytes().splitlines(keepends=True)
+        with path.open("rb") as file:
+            lines = file.read(-1 if size is None else size).splitlines(keepends=True)
     except OSError as error:
         raise damaged(path, f"cannot be read: {error.strerror or error}", fix) from error
     rows = []

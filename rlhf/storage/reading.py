@@ -54,6 +54,16 @@ def require_folder(path: Path, fix: str) -> None:
         raise damaged(path, "is a file, and the run has a folder of this name", fix)
 
 
+def require_file(path: Path, fix: str) -> None:
+    """Check that a file of a run is no folder; it need not exist.
+
+    Raises:
+        UserError: it is a folder.
+    """
+    if path.is_dir():
+        raise damaged(path, "is a folder, and the run has a file of this name", fix)
+
+
 def damaged(path: Path, what: str, fix: str) -> UserError:
     """Error of a damaged file; ``what`` is the end of a sentence about it."""
     return UserError(f"{path} {what}", WHY, fix)

@@ -12,7 +12,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from rlhf.evaluation.win_rate import WinRate
 from rlhf.metrics import PANEL, Panel
-from rlhf.storage.jsonl import read_lines
+from rlhf.tracking.metric_rows import read_metric_rows
 from rlhf.tracking.run_folder import RunFolder
 
 SMALLEST = 1e-9
@@ -109,7 +109,7 @@ def _held_out_scores(axes: Axes, metrics: Path) -> None:
 
 def read_series(metrics: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Read steps and values (both (n,), float64) of the rows of a ``metrics.jsonl`` that have a number ``name``."""
-    points = [(row["step"], row[name]) for row in read_lines(metrics) if row.get(name) is not None]
+    points = [(row["step"], row[name]) for row in read_metric_rows(metrics) if row.get(name) is not None]
     steps, values = np.array(points, dtype=np.float64).reshape(-1, 2).T
     return steps, values
 

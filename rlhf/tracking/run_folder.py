@@ -52,6 +52,8 @@ class RunFolder:
         self.best = self.path / "best"
         self.checkpoints = self.path / "checkpoints"
         self.summary = self.path / "summary.json"
+        self.before, self.after = self.path / "before.json", self.path / "after.json"
+        """Held-out answers of PPO's policy before the first step, and of the kept policy."""
         self.resumes = False
         """Whether ``create`` found an unfinished attempt with a checkpoint, from which this one resumes."""
         self._done = self.path / "done.json"

@@ -20,6 +20,7 @@ from rlhf.secrets import without_secrets
 from rlhf.storage.jsonl import append_line, json_safe, read_lines
 from rlhf.tracking.alerts import Alert, Alerts
 from rlhf.tracking.histogram import Histograms
+from rlhf.tracking.metric_rows import read_metric_rows
 from rlhf.tracking.outcome import DONE, outcome, reason
 from rlhf.tracking.run_folder import RunFolder
 from rlhf.tracking.samples import COLUMNS, SampleRow, Window, table
@@ -47,7 +48,7 @@ class Tracker:
         """Spans of the calling process, the controller."""
         self._trace: TraceFile | None = TraceFile(run.trace)
         self._telemetry = _telemetry(run, recipe, self.event)
-        history = read_lines(run.metrics)
+        history = read_metric_rows(run.metrics)
         self._window = Window(recipe.tracking.table_every, read_lines(run.samples))
         self._alerts = Alerts(recipe.tracking.alerts, recipe.canaries.max_kl)
         for row in history:  # of a resumed run, whose warnings are not repeated

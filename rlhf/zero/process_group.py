@@ -15,12 +15,15 @@ import numpy as np
 
 from rlhf import device as devices
 from rlhf.device import Device
+from rlhf.errors import LostError, first_line
 
 if TYPE_CHECKING:
     import torch
     from torch.distributed import Store
 
-IS_TCP = "tcp://"
+IS_TCP, IS_FILE = "tcp://", "file://"
+SHOWN = 8
+"""Missing ranks that a message names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +38,20 @@ class Rank:
     device: Device
     threads: int
     timeout_seconds: float
+    """Longest time that a collective call waits for another rank."""
+    rendezvous_seconds: float = 600.0
+    """Longest wait for the other ranks at the rendezvous."""
+    ranks_key: str = "ranks"
+    """Key of the recipe with the number of ranks, for messages."""
+
+    def late(self, reason: str) -> LostError:
+        """The error of a rendezvous that is not complete in time."""
+        return LostError(
+            f"the rendezvous of {self.ranks_key} = {self.world} at {self.rendezvous} failed: {reason}. Look at the "
+            "other ranks' logs in the run's logs/; between nodes, all ports must be open; if the processes only start "
+            "slowly, raise placement.start_timeout_seconds",
+            kind="failed",
+        )
 
 
 def connect_store(rendezvous: str, rank: int, world: int, seconds: float) -> Store:
@@ -56,7 +73,45 @@ def connect_store(rendezvous: str, rank: int, world: int, seconds: float) -> Sto
         is_master=is_server,
         timeout=timedelta(seconds=seconds),
         master_listen_fd=socket.create_server((address, int(port))).detach() if is_server else None,
+        wait_for_workers=False,  # ``meet`` waits, and names those that are missing
     )
+
+
+def meet(rank: Rank) -> Store:
+    """Connect to the rendezvous, and wait there for all ranks (collective).
+
+    Raises:
+        LostError: it cannot be reached, or ranks did not come in time; the message names them.
+    """
+    from torch.distributed import FileStore
+
+    seconds = rank.rendezvous_seconds
+    try:
+        if rank.rendezvous.startswith(IS_TCP):
+            store: Store = connect_store(rank.rendezvous, rank.rank, rank.world, seconds)
+        else:
+            store = FileStore(rank.rendezvous.removeprefix(IS_FILE), rank.world)
+        store.set(_arrived(rank.rank), "")
+    except (OSError, RuntimeError) as error:
+        raise rank.late(f"rank {rank.rank} cannot connect to it: {first_line(error)}") from error
+    try:
+        store.wait([_arrived(other) for other in range(rank.world)], timedelta(seconds=seconds))
+    except RuntimeError as error:
+        missing = [str(other) for other in range(rank.world) if not _has_arrived(store, other)]
+        shown = f"{', '.join(missing[:SHOWN])}{' and others' if len(missing) > SHOWN else ''}"
+        raise rank.late(f"after {seconds:.0f} s there is no sign of rank {shown}") from error
+    return store
+
+
+def _arrived(rank: int) -> str:
+    return f"rank {rank} has arrived"
+
+
+def _has_arrived(store: Store, rank: int) -> bool:
+    try:
+        return bool(store.check([_arrived(rank)]))
+    except RuntimeError:  # the rank that serves the store has ended
+        return False
 
 
 def seed_process(seed: int, rank: int) -> None:
@@ -78,8 +133,9 @@ def join(rank: Rank) -> torch.device:
         RANK=str(rank.rank), WORLD_SIZE=str(rank.world), LOCAL_RANK="0", LOCAL_SIZE="1", DS_BUILD_OPS="0"
     )  # fmt: skip
     backend, timeout = devices.collective_backend(rank.device), timedelta(seconds=rank.timeout_seconds)
-    if rank.rendezvous.startswith(IS_TCP):
-        store = connect_store(rank.rendezvous, rank.rank, rank.world, rank.timeout_seconds)
+    if not torch.distributed.is_initialized():
+        store = meet(rank)
+        store.set_timeout(timeout)
         torch.distributed.init_process_group(
             backend, store=store, rank=rank.rank, world_size=rank.world, timeout=timeout
         )

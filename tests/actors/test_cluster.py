@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -16,21 +17,29 @@ import pytest
 import ray
 from ray.exceptions import RaySystemError, RpcError
 
-from actors.cluster import cluster, join, make_token, worker_environment
+from actors.cluster import CLOSED, cluster, join, make_token, worker_environment
 from launch import preflight
 from launch.cli import main
+from launch.files import ENVIRONMENT
 from rlhf.errors import MachineryError
 
 ROOT = Path(__file__).parents[2]
 START = """
-import os, pathlib, ray
+import json, os, pathlib, psutil, ray, subprocess, sys
 from actors.cluster import cluster, join, make_token
 make_token()
 file = pathlib.Path.home() / ".ray" / "auth_token"
 made = file.read_text()
 with cluster(None, has_gpus=False):
     answer = ray.get(ray.remote(lambda: "heard").remote())
+    own = psutil.Process()
+    sockets = [each for process in (own, *own.children(recursive=True)) for each in process.net_connections("tcp")]
+    places = sorted({f"{each.laddr.ip}:{each.laddr.port}" for each in sockets if each.status == psutil.CONN_LISTEN})
+    stranger = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    command = [sys.executable, "-m", "tests.launch.stranger", *places]
+    found = subprocess.run(command, env=stranger, capture_output=True, text=True, check=True, timeout=60).stdout
 print(answer, os.environ["RAY_AUTH_MODE"], oct(file.stat().st_mode), file.read_text() == made)
+print(found)
 """
 
 EARLY = """
@@ -92,14 +101,23 @@ def test_none_is_made_where_ray_asks_for_none(token: Path, monkeypatch: pytest.M
     assert not token.exists()
 
 
-def test_ray_takes_it_and_does_not_open_it(token: Path) -> None:
-    """Ray itself: whether it looks where we wrote, before it writes one of its own."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
+def test_the_servers_that_are_closed_are_those_that_clusters_close() -> None:
+    assert CLOSED.items() <= ENVIRONMENT.items()
+
+
+def test_ray_takes_it_does_not_open_it_and_asks_for_it_on_every_port(token: Path) -> None:
+    """Ray itself: whether it looks where we wrote, before it writes one of its own, and what a stranger gets."""
+    environment = {name: value for name, value in os.environ.items() if name not in CLOSED and "RAY_AUTH" not in name}
     done = subprocess.run(
         [sys.executable, "-c", START], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.split() == ["heard", "token", "0o100600", "True"]
+    first, _, ports = done.stdout.partition("\n")
+    assert first.split() == ["heard", "token", "0o100600", "True"]
+    found = json.loads(ports)
+    assert len(found) >= 4, found
+    assert {place.rpartition(":")[0].removeprefix("::ffff:") for place in found} == {"127.0.0.1"}
+    assert set(found.values()) == {"refused"}, found
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,7 @@ def test_dpo_starts_from_what_the_recipe_names_if_its_vocabulary_is_the_runs(ses
 
     assert starting_at(session.base).dpo_start == session.base
     train_tokenizer([], 258).save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").touch()
     with pytest.raises(UserError, match="another vocabulary") as caught:
         _ = starting_at(tmp_path).dpo_start
     assert "dpo.init" in caught.value.fix
@@ -88,6 +89,8 @@ def test_a_critic_reads_the_policys_tokens(session: Session, tmp_path: Path) -> 
     train_tokenizer([], 258).save_pretrained(foreign)
     pair_tokenizer("bert").save_pretrained(tmp_path / "encoder")
     session.tokenizer.save_pretrained(own)
+    for folder in (foreign, tmp_path / "encoder"):
+        (folder / "model.safetensors").touch()
     tiny_model(AutoModelForSequenceClassification, "llama", num_labels=1).save_pretrained(own)
     policy = replace(session.recipe.ppo, policy_init=str(session.base))
     given = {"one": foreign, "encoder": tmp_path / "encoder", "two": own}
@@ -232,13 +235,35 @@ def test_a_checkpoint_goes_on_with_its_own_prompts_only(session: Session, tmp_pa
     run = with_data(session, "resumed", prompts=file)
     folder = RunFolder(run.root, "ppo").checkpoints
     store = CheckpointStore(folder, 1, 0, run.files_of("ppo"))
-    store.commit(3, write_files({}, store.begin(3)), {}, to_yaml(run.recipe), None)
+    store.commit(3, write_files({}, store.begin(3)), {"step": 3}, to_yaml(run.recipe), None)
     with_recipe(run).read_data("ppo")
     file.write_text("".join([*lines, '{"prompt": "one more"}\n']))
     with pytest.raises(UserError, match=r"step_3 was made with other data") as caught:
         with_recipe(run).read_data("ppo")
     assert f"{len(lines)} rows then, {len(lines) + 1} rows now" in caught.value.what
     accepting(run).read_data("ppo")
+
+
+def test_a_damaged_record_is_refused_before_a_stage_resumes(session: Session, tmp_path: Path) -> None:
+    file, _ = copied(session, "prompts", tmp_path)
+    run = with_data(session, "damaged-record", prompts=file)
+    found = RunFolder(run.root, "ppo")
+    store = CheckpointStore(found.checkpoints, 1, 0, run.files_of("ppo"))
+    state = {"step": 3, "sizes": {"metrics.jsonl": 11, "samples.jsonl": 0}}
+    store.commit(3, write_files({}, store.begin(3)), state, to_yaml(run.recipe), None)
+    found.metrics.write_text('{"step":0}\n{"step":1, "torn')
+    with_recipe(run).read_data("ppo")
+    found.before.mkdir()
+    with pytest.raises(UserError, match=r"before\.json is a folder"):
+        with_recipe(run).read_data("ppo")
+    found.before.rmdir()
+    found.before.write_text("[3]")
+    with pytest.raises(UserError, match=r"before\.json holds something else than texts"):
+        with_recipe(run).read_data("ppo")
+    found.before.unlink()
+    found.metrics.write_text('{"step":x}\n')
+    with pytest.raises(UserError, match=r"metrics\.jsonl has no JSON object in line 1"):
+        with_recipe(run).read_data("ppo")
 
 
 def test_a_chat_template_is_part_of_the_data(session: Session, tmp_path: Path) -> None:
@@ -314,6 +339,8 @@ def test_a_pipeline_does_not_read_a_model_that_it_wrote(session: Session, monkey
         ("chat_template_date", lambda path: path.write_text("soon"), "chat_template_date holds 'soon' and no date"),
         ("chat_template_date", lambda path: path.write_text(""), "chat_template_date holds '' and no date"),
         ("chat_template_date", Path.mkdir, "chat_template_date cannot be read: Is a directory"),
+        ("sft/metrics.jsonl", Path.mkdir, r"metrics\.jsonl is a folder"),
+        ("sft/checkpoints", Path.touch, "checkpoints is a file"),
         ("sft/done.json", Path.mkdir, r"done\.json cannot be read: Is a directory"),
         ("chat_template_date", lambda path: path.write_text("2026-02-03\n"), ""),
     ],
@@ -327,7 +354,9 @@ def test_damaged_files_of_a_run_are_named(
     make(path)
 
     def use() -> object:
-        return (run.day, run.digest("sft"), run.base)
+        found = (run.day, run.digest("sft"), run.base)
+        run.read_data("sft")
+        return found
 
     if not what:
         assert use()[0] == date(2026, 2, 3)  # type: ignore[index]

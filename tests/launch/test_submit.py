@@ -67,6 +67,55 @@ def test_a_file_above_this_folder_is_refused(here: Path, tmp_path: Path) -> None
         upload.stage(checked(str(RECIPE), [*SETTINGS, "data.path=../outside.jsonl"], "sft"), here, tmp_path / "staged")
 
 
+LINKS: dict[str, tuple[str, str]] = {
+    "a file": ("votes.jsonl", "secret"),
+    "a file of a folder": ("model/weights.safetensors", "secret"),
+    "a folder": ("model/more", "."),
+    "a folder's folder": ("model/deep/more", "."),
+    "a module beside a function": ("code/helper.py", "secret"),
+    "a relative link": ("model/notes.txt", "../../outside/secret"),
+}
+"""A link in the user's folder, and what it leads to, from a folder outside."""
+
+
+@pytest.mark.parametrize("name", LINKS)
+def test_no_link_leads_out_of_the_folder(name: str, here: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    link, target = LINKS[name]
+    outside = here.parent / "outside" if target.startswith("..") else tmp_path_factory.mktemp("outside")
+    outside.mkdir(exist_ok=True)
+    (outside / "secret").write_text("a key")
+    path = here / link
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    path.symlink_to(target if target.startswith("..") else outside / target)
+    with pytest.raises(UserError, match=f"{link} is a link to .*, which is not below the current folder") as caught:
+        upload.stage(checked(str(RECIPE), SETTINGS, "ppo"), here, here / "staged")
+    assert any(key in caught.value.what for key in ("data.path", "model.path", "rewards.mine.function"))
+    assert not (here / "staged").exists()
+
+
+def test_links_within_the_folder_are_followed_once(here: Path, tmp_path: Path) -> None:
+    (here / "model" / "again").symlink_to("../model")
+    (here / "model" / "copy.json").symlink_to("config.json")
+    (here / "model" / "shared").symlink_to("../code")
+    recipe = checked(str(RECIPE), SETTINGS, "sft")
+    found = {str(path) for path in upload.stage(recipe, here, tmp_path / "staged") if path.parts[0] == "model"}
+    shared = {f"model/shared/{name}" for name in os.listdir(here / "code")}
+    assert found == {"model/config.json", "model/copy.json", *shared}
+    assert not (tmp_path / "staged" / "model" / "copy.json").is_symlink()
+
+
+def test_a_link_to_nothing_and_a_pipe_are_refused(here: Path, tmp_path: Path) -> None:
+    recipe = checked(str(RECIPE), SETTINGS, "sft")
+    (here / "model" / "gone").symlink_to("nowhere")
+    with pytest.raises(UserError, match="model/gone cannot be read"):
+        upload.stage(recipe, here, tmp_path / "staged")
+    (here / "model" / "gone").unlink()
+    os.mkfifo(here / "model" / "pipe")
+    with pytest.raises(UserError, match="model/pipe is neither a file nor a folder"):
+        upload.stage(recipe, here, tmp_path / "staged")
+
+
 def test_a_feedback_project_is_not_uploaded(here: Path, tmp_path: Path) -> None:
     Store.create(here / "votes.db").close()
     recipe = checked(str(RECIPE), [*SETTINGS, "data.preferences=votes.db"], "reward")

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf.batching import UnitBuilder, balance, minibatches, pack, plan, share_prompts
+from rlhf.batching import UnitBuilder, balance, count_rows, minibatches, pack, plan, share_prompts
 
 LENGTHS = st.lists(st.integers(1, 60), max_size=40)
 RANKS = st.integers(1, 8)
@@ -59,6 +59,18 @@ def test_plan_gives_every_rank_as_many_micro_batches(
         assert all(sum(lengths[i] for i in group) <= budget or len(group) == 1 for group in micro_batches)
     shares = [sum(len(group) for group in micro_batches) for micro_batches in planned]
     assert max(shares) - min(shares) <= 1
+
+
+@given(st.integers(0, 60), st.integers(1, 9), st.integers(1, 7), st.integers(1, 40))
+def test_rows_of_equal_samples_are_counted_as_they_are_planned(
+    samples: int, length: int, ranks: int, budget: int
+) -> None:
+    planned = plan(range(samples), [length] * samples, ranks, budget)
+    assert {len(groups) for groups in planned} == {count_rows(samples, length, ranks, budget)}
+
+
+def test_billions_of_samples_are_counted_at_once() -> None:
+    assert count_rows(2**31, 512, 4, 4096) == 2**26
 
 
 def test_a_rank_without_work_gets_empty_groups() -> None:

@@ -9,7 +9,7 @@ import pytest
 from launch.doctor.all_reduce import AllReducePlan, AllReduceResult, run_apart
 from launch.doctor.findings import Fault
 from launch.doctor.nccl import NCCL, check_across, check_nccl
-from launch.doctor.network import free_port
+from rlhf.ports import free_port
 
 GOOD = AllReduceResult(ranks=8, seconds=0.001, bandwidth=400e9, version="2.29.7")
 LATE = Fault(reason="no answer within 120 s")

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from launch.doctor.network import LOCAL, Listener, Ports, Target, check_ports, check_reach, free_port, gather, unreached
+from launch.doctor.network import LOCAL, Listener, Ports, Target, check_ports, check_reach, gather, unreached
+from rlhf.ports import free_port
 
 GOOD = Ports(taken=(), problem="", first=32768, last=60999)
 

@@ -13,15 +13,9 @@ from pathlib import Path
 
 from launch.feedback.serve import Address, make_server
 from rlhf.feedback.store import Store
+from rlhf.ports import free_port
 
 SECONDS = 30.0
-
-
-def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens at."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from launch.cli import main
-from launch.feedback.serve import Address, warn_of_exposure
+from launch.feedback.serve import Address
 from rlhf.errors import UserError
 from rlhf.feedback.records import Choice, Vote
 from rlhf.feedback.store import Store
@@ -143,10 +143,6 @@ def test_a_client_that_is_no_trusted_proxy_cannot_claim_a_scheme(tmp_path: Path)
     store.close()
 
 
-def test_an_address_that_others_reach_is_warned_about(capsys: pytest.CaptureFixture[str]) -> None:
-    warn_of_exposure(Address(host="0.0.0.0"))
-    assert "unencrypted" in capsys.readouterr().err
-    warn_of_exposure(Address(host="127.0.0.1"))
-    assert capsys.readouterr().err == ""
+def test_a_path_that_ends_with_a_slash_is_refused() -> None:
     with pytest.raises(UserError, match="root-path"):
         Address(root_path="/a/")

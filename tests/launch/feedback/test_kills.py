@@ -12,7 +12,8 @@ import httpx
 import pytest
 
 from rlhf.feedback.store import Store
-from tests.launch.feedback.live import free_port, start_server
+from rlhf.ports import free_port
+from tests.launch.feedback.live import start_server
 from tests.launch.feedback.project import comparison, make_project, token_of
 
 RATERS, OVERLAP, KILLS = 5, 3, 5

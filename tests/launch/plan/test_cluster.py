@@ -34,6 +34,8 @@ def test_links_within_and_between_nodes() -> None:
         ("nodes=2,gpus=eight,gpu=h100-80", "gpus = 'eight'"),
         ("nodes=2,gpus=1e3,gpu=h100-80", "gpus = '1e3'"),
         ("nodes=99999999999,gpus=1,gpu=h100-80", "nodes = "),
+        ("nodes=10001,gpus=8,gpu=h100-80", "from 1 to 10000"),
+        ("nodes=2,gpus=1001,gpu=h100-80", "from 1 to 1000"),
         ("gpus=8,gpu=h100-80,network=fast", "network = 'fast'"),
         ("gpus=8,gpu=h100-80,network=-1", "network = '-1'"),
         ("gpus=8,gpu=h10-80", r"did you mean h100-80\?"),

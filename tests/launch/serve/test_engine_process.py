@@ -13,7 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from launch.serve.engine_process import EngineProcess, free_port
+from launch.serve.engine_process import EngineProcess
+from rlhf.ports import free_port
 from tests.launch.serve.live import ROOT, get, wait_for
 
 SERVER = """

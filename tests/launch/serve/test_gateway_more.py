@@ -7,11 +7,14 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import httpx
 import pytest
 
+from launch.serve.services import STATE_SECONDS
+from rlhf.feedback.store import Store
 from rlhf.serving.artefact import ServingStage
 from tests.launch.serve.live import CLIENT, MODEL, Site, bring, gateway, site, start_stub, wait_for
 from tests.launch.serve.test_canary_faults import SCORER
@@ -130,3 +133,26 @@ def test_a_client_that_leaves_ends_the_generation(here: Site) -> None:
         assert '"outcome": "gone"' in (here.folder / "log.jsonl").read_text()
         assert live.metric("rlhf_gateway_running") == 0
         assert CLIENT.get(f"{live.url}/health", headers=live.headers).status_code == 200
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_with_a_state_counts_and_answers_outlive_a_restart(number: signal.Signals, here: Site) -> None:
+    here.stub("two")
+    bring(here.registry, "two", ServingStage.CANARY)
+    Store.create(here.folder / "votes.db").close()
+    settings = {"canary": {"share": 0.5}, "thumbs": {"project": "votes.db"}, "state": "state.db"}
+    ending = pytest.raises(AssertionError) if number == signal.SIGKILL else nullcontext()  # a kill is no orderly end
+    with ending, gateway(here, **settings) as live:
+        wait_for(lambda: live.serving()["canary"] == "two", "the canary is in service", live)
+        answers = [live.chat(conversation=str(n)).json()["id"] for n in range(20)]
+        time.sleep(0.2)  # until the last one is counted
+        before = live.get("/kpis").json()
+        time.sleep(2.0 * STATE_SECONDS if number == signal.SIGKILL else 0.0)
+        live.process.send_signal(number)
+        live.process.wait(30)
+    with gateway(here, **settings) as live:
+        wait_for(lambda: live.serving()["canary"] == "two", "the canary is in service", live)
+        assert live.get("/kpis").json() == before and before["counts"]["errors"]["candidate"]["n"] > 0
+        for id in answers:
+            thumb = {"id": id, "thumb": "up"}
+            assert CLIENT.post(f"{live.url}/feedback", headers=live.headers, json=thumb).status_code == 201

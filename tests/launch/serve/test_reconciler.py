@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 
 import launch.serve.reconciler
-from launch.serve.engine_process import EngineProcess, free_port
+from launch.serve.engine_process import EngineProcess
 from launch.serve.metrics import GatewayMetrics
 from launch.serve.reconciler import Reconciler
 from launch.serve.roles import Roles
 from launch.serve.upstream import Upstream
+from rlhf.ports import free_port
 from rlhf.serving.artefact import ServingStage
 from rlhf.serving.gateway_config import GatewayConfig, ServedEnginesConfig, UpstreamTimeouts
 from rlhf.serving.registry import Registry

@@ -31,13 +31,14 @@ def test_every_number_of_the_schema_has_a_limit_and_every_limit_a_number():
     [
         ("", "seed", [-1, 2**32], [0, 2**32 - 1]),
         ("model.scratch", "heads", [0, -4], [1]),
-        ("model.scratch", "vocab_size", [0, 257], [258]),
+        ("model.scratch", "vocab_size", [0, 257, 2**24 + 1], [258]),
+        ("model.scratch", "layers", [0, 1001], [1000]),
         ("data", "held_out_fraction", [-0.1, 1.0, 2.0], [0.0, 0.99]),
         ("data", "max_rows", [0], [1, None]),
-        ("sft", "batch_size", [0], [1]),
+        ("sft", "batch_size", [0, 2**24 + 1], [1, 2**24]),
         ("reward", "eval_every", [0], [1]),
         ("ppo", "steps", [0, -1], [1]),
-        ("ppo.optimizer", "lr", [0.0, -1e-5], [1e-12]),
+        ("ppo.optimizer", "lr", [0.0, -1e-5, 1e-13, 10.5], [1e-12, 10.0]),
         ("ppo.optimizer", "warmup_steps", [-1], [0]),
         ("ppo.critic_optimizer", "betas", [(0.9, 1.0), (-0.1, 0.9)], [(0.0, 0.999)]),
         ("ppo.optimizer", "max_grad_norm", [-1.0], [0.0]),
@@ -47,10 +48,10 @@ def test_every_number_of_the_schema_has_a_limit_and_every_limit_a_number():
         ("algorithm", "gamma", [-0.1, 1.1], [0.0, 1.0]),
         ("algorithm", "lam", [-0.1, 1.1], [0.0, 1.0]),
         ("algorithm", "missing_eos_penalty", [-1.0], [0.0, None]),
-        ("rollout", "temperature", [0.0, -1.0], [0.01]),
+        ("rollout", "temperature", [0.0, -1.0, 100.5], [0.01, 100.0]),
         ("rollout", "gpu_memory_fraction", [0.0, 1.01], [1.0]),
         ("rollout", "memory_gib", [0.0], [0.5]),
-        ("placement.reference", "ranks", [0], [1]),
+        ("placement.reference", "ranks", [0, 10**6 + 1], [1, 10**6]),
         ("placement", "start_timeout_seconds", [0.0], [1.0]),
         ("canaries", "logprob_gap_limit", [0.0, -1.0], [1e-4, None]),
         ("canaries", "clipfrac_limit", [-0.1, 1.1], [0.0, 1.0]),
@@ -87,11 +88,11 @@ def test_a_number_out_of_range_is_named_with_its_place_and_limit(tmp_path: Path)
     path = tmp_path / "run.yaml"
     path.write_text("name: a\nppo: {optimizer: {lr: -1}, steps: 0}\nrewards: {x: {function: 'f:g', max_length: 0}}\n")
     with pytest.raises(UserError) as refused:
-        load_recipe(path, ["data.max_rows=0", "sft.optimizer.lr=1e300", "seed=-1", "dpo.optimizer.betas=[0.5, 1]"])
+        load_recipe(path, ["data.max_rows=0", "canaries.max_kl=1e300", "seed=-1", "dpo.optimizer.betas=[0.5, 1]"])
     message = str(refused.value)
-    assert f"{path}:2: ppo.optimizer.lr = -1 is out of range\n  fix: choose a value: above 0" in message
-    assert "command line: sft.optimizer.lr = 1e+300 is out of range" in message
-    assert "choose a value: above 0, and not beyond 3.4e+38\n" in message
+    assert f"{path}:2: ppo.optimizer.lr = -1 is out of range\n  fix: choose a value: from 1e-12 to 10" in message
+    assert "command line: canaries.max_kl = 1e+300 is out of range" in message
+    assert "choose a value: above 0, and not beyond 3.4e+38" in message
     assert "dpo.optimizer.betas = [0.5, 1] is out of range" in message
     for key in ("ppo.steps = 0", "data.max_rows = 0", "seed = -1", f"{path}:3: rewards.x.max_length = 0"):
         assert f"{key} is out of range" in message
@@ -110,6 +111,12 @@ def test_a_float_is_finite_and_no_boolean(value: object) -> None:
         RewardSourceConfig(model="m", weight=value)
     assert RewardSourceConfig(model="m", weight="-1e-5").weight == -1e-5
     assert type(RewardSourceConfig(model="m", weight=2).weight) is float
+
+
+def test_a_weight_decay_that_turns_the_weights_round_is_refused() -> None:
+    OptimizerConfig(lr=0.01, weight_decay=99.0)
+    with pytest.raises(ValidationError, match="multiplies the weights"):
+        OptimizerConfig(lr=0.01, weight_decay=100.0)
 
 
 def test_a_section_is_frozen_has_no_further_keys_and_survives_pickling() -> None:

@@ -18,7 +18,7 @@ def test_rows_say_type_default_limit_and_meaning():
     rows = render().splitlines()
     assert any(row.startswith("| `name` | text | required |  | ") for row in rows)
     assert any(row.startswith("| `algorithm.gamma` | a number | `1.0` | from 0 to 1 | γ") for row in rows)
-    assert any(row.startswith("| `model.scratch.heads` | a whole number | `4` | at least 1 | ") for row in rows)
+    assert any(row.startswith("| `model.scratch.heads` | a whole number | `4` | from 1 to 1048576 | ") for row in rows)
     assert any(row.startswith("| `data.max_rows` | a whole number or null | `null` | at least 1 | ") for row in rows)
 
 

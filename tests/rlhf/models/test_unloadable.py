@@ -15,7 +15,7 @@ from rlhf.errors import UserError
 from rlhf.models.folder import load_tokenizer
 from rlhf.models.load import load_causal
 from rlhf.models.scratch import train_tokenizer
-from rlhf.models.unloadable import advise
+from rlhf.models.unloadable import advise, require_weights
 from tests.rlhf.tiny import tiny_model
 
 WEIGHTS = "model.safetensors"
@@ -64,6 +64,35 @@ def test_a_folder_that_cannot_be_loaded_is_refused_with_its_remedy(
     with pytest.raises(UserError) as caught:
         load_causal(tmp_path, ModelConfig())
     assert fix in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("change", "fix"),
+    [
+        (lambda folder: (folder / WEIGHTS).rename(folder / "pytorch_model.bin"), "pytorch_model.bin is a pickle"),
+        (lambda folder: (folder / WEIGHTS).write_text(POINTER), f"{WEIGHTS} is a pointer of Git LFS"),
+        (lambda folder: (folder / WEIGHTS).unlink(), "has no weights"),
+        (damaged_index, "has no weights"),
+        (listed_and_absent, "model-00002-of-00002.safetensors is listed"),
+        (lambda folder: (folder / "training_args.bin").write_text("a pickle beside weights"), ""),
+        (lambda folder: (folder / "picture.png").write_text(POINTER), ""),
+    ],
+    ids=["pickle", "pointer", "no weights", "damaged index", "shard", "a pickle beside weights", "another pointer"],
+)
+def test_missing_weights_are_found_without_loading(change: Callable[[Path], object], fix: str, tmp_path: Path) -> None:
+    (tmp_path / WEIGHTS).touch()
+    require_weights(tmp_path)
+    change(tmp_path)
+    if not fix:
+        return require_weights(tmp_path)
+    with pytest.raises(UserError, match="has no complete weights") as caught:
+        require_weights(tmp_path)
+    assert fix in caught.value.fix and str(tmp_path) in caught.value.what
+
+
+def test_names_of_the_hub_and_folders_of_other_nodes_are_not_checked_here(tmp_path: Path) -> None:
+    require_weights(Path("Qwen/Qwen2.5-0.5B"))
+    require_weights(tmp_path / "elsewhere")
 
 
 def test_a_folder_without_a_tokenizer_is_refused_with_its_remedy(tmp_path: Path) -> None:
