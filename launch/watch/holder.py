@@ -31,7 +31,7 @@ def holder_of(root: Path, stage: str) -> Holder | None:
     """The last process that took ``root/stage``; None if there is none, or it is not recorded."""
     lock = root / f".{stage}.lock"
     try:
-        text, since = lock.read_text(encoding="utf-8").strip(), lock.stat().st_mtime
+        text, since = lock.read_text(encoding="utf-8").partition("\n")[0], lock.stat().st_mtime
     except (OSError, UnicodeDecodeError):
         return None
     found = re.fullmatch(r"process (\d+) on (\S+)", text)
