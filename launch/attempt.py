@@ -1,8 +1,9 @@
-"""One attempt at a command, for a scheduler that repeats it: ``python -m launch.attempt [--job] FILE COMMAND RECIPE ...``.
+"""One attempt at a command, for a scheduler that repeats it.
 
-It runs ``rlhf COMMAND RECIPE ...``, and ends with exit code 75 if the command should be repeated: after a stop request, and
-after a failure that a repetition may mend. All other exit codes are final. FILE, which outlives the attempt, counts
-attempts in a row without a further step: at most ``recovery.requeues`` of them are repeated. See docs/failures.md.
+``python -m launch.attempt [--job] FILE COMMAND RECIPE ...`` runs ``rlhf COMMAND RECIPE ...``, and ends with exit code
+75 if the command should be repeated: after a stop request, and after a failure that a repetition may mend. All other
+exit codes are final. FILE, which outlives the attempt, counts attempts in a row without a further step: at most
+``recovery.requeues`` of them are repeated. See docs/failures.md.
 
 With ``--job`` it is the driver of a RayJob, which KubeRay repeats after every failure, but not after a stop. So after a
 final failure it has Ray stop its job.

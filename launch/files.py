@@ -60,7 +60,7 @@ NOT_COPIED = ("__pycache__", ".*_cache", "*.egg-info")
 
 
 MOUNTS = {"runs": "/opt/rlhf/runs", "data": "/opt/rlhf/data"}
-"""Where pods mount the volumes of runs and of data: the folders of these names in the project, which is in the image."""
+"""Where pods mount the volumes of runs and of data: these folders of the project, which is in the image."""
 
 SECRETS = ("WANDB_API_KEY", "HF_TOKEN", "RLHF_REWARD_TOKEN")
 """Variables that pods get from the cluster's secret, if it has them."""
@@ -160,7 +160,7 @@ def _sizes(settings: Settings) -> dict[str, Any]:
     needed = planned.memory + max(0, store - planned.object_store)
     if needed > memory:
         raise UserError(
-            f"{settings.recipe} needs {needed / GIB:,.0f} GiB of memory on a worker, whose pod can have {memory / GIB:,.0f}",
+            f"{settings.recipe} needs {needed / GIB:,.0f} GiB of memory on a worker; its pod has {memory / GIB:,.0f}",
             f"a machine of memory_gib={settings.memory_gib} keeps the rest for its kernel, kubelet and other pods",
             "larger machines (memory_gib=...), or more of them (workers=...)",
         )

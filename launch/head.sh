@@ -16,7 +16,7 @@ prepare_node "umask 077; $bin/ray get-auth-token --generate"
 
 address=127.0.0.1
 if [[ $# -gt 0 && $1 != -* ]]; then address=$1; shift; fi
-if [[ $address == auto ]]; then address=$(own_address); fi
+if [[ $address == auto ]]; then address=$(cd "$here/.." && "$bin/python" -m launch.own_address); fi
 size_object_store
 # Ray resolves 127.0.0.1 to the host's own address, unless clusters are disabled.
 if [[ $address == 127.* ]]; then export RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0; fi

@@ -1,8 +1,8 @@
 """``python -m launch.leave SECONDS``: what a pod does before it ends (Kubernetes' preStop hook).
 
-Ray ends its processes at once when its node ends. So the commands that run in this pod are asked to stop first; if there
-are none, and actors of a run are here, those on the head. It returns when they have committed a checkpoint and ended, or
-after SECONDS. Every pod of a cluster may do this at the same time: the request may be repeated.
+Ray ends its processes at once when its node ends. So the commands that run in this pod are asked to stop first; if
+there are none, and actors of a run are here, those on the head. It returns when they have committed a checkpoint and
+ended, or after SECONDS. Every pod of a cluster may do this at the same time: the request may be repeated.
 """
 
 from __future__ import annotations

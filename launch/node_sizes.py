@@ -1,7 +1,7 @@
 """Sizes of a cluster's nodes for a recipe, from its plan: how many, Ray's object store, and memory.
 
-``python -m launch.node_sizes object-store COMMAND RECIPE [key.path=value ...]`` prints the bytes of the object store of a
-node of this machine's kind, for ``launch/slurm.sh``; nothing if the plan cannot tell.
+``python -m launch.node_sizes object-store COMMAND RECIPE [key.path=value ...]`` prints the bytes of the object store of
+a node of this machine's kind, for ``launch/slurm.sh``; nothing if the plan cannot tell.
 """
 
 from __future__ import annotations
@@ -92,8 +92,8 @@ def _fewest(recipe: Recipe, command: Stage, gpus: int, cpus: int) -> int:
 def allocatable_memory(machine: int) -> int:
     """Bytes that a pod can request of a machine with ``machine`` bytes: less the kernel, kubelet and other pods.
 
-    kubelet's part is the largest of those that GKE, AKS and EKS document: 25% of the first 4 GiB, 20% of the next 4, 10%
-    of the next 8, 6% of the next 112, 2% of the rest.
+    kubelet's part is the largest of those that GKE, AKS and EKS document: 25% of the first 4 GiB, 20% of the next 4,
+    10% of the next 8, 6% of the next 112, 2% of the rest.
     """
     left, reserved = machine, 0.0
     for size, share in ((4, 0.25), (4, 0.2), (8, 0.1), (112, 0.06), (1 << 20, 0.02)):

@@ -38,7 +38,3 @@ size_object_store() {
     # shellcheck disable=SC2034
     store_options=(--object-store-memory="$wanted")
 }
-
-own_address() { # own_address [HOST]: this machine's address in the network by which it reaches HOST, or the default route
-    (cd "$here/.." && "$bin/python" -m launch.own_address "$@")
-}

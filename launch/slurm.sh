@@ -68,7 +68,7 @@ export OBJECT_STORE_BYTES # of every node, for head.sh and worker.sh
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 head=$(address_of "${nodes[0]}")
 echo "rlhf $command on ${#nodes[@]} nodes, ${nodes[*]}; the head is $head; SLURM's end of the job: ${SLURM_JOB_END_TIME:-none}"
-echo "object store of a node: ${OBJECT_STORE_BYTES:-Ray's default} bytes"
+echo "object store of a node: ${OBJECT_STORE_BYTES:-chosen by Ray}"
 
 scratch=/tmp/rlhf-$SLURM_JOB_ID # Ray's sockets and logs on every node; a short path, as sockets require
 # In separate sessions, so that signals to this script do not reach them.

@@ -16,6 +16,6 @@ prepare_node "copy the head's, readable by you alone"
 if [[ $# -lt 2 || $2 == -* ]]; then echo "usage: launch/worker.sh HEAD ADDRESS [options of \`ray start\`]" >&2; exit 2; fi
 head=$1 address=$2
 shift 2
-if [[ $address == auto ]]; then address=$(own_address "$head"); fi
+if [[ $address == auto ]]; then address=$(cd "$here/.." && "$bin/python" -m launch.own_address "$head"); fi
 size_object_store
 exec ray start --address="$head:6379" --node-ip-address="$address" "${node_ports[@]}" "${store_options[@]}" "$@"

@@ -15,7 +15,7 @@ from rlhf.errors import Stopped, UserError
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 ASK_AGAIN = signal.SIGUSR1
-"""A stop request that may be repeated, and that may come beside SIGTERM: several hooks of a cluster that ends send it."""
+"""A stop request that may be repeated, and may come beside SIGTERM: several hooks of a cluster that ends send it."""
 LAST_RESORT = "end of the grace period"
 SAME_SECONDS = 0.05
 """Signals within this interval are one request: ``timeout`` and some schedulers send theirs twice."""

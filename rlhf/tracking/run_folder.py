@@ -72,8 +72,8 @@ class RunFolder:
 
         A folder that is finished with the same ``digest`` is returned unchanged: call ``is_finished`` before writing. A
         folder with a checkpoint is returned unchanged too, with ``resumes`` set: check the checkpoint, then call
-        ``accept`` and ``rewind``. ``data`` are the stage's data files, which ``finish`` records. ``notice`` shows a line
-        to the user if the lock is that of another machine, which may have crashed.
+        ``accept`` and ``rewind``. ``data`` are the stage's data files, which ``finish`` records. ``notice`` shows a
+        line to the user if the lock is that of another machine, which may have crashed.
 
         Raises:
             UserError: it is finished with another configuration, another process has locked it, or it is not writable.

@@ -45,8 +45,11 @@ def test_the_object_store_is_the_plans() -> None:
 
 
 ADDRESS = """
-ip link add net1 type dummy && ip addr add 10.99.0.1/24 dev net1 && ip link set net1 up
-ip link add net2 type dummy && ip addr add 10.98.0.1/24 dev net2 && ip link set net2 up
+for n in 8 9; do
+    ip link add net$n type veth peer other$n
+    ip link set net$n up; ip link set other$n up
+    ip addr add 10.9$n.0.1/24 dev net$n
+done
 ip route add default via 10.98.0.254
 python -m launch.own_address 10.99.0.7
 python -m launch.own_address

@@ -54,7 +54,7 @@ def test_a_variant_is_printed_with_its_settings(capsys: pytest.CaptureFixture[st
     assert job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["replicas"] == 7
 
 
-@pytest.mark.parametrize("word", ["workers=3", "gpus=many", "gpus"])
+@pytest.mark.parametrize("word", ["nodes=3", "gpus=many", "gpus"])
 def test_an_unknown_setting_is_refused(word: str) -> None:
     with pytest.raises(UserError, match="is no setting of a cluster"):
         parse([word])
@@ -105,7 +105,7 @@ def test_without_a_token_nothing_starts(name: str, tmp_path: Path) -> None:
 
 
 STORE = """
-here=$PWD/launch bin={bin} OBJECT_STORE_BYTES={wanted}
+OBJECT_STORE_BYTES={wanted}
 source launch/ray_node.sh; size_object_store; echo "${{store_options[@]}}"
 """
 
@@ -114,7 +114,7 @@ source launch/ray_node.sh; size_object_store; echo "${{store_options[@]}}"
     ("wanted", "option"), [("", ""), (10**6, "--object-store-memory=1000000"), (10**18, "--object-store-memory=")]
 )
 def test_the_object_store_lies_in_the_shared_memory(wanted: int | str, option: str) -> None:
-    command = ["bash", "-euc", STORE.format(bin=TOOLS, wanted=wanted)]
+    command = ["bash", "-euc", STORE.format(wanted=wanted)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip().startswith(option) and bool(done.stdout.strip()) == bool(option)
     is_less = wanted == 10**18

@@ -187,7 +187,7 @@ def test_the_sizes_are_the_plans_and_fit_the_machine() -> None:
 
 
 def test_a_machine_that_is_too_small_is_refused() -> None:
-    with pytest.raises(UserError, match="needs .* GiB of memory on a worker, whose pod can have"):
+    with pytest.raises(UserError, match="needs .* GiB of memory on a worker; its pod has"):
         load(JOB, memory_gib=256)
 
 

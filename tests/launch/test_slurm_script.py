@@ -129,7 +129,7 @@ def test_a_job_gets_the_gpus_that_it_asked_for_and_the_planned_object_store(clus
     assert ended(cluster, number) == ("COMPLETED", "0:0", "0"), cluster.output(number)
     seen = "not both" if has_groups() else "both"
     assert f"gpus 1 0, {seen}; store 123456789" in cluster.output(number)
-    assert "object store of a node: 123456789 bytes" in cluster.output(number)
+    assert "object store of a node: 123456789\n" in cluster.output(number)
 
 
 def test_without_a_recipe_the_usage_is_printed(cluster: Slurm) -> None:
