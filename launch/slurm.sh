@@ -74,8 +74,11 @@ scratch=/tmp/rlhf-$SLURM_JOB_ID # Ray's sockets and logs on every node; a short 
 # In separate sessions, so that signals to this script do not reach them.
 setsid launch/head.sh "$head" --temp-dir="$scratch" --block >"$mine/head.log" 2>&1 &
 ray=$!
+# A step may only open the GPUs that it asks for, where SLURM confines jobs by control groups.
+gpus=()
+if [[ ${SLURM_GPUS_ON_NODE:-0} -gt 0 ]]; then gpus=(--gpus-per-node="$SLURM_GPUS_ON_NODE"); fi
 for node in "${nodes[@]:1}"; do
-    setsid srun --overlap --nodes=1 --ntasks=1 --nodelist="$node" --cpu-bind=none --mem=0 \
+    setsid srun --overlap --nodes=1 --ntasks=1 --nodelist="$node" --cpu-bind=none --mem=0 "${gpus[@]}" \
         launch/worker.sh "$head" "$(address_of "$node")" --block >"$mine/$node.log" 2>&1 &
 done
 

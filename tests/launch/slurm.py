@@ -11,7 +11,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from tests.launch.hosts import ROOT, Host, hosts
@@ -48,8 +48,8 @@ MailProg=/bin/true
 PartitionName=low Nodes=ALL Default=YES PriorityTier=1 GraceTime=120
 PartitionName=high Nodes=ALL PriorityTier=10 PreemptMode=OFF
 """
-GPUS = 2
-"""GPUs of a node."""
+GPUS = ("7", "11")
+"""Stand-ins for the GPUs of a node: minor numbers of memory devices that no program of a job opens (full, kmsg)."""
 MEMORY_MIB = 3000
 """Memory of a node, which jobs are confined to."""
 FREE = "ProctrackType=proctrack/linuxproc\nTaskPlugin=task/none"
@@ -154,28 +154,29 @@ def slurm(folder: Path) -> Iterator[Slurm]:
     key.write_bytes(os.urandom(128))
     key.chmod(0o600)
     (folder / "state").mkdir()
-    with hosts(folder, NODES) as made:
-        has = f"CPUs=2 RealMemory={MEMORY_MIB} Gres=gpu:{GPUS}"
+    groups = list[Path]()
+    with ExitStack() as ends:
+        ends.callback(lambda: [_remove(group) for group in groups])  # after the hosts have ended
+        made = ends.enter_context(hosts(folder, NODES))
+        has = f"CPUs=2 RealMemory={MEMORY_MIB} Gres=gpu:{len(GPUS)}"
         nodes = "\n".join(f"NodeName={name} NodeAddr={made[name].address} {has}" for name in NODES)
         confinement = CONFINED if has_groups() else FREE
         text = CONFIGURATION.format(folder=folder, head=made["n1"].address, nodes=nodes, confinement=confinement)
         (folder / "slurm.conf").write_text(text)
-        (folder / "gres.conf").write_text(f"Name=gpu File=/mnt/gpu[0-{GPUS - 1}]\n")
-        groups = list[Path]()
+        (folder / "gres.conf").write_text(f"Name=gpu File=/mnt/gpu[0-{len(GPUS) - 1}]\n")
         if has_groups():
             (folder / "cgroup.conf").write_text(CGROUPS)
-            groups = [group for name in NODES for group in _confine(made[name])]
+            for name in NODES:
+                groups.extend(_confine(made[name]))
         for name in NODES:
-            for number in range(GPUS):
-                _run(made[name], "mknod", "-m", "666", f"/mnt/gpu{number}", "c", "1", "3")
+            for number, device in enumerate(GPUS):
+                _run(made[name], "mknod", "-m", "666", f"/mnt/gpu{number}", "c", "1", device)
         for name in NODES:
             _run(made[name], "munged", "--force", f"--key-file={key}", *MUNGE)
         _run(made["n1"], "slurmctld", "-f", f"{folder}/slurm.conf")
         for name in NODES:
             _run(made[name], "slurmd", "-f", f"{folder}/slurm.conf")
         yield Slurm(folder, made["n1"])
-    for group in groups:
-        _remove(group)
 
 
 def _run(host: Host, *command: str) -> None:

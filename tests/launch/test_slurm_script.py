@@ -6,6 +6,7 @@ The real ones are tested in ``test_slurm.py``.
 from __future__ import annotations
 
 import stat
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -14,9 +15,15 @@ from tests.launch.slurm import Slurm, has_groups, slurm, why_not
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(why_not()), reason=why_not())]
 PROGRAMS = {
-    "ray": """#!/bin/sh
+    "ray": """#!/bin/bash
+PATH=$(dirname "$0"):$PATH
 if [ "$1 $2" = "start --head" ] && [ -e no-head ]; then echo "no head today"; exit 1; fi
+echo "$2: gpus $CUDA_VISIBLE_DEVICES, opens $(gpus); store $OBJECT_STORE_BYTES"
 exec sleep 1000
+""",
+    "gpus": """#!/bin/bash
+# The GPUs that a process may open.
+for gpu in /mnt/gpu?; do if (: <"$gpu") 2>/dev/null; then printf '%s ' "${gpu#/mnt/gpu}"; fi; done
 """,
     "python": """#!/bin/sh
 # Modules of this project: the wait for nodes, the size of the object store, and an attempt at the run.
@@ -27,11 +34,11 @@ launch.attempt) shift 3; exec "$(dirname "$0")/rlhf" "$@" ;;
 esac
 """,
     "rlhf": """#!/bin/bash
+PATH=$(dirname "$0"):$PATH
 # Ends with 75 when it is asked to, and else with the exit code in the recipe; the second time at once with 0.
 # "early" cannot answer yet: a signal ends it. "killed" is killed, as by the kernel that needs its memory.
 echo "$@"
-nvidia_files=$(cat /mnt/gpu0 /mnt/gpu1 >/dev/null 2>&1 && echo both || echo "not both")
-echo "gpus $SLURM_GPUS_ON_NODE $CUDA_VISIBLE_DEVICES, $nvidia_files; store $OBJECT_STORE_BYTES"
+echo "run: gpus $CUDA_VISIBLE_DEVICES, opens $(gpus); store $OBJECT_STORE_BYTES"
 [[ -e $2.begun ]] && exit 0
 [[ $2 == early ]] || trap 'sleep 0.5; exit 75' TERM
 touch "$2.begun"
@@ -123,12 +130,16 @@ def test_a_head_that_fails_is_started_again_a_few_times_and_its_log_is_shown(clu
 
 def test_a_job_gets_the_gpus_that_it_asked_for_and_the_planned_object_store(cluster: Slurm) -> None:
     """Of GPUs that are generic resources; where the kernel's control groups confine jobs, it opens no others."""
-    number = cluster.submit(
-        "--nodes=2", "--gpus-per-node=1", "--mem=500", "launch/slurm.sh", "0", VENV=str(cluster.folder / "venv")
-    )
-    assert ended(cluster, number) == ("COMPLETED", "0:0", "0"), cluster.output(number)
-    seen = "not both" if has_groups() else "both"
-    assert f"gpus 1 0, {seen}; store 123456789" in cluster.output(number)
+    options = "--nodes=2", "--oversubscribe", "--gpus-per-node=1", "--mem=500"
+    number = cluster.submit(*options, "launch/slurm.sh", "wait-gpus", VENV=str(cluster.folder / "venv"))
+    cluster.wait_for(number, cluster.project / "wait-gpus.begun", 60)
+    opens, end = "0" if has_groups() else "0 1", time.monotonic() + 60
+    for process in ("run", "--head", "--address=10.77.0.1:6379"):
+        while f"{process}: gpus 0, opens {opens} ; store 123456789" not in cluster.output(number):
+            assert time.monotonic() < end, cluster.output(number)
+            time.sleep(0.5)
+    cluster.run("scancel", "--batch", "--signal=INT", str(number))
+    assert ended(cluster, number)[0] == "FAILED"
     assert "object store of a node: 123456789\n" in cluster.output(number)
 
 
