@@ -43,7 +43,7 @@ def there(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pods]:
     (local := made / "recipe.yaml").write_text(text)  # for the plan, whose machine has the same data elsewhere
     text = text.replace(start, str(PROJECT / "data/start")).replace(f"{made}/runs", "runs")
     (data / "recipe.yaml").write_text(text.replace(str(made), str(PROJECT / "data")))
-    size = {"kind": "cpu", "gpus": 0, "cpus": 3, "memory_gib": 16, "workers": 1}
+    size = {"kind": "cpu", "gpus": 0, "cpus": 3, "memory_gib": 32, "workers": 1}
     job = render("launch/kubernetes/rayjob.yaml", Settings(recipe=str(local), settings="", **size))  # type: ignore[arg-type]
     with pods(folder, job.replace(str(local), "data/recipe.yaml")) as running:
         yield running

@@ -25,6 +25,7 @@ def test_steps_that_are_repeated_after_a_checkpoint_are_no_further_ones() -> Non
     assert attempts.observe({"ppo": 12}).fruitless == 1
     assert attempts.observe({"ppo": 13}).fruitless == 0
     assert attempts.furthest == {"ppo": 12}
+    assert attempts.observe({"sft": 1, "ppo": 10}).furthest == {"sft": 1, "ppo": 12}
 
 
 def test_a_stage_that_was_finished_or_begun_is_progress() -> None:
