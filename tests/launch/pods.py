@@ -53,7 +53,7 @@ class Pods:
             assert code == 0, said
             output = (self.folder / f"{host.name}.out").open("w")
             start = ["bash", "-c", _ray_start(host is self.head, group, self.head.address)]
-            self.started.append(host.start(start, cwd=PROJECT, output=output, **self._environment(host, group)))
+            self.started.append(host.start(inside(*start), output=output, **self._environment(host, group)))
             if host is self.head:
                 self._wait_for_head()
         self._mount(self.submitter, {"containers": [{}], "volumes": []})
@@ -68,7 +68,7 @@ class Pods:
             f"ray job logs --address {address} --follow {submission}"
         )
         output = (self.folder / f"{submission}.out").open("w")
-        return self.submitter.start(["bash", "-c", shell], cwd=PROJECT, output=output, **_token())
+        return self.submitter.start(inside("bash", "-c", shell), output=output, **_token())
 
     def status(self, submission: str) -> tuple[str, int | None]:
         """Ray's status and exit code of a job, as KubeRay reads them."""
@@ -77,7 +77,7 @@ class Pods:
             f"info = C('http://127.0.0.1:8265').get_job_info('{submission}'); "
             "print(json.dumps([info.status.value, info.driver_exit_code]))"
         )
-        code, said = self.head.run(["python", "-c", program], cwd=PROJECT, **_token())
+        code, said = self.head.run(inside("python", "-c", program), **_token())
         assert code == 0, said
         state, exit_code = json.loads(said.splitlines()[-1])
         return state, exit_code
@@ -96,7 +96,7 @@ class Pods:
         group = cluster["headGroupSpec"] if host is self.head else cluster["workerGroupSpecs"][0]
         [container] = group["template"]["spec"]["containers"]
         hook = container["lifecycle"]["preStop"]["exec"]["command"]
-        return host.run(hook, cwd=PROJECT, seconds=200, **self._environment(host, group))
+        return host.run(inside(*hook), seconds=200, **self._environment(host, group))
 
     def log(self, submission: str) -> str:
         """What a job and the nodes printed."""
@@ -126,9 +126,14 @@ class Pods:
 
     def _wait_for_head(self) -> None:
         end = time.monotonic() + 120
-        while self.head.run(["ray", "job", "list"], cwd=PROJECT, RAY_ADDRESS="http://127.0.0.1:8265", **_token())[0]:
+        while self.head.run(inside("ray", "job", "list"), RAY_ADDRESS="http://127.0.0.1:8265", **_token())[0]:
             assert time.monotonic() < end, self.log("")
             time.sleep(1)
+
+
+def inside(*command: str) -> list[str]:
+    """A command in the project's folder of a pod, which is mounted on its host alone."""
+    return ["sh", "-c", 'cd "$0" && exec "$@"', str(PROJECT), *command]
 
 
 def _token() -> dict[str, str]:
