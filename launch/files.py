@@ -30,8 +30,12 @@ FILES = (
     "launch/kubernetes/access.yaml",
     "launch/kubernetes/raycluster.yaml",
     "launch/kubernetes/rayjob.yaml",
+    "launch/kubernetes/shell.yaml",
 )
 """Rendered files, each from the template of the same name in ``launch/templates``."""
+
+SIZED = ("cluster.yaml", "launch/kubernetes/raycluster.yaml", "launch/kubernetes/rayjob.yaml")
+"""Those with sizes that follow from a recipe's plan."""
 
 ENVIRONMENT = {
     "RAY_AUTH_MODE": "token",
@@ -141,7 +145,7 @@ def _values(file: str, settings: Settings) -> dict[str, Any]:
         "stays_here": STAYS_HERE,
         "not_copied": NOT_COPIED,
         "ray": ray_version(),
-        **({} if file.endswith("access.yaml") else _sizes(settings)),
+        **(_sizes(settings) if file in SIZED else {}),
         **_kubernetes(settings),
     }
 

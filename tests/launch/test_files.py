@@ -193,7 +193,7 @@ def test_what_the_page_submits_loads(words: str) -> None:
 
 
 def test_the_page_names_every_setting_and_every_file() -> None:
-    assert len(PRINTED) == 4 and len(SUBMITTED) == 2
+    assert len(PRINTED) == 5 and len(SUBMITTED) == 2
     assert [name for name in asdict(Settings()) if f"`{name}`" not in PAGE and name != "provider"] == []
     shown = ["slurm.sh", "wheelhouse.sh", "Containerfile", *(Path(file).name for file in FILES)]
     assert [name for name in shown if name not in PAGE] == []

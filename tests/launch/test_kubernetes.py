@@ -20,7 +20,8 @@ from rlhf.errors import UserError
 from tests.launch.kuberay import SCHEMAS
 
 KUBERNETES = "1.37"
-CLUSTER, JOB, ACCESS = (f"launch/kubernetes/{name}.yaml" for name in ("raycluster", "rayjob", "access"))
+NAMES = ("raycluster", "rayjob", "access", "shell")
+CLUSTER, JOB, ACCESS, SHELL = (f"launch/kubernetes/{name}.yaml" for name in NAMES)
 RAY = [(file, queue) for file in (CLUSTER, JOB) for queue in ("", "team-a")]
 
 each_ray_file = pytest.mark.parametrize(("file", "queue"), RAY)
@@ -155,6 +156,7 @@ def test_secrets_come_from_the_clusters_secret_and_may_be_absent(file: str) -> N
         assert secret == {
             name: {"name": "rlhf-secrets", "key": name, "optional": True}
             for name in ("WANDB_API_KEY", "HF_TOKEN", "RLHF_REWARD_TOKEN")
+            if container["name"] == "ray-head" or name != "WANDB_API_KEY"  # only the driver speaks with W&B
         }
 
 
@@ -244,6 +246,17 @@ def test_the_commented_options_are_options() -> None:
         assert f"# {variable}" in lines and variable in rdma
     assert any(line.startswith("# vpc.amazonaws.com/efa: 32") for line in lines)
     assert "vpc.amazonaws.com/efa: 32" in rdma
+
+
+def test_the_shell_has_the_volumes_of_a_runs_pods_and_no_more_rights() -> None:
+    pod = load(SHELL)
+    kubernetes_validate.validate(pod, KUBERNETES, strict=True)
+    head = groups_of(load(JOB))[0]["template"]["spec"]
+    places = {mount["name"]: mount["mountPath"] for mount in pod["spec"]["containers"][0]["volumeMounts"]}
+    assert places.items() <= {m["name"]: m["mountPath"] for m in head["containers"][0]["volumeMounts"]}.items()
+    assert pod["spec"]["volumes"] == head["volumes"][:2]
+    assert pod["spec"]["containers"][0]["securityContext"] == head["containers"][0]["securityContext"]
+    assert "labels" not in pod["metadata"], "the network policy lets it reach no port of Ray"
 
 
 @pytest.mark.parametrize("file", [CLUSTER, JOB])
