@@ -84,7 +84,7 @@ class FolderLock:
         self.path, self.record, self._file = path, record, file
         self.ended = threading.Event()
         """Set when the heartbeat has to end."""
-        self._finish = weakref.finalize(self, _end_heartbeat, self.ended, _beat_of(path, record))
+        self._finish = weakref.finalize(self, _end_heartbeat, self.ended, heartbeat_of(path, record))
 
     @classmethod
     def take(
@@ -116,7 +116,7 @@ class FolderLock:
             since=time.time(),
             key=uuid.uuid4().hex,
         )
-        beat = _beat_of(path, record)
+        beat = heartbeat_of(path, record)
         beat.touch(0o600)
         try:
             while (file := _try_taking(path, record, notice, timing)) is None:
@@ -156,7 +156,7 @@ def _renew(path: Path, record: LockRecord, ended: threading.Event, on_loss: Noti
                 )
             return
         with suppress(OSError):
-            os.utime(_beat_of(path, record))
+            os.utime(heartbeat_of(path, record))
 
 
 def _try_taking(path: Path, record: LockRecord, notice: Notice, timing: Timing) -> TextIO | None:
@@ -170,14 +170,14 @@ def _try_taking(path: Path, record: LockRecord, notice: Notice, timing: Timing) 
         file.seek(0)
         text = file.read()
         holder = parse_record(text)
-        if holder is None or not _beat_of(path, holder).exists():
+        if holder is None or not heartbeat_of(path, holder).exists():
             is_free, is_elsewhere = is_locked is not False, False  # it was released, or is being taken
         else:
             is_elsewhere = is_locked is None or holder.machine != record.machine
             is_free = bool(is_locked) and not is_elsewhere
         if is_free:
             if holder is not None:
-                _beat_of(path, holder).unlink(missing_ok=True)
+                heartbeat_of(path, holder).unlink(missing_ok=True)
             return _written(file, record)
         if holder is None or not is_elsewhere:
             raise LockedError((text.splitlines() or ["another process"])[0])
@@ -186,7 +186,7 @@ def _try_taking(path: Path, record: LockRecord, notice: Notice, timing: Timing) 
             if not _is_at(file, path):
                 file.close()
                 return None
-            _beat_of(path, holder).unlink(missing_ok=True)
+            heartbeat_of(path, holder).unlink(missing_ok=True)
             notice(
                 f"{path.parent}: taken over from {holder.name}, which took it at {holder.time}: no heartbeat for "
                 f"{silent:.0f} s"
@@ -197,7 +197,7 @@ def _try_taking(path: Path, record: LockRecord, notice: Notice, timing: Timing) 
         raise
 
 
-def _beat_of(path: Path, record: LockRecord) -> Path:
+def heartbeat_of(path: Path, record: LockRecord) -> Path:
     """The heartbeat's file of a holder: no later one touches it."""
     return path.with_name(f"{path.name}.{record.key}")
 
@@ -265,7 +265,7 @@ def _seconds_silent(path: Path, holder: LockRecord, notice: Notice, timing: Timi
     Raises:
         LockedError: its heartbeat goes on, or it has just released the lock to another process.
     """
-    beat = _beat_of(path, holder)
+    beat = heartbeat_of(path, holder)
     try:
         renewed, age = beat.stat().st_mtime_ns, _age(beat)
         if age < timing.stale:
