@@ -20,6 +20,7 @@ from ray._private.state import available_resources_per_node
 from actors.fork_server import executable
 from rlhf.config.schema import PlacementConfig
 from rlhf.device import Device
+from rlhf.environment import forwarded
 from rlhf.errors import MachineryError
 from rlhf.placement.pools import NodeGPUs
 from rlhf.recovery.stop import AskedToStop
@@ -210,9 +211,9 @@ def runtime_environment(
 
 def worker_environment(threads: int, own_ray: bool) -> dict[str, str]:
     """Environment variables of every actor: limits on threads, which libraries read at import, and the import path."""
-    kept = ("HF_HUB_OFFLINE", "HF_HOME", "CUDA_HOME", "NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
     return {
-        **{key: os.environ[key] for key in kept if key in os.environ},
+        **forwarded(os.environ),
+        **{key: os.environ[key] for key in ("CUDA_HOME",) if key in os.environ},
         **({"GLOO_SOCKET_IFNAME": "lo"} if own_ray and "GLOO_SOCKET_IFNAME" not in os.environ else {}),
         "RAY_max_direct_call_object_size": str(INLINED_BYTES),
         "OMP_NUM_THREADS": str(threads),

@@ -17,7 +17,7 @@ from actors.scoring import Scoring
 from actors.supervised import Summary
 from actors.waiting import PhaseContext, fetch
 from rlhf.config.schema import EarlyStopConfig
-from rlhf.errors import MachineryError, UserError
+from rlhf.errors import NonFiniteError, UserError
 from rlhf.evaluation.comparison import read_answers
 from rlhf.evaluation.overoptimisation import HeldOutEvaluation, Watch, difference_interval, mean_by_prompt
 from rlhf.placement.pools import HELD_OUT_SCORER
@@ -120,7 +120,7 @@ class EarlyStopping:
         given = np.isfinite(scores)
         missing = int((answered & ~given).sum())
         if missing and not self._may_drop:
-            raise MachineryError(f"numbers that are NaN or infinite, in scores (by the held-out scorer): {missing}")
+            raise NonFiniteError(f"numbers that are NaN or infinite, in scores (by the held-out scorer): {missing}")
         if given.mean() < LEAST_GIVEN:
             self.tracker.event("judgement_without_scores", step=done, given=int(given.sum()), asked=len(given))
             return state

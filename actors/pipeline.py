@@ -29,7 +29,8 @@ STAGES: Mapping[str, Train] = {"sft": train_sft, "reward": train_reward, "dpo": 
 def run_stage(session: Session, stage: str) -> Summary:
     """Run one stage and return its summary; a finished stage is not run again."""
     digest = session.digest(stage)
-    run = RunFolder.create(session.root, stage, to_yaml(session.recipe), digest, session.files_of(stage))
+    files, notice = session.files_of(stage), session.console.print
+    run = RunFolder.create(session.root, stage, to_yaml(session.recipe), digest, files, notice)
     if run.is_finished(digest):
         session.console.print(f"{stage}: finished before, in {run.path}")
         return run.read_summary()
@@ -70,7 +71,8 @@ def _recorded_errors(tracker: Tracker, run: RunFolder) -> Iterator[None]:
             yield
     except RLHFError as error:
         kind = "stopped" if isinstance(error, Stopped) else "failed"
-        tracker.event(kind, error=type(error).__name__, exit_code=error.exit_code, message=str(error))
+        name, code = type(error).__name__, error.exit_code
+        tracker.event(kind, error=name, exit_code=code, requeue=error.may_pass, message=str(error))
         raise
 
 

@@ -22,7 +22,7 @@ from actors.supervised_loop import Training
 from actors.waiting import PhaseContext
 from rlhf.config.stages import check_schedule, is_unpaired
 from rlhf.data.stages import comparison_batches
-from rlhf.errors import MachineryError
+from rlhf.errors import NonFiniteError
 from rlhf.evaluation.accuracy import label_accuracy, most_frequent_label, preference_accuracy, shorter_wins
 from rlhf.metrics import labelled
 from rlhf.roles.block_result import join_samples
@@ -145,5 +145,5 @@ def _demonstration_scores(group: Group, session: Session) -> tuple[float, float]
     scores = _rewards(group, ExampleData.pack(session.demonstrations.train[:NORMALISED_ON]).sequences, 0)
     bad = int(np.count_nonzero(~np.isfinite(scores)))
     if bad:
-        raise MachineryError(f"numbers that are NaN or infinite, in rewards of demonstrations: {bad} of {len(scores)}")
+        raise NonFiniteError(f"numbers that are NaN or infinite, in rewards of demonstrations: {bad} of {len(scores)}")
     return float(scores.mean(dtype=np.float64)), float(scores.std(dtype=np.float64))

@@ -17,6 +17,7 @@ from actors.cluster import node_address
 from actors.process import Activity, ProcessLocation, dump_stacks_on_signal, locate_process
 from rlhf.errors import LostError, MachineryError, RLHFError
 from rlhf.garbage import paused_collection
+from rlhf.network import use_interface_of
 from rlhf.ports import free_port
 from rlhf.tracking.memory import ActorMemory, memory_here
 from rlhf.tracking.quiet import redirect_output
@@ -38,6 +39,7 @@ class Worker:
         redirect_output(log)
         dump_stacks_on_signal()
         self.where = locate_process(name, log)
+        use_interface_of(self.where.node)
         self.activity = Activity()
         self.role: Any = None
 

@@ -42,6 +42,8 @@ SCREEN_LINES, SCREEN_WIDTH = 38, 500
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 """Errors of a full device, or of a user who has used all of a quota."""
 
+EXIT_CODES = "exit codes: 0 done, 2 wrong input, 3 failed, 75 stopped: the same command resumes (docs/failures.md)"
+
 SHORT_HELP = {"help_option_names": ["-h", "--help"]}
 
 
@@ -53,6 +55,8 @@ class Command:
     """Returns the exit code, or None for 0."""
     purpose: str
     example: str
+    ends: str = ""
+    """Exit codes, for the help."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,7 @@ class CommandGroup:
     commands: Mapping[str, Command]
     purpose: str
     example: str
+    ends: str = ""
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,7 @@ def _stage(name: Run, purpose: str, example: str) -> Command:
     def run(recipe: RecipePath, overrides: Overrides) -> None:
         run_stages(name, recipe, overrides)
 
-    return Command(run, purpose, example)
+    return Command(run, purpose, example, EXIT_CODES)
 
 
 def _tool(module: ModuleType) -> Command:
@@ -127,44 +132,58 @@ COMMANDS: Mapping[str, Command | CommandGroup] = {
 }
 
 
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    code: int
+    """The exit code: 0 done, 2 the input is wrong, 3 the machinery failed, 75 stopped."""
+    may_pass: bool = False
+    """Whether the same command may succeed if it is repeated. An unknown error counts as one that may pass."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0 done, 2 the input is wrong, 3 the machinery failed, 75 stopped.
+    """Run a command; returns the exit code."""
+    return run_command(sys.argv[1:] if arguments is None else arguments).code
+
+
+def run_command(arguments: Sequence[str]) -> Ended:
+    """Run a command, and report its error.
 
     Standard output is flushed here: Python itself would report a failure only at its end, with a traceback.
     """
-    arguments = sys.argv[1:] if arguments is None else arguments
     name = " ".join(["rlhf", *_command_words(arguments)])
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    code = _run(name, arguments)
+    ended = _run(name, arguments)
     try:
         sys.stdout.flush()
     except OSError:  # the command has failed, and its reason is reported
         _discard(sys.stdout)
-    return code
+    return ended
 
 
-def _run(name: str, arguments: Sequence[str]) -> int:
+def _run(name: str, arguments: Sequence[str]) -> Ended:
     try:
         call = parse(arguments)
         code = call.run(**call.options) or 0
         sys.stdout.flush()
-        return code
+        return Ended(code)
     except RLHFError as error:
         _report(on_one_screen(f"{name}: {error}"))
-        return error.exit_code
+        return Ended(error.exit_code, error.may_pass)
     except KeyboardInterrupt:
         _report("interrupted")
-        return 130
+        return Ended(130)
     except BrokenPipeError:  # the reader of the output has seen enough, as in `rlhf data ... | head`
         _discard(sys.stdout)
-        return 128 + signal.SIGPIPE
+        return Ended(128 + signal.SIGPIPE)
     except Exception as error:
         if isinstance(error, OSError) and error.errno in NO_SPACE:
             _report(on_one_screen(f"{name}: {_describe_full(error)}"))
             _discard(sys.stdout)
-            return 3
+            return Ended(3, may_pass=True)
         _report(f"{traceback.format_exc()}{name}: unexpected error; the traceback is above")
-        return 3
+        return Ended(3, may_pass=True)
 
 
 def _report(message: str) -> None:
@@ -242,7 +261,7 @@ def _help(entry: Command | CommandGroup) -> dict[str, Any]:
     return {
         "help": entry.purpose,
         "short_help": entry.purpose,
-        "epilog": f"example: {entry.example}",
+        "epilog": f"example: {entry.example}\n\n{entry.ends}".strip(),
         "context_settings": SHORT_HELP,
     }
 

@@ -6,15 +6,21 @@ file with other sizes: ``python -m launch.files launch/kubernetes/rayjob.yaml qu
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 
 from rlhf.errors import UserError
+
+if TYPE_CHECKING:
+    from launch.node_sizes import NodeSizes
+    from rlhf.config.schema import Recipe
 
 ROOT = Path(__file__).parents[1]
 TEMPLATES = Path(__file__).parent / "templates"
@@ -24,8 +30,12 @@ FILES = (
     "launch/kubernetes/access.yaml",
     "launch/kubernetes/raycluster.yaml",
     "launch/kubernetes/rayjob.yaml",
+    "launch/kubernetes/shell.yaml",
 )
 """Rendered files, each from the template of the same name in ``launch/templates``."""
+
+SIZED = ("cluster.yaml", "launch/kubernetes/raycluster.yaml", "launch/kubernetes/rayjob.yaml")
+"""Those with sizes that follow from a recipe's plan."""
 
 ENVIRONMENT = {
     "RAY_AUTH_MODE": "token",
@@ -53,6 +63,22 @@ NOT_COPIED = ("__pycache__", ".*_cache", "*.egg-info")
 """Patterns that are not copied either, in any folder."""
 
 
+MOUNTS = {"runs": "/opt/rlhf/runs", "data": "/opt/rlhf/data"}
+"""Where pods mount the volumes of runs and of data: these folders of the project, which is in the image."""
+
+SECRETS = ("WANDB_API_KEY", "HF_TOKEN", "RLHF_REWARD_TOKEN")
+"""Variables that pods get from the cluster's secret, if it has them."""
+
+EFA = {"FI_PROVIDER": "efa", "FI_EFA_USE_DEVICE_RDMA": "1"}
+"""Variables with which libfabric uses AWS's EFA."""
+
+LEAVE_SPARE_SECONDS = 20
+"""How long a pod waits for its commands beyond their grace period."""
+
+HEAD_MEMORY = 32 * 2**30
+"""Memory of a head's pod, in bytes."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """Settings that differ between clusters."""
@@ -64,18 +90,34 @@ class Settings:
     """Environment on the nodes: ``cpu`` or ``gpu``, as for ``make env ENV=``."""
     min_workers: int = 1
     max_workers: int = 4
+    workers: int = 0
+    """Workers of a RayJob; 0: as few as its recipe needs."""
     cpus: int = 192
-    """CPUs of a worker."""
+    """CPUs of a worker's machine. A pod requests what Kubernetes leaves of them, and of the memory."""
     gpus: int = 8
     """GPUs of a worker."""
-    memory_gib: int = 1800
-    """Memory of a worker, on Kubernetes."""
+    memory_gib: int = 2048
+    """Memory of a worker's machine, on Kubernetes."""
+    node: str = ""
+    """Instance type of the workers' nodes, as a node selector; empty: any with these resources."""
+    rdma: str = ""
+    """Devices for RDMA of a worker, as ``resource:number``, for example ``vpc.amazonaws.com/efa:32``; empty: none."""
     image: str = "rlhf:gpu"
     """Image built from ``launch/Containerfile``, as the nodes of a Kubernetes cluster find it."""
     queue: str = ""
     """Kueue's local queue; empty: none."""
     recipe: str = "recipes/llama_8b_8gpu.yaml"
-    """Recipe that a RayJob runs."""
+    """Recipe that a RayJob runs, and for whose plan object stores and shared memory are sized."""
+    settings: str = "data.path=data/preferences.jsonl"
+    """The recipe's settings, separated by spaces, and quoted as in a shell."""
+    object_store_gib: int = 0
+    """Ray's object store on a worker; 0: the size of the recipe's plan."""
+    data_gib: int = 500
+    """Size of the volume of data and downloaded models."""
+    runs_gib: int = 2000
+    """Size of the volume of runs."""
+    retries: int = 20
+    """Most repetitions of a RayJob; ``recovery.requeues`` limits those without a further step."""
 
 
 def render(file: str, settings: Settings | None = None) -> str:
@@ -103,6 +145,76 @@ def _values(file: str, settings: Settings) -> dict[str, Any]:
         "stays_here": STAYS_HERE,
         "not_copied": NOT_COPIED,
         "ray": ray_version(),
+        **(_sizes(settings) if file in SIZED else {}),
+        **_kubernetes(settings),
+    }
+
+
+def _sizes(settings: Settings) -> dict[str, Any]:
+    """Sizes of heads and workers, in bytes unless their names say otherwise.
+
+    Raises:
+        UserError: the recipe is wrong, its plan is unknown, or needs more memory than a worker has.
+    """
+    from launch.node_sizes import GIB, HEAD_STORE, SPARE_SHARED, allocatable_cpus, allocatable_memory
+
+    planned, given = _planned(settings), settings.object_store_gib * GIB
+    store = given or planned.object_store
+    memory = allocatable_memory(settings.memory_gib * GIB) // GIB * GIB
+    needed = planned.memory + max(0, store - planned.object_store)
+    if needed > memory:
+        raise UserError(
+            f"{settings.recipe} needs {needed / GIB:,.0f} GiB of memory on a worker; its pod has {memory / GIB:,.0f}",
+            f"a machine of memory_gib={settings.memory_gib} keeps the rest for its kernel, kubelet and other pods",
+            "larger machines (memory_gib=...), or more of them (workers=...)",
+        )
+    return {
+        "gib": GIB,
+        "workers": planned.workers,
+        "store_bytes": store,
+        "shared_gib": -(-(store + SPARE_SHARED) // GIB),
+        "memory_bytes": memory,
+        "cpu_request": allocatable_cpus(settings.cpus),
+        "head_store_bytes": HEAD_STORE,
+        "head_memory_bytes": HEAD_MEMORY,
+    }
+
+
+@cache
+def _planned(settings: Settings) -> NodeSizes:
+    """Sizes of the plan of the settings' recipe."""
+    from launch.node_sizes import node_sizes
+
+    recipe = _recipe(settings)
+    return node_sizes(recipe, "pipeline", gpus=settings.gpus, cpus=settings.cpus, workers=settings.workers)
+
+
+def _recipe(settings: Settings) -> Recipe:
+    from rlhf.config.load import load_recipe
+
+    path = Path(settings.recipe)  # the project's, or one of a folder that is the volume of data
+    return load_recipe(path if path.exists() else ROOT / path, shlex.split(settings.settings))
+
+
+def _kubernetes(settings: Settings) -> dict[str, Any]:
+    """Variables of the Kubernetes templates that are not sizes."""
+    resource, _, devices = settings.rdma.partition(":")
+    if settings.rdma and not devices.isdigit():
+        raise UserError(
+            f"rdma={settings.rdma}", "it is a resource's name and a number", "for example rdma=vpc.amazonaws.com/efa:32"
+        )
+    return {
+        "mounts": MOUNTS,
+        "settings": shlex.join(shlex.split(settings.settings)),  # for the shell of the submitter's pod
+        "secrets": SECRETS,
+        "leave_seconds": int(_recipe(settings).checkpoint.grace_seconds) + LEAVE_SPARE_SECONDS,
+        "rdma_resource": resource,
+        "rdma_devices": devices,
+        "rdma_environment": EFA if resource.endswith("/efa") else {},
+        "volumes": (
+            ("runs", settings.runs_gib, "Runs: checkpoints and models."),
+            ("data", settings.data_gib, "Data, and models that are downloaded from the hub."),
+        ),
     }
 
 

@@ -23,3 +23,18 @@ prepare_node() { # prepare_node HOW_TO_GET_A_TOKEN
         exit 2
     fi
 }
+
+# Options for the object store's size, from OBJECT_STORE_BYTES (which the launchers take from the recipe's plan); without it
+# Ray's own choice, 30% of the memory. More than the shared memory would lie on a disk.
+store_options=()
+size_object_store() {
+    local wanted=${OBJECT_STORE_BYTES:-} most
+    [[ -n $wanted && -d /dev/shm ]] || return 0
+    most=$(($(df --output=avail --block-size=1 /dev/shm | tail -n 1) * 9 / 10))
+    if [[ $wanted -gt $most ]]; then
+        echo "$0: the object store has $most bytes and not the planned $wanted: /dev/shm is too small; Ray spills snapshots to disk" >&2
+        wanted=$most
+    fi
+    # shellcheck disable=SC2034
+    store_options=(--object-store-memory="$wanted")
+}

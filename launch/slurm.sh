@@ -6,9 +6,11 @@
 # It starts Ray on the job's nodes, with a new token that only you can read, and `rlhf pipeline` on the first node.
 # Give another command than `pipeline` before the recipe: `launch/slurm.sh ppo RECIPE`.
 #
-# When the job is preempted, or near its time limit, the run commits a checkpoint and ends with exit code 75. The
-# job is then requeued and resumes. `scancel --batch --signal=INT JOB` does the same without requeueing; a plain
-# `scancel JOB` ends the job at once, and a new job resumes from the last checkpoint.
+# When the job is preempted, or near its time limit, the run commits a checkpoint, and the job is requeued and resumes. It is
+# requeued too after a failure that may pass: a node, a process or a connection was lost. It is not after an error that would
+# come again: a wrong recipe, a violated canary, a NaN; nor after `recovery.requeues` attempts in a row without a further step.
+# `scancel --batch --signal=INT JOB` commits a checkpoint without requeueing; a plain `scancel JOB` ends the job at once, and a
+# new job resumes from the last checkpoint.
 #
 #SBATCH --job-name=rlhf
 #SBATCH --ntasks-per-node=1
@@ -29,6 +31,9 @@ bin=${VENV:-.venv}/bin
 command=pipeline
 case ${1:-} in sft | reward | dpo | ppo | pipeline) command=$1; shift ;; esac
 [[ $# -ge 1 ]] || die "The recipe is missing." "  fix: sbatch --nodes=2 launch/slurm.sh RECIPE"
+
+repeat=75 # exit code of a run that should be repeated
+most_starts=3 # repetitions in a row because Ray did not start on all nodes
 
 # Signals are passed on to the run, at any point of this script. SIGTERM comes from SLURM: the job will be requeued.
 asked='' run=''
@@ -57,16 +62,23 @@ address_of() { # the IPv4 address at which SLURM reaches a node; on the node its
     echo "$found"
 }
 
+OBJECT_STORE_BYTES=$("$bin/python" -m launch.node_sizes object-store "$command" "$@" || true)
+export OBJECT_STORE_BYTES # of every node, for head.sh and worker.sh
+
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 head=$(address_of "${nodes[0]}")
 echo "rlhf $command on ${#nodes[@]} nodes, ${nodes[*]}; the head is $head; SLURM's end of the job: ${SLURM_JOB_END_TIME:-none}"
+echo "object store of a node: ${OBJECT_STORE_BYTES:-chosen by Ray}"
 
 scratch=/tmp/rlhf-$SLURM_JOB_ID # Ray's sockets and logs on every node; a short path, as sockets require
 # In separate sessions, so that signals to this script do not reach them.
 setsid launch/head.sh "$head" --temp-dir="$scratch" --block >"$mine/head.log" 2>&1 &
 ray=$!
+# A step may only open the GPUs that it asks for, where SLURM confines jobs by control groups.
+gpus=()
+if [[ ${SLURM_GPUS_ON_NODE:-0} -gt 0 ]]; then gpus=(--gpus-per-node="$SLURM_GPUS_ON_NODE"); fi
 for node in "${nodes[@]:1}"; do
-    setsid srun --overlap --nodes=1 --ntasks=1 --nodelist="$node" --cpu-bind=none --mem=0 \
+    setsid srun --overlap --nodes=1 --ntasks=1 --nodelist="$node" --cpu-bind=none --mem=0 "${gpus[@]}" \
         launch/worker.sh "$head" "$(address_of "$node")" --block >"$mine/$node.log" 2>&1 &
 done
 
@@ -74,23 +86,27 @@ code=0
 "$bin/python" -m launch.wait_for_nodes "$head:6379" "${#nodes[@]}" &
 wait -n "$!" "$ray" || code=3 # also if the head ended, which is a failure
 if [[ -n $asked ]]; then
-    code=75
+    code=$repeat
 elif [[ $code -ne 0 ]]; then
     tail -n 20 "$mine"/*.log >&2
+    echo "$code" >>"$mine/failed-starts"
+    if [[ $(wc -l <"$mine/failed-starts") -le $most_starts ]]; then code=$repeat; fi
 else
-    "$bin/rlhf" "$command" "$@" placement.ray_address="$head:6379" &
+    rm -f "$mine/failed-starts"
+    "$bin/python" -m launch.attempt "$mine/attempts.json" "$command" "$@" placement.ray_address="$head:6379" &
     run=$!
     if [[ -n $asked ]]; then kill -TERM "$run" 2>/dev/null || true; fi # a signal came before the run started
     while kill -0 "$run" 2>/dev/null; do wait "$run" || true; done # signals interrupt `wait`, but not the run
     wait "$run" || code=$?
-    if [[ -n $asked && $code -eq 143 ]]; then code=75; fi # killed before its signal handler: nothing is lost
+    # It was killed, by a signal (128 + its number) before its handler or by the kernel: the next attempt counts this one.
+    case $code in 130) ;; 143) [[ -z $asked ]] || code=$repeat ;; 129 | 13? | 15?) code=$repeat ;; esac
 fi
 rm -f "$mine/token"
 kill "$ray" 2>/dev/null || true
 timeout 20 srun --overlap --ntasks="${#nodes[@]}" --ntasks-per-node=1 --cpu-bind=none rm -rf "$scratch" || true
 echo "rlhf ended with exit code $code"
 
-if [[ $code -eq 75 && $asked != INT ]]; then
+if [[ $code -eq $repeat && $asked != INT ]]; then
     echo "it goes back into the queue"
     scontrol requeue "$SLURM_JOB_ID"
     sleep 60 # until SLURM ends this script

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from launch.options import ADDRESS, Address, OptionalRecipePath, Overrides, Run
+from rlhf.environment import SECRET, forwarded_to_job
 from rlhf.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,10 +25,6 @@ if TYPE_CHECKING:
 PURPOSE = "run a recipe as a job on a Ray cluster"
 EXAMPLE = "rlhf submit recipes/quickstart.yaml ppo.steps=20 --command pipeline"
 
-PASSED = ("HF_HUB_OFFLINE", "WANDB_MODE", "WANDB_ENTITY")
-"""Variables that are passed to a job if they are set. Everyone who can list the cluster's jobs can read them."""
-SECRET = re.compile(r"KEY|TOKEN|SECRET|PASS|CREDENTIAL|AUTH", re.IGNORECASE)
-"""Names of variables that are never passed to a job."""
 DETACHED = 130
 """Exit code after Ctrl-C, which detaches from the job."""
 
@@ -90,7 +86,7 @@ def _submit(path: str, overrides: Sequence[str], command: Run, variables: Sequen
             grace_seconds=recipe.checkpoint.grace_seconds,
         )
     print(f"{job}: rlhf {command} with {', '.join(map(str, files)) or 'no files'}; the run's folder on the cluster")
-    print(f"is {run_folder}\n{_usage(address, job)}", flush=True)
+    print(f"is {run_folder}; variables: {', '.join(sorted(environment)) or 'none'}\n{_usage(address, job)}", flush=True)
     return job
 
 
@@ -133,7 +129,9 @@ def _placeholders(recipe: Recipe) -> list[str]:
 
 
 def passed_on(names: Sequence[str], environment: Mapping[str, str]) -> dict[str, str]:
-    """Variables to pass to a job.
+    """Variables to pass to a job: those that every process of a run gets, and ``names``.
+
+    Everyone who can list the cluster's jobs can read them.
 
     Raises:
         UserError: one is not set here, or may be a secret.
@@ -147,7 +145,7 @@ def passed_on(names: Sequence[str], environment: Mapping[str, str]) -> dict[str,
             )
         if name not in environment:
             raise UserError(f"--env {name} is not set here", fix=f"export {name}=...")
-    return {name: environment[name] for name in (*PASSED, *names) if name in environment}
+    return {**forwarded_to_job(environment), **{name: environment[name] for name in names}}
 
 
 def _follow(jobs: Jobs, job: str) -> int:

@@ -2,6 +2,7 @@
 
 ``UserError``      the input is wrong: exit 2, a message of one screen without a traceback; nothing is written.
 ``MachineryError`` a process, a device or the network failed: exit 3, one line that names the location.
+``NonFiniteError`` a number is NaN or infinite: exit 3, the tensor's name.
 ``CanaryError``    an invariant is violated: exit 3, its value, its limits and the usual causes.
 ``Stopped``        the run stopped on request without a failure: exit 75, the checkpoint from which it resumes.
 ``Waiting``        people have to do something first: exit 75, what it is; the same command then goes on.
@@ -24,6 +25,8 @@ class RLHFError(Exception):
     """Base class of all errors that this package raises deliberately."""
 
     exit_code = 3
+    may_pass = False
+    """Whether the same command may succeed if it is repeated: a scheduler may requeue it."""
 
 
 class UserError(RLHFError):
@@ -52,6 +55,14 @@ class UserError(RLHFError):
 
 class MachineryError(RLHFError):
     """A process, a device or a connection failed; the message names role, rank, node, step and phase where known."""
+
+    may_pass = True
+
+
+class NonFiniteError(MachineryError):
+    """A number is NaN or infinite. A repetition resumes before it, with the same prompts, and would find it again."""
+
+    may_pass = False
 
 
 class LostError(MachineryError):
@@ -87,6 +98,7 @@ class Stopped(RLHFError):
     """
 
     exit_code = 75
+    may_pass = True
 
     def __init__(self, why: str, commit: str = "") -> None:
         super().__init__(why, commit)  # both in args, so that the error can be pickled

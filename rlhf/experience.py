@@ -24,7 +24,7 @@ from rlhf.algorithms.rewards import (
 )
 from rlhf.algorithms.state import AlgorithmState, next_kl_coef
 from rlhf.config.schema import AlgorithmConfig
-from rlhf.errors import MachineryError
+from rlhf.errors import NonFiniteError
 from rlhf.types import Bool, Experience, FinishReason, Float32, RolloutBlock
 
 
@@ -53,7 +53,7 @@ class Scored:
         """Check that all numbers inside the mask are finite; those outside it are not read.
 
         Raises:
-            MachineryError: some are NaN or infinite; the message names every such tensor.
+            NonFiniteError: some are NaN or infinite; the message names every such tensor.
         """
         tokens = {
             "old_logprobs (by the policy)": self.old_logprobs,
@@ -67,7 +67,7 @@ class Scored:
         bad = {name: int(np.count_nonzero(~np.isfinite(array))) for name, array in inside.items()}
         if any(bad.values()):
             found = [f"{name}: {count} of {inside[name].size}" for name, count in bad.items() if count]
-            raise MachineryError(f"numbers that are NaN or infinite, in {'; '.join(found)}")
+            raise NonFiniteError(f"numbers that are NaN or infinite, in {'; '.join(found)}")
 
 
 def total_score(scores: Mapping[str, Float32], weights: Mapping[str, float], dropped: Bool) -> Float32:

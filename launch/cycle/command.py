@@ -5,7 +5,6 @@ The same command goes on after a stop, a kill, or a wait for votes.
 
 from __future__ import annotations
 
-import fcntl
 import sys
 import time
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ import typer
 
 from launch.options import Overrides, RecipePath
 from rlhf.errors import UserError
+from rlhf.storage.folder_lock import FolderLock, LockedError
 
 if TYPE_CHECKING:
     from launch.cycle.plan import CyclePlan
@@ -86,15 +86,16 @@ def _locked(root: Path) -> Iterator[None]:
     """
     try:
         root.mkdir(parents=True, exist_ok=True)
-        lock = (root / ".cycle.lock").open("a", encoding="utf-8")
+        lock = FolderLock.take(root / ".cycle.lock", _say)
+    except LockedError as error:
+        fix = "wait for it, stop it, or give this cycle another name (name=...)"
+        why = f"a step is done once, and it is in use by {error.holder}"
+        raise UserError(f"another command runs the cycle in {root}", why, fix) from None
     except OSError as error:
         why = str(error.strerror)
         raise UserError(f"cannot write to {root}", why, "set runs_dir to a folder that you may write to") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            fix = "wait for it, stop it, or give this cycle another name (name=...)"
-            raise UserError(f"another command runs the cycle in {root}", "a step is done once", fix) from None
+    try:
         sys.stdout.flush()
         yield
+    finally:
+        lock.release()

@@ -900,6 +900,9 @@ class RecoveryConfig:
     restarts: CountOrZero = 20
     """Largest number of restarts in one command; the next failure ends it with exit code 3 and the history. Actors that
     fail together, such as all ranks of a group, count as one restart."""
+    requeues: CountOrZero = 3
+    """Largest number of times in a row that ``launch/slurm.sh`` and a RayJob repeat a command that ended before it
+    completed a further step. Only a cause that may pass is repeated: a failed machine, not a violated canary."""
     backoff_seconds: SecondsOrZero = 0.5
     """Wait before a role is restarted that has failed before; it doubles with each consecutive failure of the role."""
     backoff_limit_seconds: SecondsOrZero = 60.0

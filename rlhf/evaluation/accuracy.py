@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rlhf.errors import MachineryError, UserError
+from rlhf.errors import NonFiniteError, UserError
 from rlhf.evaluation.intervals import share_interval
 from rlhf.records import DataFile
 from rlhf.types import Bool, Float32, Int64, Sequences
@@ -29,7 +29,7 @@ def preference_accuracy(rewards: Float32, margins: Float32, prompt_ids: Int64) -
     Shapes: rewards (2K,), margins, prompt_ids (K,), K ≥ 1.
 
     Raises:
-        MachineryError: a reward is NaN or infinite.
+        NonFiniteError: a reward is NaN or infinite.
     """
     _require_finite(rewards)
     difference = rewards[0::2].astype(np.float64) - rewards[1::2].astype(np.float64)
@@ -51,7 +51,7 @@ def label_accuracy(rewards: Float32, is_good: Bool, prompt_ids: Int64) -> dict[s
     Shapes: (K,) each, K ≥ 1.
 
     Raises:
-        MachineryError: a reward is NaN or infinite.
+        NonFiniteError: a reward is NaN or infinite.
     """
     _require_finite(rewards)
     correct = (rewards > 0) == is_good
@@ -67,7 +67,7 @@ def label_accuracy(rewards: Float32, is_good: Bool, prompt_ids: Int64) -> dict[s
 def _require_finite(rewards: Float32) -> None:
     bad = int(np.count_nonzero(~np.isfinite(rewards)))
     if bad:
-        raise MachineryError(f"numbers that are NaN or infinite, in held-out rewards: {bad} of {len(rewards)}")
+        raise NonFiniteError(f"numbers that are NaN or infinite, in held-out rewards: {bad} of {len(rewards)}")
 
 
 def most_frequent_label(is_good: Bool) -> float:

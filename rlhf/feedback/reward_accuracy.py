@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from scipy.special import expit
 
-from rlhf.errors import MachineryError
+from rlhf.errors import NonFiniteError
 from rlhf.evaluation.intervals import share_interval
 from rlhf.evaluation.reward_bench import section_accuracies
 
@@ -103,12 +103,12 @@ def reward_accuracy(outcomes: Sequence[ScoredJudgement], votes: Sequence[ScoredJ
         votes: single votes, for the accuracy by rater and by guideline version; by default ``outcomes``.
 
     Raises:
-        MachineryError: a reward is NaN or infinite.
+        NonFiniteError: a reward is NaN or infinite.
     """
     votes = votes or outcomes
     bad = sum(not np.isfinite(each.difference) for each in (*outcomes, *votes))
     if bad:
-        raise MachineryError(f"numbers that are NaN or infinite, in differences of rewards: {bad} judgements")
+        raise NonFiniteError(f"numbers that are NaN or infinite, in differences of rewards: {bad} judgements")
     margin = np.array([each.difference if each.first_wins else -each.difference for each in outcomes])
     probability = expit(margin)
     bins = _calibration(margin)

@@ -14,6 +14,8 @@ from rlhf.config.schema import CheckpointConfig
 from rlhf.errors import Stopped, UserError
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+ASK_AGAIN = signal.SIGUSR1
+"""A stop request that may be repeated, and may come beside SIGTERM: several hooks of a cluster that ends send it."""
 LAST_RESORT = "end of the grace period"
 SAME_SECONDS = 0.05
 """Signals within this interval are one request: ``timeout`` and some schedulers send theirs twice."""
@@ -46,7 +48,8 @@ class StopRequest:
         """Time of the signal, at which ``checkpoint.grace_seconds`` begin."""
         self.notice: Callable[[str], object] = lambda text: None
         """Shows a line to the user, when a signal is received."""
-        self._first = 0.0
+        self._first: float | None = None
+        """Time of the first SIGTERM or SIGINT."""
 
     @property
     def deadline(self) -> float | None:
@@ -72,11 +75,11 @@ class StopRequest:
 
     @contextmanager
     def install(self) -> Iterator[None]:
-        """Context in which SIGTERM and SIGINT are stop requests.
+        """Context in which SIGTERM, SIGINT and SIGUSR1 are stop requests.
 
         Only the main thread may enter it, after ``ray.init``, which installs a handler for SIGTERM.
         """
-        before = {number: signal.signal(number, self._asked) for number in SIGNALS}
+        before = {number: signal.signal(number, self._asked) for number in (*SIGNALS, ASK_AGAIN)}
         reader, writer = os.pipe()
         os.set_blocking(writer, False)
         wakes = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
@@ -91,11 +94,15 @@ class StopRequest:
                 signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def _asked(self, number: int, frame: FrameType | None) -> None:
-        """Record the first signal; a second one ends the process at once."""
+        """Record the first signal; a second SIGTERM or SIGINT ends the process at once."""
         now = time.monotonic()
         if self.requested is None:
-            self.requested, self.requested_at, self._first = signal.Signals(number).name, self._clock(), now
+            self.requested, self.requested_at = signal.Signals(number).name, self._clock()
             self.notice(f"{self.requested}: stopping within {self._grace:.0f} s; a second one stops at once")
+        if number == ASK_AGAIN:
+            return
+        if self._first is None:
+            self._first = now
         elif now - self._first > SAME_SECONDS:
             os._exit(128 + number)
 
@@ -135,6 +142,8 @@ def _listen(reader: int, grace_seconds: float) -> None:
     """
     first: float | None = None
     while number := os.read(reader, 1):
+        if number[0] == ASK_AGAIN:
+            end_within(grace_seconds)
         if number[0] not in SIGNALS:
             continue
         now = time.monotonic()

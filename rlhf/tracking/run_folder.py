@@ -7,23 +7,22 @@ deleted and never mixed with the next one. One process at a time writes to a sta
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
-import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from rlhf.checkpoints.manifest import FileEntry, data_file, file_entries, find_faults, hash_files
 from rlhf.checkpoints.store import clean, committed
 from rlhf.errors import UserError
 from rlhf.records import DataFile
 from rlhf.storage.durable import sync, write_atomically, written_folder
+from rlhf.storage.folder_lock import FolderLock, LockedError
 from rlhf.storage.jsonl import json_safe
 from rlhf.storage.reading import damaged, read_json
 
@@ -59,17 +58,24 @@ class RunFolder:
         self._done = self.path / "done.json"
         self._digest: str | None = None
         self._data: Sequence[DataFile] | None = None
-        self._lock: TextIO | None = None
+        self._lock: FolderLock | None = None
 
     @classmethod
     def create(
-        cls, root: Path, stage: str, config_yaml: str, digest: str, data: Sequence[DataFile] | None = None
+        cls,
+        root: Path,
+        stage: str,
+        config_yaml: str,
+        digest: str,
+        data: Sequence[DataFile] | None = None,
+        notice: Callable[[str], object] = lambda text: None,
     ) -> RunFolder:
         """Lock the stage's folder for this process, empty except for ``config.yaml`` and ``logs/``.
 
         A folder that is finished with the same ``digest`` is returned unchanged: call ``is_finished`` before writing. A
         folder with a checkpoint is returned unchanged too, with ``resumes`` set: check the checkpoint, then call
-        ``accept`` and ``rewind``. ``data`` are the stage's data files, which ``finish`` records.
+        ``accept`` and ``rewind``. ``data`` are the stage's data files, which ``finish`` records. ``notice`` shows a
+        line to the user if the lock is that of another machine, which may have crashed.
 
         Raises:
             UserError: it is finished with another configuration, another process has locked it, or it is not writable.
@@ -78,7 +84,7 @@ class RunFolder:
         run._digest, run._data = digest, data
         try:
             root.mkdir(parents=True, exist_ok=True)
-            run._take_lock()
+            run._take_lock(notice)
             if run.finished_digest() is None:
                 run._start(config_yaml)
             else:
@@ -140,9 +146,9 @@ class RunFolder:
             shutil.rmtree(self.path)
 
     def release(self) -> None:
-        """Unlock the folder; the kernel does the same when this process ends."""
+        """Unlock the folder; it is unlocked too when this process ends."""
         if self._lock is not None:
-            self._lock.close()
+            self._lock.release()
             self._lock = None
 
     @contextmanager
@@ -284,24 +290,16 @@ class RunFolder:
                 f"give this run another name (name=...), or delete {self.path} if you no longer need it",
             )
 
-    def _take_lock(self) -> None:
+    def _take_lock(self, notice: Callable[[str], object]) -> None:
         # The lock is outside the stage's folder, because that is renamed when an attempt is moved aside.
-        lock = (self.root / f".{self.stage}.lock").open("a+", encoding="utf-8", errors="replace")
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            holder = lock.read().strip() or "another process"
-            lock.close()
+            self._lock = FolderLock.take(self.root / f".{self.stage}.lock", notice)
+        except LockedError as error:
             raise UserError(
-                f"{self.path} is in use by {holder}",
+                f"{self.path} is in use by {error.holder}",
                 "two runs cannot write to one folder",
                 "wait for it, stop it, or give this run another name (name=...)",
             ) from None
-        self._lock = lock
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        lock.flush()
 
 
 @contextmanager

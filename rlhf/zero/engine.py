@@ -24,7 +24,7 @@ from transformers.integrations import HfDeepSpeedConfig
 
 from rlhf.config.schema import OptimizerConfig, RoleConfig
 from rlhf.device import release_cache
-from rlhf.errors import MachineryError
+from rlhf.errors import NonFiniteError
 from rlhf.models.lora import adapters, merged, parts, plain_tensors
 from rlhf.models.stored import dtype_of, shape_of, stored_tensors
 from rlhf.placement.parallelism import model_parallel_size
@@ -130,7 +130,7 @@ class ZeroEngine:
             count: divisor of the sum over all ranks and micro-batches.
 
         Raises:
-            MachineryError: a watched tensor is not finite, and the weights are unchanged; or the gradient was not.
+            NonFiniteError: a watched tensor is not finite, and the weights are unchanged; or the gradient was not.
         """
         self.offloader.reload("weights", "states")
         for index, micro_batch in enumerate(micro_batches):
@@ -215,7 +215,7 @@ class ZeroEngine:
 
 def _finite_norm(norm: float) -> float:
     if not math.isfinite(norm):
-        raise MachineryError(f"numbers that are NaN or infinite during the update, in the gradient: its norm is {norm}")
+        raise NonFiniteError(f"numbers that are NaN or infinite during the update, in the gradient: its norm is {norm}")
     return norm
 
 

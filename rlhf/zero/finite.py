@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from rlhf.errors import MachineryError
+from rlhf.errors import NonFiniteError
 
 
 class FiniteCheck:
@@ -28,7 +28,7 @@ class FiniteCheck:
         """Read and reset the counts (collective): all ranks raise, or none.
 
         Raises:
-            MachineryError: some numbers are not finite; the message names their tensor.
+            NonFiniteError: some numbers are not finite; the message names their tensor.
         """
         names, sizes = list(self._counts), list(self._sizes.values())
         if not names:
@@ -45,7 +45,7 @@ def require_finite(name: str, tensor: Tensor) -> None:
     """Check one tensor.
 
     Raises:
-        MachineryError: some elements are not finite; the message names the tensor.
+        NonFiniteError: some elements are not finite; the message names the tensor.
     """
     if bad := int(_non_finite(tensor)):
         raise _error(name, bad, tensor.numel())
@@ -55,5 +55,5 @@ def _non_finite(tensor: Tensor) -> Tensor:
     return (~torch.isfinite(tensor.detach())).sum()
 
 
-def _error(name: str, bad: int, size: int) -> MachineryError:
-    return MachineryError(f"numbers that are NaN or infinite during the update, in {name}: {bad} of {size}")
+def _error(name: str, bad: int, size: int) -> NonFiniteError:
+    return NonFiniteError(f"numbers that are NaN or infinite during the update, in {name}: {bad} of {size}")

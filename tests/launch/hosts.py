@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 ROOT = Path(__file__).parents[2]
 NETWORK = "10.77.0"
@@ -99,13 +100,15 @@ class Host:
         """Home folder of its user."""
         return self.folder / "home"
 
-    def start(self, command: Sequence[str], cwd: Path = ROOT, **environment: str) -> subprocess.Popen[str]:
-        """Start a command on this host."""
+    def start(
+        self, command: Sequence[str], cwd: Path = ROOT, output: IO[str] | None = None, **environment: str
+    ) -> subprocess.Popen[str]:
+        """Start a command on this host; its output goes to a file, or else to a pipe."""
         return subprocess.Popen(
             ["nsenter", "-t", str(self.first), *OWN, f"--wd={cwd}", *command],
             env=self._environment(environment),
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
+            stdout=output or subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )

@@ -1,4 +1,8 @@
-"""A SLURM cluster of two hosts: real daemons from the distribution's packages, with all their files in one folder."""
+"""A SLURM cluster of two hosts: real daemons from the distribution's packages, with all their files in one folder.
+
+Each node offers two GPUs as generic resources (GRES): files in their place. Where this machine has the kernel's control
+groups of version 1, jobs are confined by them to the cores, the memory and the devices that they asked for.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from tests.launch.hosts import ROOT, Host, hosts
@@ -28,10 +32,10 @@ SlurmctldPidFile=/mnt/slurmctld.pid
 SlurmdPidFile=/mnt/slurmd.pid
 SlurmctldLogFile={folder}/slurmctld.log
 SlurmdLogFile={folder}/slurmd-%n.log
-ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
+{confinement}
+GresTypes=gpu
 SelectType=select/cons_tres
-SelectTypeParameters=CR_CPU
+SelectTypeParameters=CR_CPU_Memory
 SchedulerType=sched/builtin
 SchedulerParameters=sched_interval=1,bf_interval=1
 # What preempts a job sends it the signal that it asked for.
@@ -44,6 +48,22 @@ MailProg=/bin/true
 PartitionName=low Nodes=ALL Default=YES PriorityTier=1 GraceTime=120
 PartitionName=high Nodes=ALL PriorityTier=10 PreemptMode=OFF
 """
+GPUS = ("7", "11")
+"""Stand-ins for the GPUs of a node: minor numbers of memory devices that no program of a job opens (full, kmsg)."""
+MEMORY_MIB = 3000
+"""Memory of a node, which jobs are confined to."""
+FREE = "ProctrackType=proctrack/linuxproc\nTaskPlugin=task/none"
+CONFINED = "ProctrackType=proctrack/cgroup\nTaskPlugin=task/cgroup"
+CGROUPS = """
+CgroupPlugin=cgroup/v1
+CgroupMountpoint=/sys/fs/cgroup
+ConstrainCores=yes
+ConstrainRAMSpace=yes
+ConstrainSwapSpace=no
+ConstrainDevices=yes
+"""
+CONTROLLERS = ("cpuset", "memory", "devices", "freezer", "cpuacct")
+GROUPS = Path("/sys/fs/cgroup")
 MUNGE = [f"--{kind}=/mnt/munge.{kind}" for kind in ("socket", "pid-file", "log-file", "seed-file")]
 OVER = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED"}
 
@@ -101,6 +121,32 @@ class Slurm:
         return "\n".join(f"--- {log.name}\n{log.read_text()[-3000:]}" for log in logs if log.exists())
 
 
+def has_groups() -> bool:
+    """Whether control groups of version 1 can be made here."""
+    return all(os.access(GROUPS / name / "cgroup.procs", os.W_OK) for name in CONTROLLERS)
+
+
+def _confine(host: Host) -> Iterator[Path]:
+    """Give a host control groups of its own: those of two nodes would have the same names. Yields what to remove."""
+    for name in CONTROLLERS:
+        own = GROUPS / name / f"rlhf-{os.getpid()}-{host.name}"
+        own.mkdir()
+        yield own
+        if name == "cpuset":
+            for file in ("cpuset.cpus", "cpuset.mems"):
+                (own / file).write_text((GROUPS / name / file).read_text())
+        _run(host, "mount", "--bind", str(own), str(GROUPS / name))
+
+
+def _remove(group: Path) -> None:
+    """Remove a control group, and those in it, once their processes have ended."""
+    for inner in sorted((path for path in group.rglob("*") if path.is_dir()), reverse=True):
+        with suppress(OSError):
+            inner.rmdir()
+    with suppress(OSError):
+        group.rmdir()
+
+
 @contextmanager
 def slurm(folder: Path) -> Iterator[Slurm]:
     """Run the block with a SLURM of two hosts."""
@@ -108,10 +154,23 @@ def slurm(folder: Path) -> Iterator[Slurm]:
     key.write_bytes(os.urandom(128))
     key.chmod(0o600)
     (folder / "state").mkdir()
-    with hosts(folder, NODES) as made:
-        nodes = "\n".join(f"NodeName={name} NodeAddr={made[name].address} CPUs=2" for name in NODES)
-        text = CONFIGURATION.format(folder=folder, head=made["n1"].address, nodes=nodes)
+    groups = list[Path]()
+    with ExitStack() as ends:
+        ends.callback(lambda: [_remove(group) for group in groups])  # after the hosts have ended
+        made = ends.enter_context(hosts(folder, NODES))
+        has = f"CPUs=2 RealMemory={MEMORY_MIB} Gres=gpu:{len(GPUS)}"
+        nodes = "\n".join(f"NodeName={name} NodeAddr={made[name].address} {has}" for name in NODES)
+        confinement = CONFINED if has_groups() else FREE
+        text = CONFIGURATION.format(folder=folder, head=made["n1"].address, nodes=nodes, confinement=confinement)
         (folder / "slurm.conf").write_text(text)
+        (folder / "gres.conf").write_text(f"Name=gpu File=/mnt/gpu[0-{len(GPUS) - 1}]\n")
+        if has_groups():
+            (folder / "cgroup.conf").write_text(CGROUPS)
+            for name in NODES:
+                groups.extend(_confine(made[name]))
+        for name in NODES:
+            for number, device in enumerate(GPUS):
+                _run(made[name], "mknod", "-m", "666", f"/mnt/gpu{number}", "c", "1", device)
         for name in NODES:
             _run(made[name], "munged", "--force", f"--key-file={key}", *MUNGE)
         _run(made["n1"], "slurmctld", "-f", f"{folder}/slurm.conf")

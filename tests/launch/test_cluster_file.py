@@ -11,6 +11,8 @@ from jsonschema import ValidationError
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from launch.files import ROOT, Settings, render
+from launch.node_sizes import HEAD_STORE, node_sizes
+from rlhf.config.load import load_recipe
 from tests.launch.hosts import Host, hosts, why_not
 
 
@@ -30,9 +32,37 @@ def test_ray_would_refuse_a_key_that_is_none() -> None:
 def test_nothing_starts_without_the_token() -> None:
     cluster = yaml.safe_load(render("cluster.yaml"))
     starts = [cluster[f"{kind}_start_ray_commands"][-1] for kind in ("head", "worker")]
-    assert [start.split()[0] for start in starts] == ["~/rlhf/launch/head.sh", "~/rlhf/launch/worker.sh"]
+    assert [start.split()[1] for start in starts] == ["~/rlhf/launch/head.sh", "~/rlhf/launch/worker.sh"]
     assert "~/.ray/auth_token" in cluster["file_mounts"]
     assert "dashboard-host" not in " ".join(starts), "head.sh keeps it on 127.0.0.1"
+
+
+def test_the_object_store_is_the_plans() -> None:
+    cluster = yaml.safe_load(render("cluster.yaml"))
+    planned = node_sizes(load_recipe(ROOT / Settings().recipe), "pipeline", gpus=8, cpus=192).object_store
+    sizes = [cluster[f"{kind}_start_ray_commands"][-1].split()[0] for kind in ("head", "worker")]
+    assert sizes == [f"OBJECT_STORE_BYTES={HEAD_STORE}", f"OBJECT_STORE_BYTES={planned}"]
+
+
+ADDRESS = """
+for n in 8 9; do
+    ip link add net$n type veth peer other$n
+    ip link set net$n up; ip link set other$n up
+    ip addr add 10.9$n.0.1/24 dev net$n
+done
+ip route add default via 10.98.0.254
+python -m launch.own_address 10.99.0.7
+python -m launch.own_address
+"""
+
+
+@pytest.mark.skipif(bool(why_not()), reason=why_not())
+def test_a_node_of_several_networks_has_the_address_toward_the_head(tmp_path: Path) -> None:
+    with hosts(tmp_path, ["node"]) as made:
+        code, said = made["node"].run(["sh", "-ec", ADDRESS])
+        assert (code, said.split()) == (0, ["10.99.0.1", "10.98.0.1"]), said
+        code, said = made["node"].run(["sh", "-ec", "ip route del default; exec python -m launch.own_address 1.2.3.4"])
+        assert code == 3 and "there is no way to 1.2.3.4" in said and "fix:" in said
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from launch.attempt import REPEAT
 from launch.files import (
     ENVIRONMENT,
     FILES,
@@ -46,13 +48,13 @@ def test_every_template_is_rendered() -> None:
 
 
 def test_a_variant_is_printed_with_its_settings(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["launch/kubernetes/rayjob.yaml", "name=other", "max_workers=7"]) == 0
+    assert main(["launch/kubernetes/rayjob.yaml", "name=other", "workers=7"]) == 0
     job = yaml.safe_load(capsys.readouterr().out)
     assert job["metadata"]["name"] == "other"
     assert job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["replicas"] == 7
 
 
-@pytest.mark.parametrize("word", ["workers=3", "gpus=many", "gpus"])
+@pytest.mark.parametrize("word", ["nodes=3", "gpus=many", "gpus"])
 def test_an_unknown_setting_is_refused(word: str) -> None:
     with pytest.raises(UserError, match="is no setting of a cluster"):
         parse([word])
@@ -102,6 +104,25 @@ def test_without_a_token_nothing_starts(name: str, tmp_path: Path) -> None:
     assert "fix:" in done.stderr
 
 
+STORE = """
+OBJECT_STORE_BYTES={wanted}
+source launch/ray_node.sh; size_object_store; echo "${{store_options[@]}}"
+"""
+
+
+@pytest.mark.parametrize(
+    ("wanted", "option"), [("", ""), (10**6, "--object-store-memory=1000000"), (10**18, "--object-store-memory=")]
+)
+def test_the_object_store_lies_in_the_shared_memory(wanted: int | str, option: str) -> None:
+    command = ["bash", "-euc", STORE.format(wanted=wanted)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip().startswith(option) and bool(done.stdout.strip()) == bool(option)
+    is_less = wanted == 10**18
+    assert ("/dev/shm is too small" in done.stderr) == is_less
+    if is_less:
+        assert 0 < int(done.stdout.partition("=")[2]) <= shutil.disk_usage("/dev/shm").total
+
+
 @pytest.mark.parametrize("name", ["head", "worker", "slurm"])
 def test_every_node_has_the_same_environment(name: str) -> None:
     """Which is that of Kubernetes and of Ray's cluster launcher."""
@@ -118,6 +139,7 @@ def test_the_head_listens_where_workers_look_for_it() -> None:
     assert f"--dashboard-port={PORTS['dashboard']} --ray-client-server-port={PORTS['client']} " in head
     assert f'--address="$head:{PORTS["head"]}"' in worker
     assert slurm.count(f'"$head:{PORTS["head"]}"') == 2
+    assert all('"${store_options[@]}"' in script for script in (head, worker))
     assert "--dashboard-host=127.0.0.1" in head
 
 
@@ -140,8 +162,8 @@ def test_the_image_has_the_packages_and_the_environment_of_every_node() -> None:
 
 def test_slurm_requeues_on_the_code_of_a_run_that_can_be_resumed() -> None:
     script = (ROOT / "launch/slurm.sh").read_text()
-    assert re.findall(r"code=(\d+)(?=\n|; fi)", script) == ["0", "75", "75"] and Stopped.exit_code == 75
-    assert "if [[ $code -eq 75 " in script
+    assert re.findall(r"^repeat=(\d+)", script, re.MULTILINE) == [str(REPEAT)] and Stopped.exit_code == REPEAT
+    assert "if [[ $code -eq $repeat " in script
 
 
 def test_the_packages_folder_of_data_code_is_copied_to_nodes() -> None:
@@ -171,7 +193,7 @@ def test_what_the_page_submits_loads(words: str) -> None:
 
 
 def test_the_page_names_every_setting_and_every_file() -> None:
-    assert len(PRINTED) == 4 and len(SUBMITTED) == 2
+    assert len(PRINTED) == 5 and len(SUBMITTED) == 2
     assert [name for name in asdict(Settings()) if f"`{name}`" not in PAGE and name != "provider"] == []
     shown = ["slurm.sh", "wheelhouse.sh", "Containerfile", *(Path(file).name for file in FILES)]
     assert [name for name in shown if name not in PAGE] == []

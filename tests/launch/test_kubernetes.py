@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shlex
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,19 +13,22 @@ import yaml
 from jsonschema import Draft202012Validator, ValidationError
 
 from launch.cli import parse as parse_command
-from launch.files import ENVIRONMENT, ROOT, Settings, render
+from launch.files import EFA, ENVIRONMENT, ROOT, Settings, render
+from launch.node_sizes import GIB, node_sizes
 from rlhf.config.load import load_recipe
+from rlhf.errors import UserError
 from tests.launch.kuberay import SCHEMAS
 
 KUBERNETES = "1.37"
-CLUSTER, JOB, ACCESS = (f"launch/kubernetes/{name}.yaml" for name in ("raycluster", "rayjob", "access"))
+NAMES = ("raycluster", "rayjob", "access", "shell")
+CLUSTER, JOB, ACCESS, SHELL = (f"launch/kubernetes/{name}.yaml" for name in NAMES)
 RAY = [(file, queue) for file in (CLUSTER, JOB) for queue in ("", "team-a")]
 
 each_ray_file = pytest.mark.parametrize(("file", "queue"), RAY)
 
 
-def load(file: str, queue: str = "") -> dict[str, Any]:
-    return yaml.safe_load(render(file, Settings(queue=queue)))
+def load(file: str, queue: str = "", **settings: Any) -> dict[str, Any]:
+    return yaml.safe_load(render(file, Settings(queue=queue, **settings)))
 
 
 def cluster_of(resource: dict[str, Any]) -> dict[str, Any]:
@@ -55,7 +59,8 @@ def test_the_schemas_take_it(file: str, queue: str) -> None:
 
 def test_what_stands_beside_it_is_kubernetes_own() -> None:
     resources = list(yaml.safe_load_all(render(ACCESS)))
-    assert [resource["kind"] for resource in resources] == ["PersistentVolumeClaim", "NetworkPolicy"]
+    kinds = ["PersistentVolumeClaim", "PersistentVolumeClaim", "NetworkPolicy"]
+    assert [resource["kind"] for resource in resources] == kinds
     for resource in resources:
         kubernetes_validate.validate(resource, KUBERNETES, strict=True)
 
@@ -92,7 +97,7 @@ def test_nobody_gets_in_without_the_token(file: str, queue: str) -> None:
 
 @each_ray_file
 def test_the_wall_stands_around_every_pod(file: str, queue: str) -> None:
-    policy = list(yaml.safe_load_all(render(ACCESS)))[1]["spec"]
+    policy = list(yaml.safe_load_all(render(ACCESS)))[-1]["spec"]
     wanted = policy["podSelector"]["matchLabels"].items()
     assert policy["policyTypes"] == ["Ingress"]
     assert all(wanted <= template["metadata"]["labels"].items() for template in pods(load(file, queue)))
@@ -121,18 +126,137 @@ def test_the_pods_have_the_environment_of_all_launchers(file: str, queue: str) -
     cluster = cluster_of(load(file, queue))
     for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
         [container] = group["template"]["spec"]["containers"]
-        given = {variable["name"]: variable["value"] for variable in container["env"]}
-        assert given == {name: value for name, value in ENVIRONMENT.items() if name != "RAY_AUTH_MODE"}
+        given = {variable["name"]: variable.get("value") for variable in container["env"]}
+        expected = {name: value for name, value in ENVIRONMENT.items() if name != "RAY_AUTH_MODE"}
+        assert expected.items() <= given.items() and "RAY_AUTH_MODE" not in given
 
 
-def test_every_node_sees_the_same_runs() -> None:
-    claim = next(iter(yaml.safe_load_all(render(ACCESS))))
-    assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
-    cluster = cluster_of(load(CLUSTER))
-    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+def groups_of(resource: dict[str, Any]) -> list[dict[str, Any]]:
+    cluster = cluster_of(resource)
+    return [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+
+
+@pytest.mark.parametrize("file", [CLUSTER, JOB])
+def test_every_node_sees_the_same_runs_and_data(file: str) -> None:
+    claims = list(yaml.safe_load_all(render(ACCESS)))[:2]
+    assert all(claim["spec"]["accessModes"] == ["ReadWriteMany"] for claim in claims)
+    for group in groups_of(load(file)):
         spec = group["template"]["spec"]
-        assert {"name": "runs", "mountPath": "/opt/rlhf/runs"} in spec["containers"][0]["volumeMounts"]
-        assert spec["volumes"][0]["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
+        mounts = {mount["name"]: mount["mountPath"] for mount in spec["containers"][0]["volumeMounts"]}
+        assert (mounts["runs"], mounts["data"]) == ("/opt/rlhf/runs", "/opt/rlhf/data")
+        named = [volume["persistentVolumeClaim"]["claimName"] for volume in spec["volumes"][:2]]
+        assert named == [claim["metadata"]["name"] for claim in claims]
+
+
+@pytest.mark.parametrize("file", [CLUSTER, JOB])
+def test_secrets_come_from_the_clusters_secret_and_may_be_absent(file: str) -> None:
+    for group in groups_of(load(file)):
+        [container] = group["template"]["spec"]["containers"]
+        secret = {v["name"]: v["valueFrom"]["secretKeyRef"] for v in container["env"] if "valueFrom" in v}
+        assert secret == {
+            name: {"name": "rlhf-secrets", "key": name, "optional": True}
+            for name in ("WANDB_API_KEY", "HF_TOKEN", "RLHF_REWARD_TOKEN")
+            if container["name"] == "ray-head" or name != "WANDB_API_KEY"  # only the driver speaks with W&B
+        }
+
+
+def gib(text: str) -> int:
+    return int(text.removesuffix("Gi"))
+
+
+def test_the_sizes_are_the_plans_and_fit_the_machine() -> None:
+    """The object store lies in the shared memory, that in the memory of the pod, and that in its machine's."""
+    for group in groups_of(load(JOB)):
+        spec, given = group["template"]["spec"], group["rayStartParams"]
+        limits = spec["containers"][0]["resources"]["limits"]
+        store, memory = int(given["object-store-memory"]), int(given["memory"])
+        [shared] = [gib(v["emptyDir"]["sizeLimit"]) for v in spec["volumes"] if v["name"] == "shared-memory"]
+        assert store + memory == gib(limits["memory"]) * GIB, "Ray offers no more than the container has"
+        assert store < shared * GIB < gib(limits["memory"]) * GIB
+    planned = node_sizes(load_recipe(ROOT / Settings().recipe), "pipeline", gpus=8, cpus=192)
+    [worker] = cluster_of(load(JOB))["workerGroupSpecs"]
+    assert int(worker["rayStartParams"]["object-store-memory"]) == planned.object_store
+    assert worker["replicas"] == planned.workers == 1
+    assert int(limits["cpu"]) < 192 and gib(limits["memory"]) < 2048
+    assert (
+        int(
+            load(JOB, object_store_gib=7)["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["rayStartParams"][
+                "object-store-memory"
+            ]
+        )
+        == 7 * GIB
+    )
+
+
+def test_a_machine_that_is_too_small_is_refused() -> None:
+    with pytest.raises(UserError, match="needs .* GiB of memory on a worker; its pod has"):
+        load(JOB, memory_gib=256)
+
+
+@each_ray_file
+def test_a_pod_that_ends_asks_its_run_to_stop_and_has_the_time(file: str, queue: str) -> None:
+    grace = load_recipe(ROOT / Settings().recipe).checkpoint.grace_seconds
+    for group in groups_of(load(file, queue)):
+        spec = group["template"]["spec"]
+        [container] = spec["containers"]
+        *program, seconds = container["lifecycle"]["preStop"]["exec"]["command"]
+        assert program == ["python", "-m", "launch.leave"]
+        assert grace < int(seconds) < spec["terminationGracePeriodSeconds"]
+    [head, _] = [group["template"]["spec"]["containers"][0] for group in groups_of(load(file, queue))]
+    waits = {variable["name"]: variable.get("value") for variable in head["env"]}
+    assert int(waits["RAY_JOB_STOP_WAIT_TIME_S"]) > grace, "a RayJob that is deleted has Ray stop its job"
+
+
+def test_gpu_pods_bear_the_taint_of_gpu_nodes() -> None:
+    head, worker = groups_of(load(JOB))
+    toleration = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
+    assert worker["template"]["spec"]["tolerations"] == [toleration]
+    assert "tolerations" not in head["template"]["spec"]
+    [_, chosen] = groups_of(load(JOB, node="p5.48xlarge"))
+    assert chosen["template"]["spec"]["nodeSelector"] == {"node.kubernetes.io/instance-type": "p5.48xlarge"}
+    assert "nodeSelector" not in worker["template"]["spec"]
+
+
+@pytest.mark.parametrize(
+    ("rdma", "resource", "variables"),
+    [
+        ("vpc.amazonaws.com/efa:32", {"vpc.amazonaws.com/efa": 32}, {"FI_PROVIDER", "FI_EFA_USE_DEVICE_RDMA"}),
+        ("rdma/ib:8", {"rdma/ib": 8}, set()),
+    ],
+)
+def test_devices_for_rdma_are_an_option(rdma: str, resource: dict[str, int], variables: set[str]) -> None:
+    job = load(JOB, rdma=rdma)
+    check(job)
+    head, worker = groups_of(job)
+    [container] = worker["template"]["spec"]["containers"]
+    assert resource.items() <= container["resources"]["limits"].items()
+    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"], "add": ["IPC_LOCK"]}
+    assert {v["name"] for v in container["env"] if v["name"].startswith("FI_")} == variables
+    assert not resource.keys() & head["template"]["spec"]["containers"][0]["resources"]["limits"].keys()
+    with pytest.raises(UserError, match="it is a resource's name and a number"):
+        load(JOB, rdma="rdma/ib")
+
+
+def test_the_commented_options_are_options() -> None:
+    """Each is the line that its setting renders, or a field of Kubernetes."""
+    lines = [line.strip() for line in render(JOB).splitlines()]
+    rdma = [line.strip() for line in render(JOB, Settings(rdma="vpc.amazonaws.com/efa:32")).splitlines()]
+    for name, value in EFA.items():
+        variable = f'- {{name: {name}, value: "{value}"}}'
+        assert f"# {variable}" in lines and variable in rdma
+    assert any(line.startswith("# vpc.amazonaws.com/efa: 32") for line in lines)
+    assert "vpc.amazonaws.com/efa: 32" in rdma
+
+
+def test_the_shell_has_the_volumes_of_a_runs_pods_and_no_more_rights() -> None:
+    pod = load(SHELL)
+    kubernetes_validate.validate(pod, KUBERNETES, strict=True)
+    head = groups_of(load(JOB))[0]["template"]["spec"]
+    places = {mount["name"]: mount["mountPath"] for mount in pod["spec"]["containers"][0]["volumeMounts"]}
+    assert places.items() <= {m["name"]: m["mountPath"] for m in head["containers"][0]["volumeMounts"]}.items()
+    assert pod["spec"]["volumes"] == head["volumes"][:2]
+    assert pod["spec"]["containers"][0]["securityContext"] == head["containers"][0]["securityContext"]
+    assert "labels" not in pod["metadata"], "the network policy lets it reach no port of Ray"
 
 
 @pytest.mark.parametrize("file", [CLUSTER, JOB])
@@ -155,7 +279,16 @@ def test_kueue_admits_a_whole_job_or_none_of_it() -> None:
 
 
 def test_the_job_is_a_command_that_parses_with_a_recipe_that_loads() -> None:
-    name, *arguments = load(JOB)["spec"]["entrypoint"].split()
+    entrypoint = shlex.split(load(JOB)["spec"]["entrypoint"])
+    program, (file, *arguments) = entrypoint[:5], entrypoint[5:]
     options = parse_command(arguments).options
-    assert name == "rlhf"
+    assert program == ["exec", "python", "-m", "launch.attempt", "--job"]
+    assert file.startswith("/opt/rlhf/runs/"), "it outlives the pods"
     assert load_recipe(ROOT / options["recipe"], options["overrides"]).placement.ray_address == "auto"
+
+
+def test_settings_are_quoted_for_the_shell() -> None:
+    """The submitter's pod gives the entry point to a shell."""
+    job = load(JOB, settings="data.path=data/x.jsonl 'tracking.tags=[a, b]'")
+    *_, first, second = shlex.split(job["spec"]["entrypoint"])
+    assert (first, second) == ("data.path=data/x.jsonl", "tracking.tags=[a, b]")

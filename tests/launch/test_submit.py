@@ -165,7 +165,9 @@ def test_settings_stand_anywhere() -> None:
 
 def test_secrets_are_no_part_of_a_job() -> None:
     environment = {"WANDB_API_KEY": "secret", "HF_TOKEN": "secret", "HF_HUB_OFFLINE": "1", "NCCL_DEBUG": "INFO"}
-    assert passed_on(["NCCL_DEBUG"], environment) == {"HF_HUB_OFFLINE": "1", "NCCL_DEBUG": "INFO"}
+    passed = {"HF_HUB_OFFLINE": "1", "NCCL_DEBUG": "INFO"}
+    assert passed_on([], environment) == passed
+    assert passed_on(["MINE"], {**environment, "MINE": "2", "HF_HOME": "/here"}) == {**passed, "MINE": "2"}
     for name in ("WANDB_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "DB_PASSWORD"):
         with pytest.raises(UserError, match="may be a secret"):
             passed_on([name], {name: "secret"})

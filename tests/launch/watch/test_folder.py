@@ -15,6 +15,7 @@ import pytest
 from launch.watch.folder import SILENT_SECONDS, FolderWatch, WatchedFolder
 from launch.watch.holder import holder_of
 from launch.watch.view import RunView, history, phases, rates
+from rlhf.storage.folder_lock import FolderLock, heartbeat_of
 from tests.launch.watch.pretend import MEMBERS, Pretend
 
 
@@ -210,6 +211,24 @@ def test_a_process_of_another_machine_cannot_be_seen(root: Path) -> None:
     assert later is not None and later.ending is None
     assert "nothing new for 2:0" in later.warning
     assert "whether process 1 on elsewhere is alive cannot be seen from here" in later.warning
+
+
+def test_the_heartbeat_of_a_process_on_another_machine_is_seen(root: Path) -> None:
+    run = Pretend(root)
+    run.run.release()
+    lock = FolderLock.take(root / ".ppo.lock", machine="elsewhere/boot")
+
+    def alive() -> bool | None:
+        holder = holder_of(root, "ppo")
+        assert holder is not None and holder.name == f"process {os.getpid()} on elsewhere"
+        return holder.alive
+
+    beat = heartbeat_of(lock.path, lock.record)
+    assert alive() is True
+    os.utime(beat, (time.time() - 3600, time.time() - 3600))
+    assert alive() is None
+    lock.release()
+    assert alive() is False
 
 
 def test_the_stage_that_is_written_to_is_shown(root: Path) -> None:

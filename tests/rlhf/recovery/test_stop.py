@@ -76,6 +76,21 @@ def test_the_first_signal_is_a_request_and_handlers_are_restored(child: Child, n
     assert child.wait(timeout=30) == -signal.SIGTERM
 
 
+@pytest.mark.parametrize("child", ["stay"], indirect=True)
+def test_a_request_that_may_be_repeated_ends_no_process_at_once(child: Child) -> None:
+    """Hooks of a cluster send it, several at once; SIGTERM may come before or after it, and counts by itself."""
+    child.send_signal(signal.SIGUSR1)
+    assert said(child) == f"SIGUSR1: {NOTICE}"
+    assert said(child) == "SIGUSR1 42.0"
+    for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGUSR1):
+        time.sleep(0.1)
+        child.send_signal(number)
+    time.sleep(0.3)
+    assert child.poll() is None
+    child.send_signal(signal.SIGTERM)
+    assert child.wait(timeout=30) == 128 + signal.SIGTERM
+
+
 @pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("child", ["stay"], indirect=True)

@@ -256,9 +256,10 @@ def test_an_attempt_with_a_checkpoint_resumes_in_its_folder(tmp_path: Path) -> N
     assert [row["step"] for row in read_lines(run.metrics)] == [1, 2]
     assert run.samples.read_text() == ""
     assert [row["kind"] for row in read_lines(run.events)] == ["one", "one", "two"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".ppo.lock", "ppo"]
     with pytest.raises(UserError, match="in use by process"):
         RunFolder.create(tmp_path, "ppo", "", "abc")
+    run.release()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".ppo.lock", "ppo"]
 
 
 def test_without_a_committed_checkpoint_an_attempt_is_moved_aside(tmp_path: Path) -> None:

@@ -1,0 +1,147 @@
+"""One attempt at a command, for a scheduler that repeats it.
+
+``python -m launch.attempt [--job] FILE COMMAND RECIPE ...`` runs ``rlhf COMMAND RECIPE ...``, and ends with exit code
+75 if the command should be repeated: after a stop request, and after a failure that a repetition may mend. All other
+exit codes are final. FILE, which outlives the attempt, counts attempts in a row without a further step: at most
+``recovery.requeues`` of them are repeated. See docs/failures.md.
+
+With ``--job`` it is the driver of a RayJob, which KubeRay repeats after every failure, but not after a stop. So after a
+final failure it has Ray stop its job.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from launch.cli import parse, run_command
+from launch.options import ADDRESS
+from rlhf.errors import RLHFError, Stopped
+from rlhf.recovery.requeue import Attempts, Progress
+from rlhf.storage.durable import write_atomically
+from rlhf.storage.jsonl import read_lines
+
+if TYPE_CHECKING:
+    from rlhf.config.schema import Recipe
+
+REPEAT = Stopped.exit_code
+"""Exit code that asks the scheduler to repeat the command: EX_TEMPFAIL of sysexits.h."""
+FAILED = 3
+JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Variable in which Ray gives a driver the name of its job."""
+STOP_SECONDS = 60.0
+"""Time for Ray to stop the job."""
+
+
+def run(file: Path, words: Sequence[str]) -> int:
+    """Run the command; returns its exit code, or ``REPEAT``."""
+    recipe = _recipe(words)
+    if recipe is None:
+        return run_command(words).code  # which reports what is wrong
+    before = _read(file).observe(completed(recipe))
+    if not before.may_continue(recipe.recovery.requeues):
+        return _give_up(file, before, recipe)
+    _write(file, before.begin(completed(recipe)))
+    ended = run_command(words)
+    after = _read(file).observe(completed(recipe))
+    if not ended.may_pass:
+        file.unlink(missing_ok=True)
+        return ended.code
+    _write(file, after)
+    if not after.may_continue(recipe.recovery.requeues):
+        return _give_up(file, after, recipe)
+    _report(
+        f"exit code {ended.code}: a repetition may succeed; attempts in a row without a further step: {after.fruitless}"
+    )
+    return REPEAT
+
+
+def _recipe(words: Sequence[str]) -> Recipe | None:
+    """The command's recipe; None if the command line or the recipe is wrong."""
+    from rlhf.config.load import load_recipe
+
+    try:
+        options = parse(words).options
+        return load_recipe(options["recipe"], options["overrides"])
+    except RLHFError:
+        return None
+
+
+def completed(recipe: Recipe) -> Progress:
+    """Completed steps of each stage of a run, from its folder."""
+    from rlhf.config.stages import DEPENDS_ON
+    from rlhf.tracking.run_folder import RunFolder
+
+    root = Path(recipe.runs_dir) / recipe.name
+    stages = [RunFolder(root, stage) for stage in DEPENDS_ON]
+    return {run.stage: _steps(run.metrics) + (run.path / "done.json").exists() for run in stages}
+
+
+def _steps(metrics: Path) -> int:
+    try:
+        rows = read_lines(metrics)
+    except RLHFError:  # damaged, which the command reports
+        return 0
+    return int(rows[-1]["step"]) + 1 if rows else 0
+
+
+def _read(file: Path) -> Attempts:
+    """The attempts so far; none if the file is missing or damaged."""
+    try:
+        return Attempts(**json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return Attempts()
+
+
+def _write(file: Path, attempts: Attempts) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(file, json.dumps(asdict(attempts)) + "\n")
+
+
+def _give_up(file: Path, attempts: Attempts, recipe: Recipe) -> int:
+    """Report the end, and forget the attempts: submitted again by a person, the job begins to count anew."""
+    file.unlink(missing_ok=True)
+    _report(
+        f"not repeated: {attempts.fruitless} attempts in a row completed no further step, and recovery.requeues = "
+        f"{recipe.recovery.requeues}. The reasons are above, and in events.jsonl of the run's stages"
+    )
+    return FAILED
+
+
+def _report(text: str) -> None:
+    print(f"launch.attempt: {text}", file=sys.stderr, flush=True)
+
+
+def stop_own_job(address: str = ADDRESS) -> None:
+    """Have Ray stop the job whose driver this process is, which then ends it."""
+    from launch.jobs import Jobs
+
+    job = json.loads(os.environ[JOB_CONFIG])["metadata"]["job_submission_id"]
+    _report(f"stopping the Ray job {job}, so that KubeRay does not repeat it")
+    try:
+        Jobs(address).stop(job, STOP_SECONDS)
+    except RLHFError as error:
+        _report(f"that failed, and KubeRay may repeat the run: {error}")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command line; returns the exit code."""
+    is_job = arguments[0] == "--job"
+    file, *words = arguments[1:] if is_job else arguments
+    code = run(Path(file), words)
+    if is_job:
+        from launch.jobs import ENDED
+
+        print(f"{ENDED}{code}", flush=True)
+        if code not in (0, REPEAT):
+            stop_own_job()
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

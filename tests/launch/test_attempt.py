@@ -1,0 +1,127 @@
+"""One attempt of a command under a scheduler: which ends are repeated, how often, and what is kept between attempts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import launch.attempt
+from launch.attempt import REPEAT, main
+from launch.cli import Ended
+from rlhf.errors import CanaryError, LostError, MachineryError, NonFiniteError, RLHFError, Stopped, UserError
+from rlhf.storage.jsonl import append_line
+from tests.end_to_end.small import RECIPE
+
+
+class Job:
+    """A job whose command is replaced by a function that completes steps and returns how it ended."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder, self.file, self._monkeypatch = folder, folder / "job" / "attempts.json", monkeypatch
+        self.runs = 0
+
+    def step(self, stage: str, step: int) -> None:
+        path = self.folder / "runs" / "j" / stage
+        path.mkdir(parents=True, exist_ok=True)
+        append_line(path / "metrics.jsonl", {"step": step})
+
+    def attempt(self, ended: Ended, work: Callable[[], None] = lambda: None, *settings: str) -> int:
+        def run(words: list[str]) -> Ended:
+            self.runs += 1
+            work()
+            return ended
+
+        self._monkeypatch.setattr(launch.attempt, "run_command", run)
+        words = ["ppo", str(RECIPE), f"runs_dir={self.folder / 'runs'}", "name=j", *settings]
+        return main([str(self.file), *words])
+
+
+@pytest.fixture
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
+    return Job(tmp_path, monkeypatch)
+
+
+def ended(error: RLHFError) -> Ended:
+    return Ended(error.exit_code, error.may_pass)
+
+
+@pytest.mark.parametrize("error", [MachineryError("x"), LostError("x"), Stopped("SIGTERM")])
+def test_a_cause_that_may_pass_is_repeated(job: Job, error: RLHFError) -> None:
+    assert job.attempt(ended(error)) == REPEAT
+    assert json.loads(job.file.read_text()) == {"furthest": {}, "fruitless": 1}
+
+
+@pytest.mark.parametrize("error", [UserError("x"), CanaryError("x"), NonFiniteError("x")])
+def test_what_would_come_again_is_final(job: Job, error: RLHFError) -> None:
+    assert job.attempt(ended(MachineryError("x"))) == REPEAT
+    assert job.attempt(ended(error)) == error.exit_code
+    assert not job.file.exists(), "a person who submits it again begins anew"
+
+
+def test_success_is_final(job: Job) -> None:
+    assert job.attempt(Ended(0)) == 0
+    assert not job.file.exists()
+
+
+def test_attempts_without_a_further_step_end(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    codes = [job.attempt(Ended(3, may_pass=True), lambda: None, "recovery.requeues=2") for _ in range(3)]
+    assert codes == [REPEAT, REPEAT, 3]
+    assert "3 attempts in a row completed no further step, and recovery.requeues = 2" in capsys.readouterr().err
+    assert not job.file.exists()
+
+
+def test_a_further_step_begins_the_count_anew(job: Job) -> None:
+    steps = [0, 0, 1, 1, 1]  # of each attempt, the last one
+    codes = [
+        job.attempt(Ended(3, may_pass=True), lambda step=step: job.step("ppo", step), "recovery.requeues=1")  # type: ignore[misc]
+        for step in steps
+    ]
+    assert codes == [REPEAT, REPEAT, REPEAT, REPEAT, 3]
+
+
+def test_an_attempt_that_was_killed_counts(job: Job) -> None:
+    """It is counted at its start; one too many is not run at all."""
+
+    def die() -> None:
+        raise KeyboardInterrupt
+
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            job.attempt(Ended(0), die, "recovery.requeues=2")
+    assert job.attempt(Ended(0), die, "recovery.requeues=2") == 3
+    assert job.runs == 3
+
+
+def test_a_stage_that_was_moved_aside_is_no_progress(job: Job) -> None:
+    """An attempt without a checkpoint is renamed, and its steps are done again."""
+    codes = list[int]()
+    for number in range(3):
+        codes.append(
+            job.attempt(
+                Ended(3, may_pass=True),
+                lambda number=number: job.step(f"ppo.interrupted-{number}", 5),  # type: ignore[misc]
+                "recovery.requeues=1",
+            )
+        )
+    assert codes == [REPEAT, 3, REPEAT]
+
+
+def test_a_wrong_recipe_is_reported_by_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path / "attempts.json"), "ppo", str(RECIPE), "ppo.stepps=3"]) == 2
+    assert "stepps" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_as_a_rayjob_it_stops_its_job_after_a_final_failure_only(
+    job: Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stopped = list[int]()
+    monkeypatch.setattr(launch.attempt, "stop_own_job", lambda: stopped.append(1))
+    for ended_as, code, stops in ((Ended(0), 0, 0), (Ended(3, True), REPEAT, 0), (Ended(2), 2, 1)):
+        monkeypatch.setattr(launch.attempt, "run_command", lambda words, result=ended_as: result)
+        assert main(["--job", str(job.file), "ppo", str(RECIPE)]) == code
+        assert len(stopped) == stops
+        assert f"the command ended with exit code {code}" in capsys.readouterr().out
