@@ -205,7 +205,7 @@ class RunActors:
 
     def _is_rolled_back(self, error: LostError) -> bool:
         """Whether a rank of a trained group is lost, so that the step is repeated."""
-        return any(group in self.trained.values() for group in self.lost_groups(error))
+        return any(set(group.names) & set(error.names) for group in self.trained.values())
 
     def _restore_serving(self, context: PhaseContext) -> None:
         """Publish the policy's weights to the first engine that starts, because no engine serves.

@@ -72,7 +72,8 @@ class Held:
         import torch
         import torch.distributed
 
-        raise getattr(torch, name, None) or getattr(torch.distributed, name)(text)
+        kind = getattr(torch, name, None) or getattr(torch.distributed, name)
+        raise kind(text)
 
     def lose_peer_for_a_bug(self) -> None:
         time.sleep(1)

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
+import pytest
 import torch
 
 from rlhf.progress import PROGRESS, Progress
 from rlhf.roles import role as role_module
 from rlhf.roles.role import forward_part
+from rlhf.zero.engine import ZeroEngine
+
+
+class Counted:
+    """Notes how many parts were complete at each call."""
+
+    def __init__(self) -> None:
+        self.before, self.seen = PROGRESS.parts, list[int]()
+
+    def note(self) -> None:
+        self.seen.append(PROGRESS.parts - self.before)
 
 
 def test_the_time_since_the_last_part_is_told() -> None:
@@ -20,14 +35,30 @@ def test_the_time_since_the_last_part_is_told() -> None:
     assert (progress.parts, progress.idle()) == (1, 2.0)
 
 
-def test_each_micro_batch_of_a_forward_pass_is_a_part(monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    monkeypatch.setattr(role_module, "pack_row", lambda sequences, samples, device: len(samples))
-    before, seen = PROGRESS.parts, list[int]()
+def test_each_micro_batch_of_a_forward_pass_is_a_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(role_module, "pack_row", lambda sequences, samples, device: samples)
+    counted = Counted()
 
-    def compute(row: object) -> torch.Tensor:
-        seen.append(PROGRESS.parts - before)
-        return torch.full((int(row),), 2.0)  # type: ignore[call-overload]
+    def compute(row: Any) -> torch.Tensor:
+        counted.note()
+        return torch.full((len(row),), 2.0)
 
     found = forward_part(None, [[3, 1], [0], [2]], torch.device("cpu"), compute)  # type: ignore[arg-type]
-    assert (seen, PROGRESS.parts - before) == ([0, 1, 2], 3)
+    assert counted.seen == [0, 1, 2] and PROGRESS.parts == counted.before + 3
     assert found.samples.tolist() == [3, 1, 0, 2] and np.all(found.values == 2.0)
+
+
+def test_each_micro_batch_of_an_update_is_a_part() -> None:
+    counted, nothing = Counted(), lambda *_: None
+    engine: Any = SimpleNamespace(
+        set_gradient_accumulation_boundary=nothing,
+        backward=lambda loss: counted.note(),
+        get_lr=lambda: [0.1],
+        step=nothing,
+        get_global_grad_norm=lambda: 1.0,
+    )
+    made: Any = object.__new__(ZeroEngine)
+    made.engine, made.world, made.tensor_ranks, made.stage = engine, 1, 1, 1
+    made.offloader, made.finite = SimpleNamespace(reload=nothing), SimpleNamespace(require=nothing)
+    assert made.update([1.0, 2.0, 3.0], torch.tensor, 1) == 1.0
+    assert counted.seen == [0, 1, 2] and PROGRESS.parts == counted.before + 3
