@@ -318,7 +318,7 @@ class Supervisor:
                 f"a further step was completed, so that a repetition would fail too\n  fix: {incident.advice}"
             ) from error
         if limit := self._budget.spent(self._history):
-            raise MachineryError(f"{incidents[-1].text()}\n  more than {limit}:\n{self._history.text()}") from error
+            raise MachineryError(f"{incidents[-1].text()}\n  {limit}:\n{self._history.text()}") from error
 
     def _back_off(self, incidents: Sequence[Incident]) -> None:
         ends = time.monotonic() + max(self._budget.wait(self._history, incident.role) for incident in incidents)

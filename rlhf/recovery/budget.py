@@ -109,15 +109,15 @@ class Budget:
     """Longest wait."""
 
     def spent(self, history: History) -> str | None:
-        """The limit that the history exceeds, as key and value; None if none.
+        """The limit that the history exceeds, as text with key and value; None if none.
 
         Args:
             history: including the incident that requires this restart.
         """
         if history.restarts > self.restarts:
-            return f"recovery.restarts = {self.restarts} restarts"
+            return f"more than recovery.restarts = {self.restarts} restarts"
         if history.device_errors > self.device_errors:
-            return f"recovery.device_errors = {self.device_errors} errors of devices"
+            return f"more than recovery.device_errors = {self.device_errors} errors of devices"
         return None
 
     def wait(self, history: History, role: str) -> float:

@@ -43,7 +43,7 @@ def test_one_more_death_than_the_budget_is_one_too_many() -> None:
     for _ in range(4):
         history = history.after(death())
         spent.append(budget(2).spent(history))
-    assert spent == [None, None, "recovery.restarts = 2 restarts", "recovery.restarts = 2 restarts"]
+    assert spent == [None, None, "more than recovery.restarts = 2 restarts", "more than recovery.restarts = 2 restarts"]
     assert budget(0).spent(History().after(death())) is not None
 
 
@@ -72,7 +72,7 @@ def test_errors_of_devices_have_a_budget_of_their_own() -> None:
         history = history.after(death("policy", cause=Cause.GPU_ECC, kind="failed"))
     assert (history.restarts, history.device_errors) == (0, 3)
     assert budget(0, device_errors=3).spent(history) is None
-    assert budget(9, device_errors=2).spent(history) == "recovery.device_errors = 2 errors of devices"
+    assert budget(9, device_errors=2).spent(history) == "more than recovery.device_errors = 2 errors of devices"
     assert history.after(death(), death("policy", cause=Cause.NCCL)).restarts == 1, "a death beside it is a restart"
 
 
