@@ -100,6 +100,8 @@ def on_nodes(
     Returns:
         The results; None for a node that does not answer within ``INSPECT_SECONDS``.
     """
+    if not processes:
+        return []
     here = ray.get_runtime_context().get_node_id()
     task = ray.remote(num_cpus=0, max_retries=0)(function)
     ends = time.monotonic() + INSPECT_SECONDS
