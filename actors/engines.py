@@ -6,27 +6,26 @@ are re-dispatched.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
 
 from actors.cluster import runtime_environment
+from actors.dispatch import Dispatcher, GenerationCall
 from actors.pending import Pending
 from actors.placement import Placement
 from actors.process import ProcessLocation
 from actors.rollout import BlockSummary, RolloutActor
 from actors.supervisor import Supervisor
 from actors.waiting import ABANDON, START, PhaseContext, fetch, wait
-from rlhf.batching import share_prompts
 from rlhf.config.schema import Recipe
 from rlhf.device import engine_environment, engine_modules, weight_transfer_backend
 from rlhf.errors import CanaryError, LostError, MachineryError
 from rlhf.placement.pools import ENGINES
-from rlhf.recovery.retry_batches import CHANCES, RetryBatches
+from rlhf.recovery.incident import shortened
 from rlhf.types import Prompt
 from rlhf.weights.fingerprint import Fingerprint, differences
 
@@ -64,53 +63,6 @@ class Engine:
         return self.actor is not None and self.start_ref is None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Generation:
-    """Arguments of one ``generate`` call: prompts, as indices into the list given to ``ready``, and a seed for each."""
-
-    indices: Sequence[int]
-    seeds: Sequence[int]
-    context: PhaseContext
-
-    def at(self, positions: Sequence[int]) -> tuple[list[int], list[int]]:
-        """Prompts and seeds at these positions of the call."""
-        return [self.indices[i] for i in positions], [self.seeds[i] for i in positions]
-
-
-class Assignment:
-    """Samples assigned to one engine in a call: their positions, and those of the unanswered ones."""
-
-    def __init__(self, engine: Engine, positions: list[int]) -> None:
-        self.engine, self.positions, self.unanswered = engine, positions, set(positions)
-
-
-class Streams:
-    """The streams of blocks of one call, which are pending until their end, and the samples of each."""
-
-    def __init__(self) -> None:
-        self.assignments: dict[Any, Assignment] = {}
-        self.pending = Pending()
-
-    def add(self, assignments: Mapping[Any, Assignment]) -> None:
-        """Await the first block of streams."""
-        self.assignments |= assignments
-        for stream, assignment in assignments.items():
-            self.pending.add(stream, assignment.engine.name)
-
-    def answered(self, stream: Any, summary: BlockSummary) -> None:
-        """Record a block, and await the next one."""
-        self.assignments[stream].unanswered.difference_update(summary.positions)
-        self.pending.add(stream, self.assignments[stream].engine.name)
-
-    def take_lost(self, names: Sequence[str]) -> list[Assignment]:
-        """Remove the streams of lost engines and return their assignments; the others stay, or become, pending."""
-        lost = [stream for stream, assignment in self.assignments.items() if assignment.engine.name in names]
-        self.pending.discard(lost)
-        taken = [self.assignments.pop(stream) for stream in lost]
-        self.pending.replace({stream: assignment.engine.name for stream, assignment in self.assignments.items()})
-        return taken
-
-
 class Engines:
     """The rollout engines of a run."""
 
@@ -144,6 +96,8 @@ class Engines:
         self.backend = weight_transfer_backend(placement.device, placement.engines_share) if publishes else None
         self.restore_serving: Callable[[PhaseContext], None] = self._wait_for_one
         """Called when no engine serves; returns once one does. ``RunActors`` replaces it by a publish of the policy."""
+        self.is_rolled_back: Callable[[LostError], bool] = lambda error: False
+        """Whether the step is repeated after a loss, because a trained group is lost too; ``RunActors`` replaces it."""
         variables = engine_environment(placement.device, self.config, self.backend)
         modules = ("actors.rollout", *engine_modules(placement.device))
         environment = runtime_environment(recipe.placement, placement.device, modules, variables)
@@ -211,8 +165,9 @@ class Engines:
 
     @property
     def serving(self) -> list[Engine]:
-        """Engines that serve: their weights are verified."""
-        return [engine for engine in self.all if engine.version is not None]
+        """Engines that serve: their weights are verified, and nothing is known of their death."""
+        has_process = self.supervisor.has_process
+        return [engine for engine in self.all if engine.version is not None and has_process(engine.name)]
 
     def wait_for_started(self, context: PhaseContext) -> list[Engine]:
         """Engines that have started, and can receive weights; waits for the first one if none has.
@@ -220,6 +175,8 @@ class Engines:
         On shared GPUs replacements start in this call, which waits for all of them: no role computes meanwhile.
         """
         while True:
+            has_process = self.supervisor.has_process
+            self.replace([each for each in self.all if each.actor is not None and not has_process(each.name)])
             for engine in self.all:
                 if engine.actor is None:
                     engine.start()
@@ -256,14 +213,31 @@ class Engines:
             samples: number of unanswered samples to re-dispatch.
 
         Raises:
-            LostError: no engine is among the lost actors.
+            LostError: see ``require_replaceable``.
             MachineryError: the restart budget is spent.
         """
-        failed = [engine for engine in self.all if engine.name in error.names]
-        if not failed:
+        self.require_replaceable(error)
+        self.supervisor.handle_loss(error, context, samples)
+        self.replace([engine for engine in self.all if engine.name in error.names])
+
+    def require_replaceable(self, error: LostError) -> None:
+        """Raise the error if no engine is among the lost actors, or a trained group is: then the step is repeated."""
+        if self.is_rolled_back(error) or not any(engine.name in error.names for engine in self.all):
             raise error
-        self.supervisor.handle_loss(error.of(engine.name for engine in failed), context, samples)
-        self.replace(failed)
+
+    def stop_serving(self, names: Sequence[str]) -> None:
+        """Give no more work to these engines."""
+        for engine in self.all:
+            if engine.name in names:
+                engine.version = None
+
+    def _replace_dead(self, context: PhaseContext) -> None:
+        """Replace engines that died while they had no work, before they are given some."""
+        dead, has_process = self.supervisor.dead_actors(), self.supervisor.has_process
+        gone = [each.name for each in self.all if each.version is not None and not has_process(each.name)]
+        if gone or any(engine.name in dead for engine in self.serving):
+            names = tuple(dict.fromkeys((*gone, *dead)))
+            self.replace_lost(LostError(f"{', '.join(shortened(names))} died before {context}", names), context)
 
     def replace(self, engines: Sequence[Engine]) -> None:
         """Kill these engines and start replacements, on shared GPUs in the next ``wait_for_started``.
@@ -289,87 +263,9 @@ class Engines:
             MachineryError: the restart budget is spent, or an engine did not answer all prompts.
             CanaryError: no engine served, and the weights published to a replacement were not verified.
         """
-        call, batches = Generation(indices=indices, seeds=seeds, context=context), RetryBatches.of(len(indices))
-        streams = Streams()
-        if batches.waiting:
-            streams.add(self._dispatch_next(batches, call))
-        return self._stream_answers(call, batches, streams)
-
-    def _stream_answers(
-        self, call: Generation, batches: RetryBatches, streams: Streams
-    ) -> Iterator[tuple[Any, BlockSummary]]:
-        while batches.waiting or streams.assignments:
-            if not streams.assignments:
-                streams.add(self._dispatch_next(batches, call))
-                continue
-            try:
-                stream, name = self.supervisor.deadlines.next_ready(streams.pending, call.context)
-                answer = self._next_block(stream, name, call.context)
-            except LostError as found:
-                self._redispatch(self.supervisor.with_dead_actors(found), call, batches, streams)
-                continue
-            if answer is not None:
-                streams.answered(stream, answer[1])
-                yield answer
-            elif streams.assignments.pop(stream).unanswered:
-                raise MachineryError(f"{name} did not answer all prompts during {call.context}") from None
-        yield from self._placeholder_block(batches.set_aside, call)
-
-    def _redispatch(self, error: LostError, call: Generation, batches: RetryBatches, streams: Streams) -> None:
-        """Replace lost engines, and dispatch their unanswered samples to those that remain, or later."""
-        lost = streams.take_lost(error.names)
-        self.replace_lost(error, call.context, sum(len(assignment.unanswered) for assignment in lost))
-        for assignment in lost:
-            quarantined = batches.lost(assignment.positions, sorted(assignment.unanswered))
-            self.poison_prompts |= {call.indices[i] for i in quarantined}
-        if batches.losses <= CHANCES and batches.waiting and self.serving:
-            streams.add(self._dispatch_next(batches, call))
-
-    def _dispatch_next(self, batches: RetryBatches, call: Generation) -> dict[Any, Assignment]:
-        """Dispatch the next batch without known poison prompts, which are quarantined."""
-        positions = batches.next()
-        batches.set_aside += [i for i in positions if call.indices[i] in self.poison_prompts]
-        return self._dispatch([i for i in positions if call.indices[i] not in self.poison_prompts], call)
-
-    def _dispatch(self, positions: Sequence[int], call: Generation) -> dict[Any, Assignment]:
-        """Distribute samples over the serving engines and start generation; returns the streams."""
-        if not positions:
-            return {}
-        if not self.serving:
-            self.restore_serving(call.context)
-        engines = self.serving
-        parts = share_prompts([call.indices[i] for i in positions], len(engines))
-        assignments = [Assignment(engine, [positions[i] for i in part]) for engine, part in zip(engines, parts)]
-        return {
-            assignment.engine.actor.generate.options(num_returns="streaming").remote(
-                assignment.positions, *call.at(assignment.positions), self.config.block_size
-            ): assignment
-            for assignment in assignments
-            if assignment.positions
-        }
-
-    def _placeholder_block(self, positions: Sequence[int], call: Generation) -> Iterator[tuple[Any, BlockSummary]]:
-        """Placeholder block for quarantined samples, so that the batch keeps its size."""
-        while positions:
-            if not self.serving:
-                self.restore_serving(call.context)
-            reason, context = "the prompt terminated the engine", call.context.of("quarantine")
-            engine = self.serving[0]
-            task = engine.actor.set_aside.options(num_returns=2)
-            block, summary = task.remote(positions, *call.at(positions), reason)
-            try:
-                yield block, fetch(summary, engine.name, context, self.supervisor.deadlines)
-                return
-            except LostError as error:
-                self.replace_lost(self.supervisor.with_dead_actors(error), call.context)
-
-    def _next_block(self, stream: Any, name: str, context: PhaseContext) -> tuple[Any, BlockSummary] | None:
-        """Next block of a stream and its summary; None at the end of the stream."""
-        block = next(stream, None)
-        if block is None:
-            return None
-        summary = next(stream, block)  # a failed stream ends with one item, its error; `fetch` raises it
-        return block, fetch(summary, name, context, self.supervisor.deadlines)
+        self._replace_dead(context)
+        call = GenerationCall(indices=indices, seeds=seeds, context=context, block_size=self.config.block_size)
+        return Dispatcher(self, call).answers()
 
     def abandon(self, context: PhaseContext) -> None:
         """Abort generation and any unfinished weight update on all started engines."""

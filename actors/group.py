@@ -13,7 +13,7 @@ import ray
 from actors.cluster import runtime_environment
 from actors.placement import Placement
 from actors.supervisor import Supervisor
-from actors.waiting import START, PhaseContext, fetch, wait
+from actors.waiting import START, PhaseContext, wait
 from actors.worker import HEARTBEAT, Builder, Worker
 from rlhf.placement.pools import OffloadMode, Part, section_of
 from rlhf.zero.process_group import Rank
@@ -100,7 +100,8 @@ class Group:
     def rendezvous_address(self) -> tuple[str, int]:
         """Address and free port on the first rank's node."""
         ref = self.workers[0].rendezvous_address.remote()
-        return fetch(ref, self.names[0], PhaseContext(phase=START), self.supervisor.deadlines)
+        found: tuple[str, int] = wait([ref], self.names[:1], PhaseContext(phase=START), self.supervisor.deadlines)[0]
+        return found
 
     def _new_rendezvous(self) -> str:
         """URL of the ranks' rendezvous: a file, out of other users' reach, if this command started Ray; else TCP."""

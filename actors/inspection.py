@@ -1,7 +1,11 @@
-"""Inspects and terminates actors' processes on their nodes, all in parallel: a group may have hundreds of ranks."""
+"""Inspects and terminates actors' processes on their nodes, all in parallel: a group may have hundreds of ranks.
+
+Every call ends within a stated time, whatever hangs: a node, a file server, Ray, or an actor.
+"""
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections import defaultdict
@@ -16,17 +20,24 @@ from ray._private.state import state
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from actors.process import DUMP_SIGNAL, ProcessLocation
+from actors.process import DUMP_SIGNAL, Heartbeat, ProcessLocation
+from actors.threads import call_each
 from rlhf.process_identity import send_signal, start_of
 from rlhf.recovery.facts import Facts, read_facts
 from rlhf.recovery.leftovers import remove_leftovers
 
-INSPECT_SECONDS = 10.0
-"""Deadline of an inspection of the processes of another node."""
+ASK_SECONDS = 5.0
+"""Deadline of a question to Ray's control service (GCS)."""
 HEARTBEAT_SECONDS = 2.0
-"""How long late actors have to answer a heartbeat."""
+"""How long actors have to answer a heartbeat."""
+LOOK_SECONDS = 4.0
+"""Deadline on a node for reading the facts about its processes, and again for the ends of their logs."""
+INSPECT_SECONDS = 10.0
+"""Deadline for all nodes together: it includes both, and the time in which processes write their stacks."""
 LAST_LINES = 40
 """Number of last lines of a lost actor's log that are searched for the reason."""
+LAST_BYTES = 2**16
+"""Largest part of a log that is read for them."""
 DUMP_SECONDS = 0.5
 """How long processes have to write their stacks before they are killed."""
 
@@ -35,17 +46,16 @@ Inspection = tuple[Facts, str]
 
 
 def dead_actors(actors: Mapping[str, Any]) -> list[str]:
-    """Return the names of the actors that Ray reports as dead."""
+    """Return the names of the actors that Ray reports as dead; none if Ray does not answer within ``ASK_SECONDS``."""
     ids = {name: actor._actor_id.hex() for name, actor in actors.items() if actor is not None}
-    try:
-        table = state.actor_table(None, actor_state_name="DEAD") if ids else {}
-    except Exception:  # Ray itself may have failed: no actor is known to be dead
+    if not ids:
         return []
-    return [name for name, actor_id in ids.items() if actor_id in table]
+    table = call_each(lambda state_name: state.actor_table(None, actor_state_name=state_name), ["DEAD"], ASK_SECONDS)
+    return [name for name, actor_id in ids.items() if actor_id in table.get(0, {})]
 
 
-def collect_activity(actors: Mapping[str, Any]) -> dict[str, str]:
-    """Return ``<activity> for <seconds> s`` of each actor, by name.
+def collect_heartbeats(actors: Mapping[str, Any]) -> dict[str, Heartbeat]:
+    """Return the heartbeat of each actor, by name.
 
     Actors that do not answer within ``HEARTBEAT_SECONDS`` are left out.
     """
@@ -54,12 +64,11 @@ def collect_activity(actors: Mapping[str, Any]) -> dict[str, str]:
         with suppress(Exception):  # the actor of this handle no longer exists
             asked[actor.heartbeat.remote()] = name
     done, _ = ray.wait(list(asked), num_returns=len(asked), timeout=HEARTBEAT_SECONDS) if asked else ([], [])
-    activity = {}
+    heartbeats = {}
     for ref in done:
         with suppress(RayError):
-            what, seconds = ray.get(ref)
-            activity[asked[ref]] = f"{what or 'nothing'} for {seconds:.0f} s"
-    return activity
+            heartbeats[asked[ref]] = ray.get(ref)
+    return heartbeats
 
 
 def inspect(processes: Sequence[ProcessLocation], dump: bool) -> dict[str, Inspection]:
@@ -91,17 +100,19 @@ def on_nodes(
     """Call a function once on each node, with that node's processes, on all nodes in parallel.
 
     Returns:
-        The results; None for a node that does not answer.
+        The results; None for a node that does not answer within ``INSPECT_SECONDS``.
     """
+    if not processes:
+        return []
     here = ray.get_runtime_context().get_node_id()
     task = ray.remote(num_cpus=0, max_retries=0)(function)
+    ends = time.monotonic() + INSPECT_SECONDS
     refs = [
         task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(there, *arguments)
         for node, there in processes.items()
         if node != here
     ]
     answers = [function(processes[here], *arguments)] if here in processes else []
-    ends = time.monotonic() + INSPECT_SECONDS
     for ref in refs:
         try:
             answers.append(ray.get(ref, timeout=max(0.0, ends - time.monotonic())))
@@ -123,7 +134,10 @@ def inspect_here(processes: Sequence[ProcessLocation], dump: bool) -> dict[str, 
         for where in processes:
             send_signal(where.process, where.started, DUMP_SIGNAL)
         time.sleep(DUMP_SECONDS)
-    return {where.name: (_facts_of(where), _last_lines(where.log)) for where in processes}
+    facts = call_each(_facts_of, processes, LOOK_SECONDS)
+    tails = call_each(lambda where: _last_lines(where.log), processes, LOOK_SECONDS)  # a log's file server may hang
+    unreadable = Facts(alive=True)
+    return {where.name: (facts.get(i, unreadable), tails.get(i, "")) for i, where in enumerate(processes)}
 
 
 def _facts_of(where: ProcessLocation) -> Facts:
@@ -136,7 +150,9 @@ def _facts_of(where: ProcessLocation) -> Facts:
 
 def _last_lines(log: str) -> str:
     try:
-        return "\n".join(Path(log).read_text(errors="replace").splitlines()[-LAST_LINES:])
+        with Path(log).open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - LAST_BYTES))
+            return "\n".join(file.read().decode(errors="replace").splitlines()[-LAST_LINES:])
     except OSError:
         return ""
 
@@ -147,6 +163,6 @@ def terminate_here(processes: Sequence[ProcessLocation], spare_owner: bool) -> N
         children = zip(where.children, where.children_started, strict=True)
         for process, started in children if spare_owner else ((where.process, where.started), *children):
             send_signal(process, started, signal.SIGKILL)
-    for where in processes:
-        if start_of(where.process) in (None, where.started):  # otherwise files of that pid are another process's
-            remove_leftovers(where.process)
+    # If another process has a pid by now, files of that pid are that process's.
+    gone = [where.process for where in processes if start_of(where.process) in (None, where.started)]
+    call_each(remove_leftovers, gone, LOOK_SECONDS)

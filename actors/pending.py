@@ -22,20 +22,30 @@ PER_ANSWER = 2
 
 @dataclass(kw_only=True, eq=False)
 class Awaited:
-    """A pending result. ``ref`` is ready when the result is; it is held because Ray forgets references that are not."""
+    """A pending result. ``ref`` is ready when the result is; it is held because Ray forgets references that are not.
+
+    ``added`` and ``ready_at`` are seconds of ``time.monotonic``: work goes on while the controller waits for others.
+    """
 
     key: Any
     name: str
     ref: ray.ObjectRef
+    added: float
+    ready_at: float = 0.0
     is_ready: bool = False
     cancel: Callable[[], None] = lambda: None
 
 
 @dataclass(kw_only=True)
 class Owed:
-    """Number of an actor's pending results, how many of them are ready, and its last answer on ``Pending``'s clock."""
+    """Number of an actor's pending results, and how many of them are ready."""
 
     since: float
+    """Its last answer, or its last progress, on ``Pending``'s clock."""
+    answered: float
+    """Its last answer on that clock."""
+    ready_at: float = 0.0
+    """When its last result became ready; see ``Awaited``."""
     pending: int = 0
     ready: int = 0
 
@@ -63,10 +73,15 @@ class Pending:
 
     def add(self, key: Any, name: str) -> None:
         """Await another result of an actor; a stream is ready when its next block and summary are, or at its end."""
-        awaited = Awaited(key=key, name=name, ref=_next_ref(key))
+        awaited = Awaited(key=key, name=name, ref=_next_ref(key), added=time.monotonic())
         self._awaited[key] = awaited
-        self._of_role(name).setdefault(name, Owed(since=self._waited)).pending += 1
-        awaited.cancel = awaited.ref._on_ready(lambda error: self._called_back.put(awaited))
+        self._of_role(name).setdefault(name, Owed(since=self._waited, answered=self._waited)).pending += 1
+        awaited.cancel = awaited.ref._on_ready(lambda error: self._call_back(awaited))
+
+    def _call_back(self, awaited: Awaited) -> None:
+        """Called in a thread of Ray when a result is ready."""
+        awaited.ready_at = time.monotonic()
+        self._called_back.put(awaited)
 
     def discard(self, keys: Iterable[Any]) -> None:
         """Stop awaiting these results; keys that are not pending are ignored."""
@@ -106,10 +121,15 @@ class Pending:
         return True
 
     def pop(self) -> tuple[Any, str, float]:
-        """Take a ready result: its key, its actor's name, and the seconds waited since the actor's last one."""
+        """Take a ready result: its key, its actor's name, and how many seconds the actor worked on it.
+
+        These begin when the result was added, or when the actor's last one was ready, and end when it was ready.
+        """
         awaited = self._ready.popleft()
         del self._awaited[awaited.key]
-        seconds = self._waited - self._of_role(awaited.name)[awaited.name].since
+        owed = self._of_role(awaited.name)[awaited.name]
+        seconds = max(0.0, awaited.ready_at - max(awaited.added, owed.ready_at))
+        owed.ready_at = awaited.ready_at
         self._forget(awaited)
         self.restart([awaited.name])
         return awaited.key, awaited.name, seconds
@@ -119,8 +139,23 @@ class Pending:
         for name in names:
             actors = self._of_role(name)
             if name in actors:
-                actors[name].since = self._waited
+                actors[name].since = actors[name].answered = self._waited
                 actors.move_to_end(name)
+
+    def count_progress(self, idle: Mapping[str, float], deadline: Callable[[str], float], limit: float) -> None:
+        """Count the time of actors from their last progress, as if it had been an answer.
+
+        Args:
+            idle: seconds since the last progress, by name.
+            deadline: see ``late``.
+            limit: longest time without an answer; progress does not extend it.
+        """
+        for name, seconds in idle.items():
+            if (owed := self._of_role(name).get(name)) is not None:
+                latest = owed.answered + limit - deadline(name)
+                owed.since = max(owed.since, min(self._waited - seconds, latest))
+        for role in {role_of(name) for name in idle}:
+            self._owed[role] = OrderedDict(sorted(self._owed[role].items(), key=lambda item: item[1].since))
 
     def seconds_left(self, deadline: Callable[[str], float]) -> float:
         """Seconds until the first actor is late; ``deadline`` maps an actor's name to seconds, equal within a role."""

@@ -15,6 +15,7 @@ import ray
 
 from actors.cluster import node_address
 from rlhf.process_identity import start_of
+from rlhf.progress import PROGRESS, Progress
 from rlhf.recovery.facts import oom_kills
 from rlhf.tracking.spans import Spans
 
@@ -70,23 +71,53 @@ def dump_stacks_on_signal() -> None:
     faulthandler.register(DUMP_SIGNAL, all_threads=True)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Heartbeat:
+    """An actor's answer at any time: what it does, for how long, and its progress with that."""
+
+    activity: str
+    """Empty if it does nothing."""
+    seconds: float
+    """Seconds since the activity began."""
+    parts: int = 0
+    """Parts of the activity that it has completed; see ``rlhf.progress``."""
+    idle_seconds: float | None = None
+    """Seconds since it completed the last of them; None without parts."""
+
+    def __str__(self) -> str:
+        text = f"{self.activity or 'nothing'} for {self.seconds:.0f} s"
+        if self.idle_seconds is None:
+            return text
+        return f"{text}, {self.parts} parts done, the last {self.idle_seconds:.0f} s ago"
+
+
 class Activity:
     """Current activity of an actor, readable from other threads, and the spans of past activities."""
 
-    def __init__(self) -> None:
-        self._current, self._since = "", time.monotonic()
+    def __init__(self, progress: Progress = PROGRESS) -> None:
+        self._progress = progress
         self.spans = Spans()
+        self._begin("")
+
+    def _begin(self, what: str) -> None:
+        self._current, self._since, self._parts_before = what, time.monotonic(), self._progress.parts
 
     @contextmanager
     def __call__(self, what: str) -> Iterator[None]:
         """Context in which ``what`` is the current activity; adds a span at its end."""
-        self._current, self._since = what, time.monotonic()
+        self._begin(what)
         try:
             with self.spans(what):
                 yield
         finally:
-            self._current, self._since = "", time.monotonic()
+            self._begin("")
 
-    def heartbeat(self) -> tuple[str, float]:
-        """Current activity (empty: idle), and its seconds so far."""
-        return self._current, time.monotonic() - self._since
+    def heartbeat(self) -> Heartbeat:
+        """Current activity, its seconds so far, and its progress."""
+        parts = self._progress.parts - self._parts_before
+        return Heartbeat(
+            activity=self._current,
+            seconds=time.monotonic() - self._since,
+            parts=parts,
+            idle_seconds=self._progress.idle() if parts else None,
+        )

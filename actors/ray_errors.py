@@ -20,8 +20,9 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
-from rlhf.errors import LostError, MachineryError, RLHFError
+from rlhf.errors import LostError, MachineryError, RLHFError, first_line
 from rlhf.recovery.incident import shortened
+from rlhf.recovery.process_faults import is_process_fault
 
 DIED = (
     RayActorError,
@@ -74,6 +75,9 @@ def _raised(error: RayTaskError, who: str, context: object) -> RLHFError:
         return LostError(f"{who} failed during {context}: {extract_reason(cause)}", (who,), "failed")
     if isinstance(cause, RayError):
         return LostError(f"an argument of {who} is lost, during {context}: {extract_reason(cause)}", kind="failed")
+    if is_process_fault(cause):
+        what = f"{who} failed during {context}: {type(cause).__name__}: {first_line(cause)}"
+        return LostError(what, (who,), "failed")
     return MachineryError(f"{who} failed during {context}: {str(error).strip().splitlines()[-1]}")
 
 

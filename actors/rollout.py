@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from actors.process import Activity, ProcessLocation, dump_stacks_on_signal, locate_process
+from actors.process import Activity, Heartbeat, ProcessLocation, dump_stacks_on_signal, locate_process
 from actors.worker import translate_failures
 from rlhf.config.schema import ModelConfig, RolloutConfig
 from rlhf.device import Device, engine_environment
@@ -70,8 +70,8 @@ class RolloutActor:
             self.where = self.where.with_children(await self.engine.prepare_workers())
         return self.where
 
-    async def heartbeat(self) -> tuple[str, float]:
-        """Current activity and its seconds so far."""
+    async def heartbeat(self) -> Heartbeat:
+        """Current activity and its progress."""
         return self.activity.heartbeat()
 
     async def spans(self) -> Taken:

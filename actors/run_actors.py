@@ -17,7 +17,7 @@ from actors.group import ROLE_MODULES, Group
 from actors.placement import Placement
 from actors.scoring import ScoredBlocks, ScoringMethod
 from actors.supervisor import Supervisor
-from actors.waiting import START, PhaseContext, fetch, wait
+from actors.waiting import START, PhaseContext, wait
 from actors.weight_client import EngineClient
 from actors.worker import Builder
 from rlhf.algorithms.state import AlgorithmState
@@ -61,7 +61,7 @@ class RunActors:
         self.version = UNVERIFIED
         """Version of the policy's weights."""
         self._connected: tuple[ActorHandle, ...] = ()
-        engines.restore_serving = self._restore_serving
+        engines.restore_serving, engines.is_rolled_back = self._restore_serving, self._is_rolled_back
 
     @property
     def trained(self) -> dict[str, Group]:
@@ -119,7 +119,7 @@ class RunActors:
         task = self.policy.workers[0].run_on_values.options(num_returns=2)
         experience, report = task.remote(assemble, scored.refs, batch, scored.units)
         context = PhaseContext(phase="advantages", step=step)
-        return experience, fetch(report, self.policy.names[0], context, self.supervisor.deadlines)
+        return experience, wait([report], self.policy.names[:1], context, self.supervisor.deadlines)[0]
 
     def update(self, experience: ray.ObjectRef, step: int) -> dict[str, float]:
         """Train critic and policy and return their metrics.
@@ -203,6 +203,10 @@ class RunActors:
             text = f"{', '.join(names)} {kind} during {context}: not all weights were received"
             self.engines.replace_lost(LostError(text, names, kind), context)
 
+    def _is_rolled_back(self, error: LostError) -> bool:
+        """Whether a rank of a trained group is lost, so that the step is repeated."""
+        return any(set(group.names) & set(error.names) for group in self.trained.values())
+
     def _restore_serving(self, context: PhaseContext) -> None:
         """Publish the policy's weights to the first engine that starts, because no engine serves.
 
@@ -236,7 +240,7 @@ class RunActors:
             LostError: one of them is trained, or no lost rank is known.
         """
         lost = self.lost_groups(error)
-        if not lost or any(group in self.trained.values() for group in lost):
+        if not lost or self._is_rolled_back(error):
             raise error
         return lost
 
@@ -247,8 +251,7 @@ class RunActors:
             LostError: a trained group was lost as well, or no lost rank is known.
         """
         groups = self.frozen_groups(error)
-        mine = {name for group in groups for name in group.names}
-        self.supervisor.handle_loss(error.of(name for name in error.names if name in mine), context, samples)
+        self.supervisor.handle_loss(error, context, samples)
         for group in groups:
             self.rebuild(group)
 

@@ -24,7 +24,7 @@ from rlhf.checkpoints.manifest import file_entries, find_faults, hash_files
 from rlhf.checkpoints.store import Checkpoint, latest_checkpoint
 from rlhf.config.load import recipe_digest, to_yaml
 from rlhf.config.schema import TRAINED, Recipe, Stage
-from rlhf.config.stages import DEPENDS_ON, is_unpaired, stages_of
+from rlhf.config.stages import DEPENDS_ON, MEMORY_KEYS, is_unpaired, stages_of
 from rlhf.data import stages
 from rlhf.data.chat import ChatFormat
 from rlhf.data.read import digest_of
@@ -149,11 +149,11 @@ class Session:
         finished = run.finished_digest()
         if finished in (None, own) or not run.config.is_file():
             return own
-        paths = DATA_PATHS if run.finished_data() is not None else ()
+        may_differ = (*MEMORY_KEYS, *(DATA_PATHS if run.finished_data() is not None else ()))
         with suppress(OSError, UserError, UnicodeDecodeError):  # one that cannot be read counts as different
             then = run.config.read_text(encoding="utf-8")
             differ = differing_keys(then, to_yaml(self.recipe), DEPENDS_ON[stage])
-            if all(key in paths for key, _, _ in differ):
+            if all(key in may_differ for key, _, _ in differ):
                 return str(finished)
         return own
 
@@ -384,7 +384,7 @@ class Session:
         checkpoint = latest_checkpoint(run.checkpoints)
         if checkpoint is not None and checkpoint not in self._verified:
             paths = DATA_PATHS if checkpoint.manifest.data is not None else ()  # their content is compared instead
-            require_same(checkpoint, to_yaml(self.recipe), DEPENDS_ON[stage], paths)
+            require_same(checkpoint, to_yaml(self.recipe), DEPENDS_ON[stage], (*MEMORY_KEYS, *paths))
             checkpoint.verify()
             self._verified.append(checkpoint)
         return checkpoint

@@ -6,13 +6,13 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ray.exceptions import RayError
 
-from actors.inspection import collect_activity, dead_actors, inspect, terminate
+from actors.incidents import CLUSTER, ActorRecord, describe_loss, describe_lost_result, find_stopped
+from actors.inspection import collect_heartbeats, dead_actors, terminate
 from actors.memory import MemoryWatch
 from actors.process import ProcessLocation
 from actors.ray_errors import translate_error
@@ -22,31 +22,16 @@ from rlhf.config.schema import Recipe
 from rlhf.errors import LostError, MachineryError
 from rlhf.metrics import labelled
 from rlhf.recovery.budget import Budget, History
-from rlhf.recovery.diagnosis import FRESH_SECONDS, diagnose
-from rlhf.recovery.facts import Facts, oom_kills, oom_kills_since
+from rlhf.recovery.facts import oom_kills
 from rlhf.recovery.goodput import Goodput
 from rlhf.recovery.incident import Incident
-from rlhf.recovery.member import Member
+from rlhf.recovery.member import Member, State, role_of
 
-CLUSTER = "cluster"
-"""Role of an incident that cannot be attributed to an actor."""
+TOGETHER_SECONDS = 5.0
+"""How long after an incident the loss of other actors, which ran when it happened, still counts as part of it: Ray
+reports the actors of a node, or several killed ones, one after another."""
 STATUS = "status.json"
 """File in the stage's folder with the current phase and step and the state of every actor."""
-
-
-@dataclass
-class ActorRecord:
-    """What the supervisor knows of an actor; times are seconds of ``time.time``."""
-
-    member: Member
-    actor: Any
-    where: ProcessLocation | None = None
-    heard: float = 0.0
-    """Last time at which it was known to be alive."""
-    lost_at: float | None = None
-    """Time of its failure, until a replacement serves."""
-    oom_kills_here: int | None = None
-    """``oom_kills()`` of the controller's node when the actor was started; used until the actor's node is known."""
 
 
 class Supervisor:
@@ -70,15 +55,16 @@ class Supervisor:
         """
         config = recipe.recovery
         self.timeline = timeline or TimelineCollector()
-        self.deadlines = AnswerDeadlines(recipe, lambda: self._poll(check), self.timeline.spans)
+        self.deadlines = AnswerDeadlines(recipe, lambda: self._poll(check), self.timeline.spans, self.idle_seconds)
         self.goodput = Goodput(time.time)
         self.phase = START
         """Current phase."""
         self.steps: int | None = None
         """Number of steps of the stage, once known; written to the status file."""
-        self._report, self._status, self._bad_samples = report, status, config.bad_samples
+        self._recipe, self._report, self._status = recipe, report, status
         self._budget = Budget(
             restarts=config.restarts,
+            device_errors=config.device_errors,
             backoff_seconds=config.backoff_seconds,
             backoff_limit_seconds=config.backoff_limit_seconds,
         )
@@ -88,15 +74,20 @@ class Supervisor:
         self._context = PhaseContext(phase=START)
         self._lost_kind = "died"
         """Kind of the last failure."""
+        self._incident_at = self._handled_at = 0.0
+        """When the last incident was found, and when the lost actors had been terminated; seconds of ``time.time``."""
 
     def started(self, name: str, actor: Any) -> None:
         """Record that a process for this actor is starting: the first, or a replacement."""
         now, kills, record = time.time(), oom_kills(), self._actors.get(name)
         if record is None:
-            self._actors[name] = ActorRecord(member=Member(name=name), actor=actor, heard=now, oom_kills_here=kills)
+            self._actors[name] = ActorRecord(
+                member=Member(name=name), actor=actor, started=now, heard=now, oom_kills_here=kills
+            )
             return
         self.terminate([name])  # its own process may still run, if only a peer failed
         record.member, record.actor, record.where = record.member.restarted(), actor, None
+        record.started = record.heard = now
         record.oom_kills_here = kills
 
     def built(self, where: ProcessLocation) -> None:
@@ -211,29 +202,52 @@ class Supervisor:
         for prompt, reason in faults:
             self._report("sample_set_aside", prompt=prompt, reason=reason, phase=context.phase, step=context.step)
         self.goodput.set_aside += len(faults)
-        if before + len(faults) > self._bad_samples:
+        if before + len(faults) > (most := self._recipe.recovery.bad_samples):
             prompt, reason = faults[-1]
             raise MachineryError(
                 f"{before + len(faults)} samples were quarantined, more than "
-                f"recovery.bad_samples = {self._bad_samples}; the last during {context}: prompt {prompt}: {reason}"
+                f"recovery.bad_samples = {most}; the last during {context}: prompt {prompt}: {reason}"
             )
         return len(faults)
 
     def step_done(self, step: int, seconds: float) -> None:
         """Record a completed step: every actor has taken part in it."""
         self.goodput.step(step, seconds)
-        self._history = self._history.after_step()
+        self._history = self._history.after_step(step, self._recipe.recovery.steps_per_restart)
         for record in self._actors.values():
             record.heard = time.time()
+
+    def idle_seconds(self, names: Sequence[str]) -> dict[str, float]:
+        """Seconds since the last progress of each actor that answers a heartbeat and made some in its current call."""
+        heartbeats = collect_heartbeats({name: self._actors[name].actor for name in names if name in self._actors})
+        for name in heartbeats:
+            self._actors[name].heard = time.time()
+        return {name: beat.idle_seconds for name, beat in heartbeats.items() if beat.idle_seconds is not None}
+
+    def dead_actors(self) -> list[str]:
+        """Names of the actors that should run, and that Ray reports as dead."""
+        return dead_actors({name: record.actor for name, record in self._running().items()})
+
+    def has_process(self, name: str) -> bool:
+        """Whether an actor has a process, as far as is known: it is not lost, or its replacement was started."""
+        return self._actors[name].member.has_process
+
+    def _running(self) -> dict[str, ActorRecord]:
+        return {name: record for name, record in self._actors.items() if record.member.has_process}
 
     def with_dead_actors(self, error: LostError) -> LostError:
         """Add the names of all actors that are dead by now to an error: the cause of one death often kills others too.
 
-        An error without names stays without names if Ray reports all actors alive.
+        If neither the error nor Ray names an actor, all are asked; those whose processes have ended or are stopped are
+        named. An error stays without names if every process runs.
         """
         known = [name for name in error.names if name in self._actors]
-        dead = dead_actors({name: record.actor for name, record in self._actors.items() if record.member.has_process})
+        dead = self.dead_actors()
         kind = error.kind if known or not dead else "died"
+        if not known and not dead:
+            stopped, is_alive = find_stopped(self._running())
+            if stopped:
+                return LostError(error.message, stopped, "stalled" if is_alive else "died")
         return LostError(error.message, tuple(dict.fromkeys((*known, *dead))), kind)
 
     @property
@@ -244,43 +258,77 @@ class Supervisor:
     def handle_loss(self, error: LostError, context: PhaseContext, samples: int = 0) -> None:
         """Report lost actors with a diagnosis, kill their remaining processes, and wait for the backoff.
 
-        Actors that are lost together count as one restart, whether one rank or all ranks of a group.
+        Actors that are lost together count as one restart, whether one rank, all ranks of a group, or all actors of a
+        node. Actors that were reported before and not yet replaced, and their groups, are not reported again.
 
         Args:
             samples: number of samples to re-dispatch.
 
         Raises:
-            MachineryError: the restart budget is spent; the message contains the history.
+            MachineryError: the restart budget is spent, and the message contains the history; or a role ran out of
+                memory again where it did before, and the message says what to change.
         """
         self._lost_kind = error.kind
+        names = [name for name in error.names if name in self._actors]
         with self.time_lost():
-            incidents = self._incidents(error, context) or [self._unattributed_incident(error, context)]
-            self._history = self._history.after(*incidents)
-            self.goodput.restarts += 1
             self.goodput.redispatched += samples
+            lost = self._unreported(names)
+            if names and not lost:
+                self.terminate(names, error.kind)
+                return
+            is_continued = self.is_continued(error.of(lost))
+            self._incident_at = self._incident_at if is_continued else time.time()
+            incidents = self._describe(error.of(lost), context)
+            repeated = [incident for incident in incidents if self._history.repeats(incident)]
+            self._history = self._history.after(*incidents, is_continued=is_continued)
+            self.goodput.restarts += not is_continued
             for index, incident in enumerate(incidents):
                 redone = samples if index == 0 else 0
                 self._report(f"actor_{incident.kind}", **{**incident.details(), "samples_redone": redone})
                 print(incident.text(), flush=True)
-            self.terminate([name for name in error.names if name in self._actors], error.kind)
+            self.terminate(names, error.kind)
             self._write_status()
-            self._back_off(incidents, error)
+            self._handled_at = time.time()
+            self._require_budget(incidents, repeated, error)
+            if not is_continued:
+                self._back_off(incidents)
 
-    def _back_off(self, incidents: Sequence[Incident], error: LostError) -> None:
-        waits = [self._budget.wait(self._history, incident.role) for incident in incidents]
-        if any(wait is None for wait in waits):
+    def _unreported(self, names: Sequence[str]) -> list[str]:
+        """Those of the actors that no incident has reported yet; a rank is lost with any rank of its group."""
+        dead = {name for name, record in self._actors.items() if record.member.state is State.DEAD}
+        groups = {role_of(name) for name in dead if " rank " in name}
+        return [name for name in names if name not in dead and role_of(name) not in groups]
+
+    def is_continued(self, error: LostError) -> bool:
+        """Whether the last incident explains this loss: the actors ran before it, and it was handled just now."""
+        lost = [self._actors[name] for name in error.names if name in self._actors]
+        is_recent = time.time() - self._handled_at < TOGETHER_SECONDS
+        return bool(lost) and is_recent and all(record.started < self._incident_at for record in lost)
+
+    def _describe(self, error: LostError, context: PhaseContext) -> list[Incident]:
+        incidents = describe_loss(self._actors, error, context, self._recipe)
+        is_repeated = self._history.in_a_row.get(CLUSTER, 0) > 0
+        return incidents or [describe_lost_result(error, context, is_repeated)]
+
+    def _require_budget(self, incidents: Sequence[Incident], repeated: Sequence[Incident], error: LostError) -> None:
+        if repeated:
+            incident = repeated[0]
             raise MachineryError(
-                f"{incidents[-1].text()}\n  more than recovery.restarts = {self._budget.restarts} restarts:\n"
-                f"{self._history.text()}"
+                f"{incident.text()}\n  {incident.role} ran out of memory during {incident.phase} again before "
+                f"a further step was completed, so that a repetition would fail too\n  fix: {incident.advice}"
             ) from error
-        ends = time.monotonic() + max(wait or 0.0 for wait in waits)
+        if limit := self._budget.spent(self._history):
+            raise MachineryError(f"{incidents[-1].text()}\n  {limit}:\n{self._history.text()}") from error
+
+    def _back_off(self, incidents: Sequence[Incident]) -> None:
+        ends = time.monotonic() + max(self._budget.wait(self._history, incident.role) for incident in incidents)
         while (left := ends - time.monotonic()) > 0:
             self.deadlines.check()
             time.sleep(min(left, SLICE_SECONDS))
 
     def final_error(self, error: LostError, context: PhaseContext) -> MachineryError:
         """Report lost actors that are not replaced, and return the error that ends the run."""
-        incidents = self._incidents(error, context)
+        incidents = describe_loss(self._actors, error, context, self._recipe)
         for incident in incidents:
             self._report(f"actor_{incident.kind}", **incident.details())
         text = "\n".join(incident.text() for incident in incidents)
@@ -294,76 +342,6 @@ class Supervisor:
         except (LostError, RayError) as error:
             context = PhaseContext(phase=self.phase)
             raise self.final_error(self.with_dead_actors(as_loss(error, context)), context) from error
-
-    def _incidents(self, error: LostError, context: PhaseContext) -> list[Incident]:
-        """Diagnose lost actors, one incident per role.
-
-        If some are dead, stopped or unresponsive, only those are reported: their peers merely wait for them.
-        """
-        facts = self._facts([name for name in error.names if name in self._actors], error)
-        guilty = [name for name, fact in facts.items() if is_blocking(fact)] or list(facts)
-        roles: dict[str, list[str]] = {}
-        for name in guilty:
-            roles.setdefault(_role(name), []).append(name)
-        return [self._incident(names, error, context, facts[names[0]]) for names in roles.values()]
-
-    def _incident(self, names: Sequence[str], error: LostError, context: PhaseContext, facts: Facts) -> Incident:
-        """Incident of actors of one role; ``facts`` are the first one's."""
-        where = self._actors[names[0]].where
-        found = diagnose(facts)
-        return Incident(
-            when=time.time(),
-            member=names[0],
-            others=tuple(names[1:]),
-            role=_role(names[0]),
-            rank=int(names[0].rpartition(" ")[2]),
-            node=where.node if where else None,
-            process=where.process if where else None,
-            step=context.step,
-            phase=context.phase,
-            kind=error.kind,  # type: ignore[arg-type]
-            what=error.message,
-            cause=found.cause,
-            advice=found.advice,
-            facts=facts,
-        )
-
-    def _unattributed_incident(self, error: LostError, context: PhaseContext) -> Incident:
-        """Incident of a lost result, with no lost actor: an object that was stored on a failed node, for example."""
-        found, again = diagnose(Facts(alive=False, exit_text=error.message)), self._history.in_a_row.get(CLUSTER, 0)
-        follows = "the faulty one is not known, all are replaced" if again else "it is computed again"
-        return Incident(
-            when=time.time(),
-            member="a result",
-            role=CLUSTER,
-            step=context.step,
-            phase=context.phase,
-            kind="failed",
-            what=f"{error.message}; all actors are alive: {follows}",
-            cause=found.cause,
-            advice=found.advice,
-        )
-
-    def _facts(self, names: Sequence[str], error: LostError) -> dict[str, Facts]:
-        """Facts about actors: process state on their nodes, heartbeat, current activity, error and log tail."""
-        stalled, now = error.kind == "stalled", time.time()
-        actors = {name: self._actors[name] for name in names}
-        activity = collect_activity({name: record.actor for name, record in actors.items()}) if stalled else {}
-        found = inspect([record.where for record in actors.values() if record.where is not None], stalled)
-        for name in activity:
-            actors[name].heard = now
-        for name, record in actors.items():
-            if record.where is None:  # it failed before it reported its node: use the controller's node
-                found[name] = Facts(alive=stalled, oom_kills_since_start=oom_kills_since(record.oom_kills_here)), ""
-        return {
-            name: replace(
-                found[name][0],
-                heartbeat_age_seconds=now - record.heard,
-                doing=activity.get(name),
-                exit_text="" if stalled else f"{error.message}\n{found[name][1]}",
-            )
-            for name, record in actors.items()
-        }
 
     def terminate(self, names: Sequence[str], kind: str = "failed") -> None:
         """Kill actors' remaining processes: a stopped one could resume, and an engine's child would keep its memory."""
@@ -393,17 +371,3 @@ def as_loss(error: LostError | RayError, context: PhaseContext) -> LostError:
     if not isinstance(own, LostError):
         raise own from error
     return own.of(())
-
-
-def _role(name: str) -> str:
-    """Role as in ``events.jsonl``: ``policy`` for ``policy rank 0``, ``rollout engine`` for ``rollout engine 0``.
-
-    Metrics and deadlines use the shorter ``role_of``, which returns ``rollout``.
-    """
-    return name.rpartition(" ")[0].removesuffix(" rank")
-
-
-def is_blocking(facts: Facts) -> bool:
-    """Whether a process blocks its peers: it is dead, stopped, waits for a device, or sends no heartbeat."""
-    silent = (facts.heartbeat_age_seconds or 0.0) > FRESH_SECONDS
-    return not facts.alive or facts.process_state in ("T", "t", "D") or silent

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,8 +15,9 @@ from ray.exceptions import RayError
 from actors.pending import Pending
 from actors.ray_errors import format_late, translate_error
 from rlhf.config.schema import Recipe
-from rlhf.errors import LostError
+from rlhf.errors import LostError, RLHFError
 from rlhf.recovery.deadlines import Deadlines, Work
+from rlhf.recovery.diagnosis import Cause, named_cause
 from rlhf.recovery.member import role_of
 from rlhf.tracking.spans import Spans
 
@@ -30,6 +31,11 @@ START = "start"
 """The phase in which actors load; its deadline is ``placement.start_timeout_seconds``."""
 ABANDON = "abandon"
 """Work that only aborts other work: an actor that takes long over it is stuck."""
+UNPREDICTABLE = frozenset({"restore", "load", "checkpoint"})
+"""Work whose duration depends on where its data is: in this node's memory, on another node, or on a busy disk. Past
+durations do not predict it, so that its deadline is always ``placement.phase_timeout_seconds``."""
+FOLLOWS = (Cause.PEER, Cause.NCCL)
+"""Causes of a rank's failure that often follow from another rank's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,13 +63,22 @@ class PhaseContext:
 class AnswerDeadlines:
     """Waits for results under deadlines, which are learned from how long the same work took before."""
 
-    def __init__(self, recipe: Recipe, check: Callable[[], None] = lambda: None, spans: Spans | None = None) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        check: Callable[[], None] = lambda: None,
+        spans: Spans | None = None,
+        idle_seconds: Callable[[Sequence[str]], Mapping[str, float]] = lambda names: {},
+    ) -> None:
         """Read the deadlines of the recipe.
 
         Args:
             check: called regularly during a wait, and ends it by raising.
             spans: records long waits.
+            idle_seconds: asks actors for the seconds since their last progress in the current call; actors without
+                progress, or without an answer, are left out.
         """
+        self._idle_seconds, self._progress_limit = idle_seconds, recipe.recovery.progress_limit_seconds
         place, recovery = recipe.placement, recipe.recovery
         self.check, self.start_seconds, self.spans = check, place.start_timeout_seconds, spans or Spans()
         self.learned = Deadlines(
@@ -81,6 +96,8 @@ class AnswerDeadlines:
             return self.learned.shortest
         if context.phase in self.service_phases and not context.work:
             return self.learned.ceiling
+        if (context.work or context.phase) in UNPREDICTABLE:
+            return self.learned.ceiling
         return self.learned.of(context.work_of(who))
 
     @contextmanager
@@ -96,13 +113,13 @@ class AnswerDeadlines:
         """Wait for a ready result and take it; returns its key and its actor's name.
 
         Raises:
-            LostError: an actor gave no result within its deadline, even if others did.
+            LostError: an actor gave no result and made no progress within its deadline, even if others did.
         """
         deadline, since = partial(self.seconds, context=context), self.spans.clock()
         while True:
             self.check()
             is_ready = pending.wait(min(SLICE_SECONDS, max(pending.seconds_left(deadline), 0.0)))
-            if names := pending.late(deadline):
+            if names := self._stalled(pending, deadline, context):
                 pending.restart(names)
                 raise LostError(format_late(names, context, min(map(deadline, names))), names, "stalled")
             if is_ready:
@@ -111,6 +128,18 @@ class AnswerDeadlines:
                 if self.spans.clock() - since >= WAIT_SECONDS:
                     self.spans.add(f"wait for {name}", since, context.step)
                 return key, name
+
+    def _stalled(self, pending: Pending, deadline: Callable[[str], float], context: PhaseContext) -> tuple[str, ...]:
+        """Names of the late actors that made no progress within their deadline either.
+
+        Progress counts in a phase's own work only: it says nothing of other work, such as an abort.
+        """
+        late = pending.late(deadline)
+        if not late or context.work or context.phase == START:
+            return late
+        pending.count_progress(self._idle_seconds(late), deadline, self._progress_limit)
+        pending.wait(0.0)  # an answer may have come meanwhile
+        return pending.late(deadline)
 
     def _record_answer(self, name: str, seconds: float, context: PhaseContext) -> None:
         work = context.work_of(name)
@@ -170,24 +199,34 @@ def fetch(ref: ray.ObjectRef, who: str, context: PhaseContext, deadlines: Answer
         deadlines.learn_duration(who, context, is_sound)
 
 
-def _culprit(error: LostError, pending: Pending, context: PhaseContext) -> LostError:
-    """The death of another rank, if Ray reports one within ``CULPRIT_SECONDS`` of a rank's failure; else the error."""
-    if error.kind != "failed":
+def _culprit(error: LostError, pending: Pending, context: PhaseContext) -> RLHFError:
+    """The failure of another rank from which this one follows, if Ray reports it within ``CULPRIT_SECONDS``.
+
+    That is a death, or, where this rank lost its peer, an error of the peer. Otherwise it is the error itself.
+    """
+    cause = named_cause(error.message)
+    if error.kind != "failed" or not (cause is None or cause in FOLLOWS):
         return error
     end = time.monotonic() + CULPRIT_SECONDS
     while pending and (left := end - time.monotonic()) > 0:
         if pending.wait(left):
             ref, name, _ = pending.pop()
-            died = _death(ref, name, context)
-            if died is not None:
-                return died
+            other = _failure(ref, name, context)
+            if other is not None and _precedes(other, cause):
+                return other
     return error
 
 
-def _death(ref: ray.ObjectRef, name: str, context: PhaseContext) -> LostError | None:
+def _precedes(other: RLHFError, cause: Cause | None) -> bool:
+    """Whether a rank's failure explains that of a rank which failed for ``cause``."""
+    if isinstance(other, LostError) and other.kind == "died":
+        return True
+    return cause in FOLLOWS and named_cause(str(other)) not in FOLLOWS
+
+
+def _failure(ref: ray.ObjectRef, name: str, context: PhaseContext) -> RLHFError | None:
     try:
         ray.get(ref, timeout=0)
     except RayError as error:
-        own = translate_error(error, name, context)
-        return own if isinstance(own, LostError) and own.kind == "died" else None
+        return translate_error(error, name, context)
     return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,11 +13,12 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from actors.cluster import node_address
-from actors.process import Activity, ProcessLocation, dump_stacks_on_signal, locate_process
+from actors.process import Activity, Heartbeat, ProcessLocation, dump_stacks_on_signal, locate_process
 from rlhf.errors import LostError, MachineryError, RLHFError
 from rlhf.garbage import paused_collection
 from rlhf.network import use_interface_of
 from rlhf.ports import free_port
+from rlhf.recovery.process_faults import is_process_fault
 from rlhf.tracking.memory import ActorMemory, memory_here
 from rlhf.tracking.quiet import redirect_output
 from rlhf.tracking.spans import Taken
@@ -26,8 +26,6 @@ from rlhf.types import RolloutBlock
 
 HEARTBEAT = "heartbeat"
 """Ray concurrency group whose thread answers while the actor computes."""
-PEER_GONE = re.compile(r"gloo|NCCL|ProcessGroup|Connection (closed|reset) by peer|Broken pipe|Socket Timeout", re.I)
-"""Messages of torch.distributed for a peer that is gone: not every backend has an error type for it."""
 Builder = str | Callable[..., Any]
 """Factory of a worker's role, or its name as ``module:name``, so that the controller need not import it."""
 
@@ -44,8 +42,8 @@ class Worker:
         self.role: Any = None
 
     @ray.method(concurrency_group=HEARTBEAT)
-    def heartbeat(self) -> tuple[str, float]:
-        """Current activity and its seconds so far; answered at any time."""
+    def heartbeat(self) -> Heartbeat:
+        """Current activity and its progress; answered at any time."""
         return self.activity.heartbeat()
 
     @ray.method(concurrency_group=HEARTBEAT)
@@ -108,7 +106,8 @@ class Worker:
 def translate_failures(where: ProcessLocation, activity: str) -> Iterator[None]:
     """Context that converts unexpected errors to ``MachineryError`` with the actor's name.
 
-    An error that shows a lost peer, or a failure of Ray itself, becomes a ``LostError``. The traceback goes to the log.
+    An error that shows a lost peer, a failed device or a lack of memory, or a failure of Ray itself, becomes a
+    ``LostError``: a new process may succeed. The traceback goes to the log.
     """
     try:
         yield
@@ -121,6 +120,6 @@ def translate_failures(where: ProcessLocation, activity: str) -> Iterator[None]:
         reason = (str(error).strip().splitlines() or [""])[0]
         what = f"{where} failed in {activity}: {type(error).__name__}: {reason}; traceback in the run's logs/"
         is_rays = isinstance(error, RayError) and not isinstance(error, RayTaskError)  # a bug in another actor
-        if is_rays or (isinstance(error, RuntimeError) and PEER_GONE.search(str(error))):
+        if is_rays or is_process_fault(error):
             raise LostError(what, (where.name,), "failed") from None
         raise MachineryError(what) from None

@@ -899,7 +899,13 @@ class RecoveryConfig:
 
     restarts: CountOrZero = 20
     """Largest number of restarts in one command; the next failure ends it with exit code 3 and the history. Actors that
-    fail together, such as all ranks of a group, count as one restart."""
+    fail together, such as all ranks of a group or all actors of a node, count as one restart."""
+    device_errors: CountOrZero = 5
+    """Largest number of restarts in one command because of a GPU or of the network between GPUs: memory, ECC, illegal
+    access, assertions, NCCL. They do not count in ``restarts``."""
+    steps_per_restart: CountOrZero = 10
+    """Number of newly completed steps after which one restart is given back to both budgets; repeated steps do not
+    count. 0 gives back none."""
     requeues: CountOrZero = 3
     """Largest number of times in a row that ``launch/slurm.sh`` and a RayJob repeat a command that ended before it
     completed a further step. Only a cause that may pass is repeated: a failed machine, not a violated canary."""
@@ -912,6 +918,9 @@ class RecoveryConfig:
     most ``placement.phase_timeout_seconds``, which is also the deadline of work that has not been done before."""
     stall_floor_seconds: Seconds = 120.0
     """Shortest deadline of an answer, however fast the work has been."""
+    progress_limit_seconds: Seconds = 14400.0
+    """Longest time without an answer of an actor that makes progress. An actor whose deadline passes is asked when it
+    last completed a micro-batch, or an engine a step of generation, and its deadline counts from then."""
     bad_samples: CountOrZero = 100
     """Largest number of quarantined samples in a run: the engine failed on their prompt or returned no response."""
 

@@ -26,6 +26,13 @@ DEPENDS_ON: Mapping[str, tuple[str, ...]] = {
     ),
 }
 """Sections of the recipe that a stage's result depends on; changes in other sections keep a finished stage valid."""
+MEMORY_KEYS = (
+    "model.gradient_checkpointing",
+    *("rollout.gpu_memory_fraction", "rollout.memory_gib", "rollout.tensor_parallel", "rollout.enforce_eager"),
+    *("rollout.max_num_seqs", "rollout.max_num_batched_tokens"),
+)
+"""Keys in these sections that change memory and speed, but results only by rounding: a run that ran out of memory
+resumes with other values."""
 
 
 def stages_of(recipe: Recipe, stage: Stage) -> tuple[str, ...]:

@@ -26,6 +26,7 @@ from vllm.v1.engine.llm_engine import LLMEngine
 from rlhf.config.schema import LoRAConfig, ModelConfig, RolloutConfig
 from rlhf.device import Device, engine_arguments, prepare_engine_thread
 from rlhf.errors import LostError, MachineryError, UserError
+from rlhf.progress import PROGRESS
 from rlhf.types import UNVERIFIED, FinishReason, Prompt, Rollout
 from rlhf.weights.adapter import NUMBER, RANKS, AdapterWeights
 from rlhf.weights.fingerprint import Fingerprint, add
@@ -214,7 +215,9 @@ class RolloutEngine:
         """Take vLLM's steps until all requests are answered."""
         try:
             while self._unanswered:
-                for output in await self._call(self.llm.step):
+                finished = await self._call(self.llm.step)
+                PROGRESS.part_done()
+                for output in finished:
                     if outputs := self._unanswered.pop(output.request_id, None):
                         outputs.put_nowait(output)
             await self._call(self._finish_steps)

@@ -23,6 +23,11 @@ class Cause(StrEnum):
     MEMORY_MONITOR = "Ray's memory monitor killed it: its node ran low on memory"
     HOST_MEMORY = "the host ran out of memory"
     GPU_MEMORY = "the GPU ran out of memory"
+    GPU_ECC = "the GPU's memory has an uncorrectable error (ECC)"
+    GPU_ACCESS = "a kernel accessed GPU memory outside its tensors"
+    GPU_ASSERT = "an assertion in a GPU kernel failed: usually an index beyond the end of a tensor"
+    GPU = "the GPU or its driver failed"
+    NCCL = "NCCL failed: the network between the ranks, or another rank's process"
     CRASHED = "it crashed in native code"
     ENGINE = "the inference engine failed"
     PEER = "it lost another rank of its group"
@@ -43,6 +48,15 @@ ADVICE: dict[Cause, str] = {
     "memory (dmesg shows whom the kernel killed)",
     Cause.GPU_MEMORY: "a smaller placement.<role>.micro_batch_tokens or rollout.gpu_memory_fraction, a higher "
     "zero_stage, or model.gradient_checkpointing",
+    Cause.GPU_ECC: "nvidia-smi -q -d ECC,ROW_REMAPPER on that node shows the count; take the node out of the cluster "
+    "until its GPU was reset or replaced",
+    Cause.GPU_ACCESS: "if it is always the same node, take that node out; if not, a kernel has a bug: packages and "
+    "driver should be of the pinned versions, and CUDA_LAUNCH_BLOCKING=1 makes the log name the kernel",
+    Cause.GPU_ASSERT: "its log in the run's logs/ has the assertion; check token ids against the model's vocabulary, "
+    "and lengths against its positions; CUDA_LAUNCH_BLOCKING=1 makes the log name the kernel",
+    Cause.GPU: "dmesg on that node has the driver's message (NVRM: Xid); if it is always the same node, take it out",
+    Cause.NCCL: "NCCL_DEBUG=INFO, set where Ray is started, names the network in the ranks' logs; check the links "
+    "between the nodes, and NCCL_SOCKET_IFNAME",
     Cause.CRASHED: "its log in the run's logs/ ends with the stack; packages and driver should be of the pinned "
     "versions",
     Cause.ENGINE: "its log in the run's logs/ says why; often memory: a smaller rollout.memory_gib or "
@@ -55,10 +69,13 @@ ADVICE: dict[Cause, str] = {
     Cause.DISK: "check the file systems that it reads and writes (df, dmesg, the file server); it cannot even be "
     "killed before they answer",
     Cause.STUCK: "kill -USR1 <process> writes the stacks of its threads to its log in the run's logs/",
-    Cause.BUSY: "raise recovery.stall_floor_seconds, and placement.phase_timeout_seconds if it is the shorter",
+    Cause.BUSY: "raise recovery.stall_floor_seconds, and placement.phase_timeout_seconds if it is the shorter; for "
+    "work that goes on, recovery.progress_limit_seconds",
     Cause.UNKNOWN: "see its log in the run's logs/",
 }
 """What to do about each cause, in one line."""
+DEVICE_CAUSES = frozenset({Cause.GPU_MEMORY, Cause.GPU_ECC, Cause.GPU_ACCESS, Cause.GPU_ASSERT, Cause.GPU, Cause.NCCL})
+"""Failures of a GPU or of the network between GPUs, which have a budget of their own (``recovery.device_errors``)."""
 
 GUESSES = re.compile(
     r"(?:Some common causes include:|There are some potential root causes).*?(?:unexpected errors?\.|\Z)", re.DOTALL
@@ -69,13 +86,25 @@ SILENCE = re.compile(r"connection error code|worker process has died(?!.*exit co
 EXPLICIT: tuple[tuple[Cause, re.Pattern[str]], ...] = tuple(
     (cause, re.compile(pattern, re.IGNORECASE | re.DOTALL))
     for cause, pattern in (
-        (Cause.GPU_MEMORY, r"CUDA out of memory|CUDA error: out of memory|HIP out of memory"),
+        (Cause.GPU_MEMORY, r"(?:CUDA|HIP) (?:error: )?out of memory|CUBLAS_STATUS_ALLOC_FAILED"),
         (Cause.MEMORY_MONITOR, r"memory monitor killed|running low on memory"),
-        (Cause.HOST_MEMORY, r"Cannot allocate memory|std::bad_alloc|\bMemoryError\b"),
+        (Cause.HOST_MEMORY, r"can(?:no|')t allocate memory|std::bad_alloc|\b(?:_Array)?MemoryError\b"),
+        (Cause.GPU_ECC, r"uncorrectable ECC|\bECC error"),
+        (Cause.GPU_ACCESS, r"illegal memory access|misaligned address|illegal address space"),
+        (Cause.GPU_ASSERT, r"device-side assert triggered"),
+        (Cause.NCCL, r"nccl\w*Error|NCCL error|NCCL.{0,200}(?:unhandled|remote process exited)"),
+        (
+            Cause.GPU,
+            r"AcceleratorError|(?:CUDA|cuDNN|Triton) error|(?:CUBLAS|CUDNN|CUSOLVER|CUSPARSE)_STATUS_|"
+            r"unspecified launch failure|\bNVRM: Xid",
+        ),
         (Cause.CRASHED, r"SIGSEGV|SIGBUS|SIGILL|SIGFPE|SIGABRT|Segmentation fault|Bus error|Fatal Python error"),
         (Cause.NODE, r"NodeDiedError|its node has died|node was terminated|node (?:is|was) (?:dead|lost)"),
         (Cause.ENGINE, r"\bvLLM failed"),
-        (Cause.PEER, r"(?:gloo|nccl|c10d|ProcessGroup).*(?:peer|remote|time(?:d )?out|abort)"),
+        (
+            Cause.PEER,
+            r"(?:gloo|nccl|c10d|ProcessGroup).*(?:peer|remote|time(?:d )?out|abort)|\bDist(?:Store|Network)?Error\b",
+        ),
         (Cause.KILLED, r"SIG(?:KILL|TERM|INT|HUP)|\bsignal (?:1|2|9|15)\b|(?:code|status)[ :=]+(?:-9|-15|137|143)\b"),
     )
 )
@@ -97,7 +126,7 @@ def diagnose(facts: Facts) -> Diagnosis:
 
 
 def _cause(facts: Facts) -> Cause:
-    named = _explicit_cause(facts.exit_text)
+    named = named_cause(facts.exit_text)
     lost_child = facts.alive and facts.children_alive is False
     if named is Cause.MEMORY_MONITOR:
         return named
@@ -114,8 +143,8 @@ def _cause(facts: Facts) -> Cause:
     return _cause_of_stall(facts)
 
 
-def _explicit_cause(text: str) -> Cause | None:
-    """Cause that a message names."""
+def named_cause(text: str) -> Cause | None:
+    """Cause that a message names; None if it names none."""
     text = GUESSES.sub("", text)
     return next((cause for cause, pattern in EXPLICIT if pattern.search(text)), None)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
 
+from rlhf.recovery.diagnosis import DEVICE_CAUSES, Cause
 from rlhf.recovery.facts import Facts
 
 Kind = Literal["died", "stalled", "failed"]
@@ -54,6 +55,16 @@ class Incident:
     """Seconds until a replacement serves; repeated steps are not included."""
     samples_redone: int = 0
     """Unfinished samples of the actor that are re-dispatched."""
+
+    @property
+    def is_device_error(self) -> bool:
+        """Whether a GPU, or the network between GPUs, failed."""
+        return self.cause in DEVICE_CAUSES
+
+    @property
+    def is_memory_error(self) -> bool:
+        """Whether the process asked for more memory than there is, which it will do again with the same work."""
+        return self.cause == Cause.GPU_MEMORY or (self.cause == Cause.HOST_MEMORY and self.kind == "failed")
 
     def text(self) -> str:
         """The incident in one line, for the log, the console and errors."""

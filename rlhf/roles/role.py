@@ -28,6 +28,7 @@ from rlhf.models.saving import try_saving
 from rlhf.models.sequence_parallel import RowNet
 from rlhf.placement.parallelism import forward_ranks, model_parallel_size
 from rlhf.placement.pools import Part
+from rlhf.progress import PROGRESS
 from rlhf.roles.block_result import BlockResult
 from rlhf.types import Experience, Int32, Sequences
 from rlhf.zero import checkpoint
@@ -246,6 +247,9 @@ def forward_part(
 
     ``compute`` maps a row to (b,) values, one per sample, or (r,), one per response token.
     """
-    outputs = torch.cat([compute(pack_row(sequences, samples, device)).float() for samples in micro_batches])
+    outputs = []
+    for micro_batch in micro_batches:
+        outputs.append(compute(pack_row(sequences, micro_batch, device)).float())
+        PROGRESS.part_done()
     samples = np.array([i for micro_batch in micro_batches for i in micro_batch], dtype=np.int64)
-    return BlockResult(samples=samples, values=outputs.cpu().numpy())
+    return BlockResult(samples=samples, values=torch.cat(outputs).cpu().numpy())

@@ -29,6 +29,7 @@ from rlhf.models.lora import adapters, merged, parts, plain_tensors
 from rlhf.models.stored import dtype_of, shape_of, stored_tensors
 from rlhf.placement.parallelism import model_parallel_size
 from rlhf.placement.pools import Part
+from rlhf.progress import PROGRESS
 from rlhf.weights.fingerprint import Fingerprint, fingerprint
 from rlhf.zero import tensor_parallel
 from rlhf.zero.finite import FiniteCheck
@@ -136,6 +137,7 @@ class ZeroEngine:
         for index, micro_batch in enumerate(micro_batches):
             self.engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
             self.engine.backward(loss(micro_batch) * (self.world // self.tensor_ranks / max(1, count)))
+            PROGRESS.part_done()
         self.finite.require(self.all_reduce)
         # At stage 0 DeepSpeed may report no norm; every rank has whole gradients there, which the step then frees.
         whole = [p.grad for p in self.network.parameters() if p.grad is not None] if self.stage == 0 else []

@@ -83,9 +83,10 @@ def test_time_counts_since_an_actors_last_result(seconds: Callable[[float], None
     """Rank 0 answers after 3 s, rank 1 does not: after 10 s rank 1 is late, and rank 0 has 3 s left."""
     a, b, c = Ref(), Ref(), Ref()
     pending = Pending({a: "policy rank 0", b: "policy rank 1", c: "policy rank 0"})
-    a.is_done()
     seconds(3.0)
-    assert pending.wait(9.0)
+    assert not pending.wait(0.0)
+    a.is_done()
+    assert pending.wait(0.0)
     assert pending.pop() == (a, "policy rank 0", 3.0)
     assert pending.seconds_left(TEN) == 7.0
     seconds(7.0)
@@ -96,6 +97,56 @@ def test_time_counts_since_an_actors_last_result(seconds: Callable[[float], None
     seconds(3.0)
     pending.wait(0.0)
     assert pending.late(TEN) == ("policy rank 0",)
+
+
+def test_work_takes_until_its_result_is_ready_and_begins_with_the_request_or_the_last_result(
+    seconds: Callable[[float], None],
+) -> None:
+    """Whatever the controller does meanwhile: rank 0 works 3 s on the first and 2 s on the second, taken 4 s later."""
+    first, second = Ref(), Ref()
+    pending = Pending(dict.fromkeys((first, second), "policy rank 0"))
+    for ref, took in ((first, 3.0), (second, 2.0)):
+        seconds(took)
+        assert not pending.wait(0.0) or ref is second
+        ref.is_done()
+    seconds(4.0)
+    assert pending.wait(0.0)
+    assert [pending.pop()[2], pending.pop()[2]] == [3.0, 2.0]
+
+
+def test_progress_counts_as_an_answer_up_to_a_limit(seconds: Callable[[float], None]) -> None:
+    """All three are late after 10 s; rank 1 made progress 4 s ago, rank 2 one second ago."""
+    names = [f"policy rank {rank}" for rank in range(3)]
+    pending = Pending({Ref(): name for name in names})
+    seconds(10.0)
+    pending.wait(0.0)
+    assert pending.late(TEN) == tuple(names)
+    pending.count_progress({names[2]: 1.0, names[1]: 4.0, "critic rank 0": 0.0}, TEN, limit=14.0)
+    assert pending.late(TEN) == (names[0],)
+    pending.discard([key for key, each in pending._awaited.items() if each.name == names[0]])
+    assert pending.seconds_left(TEN) == 4.0, "of rank 2 the limit, of rank 1 the limit too: 14 s after the request"
+    seconds(4.0)
+    pending.wait(0.0)
+    pending.count_progress(dict.fromkeys(names[1:], 0.0), TEN, limit=14.0)
+    assert pending.late(TEN) == tuple(names[1:])
+    pending.restart(names)
+    assert pending.seconds_left(TEN) == 10.0
+
+
+def test_actors_stay_in_the_order_of_their_deadlines_when_some_made_progress(seconds: Callable[[float], None]) -> None:
+    names = [f"policy rank {rank}" for rank in range(3)]
+    pending = Pending({Ref(): name for name in names})
+    seconds(10.0)
+    pending.wait(0.0)
+    pending.count_progress({names[0]: 1.0, names[1]: 6.0, names[2]: 3.0}, TEN, limit=99.0)
+    left = []
+    while len(pending):
+        left.append(pending.seconds_left(TEN))
+        seconds(left[-1])
+        pending.wait(0.0)
+        [late] = pending.late(TEN)
+        pending.discard([key for key, each in pending._awaited.items() if each.name == late])
+    assert left == [4.0, 3.0, 2.0]
 
 
 def test_actors_with_equal_deadlines_are_late_together_and_one_with_a_ready_result_is_not(

@@ -118,3 +118,28 @@ def test_the_step_at_which_a_run_stops_early_is_its_last() -> None:
     running.loop.state = replace(state, step=running.loop.steps, watch=None)
     running.loop._keep(report)
     assert running.kept == [(7, False), (8, True), (running.loop.steps, True)]
+
+
+ECC = "policy rank 0 failed in update: AcceleratorError: CUDA error: uncorrectable ECC error encountered"
+OUT_OF_MEMORY = "policy rank 1 failed in update: OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB."
+
+
+def test_a_device_that_fails_costs_its_group_and_no_restart() -> None:
+    running = Running(restarts=0)
+    assert running.bear(LostError(ECC, (POLICY[0],), "failed")) == "done"
+    assert running.replaced == [*POLICY]
+    assert [("ECC" in event["cause"], event["kind"]) for event in running.events] == [(True, "actor_failed")]
+
+
+def test_lack_of_memory_at_the_same_place_again_ends_the_run_with_what_to_change() -> None:
+    running, short = Running(), LostError(OUT_OF_MEMORY, (POLICY[1],), "failed")
+    with pytest.raises(MachineryError, match=r"fix: placement\.policy\.micro_batch_tokens=2048 \(it is 4096\)"):
+        running.bear(short, short)
+    assert running.replaced == [*POLICY], "once"
+
+
+def test_a_bug_ends_the_run_at_once() -> None:
+    running = Running()
+    with pytest.raises(MachineryError, match="ZeroDivisionError"):
+        running.bear(MachineryError("policy rank 0 failed in update: ZeroDivisionError: one by zero"))
+    assert running.replaced == [] and running.events == []

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import ray
+import torch
 from ray import exceptions
 from ray.exceptions import RayError, RayTaskError
 
@@ -98,6 +99,16 @@ def test_whoever_was_given_a_failure_is_innocent_of_it(error: RayError) -> None:
 )
 def test_what_an_actor_raised_on_purpose_is_passed_on_through_those_that_were_given_it(own: RLHFError) -> None:
     assert translate_error(RayTaskError("a", "", RayTaskError("b", "", own)), NAME, CONTEXT) is own
+
+
+def test_an_error_of_a_device_that_was_raised_outside_of_a_roles_call_is_a_loss_and_a_bug_is_none() -> None:
+    """Its text has several lines, of which the first one names it."""
+    text = "CUDA error: an illegal memory access was encountered\nCompile with `TORCH_USE_CUDA_DSA`.\n"
+    error = loss(RayTaskError("spans", "traceback", torch.AcceleratorError(text)))
+    assert (error.names, error.kind) == ((NAME,), "failed")
+    assert error.message.endswith("AcceleratorError: CUDA error: an illegal memory access was encountered")
+    bug = translate_error(RayTaskError("spans", "Traceback\nKeyError: 'x'", KeyError("x")), NAME, CONTEXT)
+    assert isinstance(bug, MachineryError) and not isinstance(bug, LostError)
 
 
 def test_the_memory_monitor_is_named_with_its_figures_and_what_to_do() -> None:

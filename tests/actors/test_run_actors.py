@@ -16,7 +16,7 @@ from actors import run_actors
 from actors.engines import Engines
 from actors.group import Group
 from actors.placement import Placement
-from actors.process import ProcessLocation, dump_stacks_on_signal, locate_process
+from actors.process import Heartbeat, ProcessLocation, dump_stacks_on_signal, locate_process
 from actors.run_actors import RunActors, Start, start_actors
 from actors.supervisor import Supervisor
 from actors.waiting import PhaseContext
@@ -52,8 +52,8 @@ class Engine:
     async def build(self, *_: Any) -> ProcessLocation:
         return self.where
 
-    async def heartbeat(self) -> tuple[str, float]:
-        return "publish", 4.0
+    async def heartbeat(self) -> Heartbeat:
+        return Heartbeat(activity="publish", seconds=4.0)
 
     async def set_prompts(self, prompts: Any) -> None:
         """There are none."""

@@ -119,6 +119,8 @@ def test_a_finished_model_is_used_and_one_of_another_configuration_refused(sessi
         _ = other.policy_start
     given = with_recipe(session, ppo=replace(session.recipe.ppo, policy_init="elsewhere"))
     assert given.policy_start == Path("elsewhere")
+    less_memory = with_recipe(session, model=replace(session.recipe.model, gradient_checkpointing=True))
+    assert less_memory.policy_start == run.model, "which is what a run that ran out of memory is advised to change"
 
 
 def test_a_finished_model_whose_tokenizer_is_not_the_runs_is_refused(session: Session) -> None:

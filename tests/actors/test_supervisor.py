@@ -15,10 +15,12 @@ from typing import Any
 import pytest
 import ray
 
+from actors import incidents as incidents_module
 from actors import inspection
 from actors import supervisor as supervisor_module
+from actors.incidents import is_blocking
 from actors.process import ProcessLocation
-from actors.supervisor import Supervisor, is_blocking
+from actors.supervisor import Supervisor
 from actors.waiting import PhaseContext, wait
 from actors.worker import HEARTBEAT, Worker
 from rlhf.config.schema import PlacementConfig, Recipe, RecoveryConfig
@@ -78,7 +80,7 @@ class Watched:
     def lose(self, sign: signal.Signals) -> LostError:
         """Do this to the actor in the middle of its work; the error that a wait for it gives."""
         ref = self.worker.call.remote("hang")
-        while ray.get(self.worker.heartbeat.remote(), timeout=30)[0] != "hang":
+        while ray.get(self.worker.heartbeat.remote(), timeout=30).activity != "hang":
             time.sleep(0.01)
         os.kill(self.where.process, sign)
         with pytest.raises(LostError) as caught:
@@ -188,6 +190,46 @@ def test_who_is_gone_is_found_where_an_error_does_not_say(local_ray: None, tmp_p
     assert [(event["kind"], event["member"]) for event in watched.events] == [("actor_died", PEER)]
 
 
+def test_who_is_stopped_is_found_where_neither_the_error_nor_ray_says(local_ray: None, tmp_path: Path) -> None:
+    watched, nobody = Watched(tmp_path), LostError("an object is lost", kind="failed")
+    _, where = watched.rank(PEER)
+    os.kill(where.process, signal.SIGSTOP)
+    found = watched.supervisor.with_dead_actors(nobody)
+    assert (found.names, found.kind) == ((PEER,), "stalled")
+    watched.supervisor.handle_loss(found, CONTEXT)
+    assert [(event["member"], event["process_state"]) for event in watched.events] == [(PEER, "T")]
+    assert not alive(where.process) and alive(watched.where.process)
+
+
+def test_ray_itself_that_does_not_answer_is_asked_for_a_limited_time(
+    local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched = Watched(tmp_path)
+    monkeypatch.setattr(inspection, "ASK_SECONDS", 0.2)
+    monkeypatch.setattr(inspection, "state", SimpleNamespace(actor_table=lambda *_, **__: time.sleep(30)))
+    begin = time.monotonic()
+    assert watched.supervisor.with_dead_actors(LostError("lost", kind="failed")).names == ()
+    assert time.monotonic() - begin < 10
+
+
+def test_logs_on_a_file_server_that_hangs_do_not_keep_the_facts_back(
+    local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched = Watched(tmp_path)
+    monkeypatch.setattr(inspection, "LOOK_SECONDS", 0.3)
+    monkeypatch.setattr(inspection, "_last_lines", lambda log: time.sleep(30))
+    found = inspection.inspect_here([watched.where], dump=False)
+    facts_found, tail = found[NAME]
+    assert facts_found.alive and facts_found.rss_bytes and tail == ""
+
+
+def test_of_a_log_the_end_is_read(tmp_path: Path) -> None:
+    (log := tmp_path / "log").write_text("x" * 2**17 + "\nSIGSEGV\nthe end\n")
+    assert inspection._last_lines(str(log)).splitlines()[-2:] == ["SIGSEGV", "the end"]
+    assert len(inspection._last_lines(str(log))) <= inspection.LAST_BYTES
+    assert inspection._last_lines("") == inspection._last_lines(str(tmp_path / "none")) == ""
+
+
 def test_a_loss_of_nobody_is_one_of_a_result_and_the_next_one_one_of_all() -> None:
     events: list[dict[str, Any]] = []
     supervisor = Supervisor(Recipe(name="x"), lambda kind, **details: events.append({"kind": kind, **details}))
@@ -285,7 +327,7 @@ def test_who_dies_in_loading_is_diagnosed(monkeypatch: pytest.MonkeyPatch) -> No
     events: list[dict[str, Any]] = []
     supervisor = Supervisor(Recipe(name="x"), lambda kind, **details: events.append({"kind": kind, **details}))
     supervisor.started(NAME, None)
-    monkeypatch.setattr(supervisor_module, "oom_kills_since", lambda before: 1)
+    monkeypatch.setattr(incidents_module, "oom_kills_since", lambda before: 1)
     said = "policy rank 0 died during start: .*the host ran out of memory"
     with pytest.raises(MachineryError, match=said) as caught, supervisor.diagnosed():
         raise LostError("policy rank 0 died during start: end of file", (NAME,), "died")

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import ray
 
 from actors.cluster import node_address
+from actors.inspection import collect_heartbeats
 from actors.pending import Pending
 from actors.process import ProcessLocation
 from actors.waiting import AnswerDeadlines, PhaseContext, wait
 from actors.worker import HEARTBEAT, Worker, translate_failures
-from rlhf.config.schema import EarlyStopConfig, EndpointConfig, PlacementConfig, Recipe, RewardSourceConfig
+from rlhf.config.schema import (
+    EarlyStopConfig,
+    EndpointConfig,
+    PlacementConfig,
+    Recipe,
+    RecoveryConfig,
+    RewardSourceConfig,
+)
 from rlhf.errors import LostError, MachineryError, Stopped, UserError
+from rlhf.recovery.diagnosis import Cause, named_cause
 
 CONTEXT = PhaseContext(phase="update", step=7)
 
@@ -48,6 +57,27 @@ class Held:
 
     def fill_the_store(self) -> None:
         raise ray.exceptions.ObjectStoreFullError("no room for a chunk")
+
+    def work(self, parts: int, then: float) -> str:
+        """Complete a part each 0.4 s, and then none for a while."""
+        from rlhf.progress import PROGRESS
+
+        for _ in range(parts):
+            time.sleep(0.4)
+            PROGRESS.part_done()
+        time.sleep(then)
+        return "done"
+
+    def device_error(self, name: str, text: str) -> None:
+        import torch
+        import torch.distributed
+
+        kind = getattr(torch, name, None) or getattr(torch.distributed, name)
+        raise kind(text)
+
+    def lose_peer_for_a_bug(self) -> None:
+        time.sleep(1)
+        raise ZeroDivisionError("one by zero")
 
     def die_soon(self) -> None:
         time.sleep(1)
@@ -115,10 +145,9 @@ def test_a_deadline_names_who_is_late(worker: ray.actor.ActorHandle) -> None:
 
 def test_a_worker_that_computes_says_what_it_is_doing(worker: ray.actor.ActorHandle) -> None:
     worker.call.remote("hang")
-    doing, seconds = "", 0.0
-    while doing != "hang":
-        doing, seconds = ray.get(worker.heartbeat.remote(), timeout=30)
-    assert seconds < 60
+    while (beat := ray.get(worker.heartbeat.remote(), timeout=30)).activity != "hang":
+        pass
+    assert beat.seconds < 60 and (beat.parts, beat.idle_seconds) == (0, None)
 
 
 def test_what_lost_a_peer_is_lost_itself(worker: ray.actor.ActorHandle) -> None:
@@ -143,6 +172,71 @@ def test_of_two_ranks_the_one_that_died_is_blamed(worker: ray.actor.ActorHandle,
     with pytest.raises(LostError, match="rank 4 died") as caught:
         wait(refs, ["policy rank 3", "rank 4"], CONTEXT, deadlines(30))
     assert caught.value.names == ("rank 4",)
+
+
+def test_of_two_ranks_the_one_with_the_bug_ends_the_run(worker: ray.actor.ActorHandle, tmp_path: Path) -> None:
+    """Its peer is not replaced for having lost it."""
+    other = make_worker("rank 4", tmp_path / "other")
+    ray.get(other.build.remote(Held), timeout=60)
+    refs = [worker.call.remote("lose_peer"), other.call.remote("lose_peer_for_a_bug")]
+    with pytest.raises(MachineryError, match="ZeroDivisionError") as caught:
+        wait(refs, ["policy rank 3", "rank 4"], CONTEXT, deadlines(30))
+    assert not isinstance(caught.value, LostError)
+
+
+DEVICE_ERRORS = {
+    ("OutOfMemoryError", "CUDA out of memory. Tried to allocate 2.00 GiB."): Cause.GPU_MEMORY,
+    (
+        "AcceleratorError",
+        "CUDA error: uncorrectable ECC error encountered\nCompile with `TORCH_USE_CUDA_DSA`",
+    ): Cause.GPU_ECC,
+    ("AcceleratorError", "CUDA error: an illegal memory access was encountered"): Cause.GPU_ACCESS,
+    ("AcceleratorError", "CUDA error: device-side assert triggered"): Cause.GPU_ASSERT,
+    ("DistBackendError", "NCCL error in: a.cpp:1, remote process exited or there was a network error"): Cause.NCCL,
+    ("DistBackendError", "NCCL error in: a.cpp:1, unhandled system error (run with NCCL_DEBUG=INFO)"): Cause.NCCL,
+}
+"""Class of PyTorch and its text."""
+
+
+def test_an_error_of_a_device_is_a_loss_of_the_process_that_is_told_by_its_cause(worker: ray.actor.ActorHandle) -> None:
+    for (name, text), cause in DEVICE_ERRORS.items():
+        with pytest.raises(LostError, match=f"failed in device_error: {name}: ") as caught:
+            wait([worker.call.remote("device_error", name, text)], ["policy rank 3"], CONTEXT, deadlines(60))
+        assert (caught.value.names, caught.value.kind) == (("policy rank 3",), "failed")
+        assert named_cause(caught.value.message) is cause
+
+
+def with_progress(worker: ray.actor.ActorHandle, limit: float) -> AnswerDeadlines:
+    """Deadlines of a second, and of so many for an actor that makes progress."""
+
+    def idle(names: Sequence[str]) -> dict[str, float]:
+        beats = collect_heartbeats(dict.fromkeys(names, worker))
+        return {name: beat.idle_seconds for name, beat in beats.items() if beat.idle_seconds is not None}
+
+    recipe = Recipe(
+        name="x",
+        placement=PlacementConfig(phase_timeout_seconds=1.2),
+        recovery=RecoveryConfig(progress_limit_seconds=limit),
+    )
+    return AnswerDeadlines(recipe, idle_seconds=idle)
+
+
+def test_an_actor_that_completes_parts_is_not_late(worker: ray.actor.ActorHandle) -> None:
+    """2.4 s in all, of 1.2 s; then 1.2 s are over without a part."""
+    patient = with_progress(worker, limit=60)
+    assert wait([worker.call.remote("work", 6, 0.0)], ["policy rank 3"], CONTEXT, patient) == ["done"]
+    impatient, begin = with_progress(worker, limit=60), time.monotonic()
+    with pytest.raises(LostError, match="no answer within 1 s") as caught:
+        wait([worker.call.remote("work", 2, 20.0)], ["policy rank 3"], CONTEXT, impatient)
+    assert caught.value.kind == "stalled" and 1.9 < time.monotonic() - begin < 12
+
+
+def test_progress_extends_a_deadline_up_to_a_limit_and_other_work_not_at_all(worker: ray.actor.ActorHandle) -> None:
+    for context, limit, least in ((CONTEXT, 2.0, 1.9), (CONTEXT.of("abort"), 60.0, 1.1)):
+        begin = time.monotonic()
+        with pytest.raises(LostError):
+            wait([worker.call.remote("work", 20, 0.0)], ["policy rank 3"], context, with_progress(worker, limit))
+        assert least < time.monotonic() - begin < 7.0
 
 
 def test_a_wait_ends_when_the_run_is_to_stop(worker: ray.actor.ActorHandle) -> None:
@@ -172,6 +266,29 @@ def test_other_work_in_a_phase_teaches_nothing_of_how_long_the_phase_takes(worke
         "the same work in any phase"
     )
     assert quick.seconds("rollout engine 0", CONTEXT.of("abandon")) == 120, "it computes nothing: the floor at once"
+
+
+def test_work_is_timed_from_its_begin_also_where_the_controller_waits_for_others(worker: ray.actor.ActorHandle) -> None:
+    """Scores that are computed while responses are generated, for example."""
+    learns = AnswerDeadlines(Recipe(name="x", recovery=RecoveryConfig(stall_floor_seconds=0.1, stall_factor=10.0)))
+    pending = Pending({worker.call.remote("double_slowly", 2): "policy rank 3"})
+    time.sleep(1.5)
+    ref, name = learns.next_ready(pending, CONTEXT)
+    learns.learn_duration(name, CONTEXT, is_sound=True)
+    assert 8.0 <= learns.seconds(name, CONTEXT) < 14.0, "ten times 0.8 s"
+
+
+def test_where_data_lies_decides_how_long_it_takes_and_nothing_is_learned(worker: ray.actor.ActorHandle) -> None:
+    quick = deadlines(1000)
+    for context in (
+        PhaseContext(phase="restore"),
+        PhaseContext(phase="restore").of("load"),
+        PhaseContext(phase="load"),
+    ):
+        wait([worker.call.remote("double", 2)], ["policy rank 3"], context, quick)
+        assert quick.seconds("policy rank 3", context) == 1000
+    wait([worker.call.remote("double", 2)], ["policy rank 3"], PhaseContext(phase="restore").of("offload"), quick)
+    assert quick.seconds("policy rank 3", PhaseContext(phase="restore").of("offload")) == 120
 
 
 def test_a_failure_teaches_nothing_of_how_long_a_phase_takes(worker: ray.actor.ActorHandle) -> None:

@@ -18,6 +18,7 @@ from vllm.outputs import CompletionOutput, RequestOutput
 from rlhf.config.schema import RolloutConfig
 from rlhf.errors import LostError, MachineryError
 from rlhf.generation.engine import GeneratedAnswer, RolloutEngine
+from rlhf.progress import PROGRESS
 from rlhf.types import UNVERIFIED, FinishReason, Prompt
 
 PROMPT = Prompt(id=7, tokens=(5, 6))
@@ -169,6 +170,15 @@ def test_the_batch_is_clear_after_a_call() -> None:
         await answers(made, count=2)
         await made.serve(4)
         assert not core.is_dirty
+
+    run(scenario())
+
+
+def test_each_step_of_vllm_is_progress() -> None:
+    async def scenario() -> None:
+        before = PROGRESS.parts
+        await answers(engine(Core(output([4, END], "stop"))), count=2)
+        assert PROGRESS.parts == before + 1, "both are answered in one step"
 
     run(scenario())
 
