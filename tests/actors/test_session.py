@@ -10,6 +10,7 @@ from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
+import numpy as np
 import pytest
 from transformers import AutoModelForSequenceClassification
 
@@ -239,6 +240,34 @@ def test_a_checkpoint_goes_on_with_its_own_prompts_only(session: Session, tmp_pa
         with_recipe(run).read_data("ppo")
     assert f"{len(lines)} rows then, {len(lines) + 1} rows now" in caught.value.what
     accepting(run).read_data("ppo")
+
+
+def test_in_a_cluster_the_nodes_read_a_checkpoint_before_the_run_is_changed(
+    session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """This process looks at sizes alone; the refusal is the same."""
+    place = replace(session.recipe.placement, ray_address="10.0.0.1:6379")
+    run = with_recipe(session, name="cluster", placement=place)
+    folder = RunFolder(run.root, "ppo").checkpoints
+    store = CheckpointStore(folder, 1, 0, run.files_of("ppo"))
+    entries = write_files({"policy/rank_0.pt": np.arange(9)}, store.begin(3))
+    state = {"step": 3, "sizes": {"metrics.jsonl": 0, "samples.jsonl": 0}}
+    checkpoint = store.commit(3, entries, state, to_yaml(run.recipe), None)
+    (checkpoint.path / "policy" / "rank_0.pt").write_bytes(np.arange(1, 10).tobytes())
+    metrics = RunFolder(run.root, "ppo").metrics
+    metrics.write_text("{}\n")
+    with_recipe(run).read_data("ppo")
+    monkeypatch.setattr("actors.pipeline.verify_on_nodes", lambda checkpoint, *_: checkpoint.verify())
+    for read in (
+        lambda: run_stage(with_recipe(run), "ppo"),
+        lambda: with_recipe(run, placement=replace(place, ray_address=None)).read_data("ppo"),
+    ):
+        with pytest.raises(UserError, match="policy/rank_0.pt has other content than was written"):
+            read()
+        assert metrics.read_text() == "{}\n", "nothing was cut off"
+    (checkpoint.path / "policy" / "rank_0.pt").unlink()
+    with pytest.raises(UserError, match="policy/rank_0.pt is missing"):
+        with_recipe(run).read_data("ppo")
 
 
 def test_a_chat_template_is_part_of_the_data(session: Session, tmp_path: Path) -> None:
