@@ -14,7 +14,7 @@ from ray.exceptions import RayError
 from actors.blocks import FOLDER, Block, confirm_blocks, read_blocks, write_block
 from actors.checkpoint_files import near, task_environment, verify_on_nodes, write_shard
 from actors.pending import Pending
-from actors.snapshots import Shard, Snapshot, SnapshotCopier, State
+from actors.snapshots import Snapshot, SnapshotCopier, SnapshotShard, State
 from actors.waiting import PhaseContext, fetch, wait
 from rlhf.checkpoints.compatible import data_changes
 from rlhf.checkpoints.manifest import FileEntry
@@ -151,7 +151,7 @@ class CheckpointManager(Generic[State]):
         nodes = self.supervisor.nodes()
         shards = {
             role: [
-                Shard(own=(own,), shared=(shared,), node=nodes.get(name))
+                SnapshotShard(own=(own,), shared=(shared,), node=nodes.get(name))
                 for (own, shared, _), name in zip(parts, self.actors.trained[role].names, strict=True)
             ]
             for role, parts in taken.items()

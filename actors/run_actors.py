@@ -200,7 +200,7 @@ class RunActors:
         return sent, left_out
 
     def _replace_incomplete(self, left_out: Mapping[str, str], context: PhaseContext) -> None:
-        """Replace those at fault of the engines that did not receive all weights; ``left_out`` maps names to failures."""
+        """Replace those at fault of the engines that did not receive all weights; by name, with kinds of failure."""
         left_out = at_fault(left_out)
         for kind in sorted(set(left_out.values())):
             names = tuple(name for name in left_out if left_out[name] == kind)

@@ -25,7 +25,7 @@ Copies = tuple[ray.ObjectRef, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shard:
+class SnapshotShard:
     """One rank's part of a snapshot: the files that it alone reads again, those that all ranks read, and its node."""
 
     own: Copies
@@ -41,7 +41,7 @@ class Snapshot(Generic[State]):
     """
 
     state: State
-    shards: Mapping[str, Sequence[Shard]]
+    shards: Mapping[str, Sequence[SnapshotShard]]
     pregenerated_blocks: Sequence[Block]
     score: float | None
 
@@ -132,7 +132,7 @@ class SnapshotCopier(Generic[State]):
             return
         markers = list[ray.ObjectRef]()
 
-        def copied(shard: Shard) -> Shard:
+        def copied(shard: SnapshotShard) -> SnapshotShard:
             assert shard.node is not None
             own, shared, marker = self._store(targets[shard.node], shard.own[0], shard.shared[0])
             markers.append(marker)

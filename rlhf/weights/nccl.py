@@ -33,7 +33,7 @@ class GuardedGroup:
 
 
 class NCCLSender(NCCLTrainerWeightTransferEngine):
-    """vLLM's sender; it raises no error for engines that did not receive all weights: its client has ``left_out`` them."""
+    """vLLM's sender, which raises no error for engines that did not receive all weights: they are ``left_out``."""
 
     client: TimedClient
 

@@ -41,7 +41,7 @@ class Group:
 
     def __init__(self) -> None:
         self.held, self.names = 1, ["policy rank 0"]
-        self.is_lost = False
+        self.is_lost, self.lost = False, set[int]()
         self.asked: list[str] = []
         self.collected: Sequence[Copies] = ()
 
@@ -53,9 +53,10 @@ class Group:
         self.asked.append(method)
 
     def collect(self, parts: Sequence[Sequence[Copies]], context: Any) -> None:
-        if self.is_lost:
-            raise LostError("it went with its node")
         [self.collected] = parts
+        held = {int(content[0]) for first, *_ in self.collected for content in ray.get(first).values()}
+        if self.is_lost or held & self.lost:
+            raise LostError("it went with its node")
 
     def release(self) -> None:
         self.collected = ()
@@ -323,3 +324,28 @@ def test_what_cannot_be_removed_is_told(running: Running, monkeypatch: pytest.Mo
     [told] = running.told("removal_failed")
     assert "step_1.removed" in told["path"] and "not permitted" in told["error"]
     assert list(committed(running.run.checkpoints)) == [2, 3]
+
+
+@pytest.mark.parametrize(("written", "restored"), [(1, 2), (3, 3)])
+def test_what_is_restored_is_the_newest_of_the_last_copies_and_the_last_checkpoint(
+    written: int, restored: int, running: Running
+) -> None:
+    """Of the second step there are copies on other nodes, and the fourth is lost before it is copied."""
+    checkpoints = running.checkpoints
+    for step in (1, 2, 3, 4):
+        checkpoints.take_snapshot(running.state(step), score=0.5)
+        if step == 2:
+            checkpoints._copier.complete = checkpoints.snapshot
+        if step == written:
+            checkpoints.begin_checkpoint()
+            checkpoints.finish_checkpoint(wait_for_it=True)
+    running.group.lost = {4}
+    state, _ = checkpoints.restore()
+    assert (state.step, running.group.held) == (restored, restored)
+    assert [event["step"] for event in running.told("snapshot_lost")] == [4]
+    assert [row["step"] for row in read_lines(running.run.metrics)] == list(range(restored))
+    if restored == 2:
+        assert checkpoints.snapshot is checkpoints._copier.complete, "a stop would commit it"
+        running.group.lost = {2, 4}
+        state, _ = checkpoints.restore()
+        assert state.step == 1 and checkpoints._copier.complete is None, "then the copies are lost too"
