@@ -6,23 +6,23 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol
 
 import ray
 from ray.exceptions import RayError
 
 from actors.blocks import FOLDER, Block, confirm_blocks, read_blocks, write_block
-from actors.cluster import worker_environment
+from actors.checkpoint_files import near, task_environment, verify_on_nodes, write_shard
 from actors.pending import Pending
+from actors.snapshots import Snapshot, SnapshotCopier, SnapshotShard, State
 from actors.waiting import PhaseContext, fetch, wait
 from rlhf.checkpoints.compatible import data_changes
-from rlhf.checkpoints.manifest import Content, FileEntry, write_files
+from rlhf.checkpoints.manifest import FileEntry
+from rlhf.checkpoints.removal import BackgroundRemoval
 from rlhf.checkpoints.store import Checkpoint, CheckpointStore
 from rlhf.config.load import to_yaml
 from rlhf.errors import LostError, MachineryError
-from rlhf.placement.parallelism import snapshots_read_by
 from rlhf.recovery.snapshot_pace import SnapshotPace
-from rlhf.run_state import StageState
 from rlhf.tracking.run_folder import RunFolder
 from rlhf.tracking.spans import PhaseTimer
 from rlhf.tracking.tracker import Tracker
@@ -34,10 +34,11 @@ if TYPE_CHECKING:  # processes that read and write files import this module, and
     from rlhf.config.schema import Recipe
 
 SNAPSHOT, CHECKPOINT, RESTORE = "snapshot", "checkpoint", "restore"
+REMOVAL_SECONDS = 60.0
+"""Longest wait at the end of a stage for old checkpoints to be removed; the next command removes the rest."""
 HELD_OUT_LOSS = "eval/loss"
 """Metric by which checkpoints of SFT, reward training and DPO are ranked; lower is better."""
 
-State = TypeVar("State", bound=StageState)
 ResumePoint = tuple[State, Sequence[Block]]
 """State to resume from, and PPO's rollouts of the next step if they were generated already."""
 
@@ -54,19 +55,6 @@ class TrainedActors(Protocol):
 
     def rebuild(self, group: Group) -> None:
         """Replace a group's ranks with new ones, which hold the initial model."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Snapshot(Generic[State]):
-    """The state after a step, the shards of the trained groups, and the next step's rollouts if already generated.
-
-    ``shards`` references each rank's files, by group; ``score`` ranks the model, higher is better.
-    """
-
-    state: State
-    shards: Mapping[str, Sequence[ray.ObjectRef]]
-    pregenerated_blocks: Sequence[Block]
-    score: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,8 +79,14 @@ class CheckpointManager(Generic[State]):
         start: State,
         tracker: Tracker,
         timer: PhaseTimer,
+        removal: BackgroundRemoval,
     ) -> None:
-        """Find the last checkpoint; ``start`` is the state before the first step."""
+        """Find the last checkpoint.
+
+        Args:
+            start: the state before the first step.
+            removal: removes what the store does not keep.
+        """
         self.actors, self.run, self.store, self.start = actors, run, store, start
         self.supervisor = actors.supervisor
         self.tracker, self.timer, self.config = tracker, timer, actors.recipe.checkpoint
@@ -100,7 +94,9 @@ class CheckpointManager(Generic[State]):
         self.committed: Checkpoint | None = store.latest()
         self._writing: Writing[State] | None = None
         self._failures, self._pace, self._config_yaml = 0, SnapshotPace(), to_yaml(actors.recipe)
-        environment = worker_environment(1, actors.recipe.placement.ray_address is None)
+        self._removal, environment = removal, dict(task_environment(actors.recipe))
+        self._limit = self.supervisor.deadlines.learned.ceiling
+        self._copier = SnapshotCopier[State](environment, tracker.event, self._limit)
         task = ray.remote(num_cpus=0, max_retries=0, runtime_env={"env_vars": environment})
         self._write, self._write_block, self._confirm = task(write_shard), task(write_block), task(confirm_blocks)
         self._read = task(read_blocks)
@@ -119,6 +115,8 @@ class CheckpointManager(Generic[State]):
         if is_due:
             self.begin_checkpoint()
         self.finish_checkpoint(wait_for_it=is_last)
+        self._copy_snapshot()
+        self._report_removals()
 
     def _score(self, step: int, metrics: Mapping[str, float], is_due: bool) -> float | None:
         """Number by which a checkpoint is ranked, higher is better; None if this step has none."""
@@ -145,13 +143,26 @@ class CheckpointManager(Generic[State]):
         with self.timer(SNAPSHOT, context.step):
             goodput = self.supervisor.goodput.state()
             state = replace(state, sizes=self.run.sizes(), goodput=goodput, wandb_id=self.tracker.wandb_id)
-            taken = {role: group.compute("snapshot") for role, group in self.actors.trained.items()}
-            done = [ref for role in taken for _, ref in taken[role]]
+            taken = {role: group.snapshot() for role, group in self.actors.trained.items()}
+            done = [marker for parts in taken.values() for *_, marker in parts]
             names = [name for group in self.actors.trained.values() for name in group.names]
             wait(done, names, context, self.supervisor.deadlines)
-        shards = {role: [files for files, _ in refs] for role, refs in taken.items()}
         self._pace.took(begin, time.monotonic())
+        nodes = self.supervisor.nodes()
+        shards = {
+            role: [
+                SnapshotShard(own=(own,), shared=(shared,), node=nodes.get(name))
+                for (own, shared, _), name in zip(parts, self.actors.trained[role].names, strict=True)
+            ]
+            for role, parts in taken.items()
+        }
         self.snapshot = Snapshot(state=state, shards=shards, pregenerated_blocks=pregenerated_blocks, score=score)
+        self._copy_snapshot()
+
+    def _copy_snapshot(self) -> None:
+        """Have the last snapshot copied to other nodes, if there are any; nothing is awaited."""
+        if self.snapshot is not None:
+            self.snapshot = self._copier.copy(self.snapshot, self.supervisor.nodes().values())
 
     def begin_checkpoint(self) -> None:
         """Start Ray tasks that write the last snapshot as a checkpoint, one per shard or pregenerated block."""
@@ -165,9 +176,11 @@ class CheckpointManager(Generic[State]):
             self._failed(snapshot.state.step, error)
             return
         tasks = {
-            self._write.remote(files, folder.resolve(), role): f"writer of {role} rank {rank}"
+            self._write.options(**near(shard.node)).remote(
+                [shard.own, shard.shared], folder.resolve(), role, self._limit
+            ): f"writer of {role} rank {rank}"
             for role, shards in snapshot.shards.items()
-            for rank, files in enumerate(shards)
+            for rank, shard in enumerate(shards)
         } | {
             self._write_block.remote(block.rollouts, folder.resolve(), index, block.stream): f"writer of block {index}"
             for index, block in enumerate(snapshot.pregenerated_blocks)
@@ -197,7 +210,7 @@ class CheckpointManager(Generic[State]):
         except (OSError, RayError, LostError) as error:
             self._writing = None
             # Running tasks must end before the next attempt. Cancelling them is no option: it may end this process.
-            ray.wait(tasks, num_returns=len(tasks), timeout=self.supervisor.deadlines.learned.ceiling)
+            ray.wait(tasks, num_returns=len(tasks), timeout=self._limit)
             self.store.abandon(state.step)
             self._failed(state.step, error)
             return
@@ -206,7 +219,7 @@ class CheckpointManager(Generic[State]):
         size = sum(entry.bytes for entry in entries)
         self.tracker.checkpoint(state.step, size, self.committed.path)
         if state.best_step is not None:
-            self.run.prune_best(state.best_step)
+            self.run.prune_best(state.best_step, self._removal.remove)
 
     def _written(self, writing: Writing[State], context: PhaseContext) -> list[FileEntry]:
         pending, entries = Pending(writing.tasks), list[FileEntry]()
@@ -228,6 +241,15 @@ class CheckpointManager(Generic[State]):
                 f"{self.describe_last()} Check that the folder is writable and has space, and give the same command."
             ) from error
 
+    def _report_removals(self) -> None:
+        for failure in self._removal.take_failures():
+            self.tracker.event("removal_failed", path=str(failure.path), error=failure.reason)
+
+    def settle(self) -> None:
+        """Wait until old checkpoints are removed, at most ``REMOVAL_SECONDS``."""
+        self._removal.wait(REMOVAL_SECONDS)
+        self._report_removals()
+
     def describe_last(self) -> str:
         """Path and step of the last checkpoint, as a sentence for messages."""
         if self.committed is None:
@@ -244,10 +266,11 @@ class CheckpointManager(Generic[State]):
         return state, pregenerated_blocks
 
     def restore(self) -> ResumePoint[State]:
-        """Restore the trained groups and the run's files to the last snapshot.
+        """Restore the trained groups and the run's files to the last snapshot, or to what is left.
 
-        Without a complete snapshot they are restored to the last checkpoint, and without a checkpoint to the initial
-        models. Returns the state, and the next step's rollouts if they were generated already.
+        If part of the last snapshot is lost with a node, they are restored to the newest of the last snapshot that has
+        copies on other nodes and the last checkpoint; without either to the initial models. Returns the state, and the
+        next step's rollouts if they were generated already.
 
         Raises:
             LostError: a rank was lost meanwhile.
@@ -255,37 +278,55 @@ class CheckpointManager(Generic[State]):
         """
         context = PhaseContext(phase=RESTORE)
         self.supervisor.enter_phase(context)
-        state, pregenerated_blocks = self._from_memory(context) or self._from_disk(context) or self._from_start()
+        state, pregenerated_blocks = (
+            self._from_memory(context) or self._from_copies(context) or self._from_disk(context) or self._from_start()
+        )
         self.run.rewind(state.sizes)
         for group in self.actors.trained.values():
             self.supervisor.serve(group.names)
+        if self.snapshot is not None and not self.snapshot.nodes <= set(self.supervisor.nodes().values()):
+            self._pace = SnapshotPace()  # due: a node is gone, and with it one of the two copies
         return state, pregenerated_blocks
 
     def _from_memory(self, context: PhaseContext) -> ResumePoint[State] | None:
-        if self.snapshot is None:
+        """Restore the last snapshot; None if there is none or part of it is lost, and then no rank has changed."""
+        snapshot = self.snapshot
+        if snapshot is None:
             return None
+        trained, placement = self.actors.trained, self.actors.recipe.placement
         try:
-            for role, group in self.actors.trained.items():
-                shards, config = self.snapshot.shards[role], getattr(self.actors.recipe.placement, role)
-                read = [[shards[r] for r in snapshots_read_by(rank, config)] for rank in range(len(shards))]
-                group.ask_each("restore", read, context)
-                group.offload(context)
-            blocks = [block.rollouts for block in self.snapshot.pregenerated_blocks]
+            for role, group in trained.items():
+                group.collect(snapshot.parts(role, getattr(placement, role)), context.of("collect"))
+            blocks = [block.rollouts for block in snapshot.pregenerated_blocks]
             if blocks:
                 fetch(self._confirm.remote(*blocks), FOLDER, context, self.supervisor.deadlines)
         except LostError as error:
             if set(error.names) - {FOLDER}:
                 raise
-            self.tracker.event("snapshot_lost", step=self.snapshot.state.step, error=str(error))
-            self.snapshot = None  # part of it was stored on a node that failed
+            self.tracker.event("snapshot_lost", step=snapshot.state.step, error=str(error))
+            for group in trained.values():
+                group.release()
+            self.snapshot = None
+            self._copier.forget(snapshot)
             return None
-        return self.snapshot.state, self.snapshot.pregenerated_blocks
+        for group in trained.values():
+            group.restore(context)
+            group.offload(context)
+        return snapshot.state, snapshot.pregenerated_blocks
+
+    def _from_copies(self, context: PhaseContext) -> ResumePoint[State] | None:
+        """Restore the last snapshot that has copies on other nodes, unless a checkpoint is as new."""
+        self.finish_checkpoint(wait_for_it=True)  # it is newer than the last committed one
+        copied = self._copier.complete
+        if copied is None or (self.committed is not None and self.committed.step >= copied.state.step):
+            return None
+        self.snapshot = copied
+        return self._from_memory(context)
 
     def _from_disk(self, context: PhaseContext) -> ResumePoint[State] | None:
-        self.finish_checkpoint(wait_for_it=True)  # it is newer than the last committed one
         if self.committed is None:
             return None
-        self.committed.verify()
+        verify_on_nodes(self.committed, self.actors.recipe, self.supervisor.deadlines, context)
         return self.load(self.committed, context.of("load"))  # a separate deadline: disks are slower than memory
 
     def load(self, checkpoint: Checkpoint, context: PhaseContext) -> ResumePoint[State]:
@@ -326,12 +367,7 @@ def open_checkpoints(
 
     That is its last checkpoint, which the trained groups have then loaded, or without one ``start``.
     """
-    config, files = session.recipe.checkpoint, session.files_of(run.stage)
-    store = CheckpointStore(run.checkpoints, config.keep_last, config.keep_best, files)
-    checkpoints = CheckpointManager(actors, run, store, start, tracker, timer)
+    config, files, removal = session.recipe.checkpoint, session.files_of(run.stage), BackgroundRemoval()
+    store = CheckpointStore(run.checkpoints, config.keep_last, config.keep_best, files, removal.remove)
+    checkpoints = CheckpointManager(actors, run, store, start, tracker, timer, removal)
     return checkpoints, checkpoints.resume(session.checkpoint(run.stage))
-
-
-def write_shard(files: Mapping[str, Content], folder: Path, role: str) -> list[FileEntry]:
-    """Write one rank's files into the role's subfolder of a checkpoint."""
-    return write_files({f"{role}/{name}": content for name, content in files.items()}, folder)

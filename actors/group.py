@@ -12,6 +12,7 @@ import ray
 
 from actors.cluster import runtime_environment
 from actors.placement import Placement
+from actors.snapshots import Copies
 from actors.supervisor import Supervisor
 from actors.waiting import START, PhaseContext, wait
 from actors.worker import HEARTBEAT, Builder, Worker
@@ -24,6 +25,8 @@ ROLE_MODULES = ("actors.worker", "rlhf.roles.role")
 """Modules of all roles: with them PyTorch, DeepSpeed and transformers."""
 RENDEZVOUS_SHARE = 0.8
 """Fraction of ``placement.start_timeout_seconds`` after which ranks that wait for others report who is missing."""
+COLLECT_FRACTION = 0.5
+"""Fraction of a rank's deadline granted to the parts of a snapshot that it fetches: late parts are not its fault."""
 PARTS: dict[OffloadMode, tuple[Part, ...]] = {"none": (), "states": ("states",), "all": ("states", "weights")}
 """Parts that are offloaded in each mode; with ``none`` only PyTorch's cache is freed."""
 
@@ -142,10 +145,33 @@ class Group:
         """Call a method on every rank with the same arguments, and wait for the results."""
         return wait(self.call(method, *arguments), self.names, context, self.supervisor.deadlines)
 
-    def ask_each(self, method: str, arguments: Sequence[Sequence[Any]], context: PhaseContext) -> list[Any]:
-        """Call a method on every rank, each with its own arguments, and wait for the results."""
-        refs = [worker.call.remote(method, *own) for worker, own in zip(self.workers, arguments, strict=True)]
-        return wait(refs, self.names, context, self.supervisor.deadlines)
+    def snapshot(self) -> list[tuple[ray.ObjectRef, ...]]:
+        """Have every rank take its part of a snapshot, which stays on its node.
+
+        Returns three references for each rank: to the files that it alone reads again, to those that all ranks read,
+        and one that becomes ready with them and is small.
+        """
+        return [worker.snapshot.options(num_returns=3).remote() for worker in self.workers]
+
+    def collect(self, parts: Sequence[Sequence[Copies]], context: PhaseContext) -> None:
+        """Have every rank fetch its parts of a snapshot, for ``restore``; nothing else changes.
+
+        Raises:
+            LostError: a part is lost or late (without names), or a rank is.
+        """
+        deadlines = self.supervisor.deadlines
+        seconds = COLLECT_FRACTION * deadlines.seconds(self.names[0], context)
+        refs = [worker.collect.remote(own, seconds) for worker, own in zip(self.workers, parts, strict=True)]
+        wait(refs, self.names, context, deadlines)
+
+    def release(self) -> None:
+        """Have every rank drop what it has collected, without waiting."""
+        for worker in self.workers:
+            worker.collect.remote([], 0.0)
+
+    def restore(self, context: PhaseContext) -> None:
+        """Have every rank resume from what it has collected."""
+        wait([worker.restore.remote() for worker in self.workers], self.names, context, self.supervisor.deadlines)
 
     def offload(self, context: PhaseContext, keeps_weights: bool = False) -> None:
         """Offload every rank's state to host memory according to ``offload_mode``; ranks reload it when they use it."""

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
+from actors.checkpoint_files import verify_on_nodes
 from actors.closing import report_pipeline
 from actors.dpo import train_dpo
 from actors.ppo import train_ppo
@@ -13,6 +14,7 @@ from actors.reward_model import train_reward
 from actors.session import Session
 from actors.sft import train_sft
 from actors.supervised import Summary
+from actors.waiting import AnswerDeadlines, PhaseContext
 from rlhf.checkpoints.store import latest_checkpoint
 from rlhf.config.load import to_yaml
 from rlhf.config.stages import stages_of
@@ -58,6 +60,9 @@ def _resume(session: Session, stage: str, run: RunFolder) -> None:
     """Rewind the folder of an unfinished stage to its last checkpoint."""
     checkpoint = session.checkpoint(stage)
     assert checkpoint is not None
+    if session.recipe.placement.ray_address is not None:
+        deadlines = AnswerDeadlines(session.recipe, session.check)
+        verify_on_nodes(checkpoint, session.recipe, deadlines, PhaseContext(phase="load"))
     run.rewind(StageState.from_json(checkpoint.state()).sizes)
     run.accept(to_yaml(session.recipe))
     session.console.print(f"{stage}: resumes from {checkpoint.path}, after step {checkpoint.step}")

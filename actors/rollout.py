@@ -152,28 +152,35 @@ class RolloutActor:
             texts = self.tokenizer.batch_decode(responses, skip_special_tokens=True)
             return list(zip(block.seeds.tolist(), texts, strict=True))
 
-    async def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        """Connect to the trainer."""
-        await self._named("connect", self.engine.connect(init_info))
+    async def init_weight_transfer_engine(self, init_info: dict[str, Any], seconds: float | None = None) -> None:
+        """Connect to the trainer, within ``seconds`` if that is a rendezvous of all engines."""
+        await self._named("connect", self.engine.connect(init_info, seconds))
 
     async def start_weight_update(self) -> None:
         """Begin a weight update; the engine does not serve until the new weights are verified."""
         self.engine.version = UNVERIFIED
         await self._named("publish", self.engine.start_update())
 
-    async def update_weights(self, update_info: dict[str, Any], content: np.ndarray | None = None) -> bool:
+    async def update_weights(
+        self, update_info: dict[str, Any], content: np.ndarray | None = None, seconds: float | None = None
+    ) -> bool:
         """Load one chunk of weights; returns whether the chunk's file was found.
 
         Args:
             content: (bytes,) content of the chunk's file, if that is on another host.
+            seconds: longest wait for the sender, if all engines receive together.
         """
         from rlhf.weights.shared_memory import local_copy
 
         if content is None and not os.path.exists(update_info.get("path", "/")):
             return False
         with nullcontext(update_info) if content is None else local_copy(update_info, content) as chunk:
-            await self._named("publish", self.engine.update(chunk))
+            await self._named("publish", self.engine.update(chunk, seconds))
         return True
+
+    async def abort_transfer(self) -> None:
+        """End a wait for the sender: another engine, for which all wait, is lost."""
+        await self.engine.abort_transfer()
 
     async def finish_weight_update(self) -> None:
         """End a weight update."""

@@ -27,6 +27,7 @@ from rlhf.errors import LostError
 from rlhf.placement.pools import HELD_OUT_SCORER, turns
 from rlhf.roles.assemble import BatchReport, ResultSpec, StepInputs, assemble
 from rlhf.types import UNVERIFIED, Prompt
+from rlhf.weights.aborts import at_fault
 from rlhf.weights.fingerprint import Fingerprint
 
 POLICY, CRITIC = "rlhf.roles.policy:PolicyRole", "rlhf.roles.critic:CriticRole"
@@ -181,6 +182,8 @@ class RunActors:
             self._connect(receiving)
             sent, left_out = self._send(context)
             self.offload([self.policy], context)
+            if left_out:
+                self._connected = ()  # a group of which one is lost cannot be used again
             self._replace_incomplete({receiving[index].name: kind for index, kind in left_out.items()}, context)
             complete = [engine for index, engine in enumerate(receiving) if index not in left_out]
             self.engines.verify(complete, sent, self.version, context)
@@ -197,7 +200,8 @@ class RunActors:
         return sent, left_out
 
     def _replace_incomplete(self, left_out: Mapping[str, str], context: PhaseContext) -> None:
-        """Replace engines that did not receive all weights; ``left_out`` maps names to kinds of failure."""
+        """Replace those at fault of the engines that did not receive all weights; by name, with kinds of failure."""
+        left_out = at_fault(left_out)
         for kind in sorted(set(left_out.values())):
             names = tuple(name for name in left_out if left_out[name] == kind)
             text = f"{', '.join(names)} {kind} during {context}: not all weights were received"
@@ -224,7 +228,7 @@ class RunActors:
             return
         context, width = PhaseContext(phase="connect"), self.recipe.rollout.tensor_parallel
         seconds = CLIENT_FRACTION * self.supervisor.deadlines.seconds(self.policy.names[0], context)
-        client = EngineClient(actors, width, seconds)
+        client = EngineClient(actors, width, seconds, is_group=self.engines.backend == "nccl")
         address, port = self.policy.rendezvous_address()
         self.policy.ask("connect", client, self.engines.backend, len(actors) * width, address, port, context=context)
         self._connected = actors

@@ -371,9 +371,9 @@ class Session:
         return stages.prompts(self.recipe, self.chat, self.facts, load_prompts)
 
     def checkpoint(self, stage: str) -> Checkpoint | None:
-        """Return the checkpoint from which an unfinished stage resumes, after verifying all of its files.
+        """Return the checkpoint from which an unfinished stage resumes, after verifying its files.
 
-        None if there is none.
+        None if there is none. In an existing cluster only the files' sizes are verified here.
 
         Raises:
             UserError: the checkpoint is damaged, or of another configuration.
@@ -385,7 +385,10 @@ class Session:
         if checkpoint is not None and checkpoint not in self._verified:
             paths = DATA_PATHS if checkpoint.manifest.data is not None else ()  # their content is compared instead
             require_same(checkpoint, to_yaml(self.recipe), DEPENDS_ON[stage], (*MEMORY_KEYS, *paths))
-            checkpoint.verify()
+            if self.recipe.placement.ray_address is None:
+                checkpoint.verify()
+            else:  # the nodes of the cluster read the files in parallel, see ``verify_on_nodes``
+                checkpoint.verify_sizes()
             self._verified.append(checkpoint)
         return checkpoint
 

@@ -131,6 +131,10 @@ class Supervisor:
         self._write_status()
         self.timeline.collect()
 
+    def nodes(self) -> dict[str, str]:
+        """Ids of the nodes of all actors that have loaded, by the actor's name."""
+        return {name: record.where.node_id for name, record in self._actors.items() if record.where is not None}
+
     def begin_step(self, step: int) -> None:
         """Begin a step in the timeline, and request the actors' spans."""
         self.timeline.step(step, self._at_work())

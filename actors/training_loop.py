@@ -72,6 +72,7 @@ class TrainingLoop(ABC, Generic[State, Report]):
         """
         try:
             yield from self._run()
+            self.checkpoints.settle()
         except Stopped as stop:
             self._stop()
             with self.supervisor.deadlines.undisturbed():

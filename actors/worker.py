@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from actors.cluster import node_address
+from actors.object_copies import first_available
 from actors.process import Activity, Heartbeat, ProcessLocation, dump_stacks_on_signal, locate_process
 from rlhf.errors import LostError, MachineryError, RLHFError
 from rlhf.garbage import paused_collection
@@ -40,6 +42,8 @@ class Worker:
         use_interface_of(self.where.node)
         self.activity = Activity()
         self.role: Any = None
+        self.collected: Sequence[Any] = ()
+        """Parts of a snapshot, until ``restore``."""
 
     @ray.method(concurrency_group=HEARTBEAT)
     def heartbeat(self) -> Heartbeat:
@@ -82,6 +86,27 @@ class Worker:
     def compute(self, method: str, *arguments: Any) -> tuple[Any, None]:
         """Like ``call``, and also returns a small marker that becomes ready with the result and fails with it."""
         return self.call(method, *arguments), None
+
+    def snapshot(self) -> tuple[Any, Any, None]:
+        """The two parts of the role's snapshot (see ``Role.snapshot``), and a marker as ``compute`` returns."""
+        own, shared = self.call("snapshot")
+        return own, shared, None
+
+    def collect(self, parts: Sequence[Sequence[ray.ObjectRef]], seconds: float) -> None:
+        """Fetch parts of a snapshot for ``restore``: of each the first copy that is available within ``seconds``.
+
+        A part that is lost is no failure of this worker: Ray's error passes unchanged. Nothing collective happens
+        here, so that all ranks can turn to another snapshot if one has not got its parts.
+        """
+        self.collected = ()
+        end = time.monotonic() + seconds
+        with self.activity("collect"):
+            self.collected = [first_available(copies, end - time.monotonic()) for copies in parts]
+
+    def restore(self) -> None:
+        """Have the role resume from the parts that ``collect`` fetched."""
+        parts, self.collected = self.collected, ()
+        self.call("restore", *parts)
 
     def score(self, method: str, *blocks: RolloutBlock) -> tuple[Any, None]:
         """Call a scoring method with blocks joined to one; returns its result, and a marker as ``compute`` does."""

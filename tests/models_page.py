@@ -143,7 +143,8 @@ def train_and_publish(rank: Any, name: str, folder: str, pipe: Connection) -> Pu
     client = PipeClient(pipe)
     client.answer()  # it is ready
     source = ZeroSource(engine, net.lm, torch.float32)
-    make_sender("shared_memory", 0, 1, client, source, "", 0).send_weights()
+    sent_to: Any = client
+    make_sender("shared_memory", 0, 1, sent_to, source, "", 0).send_weights()
     held = client.ask("held_fingerprint")
     client.ask("serve", 1)
     answers = client.ask("generate", prompts)

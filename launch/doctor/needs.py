@@ -15,6 +15,7 @@ from launch.plan import memory as bytes_of
 from launch.plan.cluster import Cluster
 from launch.plan.members import ENGINE, PlannedRole, PlannedSlot, Shapes, assign_slots, members
 from launch.plan.memory import PROCESS, size_of
+from launch.plan.object_store import snapshot_size, snapshots_on_fullest_node
 from launch.plan.plan import place, planned_stages
 from launch.plan.work import row_tokens
 from rlhf.config.schema import Recipe, Stage
@@ -23,10 +24,6 @@ from rlhf.gpus import GPUS, gpu_named
 from rlhf.placement.machine import Machine, check_devices, choose_strategy
 from rlhf.placement.pools import NodeGPUs, OffloadMode, offload_modes, pools
 
-BYTES_PER_WEIGHT = 16
-"""Most bytes of a snapshot or checkpoint per weight, as in ``rlhf/zero/checkpoint.py``, which imports torch."""
-SNAPSHOTS = 2
-"""Snapshots in the object store at a time: the last one and its successor."""
 OWN_STORE = 512 * 2**20
 """Object store of the Ray that a run starts on a machine without GPUs: ``OBJECT_STORE_BYTES`` of
 ``actors/cluster.py``."""
@@ -100,15 +97,14 @@ def _by_node(
         recipe, stage, pools(recipe, stage, choose_strategy(recipe, stage, hardware.nodes * hardware.gpus))
     )
     host: Counter[int] = Counter()
-    snapshots: Counter[int] = Counter()
-    for slot in _slots(recipe, stage, found, hardware):
+    slots = _slots(recipe, stage, found, hardware)
+    for slot in slots:
         member = roles.get(slot.role)
         if member is None:
             host[slot.node] += _engine(recipe, shapes, hardware)
         else:
             host[slot.node] += _rank(recipe, stage, member, hardware, modes.get(member.role, "none"))
-            snapshots[slot.node] += _snapshot(member) // member.config.ranks
-    return max(host.values()), SNAPSHOTS * max(snapshots.values())
+    return max(host.values()), snapshots_on_fullest_node(found, slots)
 
 
 def _slots(recipe: Recipe, stage: Stage, found: tuple[PlannedRole, ...], hardware: Hardware) -> tuple[PlannedSlot, ...]:
@@ -150,14 +146,10 @@ def _engine(recipe: Recipe, shapes: Shapes, hardware: Hardware) -> int:
     return processes + 2 * weights + int(recipe.rollout.memory_gib * GIB)  # weights are repacked beside their originals
 
 
-def _snapshot(member: PlannedRole) -> int:
-    return BYTES_PER_WEIGHT * member.trained
-
-
 def _room(recipe: Recipe, found: dict[Stage, tuple[PlannedRole, ...]], policy: int) -> Room:
     """Needs of disk space if every stage writes checkpoints; ``early_stop`` keeps a second model."""
     keep = recipe.checkpoint
-    checkpoints = [sum(map(_snapshot, each)) for each in found.values()]
+    checkpoints = [sum(map(snapshot_size, each)) for each in found.values()]
     trained = [each[0] for each in found.values()]
     models = sum(size_of(recipe.model.dtype) * member.parameters for member in trained)
     best = policy if recipe.early_stop is not None and "ppo" in found else 0

@@ -10,6 +10,7 @@ from launch.plan.cluster import Cluster
 from launch.plan.fit import Changes, smallest_change, smallest_cluster
 from launch.plan.members import PlannedRole, Shapes
 from launch.plan.memory import ASLEEP, GRAPHS, PROCESS
+from launch.plan.object_store import object_store_bytes
 from launch.plan.plan import StagePlan, Use, check, plan_stage, planned_stages
 from launch.plan.public import find_shape
 from launch.plan.shapes import ModelShape
@@ -39,6 +40,14 @@ class Plan:
         """Whether every stage fits."""
         return not any(stage.placed.problems for stage in self.stages)
 
+    @property
+    def object_store(self) -> int | None:
+        """Bytes of Ray's object store that each node should have; None if a stage has no slots on this cluster."""
+        placed = [stage.placed for stage in self.stages]
+        if not all(each.slots for each in placed):
+            return None
+        return max(object_store_bytes(each.members, each.slots) for each in placed)
+
 
 def make_plan(recipe: Recipe, command: Stage, cluster: Cluster, find: Callable[[str], ModelShape] = find_shape) -> Plan:
     """Plan every stage of a command.
@@ -65,8 +74,8 @@ def as_values(plan: Plan) -> dict[str, Any]:
     """JSON values of the plan, in bytes and seconds, without rounding.
 
     Keys: ``recipe``, ``command``, ``fits``, ``strategy_chosen`` (reason, or null), ``cluster``, ``assumed``
-    (``assumptions``), ``stages`` by name (``_stage``), and, if the recipe does not fit, ``change`` and
-    ``nodes_that_suffice``; otherwise these are null.
+    (``assumptions``), ``object_store`` (bytes on each node, or null), ``stages`` by name (``_stage``), and, if the
+    recipe does not fit, ``change`` and ``nodes_that_suffice``; otherwise these are null.
     """
     return {
         "recipe": plan.recipe.name,
@@ -75,6 +84,7 @@ def as_values(plan: Plan) -> dict[str, Any]:
         "strategy_chosen": plan.why or None,
         "cluster": {**asdict(plan.cluster), "type": asdict(plan.cluster.type)},
         "assumed": assumptions(),
+        "object_store": plan.object_store,
         "stages": {stage.placed.stage: _stage(stage) for stage in plan.stages},
         "change": plan.change,
         "nodes_that_suffice": None if plan.larger is None else plan.larger.nodes,

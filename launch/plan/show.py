@@ -22,6 +22,8 @@ def show(plan: Plan) -> str:
     lines += [f"placement.strategy=auto is {plan.why}"] if plan.why else []
     for stage in plan.stages:
         lines += ["", *_stage(stage)]
+    if (store := plan.object_store) is not None:
+        lines += ["", f"Ray's object store on each node: {_gib(store)} GiB (ray start --object-store-memory={store})"]
     lines += ["", *_verdict(plan)]
     return "\n".join(lines)
 

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from heapq import heappop, heappush
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -29,8 +30,8 @@ OWN = (STATE, CONFIG, VERSIONS)
 """Files that every checkpoint has, besides those of its models."""
 _LARGEST = 2**63
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-READERS = 4
-"""Number of files that are hashed in parallel."""
+READERS = max(4, min(32, len(os.sched_getaffinity(0)) // 2))
+"""Number of files that are hashed in parallel: hashing takes a core, and reading waits for the disk."""
 Content = NDArray[Any] | Sequence[NDArray[Any]]
 """Bytes of a file: those of an array, or of several end to end."""
 BLOCK_BYTES = 16 * 2**20
@@ -99,19 +100,29 @@ def _blocks(content: Content) -> Iterator[memoryview]:
 
 def fault_of(entry: FileEntry, folder: Path) -> str | None:
     """Verify a file; returns its fault as the end of a sentence, or None if it has the expected content."""
-    path = folder / entry.name
+    if (fault := size_fault(entry, folder)) is not None:
+        return fault
     try:
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode):
-            return "is not a file"
-        if found.st_size != entry.bytes:
-            return f"has {found.st_size} of {entry.bytes} bytes"
-        same = file_sha256(path) == entry.sha256
-    except (FileNotFoundError, NotADirectoryError):
-        return "is missing"
+        same = file_sha256(folder / entry.name) == entry.sha256
     except OSError as error:
-        return f"cannot be read: {error.strerror}"
+        return _unreadable(error)
     return None if same else "has other content than was written"
+
+
+def size_fault(entry: FileEntry, folder: Path) -> str | None:
+    """The fault of a file that is missing or has another size, as ``fault_of``; its content is not read."""
+    try:
+        found = (folder / entry.name).stat()
+    except OSError as error:
+        return _unreadable(error)
+    if not stat.S_ISREG(found.st_mode):
+        return "is not a file"
+    return None if found.st_size == entry.bytes else f"has {found.st_size} of {entry.bytes} bytes"
+
+
+def _unreadable(error: OSError) -> str:
+    is_missing = isinstance(error, FileNotFoundError | NotADirectoryError)
+    return "is missing" if is_missing else f"cannot be read: {error.strerror}"
 
 
 def hash_files(folder: Path, progress: Progress = no_progress) -> tuple[FileEntry, ...]:
@@ -139,11 +150,27 @@ def _hash_file(name: str, folder: Path) -> FileEntry:
     return FileEntry(name=name, sha256=file_sha256(path), bytes=path.stat().st_size)
 
 
-def find_faults(entries: Sequence[FileEntry], folder: Path) -> list[str]:
-    """Verify files; returns a sentence for each that has not the expected content, in the order of ``entries``."""
+def check_files(entries: Sequence[FileEntry], folder: Path) -> dict[str, str]:
+    """Verify files; returns the fault of each that has not the expected content, by name, in their order."""
     with ThreadPoolExecutor(READERS) as pool:
         faults = list(pool.map(lambda entry: fault_of(entry, folder), entries))
-    return [f"{entry.name} {fault}" for entry, fault in zip(entries, faults, strict=True) if fault is not None]
+    return {entry.name: fault for entry, fault in zip(entries, faults, strict=True) if fault is not None}
+
+
+def find_faults(entries: Sequence[FileEntry], folder: Path) -> list[str]:
+    """``check_files`` as a sentence for each fault."""
+    return [f"{name} {fault}" for name, fault in check_files(entries, folder).items()]
+
+
+def share_files(entries: Sequence[FileEntry], parts: int) -> list[list[FileEntry]]:
+    """Divide files into parts of about equal size: each file, the largest first, goes to the smallest part so far."""
+    shares = [list[FileEntry]() for _ in range(parts)]
+    sizes = [(0, index) for index in range(parts)]
+    for entry in sorted(entries, key=lambda entry: entry.bytes, reverse=True):
+        size, index = heappop(sizes)
+        shares[index].append(entry)
+        heappush(sizes, (size + entry.bytes, index))
+    return shares
 
 
 @dataclass(frozen=True, kw_only=True)

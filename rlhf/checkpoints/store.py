@@ -19,7 +19,7 @@ import math
 import platform
 import re
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -39,12 +39,13 @@ from rlhf.checkpoints.manifest import (
     VERSIONS,
     FileEntry,
     Manifest,
+    check_files,
     decode,
     encode,
     fault_of,
-    find_faults,
     json_mapping,
     require_inside,
+    size_fault,
     write_files,
 )
 from rlhf.errors import UserError
@@ -65,31 +66,46 @@ def committed(folder: Path) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
-def clean(folder: Path, in_work: Collection[Path] = ()) -> None:
+def clean(folder: Path, in_work: Collection[Path] = (), removal: Callable[[Path], None] | None = None) -> None:
     """Remove the remains of killed attempts, except the paths ``in_work``; only the folder's single writer may do this.
 
-    A ``.replaced`` checkpoint whose replacement is missing gets its name back.
+    A ``.replaced`` checkpoint whose replacement is missing gets its name back. ``removal`` removes a folder, instead of
+    ``remove``.
     """
     for path in list(folder.iterdir()) if folder.is_dir() else []:
         if path in in_work or not _LEFT.fullmatch(path.name):
             continue
         if path.suffix == REPLACED and not path.with_suffix("").exists():
             path.rename(path.with_suffix(""))
+        elif path.is_dir() and removal is not None:
+            removal(path)
         else:
             remove(path)
 
 
 def remove(path: Path) -> None:
     """Remove a file or folder as far as possible, without raising; remains no longer have a committed name."""
-    going = path if path.suffix in (PARTIAL, REMOVED) else path.with_name(path.stem + REMOVED)
     with suppress(OSError):
-        if going != path:  # a half-removed checkpoint must not look like one
-            shutil.rmtree(going, ignore_errors=True)
-            path.rename(going)
-        if going.is_dir() and not going.is_symlink():
-            shutil.rmtree(going, ignore_errors=True)
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(set_aside(path), ignore_errors=True)
         else:
-            going.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+
+
+def set_aside(folder: Path) -> Path:
+    """Rename a folder that is to be removed, so that nobody reads it or writes to it; returns its new path.
+
+    A half-removed checkpoint must not look like one.
+
+    Raises:
+        OSError: it is gone, or cannot be renamed.
+    """
+    going = folder.with_name(folder.stem + REMOVED)
+    if going != folder:
+        if going.exists():
+            shutil.rmtree(going, ignore_errors=True)
+        folder.rename(going)
+    return going
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,8 +131,21 @@ class Checkpoint:
         Raises:
             UserError: a file is missing or differs.
         """
+        self.refuse(check_files(self.manifest.files, self.path))
+
+    def verify_sizes(self) -> None:
+        """Check that every file is there with its size; nothing is read.
+
+        Raises:
+            UserError: a file is missing, or shorter or longer than it was.
+        """
+        faults = {entry.name: size_fault(entry, self.path) for entry in self.manifest.files}
+        self.refuse({name: fault for name, fault in faults.items() if fault is not None})
+
+    def refuse(self, faults: Mapping[str, str]) -> None:
+        """Raise UserError for the first of these faults of files, by name; if there are none, do nothing."""
         files = self.manifest.files
-        if wrong := find_faults(files, self.path):
+        if wrong := [f"{entry.name} {faults[entry.name]}" for entry in files if entry.name in faults]:
             more = f"; {len(wrong) - 1} more of its {len(files)} files are damaged" if len(wrong) > 1 else ""
             raise damaged(self.path, f"{self.path}/{wrong[0]}{more}")
 
@@ -203,7 +232,14 @@ def kept(scores: Mapping[int, float | None], keep_last: int, keep_best: int) -> 
 class CheckpointStore:
     """The single writer of a folder of checkpoints. To only read, use ``latest_checkpoint``."""
 
-    def __init__(self, folder: Path, keep_last: int, keep_best: int, data: tuple[DataFile, ...] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        keep_last: int,
+        keep_best: int,
+        data: tuple[DataFile, ...] | None = None,
+        removal: Callable[[Path], None] = remove,
+    ) -> None:
         """Remove the remains of killed attempts in ``folder``, which need not exist.
 
         Args:
@@ -211,9 +247,10 @@ class CheckpointStore:
             keep_last: number of newest checkpoints to keep.
             keep_best: number of best checkpoints to keep, which may be among the newest.
             data: data files of the run, recorded in every manifest.
+            removal: removes a folder; ``BackgroundRemoval.remove`` does not hold the caller.
         """
         self.folder, self.data = folder, data
-        self._keep_last, self._keep_best = keep_last, keep_best
+        self._keep_last, self._keep_best, self._removal = keep_last, keep_best, removal
         self._in_work: set[Path] = set()
         clean(folder)
 
@@ -226,7 +263,7 @@ class CheckpointStore:
         self.folder.mkdir(parents=True, exist_ok=True)
         partial = self._path(step, PARTIAL)
         self._in_work.discard(partial)
-        clean(self.folder, self._in_work)
+        clean(self.folder, self._in_work, self._removal)
         partial.mkdir()
         self._in_work.add(partial)
         return partial
@@ -267,7 +304,7 @@ class CheckpointStore:
         """Abandon an attempt, without raising; remains that cannot be removed now are removed by the next ``begin``."""
         partial = self._path(step, PARTIAL)
         self._in_work.discard(partial)
-        remove(partial)
+        self._removal(partial)
 
     def latest(self) -> Checkpoint | None:
         """Return the newest committed checkpoint, independently of the file ``latest``.
@@ -292,7 +329,8 @@ class CheckpointStore:
                 aside.rename(path)
             raise
         sync(self.folder)
-        remove(aside)
+        if replaces:
+            self._removal(aside)
 
     def _scores(self) -> dict[int, float | None]:
         """Scores by step. A damaged checkpoint is left out, and thus neither counted nor removed."""
@@ -313,7 +351,7 @@ class CheckpointStore:
     def _prune(self, new: int) -> None:
         scores = self._scores()
         for step in set(scores) - kept(scores, self._keep_last, self._keep_best) - {new}:
-            remove(self._path(step))
+            self._removal(self._path(step))
 
 
 def _require_seen(entries: Sequence[FileEntry], folder: Path) -> None:

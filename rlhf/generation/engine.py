@@ -28,6 +28,7 @@ from rlhf.device import Device, engine_arguments, prepare_engine_thread
 from rlhf.errors import LostError, MachineryError, UserError
 from rlhf.progress import PROGRESS
 from rlhf.types import UNVERIFIED, FinishReason, Prompt, Rollout
+from rlhf.weights.aborts import ABORTED
 from rlhf.weights.adapter import NUMBER, RANKS, AdapterWeights
 from rlhf.weights.fingerprint import Fingerprint, add
 
@@ -239,6 +240,7 @@ class RolloutEngine:
 
     async def abandon(self) -> None:
         """Abort all requests and an open update; on return the engine has dropped them. Pending calls fail."""
+        await self.abort_transfer()
         await self._abort(self._unanswered)
         await self._call(self._finish_steps)
         await self.call_workers("close_weight_update")
@@ -285,9 +287,17 @@ class RolloutEngine:
         """Reallocate memory: ``weights`` before a weight transfer, ``kv_cache`` after it."""
         await self._call(self.llm.wake_up, tags=[part])
 
-    async def connect(self, init_info: dict[str, Any]) -> None:
-        """Connect to the trainer that sends new weights."""
-        await self.call_workers("init_weight_transfer_engine", init_info=init_info)
+    async def connect(self, init_info: dict[str, Any], seconds: float | None = None) -> None:
+        """Connect to the trainer that sends new weights, and leave the group of the last one.
+
+        Args:
+            seconds: limit of the rendezvous, if there is one.
+
+        Raises:
+            LostError: of kind ``ABORTED``: others did not come to the rendezvous.
+        """
+        if not all(await self.call_workers("join_sender", init_info=init_info, seconds=seconds)):
+            raise LostError(f"not all engines were connected within {seconds:.0f} s", kind=ABORTED)
 
     async def start_update(self) -> None:
         """Start an update of the weights, after closing one that its sender did not finish."""
@@ -295,9 +305,24 @@ class RolloutEngine:
         await self.call_workers("close_weight_update")
         await self.call_workers("start_weight_update")
 
-    async def update(self, update_info: dict[str, Any]) -> None:
-        """Load one chunk of weights."""
-        await self.call_workers("update_weights", update_info=update_info)
+    async def update(self, update_info: dict[str, Any], seconds: float | None = None) -> None:
+        """Load one chunk of weights.
+
+        Args:
+            seconds: longest wait for the sender, if all engines receive together.
+
+        Raises:
+            LostError: of kind ``ABORTED``: the wait was ended. The update is still open.
+        """
+        if seconds is None:
+            await self.call_workers("update_weights", update_info=update_info)
+        elif not all(await self.call_workers("receive_within", update_info=update_info, seconds=seconds)):
+            raise LostError("the transfer of weights was aborted", kind=ABORTED)
+
+    async def abort_transfer(self) -> None:
+        """End a wait for the sender at once, if vLLM's worker is in this process; others end it after their limit."""
+        if (worker := getattr(self.llm.model_executor, "driver_worker", None)) is not None:
+            await asyncio.to_thread(worker.abort_receiving)  # vLLM's own thread is the one that waits
 
     async def finish_update(self) -> None:
         """Finish an update of the weights."""

@@ -25,12 +25,12 @@ def model_parallel_size(role: RoleConfig) -> int:
     return role.sequence_parallel * role.tensor_parallel
 
 
-def snapshots_read_by(rank: int, role: RoleConfig) -> tuple[int, ...]:
-    """Ranks whose snapshots a rank reads when the same number of ranks is restored.
+def ranks_with_shared_files(role: RoleConfig) -> range:
+    """Ranks of whose snapshots all ranks read a part: the topology, and the weights if ZeRO does not shard them.
 
-    The first tensor-parallel group has weights and topology in its snapshots; the optimizer's state is in each rank's.
+    Everything else in a snapshot is read only by the rank that took it.
     """
-    return tuple(sorted({*range(role.tensor_parallel), rank}))
+    return range(role.tensor_parallel)
 
 
 def data_parallel_size(role: RoleConfig) -> int:

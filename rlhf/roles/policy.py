@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -34,7 +34,9 @@ from rlhf.weights.fingerprint import Fingerprint
 from rlhf.zero.process_group import Rank
 
 if TYPE_CHECKING:
-    from rlhf.weights.sender import TimedClient
+    from vllm.distributed.weight_transfer.base import TrainerWeightTransferEngine
+
+    from rlhf.weights.timed_client import TimedClient
     from rlhf.zero.source import ZeroSource
 
 SUMS = (
@@ -93,6 +95,8 @@ class PolicyRole(LanguageRole):
         )
         self.lm = self.network.lm
         self.source = self.make_source()
+        self.sender: TrainerWeightTransferEngine[Any] | None = None
+        """Sends weights to the connected engines."""
         self.base: Fingerprint | None = None
         """Fingerprint of the base model that the connected engines hold; None if they have to receive all weights."""
 
@@ -232,6 +236,8 @@ class PolicyRole(LanguageRole):
         """
         from rlhf.weights.sender import make_sender  # imports vLLM
 
+        if self.sender is not None:
+            self.sender.shutdown()  # leaves the group of the engines before, of which one may be lost
         self.client, self.base = client, None
         self.sender = make_sender(backend, self.rank.rank, engine_workers, client, self.source, address, port)
 
@@ -241,6 +247,7 @@ class PolicyRole(LanguageRole):
         Returns the fingerprint of the trainer's weights, empty except on rank 0, and the kind of failure of each failed
         engine, by index.
         """
+        assert self.sender is not None, "connect comes first"
         self.client.seconds = seconds
         if self.base is None:
             self.sender.send_weights()

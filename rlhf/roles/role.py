@@ -183,12 +183,12 @@ class Role(Generic[Network]):
         """Offload these parts of the network's state to the host: see ``ZeroEngine.offload``."""
         self.engine.offload(parts)
 
-    def snapshot(self) -> Files:
-        """This rank's files of a checkpoint, see ``checkpoint.snapshot``. Only for a role that trains."""
-        return checkpoint.snapshot(self.engine)
+    def snapshot(self) -> tuple[Files, Files]:
+        """This rank's files of a checkpoint: its own, and those that all ranks read. Only for a role that trains."""
+        return checkpoint.divide(checkpoint.snapshot(self.engine))
 
     def restore(self, *shards: Files) -> None:
-        """Resume from the snapshots of the ranks whose files this rank reads.
+        """Resume from the parts of a snapshot that this rank reads, see ``checkpoint.divide``.
 
         Raises:
             UserError: the snapshots are of another model, or cannot be converted to this role's ranks and ZeRO stage.

@@ -167,11 +167,14 @@ class RunFolder:
         with _written_model(self.best_of(step)) as partial:
             yield partial
 
-    def prune_best(self, step: int) -> None:
-        """Remove best models of earlier steps, once a committed checkpoint names ``step`` as the best."""
+    def prune_best(self, step: int, removal: Callable[[Path], None] = shutil.rmtree) -> None:
+        """Remove best models of earlier steps, once a committed checkpoint names ``step`` as the best.
+
+        ``removal`` removes a folder.
+        """
         for kept in self.best.glob("step_*"):
             if kept.name.removeprefix("step_").isdigit() and int(kept.name.removeprefix("step_")) < step:
-                shutil.rmtree(kept)
+                removal(kept)
 
     def keep_best(self, step: int) -> None:
         """Rename the best model, ``best/step_<step>/``, to ``model/``."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rlhf.weights.aborts import Watchdog, call_within, on_this_device
 from rlhf.weights.adapter import AdapterHolder
 from rlhf.weights.fingerprint import HEAD, Fingerprint, fingerprint, group_of
 
@@ -80,6 +82,8 @@ class HeldWeights(AdapterHolder):
     """Methods that vLLM adds to its worker (``worker_extension_cls``)."""
 
     _weight_update_active: bool  # attribute of the worker: whether an update is open
+    _receiving: Watchdog | None = None
+    """Ends the wait for a sender that all engines receive from together, while there is one."""
 
     def end_with_parent(self) -> int:
         """Have the kernel kill this process when its parent ends, even if the parent is killed; returns its id.
@@ -88,6 +92,47 @@ class HeldWeights(AdapterHolder):
         """
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         return os.getpid()
+
+    def join_sender(self, init_info: dict[str, Any], seconds: float | None) -> bool:
+        """Leave the group of the last sender, and connect to another; returns whether that took at most ``seconds``.
+
+        A group of which a member is lost would keep its memory, and its threads.
+        """
+        receiver = self.weight_transfer_engine  # type: ignore[attr-defined]
+        receiver.shutdown()
+        connect = partial(self.init_weight_transfer_engine, init_info)  # type: ignore[attr-defined]
+        if seconds is None:
+            connect()
+            return True
+        try:
+            call_within(seconds, on_this_device(connect))
+        except (TimeoutError, RuntimeError):  # the types of torch's store and of vLLM for NCCL's errors
+            traceback.print_exc()
+            receiver.shutdown()
+            return False
+        return True
+
+    def receive_within(self, update_info: dict[str, Any], seconds: float) -> bool:
+        """Load what is sent to all engines together; returns whether it came, within ``seconds`` and before an abort.
+
+        After an abort vLLM loads what happens to be in the buffers: the caller must not serve with these weights.
+        """
+        with Watchdog(seconds, self.weight_transfer_engine.shutdown) as watchdog:  # type: ignore[attr-defined]
+            self._receiving = watchdog
+            try:
+                self.update_weights(update_info)  # type: ignore[attr-defined]
+            except RuntimeError as error:  # vLLM's type for NCCL's errors
+                if not watchdog.reason and "NCCL" not in str(error):
+                    raise
+                watchdog.fire(str(error))
+            finally:
+                self._receiving = None
+        return not watchdog.reason
+
+    def abort_receiving(self) -> None:
+        """End ``receive_within``, from another thread, if it waits."""
+        if (watchdog := self._receiving) is not None:
+            watchdog.fire("another engine is lost")
 
     def close_weight_update(self) -> None:
         """Close an open update whose sender has failed: vLLM can neither abort it nor open another one before.

@@ -4,42 +4,32 @@ from __future__ import annotations
 
 import math
 import os
-from typing import Protocol
+from typing import TYPE_CHECKING, Any
 
 from vllm.distributed.weight_transfer.base import (
     TrainerInitInfo,
     TrainerWeightTransferEngine,
-    VLLMWeightSyncClient,
     WeightSource,
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 from vllm.distributed.weight_transfer.packed_tensor import DEFAULT_PACKED_BUFFER_SIZE_BYTES
 
 from rlhf.weights import shared_memory
-from rlhf.weights.adapter import AdapterWeights
+from rlhf.weights.timed_client import TimedClient
 
-
-class TimedClient(VLLMWeightSyncClient, Protocol):
-    """Client that calls the engines during a transfer, with a timeout."""
-
-    seconds: float
-    """Timeout of each call."""
-    left_out: dict[int, str]
-    """Kind of failure of engines that failed, by index: ``died``, ``stalled`` or ``failed``."""
-
-    def load_adapter(self, adapter: AdapterWeights) -> None:
-        """Have every engine replace its adapter."""
+if TYPE_CHECKING:
+    from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
 
 def make_sender(
     backend: str,
     rank: int,
     engine_workers: int,
-    client: VLLMWeightSyncClient,
+    client: TimedClient,
     source: WeightSource,
     address: str,
     port: int,
-) -> TrainerWeightTransferEngine:
+) -> TrainerWeightTransferEngine[Any]:
     """Connect to the engines and return the sender of weights (on every trainer rank; rank 0 sends).
 
     Args:
@@ -47,22 +37,25 @@ def make_sender(
         engine_workers: number of vLLM workers over all engines.
         address, port: NCCL's rendezvous address; unused by the other backends.
     """
+    if backend == "nccl":
+        from rlhf.weights.nccl import NCCLSender
+
+        group = _nccl_info(rank, engine_workers, address, port)
+        return NCCLSender.trainer_init(group, client=client, source=source)
     shared_memory.register()
-    return WeightTransferTrainerFactory.trainer_init(
-        _init_info(backend, rank, engine_workers, address, port, source), client=client, source=source
-    )
+    return WeightTransferTrainerFactory.trainer_init(_init_info(backend, rank, source), client=client, source=source)
 
 
-def _init_info(
-    backend: str, rank: int, engine_workers: int, address: str, port: int, source: WeightSource
-) -> TrainerInitInfo:
+def _init_info(backend: str, rank: int, source: WeightSource) -> TrainerInitInfo:
     if backend == shared_memory.NAME:
         return shared_memory.SharedMemoryTrainerInit(rank=rank)
-    if backend == "ipc":
-        from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
+    from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
 
-        os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
-        return IPCTrainerInitInfo(rank=rank, packed=True, packed_buffer_size_bytes=_buffer_size(source))
+    os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
+    return IPCTrainerInitInfo(rank=rank, packed=True, packed_buffer_size_bytes=_buffer_size(source))
+
+
+def _nccl_info(rank: int, engine_workers: int, address: str, port: int) -> NCCLTrainerInitInfo:
     from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
     return NCCLTrainerInitInfo(

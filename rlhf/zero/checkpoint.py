@@ -18,7 +18,7 @@ import random
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import asdict, dataclass
 from io import StringIO
 from pathlib import Path
@@ -31,13 +31,15 @@ from rlhf.errors import UserError
 from rlhf.recovery.leftovers import prefix, roomy_folder
 from rlhf.weights.fingerprint import differences
 from rlhf.zero.engine import ZeroEngine, full_shape
-from rlhf.zero.file_segments import Files, SegmentCollector, Segments, file_bytes, save_to_segments, write_segments
+from rlhf.zero.file_segments import Files, MemoryFiles, Segments, file_bytes, save_to_segments, write_segments
 from rlhf.zero.reshape import Saved, load_reshaped
 
 TOPOLOGY = "topology.json"
 FORMAT = 1
 BYTES_PER_WEIGHT = 16
 """Largest size of all ranks' files per weight: weight, master copy and Adam's two averages, in float32."""
+OWN = re.compile(r"zero_pp_rank_\d+_|^rank_\d+\.pt$")
+"""Names of files that only the rank reads which saved them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,21 +97,30 @@ def snapshot(engine: ZeroEngine) -> Files:
 
     State in host memory is not copied: copy or write the files before the next update. Ray copies what a task returns.
     """
-    collector = SegmentCollector()
-    with engine.offloader.on_host(), _saving_to(collector, engine.engine):
+    memory = MemoryFiles()
+    with engine.offloader.on_host(), _in_memory(memory, engine.engine):
         topology = Topology.of(engine)
         engine.engine.save_checkpoint("memory", tag="files", save_latest=False, exclude_frozen_parameters=True)
-    files = {**collector.files, f"rank_{engine.rank}.pt": save_to_segments(_process_state(engine))}
+    files = {**memory.files, f"rank_{engine.rank}.pt": save_to_segments(_process_state(engine))}
     if engine.rank == 0:
         files[TOPOLOGY] = (np.frombuffer(json.dumps(asdict(topology)).encode(), np.uint8),)
     return files
 
 
+def divide(files: Files) -> tuple[Files, Files]:
+    """Divide a rank's files into those that it alone reads again, and those that all ranks of its group read.
+
+    The latter are few, and only the ``ranks_with_shared_files`` have any.
+    """
+    own = {name: content for name, content in files.items() if OWN.search(name)}
+    return own, {name: content for name, content in files.items() if name not in own}
+
+
 @contextmanager
-def _saving_to(collector: SegmentCollector, engine: Any) -> Iterator[None]:
-    """Context in which DeepSpeed saves into memory, and does not add its conversion scripts to the checkpoint."""
+def _in_memory(memory: MemoryFiles, engine: Any) -> Iterator[None]:
+    """Context in which DeepSpeed saves to and loads from memory, without adding its conversion scripts."""
     own = engine.checkpoint_engine
-    engine.checkpoint_engine, engine._copy_recovery_script = collector, lambda folder: None
+    engine.checkpoint_engine, engine._copy_recovery_script = memory, lambda folder: None
     try:
         yield
     finally:
@@ -118,18 +129,21 @@ def _saving_to(collector: SegmentCollector, engine: Any) -> Iterator[None]:
 
 
 def restore(engine: ZeroEngine, shards: Sequence[Files]) -> None:
-    """Resume from the snapshots of all ranks, or of those in ``snapshots_read_by`` (collective).
+    """Resume from the snapshots of all ranks, or from the files that this rank reads, see ``divide`` (collective).
+
+    DeepSpeed's files are read where they are, unless they have to be converted for another number of ranks or stage.
 
     Raises:
         UserError: the snapshots are of another model; the engine is unchanged.
     """
     engine.offloader.reload("weights", "states")
     files = {name: content for shard in shards for name, content in shard.items()}
-    if Topology.read(_text(files[TOPOLOGY])).fits(Topology.of(engine)):
-        files = {name: content for name, content in files.items() if _is_read_by(engine, name)}
-    with private_folder(engine.world * sum(map(file_bytes, files.values()))) as folder:
+    fits = Topology.read(_text(files[TOPOLOGY])).fits(Topology.of(engine))
+    size = 0 if fits else engine.world * sum(map(file_bytes, files.values()))
+    with private_folder(size) as folder, _in_memory(MemoryFiles(files), engine.engine) if fits else nullcontext():
         for name, content in files.items():
-            write_segments(content, folder / name)
+            is_read_here = not fits or name == TOPOLOGY or name.startswith("rank_")
+            write_segments(content if is_read_here else (), folder / name)  # DeepSpeed looks for files by name
         _load(engine, folder)
 
 
@@ -156,12 +170,6 @@ def private_folder(size: int) -> Iterator[Path]:
     """A temporary folder with space for ``size`` bytes, in shared memory if it has the space, else on disk."""
     with tempfile.TemporaryDirectory(prefix=prefix("checkpoint"), dir=roomy_folder(size)) as folder:
         yield Path(folder)
-
-
-def _is_read_by(engine: ZeroEngine, name: str) -> bool:
-    """Whether this rank reads the file when it loads unchanged: of the shards, it reads only its own."""
-    shard = re.search(r"zero_pp_rank_(\d+)_mp_rank_(\d+)_", name)
-    return shard is None or (int(shard[1]), int(shard[2])) == divmod(engine.rank, engine.tensor_ranks)
 
 
 def _load(engine: ZeroEngine, folder: Path) -> None:

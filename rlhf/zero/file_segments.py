@@ -1,13 +1,17 @@
 """Files of ``torch.save`` in memory, as segments that are views of the saved tensors: nothing is copied or written.
 
-DeepSpeed saves through a checkpoint engine. ``SegmentCollector`` takes the place of the one that writes files, so that
-DeepSpeed decides what a checkpoint holds, and its own loader reads the files once they are written.
+DeepSpeed saves and loads through a checkpoint engine. ``MemoryFiles`` takes the place of the one that writes and reads
+files, so that DeepSpeed decides what a checkpoint holds, and loads it, without a copy on disk or in shared memory.
 """
 
 from __future__ import annotations
 
+import io
+import os
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from copy import copy
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +29,12 @@ SMALL = 2**16
 """Tensors below this many bytes are copied, so that a file has few segments."""
 
 
-class SegmentCollector(CheckpointEngine):
-    """DeepSpeed's checkpoint engine that keeps files in memory, in ``files``; it saves and does not load."""
+class MemoryFiles(CheckpointEngine):
+    """DeepSpeed's checkpoint engine that keeps files in memory, in ``files``, by their names without a folder."""
 
-    def __init__(self) -> None:
+    def __init__(self, files: Files | None = None) -> None:
         super().__init__()
-        self.files: dict[str, Segments] = {}
+        self.files: dict[str, Segments] = dict(files or {})
 
     def create(self, info: CheckpointCommitInfo) -> None:
         """Do nothing: there is no folder."""
@@ -43,8 +47,8 @@ class SegmentCollector(CheckpointEngine):
         self.files[Path(path).name] = save_to_segments(state_dict)
 
     def load(self, path: str, map_location: Any = None) -> Any:
-        """Refuse: files are loaded by DeepSpeed's own engine."""
-        raise NotImplementedError(path)
+        """Load one file, whose tensors are copies. It is trusted: a pickle."""
+        return torch.load(SegmentFile(self.files[Path(path).name]), map_location=map_location, weights_only=False)
 
     def commit(self, info: CheckpointCommitInfo) -> bool:
         """Do nothing: all files are complete."""
@@ -76,6 +80,44 @@ def write_segments(content: Segments, path: Path) -> None:
     with path.open("wb") as file:
         for segment in content:
             file.write(segment.data)
+
+
+class SegmentFile(io.RawIOBase):
+    """Reads segments as one file."""
+
+    def __init__(self, content: Segments) -> None:
+        super().__init__()
+        self._segments, self._ends = content, list(accumulate(segment.nbytes for segment in content))
+        self._place = 0
+
+    def readable(self) -> bool:
+        """It can be read."""
+        return True
+
+    def seekable(self) -> bool:
+        """It can be read in any order."""
+        return True
+
+    def tell(self) -> int:
+        """The current position."""
+        return self._place
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Move to another position, and return it."""
+        end = self._ends[-1] if self._ends else 0
+        self._place = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: end}[whence]
+        return self._place
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer from the current position on; returns the number of bytes, which is less only at the end."""
+        target, done = memoryview(buffer).cast("B"), 0
+        while done < len(target) and (index := bisect_right(self._ends, self._place)) < len(self._segments):
+            segment = self._segments[index]
+            start = self._place - self._ends[index] + segment.nbytes
+            count = min(len(target) - done, segment.nbytes - start)
+            target[done : done + count] = segment[start : start + count].data
+            done, self._place = done + count, self._place + count
+        return done
 
 
 class _Sink:

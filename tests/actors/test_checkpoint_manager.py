@@ -17,12 +17,14 @@ import ray
 
 from actors.blocks import Block
 from actors.checkpoint_manager import CheckpointManager
+from actors.snapshots import Copies
 from actors.supervisor import Supervisor
 from actors.waiting import PhaseContext
+from rlhf.checkpoints.removal import BackgroundRemoval
 from rlhf.checkpoints.store import CheckpointStore, committed, read_checkpoint
 from rlhf.config.schema import CheckpointConfig, Recipe
 from rlhf.data.order import OrderState
-from rlhf.errors import LostError, MachineryError, Stopped
+from rlhf.errors import LostError, MachineryError, Stopped, UserError
 from rlhf.records import DataFile
 from rlhf.recovery.snapshot_pace import SnapshotPace
 from rlhf.run_state import RunState
@@ -39,22 +41,31 @@ class Group:
 
     def __init__(self) -> None:
         self.held, self.names = 1, ["policy rank 0"]
-        self.is_lost = False
+        self.is_lost, self.lost = False, set[int]()
         self.asked: list[str] = []
+        self.collected: Sequence[Copies] = ()
 
-    def compute(self, method: str) -> list[tuple[Any, Any]]:
-        return [(ray.put({"weights": np.array([self.held], np.uint8)}), ray.put(None))]
+    def snapshot(self) -> list[tuple[Any, Any, Any]]:
+        return [(ray.put({"weights": np.array([self.held], np.uint8)}), ray.put({}), ray.put(None))]
 
-    def ask(self, method: str, what: Any, context: Any) -> None:
-        if self.is_lost and method == "restore":
-            raise LostError("it went with its node")
-        files = ray.get(what) if method == "restore" else {"weights": np.fromfile(Path(what) / "weights", np.uint8)}
-        self.held = int(files["weights"][0])
+    def ask(self, method: str, folder: str, context: Any) -> None:
+        self.held = int(np.fromfile(Path(folder) / "weights", np.uint8)[0])
         self.asked.append(method)
 
-    def ask_each(self, method: str, arguments: Sequence[Sequence[Any]], context: Any) -> None:
-        for own in arguments:
-            self.ask(method, *own, context)
+    def collect(self, parts: Sequence[Sequence[Copies]], context: Any) -> None:
+        [self.collected] = parts
+        held = {int(content[0]) for first, *_ in self.collected for content in ray.get(first).values()}
+        if self.is_lost or held & self.lost:
+            raise LostError("it went with its node")
+
+    def release(self) -> None:
+        self.collected = ()
+
+    def restore(self, context: Any) -> None:
+        for first, *_ in self.collected:
+            for content in ray.get(first).values():
+                self.held = int(content[0])
+        self.asked.append("restore")
 
     def offload(self, context: Any) -> None:
         self.asked.append("offload")
@@ -77,8 +88,11 @@ class Running:
         )
         tracker: Any = SimpleNamespace(event=self.event, checkpoint=self.committed, wandb_id="")
         self.events: list[tuple[str, dict[str, Any]]] = []
-        store = CheckpointStore(self.run.checkpoints, 2, 0)
-        self.checkpoints = CheckpointManager(actors, self.run, store, RunState.start(RECIPE), tracker, PhaseTimer())
+        self.removal = BackgroundRemoval()
+        store = CheckpointStore(self.run.checkpoints, 2, 0, removal=self.removal.remove)
+        self.checkpoints = CheckpointManager(
+            actors, self.run, store, RunState.start(RECIPE), tracker, PhaseTimer(), self.removal
+        )
 
     def event(self, kind: str, **details: Any) -> None:
         self.events.append((kind, details))
@@ -284,3 +298,54 @@ def test_short_supervised_stages_write_no_checkpoint(running: Running) -> None:
         assert [event["step"] for event in running.told("checkpoint")] == steps
         running.events.clear()
         checkpoints.committed = None
+
+
+def test_a_damaged_checkpoint_is_refused_in_a_recovery_and_no_rank_reads_it(running: Running) -> None:
+    checkpoints = running.checkpoints
+    checkpoints.keep(running.state(1), (), {})
+    checkpoints.finish_checkpoint(wait_for_it=True)
+    assert checkpoints.committed is not None
+    (checkpoints.committed.path / "policy" / "weights").write_bytes(b"\x09")
+    running.group.is_lost = True
+    with pytest.raises(UserError, match="policy/weights has other content than was written"):
+        checkpoints.restore()
+    assert running.group.asked == []
+
+
+def test_what_cannot_be_removed_is_told(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Any, *arguments: Any, **options: Any) -> None:
+        raise PermissionError(13, "not permitted", str(path))
+
+    monkeypatch.setattr("rlhf.checkpoints.removal.shutil.rmtree", refuse)
+    for step in (1, 2, 3):
+        running.checkpoints.keep(running.state(step), (), {})
+        running.checkpoints.finish_checkpoint(wait_for_it=True)
+    running.checkpoints.settle()
+    [told] = running.told("removal_failed")
+    assert "step_1.removed" in told["path"] and "not permitted" in told["error"]
+    assert list(committed(running.run.checkpoints)) == [2, 3]
+
+
+@pytest.mark.parametrize(("written", "restored"), [(1, 2), (3, 3)])
+def test_what_is_restored_is_the_newest_of_the_last_copies_and_the_last_checkpoint(
+    written: int, restored: int, running: Running
+) -> None:
+    """Of the second step there are copies on other nodes, and the fourth is lost before it is copied."""
+    checkpoints = running.checkpoints
+    for step in (1, 2, 3, 4):
+        checkpoints.take_snapshot(running.state(step), score=0.5)
+        if step == 2:
+            checkpoints._copier.complete = checkpoints.snapshot
+        if step == written:
+            checkpoints.begin_checkpoint()
+            checkpoints.finish_checkpoint(wait_for_it=True)
+    running.group.lost = {4}
+    state, _ = checkpoints.restore()
+    assert (state.step, running.group.held) == (restored, restored)
+    assert [event["step"] for event in running.told("snapshot_lost")] == [4]
+    assert [row["step"] for row in read_lines(running.run.metrics)] == list(range(restored))
+    if restored == 2:
+        assert checkpoints.snapshot is checkpoints._copier.complete, "a stop would commit it"
+        running.group.lost = {2, 4}
+        state, _ = checkpoints.restore()
+        assert state.step == 1 and checkpoints._copier.complete is None, "then the copies are lost too"

@@ -10,6 +10,7 @@ from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
+import numpy as np
 import pytest
 from transformers import AutoModelForSequenceClassification
 
@@ -265,6 +266,34 @@ def test_a_damaged_record_is_refused_before_a_stage_resumes(session: Session, tm
     found.before.unlink()
     found.metrics.write_text('{"step":x}\n')
     with pytest.raises(UserError, match=r"metrics\.jsonl has no JSON object in line 1"):
+        with_recipe(run).read_data("ppo")
+
+
+def test_in_a_cluster_the_nodes_read_a_checkpoint_before_the_run_is_changed(
+    session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """This process looks at sizes alone; the refusal is the same."""
+    place = replace(session.recipe.placement, ray_address="10.0.0.1:6379")
+    run = with_recipe(session, name="cluster", placement=place)
+    folder = RunFolder(run.root, "ppo").checkpoints
+    store = CheckpointStore(folder, 1, 0, run.files_of("ppo"))
+    entries = write_files({"policy/rank_0.pt": np.arange(9)}, store.begin(3))
+    state = {"step": 3, "sizes": {"metrics.jsonl": 0, "samples.jsonl": 0}}
+    checkpoint = store.commit(3, entries, state, to_yaml(run.recipe), None)
+    (checkpoint.path / "policy" / "rank_0.pt").write_bytes(np.arange(1, 10).tobytes())
+    metrics = RunFolder(run.root, "ppo").metrics
+    metrics.write_text("{}\n")
+    with_recipe(run).read_data("ppo")
+    monkeypatch.setattr("actors.pipeline.verify_on_nodes", lambda checkpoint, *_: checkpoint.verify())
+    for read in (
+        lambda: run_stage(with_recipe(run), "ppo"),
+        lambda: with_recipe(run, placement=replace(place, ray_address=None)).read_data("ppo"),
+    ):
+        with pytest.raises(UserError, match="policy/rank_0.pt has other content than was written"):
+            read()
+        assert metrics.read_text() == "{}\n", "nothing was cut off"
+    (checkpoint.path / "policy" / "rank_0.pt").unlink()
+    with pytest.raises(UserError, match="policy/rank_0.pt is missing"):
         with_recipe(run).read_data("ppo")
 
 

@@ -59,16 +59,23 @@ class Ranks:
         self.number = 2 * self.number + batch[0]
         return {"train/loss": float(self.number)}
 
-    def compute(self, method: str) -> list[tuple[Any, Any]]:
+    def snapshot(self) -> list[tuple[Any, Any, Any]]:
         content = np.frombuffer(str(self.number).encode(), np.uint8)
-        return [(ray.put({"number": content}), ray.put(None))]
+        return [(ray.put({"number": content}), ray.put({}), ray.put(None))]
 
     def load(self, folder: str) -> None:
         self.number = int((Path(folder) / "number").read_bytes())
 
-    def ask_each(self, method: str, arguments: Sequence[Sequence[Any]], context: Any) -> None:
-        [[shard]] = arguments
-        self.number = int(ray.get(shard)["number"].tobytes())
+    def collect(self, parts: Sequence[Sequence[Sequence[Any]]], context: Any) -> None:
+        if fault := self.faults.pop(("collect", context.step), None):
+            raise fault
+        [[_, [self.collected]]] = parts
+
+    def release(self) -> None:
+        self.collected = None
+
+    def restore(self, context: Any) -> None:
+        self.number = int(ray.get(self.collected)["number"].tobytes())
 
     def offload(self, context: Any) -> None:
         """It shares nothing."""
@@ -221,6 +228,16 @@ def test_lost_ranks_are_replaced_and_every_step_is_recorded_once(
     assert event["phase"] == ("update" if method == "update" else "save")
     assert [event["member"] for event in stage.events("actor_replaced")] == [RANK]
     assert stage.ranks.supervisor.goodput.restarts == 1
+
+
+def test_a_snapshot_that_is_lost_leads_to_the_checkpoint_in_the_same_recovery(local_ray: None, tmp_path: Path) -> None:
+    """Of the fifth step there was a snapshot, of the third a checkpoint: one loss, one restart."""
+    stage = Stage(tmp_path, snapshot_every=1)
+    stage.restarts = 1
+    stage.go(("update", 5, died()), ("collect", None, LostError("an object is lost", kind="failed")))
+    assert stage.rows == expected() and stage.saved == 678
+    assert [event["step"] for event in stage.events("snapshot_lost")] == [5]
+    assert stage.ranks.supervisor.goodput.restarts == 1 and stage.ranks.rebuilt == 1
 
 
 def test_a_result_that_is_lost_is_computed_again_by_the_same_ranks(stage: Stage) -> None:

@@ -109,6 +109,12 @@ class AimedPolicy(PolicyRole):
         self.source.step = step
         return Unreadable() if self.aims.rank == 0 and self.aims.hit("unreadable", step) else metrics
 
+    def snapshot(self) -> Any:
+        """A rank dies in it: there is the one before."""
+        if self.aims.rank == 1 and self.aims.hit("snapshot-dies", self.source.step):
+            os._exit(1)
+        return super().snapshot()
+
 
 class AimedEngine(RolloutActor):
     """The engine's actor, in which vLLM fails in the middle of a rollout."""

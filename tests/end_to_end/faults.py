@@ -148,12 +148,13 @@ class Faults:
 
 FEW = Faults(
     steps=STEPS,
-    aimed="rank-dies@1 slow@1 sender-dies@2",
+    aimed="rank-dies@1 slow@1 sender-dies@2 snapshot-dies@2",
     sent=(Fault(step=2, phase="rollout", member=ENGINE, delay=0.0),),
     lost=(
         (1, "update", "policy rank 1", "actor_died"),
         (2, "rollout", ENGINE, "actor_died"),
         (2, "publish", "policy rank 0", "actor_died"),
+        (2, "snapshot", "policy rank 1", "actor_died"),
     ),
 )
 """Of the pipeline's PPO, whose first step is committed before."""

@@ -12,6 +12,7 @@ from launch.doctor.disk import Room
 from launch.doctor.findings import GIB
 from launch.doctor.gpus import GPU
 from launch.doctor.needs import Hardware, Needs, check_plan, needs_of
+from launch.plan import object_store
 from rlhf.config.load import load_recipe
 from rlhf.config.schema import Recipe
 from rlhf.gpus import gpu_named
@@ -53,12 +54,12 @@ def test_early_stopping_keeps_the_best_policy_beside_the_last() -> None:
 
 
 def test_the_memory_of_its_fullest_node() -> None:
-    """Eight of 32 policy ranks, each with its part of two snapshots, and a GiB for each process.
+    """Eight of 32 policy ranks, each with its part of two snapshots, another node's, and a GiB for each process.
 
     A node with an engine over eight GPUs has nine processes.
     """
     found = needed(recipe("llama_70b_cluster.yaml"), "ppo", EIGHT_NODES)
-    assert found.snapshots == 2 * 8 * (16 * LLAMA_70B // 32)
+    assert found.snapshots == 2 * 2 * 8 * (16 * LLAMA_70B // 32)
     assert found.host == found.snapshots + 9 * GIB
     assert found.weights == 0
 
@@ -69,7 +70,7 @@ def test_offloading_takes_host_memory() -> None:
         needed(recipe("llama_70b_cluster.yaml", f"placement.policy.offload={value}"), "sft", EIGHT_NODES).host
         for value in ("false", "true")
     )
-    snapshots = 2 * 8 * (16 * LLAMA_70B // 32)
+    snapshots = 2 * 2 * 8 * (16 * LLAMA_70B // 32)
     assert plain == 8 * GIB + snapshots
     assert off - plain == 8 * ((2 * LLAMA_70B) // 32 + 16 * LLAMA_70B // 32)
 
@@ -142,15 +143,15 @@ def test_a_model_of_unknown_shape_is_no_fault(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "file", "constant"),
+    ("value", "file", "constant"),
     [
-        ("BYTES_PER_WEIGHT", "rlhf/zero/checkpoint.py", "BYTES_PER_WEIGHT"),
-        ("CHUNK", "rlhf/weights/shared_memory.py", "CHUNK_BYTES"),
-        ("OWN_STORE", "actors/cluster.py", "OBJECT_STORE_BYTES"),
+        (object_store.BYTES_PER_WEIGHT, "rlhf/zero/checkpoint.py", "BYTES_PER_WEIGHT"),
+        (needs.CHUNK, "rlhf/weights/shared_memory.py", "CHUNK_BYTES"),
+        (needs.OWN_STORE, "actors/cluster.py", "OBJECT_STORE_BYTES"),
     ],
 )
-def test_numbers_that_others_state(name: str, file: str, constant: str) -> None:
+def test_numbers_that_others_state(value: int, file: str, constant: str) -> None:
     """They are defined twice, because their first definitions import torch or Ray."""
     line = re.search(rf"^{constant} = ([\d *]+)", (ROOT / file).read_text(encoding="utf-8"), flags=re.MULTILINE)
     assert line is not None
-    assert getattr(needs, name) == eval(line[1])
+    assert value == eval(line[1])

@@ -9,9 +9,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rlhf.checkpoints import manifest
-from rlhf.checkpoints.manifest import FileEntry, Manifest, decode, encode, fault_of, is_inside, write_files
+from rlhf.checkpoints.manifest import (
+    FileEntry,
+    Manifest,
+    decode,
+    encode,
+    fault_of,
+    is_inside,
+    share_files,
+    write_files,
+)
 from rlhf.records import DataFile
 
 EMPTY = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
@@ -162,3 +173,14 @@ def test_faults_are_told_apart(tmp_path: Path) -> None:
     path.unlink()
     path.symlink_to("x")
     assert fault_of(entry, tmp_path) == "cannot be read: Too many levels of symbolic links"
+
+
+@given(sizes=st.lists(st.integers(0, 1000), max_size=30), parts=st.integers(1, 5))
+def test_files_are_shared_evenly(sizes: list[int], parts: int) -> None:
+    """Each is in one part, and no part has more than the smallest and one file."""
+    entries = [FileEntry(name=str(i), bytes=size, sha256="") for i, size in enumerate(sizes)]
+    shares = share_files(entries, parts)
+    assert len(shares) == parts
+    assert sorted((entry for share in shares for entry in share), key=lambda entry: int(entry.name)) == entries
+    totals = [sum(entry.bytes for entry in share) for share in shares]
+    assert max(totals) - min(totals) <= max(sizes, default=0)

@@ -20,6 +20,7 @@ from rlhf.errors import LostError, MachineryError
 from rlhf.generation.engine import GeneratedAnswer, RolloutEngine
 from rlhf.progress import PROGRESS
 from rlhf.types import UNVERIFIED, FinishReason, Prompt
+from rlhf.weights.aborts import ABORTED
 
 PROMPT = Prompt(id=7, tokens=(5, 6))
 END, VOCABULARY = 2, 10
@@ -42,6 +43,11 @@ class Core:
         """Whether the batch holds requests that have ended, as vLLM's does until the next step."""
         scheduler = SimpleNamespace(has_requests=lambda: bool(self.running) or self.is_dirty)
         self.engine_core = SimpleNamespace(engine_core=SimpleNamespace(batch_queue=self.ahead, scheduler=scheduler))
+        self.calls: list[tuple[str, dict[str, Any]]] = []
+        self.is_received = True
+        """What its workers say of weights that all engines receive together."""
+        self.told = threading.Event()
+        self.model_executor = SimpleNamespace(driver_worker=SimpleNamespace(abort_receiving=self.told.set))
 
     def add_request(self, name: str, request: Any, sampling: Any, lora_request: Any = None) -> None:
         if len(self.running) == self.takes:
@@ -69,7 +75,10 @@ class Core:
 
     def collective_rpc(self, method: str, kwargs: dict[str, Any]) -> list[Any]:
         """No weights are sent here, so that no update is ever open."""
-        return []
+        self.calls.append((method, kwargs))
+        if method == "receive_within" and not self.is_received:
+            self.told.wait(kwargs["seconds"])  # as one waits in vLLM's thread for another engine
+        return [True, self.is_received]
 
     def has_unfinished_requests(self) -> bool:
         return bool(self.running)
@@ -256,3 +265,38 @@ def test_no_version_is_served_while_something_of_an_older_one_is_computed() -> N
         return made
 
     assert run(scenario()).version == UNVERIFIED
+
+
+def test_weights_are_received_with_a_limit_where_all_engines_receive_together() -> None:
+    core = Core()
+    made = engine(core)
+    for seconds in (None, 7.0):
+        run(made.connect({"rank_offset": 1}, seconds))
+        run(made.update({"names": []}, seconds))
+    assert [(method, kwargs.get("seconds")) for method, kwargs in core.calls] == [
+        ("join_sender", None),
+        ("update_weights", None),
+        ("join_sender", 7.0),
+        ("receive_within", 7.0),
+    ]
+
+
+@pytest.mark.parametrize("end", [lambda made: made.abort_transfer(), lambda made: made.abandon()])
+def test_a_wait_for_another_engine_is_ended_and_the_engine_is_sound(end: Callable[[RolloutEngine], Any]) -> None:
+    """Also before a step is repeated: vLLM's thread, which has to do that, is the one that waits."""
+    core = Core()
+    core.is_received = False
+
+    async def scenario() -> str:
+        made = engine(core)
+        update = asyncio.create_task(made.update({"names": []}, 60.0))
+        while not core.calls:
+            await asyncio.sleep(0.01)
+        await end(made)
+        with pytest.raises(LostError, match="aborted") as caught:
+            await update
+        with pytest.raises(LostError, match="not all engines were connected within 5 s"):
+            await made.connect({}, 5.0)
+        return caught.value.kind
+
+    assert run(scenario()) == ABORTED

@@ -16,7 +16,7 @@ from rlhf.config.schema import ModelConfig, Recipe
 from rlhf.errors import UserError
 from rlhf.models.load import load_causal
 from rlhf.models.scratch import train_tokenizer
-from rlhf.placement.parallelism import snapshots_read_by
+from rlhf.placement.parallelism import ranks_with_shared_files
 from rlhf.roles.policy import PolicyRole, ReferenceRole
 from rlhf.weights.fingerprint import fingerprint
 from rlhf.zero import checkpoint
@@ -163,7 +163,8 @@ def go_on(rank: Rank, path: Path, folder: Path, recipe: Recipe) -> tuple[list[An
     found: list[Any] = [None] * rank.world
     torch.distributed.all_gather_object(found, files)
     went_on, again = two(role), []
-    read = [found[r] for r in snapshots_read_by(rank.rank, recipe.placement.policy)]
+    parts = [checkpoint.divide(each) for each in found]
+    read = [*(parts[r][1] for r in ranks_with_shared_files(recipe.placement.policy)), parts[rank.rank][0]]
     for restore in (lambda engine: checkpoint.restore(engine, read), lambda engine: checkpoint.load(engine, folder)):
         fresh = PolicyRole(recipe, str(path), rank)
         fresh.offload(("states", "weights"))

@@ -24,6 +24,6 @@ def test_the_largest_tensor_fits_into_the_buffer_of_cuda_ipc(
     shapes = ((vocabulary, hidden), (hidden,))
     metadata = [ParamMeta(str(shape), torch.bfloat16, shape) for shape in shapes]
     source: Any = SimpleNamespace(metadata=lambda: metadata)
-    info = _init_info("ipc", 0, 1, "", 0, source)
+    info = _init_info("ipc", 0, source)
     assert isinstance(info, IPCTrainerInitInfo) and info.packed
     assert info.packed_buffer_size_bytes == size

@@ -28,7 +28,7 @@ from rlhf.models.examination import Examination
 from rlhf.models.lora import add_adapters
 from rlhf.models.packed_row import pack_row
 from rlhf.models.policy import PolicyNet
-from rlhf.placement.parallelism import snapshots_read_by
+from rlhf.placement.parallelism import ranks_with_shared_files
 from rlhf.recovery import leftovers
 from rlhf.roles.role import Role
 from rlhf.zero import checkpoint
@@ -183,7 +183,8 @@ def stop_and_go_on(rank: Rank, setup: Setup, before: int) -> None:
     shards, rate = of_all_ranks(engine), engine.learning_rate
     told = train(engine, before, is_noisy=True)
     ended, expected = contents(checkpoint.snapshot(engine)), weights(engine)
-    read = [shards[r] for r in snapshots_read_by(rank.rank, RoleConfig())]
+    parts = [checkpoint.divide(files) for files in shards]
+    read = [*(parts[r][1] for r in ranks_with_shared_files(RoleConfig())), parts[rank.rank][0]]
     for again, given in ((build(rank, replace(setup, shift=1.0)), read), (engine, shards)):
         checkpoint.restore(again, given)
         assert again.learning_rate == rate
@@ -497,7 +498,8 @@ def through_a_role(rank: Rank, stages: tuple[int, int], folder: str) -> None:
     first, second = roles
     train(first.engine, 0)
     shards: list[Any] = [None] * rank.world
-    torch.distributed.all_gather_object(shards, first.snapshot())
+    own, shared = first.snapshot()
+    torch.distributed.all_gather_object(shards, {**own, **shared})
     for name, content in shards[rank.rank].items():
         write_segments(content, Path(folder, name))
     torch.distributed.barrier()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from rlhf.config.schema import OptimizerConfig, RoleConfig
 from rlhf.zero import checkpoint
 from rlhf.zero.engine import ZeroEngine
-from rlhf.zero.file_segments import SMALL, SegmentCollector, file_bytes, save_to_segments, write_segments
+from rlhf.zero.file_segments import SMALL, MemoryFiles, SegmentFile, file_bytes, save_to_segments, write_segments
 from rlhf.zero.process_group import Rank, join
 from tests.rlhf.ranks import Crew
 
@@ -51,12 +52,24 @@ def test_large_tensors_are_neither_copied_nor_saved_with_their_storage() -> None
     assert all(np.all(view.view(np.float32) == 1) for view in views)
 
 
-def test_a_collector_saves_and_does_not_load() -> None:
-    collector = SegmentCollector()
-    collector.save({"x": 1}, "some/folder/name.pt")
-    assert collector.files.keys() == {"name.pt"}
-    with pytest.raises(NotImplementedError):
-        collector.load("name.pt")
+def test_files_in_memory_are_loaded_as_they_were_saved() -> None:
+    state = {"large": torch.randn(LARGE, 2), "small": torch.tensor(3.0), "text": ["x", 1]}
+    memory = MemoryFiles()
+    memory.save(state, "some/folder/name.pt")
+    assert memory.files.keys() == {"name.pt"}
+    found = MemoryFiles(memory.files).load("another/name.pt", map_location="cpu")
+    assert torch.equal(found["large"], state["large"]) and found["small"] == 3 and found["text"] == ["x", 1]
+    state["large"].zero_()
+    assert found["large"].any(), "it is a copy: a snapshot outlives the training that goes on from it"
+
+
+def test_segments_are_read_as_one_file() -> None:
+    content = [np.frombuffer(part, np.uint8) for part in (b"abc", b"", b"defgh", b"i")]
+    file = SegmentFile(content)
+    assert file.read() == b"abcdefghi" and file.read(1) == b""
+    assert (file.seek(2), file.read(3), file.tell()) == (2, b"cde", 5)
+    assert (file.seek(-2, os.SEEK_END), file.read(9), file.seek(-4, os.SEEK_CUR), file.read(2)) == (7, b"hi", 5, b"fg")
+    assert SegmentFile([]).read() == b""
 
 
 class Square(nn.Linear):
