@@ -70,8 +70,9 @@ NEEDED = {ray_constants.PROCESS_TYPE_RAYLET: "raylet", ray_constants.PROCESS_TYP
 SPILLED = ray_constants.DEFAULT_OBJECT_PREFIX
 """Beginning of the names of folders to which a raylet spills objects."""
 RAYLET_PID = "RAY_RAYLET_PID"
-"""Ray ends a process at once with exit code 1 if its connection to the raylet breaks and this process is gone; in a
-command without this variable, if the command's parent is gone, as after the end of a terminal."""
+"""Ray's variable with a process id. If the connection to the raylet breaks and that process is gone, Ray ends this
+process with exit code 1; without the variable, if this process's parent is gone, as after the end of a terminal. With
+its own id it lives on and can say what happened. The raylet sets the variable for its own children."""
 
 
 @contextmanager
@@ -157,6 +158,7 @@ def _gcs_address() -> Address:
 def join(address: str) -> None:
     """Join a running cluster, unless it is joined already."""
     with _started(f"no Ray cluster could be joined at {address}"), _own_signal():
+        os.environ[RAYLET_PID] = str(os.getpid())
         ray.init(address=address, ignore_reinit_error=True, **QUIET)
 
 
@@ -166,6 +168,7 @@ def _start_own(has_gpus: bool) -> None:
     ray_constants.ENABLE_RAY_CLUSTER = False
     with _started(f"Ray did not start on {LOCAL}"), _own_signal(), _own_sessions():
         make_token()
+        os.environ[RAYLET_PID] = str(os.getpid())
         ray.init(
             "local",  # start a new one even if another user's runs on this machine
             _node_ip_address=LOCAL,
