@@ -37,15 +37,20 @@ def pid_namespace() -> int:
 
 
 def members(sessions: Collection[int]) -> Iterator[int]:
-    """Processes of these sessions, without those that are dead and not yet reaped by their parents."""
+    """Processes of these sessions that have not ended."""
     for entry in os.scandir("/proc"):
-        if not entry.name.isdigit():
-            continue
-        with suppress(OSError):  # it has ended
-            stat = Path(entry.path, "stat").read_text()
-            state, _, _, session = stat.rpartition(")")[2].split()[:4]  # a name may contain anything
-            if int(session) in sessions and state not in "ZX":
-                yield int(entry.name)
+        if entry.name.isdigit() and session_of(int(entry.name)) in sessions:
+            yield int(entry.name)
+
+
+def session_of(process: int) -> int | None:
+    """Session of a process; None if it has ended, whether or not its parent has reaped it."""
+    try:
+        stat = Path(f"/proc/{process}/stat").read_text()
+    except OSError:
+        return None
+    state, _, _, session = stat.rpartition(")")[2].split()[:4]  # its name may contain anything
+    return None if state in "ZX" else int(session)
 
 
 def end_sessions(sessions: Collection[int], seconds: float = END_SECONDS) -> bool:
@@ -72,7 +77,7 @@ def remove_orphans(folders: Collection[str | Path]) -> None:
                     continue
                 with suppress(OSError):  # its process has removed it
                     is_own = entry.stat(follow_symlinks=False).st_uid == os.getuid()
-                    if is_own and not os.path.exists(f"/proc/{name['process']}"):
+                    if is_own and session_of(int(name["process"])) is None:
                         remove(Path(entry.path))
 
 

@@ -45,10 +45,12 @@ class Stage:
 @pytest.fixture
 def stage(tmp_path: Path) -> Iterator[Stage]:
     stage = Stage(tmp_path)
+    stop = stage.session.stop
+    assert stop is not None
+    stop.unsaved = lambda: "the checkpoint after step 1 is not complete"
     yield stage
     stage.session.end_stage()
-    assert stage.session.last_resort.record is unrecorded
-    assert stage.session.stop is not None and stage.session.stop.unsaved is saved
+    assert stage.session.last_resort.record is unrecorded and stop.unsaved is saved
 
 
 def test_a_stop_names_the_last_checkpoint_also_one_of_an_earlier_command(stage: Stage) -> None:

@@ -76,11 +76,14 @@ def test_orphans_that_are_stopped_are_ended_with_their_session(orphan: tuple[int
     other.wait()
 
 
-def test_dead_processes_that_nobody_has_reaped_are_not_waited_for() -> None:
+def test_dead_processes_that_nobody_has_reaped_are_not_waited_for(tmp_path: Path) -> None:
     zombie = subprocess.Popen(["true"], start_new_session=True)
     while Path(f"/proc/{zombie.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
         time.sleep(0.01)
     assert list(members({zombie.pid})) == []
+    (tmp_path / f"rlhf-weights-{reaper.pid_namespace()}-{zombie.pid}-a").touch()
+    remove_orphans([tmp_path])
+    assert os.listdir(tmp_path) == []
     zombie.wait()
 
 
