@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
+from ray.cluster_utils import Cluster
 
 from rlhf.recovery.reaper import OWN_FILE, members
 from rlhf.storage.jsonl import read_lines
@@ -118,6 +119,29 @@ def test_the_gcs_and_the_agents_are_as_important_as_the_raylet(victim: str, fold
     run = Run(folder, name, [*settings_of(folder), f"name={name}"], stage="sft")
     run.wait_for_checkpoint(4)
     fails(run, processes_of(run), victim)
+
+
+@pytest.mark.slow  # a cluster, and a whole start for each; tests/actors/test_ray_watch.py has a GCS of another host
+@pytest.mark.parametrize("victim", NAMES)
+def test_a_cluster_that_was_joined_is_watched_too(victim: str, folder: Path) -> None:
+    head: Any = {"num_cpus": 2, "object_store_memory": 256 * 2**20, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    try:
+        name = f"joined-{victim}"
+        settings = [*settings_of(folder), f"name={name}", f"placement.ray_address={cluster.address}"]
+        run = Run(folder, name, settings, stage="sft", RAY_gcs_rpc_server_reconnect_timeout_s="20")
+        run.wait_for_checkpoint(4)
+        [process] = cluster.head_node.all_processes[victim]
+        os.kill(process.process.pid, signal.SIGKILL)
+        assert run.end(END_SECONDS) == 3, run.said()
+        event = read_lines(run.path / "events.jsonl")[-1]
+        died = (
+            f"GCS at {cluster.address}" if victim == "gcs_server" else f"raylet (process {process.process.pid}) ended"
+        )
+        assert event["error"] == "ClusterError" and event["message"].startswith(f"Ray's {died}")
+        assert "The same command resumes from the last checkpoint" in run.said()
+    finally:
+        cluster.shutdown()
 
 
 @pytest.mark.slow  # whole starts of PPO, with its engines; tests/actors/test_cluster.py kills a command with an actor
