@@ -48,7 +48,7 @@ def score_answers(
         UserError: the reward cannot be used, or cannot read a prompt.
     """
     folder = None if source.model is None else str(session.verified(Path(source.model).expanduser()))
-    placement = Placement(session.recipe, session.device, "reward", session.gpus)
+    placement = Placement(session.recipe, session.device, "reward", session.gpus, session.check)
     supervisor = Supervisor(session.recipe, _print_event, session.check)
     group = Group("reward", session.recipe.placement.reward.ranks, placement, logs, supervisor)
     try:

@@ -24,7 +24,7 @@ from rlhf.types import FinishReason, Prompt, RolloutBlock
 @contextmanager
 def running_engines(session: Session, folder: Path, prompts: Sequence[Prompt], logs: Path) -> Iterator[Engines]:
     """Context in which engines serve a folder's model, and answer ``prompts``."""
-    placement = Placement(session.recipe, session.device, "generate", session.gpus)
+    placement = Placement(session.recipe, session.device, "generate", session.gpus, session.check)
     supervisor = Supervisor(session.recipe, _unrecorded, session.check)
     engines = Engines(
         session.recipe,

@@ -10,16 +10,18 @@ from typing import TYPE_CHECKING, Generic, Protocol
 
 import ray
 from ray.exceptions import RayError
+from ray.experimental import get_local_object_locations
 
 from actors.blocks import FOLDER, Block, confirm_blocks, read_blocks, write_block
 from actors.checkpoint_files import near, task_environment, verify_on_nodes, write_shard
+from actors.grace import GraceCheck, WriteClock
 from actors.pending import Pending
 from actors.snapshots import Snapshot, SnapshotCopier, SnapshotShard, State
 from actors.waiting import PhaseContext, fetch, wait
 from rlhf.checkpoints.compatible import data_changes
 from rlhf.checkpoints.manifest import FileEntry
 from rlhf.checkpoints.removal import BackgroundRemoval
-from rlhf.checkpoints.store import Checkpoint, CheckpointStore
+from rlhf.checkpoints.store import Checkpoint, CheckpointStore, committed
 from rlhf.config.load import to_yaml
 from rlhf.errors import LostError, MachineryError
 from rlhf.recovery.snapshot_pace import SnapshotPace
@@ -63,6 +65,7 @@ class Writing(Generic[State]):
 
     snapshot: Snapshot[State]
     tasks: Mapping[ray.ObjectRef, str]
+    clock: WriteClock
 
 
 class CheckpointManager(Generic[State]):
@@ -92,6 +95,8 @@ class CheckpointManager(Generic[State]):
         self.tracker, self.timer, self.config = tracker, timer, actors.recipe.checkpoint
         self.snapshot: Snapshot[State] | None = None
         self.committed: Checkpoint | None = store.latest()
+        self.grace: GraceCheck | None = None
+        """Compares the duration of checkpoints with the time that a stop has."""
         self._writing: Writing[State] | None = None
         self._failures, self._pace, self._config_yaml = 0, SnapshotPace(), to_yaml(actors.recipe)
         self._removal, environment = removal, dict(task_environment(actors.recipe))
@@ -185,7 +190,7 @@ class CheckpointManager(Generic[State]):
             self._write_block.remote(block.rollouts, folder.resolve(), index, block.stream): f"writer of block {index}"
             for index, block in enumerate(snapshot.pregenerated_blocks)
         }
-        self._writing = Writing(snapshot=snapshot, tasks=tasks)
+        self._writing = Writing(snapshot=snapshot, tasks=tasks, clock=WriteClock(tasks))
 
     def finish_checkpoint(self, wait_for_it: bool) -> None:
         """Commit the checkpoint that is being written, if any; unless ``wait_for_it``, only if all its tasks are done.
@@ -203,7 +208,7 @@ class CheckpointManager(Generic[State]):
         self.supervisor.enter_phase(context)
         try:
             with self.timer(CHECKPOINT, context.step):
-                entries = self._written(writing, context)
+                entries, begin = self._written(writing, context), time.monotonic()
                 self.committed = self.store.commit(
                     state.step, entries, state.to_json(), self._config_yaml, writing.snapshot.score
                 )
@@ -217,7 +222,10 @@ class CheckpointManager(Generic[State]):
         # Skipped when a stop interrupts the wait, since the tasks are still writing.
         self._writing, self._failures = None, 0
         size = sum(entry.bytes for entry in entries)
-        self.tracker.checkpoint(state.step, size, self.committed.path)
+        seconds = writing.clock.seconds(time.monotonic() - begin)
+        self.tracker.checkpoint(state.step, size, self.committed.path, seconds)
+        if self.grace is not None:
+            self.grace.measured(state.step, seconds)
         if state.best_step is not None:
             self.run.prune_best(state.best_step, self._removal.remove)
 
@@ -255,6 +263,20 @@ class CheckpointManager(Generic[State]):
         if self.committed is None:
             return "There is no checkpoint yet."
         return f"The last checkpoint is {self.committed.path}, after step {self.committed.step}."
+
+    def check_grace(self, step: int) -> None:
+        """Warn before the first step if a stop would not fit in the time that it has."""
+        if self.grace is not None:
+            refs = [ref for shards in self.snapshot.shards.values() for ref in shards] if self.snapshot else []
+            known = get_local_object_locations(refs) if refs else {}
+            self.grace.begin(step, sum(found.get("object_size") or 0 for found in known.values()))
+
+    def unsaved(self) -> str | None:
+        """What a stop has still to write, as a sentence; None if the last snapshot is on the disk as a checkpoint."""
+        on_disk = max(committed(self.store.folder), default=self.start.step)
+        if self.snapshot is None or on_disk >= self.snapshot.state.step:
+            return None
+        return f"the checkpoint after step {self.snapshot.state.step} is not complete"
 
     def resume(self, checkpoint: Checkpoint | None) -> ResumePoint[State]:
         """Load the checkpoint of an earlier command, if there is one; returns the same as ``restore``."""
@@ -370,4 +392,7 @@ def open_checkpoints(
     config, files, removal = session.recipe.checkpoint, session.files_of(run.stage), BackgroundRemoval()
     store = CheckpointStore(run.checkpoints, config.keep_last, config.keep_best, files, removal.remove)
     checkpoints = CheckpointManager(actors, run, store, start, tracker, timer, removal)
+    checkpoints.grace = GraceCheck(session, run, tracker)
+    if session.stop is not None:
+        session.stop.unsaved = checkpoints.unsaved
     return checkpoints, checkpoints.resume(session.checkpoint(run.stage))

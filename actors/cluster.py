@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import secrets
 import signal
@@ -9,20 +10,25 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
-from ray._private import ray_constants
+from ray._private import ray_constants, services
 from ray._private.state import available_resources_per_node
 
 from actors.fork_server import executable
+from actors.ray_watch import Address, RayProcess, RayWatch
 from rlhf.config.schema import PlacementConfig
 from rlhf.device import Device
 from rlhf.environment import forwarded
-from rlhf.errors import MachineryError
+from rlhf.errors import ClusterError, MachineryError
 from rlhf.placement.pools import NodeGPUs
+from rlhf.recovery.leftovers import folders
+from rlhf.recovery.reaper import Reaper, end_sessions
 from rlhf.recovery.stop import AskedToStop
 
 LOCAL = "127.0.0.1"
@@ -63,28 +69,101 @@ CLOSED = {"RAY_enable_metrics_collection": "0", "DASHBOARD_METRIC_PORT": "65536"
 """Variables that keep Ray's Prometheus servers closed, which require no token; ``launch/files.py`` has the same."""
 
 QUIET = {"log_to_driver": False, "logging_level": "ERROR"}
+NEEDED = {ray_constants.PROCESS_TYPE_RAYLET: "raylet", ray_constants.PROCESS_TYPE_GCS_SERVER: "GCS"}
+"""Processes of Ray without which no actor can be reached, and their names in messages."""
+SPILLED = ray_constants.DEFAULT_OBJECT_PREFIX
+"""Beginning of the names of folders to which a raylet spills objects."""
+RAYLET_PID = "RAY_RAYLET_PID"
+"""Ray's variable with a process id. If the connection to the raylet breaks and that process is gone, Ray ends this
+process with exit code 1; without the variable, if this process's parent is gone, as after the end of a terminal. With
+its own id it lives on and can say what happened. The raylet sets the variable for its own children."""
 
 
 @contextmanager
-def cluster(address: str | None, has_gpus: bool) -> Iterator[None]:
+def cluster(address: str | None, has_gpus: bool, watch: RayWatch | None = None) -> Iterator[None]:
     """Context in which Ray is available.
 
     Without ``address``, a local Ray is started, unless Ray is initialised already: it listens on 127.0.0.1, without a
-    dashboard, with token authentication on every port.
+    dashboard, with token authentication on every port. Nothing of it is left afterwards, also if this process is
+    killed.
+
+    Args:
+        watch: watches Ray's own processes. After a failure of Ray, Ray is left alone and only its processes are ended.
     """
+    if address is None and not ray.is_initialized():
+        with _own_ray(has_gpus, watch):
+            yield
+        return
     if address is not None:
         join(address)
-    elif not ray.is_initialized():
-        _start_own(has_gpus)
     try:
-        yield
+        with watch.watching(_joined_processes(), _logs(), _gcs_address()) if watch else nullcontext():
+            yield
     finally:
+        _shut_down(watch)
+
+
+@contextmanager
+def _own_ray(has_gpus: bool, watch: RayWatch | None) -> Iterator[None]:
+    """Context of a local Ray, whose processes are ended with it, or by a process that outlives this one."""
+    _start_own(has_gpus)
+    processes = _own_processes()
+    needed = [each for each in processes if each.name in NEEDED.values()]
+    sessions = [each.process for each in processes]
+    reaper = Reaper(sessions, folders(), f"{_node().get_session_dir_path()}/{SPILLED}_*")
+    try:
+        with watch.watching(needed, _logs()) if watch else nullcontext():
+            yield
+    finally:
+        _shut_down(watch)
+        if end_sessions(sessions):
+            reaper.dismiss()
+
+
+def _shut_down(watch: RayWatch | None) -> None:
+    """Disconnect from Ray, and end a local one; after a failure of Ray that could end this process, or never return."""
+    if watch is None or watch.failure is None:
         ray.shutdown()
+    else:
+        atexit.register(os._exit, ClusterError.exit_code)  # before the handler of Ray, which is older
+
+
+def _node() -> Any:
+    """Ray's description of the node that this process is connected to."""
+    return ray._private.worker._global_node
+
+
+def _logs() -> Path:
+    return Path(_node().get_logs_dir_path())
+
+
+def _own_processes() -> list[RayProcess]:
+    """Processes of Ray that this process has started."""
+    return [
+        RayProcess(name=NEEDED.get(kind, kind), process=info.process.pid, code=info.process.poll)
+        for kind, started in _node().all_processes.items()
+        for info in started
+    ]
+
+
+def _joined_processes() -> list[RayProcess]:
+    """The raylet of this node, to which this process is connected; none if it is another user's."""
+    socket = _node().raylet_socket_name
+    for process in psutil.process_iter(["pid", "name", "cmdline"]):
+        if process.info["name"] == "raylet" and any(socket in word for word in process.info["cmdline"] or ()):
+            return [RayProcess(name="raylet", process=process.info["pid"])]
+    return []
+
+
+def _gcs_address() -> Address:
+    host, _, port = _node().gcs_address.rpartition(":")
+    return host, int(port)
 
 
 def join(address: str) -> None:
     """Join a running cluster, unless it is joined already."""
     with _started(f"no Ray cluster could be joined at {address}"), _own_signal():
+        os.environ[RAYLET_PID] = str(os.getpid())
         ray.init(address=address, ignore_reinit_error=True, **QUIET)
 
 
@@ -94,8 +173,9 @@ def _start_own(has_gpus: bool) -> None:
     ray_constants.ENABLE_RAY_CLUSTER = False
     for name, value in CLOSED.items():
         os.environ.setdefault(name, value)
-    with _started(f"Ray did not start on {LOCAL}"), _own_signal():
+    with _started(f"Ray did not start on {LOCAL}"), _own_signal(), _own_sessions():
         make_token()
+        os.environ[RAYLET_PID] = str(os.getpid())
         ray.init(
             "local",  # start a new one even if another user's runs on this machine
             _node_ip_address=LOCAL,
@@ -136,7 +216,7 @@ def _own_signal() -> Iterator[None]:
     ignored_exits = list[object]()
 
     def notice(unraisable: sys.UnraisableHookArgs) -> None:
-        if issubclass(unraisable.exc_type, SystemExit):
+        if issubclass(unraisable.exc_type, (SystemExit, AskedToStop)):
             ignored_exits.append(unraisable.object)
         else:
             report(unraisable)
@@ -146,7 +226,7 @@ def _own_signal() -> Iterator[None]:
         yield
     except SystemExit:
         if callable(before):
-            raise AskedToStop from None
+            raise AskedToStop(signal.SIGTERM.name) from None
         raise
     finally:
         sys.unraisablehook = report
@@ -154,6 +234,20 @@ def _own_signal() -> Iterator[None]:
             signal.signal(signal.SIGTERM, before)
     if ignored_exits and callable(before):
         before(signal.SIGTERM, None)
+
+
+@contextmanager
+def _own_sessions() -> Iterator[None]:
+    """Context in which each process of Ray gets a session of its own, which its descendants share.
+
+    A signal to this command's process group, by a terminal or by ``timeout``, would end Ray during the last checkpoint.
+    """
+    before = services.ConsolePopen
+    services.ConsolePopen = partial(before, start_new_session=True)
+    try:
+        yield
+    finally:
+        services.ConsolePopen = before
 
 
 def make_token() -> None:

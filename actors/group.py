@@ -17,6 +17,7 @@ from actors.supervisor import Supervisor
 from actors.waiting import START, PhaseContext, wait
 from actors.worker import HEARTBEAT, Builder, Worker
 from rlhf.placement.pools import OffloadMode, Part, section_of
+from rlhf.recovery.leftovers import prefix
 from rlhf.zero.process_group import Rank
 
 OFFLOAD = "offload"
@@ -109,7 +110,7 @@ class Group:
     def _new_rendezvous(self) -> str:
         """URL of the ranks' rendezvous: a file, out of other users' reach, if this command started Ray; else TCP."""
         if self.config.ray_address is None:
-            self._rendezvous_file = Path(tempfile.gettempdir()) / f"rlhf-{uuid.uuid4().hex}"
+            self._rendezvous_file = Path(tempfile.gettempdir()) / f"{prefix('rendezvous')}{uuid.uuid4().hex}"
             return f"file://{self._rendezvous_file}"
         address, port = self.rendezvous_address()
         return f"tcp://{address}:{port}"

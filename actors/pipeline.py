@@ -15,10 +15,10 @@ from actors.session import Session
 from actors.sft import train_sft
 from actors.supervised import Summary
 from actors.waiting import AnswerDeadlines, PhaseContext
-from rlhf.checkpoints.store import latest_checkpoint
+from rlhf.checkpoints.store import committed, latest_checkpoint
 from rlhf.config.load import to_yaml
 from rlhf.config.stages import stages_of
-from rlhf.errors import MachineryError, RLHFError, Stopped, UserError
+from rlhf.errors import ClusterError, MachineryError, RLHFError, Stopped, Unsaved, UserError
 from rlhf.run_state import StageState
 from rlhf.tracking.run_folder import RunFolder
 from rlhf.tracking.tracker import Tracker
@@ -40,7 +40,7 @@ def run_stage(session: Session, stage: str) -> Summary:
         start = time.perf_counter()
         if run.resumes:
             _resume(session, stage, run)
-        with Tracker(run, session.recipe) as tracker, _recorded_errors(tracker, run):
+        with Tracker(run, session.recipe) as tracker, _recorded_errors(session, tracker, run):
             summary = STAGES[stage](session, run, tracker)
             summary["seconds in all"] = time.perf_counter() - start
             tracker.close(summary)
@@ -51,6 +51,7 @@ def run_stage(session: Session, stage: str) -> Summary:
             run.discard()
         raise
     finally:
+        session.end_stage()
         run.release()
     session.console.summary(f"{stage} → {run.path}", summary)
     return summary
@@ -69,31 +70,49 @@ def _resume(session: Session, stage: str, run: RunFolder) -> None:
 
 
 @contextmanager
-def _recorded_errors(tracker: Tracker, run: RunFolder) -> Iterator[None]:
-    """Context that records an error or a stop as an event."""
+def _recorded_errors(session: Session, tracker: Tracker, run: RunFolder) -> Iterator[None]:
+    """Context that records an error or a stop as an event, also one that ends the process in the main thread's place.
+
+    An error after which the same command resumes says from where.
+    """
+
+    def record(error: RLHFError) -> RLHFError:
+        told = _with_way_on(run, error)
+        kind = "stopped" if isinstance(told, Stopped) else "failed"
+        tracker.event(
+            kind, error=type(told).__name__, exit_code=told.exit_code, requeue=told.may_pass, message=str(told)
+        )
+        return told
+
+    session.last_resort.record = record
     try:
         with _own_errors(run):
             yield
     except RLHFError as error:
-        kind = "stopped" if isinstance(error, Stopped) else "failed"
-        name, code = type(error).__name__, error.exit_code
-        tracker.event(kind, error=name, exit_code=code, requeue=error.may_pass, message=str(error))
-        raise
+        raise record(error) from error.__cause__
 
 
 @contextmanager
 def _own_errors(run: RunFolder) -> Iterator[None]:
-    """Context that converts errors of the file system, and adds the last checkpoint to a stop."""
+    """Context that converts errors of the file system."""
     try:
         yield
-    except Stopped as stop:
-        last = latest_checkpoint(run.checkpoints)
-        raise stop if stop.commit or last is None else Stopped(stop.why, str(last.path)) from None
     except OSError as error:
         raise MachineryError(
             f"{error.filename or run.path} cannot be written to or read: {error.strerror or error}. Check whether the "
             "disk is full or gone, and give the same command: it resumes from the last checkpoint."
         ) from error
+
+
+def _with_way_on(run: RunFolder, error: RLHFError) -> RLHFError:
+    """The same error with the stage's last checkpoint, from which the same command resumes."""
+    last = max(committed(run.checkpoints).items(), default=None)
+    if isinstance(error, Stopped) and not error.commit:
+        return Stopped(error.why, str(last[1]), run.stage) if last else Stopped(error.why, stage=run.stage)
+    if isinstance(error, (ClusterError, Unsaved)):
+        way_on = f"resumes from the last checkpoint, {last[1]}" if last else f"starts the {run.stage} stage again"
+        return type(error)(f"{error} The same command {way_on}.")
+    return error
 
 
 def run_pipeline(session: Session) -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -29,7 +28,7 @@ TYPE_SHARE = 0.001
 NODE_LABEL = "ray.io/node-id"
 """Label that Ray gives each node."""
 POLL_SECONDS = 0.5
-"""Interval at which free GPUs are polled."""
+"""Interval at which free GPUs are polled, and at which a wait for them checks whether the run should stop."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +54,15 @@ class Placement:
         MachineryError: the GPUs were not free before ``placement.start_timeout_seconds``.
     """
 
-    def __init__(self, recipe: Recipe, device: Device, stage: Stage, gpus: int) -> None:
-        self.recipe, self.device = recipe, device
+    def __init__(
+        self, recipe: Recipe, device: Device, stage: Stage, gpus: int, check: Callable[[], None] = lambda: None
+    ) -> None:
+        """Reserve the slots of a stage.
+
+        Args:
+            check: called regularly while GPUs are awaited, and ends the wait by raising.
+        """
+        self.recipe, self.device, self._check = recipe, device, check
         self.pools = pools(recipe, stage, choose_strategy(recipe, stage, gpus)) if device == "cuda" else ()
         self._offload_modes = offload_modes(recipe, stage, self.pools)
         self._sharing = sharing(self.pools, self._offload_modes)
@@ -113,6 +119,7 @@ class Placement:
         while (chunks := pack(asked, list((free := free_gpus()).values()))) is None:
             if time.monotonic() > end:
                 raise self._not_free(asked)
+            self._check()
             time.sleep(POLL_SECONDS)
         for chunk in chunks:
             pool, slots = wanted[chunk.pool]
@@ -127,10 +134,12 @@ class Placement:
         group = placement_group([bundle] * len(slots), strategy="STRICT_PACK", bundle_label_selector=here)
         for bundle_index, slot in enumerate(slots):
             self._slots[pool.name, slot] = Slot(group=group, bundle=bundle_index, node=node)
-        try:
-            ray.get(group.ready(), timeout=max(1.0, end - time.monotonic()))
-        except GetTimeoutError as error:
-            raise self._not_free([pool.of(len(slots))]) from error
+        ready, end = group.ready(), max(end, time.monotonic() + 1.0)
+        while not ray.wait([ready], timeout=POLL_SECONDS)[0]:
+            self._check()
+            if time.monotonic() > end:
+                raise self._not_free([pool.of(len(slots))])
+        ray.get(ready)
 
     def _not_free(self, asked: Sequence[Pool]) -> MachineryError:
         wanted = ", ".join(f"{' + '.join(pool.roles)} {pool.slots} x {pool.width}" for pool in asked)

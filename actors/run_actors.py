@@ -304,7 +304,7 @@ def start_actors(
     Raises:
         MachineryError: an actor failed during loading, or failed later and is not replaceable.
     """
-    placement = Placement(recipe, device, "ppo", gpus)
+    placement = Placement(recipe, device, "ppo", gpus, supervisor.deadlines.check)
     with ExitStack() as stack, supervisor.diagnosed():
         stack.callback(placement.release)
         # Engines first: they take longest to start.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import date
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from actors.ray_watch import RayWatch
 from rlhf.checkpoints.compatible import (
     data_changes,
     describe_differences,
@@ -38,7 +39,8 @@ from rlhf.models.folder import from_folder, load_tokenizer, read_facts
 from rlhf.models.saving import try_saving_tokenizer
 from rlhf.models.unloadable import require_weights
 from rlhf.records import DataFile
-from rlhf.recovery.stop import StopRequest, end_within
+from rlhf.recovery.last_resort import LastResort, unrecorded
+from rlhf.recovery.stop import StopRequest, saved
 from rlhf.run_state import StageState
 from rlhf.storage.durable import write_atomically, written_folder
 from rlhf.storage.reading import damaged, read_json, read_text, require_folder
@@ -76,6 +78,10 @@ class Session:
     gpus: int
     stop: StopRequest | None = None
     """Stop requests (signals, time limit); None if the command does not support them."""
+    last_resort: LastResort = field(default_factory=LastResort)
+    """Ends the process where the main thread does not."""
+    ray_watch: RayWatch = field(default_factory=RayWatch)
+    """Watches Ray's own processes, once Ray is there."""
     today: Callable[[], date] = date.today
     """Returns the current date; replaced in tests."""
 
@@ -85,11 +91,19 @@ class Session:
         Raises:
             Stopped: a stop was requested. A process that has not ended after the grace period is killed; an unfinished
                 checkpoint is not committed.
+            ClusterError: Ray itself failed.
         """
+        self.ray_watch.check()
         reason = self.stop.reason() if self.stop is not None else None
         if self.stop is not None and reason is not None:
-            end_within(self.stop.grace)
+            self.stop.end_in_time()
             raise Stopped(reason)
+
+    def end_stage(self) -> None:
+        """Nothing of the last stage is unsaved, nor to be recorded in its folder."""
+        self.last_resort.record = unrecorded
+        if self.stop is not None:
+            self.stop.unsaved = saved
 
     @property
     def root(self) -> Path:

@@ -43,7 +43,7 @@ def running_group(
     Raises:
         MachineryError: a rank failed before the first step, or ranks failed more often than it may be replaced.
     """
-    placement = Placement(session.recipe, session.device, stage, session.gpus)
+    placement = Placement(session.recipe, session.device, stage, session.gpus, session.check)
     timeline = TimelineCollector(tracker.timeline, tracker.spans)
     supervisor = Supervisor(session.recipe, tracker.event, session.check, run.path / STATUS, timeline)
     group = Group(role, getattr(session.recipe.placement, role).ranks, placement, run.logs, supervisor)

@@ -13,7 +13,7 @@ from ray.exceptions import RayError
 from actors.checkpoint_manager import SNAPSHOT, CheckpointManager, ResumePoint, State, TrainedActors
 from actors.supervisor import as_loss
 from actors.waiting import PhaseContext
-from rlhf.errors import LostError, RLHFError, Stopped
+from rlhf.errors import ClusterError, LostError, RLHFError, Stopped, Unsaved
 from rlhf.tracking.spans import PhaseTimer
 from rlhf.types import StepReport
 
@@ -53,13 +53,13 @@ class TrainingLoop(ABC, Generic[State, Report]):
         """End work whose results a stopped run does not need: the last checkpoint needs the CPUs."""
 
     def begin(self) -> None:
-        """Take the snapshot to which the first step can roll back."""
-        if not self.checkpoints.config.snapshot_every:
-            return
-        try:
-            self.checkpoints.take_snapshot(self.state, self.pregenerated_blocks)
-        except (LostError, RayError) as error:
-            self._recover(error, PhaseContext(phase=SNAPSHOT, step=self.state.step))
+        """Take the snapshot to which the first step can roll back, and compare its size with the grace period."""
+        if self.checkpoints.config.snapshot_every:
+            try:
+                self.checkpoints.take_snapshot(self.state, self.pregenerated_blocks)
+            except (LostError, RayError) as error:
+                self._recover(error, PhaseContext(phase=SNAPSHOT, step=self.state.step))
+        self.checkpoints.check_grace(self.state.step)
 
     def run(self) -> Iterator[tuple[int, Report]]:
         """Yield each step's number and report.
@@ -69,6 +69,7 @@ class TrainingLoop(ABC, Generic[State, Report]):
 
         Raises:
             Stopped: a stop was requested; the last snapshot is committed as a checkpoint.
+            Unsaved: a stop was requested, and the snapshot could not be committed.
         """
         try:
             yield from self._run()
@@ -78,9 +79,13 @@ class TrainingLoop(ABC, Generic[State, Report]):
             with self.supervisor.deadlines.undisturbed():
                 self.checkpoints.begin_checkpoint()
                 self.checkpoints.finish_checkpoint(wait_for_it=True)
+            if missing := self.checkpoints.unsaved():
+                raise Unsaved(f"stopped on request ({stop.why}), but {missing}: events.jsonl says why.") from None
             raise Stopped(
                 stop.why, str(self.checkpoints.committed.path) if self.checkpoints.committed else ""
             ) from None
+        except ClusterError:
+            raise  # no task can be waited for
         except RLHFError:
             with suppress(RLHFError), self.supervisor.deadlines.undisturbed():
                 self.checkpoints.finish_checkpoint(wait_for_it=True)  # it is of an earlier step, before the error

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext, suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
@@ -85,6 +85,7 @@ def run_work(
 
             recipe, device, gpus = prepare(path, overrides, command)
             from actors.cluster import cluster
+            from actors.ray_watch import RayWatch
             from actors.session import Session
             from rlhf.tracking.console import Console
             from rlhf.tracking.quiet import quiet_framework_logs
@@ -93,16 +94,32 @@ def run_work(
         new = [folder for folder in (session.root, session.root.parent) if not folder.exists()]
         with quiet_framework_logs(_logs(session.root) / f"driver-{log or command}.log") as stdout:
             session.console = Console(stdout, progress=recipe.tracking.progress)
-            session.stop = StopRequest(recipe.checkpoint, started, time.time, os.environ)
-            session.stop.notice = lambda text: os.write(
-                stdout.fileno(), f"\n{text}\n".encode()
-            )  # a handler may not print
+            session.last_resort.show = partial(_show, stdout)
+            session.ray_watch = RayWatch(session.last_resort)
+            session.stop = StopRequest(recipe.checkpoint, started, time.time, os.environ, session.last_resort)
+            session.stop.notice = session.last_resort.show
             go = _load(load, session, new)
             is_finished = command != "generate" and session.is_finished(command)
-            ray = nullcontext() if is_finished else cluster(recipe.placement.ray_address, device == "cuda")
+            address, has_gpus = recipe.placement.ray_address, device == "cuda"
+            ray = nullcontext() if is_finished else cluster(address, has_gpus, session.ray_watch)
             with ExitStack() as signals, ray:
                 signals.enter_context(session.stop.install())  # after Ray, which handles SIGTERM until it has ended
                 _go(go, session, new)
+
+
+def _show(stream: TextIO, text: str) -> None:
+    """Write a line to the user, from a signal handler, which may not print, or from another thread.
+
+    A terminal that was closed cannot be written to: what follows is discarded, and the run goes on.
+    """
+    try:
+        os.write(stream.fileno(), f"\n{text}\n".encode())
+    except ValueError:  # closed: the command is over
+        return
+    except OSError:
+        from rlhf.tracking.console import discard  # is loaded: no slow import in a signal handler
+
+        discard(stream)
 
 
 def _go(go: Work, session: Session, new: Sequence[Path]) -> None:

@@ -85,6 +85,14 @@ class LostError(MachineryError):
         return LostError(self.message, tuple(names), self.kind)
 
 
+class Unsaved(MachineryError):
+    """A stop was requested, and its checkpoint was not complete in time."""
+
+
+class ClusterError(MachineryError):
+    """Ray itself failed, on the controller's node or as a whole: no actor can be asked, replaced or stopped."""
+
+
 class CanaryError(RLHFError):
     """A metric is outside the limits within which training is correct."""
 
@@ -94,22 +102,25 @@ class Stopped(RLHFError):
 
     Args:
         why: the cause: a signal's name, or the remaining time.
-        commit: path of the last complete checkpoint; empty if there is none.
+        commit: path of the last complete checkpoint; empty if there is none, or if it is not known.
+        stage: name of the stage that had begun and has no checkpoint; empty if none had begun, or if it has one.
     """
 
     exit_code = 75
     may_pass = True
 
-    def __init__(self, why: str, commit: str = "") -> None:
-        super().__init__(why, commit)  # both in args, so that the error can be pickled
-        self.why, self.commit = why, commit
+    def __init__(self, why: str, commit: str = "", stage: str = "") -> None:
+        super().__init__(why, commit, stage)  # all three in args, so that the error can be pickled
+        self.why, self.commit, self.stage = why, commit, stage
 
     def __str__(self) -> str:
-        if not self.commit:
-            return f"stopped on request ({self.why}); no checkpoint exists yet, the same command starts again"
-        return (
-            f"stopped on request ({self.why}); the last checkpoint is {self.commit}, the same command resumes from it"
-        )
+        if self.commit:
+            rest = f"the last checkpoint is {self.commit}, the same command resumes from it"
+        elif self.stage:
+            rest = f"no checkpoint of the {self.stage} stage exists yet, the same command starts that stage again"
+        else:
+            rest = "the same command starts again, or resumes from its last checkpoint if it has one"
+        return f"stopped on request ({self.why}); {rest}"
 
 
 class Waiting(RLHFError):

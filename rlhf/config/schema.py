@@ -878,7 +878,8 @@ class CheckpointConfig:
     failures: Count = 3
     """Number of consecutive failed checkpoints (on a full disk, for example) after which the run stops."""
     grace_seconds: Seconds = 120.0
-    """Longest time between a request to stop (SIGTERM, SIGINT) and the end of the process."""
+    """Longest time between a request to stop (SIGTERM, SIGINT, SIGHUP) and the end of the process. A checkpoint that
+    does not fit into it is reported."""
     time_limit_seconds: Seconds | None = None
     """Time limit of the scheduler for this command, if any; in a SLURM job it is found automatically."""
     before_deadline: SecondsOrZero = 300.0

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from rlhf.recovery.facts import is_alive
+from rlhf.recovery.reaper import pid_namespace, remove
 
 SHARED_MEMORY = Path("/dev/shm")
 END_SECONDS = 2.0
@@ -17,7 +18,12 @@ END_SECONDS = 2.0
 
 def prefix(what: str) -> str:
     """Prefix of the names of this process's files of one kind; a random part without a hyphen follows."""
-    return f"rlhf-{what}-{os.getpid()}-"
+    return f"rlhf-{what}-{pid_namespace()}-{os.getpid()}-"
+
+
+def folders() -> tuple[Path, ...]:
+    """Folders of this node that hold such files."""
+    return tuple(dict.fromkeys((SHARED_MEMORY, Path(tempfile.gettempdir()))))
 
 
 def roomy_folder(size: int) -> Path | None:
@@ -35,12 +41,8 @@ def remove_leftovers(process: int) -> None:
     while _left_by(process) and is_alive(process) and time.monotonic() < until:
         time.sleep(0.05)
     for path in _left_by(process):
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+        remove(path)
 
 
 def _left_by(process: int) -> list[Path]:
-    folders = {SHARED_MEMORY, Path(tempfile.gettempdir())}
-    return [path for folder in folders for path in folder.glob(f"rlhf-*-{process}-*")]
+    return [path for folder in folders() for path in folder.glob(f"rlhf-*-{process}-*")]

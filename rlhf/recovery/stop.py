@@ -11,45 +11,58 @@ from contextlib import contextmanager
 from types import FrameType
 
 from rlhf.config.schema import CheckpointConfig
-from rlhf.errors import Stopped, UserError
+from rlhf.errors import RLHFError, Stopped, Unsaved, UserError
+from rlhf.recovery.last_resort import LastResort
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
-ASK_AGAIN = signal.SIGUSR1
-"""A stop request that may be repeated, and may come beside SIGTERM: several hooks of a cluster that ends send it."""
-LAST_RESORT = "end of the grace period"
-SAME_SECONDS = 0.05
+INSISTENT = (signal.SIGTERM, signal.SIGINT)
+"""Signals of which the second ends the process at once."""
+SIGNALS = (*INSISTENT, signal.SIGHUP, signal.SIGUSR1)
+"""All that ask for a stop. A closed terminal sends SIGHUP, and hooks of a cluster that ends send SIGUSR1, often more than
+once and beside SIGTERM: these two never end the process at once."""
+SAME_SECONDS = 0.5
 """Signals within this interval are one request: ``timeout`` and some schedulers send theirs twice."""
 SPARE_SECONDS = 5.0
 """Time left before a scheduler's limit when the command ends itself."""
 END_TIME = "SLURM_JOB_END_TIME"
 """Environment variable in which SLURM gives the end of the job, in seconds since 1970."""
+MOST_SIGNALS = 512
+"""Signals that are read from the pipe at a time."""
 
 
 class StopRequest:
     """Reports whether this command should stop, and why. It interrupts nothing: callers poll ``reason``."""
 
     def __init__(
-        self, config: CheckpointConfig, started: float, clock: Callable[[], float], environment: Mapping[str, str]
+        self,
+        config: CheckpointConfig,
+        started: float,
+        clock: Callable[[], float],
+        environment: Mapping[str, str],
+        last_resort: LastResort | None = None,
     ) -> None:
         """Read the time limits of the recipe and of the scheduler.
 
         Args:
             started: start time of the command, in seconds since 1970.
             clock: returns the current time, in seconds since 1970.
+            last_resort: ends the process after the grace period.
 
         Raises:
             UserError: the environment's end of the job is not a number.
         """
         self._clock, self._before, self._grace = clock, config.before_deadline, config.grace_seconds
         self._end = _end_of_time(config.time_limit_seconds, started, environment.get(END_TIME, ""))
+        self._last_resort = last_resort or LastResort()
         self.requested: str | None = None
         """Name of the received signal."""
         self.requested_at: float | None = None
         """Time of the signal, at which ``checkpoint.grace_seconds`` begin."""
         self.notice: Callable[[str], object] = lambda text: None
         """Shows a line to the user, when a signal is received."""
+        self.unsaved: Callable[[], str | None] = saved
+        """Returns what a stop has still to write, as a sentence; None if everything that it promises is on the disk."""
         self._first: float | None = None
-        """Time of the first SIGTERM or SIGINT."""
+        """Time of the first insistent signal, as the main thread saw it."""
 
     @property
     def deadline(self) -> float | None:
@@ -73,17 +86,30 @@ class StopRequest:
             return self._grace
         return max(self._grace, self.deadline - SPARE_SECONDS)
 
+    def end_in_time(self) -> None:
+        """End the process after the grace period, whatever it does then; the exit code tells what was saved."""
+        seconds = self.grace
+        self._last_resort.end_within(seconds, lambda: self.outcome(seconds))
+
+    def outcome(self, seconds: float) -> RLHFError:
+        """Outcome of a stop whose grace period of ``seconds`` has ended: ``Stopped`` only if everything is saved."""
+        why = self.reason() or "time limit"
+        missing = self.unsaved()
+        if missing is None:
+            return Stopped(why)
+        return Unsaved(f"stopped on request ({why}), but {missing}, and the {seconds:.0f} s for it have passed.")
+
     @contextmanager
     def install(self) -> Iterator[None]:
-        """Context in which SIGTERM, SIGINT and SIGUSR1 are stop requests.
+        """Context in which SIGTERM, SIGINT, SIGHUP and SIGUSR1 are stop requests; SIGHUP is not if it is ignored (``nohup``).
 
         Only the main thread may enter it, after ``ray.init``, which installs a handler for SIGTERM.
         """
-        before = {number: signal.signal(number, self._asked) for number in (*SIGNALS, ASK_AGAIN)}
+        before = {number: signal.signal(number, self._asked) for number in SIGNALS if not _is_detached(number)}
         reader, writer = os.pipe()
         os.set_blocking(writer, False)
         wakes = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        threading.Thread(target=_listen, args=(reader, self._grace), name="signals", daemon=True).start()
+        threading.Thread(target=self._listen, args=(reader,), name="signals", daemon=True).start()
         try:
             yield
         finally:
@@ -94,74 +120,75 @@ class StopRequest:
                 signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def _asked(self, number: int, frame: FrameType | None) -> None:
-        """Record the first signal; a second SIGTERM or SIGINT ends the process at once."""
-        now = time.monotonic()
+        """Record the first signal; a second insistent one ends the process at once."""
         if self.requested is None:
             self.requested, self.requested_at = signal.Signals(number).name, self._clock()
             self.notice(f"{self.requested}: stopping within {self._grace:.0f} s; a second one stops at once")
-        if number == ASK_AGAIN:
-            return
-        if self._first is None:
-            self._first = now
-        elif now - self._first > SAME_SECONDS:
-            os._exit(128 + number)
+        if number in INSISTENT:
+            self._first = _insist(number, self._first)
+
+    def _listen(self, reader: int) -> None:
+        """Do what ``_asked`` does, and begin the grace period, even if the main thread is in native code.
+
+        Python handlers do not run then, but the C-level handler writes the number of each signal into the pipe. Signals
+        that are read together were sent together.
+        """
+        first: float | None = None
+        while numbers := os.read(reader, MOST_SIGNALS):
+            heard = [number for number in numbers if number in SIGNALS]
+            if heard:
+                self._last_resort.end_within(self._grace, lambda: self.outcome(self._grace))
+            if insistent := [number for number in heard if number in INSISTENT]:
+                first = _insist(insistent[0], first)
+        os.close(reader)
+
+
+def _insist(number: int, first: float | None) -> float:
+    """End the process if this insistent signal is the second one; returns the time of the first."""
+    now = time.monotonic()
+    if first is not None and now - first > SAME_SECONDS:
+        os._exit(128 + number)
+    return now if first is None else first
+
+
+def _is_detached(number: signal.Signals) -> bool:
+    """Whether a signal is to be ignored, as SIGHUP is by ``nohup``."""
+    return number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN
+
+
+def saved() -> None:
+    """Nothing is unsaved: no training has begun, or all of it is on the disk."""
 
 
 class AskedToStop(BaseException):
-    """SIGTERM before a run has begun. It is a ``BaseException``, so that no ``except Exception`` handles it."""
+    """A signal before a run has begun. It is a ``BaseException``, so that no ``except Exception`` handles it."""
 
 
 @contextmanager
 def before_the_start() -> Iterator[None]:
-    """Context in which SIGTERM ends the command at once as a stop: no work has begun that could be lost.
+    """Context in which SIGTERM and SIGHUP end the command at once as a stop: no work has begun that could be lost.
 
     Only the main thread may enter it.
 
     Raises:
-        Stopped: the signal was received. Further ones are ignored while the command ends.
+        Stopped: a signal was received. Further ones are ignored while the command ends.
     """
-    before = signal.signal(signal.SIGTERM, _not_begun)
+    numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if not _is_detached(number)]
+    before = {number: signal.signal(number, _not_begun) for number in numbers}
     try:
         yield
-    except AskedToStop:
-        raise Stopped(signal.SIGTERM.name) from None
+    except AskedToStop as asked:
+        raise Stopped(str(asked)) from None
     finally:
-        if signal.getsignal(signal.SIGTERM) is not signal.SIG_IGN:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+        for number, handler in before.items():
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def _not_begun(number: int, frame: FrameType | None) -> None:
-    signal.signal(number, signal.SIG_IGN)
-    raise AskedToStop
-
-
-def _listen(reader: int, grace_seconds: float) -> None:
-    """End the process on the second signal and after the grace period, even if the main thread is in native code.
-
-    Python handlers do not run then, but the C-level handler writes the number of each signal into the pipe.
-    """
-    first: float | None = None
-    while number := os.read(reader, 1):
-        if number[0] == ASK_AGAIN:
-            end_within(grace_seconds)
-        if number[0] not in SIGNALS:
-            continue
-        now = time.monotonic()
-        if first is not None and now - first > SAME_SECONDS:
-            os._exit(128 + number[0])
-        if first is None:
-            first = now
-            end_within(grace_seconds)
-    os.close(reader)
-
-
-def end_within(seconds: float) -> None:
-    """End this process with exit code 75 after ``seconds``, whatever it does then. Later calls change nothing."""
-    if any(thread.name == LAST_RESORT for thread in threading.enumerate()):
-        return
-    timer = threading.Timer(seconds, os._exit, [Stopped.exit_code])
-    timer.name, timer.daemon = LAST_RESORT, True
-    timer.start()
+    for other in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(other, signal.SIG_IGN)
+    raise AskedToStop(signal.Signals(number).name)
 
 
 def _end_of_time(limit: float | None, started: float, slurm: str) -> float | None:

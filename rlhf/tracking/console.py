@@ -5,6 +5,7 @@ Text written by models is shown as plain text: it can neither style the screen n
 
 from __future__ import annotations
 
+import os
 import time
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping
@@ -44,8 +45,12 @@ class Console:
         if not self._bars:
             yield _PlainReport(title, total, self._stream, self._clock)
             return
-        with _progress(self._rich) as progress:
+        progress = _progress(self._rich)
+        progress.start()
+        try:
             yield _BarReport(progress, progress.add_task(escape(title), total=total, numbers=""))
+        finally:
+            _write(self._stream, progress.stop)
 
     def print(self, text: str) -> None:
         """Print ``text`` without styles and control characters."""
@@ -111,7 +116,22 @@ class _PlainReport:
         left = format_seconds(elapsed / done * (self._total - done)) if done else "?"
         times = f"{format_seconds(elapsed)} passed, {left} left"
         line = f"{self._title}  {done}/{self._total}  {_format_numbers(numbers)}  {times}"
-        print(line, file=self._stream, flush=True)
+        _write(self._stream, lambda: print(line, file=self._stream, flush=True))
+
+
+def _write(stream: TextIO, write: Callable[[], None]) -> None:
+    """Show progress; if nobody can see it any more, as after the end of a terminal, the run goes on without."""
+    try:
+        write()
+    except OSError:
+        discard(stream)
+
+
+def discard(stream: TextIO) -> None:
+    """Redirect a stream to nowhere: what is buffered, and written later, would fail again."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def plain_text(text: str) -> str:

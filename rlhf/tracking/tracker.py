@@ -88,8 +88,12 @@ class Tracker:
         finite = {name: value for name, value in row.items() if value is not None}
         self._show("log", lambda sink: sink.log(step, finite))
         for alert in self._alerts.observe(step, row):
-            self.event("alert", alert=alert.kind, level=alert.level, step=step, message=alert.text)
-            self._warn(alert)
+            self.alert(step, alert)
+
+    def alert(self, step: int, alert: Alert) -> None:
+        """Record a warning, and send it."""
+        self.event("alert", alert=alert.kind, level=alert.level, step=step, message=alert.text)
+        self._warn(alert)
 
     def samples(self, step: int, rows: Sequence[SampleRow]) -> None:
         """Record responses of one step; every ``tracking.table_every`` steps they are shown as a table."""
@@ -104,9 +108,9 @@ class Tracker:
         if histograms:
             self._show("log histograms", lambda sink: sink.histograms(step, histograms))
 
-    def checkpoint(self, step: int, size: int, folder: Path) -> None:
-        """Record that a checkpoint of ``size`` bytes is committed; upload it, if configured."""
-        self.event("checkpoint", step=step, bytes=size, path=str(folder))
+    def checkpoint(self, step: int, size: int, folder: Path, seconds: float) -> None:
+        """Record that a checkpoint of ``size`` bytes is committed, after so many seconds; upload it, if configured."""
+        self.event("checkpoint", step=step, bytes=size, seconds=round(seconds, 3), path=str(folder))
         if self._recipe.tracking.artifacts == "checkpoints":
             self._show("take the checkpoint", lambda sink: sink.artifact("checkpoint", folder, {"step": step}))
 

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from functools import partial
 from typing import Any
 
+import ray
 from ray.cluster_utils import Cluster
-from ray.util.placement_group import placement_group_table
+from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 
 from actors.cluster import cluster
 from actors.placement import Placement
 from launch.preflight import prepare
 from rlhf.config.load import load_recipe
-from rlhf.errors import RLHFError
+from rlhf.errors import RLHFError, Stopped
 from rlhf.placement.pools import asked
 
 STORE = 80 * 2**20
@@ -58,6 +60,30 @@ def lose(own: Cluster, names: dict[str, str], recipe_path: str, settings: list[s
     return [before, after]
 
 
+def stop(names: dict[str, str], recipe_path: str, settings: list[str]) -> Any:
+    """Seconds until a wait for slots has ended after a stop was requested, and the slots that stay reserved.
+
+    The wait is for GPUs, if too many are asked for; otherwise for a group that Ray cannot place: others hold all CPUs.
+    """
+    cpus = [placement_group([{"CPU": 8}]) for _ in names]
+    ray.get([group.ready() for group in cpus])
+    begin = time.monotonic()
+
+    def check() -> None:
+        if time.monotonic() - begin > 1.0:
+            raise Stopped("SIGTERM")
+
+    try:
+        Placement(load_recipe(recipe_path, settings), "cuda", "ppo", 20, check)
+    except Stopped:
+        seconds, held = time.monotonic() - begin, {group.id.hex() for group in cpus}
+        states = {name: group["state"] for name, group in placement_group_table().items()}
+        return [seconds, [name for name, state in states.items() if state != "REMOVED" and name not in held]]
+    finally:
+        for group in cpus:
+            remove_placement_group(group)
+
+
 def node_of(options: dict[str, Any], names: dict[str, str]) -> str:
     """Where Ray has reserved the bundle that these options name."""
     where = options["scheduling_strategy"]
@@ -82,7 +108,12 @@ def main() -> None:
         kind = {f"accelerator_type:{KINDS[gpus]}": 1}
         node = own.add_node(num_cpus=8, num_gpus=gpus, resources=kind, object_store_memory=STORE)
         names[node.node_id] = name
-    commands = {"refuse": refusal, "place": partial(place, names), "lose": partial(lose, own, names)}
+    commands = {
+        "refuse": refusal,
+        "place": partial(place, names),
+        "stop": partial(stop, names),
+        "lose": partial(lose, own, names),
+    }
     with cluster(own.address, has_gpus=True), open(sys.argv[1], "w") as out:
         for line in sys.stdin:
             recipe, command, *settings = json.loads(line)

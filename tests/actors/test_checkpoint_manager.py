@@ -97,8 +97,8 @@ class Running:
     def event(self, kind: str, **details: Any) -> None:
         self.events.append((kind, details))
 
-    def committed(self, step: int, size: int, folder: Path) -> None:
-        self.event("checkpoint", step=step, bytes=size, path=str(folder))
+    def committed(self, step: int, size: int, folder: Path, seconds: float) -> None:
+        self.event("checkpoint", step=step, bytes=size, path=str(folder), seconds=seconds)
 
     def check(self) -> None:
         if self.stop:

@@ -11,7 +11,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -22,6 +24,7 @@ from launch import preflight
 from launch.cli import main
 from launch.files import ENVIRONMENT
 from rlhf.errors import MachineryError
+from rlhf.recovery.facts import is_alive
 
 ROOT = Path(__file__).parents[2]
 START = """
@@ -211,6 +214,94 @@ def test_a_stop_that_python_ignored_while_ray_started_is_heard_afterwards(
         signal.signal(signal.SIGTERM, before)
     assert heard == [signal.SIGTERM]
     assert "ignored" not in capsys.readouterr().err
+
+
+LIVES = """
+import json, os, signal, subprocess, sys, tempfile, time
+import launch.preflight
+from launch.cli import main
+
+def starts(*arguments):
+    import ray
+    from actors import cluster
+    from actors.ray_watch import RayWatch
+    from rlhf.recovery.leftovers import prefix
+
+    class Actor:
+        def start(self, folder):
+            child = subprocess.Popen(["sleep", "600"], process_group=0)
+            open(os.path.join(folder, prefix("weights") + "a"), "w").close()
+            return os.getpid(), child.pid
+
+    watch = RayWatch()
+    with cluster.cluster(None, has_gpus=False, watch=watch):
+        actor = ray.remote(Actor).options(num_cpus=0).remote()
+        worker, child = ray.get(actor.start.remote(tempfile.gettempdir()))
+        own = {each.name: each.process for each in cluster._own_processes()}
+        print(json.dumps({**own, "worker": worker, "child": child}), flush=True)
+        for _ in range(1200):
+            watch.check()
+            time.sleep(0.05)
+
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+launch.preflight.prepare = starts
+sys.exit(main(["sft", "any.yaml"]))
+"""
+"""A command whose Ray has one actor, which has a child and a file; it waits until Ray fails."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """That command, and the processes that it has, by name."""
+
+    process: subprocess.Popen[str]
+    all: dict[str, int]
+    folder: Path
+
+    def left(self, seconds: float) -> list[str]:
+        """What is left of it after at most so long: processes by name, and files."""
+        until, left = time.monotonic() + seconds, ["all"]
+        while left and time.monotonic() < until:
+            time.sleep(0.05)
+            left = [name for name, process in self.all.items() if is_alive(process)]
+            left += [path.name for path in self.folder.glob("rlhf-weights-*")]
+        return left
+
+
+@pytest.fixture
+def command(tmp_path: Path, token: Path) -> Iterator[Command]:
+    """That command, in a process group of its own; its Ray runs."""
+    environment = {**os.environ, "TMPDIR": str(tmp_path), "RAY_TMPDIR": "/tmp"}
+    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([sys.executable, "-c", LIVES], cwd=ROOT, env=environment, process_group=0, **pipes)
+    assert process.stdout is not None
+    found = Command(process=process, all=json.loads(process.stdout.readline()), folder=tmp_path)
+    assert len(list(tmp_path.glob("rlhf-weights-*"))) == 1
+    yield found
+    process.kill()
+    process.communicate(timeout=60)
+
+
+def test_a_command_that_is_killed_leaves_nothing_of_ray(command: Command) -> None:
+    """Before that, a signal to its process group, as from a terminal, does not reach Ray."""
+    os.killpg(command.process.pid, signal.SIGHUP)
+    os.kill(command.all["worker"], signal.SIGSTOP)
+    time.sleep(0.5)
+    assert {"raylet", "GCS", "worker", "child"} <= {name for name, process in command.all.items() if is_alive(process)}
+    command.process.kill()
+    assert command.left(20.0) == []
+
+
+@pytest.mark.parametrize("victim", ["GCS", pytest.param("raylet", marks=pytest.mark.slow)])
+def test_a_failure_of_ray_itself_ends_the_command_with_its_name(victim: str, command: Command) -> None:
+    """``tests/end_to_end/test_ray_fails.py`` kills the raylet of a run."""
+    begin = time.monotonic()
+    os.kill(command.all[victim], signal.SIGKILL)
+    _, said = command.process.communicate(timeout=60)
+    assert command.process.returncode == 3 and time.monotonic() - begin < 15, said[-2000:]
+    assert said.startswith(f"rlhf sft: Ray's {victim} (process {command.all[victim]}) ended, killed by SIGKILL;")
+    assert "Traceback" not in said and said.count("\n") == 1
+    assert command.left(1.0) == []
 
 
 LARGE = """

@@ -52,6 +52,8 @@ ROLES = {
         "placement.rollout.gpu_type=A100",
         "placement.reward.gpu_type=T4",
     ],
+    "stopped": ["stop", *APART[1:], "placement.policy.ranks=4", "rollout.engines=1", "rollout.tensor_parallel=1"],
+    "stopped-busy": ["stop", *APART[1:], "placement.policy.ranks=21", "rollout.engines=8"],
     "lost": [*APART, "placement.policy.ranks=4", "rollout.engines=1", "rollout.tensor_parallel=1"],
 }
 ROLES["lost"][0] = "lose"
@@ -128,3 +130,12 @@ def test_what_was_on_a_lost_node_is_placed_again_and_nothing_else(answers: dict[
     assert gone not in {node for own in after.values() for node in own}
     for role, own in before.items():
         assert all(new == old for old, new in zip(own, after[role], strict=True) if old != gone), role
+
+
+@pytest.mark.parametrize("waiting", ["stopped", "stopped-busy"])
+def test_a_stop_is_answered_while_slots_are_awaited_and_none_stays_reserved(
+    waiting: str, answers: dict[str, Any]
+) -> None:
+    """The deadline is 4 s, the request comes after one: others hold the CPUs, or more GPUs are asked for than exist."""
+    seconds, reserved = answers[waiting]
+    assert 1.0 <= seconds < 2.5 and reserved == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,12 +14,13 @@ import numpy as np
 import pytest
 import ray
 
+from actors.checkpoint_manager import CheckpointManager
 from actors.supervised_loop import Training, TrainingResult
 from actors.supervisor import Supervisor
 from actors.waiting import PhaseContext
-from rlhf.checkpoints.store import latest_checkpoint
+from rlhf.checkpoints.store import CheckpointStore, latest_checkpoint
 from rlhf.config.schema import CheckpointConfig, PlacementConfig, Recipe, RecoveryConfig, RoleConfig, TrackingConfig
-from rlhf.errors import LostError, MachineryError, Stopped
+from rlhf.errors import ClusterError, LostError, MachineryError, Stopped, Unsaved
 from rlhf.records import DataFile
 from rlhf.run_state import StageState
 from rlhf.storage.jsonl import read_lines
@@ -93,7 +95,8 @@ class Stage:
     def __init__(self, root: Path, **checkpoint: Any) -> None:
         self.root, self.data, self.restarts = root, DATA, 2
         self.checkpoint = CheckpointConfig(**{"supervised_every": 3, "snapshot_every": 0, **checkpoint})
-        self.saved = -1
+        self.saved, self.shown = -1, list[str]()
+        self.stop: Any = None
         self.ranks: Ranks
 
     def go(
@@ -114,7 +117,8 @@ class Stage:
             recipe=recipe,
             files_of=lambda stage: self.data,
             checkpoint=lambda stage: last,
-            console=SimpleNamespace(stage=shows_nothing),
+            console=SimpleNamespace(stage=shows_nothing, print=self.shown.append),
+            stop=self.stop,
         )
         try:
             with Tracker(run, recipe) as tracker:
@@ -195,6 +199,84 @@ def test_a_stage_that_stops_commits_its_last_snapshot_and_goes_on_from_there(loc
     assert stage.rows == expected() and stage.saved == 678
     assert [event["step"] for event in stage.events("resumed")] == [4]
     assert done.latest["eval/loss"] == 0.125
+
+
+def test_a_stop_without_its_checkpoint_is_a_failure(
+    local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its exit code is not 75, which promises that the last snapshot is kept."""
+    stage = Stage(tmp_path, snapshot_every=1)
+
+    def is_full(*arguments: Any) -> Any:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CheckpointStore, "commit", is_full)
+        with pytest.raises(Unsaved) as unsaved:
+            stage.go(("update", 2, Stopped("SIGTERM")))
+    assert unsaved.value.exit_code == 3
+    assert "stopped on request (SIGTERM), but the checkpoint after step 2 is not complete" in str(unsaved.value)
+    assert [event["step"] for event in stage.events("checkpoint_failed")] == [2]
+    stage.go()
+    assert stage.rows == expected()
+
+
+def test_what_a_stop_has_to_write_is_known_at_every_step(
+    local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage, seen = Stage(tmp_path, snapshot_every=1), list[str | None]()
+    stage.stop = SimpleNamespace(unsaved=None, deadline=None)
+    update = Ranks.update
+
+    def looks(ranks: Ranks, batch: Sequence[int]) -> dict[str, float]:
+        seen.append(stage.stop.unsaved())
+        return update(ranks, batch)
+
+    monkeypatch.setattr(Ranks, "update", looks)
+    with pytest.raises(Stopped):
+        stage.go(("update", 5, Stopped("SIGTERM")))
+    assert seen[:3] == [None, *(f"the checkpoint after step {step} is not complete" for step in (1, 2))]
+    assert seen[3] in (None, "the checkpoint after step 3 is not complete"), "it is written in the background"
+    assert seen[4] == "the checkpoint after step 4 is not complete"
+    assert stage.stop.unsaved() is None, "it was committed"
+
+
+def test_ray_s_own_failure_ends_the_stage_without_a_wait_for_its_tasks(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited = list[bool]()
+    finish = CheckpointManager.finish_checkpoint
+
+    def looks(checkpoints: CheckpointManager[Any], wait_for_it: bool) -> None:
+        waited.append(wait_for_it)
+        finish(checkpoints, wait_for_it)
+
+    monkeypatch.setattr(CheckpointManager, "finish_checkpoint", looks)
+    with pytest.raises(ClusterError):
+        stage.go(("update", 2, ClusterError("no raylet")))
+    assert waited == [False, False], "after each of the two steps before"
+
+
+def test_a_stop_that_would_not_fit_in_its_grace_period_is_reported(local_ray: None, tmp_path: Path) -> None:
+    """At the start by the size of the snapshot, then as measured, and to a resumed stage as last measured."""
+    stage = Stage(tmp_path, snapshot_every=1, grace_seconds=1e-9)
+    with pytest.raises(MachineryError, match="not finite"):
+        stage.go(("update", 4, BROKEN))
+    first, *later = stage.events("alert")
+    assert (first["alert"], first["step"]) == ("grace", 0) and "(estimated from its 0 GiB)" in first["message"]
+    assert later[0]["step"] == 3 and "(measured after step 3)" in later[0]["message"]
+    assert stage.shown == [event["message"] for event in (first, *later)]
+    [checkpoint] = stage.events("checkpoint")
+    assert 0 < checkpoint["seconds"] < 60
+    stage.shown.clear()
+    stage.go()
+    assert stage.shown[0].startswith("a stop may lose its checkpoint: one takes ")
+    assert "(the last one of an earlier command)" in stage.shown[0]
+
+
+def test_a_stop_that_fits_is_not_reported(stage: Stage) -> None:
+    stage.go()
+    assert stage.shown == [] and stage.events("alert") == []
 
 
 def test_a_stage_that_failed_goes_on_from_its_last_checkpoint(stage: Stage) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import signal
 import subprocess
@@ -12,8 +13,8 @@ from collections.abc import Iterator
 import pytest
 
 from rlhf.config.schema import CheckpointConfig
-from rlhf.errors import RLHFError, Stopped, UserError
-from rlhf.recovery.stop import StopRequest
+from rlhf.errors import RLHFError, Stopped, Unsaved, UserError
+from rlhf.recovery.stop import SAME_SECONDS, StopRequest, before_the_start
 
 CHILD = """
 import ctypes, os, signal, sys, time
@@ -23,7 +24,9 @@ from rlhf.recovery.stop import StopRequest
 def show(text):
     os.write(1, (text + "\\n").encode())
 
-before = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
+signal.signal(signal.SIGHUP, signal.SIG_IGN if sys.argv[1] == "nohup" else signal.SIG_DFL)
+numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+before = [signal.getsignal(s) for s in numbers]
 stop = StopRequest(CheckpointConfig(), started=0.0, clock=lambda: 42.0, environment={})
 stop.notice = show
 try:
@@ -32,13 +35,13 @@ try:
         while stop.reason() is None:
             time.sleep(0.01)
         print(stop.reason(), stop.requested_at, flush=True)
-        while sys.argv[1] == "stay":
+        while sys.argv[1] in ("stay", "nohup"):
             time.sleep(0.01)
         if sys.argv[1] == "stuck":
             mutex = ctypes.create_string_buffer(64)
             for _ in range(2):  # the second waits for ever, and no signal ends it
                 ctypes.CDLL(None).pthread_mutex_lock(mutex)
-    assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)] == before
+    assert [signal.getsignal(s) for s in numbers] == before
     print("restored", flush=True)
     os.kill(os.getpid(), signal.SIGTERM)  # as before the block: it ends the process
     time.sleep(60)
@@ -66,7 +69,7 @@ def said(process: Child) -> str:
     return process.stdout.readline().strip()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize("child", ["leave"], indirect=True)
 def test_the_first_signal_is_a_request_and_handlers_are_restored(child: Child, number: signal.Signals) -> None:
     child.send_signal(number)
@@ -100,7 +103,7 @@ def test_the_second_signal_ends_the_process_at_once(
     child.send_signal(first)
     assert said(child) == f"{first.name}: {NOTICE}"
     assert said(child) == f"{first.name} 42.0"
-    time.sleep(0.1)  # at once it would be the same request
+    time.sleep(SAME_SECONDS + 0.1)  # sooner it would be the same request
     child.send_signal(second)
     assert child.wait(timeout=30) == 128 + second
     assert said(child) == ""  # no clean-up
@@ -116,6 +119,40 @@ def test_the_second_signal_ends_also_a_process_that_is_stuck_in_native_code(chil
         time.sleep(0.02)
     assert child.returncode == 128 + signal.SIGINT
     assert said(child) == ""
+
+
+@pytest.mark.parametrize("child", ["stay"], indirect=True)
+def test_signals_that_come_together_are_one_request(child: Child) -> None:
+    """``timeout`` sends its signal to the command and to its process group, which is the same process."""
+    child.send_signal(signal.SIGTERM)
+    child.send_signal(signal.SIGINT)
+    assert said(child).endswith(NOTICE) and said(child) in ("SIGTERM 42.0", "SIGINT 42.0")
+    time.sleep(SAME_SECONDS + 0.1)
+    assert child.poll() is None
+
+
+@pytest.mark.parametrize("child", ["stay"], indirect=True)
+def test_a_closed_terminal_asks_for_a_stop_and_never_insists(child: Child) -> None:
+    """The shell and the kernel send SIGHUP each, and a session's end SIGTERM too: the checkpoint is still written."""
+    child.send_signal(signal.SIGHUP)
+    assert said(child) == f"SIGHUP: {NOTICE}"
+    assert said(child) == "SIGHUP 42.0"
+    for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGHUP):
+        time.sleep(SAME_SECONDS + 0.1)
+        child.send_signal(number)
+    time.sleep(SAME_SECONDS + 0.1)
+    assert child.poll() is None
+    child.send_signal(signal.SIGTERM)  # the second one
+    assert child.wait(timeout=30) == 128 + signal.SIGTERM
+
+
+@pytest.mark.parametrize("child", ["nohup"], indirect=True)
+def test_a_run_that_was_detached_from_its_terminal_outlives_it(child: Child) -> None:
+    child.send_signal(signal.SIGHUP)
+    time.sleep(0.3)
+    assert child.poll() is None
+    child.send_signal(signal.SIGTERM)
+    assert said(child) == f"SIGTERM: {NOTICE}"
 
 
 def request(
@@ -170,6 +207,42 @@ def test_an_end_of_job_that_is_no_number_is_refused() -> None:
         request(now=0.0, slurm="soon")
 
 
+def test_after_the_grace_period_the_outcome_is_what_was_saved() -> None:
+    """Exit code 75 promises that the last snapshot is on the disk."""
+    stop, missing = request(now=10_000_000.0), list[str]()
+    stop.requested, stop.unsaved = "SIGTERM", lambda: missing[-1] if missing else None
+    assert isinstance(stop.outcome(120.0), Stopped)
+    missing.append("the checkpoint after step 7 is not complete")
+    outcome = stop.outcome(120.0)
+    assert isinstance(outcome, Unsaved) and outcome.exit_code == 3
+    assert str(outcome) == (
+        "stopped on request (SIGTERM), but the checkpoint after step 7 is not complete, and the 120 s for it have "
+        "passed."
+    )
+
+
+@pytest.mark.parametrize(("missing", "code"), [("", 75), ("step 7 is not complete", 3)])
+def test_a_stop_that_takes_too_long_ends_with_the_code_of_what_was_saved(missing: str, code: int) -> None:
+    child = [sys.executable, "-c", LATE, missing]
+    process = subprocess.Popen(child, stdout=subprocess.PIPE, text=True)
+    assert said(process) == "ready"
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) == code
+
+
+LATE = """
+import sys, time
+from rlhf.config.schema import CheckpointConfig
+from rlhf.recovery.stop import StopRequest
+stop = StopRequest(CheckpointConfig(grace_seconds=0.3), started=0.0, clock=time.time, environment={})
+stop.unsaved = lambda: sys.argv[1] or None
+with stop.install():
+    print("ready", flush=True)
+    time.sleep(60)
+    time.sleep(60)
+"""
+
+
 def test_a_stopped_run_says_where_it_goes_on() -> None:
     error = Stopped("SIGTERM", "runs/a/ppo/checkpoints/step_40")
     assert isinstance(error, RLHFError) and error.exit_code == 75
@@ -178,9 +251,36 @@ def test_a_stopped_run_says_where_it_goes_on() -> None:
         "from it"
     )
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
-    assert "no checkpoint exists yet" in str(Stopped("SIGTERM"))
 
 
-def test_the_grace_period_ends_a_process_that_does_not_end_itself() -> None:
-    code = "import time; from rlhf.recovery.stop import end_within; end_within(0.1); end_within(50); time.sleep(60)"
-    assert subprocess.run([sys.executable, "-c", code], timeout=50).returncode == 75
+def test_that_there_is_no_checkpoint_is_only_said_of_a_stage_that_was_looked_at() -> None:
+    error = Stopped("SIGTERM", stage="ppo")
+    assert str(error) == (
+        "stopped on request (SIGTERM); no checkpoint of the ppo stage exists yet, the same command starts that stage "
+        "again"
+    )
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
+    assert "no checkpoint" not in str(Stopped("SIGTERM")) and "or resumes from its last" in str(Stopped("SIGTERM"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_stop_before_the_start_ends_the_command_and_says_nothing_of_checkpoints(number: signal.Signals) -> None:
+    before = {each: signal.signal(each, signal.SIG_DFL) for each in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        with pytest.raises(Stopped) as stopped, before_the_start():
+            os.kill(os.getpid(), number)  # the handler runs on return
+        assert (stopped.value.why, stopped.value.commit, stopped.value.stage) == (number.name, "", "")
+        assert signal.getsignal(number) is signal.SIG_IGN, "the command ends, whatever is sent now"
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+def test_before_the_start_a_detached_command_outlives_its_terminal() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with before_the_start():
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import io
+import os
+
+import pytest
 
 from rlhf.tracking.console import Console, format_number, format_seconds, plain_text
 
@@ -45,6 +48,21 @@ def test_bars_can_be_switched_off_on_a_terminal() -> None:
     with Console(out, progress=False).stage("sft", 2) as report:
         report(2, {"loss": 0.5})
     assert out.getvalue() == "sft  2/2  loss 0.5  0:00 passed, 0:00 left\n"
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_a_run_goes_on_when_nobody_can_read_its_progress(is_terminal: bool) -> None:
+    """The reader of a pipe has gone, or the terminal: what is written later, and at the end, is discarded."""
+    reader, writer = os.openpty() if is_terminal else os.pipe()
+    with os.fdopen(writer, "w", buffering=1) as out:
+        console = Console(out)
+        assert console._bars == is_terminal
+        with console.stage("sft", 3) as report:
+            report(1, {"loss": 0.5})
+            os.close(reader)
+            for step in (2, 3):
+                report(step, {"loss": 0.5})
+        console.summary("sft", {"loss": 0.5})
 
 
 def test_what_a_model_wrote_cannot_touch_the_screen() -> None:

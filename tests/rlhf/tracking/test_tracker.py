@@ -65,11 +65,12 @@ def test_an_alert_is_an_event_once_even_after_a_resume(run: RunFolder) -> None:
 
 
 def test_a_checkpoint_is_an_event(run: RunFolder) -> None:
-    Tracker(run, RECIPE).checkpoint(5, 1024, run.checkpoints / "step_5")
+    Tracker(run, RECIPE).checkpoint(5, 1024, run.checkpoints / "step_5", 1.23456)
     (event,) = read_lines(run.events)
-    assert {name: event[name] for name in ("kind", "step", "bytes", "path")} == {
+    assert {name: event[name] for name in ("kind", "step", "bytes", "seconds", "path")} == {
         "kind": "checkpoint",
         "step": 5,
         "bytes": 1024,
+        "seconds": 1.235,
         "path": str(run.checkpoints / "step_5"),
     }

@@ -115,7 +115,7 @@ with Tracker(run, Recipe(name="demo", seed=3, tracking=tracking, rewards=rewards
     for name in ("checkpoints/step_2", "model"):
         (run.path / name).mkdir(parents=True)
         (run.path / name / "weights").write_text(name)
-    tracker.checkpoint(2, 7, run.checkpoints / "step_2")
+    tracker.checkpoint(2, 7, run.checkpoints / "step_2", 0.5)
     tracker.close({"win_rate": 0.7})
 """
 

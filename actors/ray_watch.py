@@ -1,0 +1,163 @@
+"""Watches Ray's own processes, the raylet of the controller's node and the GCS: without them no actor can be reached.
+
+Ray would end the controller with exit code 1 and without a record, after up to a minute, or let it wait.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from rlhf.errors import ClusterError
+from rlhf.recovery.diagnosis import Cause, diagnose
+from rlhf.recovery.facts import Facts, oom_kills, oom_kills_since
+from rlhf.recovery.last_resort import LastResort
+
+END_SECONDS = 15.0
+"""How long the main thread may take to end the command after Ray has failed."""
+POLL_SECONDS = 2.0
+"""Interval at which a GCS of another host is asked for a connection, and how long it may take."""
+GCS_FRACTION = 0.75
+"""Part of the time after which Ray itself ends a process whose GCS does not answer."""
+GCS_SECONDS = "RAY_gcs_rpc_server_reconnect_timeout_s"
+"""Ray's variable for that time, 60 s by default. A GCS with external storage may be restarted within it."""
+FAILED_AGENT = re.compile(r"because one Ray agent failed, agent_name = (\w+)")
+"""In the raylet's log: it ends when one of its agents does."""
+LOG_BYTES = 2**16
+
+Address = tuple[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RayProcess:
+    """A process of Ray itself on this node. ``code`` returns its exit code, where this process has started it."""
+
+    name: str
+    process: int
+    code: Callable[[], int | None] = lambda: None
+
+
+class RayWatch:
+    """Notices the end of Ray's own processes; ``check`` raises then, in every wait of the main thread.
+
+    Args:
+        last_resort: ends the process where the main thread does not come to a check.
+    """
+
+    def __init__(self, last_resort: LastResort | None = None) -> None:
+        self.failure: ClusterError | None = None
+        """Why Ray cannot be used any more; None while it can."""
+        self._last_resort = last_resort or LastResort()
+
+    def check(self) -> None:
+        """Raise if Ray itself has failed.
+
+        Raises:
+            ClusterError: a process of Ray has ended, or the GCS does not answer.
+        """
+        if self.failure is not None:
+            raise self.failure
+
+    @contextmanager
+    def watching(self, processes: Sequence[RayProcess], logs: Path, gcs: Address | None = None) -> Iterator[None]:
+        """Context in which these processes are watched.
+
+        Args:
+            logs: folder of Ray's logs on this node.
+            gcs: address of the GCS, if it is not among the processes.
+        """
+        handles = dict[int, RayProcess]()
+        for each in processes:
+            with suppress(ProcessLookupError):  # it has ended, which its log tells: Ray's calls fail
+                handles[os.pidfd_open(each.process)] = each
+        reader, writer = os.pipe()
+        arguments = (handles, reader, logs, gcs, oom_kills())
+        thread = threading.Thread(target=self._watch, args=arguments, name="ray watch", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            os.close(writer)
+            thread.join()
+            for handle in (*handles, reader):
+                os.close(handle)
+
+    def _watch(
+        self, handles: Mapping[int, RayProcess], reader: int, logs: Path, gcs: Address | None, kills: int | None
+    ) -> None:
+        poller, silent_since = select.poll(), time.monotonic()
+        for handle in (*handles, reader):
+            poller.register(handle, select.POLLIN | select.POLLHUP)
+        while True:
+            ready = [handle for handle, _ in poller.poll(None if gcs is None else POLL_SECONDS * 1000)]
+            if reader in ready:
+                return
+            if ended := [handles[handle] for handle in ready]:
+                return self._fail(describe_end(ended, logs, kills))
+            if gcs is None:
+                continue
+            if answers(gcs):
+                silent_since = time.monotonic()
+            elif (silent := time.monotonic() - silent_since) > GCS_FRACTION * float(os.environ.get(GCS_SECONDS, 60)):
+                address = f"{gcs[0]}:{gcs[1]}"
+                return self._fail(
+                    f"Ray's GCS at {address} has refused connections for {silent:.0f} s; likely cause: the head of the "
+                    f"cluster is gone; what to do: see `ray status --address {address}`, and start the cluster again"
+                )
+
+    def _fail(self, what: str) -> None:
+        self.failure = failure = ClusterError(f"{what}. Without it no actor can be reached.")
+        self._last_resort.end_within(END_SECONDS, lambda: failure)
+
+
+def answers(gcs: Address) -> bool:
+    """Whether something accepts connections at this address."""
+    try:
+        socket.create_connection(gcs, timeout=POLL_SECONDS).close()
+    except OSError:
+        return False
+    return True
+
+
+def describe_end(ended: Sequence[RayProcess], logs: Path, kills: int | None) -> str:
+    """Names processes that have ended, with the likely cause and what to do about it.
+
+    Args:
+        kills: ``oom_kills()`` when they ran.
+    """
+    names = " and ".join(f"{each.name} (process {each.process})" for each in ended)
+    how = "; ".join(filter(None, (_how(each.code()) for each in ended)))
+    agent = next((found[1] for found in map(FAILED_AGENT.search, _ends_of_logs(logs)) if found), None)
+    if agent is not None:
+        agent = agent.replace("_", " ")
+        return f"Ray's {agent} ended, and with it the {names}; what to do: see the {agent}'s log in {logs}"
+    found = diagnose(Facts(alive=False, oom_kills_since_start=oom_kills_since(kills), exit_text=how))
+    advice = f"see the logs of Ray in {logs}" if found.cause in (Cause.UNKNOWN, Cause.SILENT) else found.advice
+    return f"Ray's {names} ended{f', {how}' if how else ''}; likely cause: {found.cause}; what to do: {advice}"
+
+
+def _how(code: int | None) -> str:
+    """How a process ended, by its exit code."""
+    if code is None:
+        return ""
+    if code >= 0:
+        return f"exit code {code}"
+    known = -code in [*signal.Signals]  # a real-time signal has no name
+    return f"killed by {signal.Signals(-code).name if known else f'signal {-code}'}"
+
+
+def _ends_of_logs(logs: Path) -> Iterator[str]:
+    """The last part of the raylet's logs."""
+    for name in ("raylet.out", "raylet.err"):
+        with suppress(OSError), (logs / name).open("rb") as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - LOG_BYTES))
+            yield log.read().decode(errors="replace")

@@ -1,0 +1,157 @@
+"""Tests of the watch over Ray's own processes: real processes, ports and logs. ``test_ray_fails.py`` kills Ray's."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from actors import ray_watch
+from actors.ray_watch import RayProcess, RayWatch, describe_end
+from rlhf.errors import ClusterError
+from rlhf.recovery.last_resort import LastResort
+
+Sleeper = subprocess.Popen[bytes]
+
+
+@pytest.fixture
+def sleepers() -> Iterator[tuple[Sleeper, Sleeper]]:
+    """Two processes that do nothing."""
+    both = subprocess.Popen(["sleep", "600"]), subprocess.Popen(["sleep", "600"])
+    yield both
+    for each in both:
+        each.kill()
+        each.wait()
+
+
+def named(name: str, process: Sleeper) -> RayProcess:
+    return RayProcess(name=name, process=process.pid, code=process.poll)
+
+
+def failure(watch: RayWatch, seconds: float = 30.0) -> str:
+    """The message with which it fails within this time; empty if it does not."""
+    until = time.monotonic() + seconds
+    while watch.failure is None and time.monotonic() < until:
+        time.sleep(0.01)
+    return str(watch.failure or "")
+
+
+def test_who_ended_and_how_is_told_to_every_wait(sleepers: tuple[Sleeper, Sleeper], tmp_path: Path) -> None:
+    gcs, raylet = sleepers
+    codes = list[int]()
+    watch = RayWatch(LastResort(codes.append))
+    with watch.watching([named("GCS", gcs), named("raylet", raylet)], tmp_path):
+        watch.check()
+        raylet.kill()
+        told = failure(watch)
+        with pytest.raises(ClusterError) as caught:
+            watch.check()
+    assert str(caught.value) == told
+    assert told.startswith(f"Ray's raylet (process {raylet.pid}) ended, killed by SIGKILL; likely cause: it was killed")
+    assert told.endswith("Without it no actor can be reached.")
+    assert codes == [], "the main thread has its time"
+
+
+def test_without_an_end_there_is_no_failure(sleepers: tuple[Sleeper, Sleeper], tmp_path: Path) -> None:
+    """An end after the context is Ray's own, which ends with its command."""
+    watch = RayWatch()
+    with watch.watching([named("raylet", sleepers[0])], tmp_path):
+        assert not failure(watch, 0.2)
+    sleepers[0].kill()
+    assert not failure(watch, 0.2)
+    watch.check()
+
+
+def test_a_main_thread_that_is_stuck_is_ended(
+    sleepers: tuple[Sleeper, Sleeper], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_watch, "END_SECONDS", 0.1)
+    codes = list[int]()
+    with RayWatch(LastResort(codes.append)).watching([named("GCS", sleepers[0])], tmp_path):
+        sleepers[0].kill()
+        until = time.monotonic() + 30
+        while not codes and time.monotonic() < until:
+            time.sleep(0.01)
+    assert codes == [3]
+
+
+def test_an_agent_that_took_the_raylet_with_it_is_named(tmp_path: Path) -> None:
+    """As the raylet's log tells."""
+    (tmp_path / "raylet.out").write_text(
+        "x" * ray_watch.LOG_BYTES + "\n[2026] (raylet) The raylet exited immediately because one Ray agent failed, "
+        "agent_name = runtime_env_agent.\n"
+    )
+    told = describe_end([RayProcess(name="raylet", process=7, code=lambda: 1)], tmp_path, None)
+    assert told == (
+        "Ray's runtime env agent ended, and with it the raylet (process 7); what to do: see the runtime env agent's "
+        f"log in {tmp_path}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("code", "how"),
+    [
+        (-signal.SIGSEGV, "ended, killed by SIGSEGV; likely cause: it crashed in native code"),
+        (-signal.SIGRTMIN - 1, "ended, killed by signal"),
+        (1, "ended, exit code 1; likely cause: not known; what to do: see the logs of Ray in"),
+        (None, "ended; likely cause: it ended without a message"),
+    ],
+)
+def test_the_likely_cause_is_that_of_the_exit_code(code: int | None, how: str, tmp_path: Path) -> None:
+    assert how in describe_end([RayProcess(name="raylet", process=7, code=lambda: code)], tmp_path, None)
+
+
+def test_the_kernels_kills_for_memory_are_the_cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_watch, "oom_kills_since", lambda before: 2 - (before or 0))
+    told = describe_end([RayProcess(name="raylet", process=7, code=lambda: -9)], tmp_path, 1)
+    assert "likely cause: the host ran out of memory" in told
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GCS that may be silent for 0.75 s."""
+    monkeypatch.setattr(ray_watch, "POLL_SECONDS", 0.1)
+    monkeypatch.setenv(ray_watch.GCS_SECONDS, "1")
+
+
+def test_a_gcs_of_another_host_that_refuses_connections_has_failed(quick: None, tmp_path: Path) -> None:
+    """Not at once: one with external storage may be restarted."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = server.getsockname()
+        watch = RayWatch()
+        with watch.watching([], tmp_path, address):
+            assert not failure(watch, 1.0)
+            server.close()
+            begin = time.monotonic()
+            told = failure(watch)
+    assert time.monotonic() - begin > 0.6
+    assert told.startswith(f"Ray's GCS at 127.0.0.1:{address[1]} has refused connections for 1 s")
+    assert f"ray status --address 127.0.0.1:{address[1]}" in told
+
+
+def test_a_gcs_that_is_restarted_in_time_has_not_failed(quick: None, tmp_path: Path) -> None:
+    watch = RayWatch()
+    first = socket.create_server(("127.0.0.1", 0))
+    address = first.getsockname()
+    with watch.watching([], tmp_path, address):
+        for _ in range(3):
+            first.close()
+            time.sleep(0.4)
+            first = socket.create_server(address)
+            assert not failure(watch, 0.4)
+    first.close()
+
+
+def test_descriptors_are_closed(sleepers: tuple[Sleeper, Sleeper], tmp_path: Path) -> None:
+    count: Callable[[], int] = lambda: len(os.listdir("/proc/self/fd"))  # noqa: E731
+    before = count()
+    for _ in range(3):
+        with RayWatch().watching([named("GCS", sleepers[0]), named("raylet", sleepers[1])], tmp_path):
+            assert count() > before
+    assert count() == before
