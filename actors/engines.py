@@ -17,13 +17,14 @@ import ray
 from actors.cluster import runtime_environment
 from actors.pending import Pending
 from actors.placement import Placement
+from actors.preload import modules_of_engine
 from actors.process import ProcessLocation
 from actors.rollout import BlockSummary, RolloutActor
 from actors.supervisor import Supervisor
 from actors.waiting import ABANDON, START, PhaseContext, fetch, wait
 from rlhf.batching import share_prompts
 from rlhf.config.schema import Recipe
-from rlhf.device import engine_environment, engine_modules, weight_transfer_backend
+from rlhf.device import engine_environment, weight_transfer_backend
 from rlhf.errors import CanaryError, LostError, MachineryError
 from rlhf.placement.pools import ENGINES
 from rlhf.recovery.retry_batches import CHANCES, RetryBatches
@@ -145,7 +146,7 @@ class Engines:
         self.restore_serving: Callable[[PhaseContext], None] = self._wait_for_one
         """Called when no engine serves; returns once one does. ``RunActors`` replaces it by a publish of the policy."""
         variables = engine_environment(placement.device, self.config, self.backend)
-        modules = ("actors.rollout", *engine_modules(placement.device))
+        modules = modules_of_engine(placement.device)
         environment = runtime_environment(recipe.placement, placement.device, modules, variables)
         arguments = (
             folder,

@@ -12,6 +12,7 @@ import ray
 
 from actors.cluster import runtime_environment
 from actors.placement import Placement
+from actors.preload import ROLE_MODULES
 from actors.supervisor import Supervisor
 from actors.waiting import START, PhaseContext, fetch, wait
 from actors.worker import HEARTBEAT, Builder, Worker
@@ -20,8 +21,6 @@ from rlhf.zero.process_group import Rank
 
 OFFLOAD = "offload"
 """Method of a role that offloads its state."""
-ROLE_MODULES = ("actors.worker", "rlhf.roles.role")
-"""Modules of all roles: with them PyTorch, DeepSpeed and transformers."""
 PARTS: dict[OffloadMode, tuple[Part, ...]] = {"none": (), "states": ("states",), "all": ("states", "weights")}
 """Parts that are offloaded in each mode; with ``none`` only PyTorch's cache is freed."""
 

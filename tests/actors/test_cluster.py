@@ -49,7 +49,7 @@ def asked(*arguments):
             kill()
         time.sleep(60)
 launch.preflight.prepare = asked
-sys.exit(main(["sft", "any.yaml"]))
+sys.exit(main(["sft", "recipes/quickstart.yaml", "placement.start_method=spawn"]))
 """
 """The signal comes while Ray starts or after it has, and before the run takes signals for itself."""
 
@@ -148,7 +148,7 @@ def test_a_command_whose_ray_is_too_slow_ends_with_that_message_alone(
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
     monkeypatch.setattr(preflight, "prepare", starts)
-    assert main(["sft", "any.yaml"]) == 3
+    assert main(["sft", "recipes/quickstart.yaml", "placement.start_method=spawn"]) == 3
     error = capsys.readouterr().err
     assert error.startswith("rlhf sft: Ray did not start on 127.0.0.1: Exception: The current node timed out")
     assert "Traceback" not in error and "unexpected error" not in error
