@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
 from ray.exceptions import RaySystemError, RpcError
@@ -193,6 +194,14 @@ def test_a_stop_that_python_ignored_while_ray_started_is_heard_afterwards(
         signal.signal(signal.SIGTERM, before)
     assert heard == [signal.SIGTERM]
     assert "ignored" not in capsys.readouterr().err
+
+
+def test_a_local_ray_has_no_process_that_no_run_needs(any_ray: None) -> None:
+    commands = [" ".join(process.cmdline()) for process in psutil.Process().children()]
+    [raylet] = [command for command in commands if "/raylet/raylet " in command]
+    assert f"{ROOT}/actors/setup_worker.py " in raylet, "which sets a worker's variables without importing Ray"
+    for program in ("monitor.py", "log_monitor.py", "dashboard.py"):
+        assert not any(program in command.partition(" --")[0] for command in commands), program
 
 
 LARGE = """

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from actors import preload
-from actors.fork_client import SERVER, connect
+from actors.fork_client import RAYLET, SERVER, connect
 from actors.preload import PUBLISHING, ROLE_MODULES, modules_of, modules_of_engine, preloading
 from rlhf.config.load import load_recipe
 from rlhf.config.schema import Recipe, Stage
@@ -32,6 +32,7 @@ def servers(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen[bytes]]:
     monkeypatch.setattr(preload, "modules_of", lambda stages: ("colorsys",))
     monkeypatch.setattr(preload, "NVIDIA_GPUS", Path("/nowhere"))
     monkeypatch.setenv(SERVER, "another command's")
+    monkeypatch.setenv(RAYLET, "1")  # of a Ray in which this command is a job
     return started
 
 
@@ -55,7 +56,8 @@ def test_actors_find_the_server_and_it_ends_with_the_block(servers: list[subproc
         assert process.cmdline()[-1] == "colorsys" and os.getpgid(server.pid) == server.pid
         variables = process.environ()
         assert variables["OMP_NUM_THREADS"] == "3" and variables["VLLM_NO_USAGE_STATS"] == "1"
-        assert variables["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "0" and SERVER not in variables
+        assert variables["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "0"
+        assert RAYLET not in variables and SERVER not in variables
     assert server.returncode is not None and SERVER not in os.environ
 
 
