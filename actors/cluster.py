@@ -21,6 +21,7 @@ from ray._private import ray_constants, services
 from ray._private.state import available_resources_per_node
 
 from actors.fork_server import executable
+from actors.lean_node import lean_ray
 from actors.ray_watch import Address, RayProcess, RayWatch
 from rlhf.config.schema import PlacementConfig
 from rlhf.device import Device
@@ -32,6 +33,9 @@ from rlhf.recovery.reaper import Reaper, end_sessions
 from rlhf.recovery.stop import AskedToStop
 
 LOCAL = "127.0.0.1"
+OWN_RAY = {ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0"}
+"""Variables of a local Ray's processes. Ray replaces 127.0.0.1 by the host's external address, unless it believes that
+clusters are not supported here."""
 OBJECT_STORE_BYTES = 512 * 2**20
 """Object store of a local Ray without GPUs: several times the largest batch of a run on CPUs."""
 
@@ -168,12 +172,11 @@ def join(address: str) -> None:
 
 
 def _start_own(has_gpus: bool) -> None:
-    # Ray replaces 127.0.0.1 by the host's external address, unless it believes that clusters are not supported here.
-    os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
+    os.environ.update(OWN_RAY)
     ray_constants.ENABLE_RAY_CLUSTER = False
     for name, value in CLOSED.items():
         os.environ.setdefault(name, value)
-    with _started(f"Ray did not start on {LOCAL}"), _own_signal(), _own_sessions():
+    with _started(f"Ray did not start on {LOCAL}"), _own_signal(), _own_sessions(), lean_ray():
         make_token()
         os.environ[RAYLET_PID] = str(os.getpid())
         ray.init(

@@ -17,12 +17,13 @@ from actors.cluster import runtime_environment
 from actors.dispatch import Dispatcher, GenerationCall
 from actors.pending import Pending
 from actors.placement import Placement
+from actors.preload import modules_of_engine
 from actors.process import ProcessLocation
 from actors.rollout import BlockSummary, RolloutActor
 from actors.supervisor import Supervisor
 from actors.waiting import ABANDON, START, PhaseContext, fetch, wait
 from rlhf.config.schema import Recipe
-from rlhf.device import engine_environment, engine_modules, weight_transfer_backend
+from rlhf.device import engine_environment, weight_transfer_backend
 from rlhf.errors import CanaryError, LostError, MachineryError
 from rlhf.placement.pools import ENGINES
 from rlhf.recovery.incident import shortened
@@ -99,7 +100,7 @@ class Engines:
         self.is_rolled_back: Callable[[LostError], bool] = lambda error: False
         """Whether the step is repeated after a loss, because a trained group is lost too; ``RunActors`` replaces it."""
         variables = engine_environment(placement.device, self.config, self.backend)
-        modules = ("actors.rollout", *engine_modules(placement.device))
+        modules = modules_of_engine(placement.device)
         environment = runtime_environment(recipe.placement, placement.device, modules, variables)
         arguments = (
             folder,

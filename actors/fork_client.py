@@ -18,14 +18,19 @@ import struct
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 
 FORKED = b"F"
 """The server's answer; after any other follows the reason why it cannot fork."""
 LENGTH = struct.Struct("!I")
 """Length of a request in bytes."""
+PEER = struct.Struct("3i")
+"""Process, user and group at the other end of a connection: ``struct ucred`` of unix(7)."""
 RAYLET = "RAY_RAYLET_PID"
 """Ray's variable with the pid of the node's raylet; the server ends with it."""
+SERVER = "RLHF_FORK_SERVER"
+"""Variable with the name of a server that the command of the run has started: see ``actors.preload``."""
 WAITING = 1024
 """Connections that the listening socket keeps while the server imports."""
 
@@ -47,13 +52,19 @@ def address_of(environment: Mapping[str, str]) -> str:
 
 
 def connect(environment: Mapping[str, str]) -> socket.socket:
-    """A connection to the server, which is started if there is none; of clients that come at once, one starts it.
+    """A connection to the command's server, or to the node's, which is started if there is none.
+
+    Of clients that come at once, one starts it.
 
     Raises:
-        OSError: no server can be started.
+        OSError: no server can be started, or it is another user's.
     """
-    address = address_of(environment)
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    if SERVER in environment:
+        with suppress(ConnectionRefusedError):  # it has ended, with an earlier raylet for example
+            connection.connect(f"\0{environment[SERVER]}")
+            return of_this_user(connection)
+    address = address_of(environment)
     with open(os.path.join(tempfile.gettempdir(), f"rlhf-fork-{os.getuid()}.lock"), "a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         try:
@@ -63,14 +74,31 @@ def connect(environment: Mapping[str, str]) -> socket.socket:
                 listener.bind(address)
                 listener.listen(WAITING)
                 connection.connect(address)
-                _start_server(listener, environment)
+                start_server(listener, environment)
+    return of_this_user(connection)
+
+
+def of_this_user(connection: socket.socket) -> socket.socket:
+    """The connection, whose other end is a process of this user: names in the abstract namespace are open to all.
+
+    Raises:
+        PermissionError: it is another user's.
+    """
+    owner = PEER.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, PEER.size))[1]
+    if owner != os.getuid():
+        raise PermissionError(f"user {owner} is at the other end")
     return connection
 
 
-def _start_server(listener: socket.socket, environment: Mapping[str, str]) -> None:
-    """Start a server that answers on ``listener``. BLAS may start no threads there: a fork would not have them."""
-    subprocess.Popen(
-        [sys.executable, "-m", "actors.fork_server", str(listener.fileno())],
+def start_server(
+    listener: socket.socket, environment: Mapping[str, str], modules: Iterable[str] = ()
+) -> subprocess.Popen[bytes]:
+    """Start a server that answers on ``listener``, and imports ``modules`` while it has nothing else to do.
+
+    BLAS may start no threads there: a fork would not have them.
+    """
+    return subprocess.Popen(
+        [sys.executable, "-m", "actors.fork_server", str(listener.fileno()), *modules],
         env={**environment, "OPENBLAS_NUM_THREADS": "1"},
         pass_fds=[listener.fileno()],
         stdin=subprocess.DEVNULL,

@@ -17,15 +17,18 @@ import shlex
 import signal
 import socket
 import sys
+from collections import deque
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from selectors import EVENT_READ, DefaultSelector
+from types import FrameType
 
 from actors import fork_client
-from actors.fork_client import FORKED, LENGTH, RAYLET
+from actors.fork_client import FORKED, LENGTH, RAYLET, of_this_user
+from rlhf.garbage import paused_collection
 
 DECLINED = b"D"
 READ_SECONDS = 10.0
@@ -86,17 +89,24 @@ def read_request(connection: socket.socket) -> ForkRequest:
 
 
 class ForkServer:
-    """Answers requests until the raylet ends."""
+    """Answers requests until its owner ends, which is the node's raylet or the run's command, or a client's raylet.
 
-    def __init__(self, listener: socket.socket, raylet: int) -> None:
-        self._listener, self._raylet = listener, os.pidfd_open(raylet)
+    Args:
+        modules: are imported one after another, between requests whose own modules are there.
+    """
+
+    def __init__(self, listener: socket.socket, owner: int, modules: Iterable[str] = ()) -> None:
+        self._listener, self._modules = listener, deque(modules)
+        self._owners: dict[int, int] = {}
+        """Descriptors of the processes with which the server ends, by pid."""
         self._selector = DefaultSelector()
         self._selector.register(listener, EVENT_READ)
-        self._selector.register(self._raylet, EVENT_READ)
+        self._end_with(owner)
         self._ended, self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         """Pipe that is readable after a child ended."""
         self._selector.register(self._ended, EVENT_READ)
         signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.signal(signal.SIGTERM, self._end_at_once)
         signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
         self._children: dict[int, socket.socket] = {}
         """Connections of clients, by the pid of their process."""
@@ -105,9 +115,10 @@ class ForkServer:
     def serve(self) -> ForkRequest | None:
         """Fork what clients ask for. Returns in a forked process with its request, and in the server with None."""
         while True:
-            is_busy = bool(self._requests)
+            is_busy = bool(self._requests or self._modules)
             ready = {key.fileobj for key, _ in self._selector.select(0.0 if is_busy else None)}
-            if self._raylet in ready:
+            if not ready.isdisjoint(self._owners.values()):
+                self._end_children()
                 return None
             if self._ended in ready:
                 self._reap()
@@ -115,8 +126,10 @@ class ForkServer:
                 self._accept()
                 continue  # all that ask are known before one of them may have to wait for imports
             self._end_abandoned(ready)
-            if self._requests:
-                request = min(self._requests, key=lambda waiting: waiting.missing)
+            request = min(self._requests, key=lambda waiting: waiting.missing, default=None)
+            if self._modules and (request is None or request.missing):
+                import_quietly(self._modules.popleft())
+            elif request is not None:
                 self._requests.remove(request)
                 if self._fork(request):
                     return request
@@ -124,15 +137,24 @@ class ForkServer:
     def _accept(self) -> None:
         connection, _ = self._listener.accept()
         try:
-            self._requests.append(read_request(connection))
+            request = read_request(of_this_user(connection))
         except OSError:
             connection.close()
+            return
+        self._requests.append(request)
+        with suppress(KeyError, ProcessLookupError):  # started by hand, or it ends, and its workers with it
+            self._end_with(int(request.environment[RAYLET]))
+
+    def _end_with(self, process: int) -> None:
+        """Have the server end when this process does."""
+        if process not in self._owners:
+            self._owners[process] = os.pidfd_open(process)
+            self._selector.register(self._owners[process], EVENT_READ)
 
     def _fork(self, request: ForkRequest) -> bool:
         """Fork a process, if this one may; returns True in the new process."""
-        with suppress(ImportError):  # the process will fail at the same import, and say so where it is reported
-            for module in request.modules:
-                import_module(module)
+        for module in request.modules:
+            import_quietly(module)
         reason = obstacle()
         if reason is not None:
             self._answer(request, DECLINED + reason.encode())
@@ -173,6 +195,16 @@ class ForkServer:
             connection.close()
             os.kill(process, signal.SIGKILL)
 
+    def _end_children(self) -> None:
+        """Kill all processes: one that is stopped, or stuck, would not notice that its raylet has ended."""
+        for process in self._children:
+            os.kill(process, signal.SIGKILL)
+
+    def _end_at_once(self, number: int, frame: FrameType | None) -> None:
+        """On SIGTERM: end in the middle of an import too."""
+        self._end_children()
+        os._exit(0)
+
     def _forget(self, process: int) -> socket.socket | None:
         """Remove a process; returns its client's connection, or None if the client has gone."""
         connection = self._children.pop(process, None)
@@ -184,12 +216,19 @@ class ForkServer:
         """In a forked process: close what is the server's."""
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         self._selector.close()
         self._listener.close()
         for connection in self._children.values():
             connection.close()
-        for descriptor in (self._raylet, self._ended, self._wake):
+        for descriptor in (*self._owners.values(), self._ended, self._wake):
             os.close(descriptor)
+
+
+def import_quietly(module: str) -> None:
+    """Import a module; a process that needs it fails at the same import, and says so where it is reported."""
+    with paused_collection(), suppress(Exception):
+        import_module(module)
 
 
 def obstacle() -> str | None:
@@ -225,9 +264,10 @@ def become(request: ForkRequest) -> None:
 
 
 def main() -> None:
-    """Serve on the socket whose descriptor is the argument."""
+    """Serve on the socket whose descriptor is the first argument, and import the modules that the others name."""
     listener = socket.socket(fileno=int(sys.argv[1]))
-    request = ForkServer(listener, int(os.environ.get(RAYLET) or os.getppid())).serve()
+    owner = int(os.environ.get(RAYLET) or os.getppid())
+    request = ForkServer(listener, owner, sys.argv[2:]).serve()
     if request is not None:
         become(request)
 

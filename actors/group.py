@@ -12,6 +12,7 @@ import ray
 
 from actors.cluster import runtime_environment
 from actors.placement import Placement
+from actors.preload import ROLE_MODULES
 from actors.snapshots import Copies
 from actors.supervisor import Supervisor
 from actors.waiting import START, PhaseContext, wait
@@ -22,8 +23,6 @@ from rlhf.zero.process_group import Rank
 
 OFFLOAD = "offload"
 """Method of a role that offloads its state."""
-ROLE_MODULES = ("actors.worker", "rlhf.roles.role")
-"""Modules of all roles: with them PyTorch, DeepSpeed and transformers."""
 RENDEZVOUS_SHARE = 0.8
 """Fraction of ``placement.start_timeout_seconds`` after which ranks that wait for others report who is missing."""
 COLLECT_FRACTION = 0.5

@@ -15,7 +15,7 @@ from actors.session import Session
 from actors.sft import train_sft
 from actors.supervised import Summary
 from actors.waiting import AnswerDeadlines, PhaseContext
-from rlhf.checkpoints.store import committed, latest_checkpoint
+from rlhf.checkpoints.store import committed
 from rlhf.config.load import to_yaml
 from rlhf.config.stages import stages_of
 from rlhf.errors import ClusterError, MachineryError, RLHFError, Stopped, Unsaved, UserError

@@ -13,8 +13,9 @@ import ray
 from ray.actor import ActorHandle
 
 from actors.engines import Engine, Engines
-from actors.group import ROLE_MODULES, Group
+from actors.group import Group
 from actors.placement import Placement
+from actors.preload import PUBLISHING, ROLE_MODULES
 from actors.scoring import ScoredBlocks, ScoringMethod
 from actors.supervisor import Supervisor
 from actors.waiting import START, PhaseContext, wait
@@ -32,8 +33,6 @@ from rlhf.weights.fingerprint import Fingerprint
 
 POLICY, CRITIC = "rlhf.roles.policy:PolicyRole", "rlhf.roles.critic:CriticRole"
 REFERENCE, REWARD = "rlhf.roles.policy:ReferenceRole", "rlhf.roles.reward:make_reward"
-PUBLISHING = ("rlhf.zero.source", "rlhf.weights.sender")
-"""Modules with which the policy publishes its weights: with them vLLM."""
 CLIENT_FRACTION = 0.5
 """Fraction of the policy's deadline granted to an engine, so that a slow engine is reported and not the policy."""
 

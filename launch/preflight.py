@@ -12,7 +12,6 @@ from launch.doctor.memory import gather
 from launch.plan.cluster import Cluster
 from launch.plan.members import Shapes, check_heads
 from launch.plan.strategy import choose, decided
-from rlhf.config.load import load_recipe
 from rlhf.config.named_files import STAGE_DATA
 from rlhf.config.schema import TRAINED, DPOConfig, Recipe, RewardConfig, RewardSourceConfig, SFTConfig, Stage
 from rlhf.config.stages import check_schedule, stages_of
@@ -33,13 +32,13 @@ if TYPE_CHECKING:
     from actors.session import Session
 
 
-def prepare(recipe_path: str, overrides: Sequence[str], command: Stage) -> tuple[Recipe, Device, int]:
-    """Load and check a recipe; returns it with the device that it runs on and the number of GPUs.
+def prepare(given: Recipe, command: Stage) -> tuple[Recipe, Device, int]:
+    """Check a recipe; returns it, completed, with the device that it runs on and the number of GPUs.
 
     Raises:
         UserError: the recipe cannot work on this machine or cluster, or anywhere.
     """
-    recipe = _with_whole_paths(load_recipe(recipe_path, overrides))
+    recipe = _with_whole_paths(given)
     machine = _cluster(recipe.placement.ray_address) if recipe.placement.ray_address else _this_machine()
     try:
         context = None if command == "generate" else _context_length(recipe)

@@ -78,12 +78,17 @@ def run_work(
     """
     from rlhf.recovery.stop import StopRequest, before_the_start
 
-    with before_the_start():
+    with before_the_start(), ExitStack() as stack:
         started = time.time()
         with paused_collection():
+            from actors.preload import preloading
+            from rlhf.config.load import load_recipe
+
+            given = load_recipe(path, overrides)
+            stack.enter_context(preloading(given, command))  # while this process imports and checks
             from launch.preflight import prepare
 
-            recipe, device, gpus = prepare(path, overrides, command)
+            recipe, device, gpus = prepare(given, command)
             from actors.cluster import cluster
             from actors.ray_watch import RayWatch
             from actors.session import Session

@@ -6,7 +6,6 @@ Shapes: n comparisons, A answers.
 from __future__ import annotations
 
 import numpy as np
-from scipy.optimize import minimize
 from scipy.special import expit
 
 from rlhf.types import Float64, Int64
@@ -29,6 +28,8 @@ def fit_bradley_terry(
         totals: (n,) votes.
         ridge: positive.
     """
+    from scipy.optimize import minimize  # slow to import, and needed by few commands
+
     size = max(int(first.max(initial=-1)), int(second.max(initial=-1))) + 1
 
     def loss(strengths: Float64) -> tuple[float, Float64]:

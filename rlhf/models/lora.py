@@ -8,14 +8,14 @@ Shapes: W (out, in), A (rank, in), B (out, rank). GPT-2's ``Conv1D`` keeps W as 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -23,6 +23,10 @@ from transformers.pytorch_utils import Conv1D
 from rlhf.config.schema import LoRAConfig
 from rlhf.errors import UserError
 from rlhf.models.stored import dequantised
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+    from peft.tuners.lora import LoraLayer
 
 ALL = "all-linear"
 NAME = "default"  # peft's own name for the only adapter
@@ -56,6 +60,8 @@ def add_adapters(model: PreTrainedModel, config: LoRAConfig, seed: int, heads: S
     Raises:
         UserError: a target names no linear layer, there are no targets, or the model cannot be quantised.
     """
+    from peft import LoraConfig, inject_adapter_in_model  # takes a second: it brings bitsandbytes
+
     layers = _linear_layers(model, heads)
     if config.quantization is not None:
         from rlhf.models.nf4 import quantise  # imports bitsandbytes
@@ -121,7 +127,10 @@ def _select_layers(targets: Iterable[str], layers: Iterable[str]) -> list[str]:
 
 def adapter_layers(model: nn.Module) -> dict[str, LoraLayer]:
     """Layers with adapters, by the plain model's names; empty for a plain model."""
-    return {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
+    peft = sys.modules.get("peft.tuners.lora")
+    if peft is None:  # which has made none then
+        return {}
+    return {name: layer for name, layer in model.named_modules() if isinstance(layer, peft.LoraLayer)}
 
 
 def adapters(model: nn.Module) -> dict[str, Adapter]:

@@ -17,8 +17,8 @@ from rlhf.recovery.last_resort import LastResort
 INSISTENT = (signal.SIGTERM, signal.SIGINT)
 """Signals of which the second ends the process at once."""
 SIGNALS = (*INSISTENT, signal.SIGHUP, signal.SIGUSR1)
-"""All that ask for a stop. A closed terminal sends SIGHUP, and hooks of a cluster that ends send SIGUSR1, often more than
-once and beside SIGTERM: these two never end the process at once."""
+"""All that ask for a stop. A closed terminal sends SIGHUP, and hooks of a cluster that ends send SIGUSR1, often more
+than once and beside SIGTERM: these two never end the process at once."""
 SAME_SECONDS = 0.5
 """Signals within this interval are one request: ``timeout`` and some schedulers send theirs twice."""
 SPARE_SECONDS = 5.0
@@ -101,7 +101,7 @@ class StopRequest:
 
     @contextmanager
     def install(self) -> Iterator[None]:
-        """Context in which SIGTERM, SIGINT, SIGHUP and SIGUSR1 are stop requests; SIGHUP is not if it is ignored (``nohup``).
+        """Context in which SIGTERM, SIGINT, SIGHUP and SIGUSR1 are stop requests, but not a SIGHUP that is ignored.
 
         Only the main thread may enter it, after ``ray.init``, which installs a handler for SIGTERM.
         """

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from rlhf.evaluation.win_rate import WinRate
 from rlhf.metrics import PANEL, Panel
 from rlhf.tracking.metric_rows import read_metric_rows
 from rlhf.tracking.run_folder import RunFolder
+
+if TYPE_CHECKING:  # matplotlib is needed at the end of a run, and slow to import
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 SMALLEST = 1e-9
 """Value at which zeros are drawn on a logarithmic axis."""
@@ -53,7 +55,7 @@ def plot_pipeline(root: Path, out: Path, marks: Marks = Marks()) -> None:
         marks: reference values to draw with the curves.
     """
     sft, reward, ppo = (RunFolder(root, stage).metrics for stage in ("sft", "reward", "ppo"))
-    figure = Figure(figsize=(14, 7.6), dpi=120, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12))
+    figure = _figure(14)
     figure.suptitle(root.name, fontsize=15, fontweight="bold", x=0.01, ha="left")
     axes = figure.subplots(2, 3)
     _loss(axes[0, 0], sft)
@@ -77,7 +79,7 @@ def plot_overoptimisation(metrics: Path, out: Path) -> None:
         metrics: the PPO stage's ``metrics.jsonl``.
         out: PNG to write.
     """
-    figure = Figure(figsize=(7, 7.6), dpi=120, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12))
+    figure = _figure(7)
     reward, held_out = figure.subplots(2, 1, sharex=True)
     _title(reward, "Reward that the policy is trained on", "", "score")
     _curve(reward, metrics, "objective/scores", "batch mean")
@@ -89,6 +91,14 @@ def plot_overoptimisation(metrics: Path, out: Path) -> None:
             panel.axvline(best[-1], color=GREEN, linestyle="--", linewidth=1.4, label=f"best: after step {best[-1]:g}")
         _finish(panel)
     figure.savefig(out, format="png")
+
+
+def _figure(width: float) -> Figure:
+    """An empty figure of this width in inches."""
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    return Figure(figsize=(width, 7.6), dpi=120, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12))
 
 
 def _held_out_scores(axes: Axes, metrics: Path) -> None:

@@ -94,7 +94,7 @@ def node_of(options: dict[str, Any], names: dict[str, str]) -> str:
 def refusal(recipe_path: str, settings: list[str]) -> str:
     """What is said before anything is placed."""
     try:
-        prepare(recipe_path, settings, "ppo")
+        prepare(load_recipe(recipe_path, settings), "ppo")
     except RLHFError as error:
         return str(error)
     return ""

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import ray
 from ray.exceptions import RaySystemError, RpcError
@@ -61,7 +62,7 @@ def asked(*arguments):
             kill()
         time.sleep(60)
 launch.preflight.prepare = asked
-sys.exit(main(["sft", "any.yaml"]))
+sys.exit(main(["sft", "recipes/quickstart.yaml", "placement.start_method=spawn"]))
 """
 """The signal comes while Ray starts or after it has, and before the run takes signals for itself."""
 
@@ -169,7 +170,7 @@ def test_a_command_whose_ray_is_too_slow_ends_with_that_message_alone(
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
     monkeypatch.setattr(preflight, "prepare", starts)
-    assert main(["sft", "any.yaml"]) == 3
+    assert main(["sft", "recipes/quickstart.yaml", "placement.start_method=spawn"]) == 3
     error = capsys.readouterr().err
     assert error.startswith("rlhf sft: Ray did not start on 127.0.0.1: Exception: The current node timed out")
     assert "Traceback" not in error and "unexpected error" not in error
@@ -302,6 +303,14 @@ def test_a_failure_of_ray_itself_ends_the_command_with_its_name(victim: str, com
     assert said.startswith(f"rlhf sft: Ray's {victim} (process {command.all[victim]}) ended, killed by SIGKILL;")
     assert "Traceback" not in said and said.count("\n") == 1
     assert command.left(1.0) == []
+
+
+def test_a_local_ray_has_no_process_that_no_run_needs(any_ray: None) -> None:
+    commands = [" ".join(process.cmdline()) for process in psutil.Process().children()]
+    [raylet] = [command for command in commands if "/raylet/raylet " in command]
+    assert f"{ROOT}/actors/setup_worker.py " in raylet, "which sets a worker's variables without importing Ray"
+    for program in ("monitor.py", "log_monitor.py", "dashboard.py"):
+        assert not any(program in command.partition(" --")[0] for command in commands), program
 
 
 LARGE = """

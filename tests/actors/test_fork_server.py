@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ import psutil
 import pytest
 
 from actors import fork_client, fork_server
-from actors.fork_client import RAYLET, address_of
+from actors.fork_client import RAYLET, SERVER, WAITING, address_of, start_server
+from rlhf.recovery.facts import is_alive
 
 PROGRAM = """
 import json, os, random, signal, sys, time
@@ -48,20 +50,30 @@ class Node:
             "import threading\nthreading.Thread(target=threading.Event().wait, daemon=True).start()\n"
         )
 
+    @property
+    def environment(self) -> dict[str, str]:
+        kept = {name: value for name, value in os.environ.items() if name not in (RAYLET, SERVER)}
+        search = os.pathsep.join([str(Path.cwd()), str(self.folder)])
+        return {**kept, "PYTHONPATH": search, "OMP_NUM_THREADS": "1"}
+
     def start(self, modules: str, *arguments: str, **variables: str) -> subprocess.Popen[str]:
         """A client that asks for the program."""
-        kept = {name: value for name, value in os.environ.items() if name != RAYLET}
-        search = os.pathsep.join([str(Path.cwd()), str(self.folder)])
-        own = {"PYTHONPATH": search, RAYLET: str(self.raylet.pid), "OMP_NUM_THREADS": "1"}
         return subprocess.Popen(
             [sys.executable, "-I", "-S", fork_client.__file__, modules, str(self.folder / "program.py"), *arguments],
-            env={**kept, **own, **variables},
+            env={**self.environment, RAYLET: str(self.raylet.pid), **variables},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             cwd=self.folder,
         )
+
+    def begin(self, name: str, *modules: str) -> subprocess.Popen[bytes]:
+        """A server of a command, which is this process."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+            listener.bind(f"\0{name}")
+            listener.listen(WAITING)
+            return start_server(listener, self.environment, modules)
 
 
 @pytest.fixture
@@ -169,3 +181,66 @@ def test_a_client_that_goes_or_sends_no_more_is_not_awaited_for_ever(monkeypatch
         theirs.close()
         with ours, pytest.raises(ConnectionError):
             fork_server.read_request(ours)
+
+
+def test_the_server_of_a_command_imports_ahead_and_ends_with_the_first_raylet(node: Node, tmp_path: Path) -> None:
+    mark = tmp_path / "imported"
+    (tmp_path / "marking.py").write_text(f"open({str(mark)!r}, 'w').close()\n")
+    name = f"rlhf-fork-test-{os.getpid()}-ahead"
+    server = node.begin(name, "no_such_module", "marking")
+    wait_until(mark.exists)
+    facts = facts_of(node.start("slow_import", "wait", **{SERVER: name}))
+    assert facts["parent"] == server.pid and facts["had"]
+    os.kill(facts["process"], signal.SIGSTOP)  # it will not notice itself
+    node.raylet.kill()
+    assert server.wait(timeout=10) == 0
+    wait_until(lambda: not is_alive(facts["process"]))
+
+
+def test_the_server_of_a_command_ends_on_request_with_its_processes(node: Node) -> None:
+    name = f"rlhf-fork-test-{os.getpid()}-asked"
+    server = node.begin(name)
+    facts = facts_of(node.start("slow_import", "wait", **{SERVER: name}))
+    server.terminate()
+    assert server.wait(timeout=10) == 0
+    wait_until(lambda: not is_alive(facts["process"]))
+    assert facts_of(node.start("slow_import", **{SERVER: name}))["had"], "the node's own server does it then"
+
+
+def test_a_process_of_a_server_is_ended_by_a_signal_as_any_other(node: Node) -> None:
+    client = node.start("slow_import", "wait")
+    os.kill(facts_of(client)["process"], signal.SIGTERM)
+    assert client.wait(timeout=10) == signal.SIGTERM
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs processes of two users")
+def test_other_users_get_no_process_and_lend_none(node: Node) -> None:
+    name = f"rlhf-fork-test-{os.getpid()}-users"
+    server, heard = node.begin(name), socket.socketpair()
+
+    def be_somebody_else() -> None:
+        os.setuid(65534)
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(f"\0{name}")
+            heard[1].sendall(connection.recv(1) or b"-")
+        squatter = socket.create_server(f"\0{name}-2", family=socket.AF_UNIX)
+        heard[1].sendall(b"+")
+        squatter.accept()[0].recv(1)
+
+    other = multiprocessing.get_context("fork").Process(target=be_somebody_else)
+    other.start()
+    assert heard[0].recv(1) == b"-", "the connection was closed"
+    assert facts_of(node.start("slow_import", **{SERVER: name}))["parent"] == server.pid, "it goes on"
+    assert heard[0].recv(1) == b"+"
+    client = node.start("slow_import", **{SERVER: f"{name}-2"})
+    assert facts_of(client)["process"] == client.pid, "the client became the process"
+    other.join(timeout=10)
+    server.terminate()
+    server.wait(timeout=10)
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + 10
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.02)
