@@ -6,6 +6,7 @@ import sys
 
 import uvicorn
 
+from launch.bounded_http import BoundedHttp
 from launch.listening import bound, signals_stop
 from launch.serve.app import Gateway
 from launch.serve.services import Services
@@ -45,6 +46,7 @@ def make_server(config: GatewayConfig, app: Gateway) -> uvicorn.Server:
         proxy_headers=False,
         lifespan="on",
         ws="none",
+        http=BoundedHttp,
         timeout_keep_alive=IDLE_SECONDS,
         timeout_graceful_shutdown=int(config.timeouts.grace_seconds),
     )

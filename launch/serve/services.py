@@ -21,7 +21,7 @@ from launch.serve.shadow import Shadow
 from launch.serve.thumbs import Thumbs
 from launch.serve.upstream import Upstream
 from rlhf.errors import UserError
-from rlhf.serving.api_keys import read_keys
+from rlhf.serving.api_keys import read_keys, require_keys
 from rlhf.serving.gateway_config import GatewayConfig
 from rlhf.serving.registry import Registry
 
@@ -42,7 +42,7 @@ class Services:
             UserError: one of them cannot be used.
         """
         self.config = config
-        self.keys = read_keys(Path(config.keys))
+        self.keys = require_keys(Path(config.keys))
         self._registry = Registry(Path(config.registry))
         if self._registry.serving().production is None:
             print("no model is in production yet: requests get 503 until one is promoted", file=sys.stderr)
@@ -105,8 +105,8 @@ class Services:
         if exchange.outcome == "answered" and exchange.status == 200:
             self._shadow.add(exchange)
             self._score(exchange)
-        if self._log is not None:
-            self._log.write(exchange)
+        if self._log is not None and not self._log.write(exchange):
+            self.metrics.failures.labels("log").inc()
         if self._tracing is not None:
             self._tracing.add(exchange)
 
