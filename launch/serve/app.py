@@ -185,8 +185,8 @@ class Gateway:
         roles = self.services.roles
         candidate = roles.canary or roles.shadow
         if candidate is None or roles.production is None:
-            missing = "no canary and no shadow" if candidate is None else "no production"
-            raise RefusedRequest(404, "no_candidate", f"{missing} is in service, and the counts compare both")
+            missing = "canary and no shadow" if candidate is None else "production"
+            raise RefusedRequest(404, "no_candidate", f"no {missing} is in service: there is nothing to compare")
         counts = roles.counts.compared(candidate.digest, roles.production.digest)
         await respond(send, 200, json.dumps(counts).encode())
 
