@@ -92,7 +92,9 @@ def test_a_head_that_does_not_come_ends_the_connection(port: int, sent: bytes) -
 
 def test_a_second_head_that_does_not_come_ends_the_connection_after_the_first_answer(port: int) -> None:
     with connect(port) as client:
-        client.sendall(REQUEST.format("slow").encode() + b"GET / HT")
+        client.sendall(REQUEST.format("slow").encode())
+        time.sleep(SECONDS / 4)
+        client.sendall(b"GET / HT")
         assert read_all(client).count(b"piece") == 6
 
 
