@@ -21,7 +21,7 @@ OptionalRecipePath = Annotated[str | None, _RECIPE]
 Overrides = Annotated[
     list[str],
     typer.Argument(
-        default_factory=list, show_default=False, metavar="key.path=value", help="settings that replace the recipe's"
+        default_factory=list, show_default=False, metavar="key.path=value", help="settings that replace the file's"
     ),
 ]
 Address = Annotated[

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import uvicorn
 
+from launch.bounded_http import BoundedHttp
 from launch.feedback.app import LOCAL_HOSTS, create_app
 from launch.feedback.quality_tables import quality_tables
 from launch.feedback.site import make_site
@@ -98,6 +99,7 @@ def make_server(store: Store, address: Address) -> uvicorn.Server:
         log_level="warning",
         server_header=False,
         limit_concurrency=MOST_CONNECTIONS,
+        http=BoundedHttp,
         timeout_graceful_shutdown=5,
     )
     return uvicorn.Server(config)

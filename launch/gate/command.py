@@ -64,9 +64,10 @@ def run(
     decision = run_gate(config, [*config.results, *results], subject, history)
     costs = read_costs(config.costs, decision.judge_calls)
     record = {"time": time.time(), **decision.content, "costs": costs}
+    looks = len(history)
     history = [*[row for row in history if row.get("digest") != decision.content["digest"]], record]
     if folder is not None:
-        _write(folder, decision, record, history)
+        _write(folder, decision, record, history, looks)
     _show(decision, history, folder)
     if wandb and folder is not None:
         from launch.gate.wandb_tables import log_gate
@@ -96,22 +97,32 @@ def _subject(registry: Path | None, artefact: str | None, model: Path | None) ->
     return Subject(artefact=found.digest, version=found.version, baseline=production.digest if production else "")
 
 
-def _write(folder: Path, decision: GateDecision, record: dict[str, Any], history: list[dict[str, Any]]) -> None:
+def _write(
+    folder: Path, decision: GateDecision, record: dict[str, Any], history: list[dict[str, Any]], looks: int
+) -> None:
     """Write a decision, first into the history: what was shown is in it, whatever happens.
 
+    Args:
+        looks: past decisions that this one knows of.
+
     Raises:
-        UserError: nothing can be written there.
+        UserError: nothing can be written there, or another command has decided there meanwhile.
     """
-    from rlhf.serving.gate_history import add_decision
+    from rlhf.serving.gate_history import add_decision, read_history
     from rlhf.serving.gate_report import gate_markdown
     from rlhf.storage.durable import write_atomically
+    from rlhf.storage.locking import sole_writer
 
     content = json.dumps(decision.content, indent=1, ensure_ascii=False, allow_nan=False)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        add_decision(folder, record)
-        write_atomically(folder / "gate.md", gate_markdown(decision, history))
-        write_atomically(folder / "gate.json", content + "\n")
+        with sole_writer(folder):
+            if len(read_history(folder)) != looks:
+                what = f"another gate has decided in {folder} meanwhile"
+                raise UserError(what, "this decision does not know of that look", "give the command again")
+            add_decision(folder, record)
+            write_atomically(folder / "gate.md", gate_markdown(decision, history))
+            write_atomically(folder / "gate.json", content + "\n")
     except OSError as error:
         raise UserError(f"--out {folder}: {error.strerror}", fix="name a folder that you may write to") from error
 

@@ -7,13 +7,24 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from launch.serve.exchange import Exchange
-from launch.serve.http import ClientGone, Receive, RefusedRequest, Scope, Send, header, read_body, respond
+from launch.serve.http import (
+    ClientGone,
+    Receive,
+    RefusedRequest,
+    Scope,
+    Send,
+    describe_without_content,
+    header,
+    read_body,
+    respond,
+)
 from launch.serve.services import Services
 from rlhf.serving.conversation import conversation_key
 from rlhf.serving.live_kpi import Kpi
@@ -55,6 +66,9 @@ class Gateway:
             await respond(send, refusal.status, refusal.body(), headers=refusal.headers)
         except ClientGone:
             metrics.refused.labels("client_gone").inc()
+        except Exception as error:  # uvicorn answers 500, or closes; its own report would quote a message
+            metrics.failures.labels("request").inc()
+            print(f"gateway: a request failed: {describe_without_content(error)}", file=sys.stderr, flush=True)
 
     def _authorise(self, scope: Scope) -> str:
         """Name of the request's key.
@@ -171,7 +185,8 @@ class Gateway:
         roles = self.services.roles
         candidate = roles.canary or roles.shadow
         if candidate is None or roles.production is None:
-            raise RefusedRequest(404, "no_candidate", "no canary and no shadow is in service")
+            missing = "canary and no shadow" if candidate is None else "production"
+            raise RefusedRequest(404, "no_candidate", f"no {missing} is in service: there is nothing to compare")
         counts = roles.counts.compared(candidate.digest, roles.production.digest)
         await respond(send, 200, json.dumps(counts).encode())
 

@@ -50,6 +50,7 @@ def run(
         Stopped: on SIGTERM or SIGINT; the same command continues.
     """
     from launch.options import writable
+    from rlhf.secrets import without_secrets
     from rlhf.serving.batch_output import BatchOutput, inspect_input
 
     if (recipe is None) == (endpoint is None):
@@ -71,7 +72,7 @@ def run(
     assert endpoint is not None
     _require_no_overrides(overrides)
     _require_service(endpoint)
-    output = BatchOutput(place, facts, {"endpoint": endpoint, "model": model, **sampling})
+    output = BatchOutput(place, facts, {"endpoint": without_secrets(endpoint), "model": model, **sampling})
     from launch.serve.batch_endpoint import EndpointJob
 
     job = EndpointJob(
@@ -87,6 +88,7 @@ def run(
 
 def _by_endpoint(job: EndpointJob, given: Path, facts: InputFacts, output: BatchOutput, place: Path) -> None:
     from launch.serve.batch_endpoint import EndpointBatch
+    from rlhf.serving.batch_output import require_unchanged_input
     from rlhf.serving.batch_rows import read_batch
     from rlhf.tracking.console import Console
 
@@ -96,8 +98,9 @@ def _by_endpoint(job: EndpointJob, given: Path, facts: InputFacts, output: Batch
     with output, console.stage("Batch", facts.rows) as report:
         batch, rows = EndpointBatch(job), read_batch(given, skip=output.done)
         stopped = asyncio.run(batch.run(rows, output, lambda done: report(done, {})))
-        if output.done < facts.rows:
+        if stopped and output.done < facts.rows:
             raise Stopped(stopped, f"{output.done:,} rows of {facts.rows:,}")
+        require_unchanged_input(given, facts)
         counts = output.finish()
     return show_summary(console, counts, place)
 
@@ -125,9 +128,7 @@ def _load(model: str, given: Path, place: Path, facts: InputFacts, block_rows: i
     _ = session.chat, session.facts  # refuses a model that cannot be used
     sampling = {**sampling_of(recipe.rollout), "seed": recipe.seed}
     output = BatchOutput(place, facts, {"model": str(folder.resolve()), **sampling})
-    batch = EngineBatch(
-        session=session, model=folder, given=given, output=output, rows=facts.rows, block_rows=block_rows
-    )
+    batch = EngineBatch(session=session, model=folder, given=given, output=output, facts=facts, block_rows=block_rows)
 
     def work() -> None:
         if output.is_complete:

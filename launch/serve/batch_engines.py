@@ -13,7 +13,7 @@ from actors.session import Session
 from rlhf.data.tokenise import tokenise_prompts
 from rlhf.errors import Stopped, UserError
 from rlhf.records import PromptRow, RowLocation
-from rlhf.serving.batch_output import BatchCounts, BatchOutput
+from rlhf.serving.batch_output import BatchCounts, BatchOutput, InputFacts, require_unchanged_input
 from rlhf.serving.batch_rows import BatchResult, BatchRow, output_row, read_batch
 from rlhf.serving.completions import MALFORMED, prompt_of
 from rlhf.types import FinishReason, Prompt
@@ -29,8 +29,8 @@ class EngineBatch:
     model: Path
     given: Path
     output: BatchOutput
-    rows: int
-    """All rows of the input."""
+    facts: InputFacts
+    """Of the input."""
     block_rows: int
     """Rows that are in memory, and that are written together."""
 
@@ -43,16 +43,17 @@ class EngineBatch:
         output = self.output
         with output:
             try:
-                if output.done < self.rows:
+                if output.done < self.facts.rows:
                     self._answer_rest()
             except Stopped as stop:
-                raise Stopped(stop.why, f"{output.done:,} rows of {self.rows:,}") from None
+                raise Stopped(stop.why, f"{output.done:,} rows of {self.facts.rows:,}") from None
+            require_unchanged_input(self.given, self.facts)
             return output.finish()
 
     def _answer_rest(self) -> None:
         session, output, rows = self.session, self.output, read_batch(self.given, skip=self.output.done)
         engines_of = running_engines(session, self.model, (), session.root / "logs")
-        with session.console.stage("Batch", self.rows) as report, engines_of as engines:
+        with session.console.stage("Batch", self.facts.rows) as report, engines_of as engines:
             while block := list(islice(rows, self.block_rows)):
                 session.check()
                 output.append(self._answer(engines, block, output.done))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import traceback
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from pathlib import Path
 from typing import Any
 
 Scope = MutableMapping[str, Any]
@@ -30,6 +32,12 @@ class RefusedRequest(Exception):
 
 class ClientGone(Exception):
     """The client closed the connection."""
+
+
+def describe_without_content(error: Exception) -> str:
+    """Type and place of an error, without its message: that may quote a prompt or an answer."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} at {Path(frame.filename).name}:{frame.lineno}"
 
 
 def header(scope: Scope, name: bytes) -> str:

@@ -49,12 +49,19 @@ class Reconciler:
         roles.on_return = lambda arm, breach: self._wake.set()
 
     async def run(self) -> None:
-        """Compare and change, every ``poll_seconds`` and after a broken KPI, until cancelled."""
+        """Compare and change, every ``poll_seconds`` and after a broken KPI, until cancelled.
+
+        A failure that lasts is counted every time and printed once.
+        """
+        printed = ""
         while True:
             try:
                 await self.tick()
+                printed = ""
             except Exception as error:  # users keep what is in service
-                self._report("registry", f"{type(error).__name__}: {error}")
+                message = f"{type(error).__name__}: {error}"
+                self._report("registry", "" if message == printed else message)
+                printed = message
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), self._config.poll_seconds)
             self._wake.clear()
@@ -233,4 +240,5 @@ class Reconciler:
 
     def _report(self, work: str, message: str) -> None:
         self._metrics.failures.labels(work).inc()
-        print(f"gateway: {message}", file=sys.stderr, flush=True)
+        if message:
+            print(f"gateway: {message}", file=sys.stderr, flush=True)

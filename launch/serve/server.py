@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uvicorn
 
+from launch.bounded_http import BoundedHttp
 from launch.listening import bound, signals_stop, warn_of_exposure
 from launch.serve.app import Gateway
 from launch.serve.services import Services
@@ -43,6 +44,7 @@ def make_server(config: GatewayConfig, app: Gateway) -> uvicorn.Server:
         proxy_headers=False,
         lifespan="on",
         ws="none",
+        http=BoundedHttp,
         timeout_keep_alive=IDLE_SECONDS,
         timeout_graceful_shutdown=int(config.timeouts.grace_seconds),
     )

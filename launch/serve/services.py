@@ -21,7 +21,7 @@ from launch.serve.shadow import Shadow
 from launch.serve.thumbs import Thumbs
 from launch.serve.upstream import Upstream
 from rlhf.errors import MachineryError, UserError
-from rlhf.serving.api_keys import read_keys
+from rlhf.serving.api_keys import read_keys, require_keys
 from rlhf.serving.gateway_config import GatewayConfig
 from rlhf.serving.gateway_state import GatewayState
 from rlhf.serving.live_counts import CountRow
@@ -47,7 +47,7 @@ class Services:
             UserError: one of them cannot be used.
         """
         self.config = config
-        self.keys = read_keys(Path(config.keys))
+        self.keys = require_keys(Path(config.keys))
         self._registry = Registry(Path(config.registry))
         if self._registry.serving().production is None:
             print("no model is in production yet: requests get 503 until one is promoted", file=sys.stderr)
@@ -125,8 +125,8 @@ class Services:
         if exchange.outcome == "answered" and exchange.status == 200:
             self._shadow.add(exchange)
             self._score(exchange)
-        if self._log is not None:
-            self._log.write(exchange)
+        if self._log is not None and not self._log.write(exchange):
+            self.metrics.failures.labels("log").inc()
         if self._tracing is not None:
             self._tracing.add(exchange)
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from launch.serve.exchange import Exchange
+from launch.serve.http import describe_without_content
 from launch.serve.metrics import GatewayMetrics
 from launch.serve.roles import Roles
 from launch.serve.scoring import AnswerScoring
 from launch.serve.upstream import Upstream, UpstreamFailure
-from rlhf.serving.completions import parse_answer, prompt_text
+from rlhf.serving.completions import MALFORMED, parse_answer, prompt_text
 from rlhf.serving.gateway_config import GatewayConfig
 from rlhf.serving.live_kpi import Kpi
 
@@ -63,7 +65,12 @@ class Shadow:
 
     async def _send_all(self, client: Upstream) -> None:
         while True:
-            outcome = await self._send(client, await self._queue.get())
+            copy = await self._queue.get()
+            try:
+                outcome = await self._send(client, copy)
+            except Exception as error:  # one copy ends no worker
+                print(f"gateway: a copy failed: {describe_without_content(error)}", file=sys.stderr, flush=True)
+                outcome = "failed"
             self._metrics.shadow.labels(outcome).inc()
 
     async def _send(self, client: Upstream, copy: _Copy) -> str:
@@ -85,7 +92,7 @@ class Shadow:
                 if answer.status != 200:
                     raise UpstreamFailure("status", str(answer.status))
                 found = parse_answer(await answer.read(self._config.limits.answer_bytes), is_stream=False)
-        except (UpstreamFailure, ValueError):
+        except (UpstreamFailure, *MALFORMED):
             self._roles.record(arm.digest, Kpi.ERRORS, True)
             return "failed"
         self._roles.record(arm.digest, Kpi.ERRORS, False)

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from launch.serve.exchange import Exchange
 from launch.serve.http import RefusedRequest
-from rlhf.errors import UserError
+from rlhf.errors import MachineryError, UserError
 from rlhf.feedback.records import Answer, Thumb
 from rlhf.feedback.store import Store
 from rlhf.serving.completions import MALFORMED, answer_id, parse_answer, prompt_of
@@ -92,6 +92,9 @@ class Thumbs:
         thumb = _thumb(given, answer)
         try:
             is_new = self._store.add_thumb(thumb)
+        except MachineryError:
+            why = "the feedback project cannot be written now; try again later"
+            raise RefusedRequest(503, "feedback_unavailable", why, {"retry-after": "5"}) from None
         except UserError:
             raise RefusedRequest(409, "judged_before", "this answer has another thumb or comment") from None
         return StoredThumb(is_new=is_new, version=answer.version, is_down=given.thumb == "down")

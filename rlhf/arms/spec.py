@@ -120,7 +120,7 @@ def load_comparison(path: str | Path, overrides: Sequence[str] = ()) -> Comparis
     Raises:
         UserError: lists what is wrong with the file or the overrides.
     """
-    source = read_source(path, overrides)
+    source = read_source(path, overrides, "comparison")
     settings = _beside(source.settings, Path(path), overrides)
     return validate_settings(
         ComparisonConfig, settings, file=str(path), subject="comparison", page="docs/evaluation.md"

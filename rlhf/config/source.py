@@ -111,13 +111,16 @@ class RecipeText:
         return "command line" if made else self.file
 
 
-def read_source(path: str | Path, overrides: Sequence[str]) -> RecipeText:
+def read_source(path: str | Path, overrides: Sequence[str], subject: str = "recipe") -> RecipeText:
     """Read a recipe and apply ``key.path=value`` overrides, in order.
+
+    Args:
+        subject: what the file is, in messages; others than recipes are read by the same rules.
 
     Raises:
         UserError: the file cannot be read or is not a YAML mapping, or overrides are malformed; all are listed.
     """
-    root, settings = _parse_file(path)
+    root, settings = _parse_file(path, subject)
     problems: list[UserError] = []
     given: list[str] = []
     for override in overrides:
@@ -131,48 +134,53 @@ def read_source(path: str | Path, overrides: Sequence[str]) -> RecipeText:
     return RecipeText(file=str(path), root=root, settings=settings, overridden=tuple(given))
 
 
-def _parse_file(path: str | Path) -> tuple[yaml.Node, dict[Any, Any]]:
+def _parse_file(path: str | Path, subject: str) -> tuple[yaml.Node, dict[Any, Any]]:
     try:
-        root, settings = _parse(_read_text(path))
+        root, settings = _parse(_read_text(path, subject))
     except yaml.YAMLError as error:
         what = f"{path}{_position(error)}: not valid YAML: {_reason(error)}"
-        raise UserError(what, fix="correct it there, or start from one of the files in recipes/") from None
+        raise UserError(what, fix=f"correct it there, or start from one of the files in {_home(subject)}") from None
     if root is None or settings is None:
-        raise UserError(f"{path} is empty", fix="start from one of the files in recipes/")
+        raise UserError(f"{path} is empty", fix=f"start from one of the files in {_home(subject)}")
     if not isinstance(settings, dict):
         raise UserError(
             f"{path} holds {type(settings).__name__} at the top, not a mapping",
-            fix="write one `key: value` a line, as the files in recipes/ do",
+            fix=f"write one `key: value` a line, as the files in {_home(subject)} do",
         )
     return root, settings
 
 
-def _read_text(path: str | Path) -> str:
+def _read_text(path: str | Path, subject: str) -> str:
     try:
         with Path(path).open(encoding="utf-8-sig") as file:
             text = file.read(LONGEST_RECIPE + 1)
     except FileNotFoundError:
-        raise UserError(f"there is no recipe at {path}", fix=_recipes_beside(Path(path))) from None
+        raise UserError(f"there is no {subject} at {path}", fix=_files_beside(Path(path), subject)) from None
     except IsADirectoryError:
-        raise UserError(f"{path} is a folder, not a recipe", fix=_recipes_beside(Path(path) / "x")) from None
+        raise UserError(f"{path} is a folder, not a {subject}", fix=_files_beside(Path(path) / "x", subject)) from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not text: {error.reason} at byte {error.start}", fix="save it as UTF-8") from None
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
-        raise UserError(f"cannot read {path}: {error}", fix="name a recipe that you may read") from None
+        raise UserError(f"cannot read {path}: {error}", fix=f"name a {subject} that you may read") from None
     if len(text) > LONGEST_RECIPE:
-        raise UserError(f"{path} is longer than {LONGEST_RECIPE:,} characters", "no recipe is", "name a recipe")
+        raise UserError(f"{path} is longer than {LONGEST_RECIPE:,} characters", f"no {subject} is", f"name a {subject}")
     return text
 
 
-def _recipes_beside(path: Path) -> str:
+def _home(subject: str) -> str:
+    """Folder with files of a subject to start from."""
+    return "recipes/" if subject == "recipe" else "examples/travel/"
+
+
+def _files_beside(path: Path, subject: str) -> str:
     try:
         found = sorted(neighbour.name for neighbour in path.parent.glob("*.y*ml"))
     except (OSError, ValueError):
         found = []
     return (
-        f"recipes in that folder: {', '.join(found[:8])}"
+        f"YAML files in that folder: {', '.join(found[:8])}"
         if found
-        else "check the path; shipped recipes are in recipes/"
+        else f"check the path; shipped {subject}s are in {_home(subject)}"
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from rlhf.checkpoints.manifest import FileEntry, hash_files
+from rlhf.checkpoints.manifest import FileEntry, hash_files, require_inside
 from rlhf.errors import UserError
 from rlhf.storage.canonical import canonical_digest
 from rlhf.storage.hashing import Progress, no_progress
@@ -76,8 +76,11 @@ def require_model(folder: Path) -> None:
     fix = "give a folder with *.safetensors, such as the model/ of a finished stage"
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder", "an artefact is a model folder", fix)
-    if not any(folder.rglob("*.safetensors")):
+    if not any(path.is_file() for path in folder.rglob("*.safetensors")):
         raise UserError(f"{folder} has no weights in safetensors format", "other formats can run code", fix)
+    if links := _linked_folders(folder):
+        why = "its content would be served without being part of the digest"
+        raise UserError(f"{folder / links[0]} is a link to a folder", why, "put a copy of that folder there")
 
 
 def hash_model(folder: Path, progress: Progress = no_progress) -> tuple[FileEntry, ...]:
@@ -88,10 +91,20 @@ def hash_model(folder: Path, progress: Progress = no_progress) -> tuple[FileEntr
     """
     require_model(folder)
     try:
-        return hash_files(folder, progress)
+        files = hash_files(folder, progress)
+        require_inside([entry.name for entry in files])
     except OSError as error:
         fix = "make all its files readable"
         raise UserError(f"{error.filename or folder} cannot be read: {error.strerror}", fix=fix) from error
+    except ValueError as error:
+        raise UserError(f"{folder}: {error}", "an audit has to show the name", "rename the file") from error
+    return files
+
+
+def _linked_folders(folder: Path) -> list[str]:
+    """Names of links to folders, which are not followed when files are hashed."""
+    links = (path for path in folder.rglob("*") if path.is_symlink() and path.is_dir())
+    return sorted(path.relative_to(folder).as_posix() for path in links)
 
 
 def require_unchanged(artefact: Artefact, files: Sequence[FileEntry], progress: Progress = no_progress) -> None:
@@ -115,6 +128,7 @@ def require_unchanged(artefact: Artefact, files: Sequence[FileEntry], progress: 
     changed = [f"{name} is missing" for name in before.keys() - now.keys()]
     changed += [f"{name} is new" for name in now.keys() - before.keys()]
     changed += [f"{name} has other content" for name in before.keys() & now.keys() if before[name] != now[name]]
+    changed += [f"{name} is a link to a folder" for name in _linked_folders(artefact.folder)]
     if changed:
         more = f", and {len(changed) - SHOWN} more" if len(changed) > SHOWN else ""
         raise UserError(what, ", ".join(sorted(changed)[:SHOWN]) + more, fix)

@@ -60,6 +60,17 @@ def inspect_input(path: Path) -> InputFacts:
     return InputFacts(sha256=digest.hexdigest(), rows=rows)
 
 
+def require_unchanged_input(path: Path, given: InputFacts) -> None:
+    """Check that the input is still what it was at the begin, when every row has its output.
+
+    Raises:
+        UserError: it has changed: perhaps something still writes it.
+    """
+    if inspect_input(path) != given:
+        what = f"--in {path} has changed while it was answered"
+        raise UserError(what, "which rows the answers belong to is not known", "answer a copy that nobody writes to")
+
+
 class BatchOutput:
     """The output of one job. A context manager that holds a lock: two runs of a job would write every row twice."""
 

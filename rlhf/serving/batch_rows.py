@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.serving.completions import MALFORMED
+from rlhf.storage.jsonl import json_safe
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 
@@ -108,9 +109,11 @@ def _openai_row(given: Mapping[str, Any], number: int, line: int) -> BatchRow:
 def parse_completion(raw: bytes) -> BatchResult:
     """A service's answer as a result; a malformed one is a failure."""
     try:
-        answer = json.loads(raw)
+        answer = json_safe(json.loads(raw))  # also shows that it is not too deep to be written
         choice = answer["choices"][0]
         text = choice["message"]["content"] if "message" in choice else choice["text"]
+        if not isinstance(text, str | None):
+            raise TypeError("the text is none")
         return BatchResult(
             text=text or "", finish_reason=str(choice.get("finish_reason") or ""), usage=answer.get("usage"), raw=answer
         )

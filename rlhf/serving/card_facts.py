@@ -72,7 +72,7 @@ def load_about(path: Path | None) -> CardSettings:
     """
     if path is None:
         return CardSettings()
-    settings = read_source(path, ()).settings
+    settings = read_source(path, (), "model card").settings
     return validate_settings(CardSettings, settings, file=str(path), subject="model card", page="docs/production.md")
 
 

@@ -9,9 +9,13 @@ from typing import Any
 
 from rlhf.records import Message, Messages
 
+EVENT = b"data:{"
+"""What the first event begins with, without spaces."""
 DONE = b"data: [DONE]"
 """The last event of a complete stream."""
-MALFORMED = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
+BESIDE = ("reasoning", "reasoning_content", "refusal")
+"""Fields of a message that are its text if it has no other; vLLM has renamed the second to the first."""
+MALFORMED = (ValueError, ArithmeticError, LookupError, TypeError, AttributeError, RecursionError)
 """What reading an answer of another shape raises."""
 
 
@@ -40,11 +44,12 @@ def check_beginning(raw: bytes) -> None:
     """Check the complete events of a stream's beginning.
 
     Raises:
-        ValueError: an event is malformed or reports an error.
+        ValueError: an event is malformed or reports an error; or none is complete, and the first does not begin as one.
     """
     try:
-        for event in _events(raw[: raw.rfind(b"\n\n") + 2]):
-            _pieces(event)
+        checked = [_pieces(event) for event in _events(raw[: raw.rfind(b"\n\n") + 2])]
+        if not checked and not _begins_event(raw):
+            raise ValueError("no event")
     except MALFORMED as error:
         raise ValueError(f"malformed event: {type(error).__name__}") from error
 
@@ -93,41 +98,73 @@ def _content(content: Any) -> str:
 
 
 def _read_object(answer: Any) -> CompletionAnswer:
-    choices = sorted(answer["choices"], key=lambda choice: choice.get("index", 0))
+    choices = sorted(answer["choices"], key=_index)
     if not choices or answer.get("error"):
         raise ValueError("no choices")
-    return CompletionAnswer(id=str(answer["id"]), texts=tuple(_text(each, "message") for each in choices))
+    texts = [_text(choice, "message") for choice in choices]
+    return CompletionAnswer(id=str(answer["id"]), texts=tuple(said or beside for said, beside in texts))
 
 
-def _text(choice: Mapping[str, Any], part: str) -> str:
-    """Text of a choice of either API; the fields of a tool call count as its text."""
+def _text(choice: Mapping[str, Any], part: str) -> tuple[str, str]:
+    """Text of a choice of either API, the fields of a tool call included; and the text beside it, such as the thoughts
+    of a reasoning model."""
     holder = choice.get(part)
     if holder is None:
-        return str(choice.get("text") or "")
+        return _optional_text(choice, "text"), ""
     if not isinstance(holder, Mapping):
         raise ValueError("a choice without a message")
-    called = json.dumps(holder["tool_calls"]) if holder.get("tool_calls") else ""
-    return str(holder.get("content") or holder.get("reasoning_content") or "") + called
+    called = _tool_calls(holder.get("tool_calls") or [])
+    beside = next(filter(None, (_optional_text(holder, name) for name in BESIDE)), "")
+    return _optional_text(holder, "content") + called, beside
+
+
+def _tool_calls(calls: Any) -> str:
+    if not isinstance(calls, list) or not all(isinstance(call, Mapping) for call in calls):
+        raise ValueError("tool calls that are none")
+    return json.dumps(calls) if calls else ""
+
+
+def _index(choice: Mapping[str, Any]) -> int:
+    index = choice.get("index", 0)
+    if type(index) is not int:
+        raise ValueError("an index that is none")
+    return index
+
+
+def _optional_text(holder: Mapping[str, Any], name: str) -> str:
+    text = holder.get(name)
+    if not isinstance(text, str | None):
+        raise ValueError(f"{name} is no text")
+    return text or ""
 
 
 def _join_events(raw: bytes) -> CompletionAnswer:
     if not is_complete(raw[-64:]):
         raise ValueError("the stream has no end")
-    texts: dict[int, list[str]] = {}
+    found: dict[int, tuple[list[str], list[str]]] = {}
     id = ""
     for event in _events(raw):
         id = id or str(event["id"])
-        for index, text in _pieces(event):
-            texts.setdefault(index, []).append(text)
-    if not texts:
+        for index, said, beside in _pieces(event):
+            of_choice = found.setdefault(index, ([], []))
+            of_choice[0].append(said)
+            of_choice[1].append(beside)
+    if not found:
         raise ValueError("no choices")
-    return CompletionAnswer(id=id, texts=tuple("".join(texts[index]) for index in sorted(texts)))
+    return CompletionAnswer(
+        id=id, texts=tuple("".join(said) or "".join(beside) for _, (said, beside) in sorted(found.items()))
+    )
 
 
-def _pieces(event: Any) -> list[tuple[int, str]]:
+def _pieces(event: Any) -> list[tuple[int, str, str]]:
     if event.get("error"):
         raise ValueError("the stream reports an error")
-    return [(int(choice.get("index", 0)), _text(choice, "delta")) for choice in event["choices"]]
+    return [(_index(choice), *_text(choice, "delta")) for choice in event["choices"]]
+
+
+def _begins_event(raw: bytes) -> bool:
+    head = raw[:100].replace(b" ", b"").lstrip()[: len(EVENT)]
+    return head.startswith((b":", b"event:")) or EVENT.startswith(head)
 
 
 def _events(raw: bytes) -> Iterator[Any]:

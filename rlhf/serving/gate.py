@@ -108,6 +108,9 @@ def _result(
         sequential = config.looks == "sequential"
         needed = more_needed(data, found.bar, levels[0] if will_pass else levels[1], config.power, sequential)
         more = None if needed is None else max(needed, kpi.minimum_n - data.n)
+        if data.n > 1 and not data.deviation:  # only without a range
+            more = None
+            reason = f"its values are all equal, which shows nothing unless kpis.{name}.range says what they can be"
         reason = reason or ("" if more else "the estimate is so close to the bar that no number of samples would do")
     bound = data.lower_bound(config.level(name)) if data.n else math.nan
     return KpiResult(

@@ -6,6 +6,7 @@ Shapes: I items, U units. A unit is a cluster of items, such as the samples of o
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,11 +18,14 @@ from rlhf.errors import UserError
 from rlhf.evaluation.agreement_with_people import require_can_gate
 from rlhf.serving.measurement import Proportion
 from rlhf.storage.canonical import canonical_digest
-from rlhf.storage.hashing import file_sha256
-from rlhf.storage.reading import read_json
+from rlhf.storage.jsonl import given_rows, parsed
 from rlhf.types import Float64
 
 FIX = "docs/production.md describes the files that a gate reads"
+LARGEST = 1e100
+"""Largest absolute value: sums of squares stay finite."""
+MOST_COUNTED = 2**53
+"""Largest count, which a float still holds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,14 +123,18 @@ def read_gate_data(files: Sequence[str], metrics: Iterable[str], candidate: str,
     digests: dict[str, str] = {}
     for name in files:
         path = Path(name).expanduser()
-        digest = _digest(path)
+        raw = _read(path)
+        digest = hashlib.sha256(raw).hexdigest()
         if digest in digests.values():
             raise UserError(f"{name} is given twice, or holds the same as another file", "its data would count twice")
         digests[str(name)] = digest
         if path.suffix == ".jsonl":
-            _read_rows(reader, path)
+            _read_rows(reader, raw, str(name))
             continue
-        content = read_json(path, dict, FIX)
+        content = parsed(raw)
+        if content is None:
+            why = "a name that ends with .jsonl is for one object a line, any other for one object"
+            raise UserError(f"{name} is no JSON object", why, FIX)
         if "agreement" in content:
             _read_report(reader, content, str(name))
         elif "counts" in content:
@@ -145,11 +153,12 @@ def read_gate_data(files: Sequence[str], metrics: Iterable[str], candidate: str,
     )
 
 
-def _digest(path: Path) -> str:
+def _read(path: Path) -> bytes:
     try:
-        return file_sha256(path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}", fix="name files of results") from error
+        return path.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        why = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"{path} cannot be read: {why}", fix="name files of results") from error
 
 
 def first_units_digest(values: Float64, count: int) -> str:
@@ -159,14 +168,16 @@ def first_units_digest(values: Float64, count: int) -> str:
 
 def _read_report(reader: _Reader, report: Mapping[str, Any], file: str) -> None:
     """Values by item of an evaluation's metrics; each metric must agree with people on these answers."""
-    usage = report.get("usage")
-    reader.judge_calls += int(usage.get("calls", 0)) if isinstance(usage, dict) else 0
     values = report.get("values")
     if not isinstance(values, dict):
         fix = "run `rlhf evaluate --comparison` again with this version"
         raise UserError(f"{file} holds no values by item", "an earlier version wrote it", fix)
+    usage = report.get("usage")
     try:
         items, clusters = tuple(map(str, values["items"])), tuple(map(str, values["clusters"]))
+        reader.judge_calls += int(usage.get("calls", 0)) if isinstance(usage, dict) else 0
+        if len(set(items)) < len(items):
+            raise ValueError("an item is in it twice")
         for metric, by_arm in values["metrics"].items():
             if metric not in reader.metrics:
                 continue
@@ -175,7 +186,10 @@ def _read_report(reader: _Reader, report: Mapping[str, Any], file: str) -> None:
                     fix = f"set candidate and production to two of {', '.join(by_arm)}"
                     raise UserError(f"{file} has no arm {arm!r}", fix=fix)
             require_can_gate(report, metric)
-            candidate, production = (_numbers(by_arm[arm]) for arm in (reader.candidate, reader.production))
+            candidate, production = (
+                np.array([_number(value) for value in by_arm[arm]], dtype=np.float64)
+                for arm in (reader.candidate, reader.production)
+            )
             if not len(items) == len(clusters) == len(candidate) == len(production):
                 raise ValueError("lists of different lengths")
             reader.add(
@@ -183,7 +197,7 @@ def _read_report(reader: _Reader, report: Mapping[str, Any], file: str) -> None:
                 ItemSeries(items=items, clusters=clusters, candidate=candidate, production=production),
                 file,
             )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         raise UserError(f"{file} is no whole report", f"{type(error).__name__}: {error}", FIX) from error
 
 
@@ -197,7 +211,7 @@ def _read_counts(reader: _Reader, content: Mapping[str, Any], file: str) -> None
                     production=None if production is None else _proportion(production),
                 )
                 reader.add(metric, found, file)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         why = f"{type(error).__name__}: {error}"
         raise UserError(f"{file} holds no counts of successes and n", why, FIX) from error
     for key, digests in (("artefact", reader.artefacts), ("baseline", reader.baselines)):
@@ -207,31 +221,34 @@ def _read_counts(reader: _Reader, content: Mapping[str, Any], file: str) -> None
 
 def _proportion(value: Mapping[str, Any]) -> Proportion:
     successes, n = value["successes"], value["n"]
-    if type(successes) is not int or type(n) is not int or not 0 <= successes <= n:
-        raise ValueError(f"{successes!r} successes of {n!r}")
+    if type(successes) is not int or type(n) is not int or not 0 <= successes <= n <= MOST_COUNTED:
+        raise ValueError(f"{reprlib.repr(successes)} successes of {reprlib.repr(n)}")
     return Proportion(successes=successes, n=n)
 
 
-def _read_rows(reader: _Reader, path: Path) -> None:
-    from rlhf.storage.jsonl import read_lines
-
-    for number, row in enumerate(read_lines(path), start=1):
-        place = f"{path}:{number}"
-        metric, item = row.get("metric"), row.get("item")
-        if not isinstance(metric, str) or not isinstance(item, str | int):
+def _read_rows(reader: _Reader, content: bytes, file: str) -> None:
+    for number, row in given_rows(content, file):
+        place = f"{file}:{number}"
+        metric, item, cluster = row.get("metric"), row.get("item"), row.get("cluster")
+        if not isinstance(metric, str) or not _is_name(item):
             raise UserError(f"{place} has no metric or no item", "values are paired by item", FIX)
+        if cluster is not None and not _is_name(cluster):
+            raise UserError(f"{place}: cluster is neither a text nor a whole number", fix=FIX)
         if metric in reader.metrics:
             arms = {arm: _row_value(row.get(arm), place, arm) for arm in ("candidate", "production")}
-            kept = {"item": str(item), "cluster": str(row.get("cluster", item)), "place": place, **arms}
+            kept = {"item": str(item), "cluster": str(item if cluster is None else cluster), "place": place, **arms}
             reader.rows.setdefault(metric, []).append(kept)
 
 
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) or type(value) is int
+
+
 def _row_value(value: object, place: str, arm: str) -> float:
-    if value is None:
-        return math.nan
-    if not isinstance(value, int | float) or not math.isfinite(value):
-        raise UserError(f"{place}: {arm} is {value!r} and no number", fix="a number, true, false, or null for none")
-    return float(value)
+    try:
+        return _number(value)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{place}: {arm} is {error}", fix="a number, true, false, or null for none") from error
 
 
 def _series_of_rows(metric: str, rows: Sequence[Mapping[str, Any]]) -> ItemSeries:
@@ -249,5 +266,17 @@ def _series_of_rows(metric: str, rows: Sequence[Mapping[str, Any]]) -> ItemSerie
     )
 
 
-def _numbers(values: Iterable[float | None]) -> Float64:
-    return np.array([math.nan if value is None else float(value) for value in values], dtype=np.float64)
+def _number(value: object) -> float:
+    """A value as JSON gives it; null is NaN.
+
+    Raises:
+        TypeError: it is no number.
+        ValueError: it is NaN, infinite, or would be as a float.
+    """
+    if value is None:
+        return math.nan
+    if not isinstance(value, int | float):
+        raise TypeError(f"{reprlib.repr(value)} and no number")
+    if not abs(value) <= LARGEST:
+        raise ValueError("not finite, or too large")
+    return float(value)

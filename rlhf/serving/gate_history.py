@@ -13,8 +13,14 @@ from rlhf.serving.gate_spec import GateConfig
 from rlhf.serving.kpi import MeasuredKpi
 from rlhf.storage.canonical import canonical_digest
 from rlhf.storage.jsonl import append_line, read_lines
+from rlhf.storage.reading import damaged
 
 HISTORY = "history.jsonl"
+RECORD: Mapping[str, type] = {
+    **dict.fromkeys(("digest", "artefact", "version", "for", "outcome", "question"), str),
+    **{"time": float, "data": dict, "seen": dict, "kpis": list},
+}
+"""Keys of a decision that are read again, and their types."""
 
 
 def read_history(folder: Path) -> list[dict[str, Any]]:
@@ -23,7 +29,12 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
     Raises:
         UserError: the file is damaged.
     """
-    return read_lines(folder / HISTORY)
+    rows = read_lines(folder / HISTORY)
+    for number, row in enumerate(rows, start=1):
+        if not all(isinstance(row.get(key), kind) for key, kind in RECORD.items()):
+            fix = "restore the file: what is missing in it was perhaps a look"
+            raise damaged(folder / HISTORY, f"has no decision in line {number}", fix)
+    return rows
 
 
 def add_decision(folder: Path, record: Mapping[str, Any]) -> None:

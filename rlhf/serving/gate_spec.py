@@ -145,7 +145,7 @@ def load_gate(path: Path, overrides: Sequence[str] = ()) -> GateConfig:
     Raises:
         UserError: lists what is wrong.
     """
-    settings = dict(read_source(path, overrides).settings)
+    settings = dict(read_source(path, overrides, "gate").settings)
     if "for" in settings:  # a word of Python, which no field can have as its name
         settings["for_stage"] = settings.pop("for")
     elif "for_stage" not in settings:

@@ -237,7 +237,7 @@ def load_gateway(path: str | Path, overrides: Sequence[str] = ()) -> GatewayConf
     Raises:
         UserError: lists what is wrong with the file or the overrides.
     """
-    source = read_source(path, overrides)
+    source = read_source(path, overrides, "gateway")
     settings = _beside(source.settings, Path(path).expanduser().parent, overrides)
     try:
         return TypeAdapter(GatewayConfig).validate_python(settings)

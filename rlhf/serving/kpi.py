@@ -96,7 +96,10 @@ def _of_items(name: str, kpi: KpiConfig, data: ItemSeries, is_sequential: bool) 
     limits = _limits(name, kpi, data)
     _require_reachable(name, kpi, limits)
     units, offset = data.units(used), 0.0
-    if kpi.is_compared and limits is not None:
+    is_seen = limits is None and not is_sequential
+    if is_seen:
+        limits = _seen_limits(data, units, kpi.is_compared)
+    elif kpi.is_compared and limits is not None:
         limits = (limits[0] - limits[1], limits[1] - limits[0])
     if kpi.direction == "lower":
         offset = sum(limits) if limits is not None else 0.0
@@ -104,7 +107,7 @@ def _of_items(name: str, kpi: KpiConfig, data: ItemSeries, is_sequential: bool) 
     if is_sequential and limits is None:
         fix = f"give kpis.{name}.range, the lowest and highest value that is possible, or looks: fixed"
         raise UserError(f"the range of {name} is not known", "tests over repeated looks need it", fix)
-    found = measure_values(UnitValues(values=units, range=limits), is_sequential)
+    found = measure_values(UnitValues(values=units, range=limits, is_range_seen=is_seen), is_sequential)
     sign = 1 if kpi.direction == "higher" else -1
     seen = {"units": len(units), "digest": first_units_digest(units, len(units))}
     return MeasuredKpi(measurement=found, bar=_bar(kpi, offset), sign=sign, offset=offset, seen=seen, units=units)
@@ -120,6 +123,22 @@ def _limits(name: str, kpi: KpiConfig, data: ItemSeries) -> tuple[float, float] 
         wrong = known.min() if known.min() < kpi.range[0] else known.max()
         raise UserError(f"{name} has the value {wrong:g}, outside its range {list(kpi.range)}", fix="correct the range")
     return kpi.range
+
+
+def _seen_limits(data: ItemSeries, units: Float64, is_compared: bool) -> tuple[float, float] | None:
+    """Range of the units where the file gives none, as the values show it; None if the units do not vary.
+
+    It makes both decisions harder than no range would: its worst value counts as one more observation. Where all values
+    are in [0, 1], that is taken for the range of one arm.
+    """
+    if not len(units) or np.ptp(units) == 0:
+        return None
+    values = np.concatenate([data.candidate, data.production])
+    is_unit = bool(np.all(np.isnan(values) | ((values >= 0) & (values <= 1))))
+    if is_compared:
+        most = 1.0 if is_unit else float(np.abs(units).max())
+        return -most, most
+    return UNIT if is_unit else (float(units.min()), float(units.max()))
 
 
 def _require_reachable(name: str, kpi: KpiConfig, limits: tuple[float, float] | None) -> None:

@@ -16,6 +16,7 @@ from rlhf.serving import fixed_tests, sequential_tests
 from rlhf.types import Float64
 
 PValue = Callable[[float], float]
+_T_TEST = ("Student's t", "Student's t, with a range that the values show; give range if worse ones are possible")
 MOST_MORE = 10_000_000
 """Samples beyond which no number is given."""
 
@@ -27,6 +28,8 @@ class UnitValues:
     values: Float64
     range: fixed_tests.Limits | None
     """Lowest and highest possible value."""
+    is_range_seen: bool = False
+    """Whether the range is only that of the values: worse ones may be possible."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +95,7 @@ def measure_values(data: UnitValues, is_sequential: bool) -> Measurement:
         p_above=lambda bar: tests.mean_p(values, bar, limits),
         p_below=lambda bar: tests.mean_p(-values, -bar, mirrored),
         range=limits or (effect - spread, effect + spread),
-        method="betting on a bounded mean" if is_sequential else "Student's t",
+        method="betting on a bounded mean" if is_sequential else _T_TEST[data.is_range_seen],
     )
 
 

@@ -129,6 +129,10 @@ class Registry:
         if not PART_NAME.fullmatch(version):
             raise UserError(f"{version!r} is no version", fix="use up to 60 letters, digits, dashes and underscores")
         place = folder.expanduser().resolve()
+        if not str(place).isprintable():
+            raise UserError(
+                f"the name of {str(place)!r} is not printable", "an audit has to show it", "rename the folder"
+            )
         files = hash_model(place, self.hashing)
         detail = {"digest": artefact_digest(files), "folder": str(place), "files": [asdict(entry) for entry in files]}
 
@@ -226,6 +230,8 @@ class Registry:
         operation: str,
     ) -> Artefact:
         """Add the entry that ``decide`` makes of the present state, in one transaction that excludes other writers."""
+        # An argument in another encoding than UTF-8 has lone surrogates, which SQLite does not store.
+        who, why, operation = (text.encode(errors="backslashreplace").decode() for text in (who, why, operation))
         for name, text in (("who", who), ("why", why)):
             if not text.strip():
                 raise UserError(f"no {name} is given", "the audit says who did what, and why", f"--{name} TEXT")

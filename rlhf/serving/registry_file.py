@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import sqlite3
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import fields
 from pathlib import Path
 
@@ -80,7 +80,8 @@ def create_file(path: Path) -> bool:
             f"the registry {path} cannot be created: {error.strerror}", fix="name a file in a folder you can write to"
         ) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # the folder may be one that nobody can write to
+            partial.unlink()
     return True
 
 

@@ -10,6 +10,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from rlhf.errors import UserError
 from rlhf.storage.reading import damaged
 
 _BLOCK_BYTES = 64 * 2**10
@@ -57,12 +58,12 @@ def read_lines(path: Path, size: int | None = None) -> list[dict[str, Any]]:
     Raises:
         UserError: the file cannot be read, or a line is no JSON object.
     """
-    if not path.exists():
-        return []
     fix = "restore the file, or remove what is damaged"
     try:
         with path.open("rb") as file:
             lines = file.read(-1 if size is None else size).splitlines(keepends=True)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
     except OSError as error:
         raise damaged(path, f"cannot be read: {error.strerror or error}", fix) from error
     rows = []
@@ -72,6 +73,27 @@ def read_lines(path: Path, size: int | None = None) -> list[dict[str, Any]]:
         if (row := parsed(line)) is None:
             raise damaged(path, f"has no JSON object in line {number}", fix)
         rows.append(row)
+    return rows
+
+
+def given_rows(content: bytes, name: object) -> list[tuple[int, dict[str, Any]]]:
+    """Line numbers, from 1, and rows of a file that users write.
+
+    Blank lines are no rows, and the last line needs no line break.
+
+    Args:
+        name: the file's name, for messages.
+
+    Raises:
+        UserError: a line is no JSON object.
+    """
+    rows = []
+    for number, line in enumerate(content.split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        if (row := parsed(line)) is None:
+            raise UserError(f"{name}:{number} is no JSON object", fix="write one object a line, in UTF-8")
+        rows.append((number, row))
     return rows
 
 

@@ -12,6 +12,7 @@ import wandb
 
 from launch.cli import main
 from rlhf.feedback.records import Answer, Choice
+from rlhf.serving import gate_decision
 from rlhf.serving.gate_spec import load_gate
 from tests.rlhf.arms.comparison_files import write_comparison, write_rows, write_votes
 from tests.rlhf.serving.test_registry import model
@@ -170,3 +171,32 @@ def test_the_example_gates_decide(tmp_path: Path) -> None:
     report.write_text(json.dumps({"values": values, "agreement": agreement}))
     rows = write_rows(tmp_path / "helpful.jsonl", helpful)
     assert run("gate", GATES / "shadow.yaml", "--results", report, "--results", rows) == 0
+
+
+@pytest.mark.parametrize("line", ["{}", "rubbish", '{"time": "yesterday", "digest": "1"}'])
+def test_a_damaged_history_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str], line: str) -> None:
+    gate, file = tmp_path / "gate.yaml", counts(tmp_path / "live.json", resolved=(480, 500, 1, 1))
+    gate.write_text("for: canary\nkpis:\n  resolved: {threshold: 0.9}\n")
+    (tmp_path / "history.jsonl").write_text(line + "\n")
+    assert run("gate", gate, "--results", file, "--out", tmp_path) == 2
+    assert "history.jsonl has no" in capfd.readouterr().err
+
+
+def test_a_look_of_another_command_meanwhile_is_not_overlooked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    gate, out, folder = tmp_path / "gate.yaml", tmp_path / "out", model(tmp_path / "m", "1")
+    gate.write_text("for: canary\nkpis:\n  resolved: {threshold: 0.9}\n")
+    first = counts(tmp_path / "first.json", resolved=(452, 500, 1, 1))
+    second = counts(tmp_path / "second.json", resolved=(480, 500, 1, 1))
+    decide = gate_decision.run_gate
+
+    def meanwhile(*arguments: Any) -> Any:
+        monkeypatch.setattr(gate_decision, "run_gate", decide)
+        assert run("gate", gate, "--results", first, "--model", folder, "--out", out) == 4
+        return decide(*arguments)
+
+    monkeypatch.setattr(gate_decision, "run_gate", meanwhile)
+    assert run("gate", gate, "--results", second, "--model", folder, "--out", out) == 2
+    assert "another gate has decided" in capfd.readouterr().err
+    assert json.loads((out / "gate.json").read_text())["outcome"] == "inconclusive"

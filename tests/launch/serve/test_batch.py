@@ -17,7 +17,7 @@ import pytest
 
 from launch.serve.batch_endpoint import WINDOW, EndpointBatch, EndpointJob
 from rlhf.serving.batch_output import BatchOutput, inspect_input
-from rlhf.serving.batch_rows import BatchRow, read_batch
+from rlhf.serving.batch_rows import BatchRow, parse_completion, read_batch
 from rlhf.storage.jsonl import read_lines
 from tests.launch.serve.live import ROOT, Stub, start_stub, wait_for
 from tests.rlhf.service import Answer, serve
@@ -224,3 +224,39 @@ def test_memory_holds_a_window_of_rows_however_long_the_file_is(tmp_path: Path) 
         assert service.busiest <= 3
         assert output.finish().rows == 120
     assert ahead[0] <= WINDOW * 3
+
+
+def test_an_input_that_changes_meanwhile_is_an_error_and_no_output(tmp_path: Path) -> None:
+    file = write(tmp_path, [{"prompt": f"q{number}"} for number in range(6)])
+
+    def behaviour(number: int, asked: dict[str, Any]) -> Answer:
+        if number == 0:
+            with file.open("a") as more:
+                more.write('{"prompt": "late"}\n')
+        return echo(number, asked)
+
+    with serve(behaviour) as service:
+        done = run(tmp_path, f"http://127.0.0.1:{service.server_port}/v1", "--concurrency", "1")
+    assert done.returncode == 2, done.stderr
+    assert "in.jsonl has changed while it was answered" in done.stderr
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_a_password_in_the_address_is_in_no_file(tmp_path: Path) -> None:
+    write(tmp_path, [{"prompt": "a"}])
+    with serve(echo) as service:
+        assert run(tmp_path, f"http://me:hunter2hunter2@127.0.0.1:{service.server_port}/v1").returncode == 0
+    assert "hunter2" not in "".join(file.read_text() for file in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b'{"choices": [{"text": ["a"]}]}',
+        b'{"choices": [{"text": "a"}], "more": ' + b"[" * 600 + b"]" * 600 + b"}",
+        b'{"choices": {"a": 1}}',
+        b"[]",
+    ],
+)
+def test_an_answer_that_is_none_is_a_failure_of_its_row(answer: bytes) -> None:
+    assert parse_completion(answer).failure.startswith("malformed answer")

@@ -280,3 +280,12 @@ def test_a_revoked_key_ends_without_a_restart(here: Site) -> None:
         wait_for(lambda: get(f"{running.url}/health", headers=key) == 200, "the new key", running)
         revoke_key(keys, "guest")
         wait_for(lambda: get(f"{running.url}/health", headers=key) == 401, "the revocation", running)
+
+
+def test_a_gateway_whose_only_key_is_revoked_refuses_all(tmp_path: Path) -> None:
+    from rlhf.serving.api_keys import revoke_key
+
+    with site(tmp_path) as own, gateway(own, waits=False) as running:
+        assert get(f"{running.url}/health", headers=running.headers) == 200
+        revoke_key(own.folder / "keys.jsonl", "app")
+        wait_for(lambda: get(f"{running.url}/health", headers=running.headers) == 401, "the revocation", running)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -112,3 +113,10 @@ def test_an_answer_can_be_judged_in_the_step_after_its_last_byte() -> None:
     scope = {"path": "/v1/completions", "headers": []}
     asyncio.run(Gateway(services).complete(scope, receive, client, "app"))
     assert happened == ["received", "remembered", "the next step", "finished"]
+
+
+def test_a_project_that_cannot_be_written_asks_for_another_try(thumbs: Thumbs, tmp_path: Path) -> None:
+    remember(thumbs, {"prompt": "Hi"}, "Hello")
+    with sqlite3.connect(tmp_path / "votes.db") as db:
+        db.execute("ALTER TABLE thumbs RENAME TO moved")
+    assert send(thumbs) == 503

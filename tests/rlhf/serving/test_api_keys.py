@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from rlhf.errors import UserError
-from rlhf.serving.api_keys import add_key, read_keys, revoke_key
+from rlhf.serving.api_keys import add_key, read_keys, require_keys, revoke_key
 
 
 def test_a_key_is_known_by_its_hash_and_stored_nowhere(tmp_path: Path) -> None:
@@ -45,3 +46,28 @@ def test_what_cannot_be_used_is_refused(tmp_path: Path) -> None:
         read_keys(file)
     with pytest.raises(UserError, match="cannot be written"):
         add_key(tmp_path / "none" / "keys.jsonl", "app")
+
+
+def test_a_file_without_keys_is_read_and_lets_nobody_in(tmp_path: Path) -> None:
+    file = tmp_path / "keys.jsonl"
+    key = add_key(file, "app")
+    revoke_key(file, "app")
+    assert read_keys(file).owner(key) is None
+    with pytest.raises(UserError, match="has no key"):
+        require_keys(file)
+
+
+def test_a_last_line_without_a_line_break_is_a_key_too(tmp_path: Path) -> None:
+    file = tmp_path / "keys.jsonl"
+    key = add_key(file, "app")
+    file.write_text(file.read_text().rstrip("\n"))
+    assert read_keys(file).owner(key) == "app"
+    add_key(file, "other")
+    assert read_keys(file).owner(key) == "app"
+
+
+def test_commands_at_the_same_time_lose_no_key(tmp_path: Path) -> None:
+    file, names = tmp_path / "keys.jsonl", [f"app-{number}" for number in range(24)]
+    with ThreadPoolExecutor(8) as pool:
+        keys = list(pool.map(lambda name: add_key(file, name), names))
+    assert [read_keys(file).owner(key) for key in keys] == names

@@ -43,6 +43,12 @@ def test_both_apis_and_both_forms_give_id_and_texts() -> None:
         (b'{"id": "x", "choices": []}', False),
         (b'{"id": "x", "choices": [{"message": 3}]}', False),
         (b"[" * 100_000, False),
+        (chat(["Hello"]), False),
+        (chat(5), False),
+        (chat(None, tool_calls="f"), False),
+        (chat(None, tool_calls=[["f"]]), False),
+        (b'{"id": "x", "choices": [{"index": 1e999, "text": "a"}]}', False),
+        (b'data: {"id": "x", "choices": [{"index": 1e999, "delta": {}}]}\n\ndata: [DONE]\n\n', True),
         (stream("a", end=False), True),
         (b"data: [DONE]\n\n", True),
         (b"data: {}\n\ndata: [DONE]\n\n", True),
@@ -54,10 +60,26 @@ def test_what_is_no_answer_is_malformed(raw: bytes, is_stream: bool) -> None:
         parse_answer(raw, is_stream)
 
 
+def test_thoughts_are_the_text_only_where_there_is_no_answer() -> None:
+    for name in ("reasoning", "reasoning_content"):
+        assert parse_answer(chat(None, **{name: "Hm."}), False).texts == ("Hm.",)
+        assert parse_answer(chat("So.", **{name: "Hm."}), False).texts == ("So.",)
+    deltas = [{"reasoning": "Hm"}, {"reasoning": "."}, {"content": "So"}, {"content": "."}]
+    events = [{"id": "c", "choices": [{"index": 0, "delta": delta}]} for delta in deltas]
+    lines = [b"data: " + json.dumps(event).encode() + b"\n\n" for event in events]
+    assert parse_answer(b"".join([*lines, b"data: [DONE]\n\n"]), True).texts == ("So.",)
+    assert parse_answer(b"".join([*lines[:2], b"data: [DONE]\n\n"]), True).texts == ("Hm.",)
+
+
 def test_a_streams_beginning_is_checked_up_to_its_last_whole_event() -> None:
     check_beginning(stream("a", "b", end=False)[:-5])
     with pytest.raises(ValueError, match="malformed"):
         check_beginning(b"data: {nonsense}\n\ndata: ")
+    check_beginning(b"data: {" + b" " * 100_000)
+    check_beginning(b"dat")
+    for rubbish in (b"data: " + b"x" * 100_000, b"x", b"<html>"):
+        with pytest.raises(ValueError, match="malformed"):
+            check_beginning(rubbish)
 
 
 def test_the_id_is_found_without_parsing() -> None:

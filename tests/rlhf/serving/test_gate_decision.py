@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,13 @@ def counts(folder: Path, **content: Any) -> str:
     return str(path)
 
 
+def test_the_last_row_counts_without_a_line_break_and_no_cluster_is_one_of_its_own(tmp_path: Path) -> None:
+    gate = write_gate(tmp_path)
+    file = Path(write_rows(tmp_path, [1] * 30, cluster=None))
+    file.write_text(file.read_text().rstrip("\n"))
+    assert run(gate, str(file)).kpis[0].n == 30
+
+
 def test_live_counts_decide_and_name_what_they_measured(tmp_path: Path) -> None:
     kpis = {"resolved": {"decided_by": "non_inferiority", "margin": 0.05}}
     gate = write_gate(tmp_path, kpis=kpis, looks="sequential")
@@ -141,6 +149,13 @@ def test_a_report_decides_if_its_metric_agrees_with_people(tmp_path: Path) -> No
     assert refusal.value.why == "it is noise"
 
 
+def report_text(values: list[Any], items: Sequence[str] = ("a", "b"), calls: Any = 0) -> str:
+    both = {"candidate": values, "production": [0] * len(values)}
+    content = {"items": items, "clusters": items, "metrics": {"resolved": both}}
+    agreement = [{"metric": "resolved", "can_gate": True}]
+    return json.dumps({"agreement": agreement, "usage": {"calls": calls}, "values": content})
+
+
 BAD_RESULTS: dict[str, tuple[str, str]] = {
     "another.json": ("{}", "holds no results"),
     "old.json": ('{"agreement": []}', "no values by item"),
@@ -149,6 +164,17 @@ BAD_RESULTS: dict[str, tuple[str, str]] = {
     "text.jsonl": ('{"metric": "resolved", "item": 1, "candidate": "yes"}\n', "candidate is 'yes'"),
     "twice.jsonl": ('{"metric": "resolved", "item": 1, "candidate": 1}\n' * 2, "item '1' of resolved is also at"),
     "none.jsonl": ("", "kpis.resolved has no data"),
+    "nan.jsonl": ('{"metric": "resolved", "item": 1, "candidate": NaN}\n', "candidate is not finite"),
+    "huge.jsonl": ('{"metric": "resolved", "item": 1, "candidate": 1' + "0" * 400 + "}\n", "candidate is not finite"),
+    "true.jsonl": ('{"metric": "resolved", "item": true, "candidate": 1}\n', "no metric or no item"),
+    "cluster.jsonl": ('{"metric": "resolved", "item": 1, "cluster": [1], "candidate": 1}\n', "cluster is neither"),
+    "torn.jsonl": ('{"metric": "resolved", "item": 1, "candidate": 1}\n{"metric": "res', "torn.jsonl:2 is no JSON"),
+    "rows.ndjson": ('{"metric": "resolved", "item": 1, "candidate": 1}\n' * 2, "rows.ndjson is no JSON object"),
+    "many.json": ('{"counts": {"resolved": {"candidate": {"successes": 1, "n": 1' + "0" * 400 + "}}}}", "no counts"),
+    "infinite.json": (report_text([1, float("inf")]), "no whole report"),
+    "texts.json": (report_text(["1", "1"]), "no whole report"),
+    "items.json": (report_text([1, 1], items=["a", "a"]), "an item is in it twice"),
+    "calls.json": (report_text([1, 1], calls="many"), "no whole report"),
 }
 
 

@@ -105,6 +105,36 @@ def test_false_decisions_stay_within_the_level(looks: str, kpi: dict[str, Any], 
     assert failed <= MOST
 
 
+def rare_faults(random: np.random.Generator, n: int) -> Series:
+    """Scores of 0.99 or 1, and of 0 in 1% of the cases: most small samples have none of these."""
+    return items(np.where(random.random(n) < 0.01, 0, np.where(random.random(n) < 0.5, 0.99, 1)))
+
+
+def seconds(random: np.random.Generator, n: int) -> Series:
+    return items(random.lognormal(0, 0.5, n))
+
+
+def rewards(random: np.random.Generator, n: int) -> Series:
+    base = random.normal(3, 1, n)
+    return items(base + 0.8 - random.lognormal(0, 0.5, n) / math.exp(0.125), base)
+
+
+WITHOUT_RANGE: dict[str, tuple[dict[str, Any], Draw]] = {
+    "scores": ({"decided_by": "absolute", "threshold": 0.99 * 0.995}, rare_faults),
+    "seconds": ({"decided_by": "absolute", "direction": "lower", "threshold": math.exp(0.125)}, seconds),
+    "rewards": ({"decided_by": "non_inferiority", "margin": 0.2}, rewards),
+}
+
+
+@pytest.mark.parametrize(("kpi", "draw"), WITHOUT_RANGE.values(), ids=WITHOUT_RANGE)
+def test_small_skewed_samples_without_a_range_stay_within_the_level(kpi: dict[str, Any], draw: Draw) -> None:
+    """With no range at all, the t-test passes falsely in more than half of the first and in 8% of the second."""
+    config, random = gate("fixed", **kpi), np.random.default_rng(7)
+    found = [outcome(config, draw(random, 60)) for _ in range(REPETITIONS)]
+    assert found.count(GateOutcome.PASS) <= MOST * REPETITIONS
+    assert found.count(GateOutcome.FAIL) <= MOST * REPETITIONS
+
+
 @pytest.mark.parametrize("looks", ["fixed", "sequential"])
 @pytest.mark.parametrize(
     ("kpi", "good", "bad"),

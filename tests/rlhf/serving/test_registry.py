@@ -277,3 +277,41 @@ def test_of_concurrent_promotions_to_one_stage_one_wins(registry: Registry) -> N
     with ThreadPoolExecutor(3) as pool:
         assert sum(pool.map(promote, range(3))) == 1
     assert registry.revision() == 4
+
+
+def test_what_hashes_do_not_cover_is_refused(registry: Registry, tmp_path: Path) -> None:
+    beside = model(tmp_path / "beside", "x")
+    linked = model(tmp_path / "linked", "linked")
+    (linked / "code").symlink_to(beside)
+    with pytest.raises(UserError, match="code is a link to a folder"):
+        registry.register("linked", linked, **BY)
+    (linked / "code").unlink()
+    (linked / "generation_config.json").symlink_to(beside / "config.json")
+    registry.register("linked", linked, **BY)
+    (beside / "config.json").write_text('{"changed": true}')
+    with pytest.raises(UserError, match="generation_config.json has other content"):
+        registry.verify("linked")
+    (tmp_path / "one" / "code").symlink_to(beside)
+    with pytest.raises(UserError, match="is not what was registered") as refusal:
+        registry.verify("one")
+    assert "code is a link to a folder" in refusal.value.why
+
+
+@pytest.mark.parametrize("name", ["a\nb", "\udcff", "\x1b[31m"])
+def test_names_that_cannot_be_shown_are_refused_before_anything_is_written(
+    registry: Registry, tmp_path: Path, name: str
+) -> None:
+    before = registry.audit()
+    model(tmp_path / "four", "four")
+    (tmp_path / "four" / name).touch()
+    with pytest.raises(UserError, match="four"):
+        registry.register("four", tmp_path / "four", **BY)
+    with pytest.raises(UserError, match="is not printable"):
+        registry.register("five", model(tmp_path / name, "five"), **BY)
+    assert registry.audit() == before
+
+
+def test_a_reason_in_another_encoding_is_kept(registry: Registry) -> None:
+    registry.withdraw("one", who="\udcff", why="caf\udce9", operation="\udcff")
+    registry.withdraw("two", who="ann", why="again", operation="\udcff")  # the same key: nothing happens
+    assert (registry.audit()[-1].why, registry.audit()[-1].version) == ("caf\\udce9", "one")

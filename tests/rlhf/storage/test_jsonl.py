@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rlhf.storage.jsonl import append_line, json_safe, read_lines
+from rlhf.errors import UserError
+from rlhf.storage.jsonl import append_line, given_rows, json_safe, read_lines
 
 
 def test_numbers_of_every_kind_become_json() -> None:
@@ -63,3 +64,11 @@ def test_long_rows_stay_whole(tmp_path: Path) -> None:
     for row in rows:
         append_line(tmp_path / "rows.jsonl", row)
     assert read_lines(tmp_path / "rows.jsonl") == rows
+
+
+def test_a_users_file_may_have_blank_lines_any_line_breaks_a_mark_and_no_last_break() -> None:
+    content = b'\xef\xbb\xbf{"a": 1}\r\n\n  \n{"a": 2}'
+    assert given_rows(content, "rows.jsonl") == [(1, {"a": 1}), (4, {"a": 2})]
+    for wrong in (b'{"a": 1}\n[2]', b'{"a": 1}\n{"a": 2', b'{"a": 1}\n' + b"[" * 100_000):
+        with pytest.raises(UserError, match="rows.jsonl:2 is no JSON object"):
+            given_rows(wrong, "rows.jsonl")

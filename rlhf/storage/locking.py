@@ -1,0 +1,49 @@
+"""Keeps two commands from changing the files of one folder at the same time."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rlhf.errors import UserError
+
+LONGEST_WAIT = 10.0
+"""Seconds; a command holds the lock for milliseconds."""
+POLL_SECONDS = 0.02
+
+
+@contextmanager
+def sole_writer(folder: Path, seconds: float = LONGEST_WAIT) -> Iterator[None]:
+    """Context that one process at a time enters for a folder: read, change and write within it.
+
+    The lock is on the folder itself, so that no file of a lock is left. Where the file system has no such locks (some
+    versions of NFS), nothing is locked.
+
+    Raises:
+        UserError: another process holds the lock for too long.
+        OSError: there is no such folder.
+    """
+    end, handle = time.monotonic() + seconds, os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        while not _is_locked(handle):
+            if time.monotonic() >= end:
+                fix = "wait for its end, and give the command again"
+                raise UserError(f"another command has been writing in {folder} for {seconds:g} s", fix=fix)
+            time.sleep(POLL_SECONDS)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _is_locked(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # not supported there
+        return True
+    return True
