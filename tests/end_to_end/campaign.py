@@ -29,12 +29,13 @@ from tests.end_to_end.fault_plan import (
 from tests.end_to_end.faults import Run, from_nothing
 from tests.end_to_end.small import make_data_and_reward
 
-SCORERS = """
+HELD_OUT = """
 
 def held_out(prompts, responses):
-    return [1.0] * len(responses)
+    return [{score}] * len(responses)
 """
-"""A held-out scorer that never stops the run."""
+NOT_DONE = "it did not happen"
+"""Of a fault whose phase did not come: a reason in a ``Result``."""
 COMMAND_SECONDS = 1800.0
 """A command that takes longer hangs."""
 
@@ -135,7 +136,7 @@ class Ended:
             was_idle = any(order.aim == index and order.method == ANY for order in self.marks.orders())
             if was_idle and not wrong:
                 return Result(aim=aim, code=0)
-            return Result(aim=aim, code=None, why=wrong or "it did not happen")
+            return Result(aim=aim, code=None, why=wrong or NOT_DONE)
         command = next(each for each in self.commands if each.begun <= strike.time <= each.ended)
         whole = self._whole_at(index, strike, command)
         seconds = None if whole is None else whole - strike.time
@@ -183,11 +184,12 @@ def settings_of(folder: Path, name: str, steps: int, setting: Setting, stops: bo
     ]
 
 
-def make_data(folder: Path) -> None:
-    """Data, a reward and a held-out scorer."""
+def make_data(folder: Path, rises: bool = False) -> None:
+    """Data, a reward, and a held-out scorer that never stops the run. If the score ``rises``, each policy is the best
+    one so far, and saved."""
     make_data_and_reward(folder)
     with (folder / "reward.py").open("a") as file:
-        file.write(SCORERS)
+        file.write(HELD_OUT.format(score="time.time() / 1e9" if rises else "1.0"))
 
 
 def run_plan(

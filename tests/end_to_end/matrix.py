@@ -1,7 +1,7 @@
 """``python -m tests.end_to_end.matrix``: every fault to every role in every phase, and what came of it, as a page.
 
-A run of PPO has the faults of one kind to one role, one in each phase. Results are kept in a JSON file as they come:
-what it holds is not run again, unless asked for.
+A run of PPO has many faults of one kind, one after another. The results of all cells are kept in a JSON file as they
+come: a cell that it holds is not tried again, unless asked for.
 """
 
 from __future__ import annotations
@@ -13,106 +13,108 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from rlhf.storage.durable import write_atomically
-from tests.end_to_end.campaign import Result, Setting, by_outcome, make_data, run_plan
-from tests.end_to_end.fault_plan import CONTROLLER, DEVICE, KILL, MEMBERS, MEMORY, PHASES, SAVE, STOP, Aim
-from tests.end_to_end.matrix_page import insert, section
+from tests.end_to_end.campaign import NOT_DONE, Result, Setting, by_outcome, make_data, run_plan
+from tests.end_to_end.fault_plan import CONTROLLER, DEVICE, KILL, MEMBERS, MEMORY, PHASES, START, STOP, Aim
+from tests.end_to_end.matrix_page import Rows, insert, section
 from tests.end_to_end.small import ROOT
 
 FAULTS = (KILL, DEVICE, STOP, MEMORY)
 ROLES = (*MEMBERS, CONTROLLER)
 SETTINGS = tuple(Setting(staleness=staleness, zero_stage=stage) for stage in (1, 3) for staleness in (0, 1))
-STEPS: Mapping[str, int] = {
-    "policy": 8,
-    "critic": 8,
-    "reference": 12,
-    "reward": 12,
-    "judge": 13,
-    "engine": 11,
-    CONTROLLER: 6,
-}
-"""Of a run with faults to a role: what is done to an idle actor is noticed when it is used again, a step later."""
+STEPS: Mapping[str, float] = {"policy": 0.7, "critic": 0.7, CONTROLLER: 0.5}
+"""Steps of a run that a fault to a role takes; 1.2 for the others, which are missed when they are used again."""
 RESULTS = Path(__file__).with_name("matrix.json")
-COMMAND_SECONDS = 400.0
+COMMAND_SECONDS = 900.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Planned:
-    """A run of the matrix: its cells are the phases."""
+class Cell:
+    """One fault under one setting."""
 
     setting: Setting
-    role: str
-    fault: str
+    aim: Aim
 
     @property
     def name(self) -> str:
-        return f"{self.setting.name}-{self.role}-{self.fault}"
+        return "/".join([self.setting.name, self.aim.role, self.aim.phase, self.aim.fault])
 
     @property
-    def steps(self) -> int:
-        return STEPS[self.role]
-
-    @property
-    def plan(self) -> list[Aim]:
-        """A fault in each phase; the last one comes when the model is saved at the end."""
-        return [
-            Aim(role=self.role, phase=phase, fault=self.fault, step=self.steps - 1 if phase == SAVE else 1)
-            for phase in PHASES
-        ]
+    def group(self) -> tuple[str, str, str]:
+        """Cells of one group may share a run: those that end a command have others."""
+        kind = START if self.aim.phase == START else CONTROLLER if self.aim.role == CONTROLLER else "actors"
+        return self.setting.name, self.aim.fault, kind
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tried:
-    """A run that was tried: its results by phase, with which commit, and how long it took."""
+    """What came of a cell, and with which commit."""
 
     commit: str
-    seconds: float
-    cells: Mapping[str, Result]
+    result: Result
 
 
-def planned(settings: Sequence[str], only: Sequence[str]) -> Iterator[Planned]:
-    """Runs of these settings; ``only`` are ``ROLE``, ``FAULT`` or ``ROLE/FAULT``, all if there are none."""
+def every_cell(settings: Sequence[str], only: Sequence[str] = ()) -> Iterator[Cell]:
+    """Cells of these settings whose names have one of ``only`` as a part, such as ``policy`` or ``policy/update``."""
     for setting in SETTINGS:
         for fault in FAULTS:
             for role in ROLES:
-                names = {role, fault, f"{role}/{fault}"}
-                if setting.name in settings and (not only or names & set(only)):
-                    yield Planned(setting=setting, role=role, fault=fault)
+                for phase in PHASES:
+                    cell = Cell(setting=setting, aim=Aim(role=role, phase=phase, fault=fault))
+                    if setting.name in settings and (not only or any(f"/{part}/" in f"/{cell.name}/" for part in only)):
+                        yield cell
+
+
+def runs_of(cells: Sequence[Cell], most: int) -> Iterator[Sequence[Cell]]:
+    """Cells that share a run: of one group, in the order of roles and phases, at most ``most``."""
+    for _, same in groupby(sorted(cells, key=lambda cell: cell.group), lambda cell: cell.group):
+        group = list(same)
+        yield from (group[first : first + most] for first in range(0, len(group), most))
+
+
+def steps_for(cells: Sequence[Cell]) -> int:
+    """Steps of a run in which these faults find their phases."""
+    return 3 + round(sum(0.0 if cell.aim.phase == START else STEPS.get(cell.aim.role, 1.2) for cell in cells))
 
 
 def read_results(file: Path) -> dict[str, Tried]:
-    """Runs that were tried, by name."""
-    if not file.exists():
-        return {}
+    """Results by the names of cells."""
+    rows: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     found = {}
-    for name, row in json.loads(file.read_text(encoding="utf-8")).items():
-        cells = {phase: Result(**{**cell, "aim": Aim(**cell["aim"])}) for phase, cell in row["cells"].items()}
-        found[name] = Tried(commit=row["commit"], seconds=row["seconds"], cells=cells)
+    for name, (commit, code, seconds, why) in rows.items():
+        _, role, phase, fault = name.split("/")
+        result = Result(aim=Aim(role=role, phase=phase, fault=fault), code=code, seconds=seconds, why=why)
+        found[name] = Tried(commit=commit, result=result)
     return found
 
 
 def write_results(file: Path, results: Mapping[str, Tried]) -> None:
-    """One line a run."""
-    lines = [f"{json.dumps(name)}: {json.dumps(asdict(results[name]))}" for name in sorted(results)]
+    """One line a cell: commit, exit code, seconds, and why it failed."""
+    rows = {
+        name: [each.commit, each.result.code, each.result.seconds, each.result.why] for name, each in results.items()
+    }
+    lines = [f"{json.dumps(name)}: {json.dumps(rows[name])}" for name in sorted(rows)]
     write_atomically(file, "{\n" + ",\n".join(lines) + "\n}\n")
 
 
-def try_run(run: Planned, folder: Path) -> Tried:
-    """Do it; its folder stays if anything failed."""
-    for left in (folder / "runs" / run.name, folder / f"{run.name}.marks"):
-        shutil.rmtree(left, ignore_errors=True)
-    begun = time.monotonic()
-    ended = run_plan(folder, run.name, run.plan, run.steps, run.setting, COMMAND_SECONDS)
-    results = ended.results()
-    cells = {result.aim.phase: rounded(result) for result in results}
+def try_cells(cells: Sequence[Cell], folder: Path) -> dict[str, Tried]:
+    """A run with these faults; its folder stays if anything failed. Faults for which it was too short are left out."""
+    name, setting = "-".join(cells[0].group), cells[0].setting
+    shutil.rmtree(folder / "runs" / name, ignore_errors=True)
+    shutil.rmtree(folder / f"{name}.marks", ignore_errors=True)
+    plan = [cell.aim for cell in cells]
+    ended = run_plan(folder, name, plan, steps_for(cells), setting, COMMAND_SECONDS)
+    results = [result for result in ended.results() if result.why != NOT_DONE]
     if all(result.passed for result in results):
         shutil.rmtree(ended.path.parent)
         shutil.rmtree(ended.marks.folder)
-    return Tried(commit=commit(), seconds=round(time.monotonic() - begun, 1), cells=cells)
+    return {Cell(setting=setting, aim=each.aim).name: Tried(commit=commit(), result=rounded(each)) for each in results}
 
 
 def rounded(result: Result) -> Result:
@@ -124,9 +126,9 @@ def rounded(result: Result) -> Result:
 def commit() -> str:
     """Short hash of the checked out commit, with ``+`` if tracked files differ."""
     git = ["git", "-C", str(ROOT)]
+    written = [":!docs", f":!{RESULTS.relative_to(ROOT)}"]  # by the matrix itself
     try:
         head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], check=True, capture_output=True, text=True).stdout
-        written = [":!docs", f":!{RESULTS.relative_to(ROOT)}"]  # by the matrix itself
         changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", *written], check=False).returncode
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
@@ -135,21 +137,18 @@ def commit() -> str:
 
 def page(results: Mapping[str, Tried]) -> str:
     """The matrix as Markdown."""
-    every = list(planned([setting.name for setting in SETTINGS], ()))
-    tried = [cell for run in results.values() for cell in run.cells.values()]
-    counts = ", ".join(f"{number} {name}" for name, number in by_outcome(tried).items())
-    cells = len(every) * len(PHASES)
-    commits = ", ".join(f"`{each}`" for each in sorted({run.commit for run in results.values()}))
+    every = list(every_cell([setting.name for setting in SETTINGS]))
+    counts = ", ".join(f"{number} {name}" for name, number in by_outcome([t.result for t in results.values()]).items())
+    commits = ", ".join(f"`{each}`" for each in sorted({tried.commit for tried in results.values()}))
     libraries = ", ".join(f"{name} {version(name)}" for name in ("ray", "deepspeed"))
-    summary = f"**{len(tried)} of {cells} cells tried: {counts}.** Commits: {commits}. {libraries}; two cores, no GPU."
-    tables = {
-        str(setting): [
-            (run.role, run.fault, results[run.name].cells if run.name in results else {})
-            for run in every
-            if run.setting == setting
-        ]
-        for setting in SETTINGS
-    }
+    summary = (
+        f"**{len(results)} of {len(every)} cells tried: {counts}.** Commits: {commits}. {libraries}; two cores, no GPU."
+    )
+    tables: dict[str, Rows] = {str(setting): {} for setting in SETTINGS}
+    for cell in every:
+        row = tables[str(cell.setting)].setdefault((cell.aim.role, cell.aim.fault), {})
+        if cell.name in results:
+            row[cell.aim.phase] = results[cell.name].result
     return section(summary, tables)
 
 
@@ -158,36 +157,40 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     names = [setting.name for setting in SETTINGS]
     parser.add_argument("--settings", nargs="+", choices=names, default=names, help="s0z1: staleness 0, ZeRO 1")
-    parser.add_argument("--only", nargs="+", default=[], metavar="ROLE[/FAULT]", help="a role, a fault, or both")
+    parser.add_argument(
+        "--only", nargs="+", default=[], metavar="PART", help="parts of the cells' names: policy/update"
+    )
     parser.add_argument("--again", action="store_true", help="also what the results have of another commit")
+    parser.add_argument("--cells", type=int, default=30, help="most faults in a run")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no run after so many")
     parser.add_argument("--results", type=Path, default=RESULTS, help="JSON file of all results")
     parser.add_argument("--runs", type=Path, default=Path("runs/matrix"), help="folder for data and runs")
     parser.add_argument("--out", type=Path, help="Markdown file whose part about the matrix is written")
     options = parser.parse_args()
-    results, begun = read_results(options.results), time.monotonic()
+    results, begun, now = read_results(options.results), time.monotonic(), commit()
     folder = options.runs.resolve()
     if not folder.exists():
         folder.mkdir(parents=True)
-        make_data(folder)
-    for run in planned(options.settings, options.only):
-        if run.name in results and (not options.again or results[run.name].commit == commit()):
-            continue
+        make_data(folder, rises=True)
+    done = {name for name, tried in results.items() if not options.again or tried.commit == now}
+    cells = [cell for cell in every_cell(options.settings, options.only) if cell.name not in done]
+    for run in runs_of(cells, options.cells):
         if time.monotonic() - begun > options.seconds:
             break
-        results[run.name] = try_run(run, folder)
+        tried = try_cells(run, folder)
+        results |= tried
         write_results(options.results, results)
-        _show(run, results[run.name])
+        _show(tried, time.monotonic() - begun)
     if options.out:
         insert(options.out, page(results))
-    return 1 if any(not cell.passed for run in results.values() for cell in run.cells.values()) else 0
+    return 0 if all(tried.result.passed for tried in results.values()) else 1
 
 
-def _show(run: Planned, tried: Tried) -> None:
-    print(f"{run.name}: {tried.seconds:.0f} s; {dict(by_outcome(list(tried.cells.values())))}", flush=True)
-    for phase, result in tried.cells.items():
-        took = "" if result.seconds is None else f" {result.seconds:.1f} s"
-        print(f"  {phase}: {result.why or result.code}{took}", flush=True)
+def _show(tried: Mapping[str, Tried], seconds: float) -> None:
+    print(f"{seconds:.0f} s: {dict(by_outcome([each.result for each in tried.values()]))}", flush=True)
+    for name, each in tried.items():
+        took = "" if each.result.seconds is None else f" {each.result.seconds:.1f} s"
+        print(f"  {name}: {each.result.why or each.result.code}{took}", flush=True)
 
 
 if __name__ == "__main__":

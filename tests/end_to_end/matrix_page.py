@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from tests.end_to_end.campaign import Result
@@ -22,11 +22,11 @@ ROLE_NAMES: Mapping[str, str] = {"judge": "held-out scorer", "engine": "rollout 
 INTRODUCTION = f"""## Every role, phase and fault
 
 Each cell is one fault to one role in one phase of a PPO run of policy (two ranks), critic, reference, a reward
-function, a held-out scorer and one vLLM engine. The faults of a row happen in one run, each after the run had recovered
-from the one before. Where the role works in the phase, the fault happens in its process, inside that work: while it
+function, a held-out scorer and one vLLM engine. A run has up to some thirty of them, each after it had recovered from
+the one before. Where the role works in the phase, the fault happens in its process, inside that work: while it
 loads, in the middle of a generation, between two chunks of weights. Where it is idle, the fault happens when the run
 enters the phase. `restore` is a fault during the recovery from another one: the critic, or for the critic a rank of the
-policy, was killed before.
+policy, was killed before. `judge` is the held-out evaluation, `save` the saving of the best policy after it.
 
 A number is the seconds until the actor was replaced. An idle actor is missed when it is used next, so that its seconds
 contain the work until then; with SIGSTOP, they contain the deadline. "exit 3; 20" is the exit code that
@@ -41,24 +41,24 @@ in the actor's next work; there is no GPU here. The controller uses no device, a
 raises an unexpected error, or a `MemoryError`. With SIGSTOP it is stopped for {STOPPED_SECONDS} s and then continued.
 """
 
-Row = tuple[str, str, Mapping[str, Result]]
-"""Role, fault, and results by phase; phases that were not tried are missing."""
+Rows = dict[tuple[str, str], dict[str, Result]]
+"""Role and fault → results by phase; phases that were not tried are missing."""
 
 
-def section(summary: str, tables: Mapping[str, Sequence[Row]]) -> str:
+def section(summary: str, tables: Mapping[str, Rows]) -> str:
     """The whole part: introduction, summary, a table for each setting, and what failed."""
     parts = [INTRODUCTION, summary + "\n"]
     for title, rows in tables.items():
         parts.append(f"### {title}\n\n{table(rows)}")
-        failed = [line for row in rows for line in failures(row)]
+        failed = [line for row in rows.items() for line in failures(*row)]
         if failed:
             parts.append("Failed:\n\n" + "\n".join(failed) + "\n")
     return "\n".join(parts)
 
 
-def table(rows: Sequence[Row]) -> str:
+def table(rows: Rows) -> str:
     lines = [f"| role | fault | {' | '.join(PHASES)} |", "|---" * (2 + len(PHASES)) + "|"]
-    for role, fault, cells in rows:
+    for (role, fault), cells in rows.items():
         shown = " | ".join(cell(cells.get(phase)) for phase in PHASES)
         lines.append(f"| {ROLE_NAMES.get(role, role)} | {FAULT_NAMES[fault]} | {shown} |")
     return "\n".join(lines) + "\n"
@@ -76,8 +76,9 @@ def cell(result: Result | None) -> str:
     return f"{'killed' if result.code < 0 else f'exit {result.code}'}; {seconds}"
 
 
-def failures(row: Row) -> list[str]:
-    role, fault, cells = row
+def failures(row: tuple[str, str], cells: Mapping[str, Result]) -> list[str]:
+    """A line for each phase that failed."""
+    role, fault = row
     return [
         f"- {ROLE_NAMES.get(role, role)}, {FAULT_NAMES[fault]}, {phase}: {' '.join(result.why.split())}"
         for phase, result in cells.items()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from tests.end_to_end.campaign import Command, Ended, Result, stated_exit
 from tests.end_to_end.chaos import CHAOS_PHASES, KINDS, draw
 from tests.end_to_end.fault_plan import CONTROLLER, PHASES, Aim, Marks, Order, Strike
-from tests.end_to_end.matrix import SETTINGS, Tried, page, planned, read_results, write_results
+from tests.end_to_end.matrix import Tried, every_cell, page, read_results, runs_of, write_results
 from tests.end_to_end.matrix_page import BEGIN, END, cell, insert
 
 REWARD = Aim(role="reward", phase="update", fault="SIGKILL")
@@ -132,16 +133,23 @@ def test_what_a_command_may_end_at() -> None:
 
 def test_no_cell_is_left_out() -> None:
     """Seven roles, four faults, four settings, eleven phases."""
-    every = list(planned([setting.name for setting in SETTINGS], ()))
-    cells = {(run.setting, aim.role, aim.fault, aim.phase) for run in every for aim in run.plan}
-    assert len(cells) == 7 * 4 * 4 * 11 == sum(len(run.plan) for run in every)
-    assert {phase for *_, phase in cells} == set(PHASES)
-    assert {run.name for run in planned(["s1z3"], ["policy/SIGKILL"])} == {"s1z3-policy-SIGKILL"}
+    every = list(every_cell(["s0z1", "s1z1", "s0z3", "s1z3"]))
+    assert len({cell.name for cell in every}) == len(every) == 7 * 4 * 4 * 11
+    assert {cell.aim.phase for cell in every} == set(PHASES)
+    runs = list(runs_of(every, 30))
+    assert Counter(cell.name for run in runs for cell in run) == Counter(cell.name for cell in every)
+    assert all(len(run) <= 30 and len({cell.group for cell in run}) == 1 for run in runs)
+    assert [cell.name for cell in every_cell(["s1z3"], ["policy/save", "x"])] == [
+        f"s1z3/policy/save/{fault}" for fault in ("SIGKILL", "device", "SIGSTOP", "memory")
+    ]
 
 
 def test_results_are_kept_and_the_page_shows_what_was_not_run(tmp_path: Path) -> None:
-    cells = {"update": Result(aim=REWARD, code=0, seconds=2.5), "save": Result(aim=REWARD, code=None, why="hung\n*")}
-    results = {"s0z1-reward-SIGKILL": Tried(commit="abc", seconds=60.0, cells=cells)}
+    save = replace(REWARD, phase="save")
+    results = {
+        "s0z1/reward/update/SIGKILL": Tried(commit="abc", result=Result(aim=REWARD, code=0, seconds=2.5)),
+        "s0z1/reward/save/SIGKILL": Tried(commit="abc", result=Result(aim=save, code=None, why="hung\n*")),
+    }
     write_results(tmp_path / "results.json", results)
     assert read_results(tmp_path / "results.json") == results
     text = page(results)
