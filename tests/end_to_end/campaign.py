@@ -207,6 +207,9 @@ def run_plan(
 
     Args:
         more: settings beside those of ``settings_of``.
+
+    Raises:
+        RuntimeError: the command failed by itself, before the first fault.
     """
     stops = any(aim.fault == STOP and aim.role != CONTROLLER for aim in plan)
     marks = folder / f"{name}.marks"
@@ -226,6 +229,8 @@ def run_plan(
         before, run = len(ended.marks.strikes()), start()
         code = _end(run, seconds)
         commands.append(Command(begun=run.begun, ended=time.time(), code=code, said=_last_words(run)))
+        if code and not ended.marks.strikes():
+            raise RuntimeError(f"the command ended with {code} before any fault:\n{run.said()}")
         if code == 0 or len(ended.marks.strikes()) == before:
             return ended
 

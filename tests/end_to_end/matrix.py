@@ -1,7 +1,7 @@
 """``python -m tests.end_to_end.matrix``: every fault to every role in every phase, and what came of it, as a page.
 
 A run of PPO has many faults of one kind, one after another. The results of all cells are kept in a JSON file as they
-come: a cell that it holds is not tried again, unless asked for.
+come: a cell that passed is not tried again, unless asked for.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def main() -> int:
     parser.add_argument(
         "--only", nargs="+", default=[], metavar="PART", help="parts of the cells' names: policy/update"
     )
-    parser.add_argument("--again", action="store_true", help="also what the results have of another commit")
+    parser.add_argument("--again", action="store_true", help="also what passed with another commit")
     parser.add_argument("--cells", type=int, default=30, help="most faults in a run")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no run after so many")
     parser.add_argument("--results", type=Path, default=RESULTS, help="JSON file of all results")
@@ -172,7 +172,8 @@ def main() -> int:
     if not folder.exists():
         folder.mkdir(parents=True)
         make_data(folder, rises=True)
-    done = {name for name, tried in results.items() if not options.again or tried.commit == now}
+    passed = {name: tried for name, tried in results.items() if tried.result.passed}
+    done = {name for name, tried in passed.items() if not options.again or tried.commit == now}
     cells = [cell for cell in every_cell(options.settings, options.only) if cell.name not in done]
     for run in runs_of(cells, options.cells):
         if time.monotonic() - begun > options.seconds:
