@@ -5,6 +5,7 @@ Shapes: I items, U units. A unit is a cluster of items, such as the samples of o
 
 from __future__ import annotations
 
+import hashlib
 import math
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
