@@ -16,9 +16,11 @@ from rlhf.recovery.last_resort import LastResort
 
 INSISTENT = (signal.SIGTERM, signal.SIGINT)
 """Signals of which the second ends the process at once."""
-SIGNALS = (*INSISTENT, signal.SIGHUP, signal.SIGUSR1)
-"""All that ask for a stop. A closed terminal sends SIGHUP, and hooks of a cluster that ends send SIGUSR1, often more
-than once and beside SIGTERM: these two never end the process at once."""
+ASK_AGAIN = signal.SIGUSR1
+"""A stop request for programs: hooks of a cluster that ends send it."""
+SIGNALS = (*INSISTENT, signal.SIGHUP, ASK_AGAIN)
+"""All that ask for a stop. A closed terminal sends SIGHUP, and hooks send SIGUSR1, often more than once and beside
+SIGTERM: these two never end the process at once."""
 SAME_SECONDS = 0.5
 """Signals within this interval are one request: ``timeout`` and some schedulers send theirs twice."""
 SPARE_SECONDS = 5.0

@@ -122,8 +122,8 @@ class PlannedEngine(RolloutActor):
             done: list[Any] = step()
             return done
 
-        async def planned_update(update_info: dict[str, Any]) -> None:
-            await update(update_info)
+        async def planned_update(update_info: dict[str, Any], seconds: float | None) -> None:
+            await update(update_info, seconds)
             hand("chunk")
 
         llm.step = planned_step
