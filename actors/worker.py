@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,6 @@ from actors.cluster import node_address
 from actors.process import Activity, ProcessLocation, dump_stacks_on_signal, locate_process
 from rlhf.errors import LostError, MachineryError, RLHFError
 from rlhf.garbage import paused_collection
-from rlhf.ports import free_port
 from rlhf.tracking.memory import ActorMemory, memory_here
 from rlhf.tracking.quiet import redirect_output
 from rlhf.tracking.spans import Taken
@@ -59,7 +59,9 @@ class Worker:
     def rendezvous_address(self) -> tuple[str, int]:
         """Address and free port of this node, for a rendezvous."""
         address = node_address()
-        return address, free_port(address)
+        with socket.socket() as probe:
+            probe.bind((address, 0))
+            return address, probe.getsockname()[1]
 
     def preload(self, builder: Builder) -> None:
         """Import the module of the role, and with it PyTorch and DeepSpeed; takes no GPU memory."""
