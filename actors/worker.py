@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+<<<<<<< HEAD
 import time
+=======
+import re
+import socket
+>>>>>>> w-small
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,9 +23,12 @@ from actors.object_copies import first_available
 from actors.process import Activity, Heartbeat, ProcessLocation, dump_stacks_on_signal, locate_process
 from rlhf.errors import LostError, MachineryError, RLHFError
 from rlhf.garbage import paused_collection
+<<<<<<< HEAD
 from rlhf.network import use_interface_of
 from rlhf.ports import free_port
 from rlhf.recovery.process_faults import is_process_fault
+=======
+>>>>>>> w-small
 from rlhf.tracking.memory import ActorMemory, memory_here
 from rlhf.tracking.quiet import redirect_output
 from rlhf.tracking.spans import Taken
@@ -63,7 +71,9 @@ class Worker:
     def rendezvous_address(self) -> tuple[str, int]:
         """Address and free port of this node, for a rendezvous."""
         address = node_address()
-        return address, free_port(address)
+        with socket.socket() as probe:
+            probe.bind((address, 0))
+            return address, probe.getsockname()[1]
 
     def preload(self, builder: Builder) -> None:
         """Import the module of the role, and with it PyTorch and DeepSpeed; takes no GPU memory."""

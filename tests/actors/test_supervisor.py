@@ -129,7 +129,7 @@ def test_a_killed_process_is_named_once_too_often(local_ray: None, tmp_path: Pat
 def test_what_an_actor_started_is_ended_with_it(local_ray: None, tmp_path: Path) -> None:
     watched = Watched(tmp_path)
     child = ray.get(watched.worker.call.remote("children"), timeout=30)
-    watched.supervisor._actors[NAME].where = replace(watched.where, children=(child,))
+    watched.supervisor._actors[NAME].where = watched.where.with_children([child])
     watched.supervisor.handle_loss(watched.lose(signal.SIGKILL), CONTEXT)
     assert not alive(child)
 

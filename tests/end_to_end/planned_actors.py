@@ -122,7 +122,7 @@ class PlannedEngine(RolloutActor):
             done: list[Any] = step()
             return done
 
-        async def planned_update(update_info: dict[str, Any], seconds: float | None) -> None:
+        async def planned_update(update_info: dict[str, Any], seconds: float | None = None) -> None:
             await update(update_info, seconds)
             hand("chunk")
 
