@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-<<<<<<< HEAD
-import time
-=======
-import re
 import socket
->>>>>>> w-small
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,12 +19,8 @@ from actors.object_copies import first_available
 from actors.process import Activity, Heartbeat, ProcessLocation, dump_stacks_on_signal, locate_process
 from rlhf.errors import LostError, MachineryError, RLHFError
 from rlhf.garbage import paused_collection
-<<<<<<< HEAD
 from rlhf.network import use_interface_of
-from rlhf.ports import free_port
 from rlhf.recovery.process_faults import is_process_fault
-=======
->>>>>>> w-small
 from rlhf.tracking.memory import ActorMemory, memory_here
 from rlhf.tracking.quiet import redirect_output
 from rlhf.tracking.spans import Taken
