@@ -246,7 +246,7 @@ def starts(*arguments):
 
 signal.signal(signal.SIGHUP, signal.SIG_IGN)
 launch.preflight.prepare = starts
-sys.exit(main(["sft", "any.yaml"]))
+sys.exit(main(["sft", "recipes/quickstart.yaml"]))
 """
 """A command whose Ray has one actor, which has a child and a file; it waits until Ray fails."""
 
@@ -306,7 +306,8 @@ def test_a_failure_of_ray_itself_ends_the_command_with_its_name(victim: str, com
 
 
 def test_a_local_ray_has_no_process_that_no_run_needs(any_ray: None) -> None:
-    commands = [" ".join(process.cmdline()) for process in psutil.Process().children()]
+    children = [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
+    commands = [" ".join(child.cmdline()) for child in children]
     [raylet] = [command for command in commands if "/raylet/raylet " in command]
     assert f"{ROOT}/actors/setup_worker.py " in raylet, "which sets a worker's variables without importing Ray"
     for program in ("monitor.py", "log_monitor.py", "dashboard.py"):

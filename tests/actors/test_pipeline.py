@@ -90,7 +90,13 @@ def test_other_errors_are_recorded_as_they_are(error: RLHFError, stage: Stage) -
     stage.commit(2)
     assert stage.fails(error) is error
     assert stage.events == [
-        {"kind": "failed", "error": type(error).__name__, "exit_code": 3, "message": str(error)},
+        {
+            "kind": "failed",
+            "error": type(error).__name__,
+            "exit_code": 3,
+            "requeue": error.may_pass,
+            "message": str(error),
+        },
     ]
 
 

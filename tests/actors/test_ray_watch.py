@@ -60,7 +60,7 @@ def test_who_ended_and_how_is_told_to_every_wait(sleepers: tuple[Sleeper, Sleepe
 
 def test_without_an_end_there_is_no_failure(sleepers: tuple[Sleeper, Sleeper], tmp_path: Path) -> None:
     """An end after the context is Ray's own, which ends with its command."""
-    watch = RayWatch()
+    watch = RayWatch(LastResort(list[int]().append))
     with watch.watching([named("raylet", sleepers[0])], tmp_path):
         assert not failure(watch, 0.2)
     sleepers[0].kill()
@@ -124,7 +124,7 @@ def test_a_gcs_of_another_host_that_refuses_connections_has_failed(quick: None, 
     """Not at once: one with external storage may be restarted."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = server.getsockname()
-        watch = RayWatch()
+        watch = RayWatch(LastResort(list[int]().append))
         with watch.watching([], tmp_path, address):
             assert not failure(watch, 1.0)
             server.close()
@@ -136,7 +136,7 @@ def test_a_gcs_of_another_host_that_refuses_connections_has_failed(quick: None, 
 
 
 def test_a_gcs_that_is_restarted_in_time_has_not_failed(quick: None, tmp_path: Path) -> None:
-    watch = RayWatch()
+    watch = RayWatch(LastResort(list[int]().append))
     first = socket.create_server(("127.0.0.1", 0))
     address = first.getsockname()
     with watch.watching([], tmp_path, address):
@@ -152,6 +152,6 @@ def test_descriptors_are_closed(sleepers: tuple[Sleeper, Sleeper], tmp_path: Pat
     count: Callable[[], int] = lambda: len(os.listdir("/proc/self/fd"))  # noqa: E731
     before = count()
     for _ in range(3):
-        with RayWatch().watching([named("GCS", sleepers[0]), named("raylet", sleepers[1])], tmp_path):
+        with RayWatch(LastResort(list[int]().append)).watching([named("GCS", sleepers[0]), named("raylet", sleepers[1])], tmp_path):
             assert count() > before
     assert count() == before

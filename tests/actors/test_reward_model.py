@@ -102,6 +102,7 @@ def finished(folder: Path, monkeypatch: pytest.MonkeyPatch, ranks: Ranks) -> Sum
         base=folder,
         console=Console(),
         tokenizer=SimpleNamespace(save_pretrained=lambda folder: None),
+        stop=None,
     )
     run = RunFolder.create(folder, "reward", "", "abc")
     return reward_model.train_reward(session, run, Tracker(run, recipe))
