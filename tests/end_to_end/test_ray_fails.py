@@ -14,7 +14,7 @@ import psutil
 import pytest
 from ray.cluster_utils import Cluster
 
-from rlhf.recovery.reaper import OWN_FILE, members
+from rlhf.recovery.reaper import OWN_FILE, members, session_of
 from rlhf.storage.jsonl import read_lines
 from tests.end_to_end.faults import Run, from_nothing
 from tests.end_to_end.small import make_data_and_reward, make_small_data, overrides
@@ -40,7 +40,7 @@ class Processes:
         until = time.monotonic() + seconds
         while (left := [*members(self.sessions), *self.files()]) and time.monotonic() < until:
             time.sleep(0.05)
-        assert not left, [psutil.Process(each).cmdline() if isinstance(each, int) else each for each in left]
+        assert not left, left
         return True
 
     def files(self) -> list[str]:
@@ -50,13 +50,16 @@ class Processes:
 
 
 def processes_of(run: Run) -> Processes:
-    """The processes of the Ray that a command has started."""
-    children = [child for child in psutil.Process(run.process.pid).children() if child.name() in NAMES]
+    """The processes of the Ray that a command has started, and of its reaper."""
+    children = [child for child in psutil.Process(run.process.pid).children() if child.name() != "wandb-core"]
     sessions = frozenset(child.pid for child in children)
-    assert len(sessions) == 2 and all(os.getsid(each) == each for each in sessions)
-    own = {child.name(): child.pid for child in children}
-    for name, title in AGENTS.items():
-        [own[name]] = [each for each in members(sessions) if title in " ".join(psutil.Process(each).cmdline())]
+    assert all(os.getsid(each) == each for each in sessions)
+    own = {child.name(): child.pid for child in children if child.name() in NAMES}
+    for process in psutil.process_iter(["pid", "cmdline"]):
+        for name, title in AGENTS.items():
+            if title in " ".join(process.info["cmdline"] or ()) and session_of(process.pid) in sessions:
+                own[name] = process.pid
+    assert own.keys() == {*NAMES, *AGENTS}
     return Processes(sessions=sessions, all=frozenset(members(sessions)), own=own)
 
 
@@ -67,8 +70,8 @@ def fails(run: Run, processes: Processes, victim: str) -> dict[str, Any]:
     assert run.end(END_SECONDS) == 3, run.said()
     assert time.monotonic() - begin < END_SECONDS
     assert processes.are_gone(seconds=1.0)
-    event: dict[str, Any] = read_lines(run.path / "events.jsonl")[-1]
-    assert (event["kind"], event["error"], event["exit_code"]) == ("failed", "ClusterError", 3)
+    event: dict[str, Any] = [each for each in read_lines(run.path / "events.jsonl") if each["kind"] == "failed"][-1]
+    assert (event["error"], event["exit_code"]) == ("ClusterError", 3)
     assert event["message"].splitlines()[0] in run.said() and "Traceback" not in run.said()
     died = f"{NAMES[victim]} (process {processes.own[victim]})" if victim in NAMES else victim.replace("_", " ")
     assert f"Ray's {died} ended" in event["message"]
