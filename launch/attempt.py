@@ -77,7 +77,7 @@ def completed(recipe: Recipe) -> Progress:
     from rlhf.config.stages import DEPENDS_ON
     from rlhf.tracking.run_folder import RunFolder
 
-    root = Path(recipe.runs_dir) / recipe.name
+    root = Path(recipe.runs_dir).expanduser() / recipe.name
     stages = [RunFolder(root, stage) for stage in DEPENDS_ON]
     return {run.stage: _steps(run.metrics) + (run.path / "done.json").exists() for run in stages}
 

@@ -156,23 +156,22 @@ def _sizes(settings: Settings) -> dict[str, Any]:
     Raises:
         UserError: the recipe is wrong, its plan is unknown, or needs more memory than a worker has.
     """
-    from launch.node_sizes import GIB, HEAD_STORE, SPARE_SHARED, allocatable_cpus, allocatable_memory
+    from launch.node_sizes import GIB, HEAD_STORE, allocatable_cpus, allocatable_memory
 
-    planned, given = _planned(settings), settings.object_store_gib * GIB
-    store = given or planned.object_store
+    planned = _planned(settings)
     memory = allocatable_memory(settings.memory_gib * GIB) // GIB * GIB
-    needed = planned.memory + max(0, store - planned.object_store)
-    if needed > memory:
+    if planned.memory > memory:
+        needed, there = planned.memory / GIB, memory / GIB
         raise UserError(
-            f"{settings.recipe} needs {needed / GIB:,.0f} GiB of memory on a worker; its pod has {memory / GIB:,.0f}",
+            f"{settings.recipe} needs {needed:,.0f} GiB of memory on a worker; its pod has {there:,.0f}",
             f"a machine of memory_gib={settings.memory_gib} keeps the rest for its kernel, kubelet and other pods",
             "larger machines (memory_gib=...), or more of them (workers=...)",
         )
     return {
         "gib": GIB,
         "workers": planned.workers,
-        "store_bytes": store,
-        "shared_gib": -(-(store + SPARE_SHARED) // GIB),
+        "store_bytes": planned.object_store,
+        "shared_gib": -(-planned.shared_memory // GIB),
         "memory_bytes": memory,
         "cpu_request": allocatable_cpus(settings.cpus),
         "head_store_bytes": HEAD_STORE,
@@ -183,10 +182,16 @@ def _sizes(settings: Settings) -> dict[str, Any]:
 @cache
 def _planned(settings: Settings) -> NodeSizes:
     """Sizes of the plan of the settings' recipe."""
-    from launch.node_sizes import node_sizes
+    from launch.node_sizes import GIB, node_sizes
 
-    recipe = _recipe(settings)
-    return node_sizes(recipe, "pipeline", gpus=settings.gpus, cpus=settings.cpus, workers=settings.workers)
+    return node_sizes(
+        _recipe(settings),
+        "pipeline",
+        gpus=settings.gpus,
+        cpus=settings.cpus,
+        workers=settings.workers,
+        object_store=settings.object_store_gib * GIB,
+    )
 
 
 def _recipe(settings: Settings) -> Recipe:

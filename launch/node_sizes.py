@@ -49,26 +49,31 @@ class NodeSizes:
         return self.object_store + SPARE_SHARED
 
 
-def node_sizes(recipe: Recipe, command: Stage, *, gpus: int, cpus: int, workers: int = 0) -> NodeSizes:
+def node_sizes(
+    recipe: Recipe, command: Stage, *, gpus: int, cpus: int, workers: int = 0, object_store: int = 0
+) -> NodeSizes:
     """Sizes for a recipe on workers with ``gpus`` GPUs each.
 
     Args:
         workers: their number; 0: as few as suffice.
+        object_store: bytes of the object store; 0: the plan's.
 
     Raises:
-        UserError: no number of such workers suffices, or a model's shape is unknown.
+        UserError: no number of such workers suffices, or a model's shape is unknown and ``object_store`` is not given.
     """
     from launch.doctor.needs import Hardware, needs_of
 
     count = workers or _fewest(recipe, command, gpus, cpus)
     needs = needs_of(recipe, command, Hardware(nodes=count, cpus=cpus, gpus=gpus))
+    if needs is None and object_store:
+        return NodeSizes(workers=count, object_store=object_store, memory=object_store)
     if needs is None:
         raise UserError(
             f"the plan does not know the shape of the models of {recipe.name!r}",
             "the sizes of memory and volumes follow from it",
             "give object_store_gib=..., or a model folder with a config.json",
         )
-    store = needs.snapshots + needs.weights + SPARE_STORE
+    store = object_store or needs.snapshots + needs.weights + SPARE_STORE
     return NodeSizes(workers=count, object_store=store, memory=needs.host + store - needs.snapshots)
 
 

@@ -26,6 +26,13 @@ PROJECT = Path("/opt/rlhf")
 CODE = ("launch", "rlhf", "actors", "examples", "recipes")
 TOKEN = "70" * 32
 Resource = Mapping[str, Any]
+STATUS = """
+import json, sys
+from ray.job_submission import JobSubmissionClient
+jobs = {job.submission_id: job for job in JobSubmissionClient("http://127.0.0.1:8265").list_jobs()}
+job = jobs.get(sys.argv[1])  # it may not have been submitted yet
+print(json.dumps(["PENDING", None] if job is None else [job.status.value, job.driver_exit_code]))
+"""
 
 
 @dataclass(kw_only=True)
@@ -72,12 +79,7 @@ class Pods:
 
     def status(self, submission: str) -> tuple[str, int | None]:
         """Ray's status and exit code of a job, as KubeRay reads them."""
-        program = (
-            "import json; from ray.job_submission import JobSubmissionClient as C; "
-            f"info = C('http://127.0.0.1:8265').get_job_info('{submission}'); "
-            "print(json.dumps([info.status.value, info.driver_exit_code]))"
-        )
-        code, said = self.head.run(inside("python", "-c", program), **_token())
+        code, said = self.head.run(inside("python", "-c", STATUS, submission), **_token())
         assert code == 0, said
         state, exit_code = json.loads(said.splitlines()[-1])
         return state, exit_code
@@ -97,6 +99,11 @@ class Pods:
         [container] = group["template"]["spec"]["containers"]
         hook = container["lifecycle"]["preStop"]["exec"]["command"]
         return host.run(inside(*hook), seconds=200, **self._environment(host, group))
+
+    def job_log(self, submission: str) -> str:
+        """What a job printed, from Ray."""
+        command, address = inside("ray", "job", "logs", submission), "http://127.0.0.1:8265"
+        return self.head.run(command, RAY_ADDRESS=address, **_token())[1]
 
     def log(self, submission: str) -> str:
         """What a job and the nodes printed."""

@@ -51,6 +51,7 @@ def test_a_model_of_unknown_shape_needs_the_size_from_the_user() -> None:
     with pytest.raises(UserError, match="does not know the shape") as caught:
         node_sizes(recipe, "ppo", gpus=8, cpus=192)
     assert "object_store_gib" in caught.value.fix
+    assert node_sizes(recipe, "ppo", gpus=8, cpus=192, object_store=7 * GIB).object_store == 7 * GIB
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,8 @@ def there(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pods]:
     text = text.replace(start, str(PROJECT / "data/start")).replace(f"{made}/runs", "runs")
     (data / "recipe.yaml").write_text(text.replace(str(made), str(PROJECT / "data")))
     size = {"kind": "cpu", "gpus": 0, "cpus": 3, "memory_gib": 32, "workers": 1}
-    job = render("launch/kubernetes/rayjob.yaml", Settings(recipe=str(local), settings="", **size))  # type: ignore[arg-type]
+    sized = Settings(recipe=str(local), settings="", **size)  # type: ignore[arg-type]
+    job = render("launch/kubernetes/rayjob.yaml", sized)
     with pods(folder, job.replace(str(local), "data/recipe.yaml")) as running:
         yield running
 
@@ -89,6 +90,7 @@ def test_the_repeated_job_resumes_and_runs_to_its_end(there: Pods) -> None:
 
 def test_a_wrong_recipe_is_not_repeated(there: Pods) -> None:
     """KubeRay repeats a job that failed, and none that was stopped."""
-    there.submit("third", there.job["spec"]["entrypoint"].strip() + " ppo.stepps=3")
+    submitter = there.submit("third", there.job["spec"]["entrypoint"].strip() + " ppo.stepps=3")
     assert there.wait_for("third")[0] == "STOPPED", there.log("third")
-    assert "stepps" in there.log("third")
+    submitter.wait(timeout=60)  # KubeRay waits for it
+    assert "the command ended with exit code 2" in there.job_log("third")
