@@ -38,7 +38,8 @@ with cluster(None, has_gpus=False):
     answer = ray.get(ray.remote(lambda: "heard").remote())
     own = psutil.Process()
     sockets = [each for process in (own, *own.children(recursive=True)) for each in process.net_connections("tcp")]
-    places = sorted({f"{each.laddr.ip}:{each.laddr.port}" for each in sockets if each.status == psutil.CONN_LISTEN})
+    listening = [each.laddr for each in sockets if each.status == psutil.CONN_LISTEN]
+    places = sorted({f"{each.ip.removeprefix('::ffff:')}:{each.port}" for each in listening})
     stranger = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     command = [sys.executable, "-m", "tests.launch.stranger", *places]
     found = subprocess.run(command, env=stranger, capture_output=True, text=True, check=True, timeout=60).stdout
@@ -119,8 +120,8 @@ def test_ray_takes_it_does_not_open_it_and_asks_for_it_on_every_port(token: Path
     first, _, ports = done.stdout.partition("\n")
     assert first.split() == ["heard", "token", "0o100600", "True"]
     found = json.loads(ports)
-    assert len(found) >= 4, found
-    assert {place.rpartition(":")[0].removeprefix("::ffff:") for place in found} == {"127.0.0.1"}
+    assert len(found) >= 3, found
+    assert {place.rpartition(":")[0] for place in found} == {"127.0.0.1"}
     assert set(found.values()) == {"refused"}, found
 
 
