@@ -81,10 +81,11 @@ def run_work(
     with before_the_start(), ExitStack() as stack:
         started = time.time()
         with paused_collection():
-            from actors.preload import preloading
             from rlhf.config.load import load_recipe
 
             given = load_recipe(path, overrides)
+            from actors.preload import preloading
+
             stack.enter_context(preloading(given, command))  # while this process imports and checks
             from launch.preflight import prepare
 

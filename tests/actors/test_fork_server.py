@@ -191,10 +191,9 @@ def test_the_server_of_a_command_imports_ahead_and_ends_with_the_first_raylet(no
     wait_until(mark.exists)
     facts = facts_of(node.start("slow_import", "wait", **{SERVER: name}))
     assert facts["parent"] == server.pid and facts["had"]
-    os.kill(facts["process"], signal.SIGSTOP)  # it will not notice itself
     node.raylet.kill()
     assert server.wait(timeout=10) == 0
-    wait_until(lambda: not is_alive(facts["process"]))
+    wait_until(lambda: not is_alive(facts["process"]))  # which does not notice by itself
 
 
 def test_the_server_of_a_command_ends_on_request_with_its_processes(node: Node) -> None:
@@ -222,18 +221,23 @@ def test_other_users_get_no_process_and_lend_none(node: Node) -> None:
         os.setuid(65534)
         with socket.socket(socket.AF_UNIX) as connection:
             connection.connect(f"\0{name}")
-            heard[1].sendall(connection.recv(1) or b"-")
+            try:
+                fork_client.ask(connection, ["slow_import"], [str(node.folder / "program.py")], node.environment)
+                heard[1].sendall(b"F")
+            except OSError:
+                heard[1].sendall(b"-")
         squatter = socket.create_server(f"\0{name}-2", family=socket.AF_UNIX)
         heard[1].sendall(b"+")
-        squatter.accept()[0].recv(1)
+        heard[1].sendall(squatter.accept()[0].recv(1) or b"-")
 
-    other = multiprocessing.get_context("fork").Process(target=be_somebody_else)
+    other = multiprocessing.get_context("fork").Process(target=be_somebody_else, daemon=True)
     other.start()
-    assert heard[0].recv(1) == b"-", "the connection was closed"
+    assert heard[0].recv(1) == b"-", "it got no process"
     assert facts_of(node.start("slow_import", **{SERVER: name}))["parent"] == server.pid, "it goes on"
     assert heard[0].recv(1) == b"+"
     client = node.start("slow_import", **{SERVER: f"{name}-2"})
     assert facts_of(client)["process"] == client.pid, "the client became the process"
+    assert heard[0].recv(1) == b"-", "it was told nothing"
     other.join(timeout=10)
     server.terminate()
     server.wait(timeout=10)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.end_to_end.faults import FEW, Run, Survived, patient
@@ -32,6 +33,8 @@ def resumed(pipeline: Pipeline) -> Survived:
     killed = Run(pipeline.folder, "broken", settings)
     killed.wait_for(1, "rollout")
     killed.wait_for_checkpoint(1)
+    servers = {psutil.Process(member["process"]).ppid() for member in killed.status()["members"].values()}
+    assert [psutil.Process(server).ppid() for server in servers] == [killed.process.pid], "the command's own server"
     killed.process.send_signal(signal.SIGKILL)
     assert killed.end() == -signal.SIGKILL
     marks = str(pipeline.folder / "marks")
