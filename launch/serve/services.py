@@ -81,7 +81,7 @@ class Services:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._reconciler.close()
         await self._upstream.close()
-        for service in (self._scoring, self.thumbs, self._log, self._registry):
+        for service in (self.thumbs, self._log, self._registry):
             if service is not None:
                 service.close()
         if self._tracing is not None:
