@@ -59,7 +59,7 @@ def _where(results: Results) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     return (
         f"Machine: {machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB, no GPU. "
-        f"Date: {results.date}. {options['rounds']} rounds of {options['steps']} steps. "
+        f"Date: {results.date}. Rounds: {options['rounds']}; timed steps of each: {options['steps']}. "
         f"Python {machine['python']}, {versions}.\n"
     )
 
