@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import random
+import sys
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from typing import Any
 
+from launch.serve.daemon_pool import DaemonPool
 from launch.serve.exchange import Exchange
 from launch.serve.metrics import GatewayMetrics
 from launch.serve.roles import Roles
@@ -37,9 +37,10 @@ class AnswerScoring:
         self._local = threading.local()
         self._local.scorer = _load(config)  # refuses what cannot be used, at the start
         threads = 1 if config.function else SERVICE_THREADS
-        self._before, self._after = ThreadPoolExecutor(threads), ThreadPoolExecutor(1)
+        self._before, self._after = DaemonPool(threads), DaemonPool(1)
         """Of their own, so that an answer that waits for its score does not wait for those that were sent."""
         self._queue: asyncio.Queue[Exchange] = asyncio.Queue(config.waiting)
+        self._is_failing = False
 
     async def score(self, prompt: str, responses: Sequence[str]) -> float | None:
         """The lowest score of an answer's choices; None if the scorer failed or took too long."""
@@ -77,18 +78,22 @@ class AnswerScoring:
             if score is not None:
                 self.record(exchange.version, exchange.digest, score)
 
-    def close(self) -> None:
-        """Let running scores end by themselves."""
-        self._before.shutdown(wait=False, cancel_futures=True)
-        self._after.shutdown(wait=False, cancel_futures=True)
-
-    async def _run(self, pool: ThreadPoolExecutor, prompt: str, responses: Sequence[str]) -> float | None:
-        loop = asyncio.get_running_loop()
-        with suppress(TimeoutError, RLHFError):
+    async def _run(self, pool: DaemonPool, prompt: str, responses: Sequence[str]) -> float | None:
+        """The score, or None. Failures are counted; the first after a score is printed, without its message, which may
+        quote an answer."""
+        try:
             async with asyncio.timeout(self._config.timeout_seconds):
-                return await loop.run_in_executor(pool, self._score, prompt, responses)
-        self._metrics.failures.labels("score").inc()
-        return None
+                score = await pool.run(self._score, prompt, responses)
+        except (TimeoutError, RLHFError) as error:
+            self._metrics.failures.labels("score").inc()
+            if not self._is_failing:
+                late = f"gave no score within {self._config.timeout_seconds:g} s"
+                what = late if isinstance(error, TimeoutError) else "failed"
+                print(f"gateway: the scorer {what}", file=sys.stderr, flush=True)
+            self._is_failing = True
+            return None
+        self._is_failing = False
+        return score
 
     def _score(self, prompt: str, responses: Sequence[str]) -> float:
         """In a thread, which has a scorer of its own."""

@@ -101,7 +101,7 @@ class Services:
         if self._state is not None:
             await self._save(self._state)
             self._state.close()
-        for service in (self._scoring, self.thumbs, self._log, self._registry):
+        for service in (self.thumbs, self._log, self._registry):
             if service is not None:
                 service.close()
         if self._tracing is not None:
