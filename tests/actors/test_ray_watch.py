@@ -152,6 +152,8 @@ def test_descriptors_are_closed(sleepers: tuple[Sleeper, Sleeper], tmp_path: Pat
     count: Callable[[], int] = lambda: len(os.listdir("/proc/self/fd"))  # noqa: E731
     before = count()
     for _ in range(3):
-        with RayWatch(LastResort(list[int]().append)).watching([named("GCS", sleepers[0]), named("raylet", sleepers[1])], tmp_path):
+        with RayWatch(LastResort(list[int]().append)).watching(
+            [named("GCS", sleepers[0]), named("raylet", sleepers[1])], tmp_path
+        ):
             assert count() > before
     assert count() == before

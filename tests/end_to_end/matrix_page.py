@@ -25,8 +25,9 @@ Each cell is one fault to one role in one phase of a PPO run of policy (two rank
 function, a held-out scorer and one vLLM engine. A run has up to some thirty of them, each after it had recovered from
 the one before. Where the role works in the phase, the fault happens in its process, inside that work: while it
 loads, in the middle of a generation, between two chunks of weights. Where it is idle, or has no work yet, as the roles
-that score have none when a rollout begins, the fault happens when the run enters the phase. `restore` is a fault during the recovery from another one: the critic, or for the critic a rank of the
-policy, was killed before. `judge` is the held-out evaluation, `save` the saving of the best policy after it.
+that score have none when a rollout begins, the fault happens when the run enters the phase. `restore` is a fault during
+the recovery from another one: the critic, or for the critic a rank of the policy, was killed before. `judge` is the
+held-out evaluation, `save` the saving of the best policy after it.
 
 A number is the seconds until the actor was replaced. An idle actor is missed when it is used next, so that its seconds
 contain the work until then; with SIGSTOP, they contain the deadline. "exit 3; 20" is the exit code that
