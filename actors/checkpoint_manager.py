@@ -267,7 +267,8 @@ class CheckpointManager(Generic[State]):
     def check_grace(self, step: int) -> None:
         """Warn before the first step if a stop would not fit in the time that it has."""
         if self.grace is not None:
-            refs = [ref for shards in self.snapshot.shards.values() for ref in shards] if self.snapshot else []
+            shards = [shard for of_role in self.snapshot.shards.values() for shard in of_role] if self.snapshot else []
+            refs = [copies[0] for shard in shards for copies in (shard.own, shard.shared)]
             known = get_local_object_locations(refs) if refs else {}
             self.grace.begin(step, sum(found.get("object_size") or 0 for found in known.values()))
 

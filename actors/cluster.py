@@ -29,7 +29,7 @@ from rlhf.environment import forwarded
 from rlhf.errors import ClusterError, MachineryError
 from rlhf.placement.pools import NodeGPUs
 from rlhf.recovery.leftovers import folders
-from rlhf.recovery.reaper import Reaper, end_sessions
+from rlhf.recovery.reaper import Reaper, end_sessions, remove_orphans
 from rlhf.recovery.stop import AskedToStop
 
 LOCAL = "127.0.0.1"
@@ -121,6 +121,7 @@ def _own_ray(has_gpus: bool, watch: RayWatch | None) -> Iterator[None]:
     finally:
         _shut_down(watch)
         if end_sessions(sessions):
+            remove_orphans(folders())
             reaper.dismiss()
 
 
