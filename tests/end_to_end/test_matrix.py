@@ -8,7 +8,7 @@ import pytest
 from tests.end_to_end.campaign import Result, Setting, make_data, run_plan
 from tests.end_to_end.fault_plan import INSIDE, KILL, MEMORY, SAVE, START, Aim
 
-STEPS = 9
+STEPS = 11
 KILLED = (
     ("engine", "rollout"),
     ("reward", "score"),
