@@ -176,12 +176,12 @@ def test_the_page_follows_the_numbers(compared: Compared, tmp_path: Path) -> Non
         raters=6,
         judge=judge.MODEL,
         is_judge_simulated=True,
-        minutes=12.3,
+        minutes=(12.3, 9.8),
     )
     write_page(compared, run, tmp_path / "page.md")
     page = (tmp_path / "page.md").read_text()
     assert (tmp_path / "images" / "page.png").stat().st_size > 10_000 and "](images/page.png)" in page
-    assert "People rank `raft_ppo` first" in page and "took 12 minutes" in page and "simulated raters" in page
+    assert "People rank `raft_ppo` first" in page and "by seed: 12, 10." in page and "simulated raters" in page
     mean = compared.report.result("fact", "base_passages").mean
     row = next(line for line in page.splitlines() if line.startswith("| `base_passages` | ") and "[" in line)
     assert f"{mean.value:.3g}" in row

@@ -124,7 +124,7 @@ def compare(root: Path, seeds: Sequence[int], sizes: Sizes, judging: JudgeServic
         raters=RATERS,
         judge=judging.model,
         is_judge_simulated=judging.is_simulated,
-        minutes=sum(minutes) / len(minutes),
+        minutes=tuple(minutes),
     )
     write_page(compared, circumstances, out)
     print(f"page → {out}")

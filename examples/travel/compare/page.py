@@ -52,8 +52,8 @@ class Circumstances:
     raters: int
     judge: str
     is_judge_simulated: bool
-    minutes: float
-    """Of training and answering, mean over the seeds."""
+    minutes: tuple[float, ...]
+    """Of training and answering, by seed."""
 
 
 def write_page(compared: Compared, run: Circumstances, out: Path) -> None:
