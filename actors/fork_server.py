@@ -9,6 +9,7 @@ Only a process with one thread may be forked, and none that uses CUDA: the serve
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import json
 import os
@@ -35,6 +36,8 @@ READ_SECONDS = 10.0
 """For a client to send its request; others wait meanwhile."""
 CUDA_DEVICE = "/dev/nvidia-uvm"
 """Opened by a process once it uses CUDA."""
+PR_SET_PDEATHSIG = 1
+"""Option of Linux's prctl(2): the signal that this process, and none that it forks, receives when its parent ends."""
 
 
 def executable(modules: Iterable[str]) -> str:
@@ -266,8 +269,10 @@ def become(request: ForkRequest) -> None:
 def main() -> None:
     """Serve on the socket whose descriptor is the first argument, and import the modules that the others name."""
     listener = socket.socket(fileno=int(sys.argv[1]))
-    owner = int(os.environ.get(RAYLET) or os.getppid())
-    request = ForkServer(listener, owner, sys.argv[2:]).serve()
+    server = ForkServer(listener, int(os.environ.get(RAYLET) or os.getppid()), sys.argv[2:])
+    if RAYLET not in os.environ:  # the command is the parent: its end is noticed in the middle of an import too
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    request = server.serve()
     if request is not None:
         become(request)
 

@@ -38,6 +38,15 @@ sys.exit(7)
 """
 """A worker's program in these tests."""
 
+COMMAND = """
+import os, socket, sys, time
+from actors.fork_client import start_server
+listener = socket.create_server("\\0" + sys.argv[1], family=socket.AF_UNIX)
+print(start_server(listener, os.environ, sys.argv[2:]).pid, flush=True)
+time.sleep(60)
+"""
+"""A command that has a server import."""
+
 
 class Node:
     """A node with a raylet of its own, and a client for it."""
@@ -204,6 +213,21 @@ def test_the_server_of_a_command_ends_on_request_with_its_processes(node: Node) 
     assert server.wait(timeout=10) == 0
     wait_until(lambda: not is_alive(facts["process"]))
     assert facts_of(node.start("slow_import", **{SERVER: name}))["had"], "the node's own server does it then"
+
+
+def test_the_server_of_a_command_that_is_killed_ends_in_the_middle_of_an_import(node: Node, tmp_path: Path) -> None:
+    mark = tmp_path / "begun"
+    (tmp_path / "endless.py").write_text(f"import time\nopen({str(mark)!r}, 'w').close()\ntime.sleep(60)\n")
+    with subprocess.Popen(
+        [sys.executable, "-c", COMMAND, f"rlhf-fork-test-{os.getpid()}-killed", "endless"],
+        env=node.environment,
+        stdout=subprocess.PIPE,
+    ) as command:
+        assert command.stdout is not None
+        server = int(command.stdout.readline())
+        wait_until(mark.exists)
+        command.kill()
+    wait_until(lambda: not is_alive(server))
 
 
 def test_a_process_of_a_server_is_ended_by_a_signal_as_any_other(node: Node) -> None:
