@@ -269,8 +269,9 @@ def become(request: ForkRequest) -> None:
 def main() -> None:
     """Serve on the socket whose descriptor is the first argument, and import the modules that the others name."""
     listener = socket.socket(fileno=int(sys.argv[1]))
-    server = ForkServer(listener, int(os.environ.get(RAYLET) or os.getppid()), sys.argv[2:])
-    if RAYLET not in os.environ:  # the command is the parent: its end is noticed in the middle of an import too
+    owner = int(os.environ.get(RAYLET) or os.getppid())
+    server = ForkServer(listener, owner, sys.argv[2:])
+    if owner == os.getppid():  # the command, whose end is thus noticed in the middle of an import too
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     request = server.serve()
     if request is not None:

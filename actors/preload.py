@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from actors.cluster import OWN_RAY, worker_environment
+from actors.cluster import CLOSED, OWN_RAY, worker_environment
 from actors.fork_client import RAYLET, SERVER, WAITING, start_server
 from rlhf.config.schema import Recipe, Stage
 from rlhf.config.stages import stages_of
@@ -23,6 +23,8 @@ ROLE_MODULES = ("actors.worker", "rlhf.roles.role")
 """Modules of all roles: with them PyTorch, DeepSpeed and transformers."""
 PUBLISHING = ("rlhf.zero.source", "rlhf.weights.sender")
 """Modules with which the policy publishes its weights: with them a part of vLLM."""
+JOB, FIRST_JOB = "RAY_JOB_ID", "01000000"
+"""Variable of Ray's workers with the id of their job, and that of the only job of a local Ray."""
 END_SECONDS = 5.0
 """How long the server has to end before it is killed."""
 
@@ -61,13 +63,22 @@ def preloading(recipe: Recipe, command: Stage) -> Iterator[None]:
         listener.bind(f"\0{name}")
         listener.listen(WAITING)
         modules = modules_of(stages_of(recipe, command))
-        server = start_server(listener, {**kept, **OWN_RAY, **of_engines, **of_roles}, modules)
+        server = start_server(listener, {**kept, **of_ray(), **of_engines, **of_roles}, modules)
     os.environ[SERVER] = name  # which Ray passes on to the clients
     try:
         yield
     finally:
         del os.environ[SERVER]
         _end(server)
+
+
+def of_ray() -> dict[str, str]:
+    """Variables of a worker of the local Ray that is to come: Ray's library reads them once, when it is imported.
+
+    The raylet is not known yet: if it ends, the server ends its processes.
+    """
+    mine = {name: value for name, value in os.environ.items() if name.startswith("RAY_")}
+    return {"RAY_AUTH_MODE": "token", **CLOSED, **mine, **OWN_RAY, JOB: FIRST_JOB, RAYLET: str(os.getpid())}
 
 
 def _will_fork(recipe: Recipe) -> bool:

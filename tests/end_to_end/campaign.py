@@ -92,7 +92,7 @@ def stated_exit(aim: Aim) -> int:
     """The exit code by which a command may end at this fault (docs/failures.md); 0: it must go on."""
     if aim.role == CONTROLLER:
         return {KILL: -9, STOP: 0, MEMORY: 3, DEVICE: 3, ASK: 75}[aim.fault]
-    return 3 if aim.phase == START or aim.fault == DEVICE else 0
+    return 3 if aim.phase == START else 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,6 +175,7 @@ def settings_of(folder: Path, name: str, steps: int, setting: Setting, stops: bo
         "checkpoint.every=1",
         "checkpoint.snapshot_every=1",
         "recovery.restarts=200",
+        "recovery.device_errors=200",
         "recovery.backoff_limit_seconds=0.2",
         f"recovery.stall_floor_seconds={floor}",
         f"recovery.stall_factor={factor}",
