@@ -55,7 +55,6 @@ def preloading(recipe: Recipe, command: Stage) -> Iterator[None]:
     if command == "generate" or not _will_fork(recipe):
         yield
         return
-    kept = {name: value for name, value in os.environ.items() if name != RAYLET}
     of_engines = engine_environment("cpu", recipe.rollout, backend=None)
     of_roles = worker_environment(recipe.placement.threads_per_rank, own_ray=True)
     name = f"rlhf-fork-{uuid.uuid4().hex}"
@@ -63,7 +62,7 @@ def preloading(recipe: Recipe, command: Stage) -> Iterator[None]:
         listener.bind(f"\0{name}")
         listener.listen(WAITING)
         modules = modules_of(stages_of(recipe, command))
-        server = start_server(listener, {**kept, **of_ray(), **of_engines, **of_roles}, modules)
+        server = start_server(listener, {**environment_of_ray(), **of_engines, **of_roles}, modules)
     os.environ[SERVER] = name  # which Ray passes on to the clients
     try:
         yield
@@ -72,13 +71,13 @@ def preloading(recipe: Recipe, command: Stage) -> Iterator[None]:
         _end(server)
 
 
-def of_ray() -> dict[str, str]:
-    """Variables of a worker of the local Ray that is to come: Ray's library reads them once, when it is imported.
+def environment_of_ray() -> dict[str, str]:
+    """Environment of a worker of the local Ray that is to come: Ray's library reads it once, when it is imported.
 
-    The raylet is not known yet: if it ends, the server ends its processes.
+    The raylet is not known yet: when it ends, the server ends its processes.
     """
-    mine = {name: value for name, value in os.environ.items() if name.startswith("RAY_")}
-    return {"RAY_AUTH_MODE": "token", **CLOSED, **mine, **OWN_RAY, JOB: FIRST_JOB, RAYLET: str(os.getpid())}
+    own = {**OWN_RAY, JOB: FIRST_JOB, RAYLET: str(os.getpid())}
+    return {"RAY_AUTH_MODE": "token", **CLOSED, **os.environ, **own}
 
 
 def _will_fork(recipe: Recipe) -> bool:

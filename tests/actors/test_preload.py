@@ -57,7 +57,8 @@ def test_actors_find_the_server_and_it_ends_with_the_block(servers: list[subproc
         variables = process.environ()
         assert variables["OMP_NUM_THREADS"] == "3" and variables["VLLM_NO_USAGE_STATS"] == "1"
         assert variables["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "0"
-        assert RAYLET not in variables and SERVER not in variables
+        assert variables["RAY_AUTH_MODE"] == "token" and variables["RAY_JOB_ID"] == "01000000", "as a worker has them"
+        assert variables[RAYLET] == str(os.getpid()) and SERVER not in variables
     assert server.returncode is not None and SERVER not in os.environ
 
 
