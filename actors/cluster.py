@@ -9,7 +9,7 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
@@ -84,7 +84,9 @@ its own id it lives on and can say what happened. The raylet sets the variable f
 
 
 @contextmanager
-def cluster(address: str | None, has_gpus: bool, watch: RayWatch | None = None) -> Iterator[None]:
+def cluster(
+    address: str | None, has_gpus: bool, watch: RayWatch | None = None, sessions: Collection[int] = ()
+) -> Iterator[None]:
     """Context in which Ray is available.
 
     Without ``address``, a local Ray is started, unless Ray is initialised already: it listens on 127.0.0.1, without a
@@ -93,9 +95,10 @@ def cluster(address: str | None, has_gpus: bool, watch: RayWatch | None = None) 
 
     Args:
         watch: watches Ray's own processes. After a failure of Ray, Ray is left alone and only its processes are ended.
+        sessions: sessions of other processes that end with a local Ray: its actors', if they are forked ahead of it.
     """
     if address is None and not ray.is_initialized():
-        with _own_ray(has_gpus, watch):
+        with _own_ray(has_gpus, watch, sessions):
             yield
         return
     if address is not None:
@@ -108,12 +111,12 @@ def cluster(address: str | None, has_gpus: bool, watch: RayWatch | None = None) 
 
 
 @contextmanager
-def _own_ray(has_gpus: bool, watch: RayWatch | None) -> Iterator[None]:
+def _own_ray(has_gpus: bool, watch: RayWatch | None, others: Collection[int]) -> Iterator[None]:
     """Context of a local Ray, whose processes are ended with it, or by a process that outlives this one."""
     _start_own(has_gpus)
     processes = _own_processes()
     needed = [each for each in processes if each.name in NEEDED.values()]
-    sessions = [each.process for each in processes]
+    sessions = [*others, *(each.process for each in processes)]
     reaper = Reaper(sessions, folders(), f"{_node().get_session_dir_path()}/{SPILLED}_*")
     try:
         with watch.watching(needed, _logs()) if watch else nullcontext():

@@ -91,11 +91,12 @@ def of_this_user(connection: socket.socket) -> socket.socket:
 
 
 def start_server(
-    listener: socket.socket, environment: Mapping[str, str], modules: Iterable[str] = ()
+    listener: socket.socket, environment: Mapping[str, str], modules: Iterable[str] = (), has_session: bool = False
 ) -> subprocess.Popen[bytes]:
     """Start a server that answers on ``listener``, and imports ``modules`` while it has nothing else to do.
 
-    BLAS may start no threads there: a fork would not have them.
+    BLAS may start no threads there: a fork would not have them. With ``has_session`` it and its processes have a
+    session of their own; a worker's server stays in that of the raylet, with which both are ended.
     """
     return subprocess.Popen(
         [sys.executable, "-m", "actors.fork_server", str(listener.fileno()), *modules],
@@ -104,7 +105,8 @@ def start_server(
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,  # this process's streams would stay open as long as the server
         stderr=subprocess.DEVNULL,
-        process_group=0,  # at the end of a worker, Ray kills its process group
+        start_new_session=has_session,
+        process_group=None if has_session else 0,  # at the end of a worker, Ray kills its process group
     )
 
 

@@ -46,14 +46,16 @@ def modules_of(stages: tuple[str, ...]) -> tuple[str, ...]:
 
 
 @contextmanager
-def preloading(recipe: Recipe, command: Stage) -> Iterator[None]:
+def preloading(recipe: Recipe, command: Stage) -> Iterator[list[int]]:
     """Context in which a server does the imports of the actors of a stage, or of a pipeline, if they will be forked.
+
+    Yields the sessions that are to end with Ray: the server's, if there is one, in which the actors are.
 
     Its variables are those of the actors. They read ``OMP_NUM_THREADS`` alone later too, by ``torch.set_num_threads``.
     """
     os.environ.pop(SERVER, None)  # another command's, from which this one was given
     if command == "generate" or not _will_fork(recipe):
-        yield
+        yield []
         return
     of_engines = engine_environment("cpu", recipe.rollout, backend=None)
     of_roles = worker_environment(recipe.placement.threads_per_rank, own_ray=True)
@@ -62,10 +64,10 @@ def preloading(recipe: Recipe, command: Stage) -> Iterator[None]:
         listener.bind(f"\0{name}")
         listener.listen(WAITING)
         modules = modules_of(stages_of(recipe, command))
-        server = start_server(listener, {**environment_of_ray(), **of_engines, **of_roles}, modules)
+        server = start_server(listener, {**environment_of_ray(), **of_engines, **of_roles}, modules, has_session=True)
     os.environ[SERVER] = name  # which Ray passes on to the clients
     try:
-        yield
+        yield [server.pid]
     finally:
         del os.environ[SERVER]
         _end(server)

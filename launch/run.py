@@ -86,7 +86,7 @@ def run_work(
             given = load_recipe(path, overrides)
             from actors.preload import preloading
 
-            stack.enter_context(preloading(given, command))  # while this process imports and checks
+            sessions = stack.enter_context(preloading(given, command))  # while this process imports and checks
             from launch.preflight import prepare
 
             recipe, device, gpus = prepare(given, command)
@@ -107,7 +107,7 @@ def run_work(
             go = _load(load, session, new)
             is_finished = command != "generate" and session.is_finished(command)
             address, has_gpus = recipe.placement.ray_address, device == "cuda"
-            ray = nullcontext() if is_finished else cluster(address, has_gpus, session.ray_watch)
+            ray = nullcontext() if is_finished else cluster(address, has_gpus, session.ray_watch, sessions)
             with ExitStack() as signals, ray:
                 signals.enter_context(session.stop.install())  # after Ray, which handles SIGTERM until it has ended
                 _go(go, session, new)

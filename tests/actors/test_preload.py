@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -24,8 +25,8 @@ def servers(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen[bytes]]:
     """The servers that are started; they import little."""
     started, start = list[subprocess.Popen[bytes]](), preload.start_server
 
-    def record(*arguments: object) -> subprocess.Popen[bytes]:
-        started.append(start(*arguments))  # type: ignore[arg-type]
+    def record(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
+        started.append(start(*arguments, **options))
         return started[-1]
 
     monkeypatch.setattr(preload, "start_server", record)
@@ -47,11 +48,12 @@ def test_what_is_awaited_longest_comes_first() -> None:
 
 
 def test_actors_find_the_server_and_it_ends_with_the_block(servers: list[subprocess.Popen[bytes]]) -> None:
-    with preloading(recipe("placement.threads_per_rank=3"), "ppo"):
+    with preloading(recipe("placement.threads_per_rank=3"), "ppo") as sessions:
         with connect(os.environ) as connection:
             peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
             assert int.from_bytes(peer[:4], "little") == os.getpid(), "whoever listened first: the command"
         [server] = servers
+        assert sessions == [server.pid] == [os.getsid(server.pid)], "it ends with Ray's processes"
         process = psutil.Process(server.pid)
         assert process.cmdline()[-1] == "colorsys" and os.getpgid(server.pid) == server.pid
         variables = process.environ()

@@ -124,10 +124,11 @@ def test_input_that_the_actors_refuse_leaves_nothing_but_what_was_there(
 
 
 def finish(session: Session, stage: str) -> None:
-    """Leave a stage's folder as a run that is over leaves it, with a tokenizer for a model."""
+    """Leave a stage's folder as a run that is over leaves it, with a tokenizer and an empty file for a model."""
     digest, files = session.digest(stage), session.files_of(stage)
     run = RunFolder.create(session.root, stage, to_yaml(session.recipe), digest, files)
     session.tokenizer.save_pretrained(run.model)
+    (run.model / "model.safetensors").touch()
     run.finish({})
 
 
