@@ -88,7 +88,7 @@ def test_a_request_that_may_be_repeated_ends_no_process_at_once(child: Child) ->
     for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGUSR1):
         time.sleep(0.1)
         child.send_signal(number)
-    time.sleep(0.3)
+    time.sleep(SAME_SECONDS + 0.1)
     assert child.poll() is None
     child.send_signal(signal.SIGTERM)
     assert child.wait(timeout=30) == 128 + signal.SIGTERM

@@ -234,11 +234,10 @@ def resume(rank: Rank, folder: Path, recipe: Recipe) -> tuple[dict[str, float], 
     reference = logprobs(role, TRAIN, rank)
     role.set_data(TRAIN, reference)
     role.update(CHOSEN)
-    snapshot = role.snapshot()
-    files = {name: [part.copy() for part in parts] for name, parts in snapshot.items()}
+    files = [{name: [each.copy() for each in parts] for name, parts in part.items()} for part in role.snapshot()]
     second, again = role.update(CHOSEN), DPORole(recipe, str(folder), 2, rank)
     again.set_data(TRAIN, reference)
-    again.restore(files)
+    again.restore(*files)
     return second, again.update(CHOSEN)
 
 

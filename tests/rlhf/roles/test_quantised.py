@@ -334,10 +334,11 @@ def resume(rank: Rank, folder: Path, other: Path, recipe: Recipe) -> tuple[list[
     shards: list[Any] = [None] * rank.world
     torch.distributed.all_gather_object(shards, roles[0].snapshot())
     straight = [roles[0].update(samples)["train/loss"] for _ in range(2)]
-    roles[1].restore(*shards)
+    parts = [part for shard in shards for part in shard]
+    roles[1].restore(*parts)
     resumed = [roles[1].update(samples)["train/loss"] for _ in range(2)]
     with pytest.raises(UserError) as refused:
-        roles[2].restore(*shards)
+        roles[2].restore(*parts)
     assert all("weight.absmax" not in name for name in roles[0].engine.network.state_dict())
     return straight, resumed, str(refused.value)
 
