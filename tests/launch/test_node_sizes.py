@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from launch.doctor.needs import SNAPSHOTS, Hardware, needs_of
+from launch.doctor.needs import Hardware, needs_of
 from launch.node_sizes import GIB, SPARE_STORE, allocatable_cpus, allocatable_memory, main, node_sizes
+from launch.plan.object_store import SNAPSHOTS
 from rlhf.config.load import load_recipe
 from rlhf.errors import UserError
 

@@ -41,7 +41,7 @@ def test_secrets_and_everything_else_stay(name: str, value: str) -> None:
     assert forwarded({name: value}) == {}
 
 
-@pytest.mark.parametrize(("name", "value"), [("HF_HOME", "/home/me/hf"), ("NCCL_TOPO_FILE", "~/topo.xml")])
+@pytest.mark.parametrize(("name", "value"), [("HF_HOME", "/data/hf"), ("NCCL_TOPO_FILE", "~/topo.xml")])
 def test_a_path_is_no_path_of_another_machine(name: str, value: str) -> None:
     assert forwarded({name: value}) == {name: value}
     assert forwarded_to_job({name: value}) == {}
