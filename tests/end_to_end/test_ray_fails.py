@@ -95,14 +95,15 @@ def steps(events: Iterable[dict[str, Any]], kind: str) -> list[int]:
 
 
 def test_a_dead_raylet_ends_the_run_and_the_same_command_goes_on_until_its_terminal_is_closed(folder: Path) -> None:
-    run = Run(folder, "ray", settings_of(folder), stage="sft")
+    settings = [*settings_of(folder), "sft.epochs=60"]  # it must not end before its terminal is closed
+    run = Run(folder, "ray", settings, stage="sft")
     run.wait_for_checkpoint(4)
     event = fails(run, processes_of(run), "raylet")
     assert "killed by SIGKILL; likely cause: it was killed by a signal" in event["message"]
     last = run.path / "checkpoints" / f"step_{max(steps(read_lines(run.path / 'events.jsonl'), 'checkpoint'))}"
     assert event["message"].endswith(f"The same command resumes from the last checkpoint, {last}.")
 
-    resumed = Run(folder, "ray", settings_of(folder), stage="sft")
+    resumed = Run(folder, "ray", settings, stage="sft")
     status = resumed.wait_for(None, "update")
     processes = processes_of(resumed)
     resumed.process.send_signal(signal.SIGHUP)
