@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +19,7 @@ from actors.process import Activity, Heartbeat, ProcessLocation, dump_stacks_on_
 from rlhf.errors import LostError, MachineryError, RLHFError
 from rlhf.garbage import paused_collection
 from rlhf.network import use_interface_of
+from rlhf.ports import free_port
 from rlhf.recovery.process_faults import is_process_fault
 from rlhf.tracking.memory import ActorMemory, memory_here
 from rlhf.tracking.quiet import redirect_output
@@ -63,9 +63,7 @@ class Worker:
     def rendezvous_address(self) -> tuple[str, int]:
         """Address and free port of this node, for a rendezvous."""
         address = node_address()
-        with socket.socket() as probe:
-            probe.bind((address, 0))
-            return address, probe.getsockname()[1]
+        return address, free_port(address)
 
     def preload(self, builder: Builder) -> None:
         """Import the module of the role, and with it PyTorch and DeepSpeed; takes no GPU memory."""
