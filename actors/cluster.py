@@ -20,6 +20,7 @@ import ray
 from ray._private import ray_constants, services
 from ray._private.state import available_resources_per_node
 
+from actors.fork_client import RAYLET
 from actors.fork_server import executable
 from actors.lean_node import lean_ray
 from actors.ray_watch import Address, RayProcess, RayWatch
@@ -77,10 +78,6 @@ NEEDED = {ray_constants.PROCESS_TYPE_RAYLET: "raylet", ray_constants.PROCESS_TYP
 """Processes of Ray without which no actor can be reached, and their names in messages."""
 SPILLED = ray_constants.DEFAULT_OBJECT_PREFIX
 """Beginning of the names of folders to which a raylet spills objects."""
-RAYLET_PID = "RAY_RAYLET_PID"
-"""Ray's variable with a process id. If the connection to the raylet breaks and that process is gone, Ray ends this
-process with exit code 1; without the variable, if this process's parent is gone, as after the end of a terminal. With
-its own id it lives on and can say what happened. The raylet sets the variable for its own children."""
 
 
 @contextmanager
@@ -171,7 +168,7 @@ def _gcs_address() -> Address:
 def join(address: str) -> None:
     """Join a running cluster, unless it is joined already."""
     with _started(f"no Ray cluster could be joined at {address}"), _own_signal():
-        os.environ[RAYLET_PID] = str(os.getpid())
+        os.environ[RAYLET] = str(os.getpid())
         ray.init(address=address, ignore_reinit_error=True, **QUIET)
 
 
@@ -182,7 +179,7 @@ def _start_own(has_gpus: bool) -> None:
         os.environ.setdefault(name, value)
     with _started(f"Ray did not start on {LOCAL}"), _own_signal(), _own_sessions(), lean_ray():
         make_token()
-        os.environ[RAYLET_PID] = str(os.getpid())
+        os.environ[RAYLET] = str(os.getpid())
         ray.init(
             "local",  # start a new one even if another user's runs on this machine
             _node_ip_address=LOCAL,

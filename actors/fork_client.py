@@ -28,7 +28,12 @@ LENGTH = struct.Struct("!I")
 PEER = struct.Struct("3i")
 """Process, user and group at the other end of a connection: ``struct ucred`` of unix(7)."""
 RAYLET = "RAY_RAYLET_PID"
-"""Ray's variable with the pid of the node's raylet; the server ends with it."""
+"""Ray's variable with the pid of the node's raylet; the server ends with it.
+
+If the connection to the raylet breaks and that process is gone, Ray ends the process that has the variable, with exit
+code 1; without it, if the process's parent is gone, as after the end of a terminal. A command therefore sets it to its
+own pid: it lives on and can say what happened. The raylet sets it for its own children.
+"""
 SERVER = "RLHF_FORK_SERVER"
 """Variable with the name of a server that the command of the run has started: see ``actors.preload``."""
 WAITING = 1024
