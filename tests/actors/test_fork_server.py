@@ -99,15 +99,16 @@ def node(tmp_path: Path) -> Iterator[Node]:
 
 def servers(raylet: int) -> list[psutil.Process]:
     """Running fork servers of a raylet: their processes have the same command line, which Ray replaces later."""
-    found = dict[int, psutil.Process]()
+    found = dict[int, int]()
+    processes = dict[int, psutil.Process]()
     for process in psutil.process_iter():
-        try:
+        try:  # any of these may end meanwhile
             is_server = "actors.fork_server" in process.cmdline() and process.environ().get(RAYLET) == str(raylet)
+            if is_server and process.status() != psutil.STATUS_ZOMBIE:
+                found[process.pid], processes[process.pid] = process.ppid(), process
         except psutil.Error:
             continue
-        if is_server and process.status() != psutil.STATUS_ZOMBIE:
-            found[process.pid] = process
-    return [process for process in found.values() if process.ppid() not in found]
+    return [processes[pid] for pid, parent in found.items() if parent not in found]
 
 
 def facts_of(client: subprocess.Popen[str]) -> dict[str, Any]:
