@@ -137,14 +137,14 @@ def find_stopped(records: Records) -> tuple[tuple[str, ...], bool]:
     heartbeats = collect_heartbeats({name: record.actor for name, record in records.items()})
     silent = [record.where for name, record in records.items() if name not in heartbeats and record.where is not None]
     facts = {name: fact for name, (fact, _) in inspect(silent, dump=False).items()} if silent else {}
-    stopped = tuple(name for name, fact in facts.items() if not fact.alive or fact.process_state in ("T", "t"))
+    stopped = tuple(name for name, fact in facts.items() if not fact.alive or fact.is_stopped)
     return stopped, any(facts[name].alive for name in stopped)
 
 
 def is_blocking(facts: Facts) -> bool:
     """Whether a process blocks its peers: it is dead, stopped, waits for a device, or sends no heartbeat."""
     silent = (facts.heartbeat_age_seconds or 0.0) > FRESH_SECONDS
-    return not facts.alive or facts.process_state in ("T", "t", "D") or silent
+    return not facts.alive or facts.is_stopped or facts.process_state == "D" or silent
 
 
 def _role(name: str) -> str:

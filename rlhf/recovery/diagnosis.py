@@ -151,7 +151,7 @@ def named_cause(text: str) -> Cause | None:
 
 def _cause_of_stall(facts: Facts) -> Cause:
     """Cause of a process that runs, does not answer, and left no message."""
-    if facts.process_state in ("T", "t"):  # t: stopped by a debugger
+    if facts.is_stopped:
         return Cause.STOPPED
     if facts.process_state == "D":
         return Cause.DISK

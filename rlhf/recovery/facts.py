@@ -52,6 +52,11 @@ class Facts:
     exit_text: str = ""
     """Messages about its end or failure: from Ray, the error, and the tail of its log."""
 
+    @property
+    def is_stopped(self) -> bool:
+        """Whether it is stopped, by a signal or by a debugger."""
+        return self.process_state in ("T", "t")
+
 
 def read_facts(
     pid: int,

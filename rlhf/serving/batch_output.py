@@ -6,7 +6,6 @@ rows. A killed run leaves at most a torn last line, which the next one cuts off.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -20,6 +19,7 @@ from rlhf.errors import UserError
 from rlhf.serving.batch_rows import failure_of
 from rlhf.storage.durable import sync, write_atomically
 from rlhf.storage.jsonl import parsed, to_line
+from rlhf.storage.locking import try_lock
 from rlhf.storage.reading import read_json
 
 BLOCK_BYTES = 2**20
@@ -111,14 +111,14 @@ class BatchOutput:
         """
         self._file = self._partial.open("ab+")
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if try_lock(self._file) is False:
+                raise UserError(f"--out {self._out} is being written by another process", fix="wait for its end")
             self.done = self._count()
-        except OSError as error:
+            if self.done > self._rows:
+                raise UserError(f"{self._partial} has {self.done} rows, the input {self._rows}", fix="delete it")
+        except BaseException:
             self._file.close()
-            raise UserError(f"--out {self._out} is being written by another process", fix="wait for its end") from error
-        if self.done > self._rows:
-            self._file.close()
-            raise UserError(f"{self._partial} has {self.done} rows, the input {self._rows}", fix="delete it")
+            raise
         return self
 
     def __exit__(

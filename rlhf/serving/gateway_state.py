@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
@@ -14,6 +13,7 @@ from rlhf.serving.live_counts import CountRow
 from rlhf.serving.live_kpi import Kpi
 from rlhf.serving.recent_answers import AnswerChanges, KeptAnswer, RecentAnswer
 from rlhf.storage.database import Database, connect, is_sqlite, pragma_value, split_statements, translated
+from rlhf.storage.locking import try_lock
 
 APPLICATION_ID = 0x524C4753
 """Marks a SQLite file as a gateway's state ("RLGS"), see ``PRAGMA application_id``."""
@@ -116,14 +116,13 @@ def _rows(added: Iterable[KeptAnswer], now: float) -> list[tuple[object, ...]]:
 def _locked(path: Path) -> TextIO:
     try:
         lock = path.with_name(f".{path.name}.lock").open("a", encoding="utf-8")
+        is_locked = try_lock(lock)
     except OSError as error:
         raise UserError(f"the {SUBJECT} {path} cannot be written: {error.strerror}", fix=FIX) from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if is_locked is False:
         lock.close()
         why = "each gateway counts by itself"
-        raise UserError(f"another gateway has the state {path}", why, "set state to another file") from None
+        raise UserError(f"another gateway has the state {path}", why, "set state to another file")
     return lock
 
 

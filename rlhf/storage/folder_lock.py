@@ -10,8 +10,6 @@ than a beat.
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
 import socket
 import sys
@@ -26,13 +24,12 @@ from pathlib import Path
 from typing import TextIO
 
 from rlhf.storage.lock_record import LockRecord, parse_record
+from rlhf.storage.locking import try_lock
 
 BEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0
 """Twelve beats: a file server may be away, and this process paused, for most of a minute."""
 POLL_SECONDS = 0.5
-NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
-"""Errors of file systems without locks, for example Lustre mounted without ``flock``."""
 
 Notice = Callable[[str], object]
 
@@ -163,7 +160,7 @@ def _try_taking(path: Path, record: LockRecord, notice: Notice, timing: Timing) 
     """The locked file with ``record`` in it; None to try again."""
     file = path.open("a+", encoding="utf-8", errors="replace")
     try:
-        is_locked = _flock(file)  # None: the file system has no locks, and the heartbeat decides
+        is_locked = try_lock(file)  # None: the file system has no locks, and the heartbeat decides
         if not _is_at(file, path):
             file.close()
             return None
@@ -202,19 +199,6 @@ def heartbeat_of(path: Path, record: LockRecord) -> Path:
     return path.with_name(f"{path.name}.{record.key}")
 
 
-def _flock(file: TextIO) -> bool | None:
-    """Lock a file; whether that succeeded, None if the file system has no locks."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno not in NO_LOCKS:
-            raise
-        return None
-    return True
-
-
 def _is_at(file: TextIO, path: Path) -> bool:
     """Whether a path still leads to an open file."""
     try:
@@ -237,7 +221,7 @@ def _written(file: TextIO, record: LockRecord) -> TextIO:
 def _replaced(path: Path, old: TextIO) -> TextIO:
     """A new locked file at ``path``: the server keeps the old one's lock for a machine that is gone."""
     new = path.with_name(f"{path.name}.new-{os.getpid()}").open("w+", encoding="utf-8")
-    _flock(new)
+    try_lock(new)
     os.replace(new.name, path)
     old.close()
     return new

@@ -2,18 +2,42 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from rlhf.errors import UserError
 
 LONGEST_WAIT = 10.0
 """Seconds; a command holds the lock for milliseconds."""
 POLL_SECONDS = 0.02
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EBADF)
+"""Errors of file systems without locks, for example Lustre mounted without ``flock``; EBADF: of folders, on NFS."""
+
+
+def try_lock(handle: int | IO[str] | IO[bytes]) -> bool | None:
+    """Lock an open file or folder (``flock``) until it is closed, without waiting.
+
+    Returns:
+        Whether that succeeded; None if the file system has no locks.
+
+    Raises:
+        OSError: of the file system.
+    """
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        return None
+    return True
 
 
 @contextmanager
@@ -29,7 +53,7 @@ def sole_writer(folder: Path, seconds: float = LONGEST_WAIT) -> Iterator[None]:
     """
     end, handle = time.monotonic() + seconds, os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        while not _is_locked(handle):
+        while try_lock(handle) is False:
             if time.monotonic() >= end:
                 fix = "wait for its end, and give the command again"
                 raise UserError(f"another command has been writing in {folder} for {seconds:g} s", fix=fix)
@@ -37,13 +61,3 @@ def sole_writer(folder: Path, seconds: float = LONGEST_WAIT) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
-
-
-def _is_locked(handle: int) -> bool:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # not supported there
-        return True
-    return True
