@@ -28,6 +28,7 @@ setup(
     package_dir={"": "."},  # an editable install is then one line of a .pth file: no import hook in every process
     packages=find_packages(include=["rlhf", "rlhf.*", "actors", "actors.*", "launch", "launch.*"]),
     package_data={
+        "actors": ["keep_agent.sh"],
         "launch.plan": ["public.json"],
         "launch.report": ["*.jinja", "report.js", "report.css"],
         "launch.feedback": ["templates/*.jinja", "static/*"],

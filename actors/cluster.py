@@ -23,7 +23,7 @@ from ray._private.state import available_resources_per_node
 from actors.fork_client import RAYLET
 from actors.fork_server import executable
 from actors.lean_node import lean_ray
-from actors.ray_watch import Address, RayProcess, RayWatch
+from actors.ray_watch import Address, RayProcess, RayWatch, agents_of
 from rlhf.config.schema import PlacementConfig
 from rlhf.device import Device
 from rlhf.environment import forwarded
@@ -74,7 +74,8 @@ CLOSED = {"RAY_enable_metrics_collection": "0", "DASHBOARD_METRIC_PORT": "65536"
 """Variables that keep Ray's Prometheus servers closed, which require no token; ``launch/files.py`` has the same."""
 
 QUIET = {"log_to_driver": False, "logging_level": "ERROR"}
-NEEDED = {ray_constants.PROCESS_TYPE_RAYLET: "raylet", ray_constants.PROCESS_TYPE_GCS_SERVER: "GCS"}
+RAYLET_NAME = "raylet"
+NEEDED = {ray_constants.PROCESS_TYPE_RAYLET: RAYLET_NAME, ray_constants.PROCESS_TYPE_GCS_SERVER: "GCS"}
 """Processes of Ray without which no actor can be reached, and their names in messages."""
 SPILLED = ray_constants.DEFAULT_OBJECT_PREFIX
 """Beginning of the names of folders to which a raylet spills objects."""
@@ -113,10 +114,11 @@ def _own_ray(has_gpus: bool, watch: RayWatch | None, others: Collection[int]) ->
     _start_own(has_gpus)
     processes = _own_processes()
     needed = [each for each in processes if each.name in NEEDED.values()]
+    agents = [agent for each in needed if each.name == RAYLET_NAME for agent in agents_of(each.process)]
     sessions = [*others, *(each.process for each in processes)]
     reaper = Reaper(sessions, folders(), f"{_node().get_session_dir_path()}/{SPILLED}_*")
     try:
-        with watch.watching(needed, _logs()) if watch else nullcontext():
+        with watch.watching([*needed, *agents], _logs()) if watch else nullcontext():
             yield
     finally:
         _shut_down(watch)
@@ -152,11 +154,12 @@ def _own_processes() -> list[RayProcess]:
 
 
 def _joined_processes() -> list[RayProcess]:
-    """The raylet of this node, to which this process is connected; none if it is another user's."""
+    """The raylet of this node, to which this process is connected, and its agents; none if it is another user's."""
     socket = _node().raylet_socket_name
     for process in psutil.process_iter(["pid", "name", "cmdline"]):
-        if process.info["name"] == "raylet" and any(socket in word for word in process.info["cmdline"] or ()):
-            return [RayProcess(name="raylet", process=process.info["pid"])]
+        if process.info["name"] == RAYLET_NAME and any(socket in word for word in process.info["cmdline"] or ()):
+            found = RayProcess(name=RAYLET_NAME, process=process.info["pid"])
+            return [found, *agents_of(found.process)]
     return []
 
 

@@ -17,6 +17,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from rlhf.errors import ClusterError
 from rlhf.recovery.diagnosis import Cause, diagnose
 from rlhf.recovery.facts import Facts, oom_kills, oom_kills_since
@@ -33,6 +35,11 @@ GCS_SECONDS = "RAY_gcs_rpc_server_reconnect_timeout_s"
 FAILED_AGENT = re.compile(r"because one Ray agent failed, agent_name = (\w+)")
 """In the raylet's log: it ends when one of its agents does."""
 LOG_BYTES = 2**16
+AGENTS: Mapping[str, re.Pattern[str]] = {
+    "dashboard agent": re.compile(r"(ray::)?DashboardAgent|\S*python\S* .*dashboard/agent\.py"),
+    "runtime env agent": re.compile(r"(ray::)?RuntimeEnvAgent|\S*python\S* .*runtime_env/agent/main\.py"),
+}
+"""Agents of a raylet, and how their command lines begin, before and after they change them."""
 
 Address = tuple[str, int]
 
@@ -44,6 +51,19 @@ class RayProcess:
     name: str
     process: int
     code: Callable[[], int | None] = lambda: None
+
+
+def agents_of(raylet: int) -> list[RayProcess]:
+    """The agents of a raylet, without which it ends itself, except in a ``LeanNode``."""
+    found = list[RayProcess]()
+    with suppress(psutil.Error):  # it has ended, which the watch tells
+        for process in psutil.Process(raylet).children(recursive=True):
+            with suppress(psutil.Error):  # a worker that has just ended
+                line = " ".join(process.cmdline())
+                found += [
+                    RayProcess(name=name, process=process.pid) for name, start in AGENTS.items() if start.match(line)
+                ]
+    return found
 
 
 class RayWatch:
@@ -134,15 +154,23 @@ def describe_end(ended: Sequence[RayProcess], logs: Path, kills: int | None) -> 
     Args:
         kills: ``oom_kills()`` when they ran.
     """
+    agent = next((each.name for each in ended if each.name in AGENTS), None) or _logged_agent(logs)
     names = " and ".join(f"{each.name} (process {each.process})" for each in ended)
     how = "; ".join(filter(None, (_how(each.code()) for each in ended)))
-    agent = next((found[1] for found in map(FAILED_AGENT.search, _ends_of_logs(logs)) if found), None)
-    if agent is not None:
-        agent = agent.replace("_", " ")
-        return f"Ray's {agent} ended, and with it the {names}; what to do: see the {agent}'s log in {logs}"
     found = diagnose(Facts(alive=False, oom_kills_since_start=oom_kills_since(kills), exit_text=how))
-    advice = f"see the logs of Ray in {logs}" if found.cause in (Cause.UNKNOWN, Cause.SILENT) else found.advice
+    is_known = found.cause not in (Cause.UNKNOWN, Cause.SILENT)
+    if agent is not None:
+        cause = f"; likely cause: {found.cause}" if is_known else ""
+        advice = found.advice if is_known else f"see the {agent}'s log in {logs}"
+        return f"Ray's {agent} ended, which the raylet needs{cause}; what to do: {advice}"
+    advice = found.advice if is_known else f"see the logs of Ray in {logs}"
     return f"Ray's {names} ended{f', {how}' if how else ''}; likely cause: {found.cause}; what to do: {advice}"
+
+
+def _logged_agent(logs: Path) -> str | None:
+    """The agent because of which a raylet ended, according to its log."""
+    found = next((found[1] for found in map(FAILED_AGENT.search, _ends_of_logs(logs)) if found), None)
+    return None if found is None else found.replace("_", " ")
 
 
 def _how(code: int | None) -> str:

@@ -33,7 +33,7 @@ case ${1:-} in sft | reward | dpo | ppo | pipeline) command=$1; shift ;; esac
 [[ $# -ge 1 ]] || die "The recipe is missing." "  fix: sbatch --nodes=2 launch/slurm.sh RECIPE"
 
 repeat=75 # exit code of a run that should be repeated
-most_starts=3 # repetitions in a row because Ray did not start on all nodes
+most_starts=3 # repetitions because Ray did not start on all nodes, in a row, and because it ended the run
 
 # Signals are passed on to the run, at any point of this script. SIGTERM comes from SLURM: the job will be requeued.
 asked='' run=''
@@ -99,6 +99,11 @@ else
     while kill -0 "$run" 2>/dev/null; do wait "$run" || true; done # signals interrupt `wait`, but not the run
     wait "$run" || code=$?
     # It was killed, by a signal (128 + its number) before its handler or by the kernel: the next attempt counts this one.
+    # Or Ray ended it, with exit code 1: a few times that is repeated too.
+    if [[ $code -eq 1 ]]; then
+        echo "$code" >>"$mine/ended-by-ray"
+        if [[ $(wc -l <"$mine/ended-by-ray") -le $most_starts ]]; then code=$repeat; fi
+    fi
     case $code in 130) ;; 143) [[ -z $asked ]] || code=$repeat ;; 129 | 13? | 15?) code=$repeat ;; esac
 fi
 rm -f "$mine/token"

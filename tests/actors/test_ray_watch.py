@@ -89,9 +89,31 @@ def test_an_agent_that_took_the_raylet_with_it_is_named(tmp_path: Path) -> None:
     )
     told = describe_end([RayProcess(name="raylet", process=7, code=lambda: 1)], tmp_path, None)
     assert told == (
-        "Ray's runtime env agent ended, and with it the raylet (process 7); what to do: see the runtime env agent's "
-        f"log in {tmp_path}"
+        "Ray's runtime env agent ended, which the raylet needs; what to do: see the runtime env agent's log in "
+        f"{tmp_path}"
     )
+
+
+def test_an_agent_that_ended_before_the_raylet_is_named_with_its_cause(tmp_path: Path) -> None:
+    told = describe_end([RayProcess(name="dashboard agent", process=7)], tmp_path, None)
+    assert told.startswith("Ray's dashboard agent ended, which the raylet needs; what to do: see the dashboard agent's")
+
+
+def test_agents_are_found_before_and_after_they_change_their_command_line(tmp_path: Path) -> None:
+    """Below the raylet, among workers and the programs that run agents."""
+    lines = [
+        "/bin/python3 -u /ray/dashboard/agent.py --a",
+        "ray::RuntimeEnvAgent",
+        "sh keep python /dashboard/agent.py",
+    ]
+    program = f'for line in {" ".join(map(repr, lines))}; do bash -c \'exec -a "$0" sleep 60\' "$line" & done; wait'
+    with subprocess.Popen(["bash", "-c", f"({program}) & wait"], start_new_session=True) as raylet:
+        until = time.monotonic() + 10
+        while len(found := ray_watch.agents_of(raylet.pid)) < 2 and time.monotonic() < until:
+            time.sleep(0.01)
+        os.killpg(raylet.pid, signal.SIGKILL)
+    assert sorted(each.name for each in found) == ["dashboard agent", "runtime env agent"]
+    assert ray_watch.agents_of(raylet.pid) == []
 
 
 @pytest.mark.parametrize(

@@ -112,8 +112,9 @@ def test_asked_by_its_user_it_stops_and_stays_stopped(cluster: Slurm) -> None:
     assert "queue" not in cluster.output(number)
 
 
-def test_a_run_that_was_killed_is_done_again(cluster: Slurm) -> None:
-    number = submit(cluster, "killed")
+@pytest.mark.parametrize("recipe", ["killed", "1"])
+def test_a_run_that_was_killed_or_that_ray_ended_is_done_again(cluster: Slurm, recipe: str) -> None:
+    number = submit(cluster, recipe)
     assert ended(cluster, number) == ("COMPLETED", "0:0", "1"), cluster.output(number)
     assert "ended with exit code 75\nit goes back into the queue" in cluster.output(number)
 
