@@ -1,4 +1,4 @@
-"""``make chaos``: one PPO run to which fifty things are done, in all phases equally often, and what it made of them.
+"""``make chaos``: PPO runs to which fifty things each are done, in all phases equally often, and what came of it.
 
 Processes are killed or stopped, the controller's own among them; the command is then given again, as a scheduler would.
 """
@@ -9,6 +9,7 @@ import argparse
 import random
 import statistics
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -66,21 +67,39 @@ def draw(kinds: Sequence[str], faults: int, steps: int, seed: int) -> list[tuple
     ]
 
 
-def page(names: Sequence[str], results: Sequence[Result], ended: Ended, wrong: Sequence[str]) -> str:
-    """What came of it, as Markdown."""
-    last, done = ended.rows[-1], list(zip(names, results, strict=True))
+@dataclass(frozen=True, kw_only=True)
+class Chaos:
+    """A run that is over: the names of what was done to it, what came of each, and what is wrong with the run."""
+
+    names: Sequence[str]
+    ended: Ended
+    results: Sequence[Result]
+    wrong: Sequence[str]
+
+
+def run_once(folder: Path, name: str, kinds: Sequence[str], faults: int, steps: int, seed: int) -> Chaos:
+    """One run; ``make_data`` has filled ``folder``."""
+    names, plan = zip(*draw(kinds, faults, steps, seed), strict=True)
+    ended = run_plan(folder, name, plan, steps, Setting(), more=(f"ppo.batch_size={BATCH}", "checkpoint.every=2"))
+    results = ended.results()
+    wrong = ended.faults_of_the_whole() or [f"{each.aim}: {each.why}" for each in results if each.why]
+    return Chaos(names=names, ended=ended, results=results, wrong=wrong)
+
+
+def page(runs: Sequence[Chaos]) -> str:
+    """What came of them, as Markdown."""
+    done = [pair for run in runs for pair in zip(run.names, run.results, strict=True)]
     libraries = ", ".join(f"{name} {version(name)}" for name in ("ray", "deepspeed"))
-    health = {name: f"{last[f'health/{name}']:.0f}" for name in ("restarts", "redispatched", "seconds_lost")}
+    steps = runs[0].ended.steps
+    many = "One PPO run" if len(runs) == 1 else f"{len(runs)} PPO runs"
     lines = [
-        f"## {len(done)} faults in {ended.steps} steps",
+        f"## {len(done)} faults in {len(runs) * steps} steps",
         "",
-        f"One PPO run of {ended.steps} steps ({BATCH} samples each; policy on two ranks, critic, reference, reward, "
-        f"held-out scorer, one vLLM engine) with {len(done)} faults, each phase equally often, in random order, each "
-        f"after the run had recovered from the previous one. {libraries}; two cores, no GPU.",
+        f"{many} of {steps} steps ({BATCH} samples each; policy on two ranks, critic, reference, reward, held-out "
+        f"scorer, one vLLM engine) with {len(runs[0].names)} faults, each phase equally often, in random order, each "
+        f"after the run had recovered from the one before. {libraries}; two cores, no GPU.",
         "",
-        f"**{'; '.join(wrong) if wrong else 'The run ended with exit code 0, every step recorded once.'}** "
-        f"Commands: {len(ended.commands)}. Actors restarted: {health['restarts']}. Samples re-dispatched: "
-        f"{health['redispatched']}. Seconds lost: {health['seconds_lost']}. Goodput: {last['perf/goodput']:.2f}.",
+        f"**{outcome(runs)}**",
         "",
         *summary("what was done", done, list(KINDS), lambda name, _: name),
         "",
@@ -89,11 +108,28 @@ def page(names: Sequence[str], results: Sequence[Result], ended: Ended, wrong: S
         "Seconds include the wait for the deadline if a process was stopped and not killed, the time until an idle"
         " actor was missed, and the start of all actors for a controller.",
         "",
-        "| | phase | what was done | seconds |",
-        "|---|---|---|---|",
-        *(f"| {i} | {each.aim.phase} | {name} | {_seconds([each])[0]} |" for i, (name, each) in enumerate(done, 1)),
+        "Samples done again and seconds lost are those of a run's last command.",
+        "",
+        "| run | faults | exit code | commands | samples done again | seconds lost | goodput |",
+        "|---|---|---|---|---|---|---|",
+        *(_row(number, run) for number, run in enumerate(runs, 1)),
     ]
     return "\n".join(lines) + "\n"
+
+
+def outcome(runs: Sequence[Chaos]) -> str:
+    """One sentence: whether all ended well."""
+    wrong = [f"run {number}: {each}" for number, run in enumerate(runs, 1) for each in run.wrong]
+    every = "The run" if len(runs) == 1 else "Every run"
+    return "; ".join(wrong) or f"{every} ended with exit code 0, each step recorded once with all of its samples."
+
+
+def _row(number: int, run: Chaos) -> str:
+    last = run.ended.rows[-1]
+    health = [f"{last[f'health/{name}']:.0f}" for name in ("redispatched", "seconds_lost")]
+    commands = run.ended.commands
+    cells = [number, len(run.names), commands[-1].code, len(commands), *health, f"{last['perf/goodput']:.2f}"]
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 def summary(
@@ -117,11 +153,11 @@ def _seconds(results: Sequence[Result]) -> tuple[str, str]:
 def main() -> int:
     """Returns 0 when the run survived."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--faults", type=int, default=50)
-    parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--faults", type=int, default=50, help="of a run")
+    parser.add_argument("--steps", type=int, default=30, help="of a run")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one run each")
     parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS), help="what may be done")
-    parser.add_argument("--runs", type=Path, default=Path("runs/chaos"), help="new folder for data and run")
+    parser.add_argument("--runs", type=Path, default=Path("runs/chaos"), help="new folder for data and runs")
     parser.add_argument("--out", type=Path, help="Markdown file to write")
     parser.add_argument("--append", action="store_true", help="add to that file")
     options = parser.parse_args()
@@ -130,17 +166,17 @@ def main() -> int:
         return 2
     options.runs.mkdir(parents=True)
     make_data(options.runs)
-    names, plan = zip(*draw(options.kinds, options.faults, options.steps, options.seed), strict=True)
-    more = (f"ppo.batch_size={BATCH}", "checkpoint.every=2")
-    ended = run_plan(options.runs.resolve(), "chaos", plan, options.steps, Setting(), more=more)
-    results = ended.results()
-    wrong = ended.faults_of_the_whole() or [f"{each.aim}: {each.why}" for each in results if each.why]
-    text = page(names, results, ended, wrong)
+    done = list[Chaos]()
+    for seed in options.seeds:
+        begun, name = time.monotonic(), f"seed-{seed}"
+        done.append(run_once(options.runs.resolve(), name, options.kinds, options.faults, options.steps, seed))
+        print(f"{name}: {time.monotonic() - begun:.0f} s. {outcome(done[-1:])}", flush=True)
+    text = page(done)
     if options.out:
         before = options.out.read_text(encoding="utf-8") if options.append else HEAD
         options.out.write_text(f"{before}\n{text}", encoding="utf-8")
     print(text)
-    return 1 if wrong else 0
+    return 1 if any(run.wrong for run in done) else 0
 
 
 if __name__ == "__main__":
