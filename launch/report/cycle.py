@@ -40,7 +40,7 @@ def cycle_page(root: Path, made: datetime) -> str:
     rounds = [record for record in records if record.number]
     charts = Charts()
     sections = [
-        Section(title="Rounds", subsections=[Subsection(parts=[_rounds(rounds)])]),
+        Section(title="Rounds", subsections=[Subsection(parts=[_rounds(rounds, root)])]),
         Section(title="Numbers by round", subsections=[_kpis(rounds, charts)]),
         Section(title="Gates", subsections=[Subsection(parts=[_gates(rounds)])]),
         Section(
@@ -48,7 +48,7 @@ def cycle_page(root: Path, made: datetime) -> str:
         ),
     ]
     if ledger is not None:
-        sections.append(Section(title="Served now", subsections=[Subsection(parts=[_served(ledger)])]))
+        sections.append(Section(title="Served now", subsections=[Subsection(parts=[_served(ledger, root)])]))
         sections.append(Section(title="Audit", subsections=[Subsection(parts=[_audit(ledger)])]))
     run = RunRecord(name=root.resolve().name, stages=(), comparison={}, notes=notes)
     return render_page(run, made, list(_headline(rounds, ledger)), sections, charts)
@@ -76,7 +76,7 @@ def _headline(rounds: Sequence[RoundRecord], ledger: Ledger | None) -> Iterator[
         yield f"in {stage}", found.version if found else "nothing"
 
 
-def _rounds(rounds: Sequence[RoundRecord]) -> Markup:
+def _rounds(rounds: Sequence[RoundRecord], root: Path) -> Markup:
     rows = [
         [
             record.number,
@@ -85,7 +85,7 @@ def _rounds(rounds: Sequence[RoundRecord]) -> Markup:
             record.result(CycleStep.COMPARE).get("votes"),
             record.result(CycleStep.GATE).get("outcome"),
             record.result(CycleStep.PROMOTE).get("stage"),
-            record.result(CycleStep.START).get("model"),
+            _from(root, record.result(CycleStep.START).get("model")),
         ]
         for record in rounds
     ]
@@ -100,6 +100,14 @@ def _rounds(rounds: Sequence[RoundRecord]) -> Markup:
     )
     note = "rlhf report <this folder>/rounds/round_<n> shows the training of a round"
     return tables.table(columns, rows, "rounds", note=note)
+
+
+def _from(root: Path, path: Path | str | None) -> str | None:
+    """A path as seen from the cycle's folder, if it is in it."""
+    if path is None:
+        return None
+    inside = Path(path).resolve()
+    return str(inside.relative_to(root.resolve())) if inside.is_relative_to(root.resolve()) else str(path)
 
 
 def _kpis(rounds: Sequence[RoundRecord], charts: Charts) -> Subsection:
@@ -173,9 +181,9 @@ def _costs(records: Sequence[RoundRecord]) -> Markup:
     return tables.table(("round", "step", *COSTS.values()), rows, "costs by step", note=note)
 
 
-def _served(ledger: Ledger) -> Markup:
+def _served(ledger: Ledger, root: Path) -> Markup:
     rows: list[list[tables.Cell]] = [
-        [str(stage), each.version, each.digest[:12], str(each.folder)]
+        [str(stage), each.version, each.digest[:12], _from(root, each.folder)]
         for stage in dict.fromkeys((*SERVED, *ServingStage))
         for each in ledger.artefacts.values()
         if each.stage is stage

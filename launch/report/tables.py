@@ -47,8 +47,13 @@ Cell = str | float | int | None | ShareBar | Details
 def table(
     columns: Sequence[str], rows: Sequence[Sequence[Cell]], label: str, omitted: str = "", note: str = ""
 ) -> Markup:
-    """Render a table. ``label`` describes its content, ``omitted`` the rows that are left out."""
-    return render("table", columns=columns, rows=rows, label=label, omitted=omitted, note=note)
+    """Render a table. ``label`` describes its content, ``omitted`` the rows that are left out.
+
+    A cell without a value is aligned as the numbers of its column, if those are all its values.
+    """
+    values = [[cell for cell in column if cell is not None] for column in zip(*rows)]
+    numeric = [bool(found) and all(isinstance(cell, int | float) for cell in found) for found in values]
+    return render("table", columns=columns, rows=rows, numeric=numeric, label=label, omitted=omitted, note=note)
 
 
 def time_by_phase(stage: StageRecord) -> list[Markup]:
