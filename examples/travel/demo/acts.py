@@ -36,6 +36,9 @@ SHADOW_EVENTS = 50
 CANARY_THUMBS = 60
 """Thumbs that the gate for production needs, as in gates/production.yaml."""
 
+MOST_MORE = 3
+"""Times the users of a canary that come after them, at most, until there are those thumbs."""
+
 
 def train(place: DemoPlace, state: Path) -> Result:
     """Train the first model on demonstrations and on the raters' votes."""
@@ -125,6 +128,10 @@ def release_next(place: DemoPlace, state: Path) -> Result:
             decisions.append(_pass_shadow(place, state, live, NEXT)[1])
             asked = questions_of(place, "next", place.sizes.users)
             live.serve_users(asked, lambda: stage_of(state, NEXT) != "canary")
+            more = questions_of(place, "more", MOST_MORE * place.sizes.users)  # how many of them give a thumb is chance
+            live.serve_users(
+                more, lambda: stage_of(state, NEXT) != "canary" or live.has_counted("thumbs_down", CANARY_THUMBS)
+            )
             if stage_of(state, NEXT) == "canary":
                 counts = live.write_counts(f"{NEXT}-production", "thumbs_down", CANARY_THUMBS)
                 decisions.append(decide(place, state, "production", NEXT, counts))

@@ -65,18 +65,18 @@ class LiveService:
         self._until(lambda: sign in self._get("/metrics"), f"{version} is in service as {stage}", START_SECONDS)
         print(f"{time.monotonic() - begin:.0f} s", flush=True)
 
+    def has_counted(self, kpi: str, least: int) -> bool:
+        """Whether the candidate has at least so many events of a KPI."""
+        found = json.loads(self._get("/kpis") or "{}").get("counts", {})
+        return kpi in found and int(found[kpi]["candidate"]["n"]) >= least
+
     def write_counts(self, label: str, kpi: str, least: int) -> Path:
         """Save the live counts of candidate and production when the candidate's have ``least`` events of a KPI.
 
         Raises:
             MachineryError: it has not so many in time.
         """
-
-        def has_enough() -> bool:
-            found = json.loads(self._get("/kpis") or "{}").get("counts", {})
-            return kpi in found and int(found[kpi]["candidate"]["n"]) >= least
-
-        self._until(has_enough, f"{least} events of {kpi}", COUNT_SECONDS)
+        self._until(lambda: self.has_counted(kpi, least), f"{least} events of {kpi}", COUNT_SECONDS)
         file = self.state / "results" / f"{label}.json"
         file.parent.mkdir(exist_ok=True)
         write_atomically(file, self._get("/kpis"))
