@@ -88,6 +88,8 @@ class LiveService:
         Raises:
             MachineryError: a user got no answer.
         """
+        if is_over():
+            return 0
         print("users: ", end="", flush=True)
         begin, came = time.monotonic(), 0
         client = openai.OpenAI(base_url=f"{self.url}/v1", api_key=self.key, timeout=REQUEST_SECONDS, max_retries=0)
