@@ -226,7 +226,7 @@ from launch.cli import main
 def starts(*arguments):
     import ray
     from actors import cluster
-    from actors.ray_watch import RayWatch
+    from actors.ray_watch import RayWatch, agents_of
     from rlhf.recovery.leftovers import prefix
 
     class Actor:
@@ -240,6 +240,7 @@ def starts(*arguments):
         actor = ray.remote(Actor).options(num_cpus=0).remote()
         worker, child = ray.get(actor.start.remote(tempfile.gettempdir()))
         own = {each.name: each.process for each in cluster._own_processes()}
+        own |= {each.name: each.process for each in agents_of(own["raylet"])}
         print(json.dumps({**own, "worker": worker, "child": child}), flush=True)
         for _ in range(1200):
             watch.check()
@@ -294,14 +295,18 @@ def test_a_command_that_is_killed_leaves_nothing_of_ray(command: Command) -> Non
     assert command.left(20.0) == []
 
 
-@pytest.mark.parametrize("victim", ["GCS", pytest.param("raylet", marks=pytest.mark.slow)])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("raylet", "dashboard agent")]
+
+
+@pytest.mark.parametrize("victim", ["GCS", "runtime env agent", *SLOW])
 def test_a_failure_of_ray_itself_ends_the_command_with_its_name(victim: str, command: Command) -> None:
     """``tests/end_to_end/test_ray_fails.py`` kills the raylet of a run."""
     begin = time.monotonic()
     os.kill(command.all[victim], signal.SIGKILL)
     _, said = command.process.communicate(timeout=60)
     assert command.process.returncode == 3 and time.monotonic() - begin < 15, said[-2000:]
-    assert said.startswith(f"rlhf sft: Ray's {victim} (process {command.all[victim]}) ended, killed by SIGKILL;")
+    how = f"(process {command.all[victim]}) ended, killed by SIGKILL;"
+    assert said.startswith(f"rlhf sft: Ray's {victim} {'ended, which the raylet needs;' if 'agent' in victim else how}")
     assert "Traceback" not in said and said.count("\n") == 1
     assert command.left(1.0) == []
 
