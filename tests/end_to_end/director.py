@@ -57,14 +57,16 @@ class Director:
         self.plan, self.marks, self._kill = plan, marks, kill
         self._step = -1
         marks.cancel()
-        found = self._next()
+        found = self._first = self._next()
         if found is not None and found[1].phase == START and found[1].role != CONTROLLER:
             self._order(*found, {})
 
     def loaded(self) -> None:
-        """The first actor has loaded."""
+        """The first actor has loaded. A command has one fault at its start."""
         found = self._next()
-        if found is not None and found[1].phase == START and found[1].role == CONTROLLER:
+        if found is None or found != self._first:
+            return
+        if found[1].phase == START and found[1].role == CONTROLLER:
             self._do_to_controller(*found)
 
     def entered(self, phase: str, step: int | None, actors: Actors) -> None:

@@ -169,6 +169,8 @@ def test_a_command_goes_on_with_the_plan_where_the_last_one_ended(tmp_path: Path
     again = Stage(tmp_path, *plan)
     assert len(again.marks.orders()) == 1
     again.marks.struck(Strike(aim=0, time=0.0, members=("policy rank 1",), processes=(7,)))
+    again.director.loaded()
+    assert again.sent == [], "this command has had its fault"
     third = Stage(tmp_path, *plan)
     assert third.marks.orders() == []
     third.director.loaded()
