@@ -6,6 +6,7 @@ import atexit
 import os
 import secrets
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -29,6 +30,7 @@ from rlhf.device import Device
 from rlhf.environment import forwarded
 from rlhf.errors import ClusterError, MachineryError
 from rlhf.placement.pools import NodeGPUs
+from rlhf.recovery.leaving import leave
 from rlhf.recovery.leftovers import folders
 from rlhf.recovery.reaper import Reaper, end_sessions, remove_orphans
 from rlhf.recovery.stop import AskedToStop
@@ -43,6 +45,8 @@ OBJECT_STORE_BYTES = 512 * 2**20
 GPU_TYPE = "accelerator_type:"
 """Prefix of the resource that names the type of a node's GPUs."""
 
+CONNECT_SECONDS = 10.0
+"""For a connection to a running cluster."""
 SLOW = (
     "A machine that is short of CPUs or memory may be too slow for Ray, whose logs are in /tmp/ray: stop what "
     "else runs there and give the same command again. A cluster has to be up, with the same version (`ray status`)."
@@ -132,7 +136,7 @@ def _shut_down(watch: RayWatch | None) -> None:
     if watch is None or watch.failure is None:
         ray.shutdown()
     else:
-        atexit.register(os._exit, ClusterError.exit_code)  # before the handler of Ray, which is older
+        atexit.register(leave, ClusterError.exit_code)  # before the handler of Ray, which is older
 
 
 def _node() -> Any:
@@ -169,10 +173,37 @@ def _gcs_address() -> Address:
 
 
 def join(address: str) -> None:
-    """Join a running cluster, unless it is joined already."""
+    """Join a running cluster, unless it is joined already.
+
+    Raises:
+        MachineryError: there is none at this address.
+    """
     with _started(f"no Ray cluster could be joined at {address}"), _own_signal():
+        if not ray.is_initialized():
+            _prepare_to_join(address)
         os.environ[RAYLET] = str(os.getpid())
         ray.init(address=address, ignore_reinit_error=True, **QUIET)
+
+
+def _prepare_to_join(address: str) -> None:
+    """Check that something listens at an address, for which Ray would wait for minutes, deaf to signals.
+
+    A head that listens on this machine only is known to Ray by another address, unless it believes that clusters are
+    not supported here.
+
+    Raises:
+        OSError: nothing listens there.
+    """
+    found = services.get_ray_address_from_environment(address, None) if address == "auto" else address
+    if found is None:
+        return  # which Ray reports at once
+    host, _, port = found.rpartition(":")
+    if not port.isdigit():
+        return  # a URL, or a mistake, which Ray reports
+    if services.is_localhost(host):
+        os.environ.update(OWN_RAY)
+        ray_constants.ENABLE_RAY_CLUSTER = False
+    socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
 
 
 def _start_own(has_gpus: bool) -> None:

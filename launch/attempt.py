@@ -19,9 +19,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launch.cli import parse, run_command
+from launch.cli import Ended, parse, run_command
 from launch.options import ADDRESS
-from rlhf.errors import RLHFError, Stopped
+from rlhf.errors import RLHFError, Stopped, UserError
+from rlhf.recovery.leaving import FINAL_CODE
 from rlhf.recovery.requeue import Attempts, Progress
 from rlhf.storage.durable import write_atomically
 from rlhf.storage.jsonl import read_lines
@@ -47,7 +48,17 @@ def run(file: Path, words: Sequence[str]) -> int:
     if not before.may_continue(recipe.recovery.requeues):
         return _give_up(file, before, recipe)
     _write(file, before.begin(completed(recipe)))
-    ended = run_command(words)
+    FINAL_CODE.of = lambda code: _decide(Ended(code, may_pass=code in (FAILED, REPEAT)), file, recipe)
+    code = _decide(run_command(words), file, recipe)
+    FINAL_CODE.of = lambda _: code
+    return code
+
+
+def _decide(ended: Ended, file: Path, recipe: Recipe) -> int:
+    """The attempt's exit code, after the command has ended, or when it has to end at once (``leave``).
+
+    What ends a command at once, a failure of Ray or the end of a grace period, may pass.
+    """
     after = _read(file).observe(completed(recipe))
     if not ended.may_pass:
         file.unlink(missing_ok=True)
@@ -131,8 +142,11 @@ def stop_own_job(address: str = ADDRESS) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command line; returns the exit code."""
-    is_job = arguments[0] == "--job"
-    file, *words = arguments[1:] if is_job else arguments
+    is_job = list(arguments[:1]) == ["--job"]
+    file, *words = [*(arguments[1:] if is_job else arguments)] or [""]
+    if not words:
+        _report("give the file that counts attempts, and a command: [--job] FILE COMMAND RECIPE ...")
+        return UserError.exit_code
     code = run(Path(file), words)
     if is_job:
         from launch.jobs import ENDED

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 
 from rlhf.errors import MachineryError, RLHFError
+from rlhf.recovery.leaving import leave
 
 RECORD_SECONDS = 2.0
 """How long the end may take: what it reads and records is on a disk that may not answer."""
@@ -26,7 +26,7 @@ class LastResort:
         leave: ends the process with an exit code, without clean-up.
     """
 
-    def __init__(self, leave: Callable[[int], object] = os._exit) -> None:
+    def __init__(self, leave: Callable[[int], object] = leave) -> None:
         self.record: Callable[[RLHFError], RLHFError] = unrecorded
         """Records the error that ends the process; returns the error to show."""
         self.show: Callable[[str], object] = lambda text: None

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from launch import preflight
 from launch.cli import main
 from launch.files import ENVIRONMENT
 from rlhf.errors import MachineryError
+from rlhf.ports import free_port
 from rlhf.recovery.facts import is_alive
 
 ROOT = Path(__file__).parents[2]
@@ -125,6 +127,22 @@ def test_ray_takes_it_does_not_open_it_and_asks_for_it_on_every_port(token: Path
     assert set(found.values()) == {"refused"}, found
 
 
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves alone the Ray and the environment that other tests share."""
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+
+
+def test_an_address_where_nothing_listens_is_told_at_once(alone: None) -> None:
+    """Ray would wait for it, for minutes and deaf to signals."""
+    address, begin = f"127.0.0.1:{free_port()}", time.monotonic()
+    with pytest.raises(MachineryError, match=f"no Ray cluster could be joined at {address}: ConnectionRefused"):
+        join(address)
+    assert time.monotonic() - begin < 10
+
+
 @pytest.mark.parametrize(
     "error",
     [
@@ -139,22 +157,26 @@ def test_ray_takes_it_does_not_open_it_and_asks_for_it_on_every_port(token: Path
     ids=lambda error: type(error).__name__,
 )
 def test_whatever_keeps_ray_from_starting_is_told_with_what_to_do(
-    error: Exception, monkeypatch: pytest.MonkeyPatch
+    error: Exception, alone: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(*_: object, **__: object) -> None:
         raise error
 
     monkeypatch.setattr(ray, "init", fails)
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(ray, "shutdown", lambda: None)  # of the Ray that other tests share
-    for address, said in (
-        (None, r"Ray did not start on 127\.0\.0\.1: "),
-        ("10.0.0.1:6379", "no Ray cluster could be joined"),
-    ):
-        with pytest.raises(MachineryError, match=said) as caught, cluster(address, has_gpus=False):
-            """It does not come so far."""
-        assert type(error).__name__ in str(caught.value) and "give the same command again" in str(caught.value)
-        assert caught.value.exit_code == 3
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        starts = [
+            (None, r"Ray did not start on 127\.0\.0\.1: "),
+            (f"127.0.0.1:{server.getsockname()[1]}", "no Ray cluster could be joined"),
+        ]
+        for address, said in starts:
+            require_advice(address, said, error)
+
+
+def require_advice(address: str | None, said: str, error: Exception) -> None:
+    with pytest.raises(MachineryError, match=said) as caught, cluster(address, has_gpus=False):
+        """It does not come so far."""
+    assert type(error).__name__ in str(caught.value) and "give the same command again" in str(caught.value)
+    assert caught.value.exit_code == 3
 
 
 def test_a_command_whose_ray_is_too_slow_ends_with_that_message_alone(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,8 +14,9 @@ import launch.attempt
 from launch.attempt import REPEAT, main
 from launch.cli import Ended
 from rlhf.errors import CanaryError, LostError, MachineryError, NonFiniteError, RLHFError, Stopped, UserError
+from rlhf.recovery.leaving import FINAL_CODE
 from rlhf.storage.jsonl import append_line
-from tests.end_to_end.small import RECIPE
+from tests.end_to_end.small import RECIPE, ROOT
 
 
 class Job:
@@ -41,6 +44,7 @@ class Job:
 
 @pytest.fixture
 def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
+    monkeypatch.setattr(FINAL_CODE, "of", FINAL_CODE.of)  # restored at the end
     return Job(tmp_path, monkeypatch)
 
 
@@ -125,3 +129,42 @@ def test_as_a_rayjob_it_stops_its_job_after_a_final_failure_only(
         assert main(["--job", str(job.file), "ppo", str(RECIPE)]) == code
         assert len(stopped) == stops
         assert f"the command ended with exit code {code}" in capsys.readouterr().out
+
+
+ENDS = """
+import atexit, sys, time
+import launch.attempt
+from launch.cli import Ended
+from rlhf.errors import ClusterError
+from rlhf.recovery.last_resort import LastResort
+from rlhf.recovery.leaving import leave
+
+def run(words):
+    if sys.argv[1] == "at its end":
+        atexit.register(leave, 3)
+        return Ended(3, may_pass=True)
+    LastResort().end_within(0.1, lambda: ClusterError("the raylet ended"))
+    time.sleep(60)
+
+launch.attempt.run_command = run
+sys.exit(launch.attempt.main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize("when", ["at its end", "while its main thread waits"])
+def test_a_process_that_leaves_at_once_has_the_attempts_exit_code(when: str, tmp_path: Path) -> None:
+    """After a failure of Ray, which could end the process too, and at the end of a grace period."""
+    for code in (REPEAT, 3):
+        settings = [f"runs_dir={tmp_path / 'runs'}", "name=j", "recovery.requeues=1"]
+        words = [when, str(tmp_path / "attempts.json"), "ppo", str(RECIPE), *settings]
+        done = subprocess.run(
+            [sys.executable, "-c", ENDS, *words], cwd=ROOT, capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == code, done.stderr[-2000:]
+    assert "not repeated: 2 attempts in a row" in done.stderr
+
+
+@pytest.mark.parametrize("words", [[], ["--job"], ["file"]])
+def test_without_a_command_it_says_what_it_needs(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    assert "FILE COMMAND RECIPE" in capsys.readouterr().err
