@@ -198,8 +198,9 @@ def _prepare_to_join(address: str) -> None:
     if found is None:
         return  # which Ray reports at once
     host, _, port = found.rpartition(":")
+    host = host.rpartition("/")[2].strip("[]")
     if not port.isdigit():
-        return  # a URL, or a mistake, which Ray reports
+        return  # a mistake, which Ray reports
     if services.is_localhost(host):
         os.environ.update(OWN_RAY)
         ray_constants.ENABLE_RAY_CLUSTER = False

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -28,7 +27,6 @@ PURPOSE = "check versions, GPUs, memory, disk, ports, clocks and credentials, he
 EXAMPLE = "rlhf doctor recipes/llama_70b_cluster.yaml --cluster"
 JOIN_SECONDS = 60.0
 """Time that a running cluster may take to accept this process."""
-CONNECT_SECONDS = 10.0
 SECONDS = 20.0
 """Deadline of a question to this machine alone."""
 PLAN_SECONDS = 180.0
@@ -159,10 +157,11 @@ def _plan_rows(recipe: Recipe | None, stage: Any, hardware: Hardware) -> list[Ro
 
 def _examined(address: str, asked: NodeRequest) -> Examined | Fault:
     """The answers of the cluster's nodes; a ``Fault`` if it cannot be joined or queried."""
+    from actors.cluster import join
     from launch.doctor.asking import answer
     from launch.doctor.findings import Fault
 
-    joined = answer(partial(_join, address), JOIN_SECONDS)
+    joined = answer(partial(join, address), JOIN_SECONDS)
     if isinstance(joined, Fault):
         return joined
     import ray
@@ -177,22 +176,6 @@ def _examined(address: str, asked: NodeRequest) -> Examined | Fault:
         return Fault(reason=described(error))
     finally:
         ray.shutdown()
-
-
-def _join(address: str) -> None:
-    """Join the cluster, after testing the connection: Ray would retry an unreachable address for a minute.
-
-    Raises:
-        OSError: nothing listens at the address.
-        MachineryError: Ray refuses the connection.
-    """
-    from actors.cluster import join
-
-    named = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
-    host, colon, port = named.rpartition(":")
-    if colon and port.isdigit():
-        socket.create_connection((host.rpartition("/")[2].strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
-    join(address)
 
 
 @contextmanager
