@@ -36,6 +36,8 @@ own pid: it lives on and can say what happened. The raylet sets it for its own c
 """
 SERVER = "RLHF_FORK_SERVER"
 """Variable with the name of a server that the command of the run has started: see ``actors.preload``."""
+ANSWER_SECONDS = 120.0
+"""In which the server answers, which may have to import first; it may be stopped, and then this process imports."""
 WAITING = 1024
 """Connections that the listening socket keeps while the server imports."""
 
@@ -131,9 +133,11 @@ def ask(connection: socket.socket, modules: list[str], argv: list[str], environm
     body = json.dumps(request).encode()
     socket.send_fds(connection, [LENGTH.pack(len(body))], [0, 1, 2])
     connection.sendall(body)
-    if connection.recv(1) != FORKED:  # no deadline: Ray has its own for the start of a worker
+    connection.settimeout(ANSWER_SECONDS)
+    if connection.recv(1) != FORKED:
         with connection.makefile() as rest:
             raise OSError(rest.read() or "it has ended")
+    connection.settimeout(None)
 
 
 def main() -> None:

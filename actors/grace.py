@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import ray
 
+from rlhf.errors import UserError
 from rlhf.recovery.grace import BYTES_PER_SECOND, GracePeriod
 from rlhf.storage.jsonl import read_lines
 from rlhf.tracking.alerts import Alert
@@ -48,7 +49,10 @@ class GraceCheck:
         Args:
             size: bytes of the first snapshot; 0 if none was taken.
         """
-        events = read_lines(self._run.events)
+        try:
+            events = read_lines(self._run.events)
+        except UserError:  # damaged: they are a record for people, and no run needs them
+            events = []
         measured = [event["seconds"] for event in events if event.get("kind") == "checkpoint" and "seconds" in event]
         if measured:
             self._compare(step, measured[-1], "the last one of an earlier command")

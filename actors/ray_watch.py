@@ -21,13 +21,15 @@ import psutil
 
 from rlhf.errors import ClusterError
 from rlhf.recovery.diagnosis import Cause, diagnose
-from rlhf.recovery.facts import Facts, oom_kills, oom_kills_since
+from rlhf.recovery.facts import Facts, oom_kills, oom_kills_since, process_state
 from rlhf.recovery.last_resort import LastResort
 
 END_SECONDS = 15.0
 """How long the main thread may take to end the command after Ray has failed."""
 POLL_SECONDS = 2.0
 """Interval at which a GCS of another host is asked for a connection, and how long it may take."""
+STOPPED_SECONDS = 30.0
+"""After which a process that is stopped, by a signal or a debugger, counts as lost: Ray waits for it for ever."""
 GCS_FRACTION = 0.75
 """Part of the time after which Ray itself ends a process whose GCS does not answer."""
 GCS_SECONDS = "RAY_gcs_rpc_server_reconnect_timeout_s"
@@ -114,15 +116,20 @@ class RayWatch:
     def _watch(
         self, handles: Mapping[int, RayProcess], reader: int, logs: Path, gcs: Address | None, kills: int | None
     ) -> None:
-        poller, silent_since = select.poll(), time.monotonic()
+        poller, silent_since, stopped_since = select.poll(), time.monotonic(), dict[int, float]()
         for handle in (*handles, reader):
             poller.register(handle, select.POLLIN | select.POLLHUP)
         while True:
-            ready = [handle for handle, _ in poller.poll(None if gcs is None else POLL_SECONDS * 1000)]
+            ready = [handle for handle, _ in poller.poll(POLL_SECONDS * 1000)]
             if reader in ready:
                 return
             if ended := [handles[handle] for handle in ready]:
                 return self._fail(describe_end(ended, logs, kills))
+            for each in handles.values():
+                if process_state(each.process) not in ("T", "t"):
+                    stopped_since.pop(each.process, None)
+                elif time.monotonic() - stopped_since.setdefault(each.process, time.monotonic()) > STOPPED_SECONDS:
+                    return self._fail(describe_stop(each))
             if gcs is None:
                 continue
             if answers(gcs):
@@ -146,6 +153,14 @@ def answers(gcs: Address) -> bool:
     except OSError:
         return False
     return True
+
+
+def describe_stop(stopped: RayProcess) -> str:
+    """Names a process that does nothing, and what to do about it."""
+    return (
+        f"Ray's {stopped.name} (process {stopped.process}) has been stopped for {STOPPED_SECONDS:.0f} s; likely cause: "
+        f"SIGSTOP, or a debugger; what to do: find out who stopped it; `kill -CONT {stopped.process}` continues it"
+    )
 
 
 def describe_end(ended: Sequence[RayProcess], logs: Path, kills: int | None) -> str:

@@ -110,8 +110,11 @@ def _read(file: Path) -> Attempts:
 
 
 def _write(file: Path, attempts: Attempts) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(file, json.dumps(asdict(attempts)) + "\n")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, json.dumps(asdict(attempts)) + "\n")
+    except OSError as error:
+        _report(f"{file} cannot be written, and this attempt is not counted: {error.strerror or error}")
 
 
 def _give_up(file: Path, attempts: Attempts, recipe: Recipe) -> int:

@@ -129,17 +129,11 @@ def _show(stream: TextIO, text: str) -> None:
 
 
 def _go(go: Work, session: Session, new: Sequence[Path]) -> None:
-    """Run the command. If its input is bad, the folders in ``new`` are removed again.
-
-    They stay if they hold more than logs and a model from scratch, for example a finished stage.
-    """
-    from actors.session import BASE
-
+    """Run the command. If its input is bad, the folders in ``new`` are removed again."""
     try:
         go()
     except UserError:
-        if {path.name for path in session.root.iterdir()} <= {LOGS, BASE}:
-            _remove(session, new)
+        _remove(session, new)
         raise
 
 
@@ -154,7 +148,10 @@ def _load(load: Callable[[Session], Work], session: Session, new: Sequence[Path]
 
 
 def _remove(session: Session, new: Sequence[Path]) -> None:
-    if session.root in new:
+    """Remove new folders, unless they hold more: another command may have finished a stage there meanwhile."""
+    from actors.session import BASE
+
+    if session.root in new and {path.name for path in session.root.iterdir()} <= {LOGS, BASE}:
         shutil.rmtree(session.root)
     if session.root.parent in new:
         with suppress(OSError):  # another run may use it by now

@@ -6,6 +6,8 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rlhf.recovery.facts import is_alive
@@ -35,6 +37,17 @@ def roomy_folder(size: int) -> Path | None:
     return SHARED_MEMORY if usable else None
 
 
+@contextmanager
+def temporary_file(what: str, size: int) -> Iterator[Path]:
+    """Context with an empty file for ``size`` bytes. A program that cleans such folders may remove it first."""
+    handle, name = tempfile.mkstemp(dir=roomy_folder(size), prefix=prefix(what))
+    os.close(handle)
+    try:
+        yield Path(name)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
 def remove_leftovers(process: int) -> None:
     """Remove the files of a dead or dying process of this node from shared memory and the temporary folder."""
     until = time.monotonic() + END_SECONDS
@@ -45,4 +58,5 @@ def remove_leftovers(process: int) -> None:
 
 
 def _left_by(process: int) -> list[Path]:
-    return [path for folder in folders() for path in folder.glob(f"rlhf-*-{process}-*")]
+    """Its files; another container may share the folder, and has processes of the same numbers."""
+    return [path for folder in folders() for path in folder.glob(f"rlhf-*-{pid_namespace()}-{process}-*")]

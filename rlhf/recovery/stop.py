@@ -118,6 +118,8 @@ class StopRequest:
             signal.set_wakeup_fd(wakes)
             os.close(writer)
             for number, handler in before.items():
+                if self.requested is not None and number not in INSISTENT:
+                    handler = signal.SIG_IGN  # repeated, it would kill a command that is ending as it was asked to
                 # None is a handler that was not set by Python and that Python cannot restore.
                 signal.signal(number, signal.SIG_DFL if handler is None else handler)
 

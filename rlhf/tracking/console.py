@@ -54,7 +54,7 @@ class Console:
 
     def print(self, text: str) -> None:
         """Print ``text`` without styles and control characters."""
-        self._rich.print(Text(plain_text(text)))
+        _write(self._stream, lambda: self._rich.print(Text(plain_text(text))))
 
     @property
     def has_colour(self) -> bool:
@@ -74,7 +74,7 @@ class Console:
         table = Table(title=Text(plain_text(title), style="bold"), title_justify="left", show_header=False)
         for name, value in rows.items():
             table.add_row(Text(plain_text(name)), Text(plain_text(format_number(value))))
-        self._rich.print(table)
+        _write(self._stream, lambda: self._rich.print(table))
 
     def side_by_side(self, prompt: str, before: str, after: str) -> None:
         """Print a prompt, and the two answers below it in two columns."""
@@ -82,7 +82,7 @@ class Console:
         table.add_column("before", ratio=1)
         table.add_column("after", ratio=1)
         table.add_row(Text(plain_text(before)), Text(plain_text(after)))
-        self._rich.print(table)
+        _write(self._stream, lambda: self._rich.print(table))
 
 
 Report = Callable[[int, Mapping[str, Number]], None]

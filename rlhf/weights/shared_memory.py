@@ -7,7 +7,6 @@ The backend is registered through the entry point group ``vllm.general_plugins``
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -29,7 +28,7 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory, WeightTransferTrainerFactory
 
-from rlhf.recovery.leftovers import prefix, roomy_folder
+from rlhf.recovery.leftovers import temporary_file
 
 NAME = "shared_memory"
 CHUNK_BYTES = 256 * 2**20
@@ -126,10 +125,9 @@ class SharedMemorySender(TrainerWeightTransferEngine[SharedMemoryTrainerInit]):
             for chunk in _chunks(self.source):
                 size = sum(tensor.nbytes for _, tensor in chunk)
                 # Closed by the stack if the chunk before fails, else as soon as the engines have it.
-                file = files.enter_context(
-                    tempfile.NamedTemporaryFile(dir=roomy_folder(size), prefix=prefix("weights"))
-                )
-                update = write_chunk(Path(file.name), chunk)
+                file = ExitStack()
+                files.push(file)
+                update = write_chunk(file.enter_context(temporary_file("weights", size)), chunk)
                 if sent is not None:
                     sent.result()
                 sent = calls.submit(self._send_chunk, file, update)
@@ -151,9 +149,9 @@ def local_copy(update: Mapping[str, Any], content: np.ndarray) -> Iterator[dict[
         update: the chunk's ``SharedMemoryUpdate`` as a dictionary.
         content: (bytes,) content of its file, uint8.
     """
-    with tempfile.NamedTemporaryFile(dir=roomy_folder(content.nbytes), prefix=prefix("weights")) as file:
-        content.tofile(file.name)
-        yield {**update, "path": file.name}
+    with temporary_file("weights", content.nbytes) as path:
+        content.tofile(path)
+        yield {**update, "path": str(path)}
 
 
 def _chunks(source: WeightSource) -> Iterator[list[tuple[str, Tensor]]]:

@@ -170,6 +170,14 @@ def test_a_server_with_threads_is_not_forked(node: Node) -> None:
     assert "2 threads" in client.stderr.read()
 
 
+def test_a_server_that_does_not_answer_is_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is stopped, for example."""
+    monkeypatch.setattr(fork_client, "ANSWER_SECONDS", 0.1)
+    ours, theirs = socket.socketpair()
+    with ours, theirs, pytest.raises(OSError, match="timed out"):
+        fork_client.ask(ours, ["slow_import"], ["program.py"], os.environ)
+
+
 def test_a_module_that_cannot_be_imported_is_the_processs_own_matter(node: Node) -> None:
     client = node.start("no_such_module,slow_import")
     assert client.wait(timeout=60) == 7

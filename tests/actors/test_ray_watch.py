@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 
 from actors import ray_watch
+from actors.lean_node import KEEP
 from actors.ray_watch import RayProcess, RayWatch, describe_end
 from rlhf.errors import ClusterError
+from rlhf.recovery.facts import is_alive
 from rlhf.recovery.last_resort import LastResort
 
 Sleeper = subprocess.Popen[bytes]
@@ -81,6 +83,23 @@ def test_a_main_thread_that_is_stuck_is_ended(
     assert codes == [3]
 
 
+def test_a_process_that_stays_stopped_has_failed(
+    sleepers: tuple[Sleeper, Sleeper], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray's calls would wait for it for ever."""
+    monkeypatch.setattr(ray_watch, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(ray_watch, "STOPPED_SECONDS", 0.5)
+    watch = RayWatch(LastResort(list[int]().append))
+    with watch.watching([named("GCS", sleepers[0]), named("raylet", sleepers[1])], tmp_path):
+        sleepers[0].send_signal(signal.SIGSTOP)
+        assert not failure(watch, 0.2)
+        sleepers[0].send_signal(signal.SIGCONT)
+        assert not failure(watch, 0.8), "it goes on"
+        sleepers[1].send_signal(signal.SIGSTOP)
+        told = failure(watch)
+    assert told.startswith(f"Ray's raylet (process {sleepers[1].pid}) has been stopped for 0 s; likely cause: SIGSTOP")
+
+
 def test_an_agent_that_took_the_raylet_with_it_is_named(tmp_path: Path) -> None:
     """As the raylet's log tells."""
     (tmp_path / "raylet.out").write_text(
@@ -114,6 +133,27 @@ def test_agents_are_found_before_and_after_they_change_their_command_line(tmp_pa
         os.killpg(raylet.pid, signal.SIGKILL)
     assert sorted(each.name for each in found) == ["dashboard agent", "runtime env agent"]
     assert ray_watch.agents_of(raylet.pid) == []
+
+
+def test_an_agent_ends_before_the_program_that_runs_it_which_ends_with_the_raylet() -> None:
+    """As does the agent, if the raylet is killed."""
+    command = f"{' '.join(KEEP)} sh -c 'echo $PPID $RAY_RAYLET_PID $$; exec sleep 600' & wait"
+    with subprocess.Popen(["sh", "-c", command], stdout=subprocess.PIPE, text=True) as raylet:
+        assert raylet.stdout is not None
+        parent, known, agent = map(int, raylet.stdout.readline().split())
+        assert parent == known, "the agent looks for its parent by this"
+        os.kill(agent, signal.SIGKILL)
+        time.sleep(0.2)
+        assert is_alive(parent)
+        raylet.kill()
+    with subprocess.Popen(["sh", "-c", command], stdout=subprocess.PIPE, text=True) as raylet:
+        assert raylet.stdout is not None
+        other, _, agent = map(int, raylet.stdout.readline().split())
+        raylet.kill()
+    until = time.monotonic() + 10
+    while any(map(is_alive, (parent, other, agent))) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not any(map(is_alive, (parent, other, agent)))
 
 
 @pytest.mark.parametrize(

@@ -168,3 +168,14 @@ def test_a_process_that_leaves_at_once_has_the_attempts_exit_code(when: str, tmp
 def test_without_a_command_it_says_what_it_needs(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words) == 2
     assert "FILE COMMAND RECIPE" in capsys.readouterr().err
+
+
+def test_a_count_that_cannot_be_written_does_not_keep_the_run_from_running(
+    job: Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(launch.attempt, "write_atomically", full)
+    assert job.attempt(Ended(0)) == 0 and job.runs == 1
+    assert "attempts.json cannot be written, and this attempt is not counted: No space left" in capsys.readouterr().err

@@ -19,11 +19,13 @@ def test_what_a_process_left_is_removed_and_nothing_else(tmp_path: Path, monkeyp
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     dead = subprocess.Popen(["true"])
     dead.wait()
+    own = f"{leftovers.pid_namespace()}-{dead.pid}"
     for folder in (shared, temporary):
-        (folder / f"rlhf-checkpoint-{dead.pid}-k3_x/files").mkdir(parents=True)
-        (folder / f"rlhf-checkpoint-{dead.pid}-k3_x/files/optimizer").touch()
-        (folder / f"rlhf-weights-{dead.pid}-a").touch()
-    kept = [shared / f"rlhf-weights-{dead.pid}7-a", shared / f"other-{dead.pid}-a", temporary / "rlhf-0123456789abcdef"]
+        (folder / f"rlhf-checkpoint-{own}-k3_x/files").mkdir(parents=True)
+        (folder / f"rlhf-checkpoint-{own}-k3_x/files/optimizer").touch()
+        (folder / f"rlhf-weights-{own}-a").touch()
+    kept = [shared / f"rlhf-weights-{own}7-a", shared / f"other-{own}-a", temporary / "rlhf-0123456789abcdef"]
+    kept.append(shared / f"rlhf-weights-4711-{dead.pid}-a")  # of another container
     for path in kept:
         path.touch()
     leftovers.remove_leftovers(dead.pid)
@@ -42,3 +44,13 @@ def test_shared_memory_is_taken_where_there_is_room_in_it(tmp_path: Path, monkey
 def test_names_are_what_is_looked_for(tmp_path: Path) -> None:
     with tempfile.TemporaryDirectory(prefix=leftovers.prefix("checkpoint"), dir=tmp_path) as folder:
         assert list(tmp_path.glob(f"rlhf-*-{os.getpid()}-*")) == [Path(folder)]
+
+
+def test_a_temporary_file_may_be_removed_by_another_program() -> None:
+    """As systemd's RemoveIPC does at the end of its user's session."""
+    with leftovers.temporary_file("weights", 8) as path:
+        assert path.name.startswith(leftovers.prefix("weights")) and path.stat().st_size == 0
+        path.unlink()
+    with leftovers.temporary_file("weights", 8) as path:
+        """It is used."""
+    assert not path.exists()

@@ -13,6 +13,7 @@ from torch import Tensor
 from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory, WeightTransferTrainerFactory
 
+from rlhf.recovery import leftovers
 from rlhf.weights import shared_memory
 from rlhf.weights.sender import make_sender
 from rlhf.weights.shared_memory import SharedMemoryUpdate, local_copy, read_chunk, write_chunk
@@ -144,7 +145,7 @@ def test_a_chunk_is_gathered_while_the_engines_load_the_one_before(monkeypatch: 
 
 def test_a_failed_call_ends_the_transfer_and_leaves_no_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(shared_memory, "CHUNK_BYTES", 40)
-    monkeypatch.setattr(shared_memory, "roomy_folder", lambda size: str(tmp_path))
+    monkeypatch.setattr(leftovers, "roomy_folder", lambda size: str(tmp_path))
     client = ReadingClient()
 
     def fail(update_info: dict[str, Any]) -> None:
