@@ -136,24 +136,29 @@ def test_agents_are_found_before_and_after_they_change_their_command_line(tmp_pa
 
 
 def test_an_agent_ends_before_the_program_that_runs_it_which_ends_with_the_raylet() -> None:
-    """As does the agent, if the raylet is killed."""
-    command = f"{' '.join(KEEP)} sh -c 'echo $PPID $RAY_RAYLET_PID $$; exec sleep 600' & wait"
-    with subprocess.Popen(["sh", "-c", command], stdout=subprocess.PIPE, text=True) as raylet:
-        assert raylet.stdout is not None
-        parent, known, agent = map(int, raylet.stdout.readline().split())
-        assert parent == known, "the agent looks for its parent by this"
-        os.kill(agent, signal.SIGKILL)
-        time.sleep(0.2)
-        assert is_alive(parent)
-        raylet.kill()
-    with subprocess.Popen(["sh", "-c", command], stdout=subprocess.PIPE, text=True) as raylet:
-        assert raylet.stdout is not None
-        other, _, agent = map(int, raylet.stdout.readline().split())
-        raylet.kill()
+    """As does the agent, if the raylet is killed; it reads a pipe of the raylet."""
+    command = f"{' '.join(KEEP)} sh -c 'echo $PPID $RAY_RAYLET_PID $$; exec cat' <&0 & wait"
+    agents, parents = list[int](), list[int]()
+    for has_agent in (True, False):
+        with subprocess.Popen(
+            ["bash", "-c", command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as raylet:
+            assert raylet.stdout is not None
+            parent, known, agent = map(int, raylet.stdout.readline().split())
+            assert parent == known, "the agent looks for its parent by this"
+            time.sleep(0.2)
+            assert is_alive(agent)
+            if not has_agent:
+                os.kill(agent, signal.SIGKILL)
+                time.sleep(0.2)
+                assert is_alive(parent)
+            raylet.kill()
+            agents.append(agent)
+            parents.append(parent)
     until = time.monotonic() + 10
-    while any(map(is_alive, (parent, other, agent))) and time.monotonic() < until:
+    while any(map(is_alive, (*agents, *parents))) and time.monotonic() < until:
         time.sleep(0.05)
-    assert not any(map(is_alive, (parent, other, agent)))
+    assert not any(map(is_alive, (*agents, *parents)))
 
 
 @pytest.mark.parametrize(
