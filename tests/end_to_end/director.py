@@ -55,7 +55,9 @@ class Director:
             kill: sends a signal to a process.
         """
         self.plan, self.marks, self._kill = plan, marks, kill
-        self._step = -1
+        self._step = self._ordered = -1
+        self._vain = {index: self._opened(index) for index in range(len(plan))}
+        """By aim: how often the run was made to restore itself and the fault did not happen then."""
         marks.cancel()
         found = self._first = self._next()
         if found is not None and found[1].phase == START and found[1].role != CONTROLLER:
@@ -75,10 +77,10 @@ class Director:
         self.marks.enter(phase)
         is_whole = self._is_whole(actors)
         found = self._next()
-        if found is None or self.marks.orders():
+        if found is None or self._waits_for_order(found[0]):
             return
         aim = found[1]
-        has_opened = any(strike.opens and strike.aim == found[0] for strike in self.marks.strikes())
+        has_opened = self._opened(found[0]) > self._vain[found[0]]
         if self._step < aim.step or aim.phase == START or not (is_whole or has_opened):
             return
         if aim.phase == RESTORE and not has_opened:
@@ -86,6 +88,18 @@ class Director:
                 self._open(found[0], aim, actors)
         elif phase == aim.entry:
             self._do(*found, actors)
+
+    def _opened(self, index: int) -> int:
+        return sum(strike.opens and strike.aim == index for strike in self.marks.strikes())
+
+    def _waits_for_order(self, index: int) -> bool:
+        """Whether an order is still to be carried out; one for work that has not come for a step is given anew."""
+        orders = self.marks.orders()
+        if not orders or self._step <= self._ordered + 1 or any(order.method == ANY for order in orders):
+            return bool(orders)
+        self.marks.cancel()
+        self._vain[index] = self._opened(index)
+        return False
 
     def _next(self) -> tuple[int, Aim] | None:
         """Number of the next aim, and the aim."""
@@ -121,7 +135,7 @@ class Director:
 
     def _order(self, index: int, aim: Aim, actors: Actors) -> None:
         """Have the actor do it to itself: in its work of this phase, or in its next work if it is idle."""
-        method = aim.inside[1] if aim.inside else ANY
+        method, self._ordered = aim.inside[1] if aim.inside else ANY, self._step
         also = self._partner(aim, actors) if aim.fault == MEMORY else {}
         phase = aim.phase if aim.entry != aim.phase else ""
         self.marks.give(aim.member, Order(aim=index, fault=aim.fault, method=method, phase=phase, also=also))

@@ -141,6 +141,18 @@ def test_a_fault_in_a_recovery_is_after_another_one(role: str, first: str, stage
         assert hit == [(it.process("reference rank 0"), signal.SIGKILL)]
 
 
+def test_an_order_for_work_that_did_not_come_is_given_anew(stage: Callable[..., Stage]) -> None:
+    it = stage(aim("critic", "restore"))
+    it.enter("update", 1)
+    it.enter("restore", None)
+    assert it.marks.orders()
+    it.replace("policy rank 1")
+    assert it.enter("update", 2) == [] and it.marks.orders(), "it may still come"
+    assert it.enter("update", 3) == [(it.process("policy rank 1"), signal.SIGKILL)] and not it.marks.orders()
+    it.enter("restore", None)
+    assert [order.method for order in it.marks.orders()] == ["restore"]
+
+
 def test_the_memory_monitor_takes_two(stage: Callable[..., Stage]) -> None:
     it = stage(aim("reference", "update", "memory"), aim("policy", "update", "memory"))
     hit = [it.process("reference rank 0"), it.process("reward e rank 0")]
