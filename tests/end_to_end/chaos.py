@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from tests.end_to_end.campaign import Ended, Result, Setting, make_data, run_plan
+from tests.end_to_end.campaign import NOT_DONE, Ended, Result, Setting, make_data, run_plan
 from tests.end_to_end.fault_plan import ASK, CONTROLLER, DEVICE, KILL, MEMORY, PHASES, SAVE, START, STOP, Aim
 
 BATCH = 32
@@ -82,7 +82,12 @@ def run_once(folder: Path, name: str, kinds: Sequence[str], faults: int, steps: 
     names, plan = zip(*draw(kinds, faults, steps, seed), strict=True)
     ended = run_plan(folder, name, plan, steps, Setting(), more=(f"ppo.batch_size={BATCH}", "checkpoint.every=2"))
     results = ended.results()
-    wrong = ended.faults_of_the_whole() or [f"{each.aim}: {each.why}" for each in results if each.why]
+    missed = sum(each.why == NOT_DONE for each in results)
+    wrong = [
+        *ended.faults_of_the_whole(),
+        *(f"{each.aim}: {each.why}" for each in results if each.why not in ("", NOT_DONE)),
+        *([f"it was over before {missed} of its faults"] if missed else []),
+    ]
     return Chaos(names=names, ended=ended, results=results, wrong=wrong)
 
 
