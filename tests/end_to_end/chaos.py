@@ -83,8 +83,7 @@ def run_once(folder: Path, name: str, kinds: Sequence[str], faults: int, steps: 
     ended = run_plan(folder, name, plan, steps, Setting(), more=(f"ppo.batch_size={BATCH}", "checkpoint.every=2"))
     results = ended.results()
     missed = sum(each.why == NOT_DONE for each in results)
-    wrong = [
-        *ended.faults_of_the_whole(),
+    wrong = ended.faults_of_the_whole() or [
         *(f"{each.aim}: {each.why}" for each in results if each.why not in ("", NOT_DONE)),
         *([f"it was over before {missed} of its faults"] if missed else []),
     ]
