@@ -130,8 +130,8 @@ if [[ $code -ne 0 && ! ($code -eq $repeat && -n $asked) ]]; then
 fi
 timeout 20 srun --overlap --ntasks="${#nodes[@]}" --ntasks-per-node=1 --cpu-bind=none \
     bash -c "$keep; rm -rf \"\$1\"" - "$scratch" "$logs" || true
-echo "rlhf ended with exit code $code"
 if [[ $keep != true ]]; then echo "Ray's logs, which were in $scratch, are in $logs"; fi
+echo "rlhf ended with exit code $code"
 
 if [[ $code -eq $repeat && $asked != INT ]]; then
     echo "it goes back into the queue"
