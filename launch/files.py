@@ -6,6 +6,8 @@ file with other sizes: ``python -m launch.files launch/kubernetes/rayjob.yaml qu
 
 from __future__ import annotations
 
+import math
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -33,6 +35,9 @@ FILES = (
     "launch/kubernetes/shell.yaml",
 )
 """Rendered files, each from the template of the same name in ``launch/templates``."""
+
+VOLUMES = "launch/kubernetes/access.yaml"
+"""The file that creates volumes."""
 
 SIZED = ("cluster.yaml", "launch/kubernetes/raycluster.yaml", "launch/kubernetes/rayjob.yaml")
 """Those with sizes that follow from a recipe's plan."""
@@ -78,16 +83,27 @@ LEAVE_SPARE_SECONDS = 20
 HEAD_MEMORY = 32 * 2**30
 """Memory of a head's pod, in bytes."""
 
+ON_CPUS = {"cpus": 8, "gpus": 0, "memory_gib": 32, "image": "rlhf:cpu", "recipe": "recipes/quickstart.yaml"}
+"""Defaults of other settings with ``kind=cpu``."""
+
+NAME = re.compile("[a-z]([-a-z0-9]{0,38}[a-z0-9])?")
+"""Names of clusters: labels of DNS, with room for what KubeRay appends for pods and services (63 characters in all)."""
+
+RUNS_SPARE = 1.1
+"""Size of the volume of runs, per byte of the plan: metrics, samples, reports."""
+LEAST_RUNS_GIB = 20
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """Settings that differ between clusters."""
 
     name: str = "rlhf"
+    """Name of the cluster; with ``-runs``, ``-data`` and ``-secrets`` those of its volumes and its secret."""
     provider: str = "aws"
     """Provider in ``cluster.yaml``. Ray's ``fake_multinode`` is for tests: every node is a local process."""
     kind: str = "gpu"
-    """Environment on the nodes: ``cpu`` or ``gpu``, as for ``make env ENV=``."""
+    """Environment on the nodes: ``cpu`` or ``gpu``, as for ``make env ENV=``; ``ON_CPUS`` has defaults."""
     min_workers: int = 1
     max_workers: int = 4
     workers: int = 0
@@ -106,16 +122,22 @@ class Settings:
     """Image built from ``launch/Containerfile``, as the nodes of a Kubernetes cluster find it."""
     queue: str = ""
     """Kueue's local queue; empty: none."""
+    storage_class: str = ""
+    """Storage class of the volumes, which must allow ReadWriteMany; empty: the cluster's default."""
+    pull_secret: str = ""
+    """Secret with which the nodes pull the image; empty: none."""
     recipe: str = "recipes/llama_8b_8gpu.yaml"
     """Recipe that a RayJob runs, and for whose plan object stores and shared memory are sized."""
-    settings: str = "data.path=data/preferences.jsonl"
+    data: str = "data/preferences.jsonl"
+    """``data.path`` of a recipe that names no data, neither itself nor in ``settings``."""
+    settings: str = ""
     """The recipe's settings, separated by spaces, and quoted as in a shell."""
     object_store_gib: int = 0
     """Ray's object store on a worker; 0: the size of the recipe's plan."""
     data_gib: int = 500
     """Size of the volume of data and downloaded models."""
-    runs_gib: int = 2000
-    """Size of the volume of runs."""
+    runs_gib: int = 0
+    """Size of the volume of runs; 0: of the checkpoints and models of the recipe's plan, and a tenth more."""
     retries: int = 20
     """Most repetitions of a RayJob; ``recovery.requeues`` limits those without a further step."""
 
@@ -147,6 +169,7 @@ def _values(file: str, settings: Settings) -> dict[str, Any]:
         "ray": ray_version(),
         **(_sizes(settings) if file in SIZED else {}),
         **_kubernetes(settings),
+        "volumes": _volumes(settings) if file == VOLUMES else (),
     }
 
 
@@ -201,8 +224,47 @@ def _recipe(settings: Settings) -> Recipe:
     return load_recipe(path if path.exists() else ROOT / path, shlex.split(settings.settings))
 
 
+def _overrides(settings: Settings) -> list[str]:
+    """Settings of the recipe, with the path of the data if it names none."""
+    given, data = shlex.split(settings.settings), _recipe(settings).data
+    is_named = any((data.path, data.demonstrations, data.preferences, data.prompts))
+    return given if is_named or not settings.data else [f"data.path={settings.data}", *given]
+
+
+def _volumes(settings: Settings) -> tuple[tuple[str, int, str], ...]:
+    """Volumes, with their sizes in GiB and their purposes.
+
+    Raises:
+        UserError: the plan of the recipe is unknown, and no size is given.
+    """
+    return (
+        ("runs", settings.runs_gib or _runs_gib(settings), "Runs: checkpoints and models."),
+        ("data", settings.data_gib, "Data, and models that are downloaded from the hub."),
+    )
+
+
+def _runs_gib(settings: Settings) -> int:
+    """Size of the volume of runs for one run of the recipe."""
+    from launch.node_sizes import GIB
+
+    written = _planned(replace(settings, object_store_gib=settings.object_store_gib or 1)).runs  # 0 of an unknown plan
+    if not written:
+        raise UserError(
+            f"the plan does not know how much {settings.recipe} writes",
+            "the volume of runs has that size",
+            "runs_gib=...",
+        )
+    return max(LEAST_RUNS_GIB, math.ceil(written * RUNS_SPARE / GIB))
+
+
 def _kubernetes(settings: Settings) -> dict[str, Any]:
     """Variables of the Kubernetes templates that are not sizes."""
+    if not NAME.fullmatch(settings.name):
+        raise UserError(
+            f"name={settings.name} is no name of a cluster",
+            "pods, services and volumes are named after it: at most 40 of a-z, 0-9 and -, a letter first, no - last",
+            f"for example name={_nearest_name(settings.name)}",
+        )
     resource, _, devices = settings.rdma.partition(":")
     if settings.rdma and not devices.isdigit():
         raise UserError(
@@ -210,17 +272,19 @@ def _kubernetes(settings: Settings) -> dict[str, Any]:
         )
     return {
         "mounts": MOUNTS,
-        "settings": shlex.join(shlex.split(settings.settings)),  # for the shell of the submitter's pod
+        "settings": shlex.join(_overrides(settings)),  # for the shell of the submitter's pod
         "secrets": SECRETS,
         "leave_seconds": int(_recipe(settings).checkpoint.grace_seconds) + LEAVE_SPARE_SECONDS,
         "rdma_resource": resource,
         "rdma_devices": devices,
         "rdma_environment": EFA if resource.endswith("/efa") else {},
-        "volumes": (
-            ("runs", settings.runs_gib, "Runs: checkpoints and models."),
-            ("data", settings.data_gib, "Data, and models that are downloaded from the hub."),
-        ),
     }
+
+
+def _nearest_name(name: str) -> str:
+    """A name that is allowed, and like the given one."""
+    near = re.sub("[^a-z0-9]+", "-", name.lower()).lstrip("-0123456789")[:40].rstrip("-")
+    return near or Settings.name
 
 
 def ray_version() -> str:
@@ -233,7 +297,7 @@ def parse(words: Sequence[str]) -> Settings:
     """Parse settings from ``name=value`` words.
 
     Raises:
-        UserError: a setting is unknown, or its value is not a number although it must be one.
+        UserError: a setting is unknown, or its value is not a number although it must be one, or no kind.
     """
     kinds: dict[str, type] = {name: type(value) for name, value in asdict(Settings()).items()}
     given: dict[str, Any] = {}
@@ -245,7 +309,9 @@ def parse(words: Sequence[str]) -> Settings:
             raise UserError(
                 f"{word!r} is no setting of a cluster", f"the settings are {', '.join(kinds)}", "name=value"
             ) from None
-    return replace(Settings(), **given)
+    if given.get("kind", "gpu") not in ("cpu", "gpu"):
+        raise UserError(f"kind={given['kind']} is no environment", fix="kind=cpu or kind=gpu")
+    return replace(Settings(), **{**(ON_CPUS if given.get("kind") == "cpu" else {}), **given})
 
 
 def write_all(folder: Path = ROOT) -> None:

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from rlhf.config.schema import Recipe, Stage
 
 GIB = 2**30
-SPARE_STORE = 2 * GIB
-"""Object store beside snapshots: rollouts, scores, and what travels between actors."""
 SPARE_SHARED = 8 * GIB
 """Shared memory beside the object store: buffers of NCCL and of data loaders."""
 HEAD_STORE = 2 * GIB
@@ -42,6 +40,8 @@ class NodeSizes:
     """Bytes of Ray's object store on a worker."""
     memory: int
     """Bytes of a worker's memory: processes, offloaded state, and the object store."""
+    runs: int = 0
+    """Bytes of checkpoints and models that the run writes; 0 if the plan cannot tell."""
 
     @property
     def shared_memory(self) -> int:
@@ -62,6 +62,7 @@ def node_sizes(
         UserError: no number of such workers suffices, or a model's shape is unknown and ``object_store`` is not given.
     """
     from launch.doctor.needs import Hardware, needs_of
+    from launch.plan.object_store import store_for
 
     count = workers or _fewest(recipe, command, gpus, cpus)
     needs = needs_of(recipe, command, Hardware(nodes=count, cpus=cpus, gpus=gpus))
@@ -73,8 +74,9 @@ def node_sizes(
             "the sizes of memory and volumes follow from it",
             "give object_store_gib=..., or a model folder with a config.json",
         )
-    store = object_store or needs.snapshots + needs.weights + SPARE_STORE
-    return NodeSizes(workers=count, object_store=store, memory=needs.host + store - needs.snapshots)
+    store = object_store or store_for(needs.snapshots + needs.weights)
+    memory = needs.host + store - needs.snapshots
+    return NodeSizes(workers=count, object_store=store, memory=memory, runs=needs.room.total)
 
 
 def _fewest(recipe: Recipe, command: Stage, gpus: int, cpus: int) -> int:

@@ -17,6 +17,7 @@ node_ports=(
 
 prepare_node() { # prepare_node HOW_TO_GET_A_TOKEN
     ulimit -n "$(ulimit -H -n)" # Ray keeps several connections open for every process
+    ulimit -l unlimited 2>/dev/null || ulimit -S -l "$(ulimit -H -l)" # RDMA locks memory
     local token=${RAY_AUTH_TOKEN_PATH:-$HOME/.ray/auth_token}
     if [[ -z ${RAY_AUTH_TOKEN:-} && ! -s $token ]]; then
         printf '%s\n' "$0: there is no token in $token" "  fix: $1" >&2

@@ -9,6 +9,7 @@
 # When the job is preempted, or near its time limit, the run commits a checkpoint, and the job is requeued and resumes. It is
 # requeued too after a failure that may pass: a node, a process or a connection was lost. It is not after an error that would
 # come again: a wrong recipe, a violated canary, a NaN; nor after `recovery.requeues` attempts in a row without a further step.
+# After a failure, Ray's logs of all nodes are in .slurm/<job>/ray-logs-<restarts>. RLHF_INTERFACE=ib0 chooses the network.
 # `scancel --batch --signal=INT JOB` commits a checkpoint without requeueing; a plain `scancel JOB` ends the job at once, and a
 # new job resumes from the last checkpoint.
 #
@@ -54,12 +55,10 @@ if [[ -z ${SLURM_JOB_END_TIME:-} ]]; then
     if end=$(date --date "$end" +%s 2>/dev/null); then export SLURM_JOB_END_TIME=$end; fi
 fi
 
-address_of() { # the IPv4 address at which SLURM reaches a node; on the node itself its name may resolve to 127.0.1.1
-    local name found
+address_of() { # the IPv4 address at which SLURM reaches a node
+    local name
     name=$(scontrol show node "$1" --oneliner | grep -o 'NodeAddr=[^ ]*')
-    found=$(getent ahostsv4 "${name#NodeAddr=}" | awk 'NR == 1 { print $1 }')
-    if [[ $found == 127.0.1.* ]]; then found=$(hostname -I | cut -d' ' -f1); fi
-    echo "$found"
+    { getent ahostsv4 "${name#NodeAddr=}" || true; } | awk 'NR == 1 { print $1 }'
 }
 
 OBJECT_STORE_BYTES=$("$bin/python" -m launch.node_sizes object-store "$command" "$@" || true)
@@ -67,19 +66,33 @@ export OBJECT_STORE_BYTES # of every node, for head.sh and worker.sh
 
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 head=$(address_of "${nodes[0]}")
+# On this node itself its name may resolve to 127.0.1.1: then the address in the network of the other nodes.
+if [[ -n ${RLHF_INTERFACE:-} || -z $head || $head == 127.* ]]; then
+    peer=''
+    if [[ ${#nodes[@]} -gt 1 ]]; then peer=$(address_of "${nodes[1]}"); fi
+    head=$("$bin/python" -m launch.own_address ${peer:+"$peer"}) ||
+        die "The address of ${nodes[0]} is unknown." "  fix: export RLHF_INTERFACE=..., the nodes' interface, before sbatch"
+fi
 echo "rlhf $command on ${#nodes[@]} nodes, ${nodes[*]}; the head is $head; SLURM's end of the job: ${SLURM_JOB_END_TIME:-none}"
 echo "object store of a node: ${OBJECT_STORE_BYTES:-chosen by Ray}"
 
 scratch=/tmp/rlhf-$SLURM_JOB_ID # Ray's sockets and logs on every node; a short path, as sockets require
+attempt=${SLURM_RESTART_COUNT:-0}
+logs=$mine/ray-logs-$attempt
+echo "--- start of attempt $attempt" >>"$mine/head.log"
 # In separate sessions, so that signals to this script do not reach them.
-setsid launch/head.sh "$head" --temp-dir="$scratch" --block >"$mine/head.log" 2>&1 &
+setsid launch/head.sh "$head" --temp-dir="$scratch" --block >>"$mine/head.log" 2>&1 &
 ray=$!
 # A step may only open the GPUs that it asks for, where SLURM confines jobs by control groups.
 gpus=()
 if [[ ${SLURM_GPUS_ON_NODE:-0} -gt 0 ]]; then gpus=(--gpus-per-node="$SLURM_GPUS_ON_NODE"); fi
 for node in "${nodes[@]:1}"; do
+    address=auto # by which it reaches the head, or that of RLHF_INTERFACE
+    if [[ -z ${RLHF_INTERFACE:-} ]]; then address=$(address_of "$node"); fi
+    address=${address:-auto}
+    echo "--- start of attempt $attempt" >>"$mine/$node.log"
     setsid srun --overlap --nodes=1 --ntasks=1 --nodelist="$node" --cpu-bind=none --mem=0 "${gpus[@]}" \
-        launch/worker.sh "$head" "$(address_of "$node")" --block >"$mine/$node.log" 2>&1 &
+        launch/worker.sh "$head" "$address" --block >>"$mine/$node.log" 2>&1 &
 done
 
 code=0
@@ -108,7 +121,16 @@ else
 fi
 rm -f "$mine/token"
 kill "$ray" 2>/dev/null || true
-timeout 20 srun --overlap --ntasks="${#nodes[@]}" --ntasks-per-node=1 --cpu-bind=none rm -rf "$scratch" || true
+# Messages name Ray's logs in the scratch folder: after a failure they are kept. This node's first: others may be lost.
+keep=true
+if [[ $code -ne 0 && ! ($code -eq $repeat && -n $asked) ]]; then
+    # shellcheck disable=SC2016
+    keep='to=$2/$SLURMD_NODENAME; if [[ -d $1 && ! -e $to ]]; then timeout 10 cp -r "$1/session_latest/logs" "$to"; fi'
+    (umask 077; mkdir -p "$logs"; bash -c "$keep" - "$scratch" "$logs") || true
+fi
+timeout 20 srun --overlap --ntasks="${#nodes[@]}" --ntasks-per-node=1 --cpu-bind=none \
+    bash -c "$keep; rm -rf \"\$1\"" - "$scratch" "$logs" || true
+if [[ $keep != true ]]; then echo "Ray's logs, which were in $scratch, are in $logs"; fi
 echo "rlhf ended with exit code $code"
 
 if [[ $code -eq $repeat && $asked != INT ]]; then

@@ -9,8 +9,9 @@ import sys
 import time
 from collections.abc import Sequence
 
-from rlhf.errors import MachineryError, RLHFError
+from rlhf.errors import MachineryError, RLHFError, UserError
 
+USAGE = "python -m launch.wait_for_nodes ADDRESS NODES [SECONDS]"
 SECONDS = 300.0
 POLL_SECONDS = 0.5
 
@@ -42,11 +43,23 @@ def wait_for_nodes(address: str, wanted: int, seconds: float = SECONDS) -> None:
         time.sleep(POLL_SECONDS)
 
 
+def _parse(arguments: Sequence[str]) -> tuple[str, int, float]:
+    """Address, number of nodes, and seconds."""
+    try:
+        address, wanted, seconds = (*arguments, str(SECONDS))[:3]
+        if len(arguments) > 3:
+            raise ValueError(len(arguments))
+        return address, int(wanted), float(seconds)
+    except ValueError:
+        given = " ".join(arguments) or "nothing"
+        raise UserError(f"{given} is not an address and a number of nodes", fix=USAGE) from None
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run the command line; returns the exit code."""
-    address, wanted, *rest = arguments
     try:
-        wait_for_nodes(address, int(wanted), *map(float, rest))
+        address, wanted, seconds = _parse(arguments)
+        wait_for_nodes(address, wanted, seconds)
     except RLHFError as error:
         print(f"launch.wait_for_nodes: {error}", file=sys.stderr)
         return error.exit_code

@@ -11,6 +11,8 @@ import psutil
 ANYWHERE = "192.0.2.1"
 """An address of no network (RFC 5737): the way to it is the default route."""
 GLOO = "GLOO_SOCKET_IFNAME"
+INTERFACE = "RLHF_INTERFACE"
+"""Variable that names the interface by which other nodes reach this machine."""
 
 
 def address_toward(host: str = ANYWHERE) -> str:
@@ -28,6 +30,12 @@ def interface_of(address: str) -> str | None:
     """Name of the interface that has an address; None if none has it."""
     interfaces = psutil.net_if_addrs().items()
     return next((name for name, entries in interfaces if any(entry.address == address for entry in entries)), None)
+
+
+def address_on(interface: str) -> str | None:
+    """IPv4 address of this machine on an interface; None if there is none."""
+    entries = psutil.net_if_addrs().get(interface, ())
+    return next((entry.address for entry in entries if entry.family == socket.AF_INET), None)
 
 
 def use_interface_of(address: str, environment: MutableMapping[str, str] = os.environ) -> None:

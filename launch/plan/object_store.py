@@ -39,4 +39,9 @@ def snapshots_on_fullest_node(found: Sequence[PlannedRole], slots: Sequence[Plan
 
 def object_store_bytes(found: Sequence[PlannedRole], slots: Sequence[PlannedSlot]) -> int:
     """Bytes of the object store that each node should have, in whole GiB: for ``ray start --object-store-memory``."""
-    return -(-(snapshots_on_fullest_node(found, slots) + TRAVELLING) // GIB) * GIB
+    return store_for(snapshots_on_fullest_node(found, slots))
+
+
+def store_for(held: int) -> int:
+    """Bytes of an object store that keeps ``held`` bytes beside what travels, in whole GiB."""
+    return -(-(held + TRAVELLING) // GIB) * GIB

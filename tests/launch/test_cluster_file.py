@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import ray
 import yaml
 from jsonschema import ValidationError
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from launch.files import ROOT, Settings, render
+from launch.files import ROOT, Settings, parse, render
 from launch.node_sizes import HEAD_STORE, node_sizes
 from rlhf.config.load import load_recipe
 from tests.launch.hosts import Host, hosts, why_not
+
+IMPORT = re.compile(r"^\s*(?:import|from) (boto\w*)", re.MULTILINE)
 
 
 def test_ray_accepts_it_and_it_scales() -> None:
@@ -44,6 +48,32 @@ def test_the_object_store_is_the_plans() -> None:
     assert sizes == [f"OBJECT_STORE_BYTES={HEAD_STORE}", f"OBJECT_STORE_BYTES={planned}"]
 
 
+def test_the_caller_and_the_head_have_what_rays_provider_imports() -> None:
+    """Both of one list, and on the nodes after the environment, which would remove it."""
+    setup = yaml.safe_load(render("cluster.yaml"))["setup_commands"]
+    installs = "pip install --no-deps -r ~/rlhf/requirements/aws.txt"
+    [place] = [index for index, command in enumerate(setup) if installs in command]
+    assert place > setup.index("make -C ~/rlhf env ENV=gpu")
+    page = (ROOT / "docs/clusters.md").read_text(encoding="utf-8")
+    assert "pip install --no-deps -r requirements/aws.txt" in page
+    provider = Path(ray.__file__).parent / "autoscaler/_private/aws"
+    imported = {name for file in provider.rglob("*.py") for name in IMPORT.findall(file.read_text(encoding="utf-8"))}
+    assert imported == {"boto3", "botocore"}
+    pinned = (ROOT / "requirements/aws.txt").read_text(encoding="utf-8").splitlines()
+    assert imported <= {line.partition("==")[0] for line in pinned if "==" in line}
+
+
+def test_another_provider_installs_nothing_of_aws() -> None:
+    assert "aws.txt" not in render("cluster.yaml", Settings(provider="fake_multinode", cpus=2))
+
+
+def test_workers_without_gpus_are_machines_without_gpus() -> None:
+    cluster = yaml.safe_load(render("cluster.yaml", parse(["kind=cpu"])))
+    worker = cluster["available_node_types"]["worker"]
+    assert worker["resources"] == {"CPU": 8, "GPU": 0}
+    assert worker["node_config"]["InstanceType"] == "m7i.2xlarge"
+
+
 ADDRESS = """
 for n in 8 9; do
     ip link add net$n type veth peer other$n
@@ -53,6 +83,7 @@ done
 ip route add default via 10.98.0.254
 python -m launch.own_address 10.99.0.7
 python -m launch.own_address
+RLHF_INTERFACE=net9 python -m launch.own_address
 """
 
 
@@ -60,7 +91,7 @@ python -m launch.own_address
 def test_a_node_of_several_networks_has_the_address_toward_the_head(tmp_path: Path) -> None:
     with hosts(tmp_path, ["node"]) as made:
         code, said = made["node"].run(["sh", "-ec", ADDRESS])
-        assert (code, said.split()) == (0, ["10.99.0.1", "10.98.0.1"]), said
+        assert (code, said.split()) == (0, ["10.99.0.1", "10.98.0.1", "10.99.0.1"]), said
         code, said = made["node"].run(["sh", "-ec", "ip route del default; exec python -m launch.own_address 1.2.3.4"])
         assert code == 3 and "there is no way to 1.2.3.4" in said and "fix:" in said
 

@@ -60,6 +60,29 @@ def test_an_unknown_setting_is_refused(word: str) -> None:
         parse([word])
 
 
+@pytest.mark.parametrize("name", ["my_run", "Ours", "8b", "ours-", "a" * 41, ""])
+def test_a_name_that_no_service_can_have_is_refused(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["launch/kubernetes/rayjob.yaml", f"name={name}"]) == 2
+    advice = re.search(r"fix: for example name=(\S+)", capsys.readouterr().err)
+    assert advice is not None
+    assert main(["launch/kubernetes/shell.yaml", f"name={advice.group(1)}"]) == 0
+
+
+def test_on_cpus_the_defaults_are_those_of_a_small_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its recipe has data of its own, and can be planned on it."""
+    assert main(["launch/kubernetes/rayjob.yaml", "kind=cpu"]) == 0
+    job = yaml.safe_load(capsys.readouterr().out)
+    assert job["spec"]["entrypoint"].endswith("pipeline recipes/quickstart.yaml placement.ray_address=auto")
+    [worker] = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    [container] = worker["template"]["spec"]["containers"]
+    assert container["image"] == "rlhf:cpu"
+    assert container["resources"]["limits"] == {"cpu": "7", "memory": "23Gi"}
+    assert parse(["kind=cpu", "cpus=4", "image=ours"]).cpus == 4
+    assert parse(["image=ours", "kind=cpu"]).image == "ours", "what is given has precedence, in any order"
+    with pytest.raises(UserError, match="kind=tpu is no environment"):
+        parse(["kind=tpu"])
+
+
 def test_an_unknown_file_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["README.md"]) == 2
     assert "cluster.yaml" in capsys.readouterr().err
@@ -102,6 +125,19 @@ def test_without_a_token_nothing_starts(name: str, tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "there is no token" in done.stderr
     assert "fix:" in done.stderr
+
+
+LOCKED = "ulimit -S -l 64; source launch/ray_node.sh; prepare_node none; ulimit -S -l; ulimit -H -l"
+
+
+def test_a_node_may_lock_as_much_memory_as_it_is_allowed_to() -> None:
+    """RDMA does; root may raise the hard limit too."""
+    environment = {"PATH": os.environ["PATH"], "HOME": "/", "RAY_AUTH_TOKEN": "t"}
+    done = subprocess.run(
+        ["bash", "-euc", LOCKED], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    soft, hard = done.stdout.split()
+    assert soft == hard != "64"
 
 
 STORE = """

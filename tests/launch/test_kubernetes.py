@@ -13,6 +13,7 @@ import yaml
 from jsonschema import Draft202012Validator, ValidationError
 
 from launch.cli import parse as parse_command
+from launch.doctor.needs import Hardware, needs_of
 from launch.files import EFA, ENVIRONMENT, ROOT, Settings, render
 from launch.node_sizes import GIB, node_sizes
 from rlhf.config.load import load_recipe
@@ -285,6 +286,68 @@ def test_the_job_is_a_command_that_parses_with_a_recipe_that_loads() -> None:
     assert program == ["exec", "python", "-m", "launch.attempt", "--job"]
     assert file.startswith("/opt/rlhf/runs/"), "it outlives the pods"
     assert load_recipe(ROOT / options["recipe"], options["overrides"]).placement.ray_address == "auto"
+
+
+@pytest.mark.parametrize(
+    ("settings", "data"),
+    [
+        ({}, "data/preferences.jsonl"),
+        ({"settings": "ppo.steps=3"}, "data/preferences.jsonl"),
+        ({"data": "data/ours.jsonl", "settings": "ppo.steps=3"}, "data/ours.jsonl"),
+        ({"settings": "data.path=data/x.jsonl"}, "data/x.jsonl"),
+        ({"recipe": "recipes/quickstart.yaml", "gpus": 0, "cpus": 8}, None),
+    ],
+)
+def test_a_job_has_the_path_of_the_data_whatever_its_settings(settings: dict[str, Any], data: str | None) -> None:
+    """Unless its recipe names other data, beside which the path would be refused."""
+    entrypoint = shlex.split(load(JOB, **settings)["spec"]["entrypoint"])
+    options = parse_command(entrypoint[5:][1:]).options
+    assert load_recipe(ROOT / options["recipe"], options["overrides"]).data.path == data
+    assert ("ppo.steps=3" in entrypoint) == ("ppo.steps" in settings.get("settings", ""))
+
+
+def volumes(**settings: Any) -> dict[str, dict[str, Any]]:
+    claims = list(yaml.safe_load_all(render(ACCESS, Settings(**settings))))[:2]
+    return {claim["metadata"]["name"]: claim["spec"] for claim in claims}
+
+
+def size(claim: dict[str, Any]) -> int:
+    return gib(claim["resources"]["requests"]["storage"])
+
+
+def test_the_volume_of_runs_has_room_for_what_the_plan_writes() -> None:
+    big = "recipes/llama_70b_cluster.yaml"
+    needs = needs_of(load_recipe(ROOT / big, ["data.path=p"]), "pipeline", Hardware(nodes=8, cpus=192, gpus=8))
+    assert needs is not None
+    assert needs.room.total < size(volumes(recipe=big)["rlhf-runs"]) * GIB < 1.2 * needs.room.total
+    assert size(volumes(recipe=big, runs_gib=7)["rlhf-runs"]) == 7
+    unknown = {"settings": "model.path=nobody/has-it"}
+    assert size(volumes(**unknown, runs_gib=7)["rlhf-runs"]) == 7
+    with pytest.raises(UserError, match="does not know how much") as caught:
+        volumes(**unknown)
+    assert caught.value.fix == "runs_gib=..."
+
+
+def test_storage_class_and_pull_secret_are_options() -> None:
+    assert all("storageClassName" not in claim for claim in volumes().values())
+    assert {claim["storageClassName"] for claim in volumes(storage_class="efs-sc").values()} == {"efs-sc"}
+    for file in (CLUSTER, JOB):
+        resource = load(file, pull_secret="registry")
+        check(resource)
+        assert [pod["spec"]["imagePullSecrets"] for pod in pods(resource)] == [[{"name": "registry"}]] * len(
+            list(pods(resource))
+        )
+        assert not any("imagePullSecrets" in pod["spec"] for pod in pods(load(file)))
+    shell = load(SHELL, pull_secret="registry")
+    kubernetes_validate.validate(shell, KUBERNETES, strict=True)
+    assert shell["spec"]["imagePullSecrets"] == [{"name": "registry"}]
+
+
+def test_the_autoscaler_has_no_more_rights_than_the_other_containers() -> None:
+    """KubeRay adds its container to the head's pod, which a namespace with the standard `restricted` would refuse."""
+    cluster = cluster_of(load(CLUSTER))
+    [head] = cluster["headGroupSpec"]["template"]["spec"]["containers"]
+    assert cluster["autoscalerOptions"]["securityContext"] == head["securityContext"]
 
 
 def test_settings_are_quoted_for_the_shell() -> None:

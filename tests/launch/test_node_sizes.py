@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from launch.doctor.needs import Hardware, needs_of
-from launch.node_sizes import GIB, SPARE_STORE, allocatable_cpus, allocatable_memory, main, node_sizes
-from launch.plan.object_store import SNAPSHOTS
+from launch.node_sizes import GIB, allocatable_cpus, allocatable_memory, main, node_sizes
+from launch.plan.cluster import parse_cluster
+from launch.plan.object_store import SNAPSHOTS, TRAVELLING
+from launch.plan.report import make_plan
 from rlhf.config.load import load_recipe
 from rlhf.errors import UserError
 
@@ -22,7 +24,7 @@ def test_the_object_store_holds_the_snapshots_of_the_plan() -> None:
     """Policy and critic, of 16 bytes a parameter each, twice: on the one node that the recipe needs."""
     sizes = node_sizes(load_recipe(LLAMA_8B, DATA), "ppo", gpus=8, cpus=192)
     assert sizes.workers == 1
-    assert sizes.object_store - SPARE_STORE == pytest.approx(SNAPSHOTS * 16 * 2 * PARAMETERS, rel=0.1)
+    assert sizes.object_store - TRAVELLING == pytest.approx(SNAPSHOTS * 16 * 2 * PARAMETERS, rel=0.1)
     assert sizes.memory > sizes.object_store
 
 
@@ -31,7 +33,14 @@ def test_more_nodes_share_the_snapshots() -> None:
     few = node_sizes(recipe, "ppo", gpus=8, cpus=192)
     needs = needs_of(recipe, "ppo", Hardware(nodes=few.workers, cpus=192, gpus=8))
     assert few.workers > 1 and needs is not None
-    assert few.object_store == needs.snapshots + SPARE_STORE
+    assert 0 <= few.object_store - needs.snapshots - TRAVELLING < GIB
+
+
+@pytest.mark.parametrize(("recipe", "nodes"), [(LLAMA_8B, 1), (LLAMA_70B, 8)])
+def test_launchers_and_the_plan_name_the_same_object_store(recipe: Path, nodes: int) -> None:
+    loaded = load_recipe(recipe, DATA)
+    planned = make_plan(loaded, "pipeline", parse_cluster(f"nodes={nodes},gpus=8,gpu=h100-80")).object_store
+    assert node_sizes(loaded, "pipeline", gpus=8, cpus=192, workers=nodes).object_store == planned
 
 
 def test_the_fewest_workers_on_which_every_stage_can_be_placed() -> None:

@@ -19,6 +19,8 @@ PROGRAMS = {
 PATH=$(dirname "$0"):$PATH
 if [ "$1 $2" = "start --head" ] && [ -e no-head ]; then echo "no head today"; exit 1; fi
 echo "$2: gpus $CUDA_VISIBLE_DEVICES, opens $(gpus); store $OBJECT_STORE_BYTES"
+logs=/tmp/rlhf-$SLURM_JOB_ID/session_latest/logs
+if [ "$2" = --head ]; then mkdir -p "$logs"; echo why >"$logs/raylet.out"; fi
 exec sleep 1000
 """,
     "gpus": """#!/bin/bash
@@ -28,7 +30,9 @@ for gpu in /mnt/gpu?; do if (: <"$gpu") 2>/dev/null; then printf '%s ' "${gpu#/m
     "python": """#!/bin/sh
 # Modules of this project: the wait for nodes, the size of the object store, and an attempt at the run.
 case $2 in
-launch.wait_for_nodes) [ -e no-head ] && sleep 1000; exit 0 ;;
+launch.wait_for_nodes)
+    [ -e no-head ] && sleep 1000
+    until [ -e "/tmp/rlhf-$SLURM_JOB_ID/session_latest/logs/raylet.out" ]; do sleep 0.1; done ;;
 launch.node_sizes) echo 123456789; exit 0 ;;
 launch.attempt) shift 3; exec "$(dirname "$0")/rlhf" "$@" ;;
 esac
@@ -84,6 +88,7 @@ def test_a_final_failure_ends_the_job_with_its_exit_code(cluster: Slurm, code: s
     assert ended(cluster, number) == ("FAILED", f"{code}:0", "0"), cluster.output(number)
     assert f"pipeline {code} placement" in cluster.output(number)
     assert not list(cluster.project.glob(".slurm/*/token"))
+    assert (cluster.project / f".slurm/{number}/ray-logs-0/n1/raylet.out").exists(), cluster.output(number)
 
 
 @pytest.mark.parametrize("recipe", ["wait", "early"])
