@@ -101,6 +101,17 @@ def test_events_and_texts_are_lines() -> None:
     assert describe_event({"kind": "actor_replaced", "member": "critic rank 0", "seconds": 12.986}) == (
         "critic rank 0 replaced: after 13.0 s"
     )
+    lost = {"member": "critic rank 0", "phase": "update", "step": 4}
+    assert describe_event({"kind": "actor_replaced", **lost, "seconds": 3.0}) == (
+        "critic rank 0 replaced: after 3.0 s, lost in update of step 4"
+    )
+    assert describe_event({"kind": "actor_died", **lost, "cause": "killed", "advice": "find out\nby whom"}) == (
+        "critic rank 0 died in update of step 4: killed; what to do: find out by whom"
+    )
+    restored = {"step": 3, "source": "the snapshot", "steps_repeated": 2, "seconds": 1.5}
+    assert describe_event({"kind": "restored", **restored}) == (
+        "restored at step 3: source the snapshot, steps repeated 2, seconds 1.5"
+    )
     assert describe_event({"kind": "metric_not_finite", "step": 3, "metrics": {"lr": "nan"}}) == (
         "metric not finite at step 3: metrics {'lr': 'nan'}"
     )
