@@ -59,7 +59,7 @@ def translate_error(error: RayError, who: str, context: object, seconds: float =
     if isinstance(error, ObjectLostError):
         return LostError(f"a result of {who} is lost, during {context}: {extract_reason(error)}", kind="failed")
     if isinstance(error, DIED):
-        return _lost(who, "died", context, extract_reason(error))
+        return _lost(f"{who} died during {context}", who, "died", extract_reason(error))
     reason = extract_reason(error)
     what = f"the answer of {who} cannot be read, during {context}: {reason}"
     return LostError(what, (who,), "failed", f"its answer cannot be read: {reason}", (who,))
@@ -73,16 +73,17 @@ def _raised(error: RayTaskError, who: str, context: object) -> RLHFError:
     if isinstance(cause, RLHFError):
         return cause
     if type(cause) is RayError:  # Ray's substitute for an error that could not be serialised
-        return _lost(who, "failed", context, extract_reason(cause))
+        return _lost(f"{who} failed during {context}", who, "failed", extract_reason(cause))
     if isinstance(cause, RayError):
         return LostError(f"an argument of {who} is lost, during {context}: {extract_reason(cause)}", kind="failed")
     if is_process_fault(cause):
-        return _lost(who, "failed", context, f"{type(cause).__name__}: {first_line(cause)}")
+        reason = f"{type(cause).__name__}: {first_line(cause)}"
+        return _lost(f"{who} failed during {context}", who, "failed", reason)
     return MachineryError(f"{who} failed during {context}: {str(error).strip().splitlines()[-1]}")
 
 
-def _lost(who: str, kind: str, context: object, reason: str) -> LostError:
-    return LostError(f"{who} {kind} during {context}: {reason}", (who,), kind, reason, (who,))
+def _lost(what: str, who: str, kind: str, reason: str) -> LostError:
+    return LostError(f"{what}: {reason}", (who,), kind, reason, (who,))
 
 
 def late_error(who: Sequence[str], context: object, seconds: float) -> LostError:
