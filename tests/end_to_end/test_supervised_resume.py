@@ -45,10 +45,9 @@ def broken(pipeline: Pipeline) -> Ended:
     shown = run.output.read_text()
     lost = re.search(r"^policy rank 1 \(node 127\.0\.0\.1, process \d+\) died during \w+ of step \d+: .+", shown, re.M)
     assert lost is not None, shown
-    assert re.search(r"^all actors serve again, [\d.]+ s after the loss$", shown[lost.end() :], re.M), shown
-    assert re.search(r"^restored the snapshot after \d+ completed steps?: .+ repeated", shown[lost.end() :], re.M), (
-        shown
-    )
+    after = shown[lost.end() :]
+    assert re.search(r"^all actors serve again, [\d.]+ s after the loss$", after, re.M), shown
+    assert re.search(r"^restored the snapshot after \d+ completed steps?: .+ repeated", after, re.M), shown
     assert "seconds of all commands, update" in shown and "seconds of this command" in shown
     return Ended(path=run.path)
 
