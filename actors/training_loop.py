@@ -6,6 +6,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from typing import Generic, TypeVar
 
 from ray.exceptions import RayError
@@ -146,7 +147,7 @@ class TrainingLoop(ABC, Generic[State, Report]):
                 seconds = time.perf_counter() - begin
                 return self.supervisor.restored(self.checkpoints.restored_from, self.state.step, end, seconds)
             except (LostError, RayError) as again:
-                error = again
+                error, context = again, replace(context, phase=self.supervisor.phase)
 
     def _roll_back(self, error: LostError, context: PhaseContext) -> None:
         self._replace(error, context)

@@ -12,6 +12,7 @@ from ray.exceptions import ObjectStoreFullError
 from actors.ppo_loop import PPOLoop
 from actors.run_actors import RunActors
 from actors.supervisor import Supervisor
+from actors.waiting import PhaseContext
 from rlhf.config.schema import Recipe, RecoveryConfig
 from rlhf.errors import LostError, MachineryError
 from rlhf.evaluation.overoptimisation import Watch
@@ -153,6 +154,25 @@ def test_a_roll_back_is_an_event_and_a_line_with_the_steps_that_are_repeated(
     lost, line = running.shown
     assert lost.startswith("policy rank 0 died during ")
     assert line.startswith(f"restored the snapshot after 3 completed steps: {shown} repeated, counted from 0 (")
+
+
+def test_a_loss_during_the_recovery_is_one_of_its_own_phase() -> None:
+    running = Running()
+    state, failures = running.loop.state, [LostError("killed too", (POLICY[1],), "died")]
+
+    def restore() -> Any:
+        running.supervisor.enter_phase(PhaseContext(phase="restore"))
+        if failures:
+            raise failures.pop()
+        return state, ()
+
+    running.loop.checkpoints.restore = restore  # type: ignore[method-assign]
+    running.supervisor.enter_phase(PhaseContext(phase="update", step=0))
+    assert running.bear(LostError("killed", (POLICY[0],), "died")) == "done"
+    assert [(event["member"], event["phase"]) for event in running.losses] == [
+        (POLICY[0], "update"), (POLICY[1], "restore"),
+    ]  # fmt: skip
+    assert [event["kind"] for event in running.events].count("restored") == 1
 
 
 def test_the_step_at_which_a_run_stops_early_is_its_last() -> None:
