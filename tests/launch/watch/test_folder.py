@@ -202,6 +202,7 @@ def test_a_lost_run_is_watched_until_the_same_command_takes_its_folder(root: Pat
     os.utime(lock, (clock[0], clock[0]))
     found = view()
     assert (found.ending, found.warning, found.members, found.phase) == (None, "", (), "")
+    clock[0] += 60
     lock.write_text(f"process {_dead()} on {os.uname().nodename}\n")
     assert view().ending is None, "another process: it is watched as long"
     clock[0] += 31
